@@ -1,0 +1,100 @@
+/**
+ * The shapes that image writers, image readers, the digest file and the chain have in common.
+ *
+ * An image is seen as clusters. A *run* is a stretch of neighbouring clusters that are alike; what no run
+ * mentions is clean (in an increment) or zero (in a full image). A cluster of which only a part is defined is a
+ * run of its own, with one bit a subcluster (bit 0 = the first):
+ *
+ *     cluster      |0       |1       |2       |3       |4       |
+ *     guest        |dddddddd|dddddddd|        |zzzzzzzz|  dd zz |
+ *     runs          data, count 2     (gap)    zero     partial, dataMask 0b00001100, zeroMask 0b01100000
+ */
+
+/** Sizes in bytes. */
+export interface Geometry {
+  /** Bytes that the guest sees; need not be a multiple of anything. */
+  readonly virtualSize: number;
+  /** A power of two, 16 KiB .. 2 MiB for images that we write. */
+  readonly clusterSize: number;
+}
+
+/** Subclusters in a cluster: qcow2's extended L2 entries have 32. */
+export const SUBCLUSTERS = 32;
+
+export type ClusterRun = DataRun | ZeroRun | PartialRun;
+
+/** `count` clusters from guest cluster `cluster`, stored side by side in the file from `hostOffset` on. */
+export interface DataRun {
+  readonly kind: "data";
+  readonly cluster: number;
+  readonly count: number;
+  readonly hostOffset: number;
+}
+
+/** `count` clusters that read as zeroes and occupy nothing. */
+export interface ZeroRun {
+  readonly kind: "zero";
+  readonly cluster: number;
+  readonly count: number;
+}
+
+/**
+ * One cluster of which only some subclusters are defined. The masks are disjoint unsigned 32-bit numbers, not both
+ * zero. Its data subclusters lie at their own place inside the cluster-sized slot at `hostOffset`; with
+ * `dataMask` 0 there is no slot and `hostOffset` is 0.
+ */
+export interface PartialRun {
+  readonly kind: "partial";
+  readonly cluster: number;
+  readonly count: 1;
+  readonly hostOffset: number;
+  readonly dataMask: number;
+  readonly zeroMask: number;
+}
+
+/**
+ * Takes an image apart from its file: first data in any order, then the runs in guest order, then `finish`.
+ *
+ * The owner opens it on a temporary name, and calls `finish` and then `close`, or only `close` after a failure
+ * (the owner unlinks the file). No method may be called after `close`.
+ */
+export interface ImageWriter {
+  readonly geometry: Geometry;
+  readonly format: "qcow2" | "raw";
+  /**
+   * True where stored clusters are packed in the order of their guest clusters (qcow2: the n-th stored cluster is
+   * at `hostOffset(cluster, n)` whatever its guest cluster is), false where the guest offset is the place (raw).
+   */
+  readonly packed: boolean;
+  /** Where guest cluster `cluster`, the `rank`-th (from 0) of those set aside for storing, goes in the file. */
+  hostOffset(cluster: number, rank: number): number;
+  /**
+   * Stores `data` at `hostOffset`. May be called many times at once, in any order; `data` must stay
+   * unchanged until the promise settles.
+   * @throws the file system's error (ENOSPC, EIO), with `code`
+   */
+  writeData(hostOffset: number, data: Uint8Array): Promise<void>;
+  /** Notes what the next clusters are, in ascending guest order. */
+  addRun(run: ClusterRun): void;
+  /**
+   * Writes what makes the file an image: data reaches stable storage, then tables, then the header last
+   * (`sync: false` leaves the flushing out).
+   * @returns bytes of clusters stored (without tables)
+   */
+  finish(options: { readonly sync: boolean }): Promise<{ readonly storedBytes: number }>;
+  close(): Promise<void>;
+}
+
+/** Reads one image file by itself, without its backing file. */
+export interface ImageReader {
+  readonly geometry: Geometry;
+  readonly format: "qcow2" | "raw";
+  /** What this image itself defines, in guest order; gaps are what it leaves to its parent. */
+  runs(): AsyncIterable<ClusterRun>;
+  /**
+   * Fills `target` from byte `hostOffset` of the file.
+   * @throws {DamageError} where the file ends too early
+   */
+  readHost(hostOffset: number, target: Uint8Array): Promise<void>;
+  close(): Promise<void>;
+}

@@ -1,0 +1,26 @@
+import type { Reporter, TestModule } from "vitest/node";
+
+/** Ends the run with one plain line, `N passed, N failed, N skipped`, after the names of what was skipped. */
+export default class SummaryReporter implements Reporter {
+  onTestRunEnd(modules: readonly TestModule[], unhandledErrors: readonly unknown[]): void {
+    const count = { passed: 0, failed: 0, skipped: 0 };
+    const skipped: string[] = [];
+    for (const module of modules) {
+      let ran = 0;
+      for (const test of module.children.allTests()) {
+        ran += 1;
+        const state = test.result().state;
+        if (state === "passed" || state === "failed") count[state] += 1;
+        else {
+          count.skipped += 1;
+          skipped.push(`${module.relativeModuleId} > ${test.fullName}`);
+        }
+      }
+      if (!module.ok() && ran === 0) count.failed += 1;
+    }
+    count.failed += unhandledErrors.length;
+    const lines = skipped.map((name) => `skipped: ${name}`);
+    lines.push(`${count.passed} passed, ${count.failed} failed, ${count.skipped} skipped`);
+    process.stdout.write(`${lines.join("\n")}\n`);
+  }
+}
