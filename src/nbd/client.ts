@@ -1,0 +1,272 @@
+/** One export: what a caller can do with it. */
+
+import { blockStatus, type StatusBatch } from "./block-status.js";
+import { dial } from "./dial.js";
+import { RequestError, type RequestErrorCode } from "./errors.js";
+import { type ExportInfo, type Limits, limitsOf } from "./export-info.js";
+import { FAREWELL, negotiateList } from "./negotiate.js";
+import { Pool } from "./pool.js";
+import { fitsOneRequest, inPieces, readRange, readUnfragmented } from "./range.js";
+import { type ConnectOptions, type ReachOptions, resolveReach, resolveSettings } from "./settings.js";
+import type { NbdAddress } from "./uri.js";
+import { COMMAND, COMMAND_FLAG } from "./wire/constants.js";
+import type { ListedExport } from "./wire/options.js";
+import { commandName } from "./wire/requests.js";
+
+export interface RequestOptions {
+  /** Rejects the request with a ConnectionError, NBD_ABORTED. */
+  readonly signal?: AbortSignal;
+}
+
+export interface StatusOptions extends RequestOptions {
+  /** Start of the range in bytes; default 0. */
+  readonly offset?: number;
+  /** Default: up to the end of the export. */
+  readonly length?: number;
+  /** Has each reply tell of one extent only: quicker for the first, slower for all. */
+  readonly onlyFirst?: boolean;
+}
+
+export interface WriteOptions extends RequestOptions {
+  /** The promise settles only once the bytes are on stable storage. */
+  readonly fua?: boolean;
+  /** May be sent again after a lost connection; see `reconnect`. */
+  readonly idempotent?: boolean;
+}
+
+export interface ZeroOptions extends WriteOptions {
+  /** Asks for zeroes that occupy space. */
+  readonly noHole?: boolean;
+  /** Fails with ENOTSUP where zeroing would be no faster than writing. */
+  readonly fastZero?: boolean;
+}
+
+/** Payload of one write; small enough for a slow link to show signs of life in time. */
+const WRITE_PIECE = 1024 * 1024;
+
+export class NbdClient implements AsyncDisposable {
+  readonly export: ExportInfo;
+  readonly #pool: Pool;
+  readonly #limits: Limits;
+
+  private constructor(pool: Pool) {
+    this.export = pool.export;
+    this.#pool = pool;
+    this.#limits = limitsOf(pool.export);
+  }
+
+  /**
+   * Connects, negotiates and opens the export.
+   * @param target an NBD URI or what {@link parseNbdUri} makes of one
+   * @throws {NbdError} of any class but RequestError
+   */
+  static async connect(target: string | NbdAddress, options: ConnectOptions = {}): Promise<NbdClient> {
+    return new NbdClient(await Pool.open(await resolveSettings(target, options)));
+  }
+
+  /** Live connections. */
+  get connections(): number {
+    return this.#pool.connections;
+  }
+
+  /** Requests sent so far. */
+  get requests(): number {
+    return this.#pool.requests;
+  }
+
+  /**
+   * Fills `target` with the bytes from `offset` on: any stretch inside the export, cut into requests as the
+   * server's limits want it. `target` belongs to the client until the promise settles.
+   *
+   * Aborting while the bytes of this read are just coming in costs the connection.
+   * @throws {RequestError} the server failed it, or it is out of range
+   * @throws {ConnectionError} @throws {ProtocolError}
+   */
+  async read(offset: number, target: Uint8Array, options: RequestOptions = {}): Promise<void> {
+    const { length } = target;
+    this.#checkRange(COMMAND.READ, offset, length);
+    if (length === 0) return;
+    const { signal } = options;
+    if (fitsOneRequest(this.#limits, offset, length)) return this.#readPiece(offset, target, signal);
+    return readRange(this.#limits, offset, target, (at, piece) => this.#readPiece(at, piece, signal));
+  }
+
+  /**
+   * Consecutive batches that cover the range exactly, each with all negotiated meta contexts. Requests run ahead
+   * of the reader, within bounds.
+   * @throws {RequestError} the server failed one, there is no context, or it is out of range
+   * @throws {ConnectionError} @throws {ProtocolError}
+   */
+  async *blockStatus(options: StatusOptions = {}): AsyncGenerator<StatusBatch, void, void> {
+    const { size, alignment, maxStatus } = this.#limits;
+    const { offset = 0, onlyFirst = false, signal } = options;
+    const length = options.length ?? size - offset;
+    this.#checkRange(COMMAND.BLOCK_STATUS, offset, length);
+    const { contexts } = this.export;
+    if (contexts.length === 0) {
+      throw refused("NBD_NOT_OFFERED", COMMAND.BLOCK_STATUS, offset, length, "no meta context was agreed on");
+    }
+    const range = { offset, length, size, alignment, maxRequest: maxStatus, contexts };
+    yield* blockStatus(range, (at, count) =>
+      this.#pool.run((connection) => connection.blockStatus(at, count, onlyFirst, signal), {
+        repeatable: true,
+        signal,
+      }),
+    );
+  }
+
+  /**
+   * Stores `data` at `offset`; both a multiple of the export's minimum block size. `data` must stay unchanged
+   * until the promise settles; after a failure some of it may have been stored.
+   * @throws {RequestError} @throws {ConnectionError} @throws {ProtocolError}
+   */
+  async write(offset: number, data: Uint8Array, options: WriteOptions = {}): Promise<void> {
+    const payload = this.export.protocol === "extended" ? COMMAND_FLAG.PAYLOAD_LEN : 0;
+    const flags = this.#fua(COMMAND.WRITE, options) | payload;
+    const step = Math.min(Math.max(WRITE_PIECE, this.#limits.alignment), this.#limits.maxPayload);
+    return this.#change(COMMAND.WRITE, flags, offset, data.length, step, options, data);
+  }
+
+  /** Makes the stretch read as zeroes. @throws as {@link write} does */
+  async writeZeroes(offset: number, length: number, options: ZeroOptions = {}): Promise<void> {
+    const command = COMMAND.WRITE_ZEROES;
+    this.#require(this.export.canWriteZeroes, command, "the export doesn't offer it");
+    let flags = this.#fua(command, options);
+    if (options.noHole) flags |= COMMAND_FLAG.NO_HOLE;
+    if (options.fastZero) {
+      this.#require(this.export.canFastZero, command, "the export doesn't offer to do it fast or not at all");
+      flags |= COMMAND_FLAG.FAST_ZERO;
+    }
+    return this.#change(command, flags, offset, length, this.#limits.maxEffect, options);
+  }
+
+  /** Says that the stretch's content isn't needed any more; it is undefined then. @throws as {@link write} does */
+  async trim(offset: number, length: number, options: WriteOptions = {}): Promise<void> {
+    this.#require(this.export.canTrim, COMMAND.TRIM, "the export doesn't offer it");
+    const flags = this.#fua(COMMAND.TRIM, options);
+    return this.#change(COMMAND.TRIM, flags, offset, length, this.#limits.maxEffect, options);
+  }
+
+  /** Announces that the stretch will be read soon. @throws as {@link write} does */
+  async cache(offset: number, length: number, options: RequestOptions = {}): Promise<void> {
+    this.#require(this.export.canCache, COMMAND.CACHE, "the export doesn't offer it");
+    const { maxPayload } = this.#limits;
+    return this.#effect(COMMAND.CACHE, 0, offset, length, maxPayload, { ...options, idempotent: true });
+  }
+
+  /** Brings all writes that have settled to stable storage. @throws as {@link write} does */
+  async flush(options: RequestOptions = {}): Promise<void> {
+    this.#require(this.export.canFlush, COMMAND.FLUSH, "the export doesn't offer it");
+    const inquiry = { command: COMMAND.FLUSH, flags: 0, offset: 0, length: 0 };
+    const { signal } = options;
+    // Over another connection it would not speak for what went over the lost one.
+    await this.#pool.run((connection) => connection.command(inquiry, undefined, signal), {
+      repeatable: false,
+      signal,
+    });
+  }
+
+  /** Waits for what is outstanding and takes leave of the server. */
+  close(): Promise<void> {
+    return this.#pool.close();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close();
+  }
+
+  #readPiece(offset: number, target: Uint8Array, signal: AbortSignal | undefined): Promise<void> {
+    return readUnfragmented(this.#limits, offset, target, (at, piece) =>
+      this.#pool.run((connection) => connection.read(at, piece, signal), { repeatable: true, signal }),
+    );
+  }
+
+  /** A command that changes the export. */
+  async #change(
+    command: number,
+    flags: number,
+    offset: number,
+    length: number,
+    step: number,
+    options: WriteOptions,
+    data?: Uint8Array,
+  ): Promise<void> {
+    if (this.export.readOnly) {
+      throw refused("NBD_READ_ONLY", command, offset, length, "the export is read-only");
+    }
+    await this.#effect(command, flags, offset, length, step, options, data);
+  }
+
+  /** A command whose reply has no content, in as many requests as it takes. */
+  async #effect(
+    command: number,
+    flags: number,
+    offset: number,
+    length: number,
+    step: number,
+    options: WriteOptions,
+    data?: Uint8Array,
+  ): Promise<void> {
+    this.#checkRange(command, offset, length);
+    const { alignment, size } = this.#limits;
+    const end = offset + length;
+    if (offset % alignment !== 0 || (end % alignment !== 0 && end !== size)) {
+      throw refused("NBD_UNALIGNED", command, offset, length, `${alignment} bytes is the smallest unit`);
+    }
+    const { signal, idempotent = false } = options;
+    await inPieces(offset, length, step - (step % alignment), (at, count) => {
+      const inquiry = { command, flags, offset: at, length: count };
+      const payload = data?.subarray(at - offset, at - offset + count);
+      return this.#pool.run((connection) => connection.command(inquiry, payload, signal), {
+        repeatable: idempotent,
+        signal,
+      });
+    });
+  }
+
+  #fua(command: number, options: WriteOptions): number {
+    if (options.fua !== true) return 0;
+    this.#require(this.export.canFua, command, "the export doesn't offer to force it to stable storage");
+    return COMMAND_FLAG.FUA;
+  }
+
+  #require(offered: boolean, command: number, reason: string): void {
+    if (!offered) throw refused("NBD_NOT_OFFERED", command, 0, 0, reason);
+  }
+
+  #checkRange(command: number, offset: number, length: number): void {
+    const { size } = this.#limits;
+    const isSane = Number.isSafeInteger(offset) && Number.isSafeInteger(length) && offset >= 0 && length >= 0;
+    if (isSane && offset + length <= size) return;
+    throw refused("NBD_OUT_OF_RANGE", command, offset, length, `the export has ${size} bytes`);
+  }
+}
+
+/** The exports that a server admits to have. The URI's export name is of no importance. */
+export async function listExports(
+  target: string | NbdAddress,
+  options: ReachOptions = {},
+): Promise<readonly ListedExport[]> {
+  const reach = await resolveReach(target, options);
+  const { transport, result } = await dial(reach, negotiateList({ tls: reach.secure !== undefined }));
+  await transport.end(FAREWELL);
+  return result;
+}
+
+function refused(
+  code: RequestErrorCode,
+  command: number,
+  offset: number,
+  length: number,
+  reason: string,
+): RequestError {
+  const name = commandName(command);
+  const message = `no ${name} at offset ${offset}, length ${length}: ${reason}`;
+  return new RequestError(code, message, {
+    command: name,
+    offset,
+    length,
+    errno: code === "NBD_READ_ONLY" ? "EPERM" : code === "NBD_NOT_OFFERED" ? "ENOTSUP" : "EINVAL",
+    serverText: "",
+  });
+}

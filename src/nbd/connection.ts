@@ -1,0 +1,271 @@
+/**
+ * One connection that is done negotiating: requests out, replies to whom they belong.
+ *
+ * A buffer given to `read` is lent to the connection until the promise settles. Whatever happens, every
+ * promise settles, and nothing is written to a buffer after that.
+ */
+
+import { aborted, onAbort } from "./abort.js";
+import { ConnectionError, type NbdError, ProtocolError } from "./errors.js";
+import {
+  type Exchange,
+  type Inquiry,
+  type OpenRequest,
+  PlainExchange,
+  ReadExchange,
+  StatusExchange,
+  type StatusReply,
+} from "./exchange.js";
+import { type ExportInfo, exportInfo } from "./export-info.js";
+import type { Negotiated } from "./negotiate.js";
+import type { Receiver, Transport } from "./socket.js";
+import { COMMAND, COMMAND_FLAG } from "./wire/constants.js";
+import { type ReplyHandler, ReplyParser, type ReplySink } from "./wire/replies.js";
+import { encodeRequest } from "./wire/requests.js";
+
+/** Requests sent and unanswered. QEMU works on 16 of a connection at once; more would only wait in the socket. */
+const WINDOW = 16;
+/** How often a silent server is looked at within the time-out: its granularity. */
+const CHECKS = 4;
+
+export class Connection implements Receiver, ReplyHandler {
+  readonly export: ExportInfo;
+  readonly #transport: Transport;
+  readonly #parser: ReplyParser;
+  readonly #contexts: ReadonlyMap<number, string>;
+  readonly #idleTimeoutMs: number;
+  readonly #inFlight = new Map<number, OpenRequest>();
+  readonly #waiting: OpenRequest[] = [];
+  /** Requests whose payload the operating system hasn't taken over yet. */
+  readonly #unsent = new Set<OpenRequest>();
+  /** Numbers the requests; cookies are never used twice. */
+  #sequence = 0;
+  /** Late chunks that may still be skipped; see {@link find}. */
+  #lateAllowance = 0;
+  #ended: NbdError | undefined;
+  #onLost: ((error: NbdError) => void) | undefined;
+  #leaving: Promise<void> | undefined;
+  #whenDrained: (() => void) | undefined;
+  #idleTimer: NodeJS.Timeout | undefined;
+  #quietChecks = 0;
+  #lastActivity = 0;
+
+  /** @param rest bytes that came after the last one of the negotiation */
+  constructor(transport: Transport, negotiated: Negotiated, rest: Uint8Array, idleTimeoutMs: number) {
+    this.export = exportInfo(negotiated);
+    this.#transport = transport;
+    this.#contexts = negotiated.contexts;
+    this.#idleTimeoutMs = idleTimeoutMs;
+    this.#parser = new ReplyParser(negotiated.protocol, this);
+    transport.receiver = this;
+    transport.replay(rest);
+  }
+
+  /** Why no more requests are taken; undefined while they are. */
+  get ended(): NbdError | undefined {
+    return this.#ended;
+  }
+
+  /** Calls `listener` when the connection ends by anything else than {@link close}; at once if it has. */
+  set onLost(listener: (error: NbdError) => void) {
+    this.#onLost = listener;
+    if (this.#ended !== undefined) listener(this.#ended);
+  }
+
+  /** Requests that are not answered yet. */
+  get load(): number {
+    return this.#inFlight.size + this.#waiting.length;
+  }
+
+  /** Requests sent so far. */
+  get requests(): number {
+    return this.#sequence;
+  }
+
+  /**
+   * Fills `target` from `offset` by one request; bounds and alignment are the caller's business.
+   *
+   * An abort rejects at once and what still comes is skipped; but when bytes of this very read are just coming
+   * in, the connection has to go, since that is the only way to keep the rest of them out of the buffer.
+   */
+  read(offset: number, target: Uint8Array, signal?: AbortSignal): Promise<void> {
+    // Without DF QEMU hangs up on a read error in the middle instead of reporting it.
+    const flags = this.export.canDf ? COMMAND_FLAG.DF : 0;
+    return this.#submit(new ReadExchange(offset, target, flags), signal);
+  }
+
+  /**
+   * One block-status request, for all contexts; the reply may cover less, or more.
+   * @param onlyFirst asks for no more than one extent a context
+   */
+  blockStatus(
+    offset: number,
+    length: number,
+    onlyFirst: boolean,
+    signal?: AbortSignal,
+  ): Promise<StatusReply> {
+    const flags = onlyFirst ? COMMAND_FLAG.REQ_ONE : 0;
+    return this.#submit(new StatusExchange(offset, length, flags, this.#contexts), signal);
+  }
+
+  /** Any other command. `payload` must stay unchanged until the promise settles. */
+  command(inquiry: Inquiry, payload?: Uint8Array, signal?: AbortSignal): Promise<void> {
+    return this.#submit(new PlainExchange(inquiry, payload), signal);
+  }
+
+  /** Waits for the replies outstanding and takes leave. */
+  close(): Promise<void> {
+    const message = `the connection to ${this.#transport.peer} is closed`;
+    this.#leaving ??= this.#leave(new ConnectionError("NBD_CLOSED", message));
+    return this.#leaving;
+  }
+
+  async #leave(reason: NbdError): Promise<void> {
+    if (this.#ended !== undefined) return;
+    this.#ended = reason;
+    if (this.load > 0) {
+      await new Promise<void>((resolve) => {
+        this.#whenDrained = resolve;
+      });
+    }
+    clearInterval(this.#idleTimer);
+    const request = {
+      command: COMMAND.DISC,
+      flags: 0,
+      cookie: this.#nextCookie(false),
+      offset: 0,
+      length: 0,
+    };
+    await this.#transport.end(encodeRequest(this.export.protocol, request));
+  }
+
+  /** The server is about to go: takes leave of it, and lets what wasn't sent yet go elsewhere. */
+  #retire(): void {
+    if (this.#ended !== undefined) return;
+    const message = `the server at ${this.#transport.peer} is shutting down`;
+    const reason = new ConnectionError("NBD_CLOSED_BY_SERVER", message);
+    for (const exchange of this.#waiting.splice(0)) exchange.abandon(reason);
+    this.#leaving ??= this.#leave(reason);
+    this.#onLost?.(reason);
+  }
+
+  /** Hangs up at once; everything outstanding fails with `error`. */
+  destroy(error: NbdError): void {
+    this.#transport.destroy(error);
+  }
+
+  // Receiver
+
+  target(): Uint8Array {
+    return this.#parser.target();
+  }
+
+  received(count: number): void {
+    this.#parser.received(count);
+  }
+
+  closed(error: NbdError): void {
+    const isLoss = this.#ended === undefined;
+    this.#ended ??= error;
+    clearInterval(this.#idleTimer);
+    const failed = [...this.#inFlight.values(), ...this.#waiting];
+    this.#inFlight.clear();
+    this.#waiting.length = 0;
+    this.#unsent.clear();
+    for (const exchange of failed) exchange.abandon(error);
+    this.#whenDrained?.();
+    if (isLoss) this.#onLost?.(error);
+  }
+
+  // ReplyHandler
+
+  /**
+   * QEMU goes on with the next context's chunk after an error of one context has already ended the reply. Only
+   * block status with several contexts does so: its cookies are the odd ones, and each request allows for
+   * two late chunks a context.
+   */
+  find(cookie: number): ReplySink | undefined {
+    const exchange = this.#inFlight.get(cookie);
+    if (exchange !== undefined) return exchange;
+    const isFinishedStatus = cookie % 2 === 1 && cookie < 2 * this.#sequence;
+    if (!isFinishedStatus || this.#lateAllowance === 0) {
+      throw new ProtocolError(`the server sent a reply with cookie ${cookie}, which no open request has`);
+    }
+    this.#lateAllowance -= 1;
+    return undefined;
+  }
+
+  finished(cookie: number): void {
+    const exchange = this.#inFlight.get(cookie);
+    if (exchange === undefined) return;
+    exchange.finish();
+    this.#inFlight.delete(cookie);
+    if (exchange.failure?.errno === "ESHUTDOWN") this.#retire();
+    this.#sendWaiting();
+    if (this.load === 0) this.#whenDrained?.();
+  }
+
+  #submit<T>(exchange: Exchange<T>, signal: AbortSignal | undefined): Promise<T> {
+    if (this.#ended !== undefined) exchange.abandon(this.#ended);
+    else if (signal?.aborted) exchange.abandon(aborted(signal));
+    else {
+      if (signal !== undefined) this.#heed(signal, exchange);
+      if (this.#inFlight.size < WINDOW) this.#send(exchange);
+      else this.#waiting.push(exchange);
+    }
+    return exchange.promise;
+  }
+
+  #send(exchange: OpenRequest): void {
+    const isStatus = exchange.command === COMMAND.BLOCK_STATUS;
+    const cookie = this.#nextCookie(isStatus);
+    if (isStatus && this.#contexts.size > 1) this.#lateAllowance += 2 * this.#contexts.size;
+    this.#inFlight.set(cookie, exchange);
+    const { command, flags, offset, length } = exchange;
+    const request = { command, flags, cookie, offset, length };
+    if (exchange.payload !== undefined) this.#unsent.add(exchange);
+    this.#transport.write(encodeRequest(this.export.protocol, request), exchange.payload, () =>
+      this.#unsent.delete(exchange),
+    );
+    this.#idleTimer ??= this.#watch();
+  }
+
+  #sendWaiting(): void {
+    while (this.#inFlight.size < WINDOW) {
+      const next = this.#waiting.shift();
+      if (next === undefined) return;
+      if (!next.settled) this.#send(next);
+    }
+  }
+
+  #nextCookie(isStatus: boolean): number {
+    const cookie = 2 * this.#sequence + (isStatus ? 1 : 0);
+    this.#sequence += 1;
+    return cookie;
+  }
+
+  #heed<T>(signal: AbortSignal, exchange: Exchange<T>): void {
+    const forget = onAbort(signal, () => {
+      exchange.abandon(aborted(signal));
+      // Its buffer is the caller's again from here on, so nothing may write to it or send from it.
+      if (this.#parser.receivingFor !== exchange && !this.#unsent.has(exchange)) return;
+      const message = `the connection to ${this.#transport.peer} was given up: a request was aborted in the middle of its payload`;
+      this.destroy(new ConnectionError("NBD_CONNECTION_LOST", message));
+    });
+    exchange.promise.then(forget, forget);
+  }
+
+  /** Ends the connection when nothing moves for the time-out although something should. */
+  #watch(): NodeJS.Timeout {
+    this.#quietChecks = 0;
+    this.#lastActivity = this.#transport.activity;
+    return setInterval(() => {
+      const quiet = this.#lastActivity === this.#transport.activity && this.#inFlight.size > 0;
+      this.#quietChecks = quiet ? this.#quietChecks + 1 : 0;
+      this.#lastActivity = this.#transport.activity;
+      if (this.#quietChecks < CHECKS) return;
+      const message = `${this.#transport.peer} sent nothing for ${this.#idleTimeoutMs} ms with ${this.#inFlight.size} requests outstanding`;
+      this.destroy(new ConnectionError("NBD_IDLE_TIMEOUT", message));
+    }, this.#idleTimeoutMs / CHECKS).unref();
+  }
+}

@@ -1,0 +1,168 @@
+/** From an address to a server that has agreed on everything: connects and holds the conversation of negotiate.ts. */
+
+import type { Duplex } from "node:stream";
+import { aborted, onAbort } from "./abort.js";
+import {
+  ConnectionError,
+  MetaContextError,
+  type NbdError,
+  OptionError,
+  ProtocolError,
+  TlsError,
+} from "./errors.js";
+import { FAREWELL, type Negotiation } from "./negotiate.js";
+import { type Receiver, Transport } from "./socket.js";
+import type { Endpoint } from "./uri.js";
+import { concatBytes } from "./wire/bytes.js";
+
+export interface DialSettings {
+  readonly endpoint: Endpoint;
+  /** Puts TLS on a plain stream; absent where TLS isn't wanted. */
+  readonly secure: ((plain: Duplex) => Promise<Duplex>) | undefined;
+  /** For connecting and negotiating together. */
+  readonly connectTimeoutMs: number;
+  readonly signal: AbortSignal | undefined;
+}
+
+export interface Dialled<T> {
+  readonly transport: Transport;
+  readonly result: T;
+  /** What the server sent beyond its last reply; for the next receiver. */
+  readonly rest: Uint8Array;
+}
+
+/** @throws {NbdError} after which nothing is left open */
+export async function dial<T>(settings: DialSettings, negotiation: Negotiation<T>): Promise<Dialled<T>> {
+  const { endpoint, secure, connectTimeoutMs, signal } = settings;
+  if (signal?.aborted) throw aborted(signal);
+  const transport = new Transport(endpoint, secure !== undefined);
+  const inbox = new Inbox();
+  transport.receiver = inbox;
+  const timer = setTimeout(() => {
+    const message = `${transport.peer} took longer than ${connectTimeoutMs} ms for ${inbox.awaiting}`;
+    transport.destroy(new ConnectionError("NBD_CONNECT_TIMEOUT", `${message}${inbox.advice}`));
+  }, connectTimeoutMs);
+  const forget = signal && onAbort(signal, () => transport.destroy(aborted(signal)));
+  try {
+    await transport.connected;
+    const result = await converse(transport, inbox, negotiation, secure);
+    return { transport, result, rest: inbox.takeRest() };
+  } catch (error) {
+    if (error instanceof OptionError || error instanceof MetaContextError) await transport.end(FAREWELL);
+    transport.destroy(new ConnectionError("NBD_CLOSED", "negotiation failed", { cause: error }));
+    throw error;
+  } finally {
+    clearTimeout(timer);
+    forget?.();
+  }
+}
+
+const NOTHING = new Uint8Array(0);
+
+async function converse<T>(
+  transport: Transport,
+  inbox: Inbox,
+  negotiation: Negotiation<T>,
+  secure: DialSettings["secure"],
+): Promise<T> {
+  let turn = negotiation.next(NOTHING);
+  while (!turn.done) {
+    let received: Uint8Array = NOTHING;
+    const step = turn.value;
+    switch (step.kind) {
+      case "send":
+        transport.write(step.bytes);
+        break;
+      case "receive":
+        received = await inbox.receive(step.length, step.awaiting);
+        break;
+      case "startTls":
+        await startTls(transport, inbox, secure);
+        break;
+      default:
+        step satisfies never;
+    }
+    turn = negotiation.next(received);
+  }
+  return turn.value;
+}
+
+async function startTls(transport: Transport, inbox: Inbox, secure: DialSettings["secure"]): Promise<void> {
+  if (secure === undefined) throw new TlsError("NBD_TLS_CONFIG", "TLS was started without being set up");
+  // What came before the handshake may come from anybody: taking it over would let it pass for authentic.
+  if (inbox.takeRest().length > 0) {
+    throw new TlsError("NBD_TLS_INJECTION", "plain text came after the server's consent to TLS");
+  }
+  inbox.awaiting = "the TLS handshake";
+  await transport.upgrade(secure);
+}
+
+/** More than this before anybody asked for it is a server that sends what it wasn't asked; bytes. */
+const MAX_AHEAD = 256 * 1024;
+
+/** Collects bytes until as many are there as are wanted. */
+class Inbox implements Receiver {
+  /** What is being waited for, for messages. */
+  awaiting = "a connection";
+  /** Bytes land here first, since what is queued moves while the buffer is lent. */
+  readonly #landing = new Uint8Array(4096);
+  #queued: Uint8Array = NOTHING;
+  #wanted = 0;
+  #resolve: ((bytes: Uint8Array) => void) | undefined;
+  #reject: ((error: NbdError) => void) | undefined;
+  #failure: NbdError | undefined;
+
+  /** What to do about a server that doesn't answer. */
+  get advice(): string {
+    return this.awaiting === "the greeting"
+      ? "; it accepted the connection, so it may be busy with another client (qemu-nbd serves one at a time unless started with --shared)"
+      : "";
+  }
+
+  target(): Uint8Array {
+    return this.#landing;
+  }
+
+  received(count: number): void {
+    this.#queued = concatBytes(this.#queued, this.#landing.subarray(0, count));
+    if (this.#queued.length > MAX_AHEAD) {
+      throw new ProtocolError("the server sent much more than it was asked for during negotiation");
+    }
+    this.#deliver();
+  }
+
+  closed(error: NbdError): void {
+    this.#failure =
+      error.code === "NBD_CLOSED_BY_SERVER"
+        ? new ConnectionError(error.code, `${error.message} instead of sending ${this.awaiting}`)
+        : error;
+    this.#reject?.(this.#failure);
+  }
+
+  /** The next `length` bytes; at most one call at a time. */
+  receive(length: number, awaiting: string): Promise<Uint8Array> {
+    this.awaiting = awaiting;
+    return new Promise((resolve, reject) => {
+      this.#wanted = length;
+      this.#resolve = resolve;
+      this.#reject = reject;
+      this.#deliver();
+      if (this.#failure !== undefined) reject(this.#failure);
+    });
+  }
+
+  takeRest(): Uint8Array {
+    const rest = this.#queued;
+    this.#queued = NOTHING;
+    return rest;
+  }
+
+  #deliver(): void {
+    if (this.#resolve === undefined || this.#queued.length < this.#wanted) return;
+    const resolve = this.#resolve;
+    this.#resolve = undefined;
+    this.#reject = undefined;
+    resolve(this.#queued.slice(0, this.#wanted));
+    this.#queued = this.#queued.slice(this.#wanted);
+  }
+}

@@ -1,0 +1,193 @@
+/**
+ * Errors carry policy through their class: a {@link ProtocolError} or {@link ConnectionError} ends the connection,
+ * a {@link RequestError} one request, an {@link OptionError}, {@link MetaContextError} or {@link TlsError} the
+ * negotiation. The message says what, where, who is to blame, and where there is one the next step.
+ */
+
+/**
+ * Every `code`, stable across releases.
+ *
+ * | code | meaning |
+ * |---|---|
+ * | NBD_PROTOCOL | the server broke the protocol |
+ * | NBD_NOT_NBD | what answered isn't a newstyle NBD server |
+ * | NBD_NUMBER_TOO_LARGE | a 64-bit number beyond 2^53 - 1, which this client doesn't handle |
+ * | NBD_OPTION_REFUSED | the server refused an option that cannot be done without |
+ * | NBD_EXPORT_UNKNOWN | the server has no export of that name |
+ * | NBD_TLS_REQUIRED | the server talks only over TLS |
+ * | NBD_META_CONTEXT_MISSING | a mandatory meta context wasn't granted |
+ * | NBD_REQUEST_FAILED | the server answered a request with an error: see `errno` |
+ * | NBD_OUT_OF_RANGE | the caller asked for bytes outside the export |
+ * | NBD_UNALIGNED | a write, trim or zeroing isn't a multiple of the export's minimum block size |
+ * | NBD_READ_ONLY | the caller wants to write to a read-only export |
+ * | NBD_NOT_OFFERED | the export doesn't offer this command or flag |
+ * | NBD_CONNECT_FAILED | refused, no such host, no such socket |
+ * | NBD_CONNECT_TIMEOUT | connecting and negotiating took longer than `connectTimeoutMs` |
+ * | NBD_CLOSED_BY_SERVER | the server hung up |
+ * | NBD_CONNECTION_LOST | the network or the operating system ended the connection |
+ * | NBD_IDLE_TIMEOUT | no byte came for `idleTimeoutMs` while requests were outstanding |
+ * | NBD_CLOSED | used after `close` |
+ * | NBD_ABORTED | the caller's AbortSignal fired; `cause` is its reason |
+ * | NBD_EXPORT_CHANGED | another connection shows the export with another size, flags or contexts |
+ * | NBD_URI_INVALID | not an NBD URI |
+ * | NBD_URI_UNSUPPORTED | a valid URI that asks for what isn't supported |
+ * | NBD_TLS_REFUSED | TLS was asked for and the server won't; there is no way back to plain text |
+ * | NBD_TLS_FAILED | the TLS handshake or a certificate check failed |
+ * | NBD_TLS_INJECTION | plain text arrived between the server's consent to TLS and the handshake |
+ * | NBD_TLS_CONFIG | certificates or keys are missing, unreadable or contradictory |
+ * | NBD_ARGUMENT | a value in the options makes no sense |
+ */
+export type NbdErrorCode =
+  | "NBD_PROTOCOL"
+  | "NBD_NOT_NBD"
+  | "NBD_NUMBER_TOO_LARGE"
+  | "NBD_OPTION_REFUSED"
+  | "NBD_EXPORT_UNKNOWN"
+  | "NBD_TLS_REQUIRED"
+  | "NBD_META_CONTEXT_MISSING"
+  | "NBD_REQUEST_FAILED"
+  | "NBD_OUT_OF_RANGE"
+  | "NBD_UNALIGNED"
+  | "NBD_READ_ONLY"
+  | "NBD_NOT_OFFERED"
+  | "NBD_CONNECT_FAILED"
+  | "NBD_CONNECT_TIMEOUT"
+  | "NBD_CLOSED_BY_SERVER"
+  | "NBD_CONNECTION_LOST"
+  | "NBD_IDLE_TIMEOUT"
+  | "NBD_CLOSED"
+  | "NBD_ABORTED"
+  | "NBD_EXPORT_CHANGED"
+  | "NBD_URI_INVALID"
+  | "NBD_URI_UNSUPPORTED"
+  | "NBD_TLS_REFUSED"
+  | "NBD_TLS_FAILED"
+  | "NBD_TLS_INJECTION"
+  | "NBD_TLS_CONFIG"
+  | "NBD_ARGUMENT";
+
+export interface ErrorContext {
+  readonly cause?: unknown;
+}
+
+/** The base of all errors that this client throws. */
+export class NbdError extends Error {
+  override readonly name: string = "NbdError";
+  readonly code: NbdErrorCode;
+
+  constructor(code: NbdErrorCode, message: string, context: ErrorContext = {}) {
+    super(message, context.cause === undefined ? undefined : { cause: context.cause });
+    this.code = code;
+  }
+}
+
+/** The server sent what the protocol forbids, or what cannot be handled. Nothing it says later can be trusted. */
+export class ProtocolError extends NbdError {
+  override readonly name = "ProtocolError";
+
+  constructor(
+    message: string,
+    code: "NBD_PROTOCOL" | "NBD_NOT_NBD" | "NBD_NUMBER_TOO_LARGE" = "NBD_PROTOCOL",
+  ) {
+    super(code, message);
+  }
+}
+
+/** The server refused an option during negotiation. */
+export class OptionError extends NbdError {
+  override readonly name = "OptionError";
+  /** The option without its `NBD_OPT_` prefix, such as `GO`. */
+  readonly option: string;
+  /** The error without its `NBD_REP_ERR_` prefix, such as `POLICY`. */
+  readonly reply: string;
+  /** What the server had to say about it; may be empty. */
+  readonly serverText: string;
+
+  constructor(
+    code: "NBD_OPTION_REFUSED" | "NBD_EXPORT_UNKNOWN" | "NBD_TLS_REQUIRED",
+    message: string,
+    facts: { readonly option: string; readonly reply: string; readonly serverText: string },
+  ) {
+    super(code, message);
+    this.option = facts.option;
+    this.reply = facts.reply;
+    this.serverText = facts.serverText;
+  }
+}
+
+/** A mandatory meta context is not to be had, so what depends on it (an incremental, say) must not go on. */
+export class MetaContextError extends NbdError {
+  override readonly name = "MetaContextError";
+  readonly missing: readonly string[];
+
+  constructor(message: string, missing: readonly string[]) {
+    super("NBD_META_CONTEXT_MISSING", message);
+    this.missing = missing;
+  }
+}
+
+/** What a {@link RequestError} is about. */
+export interface RequestFacts {
+  /** The command in lower case, such as `read`. */
+  readonly command: string;
+  readonly offset: number;
+  readonly length: number;
+  /** The name of the error, such as `EIO`; a number that the protocol doesn't know counts as `EINVAL`. */
+  readonly errno: string;
+  /** What the server had to say about it; may be empty. */
+  readonly serverText: string;
+}
+
+/** All but the first are found out before anything is sent. */
+export type RequestErrorCode =
+  | "NBD_REQUEST_FAILED"
+  | "NBD_OUT_OF_RANGE"
+  | "NBD_UNALIGNED"
+  | "NBD_READ_ONLY"
+  | "NBD_NOT_OFFERED";
+
+/** One request failed; the connection goes on. */
+export class RequestError extends NbdError implements RequestFacts {
+  override readonly name = "RequestError";
+  readonly command: string;
+  readonly offset: number;
+  readonly length: number;
+  readonly errno: string;
+  readonly serverText: string;
+
+  constructor(code: RequestErrorCode, message: string, facts: RequestFacts) {
+    super(code, message);
+    this.command = facts.command;
+    this.offset = facts.offset;
+    this.length = facts.length;
+    this.errno = facts.errno;
+    this.serverText = facts.serverText;
+  }
+}
+
+/** There is no connection, or there is none any more. */
+export class ConnectionError extends NbdError {
+  override readonly name = "ConnectionError";
+}
+
+/** The text is not a URI that leads to an NBD server. */
+export class UriError extends NbdError {
+  override readonly name = "UriError";
+
+  constructor(code: "NBD_URI_INVALID" | "NBD_URI_UNSUPPORTED", message: string) {
+    super(code, message);
+  }
+}
+
+/** TLS could not be had. There is never a fallback to plain text. */
+export class TlsError extends NbdError {
+  override readonly name = "TlsError";
+}
+
+const CONTROL = /[\p{Cc}\p{Cf}\u2028\u2029]/gu;
+
+/** A peer's text in quotes, with control characters spelled out: it may end up on a terminal. */
+export function quote(text: string): string {
+  const clean = text.replace(CONTROL, (character) => `\\u{${character.codePointAt(0)?.toString(16)}}`);
+  return `"${clean}"`;
+}

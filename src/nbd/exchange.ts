@@ -1,0 +1,218 @@
+/**
+ * A request and what has come of its reply so far: where the meaning of each chunk is checked against what was
+ * asked. A reply that contradicts its request is a ProtocolError; one that reports a failure fails the request.
+ */
+
+import { Coverage } from "./coverage.js";
+import { ProtocolError, quote, RequestError } from "./errors.js";
+import { COMMAND, COMMAND_FLAG, ERRNO } from "./wire/constants.js";
+import type { Descriptors } from "./wire/descriptors.js";
+import type { ReplySink } from "./wire/replies.js";
+import { commandName } from "./wire/requests.js";
+
+/** Error chunks accepted in one reply; a server has no reason to send more than one or two. */
+const MAX_FAILURES = 64;
+
+const ERRNO_NAMES: ReadonlyMap<number, string> = new Map(
+  Object.entries(ERRNO).map(([name, number]) => [number, name]),
+);
+
+export interface Inquiry {
+  readonly command: number;
+  readonly flags: number;
+  readonly offset: number;
+  readonly length: number;
+}
+
+/** A request whose reply isn't complete, whatever it is to bring. */
+export interface OpenRequest extends ReplySink, Inquiry {
+  /** What the request carries to the server; only a write carries anything. */
+  readonly payload: Uint8Array | undefined;
+  /** True once the caller has its answer; what still comes for this request is skipped. */
+  readonly settled: boolean;
+  /** The failure that the server reported so far. */
+  readonly failure: RequestError | undefined;
+  /** The reply is complete. Throws a ProtocolError where it doesn't answer the request. */
+  finish(): void;
+  /** Gives the caller `error` at once. */
+  abandon(error: unknown): void;
+}
+
+/** What all requests have in common. The promise settles exactly once, whatever happens. */
+export abstract class Exchange<T> implements OpenRequest {
+  readonly command: number;
+  readonly flags: number;
+  readonly offset: number;
+  readonly length: number;
+  readonly payload: Uint8Array | undefined;
+  readonly promise: Promise<T>;
+  #resolve: (value: T) => void = () => {};
+  #reject: (error: unknown) => void = () => {};
+  #settled = false;
+  #failure: RequestError | undefined;
+  #failures = 0;
+
+  constructor(inquiry: Inquiry, payload?: Uint8Array) {
+    this.command = inquiry.command;
+    this.flags = inquiry.flags;
+    this.offset = inquiry.offset;
+    this.length = inquiry.length;
+    this.payload = payload;
+    this.promise = new Promise<T>((resolve, reject) => {
+      this.#resolve = resolve;
+      this.#reject = reject;
+    });
+  }
+
+  get settled(): boolean {
+    return this.#settled;
+  }
+
+  get failure(): RequestError | undefined {
+    return this.#failure;
+  }
+
+  /** The result of a reply that reported no failure; throws a ProtocolError where something is missing. */
+  protected abstract result(): T;
+
+  place(_offset: number, _length: number): Uint8Array | undefined {
+    throw new ProtocolError(`the server sent data in reply to a ${commandName(this.command)}`);
+  }
+
+  hole(_offset: number, _length: number): void {
+    throw new ProtocolError(`the server sent a hole in reply to a ${commandName(this.command)}`);
+  }
+
+  status(_contextId: number, _descriptors: Descriptors): void {
+    throw new ProtocolError(`the server sent a block status in reply to a ${commandName(this.command)}`);
+  }
+
+  fail(errorNumber: number, message: string, offset?: number): void {
+    if (offset !== undefined && (offset < this.offset || offset >= this.offset + this.length)) {
+      throw new ProtocolError(
+        `the server sent an error at offset ${offset}, outside of the request at ${this.offset}, length ${this.length}`,
+      );
+    }
+    this.#failures += 1;
+    if (this.#failures > MAX_FAILURES) throw new ProtocolError("the server sent errors without end");
+    this.#failure ??= refusal(this, errorNumber, message);
+  }
+
+  finish(): void {
+    if (this.#failure !== undefined) this.abandon(this.#failure);
+    else this.#settle(this.result());
+  }
+
+  abandon(error: unknown): void {
+    if (this.#settled) return;
+    this.#settled = true;
+    this.#reject(error);
+  }
+
+  #settle(value: T): void {
+    if (this.#settled) return;
+    this.#settled = true;
+    this.#resolve(value);
+  }
+}
+
+/** Fills a buffer. While the reply comes in, the buffer is lent to the connection. */
+export class ReadExchange extends Exchange<void> {
+  readonly #target: Uint8Array;
+  readonly #coverage: Coverage;
+  #contentChunks = 0;
+
+  constructor(offset: number, target: Uint8Array, flags: number) {
+    super({ command: COMMAND.READ, flags, offset, length: target.length });
+    this.#target = target;
+    this.#coverage = new Coverage(target.length);
+  }
+
+  override place(offset: number, length: number): Uint8Array | undefined {
+    const start = this.#cover(offset, length);
+    return this.#isWanted() ? this.#target.subarray(start, start + length) : undefined;
+  }
+
+  override hole(offset: number, length: number): void {
+    const start = this.#cover(offset, length);
+    if (this.#isWanted()) this.#target.fill(0, start, start + length);
+  }
+
+  protected override result(): void {
+    if (!this.#coverage.complete) {
+      throw new ProtocolError(
+        `the server sent less than the ${this.length} bytes asked for at offset ${this.offset}`,
+      );
+    }
+  }
+
+  /** Bytes that nobody will look at are not worth storing, and after an abort must not be. */
+  #isWanted(): boolean {
+    return !this.settled && this.failure === undefined;
+  }
+
+  #cover(offset: number, length: number): number {
+    const start = offset - this.offset;
+    this.#coverage.add(start, start + length);
+    this.#contentChunks += 1;
+    if (this.#contentChunks > 1 && (this.flags & COMMAND_FLAG.DF) !== 0) {
+      throw new ProtocolError("the server sent a read in fragments although that was ruled out");
+    }
+    return start;
+  }
+}
+
+/** What one block-status reply says, by the names of the contexts. Each covers a part or all of the request. */
+export type StatusReply = ReadonlyMap<string, Descriptors>;
+
+export class StatusExchange extends Exchange<StatusReply> {
+  readonly #contexts: ReadonlyMap<number, string>;
+  readonly #found = new Map<string, Descriptors>();
+
+  /** @param contexts the names of the negotiated contexts by their ids */
+  constructor(offset: number, length: number, flags: number, contexts: ReadonlyMap<number, string>) {
+    super({ command: COMMAND.BLOCK_STATUS, flags, offset, length });
+    this.#contexts = contexts;
+  }
+
+  override status(contextId: number, descriptors: Descriptors): void {
+    const name = this.#contexts.get(contextId);
+    if (name === undefined) {
+      throw new ProtocolError(
+        `the server sent a block status of context ${contextId}, which was not agreed on`,
+      );
+    }
+    if (this.#found.has(name)) {
+      throw new ProtocolError(`the server sent a block status of context ${quote(name)} twice`);
+    }
+    descriptors.validate(this.length, (this.flags & COMMAND_FLAG.REQ_ONE) !== 0);
+    this.#found.set(name, descriptors);
+  }
+
+  protected override result(): StatusReply {
+    for (const name of this.#contexts.values()) {
+      if (!this.#found.has(name)) {
+        throw new ProtocolError(`the server sent a block status without context ${quote(name)}`);
+      }
+    }
+    return this.#found;
+  }
+}
+
+/** Any command whose reply says no more than whether it worked. */
+export class PlainExchange extends Exchange<void> {
+  protected override result(): void {}
+}
+
+function refusal(exchange: Inquiry, errorNumber: number, serverText: string): RequestError {
+  const errno = ERRNO_NAMES.get(errorNumber) ?? "EINVAL";
+  const { offset, length } = exchange;
+  const command = commandName(exchange.command);
+  const number = ERRNO_NAMES.has(errorNumber) ? "" : ` (from the unknown number ${errorNumber})`;
+  const text = serverText === "" ? "" : `: ${quote(serverText)}`;
+  return new RequestError(
+    "NBD_REQUEST_FAILED",
+    `the server failed a ${command} at offset ${offset}, length ${length} with ${errno}${number}${text}`,
+    { command, offset, length, errno, serverText },
+  );
+}

@@ -1,0 +1,108 @@
+/** What is known of an export once it is open. */
+
+import type { Negotiated } from "./negotiate.js";
+import { DEFAULT_MAX_PAYLOAD, TRANSMISSION } from "./wire/constants.js";
+import type { BlockSize } from "./wire/options.js";
+import type { Protocol } from "./wire/requests.js";
+
+export interface ExportInfo {
+  readonly name: string;
+  readonly description?: string;
+  /** Bytes. */
+  readonly size: number;
+  /** The transmission flags as the server sent them; the following say what they mean. */
+  readonly flags: number;
+  readonly readOnly: boolean;
+  readonly canMultiConn: boolean;
+  readonly canDf: boolean;
+  readonly canFlush: boolean;
+  readonly canFua: boolean;
+  readonly canTrim: boolean;
+  readonly canWriteZeroes: boolean;
+  readonly canFastZero: boolean;
+  readonly canCache: boolean;
+  readonly rotational: boolean;
+  /** Absent where the server stated none. */
+  readonly blockSize?: BlockSize;
+  readonly protocol: Protocol;
+  readonly tls: boolean;
+  /** The meta contexts that were granted. */
+  readonly contexts: readonly string[];
+  /** All that the server has, where `listContexts` asked for them. */
+  readonly availableContexts?: readonly string[];
+}
+
+export function exportInfo(negotiated: Negotiated): ExportInfo {
+  const { name, description, size, flags, blockSize, protocol, tls, contexts, availableContexts } =
+    negotiated;
+  const has = (flag: number) => (flags & flag) !== 0;
+  return {
+    name,
+    ...(description === undefined ? {} : { description }),
+    size,
+    flags,
+    readOnly: has(TRANSMISSION.READ_ONLY),
+    canMultiConn: has(TRANSMISSION.CAN_MULTI_CONN),
+    // Simple replies can't be fragmented, and a server without structured ones must not be sent the flag.
+    canDf: has(TRANSMISSION.SEND_DF) && protocol !== "simple",
+    canFlush: has(TRANSMISSION.SEND_FLUSH),
+    canFua: has(TRANSMISSION.SEND_FUA),
+    canTrim: has(TRANSMISSION.SEND_TRIM),
+    canWriteZeroes: has(TRANSMISSION.SEND_WRITE_ZEROES),
+    canFastZero: has(TRANSMISSION.SEND_FAST_ZERO),
+    canCache: has(TRANSMISSION.SEND_CACHE),
+    rotational: has(TRANSMISSION.ROTATIONAL),
+    ...(blockSize === undefined ? {} : { blockSize }),
+    protocol,
+    tls,
+    contexts: [...contexts.values()],
+    ...(availableContexts === undefined ? {} : { availableContexts }),
+  };
+}
+
+/** Bounds that every request of an export keeps to, in bytes. */
+export interface Limits {
+  readonly size: number;
+  /** Offsets and lengths are multiples of it; only the export's end may be ragged. */
+  readonly alignment: number;
+  /** Most payload in a request, a multiple of `alignment`. */
+  readonly maxPayload: number;
+  /** Longest stretch that a request without payload is about, a multiple of `alignment`. */
+  readonly maxEffect: number;
+  /** The same for block status, where a shorter one lets several replies be worked on at once. */
+  readonly maxStatus: number;
+}
+
+/** Where no block sizes were stated: what the specification advises a client that wants to get along with all. */
+const DEFAULT_ALIGNMENT = 512;
+/** The largest alignment; multiples of it are multiples of any. */
+const MAX_ALIGNMENT = 65_536;
+const MAX_COMPACT = 2 ** 32 - MAX_ALIGNMENT;
+const MAX_EXTENDED = 2 ** 53 - MAX_ALIGNMENT;
+const MAX_EXTENDED_STATUS = 2 ** 36;
+
+export function limitsOf(info: ExportInfo): Limits {
+  const alignment = info.blockSize?.minimum ?? DEFAULT_ALIGNMENT;
+  const maximum = Math.min(info.blockSize?.maximum ?? DEFAULT_MAX_PAYLOAD, DEFAULT_MAX_PAYLOAD);
+  const isExtended = info.protocol === "extended";
+  return {
+    size: info.size,
+    alignment,
+    maxPayload: maximum - (maximum % alignment),
+    maxEffect: isExtended ? MAX_EXTENDED : MAX_COMPACT,
+    maxStatus: isExtended ? MAX_EXTENDED_STATUS : MAX_COMPACT,
+  };
+}
+
+/** How `other`, seen over another connection, differs from `first`; undefined when it is the same export. */
+export function difference(first: ExportInfo, other: ExportInfo): string | undefined {
+  if (first.size !== other.size) return `its size is ${other.size} instead of ${first.size}`;
+  if (first.flags !== other.flags) return `its flags are ${other.flags} instead of ${first.flags}`;
+  const contexts = [...first.contexts].sort().join(" ");
+  const others = [...other.contexts].sort().join(" ");
+  if (contexts !== others) return `its meta contexts are "${others}" instead of "${contexts}"`;
+  if (first.protocol !== other.protocol) {
+    return `its replies are ${other.protocol} instead of ${first.protocol}`;
+  }
+  return undefined;
+}

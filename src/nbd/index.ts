@@ -1,0 +1,45 @@
+/** nbd-client-ts: a client for the NBD protocol. Everything public passes through here. */
+
+export type { StatusBatch, StatusExtent } from "./block-status.js";
+export {
+  listExports,
+  NbdClient,
+  type RequestOptions,
+  type StatusOptions,
+  type WriteOptions,
+  type ZeroOptions,
+} from "./client.js";
+export {
+  ConnectionError,
+  MetaContextError,
+  NbdError,
+  type NbdErrorCode,
+  OptionError,
+  ProtocolError,
+  RequestError,
+  TlsError,
+  UriError,
+} from "./errors.js";
+export type { ExportInfo } from "./export-info.js";
+export {
+  ClientFault,
+  type ClientFaultCode,
+  type DescribeExtents,
+  type ExportLookup,
+  type ExportSource,
+  type ListenAddress,
+  MemoryDisk,
+  type MemoryDiskOptions,
+  NbdServer,
+  type NbdServerEvent,
+  type NbdServerOptions,
+  ServedError,
+  type ServedExport,
+  type ServerTls,
+} from "./server/index.js";
+export type { ConnectOptions, NbdEvent, ReachOptions, ReconnectOptions } from "./settings.js";
+export type { TlsOptions } from "./tls.js";
+export { type Endpoint, formatNbdUri, type NbdAddress, parseNbdUri, type TlsAddress } from "./uri.js";
+export { ALLOCATION, DIRTY } from "./wire/constants.js";
+export type { BlockSize, ListedExport } from "./wire/options.js";
+export type { Protocol } from "./wire/requests.js";

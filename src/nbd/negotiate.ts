@@ -1,0 +1,301 @@
+/**
+ * The handshake, in the order of the specification's section "Fixed newstyle negotiation". It does no I/O: as a
+ * generator it yields what to send, how much to receive, and when to start TLS, and is told what came.
+ */
+
+import { MetaContextError, OptionError, ProtocolError, quote, TlsError } from "./errors.js";
+import { decodeText } from "./wire/bytes.js";
+import { HANDSHAKE, INFO, OPTION, OPTION_ERROR, OPTION_REPLY } from "./wire/constants.js";
+import {
+  type BlockSize,
+  decodeExport,
+  decodeGreeting,
+  decodeInfo,
+  decodeMetaContext,
+  decodeOptionReply,
+  decodeServer,
+  EXPORT_NAME_REPLY,
+  encodeClientFlags,
+  encodeExportName,
+  encodeGo,
+  encodeMetaQueries,
+  encodeOption,
+  GREETING_LENGTH,
+  type ListedExport,
+  OPTION_IS_ERROR,
+  OPTION_REPLY_LENGTH,
+  optionErrorName,
+  optionName,
+} from "./wire/options.js";
+import type { Protocol } from "./wire/requests.js";
+
+/** What the handshake wants done next. Only `receive` hands bytes back: exactly `length` of them. */
+export type Step =
+  | { readonly kind: "send"; readonly bytes: Uint8Array }
+  | { readonly kind: "receive"; readonly length: number; readonly awaiting: string }
+  | { readonly kind: "startTls" };
+
+export type Negotiation<T> = Generator<Step, T, Uint8Array>;
+
+export interface Wish {
+  readonly exportName: string;
+  readonly tls: boolean;
+  /** Their absence fails the negotiation. */
+  readonly metaContexts: readonly string[];
+  /** Taken where the server has them. */
+  readonly optionalContexts: readonly string[];
+  /** Whether to ask which contexts the server has. */
+  readonly listContexts: boolean;
+}
+
+export interface Negotiated {
+  /** The canonical name, where the server told one; else the name asked for. */
+  readonly name: string;
+  readonly description: string | undefined;
+  readonly size: number;
+  readonly flags: number;
+  readonly blockSize: BlockSize | undefined;
+  readonly protocol: Protocol;
+  readonly tls: boolean;
+  /** Names of the granted contexts by the ids that replies carry. */
+  readonly contexts: ReadonlyMap<number, string>;
+  readonly availableContexts: readonly string[] | undefined;
+}
+
+/** Replies to one option that are accepted, and their payload in bytes: more is a server that won't come to an end. */
+const MAX_REPLIES = 65_536;
+const MAX_REPLY_BYTES = 16 * 1024 * 1024;
+
+/** From the greeting to an export that is ready for requests. */
+export function* negotiate(wish: Wish): Negotiation<Negotiated> {
+  const handshake = yield* greet();
+  if ((handshake & HANDSHAKE.FIXED_NEWSTYLE) === 0) return yield* withoutOptions(wish, handshake);
+  if (wish.tls) yield* startTls();
+  const protocol = yield* chooseProtocol();
+  const availableContexts = wish.listContexts ? yield* listContexts(wish, protocol) : undefined;
+  const contexts = yield* setContexts(wish, protocol);
+  const granted = { protocol, tls: wish.tls, contexts, availableContexts };
+  const selected = (yield* go(wish)) ?? (yield* exportName(wish, handshake, protocol));
+  return { ...selected, ...granted };
+}
+
+/** From the greeting to the list of the server's exports; ends the conversation. */
+export function* negotiateList(wish: Pick<Wish, "tls">): Negotiation<readonly ListedExport[]> {
+  const handshake = yield* greet();
+  if ((handshake & HANDSHAKE.FIXED_NEWSTYLE) === 0) {
+    throw new ProtocolError("the server speaks a handshake that is too old to list its exports");
+  }
+  if (wish.tls) yield* startTls();
+  const answer = yield* ask(OPTION.LIST, undefined, OPTION_REPLY.SERVER);
+  if (answer.refusal !== undefined) throw answer.refusal;
+  return answer.items.map(decodeServer);
+}
+
+/** Takes leave of a server that is still negotiating. Not every server acknowledges it, so no reply is awaited. */
+export const FAREWELL: Uint8Array = encodeOption(OPTION.ABORT);
+
+function* greet(): Negotiation<number> {
+  const flags = decodeGreeting(yield* receive(GREETING_LENGTH, "the greeting"));
+  // Never more than the server offered: QEMU hangs up on a flag that it doesn't know.
+  const known = flags & (HANDSHAKE.FIXED_NEWSTYLE | HANDSHAKE.NO_ZEROES);
+  yield send(encodeClientFlags(known));
+  return known;
+}
+
+function* startTls(): Negotiation<void> {
+  const { refusal } = yield* ask(OPTION.STARTTLS);
+  if (refusal !== undefined) {
+    throw new TlsError("NBD_TLS_REFUSED", `TLS is wanted and not to be had: ${refusal.message}`, {
+      cause: refusal,
+    });
+  }
+  yield { kind: "startTls" };
+}
+
+/** Extended headers where the server has them, else structured replies, else simple ones. */
+function* chooseProtocol(): Negotiation<Protocol> {
+  if (yield* agree(OPTION.EXTENDED_HEADERS)) return "extended";
+  if (yield* agree(OPTION.STRUCTURED_REPLY)) return "structured";
+  return "simple";
+}
+
+/** Whether the server accepts an option that can be done without. */
+function* agree(option: number): Negotiation<boolean> {
+  const { refusal, type } = yield* ask(option);
+  if (refusal === undefined) return true;
+  if (type === OPTION_ERROR.TLS_REQD || type === OPTION_ERROR.SHUTDOWN) throw refusal;
+  return false;
+}
+
+function* listContexts(wish: Wish, protocol: Protocol): Negotiation<readonly string[]> {
+  if (protocol === "simple") return [];
+  const query = encodeMetaQueries(wish.exportName, []);
+  const { refusal, type, items } = yield* ask(OPTION.LIST_META_CONTEXT, query, OPTION_REPLY.META_CONTEXT);
+  if (type === OPTION_ERROR.UNSUP) return [];
+  if (refusal !== undefined) throw refusal;
+  return items.map((item) => decodeMetaContext(item).name);
+}
+
+function* setContexts(wish: Wish, protocol: Protocol): Negotiation<ReadonlyMap<number, string>> {
+  const wanted = [...new Set([...wish.metaContexts, ...wish.optionalContexts])];
+  if (wanted.length === 0) return new Map();
+  if (protocol === "simple") {
+    requireContexts(wish.metaContexts, [], "the server has no structured replies and so no meta contexts");
+    return new Map();
+  }
+  let answer = yield* ask(
+    OPTION.SET_META_CONTEXT,
+    encodeMetaQueries(wish.exportName, wanted),
+    OPTION_REPLY.META_CONTEXT,
+  );
+  if (answer.type === OPTION_ERROR.TOO_BIG && wish.metaContexts.length < wanted.length) {
+    answer = yield* ask(
+      OPTION.SET_META_CONTEXT,
+      encodeMetaQueries(wish.exportName, wish.metaContexts),
+      OPTION_REPLY.META_CONTEXT,
+    );
+  }
+  const { refusal, type, items } = answer;
+  if (refusal !== undefined && type !== OPTION_ERROR.UNSUP) throw refusal;
+  const granted = new Map<number, string>();
+  for (const { id, name } of items.map(decodeMetaContext)) {
+    if (!wanted.includes(name)) {
+      throw new ProtocolError(`the server sent the meta context ${quote(name)}, which was not asked for`);
+    }
+    if (granted.has(id) || [...granted.values()].includes(name)) {
+      throw new ProtocolError(`the server sent the meta context ${quote(name)}, or its id, twice`);
+    }
+    granted.set(id, name);
+  }
+  requireContexts(
+    wish.metaContexts,
+    [...granted.values()],
+    `the server doesn't have them for export ${quote(wish.exportName)}`,
+  );
+  return granted;
+}
+
+function requireContexts(mandatory: readonly string[], granted: readonly string[], reason: string): void {
+  const missing = mandatory.filter((name) => !granted.includes(name));
+  if (missing.length === 0) return;
+  throw new MetaContextError(
+    `meta contexts ${missing.map(quote).join(", ")} are not to be had: ${reason}`,
+    missing,
+  );
+}
+
+type Selected = Pick<Negotiated, "name" | "description" | "size" | "flags" | "blockSize">;
+
+/**
+ * Selects the export. Block sizes are always asked for, so they always have to be obeyed.
+ * @returns undefined where the server doesn't know the option
+ */
+function* go(wish: Wish): Negotiation<Selected | undefined> {
+  const data = encodeGo(wish.exportName, [INFO.BLOCK_SIZE, INFO.NAME, INFO.DESCRIPTION]);
+  const { refusal, type, items } = yield* ask(OPTION.GO, data, OPTION_REPLY.INFO);
+  if (type === OPTION_ERROR.UNSUP) return undefined;
+  if (refusal !== undefined) throw refusal;
+  let found: { size: number; flags: number } | undefined;
+  let name = wish.exportName;
+  let description: string | undefined;
+  let blockSize: BlockSize | undefined;
+  for (const fact of items.map(decodeInfo)) {
+    switch (fact.kind) {
+      case "export":
+        found = fact;
+        break;
+      case "name":
+        name = fact.name;
+        break;
+      case "description":
+        description = fact.description;
+        break;
+      case "blockSize":
+        blockSize = fact.blockSize;
+        break;
+      case "unknown":
+        break;
+      default:
+        fact satisfies never;
+    }
+  }
+  if (found === undefined) {
+    throw new ProtocolError("the server sent its consent to GO without the export's size");
+  }
+  return { name, description, size: found.size, flags: found.flags, blockSize };
+}
+
+/** The way to an export before there was GO. A server that doesn't know the name can only hang up. */
+function* exportName(wish: Wish, handshake: number, protocol: Protocol): Negotiation<Selected> {
+  if (protocol === "extended") {
+    throw new ProtocolError("the server sent its consent to extended headers, but doesn't know GO");
+  }
+  yield send(encodeOption(OPTION.EXPORT_NAME, encodeExportName(wish.exportName)));
+  const awaiting = `export ${quote(wish.exportName)} (this server hangs up where it doesn't exist)`;
+  const found = decodeExport(yield* receive(EXPORT_NAME_REPLY.LENGTH, awaiting));
+  if ((handshake & HANDSHAKE.NO_ZEROES) === 0) yield* receive(EXPORT_NAME_REPLY.ZEROES, awaiting);
+  return { name: wish.exportName, description: undefined, ...found, blockSize: undefined };
+}
+
+/** With a server that isn't "fixed" no other option than EXPORT_NAME is safe. */
+function* withoutOptions(wish: Wish, handshake: number): Negotiation<Negotiated> {
+  const reason = "the server speaks a handshake that is too old for it";
+  if (wish.tls) throw new TlsError("NBD_TLS_REFUSED", `TLS is wanted and not to be had: ${reason}`);
+  requireContexts(wish.metaContexts, [], reason);
+  const selected = yield* exportName(wish, handshake, "simple");
+  const availableContexts = wish.listContexts ? [] : undefined;
+  return { ...selected, protocol: "simple", tls: false, contexts: new Map(), availableContexts };
+}
+
+interface Answer {
+  /** Payloads of the replies before the last. */
+  readonly items: readonly Uint8Array[];
+  /** Type of the last reply: ACK or an error. */
+  readonly type: number;
+  readonly refusal: OptionError | undefined;
+}
+
+/** Sends an option and takes in all replies to it, of which those before the last must be of type `itemType`. */
+function* ask(option: number, data?: Uint8Array, itemType?: number): Negotiation<Answer> {
+  yield send(encodeOption(option, data));
+  const items: Uint8Array[] = [];
+  let bytes = 0;
+  while (items.length < MAX_REPLIES && bytes < MAX_REPLY_BYTES) {
+    const awaiting = `the reply to ${optionName(option)}`;
+    const header = decodeOptionReply(yield* receive(OPTION_REPLY_LENGTH, awaiting), option);
+    const payload = header.length > 0 ? yield* receive(header.length, awaiting) : new Uint8Array(0);
+    bytes += payload.length;
+    if ((header.type & OPTION_IS_ERROR) !== 0) {
+      return { items, type: header.type, refusal: refusalOf(option, header.type, payload) };
+    }
+    if (header.type === OPTION_REPLY.ACK) return { items, type: header.type, refusal: undefined };
+    if (header.type !== itemType) {
+      throw new ProtocolError(`the server sent a reply of type ${header.type} to ${optionName(option)}`);
+    }
+    items.push(payload);
+  }
+  throw new ProtocolError(`the server sent replies to ${optionName(option)} without end`);
+}
+
+function refusalOf(option: number, type: number, payload: Uint8Array): OptionError {
+  const serverText = decodeText(payload);
+  const facts = { option: optionName(option), reply: optionErrorName(type), serverText };
+  const text = serverText === "" ? "" : `: ${quote(serverText)}`;
+  const message = `the server refused ${facts.option} with ${facts.reply}${text}`;
+  switch (type) {
+    case OPTION_ERROR.TLS_REQD:
+      return new OptionError("NBD_TLS_REQUIRED", `${message}; it wants TLS: use a nbds:// URI`, facts);
+    case OPTION_ERROR.UNKNOWN:
+      return new OptionError("NBD_EXPORT_UNKNOWN", `${message}; list its exports to see their names`, facts);
+    default:
+      return new OptionError("NBD_OPTION_REFUSED", message, facts);
+  }
+}
+
+function send(bytes: Uint8Array): Step {
+  return { kind: "send", bytes };
+}
+
+function* receive(length: number, awaiting: string): Negotiation<Uint8Array> {
+  return yield { kind: "receive", length, awaiting };
+}

@@ -1,0 +1,192 @@
+/** The connections to one export: opens what is wanted, notices losses, replaces what can be replaced. */
+
+import { setTimeout as sleep } from "node:timers/promises";
+import { abortable, aborted } from "./abort.js";
+import { Connection } from "./connection.js";
+import { dial } from "./dial.js";
+import { ConnectionError, RequestError } from "./errors.js";
+import { difference, type ExportInfo } from "./export-info.js";
+import { negotiate } from "./negotiate.js";
+import type { NbdEvent, Settings } from "./settings.js";
+import { describe } from "./socket.js";
+
+/** Whether a request may be sent again without harm after its connection was lost. */
+export interface Repeat {
+  readonly repeatable: boolean;
+  readonly signal: AbortSignal | undefined;
+}
+
+export class Pool {
+  readonly export: ExportInfo;
+  readonly #settings: Settings;
+  #live: Connection[] = [];
+  /** Requests of connections that are gone. */
+  #pastRequests = 0;
+  #lastLoss: Error | undefined;
+  #reconnecting: Promise<void> | undefined;
+  /** Ends what goes on in the background. */
+  readonly #closing = new AbortController();
+  #extras: Promise<unknown> = Promise.resolve();
+
+  private constructor(settings: Settings, first: Connection) {
+    this.export = first.export;
+    this.#settings = settings;
+    this.#adopt(first);
+    this.#openExtras();
+  }
+
+  static async open(settings: Settings): Promise<Pool> {
+    return new Pool(settings, await openConnection(settings, settings.signal));
+  }
+
+  get connections(): number {
+    return this.#live.length;
+  }
+
+  get requests(): number {
+    return this.#live.reduce((sum, connection) => sum + connection.requests, this.#pastRequests);
+  }
+
+  /** Makes one request over the connection with the least to do, and over others when that one is lost. */
+  async run<T>(request: (connection: Connection) => Promise<T>, repeat: Repeat): Promise<T> {
+    const { reconnect } = this.#settings;
+    const repeats = reconnect !== undefined && repeat.repeatable ? reconnect.attempts : 0;
+    for (let attempt = 0; ; attempt++) {
+      const connection = this.#idlest() ?? (await this.#wait(repeat.signal));
+      try {
+        return await request(connection);
+      } catch (error) {
+        if (attempt >= repeats || !isLoss(error) || this.#closing.signal.aborted) throw error;
+      }
+    }
+  }
+
+  async close(): Promise<void> {
+    this.#closing.abort();
+    await Promise.allSettled([this.#extras, this.#reconnecting]);
+    await Promise.all(this.#live.map((connection) => connection.close()));
+    for (const connection of this.#live) this.#forget(connection);
+  }
+
+  #idlest(): Connection | undefined {
+    let best: Connection | undefined;
+    for (const connection of this.#live) {
+      if (connection.ended === undefined && (best === undefined || connection.load < best.load)) {
+        best = connection;
+      }
+    }
+    return best;
+  }
+
+  /** A connection where there is none: by reconnecting, if that is wanted. */
+  async #wait(signal: AbortSignal | undefined): Promise<Connection> {
+    const where = describe(this.#settings.endpoint);
+    if (this.#closing.signal.aborted) {
+      throw new ConnectionError("NBD_CLOSED", `the client of ${where} is closed`);
+    }
+    if (this.#settings.reconnect !== undefined) {
+      this.#reconnecting ??= this.#reconnect().finally(() => {
+        this.#reconnecting = undefined;
+      });
+      await abortable(this.#reconnecting, signal);
+    }
+    const connection = this.#idlest();
+    if (connection !== undefined) return connection;
+    throw this.#lastLoss ?? new ConnectionError("NBD_CONNECTION_LOST", `the connection to ${where} is gone`);
+  }
+
+  async #reconnect(): Promise<void> {
+    const { attempts, delayMs, maxDelayMs } = this.#settings.reconnect ?? {
+      attempts: 0,
+      delayMs: 0,
+      maxDelayMs: 0,
+    };
+    const { signal } = this.#closing;
+    for (let attempt = 1; ; attempt++) {
+      try {
+        this.#adopt(await this.#openSame());
+        this.#openExtras();
+        return;
+      } catch (error) {
+        this.#tell({ type: "reconnect-failed", error, attempt });
+        const isHopeless = !(error instanceof ConnectionError) || error.code === "NBD_EXPORT_CHANGED";
+        if (isHopeless || attempt >= attempts || signal.aborted) throw error;
+      }
+      await sleep(Math.min(delayMs * 2 ** (attempt - 1), maxDelayMs), undefined, { signal });
+    }
+  }
+
+  /** Another connection to what has to be the same export. */
+  async #openSame(): Promise<Connection> {
+    const connection = await openConnection(this.#settings, this.#closing.signal);
+    const change = difference(this.export, connection.export);
+    if (change === undefined && !this.#closing.signal.aborted) return connection;
+    await connection.close();
+    if (change === undefined) throw aborted(this.#closing.signal);
+    const where = describe(this.#settings.endpoint);
+    throw new ConnectionError(
+      "NBD_EXPORT_CHANGED",
+      `the export at ${where} is not the same any more: ${change}`,
+    );
+  }
+
+  /** Opens what is missing, in the background. One that doesn't come is done without. */
+  #openExtras(): void {
+    if (!this.export.canMultiConn) return;
+    const missing = this.#settings.connections - this.#live.length;
+    const openings = Array.from({ length: Math.max(0, missing) }, async () => {
+      try {
+        this.#adopt(await this.#openSame());
+      } catch (error) {
+        if (!this.#closing.signal.aborted) {
+          this.#tell({ type: "not-opened", error, connections: this.#live.length });
+        }
+      }
+    });
+    this.#extras = Promise.all([this.#extras, ...openings]);
+  }
+
+  #adopt(connection: Connection): void {
+    this.#live.push(connection);
+    this.#tell({ type: "opened", connections: this.#live.length });
+    connection.onLost = (error) => {
+      this.#forget(connection);
+      this.#lastLoss = error;
+      this.#tell({ type: "lost", error, connections: this.#live.length });
+    };
+  }
+
+  #forget(connection: Connection): void {
+    this.#live = this.#live.filter((other) => other !== connection);
+    this.#pastRequests += connection.requests;
+  }
+
+  /** Later, so that whatever the listener does or throws can't get in the way here. */
+  #tell(event: NbdEvent): void {
+    queueMicrotask(() => this.#settings.onEvent(event));
+  }
+}
+
+/** Whether a failure says nothing of the request, only that its connection is gone. */
+function isLoss(error: unknown): boolean {
+  if (error instanceof RequestError) return error.errno === "ESHUTDOWN";
+  if (!(error instanceof ConnectionError)) return false;
+  return (
+    error.code === "NBD_CLOSED_BY_SERVER" ||
+    error.code === "NBD_CONNECTION_LOST" ||
+    error.code === "NBD_IDLE_TIMEOUT"
+  );
+}
+
+async function openConnection(settings: Settings, signal: AbortSignal | undefined): Promise<Connection> {
+  const { address, secure, metaContexts, optionalContexts, listContexts, idleTimeoutMs } = settings;
+  const wish = {
+    exportName: address.exportName,
+    tls: secure !== undefined,
+    metaContexts,
+    optionalContexts,
+    listContexts,
+  };
+  const { transport, result, rest } = await dial({ ...settings, signal }, negotiate(wish));
+  return new Connection(transport, result, rest, idleTimeoutMs);
+}

@@ -1,0 +1,113 @@
+/**
+ * Any stretch of an export, cut into requests that keep to its limits.
+ *
+ *     asked            |-------------------------------|
+ *     blocks       |-------|-------|-------|-------|-------|
+ *     requests     [bounce][ straight into the target  ][bounce]
+ *
+ * A bounce is a block of which only a part was asked for: it is read into a buffer of its own.
+ */
+
+import { RequestError } from "./errors.js";
+import type { Limits } from "./export-info.js";
+
+/** Reads one stretch by one request. */
+export type ReadPiece = (offset: number, target: Uint8Array) => Promise<void>;
+
+/** The specification promises unfragmented reads up to this size. */
+const SAFE_UNFRAGMENTED = 64 * 1024;
+
+/** Whether one request can read the stretch straight into place. */
+export function fitsOneRequest(limits: Limits, offset: number, length: number): boolean {
+  const end = offset + length;
+  return (
+    length <= limits.maxPayload &&
+    offset % limits.alignment === 0 &&
+    (end % limits.alignment === 0 || end === limits.size)
+  );
+}
+
+/**
+ * Fills `target` from `offset`. When it settles, no request writes to `target` any more, even after a failure.
+ */
+export async function readRange(
+  limits: Limits,
+  offset: number,
+  target: Uint8Array,
+  readPiece: ReadPiece,
+): Promise<void> {
+  const { alignment, size } = limits;
+  const end = offset + target.length;
+  const bounces: Bounce[] = [];
+  let from = offset;
+  let to = end;
+  if (offset % alignment !== 0) {
+    const bounce = makeBounce(offset - (offset % alignment), limits);
+    bounces.push(bounce);
+    from = bounce.offset + bounce.buffer.length;
+  }
+  if (end % alignment !== 0 && end !== size && end > from) {
+    to = end - (end % alignment);
+    bounces.push(makeBounce(to, limits));
+  }
+  const reads = bounces.map((bounce) => readPiece(bounce.offset, bounce.buffer));
+  const middle = inPieces(from, to - from, limits.maxPayload, (at, length) =>
+    readPiece(at, target.subarray(at - offset, at - offset + length)),
+  );
+  await allSettled([...reads, middle]);
+  for (const bounce of bounces) {
+    const start = Math.max(bounce.offset, offset);
+    const stop = Math.min(bounce.offset + bounce.buffer.length, end);
+    target.set(bounce.buffer.subarray(start - bounce.offset, stop - bounce.offset), start - offset);
+  }
+}
+
+interface Bounce {
+  readonly offset: number;
+  readonly buffer: Uint8Array;
+}
+
+function makeBounce(offset: number, limits: Limits): Bounce {
+  return { offset, buffer: new Uint8Array(Math.min(limits.alignment, limits.size - offset)) };
+}
+
+/** Reads by one request, or by small ones where the server can't do so much without fragmenting it. */
+export async function readUnfragmented(
+  limits: Limits,
+  offset: number,
+  target: Uint8Array,
+  readPiece: ReadPiece,
+): Promise<void> {
+  try {
+    await readPiece(offset, target);
+  } catch (error) {
+    const tooMuch = error instanceof RequestError && error.errno === "EOVERFLOW";
+    const step = Math.max(limits.alignment, SAFE_UNFRAGMENTED);
+    if (!tooMuch || target.length <= step) throw error;
+    await inPieces(offset, target.length, step, (at, length) =>
+      readPiece(at, target.subarray(at - offset, at - offset + length)),
+    );
+  }
+}
+
+/** Works through [offset, offset + length) in steps, several at once. Settles when the last one has. */
+export async function inPieces(
+  offset: number,
+  length: number,
+  step: number,
+  work: (offset: number, length: number) => Promise<void>,
+): Promise<void> {
+  const pieces: Promise<void>[] = [];
+  for (let at = offset; at < offset + length; at += step) {
+    pieces.push(work(at, Math.min(step, offset + length - at)));
+  }
+  await allSettled(pieces);
+}
+
+/** Waits for all, and then fails with the first failure: none may still be busy with the target. */
+async function allSettled(reads: readonly Promise<void>[]): Promise<void> {
+  const outcomes = await Promise.allSettled(reads);
+  for (const outcome of outcomes) {
+    if (outcome.status === "rejected") throw outcome.reason;
+  }
+}

@@ -1,0 +1,173 @@
+import { once } from "node:events";
+import { createServer, type Server, type Socket } from "node:net";
+import { ByteChannel } from "./byte-channel.js";
+import { ClientFault } from "./errors.js";
+import type { ExportSource } from "./export.js";
+import { negotiate } from "./handshake.js";
+import type { Session } from "./session.js";
+import { checkTls, type ServerTls, upgradeToTls } from "./tls.js";
+import { serveRequests } from "./transmission.js";
+
+/** Where to listen: a Unix socket, or TCP, where port 0 is any free one. */
+export type ListenAddress = { readonly path: string } | { readonly host: string; readonly port: number };
+
+/** `connection` numbers the connections of a server from 1. */
+export type NbdServerEvent =
+  | { readonly type: "connected"; readonly connection: number }
+  /** More than `maxConnections`: the client was hung up on. */
+  | { readonly type: "turned-away" }
+  /** The system had no connection to give, for instance for want of file descriptors; listening goes on. */
+  | { readonly type: "accept-failed"; readonly error: Error }
+  | {
+      readonly type: "export-opened";
+      readonly connection: number;
+      readonly exportName: string;
+      readonly mode: Session["mode"];
+      readonly contexts: readonly string[];
+    }
+  /** An export failed to answer; the client got an error. */
+  | {
+      readonly type: "request-failed";
+      readonly connection: number;
+      readonly exportName: string;
+      readonly error: unknown;
+    }
+  /** Without `error` the client said goodbye as it should. */
+  | { readonly type: "disconnected"; readonly connection: number; readonly error?: unknown };
+
+export interface NbdServerOptions {
+  /** Looked up anew for each connection. */
+  readonly exports: ExportSource;
+  readonly address: ListenAddress;
+  /** Given, TLS is required. */
+  readonly tls?: ServerTls;
+  /** Default 64. */
+  readonly maxConnections?: number;
+  /** Time from the connection to the choice of an export. Default 10 000. */
+  readonly handshakeTimeoutMs?: number;
+  readonly onEvent?: (event: NbdServerEvent) => void;
+}
+
+/**
+ * A read-only NBD server, small and strict: fixed newstyle; simple, structured and extended replies; meta contexts; TLS.
+ *
+ *     await using server = await NbdServer.listen({
+ *       exports: new Map([["disk", disk.freeze()]]),
+ *       address: { path: "/run/user/1000/nbd.sock" },
+ *     });
+ *     console.log(server.uri("disk")); // nbd+unix:///disk?socket=/run/user/1000/nbd.sock
+ */
+export class NbdServer implements AsyncDisposable {
+  readonly #server: Server;
+  readonly #options: NbdServerOptions;
+  /** Open connections, each with what ends when it is over. */
+  readonly #connections = new Map<Socket, Promise<void>>();
+  #connectionCount = 0;
+
+  private constructor(server: Server, options: NbdServerOptions) {
+    this.#server = server;
+    this.#options = options;
+    server.maxConnections = options.maxConnections ?? 64;
+    server.on("drop", () => options.onEvent?.({ type: "turned-away" }));
+    server.on("connection", (socket) => this.#accept(socket));
+  }
+
+  /** @throws the error of the system (EADDRINUSE, EACCES, ENOENT) or of OpenSSL, with `code` */
+  static async listen(options: NbdServerOptions): Promise<NbdServer> {
+    if (options.tls !== undefined) checkTls(options.tls);
+    // Half-open, so that replies still in flight reach a client that has closed its own side after DISC.
+    const server = createServer({ allowHalfOpen: true, noDelay: true });
+    const listening = new NbdServer(server, options);
+    server.listen(options.address);
+    await once(server, "listening");
+    server.on("error", (error) => options.onEvent?.({ type: "accept-failed", error }));
+    return listening;
+  }
+
+  /** What a client connects to while the server listens; of one that listens on every interface, this host's own. */
+  uri(exportName: string): string {
+    const scheme = this.#options.tls === undefined ? "nbd" : "nbds";
+    const path = encodeURIComponent(exportName);
+    const address = this.#server.address();
+    if (address === null) throw new Error("a server that is closed has no address");
+    if (typeof address === "string") {
+      return `${scheme}+unix:///${path}?socket=${encodeURIComponent(address).replaceAll("%2F", "/")}`;
+    }
+    const host = ["0.0.0.0", "::"].includes(address.address) ? "localhost" : address.address;
+    return `${scheme}://${host.includes(":") ? `[${host}]` : host}:${address.port}/${path}`;
+  }
+
+  /**
+   * Stops listening and hangs up on every client. Settles when no read of an export is under way any more, so the owner
+   * may close what it served.
+   */
+  async close(): Promise<void> {
+    const closed = new Promise((resolve) => {
+      this.#server.close(resolve);
+    });
+    for (const socket of this.#connections.keys()) {
+      socket.destroy(new ClientFault("SERVER_CLOSED", "the server was closed"));
+    }
+    await Promise.all([closed, ...this.#connections.values()]);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close();
+  }
+
+  #accept(socket: Socket): void {
+    this.#connectionCount += 1;
+    const over = this.#serve(socket, this.#connectionCount).finally(() => {
+      this.#connections.delete(socket);
+    });
+    this.#connections.set(socket, over);
+  }
+
+  async #serve(socket: Socket, connection: number): Promise<void> {
+    const { onEvent } = this.#options;
+    onEvent?.({ type: "connected", connection });
+    const channel = new ByteChannel(socket);
+    try {
+      const session = await this.#negotiate(socket, channel);
+      if (session !== undefined) {
+        const { exportName, mode, contexts } = session;
+        onEvent?.({
+          type: "export-opened",
+          connection,
+          exportName,
+          mode,
+          contexts: contexts.map(({ name }) => name),
+        });
+        await serveRequests(session, (error) => {
+          onEvent?.({ type: "request-failed", connection, exportName, error });
+        });
+      }
+      onEvent?.({ type: "disconnected", connection });
+    } catch (error) {
+      // What was given as a reason for hanging up says more than what the reading side saw of it.
+      onEvent?.({ type: "disconnected", connection, error: channel.failure ?? error });
+    } finally {
+      socket.destroy();
+    }
+  }
+
+  async #negotiate(socket: Socket, channel: ByteChannel): Promise<Session | undefined> {
+    const { exports, tls, handshakeTimeoutMs = 10_000 } = this.#options;
+    const timeout = setTimeout(() => {
+      const seconds = handshakeTimeoutMs / 1000;
+      socket.destroy(new ClientFault("HANDSHAKE_TIMEOUT", `no export was chosen within ${seconds} s`));
+    }, handshakeTimeoutMs);
+    try {
+      if (tls === undefined) return await negotiate(channel, { exports });
+      return await negotiate(channel, {
+        exports,
+        upgradeToTls: async () => {
+          channel.release();
+          return new ByteChannel(await upgradeToTls(socket, tls));
+        },
+      });
+    } finally {
+      clearTimeout(timeout);
+    }
+  }
+}

@@ -1,0 +1,122 @@
+/** Options of a connection, and what becomes of them once defaults and the URI are taken into account. */
+
+import { NbdError } from "./errors.js";
+import { prepareTls, type Secure, type TlsOptions } from "./tls.js";
+import { type NbdAddress, parseNbdUri } from "./uri.js";
+
+/** What it takes to reach a server, for any purpose. */
+export interface ReachOptions {
+  /** For connecting and negotiating together; default 10,000. */
+  readonly connectTimeoutMs?: number;
+  /** Ends connecting; it has no effect on what comes later. */
+  readonly signal?: AbortSignal;
+  readonly tls?: TlsOptions;
+  /** Connects to this host, while a certificate is still checked against the URI's. */
+  readonly hostOverride?: string;
+}
+
+export interface ConnectOptions extends ReachOptions {
+  /** Meta contexts that the caller can't do without: connecting fails where one isn't granted. */
+  readonly metaContexts?: readonly string[];
+  /** Meta contexts that are taken where the server has them. */
+  readonly optionalContexts?: readonly string[];
+  /** Asks which contexts there are, for `export.availableContexts`. */
+  readonly listContexts?: boolean;
+  /**
+   * Connections to spread requests over, if the export allows for several; default 1. Those after the first
+   * are opened in the background, and done without where they don't come.
+   */
+  readonly connections?: number;
+  /** A connection on which nothing comes for so long while requests are outstanding is given up; default 60,000. */
+  readonly idleTimeoutMs?: number;
+  /** Replaces connections that are lost; without it, what was on them fails. */
+  readonly reconnect?: ReconnectOptions;
+  /** Told what happens to the connections, after the fact. */
+  readonly onEvent?: (event: NbdEvent) => void;
+}
+
+/**
+ * Requests on a lost connection are sent again over another one, or over a new one once it has shown the same size,
+ * flags and contexts. Reads and block status always are; writes where they are marked as idempotent.
+ */
+export interface ReconnectOptions {
+  /** Attempts in a row before giving up, and times that one request is sent again at most; default 5. */
+  readonly attempts?: number;
+  /** Before the second attempt; doubles with each one. Default 200. */
+  readonly delayMs?: number;
+  /** The most that the delay grows to; default 10,000. */
+  readonly maxDelayMs?: number;
+}
+
+/** What happens to the connections of a client; `connections` are those that live then. */
+export type NbdEvent =
+  | { readonly type: "opened"; readonly connections: number }
+  | { readonly type: "not-opened"; readonly error: unknown; readonly connections: number }
+  | { readonly type: "lost"; readonly error: NbdError; readonly connections: number }
+  | { readonly type: "reconnect-failed"; readonly error: unknown; readonly attempt: number };
+
+/** How to reach the server, all questions answered. */
+export interface Reach {
+  readonly address: NbdAddress;
+  readonly endpoint: NbdAddress["transport"];
+  readonly secure: Secure | undefined;
+  readonly connectTimeoutMs: number;
+  readonly signal: AbortSignal | undefined;
+}
+
+export interface Settings extends Reach {
+  readonly metaContexts: readonly string[];
+  readonly optionalContexts: readonly string[];
+  readonly listContexts: boolean;
+  readonly connections: number;
+  readonly idleTimeoutMs: number;
+  readonly reconnect: Required<ReconnectOptions> | undefined;
+  readonly onEvent: (event: NbdEvent) => void;
+}
+
+/** @throws {UriError} @throws {TlsError} @throws {NbdError} NBD_ARGUMENT */
+export async function resolveReach(target: string | NbdAddress, options: ReachOptions): Promise<Reach> {
+  const address = typeof target === "string" ? parseNbdUri(target) : target;
+  const { transport } = address;
+  const { hostOverride } = options;
+  const endpoint =
+    transport.kind === "tcp" && hostOverride !== undefined ? { ...transport, host: hostOverride } : transport;
+  return {
+    address,
+    endpoint,
+    secure: await prepareTls(address, options.tls),
+    connectTimeoutMs: positive("connectTimeoutMs", options.connectTimeoutMs ?? 10_000),
+    signal: options.signal,
+  };
+}
+
+export async function resolveSettings(
+  target: string | NbdAddress,
+  options: ConnectOptions,
+): Promise<Settings> {
+  const connections = positive("connections", options.connections ?? 1);
+  return {
+    ...(await resolveReach(target, options)),
+    metaContexts: [...(options.metaContexts ?? [])],
+    optionalContexts: [...(options.optionalContexts ?? [])],
+    listContexts: options.listContexts ?? false,
+    connections: Math.floor(connections),
+    idleTimeoutMs: positive("idleTimeoutMs", options.idleTimeoutMs ?? 60_000),
+    reconnect: options.reconnect === undefined ? undefined : resolveReconnect(options.reconnect),
+    onEvent: options.onEvent ?? (() => {}),
+  };
+}
+
+function resolveReconnect(options: ReconnectOptions): Required<ReconnectOptions> {
+  return {
+    attempts: positive("reconnect.attempts", options.attempts ?? 5),
+    delayMs: positive("reconnect.delayMs", options.delayMs ?? 200),
+    maxDelayMs: positive("reconnect.maxDelayMs", options.maxDelayMs ?? 10_000),
+  };
+}
+
+function positive(name: string, value: number): number {
+  // Node's timers hold 31 bits.
+  if (value >= 1 && value < 2 ** 31) return value;
+  throw new NbdError("NBD_ARGUMENT", `${name} is ${value}; it has to be at least 1 and below 2^31`);
+}

@@ -1,0 +1,239 @@
+/**
+ * Bytes to and from a server over TCP or a unix socket: the only place that knows node:net.
+ *
+ * Whoever wants the bytes says where the next ones go. A plain socket lets the kernel write right there; TLS
+ * has its own buffers, from which they are copied once.
+ */
+
+import { connect, isIP, type Socket } from "node:net";
+import type { Duplex } from "node:stream";
+import { ConnectionError, NbdError } from "./errors.js";
+import type { Endpoint } from "./uri.js";
+
+/** Takes what comes in. An error that it throws ends the connection. */
+export interface Receiver {
+  /** Where the next bytes go; never empty. The buffer is lent until `received` is called. */
+  target(): Uint8Array;
+  /** `count` bytes are at the start of the buffer lent last. */
+  received(count: number): void;
+  /** Nothing more will come. Called once. */
+  closed(error: NbdError): void;
+}
+
+const NOBODY: Receiver = {
+  target: () => new Uint8Array(256),
+  received: () => {},
+  closed: () => {},
+};
+
+/** How long a server may take to hang up after it was told goodbye. */
+const FAREWELL_MS = 1000;
+const KEEP_ALIVE_MS = 30_000;
+/** A host with several addresses gets the next one tried after this time; Node's own default gives up too early. */
+const NEXT_ADDRESS_MS = 1000;
+
+export class Transport {
+  /** Where this leads to, for messages. */
+  readonly peer: string;
+  /** Settles with the connection's establishment; rejects with a ConnectionError. */
+  readonly connected: Promise<void>;
+  #stream: Duplex;
+  #receiver: Receiver = NOBODY;
+  /** Who lent the buffer that the kernel writes to next. */
+  #lender: Receiver = NOBODY;
+  #failure: NbdError | undefined;
+  #isConnected = false;
+  #activity = 0;
+
+  /**
+   * Starts to connect.
+   * @param upgradable true where TLS is to follow, which rules out receiving in place
+   */
+  constructor(endpoint: Endpoint, upgradable: boolean) {
+    this.peer = describe(endpoint);
+    const target =
+      endpoint.kind === "unix" ? { path: endpoint.path } : { host: endpoint.host, port: endpoint.port };
+    const socket = connect({
+      ...target,
+      noDelay: true,
+      keepAlive: true,
+      keepAliveInitialDelay: KEEP_ALIVE_MS,
+      autoSelectFamilyAttemptTimeout: NEXT_ADDRESS_MS,
+      ...(upgradable ? {} : { onread: this.#inPlace() }),
+    });
+    this.#stream = socket;
+    this.connected = this.#establish(socket);
+    this.#listen(socket);
+    if (upgradable) socket.on("data", this.#onData);
+  }
+
+  /** Grows whenever bytes move; standing still means that the peer is silent. */
+  get activity(): number {
+    return this.#activity;
+  }
+
+  /** Hands what comes from now on to `receiver`, or tells it that nothing will. */
+  set receiver(receiver: Receiver) {
+    this.#receiver = receiver;
+    if (this.#failure !== undefined) receiver.closed(this.#failure);
+  }
+
+  /** Gives the receiver bytes that came before it was there. */
+  replay(bytes: Uint8Array): void {
+    this.#copy(bytes);
+  }
+
+  /** Sends a message. `payload` must not change until `onSent` is called, or the connection is destroyed. */
+  write(header: Uint8Array, payload?: Uint8Array, onSent?: () => void): void {
+    if (this.#failure !== undefined) return;
+    if (payload === undefined) {
+      this.#stream.write(header);
+      return;
+    }
+    this.#stream.cork();
+    this.#stream.write(header);
+    this.#stream.write(payload, () => {
+      this.#activity += 1;
+      onSent?.();
+    });
+    this.#stream.uncork();
+  }
+
+  /** Puts TLS on top. `secure` gets the plain stream, from which nothing is read here any more. */
+  async upgrade(secure: (plain: Duplex) => Promise<Duplex>): Promise<void> {
+    const plain = this.#stream;
+    plain.off("data", this.#onData);
+    plain.off("end", this.#onEnd);
+    const stream = await secure(plain);
+    this.#stream = stream;
+    this.#listen(stream);
+    if (this.#failure !== undefined) stream.destroy();
+    else stream.on("data", this.#onData);
+  }
+
+  /** Says a last word and waits for the server to hang up, though not for long. */
+  async end(lastWord: Uint8Array): Promise<void> {
+    if (this.#failure !== undefined) return;
+    const stream = this.#stream;
+    await new Promise<void>((resolve) => {
+      const timer = setTimeout(resolve, FAREWELL_MS);
+      stream.once("close", () => {
+        clearTimeout(timer);
+        resolve();
+      });
+      stream.end(lastWord);
+    });
+    this.destroy(new ConnectionError("NBD_CLOSED", `the connection to ${this.peer} is closed`));
+  }
+
+  /** Hangs up at once. Afterwards no buffer is written to any more. */
+  destroy(error: NbdError): void {
+    if (this.#failure !== undefined) return;
+    this.#failure = error;
+    this.#stream.destroy();
+    this.#receiver.closed(error);
+  }
+
+  #establish(socket: Socket): Promise<void> {
+    const connected = new Promise<void>((resolve, reject) => {
+      socket.once("connect", () => {
+        this.#isConnected = true;
+        resolve();
+      });
+      socket.once("close", () => reject(this.#failure));
+    });
+    // Whoever doesn't wait for it learns of a failure through its receiver.
+    connected.catch(() => {});
+    return connected;
+  }
+
+  #listen(stream: Duplex): void {
+    stream.on("error", (error: Error) => this.destroy(this.#explain(error)));
+    stream.on("end", this.#onEnd);
+    stream.on("close", this.#onEnd);
+  }
+
+  readonly #onEnd = (): void => {
+    const message = `the server at ${this.peer} closed the connection`;
+    this.destroy(new ConnectionError("NBD_CLOSED_BY_SERVER", message));
+  };
+
+  readonly #onData = (bytes: Uint8Array): void => {
+    this.#copy(bytes);
+  };
+
+  #inPlace() {
+    return {
+      buffer: (): Uint8Array => {
+        this.#lender = this.#failure === undefined ? this.#receiver : NOBODY;
+        return this.#lender.target();
+      },
+      callback: (count: number, buffer: Uint8Array): boolean => {
+        if (this.#lender === this.#receiver) this.#take(count);
+        else this.#copy(buffer.subarray(0, count));
+        return true;
+      },
+    };
+  }
+
+  #copy(bytes: Uint8Array): void {
+    let at = 0;
+    while (at < bytes.length && this.#failure === undefined) {
+      const target = this.#receiver.target();
+      const count = Math.min(target.length, bytes.length - at);
+      target.set(bytes.subarray(at, at + count));
+      at += count;
+      this.#take(count);
+    }
+  }
+
+  /** Bytes are where the receiver wanted them. Its errors must not escape into Node's event loop. */
+  #take(count: number): void {
+    if (this.#failure !== undefined) return;
+    this.#activity += 1;
+    try {
+      this.#receiver.received(count);
+    } catch (error) {
+      this.destroy(error instanceof NbdError ? error : this.#explain(error));
+    }
+  }
+
+  #explain(error: unknown): ConnectionError {
+    const reason = reasonOf(error);
+    if (this.#isConnected) {
+      const message = `the connection to ${this.peer} broke: ${reason}`;
+      return new ConnectionError("NBD_CONNECTION_LOST", message, { cause: error });
+    }
+    const message = `no connection to ${this.peer}: ${reason}`;
+    return new ConnectionError("NBD_CONNECT_FAILED", message, { cause: error });
+  }
+}
+
+/** An endpoint for messages. */
+export function describe(endpoint: Endpoint): string {
+  if (endpoint.kind === "unix") return `socket ${endpoint.path.replace("\0", "@")}`;
+  return endpoint.host.includes(":")
+    ? `[${endpoint.host}]:${endpoint.port}`
+    : `${endpoint.host}:${endpoint.port}`;
+}
+
+const HINTS: Readonly<Record<string, string>> = {
+  ENOENT: "there is no such socket; is the server running?",
+  ECONNREFUSED: "nobody listens there; is the server running?",
+  EACCES: "permission denied; may this user open the socket?",
+  ENOTFOUND: "there is no such host",
+};
+
+function reasonOf(error: unknown): string {
+  // A host with several addresses fails with one error for each; the first one is as good as any.
+  const first: unknown = error instanceof AggregateError ? error.errors[0] : error;
+  if (!(first instanceof Error)) return String(first);
+  const code = "code" in first && typeof first.code === "string" ? first.code : "";
+  const hint = HINTS[code];
+  return hint === undefined ? first.message || code : `${code}, ${hint}`;
+}
+
+/** Whether a host is an address rather than a name. */
+export function isIpAddress(host: string): boolean {
+  return isIP(host) !== 0;
+}

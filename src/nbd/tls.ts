@@ -1,0 +1,146 @@
+/**
+ * TLS on top of a connection: the only place that knows node:tls. Verification is on; what switches it off has
+ * "insecure" in its name.
+ */
+
+import { readFile } from "node:fs/promises";
+import { join } from "node:path";
+import type { Duplex } from "node:stream";
+import { type ConnectionOptions, connect, DEFAULT_CIPHERS, type PeerCertificate } from "node:tls";
+import { TlsError } from "./errors.js";
+import { isIpAddress } from "./socket.js";
+import type { NbdAddress } from "./uri.js";
+
+/** How to set up TLS. What is given here goes before what the URI says. Its presence makes TLS mandatory. */
+export interface TlsOptions {
+  /** Folder with ca-cert.pem and, for a client certificate, client-cert.pem and client-key.pem. */
+  readonly certificates?: string;
+  /** CA certificates in PEM, instead of a folder. Only these are trusted then, no others of the system. */
+  readonly ca?: string | Uint8Array;
+  readonly cert?: string | Uint8Array;
+  readonly key?: string | Uint8Array;
+  /** File of `username:hexkey` lines, for a pre-shared key instead of certificates. */
+  readonly pskFile?: string;
+  readonly username?: string;
+  /** The name that the server's certificate has to carry, where it isn't the host's. */
+  readonly hostname?: string;
+  /** Takes any certificate: encrypts, but to whom is unknown. The URI's `tls-verify-peer=0` needs it, too. */
+  readonly insecureSkipVerification?: boolean;
+}
+
+/** Puts TLS on a plain stream. */
+export type Secure = (plain: Duplex) => Promise<Duplex>;
+
+/**
+ * Reads certificates and keys for `address`; undefined where TLS isn't wanted.
+ * @throws {TlsError} NBD_TLS_CONFIG
+ */
+export async function prepareTls(address: NbdAddress, options?: TlsOptions): Promise<Secure | undefined> {
+  if (address.tls === undefined && options === undefined) return undefined;
+  const wanted: TlsOptions = { ...withoutVerify(address), ...options };
+  const insecure = wanted.insecureSkipVerification === true;
+  if (address.tls?.verifyPeer === false && !insecure) {
+    throw new TlsError(
+      "NBD_TLS_CONFIG",
+      "the URI says tls-verify-peer=0, which takes the option insecureSkipVerification as well",
+    );
+  }
+  const identity =
+    wanted.pskFile === undefined
+      ? await certificateIdentity(address, wanted, insecure)
+      : await pskIdentity(wanted.pskFile, wanted.username);
+  return (plain) => handshake(plain, identity);
+}
+
+function withoutVerify(address: NbdAddress): TlsOptions {
+  const { verifyPeer: _, ...rest } = address.tls ?? {};
+  return rest;
+}
+
+async function certificateIdentity(
+  address: NbdAddress,
+  wanted: TlsOptions,
+  insecure: boolean,
+): Promise<ConnectionOptions> {
+  const { certificates } = wanted;
+  const fromFolder = async (name: string, optional: boolean) =>
+    certificates === undefined ? undefined : await readPem(join(certificates, name), optional);
+  const ca = wanted.ca ?? (await fromFolder("ca-cert.pem", false));
+  const cert = wanted.cert ?? (await fromFolder("client-cert.pem", true));
+  const key = wanted.key ?? (await fromFolder("client-key.pem", true));
+  if ((cert === undefined) !== (key === undefined)) {
+    throw new TlsError("NBD_TLS_CONFIG", "a client certificate and its key only make sense together");
+  }
+  const host = address.transport.kind === "tcp" ? address.transport.host : "localhost";
+  const name = wanted.hostname ?? host;
+  return {
+    host: name,
+    // Server name indication is for names: an address there is against its RFC.
+    ...(isIpAddress(name) ? {} : { servername: name }),
+    ...(ca === undefined ? {} : { ca: text(ca) }),
+    ...(cert === undefined ? {} : { cert: text(cert) }),
+    ...(key === undefined ? {} : { key: text(key) }),
+    // Of the modern suites the fastest goes first.
+    ciphers: `TLS_AES_128_GCM_SHA256:${DEFAULT_CIPHERS}`,
+    rejectUnauthorized: !insecure,
+  };
+}
+
+function text(pem: string | Uint8Array): string {
+  return typeof pem === "string" ? pem : Buffer.from(pem).toString("latin1");
+}
+
+async function readPem(path: string, optional: boolean): Promise<string | undefined> {
+  try {
+    return await readFile(path, "latin1");
+  } catch (error) {
+    if (optional && error instanceof Error && "code" in error && error.code === "ENOENT") return undefined;
+    throw unreadable(path, error);
+  }
+}
+
+async function pskIdentity(pskFile: string, username: string | undefined): Promise<ConnectionOptions> {
+  if (username === undefined) {
+    throw new TlsError("NBD_TLS_CONFIG", "a pre-shared key takes a user name: nbds://USER@HOST");
+  }
+  const lines = (await readFile(pskFile, "utf8").catch((error) => Promise.reject(unreadable(pskFile, error))))
+    .split("\n")
+    .map((line) => line.trim());
+  const hex = lines.find((line) => line.startsWith(`${username}:`))?.slice(username.length + 1);
+  if (hex === undefined || !/^([0-9a-f]{2})+$/i.test(hex)) {
+    throw new TlsError("NBD_TLS_CONFIG", `${pskFile} has no line ${username}:HEXKEY`);
+  }
+  const psk = Buffer.from(hex, "hex");
+  return {
+    pskCallback: () => ({ identity: username, psk }),
+    ciphers: "TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:PSK",
+    // Nobody is trusted to vouch for a certificate: a server that shows one doesn't know the key.
+    ca: [],
+    checkServerIdentity: (_name: string, certificate: PeerCertificate) =>
+      Object.keys(certificate ?? {}).length > 0
+        ? new Error("the server shows a certificate instead of knowing the key")
+        : undefined,
+  };
+}
+
+function unreadable(path: string, error: unknown): TlsError {
+  const reason = error instanceof Error ? error.message : String(error);
+  return new TlsError("NBD_TLS_CONFIG", `${path} can't be read: ${reason}`, { cause: error });
+}
+
+function handshake(plain: Duplex, identity: ConnectionOptions): Promise<Duplex> {
+  return new Promise((resolve, reject) => {
+    const fail = (error?: Error) => {
+      const reason = error?.message ?? "the server closed the connection";
+      const options = error === undefined ? {} : { cause: error };
+      reject(new TlsError("NBD_TLS_FAILED", `the TLS handshake failed: ${reason}`, options));
+    };
+    const stream = connect({ ...identity, socket: plain, minVersion: "TLSv1.2" });
+    stream.once("secureConnect", () => {
+      stream.off("error", fail);
+      resolve(stream);
+    });
+    stream.once("error", fail);
+    stream.once("close", () => fail());
+  });
+}

@@ -1,0 +1,406 @@
+/**
+ * Replies of the transmission phase, parsed as their bytes come. The parser does no I/O: it says where the
+ * next bytes should go, and is told how many have come. Payload of reads goes straight to its destination; only
+ * what arrives together with a header is copied.
+ *
+ *     |header 20|offset 8|payload ....................................|header 20|..
+ *     '------- scratch, 256 bytes --------'--- the reader's buffer ---'-- scratch --
+ *
+ * What a reply means for its request is the {@link ReplySink}'s matter.
+ * Sections "Simple reply message", "Structured reply chunk message" and "Structured reply types" of the specification.
+ */
+
+import { ProtocolError } from "../errors.js";
+import { decodeText, readUint64, viewOf } from "./bytes.js";
+import {
+  CHUNK,
+  CHUNK_FLAG_DONE,
+  CHUNK_IS_ERROR,
+  COMMAND,
+  EXTENDED_REPLY_MAGIC,
+  MAX_STRING,
+  SIMPLE_REPLY_MAGIC,
+  STRUCTURED_REPLY_MAGIC,
+} from "./constants.js";
+import { Descriptors, type DescriptorWidth, MAX_DESCRIPTORS } from "./descriptors.js";
+import { commandName, type Protocol } from "./requests.js";
+
+/** A request in flight, as the parser sees it. Every method may throw a ProtocolError. */
+export interface ReplySink {
+  readonly command: number;
+  readonly offset: number;
+  readonly length: number;
+  /** Where the bytes [offset, offset + length) of the export go, or undefined to skip them. */
+  place(offset: number, length: number): Uint8Array | undefined;
+  /** The bytes [offset, offset + length) of the export are zeroes. */
+  hole(offset: number, length: number): void;
+  status(contextId: number, descriptors: Descriptors): void;
+  /** `offset` is that of the failure, where the server tells. */
+  fail(errorNumber: number, message: string, offset?: number): void;
+}
+
+export interface ReplyHandler {
+  /**
+   * The request that a cookie names, or undefined for a late chunk, which has to be skipped.
+   * @throws {ProtocolError} for a cookie that no request had
+   */
+  find(cookie: number): ReplySink | undefined;
+  /** The last chunk of the reply to this cookie has come. */
+  finished(cookie: number): void;
+}
+
+const SCRATCH = 256;
+const DISCARD = 64 * 1024;
+const SIMPLE_HEADER = 16;
+const STRUCTURED_HEADER = 20;
+const EXTENDED_HEADER = 32;
+/** Bytes of the 64-bit offset that a data chunk starts with. */
+const DATA_OFFSET = 8;
+/** Longest payload of an error chunk: numbers and a string, with slack for types yet unknown. */
+const MAX_ERROR_PAYLOAD = 2 * MAX_STRING;
+/** Bytes of an error chunk beside its message. */
+const PLAIN_ERROR = 6;
+const LOCATED_ERROR = 14;
+const MAX_STATUS_PAYLOAD = 8 + 16 * MAX_DESCRIPTORS;
+
+interface Chunk {
+  readonly type: number;
+  readonly done: boolean;
+  readonly cookie: number;
+  readonly length: number;
+  /** Undefined for a late chunk, whose payload is skipped. */
+  readonly sink: ReplySink | undefined;
+}
+
+export class ReplyParser {
+  readonly #protocol: Protocol;
+  readonly #handler: ReplyHandler;
+
+  /** Bytes #start..#end of the scratch are received and not yet parsed. */
+  readonly #scratch = new Uint8Array(SCRATCH);
+  readonly #view = viewOf(this.#scratch);
+  #start = 0;
+  #end = 0;
+
+  /** The data chunk whose offset is awaited, or the chunk whose payload is under way. */
+  #chunk: Chunk | undefined;
+  /** Where the payload under way goes, from #filled on; undefined while it is skipped. */
+  #into: Uint8Array | undefined;
+  #filled = 0;
+  /** Bytes of payload that are still to come. While this isn't 0, the scratch is empty. */
+  #missing = 0;
+  #discard: Uint8Array | undefined;
+
+  constructor(protocol: Protocol, handler: ReplyHandler) {
+    this.#protocol = protocol;
+    this.#handler = handler;
+  }
+
+  /** The read whose buffer is the target right now, so that it can't be handed back to its owner. */
+  get receivingFor(): ReplySink | undefined {
+    return this.#missing > 0 && this.#chunk?.type === CHUNK.OFFSET_DATA && this.#into !== undefined
+      ? this.#chunk.sink
+      : undefined;
+  }
+
+  /** Where the next bytes should go; never empty. Valid until the next call of {@link received}. */
+  target(): Uint8Array {
+    if (this.#missing > 0) {
+      if (this.#into !== undefined) return this.#into.subarray(this.#filled, this.#filled + this.#missing);
+      this.#discard ??= new Uint8Array(DISCARD);
+      return this.#missing < DISCARD ? this.#discard.subarray(0, this.#missing) : this.#discard;
+    }
+    if (this.#start > 0) {
+      this.#scratch.copyWithin(0, this.#start, this.#end);
+      this.#end -= this.#start;
+      this.#start = 0;
+    }
+    return this.#scratch.subarray(this.#end);
+  }
+
+  /**
+   * `count` bytes are now at the start of the last target.
+   * @throws {ProtocolError} after which the parser must not be used again
+   */
+  received(count: number): void {
+    if (this.#missing > 0) this.#progress(count);
+    else this.#end += count;
+    while (this.#advance());
+  }
+
+  /** Parses one step of what is in the scratch; false when more bytes are needed for it. */
+  #advance(): boolean {
+    const available = this.#end - this.#start;
+    if (this.#missing > 0) {
+      const count = Math.min(available, this.#missing);
+      this.#into?.set(this.#scratch.subarray(this.#start, this.#start + count), this.#filled);
+      this.#start += count;
+      if (count > 0) this.#progress(count);
+      return this.#missing === 0;
+    }
+    if (this.#chunk !== undefined) {
+      if (available < DATA_OFFSET) return false;
+      this.#beginData(this.#chunk, readUint64(this.#view, this.#start, "the offset of a data chunk"));
+      this.#start += DATA_OFFSET;
+      return true;
+    }
+    return this.#parseHeader(available);
+  }
+
+  #progress(count: number): void {
+    this.#filled += count;
+    this.#missing -= count;
+    if (this.#missing > 0) return;
+    const chunk = this.#chunk;
+    if (chunk === undefined) return;
+    const body = this.#into;
+    if (chunk.type !== CHUNK.OFFSET_DATA && chunk.sink !== undefined && body !== undefined) {
+      this.#decode(chunk, chunk.sink, body);
+    }
+    this.#endChunk(chunk);
+  }
+
+  /** `length` bytes of payload come next; undefined skips them. */
+  #expect(chunk: Chunk, into: Uint8Array | undefined, length: number): void {
+    this.#chunk = chunk;
+    this.#into = into;
+    this.#filled = 0;
+    this.#missing = length;
+    if (length === 0) this.#endChunk(chunk);
+  }
+
+  #endChunk(chunk: Chunk): void {
+    this.#chunk = undefined;
+    this.#into = undefined;
+    if (chunk.done) this.#handler.finished(chunk.cookie);
+  }
+
+  #parseHeader(available: number): boolean {
+    if (available < SIMPLE_HEADER) return false;
+    const magic = this.#view.getUint32(this.#start);
+    if (magic === STRUCTURED_REPLY_MAGIC && this.#protocol === "structured") {
+      if (available < STRUCTURED_HEADER) return false;
+      this.#structured();
+    } else if (magic === SIMPLE_REPLY_MAGIC && this.#protocol !== "extended") {
+      this.#simple();
+    } else if (magic === EXTENDED_REPLY_MAGIC && this.#protocol === "extended") {
+      if (available < EXTENDED_HEADER) return false;
+      this.#extended();
+    } else {
+      throw new ProtocolError(
+        `the server sent 0x${magic.toString(16).padStart(8, "0")} where a ${this.#protocol} reply was due`,
+      );
+    }
+    return true;
+  }
+
+  /**
+   * | at | bytes | |
+   * |---|---|---|
+   * | 0 | 4 | magic 0x67446698 |
+   * | 4 | 4 | error number, 0 for success |
+   * | 8 | 8 | cookie |
+   * | 16 | the request's length | payload, of a successful read only |
+   */
+  #simple(): void {
+    const error = this.#view.getUint32(this.#start + 4);
+    const cookie = readUint64(this.#view, this.#start + 8, "a cookie");
+    this.#start += SIMPLE_HEADER;
+    const sink = this.#handler.find(cookie);
+    if (sink === undefined) throw new ProtocolError("the server sent a second reply to the same request");
+    const isRead = sink.command === COMMAND.READ;
+    if (isRead && this.#protocol !== "simple") {
+      throw new ProtocolError(
+        "the server sent a simple reply to a read although structured ones were agreed on",
+      );
+    }
+    if (error !== 0) sink.fail(error, "");
+    const length = isRead && error === 0 ? sink.length : 0;
+    const chunk: Chunk = { type: CHUNK.OFFSET_DATA, done: true, cookie, length, sink };
+    this.#expect(chunk, length > 0 ? sink.place(sink.offset, length) : undefined, length);
+  }
+
+  /**
+   * | at | bytes | |
+   * |---|---|---|
+   * | 0 | 4 | magic 0x668e33ef |
+   * | 4 | 2 | chunk flags |
+   * | 6 | 2 | chunk type |
+   * | 8 | 8 | cookie |
+   * | 16 | 4 | length of the payload |
+   */
+  #structured(): void {
+    const flags = this.#view.getUint16(this.#start + 4);
+    const type = this.#view.getUint16(this.#start + 6);
+    const cookie = readUint64(this.#view, this.#start + 8, "a cookie");
+    const length = this.#view.getUint32(this.#start + 16);
+    this.#start += STRUCTURED_HEADER;
+    this.#beginChunk(type, flags, cookie, length, this.#handler.find(cookie));
+  }
+
+  /**
+   * | at | bytes | |
+   * |---|---|---|
+   * | 0 | 4 | magic 0x6e8a278c |
+   * | 4 | 2 | chunk flags |
+   * | 6 | 2 | chunk type |
+   * | 8 | 8 | cookie |
+   * | 16 | 8 | offset: the request's |
+   * | 24 | 8 | length of the payload |
+   */
+  #extended(): void {
+    const flags = this.#view.getUint16(this.#start + 4);
+    const type = this.#view.getUint16(this.#start + 6);
+    const cookie = readUint64(this.#view, this.#start + 8, "a cookie");
+    const offset = readUint64(this.#view, this.#start + 16, "the offset of a reply");
+    const length = readUint64(this.#view, this.#start + 24, "the length of a chunk");
+    this.#start += EXTENDED_HEADER;
+    const sink = this.#handler.find(cookie);
+    if (sink !== undefined && sink.offset !== offset) {
+      throw new ProtocolError(
+        `the server sent a reply for offset ${offset} to a request at offset ${sink.offset}`,
+      );
+    }
+    this.#beginChunk(type, flags, cookie, length, sink);
+  }
+
+  #beginChunk(
+    type: number,
+    flags: number,
+    cookie: number,
+    length: number,
+    sink: ReplySink | undefined,
+  ): void {
+    const chunk: Chunk = { type, done: (flags & CHUNK_FLAG_DONE) !== 0, cookie, length, sink };
+    if (sink === undefined) {
+      if (length > MAX_STATUS_PAYLOAD) throw tooLong(chunk, MAX_STATUS_PAYLOAD);
+      this.#expect(chunk, undefined, length);
+      return;
+    }
+    switch (type) {
+      case CHUNK.OFFSET_DATA:
+        requireCommand(chunk, sink, COMMAND.READ);
+        if (length <= DATA_OFFSET) throw new ProtocolError("the server sent a data chunk without data");
+        if (length - DATA_OFFSET > sink.length) throw tooLong(chunk, DATA_OFFSET + sink.length);
+        this.#chunk = chunk;
+        return;
+      case CHUNK.NONE:
+        if (length !== 0 || !chunk.done) {
+          throw new ProtocolError("the server sent an empty chunk that isn't empty or isn't the last one");
+        }
+        break;
+      case CHUNK.OFFSET_HOLE:
+        requireCommand(chunk, sink, COMMAND.READ);
+        if (length !== 12) throw new ProtocolError(`the server sent a hole chunk of ${length} bytes`);
+        break;
+      case CHUNK.BLOCK_STATUS:
+        checkStatusLength(chunk, sink, 4, 8);
+        break;
+      case CHUNK.BLOCK_STATUS_EXT:
+        if (this.#protocol !== "extended") throw unknownChunk(chunk);
+        checkStatusLength(chunk, sink, 8, 16);
+        break;
+      default:
+        if ((type & CHUNK_IS_ERROR) === 0) throw unknownChunk(chunk);
+        checkErrorLength(chunk);
+        if (length === 0) sink.fail(0, "");
+    }
+    this.#expect(chunk, length > 0 ? new Uint8Array(length) : undefined, length);
+  }
+
+  /** A data chunk: 8 bytes of offset, then the data. */
+  #beginData(chunk: Chunk, offset: number): void {
+    const length = chunk.length - DATA_OFFSET;
+    this.#expect(chunk, chunk.sink?.place(offset, length), length);
+  }
+
+  /** The payload of any chunk that carries no data. */
+  #decode(chunk: Chunk, sink: ReplySink, body: Uint8Array): void {
+    const view = viewOf(body);
+    switch (chunk.type) {
+      case CHUNK.OFFSET_HOLE: {
+        // 64-bit offset, 32-bit size
+        const size = view.getUint32(8);
+        if (size === 0) throw new ProtocolError("the server sent a hole of zero length");
+        sink.hole(readUint64(view, 0, "the offset of a hole"), size);
+        return;
+      }
+      case CHUNK.BLOCK_STATUS:
+        // 32-bit context id, descriptors
+        sink.status(view.getUint32(0), new Descriptors(body.subarray(4), 8));
+        return;
+      case CHUNK.BLOCK_STATUS_EXT:
+        // 32-bit context id, 32-bit count, descriptors
+        if (view.getUint32(4) !== (body.length - 8) / 16) {
+          throw new ProtocolError("the server sent a block status whose count doesn't match its length");
+        }
+        sink.status(view.getUint32(0), new Descriptors(body.subarray(8), 16));
+        return;
+      case CHUNK.ERROR:
+      case CHUNK.ERROR_OFFSET:
+        decodeError(chunk, sink, body);
+        return;
+      default:
+        // An error of a type yet unknown: it fails the request, whatever it says.
+        sink.fail(0, "");
+    }
+  }
+}
+
+/**
+ * | at | bytes | |
+ * |---|---|---|
+ * | 0 | 4 | error number, not 0 |
+ * | 4 | 2 | length of the message |
+ * | 6 | length | message |
+ * | 6 + length | 8 | ERROR_OFFSET only: where in the export |
+ */
+function decodeError(chunk: Chunk, sink: ReplySink, body: Uint8Array): void {
+  const located = chunk.type === CHUNK.ERROR_OFFSET;
+  const fixed = located ? LOCATED_ERROR : PLAIN_ERROR;
+  const view = viewOf(body);
+  const error = view.getUint32(0);
+  const end = 6 + view.getUint16(4);
+  if (error === 0) throw new ProtocolError("the server sent an error chunk without an error");
+  if (end - 6 > Math.min(body.length - fixed, MAX_STRING)) {
+    throw new ProtocolError("the server sent an error message that is longer than the chunk it comes in");
+  }
+  const message = decodeText(body.subarray(6, end));
+  if (located) sink.fail(error, message, readUint64(view, end, "the offset of an error"));
+  else sink.fail(error, message);
+}
+
+function checkErrorLength(chunk: Chunk): void {
+  if (chunk.length > MAX_ERROR_PAYLOAD) throw tooLong(chunk, MAX_ERROR_PAYLOAD);
+  const least =
+    chunk.type === CHUNK.ERROR ? PLAIN_ERROR : chunk.type === CHUNK.ERROR_OFFSET ? LOCATED_ERROR : 0;
+  if (chunk.length < least) {
+    throw new ProtocolError(`the server sent an error chunk of only ${chunk.length} bytes`);
+  }
+}
+
+function checkStatusLength(chunk: Chunk, sink: ReplySink, fixed: number, width: DescriptorWidth): void {
+  requireCommand(chunk, sink, COMMAND.BLOCK_STATUS);
+  const limit = fixed + width * MAX_DESCRIPTORS;
+  if (chunk.length > limit) throw tooLong(chunk, limit);
+  if (chunk.length < fixed + width || (chunk.length - fixed) % width !== 0) {
+    throw new ProtocolError(`the server sent a block status of ${chunk.length} bytes`);
+  }
+}
+
+function requireCommand(chunk: Chunk, sink: ReplySink, command: number): void {
+  if (sink.command === command) return;
+  throw new ProtocolError(
+    `the server sent a chunk of type ${chunk.type} in reply to a ${commandName(sink.command)}`,
+  );
+}
+
+function tooLong(chunk: Chunk, limit: number): ProtocolError {
+  return new ProtocolError(
+    `the server sent a chunk of type ${chunk.type} with ${chunk.length} bytes where ${limit} are possible`,
+  );
+}
+
+function unknownChunk(chunk: Chunk): ProtocolError {
+  return new ProtocolError(`the server sent a chunk of the unknown type ${chunk.type}`);
+}

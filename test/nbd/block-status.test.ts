@@ -1,0 +1,152 @@
+import fc from "fast-check";
+import { describe, expect, it } from "vitest";
+import { type AskStatus, blockStatus, type StatusBatch } from "../../src/nbd/block-status.js";
+import { Descriptors } from "../../src/nbd/wire/descriptors.js";
+import { collect } from "../support/collect.js";
+import { statusPayload } from "../support/mock-server.js";
+
+const SIZE = 1000;
+
+/** The truth about a context: the flag of each byte. */
+type Truth = ReadonlyMap<string, readonly number[]>;
+
+/** What a server says of [offset, ...): extents up to a length that `reach` chooses, short or overshooting. */
+function describeTruth(flags: readonly number[], offset: number, reach: number): Descriptors {
+  const extents: [number, number][] = [];
+  for (let at = offset; at < Math.min(offset + reach, flags.length); at++) {
+    const last = extents.at(-1);
+    // Equal neighbours are split now and then, as servers do.
+    if (last !== undefined && last[1] === flags[at] && at % 17 !== 0) last[0] += 1;
+    else extents.push([1, flags[at] ?? 0]);
+  }
+  return new Descriptors(statusPayload(0, ...extents).subarray(4), 8);
+}
+
+function server(truth: Truth, reach: (offset: number, length: number, context: number) => number): AskStatus {
+  return async (offset, length) =>
+    new Map(
+      [...truth].map(([name, flags], index) => [
+        name,
+        describeTruth(flags, offset, Math.max(1, reach(offset, length, index))),
+      ]),
+    );
+}
+
+function range(truth: Truth, offset: number, length: number, alignment: number, maxRequest: number) {
+  return { offset, length, size: SIZE, alignment, maxRequest, contexts: [...truth.keys()] };
+}
+
+/** Every batch continues the one before; every context covers its batch exactly, in merged extents, truthfully. */
+function expectExact(batches: readonly StatusBatch[], truth: Truth, offset: number, length: number): void {
+  let position = offset;
+  for (const batch of batches) {
+    expect(batch.offset).toBe(position);
+    expect([...batch.contexts.keys()]).toEqual([...truth.keys()]);
+    for (const [name, extents] of batch.contexts) {
+      let at = batch.offset;
+      let before = -1;
+      for (const extent of extents) {
+        expect(extent.offset).toBe(at);
+        expect(extent.length).toBeGreaterThan(0);
+        expect(extent.flags).not.toBe(before);
+        const real = truth.get(name)?.slice(at, at + extent.length);
+        expect(real?.every((flag) => flag === extent.flags)).toBe(true);
+        at += extent.length;
+        before = extent.flags;
+      }
+      expect(at).toBe(batch.offset + batch.length);
+    }
+    position += batch.length;
+  }
+  expect(position).toBe(offset + length);
+}
+
+const flags = fc
+  .array(fc.tuple(fc.integer({ min: 1, max: 120 }), fc.integer({ min: 0, max: 3 })), {
+    minLength: 20,
+    maxLength: 60,
+  })
+  .map((runs) => runs.flatMap(([length, flag]) => new Array<number>(length).fill(flag)))
+  .map((list) => [...list, ...new Array<number>(SIZE).fill(0)].slice(0, SIZE));
+
+describe("block status", () => {
+  it("covers any range exactly, whatever the server leaves out or adds", async () => {
+    const truths = fc.record({ one: flags, two: flags });
+    const reaches = fc.array(fc.integer({ min: 1, max: 400 }), { minLength: 3, maxLength: 20 });
+    const bounds = fc
+      .tuple(fc.nat(SIZE), fc.nat(SIZE))
+      .map(([a, b]) => [Math.min(a, b), Math.max(a, b)] as const);
+    await fc.assert(
+      fc.asyncProperty(
+        truths,
+        reaches,
+        bounds,
+        fc.constantFrom(64, 128, 1024),
+        async (both, reach, [from, to], maxRequest) => {
+          const truth = new Map(Object.entries(both));
+          let calls = 0;
+          const ask = server(truth, () => reach[calls++ % reach.length] ?? 1);
+          const batches = await collect(blockStatus(range(truth, from, to - from, 1, maxRequest), ask));
+          expectExact(batches, truth, from, to - from);
+        },
+      ),
+    );
+  });
+
+  it("asks for whole blocks, and tells of what was asked for", async () => {
+    const truth = new Map([["one", new Array<number>(SIZE).fill(2)]]);
+    const asked: [number, number][] = [];
+    const ask = server(truth, (offset, length) => {
+      asked.push([offset, length]);
+      return length;
+    });
+    const batches = await collect(blockStatus(range(truth, 130, 5, 64, 512), ask));
+    expectExact(batches, truth, 130, 5);
+    expect(asked).toEqual([[128, 64]]);
+  });
+
+  it("asks up to the end of an export that isn't a multiple of the block size", async () => {
+    const truth = new Map([["one", new Array<number>(SIZE).fill(2)]]);
+    const ends: number[] = [];
+    const ask = server(truth, (offset, length) => {
+      ends.push(offset + length);
+      return length;
+    });
+    expectExact(await collect(blockStatus(range(truth, 0, SIZE, 64, 512), ask)), truth, 0, SIZE);
+    expect(Math.max(...ends)).toBe(SIZE);
+  });
+
+  it("gets on with a server whose extents don't keep to its block size", async () => {
+    const truth = new Map([["one", Array.from({ length: SIZE }, (_, at) => Math.floor(at / 70))]]);
+    // One extent a reply: from the start of a block it tells only what is known already.
+    const ask = server(truth, (offset) => 70 - (offset % 70));
+    expectExact(await collect(blockStatus(range(truth, 0, SIZE, 64, 512), ask)), truth, 0, SIZE);
+  });
+
+  it("runs ahead of the reader, but not far", async () => {
+    const truth = new Map([["one", new Array<number>(SIZE).fill(2)]]);
+    let calls = 0;
+    const ask = server(truth, (_offset, length) => {
+      calls += 1;
+      return length;
+    });
+    const batches = blockStatus(range(truth, 0, SIZE, 1, 10), ask);
+    expect(calls).toBe(0);
+    await batches.next();
+    expect(calls).toBe(16);
+    await batches.next();
+    expect(calls).toBe(16 + 1);
+    await batches.return();
+  });
+
+  it("leaves no unhandled rejection behind when the reader goes away", async () => {
+    const truth = new Map([["one", new Array<number>(SIZE).fill(2)]]);
+    const good = server(truth, (_offset, length) => length);
+    const ask: AskStatus = (offset, length) =>
+      offset === 0 ? good(offset, length) : Promise.reject(new Error("later"));
+    const batches = blockStatus(range(truth, 0, SIZE, 1, 10), ask);
+    await batches.next();
+    await batches.return();
+    await new Promise((resolve) => setTimeout(resolve, 5));
+  });
+});

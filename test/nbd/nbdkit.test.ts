@@ -1,0 +1,137 @@
+import { writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { afterAll, beforeAll, expect, it } from "vitest";
+import { listExports, NbdClient } from "../../src/nbd/index.js";
+import { collect } from "../support/collect.js";
+import { describeWith } from "../support/tools.js";
+import { type Folder, makeFolder, pattern, startNbdkit } from "./servers.js";
+
+const MiB = 1024 * 1024;
+
+describeWith(["nbdkit"], "with nbdkit", () => {
+  let folder: Folder;
+  let image: string;
+  beforeAll(async () => {
+    folder = await makeFolder();
+    image = join(folder.path, "disk.raw");
+    await writeFile(image, pattern(0, 3 * MiB + 700));
+  });
+  afterAll(async () => {
+    await folder[Symbol.asyncDispose]();
+  });
+
+  async function expectRead(client: NbdClient, offset: number, length: number): Promise<void> {
+    const target = Buffer.alloc(length, 0xee);
+    await client.read(offset, target);
+    expect(target.equals(pattern(offset, length)), `bytes from ${offset}, length ${length}`).toBe(true);
+  }
+
+  it.each([
+    ["structured replies", []],
+    ["simple replies", ["--no-sr"]],
+    ["EXPORT_NAME and 124 zeroes after it", ["--mask-handshake=0"]],
+    ["EXPORT_NAME and no zeroes after it", ["--mask-handshake=2"]],
+    ["the fixed handshake, but zeroes where they apply", ["--mask-handshake=1"]],
+  ])("reads with %s", async (_title, args) => {
+    await using server = await startNbdkit(folder, ...args, "-r", "file", image);
+    await using client = await NbdClient.connect(server.uri, { optionalContexts: ["base:allocation"] });
+    await expectRead(client, 0, 3 * MiB + 700);
+    await expectRead(client, 3 * MiB + 1, 699);
+    await expectRead(client, 1000, 25);
+  });
+
+  it("fails for a mandatory context where there are only simple replies", async () => {
+    await using server = await startNbdkit(folder, "--no-sr", "-r", "file", image);
+    await expect(NbdClient.connect(server.uri, { metaContexts: ["base:allocation"] })).rejects.toMatchObject({
+      code: "NBD_META_CONTEXT_MISSING",
+    });
+  });
+
+  it.each([
+    [4096, 4096, 65_536],
+    [512, 4096, 4096],
+    [65_536, 65_536, 1024 * 1024],
+  ])("obeys block sizes of %i, %i, %i, however ragged the request", async (minimum, preferred, maximum) => {
+    const policy = [
+      `blocksize-minimum=${minimum}`,
+      `blocksize-preferred=${preferred}`,
+      `blocksize-maximum=${maximum}`,
+      "blocksize-error-policy=error",
+    ];
+    const size = 2 * MiB;
+    const filters = ["--filter=blocksize-policy", "--filter=truncate"];
+    await using server = await startNbdkit(
+      folder,
+      ...["-r", ...filters, "file", image, `truncate=${size}`, ...policy],
+    );
+    await using client = await NbdClient.connect(server.uri, { metaContexts: ["base:allocation"] });
+    expect(client.export.blockSize).toEqual({ minimum, preferred, maximum });
+    await expectRead(client, 0, size);
+    await expectRead(client, 1, size - 2);
+    await expectRead(client, 5000, 1);
+    await expectRead(client, minimum - 1, 2);
+    const batches = await collect(client.blockStatus({ offset: 5000, length: 10 }));
+    expect(batches.map(({ offset, length }) => ({ offset, length }))).toEqual([{ offset: 5000, length: 10 }]);
+  });
+
+  it("reports the errors of single requests and goes on", async () => {
+    const trigger = join(folder.path, "trigger");
+    const errors = ["error-pread=EIO", "error-pread-rate=100%", `error-file=${trigger}`];
+    await using server = await startNbdkit(folder, "-r", "--filter=error", "file", image, ...errors);
+    await using client = await NbdClient.connect(server.uri);
+    await expectRead(client, 0, MiB);
+    await writeFile(trigger, "");
+    await expect(client.read(512, Buffer.alloc(512))).rejects.toMatchObject({
+      errno: "EIO",
+      offset: 512,
+      length: 512,
+      command: "read",
+    });
+    expect(client.connections).toBe(1);
+  });
+
+  it("gives up on a server that falls silent", async () => {
+    await using server = await startNbdkit(folder, "-r", "--filter=delay", "file", image, "rdelay=60");
+    await using client = await NbdClient.connect(server.uri, { idleTimeoutMs: 200 });
+    await expect(client.read(0, Buffer.alloc(512))).rejects.toMatchObject({ code: "NBD_IDLE_TIMEOUT" });
+  });
+
+  it("walks over extents of any size, also those that are longer than what was asked for", async () => {
+    // Without structured extents the plugin's whole disk is one, however small the request.
+    await using server = await startNbdkit(folder, "memory", "1T");
+    await using client = await NbdClient.connect(server.uri, { metaContexts: ["base:allocation"] });
+    const [batch] = await collect(client.blockStatus({ offset: 4096, length: 4096 }));
+    expect(batch?.contexts.get("base:allocation")).toEqual([{ offset: 4096, length: 4096, flags: 3 }]);
+    await client.write(5 * MiB, pattern(0, 65_536), {});
+    const batches = await collect(client.blockStatus());
+    let position = 0;
+    for (const { offset, length } of batches) {
+      expect(offset).toBe(position);
+      position += length;
+    }
+    expect(position).toBe(2 ** 40);
+    const data = batches
+      .flatMap(({ contexts }) => [...(contexts.get("base:allocation") ?? [])])
+      .filter(({ flags }) => flags === 0);
+    expect(data.at(0)?.offset).toBe(5 * MiB);
+  });
+
+  it("zeroes and trims more than 32 bits can tell", async () => {
+    await using server = await startNbdkit(folder, "memory", "1T");
+    await using client = await NbdClient.connect(server.uri);
+    await client.writeZeroes(0, 2 ** 40);
+    await client.trim(0, 2 ** 40);
+    expect(client.requests).toBeLessThan(600);
+  });
+
+  it("lists exports with descriptions", async () => {
+    const script = join(folder.path, "list.sh");
+    await writeFile(
+      script,
+      '#!/bin/sh\ncase "$1" in\nlist_exports) echo NAMES; echo eins; echo zwei;;\nget_size) echo 512;;\n*) exit 2;;\nesac\n',
+      { mode: 0o755 },
+    );
+    await using server = await startNbdkit(folder, "sh", script);
+    expect((await listExports(server.uri)).map(({ name }) => name)).toEqual(["eins", "zwei"]);
+  });
+});

@@ -1,0 +1,211 @@
+import { expect, it } from "vitest";
+import { NbdClient, type NbdEvent } from "../../src/nbd/index.js";
+import { CHUNK, COMMAND, ERRNO, TRANSMISSION } from "../../src/nbd/wire/constants.js";
+import { collect } from "../support/collect.js";
+import {
+  COMMON_FLAGS,
+  chunk,
+  dataAt,
+  errorPayload,
+  handshake,
+  MockServer,
+  type Peer,
+  statusPayload,
+} from "../support/mock-server.js";
+import { pattern } from "./servers.js";
+
+const RECONNECT = { attempts: 3, delayMs: 1, maxDelayMs: 5 };
+const MULTI = COMMON_FLAGS | TRANSMISSION.CAN_MULTI_CONN;
+
+/** Answers reads and block status as long as the client wants. */
+async function serve(peer: Peer): Promise<void> {
+  while (true) {
+    const { command, cookie, offset, length } = await peer.request();
+    if (command === COMMAND.DISC) return;
+    if (command === COMMAND.READ)
+      peer.send(chunk(cookie, CHUNK.OFFSET_DATA, dataAt(offset, pattern(offset, length))));
+    else if (command === COMMAND.BLOCK_STATUS)
+      peer.send(chunk(cookie, CHUNK.BLOCK_STATUS, statusPayload(1, [length, 0])));
+    else peer.send(chunk(cookie, CHUNK.NONE));
+  }
+}
+
+async function expectRead(client: NbdClient, offset: number, length: number): Promise<void> {
+  const target = Buffer.alloc(length, 0xee);
+  await client.read(offset, target);
+  expect(target.equals(pattern(offset, length))).toBe(true);
+}
+
+it("sends unanswered reads again over a new connection", async () => {
+  await using mock = await MockServer.start(async (peer, index) => {
+    await handshake(peer);
+    if (index > 0) return serve(peer);
+    // Answers one of four, and hangs up in the middle of the second answer.
+    const requests = [await peer.request(), await peer.request(), await peer.request(), await peer.request()];
+    const [first, second] = requests.map(({ cookie, offset, length }) =>
+      chunk(cookie, CHUNK.OFFSET_DATA, dataAt(offset, pattern(offset, length))),
+    );
+    peer.send(first ?? Buffer.alloc(0), second?.subarray(0, 1000) ?? Buffer.alloc(0));
+  });
+  const events: NbdEvent[] = [];
+  await using client = await NbdClient.connect(mock.uri, {
+    reconnect: RECONNECT,
+    onEvent: (event) => events.push(event),
+  });
+  await Promise.all([0, 1, 2, 3].map((index) => expectRead(client, index * 8192, 8192)));
+  expect(mock.connections).toBe(2);
+  expect(events.map(({ type }) => type)).toEqual(["opened", "lost", "opened"]);
+});
+
+it("fails what was on a lost connection where reconnecting isn't wanted", async () => {
+  await using mock = await MockServer.start(async (peer) => {
+    await handshake(peer);
+    await peer.request();
+  });
+  await using client = await NbdClient.connect(mock.uri);
+  const failure = { name: "ConnectionError", code: "NBD_CLOSED_BY_SERVER" };
+  await expect(client.read(0, Buffer.alloc(512))).rejects.toMatchObject(failure);
+  await expect(client.read(0, Buffer.alloc(512))).rejects.toMatchObject(failure);
+  expect(client.connections).toBe(0);
+});
+
+it("moves reads to the connections that are left", async () => {
+  await using mock = await MockServer.start(async (peer, index) => {
+    await handshake(peer, { flags: MULTI });
+    if (index === 1) await peer.request();
+    else await serve(peer);
+  });
+  await using client = await NbdClient.connect(mock.uri, { connections: 2, reconnect: RECONNECT });
+  await expect.poll(() => client.connections).toBe(2);
+  await Promise.all(Array.from({ length: 8 }, (_, index) => expectRead(client, index * 512, 512)));
+  expect(client.requests).toBeGreaterThanOrEqual(9);
+});
+
+it("takes up a walk over the block status where it was", async () => {
+  await using mock = await MockServer.start(async (peer, index) => {
+    await handshake(peer, { size: 2 ** 40, contexts: ["base:allocation"] });
+    if (index > 0) return serve(peer);
+    for (let answered = 0; answered < 100; answered++) {
+      const { cookie, length } = await peer.request();
+      peer.send(chunk(cookie, CHUNK.BLOCK_STATUS, statusPayload(1, [length, 0])));
+    }
+  });
+  await using client = await NbdClient.connect(mock.uri, {
+    metaContexts: ["base:allocation"],
+    reconnect: RECONNECT,
+  });
+  const batches = await collect(client.blockStatus());
+  let position = 0;
+  for (const { offset, length } of batches) {
+    expect(offset).toBe(position);
+    position += length;
+  }
+  expect(position).toBe(2 ** 40);
+  expect(mock.connections).toBe(2);
+});
+
+it("refuses an export that isn't the same any more", async () => {
+  await using mock = await MockServer.start(async (peer, index) => {
+    await handshake(peer, { size: index === 0 ? 4096 : 8192 });
+    await peer.request();
+  });
+  await using client = await NbdClient.connect(mock.uri, { reconnect: RECONNECT });
+  await expect(client.read(0, Buffer.alloc(512))).rejects.toMatchObject({ code: "NBD_EXPORT_CHANGED" });
+  expect(mock.connections).toBe(2);
+});
+
+it("gives up after as many attempts as it may make", async () => {
+  const mock = await MockServer.start(async (peer, index) => {
+    if (index > 0) return;
+    await handshake(peer);
+    await peer.request();
+  });
+  const events: NbdEvent[] = [];
+  await using client = await NbdClient.connect(mock.uri, {
+    reconnect: RECONNECT,
+    onEvent: (event) => events.push(event),
+  });
+  await expect(client.read(0, Buffer.alloc(512))).rejects.toMatchObject({ code: "NBD_CLOSED_BY_SERVER" });
+  expect(events.filter(({ type }) => type === "reconnect-failed")).toHaveLength(3);
+  await mock[Symbol.asyncDispose]();
+});
+
+it("does not send the same read for ever to a server that dies of it", async () => {
+  await using mock = await MockServer.start(async (peer) => {
+    await handshake(peer);
+    await peer.request();
+  });
+  await using client = await NbdClient.connect(mock.uri, { reconnect: RECONNECT });
+  await expect(client.read(0, Buffer.alloc(512))).rejects.toMatchObject({ code: "NBD_CLOSED_BY_SERVER" });
+  expect(mock.connections).toBe(4);
+});
+
+it("stops waiting for a connection when the caller aborts", async () => {
+  await using mock = await MockServer.start(async (peer, index) => {
+    if (index > 0) return peer.gone();
+    await handshake(peer);
+    await peer.request();
+  });
+  await using client = await NbdClient.connect(mock.uri, { reconnect: RECONNECT });
+  const controller = new AbortController();
+  const reading = client.read(0, Buffer.alloc(512), { signal: controller.signal });
+  await expect.poll(() => mock.connections).toBe(2);
+  controller.abort();
+  await expect(reading).rejects.toMatchObject({ code: "NBD_ABORTED" });
+});
+
+it("closes while it reconnects", async () => {
+  await using mock = await MockServer.start(async (peer, index) => {
+    if (index > 0) return peer.gone();
+    await handshake(peer);
+    await peer.request();
+  });
+  const client = await NbdClient.connect(mock.uri, { reconnect: RECONNECT });
+  const reading = client.read(0, Buffer.alloc(512));
+  reading.catch(() => {});
+  await expect.poll(() => mock.connections).toBe(2);
+  await client.close();
+  await expect(reading).rejects.toMatchObject({ name: "ConnectionError" });
+});
+
+it("repeats a write only when it is marked as idempotent", async () => {
+  await using mock = await MockServer.start(async (peer, index) => {
+    await handshake(peer, { flags: TRANSMISSION.HAS_FLAGS });
+    const { cookie, length } = await peer.request();
+    await peer.receive(length);
+    if (index % 2 === 1) {
+      peer.send(chunk(cookie, CHUNK.NONE));
+      await peer.request();
+    }
+  });
+  await using once = await NbdClient.connect(mock.uri, { reconnect: RECONNECT });
+  await expect(once.write(0, Buffer.alloc(512))).rejects.toMatchObject({ code: "NBD_CLOSED_BY_SERVER" });
+  expect(mock.connections).toBe(1);
+  await once.write(0, Buffer.alloc(512), { idempotent: true });
+  expect(mock.connections).toBe(2);
+});
+
+it("takes leave of a server that is shutting down, and goes on with another connection", async () => {
+  await using mock = await MockServer.start(async (peer, index) => {
+    await handshake(peer);
+    if (index > 0) return serve(peer);
+    const { cookie } = await peer.request();
+    peer.send(chunk(cookie, CHUNK.ERROR, errorPayload(ERRNO.ESHUTDOWN, "bye")));
+    expect((await peer.request()).command).toBe(COMMAND.DISC);
+  });
+  await using client = await NbdClient.connect(mock.uri, { reconnect: RECONNECT });
+  await expectRead(client, 0, 4096);
+  expect(mock.connections).toBe(2);
+});
+
+it("passes the error on where a server is shutting down and reconnecting isn't wanted", async () => {
+  await using mock = await MockServer.start(async (peer) => {
+    await handshake(peer);
+    const { cookie } = await peer.request();
+    peer.send(chunk(cookie, CHUNK.ERROR, errorPayload(ERRNO.ESHUTDOWN)));
+    await peer.gone();
+  });
+  await using client = await NbdClient.connect(mock.uri);
+  await expect(client.read(0, Buffer.alloc(512))).rejects.toMatchObject({ errno: "ESHUTDOWN" });
+  await expect(client.read(0, Buffer.alloc(512))).rejects.toMatchObject({ code: "NBD_CLOSED_BY_SERVER" });
+});

@@ -1,0 +1,247 @@
+import { access } from "node:fs/promises";
+import { join } from "node:path";
+import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
+import {
+  NbdServer,
+  type NbdServerEvent,
+  type NbdServerOptions,
+  type ServedExport,
+} from "../../../src/nbd/server/index.js";
+import { infoQuery, optionFrame, RawClient, requestFrame, u32 } from "./raw-client.js";
+import { temporaryDirectory } from "./tools.js";
+
+const GO = 7;
+const LIST = 3;
+const READ = 0;
+const FLUSH = 3;
+const MIB = 1024 * 1024;
+
+/** Keeps the account of its reads, which end when they are told to, or are aborted. */
+class WatchedExport implements ServedExport {
+  readonly size = 64 * MIB;
+  started = 0;
+  underWay = 0;
+  aborted = 0;
+  /** Undefined: reads end at once. */
+  hold: Promise<void> | undefined;
+
+  readonly read = async (_offset: number, length: number, signal?: AbortSignal): Promise<Uint8Array> => {
+    this.started += 1;
+    this.underWay += 1;
+    try {
+      await new Promise<void>((resolve, reject) => {
+        signal?.addEventListener("abort", () => {
+          this.aborted += 1;
+          reject(signal.reason);
+        });
+        if (this.hold === undefined) resolve();
+        else void this.hold.then(resolve);
+      });
+      return new Uint8Array(length);
+    } finally {
+      this.underWay -= 1;
+    }
+  };
+}
+
+const FOREVER = new Promise<void>(() => {});
+
+describe("limits", () => {
+  let directory: Awaited<ReturnType<typeof temporaryDirectory>>;
+  const servers: NbdServer[] = [];
+  const events: NbdServerEvent[] = [];
+
+  beforeAll(async () => {
+    directory = await temporaryDirectory();
+  });
+  afterEach(async () => {
+    await Promise.all(servers.splice(0).map((server) => server.close()));
+    events.length = 0;
+  });
+  afterAll(() => directory[Symbol.asyncDispose]());
+
+  async function listen(served: ServedExport, options: Partial<NbdServerOptions> = {}): Promise<NbdServer> {
+    const server = await NbdServer.listen({
+      exports: new Map([["disk", served]]),
+      address: { path: join(directory.path, "nbd.sock") },
+      onEvent: (event) => events.push(event),
+      ...options,
+    });
+    servers.push(server);
+    return server;
+  }
+
+  async function connected(server: NbdServer): Promise<RawClient> {
+    const client = await RawClient.greeted(server);
+    expect(await client.outcome(GO, infoQuery("disk"))).toBe(1);
+    return client;
+  }
+
+  const reads = (count: number, length: number): Buffer[] =>
+    Array.from({ length: count }, (_, cookie) => requestFrame({ type: READ, cookie, length }));
+
+  /** Waits until a number has stopped growing. */
+  async function settled(value: () => number): Promise<number> {
+    for (let before = -1; ; ) {
+      const now = value();
+      if (now === before) return now;
+      before = now;
+      await new Promise((resolve) => setTimeout(resolve, 100));
+    }
+  }
+
+  test("a client that asks and never reads is held up", async () => {
+    const disk = new WatchedExport();
+    await using client = await connected(await listen(disk));
+    client.send(...reads(50_000, MIB));
+    // 16 in flight, and what fits into the buffers of the socket.
+    expect(await settled(() => disk.started)).toBeLessThan(24);
+    // Of the requests themselves the server takes only as many as it has room for.
+    expect(client.socket.writableLength).toBeGreaterThan(0);
+  });
+
+  test("the largest reads are held up two at a time", async () => {
+    const disk = new WatchedExport();
+    disk.hold = FOREVER;
+    await using client = await connected(await listen(disk));
+    client.send(...reads(10, 32 * MIB));
+    expect(await settled(() => disk.started)).toBe(2);
+  });
+
+  test("a client that reads late gets everything all the same", async () => {
+    const disk = new WatchedExport();
+    await using client = await connected(await listen(disk));
+    client.send(...reads(50, MIB));
+    await settled(() => disk.started);
+    for (let replies = 0; replies < 50; replies++) {
+      expect((await client.simpleReply(MIB)).error).toBe(0);
+    }
+  });
+
+  test("a flood of refused requests is held up too", async () => {
+    await using client = await connected(await listen(new WatchedExport()));
+    const flood = Buffer.concat(Array.from({ length: 10_000 }, () => requestFrame({ type: FLUSH })));
+    for (let sent = 0; sent < 20; sent++) client.send(flood);
+    expect(await settled(() => client.socket.writableLength)).toBeGreaterThan(MIB);
+  });
+
+  test("replies come in the order in which they get ready", async () => {
+    const disk = new WatchedExport();
+    let release = (): void => {};
+    disk.hold = new Promise((resolve) => {
+      release = resolve;
+    });
+    await using client = await connected(await listen(disk));
+    client.send(requestFrame({ type: READ, cookie: 1, length: 1 }));
+    await expect.poll(() => disk.underWay).toBe(1);
+    disk.hold = undefined;
+    client.send(requestFrame({ type: READ, cookie: 2, length: 1 }));
+    expect(await client.simpleReply(1)).toMatchObject({ cookie: 2n });
+    release();
+    expect(await client.simpleReply(1)).toMatchObject({ cookie: 1n });
+  });
+
+  test.each([
+    { title: "closes", leave: (client: RawClient) => client.socket.end() },
+    { title: "resets", leave: (client: RawClient) => client.socket.resetAndDestroy() },
+  ])("reads for a client that $title without a word are aborted", async ({ leave }) => {
+    const disk = new WatchedExport();
+    disk.hold = FOREVER;
+    const server = await listen(disk, { address: { host: "127.0.0.1", port: 0 } });
+    await using client = await connected(server);
+    client.send(...reads(10, 4096));
+    await expect.poll(() => disk.underWay).toBe(10);
+    leave(client);
+    await expect.poll(() => disk.aborted).toBe(10);
+    await expect
+      .poll(() => events.at(-1))
+      .toMatchObject({ type: "disconnected", error: { code: "DISCONNECTED" } });
+    expect(events.filter(({ type }) => type === "request-failed")).toEqual([]);
+  });
+
+  test("a client that vanishes in the middle of a frame harms nobody", async () => {
+    const server = await listen(new WatchedExport(), { address: { host: "127.0.0.1", port: 0 } });
+    await using other = await connected(server);
+    for (const bytes of [0, 1, 3, 4, 20]) {
+      await using client = await RawClient.connect(server);
+      client.send(Buffer.concat([u32(3), optionFrame(GO, infoQuery("disk"))]).subarray(0, bytes));
+      client.socket.resetAndDestroy();
+    }
+    other.send(requestFrame({ type: READ, length: 3 }));
+    expect(await other.simpleReply(3)).toMatchObject({ error: 0 });
+    await expect.poll(() => events.filter(({ type }) => type === "disconnected")).toHaveLength(5);
+  });
+
+  test.each([
+    { title: "says nothing", frames: [] },
+    {
+      title: "starts an option and stops",
+      frames: [u32(3), optionFrame(GO, infoQuery("disk")).subarray(0, 25)],
+    },
+  ])("a client that $title is hung up on in time", async ({ frames }) => {
+    const server = await listen(new WatchedExport(), { handshakeTimeoutMs: 200 });
+    await using client = await RawClient.connect(server);
+    client.send(...frames);
+    await client.rest();
+    await expect.poll(() => events.at(-1)).toMatchObject({ error: { code: "HANDSHAKE_TIMEOUT" } });
+  });
+
+  test("a client that haggles without end is hung up on in time", async () => {
+    const server = await listen(new WatchedExport(), { handshakeTimeoutMs: 200 });
+    await using client = await RawClient.greeted(server);
+    const haggle = async () => {
+      for (;;) await client.option(LIST);
+    };
+    await expect(haggle()).rejects.toThrow("the server hung up");
+  });
+
+  test("a client that has an export may be silent for longer than the handshake may take", async () => {
+    const server = await listen(new WatchedExport(), { handshakeTimeoutMs: 100 });
+    await using client = await connected(server);
+    await new Promise((resolve) => setTimeout(resolve, 300));
+    client.send(requestFrame({ type: READ, length: 3 }));
+    expect(await client.simpleReply(3)).toMatchObject({ error: 0 });
+  });
+
+  test("one connection too many is turned away, and let in when there is room", async () => {
+    const server = await listen(new WatchedExport(), { maxConnections: 2 });
+    const first = await connected(server);
+    await using second = await connected(server);
+    await using third = await RawClient.connect(server);
+    expect(await third.rest()).toHaveLength(0);
+    expect(events).toContainEqual({ type: "turned-away" });
+
+    await first[Symbol.asyncDispose]();
+    await expect.poll(() => events.filter(({ type }) => type === "disconnected")).toHaveLength(1);
+    await using fourth = await connected(server);
+    fourth.send(requestFrame({ type: READ, length: 1 }));
+    expect(await fourth.simpleReply(1)).toMatchObject({ error: 0 });
+    second.send(requestFrame({ type: READ, length: 1 }));
+    expect(await second.simpleReply(1)).toMatchObject({ error: 0 });
+  });
+
+  test("close hangs up, ends all reads, and takes the socket file away", async () => {
+    const disk = new WatchedExport();
+    disk.hold = FOREVER;
+    const server = await listen(disk);
+    await using haggling = await RawClient.greeted(server);
+    await using client = await connected(server);
+    client.send(...reads(3, 10));
+    await expect.poll(() => disk.underWay).toBe(3);
+    await server.close();
+    expect(disk.underWay).toBe(0);
+    expect(await client.rest()).toHaveLength(0);
+    expect(await haggling.rest()).toHaveLength(0);
+    expect(events.filter(({ type }) => type === "disconnected")).toMatchObject([
+      { error: { code: "SERVER_CLOSED" } },
+      { error: { code: "SERVER_CLOSED" } },
+    ]);
+    await expect(access(join(directory.path, "nbd.sock"))).rejects.toMatchObject({ code: "ENOENT" });
+    await server.close();
+  });
+
+  test("an address that is taken is an error of listen", async () => {
+    await listen(new WatchedExport());
+    await expect(listen(new WatchedExport())).rejects.toMatchObject({ code: "EADDRINUSE" });
+  });
+});

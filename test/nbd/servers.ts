@@ -1,0 +1,145 @@
+/** Real servers for the client's tests, each in a folder of its own, gone when the test is over. */
+
+import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { connect } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { execa } from "execa";
+import { findTool } from "../support/tools.js";
+
+/** A folder that is removed in the end. */
+export interface Folder extends AsyncDisposable {
+  readonly path: string;
+}
+
+export async function makeFolder(): Promise<Folder> {
+  const path = await mkdtemp(join(tmpdir(), "nbd-client-"));
+  return { path, [Symbol.asyncDispose]: () => rm(path, { recursive: true, force: true }) };
+}
+
+export interface RunningServer extends AsyncDisposable {
+  /** Ends it at once, as a crash would. */
+  kill(): Promise<void>;
+}
+
+/** Starts a program and waits until `listens` says so; fails with what the program said when it ends before. */
+export async function startServer(
+  tool: string,
+  args: readonly string[],
+  listens: () => Promise<boolean>,
+): Promise<RunningServer> {
+  const server = execa(findTool(tool) ?? tool, args, { reject: false, stdin: "ignore" });
+  const end = async (signal: "SIGTERM" | "SIGKILL") => {
+    server.kill(signal);
+    await server;
+  };
+  const deadline = Date.now() + 20_000;
+  while (!(await listens())) {
+    if (server.exitCode !== null || Date.now() > deadline) {
+      await end("SIGKILL");
+      throw new Error(`${tool} does not listen: ${(await server).stderr}`);
+    }
+    await sleep(10);
+  }
+  return { kill: () => end("SIGKILL"), [Symbol.asyncDispose]: () => end("SIGTERM") };
+}
+
+/** Whether somebody listens on a unix socket or a port of this machine. */
+export function listensOn(where: string | number): Promise<boolean> {
+  return new Promise((resolve) => {
+    const socket = typeof where === "number" ? connect(where, "127.0.0.1") : connect(where);
+    socket.once("connect", () => {
+      socket.destroy();
+      resolve(true);
+    });
+    socket.once("error", () => resolve(false));
+  });
+}
+
+/** A port that was free a moment ago. */
+export async function freePort(): Promise<number> {
+  const { createServer } = await import("node:net");
+  return new Promise((resolve, reject) => {
+    const server = createServer().listen(0, "127.0.0.1", () => {
+      const address = server.address();
+      const port = typeof address === "object" && address !== null ? address.port : undefined;
+      server.close(() => (port === undefined ? reject(new Error("no port")) : resolve(port)));
+    });
+  });
+}
+
+export interface ServerOnSocket extends RunningServer {
+  readonly socket: string;
+  readonly uri: string;
+}
+
+/** nbdkit on a unix socket: `args` are its filters and options, plugin and the plugin's parameters. */
+export async function startNbdkit(folder: Folder, ...args: readonly string[]): Promise<ServerOnSocket> {
+  const socket = join(folder.path, `nbdkit-${Date.now()}-${Math.random()}.sock`);
+  const server = await startServer("nbdkit", ["-f", "-U", socket, ...args], () => listensOn(socket));
+  return { ...server, socket, uri: uriOf(socket) };
+}
+
+/** qemu-nbd on a unix socket, for any number of clients. */
+export async function startQemu(folder: Folder, ...args: readonly string[]): Promise<ServerOnSocket> {
+  const socket = join(folder.path, `qemu-${Date.now()}-${Math.random()}.sock`);
+  const server = await startServer("qemu-nbd", ["-k", socket, "-t", "--shared=0", ...args], () =>
+    listensOn(socket),
+  );
+  return { ...server, socket, uri: uriOf(socket) };
+}
+
+export function uriOf(socket: string, exportName = "", parameters = "", scheme = "nbd"): string {
+  const more = parameters === "" ? "" : `&${parameters}`;
+  return `${scheme}+unix:///${encodeURIComponent(exportName)}?socket=${encodeURIComponent(socket)}${more}`;
+}
+
+/** Bytes that tell where they are: every 8 hold their own offset. */
+export function pattern(offset: number, length: number): Buffer {
+  const bytes = Buffer.alloc(length);
+  const view = Buffer.alloc(8);
+  for (let at = 0; at < length; ) {
+    const word = Math.floor((offset + at) / 8) * 8;
+    view.writeBigUInt64BE(BigInt(word));
+    const skip = offset + at - word;
+    at += view.copy(bytes, at, skip);
+  }
+  return bytes;
+}
+
+export interface Authority {
+  /** Folder with the CA's certificate, and a server's and a client's certificate signed by it. */
+  readonly path: string;
+}
+
+/** A certificate authority with a server certificate for `localhost` and a client certificate. */
+export async function makeAuthority(folder: Folder, name: string): Promise<Authority> {
+  const path = join(folder.path, name);
+  const { mkdir } = await import("node:fs/promises");
+  await mkdir(path);
+  const file = (suffix: string) => join(path, suffix);
+  const certtool = (...args: string[]) => execa(findTool("certtool") ?? "certtool", args);
+  const key = (to: string) => certtool("--generate-privkey", "--ecc", "--outfile", file(to));
+  const template = async (to: string, ...lines: string[]) => {
+    await writeFile(file(to), [`cn = ${name}`, "expiration_days = 2", ...lines, ""].join("\n"));
+    return file(to);
+  };
+  await Promise.all([key("ca-key.pem"), key("server-key.pem"), key("client-key.pem")]);
+  const ca = await template("ca.info", "ca", "cert_signing_key");
+  await certtool(
+    "--generate-self-signed",
+    ...["--load-privkey", file("ca-key.pem"), "--template", ca, "--outfile", file("ca-cert.pem")],
+  );
+  const sign = async (role: "server" | "client", ...lines: string[]) => {
+    const info = await template(`${role}.info`, `tls_www_${role}`, "signing_key", ...lines);
+    await certtool(
+      "--generate-certificate",
+      ...["--load-ca-certificate", file("ca-cert.pem"), "--load-ca-privkey", file("ca-key.pem")],
+      ...["--load-privkey", file(`${role}-key.pem`), "--template", info],
+      ...["--outfile", file(`${role}-cert.pem`)],
+    );
+  };
+  await Promise.all([sign("server", "dns_name = localhost"), sign("client")]);
+  return { path };
+}
