@@ -18,8 +18,35 @@ export interface Geometry {
   readonly clusterSize: number;
 }
 
+/** Guest clusters of a disk; the last one may go on past the virtual size. */
+export function clustersIn({ virtualSize, clusterSize }: Geometry): number {
+  return Math.ceil(virtualSize / clusterSize);
+}
+
 /** Subclusters in a cluster: qcow2's extended L2 entries have 32. */
 export const SUBCLUSTERS = 32;
+/** The mask of all subclusters of a cluster. */
+export const ALL_SUBCLUSTERS = 0xffffffff;
+
+/**
+ * The stretches of neighbouring bits that are set in a subcluster mask, as bytes inside the cluster.
+ *
+ *     mask 0b0110_0001, subclusters of 2 KiB  ->  [0, 2 KiB), [10 KiB, 14 KiB)
+ */
+export function maskStretches(mask: number, clusterSize: number): { offset: number; length: number }[] {
+  const subclusterSize = clusterSize / SUBCLUSTERS;
+  const stretches: { offset: number; length: number }[] = [];
+  let last: { offset: number; length: number } | undefined;
+  for (let bit = 0; bit < SUBCLUSTERS; bit += 1) {
+    if (((mask >>> bit) & 1) === 0) last = undefined;
+    else if (last) last.length += subclusterSize;
+    else {
+      last = { offset: bit * subclusterSize, length: subclusterSize };
+      stretches.push(last);
+    }
+  }
+  return stretches;
+}
 
 export type ClusterRun = DataRun | ZeroRun | PartialRun;
 
@@ -52,8 +79,26 @@ export interface PartialRun {
   readonly zeroMask: number;
 }
 
+/** How many cluster-sized places in the file a run takes up. */
+export function slotsOf(run: {
+  readonly kind: ClusterRun["kind"];
+  readonly count: number;
+  readonly dataMask?: number;
+}): number {
+  switch (run.kind) {
+    case "zero":
+      return 0;
+    case "data":
+      return run.count;
+    case "partial":
+      return run.dataMask === 0 ? 0 : 1;
+    default:
+      return run.kind satisfies never;
+  }
+}
+
 /**
- * Takes an image apart from its file: first data in any order, then the runs in guest order, then `finish`.
+ * Builds an image file: first data in any order, then the runs in guest order, then `finish`.
  *
  * The owner opens it on a temporary name, and calls `finish` and then `close`, or only `close` after a failure
  * (the owner unlinks the file). No method may be called after `close`.

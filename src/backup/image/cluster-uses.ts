@@ -1,0 +1,54 @@
+/** Clusters are counted in pages, so that memory follows what is used and not how long a sparse file claims to be. */
+const PAGE_CLUSTERS = 64 * 1024;
+
+/** In each counter: the cluster is a table, or holds data of one guest cluster as it is. */
+const WHOLE = 0x8000;
+const COUNT = 0x7fff;
+
+/** How often each cluster of a file is referred to: 16 bits a cluster. */
+export class ClusterUses {
+  readonly #pages = new Map<number, Uint16Array>();
+
+  /**
+   * Counts a use of the cluster as a whole.
+   * @returns false if it has another use already
+   */
+  claim(cluster: number): boolean {
+    return this.#add(cluster, WHOLE) === 0;
+  }
+
+  /**
+   * Counts a use that leaves room for others like it: compressed data fills clusters as it comes.
+   * @returns false if the cluster is used as a whole
+   */
+  share(cluster: number): boolean {
+    return (this.#add(cluster, 0) & WHOLE) === 0;
+  }
+
+  of(cluster: number): number {
+    return (this.#pages.get(Math.floor(cluster / PAGE_CLUSTERS))?.[cluster % PAGE_CLUSTERS] ?? 0) & COUNT;
+  }
+
+  /** The clusters in use, in no particular order. */
+  *used(): Generator<number> {
+    for (const [number, page] of this.#pages) {
+      for (let i = 0; i < PAGE_CLUSTERS; i += 1) {
+        if (page[i] !== 0) yield number * PAGE_CLUSTERS + i;
+      }
+    }
+  }
+
+  /** @returns the counter as it was */
+  #add(cluster: number, mark: number): number {
+    const number = Math.floor(cluster / PAGE_CLUSTERS);
+    let page = this.#pages.get(number);
+    if (!page) {
+      page = new Uint16Array(PAGE_CLUSTERS);
+      this.#pages.set(number, page);
+    }
+    const before = page[cluster % PAGE_CLUSTERS] ?? 0;
+    const count = Math.min((before & COUNT) + 1, COUNT);
+    page[cluster % PAGE_CLUSTERS] = (before & WHOLE) | mark | count;
+    return before;
+  }
+}

@@ -1,0 +1,215 @@
+import { DamageError } from "../errors.js";
+import {
+  ALL_SUBCLUSTERS,
+  type ClusterRun,
+  clustersIn,
+  type DataRun,
+  type Geometry,
+  type ImageReader,
+  type PartialRun,
+  type ZeroRun,
+} from "./image.js";
+import { decompressCluster } from "./qcow2-compressed.js";
+import { Qcow2File } from "./qcow2-file.js";
+import { decodeL1Entry, decodeL2Entry, ENTRY_BYTES, type L2Entry } from "./qcow2-format.js";
+import type { Qcow2Header } from "./qcow2-header.js";
+
+/** L2 tables that are kept for looking up compressed clusters. */
+const CACHED_TABLES = 4;
+
+/** A run that may still grow. */
+type Draft =
+  | { -readonly [K in keyof DataRun]: DataRun[K] }
+  | { -readonly [K in keyof ZeroRun]: ZeroRun[K] }
+  | PartialRun;
+
+/**
+ * Reads the active state of a qcow2 image of any version and origin, without trusting it: a contradiction is a
+ * `DamageError` that names the guest offset. What lies below the image is the caller's affair.
+ *
+ * Compressed clusters have no place of their own in the file. They appear in an expanded area behind its end,
+ * which exists for `readHost` only:
+ *
+ *     host offset   0                     fileEnd
+ *                   | the file, as it is  | guest cluster 0 | guest cluster 1 | ...
+ */
+export class Qcow2Reader implements ImageReader, AsyncDisposable {
+  readonly geometry: Geometry;
+  readonly format = "qcow2";
+  readonly header: Qcow2Header;
+  readonly #file: Qcow2File;
+  /** The entries that describe the virtual disk. */
+  readonly #l1: Buffer;
+  readonly #tables = new Map<number, Promise<Buffer | undefined>>();
+
+  private constructor(file: Qcow2File, geometry: Geometry, l1: Buffer) {
+    this.geometry = geometry;
+    this.header = file.header;
+    this.#file = file;
+    this.#l1 = l1;
+  }
+
+  /**
+   * @throws {DamageError} the header is damaged
+   * @throws {BackupError} the image uses features that can't be read
+   * @throws the file system's error
+   */
+  static async open(path: string): Promise<Qcow2Reader> {
+    const file = await Qcow2File.open(path);
+    try {
+      const { virtualSize, clusterSize, l1Offset } = file.header;
+      const geometry = { virtualSize, clusterSize };
+      const entries = Math.ceil(clustersIn(geometry) / file.l2Entries);
+      return new Qcow2Reader(file, geometry, await file.readTable(l1Offset, entries * ENTRY_BYTES));
+    } catch (error) {
+      await file.close();
+      throw error;
+    }
+  }
+
+  async *runs(): AsyncGenerator<ClusterRun> {
+    this.#assertDistinctTables();
+    let last: Draft | undefined;
+    for (let index = 0; index < this.#l1.length / ENTRY_BYTES; index += 1) {
+      const table = await this.#readL2Table(index);
+      if (table === undefined) continue;
+      const first = index * this.#file.l2Entries;
+      const count = Math.min(this.#file.l2Entries, clustersIn(this.geometry) - first);
+      for (let i = 0; i < count; i += 1) {
+        const next = this.#run(first + i, decodeL2Entry(table, i, this.#file.context));
+        if (next === undefined) continue;
+        if (last && continues(last, next, this.geometry.clusterSize)) {
+          last.count += 1;
+        } else {
+          if (last) yield last;
+          last = next;
+        }
+      }
+    }
+    if (last) yield last;
+  }
+
+  async readHost(hostOffset: number, target: Uint8Array): Promise<void> {
+    const { fileEnd } = this.#file.context;
+    if (hostOffset < fileEnd) await this.#file.read(target, hostOffset);
+    else await this.#readExpanded(hostOffset - fileEnd, target);
+  }
+
+  close(): Promise<void> {
+    return this.#file.close();
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+
+  /** If several entries shared a table, a small file could describe a disk that takes for ever to walk over. */
+  #assertDistinctTables(): void {
+    const offsets = new Float64Array(this.#l1.length / ENTRY_BYTES);
+    for (let index = 0; index < offsets.length; index += 1) {
+      const entry = decodeL1Entry(this.#l1, index, this.#file.context);
+      if (entry.kind === "table") offsets[index] = entry.hostOffset;
+    }
+    const shared = offsets.toSorted().find((offset, i, sorted) => offset !== 0 && offset === sorted[i - 1]);
+    if (shared === undefined) return;
+    const cluster = offsets.lastIndexOf(shared) * this.#file.l2Entries;
+    throw this.#damage(cluster, `the L1 entry points to the L2 table of another, at ${shared}`);
+  }
+
+  async #readL2Table(index: number): Promise<Buffer | undefined> {
+    const entry = decodeL1Entry(this.#l1, index, this.#file.context);
+    switch (entry.kind) {
+      case "none":
+        return undefined;
+      case "table":
+        return await this.#file.readTable(entry.hostOffset, this.geometry.clusterSize);
+      case "invalid":
+        throw this.#damage(index * this.#file.l2Entries, `the L1 entry ${entry.problem}`);
+      default:
+        return entry satisfies never;
+    }
+  }
+
+  /** Undefined for what the image leaves to the one below. */
+  #run(cluster: number, entry: L2Entry): Draft | undefined {
+    switch (entry.kind) {
+      case "standard": {
+        const { hostOffset, dataMask, zeroMask } = entry;
+        if (dataMask === ALL_SUBCLUSTERS) return { kind: "data", cluster, count: 1, hostOffset };
+        if (zeroMask === ALL_SUBCLUSTERS) return { kind: "zero", cluster, count: 1 };
+        if (dataMask === 0 && zeroMask === 0) return undefined;
+        const slot = dataMask === 0 ? 0 : hostOffset;
+        return { kind: "partial", cluster, count: 1, hostOffset: slot, dataMask, zeroMask };
+      }
+      case "compressed":
+        return { kind: "data", cluster, count: 1, hostOffset: this.#expandedOffset(cluster) };
+      case "invalid":
+        throw this.#damage(cluster, `the L2 entry ${entry.problem}`);
+      default:
+        return entry satisfies never;
+    }
+  }
+
+  #expandedOffset(cluster: number): number {
+    const offset = this.#file.context.fileEnd + cluster * this.geometry.clusterSize;
+    if (Number.isSafeInteger(offset)) return offset;
+    throw this.#damage(cluster, "a compressed cluster is further away than can be told");
+  }
+
+  /** `offset` counts from the beginning of the expanded area. */
+  async #readExpanded(offset: number, target: Uint8Array): Promise<void> {
+    const { clusterSize } = this.geometry;
+    const pieces: Promise<void>[] = [];
+    for (let done = 0; done < target.length; ) {
+      const cluster = Math.floor((offset + done) / clusterSize);
+      const skipped = offset + done - cluster * clusterSize;
+      const piece = target.subarray(done, done + clusterSize - skipped);
+      pieces.push(
+        this.#decompress(cluster).then((bytes) => piece.set(bytes.subarray(skipped, skipped + piece.length))),
+      );
+      done += piece.length;
+    }
+    await Promise.all(pieces);
+  }
+
+  async #decompress(cluster: number): Promise<Buffer> {
+    const index = Math.floor(cluster / this.#file.l2Entries);
+    const table = await this.#cachedTable(index);
+    const entry = table && decodeL2Entry(table, cluster - index * this.#file.l2Entries, this.#file.context);
+    if (entry?.kind !== "compressed") throw this.#damage(cluster, "there is no compressed cluster");
+    const { clusterSize } = this.geometry;
+    const data = await this.#file.readTable(entry.hostOffset, entry.length);
+    try {
+      return await decompressCluster(data, this.header.compression, clusterSize);
+    } catch (error) {
+      if (!(error instanceof DamageError)) throw error;
+      throw this.#damage(cluster, `the compressed cluster ${error.message}`, error.cause);
+    }
+  }
+
+  #cachedTable(index: number): Promise<Buffer | undefined> {
+    const cached = this.#tables.get(index);
+    if (cached) return cached;
+    const table = this.#readL2Table(index);
+    this.#tables.set(index, table);
+    const [oldest] = this.#tables.keys();
+    if (this.#tables.size > CACHED_TABLES && oldest !== undefined) this.#tables.delete(oldest);
+    return table;
+  }
+
+  #damage(cluster: number, problem: string, cause?: unknown): DamageError {
+    const guestOffset = cluster * this.geometry.clusterSize;
+    const { path } = this.#file;
+    return new DamageError("E_QCOW2_ENTRY", `${path}: at guest offset ${guestOffset}, ${problem}`, {
+      cause,
+      details: { path, guestOffset },
+    });
+  }
+}
+
+/** Whether `next` is the same as `last`, gone on in the guest and in the file. */
+function continues(last: Draft, next: Draft, clusterSize: number): last is Exclude<Draft, PartialRun> {
+  if (last.kind === "partial" || next.cluster !== last.cluster + last.count) return false;
+  if (last.kind === "zero") return next.kind === "zero";
+  return next.kind === "data" && next.hostOffset === last.hostOffset + last.count * clusterSize;
+}

@@ -1,0 +1,88 @@
+import assert from "node:assert/strict";
+import { DamageError } from "../errors.js";
+import { type ClusterRun, clustersIn, type Geometry, type ImageReader } from "./image.js";
+import { ImageFile } from "./image-file.js";
+import { damagedMap, parseMap, runsOfExtents } from "./raw-map.js";
+
+export interface RawReaderOptions {
+  /** The file says nothing of it; the virtual size is the smallest that the file may have. */
+  readonly geometry: Geometry;
+  /** What the file defines, for an increment; without it, it defines the whole disk. */
+  readonly mapPath?: string | undefined;
+}
+
+const MAP_PIECE_BYTES = 64 * 1024;
+/** An extent's line takes a hundred bytes. */
+const MAX_LINE = 1024;
+
+/** Reads a raw image: guest offsets are host offsets. */
+export class RawReader implements ImageReader, AsyncDisposable {
+  readonly geometry: Geometry;
+  readonly format = "raw";
+  readonly #file: ImageFile;
+  readonly #mapPath: string | undefined;
+
+  private constructor(file: ImageFile, { geometry, mapPath }: RawReaderOptions) {
+    this.geometry = geometry;
+    this.#file = file;
+    this.#mapPath = mapPath;
+  }
+
+  /**
+   * @throws {DamageError} the file is shorter than the disk
+   * @throws the file system's error
+   */
+  static async open(path: string, options: RawReaderOptions): Promise<RawReader> {
+    const file = await ImageFile.open(path);
+    const { virtualSize } = options.geometry;
+    const size = await file.size();
+    if (size >= virtualSize) return new RawReader(file, options);
+    await file.close();
+    throw new DamageError("E_IMAGE_TRUNCATED", `${path} has ${size} bytes, its disk ${virtualSize}`, {
+      details: { path, size, virtualSize },
+    });
+  }
+
+  async *runs(): AsyncGenerator<ClusterRun> {
+    if (this.#mapPath !== undefined) {
+      yield* runsOfExtents(parseMap(lines(this.#mapPath), this.#mapPath), this.geometry, this.#mapPath);
+      return;
+    }
+    const count = clustersIn(this.geometry);
+    if (count > 0) yield { kind: "data", cluster: 0, count, hostOffset: 0 };
+  }
+
+  /** The last cluster goes on with zeroes behind the end of the disk. */
+  async readHost(hostOffset: number, target: Uint8Array): Promise<void> {
+    const { clusterSize, virtualSize } = this.geometry;
+    assert(hostOffset + target.length <= clustersIn(this.geometry) * clusterSize, "this is behind the disk");
+    await this.#file.fill(target, hostOffset, virtualSize);
+  }
+
+  close(): Promise<void> {
+    return this.#file.close();
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+}
+
+/** The lines of a text file, one after the other; it may be anybody's, so none may be long. */
+async function* lines(path: string): AsyncGenerator<string> {
+  const file = await ImageFile.open(path);
+  try {
+    const piece = Buffer.allocUnsafe(MAP_PIECE_BYTES);
+    let rest = "";
+    for (let position = 0, bytes = piece.length; bytes === piece.length; position += bytes) {
+      bytes = await file.read(piece, position);
+      const complete = (rest + piece.toString("latin1", 0, bytes)).split("\n");
+      rest = complete.pop() ?? "";
+      if (rest.length > MAX_LINE) throw damagedMap(path, `near byte ${position} is a line that never ends`);
+      yield* complete;
+    }
+    yield rest;
+  } finally {
+    await file.close();
+  }
+}

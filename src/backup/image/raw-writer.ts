@@ -1,0 +1,83 @@
+import assert from "node:assert/strict";
+import { type ClusterRun, clustersIn, type Geometry, type ImageWriter } from "./image.js";
+import { Appender, ImageFile } from "./image-file.js";
+import { extentsOfRuns, mapText } from "./raw-map.js";
+import { RunList } from "./run-list.js";
+
+export interface RawWriterOptions {
+  readonly geometry: Geometry;
+  /** Where the runs are described, for an increment; without it the image stands for the whole disk. */
+  readonly mapPath?: string | undefined;
+}
+
+/**
+ * Writes a raw image: a sparse file of exactly the virtual size, data at its guest offset, everything else a hole.
+ *
+ * A raw file alone can't tell clean from zero, so an increment has a map beside it (the format is `raw-map.ts`'s).
+ */
+export class RawWriter implements ImageWriter, AsyncDisposable {
+  readonly geometry: Geometry;
+  readonly format = "raw";
+  readonly packed = false;
+  readonly #file: ImageFile;
+  readonly #map: ImageFile | undefined;
+  readonly #runs: RunList;
+
+  private constructor(file: ImageFile, map: ImageFile | undefined, geometry: Geometry) {
+    this.#file = file;
+    this.#map = map;
+    this.geometry = geometry;
+    this.#runs = new RunList({ clusterSize: geometry.clusterSize, firstHostCluster: 0 });
+  }
+
+  /**
+   * Makes the file and the map, neither of which must exist.
+   * @throws the file system's error, with `code`
+   */
+  static async create(path: string, { geometry, mapPath }: RawWriterOptions): Promise<RawWriter> {
+    const file = await ImageFile.create(path);
+    try {
+      await file.truncate(geometry.virtualSize);
+      const map = mapPath === undefined ? undefined : await ImageFile.create(mapPath);
+      return new RawWriter(file, map, geometry);
+    } catch (error) {
+      await file.close();
+      throw error;
+    }
+  }
+
+  hostOffset(cluster: number, _rank: number): number {
+    return cluster * this.geometry.clusterSize;
+  }
+
+  async writeData(hostOffset: number, data: Uint8Array): Promise<void> {
+    // The last cluster may come padded; the file ends with the disk.
+    const inside = Math.max(0, this.geometry.virtualSize - hostOffset);
+    await this.#file.write(data.subarray(0, inside), hostOffset);
+  }
+
+  addRun(run: ClusterRun): void {
+    assert(run.cluster + run.count <= clustersIn(this.geometry), "the run is behind the end of the disk");
+    this.#runs.append(run);
+  }
+
+  async finish({ sync }: { readonly sync: boolean }): Promise<{ readonly storedBytes: number }> {
+    if (sync) await this.#file.sync();
+    if (this.#map) {
+      const out = new Appender(this.#map, 0);
+      for (const text of mapText(extentsOfRuns(this.#runs, this.geometry)))
+        await out.append(Buffer.from(text));
+      await out.flush();
+      if (sync) await this.#map.sync();
+    }
+    return { storedBytes: Math.min(this.#runs.dataBytes, this.geometry.virtualSize) };
+  }
+
+  async close(): Promise<void> {
+    await Promise.all([this.#file.close(), this.#map?.close()]);
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+}

@@ -1,0 +1,156 @@
+import assert from "node:assert/strict";
+import { ALL_SUBCLUSTERS, type ClusterRun } from "./image.js";
+
+/**
+ * A run in the one form that tables are made from, whatever its kind; the masks hold for each of its clusters:
+ *
+ *     data      dataMask all ones, zeroMask 0
+ *     zero      dataMask 0, zeroMask all ones
+ *     partial   disjoint masks
+ */
+export interface StoredRun {
+  readonly cluster: number;
+  readonly count: number;
+  /** Host offset of the first cluster in clusters; means nothing where `dataMask` is 0. */
+  readonly hostCluster: number;
+  readonly dataMask: number;
+  readonly zeroMask: number;
+}
+
+/** Runs are kept in chunks of typed arrays, so that growing never copies. */
+const CHUNK_RUNS = 4096;
+
+interface Chunk {
+  /** cluster, hostCluster, count */
+  readonly places: Float64Array;
+  /** dataMask, zeroMask */
+  readonly masks: Uint32Array;
+}
+
+/**
+ * The runs of an image: appended in ascending guest order, kept in 32 bytes each, neighbours that continue each
+ * other as one. So memory grows with the fragmentation of the disk, and not with its size.
+ */
+export class RunList implements Iterable<StoredRun> {
+  readonly #clusterSize: number;
+  readonly #chunks: Chunk[] = [];
+  /** Number of runs in `#chunks`. */
+  #length = 0;
+  /** The latest run, still growing. */
+  #last: { -readonly [K in keyof StoredRun]: StoredRun[K] } | undefined;
+  #end = 0;
+  #hostEnd: number;
+  #dataBytes = 0;
+  #hasPartial = false;
+
+  /** @param options.firstHostCluster where data may begin in the file */
+  constructor(options: { readonly clusterSize: number; readonly firstHostCluster: number }) {
+    this.#clusterSize = options.clusterSize;
+    this.#hostEnd = options.firstHostCluster;
+  }
+
+  /** Guest cluster after the last run. */
+  get end(): number {
+    return this.#end;
+  }
+
+  /** Host cluster after the highest one that a run has data in. */
+  get hostEnd(): number {
+    return this.#hostEnd;
+  }
+
+  /** Bytes of data in all runs; of partial ones, only their data subclusters. */
+  get dataBytes(): number {
+    return this.#dataBytes;
+  }
+
+  /** Whether some cluster is defined only in part, or is partly zero. */
+  get hasPartial(): boolean {
+    return this.#hasPartial;
+  }
+
+  /** Both in the guest and in the file, a run comes after all runs before it. */
+  append(run: ClusterRun): void {
+    const next = this.#stored(run);
+    assert(next.count > 0 && next.cluster >= this.#end, `run of cluster ${next.cluster} is out of order`);
+    this.#end = next.cluster + next.count;
+    if (next.dataMask !== 0) {
+      const { hostCluster } = next;
+      assert(
+        Number.isSafeInteger(hostCluster) && hostCluster >= this.#hostEnd,
+        `the data of cluster ${next.cluster} is misplaced`,
+      );
+      this.#hostEnd = hostCluster + next.count;
+      this.#dataBytes += next.count * (bitsIn(next.dataMask) / 32) * this.#clusterSize;
+    }
+
+    if (this.#last && continues(this.#last, next)) {
+      this.#last.count += next.count;
+      return;
+    }
+    if (this.#last) this.#push(this.#last);
+    this.#last = { ...next };
+  }
+
+  *[Symbol.iterator](): Generator<StoredRun> {
+    for (let index = 0; index < this.#length; index += 1) {
+      const { places, masks } = this.#chunks[Math.floor(index / CHUNK_RUNS)] as Chunk;
+      const at = index % CHUNK_RUNS;
+      yield {
+        cluster: places[at * 3] as number,
+        hostCluster: places[at * 3 + 1] as number,
+        count: places[at * 3 + 2] as number,
+        dataMask: masks[at * 2] as number,
+        zeroMask: masks[at * 2 + 1] as number,
+      };
+    }
+    if (this.#last) yield { ...this.#last };
+  }
+
+  #push(run: StoredRun): void {
+    const at = this.#length % CHUNK_RUNS;
+    if (at === 0) {
+      this.#chunks.push({ places: new Float64Array(CHUNK_RUNS * 3), masks: new Uint32Array(CHUNK_RUNS * 2) });
+    }
+    const { places, masks } = this.#chunks[this.#chunks.length - 1] as Chunk;
+    places.set([run.cluster, run.hostCluster, run.count], at * 3);
+    masks.set([run.dataMask, run.zeroMask], at * 2);
+    this.#length += 1;
+  }
+
+  #stored(run: ClusterRun): StoredRun {
+    const { cluster, count } = run;
+    switch (run.kind) {
+      case "data": {
+        const hostCluster = run.hostOffset / this.#clusterSize;
+        return { cluster, count, hostCluster, dataMask: ALL_SUBCLUSTERS, zeroMask: 0 };
+      }
+      case "zero":
+        return { cluster, count, hostCluster: 0, dataMask: 0, zeroMask: ALL_SUBCLUSTERS };
+      case "partial": {
+        const hostCluster = run.hostOffset / this.#clusterSize;
+        const dataMask = run.dataMask >>> 0;
+        const zeroMask = run.zeroMask >>> 0;
+        assert((dataMask & zeroMask) === 0, `the masks of cluster ${cluster} overlap`);
+        assert(dataMask !== 0 || zeroMask !== 0, `the masks of cluster ${cluster} are empty`);
+        if (dataMask !== ALL_SUBCLUSTERS && zeroMask !== ALL_SUBCLUSTERS) this.#hasPartial = true;
+        return { cluster, count, hostCluster, dataMask, zeroMask };
+      }
+      default:
+        return run satisfies never;
+    }
+  }
+}
+
+function continues(last: StoredRun, next: StoredRun): boolean {
+  if (next.cluster !== last.cluster + last.count) return false;
+  if (next.dataMask !== last.dataMask || next.zeroMask !== last.zeroMask) return false;
+  if (next.dataMask === 0) return true;
+  return next.hostCluster === last.hostCluster + last.count;
+}
+
+function bitsIn(mask: number): number {
+  let bits = 0;
+  for (let rest = mask; rest !== 0; rest &= rest - 1) bits += 1;
+  return bits;
+}

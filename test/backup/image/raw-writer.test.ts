@@ -1,0 +1,153 @@
+import { readFile, stat, writeFile } from "node:fs/promises";
+import fc from "fast-check";
+import { describe, expect, it } from "vitest";
+import type { Geometry } from "../../../src/backup/image/image.js";
+import { RawWriter } from "../../../src/backup/image/raw-writer.js";
+import {
+  anyWish,
+  expectedBytes,
+  fillCluster,
+  finished,
+  KiB,
+  scratch,
+  store,
+  TiB,
+  type Wish,
+} from "./support.js";
+
+const SMALL: Geometry = { virtualSize: 10 * 64 * KiB, clusterSize: 64 * KiB };
+
+interface MapExtent {
+  readonly offset: number;
+  readonly length: number;
+  readonly type: number;
+  readonly description: string;
+}
+
+async function mapOf(path: string): Promise<MapExtent[]> {
+  return JSON.parse(await readFile(path, "utf8")) as MapExtent[];
+}
+
+describe("RawWriter", () => {
+  it.each([0, 1, 700, 10 * 64 * KiB, 9 * 64 * KiB + 700])(
+    "makes a file of exactly the %i bytes of the disk",
+    async (virtualSize) => {
+      const at = await scratch();
+      const geometry = { virtualSize, clusterSize: 64 * KiB };
+      const wishes = new Array<Wish>(Math.ceil(virtualSize / geometry.clusterSize)).fill("data");
+      const writer = await RawWriter.create(at("disk.raw"), { geometry });
+      await store(writer, wishes);
+      expect(await finished(writer)).toBe(virtualSize);
+      const expected = expectedBytes(wishes, geometry, 0, Buffer.alloc(0));
+      expect(expected.equals(await readFile(at("disk.raw")))).toBe(true);
+    },
+  );
+
+  it("cuts a padded last cluster off at the end of the disk", async () => {
+    const at = await scratch();
+    const geometry = { virtualSize: 64 * KiB + 100, clusterSize: 64 * KiB };
+    const writer = await RawWriter.create(at("disk.raw"), { geometry });
+    await writer.writeData(writer.hostOffset(1, 0), fillCluster(0, 1, 64 * KiB));
+    writer.addRun({ kind: "data", cluster: 1, count: 1, hostOffset: 64 * KiB });
+    await finished(writer);
+    expect((await stat(at("disk.raw"))).size).toBe(geometry.virtualSize);
+  });
+
+  it("leaves what isn't data a hole", async () => {
+    const at = await scratch();
+    const writer = await RawWriter.create(at("disk.raw"), {
+      geometry: { virtualSize: TiB, clusterSize: 64 * KiB },
+    });
+    await writer.writeData(TiB - 64 * KiB, fillCluster(0, 0, 64 * KiB));
+    writer.addRun({ kind: "zero", cluster: 0, count: 1000 });
+    writer.addRun({ kind: "data", cluster: TiB / (64 * KiB) - 1, count: 1, hostOffset: TiB - 64 * KiB });
+    expect(await finished(writer)).toBe(64 * KiB);
+    const { size, blocks } = await stat(at("disk.raw"));
+    expect(size).toBe(TiB);
+    expect(blocks * 512).toBeLessThan(256 * KiB);
+  });
+
+  it("describes an increment's extents in subclusters, one a line", async () => {
+    const at = await scratch();
+    const mapPath = at("disk.map");
+    const writer = await RawWriter.create(at("disk.raw"), { geometry: SMALL, mapPath });
+    await store(writer, ["clean", "data", "data", { dataMask: 0b0110, zeroMask: 0b1001 }, "zero", "unused"]);
+    expect(await finished(writer)).toBe(2 * 64 * KiB + 2 * 2 * KiB);
+    const sub = 2 * KiB;
+    const start = 3 * 64 * KiB;
+    expect(await mapOf(mapPath)).toEqual([
+      { offset: 64 * KiB, length: 128 * KiB, type: 0, description: "data" },
+      { offset: start, length: sub, type: 3, description: "hole,zero" },
+      { offset: start + sub, length: 2 * sub, type: 0, description: "data" },
+      { offset: start + 3 * sub, length: sub, type: 3, description: "hole,zero" },
+      { offset: 4 * 64 * KiB, length: 128 * KiB, type: 3, description: "hole,zero" },
+    ]);
+    expect((await readFile(mapPath, "utf8")).split("\n")[1]).toBe(
+      '{ "offset": 65536, "length": 131072, "type": 0, "description": "data"},',
+    );
+  });
+
+  it("writes a map without extents for an increment without changes", async () => {
+    const at = await scratch();
+    const writer = await RawWriter.create(at("disk.raw"), { geometry: SMALL, mapPath: at("disk.map") });
+    await finished(writer);
+    expect(await readFile(at("disk.map"), "utf8")).toBe("[\n]\n");
+  });
+
+  it("maps random mixes so that laying the extents over the base gives the disk", async () => {
+    const at = await scratch();
+    let run = 0;
+    await fc.assert(
+      fc.asyncProperty(
+        fc.array(anyWish, { maxLength: 12 }),
+        fc.integer({ min: 0, max: 5000 }),
+        async (wishes, missing) => {
+          const clusterSize = 16 * KiB;
+          const geometry = { clusterSize, virtualSize: Math.max(0, wishes.length * clusterSize - missing) };
+          const [file, mapPath] = [at(`disk${run}.raw`), at(`disk${run++}.map`)];
+          const writer = await RawWriter.create(file, { geometry, mapPath });
+          await store(writer, wishes, 1);
+          await finished(writer);
+
+          const disk = fillCluster(7, 0, geometry.virtualSize);
+          const expected = expectedBytes(wishes, geometry, 1, disk);
+          const content = await readFile(file);
+          let end = 0;
+          for (const { offset, length, type } of await mapOf(mapPath)) {
+            expect(offset).toBeGreaterThanOrEqual(end);
+            end = offset + length;
+            if (type === 0) content.copy(disk, offset, offset, end);
+            else disk.fill(0, offset, end);
+          }
+          return (
+            content.length === geometry.virtualSize && end <= geometry.virtualSize && disk.equals(expected)
+          );
+        },
+      ),
+      { numRuns: 40 },
+    );
+  });
+
+  it("flushes file and map when asked to", async () => {
+    const at = await scratch();
+    await using writer = await RawWriter.create(at("disk.raw"), { geometry: SMALL, mapPath: at("disk.map") });
+    await store(writer, ["data"]);
+    expect(await writer.finish({ sync: true })).toEqual({ storedBytes: 64 * KiB });
+    expect(await mapOf(at("disk.map"))).toHaveLength(1);
+  });
+
+  it("never overwrites a file or a map", async () => {
+    const at = await scratch();
+    await writeFile(at("taken"), "");
+    const exists = { code: "EEXIST" };
+    await expect(RawWriter.create(at("taken"), { geometry: SMALL })).rejects.toMatchObject(exists);
+    const taken = RawWriter.create(at("disk.raw"), { geometry: SMALL, mapPath: at("taken") });
+    await expect(taken).rejects.toMatchObject(exists);
+  });
+
+  it("refuses runs behind the end of the disk", async () => {
+    const at = await scratch();
+    await using writer = await RawWriter.create(at("disk.raw"), { geometry: SMALL });
+    expect(() => writer.addRun({ kind: "zero", cluster: 9, count: 2 })).toThrow("behind the end");
+  });
+});
