@@ -1,0 +1,31 @@
+/** The backup engine: pull an export into an image, keep points in a repository, rebuild and verify them. */
+export { type AttachOptions, type AttachResult, attach, type JobSource } from "./attach.js";
+export { chooseDomain, choosePoint, findChain } from "./chain.js";
+export { DIGEST_ALGORITHMS, type DigestAlgorithm, parseDigestAlgorithm } from "./digest.js";
+export { BackupError, DamageError, PreconditionError, UsageError } from "./errors.js";
+export { ALLOCATION_CONTEXT, dirtyContext, exportExtents } from "./export-extents.js";
+export type { Extent, ExtentState } from "./extent.js";
+export { Virsh, type VirshOptions } from "./libvirt/virsh.js";
+export { type DiskManifest, type Manifest, parseManifest } from "./manifest.js";
+export { openExport } from "./open-export.js";
+export { refuseExisting } from "./publish.js";
+export { type PullFileOptions, pullFile } from "./pull-file.js";
+export {
+  DEFAULT_WINDOW,
+  type ImageFormat,
+  type PullImageOptions,
+  type PullProgress,
+  type PullResult,
+  pullImage,
+  type Window,
+} from "./pull-image.js";
+export { type PendingPoint, Repository } from "./repository.js";
+export { type RestoreOptions, type RestoreResult, restoreDisk } from "./restore.js";
+export { type PointDisk, type TakenPoint, type TakePointOptions, takePoint } from "./take-point.js";
+export {
+  type DiskReport,
+  type Finding,
+  type PointReport,
+  type VerifyOptions,
+  verifyPoints,
+} from "./verify.js";

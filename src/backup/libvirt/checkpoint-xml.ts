@@ -1,0 +1,58 @@
+import { z } from "zod";
+import { type DocumentKind, element, oneOf, parseDocument, text, wholeNumber } from "./xml.js";
+
+/** libvirt's record of a point in time, which a later increment can start from. */
+export interface Checkpoint {
+  readonly name: string;
+  /** Whole seconds since 1970 by the hypervisor's clock, rounded down. */
+  readonly creationTime: number;
+  /** The checkpoint that was the newest one then. */
+  readonly parent?: string;
+  readonly disks: readonly CheckpointDisk[];
+}
+
+export interface CheckpointDisk {
+  /** The disk's target in the domain: `vda`. */
+  readonly name: string;
+  /** The bitmap in the disk's image; absent where the checkpoint leaves the disk out. */
+  readonly bitmap?: string;
+}
+
+const CHECKPOINT: DocumentKind = {
+  code: "E_CHECKPOINT_XML",
+  root: "domaincheckpoint",
+  source: "virsh checkpoint-dumpxml DOMAIN NAME",
+};
+
+const diskSchema = element(
+  { name: text, checkpoint: oneOf("bitmap", "no").default("bitmap"), bitmap: text.optional() },
+  {},
+);
+
+const checkpointSchema = element(
+  {},
+  {
+    name: text,
+    creationTime: wholeNumber,
+    parent: element({}, { name: text }).optional(),
+    disks: element({}, { disk: z.array(diskSchema).default([]) }).optional(),
+  },
+);
+
+/**
+ * Reads the XML of a checkpoint.
+ * @throws {BackupError} `E_CHECKPOINT_XML`, or that and an element's name
+ */
+export function parseCheckpoint(xml: string): Checkpoint {
+  const checkpoint = parseDocument(CHECKPOINT, xml, checkpointSchema);
+  return {
+    name: checkpoint.name,
+    creationTime: checkpoint.creationTime,
+    ...(checkpoint.parent === undefined ? {} : { parent: checkpoint.parent.name }),
+    disks: (checkpoint.disks?.disk ?? []).map(({ $: disk }) =>
+      disk.checkpoint === "bitmap"
+        ? { name: disk.name, bitmap: disk.bitmap ?? checkpoint.name }
+        : { name: disk.name },
+    ),
+  };
+}

@@ -1,0 +1,74 @@
+import { z } from "zod";
+import { type DocumentKind, element, oneOf, parseDocument, text, wholeNumber } from "./xml.js";
+
+/** What a backup needs to know of a domain's definition. */
+export interface DomainDefinition {
+  readonly name: string;
+  readonly uuid: string;
+  /** The number of this run of the domain; absent while it is off. Another run has another number. */
+  readonly id?: number;
+  readonly disks: readonly DomainDisk[];
+}
+
+export interface DomainDisk {
+  /** Its name in the domain: `vda`. */
+  readonly target: string;
+  readonly device: "disk" | "cdrom" | "floppy" | "lun";
+  /** Where it is stored: `file`, `block`, `network`, … */
+  readonly type: string;
+  /** The path of a file or block device; absent for other types, and for an empty drive. */
+  readonly source?: string;
+  /** The image's format (`qcow2`, `raw`). */
+  readonly format?: string;
+  readonly readOnly: boolean;
+}
+
+const DOMAIN: DocumentKind = { code: "E_DOMAIN_XML", root: "domain", source: "virsh dumpxml DOMAIN" };
+
+const diskSchema = element(
+  { type: text.default("file"), device: oneOf("disk", "cdrom", "floppy", "lun").default("disk") },
+  {
+    target: element({ dev: text }, {}),
+    source: element({ file: text.optional(), dev: text.optional() }, {}).optional(),
+    driver: element({ type: text.optional() }, {}).optional(),
+    // Only its presence counts.
+    readonly: z.unknown().optional(),
+  },
+);
+
+const domainSchema = element(
+  { id: wholeNumber.optional() },
+  {
+    name: text,
+    // Any 128 bits: libvirt takes UUIDs that no version of the standard would make.
+    uuid: z.guid("must be a UUID"),
+    devices: element({}, { disk: z.array(diskSchema).default([]) }).optional(),
+  },
+);
+
+/**
+ * Reads the XML of a domain, running or not.
+ * @throws {BackupError} `E_DOMAIN_XML`, or that and an element's name
+ */
+export function parseDomain(xml: string): DomainDefinition {
+  const domain = parseDocument(DOMAIN, xml, domainSchema);
+  return {
+    name: domain.name,
+    uuid: domain.uuid,
+    ...(domain.$.id === undefined ? {} : { id: domain.$.id }),
+    disks: (domain.devices?.disk ?? []).map(readDisk),
+  };
+}
+
+function readDisk(disk: z.infer<typeof diskSchema>): DomainDisk {
+  const source = disk.source?.$.file ?? disk.source?.$.dev;
+  const format = disk.driver?.$.type;
+  return {
+    target: disk.target.$.dev,
+    device: disk.$.device,
+    type: disk.$.type,
+    ...(source === undefined ? {} : { source }),
+    ...(format === undefined ? {} : { format }),
+    readOnly: disk.readonly !== undefined,
+  };
+}

@@ -1,0 +1,84 @@
+import { BackupError } from "../errors.js";
+
+/** What libvirt says of a domain's job: the one that runs, or the last one that ended. */
+export interface JobInfo {
+  /** Whether it runs now. */
+  readonly active: boolean;
+  readonly type: JobType;
+  /** `backup`, `migration`, … or `unknown`; absent without a job. */
+  readonly operation?: string;
+  /**
+   * Time since the job began, by the hypervisor's clock: exact to the millisecond, but counted anew from the moment
+   * when libvirtd was last restarted.
+   */
+  readonly elapsedMs?: number;
+  /** Bytes that the job's scratch files take, and may take. */
+  readonly scratchUsed?: number;
+  readonly scratchTotal?: number;
+  /** Of a job that ended. A backup that was ended on purpose was a success with the error `Operation canceled`. */
+  readonly success?: boolean;
+  readonly error?: string;
+}
+
+/** virDomainJobType, by number. */
+const JOB_TYPES = ["none", "bounded", "unbounded", "completed", "failed", "cancelled"] as const;
+export type JobType = (typeof JOB_TYPES)[number];
+
+/** virDomainJobOperation, by number. */
+const OPERATIONS = [
+  "unknown",
+  "start",
+  "save",
+  "restore",
+  "migration-in",
+  "migration-out",
+  "snapshot",
+  "snapshot-revert",
+  "dump",
+  "backup",
+  "snapshot-delete",
+];
+
+/**
+ * Reads the output of `virsh domjobinfo --rawstats`: libvirt's own numbers and names, one a line.
+ *
+ *     Job type: 2
+ *     operation: 9
+ *     time_elapsed: 5104
+ *     disk_temp_used: 0
+ *
+ * @throws {BackupError} `E_VIRSH_OUTPUT`
+ */
+export function parseJobInfo(output: string): JobInfo {
+  const fields = new Map<string, string>();
+  for (const line of output.split("\n")) {
+    const [, key, value] = /^([^:]+):\s*(.*)$/.exec(line) ?? [];
+    if (key !== undefined && value !== undefined) fields.set(key, value.trim());
+  }
+  const type = JOB_TYPES[numberOf(fields, "Job type") ?? -1];
+  if (type === undefined) {
+    throw new BackupError("E_VIRSH_OUTPUT", `virsh domjobinfo printed no job type that is known: ${output}`);
+  }
+  if (type === "none") return { active: false, type };
+  const error = fields.get("errmsg");
+  const success = fields.get("success");
+  return {
+    active: type === "bounded" || type === "unbounded",
+    type,
+    operation: OPERATIONS[numberOf(fields, "operation") ?? 0] ?? "unknown",
+    ...optional("elapsedMs", numberOf(fields, "time_elapsed")),
+    ...optional("scratchUsed", numberOf(fields, "disk_temp_used")),
+    ...optional("scratchTotal", numberOf(fields, "disk_temp_total")),
+    ...(success === undefined ? {} : { success: success === "1" }),
+    ...(error === undefined ? {} : { error }),
+  };
+}
+
+function numberOf(fields: ReadonlyMap<string, string>, key: string): number | undefined {
+  const value = fields.get(key);
+  return value !== undefined && /^\d+$/.test(value) ? Number(value) : undefined;
+}
+
+function optional<K extends string>(key: K, value: number | undefined): { readonly [P in K]?: number } {
+  return value === undefined ? {} : ({ [key]: value } as { readonly [P in K]: number });
+}

@@ -1,0 +1,75 @@
+import { type BackupError, PreconditionError } from "../errors.js";
+
+/** What virsh was asked, and by whom it is answered: for the messages. */
+export interface VirshFailure {
+  readonly stderr: string;
+  readonly domain?: string;
+  readonly connect?: string;
+}
+
+/**
+ * virsh has no exit codes of use (1 for everything), but with the C locale its messages are libvirt's own texts, which have
+ * stood still since 6.0. The first one that matches counts.
+ */
+const KNOWN_FAILURES: readonly {
+  readonly said: RegExp;
+  readonly code: string;
+  readonly message: (failure: VirshFailure) => string;
+}[] = [
+  {
+    said: /failed to connect to the hypervisor|Disconnected from|End of file while reading data|socket is closed/,
+    code: "E_LIBVIRT",
+    message: ({ connect }) =>
+      `libvirt doesn't answer at ${connect ?? "the default URI"}. Is libvirtd running there, and may this user ` +
+      "reach it (group libvirt)? Another one is named with --connect URI",
+  },
+  {
+    said: /failed to get domain|Domain not found/i,
+    code: "E_NO_SUCH_DOMAIN",
+    message: ({ domain, connect }) =>
+      `libvirt knows no domain ${domain} at ${connect ?? "the default URI"}. \`virsh list --all\` lists them; ` +
+      "another libvirt is named with --connect URI",
+  },
+  {
+    said: /domain is not running/,
+    code: "E_DOMAIN_OFF",
+    message: ({ domain }) =>
+      `the domain ${domain} isn't running, so no job can be. Start it: virsh start ${domain}`,
+  },
+  {
+    said: /no domain backup job present|Domain backup job id not found/,
+    code: "E_NO_JOB",
+    message: ({ domain }) =>
+      `no backup job runs on the domain ${domain}. Begin one: virsh backup-begin ${domain} BACKUP.xml CHECKPOINT.xml`,
+  },
+  {
+    said: /Domain checkpoint not found/,
+    code: "E_NO_CHECKPOINT",
+    message: ({ domain }) =>
+      `the domain ${domain} has no such checkpoint. \`virsh checkpoint-list ${domain}\` lists them`,
+  },
+  {
+    said: /cannot acquire state change lock/,
+    code: "E_DOMAIN_BUSY",
+    message: ({ domain }) =>
+      `another operation holds the domain ${domain}. See \`virsh domjobinfo ${domain}\`, and try again when it is over`,
+  },
+];
+
+/** The typed error for what virsh said, or undefined where it is nothing that a caller could mend. */
+export function knownFailure(failure: VirshFailure): BackupError | undefined {
+  const known = KNOWN_FAILURES.find(({ said }) => said.test(failure.stderr));
+  if (known === undefined) return undefined;
+  const said = withoutPrefix(failure.stderr);
+  return new PreconditionError(known.code, `${known.message(failure)} (libvirt: ${said})`, {
+    details: { domain: failure.domain, connect: failure.connect, libvirt: said },
+  });
+}
+
+/** virsh's message in one line, without the `error: ` before each part. */
+export function withoutPrefix(stderr: string): string {
+  return stderr
+    .replaceAll(/^error: /gm, "")
+    .trim()
+    .replaceAll(/\s*\n\s*/g, ": ");
+}

@@ -1,0 +1,210 @@
+import { setTimeout as sleep } from "node:timers/promises";
+import { execa } from "execa";
+import { BackupError, PreconditionError } from "../errors.js";
+import { type JobInfo, parseJobInfo } from "./job-info.js";
+import { knownFailure, withoutPrefix } from "./virsh-errors.js";
+
+export interface VirshOptions {
+  /** The connection URI; default is virsh's own (`LIBVIRT_DEFAULT_URI`, or the system's or user's libvirt). */
+  readonly connect?: string | undefined;
+  /** Ends whatever command runs and refuses further ones. Cleaning up takes another instance: see `withSignal`. */
+  readonly signal?: AbortSignal | undefined;
+  /** For one command; default 90 s, since libvirt itself waits 30 s for a domain that is busy. */
+  readonly timeoutMs?: number | undefined;
+}
+
+/**
+ * A domain as virsh takes it (its name, its UUID or the number of its run), or one that is known: asked for by its UUID,
+ * so that a renamed domain stays itself, and called by its name in messages.
+ */
+export type DomainRef = string | { readonly uuid: string; readonly name: string };
+
+/** How often a job is asked after while it ends. */
+const POLL_MS = 100;
+
+/**
+ * libvirt through its command `virsh`, which every host with libvirt has and which reaches other hosts as well.
+ *
+ * Every method rejects with
+ *
+ * - {@link PreconditionError}: `E_NO_VIRSH`, `E_LIBVIRT` (no answer), `E_NO_SUCH_DOMAIN`, `E_DOMAIN_OFF`, `E_NO_JOB`,
+ *   `E_NO_CHECKPOINT`, `E_DOMAIN_BUSY`
+ * - {@link BackupError}: `E_VIRSH_TIMEOUT`, `E_VIRSH` (anything else that libvirt refused), `E_VIRSH_OUTPUT`
+ * - the signal's reason
+ */
+export class Virsh {
+  readonly #options: VirshOptions;
+
+  constructor(options: VirshOptions = {}) {
+    this.#options = options;
+  }
+
+  /** The same libvirt, under another signal or none: a clean-up must run although the work was aborted. */
+  withSignal(signal: AbortSignal | undefined): Virsh {
+    return new Virsh({ ...this.#options, signal });
+  }
+
+  async domainUuid(domain: DomainRef): Promise<string> {
+    return (await this.run("domuuid", domain)).trim();
+  }
+
+  async domainName(domain: DomainRef): Promise<string> {
+    return (await this.run("domname", domain)).trim();
+  }
+
+  /** The number of the domain's run: another one after every start. Undefined while it is off. */
+  async domainId(domain: DomainRef): Promise<number | undefined> {
+    const id = (await this.run("domid", domain)).trim();
+    return /^\d+$/.test(id) ? Number(id) : undefined;
+  }
+
+  /** The domain's definition: as it runs now, or with `inactive` as it will be at its next start. */
+  domainXml(domain: DomainRef, options: { readonly inactive?: boolean } = {}): Promise<string> {
+    return this.run("dumpxml", domain, options.inactive === true ? ["--inactive"] : []);
+  }
+
+  /** The XML of the backup job that runs: `E_NO_JOB` without one, also for a domain that is off. */
+  backupXml(domain: DomainRef): Promise<string> {
+    return this.run("backup-dumpxml", domain);
+  }
+
+  checkpointXml(domain: DomainRef, name: string): Promise<string> {
+    return this.run("checkpoint-dumpxml", domain, [`--checkpointname=${name}`, "--no-domain"]);
+  }
+
+  /** The job that runs now, of whatever kind; `active` is false without one. */
+  async jobInfo(domain: DomainRef): Promise<JobInfo> {
+    return parseJobInfo(await this.run("domjobinfo", domain, ["--rawstats"]));
+  }
+
+  /**
+   * How the last job ended; type `none` while one runs, or where libvirt doesn't remember. It goes on remembering:
+   * others may want to ask as well.
+   */
+  async lastJobInfo(domain: DomainRef): Promise<JobInfo> {
+    const flags = ["--completed", "--keep-completed", "--anystats", "--rawstats"];
+    return parseJobInfo(await this.run("domjobinfo", domain, flags));
+  }
+
+  /**
+   * Ends the backup job of a domain and waits until it is gone; resolves at once without one. Jobs of other kinds (a
+   * migration, say) are left alone.
+   * @throws {BackupError} `E_JOB_STUCK`: it was still there after `timeoutMs` (default 60 s)
+   */
+  async abortJob(domain: DomainRef, options: { readonly timeoutMs?: number } = {}): Promise<void> {
+    const deadline = performance.now() + (options.timeoutMs ?? 60_000);
+    for (let asked = false; await this.#hasBackupJob(domain); asked = true) {
+      if (performance.now() > deadline) {
+        throw new BackupError(
+          "E_JOB_STUCK",
+          `the backup job of ${nameOf(domain)} was cancelled but doesn't end`,
+          {
+            details: { domain: nameOf(domain) },
+          },
+        );
+      }
+      if (!asked) await this.#cancelJob(domain);
+      await sleep(POLL_MS);
+    }
+  }
+
+  /** Both must say so: the job's description goes first, and only then can the next job begin. */
+  async #hasBackupJob(domain: DomainRef): Promise<boolean> {
+    try {
+      const job = await this.jobInfo(domain);
+      if (job.active) return job.operation === "backup";
+      await this.backupXml(domain);
+      return true;
+    } catch (error) {
+      if (hasCode(error, "E_NO_JOB") || hasCode(error, "E_DOMAIN_OFF")) return false;
+      throw error;
+    }
+  }
+
+  async #cancelJob(domain: DomainRef): Promise<void> {
+    try {
+      await this.run("domjobabort", domain);
+    } catch (error) {
+      // It ended between the question and the order.
+      if (error instanceof BackupError && /no job is active/.test(error.message)) return;
+      if (hasCode(error, "E_DOMAIN_OFF")) return;
+      throw error;
+    }
+  }
+
+  /** Runs one command of virsh on a domain; resolves with what it printed. For everything that has no method here. */
+  async run(command: string, domain: DomainRef, args: readonly string[] = []): Promise<string> {
+    const { connect, signal, timeoutMs = 90_000 } = this.#options;
+    signal?.throwIfAborted();
+    const result = await execa(
+      "virsh",
+      [
+        "--quiet",
+        ...(connect === undefined ? [] : [`--connect=${connect}`]),
+        command,
+        // With the option's name before it a domain called `--all` is no option.
+        `--domain=${typeof domain === "string" ? domain : domain.uuid}`,
+        ...args,
+      ],
+      {
+        // Messages are told apart by their texts, which must not be translations.
+        env: { LC_ALL: "C" },
+        stdin: "ignore",
+        reject: false,
+        timeout: timeoutMs,
+        ...(signal === undefined ? {} : { cancelSignal: signal }),
+      },
+    );
+    if (!result.failed) return result.stdout;
+    signal?.throwIfAborted();
+    throw failure(command, nameOf(domain), connect, result);
+  }
+}
+
+export function nameOf(domain: DomainRef): string {
+  return typeof domain === "string" ? domain : domain.name;
+}
+
+/** Whether this is one of our errors with this code. */
+export function hasCode(error: unknown, code: string): boolean {
+  return error instanceof BackupError && error.code === code;
+}
+
+function failure(
+  command: string,
+  domain: string,
+  connect: string | undefined,
+  result: {
+    readonly stderr: string;
+    readonly timedOut: boolean;
+    readonly code?: string | undefined;
+    readonly cause?: unknown;
+  },
+): BackupError {
+  const { stderr, timedOut, cause } = result;
+  if (result.code === "ENOENT") {
+    return new PreconditionError(
+      "E_NO_VIRSH",
+      "virsh isn't installed, and it is how libvirt is reached. Install it (Debian: apt install libvirt-clients)",
+      { cause },
+    );
+  }
+  const details = { command, domain, connect };
+  if (timedOut) {
+    return new BackupError(
+      "E_VIRSH_TIMEOUT",
+      `libvirt gave no answer to \`virsh ${command} ${domain}\` in time: its QEMU may hang, or the way to it is down`,
+      { cause, details },
+    );
+  }
+  const known = knownFailure({ stderr, domain, ...(connect === undefined ? {} : { connect }) });
+  if (known !== undefined) return known;
+  return new BackupError(
+    "E_VIRSH",
+    `virsh ${command} ${domain} failed: ${withoutPrefix(stderr) || "no reason given"}`,
+    {
+      cause,
+      details,
+    },
+  );
+}

@@ -1,0 +1,134 @@
+/**
+ * libvirt's XML in, checked values out. XML that a user hands over is as little trusted as any other input: no document
+ * type (so no entities but XML's own five), no other root than the expected one, bounded size and depth, and
+ * every value passes a schema.
+ *
+ * The parser gives an element as an object: its attributes under `$`, its children by name (always a list for
+ * `<disk>`), text alone as a string.
+ *
+ *     <disk name='vda'><scratch file='/s'/></disk>   ->   { $: { name: "vda" }, scratch: { $: { file: "/s" } } }
+ *     <parent><name>cp1</name></parent>              ->   { name: "cp1" }
+ */
+import { XMLParser } from "fast-xml-parser";
+import { z } from "zod";
+import { BackupError } from "../errors.js";
+
+/** A kind of document that libvirt writes. */
+export interface DocumentKind {
+  /** The error code for a document as a whole; a faulty element adds its name: `E_BACKUP_XML_SERVER`. */
+  readonly code: string;
+  readonly root: string;
+  /** The command that prints a good one. */
+  readonly source: string;
+}
+
+/** Domain definitions take some 10 kB; with room for a thousand disks. */
+const MAX_CHARACTERS = 4 * 1024 * 1024;
+
+const parser = new XMLParser({
+  ignoreAttributes: false,
+  attributesGroupName: "$",
+  attributeNamePrefix: "",
+  // Every value is a string until a schema says otherwise: a disk may be called "1e3".
+  parseTagValue: false,
+  parseAttributeValue: false,
+  // Names are taken as they are, blanks included.
+  trimValues: false,
+  ignoreDeclaration: true,
+  ignorePiTags: true,
+  // Decodes &#...; references too. Document types, which could define more, are refused beforehand.
+  htmlEntities: true,
+  isArray: (name, _path, _isLeaf, isAttribute) => name === "disk" && !isAttribute,
+});
+
+/**
+ * Parses a document and validates its root element.
+ * @throws {BackupError} code `kind.code`, or that and the name of the faulty element
+ */
+export function parseDocument<T>(kind: DocumentKind, xml: string, schema: z.ZodType<T>): T {
+  if (xml.length > MAX_CHARACTERS) {
+    throw malformed(kind, [], `has ${xml.length} characters, more than ${MAX_CHARACTERS}`);
+  }
+  if (/<!(?:DOCTYPE|ENTITY)/i.test(xml)) {
+    throw malformed(kind, [], "has a document type, which libvirt never writes");
+  }
+  const tree = parseTree(kind, xml);
+  const roots = Object.keys(tree).filter((name) => name !== "#text");
+  if (roots.length !== 1 || roots[0] !== kind.root) {
+    throw malformed(kind, [], `has the root ${roots.map((root) => `<${root}>`).join("") || "(none)"}`);
+  }
+  const parsed = schema.safeParse(tree[kind.root]);
+  if (parsed.success) return parsed.data;
+  const issue = parsed.error.issues[0];
+  throw malformed(kind, issue?.path ?? [], issue?.message ?? "is not valid");
+}
+
+function parseTree(kind: DocumentKind, xml: string): Record<string, unknown> {
+  try {
+    return z.record(z.string(), z.unknown()).parse(parser.parse(xml.replace(/^\uFEFF/, ""), true));
+  } catch (cause) {
+    const reason = cause instanceof Error ? cause.message : String(cause);
+    throw malformed(kind, [], `is not well-formed XML: ${reason}`, cause);
+  }
+}
+
+/**
+ * The error for a document that breaks a rule. `path` leads from the root to the faulty place, as zod tells it:
+ * element names, list indices, and `$` before the name of an attribute.
+ */
+export function malformed(
+  kind: DocumentKind,
+  path: readonly PropertyKey[],
+  reason: string,
+  cause?: unknown,
+): BackupError {
+  const attributeMark = path.indexOf("$");
+  const elements = (attributeMark < 0 ? path : path.slice(0, attributeMark)).map(String);
+  const attribute = attributeMark < 0 ? undefined : path[attributeMark + 1];
+  const element = elements.findLast((name) => !/^\d+$/.test(name));
+  const place = elements.map((name) => (/^\d+$/.test(name) ? `[${name}]` : `<${name}>`)).join("");
+  const where = `${place || "the document"}${attribute === undefined ? "" : `, attribute ${String(attribute)},`}`;
+  return new BackupError(
+    element === undefined ? kind.code : `${kind.code}_${element.toUpperCase()}`,
+    `the <${kind.root}> XML can't be used: ${where} ${reason}. Give it exactly as \`${kind.source}\` prints it`,
+    { cause, details: { element: element ?? kind.root, ...(attribute === undefined ? {} : { attribute }) } },
+  );
+}
+
+/** An element with attributes and children. Neither need be there: `<disk/>` parses to an empty string. */
+export function element<A extends z.ZodRawShape, C extends z.ZodRawShape>(attributes: A, children: C) {
+  return z.preprocess(
+    withAttributes,
+    z.object({ ...children, $: z.object(attributes) }, wrong("an element")),
+  );
+}
+
+function withAttributes(value: unknown): unknown {
+  if (typeof value === "string" && value.trim() === "") return { $: {} };
+  return typeof value === "object" && !Array.isArray(value) ? { $: {}, ...value } : value;
+}
+
+/** Text that isn't empty. */
+export const text = z.string(wrong("text")).min(1, "is empty");
+
+export function oneOf<const T extends readonly [string, ...string[]]>(...values: T) {
+  return z.enum(values, wrong(values.join(" or ")));
+}
+
+export const yesNo = oneOf("yes", "no").transform((value) => value === "yes");
+
+/** A whole number that is written in decimal digits. */
+export const wholeNumber = z
+  .string(wrong("a whole number"))
+  .regex(/^\d{1,15}$/, "must be a whole number")
+  .transform(Number);
+
+/** What is said of a value that isn't `what`: the end of a sentence that begins with its place. */
+function wrong(what: string) {
+  return {
+    error: ({ input }: { readonly input?: unknown }): string => {
+      if (input === undefined) return "is missing";
+      return Array.isArray(input) ? "is there more than once" : `must be ${what}`;
+    },
+  };
+}

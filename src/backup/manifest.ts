@@ -1,0 +1,108 @@
+import { z } from "zod";
+import { DamageError } from "./errors.js";
+
+/** The manifest's own version; readers refuse any other. */
+export const MANIFEST_VERSION = 1;
+
+/** Ids are the time of the point, and sort as they were made: `20261120T113205.123Z`. */
+const POINT_ID = /^\d{8}T\d{6}\.\d{3}Z$/;
+/** A name inside the point's folder: never a path. */
+const FILE_NAME = /^[^/\\\0.][^/\\\0]*$/;
+
+const bytes = z.number().int().nonnegative().max(Number.MAX_SAFE_INTEGER);
+const pointId = z.string().regex(POINT_ID, "is not the id of a point");
+const fileName = z.string().max(255).regex(FILE_NAME, "is not a plain file name");
+const sha256 = z.string().regex(/^[0-9a-f]{64}$/);
+
+const disk = z
+  .object({
+    /** The target in the domain, `vda`. */
+    name: z.string().regex(FILE_NAME),
+    file: fileName,
+    format: z.enum(["qcow2", "raw"]),
+    mode: z.enum(["full", "incremental"]),
+    /** Why a disk is full in an increment. */
+    reason: z.string().optional(),
+    /** The point that this disk's clean clusters are found in. */
+    parent: pointId.nullable(),
+    /** Bytes that the guest sees; the image's own size is rounded up to 512. */
+    virtualSize: bytes,
+    clusterSize: bytes,
+    dirtyBytes: bytes,
+    dataBytes: bytes,
+    zeroBytes: bytes,
+    storedBytes: bytes,
+    exportName: z.string(),
+    bitmap: z.string().nullable(),
+    /** Raw increments only: the file that says which extents are defined. */
+    map: z.object({ file: fileName, sha256 }).nullable(),
+    digests: z.object({ file: fileName, algorithm: z.enum(["xxh64", "sha256"]), sha256 }).nullable(),
+  })
+  .refine((d) => (d.mode === "incremental") === (d.parent !== null), {
+    error: "an incremental disk has a parent, a full one has none",
+  });
+
+const manifest = z.object({
+  format: z.literal("nbdpull-point"),
+  version: z.literal(MANIFEST_VERSION),
+  id: pointId,
+  domain: z.object({ name: z.string().min(1), uuid: z.string().nullable() }),
+  level: z.enum(["full", "incremental"]),
+  /** libvirt's checkpoint of the same moment: what the next increment names as its base. */
+  checkpoint: z
+    .strictObject({ name: z.string().min(1), creationTime: z.number().int().nullable() })
+    .nullable(),
+  createdAt: z.iso.datetime(),
+  tool: z.string(),
+  disks: z.array(disk).min(1),
+});
+
+/** One restore point, as `point.json` holds it. Sizes in bytes. */
+export type Manifest = Readonly<z.infer<typeof manifest>>;
+export type DiskManifest = Manifest["disks"][number];
+
+/**
+ * Reads a manifest and believes nothing of it before the schema does.
+ * @param path for the message
+ * @throws {DamageError} not JSON, an unknown version, a field that is missing or wrong
+ */
+export function parseManifest(text: string, path: string): Manifest {
+  const fail = (what: string): DamageError =>
+    new DamageError("E_MANIFEST", `${path} is not a manifest that this program reads: ${what}`, {
+      details: { path },
+    });
+  let value: unknown;
+  try {
+    value = JSON.parse(text);
+  } catch (cause) {
+    throw fail(`it is not JSON (${cause instanceof Error ? cause.message : String(cause)})`);
+  }
+  const version = z.looseObject({ version: z.number() }).safeParse(value).data?.version;
+  if (version !== undefined && version !== MANIFEST_VERSION) {
+    throw fail(
+      `its version is ${version}; this program knows version ${MANIFEST_VERSION}. Use a newer nbdpull`,
+    );
+  }
+  const parsed = manifest.safeParse(value);
+  if (!parsed.success) throw fail(z.prettifyError(parsed.error));
+  return parsed.data;
+}
+
+export function formatManifest(point: Manifest): string {
+  return `${JSON.stringify(manifest.parse(point), null, 2)}\n`;
+}
+
+/** The id of a point made at `time`. */
+export function pointIdAt(time: Date): string {
+  return time.toISOString().replaceAll(/[-:]/g, "");
+}
+
+/** The moment that an id names, in milliseconds since 1970. */
+export function timeOfPointId(id: string): number {
+  const [, y, mo, d, h, mi, s] = /^(\d{4})(\d\d)(\d\d)T(\d\d)(\d\d)([\d.]+Z)$/.exec(id) ?? [];
+  return Date.parse(`${y}-${mo}-${d}T${h}:${mi}:${s}`);
+}
+
+export function isPointId(text: string): boolean {
+  return POINT_ID.test(text);
+}

@@ -1,0 +1,42 @@
+import { unlink } from "node:fs/promises";
+
+interface Closable {
+  close(): Promise<void>;
+}
+
+/**
+ * Files that a job creates: all are kept, or none is. Use it with `await using`: what was not kept is closed
+ * and unlinked at the end of the scope.
+ */
+export class NewFiles implements AsyncDisposable {
+  #paths: string[] = [];
+  #open: Closable[] = [];
+
+  /** Takes charge of a file that was just created, and of what has it open. */
+  add<T extends Closable>(path: string, open: T): T {
+    this.#paths.push(path);
+    this.#open.push(open);
+    return open;
+  }
+
+  /** A file that a later step creates: unlinked if it is there. */
+  expect(path: string): void {
+    this.#paths.push(path);
+  }
+
+  async close(): Promise<void> {
+    const open = this.#open;
+    this.#open = [];
+    for (const file of open) await file.close();
+  }
+
+  /** From here on nothing is unlinked. */
+  keep(): void {
+    this.#paths = [];
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    for (const file of this.#open) await file.close().catch(() => undefined);
+    for (const path of this.#paths) await unlink(path).catch(() => undefined);
+  }
+}

@@ -1,0 +1,168 @@
+import type { ExtentState } from "./extent.js";
+import { type Geometry, maskStretches } from "./image/image.js";
+import type { Layer, LayerRun, OnDamage } from "./layer.js";
+
+/** A stretch of the disk in one state; `data` says where its bytes are. */
+export interface Piece {
+  readonly offset: number;
+  readonly length: number;
+  readonly state: ExtentState;
+  readonly from?: { readonly layer: Layer; readonly run: LayerRun } | undefined;
+}
+
+/**
+ * What a guest sees through a chain of layers, top first: gapless over `size` bytes, never clean where the last
+ * layer is complete.
+ *
+ *     top      |  data A  |   clean            | zero |  clean  |
+ *     below    |  data B            |  zero    | data B         |   (ends here: zeroes follow)
+ *     seen     |  data A  | data B  |  zero    | zero | data B  | zero
+ */
+export function seenThrough(
+  layers: readonly Layer[],
+  size: number,
+  onDamage: DamageOf,
+): AsyncIterable<Piece> {
+  const streams = layers.map((layer) => layerPieces(layer, size, onDamage(layer)));
+  return streams.reduceRight((below, top) => overlay(top, below));
+}
+
+/** Names a layer's damages. */
+export type DamageOf = (layer: Layer) => OnDamage;
+
+/** Lays one gapless stream over another of the same length. */
+export async function* overlay(
+  top: AsyncIterable<Piece>,
+  below: AsyncIterable<Piece>,
+): AsyncGenerator<Piece> {
+  const lower = below[Symbol.asyncIterator]();
+  let under: Piece | undefined;
+  for await (const upper of top) {
+    if (upper.state !== "clean") {
+      yield upper;
+      continue;
+    }
+    const end = upper.offset + upper.length;
+    for (let offset = upper.offset; offset < end; ) {
+      while (!under || under.offset + under.length <= offset) {
+        const next: IteratorResult<Piece> = await lower.next();
+        if (next.done) throw new RangeError(`the lower stream ends before byte ${offset}`);
+        under = next.value;
+      }
+      const stop = Math.min(end, under.offset + under.length);
+      yield { ...under, offset, length: stop - offset };
+      offset = stop;
+    }
+  }
+  // To the very end: only there has the layer below proven its digest file.
+  while (!(await lower.next()).done);
+}
+
+/** One layer's runs as gapless pieces from byte 0 to `size`. */
+async function* layerPieces(layer: Layer, size: number, onDamage: OnDamage): AsyncGenerator<Piece> {
+  const end = Math.min(layer.geometry.virtualSize, size);
+  const gap: ExtentState = layer.complete ? "zero" : "clean";
+  let offset = 0;
+  for await (const run of layer.runs(onDamage)) {
+    for (const piece of runPieces(layer, run)) {
+      const stop = Math.min(piece.offset + piece.length, end);
+      if (piece.offset >= stop) continue;
+      if (piece.offset > offset) yield { offset, length: piece.offset - offset, state: gap };
+      yield { ...piece, length: stop - piece.offset };
+      offset = stop;
+    }
+  }
+  if (offset < end) yield { offset, length: end - offset, state: gap };
+  // Past the end of a layer that is smaller than the disk is now, its overlays see zeroes.
+  if (end < size) yield { offset: end, length: size - end, state: "zero" };
+}
+
+function* runPieces(layer: Layer, run: LayerRun): Generator<Piece> {
+  const { clusterSize } = layer.geometry;
+  const offset = run.cluster * clusterSize;
+  const length = run.count * clusterSize;
+  switch (run.kind) {
+    case "data":
+      yield { offset, length, state: "data", from: { layer, run } };
+      return;
+    case "zero":
+      yield { offset, length, state: "zero" };
+      return;
+    case "partial": {
+      const stretches = [
+        ...maskStretches(run.dataMask, clusterSize).map((s) => ({
+          ...s,
+          state: "data" as const,
+          from: { layer, run },
+        })),
+        ...maskStretches(run.zeroMask, clusterSize).map((s) => ({ ...s, state: "zero" as const })),
+      ];
+      stretches.sort((a, b) => a.offset - b.offset);
+      for (const stretch of stretches) yield { ...stretch, offset: offset + stretch.offset };
+      return;
+    }
+    default:
+      run satisfies never;
+  }
+}
+
+/**
+ * Reads what `seenThrough` has shown. The walk notes where data lies, and reads find it there: so reads must come in
+ * the order of the walk, each byte once, though many may be under way at once. What lies behind all of them is
+ * forgotten.
+ */
+export class ChainSource {
+  readonly geometry: Geometry;
+  readonly #layers: readonly Layer[];
+  readonly #damageOf: DamageOf;
+  readonly #underWay = new Set<{ readonly offset: number }>();
+  #seen: Piece[] = [];
+  #lastStarted = 0;
+
+  constructor(layers: readonly Layer[], geometry: Geometry, damageOf: DamageOf) {
+    this.#layers = layers;
+    this.geometry = geometry;
+    this.#damageOf = damageOf;
+  }
+
+  /** The walk over the whole disk. */
+  async *extents(): AsyncGenerator<Piece> {
+    for await (const piece of seenThrough(this.#layers, this.geometry.virtualSize, this.#damageOf)) {
+      if (piece.state === "clean") throw new RangeError("the last layer of a chain has to be complete");
+      if (piece.state === "data") this.#seen.push(piece);
+      yield piece;
+    }
+  }
+
+  async read(offset: number, target: Uint8Array): Promise<void> {
+    const reading = { offset };
+    this.#underWay.add(reading);
+    this.#lastStarted = Math.max(this.#lastStarted, offset);
+    const bytes = Buffer.from(target.buffer, target.byteOffset, target.length);
+    const end = offset + target.length;
+    let done = offset;
+    for (const piece of this.#piecesIn(offset, end)) {
+      if (!piece.from) continue;
+      const start = Math.max(piece.offset, offset);
+      const stop = Math.min(piece.offset + piece.length, end);
+      bytes.fill(0, done - offset, start - offset);
+      const { layer, run } = piece.from;
+      await layer.read(run, start, bytes.subarray(start - offset, stop - offset), this.#damageOf(layer));
+      done = stop;
+    }
+    bytes.fill(0, done - offset);
+    this.#underWay.delete(reading);
+    this.#forget();
+  }
+
+  #piecesIn(offset: number, end: number): Piece[] {
+    return this.#seen.filter((piece) => piece.offset < end && piece.offset + piece.length > offset);
+  }
+
+  #forget(): void {
+    let oldest = this.#lastStarted;
+    for (const { offset } of this.#underWay) oldest = Math.min(oldest, offset);
+    const keep = this.#seen.findIndex((piece) => piece.offset + piece.length > oldest);
+    this.#seen = keep < 0 ? [] : this.#seen.slice(keep);
+  }
+}

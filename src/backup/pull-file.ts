@@ -1,0 +1,61 @@
+import { stat } from "node:fs/promises";
+import { dirname, relative, resolve } from "node:path";
+import { PreconditionError, UsageError } from "./errors.js";
+import { publish, refuseExisting, temporaryPathFor } from "./publish.js";
+import { type ImageFormat, type PullImageOptions, type PullResult, pullImage } from "./pull-image.js";
+
+export type PullFileOptions = Omit<PullImageOptions, "imagePath" | "mapPath" | "backing" | "digests"> & {
+  readonly imagePath: string;
+  /** For qcow2 increments: the image below, and its format. */
+  readonly backing?: { readonly path: string; readonly format: ImageFormat } | undefined;
+  /** Writes `IMAGE.digests` beside the image. */
+  readonly digests?: NonNullable<PullImageOptions["digests"]>["algorithm"] | undefined;
+  /** Replace what is at `imagePath`. */
+  readonly force: boolean;
+};
+
+/**
+ * One export into one image file by itself, outside of any repository: made under a temporary name in the same
+ * folder, flushed, then renamed. A raw increment has its extents in `IMAGE.map`.
+ *
+ * @throws {UsageError} the image exists, or a backing file was given for something that can't have one
+ * @throws as `pullImage` does; nothing is left behind then
+ */
+export async function pullFile(options: PullFileOptions): Promise<PullResult> {
+  const { imagePath, format, bitmap, backing, digests, force, ...rest } = options;
+  if (backing && (format !== "qcow2" || bitmap === undefined)) {
+    const message =
+      "only an incremental qcow2 image has a backing file: give --bitmap and a .qcow2 name, or no --backing";
+    throw new UsageError("E_BACKING", message);
+  }
+  const image = { temporary: temporaryPathFor(imagePath), final: imagePath };
+  const map = { temporary: `${image.temporary}.map`, final: `${imagePath}.map` };
+  const digestFile = { temporary: `${image.temporary}.digests`, final: `${imagePath}.digests` };
+  const hasMap = format === "raw" && bitmap !== undefined;
+  // The image comes last: it is never there without what describes it.
+  const files = [...(hasMap ? [map] : []), ...(digests ? [digestFile] : []), image];
+  for (const { final } of files) await refuseExisting(final, force);
+
+  return await pullImage({
+    ...rest,
+    format,
+    bitmap,
+    imagePath: image.temporary,
+    backing: backing && { name: await backingName(imagePath, backing.path), format: backing.format },
+    mapPath: hasMap ? map.temporary : undefined,
+    digests: digests && { path: digestFile.temporary, algorithm: digests },
+    publish: () => publish(files, { sync: options.sync, force }),
+  });
+}
+
+/** Relative to the folder of the image, so that both can be moved together. */
+async function backingName(imagePath: string, backingPath: string): Promise<string> {
+  const found = await stat(backingPath).catch(() => undefined);
+  if (!found) {
+    const message = `the backing image ${backingPath} is not there: name the image that this increment is based on`;
+    throw new PreconditionError("E_NO_BACKING", message, { details: { path: backingPath } });
+  }
+  const name = relative(dirname(resolve(imagePath)), resolve(backingPath));
+  // "nbd:x" as a file name would be taken for a protocol.
+  return name.includes(":") ? `./${name}` : name;
+}

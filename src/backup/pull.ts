@@ -1,0 +1,138 @@
+import { setMaxListeners } from "node:events";
+import { type Digester, digestsOf } from "./digest.js";
+import type { DigestFileWriter } from "./digest-file.js";
+import { type Geometry, type ImageWriter, slotsOf } from "./image/image.js";
+import { InOrder } from "./in-order.js";
+import type { Segment } from "./plan.js";
+import { adjacentWrites, dataStretches, type SettledRun, settle, type Write } from "./settle.js";
+
+/** Where bytes come from: an NBD client, or the chain of a restore. */
+export interface ByteSource {
+  /** Fills `target` from guest offset `offset`, wholly, or throws. */
+  read(offset: number, target: Uint8Array, options: { readonly signal: AbortSignal }): Promise<void>;
+}
+
+export interface PullOptions {
+  readonly source: ByteSource;
+  readonly segments: AsyncIterable<Segment>;
+  readonly writer: ImageWriter;
+  /** Nothing lies below the image, so zeroes need not be said: what is not stored reads as zeroes. */
+  readonly complete: boolean;
+  /** Left out where no digests are wanted. */
+  readonly digests?: { readonly digester: Digester; readonly file: DigestFileWriter } | undefined;
+  /** Segments under way at once; each lane owns one buffer of `segmentBytes` (at least one cluster). */
+  readonly lanes: number;
+  readonly segmentBytes: number;
+  readonly signal?: AbortSignal | undefined;
+  readonly onSegment?: ((done: SegmentDone) => void) | undefined;
+}
+
+/** Bytes. */
+export interface SegmentDone {
+  /** Clusters that were read for the segment, whole. */
+  readonly readBytes: number;
+  /** Bytes of it that had to be stored. */
+  readonly storedBytes: number;
+  /** Guest offset at which the segment ends. */
+  readonly position: number;
+}
+
+/**
+ * The data path. Lanes share one lazy plan; each takes a segment, reads it into its own buffer, looks for zeroes,
+ * writes the rest to its place in the file, and digests it while the write is under way:
+ *
+ *     plan -> lane 0:  read  |write+digest|  read  | ...
+ *          -> lane 1:     read  |write+digest| ...        at most lanes * segmentBytes in flight
+ *
+ * Outcomes reach the tables and the digest file in guest order. When it returns, every byte that the plan named was
+ * read with exact coverage and written; the tables are still to be put (`writer.finish`).
+ *
+ * @throws what the plan, a read or a write threw first; the other lanes have stopped by then
+ */
+export async function pull(options: PullOptions): Promise<void> {
+  const { source, writer, digests } = options;
+  const { geometry } = writer;
+  const segments = options.segments[Symbol.asyncIterator]();
+  const stop = new AbortController();
+  const signal = AbortSignal.any(options.signal ? [options.signal, stop.signal] : [stop.signal]);
+  // Every read under way listens: many of them are no leak.
+  setMaxListeners(0, signal);
+  const inOrder = new InOrder((outcomes: readonly Outcome[]) => {
+    for (const { run, digests: made } of outcomes) {
+      writer.addRun(run);
+      digests?.file.add(run, made);
+    }
+  });
+
+  async function lane(): Promise<void> {
+    // Owned by this lane: the source fills it, the writer borrows it until its promise settles.
+    const buffer = Buffer.allocUnsafeSlow(Math.max(options.segmentBytes, geometry.clusterSize));
+    for (let next = await segments.next(); !next.done; next = await segments.next()) {
+      signal.throwIfAborted();
+      const segment = next.value;
+
+      await Promise.all(
+        reads(segment, buffer, geometry).map((r) => source.read(r.offset, r.target, { signal })),
+      );
+
+      const settled = Array.from(settle(segment, buffer, writer));
+      const writes = Array.from(adjacentWrites(settled, buffer));
+      const writing = Promise.all(writes.map((write) => writer.writeData(write.hostOffset, write.bytes)));
+      const outcomes = settled.filter(isWorthNoting).map(digested);
+      await writing;
+
+      inOrder.put(segment.index, outcomes);
+      options.onSegment?.(segmentDone(segment, writes, geometry));
+    }
+  }
+
+  const isWorthNoting = ({ run }: SettledRun): boolean => !(options.complete && run.kind === "zero");
+  const digested = ({ run, bytes }: SettledRun): Outcome => {
+    const none = digests === undefined || run.kind === "zero" || bytes.length === 0;
+    return { run, digests: none ? NO_DIGESTS : digestsOf(digests.digester, run, bytes, geometry) };
+  };
+  const stopOthers = (error: unknown): void => stop.abort(error);
+  await Promise.all(Array.from({ length: options.lanes }, () => lane().catch(stopOthers)));
+  signal.throwIfAborted();
+}
+
+/** A run as it ended up, with its digests. */
+interface Outcome {
+  readonly run: SettledRun["run"];
+  readonly digests: Buffer;
+}
+
+const NO_DIGESTS = Buffer.alloc(0);
+
+/** What to read for a segment, and into which part of the lane's buffer. */
+function reads(segment: Segment, buffer: Buffer, geometry: Geometry): { offset: number; target: Buffer }[] {
+  const { clusterSize, virtualSize } = geometry;
+  const list: { offset: number; target: Buffer }[] = [];
+  let slot = 0;
+  for (const run of segment.runs) {
+    const offset = run.cluster * clusterSize;
+    const at = slot * clusterSize;
+    if (run.kind === "data") {
+      const length = Math.min(run.count * clusterSize, virtualSize - offset);
+      list.push({ offset, target: buffer.subarray(at, at + length) });
+    } else if (run.kind === "partial" && run.dataMask !== 0) {
+      buffer.fill(0, at, at + clusterSize);
+      for (const stretch of dataStretches(run, geometry)) {
+        const target = buffer.subarray(at + stretch.offset, at + stretch.offset + stretch.length);
+        list.push({ offset: offset + stretch.offset, target });
+      }
+    }
+    slot += slotsOf(run);
+  }
+  return list;
+}
+
+function segmentDone(segment: Segment, writes: readonly Write[], geometry: Geometry): SegmentDone {
+  const last = segment.runs.at(-1);
+  const end = last === undefined ? 0 : (last.cluster + last.count) * geometry.clusterSize;
+  return {
+    readBytes: segment.clusters * geometry.clusterSize,
+    storedBytes: writes.reduce((total, write) => total + write.bytes.length, 0),
+    position: Math.min(end, geometry.virtualSize),
+  };
+}

@@ -1,0 +1,230 @@
+import { setMaxListeners } from "node:events";
+import { writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import pLimit from "p-limit";
+import type { ConnectOptions, NbdAddress, NbdClient } from "../nbd/index.js";
+import type { DigestAlgorithm } from "./digest.js";
+import { PreconditionError } from "./errors.js";
+import { sha256OfFile } from "./files.js";
+import type { Backing } from "./image/qcow2-writer.js";
+import { type DiskManifest, MANIFEST_VERSION, type Manifest, timeOfPointId } from "./manifest.js";
+import { openExport } from "./open-export.js";
+import { type ImageFormat, type PullProgress, pullImage, type Window } from "./pull-image.js";
+import type { PendingPoint, Repository } from "./repository.js";
+
+/** A disk to take into a point. */
+export interface PointDisk {
+  /** Its target in the domain, `vda`. */
+  readonly name: string;
+  readonly address: NbdAddress;
+  /** With `parent`: what changed since that point. Left out: a full copy. */
+  readonly increment?: { readonly bitmap: string; readonly parent: Manifest } | undefined;
+  /** Why the disk is full where an increment might have been expected. */
+  readonly reason?: string | undefined;
+}
+
+export interface TakePointOptions {
+  readonly repository: Repository;
+  readonly domain: { readonly name: string; readonly uuid: string | null };
+  readonly disks: readonly PointDisk[];
+  readonly checkpoint: Manifest["checkpoint"];
+  /** The domain's definition, stored beside the disks. */
+  readonly domainXml?: string | undefined;
+  readonly format: ImageFormat;
+  /** Left out: no digests. */
+  readonly digests: DigestAlgorithm | undefined;
+  readonly sync: boolean;
+  readonly tool: string;
+  readonly connect: Omit<ConnectOptions, "metaContexts" | "optionalContexts" | "signal">;
+  readonly window?: Window | undefined;
+  readonly signal?: AbortSignal | undefined;
+  /**
+   * Asked after the last byte was read and everything is on disk: throws if the point in time may have been lost
+   * meanwhile. Nothing is committed then.
+   */
+  readonly confirm: () => Promise<void>;
+  readonly onProgress?: ((disk: string, progress: PullProgress) => void) | undefined;
+  readonly onWarning?: ((message: string) => void) | undefined;
+}
+
+export interface TakenPoint {
+  readonly manifest: Manifest;
+  readonly folder: string;
+  /** Connections and requests of all disks together. */
+  readonly connections: number;
+  readonly requests: number;
+  readonly extents: number;
+  readonly seconds: number;
+}
+
+const DISKS_AT_ONCE = 8;
+
+/**
+ * Pulls all disks in parallel and commits them as one restore point: all of them, or nothing.
+ *
+ * @throws {PreconditionError} a bitmap or an export is missing, a parent's format does not allow the increment
+ * @throws {NbdError} a read failed, an extent is unknown, the server went away
+ * @throws what `confirm` throws, and the file system's errors
+ */
+export async function takePoint(options: TakePointOptions): Promise<TakenPoint> {
+  const started = performance.now();
+  const { repository, domain } = options;
+  for (const disk of options.disks) refuseMixedChain(disk, options.format);
+  return await repository.withPendingPoint(domain.name, async (pending) => {
+    if (pending.clockWarning !== undefined) options.onWarning?.(pending.clockWarning);
+    const clients: NbdClient[] = [];
+    try {
+      const pulled = await pullAll(options, pending, clients);
+      if (options.domainXml !== undefined) {
+        await writeFile(join(pending.folder, "domain.xml"), options.domainXml, {
+          flag: "wx",
+          flush: options.sync,
+        });
+      }
+      for (const client of clients) await stillAnswers(client);
+      await options.confirm();
+      const manifest = describe(
+        options,
+        pending,
+        pulled.map(({ disk }) => disk),
+      );
+      options.signal?.throwIfAborted();
+      await pending.commit(manifest, { sync: options.sync });
+      return {
+        manifest,
+        folder: repository.pointFolder(domain.name, pending.id),
+        connections: clients.reduce((total, client) => total + client.connections, 0),
+        requests: pulled.reduce((total, { requests }) => total + requests, 0),
+        extents: pulled.reduce((total, { extents }) => total + extents, 0),
+        seconds: (performance.now() - started) / 1000,
+      };
+    } finally {
+      await Promise.allSettled(clients.map((client) => client.close()));
+    }
+  });
+}
+
+interface PulledDisk {
+  readonly disk: DiskManifest;
+  readonly requests: number;
+  readonly extents: number;
+}
+
+/** All disks at once; the first that fails stops the others, and is what is thrown. */
+async function pullAll(
+  options: TakePointOptions,
+  pending: PendingPoint,
+  clients: NbdClient[],
+): Promise<PulledDisk[]> {
+  const stop = new AbortController();
+  const signal = AbortSignal.any(options.signal ? [options.signal, stop.signal] : [stop.signal]);
+  // All requests of all disks listen to it.
+  setMaxListeners(0, signal);
+  const limit = pLimit(DISKS_AT_ONCE);
+  const pulls = options.disks.map((disk) =>
+    limit(async () => {
+      try {
+        signal.throwIfAborted();
+        const client = await openExport(disk.address, disk.increment?.bitmap, { ...options.connect, signal });
+        clients.push(client);
+        return await pullDisk(options, pending, disk, client, signal);
+      } catch (error) {
+        stop.abort(error);
+        throw error;
+      }
+    }),
+  );
+  await Promise.allSettled(pulls);
+  signal.throwIfAborted();
+  return await Promise.all(pulls);
+}
+
+async function pullDisk(
+  options: TakePointOptions,
+  pending: PendingPoint,
+  disk: PointDisk,
+  client: NbdClient,
+  signal: AbortSignal,
+): Promise<PulledDisk> {
+  const { format, increment } = { format: options.format, increment: disk.increment };
+  const file = `${disk.name}.${format}`;
+  const mapFile = increment && format === "raw" ? `${disk.name}.map` : undefined;
+  const digestFile = options.digests && { file: `${disk.name}.digests`, algorithm: options.digests };
+  const result = await pullImage({
+    client,
+    bitmap: increment?.bitmap,
+    imagePath: join(pending.folder, file),
+    format,
+    backing: increment && format === "qcow2" ? backingOf(increment.parent, disk.name) : undefined,
+    mapPath: mapFile && join(pending.folder, mapFile),
+    digests: digestFile && { path: join(pending.folder, digestFile.file), algorithm: digestFile.algorithm },
+    sync: options.sync,
+    window: options.window,
+    signal,
+    onProgress: (progress) => options.onProgress?.(disk.name, progress),
+  });
+  return {
+    requests: result.requests,
+    extents: result.extents,
+    disk: {
+      name: disk.name,
+      file,
+      format,
+      mode: result.mode,
+      ...(disk.reason === undefined ? {} : { reason: disk.reason }),
+      parent: increment?.parent.id ?? null,
+      virtualSize: result.virtualSize,
+      clusterSize: result.clusterSize,
+      dirtyBytes: result.dirtyBytes,
+      dataBytes: result.dataBytes,
+      zeroBytes: result.zeroBytes,
+      storedBytes: result.storedBytes,
+      exportName: disk.address.exportName,
+      bitmap: increment?.bitmap ?? null,
+      map:
+        mapFile === undefined
+          ? null
+          : { file: mapFile, sha256: await sha256OfFile(join(pending.folder, mapFile)) },
+      digests: digestFile && result.digestsSha256 ? { ...digestFile, sha256: result.digestsSha256 } : null,
+    },
+  };
+}
+
+/** The parent's image as the overlay's header names it: relative, so that the repository can be moved. */
+function backingOf(parent: Manifest, diskName: string): Backing | undefined {
+  const disk = diskOf(parent, diskName);
+  return disk && { name: `../${parent.id}/${disk.file}`, format: disk.format };
+}
+
+function diskOf(point: Manifest, diskName: string): DiskManifest | undefined {
+  return point.disks.find((disk) => disk.name === diskName);
+}
+
+/** Stock QEMU would read the clean areas of a raw increment as zeroes. */
+function refuseMixedChain(disk: PointDisk, format: ImageFormat): void {
+  const parent = disk.increment && diskOf(disk.increment.parent, disk.name);
+  if (format === "qcow2" && parent?.format === "raw" && parent.mode === "incremental") {
+    const message = `${disk.name}: its parent ${disk.increment?.parent.id} is a raw increment, which cannot be the backing file of a qcow2 image: go on with --format raw, or take a full backup`;
+    throw new PreconditionError("E_RAW_PARENT", message, { details: { disk: disk.name } });
+  }
+}
+
+/** A server that died after the last reply is found out here. */
+async function stillAnswers(client: NbdClient): Promise<void> {
+  const length = Math.min(client.export.size, client.export.blockSize?.minimum ?? 512, 65_536);
+  if (length > 0) await client.read(0, Buffer.alloc(length));
+}
+
+function describe(options: TakePointOptions, pending: PendingPoint, disks: DiskManifest[]): Manifest {
+  return {
+    format: "nbdpull-point",
+    version: MANIFEST_VERSION,
+    id: pending.id,
+    domain: options.domain,
+    level: disks.every((disk) => disk.mode === "full") ? "full" : "incremental",
+    checkpoint: options.checkpoint,
+    createdAt: new Date(timeOfPointId(pending.id)).toISOString(),
+    tool: options.tool,
+    disks,
+  };
+}

@@ -1,0 +1,189 @@
+import { dirname, join, resolve } from "node:path";
+import pLimit from "p-limit";
+import { findChain } from "./chain.js";
+import { DamageError } from "./errors.js";
+import { checkQcow2 } from "./image/qcow2-check.js";
+import { Qcow2Reader } from "./image/qcow2-reader.js";
+import { type Damage, Layer, type LayerRun, type OnDamage } from "./layer.js";
+import type { DiskManifest, Manifest } from "./manifest.js";
+import type { Repository } from "./repository.js";
+import { dataStretches } from "./settle.js";
+
+/** One thing that is not as it was written; `disk` is left out where it concerns the point as a whole. */
+export interface Finding extends Damage {
+  readonly point: string;
+  readonly disk?: string | undefined;
+}
+
+export interface DiskReport {
+  readonly disk: string;
+  /** Bytes whose digests were compared. */
+  readonly verifiedBytes: number;
+  /** False where the point has no digests: only chain and structure could be looked at. */
+  readonly digests: boolean;
+}
+
+export interface PointReport {
+  readonly id: string;
+  readonly disks: readonly DiskReport[];
+  readonly findings: readonly Finding[];
+}
+
+export interface VerifyOptions {
+  readonly signal?: AbortSignal | undefined;
+  readonly onProgress?: ((point: string, disk: string, verifiedBytes: number) => void) | undefined;
+}
+
+/** A long row of damaged clusters is told by its first ones. */
+const MAX_FINDINGS = 100;
+const READ_BYTES = 1024 * 1024;
+const POINTS_AT_ONCE = 2;
+
+/**
+ * Looks at every stored byte of the given points: manifests, chain, image structure, tables against the digest file,
+ * data against its digests. Goes on after a damage, so that the report names them all (up to 100 a disk).
+ *
+ * @param ids points of `domain`, by their folders' names
+ */
+export async function verifyPoints(
+  repository: Repository,
+  domain: string,
+  ids: readonly string[],
+  options: VerifyOptions = {},
+): Promise<PointReport[]> {
+  const limit = pLimit(POINTS_AT_ONCE);
+  return await Promise.all(ids.map((id) => limit(() => verifyPoint(repository, domain, id, options))));
+}
+
+async function verifyPoint(
+  repository: Repository,
+  domain: string,
+  id: string,
+  options: VerifyOptions,
+): Promise<PointReport> {
+  const findings: Finding[] = [];
+  let point: Manifest;
+  try {
+    point = await repository.point(domain, id);
+  } catch (error) {
+    if (!(error instanceof DamageError)) throw error;
+    return { id, disks: [], findings: [{ point: id, message: error.message }] };
+  }
+  const disks: DiskReport[] = [];
+  for (const disk of point.disks) {
+    const note = noteUpTo(MAX_FINDINGS, findings, id, disk);
+    disks.push(await verifyDisk(repository, point, disk, note, options));
+  }
+  return { id, disks, findings };
+}
+
+/** Adds findings of one disk to the list; of more than `most` it tells only that there are more. */
+function noteUpTo(most: number, findings: Finding[], point: string, disk: DiskManifest): OnDamage {
+  let noted = 0;
+  return (damage) => {
+    noted += 1;
+    if (noted <= most) findings.push({ point, disk: disk.name, ...damage });
+    else if (noted === most + 1)
+      findings.push({ point, disk: disk.name, message: "and more; the rest is not listed" });
+  };
+}
+
+async function verifyDisk(
+  repository: Repository,
+  point: Manifest,
+  disk: DiskManifest,
+  note: OnDamage,
+  options: VerifyOptions,
+): Promise<DiskReport> {
+  let verifiedBytes = 0;
+  try {
+    await findChain(repository, point, disk.name);
+    const folder = repository.pointFolder(point.domain.name, point.id);
+    await using layer = await Layer.open(folder, point.id, disk);
+    const path = join(folder, disk.file);
+    if (disk.format === "qcow2") await verifyStructure(repository, point, disk, path, note);
+    const onBytes = (bytes: number): void => {
+      verifiedBytes += bytes;
+      options.onProgress?.(point.id, disk.name, verifiedBytes);
+    };
+    await verifyData(layer, note, onBytes, options.signal);
+  } catch (error) {
+    if (!(error instanceof DamageError)) throw error;
+    const offset = error.details["guestOffset"];
+    note({ message: error.message, ...(typeof offset === "number" ? { guestOffset: offset } : {}) });
+  }
+  return { disk: disk.name, verifiedBytes, digests: disk.digests !== null };
+}
+
+/** The image by itself, and the backing file that its header names: stock QEMU follows that, not our manifest. */
+async function verifyStructure(
+  repository: Repository,
+  point: Manifest,
+  disk: DiskManifest,
+  path: string,
+  note: OnDamage,
+): Promise<void> {
+  for (const { message, guestOffset, severity } of await checkQcow2(path)) {
+    if (severity === "damage") note({ message, guestOffset });
+  }
+  const image = await Qcow2Reader.open(path);
+  const named = image.header.backingFile;
+  await image.close();
+  const expected = disk.parent === null ? undefined : await parentFile(repository, point, disk, disk.parent);
+  const found = named === undefined ? undefined : resolve(dirname(path), named);
+  if (found !== expected) {
+    note({
+      message: `its header names the backing file ${named ?? "(none)"}, the point's parent is ${expected ?? "(none)"}`,
+    });
+  }
+}
+
+async function parentFile(
+  repository: Repository,
+  point: Manifest,
+  disk: DiskManifest,
+  parentId: string,
+): Promise<string | undefined> {
+  const parent = await repository.point(point.domain.name, parentId);
+  const file = parent.disks.find((candidate) => candidate.name === disk.name)?.file;
+  return file === undefined ? undefined : resolve(repository.pointFolder(point.domain.name, parentId), file);
+}
+
+async function verifyData(
+  layer: Layer,
+  note: OnDamage,
+  onBytes: (bytes: number) => void,
+  signal: AbortSignal | undefined,
+): Promise<void> {
+  const buffer = Buffer.allocUnsafe(Math.max(READ_BYTES, layer.geometry.clusterSize));
+  const { clusterSize, virtualSize } = layer.geometry;
+  let next = 0;
+  const gapUpTo = async (offset: number): Promise<void> => {
+    if (layer.complete) await layer.expectZeroes(next, offset - next, note);
+  };
+  for await (const run of layer.runs(note)) {
+    await gapUpTo(run.cluster * clusterSize);
+    next = (run.cluster + run.count) * clusterSize;
+    if (run.kind === "zero")
+      await layer.expectZeroes(run.cluster * clusterSize, run.count * clusterSize, note);
+    for (const { offset, length } of dataOf(run, layer)) {
+      for (let at = offset; at < offset + length; at += buffer.length) {
+        signal?.throwIfAborted();
+        const target = buffer.subarray(0, Math.min(buffer.length, offset + length - at));
+        await layer.read(run, at, target, note);
+        onBytes(target.length);
+      }
+    }
+  }
+  await gapUpTo(virtualSize);
+}
+
+/** Where a run's data lies on the disk. */
+function dataOf(run: LayerRun, layer: Layer): { offset: number; length: number }[] {
+  const { clusterSize, virtualSize } = layer.geometry;
+  const offset = run.cluster * clusterSize;
+  if (run.kind === "zero") return [];
+  if (run.kind === "data")
+    return [{ offset, length: Math.min(run.count * clusterSize, virtualSize - offset) }];
+  return dataStretches(run, layer.geometry).map((s) => ({ offset: offset + s.offset, length: s.length }));
+}

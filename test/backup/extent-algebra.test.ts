@@ -1,0 +1,77 @@
+import fc from "fast-check";
+import { describe, expect, it } from "vitest";
+import { classify } from "../../src/backup/extent-algebra.js";
+
+const flagged = (...extents: [offset: number, length: number, flags: number][]) =>
+  extents.map(([offset, length, flags]) => ({ offset, length, flags }));
+
+describe("classify", () => {
+  it("calls dirty zeroes zero, dirty data data, and everything else clean", () => {
+    const status = {
+      offset: 0,
+      length: 40,
+      dirty: flagged([0, 10, 1], [10, 10, 0], [20, 20, 1]),
+      allocation: flagged([0, 12, 0], [12, 13, 3], [25, 5, 0], [30, 10, 2]),
+    };
+    expect([...classify(status)]).toEqual([
+      { offset: 0, length: 10, state: "data" },
+      { offset: 10, length: 10, state: "clean" },
+      { offset: 20, length: 5, state: "zero" },
+      { offset: 25, length: 5, state: "data" },
+      { offset: 30, length: 10, state: "zero" },
+    ]);
+  });
+
+  it("reads a hole that is not said to read as zeroes", () => {
+    const status = { offset: 0, length: 8, allocation: flagged([0, 8, 1]) };
+    expect([...classify(status)]).toEqual([{ offset: 0, length: 8, state: "data" }]);
+  });
+
+  it("has nothing clean without a bitmap, and reads everything without contexts", () => {
+    const full = { offset: 4, length: 8, allocation: flagged([4, 4, 0], [8, 4, 3]) };
+    expect([...classify(full)].map(({ state }) => state)).toEqual(["data", "zero"]);
+    expect([...classify({ offset: 4, length: 8 })]).toEqual([{ offset: 4, length: 8, state: "data" }]);
+  });
+
+  it("refuses a status that ends before the range does", () => {
+    const status = { offset: 0, length: 10, dirty: flagged([0, 6, 1]) };
+    expect(() => [...classify(status)]).toThrow(RangeError);
+  });
+
+  it("agrees with a byte-by-byte look at both contexts", () => {
+    const lists = fc.array(fc.tuple(fc.integer({ min: 1, max: 9 }), fc.integer({ min: 0, max: 3 })), {
+      minLength: 1,
+    });
+    fc.assert(
+      fc.property(lists, lists, (dirtyRuns, allocationRuns) => {
+        const dirtyFlags = dirtyRuns.flatMap(([length, flags]) => new Array<number>(length).fill(flags & 1));
+        const allocationFlags = allocationRuns.flatMap(([length, flags]) =>
+          new Array<number>(length).fill(flags),
+        );
+        const length = Math.min(dirtyFlags.length, allocationFlags.length);
+        const seen = [
+          ...classify({
+            offset: 0,
+            length,
+            dirty: asExtents(dirtyRuns),
+            allocation: asExtents(allocationRuns),
+          }),
+        ];
+        const bytes = seen.flatMap((extent) => new Array<string>(extent.length).fill(extent.state));
+        const expected = dirtyFlags
+          .slice(0, length)
+          .map((flag, i) => (flag === 0 ? "clean" : ((allocationFlags[i] ?? 0) & 2) === 0 ? "data" : "zero"));
+        expect(bytes).toEqual(expected);
+      }),
+    );
+  });
+});
+
+function asExtents(runs: readonly [number, number][]): { offset: number; length: number; flags: number }[] {
+  let offset = 0;
+  return runs.map(([length, flags]) => {
+    const extent = { offset, length, flags };
+    offset += length;
+    return extent;
+  });
+}

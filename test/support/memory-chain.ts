@@ -1,0 +1,96 @@
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import type { DigestAlgorithm } from "../../src/backup/digest.js";
+import type { Manifest } from "../../src/backup/manifest.js";
+import type { ImageFormat } from "../../src/backup/pull-image.js";
+import { Repository } from "../../src/backup/repository.js";
+import { type TakenPoint, takePoint } from "../../src/backup/take-point.js";
+import { MemoryDisk, NbdServer, parseNbdUri, type ServedExport } from "../../src/nbd/index.js";
+
+const BITMAP = "since";
+
+/** A disk in memory behind the built-in server, and a repository that its points go to. */
+export class MemoryChain implements AsyncDisposable {
+  readonly folder: string;
+  readonly disk: MemoryDisk;
+  readonly repository: Repository;
+  readonly points: Manifest[] = [];
+  /** The content of each point, by its id. */
+  readonly contents = new Map<string, ServedExport>();
+  static readonly domain = "guest";
+  readonly #server: NbdServer;
+  /** What the server shows. */
+  readonly #shown: { frozen: ServedExport };
+
+  private constructor(
+    folder: string,
+    disk: MemoryDisk,
+    repository: Repository,
+    server: NbdServer,
+    shown: { frozen: ServedExport },
+  ) {
+    this.folder = folder;
+    this.disk = disk;
+    this.repository = repository;
+    this.#server = server;
+    this.#shown = shown;
+  }
+
+  static async start(size: number): Promise<MemoryChain> {
+    const folder = await mkdtemp(join(tmpdir(), "nbdpull-chain-"));
+    const disk = new MemoryDisk({ size });
+    const shown = { frozen: disk.freeze() };
+    const server = await NbdServer.listen({
+      exports: () => shown.frozen,
+      address: { path: join(folder, "nbd.sock") },
+    });
+    const repository = await Repository.openOrCreate(join(folder, "repo"));
+    return new MemoryChain(folder, disk, repository, server, shown);
+  }
+
+  get uri(): string {
+    return this.#server.uri("vda");
+  }
+
+  /** Freezes the disk and takes it as a point: full the first time, then an increment on the newest one. */
+  async take(
+    options: {
+      readonly format?: ImageFormat;
+      readonly digests?: DigestAlgorithm | undefined;
+      readonly full?: boolean;
+      readonly confirm?: () => Promise<void>;
+    } = {},
+  ): Promise<TakenPoint> {
+    const frozen = this.disk.freeze();
+    this.#shown.frozen = frozen;
+    const parent = options.full ? undefined : this.points.at(-1);
+    const taken = await takePoint({
+      repository: this.repository,
+      domain: { name: MemoryChain.domain, uuid: null },
+      disks: [
+        { name: "vda", address: parseNbdUri(this.uri), increment: parent && { bitmap: BITMAP, parent } },
+      ],
+      checkpoint: null,
+      format: options.format ?? "qcow2",
+      digests: "digests" in options ? options.digests : "xxh64",
+      sync: false,
+      tool: "test",
+      connect: {},
+      confirm: options.confirm ?? (async () => undefined),
+    });
+    this.points.push(taken.manifest);
+    this.contents.set(taken.manifest.id, frozen);
+    this.disk.startBitmap(BITMAP);
+    return taken;
+  }
+
+  pathOf(point: Manifest, file: string): string {
+    return join(this.repository.pointFolder(MemoryChain.domain, point.id), file);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#server.close();
+    await rm(this.folder, { recursive: true, force: true });
+  }
+}
