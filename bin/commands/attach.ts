@@ -1,0 +1,133 @@
+import { readFile } from "node:fs/promises";
+import { text } from "node:stream/consumers";
+import type { Command } from "commander";
+import { attach, type JobSource, Repository, UsageError, Virsh } from "../../src/backup/index.js";
+import {
+  type CopyOptions,
+  connectOf,
+  digestsOf,
+  type NetworkOptions,
+  windowOf,
+  withCopy,
+  withDigests,
+  withNetwork,
+} from "../options.js";
+import { human } from "../output.js";
+import type { Run } from "../run.js";
+import { version } from "../version.js";
+
+interface AttachOptions extends CopyOptions, NetworkOptions {
+  readonly to: string;
+  readonly xml?: string;
+  readonly domain?: string;
+  readonly checkpoint?: string;
+  readonly connect?: string;
+  readonly endJob?: true;
+  readonly strict?: true;
+}
+
+export function addAttach(program: Command, run: Run): void {
+  const command = program
+    .command("attach")
+    .description("take all disks of a pull backup that is already running as one restore point")
+    .argument("[domain]", "the domain whose job it is, as virsh knows it")
+    .requiredOption("--to <repo>", "the repository; made if the folder is empty or not there")
+    .option(
+      "--xml <file>",
+      "the job's description from a file, or - for standard input, instead of virsh backup-dumpxml",
+    )
+    .option("--domain <name>", "with --xml alone: whose points these are; libvirt is not asked")
+    .option(
+      "--checkpoint <name>",
+      "the checkpoint created together with the job: makes the point a base for increments",
+    )
+    .option("--connect <uri>", "libvirt connection, as virsh -c")
+    .option("--end-job", "end the job after the commit; otherwise it goes on, since somebody else began it")
+    .option("--strict", "exit 5 when there were warnings");
+  withNetwork(withDigests(withCopy(command), "default xxh64")).action(
+    run<AttachOptions, [domain: string | undefined]>(async ({ output, signal }, options, domain) => {
+      const source = await jobSource(domain, options, signal);
+      const progress = output.progress();
+      try {
+        const repository = await Repository.openOrCreate(options.to);
+        const { signal: _, ...connect } = await connectOf(options, signal);
+        const { manifest, folder, seconds, extents, requests, connections, jobEnded } = await attach({
+          source,
+          repository,
+          checkpoint: options.checkpoint,
+          endJob: options.endJob ?? false,
+          format: options.format ?? "qcow2",
+          digests: digestsOf(options, "xxh64"),
+          sync: options.fsync,
+          tool: `nbdpull ${version()}`,
+          connect,
+          window: windowOf(options),
+          signal,
+          onProgress: (disk, p) => progress.update(disk, p.position, p.virtualSize, p.readBytes),
+          onWarning: (message) => output.warn(message),
+        });
+        const lines = manifest.disks.map((disk) => {
+          const on = disk.parent === null ? "" : ` on ${disk.parent}`;
+          return `  ${disk.name}: ${disk.mode}${on}, ${human(disk.dirtyBytes)} of ${human(disk.virtualSize)}, ${human(disk.storedBytes)} stored`;
+        });
+        output.result(
+          {
+            id: manifest.id,
+            domain: manifest.domain.name,
+            level: manifest.level,
+            checkpoint: manifest.checkpoint?.name ?? null,
+            createdAt: manifest.createdAt,
+            folder,
+            disks: manifest.disks,
+            extents,
+            requests,
+            connections,
+            seconds,
+            jobEnded,
+            warnings: output.warnings,
+          },
+          [
+            `${manifest.domain.name} ${manifest.id}: ${manifest.level} restore point in ${seconds.toFixed(2)} s`,
+            ...lines,
+          ].join("\n"),
+        );
+      } finally {
+        progress.stop();
+      }
+    }),
+  );
+}
+
+async function jobSource(
+  domain: string | undefined,
+  options: AttachOptions,
+  signal: AbortSignal,
+): Promise<JobSource> {
+  const xml = options.xml === undefined ? undefined : await readXml(options.xml);
+  if (domain !== undefined) {
+    if (options.domain !== undefined)
+      throw new UsageError("E_DOMAIN", "name the domain once: as argument, or with --domain");
+    return {
+      kind: "libvirt",
+      virsh: new Virsh({ signal, ...(options.connect === undefined ? {} : { connect: options.connect }) }),
+      domain,
+      xml,
+    };
+  }
+  if (xml === undefined)
+    throw new UsageError("E_DOMAIN", "name a domain, or give the job's XML with --xml FILE --domain NAME");
+  if (options.domain === undefined) {
+    throw new UsageError("E_DOMAIN", "--xml alone does not say whose job it is: add --domain NAME");
+  }
+  return { kind: "xml", xml, domain: options.domain };
+}
+
+async function readXml(path: string): Promise<string> {
+  if (path === "-") return await text(process.stdin);
+  try {
+    return await readFile(path, "utf8");
+  } catch (cause) {
+    const message = cause instanceof Error ? cause.message : String(cause);
+    throw new UsageError("E_XML_FILE", `the job's XML cannot be read: ${message}`, { cause });
+  }
+}

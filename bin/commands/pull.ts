@@ -1,0 +1,72 @@
+import type { Command } from "commander";
+import { type ImageFormat, openExport, pullFile } from "../../src/backup/index.js";
+import {
+  type CopyOptions,
+  connectOf,
+  digestsOf,
+  formatOf,
+  type NetworkOptions,
+  windowOf,
+  withCopy,
+  withDigests,
+  withNetwork,
+} from "../options.js";
+import { human } from "../output.js";
+import type { Run } from "../run.js";
+
+interface PullOptions extends CopyOptions, NetworkOptions {
+  readonly bitmap?: string;
+  readonly backing?: string;
+  readonly backingFormat?: ImageFormat;
+  readonly force?: true;
+}
+
+export function addPull(program: Command, run: Run): void {
+  const command = program
+    .command("pull")
+    .description("copy one export into one image: everything, or with --bitmap what has changed")
+    .argument("<uri>", "nbd://HOST/EXPORT or nbd+unix:///EXPORT?socket=PATH")
+    .argument("<image>", "the image to write: .qcow2, anything else is raw")
+    .option(
+      "--bitmap <name>",
+      "only what this dirty bitmap marks; a missing bitmap is exit 4, never a full copy",
+    )
+    .option("--backing <image>", "name this image as the one below (incremental qcow2 only)")
+    .option("--backing-format <format>", "its format; by default its suffix decides, it is never probed")
+    .option("--force", "replace the image if it exists");
+  withNetwork(withDigests(withCopy(command), "by default none for a single image")).action(
+    run<PullOptions, [uri: string, image: string]>(async ({ output, signal }, options, uri, imagePath) => {
+      const format = formatOf(imagePath, options.format);
+      const { bitmap, backing } = options;
+      await using client = await openExport(uri, bitmap, await connectOf(options, signal));
+      const progress = output.progress();
+      try {
+        const result = await pullFile({
+          client,
+          bitmap,
+          imagePath,
+          format,
+          backing:
+            backing === undefined
+              ? undefined
+              : { path: backing, format: formatOf(backing, options.backingFormat) },
+          digests: digestsOf(options, undefined),
+          force: options.force ?? false,
+          sync: options.fsync,
+          window: windowOf(options),
+          signal,
+          onProgress: ({ position, virtualSize, readBytes }) =>
+            progress.update(imagePath, position, virtualSize, readBytes),
+        });
+        const { connections } = client;
+        const { clusterSize, digestsSha256, ...rest } = result;
+        output.result(
+          { image: imagePath, ...rest, connections },
+          `${imagePath}: ${result.mode} copy of ${human(result.virtualSize)}: ${human(result.dataBytes)} data and ${human(result.zeroBytes)} zeroes in ${result.extents} extents, ${human(result.storedBytes)} stored in ${result.seconds.toFixed(2)} s`,
+        );
+      } finally {
+        progress.stop();
+      }
+    }),
+  );
+}

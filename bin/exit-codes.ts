@@ -1,0 +1,31 @@
+import { CommanderError } from "commander";
+import { DamageError, PreconditionError, UsageError } from "../src/backup/index.js";
+import { UriError } from "../src/nbd/index.js";
+
+/** The contract that scripts are written against; docs/cli.md lists them. */
+export const EXIT = { done: 0, failed: 1, usage: 2, damaged: 3, precondition: 4, warnings: 5 } as const;
+
+const SIGNAL_EXIT = { SIGHUP: 129, SIGINT: 130, SIGTERM: 143 } as const;
+export type HandledSignal = keyof typeof SIGNAL_EXIT;
+export const HANDLED_SIGNALS = Object.keys(SIGNAL_EXIT) as readonly HandledSignal[];
+
+/** The reason that everything under way is aborted with when a signal comes. */
+export class InterruptedError extends Error {
+  override readonly name = "InterruptedError";
+  readonly code = "E_INTERRUPTED";
+  readonly signal: HandledSignal;
+
+  constructor(signal: HandledSignal) {
+    super(`interrupted by ${signal}: nothing was committed, what was half made has been removed`);
+    this.signal = signal;
+  }
+}
+
+export function exitCodeOf(error: unknown): number {
+  if (error instanceof InterruptedError) return SIGNAL_EXIT[error.signal];
+  if (error instanceof CommanderError) return error.exitCode === 0 ? EXIT.done : EXIT.usage;
+  if (error instanceof UsageError || error instanceof UriError) return EXIT.usage;
+  if (error instanceof DamageError) return EXIT.damaged;
+  if (error instanceof PreconditionError) return EXIT.precondition;
+  return EXIT.failed;
+}

@@ -1,0 +1,166 @@
+import { readFile } from "node:fs/promises";
+import { type Command, InvalidArgumentError, Option } from "commander";
+import {
+  DEFAULT_WINDOW,
+  DIGEST_ALGORITHMS,
+  type DigestAlgorithm,
+  type ImageFormat,
+  parseDigestAlgorithm,
+  UsageError,
+  type Window,
+} from "../src/backup/index.js";
+import type { ConnectOptions } from "../src/nbd/index.js";
+import { parseSize } from "./sizes.js";
+
+/** Options of every command. */
+export interface TalkOptions {
+  readonly json?: true;
+  readonly quiet?: true;
+  readonly verbose?: true;
+}
+
+/** Options of every command that speaks to an NBD server. */
+export interface NetworkOptions {
+  readonly connections?: number;
+  readonly hostOverride?: string;
+  readonly tlsCa?: string;
+  readonly tlsCert?: string;
+  readonly tlsKey?: string;
+  readonly tlsPskFile?: string;
+  readonly insecure?: true;
+}
+
+/** Options of every command that writes images. */
+export interface CopyOptions {
+  readonly format?: ImageFormat;
+  readonly digests?: DigestAlgorithm | false;
+  readonly fsync: boolean;
+  readonly inFlight?: number;
+  readonly requestSize?: number;
+}
+
+export function withTalk(command: Command): Command {
+  return command
+    .option("--json", "print one JSON document on stdout at the end, errors included")
+    .option("--quiet", "no progress and no notes on stderr")
+    .option("--verbose", "stack traces and causes of errors");
+}
+
+export function withNetwork(command: Command): Command {
+  return command
+    .option("--connections <n>", "NBD connections an export, where the server allows several", positive)
+    .option(
+      "--host-override <name>",
+      "connect to this host; certificates are still checked against the URI's",
+    )
+    .option("--tls-ca <file>", "trust only this CA; nbds:// or the job's tls='yes' make TLS required")
+    .option("--tls-cert <file>", "client certificate")
+    .option("--tls-key <file>", "its key")
+    .option("--tls-psk-file <file>", "pre-shared key instead of certificates: USERNAME:HEXKEY lines")
+    .option("--insecure", "encrypt, but take any certificate: to whom is unknown");
+}
+
+export function withCopy(command: Command): Command {
+  return command
+    .addOption(
+      new Option("--format <format>", "image format; wins over the suffix").choices(["qcow2", "raw"]),
+    )
+    .option("--no-fsync", "do not flush to stable storage: faster, and lost at a power cut")
+    .option("--in-flight <bytes>", "bytes under way at once (default 4M)", size)
+    .option("--request-size <bytes>", "largest piece that is read and written at a time (default 1M)", size);
+}
+
+export function withDigests(command: Command, otherwise: string): Command {
+  return command
+    .option(
+      "--digests <algorithm>",
+      `digests of every cluster: xxh64 or sha256 (${otherwise})`,
+      digestAlgorithm,
+    )
+    .option("--no-digests", "store no digests");
+}
+
+/**
+ * `--digests` may stand alone. Commander would take what follows for its value, be it the URI; so the default is put in
+ * here, before it looks.
+ */
+export function fillInDigests(argv: readonly string[]): string[] {
+  const isValue = (text: string | undefined): boolean => text !== undefined && text in DIGEST_ALGORITHMS;
+  return argv.map((arg, i) => (arg === "--digests" && !isValue(argv[i + 1]) ? "--digests=xxh64" : arg));
+}
+
+/** Without either flag the command decides. */
+export function digestsOf(
+  options: CopyOptions,
+  otherwise: DigestAlgorithm | undefined,
+): DigestAlgorithm | undefined {
+  return options.digests === false ? undefined : (options.digests ?? otherwise);
+}
+
+export function windowOf(options: CopyOptions): Window {
+  const requestSize = options.requestSize ?? DEFAULT_WINDOW.requestSize;
+  return { requestSize, inFlight: Math.max(requestSize, options.inFlight ?? DEFAULT_WINDOW.inFlight) };
+}
+
+/** @throws {UsageError} a certificate or key file cannot be read */
+export async function connectOf(options: NetworkOptions, signal: AbortSignal): Promise<ConnectOptions> {
+  const { connections, hostOverride } = options;
+  const tls = await tlsOf(options);
+  return {
+    signal,
+    ...(connections === undefined ? {} : { connections }),
+    ...(hostOverride === undefined ? {} : { hostOverride }),
+    ...(tls === undefined ? {} : { tls }),
+  };
+}
+
+/** Undefined where no flag speaks of TLS: the URI alone decides then. */
+async function tlsOf(options: NetworkOptions): Promise<ConnectOptions["tls"]> {
+  const { tlsCa, tlsCert, tlsKey, tlsPskFile, insecure } = options;
+  if ([tlsCa, tlsCert, tlsKey, tlsPskFile, insecure].every((flag) => flag === undefined)) return undefined;
+  return {
+    ...(tlsCa === undefined ? {} : { ca: await readPem("--tls-ca", tlsCa) }),
+    ...(tlsCert === undefined ? {} : { cert: await readPem("--tls-cert", tlsCert) }),
+    ...(tlsKey === undefined ? {} : { key: await readPem("--tls-key", tlsKey) }),
+    ...(tlsPskFile === undefined ? {} : { pskFile: tlsPskFile }),
+    ...(insecure === undefined ? {} : { insecureSkipVerification: true }),
+  };
+}
+
+async function readPem(flag: string, path: string): Promise<Buffer> {
+  try {
+    return await readFile(path);
+  } catch (cause) {
+    const message = cause instanceof Error ? cause.message : String(cause);
+    throw new UsageError("E_TLS_FILE", `${flag}: ${message}`, { cause });
+  }
+}
+
+/** The format that was asked for, or else the suffix's: `.qcow2`, anything else is raw. */
+export function formatOf(path: string, asked: ImageFormat | undefined): ImageFormat {
+  return asked ?? (path.endsWith(".qcow2") ? "qcow2" : "raw");
+}
+
+export function positive(text: string): number {
+  const number = Number(text);
+  if (!Number.isInteger(number) || number < 1 || number > 64)
+    throw new InvalidArgumentError("give a number from 1 to 64");
+  return number;
+}
+
+function size(text: string): number {
+  return argument(() => parseSize(text));
+}
+
+function digestAlgorithm(text: string): DigestAlgorithm {
+  return argument(() => parseDigestAlgorithm(text));
+}
+
+function argument<T>(parse: () => T): T {
+  try {
+    return parse();
+  } catch (error) {
+    if (error instanceof UsageError) throw new InvalidArgumentError(error.message);
+    throw error;
+  }
+}

@@ -1,0 +1,138 @@
+import { MultiBar, type SingleBar } from "cli-progress";
+import prettyBytes from "pretty-bytes";
+
+/** How much of the talk is wanted, and in which form the result. */
+export interface OutputOptions {
+  readonly json: boolean;
+  readonly quiet: boolean;
+  readonly verbose: boolean;
+}
+
+const PLAIN_LINE_EVERY_MS = 10_000;
+
+/** stdout is the result, stderr is the talk. */
+export class Output {
+  readonly #options: OutputOptions;
+  #warnings: string[] = [];
+
+  constructor(options: OutputOptions) {
+    this.#options = options;
+  }
+
+  /** The result: `value` as one JSON document, or else the text. */
+  result(value: unknown, text: string): void {
+    if (this.#options.json) process.stdout.write(`${JSON.stringify(value, null, 2)}\n`);
+    else if (text !== "") process.stdout.write(text.endsWith("\n") ? text : `${text}\n`);
+  }
+
+  note(message: string): void {
+    if (!this.#options.quiet) process.stderr.write(`${message}\n`);
+  }
+
+  warn(message: string): void {
+    this.#warnings.push(message);
+    process.stderr.write(`warning: ${message}\n`);
+  }
+
+  get warnings(): readonly string[] {
+    return this.#warnings;
+  }
+
+  /** With `--json` the error is the document on stdout too. A stack trace only with `--verbose`. */
+  failure(error: unknown): void {
+    process.stderr.write(`nbdpull: ${messageOf(error)}\n`);
+    if (this.#options.verbose && error instanceof Error) process.stderr.write(`${stackOf(error)}\n`);
+    if (this.#options.json) process.stdout.write(`${JSON.stringify({ error: describe(error) }, null, 2)}\n`);
+  }
+
+  /** Progress of several disks at once: bars on a terminal, a plain line now and then elsewhere. */
+  progress(): Progress {
+    if (this.#options.quiet || this.#options.json) return SILENT;
+    return process.stderr.isTTY ? new Bars() : new PlainLines();
+  }
+}
+
+/** What long jobs report to; sizes in bytes. */
+export interface Progress {
+  update(name: string, position: number, total: number, readBytes: number): void;
+  stop(): void;
+}
+
+const SILENT: Progress = { update: () => undefined, stop: () => undefined };
+
+class Bars implements Progress {
+  readonly #bars = new MultiBar({
+    format: "{name} {bar} {percentage}% {read} {rate}/s eta {eta_formatted}",
+    stream: process.stderr,
+    hideCursor: true,
+    clearOnComplete: false,
+    emptyOnZero: true,
+  });
+  readonly #byName = new Map<string, SingleBar>();
+  readonly #started = performance.now();
+
+  update(name: string, position: number, total: number, readBytes: number): void {
+    const rate = prettyBytes((readBytes * 1000) / Math.max(1, performance.now() - this.#started), {
+      binary: true,
+    });
+    const payload = { name, read: prettyBytes(readBytes, { binary: true }), rate };
+    const bar = this.#byName.get(name);
+    if (bar) bar.update(position, payload);
+    else this.#byName.set(name, this.#bars.create(total, position, payload));
+  }
+
+  stop(): void {
+    this.#bars.stop();
+  }
+}
+
+class PlainLines implements Progress {
+  #last = performance.now();
+
+  update(name: string, position: number, total: number, readBytes: number): void {
+    if (performance.now() - this.#last < PLAIN_LINE_EVERY_MS) return;
+    this.#last = performance.now();
+    const percent = total === 0 ? 100 : Math.floor((position / total) * 100);
+    process.stderr.write(
+      `${name}: ${percent}% of the disk walked, ${prettyBytes(readBytes, { binary: true })} read\n`,
+    );
+  }
+
+  stop(): void {}
+}
+
+/** `1.5 GiB`, as people read it. */
+export function human(bytes: number): string {
+  return prettyBytes(bytes, { binary: true });
+}
+
+/** The JSON form of an error: stable code, message, and the facts beside it. */
+function describe(error: unknown): Record<string, unknown> {
+  if (!(error instanceof Error)) return { code: "E_UNKNOWN", message: String(error) };
+  const { code, details } = error as { code?: unknown; details?: unknown };
+  return {
+    code: typeof code === "string" ? code : "E_FAILED",
+    message: messageOf(error),
+    ...(typeof details === "object" && details !== null ? details : {}),
+  };
+}
+
+function messageOf(error: unknown): string {
+  if (!(error instanceof Error)) return String(error);
+  const { code, path } = error as NodeJS.ErrnoException;
+  if (code === "ENOSPC")
+    return `no space left on the target's file system${atPath(path)}: make room, then run it again`;
+  if (code === "EACCES" || code === "EPERM")
+    return `${error.message}: check the permissions, or run it as a user who may`;
+  return error.message;
+}
+
+function atPath(path: string | undefined): string {
+  return path === undefined ? "" : ` (${path})`;
+}
+
+/** The stack and those of all causes. */
+function stackOf(error: Error): string {
+  const cause = error.cause instanceof Error ? `\ncaused by: ${stackOf(error.cause)}` : "";
+  return `${error.stack ?? error.message}${cause}`;
+}

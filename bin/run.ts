@@ -1,0 +1,48 @@
+import { setMaxListeners } from "node:events";
+import type { Command } from "commander";
+import { EXIT, exitCodeOf, HANDLED_SIGNALS, InterruptedError } from "./exit-codes.js";
+import type { TalkOptions } from "./options.js";
+import { Output } from "./output.js";
+
+/** What a command's action gets beside its options and arguments. */
+export interface Context {
+  readonly output: Output;
+  /** Aborted by Ctrl-C, SIGTERM and SIGHUP: what is half made is removed before the program ends. */
+  readonly signal: AbortSignal;
+}
+
+/** Wraps a command's action: signals in, result or error out, and the exit code of the contract. */
+export function run<O, A extends (string | undefined)[]>(
+  action: (context: Context, options: O & TalkOptions, ...args: A) => Promise<void>,
+): (...all: unknown[]) => Promise<void> {
+  return async (...all) => {
+    const command = all.at(-1) as Command;
+    const args = all.slice(0, -2) as A;
+    const options = command.opts<O & TalkOptions & { strict?: true }>();
+    const output = new Output({
+      json: options.json ?? false,
+      quiet: options.quiet ?? false,
+      verbose: options.verbose ?? false,
+    });
+    const interrupted = new AbortController();
+    setMaxListeners(0, interrupted.signal);
+    const handlers = HANDLED_SIGNALS.map((name) => {
+      const handler = (): void => interrupted.abort(new InterruptedError(name));
+      process.on(name, handler);
+      return { name, handler };
+    });
+    try {
+      await action({ output, signal: interrupted.signal }, options, ...args);
+      if (options.strict && output.warnings.length > 0) process.exitCode = EXIT.warnings;
+    } catch (error) {
+      // What failed because of the signal failed by the signal, whatever it says.
+      const cause: unknown = interrupted.signal.aborted ? interrupted.signal.reason : error;
+      output.failure(cause);
+      process.exitCode = exitCodeOf(cause);
+    } finally {
+      for (const { name, handler } of handlers) process.off(name, handler);
+    }
+  };
+}
+
+export type Run = typeof run;

@@ -1,0 +1,194 @@
+import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { execa } from "execa";
+import { afterEach, beforeEach, expect, it } from "vitest";
+import { finished, nbdpull, startNbdpull } from "../support/nbdpull.js";
+import { createImage, qemuIo, startQemuNbd } from "../support/qemu-nbd.js";
+import { describeWith } from "../support/tools.js";
+
+let folder: string;
+let image: string;
+beforeEach(async () => {
+  folder = await mkdtemp(join(tmpdir(), "nbdpull-failures-"));
+  image = join(folder, "disk.qcow2");
+  await mkdir(join(folder, "out"));
+});
+afterEach(async () => {
+  await rm(folder, { recursive: true });
+});
+const out = (name: string): string => join(folder, "out", name);
+const leftBehind = (): Promise<string[]> => readdir(join(folder, "out"));
+
+async function makeImage(size: string, ...commands: string[]): Promise<void> {
+  await createImage(image, { size: Number(size) * 1024 * 1024 });
+  if (commands.length > 0) await qemuIo(image, "qcow2", ...commands);
+}
+
+describeWith(["qemu-nbd", "qemu-io"], "a pull that cannot be", () => {
+  it("ends with 4 where the bitmap is missing, and is never a full copy instead", async () => {
+    await makeImage("8", "write -P 1 0 1M");
+    await using server = await startQemuNbd({ image, format: "qcow2" });
+    const ran = await nbdpull("pull", server.uri, out("inc.qcow2"), "--bitmap", "nightly", "--json");
+    expect(ran.code).toBe(4);
+    expect(ran.stderr).toMatch(/no dirty bitmap "nightly".*nbdpull info/s);
+    expect(ran.json()).toMatchObject({ error: { code: "E_NO_BITMAP", bitmap: "nightly" } });
+    expect(await leftBehind()).toEqual([]);
+  });
+
+  it("ends with 4 where the export is unknown", async () => {
+    await makeImage("8");
+    await using server = await startQemuNbd({ image, format: "qcow2", exportName: "vda" });
+    const ran = await nbdpull("pull", server.uri.replace("/vda", "/vdz"), out("x.qcow2"));
+    expect(ran.code).toBe(4);
+    expect(ran.stderr).toMatch(/vdz.*nbdpull info --list/s);
+    expect(await leftBehind()).toEqual([]);
+  });
+
+  it("ends with 1 where no server answers", async () => {
+    const ran = await nbdpull("pull", `nbd+unix:///?socket=${folder}/none.sock`, out("x.qcow2"), "--json");
+    expect(ran.code).toBe(1);
+    expect(ran.json()).toMatchObject({ error: { code: "NBD_CONNECT_FAILED" } });
+    expect(ran.stderr).toContain("none.sock");
+    expect(await leftBehind()).toEqual([]);
+  });
+
+  it("ends with 2 where the image exists, which stays as it was, unless --force is given", async () => {
+    await makeImage("8", "write -P 1 0 1M");
+    await writeFile(out("x.raw"), "precious");
+    await using server = await startQemuNbd({ image, format: "qcow2" });
+    const ran = await nbdpull("pull", server.uri, out("x.raw"));
+    expect(ran.code).toBe(2);
+    expect(ran.stderr).toContain("--force");
+    expect(await readFile(out("x.raw"), "utf8")).toBe("precious");
+    expect((await nbdpull("pull", server.uri, out("x.raw"), "--force")).code).toBe(0);
+    expect((await readFile(out("x.raw"))).length).toBe(8 * 1024 * 1024);
+    expect(await leftBehind()).toEqual(["x.raw"]);
+  });
+
+  it("ends with 2 for flags and addresses that make no sense", async () => {
+    const uri = `nbd+unix:///?socket=${folder}/none.sock`;
+    for (const args of [
+      ["pull", "http://example", out("x")],
+      ["pull", uri],
+      ["pull", uri, out("x"), "--request-size", "lots"],
+      ["pull", uri, out("x"), "--connections", "0"],
+      ["pull", uri, out("x"), "--no-such-flag"],
+      ["nonsense"],
+    ]) {
+      const ran = await nbdpull(...args);
+      expect([args, ran.code]).toEqual([args, 2]);
+      expect(ran.stderr).not.toMatch(/\n\s+at /);
+    }
+    expect(await leftBehind()).toEqual([]);
+  });
+
+  it("ends with 4 where the backing image is missing", async () => {
+    await makeImage("8");
+    await execa("qemu-img", ["bitmap", "--add", image, "b0"]);
+    await using server = await startQemuNbd({ image, format: "qcow2", bitmap: "b0" });
+    const ran = await nbdpull(
+      "pull",
+      server.uri,
+      out("inc.qcow2"),
+      "--bitmap",
+      "b0",
+      "--backing",
+      out("gone.qcow2"),
+    );
+    expect(ran.code).toBe(4);
+    expect(ran.stderr).toContain("gone.qcow2");
+    expect(await leftBehind()).toEqual([]);
+  });
+});
+
+describeWith(["nbdkit"], "a pull that breaks half-way", () => {
+  /** nbdkit on a Unix socket, ended by the test. */
+  async function startNbdkit(...args: string[]): Promise<{ uri: string; kill(): Promise<void> }> {
+    const socket = join(folder, "nbdkit.sock");
+    const server = execa("nbdkit", ["-f", "-U", socket, ...args], { reject: false });
+    const kill = async (): Promise<void> => {
+      server.kill("SIGKILL");
+      await server;
+    };
+    for (let i = 0; i < 400; i += 1) {
+      if ((await readdir(folder)).includes("nbdkit.sock")) break;
+      await sleep(10);
+    }
+    return { uri: `nbd+unix:///?socket=${socket}`, kill };
+  }
+
+  async function untilTemporary(): Promise<void> {
+    for (let i = 0; i < 1000 && (await leftBehind()).length === 0; i += 1) await sleep(5);
+    expect(await leftBehind()).toHaveLength(1);
+  }
+
+  it("ends with 1 and leaves nothing when the server dies", async () => {
+    const server = await startNbdkit("--filter=rate", "pattern", "64M", "rate=40M");
+    const run = startNbdpull(["pull", server.uri, out("x.qcow2")]);
+    await untilTemporary();
+    await sleep(200);
+    await server.kill();
+    const ran = await finished(run);
+    expect(ran.code).toBe(1);
+    expect(ran.stderr).toMatch(/^nbdpull: .+/);
+    expect(await leftBehind()).toEqual([]);
+  });
+
+  it("ends with 1, the place and the server's word, when one read fails", async () => {
+    const error = ["error-pread=EIO", "error-pread-rate=100%", `error-file=${folder}/fail`];
+    const server = await startNbdkit(
+      "--filter=error",
+      "--filter=rate",
+      "pattern",
+      "64M",
+      "rate=80M",
+      ...error,
+    );
+    const run = startNbdpull(["pull", server.uri, out("x.qcow2"), "--json"]);
+    await untilTemporary();
+    await writeFile(join(folder, "fail"), "");
+    const ran = await finished(run);
+    await server.kill();
+    expect(ran.code).toBe(1);
+    expect(ran.stderr).toMatch(/EIO/);
+    expect(ran.json()).toMatchObject({ error: { code: "NBD_REQUEST_FAILED" } });
+    expect(await leftBehind()).toEqual([]);
+  });
+
+  it.each([
+    ["SIGINT", 130],
+    ["SIGTERM", 143],
+    ["SIGHUP", 129],
+  ] as const)("ends with the code of %s and leaves nothing", async (signal, code) => {
+    const server = await startNbdkit("--filter=rate", "pattern", "64M", "rate=8M");
+    const run = startNbdpull(["pull", server.uri, out("x.raw")]);
+    await untilTemporary();
+    run.kill(signal);
+    const ran = await finished(run);
+    await server.kill();
+    expect(ran.code).toBe(code);
+    expect(ran.stderr).toContain(signal);
+    expect(await leftBehind()).toEqual([]);
+  });
+
+  it.skipIf(process.getuid?.() !== 0)(
+    "ends with 1 when the target's file system is full (needs root)",
+    async () => {
+      const small = join(folder, "small");
+      await mkdir(small);
+      await execa("mount", ["-t", "tmpfs", "-o", "size=4M", "tmpfs", small]);
+      try {
+        const server = await startNbdkit("pattern", "64M");
+        const ran = await nbdpull("pull", server.uri, join(small, "x.qcow2"));
+        expect(ran.code).toBe(1);
+        expect(ran.stderr).toMatch(/no space left.*make room/);
+        expect(await readdir(small)).toEqual([]);
+        await server.kill();
+      } finally {
+        await execa("umount", [small]);
+      }
+    },
+  );
+});

@@ -1,0 +1,322 @@
+import { mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { afterEach, beforeEach, expect, it } from "vitest";
+import { describeWithLibvirt, LAB_DISKS, Lab, type LabBackup, type LabDisk } from "../support/libvirt-lab.js";
+import { finished, nbdpull, type Ran, startNbdpull } from "../support/nbdpull.js";
+import { qemuImg } from "../support/qemu-nbd.js";
+
+const KiB = 1024;
+const MiB = 1024 * KiB;
+
+interface PointJson {
+  readonly id: string;
+  readonly level: string;
+  readonly checkpoint: string | null;
+  readonly disks: readonly {
+    readonly name: string;
+    readonly mode: string;
+    readonly parent: string | null;
+    readonly file: string;
+    readonly dirtyBytes: number;
+  }[];
+}
+
+let lab: Lab;
+let folder: string;
+let repo: string;
+beforeEach(async () => {
+  lab = await Lab.start();
+  folder = await mkdtemp(join(tmpdir(), "nbdpull-attach-"));
+  repo = join(folder, "repo");
+});
+afterEach(async () => {
+  await lab.destroy();
+  await rm(folder, { recursive: true, force: true });
+});
+
+/** Independent copies of both disks, taken from the frozen exports by qemu-img. */
+async function references(backup: LabBackup): Promise<Record<LabDisk, string>> {
+  return { vda: await backup.referenceCopy("vda"), vdb: await backup.referenceCopy("vdb") };
+}
+
+/** Restores a point by us and by stock QEMU, and compares both with the copies of the frozen exports. */
+async function expectPoint(id: string, copies: Record<LabDisk, string>): Promise<void> {
+  const target = join(folder, `restored-${id}`);
+  const ran = await nbdpull("restore", repo, lab.domain, "--at", id, "--to", target, "--json");
+  expect([ran.code, ran.stderr]).toEqual([0, ""]);
+  for (const disk of LAB_DISKS) {
+    await qemuImg("compare", "-f", "raw", "-F", "raw", join(target, `${disk}.raw`), copies[disk]);
+    const image = join(repo, lab.domain, id, `${disk}.qcow2`);
+    await qemuImg("check", "-q", image);
+    const stock = join(folder, "stock.raw");
+    await qemuImg("convert", "-O", "raw", image, stock);
+    await qemuImg("compare", "-f", "raw", "-F", "raw", stock, copies[disk]);
+  }
+}
+
+/** Exit code 4 is a repository, or a domain, without points yet. */
+async function points(): Promise<PointJson[]> {
+  const ran = await nbdpull("points", repo, lab.domain, "--json");
+  return ran.code === 4 ? [] : (ran.json() as PointJson[]);
+}
+
+/** What is in the domain's folder beside points. */
+async function leftovers(): Promise<string[]> {
+  const names = await readdir(join(repo, lab.domain)).catch(() => []);
+  return names.filter((name) => !/^\d{8}T/.test(name));
+}
+
+function expectExit(ran: Ran, code: number): void {
+  expect({ code: ran.code, stderr: ran.code === code ? "" : ran.stderr }).toEqual({ code, stderr: "" });
+}
+
+/** Data, zeroes and discards at odd multiples of 512 bytes; `seed` moves them about. */
+async function guestWrites(seed: number): Promise<void> {
+  const at = (i: number): number => ((seed * 7919 + i * 104_729) % 80_000) * 512;
+  for (let i = 0; i < 6; i += 1)
+    await lab.write("vda", at(i), 512 * (1 + 37 * i), 1 + ((seed * 16 + i) % 255));
+  await lab.write("vdb", at(7), 3 * 512, 0x40 + seed);
+  await lab.write("vdb", 48 * MiB + 6 * 512, 512, 0x50 + seed);
+  await lab.writeZeroes("vda", at(8) + 512, 300 * 512);
+  await lab.writeZeroes("vdb", at(9), 200 * KiB, { unmap: true });
+  await lab.discard("vda", at(10), 1 * MiB);
+  await lab.discard("vdb", 2 * MiB + seed * 64 * KiB, 192 * KiB);
+}
+
+await describeWithLibvirt("attach to a running libvirt job", () => {
+  it("takes a full and increments while the guest writes, and every point comes back byte for byte", async () => {
+    for (const disk of LAB_DISKS) await lab.write(disk, 0, 40 * MiB, 0x11);
+    await guestWrites(0);
+    const taken: { id: string; copies: Record<LabDisk, string> }[] = [];
+    for (let round = 0; round < 4; round += 1) {
+      const incremental = round === 0 ? {} : { incremental: `cp${round - 1}` };
+      await using backup = await lab.beginBackup({ checkpoint: `cp${round}`, ...incremental });
+      const run = startNbdpull(["attach", lab.domain, "--to", repo, "--checkpoint", `cp${round}`, "--json"]);
+      await guestWrites(10 * round + 1);
+      const ran = await finished(run);
+      expectExit(ran, 0);
+      const point = ran.json() as PointJson & { jobEnded: boolean };
+      expect(point).toMatchObject({
+        level: round === 0 ? "full" : "incremental",
+        checkpoint: `cp${round}`,
+        jobEnded: false,
+      });
+      for (const disk of point.disks) expect(disk.parent).toBe(taken.at(-1)?.id ?? null);
+      // Taken after the pull and after the writes: the export is frozen all the same.
+      taken.push({ id: point.id, copies: await references(backup) });
+      await guestWrites(10 * round + 5);
+    }
+    expect((await points()).map(({ id }) => id)).toEqual(taken.map(({ id }) => id));
+    for (const { id, copies } of taken) await expectPoint(id, copies);
+    const verified = await nbdpull("verify", repo, "--json");
+    expectExit(verified, 0);
+    expect(await leftovers()).toEqual([]);
+    expect(await readdir(join(repo, lab.domain, taken[0]?.id ?? ""))).toContain("domain.xml");
+  }, 240_000);
+
+  it("reads names, modes and transport from the XML: other export and bitmap names, TCP, disks left out, mixed modes", async () => {
+    await lab.write("vda", 0, 4 * MiB, 0x21);
+    await lab.write("vdb", 0, 4 * MiB, 0x22);
+    {
+      await using backup = await lab.beginBackup({ checkpoint: "cp0", disks: ["vda"] });
+      expectExit(await nbdpull("attach", lab.domain, "--to", repo, "--checkpoint", "cp0"), 0);
+      expect(backup.xml).toContain("backup='no'");
+    }
+    await lab.write("vda", 1 * MiB + 512, 512, 0x23);
+    await using backup = await lab.beginBackup({
+      checkpoint: "cp1",
+      transport: "tcp",
+      perDisk: {
+        vda: { mode: "incremental", incremental: "cp0", exportName: "first disk", exportBitmap: "changes" },
+        vdb: { mode: "full" },
+      },
+    });
+    const ran = await nbdpull("attach", lab.domain, "--to", repo, "--checkpoint", "cp1", "--json");
+    expectExit(ran, 0);
+    const [first, second] = await points();
+    expect(first?.disks.map(({ name, mode }) => [name, mode])).toEqual([["vda", "full"]]);
+    expect(second).toMatchObject({
+      level: "incremental",
+      disks: [
+        { name: "vda", mode: "incremental", parent: first?.id },
+        { name: "vdb", mode: "full", parent: null, reason: expect.stringContaining("full") },
+      ],
+    });
+    await expectPoint(second?.id ?? "", await references(backup));
+  });
+
+  it("ends with 4 where no point of the job's checkpoint is there, and stores nothing", async () => {
+    {
+      await using _ = await lab.beginBackup({ checkpoint: "cp0" });
+    }
+    await using _ = await lab.beginBackup({ checkpoint: "cp1", incremental: "cp0" });
+    const ran = await nbdpull("attach", lab.domain, "--to", repo, "--checkpoint", "cp1", "--json");
+    expectExit(ran, 4);
+    expect(ran.stderr).toMatch(/checkpoint cp0.*no point.*backupmode='full'/s);
+    expect(ran.json()).toMatchObject({ error: { code: "E_NO_PARENT", checkpoint: "cp0" } });
+    expect(await leftovers()).toEqual([]);
+    expect(await points()).toEqual([]);
+  });
+
+  it("ends with 4 where the checkpoint was deleted and made anew under its name", async () => {
+    {
+      await using _ = await lab.beginBackup({ checkpoint: "cp0" });
+      expectExit(await nbdpull("attach", lab.domain, "--to", repo, "--checkpoint", "cp0"), 0);
+    }
+    await lab.deleteCheckpoint("cp0");
+    await sleep(1100);
+    await lab.createCheckpoint("cp0");
+    await using _ = await lab.beginBackup({ checkpoint: "cp1", incremental: "cp0" });
+    const ran = await nbdpull("attach", lab.domain, "--to", repo, "--checkpoint", "cp1", "--json");
+    expectExit(ran, 4);
+    expect(ran.json()).toMatchObject({ error: { code: "E_OTHER_CHECKPOINT" } });
+    expect(await points()).toHaveLength(1);
+  });
+
+  it("ends with 4 where no job runs, and where there is no such domain", async () => {
+    const ran = await nbdpull("attach", lab.domain, "--to", repo);
+    expectExit(ran, 4);
+    expect(ran.stderr).toMatch(/no backup job.*virsh backup-begin/s);
+    expectExit(await nbdpull("attach", "no-such-domain", "--to", repo), 4);
+  });
+
+  it("stores a point without --checkpoint as no base, and says so", async () => {
+    {
+      await using _ = await lab.beginBackup({ checkpoint: "cp0" });
+      const ran = await nbdpull("attach", lab.domain, "--to", repo);
+      expectExit(ran, 0);
+      expect(ran.stderr).toMatch(/warning: .*no base/);
+      expectExit(await nbdpull("attach", lab.domain, "--to", repo, "--strict"), 5);
+    }
+    await using _ = await lab.beginBackup({ checkpoint: "cp1", incremental: "cp0" });
+    expectExit(await nbdpull("attach", lab.domain, "--to", repo), 4);
+    expect((await points()).map(({ checkpoint }) => checkpoint)).toEqual([null, null]);
+  });
+
+  it("works from the XML alone, from a file and from standard input, without asking libvirt", async () => {
+    await lab.write("vda", 0, MiB, 0x31);
+    await using backup = await lab.beginBackup({ checkpoint: "cp0" });
+    const file = join(folder, "job.xml");
+    await writeFile(file, backup.xml);
+    const args = [
+      "attach",
+      "--to",
+      repo,
+      "--domain",
+      lab.domain,
+      "--checkpoint",
+      "cp0",
+      "--json",
+      "--connect",
+      "test:///nothing",
+    ];
+    expectExit(await nbdpull(...args, "--xml", file), 0);
+    const piped = startNbdpull([...args, "--xml", "-"], { input: backup.xml });
+    expectExit(await finished(piped), 0);
+    const copies = await references(backup);
+    for (const { id } of await points()) await expectPoint(id, copies);
+    await backup.end();
+    const gone = await nbdpull(...args, "--xml", file);
+    expectExit(gone, 1);
+    expect(await points()).toHaveLength(2);
+    expect(await leftovers()).toEqual([]);
+  });
+
+  it("ends the job with --end-job, and only after the commit", async () => {
+    await using _ = await lab.beginBackup({ checkpoint: "cp0" });
+    const ran = await nbdpull(
+      "attach",
+      lab.domain,
+      "--to",
+      repo,
+      "--checkpoint",
+      "cp0",
+      "--end-job",
+      "--json",
+    );
+    expectExit(ran, 0);
+    expect(ran.json()).toMatchObject({ jobEnded: true });
+    expectExit(await nbdpull("attach", lab.domain, "--to", repo), 4);
+  });
+
+  it("commits nothing when the job dies under it", async () => {
+    for (const disk of LAB_DISKS) await lab.write(disk, 0, 48 * MiB, 0x41);
+    await using backup = await lab.beginBackup({ checkpoint: "cp0" });
+    const run = startNbdpull([
+      "attach",
+      lab.domain,
+      "--to",
+      repo,
+      "--checkpoint",
+      "cp0",
+      "--request-size",
+      "64K",
+      "--in-flight",
+      "64K",
+    ]);
+    for (let i = 0; i < 2000 && (await leftovers()).every((name) => !name.endsWith(".partial")); i += 1)
+      await sleep(2);
+    await backup.end();
+    const ran = await finished(run);
+    expect([1, 4]).toContain(ran.code);
+    expect(await points()).toEqual([]);
+    expect(await leftovers()).toEqual([]);
+  });
+
+  it("leaves job, repository and locks clean when it is interrupted, and goes on after a kill", async () => {
+    for (const disk of LAB_DISKS) await lab.write(disk, 0, 48 * MiB, 0x51);
+    await using backup = await lab.beginBackup({ checkpoint: "cp0" });
+    const slowly = [
+      "attach",
+      lab.domain,
+      "--to",
+      repo,
+      "--checkpoint",
+      "cp0",
+      "--request-size",
+      "64K",
+      "--in-flight",
+      "64K",
+    ];
+    const untilPartial = async (): Promise<void> => {
+      for (let i = 0; i < 2000 && !(await leftovers()).some((name) => name.endsWith(".partial")); i += 1)
+        await sleep(2);
+    };
+    const interrupted = startNbdpull(slowly);
+    await untilPartial();
+    interrupted.kill("SIGTERM");
+    expectExit(await finished(interrupted), 143);
+    expect(await leftovers()).toEqual([]);
+
+    const killed = startNbdpull(slowly);
+    await untilPartial();
+    killed.kill("SIGKILL");
+    await killed.ended;
+    expect((await leftovers()).length).toBeGreaterThan(0);
+    expectExit(await nbdpull("attach", lab.domain, "--to", repo, "--checkpoint", "cp0"), 0);
+    expect(await leftovers()).toEqual([]);
+    const [point] = await points();
+    await expectPoint(point?.id ?? "", await references(backup));
+  });
+
+  it("keeps what the manifest says of the domain", async () => {
+    await using _ = await lab.beginBackup({ checkpoint: "cp0" });
+    expectExit(await nbdpull("attach", lab.domain, "--to", repo, "--checkpoint", "cp0"), 0);
+    const [point] = await points();
+    const manifest = JSON.parse(
+      await readFile(join(repo, lab.domain, point?.id ?? "", "point.json"), "utf8"),
+    ) as object;
+    expect(manifest).toMatchObject({
+      format: "nbdpull-point",
+      version: 1,
+      domain: { name: lab.domain, uuid: lab.uuid },
+      checkpoint: { name: "cp0", creationTime: expect.any(Number) },
+      disks: [
+        { name: "vda", virtualSize: lab.sizes.vda },
+        { name: "vdb", virtualSize: lab.sizes.vdb },
+      ],
+    });
+  });
+});

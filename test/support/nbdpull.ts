@@ -1,0 +1,42 @@
+import { dirname, join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { execa } from "execa";
+
+/** The built program, as a user runs it. */
+const NBDPULL = join(dirname(fileURLToPath(import.meta.url)), "..", "..", "dist", "bin", "nbdpull.js");
+
+export interface Ran {
+  readonly code: number;
+  readonly stdout: string;
+  readonly stderr: string;
+  /** stdout as JSON. */
+  readonly json: () => unknown;
+}
+
+export interface Running {
+  readonly kill: (signal: NodeJS.Signals) => void;
+  /** Its end; undefined where a signal ended it that it can't handle. */
+  readonly ended: Promise<Ran | undefined>;
+}
+
+/** Runs `nbdpull` to its end, whatever its exit code. */
+export async function nbdpull(...args: readonly string[]): Promise<Ran> {
+  return await finished(startNbdpull(args));
+}
+
+/** Starts `nbdpull`; for tests that kill it. */
+export function startNbdpull(args: readonly string[], options: { readonly input?: string } = {}): Running {
+  const child = execa(process.execPath, [NBDPULL, ...args], { ...options, reject: false });
+  const ended = child.then(({ exitCode, stdout, stderr }): Ran | undefined =>
+    exitCode === undefined
+      ? undefined
+      : { code: exitCode, stdout, stderr, json: () => JSON.parse(stdout) as unknown },
+  );
+  return { kill: (signal) => child.kill(signal), ended };
+}
+
+export async function finished(run: Running): Promise<Ran> {
+  const ran = await run.ended;
+  if (!ran) throw new Error("nbdpull was killed");
+  return ran;
+}
