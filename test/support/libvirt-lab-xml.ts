@@ -1,0 +1,110 @@
+/** The documents that a lab hands to libvirt: domain, backup and checkpoint. */
+import { join } from "node:path";
+
+export const LAB_DISKS = ["vda", "vdb"] as const;
+export type LabDisk = (typeof LAB_DISKS)[number];
+export type PerDisk<T> = Readonly<Record<LabDisk, T>>;
+export type LabFormat = "qcow2" | "raw";
+
+/** What the documents need to know of a lab. */
+export interface LabFacts {
+  readonly domain: string;
+  readonly uuid: string;
+  readonly folder: string;
+  readonly formats: PerDisk<LabFormat>;
+}
+
+export type LabServer =
+  | { readonly transport: "unix"; readonly socket: string }
+  | { readonly transport: "tcp"; readonly host: string; readonly port: number };
+
+export interface BeginOptions {
+  /** A checkpoint to create in the same transaction, on the same disks (but raw ones). */
+  readonly checkpoint?: string;
+  /** The job's base; without it disks are full. */
+  readonly incremental?: string;
+  /** Disks that take part; default both. */
+  readonly disks?: readonly LabDisk[];
+  readonly perDisk?: Partial<PerDisk<LabDiskOptions>>;
+  /** Default unix. */
+  readonly transport?: "unix" | "tcp";
+}
+
+/** What one disk does differently from its job. */
+export interface LabDiskOptions {
+  readonly mode?: "full" | "incremental";
+  readonly incremental?: string;
+  readonly exportName?: string;
+  readonly exportBitmap?: string;
+}
+
+export function imagePath(lab: LabFacts, disk: LabDisk): string {
+  return join(lab.folder, `${disk}.${lab.formats[disk]}`);
+}
+
+/**
+ * A domain that never writes by itself: it may boot only from a network that it doesn't have. QEMU runs as root, so that
+ * it reaches the lab's folder whoever owns it.
+ */
+export function domainXml(lab: LabFacts, type: "kvm" | "qemu"): string {
+  const disks = LAB_DISKS.map(
+    (disk) =>
+      `<disk type='file' device='disk'><driver name='qemu' type='${lab.formats[disk]}' discard='unmap'/>` +
+      `<source${attributes({ file: imagePath(lab, disk) })}/><target dev='${disk}' bus='virtio'/></disk>`,
+  );
+  return `<domain type='${type}'>
+  <name>${lab.domain}</name>
+  <uuid>${lab.uuid}</uuid>
+  <memory unit='MiB'>32</memory>
+  <vcpu>1</vcpu>
+  <os><type arch='x86_64' machine='q35'>hvm</type><boot dev='network'/></os>
+  <devices>${disks.join("")}<controller type='usb' model='none'/><memballoon model='none'/></devices>
+  <seclabel type='static' model='dac' relabel='no'><label>+0:+0</label></seclabel>
+</domain>`;
+}
+
+/** `job` makes the names of the scratch files, which must not exist yet. */
+export function backupXml(lab: LabFacts, job: number, server: LabServer, options: BeginOptions): string {
+  const chosen = options.disks ?? LAB_DISKS;
+  const disks = LAB_DISKS.map((name) => {
+    if (!chosen.includes(name)) return `<disk name='${name}' backup='no'/>`;
+    const own = options.perDisk?.[name] ?? {};
+    const settings = attributes({
+      name,
+      backup: "yes",
+      type: "file",
+      backupmode: own.mode,
+      incremental: own.incremental,
+      exportname: own.exportName,
+      exportbitmap: own.exportBitmap,
+    });
+    const scratch = attributes({ file: join(lab.folder, `scratch-${name}-${job}.qcow2`) });
+    return `<disk${settings}><driver type='qcow2'/><scratch${scratch}/></disk>`;
+  });
+  const address =
+    server.transport === "unix"
+      ? attributes({ transport: "unix", socket: server.socket })
+      : attributes({ transport: "tcp", name: server.host, port: String(server.port) });
+  const base =
+    options.incremental === undefined ? "" : `<incremental>${escapeXml(options.incremental)}</incremental>`;
+  return `<domainbackup mode='pull'>${base}<server${address}/><disks>${disks.join("")}</disks></domainbackup>`;
+}
+
+/** A checkpoint of the chosen disks. The others are named too: libvirt takes all that aren't. */
+export function checkpointXml(lab: LabFacts, name: string, chosen: readonly LabDisk[]): string {
+  const disks = LAB_DISKS.map((disk) => {
+    const bitmap = chosen.includes(disk) && lab.formats[disk] === "qcow2";
+    return `<disk name='${disk}' checkpoint='${bitmap ? "bitmap" : "no"}'/>`;
+  });
+  return `<domaincheckpoint><name>${escapeXml(name)}</name><disks>${disks.join("")}</disks></domaincheckpoint>`;
+}
+
+/** Attributes that have a value, each with a space before it. */
+function attributes(values: Readonly<Record<string, string | undefined>>): string {
+  const entries = Object.entries(values).filter((entry): entry is [string, string] => entry[1] !== undefined);
+  return entries.map(([name, value]) => ` ${name}='${escapeXml(value)}'`).join("");
+}
+
+function escapeXml(text: string): string {
+  return text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll("'", "&apos;");
+}

@@ -1,0 +1,298 @@
+/**
+ * A laboratory for backups: a real libvirt domain with two disks and no operating system, whose writes are made from
+ * outside, so that a test knows every byte of every point in time.
+ *
+ *     await describeWithLibvirt("attach", () => {
+ *       it("stores the point", async () => {
+ *         await using lab = await Lab.start();
+ *         await lab.write("vda", 0, 1 << 20, 0x11);
+ *         await using backup = await lab.beginBackup({ checkpoint: "cp1" });
+ *         await lab.write("vda", 0, 65536, 0x22);                 // not in the point any more
+ *         const reference = await backup.referenceCopy("vda");    // the point, as QEMU reads it
+ *         …
+ */
+import { randomBytes, randomUUID } from "node:crypto";
+import { mkdir, open, readFile, stat, writeFile } from "node:fs/promises";
+import { createServer } from "node:net";
+import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { execa } from "execa";
+import { ensureLibvirt, labFolder, labLog, removeLab } from "./libvirt-daemon.js";
+import {
+  type BeginOptions,
+  backupXml,
+  checkpointXml,
+  domainXml,
+  imagePath,
+  LAB_DISKS,
+  type LabDisk,
+  type LabFacts,
+  type LabFormat,
+  type LabServer,
+  type PerDisk,
+} from "./libvirt-lab-xml.js";
+import { createImage, qemuImg } from "./qemu-nbd.js";
+import { describeUnless } from "./tools.js";
+
+export { LAB_DISKS, type LabDisk } from "./libvirt-lab-xml.js";
+
+/** `describe` for tests that need a {@link Lab}; where there can't be one they are skipped by name. */
+export async function describeWithLibvirt(title: string, body: () => void): Promise<void> {
+  describeUnless(await ensureLibvirt(), title, body);
+}
+
+export interface LabOptions {
+  /** Bytes; default 64 MiB for vda, and for vdb 48 MiB and seven sectors, which no cluster size divides. */
+  readonly sizes?: Partial<PerDisk<number>>;
+  /** Default qcow2; a raw disk can't have bitmaps, so checkpoints leave it out. */
+  readonly formats?: Partial<PerDisk<LabFormat>>;
+  /** Bytes, for qcow2; default 64 KiB. */
+  readonly clusterSizes?: Partial<PerDisk<number>>;
+}
+
+/** One running domain and its folder. The owner calls `destroy`, which leaves nothing behind. */
+export class Lab implements LabFacts, AsyncDisposable {
+  readonly domain: string;
+  readonly uuid: string;
+  /** Where images, scratch files and sockets are. */
+  readonly folder: string;
+  readonly sizes: PerDisk<number>;
+  readonly formats: PerDisk<LabFormat>;
+  #jobs = 0;
+  /** The tail of the queue that the guest's writes stand in. */
+  #writes: Promise<unknown> = Promise.resolve();
+
+  private constructor(options: LabOptions) {
+    this.domain = `nbdpull-lab-${process.pid}-${randomBytes(4).toString("hex")}`;
+    this.uuid = randomUUID();
+    this.folder = labFolder(this.domain);
+    this.sizes = { vda: 64 * 1024 ** 2, vdb: 48 * 1024 ** 2 + 7 * 512, ...options.sizes };
+    this.formats = { vda: "qcow2", vdb: "qcow2", ...options.formats };
+  }
+
+  /** Creates the images, defines the domain and starts it. */
+  static async start(options: LabOptions = {}): Promise<Lab> {
+    const lab = new Lab(options);
+    await mkdir(lab.folder);
+    try {
+      for (const disk of LAB_DISKS) {
+        const format = lab.formats[disk];
+        const clusterSize = options.clusterSizes?.[disk] ?? 65536;
+        const settings = format === "qcow2" ? { cluster_size: String(clusterSize) } : {};
+        await createImage(lab.image(disk), { format, size: lab.sizes[disk], options: settings });
+      }
+      const definition = domainXml(lab, (await canUseKvm()) ? "kvm" : "qemu");
+      await virsh("define", await lab.#file("domain.xml", definition));
+      await lab.powerOn();
+      return lab;
+    } catch (error) {
+      await lab.destroy();
+      throw error;
+    }
+  }
+
+  /** The image that a disk of the guest is stored in. A live one is QEMU's: what a file shows can be stale. */
+  image(disk: LabDisk): string {
+    return imagePath(this, disk);
+  }
+
+  /** The guest writes `length` bytes of value `pattern`. */
+  write(disk: LabDisk, offset: number, length: number, pattern: number): Promise<void> {
+    return this.#guestIo(disk, `write -P ${pattern} ${offset} ${length}`);
+  }
+
+  /** The guest writes zeroes; with `unmap` the image may give the space back. */
+  writeZeroes(
+    disk: LabDisk,
+    offset: number,
+    length: number,
+    options: { readonly unmap?: boolean } = {},
+  ): Promise<void> {
+    return this.#guestIo(disk, `write -z ${options.unmap === true ? "-u " : ""}${offset} ${length}`);
+  }
+
+  discard(disk: LabDisk, offset: number, length: number): Promise<void> {
+    return this.#guestIo(disk, `discard ${offset} ${length}`);
+  }
+
+  /** Begins a pull-mode job, and with `checkpoint` creates that in the same transaction. */
+  async beginBackup(options: BeginOptions = {}): Promise<LabBackup> {
+    this.#jobs += 1;
+    const server: LabServer =
+      options.transport === "tcp"
+        ? { transport: "tcp", host: "127.0.0.1", port: await freePort() }
+        : { transport: "unix", socket: join(this.folder, `nbd-${this.#jobs}.sock`) };
+    const files = [await this.#file("backup.xml", backupXml(this, this.#jobs, server, options))];
+    if (options.checkpoint !== undefined) {
+      files.push(
+        await this.#file(
+          "checkpoint.xml",
+          checkpointXml(this, options.checkpoint, options.disks ?? LAB_DISKS),
+        ),
+      );
+    }
+    await virsh("backup-begin", this.domain, ...files);
+    return new LabBackup(this, await virsh("backup-dumpxml", this.domain), server, options);
+  }
+
+  /** Creates a checkpoint by itself: libvirt allows that at any time, during a job too. */
+  async createCheckpoint(name: string, disks: readonly LabDisk[] = LAB_DISKS): Promise<void> {
+    const file = await this.#file("checkpoint.xml", checkpointXml(this, name, disks));
+    await virsh("checkpoint-create", this.domain, file);
+  }
+
+  /** Deletes a checkpoint; with `metadataOnly` libvirt forgets it and its bitmaps stay in the images. */
+  async deleteCheckpoint(name: string, options: { readonly metadataOnly?: boolean } = {}): Promise<void> {
+    await virsh(
+      "checkpoint-delete",
+      this.domain,
+      name,
+      ...(options.metadataOnly === true ? ["--metadata"] : []),
+    );
+  }
+
+  /** Cancels whatever job runs, and waits until there is none. No job is fine too. */
+  async abortJob(): Promise<void> {
+    await virsh("domjobabort", this.domain).catch(() => undefined);
+    const deadline = Date.now() + 30_000;
+    while (await this.#hasJob()) {
+      if (Date.now() > deadline) throw new Error(`the job of ${this.domain} does not end`);
+      await sleep(20);
+    }
+  }
+
+  #hasJob(): Promise<boolean> {
+    return virsh("backup-dumpxml", this.domain).then(
+      () => true,
+      () => false,
+    );
+  }
+
+  async powerOn(): Promise<void> {
+    await virsh("start", this.domain);
+  }
+
+  /** Pulls the plug: QEMU flushes its images and ends, and with it a running job. */
+  async powerOff(): Promise<void> {
+    await this.#writes;
+    await virsh("destroy", "--graceful", this.domain);
+  }
+
+  /** Kills QEMU: bitmaps that it had in memory are broken from now on. */
+  async crash(): Promise<void> {
+    await this.#writes;
+    process.kill(Number(await readFile(`/run/libvirt/qemu/${this.domain}.pid`, "utf8")), "SIGKILL");
+    while ((await virsh("domstate", this.domain)).trim() !== "shut off") await sleep(20);
+  }
+
+  /** Removes the domain, its checkpoints, its log and the folder; may be called more than once. */
+  async destroy(): Promise<void> {
+    await removeLab(this.domain);
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.destroy();
+  }
+
+  #guestIo(disk: LabDisk, command: string): Promise<void> {
+    const done = this.#writes.then(() => monitorIo(this.domain, disk, command));
+    // Who waits for this write hears of its failure; the next one goes ahead all the same.
+    this.#writes = done.catch(() => undefined);
+    return done;
+  }
+
+  async #file(name: string, content: string): Promise<string> {
+    const path = join(this.folder, name);
+    await writeFile(path, content);
+    return path;
+  }
+}
+
+/** A job that a lab began. Disposing ends it. */
+export class LabBackup implements AsyncDisposable {
+  /** What `virsh backup-dumpxml` said when the job had begun. */
+  readonly xml: string;
+  readonly server: LabServer;
+  readonly #lab: Lab;
+  readonly #options: BeginOptions;
+  #copies = 0;
+
+  constructor(lab: Lab, xml: string, server: LabServer, options: BeginOptions) {
+    this.#lab = lab;
+    this.xml = xml;
+    this.server = server;
+    this.#options = options;
+  }
+
+  /** The NBD URI of a disk's export. */
+  uri(disk: LabDisk): string {
+    const name = encodeURIComponent(this.#options.perDisk?.[disk]?.exportName ?? disk);
+    return this.server.transport === "unix"
+      ? `nbd+unix:///${name}?socket=${encodeURIComponent(this.server.socket)}`
+      : `nbd://${this.server.host}:${this.server.port}/${name}`;
+  }
+
+  /** The point in time that a disk's export is frozen at, copied by qemu-img to a raw file; resolves with its path. */
+  async referenceCopy(disk: LabDisk): Promise<string> {
+    this.#copies += 1;
+    const path = join(
+      this.#lab.folder,
+      `reference-${disk}-${this.#copies}-${randomBytes(4).toString("hex")}.raw`,
+    );
+    await qemuImg("convert", "-f", "raw", "-O", "raw", this.uri(disk), path);
+    return path;
+  }
+
+  end(): Promise<void> {
+    return this.#lab.abortJob();
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.end();
+  }
+}
+
+/** Runs virsh on the system's libvirt and gives its standard output. */
+export async function virsh(...args: readonly string[]): Promise<string> {
+  return (await execa("virsh", ["-c", "qemu:///system", ...args], { env: { LC_ALL: "C" } })).stdout;
+}
+
+/**
+ * Runs a command of qemu-io inside QEMU, on a disk of the guest. The monitor doesn't say how it ended: QEMU prints
+ * that on its standard output, so the domain's log is what tells.
+ */
+async function monitorIo(domain: string, disk: LabDisk, command: string): Promise<void> {
+  const log = labLog(domain);
+  const before = (await stat(log)).size;
+  const device = `/machine/peripheral/virtio-disk${LAB_DISKS.indexOf(disk)}/virtio-backend`;
+  const reply = await virsh("qemu-monitor-command", domain, "--hmp", `qemu-io -d ${device} "${command}"`);
+  const deadline = Date.now() + 30_000;
+  for (;;) {
+    const said = (await readFile(log)).subarray(before).toString();
+    const done = /^(?:wrote|discard) (\d+)\/(\d+) bytes/m.exec(said);
+    if (done !== null && done[1] === done[2]) return;
+    if (done !== null || /failed|not found|invalid/i.test(said + reply) || Date.now() > deadline) {
+      throw new Error(`${domain} ${disk} "${command}": ${reply.trim() || said.trim() || "no answer"}`);
+    }
+    await sleep(5);
+  }
+}
+
+async function canUseKvm(): Promise<boolean> {
+  if (process.arch !== "x64") return false;
+  try {
+    await (await open("/dev/kvm", "r+")).close();
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+async function freePort(): Promise<number> {
+  const server = createServer();
+  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+  const address = server.address();
+  await new Promise((resolve) => server.close(resolve));
+  if (address === null || typeof address === "string") throw new Error("no port");
+  return address.port;
+}

@@ -1,0 +1,110 @@
+import { mkdtemp, rm } from "node:fs/promises";
+import { connect } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { execa } from "execa";
+
+/** Runs `qemu-img` and gives its standard output; a failure rejects with what it said. */
+export async function qemuImg(...args: readonly string[]): Promise<string> {
+  return (await execa("qemu-img", args)).stdout;
+}
+
+/**
+ * Runs commands of `qemu-io` on an image, one after another: `qemuIo(path, "qcow2", "write -P 0x11 0 1M")`.
+ * A command that fails (a pattern that doesn't match, an offset outside the image) rejects.
+ */
+export async function qemuIo(
+  image: string,
+  format: "qcow2" | "raw",
+  ...commands: readonly string[]
+): Promise<string> {
+  const args = commands.flatMap((command) => ["-c", command]);
+  const { stdout } = await execa("qemu-io", ["-f", format, ...args, image]);
+  // A pattern that doesn't match is told on stdout, and older versions end with 0 all the same.
+  if (stdout.includes("Pattern verification failed")) throw new Error(stdout);
+  return stdout;
+}
+
+export interface CreateImageOptions {
+  readonly format?: "qcow2" | "raw";
+  /** Bytes. */
+  readonly size: number;
+  /** Further `-o` options: `{ cluster_size: "64k", extended_l2: "on" }`. */
+  readonly options?: Readonly<Record<string, string>>;
+}
+
+/** Creates an empty image (qcow2 unless told otherwise). */
+export async function createImage(path: string, options: CreateImageOptions): Promise<void> {
+  const settings = Object.entries(options.options ?? {}).flatMap(([key, value]) => ["-o", `${key}=${value}`]);
+  await qemuImg("create", "-q", "-f", options.format ?? "qcow2", ...settings, path, String(options.size));
+}
+
+export interface QemuNbdOptions {
+  readonly image: string;
+  readonly format: "qcow2" | "raw";
+  /** A persistent bitmap of the image, offered as the context `qemu:dirty-bitmap:NAME`. */
+  readonly bitmap?: string;
+  /** Default: the empty name. */
+  readonly exportName?: string;
+  /** Default true. */
+  readonly readOnly?: boolean;
+  /** Further arguments: `["--allocation-depth"]`, or `["--tls-creds=…", "--object=…"]`. */
+  readonly args?: readonly string[];
+}
+
+export interface QemuNbd extends AsyncDisposable {
+  readonly socket: string;
+  readonly uri: string;
+  /** Ends the server and removes its socket; may be called more than once. */
+  stop(): Promise<void>;
+}
+
+/** Serves an image with qemu-nbd on a Unix socket of its own, to any number of connections; resolves when it listens. */
+export async function startQemuNbd(options: QemuNbdOptions): Promise<QemuNbd> {
+  const folder = await mkdtemp(join(tmpdir(), "nbdpull-qemu-nbd-"));
+  const socket = join(folder, "nbd.sock");
+  const exportName = options.exportName ?? "";
+  const server = execa(
+    "qemu-nbd",
+    [
+      `--socket=${socket}`,
+      `--format=${options.format}`,
+      `--export-name=${exportName}`,
+      "--persistent",
+      "--shared=0",
+      ...(options.readOnly === false ? [] : ["--read-only"]),
+      ...(options.bitmap === undefined ? [] : [`--bitmap=${options.bitmap}`]),
+      ...(options.args ?? []),
+      options.image,
+    ],
+    { reject: false },
+  );
+  const stop = async (): Promise<void> => {
+    server.kill("SIGTERM");
+    await server;
+    await rm(folder, { recursive: true, force: true });
+  };
+  const deadline = Date.now() + 20_000;
+  while (!(await accepts(socket))) {
+    if (server.exitCode !== null || Date.now() > deadline) {
+      await stop();
+      throw new Error(`qemu-nbd does not listen on ${socket}: ${(await server).stderr}`);
+    }
+    await sleep(10);
+  }
+  const uri = `nbd+unix:///${encodeURIComponent(exportName)}?socket=${encodeURIComponent(socket)}`;
+  return { socket, uri, stop, [Symbol.asyncDispose]: stop };
+}
+
+/** Whether something listens on a Unix socket. */
+function accepts(path: string): Promise<boolean> {
+  return new Promise((resolve) => {
+    const socket = connect(path);
+    socket.once("connect", () => {
+      socket.destroy();
+      resolve(true);
+    });
+    socket.once("error", () => resolve(false));
+  });
+}
