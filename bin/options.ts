@@ -6,6 +6,7 @@ import {
   type DigestAlgorithm,
   type ImageFormat,
   parseDigestAlgorithm,
+  RateLimit,
   UsageError,
   type Window,
 } from "../src/backup/index.js";
@@ -37,6 +38,7 @@ export interface CopyOptions {
   readonly fsync: boolean;
   readonly inFlight?: number;
   readonly requestSize?: number;
+  readonly limitRate?: number;
 }
 
 export function withTalk(command: Command): Command {
@@ -67,7 +69,8 @@ export function withCopy(command: Command): Command {
     )
     .option("--no-fsync", "do not flush to stable storage: faster, and lost at a power cut")
     .option("--in-flight <bytes>", "bytes under way at once (default 4M)", size)
-    .option("--request-size <bytes>", "largest piece that is read and written at a time (default 1M)", size);
+    .option("--request-size <bytes>", "largest piece that is read and written at a time (default 1M)", size)
+    .option("--limit-rate <bytes/s>", "read no faster than this, all disks together", size);
 }
 
 export function withDigests(command: Command, otherwise: string): Command {
@@ -100,6 +103,10 @@ export function digestsOf(
 export function windowOf(options: CopyOptions): Window {
   const requestSize = options.requestSize ?? DEFAULT_WINDOW.requestSize;
   return { requestSize, inFlight: Math.max(requestSize, options.inFlight ?? DEFAULT_WINDOW.inFlight) };
+}
+
+export function rateLimitOf(options: CopyOptions): RateLimit | undefined {
+  return options.limitRate === undefined ? undefined : new RateLimit(options.limitRate);
 }
 
 /** @throws {UsageError} a certificate or key file cannot be read */

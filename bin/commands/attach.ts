@@ -7,6 +7,7 @@ import {
   connectOf,
   digestsOf,
   type NetworkOptions,
+  rateLimitOf,
   windowOf,
   withCopy,
   withDigests,
@@ -62,13 +63,15 @@ export function addAttach(program: Command, run: Run): void {
           tool: `nbdpull ${version()}`,
           connect,
           window: windowOf(options),
+          rateLimit: rateLimitOf(options),
           signal,
           onProgress: (disk, p) => progress.update(disk, p.position, p.virtualSize, p.readBytes),
           onWarning: (message) => output.warn(message),
         });
         const lines = manifest.disks.map((disk) => {
-          const on = disk.parent === null ? "" : ` on ${disk.parent}`;
-          return `  ${disk.name}: ${disk.mode}${on}, ${human(disk.dirtyBytes)} of ${human(disk.virtualSize)}, ${human(disk.storedBytes)} stored`;
+          const what =
+            disk.parent === null ? "full" : `${human(disk.dirtyBytes)} changed since ${disk.parent}`;
+          return `  ${disk.name}: ${human(disk.virtualSize)}, ${what}, ${human(disk.storedBytes)} stored`;
         });
         output.result(
           {

@@ -52,9 +52,9 @@ function asText(points: readonly Manifest[]): string {
     .flatMap((point) => [
       `${point.domain.name}  ${point.id}  ${point.level}${point.checkpoint ? `  checkpoint ${point.checkpoint.name}` : "  no base for increments"}`,
       ...point.disks.map((disk) => {
-        const on = disk.parent === null ? "" : ` on ${disk.parent}`;
+        const what = disk.parent === null ? "full" : `${human(disk.dirtyBytes)} changed since ${disk.parent}`;
         const why = disk.reason === undefined ? "" : ` (${disk.reason})`;
-        return `    ${disk.name}  ${disk.mode}${on}  ${human(disk.virtualSize)}, ${human(disk.dirtyBytes)} dirty, ${human(disk.storedBytes)} stored${why}`;
+        return `    ${disk.name}  ${human(disk.virtualSize)}, ${what}, ${human(disk.storedBytes)} stored${why}`;
       }),
     ])
     .join("\n");

@@ -6,6 +6,7 @@ import {
   digestsOf,
   formatOf,
   type NetworkOptions,
+  rateLimitOf,
   windowOf,
   withCopy,
   withDigests,
@@ -54,6 +55,7 @@ export function addPull(program: Command, run: Run): void {
           force: options.force ?? false,
           sync: options.fsync,
           window: windowOf(options),
+          rateLimit: rateLimitOf(options),
           signal,
           onProgress: ({ position, virtualSize, readBytes }) =>
             progress.update(imagePath, position, virtualSize, readBytes),

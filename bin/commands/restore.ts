@@ -10,7 +10,7 @@ import {
   restoreDisk,
   UsageError,
 } from "../../src/backup/index.js";
-import { type CopyOptions, formatOf, windowOf, withCopy } from "../options.js";
+import { type CopyOptions, formatOf, rateLimitOf, windowOf, withCopy } from "../options.js";
 import { human } from "../output.js";
 import type { Run } from "../run.js";
 
@@ -51,6 +51,7 @@ export function addRestore(program: Command, run: Run): void {
         const progress = output.progress();
         try {
           const limit = pLimit(DISKS_AT_ONCE);
+          const rateLimit = rateLimitOf(options);
           const restored = await Promise.all(
             names.map((diskName) =>
               limit(() =>
@@ -63,6 +64,7 @@ export function addRestore(program: Command, run: Run): void {
                   force: options.force ?? false,
                   sync: options.fsync,
                   window: windowOf(options),
+                  rateLimit,
                   signal,
                   onProgress: (p) => progress.update(diskName, p.position, p.virtualSize, p.readBytes),
                 }),

@@ -35,6 +35,7 @@ export interface AttachOptions
     | "tool"
     | "connect"
     | "window"
+    | "rateLimit"
     | "signal"
     | "onProgress"
     | "onWarning"

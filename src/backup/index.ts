@@ -19,6 +19,7 @@ export {
   pullImage,
   type Window,
 } from "./pull-image.js";
+export { RateLimit } from "./rate-limit.js";
 export { type PendingPoint, Repository } from "./repository.js";
 export { type RestoreOptions, type RestoreResult, restoreDisk } from "./restore.js";
 export { type PointDisk, type TakenPoint, type TakePointOptions, takePoint } from "./take-point.js";

@@ -8,6 +8,7 @@ import { RawWriter } from "./image/raw-writer.js";
 import { NewFiles } from "./new-files.js";
 import { GranularityError, type PlanTotals, plan } from "./plan.js";
 import { type PullOptions, pull } from "./pull.js";
+import type { RateLimit } from "./rate-limit.js";
 
 export type ImageFormat = "qcow2" | "raw";
 
@@ -39,6 +40,7 @@ export interface PullImageOptions {
   /** Flush to stable storage before returning. */
   readonly sync: boolean;
   readonly window?: Window | undefined;
+  readonly rateLimit?: RateLimit | undefined;
   readonly signal?: AbortSignal | undefined;
   readonly onProgress?: ((progress: PullProgress) => void) | undefined;
 }
@@ -119,6 +121,7 @@ async function pullWithClusters(options: PullImageOptions, clusterSize: number):
     digests,
     lanes: Math.max(1, Math.floor(window.inFlight / segmentBytes)),
     segmentBytes,
+    rateLimit: options.rateLimit,
     signal,
     onSegment: (segment) => {
       readBytes += segment.readBytes;

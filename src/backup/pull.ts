@@ -4,6 +4,7 @@ import type { DigestFileWriter } from "./digest-file.js";
 import { type Geometry, type ImageWriter, slotsOf } from "./image/image.js";
 import { InOrder } from "./in-order.js";
 import type { Segment } from "./plan.js";
+import type { RateLimit } from "./rate-limit.js";
 import { adjacentWrites, dataStretches, type SettledRun, settle, type Write } from "./settle.js";
 
 /** Where bytes come from: an NBD client, or the chain of a restore. */
@@ -23,6 +24,7 @@ export interface PullOptions {
   /** Segments under way at once; each lane owns one buffer of `segmentBytes` (at least one cluster). */
   readonly lanes: number;
   readonly segmentBytes: number;
+  readonly rateLimit?: RateLimit | undefined;
   readonly signal?: AbortSignal | undefined;
   readonly onSegment?: ((done: SegmentDone) => void) | undefined;
 }
@@ -70,6 +72,7 @@ export async function pull(options: PullOptions): Promise<void> {
     for (let next = await segments.next(); !next.done; next = await segments.next()) {
       signal.throwIfAborted();
       const segment = next.value;
+      await options.rateLimit?.take(segment.clusters * geometry.clusterSize, signal);
 
       await Promise.all(
         reads(segment, buffer, geometry).map((r) => source.read(r.offset, r.target, { signal })),

@@ -10,6 +10,7 @@ import { plan } from "./plan.js";
 import { publish, refuseExisting, temporaryPathFor } from "./publish.js";
 import { pull } from "./pull.js";
 import { DEFAULT_WINDOW, type ImageFormat, type PullProgress, type Window } from "./pull-image.js";
+import type { RateLimit } from "./rate-limit.js";
 import type { Repository } from "./repository.js";
 
 export interface RestoreOptions {
@@ -22,6 +23,8 @@ export interface RestoreOptions {
   readonly force: boolean;
   readonly sync: boolean;
   readonly window?: Window | undefined;
+  /** Of what is read from the repository; may be shared by several disks. */
+  readonly rateLimit?: RateLimit | undefined;
   readonly signal?: AbortSignal | undefined;
   readonly onProgress?: ((progress: PullProgress) => void) | undefined;
 }
@@ -74,6 +77,7 @@ export async function restoreDisk(options: RestoreOptions): Promise<RestoreResul
       complete: true,
       lanes: Math.max(1, Math.floor(window.inFlight / segmentBytes)),
       segmentBytes,
+      rateLimit: options.rateLimit,
       signal,
       onSegment: (segment) => {
         readBytes += segment.readBytes;

@@ -10,6 +10,7 @@ import type { Backing } from "./image/qcow2-writer.js";
 import { type DiskManifest, MANIFEST_VERSION, type Manifest, timeOfPointId } from "./manifest.js";
 import { openExport } from "./open-export.js";
 import { type ImageFormat, type PullProgress, pullImage, type Window } from "./pull-image.js";
+import type { RateLimit } from "./rate-limit.js";
 import type { PendingPoint, Repository } from "./repository.js";
 
 /** A disk to take into a point. */
@@ -37,6 +38,8 @@ export interface TakePointOptions {
   readonly tool: string;
   readonly connect: Omit<ConnectOptions, "metaContexts" | "optionalContexts" | "signal">;
   readonly window?: Window | undefined;
+  /** Shared by all disks. */
+  readonly rateLimit?: RateLimit | undefined;
   readonly signal?: AbortSignal | undefined;
   /**
    * Asked after the last byte was read and everything is on disk: throws if the point in time may have been lost
@@ -160,6 +163,7 @@ async function pullDisk(
     digests: digestFile && { path: join(pending.folder, digestFile.file), algorithm: digestFile.algorithm },
     sync: options.sync,
     window: options.window,
+    rateLimit: options.rateLimit,
     signal,
     onProgress: (progress) => options.onProgress?.(disk.name, progress),
   });

@@ -7,7 +7,7 @@ export interface Checkpoint {
   /** Whole seconds since 1970 by the hypervisor's clock, rounded down. */
   readonly creationTime: number;
   /** The checkpoint that was the newest one then. */
-  readonly parent?: string;
+  readonly parent?: string | undefined;
   readonly disks: readonly CheckpointDisk[];
 }
 
@@ -15,7 +15,7 @@ export interface CheckpointDisk {
   /** The disk's target in the domain: `vda`. */
   readonly name: string;
   /** The bitmap in the disk's image; absent where the checkpoint leaves the disk out. */
-  readonly bitmap?: string;
+  readonly bitmap?: string | undefined;
 }
 
 const CHECKPOINT: DocumentKind = {
@@ -48,11 +48,10 @@ export function parseCheckpoint(xml: string): Checkpoint {
   return {
     name: checkpoint.name,
     creationTime: checkpoint.creationTime,
-    ...(checkpoint.parent === undefined ? {} : { parent: checkpoint.parent.name }),
-    disks: (checkpoint.disks?.disk ?? []).map(({ $: disk }) =>
-      disk.checkpoint === "bitmap"
-        ? { name: disk.name, bitmap: disk.bitmap ?? checkpoint.name }
-        : { name: disk.name },
-    ),
+    parent: checkpoint.parent?.name,
+    disks: (checkpoint.disks?.disk ?? []).map(({ $: disk }) => ({
+      name: disk.name,
+      bitmap: disk.checkpoint === "bitmap" ? (disk.bitmap ?? checkpoint.name) : undefined,
+    })),
   };
 }

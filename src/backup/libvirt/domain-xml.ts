@@ -6,7 +6,7 @@ export interface DomainDefinition {
   readonly name: string;
   readonly uuid: string;
   /** The number of this run of the domain; absent while it is off. Another run has another number. */
-  readonly id?: number;
+  readonly id?: number | undefined;
   readonly disks: readonly DomainDisk[];
 }
 
@@ -17,9 +17,9 @@ export interface DomainDisk {
   /** Where it is stored: `file`, `block`, `network`, … */
   readonly type: string;
   /** The path of a file or block device; absent for other types, and for an empty drive. */
-  readonly source?: string;
+  readonly source?: string | undefined;
   /** The image's format (`qcow2`, `raw`). */
-  readonly format?: string;
+  readonly format?: string | undefined;
   readonly readOnly: boolean;
 }
 
@@ -55,20 +55,18 @@ export function parseDomain(xml: string): DomainDefinition {
   return {
     name: domain.name,
     uuid: domain.uuid,
-    ...(domain.$.id === undefined ? {} : { id: domain.$.id }),
+    id: domain.$.id,
     disks: (domain.devices?.disk ?? []).map(readDisk),
   };
 }
 
 function readDisk(disk: z.infer<typeof diskSchema>): DomainDisk {
-  const source = disk.source?.$.file ?? disk.source?.$.dev;
-  const format = disk.driver?.$.type;
   return {
     target: disk.target.$.dev,
     device: disk.$.device,
     type: disk.$.type,
-    ...(source === undefined ? {} : { source }),
-    ...(format === undefined ? {} : { format }),
+    source: disk.source?.$.file ?? disk.source?.$.dev,
+    format: disk.driver?.$.type,
     readOnly: disk.readonly !== undefined,
   };
 }

@@ -6,18 +6,18 @@ export interface JobInfo {
   readonly active: boolean;
   readonly type: JobType;
   /** `backup`, `migration`, … or `unknown`; absent without a job. */
-  readonly operation?: string;
+  readonly operation?: string | undefined;
   /**
    * Time since the job began, by the hypervisor's clock: exact to the millisecond, but counted anew from the moment
    * when libvirtd was last restarted.
    */
-  readonly elapsedMs?: number;
+  readonly elapsedMs?: number | undefined;
   /** Bytes that the job's scratch files take, and may take. */
-  readonly scratchUsed?: number;
-  readonly scratchTotal?: number;
+  readonly scratchUsed?: number | undefined;
+  readonly scratchTotal?: number | undefined;
   /** Of a job that ended. A backup that was ended on purpose was a success with the error `Operation canceled`. */
-  readonly success?: boolean;
-  readonly error?: string;
+  readonly success?: boolean | undefined;
+  readonly error?: string | undefined;
 }
 
 /** virDomainJobType, by number. */
@@ -60,25 +60,20 @@ export function parseJobInfo(output: string): JobInfo {
     throw new BackupError("E_VIRSH_OUTPUT", `virsh domjobinfo printed no job type that is known: ${output}`);
   }
   if (type === "none") return { active: false, type };
-  const error = fields.get("errmsg");
   const success = fields.get("success");
   return {
     active: type === "bounded" || type === "unbounded",
     type,
     operation: OPERATIONS[numberOf(fields, "operation") ?? 0] ?? "unknown",
-    ...optional("elapsedMs", numberOf(fields, "time_elapsed")),
-    ...optional("scratchUsed", numberOf(fields, "disk_temp_used")),
-    ...optional("scratchTotal", numberOf(fields, "disk_temp_total")),
-    ...(success === undefined ? {} : { success: success === "1" }),
-    ...(error === undefined ? {} : { error }),
+    elapsedMs: numberOf(fields, "time_elapsed"),
+    scratchUsed: numberOf(fields, "disk_temp_used"),
+    scratchTotal: numberOf(fields, "disk_temp_total"),
+    success: success === undefined ? undefined : success === "1",
+    error: fields.get("errmsg"),
   };
 }
 
 function numberOf(fields: ReadonlyMap<string, string>, key: string): number | undefined {
   const value = fields.get(key);
   return value !== undefined && /^\d+$/.test(value) ? Number(value) : undefined;
-}
-
-function optional<K extends string>(key: K, value: number | undefined): { readonly [P in K]?: number } {
-  return value === undefined ? {} : ({ [key]: value } as { readonly [P in K]: number });
 }

@@ -15,7 +15,7 @@ import {
 export interface BackupJob {
   readonly mode: "pull";
   /** The checkpoint that disks without one of their own are incremental to. */
-  readonly incremental?: string;
+  readonly incremental?: string | undefined;
   readonly server: BackupServer;
   /** All disks that the document names, also those that take no part. */
   readonly disks: readonly BackupJobDisk[];
@@ -49,8 +49,14 @@ interface ExportedDiskFields {
   readonly backup: true;
   readonly exportName: string;
   /** libvirt's number for the scratch node, in `virsh domblkthreshold DOMAIN 'vda[5]' …`; new for every job. */
-  readonly index?: number;
-  readonly scratch?: { readonly type: "file" | "block"; readonly path: string };
+  readonly index?: number | undefined;
+  readonly scratch?: Scratch | undefined;
+}
+
+/** The qcow2 image or device that the guest's overwritten data are kept in while the job runs. */
+export interface Scratch {
+  readonly type: "file" | "block";
+  readonly path: string;
 }
 
 export interface FullDisk extends ExportedDiskFields {
@@ -130,7 +136,7 @@ export function parseBackupJob(xml: string): BackupJob {
   assertDistinct(disks);
   return {
     mode: "pull",
-    ...(backup.incremental === undefined ? {} : { incremental: backup.incremental }),
+    incremental: backup.incremental,
     server: readServer(backup.server),
     disks,
   };
@@ -166,8 +172,8 @@ function readDisk(
     name,
     backup: true,
     exportName: disk.exportname ?? name,
-    ...(disk.index === undefined ? {} : { index: disk.index }),
-    ...readScratch(scratch),
+    index: disk.index,
+    scratch: readScratch(scratch),
   };
   const base = disk.incremental ?? jobBase;
   const mode = disk.backupmode ?? (base === undefined ? "full" : "incremental");
@@ -182,10 +188,10 @@ function readDisk(
   return { ...common, mode, incremental: base, bitmap: disk.exportbitmap ?? `backup-${name}` };
 }
 
-function readScratch(scratch: z.infer<typeof diskSchema>["scratch"]): Pick<ExportedDiskFields, "scratch"> {
-  if (scratch?.$.file !== undefined) return { scratch: { type: "file", path: scratch.$.file } };
-  if (scratch?.$.dev !== undefined) return { scratch: { type: "block", path: scratch.$.dev } };
-  return {};
+function readScratch(scratch: z.infer<typeof diskSchema>["scratch"]): Scratch | undefined {
+  if (scratch?.$.file !== undefined) return { type: "file", path: scratch.$.file };
+  if (scratch?.$.dev !== undefined) return { type: "block", path: scratch.$.dev };
+  return undefined;
 }
 
 function assertDistinct(disks: readonly BackupJobDisk[]): void {

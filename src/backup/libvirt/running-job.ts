@@ -3,7 +3,7 @@ import { type Checkpoint, parseCheckpoint } from "./checkpoint-xml.js";
 import { type DomainDefinition, parseDomain } from "./domain-xml.js";
 import type { JobInfo } from "./job-info.js";
 import { type BackupJob, exportedDisks, parseBackupJob } from "./job-xml.js";
-import { hasCode, type Virsh } from "./virsh.js";
+import { isJobGone, type Virsh } from "./virsh.js";
 
 /** A moment that is known to lie between two others, in milliseconds since 1970. */
 interface Moment {
@@ -19,9 +19,6 @@ const CLOCK_TOLERANCE_MS = 500;
 
 /** How long before its job a checkpoint may have been dated: libvirt dates it first, then waits for the domain. */
 const BEGIN_TOLERANCE_MS = 5000;
-
-/** What libvirt says of a job that is gone; the domain too, if it was defined only while it ran. */
-const GONE = ["E_NO_JOB", "E_DOMAIN_OFF", "E_NO_SUCH_DOMAIN"];
 
 /**
  * Finds the pull-mode job that runs on a domain, and notes what makes it this job and no other.
@@ -94,7 +91,7 @@ export class RunningJob {
         );
       }
     } catch (error) {
-      if (GONE.some((code) => hasCode(error, code))) throw await this.#ended(error);
+      if (isJobGone(error)) throw await this.#ended(error);
       throw error;
     }
   }

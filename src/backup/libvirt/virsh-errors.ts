@@ -3,8 +3,8 @@ import { type BackupError, PreconditionError } from "../errors.js";
 /** What virsh was asked, and by whom it is answered: for the messages. */
 export interface VirshFailure {
   readonly stderr: string;
-  readonly domain?: string;
-  readonly connect?: string;
+  readonly domain: string;
+  readonly connect: string | undefined;
 }
 
 /**
@@ -37,7 +37,7 @@ const KNOWN_FAILURES: readonly {
       `the domain ${domain} isn't running, so no job can be. Start it: virsh start ${domain}`,
   },
   {
-    said: /no domain backup job present|Domain backup job id not found/,
+    said: /no domain backup job present|no job is active/,
     code: "E_NO_JOB",
     message: ({ domain }) =>
       `no backup job runs on the domain ${domain}. Begin one: virsh backup-begin ${domain} BACKUP.xml CHECKPOINT.xml`,

@@ -95,13 +95,9 @@ export class Virsh {
     const deadline = performance.now() + (options.timeoutMs ?? 60_000);
     for (let asked = false; await this.#hasBackupJob(domain); asked = true) {
       if (performance.now() > deadline) {
-        throw new BackupError(
-          "E_JOB_STUCK",
-          `the backup job of ${nameOf(domain)} was cancelled but doesn't end`,
-          {
-            details: { domain: nameOf(domain) },
-          },
-        );
+        const name = nameOf(domain);
+        const message = `the backup job of ${name} was cancelled but doesn't end: \`virsh domjobinfo ${name}\` shows it`;
+        throw new BackupError("E_JOB_STUCK", message, { details: { domain: name } });
       }
       if (!asked) await this.#cancelJob(domain);
       await sleep(POLL_MS);
@@ -116,7 +112,7 @@ export class Virsh {
       await this.backupXml(domain);
       return true;
     } catch (error) {
-      if (hasCode(error, "E_NO_JOB") || hasCode(error, "E_DOMAIN_OFF")) return false;
+      if (isJobGone(error)) return false;
       throw error;
     }
   }
@@ -125,10 +121,8 @@ export class Virsh {
     try {
       await this.run("domjobabort", domain);
     } catch (error) {
-      // It ended between the question and the order.
-      if (error instanceof BackupError && /no job is active/.test(error.message)) return;
-      if (hasCode(error, "E_DOMAIN_OFF")) return;
-      throw error;
+      // It may have ended between the question and the order.
+      if (!isJobGone(error)) throw error;
     }
   }
 
@@ -161,13 +155,18 @@ export class Virsh {
   }
 }
 
-export function nameOf(domain: DomainRef): string {
+function nameOf(domain: DomainRef): string {
   return typeof domain === "string" ? domain : domain.name;
 }
 
 /** Whether this is one of our errors with this code. */
 export function hasCode(error: unknown, code: string): boolean {
   return error instanceof BackupError && error.code === code;
+}
+
+/** Whether libvirt said that there is no job: or not even its domain, if that was defined only while it ran. */
+export function isJobGone(error: unknown): boolean {
+  return ["E_NO_JOB", "E_DOMAIN_OFF", "E_NO_SUCH_DOMAIN"].some((code) => hasCode(error, code));
 }
 
 function failure(
@@ -197,14 +196,9 @@ function failure(
       { cause, details },
     );
   }
-  const known = knownFailure({ stderr, domain, ...(connect === undefined ? {} : { connect }) });
-  if (known !== undefined) return known;
-  return new BackupError(
-    "E_VIRSH",
-    `virsh ${command} ${domain} failed: ${withoutPrefix(stderr) || "no reason given"}`,
-    {
-      cause,
-      details,
-    },
+  const reason = withoutPrefix(stderr) || "no reason given";
+  return (
+    knownFailure({ stderr, domain, connect }) ??
+    new BackupError("E_VIRSH", `virsh ${command} ${domain} failed: ${reason}`, { cause, details })
   );
 }

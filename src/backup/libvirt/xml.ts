@@ -1,6 +1,6 @@
 /**
  * libvirt's XML in, checked values out. XML that a user hands over is as little trusted as any other input: no document
- * type (so no entities but XML's own five), no other root than the expected one, bounded size and depth, and
+ * type (so no entities of its own), no other root than the expected one, bounded size and depth, and
  * every value passes a schema.
  *
  * The parser gives an element as an object: its attributes under `$`, its children by name (always a list for
@@ -36,7 +36,7 @@ const parser = new XMLParser({
   trimValues: false,
   ignoreDeclaration: true,
   ignorePiTags: true,
-  // Decodes &#...; references too. Document types, which could define more, are refused beforehand.
+  // Decodes numeric references (&#10;) too, which libvirt writes nowhere but a person may.
   htmlEntities: true,
   isArray: (name, _path, _isLeaf, isAttribute) => name === "disk" && !isAttribute,
 });

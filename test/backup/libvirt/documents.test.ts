@@ -1,0 +1,116 @@
+import { describe, expect, it } from "vitest";
+import { type Checkpoint, parseCheckpoint } from "../../../src/backup/libvirt/checkpoint-xml.js";
+import { type DomainDefinition, parseDomain } from "../../../src/backup/libvirt/domain-xml.js";
+import { parseJobInfo } from "../../../src/backup/libvirt/job-info.js";
+import { CHECKPOINT, DOMAIN } from "./dumps.js";
+
+describe("the XML of a checkpoint", () => {
+  it("gives its time, its parent, and which disks it covers", () => {
+    expect(parseCheckpoint(CHECKPOINT)).toEqual({
+      name: "cp3",
+      creationTime: 1795185949,
+      parent: "cp2",
+      disks: [{ name: "vda", bitmap: "cp3" }, { name: "vdb" }],
+    } satisfies Checkpoint);
+  });
+
+  it("is read although the domain's definition is in it, as without --no-domain", () => {
+    const xml = CHECKPOINT.replace("</disks>", `</disks>${DOMAIN}`);
+    expect(parseCheckpoint(xml)).toEqual(parseCheckpoint(CHECKPOINT));
+  });
+
+  it.each([
+    ["without a time", "E_CHECKPOINT_XML_CREATIONTIME", CHECKPOINT.replace(/<creationTime>.*\n/, "")],
+    ["without a name", "E_CHECKPOINT_XML_NAME", CHECKPOINT.replace("<name>cp3</name>", "")],
+    ["with an unknown kind of disk", "E_CHECKPOINT_XML_DISK", CHECKPOINT.replace("='bitmap'", "='copy'")],
+  ])("is refused %s", (_, code, xml) => {
+    expect(() => parseCheckpoint(xml)).toThrow(expect.objectContaining({ code }));
+  });
+});
+
+describe("the XML of a domain", () => {
+  it("gives its identity and its disks, drives without media among them", () => {
+    expect(parseDomain(DOMAIN)).toEqual({
+      name: "lab",
+      uuid: "02417a03-615c-4678-8d74-105cbe426935",
+      id: 1,
+      disks: [
+        {
+          target: "vda",
+          device: "disk",
+          type: "file",
+          source: "/var/lib/libvirt/images/vda.qcow2",
+          format: "qcow2",
+          readOnly: false,
+        },
+        { target: "sda", device: "cdrom", type: "file", readOnly: true },
+        {
+          target: "vdb",
+          device: "disk",
+          type: "block",
+          source: "/dev/vg/lv",
+          format: "raw",
+          readOnly: false,
+        },
+      ],
+    } satisfies DomainDefinition);
+  });
+
+  it("has no number while the domain is off", () => {
+    expect(parseDomain(DOMAIN.replace(" id='1'", "")).id).toBeUndefined();
+  });
+
+  it("is refused without a UUID, or with a target that is missing", () => {
+    expect(() => parseDomain(DOMAIN.replace(/<uuid>.*\n/, ""))).toThrow(
+      expect.objectContaining({ code: "E_DOMAIN_XML_UUID" }),
+    );
+    expect(() => parseDomain(DOMAIN.replace("<target dev='vda' bus='virtio'/>", ""))).toThrow(
+      expect.objectContaining({ code: "E_DOMAIN_XML_TARGET" }),
+    );
+  });
+});
+
+describe("virsh's word on a job", () => {
+  it("tells a running backup", () => {
+    const output =
+      "Job type: 2\n\noperation: 9\ntime_elapsed: 5104\ndisk_temp_used: 393216\ndisk_temp_total: 117506048";
+    expect(parseJobInfo(output)).toEqual({
+      active: true,
+      type: "unbounded",
+      operation: "backup",
+      elapsedMs: 5104,
+      scratchUsed: 393216,
+      scratchTotal: 117506048,
+    });
+  });
+
+  it("tells a backup that was ended on purpose, and one that failed", () => {
+    const ended = "Job type: 3\n\noperation: 9\ntime_elapsed: 46\nsuccess: 1\nerrmsg: Operation canceled";
+    expect(parseJobInfo(ended)).toMatchObject({ active: false, type: "completed", success: true });
+    const failed = "Job type: 4\n\noperation: 9\ntime_elapsed: 469\nsuccess: 0\nerrmsg: disk: No space left";
+    expect(parseJobInfo(failed)).toMatchObject({
+      active: false,
+      type: "failed",
+      success: false,
+      error: "disk: No space left",
+    });
+  });
+
+  it("tells that there is none, or one of another kind", () => {
+    expect(parseJobInfo("Job type: 0\n")).toEqual({ active: false, type: "none" });
+    expect(parseJobInfo("Job type: 1\n\noperation: 5\n")).toMatchObject({
+      active: true,
+      operation: "migration-out",
+    });
+    expect(parseJobInfo("Job type: 1\n\noperation: 99\n")).toMatchObject({
+      active: true,
+      operation: "unknown",
+    });
+  });
+
+  it("is refused where there is none that can be read", () => {
+    for (const output of ["", "Job type: many", "Job type: 17"]) {
+      expect(() => parseJobInfo(output)).toThrow(expect.objectContaining({ code: "E_VIRSH_OUTPUT" }));
+    }
+  });
+});

@@ -1,0 +1,134 @@
+import { chmod, mkdtemp, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { delimiter, join } from "node:path";
+import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
+import { PreconditionError } from "../../../src/backup/errors.js";
+import { Virsh } from "../../../src/backup/libvirt/virsh.js";
+import { describeWith } from "../../support/tools.js";
+
+/** Each with the message that libvirt 9.0 gives, in virsh's form. */
+const REFUSALS = [
+  [
+    "E_LIBVIRT",
+    "error: failed to connect to the hypervisor\nerror: Failed to connect socket to '/s': No such file",
+  ],
+  ["E_NO_SUCH_DOMAIN", "error: failed to get domain 'lab'"],
+  ["E_DOMAIN_OFF", "error: Requested operation is not valid: domain is not running"],
+  ["E_NO_JOB", "error: Domain backup job id not found: no domain backup job present"],
+  ["E_NO_CHECKPOINT", "error: Domain checkpoint not found: no domain checkpoint with matching name 'x'"],
+  [
+    "E_DOMAIN_BUSY",
+    "error: Timed out during operation: cannot acquire state change lock (held by monitor=…)",
+  ],
+] as const;
+
+describe("virsh", () => {
+  let folder: string;
+
+  beforeEach(async () => {
+    folder = await mkdtemp(join(tmpdir(), "nbdpull-virsh-"));
+  });
+
+  afterEach(async () => {
+    vi.unstubAllEnvs();
+    await rm(folder, { recursive: true });
+  });
+
+  /** Puts a shell script in virsh's place. */
+  async function install(script: string): Promise<void> {
+    const path = join(folder, "virsh");
+    await writeFile(path, `#!/bin/sh\n${script}\n`);
+    await chmod(path, 0o755);
+    vi.stubEnv("PATH", `${folder}${delimiter}${process.env["PATH"]}`);
+  }
+
+  it("is told how to be installed where it isn't", async () => {
+    vi.stubEnv("PATH", folder);
+    const answer = new Virsh().domainUuid("lab");
+    await expect(answer).rejects.toBeInstanceOf(PreconditionError);
+    await expect(answer).rejects.toMatchObject({
+      code: "E_NO_VIRSH",
+      message: expect.stringContaining("apt install"),
+    });
+  });
+
+  it.each(REFUSALS)("gives %s for libvirt's own words, and keeps them", async (code, said) => {
+    await install(`cat >&2 <<'END'\n${said}\nEND\nexit 1`);
+    const answer = new Virsh().backupXml("lab");
+    await expect(answer).rejects.toBeInstanceOf(PreconditionError);
+    await expect(answer).rejects.toMatchObject({ code, message: expect.stringContaining("(libvirt: ") });
+  });
+
+  it("passes on a refusal that it doesn't know", async () => {
+    await install("echo 'error: internal error: QEMU is tired' >&2; exit 1");
+    await expect(new Virsh().backupXml("lab")).rejects.toMatchObject({
+      code: "E_VIRSH",
+      message: "virsh backup-dumpxml lab failed: internal error: QEMU is tired",
+    });
+  });
+
+  it("is spoken to in the C locale, without a shell, and with no domain taken for an option", async () => {
+    await install('echo "$LC_ALL"; for argument; do echo "$argument"; done');
+    const domain = "--all; $(reboot)";
+    expect((await new Virsh({ connect: "test:///default" }).run("dumpxml", domain)).split("\n")).toEqual([
+      "C",
+      "--quiet",
+      "--connect=test:///default",
+      "dumpxml",
+      `--domain=${domain}`,
+    ]);
+  });
+
+  it("asks for a known domain by its UUID, and calls it by its name", async () => {
+    await install('case "$*" in *--domain=uuid-1*) echo "error: domain is not running" >&2; exit 1;; esac');
+    await expect(new Virsh().jobInfo({ uuid: "uuid-1", name: "lab" })).rejects.toMatchObject({
+      code: "E_DOMAIN_OFF",
+      message: expect.stringContaining("virsh start lab"),
+    });
+  });
+
+  it("isn't waited for without end", async () => {
+    await install("exec sleep 60");
+    await expect(new Virsh({ timeoutMs: 100 }).backupXml("lab")).rejects.toMatchObject({
+      code: "E_VIRSH_TIMEOUT",
+    });
+  });
+
+  it("ends when the signal does, but for the instance that cleans up", async () => {
+    await install('case "$*" in *domuuid*) echo clean;; *) exec sleep 60;; esac');
+    const controller = new AbortController();
+    const virsh = new Virsh({ signal: controller.signal });
+    const answer = virsh.backupXml("lab");
+    const reason = new Error("interrupted");
+    setTimeout(() => controller.abort(reason), 100);
+    await expect(answer).rejects.toBe(reason);
+    await expect(virsh.domainUuid("lab")).rejects.toBe(reason);
+    await expect(virsh.withSignal(undefined).domainUuid("lab")).resolves.toBe("clean");
+  });
+
+  it("leaves a migration alone when a backup job is to be ended", async () => {
+    await install(
+      `case "$*" in *domjobabort*) touch ${folder}/aborted;; *) printf 'Job type: 1\\n\\noperation: 5\\n';; esac`,
+    );
+    await new Virsh().abortJob("lab");
+    await expect(rm(join(folder, "aborted"))).rejects.toMatchObject({ code: "ENOENT" });
+  });
+
+  it("says so when a cancelled job doesn't end", async () => {
+    await install("printf 'Job type: 2\\n\\noperation: 9\\n'");
+    await expect(new Virsh().abortJob("lab", { timeoutMs: 200 })).rejects.toMatchObject({
+      code: "E_JOB_STUCK",
+    });
+  });
+});
+
+describeWith(["virsh"], "the real virsh", () => {
+  it("gives E_LIBVIRT where nothing listens", async () => {
+    const nowhere = join(tmpdir(), "no-such-libvirt.sock");
+    const virsh = new Virsh({ connect: `qemu+unix:///system?socket=${nowhere}` });
+    await expect(virsh.domainUuid("lab")).rejects.toMatchObject({
+      code: "E_LIBVIRT",
+      message: expect.stringContaining(nowhere),
+    });
+  });
+});
