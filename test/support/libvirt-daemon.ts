@@ -5,7 +5,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { execa } from "execa";
 import { findTool } from "./tools.js";
 
-const TOOLS = ["virsh", "libvirtd", "virtlogd", "qemu-img", "qemu-system-x86_64"];
+const TOOLS = ["virsh", "qemu-img", "qemu-system-x86_64"];
 
 /** Labs are named `nbdpull-lab-PID-RANDOM`: one that outlived its process can be told from one in use. */
 const LAB_NAME = /^nbdpull-lab-(\d+)-[0-9a-f]+$/;

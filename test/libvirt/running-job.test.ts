@@ -1,0 +1,107 @@
+import { setTimeout as sleep } from "node:timers/promises";
+import { expect, it } from "vitest";
+import { exportedDisks } from "../../src/backup/libvirt/job-xml.js";
+import { openRunningJob } from "../../src/backup/libvirt/running-job.js";
+import { Virsh } from "../../src/backup/libvirt/virsh.js";
+import { describeWithLibvirt, Lab } from "../support/libvirt-lab.js";
+
+const virsh = new Virsh({ connect: "qemu:///system" });
+
+await describeWithLibvirt("a job that is already running", () => {
+  it("is found by the domain's name, and is alive while it runs", async () => {
+    await using lab = await Lab.start();
+    await using backup = await lab.beginBackup({ checkpoint: "cp1" });
+    const job = await openRunningJob({ domain: lab.domain, virsh });
+    expect(job.domain).toMatchObject({ name: lab.domain, uuid: lab.uuid });
+    expect(job.domain.disks).toMatchObject([
+      { target: "vda", source: lab.image("vda"), format: "qcow2" },
+      { target: "vdb", source: lab.image("vdb"), format: "qcow2" },
+    ]);
+    expect(job.backupXml.trim()).toBe(backup.xml.trim());
+    expect(job.job.server).toEqual(backup.server);
+    await lab.write("vda", 0, 65536, 1);
+    await job.assertAlive();
+  });
+
+  it("tells its mixed modes, bases and names", async () => {
+    await using lab = await Lab.start();
+    await (await lab.beginBackup({ checkpoint: "cp1" })).end();
+    await using backup = await lab.beginBackup({
+      transport: "tcp",
+      incremental: "cp1",
+      perDisk: { vda: { exportName: "a <b> & 'c'", exportBitmap: "changes" }, vdb: { mode: "full" } },
+    });
+    const { job } = await openRunningJob({ domain: lab.uuid, virsh });
+    expect(job.server).toEqual({ ...backup.server, tls: false });
+    expect(exportedDisks(job)).toMatchObject([
+      { name: "vda", mode: "incremental", incremental: "cp1", exportName: "a <b> & 'c'", bitmap: "changes" },
+      { name: "vdb", mode: "full", exportName: "vdb" },
+    ]);
+  });
+
+  it("isn't found where there is none, no such domain, or one that is off", async () => {
+    await using lab = await Lab.start();
+    const open = (domain: string) => openRunningJob({ domain, virsh });
+    await expect(open(lab.domain)).rejects.toMatchObject({ code: "E_NO_JOB" });
+    await expect(open("no-such-domain")).rejects.toMatchObject({ code: "E_NO_SUCH_DOMAIN" });
+    await lab.powerOff();
+    await expect(open(lab.domain)).rejects.toMatchObject({ code: "E_DOMAIN_OFF" });
+  });
+
+  it("is dead after it was aborted, and says how it ended", async () => {
+    await using lab = await Lab.start();
+    await lab.beginBackup();
+    const job = await openRunningJob({ domain: lab.domain, virsh });
+    await virsh.abortJob(lab.domain);
+    await expect(job.assertAlive()).rejects.toMatchObject({
+      code: "E_JOB_ENDED",
+      message: expect.stringContaining("Operation canceled"),
+    });
+    await virsh.abortJob(lab.domain);
+  });
+
+  it("is dead after the guest was destroyed, also when it runs again", async () => {
+    await using lab = await Lab.start();
+    await lab.beginBackup();
+    const job = await openRunningJob({ domain: lab.domain, virsh });
+    await lab.powerOff();
+    await expect(job.assertAlive()).rejects.toMatchObject({ code: "E_JOB_ENDED" });
+    await lab.powerOn();
+    await expect(job.assertAlive()).rejects.toMatchObject({ code: "E_JOB_ENDED" });
+    await lab.beginBackup();
+    await expect(job.assertAlive()).rejects.toMatchObject({ code: "E_JOB_REPLACED" });
+  });
+
+  it("is told from another one in its place", async () => {
+    await using lab = await Lab.start();
+    const first = await lab.beginBackup({ checkpoint: "cp1" });
+    const job = await openRunningJob({ domain: lab.domain, virsh });
+    await first.end();
+    await lab.beginBackup({ checkpoint: "cp2" });
+    await expect(job.assertAlive()).rejects.toMatchObject({ code: "E_JOB_REPLACED" });
+  });
+
+  it("takes its own checkpoint, and no older, newer, missing or base one", async () => {
+    await using lab = await Lab.start();
+    await (await lab.beginBackup({ checkpoint: "base" })).end();
+    await lab.createCheckpoint("older");
+    await sleep(7000);
+    await lab.beginBackup({ checkpoint: "own", incremental: "base" });
+    await sleep(2500);
+    await lab.createCheckpoint("newer");
+    const job = await openRunningJob({ domain: lab.domain, virsh });
+
+    await expect(job.checkpoint("own")).resolves.toMatchObject({
+      name: "own",
+      parent: "older",
+      disks: [
+        { name: "vda", bitmap: "own" },
+        { name: "vdb", bitmap: "own" },
+      ],
+    });
+    await expect(job.checkpoint("base")).rejects.toMatchObject({ code: "E_CHECKPOINT_IS_BASE" });
+    await expect(job.checkpoint("older")).rejects.toMatchObject({ code: "E_CHECKPOINT_OLDER" });
+    await expect(job.checkpoint("newer")).rejects.toMatchObject({ code: "E_CHECKPOINT_NEWER" });
+    await expect(job.checkpoint("missing")).rejects.toMatchObject({ code: "E_NO_CHECKPOINT" });
+  });
+});
