@@ -6,6 +6,7 @@ import type { Geometry, ImageWriter } from "./image/image.js";
 import { type Backing, Qcow2Writer } from "./image/qcow2-writer.js";
 import { RawWriter } from "./image/raw-writer.js";
 import { NewFiles } from "./new-files.js";
+import { readerOf } from "./open-export.js";
 import { GranularityError, type PlanTotals, plan } from "./plan.js";
 import { type PullOptions, pull } from "./pull.js";
 import type { RateLimit } from "./rate-limit.js";
@@ -114,7 +115,7 @@ async function pullWithClusters(options: PullImageOptions, clusterSize: number):
   let readBytes = 0;
   let storedBytes = 0;
   await pull({
-    source: client,
+    source: readerOf(client, bitmap),
     segments: plan(exportExtents(client, { bitmap, signal }), { geometry, segmentBytes }, totals),
     writer,
     complete,

@@ -1,0 +1,493 @@
+import { randomBytes } from "node:crypto";
+import { mkdir, readFile, truncate, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { execa } from "execa";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import {
+  type ConnectOptions,
+  listExports,
+  MemoryDisk,
+  NbdClient,
+  NbdServer,
+  type NbdServerEvent,
+  type StatusExtent,
+} from "../../src/nbd/index.js";
+import { type Folder, makeAuthority, makeFolder, pattern, uriOf } from "../nbd/servers.js";
+import { collect } from "../support/collect.js";
+import { nbdpull } from "../support/nbdpull.js";
+import {
+  describeWithNewerSuite,
+  type MapLine,
+  newer,
+  newerMap,
+  outputOfNewer,
+  startNewerNbdkit,
+  startNewerQemu,
+} from "../support/newer-suite.js";
+import { describeWith, findTool } from "../support/tools.js";
+
+const KiB = 1024;
+const MiB = 1024 * KiB;
+const GiB = 1024 * MiB;
+const TiB = 1024 * GiB;
+
+const ALLOCATION = "base:allocation";
+const DIRTY = "qemu:dirty-bitmap:b0";
+
+let folder: Folder;
+const at = (name: string): string => join(folder.path, name);
+
+async function expectRead(client: NbdClient, offset: number, length: number): Promise<void> {
+  const target = Buffer.alloc(length, 0xee);
+  await client.read(offset, target);
+  expect(target.equals(pattern(offset, length)), `bytes from ${offset}, length ${length}`).toBe(true);
+}
+
+/** A whole context as our client sees it, in nbdinfo's shape: neighbours that are alike are one. */
+async function mapOf(client: NbdClient, context: string, onlyFirst = false): Promise<MapLine[]> {
+  const lines: MapLine[] = [];
+  for await (const { contexts } of client.blockStatus({ onlyFirst })) {
+    for (const { offset, length, flags } of contexts.get(context) ?? []) append(lines, offset, length, flags);
+  }
+  return lines;
+}
+
+function append(lines: MapLine[], offset: number, length: number, type: number): void {
+  const last = lines.at(-1);
+  if (last?.type === type) lines[lines.length - 1] = { ...last, length: last.length + length };
+  else lines.push({ offset, length, type });
+}
+
+/** What nbdinfo sees; it leaves neighbours apart where a reply of the server ended. */
+async function theirMap(uri: string, context: string): Promise<MapLine[]> {
+  const lines: MapLine[] = [];
+  for (const { offset, length, type } of await newerMap(uri, context)) append(lines, offset, length, type);
+  return lines;
+}
+
+async function image(name: string, size: number | string, ...commands: readonly string[]): Promise<string> {
+  await outputOfNewer("qemu-img", "create", "-q", "-f", "qcow2", at(name), String(size));
+  if (commands.length > 0) await io(at(name), ...commands);
+  return at(name);
+}
+
+async function io(path: string, ...commands: readonly string[]): Promise<string> {
+  return await outputOfNewer(
+    "qemu-io",
+    "-f",
+    "qcow2",
+    ...commands.flatMap((command) => ["-c", command]),
+    path,
+  );
+}
+
+describeWithNewerSuite("newer servers and clients", () => {
+  beforeAll(async () => {
+    folder = await makeFolder();
+  });
+  afterAll(async () => {
+    await folder[Symbol.asyncDispose]();
+  });
+
+  describe("qemu-nbd 10", () => {
+    const connectExtended = async (uri: string, options: ConnectOptions = {}): Promise<NbdClient> => {
+      const client = await NbdClient.connect(uri, options);
+      expect(client.export.protocol).toBe("extended");
+      return client;
+    };
+
+    it("agrees on extended headers, and every byte arrives", async () => {
+      const size = 36 * MiB + 512;
+      await writeFile(at("reads.raw"), pattern(0, 20 * MiB));
+      await truncate(at("reads.raw"), size);
+      await using server = await startNewerQemu(folder, "-r", "-f", "raw", "-x", "näme", at("reads.raw"));
+      const uri = uriOf(server.socket, "näme");
+      await using client = await connectExtended(uri, { optionalContexts: [ALLOCATION], listContexts: true });
+      expect(client.export).toMatchObject({
+        name: "näme",
+        size,
+        readOnly: true,
+        canDf: true,
+        canMultiConn: true,
+        contexts: [ALLOCATION],
+        availableContexts: [ALLOCATION],
+        blockSize: { minimum: 1, maximum: 32 * MiB },
+      });
+      await expectRead(client, 0, 20 * MiB);
+      await expectRead(client, 4 * MiB - 77, 13 * MiB + 154);
+      await expectRead(client, 12_345, 1);
+      const whole = Buffer.alloc(size, 0xee);
+      await client.read(0, whole);
+      expect(whole.equals(await readFile(at("reads.raw")))).toBe(true);
+      expect(await listExports(uri)).toEqual([{ name: "näme" }]);
+    });
+
+    it("keeps many reads over several connections apart", async () => {
+      await writeFile(at("multi.raw"), pattern(0, 8 * MiB));
+      await using server = await startNewerQemu(folder, "-r", "-f", "raw", at("multi.raw"));
+      await using client = await connectExtended(server.uri, { connections: 4, metaContexts: [ALLOCATION] });
+      await expect.poll(() => client.connections).toBe(4);
+      const reads = Array.from({ length: 128 }, (_, i) => expectRead(client, i * 65_536, 65_536));
+      await Promise.all([...reads, collect(client.blockStatus())]);
+    });
+
+    it("maps a disk of terabytes as nbdinfo does, in few requests", async () => {
+      const size = 5 * TiB + 3 * 512;
+      const disk = await image(
+        "huge.qcow2",
+        size,
+        "write -q -P 1 0 1M",
+        `write -q -P 2 ${4 * GiB - 65_536} 128k`,
+      );
+      await outputOfNewer("qemu-img", "bitmap", "--add", "-g", "16M", disk, "b0");
+      await io(
+        disk,
+        `write -q -P 3 ${4 * GiB - 512} 1k`,
+        `write -q -z ${64 * GiB - MiB} 2M`,
+        `discard -q ${TiB} 1G`,
+        `write -q -P 4 ${3 * TiB + 65_536} 64k`,
+        `write -q -P 5 ${size - 512} 512`,
+      );
+      await using server = await startNewerQemu(folder, "-r", "-f", "qcow2", "-B", "b0", "-A", disk);
+      const depth = "qemu:allocation-depth";
+      await using client = await connectExtended(server.uri, { metaContexts: [ALLOCATION, DIRTY, depth] });
+      for (const context of client.export.contexts) {
+        expect(await mapOf(client, context), context).toEqual(await theirMap(server.uri, context));
+      }
+      const dirty = (await mapOf(client, DIRTY)).filter(({ type }) => type === 1);
+      expect(dirty.map(({ offset }) => offset)).toEqual([
+        4 * GiB - 16 * MiB,
+        64 * GiB - 16 * MiB,
+        TiB,
+        3 * TiB,
+        5 * TiB,
+      ]);
+      await using again = await connectExtended(server.uri, { metaContexts: [DIRTY] });
+      await mapOf(again, DIRTY);
+      // In 32 bits each of them is about 4 GiB at most: more than 1200.
+      expect(again.requests).toBeLessThan(200);
+
+      const target = Buffer.alloc(1536);
+      await client.read(4 * GiB - 768, target);
+      expect(target).toEqual(
+        Buffer.concat([Buffer.alloc(256, 2), Buffer.alloc(1024, 3), Buffer.alloc(256, 2)]),
+      );
+      await client.read(size - 1536, target);
+      expect(target).toEqual(Buffer.concat([Buffer.alloc(1024), Buffer.alloc(512, 5)]));
+    });
+
+    it("tells of an extent beyond 4 GiB in one reply", async () => {
+      const disk = await image("empty.qcow2", 40 * GiB);
+      await using server = await startNewerQemu(folder, "-r", "-f", "qcow2", disk);
+      await using client = await connectExtended(server.uri, { metaContexts: [ALLOCATION] });
+      const batches = await collect(client.blockStatus({ offset: 5, length: 39 * GiB }));
+      const expected: StatusExtent[] = [{ offset: 5, length: 39 * GiB, flags: 3 }];
+      expect(batches.map(({ contexts }) => contexts.get(ALLOCATION))).toEqual([expected]);
+      expect(client.requests).toBe(1);
+    });
+
+    it("puts a map together that comes in pieces", async () => {
+      const disk = await image("pieces.qcow2", "256M");
+      await outputOfNewer("qemu-img", "bitmap", "--add", "-g", "512", disk, "b0");
+      await io(disk, ...Array.from({ length: 300 }, (_, i) => `write -q -z ${i * 851_968 + 1024} 512`));
+      await using server = await startNewerQemu(folder, "-r", "-f", "qcow2", "-B", "b0", disk);
+      await using client = await connectExtended(server.uri, { metaContexts: [DIRTY] });
+      const theirs = await theirMap(server.uri, DIRTY);
+      expect(theirs.filter(({ type }) => type === 1)).toHaveLength(300);
+      expect(await mapOf(client, DIRTY)).toEqual(theirs);
+      expect(await mapOf(client, DIRTY, true)).toEqual(theirs);
+    });
+
+    it("writes, and zeroes more than 4 GiB by one request", async () => {
+      const disk = await image(
+        "writable.qcow2",
+        12 * GiB,
+        `write -q -P 9 ${6 * GiB} 1M`,
+        "write -q -P 9 0 1M",
+      );
+      {
+        await using server = await startNewerQemu(folder, "-f", "qcow2", "--discard=unmap", disk);
+        await using client = await connectExtended(server.uri, { metaContexts: [ALLOCATION] });
+        const before = client.requests;
+        await client.writeZeroes(0, 12 * GiB);
+        expect(client.requests - before).toBe(1);
+        expect((await mapOf(client, ALLOCATION)).every(({ type }) => (type & 2) !== 0)).toBe(true);
+
+        await client.write(5 * GiB - MiB, Buffer.alloc(5 * MiB, 0x5a), { fua: true });
+        await client.writeZeroes(5 * GiB, MiB, { noHole: true, fua: true });
+        await client.trim(6 * GiB, 6 * GiB);
+        await client.cache(5 * GiB, 64 * KiB);
+        await client.flush();
+        expect(await mapOf(client, ALLOCATION)).toEqual(await theirMap(server.uri, ALLOCATION));
+      }
+      await outputOfNewer("qemu-img", "check", "-q", disk);
+      const reads = [
+        `read -P 0 0 1M`,
+        `read -P 0 ${4 * GiB - MiB} 2M`,
+        `read -P 0x5a ${5 * GiB - MiB} 1M`,
+        `read -P 0 ${5 * GiB} 1M`,
+        `read -P 0x5a ${5 * GiB + MiB} 3M`,
+        `read -P 0 ${5 * GiB + 4 * MiB} 1M`,
+        `read -P 0 ${6 * GiB} 1M`,
+      ];
+      expect(await io(disk, ...reads)).not.toContain("failed");
+    });
+
+    it("refuses what it can't do, and the connection lives on", async () => {
+      const disk = await image("fast.qcow2", MiB);
+      await using server = await startNewerQemu(folder, "-f", "qcow2", disk);
+      await using client = await connectExtended(server.uri);
+      await client.writeZeroes(0, MiB, { fastZero: true });
+      await expect(client.write(MiB - 512, Buffer.alloc(1024))).rejects.toMatchObject({
+        code: "NBD_OUT_OF_RANGE",
+      });
+      await expect(collect(client.blockStatus())).rejects.toMatchObject({ code: "NBD_NOT_OFFERED" });
+      await client.read(0, Buffer.alloc(MiB));
+    });
+
+    it("reports a read error of the medium, and the connection lives on", async () => {
+      await writeFile(at("bad.raw"), pattern(0, 4 * MiB));
+      await writeFile(at("bad.rules"), '[inject-error]\nevent = "read_aio"\nerrno = "5"\nsector = "2048"\n');
+      const file = `file.driver=blkdebug,file.config=${at("bad.rules")},file.image.driver=file,file.image.filename=${at("bad.raw")}`;
+      await using server = await startNewerQemu(folder, "-r", "--image-opts", `driver=raw,${file}`);
+      await using client = await connectExtended(server.uri);
+      await expect(client.read(0, Buffer.alloc(2 * MiB))).rejects.toMatchObject({
+        code: "NBD_REQUEST_FAILED",
+        command: "read",
+        errno: "EIO",
+      });
+      await expectRead(client, 2 * MiB, MiB);
+      expect(client.connections).toBe(1);
+    });
+
+    it("gives nbdpull an increment that qemu-img finds to be the disk", async () => {
+      const disk = await image("guest.qcow2", 9 * GiB, "write -q -P 1 0 4M", `write -q -P 1 ${8 * GiB} 1M`);
+      await outputOfNewer("qemu-img", "convert", "-f", "qcow2", "-O", "qcow2", disk, at("full.qcow2"));
+      await outputOfNewer("qemu-img", "bitmap", "--add", "-g", "4k", disk, "b0");
+      await io(disk, "write -q -P 2 4k 4k", "write -q -z 1M 12k", `write -q -P 3 ${8 * GiB - 4096} 8k`);
+      await using server = await startNewerQemu(folder, "-r", "-f", "qcow2", "-B", "b0", disk);
+      const inc = at("inc.qcow2");
+      const ran = await nbdpull(
+        "pull",
+        server.uri,
+        inc,
+        "--bitmap",
+        "b0",
+        "--backing",
+        at("full.qcow2"),
+        "--json",
+      );
+      expect(ran.stderr).toBe("");
+      expect(ran.json()).toMatchObject({ mode: "incremental", virtualSize: 9 * GiB, dirtyBytes: 24 * KiB });
+      await outputOfNewer("qemu-img", "compare", "-f", "qcow2", "-F", "raw", inc, server.uri);
+      await outputOfNewer("qemu-img", "check", "-q", inc);
+    });
+
+    describeWith(["certtool", "psktool"], "by TLS", () => {
+      it("works with certificates on both sides", async () => {
+        const { path } = await makeAuthority(folder, "ours");
+        await writeFile(at("x509.raw"), pattern(0, 3 * MiB));
+        const creds = `--object=tls-creds-x509,id=tls0,endpoint=server,verify-peer=yes,dir=${path}`;
+        await using server = await startNewerQemu(
+          folder,
+          creds,
+          "--tls-creds=tls0",
+          "-r",
+          "-f",
+          "raw",
+          at("x509.raw"),
+        );
+        const uri = uriOf(server.socket, "", `tls-certificates=${path}&tls-hostname=localhost`, "nbds");
+        await using client = await connectExtended(uri, { metaContexts: [ALLOCATION] });
+        expect(client.export.tls).toBe(true);
+        await expectRead(client, 0, 3 * MiB);
+        expect(await mapOf(client, ALLOCATION)).toEqual([{ offset: 0, length: 3 * MiB, type: 0 }]);
+      });
+
+      it("works with a pre-shared key", async () => {
+        await mkdir(at("psk"), { recursive: true });
+        const keys = at("psk/keys.psk");
+        await execa(findTool("psktool") ?? "psktool", ["-u", "alice", "-p", keys]);
+        await writeFile(at("psk.raw"), pattern(0, 3 * MiB));
+        const creds = `--object=tls-creds-psk,id=tls0,endpoint=server,dir=${at("psk")}`;
+        await using server = await startNewerQemu(
+          folder,
+          creds,
+          "--tls-creds=tls0",
+          "-r",
+          "-f",
+          "raw",
+          at("psk.raw"),
+        );
+        await using client = await connectExtended(
+          `nbds+unix://alice@/?socket=${server.socket}&tls-psk-file=${keys}`,
+        );
+        await expectRead(client, 0, 3 * MiB);
+      });
+    });
+  });
+
+  describe("nbdkit 1.42", () => {
+    it("is read and mapped as nbdinfo does, by structured replies", async () => {
+      const size = 6 * GiB + 700;
+      await using server = await startNewerNbdkit(folder, "memory", String(size));
+      await using client = await NbdClient.connect(server.uri, { metaContexts: [ALLOCATION] });
+      expect(client.export).toMatchObject({ protocol: "structured", size, canMultiConn: true });
+      await client.write(5 * GiB, pattern(5 * GiB, MiB));
+      await client.writeZeroes(0, 5 * GiB);
+      await client.flush();
+      await expectRead(client, 5 * GiB + 1, MiB - 1);
+      expect(await mapOf(client, ALLOCATION)).toEqual(await theirMap(server.uri, ALLOCATION));
+    });
+
+    it("has its block sizes obeyed", async () => {
+      await writeFile(at("policy.raw"), pattern(0, 3 * MiB));
+      const filter = newer("nbdkit").replace(
+        "bin/nbdkit",
+        "lib/nbdkit/filters/nbdkit-blocksize-policy-filter.so",
+      );
+      await using server = await startNewerNbdkit(
+        folder,
+        "file",
+        at("policy.raw"),
+        `--filter=${filter}`,
+        "blocksize-minimum=4096",
+        "blocksize-preferred=4096",
+        "blocksize-maximum=64k",
+        "blocksize-error-policy=error",
+      );
+      await using client = await NbdClient.connect(server.uri);
+      expect(client.export.blockSize).toEqual({ minimum: 4096, preferred: 4096, maximum: 65_536 });
+      await expectRead(client, 0, 3 * MiB);
+      await expectRead(client, 4095, 200_000);
+    });
+  });
+
+  describe("the built-in server", () => {
+    const SIZE = 6 * TiB + 12_345;
+    const PAGE = 64 * MiB;
+    const disk = new MemoryDisk({ size: SIZE, pageSize: PAGE });
+    const events: NbdServerEvent[] = [];
+    let server: NbdServer;
+    let small: MemoryDisk;
+
+    beforeAll(async () => {
+      disk.write(5 * TiB + 7, randomBytes(1000));
+      disk.startBitmap("b0", PAGE);
+      disk.writeZeroes(4 * GiB, 2 * PAGE);
+      disk.write(SIZE - 10, randomBytes(10));
+      small = new MemoryDisk({ size: 20 * MiB + 12_345 });
+      small.write(MiB, randomBytes(7 * MiB));
+      small.writeZeroes(2 * MiB, MiB);
+      small.write(20 * MiB, randomBytes(345));
+      server = await NbdServer.listen({
+        exports: new Map([
+          ["huge", { ...disk.freeze(), description: "terabytes" }],
+          ["small", small.freeze()],
+        ]),
+        address: { path: at("built-in.sock") },
+        onEvent: (event) => events.push(event),
+      });
+    });
+    afterAll(async () => {
+      await server.close();
+    });
+
+    it("speaks extended headers with nbdinfo", async () => {
+      expect(await outputOfNewer("nbdinfo", server.uri("huge"))).toContain("using extended packets");
+      const info = JSON.parse(await outputOfNewer("nbdinfo", "--json", server.uri("huge"))) as unknown;
+      expect(info).toMatchObject({
+        protocol: "newstyle-fixed",
+        exports: [
+          {
+            "export-name": "huge",
+            "export-size": SIZE,
+            description: "terabytes",
+            contexts: [ALLOCATION, DIRTY],
+            is_read_only: true,
+            can_df: true,
+            can_block_status_payload: false,
+            can_multi_conn: true,
+          },
+        ],
+      });
+      const listed = JSON.parse(
+        await outputOfNewer("nbdinfo", "--json", "--list", server.uri("small")),
+      ) as unknown;
+      expect(listed).toMatchObject({ exports: [{ "export-name": "huge" }, { "export-name": "small" }] });
+    });
+
+    it("describes extents that don't fit 32 bits", async () => {
+      const last = Math.floor(SIZE / PAGE) * PAGE;
+      expect(await newerMap(server.uri("huge"))).toEqual([
+        { offset: 0, length: 4 * GiB, type: 3 },
+        { offset: 4 * GiB, length: 2 * PAGE, type: 2 },
+        { offset: 4 * GiB + 2 * PAGE, length: 5 * TiB - 4 * GiB - 2 * PAGE, type: 3 },
+        { offset: 5 * TiB, length: PAGE, type: 0 },
+        { offset: 5 * TiB + PAGE, length: last - 5 * TiB - PAGE, type: 3 },
+        { offset: last, length: SIZE - last, type: 0 },
+      ]);
+      expect(await newerMap(server.uri("huge"), DIRTY)).toEqual([
+        { offset: 0, length: 4 * GiB, type: 0 },
+        { offset: 4 * GiB, length: 2 * PAGE, type: 1 },
+        { offset: 4 * GiB + 2 * PAGE, length: last - 4 * GiB - 2 * PAGE, type: 0 },
+        { offset: last, length: SIZE - last, type: 1 },
+      ]);
+    });
+
+    it("is copied by nbdcopy over several connections", async () => {
+      const copy = at("nbdcopy.raw");
+      const args = ["--connections=4", "--threads=4", "--request-size=65536"];
+      await outputOfNewer("nbdcopy", ...args, server.uri("small"), copy);
+      expect((await readFile(copy)).equals(small.read(0, small.size))).toBe(true);
+      await outputOfNewer("nbdcopy", "--synchronous", server.uri("small"), copy);
+      expect((await readFile(copy)).equals(small.read(0, small.size))).toBe(true);
+    });
+
+    it("is converted, compared and mapped by qemu-img", async () => {
+      const copy = at("convert.qcow2");
+      const uri = server.uri("small");
+      await outputOfNewer("qemu-img", "convert", "-f", "raw", "-O", "qcow2", uri, copy);
+      await outputOfNewer("qemu-img", "compare", "-f", "raw", "-F", "qcow2", uri, copy);
+      await writeFile(at("small.raw"), small.read(0, small.size));
+      await outputOfNewer("qemu-img", "compare", "-f", "raw", "-F", "raw", uri, at("small.raw"));
+
+      const shown = await outputOfNewer("qemu-img", "map", "--output=json", "-f", "raw", server.uri("huge"));
+      const entries = JSON.parse(shown) as { start: number; zero: boolean; data: boolean }[];
+      expect(entries.filter(({ zero }) => !zero).map(({ start }) => start)).toEqual([
+        5 * TiB,
+        Math.floor(SIZE / PAGE) * PAGE,
+      ]);
+    });
+
+    it("lets nobody write", async () => {
+      const open = execa(newer("qemu-io"), ["-f", "raw", "-c", "write 0 512", server.uri("small")]);
+      await expect(open).rejects.toThrow(/Permission denied|read-only/i);
+    });
+
+    it("speaks TLS with a pre-shared key", async () => {
+      const key = randomBytes(32);
+      await writeFile(at("built-in.psk"), `alice:${key.toString("hex")}\n`);
+      await using secure = await NbdServer.listen({
+        exports: new Map([["", small.freeze()]]),
+        address: { path: at("secure.sock") },
+        tls: { presharedKeys: new Map([["alice", key]]) },
+      });
+      expect(secure.uri("")).toContain("nbds+unix:");
+      const uri = `nbds+unix://alice@/?socket=${at("secure.sock")}&tls-psk-file=${at("built-in.psk")}`;
+      expect(await outputOfNewer("nbdinfo", uri)).toContain("with TLS, using extended packets");
+      await outputOfNewer("nbdcopy", uri, at("secure.raw"));
+      expect((await readFile(at("secure.raw"))).equals(small.read(0, small.size))).toBe(true);
+    });
+
+    it("was left by all of them as the protocol wants it, and spoke extended headers only", async () => {
+      const count = (type: NbdServerEvent["type"]): number =>
+        events.filter((event) => event.type === type).length;
+      await expect.poll(() => count("disconnected")).toBe(count("connected"));
+      const faults = events.filter((event) => event.type === "disconnected" && event.error !== undefined);
+      expect(faults).toEqual([]);
+      const modes = events.flatMap((event) => (event.type === "export-opened" ? [event.mode] : []));
+      expect(new Set(modes)).toEqual(new Set(["extended"]));
+    });
+  });
+});

@@ -1,0 +1,75 @@
+/** The programs that `fetch-newer-suite.sh` fetched: QEMU 10, nbdkit 1.42 and libnbd 1.22 beside those of the system. */
+
+import { existsSync } from "node:fs";
+import { homedir } from "node:os";
+import { join } from "node:path";
+import { execa } from "execa";
+import { type Folder, listensOn, type ServerOnSocket, startServer, uriOf } from "../nbd/servers.js";
+import { describeUnless } from "./tools.js";
+
+const SUITE = join(process.env["XDG_CACHE_HOME"] || join(homedir(), ".cache"), "nbd-client-ts", "trixie");
+
+export type NewerProgram =
+  | "nbdcopy"
+  | "nbdinfo"
+  | "nbdkit"
+  | "qemu-img"
+  | "qemu-io"
+  | "qemu-nbd"
+  | "qemu-storage-daemon";
+
+/** The full path of a program of the newer suite. */
+export function newer(program: NewerProgram): string {
+  return join(SUITE, "bin", program);
+}
+
+/** `describe`, for tests that talk to the newer programs: skipped by name without them, failed with `CI=true`. */
+export function describeWithNewerSuite(title: string, body: () => void): void {
+  // It is put in place as a whole, with this file in it.
+  const isThere = existsSync(join(SUITE, "made-for"));
+  describeUnless(isThere ? undefined : "not fetched: run test/support/fetch-newer-suite.sh", title, body);
+}
+
+/** What a newer program prints; a failure rejects with what it said. */
+export async function outputOfNewer(program: NewerProgram, ...args: readonly string[]): Promise<string> {
+  return (await execa(newer(program), args, { timeout: 30_000 })).stdout;
+}
+
+/** An extent as `nbdinfo` tells of it; `type` holds the context's flags. */
+export interface MapLine {
+  readonly offset: number;
+  readonly length: number;
+  readonly type: number;
+}
+
+/** What the newer nbdinfo makes of a meta context. */
+export async function newerMap(uri: string, context = "base:allocation"): Promise<MapLine[]> {
+  const lines = JSON.parse(await outputOfNewer("nbdinfo", "--json", `--map=${context}`, uri)) as MapLine[];
+  return lines.map(({ offset, length, type }) => ({ offset, length, type }));
+}
+
+/** The newer qemu-nbd on a unix socket, for any number of clients. */
+export function startNewerQemu(folder: Folder, ...args: readonly string[]): Promise<ServerOnSocket> {
+  return startOnSocket(folder, "qemu-nbd", (socket) => ["-k", socket, "-t", "--shared=0", ...args]);
+}
+
+/** The newer nbdkit on a unix socket, with a plugin of its own suite; `args` are options and the plugin's parameters. */
+export function startNewerNbdkit(
+  folder: Folder,
+  plugin: string,
+  ...args: readonly string[]
+): Promise<ServerOnSocket> {
+  // By its name alone nbdkit would look for it in the system's folders.
+  const path = join(SUITE, "lib", "nbdkit", "plugins", `nbdkit-${plugin}-plugin.so`);
+  return startOnSocket(folder, "nbdkit", (socket) => ["-f", "-U", socket, path, ...args]);
+}
+
+async function startOnSocket(
+  folder: Folder,
+  program: NewerProgram,
+  argsFor: (socket: string) => readonly string[],
+): Promise<ServerOnSocket> {
+  const socket = join(folder.path, `${program}-${Math.random()}.sock`);
+  const server = await startServer(newer(program), argsFor(socket), () => listensOn(socket));
+  return { ...server, socket, uri: uriOf(socket) };
+}
