@@ -123,12 +123,14 @@ export class Connection implements Receiver, ReplyHandler {
   async #leave(reason: NbdError): Promise<void> {
     if (this.#ended !== undefined) return;
     this.#ended = reason;
-    if (this.load > 0) {
+    if (this.#isAwaited()) {
       await new Promise<void>((resolve) => {
         this.#whenDrained = resolve;
       });
     }
     clearInterval(this.#idleTimer);
+    // Replies to aborted requests only: nobody waits for them, and a goodbye may not overtake them.
+    if (this.#inFlight.size > 0) this.destroy(reason);
     const request = {
       command: COMMAND.DISC,
       flags: 0,
@@ -202,7 +204,17 @@ export class Connection implements Receiver, ReplyHandler {
     this.#inFlight.delete(cookie);
     if (exchange.failure?.errno === "ESHUTDOWN") this.#retire();
     this.#sendWaiting();
-    if (this.load === 0) this.#whenDrained?.();
+    this.#noteDrained();
+  }
+
+  /** Whether somebody waits for a reply. */
+  #isAwaited(): boolean {
+    for (const exchange of this.#inFlight.values()) if (!exchange.settled) return true;
+    return this.#waiting.some((exchange) => !exchange.settled);
+  }
+
+  #noteDrained(): void {
+    if (this.#whenDrained !== undefined && !this.#isAwaited()) this.#whenDrained();
   }
 
   #submit<T>(exchange: Exchange<T>, signal: AbortSignal | undefined): Promise<T> {
@@ -247,6 +259,7 @@ export class Connection implements Receiver, ReplyHandler {
   #heed<T>(signal: AbortSignal, exchange: Exchange<T>): void {
     const forget = onAbort(signal, () => {
       exchange.abandon(aborted(signal));
+      this.#noteDrained();
       // Its buffer is the caller's again from here on, so nothing may write to it or send from it.
       if (this.#parser.receivingFor !== exchange && !this.#unsent.has(exchange)) return;
       const message = `the connection to ${this.#transport.peer} was given up: a request was aborted in the middle of its payload`;

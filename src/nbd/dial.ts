@@ -11,7 +11,7 @@ import {
   TlsError,
 } from "./errors.js";
 import { FAREWELL, type Negotiation } from "./negotiate.js";
-import { type Receiver, Transport } from "./socket.js";
+import { describe, type Receiver, Transport } from "./socket.js";
 import type { Endpoint } from "./uri.js";
 import { concatBytes } from "./wire/bytes.js";
 
@@ -35,7 +35,7 @@ export interface Dialled<T> {
 export async function dial<T>(settings: DialSettings, negotiation: Negotiation<T>): Promise<Dialled<T>> {
   const { endpoint, secure, connectTimeoutMs, signal } = settings;
   if (signal?.aborted) throw aborted(signal);
-  const transport = new Transport(endpoint, secure !== undefined);
+  const transport = open(endpoint, secure !== undefined);
   const inbox = new Inbox();
   transport.receiver = inbox;
   const timer = setTimeout(() => {
@@ -54,6 +54,18 @@ export async function dial<T>(settings: DialSettings, negotiation: Negotiation<T
   } finally {
     clearTimeout(timer);
     forget?.();
+  }
+}
+
+function open(endpoint: Endpoint, upgradable: boolean): Transport {
+  try {
+    return new Transport(endpoint, upgradable);
+  } catch (cause) {
+    // Node refuses some addresses on the spot: ports that don't exist, paths that are too long.
+    const reason = cause instanceof Error ? cause.message : String(cause);
+    throw new ConnectionError("NBD_CONNECT_FAILED", `no connection to ${describe(endpoint)}: ${reason}`, {
+      cause,
+    });
   }
 }
 

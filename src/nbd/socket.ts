@@ -104,7 +104,10 @@ export class Transport {
     const plain = this.#stream;
     plain.off("data", this.#onData);
     plain.off("end", this.#onEnd);
-    const stream = await secure(plain);
+    plain.off("close", this.#onEnd);
+    const stream = await secure(plain).catch((error) => {
+      throw this.#failure ?? error;
+    });
     this.#stream = stream;
     this.#listen(stream);
     if (this.#failure !== undefined) stream.destroy();

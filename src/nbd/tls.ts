@@ -3,10 +3,17 @@
  * "insecure" in its name.
  */
 
+import { X509Certificate } from "node:crypto";
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import type { Duplex } from "node:stream";
-import { type ConnectionOptions, connect, DEFAULT_CIPHERS, type PeerCertificate } from "node:tls";
+import {
+  type ConnectionOptions,
+  connect,
+  createSecureContext,
+  DEFAULT_CIPHERS,
+  type PeerCertificate,
+} from "node:tls";
 import { TlsError } from "./errors.js";
 import { isIpAddress } from "./socket.js";
 import type { NbdAddress } from "./uri.js";
@@ -22,7 +29,7 @@ export interface TlsOptions {
   /** File of `username:hexkey` lines, for a pre-shared key instead of certificates. */
   readonly pskFile?: string;
   readonly username?: string;
-  /** The name that the server's certificate has to carry, where it isn't the host's. */
+  /** The name that the server's certificate has to carry; default the host's, or localhost over a unix socket. */
   readonly hostname?: string;
   /** Takes any certificate: encrypts, but to whom is unknown. The URI's `tls-verify-peer=0` needs it, too. */
   readonly insecureSkipVerification?: boolean;
@@ -45,10 +52,14 @@ export async function prepareTls(address: NbdAddress, options?: TlsOptions): Pro
       "the URI says tls-verify-peer=0, which takes the option insecureSkipVerification as well",
     );
   }
+  if (wanted.pskFile !== undefined && (wanted.certificates ?? wanted.ca ?? wanted.cert) !== undefined) {
+    throw new TlsError("NBD_TLS_CONFIG", "certificates and a pre-shared key exclude each other");
+  }
   const identity =
     wanted.pskFile === undefined
       ? await certificateIdentity(address, wanted, insecure)
       : await pskIdentity(wanted.pskFile, wanted.username);
+  checkIdentity(identity);
   return (plain) => handshake(plain, identity);
 }
 
@@ -143,4 +154,16 @@ function handshake(plain: Duplex, identity: ConnectionOptions): Promise<Duplex> 
     stream.once("error", fail);
     stream.once("close", () => fail());
   });
+}
+
+/** Has OpenSSL look at certificates and keys before anybody is connected to. */
+function checkIdentity(identity: ConnectionOptions): void {
+  try {
+    createSecureContext(identity);
+    // Text without any certificate would be taken, and then nobody trusted.
+    if (typeof identity.ca === "string") new X509Certificate(identity.ca);
+  } catch (cause) {
+    const reason = cause instanceof Error ? cause.message : String(cause);
+    throw new TlsError("NBD_TLS_CONFIG", `certificates or keys can't be used: ${reason}`, { cause });
+  }
 }

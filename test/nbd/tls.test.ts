@@ -160,6 +160,16 @@ describeWith(["qemu-nbd", "nbdkit", "certtool", "psktool"], "TLS", () => {
     });
   });
 
+  it("looks at certificates before it connects", async () => {
+    const failure = { name: "TlsError", code: "NBD_TLS_CONFIG" };
+    const tls = { ca: "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n" };
+    await expect(NbdClient.connect("nbd://host.invalid/", { tls })).rejects.toMatchObject(failure);
+    const pair = { cert: await readFile(join(ours.path, "client-cert.pem")), key: "no key" };
+    await expect(NbdClient.connect("nbd://host.invalid/", { tls: pair })).rejects.toMatchObject(failure);
+    const half = { cert: await readFile(join(ours.path, "client-cert.pem")) };
+    await expect(NbdClient.connect("nbd://host.invalid/", { tls: half })).rejects.toMatchObject(failure);
+  });
+
   it("names the file that is missing", async () => {
     const uri = `nbds://localhost/?tls-certificates=${folder.path}/nowhere`;
     await expect(NbdClient.connect(uri)).rejects.toThrow(TlsError);
