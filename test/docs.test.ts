@@ -1,0 +1,67 @@
+import { readdirSync, readFileSync } from "node:fs";
+import { mkdtemp, readFile, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { dirname, join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { execa } from "execa";
+import { describe, expect, it } from "vitest";
+import { nbdpull } from "./support/nbdpull.js";
+
+const root = join(dirname(fileURLToPath(import.meta.url)), "..");
+
+function sources(): string {
+  const files = ["src", "bin"].flatMap((folder) =>
+    readdirSync(join(root, folder), { recursive: true, encoding: "utf8" }).map((name) =>
+      join(root, folder, name),
+    ),
+  );
+  return files
+    .filter((file) => file.endsWith(".ts"))
+    .map((file) => readFileSync(file, "utf8"))
+    .join("\n");
+}
+
+function codesIn(text: string, pattern: RegExp): Set<string> {
+  return new Set([...text.matchAll(pattern)].map((match) => match[1] ?? ""));
+}
+
+describe("the documentation", () => {
+  it("describes every error code, and none that there isn't", () => {
+    const documented = readFileSync(join(root, "docs/errors.md"), "utf8");
+    const thrown = codesIn(sources(), /"((?:E|NBD)_[A-Z0-9_]+)"/g);
+    expect(thrown.size).toBeGreaterThan(80);
+    expect([...thrown].filter((code) => !documented.includes(`\`${code}\``))).toEqual([]);
+    const listed = codesIn(documented, /`((?:E|NBD)_[A-Z0-9_]+)`/g);
+    // The elements of libvirt's documents are added to these when they are thrown.
+    expect([...listed].filter((code) => !thrown.has(code) && !code.startsWith("E_BACKUP_XML_"))).toEqual([]);
+  });
+
+  it("describes every option of every command", async () => {
+    const documented = readFileSync(join(root, "docs/cli.md"), "utf8");
+    const { stdout } = await nbdpull("--help");
+    const commands = [...stdout.matchAll(/^ {2}([a-z]+) \[options\]/gm)].map((match) => match[1] ?? "");
+    expect(commands).toContain("attach");
+    for (const command of commands) {
+      expect(documented).toContain(`## \`nbdpull ${command}`);
+      const help = await nbdpull(command, "--help");
+      const options = codesIn(help.stdout, /^ {2}(--[a-z-]+)/gm);
+      expect([...options].filter((option) => !documented.includes(option))).toEqual([]);
+    }
+  });
+
+  it("has an API reference that says what the docstrings say", async () => {
+    const folder = await mkdtemp(join(tmpdir(), "nbdpull-docs-"));
+    try {
+      await execa("npx", ["typedoc", "--out", folder], { cwd: root });
+      for (const name of ["nbd.md", "backup.md"]) {
+        const fresh = await readFile(join(folder, name), "utf8");
+        expect(
+          fresh === (await readFile(join(root, "docs/api", name), "utf8")),
+          `${name}: npm run docs`,
+        ).toBe(true);
+      }
+    } finally {
+      await rm(folder, { recursive: true });
+    }
+  });
+});
