@@ -1,6 +1,6 @@
 import { CommanderError } from "commander";
 import { DamageError, PreconditionError, UsageError } from "../src/backup/index.js";
-import { UriError } from "../src/nbd/index.js";
+import { NbdError, type NbdErrorCode } from "../src/nbd/index.js";
 
 /** The contract that scripts are written against; docs/cli.md lists them. */
 export const EXIT = { done: 0, failed: 1, usage: 2, damaged: 3, precondition: 4, warnings: 5 } as const;
@@ -21,10 +21,20 @@ export class InterruptedError extends Error {
   }
 }
 
+/** Errors of the NBD client that are not simply a failure. */
+const NBD_EXIT: Partial<Record<NbdErrorCode, number>> = {
+  NBD_URI_INVALID: EXIT.usage,
+  NBD_URI_UNSUPPORTED: EXIT.usage,
+  NBD_TLS_CONFIG: EXIT.usage,
+  NBD_EXPORT_UNKNOWN: EXIT.precondition,
+  NBD_META_CONTEXT_MISSING: EXIT.precondition,
+};
+
 export function exitCodeOf(error: unknown): number {
   if (error instanceof InterruptedError) return SIGNAL_EXIT[error.signal];
   if (error instanceof CommanderError) return error.exitCode === 0 ? EXIT.done : EXIT.usage;
-  if (error instanceof UsageError || error instanceof UriError) return EXIT.usage;
+  if (error instanceof NbdError) return NBD_EXIT[error.code] ?? EXIT.failed;
+  if (error instanceof UsageError) return EXIT.usage;
   if (error instanceof DamageError) return EXIT.damaged;
   if (error instanceof PreconditionError) return EXIT.precondition;
   return EXIT.failed;
