@@ -6,6 +6,8 @@ export const MANIFEST_VERSION = 1;
 
 /** Ids are the time of the point, and sort as they were made: `20261120T113205.123Z`. */
 const POINT_ID = /^\d{8}T\d{6}\.\d{3}Z$/;
+/** libvirt's targets (`vda`, `sdb`) and nothing that could be a path or hide a suffix of ours. */
+const DISK_NAME = /^[A-Za-z0-9_-]{1,64}$/;
 /** A name inside the point's folder: never a path. */
 const FILE_NAME = /^[^/\\\0.][^/\\\0]*$/;
 
@@ -17,7 +19,7 @@ const sha256 = z.string().regex(/^[0-9a-f]{64}$/);
 const disk = z
   .object({
     /** The target in the domain, `vda`. */
-    name: z.string().regex(FILE_NAME),
+    name: z.string().regex(DISK_NAME, "is not the name of a disk"),
     file: fileName,
     format: z.enum(["qcow2", "raw"]),
     mode: z.enum(["full", "incremental"]),
@@ -101,6 +103,10 @@ export function pointIdAt(time: Date): string {
 export function timeOfPointId(id: string): number {
   const [, y, mo, d, h, mi, s] = /^(\d{4})(\d\d)(\d\d)T(\d\d)(\d\d)([\d.]+Z)$/.exec(id) ?? [];
   return Date.parse(`${y}-${mo}-${d}T${h}:${mi}:${s}`);
+}
+
+export function isDiskName(text: string): boolean {
+  return DISK_NAME.test(text);
 }
 
 export function isPointId(text: string): boolean {

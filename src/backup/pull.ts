@@ -5,7 +5,7 @@ import { type Geometry, type ImageWriter, slotsOf } from "./image/image.js";
 import { InOrder } from "./in-order.js";
 import type { Segment } from "./plan.js";
 import type { RateLimit } from "./rate-limit.js";
-import { adjacentWrites, dataStretches, type SettledRun, settle, type Write } from "./settle.js";
+import { adjacentWrites, dataStretches, type SettledRun, settle } from "./settle.js";
 
 /** Where bytes come from: an NBD client, or the chain of a restore. */
 export interface ByteSource {
@@ -31,7 +31,7 @@ export interface PullOptions {
 
 /** Bytes. */
 export interface SegmentDone {
-  /** Clusters that were read for the segment, whole. */
+  /** Bytes of the segment that were read. */
   readonly readBytes: number;
   /** Bytes of it that had to be stored. */
   readonly storedBytes: number;
@@ -74,9 +74,8 @@ export async function pull(options: PullOptions): Promise<void> {
       const segment = next.value;
       await options.rateLimit?.take(segment.clusters * geometry.clusterSize, signal);
 
-      await Promise.all(
-        reads(segment, buffer, geometry).map((r) => source.read(r.offset, r.target, { signal })),
-      );
+      const reads = readsOf(segment, buffer, geometry);
+      await Promise.all(reads.map(({ offset, target }) => source.read(offset, target, { signal })));
 
       const settled = Array.from(settle(segment, buffer, writer));
       const writes = Array.from(adjacentWrites(settled, buffer));
@@ -85,7 +84,11 @@ export async function pull(options: PullOptions): Promise<void> {
       await writing;
 
       inOrder.put(segment.index, outcomes);
-      options.onSegment?.(segmentDone(segment, writes, geometry));
+      options.onSegment?.({
+        readBytes: sumOf(reads.map(({ target }) => target.length)),
+        storedBytes: sumOf(writes.map(({ bytes }) => bytes.length)),
+        position: endOf(segment, geometry),
+      });
     }
   }
 
@@ -96,6 +99,7 @@ export async function pull(options: PullOptions): Promise<void> {
   };
   const stopOthers = (error: unknown): void => stop.abort(error);
   await Promise.all(Array.from({ length: options.lanes }, () => lane().catch(stopOthers)));
+  await segments.return?.();
   signal.throwIfAborted();
 }
 
@@ -107,10 +111,15 @@ interface Outcome {
 
 const NO_DIGESTS = Buffer.alloc(0);
 
+interface Read {
+  readonly offset: number;
+  readonly target: Buffer;
+}
+
 /** What to read for a segment, and into which part of the lane's buffer. */
-function reads(segment: Segment, buffer: Buffer, geometry: Geometry): { offset: number; target: Buffer }[] {
+function readsOf(segment: Segment, buffer: Buffer, geometry: Geometry): Read[] {
   const { clusterSize, virtualSize } = geometry;
-  const list: { offset: number; target: Buffer }[] = [];
+  const list: Read[] = [];
   let slot = 0;
   for (const run of segment.runs) {
     const offset = run.cluster * clusterSize;
@@ -130,12 +139,12 @@ function reads(segment: Segment, buffer: Buffer, geometry: Geometry): { offset: 
   return list;
 }
 
-function segmentDone(segment: Segment, writes: readonly Write[], geometry: Geometry): SegmentDone {
+/** Guest offset at which a segment ends. */
+function endOf(segment: Segment, { clusterSize, virtualSize }: Geometry): number {
   const last = segment.runs.at(-1);
-  const end = last === undefined ? 0 : (last.cluster + last.count) * geometry.clusterSize;
-  return {
-    readBytes: segment.clusters * geometry.clusterSize,
-    storedBytes: writes.reduce((total, write) => total + write.bytes.length, 0),
-    position: Math.min(end, geometry.virtualSize),
-  };
+  return last === undefined ? 0 : Math.min((last.cluster + last.count) * clusterSize, virtualSize);
+}
+
+function sumOf(numbers: readonly number[]): number {
+  return numbers.reduce((sum, number) => sum + number, 0);
 }

@@ -4,10 +4,10 @@ import { join } from "node:path";
 import pLimit from "p-limit";
 import type { ConnectOptions, NbdAddress, NbdClient } from "../nbd/index.js";
 import type { DigestAlgorithm } from "./digest.js";
-import { PreconditionError } from "./errors.js";
+import { PreconditionError, UsageError } from "./errors.js";
 import { sha256OfFile } from "./files.js";
 import type { Backing } from "./image/qcow2-writer.js";
-import { type DiskManifest, MANIFEST_VERSION, type Manifest, timeOfPointId } from "./manifest.js";
+import { type DiskManifest, isDiskName, MANIFEST_VERSION, type Manifest, timeOfPointId } from "./manifest.js";
 import { openExport } from "./open-export.js";
 import { type ImageFormat, type PullProgress, pullImage, type Window } from "./pull-image.js";
 import type { RateLimit } from "./rate-limit.js";
@@ -72,6 +72,7 @@ const DISKS_AT_ONCE = 8;
 export async function takePoint(options: TakePointOptions): Promise<TakenPoint> {
   const started = performance.now();
   const { repository, domain } = options;
+  refuseStrangeNames(options.disks);
   for (const disk of options.disks) refuseMixedChain(disk, options.format);
   return await repository.withPendingPoint(domain.name, async (pending) => {
     if (pending.clockWarning !== undefined) options.onWarning?.(pending.clockWarning);
@@ -202,6 +203,16 @@ function backingOf(parent: Manifest, diskName: string): Backing | undefined {
 
 function diskOf(point: Manifest, diskName: string): DiskManifest | undefined {
   return point.disks.find((disk) => disk.name === diskName);
+}
+
+/** Names of disks become names of files, and may come from a document that somebody else wrote. */
+function refuseStrangeNames(disks: readonly PointDisk[]): void {
+  const seen = new Set<string>();
+  for (const { name } of disks) {
+    if (!isDiskName(name)) throw new UsageError("E_DISK_NAME", `"${name}" cannot be the name of a disk`);
+    if (seen.has(name)) throw new UsageError("E_DISK_NAME", `the disk ${name} is named twice`);
+    seen.add(name);
+  }
 }
 
 /** Stock QEMU would read the clean areas of a raw increment as zeroes. */

@@ -19,7 +19,9 @@ import { DamageError } from "../../src/backup/errors.js";
 import type { Manifest } from "../../src/backup/manifest.js";
 import { Repository } from "../../src/backup/repository.js";
 import { restoreDisk } from "../../src/backup/restore.js";
+import { takePoint } from "../../src/backup/take-point.js";
 import { type Finding, verifyPoints } from "../../src/backup/verify.js";
+import { parseNbdUri } from "../../src/nbd/index.js";
 import { MemoryChain } from "../support/memory-chain.js";
 
 const KiB = 1024;
@@ -307,6 +309,26 @@ describe("verify", () => {
 });
 
 describe("a point", () => {
+  it("is not made of disks whose names lead out of its folder", async () => {
+    const disk = { address: parseNbdUri(chain.uri), increment: undefined };
+    for (const names of [["../../x"], ["a/b"], [".hidden"], [""], ["vda", "vda"]]) {
+      const taken = takePoint({
+        repository: chain.repository,
+        domain: { name: DOMAIN, uuid: null },
+        disks: names.map((name) => ({ name, ...disk })),
+        checkpoint: null,
+        format: "raw",
+        digests: undefined,
+        sync: false,
+        tool: "test",
+        connect: {},
+        confirm: async () => undefined,
+      });
+      await expect(taken).rejects.toMatchObject({ code: "E_DISK_NAME" });
+    }
+    expect(await readdir(chain.repository.path)).toEqual(["nbdpull.json"]);
+  });
+
   it("is not committed when the job turns out to be gone, and nothing is left", async () => {
     chain.disk.write(0, fill(CLUSTER, 1));
     const gone = chain.take({
