@@ -1,5 +1,5 @@
 import { CommanderError } from "commander";
-import { DamageError, PreconditionError, UsageError } from "../src/backup/index.js";
+import { BackupError, DamageError, PreconditionError, UsageError } from "../src/backup/index.js";
 import { NbdError, type NbdErrorCode } from "../src/nbd/index.js";
 
 /** The contract that scripts are written against; docs/cli.md lists them. */
@@ -21,8 +21,8 @@ export class InterruptedError extends Error {
   }
 }
 
-/** Errors of the NBD client that are not simply a failure. */
-const NBD_EXIT: Partial<Record<NbdErrorCode, number>> = {
+/** Errors of the NBD client that are not simply a failure, also where a job has wrapped them. */
+const NBD_EXIT: Readonly<Partial<Record<NbdErrorCode, number>>> = {
   NBD_URI_INVALID: EXIT.usage,
   NBD_URI_UNSUPPORTED: EXIT.usage,
   NBD_TLS_CONFIG: EXIT.usage,
@@ -33,9 +33,11 @@ const NBD_EXIT: Partial<Record<NbdErrorCode, number>> = {
 export function exitCodeOf(error: unknown): number {
   if (error instanceof InterruptedError) return SIGNAL_EXIT[error.signal];
   if (error instanceof CommanderError) return error.exitCode === 0 ? EXIT.done : EXIT.usage;
-  if (error instanceof NbdError) return NBD_EXIT[error.code] ?? EXIT.failed;
   if (error instanceof UsageError) return EXIT.usage;
   if (error instanceof DamageError) return EXIT.damaged;
   if (error instanceof PreconditionError) return EXIT.precondition;
+  if (error instanceof NbdError || error instanceof BackupError) {
+    return NBD_EXIT[error.code as NbdErrorCode] ?? EXIT.failed;
+  }
   return EXIT.failed;
 }

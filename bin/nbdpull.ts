@@ -10,6 +10,7 @@ import { addRestore } from "./commands/restore.js";
 import { addVerify } from "./commands/verify.js";
 import { exitCodeOf } from "./exit-codes.js";
 import { fillInDigests, withTalk } from "./options.js";
+import { surviveClosedPipes } from "./output.js";
 import { run } from "./run.js";
 import { version } from "./version.js";
 
@@ -30,10 +31,16 @@ for (const add of [addPull, addMap, addInfo, addAttach, addPoints, addRestore, a
   add(program, run);
 for (const command of program.commands) withTalk(command).exitOverride();
 
+surviveClosedPipes();
 try {
   await program.parseAsync(fillInDigests(process.argv));
 } catch (error) {
-  // Commander has said what is wrong already.
+  // Commander has said what is wrong already; with --json it has to be said on stdout as well.
   if (!(error instanceof CommanderError)) throw error;
   process.exitCode = exitCodeOf(error);
+  if (error.exitCode !== 0 && process.argv.includes("--json")) {
+    process.stdout.write(
+      `${JSON.stringify({ error: { code: "E_USAGE", message: error.message } }, null, 2)}\n`,
+    );
+  }
 }

@@ -18,6 +18,7 @@ export interface TalkOptions {
   readonly json?: true;
   readonly quiet?: true;
   readonly verbose?: true;
+  readonly strict?: true;
 }
 
 /** Options of every command that speaks to an NBD server. */
@@ -45,7 +46,8 @@ export function withTalk(command: Command): Command {
   return command
     .option("--json", "print one JSON document on stdout at the end, errors included")
     .option("--quiet", "no progress and no notes on stderr")
-    .option("--verbose", "stack traces and causes of errors");
+    .option("--verbose", "stack traces and causes of errors")
+    .option("--strict", "exit 5 when there were warnings");
 }
 
 export function withNetwork(command: Command): Command {
@@ -68,8 +70,12 @@ export function withCopy(command: Command): Command {
       new Option("--format <format>", "image format; wins over the suffix").choices(["qcow2", "raw"]),
     )
     .option("--no-fsync", "do not flush to stable storage: faster, and lost at a power cut")
-    .option("--in-flight <bytes>", "bytes under way at once (default 4M)", size)
-    .option("--request-size <bytes>", "largest piece that is read and written at a time (default 1M)", size)
+    .option("--in-flight <bytes>", "bytes under way at once (default 4M, at most 1G)", upTo(MAX_IN_FLIGHT))
+    .option(
+      "--request-size <bytes>",
+      "largest piece that is read and written at a time (default 1M, at most 64M)",
+      upTo(MAX_REQUEST),
+    )
     .option("--limit-rate <bytes/s>", "read no faster than this, all disks together", size);
 }
 
@@ -88,7 +94,8 @@ export function withDigests(command: Command, otherwise: string): Command {
  * here, before it looks.
  */
 export function fillInDigests(argv: readonly string[]): string[] {
-  const isValue = (text: string | undefined): boolean => text !== undefined && text in DIGEST_ALGORITHMS;
+  const isValue = (text: string | undefined): boolean =>
+    text !== undefined && Object.hasOwn(DIGEST_ALGORITHMS, text);
   return argv.map((arg, i) => (arg === "--digests" && !isValue(argv[i + 1]) ? "--digests=xxh64" : arg));
 }
 
@@ -148,11 +155,23 @@ export function formatOf(path: string, asked: ImageFormat | undefined): ImageFor
   return asked ?? (path.endsWith(".qcow2") ? "qcow2" : "raw");
 }
 
-export function positive(text: string): number {
+const MAX_IN_FLIGHT = 1024 ** 3;
+const MAX_REQUEST = 64 * 1024 ** 2;
+
+function positive(text: string): number {
   const number = Number(text);
   if (!Number.isInteger(number) || number < 1 || number > 64)
     throw new InvalidArgumentError("give a number from 1 to 64");
   return number;
+}
+
+/** A size within reason: each lane owns a buffer. */
+function upTo(most: number): (text: string) => number {
+  return (text) => {
+    const bytes = size(text);
+    if (bytes > most) throw new InvalidArgumentError(`at most ${most} bytes`);
+    return bytes;
+  };
 }
 
 function size(text: string): number {

@@ -8,6 +8,18 @@ export interface OutputOptions {
   readonly verbose: boolean;
 }
 
+/**
+ * A reader that went away (`nbdpull map … | head`) is no reason to leave anything half made: what it would have read is
+ * dropped, and the work goes on.
+ */
+export function surviveClosedPipes(): void {
+  for (const stream of [process.stdout, process.stderr]) {
+    stream.on("error", (error: NodeJS.ErrnoException) => {
+      if (error.code !== "EPIPE") throw error;
+    });
+  }
+}
+
 const PLAIN_LINE_EVERY_MS = 10_000;
 
 /** stdout is the result, stderr is the talk. */
@@ -109,26 +121,35 @@ export function human(bytes: number): string {
 /** The JSON form of an error: stable code, message, and the facts beside it. */
 function describe(error: unknown): Record<string, unknown> {
   if (!(error instanceof Error)) return { code: "E_UNKNOWN", message: String(error) };
-  const { code, details } = error as { code?: unknown; details?: unknown };
+  const {
+    name: _name,
+    stack: _stack,
+    cause: _cause,
+    code,
+    details,
+    ...facts
+  } = error as Error & {
+    readonly code?: unknown;
+    readonly details?: unknown;
+  };
   return {
+    ...facts,
+    ...(typeof details === "object" && details !== null ? details : {}),
     code: typeof code === "string" ? code : "E_FAILED",
     message: messageOf(error),
-    ...(typeof details === "object" && details !== null ? details : {}),
   };
 }
 
 function messageOf(error: unknown): string {
   if (!(error instanceof Error)) return String(error);
-  const { code, path } = error as NodeJS.ErrnoException;
-  if (code === "ENOSPC")
-    return `no space left on the target's file system${atPath(path)}: make room, then run it again`;
-  if (code === "EACCES" || code === "EPERM")
+  const { code } = error as NodeJS.ErrnoException;
+  if (code === "ENOSPC") {
+    return `no space left on the target's file system: make room, then run it again (${error.message})`;
+  }
+  if (code === "EACCES" || code === "EPERM") {
     return `${error.message}: check the permissions, or run it as a user who may`;
+  }
   return error.message;
-}
-
-function atPath(path: string | undefined): string {
-  return path === undefined ? "" : ` (${path})`;
 }
 
 /** The stack and those of all causes. */

@@ -18,7 +18,7 @@ export function run<O, A extends (string | undefined)[]>(
   return async (...all) => {
     const command = all.at(-1) as Command;
     const args = all.slice(0, -2) as A;
-    const options = command.opts<O & TalkOptions & { strict?: true }>();
+    const options = command.opts<O & TalkOptions>();
     const output = new Output({
       json: options.json ?? false,
       quiet: options.quiet ?? false,
@@ -27,7 +27,11 @@ export function run<O, A extends (string | undefined)[]>(
     const interrupted = new AbortController();
     setMaxListeners(0, interrupted.signal);
     const handlers = HANDLED_SIGNALS.map((name) => {
-      const handler = (): void => interrupted.abort(new InterruptedError(name));
+      const handler = (): void => {
+        // Whoever asks twice will not wait for the cleaning up.
+        if (interrupted.signal.aborted) process.exit(exitCodeOf(interrupted.signal.reason));
+        interrupted.abort(new InterruptedError(name));
+      };
       process.on(name, handler);
       return { name, handler };
     });

@@ -1,7 +1,8 @@
 import { readFile } from "node:fs/promises";
+import { addAbortSignal } from "node:stream";
 import { text } from "node:stream/consumers";
 import type { Command } from "commander";
-import { attach, type JobSource, Repository, UsageError, Virsh } from "../../src/backup/index.js";
+import { attach, type JobSource, UsageError, Virsh } from "../../src/backup/index.js";
 import {
   type CopyOptions,
   connectOf,
@@ -24,7 +25,6 @@ interface AttachOptions extends CopyOptions, NetworkOptions {
   readonly checkpoint?: string;
   readonly connect?: string;
   readonly endJob?: true;
-  readonly strict?: true;
 }
 
 export function addAttach(program: Command, run: Run): void {
@@ -43,18 +43,16 @@ export function addAttach(program: Command, run: Run): void {
       "the checkpoint created together with the job: makes the point a base for increments",
     )
     .option("--connect <uri>", "libvirt connection, as virsh -c")
-    .option("--end-job", "end the job after the commit; otherwise it goes on, since somebody else began it")
-    .option("--strict", "exit 5 when there were warnings");
+    .option("--end-job", "end the job after the commit; otherwise it goes on, since somebody else began it");
   withNetwork(withDigests(withCopy(command), "default xxh64")).action(
     run<AttachOptions, [domain: string | undefined]>(async ({ output, signal }, options, domain) => {
       const source = await jobSource(domain, options, signal);
       const progress = output.progress();
       try {
-        const repository = await Repository.openOrCreate(options.to);
         const { signal: _, ...connect } = await connectOf(options, signal);
         const { manifest, folder, seconds, extents, requests, connections, jobEnded } = await attach({
           source,
-          repository,
+          repositoryPath: options.to,
           checkpoint: options.checkpoint,
           endJob: options.endJob ?? false,
           format: options.format ?? "qcow2",
@@ -106,7 +104,7 @@ async function jobSource(
   options: AttachOptions,
   signal: AbortSignal,
 ): Promise<JobSource> {
-  const xml = options.xml === undefined ? undefined : await readXml(options.xml);
+  const xml = options.xml === undefined ? undefined : await readXml(options.xml, signal);
   if (domain !== undefined) {
     if (options.domain !== undefined)
       throw new UsageError("E_DOMAIN", "name the domain once: as argument, or with --domain");
@@ -125,8 +123,8 @@ async function jobSource(
   return { kind: "xml", xml, domain: options.domain };
 }
 
-async function readXml(path: string): Promise<string> {
-  if (path === "-") return await text(process.stdin);
+async function readXml(path: string, signal: AbortSignal): Promise<string> {
+  if (path === "-") return await text(addAbortSignal(signal, process.stdin));
   try {
     return await readFile(path, "utf8");
   } catch (cause) {

@@ -6,7 +6,7 @@ import {
   DamageError,
   type Manifest,
   Repository,
-  restoreDisk,
+  restore,
   type TakenPoint,
   takePoint,
   verifyPoints,
@@ -105,12 +105,11 @@ async function demonstrate(folder: string, signal: AbortSignal): Promise<Proof[]
 
   for (const { point, content } of references) {
     const path = join(folder, `${point.id}.raw`);
-    await restoreDisk({
+    await restore({
       repository,
+      domain: DOMAIN,
       point,
-      diskName: "vda",
-      targetPath: path,
-      format: "raw",
+      targets: [{ disk: "vda", path, format: "raw" }],
       force: false,
       sync: false,
       signal,

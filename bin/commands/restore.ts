@@ -1,13 +1,13 @@
 import { mkdir, stat } from "node:fs/promises";
 import { join } from "node:path";
 import type { Command } from "commander";
-import pLimit from "p-limit";
 import {
   chooseDomain,
   choosePoint,
   type ImageFormat,
   Repository,
-  restoreDisk,
+  refuseInside,
+  restore,
   UsageError,
 } from "../../src/backup/index.js";
 import { type CopyOptions, formatOf, rateLimitOf, windowOf, withCopy } from "../options.js";
@@ -20,8 +20,6 @@ interface RestoreOptions extends CopyOptions {
   readonly to: string;
   readonly force?: true;
 }
-
-const DISKS_AT_ONCE = 2;
 
 export function addRestore(program: Command, run: Run): void {
   const command = program
@@ -47,30 +45,24 @@ export function addRestore(program: Command, run: Run): void {
           options.disk,
           point.id,
         );
-        const targetOf = await targets(options.to, options.disk, options.format);
+        const targetOf = await targets(repository, options.to, options.disk, options.format);
         const progress = output.progress();
         try {
-          const limit = pLimit(DISKS_AT_ONCE);
-          const rateLimit = rateLimitOf(options);
-          const restored = await Promise.all(
-            names.map((diskName) =>
-              limit(() =>
-                restoreDisk({
-                  repository,
-                  point,
-                  diskName,
-                  targetPath: targetOf(diskName),
-                  format: formatOf(targetOf(diskName), options.format),
-                  force: options.force ?? false,
-                  sync: options.fsync,
-                  window: windowOf(options),
-                  rateLimit,
-                  signal,
-                  onProgress: (p) => progress.update(diskName, p.position, p.virtualSize, p.readBytes),
-                }),
-              ),
-            ),
-          );
+          const restored = await restore({
+            repository,
+            domain,
+            point,
+            targets: names.map((disk) => {
+              const target = targetOf(disk);
+              return { disk, path: target, format: formatOf(target, options.format) };
+            }),
+            force: options.force ?? false,
+            sync: options.fsync,
+            window: windowOf(options),
+            rateLimit: rateLimitOf(options),
+            signal,
+            onProgress: (disk, p) => progress.update(disk, p.position, p.virtualSize, p.readBytes),
+          });
           for (const { disk, proven } of restored) {
             if (!proven) output.warn(`${disk}: a layer has no digests, so its data was copied unproven`);
           }
@@ -107,6 +99,7 @@ function chooseDisks(
 
 /** With one `--disk` a file, unless a folder is there already; else a folder that gets one file a disk. */
 async function targets(
+  repository: Repository,
   to: string,
   wanted: readonly string[] | undefined,
   format: ImageFormat | undefined,
@@ -117,6 +110,7 @@ async function targets(
       `${to}: restore writes files; restore to a file, then copy it there with qemu-img convert -n`,
     );
   }
+  await refuseInside(repository, to);
   const found = await stat(to).catch(() => undefined);
   if (found && !found.isDirectory() && !found.isFile()) {
     throw new UsageError(

@@ -60,7 +60,7 @@ async function chainOf(repository: Repository, domain: string, at: string): Prom
   const ids = new Set<string>([point.id]);
   for (const disk of point.disks) {
     try {
-      for (const link of await findChain(repository, point, disk.name)) ids.add(link.point.id);
+      for (const link of await findChain(repository, domain, point, disk.name)) ids.add(link.point.id);
     } catch (error) {
       // A broken chain is for the report to tell.
       if (!(error instanceof DamageError)) throw error;

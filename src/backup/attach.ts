@@ -1,18 +1,20 @@
+import { isDeepStrictEqual } from "node:util";
 import type { NbdAddress } from "../nbd/index.js";
-import { findChain } from "./chain.js";
+import { findChain, openChain } from "./chain.js";
 import { DamageError, PreconditionError, UsageError } from "./errors.js";
 import { parseCheckpoint } from "./libvirt/checkpoint-xml.js";
 import {
+  type BackupJob,
   type BackupServer,
   type ExportedDisk,
   exportedDisks,
   type IncrementalDisk,
   parseBackupJob,
 } from "./libvirt/job-xml.js";
-import { openRunningJob, type RunningJob } from "./libvirt/running-job.js";
+import { openRunningJob } from "./libvirt/running-job.js";
 import { hasCode, type Virsh } from "./libvirt/virsh.js";
 import type { Manifest } from "./manifest.js";
-import type { Repository } from "./repository.js";
+import { Repository } from "./repository.js";
 import { type PointDisk, type TakenPoint, type TakePointOptions, takePoint } from "./take-point.js";
 
 /** Where the job is described: by libvirt, or by an XML document alone. */
@@ -28,7 +30,6 @@ export type JobSource =
 export interface AttachOptions
   extends Pick<
     TakePointOptions,
-    | "repository"
     | "format"
     | "digests"
     | "sync"
@@ -41,6 +42,8 @@ export interface AttachOptions
     | "onWarning"
   > {
   readonly source: JobSource;
+  /** Made if there is nothing, or an empty folder, but only once the job was found. */
+  readonly repositoryPath: string;
   /** The checkpoint that was created together with the job; without it the point is no base for increments. */
   readonly checkpoint?: string | undefined;
   /** End the job after the commit; otherwise it goes on, since somebody else began it. */
@@ -57,7 +60,7 @@ export type AttachResult = TakenPoint & { readonly jobEnded: boolean };
  * @throws as `takePoint` does
  */
 export async function attach(options: AttachOptions): Promise<AttachResult> {
-  const { source, checkpoint } = options;
+  const { source, checkpoint, repositoryPath } = options;
   if (source.kind === "xml" && options.endJob) {
     throw new UsageError(
       "E_END_JOB",
@@ -65,24 +68,38 @@ export async function attach(options: AttachOptions): Promise<AttachResult> {
     );
   }
   const view = source.kind === "xml" ? viewOfXml(source) : await viewOfLibvirt(source);
-  const disks: PointDisk[] = [];
-  const points = await options.repository.points(view.domain.name, ({ message }) =>
-    options.onWarning?.(message),
-  );
-  for (const disk of view.disks) disks.push(await pointDisk(disk, view, points, options.repository));
+  const existing = await Repository.openIfThere(repositoryPath);
+  const disks = await pointDisks(view, existing, options);
   if (checkpoint === undefined) {
     options.onWarning?.("no --checkpoint was given: this point will be no base for increments");
   }
+  const point = checkpoint === undefined ? null : await view.checkpoint(checkpoint);
+  const repository = existing ?? (await Repository.openOrCreate(repositoryPath));
+  const { domain, domainXml, confirm } = view;
   const taken = await takePoint({
     ...options,
-    domain: view.domain,
-    domainXml: view.domainXml,
+    repository,
+    domain,
+    domainXml,
     disks,
-    checkpoint: checkpoint === undefined ? null : await view.checkpoint(checkpoint),
-    confirm: view.confirm,
+    checkpoint: point,
+    confirm,
   });
-  if (options.endJob && source.kind === "libvirt") await source.virsh.abortJob(source.domain);
-  return { ...taken, jobEnded: options.endJob };
+  return { ...taken, jobEnded: options.endJob && (await endJob(source, view, options)) };
+}
+
+/** The point is there by now: whatever happens here is no failure of the backup, and no signal undoes it. */
+async function endJob(source: JobSource, view: JobView, options: AttachOptions): Promise<boolean> {
+  if (source.kind === "xml") return false;
+  const { uuid, name } = view.domain;
+  try {
+    await source.virsh.withSignal(undefined).abortJob(uuid ?? name);
+    return true;
+  } catch (error) {
+    const reason = error instanceof Error ? error.message : String(error);
+    options.onWarning?.(`the point was committed, but the job could not be ended: ${reason}`);
+    return false;
+  }
 }
 
 /** What attaching has to know of a job, wherever it comes from. */
@@ -116,8 +133,18 @@ async function viewOfLibvirt({
   domain,
   xml,
 }: Extract<JobSource, { kind: "libvirt" }>): Promise<JobView> {
-  const running: RunningJob = await openRunningJob({ virsh, domain });
+  const running = await openRunningJob({ virsh, domain });
   const job = xml === undefined ? running.job : parseBackupJob(xml);
+  if (!isDeepStrictEqual(rolesOf(job), rolesOf(running.job))) {
+    const message = `the XML is not of the job that runs on ${running.domain.name}: its disks, modes, bases, exports or bitmaps differ. Only where the server is reached may; take the XML from virsh backup-dumpxml`;
+    throw new PreconditionError("E_XML_DIFFERS", message, { details: { domain: running.domain.name } });
+  }
+  const times = new Map<string, Promise<number | undefined>>();
+  const creationTime = (name: string): Promise<number | undefined> => {
+    const time = times.get(name) ?? creationTimeOf(virsh, running.domain.uuid, name);
+    times.set(name, time);
+    return time;
+  };
   return {
     domain: { name: running.domain.name, uuid: running.domain.uuid },
     domainXml: running.domainXml,
@@ -127,7 +154,7 @@ async function viewOfLibvirt({
       const { creationTime } = await running.checkpoint(name);
       return { name, creationTime };
     },
-    creationTime: (name) => creationTimeOf(virsh, running.domain.uuid, name),
+    creationTime,
     confirm: () => running.assertAlive(),
   };
 }
@@ -147,20 +174,31 @@ function someDisks(disks: readonly ExportedDisk[]): readonly ExportedDisk[] {
   throw new PreconditionError("E_NO_DISKS", "the backup job has no disk that takes part: nothing was stored");
 }
 
-async function pointDisk(
-  disk: ExportedDisk,
+/** Which disk is what, without what differs from one look at the same job to the next. */
+function rolesOf(job: BackupJob): readonly object[] {
+  return exportedDisks(job).map((disk) => ({ ...disk, index: undefined, scratch: undefined }));
+}
+
+async function pointDisks(
   view: JobView,
-  points: readonly Manifest[],
-  repository: Repository,
-): Promise<PointDisk> {
-  const { name } = disk;
-  const address = addressOf(view.server, disk.exportName);
-  if (disk.mode === "incremental") {
-    const parent = await findParent(disk, view, points, repository);
-    return { name, address, increment: { bitmap: disk.bitmap, parent } };
+  repository: Repository | undefined,
+  options: AttachOptions,
+): Promise<PointDisk[]> {
+  const warn = ({ message }: DamageError): void => options.onWarning?.(message);
+  const points = (await repository?.points(view.domain.name, warn)) ?? [];
+  const others = view.disks.some((disk) => disk.mode === "incremental");
+  const disks: PointDisk[] = [];
+  for (const disk of view.disks) {
+    const { name } = disk;
+    const address = addressOf(view.server, disk.exportName);
+    if (disk.mode === "incremental") {
+      const parent = await findParent(disk, view, points, repository);
+      disks.push({ name, address, increment: { bitmap: disk.bitmap, parent } });
+    } else {
+      disks.push({ name, address, reason: others ? "the job backs this disk up in full" : undefined });
+    }
   }
-  const others = view.disks.some((other) => other.mode === "incremental");
-  return { name, address, reason: others ? "the job backs this disk up in full" : undefined };
+  return disks;
 }
 
 /**
@@ -174,7 +212,7 @@ async function findParent(
   disk: IncrementalDisk,
   view: JobView,
   points: readonly Manifest[],
-  repository: Repository,
+  repository: Repository | undefined,
 ): Promise<Manifest> {
   const base = disk.incremental;
   const remedy = `begin the job with backupmode='full' for ${disk.name}, or attach to the repository that has that point`;
@@ -183,38 +221,50 @@ async function findParent(
       cause,
       details: { disk: disk.name, checkpoint: base },
     });
-  const parent = points.findLast(
+  const named = points.filter(
     (point) => point.checkpoint?.name === base && point.disks.some(({ name }) => name === disk.name),
   );
-  if (!parent) {
+  const ofDomain = named.filter(({ domain }) => isSame(domain.uuid, view.domain.uuid));
+  const created = await view.creationTime(base);
+  const parent = ofDomain.findLast(({ checkpoint }) => isSame(checkpoint?.creationTime, created));
+  if (repository && parent) {
+    await proveChain(repository, view.domain.name, parent, disk.name).catch((error: unknown) => {
+      if (!(error instanceof DamageError)) throw error;
+      const what = `an increment on ${parent.id} could not be restored: ${error.message}`;
+      throw refuse("E_BROKEN_CHAIN", what, error);
+    });
+    return parent;
+  }
+  if (ofDomain.length > 0) {
+    const what = `checkpoint ${base} was made anew since the repository's point of it was taken`;
+    throw refuse("E_OTHER_CHECKPOINT", `${what}${created === undefined ? "" : ` (at ${asTime(created)})`}`);
+  }
+  if (named.length > 0) {
     throw refuse(
-      "E_NO_PARENT",
-      `the job counts its changes from checkpoint ${base}, of which the repository has no point`,
+      "E_OTHER_DOMAIN",
+      `the point of checkpoint ${base} is of another domain of this name, by its UUID`,
     );
   }
-  const { uuid } = parent.domain;
-  if (uuid !== null && view.domain.uuid !== null && uuid !== view.domain.uuid) {
-    throw refuse("E_OTHER_DOMAIN", `point ${parent.id} is of another domain of this name (UUID ${uuid})`);
-  }
-  const known = parent.checkpoint?.creationTime ?? undefined;
-  const now = await view.creationTime(base);
-  if (known !== undefined && now !== undefined && known !== now) {
-    throw refuse(
-      "E_OTHER_CHECKPOINT",
-      `checkpoint ${base} was made anew since point ${parent.id} was taken (created ${asTime(now)}, not ${asTime(known)})`,
-    );
-  }
-  try {
-    await findChain(repository, parent, disk.name);
-  } catch (error) {
-    if (!(error instanceof DamageError)) throw error;
-    throw refuse(
-      "E_BROKEN_CHAIN",
-      `an increment on ${parent.id} could not be restored: ${error.message}`,
-      error,
-    );
-  }
-  return parent;
+  throw refuse(
+    "E_NO_PARENT",
+    `the job counts its changes from checkpoint ${base}, of which the repository has no point`,
+  );
+}
+
+/** Unknown is never different. */
+function isSame<T>(one: T | null | undefined, other: T | null | undefined): boolean {
+  return (one ?? other) === (other ?? one);
+}
+
+/** Opens all that an increment would be based on: headers, sizes and digest files, not the data. */
+async function proveChain(
+  repository: Repository,
+  domain: string,
+  point: Manifest,
+  disk: string,
+): Promise<void> {
+  const layers = await openChain(repository, domain, await findChain(repository, domain, point, disk));
+  for (const layer of layers) await layer.close();
 }
 
 function asTime(seconds: number): string {
@@ -222,7 +272,9 @@ function asTime(seconds: number): string {
 }
 
 function addressOf(server: BackupServer, exportName: string): NbdAddress {
-  if (server.transport === "unix") return { transport: { kind: "unix", path: server.socket }, exportName };
-  const { host, port, tls } = server;
-  return { transport: { kind: "tcp", host, port }, exportName, ...(tls ? { tls: {} } : {}) };
+  const transport: NbdAddress["transport"] =
+    server.transport === "unix"
+      ? { kind: "unix", path: server.socket }
+      : { kind: "tcp", host: server.host, port: server.port };
+  return { transport, exportName, ...(server.tls ? { tls: {} } : {}) };
 }

@@ -1,5 +1,6 @@
 import { DamageError, PreconditionError, UsageError } from "./errors.js";
-import { damage, Layer } from "./layer.js";
+import { exists } from "./files.js";
+import { Layer } from "./layer.js";
 import { type DiskManifest, isPointId, type Manifest, timeOfPointId } from "./manifest.js";
 import type { Repository } from "./repository.js";
 
@@ -11,53 +12,64 @@ export interface Link {
 
 /**
  * The layers that make up a disk at a point, from that point down to the full copy that carries it. Only manifests
- * are followed: never a file's time, nor the backing name inside an image.
+ * are followed: never a file's time, nor the backing name inside an image. Parents are older than what is based on
+ * them, so a chain cannot run in a loop.
  *
- * @throws {DamageError} a point of the chain is missing or unreadable, has not that disk, or the chain runs in a loop
+ * @param domain by its folder in the repository
+ * @throws {DamageError} a point of the chain is missing or unreadable, or has not that disk
  */
-export async function findChain(repository: Repository, point: Manifest, diskName: string): Promise<Link[]> {
-  const domain = point.domain.name;
-  const links: Link[] = [];
-  const seen = new Set<string>();
-  for (let at = point; ; ) {
-    const disk = at.disks.find((candidate) => candidate.name === diskName);
-    if (!disk) throw broken(`point ${at.id} of ${domain} has no disk ${diskName}`, at.id, diskName);
-    links.push({ point: at, disk });
-    seen.add(at.id);
-    if (disk.parent === null) return links;
-    if (seen.has(disk.parent))
-      throw broken(`the chain of ${diskName} comes back to ${disk.parent}`, at.id, diskName);
-    at = await readParent(repository, domain, at.id, disk, disk.parent);
-  }
-}
-
-async function readParent(
+export async function findChain(
   repository: Repository,
   domain: string,
-  child: string,
-  disk: DiskManifest,
-  parent: string,
-): Promise<Manifest> {
-  const ids = await repository.pointIds(domain);
-  if (ids.includes(parent)) return await repository.point(domain, parent);
-  const what = `point ${child} of ${domain} needs point ${parent} for disk ${disk.name}, which is missing: bring its folder back, or restore a point that does not depend on it`;
-  throw broken(what, child, disk.name);
+  point: Manifest,
+  diskName: string,
+): Promise<Link[]> {
+  const links = [linkOf(domain, point, diskName)];
+  for (let link = links[0]; link && link.disk.parent !== null; ) {
+    link = await findParentLink(repository, domain, link);
+    links.push(link);
+  }
+  return links;
+}
+
+/**
+ * One step down the chain.
+ * @throws {DamageError} the parent is missing or unreadable, or has not that disk
+ */
+export async function findParentLink(repository: Repository, domain: string, child: Link): Promise<Link> {
+  const { point, disk } = child;
+  const parent = disk.parent ?? "";
+  if (!(await exists(repository.pointFolder(domain, parent)))) {
+    const what = `point ${point.id} of ${domain} needs point ${parent} for disk ${disk.name}, which is missing: bring its folder back, or restore a point that does not depend on it`;
+    throw broken(what, point.id, disk.name);
+  }
+  return linkOf(domain, await repository.point(domain, parent), disk.name);
+}
+
+function linkOf(domain: string, point: Manifest, diskName: string): Link {
+  const disk = point.disks.find((candidate) => candidate.name === diskName);
+  if (!disk) throw broken(`point ${point.id} of ${domain} has no disk ${diskName}`, point.id, diskName);
+  return { point, disk };
 }
 
 function broken(message: string, point: string, disk: string): DamageError {
   return new DamageError("E_CHAIN", message, { details: { point, disk } });
 }
 
-/** Opens every layer of a chain, top first; if one fails to open, none stays open. */
-export async function openChain(repository: Repository, links: readonly Link[]): Promise<Layer[]> {
+/**
+ * Opens every layer of a chain, top first; if one fails to open, none stays open.
+ * @throws {DamageError} a file is missing or does not fit its manifest
+ */
+export async function openChain(
+  repository: Repository,
+  domain: string,
+  links: readonly Link[],
+): Promise<Layer[]> {
   const layers: Layer[] = [];
   try {
     for (const { point, disk } of links) {
-      layers.push(await Layer.open(repository.pointFolder(point.domain.name, point.id), point.id, disk));
+      layers.push(await Layer.open(repository.pointFolder(domain, point.id), point.id, disk));
     }
-    const base = layers.at(-1);
-    if (base && !base.complete)
-      throw damage(base.pointId, base.disk, "its chain does not end in a full copy");
     return layers;
   } catch (error) {
     for (const layer of layers) await layer.close();
@@ -87,12 +99,17 @@ export async function choosePoint(repository: Repository, domain: string, at: st
   );
 }
 
+/** Without a zone it is local time; Date.parse alone would take nearly anything. */
+const ISO_TIME = /^\d{4}-\d\d-\d\d(T\d\d:\d\d(:\d\d(\.\d{1,3})?)?(Z|[+-]\d\d:\d\d)?)?$/;
+
 function chooseId(ids: readonly string[], at: string): string | undefined {
   if (at === "latest") return ids.at(-1);
   if (isPointId(at)) return ids.find((id) => id === at);
-  const time = Date.parse(at);
+  // Date.parse would take a date alone for midnight in Greenwich.
+  const text = at.includes("T") ? at : `${at}T00:00`;
+  const time = ISO_TIME.test(at) ? Date.parse(text) : Number.NaN;
   if (Number.isNaN(time)) {
-    const message = `"${at}" is neither a point's id, nor a time such as 2026-11-20T11:32, nor latest`;
+    const message = `"${at}" is neither a point's id, nor a time such as 2026-11-20T11:32 or 2026-11-20T11:32:05Z, nor latest`;
     throw new UsageError("E_BAD_POINT", message);
   }
   return ids.findLast((id) => timeOfPointId(id) <= time);

@@ -17,19 +17,39 @@ export class BackupError extends Error {
     this.code = code;
     this.details = options.details ?? {};
   }
+
+  /** The same error with another message and more facts; this one is its cause. */
+  of(message: string, details: Record<string, unknown>): BackupError {
+    return new BackupError(this.code, message, { cause: this, details: { ...this.details, ...details } });
+  }
 }
 
 /** What is stored is not what was written, or does not match: exit code 3. */
 export class DamageError extends BackupError {
   override readonly name = "DamageError";
+
+  override of(message: string, details: Record<string, unknown>): DamageError {
+    return new DamageError(this.code, message, { cause: this, details: { ...this.details, ...details } });
+  }
 }
 
 /** The world isn't ready for this (no such bitmap, no parent, no job): exit code 4, with what to do. */
 export class PreconditionError extends BackupError {
   override readonly name = "PreconditionError";
+
+  override of(message: string, details: Record<string, unknown>): PreconditionError {
+    return new PreconditionError(this.code, message, {
+      cause: this,
+      details: { ...this.details, ...details },
+    });
+  }
 }
 
 /** The caller asked for something that makes no sense: exit code 2. */
 export class UsageError extends BackupError {
   override readonly name = "UsageError";
+
+  override of(message: string, details: Record<string, unknown>): UsageError {
+    return new UsageError(this.code, message, { cause: this, details: { ...this.details, ...details } });
+  }
 }

@@ -18,6 +18,3 @@ export interface Extent {
   readonly length: number;
   readonly state: ExtentState;
 }
-
-/** Lists of extents here are sorted by offset and never overlap; who needs them gapless says so. */
-export type ExtentStream = AsyncIterable<Extent>;

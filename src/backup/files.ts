@@ -1,6 +1,7 @@
 import { createHash } from "node:crypto";
 import { createReadStream } from "node:fs";
-import { open, stat } from "node:fs/promises";
+import { lstat, mkdir, open } from "node:fs/promises";
+import { dirname, resolve } from "node:path";
 import { pipeline } from "node:stream/promises";
 
 /** Makes the names in a folder durable. */
@@ -13,9 +14,20 @@ export async function syncFolder(path: string): Promise<void> {
   }
 }
 
-/** True where something exists at `path`, of whatever kind. */
+/** Makes a folder and those above it that are missing; their names are durable when this returns. */
+export async function makeFolders(path: string): Promise<void> {
+  const first = await mkdir(path, { recursive: true });
+  if (first === undefined) return;
+  const top = dirname(resolve(first));
+  for (let folder = dirname(resolve(path)); ; folder = dirname(folder)) {
+    await syncFolder(folder);
+    if (folder === top) return;
+  }
+}
+
+/** True where something is at `path`, of whatever kind. */
 export async function exists(path: string): Promise<boolean> {
-  return await stat(path).then(
+  return await lstat(path).then(
     () => true,
     (error: unknown) => {
       if (isMissing(error)) return false;

@@ -5,14 +5,13 @@ export { DIGEST_ALGORITHMS, type DigestAlgorithm, parseDigestAlgorithm } from ".
 export { BackupError, DamageError, PreconditionError, UsageError } from "./errors.js";
 export { ALLOCATION_CONTEXT, dirtyContext, exportExtents } from "./export-extents.js";
 export type { Extent, ExtentState } from "./extent.js";
+export type { ImageFormat } from "./image/create.js";
 export { Virsh, type VirshOptions } from "./libvirt/virsh.js";
 export { type DiskManifest, type Manifest, parseManifest } from "./manifest.js";
 export { openExport } from "./open-export.js";
-export { refuseExisting } from "./publish.js";
 export { type PullFileOptions, pullFile } from "./pull-file.js";
 export {
   DEFAULT_WINDOW,
-  type ImageFormat,
   type PullImageOptions,
   type PullProgress,
   type PullResult,
@@ -21,7 +20,13 @@ export {
 } from "./pull-image.js";
 export { RateLimit } from "./rate-limit.js";
 export { type PendingPoint, Repository } from "./repository.js";
-export { type RestoreOptions, type RestoreResult, restoreDisk } from "./restore.js";
+export {
+  type RestoredDisk,
+  type RestoreOptions,
+  type RestoreTarget,
+  refuseInside,
+  restore,
+} from "./restore.js";
 export { type PointDisk, type TakenPoint, type TakePointOptions, takePoint } from "./take-point.js";
 export {
   type DiskReport,

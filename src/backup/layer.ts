@@ -54,7 +54,11 @@ export class Layer implements AsyncDisposable {
    */
   static async open(folder: string, pointId: string, disk: DiskManifest): Promise<Layer> {
     const geometry = { virtualSize: disk.virtualSize, clusterSize: disk.clusterSize };
-    const image = await openImage(folder, pointId, disk, geometry);
+    const image = await openImage(folder, pointId, disk, geometry).catch((error: unknown) => {
+      // We wrote it, so whatever it seems to use that we can't read is a flipped bit.
+      if (hasCode(error, "E_QCOW2_UNSUPPORTED")) throw damage(pointId, disk, error.message);
+      throw error;
+    });
     let digestFile: DigestFileReader | undefined;
     try {
       checkGeometry(image.geometry, geometry, pointId, disk);
@@ -113,7 +117,13 @@ export class Layer implements AsyncDisposable {
     const length = Math.min(end * clusterSize, virtualSize) - start;
     const whole = offset === start && target.length === length;
     const slots = whole ? target : Buffer.allocUnsafe(length);
-    await this.#image.readHost(run.hostOffset + (first - run.cluster) * clusterSize, slots);
+    try {
+      await this.#image.readHost(run.hostOffset + (first - run.cluster) * clusterSize, slots);
+    } catch (error) {
+      if (!isUnreadable(error)) throw error;
+      onDamage({ message: `the file system cannot read it: ${error.message}`, guestOffset: offset });
+      return;
+    }
     if (run.digests && this.#digester) this.#compare(run, first, end - first, slots, onDamage);
     if (!whole) slots.copy(target, 0, offset - start, offset - start + target.length);
   }
@@ -122,10 +132,16 @@ export class Layer implements AsyncDisposable {
    * Looks at a stretch that should read as zeroes. In a qcow2 image its table says so, and was compared; in a raw
    * file only the bytes themselves can tell.
    */
-  async expectZeroes(offset: number, length: number, onDamage: OnDamage): Promise<void> {
+  async expectZeroes(
+    offset: number,
+    length: number,
+    onDamage: OnDamage,
+    signal?: AbortSignal,
+  ): Promise<void> {
     if (this.disk.format !== "raw") return;
     const end = Math.min(offset + length, this.geometry.virtualSize);
     for (let at = offset; at < end; at += ZEROES.length) {
+      signal?.throwIfAborted();
       const bytes = Buffer.allocUnsafe(Math.min(ZEROES.length, end - at));
       await this.#image.readHost(at, bytes);
       if (!bytes.equals(ZEROES.subarray(0, bytes.length))) {
@@ -298,6 +314,15 @@ function checkGeometry(found: Geometry, expected: Geometry, pointId: string, dis
   }
   if (expected.clusterSize % SUBCLUSTERS !== 0)
     throw damage(pointId, disk, "its cluster size makes no sense");
+}
+
+/** What a failing medium says. */
+export function isUnreadable(error: unknown): error is Error {
+  return ["EIO", "EUCLEAN", "EBADMSG"].some((code) => hasCode(error, code));
+}
+
+function hasCode(error: unknown, code: string): error is Error {
+  return error instanceof Error && (error as NodeJS.ErrnoException).code === code;
 }
 
 /** Never follows a link: a point's files lie in its folder. */

@@ -12,6 +12,9 @@ const DISK_NAME = /^[A-Za-z0-9_-]{1,64}$/;
 const FILE_NAME = /^[^/\\\0.][^/\\\0]*$/;
 
 const bytes = z.number().int().nonnegative().max(Number.MAX_SAFE_INTEGER);
+const clusterSize = bytes.refine((size) => size >= 16_384 && size <= 2_097_152 && (size & (size - 1)) === 0, {
+  error: "is not a power of two from 16 KiB to 2 MiB",
+});
 const pointId = z.string().regex(POINT_ID, "is not the id of a point");
 const fileName = z.string().max(255).regex(FILE_NAME, "is not a plain file name");
 const sha256 = z.string().regex(/^[0-9a-f]{64}$/);
@@ -29,7 +32,7 @@ const disk = z
     parent: pointId.nullable(),
     /** Bytes that the guest sees; the image's own size is rounded up to 512. */
     virtualSize: bytes,
-    clusterSize: bytes,
+    clusterSize,
     dirtyBytes: bytes,
     dataBytes: bytes,
     zeroBytes: bytes,
@@ -42,22 +45,35 @@ const disk = z
   })
   .refine((d) => (d.mode === "incremental") === (d.parent !== null), {
     error: "an incremental disk has a parent, a full one has none",
+  })
+  .refine((d) => (d.format === "raw" && d.mode === "incremental") === (d.map !== null), {
+    error: "a raw increment has a map, nothing else has one",
   });
 
-const manifest = z.object({
-  format: z.literal("nbdpull-point"),
-  version: z.literal(MANIFEST_VERSION),
-  id: pointId,
-  domain: z.object({ name: z.string().min(1), uuid: z.string().nullable() }),
-  level: z.enum(["full", "incremental"]),
-  /** libvirt's checkpoint of the same moment: what the next increment names as its base. */
-  checkpoint: z
-    .strictObject({ name: z.string().min(1), creationTime: z.number().int().nullable() })
-    .nullable(),
-  createdAt: z.iso.datetime(),
-  tool: z.string(),
-  disks: z.array(disk).min(1),
-});
+const manifest = z
+  .object({
+    format: z.literal("nbdpull-point"),
+    version: z.literal(MANIFEST_VERSION),
+    id: pointId,
+    domain: z.object({ name: z.string().min(1), uuid: z.string().nullable() }),
+    level: z.enum(["full", "incremental"]),
+    /** libvirt's checkpoint of the same moment: what the next increment names as its base. */
+    checkpoint: z
+      .strictObject({ name: z.string().min(1), creationTime: z.number().int().nullable() })
+      .nullable(),
+    createdAt: z.iso.datetime(),
+    tool: z.string(),
+    disks: z.array(disk).min(1),
+  })
+  .refine(({ disks }) => new Set(disks.map(({ name }) => name)).size === disks.length, {
+    error: "a disk is named twice",
+  })
+  .refine(({ level, disks }) => (level === "full") === disks.every(({ mode }) => mode === "full"), {
+    error: "its level does not fit its disks",
+  })
+  .refine(({ id, disks }) => disks.every(({ parent }) => parent === null || parent < id), {
+    error: "a parent is older than what is based on it",
+  });
 
 /** One restore point, as `point.json` holds it. Sizes in bytes. */
 export type Manifest = Readonly<z.infer<typeof manifest>>;
@@ -109,6 +125,10 @@ export function isDiskName(text: string): boolean {
   return DISK_NAME.test(text);
 }
 
+/** A real moment in the form of an id. */
 export function isPointId(text: string): boolean {
-  return POINT_ID.test(text);
+  if (!POINT_ID.test(text)) return false;
+  const time = new Date(timeOfPointId(text));
+  // The 31st of February would be taken for a day in March.
+  return !Number.isNaN(time.getTime()) && pointIdAt(time) === text;
 }

@@ -27,7 +27,8 @@ export class NewFiles implements AsyncDisposable {
   async close(): Promise<void> {
     const open = this.#open;
     this.#open = [];
-    for (const file of open) await file.close();
+    const closed = await Promise.allSettled(open.map((file) => file.close()));
+    for (const outcome of closed) if (outcome.status === "rejected") throw outcome.reason;
   }
 
   /** From here on nothing is unlinked. */

@@ -106,18 +106,23 @@ function* runPieces(layer: Layer, run: LayerRun): Generator<Piece> {
   }
 }
 
+/** A piece of data that the walk has shown, and how much of it was not read yet. */
+interface SeenPiece {
+  readonly piece: Piece;
+  unread: number;
+}
+
 /**
- * Reads what `seenThrough` has shown. The walk notes where data lies, and reads find it there: so reads must come in
- * the order of the walk, each byte once, though many may be under way at once. What lies behind all of them is
- * forgotten.
+ * Reads what `seenThrough` has shown. The walk notes where data lies, and reads find it there; so a read may only
+ * ask for what the walk has passed, and every byte of data is read exactly once. In which order does not matter: a
+ * piece is forgotten when all of it was read.
  */
 export class ChainSource {
   readonly geometry: Geometry;
   readonly #layers: readonly Layer[];
   readonly #damageOf: DamageOf;
-  readonly #underWay = new Set<{ readonly offset: number }>();
-  #seen: Piece[] = [];
-  #lastStarted = 0;
+  #seen: SeenPiece[] = [];
+  #walked = 0;
 
   constructor(layers: readonly Layer[], geometry: Geometry, damageOf: DamageOf) {
     this.#layers = layers;
@@ -129,40 +134,46 @@ export class ChainSource {
   async *extents(): AsyncGenerator<Piece> {
     for await (const piece of seenThrough(this.#layers, this.geometry.virtualSize, this.#damageOf)) {
       if (piece.state === "clean") throw new RangeError("the last layer of a chain has to be complete");
-      if (piece.state === "data") this.#seen.push(piece);
+      if (piece.state === "data") this.#seen.push({ piece, unread: piece.length });
+      this.#walked = piece.offset + piece.length;
       yield piece;
     }
   }
 
   async read(offset: number, target: Uint8Array): Promise<void> {
-    const reading = { offset };
-    this.#underWay.add(reading);
-    this.#lastStarted = Math.max(this.#lastStarted, offset);
-    const bytes = Buffer.from(target.buffer, target.byteOffset, target.length);
     const end = offset + target.length;
+    if (end > this.#walked) throw new RangeError(`the walk has not come to byte ${end} yet`);
+    const bytes = Buffer.from(target.buffer, target.byteOffset, target.length);
     let done = offset;
-    for (const piece of this.#piecesIn(offset, end)) {
+    for (const { piece, start, stop } of this.#take(offset, end)) {
       if (!piece.from) continue;
-      const start = Math.max(piece.offset, offset);
-      const stop = Math.min(piece.offset + piece.length, end);
-      bytes.fill(0, done - offset, start - offset);
       const { layer, run } = piece.from;
+      bytes.fill(0, done - offset, start - offset);
       await layer.read(run, start, bytes.subarray(start - offset, stop - offset), this.#damageOf(layer));
       done = stop;
     }
     bytes.fill(0, done - offset);
-    this.#underWay.delete(reading);
-    this.#forget();
   }
 
-  #piecesIn(offset: number, end: number): Piece[] {
-    return this.#seen.filter((piece) => piece.offset < end && piece.offset + piece.length > offset);
+  /** @throws {RangeError} some data was never read */
+  assertAllRead(): void {
+    const [first] = this.#seen;
+    if (first) throw new RangeError(`the data at byte ${first.piece.offset} was never read`);
   }
 
-  #forget(): void {
-    let oldest = this.#lastStarted;
-    for (const { offset } of this.#underWay) oldest = Math.min(oldest, offset);
-    const keep = this.#seen.findIndex((piece) => piece.offset + piece.length > oldest);
-    this.#seen = keep < 0 ? [] : this.#seen.slice(keep);
+  /** The pieces of data in a range, which count as read from here on. */
+  #take(offset: number, end: number): { piece: Piece; start: number; stop: number }[] {
+    const taken: { piece: Piece; start: number; stop: number }[] = [];
+    for (const seen of this.#seen) {
+      const { piece } = seen;
+      const start = Math.max(piece.offset, offset);
+      const stop = Math.min(piece.offset + piece.length, end);
+      if (start >= stop) continue;
+      seen.unread -= stop - start;
+      if (seen.unread < 0) throw new RangeError(`the data at byte ${start} was read twice`);
+      taken.push({ piece, start, stop });
+    }
+    this.#seen = this.#seen.filter(({ unread }) => unread > 0);
+    return taken;
   }
 }

@@ -1,8 +1,9 @@
-import { stat } from "node:fs/promises";
-import { dirname, relative, resolve } from "node:path";
+import { realpath } from "node:fs/promises";
+import { basename, dirname, join, relative } from "node:path";
 import { PreconditionError, UsageError } from "./errors.js";
-import { publish, refuseExisting, temporaryPathFor } from "./publish.js";
-import { type ImageFormat, type PullImageOptions, type PullResult, pullImage } from "./pull-image.js";
+import type { ImageFormat } from "./image/create.js";
+import { publish, refuseTarget, temporaryPathFor } from "./publish.js";
+import { type PullImageOptions, type PullResult, pullImage } from "./pull-image.js";
 
 export type PullFileOptions = Omit<PullImageOptions, "imagePath" | "mapPath" | "backing" | "digests"> & {
   readonly imagePath: string;
@@ -34,7 +35,8 @@ export async function pullFile(options: PullFileOptions): Promise<PullResult> {
   const hasMap = format === "raw" && bitmap !== undefined;
   // The image comes last: it is never there without what describes it.
   const files = [...(hasMap ? [map] : []), ...(digests ? [digestFile] : []), image];
-  for (const { final } of files) await refuseExisting(final, force);
+  for (const { final } of files) await refuseTarget(final, force);
+  const stale = force ? [map.final, digestFile.final] : [];
 
   return await pullImage({
     ...rest,
@@ -44,18 +46,25 @@ export async function pullFile(options: PullFileOptions): Promise<PullResult> {
     backing: backing && { name: await backingName(imagePath, backing.path), format: backing.format },
     mapPath: hasMap ? map.temporary : undefined,
     digests: digests && { path: digestFile.temporary, algorithm: digests },
-    publish: () => publish(files, { sync: options.sync, force }),
+    publish: () => publish(files, { sync: options.sync, force, stale }),
   });
 }
 
-/** Relative to the folder of the image, so that both can be moved together. */
+/**
+ * Relative to the folder that the image really is in, so that both can be moved together.
+ * @throws {PreconditionError} it is not there
+ * @throws {UsageError} it is the image itself
+ */
 async function backingName(imagePath: string, backingPath: string): Promise<string> {
-  const found = await stat(backingPath).catch(() => undefined);
-  if (!found) {
+  const backing = await realpath(backingPath).catch((cause: unknown) => {
     const message = `the backing image ${backingPath} is not there: name the image that this increment is based on`;
-    throw new PreconditionError("E_NO_BACKING", message, { details: { path: backingPath } });
+    throw new PreconditionError("E_NO_BACKING", message, { cause, details: { path: backingPath } });
+  });
+  const folder = await realpath(dirname(imagePath));
+  if (backing === join(folder, basename(imagePath))) {
+    throw new UsageError("E_BACKING", `${imagePath} cannot be its own backing file: name another image`);
   }
-  const name = relative(dirname(resolve(imagePath)), resolve(backingPath));
+  const name = relative(folder, backing);
   // "nbd:x" as a file name would be taken for a protocol.
   return name.includes(":") ? `./${name}` : name;
 }

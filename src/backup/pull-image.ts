@@ -2,16 +2,14 @@ import type { NbdClient } from "../nbd/index.js";
 import { createDigester, type DigestAlgorithm } from "./digest.js";
 import { DigestFileWriter } from "./digest-file.js";
 import { exportExtents } from "./export-extents.js";
-import type { Geometry, ImageWriter } from "./image/image.js";
-import { type Backing, Qcow2Writer } from "./image/qcow2-writer.js";
-import { RawWriter } from "./image/raw-writer.js";
+import { createImage, type ImageFormat } from "./image/create.js";
+import type { Geometry } from "./image/image.js";
+import type { Backing } from "./image/qcow2-writer.js";
 import { NewFiles } from "./new-files.js";
 import { readerOf } from "./open-export.js";
 import { GranularityError, type PlanTotals, plan } from "./plan.js";
 import { type PullOptions, pull } from "./pull.js";
 import type { RateLimit } from "./rate-limit.js";
-
-export type ImageFormat = "qcow2" | "raw";
 
 /** How much is under way at once; bytes. */
 export interface Window {
@@ -19,6 +17,11 @@ export interface Window {
   readonly requestSize: number;
   /** Of all lanes together. */
   readonly inFlight: number;
+}
+
+/** How many lanes a window has room for. */
+export function lanesOf(window: Window, segmentBytes: number): number {
+  return Math.max(1, Math.floor(window.inFlight / segmentBytes));
 }
 
 /** Measured: 1 MiB requests, four at a time, are within noise of the best on a unix socket (docs/performance.md). */
@@ -108,7 +111,7 @@ async function pullWithClusters(options: PullImageOptions, clusterSize: number):
   const segmentBytes = Math.max(window.requestSize, clusterSize);
 
   await using files = new NewFiles();
-  const writer = files.add(options.imagePath, await createWriter(options, geometry));
+  const writer = files.add(options.imagePath, await createImage(options.imagePath, { ...options, geometry }));
   if (options.mapPath !== undefined) files.expect(options.mapPath);
   const digests = options.digests && (await createDigests(options.digests, files, geometry, complete));
 
@@ -120,7 +123,7 @@ async function pullWithClusters(options: PullImageOptions, clusterSize: number):
     writer,
     complete,
     digests,
-    lanes: Math.max(1, Math.floor(window.inFlight / segmentBytes)),
+    lanes: lanesOf(window, segmentBytes),
     segmentBytes,
     rateLimit: options.rateLimit,
     signal,
@@ -151,17 +154,6 @@ async function pullWithClusters(options: PullImageOptions, clusterSize: number):
     seconds: (performance.now() - started) / 1000,
     digestsSha256,
   };
-}
-
-async function createWriter(options: PullImageOptions, geometry: Geometry): Promise<ImageWriter> {
-  switch (options.format) {
-    case "qcow2":
-      return await Qcow2Writer.create(options.imagePath, { geometry, backing: options.backing });
-    case "raw":
-      return await RawWriter.create(options.imagePath, { geometry, mapPath: options.mapPath });
-    default:
-      return options.format satisfies never;
-  }
 }
 
 async function createDigests(

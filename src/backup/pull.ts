@@ -66,12 +66,24 @@ export async function pull(options: PullOptions): Promise<void> {
     }
   });
 
+  let planError: unknown;
+  /** A plan that fails ends the lanes, but not what they are reading: the connection stays good for another plan. */
+  async function takeSegment(): Promise<Segment | undefined> {
+    await inOrder.room();
+    try {
+      const next = await segments.next();
+      return next.done ? undefined : next.value;
+    } catch (error) {
+      planError ??= error;
+      return undefined;
+    }
+  }
+
   async function lane(): Promise<void> {
     // Owned by this lane: the source fills it, the writer borrows it until its promise settles.
     const buffer = Buffer.allocUnsafeSlow(Math.max(options.segmentBytes, geometry.clusterSize));
-    for (let next = await segments.next(); !next.done; next = await segments.next()) {
+    for (let segment = await takeSegment(); segment; segment = await takeSegment()) {
       signal.throwIfAborted();
-      const segment = next.value;
       await options.rateLimit?.take(segment.clusters * geometry.clusterSize, signal);
 
       const reads = readsOf(segment, buffer, geometry);
@@ -97,10 +109,14 @@ export async function pull(options: PullOptions): Promise<void> {
     const none = digests === undefined || run.kind === "zero" || bytes.length === 0;
     return { run, digests: none ? NO_DIGESTS : digestsOf(digests.digester, run, bytes, geometry) };
   };
-  const stopOthers = (error: unknown): void => stop.abort(error);
+  const stopOthers = (error: unknown): void => {
+    stop.abort(error);
+    inOrder.giveUp();
+  };
   await Promise.all(Array.from({ length: options.lanes }, () => lane().catch(stopOthers)));
   await segments.return?.();
   signal.throwIfAborted();
+  if (planError !== undefined) throw planError;
 }
 
 /** A run as it ended up, with its digests. */

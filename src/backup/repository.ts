@@ -1,10 +1,11 @@
 import { randomUUID } from "node:crypto";
-import { mkdir, readdir, readFile, rename, rm, writeFile } from "node:fs/promises";
+import { link, mkdir, readdir, readFile, rename, rm, rmdir, unlink, writeFile } from "node:fs/promises";
 import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import { lock } from "proper-lockfile";
 import { z } from "zod";
 import { BackupError, DamageError, PreconditionError, UsageError } from "./errors.js";
-import { isMissing, syncFolder } from "./files.js";
+import { isMissing, makeFolders, syncFolder } from "./files.js";
 import {
   formatManifest,
   isPointId,
@@ -17,7 +18,15 @@ import {
 const MARKER = "nbdpull.json";
 const MANIFEST = "point.json";
 const PARTIAL = ".partial";
+const DEAD = ".dead-";
+/** File systems make this one by themselves. */
+const LOST_AND_FOUND = "lost+found";
+/** A dead process loses its lock after this long; who comes while it is held waits a little longer. */
 const LOCK_STALE_MS = 10_000;
+const LOCK_WAIT_MS = 13_000;
+const LOCK_RETRY_MS = 500;
+/** Leaves room for suffixes in a name of 255 bytes. */
+const MAX_DOMAIN_BYTES = 200;
 
 const marker = z.object({
   format: z.literal("nbdpull-repository"),
@@ -30,6 +39,8 @@ export interface PendingPoint {
   readonly id: string;
   /** Where its files are created. */
   readonly folder: string;
+  /** Aborted when the domain's lock was lost: nothing can be committed any more. */
+  readonly signal: AbortSignal;
   /** Set when the clock stood before the newest point. */
   readonly clockWarning: string | undefined;
   /**
@@ -41,7 +52,9 @@ export interface PendingPoint {
 
 /**
  * The folder that points are kept in, as docs/repository-format.md describes it. Reading needs no lock: a point
- * exists when its folder has its final name, and is never changed afterwards.
+ * exists when its folder has its final name, and is never changed afterwards. Links are not followed.
+ *
+ * A domain is known by the name of its folder here, whatever the manifests in it say: a folder may be copied.
  */
 export class Repository {
   readonly path: string;
@@ -57,66 +70,58 @@ export class Repository {
    * @throws {DamageError} its marker file cannot be read
    */
   static async open(path: string): Promise<Repository> {
+    const repository = await Repository.openIfThere(path);
+    if (repository) return repository;
+    const message = `there is no repository at ${path}: ${MARKER} is not there`;
+    throw new PreconditionError("E_NO_REPOSITORY", message, { details: { path } });
+  }
+
+  /** @throws {DamageError} the marker file is there and cannot be read */
+  static async openIfThere(path: string): Promise<Repository | undefined> {
     let text: string;
     try {
       text = await readFile(join(path, MARKER), "utf8");
     } catch (cause) {
-      if (!isMissing(cause)) throw cause;
-      throw new PreconditionError(
-        "E_NO_REPOSITORY",
-        `there is no repository at ${path}: ${MARKER} is not there`,
-        {
-          cause,
-          details: { path },
-        },
-      );
+      if (isMissing(cause) || hasCode(cause, "ENOTDIR")) return undefined;
+      throw cause;
     }
     const parsed = marker.safeParse(parseJson(text));
-    if (!parsed.success) {
-      throw new DamageError(
-        "E_REPOSITORY",
-        `${join(path, MARKER)} is not the mark of a repository of version 1`,
-        {
-          details: { path },
-        },
-      );
-    }
-    return new Repository(path, parsed.data.id);
+    if (parsed.success) return new Repository(path, parsed.data.id);
+    const message = `${join(path, MARKER)} is not the mark of a repository of version 1`;
+    throw new DamageError("E_REPOSITORY", message, { details: { path } });
   }
 
   /**
    * Opens the repository at `path`; makes one where nothing or an empty folder is.
-   * @throws {UsageError} the folder holds something else
+   * @throws {UsageError} there is something else
    */
   static async openOrCreate(path: string): Promise<Repository> {
-    await mkdir(path, { recursive: true });
-    const present = await readdir(path);
+    const present = await foldersAndFiles(path);
     if (present.includes(MARKER)) return await Repository.open(path);
-    if (present.some((name) => !name.startsWith("."))) {
-      const message = `${path} is not empty and not a repository: name an empty folder, a new one, or a repository`;
-      throw new UsageError("E_NOT_A_REPOSITORY", message, { details: { path } });
-    }
+    if (present.some((name) => !name.startsWith(".") && name !== LOST_AND_FOUND)) throw notARepository(path);
     const id = randomUUID();
     const temporary = join(path, `.${MARKER}.${id}`);
-    await writeFile(
-      temporary,
-      `${JSON.stringify({ format: "nbdpull-repository", version: 1, id }, null, 2)}\n`,
-      {
-        flush: true,
-      },
-    );
-    await rename(temporary, join(path, MARKER));
+    const text = `${JSON.stringify({ format: "nbdpull-repository", version: 1, id }, null, 2)}\n`;
+    await writeFile(temporary, text, { flush: true });
+    // A link never replaces what another first run may have made meanwhile.
+    await link(temporary, join(path, MARKER)).catch((error: unknown) => {
+      if (!hasCode(error, "EEXIST")) return rename(temporary, join(path, MARKER));
+      return undefined;
+    });
+    await unlink(temporary).catch(() => undefined);
     await syncFolder(path);
     return await Repository.open(path);
   }
 
-  /** Names of the domains that have a folder, sorted. */
+  /** Names of the domains that have points, sorted. */
   async domains(): Promise<string[]> {
     const entries = await readdir(this.path, { withFileTypes: true });
-    return entries
-      .filter((entry) => entry.isDirectory() && !entry.name.startsWith("."))
+    const names = entries
+      .filter((entry) => entry.isDirectory() && isDomainName(entry.name) && entry.name !== LOST_AND_FOUND)
       .map((entry) => entry.name)
       .sort();
+    const counts = await Promise.all(names.map((name) => this.pointIds(name)));
+    return names.filter((_, i) => counts[i]?.length !== 0);
   }
 
   /**
@@ -138,15 +143,40 @@ export class Repository {
 
   /** The ids of a domain's points, oldest first, whether their manifests can be read or not. */
   async pointIds(domain: string): Promise<string[]> {
-    const entries = await readdir(this.#domainFolder(domain)).catch((error: unknown) => {
-      if (isMissing(error)) return [];
-      throw error;
-    });
-    return entries.filter(isPointId).sort();
+    const entries = await readdir(this.#domainFolder(domain), { withFileTypes: true }).catch(
+      (error: unknown) => {
+        if (isMissing(error)) return [];
+        throw error;
+      },
+    );
+    return entries
+      .filter((entry) => entry.isDirectory() && isPointId(entry.name))
+      .map((entry) => entry.name)
+      .sort();
   }
 
   pointFolder(domain: string, id: string): string {
     return join(this.#domainFolder(domain), id);
+  }
+
+  /** @throws {DamageError} the manifest is missing, unreadable, wrong, or another point's */
+  async point(domain: string, id: string): Promise<Manifest> {
+    const path = join(this.pointFolder(domain, id), MANIFEST);
+    const fail = (what: string, cause?: unknown): DamageError =>
+      new DamageError("E_MANIFEST", what, { cause, details: { domain, point: id } });
+    let text: string;
+    try {
+      text = await readFile(path, "utf8");
+    } catch (cause) {
+      if (hasCode(cause, "EACCES")) throw cause;
+      if (isMissing(cause)) throw fail(`point ${id} of ${domain} has no manifest: ${path} is missing`, cause);
+      throw fail(`the manifest of point ${id} of ${domain} cannot be read: ${String(cause)}`, cause);
+    }
+    const manifest = parseManifest(text, path);
+    if (manifest.id !== id) {
+      throw fail(`${path} is the manifest of point ${manifest.id}: the folder was renamed`);
+    }
+    return manifest;
   }
 
   /**
@@ -154,12 +184,17 @@ export class Repository {
    * If `work` ends without a commit, nothing is left.
    *
    * @throws {PreconditionError} another process writes this domain's points
+   * @throws the signal's reason, while waiting for the lock
    */
-  async withPendingPoint<T>(domain: string, work: (point: PendingPoint) => Promise<T>): Promise<T> {
+  async withPendingPoint<T>(
+    domain: string,
+    work: (point: PendingPoint) => Promise<T>,
+    signal?: AbortSignal,
+  ): Promise<T> {
     const folder = this.#domainFolder(domain);
-    await mkdir(folder, { recursive: true });
-    await syncFolder(this.path);
-    return await withLock(folder, domain, async (assertHeld) => {
+    await makeFolders(folder);
+    const held = await takeLock(folder, domain, signal);
+    try {
       await removePartials(folder);
       const { id, clockWarning } = await this.#newId(domain);
       const partial = join(folder, `.${id}${PARTIAL}`);
@@ -168,16 +203,21 @@ export class Repository {
         return await work({
           id,
           folder: partial,
+          signal: held.lost,
           clockWarning,
           commit: async (manifest, options) => {
-            assertHeld();
+            held.lost.throwIfAborted();
             await commit(partial, join(folder, id), manifest, options);
           },
         });
       } finally {
         await rm(partial, { recursive: true, force: true });
       }
-    });
+    } finally {
+      await held.release();
+      // Only an empty one goes: a domain whose first point failed leaves nothing.
+      await rmdir(folder).catch(() => undefined);
+    }
   }
 
   async #newId(domain: string): Promise<{ id: string; clockWarning: string | undefined }> {
@@ -191,39 +231,32 @@ export class Repository {
     };
   }
 
-  /** @throws {DamageError} the manifest is missing, wrong, or another point's */
-  async point(domain: string, id: string): Promise<Manifest> {
-    const path = join(this.pointFolder(domain, id), MANIFEST);
-    let text: string;
-    try {
-      text = await readFile(path, "utf8");
-    } catch (cause) {
-      if (!isMissing(cause)) throw cause;
-      throw new DamageError("E_MANIFEST", `point ${id} of ${domain} has no manifest: ${path} is missing`, {
-        cause,
-        details: { domain, point: id },
-      });
-    }
-    const manifest = parseManifest(text, path);
-    if (manifest.id !== id) {
-      throw new DamageError(
-        "E_MANIFEST",
-        `${path} is the manifest of point ${manifest.id}: the folder was renamed`,
-        {
-          details: { domain, point: id },
-        },
-      );
-    }
-    return manifest;
-  }
-
   /** @throws {UsageError} the name cannot be a folder's */
   #domainFolder(domain: string): string {
-    if (domain === "" || domain.startsWith(".") || /[/\0]/.test(domain)) {
-      throw new UsageError("E_DOMAIN_NAME", `"${domain}" cannot be the name of a domain's folder`);
-    }
-    return join(this.path, domain);
+    if (isDomainName(domain)) return join(this.path, domain);
+    throw new UsageError("E_DOMAIN_NAME", `"${domain}" cannot be the name of a domain's folder`);
   }
+}
+
+function isDomainName(name: string): boolean {
+  const isOurs = name === MARKER || name.startsWith(".");
+  return name !== "" && !isOurs && !/[/\0]/.test(name) && Buffer.byteLength(name) <= MAX_DOMAIN_BYTES;
+}
+
+/** What is in the folder at `path`, which is made if need be. */
+async function foldersAndFiles(path: string): Promise<string[]> {
+  try {
+    await makeFolders(path);
+    return await readdir(path);
+  } catch (error) {
+    if (hasCode(error, "EEXIST") || hasCode(error, "ENOTDIR")) throw notARepository(path);
+    throw error;
+  }
+}
+
+function notARepository(path: string): UsageError {
+  const message = `${path} is not empty and not a repository: name an empty folder, a new one, or a repository`;
+  return new UsageError("E_NOT_A_REPOSITORY", message, { details: { path } });
 }
 
 /** Everything inside is on stable storage before the folder gets its name, and its name is before this returns. */
@@ -239,46 +272,67 @@ async function commit(
   if (options.sync) await syncFolder(join(final, ".."));
 }
 
-/** The caller holds the domain's lock, so whatever is partial belongs to a run that died. */
+/**
+ * The caller holds the domain's lock, so whatever is partial belongs to a run that died, or one that lost its lock
+ * while it was suspended: renamed first, it cannot be committed by that run any more.
+ */
 async function removePartials(folder: string): Promise<void> {
   for (const name of await readdir(folder)) {
-    if (name.startsWith(".") && name.endsWith(PARTIAL)) await rm(join(folder, name), { recursive: true });
+    if (name.startsWith(".") && name.endsWith(PARTIAL)) {
+      await rename(join(folder, name), join(folder, `${DEAD}${name.slice(1)}`));
+    }
+  }
+  for (const name of await readdir(folder)) {
+    if (name.startsWith(DEAD)) await rm(join(folder, name), { recursive: true, force: true });
   }
 }
 
-/**
- * A lock that a dead process loses after some seconds, and that works on network file systems. Who comes while it is
- * held waits a little longer than that. `work` is given a check that throws once the lock was lost.
- */
-async function withLock<T>(
-  folder: string,
-  domain: string,
-  work: (assertHeld: () => void) => Promise<T>,
-): Promise<T> {
-  let lost: Error | undefined;
-  const release = await lock(folder, {
-    lockfilePath: join(folder, ".lock"),
-    stale: LOCK_STALE_MS,
-    update: LOCK_STALE_MS / 4,
-    retries: { retries: 12, minTimeout: LOCK_STALE_MS / 10, factor: 1 },
-    onCompromised: (error) => {
-      lost = error;
-    },
-  }).catch((cause: unknown) => {
-    if ((cause as NodeJS.ErrnoException).code !== "ELOCKED") throw cause;
-    const message = `another nbdpull is writing points of ${domain} (${folder}): try again when it has ended`;
-    throw new PreconditionError("E_LOCKED", message, { cause, details: { domain } });
-  });
-  try {
-    return await work(() => {
-      if (lost) {
-        const message = `the lock on ${folder} was lost: another process may have taken it (was this one suspended?)`;
-        throw new BackupError("E_LOCK_LOST", message, { cause: lost });
+interface HeldLock {
+  /** Aborted when the lock was lost: the process was suspended, or somebody removed it. */
+  readonly lost: AbortSignal;
+  release(): Promise<void>;
+}
+
+/** A lock that a dead process loses after some seconds, and that works on network file systems. */
+async function takeLock(folder: string, domain: string, signal: AbortSignal | undefined): Promise<HeldLock> {
+  const lost = new AbortController();
+  const deadline = performance.now() + LOCK_WAIT_MS;
+  for (;;) {
+    signal?.throwIfAborted();
+    try {
+      const release = await lock(folder, {
+        lockfilePath: join(folder, ".lock"),
+        stale: LOCK_STALE_MS,
+        update: LOCK_STALE_MS / 5,
+        onCompromised: (cause) => {
+          const message = `the lock on ${folder} was lost: another process may have taken it (was this one suspended?)`;
+          lost.abort(new BackupError("E_LOCK_LOST", message, { cause }));
+        },
+      });
+      return {
+        lost: lost.signal,
+        release: async () => {
+          if (!lost.signal.aborted) await release().catch(() => undefined);
+        },
+      };
+    } catch (cause) {
+      if (isMissing(cause)) {
+        // The holder's first point failed, and it took the empty folder away.
+        await makeFolders(folder);
+        continue;
       }
-    });
-  } finally {
-    await release().catch(() => undefined);
+      if (!hasCode(cause, "ELOCKED")) throw cause;
+      if (performance.now() > deadline) {
+        const message = `another nbdpull is writing points of ${domain} (${folder}): try again when it has ended`;
+        throw new PreconditionError("E_LOCKED", message, { cause, details: { domain } });
+      }
+    }
+    await sleep(LOCK_RETRY_MS, undefined, signal ? { signal } : {}).catch(() => signal?.throwIfAborted());
   }
+}
+
+function hasCode(error: unknown, code: string): boolean {
+  return (error as NodeJS.ErrnoException).code === code;
 }
 
 function parseJson(text: string): unknown {

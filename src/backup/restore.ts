@@ -1,36 +1,46 @@
+import { realpath } from "node:fs/promises";
+import { basename, dirname, join, relative, resolve } from "node:path";
+import pLimit from "p-limit";
 import { findChain, openChain } from "./chain.js";
-import type { Geometry, ImageWriter } from "./image/image.js";
-import { Qcow2Writer } from "./image/qcow2-writer.js";
-import { RawWriter } from "./image/raw-writer.js";
+import { UsageError } from "./errors.js";
+import { isMissing } from "./files.js";
+import { createImage, type ImageFormat } from "./image/create.js";
 import { damage, type Layer, type OnDamage } from "./layer.js";
 import type { Manifest } from "./manifest.js";
 import { NewFiles } from "./new-files.js";
 import { ChainSource } from "./overlay.js";
 import { plan } from "./plan.js";
-import { publish, refuseExisting, temporaryPathFor } from "./publish.js";
+import { type Finished, publish, refuseTarget, temporaryPathFor } from "./publish.js";
 import { pull } from "./pull.js";
-import { DEFAULT_WINDOW, type ImageFormat, type PullProgress, type Window } from "./pull-image.js";
+import { DEFAULT_WINDOW, lanesOf, type PullProgress, type Window } from "./pull-image.js";
 import type { RateLimit } from "./rate-limit.js";
 import type { Repository } from "./repository.js";
 
+export interface RestoreTarget {
+  /** The disk's name in the domain. */
+  readonly disk: string;
+  readonly path: string;
+  readonly format: ImageFormat;
+}
+
 export interface RestoreOptions {
   readonly repository: Repository;
+  /** By its folder in the repository. */
+  readonly domain: string;
   readonly point: Manifest;
-  readonly diskName: string;
-  readonly targetPath: string;
-  readonly format: ImageFormat;
-  /** Replace what is at `targetPath`. */
+  readonly targets: readonly RestoreTarget[];
+  /** Replace files that are at the targets' paths. */
   readonly force: boolean;
   readonly sync: boolean;
   readonly window?: Window | undefined;
-  /** Of what is read from the repository; may be shared by several disks. */
+  /** Of what is read from the repository, all disks together. */
   readonly rateLimit?: RateLimit | undefined;
   readonly signal?: AbortSignal | undefined;
-  readonly onProgress?: ((progress: PullProgress) => void) | undefined;
+  readonly onProgress?: ((disk: string, progress: PullProgress) => void) | undefined;
 }
 
 /** Sizes in bytes. */
-export interface RestoreResult {
+export interface RestoredDisk {
   readonly disk: string;
   readonly path: string;
   readonly format: ImageFormat;
@@ -46,27 +56,62 @@ export interface RestoreResult {
 }
 
 const RESTORED_CLUSTER_SIZE = 64 * 1024;
+const DISKS_AT_ONCE = 2;
 
 /**
- * Rebuilds one disk of a point, standing alone, under a temporary name that becomes the final one only when every
- * cluster was found to be what was backed up.
+ * Rebuilds disks of a point, each standing alone, under temporary names that become the final ones only when every
+ * cluster of every disk was found to be what was backed up: all of them, or none.
  *
  * @throws {DamageError} a layer is missing or not what was written: names disk, point and guest offset
- * @throws {UsageError} the target exists
+ * @throws {UsageError} a target exists, or lies in the repository
  */
-export async function restoreDisk(options: RestoreOptions): Promise<RestoreResult> {
-  const started = performance.now();
-  const { repository, point, signal } = options;
-  await refuseExisting(options.targetPath, options.force);
-  const links = await findChain(repository, point, options.diskName);
-  const layers = await openChain(repository, links);
-  try {
-    const geometry = { virtualSize: links[0]?.disk.virtualSize ?? 0, clusterSize: RESTORED_CLUSTER_SIZE };
-    const source = new ChainSource(layers, geometry, failOnDamage);
-    const temporary = temporaryPathFor(options.targetPath);
+export async function restore(options: RestoreOptions): Promise<RestoredDisk[]> {
+  for (const { path } of options.targets) {
+    await refuseInside(options.repository, path);
+    await refuseTarget(path, options.force);
+  }
+  const stop = new AbortController();
+  const signal = AbortSignal.any(options.signal ? [options.signal, stop.signal] : [stop.signal]);
+  const limit = pLimit(DISKS_AT_ONCE);
+  await using files = new NewFiles();
+  const finished: Finished[] = [];
+  const disks = options.targets.map((target) =>
+    limit(async () => {
+      try {
+        signal.throwIfAborted();
+        const temporary = temporaryPathFor(target.path);
+        finished.push({ temporary, final: target.path });
+        return await restoreDisk(options, target, temporary, files, signal);
+      } catch (error) {
+        stop.abort(error);
+        throw error;
+      }
+    }),
+  );
+  await Promise.allSettled(disks);
+  signal.throwIfAborted();
+  await files.close();
+  await publish(finished, options);
+  files.keep();
+  return await Promise.all(disks);
+}
 
-    await using files = new NewFiles();
-    const writer = files.add(temporary, await createTarget(temporary, options.format, geometry));
+async function restoreDisk(
+  options: RestoreOptions,
+  target: RestoreTarget,
+  temporary: string,
+  files: NewFiles,
+  signal: AbortSignal,
+): Promise<RestoredDisk> {
+  const started = performance.now();
+  const { repository, domain, point } = options;
+  const links = await findChain(repository, domain, point, target.disk);
+  const layers = await openChain(repository, domain, links);
+  try {
+    const virtualSize = links[0]?.disk.virtualSize ?? 0;
+    const geometry = { virtualSize, clusterSize: RESTORED_CLUSTER_SIZE };
+    const source = new ChainSource(layers, geometry, failOnDamage);
+    const writer = files.add(temporary, await createImage(temporary, { format: target.format, geometry }));
     const window = options.window ?? DEFAULT_WINDOW;
     const segmentBytes = Math.max(window.requestSize, geometry.clusterSize);
     let readBytes = 0;
@@ -75,24 +120,20 @@ export async function restoreDisk(options: RestoreOptions): Promise<RestoreResul
       segments: plan(source.extents(), { geometry, segmentBytes }),
       writer,
       complete: true,
-      lanes: Math.max(1, Math.floor(window.inFlight / segmentBytes)),
+      lanes: lanesOf(window, segmentBytes),
       segmentBytes,
       rateLimit: options.rateLimit,
       signal,
       onSegment: (segment) => {
         readBytes += segment.readBytes;
-        options.onProgress?.({ virtualSize: geometry.virtualSize, position: segment.position, readBytes });
+        options.onProgress?.(target.disk, { virtualSize, position: segment.position, readBytes });
       },
     });
+    source.assertAllRead();
     const { storedBytes } = await writer.finish({ sync: options.sync });
-    await files.close();
-    await publish([{ temporary, final: options.targetPath }], options);
-    files.keep();
     return {
-      disk: options.diskName,
-      path: options.targetPath,
-      format: options.format,
-      virtualSize: geometry.virtualSize,
+      ...target,
+      virtualSize,
       readBytes,
       storedBytes,
       chain: layers.map((layer) => layer.pointId),
@@ -110,13 +151,23 @@ function failOnDamage(layer: Layer): OnDamage {
   };
 }
 
-async function createTarget(path: string, format: ImageFormat, geometry: Geometry): Promise<ImageWriter> {
-  switch (format) {
-    case "qcow2":
-      return await Qcow2Writer.create(path, { geometry });
-    case "raw":
-      return await RawWriter.create(path, { geometry });
-    default:
-      return format satisfies never;
+/**
+ * Whether or not anything is at `path` yet, and whatever links lead there.
+ * @throws {UsageError} it lies in the repository, whose files other points may need
+ */
+export async function refuseInside(repository: Repository, path: string): Promise<void> {
+  const inside = relative(await realpath(repository.path), await realPlace(resolve(path)));
+  if (inside === ".." || inside.startsWith("../")) return;
+  const message = `${path} lies in the repository, whose files are never replaced: name a place outside`;
+  throw new UsageError("E_TARGET", message, { details: { path } });
+}
+
+/** Where a path leads that may not exist yet: the real path of what does, and the rest of it. */
+async function realPlace(path: string): Promise<string> {
+  try {
+    return await realpath(path);
+  } catch (error) {
+    if (!isMissing(error)) throw error;
+    return join(await realPlace(dirname(path)), basename(path));
   }
 }

@@ -4,12 +4,13 @@ import { join } from "node:path";
 import pLimit from "p-limit";
 import type { ConnectOptions, NbdAddress, NbdClient } from "../nbd/index.js";
 import type { DigestAlgorithm } from "./digest.js";
-import { PreconditionError, UsageError } from "./errors.js";
+import { BackupError, PreconditionError, UsageError } from "./errors.js";
 import { sha256OfFile } from "./files.js";
+import type { ImageFormat } from "./image/create.js";
 import type { Backing } from "./image/qcow2-writer.js";
 import { type DiskManifest, isDiskName, MANIFEST_VERSION, type Manifest, timeOfPointId } from "./manifest.js";
 import { openExport } from "./open-export.js";
-import { type ImageFormat, type PullProgress, pullImage, type Window } from "./pull-image.js";
+import { type PullProgress, pullImage, type Window } from "./pull-image.js";
 import type { RateLimit } from "./rate-limit.js";
 import type { PendingPoint, Repository } from "./repository.js";
 
@@ -74,25 +75,23 @@ export async function takePoint(options: TakePointOptions): Promise<TakenPoint> 
   const { repository, domain } = options;
   refuseStrangeNames(options.disks);
   for (const disk of options.disks) refuseMixedChain(disk, options.format);
-  return await repository.withPendingPoint(domain.name, async (pending) => {
+  const take = async (pending: PendingPoint): Promise<TakenPoint> => {
     if (pending.clockWarning !== undefined) options.onWarning?.(pending.clockWarning);
+    const signal = AbortSignal.any(options.signal ? [options.signal, pending.signal] : [pending.signal]);
     const clients: NbdClient[] = [];
     try {
-      const pulled = await pullAll(options, pending, clients);
+      const pulled = await pullAll({ ...options, signal }, pending, clients);
       if (options.domainXml !== undefined) {
         await writeFile(join(pending.folder, "domain.xml"), options.domainXml, {
           flag: "wx",
           flush: options.sync,
         });
       }
-      for (const client of clients) await stillAnswers(client);
+      for (const client of clients) await stillAnswers(client, signal);
       await options.confirm();
-      const manifest = describe(
-        options,
-        pending,
-        pulled.map(({ disk }) => disk),
-      );
-      options.signal?.throwIfAborted();
+      signal.throwIfAborted();
+      const disks = pulled.map(({ disk }) => disk);
+      const manifest = describe(options, pending, disks);
       await pending.commit(manifest, { sync: options.sync });
       return {
         manifest,
@@ -105,7 +104,8 @@ export async function takePoint(options: TakePointOptions): Promise<TakenPoint> 
     } finally {
       await Promise.allSettled(clients.map((client) => client.close()));
     }
-  });
+  };
+  return await repository.withPendingPoint(domain.name, take, options.signal);
 }
 
 interface PulledDisk {
@@ -132,7 +132,8 @@ async function pullAll(
         const client = await openExport(disk.address, disk.increment?.bitmap, { ...options.connect, signal });
         clients.push(client);
         return await pullDisk(options, pending, disk, client, signal);
-      } catch (error) {
+      } catch (cause) {
+        const error = ofDisk(disk.name, cause);
         stop.abort(error);
         throw error;
       }
@@ -224,10 +225,40 @@ function refuseMixedChain(disk: PointDisk, format: ImageFormat): void {
   }
 }
 
-/** A server that died after the last reply is found out here. */
-async function stillAnswers(client: NbdClient): Promise<void> {
-  const length = Math.min(client.export.size, client.export.blockSize?.minimum ?? 512, 65_536);
-  if (length > 0) await client.read(0, Buffer.alloc(length));
+/** The same error, and which disk it is about. Class and code stay, since callers decide by them. */
+function ofDisk(disk: string, cause: unknown): unknown {
+  if (!(cause instanceof Error)) return cause;
+  const message = `${disk}: ${cause.message}`;
+  if (cause instanceof BackupError) return cause.of(message, { disk });
+  const { code } = cause as NodeJS.ErrnoException;
+  return new BackupError(code ?? "E_FAILED", message, { cause, details: { ...factsOf(cause), disk } });
+}
+
+/** What an NBD or system error says beside its message. */
+function factsOf(error: Error): Record<string, unknown> {
+  const {
+    name: _name,
+    code: _code,
+    message: _message,
+    stack: _stack,
+    cause: _cause,
+    ...facts
+  } = error as Error & {
+    code?: unknown;
+  };
+  return facts;
+}
+
+/**
+ * A server that died after the last reply is found out here. Where there are contexts their first byte is asked about,
+ * since not every export lets clean bytes be read.
+ */
+async function stillAnswers(client: NbdClient, signal: AbortSignal): Promise<void> {
+  const { size, contexts, blockSize } = client.export;
+  const length = Math.min(size, blockSize?.minimum ?? 512, 65_536);
+  if (length === 0) return;
+  if (contexts.length === 0) await client.read(0, Buffer.alloc(length), { signal });
+  else for await (const _ of client.blockStatus({ length, signal }));
 }
 
 function describe(options: TakePointOptions, pending: PendingPoint, disks: DiskManifest[]): Manifest {

@@ -1,10 +1,12 @@
 import { dirname, join, resolve } from "node:path";
 import pLimit from "p-limit";
-import { findChain } from "./chain.js";
+import { findParentLink, type Link } from "./chain.js";
 import { DamageError } from "./errors.js";
+import type { ImageFormat } from "./image/create.js";
 import { checkQcow2 } from "./image/qcow2-check.js";
+import { encodeHeader, INCOMPATIBLE } from "./image/qcow2-header.js";
 import { Qcow2Reader } from "./image/qcow2-reader.js";
-import { type Damage, Layer, type LayerRun, type OnDamage } from "./layer.js";
+import { type Damage, isUnreadable, Layer, type LayerRun, type OnDamage } from "./layer.js";
 import type { DiskManifest, Manifest } from "./manifest.js";
 import type { Repository } from "./repository.js";
 import { dataStretches } from "./settle.js";
@@ -51,8 +53,23 @@ export async function verifyPoints(
   ids: readonly string[],
   options: VerifyOptions = {},
 ): Promise<PointReport[]> {
+  const stop = new AbortController();
+  const signal = AbortSignal.any(options.signal ? [options.signal, stop.signal] : [stop.signal]);
   const limit = pLimit(POINTS_AT_ONCE);
-  return await Promise.all(ids.map((id) => limit(() => verifyPoint(repository, domain, id, options))));
+  const reports = ids.map((id) =>
+    limit(async () => {
+      try {
+        signal.throwIfAborted();
+        return await verifyPoint(repository, domain, id, { ...options, signal });
+      } catch (error) {
+        stop.abort(error);
+        throw error;
+      }
+    }),
+  );
+  await Promise.allSettled(reports);
+  signal.throwIfAborted();
+  return await Promise.all(reports);
 }
 
 async function verifyPoint(
@@ -72,7 +89,7 @@ async function verifyPoint(
   const disks: DiskReport[] = [];
   for (const disk of point.disks) {
     const note = noteUpTo(MAX_FINDINGS, findings, id, disk);
-    disks.push(await verifyDisk(repository, point, disk, note, options));
+    disks.push(await verifyDisk(repository, domain, { point, disk }, note, options));
   }
   return { id, disks, findings };
 }
@@ -90,63 +107,68 @@ function noteUpTo(most: number, findings: Finding[], point: string, disk: DiskMa
 
 async function verifyDisk(
   repository: Repository,
-  point: Manifest,
-  disk: DiskManifest,
+  domain: string,
+  link: Link,
   note: OnDamage,
   options: VerifyOptions,
 ): Promise<DiskReport> {
+  const { point, disk } = link;
   let verifiedBytes = 0;
   try {
-    await findChain(repository, point, disk.name);
-    const folder = repository.pointFolder(point.domain.name, point.id);
+    // One step is enough: the parent is looked at as a point of its own.
+    const parent = disk.parent === null ? undefined : await findParentLink(repository, domain, link);
+    const folder = repository.pointFolder(domain, point.id);
     await using layer = await Layer.open(folder, point.id, disk);
-    const path = join(folder, disk.file);
-    if (disk.format === "qcow2") await verifyStructure(repository, point, disk, path, note);
+    if (disk.format === "qcow2") {
+      const backing = parent && {
+        path: resolve(repository.pointFolder(domain, parent.point.id), parent.disk.file),
+        format: parent.disk.format,
+      };
+      await verifyStructure(join(folder, disk.file), backing, note, options.signal);
+    }
     const onBytes = (bytes: number): void => {
       verifiedBytes += bytes;
       options.onProgress?.(point.id, disk.name, verifiedBytes);
     };
     await verifyData(layer, note, onBytes, options.signal);
   } catch (error) {
-    if (!(error instanceof DamageError)) throw error;
-    const offset = error.details["guestOffset"];
-    note({ message: error.message, ...(typeof offset === "number" ? { guestOffset: offset } : {}) });
+    if (isUnreadable(error)) note({ message: `the file system cannot read it: ${error.message}` });
+    else if (error instanceof DamageError) {
+      const offset = error.details["guestOffset"];
+      note({ message: error.message, ...(typeof offset === "number" ? { guestOffset: offset } : {}) });
+    } else throw error;
   }
   return { disk: disk.name, verifiedBytes, digests: disk.digests !== null };
 }
 
-/** The image by itself, and the backing file that its header names: stock QEMU follows that, not our manifest. */
+/**
+ * The image by itself, and its header byte for byte: stock QEMU goes by that, not by our manifest, and refuses an
+ * image for bits that we would not look at.
+ */
 async function verifyStructure(
-  repository: Repository,
-  point: Manifest,
-  disk: DiskManifest,
   path: string,
+  backing: { readonly path: string; readonly format: ImageFormat } | undefined,
   note: OnDamage,
+  signal: AbortSignal | undefined,
 ): Promise<void> {
-  for (const { message, guestOffset, severity } of await checkQcow2(path)) {
+  for (const { message, guestOffset, severity } of await checkQcow2(path, signal ? { signal } : {})) {
     if (severity === "damage") note({ message, guestOffset });
   }
-  const image = await Qcow2Reader.open(path);
-  const named = image.header.backingFile;
-  await image.close();
-  const expected = disk.parent === null ? undefined : await parentFile(repository, point, disk, disk.parent);
-  const found = named === undefined ? undefined : resolve(dirname(path), named);
-  if (found !== expected) {
-    note({
-      message: `its header names the backing file ${named ?? "(none)"}, the point's parent is ${expected ?? "(none)"}`,
-    });
+  await using image = await Qcow2Reader.open(path);
+  const { header } = image;
+  const named = header.backingFile === undefined ? undefined : resolve(dirname(path), header.backingFile);
+  if (named !== backing?.path || header.backingFormat !== backing?.format) {
+    const found =
+      header.backingFile === undefined ? "none" : `${header.backingFile} (${header.backingFormat})`;
+    const wanted = backing === undefined ? "none" : `${backing.path} (${backing.format})`;
+    note({ message: `its header names the backing file ${found}, the point's parent is ${wanted}` });
   }
-}
-
-async function parentFile(
-  repository: Repository,
-  point: Manifest,
-  disk: DiskManifest,
-  parentId: string,
-): Promise<string | undefined> {
-  const parent = await repository.point(point.domain.name, parentId);
-  const file = parent.disks.find((candidate) => candidate.name === disk.name)?.file;
-  return file === undefined ? undefined : resolve(repository.pointFolder(point.domain.name, parentId), file);
+  const extended = (header.incompatible & INCOMPATIBLE.EXTENDED_L2) !== 0;
+  const expected = Buffer.alloc(header.clusterSize);
+  encodeHeader({ ...header, extended }).copy(expected);
+  const present = Buffer.alloc(header.clusterSize);
+  await image.readHost(0, present);
+  if (!present.equals(expected)) note({ message: "its header has bytes that no backup writes" });
 }
 
 async function verifyData(
@@ -159,13 +181,13 @@ async function verifyData(
   const { clusterSize, virtualSize } = layer.geometry;
   let next = 0;
   const gapUpTo = async (offset: number): Promise<void> => {
-    if (layer.complete) await layer.expectZeroes(next, offset - next, note);
+    if (layer.complete) await layer.expectZeroes(next, offset - next, note, signal);
   };
   for await (const run of layer.runs(note)) {
     await gapUpTo(run.cluster * clusterSize);
     next = (run.cluster + run.count) * clusterSize;
     if (run.kind === "zero")
-      await layer.expectZeroes(run.cluster * clusterSize, run.count * clusterSize, note);
+      await layer.expectZeroes(run.cluster * clusterSize, run.count * clusterSize, note, signal);
     for (const { offset, length } of dataOf(run, layer)) {
       for (let at = offset; at < offset + length; at += buffer.length) {
         signal?.throwIfAborted();

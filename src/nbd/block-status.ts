@@ -27,7 +27,8 @@ export interface StatusBatch {
   readonly contexts: ReadonlyMap<string, readonly StatusExtent[]>;
 }
 
-export type AskStatus = (offset: number, length: number) => Promise<StatusReply>;
+/** Makes one request; `signal` fires when nobody wants the reply any more. */
+export type AskStatus = (offset: number, length: number, signal: AbortSignal) => Promise<StatusReply>;
 
 export interface StatusRange {
   readonly offset: number;
@@ -47,11 +48,27 @@ const REPLY_BUDGET = 16 * 1024 * 1024;
 /** Requests don't shrink below this, however short the replies are. */
 const MIN_REQUEST = 64 * 1024 * 1024;
 
-/** Consecutive batches that cover the range exactly. Requests run ahead of the reader, within bounds. */
+/**
+ * Consecutive batches that cover the range exactly. Requests run ahead of the reader, within bounds; those that are
+ * under way when the reader leaves are aborted.
+ */
 export async function* blockStatus(
   range: StatusRange,
   ask: AskStatus,
+  signal?: AbortSignal,
 ): AsyncGenerator<StatusBatch, void, void> {
+  const leaving = new AbortController();
+  const over = signal === undefined ? leaving.signal : AbortSignal.any([signal, leaving.signal]);
+  try {
+    yield* walk(range, (offset, length) => ask(offset, length, over));
+  } finally {
+    leaving.abort();
+  }
+}
+
+type AskFor = (offset: number, length: number) => Promise<StatusReply>;
+
+async function* walk(range: StatusRange, ask: AskFor): AsyncGenerator<StatusBatch, void, void> {
   const end = range.offset + range.length;
   const lookahead = new Lookahead(range, ask);
   let position = lookahead.start;
@@ -85,13 +102,13 @@ class Lookahead {
   readonly start: number;
   readonly end: number;
   readonly #range: StatusRange;
-  readonly #ask: AskStatus;
+  readonly #ask: AskFor;
   readonly #queue: Ask[] = [];
   #next: number;
   #requestLength: number;
   #largestReply = 1;
 
-  constructor(range: StatusRange, ask: AskStatus) {
+  constructor(range: StatusRange, ask: AskFor) {
     const { alignment, offset, length, size } = range;
     this.start = floorTo(offset, alignment);
     this.end = Math.min(floorTo(offset + length + alignment - 1, alignment), size);

@@ -1,16 +1,13 @@
 /** One export: what a caller can do with it. */
 
 import { blockStatus, type StatusBatch } from "./block-status.js";
-import { dial } from "./dial.js";
-import { RequestError, type RequestErrorCode } from "./errors.js";
+import { ConnectionError, RequestError, type RequestErrorCode } from "./errors.js";
 import { type ExportInfo, type Limits, limitsOf } from "./export-info.js";
-import { FAREWELL, negotiateList } from "./negotiate.js";
 import { Pool } from "./pool.js";
 import { fitsOneRequest, inPieces, readRange, readUnfragmented } from "./range.js";
-import { type ConnectOptions, type ReachOptions, resolveReach, resolveSettings } from "./settings.js";
+import { type ConnectOptions, resolveSettings } from "./settings.js";
 import type { NbdAddress } from "./uri.js";
 import { COMMAND, COMMAND_FLAG } from "./wire/constants.js";
-import type { ListedExport } from "./wire/options.js";
 import { commandName } from "./wire/requests.js";
 
 export interface RequestOptions {
@@ -48,6 +45,8 @@ export class NbdClient implements AsyncDisposable {
   readonly export: ExportInfo;
   readonly #pool: Pool;
   readonly #limits: Limits;
+  /** How many connections had been lost when the first write began that no flush has covered since. */
+  #unflushed: number | undefined;
 
   private constructor(pool: Pool) {
     this.export = pool.export;
@@ -93,7 +92,7 @@ export class NbdClient implements AsyncDisposable {
 
   /**
    * Consecutive batches that cover the range exactly, each with all negotiated meta contexts. Requests run ahead
-   * of the reader, within bounds.
+   * of the reader, within bounds; a reader that leaves early has those under way aborted.
    * @throws {RequestError} the server failed one, there is no context, or it is out of range
    * @throws {ConnectionError} @throws {ProtocolError}
    */
@@ -107,11 +106,14 @@ export class NbdClient implements AsyncDisposable {
       throw refused("NBD_NOT_OFFERED", COMMAND.BLOCK_STATUS, offset, length, "no meta context was agreed on");
     }
     const range = { offset, length, size, alignment, maxRequest: maxStatus, contexts };
-    yield* blockStatus(range, (at, count) =>
-      this.#pool.run((connection) => connection.blockStatus(at, count, onlyFirst, signal), {
-        repeatable: true,
-        signal,
-      }),
+    yield* blockStatus(
+      range,
+      (at, count, over) =>
+        this.#pool.run((connection) => connection.blockStatus(at, count, onlyFirst, over), {
+          repeatable: true,
+          signal: over,
+        }),
+      signal,
     );
   }
 
@@ -154,16 +156,36 @@ export class NbdClient implements AsyncDisposable {
     return this.#effect(COMMAND.CACHE, 0, offset, length, maxPayload, { ...options, idempotent: true });
   }
 
-  /** Brings all writes that have settled to stable storage. @throws as {@link write} does */
+  /**
+   * Brings all writes that have settled to stable storage. Where a connection was lost since the first of them, that
+   * can't be had: the server may have been another one then. It fails once, and the writes have to be made again.
+   * @throws as {@link write} does
+   */
   async flush(options: RequestOptions = {}): Promise<void> {
     this.#require(this.export.canFlush, COMMAND.FLUSH, "the export doesn't offer it");
     const inquiry = { command: COMMAND.FLUSH, flags: 0, offset: 0, length: 0 };
     const { signal } = options;
-    // Over another connection it would not speak for what went over the lost one.
-    await this.#pool.run((connection) => connection.command(inquiry, undefined, signal), {
-      repeatable: false,
-      signal,
-    });
+    const since = this.#unflushed;
+    // What is written from here on is another flush's business.
+    this.#unflushed = undefined;
+    this.#checkLosses(since);
+    try {
+      // Over another connection it would not speak for what went over the lost one.
+      await this.#pool.run((connection) => connection.command(inquiry, undefined, signal), {
+        repeatable: false,
+        signal,
+      });
+    } catch (error) {
+      this.#unflushed = since ?? this.#unflushed;
+      throw error;
+    }
+    this.#checkLosses(since);
+  }
+
+  #checkLosses(since: number | undefined): void {
+    if (since === undefined || since === this.#pool.losses) return;
+    const message = "a connection was lost since the writes that a flush is to cover: make them again";
+    throw new ConnectionError("NBD_CONNECTION_LOST", message);
   }
 
   /** Waits for what is outstanding and takes leave of the server. */
@@ -194,7 +216,9 @@ export class NbdClient implements AsyncDisposable {
     if (this.export.readOnly) {
       throw refused("NBD_READ_ONLY", command, offset, length, "the export is read-only");
     }
+    const { losses } = this.#pool;
     await this.#effect(command, flags, offset, length, step, options, data);
+    if (options.fua !== true) this.#unflushed ??= losses;
   }
 
   /** A command whose reply has no content, in as many requests as it takes. */
@@ -240,17 +264,6 @@ export class NbdClient implements AsyncDisposable {
     if (isSane && offset + length <= size) return;
     throw refused("NBD_OUT_OF_RANGE", command, offset, length, `the export has ${size} bytes`);
   }
-}
-
-/** The exports that a server admits to have. The URI's export name is of no importance. */
-export async function listExports(
-  target: string | NbdAddress,
-  options: ReachOptions = {},
-): Promise<readonly ListedExport[]> {
-  const reach = await resolveReach(target, options);
-  const { transport, result } = await dial(reach, negotiateList({ tls: reach.secure !== undefined }));
-  await transport.end(FAREWELL);
-  return result;
 }
 
 function refused(

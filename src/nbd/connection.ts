@@ -19,21 +19,21 @@ import {
 import { type ExportInfo, exportInfo } from "./export-info.js";
 import type { Negotiated } from "./negotiate.js";
 import type { Receiver, Transport } from "./socket.js";
+import { type TimeLimits, Watchdog, type Watched } from "./watchdog.js";
+import type { ReplySink } from "./wire/chunks.js";
 import { COMMAND, COMMAND_FLAG } from "./wire/constants.js";
-import { type ReplyHandler, ReplyParser, type ReplySink } from "./wire/replies.js";
+import { type ReplyHandler, ReplyParser } from "./wire/replies.js";
 import { encodeRequest } from "./wire/requests.js";
 
 /** Requests sent and unanswered. QEMU works on 16 of a connection at once; more would only wait in the socket. */
 const WINDOW = 16;
-/** How often a silent server is looked at within the time-out: its granularity. */
-const CHECKS = 4;
 
-export class Connection implements Receiver, ReplyHandler {
+export class Connection implements Receiver, ReplyHandler, Watched {
   readonly export: ExportInfo;
   readonly #transport: Transport;
   readonly #parser: ReplyParser;
   readonly #contexts: ReadonlyMap<number, string>;
-  readonly #idleTimeoutMs: number;
+  readonly #watchdog: Watchdog;
   readonly #inFlight = new Map<number, OpenRequest>();
   readonly #waiting: OpenRequest[] = [];
   /** Requests whose payload the operating system hasn't taken over yet. */
@@ -46,16 +46,13 @@ export class Connection implements Receiver, ReplyHandler {
   #onLost: ((error: NbdError) => void) | undefined;
   #leaving: Promise<void> | undefined;
   #whenDrained: (() => void) | undefined;
-  #idleTimer: NodeJS.Timeout | undefined;
-  #quietChecks = 0;
-  #lastActivity = 0;
 
   /** @param rest bytes that came after the last one of the negotiation */
-  constructor(transport: Transport, negotiated: Negotiated, rest: Uint8Array, idleTimeoutMs: number) {
+  constructor(transport: Transport, negotiated: Negotiated, rest: Uint8Array, limits: TimeLimits) {
     this.export = exportInfo(negotiated);
     this.#transport = transport;
     this.#contexts = negotiated.contexts;
-    this.#idleTimeoutMs = idleTimeoutMs;
+    this.#watchdog = new Watchdog(limits, this, (error) => this.destroy(error));
     this.#parser = new ReplyParser(negotiated.protocol, this);
     transport.receiver = this;
     transport.replay(rest);
@@ -128,7 +125,7 @@ export class Connection implements Receiver, ReplyHandler {
         this.#whenDrained = resolve;
       });
     }
-    clearInterval(this.#idleTimer);
+    this.#watchdog.stop();
     // Replies to aborted requests only: nobody waits for them, and a goodbye may not overtake them.
     if (this.#inFlight.size > 0) this.destroy(reason);
     const request = {
@@ -169,7 +166,7 @@ export class Connection implements Receiver, ReplyHandler {
   closed(error: NbdError): void {
     const isLoss = this.#ended === undefined;
     this.#ended ??= error;
-    clearInterval(this.#idleTimer);
+    this.#watchdog.stop();
     const failed = [...this.#inFlight.values(), ...this.#waiting];
     this.#inFlight.clear();
     this.#waiting.length = 0;
@@ -177,6 +174,26 @@ export class Connection implements Receiver, ReplyHandler {
     for (const exchange of failed) exchange.abandon(error);
     this.#whenDrained?.();
     if (isLoss) this.#onLost?.(error);
+  }
+
+  // Watched
+
+  get peer(): string {
+    return this.#transport.peer;
+  }
+
+  get activity(): number {
+    return this.#transport.activity;
+  }
+
+  get outstanding(): number {
+    return this.#inFlight.size;
+  }
+
+  get oldest(): number | undefined {
+    // A Map keeps the order in which they were sent.
+    for (const exchange of this.#inFlight.values()) return exchange.sentAt;
+    return undefined;
   }
 
   // ReplyHandler
@@ -232,6 +249,7 @@ export class Connection implements Receiver, ReplyHandler {
     const isStatus = exchange.command === COMMAND.BLOCK_STATUS;
     const cookie = this.#nextCookie(isStatus);
     if (isStatus && this.#contexts.size > 1) this.#lateAllowance += 2 * this.#contexts.size;
+    exchange.sentAt = this.#watchdog.now;
     this.#inFlight.set(cookie, exchange);
     const { command, flags, offset, length } = exchange;
     const request = { command, flags, cookie, offset, length };
@@ -239,7 +257,7 @@ export class Connection implements Receiver, ReplyHandler {
     this.#transport.write(encodeRequest(this.export.protocol, request), exchange.payload, () =>
       this.#unsent.delete(exchange),
     );
-    this.#idleTimer ??= this.#watch();
+    this.#watchdog.start();
   }
 
   #sendWaiting(): void {
@@ -266,19 +284,5 @@ export class Connection implements Receiver, ReplyHandler {
       this.destroy(new ConnectionError("NBD_CONNECTION_LOST", message));
     });
     exchange.promise.then(forget, forget);
-  }
-
-  /** Ends the connection when nothing moves for the time-out although something should. */
-  #watch(): NodeJS.Timeout {
-    this.#quietChecks = 0;
-    this.#lastActivity = this.#transport.activity;
-    return setInterval(() => {
-      const quiet = this.#lastActivity === this.#transport.activity && this.#inFlight.size > 0;
-      this.#quietChecks = quiet ? this.#quietChecks + 1 : 0;
-      this.#lastActivity = this.#transport.activity;
-      if (this.#quietChecks < CHECKS) return;
-      const message = `${this.#transport.peer} sent nothing for ${this.#idleTimeoutMs} ms with ${this.#inFlight.size} requests outstanding`;
-      this.destroy(new ConnectionError("NBD_IDLE_TIMEOUT", message));
-    }, this.#idleTimeoutMs / CHECKS).unref();
   }
 }

@@ -1,6 +1,5 @@
 /** From an address to a server that has agreed on everything: connects and holds the conversation of negotiate.ts. */
 
-import type { Duplex } from "node:stream";
 import { aborted, onAbort } from "./abort.js";
 import {
   ConnectionError,
@@ -12,13 +11,14 @@ import {
 } from "./errors.js";
 import { FAREWELL, type Negotiation } from "./negotiate.js";
 import { describe, type Receiver, Transport } from "./socket.js";
+import type { Secure } from "./tls.js";
 import type { Endpoint } from "./uri.js";
 import { concatBytes } from "./wire/bytes.js";
 
 export interface DialSettings {
   readonly endpoint: Endpoint;
-  /** Puts TLS on a plain stream; absent where TLS isn't wanted. */
-  readonly secure: ((plain: Duplex) => Promise<Duplex>) | undefined;
+  /** Absent where TLS isn't wanted. */
+  readonly secure: Secure | undefined;
   /** For connecting and negotiating together. */
   readonly connectTimeoutMs: number;
   readonly signal: AbortSignal | undefined;
@@ -48,13 +48,27 @@ export async function dial<T>(settings: DialSettings, negotiation: Negotiation<T
     const result = await converse(transport, inbox, negotiation, secure);
     return { transport, result, rest: inbox.takeRest() };
   } catch (error) {
-    if (error instanceof OptionError || error instanceof MetaContextError) await transport.end(FAREWELL);
+    if (isRefusal(error)) await transport.end(FAREWELL);
     transport.destroy(new ConnectionError("NBD_CLOSED", "negotiation failed", { cause: error }));
-    throw error;
+    throw inbox.isTlsUnproven && isHangUp(error) ? (secure?.explain(error) ?? error) : error;
   } finally {
     clearTimeout(timer);
     forget?.();
   }
+}
+
+/**
+ * Whether the negotiation ended with no option unanswered, which is when a goodbye is allowed. It isn't where a caller's
+ * abort or a time-out came: then an option or a handshake is always under way, and hanging up is all there is.
+ */
+function isRefusal(error: unknown): boolean {
+  if (error instanceof TlsError) return error.cause instanceof OptionError;
+  return error instanceof OptionError || error instanceof MetaContextError;
+}
+
+function isHangUp(error: unknown): error is ConnectionError {
+  if (!(error instanceof ConnectionError)) return false;
+  return error.code === "NBD_CLOSED_BY_SERVER" || error.code === "NBD_CONNECTION_LOST";
 }
 
 function open(endpoint: Endpoint, upgradable: boolean): Transport {
@@ -106,7 +120,8 @@ async function startTls(transport: Transport, inbox: Inbox, secure: DialSettings
     throw new TlsError("NBD_TLS_INJECTION", "plain text came after the server's consent to TLS");
   }
   inbox.awaiting = "the TLS handshake";
-  await transport.upgrade(secure);
+  inbox.isTlsUnproven = true;
+  await transport.upgrade(secure.handshake);
 }
 
 /** More than this before anybody asked for it is a server that sends what it wasn't asked; bytes. */
@@ -116,6 +131,8 @@ const MAX_AHEAD = 256 * 1024;
 class Inbox implements Receiver {
   /** What is being waited for, for messages. */
   awaiting = "a connection";
+  /** Whether TLS was begun and nothing has come over it yet. */
+  isTlsUnproven = false;
   /** Bytes land here first, since what is queued moves while the buffer is lent. */
   readonly #landing = new Uint8Array(4096);
   #queued: Uint8Array = NOTHING;
@@ -136,6 +153,7 @@ class Inbox implements Receiver {
   }
 
   received(count: number): void {
+    this.isTlsUnproven = false;
     this.#queued = concatBytes(this.#queued, this.#landing.subarray(0, count));
     if (this.#queued.length > MAX_AHEAD) {
       throw new ProtocolError("the server sent much more than it was asked for during negotiation");

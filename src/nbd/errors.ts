@@ -26,6 +26,7 @@
  * | NBD_CLOSED_BY_SERVER | the server hung up |
  * | NBD_CONNECTION_LOST | the network or the operating system ended the connection |
  * | NBD_IDLE_TIMEOUT | no byte came for `idleTimeoutMs` while requests were outstanding |
+ * | NBD_REQUEST_TIMEOUT | a request had no complete reply after `requestTimeoutMs` |
  * | NBD_CLOSED | used after `close` |
  * | NBD_ABORTED | the caller's AbortSignal fired; `cause` is its reason |
  * | NBD_EXPORT_CHANGED | another connection shows the export with another size, flags or contexts |
@@ -55,6 +56,7 @@ export type NbdErrorCode =
   | "NBD_CLOSED_BY_SERVER"
   | "NBD_CONNECTION_LOST"
   | "NBD_IDLE_TIMEOUT"
+  | "NBD_REQUEST_TIMEOUT"
   | "NBD_CLOSED"
   | "NBD_ABORTED"
   | "NBD_EXPORT_CHANGED"

@@ -5,9 +5,9 @@
 
 import { Coverage } from "./coverage.js";
 import { ProtocolError, quote, RequestError } from "./errors.js";
+import type { ReplySink } from "./wire/chunks.js";
 import { COMMAND, COMMAND_FLAG, ERRNO } from "./wire/constants.js";
 import type { Descriptors } from "./wire/descriptors.js";
-import type { ReplySink } from "./wire/replies.js";
 import { commandName } from "./wire/requests.js";
 
 /** Error chunks accepted in one reply; a server has no reason to send more than one or two. */
@@ -28,6 +28,8 @@ export interface Inquiry {
 export interface OpenRequest extends ReplySink, Inquiry {
   /** What the request carries to the server; only a write carries anything. */
   readonly payload: Uint8Array | undefined;
+  /** When it was sent, as the connection counts time. */
+  sentAt: number;
   /** True once the caller has its answer; what still comes for this request is skipped. */
   readonly settled: boolean;
   /** The failure that the server reported so far. */
@@ -46,6 +48,7 @@ export abstract class Exchange<T> implements OpenRequest {
   readonly length: number;
   readonly payload: Uint8Array | undefined;
   readonly promise: Promise<T>;
+  sentAt = 0;
   #resolve: (value: T) => void = () => {};
   #reject: (error: unknown) => void = () => {};
   #settled = false;

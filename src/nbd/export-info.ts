@@ -35,7 +35,8 @@ export interface ExportInfo {
 export function exportInfo(negotiated: Negotiated): ExportInfo {
   const { name, description, size, flags, blockSize, protocol, tls, contexts, availableContexts } =
     negotiated;
-  const has = (flag: number) => (flags & flag) !== 0;
+  // A server that doesn't set HAS_FLAGS says nothing by the others.
+  const has = (flag: number) => (flags & TRANSMISSION.HAS_FLAGS) !== 0 && (flags & flag) !== 0;
   return {
     name,
     ...(description === undefined ? {} : { description }),
@@ -101,8 +102,16 @@ export function difference(first: ExportInfo, other: ExportInfo): string | undef
   const contexts = [...first.contexts].sort().join(" ");
   const others = [...other.contexts].sort().join(" ");
   if (contexts !== others) return `its meta contexts are "${others}" instead of "${contexts}"`;
+  if (sizesOf(first) !== sizesOf(other)) {
+    return `its block sizes are ${sizesOf(other)} instead of ${sizesOf(first)}`;
+  }
   if (first.protocol !== other.protocol) {
     return `its replies are ${other.protocol} instead of ${first.protocol}`;
   }
   return undefined;
+}
+
+function sizesOf({ blockSize }: ExportInfo): string {
+  if (blockSize === undefined) return "not stated";
+  return `${blockSize.minimum}, ${blockSize.preferred} and ${blockSize.maximum}`;
 }

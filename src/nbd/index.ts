@@ -2,7 +2,6 @@
 
 export type { StatusBatch, StatusExtent } from "./block-status.js";
 export {
-  listExports,
   NbdClient,
   type RequestOptions,
   type StatusOptions,
@@ -21,6 +20,7 @@ export {
   UriError,
 } from "./errors.js";
 export type { ExportInfo } from "./export-info.js";
+export { type DescribeOptions, describeExport, listExports } from "./queries.js";
 export {
   ClientFault,
   type ClientFaultCode,

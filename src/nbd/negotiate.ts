@@ -75,8 +75,9 @@ export function* negotiate(wish: Wish): Negotiation<Negotiated> {
   const availableContexts = wish.listContexts ? yield* listContexts(wish, protocol) : undefined;
   const contexts = yield* setContexts(wish, protocol);
   const granted = { protocol, tls: wish.tls, contexts, availableContexts };
-  const selected = (yield* go(wish)) ?? (yield* exportName(wish, handshake, protocol));
-  return { ...selected, ...granted };
+  const { refusal, type, selected } = yield* select(OPTION.GO, wish);
+  if (refusal !== undefined && type !== OPTION_ERROR.UNSUP) throw refusal;
+  return { ...(selected ?? (yield* exportName(wish, handshake, protocol))), ...granted };
 }
 
 /** From the greeting to the list of the server's exports; ends the conversation. */
@@ -89,6 +90,23 @@ export function* negotiateList(wish: Pick<Wish, "tls">): Negotiation<readonly Li
   const answer = yield* ask(OPTION.LIST, undefined, OPTION_REPLY.SERVER);
   if (answer.refusal !== undefined) throw answer.refusal;
   return answer.items.map(decodeServer);
+}
+
+/** From the greeting to what the server says of an export without opening it; the conversation may be ended then. */
+export function* negotiateInfo(wish: Wish): Negotiation<Negotiated> {
+  const handshake = yield* greet();
+  if ((handshake & HANDSHAKE.FIXED_NEWSTYLE) === 0) {
+    throw new ProtocolError(
+      "the server speaks a handshake that is too old to ask for an export without opening it",
+    );
+  }
+  if (wish.tls) yield* startTls();
+  const protocol = yield* chooseProtocol();
+  const availableContexts = wish.listContexts ? yield* listContexts(wish, protocol) : undefined;
+  const contexts = yield* setContexts(wish, protocol);
+  const { refusal, selected } = yield* select(OPTION.INFO, wish);
+  if (selected === undefined) throw refusal;
+  return { ...selected, protocol, tls: wish.tls, contexts, availableContexts };
 }
 
 /** Takes leave of a server that is still negotiating. Not every server acknowledges it, so no reply is awaited. */
@@ -187,14 +205,16 @@ function requireContexts(mandatory: readonly string[], granted: readonly string[
 type Selected = Pick<Negotiated, "name" | "description" | "size" | "flags" | "blockSize">;
 
 /**
- * Selects the export. Block sizes are always asked for, so they always have to be obeyed.
- * @returns undefined where the server doesn't know the option
+ * Selects the export, by GO or INFO. Block sizes are always asked for, so they always have to be obeyed.
+ * @returns without `selected` where the server refused
  */
-function* go(wish: Wish): Negotiation<Selected | undefined> {
+function* select(
+  option: number,
+  wish: Wish,
+): Negotiation<Omit<Answer, "items"> & { readonly selected: Selected | undefined }> {
   const data = encodeGo(wish.exportName, [INFO.BLOCK_SIZE, INFO.NAME, INFO.DESCRIPTION]);
-  const { refusal, type, items } = yield* ask(OPTION.GO, data, OPTION_REPLY.INFO);
-  if (type === OPTION_ERROR.UNSUP) return undefined;
-  if (refusal !== undefined) throw refusal;
+  const { refusal, type, items } = yield* ask(option, data, OPTION_REPLY.INFO);
+  if (refusal !== undefined) return { refusal, type, selected: undefined };
   let found: { size: number; flags: number } | undefined;
   let name = wish.exportName;
   let description: string | undefined;
@@ -220,9 +240,10 @@ function* go(wish: Wish): Negotiation<Selected | undefined> {
     }
   }
   if (found === undefined) {
-    throw new ProtocolError("the server sent its consent to GO without the export's size");
+    throw new ProtocolError(`the server sent its consent to ${optionName(option)} without the export's size`);
   }
-  return { name, description, size: found.size, flags: found.flags, blockSize };
+  const { size, flags } = found;
+  return { refusal, type, selected: { name, description, size, flags, blockSize } };
 }
 
 /** The way to an export before there was GO. A server that doesn't know the name can only hang up. */
@@ -277,16 +298,29 @@ function* ask(option: number, data?: Uint8Array, itemType?: number): Negotiation
   throw new ProtocolError(`the server sent replies to ${optionName(option)} without end`);
 }
 
+/** What to do about a refusal. */
+const ADVICE: ReadonlyMap<number, string> = new Map([
+  [OPTION_ERROR.POLICY, "; its configuration forbids it"],
+  [OPTION_ERROR.INVALID, "; it takes the request for malformed, which is one of the two's mistake"],
+  [OPTION_ERROR.PLATFORM, "; it can't do it where it runs"],
+  [OPTION_ERROR.TLS_REQD, "; it wants TLS: use a nbds:// URI"],
+  [OPTION_ERROR.UNKNOWN, "; list its exports to see their names"],
+  [OPTION_ERROR.SHUTDOWN, "; it is about to end: try again once it runs anew"],
+  [OPTION_ERROR.BLOCK_SIZE_REQD, "; it wants its block sizes to be asked for, which they were"],
+  [OPTION_ERROR.TOO_BIG, "; ask for fewer meta contexts, or shorter names"],
+  [OPTION_ERROR.EXT_HEADER_REQD, "; it wants extended headers, but did not agree to them"],
+]);
+
 function refusalOf(option: number, type: number, payload: Uint8Array): OptionError {
   const serverText = decodeText(payload);
   const facts = { option: optionName(option), reply: optionErrorName(type), serverText };
   const text = serverText === "" ? "" : `: ${quote(serverText)}`;
-  const message = `the server refused ${facts.option} with ${facts.reply}${text}`;
+  const message = `the server refused ${facts.option} with ${facts.reply}${text}${ADVICE.get(type) ?? ""}`;
   switch (type) {
     case OPTION_ERROR.TLS_REQD:
-      return new OptionError("NBD_TLS_REQUIRED", `${message}; it wants TLS: use a nbds:// URI`, facts);
+      return new OptionError("NBD_TLS_REQUIRED", message, facts);
     case OPTION_ERROR.UNKNOWN:
-      return new OptionError("NBD_EXPORT_UNKNOWN", `${message}; list its exports to see their names`, facts);
+      return new OptionError("NBD_EXPORT_UNKNOWN", message, facts);
     default:
       return new OptionError("NBD_OPTION_REFUSED", message, facts);
   }

@@ -23,10 +23,13 @@ export class Pool {
   /** Requests of connections that are gone. */
   #pastRequests = 0;
   #lastLoss: Error | undefined;
+  #losses = 0;
   #reconnecting: Promise<void> | undefined;
   /** Ends what goes on in the background. */
   readonly #closing = new AbortController();
   #extras: Promise<unknown> = Promise.resolve();
+  /** Extra connections that are on their way. */
+  #opening = 0;
 
   private constructor(settings: Settings, first: Connection) {
     this.export = first.export;
@@ -45,6 +48,11 @@ export class Pool {
 
   get requests(): number {
     return this.#live.reduce((sum, connection) => sum + connection.requests, this.#pastRequests);
+  }
+
+  /** Connections lost so far. */
+  get losses(): number {
+    return this.#losses;
   }
 
   /** Makes one request over the connection with the least to do, and over others when that one is lost. */
@@ -80,10 +88,8 @@ export class Pool {
 
   /** A connection where there is none: by reconnecting, if that is wanted. */
   async #wait(signal: AbortSignal | undefined): Promise<Connection> {
-    const where = describe(this.#settings.endpoint);
-    if (this.#closing.signal.aborted) {
-      throw new ConnectionError("NBD_CLOSED", `the client of ${where} is closed`);
-    }
+    if (this.#closing.signal.aborted) throw this.#closed();
+    if (signal?.aborted) throw aborted(signal);
     if (this.#settings.reconnect !== undefined) {
       this.#reconnecting ??= this.#reconnect().finally(() => {
         this.#reconnecting = undefined;
@@ -92,7 +98,12 @@ export class Pool {
     }
     const connection = this.#idlest();
     if (connection !== undefined) return connection;
+    const where = describe(this.#settings.endpoint);
     throw this.#lastLoss ?? new ConnectionError("NBD_CONNECTION_LOST", `the connection to ${where} is gone`);
+  }
+
+  #closed(): ConnectionError {
+    return new ConnectionError("NBD_CLOSED", `the client of ${describe(this.#settings.endpoint)} is closed`);
   }
 
   async #reconnect(): Promise<void> {
@@ -112,7 +123,9 @@ export class Pool {
         const isHopeless = !(error instanceof ConnectionError) || error.code === "NBD_EXPORT_CHANGED";
         if (isHopeless || attempt >= attempts || signal.aborted) throw error;
       }
-      await sleep(Math.min(delayMs * 2 ** (attempt - 1), maxDelayMs), undefined, { signal });
+      await sleep(Math.min(delayMs * 2 ** (attempt - 1), maxDelayMs), undefined, { signal }).catch(() => {
+        throw this.#closed();
+      });
     }
   }
 
@@ -133,14 +146,17 @@ export class Pool {
   /** Opens what is missing, in the background. One that doesn't come is done without. */
   #openExtras(): void {
     if (!this.export.canMultiConn) return;
-    const missing = this.#settings.connections - this.#live.length;
-    const openings = Array.from({ length: Math.max(0, missing) }, async () => {
+    const missing = Math.max(0, this.#settings.connections - this.#live.length - this.#opening);
+    this.#opening += missing;
+    const openings = Array.from({ length: missing }, async () => {
       try {
         this.#adopt(await this.#openSame());
       } catch (error) {
         if (!this.#closing.signal.aborted) {
           this.#tell({ type: "not-opened", error, connections: this.#live.length });
         }
+      } finally {
+        this.#opening -= 1;
       }
     });
     this.#extras = Promise.all([this.#extras, ...openings]);
@@ -152,7 +168,12 @@ export class Pool {
     connection.onLost = (error) => {
       this.#forget(connection);
       this.#lastLoss = error;
+      this.#losses += 1;
       this.#tell({ type: "lost", error, connections: this.#live.length });
+      // While others live nobody waits for a new one, so it comes in the background. Where nothing is left, or a
+      // server hangs up before it was asked anything, only need brings another attempt.
+      const isMissed = this.#settings.reconnect !== undefined && connection.requests > 0;
+      if (isMissed && this.#live.length > 0 && !this.#closing.signal.aborted) this.#openExtras();
     };
   }
 
@@ -174,12 +195,13 @@ function isLoss(error: unknown): boolean {
   return (
     error.code === "NBD_CLOSED_BY_SERVER" ||
     error.code === "NBD_CONNECTION_LOST" ||
-    error.code === "NBD_IDLE_TIMEOUT"
+    error.code === "NBD_IDLE_TIMEOUT" ||
+    error.code === "NBD_REQUEST_TIMEOUT"
   );
 }
 
 async function openConnection(settings: Settings, signal: AbortSignal | undefined): Promise<Connection> {
-  const { address, secure, metaContexts, optionalContexts, listContexts, idleTimeoutMs } = settings;
+  const { address, secure, metaContexts, optionalContexts, listContexts } = settings;
   const wish = {
     exportName: address.exportName,
     tls: secure !== undefined,
@@ -188,5 +210,5 @@ async function openConnection(settings: Settings, signal: AbortSignal | undefine
     listContexts,
   };
   const { transport, result, rest } = await dial({ ...settings, signal }, negotiate(wish));
-  return new Connection(transport, result, rest, idleTimeoutMs);
+  return new Connection(transport, result, rest, settings);
 }

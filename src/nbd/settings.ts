@@ -29,6 +29,11 @@ export interface ConnectOptions extends ReachOptions {
   readonly connections?: number;
   /** A connection on which nothing comes for so long while requests are outstanding is given up; default 60,000. */
   readonly idleTimeoutMs?: number;
+  /**
+   * A connection that leaves a request without a complete reply for so long is given up, whatever else comes over
+   * it; what was on it is sent again where `reconnect` allows it. By default there is no such limit.
+   */
+  readonly requestTimeoutMs?: number;
   /** Replaces connections that are lost; without it, what was on them fails. */
   readonly reconnect?: ReconnectOptions;
   /** Told what happens to the connections, after the fact. */
@@ -70,6 +75,7 @@ export interface Settings extends Reach {
   readonly listContexts: boolean;
   readonly connections: number;
   readonly idleTimeoutMs: number;
+  readonly requestTimeoutMs: number | undefined;
   readonly reconnect: Required<ReconnectOptions> | undefined;
   readonly onEvent: (event: NbdEvent) => void;
 }
@@ -95,6 +101,7 @@ export async function resolveSettings(
   options: ConnectOptions,
 ): Promise<Settings> {
   const connections = positive("connections", options.connections ?? 1);
+  const { requestTimeoutMs } = options;
   return {
     ...(await resolveReach(target, options)),
     metaContexts: [...(options.metaContexts ?? [])],
@@ -102,6 +109,8 @@ export async function resolveSettings(
     listContexts: options.listContexts ?? false,
     connections: Math.floor(connections),
     idleTimeoutMs: positive("idleTimeoutMs", options.idleTimeoutMs ?? 60_000),
+    requestTimeoutMs:
+      requestTimeoutMs === undefined ? undefined : positive("requestTimeoutMs", requestTimeoutMs),
     reconnect: options.reconnect === undefined ? undefined : resolveReconnect(options.reconnect),
     onEvent: options.onEvent ?? (() => {}),
   };

@@ -110,7 +110,9 @@ export class Transport {
     });
     this.#stream = stream;
     this.#listen(stream);
-    if (this.#failure !== undefined) stream.destroy();
+    // It may have failed in the very moment in which the handshake was over, before anybody listened.
+    if (stream.destroyed) this.destroy(this.#explain(stream.errored ?? new Error("closed")));
+    else if (this.#failure !== undefined) stream.destroy();
     else stream.on("data", this.#onData);
   }
 

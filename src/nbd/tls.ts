@@ -14,8 +14,9 @@ import {
   DEFAULT_CIPHERS,
   type PeerCertificate,
 } from "node:tls";
-import { TlsError } from "./errors.js";
+import { type NbdError, TlsError } from "./errors.js";
 import { isIpAddress } from "./socket.js";
+import { handshakeFailure, refusalAfterHandshake, type TlsCase } from "./tls-failure.js";
 import type { NbdAddress } from "./uri.js";
 
 /** How to set up TLS. What is given here goes before what the URI says. Its presence makes TLS mandatory. */
@@ -28,6 +29,7 @@ export interface TlsOptions {
   readonly key?: string | Uint8Array;
   /** File of `username:hexkey` lines, for a pre-shared key instead of certificates. */
   readonly pskFile?: string;
+  /** Whose key to take from it; may be left out where the file holds only one. */
   readonly username?: string;
   /** The name that the server's certificate has to carry; default the host's, or localhost over a unix socket. */
   readonly hostname?: string;
@@ -35,8 +37,19 @@ export interface TlsOptions {
   readonly insecureSkipVerification?: boolean;
 }
 
-/** Puts TLS on a plain stream. */
-export type Secure = (plain: Duplex) => Promise<Duplex>;
+/** TLS, ready to be put on a connection. */
+export interface Secure {
+  /** Puts it on a plain stream. @throws {TlsError} */
+  readonly handshake: (plain: Duplex) => Promise<Duplex>;
+  /** What it means that the server hangs up before its first word over TLS. */
+  readonly explain: (cause: NbdError) => TlsError;
+}
+
+/** What Node is given, and for messages what that amounts to. */
+interface Identity {
+  readonly options: ConnectionOptions;
+  readonly tls: TlsCase;
+}
 
 /**
  * Reads certificates and keys for `address`; undefined where TLS isn't wanted.
@@ -59,8 +72,11 @@ export async function prepareTls(address: NbdAddress, options?: TlsOptions): Pro
     wanted.pskFile === undefined
       ? await certificateIdentity(address, wanted, insecure)
       : await pskIdentity(wanted.pskFile, wanted.username);
-  checkIdentity(identity);
-  return (plain) => handshake(plain, identity);
+  checkIdentity(identity.options);
+  return {
+    handshake: (plain) => handshake(plain, identity),
+    explain: (cause) => refusalAfterHandshake(identity.tls, cause),
+  };
 }
 
 function withoutVerify(address: NbdAddress): TlsOptions {
@@ -72,7 +88,7 @@ async function certificateIdentity(
   address: NbdAddress,
   wanted: TlsOptions,
   insecure: boolean,
-): Promise<ConnectionOptions> {
+): Promise<Identity> {
   const { certificates } = wanted;
   const fromFolder = async (name: string, optional: boolean) =>
     certificates === undefined ? undefined : await readPem(join(certificates, name), optional);
@@ -84,7 +100,7 @@ async function certificateIdentity(
   }
   const host = address.transport.kind === "tcp" ? address.transport.host : "localhost";
   const name = wanted.hostname ?? host;
-  return {
+  const options: ConnectionOptions = {
     host: name,
     // Server name indication is for names: an address there is against its RFC.
     ...(isIpAddress(name) ? {} : { servername: name }),
@@ -95,6 +111,7 @@ async function certificateIdentity(
     ciphers: `TLS_AES_128_GCM_SHA256:${DEFAULT_CIPHERS}`,
     rejectUnauthorized: !insecure,
   };
+  return { options, tls: { kind: "certificate", name, hasClientCertificate: cert !== undefined } };
 }
 
 function text(pem: string | Uint8Array): string {
@@ -110,19 +127,11 @@ async function readPem(path: string, optional: boolean): Promise<string | undefi
   }
 }
 
-async function pskIdentity(pskFile: string, username: string | undefined): Promise<ConnectionOptions> {
-  if (username === undefined) {
-    throw new TlsError("NBD_TLS_CONFIG", "a pre-shared key takes a user name: nbds://USER@HOST");
-  }
-  const lines = (await readFile(pskFile, "utf8").catch((error) => Promise.reject(unreadable(pskFile, error))))
-    .split("\n")
-    .map((line) => line.trim());
-  const hex = lines.find((line) => line.startsWith(`${username}:`))?.slice(username.length + 1);
-  if (hex === undefined || !/^([0-9a-f]{2})+$/i.test(hex)) {
-    throw new TlsError("NBD_TLS_CONFIG", `${pskFile} has no line ${username}:HEXKEY`);
-  }
-  const psk = Buffer.from(hex, "hex");
-  return {
+async function pskIdentity(pskFile: string, wanted: string | undefined): Promise<Identity> {
+  const text = await readFile(pskFile, "utf8").catch((error) => Promise.reject(unreadable(pskFile, error)));
+  const lines = text.split("\n").map((line) => line.trim());
+  const { username, psk } = findKey(pskFile, lines, wanted);
+  const options: ConnectionOptions = {
     pskCallback: () => ({ identity: username, psk }),
     ciphers: "TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:PSK",
     // Nobody is trusted to vouch for a certificate: a server that shows one doesn't know the key.
@@ -132,6 +141,29 @@ async function pskIdentity(pskFile: string, username: string | undefined): Promi
         ? new Error("the server shows a certificate instead of knowing the key")
         : undefined,
   };
+  return { options, tls: { kind: "psk", name: username, hasClientCertificate: false } };
+}
+
+/** The key of `wanted`, or where nobody is named the only one that there is. */
+function findKey(
+  pskFile: string,
+  lines: readonly string[],
+  wanted: string | undefined,
+): { username: string; psk: Buffer } {
+  const entries = lines.filter((line) => line.includes(":") && !line.startsWith("#"));
+  const [only = "", ...more] = entries;
+  if (wanted === undefined && more.length > 0) {
+    throw new TlsError(
+      "NBD_TLS_CONFIG",
+      `${pskFile} has keys of ${entries.length} users: name one, as in nbds://USER@HOST, or give a file with a single line`,
+    );
+  }
+  const username = wanted ?? only.slice(0, only.indexOf(":"));
+  const hex = entries.find((line) => line.startsWith(`${username}:`))?.slice(username.length + 1);
+  if (hex === undefined || !/^([0-9a-f]{2})+$/i.test(hex)) {
+    throw new TlsError("NBD_TLS_CONFIG", `${pskFile} has no line ${username || "USERNAME"}:HEXKEY`);
+  }
+  return { username, psk: Buffer.from(hex, "hex") };
 }
 
 function unreadable(path: string, error: unknown): TlsError {
@@ -139,20 +171,13 @@ function unreadable(path: string, error: unknown): TlsError {
   return new TlsError("NBD_TLS_CONFIG", `${path} can't be read: ${reason}`, { cause: error });
 }
 
-function handshake(plain: Duplex, identity: ConnectionOptions): Promise<Duplex> {
+function handshake(plain: Duplex, { options, tls }: Identity): Promise<Duplex> {
   return new Promise((resolve, reject) => {
-    const fail = (error?: Error) => {
-      const reason = error?.message ?? "the server closed the connection";
-      const options = error === undefined ? {} : { cause: error };
-      reject(new TlsError("NBD_TLS_FAILED", `the TLS handshake failed: ${reason}`, options));
-    };
-    const stream = connect({ ...identity, socket: plain, minVersion: "TLSv1.2" });
-    stream.once("secureConnect", () => {
-      stream.off("error", fail);
-      resolve(stream);
-    });
-    stream.once("error", fail);
-    stream.once("close", () => fail());
+    const stream = connect({ ...options, socket: plain, minVersion: "TLSv1.2" });
+    stream.once("secureConnect", () => resolve(stream));
+    // Both stay on: an error that comes together with the handshake's last bytes would find nobody to hear it.
+    stream.on("error", (error) => reject(handshakeFailure(tls, error)));
+    stream.on("close", () => reject(handshakeFailure(tls, undefined)));
   });
 }
 

@@ -56,16 +56,31 @@ async function expectPoint(id: string, copies: Record<LabDisk, string>): Promise
   }
 }
 
-/** Exit code 4 is a repository, or a domain, without points yet. */
+/** None where there is no repository, or the domain has no points yet; any other failure fails the test. */
 async function points(): Promise<PointJson[]> {
   const ran = await nbdpull("points", repo, lab.domain, "--json");
-  return ran.code === 4 ? [] : (ran.json() as PointJson[]);
+  if (ran.code === 0) return ran.json() as PointJson[];
+  expect([ran.code, ran.json()]).toMatchObject([
+    4,
+    { error: { code: expect.stringMatching(/^E_NO_(?:REPOSITORY|DOMAIN)$/) } },
+  ]);
+  return [];
 }
 
-/** What is in the domain's folder beside points. */
+/** What is in the domain's folder beside points; nothing where there is no such folder. */
 async function leftovers(): Promise<string[]> {
-  const names = await readdir(join(repo, lab.domain)).catch(() => []);
+  const names = await readdir(join(repo, lab.domain)).catch((error: NodeJS.ErrnoException) => {
+    if (error.code === "ENOENT") return [];
+    throw error;
+  });
   return names.filter((name) => !/^\d{8}T/.test(name));
+}
+
+/** Waits until a run has begun to store; fails where that is never seen. */
+async function untilPartial(): Promise<void> {
+  const isPartial = (name: string): boolean => name.endsWith(".partial");
+  for (let i = 0; i < 2000 && !(await leftovers()).some(isPartial); i += 1) await sleep(2);
+  expect(await leftovers()).toContainEqual(expect.stringMatching(/\.partial$/));
 }
 
 function expectExit(ran: Ran, code: number): void {
@@ -256,8 +271,7 @@ await describeWithLibvirt("attach to a running libvirt job", () => {
       "--in-flight",
       "64K",
     ]);
-    for (let i = 0; i < 2000 && (await leftovers()).every((name) => !name.endsWith(".partial")); i += 1)
-      await sleep(2);
+    await untilPartial();
     await backup.end();
     const ran = await finished(run);
     expect([1, 4]).toContain(ran.code);
@@ -280,10 +294,6 @@ await describeWithLibvirt("attach to a running libvirt job", () => {
       "--in-flight",
       "64K",
     ];
-    const untilPartial = async (): Promise<void> => {
-      for (let i = 0; i < 2000 && !(await leftovers()).some((name) => name.endsWith(".partial")); i += 1)
-        await sleep(2);
-    };
     const interrupted = startNbdpull(slowly);
     await untilPartial();
     interrupted.kill("SIGTERM");

@@ -1,5 +1,6 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
+import { onAbort } from "../../src/nbd/abort.js";
 import { type AskStatus, blockStatus, type StatusBatch } from "../../src/nbd/block-status.js";
 import { Descriptors } from "../../src/nbd/wire/descriptors.js";
 import { collect } from "../support/collect.js";
@@ -142,11 +143,43 @@ describe("block status", () => {
   it("leaves no unhandled rejection behind when the reader goes away", async () => {
     const truth = new Map([["one", new Array<number>(SIZE).fill(2)]]);
     const good = server(truth, (_offset, length) => length);
-    const ask: AskStatus = (offset, length) =>
-      offset === 0 ? good(offset, length) : Promise.reject(new Error("later"));
+    const ask: AskStatus = (offset, length, signal) =>
+      offset === 0 ? good(offset, length, signal) : Promise.reject(new Error("later"));
     const batches = blockStatus(range(truth, 0, SIZE, 1, 10), ask);
     await batches.next();
     await batches.return();
     await new Promise((resolve) => setTimeout(resolve, 5));
   });
+
+  it.each(["leaves", "fails", "is told to stop"])(
+    "aborts what runs ahead when the reader %s",
+    async (how) => {
+      const truth = new Map([["one", new Array<number>(SIZE).fill(2)]]);
+      const good = server(truth, (_offset, length) => length);
+      const caller = new AbortController();
+      const reason = new Error("enough");
+      let asked = 0;
+      let aborted = 0;
+      const ask: AskStatus = (offset, length, signal) => {
+        asked += 1;
+        if (offset === 0) return good(offset, length, signal);
+        if (how === "fails" && offset === 10) return Promise.reject(reason);
+        return new Promise((_resolve, reject) =>
+          onAbort(signal, () => {
+            aborted += 1;
+            reject(signal.reason);
+          }),
+        );
+      };
+      const batches = blockStatus(range(truth, 0, SIZE, 1, 10), ask, caller.signal);
+      await batches.next();
+      if (how === "leaves") await batches.return();
+      else {
+        const next = batches.next();
+        if (how === "is told to stop") caller.abort(reason);
+        await expect(next).rejects.toBe(reason);
+      }
+      expect(aborted).toBe(asked - (how === "fails" ? 2 : 1));
+    },
+  );
 });

@@ -8,6 +8,7 @@ import { CHUNK, COMMAND, OPTION, OPTION_REPLY } from "../../src/nbd/wire/constan
 import { Descriptors } from "../../src/nbd/wire/descriptors.js";
 import { decodeInfo, decodeMetaContext, decodeServer } from "../../src/nbd/wire/options.js";
 import { collect } from "../support/collect.js";
+import { anyFaults, type Fault, FaultyLine } from "../support/faulty-line.js";
 import {
   answer,
   chunk,
@@ -28,73 +29,6 @@ import { pattern } from "./servers.js";
 
 const DISK = 4 * 1024 * 1024;
 const DIRTY = "qemu:dirty-bitmap:b0";
-
-/** One thing that goes wrong with the bytes of a server, at a position of its stream. */
-type Fault =
-  | { readonly kind: "replace"; readonly at: number; readonly bytes: Uint8Array }
-  | { readonly kind: "insert"; readonly at: number; readonly bytes: Uint8Array }
-  | { readonly kind: "delete"; readonly at: number; readonly count: number }
-  | { readonly kind: "cut"; readonly at: number };
-
-const fault = (length: number): fc.Arbitrary<Fault> => {
-  const at = fc.nat(length - 1);
-  const bytes = fc.oneof(
-    fc.uint8Array({ minLength: 1, maxLength: 8 }),
-    fc.constantFrom(Buffer.alloc(4, 0xff), Buffer.alloc(8, 0xff), Buffer.alloc(4), Buffer.from([0x80])),
-  );
-  return fc.oneof(
-    { weight: 6, arbitrary: fc.record({ kind: fc.constant("replace" as const), at, bytes }) },
-    { weight: 2, arbitrary: fc.record({ kind: fc.constant("insert" as const), at, bytes }) },
-    {
-      weight: 2,
-      arbitrary: fc.record({
-        kind: fc.constant("delete" as const),
-        at,
-        count: fc.integer({ min: 1, max: 30 }),
-      }),
-    },
-    { weight: 1, arbitrary: fc.record({ kind: fc.constant("cut" as const), at }) },
-  );
-};
-
-/** Sends to a peer what it is given, with faults. Payload of reads is left alone and not counted. */
-class FaultyLine {
-  #position = 0;
-  readonly #peer: Peer;
-  readonly #faults: readonly Fault[];
-
-  constructor(peer: Peer, faults: readonly Fault[]) {
-    this.#peer = peer;
-    this.#faults = faults;
-  }
-
-  get position(): number {
-    return this.#position;
-  }
-
-  send(bytes: Uint8Array, payload: Uint8Array = new Uint8Array(0)): void {
-    let faulty = Buffer.from(bytes);
-    const start = this.#position;
-    this.#position += bytes.length;
-    for (const fault of this.#faults) {
-      const at = fault.at - start;
-      if (at < 0 || at >= faulty.length) continue;
-      if (fault.kind === "cut") {
-        this.#peer.send(faulty.subarray(0, at));
-        this.#peer.socket.end();
-        return;
-      }
-      const cut = fault.kind === "delete" ? fault.count : fault.kind === "replace" ? fault.bytes.length : 0;
-      // A replacement doesn't reach beyond what is sent here: it must not make it longer.
-      const put =
-        fault.kind === "delete"
-          ? Buffer.alloc(0)
-          : fault.bytes.subarray(0, cut === 0 ? undefined : faulty.length - at);
-      faulty = Buffer.concat([faulty.subarray(0, at), put, faulty.subarray(at + cut)]);
-    }
-    this.#peer.send(faulty, payload);
-  }
-}
 
 type Protocol = "simple" | "structured" | "extended";
 
@@ -239,18 +173,8 @@ it.each<[Protocol]>([["structured"], ["extended"], ["simple"]])(
   async (protocol) => {
     const flawless = await converse(protocol, []);
     expect(flawless.reads).toBe(READS.length);
-    const faults = fc.oneof(
-      fc.array(fault(flawless.length), { minLength: 1, maxLength: 3 }),
-      fc.array(
-        fault(flawless.length - flawless.handshake).map((one) => ({
-          ...one,
-          at: one.at + flawless.handshake,
-        })),
-        { minLength: 1, maxLength: 2 },
-      ),
-    );
     await fc.assert(
-      fc.asyncProperty(faults, async (list) => {
+      fc.asyncProperty(anyFaults(flawless), async (list) => {
         const before = Date.now();
         await converse(protocol, list);
         expect(Date.now() - before, "a hang").toBeLessThan(1500);

@@ -74,6 +74,66 @@ describeWith(["nbdkit"], "with nbdkit", () => {
     expect(batches.map(({ offset, length }) => ({ offset, length }))).toEqual([{ offset: 5000, length: 10 }]);
   });
 
+  it("asks for a last block that is cut short as it is, and passes on what the server says to that", async () => {
+    // No request for these bytes keeps to the block size and to the export's size.
+    const size = 3 * MiB + 700;
+    const policy = (onError: string) => [
+      ...["-r", "--filter=blocksize-policy", "file", image],
+      ...["blocksize-minimum=4096", "blocksize-preferred=4096", "blocksize-maximum=64k"],
+      `blocksize-error-policy=${onError}`,
+    ];
+    await using lenient = await startNbdkit(folder, ...policy("allow"));
+    await using strict = await startNbdkit(folder, ...policy("error"));
+    await using one = await NbdClient.connect(lenient.uri);
+    await expectRead(one, 0, size);
+    await expectRead(one, size - 5000, 4999);
+    await using other = await NbdClient.connect(strict.uri);
+    await expectRead(other, 1, 3 * MiB - 1);
+    await expect(other.read(0, Buffer.alloc(size))).rejects.toMatchObject({
+      code: "NBD_REQUEST_FAILED",
+      errno: "EINVAL",
+      offset: 3 * MiB,
+      length: 700,
+    });
+    await expectRead(other, 0, 3 * MiB);
+  });
+
+  it("writes, zeroes and trims by whole blocks only", async () => {
+    const policy = ["blocksize-minimum=4096", "blocksize-preferred=4096", "blocksize-maximum=64k"];
+    const args = ["--filter=blocksize-policy", "memory", "1M", ...policy, "blocksize-error-policy=error"];
+    await using server = await startNbdkit(folder, ...args);
+    await using client = await NbdClient.connect(server.uri);
+    await client.write(4096, pattern(4096, 200_704));
+    await expectRead(client, 5000, 1);
+    await client.writeZeroes(0, MiB);
+    await client.trim(4096, MiB - 4096);
+    const before = client.requests;
+    const unaligned = { code: "NBD_UNALIGNED", message: expect.stringContaining("4096") };
+    await expect(client.write(512, Buffer.alloc(4096))).rejects.toMatchObject(unaligned);
+    await expect(client.write(0, Buffer.alloc(512))).rejects.toMatchObject(unaligned);
+    await expect(client.writeZeroes(0, 512)).rejects.toMatchObject(unaligned);
+    await expect(client.trim(512, 4096)).rejects.toMatchObject(unaligned);
+    expect(client.requests).toBe(before);
+  });
+
+  it("is told when zeroing would not be fast, and zeroes all the same without that wish", async () => {
+    const filter = ["--filter=nozero", "memory", "1M", "zeromode=emulate", "fastzeromode=slow"];
+    await using server = await startNbdkit(folder, ...filter);
+    await using client = await NbdClient.connect(server.uri);
+    expect(client.export.canFastZero).toBe(true);
+    await client.write(0, pattern(0, 65_536));
+    await expect(client.writeZeroes(0, 65_536, { fastZero: true })).rejects.toMatchObject({
+      code: "NBD_REQUEST_FAILED",
+      command: "write zeroes",
+      errno: "ENOTSUP",
+    });
+    await expectRead(client, 0, 65_536);
+    await client.writeZeroes(0, 65_536);
+    const target = Buffer.alloc(65_536, 0xee);
+    await client.read(0, target);
+    expect(target.equals(Buffer.alloc(65_536))).toBe(true);
+  });
+
   it("reports the errors of single requests and goes on", async () => {
     const trigger = join(folder.path, "trigger");
     const errors = ["error-pread=EIO", "error-pread-rate=100%", `error-file=${trigger}`];

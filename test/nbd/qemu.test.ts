@@ -167,6 +167,17 @@ describeWith(["qemu-nbd", "qemu-img", "qemu-io"], "with qemu-nbd", () => {
     await expectRead(client, 0, MiB);
   });
 
+  it("is not held up by connections that a server of one client never greets", async () => {
+    const image = await rawImage("single.raw", MiB);
+    await using server = await startQemu(folder, "-r", "-f", "raw", "--shared=1", image);
+    const before = Date.now();
+    const client = await NbdClient.connect(server.uri, { connections: 4, connectTimeoutMs: 30_000 });
+    await expectRead(client, 0, MiB);
+    expect(client.connections).toBe(1);
+    await client.close();
+    expect(Date.now() - before).toBeLessThan(5000);
+  });
+
   it("reports a read error of the medium and goes on", async () => {
     const image = await rawImage("bad.raw", 4 * MiB);
     const rules = join(folder.path, "blkdebug.conf");

@@ -6,6 +6,7 @@ import {
   COMMON_FLAGS,
   chunk,
   dataAt,
+  type ExportFacts,
   errorPayload,
   handshake,
   MockServer,
@@ -208,4 +209,156 @@ it("passes the error on where a server is shutting down and reconnecting isn't w
   await using client = await NbdClient.connect(mock.uri);
   await expect(client.read(0, Buffer.alloc(512))).rejects.toMatchObject({ errno: "ESHUTDOWN" });
   await expect(client.read(0, Buffer.alloc(512))).rejects.toMatchObject({ code: "NBD_CLOSED_BY_SERVER" });
+});
+
+it.each<[string, ExportFacts, RegExp]>([
+  ["size", { size: 8192 }, /its size is 8192 instead of 1048576/],
+  ["flags", { flags: COMMON_FLAGS | TRANSMISSION.ROTATIONAL }, /its flags are/],
+  ["contexts", { contexts: [] }, /its meta contexts are "" instead of "base:allocation"/],
+  [
+    "block sizes",
+    { blockSize: [4096, 4096, 4096] },
+    /its block sizes are 4096, 4096 and 4096 instead of not/,
+  ],
+  ["replies", { protocol: "extended" }, /its replies are extended instead of structured/],
+])("refuses an export that shows itself with other %s", async (_title, change, message) => {
+  const contexts = ["base:allocation"];
+  await using mock = await MockServer.start(async (peer, index) => {
+    await handshake(peer, index === 0 ? { contexts } : { contexts, ...change });
+    await peer.request(index > 0 && change.protocol === "extended");
+  });
+  await using client = await NbdClient.connect(mock.uri, {
+    optionalContexts: contexts,
+    reconnect: RECONNECT,
+  });
+  await expect(client.read(0, Buffer.alloc(512))).rejects.toMatchObject({
+    code: "NBD_EXPORT_CHANGED",
+    message: expect.stringMatching(message),
+  });
+});
+
+it("doesn't use a further connection that shows another export than the first", async () => {
+  await using mock = await MockServer.start(async (peer, index) => {
+    await handshake(peer, { flags: MULTI, size: index === 0 ? 4096 : 8192 });
+    await serve(peer);
+  });
+  const failures: unknown[] = [];
+  await using client = await NbdClient.connect(mock.uri, {
+    connections: 3,
+    onEvent: (event) => event.type === "not-opened" && failures.push(event.error),
+  });
+  await expect.poll(() => failures.length).toBe(2);
+  for (const failure of failures) expect(failure).toMatchObject({ code: "NBD_EXPORT_CHANGED" });
+  expect(client.connections).toBe(1);
+  await expectRead(client, 0, 4096);
+});
+
+it("replaces one of several connections while the others work", async () => {
+  await using mock = await MockServer.start(async (peer, index) => {
+    await handshake(peer, { flags: MULTI });
+    if (index === 1) await peer.request();
+    else await serve(peer);
+  });
+  await using client = await NbdClient.connect(mock.uri, { connections: 3, reconnect: RECONNECT });
+  await expect.poll(() => client.connections).toBe(3);
+  await Promise.all(Array.from({ length: 9 }, (_, index) => expectRead(client, index * 512, 512)));
+  await expect.poll(() => client.connections).toBe(3);
+  expect(mock.connections).toBe(4);
+});
+
+it("does not open connections for ever to a server that hangs up on all but the first", async () => {
+  await using mock = await MockServer.start(async (peer, index) => {
+    await handshake(peer, { flags: MULTI });
+    if (index === 0) await serve(peer);
+  });
+  await using client = await NbdClient.connect(mock.uri, { connections: 2, reconnect: RECONNECT });
+  await expect.poll(() => mock.connections).toBe(2);
+  await expectRead(client, 0, 512);
+  await new Promise((resolve) => setTimeout(resolve, 50));
+  expect(mock.connections).toBe(2);
+});
+
+it("leaves no unhandled rejection behind when a read comes aborted to a lost connection", async () => {
+  const mock = await MockServer.start(async (peer) => {
+    await handshake(peer);
+    await peer.request();
+  });
+  const failures: NbdEvent[] = [];
+  await using client = await NbdClient.connect(mock.uri, {
+    reconnect: { ...RECONNECT, attempts: 1 },
+    onEvent: (event) => failures.push(event),
+  });
+  await mock[Symbol.asyncDispose]();
+  await expect.poll(() => client.connections).toBe(0);
+  const signal = AbortSignal.abort();
+  await expect(client.read(0, Buffer.alloc(512), { signal })).rejects.toMatchObject({ code: "NBD_ABORTED" });
+  // The runner fails for a rejection that nobody handles.
+  await new Promise((resolve) => setTimeout(resolve, 20));
+  expect(failures.map(({ type }) => type)).toEqual(["opened", "lost"]);
+});
+
+it("fails what waits for another attempt, in its own words, when the client closes", async () => {
+  const mock = await MockServer.start(async (peer) => {
+    await handshake(peer);
+    await peer.request();
+  });
+  const events: NbdEvent[] = [];
+  const client = await NbdClient.connect(mock.uri, {
+    reconnect: { attempts: 5, delayMs: 60_000, maxDelayMs: 60_000 },
+    onEvent: (event) => events.push(event),
+  });
+  await mock[Symbol.asyncDispose]();
+  const reading = client.read(0, Buffer.alloc(512));
+  const outcome = reading.catch((error: unknown) => error);
+  await expect.poll(() => events.map(({ type }) => type)).toContain("reconnect-failed");
+  await client.close();
+  expect(await outcome).toMatchObject({ name: "ConnectionError", code: "NBD_CLOSED" });
+});
+
+it("doesn't vouch by a flush for writes that went over a lost connection", async () => {
+  await using mock = await MockServer.start(async (peer, index) => {
+    await handshake(peer, {
+      flags: TRANSMISSION.HAS_FLAGS | TRANSMISSION.SEND_FLUSH | TRANSMISSION.SEND_FUA,
+    });
+    while (true) {
+      const { command, cookie, offset, length } = await peer.request();
+      if (command === COMMAND.DISC) return;
+      if (command === COMMAND.WRITE) await peer.receive(length);
+      if (command === COMMAND.READ && index === 0) return;
+      peer.send(
+        command === COMMAND.READ
+          ? chunk(cookie, CHUNK.OFFSET_DATA, dataAt(offset, pattern(offset, length)))
+          : chunk(cookie, CHUNK.NONE),
+      );
+    }
+  });
+  await using client = await NbdClient.connect(mock.uri, { reconnect: RECONNECT });
+  await client.write(0, Buffer.alloc(512));
+  await client.flush();
+  await client.write(512, Buffer.alloc(512));
+  // Costs the connection, and comes back over another one.
+  await expectRead(client, 4096, 512);
+  await expect(client.flush()).rejects.toMatchObject({
+    code: "NBD_CONNECTION_LOST",
+    message: expect.stringContaining("make them again"),
+  });
+  await client.write(512, Buffer.alloc(512));
+  await client.flush();
+});
+
+it("vouches by a flush for what needed none on a lost connection", async () => {
+  await using mock = await MockServer.start(async (peer, index) => {
+    await handshake(peer, {
+      flags: TRANSMISSION.HAS_FLAGS | TRANSMISSION.SEND_FLUSH | TRANSMISSION.SEND_FUA,
+    });
+    if (index > 0) return serve(peer);
+    const { cookie, length } = await peer.request();
+    await peer.receive(length);
+    peer.send(chunk(cookie, CHUNK.NONE));
+    await peer.request();
+  });
+  await using client = await NbdClient.connect(mock.uri, { reconnect: RECONNECT });
+  await client.write(0, Buffer.alloc(512), { fua: true });
+  await expectRead(client, 0, 512);
+  await client.flush();
 });

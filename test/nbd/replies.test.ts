@@ -1,9 +1,10 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { ProtocolError } from "../../src/nbd/index.js";
+import type { ReplySink } from "../../src/nbd/wire/chunks.js";
 import { CHUNK, COMMAND, ERRNO } from "../../src/nbd/wire/constants.js";
 import type { Descriptors } from "../../src/nbd/wire/descriptors.js";
-import { type ReplyHandler, ReplyParser, type ReplySink } from "../../src/nbd/wire/replies.js";
+import { type ReplyHandler, ReplyParser } from "../../src/nbd/wire/replies.js";
 import type { Protocol } from "../../src/nbd/wire/requests.js";
 import {
   chunk,

@@ -113,8 +113,12 @@ export interface Authority {
   readonly path: string;
 }
 
-/** A certificate authority with a server certificate for `localhost` and a client certificate. */
-export async function makeAuthority(folder: Folder, name: string): Promise<Authority> {
+/** A certificate authority with a server's certificate for `hosts` and a client's certificate. */
+export async function makeAuthority(
+  folder: Folder,
+  name: string,
+  hosts: readonly string[] = ["localhost"],
+): Promise<Authority> {
   const path = join(folder.path, name);
   const { mkdir } = await import("node:fs/promises");
   await mkdir(path);
@@ -140,6 +144,6 @@ export async function makeAuthority(folder: Folder, name: string): Promise<Autho
       ...["--outfile", file(`${role}-cert.pem`)],
     );
   };
-  await Promise.all([sign("server", "dns_name = localhost"), sign("client")]);
+  await Promise.all([sign("server", ...hosts.map((host) => `dns_name = ${host}`)), sign("client")]);
   return { path };
 }

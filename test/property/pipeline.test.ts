@@ -5,13 +5,13 @@ import { join } from "node:path";
 import { promisify } from "node:util";
 import fc from "fast-check";
 import { afterAll, beforeAll, expect, it } from "vitest";
+import type { ImageFormat } from "../../src/backup/image/create.js";
 import type { Manifest } from "../../src/backup/manifest.js";
-import type { ImageFormat } from "../../src/backup/pull-image.js";
 import { Repository } from "../../src/backup/repository.js";
-import { restoreDisk } from "../../src/backup/restore.js";
 import { takePoint } from "../../src/backup/take-point.js";
 import { verifyPoints } from "../../src/backup/verify.js";
 import { MemoryDisk, NbdServer, parseNbdUri, type ServedExport } from "../../src/nbd/index.js";
+import { restoreDisk } from "../support/restore-disk.js";
 import { describeWith } from "../support/tools.js";
 
 const SECTOR = 512;

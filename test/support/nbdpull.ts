@@ -24,8 +24,15 @@ export async function nbdpull(...args: readonly string[]): Promise<Ran> {
   return await finished(startNbdpull(args));
 }
 
+export interface StartOptions {
+  /** Its standard input; left out: a pipe on which nothing comes. */
+  readonly input?: string;
+  /** Variables beside those of the test. */
+  readonly env?: Readonly<Record<string, string>>;
+}
+
 /** Starts `nbdpull`; for tests that kill it. */
-export function startNbdpull(args: readonly string[], options: { readonly input?: string } = {}): Running {
+export function startNbdpull(args: readonly string[], options: StartOptions = {}): Running {
   const child = execa(process.execPath, [NBDPULL, ...args], { ...options, reject: false });
   const ended = child.then(({ exitCode, stdout, stderr }): Ran | undefined =>
     exitCode === undefined

@@ -107,11 +107,9 @@ export interface ImageWriter {
   readonly geometry: Geometry;
   readonly format: "qcow2" | "raw";
   /**
-   * True where stored clusters are packed in the order of their guest clusters (qcow2: the n-th stored cluster is
-   * at `hostOffset(cluster, n)` whatever its guest cluster is), false where the guest offset is the place (raw).
+   * Where guest cluster `cluster`, the `rank`-th (from 0) of those set aside for storing, goes in the file. A qcow2 image
+   * packs them: only the rank counts. In a raw image only the guest cluster does.
    */
-  readonly packed: boolean;
-  /** Where guest cluster `cluster`, the `rank`-th (from 0) of those set aside for storing, goes in the file. */
   hostOffset(cluster: number, rank: number): number;
   /**
    * Stores `data` at `hostOffset`. May be called many times at once, in any order; `data` must stay

@@ -35,7 +35,6 @@ const SECTOR = 512;
 export class Qcow2Writer implements ImageWriter, AsyncDisposable {
   readonly geometry: Geometry;
   readonly format = "qcow2";
-  readonly packed = true;
   readonly #file: ImageFile;
   readonly #backing: Backing | undefined;
   readonly #runs: RunList;

@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { unlink } from "node:fs/promises";
 import { type ClusterRun, clustersIn, type Geometry, type ImageWriter } from "./image.js";
 import { Appender, ImageFile } from "./image-file.js";
 import { extentsOfRuns, mapText } from "./raw-map.js";
@@ -18,7 +19,6 @@ export interface RawWriterOptions {
 export class RawWriter implements ImageWriter, AsyncDisposable {
   readonly geometry: Geometry;
   readonly format = "raw";
-  readonly packed = false;
   readonly #file: ImageFile;
   readonly #map: ImageFile | undefined;
   readonly #runs: RunList;
@@ -42,6 +42,7 @@ export class RawWriter implements ImageWriter, AsyncDisposable {
       return new RawWriter(file, map, geometry);
     } catch (error) {
       await file.close();
+      await unlink(path);
       throw error;
     }
   }

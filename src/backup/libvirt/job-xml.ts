@@ -23,7 +23,7 @@ export interface BackupJob {
 
 /** Where QEMU serves the exports, as seen from the hypervisor. */
 export type BackupServer =
-  | { readonly transport: "unix"; readonly socket: string }
+  | { readonly transport: "unix"; readonly socket: string; readonly tls: boolean }
   | {
       readonly transport: "tcp";
       /** What the hypervisor bound: may be `localhost` or `0.0.0.0`, which from elsewhere leads nowhere. */
@@ -150,7 +150,7 @@ export function exportedDisks(job: BackupJob): readonly ExportedDisk[] {
 function readServer({ $: server }: z.infer<typeof serverSchema>): BackupServer {
   if (server.transport === "unix") {
     if (server.socket === undefined) throw malformed(BACKUP, ["server", "$", "socket"], "is missing");
-    return { transport: "unix", socket: server.socket };
+    return { transport: "unix", socket: server.socket, tls: server.tls ?? false };
   }
   if (server.port === undefined) throw malformed(BACKUP, ["server", "$", "port"], "is missing");
   return {

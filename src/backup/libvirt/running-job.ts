@@ -14,8 +14,11 @@ interface Moment {
 /** How far our clock and the hypervisor's may drift apart during a job. */
 const DRIFT_TOLERANCE_MS = 2000;
 
-/** How far ahead of our clock the hypervisor's may be, for a checkpoint not to look newer than its job. */
-const CLOCK_TOLERANCE_MS = 500;
+/**
+ * How long after its job a checkpoint may have been dated: it comes in the same transaction, so never, but for the
+ * exactness of our own look at the clock.
+ */
+const CHECKPOINT_TOLERANCE_MS = 20;
 
 /** How long before its job a checkpoint may have been dated: libvirt dates it first, then waits for the domain. */
 const BEGIN_TOLERANCE_MS = 5000;
@@ -129,7 +132,7 @@ export class RunningJob {
       latest: checkpoint.creationTime * 1000 + 999,
     };
     const { earliest, latest } = this.#startedAt;
-    if (createdAt.earliest > latest + CLOCK_TOLERANCE_MS) {
+    if (createdAt.earliest > latest + CHECKPOINT_TOLERANCE_MS) {
       const late = seconds(createdAt.earliest - latest);
       throw fail(
         "E_CHECKPOINT_NEWER",

@@ -24,7 +24,7 @@ describe("the XML of a running job", () => {
   it("gives a full job over a socket whose path needs escaping", () => {
     expect(parseBackupJob(FULL)).toEqual({
       mode: "pull",
-      server: { transport: "unix", socket: "/var/tmp/nbd & x'y.sock" },
+      server: { transport: "unix", socket: "/var/tmp/nbd & x'y.sock", tls: false },
       disks: [
         {
           name: "vda",

@@ -1,0 +1,45 @@
+/** What a server can be asked without opening an export. */
+
+import { dial } from "./dial.js";
+import { type ExportInfo, exportInfo } from "./export-info.js";
+import { FAREWELL, negotiateInfo, negotiateList } from "./negotiate.js";
+import { type ConnectOptions, type ReachOptions, resolveReach } from "./settings.js";
+import type { NbdAddress } from "./uri.js";
+import type { ListedExport } from "./wire/options.js";
+
+/** The exports that a server admits to have. The URI's export name is of no importance. */
+export async function listExports(
+  target: string | NbdAddress,
+  options: ReachOptions = {},
+): Promise<readonly ListedExport[]> {
+  const reach = await resolveReach(target, options);
+  const { transport, result } = await dial(reach, negotiateList({ tls: reach.secure !== undefined }));
+  await transport.end(FAREWELL);
+  return result;
+}
+
+/** What to learn of an export, and how to reach it. */
+export type DescribeOptions = ReachOptions &
+  Pick<ConnectOptions, "metaContexts" | "optionalContexts" | "listContexts">;
+
+/**
+ * What a server says of an export without opening it, by the option INFO. Not every server knows as much before: of
+ * nbd-server the size comes as 0.
+ * @throws {NbdError} of any class but RequestError
+ */
+export async function describeExport(
+  target: string | NbdAddress,
+  options: DescribeOptions = {},
+): Promise<ExportInfo> {
+  const reach = await resolveReach(target, options);
+  const wish = {
+    exportName: reach.address.exportName,
+    tls: reach.secure !== undefined,
+    metaContexts: options.metaContexts ?? [],
+    optionalContexts: options.optionalContexts ?? [],
+    listContexts: options.listContexts ?? false,
+  };
+  const { transport, result } = await dial(reach, negotiateInfo(wish));
+  await transport.end(FAREWELL);
+  return exportInfo(result);
+}

@@ -1,0 +1,66 @@
+/** Why a TLS handshake failed, in words that say what to do about it. */
+
+import { type NbdError, TlsError } from "./errors.js";
+
+/** What this side had to show and to check. */
+export interface TlsCase {
+  readonly kind: "certificate" | "psk";
+  /** The name that the server's certificate has to carry, or the user whose key it has to know. */
+  readonly name: string;
+  readonly hasClientCertificate: boolean;
+}
+
+/** What OpenSSL says of a certificate that no trusted CA vouches for. */
+const UNTRUSTED: ReadonlySet<string> = new Set([
+  "CERT_SIGNATURE_FAILURE",
+  "CERT_UNTRUSTED",
+  "DEPTH_ZERO_SELF_SIGNED_CERT",
+  "INVALID_CA",
+  "SELF_SIGNED_CERT_IN_CHAIN",
+  "UNABLE_TO_GET_ISSUER_CERT",
+  "UNABLE_TO_GET_ISSUER_CERT_LOCALLY",
+  "UNABLE_TO_VERIFY_LEAF_SIGNATURE",
+]);
+
+/** The handshake failed; without an error the server hung up. */
+export function handshakeFailure(tls: TlsCase, error: Error | undefined): TlsError {
+  const reason = error?.message ?? "the server closed the connection";
+  const options = error === undefined ? {} : { cause: error };
+  return new TlsError("NBD_TLS_FAILED", `the TLS handshake failed: ${reason}${advice(tls, error)}`, options);
+}
+
+/**
+ * The server hung up before its first word over TLS. In TLS 1.3 a client is through with the handshake before the
+ * server looks at its certificate.
+ */
+export function refusalAfterHandshake(tls: TlsCase, cause: NbdError): TlsError {
+  const message = `${cause.message}, in the TLS handshake or right after it${objection(tls)}`;
+  return new TlsError("NBD_TLS_FAILED", message, { cause });
+}
+
+function advice(tls: TlsCase, error: Error | undefined): string {
+  const code = error !== undefined && "code" in error && typeof error.code === "string" ? error.code : "";
+  if (code === "ERR_TLS_CERT_ALTNAME_INVALID") {
+    return `; the server's certificate is not for ${tls.name}: name the host as the certificate does, or say by tls-hostname whose certificate to expect`;
+  }
+  if (UNTRUSTED.has(code)) {
+    return tls.kind === "psk"
+      ? "; the server shows a certificate instead of knowing the key: use certificates, or another server"
+      : "; no CA that is trusted here signed the server's certificate: give the certificate of the CA that did";
+  }
+  if (code === "CERT_HAS_EXPIRED" || code === "CERT_NOT_YET_VALID") {
+    return "; the server needs a new certificate, or one of the two clocks is wrong";
+  }
+  if (code === "ERR_SSL_UNSUPPORTED_PROTOCOL" || code.endsWith("ALERT_PROTOCOL_VERSION")) {
+    return "; this client speaks TLS 1.2 and 1.3";
+  }
+  return objection(tls);
+}
+
+/** What the server may have against this client. */
+function objection(tls: TlsCase): string {
+  if (tls.kind === "psk") return `; does the server have the same key for the user ${tls.name}?`;
+  return tls.hasClientCertificate
+    ? "; it may refuse the client's certificate: is it signed by the CA that the server trusts?"
+    : "; it may want a client certificate: give one and its key";
+}

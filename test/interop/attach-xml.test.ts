@@ -1,0 +1,180 @@
+/** Attach by a job's XML alone, with the built-in server in QEMU's place: what libvirt is not needed for. */
+import { mkdir, open, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { execa } from "execa";
+import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { listensOn, startServer } from "../nbd/servers.js";
+import { MemoryChain } from "../support/memory-chain.js";
+import { finished, nbdpull, type Ran, startNbdpull } from "../support/nbdpull.js";
+import { describeWith } from "../support/tools.js";
+
+const CLUSTER = 64 * 1024;
+const SIZE = 64 * CLUSTER;
+const DOMAIN = MemoryChain.domain;
+
+let chain: MemoryChain;
+beforeEach(async () => {
+  chain = await MemoryChain.start(SIZE);
+  chain.disk.write(0, Buffer.alloc(40 * CLUSTER, 0x11));
+});
+afterEach(async () => {
+  await chain[Symbol.asyncDispose]();
+});
+
+const repo = (): string => chain.repository.path;
+const stored = (): Promise<string[]> => readdir(join(repo(), DOMAIN)).catch(() => []);
+
+interface Job {
+  readonly disks?: readonly string[];
+  /** The checkpoint that all disks are incremental to. */
+  readonly incremental?: string;
+  readonly socket?: string;
+}
+
+/** Attaches to a job whose exports are all the chain's disk, frozen now. */
+function attachArgs(xml: string, to: string): string[] {
+  return ["attach", "--to", to, "--domain", DOMAIN, "--xml", xml, "--json"];
+}
+
+async function jobXml({ disks = ["vda"], incremental, socket = "nbd.sock" }: Job = {}): Promise<string> {
+  const mode =
+    incremental === undefined
+      ? "backupmode='full'"
+      : `backupmode='incremental' incremental='${incremental}' exportbitmap='since'`;
+  const list = disks.map((name) => `<disk name='${name}' backup='yes' type='file' ${mode} exportname='${name}'/>`);
+  const path = join(chain.folder, "job.xml");
+  await writeFile(
+    path,
+    `<domainbackup mode='pull'><server transport='unix' socket='${join(chain.folder, socket)}'/><disks>${list.join("")}</disks></domainbackup>`,
+  );
+  return path;
+}
+
+async function attached(job: Job, ...args: string[]): Promise<Ran> {
+  return await nbdpull(...attachArgs(await jobXml(job), repo()), ...args);
+}
+
+describe("an increment on a parent that cannot be restored", () => {
+  let parent: string;
+  beforeEach(async () => {
+    // The server shows the disk with its bitmap from the second point on.
+    await chain.take();
+    await chain.take();
+    await rm(join(repo(), DOMAIN), { recursive: true });
+    expect((await attached({}, "--checkpoint", "cp0")).code).toBe(0);
+    parent = (await stored())[0] ?? "";
+  });
+
+  it("is taken while the parent is sound", async () => {
+    const ran = await attached({ incremental: "cp0" }, "--checkpoint", "cp1");
+    expect([ran.code, ran.stderr]).toEqual([0, ""]);
+    expect(await stored()).toHaveLength(2);
+  });
+
+  it.each([
+    ["its image is gone", (image: string) => rm(image)],
+    ["its image has become a folder", async (image: string) => {
+      await rm(image);
+      await mkdir(image);
+    }],
+    ["its image is empty", (image: string) => writeFile(image, "")],
+    ["its header names a feature that nobody knows", (image: string) => patch(image, 72, 0x80)],
+    ["its header is of version 4", (image: string) => patch(image, 7, 4)],
+    ["its header is no header", (image: string) => patch(image, 0, 0)],
+  ])("is refused, and nothing is stored: %s", async (_, damage) => {
+    await damage(join(repo(), DOMAIN, parent, "vda.qcow2"));
+    const ran = await attached({ incremental: "cp0" }, "--checkpoint", "cp1");
+    expect([ran.code, ran.json()]).toMatchObject([4, { error: { code: "E_BROKEN_CHAIN", disk: "vda" } }]);
+    expect(ran.stderr).toMatch(/nbdpull: vda: .*backupmode='full'/s);
+    expect(await stored()).toEqual([parent]);
+  });
+});
+
+async function patch(path: string, at: number, value: number): Promise<void> {
+  await using file = await open(path, "r+");
+  await file.write(Buffer.from([value]), 0, 1, at);
+}
+
+describe("two writers of one domain", () => {
+  it("take turns, and both points are there in the end", async () => {
+    const xml = await jobXml({ disks: ["vda", "vdb"] });
+    const slowly = ["--limit-rate", "4M", "--request-size", "64K"];
+    const runs = [slowly, []].map((more) => startNbdpull([...attachArgs(xml, repo()), ...more]));
+    const rans = await Promise.all(runs.map(finished));
+    expect(rans.map(({ code }) => code)).toEqual([0, 0]);
+    const ids = rans.map((ran) => (ran.json() as { id: string }).id);
+    expect(new Set(ids).size).toBe(2);
+    expect(await stored()).toEqual([...ids].sort());
+    expect((await nbdpull("verify", repo())).code).toBe(0);
+  });
+});
+
+describe("a first point that fails", () => {
+  it("leaves no folder of its domain", async () => {
+    const xml = await jobXml({ socket: "none.sock" });
+    for (const to of [repo(), join(chain.folder, "new")]) {
+      expect((await nbdpull(...attachArgs(xml, to))).code).toBe(1);
+      expect((await readdir(to).catch(() => [])).filter((name) => name !== "nbdpull.json")).toEqual([]);
+    }
+  });
+
+  it("says which disk it was", async () => {
+    const ran = await attached({ disks: ["vda", "vdb"], socket: "none.sock" });
+    expect(ran.stderr).toMatch(/^nbdpull: vd[ab]: /m);
+    const message = expect.stringMatching(/^vd[ab]: /);
+    expect(ran.json()).toMatchObject({
+      error: { code: "NBD_CONNECT_FAILED", disk: expect.stringMatching(/^vd[ab]$/), message },
+    });
+  });
+
+  it("does not stop later ones that the failure of a disk interrupted", async () => {
+    expect((await attached({ socket: "none.sock" })).code).toBe(1);
+    expect((await attached({ disks: ["vda", "vdb"] })).code).toBe(0);
+    expect(await stored()).toHaveLength(1);
+  });
+});
+
+describeWith(["nbdkit"], "an export that fails", () => {
+  it("is told with its disk, the errno and the place", async () => {
+    const socket = join(chain.folder, "nbdkit.sock");
+    const error = ["error-pread=EIO", "error-pread-rate=100%"];
+    const options = ["-f", "-U", socket, "--filter=error", "pattern", "8M", ...error];
+    await using _ = await startServer("nbdkit", options, () => listensOn(socket));
+    const ran = await attached({ disks: ["sda"], socket: "nbdkit.sock" });
+    expect(ran.code).toBe(1);
+    expect(ran.json()).toMatchObject({
+      error: { code: "NBD_REQUEST_FAILED", disk: "sda", errno: "EIO", offset: expect.any(Number) },
+    });
+    expect(ran.stderr).toMatch(/^nbdpull: sda: /m);
+    expect(await stored()).toEqual([]);
+  });
+});
+
+describe.skipIf(process.getuid?.() !== 0)("a file system that runs full (needs root)", () => {
+  it("ends attach with 1, and neither a point nor anything else is left", async () => {
+    const small = join(chain.folder, "small");
+    await mkdir(small);
+    await execa("mount", ["-t", "tmpfs", "-o", "size=1M", "tmpfs", small]);
+    try {
+      const ran = await nbdpull(...attachArgs(await jobXml(), join(small, "repo")));
+      expect([ran.code, ran.json()]).toMatchObject([1, { error: { disk: "vda" } }]);
+      expect(ran.stderr).toMatch(/^nbdpull: vda: .*no space left/m);
+      expect(await readdir(join(small, "repo"))).toEqual(["nbdpull.json"]);
+    } finally {
+      await execa("umount", [small]);
+    }
+  });
+});
+
+describe("an attach that is interrupted", () => {
+  it("leaves the repository as it was", async () => {
+    const run = startNbdpull([...attachArgs(await jobXml(), repo()), "--limit-rate", "500K", "--request-size", "64K"]);
+    for (let i = 0; i < 1000 && !(await stored()).some((name) => name.endsWith(".partial")); i += 1) await sleep(5);
+    expect(await stored()).toContainEqual(expect.stringMatching(/\.partial$/));
+    run.kill("SIGINT");
+    expect((await finished(run)).code).toBe(130);
+    expect(await readdir(repo())).toEqual(["nbdpull.json"]);
+    expect(await readFile(join(repo(), "nbdpull.json"), "utf8")).toContain(chain.repository.id);
+  });
+});

@@ -1,0 +1,391 @@
+/** What scripts rely on: exit codes, what is printed where, and that nothing is left behind. */
+import { cp, mkdir, open, readdir, readFile, rename, stat, symlink, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { execa } from "execa";
+import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { takePoint } from "../../src/backup/take-point.js";
+import { parseNbdUri } from "../../src/nbd/index.js";
+import { listensOn, startServer, uriOf } from "../nbd/servers.js";
+import { MemoryChain } from "../support/memory-chain.js";
+import { finished, nbdpull, type Ran, startNbdpull } from "../support/nbdpull.js";
+import { createImage, qemuImg, qemuIo, startQemuNbd } from "../support/qemu-nbd.js";
+import { describeWith } from "../support/tools.js";
+
+const CLUSTER = 64 * 1024;
+const SIZE = 8 * CLUSTER;
+const DOMAIN = MemoryChain.domain;
+
+let chain: MemoryChain;
+let out: string;
+beforeEach(async () => {
+  chain = await MemoryChain.start(SIZE);
+  chain.disk.write(0, Buffer.alloc(2 * CLUSTER, 0x11));
+  out = join(chain.folder, "out");
+  await mkdir(out);
+});
+afterEach(async () => {
+  await chain[Symbol.asyncDispose]();
+});
+
+const at = (name: string): string => join(out, name);
+const leftBehind = async (): Promise<string[]> => (await readdir(out)).sort();
+const repo = (): string => chain.repository.path;
+
+/** A full and an increment; the server goes on showing the bitmap. */
+async function twoPoints(): Promise<void> {
+  await chain.take();
+  chain.disk.write(CLUSTER, Buffer.alloc(512, 0x22));
+  await chain.take();
+}
+
+function expectError(ran: Ran, code: number, error: string): void {
+  const document = ran.stdout === "" ? undefined : ran.json();
+  expect({ code: ran.code, document, stderr: ran.stderr }).toMatchObject({
+    code,
+    document: { error: { code: error } },
+    stderr: expect.stringMatching(/^(?!.*\n\s+at )/s),
+  });
+}
+
+/** The description of a job whose exports are the chain's. */
+async function jobXml(...disks: string[]): Promise<string> {
+  const path = join(chain.folder, "job.xml");
+  const socket = join(chain.folder, "nbd.sock");
+  const list = disks.map(
+    (name) => `<disk name='${name}' backup='yes' type='file' backupmode='full' exportname='${name}'/>`,
+  );
+  const xml = `<domainbackup mode='pull'><server transport='unix' socket='${socket}'/><disks>${list.join("")}</disks></domainbackup>`;
+  await writeFile(path, xml);
+  return path;
+}
+
+describe("an image that is there already", () => {
+  it("is not replaced by an increment on itself, by whatever name", async () => {
+    await twoPoints();
+    expect((await nbdpull("pull", chain.uri, at("x.qcow2"))).code).toBe(0);
+    const before = await readFile(at("x.qcow2"));
+    await symlink(out, join(chain.folder, "same"));
+    await symlink("x.qcow2", at("link.qcow2"));
+    for (const backing of [
+      at("x.qcow2"),
+      join(out, "..", "out", "x.qcow2"),
+      join(chain.folder, "same", "x.qcow2"),
+      at("link.qcow2"),
+    ]) {
+      const ran = await nbdpull(
+        "pull",
+        chain.uri,
+        at("x.qcow2"),
+        "--bitmap",
+        "since",
+        "--backing",
+        backing,
+        "--force",
+        "--json",
+      );
+      expectError(ran, 2, "E_BACKING");
+    }
+    expect((await readFile(at("x.qcow2"))).equals(before)).toBe(true);
+    expect(await leftBehind()).toEqual(["link.qcow2", "x.qcow2"]);
+  });
+
+  it("is replaced with --force only where it is a plain file", async () => {
+    await mkdir(at("folder"));
+    await writeFile(at("plain"), "precious");
+    await symlink("plain", at("link"));
+    await symlink("nowhere", at("broken"));
+    await execa("mkfifo", [at("fifo")]);
+    if (process.getuid?.() === 0) await execa("mknod", [at("device"), "c", "1", "3"]);
+    const before = await leftBehind();
+    for (const name of before.filter((entry) => entry !== "plain")) {
+      expectError(await nbdpull("pull", chain.uri, at(name), "--force", "--json"), 2, "E_EXISTS");
+    }
+    // Refused before anybody was asked for a byte: this server does not exist.
+    const nobody = `nbd+unix:///?socket=${join(chain.folder, "none.sock")}`;
+    expectError(await nbdpull("pull", nobody, at("folder"), "--force", "--json"), 2, "E_EXISTS");
+    expect(await leftBehind()).toEqual(before);
+    expect(await readFile(at("plain"), "utf8")).toBe("precious");
+    expect((await nbdpull("pull", chain.uri, at("plain"), "--force")).code).toBe(0);
+    expect((await stat(at("plain"))).size).toBe(SIZE);
+  });
+
+  it("is a folder, a link or a pipe: restore does not replace it either", async () => {
+    await twoPoints();
+    await writeFile(at("plain"), "precious");
+    await symlink("plain", at("link"));
+    await execa("mkfifo", [at("fifo")]);
+    for (const name of ["link", "fifo"]) {
+      const ran = await nbdpull("restore", repo(), "--disk", "vda", "--to", at(name), "--force", "--json");
+      expect([name, ran.code]).toEqual([name, 2]);
+    }
+    expect(await readFile(at("plain"), "utf8")).toBe("precious");
+  });
+});
+
+describe("a restore of several disks", () => {
+  it("publishes none of them where one is damaged", async () => {
+    await chain.take();
+    const disk = { address: parseNbdUri(chain.uri), increment: undefined };
+    const { folder } = await takePoint({
+      repository: chain.repository,
+      domain: { name: DOMAIN, uuid: null },
+      disks: ["vda", "vdb", "vdc"].map((name) => ({ name, ...disk })),
+      checkpoint: null,
+      format: "qcow2",
+      digests: "xxh64",
+      sync: false,
+      tool: "test",
+      connect: {},
+      confirm: async () => undefined,
+    });
+    const file = await open(join(folder, "vdc.qcow2"), "r+");
+    await file.write(Buffer.from([0]), 0, 1, CLUSTER + 99);
+    await file.close();
+    expectError(await nbdpull("restore", repo(), "--to", out, "--json"), 3, "E_DAMAGE");
+    expect(await leftBehind()).toEqual([]);
+    await writeFile(at("vda.raw"), "precious");
+    expect((await nbdpull("restore", repo(), "--to", out, "--force")).code).toBe(3);
+    expect(await leftBehind()).toEqual(["vda.raw"]);
+    expect(await readFile(at("vda.raw"), "utf8")).toBe("precious");
+    const sound = await nbdpull(
+      "restore",
+      repo(),
+      "--disk",
+      "vda",
+      "--disk",
+      "vdb",
+      "--to",
+      join(out, "sound"),
+    );
+    expect(sound.code).toBe(0);
+    expect(await readdir(join(out, "sound"))).toEqual(["vda.raw", "vdb.raw"]);
+  });
+});
+
+describe("Ctrl-C", () => {
+  async function expectPrompt(run: ReturnType<typeof startNbdpull>, waitMs: number): Promise<void> {
+    await sleep(waitMs);
+    const started = performance.now();
+    run.kill("SIGINT");
+    const ran = await finished(run);
+    expect(ran.code).toBe(130);
+    expect(ran.stderr).toContain("SIGINT");
+    expect(performance.now() - started).toBeLessThan(2000);
+  }
+
+  it("ends the verification of a large sparse raw image", async () => {
+    await using large = await MemoryChain.start(64 * 1024 ** 3);
+    await large.take({ format: "raw" });
+    await expectPrompt(startNbdpull(["verify", large.repository.path]), 1000);
+  });
+
+  it("ends the wait for a job's XML on standard input", async () => {
+    const child = startNbdpull(["attach", "--to", join(out, "repo"), "--domain", DOMAIN, "--xml", "-"]);
+    await expectPrompt(child, 1000);
+    expect(await leftBehind()).toEqual([]);
+  });
+
+  it("ends the wait for another writer of the domain", async () => {
+    const xml = await jobXml("vda");
+    await chain.repository.withPendingPoint(DOMAIN, async () => {
+      await expectPrompt(startNbdpull(["attach", "--to", repo(), "--domain", DOMAIN, "--xml", xml]), 1500);
+    });
+    expect(await readdir(repo())).toEqual(["nbdpull.json"]);
+  });
+});
+
+describe("a reader that has gone away", () => {
+  async function withClosed(stream: "stdout" | "stderr", ...args: string[]): Promise<number | undefined> {
+    const program = join(import.meta.dirname, "../../dist/bin/nbdpull.js");
+    const child = execa(process.execPath, [program, ...args], { reject: false });
+    child[stream].destroy();
+    const { exitCode, stderr } = await child;
+    expect(stderr ?? "").not.toMatch(/\n\s+at |Unhandled/);
+    return exitCode;
+  }
+
+  it.each(["stdout", "stderr"] as const)("does not hinder a pull, nor what it leaves: %s", async (stream) => {
+    expect(await withClosed(stream, "pull", chain.uri, at("x.raw"), "--json")).toBe(0);
+    expect(await withClosed(stream, "pull", chain.uri, at("x.raw"), "--json")).toBe(2);
+    expect(await leftBehind()).toEqual(["x.raw"]);
+  });
+
+  it.each(["stdout", "stderr"] as const)(
+    "does not hinder attach, nor make a crash of its warning: %s",
+    async (stream) => {
+      const args = ["--to", join(out, "repo"), "--domain", DOMAIN, "--xml", await jobXml("vda")];
+      expect(await withClosed(stream, "attach", ...args)).toBe(0);
+      expect((await readdir(join(out, "repo", DOMAIN))).filter((name) => name.startsWith("."))).toEqual([]);
+      expect(await withClosed(stream, "points", join(out, "repo"))).toBe(0);
+    },
+  );
+});
+
+describe("a mistake in the command", () => {
+  it("is told on standard output with --json", async () => {
+    for (const args of [
+      ["pull"],
+      ["pull", "--no-such-flag"],
+      ["attach"],
+      ["pull", chain.uri, at("x"), "--in-flight", "x"],
+    ]) {
+      const ran = await nbdpull(...args, "--json");
+      expect([args, ran.code, ran.stdout === "" ? undefined : ran.json()]).toMatchObject([
+        args,
+        2,
+        { error: { message: expect.any(String) } },
+      ]);
+    }
+    expect(await leftBehind()).toEqual([]);
+  });
+
+  it.each([
+    ["--in-flight", "1T"],
+    ["--request-size", "100G"],
+  ])("is a size that no computer has memory for: %s %s", async (flag, size) => {
+    const ran = await nbdpull("pull", chain.uri, at("x.raw"), flag, size);
+    expect(ran.code).toBe(2);
+    expect(ran.stderr).toContain(flag);
+    expect(await leftBehind()).toEqual([]);
+  });
+
+  it("is a file in place of a repository", async () => {
+    const file = at("file");
+    await writeFile(file, "");
+    for (const args of [["points"], ["verify"], ["restore", "--to", at("x")]]) {
+      const [command = "", ...rest] = args;
+      expectError(await nbdpull(command, file, ...rest, "--json"), 4, "E_NO_REPOSITORY");
+    }
+    const ran = await nbdpull("attach", "--to", file, "--domain", DOMAIN, "--xml", await jobXml("vda"));
+    expect(ran.code).toBe(2);
+    expect(ran.stderr).toContain(file);
+    expect(await leftBehind()).toEqual(["file"]);
+  });
+
+  it("is a domain whose name cannot be a folder's", async () => {
+    const xml = await jobXml("vda");
+    for (const name of ["nbdpull.json", "x".repeat(300), "a/b", ".."]) {
+      const ran = await nbdpull("attach", "--to", repo(), "--domain", name, "--xml", xml, "--json");
+      expectError(ran, 2, "E_DOMAIN_NAME");
+    }
+    expect(await readdir(repo())).toEqual(["nbdpull.json"]);
+  });
+
+  it("is an image in a folder that is not there", async () => {
+    const ran = await nbdpull("pull", chain.uri, at("missing/x.raw"));
+    expect(ran.code).toBe(2);
+    expect(ran.stderr).toContain(at("missing"));
+    expect(ran.stderr).not.toContain("partial");
+    expect(await leftBehind()).toEqual([]);
+  });
+
+  it.each(["web 2027", "2026", "11/20/2026", "2026-13-01", "2026-02-30", "tomorrow", ""])(
+    "is a time that is not written as ISO 8601 has it: %j",
+    async (time) => {
+      await twoPoints();
+      const ran = await nbdpull("restore", repo(), "--to", at("x"), `--at=${time}`, "--json");
+      expectError(ran, 2, "E_BAD_POINT");
+      expect(await leftBehind()).toEqual([]);
+    },
+  );
+
+  it("is none in a time by date, by minute, by second, with a zone", async () => {
+    await twoPoints();
+    const times = [
+      "2100-01-01",
+      "2100-01-01T10:00",
+      "2100-01-01T10:00:00",
+      "2100-01-01T10:00:00.5Z",
+      "2100-01-01T10:00+02:00",
+    ];
+    for (const [i, time] of times.entries()) {
+      const ran = await nbdpull("restore", repo(), "--to", at(String(i)), "--at", time);
+      expect([time, ran.code, ran.stderr]).toEqual([time, 0, ""]);
+    }
+    expectError(
+      await nbdpull("restore", repo(), "--to", at("old"), "--at", "1999-12-31", "--json"),
+      4,
+      "E_NO_POINT",
+    );
+  });
+});
+
+describeWith(["nbdkit"], "an export of 100 TiB", () => {
+  it("leaves nothing where the file system has no files of that size", async (context) => {
+    const probe = await open(at("probe"), "w");
+    const refused = await probe.truncate(100 * 1024 ** 4).then(
+      () => undefined,
+      (error: NodeJS.ErrnoException) => error.code,
+    );
+    await probe.close();
+    await rename(at("probe"), join(chain.folder, "probe"));
+    if (refused !== "EFBIG") context.skip(`the file system answers ${refused ?? "yes"}`);
+    const socket = join(chain.folder, "nbdkit.sock");
+    await using _ = await startServer("nbdkit", ["-f", "-U", socket, "memory", "100T"], () =>
+      listensOn(socket),
+    );
+    const ran = await nbdpull("pull", uriOf(socket, ""), at("x.raw"));
+    expect(ran.code).toBe(1);
+    expect(ran.stderr).toMatch(/file too large|EFBIG/i);
+    expect(await leftBehind()).toEqual([]);
+  });
+});
+
+describeWith(["qemu-img", "qemu-io", "qemu-nbd"], "an increment", () => {
+  it("finds its backing image from the folder that it really lies in", async () => {
+    const base = at("base.qcow2");
+    await createImage(base, { size: 4 * 1024 ** 2 });
+    await qemuIo(base, "qcow2", "write -P 1 0 1M");
+    await cp(base, at("disk.qcow2"));
+    await qemuImg("bitmap", "--add", at("disk.qcow2"), "b0");
+    await qemuIo(at("disk.qcow2"), "qcow2", "write -P 2 64k 64k");
+    await mkdir(join(out, "deep", "below"), { recursive: true });
+    const link = join(chain.folder, "link");
+    await symlink(join(out, "deep", "below"), link);
+    await using server = await startQemuNbd({ image: at("disk.qcow2"), format: "qcow2", bitmap: "b0" });
+    const ran = await nbdpull(
+      "pull",
+      server.uri,
+      join(link, "inc.qcow2"),
+      "--bitmap",
+      "b0",
+      "--backing",
+      base,
+    );
+    expect([ran.code, ran.stderr]).toEqual([0, ""]);
+    const image = join(out, "deep", "below", "inc.qcow2");
+    await qemuImg("compare", "-f", "qcow2", "-F", "qcow2", image, at("disk.qcow2"));
+    await qemuImg("compare", "-f", "qcow2", "-F", "qcow2", join(link, "inc.qcow2"), at("disk.qcow2"));
+  });
+
+  it("turns to finer clusters late, again and again on the same connection", async () => {
+    const disk = at("disk.qcow2");
+    const size = 96 * 1024 ** 2;
+    await createImage(disk, { size });
+    await qemuImg("bitmap", "--add", "-g", "512", disk, "b0");
+    // Far behind what the first requests are under way for, it turns out how fine the bitmap is.
+    await qemuIo(disk, "qcow2", "write -P 1 0 64M", "write -P 2 80M 512");
+    await using server = await startQemuNbd({ image: disk, format: "qcow2", bitmap: "b0" });
+    for (let i = 0; i < 5; i += 1) {
+      const ran = await nbdpull(
+        "pull",
+        server.uri,
+        at("inc.qcow2"),
+        "--bitmap",
+        "b0",
+        "--connections",
+        "1",
+        "--no-fsync",
+        "--force",
+        "--json",
+      );
+      expect([ran.code, ran.stderr]).toEqual([0, ""]);
+      expect(ran.json()).toMatchObject({ dirtyBytes: 64 * 1024 ** 2 + 512, connections: 1 });
+      expect(JSON.parse(await qemuImg("info", "--output=json", at("inc.qcow2")))).toMatchObject({
+        "cluster-size": 16_384,
+      });
+    }
+    await qemuImg("compare", "-f", "qcow2", "-F", "qcow2", at("inc.qcow2"), disk);
+  });
+});

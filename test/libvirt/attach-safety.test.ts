@@ -1,0 +1,199 @@
+/** What attach refuses to believe, and what it does when libvirt fails it. */
+import { chmod, mkdir, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from "vitest";
+import { describeWithLibvirt, Lab, type LabBackup } from "../support/libvirt-lab.js";
+import { finished, nbdpull, type Ran, startNbdpull } from "../support/nbdpull.js";
+import { findTool } from "../support/tools.js";
+
+const MiB = 1024 * 1024;
+
+let lab: Lab;
+let folder: string;
+let repo: string;
+beforeEach(async () => {
+  folder = await mkdtemp(join(tmpdir(), "nbdpull-attach-"));
+  repo = join(folder, "repo");
+});
+afterEach(async () => {
+  await lab.abortJob();
+  await rm(folder, { recursive: true, force: true });
+});
+
+/** Points, and whatever else is in the domain's folder. */
+async function stored(): Promise<string[]> {
+  return await readdir(join(repo, lab.domain)).catch((error: NodeJS.ErrnoException) => {
+    if (error.code === "ENOENT") return [];
+    throw error;
+  });
+}
+
+/** Waits for the first moment after `earliest` that is so many milliseconds into a second. */
+async function untilPhase(earliest: number, ms: number): Promise<void> {
+  const wait = earliest - Date.now() + ((ms - (earliest % 1000) + 1000) % 1000);
+  await sleep(Math.max(0, wait));
+}
+
+function expectError(ran: Ran, code: number, error: string): void {
+  const document = ran.stdout === "" ? undefined : ran.json();
+  expect({ code: ran.code, document, stderr: ran.stderr }).toMatchObject({
+    code,
+    document: { error: { code: error } },
+  });
+}
+
+await describeWithLibvirt("attach, of a job that somebody else began,", () => {
+  // One domain for all: every test ends its job, and names checkpoints of its own.
+  beforeAll(async () => {
+    lab = await Lab.start();
+    await lab.write("vda", 0, 4 * MiB, 0x11);
+    await lab.write("vdb", 0, 4 * MiB, 0x12);
+  });
+  afterAll(async () => {
+    await lab.destroy();
+  });
+
+  describe("with an XML document beside the domain", () => {
+    let backup: LabBackup;
+    let file: string;
+    beforeEach(async () => {
+      await lab.beginBackup({ checkpoint: "x0" }).then((first) => first.end());
+      backup = await lab.beginBackup({
+        checkpoint: "x1",
+        perDisk: {
+          vda: { mode: "incremental", incremental: "x0", exportName: "first", exportBitmap: "changes" },
+          vdb: { mode: "full" },
+        },
+      });
+      file = join(folder, "job.xml");
+    });
+    afterEach(async () => {
+      await backup.end();
+      for (const name of ["x1", "x0"]) await lab.deleteCheckpoint(name);
+    });
+
+    const attached = async (xml: string, ...args: string[]): Promise<Ran> => {
+      await writeFile(file, xml);
+      return await nbdpull("attach", lab.domain, "--to", repo, "--xml", file, "--json", ...args);
+    };
+
+    it("refuses one whose disks are not the job's", async () => {
+      const differing: [what: string, change: (xml: string) => string][] = [
+        ["a disk left out", (xml) => xml.replace(/<disk name='vdb'.*?<\/disk>/s, "")],
+        [
+          "a disk that takes no part",
+          (xml) => xml.replace("<disk name='vdb' backup='yes'", "<disk name='vdb' backup='no'"),
+        ],
+        ["another disk", (xml) => xml.replace("name='vdb'", "name='vdc'")],
+        [
+          "a mode",
+          (xml) =>
+            xml.replace("backupmode='incremental'", "backupmode='full'").replace(/ incremental='x0'/, ""),
+        ],
+        ["a base", (xml) => xml.replace("incremental='x0'", "incremental='x9'")],
+        ["an export", (xml) => xml.replace("exportname='first'", "exportname='vdb'")],
+        ["a bitmap", (xml) => xml.replace("exportbitmap='changes'", "exportbitmap='other'")],
+      ];
+      for (const [what, change] of differing) {
+        const xml = change(backup.xml);
+        expect([what, xml]).not.toEqual([what, backup.xml]);
+        const ran = await attached(xml);
+        const document = ran.stdout === "" ? {} : ran.json();
+        expect([what, ran.code, document]).toMatchObject([what, 4, { error: { code: "E_XML_DIFFERS" } }]);
+      }
+      expect(await stored()).toEqual([]);
+    });
+
+    it("takes the server's address from it, and nothing else", async () => {
+      expectError(
+        await attached(backup.xml.replace(/socket='[^']*'/, "socket='/nowhere/nbd.sock'")),
+        4,
+        "E_NO_PARENT",
+      );
+      await backup.end();
+      backup = await lab.beginBackup({ disks: ["vda"] });
+      const elsewhere = backup.xml.replace(/socket='[^']*'/, "socket='/nowhere/nbd.sock'");
+      expectError(await attached(elsewhere), 1, "NBD_CONNECT_FAILED");
+      expect(await stored()).toEqual([]);
+      const ran = await attached(backup.xml);
+      expect(ran.code).toBe(0);
+      expect(await stored()).toHaveLength(1);
+      const point = join(repo, lab.domain, (await stored())[0] ?? "", "point.json");
+      expect(JSON.parse(await readFile(point, "utf8"))).toMatchObject({ domain: { uuid: lab.uuid } });
+    });
+  });
+
+  it("refuses a checkpoint that was created just over a second after the job began", async () => {
+    // The worst moment: libvirt tells whole seconds, and late in one hides most of the difference.
+    await untilPhase(Date.now(), 450);
+    await using _ = await lab.beginBackup();
+    await untilPhase(Date.now() + 1050, 850);
+    await lab.createCheckpoint("late");
+    const ran = await nbdpull("attach", lab.domain, "--to", repo, "--checkpoint", "late", "--json");
+    await lab.deleteCheckpoint("late");
+    expectError(ran, 4, "E_CHECKPOINT_NEWER");
+    expect(await stored()).toEqual([]);
+  });
+
+  it("makes no repository for a domain that does not exist, nor for one without a job", async () => {
+    expectError(await nbdpull("attach", "mistyped", "--to", repo, "--json"), 4, "E_NO_SUCH_DOMAIN");
+    expectError(await nbdpull("attach", lab.domain, "--to", repo, "--json"), 4, "E_NO_JOB");
+    expect(await readdir(folder)).toEqual([]);
+  });
+
+  describe("with --end-job, when libvirt does not end it", () => {
+    /** A virsh that is asked to end a job, and does `instead`; everything else is the real one's. */
+    async function withVirsh(instead: string): Promise<Record<string, string>> {
+      const bin = join(folder, "bin");
+      await mkdir(bin, { recursive: true });
+      const script = `#!/bin/sh\ncase " $* " in *" domjobabort "*) touch ${folder}/asked; ${instead};; esac\nexec ${findTool("virsh")} "$@"\n`;
+      await writeFile(join(bin, "virsh"), script);
+      await chmod(join(bin, "virsh"), 0o755);
+      return { PATH: `${bin}:${process.env["PATH"]}` };
+    }
+    const args = (): string[] => [
+      "attach",
+      lab.domain,
+      "--to",
+      repo,
+      "--checkpoint",
+      "e0",
+      "--end-job",
+      "--json",
+    ];
+    const asked = async (): Promise<boolean> => (await readdir(folder)).includes("asked");
+
+    let backup: LabBackup;
+    beforeEach(async () => {
+      backup = await lab.beginBackup({ checkpoint: "e0" });
+    });
+    afterEach(async () => {
+      await backup.end();
+      await lab.deleteCheckpoint("e0");
+    });
+
+    it("has the point all the same, and warns", async () => {
+      const env = await withVirsh("echo 'error: internal error: no' >&2; exit 1");
+      const ran = await finished(startNbdpull(args(), { env }));
+      expect(ran.stderr).toMatch(/^warning: .*job/m);
+      expect([ran.code, ran.json()]).toMatchObject([0, { id: (await stored())[0], jobEnded: false }]);
+      const strict = await finished(startNbdpull([...args(), "--strict"], { env }));
+      expect([strict.code, strict.json()]).toMatchObject([5, { id: (await stored())[1], jobEnded: false }]);
+      expect(await stored()).toHaveLength(2);
+    });
+
+    it("has the point all the same when it is interrupted then", async () => {
+      const run = startNbdpull(args(), { env: await withVirsh("exec sleep 20") });
+      for (let i = 0; i < 1000 && !(await asked()); i += 1) await sleep(10);
+      const started = performance.now();
+      run.kill("SIGINT");
+      const ran = await finished(run);
+      expect(performance.now() - started).toBeLessThan(5000);
+      expect([ran.code, ran.json()]).toMatchObject([0, { id: (await stored())[0], jobEnded: false }]);
+      expect(ran.stderr).toMatch(/^warning: .*job/m);
+      expect(await stored()).toHaveLength(1);
+    });
+  });
+});

@@ -1,0 +1,227 @@
+import { describe, expect, it } from "vitest";
+import { NbdClient } from "../../src/nbd/index.js";
+import { CHUNK, COMMAND_FLAG, ERRNO } from "../../src/nbd/wire/constants.js";
+import {
+  data,
+  end,
+  FRAGMENTED,
+  hole,
+  PROTOCOL,
+  type Reply,
+  replying,
+  whole,
+} from "../support/mock-replies.js";
+import {
+  COMMON_FLAGS,
+  chunk,
+  type ExportFacts,
+  errorPayload,
+  handshake,
+  MockServer,
+  simpleReply,
+  statusPayload,
+  u32,
+  u64,
+} from "../support/mock-server.js";
+import { pattern } from "./servers.js";
+
+describe("a read is refused, and the connection ended, for", () => {
+  it.each<[string, Reply, ExportFacts?]>([
+    ["a gap in the middle", (r) => Buffer.concat([data(r, 0, 1024), data(r, 1536, 4096), end(r)])],
+    ["a gap at the start", (r) => Buffer.concat([data(r, 1, 4096), end(r)])],
+    ["a gap at the end", (r) => Buffer.concat([data(r, 0, 4095), end(r)])],
+    ["nothing at all", (r) => end(r)],
+    ["chunks that overlap", (r) => Buffer.concat([data(r, 0, 2048), data(r, 2047, 4096), end(r)])],
+    ["the same half twice", (r) => Buffer.concat([data(r, 0, 2048), data(r, 0, 2048), end(r)])],
+    ["a hole over data", (r) => Buffer.concat([data(r, 0, 4096), hole(r, 512, 1024), end(r)])],
+    ["data over a hole", (r) => Buffer.concat([hole(r, 0, 4096), data(r, 512, 1024), end(r)])],
+    ["data before its start", (r) => data({ ...r, offset: r.offset - 1 }, 0, 4096, true)],
+    ["data behind its end", (r) => Buffer.concat([data(r, 1, 4097, true)])],
+    ["a hole behind its end", (r) => hole(r, 0, 4097, true)],
+    [
+      "an offset of 2^64 - 1",
+      (r) => chunk(r.cookie, CHUNK.OFFSET_DATA, Buffer.concat([u64(2n ** 64n - 1n), Buffer.alloc(8)])),
+    ],
+    ["two chunks under DF", (r) => Buffer.concat([data(r, 0, 2048), data(r, 2048, 4096, true)]), {}],
+    ["a cookie that nobody used", (r) => whole({ ...r, cookie: r.cookie + 2 })],
+    ["a block status", (r) => chunk(r.cookie, CHUNK.BLOCK_STATUS, statusPayload(1, [4096, 0]))],
+    [
+      "an error outside of it",
+      (r) => chunk(r.cookie, CHUNK.ERROR_OFFSET, Buffer.concat([errorPayload(5), u64(r.offset + 4096)])),
+    ],
+    [
+      "a second reply",
+      (r) =>
+        Buffer.concat([chunk(r.cookie, CHUNK.ERROR, errorPayload(5), false), data(r, 0, 10), data(r, 5, 10)]),
+    ],
+    [
+      "errors without end",
+      (r) => Buffer.concat(new Array<Buffer>(100).fill(chunk(r.cookie, CHUNK.ERROR, errorPayload(5), false))),
+    ],
+    ["garbage", () => Buffer.alloc(1000, "garbage")],
+    ["a request instead of a reply", () => Buffer.concat([u32(0x25609513), Buffer.alloc(24)])],
+  ])("%s", async (_title, reply, facts = FRAGMENTED) => {
+    await using mock = await replying(reply, { ...facts });
+    await using client = await NbdClient.connect(mock.uri);
+    const failure = client.read(8192, Buffer.alloc(4096));
+    await expect(failure).rejects.toMatchObject({
+      name: "ProtocolError",
+      message: expect.stringMatching(/^the server sent/),
+    });
+    await expect(client.read(8192, Buffer.alloc(4096))).rejects.toMatchObject({ name: "ProtocolError" });
+    expect(client.connections).toBe(0);
+  });
+
+  it("a reply that comes when nothing was asked", async () => {
+    await using mock = await MockServer.start(async (peer) => {
+      await handshake(peer);
+      peer.send(end({ cookie: 0, offset: 0, length: 0, command: 0, flags: 0 }));
+      await peer.gone();
+    });
+    await using client = await NbdClient.connect(mock.uri);
+    await expect.poll(() => client.connections).toBe(0);
+    await expect(client.read(0, Buffer.alloc(1))).rejects.toMatchObject(PROTOCOL);
+  });
+
+  it("a second reply to a read that is over", async () => {
+    await using mock = await replying((r) => Buffer.concat([whole(r), whole(r)]));
+    await using client = await NbdClient.connect(mock.uri);
+    await client.read(0, Buffer.alloc(512));
+    await expect.poll(() => client.connections).toBe(0);
+  });
+});
+
+describe("a read succeeds with", () => {
+  async function expectRead(reply: Reply, facts: ExportFacts = FRAGMENTED): Promise<void> {
+    await using mock = await replying(reply, facts);
+    await using client = await NbdClient.connect(mock.uri);
+    const target = Buffer.alloc(4096, 0xee);
+    await client.read(8192, target);
+    const expected = pattern(8192, 4096);
+    // In these tests holes are where the third kilobyte is.
+    expect(target.subarray(0, 2048).equals(expected.subarray(0, 2048))).toBe(true);
+    expect(target.subarray(3072).equals(expected.subarray(3072))).toBe(true);
+    const third = target.subarray(2048, 3072);
+    expect(third.equals(expected.subarray(2048, 3072)) || third.equals(Buffer.alloc(1024))).toBe(true);
+  }
+
+  it("chunks in any order, and a hole", () =>
+    expectRead((r) =>
+      Buffer.concat([data(r, 3072, 4096), hole(r, 2048, 3072), data(r, 0, 1), data(r, 1, 2048), end(r)]),
+    ));
+
+  it("a last chunk that says so itself", () =>
+    expectRead((r) => Buffer.concat([data(r, 0, 2000), data(r, 2000, 4096, true)])));
+
+  it("a reply that comes byte by byte", () =>
+    expectRead(async (r, peer) => {
+      await peer.dribble(Buffer.concat([data(r, 0, 100), data(r, 100, 4096), end(r)]), 7);
+      return undefined;
+    }));
+
+  it("a reply of thousands of chunks", () =>
+    expectRead((r) =>
+      Buffer.concat([...Array.from({ length: 4096 }, (_, at) => data(r, at, at + 1)), end(r)]),
+    ));
+
+  it("simple replies", () =>
+    expectRead((r) => simpleReply(r.cookie, 0, pattern(r.offset, r.length)), { protocol: "simple" }));
+});
+
+describe("a failed request", () => {
+  it.each<[string, Reply, object]>([
+    [
+      "tells the error and the server's text",
+      (r) => chunk(r.cookie, CHUNK.ERROR, errorPayload(ERRNO.EIO, "bad sector")),
+      { errno: "EIO", serverText: "bad sector" },
+    ],
+    [
+      "tells an unknown number as EINVAL",
+      (r) => chunk(r.cookie, CHUNK.ERROR, errorPayload(13, "denied")),
+      { errno: "EINVAL", message: expect.stringContaining("13") },
+    ],
+    [
+      "has an error of a type yet unknown",
+      (r) => chunk(r.cookie, 0x9999, pattern(0, 100)),
+      { errno: "EINVAL" },
+    ],
+    [
+      "has its first error reported",
+      (r) =>
+        Buffer.concat([
+          chunk(r.cookie, CHUNK.ERROR, errorPayload(ERRNO.ENOMEM), false),
+          chunk(r.cookie, CHUNK.ERROR, errorPayload(ERRNO.EIO), false),
+          end(r),
+        ]),
+      { errno: "ENOMEM" },
+    ],
+    [
+      "fails although all its data came",
+      (r) => Buffer.concat([data(r, 0, 512), chunk(r.cookie, CHUNK.ERROR, errorPayload(ERRNO.EIO))]),
+      { errno: "EIO" },
+    ],
+    [
+      "fails although its data comes after the error",
+      (r) =>
+        Buffer.concat([chunk(r.cookie, CHUNK.ERROR, errorPayload(ERRNO.EIO), false), data(r, 0, 512, true)]),
+      { errno: "EIO" },
+    ],
+    [
+      "may have failed in the middle",
+      (r) =>
+        Buffer.concat([
+          data(r, 0, 100),
+          chunk(r.cookie, CHUNK.ERROR_OFFSET, Buffer.concat([errorPayload(5), u64(r.offset + 100)])),
+        ]),
+      { errno: "EIO" },
+    ],
+    [
+      "doesn't print what a server would like to do to a terminal",
+      (r) => chunk(r.cookie, CHUNK.ERROR, errorPayload(5, "\u001b]0;x\u0007")),
+      { message: expect.not.stringMatching(/\p{Cc}/u) },
+    ],
+  ])("%s", async (_title, reply, facts) => {
+    let count = 0;
+    await using mock = await replying((r, peer) => (count++ === 0 ? reply(r, peer) : whole(r)));
+    await using client = await NbdClient.connect(mock.uri);
+    await expect(client.read(4096, Buffer.alloc(512))).rejects.toMatchObject({
+      name: "RequestError",
+      code: "NBD_REQUEST_FAILED",
+      command: "read",
+      offset: 4096,
+      length: 512,
+      ...facts,
+    });
+    const target = Buffer.alloc(512);
+    await client.read(0, target);
+    expect(target.equals(pattern(0, 512))).toBe(true);
+  });
+
+  it("with EOVERFLOW is asked for again in small pieces, still unfragmented", async () => {
+    const seen: [number, number, number][] = [];
+    await using mock = await replying(
+      (r) => {
+        seen.push([r.offset, r.length, r.flags]);
+        return r.length > 65_536 ? chunk(r.cookie, CHUNK.ERROR, errorPayload(ERRNO.EOVERFLOW)) : whole(r);
+      },
+      { flags: COMMON_FLAGS },
+    );
+    await using client = await NbdClient.connect(mock.uri);
+    const target = Buffer.alloc(150_016);
+    await client.read(512, target);
+    expect(target.equals(pattern(512, 150_016))).toBe(true);
+    expect(seen).toEqual([
+      [512, 150_016, COMMAND_FLAG.DF],
+      [512, 65_536, COMMAND_FLAG.DF],
+      [512 + 65_536, 65_536, COMMAND_FLAG.DF],
+      [512 + 131_072, 150_016 - 131_072, COMMAND_FLAG.DF],
+    ]);
+  });
+
+  it("with EOVERFLOW for a small piece is just a failure", async () => {
+    await using mock = await replying((r) => chunk(r.cookie, CHUNK.ERROR, errorPayload(ERRNO.EOVERFLOW)));
+    await using client = await NbdClient.connect(mock.uri);
+    await expect(client.read(0, Buffer.alloc(65_536))).rejects.toMatchObject({ errno: "EOVERFLOW" });
+    expect(client.requests).toBe(1);
+  });
+});
