@@ -88,12 +88,12 @@ export async function attach(options: AttachOptions): Promise<AttachResult> {
   return { ...taken, jobEnded: options.endJob && (await endJob(source, view, options)) };
 }
 
-/** The point is there by now: whatever happens here is no failure of the backup, and no signal undoes it. */
+/** The point is there by now: whatever happens here, be it a Ctrl-C, is no failure of the backup. */
 async function endJob(source: JobSource, view: JobView, options: AttachOptions): Promise<boolean> {
   if (source.kind === "xml") return false;
   const { uuid, name } = view.domain;
   try {
-    await source.virsh.withSignal(undefined).abortJob(uuid ?? name);
+    await source.virsh.abortJob(uuid ?? name);
     return true;
   } catch (error) {
     const reason = error instanceof Error ? error.message : String(error);
@@ -253,7 +253,7 @@ async function findParent(
 
 /** Unknown is never different. */
 function isSame<T>(one: T | null | undefined, other: T | null | undefined): boolean {
-  return (one ?? other) === (other ?? one);
+  return (one ?? undefined) === undefined || (other ?? undefined) === undefined || one === other;
 }
 
 /** Opens all that an increment would be based on: headers, sizes and digest files, not the data. */

@@ -102,12 +102,18 @@ export async function choosePoint(repository: Repository, domain: string, at: st
 /** Without a zone it is local time; Date.parse alone would take nearly anything. */
 const ISO_TIME = /^\d{4}-\d\d-\d\d(T\d\d:\d\d(:\d\d(\.\d{1,3})?)?(Z|[+-]\d\d:\d\d)?)?$/;
 
+/** Date.parse takes the 30th of February for a day in March. */
+function isCalendarDay(day: string): boolean {
+  const date = new Date(`${day}T00:00Z`);
+  return !Number.isNaN(date.getTime()) && date.toISOString().startsWith(day);
+}
+
 function chooseId(ids: readonly string[], at: string): string | undefined {
   if (at === "latest") return ids.at(-1);
   if (isPointId(at)) return ids.find((id) => id === at);
   // Date.parse would take a date alone for midnight in Greenwich.
   const text = at.includes("T") ? at : `${at}T00:00`;
-  const time = ISO_TIME.test(at) ? Date.parse(text) : Number.NaN;
+  const time = ISO_TIME.test(at) && isCalendarDay(at.slice(0, 10)) ? Date.parse(text) : Number.NaN;
   if (Number.isNaN(time)) {
     const message = `"${at}" is neither a point's id, nor a time such as 2026-11-20T11:32 or 2026-11-20T11:32:05Z, nor latest`;
     throw new UsageError("E_BAD_POINT", message);

@@ -1,14 +1,16 @@
 /** The backup engine: pull an export into an image, keep points in a repository, rebuild and verify them. */
 export { type AttachOptions, type AttachResult, attach, type JobSource } from "./attach.js";
-export { chooseDomain, choosePoint, findChain } from "./chain.js";
+export { chooseDomain, choosePoint, findChain, type Link } from "./chain.js";
 export { DIGEST_ALGORITHMS, type DigestAlgorithm, parseDigestAlgorithm } from "./digest.js";
 export { BackupError, DamageError, PreconditionError, UsageError } from "./errors.js";
 export { ALLOCATION_CONTEXT, dirtyContext, exportExtents } from "./export-extents.js";
 export type { Extent, ExtentState } from "./extent.js";
 export type { ImageFormat } from "./image/create.js";
-export { Virsh, type VirshOptions } from "./libvirt/virsh.js";
+export type { Backing } from "./image/qcow2-writer.js";
+export type { JobInfo } from "./libvirt/job-info.js";
+export { type DomainRef, Virsh, type VirshOptions } from "./libvirt/virsh.js";
 export { type DiskManifest, type Manifest, parseManifest } from "./manifest.js";
-export { openExport } from "./open-export.js";
+export { type OpenOptions, openExport } from "./open-export.js";
 export { type PullFileOptions, pullFile } from "./pull-file.js";
 export {
   DEFAULT_WINDOW,

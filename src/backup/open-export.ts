@@ -11,7 +11,7 @@ import { PreconditionError } from "./errors.js";
 import { ALLOCATION_CONTEXT, dirtyContext } from "./export-extents.js";
 import type { ByteSource } from "./pull.js";
 
-type OpenOptions = Omit<ConnectOptions, "metaContexts" | "optionalContexts">;
+export type OpenOptions = Omit<ConnectOptions, "metaContexts" | "optionalContexts">;
 
 /**
  * Connects to an export for a backup: the bitmap, where one is named, is mandatory; allocation is taken where the

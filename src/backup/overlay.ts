@@ -115,7 +115,7 @@ interface SeenPiece {
 /**
  * Reads what `seenThrough` has shown. The walk notes where data lies, and reads find it there; so a read may only
  * ask for what the walk has passed, and every byte of data is read exactly once. In which order does not matter: a
- * piece is forgotten when all of it was read.
+ * piece is forgotten when all of it, and all before it, was read.
  */
 export class ChainSource {
   readonly geometry: Geometry;
@@ -123,6 +123,8 @@ export class ChainSource {
   readonly #damageOf: DamageOf;
   #seen: SeenPiece[] = [];
   #walked = 0;
+  /** All data before this byte was read and is forgotten. */
+  #forgotten = 0;
 
   constructor(layers: readonly Layer[], geometry: Geometry, damageOf: DamageOf) {
     this.#layers = layers;
@@ -143,6 +145,7 @@ export class ChainSource {
   async read(offset: number, target: Uint8Array): Promise<void> {
     const end = offset + target.length;
     if (end > this.#walked) throw new RangeError(`the walk has not come to byte ${end} yet`);
+    if (offset < this.#forgotten) throw new RangeError(`what is at byte ${offset} was read before`);
     const bytes = Buffer.from(target.buffer, target.byteOffset, target.length);
     let done = offset;
     for (const { piece, start, stop } of this.#take(offset, end)) {
@@ -157,7 +160,7 @@ export class ChainSource {
 
   /** @throws {RangeError} some data was never read */
   assertAllRead(): void {
-    const [first] = this.#seen;
+    const first = this.#seen.find(({ unread }) => unread > 0);
     if (first) throw new RangeError(`the data at byte ${first.piece.offset} was never read`);
   }
 
@@ -173,7 +176,14 @@ export class ChainSource {
       if (seen.unread < 0) throw new RangeError(`the data at byte ${start} was read twice`);
       taken.push({ piece, start, stop });
     }
-    this.#seen = this.#seen.filter(({ unread }) => unread > 0);
+    this.#forget();
     return taken;
+  }
+
+  #forget(): void {
+    const count = this.#seen.findIndex(({ unread }) => unread > 0);
+    const done = this.#seen.splice(0, count < 0 ? this.#seen.length : count);
+    const last = done.at(-1)?.piece;
+    if (last) this.#forgotten = last.offset + last.length;
   }
 }

@@ -10,18 +10,23 @@ export {
 } from "./client.js";
 export {
   ConnectionError,
+  type ErrorContext,
   MetaContextError,
   NbdError,
   type NbdErrorCode,
   OptionError,
   ProtocolError,
   RequestError,
+  type RequestErrorCode,
+  type RequestFacts,
   TlsError,
   UriError,
 } from "./errors.js";
 export type { ExportInfo } from "./export-info.js";
 export { type DescribeOptions, describeExport, listExports } from "./queries.js";
 export {
+  type BlockSize as ServedBlockSize,
+  type CertificateTls,
   ClientFault,
   type ClientFaultCode,
   type DescribeExtents,
@@ -33,9 +38,12 @@ export {
   NbdServer,
   type NbdServerEvent,
   type NbdServerOptions,
+  type PresharedKeyTls,
+  type ReplyMode,
   ServedError,
   type ServedExport,
   type ServerTls,
+  type StatusExtent as ServedExtent,
 } from "./server/index.js";
 export type { ConnectOptions, NbdEvent, ReachOptions, ReconnectOptions } from "./settings.js";
 export type { TlsOptions } from "./tls.js";

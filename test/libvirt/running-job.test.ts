@@ -18,7 +18,7 @@ await describeWithLibvirt("a job that is already running", () => {
       { target: "vdb", source: lab.image("vdb"), format: "qcow2" },
     ]);
     expect(job.backupXml.trim()).toBe(backup.xml.trim());
-    expect(job.job.server).toEqual(backup.server);
+    expect(job.job.server).toEqual({ ...backup.server, tls: false });
     await lab.write("vda", 0, 65536, 1);
     await job.assertAlive();
   });

@@ -11,3 +11,4 @@ export type {
 export { MemoryDisk, type MemoryDiskOptions } from "./memory-disk.js";
 export { type ListenAddress, NbdServer, type NbdServerEvent, type NbdServerOptions } from "./server.js";
 export type { CertificateTls, PresharedKeyTls, ServerTls } from "./tls.js";
+export type { ReplyMode } from "./transmission-frames.js";

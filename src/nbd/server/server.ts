@@ -7,6 +7,7 @@ import { negotiate } from "./handshake.js";
 import type { Session } from "./session.js";
 import { checkTls, type ServerTls, upgradeToTls } from "./tls.js";
 import { serveRequests } from "./transmission.js";
+import type { ReplyMode } from "./transmission-frames.js";
 
 /** Where to listen: a Unix socket, or TCP, where port 0 is any free one. */
 export type ListenAddress = { readonly path: string } | { readonly host: string; readonly port: number };
@@ -22,7 +23,7 @@ export type NbdServerEvent =
       readonly type: "export-opened";
       readonly connection: number;
       readonly exportName: string;
-      readonly mode: Session["mode"];
+      readonly mode: ReplyMode;
       readonly contexts: readonly string[];
     }
   /** An export failed to answer; the client got an error. */
