@@ -1,5 +1,5 @@
 import type { Command } from "commander";
-import { type ImageFormat, openExport, pullFile } from "../../src/backup/index.js";
+import { type ImageFormat, openExport, pullFile, refuseTarget } from "../../src/backup/index.js";
 import {
   type CopyOptions,
   connectOf,
@@ -39,6 +39,7 @@ export function addPull(program: Command, run: Run): void {
     run<PullOptions, [uri: string, image: string]>(async ({ output, signal }, options, uri, imagePath) => {
       const format = formatOf(imagePath, options.format);
       const { bitmap, backing } = options;
+      await refuseTarget(imagePath, options.force ?? false);
       await using client = await openExport(uri, bitmap, await connectOf(options, signal));
       const progress = output.progress();
       try {

@@ -11,6 +11,7 @@ export type { JobInfo } from "./libvirt/job-info.js";
 export { type DomainRef, Virsh, type VirshOptions } from "./libvirt/virsh.js";
 export { type DiskManifest, type Manifest, parseManifest } from "./manifest.js";
 export { type OpenOptions, openExport } from "./open-export.js";
+export { refuseTarget } from "./publish.js";
 export { type PullFileOptions, pullFile } from "./pull-file.js";
 export {
   DEFAULT_WINDOW,

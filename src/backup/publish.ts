@@ -62,6 +62,9 @@ export async function publish(
   }
 }
 
+/** How file systems without hard links say so. */
+const NO_LINKS = new Set(["EPERM", "ENOTSUP", "EOPNOTSUPP", "ENOSYS"]);
+
 /** Unlike `rename`, a new link never replaces anything. Where a file system has no links, the look before has to do. */
 async function place(temporary: string, final: string): Promise<void> {
   try {
@@ -69,7 +72,7 @@ async function place(temporary: string, final: string): Promise<void> {
   } catch (error) {
     const { code } = error as NodeJS.ErrnoException;
     if (code === "EEXIST") await refuseTarget(final, false);
-    if (code !== "EPERM" && code !== "ENOTSUP" && code !== "EOPNOTSUPP") throw error;
+    if (code === undefined || !NO_LINKS.has(code)) throw error;
     await rename(temporary, final);
     return;
   }

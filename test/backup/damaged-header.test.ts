@@ -113,20 +113,23 @@ describe("a header byte that only stock QEMU would stumble over", () => {
     expect((await findings()).map(({ point, disk }) => [point, disk])).toContainEqual([increment.id, "vda"]);
   });
 
-  it("is found in every byte of the backing format and the other header extensions", async () => {
+  it("is found wherever it is, from the magic number to the backing file's name", async () => {
     const path = chain.pathOf(increment, "vda.qcow2");
     const bytes = await readFile(path);
     const name = bytes.readUInt32BE(12);
-    expect(name).toBeGreaterThan(104);
     expect(bytes.toString("latin1", 104, name)).toContain("qcow2");
-    const unnoticed: number[] = [];
-    for (let at = 104; at < name + bytes.readUInt32BE(16); at += 1) {
-      const changed = Buffer.from(bytes);
-      changed.writeUInt8(changed.readUInt8(at) ^ 0x01, at);
-      await writeFile(path, changed);
-      if ((await findings()).length === 0) unnoticed.push(at);
+    const unnoticed: string[] = [];
+    for (let at = 0; at < name + bytes.readUInt32BE(16); at += 1) {
+      for (const bit of [0x01, 0x80]) {
+        const changed = Buffer.from(bytes);
+        changed.writeUInt8(changed.readUInt8(at) ^ bit, at);
+        await writeFile(path, changed);
+        const [report] = await verifyPoints(chain.repository, MemoryChain.domain, [increment.id]);
+        if (report?.findings.length === 0) unnoticed.push(`${at}: ${bit}`);
+      }
     }
-    expect(unnoticed).toEqual([]);
+    // More entries of the L1 table, all of them zeroes and in its own cluster: the image means the same.
+    expect(unnoticed).toEqual(["38: 1", "39: 128"]);
   });
 });
 

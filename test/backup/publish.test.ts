@@ -15,10 +15,9 @@ let folder: string;
 beforeEach(async () => {
   chain = await MemoryChain.start(SIZE);
   chain.disk.write(0, Buffer.alloc(2 * CLUSTER, 0x11));
-  // The second point shows the bitmap.
-  await chain.take();
+  chain.disk.startBitmap("since");
   chain.disk.write(CLUSTER, Buffer.alloc(512, 0x22));
-  await chain.take();
+  chain.show();
   folder = join(chain.folder, "out");
   await mkdir(folder);
 });

@@ -32,13 +32,11 @@ async function twoPoints(): Promise<[string, string]> {
   return [first.manifest.id, second.manifest.id];
 }
 
-/** The findings of every point, as `[point, message]`. */
-async function findings(repository = chain.repository, domain = DOMAIN): Promise<[string, string][]> {
-  const ids = await repository.pointIds(domain);
-  const reports = await verifyPoints(repository, domain, ids);
-  return reports.flatMap((report) =>
-    report.findings.map(({ point, message }) => [point, message] as const),
-  ) as [string, string][];
+/** What verify finds, as the ids of the points that it concerns. */
+async function damaged(domain = DOMAIN): Promise<string[]> {
+  const ids = await chain.repository.pointIds(domain);
+  const reports = await verifyPoints(chain.repository, domain, ids);
+  return reports.flatMap(({ findings }) => findings.map(({ point }) => point));
 }
 
 describe("what is no point", () => {
@@ -53,11 +51,9 @@ describe("what is no point", () => {
     const ids = await twoPoints();
     await put();
     expect(await chain.repository.pointIds(DOMAIN)).toEqual(ids);
-    expect(await findings()).toEqual([]);
-    for (const command of ["points", "verify"]) {
-      const ran = await nbdpull(command, chain.repository.path, "--json");
-      expect([command, ran.code, ran.stderr]).toEqual([command, 0, ""]);
-    }
+    expect(await damaged()).toEqual([]);
+    const ran = await nbdpull("points", chain.repository.path, "--json");
+    expect([ran.code, ran.stderr]).toEqual([0, ""]);
     const third = await chain.take();
     expect(third.manifest.disks[0]?.parent).toBe(ids[1]);
     expect(await chain.repository.pointIds(DOMAIN)).toEqual([...ids, third.manifest.id]);
@@ -71,7 +67,7 @@ describe("what is no point", () => {
     const damages: string[] = [];
     const points = await chain.repository.points(DOMAIN, ({ code }) => damages.push(code));
     expect([points.map(({ id }) => id), damages]).toEqual([[first], ["E_MANIFEST"]]);
-    expect((await findings()).map(([point]) => point)).toEqual([second]);
+    expect(await damaged()).toEqual([second]);
     const listed = await nbdpull("points", chain.repository.path, "--json");
     expect(listed.code).toBe(3);
     expect(listed.json()).toMatchObject([{ id: first }]);
@@ -148,6 +144,18 @@ describe("the lock of a domain", () => {
     expect(performance.now() - started).toBeLessThan(10_000);
     expect(await chain.repository.pointIds(DOMAIN)).toEqual([]);
   });
+
+  it("keeps who lost it from committing, even before that was noticed", async () => {
+    const { manifest } = await chain.take();
+    const work = chain.repository.withPendingPoint(DOMAIN, async (pending) => {
+      await rm(join(domainFolder(), ".lock"), { recursive: true });
+      // Another writer comes, finds what looks like a dead run's, and removes it.
+      await chain.repository.withPendingPoint(DOMAIN, async () => undefined);
+      await pending.commit({ ...manifest, id: pending.id }, { sync: false });
+    });
+    await expect(work).rejects.toBeInstanceOf(Error);
+    expect(await readdir(domainFolder())).toEqual([manifest.id]);
+  });
 });
 
 describe("a domain's folder that was copied under another name", () => {
@@ -160,10 +168,10 @@ describe("a domain's folder that was copied under another name", () => {
   });
 
   it("is verified by its own files", async () => {
-    expect(await findings(original, "copy")).toEqual([]);
+    expect(await damaged("copy")).toEqual([]);
     await writeFile(join(original.path, "copy", ids[0], "vda.qcow2"), "damaged");
-    expect((await findings(original, "copy")).map(([point]) => point)).toContain(ids[0]);
-    expect(await findings()).toEqual([]);
+    expect(await damaged("copy")).toContain(ids[0]);
+    expect(await damaged()).toEqual([]);
     expect((await nbdpull("verify", original.path, DOMAIN)).code).toBe(0);
     expect((await nbdpull("verify", original.path, "copy")).code).toBe(3);
   });
@@ -208,10 +216,9 @@ describe("a target inside the repository", () => {
       join(link, DOMAIN, "..", "x.raw"),
     ];
     for (const to of targets) {
-      for (const disk of [[], ["--disk", "vda"]]) {
-        const ran = await nbdpull("restore", path, "--to", to, ...disk, "--force", "--json");
-        expect([to, ran.code, ran.json()]).toMatchObject([to, 2, { error: { code: "E_TARGET" } }]);
-      }
+      const one = to.endsWith(".raw") ? ["--disk", "vda"] : [];
+      const ran = await nbdpull("restore", path, "--to", to, ...one, "--force", "--json");
+      expect([to, ran.code, ran.json()]).toMatchObject([to, 2, { error: { code: "E_TARGET" } }]);
     }
     expect(await readdir(path, { recursive: true })).toEqual(before);
     const beside = await nbdpull("restore", path, "--to", `${path}-beside`);

@@ -17,6 +17,9 @@ let chain: MemoryChain;
 beforeEach(async () => {
   chain = await MemoryChain.start(SIZE);
   chain.disk.write(0, Buffer.alloc(40 * CLUSTER, 0x11));
+  chain.disk.startBitmap("since");
+  chain.disk.write(CLUSTER, Buffer.alloc(512, 0x22));
+  chain.show();
 });
 afterEach(async () => {
   await chain[Symbol.asyncDispose]();
@@ -25,6 +28,7 @@ afterEach(async () => {
 const repo = (): string => chain.repository.path;
 const stored = (): Promise<string[]> => readdir(join(repo(), DOMAIN)).catch(() => []);
 
+/** A job whose exports are all the chain's disk. */
 interface Job {
   readonly disks?: readonly string[];
   /** The checkpoint that all disks are incremental to. */
@@ -32,7 +36,6 @@ interface Job {
   readonly socket?: string;
 }
 
-/** Attaches to a job whose exports are all the chain's disk, frozen now. */
 function attachArgs(xml: string, to: string): string[] {
   return ["attach", "--to", to, "--domain", DOMAIN, "--xml", xml, "--json"];
 }
@@ -42,7 +45,9 @@ async function jobXml({ disks = ["vda"], incremental, socket = "nbd.sock" }: Job
     incremental === undefined
       ? "backupmode='full'"
       : `backupmode='incremental' incremental='${incremental}' exportbitmap='since'`;
-  const list = disks.map((name) => `<disk name='${name}' backup='yes' type='file' ${mode} exportname='${name}'/>`);
+  const list = disks.map(
+    (name) => `<disk name='${name}' backup='yes' type='file' ${mode} exportname='${name}'/>`,
+  );
   const path = join(chain.folder, "job.xml");
   await writeFile(
     path,
@@ -58,10 +63,6 @@ async function attached(job: Job, ...args: string[]): Promise<Ran> {
 describe("an increment on a parent that cannot be restored", () => {
   let parent: string;
   beforeEach(async () => {
-    // The server shows the disk with its bitmap from the second point on.
-    await chain.take();
-    await chain.take();
-    await rm(join(repo(), DOMAIN), { recursive: true });
     expect((await attached({}, "--checkpoint", "cp0")).code).toBe(0);
     parent = (await stored())[0] ?? "";
   });
@@ -74,10 +75,13 @@ describe("an increment on a parent that cannot be restored", () => {
 
   it.each([
     ["its image is gone", (image: string) => rm(image)],
-    ["its image has become a folder", async (image: string) => {
-      await rm(image);
-      await mkdir(image);
-    }],
+    [
+      "its image has become a folder",
+      async (image: string) => {
+        await rm(image);
+        await mkdir(image);
+      },
+    ],
     ["its image is empty", (image: string) => writeFile(image, "")],
     ["its header names a feature that nobody knows", (image: string) => patch(image, 72, 0x80)],
     ["its header is of version 4", (image: string) => patch(image, 7, 4)],
@@ -159,7 +163,7 @@ describe.skipIf(process.getuid?.() !== 0)("a file system that runs full (needs r
     try {
       const ran = await nbdpull(...attachArgs(await jobXml(), join(small, "repo")));
       expect([ran.code, ran.json()]).toMatchObject([1, { error: { disk: "vda" } }]);
-      expect(ran.stderr).toMatch(/^nbdpull: vda: .*no space left/m);
+      expect(ran.stderr).toMatch(/^nbdpull: .*no space left.*vda: /m);
       expect(await readdir(join(small, "repo"))).toEqual(["nbdpull.json"]);
     } finally {
       await execa("umount", [small]);
@@ -169,8 +173,15 @@ describe.skipIf(process.getuid?.() !== 0)("a file system that runs full (needs r
 
 describe("an attach that is interrupted", () => {
   it("leaves the repository as it was", async () => {
-    const run = startNbdpull([...attachArgs(await jobXml(), repo()), "--limit-rate", "500K", "--request-size", "64K"]);
-    for (let i = 0; i < 1000 && !(await stored()).some((name) => name.endsWith(".partial")); i += 1) await sleep(5);
+    const run = startNbdpull([
+      ...attachArgs(await jobXml(), repo()),
+      "--limit-rate",
+      "500K",
+      "--request-size",
+      "64K",
+    ]);
+    for (let i = 0; i < 1000 && !(await stored()).some((name) => name.endsWith(".partial")); i += 1)
+      await sleep(5);
     expect(await stored()).toContainEqual(expect.stringMatching(/\.partial$/));
     run.kill("SIGINT");
     expect((await finished(run)).code).toBe(130);

@@ -12,12 +12,15 @@
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { afterEach, beforeEach, expect, it } from "vitest";
-import { NbdClient } from "../../src/nbd/index.js";
+import type { Manifest } from "../../src/backup/manifest.js";
+import { Repository } from "../../src/backup/repository.js";
+import { type TakenPoint, takePoint } from "../../src/backup/take-point.js";
+import { NbdClient, parseNbdUri } from "../../src/nbd/index.js";
 import { type Folder, listensOn, makeFolder, startServer, uriOf } from "../nbd/servers.js";
 import { collect } from "../support/collect.js";
 import { nbdpull } from "../support/nbdpull.js";
 import { describeWithNewerSuite, newer } from "../support/newer-suite.js";
-import { createImage, qemuImg, qemuIo } from "../support/qemu-nbd.js";
+import { createImage, qemuImg, qemuIo, startQemuNbd } from "../support/qemu-nbd.js";
 import { describeWith } from "../support/tools.js";
 
 const KiB = 1024;
@@ -218,6 +221,30 @@ describeWith(["qemu-img", "qemu-io", DAEMON], "snapshot-access", () => {
     const increment = await readFile(at("inc.raw"));
     for (const { offset, length } of map) increment.copy(rebuilt, offset, offset, offset + length);
     expect(rebuilt.equals(await readFile(at("point.raw")))).toBe(true);
+  });
+
+  it("gives a restore point its increment, though its first bytes are clean and cannot be read", async () => {
+    const wanted = story("a first block that is clean");
+    await using server = await serve(DAEMON, wanted);
+    await using base = await startQemuNbd({ image: at("full.qcow2"), format: "qcow2" });
+    const repository = await Repository.openOrCreate(at("repo"));
+    const take = async (uri: string, parent?: Manifest): Promise<TakenPoint> =>
+      await takePoint({
+        repository,
+        domain: { name: "guest", uuid: null },
+        disks: [{ name: "vda", address: parseNbdUri(uri), increment: parent && { bitmap: "b0", parent } }],
+        checkpoint: null,
+        format: "qcow2",
+        digests: "xxh64",
+        sync: false,
+        tool: "test",
+        connect: {},
+        confirm: async () => undefined,
+      });
+    const { manifest } = await take(base.uri);
+    const { folder: point, manifest: increment } = await take(server.snapshot, manifest);
+    expect(increment.disks).toMatchObject([{ mode: "incremental", dirtyBytes: wanted.dirtyBytes }]);
+    await qemuImg("compare", "-f", "qcow2", "-F", "raw", join(point, "vda.qcow2"), at("point.raw"));
   });
 
   it("refuses a full copy, of which nothing is left", async () => {

@@ -93,7 +93,7 @@ await describeWithLibvirt("attach, of a job that somebody else began,", () => {
             xml.replace("backupmode='incremental'", "backupmode='full'").replace(/ incremental='x0'/, ""),
         ],
         ["a base", (xml) => xml.replace("incremental='x0'", "incremental='x9'")],
-        ["an export", (xml) => xml.replace("exportname='first'", "exportname='vdb'")],
+        ["an export", (xml) => xml.replace("exportname='first'", "exportname='other'")],
         ["a bitmap", (xml) => xml.replace("exportbitmap='changes'", "exportbitmap='other'")],
       ];
       for (const [what, change] of differing) {

@@ -53,6 +53,12 @@ export class MemoryChain implements AsyncDisposable {
     return this.#server.uri("vda");
   }
 
+  /** Freezes the disk: from now on the server shows it as it is now, with its bitmaps. */
+  show(): ServedExport {
+    this.#shown.frozen = this.disk.freeze();
+    return this.#shown.frozen;
+  }
+
   /** Freezes the disk and takes it as a point: full the first time, then an increment on the newest one. */
   async take(
     options: {
@@ -62,8 +68,7 @@ export class MemoryChain implements AsyncDisposable {
       readonly confirm?: () => Promise<void>;
     } = {},
   ): Promise<TakenPoint> {
-    const frozen = this.disk.freeze();
-    this.#shown.frozen = frozen;
+    const frozen = this.show();
     const parent = options.full ? undefined : this.points.at(-1);
     const taken = await takePoint({
       repository: this.repository,
