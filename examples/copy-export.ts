@@ -17,13 +17,25 @@ await using source = await NbdClient.connect(sourceUri, {
 await using target = await NbdClient.connect(targetUri, { connections: 4 });
 if (target.export.size !== source.export.size) throw new Error("the exports differ in size");
 
-/** Pieces of the disk, at most PIECE bytes each. */
+/**
+ * Pieces of the disk that begin and end at multiples of PIECE, which suits any server's block size, whatever the source's
+ * extents look like. One is zero if all of it is.
+ */
 async function* pieces(): AsyncGenerator<{ offset: number; length: number; zero: boolean }> {
+  let offset = 0;
+  let zero = target.export.canWriteZeroes;
   for await (const batch of source.blockStatus()) {
-    for (const { offset, length, flags } of batch.contexts.get("base:allocation") ?? []) {
-      const zero = (flags & ALLOCATION.ZERO) !== 0 && target.export.canWriteZeroes;
-      for (let done = 0; done < length; done += PIECE) {
-        yield { offset: offset + done, length: Math.min(PIECE, length - done), zero };
+    for (const extent of batch.contexts.get("base:allocation") ?? []) {
+      const end = extent.offset + extent.length;
+      const isZero = target.export.canWriteZeroes && (extent.flags & ALLOCATION.ZERO) !== 0;
+      for (;;) {
+        zero &&= isZero;
+        const stop = Math.min(offset + PIECE, source.export.size);
+        if (stop > end || stop === offset) break;
+        yield { offset, length: stop - offset, zero };
+        offset = stop;
+        zero = target.export.canWriteZeroes;
+        if (offset === end) break;
       }
     }
   }

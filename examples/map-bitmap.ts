@@ -17,14 +17,20 @@ await using client = await NbdClient.connect(uri, {
 let dirtyBytes = 0;
 let zeroBytes = 0;
 for await (const batch of client.blockStatus()) {
+  // Both lists cover the batch, in order: one walk over the two.
+  const allocation = batch.contexts.get("base:allocation") ?? [];
+  let next = 0;
   for (const extent of batch.contexts.get(dirty) ?? []) {
     if ((extent.flags & DIRTY) === 0) continue;
+    const end = extent.offset + extent.length;
     dirtyBytes += extent.length;
     process.stdout.write(`dirty ${extent.offset} +${extent.length}\n`);
-    for (const allocation of batch.contexts.get("base:allocation") ?? []) {
-      const start = Math.max(extent.offset, allocation.offset);
-      const end = Math.min(extent.offset + extent.length, allocation.offset + allocation.length);
-      if (end > start && (allocation.flags & ALLOCATION.ZERO) !== 0) zeroBytes += end - start;
+    for (; next < allocation.length; next += 1) {
+      const { offset = end, length = 0, flags = 0 } = allocation[next] ?? {};
+      const common = Math.min(end, offset + length) - Math.max(extent.offset, offset);
+      if (common > 0 && (flags & ALLOCATION.ZERO) !== 0) zeroBytes += common;
+      // An extent that goes on behind this one is looked at again with the next.
+      if (offset + length > end) break;
     }
   }
 }

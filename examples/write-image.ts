@@ -17,16 +17,28 @@ if (size > client.export.size)
 
 const bytes = Buffer.alloc(PIECE);
 const back = Buffer.alloc(PIECE);
-for (let offset = 0; offset < size; offset += PIECE) {
-  const { bytesRead } = await file.read(bytes, 0, PIECE, offset);
-  await client.write(offset, bytes.subarray(0, bytesRead));
+// What is written has to be a multiple of the server's unit; the rest of the last one is filled up with zeroes.
+const unit = client.export.blockSize?.minimum ?? 512;
+
+/** Fills `bytes` from the file; bytes behind its end are zeroes. */
+async function load(offset: number): Promise<Buffer> {
+  bytes.fill(0);
+  let filled = 0;
+  while (filled < PIECE) {
+    const { bytesRead } = await file.read(bytes, filled, PIECE - filled, offset + filled);
+    if (bytesRead === 0) break;
+    filled += bytesRead;
+  }
+  return bytes.subarray(0, Math.min(Math.ceil(filled / unit) * unit, client.export.size - offset));
 }
+
+for (let offset = 0; offset < size; offset += PIECE) await client.write(offset, await load(offset));
 if (client.export.canFlush) await client.flush();
 
 for (let offset = 0; offset < size; offset += PIECE) {
-  const { bytesRead } = await file.read(bytes, 0, PIECE, offset);
-  await client.read(offset, back.subarray(0, bytesRead));
-  if (bytes.compare(back, 0, bytesRead, 0, bytesRead) !== 0) {
+  const expected = await load(offset);
+  await client.read(offset, back.subarray(0, expected.length));
+  if (!expected.equals(back.subarray(0, expected.length))) {
     throw new Error(`the MiB at ${offset} reads back differently`);
   }
 }
