@@ -105,9 +105,7 @@ class PlainLines implements Progress {
     if (performance.now() - this.#last < PLAIN_LINE_EVERY_MS) return;
     this.#last = performance.now();
     const percent = total === 0 ? 100 : Math.floor((position / total) * 100);
-    process.stderr.write(
-      `${name}: ${percent}% of the disk walked, ${prettyBytes(readBytes, { binary: true })} read\n`,
-    );
+    process.stderr.write(`${name}: ${percent}%, ${prettyBytes(readBytes, { binary: true })} read\n`);
   }
 
   stop(): void {}

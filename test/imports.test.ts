@@ -19,7 +19,10 @@ const FLOORS: readonly (readonly RegExp[])[] = [
   [/^src\/backup\/(layer|repository|publish)\./, /^src\/backup\/libvirt\/virsh/],
   [/^src\/backup\/image\/(index|create)\./],
   [/^src\/backup\/image\/.*-(reader|writer|check)\./],
-  [/^src\/backup\/(digest-file|new-files|settle|in-order|files|rate-limit)\./, /^src\/backup\/libvirt\//],
+  [
+    /^src\/backup\/(digest-file|new-files|settle|in-order|files|rate-limit|all-or-none)\./,
+    /^src\/backup\/libvirt\//,
+  ],
   [/^src\/backup\/(plan|digest|manifest|extent-algebra)\./, /^src\/backup\/image\/(?!image\.)/],
   [/^src\/backup\/(extent)\./, /^src\/backup\/image\/image\./],
   [/^src\/backup\/errors\./],

@@ -30,13 +30,20 @@ export function addVerify(program: Command, run: Run): void {
           const domains =
             wanted === undefined ? await repository.domains() : [await chooseDomain(repository, wanted)];
           const reports: (PointReport & { domain: string })[] = [];
-          for (const domain of domains) {
-            const ids =
-              options.at === undefined
-                ? await repository.pointIds(domain)
-                : await chainOf(repository, domain, options.at);
-            for (const report of await verifyPoints(repository, domain, ids, { signal }))
-              reports.push({ domain, ...report });
+          const progress = output.progress();
+          const onProgress = (id: string, disk: string, verified: number, stored: number): void =>
+            progress.update(`${id} ${disk}`, verified, stored, verified);
+          try {
+            for (const domain of domains) {
+              const ids =
+                options.at === undefined
+                  ? await repository.pointIds(domain)
+                  : await chainOf(repository, domain, options.at);
+              const found = await verifyPoints(repository, domain, ids, { signal, onProgress });
+              reports.push(...found.map((report) => ({ domain, ...report })));
+            }
+          } finally {
+            progress.stop();
           }
           for (const { domain, id, disks } of reports) {
             const bare = disks.filter((disk) => !disk.digests).map((disk) => disk.disk);

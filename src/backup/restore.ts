@@ -1,6 +1,6 @@
 import { realpath } from "node:fs/promises";
 import { basename, dirname, join, relative, resolve } from "node:path";
-import pLimit from "p-limit";
+import { allOrNone } from "./all-or-none.js";
 import { findChain, openChain } from "./chain.js";
 import { UsageError } from "./errors.js";
 import { isMissing } from "./files.js";
@@ -70,30 +70,17 @@ export async function restore(options: RestoreOptions): Promise<RestoredDisk[]> 
     await refuseInside(options.repository, path);
     await refuseTarget(path, options.force);
   }
-  const stop = new AbortController();
-  const signal = AbortSignal.any(options.signal ? [options.signal, stop.signal] : [stop.signal]);
-  const limit = pLimit(DISKS_AT_ONCE);
   await using files = new NewFiles();
   const finished: Finished[] = [];
-  const disks = options.targets.map((target) =>
-    limit(async () => {
-      try {
-        signal.throwIfAborted();
-        const temporary = temporaryPathFor(target.path);
-        finished.push({ temporary, final: target.path });
-        return await restoreDisk(options, target, temporary, files, signal);
-      } catch (error) {
-        stop.abort(error);
-        throw error;
-      }
-    }),
-  );
-  await Promise.allSettled(disks);
-  signal.throwIfAborted();
+  const disks = await allOrNone(options.targets, DISKS_AT_ONCE, options.signal, (target, signal) => {
+    const temporary = temporaryPathFor(target.path);
+    finished.push({ temporary, final: target.path });
+    return restoreDisk(options, target, temporary, files, signal);
+  });
   await files.close();
   await publish(finished, options);
   files.keep();
-  return await Promise.all(disks);
+  return disks;
 }
 
 async function restoreDisk(

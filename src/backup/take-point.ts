@@ -1,8 +1,7 @@
-import { setMaxListeners } from "node:events";
 import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import pLimit from "p-limit";
 import type { ConnectOptions, NbdAddress, NbdClient } from "../nbd/index.js";
+import { allOrNone } from "./all-or-none.js";
 import type { DigestAlgorithm } from "./digest.js";
 import { BackupError, PreconditionError, UsageError } from "./errors.js";
 import { sha256OfFile } from "./files.js";
@@ -114,34 +113,20 @@ interface PulledDisk {
   readonly extents: number;
 }
 
-/** All disks at once; the first that fails stops the others, and is what is thrown. */
-async function pullAll(
+function pullAll(
   options: TakePointOptions,
   pending: PendingPoint,
   clients: NbdClient[],
 ): Promise<PulledDisk[]> {
-  const stop = new AbortController();
-  const signal = AbortSignal.any(options.signal ? [options.signal, stop.signal] : [stop.signal]);
-  // All requests of all disks listen to it.
-  setMaxListeners(0, signal);
-  const limit = pLimit(DISKS_AT_ONCE);
-  const pulls = options.disks.map((disk) =>
-    limit(async () => {
-      try {
-        signal.throwIfAborted();
-        const client = await openExport(disk.address, disk.increment?.bitmap, { ...options.connect, signal });
-        clients.push(client);
-        return await pullDisk(options, pending, disk, client, signal);
-      } catch (cause) {
-        const error = ofDisk(disk.name, cause);
-        stop.abort(error);
-        throw error;
-      }
-    }),
-  );
-  await Promise.allSettled(pulls);
-  signal.throwIfAborted();
-  return await Promise.all(pulls);
+  return allOrNone(options.disks, DISKS_AT_ONCE, options.signal, async (disk, signal) => {
+    try {
+      const client = await openExport(disk.address, disk.increment?.bitmap, { ...options.connect, signal });
+      clients.push(client);
+      return await pullDisk(options, pending, disk, client, signal);
+    } catch (error) {
+      throw ofDisk(disk.name, error);
+    }
+  });
 }
 
 async function pullDisk(

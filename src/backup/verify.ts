@@ -1,5 +1,5 @@
 import { dirname, join, resolve } from "node:path";
-import pLimit from "p-limit";
+import { allOrNone } from "./all-or-none.js";
 import { findParentLink, type Link } from "./chain.js";
 import { DamageError } from "./errors.js";
 import type { ImageFormat } from "./image/create.js";
@@ -33,7 +33,8 @@ export interface PointReport {
 
 export interface VerifyOptions {
   readonly signal?: AbortSignal | undefined;
-  readonly onProgress?: ((point: string, disk: string, verifiedBytes: number) => void) | undefined;
+  /** Bytes of a disk whose digests were compared, of all that it stores. */
+  readonly onProgress?: ((point: string, disk: string, verified: number, stored: number) => void) | undefined;
 }
 
 /** A long row of damaged clusters is told by its first ones. */
@@ -53,23 +54,9 @@ export async function verifyPoints(
   ids: readonly string[],
   options: VerifyOptions = {},
 ): Promise<PointReport[]> {
-  const stop = new AbortController();
-  const signal = AbortSignal.any(options.signal ? [options.signal, stop.signal] : [stop.signal]);
-  const limit = pLimit(POINTS_AT_ONCE);
-  const reports = ids.map((id) =>
-    limit(async () => {
-      try {
-        signal.throwIfAborted();
-        return await verifyPoint(repository, domain, id, { ...options, signal });
-      } catch (error) {
-        stop.abort(error);
-        throw error;
-      }
-    }),
+  return await allOrNone(ids, POINTS_AT_ONCE, options.signal, (id, signal) =>
+    verifyPoint(repository, domain, id, { ...options, signal }),
   );
-  await Promise.allSettled(reports);
-  signal.throwIfAborted();
-  return await Promise.all(reports);
 }
 
 async function verifyPoint(
@@ -128,7 +115,7 @@ async function verifyDisk(
     }
     const onBytes = (bytes: number): void => {
       verifiedBytes += bytes;
-      options.onProgress?.(point.id, disk.name, verifiedBytes);
+      options.onProgress?.(point.id, disk.name, verifiedBytes, disk.storedBytes);
     };
     await verifyData(layer, note, onBytes, options.signal);
   } catch (error) {
