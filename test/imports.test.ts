@@ -34,6 +34,7 @@ const FLOORS: readonly (readonly RegExp[])[] = [
   [/^src\/nbd\/(dial|exchange)\./],
   [/^src\/nbd\/(negotiate|settings|socket|tls|export-info)\./],
   [/^src\/nbd\/(coverage|uri|abort|watchdog|tls-failure)\./],
+  [/^src\/nbd\/host\./],
   [/^src\/nbd\/wire\/(?!constants|bytes)/],
   [/^src\/nbd\/wire\/bytes/],
   [/^src\/nbd\/errors\./],
@@ -43,7 +44,7 @@ const FLOORS: readonly (readonly RegExp[])[] = [
 /** Bytes in, values out: these may not reach for sockets, files, timers or processes. */
 const PURE = [
   /^src\/nbd\/wire\//,
-  /^src\/nbd\/(negotiate|coverage|uri)\./,
+  /^src\/nbd\/(negotiate|coverage|uri|host)\./,
   /^src\/nbd\/server\/.*-frames\./,
   /^src\/backup\/(extent|extent-algebra|plan|settle|in-order|manifest)\./,
   /^src\/backup\/image\/(image|qcow2-format|qcow2-layout|qcow2-header|qcow2-tables|run-list)\./,

@@ -2,22 +2,42 @@
 
 import { ConnectionError } from "./errors.js";
 
-const watchers = new WeakMap<AbortSignal, Set<() => void>>();
+interface Watch {
+  readonly callbacks: Set<() => void>;
+  readonly listener: () => void;
+}
+
+const watches = new WeakMap<AbortSignal, Watch>();
 
 /**
  * Calls `callback` when the signal fires; not if it has fired already. However many requests share a signal, it has
- * one listener: adding and removing one for each costs time, and beyond ten Node warns of a leak.
+ * one listener: adding and removing one for each costs time, and beyond ten Node warns of a leak. It goes with the
+ * last of them, since Node keeps a signal that is listened to.
  * @returns undoes it
  */
 export function onAbort(signal: AbortSignal, callback: () => void): () => void {
-  const known = watchers.get(signal);
-  const callbacks = known ?? new Set();
-  if (known === undefined) {
-    watchers.set(signal, callbacks);
-    signal.addEventListener("abort", () => callAll(callbacks), { once: true });
-  }
+  const watch = watches.get(signal) ?? begin(signal);
+  const { callbacks, listener } = watch;
   callbacks.add(callback);
-  return () => callbacks.delete(callback);
+  return () => {
+    if (!callbacks.delete(callback) || callbacks.size > 0) return;
+    signal.removeEventListener("abort", listener);
+    watches.delete(signal);
+  };
+}
+
+function begin(signal: AbortSignal): Watch {
+  const callbacks = new Set<() => void>();
+  const watch = {
+    callbacks,
+    listener: () => {
+      watches.delete(signal);
+      callAll(callbacks);
+    },
+  };
+  watches.set(signal, watch);
+  signal.addEventListener("abort", watch.listener, { once: true });
+  return watch;
 }
 
 function callAll(callbacks: Set<() => void>): void {

@@ -42,7 +42,11 @@ export interface StatusRange {
   readonly contexts: readonly string[];
 }
 
+/** Requests ahead of the reader: a few as long as nothing is known of the replies, then more. */
+const FIRST_DEPTH = 2;
 const DEPTH = 16;
+/** Most extents of one context in a batch. */
+const BATCH = 16_384;
 /** Bytes of replies that may lie waiting; the larger replies are, the fewer are asked for ahead. */
 const REPLY_BUDGET = 16 * 1024 * 1024;
 /** Requests don't shrink below this, however short the replies are. */
@@ -79,15 +83,16 @@ async function* walk(range: StatusRange, ask: AskFor): AsyncGenerator<StatusBatc
     for (const cursor of cursors) cursor.take(head.offset, head.end, reply);
     const upTo = Math.min(...cursors.map((cursor) => cursor.end));
     lookahead.learn(reply, head, position, upTo);
-    const from = Math.max(position, range.offset);
-    const to = Math.min(upTo, end);
+    let from = Math.max(position, range.offset);
+    if (from > position) for (const cursor of cursors) cursor.give(position, from);
+    const last = Math.min(upTo, end);
     position = upTo;
-    if (to <= from) continue;
-    yield {
-      offset: from,
-      length: to - from,
-      contexts: new Map(cursors.map((cursor) => [cursor.name, cursor.give(from, to)])),
-    };
+    while (from < last) {
+      const to = Math.min(last, ...cursors.map((cursor) => cursor.reach(BATCH)));
+      const contexts = new Map(cursors.map((cursor) => [cursor.name, cursor.give(from, to)]));
+      yield { offset: from, length: to - from, contexts };
+      from = to;
+    }
   }
 }
 
@@ -107,6 +112,7 @@ class Lookahead {
   #next: number;
   #requestLength: number;
   #largestReply = 1;
+  #depth = FIRST_DEPTH;
 
   constructor(range: StatusRange, ask: AskFor) {
     const { alignment, offset, length, size } = range;
@@ -120,7 +126,7 @@ class Lookahead {
 
   /** The first one, after more have been sent where there is room. */
   take(): Ask {
-    const depth = Math.max(1, Math.min(DEPTH, Math.floor(REPLY_BUDGET / this.#largestReply)));
+    const depth = Math.max(1, Math.min(this.#depth, Math.floor(REPLY_BUDGET / this.#largestReply)));
     while (this.#next < this.end && this.#queue.length < depth) {
       const end = Math.min(this.#next + this.#requestLength, this.end);
       this.#queue.push(this.#send(this.#next, end));
@@ -133,6 +139,7 @@ class Lookahead {
   learn(reply: StatusReply, ask: Ask, position: number, upTo: number): void {
     const { alignment, maxRequest } = this.#range;
     this.#largestReply = Math.max(this.#largestReply, bytesOf(reply));
+    this.#depth = Math.min(DEPTH, 2 * this.#depth);
     if (upTo >= ask.end) {
       this.#requestLength = Math.min(maxRequest, 2 * this.#requestLength);
       return;
@@ -155,10 +162,11 @@ function floorTo(value: number, multiple: number): number {
   return value - (value % multiple);
 }
 
+/** What a reply takes where all contexts have as much to say as the one that says most. */
 function bytesOf(reply: StatusReply): number {
-  let bytes = 0;
-  for (const descriptors of reply.values()) bytes += descriptors.size;
-  return bytes;
+  let most = 0;
+  for (const descriptors of reply.values()) most = Math.max(most, descriptors.size);
+  return most * reply.size;
 }
 
 /** What is known of one context and not yet handed on: extents without gap up to `end`. */
@@ -184,6 +192,12 @@ class Cursor {
       if (extentEnd > this.end) this.#append(extentEnd, descriptors.flagsAt(index));
       at = extentEnd;
     }
+  }
+
+  /** Up to where the first `count` extents go that are known. */
+  reach(count: number): number {
+    const last = this.#extents[count - 1];
+    return last === undefined ? this.end : last.offset + last.length;
   }
 
   /** Hands over what is known of [from, to), and forgets all before `to`. */

@@ -45,13 +45,13 @@ export class NbdClient implements AsyncDisposable {
   readonly export: ExportInfo;
   readonly #pool: Pool;
   readonly #limits: Limits;
-  /** How many connections had been lost when the first write began that no flush has covered since. */
-  #unflushed: number | undefined;
+  readonly #doubts: Doubts;
 
   private constructor(pool: Pool) {
     this.export = pool.export;
     this.#pool = pool;
     this.#limits = limitsOf(pool.export);
+    this.#doubts = new Doubts(pool);
   }
 
   /**
@@ -149,26 +149,30 @@ export class NbdClient implements AsyncDisposable {
     return this.#change(COMMAND.TRIM, flags, offset, length, this.#limits.maxEffect, options);
   }
 
-  /** Announces that the stretch will be read soon. @throws as {@link write} does */
+  /** Announces that the stretch will be read soon, in whole blocks. @throws as {@link write} does */
   async cache(offset: number, length: number, options: RequestOptions = {}): Promise<void> {
     this.#require(this.export.canCache, COMMAND.CACHE, "the export doesn't offer it");
-    const { maxPayload } = this.#limits;
-    return this.#effect(COMMAND.CACHE, 0, offset, length, maxPayload, { ...options, idempotent: true });
+    this.#checkRange(COMMAND.CACHE, offset, length);
+    if (length === 0) return;
+    const { alignment, maxPayload, size } = this.#limits;
+    const start = offset - (offset % alignment);
+    const end = Math.min(Math.ceil((offset + length) / alignment) * alignment, size);
+    return this.#effect(COMMAND.CACHE, 0, start, end - start, maxPayload, { ...options, idempotent: true });
   }
 
   /**
    * Brings all writes that have settled to stable storage. Where a connection was lost since the first of them, that
-   * can't be had: the server may have been another one then. It fails once, and the writes have to be made again.
+   * can't be had: the server may have been another one then. It fails with NBD_WRITES_IN_DOUBT, and does so until
+   * something was written since: the writes have to be made again.
    * @throws as {@link write} does
    */
   async flush(options: RequestOptions = {}): Promise<void> {
     this.#require(this.export.canFlush, COMMAND.FLUSH, "the export doesn't offer it");
     const inquiry = { command: COMMAND.FLUSH, flags: 0, offset: 0, length: 0 };
     const { signal } = options;
-    const since = this.#unflushed;
     // What is written from here on is another flush's business.
-    this.#unflushed = undefined;
-    this.#checkLosses(since);
+    const upTo = this.#doubts.writes;
+    this.#doubts.check(upTo);
     try {
       // Over another connection it would not speak for what went over the lost one.
       await this.#pool.run((connection) => connection.command(inquiry, undefined, signal), {
@@ -176,16 +180,11 @@ export class NbdClient implements AsyncDisposable {
         signal,
       });
     } catch (error) {
-      this.#unflushed = since ?? this.#unflushed;
+      if (error instanceof ConnectionError && error.code !== "NBD_ABORTED") this.#doubts.tell();
       throw error;
     }
-    this.#checkLosses(since);
-  }
-
-  #checkLosses(since: number | undefined): void {
-    if (since === undefined || since === this.#pool.losses) return;
-    const message = "a connection was lost since the writes that a flush is to cover: make them again";
-    throw new ConnectionError("NBD_CONNECTION_LOST", message);
+    this.#doubts.check(upTo);
+    this.#doubts.flushed(upTo);
   }
 
   /** Waits for what is outstanding and takes leave of the server. */
@@ -218,7 +217,7 @@ export class NbdClient implements AsyncDisposable {
     }
     const { losses } = this.#pool;
     await this.#effect(command, flags, offset, length, step, options, data);
-    if (options.fua !== true) this.#unflushed ??= losses;
+    this.#doubts.written(losses, options.fua === true);
   }
 
   /** A command whose reply has no content, in as many requests as it takes. */
@@ -263,6 +262,56 @@ export class NbdClient implements AsyncDisposable {
     const isSane = Number.isSafeInteger(offset) && Number.isSafeInteger(length) && offset >= 0 && length >= 0;
     if (isSane && offset + length <= size) return;
     throw refused("NBD_OUT_OF_RANGE", command, offset, length, `the export has ${size} bytes`);
+  }
+}
+
+/** Which writes a flush can speak for: those that were acknowledged since a connection was lost last. */
+class Doubts {
+  readonly #pool: Pool;
+  /** Writes that settled and weren't on stable storage then. */
+  #writes = 0;
+  /** How many of them a flush has covered since. */
+  #flushed = 0;
+  /** How many connections had been lost when the first of the others began. */
+  #since = 0;
+  /** How many had been lost when the caller was told that writes are in doubt. */
+  #told: number | undefined;
+
+  constructor(pool: Pool) {
+    this.#pool = pool;
+  }
+
+  get writes(): number {
+    return this.#writes;
+  }
+
+  /** A write has settled that began after so many losses. Once the caller knows, it is up to him what he repeats. */
+  written(losses: number, isStable: boolean): void {
+    if (this.#told !== undefined && losses >= this.#told) {
+      this.#told = undefined;
+      this.#flushed = this.#writes;
+    }
+    if (isStable) return;
+    this.#since = this.#flushed === this.#writes ? losses : Math.min(this.#since, losses);
+    this.#writes += 1;
+  }
+
+  /** @throws {ConnectionError} where a connection was lost since the first `upTo` writes */
+  check(upTo: number): void {
+    if (upTo <= this.#flushed || this.#since === this.#pool.losses) return;
+    this.tell();
+    const message =
+      "a connection was lost since the writes that a flush is to cover: make them again, then flush";
+    throw new ConnectionError("NBD_WRITES_IN_DOUBT", message);
+  }
+
+  /** The caller learns that a flush failed, which leaves in doubt what was written before a loss. */
+  tell(): void {
+    if (this.#flushed < this.#writes && this.#since !== this.#pool.losses) this.#told = this.#pool.losses;
+  }
+
+  flushed(upTo: number): void {
+    this.#flushed = Math.max(this.#flushed, upTo);
   }
 }
 

@@ -6,7 +6,7 @@
  */
 
 import { aborted, onAbort } from "./abort.js";
-import { ConnectionError, type NbdError, ProtocolError } from "./errors.js";
+import { ConnectionError, type NbdError, neverSent, ProtocolError } from "./errors.js";
 import {
   type Exchange,
   type Inquiry,
@@ -27,6 +27,8 @@ import { encodeRequest } from "./wire/requests.js";
 
 /** Requests sent and unanswered. QEMU works on 16 of a connection at once; more would only wait in the socket. */
 const WINDOW = 16;
+/** Replies to block status that are known to be over: late chunks follow closely. */
+const MAX_FINISHED_STATUS = 64;
 
 export class Connection implements Receiver, ReplyHandler, Watched {
   readonly export: ExportInfo;
@@ -38,8 +40,12 @@ export class Connection implements Receiver, ReplyHandler, Watched {
   readonly #waiting: OpenRequest[] = [];
   /** Requests whose payload the operating system hasn't taken over yet. */
   readonly #unsent = new Set<OpenRequest>();
+  /** Those of them that are answered: their payload is still lent, so their callers have to wait. */
+  readonly #heldBack = new Set<OpenRequest>();
   /** Numbers the requests; cookies are never used twice. */
   #sequence = 0;
+  /** Cookies of the block status requests answered last; see {@link find}. */
+  readonly #finishedStatus = new Set<number>();
   /** Late chunks that may still be skipped; see {@link find}. */
   #lateAllowance = 0;
   #ended: NbdError | undefined;
@@ -71,10 +77,10 @@ export class Connection implements Receiver, ReplyHandler, Watched {
 
   /** Requests that are not answered yet. */
   get load(): number {
-    return this.#inFlight.size + this.#waiting.length;
+    return this.#inFlight.size + this.#heldBack.size + this.#waiting.length;
   }
 
-  /** Requests sent so far. */
+  /** Requests sent so far, without the leave-taking. */
   get requests(): number {
     return this.#sequence;
   }
@@ -131,7 +137,7 @@ export class Connection implements Receiver, ReplyHandler, Watched {
     const request = {
       command: COMMAND.DISC,
       flags: 0,
-      cookie: this.#nextCookie(false),
+      cookie: 2 * this.#sequence,
       offset: 0,
       length: 0,
     };
@@ -143,7 +149,7 @@ export class Connection implements Receiver, ReplyHandler, Watched {
     if (this.#ended !== undefined) return;
     const message = `the server at ${this.#transport.peer} is shutting down`;
     const reason = new ConnectionError("NBD_CLOSED_BY_SERVER", message);
-    for (const exchange of this.#waiting.splice(0)) exchange.abandon(reason);
+    for (const exchange of this.#waiting.splice(0)) exchange.abandon(neverSent(reason));
     this.#leaving ??= this.#leave(reason);
     this.#onLost?.(reason);
   }
@@ -167,11 +173,14 @@ export class Connection implements Receiver, ReplyHandler, Watched {
     const isLoss = this.#ended === undefined;
     this.#ended ??= error;
     this.#watchdog.stop();
-    const failed = [...this.#inFlight.values(), ...this.#waiting];
+    const failed = [...this.#inFlight.values()];
+    const heldBack = [...this.#heldBack];
     this.#inFlight.clear();
-    this.#waiting.length = 0;
+    this.#heldBack.clear();
     this.#unsent.clear();
+    for (const exchange of heldBack) exchange.abandon(exchange.failure ?? error);
     for (const exchange of failed) exchange.abandon(error);
+    for (const exchange of this.#waiting.splice(0)) exchange.abandon(neverSent(error));
     this.#whenDrained?.();
     if (isLoss) this.#onLost?.(error);
   }
@@ -187,7 +196,7 @@ export class Connection implements Receiver, ReplyHandler, Watched {
   }
 
   get outstanding(): number {
-    return this.#inFlight.size;
+    return this.#inFlight.size + this.#heldBack.size;
   }
 
   get oldest(): number | undefined {
@@ -200,14 +209,12 @@ export class Connection implements Receiver, ReplyHandler, Watched {
 
   /**
    * QEMU goes on with the next context's chunk after an error of one context has already ended the reply. Only
-   * block status with several contexts does so: its cookies are the odd ones, and each request allows for
-   * two late chunks a context.
+   * block status with several contexts does so, and each such request allows for two late chunks a context.
    */
   find(cookie: number): ReplySink | undefined {
     const exchange = this.#inFlight.get(cookie);
     if (exchange !== undefined) return exchange;
-    const isFinishedStatus = cookie % 2 === 1 && cookie < 2 * this.#sequence;
-    if (!isFinishedStatus || this.#lateAllowance === 0) {
+    if (this.#lateAllowance === 0 || !this.#finishedStatus.has(cookie)) {
       throw new ProtocolError(`the server sent a reply with cookie ${cookie}, which no open request has`);
     }
     this.#lateAllowance -= 1;
@@ -217,15 +224,37 @@ export class Connection implements Receiver, ReplyHandler, Watched {
   finished(cookie: number): void {
     const exchange = this.#inFlight.get(cookie);
     if (exchange === undefined) return;
-    exchange.finish();
+    // What is written goes out in batches, so a reply to the first may well come before the last was sent.
+    if (exchange.payload !== undefined && this.#unsent.has(exchange)) this.#heldBack.add(exchange);
+    else exchange.finish();
     this.#inFlight.delete(cookie);
+    if (exchange.command === COMMAND.BLOCK_STATUS && this.#contexts.size > 1) this.#noteFinished(cookie);
     if (exchange.failure?.errno === "ESHUTDOWN") this.#retire();
     this.#sendWaiting();
     this.#noteDrained();
   }
 
+  /** The operating system has taken over the payload, which is the caller's again once there is a reply. */
+  #sent(exchange: OpenRequest): void {
+    this.#unsent.delete(exchange);
+    if (!this.#heldBack.delete(exchange)) return;
+    exchange.finish();
+    this.#sendWaiting();
+    this.#noteDrained();
+  }
+
+  #noteFinished(cookie: number): void {
+    this.#finishedStatus.add(cookie);
+    if (this.#finishedStatus.size <= MAX_FINISHED_STATUS) return;
+    for (const oldest of this.#finishedStatus) {
+      this.#finishedStatus.delete(oldest);
+      return;
+    }
+  }
+
   /** Whether somebody waits for a reply. */
   #isAwaited(): boolean {
+    for (const exchange of this.#heldBack) if (!exchange.settled) return true;
     for (const exchange of this.#inFlight.values()) if (!exchange.settled) return true;
     return this.#waiting.some((exchange) => !exchange.settled);
   }
@@ -235,11 +264,11 @@ export class Connection implements Receiver, ReplyHandler, Watched {
   }
 
   #submit<T>(exchange: Exchange<T>, signal: AbortSignal | undefined): Promise<T> {
-    if (this.#ended !== undefined) exchange.abandon(this.#ended);
+    if (this.#ended !== undefined) exchange.abandon(neverSent(this.#ended));
     else if (signal?.aborted) exchange.abandon(aborted(signal));
     else {
       if (signal !== undefined) this.#heed(signal, exchange);
-      if (this.#inFlight.size < WINDOW) this.#send(exchange);
+      if (this.#hasRoom()) this.#send(exchange);
       else this.#waiting.push(exchange);
     }
     return exchange.promise;
@@ -255,13 +284,17 @@ export class Connection implements Receiver, ReplyHandler, Watched {
     const request = { command, flags, cookie, offset, length };
     if (exchange.payload !== undefined) this.#unsent.add(exchange);
     this.#transport.write(encodeRequest(this.export.protocol, request), exchange.payload, () =>
-      this.#unsent.delete(exchange),
+      this.#sent(exchange),
     );
     this.#watchdog.start();
   }
 
+  #hasRoom(): boolean {
+    return this.#inFlight.size + this.#heldBack.size < WINDOW;
+  }
+
   #sendWaiting(): void {
-    while (this.#inFlight.size < WINDOW) {
+    while (this.#hasRoom()) {
       const next = this.#waiting.shift();
       if (next === undefined) return;
       if (!next.settled) this.#send(next);

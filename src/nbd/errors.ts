@@ -25,6 +25,7 @@
  * | NBD_CONNECT_TIMEOUT | connecting and negotiating took longer than `connectTimeoutMs` |
  * | NBD_CLOSED_BY_SERVER | the server hung up |
  * | NBD_CONNECTION_LOST | the network or the operating system ended the connection |
+ * | NBD_WRITES_IN_DOUBT | writes were acknowledged over a connection that was lost before they were flushed |
  * | NBD_IDLE_TIMEOUT | no byte came for `idleTimeoutMs` while requests were outstanding |
  * | NBD_REQUEST_TIMEOUT | a request had no complete reply after `requestTimeoutMs` |
  * | NBD_CLOSED | used after `close` |
@@ -55,6 +56,7 @@ export type NbdErrorCode =
   | "NBD_CONNECT_TIMEOUT"
   | "NBD_CLOSED_BY_SERVER"
   | "NBD_CONNECTION_LOST"
+  | "NBD_WRITES_IN_DOUBT"
   | "NBD_IDLE_TIMEOUT"
   | "NBD_REQUEST_TIMEOUT"
   | "NBD_CLOSED"
@@ -172,6 +174,22 @@ export class ConnectionError extends NbdError {
   override readonly name = "ConnectionError";
 }
 
+const unsent = new WeakSet<Error>();
+
+/** An error of its own for a request that fails with its connection before it was sent: see {@link wasNeverSent}. */
+export function neverSent(reason: NbdError): NbdError {
+  if (!(reason instanceof ConnectionError)) return reason;
+  const { code, message, cause } = reason;
+  const error = new ConnectionError(code, message, { cause });
+  unsent.add(error);
+  return error;
+}
+
+/** Whether a failed request can't have had any effect on the server. */
+export function wasNeverSent(error: unknown): boolean {
+  return error instanceof ConnectionError && unsent.has(error);
+}
+
 /** The text is not a URI that leads to an NBD server. */
 export class UriError extends NbdError {
   override readonly name = "UriError";
@@ -184,6 +202,20 @@ export class UriError extends NbdError {
 /** TLS could not be had. There is never a fallback to plain text. */
 export class TlsError extends NbdError {
   override readonly name = "TlsError";
+  /**
+   * Whether the connection just ended, in the handshake or right after it. That may be the server's way to refuse this
+   * client, but a server that is being restarted does the same: trying again may help.
+   */
+  readonly hangUp: boolean;
+
+  constructor(
+    code: NbdErrorCode,
+    message: string,
+    context: ErrorContext & { readonly hangUp?: boolean } = {},
+  ) {
+    super(code, message, context);
+    this.hangUp = context.hangUp ?? false;
+  }
 }
 
 const CONTROL = /[\p{Cc}\p{Cf}\u2028\u2029]/gu;

@@ -90,7 +90,7 @@ export abstract class Exchange<T> implements OpenRequest {
     throw new ProtocolError(`the server sent a block status in reply to a ${commandName(this.command)}`);
   }
 
-  fail(errorNumber: number, message: string, offset?: number): void {
+  fail(errorNumber: number, message: string, offset?: number, unknownType?: number): void {
     if (offset !== undefined && (offset < this.offset || offset >= this.offset + this.length)) {
       throw new ProtocolError(
         `the server sent an error at offset ${offset}, outside of the request at ${this.offset}, length ${this.length}`,
@@ -98,7 +98,7 @@ export abstract class Exchange<T> implements OpenRequest {
     }
     this.#failures += 1;
     if (this.#failures > MAX_FAILURES) throw new ProtocolError("the server sent errors without end");
-    this.#failure ??= refusal(this, errorNumber, message);
+    this.#failure ??= refusal(this, errorNumber, message, unknownType);
   }
 
   finish(): void {
@@ -207,15 +207,21 @@ export class PlainExchange extends Exchange<void> {
   protected override result(): void {}
 }
 
-function refusal(exchange: Inquiry, errorNumber: number, serverText: string): RequestError {
+function refusal(
+  exchange: Inquiry,
+  errorNumber: number,
+  serverText: string,
+  unknownType: number | undefined,
+): RequestError {
   const errno = ERRNO_NAMES.get(errorNumber) ?? "EINVAL";
   const { offset, length } = exchange;
   const command = commandName(exchange.command);
-  const number = ERRNO_NAMES.has(errorNumber) ? "" : ` (from the unknown number ${errorNumber})`;
+  const number = ERRNO_NAMES.has(errorNumber) ? errno : `${errno} (from the unknown number ${errorNumber})`;
+  const what = unknownType === undefined ? number : `an error of unknown type ${unknownType}`;
   const text = serverText === "" ? "" : `: ${quote(serverText)}`;
   return new RequestError(
     "NBD_REQUEST_FAILED",
-    `the server failed a ${command} at offset ${offset}, length ${length} with ${errno}${number}${text}`,
+    `the server failed a ${command} at offset ${offset}, length ${length} with ${what}${text}`,
     { command, offset, length, errno, serverText },
   );
 }

@@ -176,7 +176,8 @@ function* setContexts(wish: Wish, protocol: Protocol): Negotiation<ReadonlyMap<n
   const { refusal, type, items } = answer;
   if (refusal !== undefined && type !== OPTION_ERROR.UNSUP) throw refusal;
   const granted = new Map<number, string>();
-  for (const { id, name } of items.map(decodeMetaContext)) {
+  // What came before a refusal isn't granted.
+  for (const { id, name } of refusal === undefined ? items.map(decodeMetaContext) : []) {
     if (!wanted.includes(name)) {
       throw new ProtocolError(`the server sent the meta context ${quote(name)}, which was not asked for`);
     }

@@ -4,7 +4,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { abortable, aborted } from "./abort.js";
 import { Connection } from "./connection.js";
 import { dial } from "./dial.js";
-import { ConnectionError, RequestError } from "./errors.js";
+import { ConnectionError, OptionError, RequestError, TlsError, wasNeverSent } from "./errors.js";
 import { difference, type ExportInfo } from "./export-info.js";
 import { negotiate } from "./negotiate.js";
 import type { NbdEvent, Settings } from "./settings.js";
@@ -20,6 +20,8 @@ export class Pool {
   readonly export: ExportInfo;
   readonly #settings: Settings;
   #live: Connection[] = [];
+  /** The leave-takings from servers that are shutting down; none of them rejects. */
+  readonly #retiring = new Set<Promise<void>>();
   /** Requests of connections that are gone. */
   #pastRequests = 0;
   #lastLoss: Error | undefined;
@@ -58,13 +60,14 @@ export class Pool {
   /** Makes one request over the connection with the least to do, and over others when that one is lost. */
   async run<T>(request: (connection: Connection) => Promise<T>, repeat: Repeat): Promise<T> {
     const { reconnect } = this.#settings;
-    const repeats = reconnect !== undefined && repeat.repeatable ? reconnect.attempts : 0;
+    const attempts = reconnect?.attempts ?? 0;
     for (let attempt = 0; ; attempt++) {
       const connection = this.#idlest() ?? (await this.#wait(repeat.signal));
       try {
         return await request(connection);
       } catch (error) {
-        if (attempt >= repeats || !isLoss(error) || this.#closing.signal.aborted) throw error;
+        const isHarmless = repeat.repeatable || wasNeverSent(error);
+        if (attempt >= attempts || !isHarmless || !isLoss(error) || this.#closing.signal.aborted) throw error;
       }
     }
   }
@@ -72,7 +75,7 @@ export class Pool {
   async close(): Promise<void> {
     this.#closing.abort();
     await Promise.allSettled([this.#extras, this.#reconnecting]);
-    await Promise.all(this.#live.map((connection) => connection.close()));
+    await Promise.all([...this.#live.map((connection) => connection.close()), ...this.#retiring]);
     for (const connection of this.#live) this.#forget(connection);
   }
 
@@ -115,13 +118,14 @@ export class Pool {
     const { signal } = this.#closing;
     for (let attempt = 1; ; attempt++) {
       try {
+        // What still goes over the old connection, the new one might not see.
+        if (!this.export.canMultiConn) await Promise.all(this.#retiring);
         this.#adopt(await this.#openSame());
         this.#openExtras();
         return;
       } catch (error) {
         this.#tell({ type: "reconnect-failed", error, attempt });
-        const isHopeless = !(error instanceof ConnectionError) || error.code === "NBD_EXPORT_CHANGED";
-        if (isHopeless || attempt >= attempts || signal.aborted) throw error;
+        if (isHopeless(error) || attempt >= attempts || signal.aborted) throw error;
       }
       await sleep(Math.min(delayMs * 2 ** (attempt - 1), maxDelayMs), undefined, { signal }).catch(() => {
         throw this.#closed();
@@ -159,7 +163,7 @@ export class Pool {
         this.#opening -= 1;
       }
     });
-    this.#extras = Promise.all([this.#extras, ...openings]);
+    this.#extras = Promise.all([this.#extras, ...openings]).then(() => undefined);
   }
 
   #adopt(connection: Connection): void {
@@ -169,12 +173,22 @@ export class Pool {
       this.#forget(connection);
       this.#lastLoss = error;
       this.#losses += 1;
+      this.#awaitLeave(connection);
       this.#tell({ type: "lost", error, connections: this.#live.length });
       // While others live nobody waits for a new one, so it comes in the background. Where nothing is left, or a
       // server hangs up before it was asked anything, only need brings another attempt.
       const isMissed = this.#settings.reconnect !== undefined && connection.requests > 0;
       if (isMissed && this.#live.length > 0 && !this.#closing.signal.aborted) this.#openExtras();
     };
+  }
+
+  /** A connection that is lost for new requests may still wait for replies. */
+  #awaitLeave(connection: Connection): void {
+    const gone: Promise<void> = connection.close().then(
+      () => void this.#retiring.delete(gone),
+      () => void this.#retiring.delete(gone),
+    );
+    this.#retiring.add(gone);
   }
 
   #forget(connection: Connection): void {
@@ -198,6 +212,14 @@ function isLoss(error: unknown): boolean {
     error.code === "NBD_IDLE_TIMEOUT" ||
     error.code === "NBD_REQUEST_TIMEOUT"
   );
+}
+
+/** Whether another attempt to connect would end like this one. */
+function isHopeless(error: unknown): boolean {
+  if (error instanceof ConnectionError) return error.code === "NBD_EXPORT_CHANGED";
+  if (error instanceof OptionError) return error.reply !== "SHUTDOWN";
+  // A server that is just restarting hangs up, too.
+  return !(error instanceof TlsError && error.hangUp);
 }
 
 async function openConnection(settings: Settings, signal: AbortSignal | undefined): Promise<Connection> {

@@ -14,6 +14,8 @@ import type { Limits } from "./export-info.js";
 /** Reads one stretch by one request. */
 export type ReadPiece = (offset: number, target: Uint8Array) => Promise<void>;
 
+/** Pieces of one stretch that are begun and not done: enough to keep two connections busy. */
+const MAX_UNDER_WAY = 32;
 /** The specification promises unfragmented reads up to this size. */
 const SAFE_UNFRAGMENTED = 64 * 1024;
 
@@ -50,11 +52,14 @@ export async function readRange(
     to = end - (end % alignment);
     bounces.push(makeBounce(to, limits));
   }
-  const reads = bounces.map((bounce) => readPiece(bounce.offset, bounce.buffer));
-  const middle = inPieces(from, to - from, limits.maxPayload, (at, length) =>
-    readPiece(at, target.subarray(at - offset, at - offset + length)),
-  );
-  await allSettled([...reads, middle]);
+  const step = limits.maxPayload;
+  const middle = to > from ? Math.ceil((to - from) / step) : 0;
+  await workThrough(bounces.length + middle, (index) => {
+    const bounce = bounces[index];
+    if (bounce !== undefined) return readPiece(bounce.offset, bounce.buffer);
+    const at = from + (index - bounces.length) * step;
+    return readPiece(at, target.subarray(at - offset, Math.min(at + step, to) - offset));
+  });
   for (const bounce of bounces) {
     const start = Math.max(bounce.offset, offset);
     const stop = Math.min(bounce.offset + bounce.buffer.length, end);
@@ -90,24 +95,40 @@ export async function readUnfragmented(
   }
 }
 
-/** Works through [offset, offset + length) in steps, several at once. Settles when the last one has. */
-export async function inPieces(
+/**
+ * Works through [offset, offset + length) in steps, several at once. Settles when the last one has; after a failure
+ * none is begun any more.
+ */
+export function inPieces(
   offset: number,
   length: number,
   step: number,
   work: (offset: number, length: number) => Promise<void>,
 ): Promise<void> {
-  const pieces: Promise<void>[] = [];
-  for (let at = offset; at < offset + length; at += step) {
-    pieces.push(work(at, Math.min(step, offset + length - at)));
-  }
-  await allSettled(pieces);
+  return workThrough(Math.ceil(length / step), (index) =>
+    work(offset + index * step, Math.min(step, length - index * step)),
+  );
 }
 
-/** Waits for all, and then fails with the first failure: none may still be busy with the target. */
-async function allSettled(reads: readonly Promise<void>[]): Promise<void> {
-  const outcomes = await Promise.allSettled(reads);
-  for (const outcome of outcomes) {
-    if (outcome.status === "rejected") throw outcome.reason;
-  }
+/** Does jobs 0 to `count` - 1, and fails with the first failure once none is busy with the caller's buffer any more. */
+async function workThrough(count: number, job: (index: number) => Promise<void>): Promise<void> {
+  let next = 0;
+  let failure: { readonly reason: unknown } | undefined;
+  const worker = async () => {
+    while (next < count && failure === undefined) {
+      const index = next;
+      next += 1;
+      try {
+        await job(index);
+      } catch (reason) {
+        failure ??= { reason };
+      }
+    }
+  };
+  await Promise.all(Array.from({ length: Math.min(count, MAX_UNDER_WAY) }, worker));
+  rethrow(failure);
+}
+
+function rethrow(failure: { readonly reason: unknown } | undefined): void {
+  if (failure !== undefined) throw failure.reason;
 }

@@ -1,8 +1,9 @@
 /** Options of a connection, and what becomes of them once defaults and the URI are taken into account. */
 
-import { NbdError } from "./errors.js";
+import { NbdError, quote } from "./errors.js";
+import { isHost } from "./host.js";
 import { prepareTls, type Secure, type TlsOptions } from "./tls.js";
-import { type NbdAddress, parseNbdUri } from "./uri.js";
+import { type Endpoint, type NbdAddress, parseNbdUri } from "./uri.js";
 
 /** What it takes to reach a server, for any purpose. */
 export interface ReachOptions {
@@ -11,7 +12,7 @@ export interface ReachOptions {
   /** Ends connecting; it has no effect on what comes later. */
   readonly signal?: AbortSignal;
   readonly tls?: TlsOptions;
-  /** Connects to this host, while a certificate is still checked against the URI's. */
+  /** Connects to this host, while a certificate is still checked against the URI's. Not for a unix socket. */
   readonly hostOverride?: string;
 }
 
@@ -83,17 +84,30 @@ export interface Settings extends Reach {
 /** @throws {UriError} @throws {TlsError} @throws {NbdError} NBD_ARGUMENT */
 export async function resolveReach(target: string | NbdAddress, options: ReachOptions): Promise<Reach> {
   const address = typeof target === "string" ? parseNbdUri(target) : target;
-  const { transport } = address;
-  const { hostOverride } = options;
-  const endpoint =
-    transport.kind === "tcp" && hostOverride !== undefined ? { ...transport, host: hostOverride } : transport;
   return {
     address,
-    endpoint,
+    endpoint: resolveEndpoint(address.transport, options.hostOverride),
     secure: await prepareTls(address, options.tls),
     connectTimeoutMs: positive("connectTimeoutMs", options.connectTimeoutMs ?? 10_000),
     signal: options.signal,
   };
+}
+
+function resolveEndpoint(transport: Endpoint, hostOverride: string | undefined): Endpoint {
+  if (transport.kind === "unix") {
+    if (hostOverride === undefined) return transport;
+    throw new NbdError("NBD_ARGUMENT", "hostOverride makes no sense with a unix socket, which has no host");
+  }
+  checkHost("the address's host", transport.host);
+  if (hostOverride === undefined) return transport;
+  checkHost("hostOverride", hostOverride);
+  return { ...transport, host: hostOverride };
+}
+
+function checkHost(name: string, host: string): void {
+  // Node would take an empty one for localhost.
+  if (isHost(host)) return;
+  throw new NbdError("NBD_ARGUMENT", `${name} is ${quote(host)}, which is neither a name nor an address`);
 }
 
 export async function resolveSettings(

@@ -5,7 +5,7 @@
  * has its own buffers, from which they are copied once.
  */
 
-import { connect, isIP, type Socket } from "node:net";
+import { connect, type Socket } from "node:net";
 import type { Duplex } from "node:stream";
 import { ConnectionError, NbdError } from "./errors.js";
 import type { Endpoint } from "./uri.js";
@@ -92,7 +92,9 @@ export class Transport {
     }
     this.#stream.cork();
     this.#stream.write(header);
-    this.#stream.write(payload, () => {
+    this.#stream.write(payload, (error) => {
+      // After a failure the connection is destroyed, and everything outstanding with it.
+      if (error) return;
       this.#activity += 1;
       onSent?.();
     });
@@ -111,7 +113,8 @@ export class Transport {
     this.#stream = stream;
     this.#listen(stream);
     // It may have failed in the very moment in which the handshake was over, before anybody listened.
-    if (stream.destroyed) this.destroy(this.#explain(stream.errored ?? new Error("closed")));
+    if (stream.destroyed && stream.errored == null) this.#onEnd();
+    else if (stream.destroyed) this.destroy(this.#explain(stream.errored));
     else if (this.#failure !== undefined) stream.destroy();
     else stream.on("data", this.#onData);
   }
@@ -236,9 +239,4 @@ function reasonOf(error: unknown): string {
   const code = "code" in first && typeof first.code === "string" ? first.code : "";
   const hint = HINTS[code];
   return hint === undefined ? first.message || code : `${code}, ${hint}`;
-}
-
-/** Whether a host is an address rather than a name. */
-export function isIpAddress(host: string): boolean {
-  return isIP(host) !== 0;
 }

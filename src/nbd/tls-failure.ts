@@ -25,8 +25,10 @@ const UNTRUSTED: ReadonlySet<string> = new Set([
 /** The handshake failed; without an error the server hung up. */
 export function handshakeFailure(tls: TlsCase, error: Error | undefined): TlsError {
   const reason = error?.message ?? "the server closed the connection";
-  const options = error === undefined ? {} : { cause: error };
-  return new TlsError("NBD_TLS_FAILED", `the TLS handshake failed: ${reason}${advice(tls, error)}`, options);
+  return new TlsError("NBD_TLS_FAILED", `the TLS handshake failed: ${reason}${advice(tls, error)}`, {
+    cause: error,
+    hangUp: error === undefined || isHangUp(error),
+  });
 }
 
 /**
@@ -35,7 +37,15 @@ export function handshakeFailure(tls: TlsCase, error: Error | undefined): TlsErr
  */
 export function refusalAfterHandshake(tls: TlsCase, cause: NbdError): TlsError {
   const message = `${cause.message}, in the TLS handshake or right after it${objection(tls)}`;
-  return new TlsError("NBD_TLS_FAILED", message, { cause });
+  const hangUp = cause.code === "NBD_CLOSED_BY_SERVER" || isHangUp(cause.cause);
+  return new TlsError("NBD_TLS_FAILED", message, { cause, hangUp });
+}
+
+/** What the system says where a connection ends without a word; an alert of TLS is a word. */
+const HANG_UPS: ReadonlySet<unknown> = new Set(["ECONNABORTED", "ECONNRESET", "EPIPE", "ETIMEDOUT"]);
+
+function isHangUp(error: unknown): boolean {
+  return error instanceof Error && "code" in error && HANG_UPS.has(error.code);
 }
 
 function advice(tls: TlsCase, error: Error | undefined): string {

@@ -13,11 +13,12 @@ import {
   createSecureContext,
   DEFAULT_CIPHERS,
   type PeerCertificate,
+  type TLSSocket,
 } from "node:tls";
 import { type NbdError, TlsError } from "./errors.js";
-import { isIpAddress } from "./socket.js";
+import { isIpAddress } from "./host.js";
 import { handshakeFailure, refusalAfterHandshake, type TlsCase } from "./tls-failure.js";
-import type { NbdAddress } from "./uri.js";
+import type { NbdAddress, TlsAddress } from "./uri.js";
 
 /** How to set up TLS. What is given here goes before what the URI says. Its presence makes TLS mandatory. */
 export interface TlsOptions {
@@ -57,7 +58,7 @@ interface Identity {
  */
 export async function prepareTls(address: NbdAddress, options?: TlsOptions): Promise<Secure | undefined> {
   if (address.tls === undefined && options === undefined) return undefined;
-  const wanted: TlsOptions = { ...withoutVerify(address), ...options };
+  const wanted = merge(address.tls ?? {}, options ?? {});
   const insecure = wanted.insecureSkipVerification === true;
   if (address.tls?.verifyPeer === false && !insecure) {
     throw new TlsError(
@@ -65,9 +66,7 @@ export async function prepareTls(address: NbdAddress, options?: TlsOptions): Pro
       "the URI says tls-verify-peer=0, which takes the option insecureSkipVerification as well",
     );
   }
-  if (wanted.pskFile !== undefined && (wanted.certificates ?? wanted.ca ?? wanted.cert) !== undefined) {
-    throw new TlsError("NBD_TLS_CONFIG", "certificates and a pre-shared key exclude each other");
-  }
+  checkAgreement(wanted, address.tls?.type);
   const identity =
     wanted.pskFile === undefined
       ? await certificateIdentity(address, wanted, insecure)
@@ -79,14 +78,44 @@ export async function prepareTls(address: NbdAddress, options?: TlsOptions): Pro
   };
 }
 
-function withoutVerify(address: NbdAddress): TlsOptions {
-  const { verifyPeer: _, ...rest } = address.tls ?? {};
-  return rest;
+/** What was asked for, each field from one of the two places. */
+type Wanted = { readonly [Field in keyof TlsOptions]-?: TlsOptions[Field] | undefined };
+
+/** Field by field: one that is there without a value must not hide what the URI demands. */
+function merge(uri: TlsAddress, options: TlsOptions): Wanted {
+  return {
+    certificates: options.certificates ?? uri.certificates,
+    ca: options.ca,
+    cert: options.cert,
+    key: options.key,
+    pskFile: options.pskFile ?? uri.pskFile,
+    username: options.username ?? uri.username,
+    hostname: options.hostname ?? uri.hostname,
+    insecureSkipVerification: options.insecureSkipVerification,
+  };
+}
+
+function checkAgreement(wanted: Wanted, type: TlsAddress["type"]): void {
+  for (const name of ["certificates", "ca", "cert", "key", "pskFile", "username", "hostname"] as const) {
+    // Left to Node, an empty one would be as good as none, and another name be checked.
+    if (wanted[name]?.length === 0) throw new TlsError("NBD_TLS_CONFIG", `the TLS option ${name} is empty`);
+  }
+  const { certificates, ca, cert, key, pskFile } = wanted;
+  const hasCertificates = (certificates ?? ca ?? cert ?? key) !== undefined;
+  if (pskFile !== undefined && hasCertificates) {
+    throw new TlsError("NBD_TLS_CONFIG", "certificates and a pre-shared key exclude each other");
+  }
+  if (type === "psk" && pskFile === undefined) {
+    throw new TlsError("NBD_TLS_CONFIG", "the URI says tls-type=psk, which takes a tls-psk-file as well");
+  }
+  if (type === "x509" && pskFile !== undefined) {
+    throw new TlsError("NBD_TLS_CONFIG", "the URI says tls-type=x509, which excludes a pre-shared key");
+  }
 }
 
 async function certificateIdentity(
   address: NbdAddress,
-  wanted: TlsOptions,
+  wanted: Wanted,
   insecure: boolean,
 ): Promise<Identity> {
   const { certificates } = wanted;
@@ -133,7 +162,10 @@ async function pskIdentity(pskFile: string, wanted: string | undefined): Promise
   const { username, psk } = findKey(pskFile, lines, wanted);
   const options: ConnectionOptions = {
     pskCallback: () => ({ identity: username, psk }),
-    ciphers: "TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:PSK",
+    // Without the qualification, PSK has suites in it that don't encrypt.
+    ciphers: "TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:PSK+HIGH:!aNULL:!eNULL",
+    // Said outright, since Node has an environment variable for when it isn't.
+    rejectUnauthorized: true,
     // Nobody is trusted to vouch for a certificate: a server that shows one doesn't know the key.
     ca: [],
     checkServerIdentity: (_name: string, certificate: PeerCertificate) =>
@@ -174,11 +206,22 @@ function unreadable(path: string, error: unknown): TlsError {
 function handshake(plain: Duplex, { options, tls }: Identity): Promise<Duplex> {
   return new Promise((resolve, reject) => {
     const stream = connect({ ...options, socket: plain, minVersion: "TLSv1.2" });
-    stream.once("secureConnect", () => resolve(stream));
+    stream.once("secureConnect", () => {
+      if (tls.kind === "certificate" || isProvenByKey(stream)) resolve(stream);
+      else stream.destroy(new Error("the server didn't prove that it knows the key"));
+    });
     // Both stay on: an error that comes together with the handshake's last bytes would find nobody to hear it.
     stream.on("error", (error) => reject(handshakeFailure(tls, error)));
     stream.on("close", () => reject(handshakeFailure(tls, undefined)));
   });
+}
+
+/** TLS 1.3 treats a pre-shared key as a session resumed; before, it is part of the suite. */
+function isProvenByKey(stream: TLSSocket): boolean {
+  // Null at a socket that is gone already.
+  if (Object.keys(stream.getPeerCertificate() ?? {}).length > 0) return false;
+  if (stream.getProtocol() === "TLSv1.3") return stream.isSessionReused();
+  return stream.getCipher().standardName.includes("_PSK_");
 }
 
 /** Has OpenSSL look at certificates and keys before anybody is connected to. */

@@ -1,6 +1,7 @@
 /** NBD URIs, as doc/uri.md of the NBD project defines them. */
 
 import { UriError } from "./errors.js";
+import { isHost, isIpv6Address } from "./host.js";
 import { DEFAULT_PORT } from "./wire/constants.js";
 
 /** Where a server listens. A unix path that starts with NUL is an abstract one. */
@@ -10,6 +11,8 @@ export type Endpoint =
 
 /** What a URI says of TLS; its presence means that TLS is required. */
 export interface TlsAddress {
+  /** How the two sides prove who they are; what is given besides has to fit. Default is whatever that amounts to. */
+  readonly type?: "x509" | "psk";
   /** Folder with ca-cert.pem and, for a client certificate, client-cert.pem and client-key.pem. */
   readonly certificates?: string;
   /** File of `username:hexkey` lines. */
@@ -68,6 +71,7 @@ export function formatNbdUri(address: NbdAddress): string {
     if (value !== undefined) parameters.push(`${name}=${encode(value)}`);
   };
   if (transport.kind === "unix") add("socket", transport.path);
+  add("tls-type", tls?.type);
   add("tls-certificates", tls?.certificates);
   add("tls-psk-file", tls?.pskFile);
   add("tls-hostname", tls?.hostname);
@@ -79,7 +83,9 @@ export function formatNbdUri(address: NbdAddress): string {
 
 function formatHost(transport: Endpoint): string {
   if (transport.kind === "unix") return "";
-  const host = transport.host.includes(":") ? `[${transport.host}]` : encode(transport.host);
+  const host = transport.host.includes(":")
+    ? `[${transport.host.replace("%", "%25")}]`
+    : encode(transport.host);
   return transport.port === DEFAULT_PORT ? host : `${host}:${transport.port}`;
 }
 
@@ -104,6 +110,10 @@ function tcpEndpoint(
 ): Endpoint {
   if (parameters.has("socket")) fail(text, "a socket needs the scheme nbd+unix or nbds+unix");
   const name = decode(text, host.replace(/^\[(.*)\]$/, "$1"));
+  if (host.startsWith("[") && !isIpv6Address(name)) fail(text, "only an IPv6 address goes in brackets");
+  if (!host.startsWith("[") && name !== "" && (name.includes(":") || !isHost(name))) {
+    fail(text, "the host is neither a name nor an address");
+  }
   const number = port === undefined || port === "" ? DEFAULT_PORT : Number(port);
   if (number < 1 || number > 65_535) fail(text, `there is no port ${port}`);
   return { kind: "tcp", host: name === "" ? "localhost" : name, port: number };
@@ -144,6 +154,10 @@ function tlsAddress(
     if (user !== undefined) fail(text, "a user name needs the scheme nbds or nbds+unix");
     return undefined;
   }
+  for (const name of given) {
+    if (parameters.get(name) === "") fail(text, `${name} is empty: give it a value, or leave it out`);
+  }
+  const type = tlsType(text, parameters);
   const certificates = parameters.get("tls-certificates");
   const pskFile = parameters.get("tls-psk-file");
   const hostname = parameters.get("tls-hostname");
@@ -151,11 +165,14 @@ function tlsAddress(
   if (verify !== undefined && !["0", "1", "false", "true"].includes(verify)) {
     fail(text, "tls-verify-peer is 0 or 1");
   }
-  checkTlsType(text, parameters.get("tls-type"));
+  if (hostname !== undefined && !isHost(hostname)) {
+    fail(text, "tls-hostname is neither a name nor an address");
+  }
   if (certificates !== undefined && pskFile !== undefined) {
     fail(text, "tls-certificates and tls-psk-file exclude each other");
   }
   return {
+    ...(type === undefined ? {} : { type }),
     ...(certificates === undefined ? {} : { certificates }),
     ...(pskFile === undefined ? {} : { pskFile }),
     ...(user === undefined || user === "" ? {} : { username: decode(text, user) }),
@@ -164,8 +181,15 @@ function tlsAddress(
   };
 }
 
-function checkTlsType(text: string, type: string | undefined): void {
-  if (type === undefined || type === "x509" || type === "psk") return;
+function tlsType(text: string, parameters: ReadonlyMap<string, string>): TlsAddress["type"] {
+  const type = parameters.get("tls-type");
+  if (type === "x509" && parameters.has("tls-psk-file")) {
+    fail(text, "tls-type=x509 and tls-psk-file exclude each other");
+  }
+  if (type === "psk" && parameters.has("tls-certificates")) {
+    fail(text, "tls-type=psk and tls-certificates exclude each other");
+  }
+  if (type === undefined || type === "x509" || type === "psk") return type;
   if (type !== "anon") fail(text, "tls-type is x509 or psk");
   throw new UriError(
     "NBD_URI_UNSUPPORTED",

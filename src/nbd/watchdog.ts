@@ -8,11 +8,11 @@
 
 import { ConnectionError } from "./errors.js";
 
-/** How often is looked within the shorter time-out: its granularity. */
+/** How often is looked within the shorter time-out, which may so take up to half as long again to be noticed. */
 const CHECKS = 4;
 
 export interface TimeLimits {
-  /** For the silence of a server that owes replies. */
+  /** For the silence of a server that owes replies; like the other, it may take up to half as long again. */
   readonly idleTimeoutMs: number;
   /** For each reply from its request's departure on; without it, a slow reply has as long as bytes keep coming. */
   readonly requestTimeoutMs: number | undefined;

@@ -133,11 +133,28 @@ describe("block status", () => {
     });
     const batches = blockStatus(range(truth, 0, SIZE, 1, 10), ask);
     expect(calls).toBe(0);
-    await batches.next();
-    expect(calls).toBe(16);
-    await batches.next();
-    expect(calls).toBe(16 + 1);
+    const ahead: number[] = [];
+    for (let taken = 1; taken <= 6; taken++) {
+      await batches.next();
+      ahead.push(calls - taken);
+    }
+    // Only once it is known what replies are like it asks for many at once.
+    expect(ahead).toEqual([1, 3, 7, 15, 15, 15]);
     await batches.return();
+  });
+
+  it("hands over a large reply in slices", async () => {
+    const extents = Array.from({ length: 40_000 }, (_, index): [number, number] => [1, index % 2]);
+    const reply = new Map([
+      ["many", new Descriptors(statusPayload(0, ...extents).subarray(4), 8)],
+      ["one", new Descriptors(statusPayload(0, [40_000, 7]).subarray(4), 8)],
+    ]);
+    const wanted = { offset: 5, length: 39_990, size: 40_000, alignment: 40_000, maxRequest: 40_000 };
+    const batches = await collect(blockStatus({ ...wanted, contexts: [...reply.keys()] }, async () => reply));
+    expect(batches.map(({ length }) => length)).toEqual([16_384, 16_384, 39_990 - 2 * 16_384]);
+    const many = batches.flatMap(({ contexts }) => contexts.get("many") ?? []);
+    expect(many.every(({ offset, flags }, index) => offset === 5 + index && flags === offset % 2)).toBe(true);
+    expect(batches.map(({ contexts }) => contexts.get("one")?.length)).toEqual([1, 1, 1]);
   });
 
   it("leaves no unhandled rejection behind when the reader goes away", async () => {

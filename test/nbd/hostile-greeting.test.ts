@@ -194,11 +194,21 @@ describe("an address", () => {
     });
   });
 
+  it("over a unix socket can't have its host overridden, nor lead to no host at all", async () => {
+    const failure = { code: "NBD_ARGUMENT" };
+    const unix = NbdClient.connect("nbd+unix:///?socket=/nonexistent", { hostOverride: "localhost" });
+    await expect(unix).rejects.toMatchObject(failure);
+    const nowhere = { transport: { kind: "tcp", host: "", port: 1 }, exportName: "" } as const;
+    await expect(NbdClient.connect(nowhere)).rejects.toMatchObject(failure);
+  });
+
   it.each([
     { connectTimeoutMs: 0 },
     { idleTimeoutMs: 2 ** 31 },
     { connections: 0 },
     { reconnect: { attempts: 0 } },
+    { hostOverride: "" },
+    { hostOverride: "localhost\0.evil" },
   ])("with options that make no sense (%j) isn't even tried", async (options) => {
     await expect(NbdClient.connect("nbd://host.invalid/", options)).rejects.toMatchObject({
       code: "NBD_ARGUMENT",

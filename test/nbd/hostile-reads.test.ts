@@ -43,6 +43,7 @@ describe("a read is refused, and the connection ended, for", () => {
       (r) => chunk(r.cookie, CHUNK.OFFSET_DATA, Buffer.concat([u64(2n ** 64n - 1n), Buffer.alloc(8)])),
     ],
     ["two chunks under DF", (r) => Buffer.concat([data(r, 0, 2048), data(r, 2048, 4096, true)]), {}],
+    ["a cookie that only a block status would have", (r) => whole({ ...r, cookie: r.cookie + 1 })],
     ["a cookie that nobody used", (r) => whole({ ...r, cookie: r.cookie + 2 })],
     ["a block status", (r) => chunk(r.cookie, CHUNK.BLOCK_STATUS, statusPayload(1, [4096, 0]))],
     [
@@ -143,7 +144,21 @@ describe("a failed request", () => {
     [
       "has an error of a type yet unknown",
       (r) => chunk(r.cookie, 0x9999, pattern(0, 100)),
-      { errno: "EINVAL" },
+      { errno: "EINVAL", message: expect.stringContaining("with an error of unknown type 39321") },
+    ],
+    [
+      "has an error of a type yet unknown, in which the server says why",
+      (r) => chunk(r.cookie, 0x8123, Buffer.concat([errorPayload(ERRNO.EIO, "worn out"), pattern(0, 20)])),
+      {
+        errno: "EIO",
+        serverText: "worn out",
+        message: expect.stringMatching(/an error of unknown type 33059: "worn out"$/),
+      },
+    ],
+    [
+      "has an empty error of a type yet unknown",
+      (r) => chunk(r.cookie, 0x8123),
+      { errno: "EINVAL", message: expect.stringContaining("with an error of unknown type 33059") },
     ],
     [
       "has its first error reported",

@@ -2,7 +2,15 @@ import { describe, expect, it } from "vitest";
 import { listExports, NbdClient } from "../../src/nbd/index.js";
 import { INFO, OPTION, OPTION_ERROR, OPTION_REPLY } from "../../src/nbd/wire/constants.js";
 import { answering, connectTo, FAST, refuse } from "../support/mock-handshakes.js";
-import { answer, greeting, handshake, MockServer, optionReply, type Script } from "../support/mock-server.js";
+import {
+  answer,
+  greeting,
+  handshake,
+  MockServer,
+  metaContext,
+  optionReply,
+  type Script,
+} from "../support/mock-server.js";
 
 /** Every error that the protocol has, its code here, and what the message says to do. */
 const ERRORS: readonly [name: keyof typeof OPTION_ERROR, code: string, advice: RegExp][] = [
@@ -63,6 +71,19 @@ describe("a refusal", () => {
       reply: name,
     });
     expect(seen).not.toContain(OPTION.GO);
+  });
+
+  it("of a meta context that the server sent before is a refusal all the same", async () => {
+    const [context, refusal] = [metaContext(1, "a:a"), refuse(OPTION.SET_META_CONTEXT, OPTION_ERROR.UNSUP)];
+    const script = answering(
+      OPTION.SET_META_CONTEXT,
+      [optionReply(OPTION.SET_META_CONTEXT, OPTION_REPLY.META_CONTEXT, context), refusal],
+      {},
+    );
+    expect(await connectTo(script, { metaContexts: ["a:a"] })).toMatchObject({
+      code: "NBD_META_CONTEXT_MISSING",
+      missing: ["a:a"],
+    });
   });
 
   it.each(ERRORS)("to list contexts with %s is told as such", async (name, code) => {

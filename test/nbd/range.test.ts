@@ -1,3 +1,4 @@
+import { setImmediate as turn } from "node:timers/promises";
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import type { Limits } from "../../src/nbd/export-info.js";
@@ -105,4 +106,33 @@ it("working in pieces covers everything once", async () => {
     [30, 5],
   ]);
   await inPieces(10, 0, 10, () => Promise.reject(new Error("never")));
+});
+
+it("working in pieces has a few under way at a time, and cuts no more before", async () => {
+  let open = 0;
+  let most = 0;
+  let begun = 0;
+  await inPieces(0, 1000, 1, async () => {
+    open += 1;
+    begun += 1;
+    most = Math.max(most, open);
+    await turn();
+    open -= 1;
+  });
+  expect([begun, most]).toEqual([1000, 32]);
+});
+
+it("working in pieces begins none after a failure, and waits for those under way", async () => {
+  let open = 0;
+  let begun = 0;
+  const working = inPieces(0, 1000, 1, async (offset) => {
+    open += 1;
+    begun += 1;
+    await turn();
+    if (offset !== 3) await turn();
+    open -= 1;
+    if (offset === 3) throw new Error("third");
+  });
+  await expect(working).rejects.toThrow("third");
+  expect([begun, open]).toEqual([32, 0]);
 });

@@ -1,6 +1,6 @@
-import { describe, expect, it } from "vitest";
+import { describe, expect, it, vi } from "vitest";
 import { NbdClient } from "../../src/nbd/index.js";
-import { COMMAND, COMMAND_FLAG, TRANSMISSION } from "../../src/nbd/wire/constants.js";
+import { COMMAND, COMMAND_FLAG, ERRNO, TRANSMISSION } from "../../src/nbd/wire/constants.js";
 import { replying, whole } from "../support/mock-replies.js";
 import { handshake, MockServer, simpleReply, type TransmissionRequest } from "../support/mock-server.js";
 import { pattern } from "./servers.js";
@@ -131,6 +131,73 @@ describe("requests", () => {
     await new Promise((resolve) => setTimeout(resolve, 5));
     process.off("warning", onWarning);
     expect(warnings).toEqual([]);
+  });
+
+  it("leave no listener behind on the signal that they shared", async () => {
+    await using mock = await replying(whole);
+    await using client = await NbdClient.connect(mock.uri);
+    const { signal } = new AbortController();
+    const add = vi.spyOn(signal, "addEventListener");
+    const remove = vi.spyOn(signal, "removeEventListener");
+    for (let round = 1; round <= 3; round++) {
+      await Promise.all([0, 512, 1024].map((at) => client.read(at, Buffer.alloc(512), { signal })));
+      expect(add).toHaveBeenCalledTimes(round);
+      expect(remove).toHaveBeenCalledTimes(round);
+      expect(remove.mock.lastCall?.[1]).toBe(add.mock.lastCall?.[1]);
+    }
+  });
+
+  it.each([
+    ["fails", ERRNO.EIO],
+    ["succeeds", 0],
+  ])("to write keep the buffer until it is sent, though the answer is there: it %s", async (_how, error) => {
+    let goOn = () => {};
+    await using mock = await MockServer.start(async (peer) => {
+      await handshake(peer, { flags: TRANSMISSION.HAS_FLAGS });
+      const { cookie, length } = await peer.request();
+      peer.socket.pause();
+      peer.send(simpleReply(cookie, error));
+      await new Promise<void>((resolve) => {
+        goOn = resolve;
+      });
+      peer.socket.resume();
+      await peer.receive(length);
+      await peer.gone();
+    });
+    await using client = await NbdClient.connect(mock.uri);
+    let settled = false;
+    const writing = client.write(0, Buffer.alloc(1024 * 1024)).finally(() => {
+      settled = true;
+    });
+    const outcome = Promise.allSettled([writing]);
+    await new Promise((resolve) => setTimeout(resolve, 50));
+    expect(settled).toBe(false);
+    goOn();
+    expect(await outcome).toMatchObject([
+      error === 0 ? { status: "fulfilled" } : { status: "rejected", reason: { errno: "EIO" } },
+    ]);
+    expect(client.connections).toBe(1);
+  });
+
+  it("to cache take in whole blocks", async () => {
+    const seen: [number, number][] = [];
+    await using mock = await replying(
+      (r) => {
+        seen.push([r.offset, r.length]);
+        return simpleReply(r.cookie);
+      },
+      { flags: TRANSMISSION.HAS_FLAGS | TRANSMISSION.SEND_CACHE, size: 10_000 },
+    );
+    await using client = await NbdClient.connect(mock.uri);
+    await client.cache(700, 1);
+    await client.cache(9_000, 1_000);
+    await client.cache(700, 0);
+    expect(seen).toEqual([
+      [512, 512],
+      [8_704, 1_296],
+    ]);
+    await client.close();
+    expect(client.requests).toBe(2);
   });
 
   it("aborted before their payload began are skipped when they are answered", async () => {

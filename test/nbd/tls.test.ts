@@ -1,7 +1,8 @@
 import { mkdir, readFile, writeFile } from "node:fs/promises";
+import { connect, createServer, type Socket } from "node:net";
 import { join } from "node:path";
 import { execa } from "execa";
-import { afterAll, beforeAll, expect, it } from "vitest";
+import { afterAll, beforeAll, expect, it, vi } from "vitest";
 import { listExports, NbdClient, TlsError } from "../../src/nbd/index.js";
 import { describeWith, findTool } from "../support/tools.js";
 import {
@@ -68,6 +69,34 @@ describeWith(["qemu-nbd", "nbdkit", "certtool", "psktool"], "TLS", () => {
     await using _server = await startServer("qemu-nbd", args, () => listensOn(port));
     const uri = `nbds://127.0.0.1:${port}/?tls-certificates=${ours.path}&tls-hostname=localhost`;
     await using _client = await readAll(uri);
+  });
+
+  it("reconnects to a server that hangs up in a handshake meanwhile, as one does that restarts", async () => {
+    await using server = await qemuWithCertificates();
+    const clients: Socket[] = [];
+    const relay = createServer((client) => {
+      const index = clients.push(client) - 1;
+      const upstream = connect(server.socket);
+      upstream.pipe(client);
+      client.on("data", (bytes: Buffer) => {
+        // The record type of a TLS handshake.
+        if (index === 1 && bytes[0] === 0x16) client.destroy();
+        else upstream.write(bytes);
+      });
+      client.on("close", () => upstream.destroy());
+      client.on("error", () => {});
+      upstream.on("error", () => {});
+    });
+    const socket = join(folder.path, "relay.sock");
+    await new Promise<void>((resolve) => relay.listen(socket, resolve));
+    const uri = uriOf(socket, "", `tls-certificates=${ours.path}&tls-hostname=localhost`, "nbds");
+    await using client = await NbdClient.connect(uri, { reconnect: { delayMs: 1 } });
+    clients[0]?.destroy();
+    const target = Buffer.alloc(512);
+    await client.read(0, target);
+    expect(target.equals(pattern(0, 512))).toBe(true);
+    expect(clients).toHaveLength(3);
+    relay.close();
   });
 
   it("takes certificates from the options, too", async () => {
@@ -146,6 +175,25 @@ describeWith(["qemu-nbd", "nbdkit", "certtool", "psktool"], "TLS", () => {
     ).rejects.toMatchObject({ code: "NBD_TLS_FAILED" });
   });
 
+  it("doesn't take a certificate for a pre-shared key, even where the environment has Node take any", async () => {
+    await using server = await startNbdkit(folder, ...nbdkitTls(), "file", image);
+    vi.stubEnv("NODE_TLS_REJECT_UNAUTHORIZED", "0");
+    try {
+      await expect(
+        NbdClient.connect(`nbds+unix://alice@/?socket=${server.socket}&tls-psk-file=${keys}`),
+      ).rejects.toMatchObject({ code: "NBD_TLS_FAILED", hangUp: false });
+    } finally {
+      vi.unstubAllEnvs();
+    }
+  });
+
+  it("keeps to what the URI demands where an option is there without a value", async () => {
+    await using server = await qemuWithCertificates();
+    const uri = uriOf(server.socket, "", `tls-certificates=${ours.path}&tls-hostname=elsewhere.test`, "nbds");
+    const tls = { certificates: undefined, hostname: undefined } as object;
+    await expect(NbdClient.connect(uri, { tls })).rejects.toThrow(/elsewhere\.test/);
+  });
+
   it("never falls back to plain text", async () => {
     await using server = await startNbdkit(folder, "--tls=off", "file", image);
     const uri = uriOf(server.socket, "", `tls-certificates=${ours.path}`, "nbds");
@@ -168,6 +216,21 @@ describeWith(["qemu-nbd", "nbdkit", "certtool", "psktool"], "TLS", () => {
     await expect(NbdClient.connect("nbd://host.invalid/", { tls: pair })).rejects.toMatchObject(failure);
     const half = { cert: await readFile(join(ours.path, "client-cert.pem")) };
     await expect(NbdClient.connect("nbd://host.invalid/", { tls: half })).rejects.toMatchObject(failure);
+  });
+
+  it.each([
+    ["nbds://host.invalid/", { hostname: "" }, /hostname is empty/],
+    ["nbds://host.invalid/", { certificates: "" }, /certificates is empty/],
+    ["nbds://host.invalid/", { ca: "" }, /ca is empty/],
+    ["nbds://host.invalid/?tls-type=psk", {}, /takes a tls-psk-file/],
+    ["nbds://host.invalid/?tls-type=x509", { pskFile: "keys" }, /excludes a pre-shared key/],
+    ["nbds://host.invalid/?tls-psk-file=keys", { key: "key" }, /exclude each other/],
+    ["nbds://host.invalid/?tls-certificates=pki", { pskFile: "keys" }, /exclude each other/],
+  ])("refuses to guess what %s with %j means", async (uri, tls, message) => {
+    await expect(NbdClient.connect(uri, { tls })).rejects.toMatchObject({
+      code: "NBD_TLS_CONFIG",
+      message: expect.stringMatching(message),
+    });
   });
 
   it("names the file that is missing", async () => {

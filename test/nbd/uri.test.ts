@@ -36,8 +36,10 @@ describe("an NBD URI", () => {
     ],
     [
       "nbds://host?tls-verify-peer=1;tls-type=x509",
-      { transport: tcp("host"), exportName: "", tls: { verifyPeer: true } },
+      { transport: tcp("host"), exportName: "", tls: { type: "x509", verifyPeer: true } },
     ],
+    ["nbds://host?tls-type=psk", { transport: tcp("host"), exportName: "", tls: { type: "psk" } }],
+    ["nbd://[fe80::1%25eth0]/", { transport: tcp("fe80::1%eth0"), exportName: "" }],
   ])("%s is understood", (text, address) => {
     expect(parseNbdUri(text)).toEqual(address);
   });
@@ -65,6 +67,21 @@ describe("an NBD URI", () => {
     ["nbds://host/?tls-verify-peer=maybe", "0 or 1"],
     ["nbds://host/?tls-type=rot13", "x509 or psk"],
     ["nbds://host/?tls-psk-file=a&tls-certificates=b", "exclude"],
+    ["nbds://host/?tls-type=x509&tls-psk-file=a", "exclude"],
+    ["nbds://host/?tls-type=psk&tls-certificates=a", "exclude"],
+    ["nbds://host/?tls-hostname=", "tls-hostname is empty"],
+    ["nbds://host/?tls-hostname", "tls-hostname is empty"],
+    ["nbds://host/?tls-hostname=good%00.evil", "tls-hostname is neither"],
+    ["nbds://host/?tls-certificates=", "tls-certificates is empty"],
+    ["nbds://host/?tls-psk-file=", "tls-psk-file is empty"],
+    ["nbd://localhost%00.evil/", "the host is neither"],
+    ["nbd://localhost%0a/", "the host is neither"],
+    ["nbd://local%20host/", "the host is neither"],
+    ["nbd://%3A%3A1/", "the host is neither"],
+    ["nbd://[localhost]/", "brackets"],
+    ["nbd://[127.0.0.1]/", "brackets"],
+    ["nbd://[]/", "brackets"],
+    ["nbd://[::1%00]/", "brackets"],
   ])("%j is refused: %s", (text, reason) => {
     expect(() => parseNbdUri(text)).toThrow(
       expect.objectContaining({ code: "NBD_URI_INVALID", message: expect.stringContaining(reason) }),
@@ -95,10 +112,10 @@ describe("an NBD URI", () => {
         ),
       }),
     );
-    const common = { username: solid, hostname: solid, verifyPeer: fc.boolean() };
+    const common = { username: solid, hostname: fc.oneof(fc.domain(), fc.ipV6()), verifyPeer: fc.boolean() };
     const tls = fc.oneof(
-      fc.record({ ...common, certificates: solid }, { requiredKeys: [] }),
-      fc.record({ ...common, pskFile: solid }, { requiredKeys: [] }),
+      fc.record({ ...common, type: fc.constant("x509" as const), certificates: solid }, { requiredKeys: [] }),
+      fc.record({ ...common, type: fc.constant("psk" as const), pskFile: solid }, { requiredKeys: [] }),
     );
     const address = fc.record(
       { transport, exportName: name, tls },

@@ -35,6 +35,10 @@ describe("64-bit numbers", () => {
 });
 
 describe("names", () => {
+  it("keep a byte order mark: with and without are two names", () => {
+    expect(decodeText(encodeName("\ufeffdisk", "it"))).toBe("\ufeffdisk");
+  });
+
   it("are UTF-8 without NUL, of at most 4096 bytes", () => {
     expect(decodeText(encodeName("näme ☃", "it"))).toBe("näme ☃");
     expect(encodeName("ä".repeat(2048), "it")).toHaveLength(4096);

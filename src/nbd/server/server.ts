@@ -46,6 +46,7 @@ export interface NbdServerOptions {
   readonly maxConnections?: number;
   /** Time from the connection to the choice of an export. Default 10 000. */
   readonly handshakeTimeoutMs?: number;
+  /** Told what happens, in order, just after the fact. What it throws is an uncaught exception of the process. */
   readonly onEvent?: (event: NbdServerEvent) => void;
 }
 
@@ -69,7 +70,7 @@ export class NbdServer implements AsyncDisposable {
     this.#server = server;
     this.#options = options;
     server.maxConnections = options.maxConnections ?? 64;
-    server.on("drop", () => options.onEvent?.({ type: "turned-away" }));
+    server.on("drop", () => this.#emit({ type: "turned-away" }));
     server.on("connection", (socket) => this.#accept(socket));
   }
 
@@ -81,7 +82,7 @@ export class NbdServer implements AsyncDisposable {
     const listening = new NbdServer(server, options);
     server.listen(options.address);
     await once(server, "listening");
-    server.on("error", (error) => options.onEvent?.({ type: "accept-failed", error }));
+    server.on("error", (error) => listening.#emit({ type: "accept-failed", error }));
     return listening;
   }
 
@@ -125,14 +126,13 @@ export class NbdServer implements AsyncDisposable {
   }
 
   async #serve(socket: Socket, connection: number): Promise<void> {
-    const { onEvent } = this.#options;
-    onEvent?.({ type: "connected", connection });
+    this.#emit({ type: "connected", connection });
     const channel = new ByteChannel(socket);
     try {
       const session = await this.#negotiate(socket, channel);
       if (session !== undefined) {
         const { exportName, mode, contexts } = session;
-        onEvent?.({
+        this.#emit({
           type: "export-opened",
           connection,
           exportName,
@@ -140,16 +140,22 @@ export class NbdServer implements AsyncDisposable {
           contexts: contexts.map(({ name }) => name),
         });
         await serveRequests(session, (error) => {
-          onEvent?.({ type: "request-failed", connection, exportName, error });
+          this.#emit({ type: "request-failed", connection, exportName, error });
         });
       }
-      onEvent?.({ type: "disconnected", connection });
+      this.#emit({ type: "disconnected", connection });
     } catch (error) {
       // What was given as a reason for hanging up says more than what the reading side saw of it.
-      onEvent?.({ type: "disconnected", connection, error: channel.failure ?? error });
+      this.#emit({ type: "disconnected", connection, error: channel.failure ?? error });
     } finally {
       socket.destroy();
     }
+  }
+
+  /** Outside the connection's flow: an error that the listener throws is the caller's, and must not keep one open. */
+  #emit(event: NbdServerEvent): void {
+    const { onEvent } = this.#options;
+    if (onEvent !== undefined) queueMicrotask(() => onEvent(event));
   }
 
   async #negotiate(socket: Socket, channel: ByteChannel): Promise<Session | undefined> {

@@ -35,7 +35,8 @@ export function writeUint64(view: DataView, at: number, value: number): void {
 }
 
 const encoder = new TextEncoder();
-const decoder = new TextDecoder();
+/** Keeps a byte order mark: two names that differ by one are two names. */
+const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
 
 /**
  * A name as the protocol wants it: UTF-8 without NUL, at most 4096 bytes.

@@ -19,8 +19,8 @@ export interface ReplySink {
   /** The bytes [offset, offset + length) of the export are zeroes. */
   hole(offset: number, length: number): void;
   status(contextId: number, descriptors: Descriptors): void;
-  /** `offset` is that of the failure, where the server tells. */
-  fail(errorNumber: number, message: string, offset?: number): void;
+  /** `offset` is that of the failure, where the server tells; `unknownType` that of a chunk which isn't known. */
+  fail(errorNumber: number, message: string, offset?: number, unknownType?: number): void;
 }
 
 export interface Chunk {
@@ -66,9 +66,21 @@ export function decodeChunk(chunk: Chunk, sink: ReplySink, body: Uint8Array): vo
       decodeError(chunk, sink, body);
       return;
     default:
-      // An error of a type yet unknown: it fails the request, whatever it says.
-      sink.fail(0, "");
+      decodeUnknownError(chunk, sink, body);
   }
+}
+
+/** An error of a type yet unknown: it fails the request, whatever it says. Those known all begin with the same. */
+export function decodeUnknownError(chunk: Chunk, sink: ReplySink, body: Uint8Array): void {
+  if (body.length < PLAIN_ERROR) {
+    sink.fail(0, "", undefined, chunk.type);
+    return;
+  }
+  const view = viewOf(body);
+  const end = PLAIN_ERROR + view.getUint16(4);
+  const isText = end <= body.length && end - PLAIN_ERROR <= MAX_STRING;
+  const text = isText ? decodeText(body.subarray(PLAIN_ERROR, end)) : "";
+  sink.fail(view.getUint32(0), text, undefined, chunk.type);
 }
 
 /**

@@ -17,6 +17,7 @@ import {
   checkErrorLength,
   checkStatusLength,
   decodeChunk,
+  decodeUnknownError,
   MAX_STATUS_PAYLOAD,
   type ReplySink,
   requireCommand,
@@ -282,7 +283,7 @@ export class ReplyParser {
       default:
         if ((type & CHUNK_IS_ERROR) === 0) throw unknownChunk(chunk);
         checkErrorLength(chunk);
-        if (length === 0) sink.fail(0, "");
+        if (length === 0) decodeUnknownError(chunk, sink, new Uint8Array(0));
     }
     this.#expect(chunk, length > 0 ? new Uint8Array(length) : undefined, length);
   }

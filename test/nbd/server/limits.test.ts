@@ -1,6 +1,6 @@
 import { access } from "node:fs/promises";
 import { join } from "node:path";
-import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
+import { afterAll, afterEach, beforeAll, describe, expect, test, vi } from "vitest";
 import {
   NbdServer,
   type NbdServerEvent,
@@ -89,6 +89,29 @@ describe("limits", () => {
       await new Promise((resolve) => setTimeout(resolve, 100));
     }
   }
+
+  test("a listener that throws is the caller's affair: the server goes on, and closes", async () => {
+    const thrown: unknown[] = [];
+    // In place of the process's uncaught exceptions, which would end the test run.
+    vi.stubGlobal("queueMicrotask", (task: () => void) => {
+      Promise.resolve()
+        .then(task)
+        .catch((error: unknown) => thrown.push(error));
+    });
+    try {
+      const onEvent = ({ type }: NbdServerEvent) => {
+        throw new Error(type);
+      };
+      const server = await listen(new WatchedExport(), { onEvent });
+      await using client = await connected(server);
+      await server.close();
+      client.socket.destroy();
+      const types = ["connected", "export-opened", "disconnected"];
+      expect(thrown).toEqual(types.map((type) => new Error(type)));
+    } finally {
+      vi.unstubAllGlobals();
+    }
+  });
 
   test("a client that asks and never reads is held up", async () => {
     const disk = new WatchedExport();
