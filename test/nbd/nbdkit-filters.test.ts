@@ -106,6 +106,33 @@ describeWith(["nbdkit"], "with nbdkit's filters", () => {
       .toBe("NBD_CONNECT_FAILED");
   });
 
+  it("reads to the end from a server that was told to go, and finds it gone afterwards", async () => {
+    const signal = at("go");
+    const filter = [
+      "--filter=exitwhen",
+      "-r",
+      "file",
+      image,
+      `exit-when-file-created=${signal}`,
+      "exit-when-poll=1",
+    ];
+    await using server = await startNbdkit(folder, ...filter);
+    const client = await NbdClient.connect(server.uri);
+    await writeFile(signal, "");
+    await expectRead(client, 0, 4096);
+    await client.close();
+    await expect
+      .poll(
+        () =>
+          NbdClient.connect(server.uri).then(
+            (late) => late.close(),
+            (error: { code: string }) => error.code,
+          ),
+        { timeout: 10_000 },
+      )
+      .toBe("NBD_CONNECT_FAILED");
+  });
+
   it("moves to a server that was started again", async () => {
     const socket = at("again.sock");
     // The same address for both: a link that moves from one to the other.
