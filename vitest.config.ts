@@ -1,12 +1,35 @@
 import { defineConfig } from "vitest/config";
 
+const LIBVIRT = "test/libvirt/**/*.test.ts";
+
 export default defineConfig({
   test: {
-    include: ["test/**/*.test.ts"],
-    testTimeout: 60_000,
-    hookTimeout: 120_000,
     pool: "forks",
-    maxWorkers: 2,
+    hookTimeout: 180_000,
     reporters: ["default", "./test/support/summary-reporter.ts"],
+    projects: [
+      {
+        extends: true,
+        test: {
+          name: "main",
+          include: ["test/**/*.test.ts"],
+          exclude: [LIBVIRT],
+          testTimeout: 60_000,
+          maxWorkers: 2,
+          sequence: { groupOrder: 0 },
+        },
+      },
+      {
+        // One file at a time, and patience: they share one libvirtd and the host's disk with everything else.
+        extends: true,
+        test: {
+          name: "libvirt",
+          include: [LIBVIRT],
+          testTimeout: 180_000,
+          maxWorkers: 1,
+          sequence: { groupOrder: 1 },
+        },
+      },
+    ],
   },
 });

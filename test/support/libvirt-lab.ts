@@ -154,7 +154,7 @@ export class Lab implements LabFacts, AsyncDisposable {
   /** Cancels whatever job runs, and waits until there is none. No job is fine too. */
   async abortJob(): Promise<void> {
     await virsh("domjobabort", this.domain).catch(() => undefined);
-    const deadline = Date.now() + 30_000;
+    const deadline = Date.now() + 120_000;
     while (await this.#hasJob()) {
       if (Date.now() > deadline) throw new Error(`the job of ${this.domain} does not end`);
       await sleep(20);
@@ -266,7 +266,7 @@ async function monitorIo(domain: string, disk: LabDisk, command: string): Promis
   const before = (await stat(log)).size;
   const device = `/machine/peripheral/virtio-disk${LAB_DISKS.indexOf(disk)}/virtio-backend`;
   const reply = await virsh("qemu-monitor-command", domain, "--hmp", `qemu-io -d ${device} "${command}"`);
-  const deadline = Date.now() + 30_000;
+  const deadline = Date.now() + 120_000;
   for (;;) {
     const said = (await readFile(log)).subarray(before).toString();
     const done = /^(?:wrote|discard) (\d+)\/(\d+) bytes/m.exec(said);
