@@ -36,7 +36,8 @@ export async function refuseTarget(path: string, force: boolean): Promise<void> 
 
 /**
  * Gives finished files their final names, the last one last: with it the whole counts as there. What is at `stale`
- * would describe the old content wrongly, so it goes first. If this fails, none of the new files is left.
+ * would describe the old content wrongly, so it goes first. If a name can't be given, none of the new files is left; a
+ * folder that can't be flushed is told, with all of them in place.
  *
  * @throws {UsageError} something has appeared meanwhile that may not be replaced
  */
@@ -53,12 +54,13 @@ export async function publish(
       else await place(temporary, final);
       done.push(final);
     }
-    if (options.sync) {
-      for (const folder of new Set(files.map(({ final }) => dirname(final)))) await syncFolder(folder);
-    }
   } catch (error) {
     for (const path of done) await unlinkIfThere(path);
     throw error;
+  }
+  // They are complete now, and what they replaced is gone: a folder that can't be flushed is no reason to lose them too.
+  if (options.sync) {
+    for (const folder of new Set(files.map(({ final }) => dirname(final)))) await syncFolder(folder);
   }
 }
 
