@@ -1,17 +1,9 @@
 #!/usr/bin/env node
 import { Command, CommanderError } from "commander";
-import { addAttach } from "./commands/attach.js";
-import { addDemo } from "./commands/demo.js";
-import { addInfo } from "./commands/info.js";
-import { addMap } from "./commands/map.js";
-import { addPoints } from "./commands/points.js";
-import { addPull } from "./commands/pull.js";
-import { addRestore } from "./commands/restore.js";
-import { addVerify } from "./commands/verify.js";
 import { exitCodeOf } from "./exit-codes.js";
 import { fillInDigests, withTalk } from "./options.js";
 import { surviveClosedPipes } from "./output.js";
-import { run } from "./run.js";
+import { type Run, run } from "./run.js";
 import { version } from "./version.js";
 
 const EXIT_CODES = `
@@ -27,8 +19,23 @@ const program = new Command("nbdpull")
   .showHelpAfterError("(nbdpull COMMAND --help tells more)")
   .exitOverride();
 
-for (const add of [addPull, addMap, addInfo, addAttach, addPoints, addRestore, addVerify, addDemo])
-  add(program, run);
+/** In the order of the help. */
+const COMMANDS: Readonly<Record<string, () => Promise<(program: Command, run: Run) => void>>> = {
+  pull: async () => (await import("./commands/pull.js")).addPull,
+  map: async () => (await import("./commands/map.js")).addMap,
+  info: async () => (await import("./commands/info.js")).addInfo,
+  attach: async () => (await import("./commands/attach.js")).addAttach,
+  points: async () => (await import("./commands/points.js")).addPoints,
+  restore: async () => (await import("./commands/restore.js")).addRestore,
+  verify: async () => (await import("./commands/verify.js")).addVerify,
+  demo: async () => (await import("./commands/demo.js")).addDemo,
+};
+// Loading everything takes longer than many an increment, so only what is called is loaded; for anything else (help,
+// a command misspelled) all of them.
+const called = process.argv[2] ?? "";
+for (const [name, load] of Object.entries(COMMANDS)) {
+  if (name === called || !Object.hasOwn(COMMANDS, called)) (await load())(program, run);
+}
 for (const command of program.commands) withTalk(command).exitOverride();
 
 surviveClosedPipes();

@@ -1,15 +1,10 @@
 import { readFile } from "node:fs/promises";
 import { type Command, InvalidArgumentError, Option } from "commander";
-import {
-  DEFAULT_WINDOW,
-  DIGEST_ALGORITHMS,
-  type DigestAlgorithm,
-  type ImageFormat,
-  parseDigestAlgorithm,
-  RateLimit,
-  UsageError,
-  type Window,
-} from "../src/backup/index.js";
+import { DIGEST_ALGORITHMS, type DigestAlgorithm, parseDigestAlgorithm } from "../src/backup/digest.js";
+import { UsageError } from "../src/backup/errors.js";
+import type { ImageFormat } from "../src/backup/image/create.js";
+import { DEFAULT_WINDOW, type Window } from "../src/backup/pull-image.js";
+import { RateLimit } from "../src/backup/rate-limit.js";
 import type { ConnectOptions } from "../src/nbd/index.js";
 import { parseSize } from "./sizes.js";
 

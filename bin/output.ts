@@ -1,4 +1,4 @@
-import { MultiBar, type SingleBar } from "cli-progress";
+import type { MultiBar, SingleBar } from "cli-progress";
 import prettyBytes from "pretty-bytes";
 
 /** How much of the talk is wanted, and in which form the result. */
@@ -58,9 +58,9 @@ export class Output {
   }
 
   /** Progress of several disks at once: bars on a terminal, a plain line now and then elsewhere. */
-  progress(): Progress {
+  async progress(): Promise<Progress> {
     if (this.#options.quiet || this.#options.json) return SILENT;
-    return process.stderr.isTTY ? new Bars() : new PlainLines();
+    return process.stderr.isTTY ? await Bars.create() : new PlainLines();
   }
 }
 
@@ -73,15 +73,26 @@ export interface Progress {
 const SILENT: Progress = { update: () => undefined, stop: () => undefined };
 
 class Bars implements Progress {
-  readonly #bars = new MultiBar({
-    format: "{name} {bar} {percentage}% {read} {rate}/s eta {eta_formatted}",
-    stream: process.stderr,
-    hideCursor: true,
-    clearOnComplete: false,
-    emptyOnZero: true,
-  });
+  readonly #bars: MultiBar;
   readonly #byName = new Map<string, SingleBar>();
   readonly #started = performance.now();
+
+  private constructor(bars: MultiBar) {
+    this.#bars = bars;
+  }
+
+  /** The library is loaded only where bars are wanted. */
+  static async create(): Promise<Bars> {
+    const { MultiBar } = await import("cli-progress");
+    const bars = new MultiBar({
+      format: "{name} {bar} {percentage}% {read} {rate}/s eta {eta_formatted}",
+      stream: process.stderr,
+      hideCursor: true,
+      clearOnComplete: false,
+      emptyOnZero: true,
+    });
+    return new Bars(bars);
+  }
 
   update(name: string, position: number, total: number, readBytes: number): void {
     const rate = prettyBytes((readBytes * 1000) / Math.max(1, performance.now() - this.#started), {

@@ -2,7 +2,9 @@ import { readFile } from "node:fs/promises";
 import { addAbortSignal } from "node:stream";
 import { text } from "node:stream/consumers";
 import type { Command } from "commander";
-import { attach, type JobSource, UsageError, Virsh } from "../../src/backup/index.js";
+import { attach, type JobSource } from "../../src/backup/attach.js";
+import { UsageError } from "../../src/backup/errors.js";
+import { Virsh } from "../../src/backup/libvirt/virsh.js";
 import {
   type CopyOptions,
   connectOf,
@@ -47,7 +49,7 @@ export function addAttach(program: Command, run: Run): void {
   withNetwork(withDigests(withCopy(command), "default xxh64")).action(
     run<AttachOptions, [domain: string | undefined]>(async ({ output, signal }, options, domain) => {
       const source = await jobSource(domain, options, signal);
-      const progress = output.progress();
+      const progress = await output.progress();
       try {
         const { signal: _, ...connect } = await connectOf(options, signal);
         const { manifest, folder, seconds, extents, requests, connections, jobEnded } = await attach({

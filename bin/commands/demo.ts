@@ -2,15 +2,12 @@ import { mkdtemp, open, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { Command } from "commander";
-import {
-  DamageError,
-  type Manifest,
-  Repository,
-  restore,
-  type TakenPoint,
-  takePoint,
-  verifyPoints,
-} from "../../src/backup/index.js";
+import { DamageError } from "../../src/backup/errors.js";
+import type { Manifest } from "../../src/backup/manifest.js";
+import { Repository } from "../../src/backup/repository.js";
+import { restore } from "../../src/backup/restore.js";
+import { type TakenPoint, takePoint } from "../../src/backup/take-point.js";
+import { verifyPoints } from "../../src/backup/verify.js";
 import { MemoryDisk, NbdServer, parseNbdUri, type ServedExport } from "../../src/nbd/index.js";
 import { human } from "../output.js";
 import type { Run } from "../run.js";

@@ -1,5 +1,6 @@
 import { type Command, Option } from "commander";
-import { ALLOCATION_CONTEXT, dirtyContext, PreconditionError } from "../../src/backup/index.js";
+import { PreconditionError } from "../../src/backup/errors.js";
+import { ALLOCATION_CONTEXT, dirtyContext } from "../../src/backup/export-extents.js";
 import { MetaContextError, NbdClient, type StatusExtent } from "../../src/nbd/index.js";
 import { connectOf, type NetworkOptions, withNetwork } from "../options.js";
 import { human } from "../output.js";

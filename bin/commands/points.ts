@@ -1,5 +1,8 @@
 import type { Command } from "commander";
-import { chooseDomain, type DamageError, type Manifest, Repository } from "../../src/backup/index.js";
+import { chooseDomain } from "../../src/backup/chain.js";
+import type { DamageError } from "../../src/backup/errors.js";
+import type { Manifest } from "../../src/backup/manifest.js";
+import { Repository } from "../../src/backup/repository.js";
 import { EXIT } from "../exit-codes.js";
 import { human } from "../output.js";
 import type { Run } from "../run.js";

@@ -1,5 +1,8 @@
 import type { Command } from "commander";
-import { type ImageFormat, openExport, pullFile, refuseTarget } from "../../src/backup/index.js";
+import type { ImageFormat } from "../../src/backup/image/create.js";
+import { openExport } from "../../src/backup/open-export.js";
+import { refuseTarget } from "../../src/backup/publish.js";
+import { pullFile } from "../../src/backup/pull-file.js";
 import {
   type CopyOptions,
   connectOf,
@@ -41,7 +44,7 @@ export function addPull(program: Command, run: Run): void {
       const { bitmap, backing } = options;
       await refuseTarget(imagePath, options.force ?? false);
       await using client = await openExport(uri, bitmap, await connectOf(options, signal));
-      const progress = output.progress();
+      const progress = await output.progress();
       try {
         const result = await pullFile({
           client,

@@ -1,15 +1,11 @@
 import { mkdir, stat } from "node:fs/promises";
 import { join } from "node:path";
 import type { Command } from "commander";
-import {
-  chooseDomain,
-  choosePoint,
-  type ImageFormat,
-  Repository,
-  refuseInside,
-  restore,
-  UsageError,
-} from "../../src/backup/index.js";
+import { chooseDomain, choosePoint } from "../../src/backup/chain.js";
+import { UsageError } from "../../src/backup/errors.js";
+import type { ImageFormat } from "../../src/backup/image/create.js";
+import { Repository } from "../../src/backup/repository.js";
+import { refuseInside, restore } from "../../src/backup/restore.js";
 import { type CopyOptions, formatOf, rateLimitOf, windowOf, withCopy } from "../options.js";
 import { human } from "../output.js";
 import type { Run } from "../run.js";
@@ -46,7 +42,7 @@ export function addRestore(program: Command, run: Run): void {
           point.id,
         );
         const targetOf = await targets(repository, options.to, options.disk, options.format);
-        const progress = output.progress();
+        const progress = await output.progress();
         try {
           const restored = await restore({
             repository,

@@ -1,13 +1,8 @@
 import type { Command } from "commander";
-import {
-  chooseDomain,
-  choosePoint,
-  DamageError,
-  findChain,
-  type PointReport,
-  Repository,
-  verifyPoints,
-} from "../../src/backup/index.js";
+import { chooseDomain, choosePoint, findChain } from "../../src/backup/chain.js";
+import { DamageError } from "../../src/backup/errors.js";
+import { Repository } from "../../src/backup/repository.js";
+import { type PointReport, verifyPoints } from "../../src/backup/verify.js";
 import { EXIT } from "../exit-codes.js";
 import { human } from "../output.js";
 import type { Run } from "../run.js";
@@ -30,7 +25,7 @@ export function addVerify(program: Command, run: Run): void {
           const domains =
             wanted === undefined ? await repository.domains() : [await chooseDomain(repository, wanted)];
           const reports: (PointReport & { domain: string })[] = [];
-          const progress = output.progress();
+          const progress = await output.progress();
           const onProgress = (id: string, disk: string, verified: number, stored: number): void =>
             progress.update(`${id} ${disk}`, verified, stored, verified);
           try {

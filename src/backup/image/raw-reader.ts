@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { DamageError } from "../errors.js";
 import { type ClusterRun, clustersIn, type Geometry, type ImageReader } from "./image.js";
 import { ImageFile } from "./image-file.js";
-import { damagedMap, parseMap, runsOfExtents } from "./raw-map.js";
+import { damagedMap, parseMap, runsOfExtents } from "./raw-map-reader.js";
 
 export interface RawReaderOptions {
   /** The file says nothing of it; the virtual size is the smallest that the file may have. */
