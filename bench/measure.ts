@@ -1,53 +1,84 @@
-import { readFile } from "node:fs/promises";
-import { setTimeout as sleep } from "node:timers/promises";
+import { mkdir, readFile } from "node:fs/promises";
+import { join } from "node:path";
 import { execa } from "execa";
+import { z } from "zod";
+import { benchFile } from "./paths.js";
+import type { RunResult } from "./result.js";
+import type { Command } from "./workload.js";
 
-/** One run of a whole process. */
-export interface Measured {
-  readonly wallSeconds: number;
-  /** User and system time, to the last sample before the end. */
-  readonly cpuSeconds: number;
-  readonly peakRssMiB: number;
+/** What the harness compiles for itself. */
+export interface Built {
+  readonly measure: string;
+  readonly minimalClient: string;
 }
 
-const SAMPLE_EVERY_MS = 10;
-/** What /proc counts CPU time in (USER_HZ, 100 on every Linux architecture that Node runs on). */
+export async function build(folder: string): Promise<Built> {
+  await mkdir(folder, { recursive: true });
+  const compile = async (name: string): Promise<string> => {
+    const program = join(folder, name);
+    await execa("cc", ["-O2", "-Wall", "-o", program, benchFile("c", `${name}.c`)]);
+    return program;
+  };
+  const [measure, minimalClient] = await Promise.all([compile("measure"), compile("minimal-client")]);
+  return { measure, minimalClient };
+}
+
+const reportSchema = z.object({
+  wallSeconds: z.number(),
+  userSeconds: z.number(),
+  systemSeconds: z.number(),
+  peakRssKiB: z.number(),
+  exitCode: z.number(),
+  signal: z.number(),
+});
+
+/** Longer than any contender that still works. */
+const TIMEOUT_MS = 600_000;
+
+export interface MeasureOptions {
+  readonly built: Built;
+  readonly serverPid: number;
+  /** Where the runner may leave its report. */
+  readonly scratch: string;
+}
+
+/**
+ * Runs a command to its end. CPU time and peak RSS are what the kernel counted for it, by wait4 in a small C program
+ * that starts it: a Node process as the parent would lend the child its own peak RSS between fork and exec.
+ *
+ * @throws an error with the last of what the command has said, where it fails
+ */
+export async function measure(command: Command, options: MeasureOptions): Promise<RunResult> {
+  const report = join(options.scratch, "measured.json");
+  const before = await cpuSecondsOf(options.serverPid);
+  const runner = await execa(
+    options.built.measure,
+    ["-s", command.stdout ?? "/dev/null", "-o", report, "--", command.program, ...command.args],
+    { reject: false, stdin: "ignore", timeout: TIMEOUT_MS },
+  );
+  if (runner.timedOut) throw new Error(`did not end within ${TIMEOUT_MS / 1000} s`);
+  if (runner.exitCode !== 0) throw new Error(lastLines(runner.stderr));
+  const measured = reportSchema.parse(JSON.parse(await readFile(report, "utf8")));
+  if (measured.exitCode !== 0) {
+    throw new Error(`exit code ${measured.exitCode}: ${lastLines(runner.stderr)}`);
+  }
+  const { wallSeconds, userSeconds, systemSeconds, peakRssKiB } = measured;
+  const serverSeconds = Math.max((await cpuSecondsOf(options.serverPid)) - before, 0);
+  return { wallSeconds, userSeconds, systemSeconds, serverSeconds, peakRssKiB };
+}
+
+/** What /proc counts CPU time in: USER_HZ, 100 on every Linux architecture that Node runs on. */
 const TICKS_PER_SECOND = 100;
 
-/** Runs a command to its end and measures it from outside, through /proc. A failure rejects. */
-export async function measure(command: string, args: readonly string[]): Promise<Measured> {
-  const started = performance.now();
-  const child = execa(command, args, { stdout: "ignore" });
-  let running = true;
-  const ended = child.finally(() => {
-    running = false;
-  });
-  ended.catch(() => undefined);
-  let peakKiB = 0;
-  let ticks = 0;
-  while (running && child.pid !== undefined) {
-    const status = await readFile(`/proc/${child.pid}/status`, "utf8").catch(() => "");
-    peakKiB = Math.max(peakKiB, Number(/^VmHWM:\s+(\d+)/m.exec(status)?.[1] ?? 0));
-    ticks = Math.max(ticks, cpuTicks(await readFile(`/proc/${child.pid}/stat`, "utf8").catch(() => "")));
-    await Promise.race([sleep(SAMPLE_EVERY_MS), ended.catch(() => undefined)]);
-  }
-  await ended;
-  return {
-    wallSeconds: (performance.now() - started) / 1000,
-    cpuSeconds: ticks / TICKS_PER_SECOND,
-    peakRssMiB: peakKiB / 1024,
-  };
-}
-
-/** Fields 14 and 15 of /proc/PID/stat; the name in field 2 may hold blanks. */
-function cpuTicks(stat: string): number {
+/** User and system time of all threads of a process so far, also of those that have ended. */
+async function cpuSecondsOf(pid: number): Promise<number> {
+  const stat = await readFile(`/proc/${pid}/stat`, "utf8");
+  // Fields 14 and 15; the name in field 2 may hold blanks.
   const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
-  return Number(fields[11] ?? 0) + Number(fields[12] ?? 0);
+  return (Number(fields[11] ?? 0) + Number(fields[12] ?? 0)) / TICKS_PER_SECOND;
 }
 
-export function median(values: readonly number[]): number {
-  const sorted = [...values].sort((a, b) => a - b);
-  const middle = Math.floor(sorted.length / 2);
-  const upper = sorted[middle] ?? Number.NaN;
-  return sorted.length % 2 === 1 ? upper : ((sorted[middle - 1] ?? Number.NaN) + upper) / 2;
+function lastLines(text: string): string {
+  const lines = text.trim().split("\n");
+  return lines.slice(-3).join(" / ").slice(-500) || "it has said nothing";
 }

@@ -1,152 +1,139 @@
 /**
- * The bench harness: the same work by nbdpull and by each peer, interleaved in one run, so that a drift of the
- * machine meets them all. Prints a Markdown table; ratios are taken run by run against nbdcopy.
+ * The bench harness: the same work by nbdpull and by its peers, side by side in one run. See bench/README.md.
  *
- *     npm run bench -- [--size GIB] [--runs N]
+ *     npm run bench -- [--only PATTERN[,PATTERN]] [--contenders PATTERN[,PATTERN]] [--runs N] [--scale 0..1]
+ *                      [--json FILE] [--list]
  */
 
-import { randomFillSync } from "node:crypto";
-import { mkdtemp, open, readFile, rm } from "node:fs/promises";
-import { cpus, tmpdir } from "node:os";
+import { rmSync } from "node:fs";
+import { mkdtemp, statfs, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { setTimeout as sleep } from "node:timers/promises";
-import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
-import { execa } from "execa";
-import { type Measured, measure, median } from "./measure.js";
+import { Inputs } from "./inputs.js";
+import { describeMachine, fileSystemOf, versions } from "./machine.js";
+import { build } from "./measure.js";
+import { demand, PROGRAMS } from "./programs.js";
+import { circumstances, targetsReport, workloadReport } from "./report.js";
+import type { BenchResult, WorkloadResult } from "./result.js";
+import { runWorkload } from "./runner.js";
+import type { Workload } from "./workload.js";
+import { WORKLOADS } from "./workloads/index.js";
 
-const MiB = 1024 * 1024;
-const NBDPULL = fileURLToPath(new URL("../bin/nbdpull.js", import.meta.url));
+const GiB = 1024 ** 3;
+/** Inputs and outputs of the largest workload, at scale 1. */
+const ROOM_BYTES = 16 * GiB;
 
-interface Contender {
-  readonly name: string;
-  readonly command: string;
-  readonly args: readonly string[];
-  /** Removed before each run: a backup writes a new file, and so does everyone here. */
-  readonly output: string;
+interface Settings {
+  readonly workloads: readonly Workload[];
+  readonly takesPart: (contender: string) => boolean;
+  readonly runs: number;
+  readonly scale: number;
+  readonly json: string | undefined;
 }
 
-function contenders(uri: string, folder: string): Contender[] {
-  const raw = join(folder, "out.raw");
-  const qcow2 = join(folder, "out.qcow2");
-  const pull = (name: string, output: string, ...more: string[]): Contender => ({
-    name,
-    command: process.execPath,
-    args: [NBDPULL, "pull", uri, output, "--no-fsync", "--quiet", ...more],
-    output,
-  });
-  return [
-    { name: "nbdcopy, raw", command: "nbdcopy", args: [uri, raw], output: raw },
-    {
-      name: "qemu-img convert, raw",
-      command: "qemu-img",
-      args: ["convert", "-f", "raw", "-O", "raw", "-W", "-m", "16", uri, raw],
-      output: raw,
-    },
-    {
-      name: "qemu-img convert, qcow2",
-      command: "qemu-img",
-      args: ["convert", "-f", "raw", "-O", "qcow2", "-W", "-m", "16", uri, qcow2],
-      output: qcow2,
-    },
-    pull("nbdpull pull, raw", raw),
-    pull("nbdpull pull, qcow2", qcow2),
-    pull("nbdpull pull, raw, digests", raw, "--digests"),
-    pull("nbdpull pull, qcow2, digests", qcow2, "--digests"),
-  ];
-}
-
-/** A disk of `gib` GiB, every other MiB of it incompressible data. */
-async function makeImage(path: string, gib: number): Promise<void> {
-  const raw = `${path}.raw`;
-  const file = await open(raw, "w");
-  await file.truncate(gib * 1024 * MiB);
-  const data = Buffer.alloc(MiB);
-  for (let offset = 0; offset < gib * 1024 * MiB; offset += 2 * MiB) {
-    await file.write(randomFillSync(data), 0, MiB, offset);
-  }
-  await file.close();
-  await execa("qemu-img", ["convert", "-f", "raw", "-O", "qcow2", raw, path]);
-  await rm(raw);
-}
-
-async function main(): Promise<void> {
+function settings(): Settings | "list" {
   const { values } = parseArgs({
-    options: { size: { type: "string", default: "2" }, runs: { type: "string", default: "5" } },
+    options: {
+      only: { type: "string" },
+      contenders: { type: "string" },
+      runs: { type: "string", default: "7" },
+      scale: { type: "string", default: "1" },
+      json: { type: "string" },
+      list: { type: "boolean", default: false },
+    },
   });
-  const gib = Number(values.size);
+  if (values.list) return "list";
   const runs = Number(values.runs);
-  const folder = await mkdtemp(join(process.env["BENCH_DIR"] ?? tmpdir(), "nbdpull-bench-"));
-  const image = join(folder, "disk.qcow2");
-  const socket = join(folder, "nbd.sock");
+  const scale = Number(values.scale);
+  if (!Number.isInteger(runs) || runs < 1) throw new Error("--runs takes a number from 1 on");
+  if (!(scale > 0 && scale <= 1)) throw new Error("--scale takes a number above 0, at most 1");
+  const workloads = WORKLOADS.filter(({ name }) => matches(name, values.only));
+  if (workloads.length === 0) throw new Error(`no workload is called ${values.only}: see --list`);
+  return {
+    workloads,
+    takesPart: (contender) => matches(contender, values.contenders),
+    runs,
+    scale,
+    json: values.json,
+  };
+}
+
+/** Whether a name has one of the patterns in it. */
+function matches(name: string, patterns: string | undefined): boolean {
+  return patterns === undefined || patterns.split(",").some((pattern) => name.includes(pattern));
+}
+
+/** Memory, where there is enough of it: a disk's own mood would drown the differences. */
+async function placeToWork(scale: number): Promise<string> {
+  const chosen = process.env["BENCH_DIR"];
+  if (chosen !== undefined) return chosen;
+  const { bavail, bsize } = await statfs("/dev/shm").catch(() => ({ bavail: 0, bsize: 0 }));
+  return bavail * bsize >= ROOM_BYTES * scale ? "/dev/shm" : tmpdir();
+}
+
+async function run(options: Settings): Promise<void> {
+  await demand(PROGRAMS.cc, PROGRAMS.qemuImg, PROGRAMS.qemuIo);
+  const place = await placeToWork(options.scale);
+  const folder = await mkdtemp(join(place, "nbdpull-bench-"));
+  const remove = (): void => rmSync(folder, { recursive: true, force: true });
+  process.once("exit", remove);
   try {
-    await makeImage(image, gib);
-    const server = execa(
-      "qemu-nbd",
-      ["--read-only", "--persistent", "--shared=8", "--format=qcow2", `--socket=${socket}`, image],
-      { reject: false },
-    );
-    await sleep(500);
-    const all = contenders(`nbd+unix:///?socket=${socket}`, folder);
-    const results = new Map<string, Measured[]>(all.map(({ name }) => [name, []]));
-    // The first round is thrown away: it warms the page cache.
-    for (let round = 0; round <= runs; round += 1) {
-      for (const contender of all) {
-        await rm(contender.output, { force: true });
-        await rm(`${contender.output}.digests`, { force: true });
-        const measured = await measure(contender.command, contender.args);
-        if (round > 0) results.get(contender.name)?.push(measured);
-        else
-          await execa("qemu-img", [
-            "compare",
-            "-F",
-            "qcow2",
-            "-f",
-            contender.output.endsWith("qcow2") ? "qcow2" : "raw",
-            "-U",
-            contender.output,
-            image,
-          ]);
-      }
+    say(`working in ${folder} (${await fileSystemOf(folder)})`);
+    const built = await build(join(folder, "built"));
+    const inputs = new Inputs(join(folder, "inputs"), options.scale);
+    const done: WorkloadResult[] = [];
+    const result: BenchResult = {
+      format: 1,
+      startedAt: new Date().toISOString(),
+      machine: await describeMachine(folder),
+      versions: await versions(),
+      settings: { runs: options.runs, scale: options.scale },
+      workloads: done,
+    };
+    print(`${circumstances(result)}\n\n`);
+    for (const workload of options.workloads) {
+      const tell = (what: string): void => say(`${workload.name}: ${what}`);
+      done.push(await runWorkload(workload, { ...options, folder, built, inputs, say: tell }));
+      print(`${workloadReport(done.at(-1) as WorkloadResult)}\n`);
+      // After each workload: what was measured is not lost with the next one.
+      if (options.json !== undefined) await writeFile(options.json, `${JSON.stringify(result, null, 1)}\n`);
     }
-    server.kill();
-    await server;
-    process.stdout.write(await report(results, gib, runs));
+    print(`### Targets\n\n${targetsReport(result)}`);
   } finally {
-    await rm(folder, { recursive: true, force: true });
+    remove();
   }
 }
 
-async function report(
-  results: ReadonlyMap<string, readonly Measured[]>,
-  gib: number,
-  runs: number,
-): Promise<string> {
-  const [reference = []] = results.values();
-  const { stdout: qemu } = await execa("qemu-img", ["--version"]);
-  const { stdout: nbdcopy } = await execa("nbdcopy", ["--version"]);
-  const model = /^model name\s*: (.+)$/m.exec(await readFile("/proc/cpuinfo", "utf8"))?.[1] ?? "unknown CPU";
-  const lines = [
-    `${gib} GiB disk, every other MiB data, qemu-nbd over a Unix socket; medians of ${runs} interleaved runs after a warm-up.`,
-    `${cpus().length} × ${model}; Node ${process.version}; ${qemu.split("\n")[0]}; ${nbdcopy.split("\n")[0]}.`,
-    "",
-    "| | wall s | wall, × nbdcopy | CPU s | CPU, × nbdcopy | peak RSS MiB |",
-    "|---|---|---|---|---|---|",
-  ];
-  for (const [name, measured] of results) {
-    const ratio = (of: (m: Measured) => number): string =>
-      median(measured.map((m, i) => of(m) / of(reference[i] ?? m))).toFixed(2);
-    const cells = [
-      name,
-      median(measured.map((m) => m.wallSeconds)).toFixed(2),
-      ratio((m) => m.wallSeconds),
-      median(measured.map((m) => m.cpuSeconds)).toFixed(2),
-      ratio((m) => m.cpuSeconds),
-      Math.max(...measured.map((m) => m.peakRssMiB)).toFixed(0),
-    ];
-    lines.push(`| ${cells.join(" | ")} |`);
-  }
-  return `${lines.join("\n")}\n`;
+/** On a terminal each word takes the place of the one before. */
+function say(what: string): void {
+  const { isTTY } = process.stderr;
+  process.stderr.write(isTTY ? `\r\x1b[Kbench: ${what}` : `bench: ${what}\n`);
 }
 
-await main();
+/** The result goes below what was said last. */
+function print(text: string): void {
+  if (process.stderr.isTTY) process.stderr.write("\r\x1b[K");
+  process.stdout.write(text);
+}
+
+function list(): void {
+  const lines = WORKLOADS.flatMap(({ name, title, contenders }) => [
+    `${name}: ${title}`,
+    ...contenders.map((contender) => `    ${contender.name}`),
+  ]);
+  process.stdout.write(`${lines.join("\n")}\n`);
+}
+
+// An orderly exit: servers and clients are ended then, and the folder is removed.
+process.once("SIGINT", () => process.exit(130));
+process.once("SIGTERM", () => process.exit(143));
+
+try {
+  const chosen = settings();
+  if (chosen === "list") list();
+  else await run(chosen);
+} catch (error) {
+  process.stderr.write(`bench: ${error instanceof Error ? error.message : String(error)}\n`);
+  process.exitCode = 1;
+}

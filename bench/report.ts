@@ -1,0 +1,164 @@
+/** Result files as Markdown. Pure. */
+
+import {
+  type BenchResult,
+  type ContenderResult,
+  type Metric,
+  type Target,
+  valuesOf,
+  type WorkloadResult,
+} from "./result.js";
+import { pairwiseRatios, type Spread, type Standing, spreadOf, standingOf, verdictOf } from "./statistics.js";
+
+/** A bound on one contender, and how it stands. */
+export interface JudgedTarget {
+  readonly workload: string;
+  readonly target: Target;
+  /** Left out where a contender was missing or failed. */
+  readonly value?: Spread;
+  readonly standing: Standing | "not measured";
+}
+
+export function judgeTargets({ workloads }: Pick<BenchResult, "workloads">): JudgedTarget[] {
+  return workloads.flatMap((workload) => workload.targets.map((target) => judge(workload, target)));
+}
+
+function judge(workload: WorkloadResult, target: Target): JudgedTarget {
+  const contender = measuredContender(workload, target.contender);
+  const other = target.against === undefined ? undefined : measuredContender(workload, target.against);
+  const named = { workload: workload.name, target };
+  if (contender === undefined || (target.against !== undefined && other === undefined)) {
+    return { ...named, standing: "not measured" };
+  }
+  const value =
+    other === undefined
+      ? spreadOf(valuesOf(contender, target.metric))
+      : ratiosOf(contender, other, target.metric);
+  return { ...named, value, standing: standingOf(value, target.atMost) };
+}
+
+/** The contender of this name, if it has figures. */
+export function measuredContender({ contenders }: WorkloadResult, name: string): ContenderResult | undefined {
+  return contenders.find((contender) => contender.name === name && contender.runs.length > 0);
+}
+
+function ratiosOf(contender: ContenderResult, other: ContenderResult, metric: Metric): Spread {
+  return pairwiseRatios(valuesOf(contender, metric), valuesOf(other, metric));
+}
+
+/** What everything was measured on and with: one paragraph. */
+export function circumstances({ machine, versions, settings }: BenchResult): string {
+  const { cpu, cores, memoryGiB, kernel, fileSystem } = machine;
+  const tools = Object.entries(versions).map(([name, version]) => `${name} ${version}`);
+  const size = settings.scale === 1 ? "" : ` Sizes × ${settings.scale}: good for trying out only.`;
+  return [
+    `${cores} × ${cpu}, ${memoryGiB} GiB, Linux ${kernel}; inputs and outputs on ${fileSystem}.`,
+    `Medians of ${settings.runs} interleaved runs after a warm-up.${size}`,
+    `${tools.join("; ")}.`,
+  ].join(" ");
+}
+
+/** One workload: its table, and what the figures don't show. */
+export function workloadReport(workload: WorkloadResult): string {
+  const reference = measuredContender(workload, workload.reference);
+  const rows = workload.contenders
+    .filter(({ runs }) => runs.length > 0)
+    .map((contender) => row(contender, reference));
+  const lines = [`### ${workload.title}`, "", workload.about, ""];
+  if (rows.length > 0) {
+    lines.push(
+      table(
+        [
+          workload.name,
+          "wall s",
+          `× ${workload.reference}`,
+          "",
+          "CPU s",
+          "× CPU",
+          "server CPU s",
+          "peak RSS MiB",
+          "requests",
+          "round trips",
+        ],
+        rows,
+      ),
+    );
+  }
+  for (const { name, state, reason } of workload.contenders) {
+    if (state !== "measured") lines.push("", `${name} is ${state}: ${reason ?? ""}`);
+  }
+  return `${lines.join("\n")}\n`;
+}
+
+function row(contender: ContenderResult, reference: ContenderResult | undefined): string[] {
+  const seconds = (metric: Metric): string => number(spreadOf(valuesOf(contender, metric)).median);
+  const ratios = (metric: Metric): Spread | undefined =>
+    reference === undefined ? undefined : ratiosOf(contender, reference, metric);
+  const wall = ratios("wall");
+  const isReference = contender === reference;
+  const { traffic } = contender;
+  return [
+    contender.name,
+    seconds("wall"),
+    wall === undefined ? "–" : isReference ? "1" : spread(wall),
+    wall === undefined || isReference ? "" : VERDICTS[verdictOf(wall)],
+    seconds("cpu"),
+    isReference ? "1" : spread(ratios("cpu")),
+    seconds("server"),
+    Math.max(...valuesOf(contender, "rss")).toFixed(0),
+    traffic === undefined ? "–" : String(traffic.reads + traffic.blockStatus + traffic.others),
+    traffic === undefined ? "–" : String(traffic.roundTrips),
+  ];
+}
+
+const VERDICTS = { less: "faster", more: "slower", none: "no difference", open: "too few runs" } as const;
+
+export function targetsReport(result: Pick<BenchResult, "workloads">): string {
+  const judged = judgeTargets(result);
+  const rows = judged
+    .filter(({ target }) => target.metric !== "rss")
+    .map(({ workload, target, value, standing }) => [
+      workload,
+      target.contender,
+      target.metric === "wall" ? "wall time" : "CPU time",
+      target.against ?? "",
+      `≤ ${target.atMost.toFixed(2)}`,
+      spread(value),
+      standing,
+    ]);
+  const table_ =
+    rows.length === 0
+      ? ""
+      : table(["workload", "contender", "of", "against", "target", "measured", ""], rows);
+  const memory = judged.filter(({ target, value }) => target.metric === "rss" && value !== undefined);
+  if (memory.length === 0) return `${table_}\n`;
+  const most = memory.reduce((a, b) => ((a.value?.max ?? 0) >= (b.value?.max ?? 0) ? a : b));
+  const over = memory.filter(({ target, value }) => (value?.max ?? 0) > target.atMost);
+  const excess = over.map(
+    ({ workload, target, value }) => `${target.contender} in ${workload} (${value?.max.toFixed(0)} MiB)`,
+  );
+  return [
+    table_,
+    "",
+    `Peak RSS, target ≤ ${most.target.atMost} MiB: at most ${most.value?.max.toFixed(0)} MiB, in ${most.workload}.${
+      excess.length > 0 ? ` Over it: ${excess.join(", ")}.` : ""
+    }`,
+    "",
+  ].join("\n");
+}
+
+/** Median, and smallest and largest in brackets. */
+export function spread(value: Spread | undefined): string {
+  if (value === undefined || Number.isNaN(value.median)) return "–";
+  return `${value.median.toFixed(2)} (${value.min.toFixed(2)}–${value.max.toFixed(2)})`;
+}
+
+/** Three digits that mean something. */
+function number(value: number): string {
+  return value < 0.1 ? value.toFixed(3) : value.toFixed(2);
+}
+
+export function table(head: readonly string[], rows: readonly (readonly string[])[]): string {
+  const line = (cells: readonly string[]): string => `| ${cells.join(" | ")} |`;
+  return [line(head), `|${head.map(() => "---").join("|")}|`, ...rows.map(line)].join("\n");
+}

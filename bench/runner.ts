@@ -1,0 +1,205 @@
+import { mkdir, open, readdir, rm } from "node:fs/promises";
+import { join } from "node:path";
+import { storedBytes } from "./images.js";
+import type { Inputs } from "./inputs.js";
+import { type Built, measure } from "./measure.js";
+import { PROJECT } from "./paths.js";
+import { missingOf } from "./programs.js";
+import { CountingRelay } from "./relay.js";
+import type { ContenderResult, RunResult, Traffic, WorkloadResult } from "./result.js";
+import { withAddress } from "./servers.js";
+import type { Contender, Scene, Source, Task, Workload } from "./workload.js";
+
+export interface RunnerOptions {
+  readonly folder: string;
+  readonly built: Built;
+  readonly inputs: Inputs;
+  readonly scale: number;
+  /** Measured rounds; the warm-up comes on top. */
+  readonly runs: number;
+  /** Which contenders take part. */
+  readonly takesPart: (contender: string) => boolean;
+  readonly say: (what: string) => void;
+}
+
+interface Entry {
+  readonly contender: Contender;
+  state: ContenderResult["state"];
+  reason?: string;
+  command?: string;
+  verified?: string;
+  traffic?: Traffic;
+  readonly runs: RunResult[];
+  /** Of its outputs, after the warm-up. */
+  outputBytes: number;
+}
+
+/**
+ * One workload: a warm-up round in which every result is verified, a pass through the counting relay, then the
+ * measured rounds, A B C A B C, so that a drift of the machine meets all alike.
+ */
+export async function runWorkload(workload: Workload, options: RunnerOptions): Promise<WorkloadResult> {
+  const folder = join(options.folder, "work");
+  await mkdir(folder, { recursive: true });
+  try {
+    await options.inputs.beginWorkload(workload.name);
+    const entries = await Promise.all(
+      workload.contenders.filter(({ name }) => options.takesPart(name)).map(entryOf),
+    );
+    await runRounds(workload, entries, folder, options).catch((error: unknown) => {
+      // Without its server nobody can do anything; the other workloads can.
+      for (const entry of able(entries)) fail(entry, error);
+    });
+    return resultOf(workload, entries);
+  } finally {
+    await rm(folder, { recursive: true, force: true });
+  }
+}
+
+async function runRounds(
+  workload: Workload,
+  entries: readonly Entry[],
+  folder: string,
+  options: RunnerOptions,
+): Promise<void> {
+  const bench: Bench = { ...options, workload, work: folder };
+  options.say("making the inputs");
+  await (await setUp(bench))[Symbol.asyncDispose]();
+
+  for (const entry of able(entries)) {
+    options.say(`warming up: ${entry.contender.name}`);
+    await attempt(entry, () => warmUp(entry, bench));
+  }
+  for (const entry of able(entries)) {
+    options.say(`counting requests: ${entry.contender.name}`);
+    await attempt(entry, () => countTraffic(entry, bench));
+  }
+  for (let round = 1; round <= options.runs; round += 1) {
+    for (const entry of able(entries)) {
+      options.say(`round ${round} of ${options.runs}: ${entry.contender.name}`);
+      await attempt(entry, async () => {
+        await using scene = await setUp(bench);
+        entry.runs.push(await runOnce(entry, taskOf(scene.sources, bench), scene, bench));
+      });
+    }
+  }
+}
+
+/** What the runs of a workload have in common. */
+interface Bench extends RunnerOptions {
+  readonly workload: Workload;
+  readonly work: string;
+}
+
+/** A new server for every run: none finds what another has left in its memory. */
+function setUp({ workload, work, inputs, scale }: Bench): Promise<Scene> {
+  return workload.setUp({ folder: work, inputs, scale });
+}
+
+function taskOf(sources: readonly Source[], { work, built }: Bench): Task {
+  return { sources, output: join(work, "output"), built };
+}
+
+async function entryOf(contender: Contender): Promise<Entry> {
+  const missing = await missingOf(contender.needs);
+  const entry: Entry = { contender, state: "measured", runs: [], outputBytes: 0 };
+  if (missing.length === 0) return entry;
+  return {
+    ...entry,
+    state: "missing",
+    reason: missing.map(({ name, install }) => `${name}: ${install}`).join("; "),
+  };
+}
+
+function able(entries: readonly Entry[]): Entry[] {
+  return entries.filter(({ state }) => state === "measured");
+}
+
+/** A contender that fails once is out, with what it said; the others go on. */
+async function attempt(entry: Entry, step: () => Promise<void>): Promise<void> {
+  try {
+    await step();
+  } catch (error) {
+    fail(entry, error);
+  }
+}
+
+function fail(entry: Entry, error: unknown): void {
+  entry.state = "failed";
+  entry.reason = error instanceof Error ? error.message : String(error);
+}
+
+async function warmUp(entry: Entry, bench: Bench): Promise<void> {
+  const { contender } = entry;
+  await using scene = await setUp(bench);
+  const task = taskOf(scene.sources, bench);
+  await runOnce(entry, task, scene, bench);
+  const files = await readdir(task.output, { recursive: true, withFileTypes: true });
+  for (const file of files) {
+    if (file.isFile()) entry.outputBytes += await storedBytes(join(file.parentPath, file.name));
+  }
+  const command = await contender.command(task);
+  entry.verified = await contender.verify(task, command);
+  entry.command = [command.program, ...command.args]
+    .map((word) => word.replaceAll(bench.folder, "…").replaceAll(PROJECT, "…"))
+    .join(" ");
+}
+
+async function runOnce(entry: Entry, task: Task, scene: Scene, bench: Bench): Promise<RunResult> {
+  await emptyFolder(task.output);
+  const command = await entry.contender.command(task);
+  await touchMemory(bench.folder, entry.outputBytes);
+  const { built, folder } = bench;
+  return await measure(command, { built, serverPid: scene.serverPid, scratch: folder });
+}
+
+async function emptyFolder(path: string): Promise<void> {
+  await rm(path, { recursive: true, force: true });
+  await mkdir(path, { recursive: true });
+}
+
+/**
+ * Takes as much memory as the output will need and gives it back. A virtual machine may have returned free memory to its host,
+ * and getting it again takes longer than the copy itself: whoever came first after a pause would pay for that.
+ */
+async function touchMemory(folder: string, bytes: number): Promise<void> {
+  const path = join(folder, "touched");
+  const piece = Buffer.alloc(1024 * 1024, 1);
+  const file = await open(path, "w");
+  try {
+    for (let done = 0; done < bytes; done += piece.length) await file.write(piece, 0, piece.length, done);
+    // Nothing that was written before may be on its way to a disk while the clock runs.
+    await file.datasync();
+  } finally {
+    await file.close();
+    await rm(path);
+  }
+}
+
+/** One run that isn't measured, through the relay. Only over unix sockets without TLS. */
+async function countTraffic(entry: Entry, bench: Bench): Promise<void> {
+  await using scene = await setUp(bench);
+  const [first] = scene.sources;
+  if (first === undefined || first.at.kind !== "unix" || first.tls !== undefined) return;
+  const socket = join(bench.folder, "relay.sock");
+  await using relay = await CountingRelay.listen(socket, first.at.socket);
+  const throughRelay = (source: Source): Source => withAddress({ ...source, at: { kind: "unix", socket } });
+  await runOnce(entry, taskOf(scene.sources.map(throughRelay), bench), scene, bench);
+  entry.traffic = relay.traffic;
+}
+
+function resultOf(workload: Workload, entries: readonly Entry[]): WorkloadResult {
+  const { name, title, about, reference, targets } = workload;
+  return {
+    name,
+    title,
+    about,
+    reference,
+    targets: [...targets],
+    contenders: entries.map(({ contender, outputBytes: _, ...rest }) => ({
+      name: contender.name,
+      ...rest,
+      runs: rest.state === "measured" ? rest.runs : [],
+    })),
+  };
+}

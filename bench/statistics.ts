@@ -1,0 +1,61 @@
+/** What the figures of a few runs allow to be said, and what they don't. Pure. */
+
+export interface Spread {
+  /** How many values, or pairs of them. */
+  readonly count: number;
+  readonly median: number;
+  readonly min: number;
+  readonly max: number;
+}
+
+export function median(values: readonly number[]): number {
+  const sorted = [...values].sort((a, b) => a - b);
+  const middle = Math.floor(sorted.length / 2);
+  const upper = sorted[middle] ?? Number.NaN;
+  return sorted.length % 2 === 1 ? upper : ((sorted[middle - 1] ?? Number.NaN) + upper) / 2;
+}
+
+export function spreadOf(values: readonly number[]): Spread {
+  return { count: values.length, median: median(values), min: Math.min(...values), max: Math.max(...values) };
+}
+
+/**
+ * The ratios of runs that were made side by side, round by round: what the machine did to a round it did to both, so
+ * their ratio is steadier than that of the two medians.
+ */
+export function pairwiseRatios(values: readonly number[], references: readonly number[]): Spread {
+  const pairs = Math.min(values.length, references.length);
+  return spreadOf(
+    Array.from({ length: pairs }, (_, round) => (values[round] ?? 0) / (references[round] ?? 0)),
+  );
+}
+
+/** "open": too few rounds to tell. */
+export type Verdict = "less" | "more" | "none" | "open";
+
+/** So many rounds that agree by chance do so in one case of 16. */
+const ENOUGH_ROUNDS = 5;
+
+/** A difference counts only when every round saw it: with 1 between the smallest and the largest ratio it is none. */
+export function verdictOf(ratios: Spread): Verdict {
+  if (ratios.count < ENOUGH_ROUNDS) return "open";
+  if (ratios.max < 1) return "less";
+  if (ratios.min > 1) return "more";
+  return "none";
+}
+
+/** Two sets of runs that were not made side by side differ only where the one ends before the other begins. */
+export function verdictBetween(before: Spread, after: Spread): Verdict {
+  if (Math.min(before.count, after.count) < ENOUGH_ROUNDS) return "open";
+  if (after.max < before.min) return "less";
+  if (after.min > before.max) return "more";
+  return "none";
+}
+
+export type Standing = "met" | "missed" | "undecided";
+
+/** A target is undecided where the median misses it, but some rounds did not. */
+export function standingOf(value: Spread, atMost: number): Standing {
+  if (value.median <= atMost) return "met";
+  return value.min <= atMost ? "undecided" : "missed";
+}

@@ -1,0 +1,98 @@
+/** The vocabulary of the harness: a workload sets a scene, contenders act on it, targets say what is wanted. */
+
+import type { Image } from "./images.js";
+import type { Inputs } from "./inputs.js";
+import type { Program } from "./programs.js";
+import type { Target } from "./result.js";
+
+/** One piece of work, done by each contender in turn. */
+export interface Workload {
+  /** What `--only` selects. */
+  readonly name: string;
+  readonly title: string;
+  /** For the reader of the figures: what is special about it. */
+  readonly about: string;
+  /** The contender that ratios are taken against. */
+  readonly reference: string;
+  readonly contenders: readonly Contender[];
+  readonly targets: readonly Target[];
+  /**
+   * Takes the inputs and starts the server: once for every run. A server that has served others is not the same any more
+   * (QEMU serves requests of 1 MiB for a third of the CPU time once it has served one of 2 MiB: glibc then keeps such memory).
+   */
+  setUp(stage: Stage): Promise<Scene>;
+}
+
+/** Where a workload is set up. */
+export interface Stage {
+  /** A folder of its own, removed afterwards. */
+  readonly folder: string;
+  readonly inputs: Inputs;
+  /** 1 for the sizes that are published; sizes and numbers of extents are multiplied by it. */
+  readonly scale: number;
+}
+
+export interface Scene extends AsyncDisposable {
+  /** The server's process, whose CPU time is counted. */
+  readonly serverPid: number;
+  /** One, unless the workload is about several disks. */
+  readonly sources: readonly Source[];
+}
+
+/** An export, and what a right copy of it is. */
+export interface Source {
+  readonly uri: string;
+  readonly at: Address;
+  /** Without TLS if left out. */
+  readonly tls?: Tls;
+  readonly exportName: string;
+  /** Set where only dirty extents are wanted. */
+  readonly bitmap?: string;
+  /** Equals a right output: the disk itself, or a sparse image with the dirty extents only. */
+  readonly expected: Image;
+  /** Bytes. */
+  readonly virtualSize: number;
+}
+
+export type Address =
+  | { readonly kind: "unix"; readonly socket: string }
+  | { readonly kind: "tcp"; readonly host: string; readonly port: number };
+
+export interface Tls {
+  /** Holds ca-cert.pem, client-cert.pem and client-key.pem, as QEMU and libnbd want them. */
+  readonly certificates: string;
+}
+
+/** One way to do the work. */
+export interface Contender {
+  readonly name: string;
+  /** Without one of these it is listed as missing. */
+  readonly needs: readonly Program[];
+  /** What is run and measured. Files that it needs may be made here: that isn't measured. */
+  command(task: Task): Command | Promise<Command>;
+  /** Looks at what the warm-up run has made, and throws if it isn't right. Returns how that was judged. */
+  verify(task: Task, command: Command): Promise<string>;
+}
+
+/** One run. */
+export interface Task {
+  readonly sources: readonly Source[];
+  /** Empty before every run. All outputs go there. */
+  readonly output: string;
+  /** Programs that the harness has built. */
+  readonly built: { readonly minimalClient: string };
+}
+
+export interface Command {
+  readonly program: string;
+  readonly args: readonly string[];
+  /** A file for its standard output, which is thrown away otherwise. */
+  readonly stdout?: string;
+}
+
+/** The source of a workload that is about one disk. */
+export function onlySource(task: Pick<Task, "sources">): Source {
+  const [source, ...more] = task.sources;
+  if (source === undefined || more.length > 0) throw new Error("this contender copies one disk");
+  return source;
+}

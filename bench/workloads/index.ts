@@ -1,0 +1,41 @@
+import type { Workload } from "../workload.js";
+import { fineGrained } from "./fine-grained.js";
+import { fourDisks } from "./four-disks.js";
+import { fullFromCompressed } from "./full-from-compressed.js";
+import { fullFromRaw } from "./full-from-raw.js";
+import { fullQcow2 } from "./full-qcow2.js";
+import { fullRaw } from "./full-raw.js";
+import { hugeMap } from "./huge-map.js";
+import { hugePull } from "./huge-pull.js";
+import { latency } from "./latency.js";
+import { limitedRate } from "./limited-rate.js";
+import { readOnly } from "./read-only.js";
+import { scattered } from "./scattered.js";
+import { tcp } from "./tcp.js";
+import { tenthDirty } from "./tenth-dirty.js";
+import { tls } from "./tls.js";
+import { toCompressed } from "./to-compressed.js";
+import { zeroKnown } from "./zero-known.js";
+import { zeroUnknown } from "./zero-unknown.js";
+
+/** In the order in which they run and are shown: those that share an input are neighbours. */
+export const WORKLOADS: readonly Workload[] = [
+  fullRaw,
+  fullQcow2,
+  readOnly,
+  tcp,
+  fullFromRaw,
+  tls,
+  fourDisks,
+  latency,
+  limitedRate,
+  scattered,
+  fineGrained,
+  tenthDirty,
+  hugeMap,
+  hugePull,
+  toCompressed,
+  fullFromCompressed,
+  zeroKnown,
+  zeroUnknown,
+];

@@ -1,0 +1,112 @@
+/** The whole harness on a few small workloads: that it works, not how fast anything is. */
+
+import { copyFile, mkdtemp, readFile, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { execa } from "execa";
+import { afterAll, beforeAll, expect, it } from "vitest";
+import { PROJECT } from "../../bench/paths.js";
+import type { BenchResult } from "../../bench/result.js";
+import { readResult } from "../../bench/result-file.js";
+import { describeWith } from "../support/tools.js";
+
+const TOOLS = [
+  ...["cc", "qemu-img", "qemu-io", "qemu-nbd", "qemu-storage-daemon"],
+  ...["nbdkit", "nbdcopy", "nbdinfo", "certtool"],
+];
+const WORKLOADS = ["full-raw", "full-qcow2", "tls", "four-disks", "latency", "scattered", "huge-map"];
+
+describeWith(TOOLS, "the bench harness", () => {
+  let folder: string;
+  let result: BenchResult;
+  let printed: string;
+  const at = (name: string): string => join(folder, name);
+  const script = (name: string): string => join(PROJECT, "dist", "bench", `${name}.js`);
+
+  beforeAll(async () => {
+    folder = await mkdtemp(join(tmpdir(), "bench-harness-"));
+    const small = ["--scale", "0.005", "--runs", "1", "--only", WORKLOADS.join(",")];
+    const { stdout } = await execa(process.execPath, [script("run"), ...small, "--json", at("result.json")], {
+      env: { BENCH_DIR: folder },
+    });
+    printed = stdout;
+    result = await readResult(at("result.json"));
+  });
+  afterAll(async () => {
+    await rm(folder, { recursive: true });
+  });
+
+  it("runs what it was told, and verifies what every contender made", () => {
+    expect(result.workloads.map(({ name }) => name)).toEqual(WORKLOADS);
+    for (const { name, contenders } of result.workloads) {
+      for (const contender of contenders) {
+        // libnbd for Python need not be installed.
+        if (contender.state === "missing") continue;
+        expect([name, contender.name, contender.state, contender.reason]).toEqual([
+          name,
+          contender.name,
+          "measured",
+          undefined,
+        ]);
+        expect(contender.verified).toMatch(/./);
+        expect(contender.runs).toHaveLength(1);
+      }
+    }
+  });
+
+  it("measures time, memory and requests of our own command", () => {
+    for (const { name: workload, contenders } of result.workloads) {
+      const ours = contenders.find(({ name }) => name.startsWith("nbdpull"));
+      expect(ours?.runs[0]?.wallSeconds).toBeGreaterThan(0);
+      expect(ours?.runs[0]?.userSeconds).toBeGreaterThan(0);
+      expect(ours?.runs[0]?.peakRssKiB).toBeGreaterThan(10_000);
+      // Nobody can read along where TLS is.
+      if (workload === "tls") continue;
+      expect(ours?.traffic?.connections).toBeGreaterThan(0);
+      expect(ours?.traffic?.roundTrips).toBeGreaterThan(2);
+    }
+  });
+
+  it("counts what is known of the minimal client", () => {
+    const scattered = result.workloads.find(({ name }) => name === "scattered");
+    const minimal = scattered?.contenders.find(({ name }) => name === "minimal C client");
+    // 30 extents, and one question for them.
+    expect(minimal?.traffic).toMatchObject({
+      connections: 1,
+      options: 3,
+      reads: 30,
+      readBytes: 30 * 65536,
+      blockStatus: 1,
+    });
+  });
+
+  it("prints a table for each workload, and the targets", () => {
+    expect(printed.match(/^### /gm)).toHaveLength(WORKLOADS.length + 1);
+    expect(printed).toContain("| full-raw | nbdpull raw | wall time | nbdcopy | ≤ 0.80 |");
+  });
+
+  it("compares two results", async () => {
+    const { stdout } = await execa(process.execPath, [
+      script("compare"),
+      at("result.json"),
+      at("result.json"),
+    ]);
+    expect(stdout).toContain("| scattered | nbdpull raw |");
+    expect(stdout).not.toContain("Not alike");
+  });
+
+  it("publishes a result into the page that we have", async () => {
+    await copyFile(join(PROJECT, "docs", "performance.md"), at("performance.md"));
+    await execa(process.execPath, [script("publish"), at("result.json"), at("performance.md")]);
+    const page = await readFile(at("performance.md"), "utf8");
+    for (const name of WORKLOADS) {
+      expect(page).toContain(`(performance/${name}.svg)`);
+      expect(await readFile(at(`performance/${name}.svg`), "utf8")).toContain("</svg>");
+    }
+  });
+
+  it("leaves nothing behind", async () => {
+    const { stdout } = await execa("ls", [folder]);
+    expect(stdout.split("\n").filter((name) => name.startsWith("nbdpull-bench-"))).toEqual([]);
+  });
+});

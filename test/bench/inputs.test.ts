@@ -1,0 +1,76 @@
+import { describe, expect, it } from "vitest";
+import { fillRandom, fillText } from "../../bench/data.js";
+import { evenly, scattered } from "../../bench/extents.js";
+import { scaled } from "../../bench/scale.js";
+import { WORKLOADS } from "../../bench/workloads/index.js";
+
+const KiB = 1024;
+const MiB = 1024 * KiB;
+
+describe("the places of data on a disk", () => {
+  it("are in order, inside, and don't touch each other", () => {
+    for (const list of [
+      evenly(64 * MiB, 16, MiB),
+      scattered(64 * MiB, 100, 64 * KiB),
+      scattered(32 * MiB, 1000, 4 * KiB),
+    ]) {
+      let end = -1;
+      for (const { offset, length } of list) {
+        expect(offset % length).toBe(0);
+        expect(offset).toBeGreaterThan(end);
+        end = offset + length;
+      }
+      expect(end).toBeLessThanOrEqual(64 * MiB);
+    }
+  });
+
+  it("are the same in every run", () => {
+    expect(scattered(64 * MiB, 100, 64 * KiB)).toEqual(scattered(64 * MiB, 100, 64 * KiB));
+  });
+
+  it("need a disk that is large enough", () => {
+    expect(() => scattered(MiB, 100, 64 * KiB)).toThrow("larger disk");
+    expect(() => evenly(MiB, 100, 64 * KiB)).toThrow("larger disk");
+  });
+});
+
+describe("content", () => {
+  it("tells its place and generation in every block, and is nowhere zero", () => {
+    for (const fill of [fillRandom, fillText]) {
+      const blocks = [
+        [0, 1],
+        [4096, 1],
+        [0, 2],
+      ].map(([offset = 0, generation = 0]) => {
+        const block = Buffer.alloc(4096);
+        fill(block, offset, generation);
+        return block.toString("latin1");
+      });
+      expect(new Set(blocks).size).toBe(3);
+      for (const block of blocks) expect(block).not.toMatch(/^\0{16}/);
+    }
+  });
+});
+
+describe("sizes", () => {
+  it("scale in whole units, and never to nothing", () => {
+    expect(scaled(4096, 0.5, 512)).toBe(2048);
+    expect(scaled(4096, 0.0001, 512)).toBe(512);
+    expect(scaled(6000, 0.1, 1)).toBe(600);
+  });
+});
+
+describe("every workload", () => {
+  it("has a name of its own, and names only contenders that it has", () => {
+    expect(new Set(WORKLOADS.map(({ name }) => name)).size).toBe(WORKLOADS.length);
+    for (const { name, contenders, reference, targets } of WORKLOADS) {
+      const names = contenders.map((contender) => contender.name);
+      expect(new Set(names).size, name).toBe(names.length);
+      const named = [
+        reference,
+        ...targets.flatMap((target) => [target.contender, target.against ?? reference]),
+      ];
+      for (const one of named) expect(names, name).toContain(one);
+    }
+  });
+});

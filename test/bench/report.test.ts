@@ -1,0 +1,172 @@
+import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { describe, expect, it } from "vitest";
+import { compare, comparisonReport, differences } from "../../bench/comparison.js";
+import { targetsPlot, workloadPlot } from "../../bench/plots.js";
+import { fillMarkers, publish } from "../../bench/publication.js";
+import { circumstances, judgeTargets, targetsReport, workloadReport } from "../../bench/report.js";
+import { contenderOf, resultOf, workloadOf } from "./results.js";
+
+const theirs = contenderOf("theirs", 2, 4, 3, 3, 3);
+const ours = contenderOf("ours", 1, 2, 1.5, 1.5, 1.5);
+
+describe("the report of a workload", () => {
+  it("shows medians, and ratios to the reference with their spread", () => {
+    const report = workloadReport(workloadOf([theirs, ours]));
+    expect(report).toContain("| theirs | 3.00 | 1 |  | 1.50 | 1 |");
+    expect(report).toContain("| ours | 1.50 | 0.50 (0.50–0.50) | faster | 0.75 | 0.50 (0.50–0.50) |");
+  });
+
+  it("calls a difference none that one of the rounds didn't see", () => {
+    expect(workloadReport(workloadOf([theirs, contenderOf("ours", 1, 2, 3.1, 1, 1)]))).toContain(
+      "no difference",
+    );
+  });
+
+  it("names contenders that are missing or have failed, with the reason", () => {
+    const report = workloadReport(
+      workloadOf([
+        theirs,
+        { name: "absent", state: "missing", reason: "absent: apt-get install absent", runs: [] },
+        { name: "broken", state: "failed", reason: "exit code 1", runs: [] },
+      ]),
+    );
+    expect(report).toContain("absent is missing: absent: apt-get install absent");
+    expect(report).toContain("broken is failed: exit code 1");
+  });
+
+  it("has no ratios where the reference has no figures", () => {
+    expect(workloadReport(workloadOf([ours]))).toContain("| ours | 1.50 | – |  | 0.75 | – |");
+  });
+
+  it("shows requests and round trips where they were counted", () => {
+    const traffic = {
+      connections: 1,
+      options: 3,
+      reads: 10,
+      readBytes: 4096,
+      blockStatus: 2,
+      others: 1,
+      roundTrips: 7,
+    };
+    expect(workloadReport(workloadOf([{ ...theirs, traffic }]))).toMatch(/\| 13 \| 7 \|$/m);
+  });
+});
+
+describe("targets", () => {
+  const judged = (atMost: number) => {
+    const target = { contender: "ours", metric: "wall" as const, against: "theirs", atMost };
+    return resultOf(workloadOf([theirs, contenderOf("ours", 1, 2, 2.25, 1, 2)], { targets: [target] }));
+  };
+
+  it("are judged by the median of the pairwise ratios", () => {
+    expect(judgeTargets(judged(0.5))[0]).toMatchObject({
+      standing: "met",
+      value: { median: 0.5, max: 0.75 },
+    });
+    expect(judgeTargets(judged(0.45))[0]?.standing).toBe("undecided");
+    expect(judgeTargets(judged(0.2))[0]?.standing).toBe("missed");
+  });
+
+  it("aren't judged where one of the two has no figures", () => {
+    const target = { contender: "ours", metric: "wall" as const, against: "absent", atMost: 1 };
+    const result = resultOf(workloadOf([ours], { targets: [target] }));
+    expect(judgeTargets(result)[0]).toMatchObject({ standing: "not measured" });
+    expect(targetsReport(result)).toContain("not measured");
+  });
+
+  it("on memory are absolute, and told in one sentence", () => {
+    const target = { contender: "ours", metric: "rss" as const, atMost: 8 };
+    const report = targetsReport(resultOf(workloadOf([ours], { targets: [target] })));
+    expect(report).toContain(
+      "Peak RSS, target ≤ 8 MiB: at most 10 MiB, in copy. Over it: ours in copy (10 MiB).",
+    );
+  });
+});
+
+describe("the circumstances", () => {
+  it("name machine, versions and settings, and warn of small sizes", () => {
+    const result = resultOf();
+    expect(circumstances(result)).toBe(
+      "2 × Some CPU, 8 GiB, Linux 6.1; inputs and outputs on tmpfs. Medians of 3 interleaved runs after a warm-up. Node 20.19.0; QEMU 7.2.",
+    );
+    expect(circumstances({ ...result, settings: { runs: 1, scale: 0.1 } })).toContain("Sizes × 0.1");
+  });
+});
+
+describe("two results side by side", () => {
+  const before = resultOf(workloadOf([theirs, ours]));
+
+  it("show the change, and whether it is one", () => {
+    const after = resultOf(workloadOf([theirs, contenderOf("ours", 0.5, 0.6, 0.7, 0.6, 0.6)]));
+    expect(compare(before, after, "wall").map(({ contender, verdict }) => [contender, verdict])).toEqual([
+      ["theirs", "none"],
+      ["ours", "less"],
+    ]);
+    expect(comparisonReport(before, after, "wall")).toContain(
+      "| copy | ours | 1.50 (1.00–2.00) | 0.60 (0.50–0.70) | -60 % | less | 0.50 (0.50–0.50) | 0.20 (0.15–0.25) |",
+    );
+  });
+
+  it("leave out what one of them doesn't have", () => {
+    const after = resultOf(workloadOf([theirs]), workloadOf([ours], { name: "another" }));
+    expect(compare(before, after, "cpu").map(({ contender }) => contender)).toEqual(["theirs"]);
+  });
+
+  it("say what else is different", () => {
+    const after = { ...before, versions: { Node: "24.0.0", QEMU: "7.2" } };
+    expect(differences(before, before)).toEqual([]);
+    expect(differences(before, after)).toEqual(["Node: 20.19.0 before, 24.0.0 after"]);
+  });
+});
+
+describe("plots", () => {
+  const target = { contender: "ours", metric: "wall" as const, against: "theirs", atMost: 0.5 };
+  const result = resultOf(workloadOf([theirs, ours], { targets: [target] }));
+
+  it("are SVG with the names in it, in the colour of the page", () => {
+    const svg = workloadPlot(workloadOf([theirs, ours]));
+    expect(svg).toMatch(/^<svg/);
+    expect(svg).toContain("theirs");
+    expect(svg).toContain("prefers-color-scheme");
+    expect(svg).toContain("currentColor");
+    expect(targetsPlot(result)).toContain("copy: ours / theirs ≤ 0.50");
+  });
+
+  it("can be drawn of nothing", () => {
+    expect(workloadPlot(workloadOf([]))).toMatch(/^<svg/);
+    expect(targetsPlot(resultOf())).toMatch(/^<svg/);
+  });
+});
+
+describe("publishing", () => {
+  it("replaces what is between the markers, and nothing else", () => {
+    const page = "A\n<!-- bench:x -->\nold\n<!-- /bench:x -->\nB\n";
+    const filled = "A\n<!-- bench:x -->\n\nnew\n\n<!-- /bench:x -->\nB\n";
+    expect(fillMarkers(page, new Map([["x", "new\n"]]))).toBe(filled);
+    expect(fillMarkers(filled, new Map([["x", "new"]]))).toBe(filled);
+  });
+
+  it("fails where the page has no place for it", () => {
+    expect(() => fillMarkers("A", new Map([["x", "new"]]))).toThrow('no place for "x"');
+  });
+
+  it("writes plots beside the page", async () => {
+    const folder = await mkdtemp(join(tmpdir(), "bench-publish-"));
+    try {
+      const page = join(folder, "page.md");
+      const marks = ["circumstances", "targets", "workloads"].map(
+        (name) => `<!-- bench:${name} -->\n<!-- /bench:${name} -->\n`,
+      );
+      await writeFile(page, marks.join("\n"));
+      await publish(resultOf(workloadOf([theirs, ours])), page);
+      const written = await readFile(page, "utf8");
+      expect(written).toContain("### A copy");
+      expect(written).toContain("![A copy](page/copy.svg)");
+      expect(await readFile(join(folder, "page", "copy.svg"), "utf8")).toContain("</svg>");
+    } finally {
+      await rm(folder, { recursive: true });
+    }
+  });
+});

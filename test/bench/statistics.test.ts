@@ -1,0 +1,61 @@
+import { describe, expect, it } from "vitest";
+import {
+  median,
+  pairwiseRatios,
+  spreadOf,
+  standingOf,
+  verdictBetween,
+  verdictOf,
+} from "../../bench/statistics.js";
+
+describe("the median", () => {
+  it("is the middle value, or the mean of the two in the middle", () => {
+    expect(median([3, 1, 2])).toBe(2);
+    expect(median([4, 1, 3, 2])).toBe(2.5);
+    expect(median([])).toBeNaN();
+  });
+
+  it("leaves its values in their order", () => {
+    const values = [3, 1, 2];
+    spreadOf(values);
+    expect(values).toEqual([3, 1, 2]);
+  });
+});
+
+describe("pairwise ratios", () => {
+  it("are taken round by round, so that a drift of the machine cancels out", () => {
+    // The machine gets three times slower; the contender stays at half of the reference all along.
+    expect(pairwiseRatios([1, 2, 3], [2, 4, 6])).toEqual({ count: 3, median: 0.5, min: 0.5, max: 0.5 });
+  });
+
+  it("stop where one of the two has no more rounds", () => {
+    expect(pairwiseRatios([1, 9], [2])).toEqual({ count: 1, median: 0.5, min: 0.5, max: 0.5 });
+  });
+});
+
+describe("a verdict", () => {
+  it("is a difference only when every round saw it", () => {
+    expect(verdictOf({ count: 5, median: 0.8, min: 0.7, max: 0.99 })).toBe("less");
+    expect(verdictOf({ count: 5, median: 1.2, min: 1.01, max: 1.4 })).toBe("more");
+    expect(verdictOf({ count: 5, median: 0.8, min: 0.7, max: 1.01 })).toBe("none");
+  });
+
+  it("is not given on few rounds, which agree by chance", () => {
+    expect(verdictOf({ count: 4, median: 0.5, min: 0.5, max: 0.5 })).toBe("open");
+  });
+
+  it("on two separate runs asks that they don't overlap", () => {
+    const before = { count: 5, median: 2, min: 1.9, max: 2.2 };
+    expect(verdictBetween(before, { count: 5, median: 1.5, min: 1.4, max: 1.8 })).toBe("less");
+    expect(verdictBetween(before, { count: 5, median: 2.5, min: 2.3, max: 2.8 })).toBe("more");
+    expect(verdictBetween(before, { count: 5, median: 1.5, min: 1.4, max: 1.95 })).toBe("none");
+  });
+});
+
+describe("a target", () => {
+  it("is met by the median, missed by all rounds, and undecided in between", () => {
+    expect(standingOf({ count: 5, median: 0.8, min: 0.7, max: 1 }, 0.8)).toBe("met");
+    expect(standingOf({ count: 5, median: 0.9, min: 0.85, max: 1 }, 0.8)).toBe("missed");
+    expect(standingOf({ count: 5, median: 0.9, min: 0.75, max: 1 }, 0.8)).toBe("undecided");
+  });
+});
