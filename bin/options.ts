@@ -3,7 +3,7 @@ import { type Command, InvalidArgumentError, Option } from "commander";
 import { DIGEST_ALGORITHMS, type DigestAlgorithm, parseDigestAlgorithm } from "../src/backup/digest.js";
 import { UsageError } from "../src/backup/errors.js";
 import type { ImageFormat } from "../src/backup/image/create.js";
-import { DEFAULT_WINDOW, type Window } from "../src/backup/pull-image.js";
+import type { Window } from "../src/backup/pace.js";
 import { RateLimit } from "../src/backup/rate-limit.js";
 import type { ConnectOptions } from "../src/nbd/index.js";
 import { parseSize } from "./sizes.js";
@@ -103,8 +103,8 @@ export function digestsOf(
 }
 
 export function windowOf(options: CopyOptions): Window {
-  const requestSize = options.requestSize ?? DEFAULT_WINDOW.requestSize;
-  return { requestSize, inFlight: Math.max(requestSize, options.inFlight ?? DEFAULT_WINDOW.inFlight) };
+  const { requestSize, inFlight } = options;
+  return { requestSize, inFlight };
 }
 
 export function rateLimitOf(options: CopyOptions): RateLimit | undefined {

@@ -10,7 +10,8 @@ export function dirtyContext(name: string): string {
 }
 
 /**
- * Everything that the export's negotiated contexts say, as gapless extents from byte 0 to its end, asked for lazily.
+ * Everything that the export's negotiated contexts say, as gapless extents from byte 0 to its end, asked for lazily and
+ * handed on in batches.
  * Without `bitmap` (a full copy) nothing is clean. Without contexts the whole export is data.
  *
  * @throws {NbdError} block status failed, or left something unsaid
@@ -18,11 +19,11 @@ export function dirtyContext(name: string): string {
 export async function* exportExtents(
   client: NbdClient,
   options: { readonly bitmap?: string | undefined; readonly signal?: AbortSignal | undefined },
-): AsyncGenerator<Extent> {
+): AsyncGenerator<readonly Extent[]> {
   const { size, contexts } = client.export;
   if (size === 0) return;
   if (contexts.length === 0) {
-    yield { offset: 0, length: size, state: "data" };
+    yield [{ offset: 0, length: size, state: "data" }];
     return;
   }
   const dirtyName = options.bitmap === undefined ? undefined : dirtyContext(options.bitmap);
@@ -31,14 +32,16 @@ export async function* exportExtents(
     const dirty = dirtyName === undefined ? undefined : batch.contexts.get(dirtyName);
     if (dirtyName !== undefined && dirty === undefined) throw new Error(`${dirtyName} was not negotiated`);
     const allocation = batch.contexts.get(ALLOCATION_CONTEXT);
+    const extents: Extent[] = [];
     for (const extent of classify({ offset: batch.offset, length: batch.length, dirty, allocation })) {
       if (pending?.state === extent.state) {
         pending = { ...pending, length: pending.length + extent.length };
         continue;
       }
-      if (pending) yield pending;
+      if (pending) extents.push(pending);
       pending = extent;
     }
+    yield extents;
   }
-  if (pending) yield pending;
+  if (pending) yield [pending];
 }

@@ -11,15 +11,14 @@ export type { JobInfo } from "./libvirt/job-info.js";
 export { type DomainRef, Virsh, type VirshOptions } from "./libvirt/virsh.js";
 export { type DiskManifest, type Manifest, parseManifest } from "./manifest.js";
 export { type OpenOptions, openExport } from "./open-export.js";
+export type { Window } from "./pace.js";
 export { refuseTarget } from "./publish.js";
 export { type PullFileOptions, pullFile } from "./pull-file.js";
 export {
-  DEFAULT_WINDOW,
   type PullImageOptions,
   type PullProgress,
   type PullResult,
   pullImage,
-  type Window,
 } from "./pull-image.js";
 export { RateLimit } from "./rate-limit.js";
 export { type PendingPoint, Repository } from "./repository.js";

@@ -6,6 +6,7 @@ import {
   NbdClient,
   OptionError,
   RequestError,
+  type Stretch,
 } from "../nbd/index.js";
 import { PreconditionError } from "./errors.js";
 import { ALLOCATION_CONTEXT, dirtyContext } from "./export-extents.js";
@@ -68,22 +69,28 @@ const SNAPSHOT_BLOCK = 64 * 1024;
  * is always right. Extended headers came with 8.2, so who speaks them has no need of that.
  */
 export function readerOf(client: NbdClient, bitmap: string | undefined): ByteSource {
-  const { contexts, protocol } = client.export;
-  const isSafe = bitmap === undefined || contexts.includes(ALLOCATION_CONTEXT) || protocol === "extended";
-  if (isSafe) return client;
+  if (mayReadClean(client, bitmap) || client.export.protocol === "extended") return client;
   return {
-    read: async (offset, target, options) => {
-      const reads: Promise<void>[] = [];
-      for (let done = 0; done < target.length; ) {
-        const length = Math.min(SNAPSHOT_BLOCK - ((offset + done) % SNAPSHOT_BLOCK), target.length - done);
-        reads.push(client.read(offset + done, target.subarray(done, done + length), options));
-        done += length;
-      }
-      // No read may go on filling the buffer once this is over.
-      const outcomes = await Promise.allSettled(reads);
-      for (const outcome of outcomes) if (outcome.status === "rejected") throw outcome.reason;
-    },
+    readPieces: (stretches, sink, options) =>
+      client.readPieces(
+        stretches.flatMap((stretch) => [...blocksOf(stretch)]),
+        sink,
+        options,
+      ),
   };
+}
+
+function* blocksOf({ offset, length }: Stretch): Generator<Stretch> {
+  for (let done = 0; done < length; ) {
+    const count = Math.min(SNAPSHOT_BLOCK - ((offset + done) % SNAPSHOT_BLOCK), length - done);
+    yield { offset: offset + done, length: count };
+    done += count;
+  }
+}
+
+/** Whether clean bytes can be read too: where they can't, they have no allocation either, and `openExport` went without. */
+export function mayReadClean(client: NbdClient, bitmap: string | undefined): boolean {
+  return bitmap === undefined || client.export.contexts.includes(ALLOCATION_CONTEXT);
 }
 
 async function connect(

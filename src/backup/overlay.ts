@@ -1,3 +1,4 @@
+import type { PieceSink, Stretch } from "../nbd/index.js";
 import type { ExtentState } from "./extent.js";
 import { type Geometry, maskStretches } from "./image/image.js";
 import type { Layer, LayerRun, OnDamage } from "./layer.js";
@@ -123,6 +124,8 @@ export class ChainSource {
   readonly #damageOf: DamageOf;
   #seen: SeenPiece[] = [];
   #walked = 0;
+  /** Buffers that nobody uses. */
+  readonly #spare: Buffer[] = [];
   /** All data before this byte was read and is forgotten. */
   #forgotten = 0;
 
@@ -133,12 +136,12 @@ export class ChainSource {
   }
 
   /** The walk over the whole disk. */
-  async *extents(): AsyncGenerator<Piece> {
+  async *extents(): AsyncGenerator<readonly Piece[]> {
     for await (const piece of seenThrough(this.#layers, this.geometry.virtualSize, this.#damageOf)) {
       if (piece.state === "clean") throw new RangeError("the last layer of a chain has to be complete");
       if (piece.state === "data") this.#seen.push({ piece, unread: piece.length });
       this.#walked = piece.offset + piece.length;
-      yield piece;
+      yield [piece];
     }
   }
 
@@ -156,6 +159,25 @@ export class ChainSource {
       done = stop;
     }
     bytes.fill(0, done - offset);
+  }
+
+  /** As `read`, into buffers that are used again, each stretch handed on in one piece. */
+  async readPieces(
+    stretches: readonly Stretch[],
+    sink: PieceSink,
+    { signal }: { readonly signal: AbortSignal },
+  ): Promise<void> {
+    await Promise.all(stretches.map((stretch) => this.#readStretch(stretch, sink, signal)));
+  }
+
+  async #readStretch({ offset, length }: Stretch, sink: PieceSink, signal: AbortSignal): Promise<void> {
+    const spare = this.#spare.pop();
+    const buffer = spare && spare.length >= length ? spare : Buffer.allocUnsafeSlow(length);
+    const bytes = buffer.subarray(0, length);
+    await this.read(offset, bytes);
+    signal.throwIfAborted();
+    sink.data(offset, bytes);
+    this.#spare.push(buffer);
   }
 
   /** @throws {RangeError} some data was never read */

@@ -74,12 +74,13 @@ export interface PlanTotals {
  * @throws {GranularityError} a subcluster is partly clean
  */
 export async function* plan(
-  extents: AsyncIterable<Extent>,
+  extents: AsyncIterable<readonly Extent[]>,
   options: PlanOptions,
   totals: PlanTotals = { extents: 0, definedBytes: 0 },
 ): AsyncGenerator<Segment> {
   const { clusterSize } = options.geometry;
   const perSegment = Math.max(1, Math.floor(options.segmentBytes / clusterSize));
+  const cutter = new ClusterCutter(options.geometry);
   let runs: PlannedRun[] = [];
   let clusters = 0;
   let rank = 0;
@@ -92,57 +93,65 @@ export async function* plan(
     return segment;
   };
 
-  for await (const run of clusterRuns(counted(extents, totals), options.geometry)) {
-    if (run.kind !== "data") {
-      runs.push(run);
-      if (run.kind === "partial" && run.dataMask !== 0) clusters += 1;
-    } else {
-      for (let done = 0; done < run.count; ) {
-        const count = Math.min(run.count - done, perSegment - clusters);
-        runs.push({ kind: "data", cluster: run.cluster + done, count });
-        clusters += count;
-        done += count;
-        if (clusters === perSegment) yield take();
+  for await (const batch of extents) {
+    for (const extent of batch) {
+      if (extent.state !== "clean") {
+        totals.extents += 1;
+        totals.definedBytes += extent.length;
+      }
+      for (const run of cutter.cut(extent)) {
+        if (run.kind !== "data") {
+          runs.push(run);
+          if (run.kind === "partial" && run.dataMask !== 0) clusters += 1;
+        } else {
+          for (let done = 0; done < run.count; ) {
+            const count = Math.min(run.count - done, perSegment - clusters);
+            runs.push({ kind: "data", cluster: run.cluster + done, count });
+            clusters += count;
+            done += count;
+            if (clusters === perSegment) yield take();
+          }
+        }
+        if (clusters === perSegment || runs.length >= MAX_RUNS_IN_SEGMENT) yield take();
       }
     }
-    if (clusters === perSegment || runs.length >= MAX_RUNS_IN_SEGMENT) yield take();
   }
   if (runs.length > 0) yield take();
 }
 
-async function* counted(extents: AsyncIterable<Extent>, totals: PlanTotals): AsyncGenerator<Extent> {
-  for await (const extent of extents) {
-    if (extent.state !== "clean") {
-      totals.extents += 1;
-      totals.definedBytes += extent.length;
-    }
-    yield extent;
-  }
-}
-
 /** Cuts extents at cluster boundaries: whole clusters in bulk, the others piece by piece. */
-async function* clusterRuns(extents: AsyncIterable<Extent>, geometry: Geometry): AsyncGenerator<PlannedRun> {
-  const { clusterSize, virtualSize } = geometry;
-  let pieces: Extent[] = [];
-  for await (const extent of extents) {
+class ClusterCutter {
+  readonly #geometry: Geometry;
+  /** Of the cluster that the extents so far end in. */
+  #pieces: Extent[] = [];
+
+  constructor(geometry: Geometry) {
+    this.#geometry = geometry;
+  }
+
+  /** @param extent follows the one before it */
+  cut(extent: Extent): PlannedRun[] {
+    const { clusterSize, virtualSize } = this.#geometry;
+    const runs: PlannedRun[] = [];
     const end = extent.offset + extent.length;
     for (let offset = extent.offset; offset < end; ) {
       const cluster = Math.floor(offset / clusterSize);
       const whole = end === virtualSize ? Math.ceil(end / clusterSize) : Math.floor(end / clusterSize);
       if (offset === cluster * clusterSize && whole > cluster) {
-        if (extent.state !== "clean") yield { kind: extent.state, cluster, count: whole - cluster };
+        if (extent.state !== "clean") runs.push({ kind: extent.state, cluster, count: whole - cluster });
         offset = Math.min(whole * clusterSize, end);
         continue;
       }
       const stop = Math.min((cluster + 1) * clusterSize, end);
-      pieces.push({ offset, length: stop - offset, state: extent.state });
+      this.#pieces.push({ offset, length: stop - offset, state: extent.state });
       offset = stop;
       if (stop % clusterSize === 0 || stop === virtualSize) {
-        const run = clusterOfPieces(cluster, pieces, clusterSize);
-        if (run) yield run;
-        pieces = [];
+        const run = clusterOfPieces(cluster, this.#pieces, clusterSize);
+        if (run) runs.push(run);
+        this.#pieces = [];
       }
     }
+    return runs;
   }
 }
 

@@ -1,31 +1,19 @@
 import type { NbdClient } from "../nbd/index.js";
-import { createDigester, type DigestAlgorithm } from "./digest.js";
+import type { DigestAlgorithm } from "./digest.js";
+import { DigestBehind } from "./digest-behind.js";
 import { DigestFileWriter } from "./digest-file.js";
 import { exportExtents } from "./export-extents.js";
 import { createImage, type ImageFormat } from "./image/create.js";
-import type { Geometry } from "./image/image.js";
+import { type ClusterRun, type Geometry, slotsOf } from "./image/image.js";
 import type { Backing } from "./image/qcow2-writer.js";
+import { Ledger, type LedgerDigests } from "./ledger.js";
 import { NewFiles } from "./new-files.js";
-import { readerOf } from "./open-export.js";
+import { mayReadClean, readerOf } from "./open-export.js";
+import { Pace, segmentBytesOf, type Window } from "./pace.js";
 import { GranularityError, type PlanTotals, plan } from "./plan.js";
-import { type PullOptions, pull } from "./pull.js";
+import { pull } from "./pull.js";
 import type { RateLimit } from "./rate-limit.js";
-
-/** How much is under way at once; bytes. */
-export interface Window {
-  /** Of one segment: the most that one write stores. */
-  readonly requestSize: number;
-  /** Of all lanes together. */
-  readonly inFlight: number;
-}
-
-/** How many lanes a window has room for. */
-export function lanesOf(window: Window, segmentBytes: number): number {
-  return Math.max(1, Math.floor(window.inFlight / segmentBytes));
-}
-
-/** Measured: 1 MiB requests, four at a time, are within noise of the best on a unix socket (docs/performance.md). */
-export const DEFAULT_WINDOW: Window = { requestSize: 1024 * 1024, inFlight: 4 * 1024 * 1024 };
+import { WriteThrough } from "./write-through.js";
 
 export interface PullImageOptions {
   /** Connected by `openExport`, with the context of `bitmap`. */
@@ -77,6 +65,8 @@ export interface PullResult {
   readonly digestsSha256: string | undefined;
 }
 
+/** Reading that many clean bytes along takes less than another request (docs/performance.md). */
+const READ_THROUGH = 32 * 1024;
 const DEFAULT_CLUSTER_SIZE = 64 * 1024;
 /** With 32 subclusters of 512 bytes: as fine as QEMU's bitmaps can be. */
 const FINEST_CLUSTER_SIZE = 16 * 1024;
@@ -103,34 +93,35 @@ export async function pullImage(options: PullImageOptions): Promise<PullResult> 
 async function pullWithClusters(options: PullImageOptions, clusterSize: number): Promise<PullResult> {
   const started = performance.now();
   const { client, bitmap, signal } = options;
-  const window = options.window ?? DEFAULT_WINDOW;
+  const window = options.window ?? {};
   const geometry: Geometry = { virtualSize: client.export.size, clusterSize };
   const complete = bitmap === undefined;
   const totals: PlanTotals = { extents: 0, definedBytes: 0 };
   const requestsBefore = client.requests;
-  const segmentBytes = Math.max(window.requestSize, clusterSize);
+  const segmentBytes = segmentBytesOf(window, clusterSize, client.export.blockSize?.preferred);
 
   await using files = new NewFiles();
   const writer = files.add(options.imagePath, await createImage(options.imagePath, { ...options, geometry }));
   if (options.mapPath !== undefined) files.expect(options.mapPath);
-  const digests = options.digests && (await createDigests(options.digests, files, geometry, complete));
+  await using digests = options.digests && (await startDigests(options, options.digests, files, geometry));
+  const notes = new Ledger({ writer, complete, digests });
 
   let readBytes = 0;
   let storedBytes = 0;
   await pull({
     source: readerOf(client, bitmap),
     segments: plan(exportExtents(client, { bitmap, signal }), { geometry, segmentBytes }, totals),
-    writer,
-    complete,
-    digests,
-    lanes: lanesOf(window, segmentBytes),
-    segmentBytes,
+    land: (segment) => new WriteThrough(segment, writer),
+    notes,
+    pace: new Pace(window, segmentBytes),
+    readThrough: mayReadClean(client, bitmap) ? READ_THROUGH : 0,
     rateLimit: options.rateLimit,
     signal,
     onSegment: (segment) => {
       readBytes += segment.readBytes;
-      storedBytes += segment.storedBytes;
-      options.onProgress?.({ virtualSize: geometry.virtualSize, position: segment.position, readBytes });
+      storedBytes += storedBytesOf(segment.runs, geometry);
+      const position = endOf(segment.runs, geometry);
+      options.onProgress?.({ virtualSize: geometry.virtualSize, position, readBytes });
     },
   });
   await writer.finish({ sync: options.sync });
@@ -156,13 +147,30 @@ async function pullWithClusters(options: PullImageOptions, clusterSize: number):
   };
 }
 
-async function createDigests(
+/** Bytes of the clusters that were stored, cut off at the end of the disk. */
+function storedBytesOf(runs: readonly ClusterRun[], { clusterSize, virtualSize }: Geometry): number {
+  let bytes = 0;
+  for (const run of runs) {
+    const offset = run.cluster * clusterSize;
+    bytes += Math.min(slotsOf(run) * clusterSize, virtualSize - offset);
+  }
+  return bytes;
+}
+
+/** The guest offset that a segment goes up to. */
+export function endOf(runs: readonly ClusterRun[], { clusterSize, virtualSize }: Geometry): number {
+  const last = runs.at(-1);
+  return last === undefined ? 0 : Math.min((last.cluster + last.count) * clusterSize, virtualSize);
+}
+
+async function startDigests(
+  { imagePath, bitmap }: PullImageOptions,
   { path, algorithm }: NonNullable<PullImageOptions["digests"]>,
   files: NewFiles,
   geometry: Geometry,
-  complete: boolean,
-): Promise<NonNullable<PullOptions["digests"]>> {
-  const digester = await createDigester(algorithm);
-  const file = await DigestFileWriter.create(path, { algorithm, geometry, complete });
-  return { digester, file: files.add(path, file) };
+): Promise<LedgerDigests & AsyncDisposable> {
+  const complete = bitmap === undefined;
+  const file = files.add(path, await DigestFileWriter.create(path, { algorithm, geometry, complete }));
+  const behind = new DigestBehind(imagePath, algorithm);
+  return { algorithm, behind, file, [Symbol.asyncDispose]: () => behind.close() };
 }

@@ -6,15 +6,18 @@ import { UsageError } from "./errors.js";
 import { isMissing } from "./files.js";
 import { createImage, type ImageFormat } from "./image/create.js";
 import { damage, type Layer, type OnDamage } from "./layer.js";
+import { Ledger } from "./ledger.js";
 import type { Manifest } from "./manifest.js";
 import { NewFiles } from "./new-files.js";
 import { ChainSource } from "./overlay.js";
+import { Pace, segmentBytesOf, type Window } from "./pace.js";
 import { plan } from "./plan.js";
 import { type Finished, publish, refuseTarget, temporaryPathFor } from "./publish.js";
 import { pull } from "./pull.js";
-import { DEFAULT_WINDOW, lanesOf, type PullProgress, type Window } from "./pull-image.js";
+import { endOf, type PullProgress } from "./pull-image.js";
 import type { RateLimit } from "./rate-limit.js";
 import type { Repository } from "./repository.js";
+import { WriteThrough } from "./write-through.js";
 
 export interface RestoreTarget {
   /** The disk's name in the domain. */
@@ -99,21 +102,24 @@ async function restoreDisk(
     const geometry = { virtualSize, clusterSize: RESTORED_CLUSTER_SIZE };
     const source = new ChainSource(layers, geometry, failOnDamage);
     const writer = files.add(temporary, await createImage(temporary, { format: target.format, geometry }));
-    const window = options.window ?? DEFAULT_WINDOW;
-    const segmentBytes = Math.max(window.requestSize, geometry.clusterSize);
+    const segmentBytes = segmentBytesOf(options.window ?? {}, geometry.clusterSize);
     let readBytes = 0;
     await pull({
       source,
       segments: plan(source.extents(), { geometry, segmentBytes }),
-      writer,
-      complete: true,
-      lanes: lanesOf(window, segmentBytes),
-      segmentBytes,
+      land: (segment) => new WriteThrough(segment, writer),
+      notes: new Ledger({ writer, complete: true }),
+      pace: new Pace(options.window ?? {}, segmentBytes),
+      readThrough: 0,
       rateLimit: options.rateLimit,
       signal,
       onSegment: (segment) => {
         readBytes += segment.readBytes;
-        options.onProgress?.(target.disk, { virtualSize, position: segment.position, readBytes });
+        options.onProgress?.(target.disk, {
+          virtualSize,
+          position: endOf(segment.runs, geometry),
+          readBytes,
+        });
       },
     });
     source.assertAllRead();

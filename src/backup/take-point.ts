@@ -9,7 +9,8 @@ import type { ImageFormat } from "./image/create.js";
 import type { Backing } from "./image/qcow2-writer.js";
 import { type DiskManifest, isDiskName, MANIFEST_VERSION, type Manifest, timeOfPointId } from "./manifest.js";
 import { openExport } from "./open-export.js";
-import { type PullProgress, pullImage, type Window } from "./pull-image.js";
+import type { Window } from "./pace.js";
+import { type PullProgress, pullImage } from "./pull-image.js";
 import type { RateLimit } from "./rate-limit.js";
 import type { PendingPoint, Repository } from "./repository.js";
 

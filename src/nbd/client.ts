@@ -1,10 +1,19 @@
 /** One export: what a caller can do with it. */
 
 import { blockStatus, type StatusBatch } from "./block-status.js";
+import type { Connection } from "./connection.js";
 import { ConnectionError, RequestError, type RequestErrorCode } from "./errors.js";
+import type { PieceSink, Settlement, Stretch } from "./exchange.js";
 import { type ExportInfo, type Limits, limitsOf } from "./export-info.js";
 import { Pool } from "./pool.js";
-import { fitsOneRequest, inPieces, readRange, readUnfragmented } from "./range.js";
+import {
+  fitsOneRequest,
+  inPieces,
+  isOverflow,
+  readRange,
+  readRangePieces,
+  readUnfragmented,
+} from "./range.js";
 import { type ConnectOptions, resolveSettings } from "./settings.js";
 import type { NbdAddress } from "./uri.js";
 import { COMMAND, COMMAND_FLAG } from "./wire/constants.js";
@@ -88,6 +97,43 @@ export class NbdClient implements AsyncDisposable {
     const { signal } = options;
     if (fitsOneRequest(this.#limits, offset, length)) return this.#readPiece(offset, target, signal);
     return readRange(this.#limits, offset, target, (at, piece) => this.#readPiece(at, piece, signal));
+  }
+
+  /**
+   * Hands `sink` the bytes of all stretches while they come in, in pieces of any size and in any order; together they are
+   * the stretches exactly. For whoever passes bytes on at once: nothing is copied, and no buffer has to wait for them.
+   * A piece is lent to `sink` only until it returns; what it throws fails the read. Nothing comes any more once the
+   * promise has settled.
+   *
+   * A request whose connection is lost is made again over another one where reconnecting is on, and its pieces then
+   * come once more.
+   * @throws {RequestError} the server failed one, or it is out of range
+   * @throws {ConnectionError} @throws {ProtocolError} @throws what `sink` throws
+   */
+  async readPieces(
+    stretches: readonly Stretch[],
+    sink: PieceSink,
+    options: RequestOptions = {},
+  ): Promise<void> {
+    for (const { offset, length } of stretches) this.#checkRange(COMMAND.READ, offset, length);
+    await new Promise<void>((resolve, reject) => {
+      // Many small stretches are what a fragmented disk comes to: they share one promise.
+      let open = stretches.length;
+      let failure: { readonly reason: unknown } | undefined;
+      const settlement = {
+        resolve: () => {
+          open -= 1;
+          if (open === 0) settle();
+        },
+        reject: (reason: unknown) => {
+          failure ??= { reason };
+          settlement.resolve();
+        },
+      };
+      const settle = () => (failure === undefined ? resolve() : reject(failure.reason));
+      for (const stretch of stretches) this.#readStretch(stretch, sink, options.signal, settlement);
+      if (stretches.length === 0) resolve();
+    });
   }
 
   /**
@@ -197,8 +243,50 @@ export class NbdClient implements AsyncDisposable {
   }
 
   #readPiece(offset: number, target: Uint8Array, signal: AbortSignal | undefined): Promise<void> {
-    return readUnfragmented(this.#limits, offset, target, (at, piece) =>
-      this.#pool.run((connection) => connection.read(at, piece, signal), { repeatable: true, signal }),
+    return readUnfragmented(this.#limits, offset, target.length, (at, length) => {
+      const piece = target.subarray(at - offset, at - offset + length);
+      return this.#pool.run((connection) => connection.read(at, piece, signal), { repeatable: true, signal });
+    });
+  }
+
+  /** By one request where that is possible, and only else with all that may be needed for it. */
+  #readStretch(
+    stretch: Stretch,
+    sink: PieceSink,
+    signal: AbortSignal | undefined,
+    settlement: Settlement<void>,
+  ): void {
+    const { resolve, reject } = settlement;
+    const withCare = (): void => {
+      this.#readWithCare(stretch, sink, signal).then(resolve, reject);
+    };
+    const connection = this.#pool.idlest;
+    const isPlain = stretch.length > 0 && fitsOneRequest(this.#limits, stretch.offset, stretch.length);
+    if (!isPlain || connection === undefined) {
+      withCare();
+      return;
+    }
+    connection.readPieces(stretch, sink, signal, {
+      resolve,
+      reject: (error) => (this.#pool.mayRepeat(error) || isOverflow(error) ? withCare() : reject(error)),
+    });
+  }
+
+  /** In as many requests as the server's limits ask for, over whichever connections live. */
+  async #readWithCare(
+    { offset, length }: Stretch,
+    sink: PieceSink,
+    signal: AbortSignal | undefined,
+  ): Promise<void> {
+    await readRangePieces(this.#limits, offset, length, sink, (from, count, into) =>
+      readUnfragmented(this.#limits, from, count, (at, some) => {
+        const piece = { offset: at, length: some };
+        const read = (connection: Connection) =>
+          new Promise<void>((resolve, reject) =>
+            connection.readPieces(piece, into, signal, { resolve, reject }),
+          );
+        return this.#pool.run(read, { repeatable: true, signal });
+      }),
     );
   }
 

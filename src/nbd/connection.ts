@@ -9,12 +9,16 @@ import { aborted, onAbort } from "./abort.js";
 import { ConnectionError, type NbdError, neverSent, ProtocolError } from "./errors.js";
 import {
   type Exchange,
+  FillExchange,
   type Inquiry,
   type OpenRequest,
+  PieceExchange,
+  type PieceSink,
   PlainExchange,
-  ReadExchange,
+  type Settlement,
   StatusExchange,
   type StatusReply,
+  type Stretch,
 } from "./exchange.js";
 import { type ExportInfo, exportInfo } from "./export-info.js";
 import type { Negotiated } from "./negotiate.js";
@@ -92,9 +96,23 @@ export class Connection implements Receiver, ReplyHandler, Watched {
    * in, the connection has to go, since that is the only way to keep the rest of them out of the buffer.
    */
   read(offset: number, target: Uint8Array, signal?: AbortSignal): Promise<void> {
-    // Without DF QEMU hangs up on a read error in the middle instead of reporting it.
-    const flags = this.export.canDf ? COMMAND_FLAG.DF : 0;
-    return this.#submit(new ReadExchange(offset, target, flags), signal);
+    return this.#submit(new FillExchange(offset, target, this.#readFlags), signal);
+  }
+
+  /** Hands `sink` the bytes from `offset` on while they come in. An abort costs nothing. */
+  readPieces(
+    { offset, length }: Stretch,
+    sink: PieceSink,
+    signal: AbortSignal | undefined,
+    settlement: Settlement<void>,
+  ): void {
+    this.#parser.widen();
+    this.#begin(new PieceExchange(offset, length, sink, this.#readFlags), signal, settlement);
+  }
+
+  /** Without DF QEMU hangs up on a read error in the middle instead of reporting it. */
+  get #readFlags(): number {
+    return this.export.canDf ? COMMAND_FLAG.DF : 0;
   }
 
   /**
@@ -206,7 +224,6 @@ export class Connection implements Receiver, ReplyHandler, Watched {
   }
 
   // ReplyHandler
-
   /**
    * QEMU goes on with the next context's chunk after an error of one context has already ended the reply. Only
    * block status with several contexts does so, and each such request allows for two late chunks a context.
@@ -264,14 +281,18 @@ export class Connection implements Receiver, ReplyHandler, Watched {
   }
 
   #submit<T>(exchange: Exchange<T>, signal: AbortSignal | undefined): Promise<T> {
+    return new Promise<T>((resolve, reject) => this.#begin<T>(exchange, signal, { resolve, reject }));
+  }
+
+  #begin<T>(exchange: Exchange<T>, signal: AbortSignal | undefined, settlement: Settlement<T>): void {
+    exchange.settlement = settlement;
     if (this.#ended !== undefined) exchange.abandon(neverSent(this.#ended));
     else if (signal?.aborted) exchange.abandon(aborted(signal));
     else {
-      if (signal !== undefined) this.#heed(signal, exchange);
+      if (signal !== undefined) exchange.settlement = this.#heeding(signal, exchange, settlement);
       if (this.#hasRoom()) this.#send(exchange);
       else this.#waiting.push(exchange);
     }
-    return exchange.promise;
   }
 
   #send(exchange: OpenRequest): void {
@@ -307,7 +328,8 @@ export class Connection implements Receiver, ReplyHandler, Watched {
     return cookie;
   }
 
-  #heed<T>(signal: AbortSignal, exchange: Exchange<T>): void {
+  /** Gives the request up when the signal fires. */
+  #heeding<T>(signal: AbortSignal, exchange: Exchange<T>, { resolve, reject }: Settlement<T>): Settlement<T> {
     const forget = onAbort(signal, () => {
       exchange.abandon(aborted(signal));
       this.#noteDrained();
@@ -316,6 +338,15 @@ export class Connection implements Receiver, ReplyHandler, Watched {
       const message = `the connection to ${this.#transport.peer} was given up: a request was aborted in the middle of its payload`;
       this.destroy(new ConnectionError("NBD_CONNECTION_LOST", message));
     });
-    exchange.promise.then(forget, forget);
+    return {
+      resolve: (value) => {
+        forget();
+        resolve(value);
+      },
+      reject: (error) => {
+        forget();
+        reject(error);
+      },
+    };
   }
 }

@@ -5,7 +5,7 @@
 
 import { Coverage } from "./coverage.js";
 import { ProtocolError, quote, RequestError } from "./errors.js";
-import type { ReplySink } from "./wire/chunks.js";
+import type { Place, ReplySink } from "./wire/chunks.js";
 import { COMMAND, COMMAND_FLAG, ERRNO } from "./wire/constants.js";
 import type { Descriptors } from "./wire/descriptors.js";
 import { commandName } from "./wire/requests.js";
@@ -40,14 +40,19 @@ export interface OpenRequest extends ReplySink, Inquiry {
   abandon(error: unknown): void;
 }
 
-/** What all requests have in common. The promise settles exactly once, whatever happens. */
+/** Exactly one of them is called, once. Neither throws. */
+export interface Settlement<T> {
+  resolve(value: T): void;
+  reject(error: unknown): void;
+}
+
+/** What all requests have in common. Each settles exactly once, whatever happens. */
 export abstract class Exchange<T> implements OpenRequest {
   readonly command: number;
   readonly flags: number;
   readonly offset: number;
   readonly length: number;
   readonly payload: Uint8Array | undefined;
-  readonly promise: Promise<T>;
   sentAt = 0;
   #resolve: (value: T) => void = () => {};
   #reject: (error: unknown) => void = () => {};
@@ -61,10 +66,12 @@ export abstract class Exchange<T> implements OpenRequest {
     this.offset = inquiry.offset;
     this.length = inquiry.length;
     this.payload = payload;
-    this.promise = new Promise<T>((resolve, reject) => {
-      this.#resolve = resolve;
-      this.#reject = reject;
-    });
+  }
+
+  /** Who is told of the outcome, once and at once. */
+  set settlement({ resolve, reject }: Settlement<T>) {
+    this.#resolve = resolve;
+    this.#reject = reject;
   }
 
   get settled(): boolean {
@@ -78,7 +85,7 @@ export abstract class Exchange<T> implements OpenRequest {
   /** The result of a reply that reported no failure; throws a ProtocolError where something is missing. */
   protected abstract result(): T;
 
-  place(_offset: number, _length: number): Uint8Array | undefined {
+  place(_offset: number, _length: number): Place | undefined {
     throw new ProtocolError(`the server sent data in reply to a ${commandName(this.command)}`);
   }
 
@@ -119,26 +126,14 @@ export abstract class Exchange<T> implements OpenRequest {
   }
 }
 
-/** Fills a buffer. While the reply comes in, the buffer is lent to the connection. */
-export class ReadExchange extends Exchange<void> {
-  readonly #target: Uint8Array;
+/** A read, whatever becomes of its bytes: every one of them has to come exactly once. */
+abstract class ReadExchange extends Exchange<void> {
   readonly #coverage: Coverage;
   #contentChunks = 0;
 
-  constructor(offset: number, target: Uint8Array, flags: number) {
-    super({ command: COMMAND.READ, flags, offset, length: target.length });
-    this.#target = target;
-    this.#coverage = new Coverage(target.length);
-  }
-
-  override place(offset: number, length: number): Uint8Array | undefined {
-    const start = this.#cover(offset, length);
-    return this.#isWanted() ? this.#target.subarray(start, start + length) : undefined;
-  }
-
-  override hole(offset: number, length: number): void {
-    const start = this.#cover(offset, length);
-    if (this.#isWanted()) this.#target.fill(0, start, start + length);
+  constructor(offset: number, length: number, flags: number) {
+    super({ command: COMMAND.READ, flags, offset, length });
+    this.#coverage = new Coverage(length);
   }
 
   protected override result(): void {
@@ -150,11 +145,12 @@ export class ReadExchange extends Exchange<void> {
   }
 
   /** Bytes that nobody will look at are not worth storing, and after an abort must not be. */
-  #isWanted(): boolean {
+  protected get isWanted(): boolean {
     return !this.settled && this.failure === undefined;
   }
 
-  #cover(offset: number, length: number): number {
+  /** @returns where in the request the stretch begins */
+  protected cover(offset: number, length: number): number {
     const start = offset - this.offset;
     this.#coverage.add(start, start + length);
     this.#contentChunks += 1;
@@ -162,6 +158,78 @@ export class ReadExchange extends Exchange<void> {
       throw new ProtocolError("the server sent a read in fragments although that was ruled out");
     }
     return start;
+  }
+}
+
+/** Fills a buffer. While the reply comes in, the buffer is lent to the connection. */
+export class FillExchange extends ReadExchange {
+  readonly #target: Uint8Array;
+
+  constructor(offset: number, target: Uint8Array, flags: number) {
+    super(offset, target.length, flags);
+    this.#target = target;
+  }
+
+  override place(offset: number, length: number): Uint8Array | undefined {
+    const start = this.cover(offset, length);
+    return this.isWanted ? this.#target.subarray(start, start + length) : undefined;
+  }
+
+  override hole(offset: number, length: number): void {
+    const start = this.cover(offset, length);
+    if (this.isWanted) this.#target.fill(0, start, start + length);
+  }
+}
+
+/** A stretch of the export; bytes. */
+export interface Stretch {
+  readonly offset: number;
+  readonly length: number;
+}
+
+/** Takes the bytes of a read as they come. */
+export interface PieceSink {
+  /**
+   * `bytes` are those of the export from `offset` on; they are lent until it returns. What it throws fails the read, of
+   * which nothing more is handed on then.
+   */
+  data(offset: number, bytes: Uint8Array): void;
+  /** The stretch reads as zeroes. */
+  zeroes(offset: number, length: number): void;
+}
+
+/** Hands the bytes to a sink while they come in. */
+export class PieceExchange extends ReadExchange {
+  readonly #sink: PieceSink;
+
+  constructor(offset: number, length: number, sink: PieceSink, flags: number) {
+    super(offset, length, flags);
+    this.#sink = sink;
+  }
+
+  override place(offset: number, length: number): Place {
+    this.cover(offset, length);
+    let at = offset;
+    return (piece) => {
+      const from = at;
+      at += piece.length;
+      this.#hand(() => this.#sink.data(from, piece));
+    };
+  }
+
+  override hole(offset: number, length: number): void {
+    this.cover(offset, length);
+    this.#hand(() => this.#sink.zeroes(offset, length));
+  }
+
+  /** What the sink throws is its reader's affair, not the connection's. */
+  #hand(give: () => void): void {
+    if (!this.isWanted) return;
+    try {
+      give();
+    } catch (error) {
+      this.abandon(error);
+    }
   }
 }
 

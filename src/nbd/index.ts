@@ -22,6 +22,7 @@ export {
   TlsError,
   UriError,
 } from "./errors.js";
+export type { PieceSink, Stretch } from "./exchange.js";
 export type { ExportInfo } from "./export-info.js";
 export { type DescribeOptions, describeExport, listExports } from "./queries.js";
 export {

@@ -62,7 +62,7 @@ export class Pool {
     const { reconnect } = this.#settings;
     const attempts = reconnect?.attempts ?? 0;
     for (let attempt = 0; ; attempt++) {
-      const connection = this.#idlest() ?? (await this.#wait(repeat.signal));
+      const connection = this.idlest ?? (await this.#wait(repeat.signal));
       try {
         return await request(connection);
       } catch (error) {
@@ -72,6 +72,11 @@ export class Pool {
     }
   }
 
+  /** Whether a request that failed, and may be repeated, might do better over another connection. */
+  mayRepeat(error: unknown): boolean {
+    return (this.#settings.reconnect?.attempts ?? 0) > 0 && isLoss(error) && !this.#closing.signal.aborted;
+  }
+
   async close(): Promise<void> {
     this.#closing.abort();
     await Promise.allSettled([this.#extras, this.#reconnecting]);
@@ -79,7 +84,8 @@ export class Pool {
     for (const connection of this.#live) this.#forget(connection);
   }
 
-  #idlest(): Connection | undefined {
+  /** The connection with the least to do; undefined where none is left. */
+  get idlest(): Connection | undefined {
     let best: Connection | undefined;
     for (const connection of this.#live) {
       if (connection.ended === undefined && (best === undefined || connection.load < best.load)) {
@@ -99,7 +105,7 @@ export class Pool {
       });
       await abortable(this.#reconnecting, signal);
     }
-    const connection = this.#idlest();
+    const connection = this.idlest;
     if (connection !== undefined) return connection;
     const where = describe(this.#settings.endpoint);
     throw this.#lastLoss ?? new ConnectionError("NBD_CONNECTION_LOST", `the connection to ${where} is gone`);

@@ -9,6 +9,7 @@
  */
 
 import { RequestError } from "./errors.js";
+import type { PieceSink } from "./exchange.js";
 import type { Limits } from "./export-info.js";
 
 /** Reads one stretch by one request. */
@@ -76,23 +77,66 @@ function makeBounce(offset: number, limits: Limits): Bounce {
   return { offset, buffer: new Uint8Array(Math.min(limits.alignment, limits.size - offset)) };
 }
 
+/** Hands `sink` the bytes of any stretch; of the blocks that its ends lie in, what wasn't asked for is left out. */
+export async function readRangePieces(
+  limits: Limits,
+  offset: number,
+  length: number,
+  sink: PieceSink,
+  readPieces: (offset: number, length: number, sink: PieceSink) => Promise<void>,
+): Promise<void> {
+  const { alignment, size, maxPayload } = limits;
+  const end = offset + length;
+  const from = offset - (offset % alignment);
+  const to = Math.min(Math.ceil(end / alignment) * alignment, size);
+  const wanted = from === offset && to === end ? sink : new Clipped(sink, offset, end);
+  await inPieces(from, to - from, maxPayload, (at, count) => readPieces(at, count, wanted));
+}
+
+/** Passes on what lies within [start, end). */
+class Clipped implements PieceSink {
+  readonly #sink: PieceSink;
+  readonly #start: number;
+  readonly #end: number;
+
+  constructor(sink: PieceSink, start: number, end: number) {
+    this.#sink = sink;
+    this.#start = start;
+    this.#end = end;
+  }
+
+  data(offset: number, bytes: Uint8Array): void {
+    const start = Math.max(offset, this.#start);
+    const end = Math.min(offset + bytes.length, this.#end);
+    if (start < end) this.#sink.data(start, bytes.subarray(start - offset, end - offset));
+  }
+
+  zeroes(offset: number, length: number): void {
+    const start = Math.max(offset, this.#start);
+    const end = Math.min(offset + length, this.#end);
+    if (start < end) this.#sink.zeroes(start, end - start);
+  }
+}
+
 /** Reads by one request, or by small ones where the server can't do so much without fragmenting it. */
 export async function readUnfragmented(
   limits: Limits,
   offset: number,
-  target: Uint8Array,
-  readPiece: ReadPiece,
+  length: number,
+  read: (offset: number, length: number) => Promise<void>,
 ): Promise<void> {
   try {
-    await readPiece(offset, target);
+    await read(offset, length);
   } catch (error) {
-    const tooMuch = error instanceof RequestError && error.errno === "EOVERFLOW";
     const step = Math.max(limits.alignment, SAFE_UNFRAGMENTED);
-    if (!tooMuch || target.length <= step) throw error;
-    await inPieces(offset, target.length, step, (at, length) =>
-      readPiece(at, target.subarray(at - offset, at - offset + length)),
-    );
+    if (!isOverflow(error) || length <= step) throw error;
+    await inPieces(offset, length, step, read);
   }
+}
+
+/** Whether a read failed because it is too large to be answered without fragmenting it. */
+export function isOverflow(error: unknown): boolean {
+  return error instanceof RequestError && error.errno === "EOVERFLOW";
 }
 
 /**

@@ -44,6 +44,8 @@ export class Transport {
   #failure: NbdError | undefined;
   #isConnected = false;
   #activity = 0;
+  /** Messages that were not sent yet. */
+  #outbox: Uint8Array[] = [];
 
   /**
    * Starts to connect.
@@ -83,13 +85,18 @@ export class Transport {
     this.#copy(bytes);
   }
 
-  /** Sends a message. `payload` must not change until `onSent` is called, or the connection is destroyed. */
+  /**
+   * Sends a message. `payload` must not change until `onSent` is called, or the connection is destroyed. Messages
+   * without payload go out together once the caller is done for now: a system call and a wake-up for many of them.
+   */
   write(header: Uint8Array, payload?: Uint8Array, onSent?: () => void): void {
     if (this.#failure !== undefined) return;
     if (payload === undefined) {
-      this.#stream.write(header);
+      this.#outbox.push(header);
+      if (this.#outbox.length === 1) queueMicrotask(() => this.#sendOutbox());
       return;
     }
+    this.#sendOutbox();
     this.#stream.cork();
     this.#stream.write(header);
     this.#stream.write(payload, (error) => {
@@ -99,6 +106,13 @@ export class Transport {
       onSent?.();
     });
     this.#stream.uncork();
+  }
+
+  #sendOutbox(): void {
+    const [first] = this.#outbox;
+    if (this.#failure !== undefined || first === undefined) return;
+    this.#stream.write(this.#outbox.length === 1 ? first : Buffer.concat(this.#outbox));
+    this.#outbox = [];
   }
 
   /** Puts TLS on top. `secure` gets the plain stream, from which nothing is read here any more. */
@@ -122,6 +136,7 @@ export class Transport {
   /** Says a last word and waits for the server to hang up, though not for long. */
   async end(lastWord: Uint8Array): Promise<void> {
     if (this.#failure !== undefined) return;
+    this.#sendOutbox();
     const stream = this.#stream;
     await new Promise<void>((resolve) => {
       const timer = setTimeout(resolve, FAREWELL_MS);

@@ -15,13 +15,19 @@ export interface ReplySink {
   readonly offset: number;
   readonly length: number;
   /** Where the bytes [offset, offset + length) of the export go, or undefined to skip them. */
-  place(offset: number, length: number): Uint8Array | undefined;
+  place(offset: number, length: number): Place | undefined;
   /** The bytes [offset, offset + length) of the export are zeroes. */
   hole(offset: number, length: number): void;
   status(contextId: number, descriptors: Descriptors): void;
   /** `offset` is that of the failure, where the server tells; `unknownType` that of a chunk which isn't known. */
   fail(errorNumber: number, message: string, offset?: number, unknownType?: number): void;
 }
+
+/** A buffer to fill, or somebody who takes the bytes piece by piece as they come. */
+export type Place = Uint8Array | TakePiece;
+
+/** The piece is lent until it returns. It does not throw. */
+export type TakePiece = (piece: Uint8Array) => void;
 
 export interface Chunk {
   readonly type: number;

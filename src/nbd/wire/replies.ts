@@ -1,10 +1,15 @@
 /**
  * Replies of the transmission phase, parsed as their bytes come. The parser does no I/O: it says where the
- * next bytes should go, and is told how many have come. Payload of reads goes straight to its destination; only
- * what arrives together with a header is copied.
+ * next bytes should go, and is told how many have come. The payload of a read that fills a buffer goes straight
+ * there; only what arrives together with a header is copied.
  *
  *     |header 20|offset 8|payload ....................................|header 20|..
  *     '------- scratch, 256 bytes --------'--- the reader's buffer ---'-- scratch --
+ *
+ * A read that takes pieces gets them out of the scratch, which is a larger one then, and nothing is copied at all:
+ *
+ *     |header 20|offset 8|payload ...............|header 20|offset 8|payload ................
+ *     '--- scratch, 256 KiB -----------'--- scratch again, from its beginning ---'-- scratch --
  *
  * What a reply means for its request is the {@link ReplySink}'s matter.
  * Sections "Simple reply message", "Structured reply chunk message" and "Structured reply types" of the specification.
@@ -19,6 +24,7 @@ import {
   decodeChunk,
   decodeUnknownError,
   MAX_STATUS_PAYLOAD,
+  type Place,
   type ReplySink,
   requireCommand,
   tooLong,
@@ -46,28 +52,35 @@ export interface ReplyHandler {
 }
 
 const SCRATCH = 256;
+/** Large enough for few system calls, and small enough to stay in the processor's cache (docs/performance.md). */
+const WIDE_SCRATCH = 256 * 1024;
+const PAGE = 4096;
 const DISCARD = 64 * 1024;
 const SIMPLE_HEADER = 16;
 const STRUCTURED_HEADER = 20;
 const EXTENDED_HEADER = 32;
 /** Bytes of the 64-bit offset that a data chunk starts with. */
 const DATA_OFFSET = 8;
+
 export class ReplyParser {
   readonly #protocol: Protocol;
   readonly #handler: ReplyHandler;
 
   /** Bytes #start..#end of the scratch are received and not yet parsed. */
-  readonly #scratch = new Uint8Array(SCRATCH);
-  readonly #view = viewOf(this.#scratch);
+  #scratch = new Uint8Array(SCRATCH);
+  #view = viewOf(this.#scratch);
+  #isWide = false;
   #start = 0;
   #end = 0;
 
   /** The data chunk whose offset is awaited, or the chunk whose payload is under way. */
   #chunk: Chunk | undefined;
   /** Where the payload under way goes, from #filled on; undefined while it is skipped. */
-  #into: Uint8Array | undefined;
+  #into: Place | undefined;
   #filled = 0;
-  /** Bytes of payload that are still to come. While this isn't 0, the scratch is empty. */
+  /** Of the payload under way, in the export. */
+  #offset = 0;
+  /** Bytes of payload that are still to come. While this isn't 0, the scratch holds no more than a part of a piece. */
   #missing = 0;
   #discard: Uint8Array | undefined;
 
@@ -78,18 +91,27 @@ export class ReplyParser {
 
   /** The read whose buffer is the target right now, so that it can't be handed back to its owner. */
   get receivingFor(): ReplySink | undefined {
-    return this.#missing > 0 && this.#chunk?.type === CHUNK.OFFSET_DATA && this.#into !== undefined
+    return this.#missing > 0 && this.#chunk?.type === CHUNK.OFFSET_DATA && this.#into instanceof Uint8Array
       ? this.#chunk.sink
       : undefined;
+  }
+
+  /** Reads are to come whose bytes are taken in pieces: from the next {@link target} on, there is room for large ones. */
+  widen(): void {
+    this.#isWide = true;
   }
 
   /** Where the next bytes should go; never empty. Valid until the next call of {@link received}. */
   target(): Uint8Array {
     if (this.#missing > 0) {
-      if (this.#into !== undefined) return this.#into.subarray(this.#filled, this.#filled + this.#missing);
-      this.#discard ??= new Uint8Array(DISCARD);
-      return this.#missing < DISCARD ? this.#discard.subarray(0, this.#missing) : this.#discard;
+      const into = this.#into;
+      if (into === undefined) {
+        this.#discard ??= new Uint8Array(DISCARD);
+        return this.#missing < DISCARD ? this.#discard.subarray(0, this.#missing) : this.#discard;
+      }
+      if (into instanceof Uint8Array) return into.subarray(this.#filled, this.#filled + this.#missing);
     }
+    if (this.#isWide && this.#scratch.length < WIDE_SCRATCH) this.#grow();
     if (this.#start > 0) {
       this.#scratch.copyWithin(0, this.#start, this.#end);
       this.#end -= this.#start;
@@ -103,19 +125,39 @@ export class ReplyParser {
    * @throws {ProtocolError} after which the parser must not be used again
    */
   received(count: number): void {
-    if (this.#missing > 0) this.#progress(count);
+    if (this.#missing > 0 && typeof this.#into !== "function") this.#progress(count);
     else this.#end += count;
     while (this.#advance());
+  }
+
+  /**
+   * How many of `count` bytes of payload to hand on now. Pieces end at whole pages of the export, so that they can be
+   * written page by page; the rest waits for what follows it.
+   */
+  #presentable(count: number): number {
+    if (typeof this.#into !== "function" || count === this.#missing) return count;
+    const end = this.#offset + this.#filled + count;
+    return Math.max(0, count - (end % PAGE));
+  }
+
+  #grow(): void {
+    const wide = new Uint8Array(WIDE_SCRATCH);
+    wide.set(this.#scratch.subarray(0, this.#end));
+    this.#scratch = wide;
+    this.#view = viewOf(wide);
   }
 
   /** Parses one step of what is in the scratch; false when more bytes are needed for it. */
   #advance(): boolean {
     const available = this.#end - this.#start;
     if (this.#missing > 0) {
-      const count = Math.min(available, this.#missing);
-      this.#into?.set(this.#scratch.subarray(this.#start, this.#start + count), this.#filled);
+      const count = this.#presentable(Math.min(available, this.#missing));
+      if (count === 0) return false;
+      const bytes = this.#scratch.subarray(this.#start, this.#start + count);
+      if (typeof this.#into === "function") this.#into(bytes);
+      else this.#into?.set(bytes, this.#filled);
       this.#start += count;
-      if (count > 0) this.#progress(count);
+      this.#progress(count);
       return this.#missing === 0;
     }
     if (this.#chunk !== undefined) {
@@ -134,14 +176,14 @@ export class ReplyParser {
     const chunk = this.#chunk;
     if (chunk === undefined) return;
     const body = this.#into;
-    if (chunk.type !== CHUNK.OFFSET_DATA && chunk.sink !== undefined && body !== undefined) {
+    if (chunk.type !== CHUNK.OFFSET_DATA && chunk.sink !== undefined && body instanceof Uint8Array) {
       decodeChunk(chunk, chunk.sink, body);
     }
     this.#endChunk(chunk);
   }
 
   /** `length` bytes of payload come next; undefined skips them. */
-  #expect(chunk: Chunk, into: Uint8Array | undefined, length: number): void {
+  #expect(chunk: Chunk, into: Place | undefined, length: number): void {
     this.#chunk = chunk;
     this.#into = into;
     this.#filled = 0;
@@ -196,6 +238,7 @@ export class ReplyParser {
     }
     if (error !== 0) sink.fail(error, "");
     const length = isRead && error === 0 ? sink.length : 0;
+    this.#offset = sink.offset;
     const chunk: Chunk = { type: CHUNK.OFFSET_DATA, done: true, cookie, length, sink };
     this.#expect(chunk, length > 0 ? sink.place(sink.offset, length) : undefined, length);
   }
@@ -291,6 +334,7 @@ export class ReplyParser {
   /** A data chunk: 8 bytes of offset, then the data. */
   #beginData(chunk: Chunk, offset: number): void {
     const length = chunk.length - DATA_OFFSET;
+    this.#offset = offset;
     this.#expect(chunk, chunk.sink?.place(offset, length), length);
   }
 }
