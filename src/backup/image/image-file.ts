@@ -1,4 +1,5 @@
-import { close, constants, fdatasync, fstat, fsync, ftruncate, open, read, write } from "node:fs";
+import assert from "node:assert/strict";
+import { close, constants, fdatasync, fstat, fsync, ftruncate, open, read, write, writeSync } from "node:fs";
 import { promisify } from "node:util";
 import { BackupError, DamageError } from "../errors.js";
 
@@ -78,6 +79,18 @@ export class ImageFile {
     await this.#transfer("writing", data.length, position, (done, callback) =>
       write(this.#descriptor, data, done, data.length - done, position + done, callback),
     );
+  }
+
+  /** Writes all of `data` before it returns. */
+  writeNow(data: Uint8Array, position: number): void {
+    assert(this.#closed === undefined, "the file is closed");
+    for (let done = 0; done < data.length; ) {
+      try {
+        done += writeSync(this.#descriptor, data, done, data.length - done, position + done);
+      } catch (error) {
+        throw this.#failure(`writing byte ${position + done} of`, error as NodeJS.ErrnoException);
+      }
+    }
   }
 
   truncate(length: number): Promise<void> {

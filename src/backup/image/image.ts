@@ -112,11 +112,11 @@ export interface ImageWriter {
    */
   hostOffset(cluster: number, rank: number): number;
   /**
-   * Stores `data` at `hostOffset`. May be called many times at once, in any order; `data` must stay
-   * unchanged until the promise settles.
+   * Stores `data` at `hostOffset` before it returns, in any order: while bytes that have just come are still in the
+   * processor's cache, writing them costs least (docs/performance.md). What is stored nowhere reads as zeroes.
    * @throws the file system's error (ENOSPC, EIO), with `code`
    */
-  writeData(hostOffset: number, data: Uint8Array): Promise<void>;
+  writeNow(hostOffset: number, data: Uint8Array): void;
   /** Notes what the next clusters are, in ascending guest order. */
   addRun(run: ClusterRun): void;
   /**

@@ -62,9 +62,9 @@ export class Qcow2Writer implements ImageWriter, AsyncDisposable {
     return (1 + rank) * this.geometry.clusterSize;
   }
 
-  writeData(hostOffset: number, data: Uint8Array): Promise<void> {
+  writeNow(hostOffset: number, data: Uint8Array): void {
     assert(hostOffset >= this.geometry.clusterSize, "data must not go into the header's cluster");
-    return this.#file.write(data, hostOffset);
+    this.#file.writeNow(data, hostOffset);
   }
 
   /** @throws {UsageError} a cluster defined in part, on a disk that is too large for such tables */

@@ -51,10 +51,12 @@ export class RawWriter implements ImageWriter, AsyncDisposable {
     return cluster * this.geometry.clusterSize;
   }
 
-  async writeData(hostOffset: number, data: Uint8Array): Promise<void> {
-    // The last cluster may come padded; the file ends with the disk.
-    const inside = Math.max(0, this.geometry.virtualSize - hostOffset);
-    await this.#file.write(data.subarray(0, inside), hostOffset);
+  writeNow(hostOffset: number, data: Uint8Array): void {
+    assert(
+      hostOffset + data.length <= this.geometry.virtualSize,
+      "data must not go past the end of the disk",
+    );
+    this.#file.writeNow(data, hostOffset);
   }
 
   addRun(run: ClusterRun): void {

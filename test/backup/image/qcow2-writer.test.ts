@@ -26,7 +26,7 @@ const SMALL: Geometry = { virtualSize: 40 * 64 * KiB, clusterSize: 64 * KiB };
 
 async function image(file: string, geometry: Geometry, wishes: readonly Wish[]): Promise<number> {
   const writer = await Qcow2Writer.create(file, { geometry });
-  await store(writer, wishes);
+  store(writer, wishes);
   return await finished(writer);
 }
 
@@ -114,7 +114,7 @@ describeWith(["qemu-img"], "Qcow2Writer", () => {
           await writeFile(at("below.raw"), below);
           await qemuImg("convert", "-f", "raw", "-O", format, at("below.raw"), at(base));
           const writer = await Qcow2Writer.create(file, { geometry, backing: { name: base, format } });
-          await store(writer, wishes, 1);
+          store(writer, wishes, 1);
           await finished(writer);
           await assertSound(file);
           return expectedBytes(wishes, geometry, 1, below).equals(await guestBytes(file));
@@ -150,7 +150,7 @@ describeWith(["qemu-img"], "Qcow2Writer", () => {
     const clusters = [0, 8191, 8192, 5_000_000, 33_554_431];
     for (const [rank, cluster] of clusters.entries()) {
       const hostOffset = writer.hostOffset(cluster, rank);
-      await writer.writeData(hostOffset, fillCluster(0, cluster, 64 * KiB));
+      writer.writeNow(hostOffset, fillCluster(0, cluster, 64 * KiB));
       writer.addRun({ kind: "data", cluster, count: 1, hostOffset });
     }
     await finished(writer);
@@ -194,7 +194,7 @@ describeWith(["qemu-img"], "Qcow2Writer", () => {
     const at = await scratch();
     const writer = await Qcow2Writer.create(at("disk.qcow2"), { geometry: SMALL });
     for (let rank = 0; rank < 20; rank += 1) {
-      await writer.writeData(writer.hostOffset(rank, rank), fillCluster(0, rank, 64 * KiB));
+      writer.writeNow(writer.hostOffset(rank, rank), fillCluster(0, rank, 64 * KiB));
     }
     writer.addRun({ kind: "data", cluster: 0, count: 1, hostOffset: writer.hostOffset(0, 0) });
     await finished(writer);
@@ -205,7 +205,7 @@ describeWith(["qemu-img"], "Qcow2Writer", () => {
   it("leaves no image behind before it is finished", async () => {
     const at = await scratch();
     const writer = await Qcow2Writer.create(at("disk.qcow2"), { geometry: SMALL });
-    await store(writer, ["data", "data"]);
+    store(writer, ["data", "data"]);
     await writer.close();
     expect((await readFile(at("disk.qcow2"))).subarray(0, 64 * KiB).every((byte) => byte === 0)).toBe(true);
     await expect(qemuImg("info", "-f", "qcow2", at("disk.qcow2"))).rejects.toThrow("not in qcow2 format");
@@ -214,7 +214,7 @@ describeWith(["qemu-img"], "Qcow2Writer", () => {
   it("flushes when asked to", async () => {
     const at = await scratch();
     await using writer = await Qcow2Writer.create(at("disk.qcow2"), { geometry: SMALL });
-    await store(writer, ["data"]);
+    store(writer, ["data"]);
     expect(await writer.finish({ sync: true })).toEqual({ storedBytes: 64 * KiB });
     await assertSound(at("disk.qcow2"));
   });
@@ -263,6 +263,6 @@ describeWith(["qemu-img"], "Qcow2Writer", () => {
     expect(() => writer.addRun(data(11, 7))).toThrow("out of order");
     expect(() => writer.addRun(data(12, 6))).toThrow("misplaced");
     expect(() => writer.addRun(data(39, 20))).toThrow("behind the end");
-    expect(() => writer.writeData(0, Buffer.alloc(1))).toThrow("header");
+    expect(() => writer.writeNow(0, Buffer.alloc(1))).toThrow("header");
   });
 });

@@ -36,18 +36,20 @@ describe("RawWriter", () => {
       const geometry = { virtualSize, clusterSize: 64 * KiB };
       const wishes = new Array<Wish>(Math.ceil(virtualSize / geometry.clusterSize)).fill("data");
       const writer = await RawWriter.create(at("disk.raw"), { geometry });
-      await store(writer, wishes);
+      store(writer, wishes);
       expect(await finished(writer)).toBe(virtualSize);
       const expected = expectedBytes(wishes, geometry, 0, Buffer.alloc(0));
       expect(expected.equals(await readFile(at("disk.raw")))).toBe(true);
     },
   );
 
-  it("cuts a padded last cluster off at the end of the disk", async () => {
+  it("refuses data behind the end of the disk", async () => {
     const at = await scratch();
     const geometry = { virtualSize: 64 * KiB + 100, clusterSize: 64 * KiB };
-    const writer = await RawWriter.create(at("disk.raw"), { geometry });
-    await writer.writeData(writer.hostOffset(1, 0), fillCluster(0, 1, 64 * KiB));
+    await using writer = await RawWriter.create(at("disk.raw"), { geometry });
+    const padded = fillCluster(0, 1, 64 * KiB);
+    expect(() => writer.writeNow(writer.hostOffset(1, 0), padded)).toThrow("past the end");
+    writer.writeNow(writer.hostOffset(1, 0), padded.subarray(0, 100));
     writer.addRun({ kind: "data", cluster: 1, count: 1, hostOffset: 64 * KiB });
     await finished(writer);
     expect((await stat(at("disk.raw"))).size).toBe(geometry.virtualSize);
@@ -58,7 +60,7 @@ describe("RawWriter", () => {
     const writer = await RawWriter.create(at("disk.raw"), {
       geometry: { virtualSize: TiB, clusterSize: 64 * KiB },
     });
-    await writer.writeData(TiB - 64 * KiB, fillCluster(0, 0, 64 * KiB));
+    writer.writeNow(TiB - 64 * KiB, fillCluster(0, 0, 64 * KiB));
     writer.addRun({ kind: "zero", cluster: 0, count: 1000 });
     writer.addRun({ kind: "data", cluster: TiB / (64 * KiB) - 1, count: 1, hostOffset: TiB - 64 * KiB });
     expect(await finished(writer)).toBe(64 * KiB);
@@ -71,7 +73,7 @@ describe("RawWriter", () => {
     const at = await scratch();
     const mapPath = at("disk.map");
     const writer = await RawWriter.create(at("disk.raw"), { geometry: SMALL, mapPath });
-    await store(writer, ["clean", "data", "data", { dataMask: 0b0110, zeroMask: 0b1001 }, "zero", "unused"]);
+    store(writer, ["clean", "data", "data", { dataMask: 0b0110, zeroMask: 0b1001 }, "zero", "unused"]);
     expect(await finished(writer)).toBe(2 * 64 * KiB + 2 * 2 * KiB);
     const sub = 2 * KiB;
     const start = 3 * 64 * KiB;
@@ -106,7 +108,7 @@ describe("RawWriter", () => {
           const geometry = { clusterSize, virtualSize: Math.max(0, wishes.length * clusterSize - missing) };
           const [file, mapPath] = [at(`disk${run}.raw`), at(`disk${run++}.map`)];
           const writer = await RawWriter.create(file, { geometry, mapPath });
-          await store(writer, wishes, 1);
+          store(writer, wishes, 1);
           await finished(writer);
 
           const disk = fillCluster(7, 0, geometry.virtualSize);
@@ -131,7 +133,7 @@ describe("RawWriter", () => {
   it("flushes file and map when asked to", async () => {
     const at = await scratch();
     await using writer = await RawWriter.create(at("disk.raw"), { geometry: SMALL, mapPath: at("disk.map") });
-    await store(writer, ["data"]);
+    store(writer, ["data"]);
     expect(await writer.finish({ sync: true })).toEqual({ storedBytes: 64 * KiB });
     expect(await mapOf(at("disk.map"))).toHaveLength(1);
   });

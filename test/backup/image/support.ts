@@ -121,7 +121,7 @@ export function expectedBytes(
 }
 
 /** Plays the part of a pull: sets slots aside in guest order, writes from the last to the first, notes the runs. */
-export async function store(writer: ImageWriter, wishes: readonly Wish[], seed = 0): Promise<void> {
+export function store(writer: ImageWriter, wishes: readonly Wish[], seed = 0): void {
   const { clusterSize, virtualSize } = writer.geometry;
   const runs: ClusterRun[] = [];
   let rank = 0;
@@ -134,13 +134,12 @@ export async function store(writer: ImageWriter, wishes: readonly Wish[], seed =
     else if (wish !== "clean")
       runs.push({ kind: "partial", cluster, count: 1, hostOffset, dataMask, zeroMask });
   }
-  const writes = runs.toReversed().map(async (run) => {
-    if (run.kind === "zero" || masksOfRun(run) === 0) return;
+  for (const run of runs.toReversed()) {
+    if (run.kind === "zero" || masksOfRun(run) === 0) continue;
     const content = fillCluster(seed, run.cluster, clusterSize);
     const inside = Math.min(clusterSize, virtualSize - run.cluster * clusterSize);
-    await writer.writeData(run.hostOffset, content.subarray(0, inside));
-  });
-  await Promise.all(writes);
+    writer.writeNow(run.hostOffset, content.subarray(0, inside));
+  }
   for (const run of runs) writer.addRun(run);
 }
 
