@@ -47,7 +47,7 @@ const PURE = [
   /^src\/nbd\/(negotiate|coverage|uri|host)\./,
   /^src\/nbd\/server\/.*-frames\./,
   /^src\/backup\/(extent|extent-algebra|plan|settle|in-order|manifest)\./,
-  /^src\/backup\/image\/(image|qcow2-format|qcow2-layout|qcow2-header|qcow2-tables|run-list)\./,
+  /^src\/backup\/image\/(image|qcow2-format|qcow2-layout|qcow2-header|qcow2-tables|run-list|size-list|stream-placement)\./,
   /^src\/backup\/libvirt\/job-xml/,
 ];
 const IO =
