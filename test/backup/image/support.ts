@@ -147,7 +147,7 @@ function masksOfRun(run: ClusterRun): number {
   return run.kind === "partial" ? run.dataMask : ALL_SUBCLUSTERS;
 }
 
-export async function finished(writer: ImageWriter): Promise<number> {
+export async function finished(writer: Pick<ImageWriter, "finish" | "close">): Promise<number> {
   const { storedBytes } = await writer.finish({ sync: false });
   await writer.close();
   return storedBytes;
