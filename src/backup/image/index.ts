@@ -1,4 +1,4 @@
-export { type Compression, type CompressionMethod, compressCluster } from "./compress-cluster.js";
+export type { Compression, CompressionMethod } from "./compress-cluster.js";
 export * from "./image.js";
 export { checkQcow2, type Qcow2Finding } from "./qcow2-check.js";
 export { Qcow2CompressedWriter, type Qcow2CompressedWriterOptions } from "./qcow2-compressed-writer.js";
