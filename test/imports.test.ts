@@ -15,7 +15,7 @@ const FLOORS: readonly (readonly RegExp[])[] = [
   [/^src\/backup\/(attach|restore|verify|pull-file)\./],
   [/^src\/backup\/(take-point)\./],
   [/^src\/backup\/(pull-image|overlay)\./],
-  [/^src\/backup\/(write-through|ledger)\./],
+  [/^src\/backup\/(write-through|ledger|compress-segment)\./],
   [/^src\/backup\/(chain|pull|open-export|export-extents)\./, /^src\/backup\/libvirt\/running-job/],
   [/^src\/backup\/digest-worker\./],
   [/^src\/backup\/(layer|repository|publish|places|digest-behind)\./, /^src\/backup\/libvirt\/virsh/],
@@ -25,6 +25,9 @@ const FLOORS: readonly (readonly RegExp[])[] = [
     /^src\/backup\/(digest-file|new-files|settle|in-order|files|rate-limit|all-or-none|pace)\./,
     /^src\/backup\/libvirt\//,
   ],
+  [/^src\/backup\/cluster-workers\./],
+  [/^src\/backup\/cluster-worker\./],
+  [/^src\/backup\/cluster-work\./],
   [/^src\/backup\/(plan|digest|manifest|extent-algebra)\./, /^src\/backup\/image\/(?!image\.)/],
   [/^src\/backup\/(extent)\./, /^src\/backup\/image\/image\./],
   [/^src\/backup\/errors\./],
@@ -49,7 +52,7 @@ const PURE = [
   /^src\/nbd\/(negotiate|coverage|uri|host)\./,
   /^src\/nbd\/server\/.*-frames\./,
   /^src\/backup\/(extent|extent-algebra|plan|settle|places|pace|in-order|manifest)\./,
-  /^src\/backup\/image\/(image|qcow2-format|qcow2-layout|qcow2-header|qcow2-tables|run-list)\./,
+  /^src\/backup\/image\/(image|qcow2-format|qcow2-layout|qcow2-header|qcow2-tables|run-list|size-list|stream-placement)\./,
   /^src\/backup\/libvirt\/job-xml/,
 ];
 const IO =

@@ -75,6 +75,26 @@ export function writeExtendedEntry(
   buffer.writeUInt32BE(entry.dataMask, at + 12);
 }
 
+/** Writes the L2 entry of a compressed cluster, as `decodeCompressed` reads it, with subclusters in neither mask. */
+export function writeCompressedEntry(
+  buffer: Buffer,
+  { hostOffset, streamBytes }: { readonly hostOffset: number; readonly streamBytes: number },
+  clusterSize: number,
+  at: number,
+): void {
+  const last = hostOffset + streamBytes - 1;
+  const moreSectors = Math.floor(last / 512) - Math.floor(hostOffset / 512);
+  const high = Math.floor(hostOffset / TWO_TO_32);
+  const shift = compressedOffsetBits(Math.log2(clusterSize)) - 32;
+  buffer.writeUInt32BE(COMPRESSED_HIGH + moreSectors * 2 ** shift + high, at);
+  buffer.writeUInt32BE(hostOffset % TWO_TO_32, at + 4);
+}
+
+/** How many bits the host offset of a compressed cluster may have. */
+export function compressedOffsetBits(clusterBits: number): number {
+  return 62 - (clusterBits - 8);
+}
+
 /** What entries are checked against. */
 export interface EntryContext {
   readonly version: number;
@@ -192,7 +212,7 @@ export function decodeL2Entry(table: Buffer, index: number, context: EntryContex
  */
 function decodeCompressed(high: number, low: number, context: EntryContext): CompressedEntry | Invalid {
   if (high >= COPIED_HIGH) return invalid("is marked as copied, but is compressed");
-  const offsetBitsInHigh = 62 - (context.clusterBits - 8) - 32;
+  const offsetBitsInHigh = compressedOffsetBits(context.clusterBits) - 32;
   const hostOffset = (high & (2 ** offsetBitsInHigh - 1)) * TWO_TO_32 + low;
   const moreSectors = (high & (COMPRESSED_HIGH - 1)) >>> offsetBitsInHigh;
   if (hostOffset < context.clusterSize) return invalid("points into the header");

@@ -63,13 +63,19 @@ export type NewHeader = Pick<
   | "refcountTableClusters"
   | "backingFile"
   | "backingFormat"
-> & { readonly extended: boolean };
+> & {
+  readonly extended: boolean;
+  /** Left out where no cluster is compressed. */
+  readonly compression?: Qcow2Header["compression"] | undefined;
+};
 
 export const INCOMPATIBLE = { DIRTY: 1, CORRUPT: 2, DATA_FILE: 4, COMPRESSION: 8, EXTENDED_L2: 16 } as const;
 
 const MAGIC = 0x514649fb;
 const VERSION_2_BYTES = 72;
 const VERSION_3_BYTES = 104;
+/** With the compression type, which is only written where it isn't the one that older programs expect. */
+const COMPRESSION_TYPE_BYTES = 112;
 const EXTENSION = {
   END: 0,
   BACKING_FORMAT: 0xe2792aca,
@@ -83,7 +89,8 @@ export const HEADER_MAX_BYTES = 2 ** LIMITS.maxClusterBits;
 
 /** Everything from byte 0 to the end of the backing file's name; the rest of cluster 0 stays zero. */
 export function encodeHeader(header: NewHeader): Buffer {
-  const fixed = Buffer.alloc(VERSION_3_BYTES);
+  const zstd = header.compression === "zstd";
+  const fixed = Buffer.alloc(zstd ? COMPRESSION_TYPE_BYTES : VERSION_3_BYTES);
   fixed.writeUInt32BE(MAGIC, 0);
   fixed.writeUInt32BE(3, 4);
   fixed.writeUInt32BE(header.clusterBits, 20);
@@ -92,14 +99,20 @@ export function encodeHeader(header: NewHeader): Buffer {
   writeUint64(fixed, header.l1Offset, 40);
   writeUint64(fixed, header.refcountTableOffset, 48);
   fixed.writeUInt32BE(header.refcountTableClusters, 56);
-  writeUint64(fixed, header.extended ? INCOMPATIBLE.EXTENDED_L2 : 0, 72);
+  const extended = header.extended ? INCOMPATIBLE.EXTENDED_L2 : 0;
+  writeUint64(fixed, extended | (zstd ? INCOMPATIBLE.COMPRESSION : 0), 72);
   fixed.writeUInt32BE(REFCOUNT_ORDER, 96);
-  fixed.writeUInt32BE(VERSION_3_BYTES, 100);
+  fixed.writeUInt32BE(fixed.length, 100);
+  if (zstd) fixed.writeUInt8(COMPRESSION_TYPES.indexOf("zstd"), 104);
 
   const parts: Buffer[] = [fixed];
   const { backingFile, backingFormat } = header;
   if (backingFormat) parts.push(extension(EXTENSION.BACKING_FORMAT, Buffer.from(backingFormat)));
-  if (header.extended) parts.push(extension(EXTENSION.FEATURE_NAMES, featureName(4, "extended L2 entries")));
+  const features = [
+    ...(zstd ? [featureName(3, "compression type")] : []),
+    ...(header.extended ? [featureName(4, "extended L2 entries")] : []),
+  ];
+  if (features.length > 0) parts.push(extension(EXTENSION.FEATURE_NAMES, Buffer.concat(features)));
   parts.push(extension(EXTENSION.END, Buffer.alloc(0)));
   if (backingFile) {
     const name = Buffer.from(backingFile);

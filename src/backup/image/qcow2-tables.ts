@@ -3,6 +3,7 @@ import {
   l2Entries,
   l2EntryBytes,
   REFCOUNT_BYTES,
+  writeCompressedEntry,
   writeCopiedOffset,
   writeExtendedEntry,
   writeUint64,
@@ -17,14 +18,23 @@ export interface TableShape {
   readonly extended: boolean;
 }
 
-/** The stretch of one run that one L2 table describes. */
-interface Piece extends StoredRun {
-  /** Number of the table, which is its index in the L1 table. */
-  readonly table: number;
+/** What L2 entries are made from: clusters that are alike, or one that is compressed. */
+export type TableRun = (StoredRun & { readonly streamBytes?: undefined }) | StoredStream;
+
+export interface StoredStream {
+  readonly cluster: number;
+  readonly count: 1;
+  /** Bytes; need not be aligned to anything. */
+  readonly hostOffset: number;
+  /** Length of the compressed cluster. */
+  readonly streamBytes: number;
 }
 
+/** The stretch of one run that one L2 table describes; `table` is its index in the L1 table. */
+type Piece = TableRun & { readonly table: number };
+
 /** How many L2 tables it takes to describe the runs: those that would be empty aren't written. */
-export function countL2Tables(runs: Iterable<StoredRun>, { clusterSize, extended }: TableShape): number {
+export function countL2Tables(runs: Iterable<TableRun>, { clusterSize, extended }: TableShape): number {
   const entries = l2Entries(clusterSize, extended);
   let count = 0;
   let next = 0;
@@ -41,7 +51,7 @@ export function countL2Tables(runs: Iterable<StoredRun>, { clusterSize, extended
  * `bytes` is one buffer, filled again for the next table.
  */
 export function* l2Tables(
-  runs: Iterable<StoredRun>,
+  runs: Iterable<TableRun>,
   shape: TableShape,
 ): Generator<{ readonly index: number; readonly bytes: Buffer }> {
   const bytes = Buffer.alloc(shape.clusterSize);
@@ -58,8 +68,12 @@ export function* l2Tables(
 }
 
 /** Cuts runs where a new table begins. */
-function* pieces(runs: Iterable<StoredRun>, entries: number): Generator<Piece> {
+function* pieces(runs: Iterable<TableRun>, entries: number): Generator<Piece> {
   for (const run of runs) {
+    if (run.streamBytes !== undefined) {
+      yield { ...run, table: Math.floor(run.cluster / entries) };
+      continue;
+    }
     for (let done = 0; done < run.count; ) {
       const cluster = run.cluster + done;
       const table = Math.floor(cluster / entries);
@@ -72,9 +86,13 @@ function* pieces(runs: Iterable<StoredRun>, entries: number): Generator<Piece> {
 }
 
 function writeEntries(bytes: Buffer, piece: Piece, { clusterSize, extended }: TableShape): void {
-  const { dataMask, zeroMask } = piece;
   const entryBytes = l2EntryBytes(extended);
   const first = piece.cluster - piece.table * l2Entries(clusterSize, extended);
+  if (piece.streamBytes !== undefined) {
+    writeCompressedEntry(bytes, piece, clusterSize, first * entryBytes);
+    return;
+  }
+  const { dataMask, zeroMask } = piece;
   for (let i = 0; i < piece.count; i += 1) {
     const at = (first + i) * entryBytes;
     const hostOffset = (piece.hostCluster + i) * clusterSize;
@@ -93,19 +111,33 @@ export function refcountTable(layout: Layout, clusterSize: number): Buffer {
   return table;
 }
 
+/** Clusters of the file that are referred to equally often. */
+export interface HostUse {
+  readonly first: number;
+  readonly end: number;
+  readonly refcount: number;
+}
+
+/** The clusters that runs have data in, in ascending order. */
+export function* usesOfRuns(runs: Iterable<StoredRun>): Generator<HostUse> {
+  for (const { hostCluster, count, dataMask } of runs) {
+    if (dataMask !== 0) yield { first: hostCluster, end: hostCluster + count, refcount: 1 };
+  }
+}
+
 /**
- * The refcount blocks, one at a time and in ascending order: 1 for the header, for clusters with data and for
- * tables, 0 for slots that stayed holes. The buffer is filled again for the next block.
+ * The refcount blocks, one at a time and in ascending order: 1 for the header and for tables, what `uses` say for data,
+ * 0 for slots that stayed holes. The buffer is filled again for the next block.
  */
 export function* refcountBlocks(
-  runs: Iterable<StoredRun>,
+  uses: Iterable<HostUse>,
   layout: Layout,
   clusterSize: number,
 ): Generator<Buffer> {
   const perBlock = clusterSize / REFCOUNT_BYTES;
   const block = Buffer.alloc(clusterSize);
   let index = 0;
-  for (const used of usedClusters(runs, layout, clusterSize)) {
+  for (const used of allUses(uses, layout, clusterSize)) {
     for (let { first } = used; first < used.end; ) {
       for (; first >= (index + 1) * perBlock; index += 1) {
         yield block;
@@ -113,7 +145,7 @@ export function* refcountBlocks(
       }
       const start = first - index * perBlock;
       const end = Math.min(used.end - index * perBlock, perBlock);
-      for (let i = start; i < end; i += 1) block.writeUInt16BE(1, i * REFCOUNT_BYTES);
+      for (let i = start; i < end; i += 1) block.writeUInt16BE(used.refcount, i * REFCOUNT_BYTES);
       first = index * perBlock + end;
     }
   }
@@ -121,14 +153,8 @@ export function* refcountBlocks(
   yield block;
 }
 
-function* usedClusters(
-  runs: Iterable<StoredRun>,
-  layout: Layout,
-  clusterSize: number,
-): Generator<{ readonly first: number; readonly end: number }> {
-  yield { first: 0, end: 1 };
-  for (const { hostCluster, count, dataMask } of runs) {
-    if (dataMask !== 0) yield { first: hostCluster, end: hostCluster + count };
-  }
-  yield { first: layout.l2Offset / clusterSize, end: layout.fileSize / clusterSize };
+function* allUses(uses: Iterable<HostUse>, layout: Layout, clusterSize: number): Generator<HostUse> {
+  yield { first: 0, end: 1, refcount: 1 };
+  yield* uses;
+  yield { first: layout.l2Offset / clusterSize, end: layout.fileSize / clusterSize, refcount: 1 };
 }

@@ -19,7 +19,7 @@ const COPIED = 1n << 63n;
 
 async function image(path: string, wishes: readonly Wish[] = WISHES): Promise<void> {
   const writer = await Qcow2Writer.create(path, { geometry: GEOMETRY });
-  await store(writer, wishes);
+  store(writer, wishes);
   await finished(writer);
 }
 

@@ -174,7 +174,7 @@ describeWith(["qemu-img", "qemu-io"], "Qcow2Reader on images made by QEMU", () =
 
 async function written(path: string, geometry: Geometry, wishes: readonly Wish[]): Promise<void> {
   const writer = await Qcow2Writer.create(path, { geometry });
-  await store(writer, wishes);
+  store(writer, wishes);
   await finished(writer);
 }
 

@@ -61,7 +61,7 @@ describe("RawReader", () => {
           const geometry = { clusterSize, virtualSize: Math.max(0, wishes.length * clusterSize - missing) };
           const [file, mapPath] = [at(`disk${run}.raw`), at(`disk${run++}.map`)];
           const writer = await RawWriter.create(file, { geometry, mapPath });
-          await store(writer, wishes);
+          store(writer, wishes);
           await finished(writer);
 
           await using reader = await RawReader.open(file, { geometry, mapPath });
