@@ -1,7 +1,8 @@
 #!/usr/bin/env node
+import { setFlagsFromString } from "node:v8";
 import { Command, CommanderError } from "commander";
 import { exitCodeOf } from "./exit-codes.js";
-import { fillInDigests, withTalk } from "./options.js";
+import { fillInDefaults, withTalk } from "./options.js";
 import { surviveClosedPipes } from "./output.js";
 import { type Run, run } from "./run.js";
 import { version } from "./version.js";
@@ -18,6 +19,10 @@ const program = new Command("nbdpull")
   .addHelpText("after", EXIT_CODES)
   .showHelpAfterError("(nbdpull COMMAND --help tells more)")
   .exitOverride();
+
+// Most runs last less than a second, and V8 spends more time on optimising them than they gain by it: it shall wait until a
+// function has proved to be hot for longer (docs/performance.md). A version without the flag takes no notice.
+setFlagsFromString("--interrupt-budget=2000000");
 
 /** In the order of the help. */
 const COMMANDS: Readonly<Record<string, () => Promise<(program: Command, run: Run) => void>>> = {
@@ -40,7 +45,7 @@ for (const command of program.commands) withTalk(command).exitOverride();
 
 surviveClosedPipes();
 try {
-  await program.parseAsync(fillInDigests(process.argv));
+  await program.parseAsync(fillInDefaults(process.argv));
 } catch (error) {
   // Commander has said what is wrong already; with --json it has to be said on stdout as well.
   if (!(error instanceof CommanderError)) throw error;

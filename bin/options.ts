@@ -1,7 +1,9 @@
 import { readFile } from "node:fs/promises";
 import { type Command, InvalidArgumentError, Option } from "commander";
+import { assertCompressible } from "../src/backup/compressed-store.js";
 import { DIGEST_ALGORITHMS, type DigestAlgorithm, parseDigestAlgorithm } from "../src/backup/digest.js";
 import { UsageError } from "../src/backup/errors.js";
+import type { CompressionMethod } from "../src/backup/image/compress-cluster.js";
 import type { ImageFormat } from "../src/backup/image/create.js";
 import type { Window } from "../src/backup/pace.js";
 import { RateLimit } from "../src/backup/rate-limit.js";
@@ -30,6 +32,7 @@ export interface NetworkOptions {
 /** Options of every command that writes images. */
 export interface CopyOptions {
   readonly format?: ImageFormat;
+  readonly compress?: CompressionMethod;
   readonly digests?: DigestAlgorithm | false;
   readonly fsync: boolean;
   readonly inFlight?: number;
@@ -64,11 +67,21 @@ export function withCopy(command: Command): Command {
     .addOption(
       new Option("--format <format>", "image format; wins over the suffix").choices(["qcow2", "raw"]),
     )
+    .addOption(
+      new Option("--compress [method]", "compress a qcow2 image; without =METHOD by deflate").choices([
+        "deflate",
+        "zstd",
+      ]),
+    )
     .option("--no-fsync", "do not flush to stable storage: faster, and lost at a power cut")
-    .option("--in-flight <bytes>", "bytes under way at once (default 4M, at most 1G)", upTo(MAX_IN_FLIGHT))
+    .option(
+      "--in-flight <bytes>",
+      "bytes under way at once (default 4M, up to 64M where the server is far; at most 1G)",
+      upTo(MAX_IN_FLIGHT),
+    )
     .option(
       "--request-size <bytes>",
-      "largest piece that is read and written at a time (default 1M, at most 64M)",
+      "largest request, though never less than a cluster (default 512K, at most 64M)",
       upTo(MAX_REQUEST),
     )
     .option("--limit-rate <bytes/s>", "read no faster than this, all disks together", size);
@@ -85,13 +98,22 @@ export function withDigests(command: Command, otherwise: string): Command {
 }
 
 /**
- * `--digests` may stand alone. Commander would take what follows for its value, be it the URI; so the default is put in
- * here, before it looks.
+ * `--digests` and `--compress` may stand alone. Commander would take what follows for their value, be it the URI; so the
+ * defaults are put in here, before it looks. `--compress` has its value after `=` only.
  */
-export function fillInDigests(argv: readonly string[]): string[] {
-  const isValue = (text: string | undefined): boolean =>
+export function fillInDefaults(argv: readonly string[]): string[] {
+  const isDigest = (text: string | undefined): boolean =>
     text !== undefined && Object.hasOwn(DIGEST_ALGORITHMS, text);
-  return argv.map((arg, i) => (arg === "--digests" && !isValue(argv[i + 1]) ? "--digests=xxh64" : arg));
+  return argv.map((arg, i) => {
+    if (arg === "--digests" && !isDigest(argv[i + 1])) return "--digests=xxh64";
+    return arg === "--compress" ? "--compress=deflate" : arg;
+  });
+}
+
+/** @throws {UsageError} images of this format can't be compressed, or not so by this version of Node */
+export function compressOf(options: CopyOptions, format: ImageFormat): CompressionMethod | undefined {
+  if (options.compress !== undefined) assertCompressible(format, options.compress);
+  return options.compress;
 }
 
 /** Without either flag the command decides. */
@@ -102,9 +124,9 @@ export function digestsOf(
   return options.digests === false ? undefined : (options.digests ?? otherwise);
 }
 
-export function windowOf(options: CopyOptions): Window {
-  const { requestSize, inFlight } = options;
-  return { requestSize, inFlight };
+export function windowOf(options: CopyOptions & NetworkOptions): Window {
+  const { requestSize, inFlight, connections } = options;
+  return { requestSize, inFlight, connections };
 }
 
 export function rateLimitOf(options: CopyOptions): RateLimit | undefined {

@@ -1,5 +1,6 @@
 import type { MultiBar, SingleBar } from "cli-progress";
 import prettyBytes from "pretty-bytes";
+import { ResultStream } from "./result-stream.js";
 
 /** How much of the talk is wanted, and in which form the result. */
 export interface OutputOptions {
@@ -26,6 +27,7 @@ const PLAIN_LINE_EVERY_MS = 10_000;
 export class Output {
   readonly #options: OutputOptions;
   #warnings: string[] = [];
+  #stream: ResultStream | undefined;
 
   constructor(options: OutputOptions) {
     this.#options = options;
@@ -35,6 +37,17 @@ export class Output {
   result(value: unknown, text: string): void {
     if (this.#options.json) process.stdout.write(`${JSON.stringify(value, null, 2)}\n`);
     else if (text !== "") process.stdout.write(text.endsWith("\n") ? text : `${text}\n`);
+  }
+
+  /** The form of the result. */
+  get json(): boolean {
+    return this.#options.json;
+  }
+
+  /** In place of {@link result} where it may be very large: what is appended is the document, in either form. */
+  stream(): ResultStream {
+    this.#stream = new ResultStream();
+    return this.#stream;
   }
 
   note(message: string): void {
@@ -50,11 +63,16 @@ export class Output {
     return this.#warnings;
   }
 
-  /** With `--json` the error is the document on stdout too. A stack trace only with `--verbose`. */
+  /**
+   * With `--json` the error is the document on stdout too, unless a part of the result is there already: that stays as
+   * incomplete as it is then, and the error is a document on stderr. A stack trace only with `--verbose`.
+   */
   failure(error: unknown): void {
     process.stderr.write(`nbdpull: ${messageOf(error)}\n`);
     if (this.#options.verbose && error instanceof Error) process.stderr.write(`${stackOf(error)}\n`);
-    if (this.#options.json) process.stdout.write(`${JSON.stringify({ error: describe(error) }, null, 2)}\n`);
+    if (!this.#options.json) return;
+    const stream = this.#stream?.begun ? process.stderr : process.stdout;
+    stream.write(`${JSON.stringify({ error: describe(error) }, null, 2)}\n`);
   }
 
   /** Progress of several disks at once: bars on a terminal, a plain line now and then elsewhere. */

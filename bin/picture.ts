@@ -1,25 +1,33 @@
 const SHADES = [" ", "░", "▒", "▓", "█"] as const;
 
 /**
- * Where on a disk of `size` bytes the extents lie, as one line of `columns` characters: a full block is a stretch
- * that they cover wholly, a blank one that they don't touch.
+ * Where on a disk of `size` bytes some extents lie, as one line of `columns` characters: a full block is a stretch
+ * that they cover wholly, a blank one that they don't touch. Takes as much memory for a million of them as for one.
  */
-export function picture(
-  extents: readonly { readonly offset: number; readonly length: number }[],
-  size: number,
-  columns: number,
-): string {
-  const covered = new Array<number>(columns).fill(0);
-  const width = size / columns;
-  for (const { offset, length } of extents) {
+export class Picture {
+  readonly #covered: Float64Array;
+  /** Bytes of a column. */
+  readonly #width: number;
+
+  constructor(size: number, columns: number) {
+    this.#covered = new Float64Array(columns);
+    this.#width = size / columns;
+  }
+
+  add(offset: number, length: number): void {
+    const covered = this.#covered;
+    const width = this.#width;
     const end = offset + length;
-    const last = Math.min(columns - 1, Math.floor((end - 1) / width));
-    for (let column = Math.min(columns - 1, Math.floor(offset / width)); column <= last; column += 1) {
+    const last = Math.min(covered.length - 1, Math.floor((end - 1) / width));
+    for (let column = Math.min(covered.length - 1, Math.floor(offset / width)); column <= last; column += 1) {
       const inside = Math.min(end, (column + 1) * width) - Math.max(offset, column * width);
       covered[column] = (covered[column] ?? 0) + inside;
     }
   }
-  return covered.map((bytes) => shade(bytes / width)).join("");
+
+  toString(): string {
+    return Array.from(this.#covered, (bytes) => shade(bytes / this.#width)).join("");
+  }
 }
 
 function shade(part: number): string {

@@ -7,6 +7,7 @@ import { UsageError } from "../../src/backup/errors.js";
 import { Virsh } from "../../src/backup/libvirt/virsh.js";
 import {
   type CopyOptions,
+  compressOf,
   connectOf,
   digestsOf,
   type NetworkOptions,
@@ -48,6 +49,8 @@ export function addAttach(program: Command, run: Run): void {
     .option("--end-job", "end the job after the commit; otherwise it goes on, since somebody else began it");
   withNetwork(withDigests(withCopy(command), "default xxh64")).action(
     run<AttachOptions, [domain: string | undefined]>(async ({ output, signal }, options, domain) => {
+      const format = options.format ?? "qcow2";
+      const compress = compressOf(options, format);
       const source = await jobSource(domain, options, signal);
       const progress = await output.progress();
       try {
@@ -57,8 +60,9 @@ export function addAttach(program: Command, run: Run): void {
           repositoryPath: options.to,
           checkpoint: options.checkpoint,
           endJob: options.endJob ?? false,
-          format: options.format ?? "qcow2",
+          format,
           digests: digestsOf(options, "xxh64"),
+          compress,
           sync: options.fsync,
           tool: `nbdpull ${version()}`,
           connect,

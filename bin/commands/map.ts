@@ -1,10 +1,11 @@
 import { type Command, Option } from "commander";
 import { PreconditionError } from "../../src/backup/errors.js";
 import { ALLOCATION_CONTEXT, dirtyContext } from "../../src/backup/export-extents.js";
-import { MetaContextError, NbdClient, type StatusExtent } from "../../src/nbd/index.js";
+import { MetaContextError, NbdClient } from "../../src/nbd/index.js";
+import { JsonForm, TextForm } from "../map-forms.js";
+import { MapPrinter } from "../map-printer.js";
 import { connectOf, type NetworkOptions, withNetwork } from "../options.js";
-import { human } from "../output.js";
-import { picture } from "../picture.js";
+import type { Output } from "../output.js";
 import type { Run } from "../run.js";
 
 interface MapOptions extends NetworkOptions {
@@ -26,19 +27,9 @@ export function addMap(program: Command, run: Run): void {
       const context =
         options.bitmap === undefined ? (options.context ?? ALLOCATION_CONTEXT) : dirtyContext(options.bitmap);
       await using client = await connect(uri, context, await connectOf(options, signal));
-      const extents: MapLine[] = [];
-      for (const extent of await merged(client, context, signal)) extents.push(describe(extent, context));
-      output.result(extents, asText(extents, client.export.size));
+      await printMap(client, context, output, signal);
     }),
   );
-}
-
-/** One extent as `nbdinfo --map --json` prints it. */
-interface MapLine {
-  readonly offset: number;
-  readonly length: number;
-  readonly type: number;
-  readonly description: string;
 }
 
 async function connect(
@@ -58,57 +49,22 @@ async function connect(
   }
 }
 
-/** All extents of one context; equal neighbours of different replies are joined. */
-async function merged(client: NbdClient, context: string, signal: AbortSignal): Promise<StatusExtent[]> {
-  const extents: StatusExtent[] = [];
+/** Prints the extents as they come; a disk may have more of them than fit the memory. */
+async function printMap(
+  client: NbdClient,
+  context: string,
+  output: Output,
+  signal: AbortSignal,
+): Promise<void> {
+  const stream = output.stream();
+  const form = output.json ? new JsonForm(context) : new TextForm(context, client.export.size);
+  const printer = new MapPrinter(form, stream);
   for await (const batch of client.blockStatus({ signal })) {
-    for (const extent of batch.contexts.get(context) ?? []) {
-      const last = extents.at(-1);
-      if (last?.flags === extent.flags)
-        extents[extents.length - 1] = { ...last, length: last.length + extent.length };
-      else extents.push(extent);
-    }
+    const runs = batch.runs.get(context);
+    if (runs !== undefined) printer.add(runs);
+    await stream.drain();
+    if (stream.gone) return;
   }
-  return extents;
-}
-
-function describe({ offset, length, flags }: StatusExtent, context: string): MapLine {
-  return { offset, length, type: flags, description: describeFlags(context, flags) };
-}
-
-/** The words of nbdinfo. */
-function describeFlags(context: string, flags: number): string {
-  if (context === ALLOCATION_CONTEXT) return ["data", "hole", "zero", "hole,zero"][flags & 3] ?? "";
-  if (context.startsWith("qemu:dirty-bitmap:")) return (flags & 1) === 0 ? "clean" : "dirty";
-  if (context === "qemu:allocation-depth") {
-    return flags === 0 ? "unallocated" : flags === 1 ? "local" : `backing depth ${flags}`;
-  }
-  return "";
-}
-
-function asText(extents: readonly MapLine[], size: number): string {
-  const lines = extents.map(({ offset, length, type, description }) =>
-    [
-      String(offset).padStart(14),
-      String(length).padStart(14),
-      String(type).padStart(4),
-      ` ${description}`,
-    ].join(" "),
-  );
-  const totals = new Map<string, { bytes: number; extents: number }>();
-  for (const { length, description } of extents) {
-    const total = totals.get(description) ?? { bytes: 0, extents: 0 };
-    totals.set(description, { bytes: total.bytes + length, extents: total.extents + 1 });
-  }
-  for (const [description, total] of totals) {
-    const percent = ((total.bytes / size) * 100).toFixed(1);
-    lines.push(
-      `${description || "(no name)"}: ${human(total.bytes)} (${percent}%) in ${total.extents} extents`,
-    );
-  }
-  const marked = extents.filter(
-    ({ description }) => description === "data" || description === "dirty" || description === "local",
-  );
-  lines.push(`[${picture(marked, size, 64)}]`);
-  return lines.join("\n");
+  printer.end();
+  await stream.end();
 }

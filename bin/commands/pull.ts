@@ -5,6 +5,7 @@ import { refuseTarget } from "../../src/backup/publish.js";
 import { pullFile } from "../../src/backup/pull-file.js";
 import {
   type CopyOptions,
+  compressOf,
   connectOf,
   digestsOf,
   formatOf,
@@ -41,6 +42,7 @@ export function addPull(program: Command, run: Run): void {
   withNetwork(withDigests(withCopy(command), "by default none for a single image")).action(
     run<PullOptions, [uri: string, image: string]>(async ({ output, signal }, options, uri, imagePath) => {
       const format = formatOf(imagePath, options.format);
+      const compress = compressOf(options, format);
       const { bitmap, backing } = options;
       await refuseTarget(imagePath, options.force ?? false);
       await using client = await openExport(uri, bitmap, await connectOf(options, signal));
@@ -56,6 +58,7 @@ export function addPull(program: Command, run: Run): void {
               ? undefined
               : { path: backing, format: formatOf(backing, options.backingFormat) },
           digests: digestsOf(options, undefined),
+          compress,
           force: options.force ?? false,
           sync: options.fsync,
           window: windowOf(options),

@@ -1,6 +1,7 @@
 import { isDeepStrictEqual } from "node:util";
 import type { NbdAddress } from "../nbd/index.js";
 import { findChain, openChain } from "./chain.js";
+import { assertCompressible } from "./compressed-store.js";
 import { DamageError, PreconditionError, UsageError } from "./errors.js";
 import { parseCheckpoint } from "./libvirt/checkpoint-xml.js";
 import {
@@ -32,6 +33,7 @@ export interface AttachOptions
     TakePointOptions,
     | "format"
     | "digests"
+    | "compress"
     | "sync"
     | "tool"
     | "connect"
@@ -56,6 +58,7 @@ export type AttachResult = TakenPoint & { readonly jobEnded: boolean };
  * Takes all disks of a pull backup that is already running as one restore point. The job is left running unless
  * `endJob`: somebody else began it.
  *
+ * @throws {UsageError} `endJob` without libvirt, or compression for what can't be compressed
  * @throws {PreconditionError} no such job, no parent for an increment, the checkpoint isn't the job's, or the job ended
  * @throws as `takePoint` does
  */
@@ -67,6 +70,7 @@ export async function attach(options: AttachOptions): Promise<AttachResult> {
       "--end-job needs libvirt: name the domain instead of giving only its XML",
     );
   }
+  if (options.compress) assertCompressible(options.format, options.compress);
   const view = source.kind === "xml" ? viewOfXml(source) : await viewOfLibvirt(source);
   const existing = await Repository.openIfThere(repositoryPath);
   const disks = await pointDisks(view, existing, options);

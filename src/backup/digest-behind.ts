@@ -1,36 +1,9 @@
-import { createRequire } from "node:module";
-import { availableParallelism } from "node:os";
-import { Worker } from "node:worker_threads";
-import type { DigestAlgorithm } from "./digest.js";
-import { DIGEST_ALGORITHMS } from "./digest.js";
-import { BackupError } from "./errors.js";
+import type { DigestThreads } from "./digest-threads.js";
+import type { BackupError } from "./errors.js";
 import type { ClusterRun, Geometry } from "./image/image.js";
 import { dataStretches } from "./settle.js";
 
-/** What a worker is started with. */
-export interface DigestWorkerData {
-  readonly path: string;
-  readonly algorithm: DigestAlgorithm;
-}
-
-/**
- * Stretches of the file, three numbers each, bytes: position, length, unit. There is one digest for each `unit` bytes,
- * the last of a stretch being of what is left. With unit 0 a stretch is the beginning of what the next one goes on with.
- */
-export interface DigestQuestion {
-  readonly id: number;
-  readonly stretches: Float64Array;
-  /** How many digests they come to. */
-  readonly digests: number;
-}
-
-export type DigestAnswer =
-  | { readonly id: number; readonly digests: Uint8Array }
-  | { readonly id: number; readonly problem: string };
-
-/** More threads than that read no faster. */
-const MAX_WORKERS = 4;
-/** Questions that a worker has at a time: the next one lies ready when it is done with one. */
+/** Questions a thread under way at a time: the next one lies ready when it is done with one. */
 const QUESTIONS_AHEAD = 2;
 /** Bytes of one question. Small ones are put together, since a message costs as much as digesting a cluster or two. */
 const QUESTION_BYTES = 8 * 1024 * 1024;
@@ -41,13 +14,8 @@ interface Waiting {
   readonly stretches: readonly number[];
   readonly bytes: number;
   readonly digests: number;
-  readonly resolve: (digests: Buffer) => void;
-  readonly reject: (error: Error) => void;
-}
-
-interface Thread {
-  readonly worker: Worker;
-  readonly asked: Map<number, readonly Waiting[]>;
+  resolve(digests: Buffer): void;
+  reject(error: unknown): void;
 }
 
 /**
@@ -55,30 +23,32 @@ interface Thread {
  * so of what was really stored. The thread that owns the sockets only asks.
  */
 export class DigestBehind {
-  readonly #digestSize: number;
-  readonly #threads: readonly Thread[];
-  readonly #queue: Waiting[] = [];
+  readonly #path: string;
+  readonly #threads: DigestThreads;
+  #queue: Waiting[] = [];
+  /** Questions that are with the threads. */
+  #asked = 0;
   #behind = 0;
-  #nextId = 0;
-  #failure: Error | undefined;
+  #failure: { readonly reason: unknown } | undefined;
   #roomWanted: (() => void)[] = [];
 
   /** @param path the file; it has to be there, and may go on growing */
-  constructor(path: string, algorithm: DigestAlgorithm) {
-    this.#digestSize = DIGEST_ALGORITHMS[algorithm].bytes;
-    const script = createRequire(import.meta.url).resolve("#digest-worker");
-    const count = Math.max(1, Math.min(availableParallelism() - 1, MAX_WORKERS));
-    this.#threads = Array.from({ length: count }, () => this.#start(script, { path, algorithm }));
+  constructor(path: string, threads: DigestThreads) {
+    this.#path = path;
+    this.#threads = threads;
   }
 
-  /** Resolves when what was asked for and isn't answered is little enough to go on. */
+  /**
+   * Resolves when what was asked for and isn't answered is little enough to go on.
+   * @throws {BackupError} a question failed
+   */
   async room(): Promise<void> {
     while (this.#behind > MAX_BEHIND && this.#failure === undefined) {
       await new Promise<void>((resolve) => {
         this.#roomWanted.push(resolve);
       });
     }
-    if (this.#failure !== undefined) throw this.#failure;
+    if (this.#failure !== undefined) throw this.#failure.reason;
   }
 
   /**
@@ -95,82 +65,65 @@ export class DigestBehind {
       if (unit > 0) digests += Math.ceil(length / unit);
     };
     for (const run of runs) addStretches(run, geometry, add);
-    if (digests === 0) return Promise.resolve(Buffer.alloc(0));
-    if (this.#failure !== undefined) return Promise.reject(this.#failure);
+    if (digests === 0) return Promise.resolve(NONE);
+    if (this.#failure !== undefined) return Promise.reject(this.#failure.reason);
     this.#behind += bytes;
-    return new Promise<Buffer>((resolve, reject) => {
+    return new Promise((resolve, reject) => {
       this.#queue.push({ stretches, bytes, digests, resolve, reject });
       this.#ask();
     });
   }
 
-  /** Ends the threads; what was asked for and isn't answered fails. */
-  async close(): Promise<void> {
-    this.#fail(new BackupError("E_DIGEST_THREAD", "the digests were given up"));
-    await Promise.all(this.#threads.map(({ worker }) => worker.terminate()));
-  }
-
-  #start(script: string, workerData: DigestWorkerData): Thread {
-    const worker = new Worker(script, { workerData });
-    const asked = new Map<number, readonly Waiting[]>();
-    const thread = { worker, asked };
-    worker.on("message", (answer: DigestAnswer) => this.#take(thread, answer));
-    worker.on("error", (cause) =>
-      this.#fail(new BackupError("E_DIGEST_THREAD", `the thread that digests failed: ${cause}`, { cause })),
-    );
-    worker.on("exit", () =>
-      this.#fail(new BackupError("E_DIGEST_THREAD", "the thread that digests has ended")),
-    );
-    return thread;
+  /** What was asked for and isn't with a thread yet fails. The threads are their owner's, and answer for the rest. */
+  close(reason: BackupError): void {
+    this.#fail(reason);
+    this.#threads.forget(this.#path);
   }
 
   #ask(): void {
-    for (const thread of this.#threads) {
-      while (thread.asked.size < QUESTIONS_AHEAD && this.#queue.length > 0) {
-        const batch: Waiting[] = [];
-        let bytes = 0;
-        for (let next = this.#queue[0]; next && bytes < QUESTION_BYTES; next = this.#queue[0]) {
-          batch.push(next);
-          bytes += next.bytes;
-          this.#queue.shift();
-        }
-        const id = this.#nextId++;
-        thread.asked.set(id, batch);
-        const stretches = Float64Array.from(batch.flatMap((waiting) => waiting.stretches));
-        const digests = batch.reduce((sum, waiting) => sum + waiting.digests, 0);
-        thread.worker.postMessage({ id, stretches, digests } satisfies DigestQuestion, [stretches.buffer]);
+    while (this.#asked < QUESTIONS_AHEAD * this.#threads.most && this.#queue.length > 0) {
+      let count = 0;
+      for (let bytes = 0; count < this.#queue.length && bytes < QUESTION_BYTES; count += 1) {
+        bytes += this.#queue[count]?.bytes ?? 0;
       }
+      const batch = this.#queue.slice(0, count);
+      this.#queue = this.#queue.slice(count);
+      this.#asked += 1;
+      this.#threads.ask(this.#questionOf(batch)).then(
+        (digests) => this.#take(batch, digests),
+        (reason: unknown) => {
+          for (const waiting of batch) waiting.reject(reason);
+          this.#fail(reason);
+        },
+      );
     }
   }
 
-  #take(thread: Thread, answer: DigestAnswer): void {
-    const batch = thread.asked.get(answer.id) ?? [];
-    thread.asked.delete(answer.id);
-    if ("problem" in answer) {
-      const error = new BackupError("E_DIGEST_READ", `digesting failed: ${answer.problem}`);
-      for (const waiting of batch) waiting.reject(error);
-      this.#fail(error);
-      return;
-    }
-    const { buffer, byteOffset } = answer.digests;
-    let at = byteOffset;
+  #questionOf(batch: readonly Waiting[]) {
+    return {
+      path: this.#path,
+      stretches: Float64Array.from(batch.flatMap(({ stretches }) => stretches)),
+      digests: batch.reduce((sum, { digests }) => sum + digests, 0),
+    };
+  }
+
+  #take(batch: readonly Waiting[], made: Buffer): void {
+    this.#asked -= 1;
+    let at = 0;
     for (const { bytes, digests, resolve } of batch) {
-      const length = digests * this.#digestSize;
-      resolve(Buffer.from(buffer, at, length));
-      at += length;
+      const end = at + digests * this.#threads.digestSize;
+      resolve(made.subarray(at, end));
+      at = end;
       this.#behind -= bytes;
     }
     this.#ask();
     this.#wake();
   }
 
-  #fail(error: Error): void {
-    this.#failure ??= error;
-    for (const { asked } of this.#threads) {
-      for (const batch of asked.values()) for (const waiting of batch) waiting.reject(error);
-      asked.clear();
-    }
-    for (const waiting of this.#queue.splice(0)) waiting.reject(error);
+  #fail(reason: unknown): void {
+    this.#failure ??= { reason };
+    for (const waiting of this.#queue) waiting.reject(reason);
+    this.#queue = [];
     this.#wake();
   }
 
@@ -180,6 +133,8 @@ export class DigestBehind {
     for (const resolve of wanted) resolve();
   }
 }
+
+const NONE = Buffer.alloc(0);
 
 /** The stored bytes of a run, cluster by cluster, cut off at the end of the disk. */
 function addStretches(
@@ -193,9 +148,9 @@ function addStretches(
     add(run.hostOffset, length, clusterSize);
   } else if (run.kind === "partial") {
     const stretches = dataStretches(run, geometry);
-    stretches.forEach(({ offset, length }, i) => {
+    for (const [i, { offset, length }] of stretches.entries()) {
       const isLast = i === stretches.length - 1;
       add(run.hostOffset + offset, length, isLast ? clusterSize : 0);
-    });
+    }
   }
 }

@@ -2,7 +2,8 @@ import { createHash } from "node:crypto";
 import { type FileHandle, open } from "node:fs/promises";
 import { DIGEST_ALGORITHMS, type DigestAlgorithm } from "./digest.js";
 import { DamageError } from "./errors.js";
-import type { ClusterRun, Geometry } from "./image/image.js";
+import type { Geometry } from "./image/image.js";
+import type { PlannedRun } from "./plan.js";
 
 /**
  * The digest file: what every cluster that a point defines must be. Docs/repository-format.md has the same tables
@@ -82,26 +83,26 @@ export class DigestFileWriter {
    * Runs come in ascending order; neighbouring data runs are joined. `digests` (of as many clusters as the run
    * stores) belongs to the file from here on.
    */
-  add(run: ClusterRun, digests: Buffer): void {
+  add(run: PlannedRun, digests: Buffer): void {
     if (run.kind === "data") {
       this.#addData(run.cluster, run.count, digests);
       return;
     }
     this.#closeData();
-    if (run.kind === "zero") {
-      for (let done = 0; done < run.count; ) {
-        const count = Math.min(run.count - done, MAX_ZERO_COUNT);
-        this.#record(encodeHead(KIND.zero, count, run.cluster + done));
-        done += count;
-      }
+    if (run.kind === "partial") {
+      const head = Buffer.alloc(HEAD_BYTES + 8);
+      encodeHead(KIND.partial, 1, run.cluster).copy(head);
+      head.writeUInt32BE(run.dataMask, HEAD_BYTES);
+      head.writeUInt32BE(run.zeroMask, HEAD_BYTES + 4);
+      this.#record(head);
+      this.#append(digests);
       return;
     }
-    const head = Buffer.alloc(HEAD_BYTES + 8);
-    encodeHead(KIND.partial, 1, run.cluster).copy(head);
-    head.writeUInt32BE(run.dataMask, HEAD_BYTES);
-    head.writeUInt32BE(run.zeroMask, HEAD_BYTES + 4);
-    this.#record(head);
-    this.#append(digests);
+    for (let done = 0; done < run.count; ) {
+      const count = Math.min(run.count - done, MAX_ZERO_COUNT);
+      this.#record(encodeHead(KIND.zero, count, run.cluster + done));
+      done += count;
+    }
   }
 
   #addData(cluster: number, count: number, digests: Buffer): void {

@@ -1,35 +1,47 @@
-/**
- * Runs in a thread of its own: reads stretches of a file and answers with their digests. What a stretch may be is told
- * in `digest-behind.ts`.
- */
-import { openSync, readSync } from "node:fs";
+/** Runs in a thread of its own: reads stretches of files and answers with their digests (`digest-threads.ts`). */
+import { closeSync, openSync, readSync } from "node:fs";
 import { parentPort, workerData } from "node:worker_threads";
 import { createDigester } from "./digest.js";
-import type { DigestAnswer, DigestQuestion, DigestWorkerData } from "./digest-behind.js";
+import type { DigestAnswer, DigestMessage, DigestQuestion, DigestWorkerData } from "./digest-threads.js";
 
 /** Small enough to stay in the processor's cache between reading and digesting. */
 const BLOCK = 256 * 1024;
 
-const { path, algorithm } = workerData as DigestWorkerData;
-const digester = await createDigester(algorithm);
-const file = openSync(path, "r");
+const digester = await createDigester((workerData as DigestWorkerData).algorithm);
+/** Descriptors by path. */
+const files = new Map<string, number>();
 let buffer = Buffer.allocUnsafeSlow(BLOCK);
 
-parentPort?.on("message", ({ id, stretches, digests }: DigestQuestion) => {
-  parentPort?.postMessage(answer(id, stretches, digests));
+parentPort?.on("message", (message: DigestMessage) => {
+  if ("forget" in message) forget(message.forget);
+  else parentPort?.postMessage(answer(message.id, message.question));
 });
 
-function answer(id: number, stretches: Float64Array, count: number): DigestAnswer {
-  const digests = Buffer.allocUnsafeSlow(count * digester.size);
+function forget(path: string): void {
+  const file = files.get(path);
+  files.delete(path);
+  if (file !== undefined) closeSync(file);
+}
+
+function answer(id: number, question: DigestQuestion): DigestAnswer {
+  const digests = Buffer.from(new ArrayBuffer(question.digests * digester.size));
   try {
-    digestAll(stretches, digests);
+    digestAll(question, digests);
     return { id, digests };
   } catch (error) {
     return { id, problem: error instanceof Error ? error.message : String(error) };
   }
 }
 
-function digestAll(stretches: Float64Array, digests: Buffer): void {
+/** The file's descriptor, opened once. */
+function open(path: string): number {
+  const file = files.get(path) ?? openSync(path, "r");
+  files.set(path, file);
+  return file;
+}
+
+function digestAll({ path, stretches }: DigestQuestion, digests: Buffer): void {
+  const file = open(path);
   let made = 0;
   /** Bytes of earlier stretches that belong to the next digest. */
   let gathered = 0;
@@ -38,7 +50,7 @@ function digestAll(stretches: Float64Array, digests: Buffer): void {
     const length = stretches[i + 1] as number;
     const unit = stretches[i + 2] as number;
     if (unit === 0 || gathered > 0) {
-      fill(position, gathered, length);
+      fill(file, position, gathered, length);
       gathered += length;
       if (unit === 0) continue;
       digester.digestInto(buffer.subarray(0, gathered), digests, made);
@@ -49,7 +61,7 @@ function digestAll(stretches: Float64Array, digests: Buffer): void {
     const step = Math.max(unit, BLOCK - (BLOCK % unit));
     for (let done = 0; done < length; done += step) {
       const block = Math.min(step, length - done);
-      fill(position + done, 0, block);
+      fill(file, position + done, 0, block);
       for (let at = 0; at < block; at += unit) {
         digester.digestInto(buffer.subarray(at, Math.min(at + unit, block)), digests, made);
         made += digester.size;
@@ -59,7 +71,7 @@ function digestAll(stretches: Float64Array, digests: Buffer): void {
 }
 
 /** Reads into the buffer from `at` on, which grows where it has to. */
-function fill(position: number, at: number, length: number): void {
+function fill(file: number, position: number, at: number, length: number): void {
   if (buffer.length < at + length) {
     const larger = Buffer.allocUnsafeSlow(at + length);
     buffer.copy(larger, 0, 0, at);
@@ -68,7 +80,7 @@ function fill(position: number, at: number, length: number): void {
   for (let done = 0; done < length; ) {
     const count = readSync(file, buffer, at + done, length - done, position + done);
     if (count === 0)
-      throw new Error(`${path} ends at byte ${position + done}, in the middle of what was stored`);
+      throw new Error(`the file ends at byte ${position + done}, in the middle of what was stored`);
     done += count;
   }
 }

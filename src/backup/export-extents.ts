@@ -27,21 +27,10 @@ export async function* exportExtents(
     return;
   }
   const dirtyName = options.bitmap === undefined ? undefined : dirtyContext(options.bitmap);
-  let pending: Extent | undefined;
   for await (const batch of client.blockStatus(options.signal ? { signal: options.signal } : {})) {
     const dirty = dirtyName === undefined ? undefined : batch.contexts.get(dirtyName);
     if (dirtyName !== undefined && dirty === undefined) throw new Error(`${dirtyName} was not negotiated`);
     const allocation = batch.contexts.get(ALLOCATION_CONTEXT);
-    const extents: Extent[] = [];
-    for (const extent of classify({ offset: batch.offset, length: batch.length, dirty, allocation })) {
-      if (pending?.state === extent.state) {
-        pending = { ...pending, length: pending.length + extent.length };
-        continue;
-      }
-      if (pending) extents.push(pending);
-      pending = extent;
-    }
-    yield extents;
+    yield [...classify({ offset: batch.offset, length: batch.length, dirty, allocation })];
   }
-  if (pending) yield [pending];
 }

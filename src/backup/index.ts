@@ -1,12 +1,15 @@
 /** The backup engine: pull an export into an image, keep points in a repository, rebuild and verify them. */
 export { type AttachOptions, type AttachResult, attach, type JobSource } from "./attach.js";
 export { chooseDomain, choosePoint, findChain, type Link } from "./chain.js";
+export type { ImageCompression } from "./compressed-store.js";
 export { DIGEST_ALGORITHMS, type DigestAlgorithm, parseDigestAlgorithm } from "./digest.js";
 export { BackupError, DamageError, PreconditionError, UsageError } from "./errors.js";
 export { ALLOCATION_CONTEXT, dirtyContext, exportExtents } from "./export-extents.js";
 export type { Extent, ExtentState } from "./extent.js";
+export type { CompressionMethod } from "./image/compress-cluster.js";
 export type { ImageFormat } from "./image/create.js";
 export type { Backing } from "./image/qcow2-writer.js";
+export type { DigestTarget } from "./image-store.js";
 export type { JobInfo } from "./libvirt/job-info.js";
 export { type DomainRef, Virsh, type VirshOptions } from "./libvirt/virsh.js";
 export { type DiskManifest, type Manifest, parseManifest } from "./manifest.js";

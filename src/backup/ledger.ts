@@ -1,7 +1,7 @@
 import { DIGEST_ALGORITHMS, type DigestAlgorithm } from "./digest.js";
 import type { DigestBehind } from "./digest-behind.js";
 import type { DigestFileWriter } from "./digest-file.js";
-import type { ClusterRun, ImageWriter } from "./image/image.js";
+import { type ClusterRun, type Geometry, type ImageWriter, slotsOf } from "./image/image.js";
 import type { Notes } from "./pull.js";
 
 export interface LedgerOptions {
@@ -22,7 +22,7 @@ export interface LedgerDigests {
  * Notes what was stored, in guest order: in the image's tables, and with its digests in the digest file. The digests
  * come later than the data, since others make them.
  */
-export class Ledger implements Notes {
+export class Ledger implements Notes<readonly ClusterRun[]> {
   readonly #options: LedgerOptions;
   #tail: Promise<void> = Promise.resolve();
   #failure: { readonly reason: unknown } | undefined;
@@ -39,6 +39,8 @@ export class Ledger implements Notes {
       for (const run of worth) writer.addRun(run);
       return;
     }
+    // The digests are made of what can be read, to the end of the last cluster.
+    writer.reach(hostEndOf(worth, writer.geometry));
     const digested = digests.behind.digest(worth, writer.geometry);
     this.#tail = Promise.all([digested, this.#tail]).then(([bytes]) => this.#enter(worth, bytes, digests));
     this.#tail.catch((reason: unknown) => {
@@ -76,4 +78,12 @@ export class Ledger implements Notes {
 function digestsOf(run: ClusterRun): number {
   if (run.kind === "data") return run.count;
   return run.kind === "partial" && run.dataMask !== 0 ? 1 : 0;
+}
+
+/** Where the highest of the runs' stored bytes ends in the file, cut off at the end of the disk. */
+function hostEndOf(runs: readonly ClusterRun[], { clusterSize, virtualSize }: Geometry): number {
+  const last = runs.findLast((run) => slotsOf(run) > 0);
+  if (last === undefined || last.kind === "zero") return 0;
+  const length = Math.min(last.count * clusterSize, virtualSize - last.cluster * clusterSize);
+  return last.hostOffset + length;
 }

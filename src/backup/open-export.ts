@@ -10,6 +10,7 @@ import {
 } from "../nbd/index.js";
 import { PreconditionError } from "./errors.js";
 import { ALLOCATION_CONTEXT, dirtyContext } from "./export-extents.js";
+import { CONNECTIONS } from "./pace.js";
 import type { ByteSource } from "./pull.js";
 
 export type OpenOptions = Omit<ConnectOptions, "metaContexts" | "optionalContexts">;
@@ -101,6 +102,7 @@ async function connect(
 ): Promise<NbdClient> {
   try {
     return await NbdClient.connect(target, {
+      connections: CONNECTIONS,
       ...options,
       metaContexts: bitmap === undefined ? [] : [dirtyContext(bitmap)],
       optionalContexts,

@@ -167,7 +167,11 @@ export class ChainSource {
     sink: PieceSink,
     { signal }: { readonly signal: AbortSignal },
   ): Promise<void> {
-    await Promise.all(stretches.map((stretch) => this.#readStretch(stretch, sink, signal)));
+    const reads = stretches.map((stretch) => this.#readStretch(stretch, sink, signal));
+    // None may still be using a layer's file once this is over.
+    for (const outcome of await Promise.allSettled(reads)) {
+      if (outcome.status === "rejected") throw outcome.reason;
+    }
   }
 
   async #readStretch({ offset, length }: Stretch, sink: PieceSink, signal: AbortSignal): Promise<void> {

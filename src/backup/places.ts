@@ -32,17 +32,46 @@ export function placesOf(segment: Segment, geometry: Geometry): Place[] {
 }
 
 /**
+ * Which is the first place that goes on beyond `offset`; their number where none does. Pieces of a request come one after
+ * the other, requests in any order: so the place of the piece before, `hint`, is tried first.
+ */
+export function placeAt(places: readonly Place[], offset: number, hint: number): number {
+  const last = places[hint];
+  if (last && last.offset <= offset && offset < last.end) return hint;
+  let low = 0;
+  let high = places.length;
+  while (low < high) {
+    const middle = (low + high) >>> 1;
+    if ((places[middle] as Place).end > offset) high = middle;
+    else low = middle + 1;
+  }
+  return low;
+}
+
+/** How places become requests; bytes. */
+export interface Reading {
+  /** Between two places that are rather read along than left out; 0 where clean bytes can't be read. */
+  readonly readThrough: number;
+  /** What places are joined to at the most. */
+  readonly mostRead: number;
+}
+
+/**
  * What to ask for. Where clean bytes may be read as well, gaps of no more than `readThrough` bytes are read along: one
  * larger request costs less than two small ones. Whoever gets them leaves them out.
  *
  *     places    |xxxx| gap |xx|          large gap           |xxxxxxx|
  *     reads     |-------------|                              |-------|
  */
-export function readsOf(places: readonly Place[], readThrough: number): Stretch[] {
+export function readsOf(places: readonly Place[], { readThrough, mostRead }: Reading): Stretch[] {
   const reads: { offset: number; length: number }[] = [];
   let last: { offset: number; length: number } | undefined;
   for (const { offset, end } of places) {
-    if (last !== undefined && offset - (last.offset + last.length) <= readThrough) {
+    const joins =
+      last !== undefined &&
+      offset - (last.offset + last.length) <= readThrough &&
+      end - last.offset <= mostRead;
+    if (last !== undefined && joins) {
       last.length = end - last.offset;
     } else {
       last = { offset, length: end - offset };

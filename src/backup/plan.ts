@@ -93,12 +93,15 @@ export async function* plan(
     return segment;
   };
 
+  // One extent may come in several pieces.
+  let before: Extent["state"] | undefined;
   for await (const batch of extents) {
     for (const extent of batch) {
       if (extent.state !== "clean") {
-        totals.extents += 1;
+        if (extent.state !== before) totals.extents += 1;
         totals.definedBytes += extent.length;
       }
+      before = extent.state;
       for (const run of cutter.cut(extent)) {
         if (run.kind !== "data") {
           runs.push(run);

@@ -1,16 +1,23 @@
 import { realpath } from "node:fs/promises";
 import { basename, dirname, join, relative } from "node:path";
+import { assertCompressible } from "./compressed-store.js";
 import { PreconditionError, UsageError } from "./errors.js";
+import type { CompressionMethod } from "./image/compress-cluster.js";
 import type { ImageFormat } from "./image/create.js";
 import { publish, refuseTarget, temporaryPathFor } from "./publish.js";
 import { type PullImageOptions, type PullResult, pullImage } from "./pull-image.js";
 
-export type PullFileOptions = Omit<PullImageOptions, "imagePath" | "mapPath" | "backing" | "digests"> & {
+export type PullFileOptions = Omit<
+  PullImageOptions,
+  "imagePath" | "mapPath" | "backing" | "digests" | "compress"
+> & {
   readonly imagePath: string;
   /** For qcow2 increments: the image below, and its format. */
   readonly backing?: { readonly path: string; readonly format: ImageFormat } | undefined;
   /** Writes `IMAGE.digests` beside the image. */
   readonly digests?: NonNullable<PullImageOptions["digests"]>["algorithm"] | undefined;
+  /** qcow2 only: compress every cluster that shrinks by it. */
+  readonly compress?: CompressionMethod | undefined;
   /** Replace what is at `imagePath`. */
   readonly force: boolean;
 };
@@ -19,11 +26,13 @@ export type PullFileOptions = Omit<PullImageOptions, "imagePath" | "mapPath" | "
  * One export into one image file by itself, outside of any repository: made under a temporary name in the same
  * folder, flushed, then renamed. A raw increment has its extents in `IMAGE.map`.
  *
- * @throws {UsageError} the image exists, or a backing file was given for something that can't have one
+ * @throws {UsageError} the image exists, a backing file was given for something that can't have one, or compression
+ *   for what can't be compressed
  * @throws as `pullImage` does; nothing is left behind then
  */
 export async function pullFile(options: PullFileOptions): Promise<PullResult> {
-  const { imagePath, format, bitmap, backing, digests, force, ...rest } = options;
+  const { imagePath, format, bitmap, backing, digests, compress, force, ...rest } = options;
+  if (compress) assertCompressible(format, compress);
   if (backing && (format !== "qcow2" || bitmap === undefined)) {
     const message =
       "only an incremental qcow2 image has a backing file: give --bitmap and a .qcow2 name, or no --backing";
@@ -46,6 +55,7 @@ export async function pullFile(options: PullFileOptions): Promise<PullResult> {
     backing: backing && { name: await backingName(imagePath, backing.path), format: backing.format },
     mapPath: hasMap ? map.temporary : undefined,
     digests: digests && { path: digestFile.temporary, algorithm: digests },
+    compress: compress && { method: compress },
     publish: () => publish(files, { sync: options.sync, force, stale }),
   });
 }

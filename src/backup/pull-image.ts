@@ -1,19 +1,22 @@
 import type { NbdClient } from "../nbd/index.js";
-import type { DigestAlgorithm } from "./digest.js";
-import { DigestBehind } from "./digest-behind.js";
-import { DigestFileWriter } from "./digest-file.js";
+import {
+  assertCompressible,
+  CompressedStore,
+  type ImageCompression,
+  MOST_COMPRESSED_AT_A_TIME,
+} from "./compressed-store.js";
 import { exportExtents } from "./export-extents.js";
-import { createImage, type ImageFormat } from "./image/create.js";
-import { type ClusterRun, type Geometry, slotsOf } from "./image/image.js";
+import type { ImageFormat } from "./image/create.js";
+import type { Geometry } from "./image/image.js";
 import type { Backing } from "./image/qcow2-writer.js";
-import { Ledger, type LedgerDigests } from "./ledger.js";
+import type { DigestTarget, ImageStore } from "./image-store.js";
 import { NewFiles } from "./new-files.js";
 import { mayReadClean, readerOf } from "./open-export.js";
 import { Pace, segmentBytesOf, type Window } from "./pace.js";
-import { GranularityError, type PlanTotals, plan } from "./plan.js";
-import { pull } from "./pull.js";
+import { PlainStore } from "./plain-store.js";
+import { GranularityError, type PlannedRun, type PlanTotals, plan } from "./plan.js";
+import { Progress } from "./progress.js";
 import type { RateLimit } from "./rate-limit.js";
-import { WriteThrough } from "./write-through.js";
 
 export interface PullImageOptions {
   /** Connected by `openExport`, with the context of `bitmap`. */
@@ -26,7 +29,9 @@ export interface PullImageOptions {
   readonly backing?: Backing | undefined;
   /** For a raw increment: where its extents are described. */
   readonly mapPath?: string | undefined;
-  readonly digests?: { readonly path: string; readonly algorithm: DigestAlgorithm } | undefined;
+  readonly digests?: DigestTarget | undefined;
+  /** qcow2 only; left out: clusters are stored as they are. */
+  readonly compress?: ImageCompression | undefined;
   /** Runs when all files are complete; if it fails, they are removed like after any other failure. */
   readonly publish?: (() => Promise<void>) | undefined;
   /** Flush to stable storage before returning. */
@@ -56,7 +61,7 @@ export interface PullResult {
   /** What of that is not zero, in whole clusters (cut off at `dirtyBytes`). */
   readonly dataBytes: number;
   readonly zeroBytes: number;
-  /** Clusters in the image file. */
+  /** Clusters as they are in the image file: compressed ones count with what they were compressed to. */
   readonly storedBytes: number;
   readonly extents: number;
   readonly requests: number;
@@ -77,11 +82,13 @@ const FINEST_CLUSTER_SIZE = 16 * 1024;
  * The cluster size is 64 KiB; if the bitmap turns out to be finer than what such clusters can express (2 KiB), the
  * work begins again with 16 KiB.
  *
+ * @throws {UsageError} this format or this version of Node can't compress so
  * @throws {NbdError} a read or a block status failed
  * @throws {BackupError} what the image writer refuses
  * @throws the file system's errors
  */
 export async function pullImage(options: PullImageOptions): Promise<PullResult> {
+  if (options.compress) assertCompressible(options.format, options.compress.method);
   try {
     return await pullWithClusters(options, DEFAULT_CLUSTER_SIZE);
   } catch (error) {
@@ -98,39 +105,34 @@ async function pullWithClusters(options: PullImageOptions, clusterSize: number):
   const complete = bitmap === undefined;
   const totals: PlanTotals = { extents: 0, definedBytes: 0 };
   const requestsBefore = client.requests;
-  const segmentBytes = segmentBytesOf(window, clusterSize, client.export.blockSize?.preferred);
+  const segmentBytes = segmentBytesFor(options, clusterSize);
 
   await using files = new NewFiles();
-  const writer = files.add(options.imagePath, await createImage(options.imagePath, { ...options, geometry }));
-  if (options.mapPath !== undefined) files.expect(options.mapPath);
-  await using digests = options.digests && (await startDigests(options, options.digests, files, geometry));
-  const notes = new Ledger({ writer, complete, digests });
-
+  await using store = await createStore(options, { geometry, complete, segmentBytes }, files);
+  const pace = new Pace(window, segmentBytes);
+  const progress = new Progress(options.onProgress);
   let readBytes = 0;
-  let storedBytes = 0;
-  await pull({
+  await store.fill({
     source: readerOf(client, bitmap),
     segments: plan(exportExtents(client, { bitmap, signal }), { geometry, segmentBytes }, totals),
-    land: (segment) => new WriteThrough(segment, writer),
-    notes,
-    pace: new Pace(window, segmentBytes),
-    readThrough: mayReadClean(client, bitmap) ? READ_THROUGH : 0,
+    pace,
+    reading: { readThrough: mayReadClean(client, bitmap) ? READ_THROUGH : 0, mostRead: segmentBytes },
     rateLimit: options.rateLimit,
     signal,
     onSegment: (segment) => {
       readBytes += segment.readBytes;
-      storedBytes += storedBytesOf(segment.runs, geometry);
       const position = endOf(segment.runs, geometry);
-      options.onProgress?.({ virtualSize: geometry.virtualSize, position, readBytes });
+      progress.note({ virtualSize: geometry.virtualSize, position, readBytes });
+      client.widen(pace.connections);
     },
   });
-  await writer.finish({ sync: options.sync });
-  const digestsSha256 = (await digests?.file.finish({ sync: options.sync }))?.sha256;
+  progress.finish();
+  const { storedBytes, digestsSha256 } = await store.finish({ sync: options.sync });
   await files.close();
   await options.publish?.();
   files.keep();
 
-  const dataBytes = Math.min(storedBytes, totals.definedBytes);
+  const dataBytes = Math.min(store.dataBytes, totals.definedBytes);
   return {
     format: options.format,
     mode: complete ? "full" : "incremental",
@@ -147,30 +149,24 @@ async function pullWithClusters(options: PullImageOptions, clusterSize: number):
   };
 }
 
-/** Bytes of the clusters that were stored, cut off at the end of the disk. */
-function storedBytesOf(runs: readonly ClusterRun[], { clusterSize, virtualSize }: Geometry): number {
-  let bytes = 0;
-  for (const run of runs) {
-    const offset = run.cluster * clusterSize;
-    bytes += Math.min(slotsOf(run) * clusterSize, virtualSize - offset);
-  }
-  return bytes;
-}
-
 /** The guest offset that a segment goes up to. */
-export function endOf(runs: readonly ClusterRun[], { clusterSize, virtualSize }: Geometry): number {
+export function endOf(runs: readonly PlannedRun[], { clusterSize, virtualSize }: Geometry): number {
   const last = runs.at(-1);
   return last === undefined ? 0 : Math.min((last.cluster + last.count) * clusterSize, virtualSize);
 }
 
-async function startDigests(
-  { imagePath, bitmap }: PullImageOptions,
-  { path, algorithm }: NonNullable<PullImageOptions["digests"]>,
+/** Compressed segments wait in buffers, so they have to be small, whatever is asked for. */
+function segmentBytesFor({ client, window = {}, compress }: PullImageOptions, clusterSize: number): number {
+  const bytes = segmentBytesOf(window, clusterSize, client.export.blockSize?.preferred);
+  return compress ? Math.min(bytes, MOST_COMPRESSED_AT_A_TIME) : bytes;
+}
+
+async function createStore(
+  options: PullImageOptions,
+  image: { readonly geometry: Geometry; readonly complete: boolean; readonly segmentBytes: number },
   files: NewFiles,
-  geometry: Geometry,
-): Promise<LedgerDigests & AsyncDisposable> {
-  const complete = bitmap === undefined;
-  const file = files.add(path, await DigestFileWriter.create(path, { algorithm, geometry, complete }));
-  const behind = new DigestBehind(imagePath, algorithm);
-  return { algorithm, behind, file, [Symbol.asyncDispose]: () => behind.close() };
+): Promise<ImageStore> {
+  const { imagePath: path, format, backing, mapPath, digests, compress } = options;
+  if (compress) return await CompressedStore.create({ ...image, path, backing, digests, compress }, files);
+  return await PlainStore.create({ ...image, path, format, backing, mapPath, digests }, files);
 }

@@ -1,10 +1,9 @@
 import { setMaxListeners } from "node:events";
 import type { PieceSink, Stretch } from "../nbd/index.js";
-import type { ClusterRun } from "./image/image.js";
 import { InOrder } from "./in-order.js";
 import type { Pace } from "./pace.js";
-import { type Place, readsOf } from "./places.js";
-import type { Segment } from "./plan.js";
+import { type Place, type Reading, readsOf } from "./places.js";
+import type { PlannedRun, Segment } from "./plan.js";
 import type { RateLimit } from "./rate-limit.js";
 
 /** Where bytes come from: an NBD client, or the chain of a restore. */
@@ -17,49 +16,48 @@ export interface ByteSource {
   ): Promise<void>;
 }
 
-/** Where the bytes of one segment go. */
-export interface Landing extends PieceSink {
+/** Where the bytes of one segment go; `T` tells what became of it. */
+export interface Landing<T> extends PieceSink {
   /** What has to be read, in guest order. */
   readonly places: readonly Place[];
   /** When its first byte came; undefined before. */
   readonly firstByte: number | undefined;
-  /** All bytes have come: what the segment turned out to be, in guest order. */
-  settle(): ClusterRun[];
+  /** All bytes have come: what the segment turned out to be. May be a promise, which is handed on as it is. */
+  settle(): T;
 }
 
-/** Notes what was stored, in guest order. */
-export interface Notes {
+/** Notes what became of the segments, in guest order. */
+export interface Notes<T> {
   /** Resolves when more may be noted; throws what went wrong with what was. */
   room(): Promise<void>;
-  note(runs: readonly ClusterRun[]): void;
+  note(outcome: T): void;
   /** Everything noted is where it belongs. */
   complete(): Promise<void>;
 }
 
-export interface PullOptions {
+export interface PullOptions<T> {
   readonly source: ByteSource;
   readonly segments: AsyncIterable<Segment>;
-  readonly land: (segment: Segment) => Landing;
-  readonly notes: Notes;
+  /** Called in the order of the plan; a promise where the landing has to wait for a place. */
+  readonly land: (segment: Segment, signal: AbortSignal) => Landing<T> | Promise<Landing<T>>;
+  readonly notes: Notes<T>;
   readonly pace: Pace;
-  /** Bytes between two places that are rather read along than left out; 0 where clean bytes can't be read. */
-  readonly readThrough: number;
+  readonly reading: Reading;
   readonly rateLimit?: RateLimit | undefined;
   readonly signal?: AbortSignal | undefined;
   readonly onSegment?: ((done: SegmentDone) => void) | undefined;
 }
 
-/** Bytes. */
 export interface SegmentDone {
   /** Bytes of the segment that were read. */
   readonly readBytes: number;
-  /** What it turned out to be. */
-  readonly runs: readonly ClusterRun[];
+  /** As they were planned. */
+  readonly runs: readonly PlannedRun[];
 }
 
 /**
- * The data path. Lanes share one lazy plan; each takes a segment and asks for its bytes, which land in the file in the
- * moment in which they come (`write-through.ts`):
+ * The data path. Lanes share one lazy plan; each takes a segment and asks for its bytes, which land in the moment in
+ * which they come: in the file (`write-through.ts`), or in a buffer that is then compressed (`compress-landing.ts`):
  *
  *     plan -> lane 0:  ask ... pieces land ... settle | ask ... pieces land ... | ...
  *          -> lane 1:     ask ... pieces land ... settle | ask ...                    as many lanes as the pace wants
@@ -69,14 +67,14 @@ export interface SegmentDone {
  *
  * @throws what the plan, a read, a write or a note threw first; the other lanes have stopped by then
  */
-export async function pull(options: PullOptions): Promise<void> {
+export async function pull<T>(options: PullOptions<T>): Promise<void> {
   const { source, notes, pace } = options;
   const segments = options.segments[Symbol.asyncIterator]();
   const stop = new AbortController();
   const signal = AbortSignal.any(options.signal ? [options.signal, stop.signal] : [stop.signal]);
   // Every read under way listens: many of them are no leak.
   setMaxListeners(0, signal);
-  const inOrder = new InOrder((runs: readonly ClusterRun[]) => notes.note(runs));
+  const inOrder = new InOrder((outcome: T) => notes.note(outcome));
 
   let planError: unknown;
   /** A plan that fails ends the lanes, but not what they are reading: the connection stays good for another plan. */
@@ -95,18 +93,17 @@ export async function pull(options: PullOptions): Promise<void> {
   async function lane(): Promise<void> {
     for (let segment = await takeSegment(); segment; segment = await takeSegment()) {
       signal.throwIfAborted();
-      const landing = options.land(segment);
-      const reads = readsOf(landing.places, options.readThrough);
+      const landing = await options.land(segment, signal);
+      const reads = readsOf(landing.places, options.reading);
       const bytes = reads.reduce((sum, { length }) => sum + length, 0);
       await options.rateLimit?.take(bytes, signal);
 
       const asked = performance.now();
       await source.readPieces(reads, landing, { signal });
-      const runs = landing.settle();
-      inOrder.put(segment.index, runs);
+      inOrder.put(segment.index, landing.settle());
 
       pace.note({ bytes, asked, firstByte: landing.firstByte, done: performance.now() });
-      options.onSegment?.({ readBytes: bytes, runs });
+      options.onSegment?.({ readBytes: bytes, runs: segment.runs });
       startLanes();
     }
   }
@@ -122,7 +119,9 @@ export async function pull(options: PullOptions): Promise<void> {
   startLanes();
   // Lanes may be added while these are awaited.
   for (let i = 0; i < lanes.length; i += 1) await lanes[i];
-  await segments.return?.();
+  await Promise.resolve(segments.return?.()).catch((error: unknown) => {
+    planError ??= error;
+  });
   signal.throwIfAborted();
   if (planError !== undefined) throw planError;
   await notes.complete();

@@ -12,6 +12,7 @@ import { NewFiles } from "./new-files.js";
 import { ChainSource } from "./overlay.js";
 import { Pace, segmentBytesOf, type Window } from "./pace.js";
 import { plan } from "./plan.js";
+import { Progress } from "./progress.js";
 import { type Finished, publish, refuseTarget, temporaryPathFor } from "./publish.js";
 import { pull } from "./pull.js";
 import { endOf, type PullProgress } from "./pull-image.js";
@@ -103,6 +104,7 @@ async function restoreDisk(
     const source = new ChainSource(layers, geometry, failOnDamage);
     const writer = files.add(temporary, await createImage(temporary, { format: target.format, geometry }));
     const segmentBytes = segmentBytesOf(options.window ?? {}, geometry.clusterSize);
+    const progress = new Progress<PullProgress>((state) => options.onProgress?.(target.disk, state));
     let readBytes = 0;
     await pull({
       source,
@@ -110,18 +112,15 @@ async function restoreDisk(
       land: (segment) => new WriteThrough(segment, writer),
       notes: new Ledger({ writer, complete: true }),
       pace: new Pace(options.window ?? {}, segmentBytes),
-      readThrough: 0,
+      reading: { readThrough: 0, mostRead: segmentBytes },
       rateLimit: options.rateLimit,
       signal,
       onSegment: (segment) => {
         readBytes += segment.readBytes;
-        options.onProgress?.(target.disk, {
-          virtualSize,
-          position: endOf(segment.runs, geometry),
-          readBytes,
-        });
+        progress.note({ virtualSize, position: endOf(segment.runs, geometry), readBytes });
       },
     });
+    progress.finish();
     source.assertAllRead();
     const { storedBytes } = await writer.finish({ sync: options.sync });
     return {

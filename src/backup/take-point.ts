@@ -2,9 +2,13 @@ import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import type { ConnectOptions, NbdAddress, NbdClient } from "../nbd/index.js";
 import { allOrNone } from "./all-or-none.js";
+import { ClusterWorkers } from "./cluster-workers.js";
+import { assertCompressible, BUFFER_BYTES, type ImageCompression } from "./compressed-store.js";
 import type { DigestAlgorithm } from "./digest.js";
+import { DigestThreads } from "./digest-threads.js";
 import { BackupError, PreconditionError, UsageError } from "./errors.js";
 import { sha256OfFile } from "./files.js";
+import type { CompressionMethod } from "./image/compress-cluster.js";
 import type { ImageFormat } from "./image/create.js";
 import type { Backing } from "./image/qcow2-writer.js";
 import { type DiskManifest, isDiskName, MANIFEST_VERSION, type Manifest, timeOfPointId } from "./manifest.js";
@@ -35,6 +39,8 @@ export interface TakePointOptions {
   readonly format: ImageFormat;
   /** Left out: no digests. */
   readonly digests: DigestAlgorithm | undefined;
+  /** qcow2 only: compress every cluster that shrinks by it. Left out: no compression. */
+  readonly compress?: CompressionMethod | undefined;
   readonly sync: boolean;
   readonly tool: string;
   readonly connect: Omit<ConnectOptions, "metaContexts" | "optionalContexts" | "signal">;
@@ -66,6 +72,7 @@ const DISKS_AT_ONCE = 8;
 /**
  * Pulls all disks in parallel and commits them as one restore point: all of them, or nothing.
  *
+ * @throws {UsageError} this format or this version of Node can't compress so
  * @throws {PreconditionError} a bitmap or an export is missing, a parent's format does not allow the increment
  * @throws {NbdError} a read failed, an extent is unknown, the server went away
  * @throws what `confirm` throws, and the file system's errors
@@ -75,6 +82,7 @@ export async function takePoint(options: TakePointOptions): Promise<TakenPoint> 
   const { repository, domain } = options;
   refuseStrangeNames(options.disks);
   for (const disk of options.disks) refuseMixedChain(disk, options.format);
+  if (options.compress) assertCompressible(options.format, options.compress);
   const take = async (pending: PendingPoint): Promise<TakenPoint> => {
     if (pending.clockWarning !== undefined) options.onWarning?.(pending.clockWarning);
     const signal = AbortSignal.any(options.signal ? [options.signal, pending.signal] : [pending.signal]);
@@ -114,16 +122,26 @@ interface PulledDisk {
   readonly extents: number;
 }
 
-function pullAll(
+/** What the disks of a point have in common. */
+interface Shared {
+  readonly compress: ImageCompression | undefined;
+  readonly digestThreads: DigestThreads;
+}
+
+async function pullAll(
   options: TakePointOptions,
   pending: PendingPoint,
   clients: NbdClient[],
 ): Promise<PulledDisk[]> {
-  return allOrNone(options.disks, DISKS_AT_ONCE, options.signal, async (disk, signal) => {
+  // Threads start only when they get work.
+  await using workers = new ClusterWorkers();
+  await using digestThreads = new DigestThreads(options.digests ?? "xxh64");
+  const compress = options.compress && compressionOf(options.compress, workers, options.disks.length);
+  return await allOrNone(options.disks, DISKS_AT_ONCE, options.signal, async (disk, signal) => {
     try {
       const client = await openExport(disk.address, disk.increment?.bitmap, { ...options.connect, signal });
       clients.push(client);
-      return await pullDisk(options, pending, disk, client, signal);
+      return await pullDisk({ ...options, signal }, pending, disk, client, { compress, digestThreads });
     } catch (error) {
       throw ofDisk(disk.name, error);
     }
@@ -135,7 +153,7 @@ async function pullDisk(
   pending: PendingPoint,
   disk: PointDisk,
   client: NbdClient,
-  signal: AbortSignal,
+  { compress, digestThreads }: Shared,
 ): Promise<PulledDisk> {
   const { format, increment } = { format: options.format, increment: disk.increment };
   const file = `${disk.name}.${format}`;
@@ -148,11 +166,16 @@ async function pullDisk(
     format,
     backing: increment && format === "qcow2" ? backingOf(increment.parent, disk.name) : undefined,
     mapPath: mapFile && join(pending.folder, mapFile),
-    digests: digestFile && { path: join(pending.folder, digestFile.file), algorithm: digestFile.algorithm },
+    digests: digestFile && {
+      path: join(pending.folder, digestFile.file),
+      algorithm: digestFile.algorithm,
+      threads: digestThreads,
+    },
+    compress,
     sync: options.sync,
     window: options.window,
     rateLimit: options.rateLimit,
-    signal,
+    signal: options.signal,
     onProgress: (progress) => options.onProgress?.(disk.name, progress),
   });
   return {
@@ -180,6 +203,11 @@ async function pullDisk(
       digests: digestFile && result.digestsSha256 ? { ...digestFile, sha256: result.digestsSha256 } : null,
     },
   };
+}
+
+/** All disks share one thread, and the memory that one alone would take. */
+function compressionOf(method: CompressionMethod, workers: ClusterWorkers, disks: number): ImageCompression {
+  return { method, workers, bufferBytes: BUFFER_BYTES / Math.min(disks, DISKS_AT_ONCE) };
 }
 
 /** The parent's image as the overlay's header names it: relative, so that the repository can be moved. */

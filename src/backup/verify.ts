@@ -115,7 +115,7 @@ async function verifyDisk(
     }
     const onBytes = (bytes: number): void => {
       verifiedBytes += bytes;
-      options.onProgress?.(point.id, disk.name, verifiedBytes, disk.storedBytes);
+      options.onProgress?.(point.id, disk.name, verifiedBytes, disk.dataBytes);
     };
     await verifyData(layer, note, onBytes, options.signal);
   } catch (error) {

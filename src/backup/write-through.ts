@@ -1,5 +1,5 @@
 import type { ClusterRun, ImageWriter } from "./image/image.js";
-import { type Place, placesOf } from "./places.js";
+import { type Place, placeAt, placesOf } from "./places.js";
 import type { Segment } from "./plan.js";
 import type { Landing } from "./pull.js";
 import { settle } from "./settle.js";
@@ -19,7 +19,7 @@ const ZEROES = Buffer.alloc(64 * 1024);
  * A cluster of which no piece was written is a zero cluster. A piece of zeroes is left out only where its cluster has
  * nothing stored yet: should a lost connection bring bytes twice, the later ones count.
  */
-export class WriteThrough implements Landing {
+export class WriteThrough implements Landing<ClusterRun[]> {
   readonly places: readonly Place[];
   firstByte: number | undefined;
   readonly #segment: Segment;
@@ -39,7 +39,7 @@ export class WriteThrough implements Landing {
   data(offset: number, bytes: Uint8Array): void {
     this.firstByte ??= performance.now();
     const end = offset + bytes.length;
-    let index = this.#indexOf(offset);
+    let index = placeAt(this.places, offset, this.#hint);
     for (let place = this.places[index]; place && place.offset < end; place = this.places[++index]) {
       const start = Math.max(offset, place.offset);
       const stop = Math.min(end, place.end);
@@ -85,21 +85,6 @@ export class WriteThrough implements Landing {
     const slot = place.slot + cluster - Math.floor(place.offset / clusterSize);
     const hostOffset = this.#writer.hostOffset(cluster, this.#segment.firstRank + slot);
     this.#writer.writeNow(hostOffset + offset - cluster * clusterSize, bytes);
-  }
-
-  /** The first place that goes on beyond `offset`. Pieces of a request come one after the other, requests in any order. */
-  #indexOf(offset: number): number {
-    const { places } = this;
-    const hint = places[this.#hint];
-    if (hint && hint.offset <= offset && offset < hint.end) return this.#hint;
-    let low = 0;
-    let high = places.length;
-    while (low < high) {
-      const middle = (low + high) >>> 1;
-      if ((places[middle] as Place).end > offset) high = middle;
-      else low = middle + 1;
-    }
-    return low;
   }
 }
 

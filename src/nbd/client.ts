@@ -5,14 +5,16 @@ import type { Connection } from "./connection.js";
 import { ConnectionError, RequestError, type RequestErrorCode } from "./errors.js";
 import type { PieceSink, Settlement, Stretch } from "./exchange.js";
 import { type ExportInfo, type Limits, limitsOf } from "./export-info.js";
+import { GuardedSink } from "./guarded-sink.js";
 import { Pool } from "./pool.js";
 import {
   fitsOneRequest,
   inPieces,
   isOverflow,
+  readInSmallPieces,
   readRange,
   readRangePieces,
-  readUnfragmented,
+  readWhole,
 } from "./range.js";
 import { type ConnectOptions, resolveSettings } from "./settings.js";
 import type { NbdAddress } from "./uri.js";
@@ -77,6 +79,14 @@ export class NbdClient implements AsyncDisposable {
     return this.#pool.connections;
   }
 
+  /**
+   * Opens more connections in the background, until there are `connections` in all; nothing happens where the server
+   * doesn't allow several. One that can't be opened is done without.
+   */
+  widen(connections: number): void {
+    this.#pool.widen(connections);
+  }
+
   /** Requests sent so far. */
   get requests(): number {
     return this.#pool.requests;
@@ -116,22 +126,21 @@ export class NbdClient implements AsyncDisposable {
     options: RequestOptions = {},
   ): Promise<void> {
     for (const { offset, length } of stretches) this.#checkRange(COMMAND.READ, offset, length);
+    const guarded = new GuardedSink(sink);
     await new Promise<void>((resolve, reject) => {
       // Many small stretches are what a fragmented disk comes to: they share one promise.
       let open = stretches.length;
-      let failure: { readonly reason: unknown } | undefined;
       const settlement = {
         resolve: () => {
           open -= 1;
-          if (open === 0) settle();
+          if (open === 0) guarded.settle(resolve, reject);
         },
         reject: (reason: unknown) => {
-          failure ??= { reason };
+          guarded.close(reason);
           settlement.resolve();
         },
       };
-      const settle = () => (failure === undefined ? resolve() : reject(failure.reason));
-      for (const stretch of stretches) this.#readStretch(stretch, sink, options.signal, settlement);
+      for (const stretch of stretches) this.#readStretch(stretch, guarded, options.signal, settlement);
       if (stretches.length === 0) resolve();
     });
   }
@@ -243,7 +252,7 @@ export class NbdClient implements AsyncDisposable {
   }
 
   #readPiece(offset: number, target: Uint8Array, signal: AbortSignal | undefined): Promise<void> {
-    return readUnfragmented(this.#limits, offset, target.length, (at, length) => {
+    return readWhole(this.#limits, offset, target.length, (at, length) => {
       const piece = target.subarray(at - offset, at - offset + length);
       return this.#pool.run((connection) => connection.read(at, piece, signal), { repeatable: true, signal });
     });
@@ -252,40 +261,50 @@ export class NbdClient implements AsyncDisposable {
   /** By one request where that is possible, and only else with all that may be needed for it. */
   #readStretch(
     stretch: Stretch,
-    sink: PieceSink,
+    sink: GuardedSink,
     signal: AbortSignal | undefined,
     settlement: Settlement<void>,
   ): void {
     const { resolve, reject } = settlement;
-    const withCare = (): void => {
-      this.#readWithCare(stretch, sink, signal).then(resolve, reject);
+    if (stretch.length === 0) {
+      resolve();
+      return;
+    }
+    const withCare = (known?: Known): void => {
+      this.#readWithCare(stretch, sink, signal, known).then(resolve, reject);
     };
     const connection = this.#pool.idlest;
-    const isPlain = stretch.length > 0 && fitsOneRequest(this.#limits, stretch.offset, stretch.length);
-    if (!isPlain || connection === undefined) {
+    if (connection === undefined || !fitsOneRequest(this.#limits, stretch.offset, stretch.length)) {
       withCare();
       return;
     }
     connection.readPieces(stretch, sink, signal, {
       resolve,
-      reject: (error) => (this.#pool.mayRepeat(error) || isOverflow(error) ? withCare() : reject(error)),
+      reject: (error) => {
+        if (this.#pool.mayRepeat(error)) withCare({ spent: 1 });
+        else if (isOverflow(error)) withCare({ tooLarge: true });
+        else reject(error);
+      },
     });
   }
 
   /** In as many requests as the server's limits ask for, over whichever connections live. */
   async #readWithCare(
     { offset, length }: Stretch,
-    sink: PieceSink,
+    sink: GuardedSink,
     signal: AbortSignal | undefined,
+    known: Known = {},
   ): Promise<void> {
+    const readUnfragmented = known.tooLarge === true ? readInSmallPieces : readWhole;
     await readRangePieces(this.#limits, offset, length, sink, (from, count, into) =>
       readUnfragmented(this.#limits, from, count, (at, some) => {
+        sink.assertOpen();
         const piece = { offset: at, length: some };
         const read = (connection: Connection) =>
           new Promise<void>((resolve, reject) =>
             connection.readPieces(piece, into, signal, { resolve, reject }),
           );
-        return this.#pool.run(read, { repeatable: true, signal });
+        return this.#pool.run(read, { repeatable: true, signal, spent: known.spent ?? 0 });
       }),
     );
   }
@@ -351,6 +370,14 @@ export class NbdClient implements AsyncDisposable {
     if (isSane && offset + length <= size) return;
     throw refused("NBD_OUT_OF_RANGE", command, offset, length, `the export has ${size} bytes`);
   }
+}
+
+/** What a first attempt has shown. */
+interface Known {
+  /** Attempts that are spent. */
+  readonly spent?: number;
+  /** The server can't answer so much without fragmenting it. */
+  readonly tooLarge?: boolean;
 }
 
 /** Which writes a flush can speak for: those that were acknowledged since a connection was lost last. */

@@ -241,12 +241,17 @@ export class Connection implements Receiver, ReplyHandler, Watched {
   finished(cookie: number): void {
     const exchange = this.#inFlight.get(cookie);
     if (exchange === undefined) return;
+    if (exchange.failure?.errno === "ESHUTDOWN") {
+      // Before the caller learns of it: he may well ask again at once, and that is to go elsewhere.
+      this.#inFlight.delete(cookie);
+      this.#retire();
+    }
     // What is written goes out in batches, so a reply to the first may well come before the last was sent.
     if (exchange.payload !== undefined && this.#unsent.has(exchange)) this.#heldBack.add(exchange);
     else exchange.finish();
+    // A reply that doesn't answer its request has thrown here: it is still in flight, and fails with the connection.
     this.#inFlight.delete(cookie);
     if (exchange.command === COMMAND.BLOCK_STATUS && this.#contexts.size > 1) this.#noteFinished(cookie);
-    if (exchange.failure?.errno === "ESHUTDOWN") this.#retire();
     this.#sendWaiting();
     this.#noteDrained();
   }

@@ -1,6 +1,6 @@
 /** nbd-client-ts: a client for the NBD protocol. Everything public passes through here. */
 
-export type { StatusBatch, StatusExtent } from "./block-status.js";
+export type { StatusBatch, StatusExtent, StatusRuns } from "./block-status.js";
 export {
   NbdClient,
   type RequestOptions,

@@ -13,6 +13,8 @@ import { describe } from "./socket.js";
 /** Whether a request may be sent again without harm after its connection was lost. */
 export interface Repeat {
   readonly repeatable: boolean;
+  /** Attempts that were made already; default 0. */
+  readonly spent?: number;
   readonly signal: AbortSignal | undefined;
 }
 
@@ -32,10 +34,12 @@ export class Pool {
   #extras: Promise<unknown> = Promise.resolve();
   /** Extra connections that are on their way. */
   #opening = 0;
+  #wanted: number;
 
   private constructor(settings: Settings, first: Connection) {
     this.export = first.export;
     this.#settings = settings;
+    this.#wanted = settings.connections;
     this.#adopt(first);
     this.#openExtras();
   }
@@ -61,7 +65,7 @@ export class Pool {
   async run<T>(request: (connection: Connection) => Promise<T>, repeat: Repeat): Promise<T> {
     const { reconnect } = this.#settings;
     const attempts = reconnect?.attempts ?? 0;
-    for (let attempt = 0; ; attempt++) {
+    for (let attempt = repeat.spent ?? 0; ; attempt++) {
       const connection = this.idlest ?? (await this.#wait(repeat.signal));
       try {
         return await request(connection);
@@ -153,10 +157,17 @@ export class Pool {
     );
   }
 
+  /** Has so many connections from now on, if there weren't more already and where the server allows several. */
+  widen(connections: number): void {
+    if (connections <= this.#wanted || this.#closing.signal.aborted) return;
+    this.#wanted = connections;
+    this.#openExtras();
+  }
+
   /** Opens what is missing, in the background. One that doesn't come is done without. */
   #openExtras(): void {
     if (!this.export.canMultiConn) return;
-    const missing = Math.max(0, this.#settings.connections - this.#live.length - this.#opening);
+    const missing = Math.max(0, this.#wanted - this.#live.length - this.#opening);
     this.#opening += missing;
     const openings = Array.from({ length: missing }, async () => {
       try {

@@ -118,20 +118,36 @@ class Clipped implements PieceSink {
   }
 }
 
+/** Reads one stretch by one request. */
+type ReadStretch = (offset: number, length: number) => Promise<void>;
+
 /** Reads by one request, or by small ones where the server can't do so much without fragmenting it. */
-export async function readUnfragmented(
+export async function readWhole(
   limits: Limits,
   offset: number,
   length: number,
-  read: (offset: number, length: number) => Promise<void>,
+  read: ReadStretch,
 ): Promise<void> {
   try {
     await read(offset, length);
   } catch (error) {
-    const step = Math.max(limits.alignment, SAFE_UNFRAGMENTED);
-    if (!isOverflow(error) || length <= step) throw error;
-    await inPieces(offset, length, step, read);
+    if (!isOverflow(error) || length <= smallPiece(limits)) throw error;
+    await readInSmallPieces(limits, offset, length, read);
   }
+}
+
+/** Reads by requests so small that every server can answer them in one fragment. */
+export function readInSmallPieces(
+  limits: Limits,
+  offset: number,
+  length: number,
+  read: ReadStretch,
+): Promise<void> {
+  return inPieces(offset, length, smallPiece(limits), read);
+}
+
+function smallPiece(limits: Limits): number {
+  return Math.max(limits.alignment, SAFE_UNFRAGMENTED);
 }
 
 /** Whether a read failed because it is too large to be answered without fragmenting it. */

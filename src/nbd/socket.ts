@@ -2,7 +2,7 @@
  * Bytes to and from a server over TCP or a unix socket: the only place that knows node:net.
  *
  * Whoever wants the bytes says where the next ones go. A plain socket lets the kernel write right there; TLS
- * has its own buffers, from which they are copied once.
+ * has its own buffers of one record each, 16 KiB, out of which they are gathered.
  */
 
 import { connect, type Socket } from "node:net";
@@ -44,6 +44,10 @@ export class Transport {
   #failure: NbdError | undefined;
   #isConnected = false;
   #activity = 0;
+  /** The buffer that records are gathered in, and how many bytes of it are. */
+  #gathering: Uint8Array | undefined;
+  #gathered = 0;
+  #isHandingOver = false;
   /** Messages that were not sent yet. */
   #outbox: Uint8Array[] = [];
 
@@ -76,6 +80,7 @@ export class Transport {
 
   /** Hands what comes from now on to `receiver`, or tells it that nothing will. */
   set receiver(receiver: Receiver) {
+    this.#handOver();
     this.#receiver = receiver;
     if (this.#failure !== undefined) receiver.closed(this.#failure);
   }
@@ -177,13 +182,35 @@ export class Transport {
   }
 
   readonly #onEnd = (): void => {
+    this.#handOver();
     const message = `the server at ${this.peer} closed the connection`;
     this.destroy(new ConnectionError("NBD_CLOSED_BY_SERVER", message));
   };
 
+  /** Records are handed on together, as many as come at a time and have room: what follows costs by the piece. */
   readonly #onData = (bytes: Uint8Array): void => {
-    this.#copy(bytes);
+    for (let at = 0; at < bytes.length && this.#failure === undefined; ) {
+      this.#gathering ??= this.#receiver.target();
+      const piece = bytes.subarray(at, at + this.#gathering.length - this.#gathered);
+      this.#gathering.set(piece, this.#gathered);
+      this.#gathered += piece.length;
+      at += piece.length;
+      if (this.#gathered === this.#gathering.length) this.#handOver();
+    }
+    if (this.#gathered === 0 || this.#isHandingOver) return;
+    this.#isHandingOver = true;
+    setImmediate(() => {
+      this.#isHandingOver = false;
+      this.#handOver();
+    });
   };
+
+  #handOver(): void {
+    const count = this.#gathered;
+    this.#gathering = undefined;
+    this.#gathered = 0;
+    if (count > 0) this.#take(count);
+  }
 
   #inPlace() {
     return {

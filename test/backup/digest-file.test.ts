@@ -27,7 +27,7 @@ async function written(...runs: DigestRun[]): Promise<{ path: string; sha256: st
   const writer = await DigestFileWriter.create(path, header);
   for (const run of runs) {
     if (run.kind === "zero") writer.add(run, Buffer.alloc(0));
-    else writer.add({ ...run, hostOffset: 0 }, run.digests);
+    else writer.add(run, run.digests);
   }
   const { sha256 } = await writer.finish({ sync: false });
   await writer.close();

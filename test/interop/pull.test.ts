@@ -170,7 +170,7 @@ describeWith(["qemu-nbd", "qemu-img", "qemu-io", "nbdinfo"], "pull from qemu-nbd
       format,
       mode: "full",
       virtualSize: 40 * MiB + 512,
-      connections: 1,
+      connections: 2,
     });
     await qemuImg("compare", "-f", format, "-F", "raw", at(name), server.uri);
     if (format === "qcow2") await qemuImg("check", "-q", at(name));

@@ -56,6 +56,9 @@ function expectExact(batches: readonly StatusBatch[], truth: Truth, offset: numb
         before = extent.flags;
       }
       expect(at).toBe(batch.offset + batch.length);
+      const { ends, flags } = batch.runs.get(name) ?? { ends: [], flags: [] };
+      expect([...ends]).toEqual(extents.map(({ offset, length }) => offset + length));
+      expect([...flags]).toEqual(extents.map((extent) => extent.flags));
     }
     position += batch.length;
   }

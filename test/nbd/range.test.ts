@@ -3,7 +3,7 @@ import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import type { Limits } from "../../src/nbd/export-info.js";
 import { RequestError } from "../../src/nbd/index.js";
-import { fitsOneRequest, inPieces, readRange, readUnfragmented } from "../../src/nbd/range.js";
+import { fitsOneRequest, inPieces, readRange, readWhole } from "../../src/nbd/range.js";
 import { pattern } from "./servers.js";
 
 function limits(alignment: number, maxPayload: number, size: number): Limits {
@@ -74,7 +74,7 @@ describe("reading without fragments", () => {
   it("falls back to pieces that are multiples of the block size", async () => {
     const lengths: number[] = [];
     const target = Buffer.alloc(200_000);
-    await readUnfragmented(limits(512, 2 ** 25, 2 ** 30), 0, target.length, async (offset, length) => {
+    await readWhole(limits(512, 2 ** 25, 2 ** 30), 0, target.length, async (offset, length) => {
       if (length > 65_536) throw overflow(offset, length);
       lengths.push(length);
       target.set(pattern(offset, length), offset);
@@ -86,7 +86,7 @@ describe("reading without fragments", () => {
   it("passes on any other failure", async () => {
     const other = new Error("other");
     let calls = 0;
-    const reading = readUnfragmented(limits(512, 2 ** 25, 2 ** 30), 0, 200_000, async () => {
+    const reading = readWhole(limits(512, 2 ** 25, 2 ** 30), 0, 200_000, async () => {
       calls += 1;
       throw other;
     });

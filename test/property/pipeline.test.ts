@@ -45,6 +45,8 @@ const round = fc.record({
   writes: fc.array(write, { maxLength: 12 }),
   /** As asked for: an increment on a raw one is raw. */
   format: fc.constantFrom<ImageFormat>("qcow2", "qcow2", "raw"),
+  /** Where the format can. */
+  compressed: fc.boolean(),
   /** Of the bitmap that begins when the point is taken. */
   granularity: fc.constantFrom(512, 4096, 65_536),
 });
@@ -85,10 +87,11 @@ describeWith(["qemu-img"], "the whole pipeline", () => {
         const rateLimit = rate === undefined ? undefined : new RateLimit(rate);
         const window = { requestSize, inFlight: 4 * requestSize };
         const points: { manifest: Manifest; content: Buffer }[] = [];
-        for (const { writes, format, granularity } of rounds) {
+        for (const { writes, format, compressed, granularity } of rounds) {
           for (const w of writes) apply(w, disk, oracle);
           frozen = disk.freeze();
           const parent = points.at(-1)?.manifest;
+          const pointFormat = isRawIncrement(parent) ? "raw" : format;
           const { manifest } = await takePoint({
             repository,
             domain: { name: DOMAIN, uuid: null },
@@ -100,7 +103,8 @@ describeWith(["qemu-img"], "the whole pipeline", () => {
               },
             ],
             checkpoint: null,
-            format: isRawIncrement(parent) ? "raw" : format,
+            format: pointFormat,
+            compress: compressed && pointFormat === "qcow2" ? "deflate" : undefined,
             digests: "xxh64",
             sync: false,
             tool: "test",

@@ -2,6 +2,7 @@ import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { DigestAlgorithm } from "../../src/backup/digest.js";
+import type { CompressionMethod } from "../../src/backup/image/compress-cluster.js";
 import type { ImageFormat } from "../../src/backup/image/create.js";
 import type { Manifest } from "../../src/backup/manifest.js";
 import { Repository } from "../../src/backup/repository.js";
@@ -64,7 +65,10 @@ export class MemoryChain implements AsyncDisposable {
     options: {
       readonly format?: ImageFormat;
       readonly digests?: DigestAlgorithm | undefined;
+      readonly compress?: CompressionMethod;
       readonly full?: boolean;
+      /** Of the bitmap that the next increment goes by; default 64 KiB. */
+      readonly granularity?: number;
       readonly confirm?: () => Promise<void>;
     } = {},
   ): Promise<TakenPoint> {
@@ -79,6 +83,7 @@ export class MemoryChain implements AsyncDisposable {
       checkpoint: null,
       format: options.format ?? "qcow2",
       digests: "digests" in options ? options.digests : "xxh64",
+      compress: options.compress,
       sync: false,
       tool: "test",
       connect: {},
@@ -86,7 +91,7 @@ export class MemoryChain implements AsyncDisposable {
     });
     this.points.push(taken.manifest);
     this.contents.set(taken.manifest.id, frozen);
-    this.disk.startBitmap(BITMAP);
+    this.disk.startBitmap(BITMAP, options.granularity);
     return taken;
   }
 

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import * as zlib from "node:zlib";
-import { BackupError } from "../errors.js";
+import { UsageError } from "../errors.js";
 
 export type CompressionMethod = "deflate" | "zstd";
 
@@ -28,11 +28,11 @@ type CreateZstd = (options: {
 /** Node has zstd from 22.15 on. */
 const createZstd = "createZstdCompress" in zlib ? (zlib.createZstdCompress as CreateZstd) : undefined;
 
-/** @throws {BackupError} this version of Node lacks the method */
+/** @throws {UsageError} this version of Node lacks the method */
 export function assertCompression(method: CompressionMethod): void {
   if (method !== "zstd" || createZstd !== undefined) return;
-  const message = "compressing with zstd needs Node 22.15 or newer: use deflate, or a newer Node";
-  throw new BackupError("E_NO_ZSTD", message);
+  const message = `compressing with zstd needs Node 22.15 or newer, this is ${process.versions.node}: use deflate, or a newer Node`;
+  throw new UsageError("E_NO_ZSTD", message);
 }
 
 /**
@@ -46,7 +46,7 @@ export class ClusterCompressor implements Disposable {
   #parts: Buffer[] = [];
   #fail: ((error: Error) => void) | undefined;
 
-  /** @throws {BackupError} this version of Node lacks the method */
+  /** @throws {UsageError} this version of Node lacks the method */
   constructor({ method, level }: Compression, clusterSize: number) {
     assertCompression(method);
     const chunkSize = clusterSize;

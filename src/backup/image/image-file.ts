@@ -1,5 +1,17 @@
 import assert from "node:assert/strict";
-import { close, constants, fdatasync, fstat, fsync, ftruncate, open, read, write, writeSync } from "node:fs";
+import {
+  close,
+  constants,
+  fdatasync,
+  fstat,
+  fsync,
+  ftruncate,
+  ftruncateSync,
+  open,
+  read,
+  write,
+  writeSync,
+} from "node:fs";
 import { promisify } from "node:util";
 import { BackupError, DamageError } from "../errors.js";
 
@@ -19,6 +31,8 @@ const NEW_FILE_MODE = 0o640;
 export class ImageFile {
   readonly path: string;
   readonly #descriptor: number;
+  /** Where a file that is being written ends, as far as {@link writeNow} and its like have made it. */
+  #end = 0;
   #transfers = 0;
   #whenIdle: (() => void) | undefined;
   #closed: Promise<void> | undefined;
@@ -76,6 +90,7 @@ export class ImageFile {
 
   /** Writes all of `data`, which must stay unchanged until the promise settles. */
   async write(data: Uint8Array, position: number): Promise<void> {
+    this.#end = Math.max(this.#end, position + data.length);
     await this.#transfer("writing", data.length, position, (done, callback) =>
       write(this.#descriptor, data, done, data.length - done, position + done, callback),
     );
@@ -84,6 +99,7 @@ export class ImageFile {
   /** Writes all of `data` before it returns. */
   writeNow(data: Uint8Array, position: number): void {
     assert(this.#closed === undefined, "the file is closed");
+    this.#end = Math.max(this.#end, position + data.length);
     for (let done = 0; done < data.length; ) {
       try {
         done += writeSync(this.#descriptor, data, done, data.length - done, position + done);
@@ -93,7 +109,20 @@ export class ImageFile {
     }
   }
 
+  /** Has the file go on to `end` at least. */
+  reach(end: number): void {
+    assert(this.#closed === undefined, "the file is closed");
+    if (end <= this.#end) return;
+    try {
+      ftruncateSync(this.#descriptor, end);
+    } catch (error) {
+      throw this.#failure("resizing", error as NodeJS.ErrnoException);
+    }
+    this.#end = end;
+  }
+
   truncate(length: number): Promise<void> {
+    this.#end = length;
     return this.#change("resizing", (callback) => ftruncate(this.#descriptor, length, callback));
   }
 

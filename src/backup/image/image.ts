@@ -97,6 +97,14 @@ export function slotsOf(run: {
   }
 }
 
+/** Bytes of the guest in the clusters that a run stores, cut off at the end of the disk. */
+export function dataBytesOf(
+  run: Parameters<typeof slotsOf>[0] & { readonly cluster: number },
+  { clusterSize, virtualSize }: Geometry,
+): number {
+  return Math.min(slotsOf(run) * clusterSize, virtualSize - run.cluster * clusterSize);
+}
+
 /**
  * Builds an image file: first data in any order, then the runs in guest order, then `finish`.
  *
@@ -117,6 +125,11 @@ export interface ImageWriter {
    * @throws the file system's error (ENOSPC, EIO), with `code`
    */
   writeNow(hostOffset: number, data: Uint8Array): void;
+  /**
+   * Has the file go on to `hostEnd` at least: zeroes that were left out at the end of a cluster can be read then.
+   * @throws the file system's error, with `code`
+   */
+  reach(hostEnd: number): void;
   /** Notes what the next clusters are, in ascending guest order. */
   addRun(run: ClusterRun): void;
   /**

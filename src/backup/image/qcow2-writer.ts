@@ -47,6 +47,10 @@ export class Qcow2Writer implements ImageWriter, AsyncDisposable {
     this.#file.writeNow(data, hostOffset);
   }
 
+  reach(hostEnd: number): void {
+    this.#file.reach(hostEnd);
+  }
+
   /** @throws {UsageError} a cluster defined in part, on a disk that is too large for such tables */
   addRun(run: ClusterRun): void {
     assert(run.cluster + run.count <= clustersIn(this.geometry), "the run is behind the end of the disk");

@@ -59,6 +59,10 @@ export class RawWriter implements ImageWriter, AsyncDisposable {
     this.#file.writeNow(data, hostOffset);
   }
 
+  reach(hostEnd: number): void {
+    this.#file.reach(hostEnd);
+  }
+
   addRun(run: ClusterRun): void {
     assert(run.cluster + run.count <= clustersIn(this.geometry), "the run is behind the end of the disk");
     this.#runs.append(run);

@@ -61,13 +61,14 @@ export class Descriptors {
   validate(length: number, onlyOne: boolean): void {
     if (this.count === 0) throw new ProtocolError("the server sent a block status without any extent");
     let covered = 0;
-    for (let index = 0; index < this.count; index++) {
+    const { count } = this;
+    for (let index = 0; index < count; index++) {
       if (covered >= length) {
         throw new ProtocolError("the server sent an extent that starts behind the end of the request");
       }
       const extent = this.lengthAt(index);
       if (extent === 0) throw new ProtocolError("the server sent an extent of zero length");
-      this.flagsAt(index);
+      if (this.#width === 16) this.flagsAt(index);
       covered += extent;
     }
     if (onlyOne && (this.count !== 1 || covered > length)) {

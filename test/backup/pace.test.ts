@@ -1,0 +1,129 @@
+import { describe, expect, it } from "vitest";
+import { CONNECTIONS, Pace, segmentBytesOf, type Window } from "../../src/backup/pace.js";
+
+const MiB = 1024 * 1024;
+const KiB = 1024;
+
+/** Has segments done as a server would that takes `latencyMs` and delivers `bytesPerMs` at the most. */
+function run(pace: Pace, segmentBytes: number, latencyMs: number, bytesPerMs: number, ms = 5000): number {
+  let now = 1000;
+  for (let busy = now; now < 1000 + ms; ) {
+    // All lanes ask at once; the answers come one after the other, the first of them after the latency.
+    const asked = now;
+    busy = Math.max(busy, asked + latencyMs);
+    for (let lane = pace.lanes; lane > 0; lane -= 1) {
+      const firstByte = busy;
+      busy += segmentBytes / bytesPerMs;
+      now = busy;
+      pace.note({ bytes: segmentBytes, asked, firstByte, done: busy });
+    }
+  }
+  return pace.lanes;
+}
+
+function paceOf(window: Window, segmentBytes = MiB): Pace {
+  return new Pace(window, segmentBytes);
+}
+
+describe("the pace", () => {
+  it("stays at the least where the server is near", () => {
+    const pace = paceOf({});
+    const least = pace.lanes;
+    expect(least * MiB).toBe(4 * MiB);
+    expect(run(pace, MiB, 0.2, 3 * MiB)).toBe(least);
+  });
+
+  it("grows with the latency, up to what the line holds twice, and no further", () => {
+    // 1 MiB/ms over 20 ms: 20 MiB are on the way.
+    const lanes = run(paceOf({}), MiB, 20, MiB);
+    expect(lanes).toBeGreaterThanOrEqual(20);
+    expect(lanes).toBeLessThanOrEqual(42);
+  });
+
+  it("has 64 MiB under way at the most, in segments of any size", () => {
+    expect(run(paceOf({}), MiB, 500, 100 * MiB)).toBe(64);
+    expect(run(paceOf({}, 16 * MiB), 16 * MiB, 500, 100 * MiB)).toBe(4);
+  });
+
+  it("keeps to what is asked for, whatever the server does", () => {
+    const pace = paceOf({ inFlight: 3 * MiB });
+    expect([pace.lanes, run(pace, MiB, 500, 100 * MiB)]).toEqual([3, 3]);
+    expect(paceOf({ inFlight: 100 * MiB }).lanes).toBe(100);
+  });
+
+  it("has one lane at the least", () => {
+    expect(paceOf({ inFlight: 1 }).lanes).toBe(1);
+    expect(paceOf({}, 128 * MiB).lanes).toBe(1);
+  });
+
+  it("doesn't follow segments of which no byte came", () => {
+    const pace = paceOf({});
+    const least = pace.lanes;
+    for (let at = 0; at < 1000; at += 1) {
+      pace.note({ bytes: 0, asked: at, firstByte: undefined, done: at + 1 });
+    }
+    expect(pace.lanes).toBe(least);
+  });
+
+  it("never falls", () => {
+    const pace = paceOf({});
+    const grown = run(pace, MiB, 50, MiB);
+    expect(grown).toBeGreaterThan(8);
+    expect(run(pace, MiB, 0.1, MiB)).toBe(grown);
+  });
+});
+
+describe("the connections that the pace wants", () => {
+  it("are two where the server is near, and more where it is far", () => {
+    const near = paceOf({});
+    expect(near.connections).toBe(CONNECTIONS);
+    run(near, MiB, 1.5, MiB);
+    expect(near.connections).toBe(2);
+    const far = paceOf({});
+    run(far, MiB, 3, MiB);
+    expect(far.connections).toBe(4);
+  });
+
+  it("are never fewer than they were", () => {
+    const pace = paceOf({ inFlight: 4 * MiB });
+    run(pace, MiB, 20, MiB);
+    run(pace, MiB, 0.1, MiB);
+    expect(pace.connections).toBe(4);
+  });
+
+  it.each([1, 2, 8])("are %i where that is asked for, however far the server is", (connections) => {
+    const pace = paceOf({ connections });
+    expect(pace.connections).toBe(connections);
+    run(pace, MiB, 50, MiB);
+    expect(pace.connections).toBe(connections);
+  });
+
+  it("aren't judged by segments of which no byte came, nor by the first few milliseconds", () => {
+    const pace = paceOf({});
+    for (let at = 0; at < 1000; at += 1) {
+      pace.note({ bytes: 0, asked: at, firstByte: undefined, done: at + 1 });
+    }
+    expect(pace.connections).toBe(2);
+    const early = paceOf({});
+    early.note({ bytes: MiB, asked: 1000, firstByte: 1020, done: 1021 });
+    expect(early.connections).toBe(2);
+  });
+});
+
+describe("a segment's size", () => {
+  it("is what is asked for, but a cluster at the least", () => {
+    expect(segmentBytesOf({ requestSize: 256 * KiB }, 64 * KiB)).toBe(256 * KiB);
+    expect(segmentBytesOf({ requestSize: 4 * KiB }, 64 * KiB)).toBe(64 * KiB);
+    expect(segmentBytesOf({ requestSize: 256 * KiB }, 64 * KiB, 4 * MiB)).toBe(256 * KiB);
+  });
+
+  it("is as large as the server prefers, where nothing is asked for", () => {
+    expect(segmentBytesOf({}, 64 * KiB, 4 * MiB)).toBe(4 * MiB);
+    expect(segmentBytesOf({}, 64 * KiB, 4096)).toBe(segmentBytesOf({}, 64 * KiB));
+  });
+
+  it("is half a MiB, or a cluster that is larger, where nobody prefers anything", () => {
+    expect(segmentBytesOf({}, 64 * KiB)).toBe(512 * KiB);
+    expect(segmentBytesOf({}, 2 * MiB)).toBe(2 * MiB);
+  });
+});

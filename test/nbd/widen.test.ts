@@ -1,0 +1,119 @@
+import { setTimeout as sleep } from "node:timers/promises";
+import { describe, expect, it } from "vitest";
+import { NbdClient, type NbdEvent } from "../../src/nbd/index.js";
+import { COMMAND, TRANSMISSION } from "../../src/nbd/wire/constants.js";
+import { whole } from "../support/mock-replies.js";
+import { COMMON_FLAGS, handshake, MockServer, type Peer } from "../support/mock-server.js";
+import { pattern } from "./servers.js";
+
+const MULTI = COMMON_FLAGS | TRANSMISSION.CAN_MULTI_CONN;
+
+async function serve(peer: Peer, onRead: () => void = () => {}): Promise<void> {
+  while (true) {
+    const request = await peer.request();
+    if (request.command === COMMAND.DISC) return;
+    onRead();
+    peer.send(whole(request));
+  }
+}
+
+function serving(flags: number, used: Set<number> = new Set()): Promise<MockServer> {
+  return MockServer.start(async (peer, index) => {
+    await handshake(peer, { flags });
+    await serve(peer, () => used.add(index));
+  });
+}
+
+async function readAll(client: NbdClient): Promise<void> {
+  const targets = Array.from({ length: 24 }, () => Buffer.alloc(4096));
+  await Promise.all(targets.map((target, at) => client.read(at * 4096, target)));
+  for (const [at, target] of targets.entries()) expect(target.equals(pattern(at * 4096, 4096))).toBe(true);
+}
+
+describe("a client that is widened", () => {
+  it("opens what is missing in the background, and uses it", async () => {
+    const used = new Set<number>();
+    await using mock = await serving(MULTI, used);
+    await using client = await NbdClient.connect(mock.uri);
+    client.widen(4);
+    expect(client.connections).toBe(1);
+    await expect.poll(() => client.connections).toBe(4);
+    await readAll(client);
+    expect([used.size, mock.connections]).toEqual([4, 4]);
+  });
+
+  it("doesn't open twice what is on its way already, however often it is asked", async () => {
+    await using mock = await serving(MULTI);
+    await using client = await NbdClient.connect(mock.uri, { connections: 2 });
+    for (let at = 0; at < 10; at += 1) client.widen(3);
+    client.widen(4);
+    await expect.poll(() => client.connections).toBe(4);
+    await sleep(20);
+    client.widen(4);
+    await sleep(20);
+    expect([client.connections, mock.connections]).toEqual([4, 4]);
+  });
+
+  it("never becomes narrower", async () => {
+    await using mock = await serving(MULTI);
+    await using client = await NbdClient.connect(mock.uri, { connections: 3 });
+    await expect.poll(() => client.connections).toBe(3);
+    for (const connections of [1, 0, -1, Number.NaN]) client.widen(connections);
+    await sleep(20);
+    expect([client.connections, mock.connections]).toEqual([3, 3]);
+  });
+
+  it("keeps to one connection where the server allows no more", async () => {
+    await using mock = await serving(COMMON_FLAGS);
+    await using client = await NbdClient.connect(mock.uri);
+    client.widen(4);
+    await sleep(20);
+    await readAll(client);
+    expect([client.connections, mock.connections]).toEqual([1, 1]);
+  });
+
+  it("does without what can't be opened, and asks for it once only", async () => {
+    const events: NbdEvent[] = [];
+    await using mock = await MockServer.start(async (peer, index) => {
+      if (index > 1) return;
+      await handshake(peer, { flags: MULTI });
+      await serve(peer);
+    });
+    const onEvent = (event: NbdEvent) => events.push(event);
+    await using client = await NbdClient.connect(mock.uri, { onEvent });
+    client.widen(4);
+    await expect.poll(() => events.map(({ type }) => type)).toHaveLength(4);
+    for (let at = 0; at < 5; at += 1) client.widen(4);
+    await readAll(client);
+    await sleep(20);
+    expect(events.map(({ type }) => type).sort()).toEqual(["not-opened", "not-opened", "opened", "opened"]);
+    expect([client.connections, mock.connections]).toEqual([2, 4]);
+  });
+
+  it("has lost connections replaced up to the number that it was widened to", async () => {
+    await using mock = await MockServer.start(async (peer, index) => {
+      await handshake(peer, { flags: MULTI });
+      if (index === 1) await peer.request();
+      else await serve(peer);
+    });
+    const reconnect = { attempts: 3, delayMs: 1, maxDelayMs: 5 };
+    await using client = await NbdClient.connect(mock.uri, { reconnect });
+    client.widen(3);
+    await expect.poll(() => client.connections).toBe(3);
+    await readAll(client);
+    await expect.poll(() => client.connections).toBe(3);
+    expect(mock.connections).toBe(4);
+  });
+
+  it("closes also what was just being opened, and opens nothing once it is closed", async () => {
+    await using mock = await serving(MULTI);
+    const client = await NbdClient.connect(mock.uri);
+    client.widen(4);
+    await client.close();
+    await sleep(20);
+    const { connections } = mock;
+    client.widen(8);
+    await sleep(20);
+    expect([client.connections, mock.connections]).toEqual([0, connections]);
+  });
+});
