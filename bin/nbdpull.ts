@@ -1,5 +1,4 @@
 #!/usr/bin/env node
-import { setFlagsFromString } from "node:v8";
 import { Command, CommanderError } from "commander";
 import { exitCodeOf } from "./exit-codes.js";
 import { fillInDefaults, withTalk } from "./options.js";
@@ -19,10 +18,6 @@ const program = new Command("nbdpull")
   .addHelpText("after", EXIT_CODES)
   .showHelpAfterError("(nbdpull COMMAND --help tells more)")
   .exitOverride();
-
-// Most runs last less than a second, and V8 spends more time on optimising them than they gain by it: it shall wait until a
-// function has proved to be hot for longer (docs/performance.md). A version without the flag takes no notice.
-setFlagsFromString("--interrupt-budget=2000000");
 
 /** In the order of the help. */
 const COMMANDS: Readonly<Record<string, () => Promise<(program: Command, run: Run) => void>>> = {

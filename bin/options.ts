@@ -182,7 +182,7 @@ function positive(text: string): number {
   return number;
 }
 
-/** A size within reason: each lane owns a buffer. */
+/** A size within reason: compressed and restored images wait in buffers. */
 function upTo(most: number): (text: string) => number {
   return (text) => {
     const bytes = size(text);

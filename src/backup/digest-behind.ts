@@ -1,3 +1,4 @@
+import assert from "node:assert/strict";
 import type { DigestThreads } from "./digest-threads.js";
 import type { BackupError } from "./errors.js";
 import type { ClusterRun, Geometry } from "./image/image.js";
@@ -109,6 +110,8 @@ export class DigestBehind {
 
   #take(batch: readonly Waiting[], made: Buffer): void {
     this.#asked -= 1;
+    const wanted = batch.reduce((sum, { digests }) => sum + digests * this.#threads.digestSize, 0);
+    assert.equal(made.length, wanted, "there is not one digest for each cluster");
     let at = 0;
     for (const { bytes, digests, resolve } of batch) {
       const end = at + digests * this.#threads.digestSize;

@@ -108,6 +108,7 @@ export class DigestThreads implements AsyncDisposable {
     const thread: Thread = { worker, waiting: new Map() };
     worker.on("message", (answer: DigestAnswer) => settle(thread, answer));
     worker.on("error", (cause) => this.#fail(ended(cause instanceof Error ? cause.message : "", cause)));
+    worker.on("messageerror", (cause) => this.#fail(ended("its answer can't be read", cause)));
     worker.on("exit", (code) => this.#fail(ended(`exit code ${code}`)));
     this.#threads.push(thread);
     return thread;

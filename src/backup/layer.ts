@@ -120,8 +120,20 @@ export class Layer implements AsyncDisposable {
     try {
       await this.#image.readHost(run.hostOffset + (first - run.cluster) * clusterSize, slots);
     } catch (error) {
-      if (!isUnreadable(error)) throw error;
-      onDamage({ message: `the file system cannot read it: ${error.message}`, guestOffset: offset });
+      if (isUnreadable(error)) {
+        onDamage({ message: `the file system cannot read it: ${error.message}`, guestOffset: offset });
+        return;
+      }
+      if (!isOfOneCluster(error)) throw error;
+      if (end - first === 1) {
+        onDamage({ message: error.message, guestOffset: start });
+        return;
+      }
+      // One of them can't be decompressed: each is judged by itself, and none hides another.
+      for (let at = 0; at < length; at += clusterSize) {
+        await this.read(run, start + at, slots.subarray(at, Math.min(at + clusterSize, length)), onDamage);
+      }
+      if (!whole) slots.copy(target, 0, offset - start, offset - start + target.length);
       return;
     }
     if (run.digests && this.#digester) this.#compare(run, first, end - first, slots, onDamage);
@@ -314,6 +326,11 @@ function checkGeometry(found: Geometry, expected: Geometry, pointId: string, dis
   }
   if (expected.clusterSize % SUBCLUSTERS !== 0)
     throw damage(pointId, disk, "its cluster size makes no sense");
+}
+
+/** Whether the damage is that of a single cluster, and says nothing of the others. */
+function isOfOneCluster(error: unknown): error is DamageError {
+  return error instanceof DamageError && error.code === "E_QCOW2_ENTRY";
 }
 
 /** What a failing medium says. */

@@ -107,6 +107,9 @@ function* runPieces(layer: Layer, run: LayerRun): Generator<Piece> {
   }
 }
 
+/** Buffers that are kept for later reads. */
+const MAX_SPARE = 16;
+
 /** A piece of data that the walk has shown, and how much of it was not read yet. */
 interface SeenPiece {
   readonly piece: Piece;
@@ -181,7 +184,7 @@ export class ChainSource {
     await this.read(offset, bytes);
     signal.throwIfAborted();
     sink.data(offset, bytes);
-    this.#spare.push(buffer);
+    if (this.#spare.length < MAX_SPARE) this.#spare.push(buffer);
   }
 
   /** @throws {RangeError} some data was never read */

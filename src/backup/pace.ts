@@ -16,11 +16,13 @@ const REQUEST_SIZE = 512 * 1024;
 /** A second connection lets the server fill one while the other is being emptied. */
 export const CONNECTIONS = 2;
 /** Where answers take longer than that, what counts is how many requests the server works on at a time. */
-const FAR_MS = 2;
+const FAR_MS = 4;
 const FAR_CONNECTIONS = 4;
+/** What is under way at the least where the server is far. */
+const FAR_IN_FLIGHT = 16 * 1024 * 1024;
 /** Enough for a unix socket, where less starves and more costs cache. */
 const LEAST_IN_FLIGHT = 4 * 1024 * 1024;
-/** For far servers. It costs them memory, not us: bytes are stored as they come. */
+/** For far servers. Where bytes are stored as they come it costs them memory, not us. */
 const MOST_IN_FLIGHT = 64 * 1024 * 1024;
 
 /** How much a segment holds: whole clusters, and whole blocks as the server prefers them. */
@@ -29,6 +31,8 @@ export function segmentBytesOf(window: Window, clusterSize: number, preferredBlo
   return Math.max(wanted, clusterSize);
 }
 
+/** Segments that are asked for one after the other: the first one finds us, and perhaps the server, cold. */
+const SCOUTS = 4;
 /** How often the rate is looked at. */
 const SPAN_MS = 50;
 /** Under way is what the line and the server hold on the way, twice: so one half is on its way while the other is worked on. */
@@ -36,25 +40,28 @@ const HEADROOM = 2;
 
 /**
  * How many lanes there should be: as many as keep the server and the line busy, and no more, since what waits in queues
- * only costs memory and cache. The bytes that are on the way at a time are the rate times the latency; the latency is
- * taken from the segment whose first byte came soonest after it was asked for, before queues formed.
+ * only costs memory and cache. One lane goes ahead, so that its first answers tell how far the server is, with nothing
+ * queued before them. Where it is near, the least is enough; where it is far, what is on the way at a time is the rate times the
+ * latency.
  */
 export class Pace {
+  readonly #least: number;
   readonly #most: number;
   readonly #segmentBytes: number;
-  #lanes: number;
-  readonly #mostConnections: number;
-  #connections: number;
+  readonly #window: Window;
+  #lanes = 1;
   #latency = Number.POSITIVE_INFINITY;
+  #scouts = 0;
   #since: number | undefined;
   #bytes = 0;
 
   constructor(window: Window, segmentBytes: number) {
+    this.#window = window;
     this.#segmentBytes = segmentBytes;
-    this.#lanes = lanesOf(window.inFlight ?? LEAST_IN_FLIGHT, segmentBytes);
-    this.#connections = window.connections ?? CONNECTIONS;
-    this.#mostConnections = window.connections ?? FAR_CONNECTIONS;
-    this.#most = Math.max(this.#lanes, lanesOf(window.inFlight ?? MOST_IN_FLIGHT, segmentBytes));
+    this.#least = lanesOf(window.inFlight ?? LEAST_IN_FLIGHT, segmentBytes);
+    this.#most = Math.max(this.#least, lanesOf(window.inFlight ?? MOST_IN_FLIGHT, segmentBytes));
+    // Who says how much shall be under way needs no scout.
+    if (window.inFlight !== undefined) this.#lanes = this.#least;
   }
 
   /** Never falls. */
@@ -64,7 +71,7 @@ export class Pace {
 
   /** How many connections there should be, where the server allows several. Never falls. */
   get connections(): number {
-    return this.#connections;
+    return this.#window.connections ?? (this.#isFar ? FAR_CONNECTIONS : CONNECTIONS);
   }
 
   /** A segment is done. Times in milliseconds, as `performance.now()` has them. */
@@ -74,18 +81,29 @@ export class Pace {
     readonly firstByte: number | undefined;
     readonly done: number;
   }): void {
-    const { bytes, asked, firstByte = Number.POSITIVE_INFINITY, done } = segment;
-    this.#latency = Math.min(this.#latency, firstByte - asked);
+    const { bytes, asked, firstByte, done } = segment;
+    if (this.#scouts < SCOUTS) {
+      // A segment of nothing but zeroes tells nothing, and takes no time.
+      if (firstByte === undefined) return;
+      this.#scouts += 1;
+      this.#latency = Math.min(this.#latency, firstByte - asked);
+      if (this.#scouts < SCOUTS) return;
+      const start = this.#isFar ? lanesOf(FAR_IN_FLIGHT, this.#segmentBytes) : this.#least;
+      this.#lanes = Math.min(this.#most, Math.max(this.#least, start));
+    }
     this.#bytes += bytes;
     this.#since ??= asked;
     const span = done - this.#since;
-    if (span < SPAN_MS || !Number.isFinite(this.#latency)) return;
-    if (this.#latency > FAR_MS) this.#connections = this.#mostConnections;
+    if (!this.#isFar || span < SPAN_MS) return;
     const onTheWay = (this.#bytes / span) * this.#latency;
     const wanted = Math.ceil((HEADROOM * onTheWay) / this.#segmentBytes);
     this.#lanes = Math.min(this.#most, Math.max(this.#lanes, wanted));
     this.#since = done;
     this.#bytes = 0;
+  }
+
+  get #isFar(): boolean {
+    return this.#scouts === SCOUTS && this.#latency > FAR_MS;
   }
 }
 

@@ -1,3 +1,4 @@
+import assert from "node:assert/strict";
 import type { ClusterRun, ImageWriter } from "./image/image.js";
 import { type Place, placeAt, placesOf } from "./places.js";
 import type { Segment } from "./plan.js";
@@ -26,6 +27,8 @@ export class WriteThrough implements Landing<ClusterRun[]> {
   readonly #writer: ImageWriter;
   /** 1 for each slot that something was written to. */
   readonly #stored: Uint8Array;
+  /** Bytes that have come; more than there are places for where a lost connection brought some twice. */
+  #landed = 0;
   /** Where the next piece probably goes. */
   #hint = 0;
 
@@ -43,6 +46,7 @@ export class WriteThrough implements Landing<ClusterRun[]> {
     for (let place = this.places[index]; place && place.offset < end; place = this.places[++index]) {
       const start = Math.max(offset, place.offset);
       const stop = Math.min(end, place.end);
+      this.#landed += stop - start;
       this.#store(place, start, bytes.subarray(start - offset, stop - offset));
       this.#hint = index;
     }
@@ -56,6 +60,8 @@ export class WriteThrough implements Landing<ClusterRun[]> {
 
   /** All bytes have come: what the segment turned out to be, in guest order. */
   settle(): ClusterRun[] {
+    const planned = this.places.reduce((sum, { offset, end }) => sum + end - offset, 0);
+    assert(this.#landed >= planned, `${planned} bytes should have come, and ${this.#landed} have`);
     return settle(this.#segment, this.#stored, this.#writer);
   }
 

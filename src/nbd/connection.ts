@@ -167,9 +167,11 @@ export class Connection implements Receiver, ReplyHandler, Watched {
     if (this.#ended !== undefined) return;
     const message = `the server at ${this.#transport.peer} is shutting down`;
     const reason = new ConnectionError("NBD_CLOSED_BY_SERVER", message);
-    for (const exchange of this.#waiting.splice(0)) exchange.abandon(neverSent(reason));
+    const neverSentYet = this.#waiting.splice(0);
     this.#leaving ??= this.#leave(reason);
     this.#onLost?.(reason);
+    // Last, since their callers may ask again at once, and not here.
+    for (const exchange of neverSentYet) exchange.abandon(neverSent(reason));
   }
 
   /** Hangs up at once; everything outstanding fails with `error`. */
@@ -224,6 +226,7 @@ export class Connection implements Receiver, ReplyHandler, Watched {
   }
 
   // ReplyHandler
+
   /**
    * QEMU goes on with the next context's chunk after an error of one context has already ended the reply. Only
    * block status with several contexts does so, and each such request allows for two late chunks a context.

@@ -26,11 +26,18 @@ function paceOf(window: Window, segmentBytes = MiB): Pace {
 }
 
 describe("the pace", () => {
-  it("stays at the least where the server is near", () => {
+  it("sends one lane ahead, and stays at the least where the server is near", () => {
     const pace = paceOf({});
-    const least = pace.lanes;
-    expect(least * MiB).toBe(4 * MiB);
-    expect(run(pace, MiB, 0.2, 3 * MiB)).toBe(least);
+    expect(pace.lanes).toBe(1);
+    expect(run(pace, MiB, 0.2, 3 * MiB)).toBe(4);
+  });
+
+  it("begins with 16 MiB where the first answer took long", () => {
+    const pace = paceOf({});
+    for (const asked of [1000, 1010, 1020, 1030]) {
+      pace.note({ bytes: MiB, asked, firstByte: asked + 5, done: asked + 6 });
+    }
+    expect(pace.lanes).toBe(16);
   });
 
   it("grows with the latency, up to what the line holds twice, and no further", () => {
@@ -80,7 +87,7 @@ describe("the connections that the pace wants", () => {
     run(near, MiB, 1.5, MiB);
     expect(near.connections).toBe(2);
     const far = paceOf({});
-    run(far, MiB, 3, MiB);
+    run(far, MiB, 5, MiB);
     expect(far.connections).toBe(4);
   });
 
@@ -98,15 +105,19 @@ describe("the connections that the pace wants", () => {
     expect(pace.connections).toBe(connections);
   });
 
-  it("aren't judged by segments of which no byte came, nor by the first few milliseconds", () => {
+  it("aren't judged by segments of which no byte came, nor by answers that had to queue", () => {
     const pace = paceOf({});
     for (let at = 0; at < 1000; at += 1) {
       pace.note({ bytes: 0, asked: at, firstByte: undefined, done: at + 1 });
     }
     expect(pace.connections).toBe(2);
-    const early = paceOf({});
-    early.note({ bytes: MiB, asked: 1000, firstByte: 1020, done: 1021 });
-    expect(early.connections).toBe(2);
+    const near = paceOf({});
+    near.note({ bytes: MiB, asked: 1000, firstByte: 1020, done: 1021 });
+    for (const asked of [1030, 1032, 1034]) {
+      near.note({ bytes: MiB, asked, firstByte: asked + 1, done: asked + 2 });
+    }
+    near.note({ bytes: MiB, asked: 1040, firstByte: 1140, done: 1141 });
+    expect(near.connections).toBe(2);
   });
 });
 

@@ -108,7 +108,12 @@ describe("a pull", () => {
     await using client = await openExport(server.uri, undefined, {});
     const pulling = pullFile({
       ...{ client, imagePath: join(folder.path, "x.qcow2"), format: "qcow2", bitmap: undefined },
-      ...{ force: false, sync: false, digests: "sha256", window: { requestSize: CLUSTER } },
+      ...{
+        force: false,
+        sync: false,
+        digests: "sha256",
+        window: { requestSize: CLUSTER, inFlight: 8 * CLUSTER },
+      },
     });
     await expect(pulling).rejects.toMatchObject({ code: "E_DIGEST_READ" });
     expect(await readdir(folder.path)).toEqual([]);

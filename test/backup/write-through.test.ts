@@ -117,8 +117,17 @@ describe("writing through", () => {
   it("writes neighbouring clusters at once", () => {
     const [image] = landed(segmentOf({ kind: "data", cluster: 0, count: 4 }), (landing) => {
       landing.data(100, Buffer.alloc(4 * CLUSTER - 100, 7));
+      landing.data(0, Buffer.alloc(100));
     });
-    expect(image.writes).toEqual([{ hostOffset: CLUSTER + 100, length: 4 * CLUSTER - 100 }]);
+    expect(image.writes[0]).toEqual({ hostOffset: CLUSTER + 100, length: 4 * CLUSTER - 100 });
+  });
+
+  it("takes no segment for complete of which bytes are missing", () => {
+    const short = () =>
+      landed(segmentOf({ kind: "data", cluster: 0, count: 2 }), (landing) => {
+        landing.data(0, Buffer.alloc(2 * CLUSTER - 1, 7));
+      });
+    expect(short).toThrow(`${2 * CLUSTER} bytes should have come`);
   });
 
   it("keeps clean bytes out that were read along", () => {

@@ -78,7 +78,7 @@ export class ClusterCompressor implements Disposable {
     await new Promise<void>((resolve, reject) => {
       this.#fail = reject;
       this.#stream.write(cluster);
-      this.#stream.flush(this.#finish, resolve);
+      this.#stream.flush(this.#finish, (error?: Error | null) => (error ? reject(error) : resolve()));
     });
     assert.equal(this.#stream.readableLength, 0, "compressed data has not arrived");
     this.#stream.reset();

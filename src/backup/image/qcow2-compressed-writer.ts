@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { UsageError } from "../errors.js";
 import { CollectedWrites } from "./collected-writes.js";
 import type { CompressionMethod } from "./compress-cluster.js";
-import { type ClusterRun, clustersIn, type Geometry } from "./image.js";
+import { type ClusterRun, clustersIn, type Geometry, maskStretches } from "./image.js";
 import type { ImageFile } from "./image-file.js";
 import { compressedOffsetBits } from "./qcow2-format.js";
 import { assertFits } from "./qcow2-layout.js";
@@ -102,8 +102,15 @@ export class Qcow2CompressedWriter implements AsyncDisposable {
     const before = this.#runs.dataBytes;
     const hostOffset = dataMask === 0 ? 0 : this.#sizes.length * this.geometry.clusterSize;
     const noted = { kind: "partial", cluster, count: 1, hostOffset, dataMask, zeroMask } as const;
-    if (dataMask === 0) this.#addRun(noted);
-    else this.#storeWhole(noted, slot);
+    this.#addRun(noted);
+    if (dataMask !== 0) {
+      this.#sizes.push(WHOLE);
+      const place = this.#placement.cluster();
+      // What lies between is left a hole.
+      for (const { offset, length } of maskStretches(dataMask, this.geometry.clusterSize)) {
+        this.#writes.write(slot.subarray(offset, offset + length), place + offset);
+      }
+    }
     this.#storedBytes += this.#runs.dataBytes - before;
   }
 

@@ -169,7 +169,10 @@ export class Qcow2Reader implements ImageReader, AsyncDisposable {
       );
       done += piece.length;
     }
-    await Promise.all(pieces);
+    // None may write into the buffer once this is over.
+    for (const outcome of await Promise.allSettled(pieces)) {
+      if (outcome.status === "rejected") throw outcome.reason;
+    }
   }
 
   async #decompress(cluster: number): Promise<Buffer> {
