@@ -105,4 +105,17 @@ describeWith(["qemu-img"], "a chain of compressed images", () => {
     expect(found[0]).toMatchObject({ guestOffset: 4 * CLUSTER });
     await expect(restored(chain.points[2] as Manifest)).rejects.toMatchObject({ name: "DamageError" });
   });
+
+  it("has all of its damages found, though they are neighbours", async () => {
+    await threePoints(64 * KiB);
+    const path = chain.pathOf(chain.points[0] as Manifest, "vda.qcow2");
+    const bytes = await readFile(path);
+    // The streams of the full copy stand back to back behind the header's cluster: some hundred bytes in each of many.
+    bytes.fill(0xff, CLUSTER + 100, CLUSTER + 1100);
+    await using file = await open(path, "r+");
+    await file.write(bytes, CLUSTER, 2000, CLUSTER);
+    const found = await findings();
+    expect(found.length).toBeGreaterThan(1);
+    expect(new Set(found.map(({ guestOffset }) => guestOffset)).size).toBe(found.length);
+  });
 });
