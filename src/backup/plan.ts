@@ -14,8 +14,8 @@ export type PlannedRun =
     };
 
 /**
- * What one lane takes at a time: neighbouring runs in guest order, of which the clusters to be stored fit into the
- * lane's buffer. In the buffer, and in a packed image file, those clusters stand side by side:
+ * What one lane takes at a time: neighbouring runs in guest order, with a bounded number of clusters to be stored. In a
+ * buffer, where there is one, and in a packed image file, those clusters stand side by side:
  *
  *     guest    |data 5,6|  clean  |zero 9|data 10|   clean   |data 14|
  *     runs      data 5 ×2          zero 9 data 10             data 14
@@ -38,7 +38,7 @@ export interface PlanOptions {
   readonly segmentBytes: number;
 }
 
-/** Zero runs cost no buffer; a segment ends after this many runs all the same, so that memory stays bounded. */
+/** Zero runs store nothing; a segment ends after this many runs all the same, so that memory stays bounded. */
 const MAX_RUNS_IN_SEGMENT = 1024;
 
 /**
