@@ -6,6 +6,8 @@ export default defineConfig({
   test: {
     pool: "forks",
     hookTimeout: 180_000,
+    // What is waited for comes within milliseconds, but not on a machine that is busy with other things.
+    expect: { poll: { timeout: 20_000 } },
     reporters: ["default", "./test/support/summary-reporter.ts"],
     projects: [
       {

@@ -256,9 +256,11 @@ await describeWithLibvirt("attach to a running libvirt job", () => {
     expectExit(await nbdpull("attach", lab.domain, "--to", repo), 4);
   });
 
-  it("commits nothing when the job dies under it", async () => {
+  // By the guest's end, not by domjobabort: QEMU 7.2 may hang in nbd-server-stop, guest and all, where the job is
+  // aborted while a client is connected.
+  it("commits nothing when the guest dies under it", async () => {
     for (const disk of LAB_DISKS) await lab.write(disk, 0, 48 * MiB, 0x41);
-    await using backup = await lab.beginBackup({ checkpoint: "cp0" });
+    await using _ = await lab.beginBackup({ checkpoint: "cp0" });
     const run = startNbdpull([
       "attach",
       lab.domain,
@@ -272,7 +274,7 @@ await describeWithLibvirt("attach to a running libvirt job", () => {
       "64K",
     ]);
     await untilPartial();
-    await backup.end();
+    await lab.crash();
     const ran = await finished(run);
     expect([1, 4]).toContain(ran.code);
     expect(await points()).toEqual([]);
