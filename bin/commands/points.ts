@@ -14,18 +14,23 @@ export function addPoints(program: Command, run: Run): void {
     .argument("<repo>")
     .argument("[domain]")
     .action(
-      run<object, [repo: string, domain: string | undefined]>(async ({ output }, _options, path, domain) => {
-        const repository = await Repository.open(path);
-        const domains =
-          domain === undefined ? await repository.domains() : [await chooseDomain(repository, domain)];
-        const points: Manifest[] = [];
-        const onDamage = (error: DamageError): void => {
-          output.warn(error.message);
-          process.exitCode = EXIT.damaged;
-        };
-        for (const name of domains) points.push(...(await repository.points(name, onDamage)));
-        output.result(points.map(asJson), points.length === 0 ? "no restore points yet" : asText(points));
-      }),
+      run<object, [repo: string, domain: string | undefined]>(
+        async ({ output, signal }, _options, path, domain) => {
+          const repository = await Repository.open(path);
+          const domains =
+            domain === undefined ? await repository.domains() : [await chooseDomain(repository, domain)];
+          const points: Manifest[] = [];
+          const onDamage = (error: DamageError): void => {
+            output.warn(error.message);
+            process.exitCode = EXIT.damaged;
+          };
+          for (const name of domains) {
+            const read = (): Promise<Manifest[]> => repository.points(name, onDamage);
+            points.push(...(await repository.reading(name, read, signal)));
+          }
+          output.result(points.map(asJson), points.length === 0 ? "no restore points yet" : asText(points));
+        },
+      ),
     );
 }
 

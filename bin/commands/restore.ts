@@ -35,45 +35,48 @@ export function addRestore(program: Command, run: Run): void {
       async ({ output, signal }, options, path, wanted) => {
         const repository = await Repository.open(path);
         const domain = await chooseDomain(repository, wanted);
-        const point = await choosePoint(repository, domain, options.at);
-        const names = chooseDisks(
-          point.disks.map((disk) => disk.name),
-          options.disk,
-          point.id,
-        );
-        const targetOf = await targets(repository, options.to, options.disk, options.format);
-        const progress = await output.progress();
-        try {
-          const restored = await restore({
-            repository,
-            domain,
-            point,
-            targets: names.map((disk) => {
-              const target = targetOf(disk);
-              return { disk, path: target, format: formatOf(target, options.format) };
-            }),
-            force: options.force ?? false,
-            sync: options.fsync,
-            window: windowOf(options),
-            rateLimit: rateLimitOf(options),
-            signal,
-            onProgress: (disk, p) => progress.update(disk, p.position, p.virtualSize, p.readBytes),
-          });
-          for (const { disk, proven } of restored) {
-            if (!proven) output.warn(`${disk}: a layer has no digests, so its data was copied unproven`);
-          }
-          output.result(
-            { domain, point: point.id, disks: restored },
-            restored
-              .map(
-                (r) =>
-                  `${r.path}: ${r.disk} of ${point.id}, ${human(r.virtualSize)}, ${human(r.readBytes)} read from ${r.chain.length} points${r.proven ? " and proven" : ""}, in ${r.seconds.toFixed(2)} s`,
-              )
-              .join("\n"),
+        const read = async (): Promise<void> => {
+          const point = await choosePoint(repository, domain, options.at);
+          const names = chooseDisks(
+            point.disks.map((disk) => disk.name),
+            options.disk,
+            point.id,
           );
-        } finally {
-          progress.stop();
-        }
+          const targetOf = await targets(repository, options.to, options.disk, options.format);
+          const progress = await output.progress();
+          try {
+            const restored = await restore({
+              repository,
+              domain,
+              point,
+              targets: names.map((disk) => {
+                const target = targetOf(disk);
+                return { disk, path: target, format: formatOf(target, options.format) };
+              }),
+              force: options.force ?? false,
+              sync: options.fsync,
+              window: windowOf(options),
+              rateLimit: rateLimitOf(options),
+              signal,
+              onProgress: (disk, p) => progress.update(disk, p.position, p.virtualSize, p.readBytes),
+            });
+            for (const { disk, proven } of restored) {
+              if (!proven) output.warn(`${disk}: a layer has no digests, so its data was copied unproven`);
+            }
+            output.result(
+              { domain, point: point.id, disks: restored },
+              restored
+                .map(
+                  (r) =>
+                    `${r.path}: ${r.disk} of ${point.id}, ${human(r.virtualSize)}, ${human(r.readBytes)} read from ${r.chain.length} points${r.proven ? " and proven" : ""}, in ${r.seconds.toFixed(2)} s`,
+                )
+                .join("\n"),
+            );
+          } finally {
+            progress.stop();
+          }
+        };
+        await repository.reading(domain, read, signal);
       },
     ),
   );

@@ -30,11 +30,14 @@ export function addVerify(program: Command, run: Run): void {
             progress.update(`${id} ${disk}`, verified, stored, verified);
           try {
             for (const domain of domains) {
-              const ids =
-                options.at === undefined
-                  ? await repository.pointIds(domain)
-                  : await chainOf(repository, domain, options.at);
-              const found = await verifyPoints(repository, domain, ids, { signal, onProgress });
+              const read = async (): Promise<PointReport[]> => {
+                const ids =
+                  options.at === undefined
+                    ? await repository.pointIds(domain)
+                    : await chainOf(repository, domain, options.at);
+                return await verifyPoints(repository, domain, ids, { signal, onProgress });
+              };
+              const found = await repository.reading(domain, read, signal);
               reports.push(...found.map((report) => ({ domain, ...report })));
             }
           } finally {

@@ -73,7 +73,8 @@ export async function attach(options: AttachOptions): Promise<AttachResult> {
   if (options.compress) assertCompressible(options.format, options.compress);
   const view = source.kind === "xml" ? viewOfXml(source) : await viewOfLibvirt(source);
   const existing = await Repository.openIfThere(repositoryPath);
-  const disks = await pointDisks(view, existing, options);
+  const chosen = (): Promise<PointDisk[]> => pointDisks(view, existing, options);
+  const disks = existing ? await existing.reading(view.domain.name, chosen, options.signal) : await chosen();
   if (checkpoint === undefined) {
     options.onWarning?.("no --checkpoint was given: this point will be no base for increments");
   }

@@ -1,10 +1,9 @@
 import { randomUUID } from "node:crypto";
 import { link, mkdir, readdir, readFile, rename, rm, rmdir, unlink, writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import { setTimeout as sleep } from "node:timers/promises";
-import { lock } from "proper-lockfile";
 import { z } from "zod";
-import { BackupError, DamageError, PreconditionError, UsageError } from "./errors.js";
+import { type HeldLock, markReader, takeLock } from "./domain-lock.js";
+import { DamageError, PreconditionError, UsageError } from "./errors.js";
 import { isMissing, makeFolders, syncFolder } from "./files.js";
 import {
   formatManifest,
@@ -14,17 +13,13 @@ import {
   pointIdAt,
   timeOfPointId,
 } from "./manifest.js";
+import { hiddenPoints, readJournal, removeLeftovers, settleJournal } from "./prune-journal.js";
 
 const MARKER = "nbdpull.json";
 const MANIFEST = "point.json";
 const PARTIAL = ".partial";
-const DEAD = ".dead-";
 /** File systems make this one by themselves. */
 const LOST_AND_FOUND = "lost+found";
-/** A dead process loses its lock after this long; who comes while it is held waits a little longer. */
-const LOCK_STALE_MS = 10_000;
-const LOCK_WAIT_MS = 13_000;
-const LOCK_RETRY_MS = 500;
 /** Leaves room for suffixes in a name of 255 bytes. */
 const MAX_DOMAIN_BYTES = 200;
 
@@ -143,20 +138,60 @@ export class Repository {
 
   /** The ids of a domain's points, oldest first, whether their manifests can be read or not. */
   async pointIds(domain: string): Promise<string[]> {
-    const entries = await readdir(this.#domainFolder(domain), { withFileTypes: true }).catch(
+    const entries = await readdir(this.domainFolder(domain), { withFileTypes: true }).catch(
       (error: unknown) => {
         if (isMissing(error)) return [];
         throw error;
       },
     );
-    return entries
+    const ids = entries
       .filter((entry) => entry.isDirectory() && isPointId(entry.name))
       .map((entry) => entry.name)
       .sort();
+    if (ids.length === 0) return ids;
+    const hidden = await hiddenPoints(this.domainFolder(domain));
+    return ids.filter((id) => !hidden.includes(id));
+  }
+
+  /**
+   * Runs `work`, which reads points of the domain: a prune waits until it has ended, and one that died is finished
+   * before it begins.
+   */
+  async reading<T>(domain: string, work: () => Promise<T>, signal?: AbortSignal): Promise<T> {
+    const folder = this.domainFolder(domain);
+    for (;;) {
+      const mark = await markReader(folder);
+      try {
+        // Looked at after the mark was made: a prune looks for marks after it has written the journal.
+        if ((await readJournal(folder))?.phase !== "publish") return await work();
+      } finally {
+        await mark.release();
+      }
+      await this.writing(domain, () => settleJournal(folder), signal);
+    }
+  }
+
+  /**
+   * Runs `work` as the only writer of that domain.
+   * @throws {PreconditionError} another process writes this domain's points
+   */
+  async writing<T>(domain: string, work: (held: HeldLock) => Promise<T>, signal?: AbortSignal): Promise<T> {
+    const folder = this.domainFolder(domain);
+    await makeFolders(folder);
+    const held = await takeLock(folder, domain, signal);
+    try {
+      await settleJournal(folder);
+      await removeLeftovers(folder);
+      return await work(held);
+    } finally {
+      await held.release();
+      // Only an empty one goes: a domain whose first point failed leaves nothing.
+      await rmdir(folder).catch(() => undefined);
+    }
   }
 
   pointFolder(domain: string, id: string): string {
-    return join(this.#domainFolder(domain), id);
+    return join(this.domainFolder(domain), id);
   }
 
   /** @throws {DamageError} the manifest is missing, unreadable, wrong, or another point's */
@@ -191,11 +226,8 @@ export class Repository {
     work: (point: PendingPoint) => Promise<T>,
     signal?: AbortSignal,
   ): Promise<T> {
-    const folder = this.#domainFolder(domain);
-    await makeFolders(folder);
-    const held = await takeLock(folder, domain, signal);
-    try {
-      await removePartials(folder);
+    const folder = this.domainFolder(domain);
+    const inLock = async (held: HeldLock): Promise<T> => {
       const { id, clockWarning } = await this.#newId(domain);
       const partial = join(folder, `.${id}${PARTIAL}`);
       await mkdir(partial);
@@ -213,11 +245,8 @@ export class Repository {
       } finally {
         await rm(partial, { recursive: true, force: true });
       }
-    } finally {
-      await held.release();
-      // Only an empty one goes: a domain whose first point failed leaves nothing.
-      await rmdir(folder).catch(() => undefined);
-    }
+    };
+    return await this.writing(domain, inLock, signal);
   }
 
   async #newId(domain: string): Promise<{ id: string; clockWarning: string | undefined }> {
@@ -232,7 +261,7 @@ export class Repository {
   }
 
   /** @throws {UsageError} the name cannot be a folder's */
-  #domainFolder(domain: string): string {
+  domainFolder(domain: string): string {
     if (isDomainName(domain)) return join(this.path, domain);
     throw new UsageError("E_DOMAIN_NAME", `"${domain}" cannot be the name of a domain's folder`);
   }
@@ -270,65 +299,6 @@ async function commit(
   if (options.sync) await syncFolder(partial);
   await rename(partial, final);
   if (options.sync) await syncFolder(join(final, ".."));
-}
-
-/**
- * The caller holds the domain's lock, so whatever is partial belongs to a run that died, or one that lost its lock
- * while it was suspended: renamed first, it cannot be committed by that run any more.
- */
-async function removePartials(folder: string): Promise<void> {
-  for (const name of await readdir(folder)) {
-    if (name.startsWith(".") && name.endsWith(PARTIAL)) {
-      await rename(join(folder, name), join(folder, `${DEAD}${name.slice(1)}`));
-    }
-  }
-  for (const name of await readdir(folder)) {
-    if (name.startsWith(DEAD)) await rm(join(folder, name), { recursive: true, force: true });
-  }
-}
-
-interface HeldLock {
-  /** Aborted when the lock was lost: the process was suspended, or somebody removed it. */
-  readonly lost: AbortSignal;
-  release(): Promise<void>;
-}
-
-/** A lock that a dead process loses after some seconds, and that works on network file systems. */
-async function takeLock(folder: string, domain: string, signal: AbortSignal | undefined): Promise<HeldLock> {
-  const lost = new AbortController();
-  const deadline = performance.now() + LOCK_WAIT_MS;
-  for (;;) {
-    signal?.throwIfAborted();
-    try {
-      const release = await lock(folder, {
-        lockfilePath: join(folder, ".lock"),
-        stale: LOCK_STALE_MS,
-        update: LOCK_STALE_MS / 5,
-        onCompromised: (cause) => {
-          const message = `the lock on ${folder} was lost: another process may have taken it (was this one suspended?)`;
-          lost.abort(new BackupError("E_LOCK_LOST", message, { cause }));
-        },
-      });
-      return {
-        lost: lost.signal,
-        release: async () => {
-          if (!lost.signal.aborted) await release().catch(() => undefined);
-        },
-      };
-    } catch (cause) {
-      if (isMissing(cause)) {
-        // The holder's first point failed, and it took the empty folder away.
-        await makeFolders(folder);
-        continue;
-      }
-      if (!hasCode(cause, "ELOCKED")) throw cause;
-      if (performance.now() > deadline) {
-        const message = `another nbdpull is writing points of ${domain} (${folder}): try again when it has ended`;
-        throw new PreconditionError("E_LOCKED", message, { cause, details: { domain } });
-      }
-    }
-    await sleep(LOCK_RETRY_MS, undefined, signal ? { signal } : {}).catch(() => signal?.throwIfAborted());
-  }
 }
 
 function hasCode(error: unknown, code: string): boolean {

@@ -87,6 +87,7 @@ export async function takePoint(options: TakePointOptions): Promise<TakenPoint> 
     if (pending.clockWarning !== undefined) options.onWarning?.(pending.clockWarning);
     const signal = AbortSignal.any(options.signal ? [options.signal, pending.signal] : [pending.signal]);
     const clients: NbdClient[] = [];
+    await refuseMissingParents(options);
     try {
       const pulled = await pullAll({ ...options, signal }, pending, clients);
       if (options.domainXml !== undefined) {
@@ -227,6 +228,16 @@ function refuseStrangeNames(disks: readonly PointDisk[]): void {
     if (!isDiskName(name)) throw new UsageError("E_DISK_NAME", `"${name}" cannot be the name of a disk`);
     if (seen.has(name)) throw new UsageError("E_DISK_NAME", `the disk ${name} is named twice`);
     seen.add(name);
+  }
+}
+
+/** They were chosen before the lock was held: a prune may have merged them into others since. */
+async function refuseMissingParents({ repository, domain, disks }: TakePointOptions): Promise<void> {
+  const ids = await repository.pointIds(domain.name);
+  for (const { name, increment } of disks) {
+    if (!increment || ids.includes(increment.parent.id)) continue;
+    const message = `${name}: its parent ${increment.parent.id} was pruned meanwhile: try again`;
+    throw new PreconditionError("E_NO_PARENT", message, { details: { disk: name } });
   }
 }
 

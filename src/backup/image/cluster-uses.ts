@@ -38,6 +38,25 @@ export class ClusterUses {
     }
   }
 
+  /** The clusters in use in the order of the file, those that are used equally often side by side as one. */
+  *inOrder(): Generator<{ readonly first: number; readonly end: number; readonly refcount: number }> {
+    let last: { first: number; end: number; refcount: number } | undefined;
+    for (const number of [...this.#pages.keys()].sort((a, b) => a - b)) {
+      for (let i = 0; i < PAGE_CLUSTERS; i += 1) {
+        const first = number * PAGE_CLUSTERS + i;
+        const refcount = this.of(first);
+        if (refcount === 0) continue;
+        if (last && last.end === first && last.refcount === refcount) {
+          last.end += 1;
+          continue;
+        }
+        if (last) yield last;
+        last = { first, end: first + 1, refcount };
+      }
+    }
+    if (last) yield last;
+  }
+
   /** @returns the counter as it was */
   #add(cluster: number, mark: number): number {
     const number = Math.floor(cluster / PAGE_CLUSTERS);

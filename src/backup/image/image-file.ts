@@ -58,6 +58,16 @@ export class ImageFile {
     throw new DamageError("E_IMAGE_FILE", `${path} is not a regular file`, { details: { path } });
   }
 
+  /**
+   * For changing a file that is there.
+   * @throws the file system's error
+   */
+  static async openForWriting(path: string): Promise<ImageFile> {
+    const file = new ImageFile(path, await opened(path, constants.O_RDWR | constants.O_NOFOLLOW));
+    file.#end = await file.size();
+    return file;
+  }
+
   async size(): Promise<number> {
     return (await status(this.#descriptor)).size;
   }

@@ -60,8 +60,22 @@ export interface Unfinished extends Qcow2WriterOptions {
 export async function finishQcow2(
   file: ImageFile,
   image: Unfinished,
-  { sync }: { readonly sync: boolean },
+  options: { readonly sync: boolean },
 ): Promise<void> {
+  const header = await appendTables(file, image, options);
+  await file.write(header, 0);
+  if (options.sync) await file.sync();
+}
+
+/**
+ * Writes the tables behind the data, which reaches stable storage before them, and they before this returns.
+ * @returns the header that makes them count once it is written at byte 0
+ */
+export async function appendTables(
+  file: ImageFile,
+  image: Unfinished,
+  { sync }: { readonly sync: boolean },
+): Promise<Buffer> {
   const { geometry, extended, dataEnd, runs } = image;
   const tables = countL2Tables(runs, { clusterSize: geometry.clusterSize, extended });
   const layout = layOut({ geometry, extended, dataEnd, l2Tables: tables });
@@ -70,8 +84,7 @@ export async function finishQcow2(
   if (sync) await file.datasync();
   await writeTables(file, layout, image);
   if (sync) await file.sync();
-  await file.write(headerOf(layout, image), 0);
-  if (sync) await file.sync();
+  return headerOf(layout, image);
 }
 
 async function writeTables(file: ImageFile, layout: Layout, image: Unfinished): Promise<void> {

@@ -95,6 +95,29 @@ export class Qcow2Reader implements ImageReader, AsyncDisposable {
     else await this.#readExpanded(hostOffset - fileEnd, target);
   }
 
+  /** Whether what is at `hostOffset`, of a run, is stored compressed. */
+  isCompressed(hostOffset: number): boolean {
+    return hostOffset >= this.#file.context.fileEnd;
+  }
+
+  /**
+   * Where in the file the stream of a compressed cluster is; bytes. It may end before `length` does.
+   * @throws {DamageError} the cluster is not compressed
+   */
+  async streamOf(cluster: number): Promise<{ readonly hostOffset: number; readonly length: number }> {
+    const index = Math.floor(cluster / this.#file.l2Entries);
+    const table = await this.#cachedTable(index);
+    const entry = table && decodeL2Entry(table, cluster - index * this.#file.l2Entries, this.#file.context);
+    if (entry?.kind !== "compressed") throw this.#damage(cluster, "there is no compressed cluster");
+    return entry;
+  }
+
+  /** The stream of a compressed cluster as it is in the file; some bytes of what follows may be behind it. */
+  async readStream(cluster: number): Promise<Buffer> {
+    const { hostOffset, length } = await this.streamOf(cluster);
+    return await this.#file.readTable(hostOffset, length);
+  }
+
   close(): Promise<void> {
     return this.#file.close();
   }
@@ -176,12 +199,8 @@ export class Qcow2Reader implements ImageReader, AsyncDisposable {
   }
 
   async #decompress(cluster: number): Promise<Buffer> {
-    const index = Math.floor(cluster / this.#file.l2Entries);
-    const table = await this.#cachedTable(index);
-    const entry = table && decodeL2Entry(table, cluster - index * this.#file.l2Entries, this.#file.context);
-    if (entry?.kind !== "compressed") throw this.#damage(cluster, "there is no compressed cluster");
+    const data = await this.readStream(cluster);
     const { clusterSize } = this.geometry;
-    const data = await this.#file.readTable(entry.hostOffset, entry.length);
     try {
       return await decompressCluster(data, this.header.compression, clusterSize);
     } catch (error) {

@@ -1,0 +1,96 @@
+import { type Command, InvalidArgumentError } from "commander";
+import { chooseDomain } from "../../src/backup/chain.js";
+import { type PruneResult, prune } from "../../src/backup/prune.js";
+import { Repository } from "../../src/backup/repository.js";
+import { human } from "../output.js";
+import type { Run } from "../run.js";
+
+interface PruneCommandOptions {
+  readonly keepLast?: number;
+  readonly keepDaily?: number;
+  readonly keepWeekly?: number;
+  readonly keepMonthly?: number;
+  readonly dryRun?: true;
+  readonly fsync: boolean;
+}
+
+export function addPrune(program: Command, run: Run): void {
+  program
+    .command("prune")
+    .description("drop old points, and merge what later ones need of them; every kept point stays restorable")
+    .argument("<repo>")
+    .argument("[domain]", "left out: every domain, each by itself")
+    .option("--keep-last <n>", "keep the newest N points", count)
+    .option("--keep-daily <n>", "keep the newest point of each of the last N days that have points", count)
+    .option("--keep-weekly <n>", "the same of weeks, which begin on Monday", count)
+    .option("--keep-monthly <n>", "the same of months", count)
+    .option("--dry-run", "only tell what would be done")
+    .option("--no-fsync", "do not flush to stable storage: faster, and not safe against a power cut")
+    .action(
+      run<PruneCommandOptions, [repo: string, domain: string | undefined]>(
+        async ({ output, signal }, options, path, wanted) => {
+          const repository = await Repository.open(path);
+          const domains =
+            wanted === undefined ? await repository.domains() : [await chooseDomain(repository, wanted)];
+          const dryRun = options.dryRun ?? false;
+          const { keepLast: last, keepDaily: daily, keepWeekly: weekly, keepMonthly: monthly } = options;
+          const results: PruneResult[] = [];
+          const progress = await output.progress();
+          try {
+            for (const domain of domains) {
+              results.push(
+                await prune({
+                  repository,
+                  domain,
+                  retention: { last, daily, weekly, monthly },
+                  dryRun,
+                  sync: options.fsync,
+                  signal,
+                  onProgress: (disk, position, size) =>
+                    progress.update(`${domain} ${disk}`, position, size, position),
+                }),
+              );
+            }
+          } finally {
+            progress.stop();
+          }
+          output.result(
+            { dryRun, domains: results },
+            results.flatMap((result) => asText(result, dryRun)).join("\n") || "no restore points yet",
+          );
+        },
+      ),
+    );
+}
+
+function count(text: string): number {
+  const value = Number(text);
+  if (Number.isSafeInteger(value) && value >= 0 && /^\d+$/.test(text)) return value;
+  throw new InvalidArgumentError("It has to be a whole number, 0 or more.");
+}
+
+function asText(
+  { domain, points, merges, writtenBytes, freedBytes }: PruneResult,
+  dryRun: boolean,
+): string[] {
+  const dropped = points.filter(({ action }) => action === "drop").length;
+  const verb = dryRun ? "would drop" : "dropped";
+  const won = freedBytes === null ? "" : `, ${spaceText(freedBytes)}`;
+  const lines = points.map(
+    ({ id, action, reasons }) =>
+      `    ${id}  ${action}${reasons.length > 0 ? `  (${reasons.join(", ")})` : ""}`,
+  );
+  const merged = merges.map(({ disk, child, dropped: from, base, writtenBytes: bytes }) => {
+    const into = base === null ? "a new image" : base === child ? "its own image" : `the image of ${base}`;
+    return `    ${disk} of ${child} ${dryRun ? "would take" : "took"} what it needs of ${from.join(", ")}: ${human(bytes)} written into ${into}`;
+  });
+  return [
+    `${domain}: ${verb} ${dropped} of ${points.length} points, ${human(writtenBytes)} ${dryRun ? "to write" : "written"}${won}`,
+    ...lines,
+    ...merged,
+  ];
+}
+
+function spaceText(freedBytes: number): string {
+  return freedBytes >= 0 ? `${human(freedBytes)} of space won` : `${human(-freedBytes)} more space taken`;
+}
