@@ -3,6 +3,7 @@ export { type AttachOptions, type AttachResult, attach, type JobSource } from ".
 export { chooseDomain, choosePoint, findChain, type Link } from "./chain.js";
 export type { ImageCompression } from "./compressed-store.js";
 export { DIGEST_ALGORITHMS, type DigestAlgorithm, parseDigestAlgorithm } from "./digest.js";
+export type { HeldLock } from "./domain-lock.js";
 export { BackupError, DamageError, PreconditionError, UsageError } from "./errors.js";
 export { ALLOCATION_CONTEXT, dirtyContext, exportExtents } from "./export-extents.js";
 export type { Extent, ExtentState } from "./extent.js";
@@ -15,6 +16,14 @@ export { type DomainRef, Virsh, type VirshOptions } from "./libvirt/virsh.js";
 export { type DiskManifest, type Manifest, parseManifest } from "./manifest.js";
 export { type OpenOptions, openExport } from "./open-export.js";
 export type { Window } from "./pace.js";
+export {
+  type DoneMerge,
+  type PrunedPoint,
+  type PruneOptions,
+  type PruneResult,
+  prune,
+} from "./prune.js";
+export type { Merge } from "./prune-plan.js";
 export { refuseTarget } from "./publish.js";
 export { type PullFileOptions, pullFile } from "./pull-file.js";
 export {
@@ -32,6 +41,7 @@ export {
   refuseInside,
   restore,
 } from "./restore.js";
+export type { Retention } from "./retention.js";
 export { type PointDisk, type TakenPoint, type TakePointOptions, takePoint } from "./take-point.js";
 export {
   type DiskReport,

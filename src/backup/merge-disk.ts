@@ -9,7 +9,8 @@ import { Qcow2Reader } from "./image/qcow2-reader.js";
 import { damage, type Layer, type OnDamage } from "./layer.js";
 import type { DiskManifest } from "./manifest.js";
 import { bytesUpToEnd, type MergeTarget, type MixedCluster, Qcow2Target, RawTarget } from "./merge-target.js";
-import { type MergedPart, mergedParts, type Origin, originOf, visibleBytes } from "./merge-walk.js";
+import { type MergedPart, mergedParts, type Origin, originOf, touched, visibleBytes } from "./merge-walk.js";
+import type { Piece } from "./overlay.js";
 import { Overwrites } from "./overwrites.js";
 import type { Repository } from "./repository.js";
 
@@ -386,32 +387,19 @@ function masksOf(
   { clusterSize, virtualSize }: Geometry,
   complete: boolean,
 ): { dataMask: number; zeroMask: number; blended: boolean } {
-  const data = touched(pieces, "data", start, clusterSize);
-  const zero = touched(pieces, "zero", start, clusterSize);
-  const clean = touched(pieces, "clean", start, clusterSize);
+  const of = (state: Piece["state"]): number =>
+    touched(
+      pieces.filter((piece) => piece.state === state),
+      start,
+      clusterSize,
+    );
+  const [data, zero, clean] = [of("data"), of("zero"), of("clean")];
   if ((data & clean) !== 0) throw new RangeError(`clean and data share a subcluster at byte ${start}`);
   // Behind the end of the disk nothing can be clean.
   const behind = subclustersFrom(virtualSize - start, clusterSize);
   const defined = complete ? ~data : (zero | (clean === 0 ? behind : 0)) & ~data;
   const dataMask = (data | (zero === 0 && clean === 0 ? behind : 0)) >>> 0;
   return { dataMask, zeroMask: (defined & ~dataMask) >>> 0, blended: (data & zero) !== 0 };
-}
-
-function touched(
-  pieces: MixedCluster["pieces"],
-  state: "data" | "zero" | "clean",
-  start: number,
-  clusterSize: number,
-): number {
-  const size = clusterSize / SUBCLUSTERS;
-  let mask = 0;
-  for (const piece of pieces) {
-    if (piece.state !== state) continue;
-    const first = Math.floor((piece.offset - start) / size);
-    const end = Math.ceil((piece.offset + piece.length - start) / size);
-    for (let bit = first; bit < end; bit += 1) mask |= 1 << bit;
-  }
-  return mask >>> 0;
 }
 
 /** The subclusters that begin at or behind a byte of the cluster. */

@@ -1,10 +1,10 @@
-import { type ClusterRun, clustersIn, type Geometry, maskStretches } from "./image/image.js";
+import { ALL_SUBCLUSTERS, type ClusterRun, clustersIn, type Geometry, maskStretches } from "./image/image.js";
 import { Qcow2Editor } from "./image/qcow2-editor.js";
 import type { Backing } from "./image/qcow2-new-image.js";
 import type { Qcow2Reader } from "./image/qcow2-reader.js";
 import { RawWriter } from "./image/raw-writer.js";
 import type { Layer } from "./layer.js";
-import type { Origin } from "./merge-walk.js";
+import { type Origin, touched } from "./merge-walk.js";
 import type { Piece } from "./overlay.js";
 import type { Overwrites } from "./overwrites.js";
 
@@ -169,7 +169,7 @@ export class Qcow2Target implements MergeTarget {
     const { cluster, dataMask, zeroMask, bytes } = mixed;
     let hostCluster = 0;
     if (dataMask !== 0) {
-      const slot = mixed.blended ? undefined : await this.#slots?.at(cluster);
+      const slot = await this.#slotFor(mixed);
       const place = slot ?? this.#editor.allocate();
       hostCluster = place / clusterSize;
       if (slot === undefined) {
@@ -184,7 +184,7 @@ export class Qcow2Target implements MergeTarget {
   }
 
   zero(cluster: number, count: number): void {
-    this.#editor.addRun({ cluster, count, hostCluster: 0, dataMask: 0, zeroMask: 0xffffffff });
+    this.#editor.addRun({ cluster, count, hostCluster: 0, dataMask: 0, zeroMask: ALL_SUBCLUSTERS });
   }
 
   async finish({ sync }: { readonly sync: boolean }): Promise<Buffer> {
@@ -207,15 +207,28 @@ export class Qcow2Target implements MergeTarget {
       return;
     }
     const slot = await this.#slots?.at(cluster);
-    if (slot === undefined) {
-      const place = this.#editor.allocate();
-      await this.#editor.write(place, data);
-      this.#addWhole(cluster, 1, place / clusterSize);
-    } else {
-      this.#overwrite(from, cluster * clusterSize, data.length, slot);
-      this.#addWhole(cluster, 1, slot / clusterSize);
-    }
+    const place = slot?.place ?? this.#editor.allocate();
+    if (slot) this.#overwrite(from, cluster * clusterSize, data.length, place);
+    else await this.#editor.write(place, data);
+    this.#addWhole(cluster, 1, place / clusterSize);
     this.writtenBytes += data.length;
+  }
+
+  /**
+   * The base's own place, if it can take the rest of the cluster: what is visible of the base there is proven by
+   * a digest of all that it has in that cluster, and has to stay so until the new tables count.
+   */
+  async #slotFor(mixed: MixedCluster): Promise<number | undefined> {
+    if (mixed.blended) return undefined;
+    const { clusterSize } = this.#editor.geometry;
+    const slot = await this.#slots?.at(mixed.cluster);
+    if (!slot) return undefined;
+    const isBase = (piece: Piece): boolean =>
+      piece.state === "data" && piece.from?.layer === this.#options.base;
+    if (!mixed.pieces.some(isBase)) return slot.place;
+    const others = mixed.pieces.filter((piece) => piece.state === "data" && !isBase(piece));
+    const start = mixed.cluster * clusterSize;
+    return (touched(others, start, clusterSize) & slot.dataMask) === 0 ? slot.place : undefined;
   }
 
   /** The compressed cluster as it is, if this image can hold it so. */
@@ -244,7 +257,7 @@ export class Qcow2Target implements MergeTarget {
   }
 
   #addWhole(cluster: number, count: number, hostCluster: number): void {
-    this.#editor.addRun({ cluster, count, hostCluster, dataMask: 0xffffffff, zeroMask: 0 });
+    this.#editor.addRun({ cluster, count, hostCluster, dataMask: ALL_SUBCLUSTERS, zeroMask: 0 });
     this.storedBytes += count * this.#editor.geometry.clusterSize;
   }
 
@@ -284,8 +297,8 @@ class Slots {
     this.#runs = image.runs()[Symbol.asyncIterator]();
   }
 
-  /** @returns the host offset of a place that is the cluster's, whatever is visible of it; undefined: there is none */
-  async at(cluster: number): Promise<number | undefined> {
+  /** @returns the place that is the cluster's, whatever is visible of it, and what is in it; undefined: there is none */
+  async at(cluster: number): Promise<{ readonly place: number; readonly dataMask: number } | undefined> {
     while (!this.#ended && (!this.#run || this.#run.cluster + this.#run.count <= cluster)) {
       const next: IteratorResult<ClusterRun> = await this.#runs.next();
       if (next.done) this.#ended = true;
@@ -295,7 +308,8 @@ class Slots {
     if (this.#ended || !run || run.cluster > cluster || run.kind === "zero" || run.hostOffset === 0)
       return undefined;
     if (this.#image.isCompressed(run.hostOffset)) return undefined;
-    return run.hostOffset + (cluster - run.cluster) * this.#image.geometry.clusterSize;
+    const place = run.hostOffset + (cluster - run.cluster) * this.#image.geometry.clusterSize;
+    return { place, dataMask: run.kind === "partial" ? run.dataMask : ALL_SUBCLUSTERS };
   }
 }
 

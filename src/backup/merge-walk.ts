@@ -1,4 +1,4 @@
-import type { Geometry } from "./image/image.js";
+import { type Geometry, SUBCLUSTERS } from "./image/image.js";
 import type { Layer, LayerRun } from "./layer.js";
 import type { DamageOf, Piece } from "./overlay.js";
 import { seenThrough } from "./overlay.js";
@@ -91,4 +91,19 @@ export async function visibleBytes(
     if (piece.state === "data") add(originOf(piece).layer, piece.length);
   }
   return bytes;
+}
+
+/** The mask of the subclusters, of the cluster that begins at byte `start`, that pieces have a byte in. */
+export function touched(
+  pieces: readonly { readonly offset: number; readonly length: number }[],
+  start: number,
+  clusterSize: number,
+): number {
+  const size = clusterSize / SUBCLUSTERS;
+  let mask = 0;
+  for (const { offset, length } of pieces) {
+    const end = Math.ceil((offset + length - start) / size);
+    for (let bit = Math.floor((offset - start) / size); bit < end; bit += 1) mask |= 1 << bit;
+  }
+  return mask >>> 0;
 }

@@ -303,6 +303,8 @@ class Prune {
   /** From here on every step can be repeated, by this prune or the next one. */
   async #finish(journal: PruneJournal): Promise<void> {
     const { domain, signal, sync } = this.#options;
+    // Somebody may be restoring a point that is none any more.
+    await waitForReaders(this.#folder, domain, { waitMs: READERS_WAIT_MS, signal });
     for (const record of journal.merges) await this.#overwrite(record, sync);
     this.#onStep("overwritten");
     const deadline = performance.now() + READERS_WAIT_MS;

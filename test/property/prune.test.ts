@@ -77,7 +77,10 @@ describeWith(["qemu-img"], "prune", () => {
         });
         const points: { manifest: Manifest; content: Buffer }[] = [];
         let now = Date.UTC(2026, 0, 1, 12);
-        for (const [index, { writes, format, compressed, digests, granularity, back, days }] of rounds.entries()) {
+        for (const [
+          index,
+          { writes, format, compressed, digests, granularity, back, days },
+        ] of rounds.entries()) {
           now += days * DAY_MS + 1000;
           vi.setSystemTime(now);
           for (const { kind, at, count, fill } of writes) {

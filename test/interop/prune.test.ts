@@ -1,0 +1,272 @@
+import { cp, mkdir, readdir, readFile, rm, stat, utimes, writeFile } from "node:fs/promises";
+import { dirname, join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { fileURLToPath } from "node:url";
+import { execa } from "execa";
+import { afterEach, beforeEach, expect, it } from "vitest";
+import type { Manifest } from "../../src/backup/manifest.js";
+import { prune } from "../../src/backup/prune.js";
+import { Repository } from "../../src/backup/repository.js";
+import { verifyPoints } from "../../src/backup/verify.js";
+import { MemoryChain } from "../support/memory-chain.js";
+import { nbdpull, startNbdpull } from "../support/nbdpull.js";
+import { qemuImg } from "../support/qemu-nbd.js";
+import { restoreDisk } from "../support/restore-disk.js";
+import { describeWith } from "../support/tools.js";
+
+const KiB = 1024;
+const MiB = 1024 * KiB;
+const DOMAIN = MemoryChain.domain;
+const DYING = join(dirname(fileURLToPath(import.meta.url)), "..", "support", "prune-and-die.mjs");
+
+let chain: MemoryChain;
+beforeEach(async () => {
+  chain = await MemoryChain.start(8 * MiB + 577);
+});
+afterEach(async () => {
+  await chain[Symbol.asyncDispose]();
+});
+
+/** Points with data, zeroes, discards, pieces of clusters and an empty one; the full one is by far the largest. */
+async function takePoints(options: { readonly small?: boolean } = {}): Promise<void> {
+  const { disk } = chain;
+  disk.write(0, pattern(options.small ? 512 * KiB : 6 * MiB, 1));
+  await chain.take({ granularity: 4096 });
+  for (let round = 1; round <= 5; round += 1) {
+    if (round !== 3) {
+      disk.write(round * 700 * KiB, pattern(options.small ? 3 * MiB : 200 * KiB, 10 + round));
+      disk.write(3 * MiB + round * 4096, pattern(4096, 20 + round));
+      disk.writeZeroes(round * 300 * KiB, 100 * KiB);
+      disk.discard(5 * MiB + round * 64 * KiB, 128 * KiB);
+      disk.write(8 * MiB + 100, pattern(400, round));
+    }
+    await chain.take({ granularity: 4096 });
+  }
+}
+
+function pattern(length: number, seed: number): Buffer {
+  return Buffer.alloc(length, Buffer.from(`${seed} is what was written here; `));
+}
+
+async function contentOf(id: string): Promise<Buffer> {
+  const frozen = chain.contents.get(id);
+  if (!frozen) throw new Error(`there is no point ${id}`);
+  return Buffer.from(await frozen.read(0, chain.disk.size));
+}
+
+/** Every point is there that should be, restores by us and by stock QEMU, and is sound. */
+async function expectPoints(path: string, ids: readonly string[]): Promise<void> {
+  const repository = await Repository.open(path);
+  await repository.reading(DOMAIN, async () => {
+    const present = await repository.pointIds(DOMAIN);
+    for (const id of ids) expect(present).toContain(id);
+    for (const id of ids) {
+      const point = await repository.point(DOMAIN, id);
+      const content = await contentOf(id);
+      const targetPath = join(chain.folder, "ours.raw");
+      const options = { repository, point, diskName: "vda", targetPath, format: "raw" } as const;
+      await restoreDisk({ ...options, force: true, sync: false });
+      expect((await readFile(targetPath)).equals(content)).toBe(true);
+      await expectStock(repository, point, content);
+    }
+    const reports = await verifyPoints(repository, DOMAIN, ids);
+    expect(reports.flatMap(({ findings }) => findings)).toEqual([]);
+  });
+}
+
+async function expectStock(repository: Repository, point: Manifest, content: Buffer): Promise<void> {
+  const image = join(repository.pointFolder(DOMAIN, point.id), point.disks[0]?.file ?? "");
+  const theirs = join(chain.folder, "theirs.raw");
+  await qemuImg("convert", "-O", "raw", image, theirs);
+  expect((await readFile(theirs)).subarray(0, content.length).equals(content)).toBe(true);
+}
+
+/** What it takes others some seconds to find out: whoever holds the lock is dead. */
+async function ageLocks(path: string): Promise<void> {
+  const folder = join(path, DOMAIN);
+  for (const name of await readdir(folder)) {
+    if (name === ".lock" || name.startsWith(".reader-")) await utimes(join(folder, name), 0, 0);
+  }
+}
+
+const lastIds = (count: number): string[] => chain.points.slice(-count).map(({ id }) => id);
+
+describeWith(["qemu-img"], "prune", () => {
+  it.each([
+    { name: "an old image that is large", small: false, base: "the oldest" },
+    { name: "a young image that is large", small: true, base: "a younger one" },
+  ])("writes only what the larger image lacks: $name", async ({ small, base }) => {
+    await takePoints({ small });
+    const [first] = chain.points;
+    const result = await prune({
+      repository: chain.repository,
+      domain: DOMAIN,
+      retention: { last: 2 },
+      dryRun: false,
+      sync: false,
+    });
+    expect(result.merges).toHaveLength(1);
+    expect(result.merges[0]?.base === first?.id ? "the oldest" : "a younger one").toBe(base);
+    expect(result.writtenBytes).toBeLessThan(small ? 8 * MiB : 1.5 * MiB);
+    expect(result.freedBytes).toBeGreaterThan(0);
+    await expectPoints(chain.repository.path, lastIds(2));
+    for (const point of chain.points.slice(-2)) await qemuImg("check", chain.pathOf(point, "vda.qcow2"));
+  });
+
+  it("uses the room that earlier prunes left, so that a chain that is pruned every day does not grow", async () => {
+    await takePoints();
+    const sizes: number[] = [];
+    for (let day = 0; day < 12; day += 1) {
+      chain.disk.write((day % 5) * MiB, pattern(512 * KiB, 100 + day));
+      await chain.take({ granularity: 4096 });
+      await prune({
+        repository: chain.repository,
+        domain: DOMAIN,
+        retention: { last: 3 },
+        dryRun: false,
+        sync: false,
+      });
+      const [oldest] = lastIds(3);
+      sizes.push((await stat(join(chain.repository.pointFolder(DOMAIN, oldest ?? ""), "vda.qcow2"))).size);
+      await expectPoints(chain.repository.path, lastIds(3));
+    }
+    // Tables go behind the end each time: some clusters, while half a megabyte came in every day.
+    expect((sizes.at(-1) ?? 0) - (sizes[3] ?? 0)).toBeLessThan(4 * MiB);
+  }, 180_000);
+
+  it("can be killed at every step: all kept points restore at once, and the next prune ends it", async () => {
+    await takePoints();
+    const original = chain.repository.path;
+    const kept = lastIds(3);
+    const counted = join(chain.folder, "counted");
+    await cp(original, counted, { recursive: true });
+    const { stdout } = await execa("node", [DYING, counted, DOMAIN, "3", "-1"]);
+    const { steps } = JSON.parse(stdout) as { steps: number };
+    expect(steps).toBeGreaterThan(9);
+    await rm(counted, { recursive: true });
+    for (let step = 0; step < steps; step += 1) {
+      const copy = join(chain.folder, `killed-${step}`);
+      await cp(original, copy, { recursive: true });
+      const died = await execa("node", [DYING, copy, DOMAIN, "3", String(step)], { reject: false });
+      expect(died.signal, died.stderr).toBe("SIGKILL");
+      await ageLocks(copy);
+      await expectPoints(copy, kept);
+      await ageLocks(copy);
+      const repository = await Repository.open(copy);
+      await prune({ repository, domain: DOMAIN, retention: { last: 3 }, dryRun: false, sync: false });
+      expect((await readdir(join(copy, DOMAIN))).sort(), died.stderr).toEqual(kept);
+      await expectPoints(copy, kept);
+      await rm(copy, { recursive: true });
+    }
+  }, 240_000);
+
+  it("leaves every kept point as it was on a full disk, and ends when there is room", async (context) => {
+    await takePoints();
+    const small = join(chain.folder, "small");
+    await mkdir(small);
+    const mounted = await execa("mount", ["-t", "tmpfs", "-o", "size=64M", "small", small], {
+      reject: false,
+    });
+    if (mounted.failed) return context.skip("only root may mount");
+    try {
+      const path = join(small, "repo");
+      await cp(chain.repository.path, path, { recursive: true });
+      const repository = await Repository.open(path);
+      const options = { repository, domain: DOMAIN, retention: { last: 2 }, dryRun: false, sync: false };
+      await execa("sh", ["-c", `head -c 200M /dev/zero > ${join(small, "filler")} || true`], {
+        reject: false,
+      });
+      await expect(prune(options)).rejects.toMatchObject({
+        code: expect.stringMatching(/^(?:ENOSPC|E_NO_ROOM)$/),
+      });
+      await expectPoints(path, lastIds(6));
+      await rm(join(small, "filler"));
+      await prune(options);
+      await expectPoints(path, lastIds(2));
+    } finally {
+      await execa("umount", [small]);
+    }
+  });
+
+  it("changes nothing where something that it would merge is damaged", async () => {
+    await takePoints();
+    const [, second] = chain.points;
+    const path = chain.pathOf(second as Manifest, "vda.qcow2");
+    const sound = await readFile(path);
+    const bytes = Buffer.from(sound);
+    // A byte of every sector that the first clusters have.
+    for (let at = 64 * KiB; at < 320 * KiB; at += 512) bytes.writeUInt8(bytes.readUInt8(at) ^ 1, at);
+    await writeFile(path, bytes);
+    const ran = await nbdpull("prune", chain.repository.path, "--keep-last", "2", "--json");
+    expect(ran.code).toBe(3);
+    expect(ran.json()).toMatchObject({ error: { code: "E_DAMAGED", point: second?.id } });
+    expect(await chain.repository.pointIds(DOMAIN)).toHaveLength(6);
+    expect(
+      (await readdir(join(chain.repository.path, DOMAIN))).filter((name) => name.startsWith(".")),
+    ).toEqual([]);
+    await writeFile(path, sound);
+    await expectPoints(chain.repository.path, lastIds(6));
+  });
+
+  it("keeps a point on which several kept ones stand, and says which", async () => {
+    chain.disk.write(0, pattern(MiB, 1));
+    await chain.take();
+    const [full] = chain.points;
+    for (let i = 0; i < 2; i += 1) {
+      chain.disk.write(2 * MiB + i * MiB, pattern(300 * KiB, i));
+      // Both are counted from the full one.
+      chain.points.splice(1);
+      const second = await chain.take();
+      chain.points[0] = full as Manifest;
+      if (i === 0) chain.disk.write(0, pattern(10, 9));
+      void second;
+    }
+    const ids = await chain.repository.pointIds(DOMAIN);
+    const ran = await nbdpull("prune", chain.repository.path, "--keep-last", "2", "--json");
+    expect(ran.code).toBe(0);
+    expect(ran.json()).toMatchObject({
+      domains: [
+        {
+          points: [
+            { id: ids[0], action: "keep", reasons: [`${ids[1]} stands on it`, `${ids[2]} stands on it`] },
+            {},
+            {},
+          ],
+        },
+      ],
+    });
+    expect(await chain.repository.pointIds(DOMAIN)).toEqual(ids);
+  });
+
+  it("waits for a restore that is under way, and holds up no reader", async () => {
+    await takePoints();
+    const target = join(chain.folder, "slow.raw");
+    const oldest = chain.points[1]?.id ?? "";
+    const args = ["restore", chain.repository.path, "--at", oldest, "--disk", "vda", "--to", target];
+    const restore = startNbdpull([...args, "--limit-rate", "2M", "--request-size", "64K"]);
+    const reads = async (): Promise<boolean> =>
+      (await readdir(join(chain.repository.path, DOMAIN))).some((name) => name.startsWith(".reader-"));
+    await expect.poll(reads).toBe(true);
+    const pruning = nbdpull("prune", chain.repository.path, "--keep-last", "2");
+    await sleep(500);
+    expect((await nbdpull("points", chain.repository.path)).code).toBe(0);
+    expect((await restore.ended)?.code).toBe(0);
+    expect((await readFile(target)).equals(await contentOf(oldest))).toBe(true);
+    expect((await pruning).code).toBe(0);
+    await expectPoints(chain.repository.path, lastIds(2));
+  }, 120_000);
+
+  it("tells what it would do, asks for something to keep, and refuses nonsense", async () => {
+    await takePoints();
+    const { path } = chain.repository;
+    const planned = await nbdpull("prune", path, "--keep-last", "3", "--dry-run");
+    expect(planned.stdout).toContain("would drop 3 of 6 points");
+    expect(await chain.repository.pointIds(DOMAIN)).toHaveLength(6);
+    expect((await nbdpull("prune", path)).code).toBe(2);
+    expect((await nbdpull("prune", path, "--keep-last", "0")).code).toBe(2);
+    expect((await nbdpull("prune", path, "--keep-last", "some")).code).toBe(2);
+    expect((await nbdpull("prune", path, "other", "--keep-last", "1")).code).toBe(4);
+    const json = (await nbdpull("prune", path, "--keep-last", "3", "--dry-run", "--json")).json();
+    expect(json).toMatchObject({ dryRun: true, domains: [{ domain: DOMAIN, freedBytes: null }] });
+  });
+});
