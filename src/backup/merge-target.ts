@@ -180,7 +180,10 @@ export class Qcow2Target implements MergeTarget {
       } else this.#overwritePieces(mixed, slot);
     }
     this.#editor.addRun({ cluster, count: 1, hostCluster, dataMask, zeroMask });
-    this.storedBytes += maskStretches(dataMask, clusterSize).reduce((sum, { length }) => sum + length, 0);
+    const { virtualSize } = this.#editor.geometry;
+    for (const { offset, length } of maskStretches(dataMask, clusterSize)) {
+      this.storedBytes += Math.max(0, Math.min(length, virtualSize - cluster * clusterSize - offset));
+    }
   }
 
   zero(cluster: number, count: number): void {
@@ -258,7 +261,7 @@ export class Qcow2Target implements MergeTarget {
 
   #addWhole(cluster: number, count: number, hostCluster: number): void {
     this.#editor.addRun({ cluster, count, hostCluster, dataMask: ALL_SUBCLUSTERS, zeroMask: 0 });
-    this.storedBytes += count * this.#editor.geometry.clusterSize;
+    this.storedBytes += bytesUpToEnd(cluster, count, this.#editor.geometry);
   }
 
   #addStream(cluster: number, hostOffset: number, streamBytes: number): void {
