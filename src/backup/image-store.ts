@@ -4,7 +4,7 @@ import type { PullOptions } from "./pull.js";
 
 /** A new image, and its digest file where one is wanted, that a pull fills. Its files belong to a `NewFiles`. */
 export interface ImageStore extends AsyncDisposable {
-  /** Bytes of the guest's clusters that are stored, cut off at the end of the disk. */
+  /** Bytes of the guest that are stored, before any compression. */
   readonly dataBytes: number;
   /**
    * Reads all that the plan names and stores it.
@@ -22,7 +22,7 @@ export interface ImageStore extends AsyncDisposable {
 export type FillOptions = Omit<PullOptions<never>, "land" | "notes">;
 
 export interface FinishedStore {
-  /** Bytes of clusters as they are in the file, without tables. */
+  /** Bytes of guest data in the file, as stored: of a compressed cluster the length of its stream. */
   readonly storedBytes: number;
   /** Of the digest file, in hexadecimal digits; undefined where there is none. */
   readonly digestsSha256: string | undefined;

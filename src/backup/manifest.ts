@@ -36,6 +36,7 @@ const disk = z
     dirtyBytes: bytes,
     dataBytes: bytes,
     zeroBytes: bytes,
+    /** Guest data in the file, as stored: of a compressed cluster the length of its stream. */
     storedBytes: bytes,
     exportName: z.string(),
     bitmap: z.string().nullable(),

@@ -78,9 +78,9 @@ export class PlainStore implements ImageStore {
   }
 
   async finish(options: { readonly sync: boolean }): Promise<FinishedStore> {
-    await this.#writer.finish(options);
+    const { storedBytes } = await this.#writer.finish(options);
     const digestsSha256 = (await this.#digests?.file.finish(options))?.sha256;
-    return { storedBytes: this.#dataBytes, digestsSha256 };
+    return { storedBytes, digestsSha256 };
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

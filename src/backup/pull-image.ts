@@ -58,10 +58,10 @@ export interface PullResult {
   readonly clusterSize: number;
   /** What the image defines: all of the disk for a full copy, what the bitmap marked for an increment. */
   readonly dirtyBytes: number;
-  /** What of that is not zero, in whole clusters (cut off at `dirtyBytes`). */
+  /** What of that is stored as data: a cluster that is defined throughout counts as a whole if any of it is not zero. */
   readonly dataBytes: number;
   readonly zeroBytes: number;
-  /** Clusters as they are in the image file: compressed ones count with what they were compressed to. */
+  /** Bytes of guest data in the image file, as stored: of a compressed cluster the length of its stream, without tables. */
   readonly storedBytes: number;
   readonly extents: number;
   readonly requests: number;
@@ -132,7 +132,7 @@ async function pullWithClusters(options: PullImageOptions, clusterSize: number):
   await options.publish?.();
   files.keep();
 
-  const dataBytes = Math.min(store.dataBytes, totals.definedBytes);
+  const { dataBytes } = store;
   return {
     format: options.format,
     mode: complete ? "full" : "incremental",

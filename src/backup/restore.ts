@@ -51,6 +51,7 @@ export interface RestoredDisk {
   readonly virtualSize: number;
   /** What was read from the chain and compared with its digests. */
   readonly readBytes: number;
+  /** Guest data in the target, without tables. */
   readonly storedBytes: number;
   /** The points that the bytes came from, newest first. */
   readonly chain: readonly string[];

@@ -97,12 +97,25 @@ export function slotsOf(run: {
   }
 }
 
-/** Bytes of the guest in the clusters that a run stores, cut off at the end of the disk. */
+/** Bytes of the guest that a run holds: of a partial cluster its data subclusters only; cut off at the end of the disk. */
 export function dataBytesOf(
-  run: Parameters<typeof slotsOf>[0] & { readonly cluster: number },
+  run: Pick<ClusterRun, "kind" | "cluster" | "count"> & { readonly dataMask?: number },
   { clusterSize, virtualSize }: Geometry,
 ): number {
-  return Math.min(slotsOf(run) * clusterSize, virtualSize - run.cluster * clusterSize);
+  const inside = virtualSize - run.cluster * clusterSize;
+  switch (run.kind) {
+    case "zero":
+      return 0;
+    case "data":
+      return Math.min(run.count * clusterSize, inside);
+    case "partial":
+      return maskStretches(run.dataMask ?? 0, clusterSize).reduce(
+        (sum, { offset, length }) => sum + Math.max(0, Math.min(length, inside - offset)),
+        0,
+      );
+    default:
+      return run.kind satisfies never;
+  }
 }
 
 /**
@@ -135,7 +148,7 @@ export interface ImageWriter {
   /**
    * Writes what makes the file an image: data reaches stable storage, then tables, then the header last
    * (`sync: false` leaves the flushing out).
-   * @returns bytes of clusters stored (without tables)
+   * @returns bytes of guest data in the file
    */
   finish(options: { readonly sync: boolean }): Promise<{ readonly storedBytes: number }>;
   close(): Promise<void>;

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { UsageError } from "../errors.js";
 import { CollectedWrites } from "./collected-writes.js";
 import type { CompressionMethod } from "./compress-cluster.js";
-import { type ClusterRun, clustersIn, type Geometry, maskStretches } from "./image.js";
+import { type ClusterRun, clustersIn, dataBytesOf, type Geometry, maskStretches } from "./image.js";
 import type { ImageFile } from "./image-file.js";
 import { compressedOffsetBits } from "./qcow2-format.js";
 import { assertFits } from "./qcow2-layout.js";
@@ -52,7 +52,7 @@ export class Qcow2CompressedWriter implements AsyncDisposable {
     this.#writes = new CollectedWrites(file);
     this.#backing = options.backing;
     this.#placement = new StreamPlacement(clusterSize);
-    this.#runs = new RunList({ clusterSize, firstHostCluster: 0 });
+    this.#runs = new RunList({ geometry: options.geometry, firstHostCluster: 0 });
     this.#sizes = new SizeList(clusterSize);
     this.#padding = Buffer.alloc(clusterSize / MAX_STREAMS_IN_CLUSTER);
   }
@@ -85,8 +85,9 @@ export class Qcow2CompressedWriter implements AsyncDisposable {
   /** Stores a cluster as it is; `bytes` may end at the end of the disk. */
   addCluster(cluster: number, bytes: Uint8Array): void {
     const rank = this.#sizes.length * this.geometry.clusterSize;
-    this.#storeWhole({ kind: "data", cluster, count: 1, hostOffset: rank }, bytes);
-    this.#storedBytes += this.geometry.clusterSize;
+    const run = { kind: "data", cluster, count: 1, hostOffset: rank } as const;
+    this.#storeWhole(run, bytes);
+    this.#storedBytes += dataBytesOf(run, this.geometry);
   }
 
   /**
@@ -99,7 +100,6 @@ export class Qcow2CompressedWriter implements AsyncDisposable {
     slot: Uint8Array,
   ): void {
     const { cluster, dataMask, zeroMask } = run;
-    const before = this.#runs.dataBytes;
     const hostOffset = dataMask === 0 ? 0 : this.#sizes.length * this.geometry.clusterSize;
     const noted = { kind: "partial", cluster, count: 1, hostOffset, dataMask, zeroMask } as const;
     this.#addRun(noted);
@@ -111,7 +111,7 @@ export class Qcow2CompressedWriter implements AsyncDisposable {
         this.#writes.write(slot.subarray(offset, offset + length), place + offset);
       }
     }
-    this.#storedBytes += this.#runs.dataBytes - before;
+    this.#storedBytes += dataBytesOf(noted, this.geometry);
   }
 
   /** Notes clusters that read as zeroes. */
@@ -121,7 +121,7 @@ export class Qcow2CompressedWriter implements AsyncDisposable {
 
   /**
    * Writes what makes the file an image, as `Qcow2Writer` does.
-   * @returns bytes of streams and of clusters stored as they are, without tables
+   * @returns bytes of guest data in the file, as stored: of a compressed cluster the length of its stream
    */
   async finish(options: { readonly sync: boolean }): Promise<{ readonly storedBytes: number }> {
     this.#writes.flush();

@@ -26,7 +26,7 @@ export class Qcow2Writer implements ImageWriter, AsyncDisposable {
     this.#file = file;
     this.geometry = geometry;
     this.#backing = backing;
-    this.#runs = new RunList({ clusterSize: geometry.clusterSize, firstHostCluster: 1 });
+    this.#runs = new RunList({ geometry, firstHostCluster: 1 });
   }
 
   /**

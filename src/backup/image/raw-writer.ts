@@ -27,7 +27,7 @@ export class RawWriter implements ImageWriter, AsyncDisposable {
     this.#file = file;
     this.#map = map;
     this.geometry = geometry;
-    this.#runs = new RunList({ clusterSize: geometry.clusterSize, firstHostCluster: 0 });
+    this.#runs = new RunList({ geometry, firstHostCluster: 0 });
   }
 
   /**
@@ -77,7 +77,7 @@ export class RawWriter implements ImageWriter, AsyncDisposable {
       await out.flush();
       if (sync) await this.#map.sync();
     }
-    return { storedBytes: Math.min(this.#runs.dataBytes, this.geometry.virtualSize) };
+    return { storedBytes: this.#runs.dataBytes };
   }
 
   async close(): Promise<void> {

@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { ALL_SUBCLUSTERS, type ClusterRun } from "./image.js";
+import { ALL_SUBCLUSTERS, type ClusterRun, dataBytesOf, type Geometry } from "./image.js";
 
 /**
  * A run in the one form that tables are made from, whatever its kind; the masks hold for each of its clusters:
@@ -32,7 +32,7 @@ interface Chunk {
  * other as one. So memory grows with the fragmentation of the disk, and not with its size.
  */
 export class RunList implements Iterable<StoredRun> {
-  readonly #clusterSize: number;
+  readonly #geometry: Geometry;
   readonly #chunks: Chunk[] = [];
   /** Number of runs in `#chunks`. */
   #length = 0;
@@ -44,8 +44,8 @@ export class RunList implements Iterable<StoredRun> {
   #hasPartial = false;
 
   /** @param options.firstHostCluster where data may begin in the file */
-  constructor(options: { readonly clusterSize: number; readonly firstHostCluster: number }) {
-    this.#clusterSize = options.clusterSize;
+  constructor(options: { readonly geometry: Geometry; readonly firstHostCluster: number }) {
+    this.#geometry = options.geometry;
     this.#hostEnd = options.firstHostCluster;
   }
 
@@ -59,7 +59,7 @@ export class RunList implements Iterable<StoredRun> {
     return this.#hostEnd;
   }
 
-  /** Bytes of data in all runs; of partial ones, only their data subclusters. */
+  /** Bytes of the guest in all runs, as `dataBytesOf` counts them. */
   get dataBytes(): number {
     return this.#dataBytes;
   }
@@ -81,7 +81,7 @@ export class RunList implements Iterable<StoredRun> {
         `the data of cluster ${next.cluster} is misplaced`,
       );
       this.#hostEnd = hostCluster + next.count;
-      this.#dataBytes += next.count * (bitsIn(next.dataMask) / 32) * this.#clusterSize;
+      this.#dataBytes += dataBytesOf(run, this.#geometry);
     }
 
     if (this.#last && continues(this.#last, next)) {
@@ -122,13 +122,13 @@ export class RunList implements Iterable<StoredRun> {
     const { cluster, count } = run;
     switch (run.kind) {
       case "data": {
-        const hostCluster = run.hostOffset / this.#clusterSize;
+        const hostCluster = run.hostOffset / this.#geometry.clusterSize;
         return { cluster, count, hostCluster, dataMask: ALL_SUBCLUSTERS, zeroMask: 0 };
       }
       case "zero":
         return { cluster, count, hostCluster: 0, dataMask: 0, zeroMask: ALL_SUBCLUSTERS };
       case "partial": {
-        const hostCluster = run.hostOffset / this.#clusterSize;
+        const hostCluster = run.hostOffset / this.#geometry.clusterSize;
         const dataMask = run.dataMask >>> 0;
         const zeroMask = run.zeroMask >>> 0;
         assert((dataMask & zeroMask) === 0, `the masks of cluster ${cluster} overlap`);
@@ -147,10 +147,4 @@ function continues(last: StoredRun, next: StoredRun): boolean {
   if (next.dataMask !== last.dataMask || next.zeroMask !== last.zeroMask) return false;
   if (next.dataMask === 0) return true;
   return next.hostCluster === last.hostCluster + last.count;
-}
-
-function bitsIn(mask: number): number {
-  let bits = 0;
-  for (let rest = mask; rest !== 0; rest &= rest - 1) bits += 1;
-  return bits;
 }

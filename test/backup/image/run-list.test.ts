@@ -5,8 +5,8 @@ import { RunList } from "../../../src/backup/image/run-list.js";
 
 const CLUSTER = 16 * 1024;
 
-function listOf(runs: readonly ClusterRun[]): RunList {
-  const list = new RunList({ clusterSize: CLUSTER, firstHostCluster: 1 });
+function listOf(runs: readonly ClusterRun[], virtualSize = Number.MAX_SAFE_INTEGER): RunList {
+  const list = new RunList({ geometry: { virtualSize, clusterSize: CLUSTER }, firstHostCluster: 1 });
   for (const run of runs) list.append(run);
   return list;
 }
@@ -58,6 +58,13 @@ describe("RunList", () => {
     const list = listOf([data(0, 2, 1), { ...partial, dataMask: 0x8000_0006 }, zero(10, 5)]);
     expect(list).toMatchObject({ end: 15, hostEnd: 10, hasPartial: true });
     expect(list.dataBytes).toBe(2 * CLUSTER + 3 * (CLUSTER / 32));
+  });
+
+  it("counts no byte past the end of the disk", () => {
+    expect(listOf([zero(0, 1), data(1, 2, 1)], 2 * CLUSTER + 700).dataBytes).toBe(CLUSTER + 700);
+    const partial = { kind: "partial", cluster: 0, count: 1, hostOffset: CLUSTER, zeroMask: 0 } as const;
+    // Subclusters of 512 bytes: of the third there are 76, of the fifth there is none.
+    expect(listOf([{ ...partial, dataMask: 0b10110 }], 1100).dataBytes).toBe(512 + 76);
   });
 
   it("takes a partial run that is all data, or all zero, for what it is", () => {
