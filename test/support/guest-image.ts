@@ -1,0 +1,55 @@
+import { join } from "node:path";
+import { createImage, type QemuNbd, qemuImg, qemuIo, startQemuNbd } from "./qemu-nbd.js";
+
+/** A guest's disk as QEMU keeps it: a qcow2 image with one persistent bitmap, which marks what changed since a point. */
+export class GuestImage {
+  readonly name: string;
+  readonly path: string;
+  readonly #folder: string;
+  #bitmap: string | undefined;
+  #points = 0;
+
+  private constructor(folder: string, name: string) {
+    this.name = name;
+    this.#folder = folder;
+    this.path = join(folder, `${name}.guest.qcow2`);
+  }
+
+  static async create(folder: string, name: string, size: number): Promise<GuestImage> {
+    const image = new GuestImage(folder, name);
+    await createImage(image.path, { size });
+    return image;
+  }
+
+  /** Commands of qemu-io. */
+  async io(...commands: readonly string[]): Promise<void> {
+    if (commands.length > 0) await qemuIo(this.path, "qcow2", ...commands);
+  }
+
+  async resize(size: number): Promise<void> {
+    await qemuImg("resize", "-q", "--shrink", "-f", "qcow2", this.path, String(size));
+  }
+
+  /** With the bitmap, where there is one. */
+  async serve(): Promise<QemuNbd> {
+    const bitmap = this.#bitmap === undefined ? {} : { bitmap: this.#bitmap };
+    return await startQemuNbd({ image: this.path, format: "qcow2", ...bitmap });
+  }
+
+  get bitmap(): string {
+    if (this.#bitmap === undefined) throw new Error(`${this.name} has no bitmap yet`);
+    return this.#bitmap;
+  }
+
+  /** Keeps the content as it is now, and begins a new bitmap in place of the one before. */
+  async point(granularity: number): Promise<string> {
+    const number = this.#points++;
+    const copy = join(this.#folder, `${this.name}.${number}.reference.raw`);
+    await qemuImg("convert", "-f", "qcow2", "-O", "raw", this.path, copy);
+    if (this.#bitmap !== undefined)
+      await qemuImg("bitmap", "--remove", "-f", "qcow2", this.path, this.#bitmap);
+    this.#bitmap = `b${number}`;
+    await qemuImg("bitmap", "--add", "-g", String(granularity), "-f", "qcow2", this.path, this.#bitmap);
+    return copy;
+  }
+}
