@@ -1,6 +1,6 @@
 import type { NbdClient } from "../nbd/index.js";
 import type { Extent } from "./extent.js";
-import { classify } from "./extent-algebra.js";
+import { classify, cleanZeroesFrom, dirtyFrom } from "./extent-algebra.js";
 
 export const ALLOCATION_CONTEXT = "base:allocation";
 
@@ -9,16 +9,27 @@ export function dirtyContext(name: string): string {
   return `qemu:dirty-bitmap:${name}`;
 }
 
+/** What is new on a disk that has grown is told in such units, so that it never makes clusters that are partly clean. */
+const GROWN_UNIT = 64 * 1024;
+
 /**
  * Everything that the export's negotiated contexts say, as gapless extents from byte 0 to its end, asked for lazily and
  * handed on in batches.
  * Without `bitmap` (a full copy) nothing is clean. Without contexts the whole export is data.
  *
+ * `parentSize` is for an increment on a disk that may have been smaller, in bytes. QEMU's bitmaps call clean what a disk
+ * has grown by, but it need not read as zeroes: an image that shrank in the middle of a cluster shows the old bytes when it
+ * grows again. So it counts as dirty, but for zeroes. The server must let clean bytes be read.
+ *
  * @throws {NbdError} block status failed, or left something unsaid
  */
 export async function* exportExtents(
   client: NbdClient,
-  options: { readonly bitmap?: string | undefined; readonly signal?: AbortSignal | undefined },
+  options: {
+    readonly bitmap?: string | undefined;
+    readonly parentSize?: number | undefined;
+    readonly signal?: AbortSignal | undefined;
+  },
 ): AsyncGenerator<readonly Extent[]> {
   const { size, contexts } = client.export;
   if (size === 0) return;
@@ -27,10 +38,14 @@ export async function* exportExtents(
     return;
   }
   const dirtyName = options.bitmap === undefined ? undefined : dirtyContext(options.bitmap);
+  const { parentSize = size } = options;
+  const grownFrom = parentSize < size ? Math.floor(parentSize / GROWN_UNIT) * GROWN_UNIT : size;
   for await (const batch of client.blockStatus(options.signal ? { signal: options.signal } : {})) {
-    const dirty = dirtyName === undefined ? undefined : batch.contexts.get(dirtyName);
-    if (dirtyName !== undefined && dirty === undefined) throw new Error(`${dirtyName} was not negotiated`);
+    const marked = dirtyName === undefined ? undefined : batch.contexts.get(dirtyName);
+    if (dirtyName !== undefined && marked === undefined) throw new Error(`${dirtyName} was not negotiated`);
+    const dirty = marked && dirtyFrom(grownFrom, marked);
     const allocation = batch.contexts.get(ALLOCATION_CONTEXT);
-    yield [...classify({ offset: batch.offset, length: batch.length, dirty, allocation })];
+    const extents = classify({ offset: batch.offset, length: batch.length, dirty, allocation });
+    yield marked ? [...cleanZeroesFrom(parentSize, extents, GROWN_UNIT)] : [...extents];
   }
 }

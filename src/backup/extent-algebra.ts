@@ -2,7 +2,7 @@ import { ALLOCATION, DIRTY } from "../nbd/index.js";
 import type { Extent, ExtentState } from "./extent.js";
 
 /** A stretch of the export with the flags that one meta context gives it. */
-interface Flagged {
+export interface Flagged {
   readonly offset: number;
   readonly length: number;
   readonly flags: number;
@@ -51,6 +51,40 @@ export function* classify(status: RangeStatus): Generator<Extent> {
 function stateOf(dirtyFlags: number, allocationFlags: number): ExtentState {
   if ((dirtyFlags & DIRTY) === 0) return "clean";
   return (allocationFlags & ALLOCATION.ZERO) !== 0 ? "zero" : "data";
+}
+
+/** The same list, with everything from byte `from` on dirty. */
+export function dirtyFrom(from: number, dirty: readonly Flagged[]): Flagged[] {
+  return dirty.flatMap(({ offset, length, flags }) => {
+    const before = Math.min(length, Math.max(0, from - offset));
+    return [
+      { offset, length: before, flags },
+      { offset: offset + before, length: length - before, flags: flags | DIRTY },
+    ].filter((piece) => piece.length > 0);
+  });
+}
+
+/**
+ * Zeroes from byte `from` on need not be said, since nothing lies below: whole units of them become clean, what lies
+ * before and behind stays as it is.
+ *
+ *     units     |       |       |       |       |
+ *     extent     zzzzzzzzzzzzzzzzzzzz
+ *     result     zzzzzzz|    clean      |zz
+ */
+export function* cleanZeroesFrom(from: number, extents: Iterable<Extent>, unit: number): Generator<Extent> {
+  for (const extent of extents) {
+    const end = extent.offset + extent.length;
+    const first = Math.ceil(Math.max(extent.offset, from) / unit) * unit;
+    const last = Math.floor(end / unit) * unit;
+    if (extent.state !== "zero" || first >= last) {
+      yield extent;
+      continue;
+    }
+    if (extent.offset < first) yield { ...extent, length: first - extent.offset };
+    yield { offset: first, length: last - first, state: "clean" };
+    if (last < end) yield { ...extent, offset: last, length: end - last };
+  }
 }
 
 /** Walks one list of flags; where there is no list, one endless extent with the flags given. */

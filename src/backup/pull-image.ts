@@ -23,6 +23,8 @@ export interface PullImageOptions {
   readonly client: NbdClient;
   /** Only what this dirty bitmap marks; left out: everything. */
   readonly bitmap?: string | undefined;
+  /** With `bitmap`: the size in bytes of the disk that the increment is laid over, which may have grown since. */
+  readonly parentSize?: number | undefined;
   readonly imagePath: string;
   readonly format: ImageFormat;
   /** For qcow2: what the header names as the image below. */
@@ -56,7 +58,7 @@ export interface PullResult {
   readonly mode: "full" | "incremental";
   readonly virtualSize: number;
   readonly clusterSize: number;
-  /** What the image defines: all of the disk for a full copy, what the bitmap marked for an increment. */
+  /** What the image defines: all of the disk for a full copy, for an increment what the bitmap marked, and new data. */
   readonly dirtyBytes: number;
   /** What of that is stored as data: a cluster that is defined throughout counts as a whole if any of it is not zero. */
   readonly dataBytes: number;
@@ -104,6 +106,8 @@ async function pullWithClusters(options: PullImageOptions, clusterSize: number):
   const geometry: Geometry = { virtualSize: client.export.size, clusterSize };
   const complete = bitmap === undefined;
   const totals: PlanTotals = { extents: 0, definedBytes: 0 };
+  // Where clean bytes can't be read, what the disk has grown by is what the bitmap says.
+  const parentSize = mayReadClean(client, bitmap) ? options.parentSize : undefined;
   const requestsBefore = client.requests;
   const segmentBytes = segmentBytesFor(options, clusterSize);
 
@@ -114,7 +118,7 @@ async function pullWithClusters(options: PullImageOptions, clusterSize: number):
   let readBytes = 0;
   await store.fill({
     source: readerOf(client, bitmap),
-    segments: plan(exportExtents(client, { bitmap, signal }), { geometry, segmentBytes }, totals),
+    segments: plan(exportExtents(client, { bitmap, parentSize, signal }), { geometry, segmentBytes }, totals),
     pace,
     reading: { readThrough: mayReadClean(client, bitmap) ? READ_THROUGH : 0, mostRead: segmentBytes },
     rateLimit: options.rateLimit,

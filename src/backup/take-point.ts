@@ -163,6 +163,7 @@ async function pullDisk(
   const result = await pullImage({
     client,
     bitmap: increment?.bitmap,
+    parentSize: increment && diskOf(increment.parent, disk.name)?.virtualSize,
     imagePath: join(pending.folder, file),
     format,
     backing: increment && format === "qcow2" ? backingOf(increment.parent, disk.name) : undefined,

@@ -1,6 +1,6 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { classify } from "../../src/backup/extent-algebra.js";
+import { classify, cleanZeroesFrom, dirtyFrom } from "../../src/backup/extent-algebra.js";
 
 const flagged = (...extents: [offset: number, length: number, flags: number][]) =>
   extents.map(([offset, length, flags]) => ({ offset, length, flags }));
@@ -75,3 +75,28 @@ function asExtents(runs: readonly [number, number][]): { offset: number; length:
     return extent;
   });
 }
+
+describe("dirtyFrom", () => {
+  it("marks what lies behind a byte, and leaves the rest as it was", () => {
+    const list = flagged([0, 10, 1], [10, 10, 0], [20, 5, 1]);
+    expect(dirtyFrom(14, list)).toEqual(flagged([0, 10, 1], [10, 4, 0], [14, 6, 1], [20, 5, 1]));
+    expect(dirtyFrom(25, list)).toEqual(list);
+    expect(dirtyFrom(0, flagged([0, 4, 0]))).toEqual(flagged([0, 4, 1]));
+  });
+});
+
+describe("cleanZeroesFrom", () => {
+  const extents = (...list: [offset: number, length: number, state: "clean" | "zero" | "data"][]) =>
+    list.map(([offset, length, state]) => ({ offset, length, state }));
+
+  it("has whole units of zeroes clean, and nothing before that byte", () => {
+    const list = extents([0, 20, "zero"], [20, 10, "data"], [30, 35, "zero"], [65, 3, "zero"]);
+    expect([...cleanZeroesFrom(11, list, 10)]).toEqual(
+      extents([0, 20, "zero"], [20, 10, "data"], [30, 30, "clean"], [60, 5, "zero"], [65, 3, "zero"]),
+    );
+    expect([...cleanZeroesFrom(10, list.slice(0, 1), 10)]).toEqual(
+      extents([0, 10, "zero"], [10, 10, "clean"]),
+    );
+    expect([...cleanZeroesFrom(68, list, 10)]).toEqual(list);
+  });
+});

@@ -114,7 +114,7 @@ async function dirtyBytesOf(uri: string, bitmap: string): Promise<number> {
 
 /** Every disk of every point: restored by us in both formats, read by stock QEMU, checked, verified, and counted. */
 async function expectSound({ points }: Guest): Promise<void> {
-  for (const { manifest: point, references, dirtyBytes } of points) {
+  for (const [at, { manifest: point, references, dirtyBytes }] of points.entries()) {
     for (const [i, disk] of point.disks.entries()) {
       const reference = references[i] ?? "";
       for (const format of ["raw", "qcow2"] as const) {
@@ -128,18 +128,21 @@ async function expectSound({ points }: Guest): Promise<void> {
           force: true,
           sync: false,
         });
-        await qemuImg("compare", "-s", "-f", format, "-F", "raw", targetPath, reference);
+        await qemuImg("compare", "-f", format, "-F", "raw", targetPath, reference);
       }
       expect(disk).toMatchObject({ virtualSize: (await stat(reference)).size });
       expect(disk.dataBytes + disk.zeroBytes).toBe(disk.dirtyBytes);
-      expect(disk.dirtyBytes).toBe(dirtyBytes[i] ?? disk.virtualSize);
+      const parent = points[at - 1]?.manifest.disks[i];
+      // Of what a disk has grown by, data counts, whatever the bitmap says, and zeroes don't.
+      if (parent === undefined || parent.virtualSize >= disk.virtualSize)
+        expect(disk.dirtyBytes).toBe(dirtyBytes[i] ?? disk.virtualSize);
       if (disk.format === "raw") continue;
       const image = join(repository.pointFolder(DOMAIN, point.id), disk.file);
       await qemuImg("check", "-q", "-f", "qcow2", image);
-      await qemuImg("compare", "-s", "-f", "qcow2", "-F", "raw", image, reference);
+      await qemuImg("compare", "-f", "qcow2", "-F", "raw", image, reference);
       const stock = join(folder, "stock.raw");
       await qemuImg("convert", "-f", "qcow2", "-O", "raw", image, stock);
-      await qemuImg("compare", "-s", "-f", "raw", "-F", "raw", stock, reference);
+      await qemuImg("compare", "-f", "raw", "-F", "raw", stock, reference);
       expect(disk.dataBytes).toBe(await ownDataBytes(image, disk.virtualSize));
     }
   }
