@@ -173,6 +173,9 @@ function messageOf(error: unknown): string {
   if (code === "ENOSPC") {
     return `no space left on the target's file system: make room, then run it again (${error.message})`;
   }
+  if (code === "EFBIG") {
+    return `the target's file system (or a limit of this process) can't hold a file of that size: use --format qcow2, which takes only what is stored, or another file system (${error.message})`;
+  }
   if (code === "EACCES" || code === "EPERM") {
     return `${error.message}: check the permissions, or run it as a user who may`;
   }

@@ -7,7 +7,7 @@ export class GuestImage {
   readonly path: string;
   readonly #folder: string;
   #bitmap: string | undefined;
-  #points = 0;
+  #bitmaps = 0;
 
   private constructor(folder: string, name: string) {
     this.name = name;
@@ -41,15 +41,19 @@ export class GuestImage {
     return this.#bitmap;
   }
 
-  /** Keeps the content as it is now, and begins a new bitmap in place of the one before. */
+  /** Keeps the content as it is now, and begins a new bitmap. */
   async point(granularity: number): Promise<string> {
-    const number = this.#points++;
-    const copy = join(this.#folder, `${this.name}.${number}.reference.raw`);
+    const copy = join(this.#folder, `${this.name}.${this.#bitmaps}.reference.raw`);
     await qemuImg("convert", "-f", "qcow2", "-O", "raw", this.path, copy);
-    if (this.#bitmap !== undefined)
-      await qemuImg("bitmap", "--remove", "-f", "qcow2", this.path, this.#bitmap);
-    this.#bitmap = `b${number}`;
-    await qemuImg("bitmap", "--add", "-g", String(granularity), "-f", "qcow2", this.path, this.#bitmap);
+    await this.mark(granularity);
     return copy;
+  }
+
+  /** Begins a new bitmap in place of the one before. */
+  async mark(granularity: number): Promise<void> {
+    const bitmap = ["bitmap", "-f", "qcow2"];
+    if (this.#bitmap !== undefined) await qemuImg(...bitmap, "--remove", this.path, this.#bitmap);
+    this.#bitmap = `b${this.#bitmaps++}`;
+    await qemuImg(...bitmap, "--add", "-g", String(granularity), this.path, this.#bitmap);
   }
 }

@@ -1,0 +1,30 @@
+import { mkdtemp, readFile, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { finished, type Ran, startNbdpull } from "./nbdpull.js";
+
+/** Runs in the command before anything else: at its end it writes down how many KiB were resident at the most. */
+const RECORDER = `
+import { writeFileSync } from "node:fs";
+import { isMainThread } from "node:worker_threads";
+const file = process.env.PEAK_MEMORY_FILE;
+if (isMainThread) process.on("exit", () => writeFileSync(file, String(process.resourceUsage().maxRSS)));
+`;
+
+/** Runs `nbdpull`, which must succeed; `peakBytes` is the most memory that was resident, all threads together. */
+export async function nbdpullMeasured(
+  ...args: readonly string[]
+): Promise<Ran & { readonly peakBytes: number }> {
+  const folder = await mkdtemp(join(tmpdir(), "nbdpull-peak-"));
+  try {
+    const file = join(folder, "peak");
+    const recorder = `--import=data:text/javascript,${encodeURIComponent(RECORDER)}`;
+    const ran = await finished(
+      startNbdpull(args, { env: { NODE_OPTIONS: recorder, PEAK_MEMORY_FILE: file } }),
+    );
+    if (ran.code !== 0) throw new Error(`nbdpull ${args.join(" ")} ended with ${ran.code}: ${ran.stderr}`);
+    return { ...ran, peakBytes: Number(await readFile(file, "utf8")) * 1024 };
+  } finally {
+    await rm(folder, { recursive: true });
+  }
+}
