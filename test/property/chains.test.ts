@@ -51,7 +51,7 @@ const length = fc.oneof(
   { weight: 1, arbitrary: fc.integer({ min: 21, max: 2000 }) },
 );
 const size = fc.oneof(
-  { weight: 1, arbitrary: fc.integer({ min: 1, max: 150 }) },
+  { weight: 2, arbitrary: fc.integer({ min: 1, max: 150 }) },
   { weight: 3, arbitrary: fc.integer({ min: 1, max: MAX_SECTORS }) },
 );
 const step: fc.Arbitrary<Step> = fc.oneof(
@@ -68,7 +68,7 @@ const step: fc.Arbitrary<Step> = fc.oneof(
     weight: 3,
     arbitrary: fc.record({ kind: fc.constantFrom("zero", "discard"), at, sectors: length }),
   },
-  { weight: 1, arbitrary: fc.record({ kind: fc.constant("resize"), sectors: size }) },
+  { weight: 3, arbitrary: fc.record({ kind: fc.constant("resize"), sectors: size }) },
   {
     weight: 4,
     arbitrary: fc.record({
