@@ -2,7 +2,12 @@ import type { Command } from "commander";
 import { chooseDomain, choosePoint, findChain } from "../../src/backup/chain.js";
 import { DamageError } from "../../src/backup/errors.js";
 import { Repository } from "../../src/backup/repository.js";
-import { type PointReport, verifyPoints } from "../../src/backup/verify.js";
+import {
+  type Finding,
+  type PointReport,
+  type VerifyProgress,
+  verifyPoints,
+} from "../../src/backup/verify.js";
 import { EXIT } from "../exit-codes.js";
 import { human } from "../output.js";
 import type { Run } from "../run.js";
@@ -26,10 +31,10 @@ export function addVerify(program: Command, run: Run): void {
             wanted === undefined ? await repository.domains() : [await chooseDomain(repository, wanted)];
           const reports: (PointReport & { domain: string })[] = [];
           const progress = await output.progress();
-          const onProgress = (id: string, disk: string, verified: number, stored: number): void =>
-            progress.update(`${id} ${disk}`, verified, stored, verified);
           try {
             for (const domain of domains) {
+              const onProgress = (disk: string, { verifiedBytes, totalBytes }: VerifyProgress): void =>
+                progress.update(`${domain} ${disk}`, verifiedBytes, totalBytes, verifiedBytes);
               const read = async (): Promise<PointReport[]> => {
                 const ids =
                   options.at === undefined
@@ -43,12 +48,14 @@ export function addVerify(program: Command, run: Run): void {
           } finally {
             progress.stop();
           }
-          for (const { domain, id, disks } of reports) {
+          for (const { domain, id, disks, findings } of reports) {
             const bare = disks.filter((disk) => !disk.digests).map((disk) => disk.disk);
             if (bare.length > 0)
               output.warn(`${domain} ${id}: no digests for ${bare.join(", ")}, only structure was looked at`);
+            for (const leak of findings.filter(isLeak))
+              output.warn(`${domain} ${id}: space that nothing uses: ${findingAsText(leak)}`);
           }
-          const damaged = reports.some(({ findings }) => findings.length > 0);
+          const damaged = reports.some(({ findings }) => !findings.every(isLeak));
           output.result(
             { damaged, points: reports },
             reports.map(asText).join("\n") || "no restore points yet",
@@ -76,12 +83,18 @@ async function chainOf(repository: Repository, domain: string, at: string): Prom
 
 function asText(report: PointReport & { domain: string }): string {
   const bytes = report.disks.reduce((total, disk) => total + disk.verifiedBytes, 0);
-  const head = `${report.domain} ${report.id}: ${report.findings.length === 0 ? "sound" : "DAMAGED"}, ${human(bytes)} verified`;
-  const lines = report.findings.map(({ disk, guestOffset, message }) => {
-    const where = [disk, guestOffset === undefined ? undefined : `guest offset ${guestOffset}`].filter(
-      (w) => w !== undefined,
-    );
-    return `    ${where.join(", ")}${where.length > 0 ? ": " : ""}${message}`;
-  });
-  return [head, ...lines].join("\n");
+  const damages = report.findings.filter((finding) => !isLeak(finding));
+  const state = damages.length === 0 ? "sound" : "DAMAGED";
+  const head = `${report.domain} ${report.id}: ${state}, ${human(bytes)} verified`;
+  return [head, ...damages.map((finding) => `    ${findingAsText(finding)}`)].join("\n");
+}
+
+function isLeak({ severity }: Finding): boolean {
+  return severity === "leak";
+}
+
+function findingAsText({ disk, guestOffset, length, message }: Finding): string {
+  const place = guestOffset === undefined ? [] : [`guest offset ${guestOffset}, ${length} bytes`];
+  const where = [...(disk === undefined ? [] : [disk]), ...place].join(", ");
+  return where === "" ? message : `${where}: ${message}`;
 }

@@ -1,42 +1,41 @@
-import { type MessagePort, parentPort } from "node:worker_threads";
 import { type ClusterJob, type ClusterResult, ClusterWork } from "./cluster-work.js";
+import { serve } from "./thread-service.js";
 
-/** The thread of `ClusterWorkers`: jobs come in as messages, and results go out as they are ready. */
-
-export interface JobMessage {
-  readonly id: number;
-  readonly job: ClusterJob;
-}
-
-/** Memory is handed over in both directions, never copied. */
-export type ResultMessage =
-  | { readonly id: number; readonly result: ClusterResult }
-  | { readonly id: number; readonly failure: unknown };
+/** The thread of `ClusterWorkers`: results go out as they are ready. */
 
 /** As many jobs at once as libuv has threads, which do the compressing. */
 const BENCHES = 4;
 
-async function answer(port: MessagePort, work: ClusterWork, { id, job }: JobMessage): Promise<void> {
+interface Bench {
+  readonly work: ClusterWork;
+  last: Promise<unknown>;
+}
+
+const benches = Array.from(
+  { length: BENCHES },
+  (): Bench => ({
+    work: new ClusterWork(),
+    last: Promise.resolve(),
+  }),
+);
+let jobs = 0;
+
+async function doJob({ work }: Bench, job: ClusterJob): Promise<ClusterResult> {
   try {
-    const result = await work.do(job);
-    const message: ResultMessage = { id, result };
-    port.postMessage(message, [result.buffer, result.sizes.buffer, result.digests.buffer]);
+    return await work.do(job);
   } catch (failure) {
     // Whatever the failed job was compressing must not end up in the next one.
     work.close();
-    port.postMessage({ id, failure } satisfies ResultMessage);
+    throw failure;
   }
 }
 
-if (parentPort) {
-  const port = parentPort;
-  const benches = Array.from({ length: BENCHES }, () => ({
-    work: new ClusterWork(),
-    last: Promise.resolve(),
-  }));
-  let jobs = 0;
-  port.on("message", (message: JobMessage) => {
-    const bench = benches[jobs++ % BENCHES] as (typeof benches)[number];
-    bench.last = bench.last.then(() => answer(port, bench.work, message));
-  });
-}
+serve<ClusterJob, ClusterResult>({
+  answer: (job) => {
+    const bench = benches[jobs++ % BENCHES] as Bench;
+    const done = bench.last.then(() => doJob(bench, job));
+    bench.last = done.catch(() => undefined);
+    return done;
+  },
+  transfer: ({ buffer, sizes, digests }) => [buffer, sizes.buffer, digests.buffer],
+});

@@ -1,8 +1,9 @@
 /** Runs in a thread of its own: reads stretches of files and answers with their digests (`digest-threads.ts`). */
 import { closeSync, openSync, readSync } from "node:fs";
-import { parentPort, workerData } from "node:worker_threads";
+import { workerData } from "node:worker_threads";
 import { createDigester } from "./digest.js";
-import type { DigestAnswer, DigestMessage, DigestQuestion, DigestWorkerData } from "./digest-threads.js";
+import type { DigestQuestion, Digests, DigestWorkerData, ForgottenPath } from "./digest-threads.js";
+import { serve } from "./thread-service.js";
 
 /** Small enough to stay in the processor's cache between reading and digesting. */
 const BLOCK = 256 * 1024;
@@ -12,26 +13,19 @@ const digester = await createDigester((workerData as DigestWorkerData).algorithm
 const files = new Map<string, number>();
 let buffer = Buffer.allocUnsafeSlow(BLOCK);
 
-parentPort?.on("message", (message: DigestMessage) => {
-  if ("forget" in message) forget(message.forget);
-  else parentPort?.postMessage(answer(message.id, message.question));
-});
-
-function forget(path: string): void {
-  const file = files.get(path);
-  files.delete(path);
-  if (file !== undefined) closeSync(file);
-}
-
-function answer(id: number, question: DigestQuestion): DigestAnswer {
-  const digests = Buffer.from(new ArrayBuffer(question.digests * digester.size));
-  try {
+serve<DigestQuestion, Digests, ForgottenPath>({
+  answer: (question) => {
+    const digests = Buffer.from(new ArrayBuffer(question.digests * digester.size));
     digestAll(question, digests);
-    return { id, digests };
-  } catch (error) {
-    return { id, problem: error instanceof Error ? error.message : String(error) };
-  }
-}
+    return digests;
+  },
+  transfer: (digests) => [digests.buffer],
+  heed: (path) => {
+    const file = files.get(path);
+    files.delete(path);
+    if (file !== undefined) closeSync(file);
+  },
+});
 
 /** The file's descriptor, opened once. */
 function open(path: string): number {

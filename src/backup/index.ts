@@ -48,5 +48,6 @@ export {
   type Finding,
   type PointReport,
   type VerifyOptions,
+  type VerifyProgress,
   verifyPoints,
 } from "./verify.js";

@@ -1,6 +1,7 @@
 import { lstat } from "node:fs/promises";
 import { join } from "node:path";
-import { createDigester, type Digester, digestsOf } from "./digest.js";
+import { hasCode, type OnDamage } from "./damage.js";
+import { createDigester, DIGEST_ALGORITHMS } from "./digest.js";
 import { DigestFileReader, type DigestRun } from "./digest-file.js";
 import { DamageError } from "./errors.js";
 import { sha256OfFile } from "./files.js";
@@ -8,44 +9,27 @@ import { type ClusterRun, type Geometry, type ImageReader, SUBCLUSTERS } from ".
 import { Qcow2Reader } from "./image/qcow2-reader.js";
 import { RawReader } from "./image/raw-reader.js";
 import type { DiskManifest } from "./manifest.js";
-
-/** A run of an image, with the digests of its clusters where the point has them. */
-export type LayerRun = ClusterRun & { readonly digests: Buffer | undefined };
-
-/** Something that is not as it was written. */
-export interface Damage {
-  readonly message: string;
-  /** Where on the disk, in bytes; left out where it concerns the file as a whole. */
-  readonly guestOffset?: number | undefined;
-}
-
-/** Told of every damage; it may throw to end the work, or note it and return to go on. */
-export type OnDamage = (damage: Damage) => void;
-
-const ZEROES = Buffer.alloc(1024 * 1024);
+import { ProvenImage, type ProvenRun } from "./proven-image.js";
 
 /** One disk of one point: an image file, held against the digest file beside it. */
 export class Layer implements AsyncDisposable {
   readonly pointId: string;
   readonly disk: DiskManifest;
   readonly geometry: Geometry;
-  readonly #image: ImageReader;
+  readonly #image: ProvenImage;
   readonly #digestFile: DigestFileReader | undefined;
-  readonly #digester: Digester | undefined;
 
   private constructor(
     pointId: string,
     disk: DiskManifest,
-    image: ImageReader,
+    image: ProvenImage,
     digestFile: DigestFileReader | undefined,
-    digester: Digester | undefined,
   ) {
     this.pointId = pointId;
     this.disk = disk;
     this.geometry = { virtualSize: disk.virtualSize, clusterSize: disk.clusterSize };
     this.#image = image;
     this.#digestFile = digestFile;
-    this.#digester = digester;
   }
 
   /**
@@ -73,7 +57,7 @@ export class Layer implements AsyncDisposable {
         if (!fits) throw damage(pointId, disk, "its digest file is another image's");
       }
       const digester = disk.digests ? await createDigester(disk.digests.algorithm) : undefined;
-      return new Layer(pointId, disk, image, digestFile, digester);
+      return new Layer(pointId, disk, new ProvenImage(image, geometry, digester), digestFile);
     } catch (error) {
       await digestFile?.close();
       await image.close();
@@ -90,9 +74,9 @@ export class Layer implements AsyncDisposable {
    * What this layer defines, in guest order, as far as image and digest file agree; gaps are clean, or zero in a
    * complete layer. Where they disagree `onDamage` is told, and if it returns that stretch is left out.
    */
-  async *runs(onDamage: OnDamage): AsyncGenerator<LayerRun> {
+  async *runs(onDamage: OnDamage): AsyncGenerator<ProvenRun> {
     if (!this.#digestFile || !this.disk.digests) {
-      for await (const run of this.#image.runs()) yield { ...run, digests: undefined };
+      for await (const run of this.#image.runs(onDamage)) yield { ...run, digests: undefined };
       return;
     }
     const digests = this.#digestFile.runs(this.disk.digests.sha256);
@@ -101,65 +85,15 @@ export class Layer implements AsyncDisposable {
       for await (const run of digests) yield this.#inRawFile(run);
       return;
     }
-    yield* this.#agreed(this.#image.runs(), digests, onDamage);
+    yield* this.#agreed(this.#image.runs(onDamage), digests, onDamage);
   }
 
   /**
    * Fills `target` from byte `offset` of the guest, which lies in the data of `run`, after the digests of the
    * clusters that it touches were compared.
    */
-  async read(run: LayerRun, offset: number, target: Buffer, onDamage: OnDamage): Promise<void> {
-    if (run.kind === "zero") throw new RangeError("a zero run has no bytes");
-    const { clusterSize, virtualSize } = this.geometry;
-    const first = Math.floor(offset / clusterSize);
-    const end = Math.ceil((offset + target.length) / clusterSize);
-    const start = first * clusterSize;
-    const length = Math.min(end * clusterSize, virtualSize) - start;
-    const whole = offset === start && target.length === length;
-    const slots = whole ? target : Buffer.allocUnsafe(length);
-    try {
-      await this.#image.readHost(run.hostOffset + (first - run.cluster) * clusterSize, slots);
-    } catch (error) {
-      if (isUnreadable(error)) {
-        onDamage({ message: `the file system cannot read it: ${error.message}`, guestOffset: offset });
-        return;
-      }
-      if (!isOfOneCluster(error)) throw error;
-      if (end - first === 1) {
-        onDamage({ message: error.message, guestOffset: start });
-        return;
-      }
-      // One of them can't be decompressed: each is judged by itself, and none hides another.
-      for (let at = 0; at < length; at += clusterSize) {
-        await this.read(run, start + at, slots.subarray(at, Math.min(at + clusterSize, length)), onDamage);
-      }
-      if (!whole) slots.copy(target, 0, offset - start, offset - start + target.length);
-      return;
-    }
-    if (run.digests && this.#digester) this.#compare(run, first, end - first, slots, onDamage);
-    if (!whole) slots.copy(target, 0, offset - start, offset - start + target.length);
-  }
-
-  /**
-   * Looks at a stretch that should read as zeroes. In a qcow2 image its table says so, and was compared; in a raw
-   * file only the bytes themselves can tell.
-   */
-  async expectZeroes(
-    offset: number,
-    length: number,
-    onDamage: OnDamage,
-    signal?: AbortSignal,
-  ): Promise<void> {
-    if (this.disk.format !== "raw") return;
-    const end = Math.min(offset + length, this.geometry.virtualSize);
-    for (let at = offset; at < end; at += ZEROES.length) {
-      signal?.throwIfAborted();
-      const bytes = Buffer.allocUnsafe(Math.min(ZEROES.length, end - at));
-      await this.#image.readHost(at, bytes);
-      if (!bytes.equals(ZEROES.subarray(0, bytes.length))) {
-        onDamage({ message: "there is data where the point has zeroes", guestOffset: at });
-      }
-    }
+  async read(run: ProvenRun, offset: number, target: Buffer, onDamage: OnDamage): Promise<void> {
+    await this.#image.read(run, offset, target, onDamage);
   }
 
   async close(): Promise<void> {
@@ -171,24 +105,7 @@ export class Layer implements AsyncDisposable {
     await this.close();
   }
 
-  #compare(run: LayerRun, cluster: number, count: number, slots: Buffer, onDamage: OnDamage): void {
-    const digester = this.#digester;
-    if (!digester || !run.digests || run.kind === "zero") return;
-    const masked = run.kind === "partial" ? { dataMask: run.dataMask } : {};
-    const found = digestsOf(digester, { kind: run.kind, cluster, count, ...masked }, slots, this.geometry);
-    const expected = run.digests.subarray((cluster - run.cluster) * digester.size).subarray(0, found.length);
-    if (found.equals(expected)) return;
-    for (let i = 0; i < count; i += 1) {
-      const at = i * digester.size;
-      if (found.compare(expected, at, at + digester.size, at, at + digester.size) === 0) continue;
-      onDamage({
-        message: "the data is not what was backed up: its digest differs",
-        guestOffset: (cluster + i) * this.geometry.clusterSize,
-      });
-    }
-  }
-
-  #inRawFile(run: DigestRun): LayerRun {
+  #inRawFile(run: DigestRun): ProvenRun {
     const hostOffset = run.cluster * this.geometry.clusterSize;
     if (run.kind === "zero") return { ...run, digests: undefined };
     return { ...run, hostOffset };
@@ -199,37 +116,47 @@ export class Layer implements AsyncDisposable {
     images: AsyncIterable<ClusterRun>,
     digestRuns: AsyncIterable<DigestRun>,
     onDamage: OnDamage,
-  ): AsyncGenerator<LayerRun> {
+  ): AsyncGenerator<ProvenRun> {
     const image = new RunCursor(images);
     const digest = new RunCursor(digestRuns);
-    const size = this.#digester?.size ?? 0;
+    const size = this.disk.digests ? DIGEST_ALGORITHMS[this.disk.digests.algorithm].bytes : 0;
     for (;;) {
       const has = await image.current();
       const should = await digest.current();
       if (!has && !should) return;
       const hasAt = has ? image.cluster : Number.POSITIVE_INFINITY;
       const shouldAt = should ? digest.cluster : Number.POSITIVE_INFINITY;
-      const guestOffset = Math.min(hasAt, shouldAt) * this.geometry.clusterSize;
       if (!should || (has && hasAt < shouldAt)) {
+        const count = Math.min(image.remaining, shouldAt - hasAt);
         const harmless = this.complete && has?.kind === "zero";
-        if (!harmless)
-          onDamage({ message: "the image defines a cluster that the point left out", guestOffset });
-        image.skip(Math.min(image.remaining, shouldAt - hasAt));
+        const message = "the image defines a cluster that the point left out";
+        if (!harmless) onDamage({ message, ...this.#place(hasAt, count) });
+        image.skip(count);
       } else if (!has || shouldAt < hasAt) {
-        onDamage({ message: `the image has lost a cluster of ${should.kind}`, guestOffset });
-        digest.skip(Math.min(digest.remaining, hasAt - shouldAt));
+        const count = Math.min(digest.remaining, hasAt - shouldAt);
+        onDamage({
+          message: `the image has lost a cluster of ${should.kind}`,
+          ...this.#place(shouldAt, count),
+        });
+        digest.skip(count);
       } else {
         const count = Math.min(image.remaining, digest.remaining);
         const start = digest.cluster - should.cluster;
         if (isSameKind(has, should)) yield this.#joined(has, image.cluster, count, should, start, size);
         else {
           const message = `the image's table says ${has.kind} where the point has ${should.kind}`;
-          onDamage({ message, guestOffset });
+          onDamage({ message, ...this.#place(shouldAt, count) });
         }
         image.skip(count);
         digest.skip(count);
       }
     }
+  }
+
+  #place(cluster: number, count: number): { guestOffset: number; length: number } {
+    const { clusterSize, virtualSize } = this.geometry;
+    const guestOffset = cluster * clusterSize;
+    return { guestOffset, length: Math.min(count * clusterSize, virtualSize - guestOffset) };
   }
 
   #joined(
@@ -239,7 +166,7 @@ export class Layer implements AsyncDisposable {
     should: DigestRun,
     start: number,
     digestSize: number,
-  ): LayerRun {
+  ): ProvenRun {
     if (has.kind === "partial" || should.kind === "partial") {
       return { ...has, digests: should.kind === "partial" ? should.digests : undefined };
     }
@@ -326,20 +253,6 @@ function checkGeometry(found: Geometry, expected: Geometry, pointId: string, dis
   }
   if (expected.clusterSize % SUBCLUSTERS !== 0)
     throw damage(pointId, disk, "its cluster size makes no sense");
-}
-
-/** Whether the damage is that of a single cluster, and says nothing of the others. */
-function isOfOneCluster(error: unknown): error is DamageError {
-  return error instanceof DamageError && error.code === "E_QCOW2_ENTRY";
-}
-
-/** What a failing medium says. */
-export function isUnreadable(error: unknown): error is Error {
-  return ["EIO", "EUCLEAN", "EBADMSG"].some((code) => hasCode(error, code));
-}
-
-function hasCode(error: unknown, code: string): error is Error {
-  return error instanceof Error && (error as NodeJS.ErrnoException).code === code;
 }
 
 /** Never follows a link: a point's files lie in its folder. */

@@ -1,50 +1,60 @@
-import { dirname, join, resolve } from "node:path";
+import { addAbortListener } from "node:events";
+import { join, resolve } from "node:path";
 import { allOrNone } from "./all-or-none.js";
 import { findParentLink, type Link } from "./chain.js";
+import { type Damage, DamageList, isUnreadable, type OnDamage } from "./damage.js";
 import { DamageError } from "./errors.js";
-import type { ImageFormat } from "./image/create.js";
-import { checkQcow2 } from "./image/qcow2-check.js";
-import { encodeHeader, INCOMPATIBLE } from "./image/qcow2-header.js";
-import { Qcow2Reader } from "./image/qcow2-reader.js";
-import { type Damage, isUnreadable, Layer, type LayerRun, type OnDamage } from "./layer.js";
+import { Layer } from "./layer.js";
 import type { DiskManifest, Manifest } from "./manifest.js";
+import { Progress } from "./progress.js";
 import type { Repository } from "./repository.js";
-import { dataStretches } from "./settle.js";
+import { verifyData } from "./verify-data.js";
+import { type ExpectedBacking, verifyStructure } from "./verify-structure.js";
+import { VerifyThreads } from "./verify-threads.js";
 
 /** One thing that is not as it was written; `disk` is left out where it concerns the point as a whole. */
 export interface Finding extends Damage {
   readonly point: string;
   readonly disk?: string | undefined;
+  /** A leak wastes space in an image and harms nothing; damage means that data is lost or will be. */
+  readonly severity: "damage" | "leak";
 }
 
 export interface DiskReport {
   readonly disk: string;
   /** Bytes whose digests were compared. */
   readonly verifiedBytes: number;
-  /** False where the point has no digests: only chain and structure could be looked at. */
+  /** False where the point has no digests: only chain and structure could be looked at, and whether the data can be read. */
   readonly digests: boolean;
 }
 
 export interface PointReport {
   readonly id: string;
   readonly disks: readonly DiskReport[];
+  /** By disk, then by guest offset; first those of a file as a whole. */
   readonly findings: readonly Finding[];
+}
+
+/** Of one disk, in all of the points. */
+export interface VerifyProgress {
+  readonly verifiedBytes: number;
+  readonly totalBytes: number;
 }
 
 export interface VerifyOptions {
   readonly signal?: AbortSignal | undefined;
-  /** Bytes of a disk whose digests were compared, of all that it stores. */
-  readonly onProgress?: ((point: string, disk: string, verified: number, stored: number) => void) | undefined;
+  readonly onProgress?: ((disk: string, progress: VerifyProgress) => void) | undefined;
 }
 
-/** A long row of damaged clusters is told by its first ones. */
-const MAX_FINDINGS = 100;
-const READ_BYTES = 1024 * 1024;
+/** Of a disk: neighbours are one already, so these are places. */
+const MAX_FINDINGS = 1000;
+/** While one is opened and its tables are walked over, threads look at the data of the other. */
 const POINTS_AT_ONCE = 2;
 
 /**
  * Looks at every stored byte of the given points: manifests, chain, image structure, tables against the digest file,
- * data against its digests. Goes on after a damage, so that the report names them all (up to 100 a disk).
+ * data against its digests, the latter on as many threads as there are processors. Goes on after a damage, so that the
+ * report names them all (up to 1000 places a disk).
  *
  * @param ids points of `domain`, by their folders' names
  */
@@ -54,145 +64,146 @@ export async function verifyPoints(
   ids: readonly string[],
   options: VerifyOptions = {},
 ): Promise<PointReport[]> {
-  return await allOrNone(ids, POINTS_AT_ONCE, options.signal, (id, signal) =>
-    verifyPoint(repository, domain, id, { ...options, signal }),
-  );
+  const points = await Promise.all(ids.map((id) => readable(repository, domain, id)));
+  const progress = new DiskProgress(points, options.onProgress);
+  await using threads = new VerifyThreads();
+  // A thread may be in the midst of a long read.
+  using _ = options.signal && addAbortListener(options.signal, () => void threads.close());
+  const reports = await allOrNone(points, POINTS_AT_ONCE, options.signal, async (point, signal) => {
+    if ("findings" in point) return point;
+    return await new PointVerifier(repository, domain, point, { threads, progress, signal }).report();
+  });
+  progress.finish();
+  return reports;
 }
 
-async function verifyPoint(
-  repository: Repository,
-  domain: string,
-  id: string,
-  options: VerifyOptions,
-): Promise<PointReport> {
-  const findings: Finding[] = [];
-  let point: Manifest;
+/** The manifest, or what is wrong with it. */
+async function readable(repository: Repository, domain: string, id: string): Promise<Manifest | PointReport> {
   try {
-    point = await repository.point(domain, id);
+    return await repository.point(domain, id);
   } catch (error) {
     if (!(error instanceof DamageError)) throw error;
-    return { id, disks: [], findings: [{ point: id, message: error.message }] };
+    return { id, disks: [], findings: [{ point: id, severity: "damage", message: error.message }] };
   }
-  const disks: DiskReport[] = [];
-  for (const disk of point.disks) {
-    const note = noteUpTo(MAX_FINDINGS, findings, id, disk);
-    disks.push(await verifyDisk(repository, domain, { point, disk }, note, options));
-  }
-  return { id, disks, findings };
 }
 
-/** Adds findings of one disk to the list; of more than `most` it tells only that there are more. */
-function noteUpTo(most: number, findings: Finding[], point: string, disk: DiskManifest): OnDamage {
-  let noted = 0;
-  return (damage) => {
-    noted += 1;
-    if (noted <= most) findings.push({ point, disk: disk.name, ...damage });
-    else if (noted === most + 1)
-      findings.push({ point, disk: disk.name, message: "and more; the rest is not listed" });
-  };
+interface Tools {
+  readonly threads: VerifyThreads;
+  readonly progress: DiskProgress;
+  readonly signal: AbortSignal;
 }
 
-async function verifyDisk(
-  repository: Repository,
-  domain: string,
-  link: Link,
-  note: OnDamage,
-  options: VerifyOptions,
-): Promise<DiskReport> {
-  const { point, disk } = link;
-  let verifiedBytes = 0;
-  try {
-    // One step is enough: the parent is looked at as a point of its own.
-    const parent = disk.parent === null ? undefined : await findParentLink(repository, domain, link);
-    const folder = repository.pointFolder(domain, point.id);
-    await using layer = await Layer.open(folder, point.id, disk);
-    if (disk.format === "qcow2") {
-      const backing = parent && {
-        path: resolve(repository.pointFolder(domain, parent.point.id), parent.disk.file),
-        format: parent.disk.format,
-      };
-      await verifyStructure(join(folder, disk.file), backing, note, options.signal);
+class PointVerifier {
+  readonly #repository: Repository;
+  readonly #domain: string;
+  readonly #point: Manifest;
+  readonly #folder: string;
+  readonly #tools: Tools;
+
+  constructor(repository: Repository, domain: string, point: Manifest, tools: Tools) {
+    this.#repository = repository;
+    this.#domain = domain;
+    this.#point = point;
+    this.#folder = repository.pointFolder(domain, point.id);
+    this.#tools = tools;
+  }
+
+  async report(): Promise<PointReport> {
+    const { id, disks } = this.#point;
+    const findings: Finding[] = [];
+    const reports: DiskReport[] = [];
+    for (const disk of disks) {
+      const damages = new DamageList(MAX_FINDINGS);
+      const leaks = new DamageList(MAX_FINDINGS);
+      reports.push(await this.#verifyDisk(disk, damages.note, leaks.note));
+      const found = (severity: Finding["severity"], list: DamageList): Finding[] =>
+        list.list().map((damage) => ({ point: id, disk: disk.name, severity, ...damage }));
+      findings.push(...found("damage", damages), ...found("leak", leaks));
     }
-    const onBytes = (bytes: number): void => {
-      verifiedBytes += bytes;
-      options.onProgress?.(point.id, disk.name, verifiedBytes, disk.dataBytes);
-    };
-    await verifyData(layer, note, onBytes, options.signal);
-  } catch (error) {
-    if (isUnreadable(error)) note({ message: `the file system cannot read it: ${error.message}` });
-    else if (error instanceof DamageError) {
-      const offset = error.details["guestOffset"];
-      note({ message: error.message, ...(typeof offset === "number" ? { guestOffset: offset } : {}) });
-    } else throw error;
+    return { id, disks: reports, findings };
   }
-  return { disk: disk.name, verifiedBytes, digests: disk.digests !== null };
+
+  async #verifyDisk(disk: DiskManifest, onDamage: OnDamage, onLeak: OnDamage): Promise<DiskReport> {
+    const { progress, threads, signal } = this.#tools;
+    let verifiedBytes = 0;
+    try {
+      const backing = await this.#backingOf({ point: this.#point, disk });
+      await using layer = await Layer.open(this.#folder, this.#point.id, disk);
+      const path = join(this.#folder, disk.file);
+      const told = new Set<string>();
+      if (disk.format === "qcow2") {
+        const note: OnDamage = (damage) => {
+          told.add(keyOf(damage));
+          onDamage(damage);
+        };
+        await verifyStructure(path, backing, { onDamage: note, onLeak }, signal);
+      }
+      const { geometry } = layer;
+      await verifyData(
+        layer,
+        { path, format: disk.format, geometry, algorithm: disk.digests?.algorithm },
+        {
+          threads,
+          signal,
+          // An entry that makes no sense has been found twice then.
+          onDamage: (damage) => told.has(keyOf(damage)) || onDamage(damage),
+          onBytes: (bytes) => {
+            verifiedBytes += bytes;
+            progress.add(disk, bytes);
+          },
+        },
+      );
+    } catch (error) {
+      if (isUnreadable(error)) onDamage({ message: `the file system cannot read it: ${error.message}` });
+      else if (error instanceof DamageError) onDamage({ message: error.message });
+      else throw error;
+    }
+    // What could not be looked at is done with as well.
+    progress.add(disk, disk.dataBytes - verifiedBytes);
+    const digests = disk.digests !== null;
+    return { disk: disk.name, verifiedBytes: digests ? verifiedBytes : 0, digests };
+  }
+
+  /** One step down the chain is enough: the parent is looked at as a point of its own. */
+  async #backingOf(link: Link): Promise<ExpectedBacking | undefined> {
+    if (link.disk.parent === null) return undefined;
+    const { point, disk } = await findParentLink(this.#repository, this.#domain, link);
+    const folder = this.#repository.pointFolder(this.#domain, point.id);
+    return { path: resolve(folder, disk.file), format: disk.format };
+  }
 }
 
-/**
- * The image by itself, and its header byte for byte: stock QEMU goes by that, not by our manifest, and refuses an
- * image for bits that we would not look at.
- */
-async function verifyStructure(
-  path: string,
-  backing: { readonly path: string; readonly format: ImageFormat } | undefined,
-  note: OnDamage,
-  signal: AbortSignal | undefined,
-): Promise<void> {
-  for (const { message, guestOffset, severity } of await checkQcow2(path, signal ? { signal } : {})) {
-    if (severity === "damage") note({ message, guestOffset });
-  }
-  await using image = await Qcow2Reader.open(path);
-  const { header } = image;
-  const named = header.backingFile === undefined ? undefined : resolve(dirname(path), header.backingFile);
-  if (named !== backing?.path || header.backingFormat !== backing?.format) {
-    const found =
-      header.backingFile === undefined ? "none" : `${header.backingFile} (${header.backingFormat})`;
-    const wanted = backing === undefined ? "none" : `${backing.path} (${backing.format})`;
-    note({ message: `its header names the backing file ${found}, the point's parent is ${wanted}` });
-  }
-  const extended = (header.incompatible & INCOMPATIBLE.EXTENDED_L2) !== 0;
-  const expected = Buffer.alloc(header.clusterSize);
-  encodeHeader({ ...header, extended }).copy(expected);
-  const present = Buffer.alloc(header.clusterSize);
-  await image.readHost(0, present);
-  if (!present.equals(expected)) note({ message: "its header has bytes that no backup writes" });
+function keyOf({ message, guestOffset }: Damage): string {
+  return `${guestOffset} ${message}`;
 }
 
-async function verifyData(
-  layer: Layer,
-  note: OnDamage,
-  onBytes: (bytes: number) => void,
-  signal: AbortSignal | undefined,
-): Promise<void> {
-  const buffer = Buffer.allocUnsafe(Math.max(READ_BYTES, layer.geometry.clusterSize));
-  const { clusterSize, virtualSize } = layer.geometry;
-  let next = 0;
-  const gapUpTo = async (offset: number): Promise<void> => {
-    if (layer.complete) await layer.expectZeroes(next, offset - next, note, signal);
-  };
-  for await (const run of layer.runs(note)) {
-    await gapUpTo(run.cluster * clusterSize);
-    next = (run.cluster + run.count) * clusterSize;
-    if (run.kind === "zero")
-      await layer.expectZeroes(run.cluster * clusterSize, run.count * clusterSize, note, signal);
-    for (const { offset, length } of dataOf(run, layer)) {
-      for (let at = offset; at < offset + length; at += buffer.length) {
-        signal?.throwIfAborted();
-        const target = buffer.subarray(0, Math.min(buffer.length, offset + length - at));
-        await layer.read(run, at, target, note);
-        onBytes(target.length);
+/** Adds up what was looked at of a disk in all points. */
+class DiskProgress {
+  readonly #disks = new Map<
+    string,
+    { readonly progress: Progress<VerifyProgress>; done: number; total: number }
+  >();
+
+  constructor(points: readonly (Manifest | PointReport)[], tell: VerifyOptions["onProgress"]) {
+    const disks = points.flatMap((point) => ("findings" in point ? [] : point.disks));
+    for (const { name, dataBytes } of disks) {
+      const known = this.#disks.get(name);
+      if (known) known.total += dataBytes;
+      else {
+        const progress = new Progress<VerifyProgress>((state) => tell?.(name, state));
+        this.#disks.set(name, { progress, done: 0, total: dataBytes });
       }
     }
   }
-  await gapUpTo(virtualSize);
-}
 
-/** Where a run's data lies on the disk. */
-function dataOf(run: LayerRun, layer: Layer): { offset: number; length: number }[] {
-  const { clusterSize, virtualSize } = layer.geometry;
-  const offset = run.cluster * clusterSize;
-  if (run.kind === "zero") return [];
-  if (run.kind === "data")
-    return [{ offset, length: Math.min(run.count * clusterSize, virtualSize - offset) }];
-  return dataStretches(run, layer.geometry).map((s) => ({ offset: offset + s.offset, length: s.length }));
+  add({ name }: DiskManifest, bytes: number): void {
+    const disk = this.#disks.get(name);
+    if (!disk) return;
+    disk.done += bytes;
+    disk.progress.note({ verifiedBytes: disk.done, totalBytes: disk.total });
+  }
+
+  finish(): void {
+    for (const { progress } of this.#disks.values()) progress.finish();
+  }
 }

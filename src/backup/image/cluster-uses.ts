@@ -3,7 +3,10 @@ const PAGE_CLUSTERS = 64 * 1024;
 
 /** In each counter: the cluster is a table, or holds data of one guest cluster as it is. */
 const WHOLE = 0x8000;
+/** Beside that: an entry says that nothing else uses it. */
+const COPIED = 0x4000;
 const COUNT = 0x7fff;
+const WHOLE_COUNT = 0x3fff;
 
 /** How often each cluster of a file is referred to: 16 bits a cluster. */
 export class ClusterUses {
@@ -13,8 +16,8 @@ export class ClusterUses {
    * Counts a use of the cluster as a whole.
    * @returns false if it has another use already
    */
-  claim(cluster: number): boolean {
-    return this.#add(cluster, WHOLE) === 0;
+  claim(cluster: number, copied: boolean): boolean {
+    return this.#add(cluster, copied ? WHOLE | COPIED : WHOLE) === 0;
   }
 
   /**
@@ -26,7 +29,12 @@ export class ClusterUses {
   }
 
   of(cluster: number): number {
-    return (this.#pages.get(Math.floor(cluster / PAGE_CLUSTERS))?.[cluster % PAGE_CLUSTERS] ?? 0) & COUNT;
+    return countIn(this.#counter(cluster));
+  }
+
+  /** Whether an entry says that nothing else uses the cluster. */
+  isCopied(cluster: number): boolean {
+    return (this.#counter(cluster) & (WHOLE | COPIED)) === (WHOLE | COPIED);
   }
 
   /** The clusters in use, in no particular order. */
@@ -57,6 +65,10 @@ export class ClusterUses {
     if (last) yield last;
   }
 
+  #counter(cluster: number): number {
+    return this.#pages.get(Math.floor(cluster / PAGE_CLUSTERS))?.[cluster % PAGE_CLUSTERS] ?? 0;
+  }
+
   /** @returns the counter as it was */
   #add(cluster: number, mark: number): number {
     const number = Math.floor(cluster / PAGE_CLUSTERS);
@@ -66,8 +78,13 @@ export class ClusterUses {
       this.#pages.set(number, page);
     }
     const before = page[cluster % PAGE_CLUSTERS] ?? 0;
-    const count = Math.min((before & COUNT) + 1, COUNT);
-    page[cluster % PAGE_CLUSTERS] = (before & WHOLE) | mark | count;
+    const marks = (before & WHOLE) !== 0 ? (before & (WHOLE | COPIED)) | mark : mark;
+    const most = marks === 0 ? COUNT : WHOLE_COUNT;
+    page[cluster % PAGE_CLUSTERS] = marks | Math.min(countIn(before) + 1, most);
     return before;
   }
+}
+
+function countIn(counter: number): number {
+  return counter & ((counter & WHOLE) !== 0 ? WHOLE_COUNT : COUNT);
 }

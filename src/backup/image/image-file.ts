@@ -9,6 +9,7 @@ import {
   ftruncateSync,
   open,
   read,
+  readSync,
   write,
   writeSync,
 } from "node:fs";
@@ -17,6 +18,14 @@ import { BackupError, DamageError } from "../errors.js";
 
 const opened = promisify(open);
 const status = promisify(fstat);
+
+export interface ReadOptions {
+  /**
+   * Read, and decompress, on the calling thread, which waits meanwhile: for threads that do nothing else, since libuv has
+   * four for the whole process.
+   */
+  readonly blocking?: boolean | undefined;
+}
 
 /** Images hold guests' data: the world has no business with them. */
 const NEW_FILE_MODE = 0o640;
@@ -31,15 +40,17 @@ const NEW_FILE_MODE = 0o640;
 export class ImageFile {
   readonly path: string;
   readonly #descriptor: number;
+  readonly #blocking: boolean;
   /** Where a file that is being written ends, as far as {@link writeNow} and its like have made it. */
   #end = 0;
   #transfers = 0;
   #whenIdle: (() => void) | undefined;
   #closed: Promise<void> | undefined;
 
-  private constructor(path: string, descriptor: number) {
+  private constructor(path: string, descriptor: number, blocking = false) {
     this.path = path;
     this.#descriptor = descriptor;
+    this.#blocking = blocking;
   }
 
   /** @throws the file system's error: EEXIST where there is something at `path` already */
@@ -49,9 +60,10 @@ export class ImageFile {
   }
 
   /** @throws {DamageError} for anything but a regular file */
-  static async open(path: string): Promise<ImageFile> {
+  static async open(path: string, { blocking }: ReadOptions = {}): Promise<ImageFile> {
     // Without O_NONBLOCK, opening a FIFO would wait for a writer.
-    const file = new ImageFile(path, await opened(path, constants.O_RDONLY | constants.O_NONBLOCK));
+    const descriptor = await opened(path, constants.O_RDONLY | constants.O_NONBLOCK);
+    const file = new ImageFile(path, descriptor, blocking);
     const stats = await status(file.#descriptor);
     if (stats.isFile()) return file;
     await file.close();
@@ -76,8 +88,9 @@ export class ImageFile {
    * Fills `target` from `position`, or as much of it as there is before the end of the file.
    * @returns bytes read
    */
-  read(target: Uint8Array, position: number): Promise<number> {
-    return this.#transfer("reading", target.length, position, (done, callback) =>
+  async read(target: Uint8Array, position: number): Promise<number> {
+    if (this.#blocking) return this.#readNow(target, position);
+    return await this.#transfer("reading", target.length, position, (done, callback) =>
       read(this.#descriptor, target, done, target.length - done, position + done, callback),
     );
   }
@@ -92,7 +105,7 @@ export class ImageFile {
     if (bytes < inside) {
       const message = `${this.path} ends at byte ${position + bytes}, in the middle of what is stored there`;
       throw new DamageError("E_IMAGE_TRUNCATED", message, {
-        details: { path: this.path, hostOffset: position },
+        details: { path: this.path, hostOffset: position, problem: "the image file ends before it" },
       });
     }
     target.fill(0, inside);
@@ -180,6 +193,20 @@ export class ImageFile {
       };
       next(0);
     });
+  }
+
+  #readNow(target: Uint8Array, position: number): number {
+    assert(this.#closed === undefined, "the file is closed");
+    for (let done = 0; done < target.length; ) {
+      try {
+        const bytes = readSync(this.#descriptor, target, done, target.length - done, position + done);
+        if (bytes === 0) return done;
+        done += bytes;
+      } catch (error) {
+        throw this.#failure(`reading byte ${position + done} of`, error as NodeJS.ErrnoException);
+      }
+    }
+    return target.length;
   }
 
   #transferEnded(): void {

@@ -10,6 +10,8 @@
  *     runs          data, count 2     (gap)    zero     partial, dataMask 0b00001100, zeroMask 0b01100000
  */
 
+import type { OnDamage } from "../damage.js";
+
 /** Sizes in bytes. */
 export interface Geometry {
   /** Bytes that the guest sees; need not be a multiple of anything. */
@@ -158,8 +160,12 @@ export interface ImageWriter {
 export interface ImageReader {
   readonly geometry: Geometry;
   readonly format: "qcow2" | "raw";
-  /** What this image itself defines, in guest order; gaps are what it leaves to its parent. */
-  runs(): AsyncIterable<ClusterRun>;
+  /**
+   * What this image itself defines, in guest order; gaps are what it leaves to its parent.
+   * @param onDamage told of entries that make no sense, which are left out then
+   * @throws {DamageError} such an entry, where there is no `onDamage`
+   */
+  runs(onDamage?: OnDamage): AsyncIterable<ClusterRun>;
   /**
    * Fills `target` from byte `hostOffset` of the file.
    * @throws {DamageError} where the file ends too early

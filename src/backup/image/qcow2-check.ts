@@ -15,8 +15,15 @@ export interface Qcow2Finding {
   /** A leak wastes space and harms nothing; damage means that data is lost or will be. */
   readonly severity: "damage" | "leak";
   readonly message: string;
-  /** Bytes; left out where it concerns no particular place of the disk. */
+  /** Bytes; left out, and the length with it, where it concerns no particular place of the disk. */
   readonly guestOffset?: number;
+  readonly length?: number;
+}
+
+/** A stretch of the disk; bytes. */
+interface Place {
+  readonly guestOffset: number;
+  readonly length: number;
 }
 
 export interface CheckOptions {
@@ -99,13 +106,14 @@ class Check {
       const piece = await this.#file.readTable(l1Offset + first * ENTRY_BYTES, count * ENTRY_BYTES);
       for (let i = 0; i < count; i += 1) {
         const entry = decodeL1Entry(piece, i, this.#file.context);
-        const guestOffset = (first + i) * this.#file.l2Entries * this.#file.header.clusterSize;
-        if (entry.kind === "invalid") this.#damage(`the L1 entry ${entry.problem}`, guestOffset);
+        const length = this.#file.l2Entries * this.#file.header.clusterSize;
+        const place: Place = { guestOffset: (first + i) * length, length };
+        if (entry.kind === "invalid") this.#damage(`the L1 entry ${entry.problem}`, place);
         if (entry.kind !== "table") continue;
-        if (!entry.copied) this.#damage("the L1 entry is not marked as copied", guestOffset);
+        if (!entry.copied) this.#damage("the L1 entry is not marked as copied", place);
         // A table in two places is walked over once, so that the walk ends.
-        if (this.#claimCluster(entry.hostOffset, "an L2 table", guestOffset)) {
-          await this.#walkL2(entry.hostOffset, guestOffset);
+        if (this.#claimCluster(entry.hostOffset, "an L2 table", place, entry.copied)) {
+          await this.#walkL2(entry.hostOffset, place.guestOffset);
         }
       }
     }
@@ -116,29 +124,29 @@ class Check {
     const { clusterSize } = this.#file.header;
     const table = await this.#file.readTable(offset, clusterSize);
     for (let i = 0; i < this.#file.l2Entries; i += 1) {
-      this.#lookAt(decodeL2Entry(table, i, this.#file.context), firstGuestOffset + i * clusterSize);
+      const place: Place = { guestOffset: firstGuestOffset + i * clusterSize, length: clusterSize };
+      this.#lookAt(decodeL2Entry(table, i, this.#file.context), place);
     }
   }
 
-  #lookAt(entry: L2Entry, guestOffset: number): void {
+  #lookAt(entry: L2Entry, place: Place): void {
     const { clusterSize } = this.#file.header;
     switch (entry.kind) {
       case "standard":
         if (entry.hostOffset === 0) return;
-        if (!entry.copied) this.#damage("the L2 entry is not marked as copied", guestOffset);
-        this.#claimCluster(entry.hostOffset, "data", guestOffset);
+        if (!entry.copied) this.#damage("the L2 entry is not marked as copied", place);
+        this.#claimCluster(entry.hostOffset, "data", place, entry.copied);
         return;
       case "compressed": {
         const first = Math.floor(entry.hostOffset / clusterSize);
         const last = Math.floor((entry.hostOffset + entry.length - 1) / clusterSize);
         for (let cluster = first; cluster <= last; cluster += 1) {
-          if (!this.#uses.share(cluster))
-            this.#overlap(cluster * clusterSize, "compressed data", guestOffset);
+          if (!this.#uses.share(cluster)) this.#overlap(cluster * clusterSize, "compressed data", place);
         }
         return;
       }
       case "invalid":
-        this.#damage(`the L2 entry ${entry.problem}`, guestOffset);
+        this.#damage(`the L2 entry ${entry.problem}`, place);
         return;
       default:
         entry satisfies never;
@@ -172,12 +180,11 @@ class Check {
       const count = Math.min(perBlock, clusters - index * perBlock);
       for (let i = 0; i < count; i += 1) {
         const cluster = index * perBlock + i;
-        stretch.add(cluster, decodeRefcount(block, i, refcountOrder), this.#uses.of(cluster));
+        stretch.add(cluster, decodeRefcount(block, i, refcountOrder), this.#uses);
       }
     }
     for (const cluster of this.#uses.used()) {
-      if ((blocks[Math.floor(cluster / perBlock)] ?? 0) === 0)
-        stretch.add(cluster, 0, this.#uses.of(cluster));
+      if ((blocks[Math.floor(cluster / perBlock)] ?? 0) === 0) stretch.add(cluster, 0, this.#uses);
     }
     stretch.end();
   }
@@ -187,21 +194,19 @@ class Check {
     for (let done = 0; done < length; done += clusterSize) this.#claimCluster(offset + done, what);
   }
 
-  #claimCluster(offset: number, what: string, guestOffset?: number): boolean {
-    const free = this.#uses.claim(offset / this.#file.header.clusterSize);
-    if (!free) this.#overlap(offset, what, guestOffset);
+  /** @param copied whether the entry says that this is the only use */
+  #claimCluster(offset: number, what: string, place?: Place, copied = false): boolean {
+    const free = this.#uses.claim(offset / this.#file.header.clusterSize, copied);
+    if (!free) this.#overlap(offset, what, place);
     return free;
   }
 
-  #overlap(offset: number, what: string, guestOffset?: number): void {
-    this.#damage(
-      `the cluster at byte ${offset} of the file, ${what}, is in use for something else`,
-      guestOffset,
-    );
+  #overlap(offset: number, what: string, place: Place | undefined): void {
+    this.#damage(`the cluster at byte ${offset} of the file, ${what}, is in use for something else`, place);
   }
 
-  #damage(message: string, guestOffset?: number): void {
-    this.#note({ severity: "damage", message, ...(guestOffset === undefined ? {} : { guestOffset }) });
+  #damage(message: string, place?: Place): void {
+    this.#note({ severity: "damage", message, ...place });
   }
 
   #note(finding: Qcow2Finding): void {
@@ -217,18 +222,24 @@ class Stretch {
   #end = 0;
   #refcount = 0;
   #uses = 0;
+  #severity: Qcow2Finding["severity"] = "leak";
 
   constructor(tell: (finding: Qcow2Finding) => void) {
     this.#tell = tell;
   }
 
-  add(cluster: number, refcount: number, uses: number): void {
+  add(cluster: number, refcount: number, all: ClusterUses): void {
+    const uses = all.of(cluster);
     if (refcount === uses) return;
-    if (cluster !== this.#end || refcount !== this.#refcount || uses !== this.#uses) {
+    // With an entry that says "refcount 1", one that is higher is more than a leak: QEMU goes by either.
+    const severity = refcount < uses || all.isCopied(cluster) ? "damage" : "leak";
+    const goesOn = refcount === this.#refcount && uses === this.#uses && severity === this.#severity;
+    if (cluster !== this.#end || !goesOn) {
       this.end();
       this.#first = cluster;
       this.#refcount = refcount;
       this.#uses = uses;
+      this.#severity = severity;
     }
     this.#end = cluster + 1;
   }
@@ -240,7 +251,7 @@ class Stretch {
       ? `cluster ${this.#first} of the file`
       : `clusters ${this.#first} to ${this.#end - 1} of the file`;
     this.#tell({
-      severity: this.#refcount < this.#uses ? "damage" : "leak",
+      severity: this.#severity,
       message: `${which}: the refcount is ${this.#refcount}, the references are ${this.#uses}`,
     });
     this.#first = this.#end;

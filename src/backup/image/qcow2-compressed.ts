@@ -1,16 +1,33 @@
+import { promisify } from "node:util";
 import * as zlib from "node:zlib";
 import { BackupError, DamageError } from "../errors.js";
+import type { ReadOptions } from "./image-file.js";
 
-type Decompress = (
-  data: Uint8Array,
-  options: { readonly chunkSize: number; readonly maxOutputLength: number },
-  callback: (error: Error | null, result: Buffer) => void,
-) => void;
+interface Options {
+  readonly chunkSize: number;
+  readonly maxOutputLength: number;
+}
 
-/** Node has zstd from 22.15 on. */
-const zstdDecompress = "zstdDecompress" in zlib ? (zlib.zstdDecompress as Decompress) : undefined;
+interface Decompress {
+  /** By one of libuv's threads. */
+  elsewhere(data: Uint8Array, options: Options): Promise<Buffer>;
+  here(data: Uint8Array, options: Options): Buffer;
+}
 
-const DECOMPRESS = { deflate: zlib.inflateRaw as Decompress, zstd: zstdDecompress } as const;
+const DECOMPRESS: { readonly [method in "deflate" | "zstd"]: Decompress | undefined } = {
+  deflate: { elsewhere: promisify<Uint8Array, Options, Buffer>(zlib.inflateRaw), here: zlib.inflateRawSync },
+  zstd: zstd(),
+};
+
+/** Node has it from 22.15 on, its types don't know it yet. */
+function zstd(): Decompress | undefined {
+  if (!("zstdDecompress" in zlib && "zstdDecompressSync" in zlib)) return undefined;
+  const elsewhere = zlib.zstdDecompress as typeof zlib.inflateRaw;
+  return {
+    elsewhere: promisify<Uint8Array, Options, Buffer>(elsewhere),
+    here: zlib.zstdDecompressSync as typeof zlib.inflateRawSync,
+  };
+}
 
 /**
  * Decompresses one cluster of a qcow2 image. `data` may go on past the end of the compressed stream, up to the end
@@ -23,6 +40,7 @@ export async function decompressCluster(
   data: Uint8Array,
   method: "deflate" | "zstd",
   clusterSize: number,
+  { blocking = false }: ReadOptions = {},
 ): Promise<Buffer> {
   const decompress = DECOMPRESS[method];
   if (decompress === undefined) {
@@ -32,15 +50,15 @@ export async function decompressCluster(
   // With room left in the output at the end of the stream, the decompressor stops there, and doesn't take what
   // follows in the sector for another stream.
   const options = { chunkSize: clusterSize + 64, maxOutputLength: clusterSize };
-  const cluster = await new Promise<Buffer>((resolve, reject) => {
-    decompress(data, options, (cause, result) => {
-      if (!cause) resolve(result);
-      else
-        reject(new DamageError("E_QCOW2_COMPRESSED", `can't be decompressed: ${cause.message}`, { cause }));
-    });
-  });
+  let cluster: Buffer;
+  try {
+    cluster = blocking ? decompress.here(data, options) : await decompress.elsewhere(data, options);
+  } catch (cause) {
+    const reason = cause instanceof Error ? cause.message : String(cause);
+    throw new DamageError("E_QCOW2_COMPRESSED", reason, { cause });
+  }
   if (cluster.length !== clusterSize) {
-    const message = `decompresses to ${cluster.length} bytes, not to a cluster`;
+    const message = `it makes ${cluster.length} bytes, which is not a cluster`;
     throw new DamageError("E_QCOW2_COMPRESSED", message);
   }
   return cluster;

@@ -1,5 +1,5 @@
 import { BackupError, DamageError } from "../errors.js";
-import { ImageFile } from "./image-file.js";
+import { ImageFile, type ReadOptions } from "./image-file.js";
 import { type EntryContext, l2Entries } from "./qcow2-format.js";
 import { HEADER_MAX_BYTES, INCOMPATIBLE, parseHeader, type Qcow2Header } from "./qcow2-header.js";
 
@@ -31,8 +31,8 @@ export class Qcow2File {
    * @throws {BackupError} the image uses features that can't be read
    * @throws the file system's error
    */
-  static async open(path: string): Promise<Qcow2File> {
-    const file = await ImageFile.open(path);
+  static async open(path: string, options?: ReadOptions): Promise<Qcow2File> {
+    const file = await ImageFile.open(path, options);
     try {
       const size = await file.size();
       const head = Buffer.alloc(Math.min(size, HEADER_MAX_BYTES));

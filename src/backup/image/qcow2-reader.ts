@@ -1,3 +1,4 @@
+import { damageIn, type OnDamage } from "../damage.js";
 import { DamageError } from "../errors.js";
 import {
   ALL_SUBCLUSTERS,
@@ -9,6 +10,7 @@ import {
   type PartialRun,
   type ZeroRun,
 } from "./image.js";
+import type { ReadOptions } from "./image-file.js";
 import { decompressCluster } from "./qcow2-compressed.js";
 import { Qcow2File } from "./qcow2-file.js";
 import { decodeL1Entry, decodeL2Entry, ENTRY_BYTES, type L2Entry } from "./qcow2-format.js";
@@ -40,13 +42,15 @@ export class Qcow2Reader implements ImageReader, AsyncDisposable {
   readonly #file: Qcow2File;
   /** The entries that describe the virtual disk. */
   readonly #l1: Buffer;
+  readonly #options: ReadOptions;
   readonly #tables = new Map<number, Promise<Buffer | undefined>>();
 
-  private constructor(file: Qcow2File, geometry: Geometry, l1: Buffer) {
+  private constructor(file: Qcow2File, geometry: Geometry, l1: Buffer, options: ReadOptions) {
     this.geometry = geometry;
     this.header = file.header;
     this.#file = file;
     this.#l1 = l1;
+    this.#options = options;
   }
 
   /**
@@ -54,29 +58,39 @@ export class Qcow2Reader implements ImageReader, AsyncDisposable {
    * @throws {BackupError} the image uses features that can't be read
    * @throws the file system's error
    */
-  static async open(path: string): Promise<Qcow2Reader> {
-    const file = await Qcow2File.open(path);
+  static async open(path: string, options: ReadOptions = {}): Promise<Qcow2Reader> {
+    const file = await Qcow2File.open(path, options);
     try {
       const { virtualSize, clusterSize, l1Offset } = file.header;
       const geometry = { virtualSize, clusterSize };
       const entries = Math.ceil(clustersIn(geometry) / file.l2Entries);
-      return new Qcow2Reader(file, geometry, await file.readTable(l1Offset, entries * ENTRY_BYTES));
+      const l1 = await file.readTable(l1Offset, entries * ENTRY_BYTES);
+      return new Qcow2Reader(file, geometry, l1, options);
     } catch (error) {
       await file.close();
       throw error;
     }
   }
 
-  async *runs(): AsyncGenerator<ClusterRun> {
+  async *runs(onDamage?: OnDamage): AsyncGenerator<ClusterRun> {
     this.#assertDistinctTables();
     let last: Draft | undefined;
     for (let index = 0; index < this.#l1.length / ENTRY_BYTES; index += 1) {
-      const table = await this.#readL2Table(index);
-      if (table === undefined) continue;
       const first = index * this.#file.l2Entries;
       const count = Math.min(this.#file.l2Entries, clustersIn(this.geometry) - first);
+      const table = await this.#readL2Table(index).catch((error: unknown) => {
+        this.#tell(error, { first, count }, onDamage);
+        return undefined;
+      });
+      if (table === undefined) continue;
       for (let i = 0; i < count; i += 1) {
-        const next = this.#run(first + i, decodeL2Entry(table, i, this.#file.context));
+        const entry = decodeL2Entry(table, i, this.#file.context);
+        if (entry.kind === "invalid") {
+          const error = this.#damage(first + i, `the L2 entry ${entry.problem}`);
+          this.#tell(error, { first: first + i, count: 1 }, onDamage);
+          continue;
+        }
+        const next = this.#run(first + i, entry);
         if (next === undefined) continue;
         if (last && continues(last, next, this.geometry.clusterSize)) {
           last.count += 1;
@@ -154,7 +168,7 @@ export class Qcow2Reader implements ImageReader, AsyncDisposable {
   }
 
   /** Undefined for what the image leaves to the one below. */
-  #run(cluster: number, entry: L2Entry): Draft | undefined {
+  #run(cluster: number, entry: Exclude<L2Entry, { readonly kind: "invalid" }>): Draft | undefined {
     switch (entry.kind) {
       case "standard": {
         const { hostOffset, dataMask, zeroMask } = entry;
@@ -166,11 +180,21 @@ export class Qcow2Reader implements ImageReader, AsyncDisposable {
       }
       case "compressed":
         return { kind: "data", cluster, count: 1, hostOffset: this.#expandedOffset(cluster) };
-      case "invalid":
-        throw this.#damage(cluster, `the L2 entry ${entry.problem}`);
       default:
         return entry satisfies never;
     }
+  }
+
+  /** @throws the error itself where nobody wants to be told, and what doesn't speak of the image */
+  #tell(
+    error: unknown,
+    { first, count }: { readonly first: number; readonly count: number },
+    onDamage: OnDamage | undefined,
+  ): void {
+    const message = damageIn(error);
+    if (!onDamage || message === undefined) throw error;
+    const { clusterSize } = this.geometry;
+    onDamage({ message, guestOffset: first * clusterSize, length: count * clusterSize });
   }
 
   #expandedOffset(cluster: number): number {
@@ -202,10 +226,11 @@ export class Qcow2Reader implements ImageReader, AsyncDisposable {
     const data = await this.readStream(cluster);
     const { clusterSize } = this.geometry;
     try {
-      return await decompressCluster(data, this.header.compression, clusterSize);
+      return await decompressCluster(data, this.header.compression, clusterSize, this.#options);
     } catch (error) {
       if (!(error instanceof DamageError)) throw error;
-      throw this.#damage(cluster, `the compressed cluster ${error.message}`, error.cause);
+      const problem = "the compressed cluster can't be decompressed";
+      throw this.#damage(cluster, problem, error);
     }
   }
 
@@ -222,9 +247,10 @@ export class Qcow2Reader implements ImageReader, AsyncDisposable {
   #damage(cluster: number, problem: string, cause?: unknown): DamageError {
     const guestOffset = cluster * this.geometry.clusterSize;
     const { path } = this.#file;
-    return new DamageError("E_QCOW2_ENTRY", `${path}: at guest offset ${guestOffset}, ${problem}`, {
+    const why = cause instanceof Error ? ` (${cause.message})` : "";
+    return new DamageError("E_QCOW2_ENTRY", `${path}: at guest offset ${guestOffset}, ${problem}${why}`, {
       cause,
-      details: { path, guestOffset },
+      details: { path, guestOffset, problem },
     });
   }
 }

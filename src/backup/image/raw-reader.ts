@@ -1,10 +1,10 @@
 import assert from "node:assert/strict";
 import { DamageError } from "../errors.js";
 import { type ClusterRun, clustersIn, type Geometry, type ImageReader } from "./image.js";
-import { ImageFile } from "./image-file.js";
+import { ImageFile, type ReadOptions } from "./image-file.js";
 import { damagedMap, parseMap, runsOfExtents } from "./raw-map-reader.js";
 
-export interface RawReaderOptions {
+export interface RawReaderOptions extends ReadOptions {
   /** The file says nothing of it; the virtual size is the smallest that the file may have. */
   readonly geometry: Geometry;
   /** What the file defines, for an increment; without it, it defines the whole disk. */
@@ -33,7 +33,7 @@ export class RawReader implements ImageReader, AsyncDisposable {
    * @throws the file system's error
    */
   static async open(path: string, options: RawReaderOptions): Promise<RawReader> {
-    const file = await ImageFile.open(path);
+    const file = await ImageFile.open(path, options);
     const { virtualSize } = options.geometry;
     const size = await file.size();
     if (size >= virtualSize) return new RawReader(file, options);

@@ -1,0 +1,57 @@
+import { dirname, resolve } from "node:path";
+import type { Damage, OnDamage } from "./damage.js";
+import type { ImageFormat } from "./image/create.js";
+import { checkQcow2 } from "./image/qcow2-check.js";
+import { encodeHeader, INCOMPATIBLE } from "./image/qcow2-header.js";
+import { Qcow2Reader } from "./image/qcow2-reader.js";
+
+/** What a point's image has to name as the one below it. */
+export interface ExpectedBacking {
+  readonly path: string;
+  readonly format: ImageFormat;
+}
+
+/**
+ * A qcow2 image by itself, and its header byte for byte: stock QEMU goes by that, not by our manifest, and refuses an
+ * image for bits that we would not look at.
+ *
+ * @param onLeak told of what wastes space and harms nothing
+ * @throws the file system's error
+ */
+export async function verifyStructure(
+  path: string,
+  backing: ExpectedBacking | undefined,
+  { onDamage, onLeak }: { readonly onDamage: OnDamage; readonly onLeak: OnDamage },
+  signal: AbortSignal | undefined,
+): Promise<void> {
+  for (const { severity, ...damage } of await checkQcow2(path, signal ? { signal } : {})) {
+    if (severity === "damage") onDamage(damage);
+    else onLeak(damage);
+  }
+  await using image = await Qcow2Reader.open(path);
+  for (const message of [wrongBacking(path, image, backing), await wrongHeader(image)]) {
+    if (message !== undefined) onDamage({ message });
+  }
+}
+
+function wrongBacking(
+  path: string,
+  { header }: Qcow2Reader,
+  backing: ExpectedBacking | undefined,
+): Damage["message"] | undefined {
+  const named = header.backingFile === undefined ? undefined : resolve(dirname(path), header.backingFile);
+  if (named === backing?.path && header.backingFormat === backing?.format) return undefined;
+  const found = header.backingFile === undefined ? "none" : `${header.backingFile} (${header.backingFormat})`;
+  const wanted = backing === undefined ? "none" : `${backing.path} (${backing.format})`;
+  return `its header names the backing file ${found}, the point's parent is ${wanted}`;
+}
+
+async function wrongHeader(image: Qcow2Reader): Promise<Damage["message"] | undefined> {
+  const { header } = image;
+  const extended = (header.incompatible & INCOMPATIBLE.EXTENDED_L2) !== 0;
+  const expected = Buffer.alloc(header.clusterSize);
+  encodeHeader({ ...header, extended }).copy(expected);
+  const present = Buffer.alloc(header.clusterSize);
+  await image.readHost(0, present);
+  return present.equals(expected) ? undefined : "its header has bytes that no backup writes";
+}
