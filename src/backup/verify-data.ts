@@ -1,5 +1,5 @@
 import type { Damage, OnDamage } from "./damage.js";
-import type { ClusterRun, Geometry } from "./image/image.js";
+import { type ClusterRun, type Geometry, slotsOf } from "./image/image.js";
 import type { Layer } from "./layer.js";
 import type { ProvenRun } from "./proven-image.js";
 import { dataStretches } from "./settle.js";
@@ -45,7 +45,7 @@ export async function verifyData(
 /** What has to be looked at: in a qcow2 image tables say what is zero, and were compared; in a raw file only bytes can. */
 async function* stored(layer: Layer, onDamage: OnDamage): AsyncGenerator<ProvenRun> {
   if (layer.disk.format !== "raw") {
-    for await (const run of layer.runs(onDamage)) if (run.kind !== "zero") yield run;
+    for await (const run of layer.runs(onDamage)) if (slotsOf(run) > 0) yield run;
     return;
   }
   const { clusterSize, virtualSize } = layer.geometry;
@@ -56,7 +56,7 @@ async function* stored(layer: Layer, onDamage: OnDamage): AsyncGenerator<ProvenR
   };
   for await (const run of layer.runs(onDamage)) {
     yield* gapUpTo(run.cluster);
-    yield run;
+    if (run.kind === "zero" || slotsOf(run) > 0) yield run;
     next = run.cluster + run.count;
   }
   yield* gapUpTo(Math.ceil(virtualSize / clusterSize));

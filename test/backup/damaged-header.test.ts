@@ -3,7 +3,6 @@ import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { DamageError } from "../../src/backup/errors.js";
 import { Qcow2Reader } from "../../src/backup/image/qcow2-reader.js";
-import { Layer } from "../../src/backup/layer.js";
 import type { Manifest } from "../../src/backup/manifest.js";
 import { type Finding, verifyPoints } from "../../src/backup/verify.js";
 import { MemoryChain } from "../support/memory-chain.js";
@@ -145,13 +144,5 @@ describe("a disk that fails to give back what it holds", () => {
     }
     reads.mockRestore();
     expect(await findings()).toEqual([]);
-  });
-
-  it("is a finding at the place where it happened, and what follows is looked at", async () => {
-    const failure = Object.assign(new Error("EIO: i/o error, read"), { code: "EIO" });
-    vi.spyOn(Layer.prototype, "read").mockRejectedValueOnce(failure);
-    const found = await findings();
-    expect(found).toHaveLength(1);
-    expect(found[0]?.message).toContain("EIO");
   });
 });

@@ -209,7 +209,9 @@ describe("verify", () => {
         {
           point: pointAt(1).id,
           disk: "vda",
+          severity: "damage",
           guestOffset: 3 * CLUSTER,
+          length: CLUSTER,
           message: expect.stringContaining("digest"),
         },
       ]);
@@ -230,7 +232,9 @@ describe("verify", () => {
       {
         point: pointAt(1).id,
         disk: "vda",
+        severity: "damage",
         guestOffset: 8 * CLUSTER,
+        length: CLUSTER,
         message: expect.stringContaining("lost a cluster of zero"),
       },
     ]);
@@ -297,14 +301,49 @@ describe("verify", () => {
     ]);
   });
 
-  it("goes on after a damage and names them all, up to a bound", async () => {
+  it("goes on after a damage and names them all, neighbours as one", async () => {
     chain.disk.write(0, fill(SIZE, 0x11));
     await chain.take();
     const image = chain.pathOf(pointAt(0), "vda.qcow2");
-    for (const cluster of [2, 7, 30]) await flip(image, (cluster + 1) * CLUSTER + 5);
-    expect((await findings()).map(({ guestOffset }) => guestOffset)).toEqual(
-      [2, 7, 30].map((c) => c * CLUSTER),
-    );
+    for (const cluster of [2, 3, 4, 7, 30, 40]) await flip(image, (cluster + 1) * CLUSTER + 5);
+    expect((await findings()).map(({ guestOffset, length }) => [guestOffset, length])).toEqual([
+      [2 * CLUSTER, 3 * CLUSTER],
+      [7 * CLUSTER, CLUSTER],
+      [30 * CLUSTER, CLUSTER],
+      [40 * CLUSTER, SIZE - 40 * CLUSTER],
+    ]);
+  });
+
+  it("names what a table entry that makes no sense has cost, and looks at all the others", async () => {
+    await threePoints();
+    const image = chain.pathOf(pointAt(0), "vda.qcow2");
+    const bytes = await readFile(image);
+    const tables = Number(bytes.readBigUInt64BE(40));
+    const table = Number(bytes.readBigUInt64BE(tables) & 0xff_ffff_ffff_fe00n);
+    bytes.writeBigUInt64BE((1n << 63n) | (1n << 40n), table + 2 * 8);
+    await writeFile(image, bytes);
+    await flip(image, 10 * CLUSTER);
+    expect(await findings()).toMatchObject([
+      {
+        severity: "damage",
+        guestOffset: 2 * CLUSTER,
+        length: CLUSTER,
+        message: expect.stringContaining("points behind the end"),
+      },
+      {
+        severity: "damage",
+        guestOffset: 2 * CLUSTER,
+        length: CLUSTER,
+        message: expect.stringContaining("lost a cluster of data"),
+      },
+      {
+        severity: "damage",
+        guestOffset: 9 * CLUSTER,
+        length: CLUSTER,
+        message: expect.stringContaining("digest differs"),
+      },
+      { severity: "leak", message: expect.stringContaining("references are 0") },
+    ]);
   });
 });
 

@@ -85,6 +85,7 @@ describeWith(["qemu-img", "qemu-io"], "checkQcow2", () => {
         severity: "damage",
         message: expect.stringContaining("points behind the end") as string,
         guestOffset: 5 * CLUSTER,
+        length: CLUSTER,
       },
       { severity: "leak", message: "cluster 4 of the file: the refcount is 1, the references are 0" },
     ]);
@@ -96,6 +97,7 @@ describeWith(["qemu-img", "qemu-io"], "checkQcow2", () => {
         severity: "damage",
         message: expect.stringContaining("is in use for something else") as string,
         guestOffset: 8 * CLUSTER,
+        length: CLUSTER,
       },
       { severity: "damage", message: "cluster 1 of the file: the refcount is 1, the references are 2" },
     ]);
@@ -111,7 +113,7 @@ describeWith(["qemu-img", "qemu-io"], "checkQcow2", () => {
     expect(found).toContainEqual({
       severity: "damage",
       message: expect.stringContaining(`the cluster at byte ${offset} of the file`) as string,
-      ...(offset === REFCOUNTS ? {} : { guestOffset: 8 * CLUSTER }),
+      ...(offset === REFCOUNTS ? {} : { guestOffset: 8 * CLUSTER, length: CLUSTER }),
     });
   });
 
@@ -130,7 +132,12 @@ describeWith(["qemu-img", "qemu-io"], "checkQcow2", () => {
   it("finds a missing COPIED flag", async () => {
     const found = await findings((bytes) => bytes.writeUInt8(0, L2));
     expect(found).toEqual([
-      { severity: "damage", message: "the L2 entry is not marked as copied", guestOffset: 0 },
+      {
+        severity: "damage",
+        message: "the L2 entry is not marked as copied",
+        guestOffset: 0,
+        length: CLUSTER,
+      },
     ]);
   });
 
