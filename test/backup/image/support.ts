@@ -33,6 +33,21 @@ async function qemuCheck(file: string): Promise<{ sound: boolean; report: string
   return { sound: exitCode === 0, report: stdout + stderr };
 }
 
+/** How bad it is, in this order. */
+export const VERDICTS = ["sound", "leak", "damage"] as const;
+export type Verdict = (typeof VERDICTS)[number];
+
+/** What `qemu-img check` says of an image; one that it can't even open is damaged. */
+export async function qemuVerdict(file: string): Promise<Verdict> {
+  const { stdout, exitCode } = await execa("qemu-img", ["check", "--output=json", "-f", "qcow2", file], {
+    reject: false,
+  });
+  if (exitCode === 1) return "damage";
+  const report = JSON.parse(stdout) as Partial<Record<"corruptions" | "check-errors" | "leaks", number>>;
+  if ((report.corruptions ?? 0) > 0 || (report["check-errors"] ?? 0) > 0) return "damage";
+  return (report.leaks ?? 0) > 0 ? "leak" : "sound";
+}
+
 /** Whether `qemu-img check` finds neither errors nor leaks. */
 export async function isSound(file: string): Promise<boolean> {
   return (await qemuCheck(file)).sound;
