@@ -11,12 +11,12 @@ export function evenly(virtualSize: number, count: number, length: number): Stre
 
 /**
  * `count` stretches, one at a random place in each of `count` equal parts of the disk, never touching each other. The
- * places are the same in every run.
+ * places are the same in every run with the same seed.
  */
-export function scattered(virtualSize: number, count: number, length: number): Stretch[] {
+export function scattered(virtualSize: number, count: number, length: number, seed = 12345): Stretch[] {
   const places = Math.floor(virtualSize / count / length);
   if (places < 2) throw new Error(`${count} scattered stretches of ${length} bytes need a larger disk`);
-  let state = 12345;
+  let state = seed;
   return Array.from({ length: count }, (_, index) => {
     state = (state * 1103515245 + 12345) % 2 ** 31;
     // The last place of each part stays free, so that neighbours don't become one extent.

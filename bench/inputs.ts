@@ -56,7 +56,7 @@ export class Inputs {
   /** Half of the disk is data, in extents of 64 MiB: 2 GiB of 4. */
   largeExtents(options: { format: "raw" | "qcow2"; content?: Content; bytes?: number }): Promise<Disk> {
     const { format, content = "random", bytes = 2 * GiB } = options;
-    return this.#get(`large-${format}-${content}-${bytes / MiB}`, async (folder) => {
+    return this.make(`large-${format}-${content}-${bytes / MiB}`, async (folder) => {
       const { virtualSize, stretches } = this.#halfFull(bytes);
       const raw = await makeRaw(join(folder, "disk.raw"), virtualSize, stretches, { content });
       return { virtualSize, image: format === "raw" ? raw : await convert(raw, folder) };
@@ -65,7 +65,7 @@ export class Inputs {
 
   /** As the text of {@link largeExtents}, stored in compressed clusters. */
   compressed(bytes: number): Promise<Disk> {
-    return this.#get(`compressed-${bytes / MiB}`, async (folder) => {
+    return this.make(`compressed-${bytes / MiB}`, async (folder) => {
       const { virtualSize, stretches } = this.#halfFull(bytes);
       const raw = await makeRaw(join(folder, "disk.raw"), virtualSize, stretches, { content: "text" });
       return { virtualSize, image: await convert(raw, folder, "-c", "-m", "2", "-W") };
@@ -74,7 +74,7 @@ export class Inputs {
 
   /** A quarter of the disk is data; a tenth has changed since, in extents of 16 MiB. */
   tenthDirty(): Promise<DirtyDisk> {
-    return this.#get("tenth-dirty", (folder) => {
+    return this.make("tenth-dirty", (folder) => {
       const virtualSize = scaled(4 * GiB, this.#scale, 32 * MiB);
       const count = Math.max(Math.round(virtualSize / 10 / (16 * MiB)), 1);
       return makeDirty(folder, virtualSize, evenly(virtualSize, count, 16 * MiB), 64 * KiB);
@@ -83,7 +83,7 @@ export class Inputs {
 
   /** 6,000 changes of 64 KiB, all over the disk. */
   scattered(): Promise<DirtyDisk> {
-    return this.#get("scattered", (folder) => {
+    return this.make("scattered", (folder) => {
       const virtualSize = scaled(4 * GiB, this.#scale, 32 * MiB);
       const count = scaled(6000, this.#scale, 1);
       return makeDirty(folder, virtualSize, scattered(virtualSize, count, CLUSTER), 64 * KiB);
@@ -92,7 +92,7 @@ export class Inputs {
 
   /** 20,000 changes of 4 KiB, in a bitmap that tells them apart. */
   fineGrained(): Promise<DirtyDisk> {
-    return this.#get("fine-grained", (folder) => {
+    return this.make("fine-grained", (folder) => {
       const virtualSize = scaled(4 * GiB, this.#scale, 32 * MiB);
       const count = scaled(20_000, this.#scale, 1);
       return makeDirty(folder, virtualSize, scattered(virtualSize, count, 4 * KiB), 4 * KiB);
@@ -101,7 +101,7 @@ export class Inputs {
 
   /** A disk without a byte of data. */
   zero(): Promise<Disk> {
-    return this.#get("zero", async (folder) => {
+    return this.make("zero", async (folder) => {
       const virtualSize = scaled(20 * GiB, this.#scale, 32 * MiB);
       return { virtualSize, image: await createQcow2(join(folder, "disk.qcow2"), virtualSize) };
     });
@@ -109,7 +109,7 @@ export class Inputs {
 
   /** 1 TiB, with 200,000 extents of 64 KiB in its bitmap. They have been zeroed, so the image stays small. */
   huge(): Promise<DirtyDisk> {
-    return this.#get("huge", async (folder) => {
+    return this.make("huge", async (folder) => {
       const virtualSize = scaled(TiB, this.#scale, GiB);
       const extents = evenly(virtualSize, scaled(200_000, this.#scale, 1), CLUSTER);
       const image = await createQcow2(join(folder, "disk.qcow2"), virtualSize);
@@ -128,7 +128,8 @@ export class Inputs {
     return { virtualSize: 2 * data, stretches: evenly(2 * data, data / extent, extent) };
   }
 
-  #get<T extends Disk>(name: string, make: (folder: string) => Promise<T>): Promise<T> {
+  /** Whatever else workloads share, by its name, in a folder of its own. */
+  make<T extends Disk>(name: string, make: (folder: string) => Promise<T>): Promise<T> {
     const known = this.#made.get(name);
     if (known !== undefined) {
       this.#made.delete(name);
@@ -153,7 +154,7 @@ export class Inputs {
 }
 
 /** The raw image as qcow2, in its place. */
-async function convert(raw: Image, folder: string, ...args: readonly string[]): Promise<Image> {
+export async function convert(raw: Image, folder: string, ...args: readonly string[]): Promise<Image> {
   const image: Image = { path: join(folder, "disk.qcow2"), format: "qcow2" };
   await qemuImg("convert", "-f", "raw", "-O", "qcow2", ...args, raw.path, image.path);
   await rm(raw.path);
@@ -165,7 +166,7 @@ async function createQcow2(path: string, virtualSize: number): Promise<Image> {
   return { path, format: "qcow2" };
 }
 
-async function addBitmap(image: Image, granularity: number): Promise<void> {
+export async function addBitmap(image: Image, granularity: number): Promise<void> {
   await qemuImg("bitmap", "--add", "-g", String(granularity), image.path, BITMAP);
 }
 
@@ -183,7 +184,12 @@ async function makeDirty(
   const image = await convert(await makeRaw(join(folder, "disk.raw"), virtualSize, before), folder);
   await addBitmap(image, granularity);
   const dirty = await makeRaw(join(folder, "dirty.raw"), virtualSize, extents, { generation: 2 });
-  const onto = ["-n", "--target-is-zero", "-t", "unsafe", "-f", "raw", "-O", "qcow2"];
-  await qemuImg("convert", ...onto, dirty.path, image.path);
+  await writeOnto(image, dirty);
   return { image, virtualSize, dirty };
+}
+
+/** Copies what a sparse raw image holds onto a disk, through QEMU, which marks it in the disk's bitmap. */
+export async function writeOnto(disk: Image, changes: Image): Promise<void> {
+  const onto = ["-n", "--target-is-zero", "-t", "unsafe", "-f", changes.format, "-O", disk.format];
+  await qemuImg("convert", ...onto, changes.path, disk.path);
 }

@@ -37,7 +37,8 @@ const TIMEOUT_MS = 600_000;
 
 export interface MeasureOptions {
   readonly built: Built;
-  readonly serverPid: number;
+  /** Left out where nothing is served. */
+  readonly serverPid: number | undefined;
   /** Where the runner may leave its report. */
   readonly scratch: string;
 }
@@ -71,7 +72,8 @@ export async function measure(command: Command, options: MeasureOptions): Promis
 const TICKS_PER_SECOND = 100;
 
 /** User and system time of all threads of a process so far, also of those that have ended. */
-async function cpuSecondsOf(pid: number): Promise<number> {
+async function cpuSecondsOf(pid: number | undefined): Promise<number> {
+  if (pid === undefined) return 0;
   const stat = await readFile(`/proc/${pid}/stat`, "utf8");
   // Fields 14 and 15; the name in field 2 may hold blanks.
   const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");

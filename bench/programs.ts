@@ -47,6 +47,7 @@ export const PROGRAMS = {
   nbdcopy: onPath("nbdcopy", "apt-get install libnbd-bin"),
   nbdinfo: onPath("nbdinfo", "apt-get install libnbd-bin"),
   certtool: onPath("certtool", "apt-get install gnutls-bin"),
+  sha256sum: onPath("sha256sum", "apt-get install coreutils"),
   cc: onPath("cc", "apt-get install gcc libc6-dev"),
   libnbdModule,
 } as const satisfies Record<string, Program>;

@@ -79,7 +79,7 @@ async function runRounds(
       options.say(`round ${round} of ${options.runs}: ${entry.contender.name}`);
       await attempt(entry, async () => {
         await using scene = await setUp(bench);
-        entry.runs.push(await runOnce(entry, taskOf(scene.sources, bench), scene, bench));
+        entry.runs.push(await runOnce(entry, taskOf(scene, bench), scene, bench));
       });
     }
   }
@@ -96,8 +96,8 @@ function setUp({ workload, work, inputs, scale }: Bench): Promise<Scene> {
   return workload.setUp({ folder: work, inputs, scale });
 }
 
-function taskOf(sources: readonly Source[], { work, built }: Bench): Task {
-  return { sources, output: join(work, "output"), built };
+function taskOf({ sources, stored }: Pick<Scene, "sources" | "stored">, { work, built }: Bench): Task {
+  return { sources, ...(stored && { stored }), output: join(work, "output"), built };
 }
 
 async function entryOf(contender: Contender): Promise<Entry> {
@@ -132,7 +132,7 @@ function fail(entry: Entry, error: unknown): void {
 async function warmUp(entry: Entry, bench: Bench): Promise<void> {
   const { contender } = entry;
   await using scene = await setUp(bench);
-  const task = taskOf(scene.sources, bench);
+  const task = taskOf(scene, bench);
   await runOnce(entry, task, scene, bench);
   const files = await readdir(task.output, { recursive: true, withFileTypes: true });
   for (const file of files) {
@@ -150,7 +150,8 @@ async function runOnce(entry: Entry, task: Task, scene: Scene, bench: Bench): Pr
   const command = await entry.contender.command(task);
   await touchMemory(bench.folder, entry.outputBytes);
   const { built, folder } = bench;
-  return await measure(command, { built, serverPid: scene.serverPid, scratch: folder });
+  const { serverPid } = scene;
+  return await measure(command, { built, serverPid, scratch: folder });
 }
 
 async function emptyFolder(path: string): Promise<void> {
@@ -184,7 +185,7 @@ async function countTraffic(entry: Entry, bench: Bench): Promise<void> {
   const socket = join(bench.folder, "relay.sock");
   await using relay = await CountingRelay.listen(socket, first.at.socket);
   const throughRelay = (source: Source): Source => withAddress({ ...source, at: { kind: "unix", socket } });
-  await runOnce(entry, taskOf(scene.sources.map(throughRelay), bench), scene, bench);
+  await runOnce(entry, taskOf({ sources: scene.sources.map(throughRelay) }, bench), scene, bench);
   entry.traffic = relay.traffic;
 }
 

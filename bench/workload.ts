@@ -33,10 +33,23 @@ export interface Stage {
 }
 
 export interface Scene extends AsyncDisposable {
-  /** The server's process, whose CPU time is counted. */
-  readonly serverPid: number;
-  /** One, unless the workload is about several disks. */
+  /** The server's process, whose CPU time is counted; left out where nothing is served. */
+  readonly serverPid?: number;
+  /** One, unless the workload is about several disks, or about what is stored. */
   readonly sources: readonly Source[];
+  readonly stored?: Stored;
+}
+
+/** One disk in all points of a repository. */
+export interface Stored {
+  /** Its folder. */
+  readonly repository: string;
+  readonly domain: string;
+  readonly disk: string;
+  /** The images, the full one first: each is based on the one before. */
+  readonly images: readonly Image[];
+  /** Equals the disk at the newest point. */
+  readonly expected: Image;
 }
 
 /** An export, and what a right copy of it is. */
@@ -77,6 +90,7 @@ export interface Contender {
 /** One run. */
 export interface Task {
   readonly sources: readonly Source[];
+  readonly stored?: Stored;
   /** Empty before every run. All outputs go there. */
   readonly output: string;
   /** Programs that the harness has built. */
@@ -95,4 +109,10 @@ export function onlySource(task: Pick<Task, "sources">): Source {
   const [source, ...more] = task.sources;
   if (source === undefined || more.length > 0) throw new Error("this contender copies one disk");
   return source;
+}
+
+/** What a workload that is about a repository has stored. */
+export function storedIn({ stored }: Pick<Task, "stored">): Stored {
+  if (stored === undefined) throw new Error("this contender works on a repository");
+  return stored;
 }

@@ -10,11 +10,14 @@ import { hugePull } from "./huge-pull.js";
 import { latency } from "./latency.js";
 import { limitedRate } from "./limited-rate.js";
 import { readOnly } from "./read-only.js";
+import { restoreChain } from "./restore-chain.js";
+import { restoreCompressed } from "./restore-compressed.js";
 import { scattered } from "./scattered.js";
 import { tcp } from "./tcp.js";
 import { tenthDirty } from "./tenth-dirty.js";
 import { tls } from "./tls.js";
 import { toCompressed } from "./to-compressed.js";
+import { verify, verifySha256 } from "./verify.js";
 import { zeroKnown } from "./zero-known.js";
 import { zeroUnknown } from "./zero-unknown.js";
 
@@ -38,4 +41,8 @@ export const WORKLOADS: readonly Workload[] = [
   fullFromCompressed,
   zeroKnown,
   zeroUnknown,
+  restoreChain,
+  verify,
+  verifySha256,
+  restoreCompressed,
 ];

@@ -1,7 +1,9 @@
 import { dirname, resolve } from "node:path";
 import type { Damage, OnDamage } from "./damage.js";
 import type { ImageFormat } from "./image/create.js";
+import { clustersIn } from "./image/image.js";
 import { checkQcow2 } from "./image/qcow2-check.js";
+import { l2Entries } from "./image/qcow2-format.js";
 import { encodeHeader, INCOMPATIBLE } from "./image/qcow2-header.js";
 import { Qcow2Reader } from "./image/qcow2-reader.js";
 
@@ -50,7 +52,8 @@ async function wrongHeader(image: Qcow2Reader): Promise<Damage["message"] | unde
   const { header } = image;
   const extended = (header.incompatible & INCOMPATIBLE.EXTENDED_L2) !== 0;
   const expected = Buffer.alloc(header.clusterSize);
-  encodeHeader({ ...header, extended }).copy(expected);
+  const l1Entries = Math.ceil(clustersIn(image.geometry) / l2Entries(header.clusterSize, extended));
+  encodeHeader({ ...header, extended, l1Entries }).copy(expected);
   const present = Buffer.alloc(header.clusterSize);
   await image.readHost(0, present);
   return present.equals(expected) ? undefined : "its header has bytes that no backup writes";

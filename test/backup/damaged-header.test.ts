@@ -127,9 +127,8 @@ describe("a header byte that only stock QEMU would stumble over", () => {
         if (report?.findings.length === 0) unnoticed.push(`${at}: ${bit}`);
       }
     }
-    // More entries of the L1 table, all of them zeroes and in its own cluster: the image means the same.
-    expect(unnoticed).toEqual(["38: 1", "39: 128"]);
-  });
+    expect(unnoticed).toEqual([]);
+  }, 180_000);
 });
 
 describe("a disk that fails to give back what it holds", () => {

@@ -1,0 +1,85 @@
+/** Contenders that work on a repository, and their yardsticks among stock tools. */
+
+import { dirname, join } from "node:path";
+import { execa } from "execa";
+import { compareImages, type Image } from "../images.js";
+import { NBDPULL } from "../paths.js";
+import { PROGRAMS } from "../programs.js";
+import { type Contender, storedIn, type Task } from "../workload.js";
+
+type Format = "raw" | "qcow2";
+
+const restoredImage = (task: Task, format: Format): Image => ({
+  path: join(task.output, `disk.${format}`),
+  format,
+});
+
+async function equalsDisk(task: Task, format: Format): Promise<string> {
+  await compareImages(restoredImage(task, format), storedIn(task).expected);
+  return "qemu-img compare with the disk at the newest point";
+}
+
+/** The newest point, every byte against its digest; without the flush at the end, which the others don't make. */
+export function nbdpullRestore(format: Format): Contender {
+  return {
+    name: `nbdpull restore ${format}`,
+    needs: [],
+    command: (task) => {
+      const { repository, domain, disk } = storedIn(task);
+      const to = ["--disk", disk, "--to", restoredImage(task, format).path, "--format", format];
+      const args = [NBDPULL, "restore", repository, domain, ...to, "--no-fsync", "--quiet"];
+      return { program: process.execPath, args };
+    },
+    verify: (task) => equalsDisk(task, format),
+  };
+}
+
+/** What stock QEMU makes of the same chain: it proves nothing on the way. */
+export function qemuImgConvertChain(format: Format, ...more: readonly string[]): Contender {
+  return {
+    name: ["qemu-img convert", format, ...more].join(" "),
+    needs: [PROGRAMS.qemuImg],
+    command: (task) => {
+      const newest = storedIn(task).images.at(-1)?.path ?? "";
+      const to = restoredImage(task, format).path;
+      return { program: "qemu-img", args: ["convert", ...more, "-f", "qcow2", "-O", format, newest, to] };
+    },
+    verify: (task) => equalsDisk(task, format),
+  };
+}
+
+interface VerifyReport {
+  readonly damaged: boolean;
+  readonly points: readonly { readonly disks: readonly { readonly verifiedBytes: number }[] }[];
+}
+
+export function nbdpullVerify(): Contender {
+  const args = (task: Task): string[] => [NBDPULL, "verify", storedIn(task).repository];
+  return {
+    name: "nbdpull verify",
+    needs: [],
+    command: (task) => ({ program: process.execPath, args: [...args(task), "--quiet"] }),
+    verify: async (task) => {
+      const { stdout } = await execa(process.execPath, [...args(task), "--json"]);
+      const { damaged, points } = JSON.parse(stdout) as VerifyReport;
+      const looked = points.filter(({ disks }) => disks.every(({ verifiedBytes }) => verifiedBytes > 0));
+      if (damaged || looked.length !== storedIn(task).images.length)
+        throw new Error(`not verified: ${stdout}`);
+      return "its report: bytes of every point, and no damage";
+    },
+  };
+}
+
+/** Reads all the files that `verify` reads, on one processor. */
+export function sha256sum(): Contender {
+  return {
+    name: "sha256sum",
+    needs: [PROGRAMS.sha256sum],
+    command: (task) => {
+      const digestFile = ({ path }: Image): string => join(dirname(path), `${storedIn(task).disk}.digests`);
+      const { images } = storedIn(task);
+      return { program: "sha256sum", args: images.flatMap((image) => [image.path, digestFile(image)]) };
+    },
+    verify: async () => "by its exit code only",
+  };
+}

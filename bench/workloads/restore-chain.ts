@@ -1,0 +1,21 @@
+import { storedScene } from "../chains.js";
+import { nbdpullRestore, qemuImgConvertChain } from "../contenders/stored.js";
+import { boundedMemory } from "../targets.js";
+import type { Workload } from "../workload.js";
+
+export const restoreChain: Workload = {
+  name: "restore-chain",
+  title: "The newest of eleven points, restored",
+  about:
+    "A full point with 1 GiB of random data in a 2 GiB disk, and ten increments of 64 MiB in pieces of 128 KiB. nbdpull proves every byte by its digest (xxh64).",
+  reference: "qemu-img convert raw",
+  contenders: [
+    qemuImgConvertChain("raw"),
+    qemuImgConvertChain("raw", "-W", "-m", "16"),
+    qemuImgConvertChain("qcow2"),
+    nbdpullRestore("raw"),
+    nbdpullRestore("qcow2"),
+  ],
+  targets: boundedMemory("nbdpull restore raw", "nbdpull restore qcow2"),
+  setUp: (stage) => storedScene(stage, { digests: "xxh64" }),
+};

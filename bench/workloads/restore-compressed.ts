@@ -1,0 +1,19 @@
+import { storedScene } from "../chains.js";
+import { nbdpullRestore, qemuImgConvertChain } from "../contenders/stored.js";
+import { boundedMemory } from "../targets.js";
+import type { Workload } from "../workload.js";
+
+export const restoreCompressed: Workload = {
+  name: "restore-compressed",
+  title: "The newest of eleven compressed points, restored",
+  about: "As restore-chain, of text in clusters compressed with deflate.",
+  reference: "qemu-img convert raw",
+  contenders: [
+    qemuImgConvertChain("raw"),
+    qemuImgConvertChain("raw", "-W", "-m", "16"),
+    nbdpullRestore("raw"),
+    nbdpullRestore("qcow2"),
+  ],
+  targets: boundedMemory("nbdpull restore raw", "nbdpull restore qcow2"),
+  setUp: (stage) => storedScene(stage, { digests: "xxh64", content: "text", compress: "deflate" }),
+};
