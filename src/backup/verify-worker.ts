@@ -1,9 +1,8 @@
 /** Runs in a thread of its own: reads stretches of images and answers with what is wrong with them (`verify-threads.ts`). */
 import { DamageList, type OnDamage } from "./damage.js";
 import { createDigester, DIGEST_ALGORITHMS } from "./digest.js";
-import { type Geometry, slotsOf } from "./image/image.js";
+import { type Geometry, type ImageReader, slotsOf } from "./image/image.js";
 import { Qcow2Reader } from "./image/qcow2-reader.js";
-import { RawReader } from "./image/raw-reader.js";
 import { ProvenImage, type ProvenRun } from "./proven-image.js";
 import { serve } from "./thread-service.js";
 import type { ForgottenImage, ImageToVerify, VerifyAnswer, VerifyQuestion } from "./verify-threads.js";
@@ -70,10 +69,22 @@ function opened(image: ImageToVerify): Promise<ProvenImage> {
   return opening;
 }
 
-async function open({ path, format, geometry, algorithm }: ImageToVerify): Promise<ProvenImage> {
-  const reader =
-    format === "qcow2"
-      ? await Qcow2Reader.open(path, { blocking: true })
-      : await RawReader.open(path, { blocking: true, geometry });
-  return new ProvenImage(reader, geometry, algorithm && (await createDigester(algorithm)));
+async function open(image: ImageToVerify): Promise<ProvenImage> {
+  const { geometry, algorithm } = image;
+  const digester = algorithm === undefined ? undefined : await createDigester(algorithm);
+  return new ProvenImage(await readerOf(image), geometry, digester);
+}
+
+async function readerOf({ path, format, geometry }: ImageToVerify): Promise<ImageReader> {
+  switch (format) {
+    case "qcow2":
+      return await Qcow2Reader.open(path, { blocking: true });
+    case "raw": {
+      // It comes with all that reads maps, which most threads don't need.
+      const { RawReader } = await import("./image/raw-reader.js");
+      return await RawReader.open(path, { blocking: true, geometry });
+    }
+    default:
+      return format satisfies never;
+  }
 }

@@ -16,7 +16,7 @@ const KiB = 1024;
 const CLUSTER = 64 * KiB;
 const SIZE = 24 * CLUSTER + 5 * 512;
 /** Of each stretch of a file that is of one kind. */
-const FLIPS = 8;
+const FLIPS = 4;
 
 let chain: MemoryChain;
 beforeEach(async () => {
