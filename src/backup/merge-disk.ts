@@ -1,12 +1,13 @@
 import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { type Link, openChain } from "./chain.js";
+import type { OnDamage } from "./damage.js";
 import { createDigester, type Digester, digestsOf } from "./digest.js";
 import { DigestFileWriter } from "./digest-file.js";
 import { sha256OfFile } from "./files.js";
 import { ALL_SUBCLUSTERS, type Geometry, maskStretches, SUBCLUSTERS } from "./image/image.js";
 import { Qcow2Reader } from "./image/qcow2-reader.js";
-import { damage, type Layer, type OnDamage } from "./layer.js";
+import { damage, type Layer } from "./layer.js";
 import type { DiskManifest } from "./manifest.js";
 import { bytesUpToEnd, type MergeTarget, type MixedCluster, Qcow2Target, RawTarget } from "./merge-target.js";
 import { type MergedPart, mergedParts, type Origin, originOf, touched, visibleBytes } from "./merge-walk.js";

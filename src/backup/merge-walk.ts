@@ -1,12 +1,13 @@
 import { type Geometry, SUBCLUSTERS } from "./image/image.js";
-import type { Layer, LayerRun } from "./layer.js";
+import type { Layer } from "./layer.js";
 import type { DamageOf, Piece } from "./overlay.js";
 import { seenThrough } from "./overlay.js";
+import type { ProvenRun } from "./proven-image.js";
 
 /** Where visible bytes come from. */
 export interface Origin {
   readonly layer: Layer;
-  readonly run: Exclude<LayerRun, { kind: "zero" }>;
+  readonly run: Exclude<ProvenRun, { kind: "zero" }>;
 }
 
 /** Neighbouring clusters of several layers seen as one; what no part names is clean. */

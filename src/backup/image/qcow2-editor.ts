@@ -109,7 +109,7 @@ export class Qcow2Editor implements AsyncDisposable {
       const last = Math.floor((run.hostOffset + run.streamBytes - 1) / clusterSize);
       for (let cluster = first; cluster <= last; cluster += 1) this.#uses.share(cluster);
     } else if (run.dataMask !== 0) {
-      for (let i = 0; i < run.count; i += 1) this.#uses.claim(run.hostCluster + i);
+      for (let i = 0; i < run.count; i += 1) this.#uses.claim(run.hostCluster + i, true);
     }
   }
 
