@@ -15,9 +15,14 @@ export class InterruptedError extends Error {
   readonly code = "E_INTERRUPTED";
   readonly signal: HandledSignal;
 
-  constructor(signal: HandledSignal) {
-    super(`interrupted by ${signal}: nothing was committed, what was half made has been removed`);
+  constructor(signal: HandledSignal, what = "nothing was committed, what was half made has been removed") {
+    super(`interrupted by ${signal}: ${what}`);
     this.signal = signal;
+  }
+
+  /** The same, where something is left half made. */
+  leaving(what: string): InterruptedError {
+    return new InterruptedError(this.signal, what);
   }
 }
 

@@ -40,7 +40,8 @@ export function run<O, A extends (string | undefined)[]>(
       if (options.strict && output.warnings.length > 0) process.exitCode = EXIT.warnings;
     } catch (error) {
       // What failed because of the signal failed by the signal, whatever it says.
-      const cause: unknown = interrupted.signal.aborted ? interrupted.signal.reason : error;
+      const told = interrupted.signal.aborted && !(error instanceof InterruptedError);
+      const cause: unknown = told ? interrupted.signal.reason : error;
       output.failure(cause);
       process.exitCode = exitCodeOf(cause);
     } finally {

@@ -1,26 +1,58 @@
-import { mkdir, stat } from "node:fs/promises";
-import { join } from "node:path";
+import { resolve } from "node:path";
 import type { Command } from "commander";
+import type { BlockTarget } from "../../src/backup/block-target.js";
 import { chooseDomain, choosePoint } from "../../src/backup/chain.js";
-import { UsageError } from "../../src/backup/errors.js";
-import type { ImageFormat } from "../../src/backup/image/create.js";
+import { DeviceTarget } from "../../src/backup/device-target.js";
+import { BackupError, UsageError } from "../../src/backup/errors.js";
+import { ExportTarget } from "../../src/backup/export-target.js";
+import { Virsh } from "../../src/backup/libvirt/virsh.js";
+import type { Manifest } from "../../src/backup/manifest.js";
 import { Repository } from "../../src/backup/repository.js";
-import { refuseInside, restore } from "../../src/backup/restore.js";
-import { type CopyOptions, formatOf, rateLimitOf, windowOf, withCopy } from "../options.js";
-import { human } from "../output.js";
-import type { Run } from "../run.js";
+import { withRestorable } from "../../src/backup/restorable.js";
+import { type RestoredDisk, restore } from "../../src/backup/restore.js";
+import { restoreOver } from "../../src/backup/restore-over.js";
+import { RestoredDefinition } from "../../src/backup/restored-definition.js";
+import { type Destination, destinationOf, inFolder } from "../destination.js";
+import { InterruptedError } from "../exit-codes.js";
+import {
+  type CopyOptions,
+  connectOf,
+  formatOf,
+  type NetworkOptions,
+  rateLimitOf,
+  windowOf,
+  withCopy,
+  withNetwork,
+} from "../options.js";
+import { human, type Progress } from "../output.js";
+import type { Context, Run } from "../run.js";
 
-interface RestoreOptions extends CopyOptions {
+interface RestoreOptions extends CopyOptions, NetworkOptions {
   readonly at: string;
   readonly disk?: string[];
   readonly to: string;
   readonly force?: true;
+  /** Empty: under a name of our choice. */
+  readonly define?: string;
+  readonly xml?: string;
+  readonly connect?: string;
+}
+
+/** What is restored, and from where. */
+interface Job {
+  readonly repository: Repository;
+  readonly domain: string;
+  readonly point: Manifest;
+  readonly disks: readonly string[];
+  readonly options: RestoreOptions;
+  readonly context: Context;
+  readonly progress: Progress;
 }
 
 export function addRestore(program: Command, run: Run): void {
   const command = program
     .command("restore")
-    .description("rebuild the disks of a point in time; nothing gets its name before every byte was proven")
+    .description("rebuild the disks of a point in time; no file gets its name before every byte was proven")
     .argument("<repo>")
     .argument("[domain]")
     .option("--at <point>", "a point's id, a time (the newest point not after it), or latest", "latest")
@@ -28,100 +60,205 @@ export function addRestore(program: Command, run: Run): void {
       ...before,
       name,
     ])
-    .requiredOption("--to <target>", "a folder for vda.raw and so on; with one --disk a file, too")
-    .option("--force", "replace files that exist");
-  withCopy(command).action(
+    .requiredOption(
+      "--to <target>",
+      "a folder for vda.raw and so on; with one --disk a file, a block device or an NBD URI, too",
+    )
+    .option("--force", "replace files that exist, or write over a block device or an NBD export")
+    .option(
+      "--define [name]",
+      "write the domain's definition for the restored disks (new name, UUID, MACs), and define it in libvirt",
+    )
+    .option("--xml <file>", "where that definition is written; without --define it is only written")
+    .option("--connect <uri>", "libvirt connection, as virsh -c");
+  withNetwork(withCopy(command)).action(
     run<RestoreOptions, [repo: string, domain: string | undefined]>(
-      async ({ output, signal }, options, path, wanted) => {
+      async (context, options, path, wanted) => {
         const repository = await Repository.open(path);
         const domain = await chooseDomain(repository, wanted);
         const read = async (): Promise<void> => {
-          const point = await choosePoint(repository, domain, options.at);
-          const names = chooseDisks(
-            point.disks.map((disk) => disk.name),
-            options.disk,
-            point.id,
-          );
-          const targetOf = await targets(repository, options.to, options.disk, options.format);
-          const progress = await output.progress();
+          const point = await choosePoint(repository, domain, options.at).catch(async (error: unknown) => {
+            throw await withRestorable(error, repository, domain, options.disk);
+          });
+          const disks = chooseDisks(point, options.disk);
+          const destination = await destinationOf(repository, options);
+          const progress = await context.output.progress();
           try {
-            const restored = await restore({
-              repository,
-              domain,
-              point,
-              targets: names.map((disk) => {
-                const target = targetOf(disk);
-                return { disk, path: target, format: formatOf(target, options.format) };
-              }),
-              force: options.force ?? false,
-              sync: options.fsync,
-              window: windowOf(options),
-              rateLimit: rateLimitOf(options),
-              signal,
-              onProgress: (disk, p) => progress.update(disk, p.position, p.virtualSize, p.readBytes),
-            });
-            for (const { disk, proven } of restored) {
-              if (!proven) output.warn(`${disk}: a layer has no digests, so its data was copied unproven`);
-            }
-            output.result(
-              { domain, point: point.id, disks: restored },
-              restored
-                .map(
-                  (r) =>
-                    `${r.path}: ${r.disk} of ${point.id}, ${human(r.virtualSize)}, ${human(r.readBytes)} read from ${r.chain.length} points${r.proven ? " and proven" : ""}, in ${r.seconds.toFixed(2)} s`,
-                )
-                .join("\n"),
-            );
+            await restoreTo(destination, { repository, domain, point, disks, options, context, progress });
           } finally {
             progress.stop();
           }
         };
-        await repository.reading(domain, read, signal);
+        await repository.reading(domain, read, context.signal);
       },
     ),
   );
 }
 
-function chooseDisks(
-  present: readonly string[],
-  wanted: readonly string[] | undefined,
-  point: string,
-): readonly string[] {
+function chooseDisks(point: Manifest, wanted: readonly string[] | undefined): readonly string[] {
+  const present = point.disks.map((disk) => disk.name);
   if (!wanted) return present;
   for (const name of wanted) {
     if (!present.includes(name)) {
-      throw new UsageError("E_NO_DISK", `point ${point} has no disk ${name}: it has ${present.join(", ")}`);
+      throw new UsageError(
+        "E_NO_DISK",
+        `point ${point.id} has no disk ${name}: it has ${present.join(", ")}`,
+      );
     }
   }
   return [...new Set(wanted)];
 }
 
-/** With one `--disk` a file, unless a folder is there already; else a folder that gets one file a disk. */
-async function targets(
-  repository: Repository,
-  to: string,
-  wanted: readonly string[] | undefined,
-  format: ImageFormat | undefined,
-): Promise<(disk: string) => string> {
-  if (/^nbds?(\+\w+)?:\/\//.test(to)) {
+async function restoreTo(destination: Destination, job: Job): Promise<void> {
+  switch (destination.kind) {
+    case "files":
+      if (destination.make) await inFolder(destination.folder, () => restoreToFiles(destination, job));
+      else await restoreToFiles(destination, job);
+      return;
+    case "device":
+      await restoreToTarget(destination, job, () => DeviceTarget.open(destination.name));
+      return;
+    case "export":
+      await restoreToTarget(destination, job, () => openExportTarget(destination.name, job));
+      return;
+    default:
+      destination satisfies never;
+  }
+}
+
+async function restoreToFiles(
+  { folder, pathOf }: Extract<Destination, { kind: "files" }>,
+  job: Job,
+): Promise<void> {
+  const { options, disks, progress } = job;
+  const targets = disks.map((disk) => {
+    const path = pathOf(disk);
+    return { disk, path, format: formatOf(path, options.format) };
+  });
+  const places = targets.map(({ disk, path, format }) => ({ disk, kind: "file" as const, path, format }));
+  const definition = await prepareDefinition(job, places, { folder });
+  const restored = await restore({
+    ...commonOptions(job),
+    targets,
+    force: options.force ?? false,
+    onProgress: (disk, p) => progress.update(disk, p.position, p.virtualSize, p.readBytes),
+  });
+  await conclude(job, restored, definition);
+}
+
+async function restoreToTarget(
+  { kind, name, disk }: Extract<Destination, { kind: "device" | "export" }>,
+  job: Job,
+  open: () => Promise<BlockTarget>,
+): Promise<void> {
+  const { context, progress } = job;
+  if (kind === "export" && isDefinitionWanted(job.options)) {
+    const message = `a definition names files and block devices, not ${name}: restore to one of those, or leave out --define and --xml`;
+    throw new UsageError("E_DEFINE", message);
+  }
+  const places = [{ disk, kind: "block" as const, path: name, format: "raw" as const }];
+  const definition = await prepareDefinition(job, places, undefined);
+  await using target = await open();
+  try {
+    const restored = await restoreOver({
+      ...commonOptions(job),
+      disk,
+      target,
+      onProgress: (p) => progress.update(disk, p.position, p.virtualSize, p.readBytes),
+    });
+    const behind = restored.targetSize - restored.virtualSize;
+    if (behind > 0) context.output.note(`${name} is larger: its last ${behind} bytes stay as they were`);
+    await conclude(job, [restored], definition);
+  } catch (error) {
+    throw interruptedHalfWay(context.signal.reason, error, name);
+  }
+}
+
+/** What was half made has not been removed here. */
+function interruptedHalfWay(reason: unknown, error: unknown, target: string): unknown {
+  const isHalf = error instanceof BackupError && error.details["halfWritten"] === true;
+  if (!isHalf || !(reason instanceof InterruptedError)) return error;
+  return reason.leaving(`${target} is half-written. Restore to it again before anything uses it`);
+}
+
+async function openExportTarget(uri: string, { options, context }: Job): Promise<ExportTarget> {
+  const { signal: _, ...connect } = await connectOf(options, context.signal);
+  const target = await ExportTarget.open(uri, uri, { ...connect, signal: context.signal });
+  if (options.fsync && !target.canFlush) {
+    context.output.warn(`${uri} has no FLUSH: when the bytes reach stable storage is up to its server`);
+  }
+  return target;
+}
+
+function commonOptions({ repository, domain, point, options, context }: Job) {
+  return {
+    repository,
+    domain,
+    point,
+    sync: options.fsync,
+    window: windowOf(options),
+    rateLimit: rateLimitOf(options),
+    signal: context.signal,
+  };
+}
+
+function isDefinitionWanted({ define, xml }: RestoreOptions): boolean {
+  return define !== undefined || xml !== undefined;
+}
+
+/** @param beside where the definition goes unless told otherwise */
+async function prepareDefinition(
+  { repository, domain, point, options, context }: Job,
+  places: readonly {
+    readonly disk: string;
+    readonly kind: "file" | "block";
+    readonly path: string;
+    readonly format: "qcow2" | "raw";
+  }[],
+  beside: { readonly folder: string } | undefined,
+): Promise<RestoredDefinition | undefined> {
+  if (!isDefinitionWanted(options)) return undefined;
+  const { define, xml, connect } = options;
+  const place = xml === undefined ? beside : { file: xml };
+  if (place === undefined) {
     throw new UsageError(
-      "E_TARGET",
-      `${to}: restore writes files; restore to a file, then copy it there with qemu-img convert -n`,
+      "E_DEFINE",
+      "a block device has no place for a definition: name one with --xml FILE",
     );
   }
-  await refuseInside(repository, to);
-  const found = await stat(to).catch(() => undefined);
-  if (found && !found.isDirectory() && !found.isFile()) {
-    throw new UsageError(
-      "E_TARGET",
-      `${to} is neither a file nor a folder: restore to a file, then copy it there`,
-    );
+  return await RestoredDefinition.prepare({
+    repository,
+    domain,
+    point: point.id,
+    name: define || undefined,
+    place,
+    disks: new Map(places.map(({ disk, path, ...rest }) => [disk, { ...rest, path: resolve(path) }])),
+    virsh: define === undefined ? undefined : new Virsh({ connect, signal: context.signal }),
+    force: options.force ?? false,
+    sync: options.fsync,
+  });
+}
+
+async function conclude(
+  { domain, point, options, context: { output } }: Job,
+  restored: readonly RestoredDisk[],
+  definition: RestoredDefinition | undefined,
+): Promise<void> {
+  for (const { disk, proven } of restored) {
+    if (!proven) output.warn(`${disk}: a layer has no digests, so its data was copied unproven`);
   }
-  const isFolder = found?.isDirectory() ?? wanted?.length !== 1;
-  if (!isFolder && wanted?.length !== 1) {
-    throw new UsageError("E_TARGET", `${to} is a file: name a folder for all disks, or one --disk`);
+  await definition?.apply();
+  for (const warning of definition?.warnings ?? []) output.warn(`${definition?.name}: ${warning}`);
+  const lines = restored.map(
+    (r) =>
+      `${r.path}: ${r.disk} of ${point.id}, ${human(r.virtualSize)}, ${human(r.readBytes)} read from ${r.chain.length} points${r.proven ? " and proven" : ""}, in ${r.seconds.toFixed(2)} s`,
+  );
+  const defined = options.define !== undefined;
+  if (definition) {
+    lines.push(`${definition.xmlPath}: ${definition.name}${defined ? ", defined in libvirt" : ""}`);
   }
-  if (!isFolder) return () => to;
-  await mkdir(to, { recursive: true });
-  return (disk) => join(to, `${disk}.${format ?? "raw"}`);
+  const told = definition && {
+    definition: { domain: definition.name, uuid: definition.uuid, xml: definition.xmlPath, defined },
+  };
+  output.result({ domain, point: point.id, disks: restored, ...told }, lines.join("\n"));
 }

@@ -41,9 +41,12 @@ export async function findParentLink(repository: Repository, domain: string, chi
   const parent = disk.parent ?? "";
   if (!(await exists(repository.pointFolder(domain, parent)))) {
     const what = `point ${point.id} of ${domain} needs point ${parent} for disk ${disk.name}, which is missing: bring its folder back, or restore a point that does not depend on it`;
-    throw broken(what, point.id, disk.name);
+    throw broken(what, point.id, disk.name, parent);
   }
-  return linkOf(domain, await repository.point(domain, parent), disk.name);
+  const found = await repository.point(domain, parent).catch((error: unknown) => {
+    throw error instanceof DamageError ? error.of(error.message, { point: parent, disk: disk.name }) : error;
+  });
+  return linkOf(domain, found, disk.name);
 }
 
 function linkOf(domain: string, point: Manifest, diskName: string): Link {
@@ -52,8 +55,9 @@ function linkOf(domain: string, point: Manifest, diskName: string): Link {
   return { point, disk };
 }
 
-function broken(message: string, point: string, disk: string): DamageError {
-  return new DamageError("E_CHAIN", message, { details: { point, disk } });
+/** @param missing the point below that is not there */
+function broken(message: string, point: string, disk: string, missing?: string): DamageError {
+  return new DamageError("E_CHAIN", message, { details: { point, disk, ...(missing ? { missing } : {}) } });
 }
 
 /**

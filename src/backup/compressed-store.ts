@@ -1,6 +1,6 @@
 import { BufferPool } from "./buffer-pool.js";
 import { ClusterWorkers } from "./cluster-workers.js";
-import { CompressLanding } from "./compress-landing.js";
+import { CollectLanding } from "./collect-landing.js";
 import { type CompressedSegment, compressSegment, storeOutcomes } from "./compress-segment.js";
 import { DigestFileWriter } from "./digest-file.js";
 import { BackupError, UsageError } from "./errors.js";
@@ -142,7 +142,7 @@ export class CompressedStore implements ImageStore, Notes<Promise<CompressedSegm
     // Nothing but zeroes needs no room.
     const buffer = segment.clusters === 0 ? new ArrayBuffer(0) : await this.#buffers.take(signal);
     const { geometry } = this.#writer;
-    return new CompressLanding(segment, geometry, buffer, (filled) => this.#compress(segment, filled));
+    return new CollectLanding(segment, geometry, buffer, (filled) => this.#compress(segment, filled));
   }
 
   /** Takes the buffer over. A failure is known at once, whether or not it is the segment's turn. */

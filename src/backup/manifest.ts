@@ -83,12 +83,17 @@ export type DiskManifest = Manifest["disks"][number];
 /**
  * Reads a manifest and believes nothing of it before the schema does.
  * @param path for the message
+ * @param facts whose it should be, for the error's details
  * @throws {DamageError} not JSON, an unknown version, a field that is missing or wrong
  */
-export function parseManifest(text: string, path: string): Manifest {
+export function parseManifest(
+  text: string,
+  path: string,
+  facts: Readonly<Record<string, unknown>> = {},
+): Manifest {
   const fail = (what: string): DamageError =>
     new DamageError("E_MANIFEST", `${path} is not a manifest that this program reads: ${what}`, {
-      details: { path },
+      details: { path, ...facts },
     });
   let value: unknown;
   try {

@@ -57,7 +57,7 @@ export interface SegmentDone {
 
 /**
  * The data path. Lanes share one lazy plan; each takes a segment and asks for its bytes, which land in the moment in
- * which they come: in the file (`write-through.ts`), or in a buffer that is then compressed (`compress-landing.ts`):
+ * which they come: in the file (`write-through.ts`), or in a buffer that is then handed on (`collect-landing.ts`):
  *
  *     plan -> lane 0:  ask ... pieces land ... settle | ask ... pieces land ... | ...
  *          -> lane 1:     ask ... pieces land ... settle | ask ...                    as many lanes as the pace wants

@@ -207,7 +207,7 @@ export class Repository {
       if (isMissing(cause)) throw fail(`point ${id} of ${domain} has no manifest: ${path} is missing`, cause);
       throw fail(`the manifest of point ${id} of ${domain} cannot be read: ${String(cause)}`, cause);
     }
-    const manifest = parseManifest(text, path);
+    const manifest = parseManifest(text, path, { domain, point: id });
     if (manifest.id !== id) {
       throw fail(`${path} is the manifest of point ${manifest.id}: the folder was renamed`);
     }

@@ -1,24 +1,21 @@
 import { realpath } from "node:fs/promises";
 import { basename, dirname, join, relative, resolve } from "node:path";
 import { allOrNone } from "./all-or-none.js";
-import { findChain, openChain } from "./chain.js";
-import type { OnDamage } from "./damage.js";
+import { checkChains } from "./chain-check.js";
 import { UsageError } from "./errors.js";
 import { isMissing } from "./files.js";
 import { createImage, type ImageFormat } from "./image/create.js";
-import { damage, type Layer } from "./layer.js";
 import { Ledger } from "./ledger.js";
 import type { Manifest } from "./manifest.js";
 import { NewFiles } from "./new-files.js";
-import { ChainSource } from "./overlay.js";
-import { Pace, segmentBytesOf, type Window } from "./pace.js";
-import { plan } from "./plan.js";
-import { Progress } from "./progress.js";
+import type { Window } from "./pace.js";
 import { type Finished, publish, refuseTarget, temporaryPathFor } from "./publish.js";
 import { pull } from "./pull.js";
-import { endOf, type PullProgress } from "./pull-image.js";
+import type { PullProgress } from "./pull-image.js";
 import type { RateLimit } from "./rate-limit.js";
 import type { Repository } from "./repository.js";
+import { withRestorable } from "./restorable.js";
+import { RestoreSource } from "./restore-source.js";
 import { WriteThrough } from "./write-through.js";
 
 export interface RestoreTarget {
@@ -61,27 +58,38 @@ export interface RestoredDisk {
   readonly seconds: number;
 }
 
-const RESTORED_CLUSTER_SIZE = 64 * 1024;
 const DISKS_AT_ONCE = 2;
 
 /**
  * Rebuilds disks of a point, each standing alone, under temporary names that become the final ones only when every
  * cluster of every disk was found to be what was backed up: all of them, or none.
  *
- * @throws {DamageError} a layer is missing or not what was written: names disk, point and guest offset
+ * @throws {DamageError} a layer is missing or not what was written: names disk, point and guest offset, and which points
+ *   can be restored without it
  * @throws {UsageError} a target exists, or lies in the repository
  */
 export async function restore(options: RestoreOptions): Promise<RestoredDisk[]> {
-  for (const { path } of options.targets) {
-    await refuseInside(options.repository, path);
+  const { repository, domain, point, targets, signal } = options;
+  for (const { path } of targets) {
+    await refuseInside(repository, path);
     await refuseTarget(path, options.force);
   }
+  const disks = targets.map(({ disk }) => disk);
+  try {
+    await checkChains(repository, domain, point, disks, signal);
+    return await restoreFiles(options);
+  } catch (error) {
+    throw await withRestorable(error, repository, domain, disks);
+  }
+}
+
+async function restoreFiles(options: RestoreOptions): Promise<RestoredDisk[]> {
   await using files = new NewFiles();
   const finished: Finished[] = [];
   const disks = await allOrNone(options.targets, DISKS_AT_ONCE, options.signal, (target, signal) => {
     const temporary = temporaryPathFor(target.path);
     finished.push({ temporary, final: target.path });
-    return restoreDisk(options, target, temporary, files, signal);
+    return restoreFile({ ...options, signal }, target, temporary, files);
   });
   await files.close();
   await publish(finished, options);
@@ -89,59 +97,39 @@ export async function restore(options: RestoreOptions): Promise<RestoredDisk[]> 
   return disks;
 }
 
-async function restoreDisk(
+async function restoreFile(
   options: RestoreOptions,
   target: RestoreTarget,
   temporary: string,
   files: NewFiles,
-  signal: AbortSignal,
 ): Promise<RestoredDisk> {
   const started = performance.now();
-  const { repository, domain, point } = options;
-  const links = await findChain(repository, domain, point, target.disk);
-  const layers = await openChain(repository, domain, links);
-  try {
-    const virtualSize = links[0]?.disk.virtualSize ?? 0;
-    const geometry = { virtualSize, clusterSize: RESTORED_CLUSTER_SIZE };
-    const source = new ChainSource(layers, geometry, failOnDamage);
-    const writer = files.add(temporary, await createImage(temporary, { format: target.format, geometry }));
-    const segmentBytes = segmentBytesOf(options.window ?? {}, geometry.clusterSize);
-    const progress = new Progress<PullProgress>((state) => options.onProgress?.(target.disk, state));
-    let readBytes = 0;
-    await pull({
-      source,
-      segments: plan(source.extents(), { geometry, segmentBytes }),
+  const { disk, path, format } = target;
+  await using source = await RestoreSource.open({
+    ...options,
+    disk,
+    onProgress: (state) => options.onProgress?.(disk, state),
+  });
+  const { geometry, chain, proven } = source;
+  const writer = files.add(temporary, await createImage(temporary, { format, geometry }));
+  await source.readInto((from) =>
+    pull({
+      ...from,
       land: (segment) => new WriteThrough(segment, writer),
       notes: new Ledger({ writer, complete: true }),
-      pace: new Pace(options.window ?? {}, segmentBytes),
-      reading: { readThrough: 0, mostRead: segmentBytes },
-      rateLimit: options.rateLimit,
-      signal,
-      onSegment: (segment) => {
-        readBytes += segment.readBytes;
-        progress.note({ virtualSize, position: endOf(segment.runs, geometry), readBytes });
-      },
-    });
-    progress.finish();
-    source.assertAllRead();
-    const { storedBytes } = await writer.finish({ sync: options.sync });
-    return {
-      ...target,
-      virtualSize,
-      readBytes,
-      storedBytes,
-      chain: layers.map((layer) => layer.pointId),
-      proven: layers.every((layer) => layer.disk.digests !== null),
-      seconds: (performance.now() - started) / 1000,
-    };
-  } finally {
-    for (const layer of layers) await layer.close();
-  }
-}
-
-function failOnDamage(layer: Layer): OnDamage {
-  return ({ message, guestOffset }) => {
-    throw damage(layer.pointId, layer.disk, message, guestOffset);
+    }),
+  );
+  const { storedBytes } = await writer.finish({ sync: options.sync });
+  return {
+    disk,
+    path,
+    format,
+    virtualSize: geometry.virtualSize,
+    readBytes: source.readBytes,
+    storedBytes,
+    chain,
+    proven,
+    seconds: (performance.now() - started) / 1000,
   };
 }
 

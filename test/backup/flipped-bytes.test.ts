@@ -163,7 +163,8 @@ async function restored(point: Manifest): Promise<Buffer> {
   const { repository, folder } = chain;
   const targetPath = join(folder, "restored.raw");
   const options = { targetPath, format: "raw", force: true, sync: false } as const;
-  await restoreDisk({ repository, point, diskName: "vda", ...options });
+  // A domain is known by its folder, whatever its name in the manifest was flipped to.
+  await restoreDisk({ repository, domain: MemoryChain.domain, point, diskName: "vda", ...options });
   return await readFile(targetPath);
 }
 

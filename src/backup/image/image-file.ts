@@ -14,7 +14,7 @@ import {
   writeSync,
 } from "node:fs";
 import { promisify } from "node:util";
-import { BackupError, DamageError } from "../errors.js";
+import { BackupError, DamageError, UsageError } from "../errors.js";
 
 const opened = promisify(open);
 const status = promisify(fstat);
@@ -31,7 +31,7 @@ export interface ReadOptions {
 const NEW_FILE_MODE = 0o640;
 
 /**
- * A regular file that is read and written at positions; all offsets and lengths are bytes.
+ * A regular file or a block device that is read and written at positions; all offsets and lengths are bytes.
  *
  * Transfers use the callback functions on the bare descriptor: for a pull, promises of a `FileHandle` were
  * measured to be a sixth slower. The system gives the number of a closed descriptor to the next file that is
@@ -78,6 +78,17 @@ export class ImageFile {
     const file = new ImageFile(path, await opened(path, constants.O_RDWR | constants.O_NOFOLLOW));
     file.#end = await file.size();
     return file;
+  }
+
+  /**
+   * A block device, to be written in place.
+   * @throws the file system's error: EBUSY where the system itself uses the device (mounted, swap, part of a volume)
+   */
+  static async openDevice(path: string): Promise<ImageFile> {
+    const file = new ImageFile(path, await opened(path, constants.O_RDWR | constants.O_EXCL));
+    if ((await status(file.#descriptor)).isBlockDevice()) return file;
+    await file.close();
+    throw new UsageError("E_TARGET", `${path} is not a block device any more`, { details: { path } });
   }
 
   async size(): Promise<number> {

@@ -126,20 +126,36 @@ export class Virsh {
     }
   }
 
+  /** Whether there is a domain that `name` means, be it running or off. */
+  async hasDomain(name: string): Promise<boolean> {
+    try {
+      await this.domainUuid(name);
+      return true;
+    } catch (error) {
+      if (hasCode(error, "E_NO_SUCH_DOMAIN")) return false;
+      throw error;
+    }
+  }
+
+  /** Defines the domain `name` by the file at `path`. */
+  async define(name: string, path: string): Promise<void> {
+    await this.#run("define", name, [`--file=${path}`]);
+  }
+
   /** Runs one command of virsh on a domain; resolves with what it printed. For everything that has no method here. */
-  async run(command: string, domain: DomainRef, args: readonly string[] = []): Promise<string> {
+  run(command: string, domain: DomainRef, args: readonly string[] = []): Promise<string> {
+    // With the option's name before it a domain called `--all` is no option.
+    const which = `--domain=${typeof domain === "string" ? domain : domain.uuid}`;
+    return this.#run(command, nameOf(domain), [which, ...args]);
+  }
+
+  /** @param domain for messages */
+  async #run(command: string, domain: string, args: readonly string[]): Promise<string> {
     const { connect, signal, timeoutMs = 90_000 } = this.#options;
     signal?.throwIfAborted();
     const result = await execa(
       "virsh",
-      [
-        "--quiet",
-        ...(connect === undefined ? [] : [`--connect=${connect}`]),
-        command,
-        // With the option's name before it a domain called `--all` is no option.
-        `--domain=${typeof domain === "string" ? domain : domain.uuid}`,
-        ...args,
-      ],
+      ["--quiet", ...(connect === undefined ? [] : [`--connect=${connect}`]), command, ...args],
       {
         // Messages are told apart by their texts, which must not be translations.
         env: { LC_ALL: "C" },
@@ -151,7 +167,7 @@ export class Virsh {
     );
     if (!result.failed) return result.stdout;
     signal?.throwIfAborted();
-    throw failure(command, nameOf(domain), connect, result);
+    throw failure(command, domain, connect, result);
   }
 }
 

@@ -2,7 +2,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { BufferPool } from "../../src/backup/buffer-pool.js";
-import { CompressLanding } from "../../src/backup/compress-landing.js";
+import { CollectLanding } from "../../src/backup/collect-landing.js";
 import { maskStretches, slotsOf } from "../../src/backup/image/image.js";
 import type { PlannedRun, Segment } from "../../src/backup/plan.js";
 
@@ -37,7 +37,7 @@ function expectedSlots(): Buffer {
   return slots.subarray(0, slots.length - 512);
 }
 
-describe("CompressLanding", () => {
+describe("CollectLanding", () => {
   it("puts pieces of any size and order, and what was read along, into the slots of a used buffer", async () => {
     await fc.assert(
       fc.asyncProperty(
@@ -47,7 +47,7 @@ describe("CompressLanding", () => {
           const buffer = new ArrayBuffer(SEGMENT.clusters * CLUSTER + 512);
           new Uint8Array(buffer).fill(0xee);
           const filled: ArrayBuffer[] = [];
-          const landing = new CompressLanding(SEGMENT, GEOMETRY, buffer, (full) => {
+          const landing = new CollectLanding(SEGMENT, GEOMETRY, buffer, (full) => {
             filled.push(full);
             return Promise.resolve({ outcomes: [], buffer: full });
           });
@@ -73,7 +73,7 @@ describe("CompressLanding", () => {
   it("takes the server's word for zeroes, and the later bytes where some come twice", async () => {
     const buffer = new ArrayBuffer(SEGMENT.clusters * CLUSTER);
     new Uint8Array(buffer).fill(0xee);
-    const landing = new CompressLanding(SEGMENT, GEOMETRY, buffer, (full) =>
+    const landing = new CollectLanding(SEGMENT, GEOMETRY, buffer, (full) =>
       Promise.resolve({ outcomes: [], buffer: full }),
     );
     landing.data(0, DISK.subarray(0, GEOMETRY.virtualSize));

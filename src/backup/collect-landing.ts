@@ -1,4 +1,3 @@
-import type { CompressedSegment } from "./compress-segment.js";
 import { type Geometry, slotsOf } from "./image/image.js";
 import { type Place, placeAt, placesOf } from "./places.js";
 import type { Segment } from "./plan.js";
@@ -6,34 +5,34 @@ import type { Landing } from "./pull.js";
 
 /**
  * Collects a segment's bytes in a buffer, each cluster in its slot, as `Segment` draws them. What a partial cluster leaves
- * undefined is zeroes, whatever the buffer was used for before. When all have come, the buffer is handed on to be
- * compressed.
+ * undefined is zeroes, whatever the buffer was used for before. When all have come, the buffer is handed on: to be
+ * compressed, or written to a target that takes its time.
  */
-export class CompressLanding implements Landing<Promise<CompressedSegment>> {
+export class CollectLanding<T> implements Landing<Promise<T>> {
   readonly places: readonly Place[];
   firstByte: number | undefined;
   readonly #buffer: ArrayBuffer;
   readonly #bytes: Uint8Array;
   readonly #clusterSize: number;
-  readonly #compress: (buffer: ArrayBuffer) => Promise<CompressedSegment>;
+  readonly #handOn: (buffer: ArrayBuffer) => Promise<T>;
   /** Where the next piece probably goes. */
   #hint = 0;
 
   /**
    * @param buffer with room for the segment's clusters; belongs to the landing until `settle` hands it on
-   * @param compress takes the buffer over
+   * @param handOn takes the buffer over
    */
   constructor(
     segment: Segment,
     geometry: Geometry,
     buffer: ArrayBuffer,
-    compress: (buffer: ArrayBuffer) => Promise<CompressedSegment>,
+    handOn: (buffer: ArrayBuffer) => Promise<T>,
   ) {
     this.places = placesOf(segment, geometry);
     this.#buffer = buffer;
     this.#bytes = new Uint8Array(buffer);
     this.#clusterSize = geometry.clusterSize;
-    this.#compress = compress;
+    this.#handOn = handOn;
     this.#clearPartial(segment);
   }
 
@@ -49,8 +48,8 @@ export class CompressLanding implements Landing<Promise<CompressedSegment>> {
     });
   }
 
-  settle(): Promise<CompressedSegment> {
-    return this.#compress(this.#buffer);
+  settle(): Promise<T> {
+    return this.#handOn(this.#buffer);
   }
 
   /** What of a piece is wanted, as guest offsets `start` to `stop`, and where in the buffer it goes. */

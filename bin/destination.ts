@@ -1,0 +1,89 @@
+import { mkdir, rmdir, stat } from "node:fs/promises";
+import { dirname, join, resolve } from "node:path";
+import { UsageError } from "../src/backup/errors.js";
+import type { ImageFormat } from "../src/backup/image/create.js";
+import type { Repository } from "../src/backup/repository.js";
+import { refuseInside } from "../src/backup/restore.js";
+
+/** Where a restore goes. */
+export type Destination =
+  | {
+      readonly kind: "files";
+      readonly folder: string;
+      /** The folder is made if it isn't there. */
+      readonly make: boolean;
+      readonly pathOf: (disk: string) => string;
+    }
+  /** A block device, or an NBD URI: what is there is written over. */
+  | { readonly kind: "device" | "export"; readonly name: string; readonly disk: string };
+
+export interface DestinationOptions {
+  readonly to: string;
+  readonly disk?: readonly string[];
+  readonly format?: ImageFormat;
+  readonly force?: true;
+}
+
+/**
+ * What `--to` means: an NBD URI, a block device, a file (with one `--disk`, unless a folder is there already), or else a
+ * folder that gets one file a disk.
+ * @throws {UsageError}
+ */
+export async function destinationOf(
+  repository: Repository,
+  options: DestinationOptions,
+): Promise<Destination> {
+  const { to, disk: wanted, format } = options;
+  if (/^nbds?(\+\w+)?:\/\//i.test(to)) return overwritten("export", options);
+  const found = await stat(to).catch(() => undefined);
+  if (found?.isBlockDevice()) return overwritten("device", options);
+  await refuseInside(repository, to);
+  if (found && !found.isDirectory() && !found.isFile()) {
+    throw new UsageError("E_TARGET", `${to} is neither a file, a folder nor a block device: name one`);
+  }
+  const isFolder = found?.isDirectory() ?? wanted?.length !== 1;
+  if (!isFolder && wanted?.length !== 1) {
+    throw new UsageError("E_TARGET", `${to} is a file: name a folder for all disks, or one --disk`);
+  }
+  if (!isFolder) return { kind: "files", folder: dirname(to), make: false, pathOf: () => to };
+  return { kind: "files", folder: to, make: true, pathOf: (disk) => join(to, `${disk}.${format ?? "raw"}`) };
+}
+
+/** There is always something there, so `--force` has to be said. */
+function overwritten(kind: "device" | "export", options: DestinationOptions): Destination {
+  const { to: name, disk: wanted = [], format, force } = options;
+  const what = kind === "device" ? "a block device" : "an NBD export";
+  const [disk, ...others] = wanted;
+  if (disk === undefined || others.length > 0) {
+    throw new UsageError("E_TARGET", `${name} is ${what}, which takes one disk: name it with --disk`);
+  }
+  if (format === "qcow2") {
+    throw new UsageError("E_TARGET", `${name} is ${what}, which is written raw: leave out --format qcow2`);
+  }
+  if (!force) {
+    const message = `${name} is ${what}: what it holds would be overwritten, and was not touched. Say --force if that is meant`;
+    throw new UsageError("E_EXISTS", message, { details: { target: name } });
+  }
+  return { kind, name, disk };
+}
+
+/** Does `work` with a folder that is there; one that was made for it goes again if that fails and leaves nothing in it. */
+export async function inFolder<T>(folder: string, work: () => Promise<T>): Promise<T> {
+  const first = await mkdir(folder, { recursive: true });
+  try {
+    return await work();
+  } catch (error) {
+    if (first !== undefined) await removeEmpty(resolve(folder), dirname(resolve(first)));
+    throw error;
+  }
+}
+
+async function removeEmpty(folder: string, above: string): Promise<void> {
+  for (let path = folder; path !== above; path = dirname(path)) {
+    const removed = await rmdir(path).then(
+      () => true,
+      () => false,
+    );
+    if (!removed) return;
+  }
+}

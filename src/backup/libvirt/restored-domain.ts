@@ -1,0 +1,219 @@
+import { randomBytes, randomUUID } from "node:crypto";
+import { parseDomain } from "./domain-xml.js";
+import { formatTree, parseTree, XmlElement } from "./xml-tree.js";
+
+/** Where a disk of the new domain is stored. */
+export interface RestoredPlace {
+  readonly kind: "file" | "block";
+  /** Absolute. */
+  readonly path: string;
+  readonly format: "qcow2" | "raw";
+}
+
+export interface RestoredDomain {
+  readonly xml: string;
+  readonly uuid: string;
+  /** What whoever starts it should know. */
+  readonly warnings: readonly string[];
+}
+
+/**
+ * A domain's definition, running or not, as that of another domain that can live beside the old one: another name, UUID,
+ * generation id and MAC addresses, its own disks, and nothing that only the old one's run knew or that is the old one's
+ * alone. What is not known here stays as it is.
+ *
+ * Disks that were not restored are left out, so that the two never write to the same one; CD drives and disks that can
+ * only be read stay.
+ *
+ * @param places of the restored disks, by their names in the domain
+ * @throws {BackupError} `E_DOMAIN_XML`, or that and an element's name
+ */
+export function restoredDomain(
+  xml: string,
+  name: string,
+  places: ReadonlyMap<string, RestoredPlace>,
+): RestoredDomain {
+  parseDomain(xml);
+  const domain = parseTree(xml, "domain");
+  const warnings: string[] = [];
+  const uuid = randomUUID();
+  rename(domain, name, uuid);
+  for (const devices of domain.all("devices")) {
+    moveDisks(devices, places, warnings);
+    for (const device of devices.elements) {
+      dropAlias(device);
+      for (const part of device.elements) dropAlias(part);
+    }
+    renewAddresses(devices);
+    forgetSockets(devices, warnings);
+    noteShared(devices, warnings);
+  }
+  forgetFirmwareState(domain, warnings);
+  forgetLabels(domain);
+  if (domain.elements.some((element) => element.name === "qemu:commandline")) {
+    warnings.push("its <qemu:commandline> was kept: see whether it names files of the old domain");
+  }
+  return { xml: formatTree(domain), uuid, warnings };
+}
+
+function rename(domain: XmlElement, name: string, uuid: string): void {
+  domain.removeAttribute("id");
+  domain.first("name")?.setText(name);
+  domain.first("uuid")?.setText(uuid);
+  // Without a value libvirt makes one: Windows has to learn that it was set back in time.
+  for (const genid of domain.all("genid")) genid.clear();
+  for (const entry of domain.all("sysinfo", "system", "entry")) {
+    if (entry.attribute("name") === "uuid") entry.setText(uuid);
+  }
+}
+
+function moveDisks(
+  devices: XmlElement,
+  places: ReadonlyMap<string, RestoredPlace>,
+  warnings: string[],
+): void {
+  devices.removeWhere((disk) => {
+    if (disk.name !== "disk") return false;
+    const target = disk.first("target")?.attribute("dev") ?? "";
+    const place = places.get(target);
+    if (place) {
+      moveDisk(disk, place, warnings);
+      return false;
+    }
+    disk.remove("backingStore", "mirror");
+    for (const source of disk.all("source")) source.removeAttribute("index");
+    if (disk.attribute("device") === "cdrom" || disk.first("readonly")) return false;
+    warnings.push(`disk ${target} was not restored and is left out of the definition`);
+    return true;
+  });
+}
+
+function moveDisk(disk: XmlElement, place: RestoredPlace, warnings: string[]): void {
+  const { kind, path, format } = place;
+  disk.setAttribute("type", kind);
+  // A LUN that is passed through would have to be one again.
+  if (disk.attribute("device") === "lun") {
+    disk.setAttribute("device", "disk");
+    disk.removeAttribute("rawio", "sgio");
+  }
+  const wasEncrypted = disk.first("encryption") ?? disk.first("source", "encryption");
+  if (wasEncrypted) {
+    const target = disk.first("target")?.attribute("dev");
+    warnings.push(`disk ${target} was encrypted, and what was restored is not`);
+  }
+  disk.remove("backingStore", "mirror", "auth", "encryption");
+  const driver = disk.first("driver") ?? XmlElement.create("driver");
+  driver.setAttribute("name", "qemu");
+  driver.setAttribute("type", format);
+  disk.replace(driver);
+  disk.replace(XmlElement.create("source", kind === "file" ? { file: path } : { dev: path }));
+}
+
+/** Aliases are given at every start; those that begin with `ua-` are the user's own. */
+function dropAlias(element: XmlElement): void {
+  element.removeWhere((child) => child.name === "alias" && !child.attribute("name")?.startsWith("ua-"));
+}
+
+function renewAddresses(devices: XmlElement): void {
+  const used = new Set(devices.all("interface", "mac").map((mac) => mac.attribute("address")?.toLowerCase()));
+  for (const nic of devices.all("interface")) {
+    for (const mac of nic.all("mac")) {
+      const address = newMac(used);
+      used.add(address);
+      mac.setAttribute("address", address);
+    }
+    for (const source of nic.all("source")) source.removeAttribute("portid");
+    if (nic.attribute("type") === "network") nic.first("source")?.removeAttribute("bridge");
+    for (const parameters of nic.all("virtualport", "parameters")) parameters.removeAttribute("interfaceid");
+    // Names that the host gave; libvirt leaves out the same ones when it defines a domain.
+    nic.removeWhere(
+      (child) =>
+        child.name === "target" && /^(vnet|macvtap|macvlan|vif)\d/.test(child.attribute("dev") ?? ""),
+    );
+  }
+  for (const cid of devices.all("vsock", "cid")) {
+    cid.setAttribute("auto", "yes");
+    cid.removeAttribute("address");
+  }
+}
+
+/** From QEMU's range, and none that the domain has had. */
+function newMac(used: ReadonlySet<string | undefined>): string {
+  for (;;) {
+    const address = [
+      "52",
+      "54",
+      "00",
+      ...[...randomBytes(3)].map((byte) => byte.toString(16).padStart(2, "0")),
+    ];
+    const text = address.join(":");
+    if (!used.has(text)) return text;
+  }
+}
+
+/** What libvirt makes at every start, under a path with the domain's name or its run's number. */
+const MADE_BY_LIBVIRT = /^\/(var\/lib|run|var\/run)\/libvirt\//;
+const CHARACTER_DEVICES = ["serial", "parallel", "console", "channel", "redirdev", "smartcard"];
+/** Kinds that have nothing on the host that two domains could quarrel about. */
+const UNSHARED = new Set(["pty", "null", "vc", "stdio", "spicevmc", "spiceport", "qemu-vdagent"]);
+
+/** Sockets, terminals and ports of the old domain's run; those that somebody chose are only told. */
+function forgetSockets(devices: XmlElement, warnings: string[]): void {
+  for (const device of devices.elements.filter(({ name }) => CHARACTER_DEVICES.includes(name))) {
+    const type = device.attribute("type") ?? "pty";
+    device.removeAttribute("tty");
+    for (const target of device.all("target")) target.removeAttribute("state");
+    const isMade = device
+      .all("source")
+      .some((source) => MADE_BY_LIBVIRT.test(source.attribute("path") ?? ""));
+    if (type === "pty" || isMade) device.remove("source");
+    else if (!UNSHARED.has(type) && device.first("source")) {
+      warnings.push(`its <${device.name} type='${type}'> was kept as it is: the old domain uses it too`);
+    }
+  }
+  for (const graphics of devices.all("graphics")) {
+    if (graphics.attribute("autoport") === "yes") graphics.removeAttribute("port", "tlsPort");
+    else if (graphics.attribute("port") !== undefined && graphics.attribute("port") !== "-1") {
+      warnings.push(`its <graphics> keeps port ${graphics.attribute("port")}, which the old domain uses too`);
+    }
+    for (const place of [graphics, ...graphics.all("listen")]) {
+      if (MADE_BY_LIBVIRT.test(place.attribute("socket") ?? "")) place.removeAttribute("socket");
+    }
+  }
+}
+
+/** Things of the host that two running domains can't have both, or that both would write to. */
+function noteShared(devices: XmlElement, warnings: string[]): void {
+  const kept = devices.elements.filter(
+    (device) =>
+      ["hostdev", "filesystem", "shmem"].includes(device.name) ||
+      // A virtual NVDIMM is a file that both would write to; other modules are plain memory.
+      (device.name === "memory" && device.first("source", "path")),
+  );
+  for (const name of new Set(kept.map((device) => device.name))) {
+    warnings.push(`its <${name}> was kept: the old domain uses the same of the host`);
+  }
+}
+
+function forgetFirmwareState(domain: XmlElement, warnings: string[]): void {
+  for (const os of domain.all("os")) {
+    for (const nvram of os.all("nvram")) {
+      nvram.clear();
+      nvram.removeAttribute("type");
+      warnings.push("its NVRAM is made anew at the first start: the firmware's variables were not backed up");
+    }
+    os.removeWhere((child) => child.name === "nvram" && child.attribute("template") === undefined);
+  }
+  for (const backend of domain.all("devices", "tpm", "backend")) {
+    if (backend.attribute("type") !== "emulator") continue;
+    backend.remove("source");
+    warnings.push("its TPM begins empty: what was sealed in the old domain's can't be opened");
+  }
+}
+
+/** Labels that were made for one run; those that somebody set stay. */
+function forgetLabels(domain: XmlElement): void {
+  for (const label of domain.all("seclabel")) {
+    if (label.attribute("type") === "dynamic") label.remove("label", "imagelabel");
+  }
+}

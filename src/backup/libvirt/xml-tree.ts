@@ -1,0 +1,156 @@
+/**
+ * A document as a tree that can be changed and written again: what isn't touched stays as it is, in its order, whether or
+ * not anybody here knows it. Values are kept as they are written, entities included; `setAttribute` and `setText` escape.
+ */
+import { XMLBuilder, XMLParser } from "fast-xml-parser";
+
+const SHARED = {
+  preserveOrder: true,
+  ignoreAttributes: false,
+  attributeNamePrefix: "",
+  processEntities: false,
+  commentPropName: "#comment",
+  cdataPropName: "#cdata",
+} as const;
+
+const parser = new XMLParser({
+  ...SHARED,
+  parseTagValue: false,
+  parseAttributeValue: false,
+  trimValues: false,
+  ignoreDeclaration: true,
+  ignorePiTags: true,
+});
+
+const builder = new XMLBuilder({ ...SHARED, suppressEmptyNode: true, suppressBooleanAttributes: false });
+
+/** The parser's form: an element under its name, its attributes under `:@`, text and the like under `#` names. */
+type Raw = Record<string, unknown>;
+const ATTRIBUTES = ":@";
+
+/** Text, a comment or a CDATA section: kept as the parser has it. */
+interface Other {
+  readonly raw: Raw;
+}
+
+export class XmlElement {
+  readonly name: string;
+  readonly #attributes: Map<string, string>;
+  #children: (XmlElement | Other)[];
+
+  private constructor(name: string, attributes: Map<string, string>, children: (XmlElement | Other)[]) {
+    this.name = name;
+    this.#attributes = attributes;
+    this.#children = children;
+  }
+
+  static create(name: string, attributes: Readonly<Record<string, string>> = {}): XmlElement {
+    const element = new XmlElement(name, new Map(), []);
+    for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+    return element;
+  }
+
+  /** Undefined where it isn't there. */
+  attribute(name: string): string | undefined {
+    return this.#attributes.get(name);
+  }
+
+  setAttribute(name: string, value: string): void {
+    this.#attributes.set(name, escaped(value));
+  }
+
+  removeAttribute(...names: readonly string[]): void {
+    for (const name of names) this.#attributes.delete(name);
+  }
+
+  get elements(): readonly XmlElement[] {
+    return this.#children.filter((child) => child instanceof XmlElement);
+  }
+
+  /** The child elements at the end of a path of names. */
+  all(...path: readonly string[]): readonly XmlElement[] {
+    const [first, ...rest] = path;
+    const found = this.elements.filter(({ name }) => name === first);
+    return rest.length === 0 ? found : found.flatMap((child) => child.all(...rest));
+  }
+
+  first(...path: readonly string[]): XmlElement | undefined {
+    return this.all(...path)[0];
+  }
+
+  setText(text: string): void {
+    this.#children = [{ raw: { "#text": escaped(text) } }];
+  }
+
+  clear(): void {
+    this.#children = [];
+  }
+
+  /** Where the old one stands, or at the end where there is none. */
+  replace(child: XmlElement): void {
+    const at = this.#children.findIndex((old) => old instanceof XmlElement && old.name === child.name);
+    if (at < 0) this.#children.push(child);
+    else this.#children[at] = child;
+  }
+
+  /** Removes the child elements that fit, and the line breaks before them. */
+  removeWhere(fits: (child: XmlElement) => boolean): void {
+    const kept: (XmlElement | Other)[] = [];
+    for (const child of this.#children) {
+      if (!(child instanceof XmlElement) || !fits(child)) kept.push(child);
+      else if (isBlank(kept.at(-1))) kept.pop();
+    }
+    this.#children = kept;
+  }
+
+  remove(...names: readonly string[]): void {
+    this.removeWhere(({ name }) => names.includes(name));
+  }
+
+  /** @internal */
+  static of(name: string, raw: Raw): XmlElement {
+    const attributes = Object.entries((raw[ATTRIBUTES] ?? {}) as Record<string, string>);
+    const children = (raw[name] as Raw[]).map((child) => {
+      const key = Object.keys(child).find((candidate) => candidate !== ATTRIBUTES) ?? "#text";
+      return key.startsWith("#") ? { raw: child } : XmlElement.of(key, child);
+    });
+    return new XmlElement(name, new Map(attributes), children);
+  }
+
+  /** @internal */
+  toRaw(): Raw {
+    // The builder puts values between double quotes, whatever stood there before.
+    const attributes = [...this.#attributes].map(([key, value]) => [key, value.replaceAll('"', "&quot;")]);
+    return {
+      [this.name]: this.#children.map((child) => (child instanceof XmlElement ? child.toRaw() : child.raw)),
+      ...(attributes.length > 0 ? { [ATTRIBUTES]: Object.fromEntries(attributes) } : {}),
+    };
+  }
+}
+
+/** @param xml well-formed, with one root called `root`: see `parseDocument` */
+export function parseTree(xml: string, root: string): XmlElement {
+  const nodes = parser.parse(xml.replace(/^\uFEFF/, "")) as Raw[];
+  const raw = nodes.find((node) => Object.hasOwn(node, root));
+  if (!raw) throw new RangeError(`the document has no root <${root}>`);
+  return XmlElement.of(root, raw);
+}
+
+export function formatTree(root: XmlElement): string {
+  return `${builder.build([root.toRaw()])}\n`;
+}
+
+function isBlank(child: XmlElement | Other | undefined): boolean {
+  if (child === undefined || child instanceof XmlElement) return false;
+  const text = child.raw["#text"];
+  return typeof text === "string" && text.trim() === "";
+}
+
+function escaped(text: string): string {
+  return text
+    .replaceAll("&", "&amp;")
+    .replaceAll("<", "&lt;")
+    .replaceAll(">", "&gt;")
+    .replaceAll('"', "&quot;")
+    .replaceAll("'", "&apos;");
+}
