@@ -1,0 +1,481 @@
+/** Restores to what is there already: NBD exports of real servers, and block devices. */
+import { randomFillSync } from "node:crypto";
+import { constants } from "node:fs";
+import { mkdir, open, readFile, rm, stat, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { execa } from "execa";
+import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { freePort, listensOn, makeFolder, startNbdkit, startQemu } from "../nbd/servers.js";
+import { attachLoop, describeWithLoop } from "../support/loop-device.js";
+import { MemoryChain } from "../support/memory-chain.js";
+import { finished, nbdpull, type Ran, startNbdpull } from "../support/nbdpull.js";
+import { describeWith, findTool } from "../support/tools.js";
+
+const CLUSTER = 64 * 1024;
+const SIZE = 96 * CLUSTER + 3 * 512;
+/** Larger than the disk, and no multiple of a large block. */
+const TARGET = SIZE + 5 * CLUSTER + 512;
+
+let chain: MemoryChain;
+beforeEach(async () => {
+  chain = await MemoryChain.start(SIZE);
+});
+afterEach(async () => {
+  await chain[Symbol.asyncDispose]();
+});
+
+/** A full and two increments, with data, zeroes among data, whole stretches of zeroes and a ragged end. */
+async function threePoints(): Promise<void> {
+  const { disk } = chain;
+  disk.write(0, randomFillSync(Buffer.alloc(20 * CLUSTER)));
+  disk.write(5 * CLUSTER, Buffer.alloc(2 * CLUSTER));
+  disk.write(SIZE - 700, Buffer.alloc(700, 0x12));
+  await chain.take();
+  disk.write(3 * CLUSTER + 512, Buffer.alloc(512, 0x22));
+  disk.write(60 * CLUSTER, randomFillSync(Buffer.alloc(17 * CLUSTER)));
+  disk.writeZeroes(8 * CLUSTER, 3 * CLUSTER);
+  await chain.take();
+  disk.write(9 * CLUSTER, Buffer.alloc(CLUSTER, 0x33));
+  disk.discard(0, CLUSTER);
+  disk.write(SIZE - 512, Buffer.alloc(512, 0x34));
+  await chain.take();
+}
+
+const repo = (): string => chain.repository.path;
+const idAt = (index: number): string => chain.points.at(index)?.id ?? "none";
+const garbage = (): Buffer => randomFillSync(Buffer.alloc(TARGET));
+
+async function contentOf(id: string): Promise<Buffer> {
+  return Buffer.from((await chain.contents.get(id)?.read(0, SIZE)) ?? []);
+}
+
+/** The point, and behind it what was there before. */
+async function expectRestored(found: Buffer, before: Buffer, id = idAt(-1)): Promise<void> {
+  expect(found.length).toBe(before.length);
+  expect(found.subarray(0, SIZE).equals(await contentOf(id))).toBe(true);
+  expect(found.subarray(SIZE).equals(before.subarray(SIZE))).toBe(true);
+}
+
+function restoreTo(target: string, ...args: readonly string[]): Promise<Ran> {
+  return nbdpull("restore", repo(), "--disk", "vda", "--to", target, "--force", "--json", ...args);
+}
+
+/** Changes one byte of a point's file. */
+async function flip(path: string, position: number): Promise<void> {
+  const file = await open(path, "r+");
+  const byte = Buffer.alloc(1);
+  await file.read(byte, 0, 1, position);
+  await file.write(Buffer.from([byte.readUInt8() ^ 0x40]), 0, 1, position);
+  await file.close();
+}
+
+describeWith(["nbdkit", "qemu-nbd"], "a restore to an export", () => {
+  it.each([
+    ["nbdkit", []],
+    ["nbdkit without WRITE_ZEROES", ["--filter=nozero"]],
+    ["nbdkit without WRITE_ZEROES and without extents", ["--filter=nozero", "--filter=noextents"]],
+    [
+      "nbdkit with blocks of 4 KiB and no more than 64 KiB",
+      [
+        "--filter=blocksize-policy",
+        "blocksize-minimum=4096",
+        "blocksize-preferred=4096",
+        "blocksize-maximum=65536",
+        "blocksize-error-policy=error",
+      ],
+    ],
+    [
+      "nbdkit with blocks of 4 KiB, without WRITE_ZEROES",
+      [
+        "--filter=blocksize-policy",
+        "--filter=nozero",
+        "blocksize-minimum=4096",
+        "blocksize-preferred=4096",
+        "blocksize-maximum=1M",
+        "blocksize-error-policy=error",
+      ],
+    ],
+    ["nbdkit over one connection at a time", ["--filter=noparallel", "serialize=connections"]],
+  ])("leaves exactly the point on what was full of garbage: %s", async (_, options) => {
+    await threePoints();
+    await using folder = await makeFolder();
+    const image = join(folder.path, "target");
+    const before = garbage();
+    await writeFile(image, before);
+    const filters = options.filter((option) => option.startsWith("--"));
+    const parameters = options.filter((option) => !option.startsWith("--"));
+    await using server = await startNbdkit(folder, ...filters, "file", image, ...parameters);
+    for (const id of chain.points.map((point) => point.id).reverse()) {
+      const ran = await restoreTo(server.uri, "--at", id);
+      expect([ran.code, ran.stderr]).toEqual([
+        0,
+        `${server.uri} is larger: its last ${TARGET - SIZE} bytes stay as they were`,
+      ]);
+      expect(ran.json()).toMatchObject({
+        point: id,
+        disks: [
+          {
+            disk: "vda",
+            path: server.uri,
+            format: "raw",
+            virtualSize: SIZE,
+            targetSize: TARGET,
+            proven: true,
+          },
+        ],
+      });
+      await expectRestored(await readFile(image), before, id);
+    }
+  });
+
+  it("leaves exactly the point in qemu-nbd's image, over several connections", async () => {
+    await threePoints();
+    await using folder = await makeFolder();
+    const image = join(folder.path, "target");
+    const before = randomFillSync(Buffer.alloc(TARGET));
+    await writeFile(image, before);
+    await using server = await startQemu(folder, "-f", "raw", "--discard=unmap", image);
+    expect((await restoreTo(server.uri, "--connections", "4")).code).toBe(0);
+    await expectRestored(await readFile(image), before);
+  });
+
+  it("asks for zeroes and a flush, and with --no-fsync for no flush", async () => {
+    await threePoints();
+    await using folder = await makeFolder();
+    for (const [args, flushed] of [
+      [[], true],
+      [["--no-fsync"], false],
+    ] as const) {
+      const log = join(folder.path, `log-${flushed}`);
+      await using server = await startNbdkit(
+        folder,
+        "--filter=log",
+        "memory",
+        String(SIZE),
+        `logfile=${log}`,
+      );
+      expect((await restoreTo(server.uri, ...args)).code).toBe(0);
+      const requests = await readFile(log, "utf8");
+      expect([requests.includes(" Flush "), requests.includes(" Zero ")]).toEqual([flushed, true]);
+      expect(requests).not.toContain(" Trim ");
+    }
+  });
+
+  it("leaves holes where there is nothing to zero, though the server can't zero by itself", async () => {
+    await threePoints();
+    await using folder = await makeFolder();
+    const image = join(folder.path, "target");
+    const file = await open(image, "w");
+    await file.truncate(SIZE);
+    await file.close();
+    await using server = await startNbdkit(folder, "--filter=nozero", "file", image);
+    expect((await restoreTo(server.uri)).code).toBe(0);
+    await expectRestored(await readFile(image), Buffer.alloc(SIZE));
+    expect((await stat(image)).blocks * 512).toBeLessThan(45 * CLUSTER);
+  });
+
+  it("is refused before anything is written", async () => {
+    await threePoints();
+    await using folder = await makeFolder();
+    const image = join(folder.path, "small");
+    const before = randomFillSync(Buffer.alloc(SIZE - 512));
+    await writeFile(image, before);
+    await using small = await startNbdkit(folder, "file", image);
+    await using readOnly = await startNbdkit(folder, "--readonly", "memory", String(SIZE));
+    await using named = await startQemu(folder, "-f", "raw", "-x", "vda", image);
+    const to = ["restore", repo(), "--json", "--to"];
+    const refused: [string[], number, string, RegExp][] = [
+      [[...to, small.uri, "--disk", "vda", "--force"], 4, "E_TARGET_TOO_SMALL", /nothing was written/],
+      [[...to, readOnly.uri, "--disk", "vda", "--force"], 4, "E_TARGET_READ_ONLY", /read-only/],
+      [[...to, named.uri, "--disk", "vda", "--force"], 4, "NBD_EXPORT_UNKNOWN", /export/],
+      [[...to, small.uri, "--disk", "vda"], 2, "E_EXISTS", /--force/],
+      [[...to, small.uri, "--force"], 2, "E_TARGET", /--disk/],
+      [[...to, small.uri, "--disk", "vda", "--force", "--format", "qcow2"], 2, "E_TARGET", /raw/],
+      [[...to, small.uri, "--disk", "vda", "--force", "--define"], 2, "E_DEFINE", /--define/],
+      [[...to, "nbd+vsock://1/x", "--disk", "vda", "--force"], 2, "NBD_URI_UNSUPPORTED", /vsock/],
+    ];
+    for (const [args, code, error, message] of refused) {
+      const ran = await nbdpull(...args);
+      expect([ran.code, ran.json(), ran.stderr]).toMatchObject([
+        code,
+        { error: { code: error } },
+        expect.stringMatching(message),
+      ]);
+    }
+    expect((await readFile(image)).equals(before)).toBe(true);
+  });
+
+  it("says that the target is half-written where the server fails a write, hangs up, or a signal comes", async () => {
+    await threePoints();
+    await using folder = await makeFolder();
+    await using failing = await startNbdkit(
+      folder,
+      "--filter=error",
+      "memory",
+      String(SIZE),
+      "error-pwrite-rate=100%",
+    );
+    const failed = await restoreTo(failing.uri);
+    expect([failed.code, failed.json()]).toMatchObject([
+      1,
+      { error: { code: "NBD_REQUEST_FAILED", halfWritten: true, target: failing.uri } },
+    ]);
+
+    const slow = ["--filter=delay", "memory", String(SIZE), "delay-write=300ms", "delay-zero=300ms"];
+    const log = join(folder.path, "log");
+    const hasBegun = () =>
+      readFile(log, "utf8").then(
+        (text) => / (?:Write|Zero) /.test(text),
+        () => false,
+      );
+    await using dying = await startNbdkit(folder, "--filter=log", ...slow, `logfile=${log}`);
+    const args = (uri: string) => [
+      ...["restore", repo(), "--disk", "vda", "--to", uri, "--force", "--json"],
+      ...["--limit-rate", "1M", "--request-size", "64K"],
+    ];
+    const lost = startNbdpull(args(dying.uri));
+    await expect.poll(hasBegun).toBe(true);
+    await dying.kill();
+    expect(await finished(lost)).toMatchObject({ code: 1, stderr: expect.stringContaining("half-written") });
+
+    await rm(log);
+    await using server = await startNbdkit(folder, "--filter=log", ...slow, `logfile=${log}`);
+    const interrupted = startNbdpull(args(server.uri));
+    await expect.poll(hasBegun).toBe(true);
+    interrupted.kill("SIGINT");
+    const ran = await finished(interrupted);
+    expect(ran).toMatchObject({ code: 130, stderr: expect.stringContaining("half-written") });
+    expect(ran.stderr).not.toContain("removed");
+    // The same again is all that it takes.
+    expect((await restoreTo(server.uri)).code).toBe(0);
+    const copy = join(folder.path, "copy");
+    await execa("nbdcopy", [server.uri, copy]);
+    await expectRestored(await readFile(copy), Buffer.alloc(SIZE));
+  });
+});
+
+describeWith(["nbd-server"], "a restore to nbd-server", () => {
+  it("leaves exactly the point on what was full of garbage, though it can neither zero nor tell of blocks", async () => {
+    await threePoints();
+    await using folder = await makeFolder();
+    const image = join(folder.path, "target");
+    const before = garbage();
+    await writeFile(image, before);
+    const port = await freePort();
+    const config = join(folder.path, "config");
+    const pidFile = join(folder.path, "pid");
+    await writeFile(
+      config,
+      `[generic]\nlistenaddr = 127.0.0.1\nport = ${port}\n[disk]\nexportname = ${image}\nflush = true\n`,
+    );
+    await execa(findTool("nbd-server") ?? "nbd-server", ["-C", config, "-p", pidFile]);
+    try {
+      await expect.poll(() => listensOn(port)).toBe(true);
+      expect((await restoreTo(`nbd://127.0.0.1:${port}/disk`)).code).toBe(0);
+      await expectRestored(await readFile(image), before);
+    } finally {
+      process.kill(Number(await readFile(pidFile, "utf8")), "SIGTERM");
+    }
+  });
+});
+
+describeWithLoop("a restore to a block device", () => {
+  it.each([512, 4096])(
+    "leaves exactly the point on what was full of garbage: blocks of %d",
+    async (block) => {
+      await threePoints();
+      await using folder = await makeFolder();
+      const image = join(folder.path, "target");
+      // A device has whole blocks only.
+      const before = garbage().subarray(0, TARGET - (TARGET % 4096));
+      await writeFile(image, before);
+      await using device = await attachLoop(image, "--sector-size", String(block));
+      const ran = await restoreTo(device.path);
+      expect([ran.code, ran.json()]).toMatchObject([
+        0,
+        { disks: [{ path: device.path, targetSize: before.length, virtualSize: SIZE }] },
+      ]);
+      expect(ran.stderr).toContain("is larger");
+      await expectRestored(await readFile(image), before);
+    },
+  );
+
+  it("is refused where the device is in use, mounted, read-only or too small, and leaves it alone", async () => {
+    await threePoints();
+    await using folder = await makeFolder();
+    const image = join(folder.path, "target");
+    const before = garbage().subarray(0, TARGET - (TARGET % 4096));
+    await writeFile(image, before);
+    {
+      await using device = await attachLoop(image);
+      expect((await nbdpull("restore", repo(), "--disk", "vda", "--to", device.path)).code).toBe(2);
+      const holder = await open(device.path, constants.O_RDWR | constants.O_EXCL);
+      const held = await restoreTo(device.path);
+      await holder.close();
+      expect([held.code, held.json()]).toMatchObject([4, { error: { code: "E_TARGET_IN_USE" } }]);
+      expect(held.stderr).toContain("mounted");
+    }
+    {
+      await using device = await attachLoop(image, "--read-only");
+      const ran = await restoreTo(device.path);
+      expect([ran.code, ran.json()]).toMatchObject([4, { error: { code: "E_TARGET_READ_ONLY" } }]);
+    }
+    {
+      await using device = await attachLoop(image, "--sizelimit", String(SIZE - (SIZE % 4096)));
+      const ran = await restoreTo(device.path);
+      expect([ran.code, ran.json()]).toMatchObject([4, { error: { code: "E_TARGET_TOO_SMALL" } }]);
+    }
+    expect((await readFile(image)).equals(before)).toBe(true);
+  });
+
+  it("is refused where a file system on it is mounted", async ({ skip }) => {
+    await threePoints();
+    await using folder = await makeFolder();
+    const image = join(folder.path, "target");
+    await writeFile(image, Buffer.alloc(16 * 1024 * 1024));
+    await using device = await attachLoop(image);
+    const place = join(folder.path, "mounted");
+    await mkdir(place);
+    await execa(findTool("mkfs.ext4") ?? "mkfs.ext4", ["-q", device.path], { reject: false });
+    const mounted = await execa("mount", [device.path, place], { reject: false });
+    if (mounted.failed) skip("nothing can be mounted here");
+    const ran = await restoreTo(device.path);
+    await execa("umount", [place]);
+    expect([ran.code, ran.json()]).toMatchObject([4, { error: { code: "E_TARGET_IN_USE" } }]);
+  });
+
+  it("leaves holes where there is nothing to zero, also when it begins anew after it was killed", async () => {
+    await threePoints();
+    await using folder = await makeFolder();
+    const image = join(folder.path, "target");
+    const file = await open(image, "w");
+    await file.truncate(SIZE + 4096 - (SIZE % 4096));
+    await file.close();
+    await using device = await attachLoop(image);
+    const args = ["restore", repo(), "--disk", "vda", "--to", device.path, "--force"];
+    const run = startNbdpull([...args, "--limit-rate", "512K", "--request-size", "64K"]);
+    const reader = await open(device.path, "r");
+    const first = Buffer.alloc(512);
+    const hasBegun = () => reader.read(first, 0, 512, CLUSTER).then(() => first.some((byte) => byte !== 0));
+    await expect.poll(hasBegun).toBe(true);
+    await reader.close();
+    run.kill("SIGKILL");
+    await run.ended;
+    expect((await restoreTo(device.path)).code).toBe(0);
+    await expectRestored(await readFile(image), Buffer.alloc(SIZE + 4096 - (SIZE % 4096)));
+    expect((await stat(image)).blocks * 512).toBeLessThan(45 * CLUSTER);
+  });
+});
+
+describeWith(["nbdkit"], "a chain that isn't whole", () => {
+  /** Restores the newest point to an export and to a file; both stay as they were. */
+  async function expectUntouched(told: Record<string, unknown>, message: RegExp): Promise<void> {
+    await using folder = await makeFolder();
+    const image = join(folder.path, "target");
+    const before = garbage();
+    await writeFile(image, before);
+    await using server = await startNbdkit(folder, "file", image);
+    const over = await restoreTo(server.uri);
+    const file = join(folder.path, "vda.raw");
+    await writeFile(file, "precious");
+    const replaced = await restoreTo(file);
+    for (const ran of [over, replaced]) {
+      expect([ran.code, ran.stderr]).toEqual([3, expect.stringMatching(message)]);
+      expect(ran.json()).toMatchObject({ error: told });
+      expect(ran.stderr).not.toContain("half-written");
+    }
+    expect((await readFile(image)).equals(before)).toBe(true);
+    expect(await readFile(file, "utf8")).toBe("precious");
+  }
+
+  it("stops a restore before any target is touched: a point is missing", async () => {
+    await threePoints();
+    await rm(chain.repository.pointFolder(MemoryChain.domain, idAt(1)), { recursive: true });
+    await expectUntouched(
+      { code: "E_CHAIN", point: idAt(2), disk: "vda", restorable: [idAt(0)] },
+      new RegExp(`needs point ${idAt(1)}.*is missing.*Points that don't need it: ${idAt(0)}$`, "s"),
+    );
+  });
+
+  it("stops a restore before any target is touched: a manifest is not one", async () => {
+    await threePoints();
+    await writeFile(join(chain.repository.pointFolder(MemoryChain.domain, idAt(1)), "point.json"), "{");
+    await expectUntouched(
+      { code: "E_MANIFEST", point: idAt(1), disk: "vda", restorable: [idAt(0)] },
+      new RegExp(`Points that don't need it: ${idAt(0)}$`),
+    );
+  });
+
+  it("stops a restore before any target is touched: the point's own manifest is not one", async () => {
+    await threePoints();
+    await writeFile(join(chain.repository.pointFolder(MemoryChain.domain, idAt(2)), "point.json"), "{");
+    await expectUntouched(
+      { code: "E_MANIFEST", point: idAt(2), restorable: [idAt(1), idAt(0)] },
+      new RegExp(`Points that don't need it: ${idAt(1)}, ${idAt(0)}$`),
+    );
+  });
+
+  it("stops a restore before any target is touched: a link is newer than what is based on it", async () => {
+    await threePoints();
+    const path = join(chain.repository.pointFolder(MemoryChain.domain, idAt(1)), "point.json");
+    const manifest = await readFile(path, "utf8");
+    await writeFile(path, manifest.replace(`"parent": "${idAt(0)}"`, `"parent": "${idAt(2)}"`));
+    await expectUntouched({ code: "E_MANIFEST", point: idAt(1), restorable: [idAt(0)] }, /a parent is older/);
+  });
+
+  it.each(["digests", "qcow2"] as const)(
+    "stops a restore before any target is touched: a layer's %s are damaged",
+    async (suffix) => {
+      await threePoints();
+      const path = join(chain.repository.pointFolder(MemoryChain.domain, idAt(1)), `vda.${suffix}`);
+      // The last byte of the digest file, the first one of the image.
+      await flip(path, suffix === "qcow2" ? 0 : (await stat(path)).size - 1);
+      await expectUntouched(
+        { point: idAt(1), disk: "vda", restorable: [idAt(0)] },
+        new RegExp(`vda of point ${idAt(1)}.*Points that don't need it: ${idAt(0)}$`, "s"),
+      );
+    },
+  );
+
+  it("stops a restore before any target is touched: nothing is left that could be restored", async () => {
+    await threePoints();
+    await rm(chain.pathOf(chain.points[0] as never, "vda.qcow2"));
+    await expectUntouched(
+      { point: idAt(0), disk: "vda", restorable: [] },
+      /vda\.qcow2 is missing\. Points that don't need it: none$/,
+    );
+  });
+
+  it("is found out at its data while that is on its way, and says that the target is half-written", async () => {
+    await threePoints();
+    await flip(chain.pathOf(chain.points[0] as never, "vda.qcow2"), 15 * CLUSTER + 99);
+    await using folder = await makeFolder();
+    await using server = await startNbdkit(folder, "memory", String(SIZE));
+    const ran = await restoreTo(server.uri, "--in-flight", "64K", "--request-size", "64K");
+    expect([ran.code, ran.json()]).toMatchObject([
+      3,
+      {
+        error: {
+          code: "E_DAMAGED",
+          point: idAt(0),
+          disk: "vda",
+          guestOffset: expect.any(Number),
+          target: server.uri,
+          halfWritten: true,
+          restorable: [],
+        },
+      },
+    ]);
+    expect(ran.stderr).toMatch(/disk vda of point .* at guest offset \d+: .*half-written/);
+  });
+});
+
+describe("a folder that a restore made", () => {
+  it("goes again when nothing gets into it", async () => {
+    await threePoints();
+    await rm(chain.pathOf(chain.points[0] as never, "vda.qcow2"));
+    const target = join(chain.folder, "new", "deep");
+    expect((await nbdpull("restore", repo(), "--to", target)).code).toBe(3);
+    await expect(stat(join(chain.folder, "new"))).rejects.toMatchObject({ code: "ENOENT" });
+  });
+});

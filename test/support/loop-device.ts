@@ -1,0 +1,48 @@
+import { closeSync, mkdtempSync, openSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { execa, execaSync } from "execa";
+import { describe } from "vitest";
+import { findTool } from "./tools.js";
+
+const losetup = findTool("losetup");
+
+export interface LoopDevice extends AsyncDisposable {
+  readonly path: string;
+}
+
+/** A block device on a file, gone in the end. */
+export async function attachLoop(file: string, ...args: readonly string[]): Promise<LoopDevice> {
+  const { stdout: path } = await execa(losetup ?? "losetup", ["--find", "--show", ...args, file]);
+  return {
+    path,
+    [Symbol.asyncDispose]: async () => {
+      await execa(losetup ?? "losetup", ["--detach", path], { reject: false });
+    },
+  };
+}
+
+/** `describe` where loop devices can be made: that takes root, and a kernel that lets it. Else a skip by name. */
+export function describeWithLoop(title: string, body: () => void): void {
+  const obstacle = obstacleToLoops();
+  if (obstacle === undefined) describe(title, body);
+  else describe.skip(`${title} (${obstacle})`, body);
+}
+
+function obstacleToLoops(): string | undefined {
+  if (losetup === undefined) return "not installed: losetup";
+  const folder = mkdtempSync(join(tmpdir(), "nbdpull-loop-"));
+  try {
+    const file = join(folder, "probe");
+    writeFileSync(file, Buffer.alloc(4096));
+    const made = execaSync(losetup, ["--find", "--show", file], { reject: false });
+    if (made.failed) return "no loop devices can be made here";
+    closeSync(openSync(made.stdout, "r+"));
+    execaSync(losetup, ["--detach", made.stdout]);
+    return undefined;
+  } catch {
+    return "loop devices can't be opened here";
+  } finally {
+    rmSync(folder, { recursive: true, force: true });
+  }
+}
