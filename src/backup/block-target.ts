@@ -14,8 +14,6 @@ export interface BlockTarget extends AsyncDisposable {
   readonly preferredBlock: number | undefined;
   /** Something was changed, or may have been. */
   readonly touched: boolean;
-  /** Bytes that were asked to be zeroed and read as zero already, so that nothing was written. */
-  readonly skippedZeroes: number;
   /** `data` stays unchanged until the promise settles. */
   write(offset: number, data: Uint8Array, signal: AbortSignal): Promise<void>;
   /** Makes the stretch read as zeroes. */
@@ -35,27 +33,23 @@ export interface PlainAccess {
 
 /**
  * Zeroes a stretch of a target that can't do so by itself: what reads as zero already is left alone, so that a thinly
- * provisioned target stays thin. Of the rest zeroes are written.
- * @returns bytes that were left alone
+ * provisioned target stays thin. Over the rest zeroes are written.
  */
 export async function zeroByHand(
   access: PlainAccess,
   offset: number,
   length: number,
   signal: AbortSignal,
-): Promise<number> {
+): Promise<void> {
   const buffer = Buffer.allocUnsafe(Math.min(ZEROES.length, length));
   const end = offset + length;
-  let skipped = 0;
   for (let at = offset; at < end; ) {
     signal.throwIfAborted();
     const next = Math.min(at + ZEROES.length - (at % ZEROES.length), end);
     const found = buffer.subarray(0, next - at);
     await access.read(at, found);
     const zeroes = ZEROES.subarray(0, found.length);
-    if (found.equals(zeroes)) skipped += found.length;
-    else await access.write(at, zeroes);
+    if (!found.equals(zeroes)) await access.write(at, zeroes);
     at = next;
   }
-  return skipped;
 }

@@ -17,7 +17,6 @@ export class DeviceTarget implements BlockTarget {
   readonly preferredBlock = undefined;
   readonly #file: ImageFile;
   #touched = false;
-  #skippedZeroes = 0;
 
   private constructor(name: string, size: number, file: ImageFile) {
     this.name = name;
@@ -56,10 +55,6 @@ export class DeviceTarget implements BlockTarget {
     return this.#touched;
   }
 
-  get skippedZeroes(): number {
-    return this.#skippedZeroes;
-  }
-
   async write(offset: number, data: Uint8Array, signal: AbortSignal): Promise<void> {
     signal.throwIfAborted();
     this.#touched = true;
@@ -71,7 +66,7 @@ export class DeviceTarget implements BlockTarget {
       read: (at: number, target: Uint8Array) => this.#file.fill(target, at, this.size),
       write: (at: number, data: Uint8Array) => this.write(at, data, signal),
     };
-    this.#skippedZeroes += await zeroByHand(access, offset, length, signal);
+    await zeroByHand(access, offset, length, signal);
   }
 
   async flush(): Promise<void> {

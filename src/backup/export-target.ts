@@ -20,7 +20,6 @@ export class ExportTarget implements BlockTarget {
   /** Writes have to be of whole blocks. */
   readonly #block: number;
   #touched = false;
-  #skippedZeroes = 0;
 
   private constructor(name: string, client: NbdClient) {
     this.name = name;
@@ -61,10 +60,6 @@ export class ExportTarget implements BlockTarget {
     return this.#touched;
   }
 
-  get skippedZeroes(): number {
-    return this.#skippedZeroes;
-  }
-
   async write(offset: number, data: Uint8Array, signal: AbortSignal): Promise<void> {
     this.#touched = true;
     const whole = this.#wholeBlocks(offset, data.length);
@@ -87,7 +82,7 @@ export class ExportTarget implements BlockTarget {
         read: (at: number, target: Uint8Array) => this.#client.read(at, target, { signal }),
         write: (at: number, data: Uint8Array) => this.write(at, data, signal),
       };
-      this.#skippedZeroes += await zeroByHand(access, offset, length, signal);
+      await zeroByHand(access, offset, length, signal);
       return;
     }
     this.#touched = true;

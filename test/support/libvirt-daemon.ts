@@ -7,8 +7,11 @@ import { findTool } from "./tools.js";
 
 const TOOLS = ["virsh", "qemu-img", "qemu-system-x86_64"];
 
-/** Labs are named `nbdpull-lab-PID-RANDOM`: one that outlived its process can be told from one in use. */
-const LAB_NAME = /^nbdpull-lab-(\d+)-[0-9a-f]+$/;
+/**
+ * Labs are named `nbdpull-lab-PID-RANDOM`, and domains that were restored from one have a suffix: what outlived its
+ * process can be told from what is in use.
+ */
+const LAB_NAME = /^nbdpull-lab-(\d+)-[0-9a-f]+(?:-[a-z]+)?$/;
 
 let obstacle: Promise<string | undefined> | undefined;
 

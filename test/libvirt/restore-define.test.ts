@@ -1,0 +1,162 @@
+import { mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterEach, beforeEach, expect, it } from "vitest";
+import { describeWithLibvirt, LAB_DISKS, Lab, virsh } from "../support/libvirt-lab.js";
+import { nbdpull, type Ran } from "../support/nbdpull.js";
+import { qemuImg } from "../support/qemu-nbd.js";
+
+const MiB = 1024 * 1024;
+
+let lab: Lab;
+let folder: string;
+let repo: string;
+let copies: Record<"vda" | "vdb", string>;
+const defined: string[] = [];
+beforeEach(async () => {
+  lab = await Lab.start();
+  folder = await mkdtemp(join(tmpdir(), "nbdpull-define-"));
+  repo = join(folder, "repo");
+  await lab.write("vda", MiB, 3 * MiB, 0x11);
+  await lab.write("vdb", 2 * MiB, 5 * MiB, 0x22);
+  await using backup = await lab.beginBackup({ checkpoint: "cp0" });
+  copies = { vda: await backup.referenceCopy("vda"), vdb: await backup.referenceCopy("vdb") };
+  expect((await nbdpull("attach", lab.domain, "--to", repo, "--checkpoint", "cp0")).code).toBe(0);
+});
+afterEach(async () => {
+  for (const name of defined.splice(0)) {
+    await virsh("destroy", name).catch(() => undefined);
+    await virsh("undefine", "--nvram", name).catch(() => undefined);
+    await rm(`/var/log/libvirt/qemu/${name}.log`, { force: true });
+  }
+  await lab.destroy();
+  await rm(folder, { recursive: true, force: true });
+});
+
+function restore(...args: readonly string[]): Promise<Ran> {
+  return nbdpull("restore", repo, lab.domain, "--json", ...args);
+}
+
+/** A name that the laboratory's cleaning up knows. */
+const newName = (suffix: string): string => {
+  const name = `${lab.domain}-${suffix}`;
+  defined.push(name);
+  return name;
+};
+
+/** The definition that the point has. */
+async function storedXml(): Promise<string> {
+  const [point] = (await readdir(join(repo, lab.domain))).filter((entry) => /^\d/.test(entry));
+  return join(repo, lab.domain, point ?? "none", "domain.xml");
+}
+
+/** What a domain has that talks to the world: the laboratory's own is without. */
+async function addDevices(): Promise<void> {
+  const path = await storedXml();
+  const devices = [
+    "<interface type='user'><mac address='52:54:00:aa:bb:cc'/><model type='virtio'/><alias name='net0'/></interface>",
+    "<serial type='pty'><source path='/dev/pts/7'/><target port='0'/></serial>",
+    "<channel type='unix'><source mode='bind' path='/var/lib/libvirt/qemu/channel/target/domain-1-x/org.qemu.guest_agent.0'/>" +
+      "<target type='virtio' name='org.qemu.guest_agent.0' state='connected'/></channel>",
+  ];
+  const stored = await readFile(path, "utf8");
+  await writeFile(path, stored.replace("</devices>", `${devices.join("")}</devices>`));
+}
+
+const all = (xml: string, pattern: RegExp): string[] =>
+  [...xml.matchAll(pattern)].map((match) => match[1] ?? "");
+const macsOf = (xml: string): string[] => all(xml, /<mac address='([^']+)'/g);
+const pathsOf = (xml: string): string[] => all(xml, /(?:file|dev|path|socket)='(\/[^']+)'/g);
+
+await describeWithLibvirt("restore --define", () => {
+  it.each(["raw", "qcow2"] as const)(
+    "makes a domain on %s files that runs beside the old one",
+    async (format) => {
+      const name = newName("restored");
+      const to = join(folder, "restored");
+      await addDevices();
+      const ran = await restore("--to", to, "--format", format, "--define");
+      expect([ran.code, ran.stderr]).toEqual([0, ""]);
+      expect(ran.json()).toMatchObject({
+        definition: { domain: name, xml: join(to, `${name}.xml`), defined: true },
+      });
+      await virsh("start", name);
+      const before = (await readFile(await storedXml(), "utf8")) + (await virsh("dumpxml", lab.domain));
+      const after = await virsh("dumpxml", name);
+      expect((await virsh("list", "--name")).split("\n")).toEqual(expect.arrayContaining([lab.domain, name]));
+      expect(all(before, /<uuid>([^<]+)</g)).not.toContain(all(after, /<uuid>([^<]+)</g)[0]);
+      expect(macsOf(after)).toEqual([expect.stringMatching(/^52:54:00:/)]);
+      expect(macsOf(before)).not.toContain(macsOf(after)[0]);
+      expect(pathsOf(after).length).toBeGreaterThan(LAB_DISKS.length);
+      const shared = pathsOf(after).filter((path) => pathsOf(before).includes(path));
+      expect(shared).toEqual([]);
+      expect(all(after, /<source file='([^']+)'/g)).toEqual(
+        LAB_DISKS.map((disk) => join(to, `${disk}.${format}`)),
+      );
+      expect(all(after, /<driver name='qemu' type='([^']+)'/g)).toEqual([format, format]);
+      await virsh("destroy", name);
+      for (const disk of LAB_DISKS) {
+        await qemuImg("compare", "-f", "raw", "-F", format, copies[disk], join(to, `${disk}.${format}`));
+      }
+    },
+  );
+
+  it("leaves out a disk that was not restored, and says so", async () => {
+    const name = newName("one");
+    const file = join(folder, "only.qcow2");
+    const ran = await restore("--disk", "vda", "--to", file, `--define=${name}`);
+    expect([ran.code, ran.stderr]).toEqual([0, expect.stringMatching(/warning: .*vdb.*left out/)]);
+    const xml = await virsh("dumpxml", name);
+    expect(all(xml, /<source file='([^']+)'/g)).toEqual([file]);
+    expect(await readFile(join(folder, `${name}.xml`), "utf8")).not.toContain("vdb");
+  });
+
+  it("only writes the definition with --xml, and replaces no file without --force", async () => {
+    const xml = join(folder, "mine.xml");
+    const to = join(folder, "restored");
+    const ran = await restore("--to", to, "--xml", xml);
+    expect([ran.code, ran.json()]).toMatchObject([0, { definition: { xml, defined: false } }]);
+    expect(await virsh("list", "--all", "--name")).not.toContain(`${lab.domain}-restored`);
+    expect(await readFile(xml, "utf8")).toContain(`<name>${lab.domain}-restored</name>`);
+    await virsh("define", "--validate", xml);
+    newName("restored");
+
+    await writeFile(xml, "precious");
+    const again = await restore("--to", join(folder, "more"), "--xml", xml);
+    expect([again.code, again.json()]).toMatchObject([2, { error: { code: "E_EXISTS" } }]);
+    expect(await readFile(xml, "utf8")).toBe("precious");
+    expect(await readdir(folder)).not.toContain("more");
+  });
+
+  it("restores nothing where a domain has that name already, or the point knows of no definition", async () => {
+    const to = join(folder, "restored");
+    const taken = await restore("--to", to, `--define=${lab.domain}`);
+    expect([taken.code, taken.json()]).toMatchObject([4, { error: { code: "E_DOMAIN_EXISTS" } }]);
+    for (const name of ["a/b", "-x", ".x"]) {
+      expect((await restore("--to", to, `--define=${name}`)).json()).toMatchObject({
+        error: { code: "E_DEFINE" },
+      });
+    }
+    await rm(await storedXml());
+    const unknown = await restore("--to", to, "--define");
+    expect([unknown.code, unknown.json()]).toMatchObject([4, { error: { code: "E_NO_DEFINITION" } }]);
+    expect(await readdir(folder)).not.toContain("restored");
+  });
+
+  it("keeps the restored disks where libvirt does not take the definition, and says how to go on", async () => {
+    const path = await storedXml();
+    const stored = await readFile(path, "utf8");
+    await writeFile(path, stored.replace(/machine='[^']*'/, "machine='no-such-machine'"));
+    const name = newName("odd");
+    const to = join(folder, "restored");
+    const ran = await restore("--to", to, `--define=${name}`);
+    const xml = join(to, `${name}.xml`);
+    expect([ran.code, ran.json()]).toMatchObject([
+      1,
+      { error: { code: "E_DEFINE_FAILED", domain: name, xml } },
+    ]);
+    expect(ran.stderr).toContain(`virsh define ${xml}`);
+    expect((await readdir(to)).sort()).toEqual([`${name}.xml`, "vda.raw", "vdb.raw"]);
+    await qemuImg("compare", "-f", "raw", "-F", "raw", copies.vda, join(to, "vda.raw"));
+  });
+});
