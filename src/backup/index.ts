@@ -1,17 +1,21 @@
 /** The backup engine: pull an export into an image, keep points in a repository, rebuild and verify them. */
 export { type AttachOptions, type AttachResult, attach, type JobSource } from "./attach.js";
+export type { BlockTarget } from "./block-target.js";
 export { chooseDomain, choosePoint, findChain, type Link } from "./chain.js";
 export type { ImageCompression } from "./compressed-store.js";
+export { DeviceTarget } from "./device-target.js";
 export { DIGEST_ALGORITHMS, type DigestAlgorithm, parseDigestAlgorithm } from "./digest.js";
 export type { HeldLock } from "./domain-lock.js";
 export { BackupError, DamageError, PreconditionError, UsageError } from "./errors.js";
 export { ALLOCATION_CONTEXT, dirtyContext, exportExtents } from "./export-extents.js";
+export { ExportTarget } from "./export-target.js";
 export type { Extent, ExtentState } from "./extent.js";
 export type { CompressionMethod } from "./image/compress-cluster.js";
 export type { ImageFormat } from "./image/create.js";
 export type { Backing } from "./image/qcow2-writer.js";
 export type { DigestTarget } from "./image-store.js";
 export type { JobInfo } from "./libvirt/job-info.js";
+export type { RestoredPlace } from "./libvirt/restored-domain.js";
 export { type DomainRef, Virsh, type VirshOptions } from "./libvirt/virsh.js";
 export { type DiskManifest, type Manifest, parseManifest } from "./manifest.js";
 export { type OpenOptions, openExport } from "./open-export.js";
@@ -41,6 +45,9 @@ export {
   refuseInside,
   restore,
 } from "./restore.js";
+export { type OverwrittenDisk, type RestoreOverOptions, restoreOver } from "./restore-over.js";
+export type { RestoreSourceOptions } from "./restore-source.js";
+export { RestoredDefinition, type RestoredDefinitionOptions } from "./restored-definition.js";
 export type { Retention } from "./retention.js";
 export { type PointDisk, type TakenPoint, type TakePointOptions, takePoint } from "./take-point.js";
 export {

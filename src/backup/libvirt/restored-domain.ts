@@ -33,10 +33,13 @@ export function restoredDomain(
   name: string,
   places: ReadonlyMap<string, RestoredPlace>,
 ): RestoredDomain {
-  parseDomain(xml);
+  const known = new Set(parseDomain(xml).disks.map(({ target }) => target));
   const domain = parseTree(xml, "domain");
   const warnings: string[] = [];
   const uuid = randomUUID();
+  for (const disk of places.keys()) {
+    if (!known.has(disk)) warnings.push(`disk ${disk} is not in the point's definition: attach it by hand`);
+  }
   rename(domain, name, uuid);
   for (const devices of domain.all("devices")) {
     moveDisks(devices, places, warnings);

@@ -109,6 +109,12 @@ describe("the definition of a restored domain", () => {
     ]);
   });
 
+  it("says which restored disk the definition has no place for", () => {
+    const place: RestoredPlace = { kind: "file", path: "/r/vdz.raw", format: "raw" };
+    const { warnings } = restoredDomain(definition(""), "new", new Map([VDA, ["vdz", place]]));
+    expect(warnings).toEqual(["disk vdz is not in the point's definition: attach it by hand"]);
+  });
+
   it("never shares the firmware's variables, and says that they begin anew", () => {
     const os = (nvram: string) => made("", `<os><loader type='pflash'>/x.fd</loader>${nvram}</os>`);
     const path = "/var/lib/libvirt/qemu/nvram/web_VARS.fd";
