@@ -328,6 +328,24 @@ describeWithLoop("a restore to a block device", () => {
     expect((await readFile(image)).equals(before)).toBe(true);
   });
 
+  it("gets a definition only where --xml says", async () => {
+    await threePoints();
+    const domain = `<domain type='kvm'><name>guest</name><uuid>11111111-2222-3333-4444-555555555555</uuid><devices><disk type='file'><source file='/old'/><target dev='vda'/></disk></devices></domain>`;
+    await writeFile(join(chain.repository.pointFolder(MemoryChain.domain, idAt(2)), "domain.xml"), domain);
+    await using folder = await makeFolder();
+    const image = join(folder.path, "target");
+    await writeFile(image, Buffer.alloc(SIZE + 4096 - (SIZE % 4096)));
+    await using device = await attachLoop(image);
+    const placeless = await restoreTo(device.path, "--define");
+    expect([placeless.code, placeless.json()]).toMatchObject([2, { error: { code: "E_DEFINE" } }]);
+    const xml = join(folder.path, "guest.xml");
+    const ran = await restoreTo(device.path, "--xml", xml);
+    expect([ran.code, ran.json()]).toMatchObject([0, { definition: { domain: "guest-restored", xml } }]);
+    const written = await readFile(xml, "utf8");
+    expect(written).toContain(`<disk type="block"><source dev="${device.path}"/>`);
+    expect(written).not.toContain("/old");
+  });
+
   it("is refused where a file system on it is mounted", async ({ skip }) => {
     await threePoints();
     await using folder = await makeFolder();
