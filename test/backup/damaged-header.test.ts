@@ -131,6 +131,27 @@ describe("a header byte that only stock QEMU would stumble over", () => {
   }, 180_000);
 });
 
+describe("space that nothing uses", () => {
+  it("is a warning of verify, and no damage", async () => {
+    const path = chain.pathOf(full, "vda.qcow2");
+    const bytes = await readFile(path);
+    const block = Number(bytes.readBigUInt64BE(Number(bytes.readBigUInt64BE(48))));
+    // The header's cluster.
+    bytes.writeUInt16BE(2, block);
+    await writeFile(path, bytes);
+    const verified = await nbdpull("verify", chain.repository.path, "--json");
+    expect(verified.code).toBe(0);
+    expect(verified.stderr).toContain("space that nothing uses: vda: cluster 0 of the file");
+    expect(verified.json()).toMatchObject({
+      damaged: false,
+      points: [{ findings: [{ point: full.id, disk: "vda", severity: "leak" }] }, { findings: [] }],
+    });
+    const { code, stdout } = await nbdpull("verify", chain.repository.path, "--strict");
+    expect(code).toBe(5);
+    expect(stdout).toContain(`${full.id}: sound`);
+  });
+});
+
 describe("a disk that fails to give back what it holds", () => {
   it("is a finding of every point that it touches, never the end of the work", async () => {
     const failure = Object.assign(new Error("EIO: i/o error, read"), { code: "EIO" });
