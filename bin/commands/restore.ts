@@ -1,7 +1,7 @@
 import { resolve } from "node:path";
 import type { Command } from "commander";
 import type { BlockTarget } from "../../src/backup/block-target.js";
-import { chooseDomain, choosePoint } from "../../src/backup/chain.js";
+import { chooseDisks, chooseDomain, choosePoint } from "../../src/backup/chain.js";
 import { DeviceTarget } from "../../src/backup/device-target.js";
 import { BackupError, UsageError } from "../../src/backup/errors.js";
 import { ExportTarget } from "../../src/backup/export-target.js";
@@ -93,20 +93,6 @@ export function addRestore(program: Command, run: Run): void {
       },
     ),
   );
-}
-
-function chooseDisks(point: Manifest, wanted: readonly string[] | undefined): readonly string[] {
-  const present = point.disks.map((disk) => disk.name);
-  if (!wanted) return present;
-  for (const name of wanted) {
-    if (!present.includes(name)) {
-      throw new UsageError(
-        "E_NO_DISK",
-        `point ${point.id} has no disk ${name}: it has ${present.join(", ")}`,
-      );
-    }
-  }
-  return [...new Set(wanted)];
 }
 
 async function restoreTo(destination: Destination, job: Job): Promise<void> {

@@ -103,6 +103,22 @@ export async function choosePoint(repository: Repository, domain: string, at: st
   );
 }
 
+/**
+ * The disks to work on: those named, each once, or all that the point has.
+ * @throws {UsageError} the point has no disk of a name
+ */
+export function chooseDisks(point: Manifest, names: readonly string[] | undefined): readonly string[] {
+  const present = point.disks.map((disk) => disk.name);
+  if (!names) return present;
+  for (const name of names) {
+    if (!present.includes(name)) {
+      const message = `point ${point.id} has no disk ${name}: it has ${present.join(", ")}`;
+      throw new UsageError("E_NO_DISK", message);
+    }
+  }
+  return [...new Set(names)];
+}
+
 /** Without a zone it is local time; Date.parse alone would take nearly anything. */
 const ISO_TIME = /^\d{4}-\d\d-\d\d(T\d\d:\d\d(:\d\d(\.\d{1,3})?)?(Z|[+-]\d\d:\d\d)?)?$/;
 
