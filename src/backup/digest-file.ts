@@ -41,6 +41,9 @@ export type DigestRun =
       readonly digests: Buffer;
     };
 
+/** A run as it was read: its digests begin at byte `digestsAt` of the file, for {@link DigestFileReader.digestsAt}. */
+export type PlacedDigestRun = DigestRun & { readonly digestsAt: number };
+
 export interface DigestHeader {
   readonly algorithm: DigestAlgorithm;
   readonly geometry: Geometry;
@@ -199,7 +202,7 @@ export class DigestFileReader {
   }
 
   /** @throws {DamageError} a malformed, unordered or missing record, or another SHA-256 than `sha256` */
-  async *runs(sha256?: string): AsyncGenerator<DigestRun> {
+  async *runs(sha256?: string): AsyncGenerator<PlacedDigestRun> {
     const { algorithm, geometry } = this.header;
     const digestSize = DIGEST_ALGORITHMS[algorithm].bytes;
     const clusters = Math.ceil(geometry.virtualSize / geometry.clusterSize);
@@ -219,16 +222,24 @@ export class DigestFileReader {
       }
       next = cluster + count;
       if (kind === KIND.data && count <= MAX_DATA_COUNT) {
-        yield { kind: "data", cluster, count, digests: await this.#take(bytes, count * digestSize) };
+        const digestsAt = bytes.position;
+        yield {
+          kind: "data",
+          cluster,
+          count,
+          digestsAt,
+          digests: await this.#take(bytes, count * digestSize),
+        };
       } else if (kind === KIND.zero) {
-        yield { kind: "zero", cluster, count };
+        yield { kind: "zero", cluster, count, digestsAt: bytes.position };
       } else if (kind === KIND.partial && count === 1) {
         const masks = await this.#take(bytes, 8);
         const dataMask = masks.readUInt32BE(0);
         const zeroMask = masks.readUInt32BE(4);
         if ((dataMask & zeroMask) !== 0) throw this.#damage(`the masks of record ${records} overlap`);
+        const digestsAt = bytes.position;
         const digests = await this.#take(bytes, dataMask === 0 ? 0 : digestSize);
-        yield { kind: "partial", cluster, count: 1, dataMask, zeroMask, digests };
+        yield { kind: "partial", cluster, count: 1, dataMask, zeroMask, digestsAt, digests };
       } else {
         throw this.#damage(`record ${records} is of the unknown kind ${kind}`);
       }
@@ -238,6 +249,17 @@ export class DigestFileReader {
     if (sha256 !== undefined && bytes.sha256() !== sha256) {
       throw this.#damage("its SHA-256 is not the one in the manifest");
     }
+  }
+
+  /**
+   * The digests of `count` clusters, from byte `position` of the file on, where {@link runs} has told that they are.
+   * @throws {DamageError} the file ends before them
+   */
+  async digestsAt(position: number, count: number): Promise<Buffer> {
+    const digests = Buffer.allocUnsafe(count * DIGEST_ALGORITHMS[this.header.algorithm].bytes);
+    const { bytesRead } = await this.#file.read(digests, 0, digests.length, position);
+    if (bytesRead < digests.length) throw this.#damage("it is shorter than it was");
+    return digests;
   }
 
   async close(): Promise<void> {
@@ -282,6 +304,11 @@ class SequentialFile {
     const taken = this.#block.subarray(0, length);
     this.#block = this.#block.subarray(taken.length);
     return taken;
+  }
+
+  /** Of the next byte, in the file. */
+  get position(): number {
+    return this.#position - this.#block.length;
   }
 
   /** Of everything read; call it at the end. */

@@ -2,7 +2,7 @@ import { lstat } from "node:fs/promises";
 import { join } from "node:path";
 import { hasCode, type OnDamage } from "./damage.js";
 import { createDigester, DIGEST_ALGORITHMS } from "./digest.js";
-import { DigestFileReader, type DigestRun } from "./digest-file.js";
+import { DigestFileReader, type PlacedDigestRun } from "./digest-file.js";
 import { DamageError } from "./errors.js";
 import { sha256OfFile } from "./files.js";
 import { type ClusterRun, type Geometry, type ImageReader, SUBCLUSTERS } from "./image/image.js";
@@ -10,6 +10,9 @@ import { Qcow2Reader } from "./image/qcow2-reader.js";
 import { RawReader } from "./image/raw-reader.js";
 import type { DiskManifest } from "./manifest.js";
 import { ProvenImage, type ProvenRun } from "./proven-image.js";
+
+/** What a layer tells of itself: where in the digest file the digests are, too, for {@link Layer.digestsAt}. */
+export type LayerRun = ProvenRun & { readonly digestsAt?: number | undefined };
 
 /** One disk of one point: an image file, held against the digest file beside it. */
 export class Layer implements AsyncDisposable {
@@ -74,7 +77,7 @@ export class Layer implements AsyncDisposable {
    * What this layer defines, in guest order, as far as image and digest file agree; gaps are clean, or zero in a
    * complete layer. Where they disagree `onDamage` is told, and if it returns that stretch is left out.
    */
-  async *runs(onDamage: OnDamage): AsyncGenerator<ProvenRun> {
+  async *runs(onDamage: OnDamage): AsyncGenerator<LayerRun> {
     if (!this.#digestFile || !this.disk.digests) {
       for await (const run of this.#image.runs(onDamage)) yield { ...run, digests: undefined };
       return;
@@ -96,6 +99,20 @@ export class Layer implements AsyncDisposable {
     await this.#image.read(run, offset, target, onDamage);
   }
 
+  /** Bytes of one digest; 0 where there are none. */
+  get digestSize(): number {
+    return this.disk.digests ? DIGEST_ALGORITHMS[this.disk.digests.algorithm].bytes : 0;
+  }
+
+  /**
+   * The digests of `count` clusters, which begin at byte `position` of the digest file, as a run has told; undefined
+   * where the point has none.
+   * @throws {DamageError} the digest file ends before them
+   */
+  async digestsAt(position: number, count: number): Promise<Buffer | undefined> {
+    return await this.#digestFile?.digestsAt(position, count);
+  }
+
   async close(): Promise<void> {
     await this.#digestFile?.close();
     await this.#image.close();
@@ -105,7 +122,7 @@ export class Layer implements AsyncDisposable {
     await this.close();
   }
 
-  #inRawFile(run: DigestRun): ProvenRun {
+  #inRawFile(run: PlacedDigestRun): LayerRun {
     const hostOffset = run.cluster * this.geometry.clusterSize;
     if (run.kind === "zero") return { ...run, digests: undefined };
     return { ...run, hostOffset };
@@ -114,12 +131,12 @@ export class Layer implements AsyncDisposable {
   /** Walks image and digest file side by side. */
   async *#agreed(
     images: AsyncIterable<ClusterRun>,
-    digestRuns: AsyncIterable<DigestRun>,
+    digestRuns: AsyncIterable<PlacedDigestRun>,
     onDamage: OnDamage,
-  ): AsyncGenerator<ProvenRun> {
+  ): AsyncGenerator<LayerRun> {
     const image = new RunCursor(images);
     const digest = new RunCursor(digestRuns);
-    const size = this.disk.digests ? DIGEST_ALGORITHMS[this.disk.digests.algorithm].bytes : 0;
+    const size = this.digestSize;
     for (;;) {
       const has = await image.current();
       const should = await digest.current();
@@ -163,12 +180,13 @@ export class Layer implements AsyncDisposable {
     has: ClusterRun,
     cluster: number,
     count: number,
-    should: DigestRun,
+    should: PlacedDigestRun,
     start: number,
     digestSize: number,
-  ): ProvenRun {
+  ): LayerRun {
     if (has.kind === "partial" || should.kind === "partial") {
-      return { ...has, digests: should.kind === "partial" ? should.digests : undefined };
+      const { digestsAt } = should;
+      return { ...has, digests: should.kind === "partial" ? should.digests : undefined, digestsAt };
     }
     if (has.kind === "zero" || should.kind === "zero")
       return { kind: "zero", cluster, count, digests: undefined };
@@ -178,6 +196,7 @@ export class Layer implements AsyncDisposable {
       count,
       hostOffset: has.hostOffset + (cluster - has.cluster) * this.geometry.clusterSize,
       digests: should.digests.subarray(start * digestSize, (start + count) * digestSize),
+      digestsAt: should.digestsAt + start * digestSize,
     };
   }
 }
@@ -214,7 +233,7 @@ class RunCursor<T extends { readonly cluster: number; readonly count: number }> 
   }
 }
 
-function isSameKind(has: ClusterRun, should: DigestRun): boolean {
+function isSameKind(has: ClusterRun, should: PlacedDigestRun): boolean {
   if (has.kind === "partial" && should.kind === "partial") {
     return has.dataMask === should.dataMask && has.zeroMask === should.zeroMask;
   }

@@ -37,7 +37,7 @@ async function written(...runs: DigestRun[]): Promise<{ path: string; sha256: st
 async function readBack(path: string, sha256?: string): Promise<DigestRun[]> {
   const reader = await DigestFileReader.open(path);
   try {
-    return await collect(reader.runs(sha256));
+    return (await collect(reader.runs(sha256))).map(({ digestsAt: _, ...run }) => run as DigestRun);
   } finally {
     await reader.close();
   }
