@@ -29,6 +29,7 @@ const COMMANDS: Readonly<Record<string, () => Promise<(program: Command, run: Ru
   restore: async () => (await import("./commands/restore.js")).addRestore,
   verify: async () => (await import("./commands/verify.js")).addVerify,
   prune: async () => (await import("./commands/prune.js")).addPrune,
+  serve: async () => (await import("./commands/serve.js")).addServe,
   demo: async () => (await import("./commands/demo.js")).addDemo,
 };
 // Loading everything takes longer than many an increment, so only what is called is loaded; for anything else (help,

@@ -159,7 +159,8 @@ async function tlsOf(options: NetworkOptions): Promise<ConnectOptions["tls"]> {
   };
 }
 
-async function readPem(flag: string, path: string): Promise<Buffer> {
+/** @throws {UsageError} it cannot be read */
+export async function readPem(flag: string, path: string): Promise<Buffer> {
   try {
     return await readFile(path);
   } catch (cause) {

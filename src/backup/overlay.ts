@@ -2,15 +2,14 @@ import type { PieceSink, Stretch } from "../nbd/index.js";
 import type { OnDamage } from "./damage.js";
 import type { ExtentState } from "./extent.js";
 import { type Geometry, maskStretches } from "./image/image.js";
-import type { Layer } from "./layer.js";
-import type { ProvenRun } from "./proven-image.js";
+import type { Layer, LayerRun } from "./layer.js";
 
 /** A stretch of the disk in one state; `data` says where its bytes are. */
 export interface Piece {
   readonly offset: number;
   readonly length: number;
   readonly state: ExtentState;
-  readonly from?: { readonly layer: Layer; readonly run: ProvenRun } | undefined;
+  readonly from?: { readonly layer: Layer; readonly run: LayerRun } | undefined;
 }
 
 /**
@@ -80,7 +79,7 @@ async function* layerPieces(layer: Layer, size: number, onDamage: OnDamage): Asy
   if (end < size) yield { offset: end, length: size - end, state: "zero" };
 }
 
-function* runPieces(layer: Layer, run: ProvenRun): Generator<Piece> {
+function* runPieces(layer: Layer, run: LayerRun): Generator<Piece> {
   const { clusterSize } = layer.geometry;
   const offset = run.cluster * clusterSize;
   const length = run.count * clusterSize;

@@ -2,7 +2,7 @@ import { randomUUID } from "node:crypto";
 import { link, mkdir, readdir, readFile, rename, rm, rmdir, unlink, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { z } from "zod";
-import { type HeldLock, markReader, takeLock } from "./domain-lock.js";
+import { type HeldLock, markReader, type ReaderMark, takeLock } from "./domain-lock.js";
 import { DamageError, PreconditionError, UsageError } from "./errors.js";
 import { isMissing, makeFolders, syncFolder } from "./files.js";
 import {
@@ -158,15 +158,27 @@ export class Repository {
    * before it begins.
    */
   async reading<T>(domain: string, work: () => Promise<T>, signal?: AbortSignal): Promise<T> {
+    const mark = await this.beginReading(domain, signal);
+    try {
+      return await work();
+    } finally {
+      await mark.release();
+    }
+  }
+
+  /** As `reading`, until the mark is released. */
+  async beginReading(domain: string, signal?: AbortSignal): Promise<ReaderMark> {
     const folder = this.domainFolder(domain);
     for (;;) {
       const mark = await markReader(folder);
       try {
         // Looked at after the mark was made: a prune looks for marks after it has written the journal.
-        if ((await readJournal(folder))?.phase !== "publish") return await work();
-      } finally {
+        if ((await readJournal(folder))?.phase !== "publish") return mark;
+      } catch (error) {
         await mark.release();
+        throw error;
       }
+      await mark.release();
       await this.writing(domain, () => settleJournal(folder), signal);
     }
   }

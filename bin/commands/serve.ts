@@ -1,0 +1,134 @@
+import { once } from "node:events";
+import { resolve } from "node:path";
+import type { Command } from "commander";
+import { chooseDomain } from "../../src/backup/chain.js";
+import { DamageError, UsageError } from "../../src/backup/errors.js";
+import { isLoopback, parseListenAddress, resolveHost } from "../../src/backup/listen-address.js";
+import { Repository } from "../../src/backup/repository.js";
+import { type PointServer, type ServeEvent, type ServeOptions, servePoint } from "../../src/backup/serve.js";
+import type { ServerTls } from "../../src/nbd/index.js";
+import { EXIT } from "../exit-codes.js";
+import { readPem } from "../options.js";
+import type { Output } from "../output.js";
+import type { Run } from "../run.js";
+
+interface ServeCommandOptions {
+  readonly at: string;
+  readonly disk?: string[];
+  readonly listen?: string;
+  readonly socket?: string;
+  readonly allowRemote?: true;
+  readonly tlsCert?: string;
+  readonly tlsKey?: string;
+  readonly tlsCa?: string;
+  readonly once?: true;
+}
+
+export function addServe(program: Command, run: Run): void {
+  program
+    .command("serve")
+    .description("serve the disks of a point by NBD, read-only; every byte is compared with its digest")
+    .argument("<repo>")
+    .argument("[domain]")
+    .option("--at <point>", "a point's id, a time (the newest point not after it), or latest", "latest")
+    .option("--disk <name>", "only this disk; may be given several times", (name, before: string[] = []) => [
+      ...before,
+      name,
+    ])
+    .option("--listen <address>", "TCP: HOST:PORT or PORT (default 127.0.0.1:10809)")
+    .option("--socket <path>", "a Unix socket instead, which only this user may connect to")
+    .option("--allow-remote", "let other machines read, without TLS")
+    .option("--tls-cert <file>", "require TLS: the server's certificate")
+    .option("--tls-key <file>", "its key")
+    .option("--tls-ca <file>", "let in only clients with a certificate of this CA")
+    .option("--once", "end when the last client has left")
+    .action(
+      run<ServeCommandOptions, [repo: string, domain: string | undefined]>(
+        async ({ output, signal }, options, path, wanted) => {
+          const where = await whereToListen(options, output);
+          const repository = await Repository.open(path);
+          const domain = await chooseDomain(repository, wanted);
+          const { at, disk: disks } = options;
+          const onEvent = reportTo(output);
+          await using server = await servePoint({
+            ...where,
+            ...{ repository, domain, at, disks, signal, onEvent },
+          });
+          announce(server, domain, output);
+          // To be stopped is how a server ends: that is no failure.
+          const stopped = signal.aborted ? Promise.resolve() : once(signal, "abort");
+          await (options.once ? Promise.race([stopped, server.clientsLeft]) : stopped);
+        },
+      ),
+    );
+}
+
+function announce({ point, disks }: PointServer, domain: string, output: Output): void {
+  for (const { disk, proven } of disks) {
+    if (!proven) output.warn(`${disk}: a layer has no digests, so its data is served unproven`);
+  }
+  output.result({ domain, point: point.id, disks }, disks.map(({ uri }) => uri).join("\n"));
+  output.note(`serving ${domain} ${point.id}, read-only, until SIGINT or SIGTERM`);
+}
+
+/** A client that tries again and again is no reason to say it again and again. */
+const REMEMBERED = 1000;
+
+/** What was damaged is told once, as a warning, and by the exit code. */
+function reportTo(output: Output): (event: ServeEvent) => void {
+  const told = new Set<string>();
+  return ({ type, error }) => {
+    if (type === "read-failed" && error instanceof DamageError) process.exitCode = EXIT.damaged;
+    const message = error instanceof Error ? error.message : String(error);
+    if (told.has(message) || told.size >= REMEMBERED) return;
+    told.add(message);
+    output.warn(told.size < REMEMBERED ? message : `${message}; further ones are not told`);
+  };
+}
+
+type Where = Pick<ServeOptions, "address" | "host" | "tls">;
+
+/** @throws {UsageError} options that contradict each other, or would show a backup to everybody */
+async function whereToListen(options: ServeCommandOptions, output: Output): Promise<Where> {
+  const tls = await tlsOf(options);
+  if (options.socket !== undefined) {
+    if (options.listen !== undefined) throw new UsageError("E_USAGE", "give --listen or --socket, not both");
+    return { address: { path: resolve(options.socket) }, tls };
+  }
+  const asked = parseListenAddress(options.listen ?? "127.0.0.1:10809");
+  const address = await resolveHost(asked);
+  if (!isLoopback(address.host)) mayBeRemote(address.host, tls, options, output);
+  const isEverywhere = ["0.0.0.0", "::"].includes(address.host);
+  return { address, tls, host: isEverywhere ? undefined : asked.host };
+}
+
+function mayBeRemote(
+  address: string,
+  tls: ServerTls | undefined,
+  options: ServeCommandOptions,
+  output: Output,
+): void {
+  if (tls === undefined && !options.allowRemote) {
+    const message = `other machines can reach ${address}, and would read the backup unasked: give --tls-cert and --tls-key (and --tls-ca, to let in only clients with a certificate), or --allow-remote to serve it to everybody, unencrypted`;
+    throw new UsageError("E_REMOTE", message, { details: { address } });
+  }
+  if (options.tlsCa !== undefined) return;
+  const encrypted = tls === undefined ? ", unencrypted" : "";
+  output.note(
+    `whoever reaches ${address} can read the backup${encrypted}: --tls-ca lets in only known clients`,
+  );
+}
+
+async function tlsOf({ tlsCert, tlsKey, tlsCa }: ServeCommandOptions): Promise<ServerTls | undefined> {
+  if (tlsCert === undefined && tlsKey === undefined && tlsCa === undefined) return undefined;
+  if (tlsCert === undefined || tlsKey === undefined) {
+    throw new UsageError(
+      "E_USAGE",
+      "TLS needs both --tls-cert and --tls-key; --tls-ca is for the clients' certificates",
+    );
+  }
+  const certificate = await readPem("--tls-cert", tlsCert);
+  const key = await readPem("--tls-key", tlsKey);
+  if (tlsCa === undefined) return { certificate, key };
+  return { certificate, key, clientCa: await readPem("--tls-ca", tlsCa) };
+}
