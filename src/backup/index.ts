@@ -5,7 +5,7 @@ export { chooseDomain, choosePoint, findChain, type Link } from "./chain.js";
 export type { ImageCompression } from "./compressed-store.js";
 export { DeviceTarget } from "./device-target.js";
 export { DIGEST_ALGORITHMS, type DigestAlgorithm, parseDigestAlgorithm } from "./digest.js";
-export type { HeldLock } from "./domain-lock.js";
+export type { HeldLock, ReaderMark } from "./domain-lock.js";
 export { BackupError, DamageError, PreconditionError, UsageError } from "./errors.js";
 export { ALLOCATION_CONTEXT, dirtyContext, exportExtents } from "./export-extents.js";
 export { ExportTarget } from "./export-target.js";

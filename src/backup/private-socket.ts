@@ -1,20 +1,25 @@
 import { lstat, unlink } from "node:fs/promises";
 import { connect } from "node:net";
+import { dirname } from "node:path";
 import { PreconditionError, UsageError } from "./errors.js";
-import { isMissing } from "./files.js";
+import { exists, isMissing } from "./files.js";
 
 /** What the path of a Unix socket may have, on Linux. */
 const MAX_PATH_BYTES = 107;
 
 /**
  * Makes way for a socket at `path`: one that a dead server left is removed.
- * @throws {UsageError} something else is there, or the path is too long
+ * @throws {UsageError} something else is there, its folder is not there, or the path is too long
  * @throws {PreconditionError} a server listens there
  */
 export async function clearSocketPath(path: string): Promise<void> {
   if (Buffer.byteLength(path) > MAX_PATH_BYTES) {
     const message = `${path}: the path of a socket has ${MAX_PATH_BYTES} bytes at most: name a shorter one`;
     throw new UsageError("E_SOCKET", message, { details: { path } });
+  }
+  if (!(await exists(dirname(path)))) {
+    const message = `the folder that ${path} should be in is not there: make it, or name another path`;
+    throw new UsageError("E_NO_FOLDER", message, { details: { path } });
   }
   const found = await lstat(path).catch((error: unknown) => {
     if (isMissing(error)) return undefined;

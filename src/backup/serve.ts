@@ -207,11 +207,6 @@ function whyNotListening(error: unknown, address: ListenAddress): unknown {
       const message = `${where} is no address of this machine: name one that it has`;
       return new UsageError("E_LISTEN", message, { cause: error });
     }
-    case "ENOENT":
-    case "ENOTDIR": {
-      const message = `the folder that ${where} should be in is not there: make it, or name another path`;
-      return new UsageError("E_NO_FOLDER", message, { cause: error });
-    }
     default: {
       if (!code.startsWith("ERR_OSSL")) return error;
       const message = `the certificate, its key or the CA is no use: ${error.message}`;
