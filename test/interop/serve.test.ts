@@ -1,13 +1,13 @@
 /** `nbdpull serve`, with the clients that people will point at it. */
-import { mkdir, mkdtemp, open, readFile, rm, stat, writeFile } from "node:fs/promises";
-import { createServer } from "node:net";
+import { mkdtemp, open, readFile, rm, stat, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { execa } from "execa";
-import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { afterEach, beforeEach, expect, it } from "vitest";
 import type { Manifest } from "../../src/backup/manifest.js";
-import { NbdClient } from "../../src/nbd/index.js";
-import { freePort, listensOn, makeAuthority, uriOf } from "../nbd/servers.js";
+import { takePoint } from "../../src/backup/take-point.js";
+import { listExports, NbdClient, parseNbdUri } from "../../src/nbd/index.js";
+import { uriOf } from "../nbd/servers.js";
 import { MemoryChain } from "../support/memory-chain.js";
 import { nbdpull } from "../support/nbdpull.js";
 import { qemuImg } from "../support/qemu-nbd.js";
@@ -152,6 +152,49 @@ describeWith(["qemu-img", "nbdcopy", "nbdinfo"], "nbdpull serve", () => {
     expect(await Promise.all([...copies, ...clients])).toEqual([true, true, true, true, true, true]);
   });
 
+  it("serves a disk of any size, to its last byte", async () => {
+    const size = 20 * CLUSTER + 4711;
+    await using odd = await MemoryChain.start(size);
+    odd.disk.write(0, content(2 * CLUSTER));
+    odd.disk.write(size - 1000, content(1000, 1));
+    await odd.take();
+    await using server = await startServing(odd.repository.path, "--socket", at("nbd.sock"));
+    const uri = server.uris[0] ?? "";
+    expect((await execa("nbdinfo", ["--size", uri])).stdout).toBe(String(size));
+    await execa("nbdcopy", [uri, at("copied.raw")]);
+    expect((await readFile(at("copied.raw"))).equals(Buffer.from(odd.disk.read(0, size)))).toBe(true);
+    expect(await qemuImg("compare", "-f", "raw", "-F", "raw", uri, at("copied.raw"))).toMatch(/identical/);
+  });
+
+  it("serves each disk of a point by its name, or those that were asked for", async () => {
+    chain.disk.write(0, content(2 * CLUSTER));
+    chain.show();
+    const address = parseNbdUri(chain.uri);
+    await takePoint({
+      repository: chain.repository,
+      domain: { name: "guest", uuid: null },
+      disks: ["vda", "vdb", "sda"].map((name) => ({ name, address, increment: undefined })),
+      checkpoint: null,
+      format: "qcow2",
+      digests: "xxh64",
+      sync: false,
+      tool: "test",
+      connect: {},
+      confirm: async () => undefined,
+    });
+    const names = async (...args: string[]): Promise<string[]> => {
+      await using server = await startServing(repo(), "--socket", at("nbd.sock"), ...args);
+      const listed = (await listExports(uriOf(at("nbd.sock")))).map(({ name }) => name);
+      const printed = server.uris.map((uri) => parseNbdUri(uri));
+      const transport = { kind: "unix", path: at("nbd.sock") };
+      expect(printed).toEqual(listed.filter(Boolean).map((exportName) => ({ transport, exportName })));
+      return listed;
+    };
+    expect(await names()).toEqual(["vda", "vdb", "sda"]);
+    expect(await names("--disk", "vdb", "--disk", "vda", "--disk", "vdb")).toEqual(["vdb", "vda"]);
+    expect(await names("--disk", "sda")).toEqual(["sda", ""]);
+  });
+
   it("refuses writes", async () => {
     await threePoints();
     await using server = await startServing(repo(), "--socket", at("nbd.sock"));
@@ -239,234 +282,6 @@ describeWith(["qemu-img", "nbdcopy", "nbdinfo"], "nbdpull serve", () => {
     expect(await server.stop()).toMatchObject({
       code: 5,
       stderr: expect.stringMatching(/warning: vda.*unproven/),
-    });
-  });
-});
-
-/** Sector that the boot program reads its message from, in another cluster than its own. */
-const MESSAGE_LBA = (7 * CLUSTER) / 512 + 3;
-
-/**
- * A boot sector for a PC's BIOS: reads a sector by the address packet at 0x7d00, writes the boot sector over it, and
- * only if both succeeded prints what it has read on QEMU's debug port and ends QEMU with 1.
- */
-function bootSector(): Buffer {
-  const code = Buffer.from(
-    [
-      "fa 31c0 8ed8 8ec0 8ed0 bc007c fb fc", // cli; ds = es = ss = 0; sp = 0x7c00; sti; cld
-      "be007d b442 cd13 721d", // si = 0x7d00; extended read of drive dl; on failure halt
-      "c706047d007c b80043 cd13 7210", // from 0x7c00: extended write; on failure halt
-      "be007e", // si = 0x7e00
-      "ac 84c0 7404 e6e9 ebf7", // until the zero: out 0xe9, [si++]
-      "b000 e6f4", // out 0xf4, 0
-      "f4 ebfd", // hlt, for ever
-    ]
-      .join("")
-      .replaceAll(" ", ""),
-    "hex",
-  );
-  const sector = Buffer.alloc(512);
-  code.copy(sector);
-  // Address packet: its size, one sector, to 0000:7e00, from the disk's sector.
-  sector.set([16, 0, 1, 0, 0x00, 0x7e, 0, 0], 0x100);
-  sector.writeBigUInt64LE(BigInt(MESSAGE_LBA), 0x108);
-  sector.writeUInt16LE(0xaa55, 510);
-  return sector;
-}
-
-describeWith(["qemu-system-x86_64"], "a guest that boots from nbdpull serve", () => {
-  const messageOf = (text: string): Buffer =>
-    Buffer.concat([Buffer.from(text), Buffer.alloc(512)]).subarray(0, 512);
-
-  it.each([
-    ["qcow2", {}],
-    ["compressed qcow2", { compress: "deflate" }],
-  ] as [string, Taking][])(
-    "finds each point as it was, and may write to QEMU's snapshot: %s",
-    async (_, form) => {
-      chain.disk.write(0, bootSector());
-      chain.disk.write(MESSAGE_LBA * 512, messageOf("before the change"));
-      await chain.take(form);
-      chain.disk.write(MESSAGE_LBA * 512, messageOf("after the change"));
-      await chain.take(form);
-      for (const [index, message] of ["before the change", "after the change"].entries()) {
-        await using server = await startServing(
-          repo(),
-          "--at",
-          pointAt(index).id,
-          "--socket",
-          at("nbd.sock"),
-        );
-        const ran = await execa(
-          "qemu-system-x86_64",
-          [
-            ...["-machine", "pc,accel=tcg", "-m", "16", "-nodefaults", "-display", "none", "-no-reboot"],
-            ...["-drive", `file=${server.uris[0]},format=raw,if=ide,snapshot=on`],
-            ...["-chardev", `file,id=said,path=${at("said")}`],
-            ...["-device", "isa-debugcon,iobase=0xe9,chardev=said"],
-            ...["-device", "isa-debug-exit,iobase=0xf4,iosize=4"],
-          ],
-          { reject: false, timeout: 50_000, stdin: "ignore" },
-        );
-        expect([ran.exitCode, ran.stderr, await readFile(at("said"), "utf8")]).toEqual([1, "", message]);
-        const raw = await rawOf(pointAt(index));
-        await qemuImg("compare", "-f", "raw", "-F", "raw", server.uris[0] ?? "", raw);
-      }
-    },
-  );
-});
-
-describe("the socket of nbdpull serve", () => {
-  beforeEach(async () => {
-    await chain.take();
-  });
-  const socket = (): string => at("nbd.sock");
-
-  it.each(["SIGTERM", "SIGINT", "SIGHUP"] as const)(
-    "is this user's only, and gone after %s, with exit code 0",
-    async (signal) => {
-      const server = await startServing(repo(), "--socket", socket());
-      expect((await stat(socket())).mode & 0o777).toBe(0o600);
-      await using client = await NbdClient.connect(server.uris[0] ?? "");
-      expect(client.export.size).toBe(SIZE);
-      expect((await server.stop(signal)).code).toBe(0);
-      await expect(stat(socket())).rejects.toThrow(/ENOENT/);
-    },
-  );
-
-  it("is left by a server that was killed, and replaced by the next one", async () => {
-    const killed = await startServing(repo(), "--socket", socket());
-    expect((await killed.stop("SIGKILL")).signal).toBe("SIGKILL");
-    expect((await stat(socket())).isSocket()).toBe(true);
-    await using server = await startServing(repo(), "--socket", socket());
-    await using client = await NbdClient.connect(server.uris[0] ?? "");
-    expect(client.export.size).toBe(SIZE);
-  });
-
-  it("is not taken from a server that listens", async () => {
-    await using server = await startServing(repo(), "--socket", socket());
-    const second = await nbdpull("serve", repo(), "--socket", socket(), "--json");
-    expect([second.code, second.json()]).toMatchObject([4, { error: { code: "E_ADDRESS_IN_USE" } }]);
-    expect(second.stderr).toContain(`another program listens on ${socket()}`);
-    await using client = await NbdClient.connect(server.uris[0] ?? "");
-    expect(client.export.size).toBe(SIZE);
-  });
-
-  it("never replaces anything but a socket, needs its folder, and has a name of bounded length", async () => {
-    await writeFile(socket(), "mine");
-    await mkdir(at("folder"));
-    const refused = [
-      [socket(), "E_SOCKET"],
-      [at("folder"), "E_SOCKET"],
-      [at("nowhere/nbd.sock"), "E_NO_FOLDER"],
-      [at("x".repeat(120)), "E_SOCKET"],
-    ];
-    for (const [path = "", code] of refused) {
-      const ran = await nbdpull("serve", repo(), "--socket", path, "--json");
-      expect([ran.code, ran.json()]).toMatchObject([2, { error: { code } }]);
-    }
-    expect(await readFile(socket(), "utf8")).toBe("mine");
-  });
-
-  it("is gone as well when --once has seen the last client leave", async () => {
-    const server = await startServing(repo(), "--socket", socket(), "--once");
-    // Whoever only looks whether somebody listens is no client.
-    expect(await listensOn(socket())).toBe(true);
-    {
-      await using first = await NbdClient.connect(server.uris[0] ?? "", { connections: 2 });
-      await using second = await NbdClient.connect(server.uris[0] ?? "");
-      await second.close();
-      await first.read(0, Buffer.alloc(512));
-    }
-    expect((await server.ended).code).toBe(0);
-    await expect(stat(socket())).rejects.toThrow(/ENOENT/);
-  });
-});
-
-describe("the address of nbdpull serve", () => {
-  beforeEach(async () => {
-    await chain.take();
-  });
-
-  it("may be a port, a host with a port, or an IPv6 address", async () => {
-    for (const address of ["0", "127.0.0.1:0", "localhost:0", "[::1]:0"]) {
-      await using server = await startServing(repo(), "--listen", address);
-      await using client = await NbdClient.connect(server.uris[0] ?? "");
-      expect(client.export.size).toBe(SIZE);
-    }
-  });
-
-  it.each([
-    ["nonsense", ["--listen", "a:b:c"], 2, "E_LISTEN"],
-    ["a port beyond all", ["--listen", "127.0.0.1:65536"], 2, "E_LISTEN"],
-    ["a host that nobody knows", ["--listen", "no.such.host.invalid:0"], 2, "E_LISTEN"],
-    ["an address of another machine", ["--listen", "192.0.2.1:0", "--allow-remote"], 2, "E_LISTEN"],
-    ["every interface, unasked", ["--listen", "0.0.0.0:0"], 2, "E_REMOTE"],
-    ["every interface by IPv6, unasked", ["--listen", "[::]:0"], 2, "E_REMOTE"],
-    ["a socket as well", ["--listen", "0", "--socket", "x.sock"], 2, "E_USAGE"],
-    ["a key without certificate", ["--listen", "0", "--tls-key", "x.pem"], 2, "E_USAGE"],
-    [
-      "a certificate that isn't there",
-      ["--listen", "0", "--tls-key", "x.pem", "--tls-cert", "x.pem"],
-      2,
-      "E_TLS_FILE",
-    ],
-    ["no such disk", ["--listen", "0", "--disk", "vdz"], 2, "E_NO_DISK"],
-    ["no such point", ["--listen", "0", "--at", "1999-01-01"], 4, "E_NO_POINT"],
-  ])("is refused: %s", async (_, args, code, error) => {
-    const ran = await nbdpull("serve", repo(), ...args, "--json");
-    expect([ran.code, ran.json()]).toMatchObject([code, { error: { code: error } }]);
-  });
-
-  it("is refused when another program has it", async () => {
-    const other = createServer();
-    const port = await freePort();
-    await new Promise<void>((resolve) => other.listen(port, "127.0.0.1", resolve));
-    const ran = await nbdpull("serve", repo(), "--listen", String(port), "--json");
-    await new Promise((resolve) => other.close(resolve));
-    expect([ran.code, ran.json()]).toMatchObject([4, { error: { code: "E_ADDRESS_IN_USE" } }]);
-  });
-
-  it("may be open to all with --allow-remote, which it says", async () => {
-    const server = await startServing(repo(), "--listen", "0.0.0.0:0", "--allow-remote");
-    await using client = await NbdClient.connect(server.uris[0] ?? "");
-    expect(client.export.size).toBe(SIZE);
-    expect((await server.stop()).stderr).toMatch(
-      /whoever reaches 0\.0\.0\.0 can read the backup, unencrypted/,
-    );
-  });
-
-  describeWith(["certtool", "nbdinfo"], "with TLS", () => {
-    it("may be open to other machines, and lets in only clients with a certificate", async () => {
-      const { path } = await makeAuthority(
-        { path: out, [Symbol.asyncDispose]: async () => undefined },
-        "ours",
-      );
-      const pem = (name: string): string => join(path, `${name}.pem`);
-      const tls = ["--tls-cert", pem("server-cert"), "--tls-key", pem("server-key")];
-      const server = await startServing(repo(), "--listen", "0.0.0.0:0", ...tls, "--tls-ca", pem("ca-cert"));
-      const [uri = ""] = server.uris;
-      expect(uri).toMatch(/^nbds:\/\/localhost:\d+\/vda$/);
-      const { stdout } = await execa("nbdinfo", ["--size", `${uri}?tls-certificates=${path}`]);
-      expect(Number(stdout)).toBe(SIZE);
-      await expect(NbdClient.connect(uri.replace("nbds", "nbd"))).rejects.toMatchObject({
-        code: "NBD_TLS_REQUIRED",
-      });
-      const ca = await readFile(pem("ca-cert"));
-      await expect(NbdClient.connect(uri, { tls: { ca } })).rejects.toMatchObject({
-        name: expect.stringMatching(/TlsError|ConnectionError/),
-      });
-      expect((await server.stop()).code).toBe(0);
-    });
-
-    it("is refused where certificate and key don't belong together", async () => {
-      const { path } = await makeAuthority(
-        { path: out, [Symbol.asyncDispose]: async () => undefined },
-        "ours",
-      );
-      const tls = ["--tls-cert", join(path, "server-cert.pem"), "--tls-key", join(path, "client-key.pem")];
-      const ran = await nbdpull("serve", repo(), "--listen", "0", ...tls, "--json");
-      expect([ran.code, ran.json()]).toMatchObject([2, { error: { code: "E_TLS_FILE" } }]);
     });
   });
 });
