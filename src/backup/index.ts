@@ -1,7 +1,8 @@
 /** The backup engine: pull an export into an image, keep points in a repository, rebuild and verify them. */
 export { type AttachOptions, type AttachResult, attach, type JobSource } from "./attach.js";
 export type { BlockTarget } from "./block-target.js";
-export { chooseDomain, choosePoint, findChain, type Link } from "./chain.js";
+export { chooseDisks, chooseDomain, choosePoint, findChain, type Link } from "./chain.js";
+export { ChainView } from "./chain-view.js";
 export type { ImageCompression } from "./compressed-store.js";
 export { DeviceTarget } from "./device-target.js";
 export { DIGEST_ALGORITHMS, type DigestAlgorithm, parseDigestAlgorithm } from "./digest.js";
@@ -20,6 +21,7 @@ export { type DomainRef, Virsh, type VirshOptions } from "./libvirt/virsh.js";
 export { type DiskManifest, type Manifest, parseManifest } from "./manifest.js";
 export { type OpenOptions, openExport } from "./open-export.js";
 export type { Window } from "./pace.js";
+export { PointView, type PointViewOptions } from "./point-view.js";
 export {
   type DoneMerge,
   type PrunedPoint,
@@ -49,6 +51,13 @@ export { type OverwrittenDisk, type RestoreOverOptions, restoreOver } from "./re
 export type { RestoreSourceOptions } from "./restore-source.js";
 export { RestoredDefinition, type RestoredDefinitionOptions } from "./restored-definition.js";
 export type { Retention } from "./retention.js";
+export {
+  type PointServer,
+  type ServedDisk,
+  type ServeEvent,
+  type ServeOptions,
+  servePoint,
+} from "./serve.js";
 export { type PointDisk, type TakenPoint, type TakePointOptions, takePoint } from "./take-point.js";
 export {
   type DiskReport,
