@@ -1,9 +1,10 @@
 import { open } from "node:fs/promises";
 import { join } from "node:path";
 import fc from "fast-check";
-import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { ChainView } from "../../src/backup/chain-view.js";
 import type { ImageFormat } from "../../src/backup/image/create.js";
+import { Layer } from "../../src/backup/layer.js";
 import type { Manifest } from "../../src/backup/manifest.js";
 import { Repository } from "../../src/backup/repository.js";
 import { takePoint } from "../../src/backup/take-point.js";
@@ -21,6 +22,7 @@ beforeEach(async () => {
   chain = await MemoryChain.start(SIZE);
 });
 afterEach(async () => {
+  vi.restoreAllMocks();
   await chain[Symbol.asyncDispose]();
 });
 
@@ -193,6 +195,19 @@ describe("a view through a chain", () => {
     const [cluster = 0] = bad;
     await expect(view.read(cluster * CLUSTER + 10, 100)).rejects.toMatchObject({ name: "DamageError" });
     await expect(view.read(0, SIZE)).rejects.toMatchObject({ details: { guestOffset: cluster * CLUSTER } });
+  });
+
+  it("reads and compares a cluster once for many small reads, though they come all at once", async () => {
+    await fourPoints({});
+    await using view = await viewOf(chain.points[0]);
+    const expected = await bytesAt(chain.points[0] as Manifest);
+    const reads = vi.spyOn(Layer.prototype, "read");
+    const small = async (offset: number): Promise<void> => {
+      expect((await view.read(offset, 512)).equals(expected.subarray(offset, offset + 512))).toBe(true);
+    };
+    await Promise.all(Array.from({ length: 128 }, (_, i) => small(3 * CLUSTER + i * 512)));
+    for (let i = 0; i < 128; i += 1) await small(4 * CLUSTER + i * 512);
+    expect(reads).toHaveBeenCalledTimes(2);
   });
 
   it("does not open where a table contradicts the digest file", async () => {
