@@ -210,6 +210,19 @@ describe("a view through a chain", () => {
     expect(reads).toHaveBeenCalledTimes(2);
   });
 
+  it("leaves nothing behind for a read on the signal of a connection that lasts", async () => {
+    await fourPoints({});
+    await using view = await viewOf(chain.points[0]);
+    const derived = vi.spyOn(AbortSignal, "any");
+    const { signal } = new AbortController();
+    const listened = vi.spyOn(signal, "addEventListener");
+    await view.read(CLUSTER - 300, 30 * CLUSTER, signal);
+    await view.read(CLUSTER - 300, 600, signal);
+    expect([derived.mock.calls, listened.mock.calls]).toEqual([[], []]);
+    const gone = AbortSignal.abort(new Error("the client is gone"));
+    await expect(view.read(CLUSTER - 300, 600, gone)).rejects.toThrow("the client is gone");
+  });
+
   it("does not open where a table contradicts the digest file", async () => {
     await fourPoints({});
     const second = chain.points[1];
