@@ -25,6 +25,7 @@ const COMMANDS: Readonly<Record<string, () => Promise<(program: Command, run: Ru
   map: async () => (await import("./commands/map.js")).addMap,
   info: async () => (await import("./commands/info.js")).addInfo,
   attach: async () => (await import("./commands/attach.js")).addAttach,
+  import: async () => (await import("./commands/import.js")).addImport,
   points: async () => (await import("./commands/points.js")).addPoints,
   restore: async () => (await import("./commands/restore.js")).addRestore,
   verify: async () => (await import("./commands/verify.js")).addVerify,

@@ -4,12 +4,15 @@ import type { ExtentState } from "./extent.js";
 import { type Geometry, maskStretches } from "./image/image.js";
 import type { Layer, LayerRun } from "./layer.js";
 
+/** What a chain has to know of a layer: a point's, or an image by itself. */
+export type SeenLayer = Pick<Layer, "geometry" | "complete" | "runs" | "read">;
+
 /** A stretch of the disk in one state; `data` says where its bytes are. */
-export interface Piece {
+export interface Piece<L extends SeenLayer = Layer> {
   readonly offset: number;
   readonly length: number;
   readonly state: ExtentState;
-  readonly from?: { readonly layer: Layer; readonly run: LayerRun } | undefined;
+  readonly from?: { readonly layer: L; readonly run: LayerRun } | undefined;
 }
 
 /**
@@ -20,25 +23,25 @@ export interface Piece {
  *     below    |  data B            |  zero    | data B         |   (ends here: zeroes follow)
  *     seen     |  data A  | data B  |  zero    | zero | data B  | zero
  */
-export function seenThrough(
-  layers: readonly Layer[],
+export function seenThrough<L extends SeenLayer>(
+  layers: readonly L[],
   size: number,
-  onDamage: DamageOf,
-): AsyncIterable<Piece> {
+  onDamage: DamageOf<L>,
+): AsyncIterable<Piece<L>> {
   const streams = layers.map((layer) => layerPieces(layer, size, onDamage(layer)));
   return streams.reduceRight((below, top) => overlay(top, below));
 }
 
 /** Names a layer's damages. */
-export type DamageOf = (layer: Layer) => OnDamage;
+export type DamageOf<L extends SeenLayer = Layer> = (layer: L) => OnDamage;
 
 /** Lays one gapless stream over another of the same length. */
-export async function* overlay(
-  top: AsyncIterable<Piece>,
-  below: AsyncIterable<Piece>,
-): AsyncGenerator<Piece> {
+export async function* overlay<L extends SeenLayer>(
+  top: AsyncIterable<Piece<L>>,
+  below: AsyncIterable<Piece<L>>,
+): AsyncGenerator<Piece<L>> {
   const lower = below[Symbol.asyncIterator]();
-  let under: Piece | undefined;
+  let under: Piece<L> | undefined;
   for await (const upper of top) {
     if (upper.state !== "clean") {
       yield upper;
@@ -47,7 +50,7 @@ export async function* overlay(
     const end = upper.offset + upper.length;
     for (let offset = upper.offset; offset < end; ) {
       while (!under || under.offset + under.length <= offset) {
-        const next: IteratorResult<Piece> = await lower.next();
+        const next: IteratorResult<Piece<L>> = await lower.next();
         if (next.done) throw new RangeError(`the lower stream ends before byte ${offset}`);
         under = next.value;
       }
@@ -61,7 +64,11 @@ export async function* overlay(
 }
 
 /** One layer's runs as gapless pieces from byte 0 to `size`. */
-async function* layerPieces(layer: Layer, size: number, onDamage: OnDamage): AsyncGenerator<Piece> {
+async function* layerPieces<L extends SeenLayer>(
+  layer: L,
+  size: number,
+  onDamage: OnDamage,
+): AsyncGenerator<Piece<L>> {
   const end = Math.min(layer.geometry.virtualSize, size);
   const gap: ExtentState = layer.complete ? "zero" : "clean";
   let offset = 0;
@@ -79,7 +86,7 @@ async function* layerPieces(layer: Layer, size: number, onDamage: OnDamage): Asy
   if (end < size) yield { offset: end, length: size - end, state: "zero" };
 }
 
-function* runPieces(layer: Layer, run: LayerRun): Generator<Piece> {
+function* runPieces<L extends SeenLayer>(layer: L, run: LayerRun): Generator<Piece<L>> {
   const { clusterSize } = layer.geometry;
   const offset = run.cluster * clusterSize;
   const length = run.count * clusterSize;
@@ -112,8 +119,8 @@ function* runPieces(layer: Layer, run: LayerRun): Generator<Piece> {
 const MAX_SPARE = 16;
 
 /** A piece of data that the walk has shown, and how much of it was not read yet. */
-interface SeenPiece {
-  readonly piece: Piece;
+interface SeenPiece<L extends SeenLayer> {
+  readonly piece: Piece<L>;
   unread: number;
 }
 
@@ -122,25 +129,25 @@ interface SeenPiece {
  * ask for what the walk has passed, and every byte of data is read exactly once. In which order does not matter: a
  * piece is forgotten when all of it, and all before it, was read.
  */
-export class ChainSource {
+export class ChainSource<L extends SeenLayer = Layer> {
   readonly geometry: Geometry;
-  readonly #layers: readonly Layer[];
-  readonly #damageOf: DamageOf;
-  #seen: SeenPiece[] = [];
+  readonly #layers: readonly L[];
+  readonly #damageOf: DamageOf<L>;
+  #seen: SeenPiece<L>[] = [];
   #walked = 0;
   /** Buffers that nobody uses. */
   readonly #spare: Buffer[] = [];
   /** All data before this byte was read and is forgotten. */
   #forgotten = 0;
 
-  constructor(layers: readonly Layer[], geometry: Geometry, damageOf: DamageOf) {
+  constructor(layers: readonly L[], geometry: Geometry, damageOf: DamageOf<L>) {
     this.#layers = layers;
     this.geometry = geometry;
     this.#damageOf = damageOf;
   }
 
   /** The walk over the whole disk. */
-  async *extents(): AsyncGenerator<readonly Piece[]> {
+  async *extents(): AsyncGenerator<readonly Piece<L>[]> {
     for await (const piece of seenThrough(this.#layers, this.geometry.virtualSize, this.#damageOf)) {
       if (piece.state === "clean") throw new RangeError("the last layer of a chain has to be complete");
       if (piece.state === "data") this.#seen.push({ piece, unread: piece.length });
@@ -195,8 +202,8 @@ export class ChainSource {
   }
 
   /** The pieces of data in a range, which count as read from here on. */
-  #take(offset: number, end: number): { piece: Piece; start: number; stop: number }[] {
-    const taken: { piece: Piece; start: number; stop: number }[] = [];
+  #take(offset: number, end: number): { piece: Piece<L>; start: number; stop: number }[] {
+    const taken: { piece: Piece<L>; start: number; stop: number }[] = [];
     for (const seen of this.#seen) {
       const { piece } = seen;
       const start = Math.max(piece.offset, offset);

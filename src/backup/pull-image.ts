@@ -6,6 +6,7 @@ import {
   MOST_COMPRESSED_AT_A_TIME,
 } from "./compressed-store.js";
 import { exportExtents } from "./export-extents.js";
+import type { Extent } from "./extent.js";
 import type { ImageFormat } from "./image/create.js";
 import type { Geometry } from "./image/image.js";
 import type { Backing } from "./image/qcow2-writer.js";
@@ -16,15 +17,40 @@ import { Pace, segmentBytesOf, type Window } from "./pace.js";
 import { PlainStore } from "./plain-store.js";
 import { GranularityError, type PlannedRun, type PlanTotals, plan } from "./plan.js";
 import { Progress } from "./progress.js";
+import type { ByteSource } from "./pull.js";
 import type { RateLimit } from "./rate-limit.js";
 
-export interface PullImageOptions {
+export interface PullImageOptions extends CopyImageOptions {
   /** Connected by `openExport`, with the context of `bitmap`. */
   readonly client: NbdClient;
   /** Only what this dirty bitmap marks; left out: everything. */
   readonly bitmap?: string | undefined;
   /** With `bitmap`: the size in bytes of the disk that the increment is laid over, which may have grown since. */
   readonly parentSize?: number | undefined;
+}
+
+/** What is read, and how: an export, or an image that is imported. */
+export interface DiskSource {
+  /** Bytes. */
+  readonly virtualSize: number;
+  /** Nothing is clean: the image will stand for the whole disk. */
+  readonly complete: boolean;
+  /** Of all reads, bytes. */
+  readonly preferredBlock?: number | undefined;
+  /** Reading that many clean bytes along is cheaper than another read. */
+  readonly readThrough: number;
+  /** Asked for so far. */
+  readonly requests: number;
+  /** Begins a walk over the whole disk, and the reads that it tells of. */
+  begin(signal: AbortSignal | undefined): {
+    readonly extents: AsyncIterable<readonly Extent[]>;
+    readonly bytes: ByteSource;
+  };
+  /** Called now and then, with how many connections there should be. */
+  widen(connections: number): void;
+}
+
+export interface CopyImageOptions {
   readonly imagePath: string;
   readonly format: ImageFormat;
   /** For qcow2: what the header names as the image below. */
@@ -90,44 +116,80 @@ const FINEST_CLUSTER_SIZE = 16 * 1024;
  * @throws the file system's errors
  */
 export async function pullImage(options: PullImageOptions): Promise<PullResult> {
+  const { client, bitmap, parentSize, ...rest } = options;
+  return await copyImage(exportSource(client, bitmap, parentSize), rest);
+}
+
+/**
+ * As `pullImage`, from anything that can be read like a disk.
+ * @throws what the source throws, and otherwise as `pullImage`
+ */
+export async function copyImage(source: DiskSource, options: CopyImageOptions): Promise<PullResult> {
   if (options.compress) assertCompressible(options.format, options.compress.method);
   try {
-    return await pullWithClusters(options, DEFAULT_CLUSTER_SIZE);
+    return await copyWithClusters(source, options, DEFAULT_CLUSTER_SIZE);
   } catch (error) {
     if (!(error instanceof GranularityError)) throw error;
-    return await pullWithClusters(options, FINEST_CLUSTER_SIZE);
+    return await copyWithClusters(source, options, FINEST_CLUSTER_SIZE);
   }
 }
 
-async function pullWithClusters(options: PullImageOptions, clusterSize: number): Promise<PullResult> {
-  const started = performance.now();
-  const { client, bitmap, signal } = options;
-  const window = options.window ?? {};
-  const geometry: Geometry = { virtualSize: client.export.size, clusterSize };
-  const complete = bitmap === undefined;
-  const totals: PlanTotals = { extents: 0, definedBytes: 0 };
+function exportSource(
+  client: NbdClient,
+  bitmap: string | undefined,
+  parentSize: number | undefined,
+): DiskSource {
+  const readsClean = mayReadClean(client, bitmap);
   // Where clean bytes can't be read, what the disk has grown by is what the bitmap says.
-  const parentSize = mayReadClean(client, bitmap) ? options.parentSize : undefined;
-  const requestsBefore = client.requests;
-  const segmentBytes = segmentBytesFor(options, clusterSize);
+  const grownFrom = readsClean ? parentSize : undefined;
+  return {
+    virtualSize: client.export.size,
+    complete: bitmap === undefined,
+    preferredBlock: client.export.blockSize?.preferred,
+    readThrough: readsClean ? READ_THROUGH : 0,
+    get requests() {
+      return client.requests;
+    },
+    begin: (signal) => ({
+      extents: exportExtents(client, { bitmap, parentSize: grownFrom, signal }),
+      bytes: readerOf(client, bitmap),
+    }),
+    widen: (connections) => client.widen(connections),
+  };
+}
+
+async function copyWithClusters(
+  source: DiskSource,
+  options: CopyImageOptions,
+  clusterSize: number,
+): Promise<PullResult> {
+  const started = performance.now();
+  const { signal } = options;
+  const { virtualSize, complete } = source;
+  const window = options.window ?? {};
+  const geometry: Geometry = { virtualSize, clusterSize };
+  const totals: PlanTotals = { extents: 0, definedBytes: 0 };
+  const requestsBefore = source.requests;
+  const segmentBytes = segmentBytesFor(options, clusterSize, source.preferredBlock);
 
   await using files = new NewFiles();
   await using store = await createStore(options, { geometry, complete, segmentBytes }, files);
   const pace = new Pace(window, segmentBytes);
   const progress = new Progress(options.onProgress);
+  const { extents, bytes } = source.begin(signal);
   let readBytes = 0;
   await store.fill({
-    source: readerOf(client, bitmap),
-    segments: plan(exportExtents(client, { bitmap, parentSize, signal }), { geometry, segmentBytes }, totals),
+    source: bytes,
+    segments: plan(extents, { geometry, segmentBytes }, totals),
     pace,
-    reading: { readThrough: mayReadClean(client, bitmap) ? READ_THROUGH : 0, mostRead: segmentBytes },
+    reading: { readThrough: source.readThrough, mostRead: segmentBytes },
     rateLimit: options.rateLimit,
     signal,
     onSegment: (segment) => {
       readBytes += segment.readBytes;
       const position = endOf(segment.runs, geometry);
-      progress.note({ virtualSize: geometry.virtualSize, position, readBytes });
-      client.widen(pace.connections);
+      progress.note({ virtualSize, position, readBytes });
+      source.widen(pace.connections);
     },
   });
   progress.finish();
@@ -140,14 +202,14 @@ async function pullWithClusters(options: PullImageOptions, clusterSize: number):
   return {
     format: options.format,
     mode: complete ? "full" : "incremental",
-    virtualSize: geometry.virtualSize,
+    virtualSize,
     clusterSize,
     dirtyBytes: totals.definedBytes,
     dataBytes,
     zeroBytes: totals.definedBytes - dataBytes,
     storedBytes,
     extents: totals.extents,
-    requests: client.requests - requestsBefore,
+    requests: source.requests - requestsBefore,
     seconds: (performance.now() - started) / 1000,
     digestsSha256,
   };
@@ -160,13 +222,17 @@ export function endOf(runs: readonly PlannedRun[], { clusterSize, virtualSize }:
 }
 
 /** Compressed segments wait in buffers, so they have to be small, whatever is asked for. */
-function segmentBytesFor({ client, window = {}, compress }: PullImageOptions, clusterSize: number): number {
-  const bytes = segmentBytesOf(window, clusterSize, client.export.blockSize?.preferred);
+function segmentBytesFor(
+  { window = {}, compress }: CopyImageOptions,
+  clusterSize: number,
+  preferredBlock: number | undefined,
+): number {
+  const bytes = segmentBytesOf(window, clusterSize, preferredBlock);
   return compress ? Math.min(bytes, MOST_COMPRESSED_AT_A_TIME) : bytes;
 }
 
 async function createStore(
-  options: PullImageOptions,
+  options: CopyImageOptions,
   image: { readonly geometry: Geometry; readonly complete: boolean; readonly segmentBytes: number },
   files: NewFiles,
 ): Promise<ImageStore> {

@@ -12,21 +12,41 @@ import type { CompressionMethod } from "./image/compress-cluster.js";
 import type { ImageFormat } from "./image/create.js";
 import type { Backing } from "./image/qcow2-writer.js";
 import { type DiskManifest, isDiskName, MANIFEST_VERSION, type Manifest, timeOfPointId } from "./manifest.js";
-import { openExport } from "./open-export.js";
+import { type OpenOptions, openExport } from "./open-export.js";
 import type { Window } from "./pace.js";
-import { type PullProgress, pullImage } from "./pull-image.js";
+import {
+  type CopyImageOptions,
+  copyImage,
+  type DiskSource,
+  type PullProgress,
+  type PullResult,
+  pullImage,
+} from "./pull-image.js";
 import type { RateLimit } from "./rate-limit.js";
 import type { PendingPoint, Repository } from "./repository.js";
 
 /** A disk to take into a point. */
-export interface PointDisk {
+export type PointDisk = ExportedPointDisk | ImportedPointDisk;
+
+interface AnyPointDisk {
   /** Its target in the domain, `vda`. */
   readonly name: string;
+  /** Why the disk is full where an increment might have been expected. */
+  readonly reason?: string | undefined;
+}
+
+/** A disk that a server exports. */
+export interface ExportedPointDisk extends AnyPointDisk {
   readonly address: NbdAddress;
   /** With `parent`: what changed since that point. Left out: a full copy. */
   readonly increment?: { readonly bitmap: string; readonly parent: Manifest } | undefined;
-  /** Why the disk is full where an increment might have been expected. */
-  readonly reason?: string | undefined;
+}
+
+/** A disk that is there already, as a full image: whoever made `source` closes it. */
+export interface ImportedPointDisk extends AnyPointDisk {
+  readonly source: DiskSource;
+  readonly address?: undefined;
+  readonly increment?: undefined;
 }
 
 export interface TakePointOptions {
@@ -140,30 +160,39 @@ async function pullAll(
   const compress = options.compress && compressionOf(options.compress, workers, options.disks.length);
   return await allOrNone(options.disks, DISKS_AT_ONCE, options.signal, async (disk, signal) => {
     try {
-      const client = await openExport(disk.address, disk.increment?.bitmap, { ...options.connect, signal });
-      clients.push(client);
-      return await pullDisk({ ...options, signal }, pending, disk, client, { compress, digestThreads });
+      const copy = await copierOf(disk, { ...options.connect, signal }, clients);
+      return await pullDisk({ ...options, signal }, pending, disk, copy, { compress, digestThreads });
     } catch (error) {
       throw ofDisk(disk.name, error);
     }
   });
 }
 
+type Copier = (options: CopyImageOptions) => Promise<PullResult>;
+
+/** @param clients gets the connection that a disk needs */
+async function copierOf(disk: PointDisk, connect: OpenOptions, clients: NbdClient[]): Promise<Copier> {
+  if (disk.address === undefined) return (options) => copyImage(disk.source, options);
+  const { increment } = disk;
+  const bitmap = increment?.bitmap;
+  const parentSize = increment && diskOf(increment.parent, disk.name)?.virtualSize;
+  const client = await openExport(disk.address, bitmap, connect);
+  clients.push(client);
+  return (options) => pullImage({ ...options, client, bitmap, parentSize });
+}
+
 async function pullDisk(
   options: TakePointOptions,
   pending: PendingPoint,
   disk: PointDisk,
-  client: NbdClient,
+  copy: Copier,
   { compress, digestThreads }: Shared,
 ): Promise<PulledDisk> {
   const { format, increment } = { format: options.format, increment: disk.increment };
   const file = `${disk.name}.${format}`;
   const mapFile = increment && format === "raw" ? `${disk.name}.map` : undefined;
   const digestFile = options.digests && { file: `${disk.name}.digests`, algorithm: options.digests };
-  const result = await pullImage({
-    client,
-    bitmap: increment?.bitmap,
-    parentSize: increment && diskOf(increment.parent, disk.name)?.virtualSize,
+  const result = await copy({
     imagePath: join(pending.folder, file),
     format,
     backing: increment && format === "qcow2" ? backingOf(increment.parent, disk.name) : undefined,
@@ -196,7 +225,7 @@ async function pullDisk(
       dataBytes: result.dataBytes,
       zeroBytes: result.zeroBytes,
       storedBytes: result.storedBytes,
-      exportName: disk.address.exportName,
+      exportName: disk.address?.exportName ?? "",
       bitmap: increment?.bitmap ?? null,
       map:
         mapFile === undefined
