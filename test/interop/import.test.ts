@@ -1,0 +1,345 @@
+/** Images that others made become points: what is restored is what QEMU reads in them. */
+import {
+  appendFile,
+  mkdir,
+  mkdtemp,
+  open,
+  readdir,
+  readFile,
+  rm,
+  stat,
+  symlink,
+  truncate,
+  writeFile,
+} from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import * as zlib from "node:zlib";
+import { execa } from "execa";
+import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { importImages } from "../../src/backup/import.js";
+import { Virsh } from "../../src/backup/libvirt/virsh.js";
+import { finished, nbdpull, type Ran, startNbdpull } from "../support/nbdpull.js";
+import { qemuImg, qemuIo } from "../support/qemu-nbd.js";
+import { describeWith } from "../support/tools.js";
+
+const MiB = 1024 * 1024;
+
+let folder: string;
+let repo: string;
+const at = (name: string): string => join(folder, name);
+beforeEach(async () => {
+  folder = await mkdtemp(join(tmpdir(), "nbdpull-import-"));
+  repo = at("repo");
+});
+afterEach(async () => {
+  await rm(folder, { recursive: true, force: true });
+});
+
+const importing = (image: string, ...args: string[]): Promise<Ran> =>
+  nbdpull("import", image, "--to", repo, "--domain", "web", "--disk", "vda", "--json", ...args);
+
+function expectError(ran: Ran, code: number, error: string): void {
+  expect([ran.code, ran.json()]).toMatchObject([code, { error: { code: error } }]);
+}
+
+/** Neither a point, nor what a point would begin with. */
+async function expectNothingStored(): Promise<void> {
+  expect(await readdir(join(repo, "web")).catch(() => [])).toEqual([]);
+}
+
+/** Imports an image, and compares what is restored with what QEMU reads in it; verify has nothing to say. */
+async function expectImported(image: string, format: "qcow2" | "raw", ...args: string[]): Promise<void> {
+  const before = await stat(image);
+  const ran = await importing(image, ...args);
+  expect([ran.code, ran.code === 0 ? "" : ran.stderr]).toEqual([0, ""]);
+  expect(ran.json()).toMatchObject({ level: "full", disks: [{ name: "vda", mode: "full", parent: null }] });
+  const target = at("restored.raw");
+  const restored = await nbdpull("restore", repo, "web", "--disk", "vda", "--to", target, "--force");
+  expect([restored.code, restored.code === 0 ? "" : restored.stderr]).toEqual([0, ""]);
+  await qemuImg("compare", "-s", "-f", "raw", "-F", format, target, image).catch(async () => {
+    // A raw image whose size is no multiple of a sector can't be compared strictly.
+    await qemuImg("compare", "-f", "raw", "-F", format, target, image);
+  });
+  expect((await nbdpull("verify", repo)).code).toBe(0);
+  const after = await stat(image);
+  expect([after.size, after.mtimeMs]).toEqual([before.size, before.mtimeMs]);
+}
+
+const WRITES = [
+  "write -P 1 0 200k",
+  "write -P 2 1M 64k",
+  "write -z 2M 256k",
+  "write -P 3 3900k 196k",
+  "write -P 4 5000k 512",
+  "write -z 128k 1k",
+  "discard 64k 64k",
+  "write -P 5 7M 1M",
+];
+
+describeWith(["qemu-img", "qemu-io"], "import of a qcow2 image", () => {
+  it.each([
+    ["version 3", ""],
+    ["version 2", "compat=0.10"],
+    ["clusters of 512 bytes", "cluster_size=512"],
+    ["clusters of 4 KiB", "cluster_size=4k"],
+    ["clusters of 2 MiB", "cluster_size=2M"],
+    ["extended L2 entries", "extended_l2=on,cluster_size=64k"],
+    ["large extended L2 entries", "extended_l2=on,cluster_size=2M"],
+    ["preallocated tables", "preallocation=metadata"],
+    ["preallocated clusters", "preallocation=full"],
+    ["lazy refcounts", "lazy_refcounts=on"],
+  ])("gives back what QEMU reads in it: %s", async (_title, options) => {
+    const image = at("disk.qcow2");
+    await qemuImg(
+      "create",
+      "-q",
+      "-f",
+      "qcow2",
+      ...(options ? ["-o", options] : []),
+      image,
+      String(9 * MiB + 512),
+    );
+    await qemuIo(image, "qcow2", ...WRITES);
+    await expectImported(image, "qcow2");
+  });
+
+  it.each([
+    ["deflate", "cluster_size=64k", []],
+    ["deflate in version 2, compressed again", "compat=0.10", ["--compress"]],
+    ["deflate in small clusters, into a raw point", "cluster_size=4k", ["--format", "raw"]],
+    ["deflate in large clusters", "cluster_size=2M", ["--request-size", "64K"]],
+    ["deflate with extended L2 entries", "extended_l2=on", []],
+  ])("decompresses it: %s", async (_title, options, args) => {
+    await writeFile(at("plain"), (await readFile(process.execPath)).subarray(0, 5 * MiB));
+    const image = at("disk.qcow2");
+    await qemuImg("convert", "-c", "-f", "raw", "-O", "qcow2", "-o", options, at("plain"), image);
+    await expectImported(image, "qcow2", ...args);
+  });
+
+  it("decompresses zstd where Node can, and stores nothing where it can't", async () => {
+    await writeFile(at("plain"), Buffer.alloc(MiB, "compress me "));
+    const image = at("disk.qcow2");
+    await qemuImg(
+      "convert",
+      "-c",
+      "-f",
+      "raw",
+      "-O",
+      "qcow2",
+      "-o",
+      "compression_type=zstd",
+      at("plain"),
+      image,
+    );
+    if ("zstdDecompress" in zlib) return await expectImported(image, "qcow2");
+    expectError(await importing(image), 1, "E_QCOW2_UNSUPPORTED");
+    await expectNothingStored();
+  });
+
+  it("takes the active state of one with snapshots and bitmaps, and says so", async () => {
+    const image = at("disk.qcow2");
+    await qemuImg("create", "-q", "-f", "qcow2", image, "4M");
+    await qemuIo(image, "qcow2", "write -P 1 0 1M");
+    await qemuImg("snapshot", "-c", "then", image);
+    await qemuImg("bitmap", "--add", image, "changes");
+    await qemuIo(image, "qcow2", "write -P 2 0 64k");
+    await expectImported(image, "qcow2");
+    expect((await importing(image)).json()).toMatchObject({
+      warnings: [expect.stringContaining("1 internal snapshots"), expect.stringContaining("--checkpoint")],
+    });
+  });
+
+  it("is refused with a backing file, which is never followed", async () => {
+    await writeFile(at("base.raw"), "secret");
+    await truncate(at("base.raw"), MiB);
+    await qemuImg("create", "-q", "-f", "qcow2", "-b", "base.raw", "-F", "raw", at("over.qcow2"));
+    const ran = await importing(at("over.qcow2"));
+    expectError(ran, 4, "E_HAS_BACKING");
+    expect(ran.stderr).toContain("qemu-img convert");
+    for (const name of ["json:{}", "/etc/passwd", "nbd:localhost:1", "../../x", "over.qcow2"]) {
+      await qemuImg("rebase", "-u", "-b", name, "-F", "raw", at("over.qcow2"));
+      expectError(await importing(at("over.qcow2")), 4, "E_HAS_BACKING");
+    }
+    await expectNothingStored();
+  });
+
+  it("is refused where it is marked as corrupt or damaged, and nothing is left", async () => {
+    const image = at("disk.qcow2");
+    await qemuImg("create", "-q", "-f", "qcow2", image, "4M");
+    await qemuIo(image, "qcow2", "write -P 1 0 4M");
+    const sound = await readFile(image);
+    const corrupt = Buffer.from(sound);
+    corrupt.writeUInt8(2, 79);
+    await writeFile(image, corrupt);
+    expectError(await importing(image), 3, "E_QCOW2_HEADER");
+    await writeFile(image, sound.subarray(0, 2 * MiB));
+    expectError(await importing(image), 3, "E_QCOW2_ENTRY");
+    await expectNothingStored();
+  });
+});
+
+describeWith(["qemu-img", "qemu-io"], "import of a raw image", () => {
+  it.each([
+    ["sparse", 64 * MiB],
+    ["whose size is no multiple of a sector", 5 * MiB + 4321],
+    ["smaller than a cluster", 77],
+  ])("gives back every byte: %s", async (_title, size) => {
+    const image = at("disk.raw");
+    await writeFile(image, Buffer.alloc(Math.min(size, 100_000), 0x5a));
+    await truncate(image, size);
+    for (const args of [[], ["--compress"], ["--format", "raw"]]) {
+      await expectImported(image, "raw", ...args);
+      expect((await readFile(at("restored.raw"))).equals(await readFile(image))).toBe(true);
+    }
+  });
+
+  it("leaves holes where it has zeroes", async () => {
+    const image = at("disk.img");
+    await writeFile(image, Buffer.alloc(8 * MiB));
+    const ran = await importing(image);
+    expect(ran.json()).toMatchObject({ disks: [{ dataBytes: 0, storedBytes: 0, zeroBytes: 8 * MiB }] });
+  });
+
+  it("is refused where it begins like qcow2 and nobody said that it is raw", async () => {
+    const image = at("vda.1700000000");
+    await qemuImg("create", "-q", "-f", "qcow2", image, "4M");
+    await qemuIo(image, "qcow2", "write -P 1 0 1M");
+    expectError(await importing(image), 2, "E_IMAGE_FORMAT");
+    await expectNothingStored();
+    await expectImported(image, "raw", "--image-format", "raw");
+    await expectImported(image, "qcow2", "--image-format", "qcow2");
+  });
+});
+
+describe("import", () => {
+  it("refuses what is not there or no plain file, and leaves no repository behind", async () => {
+    await mkdir(at("folder"));
+    await execa("mkfifo", [at("fifo")]);
+    await symlink("nowhere", at("broken"));
+    expectError(await importing(at("nothing")), 4, "E_NO_IMAGE");
+    expectError(await importing(at("broken")), 4, "E_NO_IMAGE");
+    expectError(await importing(at("folder")), 2, "E_IMAGE_KIND");
+    expectError(await importing(at("fifo")), 2, "E_IMAGE_KIND");
+    expect(await readdir(folder)).not.toContain("repo");
+  });
+
+  it("takes several images as one point, or one by one as several", async () => {
+    await writeFile(at("a.raw"), Buffer.alloc(MiB, 1));
+    await writeFile(at("b.raw"), Buffer.alloc(MiB, 2));
+    const disks = ["--disk", `vda=${at("a.raw")}`, "--disk", `vdb=${at("b.raw")}`];
+    const ran = await nbdpull("import", "--to", repo, "--domain", "web", ...disks, "--json");
+    expect(ran.json()).toMatchObject({ disks: [{ name: "vda" }, { name: "vdb" }] });
+    for (const args of [
+      [at("a.raw"), ...disks],
+      [at("a.raw"), "--disk", `vda=${at("a.raw")}`],
+      ["--disk", "vda"],
+      ["--disk", "vda="],
+    ]) {
+      const refused = await nbdpull("import", ...args, "--to", repo, "--domain", "web", "--json");
+      expectError(refused, 2, "E_USAGE");
+    }
+    const twice = await nbdpull("import", "--to", repo, "--domain", "web", ...disks, ...disks, "--json");
+    expectError(twice, 2, "E_DISK_NAME");
+    expect(await readdir(join(repo, "web"))).toHaveLength(1);
+  });
+
+  it("stores nothing where the image is changed meanwhile", async () => {
+    const image = at("disk.raw");
+    await writeFile(image, Buffer.alloc(4 * MiB, 7));
+    let changed = false;
+    const work = importImages({
+      images: [{ disk: "vda", path: image, format: "raw", formatAsked: false }],
+      repositoryPath: repo,
+      domain: "web",
+      needLibvirt: false,
+      format: "qcow2",
+      digests: "xxh64",
+      sync: false,
+      tool: "test",
+      onProgress: () => {
+        if (changed) return;
+        changed = true;
+        void appendFile(image, "x");
+      },
+    });
+    await expect(work).rejects.toMatchObject({ code: "E_IMAGE_CHANGED" });
+    await expectNothingStored();
+  });
+
+  it("warns without a checkpoint, and where libvirt can't be asked about it", async () => {
+    await writeFile(at("a.raw"), Buffer.alloc(MiB, 1));
+    expect((await importing(at("a.raw"))).json()).toMatchObject({
+      checkpoint: null,
+      warnings: [expect.stringContaining("no base for increments")],
+    });
+    const offline = await importing(at("a.raw"), "--checkpoint", "cp0", "--offline");
+    expect(offline.json()).toMatchObject({
+      checkpoint: "cp0",
+      warnings: [expect.stringContaining("libvirt was not asked")],
+    });
+    const env = { PATH: "/nowhere" };
+    const args = ["--to", repo, "--domain", "web", "--disk", "vda", "--checkpoint", "cp0", "--json"];
+    const without = await finished(startNbdpull(["import", at("a.raw"), ...args], { env }));
+    expect([without.code, without.json()]).toMatchObject([0, { checkpoint: "cp0" }]);
+    const asked = ["import", at("a.raw"), ...args, "--connect", "qemu:///system"];
+    expectError(await finished(startNbdpull(asked, { env })), 4, "E_NO_VIRSH");
+    expectError(await importing(at("a.raw"), "--offline", "--connect", "qemu:///system"), 2, "E_USAGE");
+    expect(await readdir(join(repo, "web"))).toHaveLength(3);
+  });
+
+  it("refuses a checkpoint that leaves the disk out", async () => {
+    await writeFile(at("a.raw"), Buffer.alloc(MiB, 1));
+    class OneDisk extends Virsh {
+      override async run(command: string): Promise<string> {
+        if (command === "domuuid") return "8c2d5f0e-3f0b-4d5c-9a55-4a1c0f0f6a10";
+        if (command === "domname") return "web";
+        return "<domaincheckpoint><name>cp0</name><creationTime>1700000000</creationTime><disks><disk name='vda' checkpoint='bitmap' bitmap='cp0'/><disk name='vdb' checkpoint='no'/></disks></domaincheckpoint>";
+      }
+    }
+    const options = {
+      repositoryPath: repo,
+      domain: "web",
+      checkpoint: "cp0",
+      virsh: new OneDisk(),
+      needLibvirt: false,
+      format: "qcow2" as const,
+      digests: "xxh64" as const,
+      sync: false,
+      tool: "test",
+    };
+    const image = (disk: string) => ({ disk, path: at("a.raw"), format: "raw" as const, formatAsked: false });
+    for (const disk of ["vdb", "vdc"]) {
+      const work = importImages({ ...options, images: [image(disk)] });
+      await expect(work).rejects.toMatchObject({ code: "E_CHECKPOINT_DISK" });
+    }
+    await expectNothingStored();
+    const { manifest } = await importImages({ ...options, images: [image("vda")] });
+    expect(manifest.checkpoint).toEqual({ name: "cp0", creationTime: 1_700_000_000 });
+    expect(manifest.domain.uuid).toBe("8c2d5f0e-3f0b-4d5c-9a55-4a1c0f0f6a10");
+  });
+
+  it("leaves nothing that counts when it is killed or interrupted, and works the next time", async () => {
+    const image = at("disk.raw");
+    const file = await open(image, "w");
+    await file.write(Buffer.alloc(MiB, 3), 0, MiB, 0);
+    await file.truncate(64 * MiB);
+    await file.close();
+    for (const signal of ["SIGINT", "SIGKILL"] as const) {
+      const args = ["import", image, "--to", repo, "--domain", "web", "--disk", "vda", "--limit-rate", "1M"];
+      const run = startNbdpull(args);
+      const partial = async (): Promise<string[]> =>
+        (await readdir(join(repo, "web")).catch(() => [])).filter((name) => name.endsWith(".partial"));
+      await expect.poll(partial).toHaveLength(1);
+      run.kill(signal);
+      const ran = await run.ended;
+      if (signal === "SIGINT") {
+        expect(ran?.code).toBe(130);
+        await expectNothingStored();
+      } else expectError(await nbdpull("points", repo, "web", "--json"), 4, "E_NO_DOMAIN");
+    }
+    expect((await importing(image)).code).toBe(0);
+    const names = (await readdir(join(repo, "web"))).filter((name) => !/^\d{8}T/.test(name));
+    expect(names).toEqual([]);
+  }, 90_000);
+});
