@@ -1,5 +1,5 @@
 import { DamageError, PreconditionError, UsageError } from "./errors.js";
-import { exists } from "./files.js";
+import { isFolder } from "./files.js";
 import { Layer } from "./layer.js";
 import { type DiskManifest, isPointId, type Manifest, timeOfPointId } from "./manifest.js";
 import type { Repository } from "./repository.js";
@@ -39,7 +39,7 @@ export async function findChain(
 export async function findParentLink(repository: Repository, domain: string, child: Link): Promise<Link> {
   const { point, disk } = child;
   const parent = disk.parent ?? "";
-  if (!(await exists(repository.pointFolder(domain, parent)))) {
+  if (!(await isFolder(repository.pointFolder(domain, parent)))) {
     const what = `point ${point.id} of ${domain} needs point ${parent} for disk ${disk.name}, which is missing: bring its folder back, or restore a point that does not depend on it`;
     throw broken(what, point.id, disk.name, parent);
   }

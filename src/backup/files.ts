@@ -36,6 +36,17 @@ export async function exists(path: string): Promise<boolean> {
   );
 }
 
+/** True where a folder is at `path`, and no link to one. */
+export async function isFolder(path: string): Promise<boolean> {
+  return await lstat(path).then(
+    (found) => found.isDirectory(),
+    (error: unknown) => {
+      if (isMissing(error)) return false;
+      throw error;
+    },
+  );
+}
+
 /** The file system says that there is no such file. */
 export function isMissing(error: unknown): boolean {
   return (error as NodeJS.ErrnoException).code === "ENOENT";

@@ -15,6 +15,7 @@ export type { CompressionMethod } from "./image/compress-cluster.js";
 export type { ImageFormat } from "./image/create.js";
 export type { Backing } from "./image/qcow2-writer.js";
 export type { DigestTarget } from "./image-store.js";
+export { type ImageToImport, type ImportOptions, importImages } from "./import.js";
 export type { JobInfo } from "./libvirt/job-info.js";
 export type { RestoredPlace } from "./libvirt/restored-domain.js";
 export { type DomainRef, Virsh, type VirshOptions } from "./libvirt/virsh.js";

@@ -1,5 +1,5 @@
 import { addAbortListener } from "node:events";
-import { join, resolve } from "node:path";
+import { join } from "node:path";
 import { allOrNone } from "./all-or-none.js";
 import { findParentLink, type Link } from "./chain.js";
 import { type Damage, DamageList, isUnreadable, type OnDamage } from "./damage.js";
@@ -168,8 +168,7 @@ class PointVerifier {
   async #backingOf(link: Link): Promise<ExpectedBacking | undefined> {
     if (link.disk.parent === null) return undefined;
     const { point, disk } = await findParentLink(this.#repository, this.#domain, link);
-    const folder = this.#repository.pointFolder(this.#domain, point.id);
-    return { path: resolve(folder, disk.file), format: disk.format };
+    return { name: `../${point.id}/${disk.file}`, format: disk.format };
   }
 }
 
