@@ -34,6 +34,7 @@ export type { Merge } from "./prune-plan.js";
 export { refuseTarget } from "./publish.js";
 export { type PullFileOptions, pullFile } from "./pull-file.js";
 export {
+  type DiskSource,
   type PullImageOptions,
   type PullProgress,
   type PullResult,
@@ -59,7 +60,14 @@ export {
   type ServeOptions,
   servePoint,
 } from "./serve.js";
-export { type PointDisk, type TakenPoint, type TakePointOptions, takePoint } from "./take-point.js";
+export {
+  type ExportedPointDisk,
+  type ImportedPointDisk,
+  type PointDisk,
+  type TakenPoint,
+  type TakePointOptions,
+  takePoint,
+} from "./take-point.js";
 export {
   type DiskReport,
   type Finding,
