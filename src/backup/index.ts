@@ -32,6 +32,7 @@ export {
 } from "./prune.js";
 export type { Merge } from "./prune-plan.js";
 export { refuseTarget } from "./publish.js";
+export type { ByteSource } from "./pull.js";
 export { type PullFileOptions, pullFile } from "./pull-file.js";
 export {
   type DiskSource,
