@@ -76,8 +76,10 @@ export interface ReaderMark {
 export async function markReader(folder: string): Promise<ReaderMark> {
   const path = join(folder, `${READER}${randomUUID()}`);
   try {
-    const release = await lock(folder, {
+    // By its own path: two locks that the library knows by the same one would end each other.
+    const release = await lock(path, {
       lockfilePath: path,
+      realpath: false,
       stale: LOCK_STALE_MS,
       update: LOCK_STALE_MS / 5,
       // Whoever did not wait for this reader will be found out by the digests.
