@@ -240,7 +240,9 @@ export class Qcow2Target implements MergeTarget {
     if (!image?.isCompressed(run.hostOffset)) return undefined;
     if (image.header.compression !== this.#compression) return undefined;
     if (image.geometry.clusterSize !== this.#editor.geometry.clusterSize) return undefined;
-    return await image.readStream(cluster);
+    // Streams are told in whole sectors: one that hardly shrank may come out longer than a cluster.
+    const { length } = await image.streamOf(cluster);
+    return length < this.#editor.geometry.clusterSize ? await image.readStream(cluster) : undefined;
   }
 
   /** Only what comes from other images: the slot has the rest. */

@@ -1,3 +1,4 @@
+import assert from "node:assert/strict";
 import { ClusterUses } from "./cluster-uses.js";
 import type { CompressionMethod } from "./compress-cluster.js";
 import type { Geometry } from "./image.js";
@@ -84,6 +85,7 @@ export class Qcow2Editor implements AsyncDisposable {
 
   /** @returns the host offset of room for a compressed stream, less than a cluster long */
   allocateStream(bytes: number): number {
+    assert(bytes < this.geometry.clusterSize, `a stream of ${bytes} bytes is no gain`);
     const { tail, end } = this.#streams;
     if (tail + bytes > end) {
       const next = this.allocate();
