@@ -1,21 +1,31 @@
 import { randomUUID } from "node:crypto";
-import { readdir, rm, stat } from "node:fs/promises";
+import { mkdir, readdir, rm, rmdir, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { lock } from "proper-lockfile";
 import { BackupError, PreconditionError } from "./errors.js";
-import { isMissing, makeFolders } from "./files.js";
+import { exists, isMissing, makeFolders } from "./files.js";
 
 /** A dead process loses its lock after this long; who comes while it is held waits a little longer. */
 const LOCK_STALE_MS = 10_000;
 const LOCK_WAIT_MS = 13_000;
 const LOCK_RETRY_MS = 500;
 const READER = ".reader-";
+/** Who has the lock; the next one to get it takes the mark of a predecessor that was thought dead away. */
+const HOLDER = ".holder-";
+/** Well below what it takes others to get the lock, and far above what a look costs. */
+const LOOK_AGAIN_MS = 1_000;
 
 /** The right to write a domain's points, which one process has at a time. */
 export interface HeldLock {
   /** Aborted when the lock was lost: the process was suspended, or somebody removed it. */
   readonly lost: AbortSignal;
+  /**
+   * To be asked right before something is changed that another holder may be changing: after a suspension `lost`
+   * takes a moment to know.
+   * @throws {BackupError} the lock was lost
+   */
+  assertHeld(): Promise<void>;
   release(): Promise<void>;
 }
 
@@ -29,6 +39,10 @@ export async function takeLock(
   signal: AbortSignal | undefined,
 ): Promise<HeldLock> {
   const lost = new AbortController();
+  const lose = (cause?: Error): void => {
+    const message = `the lock on ${folder} was lost: another process may have taken it (was this one suspended?)`;
+    lost.abort(new BackupError("E_LOCK_LOST", message, { cause }));
+  };
   const deadline = performance.now() + LOCK_WAIT_MS;
   for (;;) {
     signal?.throwIfAborted();
@@ -37,14 +51,25 @@ export async function takeLock(
         lockfilePath: join(folder, ".lock"),
         stale: LOCK_STALE_MS,
         update: LOCK_STALE_MS / 5,
-        onCompromised: (cause) => {
-          const message = `the lock on ${folder} was lost: another process may have taken it (was this one suspended?)`;
-          lost.abort(new BackupError("E_LOCK_LOST", message, { cause }));
-        },
+        onCompromised: lose,
       });
+      const mark = await markHolder(folder).catch(async (error: unknown) => {
+        await release().catch(() => undefined);
+        throw error;
+      });
+      let looked = Date.now();
       return {
         lost: lost.signal,
+        assertHeld: async () => {
+          lost.signal.throwIfAborted();
+          const now = Date.now();
+          if (Math.abs(now - looked) < LOOK_AGAIN_MS) return;
+          if (!(await exists(mark))) lose();
+          lost.signal.throwIfAborted();
+          looked = now;
+        },
         release: async () => {
+          await rmdir(mark).catch(() => undefined);
           if (!lost.signal.aborted) await release().catch(() => undefined);
         },
       };
@@ -62,6 +87,16 @@ export async function takeLock(
     }
     await sleep(LOCK_RETRY_MS, undefined, signal ? { signal } : {}).catch(() => signal?.throwIfAborted());
   }
+}
+
+/** From here on a holder before us, who may only have been suspended, finds out that it is none any more. */
+async function markHolder(folder: string): Promise<string> {
+  for (const name of await readdir(folder)) {
+    if (name.startsWith(HOLDER)) await rm(join(folder, name), { recursive: true, force: true });
+  }
+  const mark = join(folder, `${HOLDER}${randomUUID()}`);
+  await mkdir(mark);
+  return mark;
 }
 
 /** Somebody who reads a domain's points, and for whom `waitForReaders` waits. */

@@ -6,6 +6,7 @@ import { createDigester, type Digester, digestsOf } from "./digest.js";
 import { DigestFileWriter } from "./digest-file.js";
 import { sha256OfFile } from "./files.js";
 import { ALL_SUBCLUSTERS, type Geometry, maskStretches, SUBCLUSTERS } from "./image/image.js";
+import type { Guard } from "./image/image-file.js";
 import { Qcow2Reader } from "./image/qcow2-reader.js";
 import { damage, type Layer } from "./layer.js";
 import type { DiskManifest } from "./manifest.js";
@@ -47,6 +48,8 @@ export interface MergeOptions {
   readonly names: StagedNames;
   readonly sync: boolean;
   readonly signal?: AbortSignal | undefined;
+  /** Asked before each change of an image that is there. */
+  readonly guard?: Guard | undefined;
   /** Bytes of the disk that have been gone over. */
   readonly onPosition?: ((position: number, virtualSize: number) => void) | undefined;
 }
@@ -181,6 +184,7 @@ class Merge {
       base: this.#base,
       path: this.#base ? imagePath(this.#chain, index) : join(folder, names.image),
       overwrites: this.#overwrites,
+      guard: this.#options.guard,
     });
   }
 

@@ -1,4 +1,5 @@
 import { ALL_SUBCLUSTERS, type ClusterRun, clustersIn, type Geometry, maskStretches } from "./image/image.js";
+import type { Guard } from "./image/image-file.js";
 import { Qcow2Editor } from "./image/qcow2-editor.js";
 import type { Backing } from "./image/qcow2-new-image.js";
 import type { Qcow2Reader } from "./image/qcow2-reader.js";
@@ -108,6 +109,7 @@ export interface Qcow2TargetOptions {
   /** Of the base, or of the image to be made. */
   readonly path: string;
   readonly overwrites: Overwrites;
+  readonly guard?: Guard | undefined;
 }
 
 /** A qcow2 image that takes what it lacks, or a new one. */

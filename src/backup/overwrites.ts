@@ -1,5 +1,5 @@
 import type { ImageReader } from "./image/image.js";
-import { ImageFile } from "./image/image-file.js";
+import { type Guard, ImageFile } from "./image/image-file.js";
 
 /** Bytes of one image that are to be copied over those of another; offsets are host offsets. */
 export interface Overwrite {
@@ -89,9 +89,13 @@ export async function applyOverwrites(
   listPath: string,
   imagePath: string,
   sources: readonly ImageReader[],
-  options: { readonly sync: boolean; readonly signal?: AbortSignal | undefined },
+  options: {
+    readonly sync: boolean;
+    readonly signal?: AbortSignal | undefined;
+    readonly guard?: Guard | undefined;
+  },
 ): Promise<void> {
-  const file = await ImageFile.openForWriting(imagePath);
+  const file = await ImageFile.openForWriting(imagePath, options.guard);
   try {
     const buffer = Buffer.allocUnsafe(COPY_BYTES);
     for await (const { layer, from, to, length } of savedOverwrites(listPath)) {

@@ -3,7 +3,7 @@ import { join } from "node:path";
 import { z } from "zod";
 import { DamageError } from "./errors.js";
 import { exists, isMissing, syncFolder } from "./files.js";
-import { ImageFile } from "./image/image-file.js";
+import { type Guard, ImageFile } from "./image/image-file.js";
 
 /**
  * What a prune is about to do, in `DOMAIN/.prune/journal.json`, so that the next command can finish or undo it:
@@ -97,10 +97,11 @@ export async function readJournal(folder: string): Promise<PruneJournal | undefi
 }
 
 /** Replaces the journal, or begins one; it is on stable storage when this returns. */
-export async function writeJournal(folder: string, journal: PruneJournal): Promise<void> {
+export async function writeJournal(folder: string, journal: PruneJournal, guard: Guard): Promise<void> {
   const path = join(folder, FOLDER, JOURNAL);
   const temporary = `${path}.new`;
   await writeFile(temporary, `${JSON.stringify(journal, null, 2)}\n`, { flush: true });
+  await guard();
   await rename(temporary, path);
   await syncFolder(join(folder, FOLDER));
   await syncFolder(folder);
@@ -113,11 +114,11 @@ export async function hiddenPoints(folder: string): Promise<readonly string[]> {
 }
 
 /** Makes the images what they were before the merge began. */
-export async function undoMerges(folder: string, journal: PruneJournal): Promise<void> {
+export async function undoMerges(folder: string, journal: PruneJournal, guard: Guard): Promise<void> {
   for (const { base } of journal.merges) {
     if (!base) continue;
     const path = join(folder, base.point, base.file);
-    const file = await ImageFile.openForWriting(path);
+    const file = await ImageFile.openForWriting(path, guard);
     try {
       if ((await file.size()) > base.bytes) await file.truncate(base.bytes);
       if (journal.sync) await file.sync();
@@ -125,31 +126,43 @@ export async function undoMerges(folder: string, journal: PruneJournal): Promise
       await file.close();
     }
   }
-  await removeJournal(folder);
+  await removeJournal(folder, guard);
 }
 
 /** Told of each step; tests end the process there. */
 export type OnStep = (step: string) => void;
 
+export interface Publishing {
+  readonly guard: Guard;
+  readonly onStep: OnStep;
+}
+
 /** Makes the merged images the kept points' own and removes the dropped points. Steps that are done are passed over. */
-export async function publishMerges(folder: string, journal: PruneJournal, onStep: OnStep): Promise<void> {
+export async function publishMerges(
+  folder: string,
+  journal: PruneJournal,
+  { guard, onStep }: Publishing,
+): Promise<void> {
   const staged = join(folder, FOLDER);
   const children = new Set(journal.merges.map(({ child }) => child));
-  for (const merge of journal.merges) await publishMerge(folder, merge, journal.sync, onStep);
+  for (const merge of journal.merges) await publishMerge(folder, merge, journal.sync, { guard, onStep });
   for (const child of children) {
-    await moveIfThere(join(staged, stagedManifest(child)), join(folder, child, "point.json"));
+    await moveIfThere(join(staged, stagedManifest(child)), join(folder, child, "point.json"), guard);
     if (journal.sync) await syncFolder(join(folder, child));
     onStep(`manifest of ${child}`);
   }
   for (const { child, stale } of journal.merges) {
-    for (const file of stale) await unlink(join(folder, child, file)).catch(ignoreMissing);
+    for (const file of stale) {
+      await guard();
+      await unlink(join(folder, child, file)).catch(ignoreMissing);
+    }
   }
   for (const id of journal.drop) {
-    await moveIfThere(join(folder, id), join(folder, `${DEAD}${id}`));
+    await moveIfThere(join(folder, id), join(folder, `${DEAD}${id}`), guard);
     onStep(`drop ${id}`);
   }
   if (journal.sync) await syncFolder(folder);
-  await removeJournal(folder);
+  await removeJournal(folder, guard);
   onStep("journal removed");
   await removeDead(folder);
 }
@@ -158,7 +171,7 @@ async function publishMerge(
   folder: string,
   merge: MergeRecord,
   sync: boolean,
-  onStep: OnStep,
+  { guard, onStep }: Publishing,
 ): Promise<void> {
   const staged = join(folder, FOLDER);
   const names = stagedNames(merge);
@@ -169,25 +182,27 @@ async function publishMerge(
     const header = join(staged, names.header);
     // The header goes last: as long as it is there, this may not be done; without the base, it was renamed.
     if ((await exists(header)) && (await exists(base))) {
-      await writeHeader(base, await readFile(header), sync);
+      await writeHeader(base, await readFile(header), sync, guard);
       onStep(`header of ${merge.disk}`);
+      await guard();
       if (base !== final) await rename(base, final);
       if (sync) await syncFolder(child);
       onStep(`image of ${merge.disk}`);
     }
+    await guard();
     await unlink(header).catch(ignoreMissing);
   } else {
-    await moveIfThere(join(staged, names.image), final);
+    await moveIfThere(join(staged, names.image), final, guard);
     onStep(`new image of ${merge.disk}`);
   }
-  await replace(join(staged, names.map), child, merge.map);
+  await replace(join(staged, names.map), child, merge.map, guard);
   onStep(`map of ${merge.disk}`);
-  await replace(join(staged, names.digests), child, merge.digests);
+  await replace(join(staged, names.digests), child, merge.digests, guard);
   onStep(`digests of ${merge.disk}`);
 }
 
-async function writeHeader(path: string, header: Buffer, sync: boolean): Promise<void> {
-  const file = await ImageFile.openForWriting(path);
+async function writeHeader(path: string, header: Buffer, sync: boolean, guard: Guard): Promise<void> {
+  const file = await ImageFile.openForWriting(path, guard);
   try {
     // The rest of the cluster is zero: a longer header of before must leave nothing.
     const rest = Buffer.alloc(HEADER_ROOM);
@@ -202,11 +217,12 @@ async function writeHeader(path: string, header: Buffer, sync: boolean): Promise
 /** Headers with extensions and the longest backing name are shorter. */
 const HEADER_ROOM = 4096;
 
-async function replace(staged: string, child: string, file: string | null): Promise<void> {
-  if (file !== null) await moveIfThere(staged, join(child, file));
+async function replace(staged: string, child: string, file: string | null, guard: Guard): Promise<void> {
+  if (file !== null) await moveIfThere(staged, join(child, file), guard);
 }
 
-async function moveIfThere(from: string, to: string): Promise<void> {
+async function moveIfThere(from: string, to: string, guard: Guard): Promise<void> {
+  await guard();
   await rename(from, to).catch(ignoreMissing);
 }
 
@@ -214,7 +230,8 @@ function ignoreMissing(error: unknown): void {
   if (!isMissing(error)) throw error;
 }
 
-async function removeJournal(folder: string): Promise<void> {
+async function removeJournal(folder: string, guard: Guard): Promise<void> {
+  await guard();
   await rename(join(folder, FOLDER), join(folder, `${DEAD}prune-${process.pid}-${Date.now()}`));
   await syncFolder(folder);
   await removeDead(folder);
@@ -245,11 +262,11 @@ async function removeDead(folder: string): Promise<void> {
  * domain's lock.
  * @returns the journal of a prune that is still to be finished, by the next prune: no point is in danger meanwhile
  */
-export async function settleJournal(folder: string): Promise<PruneJournal | undefined> {
+export async function settleJournal(folder: string, guard: Guard): Promise<PruneJournal | undefined> {
   const journal = await readJournal(folder);
   if (journal?.phase === "overwrite") return journal;
-  if (journal?.phase === "merge") await undoMerges(folder, journal);
-  if (journal?.phase === "publish") await publishMerges(folder, journal, () => undefined);
+  if (journal?.phase === "merge") await undoMerges(folder, journal, guard);
+  if (journal?.phase === "publish") await publishMerges(folder, journal, { guard, onStep: () => undefined });
   return undefined;
 }
 

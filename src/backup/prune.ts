@@ -1,7 +1,7 @@
 import { mkdir, readdir, stat, statfs, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { findParentLink, type Link } from "./chain.js";
-import { waitForReaders } from "./domain-lock.js";
+import { type HeldLock, waitForReaders } from "./domain-lock.js";
 import { DamageError, PreconditionError, UsageError } from "./errors.js";
 import { syncFolder } from "./files.js";
 import type { ImageReader } from "./image/image.js";
@@ -97,11 +97,11 @@ export async function prune(options: PruneOptions): Promise<PruneResult> {
     throw new UsageError("E_KEEP_NOTHING", message);
   }
   if (options.dryRun) return await repository.reading(domain, () => dryRun(options), options.signal);
-  const work = async (lost: AbortSignal): Promise<PruneResult> => {
-    const signal = AbortSignal.any(options.signal ? [options.signal, lost] : [lost]);
-    return await new Prune({ ...options, signal }).run();
+  const work = async (held: HeldLock): Promise<PruneResult> => {
+    const signal = AbortSignal.any(options.signal ? [options.signal, held.lost] : [held.lost]);
+    return await new Prune({ ...options, signal }, held).run();
   };
-  return await repository.writing(domain, ({ lost }) => work(lost), options.signal);
+  return await repository.writing(domain, work, options.signal);
 }
 
 async function dryRun(options: PruneOptions): Promise<PruneResult> {
@@ -176,8 +176,10 @@ class Prune {
   readonly #options: PruneOptions;
   readonly #folder: string;
   readonly #onStep: OnStep;
+  readonly #guard: HeldLock["assertHeld"];
 
-  constructor(options: PruneOptions) {
+  constructor(options: PruneOptions, held: HeldLock) {
+    this.#guard = held.assertHeld;
     this.#options = options;
     this.#folder = options.repository.domainFolder(options.domain);
     this.#onStep = options.onStep ?? (() => undefined);
@@ -210,14 +212,17 @@ class Prune {
       sync,
     };
     await mkdir(journalFolder(this.#folder));
-    await writeJournal(this.#folder, journal);
+    await writeJournal(this.#folder, journal, this.#guard);
     this.#onStep("journal");
     let merges: DoneMerge[];
     try {
       merges = await this.#merge(points, prepared);
-      await writeJournal(this.#folder, { ...journal, phase: "overwrite" });
+      await writeJournal(this.#folder, { ...journal, phase: "overwrite" }, this.#guard);
     } catch (error) {
-      await undoMerges(this.#folder, journal);
+      // If the next phase has got its name and only flushing that failed, undoing would contradict the journal.
+      if ((await readJournal(this.#folder))?.phase === "merge") {
+        await undoMerges(this.#folder, journal, this.#guard);
+      }
       throw error;
     }
     this.#onStep("overwrite");
@@ -276,7 +281,7 @@ class Prune {
     const merged = new Map<Merge, MergedDisk>();
     for (const { merge, chain, way, record } of prepared) {
       const onPosition = (position: number, size: number): void => onProgress?.(merge.disk, position, size);
-      const options = { folder, names: stagedNames(record), sync, signal, onPosition };
+      const options = { folder, names: stagedNames(record), sync, signal, guard: this.#guard, onPosition };
       merged.set(merge, await mergeDisk(chain, way, options));
       this.#onStep(`merged ${merge.disk}`);
     }
@@ -310,16 +315,16 @@ class Prune {
     const deadline = performance.now() + READERS_WAIT_MS;
     for (let alone = false; !alone; ) {
       await waitForReaders(this.#folder, domain, { waitMs: deadline - performance.now(), signal });
-      await writeJournal(this.#folder, { ...journal, phase: "publish" });
+      await writeJournal(this.#folder, { ...journal, phase: "publish" }, this.#guard);
       // Who came before the journal said so is still at work; who comes now waits for this.
       alone = await waitForReaders(this.#folder, domain, { waitMs: LAST_READERS_WAIT_MS, signal }).then(
         () => true,
         () => false,
       );
-      if (!alone) await writeJournal(this.#folder, { ...journal, phase: "overwrite" });
+      if (!alone) await writeJournal(this.#folder, { ...journal, phase: "overwrite" }, this.#guard);
     }
     this.#onStep("publish");
-    await publishMerges(this.#folder, journal, this.#onStep);
+    await publishMerges(this.#folder, journal, { guard: this.#guard, onStep: this.#onStep });
   }
 
   async #overwrite(record: MergeRecord, sync: boolean): Promise<void> {
@@ -336,7 +341,7 @@ class Prune {
       }
       const base = join(this.#folder, record.base.point, record.base.file);
       const list = join(journalFolder(this.#folder), stagedNames(record).overwrites);
-      await applyOverwrites(list, base, sources, { sync, signal: this.#options.signal });
+      await applyOverwrites(list, base, sources, { sync, signal: this.#options.signal, guard: this.#guard });
     } finally {
       for (const source of sources) await source.close();
     }

@@ -179,7 +179,8 @@ export class Repository {
         throw error;
       }
       await mark.release();
-      await this.writing(domain, () => settleJournal(folder), signal);
+      // Whoever writes finishes it first.
+      await this.writing(domain, async () => undefined, signal);
     }
   }
 
@@ -192,7 +193,7 @@ export class Repository {
     await makeFolders(folder);
     const held = await takeLock(folder, domain, signal);
     try {
-      await settleJournal(folder);
+      await settleJournal(folder, held.assertHeld);
       await removeLeftovers(folder);
       return await work(held);
     } finally {

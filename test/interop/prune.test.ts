@@ -160,6 +160,37 @@ describeWith(["qemu-img"], "prune", () => {
     }
   }, 240_000);
 
+  it("changes nothing any more after it was suspended and others have gone on", async () => {
+    await takePoints();
+    const original = chain.repository.path;
+    const kept = lastIds(2);
+    const counted = join(chain.folder, "counted");
+    await cp(original, counted, { recursive: true });
+    const { stdout } = await execa("node", [DYING, counted, DOMAIN, "3", "-1", "SIGSTOP"]);
+    const { steps } = JSON.parse(stdout) as { steps: number };
+    await rm(counted, { recursive: true });
+    for (let step = 1; step < steps - 1; step += Math.ceil(steps / 16)) {
+      const copy = join(chain.folder, `suspended-${step}`);
+      await cp(original, copy, { recursive: true });
+      const suspended = execa("node", [DYING, copy, DOMAIN, "3", String(step), "SIGSTOP"], { reject: false });
+      const state = async (): Promise<string> => await readFile(`/proc/${suspended.pid}/stat`, "utf8");
+      await expect.poll(state).toContain(") T ");
+      await ageLocks(copy);
+      const repository = await Repository.open(copy);
+      const options = { repository, domain: DOMAIN, dryRun: false, sync: false };
+      await prune({ ...options, retention: { last: 3 } });
+      await prune({ ...options, retention: { last: 2 } });
+      await sleep(1_100);
+      suspended.kill("SIGCONT");
+      const ended = await suspended;
+      expect(ended.stderr).toContain("E_LOCK_LOST");
+      expect((await readdir(join(copy, DOMAIN))).sort(), ended.stderr).toEqual(kept);
+      await expectPoints(copy, kept);
+      for (const id of kept) await qemuImg("check", join(copy, DOMAIN, id, "vda.qcow2"));
+      await rm(copy, { recursive: true });
+    }
+  }, 240_000);
+
   it("leaves every kept point as it was on a full disk, and ends when there is room", async (context) => {
     await takePoints();
     const small = join(chain.folder, "small");

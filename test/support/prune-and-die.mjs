@@ -1,20 +1,22 @@
-// Prunes a domain with the built program, and kills itself at a step: node prune-and-die.mjs REPO DOMAIN KEEP STEP.
-// Prints the steps that it passed. STEP -1: it lives.
+// Prunes a domain with the built program, and kills itself at a step: node prune-and-die.mjs REPO DOMAIN KEEP STEP
+// [SIGNAL]. Prints the steps that it passed. STEP -1: it lives. With a signal, progress counts as steps too.
 import { prune } from "../../dist/src/backup/prune.js";
 import { Repository } from "../../dist/src/backup/repository.js";
 
-const [path, domain, keep, last] = process.argv.slice(2);
+const [path, domain, keep, last, signal] = process.argv.slice(2);
 let steps = 0;
+function pass(step) {
+  process.stderr.write(`${step}\n`);
+  steps += 1;
+  if (steps - 1 === Number(last)) process.kill(process.pid, signal ?? "SIGKILL");
+}
 const result = await prune({
   repository: await Repository.open(path),
   domain,
   retention: { last: Number(keep) },
   dryRun: false,
   sync: true,
-  onStep: (step) => {
-    process.stderr.write(`${step}\n`);
-    if (steps === Number(last)) process.kill(process.pid, "SIGKILL");
-    steps += 1;
-  },
+  onStep: pass,
+  onProgress: signal === undefined ? undefined : () => pass("progress"),
 });
 process.stdout.write(`${JSON.stringify({ steps, result })}\n`);

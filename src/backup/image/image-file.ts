@@ -27,6 +27,9 @@ export interface ReadOptions {
   readonly blocking?: boolean | undefined;
 }
 
+/** Asked before a file that others may come to change is changed: it throws if that right was lost. */
+export type Guard = () => Promise<void>;
+
 /** Images hold guests' data: the world has no business with them. */
 const NEW_FILE_MODE = 0o640;
 
@@ -43,6 +46,7 @@ export class ImageFile {
   readonly #blocking: boolean;
   /** Where a file that is being written ends, as far as {@link writeNow} and its like have made it. */
   #end = 0;
+  #guard: Guard | undefined;
   #transfers = 0;
   #whenIdle: (() => void) | undefined;
   #closed: Promise<void> | undefined;
@@ -74,8 +78,9 @@ export class ImageFile {
    * For changing a file that is there.
    * @throws the file system's error
    */
-  static async openForWriting(path: string): Promise<ImageFile> {
+  static async openForWriting(path: string, guard?: Guard): Promise<ImageFile> {
     const file = new ImageFile(path, await opened(path, constants.O_RDWR | constants.O_NOFOLLOW));
+    file.#guard = guard;
     file.#end = await file.size();
     return file;
   }
@@ -124,6 +129,7 @@ export class ImageFile {
 
   /** Writes all of `data`, which must stay unchanged until the promise settles. */
   async write(data: Uint8Array, position: number): Promise<void> {
+    if (this.#guard) await this.#guard();
     this.#end = Math.max(this.#end, position + data.length);
     await this.#transfer("writing", data.length, position, (done, callback) =>
       write(this.#descriptor, data, done, data.length - done, position + done, callback),
@@ -155,9 +161,10 @@ export class ImageFile {
     this.#end = end;
   }
 
-  truncate(length: number): Promise<void> {
+  async truncate(length: number): Promise<void> {
+    if (this.#guard) await this.#guard();
     this.#end = length;
-    return this.#change("resizing", (callback) => ftruncate(this.#descriptor, length, callback));
+    await this.#change("resizing", (callback) => ftruncate(this.#descriptor, length, callback));
   }
 
   /** Data and length reach stable storage. */

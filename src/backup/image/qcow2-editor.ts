@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { ClusterUses } from "./cluster-uses.js";
 import type { CompressionMethod } from "./compress-cluster.js";
 import type { Geometry } from "./image.js";
-import { ImageFile } from "./image-file.js";
+import { type Guard, ImageFile } from "./image-file.js";
 import { Qcow2File } from "./qcow2-file.js";
 import { decodeRefcount, decodeRefcountTableEntry, ENTRY_BYTES } from "./qcow2-format.js";
 import { assertFits } from "./qcow2-layout.js";
@@ -14,6 +14,8 @@ import { TableRunList } from "./table-run-list.js";
 export interface EditedImage {
   readonly geometry: Geometry;
   readonly backing: Backing | undefined;
+  /** Of an image that is there. */
+  readonly guard?: Guard | undefined;
 }
 
 /** Clusters of the file in which nothing is. */
@@ -67,7 +69,7 @@ export class Qcow2Editor implements AsyncDisposable {
    */
   static async open(path: string, image: EditedImage): Promise<Qcow2Editor> {
     const free = await freeRanges(path);
-    const file = await ImageFile.openForWriting(path);
+    const file = await ImageFile.openForWriting(path, image.guard);
     return new Qcow2Editor(file, image, free, Math.ceil((await file.size()) / image.geometry.clusterSize));
   }
 
