@@ -99,7 +99,13 @@ export async function prune(options: PruneOptions): Promise<PruneResult> {
   if (options.dryRun) return await repository.reading(domain, () => dryRun(options), options.signal);
   const work = async (held: HeldLock): Promise<PruneResult> => {
     const signal = AbortSignal.any(options.signal ? [options.signal, held.lost] : [held.lost]);
-    return await new Prune({ ...options, signal }, held).run();
+    try {
+      return await new Prune({ ...options, signal }, held).run();
+    } catch (error) {
+      // What others have changed meanwhile looks like damage.
+      await held.assertHeld();
+      throw error;
+    }
   };
   return await repository.writing(domain, work, options.signal);
 }
