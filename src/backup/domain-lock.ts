@@ -101,12 +101,14 @@ async function markHolder(folder: string): Promise<string> {
 
 /** Somebody who reads a domain's points, and for whom `waitForReaders` waits. */
 export interface ReaderMark {
+  /** False where it could not be made, or was taken for a dead process's: nobody has waited for us. */
+  isThere(): Promise<boolean>;
   release(): Promise<void>;
 }
 
 /**
- * Marks the domain as being read. Where nothing can be written it isn't marked: who may not write to a repository
- * still may read it.
+ * Marks the domain as being read. Where nothing can be written, or nothing more, it isn't marked: the repository can
+ * be read all the same.
  */
 export async function markReader(folder: string): Promise<ReaderMark> {
   const path = join(folder, `${READER}${randomUUID()}`);
@@ -117,14 +119,14 @@ export async function markReader(folder: string): Promise<ReaderMark> {
       realpath: false,
       stale: LOCK_STALE_MS,
       update: LOCK_STALE_MS / 5,
-      // Whoever did not wait for this reader will be found out by the digests.
+      // Who reads asks at the end.
       onCompromised: () => undefined,
     });
-    return { release: () => release().catch(() => undefined) };
+    return { isThere: () => exists(path), release: () => release().catch(() => undefined) };
   } catch (error) {
-    const readOnly = ["EACCES", "EPERM", "EROFS"].some((code) => hasCode(error, code));
-    if (!readOnly && !isMissing(error)) throw error;
-    return { release: async () => undefined };
+    const cannotWrite = ["EACCES", "EPERM", "EROFS", "ENOSPC", "EDQUOT"];
+    if (!cannotWrite.some((code) => hasCode(error, code)) && !isMissing(error)) throw error;
+    return { isThere: async () => false, release: async () => undefined };
   }
 }
 

@@ -6,7 +6,7 @@ export { ChainView } from "./chain-view.js";
 export type { ImageCompression } from "./compressed-store.js";
 export { DeviceTarget } from "./device-target.js";
 export { DIGEST_ALGORITHMS, type DigestAlgorithm, parseDigestAlgorithm } from "./digest.js";
-export type { HeldLock, ReaderMark } from "./domain-lock.js";
+export type { HeldLock } from "./domain-lock.js";
 export { BackupError, DamageError, PreconditionError, UsageError } from "./errors.js";
 export { ALLOCATION_CONTEXT, dirtyContext, exportExtents } from "./export-extents.js";
 export { ExportTarget } from "./export-target.js";
@@ -42,7 +42,7 @@ export {
   pullImage,
 } from "./pull-image.js";
 export { RateLimit } from "./rate-limit.js";
-export { type PendingPoint, Repository } from "./repository.js";
+export { type PendingPoint, type Reading, Repository } from "./repository.js";
 export {
   type RestoredDisk,
   type RestoreOptions,

@@ -192,9 +192,13 @@ export class Qcow2Target implements MergeTarget {
     this.#editor.addRun({ cluster, count, hostCluster: 0, dataMask: 0, zeroMask: ALL_SUBCLUSTERS });
   }
 
-  async finish({ sync }: { readonly sync: boolean }): Promise<Buffer> {
+  async finish({ sync }: { readonly sync: boolean }): Promise<Buffer | undefined> {
     const compression = this.#hasStreams ? this.#compression : undefined;
-    return await this.#editor.finish({ sync, compression });
+    const header = await this.#editor.finish({ sync, compression });
+    if (this.#options.base) return header;
+    await this.#editor.write(0, header);
+    if (sync) await this.#editor.sync();
+    return undefined;
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -1,8 +1,7 @@
 import { chooseDisks, choosePoint } from "./chain.js";
 import { ChainView } from "./chain-view.js";
-import type { ReaderMark } from "./domain-lock.js";
 import type { Manifest } from "./manifest.js";
-import type { Repository } from "./repository.js";
+import type { Reading, Repository } from "./repository.js";
 
 export interface PointViewOptions {
   readonly repository: Repository;
@@ -20,12 +19,12 @@ export class PointView implements AsyncDisposable {
   readonly point: Manifest;
   readonly disks: readonly ChainView[];
 
-  readonly #mark: ReaderMark;
+  readonly #reading: Reading;
 
-  private constructor(point: Manifest, disks: readonly ChainView[], mark: ReaderMark) {
+  private constructor(point: Manifest, disks: readonly ChainView[], reading: Reading) {
     this.point = point;
     this.disks = disks;
-    this.#mark = mark;
+    this.#reading = reading;
   }
 
   /**
@@ -37,24 +36,24 @@ export class PointView implements AsyncDisposable {
    */
   static async open(options: PointViewOptions): Promise<PointView> {
     const { repository, domain, signal } = options;
-    const mark = await repository.beginReading(domain, signal);
+    const reading = await repository.beginReading(domain, signal);
     const disks: ChainView[] = [];
     try {
       const point = await choosePoint(repository, domain, options.at);
       for (const name of chooseDisks(point, options.disks)) {
         disks.push(await ChainView.open(repository, domain, point, name, signal));
       }
-      return new PointView(point, disks, mark);
+      return new PointView(point, disks, reading);
     } catch (error) {
       for (const disk of disks) await disk.close();
-      await mark.release();
+      await reading.release();
       throw error;
     }
   }
 
   async close(): Promise<void> {
     for (const disk of this.disks) await disk.close();
-    await this.#mark.release();
+    await this.#reading.release();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

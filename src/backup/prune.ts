@@ -367,11 +367,13 @@ function sum(merges: readonly DoneMerge[]): number {
 
 /** What the files in a folder take up on the file system. */
 async function usedBytes(folder: string): Promise<number> {
-  const entries = await readdir(folder, { recursive: true, withFileTypes: true });
   let bytes = 0;
-  for (const entry of entries) {
+  // Marks of readers come and go meanwhile.
+  for (const entry of await readdir(folder, { withFileTypes: true }).catch(() => [])) {
+    const path = join(folder, entry.name);
+    if (entry.isDirectory()) bytes += await usedBytes(path);
     if (!entry.isFile()) continue;
-    const found = await stat(join(entry.parentPath, entry.name)).catch(() => undefined);
+    const found = await stat(path).catch(() => undefined);
     bytes += (found?.blocks ?? 0) * 512;
   }
   return bytes;

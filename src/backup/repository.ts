@@ -3,7 +3,7 @@ import { link, mkdir, readdir, readFile, rename, rm, rmdir, unlink, writeFile } 
 import { join } from "node:path";
 import { z } from "zod";
 import { type HeldLock, markReader, type ReaderMark, takeLock } from "./domain-lock.js";
-import { DamageError, PreconditionError, UsageError } from "./errors.js";
+import { BackupError, DamageError, PreconditionError, UsageError } from "./errors.js";
 import { isMissing, makeFolders, syncFolder } from "./files.js";
 import {
   formatManifest,
@@ -13,7 +13,13 @@ import {
   pointIdAt,
   timeOfPointId,
 } from "./manifest.js";
-import { hiddenPoints, readJournal, removeLeftovers, settleJournal } from "./prune-journal.js";
+import {
+  hiddenPoints,
+  type PruneJournal,
+  readJournal,
+  removeLeftovers,
+  settleJournal,
+} from "./prune-journal.js";
 
 const MARKER = "nbdpull.json";
 const MANIFEST = "point.json";
@@ -43,6 +49,13 @@ export interface PendingPoint {
    * point exists.
    */
   commit(manifest: Manifest, options: { readonly sync: boolean }): Promise<void>;
+}
+
+/** Points that are being read. */
+export interface Reading {
+  /** @throws {BackupError} a prune could not know of it, and has changed something meanwhile */
+  assertUnpruned(): Promise<void>;
+  release(): Promise<void>;
 }
 
 /**
@@ -156,24 +169,28 @@ export class Repository {
   /**
    * Runs `work`, which reads points of the domain: a prune waits until it has ended, and one that died is finished
    * before it begins.
+   * @throws {BackupError} a prune could not know of this reader, and has changed something meanwhile
    */
   async reading<T>(domain: string, work: () => Promise<T>, signal?: AbortSignal): Promise<T> {
-    const mark = await this.beginReading(domain, signal);
+    const begun = await this.beginReading(domain, signal);
     try {
-      return await work();
+      const result = await work();
+      await begun.assertUnpruned();
+      return result;
     } finally {
-      await mark.release();
+      await begun.release();
     }
   }
 
-  /** As `reading`, until the mark is released. */
-  async beginReading(domain: string, signal?: AbortSignal): Promise<ReaderMark> {
+  /** As `reading`, until it is released. */
+  async beginReading(domain: string, signal?: AbortSignal): Promise<Reading> {
     const folder = this.domainFolder(domain);
     for (;;) {
       const mark = await markReader(folder);
       try {
         // Looked at after the mark was made: a prune looks for marks after it has written the journal.
-        if ((await readJournal(folder))?.phase !== "publish") return mark;
+        const journal = await readJournal(folder);
+        if (journal?.phase !== "publish") return await this.#readingOf(domain, mark, journal);
       } catch (error) {
         await mark.release();
         throw error;
@@ -182,6 +199,30 @@ export class Repository {
       // Whoever writes finishes it first.
       await this.writing(domain, async () => undefined, signal);
     }
+  }
+
+  async #readingOf(domain: string, mark: ReaderMark, journal: PruneJournal | undefined): Promise<Reading> {
+    const ids = await this.pointIds(domain);
+    return {
+      assertUnpruned: async () => {
+        if (!(await mark.isThere())) await this.#assertUnpruned(domain, ids, journal);
+      },
+      release: () => mark.release(),
+    };
+  }
+
+  /** @throws {BackupError} points have gone, or a prune that was under way has ended */
+  async #assertUnpruned(
+    domain: string,
+    ids: readonly string[],
+    journal: PruneJournal | undefined,
+  ): Promise<void> {
+    const now = await this.pointIds(domain);
+    const phase = (await readJournal(this.domainFolder(domain)))?.phase;
+    const ended = journal?.phase === "overwrite" && phase !== "overwrite";
+    if (!ended && ids.every((id) => now.includes(id))) return;
+    const message = `points of ${domain} were pruned while they were read, and the prune could not know of it (was this process suspended, or the repository not writable?): what was read may be wrong, read it again`;
+    throw new BackupError("E_PRUNED_MEANWHILE", message, { details: { domain } });
   }
 
   /**

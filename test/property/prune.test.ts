@@ -36,6 +36,8 @@ const round = fc.record({
   granularity: fc.constantFrom(512, 4096, 65_536),
   /** How far back its parent is; beyond the first point: a full one. */
   back: fc.constantFrom(1, 1, 1, 1, 2, 100),
+  /** How much of the disk there is, in bytes; undefined: all of it. Disks are resized between points. */
+  cut: fc.constantFrom(undefined, undefined, undefined, 600 * 1024 + 577, 512 * 1024, 768 * 1024 + 100),
   /** Days since the point before it. */
   days: fc.constantFrom(0, 0, 1),
 });
@@ -79,7 +81,7 @@ describeWith(["qemu-img"], "prune", () => {
         let now = Date.UTC(2026, 0, 1, 12);
         for (const [
           index,
-          { writes, format, compressed, digests, granularity, back, days },
+          { writes, format, compressed, digests, granularity, back, cut, days },
         ] of rounds.entries()) {
           now += days * DAY_MS + 1000;
           vi.setSystemTime(now);
@@ -91,7 +93,12 @@ describeWith(["qemu-img"], "prune", () => {
             else disk.discard(offset, length);
             oracle.fill(kind === "data" ? fill : 0, offset, offset + length);
           }
-          frozen = disk.freeze();
+          const present = cut ?? size;
+          if (present < size) {
+            disk.discard(present, size - present);
+            oracle.fill(0, present);
+          }
+          frozen = { ...disk.freeze(), size: present };
           const parent = points.at(index - back)?.manifest;
           const increment = parent && index >= back ? { bitmap: `b${index - back}`, parent } : undefined;
           const onRaw = increment?.parent.disks.some((d) => d.format === "raw" && d.mode === "incremental");
@@ -109,7 +116,7 @@ describeWith(["qemu-img"], "prune", () => {
             connect: {},
             confirm: async () => undefined,
           });
-          points.push({ manifest, content: Buffer.from(oracle) });
+          points.push({ manifest, content: Buffer.from(oracle.subarray(0, present)) });
           disk.startBitmap(`b${index}`, granularity);
         }
         for (const daily of keeps) {

@@ -141,6 +141,10 @@ export class Qcow2Editor implements AsyncDisposable {
     return await appendTables(this.#file, unfinished, options);
   }
 
+  sync(): Promise<void> {
+    return this.#file.sync();
+  }
+
   close(): Promise<void> {
     return this.#file.close();
   }
