@@ -19,6 +19,7 @@ import {
 } from "./merge-disk.js";
 import { applyOverwrites } from "./overwrites.js";
 import {
+  hiddenPoints,
   journalFolder,
   type MergeRecord,
   type OnStep,
@@ -142,7 +143,20 @@ async function decide({ repository, domain, retention }: PruneOptions): Promise<
   for (const base of [points.findLast(({ checkpoint }) => checkpoint !== null), points.at(-1)]) {
     if (base && !keep.has(base.id)) keep.set(base.id, ["base"]);
   }
-  return { points, keep, plan: planPrune(points, new Set(keep.keys())) };
+  // Only a dry run meets them: a prune that has died has dropped them, and their part is ready to be published.
+  const hidden = await hiddenPoints(repository.domainFolder(domain));
+  const going = await Promise.all(hidden.map((id) => repository.point(domain, id)));
+  const all = [...points, ...going].sort((one, other) => (one.id < other.id ? -1 : 1));
+  const plan = planPrune(all, new Set(keep.keys()));
+  return {
+    points,
+    keep,
+    plan: {
+      ...plan,
+      drop: plan.drop.filter((id) => !hidden.includes(id)),
+      merges: plan.merges.filter(({ dropped }) => dropped.some((id) => !hidden.includes(id))),
+    },
+  };
 }
 
 function describe(

@@ -160,6 +160,28 @@ describeWith(["qemu-img"], "prune", () => {
     }
   }, 240_000);
 
+  it("tells the same before and after it died with everything prepared: those points are none any more", async () => {
+    await takePoints();
+    const { path } = chain.repository;
+    const kept = lastIds(3);
+    const steps = await execa("node", [DYING, path, DOMAIN, "3", "3"], { reject: false });
+    expect(steps.stderr).toMatch(/overwrite$/);
+    await ageLocks(path);
+    const planned = await nbdpull("prune", path, "--keep-last", "3", "--dry-run", "--json");
+    expect(planned.code, planned.stderr).toBe(0);
+    expect(planned.json()).toMatchObject({
+      domains: [{ points: kept.map((id) => ({ id, action: "keep" })), merges: [] }],
+    });
+    // A point that is taken now stands on what the prune is going to replace.
+    chain.disk.write(2 * MiB, pattern(300 * KiB, 77));
+    await chain.take({ granularity: 4096 });
+    await expectPoints(path, lastIds(4));
+    const done = await nbdpull("prune", path, "--keep-last", "2", "--json");
+    expect(done.code, done.stderr).toBe(0);
+    expect((await readdir(join(path, DOMAIN))).sort()).toEqual(lastIds(2));
+    await expectPoints(path, lastIds(2));
+  });
+
   it("changes nothing any more after it was suspended and others have gone on", async () => {
     await takePoints();
     const original = chain.repository.path;
@@ -218,6 +240,36 @@ describeWith(["qemu-img"], "prune", () => {
       await execa("umount", [small]);
     }
   });
+
+  it("can be killed at any time", async () => {
+    await takePoints();
+    const original = chain.repository.path;
+    const kept = lastIds(3);
+    for (let round = 0; round < 12; round += 1) {
+      const copy = join(chain.folder, `killed-at-${round}`);
+      await cp(original, copy, { recursive: true });
+      const dying = execa("node", [DYING, copy, DOMAIN, "3", "-1"], { reject: false });
+      const begun = async (): Promise<boolean> => (await readdir(join(copy, DOMAIN))).includes(".prune");
+      await expect.poll(begun, { interval: 5 }).toBe(true);
+      await sleep(round * 12);
+      dying.kill("SIGKILL");
+      await dying;
+      await ageLocks(copy);
+      await expectPoints(copy, kept);
+      await ageLocks(copy);
+      await prune({
+        repository: await Repository.open(copy),
+        domain: DOMAIN,
+        retention: { last: 2 },
+        dryRun: false,
+        sync: false,
+      });
+      expect((await readdir(join(copy, DOMAIN))).sort()).toEqual(kept.slice(1));
+      await expectPoints(copy, kept.slice(1));
+      for (const id of kept.slice(1)) await qemuImg("check", join(copy, DOMAIN, id, "vda.qcow2"));
+      await rm(copy, { recursive: true });
+    }
+  }, 240_000);
 
   it("changes nothing where something that it would merge is damaged", async () => {
     await takePoints();
