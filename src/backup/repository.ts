@@ -59,8 +59,9 @@ export interface Reading {
 }
 
 /**
- * The folder that points are kept in, as docs/repository-format.md describes it. Reading needs no lock: a point
- * exists when its folder has its final name, and is never changed afterwards. Links are not followed.
+ * The folder that points are kept in, as docs/repository-format.md describes it. A point exists when its folder has
+ * its final name; afterwards only a prune changes it, which waits for those who read by `reading`. Links are not
+ * followed.
  *
  * A domain is known by the name of its folder here, whatever the manifests in it say: a folder may be copied.
  */
