@@ -15,7 +15,7 @@ import { describeWith } from "../support/tools.js";
 const KiB = 1024;
 const MiB = 1024 * KiB;
 const DOMAIN = "guest";
-const DISKS = ["vda", "vdb", "vdc"] as const;
+const DISKS: readonly string[] = ["vda", "vdb", "vdc"];
 
 /** How far back each disk's parent is, of each point but the first; 0: a full one. */
 const STORIES = [
