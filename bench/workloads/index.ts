@@ -9,6 +9,7 @@ import { hugeMap } from "./huge-map.js";
 import { hugePull } from "./huge-pull.js";
 import { latency } from "./latency.js";
 import { limitedRate } from "./limited-rate.js";
+import { prune } from "./prune.js";
 import { readOnly } from "./read-only.js";
 import { restoreChain } from "./restore-chain.js";
 import { restoreCompressed } from "./restore-compressed.js";
@@ -45,4 +46,5 @@ export const WORKLOADS: readonly Workload[] = [
   verify,
   verifySha256,
   restoreCompressed,
+  prune,
 ];

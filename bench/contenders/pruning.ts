@@ -1,0 +1,94 @@
+/** Contenders that drop all but the last two points of a chain, each on a copy of the repository. */
+
+import { cp, readdir, readFile } from "node:fs/promises";
+import { basename, dirname, join } from "node:path";
+import { execa } from "execa";
+import { compareImages } from "../images.js";
+import { NBDPULL } from "../paths.js";
+import { PROGRAMS } from "../programs.js";
+import { type Contender, storedIn, type Task } from "../workload.js";
+
+const KEPT = 2;
+
+/** The image of a point in this run's copy. */
+function imageOf(task: Task, place: number): string {
+  const path = storedIn(task).images.at(place)?.path ?? "";
+  const { domain } = storedIn(task);
+  return join(task.output, "repository", domain, basename(dirname(path)), basename(path));
+}
+
+/** A command is asked for again before its result is looked at, which must not be replaced then. */
+async function copyOnce(task: Task): Promise<void> {
+  const target = join(task.output, "repository");
+  const isThere = (await readdir(task.output)).length > 0;
+  if (!isThere) await cp(storedIn(task).repository, target, { recursive: true });
+}
+
+async function newestIsRight(task: Task): Promise<void> {
+  await compareImages({ path: imageOf(task, -1), format: "qcow2" }, storedIn(task).expected);
+}
+
+export function nbdpullPrune(): Contender {
+  return {
+    name: "nbdpull prune",
+    needs: [],
+    command: async (task) => {
+      await copyOnce(task);
+      const args = [
+        "prune",
+        join(task.output, "repository"),
+        "--keep-last",
+        String(KEPT),
+        "--no-fsync",
+        "--json",
+      ];
+      return {
+        program: process.execPath,
+        args: [NBDPULL, ...args],
+        stdout: join(task.output, "result.json"),
+      };
+    },
+    verify: async (task, { stdout }) => {
+      await newestIsRight(task);
+      const text = await readFile(stdout ?? "", "utf8");
+      const { domains } = JSON.parse(text) as { domains: { writtenBytes: number }[] };
+      const written = domains[0]?.writtenBytes ?? 0;
+      const least = await leastToWrite(task);
+      return `qemu-img compare of the newest point; ${written} bytes of data written, ${(written / least).toFixed(2)} × the least possible`;
+    },
+  };
+}
+
+/** Merges the oldest kept point and all below it into the full one's image, and hangs the newest onto that. */
+export function qemuImgCommit(): Contender {
+  return {
+    name: "qemu-img commit",
+    needs: [PROGRAMS.qemuImg],
+    command: async (task) => {
+      await copyOnce(task);
+      return { program: "qemu-img", args: ["commit", "-d", "-b", imageOf(task, 0), imageOf(task, -KEPT)] };
+    },
+    verify: async (task) => {
+      const base = ["-u", "-b", imageOf(task, 0), "-F", "qcow2"];
+      await execa("qemu-img", ["rebase", "-f", "qcow2", ...base, imageOf(task, -1)]);
+      await newestIsRight(task);
+      return "qemu-img compare of the newest point, based on the merged image";
+    },
+  };
+}
+
+/**
+ * Whatever image takes the others' data, it has to get all that is visible of them: so what the oldest kept point shows,
+ * less what it shows of the one image that it shows most of.
+ */
+async function leastToWrite(task: Task): Promise<number> {
+  const oldestKept = storedIn(task).images.at(-KEPT)?.path ?? "";
+  const { stdout } = await execa("qemu-img", ["map", "--output=json", "-f", "qcow2", oldestKept]);
+  const extents = JSON.parse(stdout) as { length: number; depth: number; data: boolean }[];
+  const byDepth = new Map<number, number>();
+  for (const { length, depth, data } of extents) {
+    if (data) byDepth.set(depth, (byDepth.get(depth) ?? 0) + length);
+  }
+  const all = [...byDepth.values()];
+  return all.reduce((sum, bytes) => sum + bytes, 0) - Math.max(...all);
+}
