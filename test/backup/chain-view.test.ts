@@ -247,7 +247,7 @@ describe("a view through a chain", () => {
     await file.truncate(40 * CLUSTER);
     await expect(view.read(45 * CLUSTER + 512, 512)).rejects.toMatchObject({
       name: "DamageError",
-      code: "E_IMAGE_TRUNCATED",
+      code: "E_DAMAGED",
       message: expect.stringMatching(/disk vda of point .* guest offset/),
     });
     expect(

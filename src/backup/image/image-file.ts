@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import {
   close,
+  closeSync,
   constants,
   fdatasync,
   fstat,
@@ -189,7 +190,9 @@ export class ImageFile {
         this.#whenIdle = resolve;
       });
     }
-    await this.#change("closing", (callback) => close(this.#descriptor, callback));
+    // A thread that ends meanwhile would leave a closing that waits for its turn undone.
+    if (this.#blocking) closeSync(this.#descriptor);
+    else await this.#change("closing", (callback) => close(this.#descriptor, callback));
   }
 
   /** Repeats `step` until `length` bytes have passed or it passes none, which is how a read meets the end. */
