@@ -24,6 +24,7 @@ const COMMANDS: Readonly<Record<string, () => Promise<(program: Command, run: Ru
   pull: async () => (await import("./commands/pull.js")).addPull,
   map: async () => (await import("./commands/map.js")).addMap,
   info: async () => (await import("./commands/info.js")).addInfo,
+  backup: async () => (await import("./commands/backup.js")).addBackup,
   attach: async () => (await import("./commands/attach.js")).addAttach,
   import: async () => (await import("./commands/import.js")).addImport,
   points: async () => (await import("./commands/points.js")).addPoints,

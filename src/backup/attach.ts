@@ -1,9 +1,9 @@
 import { isDeepStrictEqual } from "node:util";
-import type { NbdAddress } from "../nbd/index.js";
-import { findChain, openChain } from "./chain.js";
+import { proveChain } from "./chain.js";
 import { assertCompressible } from "./compressed-store.js";
 import { DamageError, PreconditionError, UsageError } from "./errors.js";
 import { parseCheckpoint } from "./libvirt/checkpoint-xml.js";
+import { addressOf } from "./libvirt/job-address.js";
 import {
   type BackupJob,
   type BackupServer,
@@ -14,7 +14,7 @@ import {
 } from "./libvirt/job-xml.js";
 import { openRunningJob } from "./libvirt/running-job.js";
 import { hasCode, type Virsh } from "./libvirt/virsh.js";
-import type { Manifest } from "./manifest.js";
+import { isSame, type Manifest } from "./manifest.js";
 import { Repository } from "./repository.js";
 import { type PointDisk, type TakenPoint, type TakePointOptions, takePoint } from "./take-point.js";
 
@@ -256,30 +256,6 @@ async function findParent(
   );
 }
 
-/** Unknown is never different. */
-function isSame<T>(one: T | null | undefined, other: T | null | undefined): boolean {
-  return (one ?? undefined) === undefined || (other ?? undefined) === undefined || one === other;
-}
-
-/** Opens all that an increment would be based on: headers, sizes and digest files, not the data. */
-async function proveChain(
-  repository: Repository,
-  domain: string,
-  point: Manifest,
-  disk: string,
-): Promise<void> {
-  const layers = await openChain(repository, domain, await findChain(repository, domain, point, disk));
-  for (const layer of layers) await layer.close();
-}
-
 function asTime(seconds: number): string {
   return new Date(seconds * 1000).toISOString();
-}
-
-function addressOf(server: BackupServer, exportName: string): NbdAddress {
-  const transport: NbdAddress["transport"] =
-    server.transport === "unix"
-      ? { kind: "unix", path: server.socket }
-      : { kind: "tcp", host: server.host, port: server.port };
-  return { transport, exportName, ...(server.tls ? { tls: {} } : {}) };
 }

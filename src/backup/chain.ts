@@ -82,6 +82,20 @@ export async function openChain(
 }
 
 /**
+ * Opens all that an increment on this disk would be based on: headers, sizes and digest files, not the data.
+ * @throws {DamageError} it could not be restored
+ */
+export async function proveChain(
+  repository: Repository,
+  domain: string,
+  point: Manifest,
+  disk: string,
+): Promise<void> {
+  const layers = await openChain(repository, domain, await findChain(repository, domain, point, disk));
+  for (const layer of layers) await layer.close();
+}
+
+/**
  * The point that `at` means: an id, `latest`, or a time (the newest point not after it). Only that point's manifest
  * is read: a damaged one elsewhere does not stand in the way.
  *

@@ -138,3 +138,8 @@ export function isPointId(text: string): boolean {
   // The 31st of February would be taken for a day in March.
   return !Number.isNaN(time.getTime()) && pointIdAt(time) === text;
 }
+
+/** Whether two facts agree, as far as both are known: unknown is never different. */
+export function isSame<T>(one: T | null | undefined, other: T | null | undefined): boolean {
+  return (one ?? undefined) === undefined || (other ?? undefined) === undefined || one === other;
+}

@@ -8,6 +8,13 @@ export interface DomainDefinition {
   /** The number of this run of the domain; absent while it is off. Another run has another number. */
   readonly id?: number | undefined;
   readonly disks: readonly DomainDisk[];
+  /** Whom its QEMU runs as; absent where libvirt doesn't change users (a session's libvirt), or the domain is off. */
+  readonly qemuUser?: QemuUser | undefined;
+}
+
+export interface QemuUser {
+  readonly uid: number;
+  readonly gid: number;
 }
 
 export interface DomainDisk {
@@ -43,6 +50,7 @@ const domainSchema = element(
     // Any 128 bits: libvirt takes UUIDs that no version of the standard would make.
     uuid: z.guid("must be a UUID"),
     devices: element({}, { disk: z.array(diskSchema).default([]) }).optional(),
+    seclabel: z.array(element({ model: text.optional() }, { label: text.optional() })).default([]),
   },
 );
 
@@ -57,7 +65,15 @@ export function parseDomain(xml: string): DomainDefinition {
     uuid: domain.uuid,
     id: domain.$.id,
     disks: (domain.devices?.disk ?? []).map(readDisk),
+    qemuUser: readQemuUser(domain.seclabel),
   };
+}
+
+/** `+64055:+994`, as libvirt shows it of a domain that runs. */
+function readQemuUser(labels: z.infer<typeof domainSchema>["seclabel"]): QemuUser | undefined {
+  const label = labels.find(({ $ }) => $.model === "dac")?.label;
+  const [, uid, gid] = /^\+(\d+):\+(\d+)$/.exec(label ?? "") ?? [];
+  return uid === undefined ? undefined : { uid: Number(uid), gid: Number(gid) };
 }
 
 function readDisk(disk: z.infer<typeof diskSchema>): DomainDisk {

@@ -72,6 +72,45 @@ export class Virsh {
     return this.run("checkpoint-dumpxml", domain, [`--checkpointname=${name}`, "--no-domain"]);
   }
 
+  /** The names of all its checkpoints. */
+  async checkpointNames(domain: DomainRef): Promise<string[]> {
+    const output = await this.run("checkpoint-list", domain, ["--name"]);
+    return output.split("\n").filter((line) => line !== "");
+  }
+
+  /** Deletes a checkpoint and its bitmaps; the domain has to run. */
+  async deleteCheckpoint(domain: DomainRef, name: string): Promise<void> {
+    await this.run("checkpoint-delete", domain, [`--checkpointname=${name}`]);
+  }
+
+  /** Begins a backup job, and with `checkpointFile` creates that checkpoint at the same moment. */
+  async beginBackup(domain: DomainRef, backupFile: string, checkpointFile?: string): Promise<void> {
+    const checkpoint = checkpointFile === undefined ? [] : [`--checkpointxml=${checkpointFile}`];
+    await this.run("backup-begin", domain, [`--backupxml=${backupFile}`, ...checkpoint]);
+  }
+
+  /** The size in bytes that the guest sees of a disk. */
+  async diskSize(domain: DomainRef, target: string): Promise<number> {
+    const output = await this.run("domblkinfo", domain, [`--device=${target}`]);
+    const size = /^Capacity:\s*(\d+)$/m.exec(output)?.[1];
+    if (size !== undefined) return Number(size);
+    throw new BackupError(
+      "E_VIRSH_OUTPUT",
+      `virsh domblkinfo of ${nameOf(domain)} ${target} printed no capacity`,
+    );
+  }
+
+  /** The names of all domains that run. */
+  async runningDomains(): Promise<string[]> {
+    const output = await this.#exec("list", ["--name", "--state-running"], "(all)");
+    return output.split("\n").filter((line) => line !== "");
+  }
+
+  /** The URI of the libvirt that is talked to, also where it is virsh's default. */
+  async uri(): Promise<string> {
+    return (await this.#exec("uri", [], "")).trim();
+  }
+
   /** The job that runs now, of whatever kind; `active` is false without one. */
   async jobInfo(domain: DomainRef): Promise<JobInfo> {
     return parseJobInfo(await this.run("domjobinfo", domain, ["--rawstats"]));
@@ -139,18 +178,17 @@ export class Virsh {
 
   /** Defines the domain `name` by the file at `path`. */
   async define(name: string, path: string): Promise<void> {
-    await this.#run("define", name, [`--file=${path}`]);
+    await this.#exec("define", [`--file=${path}`], name);
   }
 
   /** Runs one command of virsh on a domain; resolves with what it printed. For everything that has no method here. */
-  run(command: string, domain: DomainRef, args: readonly string[] = []): Promise<string> {
+  async run(command: string, domain: DomainRef, args: readonly string[] = []): Promise<string> {
     // With the option's name before it a domain called `--all` is no option.
-    const which = `--domain=${typeof domain === "string" ? domain : domain.uuid}`;
-    return this.#run(command, nameOf(domain), [which, ...args]);
+    const named = `--domain=${typeof domain === "string" ? domain : domain.uuid}`;
+    return await this.#exec(command, [named, ...args], nameOf(domain));
   }
 
-  /** @param domain for messages */
-  async #run(command: string, domain: string, args: readonly string[]): Promise<string> {
+  async #exec(command: string, args: readonly string[], about: string): Promise<string> {
     const { connect, signal, timeoutMs = 90_000 } = this.#options;
     signal?.throwIfAborted();
     const result = await execa(
@@ -167,7 +205,7 @@ export class Virsh {
     );
     if (!result.failed) return result.stdout;
     signal?.throwIfAborted();
-    throw failure(command, domain, connect, result);
+    throw failure(command, about, connect, result);
   }
 }
 

@@ -4,7 +4,7 @@
  * every value passes a schema.
  *
  * The parser gives an element as an object: its attributes under `$`, its children by name (always a list for
- * `<disk>`), text alone as a string.
+ * `<disk>` and `<seclabel>`), text alone as a string.
  *
  *     <disk name='vda'><scratch file='/s'/></disk>   ->   { $: { name: "vda" }, scratch: { $: { file: "/s" } } }
  *     <parent><name>cp1</name></parent>              ->   { name: "cp1" }
@@ -25,6 +25,9 @@ export interface DocumentKind {
 /** Domain definitions take some 10 kB; with room for a thousand disks. */
 const MAX_CHARACTERS = 4 * 1024 * 1024;
 
+/** Elements of which there may be several. */
+const LISTS: ReadonlySet<string> = new Set(["disk", "seclabel"]);
+
 const parser = new XMLParser({
   ignoreAttributes: false,
   attributesGroupName: "$",
@@ -38,7 +41,7 @@ const parser = new XMLParser({
   ignorePiTags: true,
   // Decodes numeric references (&#10;) too, which libvirt writes nowhere but a person may.
   htmlEntities: true,
-  isArray: (name, _path, _isLeaf, isAttribute) => name === "disk" && !isAttribute,
+  isArray: (name, _path, _isLeaf, isAttribute) => LISTS.has(name) && !isAttribute,
 });
 
 /**

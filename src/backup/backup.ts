@@ -1,0 +1,299 @@
+import { writeFile } from "node:fs/promises";
+import { proveChain } from "./chain.js";
+import { assertCompressible } from "./compressed-store.js";
+import { PreconditionError } from "./errors.js";
+import {
+  clearFolder,
+  findLeftFolders,
+  type Guest,
+  keyOf,
+  messageOf,
+  retireCheckpoints,
+} from "./guest-jobs.js";
+import { JobFolder } from "./job-folder.js";
+import { type DiskPlan, type GuestDisk, type Level, planDisk } from "./level.js";
+import { formatBackup, formatCheckpoint, type JobRequest } from "./libvirt/begin-xml.js";
+import { parseCheckpoint } from "./libvirt/checkpoint-xml.js";
+import { checkpointName, neededCheckpoints, readCheckpoints } from "./libvirt/checkpoints.js";
+import { chooseDisks, type DiskChoice } from "./libvirt/choose-disks.js";
+import { parseDomain } from "./libvirt/domain-xml.js";
+import { addressOf } from "./libvirt/job-address.js";
+import { exportedDisks } from "./libvirt/job-xml.js";
+import { openRunningJob, type RunningJob } from "./libvirt/running-job.js";
+import { hasCode, type Virsh } from "./libvirt/virsh.js";
+import type { Manifest } from "./manifest.js";
+import { Repository } from "./repository.js";
+import { type PointDisk, type TakenPoint, type TakePointOptions, takePoint } from "./take-point.js";
+
+export interface BackupOptions
+  extends Pick<
+    TakePointOptions,
+    | "format"
+    | "digests"
+    | "compress"
+    | "sync"
+    | "tool"
+    | "connect"
+    | "window"
+    | "rateLimit"
+    | "signal"
+    | "onProgress"
+    | "onWarning"
+  > {
+  readonly virsh: Virsh;
+  /** As virsh knows it: name, UUID or the number of its run. */
+  readonly domain: string;
+  /** Made if there is nothing, or an empty folder. */
+  readonly repositoryPath: string;
+  readonly level: Level;
+  readonly disks: DiskChoice;
+  /** The folder under which the job gets a folder of its own, for its socket and scratch files. */
+  readonly scratchParent: string;
+}
+
+export interface BackupResult extends TakenPoint {
+  /** What was made, beside the level that was asked for. */
+  readonly level: Exclude<Level, "auto">;
+  /** Checkpoints of this repository that were deleted, since no increment starts from them any more. */
+  readonly retired: readonly string[];
+}
+
+/**
+ * Backs one running domain up: begins a job and its checkpoint, pulls all disks as one restore point, ends the job, and
+ * deletes the checkpoints that are not needed any more. Whatever a dead run of the same repository left is cleared away
+ * first; if this one fails nothing of it stays.
+ *
+ * @throws {PreconditionError} the domain is off or busy, another backup runs, a disk can't take part, no base for an increment
+ * @throws as `takePoint` does
+ */
+export async function backup(options: BackupOptions): Promise<BackupResult> {
+  const { virsh, signal } = options;
+  if (options.compress) assertCompressible(options.format, options.compress);
+  const domain = parseDomain(await virsh.domainXml(options.domain));
+  if (domain.id === undefined) {
+    const message = `the domain ${domain.name} isn't running, and libvirt makes no backup of one that is off. Start it: virsh start ${domain.name}`;
+    throw new PreconditionError("E_DOMAIN_OFF", message, { details: { domain: domain.name } });
+  }
+  const disks: GuestDisk[] = [];
+  for (const { target, format = "raw" } of chooseDisks(domain, options.disks)) {
+    disks.push({ name: target, format, size: await virsh.diskSize(domain, target) });
+  }
+  const repository = await Repository.openOrCreate(options.repositoryPath);
+  const guest: Guest = { virsh, domain, repository };
+  const folder = JobFolder.at(options.scratchParent, keyOf(guest));
+  await claimFolder(guest, folder, options);
+  const cleaner: Guest = { ...guest, virsh: virsh.withSignal(undefined) };
+  let taken: TakenPoint;
+  try {
+    await deleteOrphans(guest, options);
+    const begun = await begin(guest, disks, folder, options);
+    signal?.throwIfAborted();
+    taken = await pull(guest, begun, options);
+  } catch (error) {
+    await clearAfterFailure(cleaner, folder, options);
+    throw error;
+  }
+  // The point is there by now: whatever happens from here on, be it a Ctrl-C, is no failure of the backup.
+  const retired = await endJob(cleaner, folder, options);
+  return { ...taken, level: levelOf(taken.manifest, options.level), retired };
+}
+
+/** Takes the folder over from whoever died in it, as the only one who does so. */
+async function claimFolder(guest: Guest, folder: JobFolder, { signal }: BackupOptions): Promise<void> {
+  // Before the lock is waited for: a backup under way holds it as long as it pulls.
+  await findLeftFolders(guest, folder);
+  const claim = async (): Promise<void> => {
+    for (const left of await findLeftFolders(guest, folder)) await clearFolder(guest, left);
+    await folder.claim(guest.domain.qemuUser);
+  };
+  await guest.repository.writing(guest.domain.name, claim, signal);
+}
+
+/** Checkpoints of runs that died before their point was there. */
+async function deleteOrphans(guest: Guest, options: BackupOptions): Promise<void> {
+  await retire(guest, options, (points) => {
+    return new Set(points.flatMap(({ checkpoint }) => (checkpoint ? [checkpoint.name] : [])));
+  });
+}
+
+/** Where a manifest can't be read nothing goes: its checkpoint may be the one that is needed. */
+async function retire(
+  guest: Guest,
+  options: BackupOptions,
+  needed: (points: readonly Manifest[]) => ReadonlySet<string>,
+): Promise<readonly string[]> {
+  let damaged = false;
+  const points = await guest.repository.points(guest.domain.name, () => {
+    damaged = true;
+  });
+  if (damaged) return [];
+  const { retired, failed } = await retireCheckpoints(guest, needed(points));
+  for (const message of failed) options.onWarning?.(message);
+  return retired;
+}
+
+/** A job that runs, and what was meant by it. */
+interface Begun {
+  readonly job: RunningJob;
+  readonly plans: readonly DiskPlan[];
+  readonly checkpoint: Manifest["checkpoint"];
+}
+
+/** Job and checkpoint begin in one moment. Where libvirt finds a bitmap broken that disk gets another base, or none. */
+async function begin(
+  guest: Guest,
+  disks: readonly GuestDisk[],
+  folder: JobFolder,
+  options: BackupOptions,
+): Promise<Begun> {
+  const { domain, repository, virsh } = guest;
+  const broken = new Set<string>();
+  for (;;) {
+    const plans = await repository.reading(
+      domain.name,
+      () => plan(guest, disks, broken, options),
+      options.signal,
+    );
+    refuseNoBase(domain.name, plans, options.level);
+    const checkpoint = plans.some(({ bitmap }) => bitmap)
+      ? checkpointName(repository.id, new Date())
+      : undefined;
+    options.signal?.throwIfAborted();
+    try {
+      // To its end, whatever comes: a virsh that is killed leaves libvirt at work.
+      await beginJob({ ...guest, virsh: virsh.withSignal(undefined) }, plans, folder, checkpoint);
+    } catch (error) {
+      const bitmap = brokenBitmap(error, plans);
+      if (bitmap === undefined || broken.has(bitmap)) throw error;
+      broken.add(bitmap);
+      continue;
+    }
+    const job = await openRunningJob({ virsh, domain: domain.uuid });
+    if (checkpoint === undefined) return { job, plans, checkpoint: null };
+    const { creationTime } = parseCheckpoint(await virsh.checkpointXml(domain, checkpoint));
+    return { job, plans, checkpoint: { name: checkpoint, creationTime } };
+  }
+}
+
+async function plan(
+  guest: Guest,
+  disks: readonly GuestDisk[],
+  broken: ReadonlySet<string>,
+  options: BackupOptions,
+): Promise<DiskPlan[]> {
+  const { domain, repository, virsh } = guest;
+  const history = {
+    domainUuid: domain.uuid,
+    points: await repository.points(domain.name, ({ message }) => options.onWarning?.(message)),
+    checkpoints: await readCheckpoints(virsh, domain),
+    broken,
+    prove: (point: Manifest, disk: string) => proveChain(repository, domain.name, point, disk),
+  };
+  const plans: DiskPlan[] = [];
+  for (const disk of disks) plans.push(await planDisk(disk, options, history));
+  return plans;
+}
+
+/** An increment that was asked for by name is never silently a full copy of everything. */
+function refuseNoBase(domain: string, plans: readonly DiskPlan[], level: Level): void {
+  if (level !== "incremental" && level !== "differential") return;
+  if (plans.some(({ base }) => base)) return;
+  const reasons = plans.map(({ name, reason = "there is no point yet" }) => `${name}: ${reason}`).join("; ");
+  throw new PreconditionError(
+    "E_NO_BASE",
+    `${domain} has nothing that an ${level} backup could start from (${reasons}). Take a full one first: --level full, or auto`,
+    { details: { domain } },
+  );
+}
+
+async function beginJob(
+  { virsh, domain }: Guest,
+  plans: readonly DiskPlan[],
+  folder: JobFolder,
+  checkpoint: string | undefined,
+): Promise<void> {
+  const request: JobRequest = {
+    server: { transport: "unix", socket: folder.socket },
+    disks: domain.disks.map(({ target: name }) => {
+      const planned = plans.find((each) => each.name === name);
+      if (!planned) return { name };
+      return {
+        name,
+        take: { scratch: folder.scratch(name), base: planned.base?.checkpoint, bitmap: planned.bitmap },
+      };
+    }),
+  };
+  const backupFile = folder.file("backup.xml");
+  await writeFile(backupFile, formatBackup(request));
+  if (checkpoint === undefined) return await virsh.beginBackup(domain, backupFile);
+  const checkpointFile = folder.file("checkpoint.xml");
+  await writeFile(checkpointFile, formatCheckpoint(request, checkpoint));
+  await virsh.beginBackup(domain, backupFile, checkpointFile);
+}
+
+/** Which bitmap libvirt found broken, as `DISK CHECKPOINT`, if that is why it refused to begin. */
+function brokenBitmap(error: unknown, plans: readonly DiskPlan[]): string | undefined {
+  if (!hasCode(error, "E_VIRSH")) return undefined;
+  const [, disk] = /missing or broken bitmap '[^']*' for disk '([^']*)'/.exec(messageOf(error)) ?? [];
+  const base = plans.find(({ name }) => name === disk)?.base;
+  return base && `${disk} ${base.checkpoint}`;
+}
+
+async function pull(
+  guest: Guest,
+  { job, plans, checkpoint }: Begun,
+  options: BackupOptions,
+): Promise<TakenPoint> {
+  const { domain, repository } = guest;
+  const disks = exportedDisks(job.job).map((disk): PointDisk => {
+    const planned = plans.find(({ name }) => name === disk.name);
+    const increment =
+      planned?.base && disk.mode === "incremental"
+        ? { bitmap: disk.bitmap, parent: planned.base.parent }
+        : undefined;
+    return {
+      name: disk.name,
+      address: addressOf(job.job.server, disk.exportName),
+      increment,
+      reason: planned?.reason,
+    };
+  });
+  return await takePoint({
+    ...options,
+    repository,
+    domain: { name: domain.name, uuid: domain.uuid },
+    domainXml: job.domainXml,
+    disks,
+    checkpoint,
+    confirm: () => job.assertAlive(),
+  });
+}
+
+/** All clients are closed by now. What can't be cleared away is found by the next run. */
+async function clearAfterFailure(guest: Guest, folder: JobFolder, options: BackupOptions): Promise<void> {
+  try {
+    await clearFolder(guest, folder);
+    await deleteOrphans(guest, options);
+  } catch (error) {
+    options.onWarning?.(`not everything was cleared away, the next backup will do it: ${messageOf(error)}`);
+  }
+}
+
+async function endJob(guest: Guest, folder: JobFolder, options: BackupOptions): Promise<readonly string[]> {
+  try {
+    await clearFolder(guest, folder);
+    const names = guest.domain.disks.map(({ target }) => target);
+    return await retire(guest, options, (points) => neededCheckpoints(points, names));
+  } catch (error) {
+    options.onWarning?.(
+      `the point was committed, but not everything was cleared away (the next backup will do it): ${messageOf(error)}`,
+    );
+    return [];
+  }
+}
+
+function levelOf(manifest: Manifest, asked: Level): Exclude<Level, "auto"> {
+  if (asked === "copy") return "copy";
+  if (manifest.level === "full") return "full";
+  return asked === "differential" ? "differential" : "incremental";
+}

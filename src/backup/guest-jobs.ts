@@ -1,0 +1,125 @@
+/** What may stand in a backup's way on the guest, and the clearing away of what is our own. */
+import { type BackupError, PreconditionError } from "./errors.js";
+import { JobFolder, type JobFolderKey } from "./job-folder.js";
+import { checkpointPrefix } from "./libvirt/checkpoints.js";
+import type { DomainDefinition } from "./libvirt/domain-xml.js";
+import { type BackupJob, exportedDisks, parseBackupJob } from "./libvirt/job-xml.js";
+import { isJobGone, type Virsh } from "./libvirt/virsh.js";
+import type { Repository } from "./repository.js";
+
+/** One repository's view of one domain. */
+export interface Guest {
+  readonly virsh: Virsh;
+  readonly domain: DomainDefinition;
+  readonly repository: Repository;
+}
+
+/**
+ * Refuses to go on where another job runs, or another backup to this repository, and tells where a dead one of ours
+ * worked: here, or in the folder that its job names.
+ *
+ * @throws {PreconditionError} `E_BACKUP_RUNNING`, `E_FOREIGN_JOB`, `E_DOMAIN_BUSY`, `E_PUSH_MODE`
+ */
+export async function findLeftFolders(guest: Guest, here: JobFolder): Promise<JobFolder[]> {
+  const { virsh, domain } = guest;
+  await refuseLivingOwner(here, domain);
+  const job = await runningBackup(virsh, domain);
+  if (!job) return [here];
+  const theirs = JobFolder.ofJob(job, keyOf(guest));
+  if (!theirs) throw foreignJob(domain, job);
+  if (theirs.path === here.path) return [here];
+  await refuseLivingOwner(theirs, domain);
+  return [here, theirs];
+}
+
+/** What tells the folders of this repository and domain from all others. */
+export function keyOf({ repository, domain }: Guest): JobFolderKey {
+  return { repositoryId: repository.id, domainUuid: domain.uuid };
+}
+
+/**
+ * Ends the job that works in `folder`, if one does, waits until it is gone, and removes the folder. No NBD client of ours
+ * may be connected any more: QEMU 7.2 can hang then, with the guest.
+ */
+export async function clearFolder({ virsh, domain }: Guest, folder: JobFolder): Promise<void> {
+  const job = await runningBackup(virsh, domain);
+  const worksThere =
+    job && exportedDisks(job).some(({ scratch }) => scratch?.path.startsWith(`${folder.path}/`));
+  if (worksThere) await virsh.abortJob(domain);
+  await folder.remove();
+}
+
+/**
+ * Deletes checkpoints of ours that no increment can start from. Others' are never touched.
+ * @returns the names of those that went, and why others did not
+ */
+export async function retireCheckpoints(
+  { virsh, domain, repository }: Guest,
+  needed: ReadonlySet<string>,
+): Promise<{ retired: string[]; failed: string[] }> {
+  const prefix = checkpointPrefix(repository.id);
+  const retired: string[] = [];
+  const failed: string[] = [];
+  for (const name of await virsh.checkpointNames(domain)) {
+    if (!name.startsWith(prefix) || needed.has(name)) continue;
+    try {
+      await virsh.deleteCheckpoint(domain, name);
+      retired.push(name);
+    } catch (error) {
+      failed.push(`checkpoint ${name} could not be deleted: ${messageOf(error)}`);
+    }
+  }
+  return { retired, failed };
+}
+
+export function messageOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}
+
+async function refuseLivingOwner(folder: JobFolder, domain: DomainDefinition): Promise<void> {
+  const living = await folder.livingOwner();
+  if (living === undefined) return;
+  throw new PreconditionError(
+    "E_BACKUP_RUNNING",
+    `${domain.name} is being backed up to this repository already, by ${living}: wait for its end`,
+    { details: { domain: domain.name, folder: folder.path } },
+  );
+}
+
+/** The backup job that runs on the domain, if one does; of a domain that is off none does. */
+async function runningBackup(virsh: Virsh, domain: DomainDefinition): Promise<BackupJob | undefined> {
+  const { name } = domain;
+  try {
+    const info = await virsh.jobInfo(domain);
+    if (info.active && info.operation !== "backup") {
+      throw new PreconditionError(
+        "E_DOMAIN_BUSY",
+        `another job runs on ${name} (${info.operation}): wait for its end. \`virsh domjobinfo ${name}\` shows it`,
+        { details: { domain: name } },
+      );
+    }
+    return parseBackupJob(await virsh.backupXml(domain));
+  } catch (error) {
+    if (isJobGone(error)) return undefined;
+    throw error;
+  }
+}
+
+/** Names what can be seen of the job, so that its owner can be found. */
+function foreignJob(domain: DomainDefinition, job: BackupJob): BackupError {
+  const { server } = job;
+  const paths = exportedDisks(job).flatMap(({ scratch }) => (scratch ? [scratch.path] : []));
+  const where = server.transport === "unix" ? `socket ${server.socket}` : `port ${server.port}`;
+  const seen = `${where}${paths.length > 0 ? `, scratch ${paths.join(", ")}` : ""}`;
+  return new PreconditionError(
+    "E_FOREIGN_JOB",
+    `a backup job that this repository's backups did not begin runs on ${domain.name}: it seems to be ${ownerOf(seen)} (${seen}). Wait for its end; if nobody reads from it any more, \`virsh domjobabort ${domain.name}\``,
+    { details: { domain: domain.name, server, scratch: paths } },
+  );
+}
+
+function ownerOf(seen: string): string {
+  if (/\/nbdpull-[0-9a-f]{8}-[0-9a-f]{8}\//.test(seen)) return "nbdpull's, of another repository or domain";
+  if (/virtnbdbackup/.test(seen)) return "virtnbdbackup's";
+  return "somebody else's, begun by virsh or by a backup program";
+}

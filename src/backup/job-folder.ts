@@ -1,0 +1,166 @@
+/**
+ * The folder that a backup's job works in: one for each repository and domain, so that whoever comes next finds it.
+ *
+ *     /var/tmp/nbdpull-1a2b3c4d-f00dcafe/     (repository, domain)
+ *       owner.json                            the process that works here
+ *       qemu/                                 QEMU's own: the socket, and the scratch files
+ */
+import {
+  chmod,
+  chown,
+  mkdir,
+  mkdtemp,
+  readdir,
+  readFile,
+  rename,
+  rm,
+  rmdir,
+  unlink,
+  writeFile,
+} from "node:fs/promises";
+import { hostname } from "node:os";
+import { basename, dirname, join, resolve } from "node:path";
+import { z } from "zod";
+import { PreconditionError, UsageError } from "./errors.js";
+import { isMissing } from "./files.js";
+import type { QemuUser } from "./libvirt/domain-xml.js";
+import { type BackupJob, exportedDisks } from "./libvirt/job-xml.js";
+
+/** Longer paths of sockets the kernel refuses. */
+const MAX_SOCKET_PATH = 107;
+const OWNER = "owner.json";
+const QEMU = "qemu";
+
+const owner = z.object({ host: z.string(), pid: z.number().int().positive(), startedAt: z.string() });
+type Owner = z.infer<typeof owner>;
+
+/** Whose folder it is. */
+export interface JobFolderKey {
+  readonly repositoryId: string;
+  readonly domainUuid: string;
+}
+
+export class JobFolder {
+  readonly path: string;
+
+  constructor(path: string) {
+    this.path = path;
+  }
+
+  /** Where the folder of this repository and domain is, whether it is there or not. */
+  static at(parent: string, key: JobFolderKey): JobFolder {
+    return new JobFolder(join(resolve(parent), nameOf(key)));
+  }
+
+  /** The folder that a running job works in, if that is one of this repository and domain, wherever it is. */
+  static ofJob(job: BackupJob, key: JobFolderKey): JobFolder | undefined {
+    const paths = exportedDisks(job).flatMap(({ scratch }) =>
+      scratch ? [dirname(dirname(scratch.path))] : [],
+    );
+    const path = paths.find((each) => basename(each) === nameOf(key));
+    return path === undefined ? undefined : new JobFolder(path);
+  }
+
+  get socket(): string {
+    return join(this.path, QEMU, "nbd.sock");
+  }
+
+  scratch(disk: string): string {
+    return join(this.path, QEMU, `${disk}.scratch.qcow2`);
+  }
+
+  file(name: string): string {
+    return join(this.path, name);
+  }
+
+  /** The process that works here, if it lives: its number, or where on another host it would have to be looked for. */
+  async livingOwner(): Promise<string | undefined> {
+    const found = await this.#owner();
+    if (!found) return undefined;
+    if (found.host !== hostname()) return `process ${found.pid} on ${found.host}`;
+    return (await startOf(found.pid)) === found.startedAt ? `process ${found.pid}` : undefined;
+  }
+
+  /**
+   * Makes the folder, with this process as its owner, in one step: it is never seen without.
+   * @throws {PreconditionError} QEMU could not write there
+   * @throws {UsageError} its path is too long for a socket
+   */
+  async claim(qemu: QemuUser | undefined): Promise<void> {
+    if (Buffer.byteLength(this.socket) > MAX_SOCKET_PATH) {
+      const message = `${this.socket} is too long for a socket's path: name a shorter folder with --scratch`;
+      throw new UsageError("E_SCRATCH_PATH", message, { details: { path: this.socket } });
+    }
+    const uid = process.getuid?.() ?? 0;
+    if (qemu && uid !== 0 && qemu.uid !== uid) {
+      const message = `the domain's QEMU runs as user ${qemu.uid}, and only root can give that user a folder of its own for socket and scratch files: run nbdpull as root`;
+      throw new PreconditionError("E_QEMU_USER", message, { details: { uid: qemu.uid } });
+    }
+    const fresh = await mkdtemp(join(dirname(this.path), ".nbdpull-"));
+    try {
+      const me: Owner = { host: hostname(), pid: process.pid, startedAt: (await startOf(process.pid)) ?? "" };
+      await writeFile(join(fresh, OWNER), `${JSON.stringify(me)}\n`);
+      await mkdir(join(fresh, QEMU), { mode: 0o700 });
+      if (qemu && uid === 0) {
+        await chown(join(fresh, QEMU), qemu.uid, qemu.gid);
+        // QEMU passes through to its own folder, and reads nothing of ours on the way.
+        await chmod(fresh, 0o711);
+      }
+      await rename(fresh, this.path);
+    } catch (error) {
+      await rm(fresh, { recursive: true, force: true });
+      throw error;
+    }
+  }
+
+  /** Removes the folder, if it is there. Nothing is followed out of it: a part of it belongs to QEMU's user. */
+  async remove(): Promise<void> {
+    for (const folder of [join(this.path, QEMU), this.path]) {
+      const entries = await readdir(folder, { withFileTypes: true }).catch(noneIfMissing);
+      for (const entry of entries) if (!entry.isDirectory()) await unlink(join(folder, entry.name));
+      await rmdir(folder).catch(noneIfMissing);
+    }
+  }
+
+  async #owner(): Promise<Owner | undefined> {
+    const text = await readFile(join(this.path, OWNER), "utf8").catch((error: unknown) => {
+      if (isMissing(error)) return undefined;
+      throw error;
+    });
+    return text === undefined ? undefined : parseOwner(text);
+  }
+}
+
+function nameOf({ repositoryId, domainUuid }: JobFolderKey): string {
+  return `nbdpull-${repositoryId.slice(0, 8)}-${domainUuid.slice(0, 8)}`;
+}
+
+/** One that a power cut left half written is nobody's. */
+function parseOwner(text: string): Owner | undefined {
+  try {
+    return owner.safeParse(JSON.parse(text)).data;
+  } catch {
+    return undefined;
+  }
+}
+
+/**
+ * What tells a process from a later one of the same number: the boot, and its start since then. Undefined where there is
+ * no such process.
+ */
+async function startOf(pid: number): Promise<string | undefined> {
+  try {
+    const boot = (await readFile("/proc/sys/kernel/random/boot_id", "utf8")).trim();
+    const stat = await readFile(`/proc/${pid}/stat`, "utf8");
+    // The name in parentheses may hold blanks; the start is the 22nd field, so the 20th after it.
+    return `${boot} ${stat.slice(stat.lastIndexOf(")") + 2).split(" ")[19]}`;
+  } catch (error) {
+    if (isMissing(error) || (error as NodeJS.ErrnoException).code === "ESRCH") return undefined;
+    throw error;
+  }
+}
+
+function noneIfMissing(error: unknown): [] {
+  if (isMissing(error)) return [];
+  throw error;
+}

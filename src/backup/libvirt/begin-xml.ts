@@ -1,0 +1,69 @@
+/** The two documents that `virsh backup-begin` takes. */
+import { XMLBuilder } from "fast-xml-parser";
+
+/** What to begin: every disk of the domain is named, since libvirt takes those that aren't by rules of its own. */
+export interface JobRequest {
+  readonly server: RequestedServer;
+  readonly disks: readonly RequestedDisk[];
+  /** Left out: the job has no checkpoint. */
+  readonly checkpoint?: string | undefined;
+}
+
+export type RequestedServer =
+  | { readonly transport: "unix"; readonly socket: string }
+  | { readonly transport: "tcp"; readonly host: string; readonly port: number };
+
+export interface RequestedDisk {
+  /** Its target in the domain, `vda`. */
+  readonly name: string;
+  /** Left out: the disk takes no part. */
+  readonly take?:
+    | {
+        /** Path of the scratch file, which libvirt makes. */
+        readonly scratch: string;
+        /** The checkpoint that its changes are counted from; left out: a full copy. */
+        readonly base?: string | undefined;
+        /** Whether the checkpoint gets a bitmap of it. */
+        readonly bitmap: boolean;
+      }
+    | undefined;
+}
+
+/** In the form that the parser of these documents gives: attributes under `$`. */
+const builder = new XMLBuilder({
+  ignoreAttributes: false,
+  attributesGroupName: "$",
+  attributeNamePrefix: "",
+  suppressEmptyNode: true,
+  suppressBooleanAttributes: false,
+  format: true,
+});
+
+/** `<domainbackup>` of a pull mode job. */
+export function formatBackup({ server, disks }: JobRequest): string {
+  const address =
+    server.transport === "unix"
+      ? { transport: "unix", socket: server.socket }
+      : { transport: "tcp", name: server.host, port: String(server.port) };
+  const disk = disks.map(({ name, take }) => {
+    if (!take) return { $: { name, backup: "no" } };
+    const mode =
+      take.base === undefined
+        ? { backupmode: "full" }
+        : { backupmode: "incremental", incremental: take.base };
+    return {
+      $: { name, backup: "yes", type: "file", ...mode },
+      driver: { $: { type: "qcow2" } },
+      scratch: { $: { file: take.scratch } },
+    };
+  });
+  return builder.build({ domainbackup: { $: { mode: "pull" }, server: { $: address }, disks: { disk } } });
+}
+
+/** `<domaincheckpoint>` of the same moment and the same disks. */
+export function formatCheckpoint({ disks }: JobRequest, name: string): string {
+  const disk = disks.map((each) => ({
+    $: { name: each.name, checkpoint: each.take?.bitmap === true ? "bitmap" : "no" },
+  }));
+  return builder.build({ domaincheckpoint: { name, disks: { disk } } });
+}

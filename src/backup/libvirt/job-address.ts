@@ -1,0 +1,11 @@
+import type { NbdAddress } from "../../nbd/index.js";
+import type { BackupServer } from "./job-xml.js";
+
+/** Where an export of a job is reached. */
+export function addressOf(server: BackupServer, exportName: string): NbdAddress {
+  const transport: NbdAddress["transport"] =
+    server.transport === "unix"
+      ? { kind: "unix", path: server.socket }
+      : { kind: "tcp", host: server.host, port: server.port };
+  return { transport, exportName, ...(server.tls ? { tls: {} } : {}) };
+}
