@@ -46,3 +46,19 @@ export function exitCodeOf(error: unknown): number {
   }
   return EXIT.failed;
 }
+
+/** The worst last: damage is worse than a failure, and that is worse than what was refused before it began. */
+const BY_GRAVITY: readonly number[] = [
+  EXIT.done,
+  EXIT.warnings,
+  EXIT.usage,
+  EXIT.precondition,
+  EXIT.failed,
+  EXIT.damaged,
+];
+
+/** The exit code of a run in which several things may have failed. */
+export function worstExitCode(errors: readonly unknown[]): number {
+  const ranks = errors.map((error) => BY_GRAVITY.indexOf(exitCodeOf(error)));
+  return BY_GRAVITY[Math.max(0, ...ranks)] ?? EXIT.failed;
+}

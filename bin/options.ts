@@ -98,15 +98,15 @@ export function withDigests(command: Command, otherwise: string): Command {
 }
 
 /**
- * `--digests`, `--compress` and `--define` may stand alone. Commander would take what follows for their value, be it the
- * URI; so the defaults are put in here, before it looks. `--compress` and `--define` have their value after `=` only.
+ * `--digests`, `--compress`, `--define` and `--freeze` may stand alone. Commander would take what follows for their value, be
+ * it the URI; so the defaults are put in here, before it looks. All but `--digests` have their value after `=` only.
  */
 export function fillInDefaults(argv: readonly string[]): string[] {
   const isDigest = (text: string | undefined): boolean =>
     text !== undefined && Object.hasOwn(DIGEST_ALGORITHMS, text);
   return argv.map((arg, i) => {
     if (arg === "--digests" && !isDigest(argv[i + 1])) return "--digests=xxh64";
-    if (arg === "--define") return "--define=";
+    if (arg === "--define" || arg === "--freeze") return `${arg}=`;
     return arg === "--compress" ? "--compress=deflate" : arg;
   });
 }

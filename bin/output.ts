@@ -75,6 +75,13 @@ export class Output {
     stream.write(`${JSON.stringify({ error: describe(error) }, null, 2)}\n`);
   }
 
+  /** Tells of a failure that does not end the run; gives its JSON form. */
+  fault(about: string, error: unknown): Record<string, unknown> {
+    process.stderr.write(`nbdpull: ${about}: ${messageOf(error)}\n`);
+    if (this.#options.verbose && error instanceof Error) process.stderr.write(`${stackOf(error)}\n`);
+    return describe(error);
+  }
+
   /** Progress of several disks at once: bars on a terminal, a plain line now and then elsewhere. */
   async progress(): Promise<Progress> {
     if (this.#options.quiet || this.#options.json) return SILENT;

@@ -12,7 +12,7 @@ export interface Context {
 }
 
 /** Wraps a command's action: signals in, result or error out, and the exit code of the contract. */
-export function run<O, A extends (string | undefined)[]>(
+export function run<O, A extends (string | readonly string[] | undefined)[]>(
   action: (context: Context, options: O & TalkOptions, ...args: A) => Promise<void>,
 ): (...all: unknown[]) => Promise<void> {
   return async (...all) => {
@@ -37,7 +37,7 @@ export function run<O, A extends (string | undefined)[]>(
     });
     try {
       await action({ output, signal: interrupted.signal }, options, ...args);
-      if (options.strict && output.warnings.length > 0) process.exitCode = EXIT.warnings;
+      if (options.strict && output.warnings.length > 0) process.exitCode ??= EXIT.warnings;
     } catch (error) {
       // What failed because of the signal failed by the signal, whatever it says.
       const told = interrupted.signal.aborted && !(error instanceof InterruptedError);

@@ -1,7 +1,9 @@
-import { type Command, Option } from "commander";
+import { type Command, InvalidArgumentError, Option } from "commander";
 import { type BackupResult, backup } from "../../src/backup/backup.js";
+import { UsageError } from "../../src/backup/errors.js";
 import { LEVELS, type Level } from "../../src/backup/level.js";
 import { Virsh } from "../../src/backup/libvirt/virsh.js";
+import { worstExitCode } from "../exit-codes.js";
 import {
   type CopyOptions,
   compressOf,
@@ -17,21 +19,26 @@ import { version } from "../version.js";
 
 interface BackupOptions extends CopyOptions {
   readonly to: string;
+  readonly all?: true;
   readonly level: Level;
   readonly include: readonly string[];
   readonly exclude: readonly string[];
   readonly scratch: string;
+  readonly server?: { readonly tcpPort: number | undefined };
+  readonly freeze?: string | true;
   readonly connect?: string;
 }
 
 const SCRATCH_PARENT = "/var/tmp";
+const NBD_PORT = 10809;
 
 export function addBackup(program: Command, run: Run): void {
   const command = program
     .command("backup")
-    .description("back a running libvirt domain up: begin a job, pull it as one restore point, end the job")
-    .argument("<domain>", "the domain, as virsh knows it")
+    .description("back running libvirt domains up: begin a job, pull it as one restore point, end the job")
+    .argument("[domains...]", "the domains, as virsh knows them")
     .requiredOption("--to <repo>", "the repository; made if the folder is empty or not there")
+    .option("--all", "all domains that run, one after the other")
     .addOption(
       new Option("--level <level>", "what to take; auto is incremental where that is possible")
         .choices([...LEVELS])
@@ -39,14 +46,63 @@ export function addBackup(program: Command, run: Run): void {
     )
     .option("--include <disk>", "only this disk; may be given several times", collect, [])
     .option("--exclude <disk>", "not this disk; may be given several times", collect, [])
+    .option(
+      "--freeze [mountpoints]",
+      "freeze the guest's file systems (=A,B: only these) while the job begins",
+    )
     .option("--scratch <dir>", "where the job's folder is made, for socket and scratch files", SCRATCH_PARENT)
+    .option("--server <kind>", "how QEMU serves: unix (default), or tcp[:PORT] on 127.0.0.1", server)
     .option("--connect <uri>", "libvirt connection, as virsh -c");
   withDigests(withCopy(command), "default xxh64").action(
-    run<BackupOptions, [domain: string]>(async (context, options, domain) => {
-      const result = await backUp(context, options, domain);
-      context.output.result(describe(result, options, context.output.warnings), sentence(result));
+    run<BackupOptions, [domains: readonly string[]]>(async (context, options, named) => {
+      const domains = await domainsOf(named, options, context);
+      const [only, ...others] = domains;
+      if (only !== undefined && others.length === 0 && !options.all) {
+        const result = await backUp(context, options, only);
+        const { warnings } = context.output;
+        context.output.result({ ...describe(result, options), warnings }, sentence(result));
+      } else await backUpAll(context, options, domains);
     }),
   );
+}
+
+async function domainsOf(
+  named: readonly string[],
+  options: BackupOptions,
+  { signal }: Context,
+): Promise<readonly string[]> {
+  if (options.all && named.length > 0) {
+    throw new UsageError("E_DOMAIN", "name domains, or give --all: not both");
+  }
+  if (options.all) return await new Virsh({ signal, connect: options.connect }).runningDomains();
+  if (named.length === 0) throw new UsageError("E_DOMAIN", "name a domain, or give --all");
+  return [...new Set(named)];
+}
+
+/** One after the other: one that fails does not keep the others from theirs. */
+async function backUpAll(
+  context: Context,
+  options: BackupOptions,
+  domains: readonly string[],
+): Promise<void> {
+  const { output, signal } = context;
+  const entries: object[] = [];
+  const lines: string[] = [];
+  const errors: unknown[] = [];
+  for (const domain of domains) {
+    try {
+      const result = await backUp(context, options, domain);
+      entries.push(describe(result, options));
+      lines.push(sentence(result));
+    } catch (error) {
+      signal.throwIfAborted();
+      errors.push(error);
+      entries.push({ domain, error: output.fault(domain, error) });
+      lines.push(`${domain}: failed, see above`);
+    }
+  }
+  output.result({ domains: entries, warnings: output.warnings }, lines.join("\n"));
+  if (errors.length > 0) process.exitCode = worstExitCode(errors);
 }
 
 async function backUp(
@@ -65,6 +121,8 @@ async function backUp(
       level: options.level,
       disks: { include: options.include, exclude: options.exclude },
       scratchParent: options.scratch,
+      tcpPort: options.server?.tcpPort,
+      freeze: mountpointsOf(options),
       format,
       digests: digestsOf(options, "xxh64"),
       compress,
@@ -82,7 +140,20 @@ async function backUp(
   }
 }
 
-function describe(result: BackupResult, options: BackupOptions, warnings: readonly string[]): object {
+/** An empty list is all of them. */
+function mountpointsOf({ freeze }: BackupOptions): readonly string[] | undefined {
+  return freeze === true ? [] : freeze?.split(",").filter((mountpoint) => mountpoint !== "");
+}
+
+function server(text: string): BackupOptions["server"] {
+  if (text === "unix") return { tcpPort: undefined };
+  const [, port = String(NBD_PORT)] = /^tcp(?::(\d{1,5}))?$/.exec(text) ?? ["", "0"];
+  const tcpPort = Number(port);
+  if (tcpPort < 1 || tcpPort > 65_535) throw new InvalidArgumentError("give unix, tcp, or tcp:PORT");
+  return { tcpPort };
+}
+
+function describe(result: BackupResult, options: BackupOptions): object {
   const { manifest, folder, extents, requests, connections, seconds, level, retired } = result;
   return {
     id: manifest.id,
@@ -98,7 +169,6 @@ function describe(result: BackupResult, options: BackupOptions, warnings: readon
     connections,
     seconds,
     retiredCheckpoints: retired,
-    warnings,
   };
 }
 

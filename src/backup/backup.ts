@@ -9,6 +9,7 @@ import {
   keyOf,
   messageOf,
   retireCheckpoints,
+  whileFrozen,
 } from "./guest-jobs.js";
 import { JobFolder } from "./job-folder.js";
 import { type DiskPlan, type GuestDisk, type Level, planDisk } from "./level.js";
@@ -49,6 +50,10 @@ export interface BackupOptions
   readonly disks: DiskChoice;
   /** The folder under which the job gets a folder of its own, for its socket and scratch files. */
   readonly scratchParent: string;
+  /** Serve by this TCP port of 127.0.0.1; left out: by a Unix socket in the job's folder. */
+  readonly tcpPort?: number | undefined;
+  /** Mountpoints in the guest that are frozen while the job begins; empty: all. Left out: none. */
+  readonly freeze?: readonly string[] | undefined;
 }
 
 export interface BackupResult extends TakenPoint {
@@ -78,6 +83,7 @@ export async function backup(options: BackupOptions): Promise<BackupResult> {
   for (const { target, format = "raw" } of chooseDisks(domain, options.disks)) {
     disks.push({ name: target, format, size: await virsh.diskSize(domain, target) });
   }
+  await refuseRemote(virsh);
   const repository = await Repository.openOrCreate(options.repositoryPath);
   const guest: Guest = { virsh, domain, repository };
   const folder = JobFolder.at(options.scratchParent, keyOf(guest));
@@ -96,6 +102,15 @@ export async function backup(options: BackupOptions): Promise<BackupResult> {
   // The point is there by now: whatever happens from here on, be it a Ctrl-C, is no failure of the backup.
   const retired = await endJob(cleaner, folder, options);
   return { ...taken, level: levelOf(taken.manifest, options.level), retired };
+}
+
+/** Socket and scratch files are made by QEMU, in a folder that is made here. */
+async function refuseRemote(virsh: Virsh): Promise<void> {
+  const uri = await virsh.uri();
+  const host = URL.canParse(uri) ? new URL(uri).hostname : "";
+  if (host === "") return;
+  const message = `libvirt runs on ${host}, and a backup is begun on the host of the domain only: run nbdpull there, or begin the job with virsh backup-begin and use nbdpull attach`;
+  throw new PreconditionError("E_REMOTE", message, { details: { uri } });
 }
 
 /** Takes the folder over from whoever died in it, as the only one who does so. */
@@ -161,7 +176,10 @@ async function begin(
     options.signal?.throwIfAborted();
     try {
       // To its end, whatever comes: a virsh that is killed leaves libvirt at work.
-      await beginJob({ ...guest, virsh: virsh.withSignal(undefined) }, plans, folder, checkpoint);
+      const steady = { ...guest, virsh: virsh.withSignal(undefined) };
+      await whileFrozen(steady, folder, options.freeze, () =>
+        beginJob(steady, { plans, checkpoint, tcpPort: options.tcpPort }, folder),
+      );
     } catch (error) {
       const bitmap = brokenBitmap(error, plans);
       if (bitmap === undefined || broken.has(bitmap)) throw error;
@@ -208,12 +226,19 @@ function refuseNoBase(domain: string, plans: readonly DiskPlan[], level: Level):
 
 async function beginJob(
   { virsh, domain }: Guest,
-  plans: readonly DiskPlan[],
+  wanted: {
+    readonly plans: readonly DiskPlan[];
+    readonly checkpoint: string | undefined;
+    readonly tcpPort: number | undefined;
+  },
   folder: JobFolder,
-  checkpoint: string | undefined,
 ): Promise<void> {
+  const { plans, checkpoint, tcpPort } = wanted;
   const request: JobRequest = {
-    server: { transport: "unix", socket: folder.socket },
+    server:
+      tcpPort === undefined
+        ? { transport: "unix", socket: folder.socket }
+        : { transport: "tcp", host: "127.0.0.1", port: tcpPort },
     disks: domain.disks.map(({ target: name }) => {
       const planned = plans.find((each) => each.name === name);
       if (!planned) return { name };

@@ -1,10 +1,11 @@
 /** What may stand in a backup's way on the guest, and the clearing away of what is our own. */
-import { type BackupError, PreconditionError } from "./errors.js";
+import { BackupError, PreconditionError } from "./errors.js";
 import { JobFolder, type JobFolderKey } from "./job-folder.js";
 import { checkpointPrefix } from "./libvirt/checkpoints.js";
 import type { DomainDefinition } from "./libvirt/domain-xml.js";
+import { freeze, thaw } from "./libvirt/freeze.js";
 import { type BackupJob, exportedDisks, parseBackupJob } from "./libvirt/job-xml.js";
-import { isJobGone, type Virsh } from "./libvirt/virsh.js";
+import { hasCode, isJobGone, type Virsh } from "./libvirt/virsh.js";
 import type { Repository } from "./repository.js";
 
 /** One repository's view of one domain. */
@@ -42,11 +43,58 @@ export function keyOf({ repository, domain }: Guest): JobFolderKey {
  * may be connected any more: QEMU 7.2 can hang then, with the guest.
  */
 export async function clearFolder({ virsh, domain }: Guest, folder: JobFolder): Promise<void> {
+  if (await folder.isMarkedFrozen()) await thawGuest({ virsh, domain }, folder);
   const job = await runningBackup(virsh, domain);
   const worksThere =
     job && exportedDisks(job).some(({ scratch }) => scratch?.path.startsWith(`${folder.path}/`));
   if (worksThere) await virsh.abortJob(domain);
   await folder.remove();
+}
+
+/**
+ * Runs `work` while the guest's file systems are frozen; they are thawed whatever comes.
+ *
+ * @param mountpoints in the guest; empty: all; left out: nothing is frozen
+ * @throws {PreconditionError} no agent answers in the guest
+ */
+export async function whileFrozen(
+  guest: Pick<Guest, "virsh" | "domain">,
+  folder: JobFolder,
+  mountpoints: readonly string[] | undefined,
+  work: () => Promise<void>,
+): Promise<void> {
+  if (mountpoints === undefined) return await work();
+  await folder.markFrozen();
+  try {
+    await freeze(guest.virsh, guest.domain, mountpoints);
+  } catch (error) {
+    // Where there is no agent nothing is frozen; otherwise some file systems may be.
+    if (hasCode(error, "E_NO_AGENT")) await folder.unmarkFrozen();
+    else await thawGuest(guest, folder);
+    throw error;
+  }
+  try {
+    await work();
+  } finally {
+    await thawGuest(guest, folder);
+  }
+}
+
+/** @throws {BackupError} `E_STILL_FROZEN` */
+async function thawGuest(
+  { virsh, domain }: Pick<Guest, "virsh" | "domain">,
+  folder: JobFolder,
+): Promise<void> {
+  try {
+    await thaw(virsh, domain);
+  } catch (cause) {
+    // A guest that is off is not frozen, whatever it was before.
+    if (!isJobGone(cause)) {
+      const message = `file systems of ${domain.name} may still be frozen, thawing failed (${messageOf(cause)}): run \`virsh domfsthaw ${domain.name}\` now`;
+      throw new BackupError("E_STILL_FROZEN", message, { cause, details: { domain: domain.name } });
+    }
+  }
+  await folder.unmarkFrozen();
 }
 
 /**
@@ -106,7 +154,7 @@ async function runningBackup(virsh: Virsh, domain: DomainDefinition): Promise<Ba
 }
 
 /** Names what can be seen of the job, so that its owner can be found. */
-function foreignJob(domain: DomainDefinition, job: BackupJob): BackupError {
+function foreignJob(domain: DomainDefinition, job: BackupJob): PreconditionError {
   const { server } = job;
   const paths = exportedDisks(job).flatMap(({ scratch }) => (scratch ? [scratch.path] : []));
   const where = server.transport === "unix" ? `socket ${server.socket}` : `port ${server.port}`;

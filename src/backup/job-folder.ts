@@ -3,6 +3,7 @@
  *
  *     /var/tmp/nbdpull-1a2b3c4d-f00dcafe/     (repository, domain)
  *       owner.json                            the process that works here
+ *       frozen                                there while the guest's file systems may be
  *       qemu/                                 QEMU's own: the socket, and the scratch files
  */
 import {
@@ -22,7 +23,7 @@ import { hostname } from "node:os";
 import { basename, dirname, join, resolve } from "node:path";
 import { z } from "zod";
 import { PreconditionError, UsageError } from "./errors.js";
-import { isMissing } from "./files.js";
+import { exists, isMissing } from "./files.js";
 import type { QemuUser } from "./libvirt/domain-xml.js";
 import { type BackupJob, exportedDisks } from "./libvirt/job-xml.js";
 
@@ -30,6 +31,7 @@ import { type BackupJob, exportedDisks } from "./libvirt/job-xml.js";
 const MAX_SOCKET_PATH = 107;
 const OWNER = "owner.json";
 const QEMU = "qemu";
+const FROZEN = "frozen";
 
 const owner = z.object({ host: z.string(), pid: z.number().int().positive(), startedAt: z.string() });
 type Owner = z.infer<typeof owner>;
@@ -73,6 +75,19 @@ export class JobFolder {
     return join(this.path, name);
   }
 
+  /** To be called before the guest is frozen: whoever finds this folder will thaw it. */
+  async markFrozen(): Promise<void> {
+    await writeFile(join(this.path, FROZEN), "");
+  }
+
+  async unmarkFrozen(): Promise<void> {
+    await rm(join(this.path, FROZEN), { force: true });
+  }
+
+  async isMarkedFrozen(): Promise<boolean> {
+    return await exists(join(this.path, FROZEN));
+  }
+
   /** The process that works here, if it lives: its number, or where on another host it would have to be looked for. */
   async livingOwner(): Promise<string | undefined> {
     const found = await this.#owner();
@@ -96,7 +111,11 @@ export class JobFolder {
       const message = `the domain's QEMU runs as user ${qemu.uid}, and only root can give that user a folder of its own for socket and scratch files: run nbdpull as root`;
       throw new PreconditionError("E_QEMU_USER", message, { details: { uid: qemu.uid } });
     }
-    const fresh = await mkdtemp(join(dirname(this.path), ".nbdpull-"));
+    const fresh = await mkdtemp(join(dirname(this.path), ".nbdpull-")).catch((cause: unknown) => {
+      if (!isMissing(cause)) throw cause;
+      const message = `${dirname(this.path)} is not there: name a folder with --scratch that the domain's QEMU can reach`;
+      throw new UsageError("E_SCRATCH_PATH", message, { cause, details: { path: dirname(this.path) } });
+    });
     try {
       const me: Owner = { host: hostname(), pid: process.pid, startedAt: (await startOf(process.pid)) ?? "" };
       await writeFile(join(fresh, OWNER), `${JSON.stringify(me)}\n`);

@@ -1,110 +1,194 @@
-import { mkdtemp, readdir, rm } from "node:fs/promises";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
 import { afterEach, beforeEach, expect, it } from "vitest";
-import { describeWithLibvirt, LAB_DISKS, Lab, type LabDisk, virsh } from "../support/libvirt-lab.js";
-import { nbdpull, type Ran } from "../support/nbdpull.js";
-import { qemuImg } from "../support/qemu-nbd.js";
+import { BackupLab, expectExit } from "../support/backup-lab.js";
+import { describeWithLibvirt, freePort, LAB_DISKS, type LabDisk, virsh } from "../support/libvirt-lab.js";
+import { nbdpull } from "../support/nbdpull.js";
 
 const MiB = 1024 * 1024;
 
-interface BackupJson {
-  readonly id: string;
-  readonly level: string;
-  readonly checkpoint: string | null;
-  readonly retiredCheckpoints: readonly string[];
-  readonly disks: readonly {
-    readonly name: string;
-    readonly mode: string;
-    readonly parent: string | null;
-    readonly reason?: string;
-    readonly dirtyBytes: number;
-  }[];
-}
-
-let lab: Lab;
-let folder: string;
-let repo: string;
-let scratch: string;
-beforeEach(async () => {
-  lab = await Lab.start();
-  folder = await mkdtemp(join(tmpdir(), "nbdpull-backup-"));
-  repo = join(folder, "repo");
-  scratch = await mkdtemp("/var/tmp/nbdpull-test-");
-});
-afterEach(async () => {
-  await lab.destroy();
-  await rm(folder, { recursive: true, force: true });
-  await rm(scratch, { recursive: true, force: true });
-});
-
-function expectExit(ran: Ran, code: number): void {
-  expect({ code: ran.code, stderr: ran.code === code ? "" : ran.stderr }).toEqual({ code, stderr: "" });
-}
-
-function backup(...args: readonly string[]): Promise<Ran> {
-  return nbdpull("backup", lab.domain, "--to", repo, "--scratch", scratch, "--json", ...args);
-}
-
-async function backedUp(...args: readonly string[]): Promise<BackupJson> {
-  const ran = await backup(...args);
-  expectExit(ran, 0);
-  return ran.json() as BackupJson;
-}
-
-async function checkpoints(): Promise<string[]> {
-  const output = await virsh("checkpoint-list", lab.domain, "--name");
-  return output.split("\n").filter((line) => line !== "");
-}
-
-/** What a backup must not leave: a job, scratch files, a folder, half a point. */
-async function expectNothingLeft(): Promise<void> {
-  await expect(virsh("backup-dumpxml", lab.domain)).rejects.toThrow(/no domain backup job|not running/);
-  expect(await readdir(scratch)).toEqual([]);
-  const names = await readdir(join(repo, lab.domain)).catch(() => []);
-  expect(names.filter((name) => !/^\d{8}T/.test(name))).toEqual([]);
-}
-
-/**
- * The disk as it is now, while the guest does not write: nobody else can read it while the job is ours, so a job of the
- * lab's own is begun for it.
- */
-async function copyNow(): Promise<Record<LabDisk, string>> {
-  await using job = await lab.beginBackup();
-  return { vda: await job.referenceCopy("vda"), vdb: await job.referenceCopy("vdb") };
-}
-
-async function expectPoint(id: string, copies: Partial<Record<LabDisk, string>>): Promise<void> {
-  const target = join(folder, `restored-${id}`);
-  expectExit(await nbdpull("restore", repo, lab.domain, "--at", id, "--to", target), 0);
-  for (const disk of LAB_DISKS) {
-    const copy = copies[disk];
-    if (copy !== undefined) {
-      await qemuImg("compare", "-f", "raw", "-F", "raw", join(target, `${disk}.raw`), copy);
-    }
-  }
-}
-
 await describeWithLibvirt("backup of a running domain", () => {
+  let guest: BackupLab;
+  beforeEach(async () => {
+    guest = await BackupLab.start();
+  });
+  afterEach(async () => {
+    await guest[Symbol.asyncDispose]();
+  });
+
   it("takes a full, then increments, and every point comes back byte for byte", async () => {
+    const { lab } = guest;
     for (const disk of LAB_DISKS) await lab.write(disk, 0, 20 * MiB, 0x11);
-    const taken: { point: BackupJson; copies: Record<LabDisk, string> }[] = [];
+    const taken: { id: string; checkpoint: string | null; copies: Record<LabDisk, string> }[] = [];
     for (let round = 0; round < 3; round += 1) {
       await lab.write("vda", (7 * round + 1) * MiB + 512, 3 * 512, 0x20 + round);
       await lab.writeZeroes("vdb", (3 * round + 2) * MiB, 100 * 512, { unmap: true });
-      const copies = await copyNow();
-      taken.push({ point: await backedUp(), copies });
-      await expectNothingLeft();
+      const copies = await guest.copyNow();
+      const point = await guest.take();
+      const parent = taken.at(-1)?.id ?? null;
+      expect(point.level).toBe(round === 0 ? "full" : "incremental");
+      expect(point.disks.map((disk) => disk.parent)).toEqual([parent, parent]);
+      expect(point.retiredCheckpoints).toEqual(round === 2 ? [taken[1]?.checkpoint] : []);
+      await guest.expectNothingLeft();
+      taken.push({ ...point, copies });
     }
-    expect(taken.map(({ point }) => point.level)).toEqual(["full", "incremental", "incremental"]);
-    expect(taken[2]?.point.disks.map(({ parent }) => parent)).toEqual([
-      taken[1]?.point.id,
-      taken[1]?.point.id,
-    ]);
-    for (const { point, copies } of taken) await expectPoint(point.id, copies);
+    for (const { id, copies } of taken) await guest.expectPoint(id, copies);
     // Those of the last point and of the last full one stay: differentials start from the latter.
-    expect(await checkpoints()).toEqual([taken[0]?.point.checkpoint, taken[2]?.point.checkpoint]);
-    expect(taken[2]?.point.retiredCheckpoints).toEqual([taken[1]?.point.checkpoint]);
-    expectExit(await nbdpull("verify", repo), 0);
+    expect(await guest.checkpoints()).toEqual([taken[0]?.checkpoint, taken[2]?.checkpoint]);
+    expectExit(await nbdpull("verify", guest.repo), 0);
+  }, 240_000);
+
+  it("takes differentials on the last full one, copies outside of the chain, and increments on what came last", async () => {
+    const { lab } = guest;
+    await lab.write("vda", 0, 4 * MiB, 0x31);
+    const full = await guest.take("--level", "full");
+    await lab.write("vda", 8 * MiB, MiB, 0x32);
+    const first = await guest.take("--level", "incremental");
+    await lab.write("vda", 12 * MiB, MiB, 0x33);
+    const copies = await guest.copyNow();
+    const copy = await guest.take("--level", "copy");
+    const differential = await guest.take("--level", "differential");
+    await lab.write("vda", 16 * MiB, MiB, 0x34);
+    const last = await guest.take();
+    expect([full, first, copy, differential, last].map(({ level }) => level)).toEqual([
+      "full",
+      "incremental",
+      "copy",
+      "differential",
+      "incremental",
+    ]);
+    expect(copy.checkpoint).toBeNull();
+    const parents = [first, differential, last].map(({ disks }) => disks[0]?.parent);
+    expect(parents).toEqual([full.id, full.id, differential.id]);
+    expect(differential.disks[0]?.dirtyBytes).toBe(2 * MiB);
+    await guest.expectPoint(copy.id, copies);
+    await guest.expectPoint(differential.id, copies);
+    await guest.expectPoint(last.id, await guest.copyNow());
+  }, 240_000);
+
+  it("takes no full one where an increment was asked for and nothing is there to start from", async () => {
+    for (const level of ["incremental", "differential"]) {
+      const ran = await guest.run("--level", level);
+      expectExit(ran, 4);
+      expect(ran.json()).toMatchObject({ error: { code: "E_NO_BASE" } });
+    }
+    expect(await guest.checkpoints()).toEqual([]);
+    await guest.expectNothingLeft();
+  });
+
+  it("takes the disks that are wanted, and a new one in full beside increments, with the reason", async () => {
+    const { lab } = guest;
+    await lab.write("vda", 0, MiB, 0x41);
+    const first = await guest.take("--exclude", "vdb");
+    expect(first.disks.map(({ name }) => name)).toEqual(["vda"]);
+    await lab.write("vda", MiB, MiB, 0x42);
+    await lab.write("vdb", MiB, MiB, 0x43);
+    const copies = await guest.copyNow();
+    const second = await guest.take();
+    expect(second.disks).toMatchObject([
+      { name: "vda", mode: "incremental", parent: first.id },
+      { name: "vdb", mode: "full", reason: expect.stringContaining("no point") },
+    ]);
+    await guest.expectPoint(second.id, copies);
+    await lab.write("vda", 2 * MiB, MiB, 0x44);
+    const third = await guest.take("--include", "vdb");
+    expect(third.disks).toMatchObject([{ name: "vdb", mode: "incremental", parent: second.id }]);
+    // vda goes on from where it was last taken.
+    const fourth = await guest.take();
+    expect(fourth.disks.map(({ parent }) => parent)).toEqual([second.id, third.id]);
+    await guest.expectPoint(fourth.id, await guest.copyNow());
+    const strange = await guest.run("--exclude", "vdx");
+    expectExit(strange, 4);
+    expect(strange.json()).toMatchObject({ error: { code: "E_NO_SUCH_DISK" } });
+  }, 240_000);
+
+  it("goes on from an older point where the newest checkpoint is gone, and says why a disk is full where none is left", async () => {
+    const { lab } = guest;
+    const full = await guest.take();
+    await lab.write("vda", 0, MiB, 0x51);
+    const second = await guest.take();
+    await lab.deleteCheckpoint(second.checkpoint ?? "");
+    await lab.write("vda", MiB, MiB, 0x52);
+    const copies = await guest.copyNow();
+    const third = await guest.take();
+    expect(third.disks[0]).toMatchObject({ parent: full.id, dirtyBytes: 2 * MiB });
+    await guest.expectPoint(third.id, copies);
+    for (const name of await guest.checkpoints()) await lab.deleteCheckpoint(name);
+    const fourth = await guest.take();
+    expect(fourth).toMatchObject({
+      level: "full",
+      disks: [{ reason: expect.stringContaining("is gone") }, { reason: expect.stringContaining("is gone") }],
+    });
+  }, 240_000);
+
+  it("takes a disk in full whose bitmap broke, and one that was resized", async () => {
+    const { lab } = guest;
+    await lab.write("vda", 0, MiB, 0x61);
+    await guest.take();
+    await lab.crash();
+    await lab.powerOn();
+    const copies = await guest.copyNow();
+    const after = await guest.take();
+    expect(after.disks[0]).toMatchObject({ mode: "full", reason: expect.stringMatching(/bitmap.*broken/) });
+    await guest.expectPoint(after.id, copies);
+    await guest.expectNothingLeft();
+    await virsh("blockresize", lab.domain, "vdb", "64M");
+    const resized = await guest.take();
+    expect(resized.disks).toMatchObject([
+      { name: "vda", mode: "incremental", parent: after.id },
+      { name: "vdb", mode: "full", reason: expect.stringContaining("resized") },
+    ]);
+    await guest.expectPoint(resized.id, await guest.copyNow());
+  }, 240_000);
+
+  it("goes on from a point that attach took, and leaves checkpoints alone that it did not make", async () => {
+    const { lab } = guest;
+    await lab.write("vda", 0, MiB, 0x71);
+    {
+      await using _ = await lab.beginBackup({ checkpoint: "theirs" });
+      const attached = await nbdpull("attach", lab.domain, "--to", guest.repo, "--checkpoint", "theirs");
+      expectExit(attached, 0);
+    }
+    const second = await guest.take();
+    const third = await guest.take();
+    expect([second.level, third.level]).toEqual(["incremental", "incremental"]);
+    expect(third.retiredCheckpoints).toEqual([second.checkpoint]);
+    expect(await guest.checkpoints()).toEqual([third.checkpoint, "theirs"]);
+    await guest.expectPoint(third.id, await guest.copyNow());
+  }, 240_000);
+});
+
+await describeWithLibvirt("backup of several domains", () => {
+  it("takes one after the other over TCP, goes on after a failure, and ends with the worst exit code", async () => {
+    await using guest = await BackupLab.start();
+    await guest.lab.write("vda", 0, MiB, 0x91);
+    const copies = await guest.copyNow();
+    const args = guest.arguments("--server", `tcp:${await freePort()}`);
+    const ran = await nbdpull(...args.toSpliced(1, 0, "no-such-domain"));
+    expectExit(ran, 4);
+    expect(ran.stderr).toContain("no-such-domain");
+    const { domains } = ran.json() as { domains: readonly { id: string }[] };
+    expect(domains).toMatchObject([
+      { domain: "no-such-domain", error: { code: "E_NO_SUCH_DOMAIN" } },
+      { domain: guest.lab.domain, level: "full" },
+    ]);
+    await guest.expectPoint(domains[1]?.id ?? "", copies);
+    await guest.expectNothingLeft();
+    const neither = await nbdpull("backup", "--to", guest.repo);
+    expectExit(neither, 2);
+  }, 240_000);
+});
+
+await describeWithLibvirt("backup of a domain with a raw disk", () => {
+  it("takes it in full each time and says why", async () => {
+    await using guest = await BackupLab.start({ formats: { vdb: "raw" } });
+    const { lab } = guest;
+    await lab.write("vdb", 0, MiB, 0x81);
+    const first = await guest.take();
+    await lab.write("vdb", MiB, MiB, 0x82);
+    const second = await guest.take();
+    expect(second.disks).toMatchObject([
+      { name: "vda", mode: "incremental", parent: first.id },
+      { name: "vdb", mode: "full", reason: expect.stringContaining("raw") },
+    ]);
+    await guest.expectPoint(second.id, await guest.copyNow());
   }, 240_000);
 });

@@ -49,6 +49,13 @@ const KNOWN_FAILURES: readonly {
       `the domain ${domain} has no such checkpoint. \`virsh checkpoint-list ${domain}\` lists them`,
   },
   {
+    said: /QEMU guest agent is not (?:configured|connected)/,
+    code: "E_NO_AGENT",
+    message: ({ domain }) =>
+      `the guest agent of ${domain} doesn't answer, and only it can freeze file systems. Install and start ` +
+      "qemu-guest-agent in the guest, with its channel in the domain's definition, or leave --freeze out",
+  },
+  {
     said: /cannot acquire state change lock/,
     code: "E_DOMAIN_BUSY",
     message: ({ domain }) =>

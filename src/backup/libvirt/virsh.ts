@@ -78,9 +78,19 @@ export class Virsh {
     return output.split("\n").filter((line) => line !== "");
   }
 
-  /** Deletes a checkpoint and its bitmaps; the domain has to run. */
+  /**
+   * Deletes a checkpoint and its bitmaps; the domain has to run. Where QEMU died before it had written a bitmap down libvirt
+   * refuses: then what libvirt knows of it is deleted, since there is nothing else.
+   */
   async deleteCheckpoint(domain: DomainRef, name: string): Promise<void> {
-    await this.run("checkpoint-delete", domain, [`--checkpointname=${name}`]);
+    const named = `--checkpointname=${name}`;
+    try {
+      await this.run("checkpoint-delete", domain, [named]);
+    } catch (error) {
+      const said = hasCode(error, "E_VIRSH") && error instanceof Error ? error.message : "";
+      if (!/bitmap '[^']*' not found in backing chain/.test(said)) throw error;
+      await this.run("checkpoint-delete", domain, [named, "--metadata"]);
+    }
   }
 
   /** Begins a backup job, and with `checkpointFile` creates that checkpoint at the same moment. */

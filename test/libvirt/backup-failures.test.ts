@@ -1,0 +1,136 @@
+import { readdir } from "node:fs/promises";
+import { type AddressInfo, createServer } from "node:net";
+import { join } from "node:path";
+import { afterEach, beforeEach, expect, it } from "vitest";
+import { BackupLab, expectExit } from "../support/backup-lab.js";
+import { describeWithLibvirt, LAB_DISKS } from "../support/libvirt-lab.js";
+import { finished } from "../support/nbdpull.js";
+
+const MiB = 1024 * 1024;
+
+await describeWithLibvirt("a backup that does not come to its end", () => {
+  let guest: BackupLab;
+  beforeEach(async () => {
+    guest = await BackupLab.start();
+    for (const disk of LAB_DISKS) await guest.lab.write(disk, 0, 40 * MiB, 0x11);
+  });
+  afterEach(async () => {
+    await guest[Symbol.asyncDispose]();
+  });
+
+  it.each([
+    ["SIGINT", 130],
+    ["SIGTERM", 143],
+    ["SIGHUP", 129],
+  ] as const)(
+    "leaves nothing after %s, and the next one goes on from the last good point",
+    async (signal, code) => {
+      const good = await guest.take("--include", "vda", "--include", "vdb");
+      await guest.lab.write("vda", 0, 30 * MiB, 0x12);
+      const run = await guest.startSlowly();
+      expect(await guest.checkpoints()).toHaveLength(2);
+      run.kill(signal);
+      expectExit(await finished(run), code);
+      await guest.expectNothingLeft();
+      expect(await guest.checkpoints()).toEqual([good.checkpoint]);
+      const copies = await guest.copyNow();
+      const next = await guest.take();
+      expect(next.disks[0]).toMatchObject({ parent: good.id, dirtyBytes: 30 * MiB });
+      await guest.expectPoint(next.id, copies);
+    },
+    240_000,
+  );
+
+  it("is found by the next one when it was killed, cleared away, and gone on from", async () => {
+    const good = await guest.take();
+    await guest.lab.write("vda", 0, 30 * MiB, 0x13);
+    const run = await guest.startSlowly();
+    run.kill("SIGKILL");
+    await run.ended;
+    expect(await readdir(guest.scratch)).toHaveLength(1);
+    expect(await guest.checkpoints()).toHaveLength(2);
+    const next = await guest.take();
+    expect(next.disks[0]).toMatchObject({ parent: good.id, dirtyBytes: 30 * MiB });
+    expect(await guest.checkpoints()).toEqual([good.checkpoint, next.checkpoint]);
+    await guest.expectNothingLeft();
+    await guest.expectPoint(next.id, await guest.copyNow());
+  }, 240_000);
+
+  it("is found by its job also where the next one has another scratch folder", async () => {
+    const run = await guest.startSlowly();
+    run.kill("SIGKILL");
+    await run.ended;
+    const next = await guest.take("--scratch", guest.folder);
+    expect(next.level).toBe("full");
+    await guest.expectNothingLeft();
+  }, 240_000);
+
+  it("commits nothing when the guest dies under it, and the next one clears up after both", async () => {
+    const run = await guest.startSlowly();
+    await guest.lab.crash();
+    const ran = await finished(run);
+    expect([1, 4]).toContain(ran.code);
+    expect(await guest.points()).toEqual([]);
+    await guest.expectNothingLeft();
+    await guest.lab.powerOn();
+    const next = await guest.take();
+    expect(await guest.checkpoints()).toEqual([next.checkpoint]);
+  }, 240_000);
+
+  it("lets no second one begin, and refuses it at once", async () => {
+    const run = await guest.startSlowly();
+    const before = performance.now();
+    const second = await guest.run();
+    expect(performance.now() - before).toBeLessThan(10_000);
+    expectExit(second, 4);
+    expect(second.json()).toMatchObject({ error: { code: "E_BACKUP_RUNNING" } });
+    run.kill("SIGTERM");
+    expectExit(await finished(run), 143);
+    await guest.expectNothingLeft();
+  }, 240_000);
+
+  it("never touches the job of another, and says whose it seems to be", async () => {
+    await using theirs = await guest.lab.beginBackup({ checkpoint: "theirs" });
+    const ran = await guest.run();
+    expectExit(ran, 4);
+    expect(ran.json()).toMatchObject({
+      error: { code: "E_FOREIGN_JOB", message: expect.stringContaining(guest.lab.folder) },
+    });
+    expect(await theirs.referenceCopy("vda")).toMatch(/raw$/);
+    expect(await guest.checkpoints()).toEqual(["theirs"]);
+  });
+
+  it("leaves nothing where the job can't begin: the port is taken, the scratch folder is not there", async () => {
+    const server = createServer();
+    await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+    try {
+      const { port } = server.address() as AddressInfo;
+      const ran = await guest.run("--server", `tcp:${port}`);
+      expectExit(ran, 1);
+      expect(ran.stderr).toMatch(/in use/i);
+    } finally {
+      server.close();
+    }
+    expect(await guest.checkpoints()).toEqual([]);
+    await guest.expectNothingLeft();
+    const nowhere = await guest.run("--scratch", join(guest.folder, "nowhere"));
+    expectExit(nowhere, 2);
+    expect(nowhere.json()).toMatchObject({ error: { code: "E_SCRATCH_PATH" } });
+    await guest.expectNothingLeft();
+  });
+
+  it("tells that no agent is there to freeze the guest, and begins nothing", async () => {
+    const ran = await guest.run("--freeze");
+    expectExit(ran, 4);
+    expect(ran.json()).toMatchObject({ error: { code: "E_NO_AGENT" } });
+    expect(await guest.checkpoints()).toEqual([]);
+    await guest.expectNothingLeft();
+  });
+
+  it("does not begin where the domain is off", async () => {
+    await guest.lab.powerOff();
+    const ran = await guest.run();
+    expectExit(ran, 4);
+    expect(ran.json()).toMatchObject({ error: { code: "E_DOMAIN_OFF" } });
+  });
+});

@@ -1,0 +1,122 @@
+/** What the tests of `nbdpull backup` share: a lab, a repository, and looks at what a backup left. */
+import { mkdtemp, readdir, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { expect } from "vitest";
+import { LAB_DISKS, Lab, type LabDisk, type LabOptions, virsh } from "./libvirt-lab.js";
+import { nbdpull, type Ran, type Running, startNbdpull } from "./nbdpull.js";
+import { qemuImg } from "./qemu-nbd.js";
+
+export interface BackupJson {
+  readonly id: string;
+  readonly level: string;
+  readonly checkpoint: string | null;
+  readonly retiredCheckpoints: readonly string[];
+  readonly warnings: readonly string[];
+  readonly disks: readonly {
+    readonly name: string;
+    readonly mode: string;
+    readonly parent: string | null;
+    readonly reason?: string;
+    readonly dirtyBytes: number;
+  }[];
+}
+
+/** A lab with a repository and a folder for scratch files. */
+export class BackupLab implements AsyncDisposable {
+  readonly lab: Lab;
+  readonly folder: string;
+  readonly repo: string;
+  /** Where QEMU's folders are made: nothing must be left in it. */
+  readonly scratch: string;
+
+  private constructor(lab: Lab, folder: string, scratch: string) {
+    this.lab = lab;
+    this.folder = folder;
+    this.repo = join(folder, "repo");
+    this.scratch = scratch;
+  }
+
+  static async start(options: LabOptions = {}): Promise<BackupLab> {
+    const lab = await Lab.start(options);
+    const folder = await mkdtemp(join(tmpdir(), "nbdpull-backup-"));
+    return new BackupLab(lab, folder, await mkdtemp("/var/tmp/nbdpull-test-"));
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.lab.destroy();
+    await rm(this.folder, { recursive: true, force: true });
+    await rm(this.scratch, { recursive: true, force: true });
+  }
+
+  arguments(...more: readonly string[]): string[] {
+    return ["backup", this.lab.domain, "--to", this.repo, "--scratch", this.scratch, "--json", ...more];
+  }
+
+  run(...more: readonly string[]): Promise<Ran> {
+    return nbdpull(...this.arguments(...more));
+  }
+
+  /** A backup that has to succeed. */
+  async take(...more: readonly string[]): Promise<BackupJson> {
+    const ran = await this.run(...more);
+    expectExit(ran, 0);
+    return ran.json() as BackupJson;
+  }
+
+  /** Starts a backup that is slow enough to be met at work, and waits until it stores. */
+  async startSlowly(...more: readonly string[]): Promise<Running> {
+    const run = startNbdpull(this.arguments("--limit-rate", "1M", "--request-size", "64K", ...more));
+    await expect
+      .poll(() => this.beside(), { timeout: 60_000 })
+      .toContainEqual(expect.stringMatching(/\.partial$/));
+    return run;
+  }
+
+  async points(): Promise<BackupJson[]> {
+    const ran = await nbdpull("points", this.repo, this.lab.domain, "--json");
+    return ran.code === 0 ? (ran.json() as BackupJson[]) : [];
+  }
+
+  async checkpoints(): Promise<string[]> {
+    const output = await virsh("checkpoint-list", this.lab.domain, "--name");
+    return output.split("\n").filter((line) => line !== "");
+  }
+
+  /** What is in the domain's folder beside points. */
+  async beside(): Promise<string[]> {
+    const names = await readdir(join(this.repo, this.lab.domain)).catch(() => []);
+    return names.filter((name) => !/^\d{8}T/.test(name));
+  }
+
+  /** What a backup must not leave: a job, scratch files, a folder, half a point. */
+  async expectNothingLeft(): Promise<void> {
+    await expect(virsh("backup-dumpxml", this.lab.domain)).rejects.toThrow(
+      /no domain backup job|not running/,
+    );
+    expect(await readdir(this.scratch)).toEqual([]);
+    expect(await this.beside()).toEqual([]);
+  }
+
+  /** The disks as they are now, while the guest does not write, by a job of the lab's own. */
+  async copyNow(): Promise<Record<LabDisk, string>> {
+    await using job = await this.lab.beginBackup();
+    return { vda: await job.referenceCopy("vda"), vdb: await job.referenceCopy("vdb") };
+  }
+
+  /** The point, restored, is what was copied. */
+  async expectPoint(id: string, copies: Partial<Record<LabDisk, string>>): Promise<void> {
+    const target = join(this.folder, `restored-${id}`);
+    expectExit(await nbdpull("restore", this.repo, this.lab.domain, "--at", id, "--to", target), 0);
+    for (const disk of LAB_DISKS) {
+      const copy = copies[disk];
+      if (copy === undefined) continue;
+      await qemuImg("compare", "-f", "raw", "-F", "raw", join(target, `${disk}.raw`), copy);
+    }
+    await rm(target, { recursive: true });
+  }
+}
+
+export function expectExit(ran: Ran, code: number): void {
+  expect({ code: ran.code, stderr: ran.code === code ? "" : ran.stderr }).toEqual({ code, stderr: "" });
+}
