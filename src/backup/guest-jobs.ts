@@ -39,15 +39,18 @@ export function keyOf({ repository, domain }: Guest): JobFolderKey {
 }
 
 /**
- * Ends the job that works in `folder`, if one does, waits until it is gone, and removes the folder. No NBD client of ours
- * may be connected any more: QEMU 7.2 can hang then, with the guest.
+ * Thaws the guest if it was left frozen, ends the job that works in `folder`, if one does, waits until it is gone, and
+ * removes the folder. No NBD client of ours may be connected any more: QEMU 7.2 can hang then, with the guest.
  */
 export async function clearFolder({ virsh, domain }: Guest, folder: JobFolder): Promise<void> {
-  if (await folder.isMarkedFrozen()) await thawGuest({ virsh, domain }, folder);
-  const job = await runningBackup(virsh, domain);
-  const worksThere =
-    job && exportedDisks(job).some(({ scratch }) => scratch?.path.startsWith(`${folder.path}/`));
-  if (worksThere) await virsh.abortJob(domain);
+  try {
+    if (await folder.isMarkedFrozen()) await thawGuest({ virsh, domain }, folder);
+  } finally {
+    const job = await runningBackup(virsh, domain);
+    const worksThere =
+      job && exportedDisks(job).some(({ scratch }) => scratch?.path.startsWith(`${folder.path}/`));
+    if (worksThere) await virsh.abortJob(domain);
+  }
   await folder.remove();
 }
 

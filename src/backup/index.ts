@@ -1,5 +1,6 @@
 /** The backup engine: pull an export into an image, keep points in a repository, rebuild and verify them. */
 export { type AttachOptions, type AttachResult, attach, type JobSource } from "./attach.js";
+export { type BackupOptions, type BackupResult, backup } from "./backup.js";
 export type { BlockTarget } from "./block-target.js";
 export { chooseDisks, chooseDomain, choosePoint, findChain, type Link } from "./chain.js";
 export { ChainView } from "./chain-view.js";
@@ -16,6 +17,8 @@ export type { ImageFormat } from "./image/create.js";
 export type { Backing } from "./image/qcow2-writer.js";
 export type { DigestTarget } from "./image-store.js";
 export { type ImageToImport, type ImportOptions, importImages } from "./import.js";
+export type { Level } from "./level.js";
+export type { DiskChoice } from "./libvirt/choose-disks.js";
 export type { JobInfo } from "./libvirt/job-info.js";
 export type { RestoredPlace } from "./libvirt/restored-domain.js";
 export { type DomainRef, Virsh, type VirshOptions } from "./libvirt/virsh.js";

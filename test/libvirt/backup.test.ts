@@ -1,7 +1,10 @@
+import { chmod, readdir, stat } from "node:fs/promises";
+import { join } from "node:path";
 import { afterEach, beforeEach, expect, it } from "vitest";
 import { BackupLab, expectExit } from "../support/backup-lab.js";
 import { describeWithLibvirt, freePort, LAB_DISKS, type LabDisk, virsh } from "../support/libvirt-lab.js";
-import { nbdpull } from "../support/nbdpull.js";
+import { finished, nbdpull } from "../support/nbdpull.js";
+import { qemuImg } from "../support/qemu-nbd.js";
 
 const MiB = 1024 * 1024;
 
@@ -174,6 +177,30 @@ await describeWithLibvirt("backup of several domains", () => {
     await guest.expectNothingLeft();
     const neither = await nbdpull("backup", "--to", guest.repo);
     expectExit(neither, 2);
+  }, 240_000);
+});
+
+await describeWithLibvirt("backup of a domain whose QEMU is not root", () => {
+  it("gives QEMU's user a place for socket and scratch files that nobody else can enter", async () => {
+    await using guest = await BackupLab.start({ unprivileged: true });
+    await chmod(guest.scratch, 0o711);
+    for (const disk of LAB_DISKS) await guest.lab.write(disk, MiB, 20 * MiB, 0xa1);
+    const run = await guest.startSlowly();
+    const [folder = ""] = await readdir(guest.scratch);
+    const { uid, mode } = await stat(join(guest.scratch, folder, "qemu"));
+    expect(uid).not.toBe(0);
+    expect(mode & 0o777).toBe(0o700);
+    run.kill("SIGTERM");
+    expectExit(await finished(run), 143);
+    await guest.expectNothingLeft();
+    const full = await guest.take();
+    await guest.lab.writeZeroes("vda", 2 * MiB, MiB);
+    const increment = await guest.take();
+    expect(increment.disks[0]).toMatchObject({ parent: full.id, dirtyBytes: MiB });
+    await guest.lab.powerOff();
+    const vda = join(guest.folder, "vda.raw");
+    await qemuImg("convert", "-O", "raw", guest.lab.image("vda"), vda);
+    await guest.expectPoint(increment.id, { vda });
   }, 240_000);
 });
 

@@ -12,6 +12,7 @@ export interface LabFacts {
   readonly uuid: string;
   readonly folder: string;
   readonly formats: PerDisk<LabFormat>;
+  readonly unprivileged: boolean;
 }
 
 export type LabServer =
@@ -43,8 +44,8 @@ export function imagePath(lab: LabFacts, disk: LabDisk): string {
 }
 
 /**
- * A domain that never writes by itself: it may boot only from a network that it doesn't have. QEMU runs as root, so that
- * it reaches the lab's folder whoever owns it.
+ * A domain that never writes by itself: it may boot only from a network that it doesn't have. QEMU runs as root unless
+ * `unprivileged`, so that it reaches the lab's folder whoever owns it.
  */
 export function domainXml(lab: LabFacts, type: "kvm" | "qemu"): string {
   const disks = LAB_DISKS.map(
@@ -52,6 +53,7 @@ export function domainXml(lab: LabFacts, type: "kvm" | "qemu"): string {
       `<disk type='file' device='disk'><driver name='qemu' type='${lab.formats[disk]}' discard='unmap'/>` +
       `<source${attributes({ file: imagePath(lab, disk) })}/><target dev='${disk}' bus='virtio'/></disk>`,
   );
+  const root = "<seclabel type='static' model='dac' relabel='no'><label>+0:+0</label></seclabel>";
   return `<domain type='${type}'>
   <name>${lab.domain}</name>
   <uuid>${lab.uuid}</uuid>
@@ -59,7 +61,7 @@ export function domainXml(lab: LabFacts, type: "kvm" | "qemu"): string {
   <vcpu>1</vcpu>
   <os><type arch='x86_64' machine='q35'>hvm</type><boot dev='network'/></os>
   <devices>${disks.join("")}<controller type='usb' model='none'/><memballoon model='none'/></devices>
-  <seclabel type='static' model='dac' relabel='no'><label>+0:+0</label></seclabel>
+  ${lab.unprivileged ? "" : root}
 </domain>`;
 }
 

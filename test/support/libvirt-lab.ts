@@ -48,6 +48,8 @@ export interface LabOptions {
   readonly formats?: Partial<PerDisk<LabFormat>>;
   /** Bytes, for qcow2; default 64 KiB. */
   readonly clusterSizes?: Partial<PerDisk<number>>;
+  /** QEMU runs as the user that libvirt gives it by default, not as root: jobs of the lab's own can't make their sockets. */
+  readonly unprivileged?: boolean;
 }
 
 /** One running domain and its folder. The owner calls `destroy`, which leaves nothing behind. */
@@ -58,6 +60,7 @@ export class Lab implements LabFacts, AsyncDisposable {
   readonly folder: string;
   readonly sizes: PerDisk<number>;
   readonly formats: PerDisk<LabFormat>;
+  readonly unprivileged: boolean;
   #jobs = 0;
   /** The tail of the queue that the guest's writes stand in. */
   #writes: Promise<unknown> = Promise.resolve();
@@ -68,6 +71,7 @@ export class Lab implements LabFacts, AsyncDisposable {
     this.folder = labFolder(this.domain);
     this.sizes = { vda: 64 * 1024 ** 2, vdb: 48 * 1024 ** 2 + 7 * 512, ...options.sizes };
     this.formats = { vda: "qcow2", vdb: "qcow2", ...options.formats };
+    this.unprivileged = options.unprivileged ?? false;
   }
 
   /** Creates the images, defines the domain and starts it. */

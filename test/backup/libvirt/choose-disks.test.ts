@@ -1,0 +1,37 @@
+import { describe, expect, it } from "vitest";
+import { chooseDisks } from "../../../src/backup/libvirt/choose-disks.js";
+import type { DomainDefinition } from "../../../src/backup/libvirt/domain-xml.js";
+
+const disk = { device: "disk", type: "file", source: "/i", format: "qcow2", readOnly: false } as const;
+const domain: DomainDefinition = {
+  name: "web",
+  uuid: "8a1b0c7e-0d2e-4b6f-9c1a-3f5d7e9b1c2d",
+  disks: [
+    { ...disk, target: "vda" },
+    { ...disk, target: "vdb" },
+    { ...disk, target: "vdc", readOnly: true },
+    { ...disk, target: "vdd", source: undefined },
+    { ...disk, target: "sda", device: "cdrom" },
+  ],
+};
+const choose = (include: string[], exclude: string[]): string[] =>
+  chooseDisks(domain, { include, exclude }).map(({ target }) => target);
+
+describe("the choice of disks", () => {
+  it("takes all with media that the guest can write, but for those left out", () => {
+    expect(choose([], [])).toEqual(["vda", "vdb"]);
+    expect(choose([], ["vda"])).toEqual(["vdb"]);
+    expect(choose(["vdb", "vda"], ["vda"])).toEqual(["vdb"]);
+  });
+
+  it.each([
+    [["vdx"], [], "E_NO_SUCH_DISK"],
+    [[], ["vdx"], "E_NO_SUCH_DISK"],
+    [["vdc"], [], "E_DISK_UNFIT"],
+    [["vdd"], [], "E_DISK_UNFIT"],
+    [["sda"], [], "E_DISK_UNFIT"],
+    [[], ["vda", "vdb"], "E_NO_DISKS"],
+  ])("refuses to include %j and exclude %j: %s", (include, exclude, code) => {
+    expect(() => choose(include, exclude)).toThrow(expect.objectContaining({ code }));
+  });
+});
