@@ -95,6 +95,7 @@ async function backUpAll(
       entries.push(describe(result, options));
       lines.push(sentence(result));
     } catch (error) {
+      if (signal.aborted && lines.length > 0) output.note(`before that:\n${lines.join("\n")}`);
       signal.throwIfAborted();
       errors.push(error);
       entries.push({ domain, error: output.fault(domain, error) });

@@ -89,14 +89,15 @@ export async function backup(options: BackupOptions): Promise<BackupResult> {
   const folder = JobFolder.at(options.scratchParent, keyOf(guest));
   await claimFolder(guest, folder, options);
   const cleaner: Guest = { ...guest, virsh: virsh.withSignal(undefined) };
+  const made: string[] = [];
   let taken: TakenPoint;
   try {
-    await deleteOrphans(guest, options);
-    const begun = await begin(guest, disks, folder, options);
+    await deleteOrphans(guest, made, options);
+    const begun = await begin(guest, disks, { folder, made }, options);
     signal?.throwIfAborted();
     taken = await pull(guest, begun, options);
   } catch (error) {
-    await clearAfterFailure(cleaner, folder, options);
+    await clearAfterFailure(cleaner, { folder, made }, options);
     throw error;
   }
   // The point is there by now: whatever happens from here on, be it a Ctrl-C, is no failure of the backup.
@@ -124,27 +125,38 @@ async function claimFolder(guest: Guest, folder: JobFolder, { signal }: BackupOp
   await guest.repository.writing(guest.domain.name, claim, signal);
 }
 
-/** Checkpoints of runs that died before their point was there. */
-async function deleteOrphans(guest: Guest, options: BackupOptions): Promise<void> {
-  await retire(guest, options, (points) => {
-    return new Set(points.flatMap(({ checkpoint }) => (checkpoint ? [checkpoint.name] : [])));
-  });
+/** Checkpoints whose point never came to be: this run's own (`made`), and those of runs that died. */
+async function deleteOrphans(guest: Guest, made: readonly string[], options: BackupOptions): Promise<void> {
+  const named = (points: readonly Manifest[]): Set<string> =>
+    new Set(points.flatMap(({ checkpoint }) => (checkpoint ? [checkpoint.name] : [])));
+  await retire(guest, made, options, named);
 }
 
-/** Where a manifest can't be read nothing goes: its checkpoint may be the one that is needed. */
+/** Where a manifest can't be read only `made` may go: the checkpoint of that point may be one that is needed. */
 async function retire(
   guest: Guest,
+  made: readonly string[],
   options: BackupOptions,
-  needed: (points: readonly Manifest[]) => ReadonlySet<string>,
+  neededBy: (points: readonly Manifest[]) => ReadonlySet<string>,
 ): Promise<readonly string[]> {
   let damaged = false;
   const points = await guest.repository.points(guest.domain.name, () => {
     damaged = true;
   });
-  if (damaged) return [];
-  const { retired, failed } = await retireCheckpoints(guest, needed(points));
+  const needed = neededBy(points);
+  const { retired, failed } = await retireCheckpoints(
+    guest,
+    (name) => !needed.has(name) && (!damaged || made.includes(name)),
+  );
   for (const message of failed) options.onWarning?.(message);
   return retired;
+}
+
+/** What a run leaves behind until it is cleared away. */
+interface Traces {
+  readonly folder: JobFolder;
+  /** Names of the checkpoints that it tried to create. */
+  readonly made: string[];
 }
 
 /** A job that runs, and what was meant by it. */
@@ -158,7 +170,7 @@ interface Begun {
 async function begin(
   guest: Guest,
   disks: readonly GuestDisk[],
-  folder: JobFolder,
+  { folder, made }: Traces,
   options: BackupOptions,
 ): Promise<Begun> {
   const { domain, repository, virsh } = guest;
@@ -174,6 +186,7 @@ async function begin(
       ? checkpointName(repository.id, new Date())
       : undefined;
     options.signal?.throwIfAborted();
+    if (checkpoint !== undefined) made.push(checkpoint);
     try {
       // To its end, whatever comes: a virsh that is killed leaves libvirt at work.
       const steady = { ...guest, virsh: virsh.withSignal(undefined) };
@@ -295,10 +308,14 @@ async function pull(
 }
 
 /** All clients are closed by now. What can't be cleared away is found by the next run. */
-async function clearAfterFailure(guest: Guest, folder: JobFolder, options: BackupOptions): Promise<void> {
+async function clearAfterFailure(
+  guest: Guest,
+  { folder, made }: Traces,
+  options: BackupOptions,
+): Promise<void> {
   try {
     await clearFolder(guest, folder);
-    await deleteOrphans(guest, options);
+    await deleteOrphans(guest, made, options);
   } catch (error) {
     options.onWarning?.(`not everything was cleared away, the next backup will do it: ${messageOf(error)}`);
   }
@@ -308,7 +325,7 @@ async function endJob(guest: Guest, folder: JobFolder, options: BackupOptions): 
   try {
     await clearFolder(guest, folder);
     const names = guest.domain.disks.map(({ target }) => target);
-    return await retire(guest, options, (points) => neededCheckpoints(points, names));
+    return await retire(guest, [], options, (points) => neededCheckpoints(points, names));
   } catch (error) {
     options.onWarning?.(
       `the point was committed, but not everything was cleared away (the next backup will do it): ${messageOf(error)}`,

@@ -101,18 +101,18 @@ async function thawGuest(
 }
 
 /**
- * Deletes checkpoints of ours that no increment can start from. Others' are never touched.
+ * Deletes checkpoints of ours, as far as they may go. Others' are never touched.
  * @returns the names of those that went, and why others did not
  */
 export async function retireCheckpoints(
   { virsh, domain, repository }: Guest,
-  needed: ReadonlySet<string>,
+  mayGo: (name: string) => boolean,
 ): Promise<{ retired: string[]; failed: string[] }> {
   const prefix = checkpointPrefix(repository.id);
   const retired: string[] = [];
   const failed: string[] = [];
   for (const name of await virsh.checkpointNames(domain)) {
-    if (!name.startsWith(prefix) || needed.has(name)) continue;
+    if (!name.startsWith(prefix) || !mayGo(name)) continue;
     try {
       await virsh.deleteCheckpoint(domain, name);
       retired.push(name);

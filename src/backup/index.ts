@@ -17,7 +17,7 @@ export type { ImageFormat } from "./image/create.js";
 export type { Backing } from "./image/qcow2-writer.js";
 export type { DigestTarget } from "./image-store.js";
 export { type ImageToImport, type ImportOptions, importImages } from "./import.js";
-export type { Level } from "./level.js";
+export { LEVELS, type Level } from "./level.js";
 export type { DiskChoice } from "./libvirt/choose-disks.js";
 export type { JobInfo } from "./libvirt/job-info.js";
 export type { RestoredPlace } from "./libvirt/restored-domain.js";

@@ -1,4 +1,4 @@
-import { readdir } from "node:fs/promises";
+import { readdir, writeFile } from "node:fs/promises";
 import { type AddressInfo, createServer } from "node:net";
 import { join } from "node:path";
 import { afterEach, beforeEach, expect, it } from "vitest";
@@ -84,9 +84,28 @@ await describeWithLibvirt("a backup that does not come to its end", () => {
     expect(performance.now() - before).toBeLessThan(10_000);
     expectExit(second, 4);
     expect(second.json()).toMatchObject({ error: { code: "E_BACKUP_RUNNING" } });
+    const elsewhere = await guest.run("--to", join(guest.folder, "other"));
+    expectExit(elsewhere, 4);
+    expect(elsewhere.json()).toMatchObject({
+      error: { code: "E_FOREIGN_JOB", message: expect.stringContaining("nbdpull's, of another repository") },
+    });
     run.kill("SIGTERM");
     expectExit(await finished(run), 143);
     await guest.expectNothingLeft();
+  }, 240_000);
+
+  it("deletes no checkpoint but its own where a manifest can't be read", async () => {
+    const damaged = await guest.take();
+    const good = await guest.take();
+    await writeFile(join(guest.repo, guest.lab.domain, damaged.id, "point.json"), "{");
+    const run = await guest.startSlowly("--level", "full");
+    run.kill("SIGTERM");
+    expectExit(await finished(run), 143);
+    await guest.expectNothingLeft();
+    expect(await guest.checkpoints()).toEqual([damaged.checkpoint, good.checkpoint]);
+    const next = await guest.take();
+    expect(next.disks[0]).toMatchObject({ mode: "full", reason: expect.stringContaining("not be restored") });
+    expect(await guest.checkpoints()).toEqual([damaged.checkpoint, good.checkpoint, next.checkpoint]);
   }, 240_000);
 
   it("never touches the job of another, and says whose it seems to be", async () => {
