@@ -1,0 +1,120 @@
+import { afterEach, beforeEach, expect, it } from "vitest";
+import { BackupLab, expectExit } from "../support/backup-lab.js";
+import { describeWithLibvirt, virsh } from "../support/libvirt-lab.js";
+import { finished, type Running, startNbdpull } from "../support/nbdpull.js";
+import { type InFront, virshInFront } from "../support/virsh-in-front.js";
+
+await describeWithLibvirt("a backup with --freeze", () => {
+  let guest: BackupLab;
+  let front: InFront;
+  beforeEach(async () => {
+    guest = await BackupLab.start();
+    front = await virshInFront(guest.folder);
+  });
+  afterEach(async () => {
+    await guest[Symbol.asyncDispose]();
+  });
+
+  function start(env: Record<string, string>, ...args: readonly string[]): Running {
+    return startNbdpull(guest.arguments(...args), { env });
+  }
+
+  it("freezes before the job begins and thaws as soon as it has", async () => {
+    expectExit(await finished(start(front.env(), "--freeze=/,/srv")), 0);
+    const frozen = ["backup-begin", "domfsthaw", "domjobabort"];
+    expect(await front.asked()).toEqual(["domfsfreeze --mountpoint / --mountpoint /srv", ...frozen]);
+    expectExit(await finished(start(front.env(), "--freeze")), 0);
+    expect((await front.asked()).slice(4)).toEqual(["domfsfreeze", ...frozen]);
+  });
+
+  it("thaws where the job can't begin, and where freezing fails half-way", async () => {
+    expectExit(await finished(start(front.env({ FAIL: "backup-begin" }), "--freeze")), 1);
+    expect(await front.asked()).toEqual(["domfsfreeze", "backup-begin", "domfsthaw"]);
+    expectExit(await finished(start(front.env({ FAIL: "domfsfreeze" }), "--freeze")), 1);
+    expect((await front.asked()).slice(3)).toEqual(["domfsfreeze", "domfsthaw"]);
+    await guest.expectNothingLeft();
+  });
+
+  it("gives the backup up where the guest can't be thawed, says so, and the next one thaws it", async () => {
+    const ran = await finished(start(front.env({ FAIL: "domfsthaw" }), "--freeze"));
+    expectExit(ran, 1);
+    expect(ran.json()).toMatchObject({ error: { code: "E_STILL_FROZEN" } });
+    await expect(virsh("backup-dumpxml", guest.lab.domain)).rejects.toThrow(/no domain backup job/);
+    const before = (await front.asked()).length;
+    expectExit(await finished(start(front.env())), 0);
+    expect((await front.asked())[before]).toBe("domfsthaw");
+    expect(await guest.checkpoints()).toHaveLength(1);
+    await guest.expectNothingLeft();
+  });
+
+  it("thaws what a killed one left frozen, before anything else", async () => {
+    const run = start(front.env({ HANG: "backup-begin" }), "--freeze");
+    await expect.poll(front.asked).toContain("backup-begin");
+    run.kill("SIGKILL");
+    await run.ended;
+    expect(await front.asked()).toEqual(["domfsfreeze", "backup-begin"]);
+    expectExit(await finished(start(front.env())), 0);
+    expect((await front.asked()).slice(2)).toEqual(["domfsthaw", "backup-begin", "domjobabort"]);
+    await guest.expectNothingLeft();
+  }, 120_000);
+});
+
+await describeWithLibvirt("a backup whose point is committed", () => {
+  it("is the base of the next one, also where it was killed before its job had ended", async () => {
+    await using guest = await BackupLab.start();
+    const front = await virshInFront(guest.folder);
+    const run = startNbdpull(guest.arguments(), { env: front.env({ HANG: "domjobabort" }) });
+    await expect.poll(front.asked).toContain("domjobabort");
+    run.kill("SIGKILL");
+    await run.ended;
+    const [killed] = await guest.points();
+    expect(killed?.level).toBe("full");
+    await guest.lab.write("vda", 0, 1024 * 1024, 0x31);
+    const next = await guest.take();
+    expect(next.disks.map(({ parent }) => parent)).toEqual([killed?.id, killed?.id]);
+    await guest.expectNothingLeft();
+    await guest.expectPoint(next.id, await guest.copyNow());
+  }, 120_000);
+
+  it("is a success with a warning where its job could not be ended, and no signal makes it a failure", async () => {
+    await using guest = await BackupLab.start();
+    const front = await virshInFront(guest.folder);
+    const run = startNbdpull(guest.arguments(), { env: front.env({ HANG: "domjobabort" }) });
+    await expect.poll(front.asked).toContain("domjobabort");
+    run.kill("SIGTERM");
+    const ran = await finished(run);
+    expectExit(ran, 0);
+    expect(ran.json()).toMatchObject({
+      level: "full",
+      warnings: [expect.stringContaining("not everything was cleared away")],
+    });
+    await guest.take();
+    await guest.expectNothingLeft();
+  }, 120_000);
+});
+
+await describeWithLibvirt("a backup of all domains", () => {
+  it("takes those that run, and says of each what was done and why", async () => {
+    await using guest = await BackupLab.start();
+    const { lab, repo, scratch } = guest;
+    const front = await virshInFront(guest.folder);
+    const args = ["backup", "--all", "--to", repo, "--scratch", scratch];
+    const run = (...more: readonly string[]): Running =>
+      startNbdpull([...args, ...more], { env: front.env({ RUNNING: lab.domain }) });
+    const first = await finished(run("--json", "--exclude", "vdb"));
+    expectExit(first, 0);
+    expect(first.json()).toMatchObject({ domains: [{ domain: lab.domain, level: "full" }], warnings: [] });
+    const second = await finished(run());
+    expectExit(second, 0);
+    expect(second.stdout).toMatch(
+      new RegExp(
+        `^${lab.domain} \\S+: incremental restore point in .* s; checkpoint nbdpull-.*\\n` +
+          " {2}vda: 64 MiB, 0 B changed since .*\\n" +
+          " {2}vdb: .*, full \\(no point with a checkpoint has this disk\\), .* stored$",
+      ),
+    );
+    const both = await finished(run(lab.domain));
+    expectExit(both, 2);
+    expect(both.stderr).toContain("not both");
+  }, 120_000);
+});

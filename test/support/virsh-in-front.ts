@@ -1,0 +1,56 @@
+import { chmod, mkdir, readFile, writeFile } from "node:fs/promises";
+import { delimiter, join } from "node:path";
+import { findTool } from "./tools.js";
+
+/**
+ * A virsh in front of the real one. The lab's guest has no agent, so it answers for that; it notes what is asked of it, and
+ * the commands named in `FAIL` and `HANG` fail or take long, without the real one. `RUNNING` is the domain that it lists:
+ * the system's libvirt may have others.
+ */
+const SCRIPT = `#!/bin/sh
+for arg in "$@"; do case "$arg" in
+  list) [ -n "$RUNNING" ] && { echo "$RUNNING"; exit 0; };;
+  backup-begin|domjobabort|domfsfreeze|domfsthaw)
+    echo "$*" | sed "s/.*$arg/$arg/; s/ *--domain=[^ ]*//; s/ *--backupxml.*//" >> "$ASKED"
+    [ "$arg" = "$FAIL" ] && { echo "error: refused" >&2; exit 1; }
+    [ "$arg" = "$HANG" ] && { sleep 4; exit 1; }
+    case "$arg" in domfs*) exit 0;; esac;;
+esac; done
+exec "$VIRSH" "$@"
+`;
+
+export interface InFront {
+  /** The environment of a program that is to find it. */
+  readonly env: (trouble?: {
+    readonly FAIL?: string;
+    readonly HANG?: string;
+    readonly RUNNING?: string;
+  }) => Record<string, string>;
+  /** What was asked of it, of those commands that it knows, oldest first. */
+  readonly asked: () => Promise<string[]>;
+}
+
+/** @param folder to keep it in */
+export async function virshInFront(folder: string): Promise<InFront> {
+  const bin = join(folder, "bin");
+  const log = join(folder, "asked");
+  await mkdir(bin);
+  await writeFile(join(bin, "virsh"), SCRIPT);
+  await chmod(join(bin, "virsh"), 0o755);
+  const path = `${bin}${delimiter}${process.env["PATH"]}`;
+  return {
+    env: (trouble) => ({
+      FAIL: "",
+      RUNNING: "",
+      HANG: "",
+      ...trouble,
+      PATH: path,
+      VIRSH: findTool("virsh") ?? "",
+      ASKED: log,
+    }),
+    asked: async () => {
+      const text = await readFile(log, "utf8").catch(() => "");
+      return text.split("\n").filter((line) => line !== "");
+    },
+  };
+}
