@@ -1,7 +1,7 @@
 /** What may stand in a backup's way on the guest, and the clearing away of what is our own. */
 import { BackupError, PreconditionError } from "./errors.js";
 import { JobFolder, type JobFolderKey } from "./job-folder.js";
-import { checkpointPrefix } from "./libvirt/checkpoints.js";
+import { checkpointPrefix, deleteCheckpoint } from "./libvirt/checkpoints.js";
 import type { DomainDefinition } from "./libvirt/domain-xml.js";
 import { freeze, thaw } from "./libvirt/freeze.js";
 import { type BackupJob, exportedDisks, parseBackupJob } from "./libvirt/job-xml.js";
@@ -114,7 +114,7 @@ export async function retireCheckpoints(
   for (const name of await virsh.checkpointNames(domain)) {
     if (!name.startsWith(prefix) || !mayGo(name)) continue;
     try {
-      await virsh.deleteCheckpoint(domain, name);
+      await deleteCheckpoint(virsh, domain, name);
       retired.push(name);
     } catch (error) {
       failed.push(`checkpoint ${name} could not be deleted: ${messageOf(error)}`);

@@ -142,6 +142,30 @@ await describeWithLibvirt("backup of a running domain", () => {
     await guest.expectPoint(resized.id, await guest.copyNow());
   }, 240_000);
 
+  it("takes a disk in full whose image was replaced, and leaves no bitmap behind in the others", async () => {
+    const { lab } = guest;
+    const full = await guest.take();
+    await lab.write("vda", 0, MiB, 0x65);
+    const second = await guest.take();
+    await lab.powerOff();
+    await qemuImg("create", "-q", "-f", "qcow2", lab.image("vdb"), String(lab.sizes.vdb));
+    await lab.powerOn();
+    await lab.write("vdb", 0, MiB, 0x66);
+    const copies = await guest.copyNow();
+    const third = await guest.take();
+    expect(third.disks).toMatchObject([
+      { name: "vda", mode: "incremental", parent: second.id },
+      { name: "vdb", mode: "full", reason: expect.stringMatching(/lost or broken/) },
+    ]);
+    await guest.expectPoint(third.id, copies);
+    expect(third.warnings).toEqual([]);
+    expect(third.retiredCheckpoints).toEqual([second.checkpoint]);
+    await lab.powerOff();
+    const info = JSON.parse(await qemuImg("info", "--output=json", lab.image("vda"))) as object;
+    const bitmaps = [full, third].map(({ checkpoint }) => ({ name: checkpoint }));
+    expect(info).toMatchObject({ "format-specific": { data: { bitmaps } } });
+  }, 240_000);
+
   it("goes on from a point that attach took, and leaves checkpoints alone that it did not make", async () => {
     const { lab } = guest;
     await lab.write("vda", 0, MiB, 0x71);

@@ -1,4 +1,8 @@
+import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import type { Manifest } from "../manifest.js";
+import { withoutBitmap } from "./checkpoint-edit.js";
 import { type Checkpoint, parseCheckpoint } from "./checkpoint-xml.js";
 import { type DomainRef, hasCode, type Virsh } from "./virsh.js";
 
@@ -24,6 +28,49 @@ export async function readCheckpoints(virsh: Virsh, domain: DomainRef): Promise<
     }
   }
   return checkpoints;
+}
+
+/**
+ * Deletes a checkpoint and its bitmaps; the domain has to run. libvirt refuses where one of the bitmaps isn't there any more
+ * (QEMU died before it was written down, or the disk's image is another one): then libvirt is made to forget that one,
+ * so that the others don't stay in their images for ever.
+ */
+export async function deleteCheckpoint(virsh: Virsh, domain: DomainRef, name: string): Promise<void> {
+  const forgotten = new Set<string>();
+  for (;;) {
+    try {
+      return await virsh.deleteCheckpoint(domain, name);
+    } catch (error) {
+      const disk = missingBitmap(error);
+      if (disk === undefined || forgotten.has(disk)) throw error;
+      forgotten.add(disk);
+      if (!(await forgetBitmap(virsh, domain, name, disk))) return;
+    }
+  }
+}
+
+/** The disk that libvirt found no bitmap of, if that is what it said. */
+function missingBitmap(error: unknown): string | undefined {
+  if (!hasCode(error, "E_VIRSH") || !(error instanceof Error)) return undefined;
+  return /bitmap '[^']*' not found in backing chain of '([^']*)'/.exec(error.message)?.[1];
+}
+
+/** @returns false where no other bitmap was left, and the checkpoint is gone */
+async function forgetBitmap(virsh: Virsh, domain: DomainRef, name: string, disk: string): Promise<boolean> {
+  const xml = withoutBitmap(
+    await virsh.run("checkpoint-dumpxml", domain, [`--checkpointname=${name}`]),
+    disk,
+  );
+  const folder = await mkdtemp(join(tmpdir(), "nbdpull-"));
+  try {
+    const file = join(folder, "checkpoint.xml");
+    if (xml !== undefined) await writeFile(file, xml);
+    await virsh.deleteCheckpoint(domain, name, { metadata: true });
+    if (xml !== undefined) await virsh.run("checkpoint-create", domain, [`--xmlfile=${file}`, "--redefine"]);
+    return xml !== undefined;
+  } finally {
+    await rm(folder, { recursive: true, force: true });
+  }
 }
 
 /**

@@ -78,19 +78,14 @@ export class Virsh {
     return output.split("\n").filter((line) => line !== "");
   }
 
-  /**
-   * Deletes a checkpoint and its bitmaps; the domain has to run. Where QEMU died before it had written a bitmap down libvirt
-   * refuses: then what libvirt knows of it is deleted, since there is nothing else.
-   */
-  async deleteCheckpoint(domain: DomainRef, name: string): Promise<void> {
-    const named = `--checkpointname=${name}`;
-    try {
-      await this.run("checkpoint-delete", domain, [named]);
-    } catch (error) {
-      const said = hasCode(error, "E_VIRSH") && error instanceof Error ? error.message : "";
-      if (!/bitmap '[^']*' not found in backing chain/.test(said)) throw error;
-      await this.run("checkpoint-delete", domain, [named, "--metadata"]);
-    }
+  /** Deletes a checkpoint and its bitmaps, for which the domain has to run; or with `metadata` only libvirt's record of it. */
+  async deleteCheckpoint(
+    domain: DomainRef,
+    name: string,
+    options: { readonly metadata?: boolean } = {},
+  ): Promise<void> {
+    const metadata = options.metadata === true ? ["--metadata"] : [];
+    await this.run("checkpoint-delete", domain, [`--checkpointname=${name}`, ...metadata]);
   }
 
   /** Begins a backup job, and with `checkpointFile` creates that checkpoint at the same moment. */
