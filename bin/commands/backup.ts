@@ -21,8 +21,8 @@ interface BackupOptions extends CopyOptions {
   readonly to: string;
   readonly all?: true;
   readonly level: Level;
-  readonly include: readonly string[];
-  readonly exclude: readonly string[];
+  readonly include?: readonly string[];
+  readonly exclude?: readonly string[];
   readonly scratch: string;
   readonly server?: { readonly tcpPort: number | undefined };
   readonly freeze?: string | true;
@@ -44,8 +44,8 @@ export function addBackup(program: Command, run: Run): void {
         .choices([...LEVELS])
         .default("auto"),
     )
-    .option("--include <disk>", "only this disk; may be given several times", collect, [])
-    .option("--exclude <disk>", "not this disk; may be given several times", collect, [])
+    .option("--include <disk>", "only this disk; may be given several times", collect)
+    .option("--exclude <disk>", "not this disk; may be given several times", collect)
     .option(
       "--freeze [mountpoints]",
       "freeze the guest's file systems (=A,B: only these) while the job begins",
@@ -120,7 +120,7 @@ async function backUp(
       domain,
       repositoryPath: options.to,
       level: options.level,
-      disks: { include: options.include, exclude: options.exclude },
+      disks: { include: options.include ?? [], exclude: options.exclude ?? [] },
       scratchParent: options.scratch,
       tcpPort: options.server?.tcpPort,
       freeze: mountpointsOf(options),
@@ -191,6 +191,6 @@ function sentence({ manifest, level, seconds, retired }: BackupResult): string {
   ].join("\n");
 }
 
-function collect(value: string, before: readonly string[]): readonly string[] {
+function collect(value: string, before: readonly string[] = []): readonly string[] {
   return [...before, value];
 }
