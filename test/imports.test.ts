@@ -48,7 +48,7 @@ const FLOORS: readonly (readonly RegExp[])[] = [
   [/^src\/backup\/cluster-(workers|worker)\./],
   [/^src\/backup\/thread-service\./],
   [/^src\/backup\/thread-pool\./],
-  [/^src\/backup\/cluster-work\./],
+  [/^src\/backup\/cluster-(work|thread-data)\./],
   [
     /^src\/backup\/(plan|piece-index|listen-address|prune-plan|retention|digest|manifest|extent-algebra|block-target)\./,
     /^src\/backup\/image\/(?!image\.)/,

@@ -1,5 +1,10 @@
 import { createDigester, type DigestAlgorithm, type Digester, digestsOf } from "./digest.js";
-import { ClusterCompressor, type Compression } from "./image/compress-cluster.js";
+import {
+  ClusterCompressor,
+  type Compression,
+  type Compressor,
+  OwnThreadCompressor,
+} from "./image/compress-cluster.js";
 import { ALL_SUBCLUSTERS } from "./image/image.js";
 
 /** Clusters in slots of one buffer, side by side from its beginning, and what to find out about them. */
@@ -32,7 +37,13 @@ export interface ClusterResult {
 /** Does one job at a time; what a job needed is kept for the next. */
 export class ClusterWork {
   readonly #digesters = new Map<DigestAlgorithm, Digester>();
-  #compressor: { readonly key: string; readonly compressor: ClusterCompressor } | undefined;
+  #compressor: { readonly key: string; readonly compressor: Compressor } | undefined;
+  readonly #ownThread: boolean;
+
+  /** @param options.ownThread compress on the calling thread */
+  constructor(options: { readonly ownThread: boolean }) {
+    this.#ownThread = options.ownThread;
+  }
 
   async do(job: ClusterJob): Promise<ClusterResult> {
     const { clusterSize, masks, length, digest } = job;
@@ -71,11 +82,12 @@ export class ClusterWork {
     return digester;
   }
 
-  #compressorFor(compression: Compression, clusterSize: number): ClusterCompressor {
+  #compressorFor(compression: Compression, clusterSize: number): Compressor {
     const key = `${compression.method} ${compression.level} ${clusterSize}`;
     if (this.#compressor?.key === key) return this.#compressor.compressor;
     this.close();
-    const compressor = new ClusterCompressor(compression, clusterSize);
+    const Kind = this.#ownThread ? OwnThreadCompressor : ClusterCompressor;
+    const compressor = new Kind(compression, clusterSize);
     this.#compressor = { key, compressor };
     return compressor;
   }

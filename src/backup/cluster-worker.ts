@@ -1,10 +1,13 @@
+import { workerData } from "node:worker_threads";
+import type { ClusterThreadData } from "./cluster-thread-data.js";
 import { type ClusterJob, type ClusterResult, ClusterWork } from "./cluster-work.js";
 import { serve } from "./thread-service.js";
 
 /** The thread of `ClusterWorkers`: results go out as they are ready. */
 
-/** As many jobs at once as libuv has threads, which do the compressing. */
-const BENCHES = 4;
+const { ownThread } = workerData as ClusterThreadData;
+/** As many jobs at once as libuv has threads, where those do the compressing. */
+const BENCHES = ownThread ? 1 : 4;
 
 interface Bench {
   readonly work: ClusterWork;
@@ -14,7 +17,7 @@ interface Bench {
 const benches = Array.from(
   { length: BENCHES },
   (): Bench => ({
-    work: new ClusterWork(),
+    work: new ClusterWork({ ownThread }),
     last: Promise.resolve(),
   }),
 );

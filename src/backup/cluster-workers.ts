@@ -1,11 +1,13 @@
+import { availableParallelism } from "node:os";
+import type { ClusterThreadData } from "./cluster-thread-data.js";
 import type { ClusterJob, ClusterResult } from "./cluster-work.js";
 import { BackupError } from "./errors.js";
 import { reasonOf, ThreadPool } from "./thread-pool.js";
 
 export interface ClusterWorkersOptions {
   /**
-   * Default: one. It digests, and has libuv's threads compress up to four jobs at once, which keeps four processors busy;
-   * another was measured to gain nothing on two, and takes 25 MiB.
+   * Default: one where there are up to four processors. It digests, and has libuv's threads compress up to four jobs at once;
+   * another was measured to gain nothing on two, and takes 25 MiB. Where there are more, one for each that compresses by itself.
    */
   readonly threads?: number | undefined;
   /** The thread's file, in place of the package's own. */
@@ -13,6 +15,10 @@ export interface ClusterWorkersOptions {
   /** What a thread's JavaScript may hold, without buffers. */
   readonly oldGenerationMb?: number | undefined;
 }
+
+/** libuv has as many threads for the whole process. */
+const UV_THREADS = 4;
+const MOST_THREADS = 16;
 
 /**
  * Threads that digest and compress clusters. They are started when there is work, and don't keep the process alive
@@ -22,9 +28,12 @@ export class ClusterWorkers implements AsyncDisposable {
   readonly #pool: ThreadPool<ClusterJob, ClusterResult>;
 
   constructor({ threads, path, oldGenerationMb }: ClusterWorkersOptions = {}) {
+    const processors = Math.min(availableParallelism(), MOST_THREADS);
+    const most = threads ?? (processors > UV_THREADS ? processors : 1);
     this.#pool = new ThreadPool({
       script: path ?? "#cluster-worker",
-      most: threads ?? 1,
+      most,
+      workerData: { ownThread: most > 1 } satisfies ClusterThreadData,
       oldGenerationMb,
       lost: (reason, cause) =>
         problem(`a thread that digests and compresses clusters ended: ${reason}`, cause),

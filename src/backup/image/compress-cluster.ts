@@ -25,7 +25,10 @@ type CreateZstd = (options: {
   readonly params: Readonly<Record<number, number>>;
 }) => zlib.DeflateRaw;
 
+type ZstdNow = (cluster: Buffer, options: { readonly params: Readonly<Record<number, number>> }) => Buffer;
+
 /** Node has zstd from 22.15 on. */
+const zstdNow = "zstdCompressSync" in zlib ? (zlib.zstdCompressSync as ZstdNow) : undefined;
 const createZstd = "createZstdCompress" in zlib ? (zlib.createZstdCompress as CreateZstd) : undefined;
 
 /** @throws {UsageError} this version of Node lacks the method */
@@ -35,12 +38,48 @@ export function assertCompression(method: CompressionMethod): void {
   throw new UsageError("E_NO_ZSTD", message);
 }
 
+/** What compresses whole clusters for a qcow2 image, one at a time. */
+export interface Compressor {
+  /**
+   * Puts the compressed stream into the place of the cluster, from its beginning on. A cluster that doesn't shrink
+   * stays as it is.
+   * @returns the length of the stream, or of the cluster
+   */
+  compress(cluster: Buffer): Promise<number>;
+  close(): void;
+}
+
+/** Compresses on the calling thread: for many threads that do nothing else, since libuv's are four for the whole process. */
+export class OwnThreadCompressor implements Compressor {
+  readonly #compress: (cluster: Buffer) => Buffer;
+
+  /** @throws {UsageError} this version of Node lacks the method */
+  constructor({ method, level }: Compression, clusterSize: number) {
+    assertCompression(method);
+    const params = { [ZSTD.LEVEL]: level, [ZSTD.WINDOW_LOG]: Math.log2(clusterSize) };
+    const deflate = { level, chunkSize: clusterSize, windowBits: WINDOW_BITS, memLevel: MEMORY_LEVEL };
+    this.#compress =
+      method === "zstd" && zstdNow
+        ? (cluster) => zstdNow(cluster, { params })
+        : (cluster) => zlib.deflateRawSync(cluster, deflate);
+  }
+
+  async compress(cluster: Buffer): Promise<number> {
+    const stream = this.#compress(cluster);
+    if (stream.length >= cluster.length) return cluster.length;
+    cluster.set(stream);
+    return stream.length;
+  }
+
+  close(): void {}
+}
+
 /**
- * Compresses whole clusters for a qcow2 image, one at a time, on libuv's threads. One stream of zlib serves them all:
+ * Compresses on libuv's threads. One stream of zlib serves them all:
  * the functions for a single piece, synchronous or not, were measured to leave so much garbage behind that
  * two threads of them took twice the memory.
  */
-export class ClusterCompressor implements Disposable {
+export class ClusterCompressor implements Compressor, Disposable {
   readonly #stream: zlib.DeflateRaw;
   readonly #finish: number;
   #parts: Buffer[] = [];
@@ -68,11 +107,6 @@ export class ClusterCompressor implements Disposable {
     this.#stream.on("error", (error) => this.#fail?.(error));
   }
 
-  /**
-   * Puts the compressed stream into the place of the cluster, from its beginning on. A cluster that doesn't shrink
-   * stays as it is.
-   * @returns the length of the stream, or of the cluster
-   */
   async compress(cluster: Buffer): Promise<number> {
     this.#parts = [];
     await new Promise<void>((resolve, reject) => {
