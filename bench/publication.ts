@@ -1,7 +1,7 @@
 /** A result file as a part of the documentation: tables between the markers of a page, plots in a folder beside it. */
 
-import { mkdir, readFile, rm, writeFile } from "node:fs/promises";
-import { basename, join } from "node:path";
+import { mkdir, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { dirname, join, relative } from "node:path";
 import { targetsPlot, workloadPlot } from "./plots.js";
 import { circumstances, targetsReport, workloadReport } from "./report.js";
 import type { BenchResult } from "./result.js";
@@ -20,14 +20,18 @@ export function fillMarkers(page: string, parts: ReadonlyMap<string, string>): s
   return filled;
 }
 
-/** Writes the tables into `page`, and the plots into the folder of the same name beside it, which is made anew. */
-export async function publish(result: BenchResult, page: string): Promise<void> {
-  const folder = page.replace(/\.md$/, "");
-  await rm(folder, { recursive: true, force: true });
+/**
+ * Writes the tables into `page`, and the plots into the folder of the same name beside it, where they replace all others.
+ *
+ * @param section for the results of another run: a prefix of the markers' names, and a folder of its own in that folder
+ */
+export async function publish(result: BenchResult, page: string, section?: string): Promise<void> {
+  const folder = join(page.replace(/\.md$/, ""), section ?? "");
   await mkdir(folder, { recursive: true });
+  for (const name of await readdir(folder)) if (name.endsWith(".svg")) await rm(join(folder, name));
   const picture = async (name: string, title: string, svg: string): Promise<string> => {
     await writeFile(join(folder, `${name}.svg`), svg);
-    return `![${title}](${basename(folder)}/${name}.svg)`;
+    return `![${title}](${join(relative(dirname(page), folder), `${name}.svg`)})`;
   };
 
   const targets = await picture("targets", "All targets", targetsPlot(result));
@@ -36,10 +40,11 @@ export async function publish(result: BenchResult, page: string): Promise<void> 
     const plot = await picture(workload.name, workload.title, workloadPlot(workload));
     sections.push(`${workloadReport(workload)}\n${plot}\n`);
   }
+  const marker = (name: string): string => (section === undefined ? name : `${section}-${name}`);
   const parts = new Map([
-    ["circumstances", circumstances(result)],
-    ["targets", `${targetsReport(result)}\n${targets}`],
-    ["workloads", sections.join("\n")],
+    [marker("circumstances"), circumstances(result)],
+    [marker("targets"), `${targetsReport(result)}\n${targets}`],
+    [marker("workloads"), sections.join("\n")],
   ]);
   await writeFile(page, fillMarkers(await readFile(page, "utf8"), parts));
 }

@@ -165,6 +165,11 @@ describe("publishing", () => {
       expect(written).toContain("### A copy");
       expect(written).toContain("![A copy](page/copy.svg)");
       expect(await readFile(join(folder, "page", "copy.svg"), "utf8")).toContain("</svg>");
+      const section = marks.map((mark) => mark.replaceAll("bench:", "bench:more-"));
+      await writeFile(page, [...marks, ...section].join("\n"));
+      await publish(resultOf(workloadOf([theirs, ours])), page, "more");
+      expect(await readFile(page, "utf8")).toContain("![A copy](page/more/copy.svg)");
+      expect(await readFile(join(folder, "page", "copy.svg"), "utf8")).toContain("</svg>");
     } finally {
       await rm(folder, { recursive: true });
     }
