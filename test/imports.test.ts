@@ -17,7 +17,7 @@ const FLOORS: readonly (readonly RegExp[])[] = [
   [/^src\/backup\/(restore-source|restorable)\./],
   [/^src\/backup\/guest-jobs\./],
   [/^src\/backup\/merge-disk\./],
-  [/^src\/backup\/merge-target\./],
+  [/^src\/backup\/merge-(target|masks)\./],
   [/^src\/backup\/merge-walk\./],
   [/^src\/backup\/(take-point|point-view|foreign-image)\./],
   [/^src\/backup\/chain-view\./],

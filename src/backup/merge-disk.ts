@@ -5,14 +5,14 @@ import type { OnDamage } from "./damage.js";
 import { createDigester, type Digester, digestsOf } from "./digest.js";
 import { DigestFileWriter } from "./digest-file.js";
 import { sha256OfFile } from "./files.js";
-import { ALL_SUBCLUSTERS, type Geometry, maskStretches, SUBCLUSTERS } from "./image/image.js";
+import { ALL_SUBCLUSTERS, type Geometry, maskStretches } from "./image/image.js";
 import type { Guard } from "./image/image-file.js";
 import { Qcow2Reader } from "./image/qcow2-reader.js";
 import { damage, type Layer } from "./layer.js";
 import type { DiskManifest } from "./manifest.js";
+import { masksOf } from "./merge-masks.js";
 import { bytesUpToEnd, type MergeTarget, type MixedCluster, Qcow2Target, RawTarget } from "./merge-target.js";
-import { type MergedPart, mergedParts, type Origin, originOf, touched, visibleBytes } from "./merge-walk.js";
-import type { Piece } from "./overlay.js";
+import { type MergedPart, mergedParts, type Origin, originOf, visibleBytes } from "./merge-walk.js";
 import { Overwrites } from "./overwrites.js";
 import type { Repository } from "./repository.js";
 
@@ -70,7 +70,7 @@ const COPY_BYTES = 1024 * 1024;
  * @throws {DamageError} a layer is missing, or not what was written as far as tables and digest files tell
  */
 export async function chooseWay(chain: DiskChain): Promise<MergeWay> {
-  const layers = await openLayers(chain);
+  const layers = await openChain(chain.repository, chain.domain, chain.links);
   try {
     const geometry = geometryOf(chain, layers);
     const visible = await visibleBytes(layers, geometry, failOnDamage);
@@ -98,7 +98,7 @@ export async function chooseWay(chain: DiskChain): Promise<MergeWay> {
  * @throws the file system's error, with `code`
  */
 export async function mergeDisk(chain: DiskChain, way: MergeWay, options: MergeOptions): Promise<MergedDisk> {
-  const layers = await openLayers(chain);
+  const layers = await openChain(chain.repository, chain.domain, chain.links);
   const images = new Map<Layer, Qcow2Reader>();
   try {
     for (const [index, layer] of layers.entries()) {
@@ -383,38 +383,6 @@ class Merge {
 interface Digests {
   readonly digester: Digester;
   readonly file: DigestFileWriter;
-}
-
-/** What the pieces of a cluster make of its subclusters. */
-function masksOf(
-  pieces: MixedCluster["pieces"],
-  start: number,
-  { clusterSize, virtualSize }: Geometry,
-  complete: boolean,
-): { dataMask: number; zeroMask: number; blended: boolean } {
-  const of = (state: Piece["state"]): number =>
-    touched(
-      pieces.filter((piece) => piece.state === state),
-      start,
-      clusterSize,
-    );
-  const [data, zero, clean] = [of("data"), of("zero"), of("clean")];
-  if ((data & clean) !== 0) throw new RangeError(`clean and data share a subcluster at byte ${start}`);
-  // Behind the end of the disk nothing can be clean.
-  const behind = subclustersFrom(virtualSize - start, clusterSize);
-  const defined = complete ? ~data : (zero | (clean === 0 ? behind : 0)) & ~data;
-  const dataMask = (data | (zero === 0 && clean === 0 ? behind : 0)) >>> 0;
-  return { dataMask, zeroMask: (defined & ~dataMask) >>> 0, blended: (data & zero) !== 0 };
-}
-
-/** The subclusters that begin at or behind a byte of the cluster. */
-function subclustersFrom(byte: number, clusterSize: number): number {
-  const first = Math.ceil(byte / (clusterSize / SUBCLUSTERS));
-  return first >= SUBCLUSTERS ? 0 : (ALL_SUBCLUSTERS << first) >>> 0;
-}
-
-async function openLayers({ repository, domain, links }: DiskChain): Promise<Layer[]> {
-  return await openChain(repository, domain, links);
 }
 
 /** Clusters as fine as the finest of them; the disk as it is at the point that stays. */
