@@ -16,7 +16,13 @@ import { openRunningJob } from "./libvirt/running-job.js";
 import { hasCode, type Virsh } from "./libvirt/virsh.js";
 import { isSame, type Manifest } from "./manifest.js";
 import { Repository } from "./repository.js";
-import { type PointDisk, type TakenPoint, type TakePointOptions, takePoint } from "./take-point.js";
+import {
+  type PointDisk,
+  type TakenPoint,
+  type TakePointOptions,
+  type TakeSettings,
+  takePoint,
+} from "./take-point.js";
 
 /** Where the job is described: by libvirt, or by an XML document alone. */
 export type JobSource =
@@ -28,21 +34,7 @@ export type JobSource =
     }
   | { readonly kind: "xml"; readonly xml: string; readonly domain: string };
 
-export interface AttachOptions
-  extends Pick<
-    TakePointOptions,
-    | "format"
-    | "digests"
-    | "compress"
-    | "sync"
-    | "tool"
-    | "connect"
-    | "window"
-    | "rateLimit"
-    | "signal"
-    | "onProgress"
-    | "onWarning"
-  > {
+export interface AttachOptions extends TakeSettings {
   readonly source: JobSource;
   /** Made if there is nothing, or an empty folder, but only once the job was found. */
   readonly repositoryPath: string;

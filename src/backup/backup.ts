@@ -24,23 +24,9 @@ import { openRunningJob, type RunningJob } from "./libvirt/running-job.js";
 import { hasCode, type Virsh } from "./libvirt/virsh.js";
 import type { Manifest } from "./manifest.js";
 import { Repository } from "./repository.js";
-import { type PointDisk, type TakenPoint, type TakePointOptions, takePoint } from "./take-point.js";
+import { type PointDisk, type TakenPoint, type TakeSettings, takePoint } from "./take-point.js";
 
-export interface BackupOptions
-  extends Pick<
-    TakePointOptions,
-    | "format"
-    | "digests"
-    | "compress"
-    | "sync"
-    | "tool"
-    | "connect"
-    | "window"
-    | "rateLimit"
-    | "signal"
-    | "onProgress"
-    | "onWarning"
-  > {
+export interface BackupOptions extends TakeSettings {
   readonly virsh: Virsh;
   /** As virsh knows it: name, UUID or the number of its run. */
   readonly domain: string;

@@ -5,7 +5,7 @@ import { parseCheckpoint } from "./libvirt/checkpoint-xml.js";
 import { hasCode, type Virsh } from "./libvirt/virsh.js";
 import type { Manifest } from "./manifest.js";
 import { Repository } from "./repository.js";
-import { type TakenPoint, type TakePointOptions, takePoint } from "./take-point.js";
+import { type TakenPoint, type TakePointOptions, type TakeSettings, takePoint } from "./take-point.js";
 
 export interface ImageToImport {
   /** The disk's target in the domain, `vda`. */
@@ -16,20 +16,7 @@ export interface ImageToImport {
   readonly formatAsked: boolean;
 }
 
-export interface ImportOptions
-  extends Pick<
-    TakePointOptions,
-    | "format"
-    | "digests"
-    | "compress"
-    | "sync"
-    | "tool"
-    | "window"
-    | "rateLimit"
-    | "signal"
-    | "onProgress"
-    | "onWarning"
-  > {
+export interface ImportOptions extends Omit<TakeSettings, "connect"> {
   /** All of the same moment. */
   readonly images: readonly ImageToImport[];
   readonly repositoryPath: string;

@@ -70,6 +70,7 @@ export {
   type PointDisk,
   type TakenPoint,
   type TakePointOptions,
+  type TakeSettings,
   takePoint,
 } from "./take-point.js";
 export {

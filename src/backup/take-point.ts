@@ -77,6 +77,22 @@ export interface TakePointOptions {
   readonly onWarning?: ((message: string) => void) | undefined;
 }
 
+/** How a point is taken, whoever says of which disks. */
+export type TakeSettings = Pick<
+  TakePointOptions,
+  | "format"
+  | "digests"
+  | "compress"
+  | "sync"
+  | "tool"
+  | "connect"
+  | "window"
+  | "rateLimit"
+  | "signal"
+  | "onProgress"
+  | "onWarning"
+>;
+
 export interface TakenPoint {
   readonly manifest: Manifest;
   readonly folder: string;
