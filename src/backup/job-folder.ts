@@ -9,6 +9,7 @@
 import {
   chmod,
   chown,
+  lstat,
   mkdir,
   mkdtemp,
   readdir,
@@ -88,8 +89,12 @@ export class JobFolder {
     return await exists(join(this.path, FROZEN));
   }
 
-  /** The process that works here, if it lives: its number, or where on another host it would have to be looked for. */
+  /**
+   * The process that works here, if it lives: its number, or where on another host it would have to be looked for.
+   * @throws {PreconditionError} `E_SCRATCH_OWNER`: the folder is another user's
+   */
   async livingOwner(): Promise<string | undefined> {
+    await this.#refuseOthers();
     const found = await this.#owner();
     if (!found) return undefined;
     if (found.host !== hostname()) return `process ${found.pid} on ${found.host}`;
@@ -132,13 +137,34 @@ export class JobFolder {
     }
   }
 
-  /** Removes the folder, if it is there. Nothing is followed out of it: a part of it belongs to QEMU's user. */
+  /**
+   * Removes the folder, if it is there. Nothing is followed out of it: a part of it belongs to QEMU's user.
+   * @throws {PreconditionError} `E_SCRATCH_OWNER`: the folder is another user's
+   */
   async remove(): Promise<void> {
+    await this.#refuseOthers();
     for (const folder of [join(this.path, QEMU), this.path]) {
       const entries = await readdir(folder, { withFileTypes: true }).catch(noneIfMissing);
       for (const entry of entries) if (!entry.isDirectory()) await unlink(join(folder, entry.name));
       await rmdir(folder).catch(noneIfMissing);
     }
+  }
+
+  /**
+   * Its name can be known beforehand, and everybody may write to /var/tmp: what another user has put there is neither
+   * believed nor cleared away, since links in it could lead anywhere. Once it is ours nobody else can put anything there.
+   */
+  async #refuseOthers(): Promise<void> {
+    const found = await lstat(this.path).catch((error: unknown) => {
+      if (isMissing(error)) return undefined;
+      throw error;
+    });
+    if (!found) return;
+    const mayBeOurs = [0, process.getuid?.()].includes(found.uid);
+    if (found.isDirectory() && mayBeOurs) return;
+    const what = found.isDirectory() ? `a folder of user ${found.uid}` : "no folder";
+    const message = `${this.path}, where socket and scratch files would be, is ${what}, and was not made by a backup of this user: look at it and remove it, or name another place with --scratch`;
+    throw new PreconditionError("E_SCRATCH_OWNER", message, { details: { path: this.path, uid: found.uid } });
   }
 
   async #owner(): Promise<Owner | undefined> {

@@ -1,4 +1,4 @@
-import { mkdtemp, readdir, readFile, rm, stat, symlink, writeFile } from "node:fs/promises";
+import { lchown, mkdir, mkdtemp, readdir, readFile, rm, stat, symlink, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
@@ -56,6 +56,30 @@ describe("the folder of a job", () => {
     await folder.remove();
     expect(await readdir(parent)).toEqual(["kept"]);
   });
+
+  /** Of anybody but this process. */
+  const NOBODY = 65_534;
+  it.runIf(process.getuid?.() === 0)(
+    "is not believed, nor removed, where another user has made it first",
+    async () => {
+      const kept = join(parent, "kept");
+      await mkdir(kept);
+      await writeFile(join(kept, "file"), "");
+      const refused = { code: "E_SCRATCH_OWNER", message: expect.stringContaining(folder.path) };
+
+      await mkdir(folder.path, { mode: 0o777 });
+      await symlink(kept, join(folder.path, "qemu"));
+      await writeFile(folder.file("owner.json"), JSON.stringify({ host: "other", pid: 1, startedAt: "x" }));
+      await lchown(folder.path, NOBODY, NOBODY);
+      await expect(folder.remove()).rejects.toMatchObject(refused);
+      await expect(folder.livingOwner()).rejects.toMatchObject(refused);
+
+      await rm(folder.path, { recursive: true });
+      await symlink(kept, folder.path);
+      await expect(folder.remove()).rejects.toMatchObject(refused);
+      expect(await readdir(kept)).toEqual(["file"]);
+    },
+  );
 
   it("refuses a path that no socket can have, and a folder that is not there", async () => {
     const refused = { code: "E_SCRATCH_PATH" };
