@@ -1,12 +1,14 @@
-import { type Command, InvalidArgumentError, Option } from "commander";
+import { type Command, Option } from "commander";
 import { type BackupResult, backup } from "../../src/backup/backup.js";
 import { UsageError } from "../../src/backup/errors.js";
 import { LEVELS, type Level } from "../../src/backup/level.js";
 import { Virsh } from "../../src/backup/libvirt/virsh.js";
 import { worstExitCode } from "../exit-codes.js";
+import { type JobServerOptions, tcpServerOf, withJobServer } from "../job-server.js";
 import {
   type CopyOptions,
   compressOf,
+  connectOf,
   digestsOf,
   rateLimitOf,
   windowOf,
@@ -17,20 +19,18 @@ import { human } from "../output.js";
 import type { Context, Run } from "../run.js";
 import { version } from "../version.js";
 
-interface BackupOptions extends CopyOptions {
+interface BackupOptions extends CopyOptions, JobServerOptions {
   readonly to: string;
   readonly all?: true;
   readonly level: Level;
   readonly include?: readonly string[];
   readonly exclude?: readonly string[];
   readonly scratch: string;
-  readonly server?: { readonly tcpPort: number | undefined };
   readonly freeze?: string | true;
   readonly connect?: string;
 }
 
 const SCRATCH_PARENT = "/var/tmp";
-const NBD_PORT = 10809;
 
 export function addBackup(program: Command, run: Run): void {
   const command = program
@@ -51,9 +51,8 @@ export function addBackup(program: Command, run: Run): void {
       "freeze the guest's file systems (=A,B: only these) while the job begins",
     )
     .option("--scratch <dir>", "where the job's folder is made, for socket and scratch files", SCRATCH_PARENT)
-    .option("--server <kind>", "how QEMU serves: unix (default), or tcp[:PORT] on 127.0.0.1", server)
     .option("--connect <uri>", "libvirt connection, as virsh -c");
-  withDigests(withCopy(command), "default xxh64").action(
+  withJobServer(withDigests(withCopy(command), "default xxh64")).action(
     run<BackupOptions, [domains: readonly string[]]>(async (context, options, named) => {
       const domains = await domainsOf(named, options, context);
       const [only, ...others] = domains;
@@ -113,6 +112,8 @@ async function backUp(
 ): Promise<BackupResult> {
   const format = options.format ?? "qcow2";
   const compress = compressOf(options, format);
+  const server = tcpServerOf(options);
+  const { signal: _, ...connect } = await connectOf(options, signal);
   const progress = await output.progress();
   try {
     return await backup({
@@ -122,14 +123,14 @@ async function backUp(
       level: options.level,
       disks: { include: options.include ?? [], exclude: options.exclude ?? [] },
       scratchParent: options.scratch,
-      tcpPort: options.server?.tcpPort,
+      server,
       freeze: mountpointsOf(options),
       format,
       digests: digestsOf(options, "xxh64"),
       compress,
       sync: options.fsync,
       tool: `nbdpull ${version()}`,
-      connect: {},
+      connect,
       window: windowOf(options),
       rateLimit: rateLimitOf(options),
       signal,
@@ -144,14 +145,6 @@ async function backUp(
 /** An empty list is all of them. */
 function mountpointsOf({ freeze }: BackupOptions): readonly string[] | undefined {
   return freeze === true ? [] : freeze?.split(",").filter((mountpoint) => mountpoint !== "");
-}
-
-function server(text: string): BackupOptions["server"] {
-  if (text === "unix") return { tcpPort: undefined };
-  const [, port = String(NBD_PORT)] = /^tcp(?::(\d{1,5}))?$/.exec(text) ?? ["", "0"];
-  const tcpPort = Number(port);
-  if (tcpPort < 1 || tcpPort > 65_535) throw new InvalidArgumentError("give unix, tcp, or tcp:PORT");
-  return { tcpPort };
 }
 
 function describe(result: BackupResult, options: BackupOptions): object {

@@ -13,7 +13,7 @@ import {
 } from "./guest-jobs.js";
 import { JobFolder } from "./job-folder.js";
 import { type DiskPlan, type GuestDisk, type Level, planDisk } from "./level.js";
-import { formatBackup, formatCheckpoint, type JobRequest } from "./libvirt/begin-xml.js";
+import { formatBackup, formatCheckpoint, type JobRequest, type TcpServer } from "./libvirt/begin-xml.js";
 import { parseCheckpoint } from "./libvirt/checkpoint-xml.js";
 import { checkpointName, neededCheckpoints, readCheckpoints } from "./libvirt/checkpoints.js";
 import { chooseDisks, type DiskChoice } from "./libvirt/choose-disks.js";
@@ -36,8 +36,8 @@ export interface BackupOptions extends TakeSettings {
   readonly disks: DiskChoice;
   /** The folder under which the job gets a folder of its own, for its socket and scratch files. */
   readonly scratchParent: string;
-  /** Serve by this TCP port of 127.0.0.1; left out: by a Unix socket in the job's folder. */
-  readonly tcpPort?: number | undefined;
+  /** Left out: by a Unix socket in the job's folder. */
+  readonly server?: TcpServer | undefined;
   /** Mountpoints in the guest that are frozen while the job begins; empty: all. Left out: none. */
   readonly freeze?: readonly string[] | undefined;
 }
@@ -177,7 +177,7 @@ async function begin(
       // To its end, whatever comes: a virsh that is killed leaves libvirt at work.
       const steady = { ...guest, virsh: virsh.withSignal(undefined) };
       await whileFrozen(steady, folder, options.freeze, () =>
-        beginJob(steady, { plans, checkpoint, tcpPort: options.tcpPort }, folder),
+        beginJob(steady, { plans, checkpoint, server: options.server }, folder),
       );
     } catch (error) {
       const bitmap = brokenBitmap(error, plans);
@@ -228,16 +228,13 @@ async function beginJob(
   wanted: {
     readonly plans: readonly DiskPlan[];
     readonly checkpoint: string | undefined;
-    readonly tcpPort: number | undefined;
+    readonly server: TcpServer | undefined;
   },
   folder: JobFolder,
 ): Promise<void> {
-  const { plans, checkpoint, tcpPort } = wanted;
+  const { plans, checkpoint, server } = wanted;
   const request: JobRequest = {
-    server:
-      tcpPort === undefined
-        ? { transport: "unix", socket: folder.socket }
-        : { transport: "tcp", host: "127.0.0.1", port: tcpPort },
+    server: server ?? { transport: "unix", socket: folder.socket },
     disks: domain.disks.map(({ target: name }) => {
       const planned = plans.find((each) => each.name === name);
       if (!planned) return { name };

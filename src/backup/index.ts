@@ -18,6 +18,7 @@ export type { Backing } from "./image/qcow2-writer.js";
 export type { DigestTarget } from "./image-store.js";
 export { type ImageToImport, type ImportOptions, importImages } from "./import.js";
 export { LEVELS, type Level } from "./level.js";
+export type { TcpServer } from "./libvirt/begin-xml.js";
 export type { DiskChoice } from "./libvirt/choose-disks.js";
 export type { JobInfo } from "./libvirt/job-info.js";
 export type { RestoredPlace } from "./libvirt/restored-domain.js";

@@ -1,5 +1,5 @@
 import { lookup } from "node:dns/promises";
-import { BlockList, isIPv6 } from "node:net";
+import { BlockList, isIP, isIPv6 } from "node:net";
 import { UsageError } from "./errors.js";
 
 /** A TCP address to listen on; port 0 is any free one. */
@@ -50,4 +50,9 @@ export async function resolveHost({ host, port }: TcpAddress): Promise<TcpAddres
 /** Whether only programs of this machine get there; of an address, not of a name. */
 export function isLoopback(address: string): boolean {
   return LOOPBACK.check(address, isIPv6(address) ? "ipv6" : "ipv4");
+}
+
+/** The same of an address or a name, which isn't looked up: of names only `localhost` is known. */
+export function isLocalOnly(host: string): boolean {
+  return host === "localhost" || (isIP(host) !== 0 && isLoopback(host));
 }

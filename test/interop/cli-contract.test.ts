@@ -247,6 +247,20 @@ describe("a mistake in the command", () => {
     expect(await leftBehind()).toEqual([]);
   });
 
+  it.each([
+    ["E_REMOTE", ["--server", "tcp:0.0.0.0:2000"]],
+    ["E_REMOTE", ["--server", "tcp:[2001:db8::1]:2000"]],
+    ["E_SERVER", ["--tls"]],
+    ["E_SERVER", ["--server", "unix", "--insecure"]],
+    ["E_SERVER", ["--server", "tcp", "--tls-psk-file", "keys.psk"]],
+  ])(
+    "is a job that would be served to everybody, or by a TLS that it can't have: %s %j",
+    async (code, flags) => {
+      expectError(await nbdpull("backup", DOMAIN, "--to", repo(), ...flags, "--json"), 2, code);
+      expect(await leftBehind()).toEqual([]);
+    },
+  );
+
   it("is a file in place of a repository", async () => {
     const file = at("file");
     await writeFile(file, "");

@@ -17,7 +17,7 @@ export interface LabFacts {
 
 export type LabServer =
   | { readonly transport: "unix"; readonly socket: string }
-  | { readonly transport: "tcp"; readonly host: string; readonly port: number };
+  | { readonly transport: "tcp"; readonly host: string; readonly port: number; readonly tls: boolean };
 
 export interface BeginOptions {
   /** A checkpoint to create in the same transaction, on the same disks (but raw ones). */
@@ -29,6 +29,8 @@ export interface BeginOptions {
   readonly perDisk?: Partial<PerDisk<LabDiskOptions>>;
   /** Default unix. */
   readonly transport?: "unix" | "tcp";
+  /** With `tcp`: by TLS, as `localhost`; what of the lab reads from the job knows no TLS. */
+  readonly tls?: boolean;
 }
 
 /** What one disk does differently from its job. */
@@ -86,7 +88,12 @@ export function backupXml(lab: LabFacts, job: number, server: LabServer, options
   const address =
     server.transport === "unix"
       ? attributes({ transport: "unix", socket: server.socket })
-      : attributes({ transport: "tcp", name: server.host, port: String(server.port) });
+      : attributes({
+          transport: "tcp",
+          name: server.host,
+          port: String(server.port),
+          tls: server.tls ? "yes" : undefined,
+        });
   const base =
     options.incremental === undefined ? "" : `<incremental>${escapeXml(options.incremental)}</incremental>`;
   return `<domainbackup mode='pull'>${base}<server${address}/><disks>${disks.join("")}</disks></domainbackup>`;

@@ -124,7 +124,12 @@ export class Lab implements LabFacts, AsyncDisposable {
     this.#jobs += 1;
     const server: LabServer =
       options.transport === "tcp"
-        ? { transport: "tcp", host: "127.0.0.1", port: await freePort() }
+        ? {
+            transport: "tcp",
+            host: options.tls === true ? "localhost" : "127.0.0.1",
+            port: await freePort(),
+            tls: options.tls === true,
+          }
         : { transport: "unix", socket: join(this.folder, `nbd-${this.#jobs}.sock`) };
     const files = [await this.#file("backup.xml", backupXml(this, this.#jobs, server, options))];
     if (options.checkpoint !== undefined) {

@@ -9,9 +9,16 @@ export interface JobRequest {
   readonly checkpoint?: string | undefined;
 }
 
-export type RequestedServer =
-  | { readonly transport: "unix"; readonly socket: string }
-  | { readonly transport: "tcp"; readonly host: string; readonly port: number };
+export type RequestedServer = { readonly transport: "unix"; readonly socket: string } | TcpServer;
+
+export interface TcpServer {
+  readonly transport: "tcp";
+  /** Where QEMU listens: an address of the hypervisor, or a name as it resolves there. */
+  readonly host: string;
+  readonly port: number;
+  /** Nobody gets in without it then. The certificates are the hypervisor's. */
+  readonly tls: boolean;
+}
 
 export interface RequestedDisk {
   /** Its target in the domain, `vda`. */
@@ -44,7 +51,12 @@ export function formatBackup({ server, disks }: JobRequest): string {
   const address =
     server.transport === "unix"
       ? { transport: "unix", socket: server.socket }
-      : { transport: "tcp", name: server.host, port: String(server.port) };
+      : {
+          transport: "tcp",
+          name: server.host,
+          port: String(server.port),
+          ...(server.tls ? { tls: "yes" } : {}),
+        };
   const disk = disks.map(({ name, take }) => {
     if (!take) return { $: { name, backup: "no" } };
     const mode =

@@ -56,6 +56,14 @@ const KNOWN_FAILURES: readonly {
       "qemu-guest-agent in the guest, with its channel in the domain's definition, or leave --freeze out",
   },
   {
+    said: /object-add'.*(?:credentials|certificate)|Unable to (?:access credentials|import server certificate)/i,
+    code: "E_NO_CERTIFICATES",
+    message: ({ domain }) =>
+      `the hypervisor can't serve the disks of ${domain} by TLS: ca-cert.pem, server-cert.pem and server-key.pem ` +
+      "have to be in its /etc/pki/libvirt-backup or /etc/pki/qemu (`backup_tls_x509_cert_dir` in qemu.conf), be valid, " +
+      "and QEMU's user has to be able to read them",
+  },
+  {
     said: /cannot acquire state change lock/,
     code: "E_DOMAIN_BUSY",
     message: ({ domain }) =>

@@ -21,8 +21,10 @@ describe("the documents that begin a job", () => {
         { name: "sda", backup: false },
       ],
     });
-    const tcp = { ...request, server: { transport: "tcp", host: "127.0.0.1", port: 10809 } } as const;
-    expect(parseBackupJob(formatBackup(tcp)).server).toMatchObject({ host: "127.0.0.1", port: 10809 });
+    for (const tls of [false, true]) {
+      const server = { transport: "tcp", host: "127.0.0.1", port: 10809, tls } as const;
+      expect(parseBackupJob(formatBackup({ ...request, server })).server).toEqual(server);
+    }
   });
 
   it("name every disk in the checkpoint, with bitmaps only of those that keep one", () => {

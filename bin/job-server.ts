@@ -1,0 +1,67 @@
+/** The options that say how QEMU serves a backup job that `backup` begins. */
+import { type Command, InvalidArgumentError } from "commander";
+import { UsageError } from "../src/backup/errors.js";
+import type { TcpServer } from "../src/backup/libvirt/begin-xml.js";
+import { isLocalOnly, parseListenAddress, type TcpAddress } from "../src/backup/listen-address.js";
+import { type NetworkOptions, withNetwork } from "./options.js";
+
+export interface JobServerOptions extends NetworkOptions {
+  /** Undefined, or without an address: by a Unix socket. */
+  readonly server?: { readonly tcp: TcpAddress | undefined };
+  readonly tls?: true;
+  readonly allowRemote?: true;
+}
+
+export function withJobServer(command: Command): Command {
+  return withNetwork(
+    command
+      .option(
+        "--server <kind>",
+        "how QEMU serves: unix (default), or tcp[:[ADDRESS:]PORT], on 127.0.0.1:10809 by default",
+        server,
+      )
+      .option("--tls", "with --server tcp: by TLS only, for which the hypervisor needs certificates")
+      .option("--allow-remote", "with --server tcp: without TLS also where other machines can connect"),
+  );
+}
+
+/**
+ * The TCP server that was asked for; undefined: a Unix socket.
+ * @throws {UsageError} options that contradict each other, or would show the guest's disks to everybody
+ */
+export function tcpServerOf(options: JobServerOptions): TcpServer | undefined {
+  const { tlsCa, tlsCert, tlsKey, insecure, tlsPskFile, server } = options;
+  if (tlsPskFile !== undefined) {
+    throw new UsageError("E_SERVER", "libvirt's jobs know certificates only, not --tls-psk-file");
+  }
+  const tls = [options.tls, tlsCa, tlsCert, tlsKey, insecure].some((flag) => flag !== undefined);
+  if (server?.tcp === undefined) {
+    if (!tls) return undefined;
+    throw new UsageError("E_SERVER", "TLS is for jobs that are served by TCP: add --server tcp");
+  }
+  const { host, port } = server.tcp;
+  if (!tls && !options.allowRemote && !isLocalOnly(host)) {
+    const message = `other machines can reach ${host}, and would read the guest's disks unasked: give --tls, or --allow-remote to serve them to everybody, unencrypted`;
+    throw new UsageError("E_REMOTE", message, { details: { host } });
+  }
+  return { transport: "tcp", host, port, tls };
+}
+
+function server(text: string): JobServerOptions["server"] {
+  if (text === "unix") return { tcp: undefined };
+  if (text === "tcp") return { tcp: parseListenAddress("127.0.0.1") };
+  if (!text.startsWith("tcp:"))
+    throw new InvalidArgumentError("give unix, tcp, tcp:PORT or tcp:ADDRESS:PORT");
+  const address = listenAddress(text.slice("tcp:".length));
+  if (address.port === 0) throw new InvalidArgumentError("give a port from 1 to 65535");
+  return { tcp: address };
+}
+
+function listenAddress(text: string): TcpAddress {
+  try {
+    return parseListenAddress(text);
+  } catch (error) {
+    if (error instanceof UsageError) throw new InvalidArgumentError(error.message);
+    throw error;
+  }
+}

@@ -1,0 +1,68 @@
+import { join } from "node:path";
+import { afterEach, beforeEach, expect, it } from "vitest";
+import { type Authority, type Folder, makeAuthority, makeFolder } from "../nbd/servers.js";
+import { BackupLab, expectExit } from "../support/backup-lab.js";
+import { giveCertificates } from "../support/hypervisor-certificates.js";
+import { describeWithLibvirt, freePort } from "../support/libvirt-lab.js";
+import { nbdpull } from "../support/nbdpull.js";
+
+const MiB = 1024 * 1024;
+
+await describeWithLibvirt("a job that is served by TLS", () => {
+  let guest: BackupLab;
+  let folder: Folder;
+  let ours: Authority;
+  let strangers: Authority;
+  beforeEach(async () => {
+    folder = await makeFolder();
+    [ours, strangers] = await Promise.all([
+      makeAuthority(folder, "ours"),
+      makeAuthority(folder, "strangers"),
+    ]);
+    guest = await BackupLab.start();
+  });
+  afterEach(async () => {
+    await guest[Symbol.asyncDispose]();
+    await folder[Symbol.asyncDispose]();
+  });
+
+  const flags = (ca: Authority, client: Authority): string[] => [
+    ...["--tls-ca", join(ca.path, "ca-cert.pem")],
+    ...["--tls-cert", join(client.path, "client-cert.pem")],
+    ...["--tls-key", join(client.path, "client-key.pem")],
+  ];
+
+  it("is begun, pulled and attached to by TLS alone, and by nobody whom the other side does not trust", async () => {
+    const server = ["--server", `tcp:localhost:${await freePort()}`, "--tls"];
+    const without = await guest.run(...server);
+    expectExit(without, 4);
+    expect(without.json()).toMatchObject({ error: { code: "E_NO_CERTIFICATES" } });
+    expect(await guest.checkpoints()).toEqual([]);
+    await guest.expectNothingLeft();
+
+    await using _ = await giveCertificates(ours);
+    await guest.lab.write("vda", 0, 4 * MiB, 0x21);
+    const full = await guest.take(...server, ...flags(ours, ours));
+    await guest.lab.write("vda", 2 * MiB, MiB, 0x22);
+    for (const refused of [[], flags(ours, strangers)]) {
+      const ran = await guest.run(...server, ...refused);
+      expectExit(ran, 1);
+      expect(ran.json()).toMatchObject({ error: { code: expect.stringMatching(/^NBD_TLS/) } });
+      await guest.expectNothingLeft();
+    }
+    expect(await guest.checkpoints()).toEqual([full.checkpoint]);
+    const copies = await guest.copyNow();
+    const next = await guest.take(...server, ...flags(ours, ours));
+    expect(next.disks[0]).toMatchObject({ parent: full.id, dirtyBytes: MiB });
+    await guest.expectPoint(next.id, copies);
+
+    await guest.lab.write("vda", 9 * MiB, MiB, 0x23);
+    await using job = await guest.lab.beginBackup({ transport: "tcp", tls: true });
+    const attach = ["attach", guest.lab.domain, "--to", join(guest.folder, "attached"), "--json"];
+    const stranger = await nbdpull(...attach);
+    expectExit(stranger, 1);
+    expect(stranger.json()).toMatchObject({ error: { code: expect.stringMatching(/^NBD_TLS/) } });
+    expectExit(await nbdpull(...attach, ...flags(ours, ours)), 0);
+    expect(job.xml).toContain("tls='yes'");
+  }, 240_000);
+});
