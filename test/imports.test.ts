@@ -12,7 +12,7 @@ const root = join(dirname(fileURLToPath(import.meta.url)), "..");
 const FLOORS: readonly (readonly RegExp[])[] = [
   [/^bin\//, /^bench\//],
   [/^src\/backup\/index/],
-  [/^src\/backup\/(restore-over|restored-definition)\./],
+  [/^src\/backup\/(restore-over|restored-definition|restored-files)\./],
   [/^src\/backup\/(attach|backup|import|restore|verify|pull-file|prune|serve)\./],
   [/^src\/backup\/(restore-source|restorable)\./],
   [/^src\/backup\/guest-jobs\./],
@@ -33,7 +33,7 @@ const FLOORS: readonly (readonly RegExp[])[] = [
   [/^src\/backup\/verify-(data|structure)\./],
   [/^src\/backup\/(digest|verify)-worker\./],
   [
-    /^src\/backup\/(layer|repository|publish|places|digest-behind|private-socket)\./,
+    /^src\/backup\/(layer|repository|publish|places|digest-behind|private-socket|kept-files)\./,
     /^src\/backup\/libvirt\/virsh/,
   ],
   [/^src\/backup\/(prune-journal|job-folder|level)\./],

@@ -5,6 +5,7 @@ import type { Command } from "commander";
 import { attach, type JobSource } from "../../src/backup/attach.js";
 import { UsageError } from "../../src/backup/errors.js";
 import { Virsh } from "../../src/backup/libvirt/virsh.js";
+import { keptLines } from "../kept-lines.js";
 import {
   type CopyOptions,
   compressOf,
@@ -86,6 +87,8 @@ export function addAttach(program: Command, run: Run): void {
             createdAt: manifest.createdAt,
             folder,
             disks: manifest.disks,
+            files: manifest.files,
+            notKept: manifest.notKept,
             extents,
             requests,
             connections,
@@ -96,6 +99,7 @@ export function addAttach(program: Command, run: Run): void {
           [
             `${manifest.domain.name} ${manifest.id}: ${manifest.level} restore point in ${seconds.toFixed(2)} s`,
             ...lines,
+            ...keptLines(manifest).map((line) => `  ${line}`),
           ].join("\n"),
         );
       } finally {

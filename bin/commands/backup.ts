@@ -5,6 +5,7 @@ import { LEVELS, type Level } from "../../src/backup/level.js";
 import { Virsh } from "../../src/backup/libvirt/virsh.js";
 import { worstExitCode } from "../exit-codes.js";
 import { type JobServerOptions, tcpServerOf, withJobServer } from "../job-server.js";
+import { keptLines } from "../kept-lines.js";
 import {
   type CopyOptions,
   compressOf,
@@ -158,6 +159,8 @@ function describe(result: BackupResult, options: BackupOptions): object {
     createdAt: manifest.createdAt,
     folder,
     disks: manifest.disks,
+    files: manifest.files,
+    notKept: manifest.notKept,
     extents,
     requests,
     connections,
@@ -181,6 +184,7 @@ function sentence({ manifest, level, seconds, retired }: BackupResult): string {
   return [
     `${manifest.domain.name} ${manifest.id}: ${level} restore point in ${seconds.toFixed(2)} s; ${next}${gone}`,
     ...disks,
+    ...keptLines(manifest).map((line) => `  ${line}`),
   ].join("\n");
 }
 

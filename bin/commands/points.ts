@@ -4,6 +4,7 @@ import type { DamageError } from "../../src/backup/errors.js";
 import type { Manifest } from "../../src/backup/manifest.js";
 import { Repository } from "../../src/backup/repository.js";
 import { EXIT } from "../exit-codes.js";
+import { keptLines } from "../kept-lines.js";
 import { human } from "../output.js";
 import type { Run } from "../run.js";
 
@@ -52,6 +53,8 @@ function asJson(point: Manifest): Record<string, unknown> {
       dirtyBytes: disk.dirtyBytes,
       storedBytes: disk.storedBytes,
     })),
+    ...(point.files ? { files: point.files } : {}),
+    ...(point.notKept ? { notKept: point.notKept } : {}),
   };
 }
 
@@ -64,6 +67,7 @@ function asText(points: readonly Manifest[]): string {
         const why = disk.reason === undefined ? "" : ` (${disk.reason})`;
         return `    ${disk.name}  ${human(disk.virtualSize)}, ${what}, ${human(disk.storedBytes)} stored${why}`;
       }),
+      ...keptLines(point).map((line) => `    ${line}`),
     ])
     .join("\n");
 }

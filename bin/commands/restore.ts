@@ -1,10 +1,11 @@
-import { resolve } from "node:path";
+import { join, resolve } from "node:path";
 import type { Command } from "commander";
 import type { BlockTarget } from "../../src/backup/block-target.js";
 import { chooseDisks, chooseDomain, choosePoint } from "../../src/backup/chain.js";
 import { DeviceTarget } from "../../src/backup/device-target.js";
 import { BackupError, UsageError } from "../../src/backup/errors.js";
 import { ExportTarget } from "../../src/backup/export-target.js";
+import { bootFilesOf } from "../../src/backup/kept-files.js";
 import { Virsh } from "../../src/backup/libvirt/virsh.js";
 import type { Manifest } from "../../src/backup/manifest.js";
 import { Repository } from "../../src/backup/repository.js";
@@ -12,6 +13,7 @@ import { withRestorable } from "../../src/backup/restorable.js";
 import { type RestoredDisk, restore } from "../../src/backup/restore.js";
 import { restoreOver } from "../../src/backup/restore-over.js";
 import { RestoredDefinition } from "../../src/backup/restored-definition.js";
+import { type FileTarget, RestoredFiles } from "../../src/backup/restored-files.js";
 import { type Destination, destinationOf, inFolder } from "../destination.js";
 import { InterruptedError } from "../exit-codes.js";
 import {
@@ -113,7 +115,7 @@ async function restoreTo(destination: Destination, job: Job): Promise<void> {
 }
 
 async function restoreToFiles(
-  { folder, pathOf }: Extract<Destination, { kind: "files" }>,
+  { folder, make: isFolder, pathOf }: Extract<Destination, { kind: "files" }>,
   job: Job,
 ): Promise<void> {
   const { options, disks, progress } = job;
@@ -122,14 +124,21 @@ async function restoreToFiles(
     return { disk, path, format: formatOf(path, options.format) };
   });
   const places = targets.map(({ disk, path, format }) => ({ disk, kind: "file" as const, path, format }));
-  const definition = await prepareDefinition(job, places, { folder });
+  const definition = await prepareDefinition(job, places, { folder, filesIn: isFolder ? folder : undefined });
+  // Disks that are named are wanted alone, if not for a domain.
+  const withFiles = isFolder && options.disk === undefined;
+  const plain = withFiles ? bootFilesOf(job.point) : [];
+  await using files = await stageFiles(
+    job,
+    definition?.files ?? plain.map((file) => ({ file, path: join(folder, file.file) })),
+  );
   const restored = await restore({
     ...commonOptions(job),
     targets,
     force: options.force ?? false,
     onProgress: (disk, p) => progress.update(disk, p.position, p.virtualSize, p.readBytes),
   });
-  await conclude(job, restored, definition);
+  await conclude(job, restored, files, definition);
 }
 
 async function restoreToTarget(
@@ -144,6 +153,7 @@ async function restoreToTarget(
   }
   const places = [{ disk, kind: "block" as const, path: name, format: "raw" as const }];
   const definition = await prepareDefinition(job, places, undefined);
+  await using files = await stageFiles(job, definition?.files ?? []);
   await using target = await open();
   try {
     const restored = await restoreOver({
@@ -154,7 +164,7 @@ async function restoreToTarget(
     });
     const behind = restored.targetSize - restored.virtualSize;
     if (behind > 0) context.output.note(`${name} is larger: its last ${behind} bytes stay as they were`);
-    await conclude(job, [restored], definition);
+    await conclude(job, [restored], files, definition);
   } catch (error) {
     throw interruptedHalfWay(context.signal.reason, error, name);
   }
@@ -176,6 +186,21 @@ async function openExportTarget(uri: string, { options, context }: Job): Promise
   return target;
 }
 
+async function stageFiles(
+  { repository, domain, point, options, context }: Job,
+  targets: readonly FileTarget[],
+): Promise<RestoredFiles> {
+  return await RestoredFiles.stage({
+    repository,
+    domain,
+    point,
+    targets,
+    force: options.force ?? false,
+    sync: options.fsync,
+    signal: context.signal,
+  });
+}
+
 function commonOptions({ repository, domain, point, options, context }: Job) {
   return {
     repository,
@@ -192,7 +217,7 @@ function isDefinitionWanted({ define, xml }: RestoreOptions): boolean {
   return define !== undefined || xml !== undefined;
 }
 
-/** @param beside where the definition goes unless told otherwise */
+/** @param beside where the definition goes unless told otherwise, and the files that go by their own names */
 async function prepareDefinition(
   { repository, domain, point, options, context }: Job,
   places: readonly {
@@ -201,11 +226,11 @@ async function prepareDefinition(
     readonly path: string;
     readonly format: "qcow2" | "raw";
   }[],
-  beside: { readonly folder: string } | undefined,
+  beside: { readonly folder: string; readonly filesIn: string | undefined } | undefined,
 ): Promise<RestoredDefinition | undefined> {
   if (!isDefinitionWanted(options)) return undefined;
   const { define, xml, connect } = options;
-  const place = xml === undefined ? beside : { file: xml };
+  const place = xml === undefined ? beside && { folder: beside.folder } : { file: xml };
   if (place === undefined) {
     throw new UsageError(
       "E_DEFINE",
@@ -215,7 +240,8 @@ async function prepareDefinition(
   return await RestoredDefinition.prepare({
     repository,
     domain,
-    point: point.id,
+    point,
+    filesIn: beside?.filesIn,
     name: define || undefined,
     place,
     disks: new Map(places.map(({ disk, path, ...rest }) => [disk, { ...rest, path: resolve(path) }])),
@@ -228,17 +254,20 @@ async function prepareDefinition(
 async function conclude(
   { domain, point, options, context: { output } }: Job,
   restored: readonly RestoredDisk[],
+  files: RestoredFiles,
   definition: RestoredDefinition | undefined,
 ): Promise<void> {
   for (const { disk, proven } of restored) {
     if (!proven) output.warn(`${disk}: a layer has no digests, so its data was copied unproven`);
   }
+  await files.publish();
   await definition?.apply();
   for (const warning of definition?.warnings ?? []) output.warn(`${definition?.name}: ${warning}`);
   const lines = restored.map(
     (r) =>
       `${r.path}: ${r.disk} of ${point.id}, ${human(r.virtualSize)}, ${human(r.readBytes)} read from ${r.chain.length} points${r.proven ? " and proven" : ""}, in ${r.seconds.toFixed(2)} s`,
   );
+  for (const { path, file } of files.targets) lines.push(`${path}: ${file.role} of ${point.id}`);
   const defined = options.define !== undefined;
   if (definition) {
     lines.push(`${definition.xmlPath}: ${definition.name}${defined ? ", defined in libvirt" : ""}`);
@@ -246,5 +275,6 @@ async function conclude(
   const told = definition && {
     definition: { domain: definition.name, uuid: definition.uuid, xml: definition.xmlPath, defined },
   };
-  output.result({ domain, point: point.id, disks: restored, ...told }, lines.join("\n"));
+  const bootFiles = files.targets.map(({ path, file }) => ({ role: file.role, path }));
+  output.result({ domain, point: point.id, disks: restored, files: bootFiles, ...told }, lines.join("\n"));
 }

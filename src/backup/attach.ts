@@ -2,6 +2,7 @@ import { isDeepStrictEqual } from "node:util";
 import { proveChain } from "./chain.js";
 import { assertCompressible } from "./compressed-store.js";
 import { DamageError, PreconditionError, UsageError } from "./errors.js";
+import type { Definition } from "./kept-files.js";
 import { parseCheckpoint } from "./libvirt/checkpoint-xml.js";
 import { addressOf } from "./libvirt/job-address.js";
 import {
@@ -72,12 +73,12 @@ export async function attach(options: AttachOptions): Promise<AttachResult> {
   }
   const point = checkpoint === undefined ? null : await view.checkpoint(checkpoint);
   const repository = existing ?? (await Repository.openOrCreate(repositoryPath));
-  const { domain, domainXml, confirm } = view;
+  const { domain, definition, confirm } = view;
   const taken = await takePoint({
     ...options,
     repository,
     domain,
-    domainXml,
+    definition,
     disks,
     checkpoint: point,
     confirm,
@@ -102,7 +103,7 @@ async function endJob(source: JobSource, view: JobView, options: AttachOptions):
 /** What attaching has to know of a job, wherever it comes from. */
 interface JobView {
   readonly domain: TakePointOptions["domain"];
-  readonly domainXml?: string | undefined;
+  readonly definition?: Definition | undefined;
   readonly server: BackupServer;
   readonly disks: readonly ExportedDisk[];
   /** The checkpoint of the job's moment. */
@@ -144,7 +145,7 @@ async function viewOfLibvirt({
   };
   return {
     domain: { name: running.domain.name, uuid: running.domain.uuid },
-    domainXml: running.domainXml,
+    definition: { xml: running.domainXml, host: await virsh.remoteHost() },
     server: job.server,
     disks: someDisks(exportedDisks(job)),
     checkpoint: async (name) => {

@@ -93,11 +93,10 @@ export async function backup(options: BackupOptions): Promise<BackupResult> {
 
 /** Socket and scratch files are made by QEMU, in a folder that is made here. */
 async function refuseRemote(virsh: Virsh): Promise<void> {
-  const uri = await virsh.uri();
-  const host = URL.canParse(uri) ? new URL(uri).hostname : "";
-  if (host === "") return;
+  const host = await virsh.remoteHost();
+  if (host === undefined) return;
   const message = `libvirt runs on ${host}, and a backup is begun on the host of the domain only: run nbdpull there, or begin the job with virsh backup-begin and use nbdpull attach`;
-  throw new PreconditionError("E_REMOTE", message, { details: { uri } });
+  throw new PreconditionError("E_REMOTE", message, { details: { host } });
 }
 
 /** Takes the folder over from whoever died in it, as the only one who does so. */
@@ -283,7 +282,7 @@ async function pull(
     ...options,
     repository,
     domain: { name: domain.name, uuid: domain.uuid },
-    domainXml: job.domainXml,
+    definition: { xml: job.domainXml, host: undefined },
     disks,
     checkpoint,
     confirm: () => job.assertAlive(),

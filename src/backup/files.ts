@@ -6,12 +6,13 @@ import { pipeline } from "node:stream/promises";
 
 /** Makes the names in a folder durable. */
 export async function syncFolder(path: string): Promise<void> {
-  const folder = await open(path, "r");
-  try {
-    await folder.sync();
-  } finally {
-    await folder.close();
-  }
+  await syncFile(path);
+}
+
+/** Makes a file's content durable. */
+export async function syncFile(path: string): Promise<void> {
+  await using file = await open(path, "r");
+  await file.sync();
 }
 
 /** Makes a folder and those above it that are missing; their names are durable when this returns. */

@@ -17,13 +17,14 @@ export type { ImageFormat } from "./image/create.js";
 export type { Backing } from "./image/qcow2-writer.js";
 export type { DigestTarget } from "./image-store.js";
 export { type ImageToImport, type ImportOptions, importImages } from "./import.js";
+export type { Definition } from "./kept-files.js";
 export { LEVELS, type Level } from "./level.js";
 export type { TcpServer } from "./libvirt/begin-xml.js";
 export type { DiskChoice } from "./libvirt/choose-disks.js";
 export type { JobInfo } from "./libvirt/job-info.js";
 export type { RestoredPlace } from "./libvirt/restored-domain.js";
 export { type DomainRef, Virsh, type VirshOptions } from "./libvirt/virsh.js";
-export { type DiskManifest, type Manifest, parseManifest } from "./manifest.js";
+export { type DiskManifest, type KeptFile, type Manifest, parseManifest } from "./manifest.js";
 export { type OpenOptions, openExport } from "./open-export.js";
 export type { Window } from "./pace.js";
 export { PointView, type PointViewOptions } from "./point-view.js";
@@ -57,6 +58,7 @@ export {
 export { type OverwrittenDisk, type RestoreOverOptions, restoreOver } from "./restore-over.js";
 export type { RestoreSourceOptions } from "./restore-source.js";
 export { RestoredDefinition, type RestoredDefinitionOptions } from "./restored-definition.js";
+export { type FileTarget, RestoredFiles, type RestoredFilesOptions } from "./restored-files.js";
 export type { Retention } from "./retention.js";
 export {
   type PointServer,

@@ -11,6 +11,9 @@ const DISK_NAME = /^[A-Za-z0-9_-]{1,64}$/;
 /** A name inside the point's folder: never a path. */
 const FILE_NAME = /^[^/\\\0.][^/\\\0]*$/;
 
+/** Suffixes of a disk's files, here and where it is restored. */
+const OF_A_DISK = /\.(qcow2|raw|map|digests)$/;
+
 const bytes = z.number().int().nonnegative().max(Number.MAX_SAFE_INTEGER);
 const clusterSize = bytes.refine((size) => size >= 16_384 && size <= 2_097_152 && (size & (size - 1)) === 0, {
   error: "is not a power of two from 16 KiB to 2 MiB",
@@ -51,6 +54,17 @@ const disk = z
     error: "a raw increment has a map, nothing else has one",
   });
 
+/** A file that the domain starts with, or that says what it is. */
+const keptFile = z.object({
+  /** `definition`, or what QEMU takes it for: `nvram`, `kernel`, … */
+  role: z.string().min(1),
+  file: fileName,
+  /** Its path on the host; null for the definition, which libvirt was asked for. */
+  source: z.string().nullable(),
+  length: bytes,
+  sha256,
+});
+
 const manifest = z
   .object({
     format: z.literal("nbdpull-point"),
@@ -65,6 +79,16 @@ const manifest = z
     createdAt: z.iso.datetime(),
     tool: z.string(),
     disks: z.array(disk).min(1),
+    /** What the domain needs to start again beside its disks. Points of earlier versions don't say. */
+    files: z.array(keptFile).optional(),
+    /** And what of that could not be kept. */
+    notKept: z.array(z.object({ what: z.string().min(1), reason: z.string() })).optional(),
+  })
+  .refine(({ files = [] }) => new Set(files.map(({ file }) => file)).size === files.length, {
+    error: "a file is named twice",
+  })
+  .refine(({ files = [] }) => !files.some(({ file }) => file === "point.json" || OF_A_DISK.test(file)), {
+    error: "a file has the name of a disk's, or the manifest's",
   })
   .refine(({ disks }) => new Set(disks.map(({ name }) => name)).size === disks.length, {
     error: "a disk is named twice",
@@ -79,6 +103,7 @@ const manifest = z
 /** One restore point, as `point.json` holds it. Sizes in bytes. */
 export type Manifest = Readonly<z.infer<typeof manifest>>;
 export type DiskManifest = Manifest["disks"][number];
+export type KeptFile = NonNullable<Manifest["files"]>[number];
 
 /**
  * Reads a manifest and believes nothing of it before the schema does.

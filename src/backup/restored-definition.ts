@@ -1,27 +1,31 @@
 import { readFile, writeFile } from "node:fs/promises";
-import { join, resolve } from "node:path";
-import { BackupError, PreconditionError, UsageError } from "./errors.js";
+import { basename, dirname, join, resolve } from "node:path";
+import { BackupError, DamageError, PreconditionError, UsageError } from "./errors.js";
 import { isMissing } from "./files.js";
+import { bootFilesOf, damageOf } from "./kept-files.js";
 import { parseDomain } from "./libvirt/domain-xml.js";
 import { type RestoredPlace, restoredDomain } from "./libvirt/restored-domain.js";
 import type { Virsh } from "./libvirt/virsh.js";
+import type { KeptFile, Manifest } from "./manifest.js";
 import { NewFiles } from "./new-files.js";
 import { publish, refuseTarget, temporaryPathFor } from "./publish.js";
 import type { Repository } from "./repository.js";
 import { refuseInside } from "./restore.js";
+import type { FileTarget } from "./restored-files.js";
 
 export interface RestoredDefinitionOptions {
   readonly repository: Repository;
   /** By its folder in the repository. */
   readonly domain: string;
-  /** The point's id. */
-  readonly point: string;
+  readonly point: Manifest;
   /** Of the new domain; default is the old one's and `-restored`. */
   readonly name?: string | undefined;
   /** Where its XML goes; a folder of files gets `NAME.xml`. */
   readonly place: { readonly folder: string } | { readonly file: string };
   /** Of the restored disks, by their names in the domain. */
   readonly disks: ReadonlyMap<string, RestoredPlace>;
+  /** Where the files go that it starts with, by their own names; left out: beside the XML, by its name and theirs. */
+  readonly filesIn?: string | undefined;
   /** Where the domain is to be defined; left out: its XML is only written. */
   readonly virsh?: Virsh | undefined;
   /** Replace the file that is at the XML's path. */
@@ -37,19 +41,22 @@ export class RestoredDefinition {
   readonly name: string;
   readonly uuid: string;
   readonly xmlPath: string;
+  /** What the domain starts with: to be restored along with the disks. */
+  readonly files: readonly FileTarget[];
   /** What whoever starts it should know. */
   readonly warnings: readonly string[];
   readonly #xml: string;
   readonly #options: RestoredDefinitionOptions;
 
   private constructor(
-    facts: Pick<RestoredDefinition, "name" | "uuid" | "xmlPath" | "warnings">,
+    facts: Pick<RestoredDefinition, "name" | "uuid" | "xmlPath" | "files" | "warnings">,
     xml: string,
     options: RestoredDefinitionOptions,
   ) {
     this.name = facts.name;
     this.uuid = facts.uuid;
     this.xmlPath = facts.xmlPath;
+    this.files = facts.files;
     this.warnings = facts.warnings;
     this.#xml = xml;
     this.#options = options;
@@ -61,7 +68,7 @@ export class RestoredDefinition {
    * @throws {BackupError} the stored definition makes no sense; as {@link Virsh} does
    */
   static async prepare(options: RestoredDefinitionOptions): Promise<RestoredDefinition> {
-    const { repository, place, disks, virsh } = options;
+    const { repository, point, place, disks, filesIn, virsh } = options;
     const stored = await readDefinition(options);
     const name = options.name ?? `${parseDomain(stored).name}-restored`;
     refuseName(name);
@@ -75,8 +82,10 @@ export class RestoredDefinition {
       const message = `there is a domain ${name} already: nothing was restored. Choose another name with --define=NAME`;
       throw new PreconditionError("E_DOMAIN_EXISTS", message, { details: { domain: name } });
     }
-    const { xml, uuid, warnings } = restoredDomain(stored, name, disks);
-    return new RestoredDefinition({ name, uuid, xmlPath, warnings }, xml, options);
+    const files = bootFilesOf(point).map((file) => ({ file, path: placeOf(file, xmlPath, filesIn) }));
+    const moved = new Map(files.map(({ file, path }) => [file.source ?? "", resolve(path)]));
+    const { xml, uuid, warnings } = restoredDomain(stored, name, disks, moved);
+    return new RestoredDefinition({ name, uuid, xmlPath, files, warnings }, xml, options);
   }
 
   /**
@@ -115,14 +124,27 @@ export class RestoredDefinition {
   }
 }
 
+/** What the new domain starts with never lies where the old one's does. */
+function placeOf({ file }: KeptFile, xmlPath: string, filesIn: string | undefined): string {
+  if (filesIn !== undefined) return join(filesIn, file);
+  return join(dirname(xmlPath), `${basename(xmlPath, ".xml")}.${file}`);
+}
+
 async function readDefinition({ repository, domain, point }: RestoredDefinitionOptions): Promise<string> {
-  const path = join(repository.pointFolder(domain, point), "domain.xml");
+  const folder = repository.pointFolder(domain, point.id);
+  // Earlier versions stored it without its digest.
+  const kept = point.files?.find(({ role }) => role === "definition");
+  const damage = kept && (await damageOf(folder, kept));
+  if (damage !== undefined) {
+    const message = `the definition of point ${point.id} is damaged (${damage}): nothing was restored. Restore without --define and --xml, and define a domain by hand`;
+    throw new DamageError("E_DAMAGED", message, { details: { point: point.id, file: kept?.file } });
+  }
   try {
-    return await readFile(path, "utf8");
+    return await readFile(join(folder, "domain.xml"), "utf8");
   } catch (cause) {
     if (!isMissing(cause)) throw cause;
-    const message = `point ${point} of ${domain} has no definition of its domain (libvirt was not asked for it then): nothing was restored. Restore without --define, and define a domain by hand`;
-    throw new PreconditionError("E_NO_DEFINITION", message, { cause, details: { domain, point } });
+    const message = `point ${point.id} of ${domain} has no definition of its domain (libvirt was not asked for it then): nothing was restored. Restore without --define, and define a domain by hand`;
+    throw new PreconditionError("E_NO_DEFINITION", message, { cause, details: { domain, point: point.id } });
   }
 }
 

@@ -1,4 +1,3 @@
-import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import type { ConnectOptions, NbdAddress, NbdClient } from "../nbd/index.js";
 import { allOrNone } from "./all-or-none.js";
@@ -11,6 +10,7 @@ import { sha256OfFile } from "./files.js";
 import type { CompressionMethod } from "./image/compress-cluster.js";
 import type { ImageFormat } from "./image/create.js";
 import type { Backing } from "./image/qcow2-writer.js";
+import { type Definition, keepFiles } from "./kept-files.js";
 import { type DiskManifest, isDiskName, MANIFEST_VERSION, type Manifest, timeOfPointId } from "./manifest.js";
 import { type OpenOptions, openExport } from "./open-export.js";
 import type { Window } from "./pace.js";
@@ -54,8 +54,8 @@ export interface TakePointOptions {
   readonly domain: { readonly name: string; readonly uuid: string | null };
   readonly disks: readonly PointDisk[];
   readonly checkpoint: Manifest["checkpoint"];
-  /** The domain's definition, stored beside the disks. */
-  readonly domainXml?: string | undefined;
+  /** Stored beside the disks, with what the domain starts with. */
+  readonly definition?: Definition | undefined;
   readonly format: ImageFormat;
   /** Left out: no digests. */
   readonly digests: DigestAlgorithm | undefined;
@@ -125,18 +125,15 @@ export async function takePoint(options: TakePointOptions): Promise<TakenPoint> 
     const clients: NbdClient[] = [];
     await refuseMissingParents(options);
     try {
+      // First of all: an NVRAM goes on changing.
+      const kept =
+        options.definition && (await keepFiles(options.definition, pending.folder, { ...options, signal }));
       const pulled = await pullAll({ ...options, signal }, pending, clients);
-      if (options.domainXml !== undefined) {
-        await writeFile(join(pending.folder, "domain.xml"), options.domainXml, {
-          flag: "wx",
-          flush: options.sync,
-        });
-      }
       for (const client of clients) await stillAnswers(client, signal);
       await options.confirm();
       signal.throwIfAborted();
       const disks = pulled.map(({ disk }) => disk);
-      const manifest = describe(options, pending, disks);
+      const manifest = { ...describe(options, pending, disks), ...kept };
       await pending.commit(manifest, { sync: options.sync });
       return {
         manifest,

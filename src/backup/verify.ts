@@ -4,6 +4,7 @@ import { allOrNone } from "./all-or-none.js";
 import { findParentLink, type Link } from "./chain.js";
 import { type Damage, DamageList, isUnreadable, type OnDamage } from "./damage.js";
 import { DamageError } from "./errors.js";
+import { damageOf } from "./kept-files.js";
 import { Layer } from "./layer.js";
 import type { DiskManifest, Manifest } from "./manifest.js";
 import { Progress } from "./progress.js";
@@ -31,7 +32,7 @@ export interface DiskReport {
 export interface PointReport {
   readonly id: string;
   readonly disks: readonly DiskReport[];
-  /** By disk, then by guest offset; first those of a file as a whole. */
+  /** Those of no disk, then by disk and by guest offset; first those of a file as a whole. */
   readonly findings: readonly Finding[];
 }
 
@@ -109,8 +110,12 @@ class PointVerifier {
   }
 
   async report(): Promise<PointReport> {
-    const { id, disks } = this.#point;
+    const { id, disks, files = [] } = this.#point;
     const findings: Finding[] = [];
+    for (const file of files) {
+      const message = await damageOf(this.#folder, file);
+      if (message !== undefined) findings.push({ point: id, severity: "damage", message });
+    }
     const reports: DiskReport[] = [];
     for (const disk of disks) {
       const damages = new DamageList(MAX_FINDINGS);

@@ -26,6 +26,7 @@ const full: Disk = {
   digests: null,
 };
 const increment: Disk = { ...full, mode: "incremental", parent: PARENT, bitmap: "b0" };
+const nvram = { role: "nvram", file: "nvram.fd", source: "/n/web_VARS.fd", length: 3, sha256: SHA256 };
 const map = { file: "vda.map", sha256: SHA256 };
 
 function manifest(...disks: Disk[]): Manifest {
@@ -66,6 +67,11 @@ describe("a manifest", () => {
     expect(parseManifest(formatManifest(point), "point.json")).toEqual(point);
   });
 
+  it("is read with the files that a domain starts with, and what could not be kept", () => {
+    const point = { ...manifest(full), files: [nvram], notKept: [{ what: "TPM state", reason: "swtpm's" }] };
+    expect(parseManifest(formatManifest(point), "point.json")).toEqual(point);
+  });
+
   it.each([
     ["a raw increment without a map", manifest({ ...increment, file: "vda.raw", format: "raw" })],
     ["a qcow2 increment with a map", manifest({ ...increment, map })],
@@ -84,6 +90,10 @@ describe("a manifest", () => {
     ["a full disk with a parent", manifest({ ...full, parent: PARENT })],
     ["a file in another folder", manifest({ ...full, file: "../vda.qcow2" })],
     ["no disk", manifest()],
+    ["a kept file in another folder", { ...manifest(full), files: [{ ...nvram, file: "../nvram.fd" }] }],
+    ["a kept file that is a disk's", { ...manifest(full), files: [{ ...nvram, file: "vda.raw" }] }],
+    ["a kept file that is the manifest", { ...manifest(full), files: [{ ...nvram, file: "point.json" }] }],
+    ["two kept files of one name", { ...manifest(full), files: [nvram, nvram] }],
     ["another version", { ...manifest(full), version: 2 }],
   ])("is refused with %s", (_, value) => {
     const error = refusal(value);

@@ -187,6 +187,12 @@ export class Lab implements LabFacts, AsyncDisposable {
     await virsh("destroy", "--graceful", this.domain);
   }
 
+  /** Changes the domain's definition while it is off. */
+  async redefine(edit: (xml: string) => string): Promise<void> {
+    const xml = edit(await virsh("dumpxml", "--inactive", this.domain));
+    await virsh("define", await this.#file("domain.xml", xml));
+  }
+
   /** Kills QEMU: bitmaps that it had in memory are broken from now on. */
   async crash(): Promise<void> {
     await this.#writes;

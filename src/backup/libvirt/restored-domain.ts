@@ -1,4 +1,5 @@
 import { randomBytes, randomUUID } from "node:crypto";
+import { moveBootFiles, wordFor } from "./boot-files.js";
 import { parseDomain } from "./domain-xml.js";
 import { formatTree, parseTree, XmlElement } from "./xml-tree.js";
 
@@ -26,12 +27,14 @@ export interface RestoredDomain {
  * only be read stay.
  *
  * @param places of the restored disks, by their names in the domain
+ * @param files where what it starts with was restored (NVRAM, kernel, …), by the old paths
  * @throws {BackupError} `E_DOMAIN_XML`, or that and an element's name
  */
 export function restoredDomain(
   xml: string,
   name: string,
   places: ReadonlyMap<string, RestoredPlace>,
+  files: ReadonlyMap<string, string> = new Map(),
 ): RestoredDomain {
   const known = new Set(parseDomain(xml).disks.map(({ target }) => target));
   const domain = parseTree(xml, "domain");
@@ -51,7 +54,10 @@ export function restoredDomain(
     forgetSockets(devices, warnings);
     noteShared(devices, warnings);
   }
-  forgetFirmwareState(domain, warnings);
+  for (const { role, path } of moveBootFiles(domain, files)) {
+    warnings.push(`its ${wordFor(role, path)} was not restored: the definition names the old domain's`);
+  }
+  forgetFirmwareState(domain, new Set(files.values()), warnings);
   forgetLabels(domain);
   if (domain.elements.some((element) => element.name === "qemu:commandline")) {
     warnings.push("its <qemu:commandline> was kept: see whether it names files of the old domain");
@@ -198,14 +204,18 @@ function noteShared(devices: XmlElement, warnings: string[]): void {
   }
 }
 
-function forgetFirmwareState(domain: XmlElement, warnings: string[]): void {
+/** @param restored paths of the new domain's own */
+function forgetFirmwareState(domain: XmlElement, restored: ReadonlySet<string>, warnings: string[]): void {
   for (const os of domain.all("os")) {
     for (const nvram of os.all("nvram")) {
+      if (restored.has(nvram.text)) continue;
       nvram.clear();
       nvram.removeAttribute("type");
       warnings.push("its NVRAM is made anew at the first start: the firmware's variables were not backed up");
     }
-    os.removeWhere((child) => child.name === "nvram" && child.attribute("template") === undefined);
+    os.removeWhere(
+      (child) => child.name === "nvram" && child.text === "" && child.attribute("template") === undefined,
+    );
   }
   for (const backend of domain.all("devices", "tpm", "backend")) {
     if (backend.attribute("type") !== "emulator") continue;

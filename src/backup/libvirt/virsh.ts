@@ -116,6 +116,12 @@ export class Virsh {
     return (await this.#exec("uri", [], "")).trim();
   }
 
+  /** The host that libvirt runs on, as its URI names it; undefined where it names none: it is this one. */
+  async remoteHost(): Promise<string | undefined> {
+    const uri = await this.uri();
+    return (URL.canParse(uri) && new URL(uri).hostname) || undefined;
+  }
+
   /** The job that runs now, of whatever kind; `active` is false without one. */
   async jobInfo(domain: DomainRef): Promise<JobInfo> {
     return parseJobInfo(await this.run("domjobinfo", domain, ["--rawstats"]));

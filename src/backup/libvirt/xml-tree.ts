@@ -50,9 +50,15 @@ export class XmlElement {
     return element;
   }
 
-  /** Undefined where it isn't there. */
+  /** As it is written, entities included; undefined where it isn't there. */
   attribute(name: string): string | undefined {
     return this.#attributes.get(name);
+  }
+
+  /** With its entities resolved. */
+  attributeText(name: string): string | undefined {
+    const value = this.attribute(name);
+    return value === undefined ? undefined : unescaped(value);
   }
 
   setAttribute(name: string, value: string): void {
@@ -76,6 +82,12 @@ export class XmlElement {
 
   first(...path: readonly string[]): XmlElement | undefined {
     return this.all(...path)[0];
+  }
+
+  /** Its text without the blanks around it; what stands in elements below doesn't count. */
+  get text(): string {
+    const texts = this.#children.map((child) => (child instanceof XmlElement ? "" : child.raw["#text"]));
+    return unescaped(texts.filter((text) => typeof text === "string").join("")).trim();
   }
 
   setText(text: string): void {
@@ -153,4 +165,14 @@ function escaped(text: string): string {
     .replaceAll(">", "&gt;")
     .replaceAll('"', "&quot;")
     .replaceAll("'", "&apos;");
+}
+
+/** The five entities that libvirt writes. */
+function unescaped(text: string): string {
+  return text
+    .replaceAll("&lt;", "<")
+    .replaceAll("&gt;", ">")
+    .replaceAll("&quot;", '"')
+    .replaceAll("&apos;", "'")
+    .replaceAll("&amp;", "&");
 }

@@ -128,6 +128,28 @@ describe("the definition of a restored domain", () => {
     }
   });
 
+  it("starts with the restored files, and says which of the old domain's it still names", () => {
+    const around = (nvram: string): string =>
+      `<os><loader readonly='yes' type='pflash'>/x.fd</loader>${nvram}` +
+      "<kernel>/boot/k&amp;1</kernel><initrd>/boot/initrd</initrd></os>";
+    const files = new Map([
+      ["/n/web_VARS.fd", "/r/nvram & co.fd"],
+      ["/boot/k&1", "/r/kernel"],
+    ]);
+    const nvrams = [
+      "<nvram template='/t.fd'>/n/web_VARS.fd</nvram>",
+      "<nvram type='file' format='raw'><source file='/n/web_VARS.fd'/></nvram>",
+    ];
+    for (const nvram of nvrams) {
+      const { xml, warnings } = restoredDomain(definition("", around(nvram)), "new", new Map([VDA]), files);
+      expect(xml).toMatch(/<nvram [^>]*>\/r\/nvram &amp; co\.fd<\/nvram>/);
+      expect(xml).not.toContain("web_VARS");
+      expect(xml).toContain("<kernel>/r/kernel</kernel><initrd>/boot/initrd</initrd>");
+      expect(xml).toContain('<loader readonly="yes" type="pflash">/x.fd</loader>');
+      expect(warnings).toEqual([expect.stringContaining("initrd /boot/initrd was not restored")]);
+    }
+  });
+
   it("renews ids that a guest or the host goes by", () => {
     const around = `<genid>aaaaaaaa-2222-3333-4444-555555555555</genid>
       <sysinfo type='smbios'><system><entry name='serial'>s1</entry><entry name='uuid'>${UUID}</entry></system></sysinfo>`;

@@ -1,0 +1,10 @@
+import { bootFilesOf } from "../src/backup/kept-files.js";
+import type { Manifest } from "../src/backup/manifest.js";
+import { human } from "./output.js";
+
+/** What a point has beside disks and definition, and what it hasn't. */
+export function keptLines(point: Manifest): string[] {
+  const kept = bootFilesOf(point).map(({ role, length }) => `${role} (${human(length)})`);
+  const missing = (point.notKept ?? []).map(({ what, reason }) => `not kept: ${what} (${reason})`);
+  return [...(kept.length > 0 ? [`kept too: ${kept.join(", ")}`] : []), ...missing];
+}
