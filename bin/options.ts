@@ -40,6 +40,11 @@ export interface CopyOptions {
   readonly limitRate?: number;
 }
 
+/** Options of every command whose job has scratch files. */
+export interface ScratchOptions {
+  readonly scratchReserve?: number;
+}
+
 export function withTalk(command: Command): Command {
   return command
     .option("--json", "print one JSON document on stdout at the end, errors included")
@@ -85,6 +90,14 @@ export function withCopy(command: Command): Command {
       upTo(MAX_REQUEST),
     )
     .option("--limit-rate <bytes/s>", "read no faster than this, all disks together", size);
+}
+
+export function withScratchReserve(command: Command): Command {
+  return command.option(
+    "--scratch-reserve <bytes>",
+    "give the backup up when less is left for scratch files (default a tenth of the room, at most 4G; 0: only warn)",
+    (text) => (text === "0" ? 0 : size(text)),
+  );
 }
 
 export function withDigests(command: Command, otherwise: string): Command {

@@ -36,7 +36,7 @@ const FLOORS: readonly (readonly RegExp[])[] = [
     /^src\/backup\/(layer|repository|publish|places|digest-behind|private-socket|kept-files)\./,
     /^src\/backup\/libvirt\/virsh/,
   ],
-  [/^src\/backup\/(prune-journal|job-folder|level)\./],
+  [/^src\/backup\/(prune-journal|job-folder|level|scratch-guard)\./],
   [/^src\/backup\/image\/(index|create)\./],
   [/^src\/backup\/verify-threads\./],
   [/^src\/backup\/proven-image\./],
@@ -50,7 +50,7 @@ const FLOORS: readonly (readonly RegExp[])[] = [
   [/^src\/backup\/thread-pool\./],
   [/^src\/backup\/cluster-(work|thread-data)\./],
   [
-    /^src\/backup\/(plan|piece-index|listen-address|prune-plan|retention|digest|manifest|extent-algebra|block-target)\./,
+    /^src\/backup\/(plan|piece-index|listen-address|prune-plan|retention|digest|manifest|extent-algebra|block-target|scratch-room)\./,
     /^src\/backup\/image\/(?!image\.)/,
   ],
   [/^src\/backup\/(extent|cluster-cache)\./, /^src\/backup\/image\/image\./],
@@ -76,7 +76,7 @@ const PURE = [
   /^src\/nbd\/wire\//,
   /^src\/nbd\/(negotiate|coverage|uri|host|guarded-sink)\./,
   /^src\/nbd\/server\/.*-frames\./,
-  /^src\/backup\/(extent|extent-algebra|plan|settle|places|pace|in-order|manifest|retention|prune-plan)\./,
+  /^src\/backup\/(extent|extent-algebra|plan|settle|places|pace|in-order|manifest|retention|prune-plan|scratch-room)\./,
   /^src\/backup\/image\/(image|qcow2-format|qcow2-layout|qcow2-header|qcow2-tables|run-list|table-run-list|size-list|stream-placement)\./,
   /^src\/backup\/libvirt\/job-xml/,
 ];

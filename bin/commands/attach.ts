@@ -13,16 +13,18 @@ import {
   digestsOf,
   type NetworkOptions,
   rateLimitOf,
+  type ScratchOptions,
   windowOf,
   withCopy,
   withDigests,
   withNetwork,
+  withScratchReserve,
 } from "../options.js";
 import { human } from "../output.js";
 import type { Run } from "../run.js";
 import { version } from "../version.js";
 
-interface AttachOptions extends CopyOptions, NetworkOptions {
+interface AttachOptions extends CopyOptions, NetworkOptions, ScratchOptions {
   readonly to: string;
   readonly xml?: string;
   readonly domain?: string;
@@ -47,8 +49,11 @@ export function addAttach(program: Command, run: Run): void {
       "the checkpoint created together with the job: makes the point a base for increments",
     )
     .option("--connect <uri>", "libvirt connection, as virsh -c")
-    .option("--end-job", "end the job after the commit; otherwise it goes on, since somebody else began it");
-  withNetwork(withDigests(withCopy(command), "default xxh64")).action(
+    .option(
+      "--end-job",
+      "end the job after the commit, or when scratch files are short of room; otherwise it goes on, since somebody else began it",
+    );
+  withNetwork(withDigests(withCopy(withScratchReserve(command)), "default xxh64")).action(
     run<AttachOptions, [domain: string | undefined]>(async ({ output, signal }, options, domain) => {
       const format = options.format ?? "qcow2";
       const compress = compressOf(options, format);
@@ -61,6 +66,7 @@ export function addAttach(program: Command, run: Run): void {
           repositoryPath: options.to,
           checkpoint: options.checkpoint,
           endJob: options.endJob ?? false,
+          scratchReserve: options.scratchReserve,
           format,
           digests: digestsOf(options, "xxh64"),
           compress,

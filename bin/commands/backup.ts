@@ -12,15 +12,17 @@ import {
   connectOf,
   digestsOf,
   rateLimitOf,
+  type ScratchOptions,
   windowOf,
   withCopy,
   withDigests,
+  withScratchReserve,
 } from "../options.js";
 import { human } from "../output.js";
 import type { Context, Run } from "../run.js";
 import { version } from "../version.js";
 
-interface BackupOptions extends CopyOptions, JobServerOptions {
+interface BackupOptions extends CopyOptions, JobServerOptions, ScratchOptions {
   readonly to: string;
   readonly all?: true;
   readonly level: Level;
@@ -53,7 +55,7 @@ export function addBackup(program: Command, run: Run): void {
     )
     .option("--scratch <dir>", "where the job's folder is made, for socket and scratch files", SCRATCH_PARENT)
     .option("--connect <uri>", "libvirt connection, as virsh -c");
-  withJobServer(withDigests(withCopy(command), "default xxh64")).action(
+  withJobServer(withDigests(withCopy(withScratchReserve(command)), "default xxh64")).action(
     run<BackupOptions, [domains: readonly string[]]>(async (context, options, named) => {
       const domains = await domainsOf(named, options, context);
       const [only, ...others] = domains;
@@ -124,6 +126,7 @@ async function backUp(
       level: options.level,
       disks: { include: options.include ?? [], exclude: options.exclude ?? [] },
       scratchParent: options.scratch,
+      scratchReserve: options.scratchReserve,
       server,
       freeze: mountpointsOf(options),
       format,

@@ -1,4 +1,5 @@
 import { isDeepStrictEqual } from "node:util";
+import type { NbdClient } from "../nbd/index.js";
 import { proveChain } from "./chain.js";
 import { assertCompressible } from "./compressed-store.js";
 import { DamageError, PreconditionError, UsageError } from "./errors.js";
@@ -17,6 +18,7 @@ import { openRunningJob } from "./libvirt/running-job.js";
 import { hasCode, type Virsh } from "./libvirt/virsh.js";
 import { isSame, type Manifest } from "./manifest.js";
 import { Repository } from "./repository.js";
+import { type ScratchGuardOptions, whileScratchLasts } from "./scratch-guard.js";
 import {
   type PointDisk,
   type TakenPoint,
@@ -43,13 +45,16 @@ export interface AttachOptions extends TakeSettings {
   readonly checkpoint?: string | undefined;
   /** End the job after the commit; otherwise it goes on, since somebody else began it. */
   readonly endJob: boolean;
+  /** Bytes that have to be left for scratch files, or the backup is given up; default a tenth of what is there, at most 4 GiB. */
+  readonly scratchReserve?: number | undefined;
 }
 
 export type AttachResult = TakenPoint & { readonly jobEnded: boolean };
 
 /**
  * Takes all disks of a pull backup that is already running as one restore point. The job is left running unless
- * `endJob`: somebody else began it.
+ * `endJob`: somebody else began it. Where its scratch files are on this host they are watched; when their room gets short
+ * the backup is given up, so that the job can be ended before the guest's writes fail. With `endJob` it is.
  *
  * @throws {UsageError} `endJob` without libvirt, or compression for what can't be compressed
  * @throws {PreconditionError} no such job, no parent for an increment, the checkpoint isn't the job's, or the job ended
@@ -74,20 +79,46 @@ export async function attach(options: AttachOptions): Promise<AttachResult> {
   const point = checkpoint === undefined ? null : await view.checkpoint(checkpoint);
   const repository = existing ?? (await Repository.openOrCreate(repositoryPath));
   const { domain, definition, confirm } = view;
-  const taken = await takePoint({
-    ...options,
-    repository,
-    domain,
-    definition,
-    disks,
-    checkpoint: point,
-    confirm,
-  });
-  return { ...taken, jobEnded: options.endJob && (await endJob(source, view, options)) };
+  const clients: NbdClient[] = [];
+  const giveUp = async (): Promise<void> => {
+    await Promise.allSettled(clients.map((client) => client.close()));
+    if (options.endJob) await endJob(source, view, options, "the backup was given up");
+  };
+  const taken = await whileScratchLasts({ ...scratchSettings(view, options), giveUp }, (signal) =>
+    takePoint({
+      ...options,
+      repository,
+      domain,
+      definition,
+      disks,
+      checkpoint: point,
+      clients,
+      confirm,
+      signal,
+    }),
+  );
+  // The point is there by now: whatever happens from here on, be it a Ctrl-C, is no failure of the backup.
+  const jobEnded = options.endJob && (await endJob(source, view, options, "the point was committed"));
+  return { ...taken, jobEnded };
 }
 
-/** The point is there by now: whatever happens here, be it a Ctrl-C, is no failure of the backup. */
-async function endJob(source: JobSource, view: JobView, options: AttachOptions): Promise<boolean> {
+function scratchSettings(
+  { domain: { name }, scratchFiles: files }: JobView,
+  { endJob, scratchReserve: reserve, onWarning, signal }: AttachOptions,
+): Omit<ScratchGuardOptions, "giveUp"> {
+  const remedy = endJob
+    ? "The job was ended. Begin the next one with scratch files where there is more room, or when the guest writes less"
+    : `The job still runs, and nobody reads from it any more: end it now, \`virsh domjobabort ${name}\`, and begin the next one with scratch files where there is more room`;
+  return { domain: name, files, reserve, remedy, onWarning, signal };
+}
+
+/** @param what has become of the backup: a job that can't be ended changes nothing in that */
+async function endJob(
+  source: JobSource,
+  view: JobView,
+  options: AttachOptions,
+  what: string,
+): Promise<boolean> {
   if (source.kind === "xml") return false;
   const { uuid, name } = view.domain;
   try {
@@ -95,7 +126,7 @@ async function endJob(source: JobSource, view: JobView, options: AttachOptions):
     return true;
   } catch (error) {
     const reason = error instanceof Error ? error.message : String(error);
-    options.onWarning?.(`the point was committed, but the job could not be ended: ${reason}`);
+    options.onWarning?.(`${what}, but the job could not be ended: ${reason}`);
     return false;
   }
 }
@@ -106,6 +137,8 @@ interface JobView {
   readonly definition?: Definition | undefined;
   readonly server: BackupServer;
   readonly disks: readonly ExportedDisk[];
+  /** Those of its scratch files that are on this host. */
+  readonly scratchFiles: readonly string[];
   /** The checkpoint of the job's moment. */
   readonly checkpoint: (name: string) => Promise<NonNullable<Manifest["checkpoint"]>>;
   /** When the checkpoint that an increment starts from was created; undefined where nobody can be asked. */
@@ -120,6 +153,7 @@ function viewOfXml({ xml, domain }: Extract<JobSource, { kind: "xml" }>): JobVie
     domain: { name: domain, uuid: null },
     server: job.server,
     disks: someDisks(exportedDisks(job)),
+    scratchFiles: [],
     checkpoint: async (name) => ({ name, creationTime: null }),
     creationTime: async () => undefined,
     confirm: async () => undefined,
@@ -143,11 +177,13 @@ async function viewOfLibvirt({
     times.set(name, time);
     return time;
   };
+  const host = await virsh.remoteHost();
   return {
     domain: { name: running.domain.name, uuid: running.domain.uuid },
-    definition: { xml: running.domainXml, host: await virsh.remoteHost() },
+    definition: { xml: running.domainXml, host },
     server: job.server,
     disks: someDisks(exportedDisks(job)),
+    scratchFiles: host === undefined ? scratchFilesOf(running.job) : [],
     checkpoint: async (name) => {
       const { creationTime } = await running.checkpoint(name);
       return { name, creationTime };
@@ -155,6 +191,10 @@ async function viewOfLibvirt({
     creationTime,
     confirm: () => running.assertAlive(),
   };
+}
+
+function scratchFilesOf(job: BackupJob): readonly string[] {
+  return exportedDisks(job).flatMap(({ scratch }) => (scratch?.type === "file" ? [scratch.path] : []));
 }
 
 /** A base that was deleted since the job began is one that nobody can be asked about. */

@@ -1,4 +1,5 @@
 import { writeFile } from "node:fs/promises";
+import type { NbdClient } from "../nbd/index.js";
 import { proveChain } from "./chain.js";
 import { assertCompressible } from "./compressed-store.js";
 import { PreconditionError } from "./errors.js";
@@ -24,6 +25,7 @@ import { openRunningJob, type RunningJob } from "./libvirt/running-job.js";
 import { hasCode, type Virsh } from "./libvirt/virsh.js";
 import type { Manifest } from "./manifest.js";
 import { Repository } from "./repository.js";
+import { refuseShortScratch, type ScratchSettings, whileScratchLasts } from "./scratch-guard.js";
 import { type PointDisk, type TakenPoint, type TakeSettings, takePoint } from "./take-point.js";
 
 export interface BackupOptions extends TakeSettings {
@@ -36,6 +38,8 @@ export interface BackupOptions extends TakeSettings {
   readonly disks: DiskChoice;
   /** The folder under which the job gets a folder of its own, for its socket and scratch files. */
   readonly scratchParent: string;
+  /** Bytes that have to be left for scratch files, or the backup is given up; default a tenth of what is there, at most 4 GiB. */
+  readonly scratchReserve?: number | undefined;
   /** Left out: by a Unix socket in the job's folder. */
   readonly server?: TcpServer | undefined;
   /** Mountpoints in the guest that are frozen while the job begins; empty: all. Left out: none. */
@@ -78,10 +82,19 @@ export async function backup(options: BackupOptions): Promise<BackupResult> {
   const made: string[] = [];
   let taken: TakenPoint;
   try {
+    const scratch = scratchSettings(guest, folder, disks, options);
+    refuseShortScratch(scratch);
     await deleteOrphans(guest, made, options);
     const begun = await begin(guest, disks, { folder, made }, options);
     signal?.throwIfAborted();
-    taken = await pull(guest, begun, options);
+    const clients: NbdClient[] = [];
+    const giveUp = async (): Promise<void> => {
+      await Promise.allSettled(clients.map((client) => client.close()));
+      await clearFolder(cleaner, folder);
+    };
+    taken = await whileScratchLasts({ ...scratch, signal, giveUp }, (lasting) =>
+      pull(guest, begun, clients, { ...options, signal: lasting }),
+    );
   } catch (error) {
     await clearAfterFailure(cleaner, { folder, made }, options);
     throw error;
@@ -262,6 +275,7 @@ function brokenBitmap(error: unknown, plans: readonly DiskPlan[]): string | unde
 async function pull(
   guest: Guest,
   { job, plans, checkpoint }: Begun,
+  clients: NbdClient[],
   options: BackupOptions,
 ): Promise<TakenPoint> {
   const { domain, repository } = guest;
@@ -285,8 +299,21 @@ async function pull(
     definition: { xml: job.domainXml, host: undefined },
     disks,
     checkpoint,
+    clients,
     confirm: () => job.assertAlive(),
   });
+}
+
+function scratchSettings(
+  { domain }: Guest,
+  folder: JobFolder,
+  disks: readonly GuestDisk[],
+  { scratchReserve: reserve, onWarning }: BackupOptions,
+): ScratchSettings {
+  const remedy =
+    "Name a folder with more room (--scratch), take the backup when the guest writes less, or make it shorter: a faster target, no --limit-rate";
+  const files = disks.map(({ name }) => folder.scratch(name));
+  return { domain: domain.name, files, reserve, remedy, onWarning };
 }
 
 /** All clients are closed by now. What can't be cleared away is found by the next run. */

@@ -73,6 +73,8 @@ export interface TakePointOptions {
    * meanwhile. Nothing is committed then.
    */
   readonly confirm: () => Promise<void>;
+  /** Gets the clients that are opened: for whoever has to see them gone sooner than this returns. It closes them anyway. */
+  readonly clients?: NbdClient[] | undefined;
   readonly onProgress?: ((disk: string, progress: PullProgress) => void) | undefined;
   readonly onWarning?: ((message: string) => void) | undefined;
 }
@@ -122,7 +124,7 @@ export async function takePoint(options: TakePointOptions): Promise<TakenPoint> 
   const take = async (pending: PendingPoint): Promise<TakenPoint> => {
     if (pending.clockWarning !== undefined) options.onWarning?.(pending.clockWarning);
     const signal = AbortSignal.any(options.signal ? [options.signal, pending.signal] : [pending.signal]);
-    const clients: NbdClient[] = [];
+    const clients = options.clients ?? [];
     await refuseMissingParents(options);
     try {
       // First of all: an NVRAM goes on changing.

@@ -6,6 +6,7 @@ import { expect } from "vitest";
 import { LAB_DISKS, Lab, type LabDisk, type LabOptions, virsh } from "./libvirt-lab.js";
 import { nbdpull, type Ran, type Running, startNbdpull } from "./nbdpull.js";
 import { qemuImg } from "./qemu-nbd.js";
+import { mountSmall } from "./small-file-system.js";
 
 export interface BackupJson {
   readonly id: string;
@@ -30,21 +31,28 @@ export class BackupLab implements AsyncDisposable {
   /** Where QEMU's folders are made: nothing must be left in it. */
   readonly scratch: string;
 
-  private constructor(lab: Lab, folder: string, scratch: string) {
+  readonly #mounted: AsyncDisposable | undefined;
+
+  private constructor(lab: Lab, folder: string, scratch: string, mounted: AsyncDisposable | undefined) {
+    this.#mounted = mounted;
     this.lab = lab;
     this.folder = folder;
     this.repo = join(folder, "repo");
     this.scratch = scratch;
   }
 
-  static async start(options: LabOptions = {}): Promise<BackupLab> {
+  /** @param scratchBytes the size of a file system for scratch files; left out: they have all room there is */
+  static async start(options: LabOptions = {}, scratchBytes?: number): Promise<BackupLab> {
+    const scratch = await mkdtemp("/var/tmp/nbdpull-test-");
+    // Before QEMU starts: what is mounted later it does not see where mounts aren't shared.
+    const mounted = scratchBytes === undefined ? undefined : await mountSmall(scratch, scratchBytes);
     const lab = await Lab.start(options);
-    const folder = await mkdtemp(join(tmpdir(), "nbdpull-backup-"));
-    return new BackupLab(lab, folder, await mkdtemp("/var/tmp/nbdpull-test-"));
+    return new BackupLab(lab, await mkdtemp(join(tmpdir(), "nbdpull-backup-")), scratch, mounted);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.lab.destroy();
+    await this.#mounted?.[Symbol.asyncDispose]();
     await rm(this.folder, { recursive: true, force: true });
     await rm(this.scratch, { recursive: true, force: true });
   }

@@ -31,6 +31,8 @@ export interface BeginOptions {
   readonly transport?: "unix" | "tcp";
   /** With `tcp`: by TLS, as `localhost`; what of the lab reads from the job knows no TLS. */
   readonly tls?: boolean;
+  /** Where the scratch files are; default the lab's folder. */
+  readonly scratchFolder?: string;
 }
 
 /** What one disk does differently from its job. */
@@ -82,7 +84,9 @@ export function backupXml(lab: LabFacts, job: number, server: LabServer, options
       exportname: own.exportName,
       exportbitmap: own.exportBitmap,
     });
-    const scratch = attributes({ file: join(lab.folder, `scratch-${name}-${job}.qcow2`) });
+    const scratch = attributes({
+      file: join(options.scratchFolder ?? lab.folder, `scratch-${name}-${job}.qcow2`),
+    });
     return `<disk${settings}><driver type='qcow2'/><scratch${scratch}/></disk>`;
   });
   const address =
