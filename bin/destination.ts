@@ -1,6 +1,7 @@
-import { mkdir, rmdir, stat } from "node:fs/promises";
+import { rmdir, stat } from "node:fs/promises";
 import { dirname, join, resolve } from "node:path";
 import { UsageError } from "../src/backup/errors.js";
+import { makeFolders } from "../src/backup/files.js";
 import type { ImageFormat } from "../src/backup/image/create.js";
 import type { Repository } from "../src/backup/repository.js";
 import { refuseInside } from "../src/backup/restore.js";
@@ -35,13 +36,13 @@ export async function destinationOf(
 ): Promise<Destination> {
   const { to, disk: wanted, format } = options;
   if (/^nbds?(\+\w+)?:\/\//i.test(to)) return overwritten("export", options);
-  const found = await stat(to).catch(() => undefined);
+  const found = await stat(resolve(to)).catch(() => undefined);
   if (found?.isBlockDevice()) return overwritten("device", options);
   await refuseInside(repository, to);
-  if (found && !found.isDirectory() && !found.isFile()) {
+  if (found && !found.isDirectory() && (!found.isFile() || to.endsWith("/"))) {
     throw new UsageError("E_TARGET", `${to} is neither a file, a folder nor a block device: name one`);
   }
-  const isFolder = found?.isDirectory() ?? wanted?.length !== 1;
+  const isFolder = found?.isDirectory() ?? (to.endsWith("/") || wanted?.length !== 1);
   if (!isFolder && wanted?.length !== 1) {
     throw new UsageError("E_TARGET", `${to} is a file: name a folder for all disks, or one --disk`);
   }
@@ -69,7 +70,7 @@ function overwritten(kind: "device" | "export", options: DestinationOptions): De
 
 /** Does `work` with a folder that is there; one that was made for it goes again if that fails and leaves nothing in it. */
 export async function inFolder<T>(folder: string, work: () => Promise<T>): Promise<T> {
-  const first = await mkdir(folder, { recursive: true });
+  const first = await makeFolders(folder);
   try {
     return await work();
   } catch (error) {

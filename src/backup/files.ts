@@ -15,14 +15,17 @@ export async function syncFile(path: string): Promise<void> {
   await file.sync();
 }
 
-/** Makes a folder and those above it that are missing; their names are durable when this returns. */
-export async function makeFolders(path: string): Promise<void> {
+/**
+ * Makes a folder and those above it that are missing; their names are durable when this returns.
+ * @returns the path of the uppermost one that was made; undefined where none was missing
+ */
+export async function makeFolders(path: string): Promise<string | undefined> {
   const first = await mkdir(path, { recursive: true });
-  if (first === undefined) return;
+  if (first === undefined) return undefined;
   const top = dirname(resolve(first));
   for (let folder = dirname(resolve(path)); ; folder = dirname(folder)) {
     await syncFolder(folder);
-    if (folder === top) return;
+    if (folder === top) return first;
   }
 }
 

@@ -36,8 +36,8 @@ export async function refuseTarget(path: string, force: boolean): Promise<void> 
 
 /**
  * Gives finished files their final names, the last one last: with it the whole counts as there. What is at `stale`
- * would describe the old content wrongly, so it goes first. If a name can't be given, none of the new files is left; a
- * folder that can't be flushed is told, with all of them in place.
+ * would describe the old content wrongly, so it goes first. If a name can't be given, none of the new files is left, and
+ * what they replaced is back; a folder that can't be flushed is told, with all of them in place.
  *
  * @throws {UsageError} something has appeared meanwhile that may not be replaced
  */
@@ -45,22 +45,45 @@ export async function publish(
   files: readonly Finished[],
   options: { readonly sync: boolean; readonly force: boolean; readonly stale?: readonly string[] },
 ): Promise<void> {
-  for (const { final } of files) await refuseTarget(final, options.force);
-  for (const path of options.stale ?? []) await unlinkIfThere(path);
+  const { force, stale = [] } = options;
+  for (const { final } of files) await refuseTarget(final, force);
+  for (const path of stale) await refuseTarget(path, true);
+  // One rename replaces a file whole, or not at all; several may end in between.
+  const isAtOnce = files.length === 1 && stale.length === 0;
+  const old: Finished[] = [];
   const done: string[] = [];
   try {
+    const inTheWay = force && !isAtOnce ? files.map(({ final }) => final) : [];
+    for (const path of [...stale, ...inTheWay]) old.push(...(await setAside(path)));
+    for (const path of stale) await unlinkIfThere(path);
     for (const { temporary, final } of files) {
-      if (options.force) await rename(temporary, final);
+      if (force) await rename(temporary, final);
       else await place(temporary, final);
       done.push(final);
     }
   } catch (error) {
     for (const path of done) await unlinkIfThere(path);
+    for (const { temporary, final } of old) await rename(temporary, final);
+    // Of what was not replaced yet, which a rename to its own other name leaves as it is.
+    for (const { temporary } of old) await unlinkIfThere(temporary);
     throw error;
   }
+  for (const { temporary } of old) await unlinkIfThere(temporary);
   // They are complete now, and what they replaced is gone: a folder that can't be flushed is no reason to lose them too.
   if (options.sync) {
     for (const folder of new Set(files.map(({ final }) => dirname(final)))) await syncFolder(folder);
+  }
+}
+
+/** Gives the file at `path`, if there is one, a second name, by which it outlives being replaced. */
+async function setAside(path: string): Promise<Finished[]> {
+  const temporary = temporaryPathFor(path);
+  try {
+    await place(path, temporary, { keep: true });
+    return [{ temporary, final: path }];
+  } catch (error) {
+    if (isMissing(error)) return [];
+    throw error;
   }
 }
 
@@ -68,17 +91,17 @@ export async function publish(
 const NO_LINKS = new Set(["EPERM", "ENOTSUP", "EOPNOTSUPP", "ENOSYS"]);
 
 /** Unlike `rename`, a new link never replaces anything. Where a file system has no links, the look before has to do. */
-async function place(temporary: string, final: string): Promise<void> {
+async function place(from: string, to: string, { keep = false } = {}): Promise<void> {
   try {
-    await link(temporary, final);
+    await link(from, to);
   } catch (error) {
     const { code } = error as NodeJS.ErrnoException;
-    if (code === "EEXIST") await refuseTarget(final, false);
+    if (code === "EEXIST") await refuseTarget(to, false);
     if (code === undefined || !NO_LINKS.has(code)) throw error;
-    await rename(temporary, final);
+    await rename(from, to);
     return;
   }
-  await unlink(temporary);
+  if (!keep) await unlink(from);
 }
 
 async function statOf(path: string): Promise<Awaited<ReturnType<typeof lstat>> | undefined> {

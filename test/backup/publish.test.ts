@@ -101,6 +101,16 @@ describe("publishing", () => {
     expect(await names()).toEqual([]);
   });
 
+  it("gives back what it replaced, and what described it, when it fails half-way", async () => {
+    for (const name of ["vda", "vda.map", "vdb"]) await writeFile(at(name), `old ${name}`);
+    const files = [await finished("vda"), await finished("new"), await finished("vdb")];
+    await rm(files[2]?.temporary ?? "");
+    const failure = publish(files, { sync: false, force: true, stale: [at("vda.map"), at("none")] });
+    await expect(failure).rejects.toMatchObject({ code: "ENOENT" });
+    expect(await names()).toEqual(["vda", "vda.map", "vdb"]);
+    for (const name of await names()) expect(await readFile(at(name), "utf8")).toBe(`old ${name}`);
+  });
+
   it("replaces nothing but plain files, with force too", async () => {
     await mkdir(at("folder"));
     await symlink(at("elsewhere"), at("link"));

@@ -113,11 +113,14 @@ describe("an image that is there already", () => {
     await writeFile(at("plain"), "precious");
     await symlink("plain", at("link"));
     await execa("mkfifo", [at("fifo")]);
-    for (const name of ["link", "fifo"]) {
+    // What ends in a slash is a folder: that there can't be one of that name must not come out at the end.
+    for (const name of ["link", "fifo", "plain/"]) {
       const ran = await nbdpull("restore", repo(), "--disk", "vda", "--to", at(name), "--force", "--json");
       expect([name, ran.code]).toEqual([name, 2]);
     }
     expect(await readFile(at("plain"), "utf8")).toBe("precious");
+    expect((await nbdpull("restore", repo(), "--disk", "vda", "--to", `${at("new")}/`)).code).toBe(0);
+    expect(await readdir(at("new"))).toEqual(["vda.raw"]);
   });
 });
 
