@@ -10,7 +10,7 @@ import { Virsh } from "../../src/backup/libvirt/virsh.js";
 import type { Manifest } from "../../src/backup/manifest.js";
 import { Repository } from "../../src/backup/repository.js";
 import { withRestorable } from "../../src/backup/restorable.js";
-import { type RestoredDisk, restore } from "../../src/backup/restore.js";
+import { type RestoredDisk, refuseInside, restore } from "../../src/backup/restore.js";
 import { restoreOver } from "../../src/backup/restore-over.js";
 import { RestoredDefinition } from "../../src/backup/restored-definition.js";
 import { type FileTarget, RestoredFiles } from "../../src/backup/restored-files.js";
@@ -104,7 +104,7 @@ async function restoreTo(destination: Destination, job: Job): Promise<void> {
       else await restoreToFiles(destination, job);
       return;
     case "device":
-      await restoreToTarget(destination, job, () => DeviceTarget.open(destination.name));
+      await restoreToTarget(destination, job, () => openDeviceTarget(destination.name, job));
       return;
     case "export":
       await restoreToTarget(destination, job, () => openExportTarget(destination.name, job));
@@ -175,6 +175,17 @@ function interruptedHalfWay(reason: unknown, error: unknown, target: string): un
   const isHalf = error instanceof BackupError && error.details["halfWritten"] === true;
   if (!isHalf || !(reason instanceof InterruptedError)) return error;
   return reason.leaving(`${target} is half-written. Restore to it again before anything uses it`);
+}
+
+async function openDeviceTarget(path: string, { repository }: Job): Promise<DeviceTarget> {
+  const target = await DeviceTarget.open(path);
+  try {
+    if (target.backingFile !== undefined) await refuseInside(repository, target.backingFile);
+    return target;
+  } catch (error) {
+    await target[Symbol.asyncDispose]();
+    throw error;
+  }
 }
 
 async function openExportTarget(uri: string, { options, context }: Job): Promise<ExportTarget> {

@@ -10,6 +10,8 @@ export interface BlockTarget extends AsyncDisposable {
   readonly name: string;
   /** Bytes. */
   readonly size: number;
+  /** Bytes from its beginning that can be written: fewer where a server states blocks and the last one is not whole. */
+  readonly writable: number;
   /** Undefined where it stated none. */
   readonly preferredBlock: number | undefined;
   /** Something was changed, or may have been. */

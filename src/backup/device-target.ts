@@ -2,6 +2,7 @@ import { readFile, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { type BlockTarget, zeroByHand } from "./block-target.js";
 import { PreconditionError, UsageError } from "./errors.js";
+import { isMissing } from "./files.js";
 import { ImageFile } from "./image/image-file.js";
 
 /** What the kernel counts devices in, whatever their blocks are. */
@@ -15,12 +16,15 @@ export class DeviceTarget implements BlockTarget {
   readonly name: string;
   readonly size: number;
   readonly preferredBlock = undefined;
+  /** The file that a loop device is made of. */
+  readonly backingFile: string | undefined;
   readonly #file: ImageFile;
   #touched = false;
 
-  private constructor(name: string, size: number, file: ImageFile) {
+  private constructor(name: string, size: number, backingFile: string | undefined, file: ImageFile) {
     this.name = name;
     this.size = size;
+    this.backingFile = backingFile;
     this.#file = file;
   }
 
@@ -44,11 +48,16 @@ export class DeviceTarget implements BlockTarget {
       throw new PreconditionError("E_TARGET_IN_USE", message, { cause, details: { target: path } });
     });
     try {
-      return new DeviceTarget(path, (await readNumber(folder, "size")) * SECTOR, file);
+      const size = (await readNumber(folder, "size")) * SECTOR;
+      return new DeviceTarget(path, size, await backingFileOf(folder), file);
     } catch (error) {
       await file.close();
       throw error;
     }
+  }
+
+  get writable(): number {
+    return this.size;
   }
 
   get touched(): boolean {
@@ -92,4 +101,12 @@ async function kernelFolder(path: string): Promise<string> {
 
 async function readNumber(folder: string, name: string): Promise<number> {
   return Number.parseInt(await readFile(join(folder, name), "utf8"), 10);
+}
+
+async function backingFileOf(folder: string): Promise<string | undefined> {
+  const text = await readFile(join(folder, "loop", "backing_file"), "utf8").catch((error: unknown) => {
+    if (isMissing(error)) return undefined;
+    throw error;
+  });
+  return text?.replace(/\n$/, "");
 }

@@ -15,6 +15,7 @@ const DEFAULT_BLOCK = 512;
 export class ExportTarget implements BlockTarget {
   readonly name: string;
   readonly size: number;
+  readonly writable: number;
   readonly preferredBlock: number | undefined;
   readonly #client: NbdClient;
   /** Writes have to be of whole blocks. */
@@ -23,10 +24,12 @@ export class ExportTarget implements BlockTarget {
 
   private constructor(name: string, client: NbdClient) {
     this.name = name;
-    this.size = client.export.size;
-    this.preferredBlock = client.export.blockSize?.preferred;
+    const { size, blockSize } = client.export;
+    this.size = size;
+    this.writable = size - (size % (blockSize?.minimum ?? 1));
+    this.preferredBlock = blockSize?.preferred;
     this.#client = client;
-    this.#block = client.export.blockSize?.minimum ?? DEFAULT_BLOCK;
+    this.#block = blockSize?.minimum ?? DEFAULT_BLOCK;
   }
 
   /**

@@ -42,8 +42,8 @@ export async function restoreOver(options: RestoreOverOptions): Promise<Overwrit
 
 function refuseSmall({ point, disk: name, target }: RestoreOverOptions): void {
   const disk = point.disks.find((candidate) => candidate.name === name);
-  if (!disk || disk.virtualSize <= target.size) return;
-  const message = `${target.name} has ${target.size} bytes, and disk ${name} of point ${point.id} needs ${disk.virtualSize}: nothing was written. Name a larger target`;
+  if (!disk || disk.virtualSize <= target.writable) return;
+  const message = `${target.name} has ${target.writable} bytes that can be written, and disk ${name} of point ${point.id} needs ${disk.virtualSize}: nothing was written. Name a larger target`;
   const details = { target: target.name, targetSize: target.size, virtualSize: disk.virtualSize };
   throw new PreconditionError("E_TARGET_TOO_SMALL", message, { details });
 }

@@ -15,6 +15,7 @@ const SIZE = 64 * CLUSTER + 1000;
 class MemoryTarget implements BlockTarget {
   readonly name = "memory";
   readonly size: number;
+  readonly writable: number;
   readonly preferredBlock = undefined;
   readonly content: Buffer;
   readonly before: Buffer;
@@ -27,6 +28,7 @@ class MemoryTarget implements BlockTarget {
 
   constructor(size: number) {
     this.size = size;
+    this.writable = size;
     this.content = randomFillSync(Buffer.alloc(size));
     this.before = Buffer.from(this.content);
   }

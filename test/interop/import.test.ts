@@ -179,6 +179,42 @@ describeWith(["qemu-img", "qemu-io"], "import of a qcow2 image", () => {
   });
 });
 
+/** Small files that would make a point of any size: each cluster is there once and in use again and again. */
+describeWith(["qemu-img", "qemu-io"], "import of a qcow2 image whose clusters are shared", () => {
+  /** Every entry of the first L2 table becomes what its first one is. */
+  async function shareFirstCluster(image: string): Promise<void> {
+    const bytes = await readFile(image);
+    const table = Number(bytes.readBigUInt64BE(Number(bytes.readBigUInt64BE(40))) & 0xff_ffff_ffff_fe00n);
+    const entry = bytes.subarray(table, table + 8);
+    for (let at = table; at < table + 64 * 1024; at += 8) entry.copy(bytes, at);
+    await writeFile(image, bytes);
+  }
+
+  it.each([
+    ["as they are", []],
+    ["compressed", ["-c"]],
+  ])("is refused, and nothing is stored: %s", async (_title, args) => {
+    await writeFile(at("plain"), Buffer.alloc(64 * 1024, "data "));
+    await truncate(at("plain"), 512 * MiB);
+    const image = at("disk.qcow2");
+    await qemuImg("convert", ...args, "-f", "raw", "-O", "qcow2", at("plain"), image);
+    await shareFirstCluster(image);
+    const ran = await importing(image);
+    expectError(ran, 3, "E_QCOW2_ENTRY");
+    expect(ran.stderr).toMatch(/at guest offset \d+, .*(use|many)/);
+    await expectNothingStored();
+  });
+
+  it("is taken where compression put as many clusters into one as it can", async () => {
+    await writeFile(at("plain"), Buffer.alloc(32 * MiB, 0x5a));
+    for (const options of ["cluster_size=512", "cluster_size=64k", "cluster_size=2M"]) {
+      const image = at("disk.qcow2");
+      await qemuImg("convert", "-c", "-f", "raw", "-O", "qcow2", "-o", options, at("plain"), image);
+      expect((await importing(image)).code).toBe(0);
+    }
+  });
+});
+
 describeWith(["qemu-img", "qemu-io"], "import of a raw image", () => {
   it.each([
     ["sparse", 64 * MiB],

@@ -182,10 +182,14 @@ describeWith(["nbdkit", "qemu-nbd"], "a restore to an export", () => {
     await writeFile(image, before);
     await using small = await startNbdkit(folder, "file", image);
     await using readOnly = await startNbdkit(folder, "--readonly", "memory", String(SIZE));
+    // Its last bytes are no whole block, so nothing can be written there.
+    const blocks = ["memory", String(SIZE), "blocksize-minimum=4096", "blocksize-error-policy=error"];
+    await using ragged = await startNbdkit(folder, "--filter=blocksize-policy", ...blocks);
     await using named = await startQemu(folder, "-f", "raw", "-x", "vda", image);
     const to = ["restore", repo(), "--json", "--to"];
     const refused: [string[], number, string, RegExp][] = [
       [[...to, small.uri, "--disk", "vda", "--force"], 4, "E_TARGET_TOO_SMALL", /nothing was written/],
+      [[...to, ragged.uri, "--disk", "vda", "--force"], 4, "E_TARGET_TOO_SMALL", /nothing was written/],
       [[...to, readOnly.uri, "--disk", "vda", "--force"], 4, "E_TARGET_READ_ONLY", /read-only/],
       [[...to, named.uri, "--disk", "vda", "--force"], 4, "NBD_EXPORT_UNKNOWN", /export/],
       [[...to, small.uri, "--disk", "vda"], 2, "E_EXISTS", /--force/],
@@ -326,6 +330,16 @@ describeWithLoop("a restore to a block device", () => {
       expect([ran.code, ran.json()]).toMatchObject([4, { error: { code: "E_TARGET_TOO_SMALL" } }]);
     }
     expect((await readFile(image)).equals(before)).toBe(true);
+  });
+
+  it("is refused where the device is made of a file of the repository", async () => {
+    await threePoints();
+    const stored = chain.pathOf(chain.points[0] as never, "vda.qcow2");
+    const before = await readFile(stored);
+    await using device = await attachLoop(stored);
+    const ran = await restoreTo(device.path);
+    expect([ran.code, ran.json()]).toMatchObject([2, { error: { code: "E_TARGET" } }]);
+    expect((await readFile(stored)).equals(before)).toBe(true);
   });
 
   it("gets a definition only where --xml says", async () => {
