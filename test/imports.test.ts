@@ -37,7 +37,7 @@ const FLOORS: readonly (readonly RegExp[])[] = [
     /^src\/backup\/libvirt\/virsh/,
   ],
   [/^src\/backup\/(prune-journal|job-folder|level|scratch-guard)\./],
-  [/^src\/backup\/image\/(index|create)\./],
+  [/^src\/backup\/image\/(index|create|single-use)\./],
   [/^src\/backup\/verify-threads\./],
   [/^src\/backup\/proven-image\./],
   [/^src\/backup\/image\/.*-(reader|writer|check)\./],

@@ -9,6 +9,7 @@ import { ImageFile } from "./image/image-file.js";
 import { INCOMPATIBLE } from "./image/qcow2-header.js";
 import { Qcow2Reader } from "./image/qcow2-reader.js";
 import { RawReader } from "./image/raw-reader.js";
+import { singlyUsed } from "./image/single-use.js";
 import type { LayerRun } from "./layer.js";
 import { ChainSource, type SeenLayer } from "./overlay.js";
 import type { ByteSource } from "./pull.js";
@@ -151,7 +152,8 @@ function layerOf(image: ImageReader): SeenLayer {
     geometry: image.geometry,
     complete: true,
     async *runs(): AsyncGenerator<LayerRun> {
-      for await (const run of image.runs()) yield { ...run, digests: undefined };
+      const runs = image instanceof Qcow2Reader ? singlyUsed(image) : image.runs();
+      for await (const run of runs) yield { ...run, digests: undefined };
     },
     async read(run: LayerRun, offset: number, target: Buffer): Promise<void> {
       if (run.kind === "zero") throw new RangeError("a zero run has no bytes");

@@ -72,6 +72,10 @@ export class Qcow2Reader implements ImageReader, AsyncDisposable {
     }
   }
 
+  get path(): string {
+    return this.#file.path;
+  }
+
   async *runs(onDamage?: OnDamage): AsyncGenerator<ClusterRun> {
     this.#assertDistinctTables();
     let last: Draft | undefined;
