@@ -15,7 +15,7 @@ import {
   parseBackupJob,
 } from "./libvirt/job-xml.js";
 import { openRunningJob } from "./libvirt/running-job.js";
-import { hasCode, type Virsh } from "./libvirt/virsh.js";
+import { hasCode, PATIENCE_MS, type Virsh } from "./libvirt/virsh.js";
 import { isSame, type Manifest } from "./manifest.js";
 import { Repository } from "./repository.js";
 import { type ScratchGuardOptions, whileScratchLasts } from "./scratch-guard.js";
@@ -122,7 +122,7 @@ async function endJob(
   if (source.kind === "xml") return false;
   const { uuid, name } = view.domain;
   try {
-    await source.virsh.abortJob(uuid ?? name);
+    await source.virsh.withPatience(PATIENCE_MS).abortJob(uuid ?? name);
     return true;
   } catch (error) {
     const reason = error instanceof Error ? error.message : String(error);

@@ -22,7 +22,7 @@ import { parseDomain } from "./libvirt/domain-xml.js";
 import { addressOf } from "./libvirt/job-address.js";
 import { exportedDisks } from "./libvirt/job-xml.js";
 import { openRunningJob, type RunningJob } from "./libvirt/running-job.js";
-import { hasCode, type Virsh } from "./libvirt/virsh.js";
+import { hasCode, PATIENCE_MS, type Virsh } from "./libvirt/virsh.js";
 import type { Manifest } from "./manifest.js";
 import { Repository } from "./repository.js";
 import { refuseShortScratch, type ScratchSettings, whileScratchLasts } from "./scratch-guard.js";
@@ -78,7 +78,7 @@ export async function backup(options: BackupOptions): Promise<BackupResult> {
   const guest: Guest = { virsh, domain, repository };
   const folder = JobFolder.at(options.scratchParent, keyOf(guest));
   await claimFolder(guest, folder, options);
-  const cleaner: Guest = { ...guest, virsh: virsh.withSignal(undefined) };
+  const cleaner: Guest = { ...guest, virsh: virsh.withSignal(undefined).withPatience(PATIENCE_MS) };
   const made: string[] = [];
   let taken: TakenPoint;
   try {

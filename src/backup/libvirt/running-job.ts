@@ -3,7 +3,8 @@ import { type Checkpoint, parseCheckpoint } from "./checkpoint-xml.js";
 import { type DomainDefinition, parseDomain } from "./domain-xml.js";
 import type { JobInfo } from "./job-info.js";
 import { type BackupJob, exportedDisks, parseBackupJob } from "./job-xml.js";
-import { isJobGone, type Virsh } from "./virsh.js";
+import { canBeSameJob, isUnmistakable } from "./same-job.js";
+import { isJobGone, PATIENCE_MS, type Virsh } from "./virsh.js";
 
 /** A moment that is known to lie between two others, in milliseconds since 1970. */
 interface Moment {
@@ -66,7 +67,8 @@ export class RunningJob {
     this.backupXml = facts.backupXml;
     this.domain = facts.domain;
     this.domainXml = facts.domainXml;
-    this.#virsh = facts.virsh;
+    // What has been running for hours does not end because libvirtd is restarted in the last of its minutes.
+    this.#virsh = facts.virsh.withPatience(PATIENCE_MS);
     this.#startedAt = facts.startedAt;
   }
 
@@ -74,9 +76,10 @@ export class RunningJob {
    * Asks libvirt whether the same job still runs; to be called after the last byte was read, and after a connection was
    * lost. Only when this resolves is it known that what was read before belongs to one point in time.
    *
-   * The same job is one with the same description (in which libvirt numbers the scratch nodes of a running QEMU, and
-   * never uses a number twice), in the same run of the domain, begun at the same moment. The moment is computed as now
-   * minus elapsed, both by a clock that may be set in between: the difference stays.
+   * The same job is one with the same description, in the same run of the domain. Where libvirt is so old that the
+   * description has no numbers, it also has to have begun at the same moment, which is computed as now minus elapsed,
+   * both by a clock that may be set in between: the difference stays. A libvirtd that was restarted since counts anew,
+   * and such a job can't be told from another one then.
    *
    * @throws {PreconditionError} `E_JOB_ENDED`, `E_JOB_REPLACED`, or what `Virsh` throws where libvirt doesn't answer
    */
@@ -86,8 +89,9 @@ export class RunningJob {
       const startedAt = await askStart(this.#virsh, this.domain);
       const backupXml = await this.#virsh.backupXml(this.domain);
       const sameRun = (await this.#virsh.domainId(this.domain)) === id;
-      if (backupXml !== this.backupXml || !sameRun) throw replaced(name, "another one runs in its place");
-      if (!overlap(startedAt, this.#startedAt, DRIFT_TOLERANCE_MS)) {
+      const now = parseBackupJob(backupXml);
+      if (!sameRun || !canBeSameJob(now, this.job)) throw replaced(name, "another one runs in its place");
+      if (!isUnmistakable(now) && !overlap(startedAt, this.#startedAt, DRIFT_TOLERANCE_MS)) {
         throw replaced(
           name,
           "libvirt dates it otherwise. Either it is another one, or libvirtd was restarted",

@@ -9,6 +9,8 @@ export interface VirshOptions {
   readonly connect?: string | undefined;
   /** Ends whatever command runs and refuses further ones. Cleaning up takes another instance: see `withSignal`. */
   readonly signal?: AbortSignal | undefined;
+  /** How long a libvirt that doesn't answer is asked again and again, since it may be starting; default not at all. */
+  readonly patienceMs?: number | undefined;
   /** For one command; default 90 s, since libvirt itself waits 30 s for a domain that is busy. */
   readonly timeoutMs?: number | undefined;
 }
@@ -21,6 +23,10 @@ export type DomainRef = string | { readonly uuid: string; readonly name: string 
 
 /** How often a job is asked after while it ends. */
 const POLL_MS = 100;
+/** How often a libvirt that doesn't answer is asked again. */
+const RETRY_MS = 500;
+/** Longer than a restart of libvirtd takes on a host with many domains. */
+export const PATIENCE_MS = 60_000;
 
 /**
  * libvirt through its command `virsh`, which every host with libvirt has and which reaches other hosts as well.
@@ -42,6 +48,11 @@ export class Virsh {
   /** The same libvirt, under another signal or none: a clean-up must run although the work was aborted. */
   withSignal(signal: AbortSignal | undefined): Virsh {
     return new Virsh({ ...this.#options, signal });
+  }
+
+  /** The same libvirt, asked again for so long where it doesn't answer. Not for what must not be done twice. */
+  withPatience(patienceMs: number): Virsh {
+    return new Virsh({ ...this.#options, patienceMs });
   }
 
   async domainUuid(domain: DomainRef): Promise<string> {
@@ -200,6 +211,19 @@ export class Virsh {
   }
 
   async #exec(command: string, args: readonly string[], about: string): Promise<string> {
+    const { signal, patienceMs = 0 } = this.#options;
+    const deadline = performance.now() + patienceMs;
+    for (;;) {
+      try {
+        return await this.#execOnce(command, args, about);
+      } catch (error) {
+        if (!hasCode(error, "E_LIBVIRT") || performance.now() >= deadline) throw error;
+      }
+      await sleep(RETRY_MS, undefined, signal && { signal }).catch(() => signal?.throwIfAborted());
+    }
+  }
+
+  async #execOnce(command: string, args: readonly string[], about: string): Promise<string> {
     const { connect, signal, timeoutMs = 90_000 } = this.#options;
     signal?.throwIfAborted();
     const result = await execa(

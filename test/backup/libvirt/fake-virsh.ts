@@ -18,6 +18,10 @@ export class FakeVirsh extends Virsh {
     this.backup = backup;
   }
 
+  override withPatience(): FakeVirsh {
+    return this;
+  }
+
   override async run(command: string, _domain: DomainRef): Promise<string> {
     switch (command) {
       case "dumpxml":

@@ -1,6 +1,6 @@
 import { beforeEach, describe, expect, it, vi } from "vitest";
 import { openRunningJob } from "../../../src/backup/libvirt/running-job.js";
-import { CHECKPOINT, FULL, INCREMENTAL } from "./dumps.js";
+import { CHECKPOINT, FULL, INCREMENTAL, MIXED } from "./dumps.js";
 import { FakeVirsh } from "./fake-virsh.js";
 
 /** 10:00:00.600 of some day: what a job has been found running at. */
@@ -24,6 +24,14 @@ describe("a running job is still the same", () => {
     await job.assertAlive();
   });
 
+  it("after libvirtd was restarted, which dates it anew and forgets how its exports are called", async () => {
+    virsh.backup = MIXED;
+    const job = await openRunningJob({ domain: "lab", virsh });
+    virsh.backup = MIXED.replaceAll(/ export(?:name|bitmap)='[^']*'/g, "");
+    virsh.startedAt = STARTED + 50_000;
+    await job.assertAlive();
+  });
+
   it("when the hypervisor's clock is an hour off", async () => {
     virsh.aheadMs = 3_600_000;
     const job = await openRunningJob({ domain: "lab", virsh });
@@ -42,8 +50,8 @@ describe("a running job is not the same any more", () => {
       () => Object.assign(virsh, { domainNumber: 2 }),
     ],
     [
-      "when it began later, although all else is equal",
-      () => Object.assign(virsh, { startedAt: STARTED + 30_000 }),
+      "when it counts from another base",
+      () => Object.assign(virsh, { backup: INCREMENTAL.replaceAll("cp1", "cp2") }),
     ],
   ])("%s", async (_, change) => {
     const job = await openRunningJob({ domain: "lab", virsh });
@@ -52,6 +60,13 @@ describe("a running job is not the same any more", () => {
       code: "E_JOB_REPLACED",
       message: expect.stringContaining("Attach again"),
     });
+  });
+
+  it("when it began later, although all else is equal, and libvirt gives no numbers", async () => {
+    virsh.backup = INCREMENTAL.replace(" index='5'", "");
+    const job = await openRunningJob({ domain: "lab", virsh });
+    virsh.startedAt = STARTED + 30_000;
+    await expect(job.assertAlive()).rejects.toMatchObject({ code: "E_JOB_REPLACED" });
   });
 
   it("when a job of another kind runs", async () => {

@@ -1,4 +1,4 @@
-import { chmod, mkdtemp, rm, writeFile } from "node:fs/promises";
+import { chmod, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { delimiter, join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
@@ -57,6 +57,20 @@ describe("virsh", () => {
     const answer = new Virsh().backupXml("lab");
     await expect(answer).rejects.toBeInstanceOf(PreconditionError);
     await expect(answer).rejects.toMatchObject({ code, message: expect.stringContaining("(libvirt: ") });
+  });
+
+  it("is asked again while libvirt doesn't answer, as long as there is patience for", async () => {
+    const refusing = `cat >&2 <<'END'\n${REFUSALS[0][1]}\nEND\nexit 1`;
+    await install(`[ -e "$0.up" ] && { echo lab; exit 0; }\n: > "$0.up"\n${refusing}`);
+    expect(await new Virsh().withPatience(30_000).domainName("x")).toBe("lab");
+    await install(`echo >> "$0.asked"\n${refusing}`);
+    await expect(new Virsh().withPatience(600).domainName("x")).rejects.toMatchObject({ code: "E_LIBVIRT" });
+    const asked = (await readFile(join(folder, "virsh.asked"), "utf8")).length;
+    expect(asked).toBeGreaterThan(1);
+    const stop = new AbortController();
+    const waiting = new Virsh({ signal: stop.signal }).withPatience(30_000).domainName("x");
+    stop.abort(new Error("enough"));
+    await expect(waiting).rejects.toThrow("enough");
   });
 
   it("passes on a refusal that it doesn't know", async () => {
