@@ -1,4 +1,4 @@
-import { rm } from "node:fs/promises";
+import { readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -30,19 +30,36 @@ async function findObstacle(): Promise<string | undefined> {
   if (missing.length > 0) return `not installed: ${missing.join(", ")}`;
   if (process.getuid?.() !== 0) return "a lab needs root";
   await openKvmToLibvirt();
-  if (!(await answers())) {
-    // Where two processes do this at once one of each pair ends by itself: they hold a lock on their pid files.
-    for (const daemon of ["virtlogd", "libvirtd"]) {
-      await execa(findTool(daemon) ?? daemon, ["-d"], { reject: false, timeout: 30_000 });
-    }
-    const deadline = Date.now() + 30_000;
-    while (!(await answers())) {
-      if (Date.now() > deadline) return "libvirtd does not answer, and could not be started";
-      await sleep(200);
-    }
-  }
+  if (!(await startDaemons())) return "libvirtd does not answer, and could not be started";
   await removeDeadLabs();
   return undefined;
+}
+
+/** @returns whether libvirt answers */
+async function startDaemons(): Promise<boolean> {
+  if (await answers()) return true;
+  // Where two processes do this at once one of each pair ends by itself: they hold a lock on their pid files.
+  for (const daemon of ["virtlogd", "libvirtd"]) {
+    await execa(findTool(daemon) ?? daemon, ["-d"], { reject: false, timeout: 30_000 });
+  }
+  const deadline = Date.now() + 30_000;
+  while (!(await answers())) {
+    if (Date.now() > deadline) return false;
+    await sleep(200);
+  }
+  return true;
+}
+
+/** Stops libvirtd, which its domains survive. It is started again when the result is disposed of. */
+export async function stopLibvirtd(): Promise<AsyncDisposable> {
+  const pid = Number(await readFile("/run/libvirtd.pid", "utf8"));
+  process.kill(pid, "SIGTERM");
+  while (isAlive(pid)) await sleep(20);
+  return {
+    [Symbol.asyncDispose]: async () => {
+      if (!(await startDaemons())) throw new Error("libvirtd does not come back");
+    },
+  };
 }
 
 /**
