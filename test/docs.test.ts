@@ -49,6 +49,19 @@ describe("the documentation", () => {
     }
   });
 
+  it("names tests that there are, in every row of the faults of others", () => {
+    const page = readFileSync(join(root, "docs/faults-of-others.md"), "utf8");
+    const rows = page.split("\n").filter((line) => /^\| (?!fault |what )/.test(line));
+    expect(rows.length).toBeGreaterThan(20);
+    for (const row of rows) {
+      const named = [...row.matchAll(/\]\(\.\.\/(test\/[^)]+)\): `([^`]+)`/g)];
+      expect(named, row).not.toEqual([]);
+      for (const [, file = "", title = ""] of named) {
+        expect(readFileSync(join(root, file), "utf8")).toContain(`"${title}"`);
+      }
+    }
+  });
+
   it("has an API reference that says what the docstrings say", async () => {
     const folder = await mkdtemp(join(tmpdir(), "nbdpull-docs-"));
     try {
