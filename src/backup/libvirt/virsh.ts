@@ -16,10 +16,12 @@ export interface VirshOptions {
 }
 
 /**
- * A domain as virsh takes it (its name, its UUID or the number of its run), or one that is known: asked for by its UUID,
+ * A domain as virsh takes it (its name, its UUID or the number of its run; here the name comes first), or one that is known: asked for by its UUID,
  * so that a renamed domain stays itself, and called by its name in messages.
  */
 export type DomainRef = string | { readonly uuid: string; readonly name: string };
+
+const UUID_CHARACTERS = 36;
 
 /** How often a job is asked after while it ends. */
 const POLL_MS = 100;
@@ -56,7 +58,9 @@ export class Virsh {
   }
 
   async domainUuid(domain: DomainRef): Promise<string> {
-    return (await this.run("domuuid", domain)).trim();
+    const called = typeof domain === "string" ? await this.#calledByNumber(domain) : domain.uuid;
+    // The one command that doesn't take a UUID.
+    return called ?? (await this.run("domuuid", domain)).trim();
   }
 
   async domainName(domain: DomainRef): Promise<string> {
@@ -206,8 +210,21 @@ export class Virsh {
   /** Runs one command of virsh on a domain; resolves with what it printed. For everything that has no method here. */
   async run(command: string, domain: DomainRef, args: readonly string[] = []): Promise<string> {
     // With the option's name before it a domain called `--all` is no option.
-    const named = `--domain=${typeof domain === "string" ? domain : domain.uuid}`;
+    const wanted =
+      typeof domain === "string" ? ((await this.#calledByNumber(domain)) ?? domain) : domain.uuid;
+    const named = `--domain=${wanted}`;
     return await this.#exec(command, [named, ...args], nameOf(domain));
+  }
+
+  /**
+   * virsh takes a number for that of a run, though another domain is called so: here the name comes first.
+   * @returns its UUID
+   */
+  async #calledByNumber(name: string): Promise<string | undefined> {
+    if (!/^\s*[-+]?\d+$/.test(name)) return undefined;
+    const output = await this.#exec("list", ["--all", "--uuid", "--name"], name);
+    const called = output.split("\n").find((line) => line.slice(UUID_CHARACTERS + 1) === name);
+    return called?.slice(0, UUID_CHARACTERS);
   }
 
   async #exec(command: string, args: readonly string[], about: string): Promise<string> {

@@ -137,6 +137,25 @@ describe("virsh", () => {
 });
 
 describeWith(["virsh"], "the real virsh", () => {
+  it("means the domain that is called so by a number, and else the run of that number", async () => {
+    const folder = await mkdtemp(join(tmpdir(), "nbdpull-virsh-"));
+    const domains = ["web", "1"].map(
+      (name, i) =>
+        `<domain type='test'><name>${name}</name><uuid>0000000${i}-0000-4000-8000-000000000000</uuid>` +
+        "<memory>8192</memory><os><type>hvm</type></os></domain>",
+    );
+    try {
+      await writeFile(join(folder, "node.xml"), `<node>${domains.join("")}</node>`);
+      const virsh = new Virsh({ connect: `test://${join(folder, "node.xml")}` });
+      expect(await virsh.runningDomains()).toEqual(["web", "1"]);
+      const uuids = await Promise.all(["web", "1", "2"].map((name) => virsh.domainUuid(name)));
+      expect(uuids.map((uuid) => uuid.slice(0, 8))).toEqual(["00000000", "00000001", "00000001"]);
+      await expect(virsh.domainUuid("3")).rejects.toMatchObject({ code: "E_NO_SUCH_DOMAIN" });
+    } finally {
+      await rm(folder, { recursive: true });
+    }
+  });
+
   it("gives E_LIBVIRT where nothing listens", async () => {
     const nowhere = join(tmpdir(), "no-such-libvirt.sock");
     const virsh = new Virsh({ connect: `qemu+unix:///system?socket=${nowhere}` });
