@@ -16,6 +16,7 @@ export class ByteChannel {
   readonly #stream: Duplex;
   readonly #closed = new AbortController();
   #waiting: (() => void)[] = [];
+  #partsTaken = 0;
   #failure: unknown;
 
   constructor(stream: Duplex) {
@@ -41,6 +42,11 @@ export class ByteChannel {
   /** Why the connection was given up, if it failed or was destroyed. */
   get failure(): unknown {
     return this.#failure;
+  }
+
+  /** How many parts of what was sent the system has taken: it goes up as long as the client reads. */
+  get partsTaken(): number {
+    return this.#partsTaken;
   }
 
   /** True if bytes have arrived that nobody has read. */
@@ -78,7 +84,7 @@ export class ByteChannel {
   async send(parts: readonly Uint8Array[]): Promise<void> {
     if (!this.#stream.writable) throw this.#lost();
     this.#stream.cork();
-    for (const part of parts) this.#stream.write(part);
+    for (const part of parts) this.#stream.write(part, this.#noteTaken);
     this.#stream.uncork();
     while (this.#stream.writableNeedDrain) await this.#change();
     if (this.#stream.destroyed) throw this.#lost();
@@ -101,6 +107,10 @@ export class ByteChannel {
   release(): void {
     for (const event of STREAM_EVENTS) this.#stream.removeListener(event, this.#wake);
   }
+
+  readonly #noteTaken = (): void => {
+    this.#partsTaken += 1;
+  };
 
   readonly #wake = (): void => {
     const waiting = this.#waiting;

@@ -12,6 +12,7 @@ import type { ERRNO } from "../wire/constants.js";
  *   BAD_PAYLOAD         a request announces more payload than any client may send
  *   EXPORT_REFUSED      NBD_OPT_EXPORT_NAME could not be granted, and has no error reply
  *   HANDSHAKE_TIMEOUT   no export was chosen in time
+ *   STALLED             the client took nothing of its replies while others waited for room
  *   PLAINTEXT_BEFORE_TLS  bytes followed NBD_OPT_STARTTLS instead of a TLS handshake
  *   TLS_FAILED          the TLS handshake failed
  *   DISCONNECTED        the client went away without NBD_CMD_DISC or NBD_OPT_ABORT
@@ -23,6 +24,7 @@ export type ClientFaultCode =
   | "BAD_PAYLOAD"
   | "EXPORT_REFUSED"
   | "HANDSHAKE_TIMEOUT"
+  | "STALLED"
   | "PLAINTEXT_BEFORE_TLS"
   | "TLS_FAILED"
   | "DISCONNECTED"

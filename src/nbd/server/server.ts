@@ -4,6 +4,7 @@ import { ByteChannel } from "./byte-channel.js";
 import { ClientFault } from "./errors.js";
 import type { ExportSource } from "./export.js";
 import { negotiate } from "./handshake.js";
+import { ReplyRoom } from "./reply-room.js";
 import type { Session } from "./session.js";
 import { checkTls, type ServerTls, upgradeToTls } from "./tls.js";
 import { serveRequests } from "./transmission.js";
@@ -46,6 +47,10 @@ export interface NbdServerOptions {
   readonly maxConnections?: number;
   /** Time from the connection to the choice of an export. Default 10 000. */
   readonly handshakeTimeoutMs?: number;
+  /** Bytes of replies that are in memory at a time, for all connections together. Default 256 MiB. */
+  readonly maxReplyBytes?: number;
+  /** A client that takes nothing of its replies for so long while others wait for that room is hung up on. Default 60 000. */
+  readonly stallTimeoutMs?: number;
   /** Told what happens, in order, just after the fact. What it throws is an uncaught exception of the process. */
   readonly onEvent?: (event: NbdServerEvent) => void;
 }
@@ -62,6 +67,7 @@ export interface NbdServerOptions {
 export class NbdServer implements AsyncDisposable {
   readonly #server: Server;
   readonly #options: NbdServerOptions;
+  readonly #room: ReplyRoom;
   /** Open connections, each with what ends when it is over. */
   readonly #connections = new Map<Socket, Promise<void>>();
   #connectionCount = 0;
@@ -69,6 +75,8 @@ export class NbdServer implements AsyncDisposable {
   private constructor(server: Server, options: NbdServerOptions) {
     this.#server = server;
     this.#options = options;
+    const { maxReplyBytes = 256 * 1024 * 1024, stallTimeoutMs = 60_000 } = options;
+    this.#room = new ReplyRoom({ maxBytes: maxReplyBytes, stallTimeoutMs });
     server.maxConnections = options.maxConnections ?? 64;
     server.on("drop", () => this.#emit({ type: "turned-away" }));
     server.on("connection", (socket) => this.#accept(socket));
@@ -139,7 +147,7 @@ export class NbdServer implements AsyncDisposable {
           mode,
           contexts: contexts.map(({ name }) => name),
         });
-        await serveRequests(session, (error) => {
+        await serveRequests(session, this.#room, (error) => {
           this.#emit({ type: "request-failed", connection, exportName, error });
         });
       }

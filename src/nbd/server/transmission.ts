@@ -2,6 +2,7 @@
 import { ALLOCATION, COMMAND, COMMAND_FLAG, DEFAULT_MAX_PAYLOAD, ERRNO } from "../wire/constants.js";
 import { extentsForReply } from "./block-status.js";
 import { ClientFault, ServedError } from "./errors.js";
+import type { ReplyRoom } from "./reply-room.js";
 import { blockSizeOf, type Session } from "./session.js";
 import {
   type ChunkHead,
@@ -26,11 +27,13 @@ const MAX_EXTENTS_IN_REPLY = 8192;
 /**
  * Serves one export until the client says goodbye, and then answers what it still had in flight.
  *
+ * @param room for replies, shared with other connections
  * @param onRequestFailed told of each error that an export threw (not of the client's own mistakes)
  * @throws {ClientFault}
  */
 export async function serveRequests(
   session: Session,
+  room: ReplyRoom,
   onRequestFailed: (error: unknown) => void,
 ): Promise<void> {
   const { channel, mode, served } = session;
@@ -44,11 +47,18 @@ export async function serveRequests(
       // What will be refused takes up no room.
       const bytes = request.type === COMMAND.READ && request.length <= maximum ? request.length : 0;
       await window.enter(bytes);
+      await room.enter(bytes, channel).catch((error: unknown) => {
+        window.leave(bytes);
+        throw error;
+      });
       void answer(session, request, onRequestFailed)
-        .then((reply) => channel.send(reply))
+        .then((reply) => room.send(channel, reply))
         // The loop here finds out when it reads on.
         .catch((error: unknown) => channel.destroy(error))
-        .finally(() => window.leave(bytes));
+        .finally(() => {
+          window.leave(bytes);
+          room.leave(bytes);
+        });
     }
   } catch (error) {
     // Nobody waits for the replies any more, and the reads that make them should stop.

@@ -131,6 +131,25 @@ describe("limits", () => {
     expect(await settled(() => disk.started)).toBe(2);
   });
 
+  test("all clients share the room for replies, and one that takes none of its own is hung up on for others", async () => {
+    const disk = new WatchedExport();
+    const server = await listen(disk, { maxReplyBytes: 8 * MIB, stallTimeoutMs: 200 });
+    await using greedy = await connected(server);
+    greedy.send(...reads(50, MIB));
+    const first = await settled(() => disk.started);
+    expect(first).toBeLessThan(12);
+    // Nobody minds yet.
+    await new Promise((resolve) => setTimeout(resolve, 600));
+    await using patient = await connected(server);
+    patient.send(requestFrame({ type: READ, cookie: 7, length: MIB }));
+    expect((await patient.simpleReply(MIB)).error).toBe(0);
+    await expect.poll(() => events.at(-1)).toMatchObject({ connection: 1, error: { code: "STALLED" } });
+
+    // Room is given back by whoever leaves, also while it waits.
+    patient.send(...reads(5, MIB));
+    for (let replies = 0; replies < 5; replies++) await patient.simpleReply(MIB);
+  });
+
   test("a client that reads late gets everything all the same", async () => {
     const disk = new WatchedExport();
     await using client = await connected(await listen(disk));
