@@ -42,7 +42,7 @@ const FLOORS: readonly (readonly RegExp[])[] = [
   [/^src\/backup\/proven-image\./],
   [/^src\/backup\/image\/.*-(reader|writer|check)\./],
   [
-    /^src\/backup\/(overwrites|domain-lock|digest-file|new-files|settle|in-order|files|rate-limit|all-or-none|pace|buffer-pool|digest-threads|progress)\./,
+    /^src\/backup\/(overwrites|domain-lock|digest-file|new-files|settle|in-order|files|rate-limit|all-or-none|pace|buffer-pool|digest-threads|progress|image-locks)\./,
     /^src\/backup\/libvirt\//,
   ],
   [/^src\/backup\/cluster-(workers|worker)\./],

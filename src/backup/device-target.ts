@@ -2,7 +2,7 @@ import { readFile, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { type BlockTarget, zeroByHand } from "./block-target.js";
 import { PreconditionError, UsageError } from "./errors.js";
-import { isMissing } from "./files.js";
+import { deviceNumbers, isMissing } from "./files.js";
 import { ImageFile } from "./image/image-file.js";
 
 /** What the kernel counts devices in, whatever their blocks are. */
@@ -93,9 +93,7 @@ async function kernelFolder(path: string): Promise<string> {
   if (!found.isBlockDevice()) {
     throw new UsageError("E_TARGET", `${path} is not a block device`, { details: { path } });
   }
-  const { rdev } = found;
-  const major = ((rdev >> 8n) & 0xfffn) | ((rdev >> 32n) & ~0xfffn);
-  const minor = (rdev & 0xffn) | ((rdev >> 12n) & 0xffffff00n);
+  const { major, minor } = deviceNumbers(found.rdev);
   return join("/sys/dev/block", `${major}:${minor}`);
 }
 

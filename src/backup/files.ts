@@ -51,6 +51,14 @@ export async function isFolder(path: string): Promise<boolean> {
   );
 }
 
+/** What the kernel calls a device by: `8:1` is sda1. */
+export function deviceNumbers(device: bigint): { readonly major: bigint; readonly minor: bigint } {
+  return {
+    major: ((device >> 8n) & 0xfffn) | ((device >> 32n) & ~0xfffn),
+    minor: (device & 0xffn) | ((device >> 12n) & 0xffffff00n),
+  };
+}
+
 /** The file system says that there is no such file. */
 export function isMissing(error: unknown): boolean {
   return (error as NodeJS.ErrnoException).code === "ENOENT";

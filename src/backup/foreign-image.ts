@@ -10,6 +10,7 @@ import { INCOMPATIBLE } from "./image/qcow2-header.js";
 import { Qcow2Reader } from "./image/qcow2-reader.js";
 import { RawReader } from "./image/raw-reader.js";
 import { singlyUsed } from "./image/single-use.js";
+import { isWrittenByQemu } from "./image-locks.js";
 import type { LayerRun } from "./layer.js";
 import { ChainSource, type SeenLayer } from "./overlay.js";
 import type { ByteSource } from "./pull.js";
@@ -49,13 +50,14 @@ export class ForeignImage implements DiskSource, AsyncDisposable {
 
   /**
    * @param format never probed: a guest can write whatever it likes to the beginning of its raw disk
-   * @throws {PreconditionError} it is not there, or has a backing file
+   * @throws {PreconditionError} it is not there, a QEMU has it open for writing, or it has a backing file
    * @throws {UsageError} it is no plain file, or a raw image that looks like qcow2 and `asked` is false
    * @throws {DamageError} it is damaged
    * @throws {BackupError} it uses what can't be read
    */
   static async open(path: string, format: ImageFormat, asked: boolean): Promise<ForeignImage> {
     const state = await stateOf(path);
+    await refuseInUse(path);
     if (format === "raw") {
       if (!asked && (await looksLikeQcow2(path))) {
         const message = `${path} begins like a qcow2 image, but its name does not end in .qcow2: say which it is with --image-format qcow2, or --image-format raw`;
@@ -91,8 +93,9 @@ export class ForeignImage implements DiskSource, AsyncDisposable {
 
   widen(): void {}
 
-  /** @throws {BackupError} the file changed since it was opened */
+  /** @throws {BackupError} the file changed since it was opened, or is about to */
   async assertUnchanged(): Promise<void> {
+    await refuseInUse(this.path);
     const now = await stateOf(this.path);
     const same = (Object.keys(now) as (keyof FileState)[]).every((key) => now[key] === this.#state[key]);
     if (same) return;
@@ -119,6 +122,12 @@ async function stateOf(path: string): Promise<FileState> {
     throw new UsageError("E_IMAGE_KIND", message, { details: { path } });
   }
   return { device: found.dev, inode: found.ino, size: found.size, modified: found.mtimeNs };
+}
+
+async function refuseInUse(path: string): Promise<void> {
+  if (!(await isWrittenByQemu(path))) return;
+  const message = `a QEMU has ${path} open for writing (does a guest run on it?), so it is nothing of one moment: nothing was stored. Shut the guest down, or import a copy that nobody writes to`;
+  throw new PreconditionError("E_IMAGE_IN_USE", message, { details: { path } });
 }
 
 /** Only to refuse it: what the bytes say is never believed. */

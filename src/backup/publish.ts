@@ -1,8 +1,9 @@
 import { randomBytes } from "node:crypto";
 import { link, lstat, rename, stat, unlink } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
-import { UsageError } from "./errors.js";
+import { PreconditionError, UsageError } from "./errors.js";
 import { isMissing, syncFolder } from "./files.js";
+import { isWrittenByQemu } from "./image-locks.js";
 
 /** A file that was made under a temporary name. */
 export interface Finished {
@@ -18,6 +19,7 @@ export function temporaryPathFor(path: string): string {
 /**
  * To be asked before the work begins. What isn't a plain file (a device, a folder, a link) is never replaced.
  * @throws {UsageError} there is something at `path` that may not be replaced, or no folder to put it in
+ * @throws {PreconditionError} what would be replaced is open for writing in a QEMU
  */
 export async function refuseTarget(path: string, force: boolean): Promise<void> {
   const folder = await stat(dirname(path)).catch(() => undefined);
@@ -27,7 +29,12 @@ export async function refuseTarget(path: string, force: boolean): Promise<void> 
     });
   }
   const found = await statOf(path);
-  if (!found || (force && found.isFile())) return;
+  if (!found) return;
+  if (force && found.isFile()) {
+    if (!(await isWrittenByQemu(path))) return;
+    const message = `a QEMU has ${path} open for writing (does a guest run on it?), and would go on with a file that has no name any more: it was not touched. Shut the guest down, or name another file`;
+    throw new PreconditionError("E_TARGET_IN_USE", message, { details: { path } });
+  }
   const message = found.isFile()
     ? `${path} exists already and was not touched: name another file, or use --force to replace it`
     : `${path} is not a plain file and was not touched: name another file`;
