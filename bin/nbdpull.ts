@@ -43,6 +43,8 @@ for (const [name, load] of Object.entries(COMMANDS)) {
 for (const command of program.commands) withTalk(command).exitOverride();
 
 surviveClosedPipes();
+// Nothing is left to do by then. Leaving now spares Node taking its heap apart piece by piece, which took a tenth of a small pull.
+process.once("beforeExit", () => process.exit());
 try {
   await program.parseAsync(fillInDefaults(process.argv));
 } catch (error) {

@@ -1,6 +1,6 @@
 import type { NbdClient } from "../nbd/index.js";
 import type { Extent } from "./extent.js";
-import { classify, cleanZeroesFrom, dirtyFrom } from "./extent-algebra.js";
+import { classify, cleanZeroesFrom } from "./extent-algebra.js";
 
 export const ALLOCATION_CONTEXT = "base:allocation";
 
@@ -39,13 +39,14 @@ export async function* exportExtents(
   }
   const dirtyName = options.bitmap === undefined ? undefined : dirtyContext(options.bitmap);
   const { parentSize = size } = options;
-  const grownFrom = parentSize < size ? Math.floor(parentSize / GROWN_UNIT) * GROWN_UNIT : size;
-  for await (const batch of client.blockStatus(options.signal ? { signal: options.signal } : {})) {
-    const marked = dirtyName === undefined ? undefined : batch.contexts.get(dirtyName);
-    if (dirtyName !== undefined && marked === undefined) throw new Error(`${dirtyName} was not negotiated`);
-    const dirty = marked && dirtyFrom(grownFrom, marked);
-    const allocation = batch.contexts.get(ALLOCATION_CONTEXT);
-    const extents = classify({ offset: batch.offset, length: batch.length, dirty, allocation });
-    yield marked ? [...cleanZeroesFrom(parentSize, extents, GROWN_UNIT)] : [...extents];
+  const hasGrown = dirtyName !== undefined && parentSize < size;
+  const dirtyFrom = hasGrown ? Math.floor(parentSize / GROWN_UNIT) * GROWN_UNIT : undefined;
+  for await (const { offset, length, runs } of client.blockStatus(
+    options.signal ? { signal: options.signal } : {},
+  )) {
+    const dirty = dirtyName === undefined ? undefined : runs.get(dirtyName);
+    if (dirtyName !== undefined && dirty === undefined) throw new Error(`${dirtyName} was not negotiated`);
+    const extents = classify({ offset, length, dirty, allocation: runs.get(ALLOCATION_CONTEXT), dirtyFrom });
+    yield hasGrown ? cleanZeroesFrom(parentSize, extents, GROWN_UNIT) : extents;
   }
 }

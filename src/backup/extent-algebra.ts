@@ -1,22 +1,24 @@
-import { ALLOCATION, DIRTY } from "../nbd/index.js";
+import { ALLOCATION, DIRTY, type StatusRuns } from "../nbd/index.js";
 import type { Extent, ExtentState } from "./extent.js";
 
-/** A stretch of the export with the flags that one meta context gives it. */
-export interface Flagged {
-  readonly offset: number;
-  readonly length: number;
-  readonly flags: number;
-}
-
-/** What the server said of one range: each list covers exactly `offset .. offset + length`. */
+/** What the server said of one range: each context's runs cover exactly `offset .. offset + length`. */
 export interface RangeStatus {
   readonly offset: number;
   readonly length: number;
   /** Of `qemu:dirty-bitmap:NAME`; left out for a full copy. */
-  readonly dirty?: readonly Flagged[] | undefined;
+  readonly dirty?: StatusRuns | undefined;
   /** Of `base:allocation`; left out where the server has none. */
-  readonly allocation?: readonly Flagged[] | undefined;
+  readonly allocation?: StatusRuns | undefined;
+  /** Everything from this byte on is dirty, whatever the bitmap says. */
+  readonly dirtyFrom?: number | undefined;
 }
+
+/** What holds where the server said nothing. */
+const ALL_DIRTY: StatusRuns = {
+  ends: Float64Array.of(Number.POSITIVE_INFINITY),
+  flags: Float64Array.of(DIRTY),
+};
+const ALL_DATA: StatusRuns = { ends: Float64Array.of(Number.POSITIVE_INFINITY), flags: Float64Array.of(0) };
 
 /**
  * Lays the dirty bitmap over the allocation and says what each byte is to the backup.
@@ -27,41 +29,40 @@ export interface RangeStatus {
  *
  * Only ZERO is trusted: a HOLE without it may hold anything, so it is read. What no allocation context
  * describes is read as well. Neighbours in the same state come out as one.
+ *
+ * @throws {RangeError} runs end before the range does
  */
-export function* classify(status: RangeStatus): Generator<Extent> {
-  const end = status.offset + status.length;
-  const dirty = new Cursor(status.dirty, DIRTY);
-  const allocation = new Cursor(status.allocation, 0);
-  let pending: Extent | undefined;
-  for (let offset = status.offset; offset < end; ) {
-    dirty.moveTo(offset);
-    allocation.moveTo(offset);
-    const stop = Math.min(dirty.end, allocation.end, end);
-    const state = stateOf(dirty.flags, allocation.flags);
-    if (pending?.state === state) pending = { ...pending, length: stop - pending.offset };
+export function classify(status: RangeStatus): Extent[] {
+  const { offset, length, dirty = ALL_DIRTY, allocation = ALL_DATA } = status;
+  const { dirtyFrom = Number.POSITIVE_INFINITY } = status;
+  const end = offset + length;
+  const extents: Extent[] = [];
+  let last: { -readonly [K in keyof Extent]: Extent[K] } | undefined;
+  let inDirty = 0;
+  let inAllocation = 0;
+  for (let at = offset; at < end; ) {
+    while (endOf(dirty, inDirty, at) <= at) inDirty += 1;
+    while (endOf(allocation, inAllocation, at) <= at) inAllocation += 1;
+    const isPast = at >= dirtyFrom;
+    const isDirty = isPast || ((dirty.flags[inDirty] ?? 0) & DIRTY) !== 0;
+    const isZero = ((allocation.flags[inAllocation] ?? 0) & ALLOCATION.ZERO) !== 0;
+    const state: ExtentState = !isDirty ? "clean" : isZero ? "zero" : "data";
+    let stop = Math.min(endOf(dirty, inDirty, at), endOf(allocation, inAllocation, at), end);
+    if (!isPast) stop = Math.min(stop, dirtyFrom);
+    if (last?.state === state) last.length += stop - at;
     else {
-      if (pending) yield pending;
-      pending = { offset, length: stop - offset, state };
+      last = { offset: at, length: stop - at, state };
+      extents.push(last);
     }
-    offset = stop;
+    at = stop;
   }
-  if (pending) yield pending;
+  return extents;
 }
 
-function stateOf(dirtyFlags: number, allocationFlags: number): ExtentState {
-  if ((dirtyFlags & DIRTY) === 0) return "clean";
-  return (allocationFlags & ALLOCATION.ZERO) !== 0 ? "zero" : "data";
-}
-
-/** The same list, with everything from byte `from` on dirty. */
-export function dirtyFrom(from: number, dirty: readonly Flagged[]): Flagged[] {
-  return dirty.flatMap(({ offset, length, flags }) => {
-    const before = Math.min(length, Math.max(0, from - offset));
-    return [
-      { offset, length: before, flags },
-      { offset: offset + before, length: length - before, flags: flags | DIRTY },
-    ].filter((piece) => piece.length > 0);
-  });
+function endOf({ ends }: StatusRuns, index: number, at: number): number {
+  const end = ends[index];
+  if (end === undefined) throw new RangeError(`the status ends before byte ${at}`);
+  return end;
 }
 
 /**
@@ -72,45 +73,17 @@ export function dirtyFrom(from: number, dirty: readonly Flagged[]): Flagged[] {
  *     extent     zzzzzzzzzzzzzzzzzzzz
  *     result     zzzzzzz|    clean      |zz
  */
-export function* cleanZeroesFrom(from: number, extents: Iterable<Extent>, unit: number): Generator<Extent> {
-  for (const extent of extents) {
+export function cleanZeroesFrom(from: number, extents: readonly Extent[], unit: number): Extent[] {
+  return extents.flatMap((extent) => {
     const end = extent.offset + extent.length;
     const first = Math.ceil(Math.max(extent.offset, from) / unit) * unit;
     const last = Math.floor(end / unit) * unit;
-    if (extent.state !== "zero" || first >= last) {
-      yield extent;
-      continue;
-    }
-    if (extent.offset < first) yield { ...extent, length: first - extent.offset };
-    yield { offset: first, length: last - first, state: "clean" };
-    if (last < end) yield { ...extent, offset: last, length: end - last };
-  }
-}
-
-/** Walks one list of flags; where there is no list, one endless extent with the flags given. */
-class Cursor {
-  readonly #list: readonly Flagged[];
-  #index = 0;
-  flags: number;
-  end = Number.POSITIVE_INFINITY;
-
-  constructor(list: readonly Flagged[] | undefined, flags: number) {
-    this.#list = list ?? [];
-    this.flags = flags;
-    const first = this.#list[0];
-    if (first) this.#take(first);
-  }
-
-  moveTo(offset: number): void {
-    while (offset >= this.end) {
-      const next = this.#list[++this.#index];
-      if (!next) throw new RangeError(`the status ends at byte ${this.end}, before byte ${offset}`);
-      this.#take(next);
-    }
-  }
-
-  #take(extent: Flagged): void {
-    this.flags = extent.flags;
-    this.end = extent.offset + extent.length;
-  }
+    if (extent.state !== "zero" || first >= last) return [extent];
+    const pieces: Extent[] = [
+      { ...extent, length: first - extent.offset },
+      { offset: first, length: last - first, state: "clean" },
+      { ...extent, offset: last, length: end - last },
+    ];
+    return pieces.filter(({ length }) => length > 0);
+  });
 }

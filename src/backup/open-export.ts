@@ -49,8 +49,8 @@ async function isMappedWhereClean(
   signal: AbortSignal | undefined,
 ): Promise<boolean> {
   try {
-    for await (const { contexts } of client.blockStatus(signal ? { signal } : {})) {
-      if (contexts.get(dirtyName)?.some(({ flags }) => (flags & DIRTY) === 0)) break;
+    for await (const { runs } of client.blockStatus(signal ? { signal } : {})) {
+      if (runs.get(dirtyName)?.flags.some((flags) => (flags & DIRTY) === 0)) break;
     }
     return true;
   } catch (error) {

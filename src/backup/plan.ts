@@ -1,6 +1,6 @@
 import { BackupError } from "./errors.js";
 import type { Extent } from "./extent.js";
-import { type Geometry, SUBCLUSTERS } from "./image/image.js";
+import { type Geometry, SUBCLUSTERS, slotsOf } from "./image/image.js";
 
 /** Clusters that are alike, as the maps describe them before a byte was read. */
 export type PlannedRun =
@@ -103,18 +103,16 @@ export async function* plan(
       }
       before = extent.state;
       for (const run of cutter.cut(extent)) {
-        if (run.kind !== "data") {
-          runs.push(run);
-          if (run.kind === "partial" && run.dataMask !== 0) clusters += 1;
-        } else {
-          for (let done = 0; done < run.count; ) {
-            const count = Math.min(run.count - done, perSegment - clusters);
-            runs.push({ kind: "data", cluster: run.cluster + done, count });
-            clusters += count;
-            done += count;
-            if (clusters === perSegment) yield take();
-          }
+        let rest = run;
+        // Only what is read has to be divided.
+        for (let room = perSegment - clusters; rest.kind === "data" && rest.count > room; room = perSegment) {
+          runs.push({ kind: "data", cluster: rest.cluster, count: room });
+          clusters += room;
+          rest = { kind: "data", cluster: rest.cluster + room, count: rest.count - room };
+          yield take();
         }
+        runs.push(rest);
+        clusters += slotsOf(rest);
         if (clusters === perSegment || runs.length >= MAX_RUNS_IN_SEGMENT) yield take();
       }
     }
@@ -127,15 +125,21 @@ class ClusterCutter {
   readonly #geometry: Geometry;
   /** Of the cluster that the extents so far end in. */
   #pieces: Extent[] = [];
+  /** What the extent at hand comes to; the next one's take its place. */
+  readonly #runs: PlannedRun[] = [];
 
   constructor(geometry: Geometry) {
     this.#geometry = geometry;
   }
 
-  /** @param extent follows the one before it */
-  cut(extent: Extent): PlannedRun[] {
+  /**
+   * @param extent follows the one before it
+   * @returns good until the next call
+   */
+  cut(extent: Extent): readonly PlannedRun[] {
     const { clusterSize, virtualSize } = this.#geometry;
-    const runs: PlannedRun[] = [];
+    const runs = this.#runs;
+    runs.length = 0;
     const end = extent.offset + extent.length;
     for (let offset = extent.offset; offset < end; ) {
       const cluster = Math.floor(offset / clusterSize);

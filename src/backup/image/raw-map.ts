@@ -27,15 +27,22 @@ export const MAP_TYPES = {
 /** An extent that a map can hold: what is clean is left out. */
 export type DefinedExtent = Extent & { readonly state: "data" | "zero" };
 
+/** Characters of a piece of a map's text, about: a thousand lines cost little more than one does to be written. */
+const PIECE = 64 * 1024;
+
 /** The text of a map, in pieces. */
 export function* mapText(extents: Iterable<DefinedExtent>): Generator<string> {
+  let text = "";
   let separator = "[";
   for (const { offset, length, state } of extents) {
     const { type, description } = MAP_TYPES[state];
-    yield `${separator}\n{ "offset": ${offset}, "length": ${length}, "type": ${type}, "description": "${description}"}`;
+    text += `${separator}\n{ "offset": ${offset}, "length": ${length}, "type": ${type}, "description": "${description}"}`;
     separator = ",";
+    if (text.length < PIECE) continue;
+    yield text;
+    text = "";
   }
-  yield separator === "[" ? "[\n]\n" : "\n]\n";
+  yield `${text}${separator === "[" ? "[" : ""}\n]\n`;
 }
 
 /** The extents of runs, neighbours in the same state as one, cut off at the end of the disk. */

@@ -17,6 +17,8 @@ export interface StoredRun {
   readonly zeroMask: number;
 }
 
+type GrowingRun = { -readonly [K in keyof StoredRun]: StoredRun[K] };
+
 /** Runs are kept in chunks of typed arrays, so that growing never copies. */
 const CHUNK_RUNS = 4096;
 
@@ -37,7 +39,7 @@ export class RunList implements Iterable<StoredRun> {
   /** Number of runs in `#chunks`. */
   #length = 0;
   /** The latest run, still growing. */
-  #last: { -readonly [K in keyof StoredRun]: StoredRun[K] } | undefined;
+  #last: GrowingRun | undefined;
   #end = 0;
   #hostEnd: number;
   #dataBytes = 0;
@@ -72,14 +74,14 @@ export class RunList implements Iterable<StoredRun> {
   /** Both in the guest and in the file, a run comes after all runs before it. */
   append(run: ClusterRun): void {
     const next = this.#stored(run);
-    assert(next.count > 0 && next.cluster >= this.#end, `run of cluster ${next.cluster} is out of order`);
+    if (next.count <= 0 || next.cluster < this.#end)
+      assert.fail(`run of cluster ${next.cluster} is out of order`);
     this.#end = next.cluster + next.count;
     if (next.dataMask !== 0) {
       const { hostCluster } = next;
-      assert(
-        Number.isSafeInteger(hostCluster) && hostCluster >= this.#hostEnd,
-        `the data of cluster ${next.cluster} is misplaced`,
-      );
+      if (!Number.isSafeInteger(hostCluster) || hostCluster < this.#hostEnd) {
+        assert.fail(`the data of cluster ${next.cluster} is misplaced`);
+      }
       this.#hostEnd = hostCluster + next.count;
       this.#dataBytes += dataBytesOf(run, this.#geometry);
     }
@@ -89,7 +91,7 @@ export class RunList implements Iterable<StoredRun> {
       return;
     }
     if (this.#last) this.#push(this.#last);
-    this.#last = { ...next };
+    this.#last = next;
   }
 
   *[Symbol.iterator](): Generator<StoredRun> {
@@ -113,12 +115,15 @@ export class RunList implements Iterable<StoredRun> {
       this.#chunks.push({ places: new Float64Array(CHUNK_RUNS * 3), masks: new Uint32Array(CHUNK_RUNS * 2) });
     }
     const { places, masks } = this.#chunks[this.#chunks.length - 1] as Chunk;
-    places.set([run.cluster, run.hostCluster, run.count], at * 3);
-    masks.set([run.dataMask, run.zeroMask], at * 2);
+    places[at * 3] = run.cluster;
+    places[at * 3 + 1] = run.hostCluster;
+    places[at * 3 + 2] = run.count;
+    masks[at * 2] = run.dataMask;
+    masks[at * 2 + 1] = run.zeroMask;
     this.#length += 1;
   }
 
-  #stored(run: ClusterRun): StoredRun {
+  #stored(run: ClusterRun): GrowingRun {
     const { cluster, count } = run;
     switch (run.kind) {
       case "data": {
