@@ -1,5 +1,6 @@
 /** One export: what a caller can do with it. */
 
+import { aborted, onAbort } from "./abort.js";
 import { blockStatus, type StatusBatch } from "./block-status.js";
 import type { Connection } from "./connection.js";
 import { ConnectionError, RequestError, type RequestErrorCode } from "./errors.js";
@@ -125,24 +126,37 @@ export class NbdClient implements AsyncDisposable {
     sink: PieceSink,
     options: RequestOptions = {},
   ): Promise<void> {
+    const { signal } = options;
     for (const { offset, length } of stretches) this.#checkRange(COMMAND.READ, offset, length);
+    if (stretches.length === 0) return;
+    if (signal?.aborted) throw aborted(signal);
     const guarded = new GuardedSink(sink);
     await new Promise<void>((resolve, reject) => {
-      // Many small stretches are what a fragmented disk comes to: they share one promise.
+      const forget = signal && onAbort(signal, () => this.#abandon(guarded, signal, reject));
+      // Many small stretches are what a fragmented disk comes to: they share one promise, one settlement, one abort.
       let open = stretches.length;
-      const settlement = {
+      const settlement: Settlement<void> = {
         resolve: () => {
           open -= 1;
-          if (open === 0) guarded.settle(resolve, reject);
+          if (open > 0) return;
+          forget?.();
+          guarded.settle(resolve, reject);
         },
-        reject: (reason: unknown) => {
+        reject: (reason, stretch) => {
+          if (!guarded.isClosed && this.#readAgain(reason, stretch, guarded, signal, settlement)) return;
           guarded.close(reason);
           settlement.resolve();
         },
       };
-      for (const stretch of stretches) this.#readStretch(stretch, guarded, options.signal, settlement);
-      if (stretches.length === 0) resolve();
+      for (const stretch of stretches) this.#readStretch(stretch, guarded, signal, settlement);
     });
+  }
+
+  /** Nothing is handed on any more from here on, and connections that are being closed need not wait for it. */
+  #abandon(sink: GuardedSink, signal: AbortSignal, reject: (reason: unknown) => void): void {
+    sink.close(aborted(signal));
+    reject(aborted(signal));
+    this.#pool.noteAbandoned();
   }
 
   /**
@@ -265,35 +279,49 @@ export class NbdClient implements AsyncDisposable {
     signal: AbortSignal | undefined,
     settlement: Settlement<void>,
   ): void {
-    const { resolve, reject } = settlement;
     if (stretch.length === 0) {
-      resolve();
+      settlement.resolve();
       return;
     }
-    const withCare = (known?: Known): void => {
-      this.#readWithCare(stretch, sink, signal, known).then(resolve, reject);
-    };
     const connection = this.#pool.idlest;
-    if (connection === undefined || !fitsOneRequest(this.#limits, stretch.offset, stretch.length)) {
-      withCare();
-      return;
-    }
-    connection.readPieces(stretch, sink, signal, {
-      resolve,
-      reject: (error) => {
-        if (this.#pool.mayRepeat(error)) withCare({ spent: 1 });
-        else if (isOverflow(error)) withCare({ tooLarge: true });
-        else reject(error);
-      },
-    });
+    if (connection !== undefined && fitsOneRequest(this.#limits, stretch.offset, stretch.length)) {
+      connection.readPieces(stretch, sink, settlement);
+    } else this.#readWithCare(stretch, sink, signal, settlement);
+  }
+
+  /** @returns false where there is no hope in it */
+  #readAgain(
+    error: unknown,
+    stretch: Stretch,
+    sink: GuardedSink,
+    signal: AbortSignal | undefined,
+    settlement: Settlement<void>,
+  ): boolean {
+    if (this.#pool.mayRepeat(error)) this.#readWithCare(stretch, sink, signal, settlement, { spent: 1 });
+    else if (isOverflow(error)) this.#readWithCare(stretch, sink, signal, settlement, { tooLarge: true });
+    else return false;
+    return true;
+  }
+
+  /** What fails here has failed. */
+  #readWithCare(
+    stretch: Stretch,
+    sink: GuardedSink,
+    signal: AbortSignal | undefined,
+    { resolve }: Settlement<void>,
+    known: Known = {},
+  ): void {
+    this.#readCarefully(stretch, sink, signal, known)
+      .catch((reason: unknown) => sink.close(reason))
+      .then(resolve);
   }
 
   /** In as many requests as the server's limits ask for, over whichever connections live. */
-  async #readWithCare(
+  async #readCarefully(
     { offset, length }: Stretch,
     sink: GuardedSink,
     signal: AbortSignal | undefined,
-    known: Known = {},
+    known: Known,
   ): Promise<void> {
     const readUnfragmented = known.tooLarge === true ? readInSmallPieces : readWhole;
     await readRangePieces(this.#limits, offset, length, sink, (from, count, into) =>
@@ -301,9 +329,7 @@ export class NbdClient implements AsyncDisposable {
         sink.assertOpen();
         const piece = { offset: at, length: some };
         const read = (connection: Connection) =>
-          new Promise<void>((resolve, reject) =>
-            connection.readPieces(piece, into, signal, { resolve, reject }),
-          );
+          new Promise<void>((resolve, reject) => connection.readPieces(piece, into, { resolve, reject }));
         return this.#pool.run(read, { repeatable: true, signal, spent: known.spent ?? 0 });
       }),
     );

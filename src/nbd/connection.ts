@@ -13,8 +13,8 @@ import {
   type Inquiry,
   type OpenRequest,
   PieceExchange,
-  type PieceSink,
   PlainExchange,
+  type RevocableSink,
   type Settlement,
   StatusExchange,
   type StatusReply,
@@ -99,15 +99,18 @@ export class Connection implements Receiver, ReplyHandler, Watched {
     return this.#submit(new FillExchange(offset, target, this.#readFlags), signal);
   }
 
-  /** Hands `sink` the bytes from `offset` on while they come in. An abort costs nothing. */
-  readPieces(
-    { offset, length }: Stretch,
-    sink: PieceSink,
-    signal: AbortSignal | undefined,
-    settlement: Settlement<void>,
-  ): void {
+  /**
+   * Hands `sink` the bytes from `offset` on while they come in. Closing the sink gives the request up, which costs
+   * nothing; {@link noteAbandoned} is to be called then.
+   */
+  readPieces({ offset, length }: Stretch, sink: RevocableSink, settlement: Settlement<void>): void {
     this.#parser.widen();
-    this.#begin(new PieceExchange(offset, length, sink, this.#readFlags), signal, settlement);
+    this.#begin(new PieceExchange(offset, length, sink, this.#readFlags), undefined, settlement);
+  }
+
+  /** Whoever waited for some of the replies doesn't any more, and so perhaps nobody does. */
+  noteAbandoned(): void {
+    this.#noteDrained();
   }
 
   /** Without DF QEMU hangs up on a read error in the middle instead of reporting it. */
@@ -327,6 +330,7 @@ export class Connection implements Receiver, ReplyHandler, Watched {
       const next = this.#waiting.shift();
       if (next === undefined) return;
       if (!next.settled) this.#send(next);
+      else next.abandon(new ConnectionError("NBD_ABORTED", "nobody wants the reply any more"));
     }
   }
 
@@ -351,9 +355,9 @@ export class Connection implements Receiver, ReplyHandler, Watched {
         forget();
         resolve(value);
       },
-      reject: (error) => {
+      reject: (error, of) => {
         forget();
-        reject(error);
+        reject(error, of);
       },
     };
   }

@@ -5,7 +5,7 @@
 
 import { Coverage } from "./coverage.js";
 import { ProtocolError, quote, RequestError } from "./errors.js";
-import type { Place, ReplySink } from "./wire/chunks.js";
+import type { PieceTaker, Place, ReplySink } from "./wire/chunks.js";
 import { COMMAND, COMMAND_FLAG, ERRNO } from "./wire/constants.js";
 import type { Descriptors } from "./wire/descriptors.js";
 import { commandName } from "./wire/requests.js";
@@ -40,10 +40,11 @@ export interface OpenRequest extends ReplySink, Inquiry {
   abandon(error: unknown): void;
 }
 
-/** Exactly one of them is called, once. Neither throws. */
+/** Exactly one of them is called for each request, once. Neither throws. */
 export interface Settlement<T> {
   resolve(value: T): void;
-  reject(error: unknown): void;
+  /** @param of the request: many may share one settlement */
+  reject(error: unknown, of: Stretch): void;
 }
 
 /** What all requests have in common. Each settles exactly once, whatever happens. */
@@ -54,8 +55,8 @@ export abstract class Exchange<T> implements OpenRequest {
   readonly length: number;
   readonly payload: Uint8Array | undefined;
   sentAt = 0;
-  #resolve: (value: T) => void = () => {};
-  #reject: (error: unknown) => void = () => {};
+  /** Who is told of the outcome, once and at once. */
+  settlement: Settlement<T> | undefined;
   #settled = false;
   #failure: RequestError | undefined;
   #failures = 0;
@@ -66,12 +67,6 @@ export abstract class Exchange<T> implements OpenRequest {
     this.offset = inquiry.offset;
     this.length = inquiry.length;
     this.payload = payload;
-  }
-
-  /** Who is told of the outcome, once and at once. */
-  set settlement({ resolve, reject }: Settlement<T>) {
-    this.#resolve = resolve;
-    this.#reject = reject;
   }
 
   get settled(): boolean {
@@ -116,28 +111,29 @@ export abstract class Exchange<T> implements OpenRequest {
   abandon(error: unknown): void {
     if (this.#settled) return;
     this.#settled = true;
-    this.#reject(error);
+    this.settlement?.reject(error, this);
   }
 
   #settle(value: T): void {
     if (this.#settled) return;
     this.#settled = true;
-    this.#resolve(value);
+    this.settlement?.resolve(value);
   }
 }
 
 /** A read, whatever becomes of its bytes: every one of them has to come exactly once. */
 abstract class ReadExchange extends Exchange<void> {
-  readonly #coverage: Coverage;
+  /** All of it has come in one piece, as it nearly always does. */
+  #cameWhole = false;
+  #coverage: Coverage | undefined;
   #contentChunks = 0;
 
   constructor(offset: number, length: number, flags: number) {
     super({ command: COMMAND.READ, flags, offset, length });
-    this.#coverage = new Coverage(length);
   }
 
   protected override result(): void {
-    if (!this.#coverage.complete) {
+    if (!this.#cameWhole && this.#coverage?.complete !== true) {
       throw new ProtocolError(
         `the server sent less than the ${this.length} bytes asked for at offset ${this.offset}`,
       );
@@ -152,12 +148,21 @@ abstract class ReadExchange extends Exchange<void> {
   /** @returns where in the request the stretch begins */
   protected cover(offset: number, length: number): number {
     const start = offset - this.offset;
-    this.#coverage.add(start, start + length);
+    if (this.#contentChunks === 0 && start === 0 && length === this.length) this.#cameWhole = true;
+    else this.#coverPart(start, length);
     this.#contentChunks += 1;
     if (this.#contentChunks > 1 && (this.flags & COMMAND_FLAG.DF) !== 0) {
       throw new ProtocolError("the server sent a read in fragments although that was ruled out");
     }
     return start;
+  }
+
+  #coverPart(start: number, length: number): void {
+    if (this.#coverage === undefined) {
+      this.#coverage = new Coverage(this.length);
+      if (this.#cameWhole) this.#coverage.add(0, this.length);
+    }
+    this.#coverage.add(start, start + length);
   }
 }
 
@@ -198,35 +203,49 @@ export interface PieceSink {
   zeroes(offset: number, length: number): void;
 }
 
-/** Hands the bytes to a sink while they come in. */
-export class PieceExchange extends ReadExchange {
-  readonly #sink: PieceSink;
+/** A sink that may come to want nothing any more: what is still to come for it is skipped, or not even asked for. */
+export interface RevocableSink extends PieceSink {
+  readonly isClosed: boolean;
+}
 
-  constructor(offset: number, length: number, sink: PieceSink, flags: number) {
+/** Hands the bytes to a sink while they come in. */
+export class PieceExchange extends ReadExchange implements PieceTaker {
+  readonly #sink: RevocableSink;
+  /** Where in the export the next piece begins. */
+  #at = 0;
+
+  constructor(offset: number, length: number, sink: RevocableSink, flags: number) {
     super(offset, length, flags);
     this.#sink = sink;
   }
 
-  override place(offset: number, length: number): Place {
+  override get settled(): boolean {
+    return super.settled || this.#sink.isClosed;
+  }
+
+  override place(offset: number, length: number): PieceTaker {
     this.cover(offset, length);
-    let at = offset;
-    return (piece) => {
-      const from = at;
-      at += piece.length;
-      this.#hand(() => this.#sink.data(from, piece));
-    };
+    this.#at = offset;
+    return this;
+  }
+
+  /** What the sink throws is its reader's affair, not the connection's. */
+  take(piece: Uint8Array): void {
+    const from = this.#at;
+    this.#at += piece.length;
+    if (!this.isWanted) return;
+    try {
+      this.#sink.data(from, piece);
+    } catch (error) {
+      this.abandon(error);
+    }
   }
 
   override hole(offset: number, length: number): void {
     this.cover(offset, length);
-    this.#hand(() => this.#sink.zeroes(offset, length));
-  }
-
-  /** What the sink throws is its reader's affair, not the connection's. */
-  #hand(give: () => void): void {
     if (!this.isWanted) return;
     try {
-      give();
+      this.#sink.zeroes(offset, length);
     } catch (error) {
       this.abandon(error);
     }

@@ -1,4 +1,4 @@
-import type { PieceSink } from "./exchange.js";
+import type { PieceSink, RevocableSink } from "./exchange.js";
 
 /** What a sink has thrown, apart from all that can go wrong on the wire: it is no reason to read again. */
 class SinkFailure extends Error {
@@ -11,7 +11,7 @@ class SinkFailure extends Error {
 }
 
 /** Stands before the sink of a read of many stretches: once one of them has failed, it is handed nothing more. */
-export class GuardedSink implements PieceSink {
+export class GuardedSink implements RevocableSink {
   readonly #sink: PieceSink;
   #failure: { readonly reason: unknown } | undefined;
 
@@ -19,12 +19,26 @@ export class GuardedSink implements PieceSink {
     this.#sink = sink;
   }
 
+  get isClosed(): boolean {
+    return this.#failure !== undefined;
+  }
+
   data(offset: number, bytes: Uint8Array): void {
-    this.#hand(() => this.#sink.data(offset, bytes));
+    if (this.#failure !== undefined) return;
+    try {
+      this.#sink.data(offset, bytes);
+    } catch (error) {
+      throw this.#failed(error);
+    }
   }
 
   zeroes(offset: number, length: number): void {
-    this.#hand(() => this.#sink.zeroes(offset, length));
+    if (this.#failure !== undefined) return;
+    try {
+      this.#sink.zeroes(offset, length);
+    } catch (error) {
+      throw this.#failed(error);
+    }
   }
 
   /** The first reason counts. */
@@ -43,13 +57,8 @@ export class GuardedSink implements PieceSink {
     else reject(this.#failure.reason);
   }
 
-  #hand(give: () => void): void {
-    if (this.#failure !== undefined) return;
-    try {
-      give();
-    } catch (error) {
-      this.close(error);
-      throw new SinkFailure(error);
-    }
+  #failed(error: unknown): SinkFailure {
+    this.close(error);
+    return new SinkFailure(error);
   }
 }

@@ -23,7 +23,7 @@ export class Pool {
   readonly #settings: Settings;
   #live: Connection[] = [];
   /** The leave-takings from servers that are shutting down; none of them rejects. */
-  readonly #retiring = new Set<Promise<void>>();
+  readonly #retiring = new Map<Connection, Promise<void>>();
   /** Requests of connections that are gone. */
   #pastRequests = 0;
   #lastLoss: Error | undefined;
@@ -81,10 +81,15 @@ export class Pool {
     return (this.#settings.reconnect?.attempts ?? 0) > 0 && isLoss(error) && !this.#closing.signal.aborted;
   }
 
+  /** Replies that were waited for are not any more. */
+  noteAbandoned(): void {
+    for (const connection of [...this.#live, ...this.#retiring.keys()]) connection.noteAbandoned();
+  }
+
   async close(): Promise<void> {
     this.#closing.abort();
     await Promise.allSettled([this.#extras, this.#reconnecting]);
-    await Promise.all([...this.#live.map((connection) => connection.close()), ...this.#retiring]);
+    await Promise.all([...this.#live.map((connection) => connection.close()), ...this.#retiring.values()]);
     for (const connection of this.#live) this.#forget(connection);
   }
 
@@ -129,7 +134,7 @@ export class Pool {
     for (let attempt = 1; ; attempt++) {
       try {
         // What still goes over the old connection, the new one might not see.
-        if (!this.export.canMultiConn) await Promise.all(this.#retiring);
+        if (!this.export.canMultiConn) await Promise.all(this.#retiring.values());
         this.#adopt(await this.#openSame());
         this.#openExtras();
         return;
@@ -201,11 +206,8 @@ export class Pool {
 
   /** A connection that is lost for new requests may still wait for replies. */
   #awaitLeave(connection: Connection): void {
-    const gone: Promise<void> = connection.close().then(
-      () => void this.#retiring.delete(gone),
-      () => void this.#retiring.delete(gone),
-    );
-    this.#retiring.add(gone);
+    const forget = (): void => void this.#retiring.delete(connection);
+    this.#retiring.set(connection, connection.close().then(forget, forget));
   }
 
   #forget(connection: Connection): void {

@@ -9,7 +9,7 @@
  */
 
 import { RequestError } from "./errors.js";
-import type { PieceSink } from "./exchange.js";
+import type { RevocableSink } from "./exchange.js";
 import type { Limits } from "./export-info.js";
 
 /** Reads one stretch by one request. */
@@ -82,8 +82,8 @@ export async function readRangePieces(
   limits: Limits,
   offset: number,
   length: number,
-  sink: PieceSink,
-  readPieces: (offset: number, length: number, sink: PieceSink) => Promise<void>,
+  sink: RevocableSink,
+  readPieces: (offset: number, length: number, sink: RevocableSink) => Promise<void>,
 ): Promise<void> {
   const { alignment, size, maxPayload } = limits;
   const end = offset + length;
@@ -94,15 +94,19 @@ export async function readRangePieces(
 }
 
 /** Passes on what lies within [start, end). */
-class Clipped implements PieceSink {
-  readonly #sink: PieceSink;
+class Clipped implements RevocableSink {
+  readonly #sink: RevocableSink;
   readonly #start: number;
   readonly #end: number;
 
-  constructor(sink: PieceSink, start: number, end: number) {
+  constructor(sink: RevocableSink, start: number, end: number) {
     this.#sink = sink;
     this.#start = start;
     this.#end = end;
+  }
+
+  get isClosed(): boolean {
+    return this.#sink.isClosed;
   }
 
   data(offset: number, bytes: Uint8Array): void {

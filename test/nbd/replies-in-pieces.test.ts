@@ -45,9 +45,11 @@ class Takers implements ReplyHandler {
           return buffer.subarray(offset - read.offset, offset - read.offset + length);
         }
         let at = offset;
-        return (piece) => {
-          this.pieces.push({ cookie, offset: at, bytes: Buffer.from(piece) });
-          at += piece.length;
+        return {
+          take: (piece) => {
+            this.pieces.push({ cookie, offset: at, bytes: Buffer.from(piece) });
+            at += piece.length;
+          },
         };
       },
       hole: (offset, length) => this.events.push(`${cookie} hole ${offset}+${length}`),

@@ -136,8 +136,8 @@ export class RunList implements Iterable<StoredRun> {
         const hostCluster = run.hostOffset / this.#geometry.clusterSize;
         const dataMask = run.dataMask >>> 0;
         const zeroMask = run.zeroMask >>> 0;
-        assert((dataMask & zeroMask) === 0, `the masks of cluster ${cluster} overlap`);
-        assert(dataMask !== 0 || zeroMask !== 0, `the masks of cluster ${cluster} are empty`);
+        if ((dataMask & zeroMask) !== 0) assert.fail(`the masks of cluster ${cluster} overlap`);
+        if (dataMask === 0 && zeroMask === 0) assert.fail(`the masks of cluster ${cluster} are empty`);
         if (dataMask !== ALL_SUBCLUSTERS && zeroMask !== ALL_SUBCLUSTERS) this.#hasPartial = true;
         return { cluster, count, hostCluster, dataMask, zeroMask };
       }

@@ -24,10 +24,12 @@ export interface ReplySink {
 }
 
 /** A buffer to fill, or somebody who takes the bytes piece by piece as they come. */
-export type Place = Uint8Array | TakePiece;
+export type Place = Uint8Array | PieceTaker;
 
-/** The piece is lent until it returns. It does not throw. */
-export type TakePiece = (piece: Uint8Array) => void;
+export interface PieceTaker {
+  /** The piece is lent until it returns. It does not throw. */
+  take(piece: Uint8Array): void;
+}
 
 export interface Chunk {
   readonly type: number;

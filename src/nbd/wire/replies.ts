@@ -24,6 +24,7 @@ import {
   decodeChunk,
   decodeUnknownError,
   MAX_STATUS_PAYLOAD,
+  type PieceTaker,
   type Place,
   type ReplySink,
   requireCommand,
@@ -125,7 +126,7 @@ export class ReplyParser {
    * @throws {ProtocolError} after which the parser must not be used again
    */
   received(count: number): void {
-    if (this.#missing > 0 && typeof this.#into !== "function") this.#progress(count);
+    if (this.#missing > 0 && !isTaker(this.#into)) this.#progress(count);
     else this.#end += count;
     while (this.#advance());
   }
@@ -135,7 +136,7 @@ export class ReplyParser {
    * written page by page; the rest waits for what follows it.
    */
   #presentable(count: number): number {
-    if (typeof this.#into !== "function" || count === this.#missing) return count;
+    if (!isTaker(this.#into) || count === this.#missing) return count;
     const end = this.#offset + this.#filled + count;
     return Math.max(0, count - (end % PAGE));
   }
@@ -154,7 +155,7 @@ export class ReplyParser {
       const count = this.#presentable(Math.min(available, this.#missing));
       if (count === 0) return false;
       const bytes = this.#scratch.subarray(this.#start, this.#start + count);
-      if (typeof this.#into === "function") this.#into(bytes);
+      if (isTaker(this.#into)) this.#into.take(bytes);
       else this.#into?.set(bytes, this.#filled);
       this.#start += count;
       this.#progress(count);
@@ -337,4 +338,8 @@ export class ReplyParser {
     this.#offset = offset;
     this.#expect(chunk, chunk.sink?.place(offset, length), length);
   }
+}
+
+function isTaker(place: Place | undefined): place is PieceTaker {
+  return place !== undefined && !(place instanceof Uint8Array);
 }
