@@ -25,8 +25,8 @@ const LEAST_IN_FLIGHT = 4 * 1024 * 1024;
 /** For far servers. Where bytes are stored as they come it costs them memory, not us. */
 const MOST_IN_FLIGHT = 64 * 1024 * 1024;
 
-/** How much a segment holds: whole clusters, and whole blocks as the server prefers them. */
-export function segmentBytesOf(window: Window, clusterSize: number, preferredBlock = 1): number {
+/** How much one request asks for: whole clusters, and whole blocks as the server prefers them. */
+export function requestBytesOf(window: Window, clusterSize: number, preferredBlock = 1): number {
   const wanted = window.requestSize ?? Math.max(REQUEST_SIZE, preferredBlock);
   return Math.max(wanted, clusterSize);
 }

@@ -52,13 +52,13 @@ export function placeAt(places: readonly Place[], offset: number, hint: number):
 export interface Reading {
   /** Between two places that are rather read along than left out; 0 where clean bytes can't be read. */
   readonly readThrough: number;
-  /** What places are joined to at the most. */
+  /** By one request, at the most. */
   readonly mostRead: number;
 }
 
 /**
  * What to ask for. Where clean bytes may be read as well, gaps of no more than `readThrough` bytes are read along: one
- * larger request costs less than two small ones. Whoever gets them leaves them out.
+ * larger request costs less than two small ones. Whoever gets them leaves them out. What is longer than `mostRead` is divided.
  *
  *     places    |xxxx| gap |xx|          large gap           |xxxxxxx|
  *     reads     |-------------|                              |-------|
@@ -74,7 +74,9 @@ export function readsOf(places: readonly Place[], { readThrough, mostRead }: Rea
     if (last !== undefined && joins) {
       last.length = end - last.offset;
     } else {
-      last = { offset, length: end - offset };
+      let from = offset;
+      for (; end - from > mostRead; from += mostRead) reads.push({ offset: from, length: mostRead });
+      last = { offset: from, length: end - from };
       reads.push(last);
     }
   }

@@ -5,7 +5,7 @@ import type { FillOptions } from "./image-store.js";
 import { damage, type Layer } from "./layer.js";
 import type { Manifest } from "./manifest.js";
 import { ChainSource } from "./overlay.js";
-import { Pace, segmentBytesOf, type Window } from "./pace.js";
+import { Pace, requestBytesOf, type Window } from "./pace.js";
 import { plan } from "./plan.js";
 import { Progress } from "./progress.js";
 import { endOf, type PullProgress } from "./pull-image.js";
@@ -43,7 +43,7 @@ export class RestoreSource implements AsyncDisposable {
   private constructor(options: RestoreSourceOptions, layers: readonly Layer[]) {
     const virtualSize = layers[0]?.disk.virtualSize ?? 0;
     this.geometry = { virtualSize, clusterSize: RESTORED_CLUSTER_SIZE };
-    this.segmentBytes = segmentBytesOf(options.window ?? {}, RESTORED_CLUSTER_SIZE, options.preferredBlock);
+    this.segmentBytes = requestBytesOf(options.window ?? {}, RESTORED_CLUSTER_SIZE, options.preferredBlock);
     this.#options = options;
     this.#layers = layers;
     this.#source = new ChainSource(layers, this.geometry, failOnDamage);

@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { CONNECTIONS, Pace, segmentBytesOf, type Window } from "../../src/backup/pace.js";
+import { CONNECTIONS, Pace, requestBytesOf, type Window } from "../../src/backup/pace.js";
 
 const MiB = 1024 * 1024;
 const KiB = 1024;
@@ -123,18 +123,18 @@ describe("the connections that the pace wants", () => {
 
 describe("a segment's size", () => {
   it("is what is asked for, but a cluster at the least", () => {
-    expect(segmentBytesOf({ requestSize: 256 * KiB }, 64 * KiB)).toBe(256 * KiB);
-    expect(segmentBytesOf({ requestSize: 4 * KiB }, 64 * KiB)).toBe(64 * KiB);
-    expect(segmentBytesOf({ requestSize: 256 * KiB }, 64 * KiB, 4 * MiB)).toBe(256 * KiB);
+    expect(requestBytesOf({ requestSize: 256 * KiB }, 64 * KiB)).toBe(256 * KiB);
+    expect(requestBytesOf({ requestSize: 4 * KiB }, 64 * KiB)).toBe(64 * KiB);
+    expect(requestBytesOf({ requestSize: 256 * KiB }, 64 * KiB, 4 * MiB)).toBe(256 * KiB);
   });
 
   it("is as large as the server prefers, where nothing is asked for", () => {
-    expect(segmentBytesOf({}, 64 * KiB, 4 * MiB)).toBe(4 * MiB);
-    expect(segmentBytesOf({}, 64 * KiB, 4096)).toBe(segmentBytesOf({}, 64 * KiB));
+    expect(requestBytesOf({}, 64 * KiB, 4 * MiB)).toBe(4 * MiB);
+    expect(requestBytesOf({}, 64 * KiB, 4096)).toBe(requestBytesOf({}, 64 * KiB));
   });
 
   it("is half a MiB, or a cluster that is larger, where nobody prefers anything", () => {
-    expect(segmentBytesOf({}, 64 * KiB)).toBe(512 * KiB);
-    expect(segmentBytesOf({}, 2 * MiB)).toBe(2 * MiB);
+    expect(requestBytesOf({}, 64 * KiB)).toBe(512 * KiB);
+    expect(requestBytesOf({}, 2 * MiB)).toBe(2 * MiB);
   });
 });

@@ -80,10 +80,16 @@ describe("reads", () => {
     ]);
   });
 
-  it("leave a place whole that is larger by itself", () => {
-    expect(readsOf([place(0, 500), place(500, 501)], { readThrough: 10, mostRead: 100 })).toEqual([
-      { offset: 0, length: 500 },
-      { offset: 500, length: 1 },
+  it("divide a place that is longer", () => {
+    expect(readsOf([place(0, 250), place(250, 270)], { readThrough: 10, mostRead: 100 })).toEqual([
+      { offset: 0, length: 100 },
+      { offset: 100, length: 100 },
+      { offset: 200, length: 70 },
+    ]);
+    expect(readsOf([place(0, 200), place(200, 201)], { readThrough: 10, mostRead: 100 })).toEqual([
+      { offset: 0, length: 100 },
+      { offset: 100, length: 100 },
+      { offset: 200, length: 1 },
     ]);
   });
 });

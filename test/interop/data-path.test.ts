@@ -196,7 +196,7 @@ describeWith(["nbdkit", "qemu-nbd", "qemu-img"], "a pull", () => {
         },
         notes: { room: async () => {}, note: () => {}, complete: async () => {} },
         pace,
-        reading: { readThrough: 0, mostRead: MiB },
+        reading: { readThrough: 0, mostRead: MiB / 2 },
       });
       return { before, after: pace.lanes, most };
     }
