@@ -2,7 +2,7 @@
 
 import { NbdError, quote } from "./errors.js";
 import { isHost } from "./host.js";
-import { prepareTls, type Secure, type TlsOptions } from "./tls.js";
+import type { Secure, TlsOptions } from "./tls.js";
 import { type Endpoint, type NbdAddress, parseNbdUri } from "./uri.js";
 
 /** What it takes to reach a server, for any purpose. */
@@ -87,10 +87,17 @@ export async function resolveReach(target: string | NbdAddress, options: ReachOp
   return {
     address,
     endpoint: resolveEndpoint(address.transport, options.hostOverride),
-    secure: await prepareTls(address, options.tls),
+    secure: await secureFor(address, options.tls),
     connectTimeoutMs: positive("connectTimeoutMs", options.connectTimeoutMs ?? 10_000),
     signal: options.signal,
   };
+}
+
+/** TLS takes longer to load than everything else together, so it is left alone where it isn't wanted. */
+async function secureFor(address: NbdAddress, tls: TlsOptions | undefined): Promise<Secure | undefined> {
+  if (address.tls === undefined && tls === undefined) return undefined;
+  const { prepareTls } = await import("./tls.js");
+  return await prepareTls(address, tls);
 }
 
 function resolveEndpoint(transport: Endpoint, hostOverride: string | undefined): Endpoint {
