@@ -148,10 +148,14 @@ async function warmUp(entry: Entry, bench: Bench): Promise<void> {
 async function runOnce(entry: Entry, task: Task, scene: Scene, bench: Bench): Promise<RunResult> {
   await emptyFolder(task.output);
   const command = await entry.contender.command(task);
-  await touchMemory(bench.folder, entry.outputBytes);
   const { built, folder } = bench;
   const { serverPid } = scene;
-  return await measure(command, { built, serverPid, scratch: folder });
+  const crumbs = await touchMemory(folder, entry.outputBytes);
+  try {
+    return await measure(command, { built, serverPid, scratch: folder });
+  } finally {
+    await rm(crumbs);
+  }
 }
 
 async function emptyFolder(path: string): Promise<void> {
@@ -159,22 +163,40 @@ async function emptyFolder(path: string): Promise<void> {
   await mkdir(path, { recursive: true });
 }
 
+const MiB = 1024 * 1024;
+const PAGE = 4096;
+
 /**
- * Takes as much memory as the output will need and gives it back. A virtual machine may have returned free memory to its host,
- * and getting it again takes longer than the copy itself: whoever came first after a pause would pay for that.
+ * Takes as much memory as the output will need and gives it back, but for a crumb in each MiB, which stays until the run is
+ * over. A virtual machine may return free memory to its host, within a second even, and getting it again takes longer
+ * than the copy itself: whoever came first after a pause, or took longer, would pay for that. What is returned are large
+ * free blocks only, and between crumbs there are none.
+ *
+ *     written    |touched ......|c|touched ......|c|touched ......|c|
+ *     kept                       c                c                c
+ *
+ * @returns the file of the crumbs
  */
-async function touchMemory(folder: string, bytes: number): Promise<void> {
+async function touchMemory(folder: string, bytes: number): Promise<string> {
   const path = join(folder, "touched");
-  const piece = Buffer.alloc(1024 * 1024, 1);
-  const file = await open(path, "w");
+  const crumbsPath = join(folder, "crumbs");
+  const piece = Buffer.alloc(MiB - PAGE, 1);
+  const crumb = Buffer.alloc(PAGE, 1);
+  const [file, crumbs] = [await open(path, "w"), await open(crumbsPath, "w")];
   try {
-    for (let done = 0; done < bytes; done += piece.length) await file.write(piece, 0, piece.length, done);
+    for (let done = 0; done < bytes; done += MiB) {
+      await file.write(piece);
+      await crumbs.write(crumb);
+    }
     // Nothing that was written before may be on its way to a disk while the clock runs.
     await file.datasync();
+    await crumbs.datasync();
   } finally {
     await file.close();
+    await crumbs.close();
     await rm(path);
   }
+  return crumbsPath;
 }
 
 /** One run that isn't measured, through the relay. Only over unix sockets without TLS. */
