@@ -81,19 +81,26 @@ describe("the pace", () => {
 });
 
 describe("the connections that the pace wants", () => {
-  it("are two where the server is near, and more where it is far", () => {
+  it("are two where the server is near, and as many as what is under way takes where it is far", () => {
     const near = paceOf({});
     expect(near.connections).toBe(CONNECTIONS);
     run(near, MiB, 1.5, MiB);
     expect(near.connections).toBe(2);
     const far = paceOf({});
     run(far, MiB, 5, MiB);
-    expect(far.connections).toBe(4);
+    expect(far.connections).toBe(2);
+    const farther = paceOf({});
+    run(farther, MiB, 20, MiB);
+    expect(farther.connections).toBe(3);
+    const farthest = paceOf({});
+    run(farthest, MiB, 100, MiB);
+    expect(farthest.connections).toBe(4);
   });
 
   it("are never fewer than they were", () => {
-    const pace = paceOf({ inFlight: 4 * MiB });
-    run(pace, MiB, 20, MiB);
+    const pace = paceOf({});
+    run(pace, MiB, 50, MiB);
+    expect(pace.connections).toBe(4);
     run(pace, MiB, 0.1, MiB);
     expect(pace.connections).toBe(4);
   });
