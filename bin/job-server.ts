@@ -36,8 +36,9 @@ export function tcpServerOf(options: JobServerOptions): TcpServer | undefined {
   }
   const tls = [options.tls, tlsCa, tlsCert, tlsKey, insecure].some((flag) => flag !== undefined);
   if (server?.tcp === undefined) {
-    if (!tls) return undefined;
-    throw new UsageError("E_SERVER", "TLS is for jobs that are served by TCP: add --server tcp");
+    const what = tls ? "TLS" : options.hostOverride && "--host-override";
+    if (what === undefined) return undefined;
+    throw new UsageError("E_SERVER", `${what} is for jobs that are served by TCP: add --server tcp`);
   }
   const { host, port } = server.tcp;
   if (!tls && !options.allowRemote && !isLocalOnly(host)) {

@@ -33,16 +33,18 @@ const FLOORS: readonly (readonly RegExp[])[] = [
   [/^src\/backup\/verify-(data|structure)\./],
   [/^src\/backup\/(digest|verify)-worker\./],
   [
-    /^src\/backup\/(layer|repository|publish|places|digest-behind|private-socket|kept-files)\./,
+    /^src\/backup\/(layer|repository|publish|places|digest-behind|kept-files)\./,
     /^src\/backup\/libvirt\/virsh/,
   ],
-  [/^src\/backup\/(prune-journal|job-folder|level|scratch-guard)\./],
+  [/^src\/backup\/(prune-journal|job-folder|job-way|level|scratch-guard)\./],
+  [/^src\/backup\/ssh-place\./],
+  [/^src\/backup\/(job-place|ssh-forward|private-socket)\./],
   [/^src\/backup\/image\/(index|create|single-use)\./],
   [/^src\/backup\/verify-threads\./],
   [/^src\/backup\/proven-image\./],
   [/^src\/backup\/image\/.*-(reader|writer|check)\./],
   [
-    /^src\/backup\/(overwrites|domain-lock|digest-file|new-files|settle|in-order|files|rate-limit|all-or-none|pace|buffer-pool|digest-threads|progress|image-locks)\./,
+    /^src\/backup\/(overwrites|domain-lock|digest-file|new-files|settle|in-order|files|rate-limit|all-or-none|pace|buffer-pool|digest-threads|progress|image-locks|ssh)\./,
     /^src\/backup\/libvirt\//,
   ],
   [/^src\/backup\/cluster-(workers|worker)\./],
@@ -78,7 +80,7 @@ const PURE = [
   /^src\/nbd\/server\/.*-frames\./,
   /^src\/backup\/(extent|extent-algebra|plan|settle|places|pace|in-order|manifest|retention|prune-plan|scratch-room)\./,
   /^src\/backup\/image\/(image|qcow2-format|qcow2-layout|qcow2-header|qcow2-tables|run-list|table-run-list|size-list|stream-placement)\./,
-  /^src\/backup\/libvirt\/job-xml/,
+  /^src\/backup\/libvirt\/(job-xml|hypervisor)/,
 ];
 const IO =
   /^node:(net|tls|fs|fs\/promises|http|dgram|child_process|worker_threads|timers|timers\/promises)$|^execa$/;

@@ -3,9 +3,9 @@ import type { NbdClient } from "../nbd/index.js";
 import { proveChain } from "./chain.js";
 import { assertCompressible } from "./compressed-store.js";
 import { DamageError, PreconditionError, UsageError } from "./errors.js";
+import { type JobWay, openWayAnywhere, straightWay } from "./job-way.js";
 import type { Definition } from "./kept-files.js";
 import { parseCheckpoint } from "./libvirt/checkpoint-xml.js";
-import { addressOf } from "./libvirt/job-address.js";
 import {
   type BackupJob,
   type BackupServer,
@@ -61,7 +61,7 @@ export type AttachResult = TakenPoint & { readonly jobEnded: boolean };
  * @throws as `takePoint` does
  */
 export async function attach(options: AttachOptions): Promise<AttachResult> {
-  const { source, checkpoint, repositoryPath } = options;
+  const { source } = options;
   if (source.kind === "xml" && options.endJob) {
     throw new UsageError(
       "E_END_JOB",
@@ -70,9 +70,19 @@ export async function attach(options: AttachOptions): Promise<AttachResult> {
   }
   if (options.compress) assertCompressible(options.format, options.compress);
   const view = source.kind === "xml" ? viewOfXml(source) : await viewOfLibvirt(source);
+  const taken = await take(source, view, options);
+  // The point is there by now: whatever happens from here on, be it a Ctrl-C, is no failure of the backup.
+  const jobEnded = options.endJob && (await endJob(source, view, options, "the point was committed"));
+  return { ...taken, jobEnded };
+}
+
+async function take(source: JobSource, view: JobView, options: AttachOptions): Promise<TakenPoint> {
+  const { checkpoint, repositoryPath, signal } = options;
+  // Closed before the job is ended, as the clients are.
+  await using way = await wayTo(source, view, options);
   const existing = await Repository.openIfThere(repositoryPath);
-  const chosen = (): Promise<PointDisk[]> => pointDisks(view, existing, options);
-  const disks = existing ? await existing.reading(view.domain.name, chosen, options.signal) : await chosen();
+  const chosen = (): Promise<PointDisk[]> => pointDisks(view, way, existing, options);
+  const disks = existing ? await existing.reading(view.domain.name, chosen, signal) : await chosen();
   if (checkpoint === undefined) {
     options.onWarning?.("no --checkpoint was given: this point will be no base for increments");
   }
@@ -84,22 +94,18 @@ export async function attach(options: AttachOptions): Promise<AttachResult> {
     await Promise.allSettled(clients.map((client) => client.close()));
     if (options.endJob) await endJob(source, view, options, "the backup was given up");
   };
-  const taken = await whileScratchLasts({ ...scratchSettings(view, options), giveUp }, (signal) =>
-    takePoint({
-      ...options,
-      repository,
-      domain,
-      definition,
-      disks,
-      checkpoint: point,
-      clients,
-      confirm,
-      signal,
-    }),
+  const job = { repository, domain, definition, disks, checkpoint: point, clients, confirm };
+  return await whileScratchLasts({ ...scratchSettings(view, options), giveUp }, (lasting) =>
+    way.walk(lasting, (walking) => takePoint({ ...options, ...job, signal: walking })),
   );
-  // The point is there by now: whatever happens from here on, be it a Ctrl-C, is no failure of the backup.
-  const jobEnded = options.endJob && (await endJob(source, view, options, "the point was committed"));
-  return { ...taken, jobEnded };
+}
+
+/** Who gives the XML says in it where the server is reached; libvirt's own says where it is on libvirt's host. */
+async function wayTo(source: JobSource, { server }: JobView, options: AttachOptions): Promise<JobWay> {
+  if (source.kind === "xml" || source.xml !== undefined) return straightWay(server);
+  const { hostOverride } = options.connect;
+  const hypervisor = await source.virsh.hypervisor();
+  return await openWayAnywhere(server, { hypervisor, hostOverride, signal: options.signal });
 }
 
 function scratchSettings(
@@ -219,6 +225,7 @@ function rolesOf(job: BackupJob): readonly object[] {
 
 async function pointDisks(
   view: JobView,
+  way: JobWay,
   repository: Repository | undefined,
   options: AttachOptions,
 ): Promise<PointDisk[]> {
@@ -228,7 +235,7 @@ async function pointDisks(
   const disks: PointDisk[] = [];
   for (const disk of view.disks) {
     const { name } = disk;
-    const address = addressOf(view.server, disk.exportName);
+    const address = way.addressOf(disk.exportName);
     if (disk.mode === "incremental") {
       const parent = await findParent(disk, view, points, repository);
       disks.push({ name, address, increment: { bitmap: disk.bitmap, parent } });

@@ -13,19 +13,22 @@ import {
   whileFrozen,
 } from "./guest-jobs.js";
 import { JobFolder } from "./job-folder.js";
+import { type JobWay, openWay, refuseUnreachable } from "./job-way.js";
 import { type DiskPlan, type GuestDisk, type Level, planDisk } from "./level.js";
 import { formatBackup, formatCheckpoint, type JobRequest, type TcpServer } from "./libvirt/begin-xml.js";
 import { parseCheckpoint } from "./libvirt/checkpoint-xml.js";
 import { checkpointName, neededCheckpoints, readCheckpoints } from "./libvirt/checkpoints.js";
 import { chooseDisks, type DiskChoice } from "./libvirt/choose-disks.js";
 import { parseDomain } from "./libvirt/domain-xml.js";
-import { addressOf } from "./libvirt/job-address.js";
-import { exportedDisks } from "./libvirt/job-xml.js";
+import type { Hypervisor } from "./libvirt/hypervisor.js";
+import { type BackupServer, exportedDisks } from "./libvirt/job-xml.js";
 import { openRunningJob, type RunningJob } from "./libvirt/running-job.js";
 import { hasCode, PATIENCE_MS, type Virsh } from "./libvirt/virsh.js";
 import type { Manifest } from "./manifest.js";
 import { Repository } from "./repository.js";
 import { refuseShortScratch, type ScratchSettings, whileScratchLasts } from "./scratch-guard.js";
+import { Ssh } from "./ssh.js";
+import { WAY } from "./ssh-place.js";
 import { type PointDisk, type TakenPoint, type TakeSettings, takePoint } from "./take-point.js";
 
 export interface BackupOptions extends TakeSettings {
@@ -64,6 +67,8 @@ export interface BackupResult extends TakenPoint {
 export async function backup(options: BackupOptions): Promise<BackupResult> {
   const { virsh, signal } = options;
   if (options.compress) assertCompressible(options.format, options.compress);
+  const hypervisor = await virsh.hypervisor();
+  const ssh = await sshTo(hypervisor, signal);
   const domain = parseDomain(await virsh.domainXml(options.domain));
   if (domain.id === undefined) {
     const message = `the domain ${domain.name} isn't running, and libvirt makes no backup of one that is off. Start it: virsh start ${domain.name}`;
@@ -73,10 +78,9 @@ export async function backup(options: BackupOptions): Promise<BackupResult> {
   for (const { target, format = "raw" } of chooseDisks(domain, options.disks)) {
     disks.push({ name: target, format, size: await virsh.diskSize(domain, target) });
   }
-  await refuseRemote(virsh);
   const repository = await Repository.openOrCreate(options.repositoryPath);
-  const guest: Guest = { virsh, domain, repository };
-  const folder = JobFolder.at(options.scratchParent, keyOf(guest));
+  const guest: Guest = { virsh, domain, repository, ssh };
+  const folder = JobFolder.at(options.scratchParent, keyOf(guest), ssh);
   await claimFolder(guest, folder, options);
   const cleaner: Guest = { ...guest, virsh: virsh.withSignal(undefined).withPatience(PATIENCE_MS) };
   const made: string[] = [];
@@ -85,7 +89,16 @@ export async function backup(options: BackupOptions): Promise<BackupResult> {
     const scratch = scratchSettings(guest, folder, disks, options);
     refuseShortScratch(scratch);
     await deleteOrphans(guest, made, options);
-    const begun = await begin(guest, disks, { folder, made }, options);
+    const server = serverOf(folder, options);
+    await using way = await openWay(server, {
+      hypervisor,
+      hostOverride: options.connect.hostOverride,
+      socket: folder.file("nbd.sock"),
+      note: folder.fileThere(WAY),
+      signal,
+    });
+    if (way.straightTo) await refuseUnreachable(way.straightTo, signal);
+    const begun = await begin(guest, disks, { folder, made, server }, options);
     signal?.throwIfAborted();
     const clients: NbdClient[] = [];
     const giveUp = async (): Promise<void> => {
@@ -93,7 +106,7 @@ export async function backup(options: BackupOptions): Promise<BackupResult> {
       await clearFolder(cleaner, folder);
     };
     taken = await whileScratchLasts({ ...scratch, signal, giveUp }, (lasting) =>
-      pull(guest, begun, clients, { ...options, signal: lasting }),
+      way.walk(lasting, (walking) => pull(guest, begun, { way, clients }, { ...options, signal: walking })),
     );
   } catch (error) {
     await clearAfterFailure(cleaner, { folder, made }, options);
@@ -104,12 +117,22 @@ export async function backup(options: BackupOptions): Promise<BackupResult> {
   return { ...taken, level: levelOf(taken.manifest, options.level), retired };
 }
 
-/** Socket and scratch files are made by QEMU, in a folder that is made here. */
-async function refuseRemote(virsh: Virsh): Promise<void> {
-  const host = await virsh.remoteHost();
-  if (host === undefined) return;
-  const message = `libvirt runs on ${host}, and a backup is begun on the host of the domain only: run nbdpull there, or begin the job with virsh backup-begin and use nbdpull attach`;
-  throw new PreconditionError("E_REMOTE", message, { details: { host } });
+/** Socket and scratch files are made by QEMU, in a folder that is made for it: on its host, which takes a shell there. */
+async function sshTo(hypervisor: Hypervisor, signal: AbortSignal | undefined): Promise<Ssh | undefined> {
+  if (hypervisor.kind === "local") return undefined;
+  if (hypervisor.kind === "network") {
+    const { host } = hypervisor;
+    const message = `this connection leads to the libvirt of ${host} and to nothing else there, but a job needs a folder for its scratch files: connect by qemu+ssh://${host}/system, run nbdpull on ${host}, or begin the job with virsh backup-begin and use nbdpull attach`;
+    throw new PreconditionError("E_REMOTE", message, { details: { host } });
+  }
+  await new Ssh(hypervisor.target, signal).run(":", {});
+  // What it does is soon done, or is clearing up: under no signal.
+  return new Ssh(hypervisor.target);
+}
+
+/** How the job is to be served. */
+function serverOf(folder: JobFolder, { server }: BackupOptions): BackupServer {
+  return server ?? { transport: "unix", socket: folder.socket, tls: false };
 }
 
 /** Takes the folder over from whoever died in it, as the only one who does so. */
@@ -168,7 +191,7 @@ interface Begun {
 async function begin(
   guest: Guest,
   disks: readonly GuestDisk[],
-  { folder, made }: Traces,
+  { folder, made, server }: Traces & { readonly server: BackupServer },
   options: BackupOptions,
 ): Promise<Begun> {
   const { domain, repository, virsh } = guest;
@@ -189,7 +212,7 @@ async function begin(
       // To its end, whatever comes: a virsh that is killed leaves libvirt at work.
       const steady = { ...guest, virsh: virsh.withSignal(undefined) };
       await whileFrozen(steady, folder, options.freeze, () =>
-        beginJob(steady, { plans, checkpoint, server: options.server }, folder),
+        beginJob(steady, { plans, checkpoint, server }, folder),
       );
     } catch (error) {
       const bitmap = brokenBitmap(error, plans);
@@ -240,13 +263,13 @@ async function beginJob(
   wanted: {
     readonly plans: readonly DiskPlan[];
     readonly checkpoint: string | undefined;
-    readonly server: TcpServer | undefined;
+    readonly server: BackupServer;
   },
   folder: JobFolder,
 ): Promise<void> {
   const { plans, checkpoint, server } = wanted;
   const request: JobRequest = {
-    server: server ?? { transport: "unix", socket: folder.socket },
+    server,
     disks: domain.disks.map(({ target: name }) => {
       const planned = plans.find((each) => each.name === name);
       if (!planned) return { name };
@@ -275,10 +298,10 @@ function brokenBitmap(error: unknown, plans: readonly DiskPlan[]): string | unde
 async function pull(
   guest: Guest,
   { job, plans, checkpoint }: Begun,
-  clients: NbdClient[],
+  { way, clients }: { readonly way: JobWay; readonly clients: NbdClient[] },
   options: BackupOptions,
 ): Promise<TakenPoint> {
-  const { domain, repository } = guest;
+  const { domain, repository, ssh } = guest;
   const disks = exportedDisks(job.job).map((disk): PointDisk => {
     const planned = plans.find(({ name }) => name === disk.name);
     const increment =
@@ -287,7 +310,7 @@ async function pull(
         : undefined;
     return {
       name: disk.name,
-      address: addressOf(job.job.server, disk.exportName),
+      address: way.addressOf(disk.exportName),
       increment,
       reason: planned?.reason,
     };
@@ -296,7 +319,7 @@ async function pull(
     ...options,
     repository,
     domain: { name: domain.name, uuid: domain.uuid },
-    definition: { xml: job.domainXml, host: undefined },
+    definition: { xml: job.domainXml, host: ssh?.target.host },
     disks,
     checkpoint,
     clients,
@@ -305,14 +328,15 @@ async function pull(
 }
 
 function scratchSettings(
-  { domain }: Guest,
+  { domain, ssh }: Guest,
   folder: JobFolder,
   disks: readonly GuestDisk[],
   { scratchReserve: reserve, onWarning }: BackupOptions,
 ): ScratchSettings {
   const remedy =
     "Name a folder with more room (--scratch), take the backup when the guest writes less, or make it shorter: a faster target, no --limit-rate";
-  const files = disks.map(({ name }) => folder.scratch(name));
+  // On another host nobody watches them.
+  const files = ssh ? [] : disks.map(({ name }) => folder.scratch(name));
   return { domain: domain.name, files, reserve, remedy, onWarning };
 }
 

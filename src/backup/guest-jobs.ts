@@ -7,12 +7,15 @@ import { freeze, thaw } from "./libvirt/freeze.js";
 import { type BackupJob, exportedDisks, parseBackupJob } from "./libvirt/job-xml.js";
 import { hasCode, isJobGone, type Virsh } from "./libvirt/virsh.js";
 import type { Repository } from "./repository.js";
+import type { Ssh } from "./ssh.js";
 
 /** One repository's view of one domain. */
 export interface Guest {
   readonly virsh: Virsh;
   readonly domain: DomainDefinition;
   readonly repository: Repository;
+  /** To the host where it runs, if that is another one. */
+  readonly ssh: Ssh | undefined;
 }
 
 /**
@@ -26,7 +29,7 @@ export async function findLeftFolders(guest: Guest, here: JobFolder): Promise<Jo
   await refuseLivingOwner(here, domain);
   const job = await runningBackup(virsh, domain);
   if (!job) return [here];
-  const theirs = JobFolder.ofJob(job, keyOf(guest));
+  const theirs = JobFolder.ofJob(job, keyOf(guest), guest.ssh);
   if (!theirs) throw foreignJob(domain, job);
   if (theirs.path === here.path) return [here];
   await refuseLivingOwner(theirs, domain);
@@ -49,7 +52,10 @@ export async function clearFolder({ virsh, domain }: Guest, folder: JobFolder): 
     const job = await runningBackup(virsh, domain);
     const worksThere =
       job && exportedDisks(job).some(({ scratch }) => scratch?.path.startsWith(`${folder.path}/`));
-    if (worksThere) await virsh.abortJob(domain);
+    if (worksThere) {
+      await folder.sever();
+      await virsh.abortJob(domain);
+    }
   }
   await folder.remove();
 }

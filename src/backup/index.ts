@@ -21,6 +21,7 @@ export type { Definition } from "./kept-files.js";
 export { LEVELS, type Level } from "./level.js";
 export type { TcpServer } from "./libvirt/begin-xml.js";
 export type { DiskChoice } from "./libvirt/choose-disks.js";
+export type { Hypervisor, SshTarget } from "./libvirt/hypervisor.js";
 export type { JobInfo } from "./libvirt/job-info.js";
 export type { RestoredPlace } from "./libvirt/restored-domain.js";
 export { type DomainRef, Virsh, type VirshOptions } from "./libvirt/virsh.js";

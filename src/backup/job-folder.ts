@@ -5,34 +5,25 @@
  *       owner.json                            the process that works here
  *       frozen                                there while the guest's file systems may be
  *       qemu/                                 QEMU's own: the socket, and the scratch files
+ *
+ * Where QEMU runs on another host that folder is there, reached by ssh, and one on this host, in the place for temporary
+ * files, holds what is this process's own: libvirt's documents, and the near end of the way to the socket.
  */
-import {
-  chmod,
-  chown,
-  lstat,
-  mkdir,
-  mkdtemp,
-  readdir,
-  readFile,
-  rename,
-  rm,
-  rmdir,
-  unlink,
-  writeFile,
-} from "node:fs/promises";
-import { hostname } from "node:os";
-import { basename, dirname, join, resolve } from "node:path";
+import { readFile } from "node:fs/promises";
+import { hostname, tmpdir } from "node:os";
+import { basename, dirname, isAbsolute, join, resolve } from "node:path";
 import { z } from "zod";
 import { PreconditionError, UsageError } from "./errors.js";
-import { exists, isMissing } from "./files.js";
+import { isMissing } from "./files.js";
+import { type FoundFolder, type JobPlace, LocalPlace, QEMU } from "./job-place.js";
 import type { QemuUser } from "./libvirt/domain-xml.js";
 import { type BackupJob, exportedDisks } from "./libvirt/job-xml.js";
+import type { Ssh } from "./ssh.js";
+import { SshPlace } from "./ssh-place.js";
 
 /** Longer paths of sockets the kernel refuses. */
 const MAX_SOCKET_PATH = 107;
-const OWNER = "owner.json";
-const QEMU = "qemu";
-const FROZEN = "frozen";
+const HERE = new LocalPlace();
 
 const owner = z.object({ host: z.string(), pid: z.number().int().positive(), startedAt: z.string() });
 type Owner = z.infer<typeof owner>;
@@ -44,24 +35,38 @@ export interface JobFolderKey {
 }
 
 export class JobFolder {
+  /** On the host where QEMU runs. */
   readonly path: string;
+  /** On this host: the same one, where that is QEMU's. */
+  readonly here: string;
+  readonly #place: JobPlace;
 
-  constructor(path: string) {
+  private constructor(path: string, ssh: Ssh | undefined) {
     this.path = path;
+    this.here = ssh === undefined ? path : join(tmpdir(), `${basename(path)}-way`);
+    this.#place = ssh === undefined ? HERE : new SshPlace(ssh);
   }
 
-  /** Where the folder of this repository and domain is, whether it is there or not. */
-  static at(parent: string, key: JobFolderKey): JobFolder {
-    return new JobFolder(join(resolve(parent), nameOf(key)));
+  /**
+   * Where the folder of this repository and domain is, whether it is there or not.
+   * @param ssh to the host where QEMU runs, if that is another one
+   * @throws {UsageError} `E_SCRATCH_PATH`: no absolute path on another host
+   */
+  static at(parent: string, key: JobFolderKey, ssh?: Ssh): JobFolder {
+    if (ssh !== undefined && !isAbsolute(parent)) {
+      const message = `--scratch ${parent} would be on ${ssh.target.host}: give an absolute path`;
+      throw new UsageError("E_SCRATCH_PATH", message, { details: { path: parent } });
+    }
+    return new JobFolder(join(resolve(parent), nameOf(key)), ssh);
   }
 
   /** The folder that a running job works in, if that is one of this repository and domain, wherever it is. */
-  static ofJob(job: BackupJob, key: JobFolderKey): JobFolder | undefined {
+  static ofJob(job: BackupJob, key: JobFolderKey, ssh?: Ssh): JobFolder | undefined {
     const paths = exportedDisks(job).flatMap(({ scratch }) =>
       scratch ? [dirname(dirname(scratch.path))] : [],
     );
     const path = paths.find((each) => basename(each) === nameOf(key));
-    return path === undefined ? undefined : new JobFolder(path);
+    return path === undefined ? undefined : new JobFolder(path, ssh);
   }
 
   get socket(): string {
@@ -72,21 +77,27 @@ export class JobFolder {
     return join(this.path, QEMU, `${disk}.scratch.qcow2`);
   }
 
+  /** A file of this process's own. */
   file(name: string): string {
+    return join(this.here, name);
+  }
+
+  /** A file of ours beside QEMU's, wherever that is. */
+  fileThere(name: string): string {
     return join(this.path, name);
   }
 
   /** To be called before the guest is frozen: whoever finds this folder will thaw it. */
   async markFrozen(): Promise<void> {
-    await writeFile(join(this.path, FROZEN), "");
+    await this.#place.setFrozen(this.path, true);
   }
 
   async unmarkFrozen(): Promise<void> {
-    await rm(join(this.path, FROZEN), { force: true });
+    await this.#place.setFrozen(this.path, false);
   }
 
   async isMarkedFrozen(): Promise<boolean> {
-    return await exists(join(this.path, FROZEN));
+    return (await this.#place.look(this.path))?.frozen ?? false;
   }
 
   /**
@@ -94,8 +105,7 @@ export class JobFolder {
    * @throws {PreconditionError} `E_SCRATCH_OWNER`: the folder is another user's
    */
   async livingOwner(): Promise<string | undefined> {
-    await this.#refuseOthers();
-    const found = await this.#owner();
+    const found = await this.#note();
     if (!found) return undefined;
     if (found.host !== hostname()) return `process ${found.pid} on ${found.host}`;
     return (await startOf(found.pid)) === found.startedAt ? `process ${found.pid}` : undefined;
@@ -111,30 +121,20 @@ export class JobFolder {
       const message = `${this.socket} is too long for a socket's path: name a shorter folder with --scratch`;
       throw new UsageError("E_SCRATCH_PATH", message, { details: { path: this.socket } });
     }
-    const uid = process.getuid?.() ?? 0;
-    if (qemu && uid !== 0 && qemu.uid !== uid) {
-      const message = `the domain's QEMU runs as user ${qemu.uid}, and only root can give that user a folder of its own for socket and scratch files: run nbdpull as root`;
-      throw new PreconditionError("E_QEMU_USER", message, { details: { uid: qemu.uid } });
+    const me: Owner = { host: hostname(), pid: process.pid, startedAt: (await startOf(process.pid)) ?? "" };
+    const note = `${JSON.stringify(me)}\n`;
+    await this.#place.create(this.path, note, qemu);
+    if (this.here !== this.path) {
+      await HERE.create(this.here, note, undefined).catch(async (error: unknown) => {
+        await this.#place.remove(this.path);
+        throw error;
+      });
     }
-    const fresh = await mkdtemp(join(dirname(this.path), ".nbdpull-")).catch((cause: unknown) => {
-      if (!isMissing(cause)) throw cause;
-      const message = `${dirname(this.path)} is not there: name a folder with --scratch that the domain's QEMU can reach`;
-      throw new UsageError("E_SCRATCH_PATH", message, { cause, details: { path: dirname(this.path) } });
-    });
-    try {
-      const me: Owner = { host: hostname(), pid: process.pid, startedAt: (await startOf(process.pid)) ?? "" };
-      await writeFile(join(fresh, OWNER), `${JSON.stringify(me)}\n`);
-      await mkdir(join(fresh, QEMU), { mode: 0o700 });
-      if (qemu && uid === 0) {
-        await chown(join(fresh, QEMU), qemu.uid, qemu.gid);
-        // QEMU passes through to its own folder, and reads nothing of ours on the way.
-        await chmod(fresh, 0o711);
-      }
-      await rename(fresh, this.path);
-    } catch (error) {
-      await rm(fresh, { recursive: true, force: true });
-      throw error;
-    }
+  }
+
+  /** Cuts connections to QEMU that outlived their client: on another host that can be. */
+  async sever(): Promise<void> {
+    await this.#place.sever(this.path);
   }
 
   /**
@@ -142,38 +142,31 @@ export class JobFolder {
    * @throws {PreconditionError} `E_SCRATCH_OWNER`: the folder is another user's
    */
   async remove(): Promise<void> {
-    await this.#refuseOthers();
-    for (const folder of [join(this.path, QEMU), this.path]) {
-      const entries = await readdir(folder, { withFileTypes: true }).catch(noneIfMissing);
-      for (const entry of entries) if (!entry.isDirectory()) await unlink(join(folder, entry.name));
-      await rmdir(folder).catch(noneIfMissing);
+    if (this.here !== this.path) {
+      refuseOthers(this.here, await HERE.look(this.here));
+      await HERE.remove(this.here);
     }
+    const found = await this.#place.look(this.path);
+    refuseOthers(this.path, found);
+    if (found) await this.#place.remove(this.path);
   }
 
-  /**
-   * Its name can be known beforehand, and everybody may write to /var/tmp: what another user has put there is neither
-   * believed nor cleared away, since links in it could lead anywhere. Once it is ours nobody else can put anything there.
-   */
-  async #refuseOthers(): Promise<void> {
-    const found = await lstat(this.path).catch((error: unknown) => {
-      if (isMissing(error)) return undefined;
-      throw error;
-    });
-    if (!found) return;
-    const mayBeOurs = [0, process.getuid?.()].includes(found.uid);
-    if (found.isDirectory() && mayBeOurs) return;
-    const what = found.isDirectory() ? `a folder of user ${found.uid}` : "no folder";
-    const message = `${this.path}, where socket and scratch files would be, is ${what}, and was not made by a backup of this user: look at it and remove it, or name another place with --scratch`;
-    throw new PreconditionError("E_SCRATCH_OWNER", message, { details: { path: this.path, uid: found.uid } });
+  async #note(): Promise<Owner | undefined> {
+    const found = await this.#place.look(this.path);
+    refuseOthers(this.path, found);
+    return found?.note === undefined ? undefined : parseOwner(found.note);
   }
+}
 
-  async #owner(): Promise<Owner | undefined> {
-    const text = await readFile(join(this.path, OWNER), "utf8").catch((error: unknown) => {
-      if (isMissing(error)) return undefined;
-      throw error;
-    });
-    return text === undefined ? undefined : parseOwner(text);
-  }
+/**
+ * Its name can be known beforehand, and everybody may write to /var/tmp: what another user has put there is neither
+ * believed nor cleared away, since links in it could lead anywhere. Once it is ours nobody else can put anything there.
+ */
+function refuseOthers(path: string, found: FoundFolder | undefined): void {
+  if (!found || (found.isFolder && found.ours)) return;
+  const what = found.isFolder ? `a folder of user ${found.uid}` : "no folder";
+  const message = `${path}, where socket and scratch files would be, is ${what}, and was not made by a backup of this user: look at it and remove it, or name another place with --scratch`;
+  throw new PreconditionError("E_SCRATCH_OWNER", message, { details: { path, uid: found.uid } });
 }
 
 function nameOf({ repositoryId, domainUuid }: JobFolderKey): string {
@@ -203,9 +196,4 @@ async function startOf(pid: number): Promise<string | undefined> {
     if (isMissing(error) || (error as NodeJS.ErrnoException).code === "ESRCH") return undefined;
     throw error;
   }
-}
-
-function noneIfMissing(error: unknown): [] {
-  if (isMissing(error)) return [];
-  throw error;
 }

@@ -255,6 +255,7 @@ describe("a mistake in the command", () => {
     ["E_REMOTE", ["--server", "tcp:[2001:db8::1]:2000"]],
     ["E_SERVER", ["--tls"]],
     ["E_SERVER", ["--server", "unix", "--insecure"]],
+    ["E_SERVER", ["--host-override", "hv1"]],
     ["E_SERVER", ["--server", "tcp", "--tls-psk-file", "keys.psk"]],
   ])(
     "is a job that would be served to everybody, or by a TLS that it can't have: %s %j",

@@ -4,7 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { expect } from "vitest";
 import { LAB_DISKS, Lab, type LabDisk, type LabOptions, virsh } from "./libvirt-lab.js";
-import { nbdpull, type Ran, type Running, startNbdpull } from "./nbdpull.js";
+import { finished, nbdpull, type Ran, type Running, type StartOptions, startNbdpull } from "./nbdpull.js";
 import { qemuImg } from "./qemu-nbd.js";
 import { mountSmall } from "./small-file-system.js";
 
@@ -30,6 +30,8 @@ export class BackupLab implements AsyncDisposable {
   readonly repo: string;
   /** Where QEMU's folders are made: nothing must be left in it. */
   readonly scratch: string;
+  /** How `nbdpull backup` is started. */
+  start: StartOptions = {};
 
   readonly #mounted: AsyncDisposable | undefined;
 
@@ -62,7 +64,7 @@ export class BackupLab implements AsyncDisposable {
   }
 
   run(...more: readonly string[]): Promise<Ran> {
-    return nbdpull(...this.arguments(...more));
+    return finished(startNbdpull(this.arguments(...more), this.start));
   }
 
   /** A backup that has to succeed. */
@@ -74,7 +76,10 @@ export class BackupLab implements AsyncDisposable {
 
   /** Starts a backup that is slow enough to be met at work, and waits until it stores. */
   async startSlowly(...more: readonly string[]): Promise<Running> {
-    const run = startNbdpull(this.arguments("--limit-rate", "1M", "--request-size", "64K", ...more));
+    const run = startNbdpull(
+      this.arguments("--limit-rate", "1M", "--request-size", "64K", ...more),
+      this.start,
+    );
     await expect
       .poll(() => this.beside(), { timeout: 60_000 })
       .toContainEqual(expect.stringMatching(/\.partial$/));

@@ -29,11 +29,17 @@ export interface StartOptions {
   readonly input?: string;
   /** Variables beside those of the test. */
   readonly env?: Readonly<Record<string, string>>;
+  /** A command that runs what follows it in its own place, in surroundings that it makes. */
+  readonly inside?: readonly string[];
 }
 
 /** Starts `nbdpull`; for tests that kill it. */
-export function startNbdpull(args: readonly string[], options: StartOptions = {}): Running {
-  const child = execa(process.execPath, [NBDPULL, ...args], { ...options, reject: false });
+export function startNbdpull(
+  args: readonly string[],
+  { inside = [], ...options }: StartOptions = {},
+): Running {
+  const [program = process.execPath, ...rest] = [...inside, process.execPath, NBDPULL, ...args];
+  const child = execa(program, rest, { ...options, reject: false });
   const ended = child.then(({ exitCode, stdout, stderr }): Ran | undefined =>
     exitCode === undefined
       ? undefined

@@ -1,6 +1,7 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { execa } from "execa";
 import { BackupError, PreconditionError } from "../errors.js";
+import { type Hypervisor, hostOf, parseHypervisor } from "./hypervisor.js";
 import { type JobInfo, parseJobInfo } from "./job-info.js";
 import { knownFailure, withoutPrefix } from "./virsh-errors.js";
 
@@ -131,10 +132,16 @@ export class Virsh {
     return (await this.#exec("uri", [], "")).trim();
   }
 
-  /** The host that libvirt runs on, as its URI names it; undefined where it names none: it is this one. */
+  /** Where it runs. */
+  async hypervisor(): Promise<Hypervisor> {
+    const { connect } = this.#options;
+    // Without a scheme it is an alias of libvirt's configuration.
+    return parseHypervisor(connect?.includes("://") ? connect : await this.uri());
+  }
+
+  /** The host that it runs on, as its URI names it; undefined where that is this one. */
   async remoteHost(): Promise<string | undefined> {
-    const uri = await this.uri();
-    return (URL.canParse(uri) && new URL(uri).hostname) || undefined;
+    return hostOf(await this.hypervisor());
   }
 
   /** The job that runs now, of whatever kind; `active` is false without one. */

@@ -1,0 +1,86 @@
+/** Where libvirt runs, as its connection URI says: qemu:///system, qemu+ssh://root@host/system, qemu+tls://host/system. */
+
+export type Hypervisor =
+  | { readonly kind: "local" }
+  /** It is reached by ssh, and so are a shell and files there. */
+  | { readonly kind: "ssh"; readonly target: SshTarget }
+  /** It is reached by a protocol that carries nothing but libvirt. */
+  | { readonly kind: "network"; readonly host: string };
+
+/** How libvirt's own ssh connects, so that ours comes to the same host in the same way. */
+export interface SshTarget {
+  readonly host: string;
+  readonly port?: number | undefined;
+  readonly user?: string | undefined;
+  /** `keyfile`: the private key. */
+  readonly keyFile?: string | undefined;
+  /** `command`: what is run in the place of `ssh`. */
+  readonly program?: string | undefined;
+  /** Further options of OpenSSH, as `Name=value`. */
+  readonly settings: readonly string[];
+}
+
+const SSH_TRANSPORTS = ["ssh", "libssh", "libssh2"];
+
+/** Anything that is no URI is an alias or a default, which virsh resolves: ask it with `virsh uri`. */
+export function parseHypervisor(uri: string): Hypervisor {
+  if (!URL.canParse(uri)) return { kind: "local" };
+  const { protocol, hostname, port, username, search } = new URL(uri);
+  const transport = protocol.slice(0, -1).split("+")[1] ?? "";
+  const host = hostname.replace(/^\[(.*)\]$/, "$1");
+  if (!SSH_TRANSPORTS.includes(transport)) return host === "" ? { kind: "local" } : { kind: "network", host };
+  const parameters = parametersOf(search);
+  return {
+    kind: "ssh",
+    target: {
+      host: host || "localhost",
+      port: port === "" ? undefined : Number(port),
+      user: username === "" ? undefined : decode(username),
+      keyFile: parameters.get("keyfile"),
+      program: transport === "ssh" ? parameters.get("command") : undefined,
+      settings: settingsOf(transport, parameters),
+    },
+  };
+}
+
+/** The host's name in the URI, where that is not this host. */
+export function hostOf(hypervisor: Hypervisor): string | undefined {
+  if (hypervisor.kind === "local") return undefined;
+  return hypervisor.kind === "ssh" ? hypervisor.target.host : hypervisor.host;
+}
+
+/** libvirt's `ssh` knows `no_verify` only, and the libraries the other two; OpenSSH has a setting for each. */
+function settingsOf(transport: string, parameters: ReadonlyMap<string, string>): string[] {
+  const settings: string[] = [];
+  if (isOn(parameters.get("no_verify"))) settings.push("StrictHostKeyChecking=no");
+  if (transport === "ssh") return settings;
+  const knownHosts = parameters.get("known_hosts");
+  if (knownHosts !== undefined) settings.push(`UserKnownHostsFile=${knownHosts}`);
+  const verify = parameters.get("known_hosts_verify");
+  if (verify === "auto") settings.push("StrictHostKeyChecking=accept-new");
+  if (verify === "ignore") settings.push("StrictHostKeyChecking=no");
+  return settings;
+}
+
+function isOn(flag: string | undefined): boolean {
+  return flag !== undefined && flag !== "0";
+}
+
+/** Unlike a web form's, a plus sign is no blank here. */
+function parametersOf(search: string): ReadonlyMap<string, string> {
+  const pairs = search.replace(/^\?/, "").split(/[&;]/);
+  return new Map(
+    pairs.map((pair): [string, string] => {
+      const [name = "", ...value] = pair.split("=");
+      return [decode(name), decode(value.join("="))];
+    }),
+  );
+}
+
+function decode(text: string): string {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
+}

@@ -1,0 +1,39 @@
+import { describe, expect, it } from "vitest";
+import { hostOf, parseHypervisor } from "../../../src/backup/libvirt/hypervisor.js";
+
+describe("where libvirt is, by its URI", () => {
+  it.each(["qemu:///system", "qemu:///session", "qemu+unix:///system?socket=/x", "hv1", ""])(
+    "is this host: %s",
+    (uri) => expect(parseHypervisor(uri)).toEqual({ kind: "local" }),
+  );
+
+  it.each([
+    ["qemu+tls://hv1.example/system", "hv1.example"],
+    ["qemu+tcp://[2001:db8::1]:16509/system", "2001:db8::1"],
+    ["qemu://hv1/system", "hv1"],
+    ["qemu+ssh://root@[::1]/system", "::1"],
+    ["qemu+ssh:///system", "localhost"],
+  ])("is another: %s", (uri, host) => expect(hostOf(parseHypervisor(uri))).toBe(host));
+
+  it("tells ssh all that it tells libvirt's", () => {
+    const target = (uri: string): unknown => {
+      const hypervisor = parseHypervisor(uri);
+      return hypervisor.kind === "ssh" ? hypervisor.target : hypervisor;
+    };
+    expect(target("qemu+ssh://hv1/system")).toEqual({
+      ...{ host: "hv1", port: undefined, user: undefined, keyFile: undefined, program: undefined },
+      settings: [],
+    });
+    expect(
+      target(
+        "qemu+ssh://a%40b@hv1:2222/system?keyfile=/k%20+e&command=/opt/ssh&no_verify=1;known_hosts=/x&no_tty=1",
+      ),
+    ).toEqual({
+      ...{ host: "hv1", port: 2222, user: "a@b", keyFile: "/k +e", program: "/opt/ssh" },
+      settings: ["StrictHostKeyChecking=no"],
+    });
+    expect(
+      target("qemu+libssh://hv1/system?known_hosts=/x&known_hosts_verify=auto&no_verify=0"),
+    ).toMatchObject({ settings: ["UserKnownHostsFile=/x", "StrictHostKeyChecking=accept-new"] });
+  });
+});

@@ -1,0 +1,56 @@
+import { readdir } from "node:fs/promises";
+import { join } from "node:path";
+import { expect, it } from "vitest";
+import { BackupLab, expectExit } from "../support/backup-lab.js";
+import { describeWithLibvirt, freePort, LAB_DISKS } from "../support/libvirt-lab.js";
+import { finished, startNbdpull } from "../support/nbdpull.js";
+import { SshHost } from "../support/ssh-host.js";
+
+const MiB = 1024 * 1024;
+
+await describeWithLibvirt("a backup from another host", () => {
+  it("goes through ssh or straight, commits nothing where ssh is lost, and clears away what a killed run left", async () => {
+    await using host = await SshHost.start();
+    await using guest = await BackupLab.start();
+    guest.start = { inside: host.inside(guest.scratch) };
+    const remote = ["--connect", host.uri];
+    for (const disk of LAB_DISKS) await guest.lab.write(disk, 0, 20 * MiB, 0x11);
+
+    const full = await guest.take(...remote);
+    await guest.expectNothingLeft();
+    await guest.lab.write("vda", 0, 16 * MiB, 0x12);
+    const cut = await guest.startSlowly(...remote);
+    await host.cut();
+    const lost = await finished(cut);
+    expectExit(lost, 1);
+    expect(lost.json()).toMatchObject({ error: { code: "E_SSH_LOST" } });
+    await guest.expectNothingLeft();
+    expect(await guest.checkpoints()).toEqual([full.checkpoint]);
+
+    const killed = await guest.startSlowly(...remote);
+    killed.kill("SIGKILL");
+    await killed.ended;
+    expect(await readdir(guest.scratch)).toHaveLength(1);
+    // This one clears up, and reaches a port of that host's own.
+    const port = await freePort();
+    const next = await guest.take(...remote, "--server", `tcp:${port}`);
+    expect(next.disks[0]).toMatchObject({ parent: full.id, dirtyBytes: 16 * MiB });
+    await guest.expectNothingLeft();
+    expect(await guest.checkpoints()).toEqual([full.checkpoint, next.checkpoint]);
+
+    await guest.lab.write("vda", 18 * MiB, MiB, 0x13);
+    const copies = await guest.copyNow();
+    const open = ["--server", `tcp:0.0.0.0:${port}`, "--allow-remote"];
+    const unreachable = await guest.run(...remote, ...open, "--host-override", "no-such-host.invalid");
+    expectExit(unreachable, 4);
+    expect(unreachable.json()).toMatchObject({ error: { code: "E_UNREACHABLE" } });
+    const last = await guest.take(...remote, ...open);
+    expect(last.disks[0]).toMatchObject({ parent: next.id, dirtyBytes: MiB });
+    await guest.expectPoint(last.id, copies);
+    await guest.expectNothingLeft();
+
+    await using _ = await guest.lab.beginBackup();
+    const attach = ["attach", guest.lab.domain, "--to", join(guest.folder, "attached"), ...remote, "--json"];
+    expectExit(await finished(startNbdpull(attach, { inside: host.inside(guest.lab.folder) })), 0);
+  }, 240_000);
+});
