@@ -13,8 +13,9 @@ const FLOORS: readonly (readonly RegExp[])[] = [
   [/^bin\//, /^bench\//],
   [/^src\/backup\/index/],
   [/^src\/backup\/(restore-over|restored-definition|restored-files)\./],
-  [/^src\/backup\/(attach|backup|import|restore|verify|pull-file|prune|serve)\./],
+  [/^src\/backup\/(attach|backup|stopped-backup|import|restore|verify|pull-file|prune|serve)\./],
   [/^src\/backup\/(restore-source|restorable)\./],
+  [/^src\/backup\/guest-plan\./],
   [/^src\/backup\/guest-jobs\./],
   [/^src\/backup\/merge-disk\./],
   [/^src\/backup\/merge-(target|masks)\./],
@@ -27,7 +28,7 @@ const FLOORS: readonly (readonly RegExp[])[] = [
     /^src\/backup\/(write-through|ledger|compress-segment|collect-landing|image-store|device-target|export-target)\./,
   ],
   [
-    /^src\/backup\/(chain|pull|open-export|export-extents)\./,
+    /^src\/backup\/(chain|pull|open-export|export-extents|image-server)\./,
     /^src\/backup\/libvirt\/(running-job|checkpoints|freeze)/,
   ],
   [/^src\/backup\/verify-(data|structure)\./],
@@ -44,7 +45,7 @@ const FLOORS: readonly (readonly RegExp[])[] = [
   [/^src\/backup\/proven-image\./],
   [/^src\/backup\/image\/.*-(reader|writer|check)\./],
   [
-    /^src\/backup\/(overwrites|domain-lock|digest-file|new-files|settle|in-order|files|rate-limit|all-or-none|pace|buffer-pool|digest-threads|progress|image-locks|ssh)\./,
+    /^src\/backup\/(source-image|overwrites|domain-lock|digest-file|new-files|settle|in-order|files|rate-limit|all-or-none|pace|buffer-pool|digest-threads|progress|image-locks|ssh)\./,
     /^src\/backup\/libvirt\//,
   ],
   [/^src\/backup\/cluster-(workers|worker)\./],

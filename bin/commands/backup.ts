@@ -38,10 +38,10 @@ const SCRATCH_PARENT = "/var/tmp";
 export function addBackup(program: Command, run: Run): void {
   const command = program
     .command("backup")
-    .description("back running libvirt domains up: begin a job, pull it as one restore point, end the job")
+    .description("back libvirt domains up, running or off, each as one restore point")
     .argument("[domains...]", "the domains, as virsh knows them")
     .requiredOption("--to <repo>", "the repository; made if the folder is empty or not there")
-    .option("--all", "all domains that run, one after the other")
+    .option("--all", "all domains that run, one after the other (not those that are off)")
     .addOption(
       new Option("--level <level>", "what to take; auto is incremental where that is possible")
         .choices([...LEVELS])
@@ -152,7 +152,7 @@ function mountpointsOf({ freeze }: BackupOptions): readonly string[] | undefined
 }
 
 function describe(result: BackupResult, options: BackupOptions): object {
-  const { manifest, folder, extents, requests, connections, seconds, level, retired } = result;
+  const { manifest, folder, extents, requests, connections, seconds, level, retired, isRunning } = result;
   return {
     id: manifest.id,
     domain: manifest.domain.name,
@@ -161,6 +161,7 @@ function describe(result: BackupResult, options: BackupOptions): object {
     checkpoint: manifest.checkpoint?.name ?? null,
     createdAt: manifest.createdAt,
     folder,
+    isRunning,
     disks: manifest.disks,
     files: manifest.files,
     notKept: manifest.notKept,
@@ -173,7 +174,7 @@ function describe(result: BackupResult, options: BackupOptions): object {
 }
 
 /** What was done, and why. */
-function sentence({ manifest, level, seconds, retired }: BackupResult): string {
+function sentence({ manifest, level, seconds, retired, isRunning }: BackupResult): string {
   const disks = manifest.disks.map((disk) => {
     const what = disk.parent === null ? "full" : `${human(disk.dirtyBytes)} changed since ${disk.parent}`;
     const why = disk.reason === undefined ? "" : ` (${disk.reason})`;
@@ -185,7 +186,7 @@ function sentence({ manifest, level, seconds, retired }: BackupResult): string {
       : `checkpoint ${manifest.checkpoint.name}`;
   const gone = retired.length === 0 ? "" : `, ${retired.length} older deleted`;
   return [
-    `${manifest.domain.name} ${manifest.id}: ${level} restore point in ${seconds.toFixed(2)} s; ${next}${gone}`,
+    `${manifest.domain.name} ${manifest.id}: ${level} restore point${isRunning ? "" : " of the domain as it is off,"} in ${seconds.toFixed(2)} s; ${next}${gone}`,
     ...disks,
     ...keptLines(manifest).map((line) => `  ${line}`),
   ].join("\n");

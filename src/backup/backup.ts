@@ -1,23 +1,23 @@
 import { writeFile } from "node:fs/promises";
 import type { NbdClient } from "../nbd/index.js";
-import { proveChain } from "./chain.js";
 import { assertCompressible } from "./compressed-store.js";
 import { PreconditionError } from "./errors.js";
 import {
+  claimFolder,
   clearFolder,
-  findLeftFolders,
   type Guest,
   keyOf,
   messageOf,
   retireCheckpoints,
   whileFrozen,
 } from "./guest-jobs.js";
+import { levelOf, planGuest, refuseNoBase } from "./guest-plan.js";
 import { JobFolder } from "./job-folder.js";
 import { type JobWay, openWay, refuseUnreachable } from "./job-way.js";
-import { type DiskPlan, type GuestDisk, type Level, planDisk } from "./level.js";
+import { bitmapOf, type DiskPlan, type GuestDisk, type Level } from "./level.js";
 import { formatBackup, formatCheckpoint, type JobRequest, type TcpServer } from "./libvirt/begin-xml.js";
 import { parseCheckpoint } from "./libvirt/checkpoint-xml.js";
-import { checkpointName, neededCheckpoints, readCheckpoints } from "./libvirt/checkpoints.js";
+import { checkpointName, neededCheckpoints } from "./libvirt/checkpoints.js";
 import { chooseDisks, type DiskChoice } from "./libvirt/choose-disks.js";
 import { parseDomain } from "./libvirt/domain-xml.js";
 import type { Hypervisor } from "./libvirt/hypervisor.js";
@@ -29,6 +29,7 @@ import { Repository } from "./repository.js";
 import { refuseShortScratch, type ScratchSettings, whileScratchLasts } from "./scratch-guard.js";
 import { Ssh } from "./ssh.js";
 import { WAY } from "./ssh-place.js";
+import { backUpStopped } from "./stopped-backup.js";
 import { type PointDisk, type TakenPoint, type TakeSettings, takePoint } from "./take-point.js";
 
 export interface BackupOptions extends TakeSettings {
@@ -52,28 +53,30 @@ export interface BackupOptions extends TakeSettings {
 export interface BackupResult extends TakenPoint {
   /** What was made, beside the level that was asked for. */
   readonly level: Exclude<Level, "auto">;
+  /** False where the domain is off: the point has no checkpoint of its own then. */
+  readonly isRunning: boolean;
   /** Checkpoints of this repository that were deleted, since no increment starts from them any more. */
   readonly retired: readonly string[];
 }
 
 /**
- * Backs one running domain up: begins a job and its checkpoint, pulls all disks as one restore point, ends the job, and
- * deletes the checkpoints that are not needed any more. Whatever a dead run of the same repository left is cleared away
- * first; if this one fails nothing of it stays.
+ * Backs one domain up. Of one that runs: begins a job and its checkpoint, pulls all disks as one restore point, ends the
+ * job, and deletes the checkpoints that are not needed any more. One that is off: see `backUpStopped`. Whatever a dead run
+ * of the same repository left is cleared away first; if this one fails nothing of it stays.
  *
- * @throws {PreconditionError} the domain is off or busy, another backup runs, a disk can't take part, no base for an increment
+ * @throws {PreconditionError} the domain is busy, another backup runs, a disk can't take part, no base for an increment
  * @throws as `takePoint` does
  */
 export async function backup(options: BackupOptions): Promise<BackupResult> {
   const { virsh, signal } = options;
   if (options.compress) assertCompressible(options.format, options.compress);
   const hypervisor = await virsh.hypervisor();
-  const ssh = await sshTo(hypervisor, signal);
-  const domain = parseDomain(await virsh.domainXml(options.domain));
+  const definition = await virsh.domainXml(options.domain);
+  const domain = parseDomain(definition);
   if (domain.id === undefined) {
-    const message = `the domain ${domain.name} isn't running, and libvirt makes no backup of one that is off. Start it: virsh start ${domain.name}`;
-    throw new PreconditionError("E_DOMAIN_OFF", message, { details: { domain: domain.name } });
+    return { ...(await backUpStopped(domain, definition, options)), isRunning: false, retired: [] };
   }
+  const ssh = await sshTo(hypervisor, signal);
   const disks: GuestDisk[] = [];
   for (const { target, format = "raw" } of chooseDisks(domain, options.disks)) {
     disks.push({ name: target, format, size: await virsh.diskSize(domain, target) });
@@ -81,7 +84,7 @@ export async function backup(options: BackupOptions): Promise<BackupResult> {
   const repository = await Repository.openOrCreate(options.repositoryPath);
   const guest: Guest = { virsh, domain, repository, ssh };
   const folder = JobFolder.at(options.scratchParent, keyOf(guest), ssh);
-  await claimFolder(guest, folder, options);
+  await claimFolder(guest, folder, signal);
   const cleaner: Guest = { ...guest, virsh: virsh.withSignal(undefined).withPatience(PATIENCE_MS) };
   const made: string[] = [];
   let taken: TakenPoint;
@@ -114,7 +117,7 @@ export async function backup(options: BackupOptions): Promise<BackupResult> {
   }
   // The point is there by now: whatever happens from here on, be it a Ctrl-C, is no failure of the backup.
   const retired = await endJob(cleaner, folder, options);
-  return { ...taken, level: levelOf(taken.manifest, options.level), retired };
+  return { ...taken, level: levelOf(taken.manifest, options.level), isRunning: true, retired };
 }
 
 /** Socket and scratch files are made by QEMU, in a folder that is made for it: on its host, which takes a shell there. */
@@ -133,17 +136,6 @@ async function sshTo(hypervisor: Hypervisor, signal: AbortSignal | undefined): P
 /** How the job is to be served. */
 function serverOf(folder: JobFolder, { server }: BackupOptions): BackupServer {
   return server ?? { transport: "unix", socket: folder.socket, tls: false };
-}
-
-/** Takes the folder over from whoever died in it, as the only one who does so. */
-async function claimFolder(guest: Guest, folder: JobFolder, { signal }: BackupOptions): Promise<void> {
-  // Before the lock is waited for: a backup under way holds it as long as it pulls.
-  await findLeftFolders(guest, folder);
-  const claim = async (): Promise<void> => {
-    for (const left of await findLeftFolders(guest, folder)) await clearFolder(guest, left);
-    await folder.claim(guest.domain.qemuUser);
-  };
-  await guest.repository.writing(guest.domain.name, claim, signal);
 }
 
 /** Checkpoints whose point never came to be: this run's own (`made`), and those of runs that died. */
@@ -195,13 +187,9 @@ async function begin(
   options: BackupOptions,
 ): Promise<Begun> {
   const { domain, repository, virsh } = guest;
-  const broken = new Set<string>();
+  const broken = new Map<string, string>();
   for (;;) {
-    const plans = await repository.reading(
-      domain.name,
-      () => plan(guest, disks, broken, options),
-      options.signal,
-    );
+    const plans = await planGuest(guest, disks, { ...options, broken });
     refuseNoBase(domain.name, plans, options.level);
     const checkpoint = plans.some(({ bitmap }) => bitmap)
       ? checkpointName(repository.id, new Date())
@@ -217,7 +205,7 @@ async function begin(
     } catch (error) {
       const bitmap = brokenBitmap(error, plans);
       if (bitmap === undefined || broken.has(bitmap)) throw error;
-      broken.add(bitmap);
+      broken.set(bitmap, "is lost or broken (did QEMU die, or was the disk replaced?)");
       continue;
     }
     const job = await openRunningJob({ virsh, domain: domain.uuid });
@@ -225,37 +213,6 @@ async function begin(
     const { creationTime } = parseCheckpoint(await virsh.checkpointXml(domain, checkpoint));
     return { job, plans, checkpoint: { name: checkpoint, creationTime } };
   }
-}
-
-async function plan(
-  guest: Guest,
-  disks: readonly GuestDisk[],
-  broken: ReadonlySet<string>,
-  options: BackupOptions,
-): Promise<DiskPlan[]> {
-  const { domain, repository, virsh } = guest;
-  const history = {
-    domainUuid: domain.uuid,
-    points: await repository.points(domain.name, ({ message }) => options.onWarning?.(message)),
-    checkpoints: await readCheckpoints(virsh, domain),
-    broken,
-    prove: (point: Manifest, disk: string) => proveChain(repository, domain.name, point, disk),
-  };
-  const plans: DiskPlan[] = [];
-  for (const disk of disks) plans.push(await planDisk(disk, options, history));
-  return plans;
-}
-
-/** An increment that was asked for by name is never silently a full copy of everything. */
-function refuseNoBase(domain: string, plans: readonly DiskPlan[], level: Level): void {
-  if (level !== "incremental" && level !== "differential") return;
-  if (plans.some(({ base }) => base)) return;
-  const reasons = plans.map(({ name, reason = "there is no point yet" }) => `${name}: ${reason}`).join("; ");
-  throw new PreconditionError(
-    "E_NO_BASE",
-    `${domain} has nothing that an ${level} backup could start from (${reasons}). Take a full one first: --level full, or auto`,
-    { details: { domain } },
-  );
 }
 
 async function beginJob(
@@ -287,12 +244,12 @@ async function beginJob(
   await virsh.beginBackup(domain, backupFile, checkpointFile);
 }
 
-/** Which bitmap libvirt found broken, as `DISK CHECKPOINT`, if that is why it refused to begin. */
+/** Which bitmap libvirt found broken, if that is why it refused to begin. */
 function brokenBitmap(error: unknown, plans: readonly DiskPlan[]): string | undefined {
   if (!hasCode(error, "E_VIRSH")) return undefined;
   const [, disk] = /missing or broken bitmap '[^']*' for disk '([^']*)'/.exec(messageOf(error)) ?? [];
   const base = plans.find(({ name }) => name === disk)?.base;
-  return base && `${disk} ${base.checkpoint}`;
+  return disk && base && bitmapOf(disk, base.checkpoint);
 }
 
 async function pull(
@@ -365,10 +322,4 @@ async function endJob(guest: Guest, folder: JobFolder, options: BackupOptions): 
     );
     return [];
   }
-}
-
-function levelOf(manifest: Manifest, asked: Level): Exclude<Level, "auto"> {
-  if (asked === "copy") return "copy";
-  if (manifest.level === "full") return "full";
-  return asked === "differential" ? "differential" : "incremental";
 }

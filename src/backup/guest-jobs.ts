@@ -1,5 +1,6 @@
 /** What may stand in a backup's way on the guest, and the clearing away of what is our own. */
 import { BackupError, PreconditionError } from "./errors.js";
+import { endServersIn } from "./image-server.js";
 import { JobFolder, type JobFolderKey } from "./job-folder.js";
 import { checkpointPrefix, deleteCheckpoint } from "./libvirt/checkpoints.js";
 import type { DomainDefinition } from "./libvirt/domain-xml.js";
@@ -36,14 +37,25 @@ export async function findLeftFolders(guest: Guest, here: JobFolder): Promise<Jo
   return [here, theirs];
 }
 
+/** Takes the folder over from whoever died in it, as the only one who does so. */
+export async function claimFolder(guest: Guest, folder: JobFolder, signal?: AbortSignal): Promise<void> {
+  // Before the lock is waited for: a backup under way holds it as long as it pulls.
+  await findLeftFolders(guest, folder);
+  const claim = async (): Promise<void> => {
+    for (const left of await findLeftFolders(guest, folder)) await clearFolder(guest, left);
+    await folder.claim(guest.domain.qemuUser);
+  };
+  await guest.repository.writing(guest.domain.name, claim, signal);
+}
+
 /** What tells the folders of this repository and domain from all others. */
 export function keyOf({ repository, domain }: Guest): JobFolderKey {
   return { repositoryId: repository.id, domainUuid: domain.uuid };
 }
 
 /**
- * Thaws the guest if it was left frozen, ends the job that works in `folder`, if one does, waits until it is gone, and
- * removes the folder. No NBD client of ours may be connected any more: QEMU 7.2 can hang then, with the guest.
+ * Thaws the guest if it was left frozen, ends the job that works in `folder`, if one does, waits until it is gone, ends
+ * the servers of a stopped domain's images that are left there, and removes the folder. No NBD client of ours may be connected any more: QEMU 7.2 can hang then, with the guest.
  */
 export async function clearFolder({ virsh, domain }: Guest, folder: JobFolder): Promise<void> {
   try {
@@ -57,6 +69,7 @@ export async function clearFolder({ virsh, domain }: Guest, folder: JobFolder): 
       await virsh.abortJob(domain);
     }
   }
+  await endServersIn(folder.path);
   await folder.remove();
 }
 

@@ -4,7 +4,7 @@
  *     /var/tmp/nbdpull-1a2b3c4d-f00dcafe/     (repository, domain)
  *       owner.json                            the process that works here
  *       frozen                                there while the guest's file systems may be
- *       qemu/                                 QEMU's own: the socket, and the scratch files
+ *       qemu/                                 QEMU's own: the sockets, and the scratch files
  *
  * Where QEMU runs on another host that folder is there, reached by ssh, and one on this host, in the place for temporary
  * files, holds what is this process's own: libvirt's documents, and the near end of the way to the socket.
@@ -71,6 +71,11 @@ export class JobFolder {
 
   get socket(): string {
     return join(this.path, QEMU, "nbd.sock");
+  }
+
+  /** Of the server that serves a disk of a domain that is off. */
+  serverSocket(index: number): string {
+    return join(this.path, QEMU, `${index}.sock`);
   }
 
   scratch(disk: string): string {

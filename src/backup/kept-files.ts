@@ -5,7 +5,7 @@ import { type FileHandle, lstat, open, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { isUnreadable } from "./damage.js";
 import { isMissing, sha256OfFile } from "./files.js";
-import { type BootFile, readBootNeeds, wordFor } from "./libvirt/boot-files.js";
+import { type BootFile, type NotKept, readBootNeeds, wordFor } from "./libvirt/boot-files.js";
 import type { KeptFile, Manifest } from "./manifest.js";
 
 /** A domain as libvirt has it. */
@@ -13,6 +13,8 @@ export interface Definition {
   readonly xml: string;
   /** Where the files lie that it names, if that is another host than this. */
   readonly host: string | undefined;
+  /** What it has beside, and is not kept either. */
+  readonly notKept?: readonly NotKept[] | undefined;
 }
 
 /** As the manifest has it. */
@@ -39,7 +41,7 @@ const ATTEMPTS = 3;
  * @throws the file system's error where it can't be written
  */
 export async function keepFiles(
-  { xml, host }: Definition,
+  { xml, host, notKept: beside = [] }: Definition,
   folder: string,
   options: {
     readonly sync: boolean;
@@ -49,7 +51,7 @@ export async function keepFiles(
 ): Promise<Kept> {
   const needs = readBootNeeds(xml);
   const files = [await keepDefinition(xml, folder, options.sync)];
-  const notKept = [...needs.notKept];
+  const notKept = [...beside, ...needs.notKept];
   for (const file of needs.files) {
     const what = wordFor(file.role, file.path);
     if (host !== undefined) {

@@ -34,8 +34,8 @@ export interface History {
   readonly points: readonly Manifest[];
   /** What libvirt has. */
   readonly checkpoints: readonly Checkpoint[];
-  /** Bitmaps that libvirt refused, `DISK CHECKPOINT`. */
-  readonly broken: ReadonlySet<string>;
+  /** Bitmaps that can't be used, as `bitmapOf` calls them, and why. */
+  readonly broken: ReadonlyMap<string, string>;
   /** @throws {DamageError} the disk could not be restored to that point */
   readonly prove: (point: Manifest, disk: string) => Promise<void>;
 }
@@ -62,6 +62,11 @@ export async function planDisk(
   }
   if (reason === undefined && history.points.length > 0) reason = "no point with a checkpoint has this disk";
   return { name, bitmap, reason };
+}
+
+/** How the bitmap of a checkpoint is called among the broken ones. */
+export function bitmapOf(disk: string, checkpoint: string): string {
+  return `${disk} ${checkpoint}`;
 }
 
 export function canKeepBitmaps({ format }: Pick<GuestDisk, "format">): boolean {
@@ -101,9 +106,8 @@ async function obstacleOf(
   if (checkpoint.disks.find((each) => each.name === name)?.bitmap === undefined) {
     return `checkpoint ${base.name} has no bitmap of it`;
   }
-  if (history.broken.has(`${name} ${base.name}`)) {
-    return `its bitmap of checkpoint ${base.name} is lost or broken (did QEMU die, or was the disk replaced?)`;
-  }
+  const broken = history.broken.get(bitmapOf(name, base.name));
+  if (broken !== undefined) return `its bitmap of checkpoint ${base.name} ${broken}`;
   if (format === "qcow2" && before.format === "raw" && before.mode === "incremental") {
     return `point ${parent.id} is a raw increment, which no qcow2 image can stand on`;
   }

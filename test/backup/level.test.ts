@@ -42,6 +42,11 @@ function point(day: number, disks: Record<string, number>, facts: Partial<Manife
 
 const POINTS = [point(1, { vda: 0 }), point(2, { vda: 1 }), point(3, { vda: 2, vdb: 0 })];
 
+const BROKEN = new Map([
+  ["vda cp3", "is broken"],
+  ["vda cp2", "is broken"],
+]);
+
 function history(facts: Partial<History> = {}): History {
   return {
     domainUuid: UUID,
@@ -54,7 +59,7 @@ function history(facts: Partial<History> = {}): History {
         { name: "vdb", bitmap: day === 3 ? "cp3" : undefined },
       ],
     })),
-    broken: new Set(),
+    broken: new Map(),
     prove: async () => undefined,
     ...facts,
   };
@@ -80,7 +85,7 @@ describe("the level of a disk", () => {
     expect(await plan("auto", { checkpoints: without })).toMatchObject({ base: { checkpoint: "cp2" } });
     const anew = checkpoints.map((each) => (each.name === "cp3" ? { ...each, creationTime: 9 } : each));
     expect(await plan("auto", { checkpoints: anew })).toMatchObject({ base: { checkpoint: "cp2" } });
-    expect(await plan("auto", { broken: new Set(["vda cp3", "vda cp2"]) })).toMatchObject({
+    expect(await plan("auto", { broken: BROKEN })).toMatchObject({
       base: { checkpoint: "cp1" },
     });
     const copied = [...POINTS, point(4, { vda: 0 }, { checkpoint: null })];

@@ -116,7 +116,14 @@ export async function removeLab(domain: string): Promise<void> {
   const virsh = (...args: readonly string[]) =>
     execa("virsh", ["-c", "qemu:///system", ...args], { reject: false, timeout: 60_000 });
   await virsh("destroy", domain);
-  await virsh("undefine", "--checkpoints-metadata", "--snapshots-metadata", "--nvram", domain);
+  await virsh(
+    "undefine",
+    "--checkpoints-metadata",
+    "--snapshots-metadata",
+    "--managed-save",
+    "--nvram",
+    domain,
+  );
   await rm(labLog(domain), { force: true });
   await rm(labFolder(domain), { recursive: true, force: true });
 }

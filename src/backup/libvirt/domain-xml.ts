@@ -28,6 +28,8 @@ export interface DomainDisk {
   /** The image's format (`qcow2`, `raw`). */
   readonly format?: string | undefined;
   readonly readOnly: boolean;
+  /** What lies between the image and what the guest sees, if anything does. */
+  readonly between?: "encryption" | "slices" | undefined;
 }
 
 const DOMAIN: DocumentKind = { code: "E_DOMAIN_XML", root: "domain", source: "virsh dumpxml DOMAIN" };
@@ -36,9 +38,13 @@ const diskSchema = element(
   { type: text.default("file"), device: oneOf("disk", "cdrom", "floppy", "lun").default("disk") },
   {
     target: element({ dev: text }, {}),
-    source: element({ file: text.optional(), dev: text.optional() }, {}).optional(),
+    source: element(
+      { file: text.optional(), dev: text.optional() },
+      // Only their presence counts.
+      { slices: z.unknown().optional(), encryption: z.unknown().optional() },
+    ).optional(),
+    encryption: z.unknown().optional(),
     driver: element({ type: text.optional() }, {}).optional(),
-    // Only its presence counts.
     readonly: z.unknown().optional(),
   },
 );
@@ -76,6 +82,11 @@ function readQemuUser(labels: z.infer<typeof domainSchema>["seclabel"]): QemuUse
   return uid === undefined ? undefined : { uid: Number(uid), gid: Number(gid) };
 }
 
+function readBetween({ source, encryption }: z.infer<typeof diskSchema>): DomainDisk["between"] {
+  if (encryption !== undefined || source?.encryption !== undefined) return "encryption";
+  return source?.slices === undefined ? undefined : "slices";
+}
+
 function readDisk(disk: z.infer<typeof diskSchema>): DomainDisk {
   return {
     target: disk.target.$.dev,
@@ -84,5 +95,6 @@ function readDisk(disk: z.infer<typeof diskSchema>): DomainDisk {
     source: disk.source?.$.file ?? disk.source?.$.dev,
     format: disk.driver?.$.type,
     readOnly: disk.readonly !== undefined,
+    between: readBetween(disk),
   };
 }

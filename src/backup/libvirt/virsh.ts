@@ -121,9 +121,14 @@ export class Virsh {
     );
   }
 
-  /** The names of all domains that run. */
+  /** Whether the domain is off, but with its memory saved for the next start. */
+  async hasManagedSave(domain: DomainRef): Promise<boolean> {
+    return /^Managed save:\s*yes$/m.test(await this.run("dominfo", domain));
+  }
+
+  /** The names of all domains that run, paused ones among them. */
   async runningDomains(): Promise<string[]> {
-    const output = await this.#exec("list", ["--name", "--state-running"], "(all)");
+    const output = await this.#exec("list", ["--name"], "(all)");
     return output.split("\n").filter((line) => line !== "");
   }
 

@@ -1,0 +1,132 @@
+import { mkdtemp, rm, truncate, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { execa } from "execa";
+import { afterEach, beforeEach, expect, it } from "vitest";
+import { endServersIn, ImageServer } from "../../src/backup/image-server.js";
+import { type ImageFile, inspectImage } from "../../src/backup/source-image.js";
+import { attachLoop, describeWithLoop } from "../support/loop-device.js";
+import { createImage, qemuImg, qemuIo } from "../support/qemu-nbd.js";
+import { describeWith } from "../support/tools.js";
+
+const MiB = 1024 * 1024;
+
+let folder: string;
+beforeEach(async () => {
+  folder = await mkdtemp(join(tmpdir(), "nbdpull-image-"));
+});
+afterEach(() => rm(folder, { recursive: true, force: true }));
+
+async function newImage(format: "qcow2" | "raw", name = "disk"): Promise<ImageFile> {
+  const path = join(folder, `${name}, "odd" & more.${format}`);
+  await createImage(path, { format, size: 4 * MiB });
+  await qemuIo(path, format, "write -P 0x21 1M 64k");
+  return { path, kind: "file", format };
+}
+
+const serve = (image: ImageFile, bitmap?: string): Promise<ImageServer> =>
+  ImageServer.start({ image, bitmap, name: "vda", socket: join(folder, "0.sock") }, undefined);
+
+const code = (promise: Promise<unknown>): Promise<unknown> =>
+  promise.then(
+    () => undefined,
+    (error: { code?: unknown }) => error.code,
+  );
+
+async function processes(): Promise<string> {
+  return (await execa("pgrep", ["-f", `^qemu-nbd.*--socket=${folder}/`], { reject: false })).stdout;
+}
+
+describeWith(["qemu-nbd", "qemu-img", "qemu-io"], "a server on the image of a stopped domain", () => {
+  it.each(["qcow2", "raw"] as const)(
+    "lets nobody write to a %s image as long as it serves it",
+    async (format) => {
+      const image = await newImage(format);
+      {
+        await using server = await serve(image);
+        expect(server.address.exportName).toBe("vda");
+        await server.assertAlive(undefined);
+        await expect(qemuIo(image.path, format, "write 0 64k")).rejects.toThrow(/"write" lock/);
+        await inspectImage(image, undefined);
+      }
+      expect(await processes()).toBe("");
+      await qemuIo(image.path, format, "write -P 0x22 0 64k");
+    },
+  );
+
+  it("does not begin on an image that is written to, that has no such bitmap, or that is none", async () => {
+    const image = await newImage("qcow2");
+    const writer = execa("qemu-nbd", ["-f", "qcow2", `--socket=${join(folder, "w.sock")}`, image.path], {
+      reject: false,
+    });
+    await expect.poll(() => code(inspectImage(image, undefined))).toBe("E_IMAGE_IN_USE");
+    expect(await code(serve(image))).toBe("E_IMAGE_IN_USE");
+    writer.kill();
+    await writer;
+    const missing = serve(image, "nothing");
+    await expect(missing).rejects.toThrow(/Bitmap 'nothing' is not found/);
+    await writeFile(image.path, "no image");
+    expect(await code(serve(image))).toBe("E_QEMU_TOOL");
+    expect(await code(inspectImage(image, undefined))).toBe("E_QEMU_TOOL");
+    expect(await processes()).toBe("");
+  });
+
+  it("notices that it was ended, and ends what a killed process has left", async () => {
+    const image = await newImage("raw");
+    await using server = await serve(image);
+    const left = execa("qemu-nbd", ["-r", "-f", "raw", `--socket=${join(folder, "1.sock")}`, image.path], {
+      reject: false,
+    });
+    await endServersIn(`${folder}/elsewhere`);
+    await expect.poll(async () => (await processes()).split("\n")).toHaveLength(2);
+    await endServersIn(folder);
+    expect((await left).isTerminated || (await left).exitCode === 0).toBe(true);
+    expect(await processes()).toBe("");
+    await expect(server.assertAlive(undefined)).rejects.toThrow();
+  });
+});
+
+describeWith(["qemu-img", "qemu-io", "qemu-system-x86_64"], "an image that increments are counted in", () => {
+  it("says which of its bitmaps can be used, and why another can't", async () => {
+    const image = await newImage("qcow2");
+    for (const name of ["good", "off", "both"]) await qemuImg("bitmap", "--add", image.path, name);
+    await qemuImg("bitmap", "--disable", image.path, "off");
+    const found = await inspectImage(image, undefined);
+    expect(found.size).toBe(4 * MiB);
+    expect(found.bitmapObstacle("good")).toBeUndefined();
+    expect(found.bitmapObstacle("off")).toContain("switched off");
+    expect(found.bitmapObstacle("none")).toContain("not in the image");
+    const overlay: ImageFile = { path: join(folder, "top.qcow2"), kind: "file", format: "qcow2" };
+    await qemuImg("create", "-q", "-f", "qcow2", "-b", image.path, "-F", "qcow2", overlay.path);
+    await qemuImg("bitmap", "--add", overlay.path, "both");
+    await qemuImg("bitmap", "--add", overlay.path, "own");
+    const top = await inspectImage(overlay, undefined);
+    expect(top.bitmapObstacle("own")).toBeUndefined();
+    // QEMU's server would take the one below for the whole.
+    expect(top.bitmapObstacle("good")).toContain("not in the image");
+    expect(top.bitmapObstacle("both")).toContain("backing chain");
+  });
+
+  it("is refused where it is encrypted", async () => {
+    const path = join(folder, "secret.qcow2");
+    const secret = ["--object", "secret,id=s,data=abc", "-o", "encrypt.format=aes,encrypt.key-secret=s"];
+    await qemuImg("create", "-q", "-f", "qcow2", ...secret, path, "1M");
+    expect(await code(inspectImage({ path, kind: "file", format: "qcow2" }, undefined))).toBe("E_DISK_UNFIT");
+  });
+});
+
+describeWithLoop("a server on a block device", () => {
+  it.each(["qcow2", "raw"] as const)("serves a %s image and lets nobody write to it", async (format) => {
+    const file = join(folder, "device");
+    await writeFile(file, "");
+    await truncate(file, 16 * MiB);
+    await using loop = await attachLoop(file);
+    if (format === "qcow2") await createImage(loop.path, { size: 4 * MiB });
+    await qemuIo(loop.path, format, "write -P 0x21 1M 64k");
+    const image: ImageFile = { path: loop.path, kind: "block", format };
+    await using server = await serve(image);
+    await server.assertAlive(undefined);
+    await expect(qemuIo(loop.path, format, "write 0 64k")).rejects.toThrow(/"write" lock/);
+    expect((await inspectImage(image, undefined)).size).toBe(format === "raw" ? 16 * MiB : 4 * MiB);
+  });
+});

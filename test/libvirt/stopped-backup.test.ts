@@ -1,0 +1,180 @@
+import { open, readdir, readFile, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { execa } from "execa";
+import { expect, it } from "vitest";
+import { BackupLab, expectExit } from "../support/backup-lab.js";
+import { describeWithLibvirt, LAB_DISKS, type LabDisk, virsh } from "../support/libvirt-lab.js";
+import { finished, nbdpull } from "../support/nbdpull.js";
+import { qemuImg } from "../support/qemu-nbd.js";
+
+const MiB = 1024 * 1024;
+
+/** The disks of a domain that is off, by qemu-img. */
+async function copyImages(guest: BackupLab): Promise<Record<LabDisk, string>> {
+  const copy = async (disk: LabDisk): Promise<string> => {
+    const path = join(guest.folder, `off-${disk}-${Date.now()}.raw`);
+    await qemuImg("convert", "-f", guest.lab.formats[disk], "-O", "raw", guest.lab.image(disk), path);
+    return path;
+  };
+  return { vda: await copy("vda"), vdb: await copy("vdb") };
+}
+
+/** Processes that serve an image of the guest's. */
+async function servers(guest: BackupLab): Promise<string[]> {
+  const { stdout } = await execa("pgrep", ["-af", `^qemu-nbd.*${guest.lab.folder}/`], { reject: false });
+  return stdout.split("\n").filter((line) => line !== "");
+}
+
+async function expectNothingLeft(guest: BackupLab): Promise<void> {
+  expect(await servers(guest)).toEqual([]);
+  await guest.expectNothingLeft();
+}
+
+await describeWithLibvirt("backup of a domain that is off", () => {
+  it("takes increments that are no bases, side by side, and the next one of the running domain is right", async () => {
+    await using guest = await BackupLab.start();
+    const { lab } = guest;
+    for (const disk of LAB_DISKS) await lab.write(disk, 0, 8 * MiB, 0x11);
+    const full = await guest.take();
+    await lab.write("vda", MiB, MiB, 0x22);
+    await lab.writeZeroes("vdb", 2 * MiB, MiB, { unmap: true });
+    await lab.powerOff();
+    const off = await copyImages(guest);
+    const first = await guest.take();
+    const second = await guest.take("--level", "differential");
+    expect([first, second]).toMatchObject([
+      { level: "incremental", checkpoint: null, isRunning: false, warnings: [], retiredCheckpoints: [] },
+      { level: "differential", checkpoint: null, isRunning: false, warnings: [], retiredCheckpoints: [] },
+    ]);
+    for (const { disks } of [first, second]) {
+      expect(disks.map(({ parent }) => parent)).toEqual([full.id, full.id]);
+      expect(disks.map(({ dirtyBytes }) => dirtyBytes)).toEqual([MiB, MiB]);
+    }
+    const some = await guest.take("--exclude", "vdb", "--level", "copy");
+    expect(some).toMatchObject({ level: "copy", disks: [{ name: "vda", mode: "full" }] });
+    await expectNothingLeft(guest);
+    expect(await guest.checkpoints()).toEqual([full.checkpoint]);
+    const listed = await nbdpull("points", guest.repo);
+    expect(listed.stdout.match(/no base for increments/g)).toHaveLength(3);
+
+    await lab.powerOn();
+    await lab.write("vda", 4 * MiB, MiB, 0x33);
+    // A guest that is paused runs, as far as its QEMU goes.
+    await virsh("suspend", lab.domain);
+    const online = await guest.copyNow();
+    const next = await guest.take();
+    expect(next.disks).toMatchObject([
+      { parent: full.id, dirtyBytes: 2 * MiB },
+      { parent: full.id, dirtyBytes: MiB },
+    ]);
+    for (const { id } of [first, second]) await guest.expectPoint(id, off);
+    await guest.expectPoint(some.id, { vda: off.vda });
+    await guest.expectPoint(next.id, online);
+    expectExit(await nbdpull("prune", guest.repo, "--keep-last", "3"), 0);
+    await guest.expectPoint(second.id, off);
+    await guest.expectPoint(next.id, online);
+    expectExit(await nbdpull("verify", guest.repo), 0);
+  }, 240_000);
+
+  it("keeps the domain from starting while it reads, and leaves nothing behind, however it ends", async () => {
+    await using guest = await BackupLab.start({ formats: { vdb: "raw" } });
+    const { lab } = guest;
+    await lab.write("vda", 0, 32 * MiB, 0x41);
+    await lab.write("vdb", 0, 32 * MiB, 0x42);
+    await virsh("managedsave", lab.domain);
+    const copies = await copyImages(guest);
+    {
+      const run = await guest.startSlowly();
+      expect(await servers(guest)).toHaveLength(2);
+      await expect(virsh("start", lab.domain)).rejects.toThrow(/lock/);
+      const second = await guest.run();
+      expectExit(second, 4);
+      expect(second.json()).toMatchObject({ error: { code: "E_BACKUP_RUNNING" } });
+      run.kill("SIGINT");
+      expectExit(await finished(run), 130);
+      await expectNothingLeft(guest);
+    }
+    {
+      const run = await guest.startSlowly();
+      run.kill("SIGKILL");
+      await run.ended;
+      await expect.poll(() => servers(guest)).toEqual([]);
+      expect(await readdir(guest.scratch)).toHaveLength(1);
+    }
+    {
+      // Somebody writes although QEMU has a lock, as a domain could on a file system that has none.
+      const run = await guest.startSlowly("--include", "vdb");
+      await using image = await open(lab.image("vdb"), "r+");
+      await image.write(Buffer.alloc(512, 0x43), 0, 512, 40 * MiB);
+      const ran = await finished(run);
+      expectExit(ran, 4);
+      expect(ran.json()).toMatchObject({ error: { code: "E_DOMAIN_CHANGED" } });
+      await image.write(Buffer.alloc(512, 0), 0, 512, 40 * MiB);
+      await expectNothingLeft(guest);
+    }
+    expect(await guest.points()).toEqual([]);
+    const whole = await guest.take();
+    expect(whole).toMatchObject({
+      level: "full",
+      warnings: [expect.stringMatching(/managed save is not kept/)],
+    });
+    await guest.expectPoint(whole.id, copies);
+    await expectNothingLeft(guest);
+    await lab.powerOn();
+  }, 240_000);
+
+  it("takes a disk in full whose bitmap can't be counted from, and keeps what a domain needs that never runs", async () => {
+    await using guest = await BackupLab.start();
+    const { lab } = guest;
+    await lab.write("vda", 0, MiB, 0x51);
+    const base = await guest.take();
+    await lab.write("vda", MiB, MiB, 0x52);
+    await lab.powerOff();
+    // vdb gets another layer, with a bitmap of the same name, as a snapshot of the running guest would leave it.
+    const overlay = join(lab.folder, "overlay.qcow2");
+    await qemuImg("create", "-q", "-f", "qcow2", "-b", lab.image("vdb"), "-F", "qcow2", overlay);
+    await qemuImg("bitmap", "--add", overlay, base.checkpoint ?? "");
+    const boot = { kernel: join(lab.folder, "vmlinuz"), initrd: join(lab.folder, "initrd & more") };
+    await writeFile(boot.kernel, "no kernel");
+    await writeFile(boot.initrd, "no initrd");
+    const direct = `<kernel>${boot.kernel}</kernel><initrd>${boot.initrd.replace("&", "&amp;")}</initrd></os>`;
+    await lab.redefine((xml) => xml.replace(lab.image("vdb"), overlay).replace("</os>", direct));
+    const spread = await guest.take();
+    expect(spread).toMatchObject({
+      disks: [
+        { name: "vda", parent: base.id, dirtyBytes: MiB },
+        { name: "vdb", mode: "full", reason: expect.stringContaining("backing chain") },
+      ],
+      files: [{ role: "definition" }, { role: "kernel" }, { role: "initrd" }],
+    });
+    const to = join(guest.folder, "restored");
+    const xml = join(guest.folder, "web.xml");
+    expectExit(await nbdpull("restore", guest.repo, "--to", to, "--xml", xml), 0);
+    expect((await readdir(to)).sort()).toEqual(["initrd", "kernel", "vda.raw", "vdb.raw"]);
+    expect(await readFile(join(to, "initrd"), "utf8")).toBe("no initrd");
+    expect(await readFile(xml, "utf8")).toContain(
+      `<kernel>${join(to, "kernel")}</kernel><initrd>${join(to, "initrd")}</initrd>`.replace(
+        "><",
+        ">\n    <",
+      ),
+    );
+
+    await lab.redefine((text) =>
+      text.replace(overlay, lab.image("vdb")).replaceAll(/<(kernel|initrd)>.*<.*>/g, ""),
+    );
+    await lab.powerOn();
+    await lab.write("vda", 2 * MiB, MiB, 0x53);
+    await lab.crash();
+    const copies = await copyImages(guest);
+    const after = await guest.take();
+    expect(after).toMatchObject({
+      level: "full",
+      disks: [{ reason: expect.stringContaining("did QEMU die") }, {}],
+    });
+    await guest.expectPoint(after.id, copies);
+    const none = await guest.run("--level", "incremental");
+    expectExit(none, 4);
+    expect(none.json()).toMatchObject({ error: { code: "E_NO_BASE" } });
+    await expectNothingLeft(guest);
+  }, 240_000);
+});
