@@ -28,8 +28,8 @@ const CLIENTS = 16;
 
 /**
  * A read-only server on one image. While it runs QEMU's locks keep everybody from writing to the image, and with that
- * its domain from starting. It ends when its last client has left, so the one that is held here keeps it there, and if
- * this process is killed that goes with it.
+ * its domain from starting. It ends when its last client has left, so the one that is held here keeps it there; and with
+ * this process, however that ends.
  */
 export class ImageServer implements AsyncDisposable {
   readonly address: NbdAddress;
@@ -56,7 +56,7 @@ export class ImageServer implements AsyncDisposable {
       const held = await firstClient(address, server, signal);
       if (held) return new ImageServer(address, server, held);
       const { code, stderr } = await server;
-      throw refusedByTool("qemu-nbd", served.image.path, { code, stderr });
+      throw refusedByTool(code === "ENOENT" ? "setpriv" : "qemu-nbd", served.image.path, { code, stderr });
     } catch (error) {
       await end(server);
       throw error;
@@ -83,8 +83,8 @@ export class ImageServer implements AsyncDisposable {
 }
 
 /**
- * Ends the servers of this user whose sockets are in a folder below `folder`: those of a process that was killed between
- * starting one and connecting to it.
+ * Ends the servers of this user whose sockets are in a folder below `folder`: those of a process that was killed
+ * in the moment in which it started one.
  * @throws {BackupError} one doesn't end
  */
 export async function endServersIn(folder: string): Promise<void> {
@@ -132,8 +132,9 @@ function kill(pid: number, signal: NodeJS.Signals): void {
 
 type Server = ReturnType<typeof launch>;
 
+/** The kernel ends it with us: a client that is still negotiating when it goes is not the last one that it waits for. */
 function launch(served: ServedImage) {
-  return execa("qemu-nbd", argumentsFor(served), {
+  return execa("setpriv", ["--pdeathsig", "TERM", "qemu-nbd", ...argumentsFor(served)], {
     env: { LC_ALL: "C" },
     stdin: "ignore",
     stdout: "ignore",

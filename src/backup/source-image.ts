@@ -61,12 +61,13 @@ export async function inspectImage(image: ImageFile, signal: AbortSignal | undef
 
 /** The error for what a tool of QEMU's said of an image. */
 export function refusedByTool(
-  tool: "qemu-img" | "qemu-nbd",
+  tool: "qemu-img" | "qemu-nbd" | "setpriv",
   path: string,
   { code, stderr }: { readonly code?: string | undefined; readonly stderr: string },
 ): BackupError {
-  if (code === "ENOENT") {
-    const message = `${tool} isn't installed, and it is how the disks of a domain that is off are read. Install it (Debian: apt install qemu-utils), or start the domain`;
+  if (code === "ENOENT" || /^setpriv: failed to execute/.test(stderr)) {
+    const pack = tool === "setpriv" ? "util-linux" : "qemu-utils";
+    const message = `${tool} isn't installed, and it is how the disks of a domain that is off are read. Install it (Debian: apt install ${pack}), or start the domain`;
     return new PreconditionError("E_NO_QEMU_TOOLS", message, { details: { tool } });
   }
   const said = stderr.trim().replaceAll(/\s*\n\s*/g, ": ");
