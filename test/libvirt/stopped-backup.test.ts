@@ -109,7 +109,7 @@ await describeWithLibvirt("backup of a domain that is off", () => {
       const run = await guest.startSlowly();
       run.kill("SIGKILL");
       await run.ended;
-      await expect.poll(() => servers(guest)).toEqual([]);
+      await expect.poll(() => servers(guest), { timeout: 10_000 }).toEqual([]);
       expect(await readdir(guest.scratch)).toHaveLength(1);
     }
     expect(await guest.points()).toEqual([]);
