@@ -20,6 +20,7 @@ export { type ImageToImport, type ImportOptions, importImages } from "./import.j
 export type { Definition } from "./kept-files.js";
 export { LEVELS, type Level } from "./level.js";
 export type { TcpServer } from "./libvirt/begin-xml.js";
+export type { NotKept } from "./libvirt/boot-files.js";
 export type { DiskChoice } from "./libvirt/choose-disks.js";
 export type { Hypervisor, SshTarget } from "./libvirt/hypervisor.js";
 export type { JobInfo } from "./libvirt/job-info.js";
