@@ -98,6 +98,11 @@ async function whereToListen(options: ServeCommandOptions, output: Output): Prom
   const asked = parseListenAddress(options.listen ?? "127.0.0.1:10809");
   const address = await resolveHost(asked);
   if (!isLoopback(address.host)) mayBeRemote(address.host, tls, options, output);
+  else if (options.tlsCa === undefined) {
+    output.note(
+      `every user of this machine can connect to ${address.host} and read the backup: --socket lets in only you`,
+    );
+  }
   const isEverywhere = ["0.0.0.0", "::"].includes(address.host);
   return { address, tls, host: isEverywhere ? undefined : asked.host };
 }

@@ -146,6 +146,11 @@ describe("the address of nbdpull serve", () => {
     );
   });
 
+  it("says that a loopback address is open to every user of the machine", async () => {
+    const server = await startServing(repo(), "--listen", "0");
+    expect((await server.stop()).stderr).toMatch(/every user of this machine can connect to 127\.0\.0\.1/);
+  });
+
   describeWith(["certtool", "nbdinfo"], "with TLS", () => {
     it("may be open to other machines, and lets in only clients with a certificate", async () => {
       const { path } = await makeAuthority(
