@@ -32,6 +32,7 @@ const COMMANDS: Readonly<Record<string, () => Promise<(program: Command, run: Ru
   verify: async () => (await import("./commands/verify.js")).addVerify,
   prune: async () => (await import("./commands/prune.js")).addPrune,
   serve: async () => (await import("./commands/serve.js")).addServe,
+  doctor: async () => (await import("./commands/doctor.js")).addDoctor,
   demo: async () => (await import("./commands/demo.js")).addDemo,
 };
 // Loading everything takes longer than many an increment, so only what is called is loaded; for anything else (help,

@@ -1,10 +1,10 @@
-import { type Command, Option } from "commander";
+import type { Command } from "commander";
 import { type BackupResult, backup } from "../../src/backup/backup.js";
 import { UsageError } from "../../src/backup/errors.js";
-import { LEVELS, type Level } from "../../src/backup/level.js";
 import { Virsh } from "../../src/backup/libvirt/virsh.js";
 import { worstExitCode } from "../exit-codes.js";
-import { type JobServerOptions, tcpServerOf, withJobServer } from "../job-server.js";
+import { disksOf, type GuestOptions, mountpointsOf, withGuest } from "../guest-options.js";
+import { tcpServerOf } from "../job-server.js";
 import { keptLines } from "../kept-lines.js";
 import {
   type CopyOptions,
@@ -12,28 +12,18 @@ import {
   connectOf,
   digestsOf,
   rateLimitOf,
-  type ScratchOptions,
   windowOf,
   withCopy,
   withDigests,
-  withScratchReserve,
 } from "../options.js";
 import { human } from "../output.js";
 import type { Context, Run } from "../run.js";
 import { version } from "../version.js";
 
-interface BackupOptions extends CopyOptions, JobServerOptions, ScratchOptions {
+interface BackupOptions extends CopyOptions, GuestOptions {
   readonly to: string;
   readonly all?: true;
-  readonly level: Level;
-  readonly include?: readonly string[];
-  readonly exclude?: readonly string[];
-  readonly scratch: string;
-  readonly freeze?: string | true;
-  readonly connect?: string;
 }
-
-const SCRATCH_PARENT = "/var/tmp";
 
 export function addBackup(program: Command, run: Run): void {
   const command = program
@@ -41,21 +31,8 @@ export function addBackup(program: Command, run: Run): void {
     .description("back libvirt domains up, running or off, each as one restore point")
     .argument("[domains...]", "the domains, as virsh knows them")
     .requiredOption("--to <repo>", "the repository; made if the folder is empty or not there")
-    .option("--all", "all domains that run, one after the other (not those that are off)")
-    .addOption(
-      new Option("--level <level>", "what to take; auto is incremental where that is possible")
-        .choices([...LEVELS])
-        .default("auto"),
-    )
-    .option("--include <disk>", "only this disk; may be given several times", collect)
-    .option("--exclude <disk>", "not this disk; may be given several times", collect)
-    .option(
-      "--freeze [mountpoints]",
-      "freeze the guest's file systems (=A,B: only these) while the job begins",
-    )
-    .option("--scratch <dir>", "where the job's folder is made, for socket and scratch files", SCRATCH_PARENT)
-    .option("--connect <uri>", "libvirt connection, as virsh -c");
-  withJobServer(withDigests(withCopy(withScratchReserve(command)), "default xxh64")).action(
+    .option("--all", "all domains that run, one after the other (not those that are off)");
+  withGuest(withDigests(withCopy(command), "default xxh64")).action(
     run<BackupOptions, [domains: readonly string[]]>(async (context, options, named) => {
       const domains = await domainsOf(named, options, context);
       const [only, ...others] = domains;
@@ -124,7 +101,7 @@ async function backUp(
       domain,
       repositoryPath: options.to,
       level: options.level,
-      disks: { include: options.include ?? [], exclude: options.exclude ?? [] },
+      disks: disksOf(options),
       scratchParent: options.scratch,
       scratchReserve: options.scratchReserve,
       server,
@@ -144,11 +121,6 @@ async function backUp(
   } finally {
     progress.stop();
   }
-}
-
-/** An empty list is all of them. */
-function mountpointsOf({ freeze }: BackupOptions): readonly string[] | undefined {
-  return freeze === true ? [] : freeze?.split(",").filter((mountpoint) => mountpoint !== "");
 }
 
 function describe(result: BackupResult, options: BackupOptions): object {
@@ -190,8 +162,4 @@ function sentence({ manifest, level, seconds, retired, isRunning }: BackupResult
     ...disks,
     ...keptLines(manifest).map((line) => `  ${line}`),
   ].join("\n");
-}
-
-function collect(value: string, before: readonly string[] = []): readonly string[] {
-  return [...before, value];
 }

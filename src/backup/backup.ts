@@ -1,7 +1,7 @@
 import { writeFile } from "node:fs/promises";
 import type { NbdClient } from "../nbd/index.js";
+import { preflight } from "./checks/preflight.js";
 import { assertCompressible } from "./compressed-store.js";
-import { PreconditionError } from "./errors.js";
 import {
   claimFolder,
   clearFolder,
@@ -11,7 +11,7 @@ import {
   retireCheckpoints,
   whileFrozen,
 } from "./guest-jobs.js";
-import { levelOf, planGuest, refuseNoBase } from "./guest-plan.js";
+import { type Forecast, LOST, levelOf, planGuest, refuseNoBase } from "./guest-plan.js";
 import { JobFolder } from "./job-folder.js";
 import { type JobWay, openWay, refuseUnreachable } from "./job-way.js";
 import { bitmapOf, type DiskPlan, type GuestDisk, type Level } from "./level.js";
@@ -20,15 +20,14 @@ import { parseCheckpoint } from "./libvirt/checkpoint-xml.js";
 import { checkpointName, neededCheckpoints } from "./libvirt/checkpoints.js";
 import { chooseDisks, type DiskChoice } from "./libvirt/choose-disks.js";
 import { parseDomain } from "./libvirt/domain-xml.js";
-import type { Hypervisor } from "./libvirt/hypervisor.js";
 import { type BackupServer, exportedDisks } from "./libvirt/job-xml.js";
 import { openRunningJob, type RunningJob } from "./libvirt/running-job.js";
 import { hasCode, PATIENCE_MS, type Virsh } from "./libvirt/virsh.js";
 import type { Manifest } from "./manifest.js";
 import { Repository } from "./repository.js";
 import { refuseShortScratch, type ScratchSettings, whileScratchLasts } from "./scratch-guard.js";
-import { Ssh } from "./ssh.js";
 import { WAY } from "./ssh-place.js";
+import { sshTo } from "./ssh-to.js";
 import { backUpStopped } from "./stopped-backup.js";
 import { type PointDisk, type TakenPoint, type TakeSettings, takePoint } from "./take-point.js";
 
@@ -81,6 +80,7 @@ export async function backup(options: BackupOptions): Promise<BackupResult> {
   for (const { target, format = "raw" } of chooseDisks(domain, options.disks)) {
     disks.push({ name: target, format, size: await virsh.diskSize(domain, target) });
   }
+  const forecast = await preflight({ ...options, domain, disks, ssh });
   const repository = await Repository.openOrCreate(options.repositoryPath);
   const guest: Guest = { virsh, domain, repository, ssh };
   const folder = JobFolder.at(options.scratchParent, keyOf(guest), ssh);
@@ -101,7 +101,7 @@ export async function backup(options: BackupOptions): Promise<BackupResult> {
       signal,
     });
     if (way.straightTo) await refuseUnreachable(way.straightTo, signal);
-    const begun = await begin(guest, disks, { folder, made, server }, options);
+    const begun = await begin(guest, { disks, forecast }, { folder, made, server }, options);
     signal?.throwIfAborted();
     const clients: NbdClient[] = [];
     const giveUp = async (): Promise<void> => {
@@ -118,19 +118,6 @@ export async function backup(options: BackupOptions): Promise<BackupResult> {
   // The point is there by now: whatever happens from here on, be it a Ctrl-C, is no failure of the backup.
   const retired = await endJob(cleaner, folder, options);
   return { ...taken, level: levelOf(taken.manifest, options.level), isRunning: true, retired };
-}
-
-/** Socket and scratch files are made by QEMU, in a folder that is made for it: on its host, which takes a shell there. */
-async function sshTo(hypervisor: Hypervisor, signal: AbortSignal | undefined): Promise<Ssh | undefined> {
-  if (hypervisor.kind === "local") return undefined;
-  if (hypervisor.kind === "network") {
-    const { host } = hypervisor;
-    const message = `this connection leads to the libvirt of ${host} and to nothing else there, but a job needs a folder for its scratch files: connect by qemu+ssh://${host}/system, run nbdpull on ${host}, or begin the job with virsh backup-begin and use nbdpull attach`;
-    throw new PreconditionError("E_REMOTE", message, { details: { host } });
-  }
-  await new Ssh(hypervisor.target, signal).run(":", {});
-  // What it does is soon done, or is clearing up: under no signal.
-  return new Ssh(hypervisor.target);
 }
 
 /** How the job is to be served. */
@@ -182,14 +169,14 @@ interface Begun {
 /** Job and checkpoint begin in one moment. Where libvirt finds a bitmap broken that disk gets another base, or none. */
 async function begin(
   guest: Guest,
-  disks: readonly GuestDisk[],
+  { disks, forecast }: { readonly disks: readonly GuestDisk[]; readonly forecast: Forecast },
   { folder, made, server }: Traces & { readonly server: BackupServer },
   options: BackupOptions,
 ): Promise<Begun> {
   const { domain, repository, virsh } = guest;
-  const broken = new Map<string, string>();
+  const broken = new Map(forecast.broken);
   for (;;) {
-    const plans = await planGuest(guest, disks, { ...options, broken });
+    const plans = await planGuest(guest, disks, { ...options, broken, proven: forecast.proven });
     refuseNoBase(domain.name, plans, options.level);
     const checkpoint = plans.some(({ bitmap }) => bitmap)
       ? checkpointName(repository.id, new Date())
@@ -205,7 +192,7 @@ async function begin(
     } catch (error) {
       const bitmap = brokenBitmap(error, plans);
       if (bitmap === undefined || broken.has(bitmap)) throw error;
-      broken.set(bitmap, "is lost or broken (did QEMU die, or was the disk replaced?)");
+      broken.set(bitmap, LOST);
       continue;
     }
     const job = await openRunningJob({ virsh, domain: domain.uuid });

@@ -89,6 +89,11 @@ export async function takeLock(
   }
 }
 
+/** Whether a lock whose time was last renewed then is a dead process's. */
+export function isLockStale(mtimeMs: number): boolean {
+  return Date.now() - mtimeMs >= LOCK_STALE_MS;
+}
+
 /** From here on a holder before us, who may only have been suspended, finds out that it is none any more. */
 async function markHolder(folder: string): Promise<string> {
   for (const name of await readdir(folder)) {
@@ -160,7 +165,7 @@ async function livingReaders(folder: string): Promise<number> {
     const path = join(folder, name);
     const marked = await stat(path).catch(() => undefined);
     if (!marked) continue;
-    if (Date.now() - marked.mtimeMs < LOCK_STALE_MS) count += 1;
+    if (!isLockStale(marked.mtimeMs)) count += 1;
     else await rm(path, { recursive: true, force: true });
   }
   return count;

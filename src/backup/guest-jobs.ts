@@ -48,6 +48,15 @@ export async function claimFolder(guest: Guest, folder: JobFolder, signal?: Abor
   await guest.repository.writing(guest.domain.name, claim, signal);
 }
 
+/**
+ * Refuses to go on where any job runs: without a repository none is ours.
+ * @throws {PreconditionError} `E_FOREIGN_JOB`, `E_DOMAIN_BUSY`, `E_PUSH_MODE`
+ */
+export async function refuseAnyJob({ virsh, domain }: Pick<Guest, "virsh" | "domain">): Promise<void> {
+  const job = await runningBackup(virsh, domain);
+  if (job) throw foreignJob(domain, job);
+}
+
 /** What tells the folders of this repository and domain from all others. */
 export function keyOf({ repository, domain }: Guest): JobFolderKey {
   return { repositoryId: repository.id, domainUuid: domain.uuid };
@@ -157,7 +166,7 @@ async function refuseLivingOwner(folder: JobFolder, domain: DomainDefinition): P
 }
 
 /** The backup job that runs on the domain, if one does; of a domain that is off none does. */
-async function runningBackup(virsh: Virsh, domain: DomainDefinition): Promise<BackupJob | undefined> {
+export async function runningBackup(virsh: Virsh, domain: DomainDefinition): Promise<BackupJob | undefined> {
   const { name } = domain;
   try {
     const info = await virsh.jobInfo(domain);

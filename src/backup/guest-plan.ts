@@ -1,10 +1,13 @@
-/** How the disks of a guest would be taken now. */
+/** How the disks of a guest would be taken now, and how much that would be. */
 import { proveChain } from "./chain.js";
 import { PreconditionError } from "./errors.js";
 import type { Guest } from "./guest-jobs.js";
 import type { ImageFormat } from "./image/create.js";
-import { type DiskPlan, type GuestDisk, type Level, planDisk } from "./level.js";
+import { bitmapOf, type DiskPlan, type GuestDisk, type Level, planDisk } from "./level.js";
+import { parseCheckpoint } from "./libvirt/checkpoint-xml.js";
 import { readCheckpoints } from "./libvirt/checkpoints.js";
+import type { DomainDefinition } from "./libvirt/domain-xml.js";
+import { hasCode, type Virsh } from "./libvirt/virsh.js";
 import type { Manifest } from "./manifest.js";
 
 export interface PlanOptions {
@@ -12,30 +15,40 @@ export interface PlanOptions {
   readonly format: ImageFormat;
   /** Bitmaps that can't be used, as `bitmapOf` calls them, and why. */
   readonly broken: ReadonlyMap<string, string>;
+  /** Chains that were proven already, `DISK POINT`; gets those that are now. */
+  readonly proven?: Set<string> | undefined;
   readonly signal?: AbortSignal | undefined;
   readonly onWarning?: ((message: string) => void) | undefined;
 }
 
-/** Decides for every disk. */
+/** Decides for every disk. Without a repository there are no points: every disk is full. */
 export async function planGuest(
-  { virsh, domain, repository }: Guest,
+  { virsh, domain, repository }: Pick<Guest, "virsh" | "domain"> & Partial<Pick<Guest, "repository">>,
   disks: readonly GuestDisk[],
   options: PlanOptions,
 ): Promise<DiskPlan[]> {
-  const { broken, signal, onWarning } = options;
-  const read = async (): Promise<DiskPlan[]> => {
+  const { broken, proven = new Set(), signal, onWarning } = options;
+  const none = { domainUuid: domain.uuid, points: [], checkpoints: [], broken, prove: async () => undefined };
+  const plans: DiskPlan[] = [];
+  if (!repository) {
+    for (const disk of disks) plans.push(await planDisk(disk, options, none));
+    return plans;
+  }
+  const read = async (): Promise<void> => {
     const history = {
-      domainUuid: domain.uuid,
+      ...none,
       points: await repository.points(domain.name, ({ message }) => onWarning?.(message)),
       checkpoints: await readCheckpoints(virsh, domain),
-      broken,
-      prove: (point: Manifest, disk: string) => proveChain(repository, domain.name, point, disk),
+      prove: async (point: Manifest, disk: string) => {
+        const chain = `${disk} ${point.id}`;
+        if (!proven.has(chain)) await proveChain(repository, domain.name, point, disk);
+        proven.add(chain);
+      },
     };
-    const plans: DiskPlan[] = [];
     for (const disk of disks) plans.push(await planDisk(disk, options, history));
-    return plans;
   };
-  return await repository.reading(domain.name, read, signal);
+  await repository.reading(domain.name, read, signal);
+  return plans;
 }
 
 /**
@@ -58,4 +71,66 @@ export function levelOf(manifest: Manifest, asked: Level): Exclude<Level, "auto"
   if (asked === "copy") return "copy";
   if (manifest.level === "full") return "full";
   return asked === "differential" ? "differential" : "incremental";
+}
+
+/** Why libvirt can't use a bitmap: it doesn't tell more. */
+export const LOST = "is lost or broken (did QEMU die, or was the disk replaced?)";
+
+/** What is known of a backup before it begins. */
+export interface Forecast {
+  readonly plans: readonly DiskPlan[];
+  /** Those that were given, and those that were found, as in the options. */
+  readonly broken: ReadonlyMap<string, string>;
+  /** Likewise. */
+  readonly proven: Set<string>;
+  /**
+   * Bytes that will be read of each disk, about: what was changed since its base, or what its image takes. Zeroes
+   * and what a guest has discarded are in it, and aren't stored.
+   */
+  readonly sizes: ReadonlyMap<string, number>;
+}
+
+/** As `planGuest`, for a domain that runs; bitmaps that libvirt finds broken are no bases. */
+export async function forecast(
+  guest: Pick<Guest, "virsh" | "domain"> & Partial<Pick<Guest, "repository">>,
+  disks: readonly GuestDisk[],
+  options: PlanOptions,
+): Promise<Forecast> {
+  const { virsh, domain } = guest;
+  const broken = new Map(options.broken);
+  const proven = new Set(options.proven);
+  const changed = new Map<string, ReadonlyMap<string, number>>();
+  for (;;) {
+    const plans = await planGuest(guest, disks, { ...options, broken, proven });
+    const known = broken.size;
+    const sizes = new Map<string, number>();
+    for (const { name, base } of plans) {
+      if (!base) {
+        sizes.set(name, await virsh.allocatedBytes(domain, name));
+        continue;
+      }
+      const ofBase = changed.get(base.checkpoint) ?? (await changedSince(virsh, domain, base.checkpoint));
+      changed.set(base.checkpoint, ofBase);
+      const size = ofBase.get(name);
+      if (size === undefined) broken.set(bitmapOf(name, base.checkpoint), LOST);
+      else sizes.set(name, size);
+    }
+    if (broken.size === known) return { plans, broken, proven, sizes };
+  }
+}
+
+/** Bytes of each disk that were changed since a checkpoint, for those whose bitmap can be used. */
+export async function changedSince(
+  virsh: Virsh,
+  domain: DomainDefinition,
+  checkpoint: string,
+): Promise<ReadonlyMap<string, number>> {
+  try {
+    const { disks } = parseCheckpoint(await virsh.checkpointXml(domain, checkpoint, { sizes: true }));
+    return new Map(disks.flatMap(({ name, size }) => (size === undefined ? [] : [[name, size] as const])));
+  } catch (error) {
+    // Deleted since it was listed.
+    if (hasCode(error, "E_NO_CHECKPOINT")) return new Map();
+    throw error;
+  }
 }

@@ -92,6 +92,10 @@ export class JobFolder {
     return join(this.path, name);
   }
 
+  async isThere(): Promise<boolean> {
+    return (await this.#place.look(this.path)) !== undefined;
+  }
+
   /** To be called before the guest is frozen: whoever finds this folder will thaw it. */
   async markFrozen(): Promise<void> {
     await this.#place.setFrozen(this.path, true);

@@ -125,8 +125,8 @@ await describeWithLibvirt("a backup that does not come to its end", () => {
     try {
       const { port } = server.address() as AddressInfo;
       const ran = await guest.run("--server", `tcp:${port}`);
-      expectExit(ran, 1);
-      expect(ran.stderr).toMatch(/in use/i);
+      expectExit(ran, 4);
+      expect(ran.json()).toMatchObject({ error: { code: "E_ADDRESS_IN_USE" } });
     } finally {
       server.close();
     }

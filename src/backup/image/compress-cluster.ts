@@ -31,9 +31,14 @@ type ZstdNow = (cluster: Buffer, options: { readonly params: Readonly<Record<num
 const zstdNow = "zstdCompressSync" in zlib ? (zlib.zstdCompressSync as ZstdNow) : undefined;
 const createZstd = "createZstdCompress" in zlib ? (zlib.createZstdCompress as CreateZstd) : undefined;
 
+/** Whether this version of Node has the method. */
+export function canCompress(method: CompressionMethod): boolean {
+  return method !== "zstd" || createZstd !== undefined;
+}
+
 /** @throws {UsageError} this version of Node lacks the method */
 export function assertCompression(method: CompressionMethod): void {
-  if (method !== "zstd" || createZstd !== undefined) return;
+  if (canCompress(method)) return;
   const message = `compressing with zstd needs Node 22.15 or newer, this is ${process.versions.node}: use deflate, or a newer Node`;
   throw new UsageError("E_NO_ZSTD", message);
 }

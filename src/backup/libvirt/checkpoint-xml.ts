@@ -16,6 +16,11 @@ export interface CheckpointDisk {
   readonly name: string;
   /** The bitmap in the disk's image; absent where the checkpoint leaves the disk out. */
   readonly bitmap?: string | undefined;
+  /**
+   * Bytes that were changed since; only where they were asked for. Absent then: the bitmap is lost or broken, or one of
+   * a later checkpoint is, without which it tells too little.
+   */
+  readonly size?: number | undefined;
 }
 
 const CHECKPOINT: DocumentKind = {
@@ -25,7 +30,12 @@ const CHECKPOINT: DocumentKind = {
 };
 
 const diskSchema = element(
-  { name: text, checkpoint: oneOf("bitmap", "no").default("bitmap"), bitmap: text.optional() },
+  {
+    name: text,
+    checkpoint: oneOf("bitmap", "no").default("bitmap"),
+    bitmap: text.optional(),
+    size: wholeNumber.optional(),
+  },
   {},
 );
 
@@ -52,6 +62,7 @@ export function parseCheckpoint(xml: string): Checkpoint {
     disks: (checkpoint.disks?.disk ?? []).map(({ $: disk }) => ({
       name: disk.name,
       bitmap: disk.checkpoint === "bitmap" ? (disk.bitmap ?? checkpoint.name) : undefined,
+      size: disk.size,
     })),
   };
 }

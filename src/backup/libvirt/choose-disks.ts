@@ -24,19 +24,19 @@ export function chooseDisks(domain: DomainDefinition, { include, exclude }: Disk
   const wanted = domain.disks.filter(({ target }) => include.length === 0 || include.includes(target));
   const chosen = wanted.filter(({ target }) => !exclude.includes(target));
   for (const disk of chosen) {
-    const reason = obstacle(disk);
+    const reason = obstacleOf(disk);
     if (reason !== undefined && include.includes(disk.target)) {
       const message = `the disk ${disk.target} of ${domain.name} can't be backed up: ${reason}`;
       throw new PreconditionError("E_DISK_UNFIT", message, { details: { disk: disk.target } });
     }
   }
-  const fit = chosen.filter((disk) => obstacle(disk) === undefined);
+  const fit = chosen.filter((disk) => obstacleOf(disk) === undefined);
   if (fit.length > 0) return fit;
   throw new PreconditionError("E_NO_DISKS", `no disk of ${domain.name} is left to back up`);
 }
 
 /** Why a disk takes no part in a backup; undefined where it can. */
-function obstacle(disk: DomainDisk): string | undefined {
+export function obstacleOf(disk: DomainDisk): string | undefined {
   if (disk.device !== "disk" && disk.device !== "lun") return `it is a ${disk.device}`;
   if (disk.readOnly) return "the guest can't write to it";
   if (disk.source === undefined && (disk.type === "file" || disk.type === "block")) return "it is empty";

@@ -10,6 +10,19 @@ export interface DomainDefinition {
   readonly disks: readonly DomainDisk[];
   /** Whom its QEMU runs as; absent where libvirt doesn't change users (a session's libvirt), or the domain is off. */
   readonly qemuUser?: QemuUser | undefined;
+  /** On what it runs; absent where the definition leaves a part of that to libvirt. */
+  readonly platform?: Platform | undefined;
+  /** What else keeps its QEMU to its own files while it runs (`apparmor`, `selinux`). */
+  readonly confinedBy: readonly string[];
+}
+
+/** What libvirt's answers about a domain's abilities depend on. */
+export interface Platform {
+  /** `kvm`, `qemu`, … */
+  readonly type: string;
+  readonly emulator: string;
+  readonly arch: string;
+  readonly machine: string;
 }
 
 export interface QemuUser {
@@ -49,13 +62,17 @@ const diskSchema = element(
   },
 );
 
+/** A string alone where it has no attributes. */
+const osType = element({ arch: text.optional(), machine: text.optional() }, {}).or(text);
+
 const domainSchema = element(
-  { id: wholeNumber.optional() },
+  { id: wholeNumber.optional(), type: text.optional() },
   {
     name: text,
     // Any 128 bits: libvirt takes UUIDs that no version of the standard would make.
     uuid: z.guid("must be a UUID"),
-    devices: element({}, { disk: z.array(diskSchema).default([]) }).optional(),
+    os: element({}, { type: osType.optional() }).optional(),
+    devices: element({}, { disk: z.array(diskSchema).default([]), emulator: text.optional() }).optional(),
     seclabel: z.array(element({ model: text.optional() }, { label: text.optional() })).default([]),
   },
 );
@@ -72,12 +89,29 @@ export function parseDomain(xml: string): DomainDefinition {
     id: domain.$.id,
     disks: (domain.devices?.disk ?? []).map(readDisk),
     qemuUser: readQemuUser(domain.seclabel),
+    platform: readPlatform(domain),
+    confinedBy: domain.seclabel.flatMap(({ $, label }) =>
+      label !== undefined && $.model !== undefined && $.model !== "dac" ? [$.model] : [],
+    ),
   };
 }
 
-/** `+64055:+994`, as libvirt shows it of a domain that runs. */
+function readPlatform({ $, os, devices }: z.infer<typeof domainSchema>): Platform | undefined {
+  const { arch, machine } = (typeof os?.type === "object" && os.type.$) || {};
+  const emulator = devices?.emulator;
+  if ($.type === undefined || emulator === undefined || arch === undefined || machine === undefined) {
+    return undefined;
+  }
+  return { type: $.type, emulator, arch, machine };
+}
+
+/** The user of a domain that runs: libvirt shows it among its labels. */
 function readQemuUser(labels: z.infer<typeof domainSchema>["seclabel"]): QemuUser | undefined {
-  const label = labels.find(({ $ }) => $.model === "dac")?.label;
+  return readDacLabel(labels.find(({ $ }) => $.model === "dac")?.label);
+}
+
+/** `+64055:+994`; undefined for anything else. */
+export function readDacLabel(label: string | undefined): QemuUser | undefined {
   const [, uid, gid] = /^\+(\d+):\+(\d+)$/.exec(label ?? "") ?? [];
   return uid === undefined ? undefined : { uid: Number(uid), gid: Number(gid) };
 }

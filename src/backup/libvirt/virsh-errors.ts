@@ -49,7 +49,7 @@ const KNOWN_FAILURES: readonly {
       `the domain ${domain} has no such checkpoint. \`virsh checkpoint-list ${domain}\` lists them`,
   },
   {
-    said: /QEMU guest agent is not (?:configured|connected)/,
+    said: /QEMU guest agent is not (?:configured|connected)|Guest agent is not responding/,
     code: "E_NO_AGENT",
     message: ({ domain }) =>
       `the guest agent of ${domain} doesn't answer, and only it can freeze file systems. Install and start ` +

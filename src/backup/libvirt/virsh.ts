@@ -1,6 +1,7 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { execa } from "execa";
 import { BackupError, PreconditionError } from "../errors.js";
+import type { Platform } from "./domain-xml.js";
 import { type Hypervisor, hostOf, parseHypervisor } from "./hypervisor.js";
 import { type JobInfo, parseJobInfo } from "./job-info.js";
 import { knownFailure, withoutPrefix } from "./virsh-errors.js";
@@ -84,8 +85,14 @@ export class Virsh {
     return this.run("backup-dumpxml", domain);
   }
 
-  checkpointXml(domain: DomainRef, name: string): Promise<string> {
-    return this.run("checkpoint-dumpxml", domain, [`--checkpointname=${name}`, "--no-domain"]);
+  /** With `sizes` also how much each disk was changed since, for which the domain has to run. */
+  checkpointXml(
+    domain: DomainRef,
+    name: string,
+    options: { readonly sizes?: boolean } = {},
+  ): Promise<string> {
+    const sizes = options.sizes === true ? ["--size"] : [];
+    return this.run("checkpoint-dumpxml", domain, [`--checkpointname=${name}`, "--no-domain", ...sizes]);
   }
 
   /** The names of all its checkpoints. */
@@ -112,9 +119,23 @@ export class Virsh {
 
   /** The size in bytes that the guest sees of a disk. */
   async diskSize(domain: DomainRef, target: string): Promise<number> {
+    return (await this.#diskInfo(domain, target)).capacity;
+  }
+
+  /** The bytes that a disk's image takes, never more than the disk has. */
+  async allocatedBytes(domain: DomainRef, target: string): Promise<number> {
+    const { capacity, allocation } = await this.#diskInfo(domain, target);
+    return Math.min(capacity, allocation);
+  }
+
+  async #diskInfo(domain: DomainRef, target: string): Promise<{ capacity: number; allocation: number }> {
     const output = await this.run("domblkinfo", domain, [`--device=${target}`]);
-    const size = /^Capacity:\s*(\d+)$/m.exec(output)?.[1];
-    if (size !== undefined) return Number(size);
+    const capacity = /^Capacity:\s*(\d+)$/m.exec(output)?.[1];
+    const allocation = /^Allocation:\s*(\d+)$/m.exec(output)?.[1];
+    // Of a disk on a network libvirt may print "-" for it.
+    if (capacity !== undefined) {
+      return { capacity: Number(capacity), allocation: Number(allocation ?? capacity) };
+    }
     throw new BackupError(
       "E_VIRSH_OUTPUT",
       `virsh domblkinfo of ${nameOf(domain)} ${target} printed no capacity`,
@@ -124,6 +145,15 @@ export class Virsh {
   /** Whether the domain is off, but with its memory saved for the next start. */
   async hasManagedSave(domain: DomainRef): Promise<boolean> {
     return /^Managed save:\s*yes$/m.test(await this.run("dominfo", domain));
+  }
+
+  /** The mountpoints of the guest's file systems, as its agent tells them. */
+  async mountpoints(domain: DomainRef): Promise<string[]> {
+    const output = await this.run("domfsinfo", domain);
+    // A table under a head and a rule; the mountpoint comes first, and with two blanks after it.
+    const rows = output.split("\n").filter((line) => line.trim() !== "" && !line.startsWith("---"));
+    const points = rows.map((line) => line.trim().split(/\s{2,}/)[0] ?? "");
+    return points.filter((point) => point !== "Mountpoint");
   }
 
   /** The names of all domains that run, paused ones among them. */
@@ -147,6 +177,28 @@ export class Virsh {
   /** The host that it runs on, as its URI names it; undefined where that is this one. */
   async remoteHost(): Promise<string | undefined> {
     return hostOf(await this.hypervisor());
+  }
+
+  /** The versions of libvirt and QEMU, as `virsh version` prints them. Also tells whether libvirt answers at all. */
+  async version(): Promise<string> {
+    return await this.#exec("version", ["--daemon"], "");
+  }
+
+  /** What the host can do, as XML. */
+  async capabilities(): Promise<string> {
+    return await this.#exec("capabilities", [], "");
+  }
+
+  /** What domains can do, as XML: those of this emulator and machine, or of the host's first choice. */
+  async domainCapabilities(platform: Platform | undefined): Promise<string> {
+    const options = platform && {
+      virttype: platform.type,
+      emulatorbin: platform.emulator,
+      arch: platform.arch,
+      machine: platform.machine,
+    };
+    const args = Object.entries(options ?? {}).map(([name, value]) => `--${name}=${value}`);
+    return await this.#exec("domcapabilities", args, "");
   }
 
   /** The job that runs now, of whatever kind; `active` is false without one. */

@@ -3,8 +3,8 @@
  * type (so no entities of its own), no other root than the expected one, bounded size and depth, and
  * every value passes a schema.
  *
- * The parser gives an element as an object: its attributes under `$`, its children by name (always a list for
- * `<disk>` and `<seclabel>`), text alone as a string.
+ * The parser gives an element as an object: its attributes under `$`, its children by name (always a list for those of
+ * which there may be several), text alone as a string.
  *
  *     <disk name='vda'><scratch file='/s'/></disk>   ->   { $: { name: "vda" }, scratch: { $: { file: "/s" } } }
  *     <parent><name>cp1</name></parent>              ->   { name: "cp1" }
@@ -26,7 +26,7 @@ export interface DocumentKind {
 const MAX_CHARACTERS = 4 * 1024 * 1024;
 
 /** Elements of which there may be several. */
-const LISTS: ReadonlySet<string> = new Set(["disk", "seclabel"]);
+const LISTS: ReadonlySet<string> = new Set(["disk", "seclabel", "secmodel", "baselabel"]);
 
 const parser = new XMLParser({
   ignoreAttributes: false,

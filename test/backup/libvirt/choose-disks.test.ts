@@ -6,6 +6,7 @@ const disk = { device: "disk", type: "file", source: "/i", format: "qcow2", read
 const domain: DomainDefinition = {
   name: "web",
   uuid: "8a1b0c7e-0d2e-4b6f-9c1a-3f5d7e9b1c2d",
+  confinedBy: [],
   disks: [
     { ...disk, target: "vda" },
     { ...disk, target: "vdb" },

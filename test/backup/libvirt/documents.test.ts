@@ -1,4 +1,5 @@
 import { describe, expect, it } from "vitest";
+import { parseBackupSupport, parseHostSecurity } from "../../../src/backup/libvirt/capabilities-xml.js";
 import { type Checkpoint, parseCheckpoint } from "../../../src/backup/libvirt/checkpoint-xml.js";
 import { type DomainDefinition, parseDomain } from "../../../src/backup/libvirt/domain-xml.js";
 import { parseJobInfo } from "../../../src/backup/libvirt/job-info.js";
@@ -28,6 +29,33 @@ describe("the XML of a checkpoint", () => {
   });
 });
 
+describe("the XML of what a host can do", () => {
+  const capabilities = (secmodels: string): string =>
+    `<capabilities><host><uuid>x</uuid><cpu/>${secmodels}</host><guest/></capabilities>`;
+
+  it("tells whom QEMU runs as, and what else confines it", () => {
+    const dac =
+      "<secmodel><model>dac</model><doi>0</doi><baselabel type='kvm'>+64055:+108</baselabel><baselabel type='qemu'>+64055:+108</baselabel></secmodel>";
+    const none = "<secmodel><model>none</model><doi>0</doi></secmodel>";
+    const apparmor = "<secmodel><model>apparmor</model><doi>0</doi></secmodel>";
+    const qemuUser = { uid: 64055, gid: 108 };
+    expect(parseHostSecurity(capabilities(none + dac))).toEqual({ qemuUser, confinedBy: [] });
+    expect(parseHostSecurity(capabilities(apparmor + dac))).toEqual({ qemuUser, confinedBy: ["apparmor"] });
+    expect(parseHostSecurity(capabilities(""))).toEqual({ qemuUser: undefined, confinedBy: [] });
+    expect(() => parseHostSecurity(capabilities("<secmodel/>"))).toThrow(
+      expect.objectContaining({ code: "E_CAPABILITIES_XML_MODEL" }),
+    );
+  });
+
+  it("tells whether there are backups, where libvirt says so", () => {
+    const features = (inside: string): string =>
+      `<domainCapabilities><path>/q</path><features>${inside}</features></domainCapabilities>`;
+    expect(parseBackupSupport(features("<backup supported='yes'/>"))).toBe(true);
+    expect(parseBackupSupport(features("<gic supported='no'/><backup supported='no'/>"))).toBe(false);
+    expect(parseBackupSupport(features(""))).toBeUndefined();
+  });
+});
+
 describe("the XML of a domain", () => {
   it("gives its identity and its disks, drives without media among them", () => {
     expect(parseDomain(DOMAIN)).toEqual({
@@ -53,6 +81,13 @@ describe("the XML of a domain", () => {
           readOnly: false,
         },
       ],
+      platform: {
+        type: "kvm",
+        emulator: "/usr/bin/qemu-system-x86_64",
+        arch: "x86_64",
+        machine: "pc-q35-7.2",
+      },
+      confinedBy: [],
     } satisfies DomainDefinition);
   });
 

@@ -33,6 +33,7 @@ describe("the definition of a restored domain", () => {
     const { xml, uuid, warnings } = made("");
     expect(parseDomain(xml)).toEqual({
       name: "new & <1>",
+      confinedBy: [],
       uuid,
       id: undefined,
       disks: [

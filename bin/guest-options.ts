@@ -1,0 +1,48 @@
+/** What `backup` and `doctor` have in common: where a job would work, and on what. */
+import { type Command, Option } from "commander";
+import { LEVELS, type Level } from "../src/backup/level.js";
+import type { DiskChoice } from "../src/backup/libvirt/choose-disks.js";
+import { type JobServerOptions, withJobServer } from "./job-server.js";
+import { type ScratchOptions, withScratchReserve } from "./options.js";
+
+const SCRATCH_PARENT = "/var/tmp";
+
+export interface GuestOptions extends JobServerOptions, ScratchOptions {
+  readonly level: Level;
+  readonly include?: readonly string[];
+  readonly exclude?: readonly string[];
+  readonly scratch: string;
+  readonly freeze?: string | true;
+  readonly connect?: string;
+}
+
+export function withGuest(command: Command): Command {
+  command
+    .addOption(
+      new Option("--level <level>", "what to take; auto is incremental where that is possible")
+        .choices([...LEVELS])
+        .default("auto"),
+    )
+    .option("--include <disk>", "only this disk; may be given several times", collect)
+    .option("--exclude <disk>", "not this disk; may be given several times", collect)
+    .option(
+      "--freeze [mountpoints]",
+      "freeze the guest's file systems (=A,B: only these) while the job begins",
+    )
+    .option("--scratch <dir>", "where the job's folder is made, for socket and scratch files", SCRATCH_PARENT)
+    .option("--connect <uri>", "libvirt connection, as virsh -c");
+  return withJobServer(withScratchReserve(command));
+}
+
+export function disksOf({ include = [], exclude = [] }: GuestOptions): DiskChoice {
+  return { include, exclude };
+}
+
+/** An empty list is all of them. */
+export function mountpointsOf({ freeze }: GuestOptions): readonly string[] | undefined {
+  return freeze === true ? [] : freeze?.split(",").filter((mountpoint) => mountpoint !== "");
+}
+
+function collect(value: string, before: readonly string[] = []): readonly string[] {
+  return [...before, value];
+}

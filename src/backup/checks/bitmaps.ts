@@ -1,0 +1,60 @@
+/** The checkpoints that libvirt has, and what the next backup would do with them. */
+import prettyBytes from "pretty-bytes";
+import { changedSince, refuseNoBase } from "../guest-plan.js";
+import { checkpointPrefix, readCheckpoints } from "../libvirt/checkpoints.js";
+import { type Found, pass, type Subject, warn } from "./check.js";
+
+/** Only of a domain that runs can it be known which bitmaps are of use. */
+export async function lookAtCheckpoints({
+  virsh,
+  domain,
+  repository,
+  repositoryPath,
+}: Subject): Promise<readonly Found[]> {
+  if (!domain) return [];
+  const prefix = repository && checkpointPrefix(repository.id);
+  const found: Found[] = [];
+  for (const { name, disks } of await readCheckpoints(virsh, domain)) {
+    const isOurs = prefix !== undefined && name.startsWith(prefix);
+    const whose = isOurs ? "this repository's" : ownerOf(name);
+    const marked = disks.flatMap((disk) => (disk.bitmap === undefined ? [] : [disk.name]));
+    if (domain.id === undefined) {
+      found.push(pass(`${whose}, of ${marked.join(", ")}`, name));
+      continue;
+    }
+    const changed = await changedSince(virsh, domain, name);
+    const broken = marked.filter((disk) => !changed.has(disk));
+    if (broken.length > 0) {
+      const cause = `${whose}; its bitmaps of ${broken.join(", ")} are lost or broken (did QEMU die?), and no increment can start from them`;
+      const mend = isOurs
+        ? `nbdpull backup ${domain.name} --to ${repositoryPath} (takes in full what has no base, and deletes it)`
+        : `virsh checkpoint-delete ${domain.name} ${name}`;
+      found.push(warn(cause, mend, name));
+      continue;
+    }
+    const sizes = marked.map((disk) => `${disk} ${bytes(changed.get(disk) ?? 0)}`);
+    found.push(pass(`${whose}; changed since: ${sizes.join(", ")}`, name));
+  }
+  return found.length === 0 ? [pass("there are none")] : found;
+}
+
+function ownerOf(name: string): string {
+  if (/^nbdpull-[0-9a-f]{8}-/.test(name)) return "another repository's";
+  return /^virtnbdbackup\./.test(name) ? "virtnbdbackup's" : "somebody else's";
+}
+
+/** What would be taken of each disk, and why. */
+export async function lookAtForecast(subject: Subject): Promise<readonly Found[]> {
+  const { forecast, domain, level } = subject;
+  if (!forecast || !domain) return [];
+  if (level !== undefined) refuseNoBase(domain.name, forecast.plans, level);
+  return forecast.plans.map(({ name, base, reason }): Found => {
+    const about = bytes(forecast.sizes.get(name) ?? 0);
+    if (base) return pass(`an increment on ${base.parent.id}, about ${about}`, name);
+    return pass(`full, up to ${about}${reason === undefined ? "" : `: ${reason}`}`, name);
+  });
+}
+
+function bytes(count: number): string {
+  return prettyBytes(count, { binary: true });
+}

@@ -1,0 +1,95 @@
+import { forecast } from "../guest-plan.js";
+import type { ImageFormat } from "../image/create.js";
+import type { GuestDisk, Level } from "../level.js";
+import { parseHostSecurity } from "../libvirt/capabilities-xml.js";
+import { chooseDisks, type DiskChoice } from "../libvirt/choose-disks.js";
+import { parseDomain } from "../libvirt/domain-xml.js";
+import { Repository } from "../repository.js";
+import { sshTo } from "../ssh-to.js";
+import { ask, type Finding, failedBy, type Subject } from "./check.js";
+import { CHECKS, LIBVIRT } from "./list.js";
+
+export interface DoctorOptions
+  extends Pick<
+    Subject,
+    "virsh" | "scratchParent" | "repositoryPath" | "scratchReserve" | "server" | "freeze" | "signal"
+  > {
+  /** As virsh knows it; left out: only the host and the repository. */
+  readonly domainName?: string | undefined;
+  readonly choice: DiskChoice;
+  readonly level: Level;
+  readonly format: ImageFormat;
+}
+
+/** One thing that many questions are about; what it can't tell stays unknown, and that is a finding. */
+interface Lesson {
+  readonly name: string;
+  readonly learn: (subject: Subject, options: DoctorOptions) => Promise<Partial<Subject>>;
+}
+
+/** Each may need those before it. */
+const LESSONS: readonly Lesson[] = [
+  {
+    name: "shell",
+    learn: async ({ virsh, signal }) => ({ ssh: await sshTo(await virsh.hypervisor(), signal) }),
+  },
+  {
+    name: "host",
+    learn: async ({ virsh }) => ({ security: parseHostSecurity(await virsh.capabilities()) }),
+  },
+  {
+    name: "domain",
+    learn: async ({ virsh }, { domainName }) =>
+      domainName === undefined ? {} : { domain: parseDomain(await virsh.domainXml(domainName)) },
+  },
+  {
+    name: "disks",
+    learn: async ({ virsh, domain }, { choice }) => {
+      if (!domain) return {};
+      const disks: GuestDisk[] = [];
+      for (const { target, format = "raw" } of chooseDisks(domain, choice)) {
+        disks.push({ name: target, format, size: await virsh.diskSize(domain, target) });
+      }
+      return { disks };
+    },
+  },
+  {
+    name: "next backup",
+    learn: async ({ virsh, domain, disks, repository, signal }, { level, format }) => {
+      if (domain?.id === undefined || !disks) return {};
+      const guest = { virsh, domain, ...(repository ? { repository } : {}) };
+      return { forecast: await forecast(guest, disks, { level, format, broken: new Map(), signal }) };
+    },
+  },
+];
+
+const REPOSITORY: Lesson = {
+  name: "repository",
+  learn: async ({ repositoryPath: path }) =>
+    path === undefined ? {} : { repository: await Repository.openIfThere(path) },
+};
+
+/** Looks at everything that a backup rests on, and goes on where something fails. Changes nothing. */
+export async function examine(options: DoctorOptions): Promise<readonly Finding[]> {
+  const { signal } = options;
+  const findings: Finding[] = [];
+  let subject: Subject = options;
+  const learn = async ({ name, learn }: Lesson): Promise<void> => {
+    signal?.throwIfAborted();
+    try {
+      subject = { ...subject, ...(await learn(subject, options)) };
+    } catch (error) {
+      signal?.throwIfAborted();
+      findings.push({ check: name, ...failedBy(error, subject) });
+    }
+  };
+  const libvirt = await ask(LIBVIRT, subject);
+  findings.push(...libvirt);
+  const answers = libvirt.every(({ status }) => status !== "fail");
+  await learn(REPOSITORY);
+  if (answers) for (const lesson of LESSONS) await learn(lesson);
+  for (const check of CHECKS) {
+    if (answers || !check.asksLibvirt) findings.push(...(await ask(check, subject)));
+  }
+  return findings;
+}

@@ -1,0 +1,125 @@
+/** The domain: what runs on it, what it can be asked, and where its job would be reached. */
+import { createServer } from "node:net";
+import { findLeftFolders, keyOf, refuseAnyJob, runningBackup } from "../guest-jobs.js";
+import { JobFolder } from "../job-folder.js";
+import { canKeepBitmaps } from "../level.js";
+import type { TcpServer } from "../libvirt/begin-xml.js";
+import { obstacleOf } from "../libvirt/choose-disks.js";
+import { hasCode } from "../libvirt/virsh.js";
+import { type Found, fail, failedBy, pass, type Subject, warn } from "./check.js";
+
+export async function lookAtState({ virsh, domain }: Subject): Promise<readonly Found[]> {
+  if (!domain) return [];
+  const state = (await virsh.run("domstate", domain)).trim();
+  if (domain.id !== undefined) return [pass(state)];
+  return [pass(`${state}: its images are read by qemu-nbd, and what is taken is known only then`)];
+}
+
+export async function lookAtJob({
+  virsh,
+  domain,
+  repository,
+  scratchParent,
+  ssh,
+}: Subject): Promise<readonly Found[]> {
+  if (!domain) return [];
+  if (!repository) {
+    await refuseAnyJob({ virsh, domain });
+    return [pass("none runs")];
+  }
+  const guest = { virsh, domain, repository, ssh };
+  const here = JobFolder.at(scratchParent, keyOf(guest), ssh);
+  const folders = await findLeftFolders(guest, here);
+  if (await runningBackup(virsh, domain)) {
+    return [pass(`one that a dead backup left, in ${folders.at(-1)?.path}: the next backup ends it first`)];
+  }
+  if (await here.isThere()) {
+    return [pass(`none runs; ${here.path} was left by a dead backup, the next one clears it away`)];
+  }
+  return [pass("none runs")];
+}
+
+/** Every disk, also those that take no part. */
+export async function lookAtDisks({ domain, disks }: Subject): Promise<readonly Found[]> {
+  return (domain?.disks ?? []).map((disk): Found => {
+    const { target, format = "raw", type, source } = disk;
+    if (!disks?.some(({ name }) => name === target)) {
+      return pass(`takes no part: ${obstacleOf(disk) ?? "it was left out"}`, target);
+    }
+    const what = `${format}, ${source ?? `on ${type}`}`;
+    if (canKeepBitmaps({ format })) return pass(what, target);
+    const mend = `qemu-img convert -p -O qcow2 ${source ?? "IMAGE"} NEW.qcow2 (while it is off); virsh edit ${domain?.name}`;
+    return warn(
+      `${what}: ${format} images can't keep a dirty bitmap, so every backup of it is full`,
+      mend,
+      target,
+    );
+  });
+}
+
+/** The agent is needed for `--freeze` only. */
+export async function lookAtAgent({ virsh, domain, freeze }: Subject): Promise<readonly Found[]> {
+  if (domain?.id === undefined) return [];
+  let mountpoints: readonly string[];
+  try {
+    mountpoints = await virsh.mountpoints(domain);
+  } catch (error) {
+    if (freeze === undefined) return [pass("none answers; only --freeze needs one")];
+    if (hasCode(error, "E_NO_AGENT")) return [failedBy(error, { domain })];
+    // Some agents can freeze and not list what they freeze.
+    return [warn(`it answers, but not which file systems there are (${messageOf(error)})`, MEND_AGENT)];
+  }
+  const unknown = (freeze ?? []).filter((mountpoint) => !mountpoints.includes(mountpoint));
+  if (unknown.length > 0) {
+    const cause = `the guest has nothing mounted at ${unknown.join(", ")}, and its agent freezes only what there is`;
+    return [warn(cause, `virsh domfsinfo ${domain.name}`)];
+  }
+  return [pass(`it answers, and can freeze ${mountpoints.join(", ")}`)];
+}
+
+const MEND_AGENT = "systemctl restart qemu-guest-agent (in the guest)";
+
+/** Whether QEMU could listen there. A job of ours that has died may: it goes before the next begins. */
+export async function lookAtPort(subject: Subject): Promise<readonly Found[]> {
+  const { server, ssh } = subject;
+  // On another host nobody can try it from here.
+  if (!server || ssh) return [];
+  const where = `port ${server.port} of ${server.host}`;
+  const obstacle = await tryToListen(server);
+  if (obstacle === undefined) return [pass(`${where} is free`)];
+  if (obstacle === "EADDRINUSE" && (await isHeldByOurs(subject, server))) {
+    return [pass(`${where} is held by a job that a dead backup left, which goes first`)];
+  }
+  const cause =
+    obstacle === "EADDRINUSE" ? `${where} is in use` : `${where} can't be listened on (${obstacle})`;
+  return [
+    fail("E_ADDRESS_IN_USE", cause, {
+      advice: "end what listens there, or name another one: --server tcp:PORT",
+      mend: `ss -ltnp 'sport = :${server.port}'`,
+      details: { address: `${server.host}:${server.port}` },
+    }),
+  ];
+}
+
+async function isHeldByOurs(
+  { virsh, domain, repository, ssh }: Subject,
+  { port }: TcpServer,
+): Promise<boolean> {
+  if (!domain || !repository) return false;
+  const job = await runningBackup(virsh, domain);
+  if (!job || !JobFolder.ofJob(job, keyOf({ virsh, domain, repository, ssh }))) return false;
+  return job.server.transport === "tcp" && job.server.port === port;
+}
+
+/** @returns the system's error code */
+function tryToListen({ host, port }: TcpServer): Promise<string | undefined> {
+  const server = createServer();
+  return new Promise((resolve) => {
+    server.once("error", (error: NodeJS.ErrnoException) => resolve(error.code ?? error.message));
+    server.listen({ host, port, exclusive: true }, () => server.close(() => resolve(undefined)));
+  });
+}
+
+function messageOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}

@@ -1,0 +1,89 @@
+/** The programs on this host, and libvirt. */
+import { execa } from "execa";
+import { canCompress } from "../image/compress-cluster.js";
+import { parseBackupSupport } from "../libvirt/capabilities-xml.js";
+import { type Found, fail, pass, type Subject, warn } from "./check.js";
+
+export async function lookAtNode(): Promise<readonly Found[]> {
+  const zstd = canCompress("zstd") ? "with zstd" : "no zstd, which --compress=zstd needs: from 22.15 on";
+  return [pass(`Node ${process.versions.node}, ${zstd}`)];
+}
+
+/** Of domains that are off, the images are served by ourselves. */
+export async function lookAtQemuTools(): Promise<readonly Found[]> {
+  const found: Found[] = [];
+  for (const tool of ["qemu-img", "qemu-nbd"]) {
+    const { failed, stdout } = await execa(tool, ["--version"], { reject: false, stdin: "ignore" });
+    const version = /\d+\.[\d.]+/.exec(stdout ?? "")?.[0] ?? "";
+    found.push(
+      failed
+        ? warn("it isn't installed, and serves the images of domains that are off", INSTALL_TOOLS, tool)
+        : pass(version, tool),
+    );
+  }
+  return found;
+}
+
+const INSTALL_TOOLS = "apt install qemu-utils";
+
+export async function lookAtLibvirt({ virsh }: Subject): Promise<readonly Found[]> {
+  const text = await virsh.version();
+  const version = (of: string): string =>
+    new RegExp(`^${of}: (?:\\S+ )?(\\d\\S*)`, "m").exec(text)?.[1] ?? "of unknown version";
+  const uri = await virsh.uri();
+  const what = `libvirt ${version("Running against daemon")} with QEMU ${version("Running hypervisor")} at ${uri}`;
+  if (!/^qemu(\+\w+)?:/.test(uri)) {
+    return [
+      fail("E_NOT_QEMU", `${uri} is no libvirt of QEMU's`, {
+        advice: "name one with --connect qemu:///system",
+        mend: "virsh -c qemu:///system version",
+      }),
+    ];
+  }
+  if (/^qemu(\+\w+)?:\/\/[^/]*\/session/.test(uri)) {
+    return [warn(`${what}: it is one user's own, the system's domains are not there`, SYSTEM)];
+  }
+  return [pass(what)];
+}
+
+const SYSTEM = "sudo nbdpull doctor --connect qemu:///system";
+
+/** libvirt knows by itself which QEMU can do what a backup with checkpoints takes. */
+export async function lookAtSupport({ virsh, domain }: Subject): Promise<readonly Found[]> {
+  const supported = parseBackupSupport(await virsh.domainCapabilities(domain?.platform));
+  const whose = domain?.platform?.emulator ?? "the host's QEMU";
+  if (supported === undefined) {
+    return [pass(`libvirt doesn't say whether it makes backups with ${whose}, as older ones don't`)];
+  }
+  if (supported) return [pass(`libvirt makes backups with checkpoints with ${whose}`)];
+  return [
+    fail("E_NO_BACKUP_SUPPORT", `libvirt makes no backups with checkpoints with ${whose}`, {
+      advice: "that takes libvirt 7.6 and QEMU 6.1 or newer",
+      mend: "virsh version; virsh domcapabilities | grep backup",
+    }),
+  ];
+}
+
+/** What no error of libvirt's names: a profile's denial looks like a lack of permissions. */
+export async function lookAtConfinement({
+  domain,
+  security,
+  server,
+  scratchParent,
+}: Subject): Promise<readonly Found[]> {
+  const models = domain?.id === undefined ? (security?.confinedBy ?? []) : domain.confinedBy;
+  if (models.length === 0) return [pass("neither AppArmor nor SELinux confines QEMU")];
+  return models.map((model) => {
+    if (server !== undefined) {
+      return pass("scratch files are let through by libvirt, and no socket file is needed", model);
+    }
+    const cause = `it may keep QEMU from making a socket below ${scratchParent}`;
+    return warn(`${cause}: --server tcp needs none`, MEND_CONFINEMENT[model]?.(scratchParent), model);
+  });
+}
+
+const MEND_CONFINEMENT: Readonly<Record<string, (scratch: string) => string>> = {
+  apparmor: (scratch) =>
+    `echo '${scratch}/nbdpull-*/qemu/nbd.sock rw,' >> /etc/apparmor.d/local/abstractions/libvirt-qemu`,
+  selinux: () => "ausearch -m avc -c qemu-kvm | audit2allow -M nbdpull && semodule -i nbdpull.pp",
+};

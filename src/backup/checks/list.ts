@@ -1,0 +1,51 @@
+import { lookAtCheckpoints, lookAtForecast } from "./bitmaps.js";
+import type { Check } from "./check.js";
+import { lookAtAgent, lookAtDisks, lookAtJob, lookAtPort, lookAtState } from "./guest.js";
+import { lookAtConfinement, lookAtLibvirt, lookAtNode, lookAtQemuTools, lookAtSupport } from "./host.js";
+import { lookAtScratchFolder, lookAtScratchSpace } from "./scratch.js";
+import { lookAtPoints, lookAtTarget } from "./target.js";
+import { lookAtTls } from "./tls.js";
+
+const always = (): boolean => true;
+const never = (): boolean => false;
+
+/** Without its answer most others can't be asked. */
+export const LIBVIRT: Check = {
+  name: "libvirt",
+  asksLibvirt: true,
+  beforeBackup: never,
+  look: lookAtLibvirt,
+};
+
+/** Before all that takes time: a second backup is refused at once. */
+export const JOB: Check = {
+  name: "running job",
+  asksLibvirt: true,
+  beforeBackup: always,
+  look: lookAtJob,
+};
+
+/** Everything that is looked at, by `doctor` and by every backup. */
+export const CHECKS: readonly Check[] = [
+  { name: "node", asksLibvirt: false, beforeBackup: never, look: lookAtNode },
+  { name: "tool", asksLibvirt: false, beforeBackup: never, look: lookAtQemuTools },
+  { name: "backup support", asksLibvirt: true, beforeBackup: always, look: lookAtSupport },
+  { name: "scratch folder", asksLibvirt: false, beforeBackup: always, look: lookAtScratchFolder },
+  { name: "scratch space", asksLibvirt: false, beforeBackup: always, look: lookAtScratchSpace },
+  { name: "confinement", asksLibvirt: true, beforeBackup: never, look: lookAtConfinement },
+  { name: "port", asksLibvirt: false, beforeBackup: always, look: lookAtPort },
+  { name: "tls", asksLibvirt: false, beforeBackup: always, look: lookAtTls },
+  { name: "repository", asksLibvirt: false, beforeBackup: always, look: lookAtTarget },
+  { name: "points", asksLibvirt: false, beforeBackup: never, look: lookAtPoints },
+  { name: "domain", asksLibvirt: true, beforeBackup: never, look: lookAtState },
+  JOB,
+  { name: "disk", asksLibvirt: true, beforeBackup: never, look: lookAtDisks },
+  {
+    name: "guest agent",
+    asksLibvirt: true,
+    beforeBackup: ({ freeze }) => freeze !== undefined,
+    look: lookAtAgent,
+  },
+  { name: "checkpoint", asksLibvirt: true, beforeBackup: never, look: lookAtCheckpoints },
+  { name: "next backup", asksLibvirt: true, beforeBackup: always, look: lookAtForecast },
+];

@@ -1,0 +1,49 @@
+import { type Forecast, forecast } from "../guest-plan.js";
+import type { ImageFormat } from "../image/create.js";
+import type { GuestDisk, Level } from "../level.js";
+import type { DomainDefinition } from "../libvirt/domain-xml.js";
+import { Repository } from "../repository.js";
+import { ask, type Check, type Subject } from "./check.js";
+import { CHECKS, JOB } from "./list.js";
+
+export interface PreflightOptions
+  extends Pick<
+    Subject,
+    "virsh" | "ssh" | "scratchParent" | "scratchReserve" | "server" | "freeze" | "signal"
+  > {
+  readonly repositoryPath: string;
+  /** It runs. */
+  readonly domain: DomainDefinition;
+  readonly disks: readonly GuestDisk[];
+  readonly level: Level;
+  readonly format: ImageFormat;
+  readonly onWarning?: ((message: string) => void) | undefined;
+}
+
+/**
+ * Looks for all that a backup of a running domain would fail by, before anything is begun or made; what is only doubtful
+ * is a warning.
+ *
+ * @throws {PreconditionError} or another of the backup's errors, for the first that certainly would
+ */
+export async function preflight(options: PreflightOptions): Promise<Forecast> {
+  const { virsh, domain, disks } = options;
+  const repository = await Repository.openIfThere(options.repositoryPath);
+  const subject: Subject = { ...options, repository };
+  await pass(JOB, subject, options);
+  const guest = { virsh, domain, ...(repository ? { repository } : {}) };
+  // What it finds of damaged points is said when the backup plans for good.
+  const foreseen = await forecast(guest, disks, { ...options, broken: new Map(), onWarning: undefined });
+  for (const check of CHECKS) {
+    if (check === JOB || !check.beforeBackup(subject)) continue;
+    await pass(check, { ...subject, forecast: foreseen }, options);
+  }
+  return foreseen;
+}
+
+async function pass(check: Check, subject: Subject, { onWarning }: PreflightOptions): Promise<void> {
+  for (const { status, cause, mend, error } of await ask(check, subject)) {
+    if (status === "fail") throw error;
+    if (status === "warn") onWarning?.(mend === undefined ? cause : `${cause}. To mend it: ${mend}`);
+  }
+}

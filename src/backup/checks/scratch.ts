@@ -1,0 +1,113 @@
+/** The folder that QEMU makes its socket and scratch files in. */
+import { randomUUID } from "node:crypto";
+import { statfs } from "node:fs/promises";
+import { resolve } from "node:path";
+import { execa } from "execa";
+import prettyBytes from "pretty-bytes";
+import { BackupError } from "../errors.js";
+import { JobFolder } from "../job-folder.js";
+import type { QemuUser } from "../libvirt/domain-xml.js";
+import { judgeScratch } from "../scratch-room.js";
+import { type Found, fail, pass, type Subject, warn } from "./check.js";
+
+/** The header, tables and first clusters of a qcow2 image: with less not even an empty scratch file can be made. */
+const LEAST_PER_DISK = 1024 ** 2;
+/** What a guest overwrites during its backup is unknown; with less than this part of what is read it may soon be too much. */
+const DOUBTFUL_PART = 1 / 20;
+const DOUBTFUL_AT_MOST = 4 * 1024 ** 3;
+
+/** Tries what a job will do there, as the user who will do it. */
+export async function lookAtScratchFolder(subject: Subject): Promise<readonly Found[]> {
+  const { scratchParent: parent, domain, security, ssh } = subject;
+  const qemu = domain?.qemuUser ?? security?.qemuUser;
+  const trial = JobFolder.at(parent, { repositoryId: randomUUID(), domainUuid: randomUUID() }, ssh);
+  try {
+    await trial.claim(qemu);
+  } catch (cause) {
+    if (cause instanceof BackupError) throw cause;
+    return [noAccess(parent, cause instanceof Error ? cause.message : String(cause), "--scratch /var/tmp")];
+  }
+  const asQemu = qemu && process.getuid?.() === 0 ? qemu : undefined;
+  try {
+    if (ssh) return [pass(`QEMU's user can be given a folder below ${parent} on its host`)];
+    if (await canDo("touch", trial.scratch("probe"), asQemu)) {
+      return [pass(`${asQemu ? `QEMU's user (${asQemu.uid})` : "this user"} can write below ${parent}`)];
+    }
+  } finally {
+    await trial.remove();
+  }
+  const closed = asQemu && (await firstClosed(resolve(parent), asQemu));
+  if (closed === undefined) {
+    return [noAccess(parent, `nothing can be written below ${parent}`, "--scratch /var/tmp")];
+  }
+  const cause = `QEMU's user (${asQemu?.uid}) can't pass through ${closed} to ${parent}`;
+  return [noAccess(closed, cause, `chmod o+x ${closed}`)];
+}
+
+function noAccess(path: string, cause: string, mend: string): Found {
+  const advice = "let QEMU's user in, or name another folder with --scratch";
+  return fail("E_SCRATCH_ACCESS", cause, { advice, mend, details: { path } });
+}
+
+/** Runs a command on a path as that user, in no other group than its first. */
+async function canDo(
+  command: string,
+  path: string,
+  user: QemuUser | undefined,
+  ...options: string[]
+): Promise<boolean> {
+  const ran = await execa(command, [...options, path], {
+    ...(user ? { uid: user.uid, gid: user.gid } : {}),
+    cwd: "/",
+    reject: false,
+    stdin: "ignore",
+  });
+  return !ran.failed;
+}
+
+/** The first folder on the way that the user may not pass through. */
+async function firstClosed(path: string, user: QemuUser): Promise<string | undefined> {
+  const parts = path.split("/").filter((part) => part !== "");
+  for (let i = 0; i <= parts.length; i += 1) {
+    const folder = `/${parts.slice(0, i).join("/")}`;
+    if (!(await canDo("test", folder, user, "-x"))) return folder;
+  }
+  return undefined;
+}
+
+export async function lookAtScratchSpace({
+  scratchParent,
+  scratchReserve,
+  disks,
+  forecast,
+  ssh,
+}: Subject): Promise<readonly Found[]> {
+  if (ssh) return [pass("it is on another host, and not looked at")];
+  const free = await freeBytes(scratchParent);
+  const what = `${scratchParent} has ${prettyBytes(free, { binary: true })} free`;
+  const count = Math.max(1, disks?.length ?? 1);
+  const { kind, needed } = judgeScratch(free, [], scratchReserve);
+  if (kind === "short" || free < count * LEAST_PER_DISK) {
+    const least = Math.max(needed, count * LEAST_PER_DISK);
+    return [
+      fail("E_SCRATCH_FULL", `${what}, and scratch files need ${prettyBytes(least, { binary: true })}`, {
+        advice: "make room, or name a folder with more of it (--scratch)",
+        mend: `du -xh ${scratchParent} | sort -h | tail`,
+        details: { path: scratchParent, freeBytes: free },
+      }),
+    ];
+  }
+  const read = [...(forecast?.sizes.values() ?? [])].reduce((total, size) => total + size, 0);
+  const doubtful = Math.min(read * DOUBTFUL_PART, DOUBTFUL_AT_MOST);
+  if (free < doubtful) {
+    const cause = `${what} for what the guest overwrites meanwhile, while some ${prettyBytes(read, { binary: true })} are read`;
+    return [warn(cause, "--scratch DIR, on a file system with more room")];
+  }
+  return [pass(`${what} for what a guest overwrites during its backup`)];
+}
+
+/** Bytes that this user may still write there. */
+export async function freeBytes(path: string): Promise<number> {
+  const { bavail, bsize } = await statfs(path);
+  return bavail * bsize;
+}

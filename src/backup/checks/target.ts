@@ -1,0 +1,102 @@
+/** The repository, and the room for what comes into it. */
+import { constants } from "node:fs";
+import { access, stat } from "node:fs/promises";
+import { dirname, join, resolve } from "node:path";
+import prettyBytes from "pretty-bytes";
+import { isLockStale } from "../domain-lock.js";
+import { exists } from "../files.js";
+import { timeOfPointId } from "../manifest.js";
+import { readJournal } from "../prune-journal.js";
+import type { Repository } from "../repository.js";
+import { type Found, fail, pass, type Subject, warn } from "./check.js";
+import { freeBytes } from "./scratch.js";
+
+/** A manifest, digests, tables: less than that no point takes. */
+const LEAST = 1024 ** 2;
+
+/** Whether points can be written, and how much there is room for. */
+export async function lookAtTarget({ repositoryPath, forecast }: Subject): Promise<readonly Found[]> {
+  if (repositoryPath === undefined) return [];
+  const folder = await nearestFolder(resolve(repositoryPath));
+  try {
+    await access(folder, constants.W_OK);
+  } catch (cause) {
+    const reason = cause instanceof Error ? cause.message : String(cause);
+    return [
+      fail("E_REPOSITORY_READ_ONLY", `no points can be written to ${repositoryPath} (${reason})`, {
+        advice: "mount it writable, or run it as a user who may",
+        mend: `findmnt -T ${folder}; ls -ld ${folder}`,
+        details: { path: folder },
+      }),
+    ];
+  }
+  const free = await freeBytes(folder);
+  const what = `${repositoryPath} has ${prettyBytes(free, { binary: true })} free`;
+  const mend = `nbdpull prune ${repositoryPath} --keep-last 7 --dry-run`;
+  if (free < LEAST) {
+    const advice = "make room, or let old points go (nbdpull prune)";
+    return [fail("E_NO_ROOM", what, { advice, mend, details: { path: folder, freeBytes: free } })];
+  }
+  if (!forecast) return [pass(what)];
+  const read = [...forecast.sizes.values()].reduce((total, size) => total + size, 0);
+  const about = `and the next point is up to some ${prettyBytes(read, { binary: true })}`;
+  // Zeroes and what is compressed take less: it may still fit.
+  if (read > free) return [warn(`${what}, ${about}`, mend)];
+  return [pass(`${what}, ${about}`)];
+}
+
+/** The folder itself, or the one that it would be made in. */
+async function nearestFolder(path: string): Promise<string> {
+  for (let folder = path; ; folder = dirname(folder)) {
+    if ((await exists(folder)) || folder === "/") return folder;
+  }
+}
+
+/** What is in it: every manifest, what has died in it, and who is at work. */
+export async function lookAtPoints({
+  repository,
+  repositoryPath,
+  domain,
+}: Subject): Promise<readonly Found[]> {
+  if (!repository) {
+    return repositoryPath === undefined
+      ? []
+      : [pass("there is no repository yet, the first backup makes it")];
+  }
+  const all = await repository.domains();
+  const domains = domain ? all.filter((name) => name === domain.name) : all;
+  if (domains.length === 0) return [pass("there are none yet")];
+  const found: Found[] = [];
+  for (const name of domains) found.push(...(await lookAtDomain(repository, name)));
+  return found;
+}
+
+async function lookAtDomain(repository: Repository, domain: string): Promise<Found[]> {
+  const folder = repository.domainFolder(domain);
+  const found: Found[] = [];
+  const mend = `nbdpull verify ${repository.path} ${domain}`;
+  const points = await repository.points(domain, (error) => {
+    found.push({ of: domain, status: "fail", cause: error.message, mend, error });
+  });
+  const newest = points.at(-1);
+  if (newest && timeOfPointId(newest.id) > Date.now()) {
+    const cause = `the newest point, ${newest.id}, is of a time to come: was a clock wrong?`;
+    found.push(warn(cause, "timedatectl", domain));
+  }
+  const journal = await readJournal(folder);
+  if (journal) {
+    found.push(
+      warn(`a prune has not come to its end: the next backup finishes or undoes it`, undefined, domain),
+    );
+  }
+  const lock = await stat(join(folder, ".lock")).catch(() => undefined);
+  if (lock) {
+    found.push(
+      isLockStale(lock.mtimeMs)
+        ? pass("its lock was left by a process that died, and the next one takes it over", domain)
+        : warn("another nbdpull is writing its points", `fuser -v ${folder}`, domain),
+    );
+  }
+  if (found.length === 0) found.push(pass(`${points.length}, newest ${newest?.id}`, domain));
+  return found;
+}

@@ -1,0 +1,64 @@
+import { z } from "zod";
+import { type QemuUser, readDacLabel } from "./domain-xml.js";
+import { type DocumentKind, element, parseDocument, text, yesNo } from "./xml.js";
+
+const HOST: DocumentKind = {
+  code: "E_CAPABILITIES_XML",
+  root: "capabilities",
+  source: "virsh capabilities",
+};
+
+const secmodel = element(
+  {},
+  {
+    model: text,
+    baselabel: z.array(z.union([text, element({}, { "#text": text })])).default([]),
+  },
+);
+
+const hostSchema = element({}, { host: element({}, { secmodel: z.array(secmodel).default([]) }) });
+
+/** How libvirt keeps the QEMUs of a host apart from everything else. */
+export interface HostSecurity {
+  /** Whom QEMU runs as unless a domain says otherwise; absent where libvirt doesn't change users. */
+  readonly qemuUser?: QemuUser | undefined;
+  /** `apparmor`, `selinux`: what else keeps QEMU to its own files. */
+  readonly confinedBy: readonly string[];
+}
+
+/**
+ * Reads `<capabilities>` of a host.
+ * @throws {BackupError} `E_CAPABILITIES_XML`, or that and an element's name
+ */
+export function parseHostSecurity(xml: string): HostSecurity {
+  const { host } = parseDocument(HOST, xml, hostSchema);
+  const [label] = host.secmodel.find(({ model }) => model === "dac")?.baselabel ?? [];
+  return {
+    qemuUser: readDacLabel(typeof label === "string" ? label : label?.["#text"]),
+    confinedBy: host.secmodel
+      .map(({ model }) => model)
+      .filter((model) => model !== "dac" && model !== "none"),
+  };
+}
+
+const DOMAINS: DocumentKind = {
+  code: "E_CAPABILITIES_XML",
+  root: "domainCapabilities",
+  source: "virsh domcapabilities",
+};
+
+const domainsSchema = element(
+  {},
+  {
+    features: element({}, { backup: element({ supported: yesNo }, {}).optional() }).optional(),
+  },
+);
+
+/**
+ * Reads from `<domainCapabilities>` whether libvirt can make backups with checkpoints of such domains; undefined where it
+ * doesn't say, which it does since version 7.
+ * @throws {BackupError} `E_CAPABILITIES_XML`, or that and an element's name
+ */
+export function parseBackupSupport(xml: string): boolean | undefined {
+  return parseDocument(DOMAINS, xml, domainsSchema).features?.backup?.$.supported;
+}

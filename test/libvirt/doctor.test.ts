@@ -1,0 +1,157 @@
+import { chmod, mkdir, readdir, rmdir } from "node:fs/promises";
+import { type AddressInfo, createServer } from "node:net";
+import { join } from "node:path";
+import { execa } from "execa";
+import { afterAll, beforeAll, expect, it } from "vitest";
+import { type BackupJson, BackupLab, expectExit } from "../support/backup-lab.js";
+import { describeWithLibvirt } from "../support/libvirt-lab.js";
+import { finished, nbdpull, type Ran, startNbdpull } from "../support/nbdpull.js";
+import { virshInFront } from "../support/virsh-in-front.js";
+
+interface Finding {
+  readonly check: string;
+  readonly status: "pass" | "warn" | "fail";
+  readonly cause: string;
+  readonly mend?: string;
+  readonly code?: string;
+}
+
+/** In this order: each leaves the guest as the next one needs it. */
+await describeWithLibvirt("what stands in the way of a backup", () => {
+  let guest: BackupLab;
+  beforeAll(async () => {
+    guest = await BackupLab.start({ unprivileged: true, formats: { vdb: "raw" } });
+    await chmod(guest.scratch, 0o711);
+    await guest.lab.write("vda", 0, 8 * 1024 * 1024, 0x11);
+  });
+  afterAll(async () => {
+    await guest[Symbol.asyncDispose]();
+  });
+
+  function doctor(...more: readonly string[]): Promise<Ran> {
+    const { lab, repo, scratch } = guest;
+    return nbdpull("doctor", lab.domain, "--to", repo, "--scratch", scratch, "--json", ...more);
+  }
+
+  /** Both look alike: `doctor` fails with that, and a backup is refused with it before anything is begun. */
+  async function expectObstacle(code: string, exit: number, ...options: readonly string[]): Promise<Finding> {
+    const ran = await doctor(...options);
+    expectExit(ran, 4);
+    const failed = (ran.json() as Finding[]).filter(({ status }) => status === "fail");
+    expect(failed.map((finding) => finding.code)).toEqual([code]);
+    const checkpoints = await guest.checkpoints();
+    const refused = await guest.run(...options);
+    expectExit(refused, exit);
+    expect(refused.json()).toMatchObject({ error: { code } });
+    expect(await guest.checkpoints()).toEqual(checkpoints);
+    expect(await readdir(guest.scratch)).toEqual([]);
+    return failed[0] as Finding;
+  }
+
+  async function findings(...options: readonly string[]): Promise<Map<string, Finding>> {
+    const ran = await doctor(...options);
+    expectExit(ran, 0);
+    return new Map((ran.json() as Finding[]).map((finding) => [finding.check, finding]));
+  }
+
+  it("is nothing here, and it tells what the first backup would be without making anything", async () => {
+    const found = await findings();
+    expect(found.get("libvirt")?.cause).toMatch(/^libvirt \d.* with QEMU \d.* at qemu:\/\/\/system$/);
+    expect(found.get("disk vda")).toMatchObject({ status: "pass" });
+    expect(found.get("disk vdb")).toMatchObject({ status: "warn", cause: expect.stringContaining("raw") });
+    expect(found.get("next backup vda")?.cause).toMatch(/^full, up to 8\S* MiB$/);
+    expect(await readdir(guest.folder)).toEqual([]);
+    expect(await readdir(guest.scratch)).toEqual([]);
+  });
+
+  it("is a port in use, a folder that QEMU's user can't reach, an agent that isn't there, or a base", async () => {
+    const server = createServer();
+    await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+    const { port } = server.address() as AddressInfo;
+    try {
+      const inUse = await expectObstacle("E_ADDRESS_IN_USE", 4, "--server", `tcp:${port}`);
+      expect(inUse.mend).toBe(`ss -ltnp 'sport = :${port}'`);
+    } finally {
+      server.close();
+    }
+    const closed = join(guest.folder, "closed");
+    await mkdir(closed, { mode: 0o700 });
+    await chmod(guest.folder, 0o711);
+    const unreachable = await expectObstacle("E_SCRATCH_ACCESS", 4, "--scratch", closed);
+    expect(unreachable.mend).toBe(`chmod o+x ${closed}`);
+    await execa("sh", ["-c", unreachable.mend ?? ""]);
+    expect((await findings("--scratch", closed)).get("scratch folder")?.status).toBe("pass");
+    await rmdir(closed);
+    await expectObstacle("E_NO_AGENT", 4, "--freeze");
+    await expectObstacle("E_NO_BASE", 4, "--level", "incremental");
+    await expectObstacle("E_NO_SUCH_DISK", 4, "--include", "vdz");
+    // No repository either: nothing was begun.
+    expect(await readdir(guest.folder)).toEqual([]);
+  });
+
+  it("is a file system without room", async (context) => {
+    const small = join(guest.folder, "small");
+    await mkdir(small);
+    const mounted = await execa("mount", ["-t", "tmpfs", "-o", "size=256k,mode=0711", "none", small], {
+      reject: false,
+    });
+    if (mounted.failed) context.skip("no file system can be mounted here");
+    try {
+      await expectObstacle("E_SCRATCH_FULL", 4, "--scratch", small);
+      await expectObstacle("E_NO_ROOM", 4, "--to", join(small, "repo"));
+      await execa("mount", ["-o", "remount,size=6m", small]);
+      const roomy = (await findings("--to", join(small, "repo"))).get("repository");
+      expect(roomy).toMatchObject({
+        status: "warn",
+        cause: expect.stringMatching(/^.* has .* MiB free, and/),
+      });
+      await execa("mount", ["-o", "remount,ro", small]);
+      await expectObstacle("E_REPOSITORY_READ_ONLY", 4, "--to", join(small, "repo"));
+    } finally {
+      await execa("umount", [small]);
+      await rmdir(small);
+    }
+  });
+
+  it("is the job of somebody else, but not that of a backup that died", async () => {
+    const run = await guest.startSlowly();
+    const elsewhere = await expectObstacle("E_FOREIGN_JOB", 4, "--to", join(guest.folder, "other"));
+    expect(elsewhere.cause).toContain("nbdpull's, of another repository");
+    await expectObstacle("E_BACKUP_RUNNING", 4);
+    run.kill("SIGKILL");
+    await run.ended;
+    const found = await findings();
+    expect(found.get("running job")).toMatchObject({
+      status: "pass",
+      cause: expect.stringContaining("the next backup ends it first"),
+    });
+  }, 240_000);
+
+  it("is no bitmap that QEMU has lost: what has no base any more is foreseen to be full, and begun so", async () => {
+    await guest.take();
+    const good = await findings("--level", "incremental");
+    expect(good.get("next backup vda")?.cause).toMatch(/^an increment on .*, about 0 B$/);
+    await guest.lab.write("vda", 0, 1024 * 1024, 0x12);
+    expect((await findings()).get("next backup vda")?.cause).toMatch(/, about 1 MiB$/);
+    await guest.lab.crash();
+    const off = await doctor();
+    expectExit(off, 4);
+    expect(off.json()).toContainEqual(expect.objectContaining({ check: "domain", code: "E_DOMAIN_OFF" }));
+    await guest.lab.powerOn();
+    const [checkpoint] = await guest.checkpoints();
+    const found = await findings();
+    expect(found.get(`checkpoint ${checkpoint}`)).toMatchObject({
+      status: "warn",
+      cause: expect.stringContaining("its bitmaps of vda are lost or broken"),
+    });
+    const foreseen = found.get("next backup vda")?.cause ?? "";
+    expect(foreseen).toMatch(/^full, up to .*is lost or broken/);
+    expectExit(await doctor("--strict"), 5);
+    const front = await virshInFront(guest.folder);
+    const taken = await finished(startNbdpull(guest.arguments(), { env: front.env() }));
+    expectExit(taken, 0);
+    expect((await front.asked()).filter((command) => command === "backup-begin")).toHaveLength(1);
+    const { disks } = taken.json() as BackupJson;
+    expect(foreseen).toContain(disks[0]?.reason);
+  }, 240_000);
+});
