@@ -1,11 +1,14 @@
+import { resolve } from "node:path";
 import type { Command } from "commander";
 import { type BackupResult, backup } from "../../src/backup/backup.js";
 import { UsageError } from "../../src/backup/errors.js";
 import { Virsh } from "../../src/backup/libvirt/virsh.js";
-import { worstExitCode } from "../exit-codes.js";
+import { EXIT, exitCodeOf, worstExitCode } from "../exit-codes.js";
 import { disksOf, type GuestOptions, mountpointsOf, withGuest } from "../guest-options.js";
 import { tcpServerOf } from "../job-server.js";
 import { keptLines } from "../kept-lines.js";
+import { type MetricsUpdate, updateOfFailure, updateOfRun, updateOfSuccess } from "../metrics.js";
+import { MetricsFile } from "../metrics-file.js";
 import {
   type CopyOptions,
   compressOf,
@@ -23,6 +26,14 @@ import { version } from "../version.js";
 interface BackupOptions extends CopyOptions, GuestOptions {
   readonly to: string;
   readonly all?: true;
+  readonly metrics?: string;
+}
+
+/** A run of the command. */
+interface Job extends Context {
+  readonly options: BackupOptions;
+  /** Tells the metrics file, if there is one. */
+  readonly record: (update: MetricsUpdate) => Promise<void>;
 }
 
 export function addBackup(program: Command, run: Run): void {
@@ -31,18 +42,48 @@ export function addBackup(program: Command, run: Run): void {
     .description("back libvirt domains up, running or off, each as one restore point")
     .argument("[domains...]", "the domains, as virsh knows them")
     .requiredOption("--to <repo>", "the repository; made if the folder is empty or not there")
-    .option("--all", "all domains that run, one after the other (not those that are off)");
+    .option("--all", "all domains that run, one after the other (not those that are off)")
+    .option("--metrics <file>", "keep a metrics file for the node exporter's textfile collector (*.prom)");
   withGuest(withDigests(withCopy(command), "default xxh64")).action(
     run<BackupOptions, [domains: readonly string[]]>(async (context, options, named) => {
-      const domains = await domainsOf(named, options, context);
-      const [only, ...others] = domains;
-      if (only !== undefined && others.length === 0 && !options.all) {
-        const result = await backUp(context, options, only);
-        const { warnings } = context.output;
-        context.output.result({ ...describe(result, options), warnings }, sentence(result));
-      } else await backUpAll(context, options, domains);
+      const job = { ...context, options, record: await recorderOf(context, options) };
+      try {
+        await backUpAsAsked(job, named);
+        const code = options.strict && context.output.warnings.length > 0 ? EXIT.warnings : EXIT.done;
+        await job.record(updateOfRun(resolve(options.to), Number(process.exitCode ?? code), Date.now()));
+      } catch (error) {
+        await job.record(updateOfRun(resolve(options.to), exitCodeIn(context, error), Date.now()));
+        throw error;
+      }
     }),
   );
+}
+
+async function backUpAsAsked(job: Job, named: readonly string[]): Promise<void> {
+  const { output, options } = job;
+  const domains = await domainsOf(named, options, job);
+  const [only, ...others] = domains;
+  if (only === undefined || others.length > 0 || options.all) return await backUpAll(job, domains);
+  const result = await backUp(job, only);
+  output.result({ ...describe(result, options), warnings: output.warnings }, sentence(result));
+}
+
+/** A point that was committed is no failure for its metrics' sake. */
+async function recorderOf({ output }: Context, { metrics }: BackupOptions): Promise<Job["record"]> {
+  if (metrics === undefined) return async () => undefined;
+  const file = await MetricsFile.at(metrics);
+  return async (update) => {
+    try {
+      await file.update(update);
+    } catch (error) {
+      output.warn(`no metrics were written: ${error instanceof Error ? error.message : String(error)}`);
+    }
+  };
+}
+
+/** What failed because of a signal failed by the signal. */
+function exitCodeIn({ signal }: Context, error: unknown): number {
+  return exitCodeOf(signal.aborted ? signal.reason : error);
 }
 
 async function domainsOf(
@@ -59,18 +100,14 @@ async function domainsOf(
 }
 
 /** One after the other: one that fails does not keep the others from theirs. */
-async function backUpAll(
-  context: Context,
-  options: BackupOptions,
-  domains: readonly string[],
-): Promise<void> {
-  const { output, signal } = context;
+async function backUpAll(job: Job, domains: readonly string[]): Promise<void> {
+  const { output, signal, options } = job;
   const entries: object[] = [];
   const lines: string[] = [];
   const errors: unknown[] = [];
   for (const domain of domains) {
     try {
-      const result = await backUp(context, options, domain);
+      const result = await backUp(job, domain);
       entries.push(describe(result, options));
       lines.push(sentence(result));
     } catch (error) {
@@ -85,11 +122,22 @@ async function backUpAll(
   if (errors.length > 0) process.exitCode = worstExitCode(errors);
 }
 
-async function backUp(
-  { output, signal }: Context,
-  options: BackupOptions,
-  domain: string,
-): Promise<BackupResult> {
+async function backUp(job: Job, domain: string): Promise<BackupResult> {
+  const repository = resolve(job.options.to);
+  try {
+    const result = await backUpDomain(job, domain);
+    await job.record(updateOfSuccess(result, repository, Date.now()));
+    return result;
+  } catch (error) {
+    const virsh = new Virsh({ connect: job.options.connect });
+    const name =
+      job.options.metrics === undefined ? domain : await virsh.domainName(domain).catch(() => domain);
+    await job.record(updateOfFailure(name, repository, exitCodeIn(job, error), Date.now()));
+    throw error;
+  }
+}
+
+async function backUpDomain({ output, signal, options }: Job, domain: string): Promise<BackupResult> {
   const format = options.format ?? "qcow2";
   const compress = compressOf(options, format);
   const server = tcpServerOf(options);

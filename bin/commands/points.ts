@@ -21,15 +21,18 @@ export function addPoints(program: Command, run: Run): void {
           const domains =
             domain === undefined ? await repository.domains() : [await chooseDomain(repository, domain)];
           const points: Manifest[] = [];
+          const lines: string[] = [];
           const onDamage = (error: DamageError): void => {
             output.warn(error.message);
             process.exitCode = EXIT.damaged;
           };
           for (const name of domains) {
             const read = (): Promise<Manifest[]> => repository.points(name, onDamage);
-            points.push(...(await repository.reading(name, read, signal)));
+            const ofDomain = await repository.reading(name, read, signal);
+            points.push(...ofDomain);
+            if (ofDomain.length > 0) lines.push(asText(name, ofDomain));
           }
-          output.result(points.map(asJson), points.length === 0 ? "no restore points yet" : asText(points));
+          output.result(points.map(asJson), lines.join("\n") || "no restore points yet");
         },
       ),
     );
@@ -58,16 +61,47 @@ function asJson(point: Manifest): Record<string, unknown> {
   };
 }
 
-function asText(points: readonly Manifest[]): string {
-  return points
-    .flatMap((point) => [
-      `${point.domain.name}  ${point.id}  ${point.level}${point.checkpoint ? `  checkpoint ${point.checkpoint.name}` : "  no base for increments"}`,
-      ...point.disks.map((disk) => {
-        const what = disk.parent === null ? "full" : `${human(disk.dirtyBytes)} changed since ${disk.parent}`;
-        const why = disk.reason === undefined ? "" : ` (${disk.reason})`;
-        return `    ${disk.name}  ${human(disk.virtualSize)}, ${what}, ${human(disk.storedBytes)} stored${why}`;
-      }),
-      ...keptLines(point).map((line) => `    ${line}`),
-    ])
-    .join("\n");
+function asText(domain: string, points: readonly Manifest[]): string {
+  return [...points.flatMap(linesOf), summary(domain, points)].join("\n");
+}
+
+function linesOf(point: Manifest): string[] {
+  const base = point.checkpoint ? `checkpoint ${point.checkpoint.name}` : "no base for increments";
+  return [
+    `${point.domain.name}  ${point.id}  ${localTime(point.createdAt)}  ${point.level}  ${base}`,
+    ...point.disks.map((disk) => {
+      const what = disk.parent === null ? "full" : `${human(disk.dirtyBytes)} changed since ${disk.parent}`;
+      const why = disk.reason === undefined ? "" : ` (${disk.reason})`;
+      return `    ${disk.name}  ${human(disk.virtualSize)}, ${what}, ${human(disk.storedBytes)} stored${why}`;
+    }),
+    ...keptLines(point).map((line) => `    ${line}`),
+  ];
+}
+
+/** @param points of one domain, oldest first */
+function summary(domain: string, points: readonly Manifest[]): string {
+  const stored = points.flatMap(({ disks }) => disks).reduce((total, disk) => total + disk.storedBytes, 0);
+  const needed = neededBy(points.at(-1), points).size;
+  const count = points.length === 1 ? "1 point" : `${points.length} points`;
+  return `${domain}: ${count}, ${human(stored)} stored; the newest stands on ${needed - 1} of the others`;
+}
+
+/** The ids of a point and of all that its disks stand on, as far as they are known. */
+function neededBy(point: Manifest | undefined, points: readonly Manifest[]): ReadonlySet<string> {
+  const needed = new Set<string>();
+  for (const { name } of point?.disks ?? []) {
+    for (let link = point; link; ) {
+      needed.add(link.id);
+      const { id, disks } = link;
+      const parent = disks.find((disk) => disk.name === name)?.parent;
+      // Parents are older, whatever a damaged manifest says.
+      link = points.find((point) => point.id === parent && point.id < id);
+    }
+  }
+  return needed;
+}
+
+/** `2026-11-20 16:22:16`, where the reader is. */
+function localTime(iso: string): string {
+  return new Date(iso).toLocaleString("sv-SE");
 }

@@ -39,6 +39,24 @@ async function damaged(domain = DOMAIN): Promise<string[]> {
   return reports.flatMap(({ findings }) => findings.map(({ point }) => point));
 }
 
+describe("the list of points", () => {
+  it("tells of each what it stands on, and at the end how many the newest does", async () => {
+    const [first, second] = await twoPoints();
+    const ran = await nbdpull("points", chain.repository.path);
+    expect(ran.stdout.split("\n")).toEqual([
+      expect.stringMatching(
+        new RegExp(`^${DOMAIN}  ${first}  \\d{4}-\\d\\d-\\d\\d \\d\\d:\\d\\d:\\d\\d  full  `),
+      ),
+      expect.stringMatching(/^ {4}vda {2}.*, full, .* stored$/),
+      expect.stringContaining(`  ${second}  `),
+      expect.stringMatching(new RegExp(`^ {4}vda {2}.* changed since ${first}, .* stored$`)),
+      expect.stringMatching(
+        new RegExp(`^${DOMAIN}: 2 points, .* stored; the newest stands on 1 of the others$`),
+      ),
+    ]);
+  });
+});
+
 describe("what is no point", () => {
   it.each([
     [

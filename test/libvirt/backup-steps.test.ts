@@ -1,3 +1,5 @@
+import { readFile } from "node:fs/promises";
+import { join } from "node:path";
 import { afterEach, beforeEach, expect, it } from "vitest";
 import { BackupLab, expectExit } from "../support/backup-lab.js";
 import { describeWithLibvirt, virsh } from "../support/libvirt-lab.js";
@@ -101,7 +103,8 @@ await describeWithLibvirt("a backup of all domains", () => {
     const args = ["backup", "--all", "--to", repo, "--scratch", scratch];
     const run = (...more: readonly string[]): Running =>
       startNbdpull([...args, ...more], { env: front.env({ RUNNING: lab.domain }) });
-    const first = await finished(run("--json", "--exclude", "vdb"));
+    const metrics = join(guest.folder, "nbdpull.prom");
+    const first = await finished(run("--json", "--exclude", "vdb", "--metrics", metrics));
     expectExit(first, 0);
     expect(first.json()).toMatchObject({ domains: [{ domain: lab.domain, level: "full" }], warnings: [] });
     const second = await finished(run());
@@ -113,6 +116,14 @@ await describeWithLibvirt("a backup of all domains", () => {
           " {2}vdb: .*, full \\(no point with a checkpoint has this disk\\), .* stored$",
       ),
     );
+    expect(await readFile(metrics, "utf8")).toMatch(/^nbdpull_backup_success\{domain=".*",.*\} 1$/m);
+    const failing = front.env({ RUNNING: lab.domain, FAIL: "backup-begin" });
+    expectExit(await finished(startNbdpull([...args, "--metrics", metrics], { env: failing })), 1);
+    const text = await readFile(metrics, "utf8");
+    expect(text).toMatch(/^nbdpull_backup_exit_code\{domain=".*",.*\} 1$/m);
+    expect(text).toMatch(/^nbdpull_run_exit_code\{.*\} 1$/m);
+    expect(text).toMatch(/^nbdpull_backup_last_success_timestamp_seconds\{.*\} 1\d{9}/m);
+    expect(text).toMatch(/^nbdpull_backup_full_disks\{.*,level="full"\} 1$/m);
     const both = await finished(run(lab.domain));
     expectExit(both, 2);
     expect(both.stderr).toContain("not both");

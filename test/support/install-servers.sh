@@ -4,7 +4,7 @@
 set -euo pipefail
 
 packages=(qemu-utils qemu-system-x86 libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients
-  nbdkit libnbd-bin nbd-server gnutls-bin gcc libc6-dev python3-libnbd
+  nbdkit libnbd-bin nbd-server gnutls-bin gcc libc6-dev python3-libnbd python3-prometheus-client systemd
   openssh-server openssh-client)
 missing=()
 for package in "${packages[@]}"; do

@@ -1,0 +1,63 @@
+import { constants } from "node:fs";
+import { access, chmod, readFile, rename, rm, writeFile } from "node:fs/promises";
+import { basename, dirname, join, resolve } from "node:path";
+import { lock } from "proper-lockfile";
+import { UsageError } from "../src/backup/errors.js";
+import { type MetricsUpdate, updatedMetrics } from "./metrics.js";
+
+const NOTHING: MetricsUpdate = { samples: [], otherwise: [] };
+
+/** A metrics file, which other runs may be writing too. */
+export class MetricsFile {
+  readonly #path: string;
+
+  private constructor(path: string) {
+    this.#path = path;
+  }
+
+  /**
+   * To be called before a backup begins: what its metrics would fail by is found out then.
+   * @throws {UsageError} its folder isn't there, or something else is at its place
+   */
+  static async at(path: string): Promise<MetricsFile> {
+    const file = new MetricsFile(resolve(path));
+    try {
+      // Said at once, while a lock is waited for.
+      await access(dirname(file.#path), constants.W_OK);
+      await file.update(NOTHING);
+    } catch (cause) {
+      if (cause instanceof UsageError) throw cause;
+      const reason = cause instanceof Error ? cause.message : String(cause);
+      const message = `no metrics can be written to ${path}: ${reason}`;
+      throw new UsageError("E_METRICS", message, { cause, details: { path } });
+    }
+    return file;
+  }
+
+  /** In one step: whoever collects it sees the old file or the new one. */
+  async update(update: MetricsUpdate): Promise<void> {
+    const release = await lock(this.#path, {
+      lockfilePath: `${this.#path}.lock`,
+      realpath: false,
+      retries: { retries: 30, minTimeout: 20, maxTimeout: 500 },
+    });
+    // The collector takes whatever ends in .prom.
+    const temporary = join(dirname(this.#path), `.${basename(this.#path)}.${process.pid}`);
+    try {
+      await writeFile(temporary, updatedMetrics(await this.#text(), update, this.#path));
+      // The collector runs as another user, whatever the mask of this one is.
+      await chmod(temporary, 0o644);
+      await rename(temporary, this.#path);
+    } finally {
+      await rm(temporary, { force: true });
+      await release();
+    }
+  }
+
+  async #text(): Promise<string> {
+    return await readFile(this.#path, "utf8").catch((error: NodeJS.ErrnoException) => {
+      if (error.code === "ENOENT") return "";
+      throw error;
+    });
+  }
+}

@@ -1,0 +1,169 @@
+/**
+ * What backups came to, in Prometheus' text format, as the textfile collector of its node exporter reads it:
+ *
+ *     # HELP nbdpull_backup_success 1 if the last backup came to its end, else 0.
+ *     # TYPE nbdpull_backup_success gauge
+ *     nbdpull_backup_success{domain="web",repository="/srv/backups"} 1
+ *
+ * One file may hold the series of many domains and repositories: those of others stay as they are.
+ */
+import type { BackupResult } from "../src/backup/backup.js";
+import { UsageError } from "../src/backup/errors.js";
+
+/** All gauges, in base units. */
+const METRICS = {
+  nbdpull_run_timestamp_seconds: "When the last run of nbdpull backup into the repository ended.",
+  nbdpull_run_exit_code: "Its exit code.",
+  nbdpull_backup_timestamp_seconds:
+    "When the last backup of the domain ended, whether it was a success or not.",
+  nbdpull_backup_success: "1 if the last backup came to its end, else 0.",
+  nbdpull_backup_exit_code: "The exit code of the last backup, were it the only one of its run.",
+  nbdpull_backup_last_success_timestamp_seconds:
+    "When the last backup that was a success was begun: what the guest wrote since is in none. 0 if none is known.",
+  nbdpull_backup_duration_seconds: "How long the last backup that was a success took.",
+  nbdpull_backup_changed_bytes:
+    "Bytes of its disks that it took: all of them, or what was changed since their bases.",
+  nbdpull_backup_stored_bytes: "Bytes that it stored of its disks.",
+  nbdpull_backup_full_disks: "How many of its disks it took in full.",
+} as const;
+type Metric = keyof typeof METRICS;
+
+interface Sample {
+  readonly metric: Metric;
+  /** As they are written, without braces. */
+  readonly labels: string;
+  readonly value: number;
+}
+
+/** Series of one subject that take the place of older ones. */
+export interface MetricsUpdate {
+  readonly samples: readonly Sample[];
+  /** Names of series that have to be there, with the value that they get where they aren't. */
+  readonly otherwise: readonly Sample[];
+}
+
+export function updateOfSuccess(
+  { manifest, level, seconds }: BackupResult,
+  repository: string,
+  now: number,
+): MetricsUpdate {
+  const labels = labelsOf({ domain: manifest.domain.name, repository });
+  const withLevel = `${labels},${labelsOf({ level })}`;
+  const total = (of: (disk: (typeof manifest.disks)[number]) => number): number =>
+    manifest.disks.reduce((sum, disk) => sum + of(disk), 0);
+  return {
+    samples: [
+      ...endOf(labels, 0, now),
+      {
+        metric: "nbdpull_backup_last_success_timestamp_seconds",
+        labels,
+        value: Date.parse(manifest.createdAt) / 1000,
+      },
+      { metric: "nbdpull_backup_duration_seconds", labels: withLevel, value: seconds },
+      { metric: "nbdpull_backup_changed_bytes", labels: withLevel, value: total((disk) => disk.dirtyBytes) },
+      { metric: "nbdpull_backup_stored_bytes", labels: withLevel, value: total((disk) => disk.storedBytes) },
+      {
+        metric: "nbdpull_backup_full_disks",
+        labels: withLevel,
+        value: total(({ parent }) => (parent === null ? 1 : 0)),
+      },
+    ],
+    otherwise: [],
+  };
+}
+
+/** What is known of the last success stays. */
+export function updateOfFailure(
+  domain: string,
+  repository: string,
+  exitCode: number,
+  now: number,
+): MetricsUpdate {
+  const labels = labelsOf({ domain, repository });
+  return {
+    samples: endOf(labels, exitCode, now),
+    otherwise: [{ metric: "nbdpull_backup_last_success_timestamp_seconds", labels, value: 0 }],
+  };
+}
+
+/** Also of a run that never came to a domain. */
+export function updateOfRun(repository: string, exitCode: number, now: number): MetricsUpdate {
+  const labels = labelsOf({ repository });
+  return {
+    samples: [
+      { metric: "nbdpull_run_timestamp_seconds", labels, value: now / 1000 },
+      { metric: "nbdpull_run_exit_code", labels, value: exitCode },
+    ],
+    otherwise: [],
+  };
+}
+
+function endOf(labels: string, exitCode: number, now: number): Sample[] {
+  return [
+    { metric: "nbdpull_backup_timestamp_seconds", labels, value: now / 1000 },
+    { metric: "nbdpull_backup_success", labels, value: exitCode === 0 ? 1 : 0 },
+    { metric: "nbdpull_backup_exit_code", labels, value: exitCode },
+  ];
+}
+
+/**
+ * The text of the file after an update.
+ * @param text what is in it now; empty: nothing
+ * @throws {UsageError} it was not written by this
+ */
+export function updatedMetrics(text: string, { samples, otherwise }: MetricsUpdate, path: string): string {
+  const before = parseMetrics(text, path);
+  const isReplaced = (old: Sample): boolean =>
+    samples.some(
+      ({ metric, labels }) => metric === old.metric && subjectOf(labels) === subjectOf(old.labels),
+    );
+  const kept = before.filter((old) => !isReplaced(old));
+  const missing = otherwise.filter(
+    ({ metric, labels }) => !kept.some((old) => old.metric === metric && old.labels === labels),
+  );
+  return formatMetrics([...kept, ...missing, ...samples]);
+}
+
+/** Levels come and go; the series of a domain in a repository are one. */
+function subjectOf(labels: string): string {
+  return labels.replace(/,level="[a-z]*"$/, "");
+}
+
+function formatMetrics(samples: readonly Sample[]): string {
+  const lines: string[] = [];
+  for (const [metric, help] of Object.entries(METRICS)) {
+    const series = samples.filter((sample) => sample.metric === metric).sort(byLabels);
+    if (series.length === 0) continue;
+    lines.push(`# HELP ${metric} ${help}`, `# TYPE ${metric} gauge`);
+    lines.push(...series.map(({ labels, value }) => `${metric}{${labels}} ${value}`));
+  }
+  return `${lines.join("\n")}\n`;
+}
+
+function byLabels(a: Sample, b: Sample): number {
+  return a.labels < b.labels ? -1 : 1;
+}
+
+function parseMetrics(text: string, path: string): Sample[] {
+  const lines = text.split("\n").filter((line) => line !== "" && !line.startsWith("#"));
+  return lines.map((line) => {
+    const [, metric = "", labels = "", value] = /^(\w+)\{(.*)\} (\S+)$/.exec(line) ?? [];
+    if (isMetric(metric)) return { metric, labels, value: Number(value) };
+    const message = `${path} is no metrics file of nbdpull's, since it has the line "${line}": name another one, or remove it`;
+    throw new UsageError("E_METRICS", message, { details: { path } });
+  });
+}
+
+function isMetric(name: string): name is Metric {
+  return Object.hasOwn(METRICS, name);
+}
+
+function labelsOf(labels: Readonly<Record<string, string>>): string {
+  return Object.entries(labels)
+    .map(([name, value]) => `${name}="${escaped(value)}"`)
+    .join(",");
+}
+
+function escaped(value: string): string {
+  return value.replaceAll("\\", "\\\\").replaceAll('"', '\\"').replaceAll("\n", "\\n");
+}

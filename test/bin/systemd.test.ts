@@ -1,0 +1,25 @@
+import { copyFile, mkdtemp, readdir, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { dirname, join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { execa } from "execa";
+import { expect, it } from "vitest";
+import { describeWith } from "../support/tools.js";
+
+const units = join(dirname(fileURLToPath(import.meta.url)), "../../docs/systemd");
+
+describeWith(["systemd-analyze"], "the units for systemd", () => {
+  it("are what systemd takes without a word", async () => {
+    const folder = await mkdtemp(join(tmpdir(), "nbdpull-units-"));
+    try {
+      const names = await readdir(units);
+      expect(names).toHaveLength(4);
+      for (const name of names) await copyFile(join(units, name), join(folder, name));
+      const instances = names.map((name) => join(folder, name.replace("@.", "@web.")));
+      const { stdout, stderr } = await execa("systemd-analyze", ["verify", ...instances]);
+      expect(stdout + stderr).toBe("");
+    } finally {
+      await rm(folder, { recursive: true });
+    }
+  });
+});
