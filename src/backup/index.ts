@@ -22,6 +22,7 @@ export { LEVELS, type Level } from "./level.js";
 export type { TcpServer } from "./libvirt/begin-xml.js";
 export type { NotKept } from "./libvirt/boot-files.js";
 export type { DiskChoice } from "./libvirt/choose-disks.js";
+export type { Platform } from "./libvirt/domain-xml.js";
 export type { Hypervisor, SshTarget } from "./libvirt/hypervisor.js";
 export type { JobInfo } from "./libvirt/job-info.js";
 export type { RestoredPlace } from "./libvirt/restored-domain.js";
