@@ -45,6 +45,7 @@ function success(domain: string, level: "full" | "incremental", createdAt: strin
     requests: 1,
     extents: 1,
     seconds: 2.5,
+    isRunning: true,
     level,
     retired: [],
   };
