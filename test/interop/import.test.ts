@@ -399,5 +399,5 @@ describe("import", () => {
     expect((await importing(image)).code).toBe(0);
     const names = (await readdir(join(repo, "web"))).filter((name) => !/^\d{8}T/.test(name));
     expect(names).toEqual([]);
-  }, 90_000);
+  }, 480_000);
 });

@@ -44,5 +44,5 @@ describeWith(["qemu-img"], "prune of compressed images", () => {
       );
       expect((await readFile(raw)).equals(content)).toBe(true);
     }
-  }, 120_000);
+  }, 480_000);
 });

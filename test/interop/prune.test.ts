@@ -132,7 +132,7 @@ describeWith(["qemu-img"], "prune", () => {
     }
     // Tables go behind the end each time: some clusters, while half a megabyte came in every day.
     expect((sizes.at(-1) ?? 0) - (sizes[3] ?? 0)).toBeLessThan(4 * MiB);
-  }, 180_000);
+  }, 480_000);
 
   it("can be killed at every step: all kept points restore at once, and the next prune ends it", async () => {
     await takePoints();
@@ -158,7 +158,7 @@ describeWith(["qemu-img"], "prune", () => {
       await expectPoints(copy, kept);
       await rm(copy, { recursive: true });
     }
-  }, 240_000);
+  }, 600_000);
 
   it("tells the same before and after it died with everything prepared: those points are none any more", async () => {
     await takePoints();
@@ -211,7 +211,7 @@ describeWith(["qemu-img"], "prune", () => {
       for (const id of kept) await qemuImg("check", join(copy, DOMAIN, id, "vda.qcow2"));
       await rm(copy, { recursive: true });
     }
-  }, 240_000);
+  }, 600_000);
 
   it("leaves every kept point as it was on a full disk, and ends when there is room", async (context) => {
     await takePoints();
@@ -286,7 +286,7 @@ describeWith(["qemu-img"], "prune", () => {
       for (const id of kept.slice(1)) await qemuImg("check", join(copy, DOMAIN, id, "vda.qcow2"));
       await rm(copy, { recursive: true });
     }
-  }, 240_000);
+  }, 600_000);
 
   it("changes nothing where something that it would merge is damaged", async () => {
     await takePoints();
@@ -354,7 +354,7 @@ describeWith(["qemu-img"], "prune", () => {
     expect((await readFile(target)).equals(await contentOf(oldest))).toBe(true);
     expect((await pruning).code).toBe(0);
     await expectPoints(chain.repository.path, lastIds(2));
-  }, 120_000);
+  }, 480_000);
 
   it("tells what it would do, asks for something to keep, and refuses nonsense", async () => {
     await takePoints();

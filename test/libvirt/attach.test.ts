@@ -129,7 +129,7 @@ await describeWithLibvirt("attach to a running libvirt job", () => {
     expectExit(verified, 0);
     expect(await leftovers()).toEqual([]);
     expect(await readdir(join(repo, lab.domain, taken[0]?.id ?? ""))).toContain("domain.xml");
-  }, 240_000);
+  }, 480_000);
 
   it("reads names, modes and transport from the XML: other export and bitmap names, TCP, disks left out, mixed modes", async () => {
     await lab.write("vda", 0, 4 * MiB, 0x21);

@@ -54,7 +54,7 @@ await describeWithLibvirt("a backup that does not come to its end", () => {
     expect(await guest.checkpoints()).toEqual([good.checkpoint, next.checkpoint]);
     await guest.expectNothingLeft();
     await guest.expectPoint(next.id, await guest.copyNow());
-  }, 240_000);
+  }, 480_000);
 
   it("is found by its job also where the next one has another scratch folder", async () => {
     const run = await guest.startSlowly();
@@ -63,7 +63,7 @@ await describeWithLibvirt("a backup that does not come to its end", () => {
     const next = await guest.take("--scratch", guest.folder);
     expect(next.level).toBe("full");
     await guest.expectNothingLeft();
-  }, 240_000);
+  }, 480_000);
 
   it("commits nothing when the guest dies under it, and the next one clears up after both", async () => {
     const run = await guest.startSlowly();
@@ -75,7 +75,7 @@ await describeWithLibvirt("a backup that does not come to its end", () => {
     await guest.lab.powerOn();
     const next = await guest.take();
     expect(await guest.checkpoints()).toEqual([next.checkpoint]);
-  }, 240_000);
+  }, 480_000);
 
   it("lets no second one begin, and refuses it at once", async () => {
     const run = await guest.startSlowly();
@@ -92,7 +92,7 @@ await describeWithLibvirt("a backup that does not come to its end", () => {
     run.kill("SIGTERM");
     expectExit(await finished(run), 143);
     await guest.expectNothingLeft();
-  }, 240_000);
+  }, 480_000);
 
   it("deletes no checkpoint but its own where a manifest can't be read", async () => {
     const damaged = await guest.take();
@@ -106,7 +106,7 @@ await describeWithLibvirt("a backup that does not come to its end", () => {
     const next = await guest.take();
     expect(next.disks[0]).toMatchObject({ mode: "full", reason: expect.stringContaining("not be restored") });
     expect(await guest.checkpoints()).toEqual([damaged.checkpoint, good.checkpoint, next.checkpoint]);
-  }, 240_000);
+  }, 480_000);
 
   it("never touches the job of another, and says whose it seems to be", async () => {
     await using theirs = await guest.lab.beginBackup({ checkpoint: "theirs" });

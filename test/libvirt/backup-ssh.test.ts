@@ -52,5 +52,5 @@ await describeWithLibvirt("a backup from another host", () => {
     await using _ = await guest.lab.beginBackup();
     const attach = ["attach", guest.lab.domain, "--to", join(guest.folder, "attached"), ...remote, "--json"];
     expectExit(await finished(startNbdpull(attach, { inside: host.inside(guest.lab.folder) })), 0);
-  }, 240_000);
+  }, 480_000);
 });

@@ -58,7 +58,7 @@ await describeWithLibvirt("a backup with --freeze", () => {
     expectExit(await finished(start(front.env())), 0);
     expect((await front.asked()).slice(2)).toEqual(["domfsthaw", "backup-begin", "domjobabort"]);
     await guest.expectNothingLeft();
-  }, 120_000);
+  }, 480_000);
 });
 
 await describeWithLibvirt("a backup whose point is committed", () => {
@@ -76,7 +76,7 @@ await describeWithLibvirt("a backup whose point is committed", () => {
     expect(next.disks.map(({ parent }) => parent)).toEqual([killed?.id, killed?.id]);
     await guest.expectNothingLeft();
     await guest.expectPoint(next.id, await guest.copyNow());
-  }, 120_000);
+  }, 480_000);
 
   it("is a success with a warning where its job could not be ended, and no signal makes it a failure", async () => {
     await using guest = await BackupLab.start();
@@ -92,7 +92,7 @@ await describeWithLibvirt("a backup whose point is committed", () => {
     });
     await guest.take();
     await guest.expectNothingLeft();
-  }, 120_000);
+  }, 480_000);
 });
 
 await describeWithLibvirt("a backup of all domains", () => {
@@ -127,5 +127,5 @@ await describeWithLibvirt("a backup of all domains", () => {
     const both = await finished(run(lab.domain));
     expectExit(both, 2);
     expect(both.stderr).toContain("not both");
-  }, 120_000);
+  }, 480_000);
 });

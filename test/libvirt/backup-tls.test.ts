@@ -64,5 +64,5 @@ await describeWithLibvirt("a job that is served by TLS", () => {
     expect(stranger.json()).toMatchObject({ error: { code: expect.stringMatching(/^NBD_TLS/) } });
     expectExit(await nbdpull(...attach, ...flags(ours, ours)), 0);
     expect(job.xml).toContain("tls='yes'");
-  }, 240_000);
+  }, 480_000);
 });

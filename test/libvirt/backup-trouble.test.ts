@@ -41,7 +41,7 @@ await describeWithLibvirt("a domain with a history", () => {
     expect(anew.disks[0]).toMatchObject({ mode: "full", reason: expect.stringContaining("is gone") });
     expect(anew.warnings).toEqual([]);
     await guest.expectPoint(anew.id, copies);
-  }, 240_000);
+  }, 480_000);
 
   it("has snapshots made and committed, which increments go on over, and can't go back to one from before", async () => {
     await using guest = await BackupLab.start(SMALL);
@@ -72,5 +72,5 @@ await describeWithLibvirt("a domain with a history", () => {
     // The bitmaps would know nothing of it: QEMU goes back to no snapshot of an image that has some.
     await lab.powerOff();
     await expect(virsh("snapshot-revert", lab.domain, "cold")).rejects.toThrow(/dirty bitmaps|checkpoint/);
-  }, 240_000);
+  }, 480_000);
 });

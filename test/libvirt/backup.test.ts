@@ -37,7 +37,7 @@ await describeWithLibvirt("backup of a running domain", () => {
     // Those of the last point and of the last full one stay: differentials start from the latter.
     expect(await guest.checkpoints()).toEqual([taken[0]?.checkpoint, taken[2]?.checkpoint]);
     expectExit(await nbdpull("verify", guest.repo), 0);
-  }, 240_000);
+  }, 480_000);
 
   it("takes differentials on the last full one, copies outside of the chain, and increments on what came last", async () => {
     const { lab } = guest;
@@ -65,7 +65,7 @@ await describeWithLibvirt("backup of a running domain", () => {
     await guest.expectPoint(copy.id, copies);
     await guest.expectPoint(differential.id, copies);
     await guest.expectPoint(last.id, await guest.copyNow());
-  }, 240_000);
+  }, 480_000);
 
   it("takes no full one where an increment was asked for and nothing is there to start from", async () => {
     for (const level of ["incremental", "differential"]) {
@@ -101,7 +101,7 @@ await describeWithLibvirt("backup of a running domain", () => {
     const strange = await guest.run("--exclude", "vdx");
     expectExit(strange, 4);
     expect(strange.json()).toMatchObject({ error: { code: "E_NO_SUCH_DISK" } });
-  }, 240_000);
+  }, 480_000);
 
   it("goes on from an older point where the newest checkpoint is gone, and says why a disk is full where none is left", async () => {
     const { lab } = guest;
@@ -120,7 +120,7 @@ await describeWithLibvirt("backup of a running domain", () => {
       level: "full",
       disks: [{ reason: expect.stringContaining("is gone") }, { reason: expect.stringContaining("is gone") }],
     });
-  }, 240_000);
+  }, 480_000);
 
   it("takes a disk in full whose bitmap broke, and one that was resized", async () => {
     const { lab } = guest;
@@ -140,7 +140,7 @@ await describeWithLibvirt("backup of a running domain", () => {
       { name: "vdb", mode: "full", reason: expect.stringContaining("resized") },
     ]);
     await guest.expectPoint(resized.id, await guest.copyNow());
-  }, 240_000);
+  }, 480_000);
 
   it("takes a disk in full whose image was replaced, and leaves no bitmap behind in the others", async () => {
     const { lab } = guest;
@@ -164,7 +164,7 @@ await describeWithLibvirt("backup of a running domain", () => {
     const info = JSON.parse(await qemuImg("info", "--output=json", lab.image("vda"))) as object;
     const bitmaps = [full, third].map(({ checkpoint }) => ({ name: checkpoint }));
     expect(info).toMatchObject({ "format-specific": { data: { bitmaps } } });
-  }, 240_000);
+  }, 480_000);
 
   it("goes on from a point that attach took, and leaves checkpoints alone that it did not make", async () => {
     const { lab } = guest;
@@ -180,7 +180,7 @@ await describeWithLibvirt("backup of a running domain", () => {
     expect(third.retiredCheckpoints).toEqual([second.checkpoint]);
     expect(await guest.checkpoints()).toEqual([third.checkpoint, "theirs"]);
     await guest.expectPoint(third.id, await guest.copyNow());
-  }, 240_000);
+  }, 480_000);
 });
 
 await describeWithLibvirt("backup of several domains", () => {
@@ -201,7 +201,7 @@ await describeWithLibvirt("backup of several domains", () => {
     await guest.expectNothingLeft();
     const neither = await nbdpull("backup", "--to", guest.repo);
     expectExit(neither, 2);
-  }, 240_000);
+  }, 480_000);
 });
 
 await describeWithLibvirt("backup of a domain whose QEMU is not root", () => {
@@ -225,7 +225,7 @@ await describeWithLibvirt("backup of a domain whose QEMU is not root", () => {
     const vda = join(guest.folder, "vda.raw");
     await qemuImg("convert", "-O", "raw", guest.lab.image("vda"), vda);
     await guest.expectPoint(increment.id, { vda });
-  }, 240_000);
+  }, 480_000);
 });
 
 await describeWithLibvirt("backup of a domain with a raw disk", () => {
@@ -241,5 +241,5 @@ await describeWithLibvirt("backup of a domain with a raw disk", () => {
       { name: "vdb", mode: "full", reason: expect.stringContaining("raw") },
     ]);
     await guest.expectPoint(second.id, await guest.copyNow());
-  }, 240_000);
+  }, 480_000);
 });

@@ -102,5 +102,5 @@ await describeWithLibvirt("what a domain starts with", () => {
     expect(await readdir(guest.folder)).not.toContain("late");
     expectExit(await nbdpull("restore", repo, "--disk", "vda", "--disk", "vdb", "--to", late), 0);
     expect((await readdir(late)).sort()).toEqual(["vda.raw", "vdb.raw"]);
-  }, 240_000);
+  }, 480_000);
 });

@@ -74,14 +74,14 @@ await describeWithLibvirt("import as of a checkpoint of libvirt", () => {
     const first = done(await importing(vda, "--disk", "vda", "--checkpoint", "cp0"));
     const second = done(await importing(vdb, "--disk", "vdb", "--checkpoint", "cp0"));
     await expectIncrementOn({ vda: first.id, vdb: second.id });
-  }, 180_000);
+  }, 480_000);
 
   it("makes a base for increments out of images that were imported together, offline too", async () => {
     const { vda, vdb } = await copiesAsOfCp0();
     const disks = ["--disk", `vda=${vda}`, "--disk", `vdb=${vdb}`];
     const { id } = done(await importing(...disks, "--checkpoint", "cp0", "--offline", "--compress"));
     await expectIncrementOn({ vda: id, vdb: id });
-  }, 180_000);
+  }, 480_000);
 
   it("is refused where libvirt does not know the checkpoint, or it leaves the disk out", async () => {
     const { vda } = await copiesAsOfCp0();
@@ -94,7 +94,7 @@ await describeWithLibvirt("import as of a checkpoint of libvirt", () => {
       expect([ran.code, ran.json()]).toMatchObject([4, { error: { code } }]);
     }
     expect(await readdir(folder)).not.toContain("repo");
-  }, 180_000);
+  }, 480_000);
 
   it("is no base any more where the checkpoint was made anew", async () => {
     const { vda, vdb } = await copiesAsOfCp0();
@@ -106,5 +106,5 @@ await describeWithLibvirt("import as of a checkpoint of libvirt", () => {
     await using _ = await lab.beginBackup({ checkpoint: "cp1", incremental: "cp0" });
     const ran = await nbdpull("attach", lab.domain, "--to", repo, "--checkpoint", "cp1", "--json");
     expect([ran.code, ran.json()]).toMatchObject([4, { error: { code: "E_OTHER_CHECKPOINT" } }]);
-  }, 180_000);
+  }, 480_000);
 });

@@ -27,5 +27,5 @@ await describeWithLibvirt("a backup under which libvirtd is restarted", () => {
     const next = await guest.take();
     expect(next.disks[0]).toMatchObject({ mode: "incremental", dirtyBytes: 0 });
     await guest.expectPoint(next.id, copies);
-  }, 240_000);
+  }, 480_000);
 });

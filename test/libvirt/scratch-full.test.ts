@@ -44,7 +44,7 @@ await describeWithLibvirt("a guest that would fill the scratch files of a slow b
     expectExit(refused, 4);
     expect(refused.json()).toMatchObject({ error: { code: "E_SCRATCH_FULL" } });
     await guest.expectNothingLeft();
-  }, 240_000);
+  }, 480_000);
 
   it("sees none fail with attach either, which leaves the job to whoever began it, or ends it if it may", async () => {
     await using guest = await BackupLab.start({ sizes: { vda: 32 * MiB, vdb: MiB } }, 24 * MiB);
@@ -67,5 +67,5 @@ await describeWithLibvirt("a guest that would fill the scratch files of a slow b
     }
     expect(await guest.points()).toEqual([]);
     expect(await guest.beside()).toEqual([]);
-  }, 240_000);
+  }, 480_000);
 });

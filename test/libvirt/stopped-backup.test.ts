@@ -74,7 +74,7 @@ await describeWithLibvirt("backup of a domain that is off", () => {
     await guest.expectPoint(second.id, off);
     await guest.expectPoint(next.id, online);
     expectExit(await nbdpull("verify", guest.repo), 0);
-  }, 240_000);
+  }, 480_000);
 
   it("keeps the domain from starting while it reads, and leaves nothing behind, however it ends", async () => {
     await using guest = await BackupLab.start({ formats: { vdb: "raw" } });
@@ -121,7 +121,7 @@ await describeWithLibvirt("backup of a domain that is off", () => {
     await virsh("managedsave", lab.domain);
     const saved = await guest.take("--include", "vda");
     expect(saved.warnings).toEqual([expect.stringMatching(/managed save is not kept/)]);
-  }, 240_000);
+  }, 480_000);
 
   it("takes a disk in full whose bitmap can't be counted from, and keeps what a domain needs that never runs", async () => {
     await using guest = await BackupLab.start();
@@ -176,5 +176,5 @@ await describeWithLibvirt("backup of a domain that is off", () => {
     expectExit(none, 4);
     expect(none.json()).toMatchObject({ error: { code: "E_NO_BASE" } });
     await expectNothingLeft(guest);
-  }, 240_000);
+  }, 480_000);
 });

@@ -115,7 +115,7 @@ describeWith(["qemu-img"], "a chain of points", () => {
       }),
       propertyRuns(25),
     );
-  }, 240_000);
+  }, 480_000);
 });
 
 class Story implements AsyncDisposable {

@@ -127,7 +127,7 @@ describeWith(["qemu-img"], "the whole pipeline", () => {
       }),
       { numRuns: 40 },
     );
-  }, 240_000);
+  }, 480_000);
 });
 
 function apply({ kind, at, count, fill }: Write, disk: MemoryDisk, oracle: Buffer): void {

@@ -141,7 +141,7 @@ describeWith(["qemu-img"], "prune", () => {
       { numRuns: Number(process.env["PRUNE_RUNS"] ?? 25) },
     );
     expect(merged).toBeGreaterThan(10);
-  }, 240_000);
+  }, 480_000);
 });
 
 async function expectPoint(
