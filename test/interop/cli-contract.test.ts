@@ -164,6 +164,7 @@ describe("a restore of several disks", () => {
 });
 
 describe("Ctrl-C", () => {
+  /** @param waitMs a slow machine takes seconds until Node runs, and listens for signals */
   async function expectPrompt(run: ReturnType<typeof startNbdpull>, waitMs: number): Promise<void> {
     await sleep(waitMs);
     const started = performance.now();
@@ -171,25 +172,25 @@ describe("Ctrl-C", () => {
     const ran = await finished(run);
     expect(ran.code).toBe(130);
     expect(ran.stderr).toContain("SIGINT");
-    expect(performance.now() - started).toBeLessThan(2000);
+    expect(performance.now() - started).toBeLessThan(5000);
   }
 
   it("ends the verification of a large sparse raw image", async () => {
     await using large = await MemoryChain.start(64 * 1024 ** 3);
     await large.take({ format: "raw" });
-    await expectPrompt(startNbdpull(["verify", large.repository.path]), 1000);
+    await expectPrompt(startNbdpull(["verify", large.repository.path]), 4000);
   });
 
   it("ends the wait for a job's XML on standard input", async () => {
     const child = startNbdpull(["attach", "--to", join(out, "repo"), "--domain", DOMAIN, "--xml", "-"]);
-    await expectPrompt(child, 1000);
+    await expectPrompt(child, 4000);
     expect(await leftBehind()).toEqual([]);
   });
 
   it("ends the wait for another writer of the domain", async () => {
     const xml = await jobXml("vda");
     await chain.repository.withPendingPoint(DOMAIN, async () => {
-      await expectPrompt(startNbdpull(["attach", "--to", repo(), "--domain", DOMAIN, "--xml", xml]), 1500);
+      await expectPrompt(startNbdpull(["attach", "--to", repo(), "--domain", DOMAIN, "--xml", xml]), 4000);
     });
     expect(await readdir(repo())).toEqual(["nbdpull.json"]);
   });
