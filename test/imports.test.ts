@@ -23,7 +23,6 @@ const FLOORS: readonly (readonly RegExp[])[] = [
   [/^src\/backup\/merge-walk\./],
   [/^src\/backup\/(take-point|point-view|foreign-image)\./],
   [/^src\/backup\/chain-view\./],
-  [/^src\/backup\/copy-segments\./],
   [/^src\/backup\/(pull-image|overlay|chain-check|overwrite)\./],
   [/^src\/backup\/(plain-store|compressed-store)\./],
   [
@@ -34,7 +33,7 @@ const FLOORS: readonly (readonly RegExp[])[] = [
     /^src\/backup\/libvirt\/(running-job|checkpoints|freeze)/,
   ],
   [/^src\/backup\/verify-(data|structure)\./],
-  [/^src\/backup\/(copy|digest|verify)-worker\./],
+  [/^src\/backup\/(digest|verify)-worker\./],
   [
     /^src\/backup\/(layer|repository|publish|places|digest-behind|kept-files)\./,
     /^src\/backup\/libvirt\/virsh/,
@@ -43,8 +42,7 @@ const FLOORS: readonly (readonly RegExp[])[] = [
   [/^src\/backup\/ssh-place\./],
   [/^src\/backup\/(job-place|ssh-forward|private-socket|ssh-to)\./],
   [/^src\/backup\/image\/(index|create|single-use)\./],
-  [/^src\/backup\/(copy|verify)-threads\./],
-  [/^src\/backup\/proven-images\./],
+  [/^src\/backup\/verify-threads\./],
   [/^src\/backup\/proven-image\./],
   [/^src\/backup\/image\/.*-(reader|writer|check)\./],
   [
@@ -60,7 +58,7 @@ const FLOORS: readonly (readonly RegExp[])[] = [
     /^src\/backup\/image\/(?!image\.)/,
   ],
   [/^src\/backup\/(extent|cluster-cache)\./, /^src\/backup\/image\/image\./],
-  [/^src\/backup\/(damage|zeroes)\./],
+  [/^src\/backup\/damage\./],
   [/^src\/backup\/errors\./],
   [/^src\/nbd\/index/],
   [/^src\/nbd\/server\//],

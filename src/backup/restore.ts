@@ -1,10 +1,7 @@
-import { addAbortListener } from "node:events";
 import { realpath } from "node:fs/promises";
 import { basename, dirname, join, relative, resolve } from "node:path";
 import { allOrNone } from "./all-or-none.js";
 import { checkChains } from "./chain-check.js";
-import { COPIED_AT_A_TIME, copySegments } from "./copy-segments.js";
-import { CopyThreads } from "./copy-threads.js";
 import { UsageError } from "./errors.js";
 import { isMissing } from "./files.js";
 import { createImage, type ImageFormat } from "./image/create.js";
@@ -13,11 +10,13 @@ import type { Manifest } from "./manifest.js";
 import { NewFiles } from "./new-files.js";
 import type { Window } from "./pace.js";
 import { type Finished, publish, refuseTarget, temporaryPathFor } from "./publish.js";
+import { pull } from "./pull.js";
 import type { PullProgress } from "./pull-image.js";
 import type { RateLimit } from "./rate-limit.js";
 import type { Repository } from "./repository.js";
 import { withRestorable } from "./restorable.js";
 import { RestoreSource } from "./restore-source.js";
+import { WriteThrough } from "./write-through.js";
 
 export interface RestoreTarget {
   /** The disk's name in the domain. */
@@ -76,25 +75,21 @@ export async function restore(options: RestoreOptions): Promise<RestoredDisk[]> 
     await refuseTarget(path, options.force);
   }
   const disks = targets.map(({ disk }) => disk);
-  await using threads = new CopyThreads();
-  // A thread may be in the midst of a long read.
-  using _ = signal && addAbortListener(signal, () => void threads.close());
-  threads.start();
   try {
     await checkChains(repository, domain, point, disks, signal);
-    return await restoreFiles(options, threads);
+    return await restoreFiles(options);
   } catch (error) {
     throw await withRestorable(error, repository, domain, disks);
   }
 }
 
-async function restoreFiles(options: RestoreOptions, threads: CopyThreads): Promise<RestoredDisk[]> {
+async function restoreFiles(options: RestoreOptions): Promise<RestoredDisk[]> {
   await using files = new NewFiles();
   const finished: Finished[] = [];
   const disks = await allOrNone(options.targets, DISKS_AT_ONCE, options.signal, (target, signal) => {
     const temporary = temporaryPathFor(target.path);
     finished.push({ temporary, final: target.path });
-    return restoreFile({ ...options, signal, threads }, target, temporary, files);
+    return restoreFile({ ...options, signal }, target, temporary, files);
   });
   await files.close();
   await publish(finished, options);
@@ -103,26 +98,27 @@ async function restoreFiles(options: RestoreOptions, threads: CopyThreads): Prom
 }
 
 async function restoreFile(
-  options: RestoreOptions & { readonly threads: CopyThreads },
+  options: RestoreOptions,
   target: RestoreTarget,
   temporary: string,
   files: NewFiles,
 ): Promise<RestoredDisk> {
   const started = performance.now();
   const { disk, path, format } = target;
-  const { threads, window = {} } = options;
   await using source = await RestoreSource.open({
     ...options,
     disk,
-    preferredBlock: COPIED_AT_A_TIME,
     onProgress: (state) => options.onProgress?.(disk, state),
   });
-  const { geometry, segmentBytes, chain, proven } = source;
+  const { geometry, chain, proven } = source;
   const writer = files.add(temporary, await createImage(temporary, { format, geometry }));
-  const notes = new Ledger({ writer, complete: true });
-  const into = { writer, path: temporary, threads, window, segmentBytes, notes };
-  await source.readInto((from) => copySegments({ ...from, ...into }));
-  for (const done of [temporary, ...source.files]) threads.forget(done);
+  await source.readInto((from) =>
+    pull({
+      ...from,
+      land: (segment) => new WriteThrough(segment, writer),
+      notes: new Ledger({ writer, complete: true }),
+    }),
+  );
   const { storedBytes } = await writer.finish({ sync: options.sync });
   return {
     disk,
