@@ -1,3 +1,4 @@
+import { createHash } from "node:crypto";
 import { mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -44,23 +45,47 @@ const newName = (suffix: string): string => {
   return name;
 };
 
-/** The definition that the point has. */
-async function storedXml(): Promise<string> {
+/** A file of the point, which is the only one. */
+async function storedFile(name: string): Promise<string> {
   const [point] = (await readdir(join(repo, lab.domain))).filter((entry) => /^\d/.test(entry));
-  return join(repo, lab.domain, point ?? "none", "domain.xml");
+  return join(repo, lab.domain, point ?? "none", name);
+}
+
+/** Changes the definition that the point has, and what its manifest knows of it: as if libvirt had told it so. */
+async function changeStoredXml(change: (xml: string) => string): Promise<void> {
+  const path = await storedFile("domain.xml");
+  const xml = change(await readFile(path, "utf8"));
+  await writeFile(path, xml);
+  await changeFilesOfManifest((file) =>
+    file["role"] === "definition"
+      ? [
+          {
+            ...file,
+            length: Buffer.byteLength(xml),
+            sha256: createHash("sha256").update(xml).digest("hex"),
+          },
+        ]
+      : [file],
+  );
+}
+
+type FileRecord = Record<string, unknown>;
+
+async function changeFilesOfManifest(change: (file: FileRecord) => FileRecord[]): Promise<void> {
+  const path = await storedFile("point.json");
+  const manifest = JSON.parse(await readFile(path, "utf8")) as { files: FileRecord[] };
+  await writeFile(path, JSON.stringify({ ...manifest, files: manifest.files.flatMap(change) }));
 }
 
 /** What a domain has that talks to the world: the laboratory's own is without. */
 async function addDevices(): Promise<void> {
-  const path = await storedXml();
   const devices = [
     "<interface type='user'><mac address='52:54:00:aa:bb:cc'/><model type='virtio'/><alias name='net0'/></interface>",
     "<serial type='pty'><source path='/dev/pts/7'/><target port='0'/></serial>",
     "<channel type='unix'><source mode='bind' path='/var/lib/libvirt/qemu/channel/target/domain-1-x/org.qemu.guest_agent.0'/>" +
       "<target type='virtio' name='org.qemu.guest_agent.0' state='connected'/></channel>",
   ];
-  const stored = await readFile(path, "utf8");
-  await writeFile(path, stored.replace("</devices>", `${devices.join("")}</devices>`));
+  await changeStoredXml((xml) => xml.replace("</devices>", `${devices.join("")}</devices>`));
 }
 
 const all = (xml: string, pattern: RegExp): string[] =>
@@ -81,7 +106,8 @@ await describeWithLibvirt("restore --define", () => {
         definition: { domain: name, xml: join(to, `${name}.xml`), defined: true },
       });
       await virsh("start", name);
-      const before = (await readFile(await storedXml(), "utf8")) + (await virsh("dumpxml", lab.domain));
+      const before =
+        (await readFile(await storedFile("domain.xml"), "utf8")) + (await virsh("dumpxml", lab.domain));
       const after = await virsh("dumpxml", name);
       expect((await virsh("list", "--name")).split("\n")).toEqual(expect.arrayContaining([lab.domain, name]));
       expect(all(before, /<uuid>([^<]+)</g)).not.toContain(all(after, /<uuid>([^<]+)</g)[0]);
@@ -137,16 +163,17 @@ await describeWithLibvirt("restore --define", () => {
         error: { code: "E_DEFINE" },
       });
     }
-    await rm(await storedXml());
+    await rm(await storedFile("domain.xml"));
+    const lost = await restore("--to", to, "--define");
+    expect([lost.code, lost.json()]).toMatchObject([3, { error: { code: "E_DAMAGED" } }]);
+    await changeFilesOfManifest(() => []);
     const unknown = await restore("--to", to, "--define");
     expect([unknown.code, unknown.json()]).toMatchObject([4, { error: { code: "E_NO_DEFINITION" } }]);
     expect(await readdir(folder)).not.toContain("restored");
   });
 
   it("keeps the restored disks where libvirt does not take the definition, and says how to go on", async () => {
-    const path = await storedXml();
-    const stored = await readFile(path, "utf8");
-    await writeFile(path, stored.replace(/machine='[^']*'/, "machine='no-such-machine'"));
+    await changeStoredXml((xml) => xml.replace(/machine='[^']*'/, "machine='no-such-machine'"));
     const name = newName("odd");
     const to = join(folder, "restored");
     const ran = await restore("--to", to, `--define=${name}`);

@@ -81,7 +81,9 @@ const anyMask = fc.integer({ min: 0, max: ALL_SUBCLUSTERS });
 const partialWish = fc
   .tuple(anyMask, anyMask)
   .map(([a, b]) => ({ dataMask: a, zeroMask: (b & ~a) >>> 0 }))
-  .filter(({ dataMask, zeroMask }) => dataMask !== 0 || zeroMask !== 0);
+  // Otherwise the cluster is clean, data or zero as a whole, and a reader says so.
+  .filter(({ dataMask, zeroMask }) => dataMask !== 0 || zeroMask !== 0)
+  .filter(({ dataMask, zeroMask }) => dataMask !== ALL_SUBCLUSTERS && zeroMask !== ALL_SUBCLUSTERS);
 export const wholeWish = fc.constantFrom<Wish>("clean", "zero", "data", "unused");
 export const anyWish = fc.oneof({ weight: 4, arbitrary: wholeWish }, partialWish);
 
