@@ -1,13 +1,8 @@
 /** nbd-client-ts: a client for the NBD protocol. Everything public passes through here. */
 
 export type { StatusBatch, StatusExtent, StatusRuns } from "./block-status.js";
-export {
-  NbdClient,
-  type RequestOptions,
-  type StatusOptions,
-  type WriteOptions,
-  type ZeroOptions,
-} from "./client.js";
+export type { RequestOptions, WriteOptions, ZeroOptions } from "./changes.js";
+export { NbdClient, type StatusOptions } from "./client.js";
 export {
   ConnectionError,
   type ErrorContext,

@@ -201,7 +201,8 @@ describeWith(["nbdkit", "qemu-nbd", "qemu-img"], "a pull", () => {
       return { before, after: pace.lanes, most };
     }
 
-    it("stays at the least over a unix socket", async () => {
+    // A machine that is busy may take longer for four answers than a network does.
+    it("stays at the least over a unix socket", { retry: 3 }, async () => {
       const { before, after, most } = await lanes({}, "memory", "512M");
       expect([before, after, most]).toEqual([1, 4, 4]);
     });

@@ -206,7 +206,7 @@ describe("payload", () => {
     const target = parser.target();
     expect(target.buffer).toBe(recorder.buffers.get(1)?.buffer);
     expect(target.length).toBe(4096 - 100);
-    expect(parser.receivingFor).toBeDefined();
+    expect(parser.receivingFor).toMatchObject({ offset: 4096, length: 4096 });
     feed(parser, reply.subarray(128), () => 1000);
     expect(parser.receivingFor).toBeUndefined();
     expect(recorder.buffers.get(1)?.equals(pattern(4096, 4096))).toBe(true);

@@ -1,0 +1,174 @@
+/** One export: what changes it, or is about what was changed. */
+
+import { ConnectionError } from "./errors.js";
+import { type ExportInfo, type Limits, limitsOf } from "./export-info.js";
+import { FlushDoubts } from "./flush-doubts.js";
+import type { Pool } from "./pool.js";
+import { inPieces } from "./range.js";
+import { checkRange, refused } from "./refusal.js";
+import { COMMAND, COMMAND_FLAG } from "./wire/constants.js";
+
+export interface RequestOptions {
+  /** Rejects the request with a ConnectionError, NBD_ABORTED. */
+  readonly signal?: AbortSignal;
+}
+
+export interface WriteOptions extends RequestOptions {
+  /** The promise settles only once the bytes are on stable storage. */
+  readonly fua?: boolean;
+  /** May be sent again after a lost connection; see `reconnect`. */
+  readonly idempotent?: boolean;
+}
+
+export interface ZeroOptions extends WriteOptions {
+  /** Asks for zeroes that occupy space. */
+  readonly noHole?: boolean;
+  /** Fails with ENOTSUP where zeroing would be no faster than writing. */
+  readonly fastZero?: boolean;
+}
+
+/** Payload of one write; small enough for a slow link to show signs of life in time. */
+const WRITE_PIECE = 1024 * 1024;
+
+export class Changes {
+  readonly #export: ExportInfo;
+  readonly #pool: Pool;
+  readonly #limits: Limits;
+  readonly #doubts: FlushDoubts;
+
+  constructor(pool: Pool) {
+    this.#export = pool.export;
+    this.#pool = pool;
+    this.#limits = limitsOf(pool.export);
+    this.#doubts = new FlushDoubts(pool);
+  }
+
+  /**
+   * Stores `data` at `offset`; both a multiple of the export's minimum block size. `data` must stay unchanged
+   * until the promise settles; after a failure some of it may have been stored.
+   * @throws {RequestError} @throws {ConnectionError} @throws {ProtocolError}
+   */
+  async write(offset: number, data: Uint8Array, options: WriteOptions = {}): Promise<void> {
+    const payload = this.#export.protocol === "extended" ? COMMAND_FLAG.PAYLOAD_LEN : 0;
+    const flags = this.#fua(COMMAND.WRITE, options) | payload;
+    const step = Math.min(Math.max(WRITE_PIECE, this.#limits.alignment), this.#limits.maxPayload);
+    return this.#change(COMMAND.WRITE, flags, offset, data.length, step, options, data);
+  }
+
+  /** Makes the stretch read as zeroes. @throws as {@link write} does */
+  async writeZeroes(offset: number, length: number, options: ZeroOptions = {}): Promise<void> {
+    const command = COMMAND.WRITE_ZEROES;
+    this.#require(this.#export.canWriteZeroes, command, "the export doesn't offer it");
+    let flags = this.#fua(command, options);
+    if (options.noHole) flags |= COMMAND_FLAG.NO_HOLE;
+    if (options.fastZero) {
+      this.#require(
+        this.#export.canFastZero,
+        command,
+        "the export doesn't offer to do it fast or not at all",
+      );
+      flags |= COMMAND_FLAG.FAST_ZERO;
+    }
+    return this.#change(command, flags, offset, length, this.#limits.maxEffect, options);
+  }
+
+  /** Says that the stretch's content isn't needed any more; it is undefined then. @throws as {@link write} does */
+  async trim(offset: number, length: number, options: WriteOptions = {}): Promise<void> {
+    this.#require(this.#export.canTrim, COMMAND.TRIM, "the export doesn't offer it");
+    const flags = this.#fua(COMMAND.TRIM, options);
+    return this.#change(COMMAND.TRIM, flags, offset, length, this.#limits.maxEffect, options);
+  }
+
+  /** Announces that the stretch will be read soon, in whole blocks. @throws as {@link write} does */
+  async cache(offset: number, length: number, options: RequestOptions = {}): Promise<void> {
+    this.#require(this.#export.canCache, COMMAND.CACHE, "the export doesn't offer it");
+    checkRange(this.#limits, COMMAND.CACHE, offset, length);
+    if (length === 0) return;
+    const { alignment, maxPayload, size } = this.#limits;
+    const start = offset - (offset % alignment);
+    const end = Math.min(Math.ceil((offset + length) / alignment) * alignment, size);
+    return this.#effect(COMMAND.CACHE, 0, start, end - start, maxPayload, { ...options, idempotent: true });
+  }
+
+  /**
+   * Brings all writes that have settled to stable storage. Where a connection was lost since the first of them, that
+   * can't be had: the server may have been another one then. It fails with NBD_WRITES_IN_DOUBT, and does so until
+   * something was written since: the writes have to be made again.
+   * @throws as {@link write} does
+   */
+  async flush(options: RequestOptions = {}): Promise<void> {
+    this.#require(this.#export.canFlush, COMMAND.FLUSH, "the export doesn't offer it");
+    const inquiry = { command: COMMAND.FLUSH, flags: 0, offset: 0, length: 0 };
+    const { signal } = options;
+    // What is written from here on is another flush's business.
+    const upTo = this.#doubts.writes;
+    this.#doubts.check(upTo);
+    try {
+      // Over another connection it would not speak for what went over the lost one.
+      await this.#pool.run((connection) => connection.command(inquiry, undefined, signal), {
+        repeatable: false,
+        signal,
+      });
+    } catch (error) {
+      if (error instanceof ConnectionError && error.code !== "NBD_ABORTED") this.#doubts.tell();
+      throw error;
+    }
+    this.#doubts.check(upTo);
+    this.#doubts.flushed(upTo);
+  }
+
+  /** A command that changes the export. */
+  async #change(
+    command: number,
+    flags: number,
+    offset: number,
+    length: number,
+    step: number,
+    options: WriteOptions,
+    data?: Uint8Array,
+  ): Promise<void> {
+    if (this.#export.readOnly) {
+      throw refused("NBD_READ_ONLY", command, offset, length, "the export is read-only");
+    }
+    const { losses } = this.#pool;
+    await this.#effect(command, flags, offset, length, step, options, data);
+    this.#doubts.written(losses, options.fua === true);
+  }
+
+  /** A command whose reply has no content, in as many requests as it takes. */
+  async #effect(
+    command: number,
+    flags: number,
+    offset: number,
+    length: number,
+    step: number,
+    options: WriteOptions,
+    data?: Uint8Array,
+  ): Promise<void> {
+    checkRange(this.#limits, command, offset, length);
+    const { alignment, size } = this.#limits;
+    const end = offset + length;
+    if (offset % alignment !== 0 || (end % alignment !== 0 && end !== size)) {
+      throw refused("NBD_UNALIGNED", command, offset, length, `${alignment} bytes is the smallest unit`);
+    }
+    const { signal, idempotent = false } = options;
+    await inPieces(offset, length, step - (step % alignment), (at, count) => {
+      const inquiry = { command, flags, offset: at, length: count };
+      const payload = data?.subarray(at - offset, at - offset + count);
+      return this.#pool.run((connection) => connection.command(inquiry, payload, signal), {
+        repeatable: idempotent,
+        signal,
+      });
+    });
+  }
+
+  #fua(command: number, options: WriteOptions): number {
+    if (options.fua !== true) return 0;
+    this.#require(this.#export.canFua, command, "the export doesn't offer to force it to stable storage");
+    return COMMAND_FLAG.FUA;
+  }
+
+  #require(offered: boolean, command: number, reason: string): void {
+    if (!offered) throw refused("NBD_NOT_OFFERED", command, 0, 0, reason);
+  }
+}

@@ -1,0 +1,123 @@
+/** Reads whose bytes are handed on while they come in. */
+
+import { aborted, onAbort } from "./abort.js";
+import type { Connection } from "./connection.js";
+import type { PieceSink, Settlement, Stretch } from "./exchange.js";
+import { type Limits, limitsOf } from "./export-info.js";
+import { GuardedSink } from "./guarded-sink.js";
+import type { Pool } from "./pool.js";
+import { fitsOneRequest, isOverflow, readInSmallPieces, readRangePieces, readWhole } from "./range.js";
+
+/** What a first attempt has shown. */
+interface Known {
+  /** Attempts that are spent. */
+  readonly spent?: number;
+  /** The server can't answer so much without fragmenting it. */
+  readonly tooLarge?: boolean;
+}
+
+export class PieceReads {
+  readonly #pool: Pool;
+  readonly #limits: Limits;
+
+  constructor(pool: Pool) {
+    this.#pool = pool;
+    this.#limits = limitsOf(pool.export);
+  }
+
+  /** As `NbdClient.readPieces` says; all stretches are inside the export. */
+  async read(stretches: readonly Stretch[], sink: PieceSink, signal: AbortSignal | undefined): Promise<void> {
+    if (stretches.length === 0) return;
+    if (signal?.aborted) throw aborted(signal);
+    const guarded = new GuardedSink(sink);
+    await new Promise<void>((resolve, reject) => {
+      const forget = signal && onAbort(signal, () => this.#abandon(guarded, signal, reject));
+      // Many small stretches are what a fragmented disk comes to: they share one promise, one settlement, one abort.
+      let open = stretches.length;
+      const settlement: Settlement<void> = {
+        resolve: () => {
+          open -= 1;
+          if (open > 0) return;
+          forget?.();
+          guarded.settle(resolve, reject);
+        },
+        reject: (reason, stretch) => {
+          if (!guarded.isClosed && this.#readAgain(reason, stretch, guarded, signal, settlement)) return;
+          guarded.close(reason);
+          settlement.resolve();
+        },
+      };
+      for (const stretch of stretches) this.#readStretch(stretch, guarded, signal, settlement);
+    });
+  }
+
+  /** Nothing is handed on any more from here on, and connections that are being closed need not wait for it. */
+  #abandon(sink: GuardedSink, signal: AbortSignal, reject: (reason: unknown) => void): void {
+    sink.close(aborted(signal));
+    reject(aborted(signal));
+    this.#pool.noteAbandoned();
+  }
+
+  /** By one request where that is possible, and only else with all that may be needed for it. */
+  #readStretch(
+    stretch: Stretch,
+    sink: GuardedSink,
+    signal: AbortSignal | undefined,
+    settlement: Settlement<void>,
+  ): void {
+    if (stretch.length === 0) {
+      settlement.resolve();
+      return;
+    }
+    const connection = this.#pool.idlest;
+    if (connection !== undefined && fitsOneRequest(this.#limits, stretch.offset, stretch.length)) {
+      connection.readPieces(stretch, sink, settlement);
+    } else this.#readWithCare(stretch, sink, signal, settlement);
+  }
+
+  /** @returns false where there is no hope in it */
+  #readAgain(
+    error: unknown,
+    stretch: Stretch,
+    sink: GuardedSink,
+    signal: AbortSignal | undefined,
+    settlement: Settlement<void>,
+  ): boolean {
+    if (this.#pool.mayRepeat(error)) this.#readWithCare(stretch, sink, signal, settlement, { spent: 1 });
+    else if (isOverflow(error)) this.#readWithCare(stretch, sink, signal, settlement, { tooLarge: true });
+    else return false;
+    return true;
+  }
+
+  /** What fails here has failed. */
+  #readWithCare(
+    stretch: Stretch,
+    sink: GuardedSink,
+    signal: AbortSignal | undefined,
+    { resolve }: Settlement<void>,
+    known: Known = {},
+  ): void {
+    this.#readCarefully(stretch, sink, signal, known)
+      .catch((reason: unknown) => sink.close(reason))
+      .then(resolve);
+  }
+
+  /** In as many requests as the server's limits ask for, over whichever connections live. */
+  async #readCarefully(
+    { offset, length }: Stretch,
+    sink: GuardedSink,
+    signal: AbortSignal | undefined,
+    known: Known,
+  ): Promise<void> {
+    const readUnfragmented = known.tooLarge === true ? readInSmallPieces : readWhole;
+    await readRangePieces(this.#limits, offset, length, sink, (from, count, into) =>
+      readUnfragmented(this.#limits, from, count, (at, some) => {
+        sink.assertOpen();
+        const piece = { offset: at, length: some };
+        const read = (connection: Connection) =>
+          new Promise<void>((resolve, reject) => connection.readPieces(piece, into, { resolve, reject }));
+        return this.#pool.run(read, { repeatable: true, signal, spent: known.spent ?? 0 });
+      }),
+    );
+  }
+}
