@@ -38,8 +38,9 @@ const COMMANDS: Readonly<Record<string, () => Promise<(program: Command, run: Ru
 // Loading everything takes longer than many an increment, so only what is called is loaded; for anything else (help,
 // a command misspelled) all of them.
 const called = process.argv[2] ?? "";
+const needsAll = !Object.hasOwn(COMMANDS, called) && !["--version", "-V"].includes(called);
 for (const [name, load] of Object.entries(COMMANDS)) {
-  if (name === called || !Object.hasOwn(COMMANDS, called)) (await load())(program, run);
+  if (name === called || needsAll) (await load())(program, run);
 }
 for (const command of program.commands) withTalk(command).exitOverride();
 
