@@ -61,6 +61,30 @@ await describeWithLibvirt("a backup with --freeze", () => {
   }, 480_000);
 });
 
+await describeWithLibvirt("a backup that is ended while libvirt begins its job", () => {
+  it.each(["SIGTERM", "SIGKILL"] as const)(
+    "leaves nothing for long, and no checkpoint without a point: %s",
+    async (signal) => {
+      await using guest = await BackupLab.start();
+      const front = await virshInFront(guest.folder);
+      const run = startNbdpull(guest.arguments(), { env: front.env({ LATE: "backup-begin" }) });
+      await expect.poll(front.asked).toContain("backup-begin done");
+      run.kill(signal);
+      const ran = await run.ended;
+      if (signal === "SIGTERM") {
+        expect(ran?.code).toBe(143);
+        expect(await guest.checkpoints()).toEqual([]);
+        await guest.expectNothingLeft();
+      }
+      const next = await guest.take();
+      expect(next).toMatchObject({ level: "full" });
+      expect(await guest.checkpoints()).toEqual([next.checkpoint]);
+      expect(await guest.points()).toHaveLength(1);
+      await guest.expectNothingLeft();
+    },
+  );
+});
+
 await describeWithLibvirt("a backup whose point is committed", () => {
   it("is the base of the next one, also where it was killed before its job had ended", async () => {
     await using guest = await BackupLab.start();

@@ -4,8 +4,8 @@ import { findTool } from "./tools.js";
 
 /**
  * A virsh in front of the real one. The lab's guest has no agent, so it answers for that; it notes what is asked of it, and
- * the commands named in `FAIL` and `HANG` fail or take long, without the real one. `RUNNING` is the domain that it lists:
- * the system's libvirt may have others.
+ * the commands named in `FAIL` and `HANG` fail or take long, without the real one. The one in `LATE` is done, which is told
+ * late. `RUNNING` is the domain that it lists: the system's libvirt may have others.
  */
 const SCRIPT = `#!/bin/sh
 for arg in "$@"; do case "$arg" in
@@ -15,6 +15,7 @@ for arg in "$@"; do case "$arg" in
     echo "$*" | sed "s/.*$arg/$arg/; s/ *--domain=[^ ]*//; s/ *--backupxml.*//" >> "$ASKED"
     [ "$arg" = "$FAIL" ] && { echo "error: refused" >&2; exit 1; }
     [ "$arg" = "$HANG" ] && { sleep 4; exit 1; }
+    [ "$arg" = "$LATE" ] && { "$VIRSH" "$@"; code=$?; echo "$arg done" >> "$ASKED"; sleep 3; exit $code; }
     case "$arg" in domfs*) exit 0;; esac;;
 esac; done
 exec "$VIRSH" "$@"
@@ -25,6 +26,7 @@ export interface InFront {
   readonly env: (trouble?: {
     readonly FAIL?: string;
     readonly HANG?: string;
+    readonly LATE?: string;
     readonly RUNNING?: string;
   }) => Record<string, string>;
   /** What was asked of it, of those commands that it knows, oldest first. */
@@ -44,6 +46,7 @@ export async function virshInFront(folder: string): Promise<InFront> {
       FAIL: "",
       RUNNING: "",
       HANG: "",
+      LATE: "",
       ...trouble,
       PATH: path,
       VIRSH: findTool("virsh") ?? "",
