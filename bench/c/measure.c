@@ -8,9 +8,16 @@
  *
  * wait4 returns the child's own resource usage, exact and complete at its end, together with that of the children
  * that it has waited for itself (a shell that runs four clients reports all four). Sampling /proc from outside
- * would miss the last milliseconds. The command gets a process group of its own, which ends with us. Peak RSS is that of the largest single process. The wall time runs from just before the
- * spawn to the end of the wait.
+ * would miss the last milliseconds. Processes that the command leaves behind, daemons too, become our children: they are
+ * waited for, and counted as well. What no parent waits for (SIGCHLD ignored) the kernel counts for nobody, and what a
+ * service was asked to do is that service's.
+ *
+ * Peak RSS is that of the largest single process. The wall time runs from just before the spawn to the end of the command,
+ * not of what it left behind. Where we are ended all those processes end with us.
  */
+#define _GNU_SOURCE
+#include <ctype.h>
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -18,12 +25,17 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
 extern char **environ;
+
+/* For what the command has left behind: longer than a server takes to write its image down. */
+#define PATIENCE_SECONDS 30
 
 static double now(void)
 {
@@ -37,13 +49,48 @@ static double seconds(struct timeval value)
 	return (double)value.tv_sec + (double)value.tv_usec / 1e6;
 }
 
-static pid_t pid;
-
-static void end_group(int number)
+static pid_t parent_of(const char *pid)
 {
-	(void)number;
-	if (pid > 0)
-		kill(-pid, SIGKILL);
+	char path[300];
+	char line[1024];
+	snprintf(path, sizeof path, "/proc/%s/stat", pid);
+	FILE *file = fopen(path, "r");
+	if (file == NULL)
+		return -1;
+	size_t length = fread(line, 1, sizeof line - 1, file);
+	fclose(file);
+	line[length] = '\0';
+	/* The name in brackets may hold anything; behind it are the state and the parent. */
+	char *rest = strrchr(line, ')');
+	int parent;
+	return rest != NULL && sscanf(rest + 1, " %*c %d", &parent) == 1 ? parent : -1;
+}
+
+/* Kills our children, and then those that have become ours by that, until there are none. */
+static void end_all(void)
+{
+	do {
+		DIR *processes = opendir("/proc");
+		if (processes == NULL)
+			return;
+		struct dirent *entry;
+		while ((entry = readdir(processes)) != NULL)
+			if (isdigit((unsigned char)entry->d_name[0]) && parent_of(entry->d_name) == getpid())
+				kill(atoi(entry->d_name), SIGKILL);
+		closedir(processes);
+	} while (waitpid(-1, NULL, 0) > 0);
+}
+
+static void add(struct rusage *sum, const struct rusage *more)
+{
+	timeradd(&sum->ru_utime, &more->ru_utime, &sum->ru_utime);
+	timeradd(&sum->ru_stime, &more->ru_stime, &sum->ru_stime);
+	if (more->ru_maxrss > sum->ru_maxrss)
+		sum->ru_maxrss = more->ru_maxrss;
+	sum->ru_minflt += more->ru_minflt;
+	sum->ru_majflt += more->ru_majflt;
+	sum->ru_nvcsw += more->ru_nvcsw;
+	sum->ru_nivcsw += more->ru_nivcsw;
 }
 
 static void usage(void)
@@ -72,28 +119,59 @@ int main(int argc, char **argv)
 	posix_spawn_file_actions_init(&actions);
 	posix_spawn_file_actions_addopen(&actions, STDOUT_FILENO, output_path, O_WRONLY | O_CREAT | O_TRUNC, 0666);
 
+	/* A terminal's Ctrl-C shall not reach the command by itself. */
 	posix_spawnattr_t attributes;
 	posix_spawnattr_init(&attributes);
-	posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETPGROUP);
-	signal(SIGTERM, end_group);
-	signal(SIGINT, end_group);
+	posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETPGROUP | POSIX_SPAWN_SETSIGMASK);
+	/* Signals are asked for, one after the other, so none comes between two steps; the command begins without that. */
+	sigset_t awaited, none;
+	sigemptyset(&none);
+	posix_spawnattr_setsigmask(&attributes, &none);
+	sigemptyset(&awaited);
+	sigaddset(&awaited, SIGCHLD);
+	sigaddset(&awaited, SIGTERM);
+	sigaddset(&awaited, SIGINT);
+	sigaddset(&awaited, SIGALRM);
+	sigprocmask(SIG_BLOCK, &awaited, NULL);
+	if (prctl(PR_SET_CHILD_SUBREAPER, 1) == -1) {
+		perror("measure: prctl");
+		return 1;
+	}
 
 	/* glibc's posix_spawn is a vfork: the child shares our memory until exec, so nothing of ours is copied or counted. */
+	pid_t command;
 	double began = now();
-	int error = posix_spawnp(&pid, argv[optind], &actions, &attributes, argv + optind, environ);
+	int error = posix_spawnp(&command, argv[optind], &actions, &attributes, argv + optind, environ);
 	if (error != 0) {
 		fprintf(stderr, "measure: %s: %s\n", argv[optind], strerror(error));
 		return 127;
 	}
-	int status;
-	struct rusage usage_of_child;
-	while (wait4(pid, &status, 0, &usage_of_child) == -1) {
-		if (errno != EINTR) {
-			perror("measure: wait4");
+	double wall = 0;
+	int status = 0;
+	struct rusage sum;
+	memset(&sum, 0, sizeof sum);
+	for (;;) {
+		int ended_with;
+		struct rusage more;
+		pid_t ended = wait4(-1, &ended_with, WNOHANG, &more);
+		if (ended == -1)
+			break;
+		if (ended == 0) {
+			int came = sigwaitinfo(&awaited, NULL);
+			if (came == SIGCHLD || came == -1)
+				continue;
+			end_all();
+			if (came == SIGALRM)
+				fprintf(stderr, "measure: what the command left behind did not end within %d s\n", PATIENCE_SECONDS);
 			return 1;
 		}
+		add(&sum, &more);
+		if (ended == command) {
+			wall = now() - began;
+			status = ended_with;
+			alarm(PATIENCE_SECONDS);
+		}
 	}
-	double wall = now() - began;
 
 	FILE *report = report_path == NULL ? stdout : fopen(report_path, "w");
 	if (report == NULL) {
@@ -104,9 +182,9 @@ int main(int argc, char **argv)
 		"{\"wallSeconds\":%.6f,\"userSeconds\":%.6f,\"systemSeconds\":%.6f,\"peakRssKiB\":%ld,"
 		"\"exitCode\":%d,\"signal\":%d,\"minorFaults\":%ld,\"majorFaults\":%ld,"
 		"\"voluntarySwitches\":%ld,\"involuntarySwitches\":%ld}\n",
-		wall, seconds(usage_of_child.ru_utime), seconds(usage_of_child.ru_stime), usage_of_child.ru_maxrss,
+		wall, seconds(sum.ru_utime), seconds(sum.ru_stime), sum.ru_maxrss,
 		WIFEXITED(status) ? WEXITSTATUS(status) : -1, WIFSIGNALED(status) ? WTERMSIG(status) : 0,
-		usage_of_child.ru_minflt, usage_of_child.ru_majflt, usage_of_child.ru_nvcsw, usage_of_child.ru_nivcsw);
+		sum.ru_minflt, sum.ru_majflt, sum.ru_nvcsw, sum.ru_nivcsw);
 	if (fclose(report) != 0) {
 		fprintf(stderr, "measure: %s: %s\n", report_path == NULL ? "stdout" : report_path, strerror(errno));
 		return 1;
