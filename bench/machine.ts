@@ -31,6 +31,8 @@ export async function versions(): Promise<Record<string, string>> {
     nbdcopy: ["nbdcopy", "--version"],
     "libnbd for Python": [PYTHON, "-c", "import nbd; print(nbd.NBD().get_version())"],
     cc: ["cc", "--version"],
+    libvirt: ["virsh", "--version"],
+    virtnbdbackup: ["virtnbdbackup", "--version"],
   };
   const found: Record<string, string> = {
     nbdpull: await versionIn(join(PROJECT, "package.json")),

@@ -32,10 +32,25 @@ export function findProgram(name: string): string | undefined {
 /** Debian's own Python: its libnbd module is for that one, not for another that comes first in PATH. */
 export const PYTHON = "/usr/bin/python3";
 
+/** The connection that both nbdpull and virtnbdbackup take by themselves when root runs them. */
+export const LIBVIRT = "qemu:///system";
+
 const libnbdModule: Program = {
   name: "libnbd for Python",
   install: "apt-get install python3 python3-libnbd",
   isThere: async () => (await execa(PYTHON, ["-c", "import nbd"], { reject: false })).exitCode === 0,
+};
+
+/** The system's libvirt, and what it takes to run a domain: that belongs to root. */
+const libvirt: Program = {
+  name: "libvirtd, as root",
+  install:
+    "apt-get install qemu-system-x86 libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients; virtlogd -d; libvirtd -d",
+  isThere: async () => {
+    if (process.getuid?.() !== 0 || findProgram("qemu-system-x86_64") === undefined) return false;
+    const asked = await execa("virsh", ["-c", LIBVIRT, "version"], { reject: false, timeout: 30_000 });
+    return !asked.failed;
+  },
 };
 
 export const PROGRAMS = {
@@ -50,6 +65,8 @@ export const PROGRAMS = {
   sha256sum: onPath("sha256sum", "apt-get install coreutils"),
   cc: onPath("cc", "apt-get install gcc libc6-dev"),
   libnbdModule,
+  libvirt,
+  virtnbdbackup: onPath("virtnbdbackup", "apt-get install virtnbdbackup"),
 } as const satisfies Record<string, Program>;
 
 /** Those that are not installed. */

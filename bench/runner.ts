@@ -8,7 +8,7 @@ import { missingOf } from "./programs.js";
 import { CountingRelay } from "./relay.js";
 import type { ContenderResult, RunResult, Traffic, WorkloadResult } from "./result.js";
 import { withAddress } from "./servers.js";
-import type { Contender, Scene, Source, Task, Workload } from "./workload.js";
+import type { Command, Contender, Scene, Source, Task, Workload } from "./workload.js";
 
 export interface RunnerOptions {
   readonly folder: string;
@@ -62,15 +62,16 @@ async function runRounds(
   folder: string,
   options: RunnerOptions,
 ): Promise<void> {
+  if (able(entries).length === 0) return;
   const bench: Bench = { ...options, workload, work: folder };
   options.say("making the inputs");
-  await (await setUp(bench))[Symbol.asyncDispose]();
+  const canCount = await firstLook(bench);
 
   for (const entry of able(entries)) {
     options.say(`warming up: ${entry.contender.name}`);
     await attempt(entry, () => warmUp(entry, bench));
   }
-  for (const entry of able(entries)) {
+  for (const entry of canCount ? able(entries) : []) {
     options.say(`counting requests: ${entry.contender.name}`);
     await attempt(entry, () => countTraffic(entry, bench));
   }
@@ -79,7 +80,7 @@ async function runRounds(
       options.say(`round ${round} of ${options.runs}: ${entry.contender.name}`);
       await attempt(entry, async () => {
         await using scene = await setUp(bench);
-        entry.runs.push(await runOnce(entry, taskOf(scene, bench), scene, bench));
+        entry.runs.push((await runOnce(entry, taskOf(scene, bench), scene, bench)).result);
       });
     }
   }
@@ -96,8 +97,17 @@ function setUp({ workload, work, inputs, scale }: Bench): Promise<Scene> {
   return workload.setUp({ folder: work, inputs, scale });
 }
 
-function taskOf({ sources, stored }: Pick<Scene, "sources" | "stored">, { work, built }: Bench): Task {
-  return { sources, ...(stored && { stored }), output: join(work, "output"), built };
+/** Makes the inputs. Whether the requests of this workload can be counted: over unix sockets without TLS only. */
+async function firstLook(bench: Bench): Promise<boolean> {
+  await using scene = await setUp(bench);
+  const [first] = scene.sources;
+  return first !== undefined && first.at.kind === "unix" && first.tls === undefined;
+}
+
+type Setting = Pick<Scene, "sources" | "stored" | "guest">;
+
+function taskOf({ sources, stored, guest }: Setting, { work, built }: Bench): Task {
+  return { sources, ...(stored && { stored }), ...(guest && { guest }), output: join(work, "output"), built };
 }
 
 async function entryOf(contender: Contender): Promise<Entry> {
@@ -133,26 +143,30 @@ async function warmUp(entry: Entry, bench: Bench): Promise<void> {
   const { contender } = entry;
   await using scene = await setUp(bench);
   const task = taskOf(scene, bench);
-  await runOnce(entry, task, scene, bench);
+  const { command } = await runOnce(entry, task, scene, bench);
   const files = await readdir(task.output, { recursive: true, withFileTypes: true });
   for (const file of files) {
     if (file.isFile()) entry.outputBytes += await storedBytes(join(file.parentPath, file.name));
   }
-  const command = await contender.command(task);
   entry.verified = await contender.verify(task, command);
   entry.command = [command.program, ...command.args]
     .map((word) => word.replaceAll(bench.folder, "…").replaceAll(PROJECT, "…"))
     .join(" ");
 }
 
-async function runOnce(entry: Entry, task: Task, scene: Scene, bench: Bench): Promise<RunResult> {
+interface Ran {
+  readonly command: Command;
+  readonly result: RunResult;
+}
+
+async function runOnce(entry: Entry, task: Task, scene: Scene, bench: Bench): Promise<Ran> {
   await emptyFolder(task.output);
   const command = await entry.contender.command(task);
   const { built, folder } = bench;
   const { serverPid } = scene;
   const crumbs = await touchMemory(folder, entry.outputBytes);
   try {
-    return await measure(command, { built, serverPid, scratch: folder });
+    return { command, result: await measure(command, { built, serverPid, scratch: folder }) };
   } finally {
     await rm(crumbs);
   }
@@ -199,11 +213,11 @@ async function touchMemory(folder: string, bytes: number): Promise<string> {
   return crumbsPath;
 }
 
-/** One run that isn't measured, through the relay. Only over unix sockets without TLS. */
+/** One run that isn't measured, through the relay. */
 async function countTraffic(entry: Entry, bench: Bench): Promise<void> {
   await using scene = await setUp(bench);
   const [first] = scene.sources;
-  if (first === undefined || first.at.kind !== "unix" || first.tls !== undefined) return;
+  if (first?.at.kind !== "unix") return;
   const socket = join(bench.folder, "relay.sock");
   await using relay = await CountingRelay.listen(socket, first.at.socket);
   const throughRelay = (source: Source): Source => withAddress({ ...source, at: { kind: "unix", socket } });

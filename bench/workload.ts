@@ -38,6 +38,21 @@ export interface Scene extends AsyncDisposable {
   /** One, unless the workload is about several disks, or about what is stored. */
   readonly sources: readonly Source[];
   readonly stored?: Stored;
+  readonly guest?: Guest;
+}
+
+/** A domain of libvirt that runs, and that nobody has backed up yet. It has one disk. */
+export interface Guest {
+  readonly domain: string;
+  readonly disk: string;
+  /** For what a backup needs while it runs: sockets, scratch files. */
+  readonly folder: string;
+  /** Equals the disk as it is at first. */
+  readonly before: Image;
+  /** Equals the disk once it was changed. */
+  readonly after: Image;
+  /** The guest writes. */
+  change(): Promise<void>;
 }
 
 /** One disk in all points of a repository. */
@@ -50,6 +65,8 @@ export interface Stored {
   readonly images: readonly Image[];
   /** Equals the disk at the newest point. */
   readonly expected: Image;
+  /** The folder of virtnbdbackup's backups of the same disk at the same points, where that was wanted. */
+  readonly virtnbdbackup?: string | undefined;
 }
 
 /** An export, and what a right copy of it is. */
@@ -91,6 +108,7 @@ export interface Contender {
 export interface Task {
   readonly sources: readonly Source[];
   readonly stored?: Stored;
+  readonly guest?: Guest;
   /** Empty before every run. All outputs go there. */
   readonly output: string;
   /** Programs that the harness has built. */
@@ -115,4 +133,10 @@ export function onlySource(task: Pick<Task, "sources">): Source {
 export function storedIn({ stored }: Pick<Task, "stored">): Stored {
   if (stored === undefined) throw new Error("this contender works on a repository");
   return stored;
+}
+
+/** The domain of a workload that is about one. */
+export function guestOf({ guest }: Pick<Task, "guest">): Guest {
+  if (guest === undefined) throw new Error("this contender backs a domain up");
+  return guest;
 }

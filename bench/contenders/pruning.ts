@@ -1,6 +1,6 @@
 /** Contenders that drop all but the last two points of a chain, each on a copy of the repository. */
 
-import { cp, readdir, readFile } from "node:fs/promises";
+import { cp, readFile } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { execa } from "execa";
 import { compareImages } from "../images.js";
@@ -17,11 +17,8 @@ function imageOf(task: Task, place: number): string {
   return join(task.output, "repository", domain, basename(dirname(path)), basename(path));
 }
 
-/** A command is asked for again before its result is looked at, which must not be replaced then. */
-async function copyOnce(task: Task): Promise<void> {
-  const target = join(task.output, "repository");
-  const isThere = (await readdir(task.output)).length > 0;
-  if (!isThere) await cp(storedIn(task).repository, target, { recursive: true });
+async function copy(task: Task): Promise<void> {
+  await cp(storedIn(task).repository, join(task.output, "repository"), { recursive: true });
 }
 
 async function newestIsRight(task: Task): Promise<void> {
@@ -33,7 +30,7 @@ export function nbdpullPrune(): Contender {
     name: "nbdpull prune",
     needs: [],
     command: async (task) => {
-      await copyOnce(task);
+      await copy(task);
       const args = [
         "prune",
         join(task.output, "repository"),
@@ -65,7 +62,7 @@ export function qemuImgCommit(): Contender {
     name: "qemu-img commit",
     needs: [PROGRAMS.qemuImg],
     command: async (task) => {
-      await copyOnce(task);
+      await copy(task);
       return { program: "qemu-img", args: ["commit", "-d", "-b", imageOf(task, 0), imageOf(task, -KEPT)] };
     },
     verify: async (task) => {

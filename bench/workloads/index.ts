@@ -8,6 +8,9 @@ import { fullRaw } from "./full-raw.js";
 import { hugeMap } from "./huge-map.js";
 import { hugePull } from "./huge-pull.js";
 import { latency } from "./latency.js";
+import { libvirtFull } from "./libvirt-full.js";
+import { libvirtIncremental } from "./libvirt-incremental.js";
+import { libvirtRestore } from "./libvirt-restore.js";
 import { limitedRate } from "./limited-rate.js";
 import { prune } from "./prune.js";
 import { readOnly } from "./read-only.js";
@@ -47,4 +50,7 @@ export const WORKLOADS: readonly Workload[] = [
   verifySha256,
   restoreCompressed,
   prune,
+  libvirtFull,
+  libvirtIncremental,
+  libvirtRestore,
 ];

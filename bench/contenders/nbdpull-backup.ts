@@ -1,0 +1,47 @@
+import { readdir } from "node:fs/promises";
+import { join } from "node:path";
+import { type BackupCommands, fullThenChange } from "../guests.js";
+import { compareImages, type Image } from "../images.js";
+import { NBDPULL } from "../paths.js";
+import { PROGRAMS } from "../programs.js";
+import { type Command, type Contender, type Guest, guestOf, type Task } from "../workload.js";
+
+/** As its users run it, but for the flush at the end, which virtnbdbackup doesn't make either. */
+export const NBDPULL_BACKUP: BackupCommands = {
+  full: (guest, to) => backupCommand("full", guest, to),
+  incremental: (guest, to) => backupCommand("incremental", guest, to),
+};
+
+function backupCommand(level: "full" | "incremental", { domain, folder }: Guest, to: string): Command {
+  const how = ["--level", level, "--scratch", folder, "--no-fsync", "--quiet"];
+  return { program: process.execPath, args: [NBDPULL, "backup", domain, "--to", to, ...how] };
+}
+
+const repository = (task: Task): string => join(task.output, "repository");
+
+/** A domain of libvirt as a restore point, with its digests. */
+export function nbdpullBackup(level: "full" | "incremental"): Contender {
+  return {
+    name: "nbdpull backup",
+    needs: [PROGRAMS.libvirt],
+    command: async (task) => {
+      if (level === "incremental") await fullThenChange(NBDPULL_BACKUP, guestOf(task), repository(task));
+      return NBDPULL_BACKUP[level](guestOf(task), repository(task));
+    },
+    verify: async (task) => {
+      const { before, after } = guestOf(task);
+      const points = level === "full" ? 1 : 2;
+      await compareImages(await newestImage(task, points), level === "full" ? before : after);
+      return `qemu-img compare of the point's image${level === "full" ? "" : ", based on the full one,"} with the disk`;
+    },
+  };
+}
+
+/** Points are named by their time. */
+async function newestImage(task: Task, points: number): Promise<Image> {
+  const { domain, disk } = guestOf(task);
+  const folder = join(repository(task), domain);
+  const names = (await readdir(folder)).sort();
+  if (names.length !== points) throw new Error(`there are the points ${names.join(", ")}`);
+  return { path: join(folder, names.at(-1) ?? "", `${disk}.qcow2`), format: "qcow2" };
+}

@@ -1,0 +1,105 @@
+/**
+ * A domain of libvirt for one run. It needs no operating system: its processor never starts, so nothing but the backup
+ * costs QEMU time, and its disk is written to by QEMU's monitor.
+ */
+
+import { spawnSync } from "node:child_process";
+import { randomBytes } from "node:crypto";
+import { accessSync, constants } from "node:fs";
+import { readFile, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { execa } from "execa";
+import type { Image } from "./images.js";
+import { demand, LIBVIRT, PROGRAMS } from "./programs.js";
+
+export const DISK = "vda";
+const DEVICE = "/machine/peripheral/virtio-disk0/virtio-backend";
+
+/** Whoever starts it disposes of it. However the harness ends, nothing stays: no domain, no checkpoint. */
+export class Domain implements AsyncDisposable {
+  readonly name: string;
+  /** QEMU's process. */
+  readonly pid: number;
+  readonly #remove: () => void;
+
+  private constructor(name: string, pid: number, remove: () => void) {
+    this.name = name;
+    this.pid = pid;
+    this.#remove = remove;
+  }
+
+  /** @param folder of its definition, which goes last */
+  static async start(disk: Image, folder: string): Promise<Domain> {
+    await demand(PROGRAMS.libvirt);
+    const name = `nbdpull-bench-${process.pid}-${randomBytes(4).toString("hex")}`;
+    const remove = (): void => {
+      process.off("exit", remove);
+      removeDomain(name);
+    };
+    // Before the folder is removed, in which QEMU has its files.
+    process.prependListener("exit", remove);
+    try {
+      const definition = join(folder, "domain.xml");
+      await writeFile(definition, domainXml(name, disk));
+      await virsh("define", definition);
+      await virsh("start", name, "--paused");
+      return new Domain(name, Number(await readFile(`/run/libvirt/qemu/${name}.pid`, "utf8")), remove);
+    } catch (error) {
+      remove();
+      throw error;
+    }
+  }
+
+  /** Commands of `qemu-io`, run by QEMU on the disk as if the guest had written: so they are in its bitmaps. */
+  async io(commands: readonly string[]): Promise<void> {
+    const lines = commands.map(
+      (command) => `qemu-monitor-command ${this.name} --hmp 'qemu-io -d ${DEVICE} "${command}"'\n`,
+    );
+    // One virsh for all of them: it takes longer to start than to write.
+    await execa("virsh", ["--connect", LIBVIRT], { input: lines.join("") });
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#remove();
+  }
+}
+
+async function virsh(...args: readonly string[]): Promise<void> {
+  await execa("virsh", ["--connect", LIBVIRT, ...args]);
+}
+
+/** Synchronous: for the last thing that a process does. */
+function removeDomain(name: string): void {
+  const run = (program: string, ...args: readonly string[]) =>
+    spawnSync(program, args, { stdio: "ignore", timeout: 60_000 });
+  run("virsh", "--connect", LIBVIRT, "destroy", name);
+  run("virsh", "--connect", LIBVIRT, "undefine", "--checkpoints-metadata", name);
+  run("rm", "-f", `/var/log/libvirt/qemu/${name}.log`);
+}
+
+/** QEMU runs as root, so that it reaches the folder of the harness. */
+function domainXml(name: string, { path, format }: Image): string {
+  return `<domain type='${canUseKvm() ? "kvm" : "qemu"}'>
+  <name>${name}</name>
+  <memory unit='MiB'>32</memory>
+  <vcpu>1</vcpu>
+  <os><type arch='x86_64' machine='q35'>hvm</type></os>
+  <devices>
+    <disk type='file' device='disk'>
+      <driver name='qemu' type='${format}' discard='unmap'/><source file='${path}'/><target dev='${DISK}' bus='virtio'/>
+    </disk>
+    <controller type='usb' model='none'/><memballoon model='none'/>
+  </devices>
+  <seclabel type='static' model='dac' relabel='no'><label>+0:+0</label></seclabel>
+</domain>
+`;
+}
+
+function canUseKvm(): boolean {
+  try {
+    accessSync("/dev/kvm", constants.R_OK | constants.W_OK);
+    return true;
+  } catch {
+    return false;
+  }
+}
