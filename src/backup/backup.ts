@@ -19,9 +19,10 @@ import { formatBackup, formatCheckpoint, type JobRequest, type TcpServer } from 
 import { parseCheckpoint } from "./libvirt/checkpoint-xml.js";
 import { checkpointName, neededCheckpoints } from "./libvirt/checkpoints.js";
 import { chooseDisks, type DiskChoice } from "./libvirt/choose-disks.js";
-import { parseDomain } from "./libvirt/domain-xml.js";
+import { type DomainDefinition, type DomainDisk, parseDomain } from "./libvirt/domain-xml.js";
 import { type BackupServer, exportedDisks } from "./libvirt/job-xml.js";
 import { openRunningJob, type RunningJob } from "./libvirt/running-job.js";
+import { together } from "./libvirt/together.js";
 import { hasCode, PATIENCE_MS, type Virsh } from "./libvirt/virsh.js";
 import type { Manifest } from "./manifest.js";
 import { Repository } from "./repository.js";
@@ -69,17 +70,13 @@ export interface BackupResult extends TakenPoint {
 export async function backup(options: BackupOptions): Promise<BackupResult> {
   const { virsh, signal } = options;
   if (options.compress) assertCompressible(options.format, options.compress);
-  const hypervisor = await virsh.hypervisor();
-  const definition = await virsh.domainXml(options.domain);
+  const [hypervisor, definition] = await together(virsh.hypervisor(), virsh.domainXml(options.domain));
   const domain = parseDomain(definition);
   if (domain.id === undefined) {
     return { ...(await backUpStopped(domain, definition, options)), isRunning: false, retired: [] };
   }
   const ssh = await sshTo(hypervisor, signal);
-  const disks: GuestDisk[] = [];
-  for (const { target, format = "raw" } of chooseDisks(domain, options.disks)) {
-    disks.push({ name: target, format, size: await virsh.diskSize(domain, target) });
-  }
+  const disks = await guestDisks(virsh, domain, options.disks);
   const forecast = await preflight({ ...options, domain, disks, ssh });
   const repository = await Repository.openOrCreate(options.repositoryPath);
   const guest: Guest = { virsh, domain, repository, ssh };
@@ -118,6 +115,15 @@ export async function backup(options: BackupOptions): Promise<BackupResult> {
   // The point is there by now: whatever happens from here on, be it a Ctrl-C, is no failure of the backup.
   const retired = await endJob(cleaner, folder, options);
   return { ...taken, level: levelOf(taken.manifest, options.level), isRunning: true, retired };
+}
+
+async function guestDisks(virsh: Virsh, domain: DomainDefinition, chosen: DiskChoice): Promise<GuestDisk[]> {
+  const look = async ({ target, format = "raw" }: DomainDisk): Promise<GuestDisk> => ({
+    name: target,
+    format,
+    size: await virsh.diskSize(domain, target),
+  });
+  return await together(...chooseDisks(domain, chosen).map(look));
 }
 
 /** How the job is to be served. */
@@ -195,9 +201,10 @@ async function begin(
       broken.set(bitmap, LOST);
       continue;
     }
-    const job = await openRunningJob({ virsh, domain: domain.uuid });
-    if (checkpoint === undefined) return { job, plans, checkpoint: null };
-    const { creationTime } = parseCheckpoint(await virsh.checkpointXml(domain, checkpoint));
+    const opening = openRunningJob({ virsh, domain: domain.uuid });
+    if (checkpoint === undefined) return { job: await opening, plans, checkpoint: null };
+    const [job, created] = await together(opening, virsh.checkpointXml(domain, checkpoint));
+    const { creationTime } = parseCheckpoint(created);
     return { job, plans, checkpoint: { name: checkpoint, creationTime } };
   }
 }

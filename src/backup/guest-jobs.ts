@@ -19,30 +19,37 @@ export interface Guest {
   readonly ssh: Ssh | undefined;
 }
 
+/** Where a dead backup of ours worked, and its job if that still runs. */
+export interface Left {
+  readonly folders: readonly JobFolder[];
+  readonly job: BackupJob | undefined;
+}
+
 /**
  * Refuses to go on where another job runs, or another backup to this repository, and tells where a dead one of ours
  * worked: here, or in the folder that its job names.
  *
  * @throws {PreconditionError} `E_BACKUP_RUNNING`, `E_FOREIGN_JOB`, `E_DOMAIN_BUSY`, `E_PUSH_MODE`
  */
-export async function findLeftFolders(guest: Guest, here: JobFolder): Promise<JobFolder[]> {
+export async function findLeft(guest: Guest, here: JobFolder): Promise<Left> {
   const { virsh, domain } = guest;
   await refuseLivingOwner(here, domain);
   const job = await runningBackup(virsh, domain);
-  if (!job) return [here];
+  if (!job) return { folders: [here], job };
   const theirs = JobFolder.ofJob(job, keyOf(guest), guest.ssh);
   if (!theirs) throw foreignJob(domain, job);
-  if (theirs.path === here.path) return [here];
+  if (theirs.path === here.path) return { folders: [here], job };
   await refuseLivingOwner(theirs, domain);
-  return [here, theirs];
+  return { folders: [here, theirs], job };
 }
 
 /** Takes the folder over from whoever died in it, as the only one who does so. */
 export async function claimFolder(guest: Guest, folder: JobFolder, signal?: AbortSignal): Promise<void> {
   // Before the lock is waited for: a backup under way holds it as long as it pulls.
-  await findLeftFolders(guest, folder);
+  await refuseLivingOwner(folder, guest.domain);
   const claim = async (): Promise<void> => {
-    for (const left of await findLeftFolders(guest, folder)) await clearFolder(guest, left);
+    const { folders, job } = await findLeft(guest, folder);
+    for (const left of folders) await clearLeft(guest, left, async () => job);
     await folder.claim(guest.domain.qemuUser);
   };
   await guest.repository.writing(guest.domain.name, claim, signal);
@@ -66,11 +73,20 @@ export function keyOf({ repository, domain }: Guest): JobFolderKey {
  * Thaws the guest if it was left frozen, ends the job that works in `folder`, if one does, waits until it is gone, ends
  * the servers of a stopped domain's images that are left there, and removes the folder. No NBD client of ours may be connected any more: QEMU 7.2 can hang then, with the guest.
  */
-export async function clearFolder({ virsh, domain }: Guest, folder: JobFolder): Promise<void> {
+export async function clearFolder(guest: Guest, folder: JobFolder): Promise<void> {
+  await clearLeft(guest, folder, () => runningBackup(guest.virsh, guest.domain));
+}
+
+/** @param findJob tells what job runs: who claims the folder has just asked, and nobody else of ours begins one meanwhile */
+async function clearLeft(
+  { virsh, domain }: Guest,
+  folder: JobFolder,
+  findJob: () => Promise<BackupJob | undefined>,
+): Promise<void> {
   try {
     if (await folder.isMarkedFrozen()) await thawGuest({ virsh, domain }, folder);
   } finally {
-    const job = await runningBackup(virsh, domain);
+    const job = await findJob();
     const worksThere =
       job && exportedDisks(job).some(({ scratch }) => scratch?.path.startsWith(`${folder.path}/`));
     if (worksThere) {
@@ -168,20 +184,15 @@ async function refuseLivingOwner(folder: JobFolder, domain: DomainDefinition): P
 /** The backup job that runs on the domain, if one does; of a domain that is off none does. */
 export async function runningBackup(virsh: Virsh, domain: DomainDefinition): Promise<BackupJob | undefined> {
   const { name } = domain;
-  try {
-    const info = await virsh.jobInfo(domain);
-    if (info.active && info.operation !== "backup") {
-      throw new PreconditionError(
-        "E_DOMAIN_BUSY",
-        `another job runs on ${name} (${info.operation}): wait for its end. \`virsh domjobinfo ${name}\` shows it`,
-        { details: { domain: name } },
-      );
-    }
-    return parseBackupJob(await virsh.backupXml(domain));
-  } catch (error) {
-    if (isJobGone(error)) return undefined;
-    throw error;
+  const { info, backupXml } = await virsh.runningJob(domain);
+  if (info?.active && info.operation !== "backup") {
+    throw new PreconditionError(
+      "E_DOMAIN_BUSY",
+      `another job runs on ${name} (${info.operation}): wait for its end. \`virsh domjobinfo ${name}\` shows it`,
+      { details: { domain: name } },
+    );
   }
+  return backupXml === undefined ? undefined : parseBackupJob(backupXml);
 }
 
 /** Names what can be seen of the job, so that its owner can be found. */

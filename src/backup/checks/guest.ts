@@ -1,6 +1,6 @@
 /** The domain: what runs on it, what it can be asked, and where its job would be reached. */
 import { createServer } from "node:net";
-import { findLeftFolders, keyOf, refuseAnyJob, runningBackup } from "../guest-jobs.js";
+import { findLeft, keyOf, refuseAnyJob, runningBackup } from "../guest-jobs.js";
 import { JobFolder } from "../job-folder.js";
 import { canKeepBitmaps } from "../level.js";
 import type { TcpServer } from "../libvirt/begin-xml.js";
@@ -29,8 +29,8 @@ export async function lookAtJob({
   }
   const guest = { virsh, domain, repository, ssh };
   const here = JobFolder.at(scratchParent, keyOf(guest), ssh);
-  const folders = await findLeftFolders(guest, here);
-  if (await runningBackup(virsh, domain)) {
+  const { folders, job } = await findLeft(guest, here);
+  if (job) {
     return [pass(`one that a dead backup left, in ${folders.at(-1)?.path}: the next backup ends it first`)];
   }
   if (await here.isThere()) {

@@ -4,6 +4,7 @@ import { join } from "node:path";
 import type { Manifest } from "../manifest.js";
 import { withoutBitmap } from "./checkpoint-edit.js";
 import { type Checkpoint, parseCheckpoint } from "./checkpoint-xml.js";
+import { together } from "./together.js";
 import { type DomainRef, hasCode, type Virsh } from "./virsh.js";
 
 /** What the names of a repository's checkpoints begin with: by this alone it knows its own. */
@@ -18,16 +19,17 @@ export function checkpointName(repositoryId: string, time: Date): string {
 
 /** All checkpoints that libvirt has of a domain, whoever made them. */
 export async function readCheckpoints(virsh: Virsh, domain: DomainRef): Promise<Checkpoint[]> {
-  const checkpoints: Checkpoint[] = [];
-  for (const name of await virsh.checkpointNames(domain)) {
+  const read = async (name: string): Promise<Checkpoint[]> => {
     try {
-      checkpoints.push(parseCheckpoint(await virsh.checkpointXml(domain, name)));
+      return [parseCheckpoint(await virsh.checkpointXml(domain, name))];
     } catch (error) {
       // Deleted since it was listed.
-      if (!hasCode(error, "E_NO_CHECKPOINT")) throw error;
+      if (hasCode(error, "E_NO_CHECKPOINT")) return [];
+      throw error;
     }
-  }
-  return checkpoints;
+  };
+  const names = await virsh.checkpointNames(domain);
+  return (await together(...names.map(read))).flat();
 }
 
 /**

@@ -4,6 +4,7 @@ import { type DomainDefinition, parseDomain } from "./domain-xml.js";
 import type { JobInfo } from "./job-info.js";
 import { type BackupJob, exportedDisks, parseBackupJob } from "./job-xml.js";
 import { canBeSameJob, isUnmistakable } from "./same-job.js";
+import { together } from "./together.js";
 import { isJobGone, PATIENCE_MS, type Virsh } from "./virsh.js";
 
 /** A moment that is known to lie between two others, in milliseconds since 1970. */
@@ -38,8 +39,7 @@ export async function openRunningJob(options: {
   const { virsh } = options;
   const domainXml = await virsh.domainXml(options.domain);
   const domain = parseDomain(domainXml);
-  const startedAt = await askStart(virsh, domain);
-  const backupXml = await virsh.backupXml(domain);
+  const [startedAt, backupXml] = await together(askStart(virsh, domain), virsh.backupXml(domain));
   return new RunningJob({ virsh, job: parseBackupJob(backupXml), backupXml, domain, domainXml, startedAt });
 }
 
@@ -86,9 +86,13 @@ export class RunningJob {
   async assertAlive(): Promise<void> {
     const { name, id } = this.domain;
     try {
-      const startedAt = await askStart(this.#virsh, this.domain);
-      const backupXml = await this.#virsh.backupXml(this.domain);
-      const sameRun = (await this.#virsh.domainId(this.domain)) === id;
+      // Answered in this order: the description is known to be of this run.
+      const [startedAt, backupXml, run] = await together(
+        askStart(this.#virsh, this.domain),
+        this.#virsh.backupXml(this.domain),
+        this.#virsh.domainId(this.domain),
+      );
+      const sameRun = run === id;
       const now = parseBackupJob(backupXml);
       if (!sameRun || !canBeSameJob(now, this.job)) throw replaced(name, "another one runs in its place");
       if (!isUnmistakable(now) && !overlap(startedAt, this.#startedAt, DRIFT_TOLERANCE_MS)) {

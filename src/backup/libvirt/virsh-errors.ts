@@ -1,4 +1,4 @@
-import { type BackupError, PreconditionError } from "../errors.js";
+import { BackupError, PreconditionError } from "../errors.js";
 
 /** What virsh was asked, and by whom it is answered: for the messages. */
 export interface VirshFailure {
@@ -87,4 +87,49 @@ export function withoutPrefix(stderr: string): string {
     .replaceAll(/^error: /gm, "")
     .trim()
     .replaceAll(/\s*\n\s*/g, ": ");
+}
+
+/** The error for a command that virsh ended with another code than 0, or not at all. */
+export function failure(
+  command: string,
+  domain: string,
+  connect: string | undefined,
+  result: {
+    readonly stderr: string;
+    readonly timedOut: boolean;
+    readonly code?: string | undefined;
+    readonly cause?: unknown;
+  },
+): BackupError {
+  const { stderr, timedOut, cause } = result;
+  if (result.code === "ENOENT") {
+    return new PreconditionError(
+      "E_NO_VIRSH",
+      "virsh isn't installed, and it is how libvirt is reached. Install it (Debian: apt install libvirt-clients)",
+      { cause },
+    );
+  }
+  const details = { command, domain, connect };
+  if (timedOut) {
+    return new BackupError(
+      "E_VIRSH_TIMEOUT",
+      `libvirt gave no answer to \`virsh ${command} ${domain}\` in time: its QEMU may hang, or the way to it is down`,
+      { cause, details },
+    );
+  }
+  const reason = withoutPrefix(stderr) || "no reason given";
+  return (
+    knownFailure({ stderr, domain, connect }) ??
+    new BackupError("E_VIRSH", `virsh ${command} ${domain} failed: ${reason}`, { cause, details })
+  );
+}
+
+/** Whether this is one of our errors with this code. */
+export function hasCode(error: unknown, code: string): boolean {
+  return error instanceof BackupError && error.code === code;
+}
+
+/** Whether libvirt said that there is no job: or not even its domain, if that was defined only while it ran. */
+export function isJobGone(error: unknown): boolean {
+  return ["E_NO_JOB", "E_DOMAIN_OFF", "E_NO_SUCH_DOMAIN"].some((code) => hasCode(error, code));
 }

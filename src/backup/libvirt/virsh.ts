@@ -1,21 +1,14 @@
 import { setTimeout as sleep } from "node:timers/promises";
-import { execa } from "execa";
-import { BackupError, PreconditionError } from "../errors.js";
+import { BackupError } from "../errors.js";
 import type { Platform } from "./domain-xml.js";
 import { type Hypervisor, hostOf, parseHypervisor } from "./hypervisor.js";
 import { type JobInfo, parseJobInfo } from "./job-info.js";
-import { knownFailure, withoutPrefix } from "./virsh-errors.js";
+import { together } from "./together.js";
+import { hasCode, isJobGone } from "./virsh-errors.js";
+import { type VirshOptions, VirshProcess } from "./virsh-process.js";
 
-export interface VirshOptions {
-  /** The connection URI; default is virsh's own (`LIBVIRT_DEFAULT_URI`, or the system's or user's libvirt). */
-  readonly connect?: string | undefined;
-  /** Ends whatever command runs and refuses further ones. Cleaning up takes another instance: see `withSignal`. */
-  readonly signal?: AbortSignal | undefined;
-  /** How long a libvirt that doesn't answer is asked again and again, since it may be starting; default not at all. */
-  readonly patienceMs?: number | undefined;
-  /** For one command; default 90 s, since libvirt itself waits 30 s for a domain that is busy. */
-  readonly timeoutMs?: number | undefined;
-}
+export { hasCode, isJobGone } from "./virsh-errors.js";
+export type { VirshOptions } from "./virsh-process.js";
 
 /**
  * A domain as virsh takes it (its name, its UUID or the number of its run; here the name comes first), or one that is known: asked for by its UUID,
@@ -27,8 +20,6 @@ const UUID_CHARACTERS = 36;
 
 /** How often a job is asked after while it ends. */
 const POLL_MS = 100;
-/** How often a libvirt that doesn't answer is asked again. */
-const RETRY_MS = 500;
 /** Longer than a restart of libvirtd takes on a host with many domains. */
 export const PATIENCE_MS = 60_000;
 
@@ -44,9 +35,11 @@ export const PATIENCE_MS = 60_000;
  */
 export class Virsh {
   readonly #options: VirshOptions;
+  readonly #process: VirshProcess;
 
   constructor(options: VirshOptions = {}) {
     this.#options = options;
+    this.#process = new VirshProcess(options);
   }
 
   /** The same libvirt, under another signal or none: a clean-up must run although the work was aborted. */
@@ -158,13 +151,13 @@ export class Virsh {
 
   /** The names of all domains that run, paused ones among them. */
   async runningDomains(): Promise<string[]> {
-    const output = await this.#exec("list", ["--name"], "(all)");
+    const output = await this.#process.run("list", ["--name"], "(all)");
     return output.split("\n").filter((line) => line !== "");
   }
 
   /** The URI of the libvirt that is talked to, also where it is virsh's default. */
   async uri(): Promise<string> {
-    return (await this.#exec("uri", [], "")).trim();
+    return (await this.#process.run("uri", [], "")).trim();
   }
 
   /** Where it runs. */
@@ -181,12 +174,12 @@ export class Virsh {
 
   /** The versions of libvirt and QEMU, as `virsh version` prints them. Also tells whether libvirt answers at all. */
   async version(): Promise<string> {
-    return await this.#exec("version", ["--daemon"], "");
+    return await this.#process.run("version", ["--daemon"], "");
   }
 
   /** What the host can do, as XML. */
   async capabilities(): Promise<string> {
-    return await this.#exec("capabilities", [], "");
+    return await this.#process.run("capabilities", [], "");
   }
 
   /** What domains can do, as XML: those of this emulator and machine, or of the host's first choice. */
@@ -198,7 +191,7 @@ export class Virsh {
       machine: platform.machine,
     };
     const args = Object.entries(options ?? {}).map(([name, value]) => `--${name}=${value}`);
-    return await this.#exec("domcapabilities", args, "");
+    return await this.#process.run("domcapabilities", args, "");
   }
 
   /** The job that runs now, of whatever kind; `active` is false without one. */
@@ -216,6 +209,24 @@ export class Virsh {
   }
 
   /**
+   * The job that runs, of whatever kind, and the XML of it where it is a backup. Both are undefined where there is none, and where the domain is off.
+   */
+  async runningJob(
+    domain: DomainRef,
+  ): Promise<{ readonly info: JobInfo | undefined; readonly backupXml: string | undefined }> {
+    const unlessGone = <T>(answer: Promise<T>): Promise<T | undefined> =>
+      answer.catch((error: unknown) => {
+        if (isJobGone(error)) return undefined;
+        throw error;
+      });
+    const [info, backupXml] = await together(
+      unlessGone(this.jobInfo(domain)),
+      unlessGone(this.backupXml(domain)),
+    );
+    return { info, backupXml };
+  }
+
+  /**
    * Ends the backup job of a domain and waits until it is gone; resolves at once without one. Jobs of other kinds (a
    * migration, say) are left alone.
    * @throws {BackupError} `E_JOB_STUCK`: it was still there after `timeoutMs` (default 60 s)
@@ -228,22 +239,16 @@ export class Virsh {
         const message = `the backup job of ${name} was cancelled but doesn't end: \`virsh domjobinfo ${name}\` shows it`;
         throw new BackupError("E_JOB_STUCK", message, { details: { domain: name } });
       }
-      if (!asked) await this.#cancelJob(domain);
-      await sleep(POLL_MS);
+      // Mostly it is gone once libvirt has answered.
+      if (asked) await sleep(POLL_MS);
+      else await this.#cancelJob(domain);
     }
   }
 
   /** Both must say so: the job's description goes first, and only then can the next job begin. */
   async #hasBackupJob(domain: DomainRef): Promise<boolean> {
-    try {
-      const job = await this.jobInfo(domain);
-      if (job.active) return job.operation === "backup";
-      await this.backupXml(domain);
-      return true;
-    } catch (error) {
-      if (isJobGone(error)) return false;
-      throw error;
-    }
+    const { info, backupXml } = await this.runningJob(domain);
+    return info?.active ? info.operation === "backup" : backupXml !== undefined;
   }
 
   async #cancelJob(domain: DomainRef): Promise<void> {
@@ -268,7 +273,7 @@ export class Virsh {
 
   /** Defines the domain `name` by the file at `path`. */
   async define(name: string, path: string): Promise<void> {
-    await this.#exec("define", [`--file=${path}`], name);
+    await this.#process.run("define", [`--file=${path}`], name);
   }
 
   /** Runs one command of virsh on a domain; resolves with what it printed. For everything that has no method here. */
@@ -277,7 +282,7 @@ export class Virsh {
     const wanted =
       typeof domain === "string" ? ((await this.#calledByNumber(domain)) ?? domain) : domain.uuid;
     const named = `--domain=${wanted}`;
-    return await this.#exec(command, [named, ...args], nameOf(domain));
+    return await this.#process.run(command, [named, ...args], nameOf(domain));
   }
 
   /**
@@ -286,89 +291,12 @@ export class Virsh {
    */
   async #calledByNumber(name: string): Promise<string | undefined> {
     if (!/^\s*[-+]?\d+$/.test(name)) return undefined;
-    const output = await this.#exec("list", ["--all", "--uuid", "--name"], name);
+    const output = await this.#process.run("list", ["--all", "--uuid", "--name"], name);
     const called = output.split("\n").find((line) => line.slice(UUID_CHARACTERS + 1) === name);
     return called?.slice(0, UUID_CHARACTERS);
-  }
-
-  async #exec(command: string, args: readonly string[], about: string): Promise<string> {
-    const { signal, patienceMs = 0 } = this.#options;
-    const deadline = performance.now() + patienceMs;
-    for (;;) {
-      try {
-        return await this.#execOnce(command, args, about);
-      } catch (error) {
-        if (!hasCode(error, "E_LIBVIRT") || performance.now() >= deadline) throw error;
-      }
-      await sleep(RETRY_MS, undefined, signal && { signal }).catch(() => signal?.throwIfAborted());
-    }
-  }
-
-  async #execOnce(command: string, args: readonly string[], about: string): Promise<string> {
-    const { connect, signal, timeoutMs = 90_000 } = this.#options;
-    signal?.throwIfAborted();
-    const result = await execa(
-      "virsh",
-      ["--quiet", ...(connect === undefined ? [] : [`--connect=${connect}`]), command, ...args],
-      {
-        // Messages are told apart by their texts, which must not be translations.
-        env: { LC_ALL: "C" },
-        stdin: "ignore",
-        reject: false,
-        timeout: timeoutMs,
-        ...(signal === undefined ? {} : { cancelSignal: signal }),
-      },
-    );
-    if (!result.failed) return result.stdout;
-    signal?.throwIfAborted();
-    throw failure(command, about, connect, result);
   }
 }
 
 function nameOf(domain: DomainRef): string {
   return typeof domain === "string" ? domain : domain.name;
-}
-
-/** Whether this is one of our errors with this code. */
-export function hasCode(error: unknown, code: string): boolean {
-  return error instanceof BackupError && error.code === code;
-}
-
-/** Whether libvirt said that there is no job: or not even its domain, if that was defined only while it ran. */
-export function isJobGone(error: unknown): boolean {
-  return ["E_NO_JOB", "E_DOMAIN_OFF", "E_NO_SUCH_DOMAIN"].some((code) => hasCode(error, code));
-}
-
-function failure(
-  command: string,
-  domain: string,
-  connect: string | undefined,
-  result: {
-    readonly stderr: string;
-    readonly timedOut: boolean;
-    readonly code?: string | undefined;
-    readonly cause?: unknown;
-  },
-): BackupError {
-  const { stderr, timedOut, cause } = result;
-  if (result.code === "ENOENT") {
-    return new PreconditionError(
-      "E_NO_VIRSH",
-      "virsh isn't installed, and it is how libvirt is reached. Install it (Debian: apt install libvirt-clients)",
-      { cause },
-    );
-  }
-  const details = { command, domain, connect };
-  if (timedOut) {
-    return new BackupError(
-      "E_VIRSH_TIMEOUT",
-      `libvirt gave no answer to \`virsh ${command} ${domain}\` in time: its QEMU may hang, or the way to it is down`,
-      { cause, details },
-    );
-  }
-  const reason = withoutPrefix(stderr) || "no reason given";
-  return (
-    knownFailure({ stderr, domain, connect }) ??
-    new BackupError("E_VIRSH", `virsh ${command} ${domain} failed: ${reason}`, { cause, details })
-  );
 }

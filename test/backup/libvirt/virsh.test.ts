@@ -4,7 +4,7 @@ import { delimiter, join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { PreconditionError } from "../../../src/backup/errors.js";
 import { Virsh } from "../../../src/backup/libvirt/virsh.js";
-import { describeWith } from "../../support/tools.js";
+import { describeWith, findTool } from "../../support/tools.js";
 
 /** Each with the message that libvirt 9.0 gives, in virsh's form. */
 const REFUSALS = [
@@ -126,6 +126,72 @@ describe("virsh", () => {
     );
     await new Virsh().abortJob("lab");
     await expect(rm(join(folder, "aborted"))).rejects.toMatchObject({ code: "ENOENT" });
+  });
+
+  it("asks questions of one moment in one process, and in their order", async () => {
+    await install(`echo "$*" >> ${folder}/asked; exec ${findTool("virsh")} "$@"`);
+    const virsh = new Virsh({ connect: "test:///default" });
+    const answers = await Promise.allSettled([
+      virsh.uri(),
+      virsh.domainId("test"),
+      virsh.jobInfo('it\'s; "not" there'),
+      virsh.domainXml("test"),
+    ]);
+    expect(answers).toMatchObject([
+      { value: "test:///default" },
+      { value: 1 },
+      { reason: { code: "E_NO_SUCH_DOMAIN", message: expect.stringContaining('it\'s; "not" there') } },
+      { value: expect.stringMatching(/^<domain type='test' id='1'>.*<\/domain>\s*$/s) },
+    ]);
+    const asked = (await readFile(join(folder, "asked"), "utf8")).trim().split("\n");
+    expect(asked).toEqual([expect.stringMatching(/ uri; .*domid .*domjobinfo .*dumpxml /)]);
+  });
+
+  it("asks one by one where virsh can't be asked for several", async () => {
+    await install(
+      `case "$*" in *echo*) echo "error: unknown command: 'echo'" >&2; exit 1;; *) echo "$3";; esac`,
+    );
+    const virsh = new Virsh();
+    expect(await Promise.all([virsh.domainXml("a"), virsh.backupXml("b")])).toEqual([
+      "--domain=a",
+      "--domain=b",
+    ]);
+  });
+
+  it("asks one by one where one of several has neither answered nor complained", async () => {
+    const mark = "$(echo \"$*\" | sed 's/.*echo --err \\([^;]*\\);.*/\\1/')";
+    await install(
+      `case "$*" in *echo*) m=${mark}; echo "<a/>$m"; echo "error: $m" >&2;; *) echo "$3";; esac`,
+    );
+    const virsh = new Virsh();
+    expect(await Promise.all([virsh.domainXml("a"), virsh.backupXml("b")])).toEqual([
+      "--domain=a",
+      "--domain=b",
+    ]);
+  });
+
+  it("asks nobody any more where libvirt doesn't answer the first of several", async () => {
+    await install(
+      `echo "$*" >> ${folder}/asked; echo "error: failed to connect to the hypervisor" >&2; exit 1`,
+    );
+    const virsh = new Virsh();
+    const answers = await Promise.allSettled([virsh.domainXml("a"), virsh.backupXml("b"), virsh.uri()]);
+    for (const answer of answers) expect(answer).toMatchObject({ reason: { code: "E_LIBVIRT" } });
+    expect((await readFile(join(folder, "asked"), "utf8")).trim().split("\n")).toHaveLength(2);
+  });
+
+  it("gives up several questions at once when they take too long, and when the signal comes", async () => {
+    await install("exec sleep 60");
+    const late = new Virsh({ timeoutMs: 200 });
+    const answers = await Promise.allSettled([late.domainXml("a"), late.backupXml("b")]);
+    for (const answer of answers) expect(answer).toMatchObject({ reason: { code: "E_VIRSH_TIMEOUT" } });
+
+    const controller = new AbortController();
+    const virsh = new Virsh({ signal: controller.signal });
+    const asked = Promise.allSettled([virsh.domainXml("a"), virsh.backupXml("b")]);
+    const reason = new Error("interrupted");
+    setTimeout(() => controller.abort(reason), 100);
+    for (const answer of await asked) expect(answer).toMatchObject({ reason });
   });
 
   it("says so when a cancelled job doesn't end", async () => {
