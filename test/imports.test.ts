@@ -23,6 +23,7 @@ const FLOORS: readonly (readonly RegExp[])[] = [
   [/^src\/backup\/merge-walk\./],
   [/^src\/backup\/(take-point|point-view|foreign-image)\./],
   [/^src\/backup\/chain-view\./],
+  [/^src\/backup\/copy-segments\./],
   [/^src\/backup\/(pull-image|overlay|chain-check|overwrite)\./],
   [/^src\/backup\/(plain-store|compressed-store)\./],
   [
@@ -33,7 +34,7 @@ const FLOORS: readonly (readonly RegExp[])[] = [
     /^src\/backup\/libvirt\/(running-job|checkpoints|freeze)/,
   ],
   [/^src\/backup\/verify-(data|structure)\./],
-  [/^src\/backup\/(digest|verify)-worker\./],
+  [/^src\/backup\/(copy|digest|verify)-worker\./],
   [
     /^src\/backup\/(layer|repository|publish|places|digest-behind|kept-files)\./,
     /^src\/backup\/libvirt\/virsh/,
@@ -42,7 +43,8 @@ const FLOORS: readonly (readonly RegExp[])[] = [
   [/^src\/backup\/ssh-place\./],
   [/^src\/backup\/(job-place|ssh-forward|private-socket|ssh-to)\./],
   [/^src\/backup\/image\/(index|create|single-use)\./],
-  [/^src\/backup\/verify-threads\./],
+  [/^src\/backup\/(copy|verify)-threads\./],
+  [/^src\/backup\/proven-images\./],
   [/^src\/backup\/proven-image\./],
   [/^src\/backup\/image\/.*-(reader|writer|check)\./],
   [
@@ -58,7 +60,7 @@ const FLOORS: readonly (readonly RegExp[])[] = [
     /^src\/backup\/image\/(?!image\.)/,
   ],
   [/^src\/backup\/(extent|cluster-cache)\./, /^src\/backup\/image\/image\./],
-  [/^src\/backup\/damage\./],
+  [/^src\/backup\/(damage|zeroes)\./],
   [/^src\/backup\/errors\./],
   [/^src\/nbd\/index/],
   [/^src\/nbd\/server\//],

@@ -6,6 +6,7 @@ import {
   OwnThreadCompressor,
 } from "./image/compress-cluster.js";
 import { ALL_SUBCLUSTERS } from "./image/image.js";
+import { isZero } from "./zeroes.js";
 
 /** Clusters in slots of one buffer, side by side from its beginning, and what to find out about them. */
 export interface ClusterJob {
@@ -91,14 +92,4 @@ export class ClusterWork {
     this.#compressor = { key, compressor };
     return compressor;
   }
-}
-
-/** Compared with piece by piece: the first that differs ends it. */
-const ZEROES = Buffer.alloc(16 * 1024);
-
-function isZero(slot: Buffer): boolean {
-  for (let at = 0; at < slot.length; at += ZEROES.length) {
-    if (!ZEROES.equals(slot.subarray(at, at + ZEROES.length))) return false;
-  }
-  return true;
 }

@@ -54,11 +54,14 @@ const MAGIC = Buffer.from("NBDPDGST", "latin1");
 const VERSION = 1;
 const HEADER_BYTES = 64;
 const HEAD_BYTES = 16;
+const MASKS_BYTES = 8;
 const KIND = { data: 1, zero: 2, partial: 3, end: 255 } as const;
 /** Data records are closed here, so that a reader never has to hold more than 2 MiB of digests. */
 const MAX_DATA_COUNT = 65_536;
 const MAX_ZERO_COUNT = 0xffffffff;
 const WRITE_BYTES = 1024 * 1024;
+/** Read ahead of a walk, for each file of a chain. */
+const READ_BYTES = 256 * 1024;
 
 /** Writes a digest file from front to back. */
 export class DigestFileWriter {
@@ -209,10 +212,11 @@ export class DigestFileReader {
     const bytes = new SequentialFile(this.#file, HEADER_BYTES, this.#start);
     let next = 0;
     for (let records = 0; ; records += 1) {
-      const head = await this.#take(bytes, HEAD_BYTES);
-      const kind = head.readUInt8(0);
-      const count = head.readUInt32BE(4);
-      const cluster = Number(head.readBigUInt64BE(8));
+      if (!bytes.has(HEAD_BYTES)) await this.#more(bytes, HEAD_BYTES);
+      const kind = bytes.uint8(0);
+      const count = bytes.uint32(4);
+      const cluster = bytes.uint64(8);
+      bytes.skip(HEAD_BYTES);
       if (kind === KIND.end) {
         if (cluster !== records) throw this.#damage(`it should have ${cluster} records and has ${records}`);
         break;
@@ -222,30 +226,35 @@ export class DigestFileReader {
       }
       next = cluster + count;
       if (kind === KIND.data && count <= MAX_DATA_COUNT) {
+        const length = count * digestSize;
+        if (!bytes.has(length)) await this.#more(bytes, length);
         const digestsAt = bytes.position;
-        yield {
-          kind: "data",
-          cluster,
-          count,
-          digestsAt,
-          digests: await this.#take(bytes, count * digestSize),
-        };
+        yield { kind: "data", cluster, count, digestsAt, digests: bytes.take(length) };
       } else if (kind === KIND.zero) {
         yield { kind: "zero", cluster, count, digestsAt: bytes.position };
       } else if (kind === KIND.partial && count === 1) {
-        const masks = await this.#take(bytes, 8);
-        const dataMask = masks.readUInt32BE(0);
-        const zeroMask = masks.readUInt32BE(4);
+        if (!bytes.has(MASKS_BYTES)) await this.#more(bytes, MASKS_BYTES);
+        const dataMask = bytes.uint32(0);
+        const zeroMask = bytes.uint32(4);
+        bytes.skip(MASKS_BYTES);
         if ((dataMask & zeroMask) !== 0) throw this.#damage(`the masks of record ${records} overlap`);
+        const length = dataMask === 0 ? 0 : digestSize;
+        if (!bytes.has(length)) await this.#more(bytes, length);
         const digestsAt = bytes.position;
-        const digests = await this.#take(bytes, dataMask === 0 ? 0 : digestSize);
-        yield { kind: "partial", cluster, count: 1, dataMask, zeroMask, digestsAt, digests };
+        yield {
+          kind: "partial",
+          cluster,
+          count: 1,
+          dataMask,
+          zeroMask,
+          digestsAt,
+          digests: bytes.take(length),
+        };
       } else {
         throw this.#damage(`record ${records} is of the unknown kind ${kind}`);
       }
     }
-    const rest = await bytes.take(1);
-    if (rest.length > 0) throw this.#damage("bytes follow its last record");
+    if (bytes.has(1) || (await bytes.more(1))) throw this.#damage("bytes follow its last record");
     if (sha256 !== undefined && bytes.sha256() !== sha256) {
       throw this.#damage("its SHA-256 is not the one in the manifest");
     }
@@ -266,10 +275,8 @@ export class DigestFileReader {
     await this.#file.close();
   }
 
-  async #take(bytes: SequentialFile, length: number): Promise<Buffer> {
-    const taken = await bytes.take(length);
-    if (taken.length < length) throw this.#damage("it ends before its last record");
-    return taken;
+  async #more(bytes: SequentialFile, length: number): Promise<void> {
+    if (!(await bytes.more(length))) throw this.#damage("it ends before its last record");
   }
 
   #damage(what: string): DamageError {
@@ -277,38 +284,69 @@ export class DigestFileReader {
   }
 }
 
-/** Reads ahead in large blocks, hands out small pieces, and digests what it read. */
+/** Reads ahead in large blocks, in which the next bytes can be looked at, and digests what it read. */
 class SequentialFile {
   readonly #file: FileHandle;
   readonly #hash = createHash("sha256");
-  #position: number;
+  /** Read ahead; what comes before `at` was taken. */
   #block: Buffer = Buffer.alloc(0);
+  #at = 0;
+  /** Of the end of the block, in the file. */
+  #end: number;
 
   constructor(file: FileHandle, position: number, before: Buffer) {
     this.#file = file;
-    this.#position = position;
+    this.#end = position;
     this.#hash.update(before);
-  }
-
-  /** The next `length` bytes, fewer at the end of the file. */
-  async take(length: number): Promise<Buffer> {
-    while (this.#block.length < length) {
-      const more = Buffer.allocUnsafe(Math.max(WRITE_BYTES, length - this.#block.length));
-      const { bytesRead } = await this.#file.read(more, 0, more.length, this.#position);
-      if (bytesRead === 0) break;
-      this.#position += bytesRead;
-      const fresh = more.subarray(0, bytesRead);
-      this.#hash.update(fresh);
-      this.#block = this.#block.length === 0 ? fresh : Buffer.concat([this.#block, fresh]);
-    }
-    const taken = this.#block.subarray(0, length);
-    this.#block = this.#block.subarray(taken.length);
-    return taken;
   }
 
   /** Of the next byte, in the file. */
   get position(): number {
-    return this.#position - this.#block.length;
+    return this.#end - this.#block.length + this.#at;
+  }
+
+  /** Whether the next `length` bytes are at hand; if not, {@link more} has to be asked. */
+  has(length: number): boolean {
+    return this.#at + length <= this.#block.length;
+  }
+
+  /** Reads on until the next `length` bytes are at hand; false where the file ends before. */
+  async more(length: number): Promise<boolean> {
+    while (!this.has(length)) {
+      const rest = this.#block.subarray(this.#at);
+      const block = Buffer.allocUnsafe(Math.max(READ_BYTES, length));
+      rest.copy(block);
+      const free = block.length - rest.length;
+      const { bytesRead } = await this.#file.read(block, rest.length, free, this.#end);
+      if (bytesRead === 0) return false;
+      this.#end += bytesRead;
+      this.#block = block.subarray(0, rest.length + bytesRead);
+      this.#at = 0;
+      this.#hash.update(this.#block.subarray(rest.length));
+    }
+    return true;
+  }
+
+  uint8(at: number): number {
+    return this.#block.readUInt8(this.#at + at);
+  }
+
+  uint32(at: number): number {
+    return this.#block.readUInt32BE(this.#at + at);
+  }
+
+  uint64(at: number): number {
+    return this.uint32(at) * 2 ** 32 + this.uint32(at + 4);
+  }
+
+  /** The next `length` bytes, which have to be at hand. */
+  take(length: number): Buffer {
+    this.skip(length);
+    return this.#block.subarray(this.#at - length, this.#at);
+  }
+
+  skip(length: number): void {
+    this.#at += length;
   }
 
   /** Of everything read; call it at the end. */

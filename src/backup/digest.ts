@@ -18,7 +18,16 @@ export interface Digester {
   digestInto(data: Uint8Array, target: Buffer, offset: number): void;
 }
 
-export async function createDigester(algorithm: DigestAlgorithm): Promise<Digester> {
+const digesters = new Map<DigestAlgorithm, Promise<Digester>>();
+
+/** The thread's own: it keeps nothing between two digests, so that one is enough for all images. */
+export function createDigester(algorithm: DigestAlgorithm): Promise<Digester> {
+  const known = digesters.get(algorithm) ?? newDigester(algorithm);
+  digesters.set(algorithm, known);
+  return known;
+}
+
+async function newDigester(algorithm: DigestAlgorithm): Promise<Digester> {
   const size = DIGEST_ALGORITHMS[algorithm].bytes;
   switch (algorithm) {
     case "xxh64": {

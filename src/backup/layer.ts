@@ -10,6 +10,7 @@ import { Qcow2Reader } from "./image/qcow2-reader.js";
 import { RawReader } from "./image/raw-reader.js";
 import type { DiskManifest } from "./manifest.js";
 import { ProvenImage, type ProvenRun } from "./proven-image.js";
+import type { StoredImage } from "./proven-images.js";
 
 /** What a layer tells of itself: where in the digest file the digests are, too, for {@link Layer.digestsAt}. */
 export type LayerRun = ProvenRun & { readonly digestsAt?: number | undefined };
@@ -19,18 +20,22 @@ export class Layer implements AsyncDisposable {
   readonly pointId: string;
   readonly disk: DiskManifest;
   readonly geometry: Geometry;
+  /** For threads, which open the image for themselves. */
+  readonly stored: StoredImage;
   readonly #image: ProvenImage;
   readonly #digestFile: DigestFileReader | undefined;
 
   private constructor(
     pointId: string,
     disk: DiskManifest,
+    stored: StoredImage,
     image: ProvenImage,
     digestFile: DigestFileReader | undefined,
   ) {
     this.pointId = pointId;
     this.disk = disk;
-    this.geometry = { virtualSize: disk.virtualSize, clusterSize: disk.clusterSize };
+    this.geometry = stored.geometry;
+    this.stored = stored;
     this.#image = image;
     this.#digestFile = digestFile;
   }
@@ -60,7 +65,9 @@ export class Layer implements AsyncDisposable {
         if (!fits) throw damage(pointId, disk, "its digest file is another image's");
       }
       const digester = disk.digests ? await createDigester(disk.digests.algorithm) : undefined;
-      return new Layer(pointId, disk, new ProvenImage(image, geometry, digester), digestFile);
+      const path = join(folder, disk.file);
+      const stored = { path, format: disk.format, geometry, algorithm: disk.digests?.algorithm };
+      return new Layer(pointId, disk, stored, new ProvenImage(image, geometry, digester), digestFile);
     } catch (error) {
       await digestFile?.close();
       await image.close();

@@ -158,16 +158,15 @@ export class ChainSource<L extends SeenLayer = Layer> {
 
   async read(offset: number, target: Uint8Array): Promise<void> {
     const end = offset + target.length;
-    if (end > this.#walked) throw new RangeError(`the walk has not come to byte ${end} yet`);
-    if (offset < this.#forgotten) throw new RangeError(`what is at byte ${offset} was read before`);
     const bytes = Buffer.from(target.buffer, target.byteOffset, target.length);
     let done = offset;
-    for (const { piece, start, stop } of this.#take(offset, end)) {
+    for (const piece of this.take(offset, end)) {
       if (!piece.from) continue;
       const { layer, run } = piece.from;
-      bytes.fill(0, done - offset, start - offset);
-      await layer.read(run, start, bytes.subarray(start - offset, stop - offset), this.#damageOf(layer));
-      done = stop;
+      const at = piece.offset - offset;
+      bytes.fill(0, done - offset, at);
+      await layer.read(run, piece.offset, bytes.subarray(at, at + piece.length), this.#damageOf(layer));
+      done = piece.offset + piece.length;
     }
     bytes.fill(0, done - offset);
   }
@@ -201,17 +200,20 @@ export class ChainSource<L extends SeenLayer = Layer> {
     if (first) throw new RangeError(`the data at byte ${first.piece.offset} was never read`);
   }
 
-  /** The pieces of data in a range, which count as read from here on. */
-  #take(offset: number, end: number): { piece: Piece<L>; start: number; stop: number }[] {
-    const taken: { piece: Piece<L>; start: number; stop: number }[] = [];
+  /** The data in a range, piece by piece, for whoever reads it elsewhere: it counts as read from here on. */
+  take(offset: number, end: number): Piece<L>[] {
+    if (end > this.#walked) throw new RangeError(`the walk has not come to byte ${end} yet`);
+    if (offset < this.#forgotten) throw new RangeError(`what is at byte ${offset} was read before`);
+    const taken: Piece<L>[] = [];
     for (const seen of this.#seen) {
       const { piece } = seen;
+      if (piece.offset >= end) break;
       const start = Math.max(piece.offset, offset);
       const stop = Math.min(piece.offset + piece.length, end);
       if (start >= stop) continue;
       seen.unread -= stop - start;
       if (seen.unread < 0) throw new RangeError(`the data at byte ${start} was read twice`);
-      taken.push({ piece, start, stop });
+      taken.push({ ...piece, offset: start, length: stop - start });
     }
     this.#forget();
     return taken;

@@ -1,6 +1,6 @@
 import pLimit from "p-limit";
 import type { Stretch } from "../nbd/index.js";
-import { type BlockTarget, ZEROES } from "./block-target.js";
+import type { BlockTarget } from "./block-target.js";
 import { BufferPool } from "./buffer-pool.js";
 import { CollectLanding } from "./collect-landing.js";
 import { BackupError } from "./errors.js";
@@ -8,6 +8,7 @@ import type { Geometry } from "./image/image.js";
 import type { FillOptions } from "./image-store.js";
 import type { Segment } from "./plan.js";
 import { type Landing, type Notes, pull } from "./pull.js";
+import { isZero } from "./zeroes.js";
 
 /** What is read and not written yet, where nobody says otherwise: enough for a target that is far. */
 const BUFFER_BYTES = 16 * 1024 * 1024;
@@ -187,10 +188,4 @@ function* alike(
     yield { from, to, zero };
     from = to;
   }
-}
-
-/** Of a cluster, whose first and last byte settle most cases. */
-function isZero(cluster: Uint8Array): boolean {
-  if (cluster[0] !== 0 || cluster[cluster.length - 1] !== 0) return false;
-  return ZEROES.compare(cluster, 0, cluster.length, 0, cluster.length) === 0;
 }

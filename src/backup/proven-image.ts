@@ -1,11 +1,13 @@
 import { type Damage, damageIn, type OnDamage } from "./damage.js";
 import { type Digester, digestsOf } from "./digest.js";
 import type { ClusterRun, Geometry, ImageReader } from "./image/image.js";
+import { isZero } from "./zeroes.js";
 
 /** Clusters of an image, with their digests where the point has them: one for each cluster that is stored. */
 export type ProvenRun = ClusterRun & { readonly digests: Buffer | undefined };
 
-const ZEROES = Buffer.alloc(256 * 1024);
+/** Zeroes are looked for in pieces of this size. */
+const ZERO_BYTES = 256 * 1024;
 
 /** An image file whose bytes are held against their digests as they are read. */
 export class ProvenImage implements AsyncDisposable {
@@ -58,7 +60,7 @@ export class ProvenImage implements AsyncDisposable {
   async expectZeroes(offset: number, length: number, onDamage: OnDamage): Promise<void> {
     const { clusterSize, virtualSize } = this.#geometry;
     const end = Math.min(offset + length, virtualSize);
-    const step = Math.max(ZEROES.length, clusterSize);
+    const step = Math.max(ZERO_BYTES, clusterSize);
     const buffer = Buffer.allocUnsafe(Math.max(0, Math.min(step, end - offset)));
     for (let at = offset; at < end; at += step) {
       const bytes = buffer.subarray(0, Math.min(step, end - at));
@@ -118,12 +120,4 @@ export class ProvenImage implements AsyncDisposable {
       });
     }
   }
-}
-
-function isZero(bytes: Buffer): boolean {
-  for (let at = 0; at < bytes.length; at += ZEROES.length) {
-    const piece = bytes.subarray(at, at + ZEROES.length);
-    if (!piece.equals(ZEROES.subarray(0, piece.length))) return false;
-  }
-  return true;
 }

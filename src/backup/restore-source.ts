@@ -27,6 +27,11 @@ export interface RestoreSourceOptions {
   readonly onProgress?: ((progress: PullProgress) => void) | undefined;
 }
 
+/** A chain can also be asked where its bytes are. */
+export interface FillFromChain extends FillOptions {
+  readonly source: ChainSource;
+}
+
 const RESTORED_CLUSTER_SIZE = 64 * 1024;
 
 /** A disk of a point, opened to be read once from front to back. */
@@ -60,7 +65,7 @@ export class RestoreSource implements AsyncDisposable {
    * Has `fill` read everything. Every cluster is compared with its digest on the way.
    * @throws {DamageError} names disk, point and guest offset
    */
-  async readInto(fill: (from: FillOptions) => Promise<void>): Promise<void> {
+  async readInto(fill: (from: FillFromChain) => Promise<void>): Promise<void> {
     const { geometry, segmentBytes } = this;
     const { window = {}, rateLimit, signal } = this.#options;
     const progress = new Progress(this.#options.onProgress);
@@ -94,6 +99,11 @@ export class RestoreSource implements AsyncDisposable {
   /** False where a layer has no digests: its data is copied unproven. */
   get proven(): boolean {
     return this.#layers.every((layer) => layer.disk.digests !== null);
+  }
+
+  /** The files that the bytes are in. */
+  get files(): readonly string[] {
+    return this.#layers.map(({ stored }) => stored.path);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

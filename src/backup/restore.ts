@@ -1,7 +1,10 @@
+import { addAbortListener } from "node:events";
 import { realpath } from "node:fs/promises";
 import { basename, dirname, join, relative, resolve } from "node:path";
 import { allOrNone } from "./all-or-none.js";
 import { checkChains } from "./chain-check.js";
+import { COPIED_AT_A_TIME, copySegments } from "./copy-segments.js";
+import { CopyThreads } from "./copy-threads.js";
 import { UsageError } from "./errors.js";
 import { isMissing } from "./files.js";
 import { createImage, type ImageFormat } from "./image/create.js";
@@ -10,13 +13,11 @@ import type { Manifest } from "./manifest.js";
 import { NewFiles } from "./new-files.js";
 import type { Window } from "./pace.js";
 import { type Finished, publish, refuseTarget, temporaryPathFor } from "./publish.js";
-import { pull } from "./pull.js";
 import type { PullProgress } from "./pull-image.js";
 import type { RateLimit } from "./rate-limit.js";
 import type { Repository } from "./repository.js";
 import { withRestorable } from "./restorable.js";
 import { RestoreSource } from "./restore-source.js";
-import { WriteThrough } from "./write-through.js";
 
 export interface RestoreTarget {
   /** The disk's name in the domain. */
@@ -75,21 +76,25 @@ export async function restore(options: RestoreOptions): Promise<RestoredDisk[]> 
     await refuseTarget(path, options.force);
   }
   const disks = targets.map(({ disk }) => disk);
+  await using threads = new CopyThreads();
+  // A thread may be in the midst of a long read.
+  using _ = signal && addAbortListener(signal, () => void threads.close());
+  threads.start();
   try {
     await checkChains(repository, domain, point, disks, signal);
-    return await restoreFiles(options);
+    return await restoreFiles(options, threads);
   } catch (error) {
     throw await withRestorable(error, repository, domain, disks);
   }
 }
 
-async function restoreFiles(options: RestoreOptions): Promise<RestoredDisk[]> {
+async function restoreFiles(options: RestoreOptions, threads: CopyThreads): Promise<RestoredDisk[]> {
   await using files = new NewFiles();
   const finished: Finished[] = [];
   const disks = await allOrNone(options.targets, DISKS_AT_ONCE, options.signal, (target, signal) => {
     const temporary = temporaryPathFor(target.path);
     finished.push({ temporary, final: target.path });
-    return restoreFile({ ...options, signal }, target, temporary, files);
+    return restoreFile({ ...options, signal, threads }, target, temporary, files);
   });
   await files.close();
   await publish(finished, options);
@@ -98,27 +103,26 @@ async function restoreFiles(options: RestoreOptions): Promise<RestoredDisk[]> {
 }
 
 async function restoreFile(
-  options: RestoreOptions,
+  options: RestoreOptions & { readonly threads: CopyThreads },
   target: RestoreTarget,
   temporary: string,
   files: NewFiles,
 ): Promise<RestoredDisk> {
   const started = performance.now();
   const { disk, path, format } = target;
+  const { threads, window = {} } = options;
   await using source = await RestoreSource.open({
     ...options,
     disk,
+    preferredBlock: COPIED_AT_A_TIME,
     onProgress: (state) => options.onProgress?.(disk, state),
   });
-  const { geometry, chain, proven } = source;
+  const { geometry, segmentBytes, chain, proven } = source;
   const writer = files.add(temporary, await createImage(temporary, { format, geometry }));
-  await source.readInto((from) =>
-    pull({
-      ...from,
-      land: (segment) => new WriteThrough(segment, writer),
-      notes: new Ledger({ writer, complete: true }),
-    }),
-  );
+  const notes = new Ledger({ writer, complete: true });
+  const into = { writer, path: temporary, threads, window, segmentBytes, notes };
+  await source.readInto((from) => copySegments({ ...from, ...into }));
+  for (const done of [temporary, ...source.files]) threads.forget(done);
   const { storedBytes } = await writer.finish({ sync: options.sync });
   return {
     disk,

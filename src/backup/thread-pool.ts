@@ -57,6 +57,12 @@ export class ThreadPool<Question, Answer, Notice = never> implements AsyncDispos
     this.#options = options;
   }
 
+  /** Starts all threads, which takes them a while, before there is anything to ask. */
+  start(): void {
+    if (this.#failure !== undefined) return;
+    while (this.#threads.length < this.#options.most) this.#start();
+  }
+
   /**
    * @param transfer memory of the question that is the thread's from here on
    * @throws {BackupError} it could not be answered, a thread was lost, or `close` was called

@@ -2,8 +2,9 @@ import type { Damage, OnDamage } from "./damage.js";
 import { type ClusterRun, type Geometry, slotsOf } from "./image/image.js";
 import type { Layer } from "./layer.js";
 import type { ProvenRun } from "./proven-image.js";
+import type { StoredImage } from "./proven-images.js";
 import { dataStretches } from "./settle.js";
-import type { ImageToVerify, VerifyAnswer, VerifyThreads } from "./verify-threads.js";
+import type { VerifyAnswer, VerifyThreads } from "./verify-threads.js";
 
 /** Bytes and runs of one question: many small runs go together, since a message costs as much as some clusters. */
 const QUESTION_BYTES = 4 * 1024 * 1024;
@@ -27,10 +28,9 @@ export interface VerifyDataOptions {
  */
 export async function verifyData(
   layer: Layer,
-  image: ImageToVerify,
   { threads, onDamage, onBytes, signal }: VerifyDataOptions,
 ): Promise<void> {
-  const questions = new Questions(image, threads, onDamage, onBytes);
+  const questions = new Questions(layer.stored, threads, onDamage, onBytes);
   try {
     for await (const run of stored(layer, questions.tell)) {
       signal?.throwIfAborted();
@@ -38,7 +38,7 @@ export async function verifyData(
     }
   } finally {
     await questions.finish();
-    threads.forget(image.path);
+    threads.forget(layer.stored.path);
   }
 }
 
@@ -88,7 +88,7 @@ interface Asked {
 
 /** Puts runs together to questions, and hands the answers on in the order of the questions. */
 class Questions {
-  readonly #image: ImageToVerify;
+  readonly #image: StoredImage;
   readonly #threads: VerifyThreads;
   readonly #onDamage: OnDamage;
   readonly #onBytes: (bytes: number) => void;
@@ -98,7 +98,7 @@ class Questions {
   #span = 0;
 
   constructor(
-    image: ImageToVerify,
+    image: StoredImage,
     threads: VerifyThreads,
     onDamage: OnDamage,
     onBytes: (bytes: number) => void,

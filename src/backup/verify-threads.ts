@@ -1,22 +1,12 @@
 import { availableParallelism } from "node:os";
 import type { Damage } from "./damage.js";
-import type { DigestAlgorithm } from "./digest.js";
 import { BackupError } from "./errors.js";
-import type { ClusterRun, Geometry, ImageReader } from "./image/image.js";
+import type { ClusterRun } from "./image/image.js";
+import type { StoredImage } from "./proven-images.js";
 import { reasonOf, ThreadPool } from "./thread-pool.js";
 
-/** A file that threads open for themselves. */
-export interface ImageToVerify {
-  readonly path: string;
-  readonly format: ImageReader["format"];
-  /** The disk's. */
-  readonly geometry: Geometry;
-  /** Left out where there are no digests. */
-  readonly algorithm: DigestAlgorithm | undefined;
-}
-
 export interface VerifyQuestion {
-  readonly image: ImageToVerify;
+  readonly image: StoredImage;
   /** In guest order; those that are zero are looked at byte by byte. */
   readonly runs: readonly ClusterRun[];
   /** What the stored clusters of the runs must be, one after the other. */

@@ -1,5 +1,4 @@
 import { addAbortListener } from "node:events";
-import { join } from "node:path";
 import { allOrNone } from "./all-or-none.js";
 import { findParentLink, type Link } from "./chain.js";
 import { type Damage, DamageList, isUnreadable, type OnDamage } from "./damage.js";
@@ -134,30 +133,24 @@ class PointVerifier {
     try {
       const backing = await this.#backingOf({ point: this.#point, disk });
       await using layer = await Layer.open(this.#folder, this.#point.id, disk);
-      const path = join(this.#folder, disk.file);
       const told = new Set<string>();
       if (disk.format === "qcow2") {
         const note: OnDamage = (damage) => {
           told.add(keyOf(damage));
           onDamage(damage);
         };
-        await verifyStructure(path, backing, { onDamage: note, onLeak }, signal);
+        await verifyStructure(layer.stored.path, backing, { onDamage: note, onLeak }, signal);
       }
-      const { geometry } = layer;
-      await verifyData(
-        layer,
-        { path, format: disk.format, geometry, algorithm: disk.digests?.algorithm },
-        {
-          threads,
-          signal,
-          // An entry that makes no sense has been found twice then.
-          onDamage: (damage) => told.has(keyOf(damage)) || onDamage(damage),
-          onBytes: (bytes) => {
-            verifiedBytes += bytes;
-            progress.add(disk, bytes);
-          },
+      await verifyData(layer, {
+        threads,
+        signal,
+        // An entry that makes no sense has been found twice then.
+        onDamage: (damage) => told.has(keyOf(damage)) || onDamage(damage),
+        onBytes: (bytes) => {
+          verifiedBytes += bytes;
+          progress.add(disk, bytes);
         },
-      );
+      });
     } catch (error) {
       if (isUnreadable(error)) onDamage({ message: `the file system cannot read it: ${error.message}` });
       else if (error instanceof DamageError) onDamage({ message: error.message });

@@ -1,7 +1,13 @@
 import { BackupError, DamageError } from "../errors.js";
 import { ImageFile, type ReadOptions } from "./image-file.js";
 import { type EntryContext, l2Entries } from "./qcow2-format.js";
-import { HEADER_MAX_BYTES, INCOMPATIBLE, parseHeader, type Qcow2Header } from "./qcow2-header.js";
+import {
+  HEADER_FIRST_BYTES,
+  headerBytesOf,
+  INCOMPATIBLE,
+  parseHeader,
+  type Qcow2Header,
+} from "./qcow2-header.js";
 
 /** A qcow2 image open for reading, with what its header says of it. The file may be anybody's. */
 export class Qcow2File {
@@ -35,8 +41,9 @@ export class Qcow2File {
     const file = await ImageFile.open(path, options);
     try {
       const size = await file.size();
-      const head = Buffer.alloc(Math.min(size, HEADER_MAX_BYTES));
-      await file.fill(head, 0, size);
+      let head = await beginningOf(file, HEADER_FIRST_BYTES, size);
+      const needed = headerBytesOf(head);
+      if (needed > head.length) head = await beginningOf(file, needed, size);
       return new Qcow2File(file, parseHeader(head, size), size);
     } catch (error) {
       await file.close();
@@ -63,6 +70,13 @@ export class Qcow2File {
   close(): Promise<void> {
     return this.#file.close();
   }
+}
+
+/** The first `length` bytes, or all that there are. */
+async function beginningOf(file: ImageFile, length: number, size: number): Promise<Buffer> {
+  const bytes = Buffer.allocUnsafe(Math.min(length, size));
+  await file.fill(bytes, 0, size);
+  return bytes;
 }
 
 function withPath(error: BackupError, path: string): BackupError {

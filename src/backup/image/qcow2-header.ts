@@ -84,8 +84,8 @@ const EXTENSION = {
 } as const;
 const COMPRESSION_TYPES = ["deflate", "zstd"] as const;
 
-/** As many bytes of the beginning of a file as `parseHeader` may need. */
-export const HEADER_MAX_BYTES = 2 ** LIMITS.maxClusterBits;
+/** The first cluster of nearly all images: {@link headerBytesOf} tells whether `parseHeader` needs more. */
+export const HEADER_FIRST_BYTES = 64 * 1024;
 
 /** Everything from byte 0 to the end of the backing file's name; the rest of cluster 0 stays zero. */
 export function encodeHeader(header: NewHeader): Buffer {
@@ -140,10 +140,20 @@ function featureName(bit: number, name: string): Buffer {
 }
 
 /**
+ * How many bytes of the beginning of a file `parseHeader` needs: the first cluster, as far as there is sense in what
+ * stands there.
+ * @param start the file's first {@link HEADER_FIRST_BYTES}, or all of it if it is shorter
+ */
+export function headerBytesOf(start: Buffer): number {
+  const clusterBits = start.length < VERSION_2_BYTES ? 0 : start.readUInt32BE(20);
+  return clusterBits > LIMITS.maxClusterBits ? 0 : 2 ** clusterBits;
+}
+
+/**
  * Reads a header that anybody may have written. Whatever it says of tables has been held against `fileSize`, so
  * that no length in the result can lead to a large allocation.
  *
- * @param head the file's first `HEADER_MAX_BYTES`, or all of it if it is shorter
+ * @param head as many bytes of the file's beginning as {@link headerBytesOf} says, or all of it if it is shorter
  * @throws {DamageError} it contradicts the format, itself or the file's size
  * @throws {BackupError} the image uses something that can't be read here
  */

@@ -16,8 +16,8 @@ import { Qcow2File } from "./qcow2-file.js";
 import { decodeL1Entry, decodeL2Entry, ENTRY_BYTES, type L2Entry } from "./qcow2-format.js";
 import type { Qcow2Header } from "./qcow2-header.js";
 
-/** L2 tables that are kept for looking up compressed clusters. */
-const CACHED_TABLES = 4;
+/** L2 tables that are kept for looking up compressed clusters: of as many places as are read from at once. */
+const CACHED_TABLES = { elsewhere: 4, blocking: 1 } as const;
 
 /** A run that may still grow. */
 type Draft =
@@ -44,6 +44,8 @@ export class Qcow2Reader implements ImageReader, AsyncDisposable {
   readonly #l1: Buffer;
   readonly #options: ReadOptions;
   readonly #tables = new Map<number, Promise<Buffer | undefined>>();
+  /** What a compressed stream is read into. */
+  #stream = Buffer.alloc(0);
 
   private constructor(file: Qcow2File, geometry: Geometry, l1: Buffer, options: ReadOptions) {
     this.geometry = geometry;
@@ -215,9 +217,12 @@ export class Qcow2Reader implements ImageReader, AsyncDisposable {
       const cluster = Math.floor((offset + done) / clusterSize);
       const skipped = offset + done - cluster * clusterSize;
       const piece = target.subarray(done, done + clusterSize - skipped);
-      pieces.push(
-        this.#decompress(cluster).then((bytes) => piece.set(bytes.subarray(skipped, skipped + piece.length))),
+      const filled = this.#decompress(cluster).then((bytes) =>
+        piece.set(bytes.subarray(skipped, skipped + piece.length)),
       );
+      // A thread that waits anyway gains nothing by several at once, which would all be in memory.
+      if (this.#options.blocking) await filled;
+      else pieces.push(filled);
       done += piece.length;
     }
     // None may write into the buffer once this is over.
@@ -227,7 +232,7 @@ export class Qcow2Reader implements ImageReader, AsyncDisposable {
   }
 
   async #decompress(cluster: number): Promise<Buffer> {
-    const data = await this.readStream(cluster);
+    const data = await this.#streamToDecompress(cluster);
     const { clusterSize } = this.geometry;
     try {
       return await decompressCluster(data, this.header.compression, clusterSize, this.#options);
@@ -238,13 +243,24 @@ export class Qcow2Reader implements ImageReader, AsyncDisposable {
     }
   }
 
+  /** Threads that wait do one after the other, so they can use the same memory again. */
+  async #streamToDecompress(cluster: number): Promise<Buffer> {
+    if (!this.#options.blocking) return await this.readStream(cluster);
+    const { hostOffset, length } = await this.streamOf(cluster);
+    if (this.#stream.length < length) this.#stream = Buffer.allocUnsafeSlow(length);
+    const stream = this.#stream.subarray(0, length);
+    await this.#file.read(stream, hostOffset);
+    return stream;
+  }
+
   #cachedTable(index: number): Promise<Buffer | undefined> {
     const cached = this.#tables.get(index);
     if (cached) return cached;
     const table = this.#readL2Table(index);
     this.#tables.set(index, table);
     const [oldest] = this.#tables.keys();
-    if (this.#tables.size > CACHED_TABLES && oldest !== undefined) this.#tables.delete(oldest);
+    const most = this.#options.blocking ? CACHED_TABLES.blocking : CACHED_TABLES.elsewhere;
+    if (this.#tables.size > most && oldest !== undefined) this.#tables.delete(oldest);
     return table;
   }
 
