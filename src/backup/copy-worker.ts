@@ -1,6 +1,6 @@
 /** Runs in a thread of its own: copies out of images what their digests prove (`copy-threads.ts`). */
 import type { CopiedPiece, CopyAnswer, CopyQuestion, ForgottenFile } from "./copy-threads.js";
-import type { Damage } from "./damage.js";
+import { type Damage, damageIn } from "./damage.js";
 import { DIGEST_ALGORITHMS } from "./digest.js";
 import { BackupError } from "./errors.js";
 import { slotsOf } from "./image/image.js";
@@ -66,13 +66,23 @@ async function copyAll({ images: sources, pieces, digests, target }: CopyQuestio
     const expected = rest.subarray(0, slotsOf(piece.run) * size);
     rest = rest.subarray(expected.length);
     const run: ProvenRun = { ...piece.run, digests: algorithm && expected };
-    const image = await images.get(source);
+    const image = await opened(source, piece.image);
     const { clusterSize } = source.geometry;
     await copyPiece(image, run, piece, clusterSize, (offset, bytes) => {
       store(file, piece, offset, bytes, target.clusterSize, stored);
     });
   }
   return { stored };
+}
+
+/** It was opened before: if it can't be now, it was changed meanwhile, and that is damage as well. */
+async function opened(source: StoredImage, number: number): Promise<ProvenImage> {
+  try {
+    return await images.get(source);
+  } catch (error) {
+    const message = damageIn(error);
+    throw message === undefined ? error : new Damaged({ message }, number);
+  }
 }
 
 /** Reads a piece block by block, each made of whole clusters as far as the piece is. */

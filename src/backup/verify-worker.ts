@@ -1,5 +1,5 @@
 /** Runs in a thread of its own: reads stretches of images and answers with what is wrong with them (`verify-threads.ts`). */
-import { DamageList, type OnDamage } from "./damage.js";
+import { DamageList, damageIn, type OnDamage } from "./damage.js";
 import { DIGEST_ALGORITHMS } from "./digest.js";
 import { type Geometry, slotsOf } from "./image/image.js";
 import type { ProvenImage, ProvenRun } from "./proven-image.js";
@@ -29,7 +29,15 @@ serve<VerifyQuestion, VerifyAnswer, ForgottenImage>({
 async function lookAt({ image, runs, digests }: VerifyQuestion): Promise<VerifyAnswer> {
   const { geometry, algorithm } = image;
   const digestSize = algorithm === undefined ? 0 : DIGEST_ALGORITHMS[algorithm].bytes;
-  const proven = await images.get(image);
+  let proven: ProvenImage;
+  try {
+    proven = await images.get(image);
+  } catch (error) {
+    // It was opened before, so it was changed meanwhile.
+    const message = damageIn(error);
+    if (message === undefined) throw error;
+    return [{ message }];
+  }
   const found = new DamageList(Number.POSITIVE_INFINITY);
   let rest = Buffer.from(digests.buffer);
   for (const run of runs) {

@@ -125,6 +125,17 @@ describe("a question to them", () => {
     expect(await readFile(target)).toHaveLength(0);
   });
 
+  it("is answered with damage where the image was changed after it had been looked at", async () => {
+    await writeFile(target, "");
+    const [point] = chain.points;
+    if (!point) throw new Error("no point");
+    await using file = await open(chain.pathOf(point, "vda.qcow2"), "r+");
+    await file.write(Buffer.from("QFX"), 0, 3, 0);
+    const answer = await ask(target, { damaged: false });
+    expect(answer).toMatchObject({ image: 0, damage: { message: expect.stringContaining("magic number") } });
+    expect(await readFile(target)).toHaveLength(0);
+  });
+
   it("keeps what the file system says of the target", async () => {
     expect(await exists("/dev/full")).toBe(true);
     await expect(ask("/dev/full", { damaged: false })).rejects.toMatchObject({

@@ -1,4 +1,4 @@
-import { rm } from "node:fs/promises";
+import { rm, truncate } from "node:fs/promises";
 import type { Worker } from "node:worker_threads";
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { type VerifyProgress, verifyPoints } from "../../src/backup/verify.js";
@@ -86,6 +86,27 @@ describe("the threads of verify", () => {
       code: "E_VERIFY_THREAD",
       message: expect.stringContaining("ENOENT"),
     });
+  });
+});
+
+describe("a question to them", () => {
+  it("is answered with damage where the image was changed after it had been looked at", async () => {
+    await using threads = new VerifyThreads();
+    const [point] = chain.points;
+    if (!point) throw new Error("no point");
+    const path = chain.pathOf(point, "vda.qcow2");
+    await truncate(path, 100);
+    const answer = await threads.ask({
+      image: {
+        path,
+        format: "qcow2",
+        geometry: { virtualSize: SIZE, clusterSize: 65_536 },
+        algorithm: "xxh64",
+      },
+      runs: [{ kind: "data", cluster: 0, count: 1, hostOffset: 65_536 }],
+      digests: new Uint8Array(8),
+    });
+    expect(answer).toEqual([{ message: expect.stringContaining(path) }]);
   });
 });
 
