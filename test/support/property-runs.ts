@@ -21,3 +21,29 @@ export function propertyRuns(
     ...(path === undefined ? {} : { path }),
   };
 }
+
+/**
+ * The same for what is random without fast-check: how many runs, and numbers from 0 up to 1 that are the same again for the
+ * same seed. The seed belongs into what a failure says.
+ */
+export function seededRuns(runs: number): {
+  readonly runs: number;
+  readonly seed: number;
+  readonly random: () => number;
+} {
+  const { PROPERTY_RUNS: more, PROPERTY_SEED: given } = process.env;
+  const seed = given === undefined ? Math.floor(Math.random() * 2 ** 31) : Number(given);
+  const next = uniformInts(seed);
+  return { runs: more === undefined ? runs : Number(more), seed, random: () => next() / 2 ** 32 };
+}
+
+/** Mulberry32: small, and good enough to choose places. */
+function uniformInts(seed: number): () => number {
+  let state = seed >>> 0;
+  return () => {
+    state = (state + 0x6d2b79f5) >>> 0;
+    let mixed = Math.imul(state ^ (state >>> 15), state | 1);
+    mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61);
+    return (mixed ^ (mixed >>> 14)) >>> 0;
+  };
+}
