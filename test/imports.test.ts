@@ -60,7 +60,7 @@ const FLOORS: readonly (readonly RegExp[])[] = [
     /^src\/backup\/image\/(?!image\.)/,
   ],
   [/^src\/backup\/(extent|cluster-cache)\./, /^src\/backup\/image\/image\./],
-  [/^src\/backup\/(damage|zeroes)\./],
+  [/^src\/backup\/(damage|zeroes|breather)\./],
   [/^src\/backup\/errors\./],
   [/^src\/nbd\/index/],
   [/^src\/nbd\/server\//],

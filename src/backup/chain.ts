@@ -1,5 +1,6 @@
 import { DamageError, PreconditionError, UsageError } from "./errors.js";
 import { isFolder } from "./files.js";
+import type { ReadOptions } from "./image/image-file.js";
 import { Layer } from "./layer.js";
 import { type DiskManifest, isPointId, type Manifest, timeOfPointId } from "./manifest.js";
 import type { Repository } from "./repository.js";
@@ -62,17 +63,19 @@ function broken(message: string, point: string, disk: string, missing?: string):
 
 /**
  * Opens every layer of a chain, top first; if one fails to open, none stays open.
+ * @param options how their images are read
  * @throws {DamageError} a file is missing or does not fit its manifest
  */
 export async function openChain(
   repository: Repository,
   domain: string,
   links: readonly Link[],
+  options: ReadOptions = {},
 ): Promise<Layer[]> {
   const layers: Layer[] = [];
   try {
     for (const { point, disk } of links) {
-      layers.push(await Layer.open(repository.pointFolder(domain, point.id), point.id, disk));
+      layers.push(await Layer.open(repository.pointFolder(domain, point.id), point.id, disk, options));
     }
     return layers;
   } catch (error) {

@@ -6,6 +6,7 @@ import { DigestFileReader, type PlacedDigestRun } from "./digest-file.js";
 import { DamageError } from "./errors.js";
 import { sha256OfFile } from "./files.js";
 import { type ClusterRun, type Geometry, type ImageReader, SUBCLUSTERS } from "./image/image.js";
+import type { ReadOptions } from "./image/image-file.js";
 import { Qcow2Reader } from "./image/qcow2-reader.js";
 import { RawReader } from "./image/raw-reader.js";
 import type { DiskManifest } from "./manifest.js";
@@ -42,11 +43,17 @@ export class Layer implements AsyncDisposable {
 
   /**
    * @param folder the point's folder
+   * @param options how its image is read
    * @throws {DamageError} a file is missing, a link, or does not fit the manifest
    */
-  static async open(folder: string, pointId: string, disk: DiskManifest): Promise<Layer> {
+  static async open(
+    folder: string,
+    pointId: string,
+    disk: DiskManifest,
+    options: ReadOptions = {},
+  ): Promise<Layer> {
     const geometry = { virtualSize: disk.virtualSize, clusterSize: disk.clusterSize };
-    const image = await openImage(folder, pointId, disk, geometry).catch((error: unknown) => {
+    const image = await openImage(folder, pointId, disk, geometry, options).catch((error: unknown) => {
       // We wrote it, so whatever it seems to use that we can't read is a flipped bit.
       if (hasCode(error, "E_QCOW2_UNSUPPORTED")) throw damage(pointId, disk, error.message);
       throw error;
@@ -252,18 +259,19 @@ async function openImage(
   pointId: string,
   disk: DiskManifest,
   geometry: Geometry,
+  options: ReadOptions,
 ): Promise<ImageReader> {
   const path = await plainFile(folder, disk.file, pointId, disk);
   switch (disk.format) {
     case "qcow2":
-      return await Qcow2Reader.open(path);
+      return await Qcow2Reader.open(path, options);
     case "raw": {
-      if (!disk.map) return await RawReader.open(path, { geometry });
+      if (!disk.map) return await RawReader.open(path, { ...options, geometry });
       const mapPath = await plainFile(folder, disk.map.file, pointId, disk);
       if ((await sha256OfFile(mapPath)) !== disk.map.sha256) {
         throw damage(pointId, disk, `the SHA-256 of ${mapPath} is not the one in the manifest`);
       }
-      return await RawReader.open(path, { geometry, mapPath });
+      return await RawReader.open(path, { ...options, geometry, mapPath });
     }
     default:
       return disk.format satisfies never;

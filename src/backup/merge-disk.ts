@@ -1,5 +1,6 @@
 import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
+import { Breather } from "./breather.js";
 import { type Link, openChain } from "./chain.js";
 import type { OnDamage } from "./damage.js";
 import { createDigester, type Digester, digestsOf } from "./digest.js";
@@ -98,11 +99,12 @@ export async function chooseWay(chain: DiskChain): Promise<MergeWay> {
  * @throws the file system's error, with `code`
  */
 export async function mergeDisk(chain: DiskChain, way: MergeWay, options: MergeOptions): Promise<MergedDisk> {
-  const layers = await openChain(chain.repository, chain.domain, chain.links);
+  const layers = await openChain(chain.repository, chain.domain, chain.links, { blocking: true });
   const images = new Map<Layer, Qcow2Reader>();
   try {
     for (const [index, layer] of layers.entries()) {
-      if (layer.disk.format === "qcow2") images.set(layer, await Qcow2Reader.open(imagePath(chain, index)));
+      if (layer.disk.format === "qcow2")
+        images.set(layer, await Qcow2Reader.open(imagePath(chain, index), { blocking: true }));
     }
     return await new Merge(chain, layers, images, way, options).run();
   } finally {
@@ -126,6 +128,9 @@ class Merge {
   readonly #geometry: Geometry;
   readonly #complete: boolean;
   readonly #overwrites = new Overwrites();
+  readonly #breather = new Breather();
+  /** Of what is being copied: the target is done with it before the next is read. */
+  #buffer = Buffer.alloc(0);
   #dataBytes = 0;
   #zeroBytes = 0;
 
@@ -152,7 +157,7 @@ class Merge {
     let digestsSha256: string | undefined;
     try {
       for await (const part of mergedParts(this.#layers, this.#geometry, failOnDamage)) {
-        this.#options.signal?.throwIfAborted();
+        await this.#breather.breathe(this.#options.signal);
         await this.#take(part, target, digests);
       }
       const header = await target.finish({ sync });
@@ -249,7 +254,7 @@ class Merge {
     const stays = from.layer === this.#base && from.layer.geometry.virtualSize === virtualSize;
     const whole = cut && !stays ? count - 1 : count;
     for (let done = 0; done < whole; ) {
-      this.#options.signal?.throwIfAborted();
+      await this.#breather.breathe(this.#options.signal);
       const some = Math.min(whole - done, Math.max(1, COPY_BYTES / clusterSize));
       await this.#someData(cluster + done, some, from, target, digests);
       done += some;
@@ -274,7 +279,8 @@ class Merge {
     const known = digests && this.#knownDigests(cluster, count, from, digests.digester);
     this.#dataBytes += length;
     const needsBytes = !kept || (digests !== undefined && known === undefined);
-    const bytes = Buffer.allocUnsafe(needsBytes ? length : 0);
+    if (this.#buffer.length < length) this.#buffer = Buffer.allocUnsafeSlow(length);
+    const bytes = this.#buffer.subarray(0, needsBytes ? length : 0);
     if (needsBytes) {
       const offset = cluster * this.#geometry.clusterSize;
       await from.layer.read(from.run, offset, bytes, failOnDamage(from.layer));

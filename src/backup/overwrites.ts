@@ -1,3 +1,4 @@
+import { Breather } from "./breather.js";
 import type { ImageReader } from "./image/image.js";
 import { type Guard, ImageFile } from "./image/image-file.js";
 
@@ -95,15 +96,17 @@ export async function applyOverwrites(
     readonly guard?: Guard | undefined;
   },
 ): Promise<void> {
-  const file = await ImageFile.openForWriting(imagePath, options.guard);
+  const file = await ImageFile.openForWriting(imagePath);
   try {
     const buffer = Buffer.allocUnsafe(COPY_BYTES);
+    const breather = new Breather();
     for await (const { layer, from, to, length } of savedOverwrites(listPath)) {
       for (let done = 0; done < length; done += COPY_BYTES) {
-        options.signal?.throwIfAborted();
+        await breather.breathe(options.signal);
         const bytes = buffer.subarray(0, Math.min(COPY_BYTES, length - done));
         await sources[layer]?.readHost(from + done, bytes);
-        await file.write(bytes, to + done);
+        if (options.guard) await options.guard();
+        file.writeNow(bytes, to + done);
       }
     }
     if (options.sync) await file.sync();

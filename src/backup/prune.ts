@@ -356,7 +356,9 @@ class Prune {
         const geometry = { virtualSize: disk.virtualSize, clusterSize: disk.clusterSize };
         const path = imagePath(chain, index);
         sources.push(
-          disk.format === "qcow2" ? await Qcow2Reader.open(path) : await RawReader.open(path, { geometry }),
+          disk.format === "qcow2"
+            ? await Qcow2Reader.open(path, { blocking: true })
+            : await RawReader.open(path, { geometry, blocking: true }),
         );
       }
       const base = join(this.#folder, record.base.point, record.base.file);

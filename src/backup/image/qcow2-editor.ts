@@ -101,7 +101,8 @@ export class Qcow2Editor implements AsyncDisposable {
 
   /** @throws the file system's error, with `code` */
   async write(hostOffset: number, data: Uint8Array): Promise<void> {
-    await this.#file.write(data, hostOffset);
+    if (this.#image.guard) await this.#image.guard();
+    this.#file.writeNow(data, hostOffset);
   }
 
   /** Notes what the next clusters are, in guest order; `hostOffset` of data that is there or was written. */
