@@ -19,6 +19,7 @@ const FLOORS: readonly (readonly RegExp[])[] = [
   [/^src\/backup\/guest-plan\./],
   [/^src\/backup\/guest-jobs\./],
   [/^src\/backup\/merge-disk\./],
+  [/^src\/backup\/merge-raw-target\./],
   [/^src\/backup\/merge-(target|masks)\./],
   [/^src\/backup\/merge-walk\./],
   [/^src\/backup\/(take-point|point-view|foreign-image)\./],
@@ -48,7 +49,7 @@ const FLOORS: readonly (readonly RegExp[])[] = [
   [/^src\/backup\/proven-image\./],
   [/^src\/backup\/image\/.*-(reader|writer|check)\./],
   [
-    /^src\/backup\/(source-image|overwrites|domain-lock|digest-file|new-files|settle|in-order|files|rate-limit|all-or-none|pace|buffer-pool|digest-threads|progress|image-locks|ssh)\./,
+    /^src\/backup\/(source-image|overwrites|patch|domain-lock|digest-file|new-files|settle|in-order|files|rate-limit|all-or-none|pace|buffer-pool|digest-threads|progress|image-locks|ssh)\./,
     /^src\/backup\/libvirt\//,
   ],
   [/^src\/backup\/cluster-(workers|worker)\./],

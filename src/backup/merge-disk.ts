@@ -1,4 +1,4 @@
-import { writeFile } from "node:fs/promises";
+import { stat, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { Breather } from "./breather.js";
 import { type Link, openChain } from "./chain.js";
@@ -12,6 +12,7 @@ import { Qcow2Reader } from "./image/qcow2-reader.js";
 import { damage, type Layer } from "./layer.js";
 import type { DiskManifest } from "./manifest.js";
 import { masksOf } from "./merge-masks.js";
+import { RawBaseTarget } from "./merge-raw-target.js";
 import { bytesUpToEnd, type MergeTarget, type MixedCluster, Qcow2Target, RawTarget } from "./merge-target.js";
 import { type MergedPart, mergedParts, type Origin, originOf, visibleBytes } from "./merge-walk.js";
 import { Overwrites } from "./overwrites.js";
@@ -31,6 +32,8 @@ export interface MergeWay {
   readonly base: string | null;
   /** Data that has to be written; bytes of the guest. */
   readonly writeBytes: number;
+  /** Of the merged image. */
+  readonly clusterSize: number;
 }
 
 /** The names of what a merge prepares, in the folder that it was given. */
@@ -40,6 +43,8 @@ export interface StagedNames {
   readonly map: string;
   readonly header: string;
   readonly overwrites: string;
+  /** Of a changed raw image, in place of a header. */
+  readonly patch: string;
   readonly digests: string;
 }
 
@@ -65,29 +70,45 @@ export interface MergedDisk {
 const COPY_BYTES = 1024 * 1024;
 
 /**
- * Chooses the image that has most of what is visible already, since only the rest has to be written. Only a qcow2
- * image can be changed so that it stays what it was until the last moment; raw ones are written anew.
+ * Chooses the image that has most of what is visible already, since only the rest has to be written. The kept point's image
+ * stays of its format.
  *
  * @throws {DamageError} a layer is missing, or not what was written as far as tables and digest files tell
  */
 export async function chooseWay(chain: DiskChain): Promise<MergeWay> {
   const layers = await openChain(chain.repository, chain.domain, chain.links);
   try {
-    const geometry = geometryOf(chain, layers);
-    const visible = await visibleBytes(layers, geometry, failOnDamage);
+    const finest = finestOf(chain, layers);
+    const visible = await visibleBytes(layers, finest, failOnDamage);
     const total = visible.reduce((sum, bytes) => sum + bytes, 0);
-    const [top] = chain.links;
-    let best: MergeWay = { base: null, writeBytes: total };
-    for (const [index, { point, disk }] of chain.links.entries()) {
-      const possible = top.disk.format === "qcow2" && disk.format === "qcow2";
-      const writeBytes = total - (visible[index] ?? 0);
-      if (!possible || disk.clusterSize !== geometry.clusterSize) continue;
-      if (best.base === null || writeBytes < best.writeBytes) best = { base: point.id, writeBytes };
+    let best: MergeWay = { base: null, writeBytes: total, clusterSize: finest.clusterSize };
+    for (const [index, layer] of layers.entries()) {
+      if (!(await canBeBase(chain, layers, index))) continue;
+      const { clusterSize } = layer.geometry;
+      let writeBytes = total - (visible[index] ?? 0);
+      if (best.base !== null && writeBytes >= best.writeBytes) continue;
+      if (clusterSize > finest.clusterSize && layer.disk.format === "qcow2") {
+        writeBytes = await bytesInto(layer, layers, { ...finest, clusterSize });
+        if (writeBytes >= best.writeBytes) continue;
+      }
+      best = { base: layer.pointId, writeBytes, clusterSize };
     }
     return best;
   } finally {
     for (const layer of layers) await layer.close();
   }
+}
+
+/** Whether a layer's image can take what it lacks. */
+async function canBeBase(chain: DiskChain, layers: readonly Layer[], index: number): Promise<boolean> {
+  const layer = layers[index] as Layer;
+  if (layer.disk.format !== chain.links[0].disk.format) return false;
+  const finest = finestOf(chain, layers);
+  // Larger clusters have larger subclusters, of which all has to be defined or nothing: certain where nothing is clean.
+  if (layer.geometry.clusterSize > finest.clusterSize && !layers.at(-1)?.complete) return false;
+  if (layer.disk.format === "qcow2") return true;
+  // What lies behind the disk's end would be part of it after it has grown.
+  return (await stat(imagePath(chain, index))).size === layer.geometry.virtualSize;
 }
 
 /**
@@ -146,7 +167,7 @@ class Merge {
     this.#images = images;
     this.#base = layers[chain.links.findIndex(({ point }) => point.id === way.base)];
     this.#options = options;
-    this.#geometry = geometryOf(chain, layers);
+    this.#geometry = { virtualSize: chain.links[0].disk.virtualSize, clusterSize: way.clusterSize };
     this.#complete = layers.at(-1)?.complete ?? false;
   }
 
@@ -161,8 +182,8 @@ class Merge {
         await this.#take(part, target, digests);
       }
       const header = await target.finish({ sync });
-      if (header) {
-        await writeFile(join(folder, names.header), header, { flag: "wx", flush: sync });
+      if (header) await writeFile(join(folder, names.header), header, { flag: "wx", flush: sync });
+      if (this.#base) {
         await this.#overwrites.save(join(folder, names.overwrites), { sync });
       }
       digestsSha256 = (await digests?.file.finish({ sync }))?.sha256;
@@ -178,6 +199,16 @@ class Merge {
     const geometry = this.#geometry;
     if (disk.format === "raw") {
       const map = this.#complete ? undefined : join(folder, names.map);
+      if (this.#base) {
+        return await RawBaseTarget.create({
+          geometry,
+          layers: this.#layers,
+          base: this.#base,
+          overwrites: this.#overwrites,
+          patchPath: join(folder, names.patch),
+          mapPath: map,
+        });
+      }
       return await RawTarget.create(join(folder, names.image), geometry, map);
     }
     const index = this.#base ? this.#layers.indexOf(this.#base) : -1;
@@ -215,7 +246,7 @@ class Merge {
   async #take(part: MergedPart, target: MergeTarget, digests: Digests | undefined): Promise<void> {
     switch (part.kind) {
       case "zero":
-        this.#zero(part.cluster, part.count, target, digests);
+        await this.#zero(part.cluster, part.count, target, digests);
         this.#passed(part.cluster + part.count);
         return;
       case "data":
@@ -236,8 +267,14 @@ class Merge {
   }
 
   /** In a complete image what no table names reads as zeroes anyway. */
-  #zero(cluster: number, count: number, target: MergeTarget, digests: Digests | undefined): void {
+  async #zero(
+    cluster: number,
+    count: number,
+    target: MergeTarget,
+    digests: Digests | undefined,
+  ): Promise<void> {
     this.#zeroBytes += bytesUpToEnd(cluster, count, this.#geometry);
+    await target.erase?.(cluster, count);
     if (this.#complete) return;
     target.zero(cluster, count);
     digests?.file.add({ kind: "zero", cluster, count }, Buffer.alloc(0));
@@ -326,7 +363,7 @@ class Merge {
     const cut = start + clusterSize > virtualSize;
     const mixed: MixedCluster = { cluster, pieces, bytes, ...masks, blended: masks.blended || cut };
     if (mixed.dataMask === 0 && mixed.zeroMask === ALL_SUBCLUSTERS) {
-      this.#zero(cluster, 1, target, digests);
+      await this.#zero(cluster, 1, target, digests);
       return;
     }
     await target.storeMixed(mixed);
@@ -392,9 +429,25 @@ interface Digests {
 }
 
 /** Clusters as fine as the finest of them; the disk as it is at the point that stays. */
-function geometryOf({ links }: DiskChain, layers: readonly Layer[]): Geometry {
+function finestOf({ links }: DiskChain, layers: readonly Layer[]): Geometry {
   const clusterSize = Math.min(...layers.map(({ geometry }) => geometry.clusterSize));
   return { virtualSize: links[0].disk.virtualSize, clusterSize };
+}
+
+/** What has to be written into a qcow2 image of larger clusters: where it shows a part of a cluster, all of that goes elsewhere. */
+async function bytesInto(base: Layer, layers: readonly Layer[], geometry: Geometry): Promise<number> {
+  let bytes = 0;
+  for await (const part of mergedParts(layers, geometry, failOnDamage)) {
+    if (part.kind === "data" && part.from.layer !== base) {
+      bytes += bytesUpToEnd(part.cluster, part.count, geometry);
+    } else if (part.kind === "mixed") {
+      const data = part.pieces.filter(({ state }) => state === "data");
+      const others = data.filter(({ from }) => from?.layer !== base);
+      const isWhole = others.length > 0 && others.length < data.length;
+      bytes += isWhole ? geometry.clusterSize : others.reduce((sum, { length }) => sum + length, 0);
+    }
+  }
+  return bytes;
 }
 
 function failOnDamage(layer: Layer): OnDamage {

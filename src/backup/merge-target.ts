@@ -32,6 +32,8 @@ export interface MergeTarget extends AsyncDisposable {
   store(cluster: number, count: number, from: Origin, bytes: Buffer): Promise<void>;
   storeMixed(mixed: MixedCluster): Promise<void>;
   zero(cluster: number, count: number): void;
+  /** Whole clusters that read as zeroes in an image that stands alone, without being named: whatever is there has to go. */
+  erase?(cluster: number, count: number): Promise<void>;
   /** @returns the header that makes a changed image count; undefined where the file is new and complete by itself */
   finish(options: { readonly sync: boolean }): Promise<Buffer | undefined>;
 }

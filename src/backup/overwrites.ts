@@ -1,15 +1,19 @@
 import { Breather } from "./breather.js";
 import type { ImageReader } from "./image/image.js";
 import { type Guard, ImageFile } from "./image/image-file.js";
+import { isZero } from "./zeroes.js";
 
 /** Bytes of one image that are to be copied over those of another; offsets are host offsets. */
 export interface Overwrite {
-  /** Place in the chain of the image that they come from. */
+  /** Place in the chain of the image that they come from; or {@link ZEROES}. */
   readonly layer: number;
   readonly from: number;
   readonly to: number;
   readonly length: number;
 }
+
+/** In place of an image: nothing but zeroes, which are not written where there are some already. */
+export const ZEROES = -1;
 
 /** layer, from, to, length. */
 const FIELDS = 4;
@@ -104,7 +108,10 @@ export async function applyOverwrites(
       for (let done = 0; done < length; done += COPY_BYTES) {
         await breather.breathe(options.signal);
         const bytes = buffer.subarray(0, Math.min(COPY_BYTES, length - done));
-        await sources[layer]?.readHost(from + done, bytes);
+        if (layer === ZEROES) {
+          if (await isZeroThere(file, bytes, to + done)) continue;
+          bytes.fill(0);
+        } else await sources[layer]?.readHost(from + done, bytes);
         if (options.guard) await options.guard();
         file.writeNow(bytes, to + done);
       }
@@ -113,4 +120,10 @@ export async function applyOverwrites(
   } finally {
     await file.close();
   }
+}
+
+/** @param bytes are overwritten with what is there */
+async function isZeroThere(file: ImageFile, bytes: Buffer, position: number): Promise<boolean> {
+  const length = await file.read(bytes, position);
+  return isZero(bytes, 0, length);
 }

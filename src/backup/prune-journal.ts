@@ -4,6 +4,7 @@ import { z } from "zod";
 import { DamageError } from "./errors.js";
 import { exists, isMissing, syncFolder } from "./files.js";
 import { type Guard, ImageFile } from "./image/image-file.js";
+import { applyPatch } from "./patch.js";
 
 /**
  * What a prune is about to do, in `DOMAIN/.prune/journal.json`, so that the next command can finish or undo it:
@@ -38,7 +39,8 @@ const mergeRecord = z.object({
 });
 const journalSchema = z.object({
   format: z.literal("nbdpull-prune"),
-  version: z.literal(1),
+  /** 2: a raw image is changed, of which older programs would know nothing. */
+  version: z.literal([1, 2]),
   phase: z.enum(PHASES),
   drop: z.array(name),
   merges: z.array(mergeRecord),
@@ -54,6 +56,7 @@ export function stagedNames({ child, disk }: Pick<MergeRecord, "child" | "disk">
   map: string;
   header: string;
   overwrites: string;
+  patch: string;
   digests: string;
 } {
   const of = (what: string): string => `${child}.${disk}.${what}`;
@@ -62,6 +65,7 @@ export function stagedNames({ child, disk }: Pick<MergeRecord, "child" | "disk">
     map: of("map"),
     header: of("header"),
     overwrites: of("overwrites"),
+    patch: of("patch"),
     digests: of("digests"),
   };
 }
@@ -180,10 +184,13 @@ async function publishMerge(
   if (merge.base) {
     const base = join(folder, merge.base.point, merge.base.file);
     const header = join(staged, names.header);
-    // The header goes last: as long as it is there, this may not be done; without the base, it was renamed.
-    if ((await exists(header)) && (await exists(base))) {
-      await writeHeader(base, await readFile(header), sync, guard);
-      onStep(`header of ${merge.disk}`);
+    const patch = join(staged, names.patch);
+    // They go last: as long as one is there, this may not be done; without the base, it was renamed.
+    const [hasHeader, hasPatch] = [await exists(header), await exists(patch)];
+    if ((hasHeader || hasPatch) && (await exists(base))) {
+      if (hasHeader) await writeHeader(base, await readFile(header), sync, guard);
+      else await applyPatch(patch, base, { sync, guard });
+      onStep(`${hasHeader ? "header" : "patch"} of ${merge.disk}`);
       await guard();
       if (base !== final) await rename(base, final);
       if (sync) await syncFolder(child);
@@ -191,6 +198,7 @@ async function publishMerge(
     }
     await guard();
     await unlink(header).catch(ignoreMissing);
+    await unlink(patch).catch(ignoreMissing);
   } else {
     await moveIfThere(join(staged, names.image), final, guard);
     onStep(`new image of ${merge.disk}`);

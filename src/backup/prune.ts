@@ -225,7 +225,7 @@ class Prune {
     const drop = [...plan.drop];
     const journal: PruneJournal = {
       format: "nbdpull-prune",
-      version: 1,
+      version: prepared.some(({ chain, way }) => isRawBase(chain, way)) ? 2 : 1,
       phase: "merge",
       drop,
       merges: records,
@@ -272,18 +272,15 @@ class Prune {
     const link = chain.links[index];
     if (!link) return { merge, chain, way, record };
     const path = imagePath(chain, index);
+    const { size: bytes } = await stat(path);
+    const base = { point: link.point.id, file: link.disk.file, bytes };
+    if (isRawBase(chain, way)) return { merge, chain, way, record: { ...record, base } };
     const [damaged] = (await checkQcow2(path, this.#options)).filter(({ severity }) => severity === "damage");
     if (damaged) {
       const message = `disk ${merge.disk} of point ${link.point.id} is damaged, so nothing can be merged into its image: ${damaged.message}. Nothing was changed; "nbdpull verify" tells more`;
       throw new DamageError("E_DAMAGED", message, { details: { point: link.point.id, disk: merge.disk } });
     }
-    const { size: bytes } = await stat(path);
-    return {
-      merge,
-      chain,
-      way,
-      record: { ...record, base: { point: link.point.id, file: link.disk.file, bytes } },
-    };
+    return { merge, chain, way, record: { ...record, base } };
   }
 
   /** @throws {PreconditionError} the file system has not room for all that is to be written */
@@ -375,6 +372,10 @@ interface Prepared {
   readonly chain: DiskChain;
   readonly way: MergeWay;
   readonly record: MergeRecord;
+}
+
+function isRawBase({ links }: DiskChain, { base }: MergeWay): boolean {
+  return links.some(({ point, disk }) => point.id === base && disk.format === "raw");
 }
 
 function sum(merges: readonly DoneMerge[]): number {

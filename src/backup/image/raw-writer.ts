@@ -71,10 +71,7 @@ export class RawWriter implements ImageWriter, AsyncDisposable {
   async finish({ sync }: { readonly sync: boolean }): Promise<{ readonly storedBytes: number }> {
     if (sync) await this.#file.sync();
     if (this.#map) {
-      const out = new Appender(this.#map, 0);
-      for (const text of mapText(extentsOfRuns(this.#runs, this.geometry)))
-        await out.append(Buffer.from(text));
-      await out.flush();
+      await writeMap(this.#map, this.#runs, this.geometry);
       if (sync) await this.#map.sync();
     }
     return { storedBytes: this.#runs.dataBytes };
@@ -87,4 +84,11 @@ export class RawWriter implements ImageWriter, AsyncDisposable {
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
   }
+}
+
+/** Fills a new file with the map of what an increment defines. */
+export async function writeMap(map: ImageFile, runs: RunList, geometry: Geometry): Promise<void> {
+  const out = new Appender(map, 0);
+  for (const text of mapText(extentsOfRuns(runs, geometry))) await out.append(Buffer.from(text));
+  await out.flush();
 }

@@ -1,0 +1,144 @@
+import { readdir, readFile, rm } from "node:fs/promises";
+import { join } from "node:path";
+import { afterEach, beforeEach, expect, it } from "vitest";
+import { prune } from "../../src/backup/prune.js";
+import { Repository } from "../../src/backup/repository.js";
+import { verifyPoints } from "../../src/backup/verify.js";
+import { ageLocks, leftByPrune } from "../support/left-by-prune.js";
+import { MemoryChain } from "../support/memory-chain.js";
+import { qemuImg } from "../support/qemu-nbd.js";
+import { restoreDisk } from "../support/restore-disk.js";
+import { describeWith } from "../support/tools.js";
+
+const KiB = 1024;
+const MiB = 1024 * KiB;
+const SIZE = 4 * MiB + 577;
+const DOMAIN = MemoryChain.domain;
+
+let chain: MemoryChain;
+beforeEach(async () => {
+  chain = await MemoryChain.start(SIZE);
+});
+afterEach(async () => {
+  await chain[Symbol.asyncDispose]();
+});
+
+interface Story {
+  readonly format: "qcow2" | "raw";
+  readonly name: string;
+  readonly full: number;
+  readonly change: number;
+  /** Of the bitmaps, in turn: finer than 2 KiB makes clusters of 16 KiB. */
+  readonly granularities: readonly number[];
+  readonly digests: "xxh64" | undefined;
+  readonly base: "the full one" | "an increment";
+}
+
+const OLD: Story = {
+  format: "raw",
+  name: "an old image that is large",
+  full: 3 * MiB,
+  change: 96 * KiB,
+  granularities: [4096],
+  digests: "xxh64",
+  base: "the full one",
+};
+const STORIES: readonly Story[] = [
+  OLD,
+  { ...OLD, name: "a young image that is large", full: 256 * KiB, change: 2 * MiB, base: "an increment" },
+  { ...OLD, name: "an old image of larger clusters", granularities: [512] },
+  { ...OLD, format: "qcow2", name: "an old image of larger clusters", granularities: [512] },
+  { ...OLD, name: "images of no digests", digests: undefined },
+];
+
+/** Points with data, zeroes, discards, and pieces of clusters. */
+async function takePoints({ format, full, change, granularities, digests }: Story): Promise<void> {
+  const { disk } = chain;
+  const next = (round: number): number => granularities[round % granularities.length] as number;
+  disk.write(0, pattern(full, 1));
+  await chain.take({ format, digests, granularity: next(0) });
+  for (let round = 1; round <= 3; round += 1) {
+    disk.write(round * 300 * KiB, pattern(change, 10 + round));
+    disk.write(MiB + round * 4096, pattern(4096, 20 + round));
+    disk.writeZeroes(round * 200 * KiB, 100 * KiB);
+    disk.writeZeroes(2 * MiB + round * 70 * KiB, 5 * KiB);
+    disk.discard(2 * MiB + round * 128 * KiB, 128 * KiB);
+    disk.write(SIZE - 500, pattern(400, round));
+    await chain.take({ format, digests, granularity: next(round) });
+  }
+}
+
+function pattern(length: number, seed: number): Buffer {
+  return Buffer.alloc(length, Buffer.from(`${seed} is what was written here; `));
+}
+
+const lastIds = (count: number): string[] => chain.points.slice(-count).map(({ id }) => id);
+
+async function expectPoints(path: string, ids: readonly string[], restored = ids): Promise<void> {
+  const repository = await Repository.open(path);
+  await repository.reading(DOMAIN, async () => {
+    for (const id of restored) {
+      const point = await repository.point(DOMAIN, id);
+      const targetPath = join(chain.folder, "ours.raw");
+      const options = { repository, point, diskName: "vda", targetPath, format: "raw" } as const;
+      await restoreDisk({ ...options, force: true, sync: false });
+      const content = Buffer.from((await chain.contents.get(id)?.read(0, SIZE)) ?? []);
+      expect((await readFile(targetPath)).equals(content)).toBe(true);
+    }
+    const reports = await verifyPoints(repository, DOMAIN, ids);
+    expect(reports.flatMap(({ findings }) => findings)).toEqual([]);
+  });
+}
+
+/** The image stands alone, and its bytes are those of the disk. */
+async function expectStock(repository: Repository, id: string): Promise<void> {
+  const [disk] = (await repository.point(DOMAIN, id)).disks;
+  const image = join(repository.pointFolder(DOMAIN, id), disk?.file ?? "");
+  if (disk?.format === "qcow2") await qemuImg("check", image);
+  const theirs = join(chain.folder, "theirs.raw");
+  await qemuImg("convert", "-f", disk?.format ?? "", "-O", "raw", image, theirs);
+  const content = Buffer.from((await chain.contents.get(id)?.read(0, SIZE)) ?? []);
+  expect((await readFile(theirs)).subarray(0, SIZE).equals(content)).toBe(true);
+}
+
+const pruned = { domain: DOMAIN, retention: { last: 2 }, dryRun: false, sync: false } as const;
+
+describeWith(["qemu-img"], "prune", () => {
+  it.each(STORIES)("writes only what the larger image lacks: $format, $name", async (story) => {
+    await takePoints(story);
+    const { repository } = chain;
+    const [full] = chain.points;
+    const planned = await prune({ ...pruned, repository, dryRun: true });
+    const { merges, writtenBytes } = await prune({ ...pruned, repository });
+    expect(merges).toHaveLength(1);
+    expect(merges[0]?.base).toBe(planned.merges[0]?.base);
+    expect(merges[0]?.base === full?.id ? "the full one" : "an increment").toBe(story.base);
+    expect(writtenBytes).toBeLessThan(MiB);
+    await expectPoints(repository.path, lastIds(2));
+    await expectStock(repository, lastIds(2)[0] ?? "");
+    await prune({ ...pruned, repository, retention: { last: 1 } });
+    await expectPoints(repository.path, lastIds(1));
+  });
+
+  it.each(STORIES.slice(1, 4))(
+    "can end at every step: all kept points restore at once, and the next prune ends it: $format, $name",
+    async (story) => {
+      await takePoints(story);
+      const { repository } = chain;
+      const kept = lastIds(2);
+      const left = await leftByPrune({ ...pruned, repository }, chain.folder);
+      expect(left.map(({ step }) => step)).toContain(
+        story.format === "raw" ? "patch of vda" : "header of vda",
+      );
+      for (const { step, path } of left) {
+        await ageLocks(join(path, DOMAIN));
+        await expectPoints(path, kept);
+        await ageLocks(join(path, DOMAIN));
+        await prune({ ...pruned, repository: await Repository.open(path) });
+        expect((await readdir(join(path, DOMAIN))).sort(), step).toEqual(kept);
+        await expectPoints(path, kept);
+        await rm(path, { recursive: true });
+      }
+    },
+  );
+});

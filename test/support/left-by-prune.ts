@@ -1,0 +1,33 @@
+import { cpSync } from "node:fs";
+import { readdir, utimes } from "node:fs/promises";
+import { join } from "node:path";
+import { type PruneOptions, prune } from "../../src/backup/prune.js";
+
+/** A repository as a prune leaves it that dies at a step. */
+export interface LeftByPrune {
+  readonly step: string;
+  readonly path: string;
+}
+
+/**
+ * Prunes, and copies the repository at each step: what is in its files then is what stays of a process that is killed
+ * there, at the cost of a copy instead of a process.
+ * @param folder where the copies go
+ */
+export async function leftByPrune(options: PruneOptions, folder: string): Promise<LeftByPrune[]> {
+  const left: LeftByPrune[] = [];
+  const onStep = (step: string): void => {
+    const path = join(folder, `left-${left.length}`);
+    cpSync(options.repository.path, path, { recursive: true });
+    left.push({ step, path });
+  };
+  await prune({ ...options, onStep });
+  return left;
+}
+
+/** What it takes others some seconds to find out: whoever holds the domain's locks is dead. */
+export async function ageLocks(domainFolder: string): Promise<void> {
+  for (const name of await readdir(domainFolder)) {
+    if (name === ".lock" || name.startsWith(".reader-")) await utimes(join(domainFolder, name), 0, 0);
+  }
+}
