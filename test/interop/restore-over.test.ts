@@ -4,7 +4,7 @@ import { constants } from "node:fs";
 import { mkdir, open, readFile, rm, stat, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { execa } from "execa";
-import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from "vitest";
 import { freePort, listensOn, makeFolder, startNbdkit, startQemu } from "../nbd/servers.js";
 import { attachLoop, describeWithLoop } from "../support/loop-device.js";
 import { MemoryChain } from "../support/memory-chain.js";
@@ -16,29 +16,39 @@ const SIZE = 96 * CLUSTER + 3 * 512;
 /** Larger than the disk, and no multiple of a large block. */
 const TARGET = SIZE + 5 * CLUSTER + 512;
 
+/** Taken once: each test has a copy. */
+let taken: MemoryChain;
+beforeAll(async () => {
+  taken = await MemoryChain.start(SIZE);
+  await takeThree(taken);
+});
+afterAll(async () => {
+  await taken[Symbol.asyncDispose]();
+});
+
 let chain: MemoryChain;
 beforeEach(async () => {
-  chain = await MemoryChain.start(SIZE);
+  chain = await taken.copy();
 });
 afterEach(async () => {
   await chain[Symbol.asyncDispose]();
 });
 
 /** A full and two increments, with data, zeroes among data, whole stretches of zeroes and a ragged end. */
-async function threePoints(): Promise<void> {
-  const { disk } = chain;
+async function takeThree(from: MemoryChain): Promise<void> {
+  const { disk } = from;
   disk.write(0, randomFillSync(Buffer.alloc(20 * CLUSTER)));
   disk.write(5 * CLUSTER, Buffer.alloc(2 * CLUSTER));
   disk.write(SIZE - 700, Buffer.alloc(700, 0x12));
-  await chain.take();
+  await from.take();
   disk.write(3 * CLUSTER + 512, Buffer.alloc(512, 0x22));
   disk.write(60 * CLUSTER, randomFillSync(Buffer.alloc(17 * CLUSTER)));
   disk.writeZeroes(8 * CLUSTER, 3 * CLUSTER);
-  await chain.take();
+  await from.take();
   disk.write(9 * CLUSTER, Buffer.alloc(CLUSTER, 0x33));
   disk.discard(0, CLUSTER);
   disk.write(SIZE - 512, Buffer.alloc(512, 0x34));
-  await chain.take();
+  await from.take();
 }
 
 const repo = (): string => chain.repository.path;
@@ -97,7 +107,6 @@ describeWith(["nbdkit", "qemu-nbd"], "a restore to an export", () => {
     ],
     ["nbdkit over one connection at a time", ["--filter=noparallel", "serialize=connections"]],
   ])("leaves exactly the point on what was full of garbage: %s", async (_, options) => {
-    await threePoints();
     await using folder = await makeFolder();
     const image = join(folder.path, "target");
     const before = garbage();
@@ -105,7 +114,9 @@ describeWith(["nbdkit", "qemu-nbd"], "a restore to an export", () => {
     const filters = options.filter((option) => option.startsWith("--"));
     const parameters = options.filter((option) => !option.startsWith("--"));
     await using server = await startNbdkit(folder, ...filters, "file", image, ...parameters);
-    for (const id of chain.points.map((point) => point.id).reverse()) {
+    const ids = [idAt(-1), idAt(1), idAt(0)];
+    // Over garbage, then over another point; where servers differ only in what they can, two are enough.
+    for (const id of options.length === 0 ? ids : ids.filter((other) => other !== idAt(1))) {
       const ran = await restoreTo(server.uri, "--at", id);
       expect([ran.code, ran.stderr]).toEqual([
         0,
@@ -129,7 +140,6 @@ describeWith(["nbdkit", "qemu-nbd"], "a restore to an export", () => {
   });
 
   it("leaves exactly the point in qemu-nbd's image, over several connections", async () => {
-    await threePoints();
     await using folder = await makeFolder();
     const image = join(folder.path, "target");
     const before = randomFillSync(Buffer.alloc(TARGET));
@@ -140,7 +150,6 @@ describeWith(["nbdkit", "qemu-nbd"], "a restore to an export", () => {
   });
 
   it("asks for zeroes and a flush, and with --no-fsync for no flush", async () => {
-    await threePoints();
     await using folder = await makeFolder();
     for (const [args, flushed] of [
       [[], true],
@@ -162,7 +171,6 @@ describeWith(["nbdkit", "qemu-nbd"], "a restore to an export", () => {
   });
 
   it("leaves holes where there is nothing to zero, though the server can't zero by itself", async () => {
-    await threePoints();
     await using folder = await makeFolder();
     const image = join(folder.path, "target");
     const file = await open(image, "w");
@@ -175,7 +183,6 @@ describeWith(["nbdkit", "qemu-nbd"], "a restore to an export", () => {
   });
 
   it("is refused before anything is written", async () => {
-    await threePoints();
     await using folder = await makeFolder();
     const image = join(folder.path, "small");
     const before = randomFillSync(Buffer.alloc(SIZE - 512));
@@ -210,7 +217,6 @@ describeWith(["nbdkit", "qemu-nbd"], "a restore to an export", () => {
   });
 
   it("says that the target is half-written where the server fails a write, hangs up, or a signal comes", async () => {
-    await threePoints();
     await using folder = await makeFolder();
     await using failing = await startNbdkit(
       folder,
@@ -260,7 +266,6 @@ describeWith(["nbdkit", "qemu-nbd"], "a restore to an export", () => {
 
 describeWith(["nbd-server"], "a restore to nbd-server", () => {
   it("leaves exactly the point on what was full of garbage, though it can neither zero nor tell of blocks", async () => {
-    await threePoints();
     await using folder = await makeFolder();
     const image = join(folder.path, "target");
     const before = garbage();
@@ -287,7 +292,6 @@ describeWithLoop("a restore to a block device", () => {
   it.each([512, 4096])(
     "leaves exactly the point on what was full of garbage: blocks of %d",
     async (block) => {
-      await threePoints();
       await using folder = await makeFolder();
       const image = join(folder.path, "target");
       // A device has whole blocks only.
@@ -305,7 +309,6 @@ describeWithLoop("a restore to a block device", () => {
   );
 
   it("is refused where the device is in use, mounted, read-only or too small, and leaves it alone", async () => {
-    await threePoints();
     await using folder = await makeFolder();
     const image = join(folder.path, "target");
     const before = garbage().subarray(0, TARGET - (TARGET % 4096));
@@ -333,7 +336,6 @@ describeWithLoop("a restore to a block device", () => {
   });
 
   it("is refused where the device is made of a file of the repository", async () => {
-    await threePoints();
     const stored = chain.pathOf(chain.points[0] as never, "vda.qcow2");
     const before = await readFile(stored);
     await using device = await attachLoop(stored);
@@ -343,7 +345,6 @@ describeWithLoop("a restore to a block device", () => {
   });
 
   it("gets a definition only where --xml says", async () => {
-    await threePoints();
     const domain = `<domain type='kvm'><name>guest</name><uuid>11111111-2222-3333-4444-555555555555</uuid><devices><disk type='file'><source file='/old'/><target dev='vda'/></disk></devices></domain>`;
     await writeFile(join(chain.repository.pointFolder(MemoryChain.domain, idAt(2)), "domain.xml"), domain);
     await using folder = await makeFolder();
@@ -361,7 +362,6 @@ describeWithLoop("a restore to a block device", () => {
   });
 
   it("is refused where a file system on it is mounted", async ({ skip }) => {
-    await threePoints();
     await using folder = await makeFolder();
     const image = join(folder.path, "target");
     await writeFile(image, Buffer.alloc(16 * 1024 * 1024));
@@ -377,7 +377,6 @@ describeWithLoop("a restore to a block device", () => {
   });
 
   it("leaves holes where there is nothing to zero, also when it begins anew after it was killed", async () => {
-    await threePoints();
     await using folder = await makeFolder();
     const image = join(folder.path, "target");
     const file = await open(image, "w");
@@ -421,7 +420,6 @@ describeWith(["nbdkit"], "a chain that isn't whole", () => {
   }
 
   it("stops a restore before any target is touched: a point is missing", async () => {
-    await threePoints();
     await rm(chain.repository.pointFolder(MemoryChain.domain, idAt(1)), { recursive: true });
     await expectUntouched(
       { code: "E_CHAIN", point: idAt(2), disk: "vda", restorable: [idAt(0)] },
@@ -430,7 +428,6 @@ describeWith(["nbdkit"], "a chain that isn't whole", () => {
   });
 
   it("stops a restore before any target is touched: a manifest is not one", async () => {
-    await threePoints();
     await writeFile(join(chain.repository.pointFolder(MemoryChain.domain, idAt(1)), "point.json"), "{");
     await expectUntouched(
       { code: "E_MANIFEST", point: idAt(1), disk: "vda", restorable: [idAt(0)] },
@@ -439,7 +436,6 @@ describeWith(["nbdkit"], "a chain that isn't whole", () => {
   });
 
   it("stops a restore before any target is touched: the point's own manifest is not one", async () => {
-    await threePoints();
     await writeFile(join(chain.repository.pointFolder(MemoryChain.domain, idAt(2)), "point.json"), "{");
     await expectUntouched(
       { code: "E_MANIFEST", point: idAt(2), restorable: [idAt(1), idAt(0)] },
@@ -448,7 +444,6 @@ describeWith(["nbdkit"], "a chain that isn't whole", () => {
   });
 
   it("stops a restore before any target is touched: a link is newer than what is based on it", async () => {
-    await threePoints();
     const path = join(chain.repository.pointFolder(MemoryChain.domain, idAt(1)), "point.json");
     const manifest = await readFile(path, "utf8");
     await writeFile(path, manifest.replace(`"parent": "${idAt(0)}"`, `"parent": "${idAt(2)}"`));
@@ -458,7 +453,6 @@ describeWith(["nbdkit"], "a chain that isn't whole", () => {
   it.each(["digests", "qcow2"] as const)(
     "stops a restore before any target is touched: a layer's %s are damaged",
     async (suffix) => {
-      await threePoints();
       const path = join(chain.repository.pointFolder(MemoryChain.domain, idAt(1)), `vda.${suffix}`);
       // The last byte of the digest file, the first one of the image.
       await flip(path, suffix === "qcow2" ? 0 : (await stat(path)).size - 1);
@@ -470,7 +464,6 @@ describeWith(["nbdkit"], "a chain that isn't whole", () => {
   );
 
   it("stops a restore before any target is touched: nothing is left that could be restored", async () => {
-    await threePoints();
     await rm(chain.pathOf(chain.points[0] as never, "vda.qcow2"));
     await expectUntouched(
       { point: idAt(0), disk: "vda", restorable: [] },
@@ -479,7 +472,6 @@ describeWith(["nbdkit"], "a chain that isn't whole", () => {
   });
 
   it("is found out at its data while that is on its way, and says that the target is half-written", async () => {
-    await threePoints();
     await flip(chain.pathOf(chain.points[0] as never, "vda.qcow2"), 15 * CLUSTER + 99);
     await using folder = await makeFolder();
     await using server = await startNbdkit(folder, "memory", String(SIZE));
@@ -504,7 +496,6 @@ describeWith(["nbdkit"], "a chain that isn't whole", () => {
 
 describe("a folder that a restore made", () => {
   it("goes again when nothing gets into it", async () => {
-    await threePoints();
     await rm(chain.pathOf(chain.points[0] as never, "vda.qcow2"));
     const target = join(chain.folder, "new", "deep");
     expect((await nbdpull("restore", repo(), "--to", target)).code).toBe(3);
