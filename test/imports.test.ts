@@ -45,6 +45,7 @@ const FLOORS: readonly (readonly RegExp[])[] = [
   [/^src\/backup\/(job-place|ssh-forward|private-socket|ssh-to)\./],
   [/^src\/backup\/image\/(index|create|single-use)\./],
   [/^src\/backup\/(copy|verify)-threads\./],
+  [/^src\/backup\/(copy|verify)-service\./],
   [/^src\/backup\/proven-images\./],
   [/^src\/backup\/proven-image\./],
   [/^src\/backup\/image\/.*-(reader|writer|check)\./],
@@ -53,7 +54,7 @@ const FLOORS: readonly (readonly RegExp[])[] = [
     /^src\/backup\/libvirt\//,
   ],
   [/^src\/backup\/cluster-(workers|worker)\./],
-  [/^src\/backup\/thread-service\./],
+  [/^src\/backup\/(thread-service|own-thread)\./],
   [/^src\/backup\/thread-pool\./],
   [/^src\/backup\/cluster-(work|thread-data)\./],
   [

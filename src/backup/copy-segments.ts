@@ -1,4 +1,5 @@
-import type { CopiedPiece, CopyThreads } from "./copy-threads.js";
+import type { CopiedPiece } from "./copy-service.js";
+import type { CopyThreads } from "./copy-threads.js";
 import { type ClusterRun, type ImageWriter, slotsOf } from "./image/image.js";
 import { InOrder } from "./in-order.js";
 import { damage, type Layer } from "./layer.js";

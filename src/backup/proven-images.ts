@@ -35,6 +35,10 @@ export class ProvenImages {
     return await opened;
   }
 
+  async closeAll(): Promise<void> {
+    for (const path of [...this.#open.keys()]) await this.close(path);
+  }
+
   /** Closes the image at `path`, if it is open. */
   async close(path: string): Promise<void> {
     const image = this.#open.get(path);

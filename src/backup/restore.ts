@@ -76,7 +76,7 @@ export async function restore(options: RestoreOptions): Promise<RestoredDisk[]> 
     await refuseTarget(path, options.force);
   }
   const disks = targets.map(({ disk }) => disk);
-  await using threads = new CopyThreads();
+  await using threads = new CopyThreads(sizeOf(point, disks));
   // A thread may be in the midst of a long read.
   using _ = signal && addAbortListener(signal, () => void threads.close());
   threads.start();
@@ -86,6 +86,12 @@ export async function restore(options: RestoreOptions): Promise<RestoredDisk[]> 
   } catch (error) {
     throw await withRestorable(error, repository, domain, disks);
   }
+}
+
+/** Bytes of the disks. */
+function sizeOf(point: Manifest, names: readonly string[]): number {
+  const disks = point.disks.filter(({ name }) => names.includes(name));
+  return disks.reduce((sum, { virtualSize }) => sum + virtualSize, 0);
 }
 
 async function restoreFiles(options: RestoreOptions, threads: CopyThreads): Promise<RestoredDisk[]> {

@@ -11,6 +11,31 @@ export type ThreadReply<Answer> =
   | { readonly id: number; readonly answer: Answer }
   | { readonly id: number; readonly failure: unknown };
 
+export interface ThreadService<Question, Answer, Notice> {
+  /** May be called again before it has answered. */
+  answer(question: Question): Answer | Promise<Answer>;
+  /** Memory of the answer that is handed over, not copied. */
+  transfer?(answer: Answer): readonly Transferable[];
+  heed?(notice: Notice): void;
+  /** Gives back what it holds. A thread needs no such thing: it ends. */
+  close?(): Promise<void>;
+}
+
+/** Whoever can be asked, whichever thread it is that answers. */
+export interface Answering<Question, Answer, Notice> {
+  /** Makes ready, which may take a while, before there is anything to ask. */
+  start(): void;
+  /**
+   * @param transfer memory of the question that is the answering thread's from here on
+   * @throws {BackupError} it could not be answered, a thread was lost, or `close` was called
+   */
+  ask(question: Question, transfer: readonly Transferable[]): Promise<Answer>;
+  /** Tells all that answer. */
+  tell(notice: Notice): void;
+  /** The end; what was asked and isn't answered fails with `reason`. May be called again. */
+  close(reason: BackupError): Promise<void>;
+}
+
 export interface ThreadPoolOptions {
   /** The threads' file: a path, or one of the package's imports (`#digest-worker`). */
   readonly script: string;
@@ -46,7 +71,9 @@ interface Thread<Answer> {
  * don't keep the process alive when there is none. Questions are handed over at once: how many are under way is for
  * the caller to bound.
  */
-export class ThreadPool<Question, Answer, Notice = never> implements AsyncDisposable {
+export class ThreadPool<Question, Answer, Notice = never>
+  implements Answering<Question, Answer, Notice>, AsyncDisposable
+{
   readonly #options: ThreadPoolOptions;
   readonly #threads: Thread<Answer>[] = [];
   #questions = 0;
@@ -57,16 +84,12 @@ export class ThreadPool<Question, Answer, Notice = never> implements AsyncDispos
     this.#options = options;
   }
 
-  /** Starts all threads, which takes them a while, before there is anything to ask. */
+  /** Starts all threads. */
   start(): void {
     if (this.#failure !== undefined) return;
     while (this.#threads.length < this.#options.most) this.#start();
   }
 
-  /**
-   * @param transfer memory of the question that is the thread's from here on
-   * @throws {BackupError} it could not be answered, a thread was lost, or `close` was called
-   */
   ask(question: Question, transfer: readonly Transferable[]): Promise<Answer> {
     return new Promise((resolve, reject) => {
       if (this.#failure !== undefined) {
@@ -81,13 +104,11 @@ export class ThreadPool<Question, Answer, Notice = never> implements AsyncDispos
     });
   }
 
-  /** Tells all threads that there are. */
   tell(notice: Notice): void {
     for (const { worker } of this.#threads)
       worker.postMessage({ notice } satisfies ThreadMessage<Question, Notice>);
   }
 
-  /** Ends the threads; what was asked and isn't answered fails with `reason`. May be called again. */
   async close(reason: BackupError): Promise<void> {
     this.#fail(reason);
     await Promise.all(this.#threads.map(({ worker }) => worker.terminate()));

@@ -1,13 +1,5 @@
-import { parentPort, type Transferable } from "node:worker_threads";
-import type { ThreadMessage, ThreadReply } from "./thread-pool.js";
-
-export interface ThreadService<Question, Answer, Notice> {
-  /** May be called again before it has answered. */
-  answer(question: Question): Answer | Promise<Answer>;
-  /** Memory of the answer that is handed over, not copied. */
-  transfer?(answer: Answer): readonly Transferable[];
-  heed?(notice: Notice): void;
-}
+import { parentPort } from "node:worker_threads";
+import type { ThreadMessage, ThreadReply, ThreadService } from "./thread-pool.js";
 
 /** Has this thread answer what its `ThreadPool` asks. */
 export function serve<Question, Answer, Notice = never>(

@@ -4,7 +4,8 @@ import type { Layer } from "./layer.js";
 import type { ProvenRun } from "./proven-image.js";
 import type { StoredImage } from "./proven-images.js";
 import { dataStretches } from "./settle.js";
-import type { VerifyAnswer, VerifyThreads } from "./verify-threads.js";
+import type { VerifyAnswer } from "./verify-service.js";
+import type { VerifyThreads } from "./verify-threads.js";
 
 /** Bytes and runs of one question: many small runs go together, since a message costs as much as some clusters. */
 const QUESTION_BYTES = 4 * 1024 * 1024;

@@ -66,7 +66,7 @@ export async function verifyPoints(
 ): Promise<PointReport[]> {
   const points = await Promise.all(ids.map((id) => readable(repository, domain, id)));
   const progress = new DiskProgress(points, options.onProgress);
-  await using threads = new VerifyThreads();
+  await using threads = new VerifyThreads(bytesOf(points));
   // A thread may be in the midst of a long read.
   using _ = options.signal && addAbortListener(options.signal, () => void threads.close());
   const reports = await allOrNone(points, POINTS_AT_ONCE, options.signal, async (point, signal) => {
@@ -85,6 +85,12 @@ async function readable(repository: Repository, domain: string, id: string): Pro
     if (!(error instanceof DamageError)) throw error;
     return { id, disks: [], findings: [{ point: id, severity: "damage", message: error.message }] };
   }
+}
+
+/** What of the points is read, at the most: of a raw image its gaps as well. */
+function bytesOf(points: readonly (Manifest | PointReport)[]): number {
+  const disks = points.flatMap((point) => ("findings" in point ? [] : point.disks));
+  return disks.reduce((sum, d) => sum + (d.format === "raw" ? d.virtualSize : d.dataBytes), 0);
 }
 
 interface Tools {

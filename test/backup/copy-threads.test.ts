@@ -1,4 +1,4 @@
-import { open, readFile, rm, writeFile } from "node:fs/promises";
+import { open, readdir, readFile, readlink, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import type { Worker } from "node:worker_threads";
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
@@ -63,7 +63,7 @@ describe("the threads of a restore", () => {
     await restoring();
     expect((await readFile(target)).equals(chain.disk.read(0, SIZE))).toBe(true);
     expect(workers.length).toBeGreaterThan(0);
-    expect(workers.length).toBeLessThanOrEqual(new CopyThreads().most);
+    expect(workers.length).toBeLessThanOrEqual(new CopyThreads(SIZE).most);
     expect(workers.map(({ threadId }) => threadId)).toEqual(workers.map(() => -1));
   });
 
@@ -81,7 +81,64 @@ describe("the threads of a restore", () => {
   });
 });
 
-describe("a question to them", () => {
+describe("a restore of a small disk", () => {
+  let small: MemoryChain;
+  beforeEach(async () => {
+    small = await MemoryChain.start(3 * MiB + 577);
+    small.disk.write(0, Buffer.alloc(2 * MiB, 0x11));
+    await small.take();
+    small.disk.write(MiB, Buffer.alloc(MiB, 0x22));
+    await small.take();
+    workers.length = 0;
+  });
+  afterEach(async () => {
+    await small[Symbol.asyncDispose]();
+  });
+
+  function restoringSmall(signal?: AbortSignal) {
+    const point = small.points.at(-1);
+    if (!point) throw new Error("no point");
+    const targets = [{ disk: "vda", path: target, format: "raw" as const }];
+    const how = { domain: MemoryChain.domain, targets, force: false, sync: false, signal };
+    return restore({ repository: small.repository, point, ...how });
+  }
+  const descriptors = async (): Promise<string[]> =>
+    (
+      await Promise.all(
+        (await readdir("/proc/self/fd")).map((fd) => readlink(`/proc/self/fd/${fd}`).catch(() => "")),
+      )
+    ).filter((path) => path.startsWith(small.folder) || path.startsWith(chain.folder));
+
+  it("starts no threads, and leaves no file open", async () => {
+    await restoringSmall();
+    expect((await readFile(target)).equals(small.disk.read(0, 3 * MiB + 577))).toBe(true);
+    expect(workers).toEqual([]);
+    expect(await descriptors()).toEqual([]);
+  });
+
+  it("finds damage, leaves nothing at the target and no file open", async () => {
+    const [point] = small.points;
+    if (!point) throw new Error("no point");
+    {
+      await using image = await open(small.pathOf(point, "vda.qcow2"), "r+");
+      await image.write(Buffer.from([0x12]), 0, 1, CLUSTER + 100);
+    }
+    await expect(restoringSmall()).rejects.toMatchObject({ code: "E_DAMAGED" });
+    expect(await exists(target)).toBe(false);
+    expect(await descriptors()).toEqual([]);
+  });
+
+  it("ends when the signal comes", async () => {
+    await expect(restoringSmall(AbortSignal.abort(new Error("enough")))).rejects.toThrow("enough");
+    expect(await exists(target)).toBe(false);
+    expect(await descriptors()).toEqual([]);
+  });
+});
+
+describe.each([
+  ["other threads", SIZE],
+  ["the own thread", 0],
+])("a question to %s", (_, bytes) => {
   /** The first two clusters of the full point, of which the first is damaged where `damaged` says so. */
   async function ask(path: string, options: { readonly damaged: boolean }) {
     const [point] = chain.points;
@@ -92,7 +149,7 @@ describe("a question to them", () => {
       await file.write(Buffer.from([0x12]), 0, 1, CLUSTER + 100);
     }
     const digests = await readFile(chain.pathOf(point, "vda.digests"));
-    await using threads = new CopyThreads();
+    await using threads = new CopyThreads(bytes);
     const geometry = { virtualSize: SIZE, clusterSize: CLUSTER };
     return await threads.ask({
       images: [{ path: image, format: "qcow2", geometry, algorithm: "xxh64" }],

@@ -49,7 +49,7 @@ describe("the threads of verify", () => {
   it("are no more than there are processors, and end with the work", async () => {
     await verifyPoints(chain.repository, MemoryChain.domain, all());
     expect(workers.length).toBeGreaterThan(0);
-    expect(workers.length).toBeLessThanOrEqual(new VerifyThreads().most);
+    expect(workers.length).toBeLessThanOrEqual(new VerifyThreads(SIZE).most);
     // A thread that has ended has no number any more.
     expect(workers.map(({ threadId }) => threadId)).toEqual(workers.map(() => -1));
   });
@@ -71,7 +71,7 @@ describe("the threads of verify", () => {
   });
 
   it("tell of an image that can't be opened any more", async () => {
-    await using threads = new VerifyThreads();
+    await using threads = new VerifyThreads(SIZE);
     const [point] = chain.points;
     if (!point) throw new Error("no point");
     const path = chain.pathOf(point, "vda.qcow2");
@@ -89,9 +89,12 @@ describe("the threads of verify", () => {
   });
 });
 
-describe("a question to them", () => {
+describe.each([
+  ["other threads", SIZE],
+  ["the own thread", 0],
+])("a question to %s", (_, bytes) => {
   it("is answered with damage where the image was changed after it had been looked at", async () => {
-    await using threads = new VerifyThreads();
+    await using threads = new VerifyThreads(bytes);
     const [point] = chain.points;
     if (!point) throw new Error("no point");
     const path = chain.pathOf(point, "vda.qcow2");
