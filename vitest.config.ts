@@ -15,7 +15,7 @@ export default defineConfig({
     expect: { poll: { timeout: 20_000 } },
     testTimeout: SLOWEST_TEST,
     reporters: ["default", "./test/support/summary-reporter.ts"],
-    // One after the other, each of them with two files at a time: a domain of libvirt's is a test's own.
+    // One after the other, each of them with several files at a time: a domain of libvirt's is a test's own.
     projects: [
       {
         extends: true,
@@ -33,7 +33,8 @@ export default defineConfig({
           name: "libvirt",
           include: [LIBVIRT],
           exclude: [ALONE],
-          maxWorkers: 2,
+          // Half of the time they wait.
+          maxWorkers: 4,
           sequence: { groupOrder: 1 },
         },
       },

@@ -14,7 +14,7 @@ const TOOLS = [
   ...["cc", "qemu-img", "qemu-io", "qemu-nbd", "qemu-storage-daemon"],
   ...["nbdkit", "nbdcopy", "nbdinfo", "certtool"],
 ];
-const WORKLOADS = ["full-raw", "full-qcow2", "tls", "four-disks", "latency", "scattered", "huge-map"];
+const WORKLOADS = ["full-raw", "tls", "four-disks", "scattered", "huge-map"];
 
 describeWith(TOOLS, "the bench harness", () => {
   let folder: string;

@@ -28,13 +28,18 @@ interface Manner {
   readonly compress?: CompressionMethod;
 }
 
-const MANNERS: Record<string, Manner> = {
+const MANNERS = {
   qcow2: { full: "qcow2", increments: "qcow2" },
   "compressed qcow2": { full: "qcow2", increments: "qcow2", compress: "deflate" },
   raw: { full: "raw", increments: "raw" },
   "qcow2 on a raw full": { full: "raw", increments: "qcow2" },
   "compressed qcow2 on a raw full": { full: "raw", increments: "qcow2", compress: "deflate" },
-};
+} satisfies Record<string, Manner>;
+
+/** Each way to store an image once: for what has little to do with the manner. */
+const FEW_MANNERS = (["qcow2", "raw", "compressed qcow2 on a raw full"] as const).map(
+  (name): [string, Manner] => [name, MANNERS[name]],
+);
 
 let folder: string;
 let repository: Repository;
@@ -112,12 +117,14 @@ async function dirtyBytesOf(uri: string, bitmap: string): Promise<number> {
   return extents.filter(({ type }) => type === 1).reduce((sum, { length }) => sum + length, 0);
 }
 
-/** Every disk of every point: restored by us in both formats, read by stock QEMU, checked, verified, and counted. */
+/** Every disk of every point: restored by us, the newest in both formats, read by stock QEMU, checked, verified, and counted. */
 async function expectSound({ points }: Guest): Promise<void> {
   for (const [at, { manifest: point, references, dirtyBytes }] of points.entries()) {
     for (const [i, disk] of point.disks.entries()) {
       const reference = references[i] ?? "";
-      for (const format of ["raw", "qcow2"] as const) {
+      // What differs in a target of qcow2 is the writer, not the chain.
+      const isNewest = at === points.length - 1;
+      for (const format of isNewest ? (["raw", "qcow2"] as const) : (["raw"] as const)) {
         const targetPath = join(folder, `restored.${format}`);
         await restoreDisk({
           repository,
@@ -179,11 +186,17 @@ describeWith(["qemu-nbd", "qemu-img", "qemu-io", "nbdinfo"], "a chain from qemu-
     [2 * MiB, 64 * KiB],
   ];
 
-  describe.each(["qcow2", "compressed qcow2", "raw"])("stored as %s", (manner) => {
-    it.each(GRANULARITIES)("is exact with bitmaps of %i bytes", async (granularity, clusterSize) => {
+  const FEW = GRANULARITIES.filter(([bytes]) => [512, 4 * KiB, 2 * MiB].includes(bytes));
+
+  describe.each([
+    ["qcow2", GRANULARITIES],
+    ["compressed qcow2", FEW],
+    ["raw", FEW],
+  ] as const)("stored as %s", (manner, granularities) => {
+    it.each(granularities)("is exact with bitmaps of %i bytes", async (granularity, clusterSize) => {
       const size = 9 * MiB + 5 * 512;
       const disk = await GuestImage.create(folder, "vda", size);
-      const guest = new Guest([disk], MANNERS[manner] as Manner, granularity);
+      const guest = new Guest([disk], MANNERS[manner], granularity);
       await disk.io("write -P 1 0 6M", "write -P 2 9M 2560", "write -z 2M 100k");
       await guest.take();
       // Alone in their clusters, over boundaries of clusters, side by side, and at the very end.
@@ -208,7 +221,7 @@ describeWith(["qemu-nbd", "qemu-img", "qemu-io", "nbdinfo"], "a chain from qemu-
     });
   });
 
-  it.each(Object.entries(MANNERS))(
+  it.each<[string, Manner]>(Object.entries(MANNERS))(
     "follows a disk that grows and shrinks, to sizes that no cluster divides: %s",
     async (_title, manner) => {
       const disk = await GuestImage.create(folder, "vda", 3 * MiB + 3 * 512);
@@ -246,7 +259,7 @@ describeWith(["qemu-nbd", "qemu-img", "qemu-io", "nbdinfo"], "a chain from qemu-
     },
   );
 
-  it.each(Object.entries(MANNERS))("may have empty increments anywhere: %s", async (_title, manner) => {
+  it.each(FEW_MANNERS)("may have empty increments anywhere: %s", async (_title, manner) => {
     const disk = await GuestImage.create(folder, "vda", 4 * MiB + 512);
     const guest = new Guest([disk], manner, 64 * KiB);
     await disk.io("write -P 1 1M 1M");
@@ -267,22 +280,19 @@ describeWith(["qemu-nbd", "qemu-img", "qemu-io", "nbdinfo"], "a chain from qemu-
     await expectSound(guest);
   });
 
-  it.each(Object.entries(MANNERS))(
-    "may have one disk that changed, and one that did not: %s",
-    async (_title, manner) => {
-      const vda = await GuestImage.create(folder, "vda", 2 * MiB);
-      const vdb = await GuestImage.create(folder, "vdb", 3 * MiB + 512);
-      const guest = new Guest([vda, vdb], manner, 64 * KiB);
-      await vda.io("write -P 1 0 1M");
-      await vdb.io("write -P 2 2M 1M");
-      await guest.take();
-      await vdb.io("write -P 3 3M 512");
-      const second = await guest.take();
-      await vda.io("write -P 4 0 64k");
-      const third = await guest.take();
-      expect(second.disks.map(({ dirtyBytes }) => dirtyBytes)).toEqual([0, 512]);
-      expect(third.disks.map(({ dirtyBytes }) => dirtyBytes)).toEqual([64 * KiB, 0]);
-      await expectSound(guest);
-    },
-  );
+  it.each(FEW_MANNERS)("may have one disk that changed, and one that did not: %s", async (_title, manner) => {
+    const vda = await GuestImage.create(folder, "vda", 2 * MiB);
+    const vdb = await GuestImage.create(folder, "vdb", 3 * MiB + 512);
+    const guest = new Guest([vda, vdb], manner, 64 * KiB);
+    await vda.io("write -P 1 0 1M");
+    await vdb.io("write -P 2 2M 1M");
+    await guest.take();
+    await vdb.io("write -P 3 3M 512");
+    const second = await guest.take();
+    await vda.io("write -P 4 0 64k");
+    const third = await guest.take();
+    expect(second.disks.map(({ dirtyBytes }) => dirtyBytes)).toEqual([0, 512]);
+    expect(third.disks.map(({ dirtyBytes }) => dirtyBytes)).toEqual([64 * KiB, 0]);
+    await expectSound(guest);
+  });
 });

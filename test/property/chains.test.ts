@@ -113,7 +113,7 @@ describeWith(["qemu-img"], "a chain of points", () => {
         }
         await told.expectAllStockPoints();
       }),
-      propertyRuns(25),
+      propertyRuns(15),
     );
   }, 480_000);
 });

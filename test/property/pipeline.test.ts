@@ -125,7 +125,7 @@ describeWith(["qemu-img"], "the whole pipeline", () => {
         expect(reports.flatMap(({ findings }) => findings)).toEqual([]);
         await rm(base, { recursive: true });
       }),
-      { numRuns: 40 },
+      { numRuns: 25 },
     );
   }, 480_000);
 });
