@@ -201,7 +201,7 @@ async function begin(
       broken.set(bitmap, LOST);
       continue;
     }
-    const opening = openRunningJob({ virsh, domain: domain.uuid });
+    const opening = openRunningJob({ virsh, domain });
     if (checkpoint === undefined) return { job: await opening, plans, checkpoint: null };
     const [job, created] = await together(opening, virsh.checkpointXml(domain, checkpoint));
     const { creationTime } = parseCheckpoint(created);

@@ -91,7 +91,7 @@ async function clearLeft(
       job && exportedDisks(job).some(({ scratch }) => scratch?.path.startsWith(`${folder.path}/`));
     if (worksThere) {
       await folder.sever();
-      await virsh.abortJob(domain);
+      await virsh.abortJob(domain, { isKnown: true });
     }
   }
   await endServersIn(folder.path);

@@ -5,7 +5,7 @@ import type { JobInfo } from "./job-info.js";
 import { type BackupJob, exportedDisks, parseBackupJob } from "./job-xml.js";
 import { canBeSameJob, isUnmistakable } from "./same-job.js";
 import { together } from "./together.js";
-import { isJobGone, PATIENCE_MS, type Virsh } from "./virsh.js";
+import { type DomainRef, isJobGone, PATIENCE_MS, type Virsh } from "./virsh.js";
 
 /** A moment that is known to lie between two others, in milliseconds since 1970. */
 interface Moment {
@@ -28,18 +28,21 @@ const BEGIN_TOLERANCE_MS = 5000;
 /**
  * Finds the pull-mode job that runs on a domain, and notes what makes it this job and no other.
  *
- * @param options.domain as virsh takes it: name, UUID or the number of its run
+ * @param options.domain as virsh takes it (name, UUID or the number of its run), or known
  * @throws {PreconditionError} no such domain, it is off, no backup job runs (`E_NO_JOB`), it is in push mode
  * @throws {BackupError} libvirt's documents can't be used
  */
 export async function openRunningJob(options: {
-  readonly domain: string;
+  readonly domain: DomainRef;
   readonly virsh: Virsh;
 }): Promise<RunningJob> {
   const { virsh } = options;
-  const domainXml = await virsh.domainXml(options.domain);
+  const [domainXml, startedAt, backupXml] = await together(
+    virsh.domainXml(options.domain),
+    askStart(virsh, options.domain),
+    virsh.backupXml(options.domain),
+  );
   const domain = parseDomain(domainXml);
-  const [startedAt, backupXml] = await together(askStart(virsh, domain), virsh.backupXml(domain));
   return new RunningJob({ virsh, job: parseBackupJob(backupXml), backupXml, domain, domainXml, startedAt });
 }
 
@@ -172,15 +175,16 @@ export class RunningJob {
 }
 
 /** When the backup job that runs began: libvirt's answer was given between our two looks at the clock. */
-async function askStart(virsh: Virsh, domain: DomainDefinition): Promise<Moment> {
+async function askStart(virsh: Virsh, domain: DomainRef): Promise<Moment> {
   const before = Date.now();
   const job = await virsh.jobInfo(domain);
   const after = Date.now();
-  if (!job.active || job.operation !== "backup") throw noBackupJob(domain.name, job);
+  const name = typeof domain === "string" ? domain : domain.name;
+  if (!job.active || job.operation !== "backup") throw noBackupJob(name, job);
   if (job.elapsedMs === undefined) {
     throw new BackupError(
       "E_VIRSH_OUTPUT",
-      `libvirt doesn't say how long the job of ${domain.name} has been running`,
+      `libvirt doesn't say how long the job of ${name} has been running`,
     );
   }
   return { earliest: before - job.elapsedMs, latest: after - job.elapsedMs };

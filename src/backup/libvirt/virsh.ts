@@ -229,11 +229,17 @@ export class Virsh {
   /**
    * Ends the backup job of a domain and waits until it is gone; resolves at once without one. Jobs of other kinds (a
    * migration, say) are left alone.
+   * @param options.isKnown a backup job was just seen: it is not looked for again before it is ended
    * @throws {BackupError} `E_JOB_STUCK`: it was still there after `timeoutMs` (default 60 s)
    */
-  async abortJob(domain: DomainRef, options: { readonly timeoutMs?: number } = {}): Promise<void> {
-    const deadline = performance.now() + (options.timeoutMs ?? 60_000);
-    for (let asked = false; await this.#hasBackupJob(domain); asked = true) {
+  async abortJob(
+    domain: DomainRef,
+    options: { readonly timeoutMs?: number; readonly isKnown?: boolean } = {},
+  ): Promise<void> {
+    const { timeoutMs = 60_000, isKnown = false } = options;
+    const deadline = performance.now() + timeoutMs;
+    if (isKnown) await this.#cancelJob(domain);
+    for (let asked = isKnown; await this.#hasBackupJob(domain); asked = true) {
       if (performance.now() > deadline) {
         const name = nameOf(domain);
         const message = `the backup job of ${name} was cancelled but doesn't end: \`virsh domjobinfo ${name}\` shows it`;
