@@ -145,7 +145,10 @@ export class CopyService implements ThreadService<CopyQuestion, CopyAnswer, Forg
   #targetAt(path: string): Promise<ImageFile> {
     const known = this.#targets.get(path);
     if (known !== undefined) return known;
-    const opening = ImageFile.openForWriting(path);
+    const opening = ImageFile.openForWriting(path).catch((cause: NodeJS.ErrnoException) => {
+      const message = `${path} can't be written: ${cause.message}`;
+      throw new BackupError(cause.code ?? "E_COPY_THREAD", message, { cause, details: { path } });
+    });
     this.#targets.set(path, opening);
     return opening;
   }

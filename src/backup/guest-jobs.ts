@@ -49,7 +49,8 @@ export async function claimFolder(guest: Guest, folder: JobFolder, signal?: Abor
   await refuseLivingOwner(folder, guest.domain);
   const claim = async (): Promise<void> => {
     const { folders, job } = await findLeft(guest, folder);
-    for (const left of folders) await clearLeft(guest, left, async () => job);
+    // Nobody else of ours begins one meanwhile.
+    for (const left of folders) await clearLeft(guest, left, { jobMayRun: job !== undefined });
     await folder.claim(guest.domain.qemuUser);
   };
   await guest.repository.writing(guest.domain.name, claim, signal);
@@ -74,19 +75,18 @@ export function keyOf({ repository, domain }: Guest): JobFolderKey {
  * the servers of a stopped domain's images that are left there, and removes the folder. No NBD client of ours may be connected any more: QEMU 7.2 can hang then, with the guest.
  */
 export async function clearFolder(guest: Guest, folder: JobFolder): Promise<void> {
-  await clearLeft(guest, folder, () => runningBackup(guest.virsh, guest.domain));
+  await clearLeft(guest, folder, { jobMayRun: true });
 }
 
-/** @param findJob tells what job runs: who claims the folder has just asked, and nobody else of ours begins one meanwhile */
 async function clearLeft(
   { virsh, domain }: Guest,
   folder: JobFolder,
-  findJob: () => Promise<BackupJob | undefined>,
+  { jobMayRun }: { readonly jobMayRun: boolean },
 ): Promise<void> {
   try {
     if (await folder.isMarkedFrozen()) await thawGuest({ virsh, domain }, folder);
   } finally {
-    const job = await findJob();
+    const job = jobMayRun ? await runningBackup(virsh, domain) : undefined;
     const worksThere =
       job && exportedDisks(job).some(({ scratch }) => scratch?.path.startsWith(`${folder.path}/`));
     if (worksThere) {

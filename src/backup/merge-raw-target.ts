@@ -116,6 +116,7 @@ export class RawBaseTarget implements MergeTarget {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
+    await this.#covered.close();
     await this.#patch.close();
   }
 
@@ -160,6 +161,11 @@ class Covered {
     this.#geometry = layer.geometry;
     // The walk of the merge is told of damage.
     this.#runs = layer.runs(() => undefined)[Symbol.asyncIterator]();
+  }
+
+  /** Whatever has not been asked for yet never will be. */
+  async close(): Promise<void> {
+    await this.#runs.return?.();
   }
 
   /** The stretches of data from byte `start` up to `end`. */

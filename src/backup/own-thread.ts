@@ -7,6 +7,7 @@ export class OwnThread<Question, Answer, Notice> implements Answering<Question, 
   readonly #service: ThreadService<Question, Answer, Notice>;
   readonly #failed: ThreadPoolOptions["failed"];
   readonly #breather = new Breather();
+  #last: Promise<unknown> = Promise.resolve();
   #closed: BackupError | undefined;
 
   constructor(
@@ -19,22 +20,38 @@ export class OwnThread<Question, Answer, Notice> implements Answering<Question, 
 
   start(): void {}
 
-  async ask(question: Question): Promise<Answer> {
-    await this.#breather.breathe();
-    if (this.#closed) throw this.#closed;
-    const answer = await Promise.resolve(this.#service.answer(question)).catch((failure: unknown) => {
-      throw this.#failed(failure);
-    });
-    if (this.#closed) throw this.#closed;
+  /** One after the other, with a turn for timers and signals in between. */
+  ask(question: Question): Promise<Answer> {
+    const answer = this.#last.then(() => this.#answer(question));
+    this.#last = answer.catch(() => undefined);
     return answer;
   }
 
+  async #answer(question: Question): Promise<Answer> {
+    await this.#breather.breathe();
+    this.#assertOpen();
+    try {
+      const answer = await this.#service.answer(question);
+      this.#assertOpen();
+      return answer;
+    } catch (failure) {
+      // Whatever came after the end is its consequence.
+      this.#assertOpen();
+      throw this.#failed(failure);
+    }
+  }
+
+  #assertOpen(): void {
+    if (this.#closed) throw this.#closed;
+  }
+
   tell(notice: Notice): void {
-    this.#service.heed?.(notice);
+    this.#last = this.#last.then(() => this.#service.heed?.(notice));
   }
 
   async close(reason: BackupError): Promise<void> {
     this.#closed ??= reason;
+    await this.#last;
     await this.#service.close?.();
   }
 }

@@ -203,7 +203,10 @@ describe.each([
 
   it("does not make the target", async () => {
     await rm(target, { force: true });
-    await expect(ask(target, { damaged: false })).rejects.toMatchObject({ code: "E_COPY_THREAD" });
+    await expect(ask(target, { damaged: false })).rejects.toMatchObject({
+      code: "ENOENT",
+      details: { path: target },
+    });
     expect(await exists(target)).toBe(false);
   });
 });

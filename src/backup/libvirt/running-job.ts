@@ -37,11 +37,10 @@ export async function openRunningJob(options: {
   readonly virsh: Virsh;
 }): Promise<RunningJob> {
   const { virsh } = options;
-  const [domainXml, startedAt, backupXml] = await together(
-    virsh.domainXml(options.domain),
-    askStart(virsh, options.domain),
-    virsh.backupXml(options.domain),
-  );
+  const asked = { domainXml: virsh.domainXml(options.domain), backupXml: virsh.backupXml(options.domain) };
+  // Last, so that nothing but its own answer lies between it and the look at the clock after it: see `checkpoint`.
+  const start = askStart(virsh, options.domain);
+  const [domainXml, startedAt, backupXml] = await together(asked.domainXml, start, asked.backupXml);
   const domain = parseDomain(domainXml);
   return new RunningJob({ virsh, job: parseBackupJob(backupXml), backupXml, domain, domainXml, startedAt });
 }

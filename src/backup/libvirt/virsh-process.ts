@@ -27,7 +27,7 @@ const QUESTIONS: ReadonlySet<string> = new Set([
 /** In one argument of a process, which can't be of any length. */
 const MOST_AT_ONCE = 50;
 /** Errors that every question would get. */
-const NO_ANSWER = ["E_NO_VIRSH", "E_LIBVIRT", "E_VIRSH_TIMEOUT"];
+const NO_ANSWER = ["E_NO_VIRSH", "E_LIBVIRT", "E_VIRSH_TIMEOUT", "E_DOMAIN_BUSY"];
 
 /** How a virsh ended. */
 interface Ran extends Said {
@@ -42,11 +42,11 @@ interface Asked extends Question {
   readonly reject: (error: unknown) => void;
 }
 
-/** Whether it is beyond doubt what came of each: one that has failed has complained, all others have printed something. */
+/** Whether it is beyond doubt what came of each: one that has failed has complained and printed nothing, all others the reverse. */
 function isPlain(said: readonly Said[], failed: boolean): boolean {
   const last = said.at(-1);
   if (last === undefined || hasFailed(last) !== failed) return false;
-  return said.every((each) => hasFailed(each) || each.stdout.trim() !== "");
+  return said.every((each) => hasFailed(each) === (each.stdout.trim() === ""));
 }
 
 export class VirshProcess {
@@ -76,7 +76,15 @@ export class VirshProcess {
 
   /** Resolves in any case: the answers, and the errors, are those of the questions. */
   async #answer(asked: readonly Asked[]): Promise<void> {
-    if (asked.length > 1 && (await this.#answerTogether(asked))) return;
+    try {
+      if (asked.length > 1 && (await this.#answerTogether(asked))) return;
+      await this.#answerEach(asked);
+    } catch (error) {
+      for (const { reject } of asked) reject(error);
+    }
+  }
+
+  async #answerEach(asked: readonly Asked[]): Promise<void> {
     let noAnswer: unknown;
     for (const question of asked) {
       if (noAnswer !== undefined) question.reject(noAnswer);
@@ -94,13 +102,15 @@ export class VirshProcess {
   /** @returns false where something else than a question has failed: then each is to be asked by itself */
   async #answerTogether(asked: readonly Asked[]): Promise<boolean> {
     const mark = `nbdpull-${randomBytes(8).toString("hex")}`;
-    const result = await this.#spawn([formatBatch(asked, mark)]).catch(() => undefined);
+    const result = await this.#spawn([formatBatch(asked, mark)], asked.length).catch(() => undefined);
     const { connect, signal } = this.#options;
     if (result?.timedOut) {
       for (const { command, about, reject } of asked) reject(failure(command, about, connect, result));
       return true;
     }
-    const said = result && !signal?.aborted && parseBatch(result, mark, asked.length);
+    // Where not even a process could be started there is no output at all.
+    if (typeof result?.stdout !== "string" || signal?.aborted) return false;
+    const said = parseBatch(result, mark, asked.length);
     if (!said || !isPlain(said, result.failed)) return false;
     const answers = said.map((each, index) => {
       const { command = "", about = "" } = asked[index] ?? {};
@@ -137,7 +147,8 @@ export class VirshProcess {
     throw failure(command, about, connect, result);
   }
 
-  async #spawn(words: readonly string[]): Promise<Ran> {
+  /** @param commands how many there are in the words: each may have to wait for a domain that is busy */
+  async #spawn(words: readonly string[], commands = 1): Promise<Ran> {
     const { connect, signal, timeoutMs = 90_000 } = this.#options;
     signal?.throwIfAborted();
     return await execa(
@@ -148,7 +159,7 @@ export class VirshProcess {
         env: { LC_ALL: "C" },
         stdin: "ignore",
         reject: false,
-        timeout: timeoutMs,
+        timeout: timeoutMs * commands,
         ...(signal === undefined ? {} : { cancelSignal: signal }),
       },
     );

@@ -170,6 +170,27 @@ describe("virsh", () => {
     ]);
   });
 
+  it("asks one by one where one of several has answered and something complained beside it", async () => {
+    const mark = "$(echo \"$*\" | sed 's/.*echo --err \\([^;]*\\);.*/\\1/')";
+    await install(
+      `case "$*" in *echo*) m=${mark}; echo "<a/>$m<b/>"; echo "error: proxy" >&2; echo "error: $m" >&2;; *) echo "$3";; esac`,
+    );
+    const virsh = new Virsh();
+    expect(await Promise.all([virsh.domainXml("a"), virsh.backupXml("b")])).toEqual([
+      "--domain=a",
+      "--domain=b",
+    ]);
+  });
+
+  it("asks one by one where several are too long for one process", async () => {
+    // Linux takes 128 KiB in one argument.
+    const long = (letter: string): string => letter.repeat(100_000);
+    await install('case "$*" in *echo*) exit 1;; *) echo "$3" | wc -c;; esac');
+    const virsh = new Virsh();
+    const answers = await Promise.all([virsh.domainXml(long("a")), virsh.backupXml(long("b"))]);
+    expect(answers.map(Number)).toEqual([100_010, 100_010]);
+  });
+
   it("asks nobody any more where libvirt doesn't answer the first of several", async () => {
     await install(
       `echo "$*" >> ${folder}/asked; echo "error: failed to connect to the hypervisor" >&2; exit 1`,
