@@ -1,10 +1,13 @@
 #!/usr/bin/env node
 import { Command, CommanderError } from "commander";
 import { exitCodeOf } from "./exit-codes.js";
+import { optimizeLater } from "./optimize-later.js";
 import { fillInDefaults, withTalk } from "./options.js";
 import { surviveClosedPipes } from "./output.js";
 import { type Run, run } from "./run.js";
 import { version } from "./version.js";
+
+optimizeLater();
 
 const EXIT_CODES = `
 Exit codes: 0 done; 1 failed, nothing was committed; 2 usage; 3 data is damaged or does not match;

@@ -54,7 +54,7 @@ export async function copySegments(options: CopyOptions): Promise<void> {
       await options.rateLimit?.take(question.bytes, signal);
       const stored = await ask(question, options);
       inOrder.put(segment.index, settle(segment, stored, writer));
-      options.onSegment?.({ readBytes: question.bytes, runs: segment.runs });
+      options.onSegment?.({ readBytes: question.bytes, segment });
     }
   }
 

@@ -8,30 +8,19 @@ export interface Window {
   readonly connections?: number | undefined;
 }
 
-/**
- * Measured: smaller requests cost more of everything, and with larger ones a server that uses glibc's malloc gets new
- * memory from the kernel for each (docs/performance.md).
- */
-const REQUEST_SIZE = 512 * 1024;
 /** A second connection lets the server fill one while the other is being emptied. */
 export const CONNECTIONS = 2;
 /** Where answers take longer than that, what counts is how many requests the server works on at a time. */
 const FAR_MS = 4;
 const MOST_CONNECTIONS = 4;
-/** A server works on 16 requests of a connection at once. More connections than that takes were measured to cost a fifth. */
-const BYTES_OF_A_CONNECTION = 16 * REQUEST_SIZE;
+/** More connections than one for so much were measured to cost a fifth. */
+const BYTES_OF_A_CONNECTION = 8 * 1024 * 1024;
 /** What is under way at the least where the server is far. */
 const FAR_IN_FLIGHT = 16 * 1024 * 1024;
 /** Enough for a unix socket, where less starves and more costs cache. */
 const LEAST_IN_FLIGHT = 4 * 1024 * 1024;
 /** For far servers. Where bytes are stored as they come it costs them memory, not us. */
 const MOST_IN_FLIGHT = 64 * 1024 * 1024;
-
-/** How much one request asks for: whole clusters, and whole blocks as the server prefers them. */
-export function requestBytesOf(window: Window, clusterSize: number, preferredBlock = 1): number {
-  const wanted = window.requestSize ?? Math.max(REQUEST_SIZE, preferredBlock);
-  return Math.max(wanted, clusterSize);
-}
 
 /** Segments that are asked for one after the other: the first one finds us, and perhaps the server, cold. */
 const SCOUTS = 4;

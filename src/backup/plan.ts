@@ -30,12 +30,16 @@ export interface Segment {
   readonly firstRank: number;
   /** Clusters set aside for storing in this one. */
   readonly clusters: number;
+  /** It is one run of data, to be asked for by one request. */
+  readonly atOnce?: true;
 }
 
 export interface PlanOptions {
   readonly geometry: Geometry;
   /** Bytes of stored clusters in a segment, at the most; at least one cluster. */
   readonly segmentBytes: number;
+  /** The first run of data that has so many bytes gives a segment of so many by itself, whatever `segmentBytes` says. */
+  readonly atOnceBytes?: number | undefined;
 }
 
 /** Zero runs store nothing; a segment ends after this many runs all the same, so that memory stays bounded. */
@@ -80,6 +84,7 @@ export async function* plan(
 ): AsyncGenerator<Segment> {
   const { clusterSize } = options.geometry;
   const perSegment = Math.max(1, Math.floor(options.segmentBytes / clusterSize));
+  let atOnce = Math.floor((options.atOnceBytes ?? Number.POSITIVE_INFINITY) / clusterSize);
   const cutter = new ClusterCutter(options.geometry);
   let runs: PlannedRun[] = [];
   let clusters = 0;
@@ -104,6 +109,15 @@ export async function* plan(
       before = extent.state;
       for (const run of cutter.cut(extent)) {
         let rest = run;
+        if (rest.kind === "data" && rest.count >= atOnce) {
+          if (runs.length > 0) yield take();
+          runs.push({ kind: "data", cluster: rest.cluster, count: atOnce });
+          clusters = atOnce;
+          yield { ...take(), atOnce: true };
+          rest = { kind: "data", cluster: rest.cluster + atOnce, count: rest.count - atOnce };
+          atOnce = Number.POSITIVE_INFINITY;
+          if (rest.count === 0) continue;
+        }
         // Only what is read has to be divided.
         for (let room = perSegment - clusters; rest.kind === "data" && rest.count > room; room = perSegment) {
           runs.push({ kind: "data", cluster: rest.cluster, count: room });

@@ -13,12 +13,13 @@ import type { Backing } from "./image/qcow2-writer.js";
 import type { DigestTarget, ImageStore } from "./image-store.js";
 import { NewFiles } from "./new-files.js";
 import { mayReadClean, readerOf } from "./open-export.js";
-import { Pace, requestBytesOf, type Window } from "./pace.js";
+import { Pace, type Window } from "./pace.js";
 import { PlainStore } from "./plain-store.js";
 import { GranularityError, type PlannedRun, type PlanTotals, plan } from "./plan.js";
 import { Progress } from "./progress.js";
 import type { ByteSource } from "./pull.js";
 import type { RateLimit } from "./rate-limit.js";
+import { RequestSize } from "./request-size.js";
 
 export interface PullImageOptions extends CopyImageOptions {
   /** Connected by `openExport`, with the context of `bitmap`. */
@@ -37,6 +38,8 @@ export interface DiskSource {
   readonly complete: boolean;
   /** Of all reads, bytes. */
   readonly preferredBlock?: number | undefined;
+  /** The most bytes of one read; left out where larger reads bring nothing. */
+  readonly mostRead?: number | undefined;
   /** Reading that many clean bytes along is cheaper than another read. */
   readonly readThrough: number;
   /** Asked for so far. */
@@ -148,6 +151,7 @@ function exportSource(
     virtualSize: client.export.size,
     complete: bitmap === undefined,
     preferredBlock: client.export.blockSize?.preferred,
+    mostRead: readsClean ? client.export.blockSize?.maximum : undefined,
     readThrough: readsClean ? READ_THROUGH : 0,
     get requests() {
       return client.requests;
@@ -172,8 +176,14 @@ async function copyWithClusters(
   const geometry: Geometry = { virtualSize, clusterSize };
   const totals: PlanTotals = { extents: 0, definedBytes: 0 };
   const requestsBefore = source.requests;
-  const requestBytes = requestBytesFor(options, clusterSize, source.preferredBlock);
-  const segmentBytes = requestBytes * requestsInSegment(options, requestBytes);
+  const requestSize = new RequestSize({
+    window,
+    clusterSize,
+    preferredBlock: source.preferredBlock,
+    maximum: options.compress || options.rateLimit ? undefined : source.mostRead,
+    readThrough: source.readThrough,
+  });
+  const segmentBytes = segmentBytesFor(options, requestSize.most);
 
   await using files = new NewFiles();
   await using store = await createStore(options, { geometry, complete, segmentBytes }, files);
@@ -183,13 +193,14 @@ async function copyWithClusters(
   let readBytes = 0;
   await store.fill({
     source: bytes,
-    segments: plan(extents, { geometry, segmentBytes }, totals),
+    segments: plan(extents, { geometry, segmentBytes, atOnceBytes: requestSize.atOnceBytes }, totals),
     pace,
-    reading: { readThrough: source.readThrough, mostRead: requestBytes },
+    reading: requestSize,
     rateLimit: options.rateLimit,
     signal,
-    onSegment: (segment) => {
-      readBytes += segment.readBytes;
+    onSegment: ({ readBytes: bytesOfSegment, segment }) => {
+      if (segment.atOnce) requestSize.grow();
+      readBytes += bytesOfSegment;
       const position = endOf(segment.runs, geometry);
       progress.note({ virtualSize, position, readBytes });
       source.widen(pace.connections);
@@ -224,21 +235,13 @@ export function endOf(runs: readonly PlannedRun[], { clusterSize, virtualSize }:
   return last === undefined ? 0 : Math.min((last.cluster + last.count) * clusterSize, virtualSize);
 }
 
-/** What waits in buffers to be compressed has to be small, whatever is asked for. */
-function requestBytesFor(
-  { window = {}, compress }: CopyImageOptions,
-  clusterSize: number,
-  preferredBlock: number | undefined,
-): number {
-  const bytes = requestBytesOf(window, clusterSize, preferredBlock);
-  return compress ? Math.min(bytes, MOST_COMPRESSED_AT_A_TIME) : bytes;
-}
-
 /** A lane that asks for several things at once costs less for each; as long as there are lanes beside it. */
-function requestsInSegment({ window = {}, compress }: CopyImageOptions, requestBytes: number): number {
-  if (compress) return 1;
+function segmentBytesFor({ window = {}, compress }: CopyImageOptions, requestBytes: number): number {
+  // What waits in buffers to be compressed has to be little, whatever is asked for.
+  if (compress) return Math.min(requestBytes, MOST_COMPRESSED_AT_A_TIME);
   const { inFlight = Number.POSITIVE_INFINITY } = window;
-  return Math.max(1, Math.min(MOST_REQUESTS_IN_SEGMENT, Math.floor(inFlight / (2 * requestBytes))));
+  const count = Math.min(MOST_REQUESTS_IN_SEGMENT, Math.floor(inFlight / (2 * requestBytes)));
+  return requestBytes * Math.max(1, count);
 }
 
 async function createStore(

@@ -3,7 +3,7 @@ import type { PieceSink, Stretch } from "../nbd/index.js";
 import { InOrder } from "./in-order.js";
 import type { Pace } from "./pace.js";
 import { type Place, type Reading, readsOf } from "./places.js";
-import type { PlannedRun, Segment } from "./plan.js";
+import type { Segment } from "./plan.js";
 import type { RateLimit } from "./rate-limit.js";
 
 /** Where bytes come from: an NBD client, or the chain of a restore. */
@@ -51,9 +51,11 @@ export interface PullOptions<T> {
 export interface SegmentDone {
   /** Bytes of the segment that were read. */
   readonly readBytes: number;
-  /** As they were planned. */
-  readonly runs: readonly PlannedRun[];
+  /** As it was planned. */
+  readonly segment: Segment;
 }
+
+const AT_ONCE: Reading = { readThrough: 0, mostRead: Number.POSITIVE_INFINITY };
 
 /**
  * The data path. Lanes share one lazy plan; each takes a segment and asks for its bytes, which land in the moment in
@@ -94,7 +96,7 @@ export async function pull<T>(options: PullOptions<T>): Promise<void> {
     for (let segment = await takeSegment(); segment; segment = await takeSegment()) {
       signal.throwIfAborted();
       const landing = await options.land(segment, signal);
-      const reads = readsOf(landing.places, options.reading);
+      const reads = readsOf(landing.places, segment.atOnce ? AT_ONCE : options.reading);
       const bytes = reads.reduce((sum, { length }) => sum + length, 0);
       await options.rateLimit?.take(bytes, signal);
 
@@ -103,7 +105,7 @@ export async function pull<T>(options: PullOptions<T>): Promise<void> {
       inOrder.put(segment.index, landing.settle());
 
       pace.note({ bytes, asked, firstByte: landing.firstByte, done: performance.now() });
-      options.onSegment?.({ readBytes: bytes, runs: segment.runs });
+      options.onSegment?.({ readBytes: bytes, segment });
       startLanes();
     }
   }

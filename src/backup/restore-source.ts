@@ -5,12 +5,13 @@ import type { FillOptions } from "./image-store.js";
 import { damage, type Layer } from "./layer.js";
 import type { Manifest } from "./manifest.js";
 import { ChainSource } from "./overlay.js";
-import { Pace, requestBytesOf, type Window } from "./pace.js";
+import { Pace, type Window } from "./pace.js";
 import { plan } from "./plan.js";
 import { Progress } from "./progress.js";
 import { endOf, type PullProgress } from "./pull-image.js";
 import type { RateLimit } from "./rate-limit.js";
 import type { Repository } from "./repository.js";
+import { requestBytesOf } from "./request-size.js";
 
 /** Of which disk of which point the bytes are, and how they are read. */
 export interface RestoreSourceOptions {
@@ -76,8 +77,8 @@ export class RestoreSource implements AsyncDisposable {
       reading: { readThrough: 0, mostRead: segmentBytes },
       rateLimit,
       signal,
-      onSegment: (segment) => {
-        this.#readBytes += segment.readBytes;
+      onSegment: ({ readBytes, segment }) => {
+        this.#readBytes += readBytes;
         const position = endOf(segment.runs, geometry);
         progress.note({ virtualSize: geometry.virtualSize, position, readBytes: this.#readBytes });
       },

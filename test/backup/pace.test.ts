@@ -1,8 +1,7 @@
 import { describe, expect, it } from "vitest";
-import { CONNECTIONS, Pace, requestBytesOf, type Window } from "../../src/backup/pace.js";
+import { CONNECTIONS, Pace, type Window } from "../../src/backup/pace.js";
 
 const MiB = 1024 * 1024;
-const KiB = 1024;
 
 /** Has segments done as a server would that takes `latencyMs` and delivers `bytesPerMs` at the most. */
 function run(pace: Pace, segmentBytes: number, latencyMs: number, bytesPerMs: number, ms = 5000): number {
@@ -125,23 +124,5 @@ describe("the connections that the pace wants", () => {
     }
     near.note({ bytes: MiB, asked: 1040, firstByte: 1140, done: 1141 });
     expect(near.connections).toBe(2);
-  });
-});
-
-describe("a segment's size", () => {
-  it("is what is asked for, but a cluster at the least", () => {
-    expect(requestBytesOf({ requestSize: 256 * KiB }, 64 * KiB)).toBe(256 * KiB);
-    expect(requestBytesOf({ requestSize: 4 * KiB }, 64 * KiB)).toBe(64 * KiB);
-    expect(requestBytesOf({ requestSize: 256 * KiB }, 64 * KiB, 4 * MiB)).toBe(256 * KiB);
-  });
-
-  it("is as large as the server prefers, where nothing is asked for", () => {
-    expect(requestBytesOf({}, 64 * KiB, 4 * MiB)).toBe(4 * MiB);
-    expect(requestBytesOf({}, 64 * KiB, 4096)).toBe(requestBytesOf({}, 64 * KiB));
-  });
-
-  it("is half a MiB, or a cluster that is larger, where nobody prefers anything", () => {
-    expect(requestBytesOf({}, 64 * KiB)).toBe(512 * KiB);
-    expect(requestBytesOf({}, 2 * MiB)).toBe(2 * MiB);
   });
 });

@@ -11,10 +11,11 @@ async function planned(
   states: readonly (readonly [ExtentState, number])[],
   segmentBytes = 4 * CLUSTER,
   totals?: PlanTotals,
+  atOnceBytes?: number,
 ): Promise<Segment[]> {
   const extents = toExtents(states);
   const virtualSize = extents.reduce((size, { length }) => size + length, 0);
-  const options = { geometry: { virtualSize, clusterSize: CLUSTER }, segmentBytes };
+  const options = { geometry: { virtualSize, clusterSize: CLUSTER }, segmentBytes, atOnceBytes };
   return await collect(plan(inBatches(extents), options, totals));
 }
 
@@ -64,6 +65,50 @@ describe("plan", () => {
       [0, 4],
       [4, 4],
       [8, 2],
+    ]);
+  });
+
+  it("makes a segment of the first run that is long enough to be asked for at once", async () => {
+    const segments = await planned(
+      [
+        ["data", 9 * CLUSTER],
+        ["zero", CLUSTER],
+        ["data", 25 * CLUSTER],
+        ["clean", CLUSTER],
+        ["data", 12 * CLUSTER],
+      ],
+      4 * CLUSTER,
+      undefined,
+      10 * CLUSTER,
+    );
+    const shape = segments.map(({ firstRank, clusters, atOnce }) => [firstRank, clusters, atOnce ?? false]);
+    expect(shape).toEqual([
+      [0, 4, false],
+      [4, 4, false],
+      // The zeroes come along, the long run begins anew.
+      [8, 1, false],
+      [9, 10, true],
+      [19, 4, false],
+      [23, 4, false],
+      [27, 4, false],
+      [31, 4, false],
+      [35, 4, false],
+      [39, 4, false],
+      [43, 3, false],
+    ]);
+    expect(segments[3]?.runs).toEqual([{ kind: "data", cluster: 10, count: 10 }]);
+    expect(segments.map(({ index }) => index)).toEqual(segments.map((_, at) => at));
+  });
+
+  it("goes on after a run that was asked for at once to its end", async () => {
+    const states = [
+      ["data", 8 * CLUSTER],
+      ["data", 8 * CLUSTER],
+    ] as const;
+    const segments = await planned(states, 8 * CLUSTER, undefined, 8 * CLUSTER);
+    expect(segments.map(({ clusters, atOnce }) => [clusters, atOnce])).toEqual([
+      [8, true],
+      [8, undefined],
     ]);
   });
 

@@ -41,6 +41,33 @@ describe("the lanes of a pull", () => {
     expect(notes.isComplete).toBe(true);
   });
 
+  it("ask for a segment that is to come at once by one request, whatever requests are like", async () => {
+    const asked: number[] = [];
+    const source = {
+      async readPieces(stretches: readonly Stretch[]) {
+        asked.push(...stretches.map(({ length }) => length / CLUSTER));
+      },
+    };
+    const planned = plan(allData(), { geometry, segmentBytes: CLUSTER, atOnceBytes: 8 * CLUSTER });
+    const whole = (segment: Segment): Landing<number> => {
+      const first = segment.runs[0]?.cluster ?? 0;
+      const places = [{ offset: first * CLUSTER, end: (first + segment.clusters) * CLUSTER, slot: 0 }];
+      return { ...landing(segment), places };
+    };
+    const told: boolean[] = [];
+    await pull({
+      source,
+      segments: planned,
+      land: whole,
+      notes: new List(),
+      pace: pace(),
+      reading,
+      onSegment: ({ segment }) => told.push(segment.atOnce ?? false),
+    });
+    expect(asked).toEqual([8, ...Array.from({ length: 24 }, () => 1)]);
+    expect(told.filter(Boolean)).toEqual([true]);
+  });
+
   it("stop at the first failure, once no read is under way any more", async () => {
     const notes = new List();
     let open = 0;
