@@ -1,14 +1,29 @@
 import { defineConfig } from "rolldown";
+import { licensePlugin } from "rolldown-license-plugin";
+
+const WORKERS = ["cluster-worker", "copy-worker", "digest-worker", "verify-worker"];
 
 /**
- * The command in few files instead of many, which Node loads faster (docs/performance.md). Other people's packages stay where
- * they are, with their licences.
+ * The command and its threads in few files instead of several hundred, which Node loads faster (docs/performance.md). Other
+ * people's packages are among them, so their licences come along.
  */
 export default defineConfig({
-  input: "dist/bin/nbdpull.js",
+  input: ["dist/bin/nbdpull.js", ...WORKERS.map((name) => `dist/src/backup/${name}.js`)],
   platform: "node",
-  external: /^[^./]/,
+  external: /^node:/,
   // Our modules do nothing by being loaded: what a command doesn't use of an index is left out of what it loads.
   treeshake: { moduleSideEffects: (id) => !id.includes("/dist/src/") },
+  plugins: [
+    licensePlugin({
+      failOnUnlicensed: true,
+      done(packages, context) {
+        const texts = packages.map(
+          ({ name, version, license, licenseText }) => `${name} ${version} (${license})\n\n${licenseText.trim()}\n`,
+        );
+        const source = `What is bundled here of other people's work.\n\n${texts.join(`\n${"-".repeat(80)}\n\n`)}`;
+        context.emitFile({ type: "asset", fileName: "THIRD-PARTY-LICENSES.txt", source });
+      },
+    }),
+  ],
   output: { dir: "dist/bundle", format: "esm" },
 });
