@@ -18,7 +18,8 @@ export default defineConfig({
       failOnUnlicensed: true,
       done(packages, context) {
         const texts = packages.map(
-          ({ name, version, license, licenseText }) => `${name} ${version} (${license})\n\n${licenseText.trim()}\n`,
+          ({ name, version, license, licenseText }) =>
+            `${name} ${version} (${license})\n\n${licenseText.trim()}\n`,
         );
         const source = `What is bundled here of other people's work.\n\n${texts.join(`\n${"-".repeat(80)}\n\n`)}`;
         context.emitFile({ type: "asset", fileName: "THIRD-PARTY-LICENSES.txt", source });

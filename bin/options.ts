@@ -55,7 +55,11 @@ export function withTalk(command: Command): Command {
 
 export function withNetwork(command: Command): Command {
   return command
-    .option("--connections <n>", "NBD connections an export, where the server allows several", positive)
+    .option(
+      "--connections <n>",
+      "NBD connections an export, where the server allows several (default 2, with TLS 1, up to 4 where it is far)",
+      positive,
+    )
     .option(
       "--host-override <name>",
       "connect to this host; certificates are still checked against the URI's",
@@ -86,7 +90,7 @@ export function withCopy(command: Command): Command {
     )
     .option(
       "--request-size <bytes>",
-      "largest request, though never less than a cluster (default 512K, at most 64M)",
+      "largest request, though never less than a cluster (default 512K, or 1M after one of 8M; at most 64M)",
       upTo(MAX_REQUEST),
     )
     .option("--limit-rate <bytes/s>", "read no faster than this, all disks together", size);

@@ -89,6 +89,11 @@ function* blocksOf({ offset, length }: Stretch): Generator<Stretch> {
   }
 }
 
+/** How many connections a pull begins with: of those that are encrypted one keeps both sides busy, and two get in each other's way. */
+export function fewestConnections(client: NbdClient): number {
+  return client.isEncrypted ? 1 : CONNECTIONS;
+}
+
 /** Whether clean bytes can be read too: where they can't, they have no allocation either, and `openExport` went without. */
 export function mayReadClean(client: NbdClient, bitmap: string | undefined): boolean {
   return bitmap === undefined || client.export.contexts.includes(ALLOCATION_CONTEXT);
@@ -101,12 +106,13 @@ async function connect(
   options: OpenOptions,
 ): Promise<NbdClient> {
   try {
-    return await NbdClient.connect(target, {
-      connections: CONNECTIONS,
+    const client = await NbdClient.connect(target, {
       ...options,
       metaContexts: bitmap === undefined ? [] : [dirtyContext(bitmap)],
       optionalContexts,
     });
+    if (options.connections === undefined) client.widen(fewestConnections(client));
+    return client;
   } catch (cause) {
     if (cause instanceof MetaContextError && bitmap !== undefined) {
       const message = `the export has no dirty bitmap "${bitmap}": nothing was copied. List what it has with "nbdpull info", or leave the bitmap out for a full copy (${cause.message})`;

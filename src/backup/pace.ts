@@ -39,6 +39,7 @@ export class Pace {
   readonly #least: number;
   readonly #most: number;
   readonly #segmentBytes: number;
+  readonly #fewestConnections: number;
   readonly #window: Window;
   #lanes = 1;
   #latency = Number.POSITIVE_INFINITY;
@@ -46,9 +47,10 @@ export class Pace {
   #since: number | undefined;
   #bytes = 0;
 
-  constructor(window: Window, segmentBytes: number) {
+  constructor(window: Window, segmentBytes: number, fewestConnections = CONNECTIONS) {
     this.#window = window;
     this.#segmentBytes = segmentBytes;
+    this.#fewestConnections = fewestConnections;
     this.#least = lanesOf(window.inFlight ?? LEAST_IN_FLIGHT, segmentBytes);
     this.#most = Math.max(this.#least, lanesOf(window.inFlight ?? MOST_IN_FLIGHT, segmentBytes));
     // Who says how much shall be under way needs no scout.
@@ -63,7 +65,7 @@ export class Pace {
   /** How many connections there should be, where the server allows several. Never falls. */
   get connections(): number {
     const needed = Math.ceil((this.#lanes * this.#segmentBytes) / BYTES_OF_A_CONNECTION);
-    return this.#window.connections ?? Math.max(CONNECTIONS, Math.min(MOST_CONNECTIONS, needed));
+    return this.#window.connections ?? Math.max(this.#fewestConnections, Math.min(MOST_CONNECTIONS, needed));
   }
 
   /** A segment is done. Times in milliseconds, as `performance.now()` has them. */

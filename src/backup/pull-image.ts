@@ -12,7 +12,7 @@ import type { Geometry } from "./image/image.js";
 import type { Backing } from "./image/qcow2-writer.js";
 import type { DigestTarget, ImageStore } from "./image-store.js";
 import { NewFiles } from "./new-files.js";
-import { mayReadClean, readerOf } from "./open-export.js";
+import { fewestConnections, mayReadClean, readerOf } from "./open-export.js";
 import { Pace, type Window } from "./pace.js";
 import { PlainStore } from "./plain-store.js";
 import { GranularityError, type PlannedRun, type PlanTotals, plan } from "./plan.js";
@@ -49,6 +49,8 @@ export interface DiskSource {
     readonly extents: AsyncIterable<readonly Extent[]>;
     readonly bytes: ByteSource;
   };
+  /** At the least, where it is read over connections. */
+  readonly fewestConnections?: number | undefined;
   /** Called now and then, with how many connections there should be. */
   widen(connections: number): void;
 }
@@ -160,6 +162,7 @@ function exportSource(
       extents: exportExtents(client, { bitmap, parentSize: grownFrom, signal }),
       bytes: readerOf(client, bitmap),
     }),
+    fewestConnections: fewestConnections(client),
     widen: (connections) => client.widen(connections),
   };
 }
@@ -187,7 +190,7 @@ async function copyWithClusters(
 
   await using files = new NewFiles();
   await using store = await createStore(options, { geometry, complete, segmentBytes }, files);
-  const pace = new Pace(window, segmentBytes);
+  const pace = new Pace(window, segmentBytes, source.fewestConnections);
   const progress = new Progress(options.onProgress);
   const { extents, bytes } = source.begin(signal);
   let readBytes = 0;

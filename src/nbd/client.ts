@@ -58,6 +58,11 @@ export class NbdClient implements AsyncDisposable {
     this.#pool.widen(connections);
   }
 
+  /** Everything goes by TLS. */
+  get isEncrypted(): boolean {
+    return this.#pool.isEncrypted;
+  }
+
   /** Requests sent so far. */
   get requests(): number {
     return this.#pool.requests;

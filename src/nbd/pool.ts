@@ -52,6 +52,10 @@ export class Pool {
     return this.#live.length;
   }
 
+  get isEncrypted(): boolean {
+    return this.#settings.secure !== undefined;
+  }
+
   get requests(): number {
     return this.#live.reduce((sum, connection) => sum + connection.requests, this.#pastRequests);
   }

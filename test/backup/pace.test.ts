@@ -96,6 +96,13 @@ describe("the connections that the pace wants", () => {
     expect(farthest.connections).toBe(4);
   });
 
+  it("are one to begin with where that is said, and more where it is far", () => {
+    const pace = new Pace({}, MiB, 1);
+    expect(pace.connections).toBe(1);
+    run(pace, MiB, 20, MiB);
+    expect(pace.connections).toBe(3);
+  });
+
   it("are never fewer than they were", () => {
     const pace = paceOf({});
     run(pace, MiB, 50, MiB);
