@@ -42,9 +42,9 @@ export class RequestSize implements Reading {
     this.readThrough = readThrough;
     this.#mostRead = requestBytesOf(window, clusterSize, preferredBlock);
     const isChosen = window.requestSize !== undefined || window.inFlight !== undefined;
-    const grows = !isChosen && maximum >= AT_ONCE;
+    const grows = !isChosen && maximum >= AT_ONCE && this.#mostRead < LARGER_REQUEST_SIZE;
     this.atOnceBytes = grows ? AT_ONCE : undefined;
-    this.most = grows ? Math.max(this.#mostRead, LARGER_REQUEST_SIZE) : this.#mostRead;
+    this.most = grows ? LARGER_REQUEST_SIZE : this.#mostRead;
   }
 
   get mostRead(): number {

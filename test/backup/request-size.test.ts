@@ -33,16 +33,11 @@ describe("the size of an export's requests", () => {
     expect(size.mostRead).toBe(MiB);
   });
 
-  it("does not grow below what the server prefers", () => {
-    const size = sizeFor({ preferredBlock: 4 * MiB });
-    size.grow();
-    expect([size.mostRead, size.most]).toEqual([4 * MiB, 4 * MiB]);
-  });
-
   it.each([
     ["somebody says how much one request shall ask for", { window: { requestSize: 256 * KiB } }, 256 * KiB],
     ["somebody says how much shall be under way", { window: { inFlight: 64 * MiB } }, 512 * KiB],
     ["the server answers less at once", { maximum: 4 * MiB }, 512 * KiB],
+    ["the server prefers larger ones anyway", { preferredBlock: 4 * MiB }, 4 * MiB],
     ["larger ones bring nothing", { maximum: undefined }, 512 * KiB],
   ])("stays where %s", (_why, options, bytes) => {
     const size = sizeFor(options);

@@ -174,7 +174,7 @@ describeWith(TOOLS, "nbdpull over TLS", () => {
       const args = ["pull", changes, at("changes.qcow2"), "--bitmap", "b0", ...flags(ours), "--json"];
       const ran = await nbdpull(...args);
       expectDone(ran);
-      expect(ran.json()).toMatchObject({ mode: "incremental", dirtyBytes: 65_536 });
+      expect(ran.json()).toMatchObject({ mode: "incremental", dirtyBytes: 65_536, connections: 1 });
       await qemuIo(at("changes.qcow2"), "qcow2", "read -P 7 1M 64k");
     });
 
