@@ -37,7 +37,7 @@ const FLOORS: readonly (readonly RegExp[])[] = [
   [/^src\/backup\/verify-(data|structure)\./],
   [/^src\/backup\/(copy|digest|verify)-worker\./],
   [
-    /^src\/backup\/(layer|repository|publish|places|digest-behind|kept-files)\./,
+    /^src\/backup\/(layer|repository|publish|places|request-size|digest-behind|kept-files)\./,
     /^src\/backup\/libvirt\/virsh/,
   ],
   [/^src\/backup\/(prune-journal|job-folder|job-way|level|scratch-guard)\./],
