@@ -129,30 +129,33 @@ describeWith(["nbdkit", "qemu-nbd", "qemu-img"], "a pull", () => {
     return { path, [Symbol.asyncDispose]: async () => void server.close() };
   }
 
-  it.each(["qcow2", "raw"] as const)(
-    "into %s is right when its connection is lost in the middle",
-    async (format) => {
-      const disk = join(folder.path, "large.raw");
-      await writeFile(disk, pattern(0, 24 * MiB));
-      await using server = await startQemu(folder, "-r", "-f", "raw", disk);
-      await using relay = await cuttingRelay(server.socket, 10 * MiB);
-      const events: NbdEvent["type"][] = [];
-      await using client = await openExport(uriOf(relay.path), undefined, {
-        reconnect: { attempts: 3, delayMs: 1, maxDelayMs: 5 },
-        onEvent: ({ type }) => events.push(type),
-      });
-      const imagePath = join(folder.path, `lost.${format}`);
-      await pullFile({
-        ...{ client, imagePath, format, bitmap: undefined, digests: "xxh64", force: false, sync: false },
-        // With more of them none would have to carry so much that it is cut.
-        window: { connections: 2 },
-      });
-      expect(events).toContain("lost");
-      const out = join(folder.path, `lost.${format}.bytes`);
-      await execa("qemu-img", ["convert", "-f", format, "-O", "raw", imagePath, out]);
-      expect((await readFile(out)).equals(pattern(0, 24 * MiB))).toBe(true);
-    },
-  );
+  // The first 8 MiB are one request, and what it left half done comes a second time.
+  it.each([
+    ["qcow2", 10],
+    ["raw", 10],
+    ["qcow2", 3],
+    ["raw", 3],
+  ] as const)("into %s is right when its connection is lost after %i MiB", async (format, carried) => {
+    const disk = join(folder.path, "large.raw");
+    await writeFile(disk, pattern(0, 24 * MiB));
+    await using server = await startQemu(folder, "-r", "-f", "raw", disk);
+    await using relay = await cuttingRelay(server.socket, carried * MiB);
+    const events: NbdEvent["type"][] = [];
+    await using client = await openExport(uriOf(relay.path), undefined, {
+      reconnect: { attempts: 3, delayMs: 1, maxDelayMs: 5 },
+      onEvent: ({ type }) => events.push(type),
+    });
+    const imagePath = join(folder.path, `lost-${carried}.${format}`);
+    await pullFile({
+      ...{ client, imagePath, format, bitmap: undefined, digests: "xxh64", force: false, sync: false },
+      // With more of them none would have to carry so much that it is cut.
+      window: { connections: 2 },
+    });
+    expect(events).toContain("lost");
+    const out = join(folder.path, `lost-${carried}.${format}.bytes`);
+    await execa("qemu-img", ["convert", "-f", format, "-O", "raw", imagePath, out]);
+    expect((await readFile(out)).equals(pattern(0, 24 * MiB))).toBe(true);
+  });
 
   describe("'s pace", () => {
     async function lanes(
