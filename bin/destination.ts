@@ -2,7 +2,7 @@ import { rmdir, stat } from "node:fs/promises";
 import { dirname, join, resolve } from "node:path";
 import { UsageError } from "../src/backup/errors.js";
 import { makeFolders } from "../src/backup/files.js";
-import type { ImageFormat } from "../src/backup/image/create.js";
+import type { ImageFormat } from "../src/backup/image/image.js";
 import type { Repository } from "../src/backup/repository.js";
 import { refuseInside } from "../src/backup/restore.js";
 

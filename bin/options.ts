@@ -4,7 +4,7 @@ import { assertCompressible } from "../src/backup/compressed-store.js";
 import { DIGEST_ALGORITHMS, type DigestAlgorithm, parseDigestAlgorithm } from "../src/backup/digest.js";
 import { UsageError } from "../src/backup/errors.js";
 import type { CompressionMethod } from "../src/backup/image/compress-cluster.js";
-import type { ImageFormat } from "../src/backup/image/create.js";
+import type { ImageFormat } from "../src/backup/image/image.js";
 import type { Window } from "../src/backup/pace.js";
 import { RateLimit } from "../src/backup/rate-limit.js";
 import type { ConnectOptions } from "../src/nbd/index.js";

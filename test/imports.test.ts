@@ -31,13 +31,13 @@ const FLOORS: readonly (readonly RegExp[])[] = [
     /^src\/backup\/(write-through|ledger|compress-segment|collect-landing|image-store|device-target|export-target)\./,
   ],
   [
-    /^src\/backup\/(chain|pull|open-export|export-extents|image-server)\./,
+    /^src\/backup\/(chain|pull|pace|request-size|open-export|export-extents|image-server)\./,
     /^src\/backup\/libvirt\/(running-job|checkpoints|freeze)/,
   ],
   [/^src\/backup\/verify-(data|structure)\./],
   [/^src\/backup\/(copy|digest|verify)-worker\./],
   [
-    /^src\/backup\/(layer|repository|publish|places|request-size|digest-behind|kept-files)\./,
+    /^src\/backup\/(layer|repository|publish|places|digest-behind|kept-files|keep-files|choose-point|needed-checkpoints)\./,
     /^src\/backup\/libvirt\/virsh/,
   ],
   [/^src\/backup\/(prune-journal|job-folder|job-way|level|scratch-guard)\./],
@@ -50,7 +50,7 @@ const FLOORS: readonly (readonly RegExp[])[] = [
   [/^src\/backup\/proven-image\./],
   [/^src\/backup\/image\/.*-(reader|writer|check)\./],
   [
-    /^src\/backup\/(source-image|overwrites|patch|domain-lock|digest-file|new-files|settle|in-order|files|rate-limit|all-or-none|pace|buffer-pool|digest-threads|progress|image-locks|ssh)\./,
+    /^src\/backup\/(source-image|overwrites|patch|domain-lock|digest-file|new-files|settle|in-order|files|rate-limit|all-or-none|buffer-pool|digest-threads|progress|image-locks|ssh)\./,
     /^src\/backup\/libvirt\//,
   ],
   [/^src\/backup\/cluster-(workers|worker)\./],

@@ -1,7 +1,7 @@
 import type { Command } from "commander";
 import { Option } from "commander";
 import { UsageError } from "../../src/backup/errors.js";
-import type { ImageFormat } from "../../src/backup/image/create.js";
+import type { ImageFormat } from "../../src/backup/image/image.js";
 import { type ImageToImport, importImages } from "../../src/backup/import.js";
 import { Virsh } from "../../src/backup/libvirt/virsh.js";
 import {

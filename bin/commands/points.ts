@@ -1,5 +1,5 @@
 import type { Command } from "commander";
-import { chooseDomain } from "../../src/backup/chain.js";
+import { chooseDomain } from "../../src/backup/choose-point.js";
 import type { DamageError } from "../../src/backup/errors.js";
 import type { Manifest } from "../../src/backup/manifest.js";
 import { Repository } from "../../src/backup/repository.js";

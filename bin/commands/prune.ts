@@ -1,5 +1,5 @@
 import { type Command, InvalidArgumentError } from "commander";
-import { chooseDomain } from "../../src/backup/chain.js";
+import { chooseDomain } from "../../src/backup/choose-point.js";
 import { type PruneResult, prune } from "../../src/backup/prune.js";
 import { Repository } from "../../src/backup/repository.js";
 import { human } from "../output.js";

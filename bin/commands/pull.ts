@@ -1,5 +1,5 @@
 import type { Command } from "commander";
-import type { ImageFormat } from "../../src/backup/image/create.js";
+import type { ImageFormat } from "../../src/backup/image/image.js";
 import { openExport } from "../../src/backup/open-export.js";
 import { refuseTarget } from "../../src/backup/publish.js";
 import { pullFile } from "../../src/backup/pull-file.js";

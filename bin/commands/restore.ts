@@ -1,7 +1,7 @@
 import { join, resolve } from "node:path";
 import type { Command } from "commander";
 import type { BlockTarget } from "../../src/backup/block-target.js";
-import { chooseDisks, chooseDomain, choosePoint } from "../../src/backup/chain.js";
+import { chooseDisks, chooseDomain, choosePoint } from "../../src/backup/choose-point.js";
 import { BackupError, UsageError } from "../../src/backup/errors.js";
 import type { ExportTarget } from "../../src/backup/export-target.js";
 import { bootFilesOf } from "../../src/backup/kept-files.js";

@@ -1,7 +1,7 @@
 import { once } from "node:events";
 import { resolve } from "node:path";
 import type { Command } from "commander";
-import { chooseDomain } from "../../src/backup/chain.js";
+import { chooseDomain } from "../../src/backup/choose-point.js";
 import { DamageError, UsageError } from "../../src/backup/errors.js";
 import { isLoopback, parseListenAddress, resolveHost } from "../../src/backup/listen-address.js";
 import { Repository } from "../../src/backup/repository.js";

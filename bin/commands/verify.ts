@@ -1,5 +1,6 @@
 import type { Command } from "commander";
-import { chooseDomain, choosePoint, findChain } from "../../src/backup/chain.js";
+import { findChain } from "../../src/backup/chain.js";
+import { chooseDomain, choosePoint } from "../../src/backup/choose-point.js";
 import { DamageError } from "../../src/backup/errors.js";
 import { Repository } from "../../src/backup/repository.js";
 import {

@@ -4,7 +4,7 @@ import { proveChain } from "./chain.js";
 import { assertCompressible } from "./compressed-store.js";
 import { DamageError, PreconditionError, UsageError } from "./errors.js";
 import { type JobWay, openWayAnywhere, straightWay } from "./job-way.js";
-import type { Definition } from "./kept-files.js";
+import type { Definition } from "./keep-files.js";
 import { parseCheckpoint } from "./libvirt/checkpoint-xml.js";
 import {
   type BackupJob,

@@ -2,9 +2,14 @@ import type { ClusterResult } from "./cluster-work.js";
 import type { ClusterWorkers } from "./cluster-workers.js";
 import { DIGEST_ALGORITHMS, type DigestAlgorithm } from "./digest.js";
 import type { Compression } from "./image/compress-cluster.js";
-import { ALL_SUBCLUSTERS, type Geometry, slotsOf } from "./image/image.js";
+import { ALL_SUBCLUSTERS, type Geometry, type PlannedRun, slotsOf } from "./image/image.js";
 import type { Qcow2CompressedWriter } from "./image/qcow2-compressed-writer.js";
-import type { PlannedRun, Segment } from "./plan.js";
+
+/** What is asked of a plan's segment: neighbouring runs, and how many clusters of theirs stand in its buffer. */
+export interface SegmentRuns {
+  readonly runs: readonly PlannedRun[];
+  readonly clusters: number;
+}
 
 /** A run as it turned out, ready to be stored. */
 export interface CompressedOutcome {
@@ -35,7 +40,7 @@ export interface CompressOptions {
  * @throws {BackupError} what happened to the workers
  */
 export async function compressSegment(
-  segment: Segment,
+  segment: SegmentRuns,
   buffer: ArrayBuffer,
   geometry: Geometry,
   workers: ClusterWorkers,
@@ -85,7 +90,7 @@ const NONE = Buffer.alloc(0);
 
 /** Which subclusters each slot has data in, and how many bytes of all slots the disk has. */
 function slotsOfSegment(
-  segment: Segment,
+  segment: SegmentRuns,
   { clusterSize, virtualSize }: Geometry,
 ): { masks: Uint32Array<ArrayBuffer>; length: number } {
   const masks = new Uint32Array(segment.clusters);
@@ -102,7 +107,7 @@ function slotsOfSegment(
 }
 
 function* outcomesOf(
-  segment: Segment,
+  segment: SegmentRuns,
   { buffer, sizes, digests }: ClusterResult,
   { clusterSize, digestSize }: { readonly clusterSize: number; readonly digestSize: number },
 ): Generator<CompressedOutcome> {

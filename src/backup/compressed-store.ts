@@ -5,8 +5,7 @@ import { type CompressedSegment, compressSegment, storeOutcomes } from "./compre
 import { DigestFileWriter } from "./digest-file.js";
 import { BackupError, UsageError } from "./errors.js";
 import { assertCompression, type CompressionMethod, DEFAULT_LEVEL } from "./image/compress-cluster.js";
-import type { ImageFormat } from "./image/create.js";
-import { dataBytesOf } from "./image/image.js";
+import { dataBytesOf, type ImageFormat } from "./image/image.js";
 import { Qcow2CompressedWriter } from "./image/qcow2-compressed-writer.js";
 import type { Qcow2WriterOptions } from "./image/qcow2-new-image.js";
 import type { DigestTarget, FillOptions, FinishedStore, ImageStore } from "./image-store.js";

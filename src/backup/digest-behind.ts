@@ -1,8 +1,7 @@
 import assert from "node:assert/strict";
 import type { DigestThreads } from "./digest-threads.js";
 import type { BackupError } from "./errors.js";
-import type { ClusterRun, Geometry } from "./image/image.js";
-import { dataStretches } from "./settle.js";
+import { type ClusterRun, dataStretches, type Geometry } from "./image/image.js";
 
 /** Questions a thread under way at a time: the next one lies ready when it is done with one. */
 const QUESTIONS_AHEAD = 2;

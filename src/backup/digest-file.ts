@@ -2,9 +2,7 @@ import { createHash } from "node:crypto";
 import { type FileHandle, open } from "node:fs/promises";
 import { DIGEST_ALGORITHMS, type DigestAlgorithm } from "./digest.js";
 import { DamageError } from "./errors.js";
-import type { Geometry } from "./image/image.js";
-import type { PlannedRun } from "./plan.js";
-
+import type { Geometry, PlannedRun } from "./image/image.js";
 /**
  * The digest file: what every cluster that a point defines must be. Docs/repository-format.md has the same tables
  * for readers without this program. All numbers are unsigned and big-endian.

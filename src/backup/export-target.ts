@@ -1,7 +1,7 @@
 import { type ConnectOptions, type NbdAddress, NbdClient } from "../nbd/index.js";
 import { type BlockTarget, ZEROES, zeroByHand } from "./block-target.js";
 import { PreconditionError } from "./errors.js";
-import { CONNECTIONS } from "./pace.js";
+import { CONNECTIONS } from "./open-export.js";
 
 /** What a client without better knowledge keeps to. */
 const DEFAULT_BLOCK = 512;

@@ -3,8 +3,7 @@ import type { Stretch } from "../nbd/index.js";
 import type { OnDamage } from "./damage.js";
 import { BackupError, DamageError, PreconditionError, UsageError } from "./errors.js";
 import { isMissing } from "./files.js";
-import type { ImageFormat } from "./image/create.js";
-import type { ImageReader } from "./image/image.js";
+import type { ImageFormat, ImageReader } from "./image/image.js";
 import { ImageFile } from "./image/image-file.js";
 import { INCOMPATIBLE } from "./image/qcow2-header.js";
 import { Qcow2Reader } from "./image/qcow2-reader.js";
@@ -12,8 +11,8 @@ import { RawReader } from "./image/raw-reader.js";
 import { singlyUsed } from "./image/single-use.js";
 import { isWrittenByQemu } from "./image-locks.js";
 import type { LayerRun } from "./layer.js";
+import type { ByteSource } from "./open-export.js";
 import { ChainSource, type SeenLayer } from "./overlay.js";
-import type { ByteSource } from "./pull.js";
 import type { DiskSource } from "./pull-image.js";
 
 /** What tells that a file is still what it was. */

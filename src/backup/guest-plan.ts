@@ -2,7 +2,7 @@
 import { proveChain } from "./chain.js";
 import { PreconditionError } from "./errors.js";
 import type { Guest } from "./guest-jobs.js";
-import type { ImageFormat } from "./image/create.js";
+import type { ImageFormat } from "./image/image.js";
 import { bitmapOf, type DiskPlan, type GuestDisk, type Level, planDisk } from "./level.js";
 import { parseCheckpoint } from "./libvirt/checkpoint-xml.js";
 import { readCheckpoints } from "./libvirt/checkpoints.js";

@@ -1,6 +1,6 @@
 import { PreconditionError } from "./errors.js";
 import { ForeignImage } from "./foreign-image.js";
-import type { ImageFormat } from "./image/create.js";
+import type { ImageFormat } from "./image/image.js";
 import { parseCheckpoint } from "./libvirt/checkpoint-xml.js";
 import { hasCode, type Virsh } from "./libvirt/virsh.js";
 import type { Manifest } from "./manifest.js";

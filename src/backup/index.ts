@@ -2,8 +2,9 @@
 export { type AttachOptions, type AttachResult, attach, type JobSource } from "./attach.js";
 export { type BackupOptions, type BackupResult, backup } from "./backup.js";
 export type { BlockTarget } from "./block-target.js";
-export { chooseDisks, chooseDomain, choosePoint, findChain, type Link } from "./chain.js";
+export { findChain, type Link } from "./chain.js";
 export { ChainView } from "./chain-view.js";
+export { chooseDisks, chooseDomain, choosePoint } from "./choose-point.js";
 export type { ImageCompression } from "./compressed-store.js";
 export { DeviceTarget } from "./device-target.js";
 export { DIGEST_ALGORITHMS, type DigestAlgorithm, parseDigestAlgorithm } from "./digest.js";
@@ -13,22 +14,22 @@ export { ALLOCATION_CONTEXT, dirtyContext, exportExtents } from "./export-extent
 export { ExportTarget } from "./export-target.js";
 export type { Extent, ExtentState } from "./extent.js";
 export type { CompressionMethod } from "./image/compress-cluster.js";
-export type { ImageFormat } from "./image/create.js";
+export type { ImageFormat } from "./image/image.js";
 export type { Backing } from "./image/qcow2-writer.js";
 export type { DigestTarget } from "./image-store.js";
 export { type ImageToImport, type ImportOptions, importImages } from "./import.js";
-export type { Definition } from "./kept-files.js";
+export type { Definition } from "./keep-files.js";
 export { LEVELS, type Level } from "./level.js";
 export type { TcpServer } from "./libvirt/begin-xml.js";
 export type { NotKept } from "./libvirt/boot-files.js";
 export type { DiskChoice } from "./libvirt/choose-disks.js";
 export type { Platform } from "./libvirt/domain-xml.js";
-export type { Hypervisor, SshTarget } from "./libvirt/hypervisor.js";
+export type { Hypervisor } from "./libvirt/hypervisor.js";
 export type { JobInfo } from "./libvirt/job-info.js";
 export type { RestoredPlace } from "./libvirt/restored-domain.js";
 export { type DomainRef, Virsh, type VirshOptions } from "./libvirt/virsh.js";
 export { type DiskManifest, type KeptFile, type Manifest, parseManifest } from "./manifest.js";
-export { type OpenOptions, openExport } from "./open-export.js";
+export { type ByteSource, type OpenOptions, openExport } from "./open-export.js";
 export type { Window } from "./pace.js";
 export { PointView, type PointViewOptions } from "./point-view.js";
 export {
@@ -40,7 +41,6 @@ export {
 } from "./prune.js";
 export type { Merge } from "./prune-plan.js";
 export { refuseTarget } from "./publish.js";
-export type { ByteSource } from "./pull.js";
 export { type PullFileOptions, pullFile } from "./pull-file.js";
 export {
   type DiskSource,
@@ -70,6 +70,7 @@ export {
   type ServeOptions,
   servePoint,
 } from "./serve.js";
+export type { SshTarget } from "./ssh.js";
 export {
   type ExportedPointDisk,
   type ImportedPointDisk,

@@ -1,5 +1,5 @@
 import { DamageError } from "./errors.js";
-import type { ImageFormat } from "./image/create.js";
+import type { ImageFormat } from "./image/image.js";
 import type { Checkpoint } from "./libvirt/checkpoint-xml.js";
 import { type DiskManifest, isSame, type Manifest } from "./manifest.js";
 

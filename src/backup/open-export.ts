@@ -1,3 +1,4 @@
+import type { PieceSink } from "../nbd/index.js";
 import {
   type ConnectOptions,
   DIRTY,
@@ -10,8 +11,6 @@ import {
 } from "../nbd/index.js";
 import { PreconditionError } from "./errors.js";
 import { ALLOCATION_CONTEXT, dirtyContext } from "./export-extents.js";
-import { CONNECTIONS } from "./pace.js";
-import type { ByteSource } from "./pull.js";
 
 export type OpenOptions = Omit<ConnectOptions, "metaContexts" | "optionalContexts">;
 
@@ -125,3 +124,16 @@ async function connect(
     throw cause;
   }
 }
+
+/** Where bytes come from: an NBD client, or the chain of a restore. */
+export interface ByteSource {
+  /** Hands all bytes of the stretches to `sink`, in pieces, or throws; none any more once `signal` has fired. */
+  readPieces(
+    stretches: readonly Stretch[],
+    sink: PieceSink,
+    options: { readonly signal: AbortSignal },
+  ): Promise<void>;
+}
+
+/** A second connection lets the server fill one while the other is being emptied. */
+export const CONNECTIONS = 2;

@@ -1,3 +1,5 @@
+import { CONNECTIONS } from "./open-export.js";
+
 /** How much is under way at once, in bytes. What is left out is chosen, and adapted to the server. */
 export interface Window {
   /** The most that is asked for at a time, though never less than a cluster. */
@@ -8,8 +10,6 @@ export interface Window {
   readonly connections?: number | undefined;
 }
 
-/** A second connection lets the server fill one while the other is being emptied. */
-export const CONNECTIONS = 2;
 /** Where answers take longer than that, what counts is how many requests the server works on at a time. */
 const FAR_MS = 4;
 const MOST_CONNECTIONS = 4;

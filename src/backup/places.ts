@@ -1,7 +1,6 @@
 import type { Stretch } from "../nbd/index.js";
-import { type Geometry, slotsOf } from "./image/image.js";
+import { dataStretches, type Geometry, slotsOf } from "./image/image.js";
 import type { Segment } from "./plan.js";
-import { dataStretches } from "./settle.js";
 
 /** A stretch of the guest that has to be read and stored. Offsets and lengths in bytes. */
 export interface Place {

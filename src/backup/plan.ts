@@ -1,17 +1,7 @@
 import { BackupError } from "./errors.js";
 import type { Extent } from "./extent.js";
+import type { PlannedRun } from "./image/image.js";
 import { type Geometry, SUBCLUSTERS, slotsOf } from "./image/image.js";
-
-/** Clusters that are alike, as the maps describe them before a byte was read. */
-export type PlannedRun =
-  | { readonly kind: "data" | "zero"; readonly cluster: number; readonly count: number }
-  | {
-      readonly kind: "partial";
-      readonly cluster: number;
-      readonly count: 1;
-      readonly dataMask: number;
-      readonly zeroMask: number;
-    };
 
 /**
  * What one lane takes at a time: neighbouring runs in guest order, with a bounded number of clusters to be stored. In a

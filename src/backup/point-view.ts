@@ -1,5 +1,5 @@
-import { chooseDisks, choosePoint } from "./chain.js";
 import { ChainView } from "./chain-view.js";
+import { chooseDisks, choosePoint } from "./choose-point.js";
 import type { Manifest } from "./manifest.js";
 import type { Reading, Repository } from "./repository.js";
 

@@ -3,7 +3,7 @@ import { basename, dirname, join, relative } from "node:path";
 import { assertCompressible } from "./compressed-store.js";
 import { PreconditionError, UsageError } from "./errors.js";
 import type { CompressionMethod } from "./image/compress-cluster.js";
-import type { ImageFormat } from "./image/create.js";
+import type { ImageFormat } from "./image/image.js";
 import { publish, refuseTarget, temporaryPathFor } from "./publish.js";
 import { type PullImageOptions, type PullResult, pullImage } from "./pull-image.js";
 

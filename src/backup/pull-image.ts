@@ -7,17 +7,15 @@ import {
 } from "./compressed-store.js";
 import { exportExtents } from "./export-extents.js";
 import type { Extent } from "./extent.js";
-import type { ImageFormat } from "./image/create.js";
-import type { Geometry } from "./image/image.js";
+import type { Geometry, ImageFormat, PlannedRun } from "./image/image.js";
 import type { Backing } from "./image/qcow2-writer.js";
 import type { DigestTarget, ImageStore } from "./image-store.js";
 import { NewFiles } from "./new-files.js";
-import { fewestConnections, mayReadClean, readerOf } from "./open-export.js";
+import { type ByteSource, fewestConnections, mayReadClean, readerOf } from "./open-export.js";
 import { Pace, type Window } from "./pace.js";
 import { PlainStore } from "./plain-store.js";
-import { GranularityError, type PlannedRun, type PlanTotals, plan } from "./plan.js";
+import { GranularityError, type PlanTotals, plan } from "./plan.js";
 import { Progress } from "./progress.js";
-import type { ByteSource } from "./pull.js";
 import type { RateLimit } from "./rate-limit.js";
 import { RequestSize } from "./request-size.js";
 

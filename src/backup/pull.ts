@@ -1,20 +1,11 @@
 import { setMaxListeners } from "node:events";
-import type { PieceSink, Stretch } from "../nbd/index.js";
+import type { PieceSink } from "../nbd/index.js";
 import { InOrder } from "./in-order.js";
+import type { ByteSource } from "./open-export.js";
 import type { Pace } from "./pace.js";
 import { type Place, type Reading, readsOf } from "./places.js";
 import type { Segment } from "./plan.js";
 import type { RateLimit } from "./rate-limit.js";
-
-/** Where bytes come from: an NBD client, or the chain of a restore. */
-export interface ByteSource {
-  /** Hands all bytes of the stretches to `sink`, in pieces, or throws; none any more once `signal` has fired. */
-  readPieces(
-    stretches: readonly Stretch[],
-    sink: PieceSink,
-    options: { readonly signal: AbortSignal },
-  ): Promise<void>;
-}
 
 /** Where the bytes of one segment go; `T` tells what became of it. */
 export interface Landing<T> extends PieceSink {

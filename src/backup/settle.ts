@@ -1,5 +1,5 @@
-import { type ClusterRun, type ImageWriter, maskStretches, slotsOf } from "./image/image.js";
-import type { PlannedRun, Segment } from "./plan.js";
+import { type ClusterRun, type ImageWriter, type PlannedRun, slotsOf } from "./image/image.js";
+import type { Segment } from "./plan.js";
 
 type Placement = Pick<ImageWriter, "geometry" | "hostOffset">;
 
@@ -68,15 +68,4 @@ function settlePartial(
 ): ClusterRun {
   if (stored) return { ...run, hostOffset };
   return { ...run, dataMask: 0, zeroMask: (run.zeroMask | run.dataMask) >>> 0, hostOffset: 0 };
-}
-
-/** Where the data subclusters of a partial run lie, cut off at the end of the disk; offsets in the cluster. */
-export function dataStretches(
-  run: { readonly cluster: number; readonly dataMask: number },
-  { clusterSize, virtualSize }: Placement["geometry"],
-): { offset: number; length: number }[] {
-  const inside = virtualSize - run.cluster * clusterSize;
-  return maskStretches(run.dataMask, clusterSize)
-    .filter((stretch) => stretch.offset < inside)
-    .map(({ offset, length }) => ({ offset, length: Math.min(length, inside - offset) }));
 }

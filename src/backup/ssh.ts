@@ -4,7 +4,6 @@
  */
 import { execa } from "execa";
 import { BackupError, PreconditionError } from "./errors.js";
-import type { SshTarget } from "./libvirt/hypervisor.js";
 
 /** A shell script there ended with an exit code of its own. */
 export class ScriptError extends BackupError {
@@ -104,4 +103,17 @@ interface SshResult {
 /** As one word of a POSIX shell. */
 export function quote(text: string): string {
   return `'${text.replaceAll("'", `'\\''`)}'`;
+}
+
+/** How libvirt's own ssh connects, so that ours comes to the same host in the same way. */
+export interface SshTarget {
+  readonly host: string;
+  readonly port?: number | undefined;
+  readonly user?: string | undefined;
+  /** `keyfile`: the private key. */
+  readonly keyFile?: string | undefined;
+  /** `command`: what is run in the place of `ssh`. */
+  readonly program?: string | undefined;
+  /** Further options of OpenSSH, as `Name=value`. */
+  readonly settings: readonly string[];
 }

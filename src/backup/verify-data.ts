@@ -1,9 +1,8 @@
 import type { Damage, OnDamage } from "./damage.js";
-import { type ClusterRun, type Geometry, slotsOf } from "./image/image.js";
+import { type ClusterRun, dataStretches, type Geometry, slotsOf } from "./image/image.js";
 import type { Layer } from "./layer.js";
 import type { ProvenRun } from "./proven-image.js";
 import type { StoredImage } from "./proven-images.js";
-import { dataStretches } from "./settle.js";
 import type { VerifyAnswer } from "./verify-service.js";
 import type { VerifyThreads } from "./verify-threads.js";
 

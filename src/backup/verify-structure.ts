@@ -1,6 +1,5 @@
 import type { Damage, OnDamage } from "./damage.js";
-import type { ImageFormat } from "./image/create.js";
-import { clustersIn } from "./image/image.js";
+import { clustersIn, type ImageFormat } from "./image/image.js";
 import { checkQcow2 } from "./image/qcow2-check.js";
 import { l2Entries } from "./image/qcow2-format.js";
 import { encodeHeader, INCOMPATIBLE } from "./image/qcow2-header.js";

@@ -3,7 +3,7 @@ import { join } from "node:path";
 import fc from "fast-check";
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { ChainView } from "../../src/backup/chain-view.js";
-import type { ImageFormat } from "../../src/backup/image/create.js";
+import type { ImageFormat } from "../../src/backup/image/image.js";
 import { Layer } from "../../src/backup/layer.js";
 import type { Manifest } from "../../src/backup/manifest.js";
 import { Repository } from "../../src/backup/repository.js";

@@ -1,5 +1,5 @@
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { choosePoint } from "../../src/backup/chain.js";
+import { choosePoint } from "../../src/backup/choose-point.js";
 import { MemoryChain } from "../support/memory-chain.js";
 
 let chain: MemoryChain;

@@ -9,9 +9,15 @@ import { ClusterWorkers } from "../../src/backup/cluster-workers.js";
 import { compressSegment, storeOutcomes } from "../../src/backup/compress-segment.js";
 import { createDigester, digestsOf } from "../../src/backup/digest.js";
 import { BackupError } from "../../src/backup/errors.js";
-import { ALL_SUBCLUSTERS, type Geometry, maskStretches, slotsOf } from "../../src/backup/image/image.js";
+import {
+  ALL_SUBCLUSTERS,
+  type Geometry,
+  maskStretches,
+  type PlannedRun,
+  slotsOf,
+} from "../../src/backup/image/image.js";
 import { Qcow2CompressedWriter } from "../../src/backup/image/qcow2-compressed-writer.js";
-import type { PlannedRun, Segment } from "../../src/backup/plan.js";
+import type { Segment } from "../../src/backup/plan.js";
 import { qemuImg } from "../support/qemu-nbd.js";
 import { describeWith } from "../support/tools.js";
 import { assertSound, finished, KiB, scratch } from "./image/support.js";

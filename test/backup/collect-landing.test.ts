@@ -3,8 +3,8 @@ import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { BufferPool } from "../../src/backup/buffer-pool.js";
 import { CollectLanding } from "../../src/backup/collect-landing.js";
-import { maskStretches, slotsOf } from "../../src/backup/image/image.js";
-import type { PlannedRun, Segment } from "../../src/backup/plan.js";
+import { maskStretches, type PlannedRun, slotsOf } from "../../src/backup/image/image.js";
+import type { Segment } from "../../src/backup/plan.js";
 
 const CLUSTER = 16 * 1024;
 const RUNS: readonly PlannedRun[] = [

@@ -4,7 +4,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { execa } from "execa";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
-import { damageOf, keepFiles } from "../../src/backup/kept-files.js";
+import { keepFiles } from "../../src/backup/keep-files.js";
+import { damageOf } from "../../src/backup/kept-files.js";
 
 let folder: string;
 let point: string;

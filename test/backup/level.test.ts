@@ -1,8 +1,8 @@
 import { describe, expect, it } from "vitest";
 import { DamageError } from "../../src/backup/errors.js";
 import { type DiskPlan, type History, type Level, planDisk } from "../../src/backup/level.js";
-import { neededCheckpoints } from "../../src/backup/libvirt/checkpoints.js";
 import type { Manifest } from "../../src/backup/manifest.js";
+import { neededCheckpoints } from "../../src/backup/needed-checkpoints.js";
 
 const MiB = 1024 * 1024;
 const UUID = "8a1b0c7e-0d2e-4b6f-9c1a-3f5d7e9b1c2d";

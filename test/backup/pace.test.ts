@@ -1,5 +1,6 @@
 import { describe, expect, it } from "vitest";
-import { CONNECTIONS, Pace, type Window } from "../../src/backup/pace.js";
+import { CONNECTIONS } from "../../src/backup/open-export.js";
+import { Pace, type Window } from "../../src/backup/pace.js";
 
 const MiB = 1024 * 1024;
 

@@ -1,6 +1,7 @@
 import { describe, expect, it } from "vitest";
+import type { PlannedRun } from "../../src/backup/image/image.js";
 import { placesOf, readsOf } from "../../src/backup/places.js";
-import type { PlannedRun, Segment } from "../../src/backup/plan.js";
+import type { Segment } from "../../src/backup/plan.js";
 
 const CLUSTER = 64 * 1024;
 const SUB = CLUSTER / 32;

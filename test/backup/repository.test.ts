@@ -2,7 +2,7 @@ import { cp, mkdir, readdir, rm, symlink, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
-import { choosePoint } from "../../src/backup/chain.js";
+import { choosePoint } from "../../src/backup/choose-point.js";
 import { DamageError, UsageError } from "../../src/backup/errors.js";
 import { Repository } from "../../src/backup/repository.js";
 import { verifyPoints } from "../../src/backup/verify.js";

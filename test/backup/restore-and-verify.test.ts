@@ -14,7 +14,8 @@ import {
 } from "node:fs/promises";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
-import { choosePoint, findChain } from "../../src/backup/chain.js";
+import { findChain } from "../../src/backup/chain.js";
+import { choosePoint } from "../../src/backup/choose-point.js";
 import { DamageError } from "../../src/backup/errors.js";
 import type { Manifest } from "../../src/backup/manifest.js";
 import { Repository } from "../../src/backup/repository.js";

@@ -1,6 +1,6 @@
 import { expect, it } from "vitest";
-import type { PlannedRun } from "../../src/backup/plan.js";
-import { dataStretches, settle } from "../../src/backup/settle.js";
+import { dataStretches, type PlannedRun } from "../../src/backup/image/image.js";
+import { settle } from "../../src/backup/settle.js";
 
 const CLUSTER = 64 * 1024;
 const SUB = CLUSTER / 32;

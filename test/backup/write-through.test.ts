@@ -1,9 +1,14 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import type { Extent } from "../../src/backup/extent.js";
-import { ALL_SUBCLUSTERS, type ClusterRun, type Geometry } from "../../src/backup/image/image.js";
+import {
+  ALL_SUBCLUSTERS,
+  type ClusterRun,
+  type Geometry,
+  type PlannedRun,
+} from "../../src/backup/image/image.js";
 import { readsOf } from "../../src/backup/places.js";
-import { type PlannedRun, plan, type Segment } from "../../src/backup/plan.js";
+import { plan, type Segment } from "../../src/backup/plan.js";
 import { WriteThrough } from "../../src/backup/write-through.js";
 import type { Stretch } from "../../src/nbd/index.js";
 import { collect } from "../support/collect.js";

@@ -5,7 +5,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import type { CompressionMethod } from "../../src/backup/image/compress-cluster.js";
-import type { ImageFormat } from "../../src/backup/image/create.js";
+import type { ImageFormat } from "../../src/backup/image/image.js";
 import type { Manifest } from "../../src/backup/manifest.js";
 import { Repository } from "../../src/backup/repository.js";
 import { takePoint } from "../../src/backup/take-point.js";

@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { promisify } from "node:util";
 import fc from "fast-check";
 import { afterAll, beforeAll, expect, it } from "vitest";
-import type { ImageFormat } from "../../src/backup/image/create.js";
+import type { ImageFormat } from "../../src/backup/image/image.js";
 import type { Manifest } from "../../src/backup/manifest.js";
 import { RateLimit } from "../../src/backup/rate-limit.js";
 import { Repository } from "../../src/backup/repository.js";

@@ -3,7 +3,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { DigestAlgorithm } from "../../src/backup/digest.js";
 import type { CompressionMethod } from "../../src/backup/image/compress-cluster.js";
-import type { ImageFormat } from "../../src/backup/image/create.js";
+import type { ImageFormat } from "../../src/backup/image/image.js";
 import type { Manifest } from "../../src/backup/manifest.js";
 import { Repository } from "../../src/backup/repository.js";
 import { type TakenPoint, takePoint } from "../../src/backup/take-point.js";

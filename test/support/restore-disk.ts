@@ -1,4 +1,4 @@
-import type { ImageFormat } from "../../src/backup/image/create.js";
+import type { ImageFormat } from "../../src/backup/image/image.js";
 import type { Manifest } from "../../src/backup/manifest.js";
 import type { Repository } from "../../src/backup/repository.js";
 import { type RestoredDisk, type RestoreOptions, restore } from "../../src/backup/restore.js";

@@ -1,5 +1,5 @@
 import { forecast } from "../guest-plan.js";
-import type { ImageFormat } from "../image/create.js";
+import type { ImageFormat } from "../image/image.js";
 import type { GuestDisk, Level } from "../level.js";
 import { parseHostSecurity } from "../libvirt/capabilities-xml.js";
 import { chooseDisks, type DiskChoice } from "../libvirt/choose-disks.js";

@@ -1,5 +1,5 @@
 import { type Forecast, forecast } from "../guest-plan.js";
-import type { ImageFormat } from "../image/create.js";
+import type { ImageFormat } from "../image/image.js";
 import type { GuestDisk, Level } from "../level.js";
 import type { DomainDefinition } from "../libvirt/domain-xml.js";
 import { Repository } from "../repository.js";

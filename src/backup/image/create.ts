@@ -1,8 +1,6 @@
-import type { Geometry, ImageWriter } from "./image.js";
+import type { Geometry, ImageFormat, ImageWriter } from "./image.js";
 import { type Backing, Qcow2Writer } from "./qcow2-writer.js";
 import { RawWriter } from "./raw-writer.js";
-
-export type ImageFormat = "qcow2" | "raw";
 
 export interface NewImage {
   readonly format: ImageFormat;

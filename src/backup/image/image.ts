@@ -20,6 +20,8 @@ export interface Geometry {
   readonly clusterSize: number;
 }
 
+export type ImageFormat = "qcow2" | "raw";
+
 /** Guest clusters of a disk; the last one may go on past the virtual size. */
 export function clustersIn({ virtualSize, clusterSize }: Geometry): number {
   return Math.ceil(virtualSize / clusterSize);
@@ -48,6 +50,17 @@ export function maskStretches(mask: number, clusterSize: number): { offset: numb
     }
   }
   return stretches;
+}
+
+/** Where the data subclusters of a partial run lie, cut off at the end of the disk; offsets in the cluster. */
+export function dataStretches(
+  run: { readonly cluster: number; readonly dataMask: number },
+  { clusterSize, virtualSize }: Geometry,
+): { offset: number; length: number }[] {
+  const inside = virtualSize - run.cluster * clusterSize;
+  return maskStretches(run.dataMask, clusterSize)
+    .filter((stretch) => stretch.offset < inside)
+    .map(({ offset, length }) => ({ offset, length: Math.min(length, inside - offset) }));
 }
 
 export type ClusterRun = DataRun | ZeroRun | PartialRun;
@@ -80,6 +93,17 @@ export interface PartialRun {
   readonly dataMask: number;
   readonly zeroMask: number;
 }
+
+/** Clusters that are alike, as the maps describe them before a byte was read. */
+export type PlannedRun =
+  | { readonly kind: "data" | "zero"; readonly cluster: number; readonly count: number }
+  | {
+      readonly kind: "partial";
+      readonly cluster: number;
+      readonly count: 1;
+      readonly dataMask: number;
+      readonly zeroMask: number;
+    };
 
 /** How many cluster-sized places in the file a run takes up. */
 export function slotsOf(run: {
@@ -128,7 +152,7 @@ export function dataBytesOf(
  */
 export interface ImageWriter {
   readonly geometry: Geometry;
-  readonly format: "qcow2" | "raw";
+  readonly format: ImageFormat;
   /**
    * Where guest cluster `cluster`, the `rank`-th (from 0) of those set aside for storing, goes in the file. A qcow2 image
    * packs them: only the rank counts. In a raw image only the guest cluster does.
@@ -159,7 +183,7 @@ export interface ImageWriter {
 /** Reads one image file by itself, without its backing file. */
 export interface ImageReader {
   readonly geometry: Geometry;
-  readonly format: "qcow2" | "raw";
+  readonly format: ImageFormat;
   /**
    * What this image itself defines, in guest order; gaps are what it leaves to its parent.
    * @param onDamage told of entries that make no sense, which are left out then

@@ -1,3 +1,5 @@
+import type { SshTarget } from "../ssh.js";
+
 /** Where libvirt runs, as its connection URI says: qemu:///system, qemu+ssh://root@host/system, qemu+tls://host/system. */
 
 export type Hypervisor =
@@ -6,20 +8,6 @@ export type Hypervisor =
   | { readonly kind: "ssh"; readonly target: SshTarget }
   /** It is reached by a protocol that carries nothing but libvirt. */
   | { readonly kind: "network"; readonly host: string };
-
-/** How libvirt's own ssh connects, so that ours comes to the same host in the same way. */
-export interface SshTarget {
-  readonly host: string;
-  readonly port?: number | undefined;
-  readonly user?: string | undefined;
-  /** `keyfile`: the private key. */
-  readonly keyFile?: string | undefined;
-  /** `command`: what is run in the place of `ssh`. */
-  readonly program?: string | undefined;
-  /** Further options of OpenSSH, as `Name=value`. */
-  readonly settings: readonly string[];
-}
-
 const SSH_TRANSPORTS = ["ssh", "libssh", "libssh2"];
 
 /** Anything that is no URI is an alias or a default, which virsh resolves: ask it with `virsh uri`. */
