@@ -1,7 +1,12 @@
 import { defineConfig } from "rolldown";
 import { licensePlugin } from "rolldown-license-plugin";
 
-const WORKERS = ["cluster-worker", "copy-worker", "digest-worker", "verify-worker"];
+const WORKERS = [
+  "compress/compress-worker",
+  "restore/copy-worker",
+  "digest/digest-worker",
+  "verify/verify-worker",
+];
 
 /**
  * The command and its threads in few files instead of several hundred, which Node loads faster (docs/performance.md). Other

@@ -1,10 +1,10 @@
 import { rmdir, stat } from "node:fs/promises";
 import { dirname, join, resolve } from "node:path";
-import { UsageError } from "../src/backup/errors.js";
-import { makeFolders } from "../src/backup/files.js";
+import { UsageError } from "../src/backup/base/errors.js";
+import { makeFolders } from "../src/backup/host/durable-files.js";
 import type { ImageFormat } from "../src/backup/image/image.js";
-import type { Repository } from "../src/backup/repository.js";
-import { refuseInside } from "../src/backup/restore.js";
+import type { Repository } from "../src/backup/repository/repository.js";
+import { refuseInside } from "../src/backup/restore/restore.js";
 
 /** Where a restore goes. */
 export type Destination =

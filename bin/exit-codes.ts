@@ -1,5 +1,5 @@
 import { CommanderError } from "commander";
-import { BackupError, DamageError, PreconditionError, UsageError } from "../src/backup/errors.js";
+import { BackupError, DamageError, PreconditionError, UsageError } from "../src/backup/base/errors.js";
 import { NbdError, type NbdErrorCode } from "../src/nbd/index.js";
 
 /** The contract that scripts are written against; docs/cli.md lists them. */

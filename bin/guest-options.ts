@@ -1,6 +1,6 @@
 /** What `backup` and `doctor` have in common: where a job would work, and on what. */
 import { type Command, Option } from "commander";
-import { LEVELS, type Level } from "../src/backup/level.js";
+import { LEVELS, type Level } from "../src/backup/guest/plan-disk.js";
 import type { DiskChoice } from "../src/backup/libvirt/choose-disks.js";
 import { type JobServerOptions, withJobServer } from "./job-server.js";
 import { type ScratchOptions, withScratchReserve } from "./options.js";

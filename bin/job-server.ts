@@ -1,8 +1,8 @@
 /** The options that say how QEMU serves a backup job that `backup` begins. */
 import { type Command, InvalidArgumentError } from "commander";
-import { UsageError } from "../src/backup/errors.js";
+import { UsageError } from "../src/backup/base/errors.js";
+import { isLocalOnly, parseListenAddress, type TcpAddress } from "../src/backup/host/listen-address.js";
 import type { TcpServer } from "../src/backup/libvirt/begin-xml.js";
-import { isLocalOnly, parseListenAddress, type TcpAddress } from "../src/backup/listen-address.js";
 import { type NetworkOptions, withNetwork } from "./options.js";
 
 export interface JobServerOptions extends NetworkOptions {

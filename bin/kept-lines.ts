@@ -1,5 +1,5 @@
-import { bootFilesOf } from "../src/backup/kept-files.js";
-import type { Manifest } from "../src/backup/manifest.js";
+import { bootFilesOf } from "../src/backup/repository/kept-files.js";
+import type { Manifest } from "../src/backup/repository/manifest.js";
 import { human } from "./output.js";
 
 /** What a point has beside disks and definition, and what it hasn't. */

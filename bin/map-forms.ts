@@ -1,4 +1,4 @@
-import { ALLOCATION_CONTEXT } from "../src/backup/export-extents.js";
+import { ALLOCATION_CONTEXT } from "../src/backup/export/export-extents.js";
 import type { MapForm } from "./map-printer.js";
 import type { RecordLayout } from "./map-record.js";
 import { human } from "./output.js";

@@ -2,7 +2,7 @@ import { constants } from "node:fs";
 import { access, chmod, readFile, rename, rm, writeFile } from "node:fs/promises";
 import { basename, dirname, join, resolve } from "node:path";
 import { lock } from "proper-lockfile";
-import { UsageError } from "../src/backup/errors.js";
+import { UsageError } from "../src/backup/base/errors.js";
 import { type MetricsUpdate, updatedMetrics } from "./metrics.js";
 
 const NOTHING: MetricsUpdate = { samples: [], otherwise: [] };

@@ -7,8 +7,9 @@
  *
  * One file may hold the series of many domains and repositories: those of others stay as they are.
  */
-import type { BackupResult } from "../src/backup/backup.js";
-import { UsageError } from "../src/backup/errors.js";
+
+import { UsageError } from "../src/backup/base/errors.js";
+import type { BackupResult } from "../src/backup/take/backup.js";
 
 /** All gauges, in base units. */
 const METRICS = {

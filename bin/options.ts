@@ -1,12 +1,16 @@
 import { readFile } from "node:fs/promises";
 import { type Command, InvalidArgumentError, Option } from "commander";
-import { assertCompressible } from "../src/backup/compressed-store.js";
-import { DIGEST_ALGORITHMS, type DigestAlgorithm, parseDigestAlgorithm } from "../src/backup/digest.js";
-import { UsageError } from "../src/backup/errors.js";
-import type { CompressionMethod } from "../src/backup/image/compress-cluster.js";
+import { UsageError } from "../src/backup/base/errors.js";
+import {
+  DIGEST_ALGORITHMS,
+  type DigestAlgorithm,
+  parseDigestAlgorithm,
+} from "../src/backup/digest/digest.js";
 import type { ImageFormat } from "../src/backup/image/image.js";
-import type { Window } from "../src/backup/pace.js";
-import { RateLimit } from "../src/backup/rate-limit.js";
+import { assertCompressible } from "../src/backup/pull/compressed-store.js";
+import { RateLimit } from "../src/backup/pull/rate-limit.js";
+import type { Window } from "../src/backup/pull/window.js";
+import type { CompressionMethod } from "../src/backup/qcow2/compress-cluster.js";
 import type { ConnectOptions } from "../src/nbd/index.js";
 import { parseSize } from "./sizes.js";
 

@@ -1,4 +1,4 @@
-import { UsageError } from "../src/backup/errors.js";
+import { UsageError } from "../src/backup/base/errors.js";
 
 const UNITS = { "": 1, K: 1024, M: 1024 ** 2, G: 1024 ** 3, T: 1024 ** 4 } as const;
 

@@ -2,9 +2,9 @@ import { readFile } from "node:fs/promises";
 import { addAbortSignal } from "node:stream";
 import { text } from "node:stream/consumers";
 import type { Command } from "commander";
-import { attach, type JobSource } from "../../src/backup/attach.js";
-import { UsageError } from "../../src/backup/errors.js";
+import { UsageError } from "../../src/backup/base/errors.js";
 import { Virsh } from "../../src/backup/libvirt/virsh.js";
+import { attach, type JobSource } from "../../src/backup/take/attach.js";
 import { keptLines } from "../kept-lines.js";
 import {
   type CopyOptions,

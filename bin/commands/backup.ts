@@ -1,8 +1,8 @@
 import { resolve } from "node:path";
 import type { Command } from "commander";
-import { type BackupResult, backup } from "../../src/backup/backup.js";
-import { UsageError } from "../../src/backup/errors.js";
+import { UsageError } from "../../src/backup/base/errors.js";
 import { Virsh } from "../../src/backup/libvirt/virsh.js";
+import { type BackupResult, backup } from "../../src/backup/take/backup.js";
 import { EXIT, exitCodeOf, worstExitCode } from "../exit-codes.js";
 import { disksOf, type GuestOptions, mountpointsOf, withGuest } from "../guest-options.js";
 import { tcpServerOf } from "../job-server.js";

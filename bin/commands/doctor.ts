@@ -1,8 +1,8 @@
 import { styleText } from "node:util";
 import type { Command } from "commander";
+import { BackupError } from "../../src/backup/base/errors.js";
 import type { CheckStatus, Finding } from "../../src/backup/checks/check.js";
 import { examine } from "../../src/backup/checks/doctor.js";
-import { BackupError } from "../../src/backup/errors.js";
 import { Virsh } from "../../src/backup/libvirt/virsh.js";
 import { EXIT } from "../exit-codes.js";
 import { disksOf, type GuestOptions, mountpointsOf, withGuest } from "../guest-options.js";

@@ -1,9 +1,9 @@
 import type { Command } from "commander";
 import { Option } from "commander";
-import { UsageError } from "../../src/backup/errors.js";
+import { UsageError } from "../../src/backup/base/errors.js";
 import type { ImageFormat } from "../../src/backup/image/image.js";
-import { type ImageToImport, importImages } from "../../src/backup/import.js";
 import { Virsh } from "../../src/backup/libvirt/virsh.js";
+import { type ImageToImport, importImages } from "../../src/backup/take/import.js";
 import {
   type CopyOptions,
   compressOf,

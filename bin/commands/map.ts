@@ -1,6 +1,6 @@
 import { type Command, Option } from "commander";
-import { PreconditionError } from "../../src/backup/errors.js";
-import { ALLOCATION_CONTEXT, dirtyContext } from "../../src/backup/export-extents.js";
+import { PreconditionError } from "../../src/backup/base/errors.js";
+import { ALLOCATION_CONTEXT, dirtyContext } from "../../src/backup/export/export-extents.js";
 import { MetaContextError, NbdClient } from "../../src/nbd/index.js";
 import { JsonForm, TextForm } from "../map-forms.js";
 import { MapPrinter } from "../map-printer.js";

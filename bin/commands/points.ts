@@ -1,8 +1,8 @@
 import type { Command } from "commander";
-import { chooseDomain } from "../../src/backup/choose-point.js";
-import type { DamageError } from "../../src/backup/errors.js";
-import type { Manifest } from "../../src/backup/manifest.js";
-import { Repository } from "../../src/backup/repository.js";
+import type { DamageError } from "../../src/backup/base/errors.js";
+import { chooseDomain } from "../../src/backup/repository/choose-point.js";
+import type { Manifest } from "../../src/backup/repository/manifest.js";
+import { Repository } from "../../src/backup/repository/repository.js";
 import { EXIT } from "../exit-codes.js";
 import { keptLines } from "../kept-lines.js";
 import { human } from "../output.js";

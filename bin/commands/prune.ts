@@ -1,7 +1,7 @@
 import { type Command, InvalidArgumentError } from "commander";
-import { chooseDomain } from "../../src/backup/choose-point.js";
-import { type PruneResult, prune } from "../../src/backup/prune.js";
-import { Repository } from "../../src/backup/repository.js";
+import { type PruneResult, prune } from "../../src/backup/prune/prune.js";
+import { chooseDomain } from "../../src/backup/repository/choose-point.js";
+import { Repository } from "../../src/backup/repository/repository.js";
 import { human } from "../output.js";
 import type { Run } from "../run.js";
 

@@ -1,8 +1,8 @@
 import type { Command } from "commander";
+import { openExport } from "../../src/backup/export/open-export.js";
+import { refuseTarget } from "../../src/backup/host/publish.js";
 import type { ImageFormat } from "../../src/backup/image/image.js";
-import { openExport } from "../../src/backup/open-export.js";
-import { refuseTarget } from "../../src/backup/publish.js";
-import { pullFile } from "../../src/backup/pull-file.js";
+import { pullFile } from "../../src/backup/take/pull-file.js";
 import {
   type CopyOptions,
   compressOf,

@@ -1,16 +1,16 @@
 import { join, resolve } from "node:path";
 import type { Command } from "commander";
-import type { BlockTarget } from "../../src/backup/block-target.js";
-import { chooseDisks, chooseDomain, choosePoint } from "../../src/backup/choose-point.js";
-import { BackupError, UsageError } from "../../src/backup/errors.js";
-import type { ExportTarget } from "../../src/backup/export-target.js";
-import { bootFilesOf } from "../../src/backup/kept-files.js";
-import type { Manifest } from "../../src/backup/manifest.js";
-import { Repository } from "../../src/backup/repository.js";
-import { withRestorable } from "../../src/backup/restorable.js";
-import { type RestoredDisk, refuseInside, restore } from "../../src/backup/restore.js";
-import type { RestoredDefinition } from "../../src/backup/restored-definition.js";
-import { type FileTarget, RestoredFiles } from "../../src/backup/restored-files.js";
+import { BackupError, UsageError } from "../../src/backup/base/errors.js";
+import { chooseDisks, chooseDomain, choosePoint } from "../../src/backup/repository/choose-point.js";
+import { bootFilesOf } from "../../src/backup/repository/kept-files.js";
+import type { Manifest } from "../../src/backup/repository/manifest.js";
+import { Repository } from "../../src/backup/repository/repository.js";
+import { withRestorable } from "../../src/backup/repository/restorable-points.js";
+import type { BlockTarget } from "../../src/backup/restore/block-target.js";
+import type { ExportTarget } from "../../src/backup/restore/export-target.js";
+import { type RestoredDisk, refuseInside, restore } from "../../src/backup/restore/restore.js";
+import type { RestoredDefinition } from "../../src/backup/restore/restored-definition.js";
+import { type FileTarget, RestoredFiles } from "../../src/backup/restore/restored-files.js";
 import { type Destination, destinationOf, inFolder } from "../destination.js";
 import { InterruptedError } from "../exit-codes.js";
 import {
@@ -152,7 +152,7 @@ async function restoreToTarget(
   const definition = await prepareDefinition(job, places, undefined);
   await using files = await stageFiles(job, definition?.files ?? []);
   await using target = await open();
-  const { restoreOver } = await import("../../src/backup/restore-over.js");
+  const { restoreOver } = await import("../../src/backup/restore/restore-over.js");
   try {
     const restored = await restoreOver({
       ...commonOptions(job),
@@ -178,7 +178,7 @@ function interruptedHalfWay(reason: unknown, error: unknown, target: string): un
 // What only some restores need is loaded for those: it takes as long as half a GiB takes to restore.
 
 async function openDeviceTarget(path: string, { repository }: Job): Promise<BlockTarget> {
-  const { DeviceTarget } = await import("../../src/backup/device-target.js");
+  const { DeviceTarget } = await import("../../src/backup/restore/device-target.js");
   const target = await DeviceTarget.open(path);
   try {
     if (target.backingFile !== undefined) await refuseInside(repository, target.backingFile);
@@ -190,7 +190,7 @@ async function openDeviceTarget(path: string, { repository }: Job): Promise<Bloc
 }
 
 async function openExportTarget(uri: string, { options, context }: Job): Promise<ExportTarget> {
-  const { ExportTarget } = await import("../../src/backup/export-target.js");
+  const { ExportTarget } = await import("../../src/backup/restore/export-target.js");
   const { signal: _, ...connect } = await connectOf(options, context.signal);
   const target = await ExportTarget.open(uri, uri, { ...connect, signal: context.signal });
   if (options.fsync && !target.canFlush) {
@@ -250,7 +250,7 @@ async function prepareDefinition(
       "a block device has no place for a definition: name one with --xml FILE",
     );
   }
-  const { RestoredDefinition } = await import("../../src/backup/restored-definition.js");
+  const { RestoredDefinition } = await import("../../src/backup/restore/restored-definition.js");
   const { Virsh } = await import("../../src/backup/libvirt/virsh.js");
   return await RestoredDefinition.prepare({
     repository,

@@ -1,11 +1,16 @@
 import { once } from "node:events";
 import { resolve } from "node:path";
 import type { Command } from "commander";
-import { chooseDomain } from "../../src/backup/choose-point.js";
-import { DamageError, UsageError } from "../../src/backup/errors.js";
-import { isLoopback, parseListenAddress, resolveHost } from "../../src/backup/listen-address.js";
-import { Repository } from "../../src/backup/repository.js";
-import { type PointServer, type ServeEvent, type ServeOptions, servePoint } from "../../src/backup/serve.js";
+import { DamageError, UsageError } from "../../src/backup/base/errors.js";
+import { isLoopback, parseListenAddress, resolveHost } from "../../src/backup/host/listen-address.js";
+import { chooseDomain } from "../../src/backup/repository/choose-point.js";
+import { Repository } from "../../src/backup/repository/repository.js";
+import {
+  type PointServer,
+  type ServeEvent,
+  type ServeOptions,
+  servePoint,
+} from "../../src/backup/serve/serve.js";
 import type { ServerTls } from "../../src/nbd/index.js";
 import { EXIT } from "../exit-codes.js";
 import { readPem } from "../options.js";

@@ -1,14 +1,14 @@
 import type { Command } from "commander";
-import { findChain } from "../../src/backup/chain.js";
-import { chooseDomain, choosePoint } from "../../src/backup/choose-point.js";
-import { DamageError } from "../../src/backup/errors.js";
-import { Repository } from "../../src/backup/repository.js";
+import { DamageError } from "../../src/backup/base/errors.js";
+import { findChain } from "../../src/backup/chain/chain.js";
+import { chooseDomain, choosePoint } from "../../src/backup/repository/choose-point.js";
+import { Repository } from "../../src/backup/repository/repository.js";
 import {
   type Finding,
   type PointReport,
   type VerifyProgress,
   verifyPoints,
-} from "../../src/backup/verify.js";
+} from "../../src/backup/verify/verify.js";
 import { EXIT } from "../exit-codes.js";
 import { human } from "../output.js";
 import type { Run } from "../run.js";

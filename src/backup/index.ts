@@ -1,25 +1,16 @@
 /** The backup engine: pull an export into an image, keep points in a repository, rebuild and verify them. */
-export { type AttachOptions, type AttachResult, attach, type JobSource } from "./attach.js";
-export { type BackupOptions, type BackupResult, backup } from "./backup.js";
-export type { BlockTarget } from "./block-target.js";
-export { findChain, type Link } from "./chain.js";
-export { ChainView } from "./chain-view.js";
-export { chooseDisks, chooseDomain, choosePoint } from "./choose-point.js";
-export type { ImageCompression } from "./compressed-store.js";
-export { DeviceTarget } from "./device-target.js";
-export { DIGEST_ALGORITHMS, type DigestAlgorithm, parseDigestAlgorithm } from "./digest.js";
-export type { HeldLock } from "./domain-lock.js";
-export { BackupError, DamageError, PreconditionError, UsageError } from "./errors.js";
-export { ALLOCATION_CONTEXT, dirtyContext, exportExtents } from "./export-extents.js";
-export { ExportTarget } from "./export-target.js";
-export type { Extent, ExtentState } from "./extent.js";
-export type { CompressionMethod } from "./image/compress-cluster.js";
+
+export { BackupError, DamageError, PreconditionError, UsageError } from "./base/errors.js";
+export type { Extent, ExtentState } from "./base/extent.js";
+export { findChain, type Link } from "./chain/chain.js";
+export { DIGEST_ALGORITHMS, type DigestAlgorithm, parseDigestAlgorithm } from "./digest/digest.js";
+export { ALLOCATION_CONTEXT, dirtyContext, exportExtents } from "./export/export-extents.js";
+export { type ByteSource, type OpenOptions, openExport } from "./export/open-export.js";
+export type { Definition } from "./guest/keep-files.js";
+export { LEVELS, type Level } from "./guest/plan-disk.js";
+export { refuseTarget } from "./host/publish.js";
+export type { SshTarget } from "./host/ssh.js";
 export type { ImageFormat } from "./image/image.js";
-export type { Backing } from "./image/qcow2-writer.js";
-export type { DigestTarget } from "./image-store.js";
-export { type ImageToImport, type ImportOptions, importImages } from "./import.js";
-export type { Definition } from "./keep-files.js";
-export { LEVELS, type Level } from "./level.js";
 export type { TcpServer } from "./libvirt/begin-xml.js";
 export type { NotKept } from "./libvirt/boot-files.js";
 export type { DiskChoice } from "./libvirt/choose-disks.js";
@@ -28,49 +19,59 @@ export type { Hypervisor } from "./libvirt/hypervisor.js";
 export type { JobInfo } from "./libvirt/job-info.js";
 export type { RestoredPlace } from "./libvirt/restored-domain.js";
 export { type DomainRef, Virsh, type VirshOptions } from "./libvirt/virsh.js";
-export { type DiskManifest, type KeptFile, type Manifest, parseManifest } from "./manifest.js";
-export { type ByteSource, type OpenOptions, openExport } from "./open-export.js";
-export type { Window } from "./pace.js";
-export { PointView, type PointViewOptions } from "./point-view.js";
 export {
   type DoneMerge,
   type PrunedPoint,
   type PruneOptions,
   type PruneResult,
   prune,
-} from "./prune.js";
-export type { Merge } from "./prune-plan.js";
-export { refuseTarget } from "./publish.js";
-export { type PullFileOptions, pullFile } from "./pull-file.js";
+} from "./prune/prune.js";
+export type { Merge } from "./prune/prune-plan.js";
+export type { Retention } from "./prune/retention.js";
+export type { ImageCompression } from "./pull/compressed-store.js";
+export type { DigestTarget } from "./pull/image-store.js";
 export {
   type DiskSource,
   type PullImageOptions,
   type PullProgress,
   type PullResult,
   pullImage,
-} from "./pull-image.js";
-export { RateLimit } from "./rate-limit.js";
-export { type PendingPoint, type Reading, Repository } from "./repository.js";
+} from "./pull/pull-image.js";
+export { RateLimit } from "./pull/rate-limit.js";
+export type { Window } from "./pull/window.js";
+export type { CompressionMethod } from "./qcow2/compress-cluster.js";
+export type { Backing } from "./qcow2/writer.js";
+export { chooseDisks, chooseDomain, choosePoint } from "./repository/choose-point.js";
+export type { HeldLock } from "./repository/domain-lock.js";
+export { type DiskManifest, type KeptFile, type Manifest, parseManifest } from "./repository/manifest.js";
+export { type PendingPoint, type Reading, Repository } from "./repository/repository.js";
+export type { BlockTarget } from "./restore/block-target.js";
+export { DeviceTarget } from "./restore/device-target.js";
+export { ExportTarget } from "./restore/export-target.js";
 export {
   type RestoredDisk,
   type RestoreOptions,
   type RestoreTarget,
   refuseInside,
   restore,
-} from "./restore.js";
-export { type OverwrittenDisk, type RestoreOverOptions, restoreOver } from "./restore-over.js";
-export type { RestoreSourceOptions } from "./restore-source.js";
-export { RestoredDefinition, type RestoredDefinitionOptions } from "./restored-definition.js";
-export { type FileTarget, RestoredFiles, type RestoredFilesOptions } from "./restored-files.js";
-export type { Retention } from "./retention.js";
+} from "./restore/restore.js";
+export { type OverwrittenDisk, type RestoreOverOptions, restoreOver } from "./restore/restore-over.js";
+export type { RestoreSourceOptions } from "./restore/restore-source.js";
+export { RestoredDefinition, type RestoredDefinitionOptions } from "./restore/restored-definition.js";
+export { type FileTarget, RestoredFiles, type RestoredFilesOptions } from "./restore/restored-files.js";
+export { ChainView } from "./serve/chain-view.js";
+export { PointView, type PointViewOptions } from "./serve/point-view.js";
 export {
   type PointServer,
   type ServedDisk,
   type ServeEvent,
   type ServeOptions,
   servePoint,
-} from "./serve.js";
-export type { SshTarget } from "./ssh.js";
+} from "./serve/serve.js";
+export { type AttachOptions, type AttachResult, attach, type JobSource } from "./take/attach.js";
+export { type BackupOptions, type BackupResult, backup } from "./take/backup.js";
+export { type ImageToImport, type ImportOptions, importImages } from "./take/import.js";
+export { type PullFileOptions, pullFile } from "./take/pull-file.js";
 export {
   type ExportedPointDisk,
   type ImportedPointDisk,
@@ -79,7 +80,7 @@ export {
   type TakePointOptions,
   type TakeSettings,
   takePoint,
-} from "./take-point.js";
+} from "./take/take-point.js";
 export {
   type DiskReport,
   type Finding,
@@ -87,4 +88,4 @@ export {
   type VerifyOptions,
   type VerifyProgress,
   verifyPoints,
-} from "./verify.js";
+} from "./verify/verify.js";

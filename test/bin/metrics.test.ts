@@ -5,7 +5,7 @@ import { execa } from "execa";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { updateOfFailure, updateOfRun, updateOfSuccess } from "../../bin/metrics.js";
 import { MetricsFile } from "../../bin/metrics-file.js";
-import type { BackupResult } from "../../src/backup/backup.js";
+import type { BackupResult } from "../../src/backup/take/backup.js";
 import { nbdpull } from "../support/nbdpull.js";
 
 const disk: BackupResult["manifest"]["disks"][number] = {

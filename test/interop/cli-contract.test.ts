@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { execa } from "execa";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
-import { takePoint } from "../../src/backup/take-point.js";
+import { takePoint } from "../../src/backup/take/take-point.js";
 import { parseNbdUri } from "../../src/nbd/index.js";
 import { listensOn, startServer, uriOf } from "../nbd/servers.js";
 import { MemoryChain } from "../support/memory-chain.js";

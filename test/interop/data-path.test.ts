@@ -3,11 +3,11 @@ import { connect, createServer } from "node:net";
 import { join } from "node:path";
 import { execa } from "execa";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { openExport } from "../../src/backup/open-export.js";
-import { Pace } from "../../src/backup/pace.js";
-import { plan } from "../../src/backup/plan.js";
-import { pull } from "../../src/backup/pull.js";
-import { pullFile } from "../../src/backup/pull-file.js";
+import { openExport } from "../../src/backup/export/open-export.js";
+import { plan } from "../../src/backup/pull/plan.js";
+import { pull } from "../../src/backup/pull/pull.js";
+import { Pace } from "../../src/backup/pull/window.js";
+import { pullFile } from "../../src/backup/take/pull-file.js";
 import { NbdClient, type NbdEvent } from "../../src/nbd/index.js";
 import {
   type Folder,

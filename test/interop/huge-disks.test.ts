@@ -4,11 +4,11 @@ import { access, mkdtemp, open, readdir, readFile, rm, stat } from "node:fs/prom
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
-import type { CompressionMethod } from "../../src/backup/image/compress-cluster.js";
 import type { ImageFormat } from "../../src/backup/image/image.js";
-import type { Manifest } from "../../src/backup/manifest.js";
-import { Repository } from "../../src/backup/repository.js";
-import { takePoint } from "../../src/backup/take-point.js";
+import type { CompressionMethod } from "../../src/backup/qcow2/compress-cluster.js";
+import type { Manifest } from "../../src/backup/repository/manifest.js";
+import { Repository } from "../../src/backup/repository/repository.js";
+import { takePoint } from "../../src/backup/take/take-point.js";
 import { NbdServer, parseNbdUri } from "../../src/nbd/index.js";
 import { GuestImage } from "../support/guest-image.js";
 import { nbdpull } from "../support/nbdpull.js";

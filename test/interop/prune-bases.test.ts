@@ -1,9 +1,9 @@
 import { readdir, readFile, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { afterEach, beforeEach, expect, it } from "vitest";
-import { prune } from "../../src/backup/prune.js";
-import { Repository } from "../../src/backup/repository.js";
-import { verifyPoints } from "../../src/backup/verify.js";
+import { prune } from "../../src/backup/prune/prune.js";
+import { Repository } from "../../src/backup/repository/repository.js";
+import { verifyPoints } from "../../src/backup/verify/verify.js";
 import { ageLocks, leftByPrune } from "../support/left-by-prune.js";
 import { MemoryChain } from "../support/memory-chain.js";
 import { qemuImg } from "../support/qemu-nbd.js";

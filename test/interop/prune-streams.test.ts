@@ -2,7 +2,7 @@ import { randomBytes } from "node:crypto";
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { expect, it } from "vitest";
-import { prune } from "../../src/backup/prune.js";
+import { prune } from "../../src/backup/prune/prune.js";
 import { MemoryChain } from "../support/memory-chain.js";
 import { qemuImg } from "../support/qemu-nbd.js";
 import { describeWith } from "../support/tools.js";

@@ -12,9 +12,9 @@
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { afterEach, beforeEach, expect, it } from "vitest";
-import type { Manifest } from "../../src/backup/manifest.js";
-import { Repository } from "../../src/backup/repository.js";
-import { type TakenPoint, takePoint } from "../../src/backup/take-point.js";
+import type { Manifest } from "../../src/backup/repository/manifest.js";
+import { Repository } from "../../src/backup/repository/repository.js";
+import { type TakenPoint, takePoint } from "../../src/backup/take/take-point.js";
 import { NbdClient, parseNbdUri } from "../../src/nbd/index.js";
 import { type Folder, listensOn, makeFolder, startServer, uriOf } from "../nbd/servers.js";
 import { collect } from "../support/collect.js";

@@ -1,7 +1,7 @@
 import { cpSync } from "node:fs";
 import { readdir, utimes } from "node:fs/promises";
 import { join } from "node:path";
-import { type PruneOptions, prune } from "../../src/backup/prune.js";
+import { type PruneOptions, prune } from "../../src/backup/prune/prune.js";
 
 /** A repository as a prune leaves it that dies at a step. */
 export interface LeftByPrune {

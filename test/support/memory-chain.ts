@@ -1,12 +1,12 @@
 import { cp, mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import type { DigestAlgorithm } from "../../src/backup/digest.js";
-import type { CompressionMethod } from "../../src/backup/image/compress-cluster.js";
+import type { DigestAlgorithm } from "../../src/backup/digest/digest.js";
 import type { ImageFormat } from "../../src/backup/image/image.js";
-import type { Manifest } from "../../src/backup/manifest.js";
-import { Repository } from "../../src/backup/repository.js";
-import { type TakenPoint, takePoint } from "../../src/backup/take-point.js";
+import type { CompressionMethod } from "../../src/backup/qcow2/compress-cluster.js";
+import type { Manifest } from "../../src/backup/repository/manifest.js";
+import { Repository } from "../../src/backup/repository/repository.js";
+import { type TakenPoint, takePoint } from "../../src/backup/take/take-point.js";
 import { MemoryDisk, NbdServer, parseNbdUri, type ServedExport } from "../../src/nbd/index.js";
 
 const BITMAP = "since";

@@ -1,7 +1,7 @@
 // Prunes a domain with the built program, and kills itself at a step: node prune-and-die.mjs REPO DOMAIN KEEP STEP
 // [SIGNAL]. Prints the steps that it passed. STEP -1: it lives. With a signal, progress counts as steps too.
-import { prune } from "../../dist/src/backup/prune.js";
-import { Repository } from "../../dist/src/backup/repository.js";
+import { prune } from "../../dist/src/backup/prune/prune.js";
+import { Repository } from "../../dist/src/backup/repository/repository.js";
 
 const [path, domain, keep, last, signal] = process.argv.slice(2);
 let steps = 0;

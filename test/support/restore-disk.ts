@@ -1,7 +1,7 @@
 import type { ImageFormat } from "../../src/backup/image/image.js";
-import type { Manifest } from "../../src/backup/manifest.js";
-import type { Repository } from "../../src/backup/repository.js";
-import { type RestoredDisk, type RestoreOptions, restore } from "../../src/backup/restore.js";
+import type { Manifest } from "../../src/backup/repository/manifest.js";
+import type { Repository } from "../../src/backup/repository/repository.js";
+import { type RestoredDisk, type RestoreOptions, restore } from "../../src/backup/restore/restore.js";
 
 /** Restores one disk; the domain's folder is called as the manifest says unless told otherwise. */
 export async function restoreDisk(

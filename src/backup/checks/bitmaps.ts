@@ -1,6 +1,6 @@
 /** The checkpoints that libvirt has, and what the next backup would do with them. */
 import prettyBytes from "pretty-bytes";
-import { changedSince, refuseNoBase } from "../guest-plan.js";
+import { changedSince, refuseNoBase } from "../guest/plan-guest.js";
 import { checkpointPrefix, readCheckpoints } from "../libvirt/checkpoints.js";
 import { type Found, pass, type Subject, warn } from "./check.js";
 

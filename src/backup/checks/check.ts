@@ -1,13 +1,13 @@
 /** What stands in the way of a backup, looked at before anything is begun: the shape of a question and of its answer. */
-import { BackupError, PreconditionError } from "../errors.js";
-import type { Forecast } from "../guest-plan.js";
-import type { GuestDisk, Level } from "../level.js";
+import { BackupError, PreconditionError } from "../base/errors.js";
+import type { GuestDisk, Level } from "../guest/plan-disk.js";
+import type { Forecast } from "../guest/plan-guest.js";
+import type { Ssh } from "../host/ssh.js";
 import type { TcpServer } from "../libvirt/begin-xml.js";
 import type { HostSecurity } from "../libvirt/capabilities-xml.js";
 import type { DomainDefinition } from "../libvirt/domain-xml.js";
 import type { Virsh } from "../libvirt/virsh.js";
-import type { Repository } from "../repository.js";
-import type { Ssh } from "../ssh.js";
+import type { Repository } from "../repository/repository.js";
 
 /** What is looked at. All but the first are absent where nobody has asked for them, or where they could not be found out. */
 export interface Subject {

@@ -1,11 +1,11 @@
-import { forecast } from "../guest-plan.js";
+import type { GuestDisk, Level } from "../guest/plan-disk.js";
+import { forecast } from "../guest/plan-guest.js";
+import { sshTo } from "../guest/ssh-to-hypervisor.js";
 import type { ImageFormat } from "../image/image.js";
-import type { GuestDisk, Level } from "../level.js";
 import { parseHostSecurity } from "../libvirt/capabilities-xml.js";
 import { chooseDisks, type DiskChoice } from "../libvirt/choose-disks.js";
 import { parseDomain } from "../libvirt/domain-xml.js";
-import { Repository } from "../repository.js";
-import { sshTo } from "../ssh-to.js";
+import { Repository } from "../repository/repository.js";
 import { ask, type Finding, failedBy, type Subject } from "./check.js";
 import { CHECKS, LIBVIRT } from "./list.js";
 

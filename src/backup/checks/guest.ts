@@ -1,8 +1,8 @@
 /** The domain: what runs on it, what it can be asked, and where its job would be reached. */
 import { createServer } from "node:net";
-import { findLeft, keyOf, refuseAnyJob, runningBackup } from "../guest-jobs.js";
-import { JobFolder } from "../job-folder.js";
-import { canKeepBitmaps } from "../level.js";
+import { findLeft, keyOf, refuseAnyJob, runningBackup } from "../guest/guest-jobs.js";
+import { JobFolder } from "../guest/job-folder.js";
+import { canKeepBitmaps } from "../guest/plan-disk.js";
 import type { TcpServer } from "../libvirt/begin-xml.js";
 import { obstacleOf } from "../libvirt/choose-disks.js";
 import { hasCode } from "../libvirt/virsh.js";

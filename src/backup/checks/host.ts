@@ -1,7 +1,7 @@
 /** The programs on this host, and libvirt. */
 import { execa } from "execa";
-import { canCompress } from "../image/compress-cluster.js";
 import { parseBackupSupport } from "../libvirt/capabilities-xml.js";
+import { canCompress } from "../qcow2/compress-cluster.js";
 import { type Found, fail, pass, type Subject, warn } from "./check.js";
 
 export async function lookAtNode(): Promise<readonly Found[]> {

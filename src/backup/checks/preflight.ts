@@ -1,8 +1,8 @@
-import { type Forecast, forecast } from "../guest-plan.js";
+import type { GuestDisk, Level } from "../guest/plan-disk.js";
+import { type Forecast, forecast } from "../guest/plan-guest.js";
 import type { ImageFormat } from "../image/image.js";
-import type { GuestDisk, Level } from "../level.js";
 import type { DomainDefinition } from "../libvirt/domain-xml.js";
-import { Repository } from "../repository.js";
+import { Repository } from "../repository/repository.js";
 import { ask, type Check, type Subject } from "./check.js";
 import { CHECKS, JOB } from "./list.js";
 

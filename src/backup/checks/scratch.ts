@@ -4,10 +4,10 @@ import { statfs } from "node:fs/promises";
 import { resolve } from "node:path";
 import { execa } from "execa";
 import prettyBytes from "pretty-bytes";
-import { BackupError } from "../errors.js";
-import { JobFolder } from "../job-folder.js";
+import { BackupError } from "../base/errors.js";
+import { JobFolder } from "../guest/job-folder.js";
+import { judgeScratch } from "../guest/scratch-space.js";
 import type { QemuUser } from "../libvirt/domain-xml.js";
-import { judgeScratch } from "../scratch-room.js";
 import { type Found, fail, pass, type Subject, warn } from "./check.js";
 
 /** The header, tables and first clusters of a qcow2 image: with less not even an empty scratch file can be made. */

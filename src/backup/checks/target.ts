@@ -3,11 +3,11 @@ import { constants } from "node:fs";
 import { access, stat } from "node:fs/promises";
 import { dirname, join, resolve } from "node:path";
 import prettyBytes from "pretty-bytes";
-import { isLockStale } from "../domain-lock.js";
-import { exists } from "../files.js";
-import { timeOfPointId } from "../manifest.js";
-import { readJournal } from "../prune-journal.js";
-import type { Repository } from "../repository.js";
+import { exists } from "../host/durable-files.js";
+import { isLockStale } from "../repository/domain-lock.js";
+import { timeOfPointId } from "../repository/manifest.js";
+import { readJournal } from "../repository/prune-journal.js";
+import type { Repository } from "../repository/repository.js";
 import { type Found, fail, pass, type Subject, warn } from "./check.js";
 import { freeBytes } from "./scratch.js";
 

@@ -1,7 +1,7 @@
 /** What QEMU's side of a job with TLS takes: libvirt finds out about most of it only when the job begins. */
 import { access, readFile } from "node:fs/promises";
 import { join } from "node:path";
-import { exists } from "../files.js";
+import { exists } from "../host/durable-files.js";
 import { type Found, fail, pass, type Subject, warn } from "./check.js";
 
 const CONFIGURATION = "/etc/libvirt/qemu.conf";

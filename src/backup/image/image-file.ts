@@ -15,7 +15,7 @@ import {
   writeSync,
 } from "node:fs";
 import { promisify } from "node:util";
-import { BackupError, DamageError, UsageError } from "../errors.js";
+import { BackupError, DamageError, UsageError } from "../base/errors.js";
 
 const opened = promisify(open);
 const status = promisify(fstat);

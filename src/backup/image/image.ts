@@ -10,7 +10,7 @@
  *     runs          data, count 2     (gap)    zero     partial, dataMask 0b00001100, zeroMask 0b01100000
  */
 
-import type { OnDamage } from "../damage.js";
+import type { OnDamage } from "../base/damage.js";
 
 /** Sizes in bytes. */
 export interface Geometry {

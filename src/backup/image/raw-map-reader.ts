@@ -1,5 +1,5 @@
 import { z } from "zod";
-import { DamageError } from "../errors.js";
+import { DamageError } from "../base/errors.js";
 import { ALL_SUBCLUSTERS, type ClusterRun, clustersIn, type Geometry, SUBCLUSTERS } from "./image.js";
 import { type DefinedExtent, MAP_TYPES } from "./raw-map.js";
 

@@ -1,4 +1,4 @@
-import type { Extent } from "../extent.js";
+import type { Extent } from "../base/extent.js";
 import { ALL_SUBCLUSTERS, type Geometry, maskStretches } from "./image.js";
 import type { StoredRun } from "./run-list.js";
 

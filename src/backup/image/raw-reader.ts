@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { DamageError } from "../errors.js";
+import { DamageError } from "../base/errors.js";
 import { type ClusterRun, clustersIn, type Geometry, type ImageReader } from "./image.js";
 import { ImageFile, type ReadOptions } from "./image-file.js";
 import { damagedMap, parseMap, runsOfExtents } from "./raw-map-reader.js";

@@ -1,9 +1,9 @@
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { together } from "../base/together.js";
 import { withoutBitmap } from "./checkpoint-edit.js";
 import { type Checkpoint, parseCheckpoint } from "./checkpoint-xml.js";
-import { together } from "./together.js";
 import { type DomainRef, hasCode, type Virsh } from "./virsh.js";
 
 /** What the names of a repository's checkpoints begin with: by this alone it knows its own. */

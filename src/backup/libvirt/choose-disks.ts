@@ -1,4 +1,4 @@
-import { PreconditionError } from "../errors.js";
+import { PreconditionError } from "../base/errors.js";
 import type { DomainDefinition, DomainDisk } from "./domain-xml.js";
 
 /** Which disks are wanted, by their targets. */

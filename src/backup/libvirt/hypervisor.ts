@@ -1,4 +1,4 @@
-import type { SshTarget } from "../ssh.js";
+import type { SshTarget } from "../host/ssh.js";
 
 /** Where libvirt runs, as its connection URI says: qemu:///system, qemu+ssh://root@host/system, qemu+tls://host/system. */
 

@@ -1,4 +1,4 @@
-import { BackupError } from "../errors.js";
+import { BackupError } from "../base/errors.js";
 
 /** What libvirt says of a domain's job: the one that runs, or the last one that ended. */
 export interface JobInfo {

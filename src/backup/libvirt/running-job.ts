@@ -1,10 +1,10 @@
-import { BackupError, PreconditionError } from "../errors.js";
+import { BackupError, PreconditionError } from "../base/errors.js";
+import { together } from "../base/together.js";
 import { type Checkpoint, parseCheckpoint } from "./checkpoint-xml.js";
 import { type DomainDefinition, parseDomain } from "./domain-xml.js";
 import type { JobInfo } from "./job-info.js";
 import { type BackupJob, exportedDisks, parseBackupJob } from "./job-xml.js";
 import { canBeSameJob, isUnmistakable } from "./same-job.js";
-import { together } from "./together.js";
 import { type DomainRef, isJobGone, PATIENCE_MS, type Virsh } from "./virsh.js";
 
 /** A moment that is known to lie between two others, in milliseconds since 1970. */

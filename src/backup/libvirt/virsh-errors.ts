@@ -1,4 +1,4 @@
-import { BackupError, PreconditionError } from "../errors.js";
+import { BackupError, PreconditionError } from "../base/errors.js";
 
 /** What virsh was asked, and by whom it is answered: for the messages. */
 export interface VirshFailure {

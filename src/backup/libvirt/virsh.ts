@@ -1,9 +1,9 @@
 import { setTimeout as sleep } from "node:timers/promises";
-import { BackupError } from "../errors.js";
+import { BackupError } from "../base/errors.js";
+import { together } from "../base/together.js";
 import type { Platform } from "./domain-xml.js";
 import { type Hypervisor, hostOf, parseHypervisor } from "./hypervisor.js";
 import { type JobInfo, parseJobInfo } from "./job-info.js";
-import { together } from "./together.js";
 import { hasCode, isJobGone } from "./virsh-errors.js";
 import { type VirshOptions, VirshProcess } from "./virsh-process.js";
 

@@ -11,7 +11,7 @@
  */
 import { XMLParser } from "fast-xml-parser";
 import { z } from "zod";
-import { BackupError } from "../errors.js";
+import { BackupError } from "../base/errors.js";
 
 /** A kind of document that libvirt writes. */
 export interface DocumentKind {

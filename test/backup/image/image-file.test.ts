@@ -2,7 +2,7 @@ import { mkdir, readFile, stat } from "node:fs/promises";
 import { execa } from "execa";
 import { describe, expect, it, onTestFinished } from "vitest";
 import { Appender, ImageFile } from "../../../src/backup/image/image-file.js";
-import { Qcow2Writer } from "../../../src/backup/image/qcow2-writer.js";
+import { Qcow2Writer } from "../../../src/backup/qcow2/writer.js";
 import { fillCluster, KiB, MiB, scratch } from "./support.js";
 
 describe("ImageFile", () => {

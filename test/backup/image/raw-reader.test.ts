@@ -1,7 +1,7 @@
 import { writeFile } from "node:fs/promises";
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { DamageError } from "../../../src/backup/errors.js";
+import { DamageError } from "../../../src/backup/base/errors.js";
 import { RawReader } from "../../../src/backup/image/raw-reader.js";
 import { RawWriter } from "../../../src/backup/image/raw-writer.js";
 import {

@@ -1,4 +1,4 @@
-import { PreconditionError } from "../../../src/backup/errors.js";
+import { PreconditionError } from "../../../src/backup/base/errors.js";
 import { type DomainRef, Virsh } from "../../../src/backup/libvirt/virsh.js";
 import { DOMAIN } from "./dumps.js";
 

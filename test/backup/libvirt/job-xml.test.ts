@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { BackupError, PreconditionError } from "../../../src/backup/errors.js";
+import { BackupError, PreconditionError } from "../../../src/backup/base/errors.js";
 import { type BackupJob, exportedDisks, parseBackupJob } from "../../../src/backup/libvirt/job-xml.js";
 import { BLOCK_SCRATCH, FULL, FULL_WITH_BITMAP_NAME, INCREMENTAL, MIXED } from "./dumps.js";
 

@@ -2,7 +2,7 @@ import { chmod, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { delimiter, join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
-import { PreconditionError } from "../../../src/backup/errors.js";
+import { PreconditionError } from "../../../src/backup/base/errors.js";
 import { Virsh } from "../../../src/backup/libvirt/virsh.js";
 import { describeWith, findTool } from "../../support/tools.js";
 

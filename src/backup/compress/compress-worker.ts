@@ -1,0 +1,44 @@
+import { workerData } from "node:worker_threads";
+import { serve } from "../threads/thread-side.js";
+import { type ClusterJob, type ClusterResult, ClusterWork } from "./cluster-job.js";
+import type { ClusterThreadData } from "./cluster-thread-data.js";
+
+/** The thread of `ClusterWorkers`: results go out as they are ready. */
+
+const { ownThread } = workerData as ClusterThreadData;
+/** As many jobs at once as libuv has threads, where those do the compressing. */
+const BENCHES = ownThread ? 1 : 4;
+
+interface Bench {
+  readonly work: ClusterWork;
+  last: Promise<unknown>;
+}
+
+const benches = Array.from(
+  { length: BENCHES },
+  (): Bench => ({
+    work: new ClusterWork({ ownThread }),
+    last: Promise.resolve(),
+  }),
+);
+let jobs = 0;
+
+async function doJob({ work }: Bench, job: ClusterJob): Promise<ClusterResult> {
+  try {
+    return await work.do(job);
+  } catch (failure) {
+    // Whatever the failed job was compressing must not end up in the next one.
+    work.close();
+    throw failure;
+  }
+}
+
+serve<ClusterJob, ClusterResult>({
+  answer: (job) => {
+    const bench = benches[jobs++ % BENCHES] as Bench;
+    const done = bench.last.then(() => doJob(bench, job));
+    bench.last = done.catch(() => undefined);
+    return done;
+  },
+  transfer: ({ buffer, sizes, digests }) => [buffer, sizes.buffer, digests.buffer],
+});

@@ -1,0 +1,80 @@
+/** Runs in a thread of its own: reads stretches of files and answers with their digests (`digest-threads.ts`). */
+import { closeSync, openSync, readSync } from "node:fs";
+import { workerData } from "node:worker_threads";
+import { serve } from "../threads/thread-side.js";
+import { createDigester } from "./digest.js";
+import type { DigestQuestion, Digests, DigestWorkerData, ForgottenPath } from "./digest-threads.js";
+
+/** Small enough to stay in the processor's cache between reading and digesting. */
+const BLOCK = 256 * 1024;
+
+const digester = await createDigester((workerData as DigestWorkerData).algorithm);
+/** Descriptors by path. */
+const files = new Map<string, number>();
+let buffer = Buffer.allocUnsafeSlow(BLOCK);
+
+serve<DigestQuestion, Digests, ForgottenPath>({
+  answer: (question) => {
+    const digests = Buffer.from(new ArrayBuffer(question.digests * digester.size));
+    digestAll(question, digests);
+    return digests;
+  },
+  transfer: (digests) => [digests.buffer],
+  heed: (path) => {
+    const file = files.get(path);
+    files.delete(path);
+    if (file !== undefined) closeSync(file);
+  },
+});
+
+/** The file's descriptor, opened once. */
+function open(path: string): number {
+  const file = files.get(path) ?? openSync(path, "r");
+  files.set(path, file);
+  return file;
+}
+
+function digestAll({ path, stretches }: DigestQuestion, digests: Buffer): void {
+  const file = open(path);
+  let made = 0;
+  /** Bytes of earlier stretches that belong to the next digest. */
+  let gathered = 0;
+  for (let i = 0; i < stretches.length; i += 3) {
+    const position = stretches[i] as number;
+    const length = stretches[i + 1] as number;
+    const unit = stretches[i + 2] as number;
+    if (unit === 0 || gathered > 0) {
+      fill(file, position, gathered, length);
+      gathered += length;
+      if (unit === 0) continue;
+      digester.digestInto(buffer.subarray(0, gathered), digests, made);
+      made += digester.size;
+      gathered = 0;
+      continue;
+    }
+    const step = Math.max(unit, BLOCK - (BLOCK % unit));
+    for (let done = 0; done < length; done += step) {
+      const block = Math.min(step, length - done);
+      fill(file, position + done, 0, block);
+      for (let at = 0; at < block; at += unit) {
+        digester.digestInto(buffer.subarray(at, Math.min(at + unit, block)), digests, made);
+        made += digester.size;
+      }
+    }
+  }
+}
+
+/** Reads into the buffer from `at` on, which grows where it has to. */
+function fill(file: number, position: number, at: number, length: number): void {
+  if (buffer.length < at + length) {
+    const larger = Buffer.allocUnsafeSlow(at + length);
+    buffer.copy(larger, 0, 0, at);
+    buffer = larger;
+  }
+  for (let done = 0; done < length; ) {
+    const count = readSync(file, buffer, at + done, length - done, position + done);
+    if (count === 0)
+      throw new Error(`the file ends at byte ${position + done}, in the middle of what was stored`);
+    done += count;
+  }
+}

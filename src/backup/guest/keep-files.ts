@@ -1,0 +1,149 @@
+/** What a point keeps of its domain beside the disks: its definition, and the files that it starts with. */
+import { createHash } from "node:crypto";
+import { constants } from "node:fs";
+import { type FileHandle, open, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { isMissing } from "../host/durable-files.js";
+import { type BootFile, type NotKept, readBootNeeds, wordFor } from "../libvirt/boot-files.js";
+import type { KeptFile, Manifest } from "../repository/manifest.js";
+
+/** A domain as libvirt has it. */
+export interface Definition {
+  readonly xml: string;
+  /** Where the files lie that it names, if that is another host than this. */
+  readonly host: string | undefined;
+  /** What it has beside, and is not kept either. */
+  readonly notKept?: readonly NotKept[] | undefined;
+}
+
+/** As the manifest has it. */
+export interface Kept {
+  readonly files: KeptFile[];
+  readonly notKept: NonNullable<Manifest["notKept"]>;
+}
+
+const DEFINITION = "domain.xml";
+/** Those with a suffix by which people know them; the others are called by their role. */
+const NAMES: Readonly<Record<string, string>> = { nvram: "nvram.fd", loader: "loader.fd" };
+const CHUNK = 1024 * 1024;
+/** A firmware that writes its variables is soon done with it. */
+const ATTEMPTS = 3;
+
+/**
+ * Stores the definition, and copies of the files that it names, in `folder`. What can't be read is told, and no reason to
+ * fail: the disks are what counts.
+ *
+ * QEMU goes on meanwhile, and nothing freezes an NVRAM: it is of a moment of its own, a little later than the disks'. One
+ * that is written to while it is copied is copied again.
+ *
+ * @param onWarning told of what is not kept, and of what never stood still
+ * @throws the file system's error where it can't be written
+ */
+export async function keepFiles(
+  { xml, host, notKept: beside = [] }: Definition,
+  folder: string,
+  options: {
+    readonly sync: boolean;
+    readonly signal?: AbortSignal | undefined;
+    readonly onWarning?: ((message: string) => void) | undefined;
+  },
+): Promise<Kept> {
+  const needs = readBootNeeds(xml);
+  const files = [await keepDefinition(xml, folder, options.sync)];
+  const notKept = [...beside, ...needs.notKept];
+  for (const file of needs.files) {
+    const what = wordFor(file.role, file.path);
+    if (host !== undefined) {
+      notKept.push({ what, reason: `it is on ${host}` });
+      continue;
+    }
+    try {
+      const name = unusedName(NAMES[file.role] ?? file.role, files);
+      const { steady, ...copy } = await keepFile(file, join(folder, name), options);
+      files.push({ role: file.role, file: name, source: file.path, ...copy });
+      if (!steady) options.onWarning?.(`${what} was written to while it was copied: it may be torn`);
+    } catch (error) {
+      if (!(error instanceof Unkept)) throw error;
+      // One that never ran has none yet: libvirt makes it at the first start.
+      const isNoneYet = file.role === "nvram" && !needs.isRunning && isMissing(error.cause);
+      if (!isNoneYet) notKept.push({ what, reason: error.message });
+    }
+  }
+  for (const { what, reason } of notKept) options.onWarning?.(`${what} is not kept: ${reason}`);
+  return { files, notKept };
+}
+
+async function keepDefinition(xml: string, folder: string, flush: boolean): Promise<KeptFile> {
+  const bytes = Buffer.from(xml);
+  await writeFile(join(folder, DEFINITION), bytes, { flag: "wx", flush });
+  const sha256 = createHash("sha256").update(bytes).digest("hex");
+  return { role: "definition", file: DEFINITION, source: null, length: bytes.length, sha256 };
+}
+
+function unusedName(name: string, files: readonly KeptFile[]): string {
+  let unused = name;
+  for (let i = 2; files.some(({ file }) => file === unused); i += 1) unused = `${name}-${i}`;
+  return unused;
+}
+
+/** The source can't be read; `cause` says why. */
+class Unkept extends Error {}
+
+type Copy = Pick<KeptFile, "length" | "sha256"> & { readonly steady: boolean };
+
+async function keepFile(
+  { path }: BootFile,
+  target: string,
+  { sync, signal }: { readonly sync: boolean; readonly signal?: AbortSignal | undefined },
+): Promise<Copy> {
+  // Without O_NONBLOCK a pipe of that name would make us wait for ever.
+  const source = await open(path, constants.O_RDONLY | constants.O_NONBLOCK).catch(unkept);
+  try {
+    if (!(await source.stat()).isFile()) throw new Unkept("it is no plain file");
+    await using copy = await open(target, "wx");
+    for (let attempt = 1; ; attempt += 1) {
+      const before = await stateOf(source);
+      const { length, sha256 } = await copyBytes(source, copy, signal);
+      const steady = (await stateOf(source)) === before;
+      if (!steady && attempt < ATTEMPTS) continue;
+      if (sync) await copy.sync();
+      return { length, sha256, steady };
+    }
+  } finally {
+    await source.close();
+  }
+}
+
+/** Changes with every write. */
+async function stateOf(file: FileHandle): Promise<string> {
+  const { size, mtimeNs, ctimeNs } = await file.stat({ bigint: true });
+  return `${size} ${mtimeNs} ${ctimeNs}`;
+}
+
+async function copyBytes(
+  source: FileHandle,
+  copy: FileHandle,
+  signal: AbortSignal | undefined,
+): Promise<Pick<KeptFile, "length" | "sha256">> {
+  const hash = createHash("sha256");
+  const buffer = Buffer.alloc(CHUNK);
+  let length = 0;
+  for (;;) {
+    signal?.throwIfAborted();
+    const { bytesRead } = await source.read(buffer, 0, CHUNK, length).catch(unkept);
+    if (bytesRead === 0) break;
+    const bytes = buffer.subarray(0, bytesRead);
+    hash.update(bytes);
+    for (let done = 0; done < bytesRead; ) {
+      done += (await copy.write(bytes, done, bytesRead - done, length + done)).bytesWritten;
+    }
+    length += bytesRead;
+  }
+  // An attempt before this one may have found more.
+  await copy.truncate(length);
+  return { length, sha256: hash.digest("hex") };
+}
+
+function unkept(cause: unknown): never {
+  throw new Unkept(cause instanceof Error ? cause.message : String(cause), { cause });
+}

@@ -1,0 +1,130 @@
+import { DamageError } from "../base/errors.js";
+import type { ImageFormat } from "../image/image.js";
+import type { Checkpoint } from "../libvirt/checkpoint-xml.js";
+import { type DiskManifest, isSame, type Manifest } from "../repository/manifest.js";
+
+/** `auto` is incremental where that is possible; `copy` is a full outside of all chains, without a checkpoint. */
+export const LEVELS = ["auto", "full", "incremental", "differential", "copy"] as const;
+export type Level = (typeof LEVELS)[number];
+
+/** A disk that takes part, as the domain has it now. */
+export interface GuestDisk {
+  readonly name: string;
+  /** `qcow2`, `raw`, … */
+  readonly format: string;
+  /** Bytes that the guest sees. */
+  readonly size: number;
+}
+
+/** How a disk is taken. */
+export interface DiskPlan {
+  readonly name: string;
+  /** Whether the new checkpoint gets a bitmap of it. */
+  readonly bitmap: boolean;
+  /** The point that it is an increment on, and that point's checkpoint; left out: a full copy. */
+  readonly base?: { readonly checkpoint: string; readonly parent: Manifest } | undefined;
+  /** Why it is full where an increment was wanted. */
+  readonly reason?: string | undefined;
+}
+
+/** What is known of the past. */
+export interface History {
+  readonly domainUuid: string;
+  /** The repository's points of the domain, oldest first. */
+  readonly points: readonly Manifest[];
+  /** What libvirt has. */
+  readonly checkpoints: readonly Checkpoint[];
+  /** Bitmaps that can't be used, as `bitmapOf` calls them, and why. */
+  readonly broken: ReadonlyMap<string, string>;
+  /** @throws {DamageError} the disk could not be restored to that point */
+  readonly prove: (point: Manifest, disk: string) => Promise<void>;
+}
+
+/** Decides for one disk. The base is the newest point whose checkpoint can still be counted from. */
+export async function planDisk(
+  disk: GuestDisk,
+  options: { readonly level: Level; readonly format: ImageFormat },
+  history: History,
+): Promise<DiskPlan> {
+  const { name } = disk;
+  const { level } = options;
+  if (level === "copy") return { name, bitmap: false };
+  const bitmap = canKeepBitmaps(disk);
+  if (level === "full") return { name, bitmap };
+  if (!bitmap) return { name, bitmap, reason: `${disk.format} images can't keep a dirty bitmap` };
+  let reason: string | undefined;
+  for (const parent of candidates(name, level, history)) {
+    const obstacle = await obstacleOf(disk, parent, options.format, history);
+    const checkpoint = parent.checkpoint?.name ?? "";
+    if (obstacle === undefined) return { name, bitmap, base: { checkpoint, parent } };
+    reason ??= obstacle;
+    if (sizeOf(parent, name) !== disk.size) break;
+  }
+  if (reason === undefined && history.points.length > 0) reason = "no point with a checkpoint has this disk";
+  return { name, bitmap, reason };
+}
+
+/** How the bitmap of a checkpoint is called among the broken ones. */
+export function bitmapOf(disk: string, checkpoint: string): string {
+  return `${disk} ${checkpoint}`;
+}
+
+export function canKeepBitmaps({ format }: Pick<GuestDisk, "format">): boolean {
+  return format === "qcow2";
+}
+
+/** Points that the disk could be an increment on, best first. */
+function candidates(name: string, level: Level, { points }: History): Manifest[] {
+  const ofDisk = points.filter((point) => point.checkpoint && diskOf(point, name)).reverse();
+  return level === "differential"
+    ? ofDisk.filter((point) => diskOf(point, name)?.mode === "full").slice(0, 1)
+    : ofDisk;
+}
+
+/** Why no increment can stand on that point; undefined where nothing speaks against it. */
+async function obstacleOf(
+  disk: GuestDisk,
+  parent: Manifest,
+  format: ImageFormat,
+  history: History,
+): Promise<string | undefined> {
+  const { name } = disk;
+  const before = diskOf(parent, name);
+  const base = parent.checkpoint;
+  if (!before || !base) return `point ${parent.id} has no checkpoint of it`;
+  if (!isSame(parent.domain.uuid, history.domainUuid)) {
+    return `point ${parent.id} is of another domain of this name, by its UUID`;
+  }
+  if (before.virtualSize !== disk.size) {
+    return `the disk was resized from ${before.virtualSize} to ${disk.size} bytes`;
+  }
+  const checkpoint = history.checkpoints.find((each) => each.name === base.name);
+  if (!checkpoint) return `checkpoint ${base.name} of point ${parent.id} is gone`;
+  if (!isSame(base.creationTime, checkpoint.creationTime)) {
+    return `checkpoint ${base.name} was made anew since point ${parent.id}`;
+  }
+  if (checkpoint.disks.find((each) => each.name === name)?.bitmap === undefined) {
+    return `checkpoint ${base.name} has no bitmap of it`;
+  }
+  const broken = history.broken.get(bitmapOf(name, base.name));
+  if (broken !== undefined) return `its bitmap of checkpoint ${base.name} ${broken}`;
+  if (format === "qcow2" && before.format === "raw" && before.mode === "incremental") {
+    return `point ${parent.id} is a raw increment, which no qcow2 image can stand on`;
+  }
+  try {
+    await history.prove(parent, name);
+    return undefined;
+  } catch (error) {
+    if (error instanceof DamageError)
+      return `an increment on ${parent.id} could not be restored: ${error.message}`;
+    throw error;
+  }
+}
+
+function sizeOf(point: Manifest, name: string): number | undefined {
+  return diskOf(point, name)?.virtualSize;
+}
+
+function diskOf(point: Manifest, name: string): DiskManifest | undefined {
+  return point.disks.find((disk) => disk.name === name);
+}

@@ -1,0 +1,137 @@
+/** How the disks of a guest would be taken now, and how much that would be. */
+
+import { PreconditionError } from "../base/errors.js";
+import { proveChain } from "../chain/chain.js";
+import type { ImageFormat } from "../image/image.js";
+import { parseCheckpoint } from "../libvirt/checkpoint-xml.js";
+import { readCheckpoints } from "../libvirt/checkpoints.js";
+import type { DomainDefinition } from "../libvirt/domain-xml.js";
+import { hasCode, type Virsh } from "../libvirt/virsh.js";
+import type { Manifest } from "../repository/manifest.js";
+import type { Guest } from "./guest-jobs.js";
+import { bitmapOf, type DiskPlan, type GuestDisk, type Level, planDisk } from "./plan-disk.js";
+
+export interface PlanOptions {
+  readonly level: Level;
+  readonly format: ImageFormat;
+  /** Bitmaps that can't be used, as `bitmapOf` calls them, and why. */
+  readonly broken: ReadonlyMap<string, string>;
+  /** Chains that were proven already, `DISK POINT`; gets those that are now. */
+  readonly proven?: Set<string> | undefined;
+  readonly signal?: AbortSignal | undefined;
+  readonly onWarning?: ((message: string) => void) | undefined;
+}
+
+/** Decides for every disk. Without a repository there are no points: every disk is full. */
+export async function planGuest(
+  { virsh, domain, repository }: Pick<Guest, "virsh" | "domain"> & Partial<Pick<Guest, "repository">>,
+  disks: readonly GuestDisk[],
+  options: PlanOptions,
+): Promise<DiskPlan[]> {
+  const { broken, proven = new Set(), signal, onWarning } = options;
+  const none = { domainUuid: domain.uuid, points: [], checkpoints: [], broken, prove: async () => undefined };
+  const plans: DiskPlan[] = [];
+  if (!repository) {
+    for (const disk of disks) plans.push(await planDisk(disk, options, none));
+    return plans;
+  }
+  const read = async (): Promise<void> => {
+    const history = {
+      ...none,
+      points: await repository.points(domain.name, ({ message }) => onWarning?.(message)),
+      checkpoints: await readCheckpoints(virsh, domain),
+      prove: async (point: Manifest, disk: string) => {
+        const chain = `${disk} ${point.id}`;
+        if (!proven.has(chain)) await proveChain(repository, domain.name, point, disk);
+        proven.add(chain);
+      },
+    };
+    for (const disk of disks) plans.push(await planDisk(disk, options, history));
+  };
+  await repository.reading(domain.name, read, signal);
+  return plans;
+}
+
+/**
+ * An increment that was asked for by name is never silently a full copy of everything.
+ * @throws {PreconditionError} `E_NO_BASE`
+ */
+export function refuseNoBase(domain: string, plans: readonly DiskPlan[], level: Level): void {
+  if (level !== "incremental" && level !== "differential") return;
+  if (plans.some(({ base }) => base)) return;
+  const reasons = plans.map(({ name, reason = "there is no point yet" }) => `${name}: ${reason}`).join("; ");
+  throw new PreconditionError(
+    "E_NO_BASE",
+    `${domain} has nothing that an ${level} backup could start from (${reasons}). Take a full one first: --level full, or auto`,
+    { details: { domain } },
+  );
+}
+
+/** What was made, beside the level that was asked for. */
+export function levelOf(manifest: Manifest, asked: Level): Exclude<Level, "auto"> {
+  if (asked === "copy") return "copy";
+  if (manifest.level === "full") return "full";
+  return asked === "differential" ? "differential" : "incremental";
+}
+
+/** Why libvirt can't use a bitmap: it doesn't tell more. */
+export const LOST = "is lost or broken (did QEMU die, or was the disk replaced?)";
+
+/** What is known of a backup before it begins. */
+export interface Forecast {
+  readonly plans: readonly DiskPlan[];
+  /** Those that were given, and those that were found, as in the options. */
+  readonly broken: ReadonlyMap<string, string>;
+  /** Likewise. */
+  readonly proven: Set<string>;
+  /**
+   * Bytes that will be read of each disk, about: what was changed since its base, or what its image takes. Zeroes
+   * and what a guest has discarded are in it, and aren't stored.
+   */
+  readonly sizes: ReadonlyMap<string, number>;
+}
+
+/** As `planGuest`, for a domain that runs; bitmaps that libvirt finds broken are no bases. */
+export async function forecast(
+  guest: Pick<Guest, "virsh" | "domain"> & Partial<Pick<Guest, "repository">>,
+  disks: readonly GuestDisk[],
+  options: PlanOptions,
+): Promise<Forecast> {
+  const { virsh, domain } = guest;
+  const broken = new Map(options.broken);
+  const proven = new Set(options.proven);
+  const changed = new Map<string, ReadonlyMap<string, number>>();
+  for (;;) {
+    const plans = await planGuest(guest, disks, { ...options, broken, proven });
+    const known = broken.size;
+    const sizes = new Map<string, number>();
+    for (const { name, base } of plans) {
+      if (!base) {
+        sizes.set(name, await virsh.allocatedBytes(domain, name));
+        continue;
+      }
+      const ofBase = changed.get(base.checkpoint) ?? (await changedSince(virsh, domain, base.checkpoint));
+      changed.set(base.checkpoint, ofBase);
+      const size = ofBase.get(name);
+      if (size === undefined) broken.set(bitmapOf(name, base.checkpoint), LOST);
+      else sizes.set(name, size);
+    }
+    if (broken.size === known) return { plans, broken, proven, sizes };
+  }
+}
+
+/** Bytes of each disk that were changed since a checkpoint, for those whose bitmap can be used. */
+export async function changedSince(
+  virsh: Virsh,
+  domain: DomainDefinition,
+  checkpoint: string,
+): Promise<ReadonlyMap<string, number>> {
+  try {
+    const { disks } = parseCheckpoint(await virsh.checkpointXml(domain, checkpoint, { sizes: true }));
+    return new Map(disks.flatMap(({ name, size }) => (size === undefined ? [] : [[name, size] as const])));
+  } catch (error) {
+    // Deleted since it was listed.
+    if (hasCode(error, "E_NO_CHECKPOINT")) return new Map();
+    throw error;
+  }
+}

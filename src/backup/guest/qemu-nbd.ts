@@ -1,0 +1,200 @@
+/** qemu-nbd, as it serves the image of a disk whose domain is off. */
+import { readdir, readFile, stat } from "node:fs/promises";
+import { basename } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { execa } from "execa";
+import { ConnectionError, type NbdAddress, NbdClient } from "../../nbd/index.js";
+import { BackupError } from "../base/errors.js";
+import { type ImageFile, refusedByTool } from "./qemu-img.js";
+
+export interface ServedImage {
+  readonly image: ImageFile;
+  /** A bitmap of the image, offered as a dirty context. */
+  readonly bitmap: string | undefined;
+  /** Of the export. */
+  readonly name: string;
+  /** Path of the Unix socket, in a folder that nobody else can enter. */
+  readonly socket: string;
+}
+
+/** As long as it takes to open an image and its backing files, with room for a slow disk. */
+const START_MS = 60_000;
+const END_MS = 5_000;
+/** For a server that has hung up to tell why. */
+const EXIT_MS = 2_000;
+const POLL_MS = 10;
+/** Connections: those of a pull, and the one that is held. */
+const CLIENTS = 16;
+
+/**
+ * A read-only server on one image. While it runs QEMU's locks keep everybody from writing to the image, and with that
+ * its domain from starting. It ends when its last client has left, so the one that is held here keeps it there; and with
+ * this process, however that ends.
+ */
+export class ImageServer implements AsyncDisposable {
+  readonly address: NbdAddress;
+  readonly #server: Server;
+  readonly #held: NbdClient;
+
+  private constructor(address: NbdAddress, server: Server, held: NbdClient) {
+    this.address = address;
+    this.#server = server;
+    this.#held = held;
+  }
+
+  /**
+   * Resolves when it serves.
+   * @throws {PreconditionError} qemu-nbd is not installed, or another process writes to the image
+   * @throws {BackupError} it can't serve the image, with its own words
+   * @throws the signal's reason
+   */
+  static async start(served: ServedImage, signal: AbortSignal | undefined): Promise<ImageServer> {
+    const { name: exportName, socket: path } = served;
+    const address: NbdAddress = { transport: { kind: "unix", path }, exportName };
+    const server = launch(served);
+    try {
+      const held = await firstClient(address, server, signal);
+      if (held) return new ImageServer(address, server, held);
+      const { code, stderr } = await server;
+      throw refusedByTool(code === "ENOENT" ? "setpriv" : "qemu-nbd", served.image.path, { code, stderr });
+    } catch (error) {
+      await end(server);
+      throw error;
+    }
+  }
+
+  /** @throws {BackupError} it has ended: somebody may have written to the image since */
+  async assertAlive(signal: AbortSignal | undefined): Promise<void> {
+    const gone = "the server of its image has ended before the backup has";
+    if (this.#server.exitCode !== null || this.#server.signalCode !== null) {
+      throw new BackupError("E_QEMU_NBD", `${this.address.exportName}: ${gone}: begin the backup again`);
+    }
+    await this.#held.read(0, Buffer.alloc(Math.min(512, this.#held.export.size)), signal ? { signal } : {});
+  }
+
+  async close(): Promise<void> {
+    await this.#held.close();
+    await end(this.#server);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close();
+  }
+}
+
+/**
+ * Ends the servers of this user whose sockets are in a folder below `folder`: those of a process that was killed
+ * in the moment in which it started one.
+ * @throws {BackupError} one doesn't end
+ */
+export async function endServersIn(folder: string): Promise<void> {
+  const began = performance.now();
+  for (let asked = false; ; asked = true) {
+    const left = await serversIn(folder);
+    if (left.length === 0) return;
+    const waited = performance.now() - began;
+    if (waited > 2 * END_MS) {
+      const message = `qemu-nbd (process ${left.join(", ")}) of a backup that was killed doesn't end: does its storage answer?`;
+      throw new BackupError("E_QEMU_NBD", message, { details: { processes: left } });
+    }
+    if (!asked || waited > END_MS) for (const pid of left) kill(pid, asked ? "SIGKILL" : "SIGTERM");
+    await sleep(POLL_MS);
+  }
+}
+
+async function serversIn(folder: string): Promise<number[]> {
+  const found: number[] = [];
+  for (const name of await readdir("/proc")) {
+    if (/^\d+$/.test(name) && (await isServerIn(folder, name))) found.push(Number(name));
+  }
+  return found;
+}
+
+async function isServerIn(folder: string, pid: string): Promise<boolean> {
+  try {
+    const words = (await readFile(`/proc/${pid}/cmdline`, "utf8")).split("\0");
+    if (basename(words[0] ?? "") !== "qemu-nbd") return false;
+    if (!words.some((word) => word.startsWith(`--socket=${folder}/`))) return false;
+    return (await stat(`/proc/${pid}`)).uid === process.getuid?.();
+  } catch {
+    // It has ended, or is hidden, and so another user's.
+    return false;
+  }
+}
+
+function kill(pid: number, signal: NodeJS.Signals): void {
+  try {
+    process.kill(pid, signal);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== "ESRCH") throw error;
+  }
+}
+
+type Server = ReturnType<typeof launch>;
+
+/** The kernel ends it with us: a client that is still negotiating when it goes is not the last one that it waits for. */
+function launch(served: ServedImage) {
+  return execa("setpriv", ["--pdeathsig", "TERM", "qemu-nbd", ...argumentsFor(served)], {
+    env: { LC_ALL: "C" },
+    stdin: "ignore",
+    stdout: "ignore",
+    reject: false,
+    // A Ctrl-C on the terminal is for us alone: we leave it first.
+    detached: true,
+  });
+}
+
+function argumentsFor({ image, bitmap, name, socket }: ServedImage): string[] {
+  return [
+    "--read-only",
+    `--socket=${socket}`,
+    `--shared=${CLIENTS}`,
+    `--export-name=${name}`,
+    ...(bitmap === undefined ? [] : [`--bitmap=${bitmap}`]),
+    `json:${JSON.stringify(blockNode(image))}`,
+  ];
+}
+
+/**
+ * QEMU's format drivers let nobody write to a file that they read. Its raw driver does, and only the debugging driver
+ * can be told to hold such a lock for it.
+ */
+function blockNode({ path: filename, kind, format }: ImageFile): object {
+  const file = { driver: kind === "block" ? "host_device" : "file", filename };
+  if (format !== "raw") return { driver: format, file };
+  return {
+    driver: "raw",
+    file: { driver: "blkdebug", image: file, "unshare-child-perms": ["write", "resize"] },
+  };
+}
+
+/**
+ * It listens before it has opened the image, so a connection may be lost for what is wrong with that.
+ * @returns undefined where the server ended
+ */
+async function firstClient(
+  address: NbdAddress,
+  server: Server,
+  signal: AbortSignal | undefined,
+): Promise<NbdClient | undefined> {
+  const deadline = performance.now() + START_MS;
+  const options = { connections: 1, connectTimeoutMs: START_MS, ...(signal ? { signal } : {}) };
+  for (;;) {
+    signal?.throwIfAborted();
+    try {
+      return await NbdClient.connect(address, options);
+    } catch (error) {
+      signal?.throwIfAborted();
+      const isThere = !(error instanceof ConnectionError && error.code === "NBD_CONNECT_FAILED");
+      const pause = sleep(isThere ? EXIT_MS : POLL_MS, false, { ref: false });
+      const hasEnded = await Promise.race([server.then(() => true), pause]);
+      if (hasEnded) return undefined;
+      if (isThere || performance.now() > deadline) throw error;
+    }
+  }
+}
+
+async function end(server: Server): Promise<void> {
+  server.kill("SIGTERM");
+  await server;
+}

@@ -1,0 +1,116 @@
+import { dirname } from "node:path/posix";
+import type { PreconditionError, UsageError } from "../base/errors.js";
+import { ScriptError, type Ssh } from "../host/ssh.js";
+import { sever } from "../host/ssh-forward.js";
+import type { QemuUser } from "../libvirt/domain-xml.js";
+import {
+  type FoundFolder,
+  FROZEN,
+  type JobPlace,
+  NOTE,
+  noParentError,
+  QEMU,
+  qemuUserError,
+} from "./local-job-folder.js";
+
+/** In a job's folder on another host: which process there holds the connections that come through ssh. */
+export const WAY = "way";
+
+/** Exit codes of the scripts, beside those of what they call. */
+const NO_PARENT = 90;
+const NOT_ROOT = 91;
+
+/** Another host's file system, by a shell there with the tools of GNU or busybox. */
+export class SshPlace implements JobPlace {
+  readonly #ssh: Ssh;
+
+  constructor(ssh: Ssh) {
+    this.#ssh = ssh;
+  }
+
+  async look(path: string): Promise<FoundFolder | undefined> {
+    const printed = await this.#ssh.run(LOOK, { path });
+    if (printed === "") return undefined;
+    const [facts = "", ...note] = printed.split("\n");
+    const [kind, uid, me, frozen, noted] = facts.split(" ");
+    return {
+      isFolder: kind === "folder",
+      uid: Number(uid),
+      ours: uid === "0" || uid === me,
+      note: noted === "noted" ? note.join("\n") : undefined,
+      frozen: frozen === "frozen",
+    };
+  }
+
+  async create(path: string, note: string, qemu: QemuUser | undefined): Promise<void> {
+    const owner = qemu === undefined ? "" : String(qemu.uid);
+    const group = qemu === undefined ? "" : String(qemu.gid);
+    try {
+      await this.#ssh.run(CREATE, { path, parent: dirname(path), note, owner, group });
+    } catch (error) {
+      throw (error instanceof ScriptError && this.#known(error, path, qemu)) || error;
+    }
+  }
+
+  async setFrozen(path: string, frozen: boolean): Promise<void> {
+    await this.#ssh.run(frozen ? `: > "$path/${FROZEN}"` : `rm -f "$path/${FROZEN}"`, { path });
+  }
+
+  async sever(path: string): Promise<void> {
+    await sever(this.#ssh, `${path}/${WAY}`);
+  }
+
+  async remove(path: string): Promise<void> {
+    await this.#ssh.run(REMOVE, { path });
+  }
+
+  #known(
+    error: ScriptError,
+    path: string,
+    qemu: QemuUser | undefined,
+  ): PreconditionError | UsageError | undefined {
+    const { host } = this.#ssh.target;
+    if (error.exitCode === NO_PARENT) return noParentError(`${dirname(path)} on ${host}`, error);
+    if (error.exitCode === NOT_ROOT && qemu) {
+      return qemuUserError(qemu, `let the connection's URI log in to ${host} as root`);
+    }
+    return undefined;
+  }
+}
+
+/** Prints nothing where nothing is; else `KIND UID MYUID FROZEN NOTED` in a line, and the note. */
+const LOOK = `
+[ -e "$path" ] || [ -L "$path" ] || exit 0
+me=$(id -u)
+uid=$(stat -c %u -- "$path")
+kind=folder; frozen=no; noted=no
+if [ -L "$path" ] || [ ! -d "$path" ]; then kind=other; fi
+if [ $kind = folder ] && { [ "$uid" = 0 ] || [ "$uid" = "$me" ]; }; then
+  [ ! -e "$path/${FROZEN}" ] || frozen=frozen
+  [ ! -f "$path/${NOTE}" ] || noted=noted
+fi
+echo "$kind $uid $me $frozen $noted"
+[ $noted = no ] || cat -- "$path/${NOTE}"`;
+
+/** With \`-T\`, as rename(2) has it: a folder that is there and not empty is an error, not a place to move into. */
+const CREATE = `
+[ -d "$parent" ] || exit ${NO_PARENT}
+me=$(id -u)
+if [ -n "$owner" ] && [ "$me" != 0 ] && [ "$me" != "$owner" ]; then exit ${NOT_ROOT}; fi
+fresh=$(mktemp -d "$parent/.nbdpull-XXXXXX")
+trap 'rm -rf "$fresh"' EXIT
+printf %s "$note" > "$fresh/${NOTE}"
+mkdir -m 700 "$fresh/${QEMU}"
+if [ -n "$owner" ] && [ "$me" = 0 ]; then
+  chown "$owner:$group" "$fresh/${QEMU}"
+  chmod 711 "$fresh"
+fi
+mv -T -- "$fresh" "$path"`;
+
+const REMOVE = `
+for folder in "$path/${QEMU}" "$path"; do
+  if [ -d "$folder" ] && [ ! -L "$folder" ]; then
+    find "$folder" -mindepth 1 -maxdepth 1 ! -type d -exec rm -f -- {} +
+    rmdir -- "$folder"
+  fi
+done`;

@@ -1,0 +1,180 @@
+/** A socket on this host that leads to one on another, through ssh. */
+import { setTimeout as sleep } from "node:timers/promises";
+import { execa } from "execa";
+import { BackupError, PreconditionError } from "../base/errors.js";
+import { quote, SSH_PROCESS, type Ssh } from "./ssh.js";
+
+export type ForwardedEnd =
+  | { readonly kind: "unix"; readonly path: string }
+  | { readonly kind: "tcp"; readonly host: string; readonly port: number };
+
+export interface ForwardOptions {
+  readonly to: ForwardedEnd;
+  /** Path of the socket on this host; it appears in a folder that is there. */
+  readonly socket: string;
+  /**
+   * A file on the other host that gets a note of the process which holds that end of all connections, for {@link sever}.
+   */
+  readonly note?: string | undefined;
+}
+
+/** Printed by the other side once the session stands, and with it the socket. */
+const READY = "nbdpull-ready";
+const BOOT = "/proc/sys/kernel/random/boot_id";
+/** What a session may take to end when nothing is open in it any more. */
+const GOODBYE_MS = 5000;
+/** After a connection broke: until ssh has noticed, and said why. */
+const NOTICE_MS = 500;
+
+/** What ssh would take for more than a path: tokens, variables, and the separators of its option. */
+const NEVER_IN_A_PATH = /[%$:\\"\s]/;
+
+/**
+ * Opens the socket. Whether anybody listens at the other end, and whether the host allows it, shows when something connects.
+ *
+ * The session's process is told to end by its standard input, which ends with this process, whatever ends that.
+ *
+ * @throws {PreconditionError} `E_SSH`, `E_NO_SSH`, or `E_SSH_PATH`: ssh can't be told of such a path
+ */
+export async function openForward(ssh: Ssh, { to, socket, note }: ForwardOptions): Promise<SshForward> {
+  const { signal } = ssh;
+  const end = to.kind === "tcp" ? `${bracketed(to.host)}:${to.port}` : forwardable(to.path);
+  const settings = [
+    ...["ExitOnForwardFailure=yes", "StreamLocalBindUnlink=yes", "StreamLocalBindMask=0177"],
+    ...["ServerAliveInterval=10", "ServerAliveCountMax=3"],
+    // A connection of its own: one that the user's configuration shares would outlive it.
+    ...["ControlMaster=no", "ControlPath=none"],
+  ].flatMap((setting) => ["-o", setting]);
+  // The parent is the process of sshd that holds the connections; its start tells it from a later one of that number.
+  const noted =
+    note === undefined
+      ? ""
+      : `echo $PPID $(cut -d " " -f 22 /proc/$PPID/stat) $(cat ${BOOT}) > ${quote(note)} && `;
+  const script = `${noted}echo ${READY} && exec cat > /dev/null`;
+  signal?.throwIfAborted();
+  // Once it stands a signal is no reason to tear it down: it is closed when the NBD clients are.
+  const opening = new AbortController();
+  const giveUp = (): void => opening.abort(signal?.reason);
+  signal?.addEventListener("abort", giveUp, { once: true });
+  const child = execa(
+    ...ssh.command([...settings, "-L", `${forwardable(socket)}:${end}`], `exec sh -c ${quote(script)}`),
+    {
+      ...SSH_PROCESS,
+      stdin: "pipe",
+      buffer: { stdout: false },
+      cancelSignal: opening.signal,
+    },
+  );
+  const said: string[] = [];
+  child.stderr.setEncoding("utf8").on("data", (text: string) => said.push(text));
+  child.stdin.on("error", () => undefined);
+  const ended = child.then((result) => result);
+  await new Promise<void>((resolve, reject) => {
+    let out = "";
+    child.stdout.setEncoding("utf8").on("data", (text: string) => {
+      out = (out + text).slice(-1000);
+      if (out.includes(READY)) resolve();
+    });
+    ended.then(
+      (result) => reject(opening.signal.aborted ? opening.signal.reason : ssh.failure(result)),
+      reject,
+    );
+  }).finally(() => signal?.removeEventListener("abort", giveUp));
+  return new SshForward(ssh.target.host, child, ended, said);
+}
+
+interface Session {
+  readonly stdin: NodeJS.WritableStream;
+  readonly kill: (signal: "SIGKILL") => boolean;
+}
+
+/** Whoever opened it closes it, once nothing is connected through it any more. */
+export class SshForward implements AsyncDisposable {
+  /** Aborted when the connection is lost before it was closed. */
+  readonly lost: AbortSignal;
+  readonly #host: string;
+  readonly #child: Session;
+  readonly #ended: Promise<unknown>;
+  readonly #said: readonly string[];
+  #closed = false;
+
+  constructor(host: string, child: Session, ended: Promise<unknown>, said: readonly string[]) {
+    const lost = new AbortController();
+    this.#host = host;
+    this.#child = child;
+    this.#said = said;
+    this.lost = lost.signal;
+    this.#ended = ended.then(
+      () => {
+        if (this.#closed) return;
+        const reason = said
+          .join("")
+          .trim()
+          .replaceAll(/\s*\n\s*/g, "; ");
+        const message = `the ssh connection to ${host}, which the disks were read through, is lost${reason && ` (${reason})`}: nothing was committed. Try again when the way there is sound`;
+        lost.abort(new BackupError("E_SSH_LOST", message, { details: { host } }));
+      },
+      () => undefined,
+    );
+  }
+
+  /** The reason for what failed on a connection through here, if it is to be found here; else the error itself. */
+  async explain(error: unknown): Promise<unknown> {
+    await Promise.race([this.#ended, sleep(NOTICE_MS)]);
+    if (this.lost.aborted) return this.lost.reason;
+    const refused = /open failed: .*/.exec(this.#said.join(""))?.[0];
+    if (refused === undefined) return error;
+    const message = `ssh to ${this.#host} works, but not to the job's socket or port there (${refused}): sshd_config there has to allow it (AllowStreamLocalForwarding, AllowTcpForwarding); or let QEMU serve by \`--server tcp:ADDRESS:PORT\``;
+    return new PreconditionError("E_SSH_FORWARD", message, { cause: error, details: { host: this.#host } });
+  }
+
+  /** Resolves when the other side has closed its end of every connection. */
+  async close(): Promise<void> {
+    this.#closed = true;
+    this.#child.stdin.end();
+    const timeout = new AbortController();
+    const late = sleep(GOODBYE_MS, undefined, { signal: timeout.signal }).then(
+      () => this.#child.kill("SIGKILL"),
+      () => undefined,
+    );
+    await Promise.race([this.#ended, late]);
+    timeout.abort();
+    await this.#ended;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close();
+  }
+}
+
+/**
+ * Ends the process on the other host that a note of {@link openForward} names, if it is still there, and removes the note. A
+ * host that was cut off may keep connections for hours, and QEMU 7.2 can hang where a job is ended meanwhile.
+ */
+export async function sever(ssh: Ssh, note: string): Promise<void> {
+  await ssh.run(SEVER, { note });
+}
+
+const SEVER = `
+[ -f "$note" ] || exit 0
+read -r pid start boot < "$note" || boot=
+begun() { cut -d " " -f 22 "/proc/$pid/stat" 2>/dev/null || true; }
+if [ "$boot" = "$(cat ${BOOT})" ] && [ "$(begun)" = "$start" ]; then
+  kill "$pid" || true
+  for turn in 1 2 3 4 5 6 7 8 9 10; do
+    [ "$(begun)" = "$start" ] || break
+    [ "$turn" -lt 8 ] || kill -9 "$pid" || true
+    sleep 0.2
+  done
+fi
+rm -f "$note"`;
+
+function bracketed(host: string): string {
+  return host.includes(":") ? `[${host}]` : host;
+}
+
+function forwardable(path: string): string {
+  if (path.startsWith("/") && !NEVER_IN_A_PATH.test(path)) return path;
+  const message = `ssh can't forward to a socket at "${path}": it takes absolute paths without blanks and the characters % $ : \\ ". Name another folder with --scratch, or let QEMU serve by TCP`;
+  throw new PreconditionError("E_SSH_PATH", message, { details: { path } });
+}

@@ -1,0 +1,119 @@
+/**
+ * Another host through its ssh, with the user's own keys and configuration. It never asks anything: what would need an
+ * answer fails.
+ */
+import { execa } from "execa";
+import { BackupError, PreconditionError } from "../base/errors.js";
+
+/** A shell script there ended with an exit code of its own. */
+export class ScriptError extends BackupError {
+  readonly exitCode: number;
+  readonly said: string;
+
+  constructor(host: string, exitCode: number, said: string) {
+    const reason = said.trim().replaceAll(/\s*\n\s*/g, "; ") || `exit code ${exitCode}`;
+    super("E_SSH_COMMAND", `a command on ${host} failed: ${reason}`, { details: { host } });
+    this.exitCode = exitCode;
+    this.said = reason;
+  }
+}
+
+/** ssh's own exit code for when it could not connect, or was disconnected. */
+const SSH_FAILED = 255;
+const SCRIPT_TIMEOUT_MS = 60_000;
+
+/** What every call has in common. A Ctrl-C on the terminal is for this process alone, hence `detached`. */
+export const SSH_PROCESS = { reject: false, detached: true, env: { LC_ALL: "C" } } as const;
+
+export class Ssh {
+  readonly target: SshTarget;
+  readonly signal: AbortSignal | undefined;
+
+  constructor(target: SshTarget, signal?: AbortSignal) {
+    this.target = target;
+    this.signal = signal;
+  }
+
+  /** The same host, under another signal or none: a clean-up must run although the work was aborted. */
+  withSignal(signal: AbortSignal | undefined): Ssh {
+    return new Ssh(this.target, signal);
+  }
+
+  /**
+   * Runs a POSIX shell script there, with `values` as its variables, and resolves with what it printed. It goes in by
+   * standard input, so that the user's login shell, whichever it is, has nothing to interpret; and as one group of
+   * commands, so that half a script does nothing.
+   *
+   * @throws {PreconditionError} `E_SSH`, `E_NO_SSH`: the host can't be reached so
+   * @throws {ScriptError} the script failed
+   */
+  async run(script: string, values: Readonly<Record<string, string>>): Promise<string> {
+    const { signal } = this;
+    signal?.throwIfAborted();
+    const variables = Object.entries(values).map(([name, value]) => `${name}=${quote(value)}`);
+    const result = await execa(...this.command([], "exec sh -s"), {
+      ...SSH_PROCESS,
+      input: ["{", "set -eu", ...variables, script, "} </dev/null", ""].join("\n"),
+      timeout: SCRIPT_TIMEOUT_MS,
+      ...(signal === undefined ? {} : { cancelSignal: signal }),
+    });
+    if (!result.failed) return result.stdout;
+    signal?.throwIfAborted();
+    const { exitCode, stderr } = result;
+    if (exitCode === undefined || exitCode === SSH_FAILED) throw this.failure(result);
+    throw new ScriptError(this.target.host, exitCode, stderr);
+  }
+
+  /** The command line that runs `command` in the login shell there. */
+  command(options: readonly string[], command: string): [program: string, args: readonly string[]] {
+    const { host, port, user, keyFile, program = "ssh", settings } = this.target;
+    const args = [
+      ...(port === undefined ? [] : ["-p", String(port)]),
+      ...(user === undefined ? [] : ["-l", user]),
+      ...(keyFile === undefined ? [] : ["-i", keyFile]),
+      ...[...settings, "BatchMode=yes", "ConnectTimeout=20"].flatMap((setting) => ["-o", setting]),
+      ...["-T", "-e", "none", ...options, "--", host, command],
+    ];
+    return [program, args];
+  }
+
+  /** What it means that ssh itself failed. */
+  failure({ stderr, code, cause }: SshResult): PreconditionError {
+    const { host, program = "ssh", user } = this.target;
+    if (code === "ENOENT") {
+      const message = `${program} isn't installed, and it is how ${host} is reached. Install it (Debian: apt install openssh-client)`;
+      return new PreconditionError("E_NO_SSH", message, { cause });
+    }
+    const reason = stderr.trim().replaceAll(/\s*\n\s*/g, "; ") || "it gave no reason";
+    const login = user === undefined ? host : `${user}@${host}`;
+    return new PreconditionError(
+      "E_SSH",
+      `${login} can't be reached by ssh (${reason}). It has to be possible without a question: \`ssh -o BatchMode=yes ${login} true\` shows it`,
+      { cause, details: { host } },
+    );
+  }
+}
+
+interface SshResult {
+  readonly stderr: string;
+  readonly code?: string | undefined;
+  readonly cause?: unknown;
+}
+
+/** As one word of a POSIX shell. */
+export function quote(text: string): string {
+  return `'${text.replaceAll("'", `'\\''`)}'`;
+}
+
+/** How libvirt's own ssh connects, so that ours comes to the same host in the same way. */
+export interface SshTarget {
+  readonly host: string;
+  readonly port?: number | undefined;
+  readonly user?: string | undefined;
+  /** `keyfile`: the private key. */
+  readonly keyFile?: string | undefined;
+  /** `command`: what is run in the place of `ssh`. */
+  readonly program?: string | undefined;
+  /** Further options of OpenSSH, as `Name=value`. */
+  readonly settings: readonly string[];
+}

@@ -1,0 +1,457 @@
+import { stat, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import type { OnDamage } from "../base/damage.js";
+import { type Link, openChain } from "../chain/chain.js";
+import { damage, type Layer } from "../chain/layer.js";
+import { createDigester, type Digester, digestsOf } from "../digest/digest.js";
+import { DigestFileWriter } from "../digest/digest-file.js";
+import { sha256OfFile } from "../host/durable-files.js";
+import { ALL_SUBCLUSTERS, type Geometry, maskStretches } from "../image/image.js";
+import type { Guard } from "../image/image-file.js";
+import { Qcow2Reader } from "../qcow2/reader.js";
+import type { DiskManifest } from "../repository/manifest.js";
+import type { Repository } from "../repository/repository.js";
+import { Breather } from "../threads/event-loop-turn.js";
+import { Overwrites } from "./copy-list.js";
+import { masksOf } from "./merge-masks.js";
+import { bytesUpToEnd, type MergeTarget, type MixedCluster, Qcow2Target, RawTarget } from "./merge-target.js";
+import { type MergedPart, mergedParts, type Origin, originOf, visibleBytes } from "./merge-walk.js";
+import { RawBaseTarget } from "./raw-merge-target.js";
+
+/** What a merge is about: a disk of a point that stays, and its chain down to the last point that goes. */
+export interface DiskChain {
+  readonly repository: Repository;
+  readonly domain: string;
+  /** Newest first: the point that stays, then those that go. */
+  readonly links: readonly [Link, ...Link[]];
+}
+
+/** How a merge will be done, found without reading any data. */
+export interface MergeWay {
+  /** The point whose image takes what it lacks of the others; null: a new image takes everything. */
+  readonly base: string | null;
+  /** Data that has to be written; bytes of the guest. */
+  readonly writeBytes: number;
+  /** Of the merged image. */
+  readonly clusterSize: number;
+}
+
+/** The names of what a merge prepares, in the folder that it was given. */
+export interface StagedNames {
+  /** Of a new image; the other way is a changed one, and its header. */
+  readonly image: string;
+  readonly map: string;
+  readonly header: string;
+  readonly overwrites: string;
+  /** Of a changed raw image, in place of a header. */
+  readonly patch: string;
+  readonly digests: string;
+}
+
+export interface MergeOptions {
+  /** Where new files are made. */
+  readonly folder: string;
+  readonly names: StagedNames;
+  readonly sync: boolean;
+  readonly signal?: AbortSignal | undefined;
+  /** Asked before each change of an image that is there. */
+  readonly guard?: Guard | undefined;
+  /** Bytes of the disk that have been gone over. */
+  readonly onPosition?: ((position: number, virtualSize: number) => void) | undefined;
+}
+
+export interface MergedDisk {
+  /** What the manifest of the point that stays will say. */
+  readonly disk: DiskManifest;
+  /** Data that was written, or will be when the overwrites are done. */
+  readonly writtenBytes: number;
+}
+
+const COPY_BYTES = 1024 * 1024;
+
+/**
+ * Chooses the image that has most of what is visible already, since only the rest has to be written. The kept point's image
+ * stays of its format.
+ *
+ * @throws {DamageError} a layer is missing, or not what was written as far as tables and digest files tell
+ */
+export async function chooseWay(chain: DiskChain): Promise<MergeWay> {
+  const layers = await openChain(chain.repository, chain.domain, chain.links);
+  try {
+    const finest = finestOf(chain, layers);
+    const visible = await visibleBytes(layers, finest, failOnDamage);
+    const total = visible.reduce((sum, bytes) => sum + bytes, 0);
+    let best: MergeWay = { base: null, writeBytes: total, clusterSize: finest.clusterSize };
+    for (const [index, layer] of layers.entries()) {
+      if (!(await canBeBase(chain, layers, index))) continue;
+      const { clusterSize } = layer.geometry;
+      let writeBytes = total - (visible[index] ?? 0);
+      if (best.base !== null && writeBytes >= best.writeBytes) continue;
+      if (clusterSize > finest.clusterSize && layer.disk.format === "qcow2") {
+        writeBytes = await bytesInto(layer, layers, { ...finest, clusterSize });
+        if (writeBytes >= best.writeBytes) continue;
+      }
+      best = { base: layer.pointId, writeBytes, clusterSize };
+    }
+    return best;
+  } finally {
+    for (const layer of layers) await layer.close();
+  }
+}
+
+/** Whether a layer's image can take what it lacks. */
+async function canBeBase(chain: DiskChain, layers: readonly Layer[], index: number): Promise<boolean> {
+  const layer = layers[index] as Layer;
+  if (layer.disk.format !== chain.links[0].disk.format) return false;
+  const finest = finestOf(chain, layers);
+  // Larger clusters have larger subclusters, of which all has to be defined or nothing: certain where nothing is clean.
+  if (layer.geometry.clusterSize > finest.clusterSize && !layers.at(-1)?.complete) return false;
+  if (layer.disk.format === "qcow2") return true;
+  // What lies behind the disk's end would be part of it after it has grown.
+  return (await stat(imagePath(chain, index))).size === layer.geometry.virtualSize;
+}
+
+/**
+ * Prepares what the disk of the point that stays will be: standing where the oldest of the dropped points stands now.
+ * No point is harmed: the base's image gets its data where nothing is, and its tables behind all that; what has to
+ * be overwritten is listed, and so is the header.
+ *
+ * @throws {DamageError} something that is copied is not what was backed up
+ * @throws the file system's error, with `code`
+ */
+export async function mergeDisk(chain: DiskChain, way: MergeWay, options: MergeOptions): Promise<MergedDisk> {
+  const layers = await openChain(chain.repository, chain.domain, chain.links, { blocking: true });
+  const images = new Map<Layer, Qcow2Reader>();
+  try {
+    for (const [index, layer] of layers.entries()) {
+      if (layer.disk.format === "qcow2")
+        images.set(layer, await Qcow2Reader.open(imagePath(chain, index), { blocking: true }));
+    }
+    return await new Merge(chain, layers, images, way, options).run();
+  } finally {
+    for (const file of [...layers, ...images.values()]) await file.close();
+  }
+}
+
+/** The image of a link, by its place in the chain. */
+export function imagePath({ repository, domain, links }: DiskChain, index: number): string {
+  const link = links[index];
+  if (!link) throw new RangeError(`the chain has no link ${index}`);
+  return join(repository.pointFolder(domain, link.point.id), link.disk.file);
+}
+
+class Merge {
+  readonly #chain: DiskChain;
+  readonly #layers: readonly Layer[];
+  readonly #images: ReadonlyMap<Layer, Qcow2Reader>;
+  readonly #base: Layer | undefined;
+  readonly #options: MergeOptions;
+  readonly #geometry: Geometry;
+  readonly #complete: boolean;
+  readonly #overwrites = new Overwrites();
+  readonly #breather = new Breather();
+  /** Of what is being copied: the target is done with it before the next is read. */
+  #buffer = Buffer.alloc(0);
+  #dataBytes = 0;
+  #zeroBytes = 0;
+
+  constructor(
+    chain: DiskChain,
+    layers: readonly Layer[],
+    images: ReadonlyMap<Layer, Qcow2Reader>,
+    way: MergeWay,
+    options: MergeOptions,
+  ) {
+    this.#chain = chain;
+    this.#layers = layers;
+    this.#images = images;
+    this.#base = layers[chain.links.findIndex(({ point }) => point.id === way.base)];
+    this.#options = options;
+    this.#geometry = { virtualSize: chain.links[0].disk.virtualSize, clusterSize: way.clusterSize };
+    this.#complete = layers.at(-1)?.complete ?? false;
+  }
+
+  async run(): Promise<MergedDisk> {
+    const { folder, names, sync } = this.#options;
+    await using target = await this.#openTarget();
+    const digests = await this.#createDigests(join(folder, names.digests));
+    let digestsSha256: string | undefined;
+    try {
+      for await (const part of mergedParts(this.#layers, this.#geometry, failOnDamage)) {
+        await this.#breather.breathe(this.#options.signal);
+        await this.#take(part, target, digests);
+      }
+      const header = await target.finish({ sync });
+      if (header) await writeFile(join(folder, names.header), header, { flag: "wx", flush: sync });
+      if (this.#base) {
+        await this.#overwrites.save(join(folder, names.overwrites), { sync });
+      }
+      digestsSha256 = (await digests?.file.finish({ sync }))?.sha256;
+    } finally {
+      await digests?.file.close();
+    }
+    return { disk: await this.#describe(target, digestsSha256), writtenBytes: target.writtenBytes };
+  }
+
+  async #openTarget(): Promise<MergeTarget> {
+    const { folder, names } = this.#options;
+    const [{ disk }] = this.#chain.links;
+    const geometry = this.#geometry;
+    if (disk.format === "raw") {
+      const map = this.#complete ? undefined : join(folder, names.map);
+      if (this.#base) {
+        return await RawBaseTarget.create({
+          geometry,
+          layers: this.#layers,
+          base: this.#base,
+          overwrites: this.#overwrites,
+          patchPath: join(folder, names.patch),
+          mapPath: map,
+        });
+      }
+      return await RawTarget.create(join(folder, names.image), geometry, map);
+    }
+    const index = this.#base ? this.#layers.indexOf(this.#base) : -1;
+    return await Qcow2Target.create({
+      geometry,
+      backing: await this.#backing(),
+      layers: this.#layers,
+      images: this.#images,
+      base: this.#base,
+      path: this.#base ? imagePath(this.#chain, index) : join(folder, names.image),
+      overwrites: this.#overwrites,
+      guard: this.#options.guard,
+    });
+  }
+
+  /** What the oldest of them stands on. */
+  async #backing(): Promise<{ name: string; format: DiskManifest["format"] } | undefined> {
+    const { repository, domain, links } = this.#chain;
+    const { disk } = links.at(-1) ?? links[0];
+    if (disk.parent === null) return undefined;
+    const parent = await repository.point(domain, disk.parent);
+    const below = parent.disks.find(({ name }) => name === disk.name);
+    return below && { name: `../${disk.parent}/${below.file}`, format: below.format };
+  }
+
+  /** Only where every layer has digests: data that nobody could prove must not look proven afterwards. */
+  async #createDigests(path: string): Promise<Digests | undefined> {
+    const [top] = this.#layers;
+    const algorithm = top?.disk.digests?.algorithm;
+    if (!algorithm || this.#layers.some(({ disk }) => disk.digests === null)) return undefined;
+    const header = { algorithm, geometry: this.#geometry, complete: this.#complete };
+    return { digester: await createDigester(algorithm), file: await DigestFileWriter.create(path, header) };
+  }
+
+  async #take(part: MergedPart, target: MergeTarget, digests: Digests | undefined): Promise<void> {
+    switch (part.kind) {
+      case "zero":
+        await this.#zero(part.cluster, part.count, target, digests);
+        this.#passed(part.cluster + part.count);
+        return;
+      case "data":
+        await this.#data(part, target, digests);
+        return;
+      case "mixed":
+        await this.#mixed(part, target, digests);
+        this.#passed(part.cluster + 1);
+        return;
+      default:
+        part satisfies never;
+    }
+  }
+
+  #passed(cluster: number): void {
+    const { virtualSize, clusterSize } = this.#geometry;
+    this.#options.onPosition?.(Math.min(cluster * clusterSize, virtualSize), virtualSize);
+  }
+
+  /** In a complete image what no table names reads as zeroes anyway. */
+  async #zero(
+    cluster: number,
+    count: number,
+    target: MergeTarget,
+    digests: Digests | undefined,
+  ): Promise<void> {
+    this.#zeroBytes += bytesUpToEnd(cluster, count, this.#geometry);
+    await target.erase?.(cluster, count);
+    if (this.#complete) return;
+    target.zero(cluster, count);
+    digests?.file.add({ kind: "zero", cluster, count }, Buffer.alloc(0));
+  }
+
+  async #data(
+    { cluster, count, from }: Extract<MergedPart, { kind: "data" }>,
+    target: MergeTarget,
+    digests: Digests | undefined,
+  ): Promise<void> {
+    const { clusterSize, virtualSize } = this.#geometry;
+    // In a cluster that the end of the disk cuts off there may be anything behind it; stock QEMU shows some of that.
+    const cut = (cluster + count) * clusterSize > virtualSize;
+    const stays = from.layer === this.#base && from.layer.geometry.virtualSize === virtualSize;
+    const whole = cut && !stays ? count - 1 : count;
+    for (let done = 0; done < whole; ) {
+      await this.#breather.breathe(this.#options.signal);
+      const some = Math.min(whole - done, Math.max(1, COPY_BYTES / clusterSize));
+      await this.#someData(cluster + done, some, from, target, digests);
+      done += some;
+      this.#passed(cluster + done);
+    }
+    if (whole < count) {
+      const offset = (cluster + whole) * clusterSize;
+      const piece = { offset, length: virtualSize - offset, state: "data" as const, from };
+      await this.#mixed({ kind: "mixed", cluster: cluster + whole, pieces: [piece] }, target, digests);
+    }
+  }
+
+  async #someData(
+    cluster: number,
+    count: number,
+    from: Origin,
+    target: MergeTarget,
+    digests: Digests | undefined,
+  ): Promise<void> {
+    const length = bytesUpToEnd(cluster, count, this.#geometry);
+    const kept = await target.keep(cluster, count, from);
+    const known = digests && this.#knownDigests(cluster, count, from, digests.digester);
+    this.#dataBytes += length;
+    const needsBytes = !kept || (digests !== undefined && known === undefined);
+    if (this.#buffer.length < length) this.#buffer = Buffer.allocUnsafeSlow(length);
+    const bytes = this.#buffer.subarray(0, needsBytes ? length : 0);
+    if (needsBytes) {
+      const offset = cluster * this.#geometry.clusterSize;
+      await from.layer.read(from.run, offset, bytes, failOnDamage(from.layer));
+    }
+    if (!kept) await target.store(cluster, count, from, bytes);
+    if (!digests) return;
+    const run = { kind: "data" as const, cluster, count };
+    digests.file.add(run, known ?? digestsOf(digests.digester, run, bytes, this.#geometry));
+  }
+
+  /** The digests that the layer has, where they are of the same bytes as ours. */
+  #knownDigests(
+    cluster: number,
+    count: number,
+    { layer, run }: Origin,
+    digester: Digester,
+  ): Buffer | undefined {
+    const same =
+      run.kind === "data" &&
+      run.digests !== undefined &&
+      layer.disk.digests?.algorithm === digester.algorithm &&
+      layer.geometry.clusterSize === this.#geometry.clusterSize;
+    if (!same || !run.digests) return undefined;
+    const first = (cluster - run.cluster) * digester.size;
+    return Buffer.from(run.digests.subarray(first, first + count * digester.size));
+  }
+
+  async #mixed(
+    { cluster, pieces }: Extract<MergedPart, { kind: "mixed" }>,
+    target: MergeTarget,
+    digests: Digests | undefined,
+  ): Promise<void> {
+    const { clusterSize, virtualSize } = this.#geometry;
+    const start = cluster * clusterSize;
+    const bytes = Buffer.alloc(clusterSize);
+    for (const piece of pieces) {
+      if (piece.state !== "data") continue;
+      const { layer, run } = originOf(piece);
+      const at = piece.offset - start;
+      await layer.read(run, piece.offset, bytes.subarray(at, at + piece.length), failOnDamage(layer));
+    }
+    const masks = masksOf(pieces, start, this.#geometry, this.#complete);
+    const cut = start + clusterSize > virtualSize;
+    const mixed: MixedCluster = { cluster, pieces, bytes, ...masks, blended: masks.blended || cut };
+    if (mixed.dataMask === 0 && mixed.zeroMask === ALL_SUBCLUSTERS) {
+      await this.#zero(cluster, 1, target, digests);
+      return;
+    }
+    await target.storeMixed(mixed);
+    this.#count(mixed);
+    if (!digests) return;
+    const { dataMask, zeroMask } = mixed;
+    if (dataMask === ALL_SUBCLUSTERS) {
+      const run = { kind: "data" as const, cluster, count: 1 };
+      digests.file.add(run, digestsOf(digests.digester, run, bytes, this.#geometry));
+    } else {
+      const run = { kind: "partial" as const, cluster, count: 1 as const, dataMask, zeroMask };
+      const digest =
+        dataMask === 0 ? Buffer.alloc(0) : digestsOf(digests.digester, run, bytes, this.#geometry);
+      digests.file.add(run, digest);
+    }
+  }
+
+  #count({ cluster, dataMask, zeroMask }: MixedCluster): void {
+    const { clusterSize, virtualSize } = this.#geometry;
+    const start = cluster * clusterSize;
+    const bytesIn = (mask: number): number =>
+      maskStretches(mask, clusterSize).reduce(
+        (sum, { offset, length }) => sum + Math.max(0, Math.min(length, virtualSize - start - offset)),
+        0,
+      );
+    this.#dataBytes += bytesIn(dataMask);
+    this.#zeroBytes += bytesIn(zeroMask);
+  }
+
+  async #describe(target: MergeTarget, digestsSha256: string | undefined): Promise<DiskManifest> {
+    const { folder, names } = this.#options;
+    const [{ disk }] = this.#chain.links;
+    const oldest = (this.#chain.links.at(-1) ?? this.#chain.links[0]).disk;
+    const { virtualSize, clusterSize } = this.#geometry;
+    const { algorithm } = disk.digests ?? {};
+    const hasMap = disk.format === "raw" && !this.#complete;
+    const { reason: _reason, ...rest } = disk;
+    return {
+      ...rest,
+      mode: oldest.mode,
+      ...(oldest.mode === "full" ? { reason: "the points below it were pruned" } : {}),
+      parent: oldest.parent,
+      clusterSize,
+      dirtyBytes: this.#complete ? virtualSize : this.#dataBytes + this.#zeroBytes,
+      dataBytes: this.#dataBytes,
+      zeroBytes: this.#zeroBytes,
+      storedBytes: target.storedBytes,
+      bitmap: this.#complete ? null : disk.bitmap,
+      map: hasMap
+        ? { file: disk.map?.file ?? `${disk.name}.map`, sha256: await sha256OfFile(join(folder, names.map)) }
+        : null,
+      digests:
+        digestsSha256 !== undefined && algorithm !== undefined
+          ? { file: disk.digests?.file ?? `${disk.name}.digests`, algorithm, sha256: digestsSha256 }
+          : null,
+    };
+  }
+}
+
+interface Digests {
+  readonly digester: Digester;
+  readonly file: DigestFileWriter;
+}
+
+/** Clusters as fine as the finest of them; the disk as it is at the point that stays. */
+function finestOf({ links }: DiskChain, layers: readonly Layer[]): Geometry {
+  const clusterSize = Math.min(...layers.map(({ geometry }) => geometry.clusterSize));
+  return { virtualSize: links[0].disk.virtualSize, clusterSize };
+}
+
+/** What has to be written into a qcow2 image of larger clusters: where it shows a part of a cluster, all of that goes elsewhere. */
+async function bytesInto(base: Layer, layers: readonly Layer[], geometry: Geometry): Promise<number> {
+  let bytes = 0;
+  for await (const part of mergedParts(layers, geometry, failOnDamage)) {
+    if (part.kind === "data" && part.from.layer !== base) {
+      bytes += bytesUpToEnd(part.cluster, part.count, geometry);
+    } else if (part.kind === "mixed") {
+      const data = part.pieces.filter(({ state }) => state === "data");
+      const others = data.filter(({ from }) => from?.layer !== base);
+      const isWhole = others.length > 0 && others.length < data.length;
+      bytes += isWhole ? geometry.clusterSize : others.reduce((sum, { length }) => sum + length, 0);
+    }
+  }
+  return bytes;
+}
+
+function failOnDamage(layer: Layer): OnDamage {
+  return ({ message, guestOffset }) => {
+    throw damage(layer.pointId, layer.disk, message, guestOffset);
+  };
+}

@@ -1,0 +1,110 @@
+import type { ProvenRun } from "../chain/checked-image.js";
+import type { Layer } from "../chain/layer.js";
+import type { DamageOf, Piece } from "../chain/overlay.js";
+import { seenThrough } from "../chain/overlay.js";
+import { type Geometry, SUBCLUSTERS } from "../image/image.js";
+
+/** Where visible bytes come from. */
+export interface Origin {
+  readonly layer: Layer;
+  readonly run: Exclude<ProvenRun, { kind: "zero" }>;
+}
+
+/** Neighbouring clusters of several layers seen as one; what no part names is clean. */
+export type MergedPart =
+  | { readonly kind: "zero"; readonly cluster: number; readonly count: number }
+  | { readonly kind: "data"; readonly cluster: number; readonly count: number; readonly from: Origin }
+  /** A cluster that is not of one piece: its pieces, in order, gapless up to its end or the disk's. */
+  | { readonly kind: "mixed"; readonly cluster: number; readonly pieces: readonly Piece[] };
+
+/**
+ * What several layers (top first) say together, in clusters of `geometry`. The last layer may be an increment.
+ */
+export async function* mergedParts(
+  layers: readonly Layer[],
+  geometry: Geometry,
+  onDamage: DamageOf,
+): AsyncGenerator<MergedPart> {
+  const { clusterSize, virtualSize } = geometry;
+  let mixed: Piece[] = [];
+  for await (const piece of seenThrough(layers, virtualSize, onDamage)) {
+    const end = piece.offset + piece.length;
+    for (let offset = piece.offset; offset < end; ) {
+      const cluster = Math.floor(offset / clusterSize);
+      const whole = wholeClusters(offset, end, geometry);
+      if (whole > 0) {
+        const part = partOf(piece, cluster, whole);
+        if (part) yield part;
+        offset = Math.min((cluster + whole) * clusterSize, end);
+        continue;
+      }
+      const clusterEnd = Math.min((cluster + 1) * clusterSize, virtualSize);
+      const stop = Math.min(end, clusterEnd);
+      mixed.push({ ...piece, offset, length: stop - offset });
+      if (stop === clusterEnd) {
+        if (mixed.some(({ state }) => state !== "clean")) yield { kind: "mixed", cluster, pieces: mixed };
+        mixed = [];
+      }
+      offset = stop;
+    }
+  }
+}
+
+/** How many clusters, from one that begins at `offset`, end at or before `end`; the disk's last may be cut off. */
+function wholeClusters(offset: number, end: number, { clusterSize, virtualSize }: Geometry): number {
+  if (offset % clusterSize !== 0) return 0;
+  const stop = end === virtualSize ? Math.ceil(end / clusterSize) : Math.floor(end / clusterSize);
+  return stop - offset / clusterSize;
+}
+
+function partOf(piece: Piece, cluster: number, count: number): MergedPart | undefined {
+  switch (piece.state) {
+    case "clean":
+      return undefined;
+    case "zero":
+      return { kind: "zero", cluster, count };
+    case "data":
+      return { kind: "data", cluster, count, from: originOf(piece) };
+    default:
+      return piece.state satisfies never;
+  }
+}
+
+/** Only for pieces of data. */
+export function originOf({ from, offset }: Piece): Origin {
+  if (!from || from.run.kind === "zero")
+    throw new RangeError(`the data at byte ${offset} comes from nowhere`);
+  return { layer: from.layer, run: from.run };
+}
+
+/** Bytes that each layer shows, by its place in the chain: what need not be written if its image is the one to keep. */
+export async function visibleBytes(
+  layers: readonly Layer[],
+  geometry: Geometry,
+  onDamage: DamageOf,
+): Promise<number[]> {
+  const bytes = layers.map(() => 0);
+  const add = (layer: Layer, length: number): void => {
+    const index = layers.indexOf(layer);
+    bytes[index] = (bytes[index] ?? 0) + length;
+  };
+  for await (const piece of seenThrough(layers, geometry.virtualSize, onDamage)) {
+    if (piece.state === "data") add(originOf(piece).layer, piece.length);
+  }
+  return bytes;
+}
+
+/** The mask of the subclusters, of the cluster that begins at byte `start`, that pieces have a byte in. */
+export function touched(
+  pieces: readonly { readonly offset: number; readonly length: number }[],
+  start: number,
+  clusterSize: number,
+): number {
+  const size = clusterSize / SUBCLUSTERS;
+  let mask = 0;
+  for (const { offset, length } of pieces) {
+    const end = Math.ceil((offset + length - start) / size);
+    for (let bit = Math.floor((offset - start) / size); bit < end; bit += 1) mask |= 1 << bit;
+  }
+  return mask >>> 0;
+}

@@ -1,0 +1,397 @@
+import { mkdir, readdir, stat, statfs, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { DamageError, PreconditionError, UsageError } from "../base/errors.js";
+import { findParentLink, type Link } from "../chain/chain.js";
+import { syncFolder } from "../host/durable-files.js";
+import type { ImageReader } from "../image/image.js";
+import { RawReader } from "../image/raw-reader.js";
+import { checkQcow2 } from "../qcow2/check.js";
+import { Qcow2Reader } from "../qcow2/reader.js";
+import { type HeldLock, waitForReaders } from "../repository/domain-lock.js";
+import { formatManifest, type Manifest, timeOfPointId } from "../repository/manifest.js";
+import {
+  hiddenPoints,
+  journalFolder,
+  type MergeRecord,
+  type OnStep,
+  type PruneJournal,
+  publishMerges,
+  readJournal,
+  stagedManifest,
+  stagedNames,
+  undoMerges,
+  writeJournal,
+} from "../repository/prune-journal.js";
+import type { Repository } from "../repository/repository.js";
+import { applyOverwrites } from "./copy-list.js";
+import {
+  chooseWay,
+  type DiskChain,
+  imagePath,
+  type MergedDisk,
+  type MergeWay,
+  mergeDisk,
+} from "./merge-disk.js";
+import { type Merge, type PrunePlan, planPrune } from "./prune-plan.js";
+import { keptBy, type Retention } from "./retention.js";
+
+export interface PruneOptions {
+  readonly repository: Repository;
+  /** By its folder in the repository. */
+  readonly domain: string;
+  readonly retention: Retention;
+  /** Only work out what would be done. */
+  readonly dryRun: boolean;
+  readonly sync: boolean;
+  readonly signal?: AbortSignal | undefined;
+  /** How far a disk of a point that stays has been gone over, in bytes. */
+  readonly onProgress?: ((disk: string, position: number, virtualSize: number) => void) | undefined;
+  /** @internal tests end the process at each step */
+  readonly onStep?: OnStep | undefined;
+}
+
+/** What became, or would become, of a domain's points. */
+export interface PruneResult {
+  readonly domain: string;
+  /** Oldest first. */
+  readonly points: readonly PrunedPoint[];
+  readonly merges: readonly DoneMerge[];
+  /** Bytes of data that were written, or would be. */
+  readonly writtenBytes: number;
+  /** Bytes on the file system that the domain takes less than before; less than 0: more. Null for a dry run. */
+  readonly freedBytes: number | null;
+}
+
+export interface PrunedPoint {
+  readonly id: string;
+  readonly action: "keep" | "drop";
+  /** Rules that keep it, `base` (the next increment starts from it), or the points that stand on it. */
+  readonly reasons: readonly string[];
+}
+
+export interface DoneMerge extends Merge {
+  /** The point whose image took what it lacked; null: a new image was written. */
+  readonly base: string | null;
+  readonly writtenBytes: number;
+}
+
+/** How long others may go on reading before it is given up for this time. */
+const READERS_WAIT_MS = 60_000;
+/** How long new readers are kept waiting for those. */
+const LAST_READERS_WAIT_MS = 3_000;
+
+/**
+ * Drops the points of a domain that no rule keeps. What kept points need of them is merged into those, whichever
+ * way writes less. Whatever ends it, every kept point can be restored at every moment, and the next command that
+ * opens the domain finishes or undoes what was begun.
+ *
+ * @throws {UsageError} no rule keeps anything
+ * @throws {DamageError} a manifest, or something that would be merged, is not what was written: nothing was changed
+ * @throws {PreconditionError} a backup is under way, or points are being read and do not come to an end
+ * @throws the file system's error, with `code`
+ */
+export async function prune(options: PruneOptions): Promise<PruneResult> {
+  const { repository, domain, retention } = options;
+  if (!Object.values(retention).some((count) => count > 0)) {
+    const message =
+      "this would keep nothing: give --keep-last, --keep-daily, --keep-weekly or --keep-monthly at least 1";
+    throw new UsageError("E_KEEP_NOTHING", message);
+  }
+  if (options.dryRun) return await repository.reading(domain, () => dryRun(options), options.signal);
+  const work = async (held: HeldLock): Promise<PruneResult> => {
+    const signal = AbortSignal.any(options.signal ? [options.signal, held.lost] : [held.lost]);
+    try {
+      return await new Prune({ ...options, signal }, held).run();
+    } catch (error) {
+      // What others have changed meanwhile looks like damage.
+      await held.assertHeld();
+      throw error;
+    }
+  };
+  return await repository.writing(domain, work, options.signal);
+}
+
+async function dryRun(options: PruneOptions): Promise<PruneResult> {
+  const { points, keep, plan } = await decide(options);
+  const merges: DoneMerge[] = [];
+  for (const merge of plan.merges) {
+    const { base, writeBytes } = await chooseWay(await chainOf(options, merge));
+    merges.push({ ...merge, base, writtenBytes: writeBytes });
+  }
+  return {
+    ...describe(options.domain, points, keep, plan),
+    merges,
+    writtenBytes: sum(merges),
+    freedBytes: null,
+  };
+}
+
+interface Decision {
+  readonly points: readonly Manifest[];
+  readonly keep: ReadonlyMap<string, readonly string[]>;
+  readonly plan: PrunePlan;
+}
+
+/** @throws {DamageError} a manifest can't be read: who needs whom would be a guess */
+async function decide({ repository, domain, retention }: PruneOptions): Promise<Decision> {
+  const points = await repository.points(domain, (error) => {
+    throw error;
+  });
+  const timed = points.map(({ id }) => ({ id, time: timeOfPointId(id) }));
+  const keep = new Map<string, readonly string[]>(keptBy(timed, retention));
+  // Both are what the next increment may be counted from.
+  for (const base of [points.findLast(({ checkpoint }) => checkpoint !== null), points.at(-1)]) {
+    if (base && !keep.has(base.id)) keep.set(base.id, ["base"]);
+  }
+  // Only a dry run meets them: a prune that has died has dropped them, and their part is ready to be published.
+  const hidden = await hiddenPoints(repository.domainFolder(domain));
+  const going = await Promise.all(hidden.map((id) => repository.point(domain, id)));
+  const all = [...points, ...going].sort((one, other) => (one.id < other.id ? -1 : 1));
+  const plan = planPrune(all, new Set(keep.keys()));
+  return {
+    points,
+    keep,
+    plan: {
+      ...plan,
+      drop: plan.drop.filter((id) => !hidden.includes(id)),
+      merges: plan.merges.filter(({ dropped }) => dropped.some((id) => !hidden.includes(id))),
+    },
+  };
+}
+
+function describe(
+  domain: string,
+  points: readonly Manifest[],
+  keep: Decision["keep"],
+  plan: PrunePlan,
+): Pick<PruneResult, "domain" | "points"> {
+  return {
+    domain,
+    points: points.map(({ id }) => ({
+      id,
+      action: plan.drop.includes(id) ? "drop" : "keep",
+      reasons: keep.get(id) ?? plan.needed.get(id)?.map((other) => `${other} stands on it`) ?? [],
+    })),
+  };
+}
+
+/** The links of a merge, by the manifests. */
+async function chainOf(
+  { repository, domain }: Pick<PruneOptions, "repository" | "domain">,
+  merge: Pick<Merge, "child" | "disk" | "dropped">,
+): Promise<DiskChain> {
+  const point = await repository.point(domain, merge.child);
+  const disk = point.disks.find(({ name }) => name === merge.disk);
+  if (!disk) throw new RangeError(`${merge.child} has no disk ${merge.disk}`);
+  const links: [Link, ...Link[]] = [{ point, disk }];
+  for (const id of merge.dropped) {
+    const link = await findParentLink(repository, domain, links.at(-1) ?? links[0]);
+    if (link.point.id !== id) throw new RangeError(`the parent is ${link.point.id}, not ${id}`);
+    links.push(link);
+  }
+  return { repository, domain, links };
+}
+
+class Prune {
+  readonly #options: PruneOptions;
+  readonly #folder: string;
+  readonly #onStep: OnStep;
+  readonly #guard: HeldLock["assertHeld"];
+
+  constructor(options: PruneOptions, held: HeldLock) {
+    this.#guard = held.assertHeld;
+    this.#options = options;
+    this.#folder = options.repository.domainFolder(options.domain);
+    this.#onStep = options.onStep ?? (() => undefined);
+  }
+
+  async run(): Promise<PruneResult> {
+    const before = await usedBytes(this.#folder);
+    const unfinished = await readJournal(this.#folder);
+    if (unfinished) await this.#finish(unfinished);
+    const { points, keep, plan } = await decide(this.#options);
+    const merges = plan.drop.length === 0 ? [] : await this.#drop(points, plan);
+    const freedBytes = before - (await usedBytes(this.#folder));
+    const { domain } = this.#options;
+    return { ...describe(domain, points, keep, plan), merges, writtenBytes: sum(merges), freedBytes };
+  }
+
+  async #drop(points: readonly Manifest[], plan: PrunePlan): Promise<DoneMerge[]> {
+    const { sync } = this.#options;
+    const prepared: Prepared[] = [];
+    for (const merge of plan.merges) prepared.push(await this.#prepare(merge));
+    await this.#assertRoom(prepared);
+    const records = prepared.map(({ record }) => record);
+    const drop = [...plan.drop];
+    const journal: PruneJournal = {
+      format: "nbdpull-prune",
+      version: prepared.some(({ chain, way }) => isRawBase(chain, way)) ? 2 : 1,
+      phase: "merge",
+      drop,
+      merges: records,
+      sync,
+    };
+    await mkdir(journalFolder(this.#folder));
+    await writeJournal(this.#folder, journal, this.#guard);
+    this.#onStep("journal");
+    let merges: DoneMerge[];
+    try {
+      merges = await this.#merge(points, prepared);
+      await writeJournal(this.#folder, { ...journal, phase: "overwrite" }, this.#guard);
+    } catch (error) {
+      // If the next phase has got its name and only flushing that failed, undoing would contradict the journal.
+      if ((await readJournal(this.#folder))?.phase === "merge") {
+        await undoMerges(this.#folder, journal, this.#guard);
+      }
+      throw error;
+    }
+    this.#onStep("overwrite");
+    await this.#finish({ ...journal, phase: "overwrite" });
+    return merges;
+  }
+
+  /** Chooses the way, and looks at the image that will be changed: its refcounts say where nothing is. */
+  async #prepare(merge: Merge): Promise<Prepared> {
+    const chain = await chainOf(this.#options, merge);
+    const way = await chooseWay(chain);
+    const { disk } = chain.links[0];
+    const standsAlone = chain.links.at(-1)?.disk.mode === "full";
+    const unproven = chain.links.some((link) => link.disk.digests === null);
+    const stale = [standsAlone && disk.map?.file, unproven && disk.digests?.file];
+    const record: MergeRecord = {
+      disk: merge.disk,
+      child: merge.child,
+      dropped: [...merge.dropped],
+      base: null,
+      file: disk.file,
+      digests: unproven ? null : (disk.digests?.file ?? null),
+      map: standsAlone ? null : (disk.map?.file ?? null),
+      stale: stale.filter((file) => typeof file === "string"),
+    };
+    const index = chain.links.findIndex(({ point }) => point.id === way.base);
+    const link = chain.links[index];
+    if (!link) return { merge, chain, way, record };
+    const path = imagePath(chain, index);
+    const { size: bytes } = await stat(path);
+    const base = { point: link.point.id, file: link.disk.file, bytes };
+    if (isRawBase(chain, way)) return { merge, chain, way, record: { ...record, base } };
+    const [damaged] = (await checkQcow2(path, this.#options)).filter(({ severity }) => severity === "damage");
+    if (damaged) {
+      const message = `disk ${merge.disk} of point ${link.point.id} is damaged, so nothing can be merged into its image: ${damaged.message}. Nothing was changed; "nbdpull verify" tells more`;
+      throw new DamageError("E_DAMAGED", message, { details: { point: link.point.id, disk: merge.disk } });
+    }
+    return { merge, chain, way, record: { ...record, base } };
+  }
+
+  /** @throws {PreconditionError} the file system has not room for all that is to be written */
+  async #assertRoom(prepared: readonly Prepared[]): Promise<void> {
+    const needed = prepared.reduce((total, { way }) => total + way.writeBytes, 0);
+    const { bavail, bsize } = await statfs(this.#folder);
+    if (needed <= bavail * bsize) return;
+    const message = `merging writes up to ${needed} bytes, and ${this.#folder} has room for ${bavail * bsize}: make room, or keep more points. Nothing was changed`;
+    throw new PreconditionError("E_NO_ROOM", message, { details: { needed, available: bavail * bsize } });
+  }
+
+  async #merge(points: readonly Manifest[], prepared: readonly Prepared[]): Promise<DoneMerge[]> {
+    const { sync, signal, onProgress } = this.#options;
+    const folder = journalFolder(this.#folder);
+    const merged = new Map<Merge, MergedDisk>();
+    for (const { merge, chain, way, record } of prepared) {
+      const onPosition = (position: number, size: number): void => onProgress?.(merge.disk, position, size);
+      const options = { folder, names: stagedNames(record), sync, signal, guard: this.#guard, onPosition };
+      merged.set(merge, await mergeDisk(chain, way, options));
+      this.#onStep(`merged ${merge.disk}`);
+    }
+    for (const child of new Set(prepared.map(({ merge }) => merge.child))) {
+      const old = points.find(({ id }) => id === child);
+      if (!old) throw new RangeError(`there is no point ${child}`);
+      const disks = old.disks.map((disk) => {
+        const merge = prepared.find((p) => p.merge.child === child && p.merge.disk === disk.name)?.merge;
+        return (merge && merged.get(merge)?.disk) ?? disk;
+      });
+      const level = disks.every(({ mode }) => mode === "full") ? "full" : "incremental";
+      const text = formatManifest({ ...old, level, disks });
+      await writeFile(join(folder, stagedManifest(child)), text, { flag: "wx", flush: sync });
+    }
+    if (sync) await syncFolder(folder);
+    this.#onStep("staged");
+    return prepared.map(({ merge, way }) => ({
+      ...merge,
+      base: way.base,
+      writtenBytes: merged.get(merge)?.writtenBytes ?? 0,
+    }));
+  }
+
+  /** From here on every step can be repeated, by this prune or the next one. */
+  async #finish(journal: PruneJournal): Promise<void> {
+    const { domain, signal, sync } = this.#options;
+    // Somebody may be restoring a point that is none any more.
+    await waitForReaders(this.#folder, domain, { waitMs: READERS_WAIT_MS, signal });
+    for (const record of journal.merges) await this.#overwrite(record, sync);
+    this.#onStep("overwritten");
+    const deadline = performance.now() + READERS_WAIT_MS;
+    for (let alone = false; !alone; ) {
+      await waitForReaders(this.#folder, domain, { waitMs: deadline - performance.now(), signal });
+      await writeJournal(this.#folder, { ...journal, phase: "publish" }, this.#guard);
+      // Who came before the journal said so is still at work; who comes now waits for this.
+      alone = await waitForReaders(this.#folder, domain, { waitMs: LAST_READERS_WAIT_MS, signal }).then(
+        () => true,
+        () => false,
+      );
+      if (!alone) await writeJournal(this.#folder, { ...journal, phase: "overwrite" }, this.#guard);
+    }
+    this.#onStep("publish");
+    await publishMerges(this.#folder, journal, { guard: this.#guard, onStep: this.#onStep });
+  }
+
+  async #overwrite(record: MergeRecord, sync: boolean): Promise<void> {
+    if (!record.base) return;
+    const chain = await chainOf(this.#options, record);
+    const sources: ImageReader[] = [];
+    try {
+      for (const [index, { disk }] of chain.links.entries()) {
+        const geometry = { virtualSize: disk.virtualSize, clusterSize: disk.clusterSize };
+        const path = imagePath(chain, index);
+        sources.push(
+          disk.format === "qcow2"
+            ? await Qcow2Reader.open(path, { blocking: true })
+            : await RawReader.open(path, { geometry, blocking: true }),
+        );
+      }
+      const base = join(this.#folder, record.base.point, record.base.file);
+      const list = join(journalFolder(this.#folder), stagedNames(record).overwrites);
+      await applyOverwrites(list, base, sources, { sync, signal: this.#options.signal, guard: this.#guard });
+    } finally {
+      for (const source of sources) await source.close();
+    }
+  }
+}
+
+interface Prepared {
+  readonly merge: Merge;
+  readonly chain: DiskChain;
+  readonly way: MergeWay;
+  readonly record: MergeRecord;
+}
+
+function isRawBase({ links }: DiskChain, { base }: MergeWay): boolean {
+  return links.some(({ point, disk }) => point.id === base && disk.format === "raw");
+}
+
+function sum(merges: readonly DoneMerge[]): number {
+  return merges.reduce((total, { writtenBytes }) => total + writtenBytes, 0);
+}
+
+/** What the files in a folder take up on the file system. */
+async function usedBytes(folder: string): Promise<number> {
+  let bytes = 0;
+  // Marks of readers come and go meanwhile.
+  for (const entry of await readdir(folder, { withFileTypes: true }).catch(() => [])) {
+    const path = join(folder, entry.name);
+    if (entry.isDirectory()) bytes += await usedBytes(path);
+    if (!entry.isFile()) continue;
+    const found = await stat(path).catch(() => undefined);
+    bytes += (found?.blocks ?? 0) * 512;
+  }
+  return bytes;
+}

@@ -1,0 +1,211 @@
+import type { ProvenRun } from "../chain/checked-image.js";
+import type { Layer } from "../chain/layer.js";
+import type { Piece } from "../chain/overlay.js";
+import { ALL_SUBCLUSTERS, type Geometry, maskStretches } from "../image/image.js";
+import { ImageFile } from "../image/image-file.js";
+import { writeMap } from "../image/raw-writer.js";
+import { RunList } from "../image/run-list.js";
+import { PatchWriter } from "../repository/raw-patch.js";
+import { type Overwrites, ZEROES } from "./copy-list.js";
+import { bytesUpToEnd, type MergeTarget, type MixedCluster } from "./merge-target.js";
+import type { Origin } from "./merge-walk.js";
+
+export interface RawBaseOptions {
+  /** Its clusters are as large as the base's. */
+  readonly geometry: Geometry;
+  /** Top first. */
+  readonly layers: readonly Layer[];
+  /** Whose image takes what it lacks. */
+  readonly base: Layer;
+  readonly overwrites: Overwrites;
+  /** Of what can be written only when nobody reads. */
+  readonly patchPath: string;
+  /** Left out where the image is to stand alone. */
+  readonly mapPath: string | undefined;
+}
+
+/** Bytes of the disk. */
+interface Stretch {
+  readonly offset: number;
+  readonly length: number;
+}
+
+/**
+ * A raw image that takes what it lacks. Every byte has just one place in it, so nothing can be written beside what is
+ * there: while points are merged the image stays as it is, and what is to come is listed.
+ *
+ *     overwrites   where the kept point shows nothing of the image, in whole clusters of its: as soon as the dropped
+ *                  points are none any more
+ *     patch        in clusters of which the kept point shows a part, which is proven by a digest of all that the image
+ *                  has there: in the moment in which the digest file is replaced as well
+ */
+export class RawBaseTarget implements MergeTarget {
+  readonly #options: RawBaseOptions;
+  readonly #runs: RunList;
+  readonly #covered: Covered;
+  readonly #patch: PatchWriter;
+  writtenBytes = 0;
+  storedBytes = 0;
+
+  private constructor(options: RawBaseOptions, patch: PatchWriter) {
+    this.#options = options;
+    this.#runs = new RunList({ geometry: options.geometry, firstHostCluster: 0 });
+    this.#covered = new Covered(options.base);
+    this.#patch = patch;
+  }
+
+  static async create(options: RawBaseOptions): Promise<RawBaseTarget> {
+    return new RawBaseTarget(options, await PatchWriter.create(options.patchPath));
+  }
+
+  async keep(cluster: number, count: number, from: Origin): Promise<boolean> {
+    if (from.layer !== this.#options.base) return false;
+    this.#addWhole(cluster, count);
+    return true;
+  }
+
+  async store(cluster: number, count: number, from: Origin, bytes: Buffer): Promise<void> {
+    const offset = cluster * this.#options.geometry.clusterSize;
+    this.#overwrite(from, { offset, length: bytes.length });
+    this.#addWhole(cluster, count);
+  }
+
+  async storeMixed(mixed: MixedCluster): Promise<void> {
+    const { clusterSize, virtualSize } = this.#options.geometry;
+    const { cluster, pieces, dataMask, zeroMask } = mixed;
+    const hostOffset = dataMask === 0 ? 0 : cluster * clusterSize;
+    this.#runs.append({ kind: "partial", cluster, count: 1, hostOffset, dataMask, zeroMask });
+    const inside = virtualSize - cluster * clusterSize;
+    for (const { offset, length } of maskStretches(dataMask, clusterSize)) {
+      this.storedBytes += Math.max(0, Math.min(length, inside - offset));
+    }
+    const isOfBase = ({ state, from }: Piece): boolean =>
+      state === "data" && from?.layer === this.#options.base;
+    const showsBase = pieces.some(isOfBase);
+    for (const piece of pieces) {
+      if (piece.state === "clean" || isOfBase(piece)) continue;
+      const covered = await this.#covered.in(piece.offset, piece.offset + piece.length);
+      if (showsBase && covered.length > 0) this.#patchPiece(mixed, piece);
+      else if (piece.state === "data") this.#overwrite(originOf(piece), piece);
+      else for (const stretch of covered) this.#erase(stretch);
+    }
+  }
+
+  zero(cluster: number, count: number): void {
+    this.#runs.append({ kind: "zero", cluster, count });
+  }
+
+  async erase(cluster: number, count: number): Promise<void> {
+    const offset = cluster * this.#options.geometry.clusterSize;
+    const end = offset + bytesUpToEnd(cluster, count, this.#options.geometry);
+    for (const stretch of await this.#covered.in(offset, end)) this.#erase(stretch);
+  }
+
+  async finish({ sync }: { readonly sync: boolean }): Promise<undefined> {
+    const { mapPath, geometry } = this.#options;
+    if (mapPath !== undefined) {
+      const map = await ImageFile.create(mapPath);
+      try {
+        await writeMap(map, this.#runs, geometry);
+        if (sync) await map.sync();
+      } finally {
+        await map.close();
+      }
+    }
+    await this.#patch.finish(geometry.virtualSize, { sync });
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#covered.close();
+    await this.#patch.close();
+  }
+
+  #addWhole(cluster: number, count: number): void {
+    const hostOffset = cluster * this.#options.geometry.clusterSize;
+    this.#runs.append({ kind: "data", cluster, count, hostOffset });
+    this.storedBytes += bytesUpToEnd(cluster, count, this.#options.geometry);
+  }
+
+  #overwrite({ layer, run }: Origin, { offset, length }: Stretch): void {
+    const from = run.hostOffset + offset - run.cluster * layer.geometry.clusterSize;
+    const { layers, overwrites } = this.#options;
+    overwrites.add({ layer: layers.indexOf(layer), from, to: offset, length });
+    this.writtenBytes += length;
+  }
+
+  #erase({ offset, length }: Stretch): void {
+    this.#options.overwrites.add({ layer: ZEROES, from: offset, to: offset, length });
+  }
+
+  #patchPiece({ cluster, bytes }: MixedCluster, { offset, length }: Stretch): void {
+    const at = offset - cluster * this.#options.geometry.clusterSize;
+    this.#patch.add(offset, bytes.subarray(at, at + length));
+    this.writtenBytes += length;
+  }
+}
+
+function originOf({ from, offset }: Piece): Origin {
+  if (!from || from.run.kind === "zero")
+    throw new RangeError(`the data at byte ${offset} comes from nowhere`);
+  return { layer: from.layer, run: from.run };
+}
+
+/** Where an image has data, asked in ascending order. */
+class Covered {
+  readonly #geometry: Geometry;
+  readonly #runs: AsyncIterator<ProvenRun>;
+  #run: ProvenRun | undefined;
+  #ended = false;
+
+  constructor(layer: Layer) {
+    this.#geometry = layer.geometry;
+    // The walk of the merge is told of damage.
+    this.#runs = layer.runs(() => undefined)[Symbol.asyncIterator]();
+  }
+
+  /** Whatever has not been asked for yet never will be. */
+  async close(): Promise<void> {
+    await this.#runs.return?.();
+  }
+
+  /** The stretches of data from byte `start` up to `end`. */
+  async in(start: number, end: number): Promise<Stretch[]> {
+    const { clusterSize, virtualSize } = this.#geometry;
+    const found: Stretch[] = [];
+    for (;;) {
+      while (!this.#ended && (!this.#run || (this.#run.cluster + this.#run.count) * clusterSize <= start)) {
+        const next: IteratorResult<ProvenRun> = await this.#runs.next();
+        if (next.done) this.#ended = true;
+        else this.#run = next.value;
+      }
+      const run = this.#run;
+      if (this.#ended || !run) return found;
+      const first = run.cluster * clusterSize;
+      if (first >= end) return found;
+      for (const { offset, length } of stretchesOf(run, clusterSize)) {
+        const from = Math.max(start, first + offset);
+        const to = Math.min(end, first + offset + length, virtualSize);
+        if (from < to) found.push({ offset: from, length: to - from });
+      }
+      const runEnd = first + run.count * clusterSize;
+      if (runEnd >= end) return found;
+      start = runEnd;
+    }
+  }
+}
+
+/** From the beginning of the run. */
+function stretchesOf(run: ProvenRun, clusterSize: number): Stretch[] {
+  switch (run.kind) {
+    case "zero":
+      return [];
+    case "data":
+      return [{ offset: 0, length: run.count * clusterSize }];
+    case "partial":
+      return run.dataMask === ALL_SUBCLUSTERS
+        ? [{ offset: 0, length: clusterSize }]
+        : maskStretches(run.dataMask, clusterSize);
+    default:
+      return run satisfies never;
+  }
+}

@@ -1,0 +1,28 @@
+import type { Geometry, ImageFormat, ImageWriter } from "../image/image.js";
+import { RawWriter } from "../image/raw-writer.js";
+import { type Backing, Qcow2Writer } from "../qcow2/writer.js";
+
+export interface NewImage {
+  readonly format: ImageFormat;
+  readonly geometry: Geometry;
+  /** qcow2 only: what the header names as the image below. */
+  readonly backing?: Backing | undefined;
+  /** Raw increments only: where the extents are described. */
+  readonly mapPath?: string | undefined;
+}
+
+/**
+ * Makes a new image at `path`, where nothing may be; after a failure nothing is.
+ * @throws {UsageError} the geometry is beyond what the format can hold
+ * @throws the file system's error, with `code`
+ */
+export async function createImage(path: string, image: NewImage): Promise<ImageWriter> {
+  switch (image.format) {
+    case "qcow2":
+      return await Qcow2Writer.create(path, image);
+    case "raw":
+      return await RawWriter.create(path, image);
+    default:
+      return image.format satisfies never;
+  }
+}

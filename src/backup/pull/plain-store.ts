@@ -1,0 +1,90 @@
+import { BackupError } from "../base/errors.js";
+import { DigestBehind } from "../digest/digest-behind.js";
+import { DigestFileWriter } from "../digest/digest-file.js";
+import { DigestThreads } from "../digest/digest-threads.js";
+import type { NewFiles } from "../host/new-files.js";
+import { type ClusterRun, dataBytesOf, type ImageWriter } from "../image/image.js";
+import { createImage, type NewImage } from "./create-image.js";
+import { WriteThrough } from "./direct-landing.js";
+import { Ledger, type LedgerDigests } from "./image-ledger.js";
+import type { DigestTarget, FillOptions, FinishedStore, ImageStore } from "./image-store.js";
+import { pull } from "./pull.js";
+
+export interface PlainStoreOptions extends NewImage {
+  readonly path: string;
+  /** The image stands for the whole disk; otherwise it has only what changed. */
+  readonly complete: boolean;
+  readonly digests?: DigestTarget | undefined;
+}
+
+/** An image whose clusters are stored as they are, in the moment in which they come. */
+export class PlainStore implements ImageStore {
+  readonly #writer: ImageWriter;
+  readonly #complete: boolean;
+  readonly #digests: LedgerDigests | undefined;
+  /** Those that no other image uses. */
+  readonly #ownThreads: DigestThreads | undefined;
+  #dataBytes = 0;
+
+  private constructor(
+    writer: ImageWriter,
+    complete: boolean,
+    digests?: LedgerDigests,
+    ownThreads?: DigestThreads,
+  ) {
+    this.#writer = writer;
+    this.#complete = complete;
+    this.#digests = digests;
+    this.#ownThreads = ownThreads;
+  }
+
+  /**
+   * @param files takes charge of what is made
+   * @throws {UsageError} the geometry is beyond what the format can hold
+   * @throws the file system's error, with `code`
+   */
+  static async create(options: PlainStoreOptions, files: NewFiles): Promise<PlainStore> {
+    const { path, geometry, complete, digests } = options;
+    const writer = files.add(path, await createImage(path, options));
+    if (options.mapPath !== undefined) files.expect(options.mapPath);
+    if (digests === undefined) return new PlainStore(writer, complete);
+    const { algorithm } = digests;
+    const header = { algorithm, geometry, complete };
+    const file = files.add(digests.path, await DigestFileWriter.create(digests.path, header));
+    const ownThreads = digests.threads ? undefined : new DigestThreads(algorithm);
+    const behind = new DigestBehind(path, digests.threads ?? (ownThreads as DigestThreads));
+    return new PlainStore(writer, complete, { algorithm, file, behind }, ownThreads);
+  }
+
+  get dataBytes(): number {
+    return this.#dataBytes;
+  }
+
+  async fill(from: FillOptions): Promise<void> {
+    const writer = this.#writer;
+    const ledger = new Ledger({ writer, complete: this.#complete, digests: this.#digests });
+    await pull<ClusterRun[]>({
+      ...from,
+      land: (segment) => new WriteThrough(segment, writer),
+      notes: {
+        room: () => ledger.room(),
+        note: (runs) => {
+          for (const run of runs) this.#dataBytes += dataBytesOf(run, writer.geometry);
+          ledger.note(runs);
+        },
+        complete: () => ledger.complete(),
+      },
+    });
+  }
+
+  async finish(options: { readonly sync: boolean }): Promise<FinishedStore> {
+    const { storedBytes } = await this.#writer.finish(options);
+    const digestsSha256 = (await this.#digests?.file.finish(options))?.sha256;
+    return { storedBytes, digestsSha256 };
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#digests?.behind.close(new BackupError("E_DIGEST_THREAD", "the image was closed"));
+    await this.#ownThreads?.close();
+  }
+}

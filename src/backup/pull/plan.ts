@@ -1,0 +1,195 @@
+import { BackupError } from "../base/errors.js";
+import type { Extent } from "../base/extent.js";
+import type { PlannedRun } from "../image/image.js";
+import { type Geometry, SUBCLUSTERS, slotsOf } from "../image/image.js";
+
+/**
+ * What one lane takes at a time: neighbouring runs in guest order, with a bounded number of clusters to be stored. In a
+ * buffer, where there is one, and in a packed image file, those clusters stand side by side:
+ *
+ *     guest    |data 5,6|  clean  |zero 9|data 10|   clean   |data 14|
+ *     runs      data 5 ×2          zero 9 data 10             data 14
+ *     buffer   |5       |6       |10      |14      |
+ *     rank      n        n+1      n+2      n+3
+ */
+export interface Segment {
+  /** Place in the plan, from 0: outcomes are put back into this order. */
+  readonly index: number;
+  readonly runs: readonly PlannedRun[];
+  /** Number of clusters set aside for storing in all segments before. */
+  readonly firstRank: number;
+  /** Clusters set aside for storing in this one. */
+  readonly clusters: number;
+  /** It is one run of data, to be asked for by one request. */
+  readonly atOnce?: true;
+}
+
+export interface PlanOptions {
+  readonly geometry: Geometry;
+  /** Bytes of stored clusters in a segment, at the most; at least one cluster. */
+  readonly segmentBytes: number;
+  /** The first run of data that has so many bytes gives a segment of so many by itself, whatever `segmentBytes` says. */
+  readonly atOnceBytes?: number | undefined;
+}
+
+/** Zero runs store nothing; a segment ends after this many runs all the same, so that memory stays bounded. */
+const MAX_RUNS_IN_SEGMENT = 1024;
+
+/**
+ * The dirty bitmap is finer than a subcluster of the chosen cluster size, so that the image cannot say exactly
+ * what changed. The remedy is a smaller cluster size.
+ */
+export class GranularityError extends BackupError {
+  override readonly name = "GranularityError";
+
+  constructor(offset: number, subclusterSize: number) {
+    super(
+      "E_GRANULARITY",
+      `the dirty bitmap changes inside the ${subclusterSize}-byte block at guest offset ${offset}`,
+      { details: { guestOffset: offset, subclusterSize } },
+    );
+  }
+}
+
+/** What a plan came to, so far; bytes of the guest. */
+export interface PlanTotals {
+  /** Extents that aren't clean. */
+  extents: number;
+  /** Bytes that aren't clean. */
+  definedBytes: number;
+}
+
+/**
+ * Turns extents into segments, lazily: nothing is held but the segment in the making.
+ *
+ * The extents must be gapless from byte 0 to the end of the disk. Where a cluster has clean and defined parts it
+ * becomes a `partial` run; a cluster that is defined throughout and has any data in it is read whole.
+ *
+ * @throws {GranularityError} a subcluster is partly clean
+ */
+export async function* plan(
+  extents: AsyncIterable<readonly Extent[]>,
+  options: PlanOptions,
+  totals: PlanTotals = { extents: 0, definedBytes: 0 },
+): AsyncGenerator<Segment> {
+  const { clusterSize } = options.geometry;
+  const perSegment = Math.max(1, Math.floor(options.segmentBytes / clusterSize));
+  let atOnce = Math.floor((options.atOnceBytes ?? Number.POSITIVE_INFINITY) / clusterSize);
+  const cutter = new ClusterCutter(options.geometry);
+  let runs: PlannedRun[] = [];
+  let clusters = 0;
+  let rank = 0;
+  let index = 0;
+  const take = (): Segment => {
+    const segment = { index: index++, runs, firstRank: rank, clusters };
+    rank += clusters;
+    runs = [];
+    clusters = 0;
+    return segment;
+  };
+
+  // One extent may come in several pieces.
+  let before: Extent["state"] | undefined;
+  for await (const batch of extents) {
+    for (const extent of batch) {
+      if (extent.state !== "clean") {
+        if (extent.state !== before) totals.extents += 1;
+        totals.definedBytes += extent.length;
+      }
+      before = extent.state;
+      for (const run of cutter.cut(extent)) {
+        let rest = run;
+        if (rest.kind === "data" && rest.count >= atOnce) {
+          if (runs.length > 0) yield take();
+          runs.push({ kind: "data", cluster: rest.cluster, count: atOnce });
+          clusters = atOnce;
+          yield { ...take(), atOnce: true };
+          rest = { kind: "data", cluster: rest.cluster + atOnce, count: rest.count - atOnce };
+          atOnce = Number.POSITIVE_INFINITY;
+          if (rest.count === 0) continue;
+        }
+        // Only what is read has to be divided.
+        for (let room = perSegment - clusters; rest.kind === "data" && rest.count > room; room = perSegment) {
+          runs.push({ kind: "data", cluster: rest.cluster, count: room });
+          clusters += room;
+          rest = { kind: "data", cluster: rest.cluster + room, count: rest.count - room };
+          yield take();
+        }
+        runs.push(rest);
+        clusters += slotsOf(rest);
+        if (clusters === perSegment || runs.length >= MAX_RUNS_IN_SEGMENT) yield take();
+      }
+    }
+  }
+  if (runs.length > 0) yield take();
+}
+
+/** Cuts extents at cluster boundaries: whole clusters in bulk, the others piece by piece. */
+class ClusterCutter {
+  readonly #geometry: Geometry;
+  /** Of the cluster that the extents so far end in. */
+  #pieces: Extent[] = [];
+  /** What the extent at hand comes to; the next one's take its place. */
+  readonly #runs: PlannedRun[] = [];
+
+  constructor(geometry: Geometry) {
+    this.#geometry = geometry;
+  }
+
+  /**
+   * @param extent follows the one before it
+   * @returns good until the next call
+   */
+  cut(extent: Extent): readonly PlannedRun[] {
+    const { clusterSize, virtualSize } = this.#geometry;
+    const runs = this.#runs;
+    runs.length = 0;
+    const end = extent.offset + extent.length;
+    for (let offset = extent.offset; offset < end; ) {
+      const cluster = Math.floor(offset / clusterSize);
+      const whole = end === virtualSize ? Math.ceil(end / clusterSize) : Math.floor(end / clusterSize);
+      if (offset === cluster * clusterSize && whole > cluster) {
+        if (extent.state !== "clean") runs.push({ kind: extent.state, cluster, count: whole - cluster });
+        offset = Math.min(whole * clusterSize, end);
+        continue;
+      }
+      const stop = Math.min((cluster + 1) * clusterSize, end);
+      this.#pieces.push({ offset, length: stop - offset, state: extent.state });
+      offset = stop;
+      if (stop % clusterSize === 0 || stop === virtualSize) {
+        const run = clusterOfPieces(cluster, this.#pieces, clusterSize);
+        if (run) runs.push(run);
+        this.#pieces = [];
+      }
+    }
+    return runs;
+  }
+}
+
+/** Classifies one cluster that several extents share; undefined where all of it is clean. */
+function clusterOfPieces(
+  cluster: number,
+  pieces: readonly Extent[],
+  clusterSize: number,
+): PlannedRun | undefined {
+  const subclusterSize = clusterSize / SUBCLUSTERS;
+  const masks = { clean: 0, zero: 0, data: 0 };
+  for (const piece of pieces) masks[piece.state] |= touched(piece, cluster * clusterSize, subclusterSize);
+  if (masks.clean === 0) return { kind: masks.data === 0 ? "zero" : "data", cluster, count: 1 };
+  const defined = masks.zero | masks.data;
+  if (defined === 0) return undefined;
+  const torn = masks.clean & defined;
+  if (torn !== 0) {
+    const subcluster = 31 - Math.clz32(torn & -torn);
+    throw new GranularityError(cluster * clusterSize + subcluster * subclusterSize, subclusterSize);
+  }
+  const dataMask = masks.data >>> 0;
+  return { kind: "partial", cluster, count: 1, dataMask, zeroMask: (masks.zero & ~masks.data) >>> 0 };
+}
+
+/** One bit for every subcluster that the piece has a byte in. */
+function touched(piece: Extent, clusterOffset: number, subclusterSize: number): number {
+  const first = Math.floor((piece.offset - clusterOffset) / subclusterSize);
+  const last = Math.floor((piece.offset + piece.length - 1 - clusterOffset) / subclusterSize);
+  return (0xffffffff >>> (31 - (last - first))) << first;
+}

@@ -1,0 +1,259 @@
+import { BackupError } from "../base/errors.js";
+import {
+  decodeL1Entry,
+  decodeL2Entry,
+  decodeRefcount,
+  decodeRefcountTableEntry,
+  ENTRY_BYTES,
+  type L2Entry,
+} from "./format.js";
+import { INCOMPATIBLE } from "./header.js";
+import { Qcow2File } from "./open.js";
+import { ClusterUses } from "./refcounts.js";
+
+export interface Qcow2Finding {
+  /** A leak wastes space and harms nothing; damage means that data is lost or will be. */
+  readonly severity: "damage" | "leak";
+  readonly message: string;
+  /** Bytes; left out, and the length with it, where it concerns no particular place of the disk. */
+  readonly guestOffset?: number;
+  readonly length?: number;
+}
+
+/** A stretch of the disk; bytes. */
+interface Place {
+  readonly guestOffset: number;
+  readonly length: number;
+}
+
+export interface CheckOptions {
+  readonly signal?: AbortSignal | undefined;
+}
+
+/** A wrecked table makes thousands of findings, of which the first tell all there is to know. */
+const MAX_FINDINGS = 1000;
+/** The L1 table is read in pieces. */
+const L1_PIECE_BYTES = 64 * 1024;
+
+/**
+ * Looks at the structure of a qcow2 image, as `qemu-img check` does: every entry of every table, no cluster in two
+ * uses, refcounts and COPIED flags as the tables have them. Contents are not looked at.
+ *
+ * Backups have neither internal snapshots nor stored bitmaps, so their presence is damage here, and since their
+ * references aren't followed, refcounts are not compared then. Memory: two bytes for each cluster in use.
+ *
+ * @throws the file system's error; whatever is wrong with the image is a finding
+ */
+export async function checkQcow2(path: string, options: CheckOptions = {}): Promise<Qcow2Finding[]> {
+  let file: Qcow2File;
+  try {
+    file = await Qcow2File.open(path);
+  } catch (error) {
+    if (!isOfImage(error)) throw error;
+    return [{ severity: "damage", message: error.message }];
+  }
+  try {
+    return await new Check(file, options.signal).run();
+  } finally {
+    await file.close();
+  }
+}
+
+/** Errors with codes of our own speak of the image, those with the system's codes of the file system. */
+function isOfImage(error: unknown): error is BackupError {
+  return error instanceof BackupError && error.code.startsWith("E_");
+}
+
+class Check {
+  readonly #findings: Qcow2Finding[] = [];
+  /** The worst of those that are not listed. */
+  #omitted: Qcow2Finding["severity"] | undefined;
+  readonly #file: Qcow2File;
+  readonly #signal: AbortSignal | undefined;
+  readonly #uses = new ClusterUses();
+
+  constructor(file: Qcow2File, signal: AbortSignal | undefined) {
+    this.#file = file;
+    this.#signal = signal;
+  }
+
+  async run(): Promise<Qcow2Finding[]> {
+    const { header } = this.#file;
+    const { clusterSize } = header;
+    if ((header.incompatible & INCOMPATIBLE.DIRTY) !== 0)
+      this.#damage("the image was not closed (dirty bit)");
+    this.#claim(0, clusterSize, "the header");
+    this.#claim(header.l1Offset, header.l1Entries * ENTRY_BYTES, "the L1 table");
+    const refcountBytes = header.refcountTableClusters * clusterSize;
+    this.#claim(header.refcountTableOffset, refcountBytes, "the refcount table");
+
+    await this.#walkL1();
+    const blocks = await this.#refcountBlocks();
+    const extras = [header.snapshots > 0 && "internal snapshots", header.hasBitmaps && "stored bitmaps"];
+    const found = extras.filter((extra) => extra !== false);
+    if (found.length > 0) this.#damage(`the image has ${found.join(" and ")}, which no backup has`);
+    else await this.#compareRefcounts(blocks);
+
+    if (this.#omitted === undefined) return this.#findings;
+    return [...this.#findings, { severity: this.#omitted, message: "and more, which are not listed" }];
+  }
+
+  async #walkL1(): Promise<void> {
+    const { l1Offset, l1Entries } = this.#file.header;
+    const perPiece = L1_PIECE_BYTES / ENTRY_BYTES;
+    for (let first = 0; first < l1Entries; first += perPiece) {
+      const count = Math.min(perPiece, l1Entries - first);
+      const piece = await this.#file.readTable(l1Offset + first * ENTRY_BYTES, count * ENTRY_BYTES);
+      for (let i = 0; i < count; i += 1) {
+        const entry = decodeL1Entry(piece, i, this.#file.context);
+        const length = this.#file.l2Entries * this.#file.header.clusterSize;
+        const place: Place = { guestOffset: (first + i) * length, length };
+        if (entry.kind === "invalid") this.#damage(`the L1 entry ${entry.problem}`, place);
+        if (entry.kind !== "table") continue;
+        if (!entry.copied) this.#damage("the L1 entry is not marked as copied", place);
+        // A table in two places is walked over once, so that the walk ends.
+        if (this.#claimCluster(entry.hostOffset, "an L2 table", place, entry.copied)) {
+          await this.#walkL2(entry.hostOffset, place.guestOffset);
+        }
+      }
+    }
+  }
+
+  async #walkL2(offset: number, firstGuestOffset: number): Promise<void> {
+    this.#signal?.throwIfAborted();
+    const { clusterSize } = this.#file.header;
+    const table = await this.#file.readTable(offset, clusterSize);
+    for (let i = 0; i < this.#file.l2Entries; i += 1) {
+      const place: Place = { guestOffset: firstGuestOffset + i * clusterSize, length: clusterSize };
+      this.#lookAt(decodeL2Entry(table, i, this.#file.context), place);
+    }
+  }
+
+  #lookAt(entry: L2Entry, place: Place): void {
+    const { clusterSize } = this.#file.header;
+    switch (entry.kind) {
+      case "standard":
+        if (entry.hostOffset === 0) return;
+        if (!entry.copied) this.#damage("the L2 entry is not marked as copied", place);
+        this.#claimCluster(entry.hostOffset, "data", place, entry.copied);
+        return;
+      case "compressed": {
+        const first = Math.floor(entry.hostOffset / clusterSize);
+        const last = Math.floor((entry.hostOffset + entry.length - 1) / clusterSize);
+        for (let cluster = first; cluster <= last; cluster += 1) {
+          if (!this.#uses.share(cluster)) this.#overlap(cluster * clusterSize, "compressed data", place);
+        }
+        return;
+      }
+      case "invalid":
+        this.#damage(`the L2 entry ${entry.problem}`, place);
+        return;
+      default:
+        entry satisfies never;
+    }
+  }
+
+  /** Offsets of the refcount blocks by their number; 0 where there is none, or none that can be read. */
+  async #refcountBlocks(): Promise<Float64Array> {
+    const { refcountTableOffset, refcountTableClusters, clusterSize } = this.#file.header;
+    const table = await this.#file.readTable(refcountTableOffset, refcountTableClusters * clusterSize);
+    const blocks = new Float64Array(table.length / ENTRY_BYTES);
+    for (let index = 0; index < blocks.length; index += 1) {
+      const entry = decodeRefcountTableEntry(table, index, this.#file.context);
+      if (entry.kind === "invalid") this.#damage(`entry ${index} of the refcount table ${entry.problem}`);
+      if (entry.kind !== "table") continue;
+      if (this.#claimCluster(entry.hostOffset, "a refcount block")) blocks[index] = entry.hostOffset;
+    }
+    return blocks;
+  }
+
+  async #compareRefcounts(blocks: Float64Array): Promise<void> {
+    const { clusterSize, refcountOrder } = this.#file.header;
+    const perBlock = (clusterSize * 8) / 2 ** refcountOrder;
+    const clusters = this.#file.context.fileEnd / clusterSize;
+    const stretch = new Stretch((finding) => this.#note(finding));
+    for (const [index, offset] of blocks.entries()) {
+      if (offset === 0) continue;
+      this.#signal?.throwIfAborted();
+      const block = await this.#file.readTable(offset, clusterSize);
+      // Refcounts of what would be behind the end of the file mean nothing.
+      const count = Math.min(perBlock, clusters - index * perBlock);
+      for (let i = 0; i < count; i += 1) {
+        const cluster = index * perBlock + i;
+        stretch.add(cluster, decodeRefcount(block, i, refcountOrder), this.#uses);
+      }
+    }
+    for (const cluster of this.#uses.used()) {
+      if ((blocks[Math.floor(cluster / perBlock)] ?? 0) === 0) stretch.add(cluster, 0, this.#uses);
+    }
+    stretch.end();
+  }
+
+  #claim(offset: number, length: number, what: string): void {
+    const { clusterSize } = this.#file.header;
+    for (let done = 0; done < length; done += clusterSize) this.#claimCluster(offset + done, what);
+  }
+
+  /** @param copied whether the entry says that this is the only use */
+  #claimCluster(offset: number, what: string, place?: Place, copied = false): boolean {
+    const free = this.#uses.claim(offset / this.#file.header.clusterSize, copied);
+    if (!free) this.#overlap(offset, what, place);
+    return free;
+  }
+
+  #overlap(offset: number, what: string, place: Place | undefined): void {
+    this.#damage(`the cluster at byte ${offset} of the file, ${what}, is in use for something else`, place);
+  }
+
+  #damage(message: string, place?: Place): void {
+    this.#note({ severity: "damage", message, ...place });
+  }
+
+  #note(finding: Qcow2Finding): void {
+    if (this.#findings.length < MAX_FINDINGS) this.#findings.push(finding);
+    else if (this.#omitted !== "damage") this.#omitted = finding.severity;
+  }
+}
+
+/** Tells of neighbouring clusters with the same wrong refcount as one. */
+class Stretch {
+  readonly #tell: (finding: Qcow2Finding) => void;
+  #first = 0;
+  #end = 0;
+  #refcount = 0;
+  #uses = 0;
+  #severity: Qcow2Finding["severity"] = "leak";
+
+  constructor(tell: (finding: Qcow2Finding) => void) {
+    this.#tell = tell;
+  }
+
+  add(cluster: number, refcount: number, all: ClusterUses): void {
+    const uses = all.of(cluster);
+    if (refcount === uses) return;
+    // With an entry that says "refcount 1", one that is higher is more than a leak: QEMU goes by either.
+    const severity = refcount < uses || all.isCopied(cluster) ? "damage" : "leak";
+    const goesOn = refcount === this.#refcount && uses === this.#uses && severity === this.#severity;
+    if (cluster !== this.#end || !goesOn) {
+      this.end();
+      this.#first = cluster;
+      this.#refcount = refcount;
+      this.#uses = uses;
+      this.#severity = severity;
+    }
+    this.#end = cluster + 1;
+  }
+
+  end(): void {
+    if (this.#end === this.#first) return;
+    const one = this.#end - this.#first === 1;
+    const which = one
+      ? `cluster ${this.#first} of the file`
+      : `clusters ${this.#first} to ${this.#end - 1} of the file`;
+    this.#tell({
+      severity: this.#severity,
+      message: `${which}: the refcount is ${this.#refcount}, the references are ${this.#uses}`,
+    });
+    this.#first = this.#end;
+  }
+}

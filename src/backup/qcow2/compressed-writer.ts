@@ -1,0 +1,181 @@
+import assert from "node:assert/strict";
+import { UsageError } from "../base/errors.js";
+import { type ClusterRun, clustersIn, dataBytesOf, type Geometry, maskStretches } from "../image/image.js";
+import type { ImageFile } from "../image/image-file.js";
+import { RunList } from "../image/run-list.js";
+import { CollectedWrites } from "./collected-writes.js";
+import type { CompressionMethod } from "./compress-cluster.js";
+import { type Backing, createQcow2File, finishQcow2, type Qcow2WriterOptions } from "./finish.js";
+import { compressedOffsetBits } from "./format.js";
+import { assertFits } from "./layout.js";
+import { SizeList } from "./size-list.js";
+import { placed, StreamPlacement, usesOfPlaced } from "./stream-placement.js";
+import type { TableRun } from "./tables.js";
+
+export interface Qcow2CompressedWriterOptions extends Qcow2WriterOptions {
+  /** What the streams are; an image has one method only. */
+  readonly compression: CompressionMethod;
+}
+
+/** In the list of sizes: a cluster stored as it is. */
+const WHOLE = 0;
+/** A refcount has 16 bits: shorter streams are padded, so that no cluster gets more of them than this. */
+const MAX_STREAMS_IN_CLUSTER = 16 * 1024;
+
+/**
+ * Writes a qcow2 image (version 3) of compressed clusters. How long they become is known when they come, so unlike
+ * `Qcow2Writer` it takes everything in guest order and finds the places itself (`StreamPlacement` has the drawing).
+ * Clusters that don't shrink are stored as they are, and so are those defined in part, which qcow2 can't compress.
+ *
+ * Until `finish` the file is data only, as with `Qcow2Writer`. Memory: two bytes a cluster (four above 64 KiB),
+ * and 32 for each stretch of clusters stored without a gap.
+ */
+export class Qcow2CompressedWriter implements AsyncDisposable {
+  readonly geometry: Geometry;
+  readonly format = "qcow2";
+  readonly compression: CompressionMethod;
+  readonly #file: ImageFile;
+  readonly #writes: CollectedWrites;
+  readonly #backing: Backing | undefined;
+  readonly #placement: StreamPlacement;
+  /** In place of host clusters they count what is stored, from 0; the sizes are in the same order. */
+  readonly #runs: RunList;
+  readonly #sizes: SizeList;
+  readonly #padding: Buffer;
+  #storedBytes = 0;
+
+  private constructor(file: ImageFile, options: Qcow2CompressedWriterOptions) {
+    const { clusterSize } = options.geometry;
+    this.geometry = options.geometry;
+    this.compression = options.compression;
+    this.#file = file;
+    this.#writes = new CollectedWrites(file);
+    this.#backing = options.backing;
+    this.#placement = new StreamPlacement(clusterSize);
+    this.#runs = new RunList({ geometry: options.geometry, firstHostCluster: 0 });
+    this.#sizes = new SizeList(clusterSize);
+    this.#padding = Buffer.alloc(clusterSize / MAX_STREAMS_IN_CLUSTER);
+  }
+
+  /**
+   * Makes the file, which must not exist.
+   * @throws {UsageError} the geometry or the backing file's name is beyond what qcow2 can hold
+   * @throws the file system's error, with `code`
+   */
+  static async create(path: string, options: Qcow2CompressedWriterOptions): Promise<Qcow2CompressedWriter> {
+    assertInReach(options.geometry);
+    return new Qcow2CompressedWriter(await createQcow2File(path, options), options);
+  }
+
+  /** Stores a cluster as a compressed stream, shorter than a cluster, that makes a whole cluster when read. */
+  addStream(cluster: number, stream: Uint8Array): void {
+    const { clusterSize } = this.geometry;
+    const size = Math.max(stream.length, this.#padding.length);
+    assert(stream.length > 0 && size < clusterSize, `a stream of ${stream.length} bytes is no gain`);
+    this.#addRun({ kind: "data", cluster, count: 1, hostOffset: this.#sizes.length * clusterSize });
+    this.#sizes.push(size);
+    const hostOffset = this.#placement.stream(size);
+    this.#writes.write(stream, hostOffset);
+    if (size > stream.length) {
+      this.#writes.write(this.#padding.subarray(stream.length), hostOffset + stream.length);
+    }
+    this.#storedBytes += size;
+  }
+
+  /** Stores a cluster as it is; `bytes` may end at the end of the disk. */
+  addCluster(cluster: number, bytes: Uint8Array): void {
+    const rank = this.#sizes.length * this.geometry.clusterSize;
+    const run = { kind: "data", cluster, count: 1, hostOffset: rank } as const;
+    this.#storeWhole(run, bytes);
+    this.#storedBytes += dataBytesOf(run, this.geometry);
+  }
+
+  /**
+   * Notes a cluster defined in part. `slot` has its data subclusters at their places, and is not looked at where
+   * `dataMask` is 0.
+   * @throws {UsageError} the disk is too large for such tables
+   */
+  addPartial(
+    run: { readonly cluster: number; readonly dataMask: number; readonly zeroMask: number },
+    slot: Uint8Array,
+  ): void {
+    const { cluster, dataMask, zeroMask } = run;
+    const hostOffset = dataMask === 0 ? 0 : this.#sizes.length * this.geometry.clusterSize;
+    const noted = { kind: "partial", cluster, count: 1, hostOffset, dataMask, zeroMask } as const;
+    this.#addRun(noted);
+    if (dataMask !== 0) {
+      this.#sizes.push(WHOLE);
+      const place = this.#placement.cluster();
+      // What lies between is left a hole.
+      for (const { offset, length } of maskStretches(dataMask, this.geometry.clusterSize)) {
+        this.#writes.write(slot.subarray(offset, offset + length), place + offset);
+      }
+    }
+    this.#storedBytes += dataBytesOf(noted, this.geometry);
+  }
+
+  /** Notes clusters that read as zeroes. */
+  addZeroes(cluster: number, count: number): void {
+    this.#addRun({ kind: "zero", cluster, count });
+  }
+
+  /**
+   * Writes what makes the file an image, as `Qcow2Writer` does.
+   * @returns bytes of guest data in the file, as stored: of a compressed cluster the length of its stream
+   */
+  async finish(options: { readonly sync: boolean }): Promise<{ readonly storedBytes: number }> {
+    this.#writes.flush();
+    const { clusterSize } = this.geometry;
+    const image = {
+      geometry: this.geometry,
+      backing: this.#backing,
+      compression: this.compression,
+      extended: this.#runs.hasPartial,
+      dataEnd: this.#placement.end / clusterSize,
+      runs: { [Symbol.iterator]: () => this.#placedAgain() },
+      uses: usesOfPlaced(this.#placedAgain(), clusterSize),
+    };
+    await finishQcow2(this.#file, image, options);
+    return { storedBytes: this.#storedBytes };
+  }
+
+  close(): Promise<void> {
+    return this.#file.close();
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+
+  #storeWhole(run: ClusterRun, bytes: Uint8Array): void {
+    assert(bytes.length <= this.geometry.clusterSize, "more bytes than a cluster has");
+    this.#addRun(run);
+    this.#sizes.push(WHOLE);
+    this.#writes.write(bytes, this.#placement.cluster());
+  }
+
+  /** Comes before anything is placed or written, so that a run that is refused leaves no trace. */
+  #addRun(run: ClusterRun): void {
+    assert(run.cluster + run.count <= clustersIn(this.geometry), "the run is behind the end of the disk");
+    const alreadyExtended = this.#runs.hasPartial;
+    this.#runs.append(run);
+    if (this.#runs.hasPartial && !alreadyExtended) assertFits(this.geometry, true);
+  }
+
+  /** Where everything is, found anew from the sizes: it must come out as it was written. */
+  *#placedAgain(): Generator<TableRun> {
+    const { clusterSize } = this.geometry;
+    const placement = new StreamPlacement(clusterSize);
+    yield* placed({ clusterSize, runs: this.#runs, sizes: this.#sizes }, placement);
+    assert.equal(placement.end, this.#placement.end);
+  }
+}
+
+/** The larger the clusters, the fewer bits has the place of a compressed one: 49 at 2 MiB. */
+function assertInReach(geometry: Geometry): void {
+  const { virtualSize, clusterSize } = geometry;
+  const end = (1 + clustersIn(geometry)) * clusterSize;
+  if (end <= 2 ** compressedOffsetBits(Math.log2(clusterSize))) return;
+  const message = `a disk of ${virtualSize} bytes is too large for compressed clusters of ${clusterSize} bytes: use smaller clusters`;
+  throw new UsageError("E_QCOW2_LIMIT", message, { details: { virtualSize, clusterSize } });
+}

@@ -1,0 +1,65 @@
+import { promisify } from "node:util";
+import * as zlib from "node:zlib";
+import { BackupError, DamageError } from "../base/errors.js";
+import type { ReadOptions } from "../image/image-file.js";
+
+interface Options {
+  readonly chunkSize: number;
+  readonly maxOutputLength: number;
+}
+
+interface Decompress {
+  /** By one of libuv's threads. */
+  elsewhere(data: Uint8Array, options: Options): Promise<Buffer>;
+  here(data: Uint8Array, options: Options): Buffer;
+}
+
+const DECOMPRESS: { readonly [method in "deflate" | "zstd"]: Decompress | undefined } = {
+  deflate: { elsewhere: promisify<Uint8Array, Options, Buffer>(zlib.inflateRaw), here: zlib.inflateRawSync },
+  zstd: zstd(),
+};
+
+/** Node has it from 22.15 on, its types don't know it yet. */
+function zstd(): Decompress | undefined {
+  if (!("zstdDecompress" in zlib && "zstdDecompressSync" in zlib)) return undefined;
+  const elsewhere = zlib.zstdDecompress as typeof zlib.inflateRaw;
+  return {
+    elsewhere: promisify<Uint8Array, Options, Buffer>(elsewhere),
+    here: zlib.zstdDecompressSync as typeof zlib.inflateRawSync,
+  };
+}
+
+/**
+ * Decompresses one cluster of a qcow2 image. `data` may go on past the end of the compressed stream, up to the end
+ * of its last sector; the result has `clusterSize` bytes exactly.
+ *
+ * @throws {DamageError} the data is no such stream, or makes more or less than a cluster
+ * @throws {BackupError} this version of Node lacks the method
+ */
+export async function decompressCluster(
+  data: Uint8Array,
+  method: "deflate" | "zstd",
+  clusterSize: number,
+  { blocking = false }: ReadOptions = {},
+): Promise<Buffer> {
+  const decompress = DECOMPRESS[method];
+  if (decompress === undefined) {
+    const message = "clusters compressed with zstd can be read with Node 22.15 or newer";
+    throw new BackupError("E_QCOW2_UNSUPPORTED", message);
+  }
+  // With room left in the output at the end of the stream, the decompressor stops there, and doesn't take what
+  // follows in the sector for another stream.
+  const options = { chunkSize: clusterSize + 64, maxOutputLength: clusterSize };
+  let cluster: Buffer;
+  try {
+    cluster = blocking ? decompress.here(data, options) : await decompress.elsewhere(data, options);
+  } catch (cause) {
+    const reason = cause instanceof Error ? cause.message : String(cause);
+    throw new DamageError("E_QCOW2_COMPRESSED", reason, { cause });
+  }
+  if (cluster.length !== clusterSize) {
+    const message = `it makes ${cluster.length} bytes, which is not a cluster`;
+    throw new DamageError("E_QCOW2_COMPRESSED", message);
+  }
+  return cluster;
+}

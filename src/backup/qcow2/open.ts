@@ -1,0 +1,80 @@
+import { BackupError, DamageError } from "../base/errors.js";
+import { ImageFile, type ReadOptions } from "../image/image-file.js";
+import { type EntryContext, l2Entries } from "./format.js";
+import { HEADER_FIRST_BYTES, headerBytesOf, INCOMPATIBLE, parseHeader, type Qcow2Header } from "./header.js";
+
+/** A qcow2 image open for reading, with what its header says of it. The file may be anybody's. */
+export class Qcow2File {
+  readonly path: string;
+  readonly header: Qcow2Header;
+  readonly context: EntryContext;
+  /** Guest clusters that one L2 table describes. */
+  readonly l2Entries: number;
+  readonly #file: ImageFile;
+  /** Length of the file when it was opened. */
+  readonly #size: number;
+
+  private constructor(file: ImageFile, header: Qcow2Header, size: number) {
+    const { version, clusterBits, clusterSize } = header;
+    const extended = (header.incompatible & INCOMPATIBLE.EXTENDED_L2) !== 0;
+    const fileEnd = Math.ceil(size / clusterSize) * clusterSize;
+    this.path = file.path;
+    this.header = header;
+    this.context = { version, clusterBits, clusterSize, extended, fileEnd };
+    this.l2Entries = l2Entries(clusterSize, extended);
+    this.#file = file;
+    this.#size = size;
+  }
+
+  /**
+   * @throws {DamageError} the header is damaged
+   * @throws {BackupError} the image uses features that can't be read
+   * @throws the file system's error
+   */
+  static async open(path: string, options?: ReadOptions): Promise<Qcow2File> {
+    const file = await ImageFile.open(path, options);
+    try {
+      const size = await file.size();
+      let head = await beginningOf(file, HEADER_FIRST_BYTES, size);
+      const needed = headerBytesOf(head);
+      if (needed > head.length) head = await beginningOf(file, needed, size);
+      return new Qcow2File(file, parseHeader(head, size), size);
+    } catch (error) {
+      await file.close();
+      throw error instanceof BackupError ? withPath(error, path) : error;
+    }
+  }
+
+  /**
+   * Fills `target` from `position`. As in QEMU, a last cluster that isn't all there goes on with zeroes.
+   * @throws {DamageError} the clusters asked for are not in the file
+   */
+  async read(target: Uint8Array, position: number): Promise<void> {
+    const { fileEnd } = this.context;
+    const end = position + target.length > fileEnd ? Number.POSITIVE_INFINITY : this.#size;
+    await this.#file.fill(target, position, end);
+  }
+
+  async readTable(position: number, length: number): Promise<Buffer> {
+    const table = Buffer.allocUnsafe(length);
+    await this.read(table, position);
+    return table;
+  }
+
+  close(): Promise<void> {
+    return this.#file.close();
+  }
+}
+
+/** The first `length` bytes, or all that there are. */
+async function beginningOf(file: ImageFile, length: number, size: number): Promise<Buffer> {
+  const bytes = Buffer.allocUnsafe(Math.min(length, size));
+  await file.fill(bytes, 0, size);
+  return bytes;
+}
+
+function withPath(error: BackupError, path: string): BackupError {
+  const Kind = error instanceof DamageError ? DamageError : BackupError;
+  const details = { ...error.details, path };
+  return new Kind(error.code, `${path}: ${error.message}`, { cause: error.cause, details });
+}

@@ -1,0 +1,283 @@
+import { damageIn, type OnDamage } from "../base/damage.js";
+import { DamageError } from "../base/errors.js";
+import {
+  ALL_SUBCLUSTERS,
+  type ClusterRun,
+  clustersIn,
+  type DataRun,
+  type Geometry,
+  type ImageReader,
+  type PartialRun,
+  type ZeroRun,
+} from "../image/image.js";
+import type { ReadOptions } from "../image/image-file.js";
+import { decompressCluster } from "./decompress.js";
+import { decodeL1Entry, decodeL2Entry, ENTRY_BYTES, type L2Entry } from "./format.js";
+import type { Qcow2Header } from "./header.js";
+import { Qcow2File } from "./open.js";
+
+/** L2 tables that are kept for looking up compressed clusters: of as many places as are read from at once. */
+const CACHED_TABLES = { elsewhere: 4, blocking: 1 } as const;
+
+/** A run that may still grow. */
+type Draft =
+  | { -readonly [K in keyof DataRun]: DataRun[K] }
+  | { -readonly [K in keyof ZeroRun]: ZeroRun[K] }
+  | PartialRun;
+
+/**
+ * Reads the active state of a qcow2 image of any version and origin, without trusting it: a contradiction is a
+ * `DamageError` that names the guest offset. What lies below the image is the caller's affair.
+ *
+ * Compressed clusters have no place of their own in the file. They appear in an expanded area behind its end,
+ * which exists for `readHost` only:
+ *
+ *     host offset   0                     fileEnd
+ *                   | the file, as it is  | guest cluster 0 | guest cluster 1 | ...
+ */
+export class Qcow2Reader implements ImageReader, AsyncDisposable {
+  readonly geometry: Geometry;
+  readonly format = "qcow2";
+  readonly header: Qcow2Header;
+  readonly #file: Qcow2File;
+  /** The entries that describe the virtual disk. */
+  readonly #l1: Buffer;
+  readonly #options: ReadOptions;
+  readonly #tables = new Map<number, Promise<Buffer | undefined>>();
+  /** What a compressed stream is read into. */
+  #stream = Buffer.alloc(0);
+
+  private constructor(file: Qcow2File, geometry: Geometry, l1: Buffer, options: ReadOptions) {
+    this.geometry = geometry;
+    this.header = file.header;
+    this.#file = file;
+    this.#l1 = l1;
+    this.#options = options;
+  }
+
+  /**
+   * @throws {DamageError} the header is damaged
+   * @throws {BackupError} the image uses features that can't be read
+   * @throws the file system's error
+   */
+  static async open(path: string, options: ReadOptions = {}): Promise<Qcow2Reader> {
+    const file = await Qcow2File.open(path, options);
+    try {
+      const { virtualSize, clusterSize, l1Offset } = file.header;
+      const geometry = { virtualSize, clusterSize };
+      const entries = Math.ceil(clustersIn(geometry) / file.l2Entries);
+      const l1 = await file.readTable(l1Offset, entries * ENTRY_BYTES);
+      return new Qcow2Reader(file, geometry, l1, options);
+    } catch (error) {
+      await file.close();
+      throw error;
+    }
+  }
+
+  get path(): string {
+    return this.#file.path;
+  }
+
+  async *runs(onDamage?: OnDamage): AsyncGenerator<ClusterRun> {
+    this.#assertDistinctTables();
+    let last: Draft | undefined;
+    for (let index = 0; index < this.#l1.length / ENTRY_BYTES; index += 1) {
+      const first = index * this.#file.l2Entries;
+      const count = Math.min(this.#file.l2Entries, clustersIn(this.geometry) - first);
+      const table = await this.#readL2Table(index).catch((error: unknown) => {
+        this.#tell(error, { first, count }, onDamage);
+        return undefined;
+      });
+      if (table === undefined) continue;
+      for (let i = 0; i < count; i += 1) {
+        const entry = decodeL2Entry(table, i, this.#file.context);
+        if (entry.kind === "invalid") {
+          const error = this.#damage(first + i, `the L2 entry ${entry.problem}`);
+          this.#tell(error, { first: first + i, count: 1 }, onDamage);
+          continue;
+        }
+        const next = this.#run(first + i, entry);
+        if (next === undefined) continue;
+        if (last && continues(last, next, this.geometry.clusterSize)) {
+          last.count += 1;
+        } else {
+          if (last) yield last;
+          last = next;
+        }
+      }
+    }
+    if (last) yield last;
+  }
+
+  async readHost(hostOffset: number, target: Uint8Array): Promise<void> {
+    const { fileEnd } = this.#file.context;
+    if (hostOffset < fileEnd) await this.#file.read(target, hostOffset);
+    else await this.#readExpanded(hostOffset - fileEnd, target);
+  }
+
+  /** Whether what is at `hostOffset`, of a run, is stored compressed. */
+  isCompressed(hostOffset: number): boolean {
+    return hostOffset >= this.#file.context.fileEnd;
+  }
+
+  /**
+   * Where in the file the stream of a compressed cluster is; bytes. It may end before `length` does.
+   * @throws {DamageError} the cluster is not compressed
+   */
+  async streamOf(cluster: number): Promise<{ readonly hostOffset: number; readonly length: number }> {
+    const index = Math.floor(cluster / this.#file.l2Entries);
+    const table = await this.#cachedTable(index);
+    const entry = table && decodeL2Entry(table, cluster - index * this.#file.l2Entries, this.#file.context);
+    if (entry?.kind !== "compressed") throw this.#damage(cluster, "there is no compressed cluster");
+    return entry;
+  }
+
+  /** The stream of a compressed cluster as it is in the file; some bytes of what follows may be behind it. */
+  async readStream(cluster: number): Promise<Buffer> {
+    const { hostOffset, length } = await this.streamOf(cluster);
+    return await this.#file.readTable(hostOffset, length);
+  }
+
+  close(): Promise<void> {
+    return this.#file.close();
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+
+  /** If several entries shared a table, a small file could describe a disk that takes for ever to walk over. */
+  #assertDistinctTables(): void {
+    const offsets = new Float64Array(this.#l1.length / ENTRY_BYTES);
+    for (let index = 0; index < offsets.length; index += 1) {
+      const entry = decodeL1Entry(this.#l1, index, this.#file.context);
+      if (entry.kind === "table") offsets[index] = entry.hostOffset;
+    }
+    const shared = offsets.toSorted().find((offset, i, sorted) => offset !== 0 && offset === sorted[i - 1]);
+    if (shared === undefined) return;
+    const cluster = offsets.lastIndexOf(shared) * this.#file.l2Entries;
+    throw this.#damage(cluster, `the L1 entry points to the L2 table of another, at ${shared}`);
+  }
+
+  async #readL2Table(index: number): Promise<Buffer | undefined> {
+    const entry = decodeL1Entry(this.#l1, index, this.#file.context);
+    switch (entry.kind) {
+      case "none":
+        return undefined;
+      case "table":
+        return await this.#file.readTable(entry.hostOffset, this.geometry.clusterSize);
+      case "invalid":
+        throw this.#damage(index * this.#file.l2Entries, `the L1 entry ${entry.problem}`);
+      default:
+        return entry satisfies never;
+    }
+  }
+
+  /** Undefined for what the image leaves to the one below. */
+  #run(cluster: number, entry: Exclude<L2Entry, { readonly kind: "invalid" }>): Draft | undefined {
+    switch (entry.kind) {
+      case "standard": {
+        const { hostOffset, dataMask, zeroMask } = entry;
+        if (dataMask === ALL_SUBCLUSTERS) return { kind: "data", cluster, count: 1, hostOffset };
+        if (zeroMask === ALL_SUBCLUSTERS) return { kind: "zero", cluster, count: 1 };
+        if (dataMask === 0 && zeroMask === 0) return undefined;
+        const slot = dataMask === 0 ? 0 : hostOffset;
+        return { kind: "partial", cluster, count: 1, hostOffset: slot, dataMask, zeroMask };
+      }
+      case "compressed":
+        return { kind: "data", cluster, count: 1, hostOffset: this.#expandedOffset(cluster) };
+      default:
+        return entry satisfies never;
+    }
+  }
+
+  /** @throws the error itself where nobody wants to be told, and what doesn't speak of the image */
+  #tell(
+    error: unknown,
+    { first, count }: { readonly first: number; readonly count: number },
+    onDamage: OnDamage | undefined,
+  ): void {
+    const message = damageIn(error);
+    if (!onDamage || message === undefined) throw error;
+    const { clusterSize } = this.geometry;
+    onDamage({ message, guestOffset: first * clusterSize, length: count * clusterSize });
+  }
+
+  #expandedOffset(cluster: number): number {
+    const offset = this.#file.context.fileEnd + cluster * this.geometry.clusterSize;
+    if (Number.isSafeInteger(offset)) return offset;
+    throw this.#damage(cluster, "a compressed cluster is further away than can be told");
+  }
+
+  /** `offset` counts from the beginning of the expanded area. */
+  async #readExpanded(offset: number, target: Uint8Array): Promise<void> {
+    const { clusterSize } = this.geometry;
+    const pieces: Promise<void>[] = [];
+    for (let done = 0; done < target.length; ) {
+      const cluster = Math.floor((offset + done) / clusterSize);
+      const skipped = offset + done - cluster * clusterSize;
+      const piece = target.subarray(done, done + clusterSize - skipped);
+      const filled = this.#decompress(cluster).then((bytes) =>
+        piece.set(bytes.subarray(skipped, skipped + piece.length)),
+      );
+      // A thread that waits anyway gains nothing by several at once, which would all be in memory.
+      if (this.#options.blocking) await filled;
+      else pieces.push(filled);
+      done += piece.length;
+    }
+    // None may write into the buffer once this is over.
+    for (const outcome of await Promise.allSettled(pieces)) {
+      if (outcome.status === "rejected") throw outcome.reason;
+    }
+  }
+
+  async #decompress(cluster: number): Promise<Buffer> {
+    const data = await this.#streamToDecompress(cluster);
+    const { clusterSize } = this.geometry;
+    try {
+      return await decompressCluster(data, this.header.compression, clusterSize, this.#options);
+    } catch (error) {
+      if (!(error instanceof DamageError)) throw error;
+      const problem = "the compressed cluster can't be decompressed";
+      throw this.#damage(cluster, problem, error);
+    }
+  }
+
+  /** Threads that wait do one after the other, so they can use the same memory again. */
+  async #streamToDecompress(cluster: number): Promise<Buffer> {
+    if (!this.#options.blocking) return await this.readStream(cluster);
+    const { hostOffset, length } = await this.streamOf(cluster);
+    if (this.#stream.length < length) this.#stream = Buffer.allocUnsafeSlow(length);
+    const stream = this.#stream.subarray(0, length);
+    await this.#file.read(stream, hostOffset);
+    return stream;
+  }
+
+  #cachedTable(index: number): Promise<Buffer | undefined> {
+    const cached = this.#tables.get(index);
+    if (cached) return cached;
+    const table = this.#readL2Table(index);
+    this.#tables.set(index, table);
+    const [oldest] = this.#tables.keys();
+    const most = this.#options.blocking ? CACHED_TABLES.blocking : CACHED_TABLES.elsewhere;
+    if (this.#tables.size > most && oldest !== undefined) this.#tables.delete(oldest);
+    return table;
+  }
+
+  #damage(cluster: number, problem: string, cause?: unknown): DamageError {
+    const guestOffset = cluster * this.geometry.clusterSize;
+    const { path } = this.#file;
+    const why = cause instanceof Error ? ` (${cause.message})` : "";
+    return new DamageError("E_QCOW2_ENTRY", `${path}: at guest offset ${guestOffset}, ${problem}${why}`, {
+      cause,
+      details: { path, guestOffset, problem },
+    });
+  }
+}
+
+/** Whether `next` is the same as `last`, gone on in the guest and in the file. */
+function continues(last: Draft, next: Draft, clusterSize: number): last is Exclude<Draft, PartialRun> {
+  if (last.kind === "partial" || next.cluster !== last.cluster + last.count) return false;
+  if (last.kind === "zero") return next.kind === "zero";
+  return next.kind === "data" && next.hostOffset === last.hostOffset + last.count * clusterSize;
+}

@@ -1,0 +1,82 @@
+import assert from "node:assert/strict";
+import { type ClusterRun, clustersIn, type Geometry, type ImageWriter } from "../image/image.js";
+import type { ImageFile } from "../image/image-file.js";
+import { RunList } from "../image/run-list.js";
+import { type Backing, createQcow2File, finishQcow2, type Qcow2WriterOptions } from "./finish.js";
+import { assertFits } from "./layout.js";
+import { usesOfRuns } from "./tables.js";
+
+export type { Backing, Qcow2WriterOptions };
+
+/**
+ * Writes a qcow2 image (version 3) whose stored clusters are packed in guest order; `Layout` has the drawing.
+ *
+ * Until `finish` the file is data only, and its first cluster a hole: what was not finished is not an image. Slots
+ * that no run mentions stay unreferenced. Where clusters turned out to be defined in part, the tables have
+ * extended entries (QEMU 5.2 or newer can read them), otherwise standard ones.
+ */
+export class Qcow2Writer implements ImageWriter, AsyncDisposable {
+  readonly geometry: Geometry;
+  readonly format = "qcow2";
+  readonly #file: ImageFile;
+  readonly #backing: Backing | undefined;
+  readonly #runs: RunList;
+
+  private constructor(file: ImageFile, { geometry, backing }: Qcow2WriterOptions) {
+    this.#file = file;
+    this.geometry = geometry;
+    this.#backing = backing;
+    this.#runs = new RunList({ geometry, firstHostCluster: 1 });
+  }
+
+  /**
+   * Makes the file, which must not exist.
+   * @throws {UsageError} the geometry or the backing file's name is beyond what qcow2 can hold
+   * @throws the file system's error, with `code`
+   */
+  static async create(path: string, options: Qcow2WriterOptions): Promise<Qcow2Writer> {
+    return new Qcow2Writer(await createQcow2File(path, options), options);
+  }
+
+  hostOffset(_cluster: number, rank: number): number {
+    return (1 + rank) * this.geometry.clusterSize;
+  }
+
+  writeNow(hostOffset: number, data: Uint8Array): void {
+    assert(hostOffset >= this.geometry.clusterSize, "data must not go into the header's cluster");
+    this.#file.writeNow(data, hostOffset);
+  }
+
+  reach(hostEnd: number): void {
+    this.#file.reach(hostEnd);
+  }
+
+  /** @throws {UsageError} a cluster defined in part, on a disk that is too large for such tables */
+  addRun(run: ClusterRun): void {
+    assert(run.cluster + run.count <= clustersIn(this.geometry), "the run is behind the end of the disk");
+    const alreadyExtended = this.#runs.hasPartial;
+    this.#runs.append(run);
+    if (this.#runs.hasPartial && !alreadyExtended) assertFits(this.geometry, true);
+  }
+
+  async finish(options: { readonly sync: boolean }): Promise<{ readonly storedBytes: number }> {
+    const image = {
+      geometry: this.geometry,
+      backing: this.#backing,
+      extended: this.#runs.hasPartial,
+      dataEnd: this.#runs.hostEnd,
+      runs: this.#runs,
+      uses: usesOfRuns(this.#runs),
+    };
+    await finishQcow2(this.#file, image, options);
+    return { storedBytes: this.#runs.dataBytes };
+  }
+
+  close(): Promise<void> {
+    return this.#file.close();
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+}

@@ -1,0 +1,31 @@
+import { lstat } from "node:fs/promises";
+import { join } from "node:path";
+import { isUnreadable } from "../base/damage.js";
+import { isMissing, sha256OfFile } from "../host/durable-files.js";
+import type { KeptFile, Manifest } from "./manifest.js";
+
+/**
+ * What is wrong with a kept file; undefined where it is what was stored.
+ * @throws the file system's error, but for a medium that fails
+ */
+export async function damageOf(
+  folder: string,
+  { file, length, sha256 }: KeptFile,
+): Promise<string | undefined> {
+  const path = join(folder, file);
+  try {
+    const found = await lstat(path);
+    if (!found.isFile()) return `${file} is no plain file`;
+    if (found.size !== length) return `${file} has ${found.size} bytes, of ${length} that were stored`;
+    return (await sha256OfFile(path)) === sha256 ? undefined : `${file} is not what was stored`;
+  } catch (error) {
+    if (isMissing(error)) return `${file} is missing`;
+    if (isUnreadable(error)) return `${file}: the file system cannot read it (${error.code})`;
+    throw error;
+  }
+}
+
+/** The files that a restore brings back; the definition is adjusted instead. */
+export function bootFilesOf({ files = [] }: Manifest): readonly KeptFile[] {
+  return files.filter(({ role }) => role !== "definition");
+}

@@ -1,0 +1,170 @@
+import { z } from "zod";
+import { DamageError } from "../base/errors.js";
+
+/** The manifest's own version; readers refuse any other. */
+export const MANIFEST_VERSION = 1;
+
+/** Ids are the time of the point, and sort as they were made: `20261120T113205.123Z`. */
+const POINT_ID = /^\d{8}T\d{6}\.\d{3}Z$/;
+/** libvirt's targets (`vda`, `sdb`) and nothing that could be a path or hide a suffix of ours. */
+const DISK_NAME = /^[A-Za-z0-9_-]{1,64}$/;
+/** A name inside the point's folder: never a path. */
+const FILE_NAME = /^[^/\\\0.][^/\\\0]*$/;
+
+/** Suffixes of a disk's files, here and where it is restored. */
+const OF_A_DISK = /\.(qcow2|raw|map|digests)$/;
+
+const bytes = z.number().int().nonnegative().max(Number.MAX_SAFE_INTEGER);
+const clusterSize = bytes.refine((size) => size >= 16_384 && size <= 2_097_152 && (size & (size - 1)) === 0, {
+  error: "is not a power of two from 16 KiB to 2 MiB",
+});
+const pointId = z.string().regex(POINT_ID, "is not the id of a point");
+const fileName = z.string().max(255).regex(FILE_NAME, "is not a plain file name");
+const sha256 = z.string().regex(/^[0-9a-f]{64}$/);
+
+const disk = z
+  .object({
+    /** The target in the domain, `vda`. */
+    name: z.string().regex(DISK_NAME, "is not the name of a disk"),
+    file: fileName,
+    format: z.enum(["qcow2", "raw"]),
+    mode: z.enum(["full", "incremental"]),
+    /** Why a disk is full in an increment. */
+    reason: z.string().optional(),
+    /** The point that this disk's clean clusters are found in. */
+    parent: pointId.nullable(),
+    /** Bytes that the guest sees; the image's own size is rounded up to 512. */
+    virtualSize: bytes,
+    clusterSize,
+    dirtyBytes: bytes,
+    dataBytes: bytes,
+    zeroBytes: bytes,
+    /** Guest data in the file, as stored: of a compressed cluster the length of its stream. */
+    storedBytes: bytes,
+    exportName: z.string(),
+    bitmap: z.string().nullable(),
+    /** Raw increments only: the file that says which extents are defined. */
+    map: z.object({ file: fileName, sha256 }).nullable(),
+    digests: z.object({ file: fileName, algorithm: z.enum(["xxh64", "sha256"]), sha256 }).nullable(),
+  })
+  .refine((d) => (d.mode === "incremental") === (d.parent !== null), {
+    error: "an incremental disk has a parent, a full one has none",
+  })
+  .refine((d) => (d.format === "raw" && d.mode === "incremental") === (d.map !== null), {
+    error: "a raw increment has a map, nothing else has one",
+  });
+
+/** A file that the domain starts with, or that says what it is. */
+const keptFile = z.object({
+  /** `definition`, or what QEMU takes it for: `nvram`, `kernel`, … */
+  role: z.string().min(1),
+  file: fileName,
+  /** Its path on the host; null for the definition, which libvirt was asked for. */
+  source: z.string().nullable(),
+  length: bytes,
+  sha256,
+});
+
+const manifest = z
+  .object({
+    format: z.literal("nbdpull-point"),
+    version: z.literal(MANIFEST_VERSION),
+    id: pointId,
+    domain: z.object({ name: z.string().min(1), uuid: z.string().nullable() }),
+    level: z.enum(["full", "incremental"]),
+    /** libvirt's checkpoint of the same moment: what the next increment names as its base. */
+    checkpoint: z
+      .strictObject({ name: z.string().min(1), creationTime: z.number().int().nullable() })
+      .nullable(),
+    createdAt: z.iso.datetime(),
+    tool: z.string(),
+    disks: z.array(disk).min(1),
+    /** What the domain needs to start again beside its disks. Points of earlier versions don't say. */
+    files: z.array(keptFile).optional(),
+    /** And what of that could not be kept. */
+    notKept: z.array(z.object({ what: z.string().min(1), reason: z.string() })).optional(),
+  })
+  .refine(({ files = [] }) => new Set(files.map(({ file }) => file)).size === files.length, {
+    error: "a file is named twice",
+  })
+  .refine(({ files = [] }) => !files.some(({ file }) => file === "point.json" || OF_A_DISK.test(file)), {
+    error: "a file has the name of a disk's, or the manifest's",
+  })
+  .refine(({ disks }) => new Set(disks.map(({ name }) => name)).size === disks.length, {
+    error: "a disk is named twice",
+  })
+  .refine(({ level, disks }) => (level === "full") === disks.every(({ mode }) => mode === "full"), {
+    error: "its level does not fit its disks",
+  })
+  .refine(({ id, disks }) => disks.every(({ parent }) => parent === null || parent < id), {
+    error: "a parent is older than what is based on it",
+  });
+
+/** One restore point, as `point.json` holds it. Sizes in bytes. */
+export type Manifest = Readonly<z.infer<typeof manifest>>;
+export type DiskManifest = Manifest["disks"][number];
+export type KeptFile = NonNullable<Manifest["files"]>[number];
+
+/**
+ * Reads a manifest and believes nothing of it before the schema does.
+ * @param path for the message
+ * @param facts whose it should be, for the error's details
+ * @throws {DamageError} not JSON, an unknown version, a field that is missing or wrong
+ */
+export function parseManifest(
+  text: string,
+  path: string,
+  facts: Readonly<Record<string, unknown>> = {},
+): Manifest {
+  const fail = (what: string): DamageError =>
+    new DamageError("E_MANIFEST", `${path} is not a manifest that this program reads: ${what}`, {
+      details: { path, ...facts },
+    });
+  let value: unknown;
+  try {
+    value = JSON.parse(text);
+  } catch (cause) {
+    throw fail(`it is not JSON (${cause instanceof Error ? cause.message : String(cause)})`);
+  }
+  const version = z.looseObject({ version: z.number() }).safeParse(value).data?.version;
+  if (version !== undefined && version !== MANIFEST_VERSION) {
+    throw fail(
+      `its version is ${version}; this program knows version ${MANIFEST_VERSION}. Use a newer nbdpull`,
+    );
+  }
+  const parsed = manifest.safeParse(value);
+  if (!parsed.success) throw fail(z.prettifyError(parsed.error));
+  return parsed.data;
+}
+
+export function formatManifest(point: Manifest): string {
+  return `${JSON.stringify(manifest.parse(point), null, 2)}\n`;
+}
+
+/** The id of a point made at `time`. */
+export function pointIdAt(time: Date): string {
+  return time.toISOString().replaceAll(/[-:]/g, "");
+}
+
+/** The moment that an id names, in milliseconds since 1970. */
+export function timeOfPointId(id: string): number {
+  const [, y, mo, d, h, mi, s] = /^(\d{4})(\d\d)(\d\d)T(\d\d)(\d\d)([\d.]+Z)$/.exec(id) ?? [];
+  return Date.parse(`${y}-${mo}-${d}T${h}:${mi}:${s}`);
+}
+
+export function isDiskName(text: string): boolean {
+  return DISK_NAME.test(text);
+}
+
+/** A real moment in the form of an id. */
+export function isPointId(text: string): boolean {
+  if (!POINT_ID.test(text)) return false;
+  const time = new Date(timeOfPointId(text));
+  // The 31st of February would be taken for a day in March.
+  return !Number.isNaN(time.getTime()) && pointIdAt(time) === text;
+}
+
+/** Whether two facts agree, as far as both are known: unknown is never different. */
+export function isSame<T>(one: T | null | undefined, other: T | null | undefined): boolean {
+  return (one ?? undefined) === undefined || (other ?? undefined) === undefined || one === other;
+}

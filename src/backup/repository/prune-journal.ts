@@ -1,0 +1,287 @@
+import { readdir, readFile, rename, rm, unlink, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { z } from "zod";
+import { DamageError } from "../base/errors.js";
+import { exists, isMissing, syncFolder } from "../host/durable-files.js";
+import { type Guard, ImageFile } from "../image/image-file.js";
+import { applyPatch } from "./raw-patch.js";
+
+/**
+ * What a prune is about to do, in `DOMAIN/.prune/journal.json`, so that the next command can finish or undo it:
+ *
+ *     merge      images get data where nothing is, and tables behind their ends: cut off again, nothing has happened
+ *     overwrite  clusters are overwritten that only the dropped points show, so these are no points any more. All
+ *                others can be restored at every moment; repeating it from the beginning finishes it
+ *     publish    headers, names, digests and manifests change, which takes moments; then the dropped points go.
+ *                Nobody may read meanwhile; each step is repeated or found done
+ */
+const PHASES = ["merge", "overwrite", "publish"] as const;
+
+const FOLDER = ".prune";
+const JOURNAL = "journal.json";
+const PARTIAL = ".partial";
+const DEAD = ".dead-";
+
+const name = z.string().regex(/^[^/\\\0.][^/\\\0]*$/);
+const mergeRecord = z.object({
+  disk: name,
+  child: name,
+  /** Newest first. */
+  dropped: z.array(name),
+  /** The image that is changed, and its length before; null: a new one is made. */
+  base: z.object({ point: name, file: name, bytes: z.number().int().nonnegative() }).nullable(),
+  /** The names of the child's files, as they are now and will be. */
+  file: name,
+  digests: name.nullable(),
+  map: name.nullable(),
+  /** Files of the child that it won't have any more. */
+  stale: z.array(name),
+});
+const journalSchema = z.object({
+  format: z.literal("nbdpull-prune"),
+  /** 2: a raw image is changed, of which older programs would know nothing. */
+  version: z.literal([1, 2]),
+  phase: z.enum(PHASES),
+  drop: z.array(name),
+  merges: z.array(mergeRecord),
+  sync: z.boolean(),
+});
+
+export type MergeRecord = z.infer<typeof mergeRecord>;
+export type PruneJournal = z.infer<typeof journalSchema>;
+
+/** The names, in the journal's folder, of what a merge prepares. */
+export function stagedNames({ child, disk }: Pick<MergeRecord, "child" | "disk">): {
+  image: string;
+  map: string;
+  header: string;
+  overwrites: string;
+  patch: string;
+  digests: string;
+} {
+  const of = (what: string): string => `${child}.${disk}.${what}`;
+  return {
+    image: of("image"),
+    map: of("map"),
+    header: of("header"),
+    overwrites: of("overwrites"),
+    patch: of("patch"),
+    digests: of("digests"),
+  };
+}
+
+export function stagedManifest(child: string): string {
+  return `${child}.point.json`;
+}
+
+/** Where a prune of the domain in `folder` keeps its journal and what it prepares. */
+export function journalFolder(folder: string): string {
+  return join(folder, FOLDER);
+}
+
+/** @throws {DamageError} there is a journal that can't be read */
+export async function readJournal(folder: string): Promise<PruneJournal | undefined> {
+  const path = join(folder, FOLDER, JOURNAL);
+  let text: string;
+  try {
+    text = await readFile(path, "utf8");
+  } catch (error) {
+    if (isMissing(error)) return undefined;
+    throw error;
+  }
+  const parsed = journalSchema.safeParse(parseJson(text));
+  if (parsed.success) return parsed.data;
+  throw new DamageError(
+    "E_PRUNE_JOURNAL",
+    `the journal ${path} can't be read: ${z.prettifyError(parsed.error)}`,
+    {
+      details: { path },
+    },
+  );
+}
+
+/** Replaces the journal, or begins one; it is on stable storage when this returns. */
+export async function writeJournal(folder: string, journal: PruneJournal, guard: Guard): Promise<void> {
+  const path = join(folder, FOLDER, JOURNAL);
+  const temporary = `${path}.new`;
+  await writeFile(temporary, `${JSON.stringify(journal, null, 2)}\n`, { flush: true });
+  await guard();
+  await rename(temporary, path);
+  await syncFolder(join(folder, FOLDER));
+  await syncFolder(folder);
+}
+
+/** The points that are none any more, though their folders are still needed. */
+export async function hiddenPoints(folder: string): Promise<readonly string[]> {
+  const journal = await readJournal(folder);
+  return journal && journal.phase !== "merge" ? journal.drop : [];
+}
+
+/** Makes the images what they were before the merge began. */
+export async function undoMerges(folder: string, journal: PruneJournal, guard: Guard): Promise<void> {
+  for (const { base } of journal.merges) {
+    if (!base) continue;
+    const path = join(folder, base.point, base.file);
+    const file = await ImageFile.openForWriting(path, guard);
+    try {
+      if ((await file.size()) > base.bytes) await file.truncate(base.bytes);
+      if (journal.sync) await file.sync();
+    } finally {
+      await file.close();
+    }
+  }
+  await removeJournal(folder, guard);
+}
+
+/** Told of each step; tests end the process there. */
+export type OnStep = (step: string) => void;
+
+export interface Publishing {
+  readonly guard: Guard;
+  readonly onStep: OnStep;
+}
+
+/** Makes the merged images the kept points' own and removes the dropped points. Steps that are done are passed over. */
+export async function publishMerges(
+  folder: string,
+  journal: PruneJournal,
+  { guard, onStep }: Publishing,
+): Promise<void> {
+  const staged = join(folder, FOLDER);
+  const children = new Set(journal.merges.map(({ child }) => child));
+  for (const merge of journal.merges) await publishMerge(folder, merge, journal.sync, { guard, onStep });
+  for (const child of children) {
+    await moveIfThere(join(staged, stagedManifest(child)), join(folder, child, "point.json"), guard);
+    if (journal.sync) await syncFolder(join(folder, child));
+    onStep(`manifest of ${child}`);
+  }
+  for (const { child, stale } of journal.merges) {
+    for (const file of stale) {
+      await guard();
+      await unlink(join(folder, child, file)).catch(ignoreMissing);
+    }
+  }
+  for (const id of journal.drop) {
+    await moveIfThere(join(folder, id), join(folder, `${DEAD}${id}`), guard);
+    onStep(`drop ${id}`);
+  }
+  if (journal.sync) await syncFolder(folder);
+  await removeJournal(folder, guard);
+  onStep("journal removed");
+  await removeDead(folder);
+}
+
+async function publishMerge(
+  folder: string,
+  merge: MergeRecord,
+  sync: boolean,
+  { guard, onStep }: Publishing,
+): Promise<void> {
+  const staged = join(folder, FOLDER);
+  const names = stagedNames(merge);
+  const child = join(folder, merge.child);
+  const final = join(child, merge.file);
+  if (merge.base) {
+    const base = join(folder, merge.base.point, merge.base.file);
+    const header = join(staged, names.header);
+    const patch = join(staged, names.patch);
+    // They go last: as long as one is there, this may not be done; without the base, it was renamed.
+    const [hasHeader, hasPatch] = [await exists(header), await exists(patch)];
+    if ((hasHeader || hasPatch) && (await exists(base))) {
+      if (hasHeader) await writeHeader(base, await readFile(header), sync, guard);
+      else await applyPatch(patch, base, { sync, guard });
+      onStep(`${hasHeader ? "header" : "patch"} of ${merge.disk}`);
+      await guard();
+      if (base !== final) await rename(base, final);
+      if (sync) await syncFolder(child);
+      onStep(`image of ${merge.disk}`);
+    }
+    await guard();
+    await unlink(header).catch(ignoreMissing);
+    await unlink(patch).catch(ignoreMissing);
+  } else {
+    await moveIfThere(join(staged, names.image), final, guard);
+    onStep(`new image of ${merge.disk}`);
+  }
+  await replace(join(staged, names.map), child, merge.map, guard);
+  onStep(`map of ${merge.disk}`);
+  await replace(join(staged, names.digests), child, merge.digests, guard);
+  onStep(`digests of ${merge.disk}`);
+}
+
+async function writeHeader(path: string, header: Buffer, sync: boolean, guard: Guard): Promise<void> {
+  const file = await ImageFile.openForWriting(path, guard);
+  try {
+    // The rest of the cluster is zero: a longer header of before must leave nothing.
+    const rest = Buffer.alloc(HEADER_ROOM);
+    header.copy(rest);
+    await file.write(rest, 0);
+    if (sync) await file.sync();
+  } finally {
+    await file.close();
+  }
+}
+
+/** Headers with extensions and the longest backing name are shorter. */
+const HEADER_ROOM = 4096;
+
+async function replace(staged: string, child: string, file: string | null, guard: Guard): Promise<void> {
+  if (file !== null) await moveIfThere(staged, join(child, file), guard);
+}
+
+async function moveIfThere(from: string, to: string, guard: Guard): Promise<void> {
+  await guard();
+  await rename(from, to).catch(ignoreMissing);
+}
+
+function ignoreMissing(error: unknown): void {
+  if (!isMissing(error)) throw error;
+}
+
+async function removeJournal(folder: string, guard: Guard): Promise<void> {
+  await guard();
+  await rename(join(folder, FOLDER), join(folder, `${DEAD}prune-${process.pid}-${Date.now()}`));
+  await syncFolder(folder);
+  await removeDead(folder);
+}
+
+/**
+ * The caller holds the domain's lock, so whatever is partial belongs to a run that died, or one that lost its lock
+ * while it was suspended: renamed first, it cannot be committed by that run any more. A prune that died without a
+ * journal has changed nothing.
+ */
+export async function removeLeftovers(folder: string): Promise<void> {
+  for (const name of await readdir(folder)) {
+    const isPartial = name.startsWith(".") && name.endsWith(PARTIAL);
+    const isAborted = name === FOLDER && !(await exists(join(folder, FOLDER, JOURNAL)));
+    if (isPartial || isAborted) await rename(join(folder, name), join(folder, `${DEAD}${name.slice(1)}`));
+  }
+  await removeDead(folder);
+}
+
+async function removeDead(folder: string): Promise<void> {
+  for (const name of await readdir(folder)) {
+    if (name.startsWith(DEAD)) await rm(join(folder, name), { recursive: true, force: true });
+  }
+}
+
+/**
+ * Undoes or finishes what a prune that died has left, as far as that takes moments only. The caller holds the
+ * domain's lock.
+ * @returns the journal of a prune that is still to be finished, by the next prune: no point is in danger meanwhile
+ */
+export async function settleJournal(folder: string, guard: Guard): Promise<PruneJournal | undefined> {
+  const journal = await readJournal(folder);
+  if (journal?.phase === "overwrite") return journal;
+  if (journal?.phase === "merge") await undoMerges(folder, journal, guard);
+  if (journal?.phase === "publish") await publishMerges(folder, journal, { guard, onStep: () => undefined });
+  return undefined;
+}
+
+function parseJson(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return undefined;
+  }
+}

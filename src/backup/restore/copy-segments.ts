@@ -1,0 +1,163 @@
+import { damage, type Layer } from "../chain/layer.js";
+import type { ChainSource, Piece } from "../chain/overlay.js";
+import { type ClusterRun, type ImageWriter, slotsOf } from "../image/image.js";
+import type { Segment } from "../pull/plan.js";
+import type { PullOptions, SegmentDone } from "../pull/pull.js";
+import { InOrder } from "../pull/reorder.js";
+import { type Place, placesOf } from "../pull/segment.js";
+import { settle } from "../pull/settle.js";
+import type { Window } from "../pull/window.js";
+import type { CopiedPiece } from "./copy-service.js";
+import type { CopyThreads } from "./copy-threads.js";
+
+/** What one question comes to: a message to a thread and back costs as much as copying some clusters. */
+export const COPIED_AT_A_TIME = 4 * 1024 * 1024;
+/** Questions for each thread: the next one lies ready when it is done with one. */
+const QUESTIONS_AHEAD = 2;
+
+export interface CopyOptions
+  extends Pick<PullOptions<readonly ClusterRun[]>, "segments" | "notes" | "rateLimit" | "signal"> {
+  readonly source: ChainSource;
+  readonly threads: CopyThreads;
+  /** Of the file at `path`; the threads write what it would. */
+  readonly writer: ImageWriter;
+  readonly path: string;
+  /** Its `inFlight` bounds what is asked for at a time. */
+  readonly window: Window;
+  readonly segmentBytes: number;
+  readonly onSegment?: ((done: SegmentDone) => void) | undefined;
+}
+
+/**
+ * What `pull` is for bytes that come out of a socket, this is for those that lie in files of a chain: threads copy a
+ * segment each, and say which of its clusters were not all zeroes.
+ *
+ * @throws {DamageError} something is not what was backed up: names disk, point and guest offset
+ * @throws {BackupError} the target can't be written, with the file system's code
+ */
+export async function copySegments(options: CopyOptions): Promise<void> {
+  const { threads, notes, writer, window, segmentBytes } = options;
+  const segments = options.segments[Symbol.asyncIterator]();
+  const stop = new AbortController();
+  const signal = AbortSignal.any(options.signal ? [options.signal, stop.signal] : [stop.signal]);
+  const inOrder = new InOrder((runs: readonly ClusterRun[]) => notes.note(runs));
+
+  async function lane(): Promise<void> {
+    for (;;) {
+      await inOrder.room();
+      await notes.room();
+      signal.throwIfAborted();
+      const next = await segments.next();
+      if (next.done) return;
+      const segment = next.value;
+      const question = questionOf(segment, options);
+      await options.rateLimit?.take(question.bytes, signal);
+      const stored = await ask(question, options);
+      inOrder.put(segment.index, settle(segment, stored, writer));
+      options.onSegment?.({ readBytes: question.bytes, segment });
+    }
+  }
+
+  const most = threads.most * QUESTIONS_AHEAD;
+  const allowed = Math.max(1, Math.floor((window.inFlight ?? Number.POSITIVE_INFINITY) / segmentBytes));
+  const lanes = Array.from({ length: Math.min(most, allowed) }, () =>
+    lane().catch((error: unknown) => {
+      stop.abort(error);
+      inOrder.giveUp();
+    }),
+  );
+  await Promise.all(lanes);
+  await segments.return?.();
+  signal.throwIfAborted();
+  await notes.complete();
+}
+
+/** A segment as threads are asked for it, and the layers that its pieces are in. */
+interface SegmentQuestion {
+  readonly layers: readonly Layer[];
+  readonly pieces: readonly CopiedPiece[];
+  readonly digests: Uint8Array<ArrayBuffer>;
+  readonly slots: number;
+  /** Of the pieces. */
+  readonly bytes: number;
+}
+
+function questionOf(segment: Segment, { source, writer }: CopyOptions): SegmentQuestion {
+  const layers: Layer[] = [];
+  const pieces: CopiedPiece[] = [];
+  const digests: Buffer[] = [];
+  for (const place of placesOf(segment, writer.geometry)) {
+    for (const piece of source.take(place.offset, place.end)) {
+      const { layer, run, proof } = originOf(piece);
+      if (!layers.includes(layer)) layers.push(layer);
+      pieces.push({ image: layers.indexOf(layer), run, ...targetOf(piece, place, segment, writer) });
+      digests.push(proof);
+    }
+  }
+  const bytes = pieces.reduce((sum, { length }) => sum + length, 0);
+  return { layers, pieces, digests: joined(digests), slots: segment.clusters, bytes };
+}
+
+/** The clusters that a piece touches, and their digests. */
+function originOf({ offset, length, from }: Piece): {
+  layer: Layer;
+  run: CopiedPiece["run"];
+  proof: Buffer;
+} {
+  if (from === undefined || from.run.kind === "zero") {
+    throw new RangeError(`the data at byte ${offset} comes from nowhere`);
+  }
+  const { layer } = from;
+  const { digests, digestsAt: _, ...run } = from.run;
+  const { clusterSize } = layer.geometry;
+  const first = Math.floor(offset / clusterSize);
+  const count = Math.ceil((offset + length) / clusterSize) - first;
+  const skipped = first - run.cluster;
+  const size = layer.digestSize;
+  const proof = digests?.subarray(skipped * size, (skipped + slotsOf({ ...run, count })) * size) ?? NONE;
+  if (run.kind === "partial") return { layer, run, proof };
+  return {
+    layer,
+    run: { kind: "data", cluster: first, count, hostOffset: run.hostOffset + skipped * clusterSize },
+    proof,
+  };
+}
+
+const NONE = Buffer.alloc(0);
+
+/** Where a piece of a place goes. */
+function targetOf(
+  { offset, length }: Piece,
+  place: Place,
+  { firstRank }: Segment,
+  writer: ImageWriter,
+): Pick<CopiedPiece, "offset" | "length" | "to" | "slot"> {
+  const { clusterSize } = writer.geometry;
+  const cluster = Math.floor(offset / clusterSize);
+  const slot = place.slot + cluster - Math.floor(place.offset / clusterSize);
+  const to = writer.hostOffset(cluster, firstRank + slot) + offset - cluster * clusterSize;
+  return { offset, length, to, slot };
+}
+
+/** In memory of their own: a copy of a view would take the whole memory that it looks at with it. */
+function joined(parts: readonly Buffer[]): Uint8Array<ArrayBuffer> {
+  const all = new Uint8Array(parts.reduce((sum, { length }) => sum + length, 0));
+  let at = 0;
+  for (const part of parts) {
+    all.set(part, at);
+    at += part.length;
+  }
+  return all;
+}
+
+/** @returns for each slot of the segment, whether anything was stored there */
+async function ask(question: SegmentQuestion, { threads, writer, path }: CopyOptions): Promise<Uint8Array> {
+  const { layers, pieces, digests, slots } = question;
+  if (pieces.length === 0) return new Uint8Array(slots);
+  const { clusterSize } = writer.geometry;
+  const images = layers.map(({ stored }) => stored);
+  const answer = await threads.ask({ images, pieces, digests, target: { path, clusterSize, slots } });
+  if ("stored" in answer) return answer.stored;
+  const { pointId, disk } = layers[answer.image] as Layer;
+  throw damage(pointId, disk, answer.damage.message, answer.damage.guestOffset);
+}

@@ -1,0 +1,200 @@
+import { type Damage, damageIn } from "../base/damage.js";
+import { BackupError } from "../base/errors.js";
+import { isZero } from "../base/zeroes.js";
+import type { ProvenImage, ProvenRun } from "../chain/checked-image.js";
+import { ProvenImages, type StoredImage } from "../chain/open-images.js";
+import { DIGEST_ALGORITHMS } from "../digest/digest.js";
+import { type ClusterRun, slotsOf } from "../image/image.js";
+import { ImageFile } from "../image/image-file.js";
+import type { ThreadService } from "../threads/thread-pool.js";
+
+/** Bytes of an image that are to be copied. Offsets and lengths in bytes. */
+export interface CopiedPiece {
+  /** Which of the question's images they are in. */
+  readonly image: number;
+  /** The clusters that have them, whole ones: only those can be proven. */
+  readonly run: Exclude<ClusterRun, { kind: "zero" }>;
+  /** Where they begin on the disk. */
+  readonly offset: number;
+  readonly length: number;
+  /** Where they go in the target file. */
+  readonly to: number;
+  /** Which slot of the target they begin in; its clusters' slots follow each other. */
+  readonly slot: number;
+}
+
+export interface CopyQuestion {
+  readonly images: readonly StoredImage[];
+  readonly pieces: readonly CopiedPiece[];
+  /** What the clusters of the pieces' runs must be, one after the other; none of images without digests. */
+  readonly digests: Uint8Array<ArrayBuffer>;
+  readonly target: CopyTarget;
+}
+
+/** A new file, which reads as zeroes where nothing was written. */
+export interface CopyTarget {
+  readonly path: string;
+  readonly clusterSize: number;
+  /** Clusters that pieces go to. */
+  readonly slots: number;
+}
+
+export type CopyAnswer =
+  /** For each slot, 0 where its bytes are all zeroes: nothing was written there. */
+  | { readonly stored: Uint8Array<ArrayBuffer> }
+  /** The first piece that is not what it should be; nothing of it was written. */
+  | { readonly damage: Damage; readonly image: number }
+  /** What the file system says of the target, or of an image. */
+  | { readonly failure: CopyFailure };
+
+export interface CopyFailure {
+  readonly code: string;
+  readonly message: string;
+  readonly details: Readonly<Record<string, unknown>>;
+}
+
+/** The file of this path is done with. */
+export type ForgottenFile = string;
+
+/** Small enough to stay in the processor's cache between reading, digesting and writing. */
+const BLOCK = 256 * 1024;
+
+/** Copies out of images what their digests prove, one question after the other, so that one buffer is enough. */
+export class CopyService implements ThreadService<CopyQuestion, CopyAnswer, ForgottenFile> {
+  readonly #images = new ProvenImages();
+  /** By path. */
+  readonly #targets = new Map<string, Promise<ImageFile>>();
+  #last: Promise<unknown> = Promise.resolve();
+  #buffer = Buffer.allocUnsafeSlow(BLOCK);
+
+  answer(question: CopyQuestion): Promise<CopyAnswer> {
+    const answer = this.#last.then(() => this.#copyAll(question)).catch(answerOf);
+    this.#last = answer.catch(() => undefined);
+    return answer;
+  }
+
+  heed(path: ForgottenFile): void {
+    this.#last = this.#last.then(() => this.#forget(path));
+  }
+
+  async close(): Promise<void> {
+    await this.#last;
+    for (const path of [...this.#targets.keys()]) await this.#forget(path);
+    await this.#images.closeAll();
+  }
+
+  async #forget(path: string): Promise<void> {
+    await this.#images.close(path);
+    const target = this.#targets.get(path);
+    this.#targets.delete(path);
+    await target?.then((file) => file.close()).catch(() => undefined);
+  }
+
+  async #copyAll({ images: sources, pieces, digests, target }: CopyQuestion): Promise<CopyAnswer> {
+    const stored = new Uint8Array(target.slots);
+    const file = await this.#targetAt(target.path);
+    let rest = Buffer.from(digests.buffer);
+    for (const piece of pieces) {
+      const source = sources[piece.image] as StoredImage;
+      const { algorithm } = source;
+      const size = algorithm === undefined ? 0 : DIGEST_ALGORITHMS[algorithm].bytes;
+      const expected = rest.subarray(0, slotsOf(piece.run) * size);
+      rest = rest.subarray(expected.length);
+      const run: ProvenRun = { ...piece.run, digests: algorithm && expected };
+      const image = await this.#opened(source, piece.image);
+      const { clusterSize } = source.geometry;
+      await this.#copyPiece(image, run, piece, clusterSize, (offset, bytes) => {
+        store(file, piece, offset, bytes, target.clusterSize, stored);
+      });
+    }
+    return { stored };
+  }
+
+  /** It was opened before: if it can't be now, it was changed meanwhile, and that is damage as well. */
+  async #opened(source: StoredImage, number: number): Promise<ProvenImage> {
+    try {
+      return await this.#images.get(source);
+    } catch (error) {
+      const message = damageIn(error);
+      throw message === undefined ? error : new Damaged({ message }, number);
+    }
+  }
+
+  /** Reads a piece block by block, each made of whole clusters as far as the piece is. */
+  async #copyPiece(
+    image: ProvenImage,
+    run: ProvenRun,
+    { offset, length, image: number }: CopiedPiece,
+    clusterSize: number,
+    take: (offset: number, bytes: Buffer) => void,
+  ): Promise<void> {
+    if (this.#buffer.length < clusterSize) this.#buffer = Buffer.allocUnsafeSlow(clusterSize);
+    const block = this.#buffer.length - (this.#buffer.length % clusterSize);
+    const end = offset + length;
+    for (let at = offset; at < end; ) {
+      const stop = Math.min(end, at - (at % clusterSize) + block);
+      const bytes = this.#buffer.subarray(0, stop - at);
+      await image.read(run, at, bytes, (damage) => {
+        throw new Damaged(damage, number);
+      });
+      take(at, bytes);
+      at = stop;
+    }
+  }
+
+  #targetAt(path: string): Promise<ImageFile> {
+    const known = this.#targets.get(path);
+    if (known !== undefined) return known;
+    const opening = ImageFile.openForWriting(path).catch((cause: NodeJS.ErrnoException) => {
+      const message = `${path} can't be written: ${cause.message}`;
+      throw new BackupError(cause.code ?? "E_COPY_THREAD", message, { cause, details: { path } });
+    });
+    this.#targets.set(path, opening);
+    return opening;
+  }
+}
+
+/** Ends a question. */
+class Damaged extends Error {
+  readonly damage: Damage;
+  readonly image: number;
+
+  constructor(damage: Damage, image: number) {
+    super(damage.message);
+    this.damage = damage;
+    this.image = image;
+  }
+}
+
+/** Errors lose their class and code on the way between threads. */
+function answerOf(error: unknown): CopyAnswer {
+  if (error instanceof Damaged) return { damage: error.damage, image: error.image };
+  if (!(error instanceof BackupError)) throw error;
+  return { failure: { code: error.code, message: error.message, details: error.details } };
+}
+
+/** Writes the bytes from `offset` of the disk on, but for clusters in which they are all zeroes. */
+function store(
+  file: ImageFile,
+  piece: CopiedPiece,
+  offset: number,
+  bytes: Buffer,
+  clusterSize: number,
+  stored: Uint8Array,
+): void {
+  const firstCluster = Math.floor(piece.offset / clusterSize);
+  const write = (from: number, to: number): void => {
+    if (from < to) file.writeNow(bytes.subarray(from, to), piece.to + offset - piece.offset + from);
+  };
+  let from = 0;
+  for (let at = 0; at < bytes.length; ) {
+    const cluster = Math.floor((offset + at) / clusterSize);
+    const next = Math.min(bytes.length, (cluster + 1) * clusterSize - offset);
+    if (isZero(bytes, at, next)) {
+      write(from, at);
+      from = next;
+    } else stored[piece.slot + cluster - firstCluster] = 1;
+    at = next;
+  }
+  write(from, bytes.length);
+}

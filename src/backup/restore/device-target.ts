@@ -1,0 +1,110 @@
+import { readFile, stat } from "node:fs/promises";
+import { join } from "node:path";
+import { PreconditionError, UsageError } from "../base/errors.js";
+import { deviceNumbers, isMissing } from "../host/durable-files.js";
+import { ImageFile } from "../image/image-file.js";
+import { type BlockTarget, zeroByHand } from "./block-target.js";
+
+/** What the kernel counts devices in, whatever their blocks are. */
+const SECTOR = 512;
+
+/**
+ * A block device. Node has no way to have it zero a stretch by itself (`BLKZEROOUT`), so that is done by hand; small
+ * stretches go through the page cache, which makes whole blocks of them.
+ */
+export class DeviceTarget implements BlockTarget {
+  readonly name: string;
+  readonly size: number;
+  readonly preferredBlock = undefined;
+  /** The file that a loop device is made of. */
+  readonly backingFile: string | undefined;
+  readonly #file: ImageFile;
+  #touched = false;
+
+  private constructor(name: string, size: number, backingFile: string | undefined, file: ImageFile) {
+    this.name = name;
+    this.size = size;
+    this.backingFile = backingFile;
+    this.#file = file;
+  }
+
+  /**
+   * Opens it so that nothing else of the system can begin to use it meanwhile. Programs that don't ask (a QEMU that has
+   * it open) are not noticed.
+   * @throws {UsageError} it is no block device
+   * @throws {PreconditionError} it is mounted or otherwise in use, or read-only
+   * @throws the file system's error, with `code`
+   */
+  static async open(path: string): Promise<DeviceTarget> {
+    const folder = await kernelFolder(path);
+    if ((await readNumber(folder, "ro")) === 1) {
+      throw new PreconditionError("E_TARGET_READ_ONLY", `${path} is read-only: nothing was written`, {
+        details: { target: path },
+      });
+    }
+    const file = await ImageFile.openDevice(path).catch((cause: unknown) => {
+      if ((cause as NodeJS.ErrnoException).code !== "EBUSY") throw cause;
+      const message = `${path} is in use (mounted, swap, or part of a volume) and was not touched: unmount it, or name another device`;
+      throw new PreconditionError("E_TARGET_IN_USE", message, { cause, details: { target: path } });
+    });
+    try {
+      const size = (await readNumber(folder, "size")) * SECTOR;
+      return new DeviceTarget(path, size, await backingFileOf(folder), file);
+    } catch (error) {
+      await file.close();
+      throw error;
+    }
+  }
+
+  get writable(): number {
+    return this.size;
+  }
+
+  get touched(): boolean {
+    return this.#touched;
+  }
+
+  async write(offset: number, data: Uint8Array, signal: AbortSignal): Promise<void> {
+    signal.throwIfAborted();
+    this.#touched = true;
+    await this.#file.write(data, offset);
+  }
+
+  async zero(offset: number, length: number, signal: AbortSignal): Promise<void> {
+    const access = {
+      read: (at: number, target: Uint8Array) => this.#file.fill(target, at, this.size),
+      write: (at: number, data: Uint8Array) => this.write(at, data, signal),
+    };
+    await zeroByHand(access, offset, length, signal);
+  }
+
+  async flush(): Promise<void> {
+    await this.#file.sync();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#file.close();
+  }
+}
+
+/** Where the kernel tells of a device: `/sys/dev/block/7:0`. */
+async function kernelFolder(path: string): Promise<string> {
+  const found = await stat(path, { bigint: true });
+  if (!found.isBlockDevice()) {
+    throw new UsageError("E_TARGET", `${path} is not a block device`, { details: { path } });
+  }
+  const { major, minor } = deviceNumbers(found.rdev);
+  return join("/sys/dev/block", `${major}:${minor}`);
+}
+
+async function readNumber(folder: string, name: string): Promise<number> {
+  return Number.parseInt(await readFile(join(folder, name), "utf8"), 10);
+}
+
+async function backingFileOf(folder: string): Promise<string | undefined> {
+  const text = await readFile(join(folder, "loop", "backing_file"), "utf8").catch((error: unknown) => {
+    if (isMissing(error)) return undefined;
+    throw error;
+  });
+  return text?.replace(/\n$/, "");
+}

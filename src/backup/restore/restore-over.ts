@@ -1,0 +1,82 @@
+import { BackupError, PreconditionError } from "../base/errors.js";
+import { checkChains } from "../chain/check-chains.js";
+import { withRestorable } from "../repository/restorable-points.js";
+import type { BlockTarget } from "./block-target.js";
+import type { RestoredDisk } from "./restore.js";
+import { RestoreSource, type RestoreSourceOptions } from "./restore-source.js";
+import { Overwrite } from "./target-writer.js";
+
+export interface RestoreOverOptions extends Omit<RestoreSourceOptions, "preferredBlock"> {
+  /** Belongs to the caller, who closes it. */
+  readonly target: BlockTarget;
+  /** Flush to stable storage before returning. */
+  readonly sync: boolean;
+}
+
+/** Sizes in bytes; `path` is the target's name, and `storedBytes` the data that was written, without zeroes. */
+export interface OverwrittenDisk extends RestoredDisk {
+  /** More than `virtualSize` where the target is larger: what lies behind the disk was left as it is. */
+  readonly targetSize: number;
+}
+
+/**
+ * Writes a disk of a point over what a block device or an NBD export holds. Unlike a file that can't be done under
+ * another name: a failure after the first write leaves the target half-written, and says so.
+ *
+ * @throws {PreconditionError} the target is smaller than the disk; nothing was written
+ * @throws {DamageError} a layer is missing or not what was written: names disk, point and guest offset, and which points
+ *   can be restored without it. Manifests, tables and digest files are looked at before anything is written
+ * @throws {BackupError} what went wrong with the target, with its code
+ */
+export async function restoreOver(options: RestoreOverOptions): Promise<OverwrittenDisk> {
+  const { repository, domain, point, disk, target, signal } = options;
+  refuseSmall(options);
+  try {
+    await checkChains(repository, domain, point, [disk], signal);
+    return await overwrite(options);
+  } catch (error) {
+    const told = await withRestorable(error, repository, domain, [disk]);
+    throw target.touched ? halfWritten(told, target.name) : told;
+  }
+}
+
+function refuseSmall({ point, disk: name, target }: RestoreOverOptions): void {
+  const disk = point.disks.find((candidate) => candidate.name === name);
+  if (!disk || disk.virtualSize <= target.writable) return;
+  const message = `${target.name} has ${target.writable} bytes that can be written, and disk ${name} of point ${point.id} needs ${disk.virtualSize}: nothing was written. Name a larger target`;
+  const details = { target: target.name, targetSize: target.size, virtualSize: disk.virtualSize };
+  throw new PreconditionError("E_TARGET_TOO_SMALL", message, { details });
+}
+
+async function overwrite(options: RestoreOverOptions): Promise<OverwrittenDisk> {
+  const started = performance.now();
+  const { target, disk } = options;
+  await using source = await RestoreSource.open({ ...options, preferredBlock: target.preferredBlock });
+  const { geometry, segmentBytes, chain, proven } = source;
+  const bufferBytes = options.window?.inFlight;
+  await using overwriting = new Overwrite({ target, geometry, segmentBytes, bufferBytes });
+  await source.readInto((from) => overwriting.fill(from));
+  if (options.sync) await target.flush(options.signal);
+  return {
+    disk,
+    path: target.name,
+    format: "raw",
+    virtualSize: geometry.virtualSize,
+    targetSize: target.size,
+    readBytes: source.readBytes,
+    storedBytes: overwriting.writtenBytes,
+    chain,
+    proven,
+    seconds: (performance.now() - started) / 1000,
+  };
+}
+
+/** The error, with what it means for the target. */
+function halfWritten(error: unknown, target: string): BackupError {
+  const message = `${error instanceof Error ? error.message : String(error)}. ${target} is half-written: it holds neither what it held nor the point. Restore to it again before anything uses it`;
+  const details = { target, halfWritten: true };
+  if (error instanceof BackupError) return error.of(message, details);
+  const { code } = error as { readonly code?: unknown };
+  const known = typeof code === "string" ? code : "E_FAILED";
+  return new BackupError(known, message, { cause: error, details });
+}

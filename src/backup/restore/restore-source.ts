@@ -1,0 +1,119 @@
+import type { OnDamage } from "../base/damage.js";
+import { Progress } from "../base/progress.js";
+import { findChain, openChain } from "../chain/chain.js";
+import { damage, type Layer } from "../chain/layer.js";
+import { ChainSource } from "../chain/overlay.js";
+import type { Geometry } from "../image/image.js";
+import type { FillOptions } from "../pull/image-store.js";
+import { plan } from "../pull/plan.js";
+import { endOf, type PullProgress } from "../pull/pull-image.js";
+import type { RateLimit } from "../pull/rate-limit.js";
+import { requestBytesOf } from "../pull/request-size.js";
+import { Pace, type Window } from "../pull/window.js";
+import type { Manifest } from "../repository/manifest.js";
+import type { Repository } from "../repository/repository.js";
+
+/** Of which disk of which point the bytes are, and how they are read. */
+export interface RestoreSourceOptions {
+  readonly repository: Repository;
+  /** By its folder in the repository. */
+  readonly domain: string;
+  readonly point: Manifest;
+  readonly disk: string;
+  readonly window?: Window | undefined;
+  /** What the target likes to be written at a time, in bytes. */
+  readonly preferredBlock?: number | undefined;
+  readonly rateLimit?: RateLimit | undefined;
+  readonly signal?: AbortSignal | undefined;
+  readonly onProgress?: ((progress: PullProgress) => void) | undefined;
+}
+
+/** A chain can also be asked where its bytes are. */
+export interface FillFromChain extends FillOptions {
+  readonly source: ChainSource;
+}
+
+const RESTORED_CLUSTER_SIZE = 64 * 1024;
+
+/** A disk of a point, opened to be read once from front to back. */
+export class RestoreSource implements AsyncDisposable {
+  /** Of what is made of it. */
+  readonly geometry: Geometry;
+  /** Bytes of clusters that a segment has at the most. */
+  readonly segmentBytes: number;
+  readonly #options: RestoreSourceOptions;
+  readonly #layers: readonly Layer[];
+  readonly #source: ChainSource;
+  #readBytes = 0;
+
+  private constructor(options: RestoreSourceOptions, layers: readonly Layer[]) {
+    const virtualSize = layers[0]?.disk.virtualSize ?? 0;
+    this.geometry = { virtualSize, clusterSize: RESTORED_CLUSTER_SIZE };
+    this.segmentBytes = requestBytesOf(options.window ?? {}, RESTORED_CLUSTER_SIZE, options.preferredBlock);
+    this.#options = options;
+    this.#layers = layers;
+    this.#source = new ChainSource(layers, this.geometry, failOnDamage);
+  }
+
+  /** @throws {DamageError} a layer is missing or does not fit its manifest */
+  static async open(options: RestoreSourceOptions): Promise<RestoreSource> {
+    const { repository, domain, point, disk } = options;
+    const links = await findChain(repository, domain, point, disk);
+    return new RestoreSource(options, await openChain(repository, domain, links));
+  }
+
+  /**
+   * Has `fill` read everything. Every cluster is compared with its digest on the way.
+   * @throws {DamageError} names disk, point and guest offset
+   */
+  async readInto(fill: (from: FillFromChain) => Promise<void>): Promise<void> {
+    const { geometry, segmentBytes } = this;
+    const { window = {}, rateLimit, signal } = this.#options;
+    const progress = new Progress(this.#options.onProgress);
+    await fill({
+      source: this.#source,
+      segments: plan(this.#source.extents(), { geometry, segmentBytes }),
+      pace: new Pace(window, segmentBytes),
+      reading: { readThrough: 0, mostRead: segmentBytes },
+      rateLimit,
+      signal,
+      onSegment: ({ readBytes, segment }) => {
+        this.#readBytes += readBytes;
+        const position = endOf(segment.runs, geometry);
+        progress.note({ virtualSize: geometry.virtualSize, position, readBytes: this.#readBytes });
+      },
+    });
+    progress.finish();
+    this.#source.assertAllRead();
+  }
+
+  /** Bytes of the chain that were read and compared so far. */
+  get readBytes(): number {
+    return this.#readBytes;
+  }
+
+  /** The points that the bytes come from, newest first. */
+  get chain(): readonly string[] {
+    return this.#layers.map((layer) => layer.pointId);
+  }
+
+  /** False where a layer has no digests: its data is copied unproven. */
+  get proven(): boolean {
+    return this.#layers.every((layer) => layer.disk.digests !== null);
+  }
+
+  /** The files that the bytes are in. */
+  get files(): readonly string[] {
+    return this.#layers.map(({ stored }) => stored.path);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    for (const layer of this.#layers) await layer.close();
+  }
+}
+
+function failOnDamage(layer: Layer): OnDamage {
+  return ({ message, guestOffset }) => {
+    throw damage(layer.pointId, layer.disk, message, guestOffset);
+  };
+}

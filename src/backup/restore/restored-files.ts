@@ -1,0 +1,104 @@
+import { constants, copyFile } from "node:fs/promises";
+import { basename, dirname, join, resolve } from "node:path";
+import { BackupError, DamageError, UsageError } from "../base/errors.js";
+import { syncFile } from "../host/durable-files.js";
+import { NewFiles } from "../host/new-files.js";
+import { type Finished, publish, refuseTarget, temporaryPathFor } from "../host/publish.js";
+import { damageOf } from "../repository/kept-files.js";
+import type { KeptFile, Manifest } from "../repository/manifest.js";
+import type { Repository } from "../repository/repository.js";
+import { refuseInside } from "./restore.js";
+
+/** Where a kept file of a point goes. */
+export interface FileTarget {
+  readonly file: KeptFile;
+  readonly path: string;
+}
+
+export interface RestoredFilesOptions {
+  readonly repository: Repository;
+  /** By its folder in the repository. */
+  readonly domain: string;
+  readonly point: Manifest;
+  readonly targets: readonly FileTarget[];
+  /** Replace files that are at the targets' paths. */
+  readonly force: boolean;
+  readonly sync: boolean;
+  readonly signal?: AbortSignal | undefined;
+}
+
+/**
+ * What a domain starts with beside its disks, restored: copied and proven before the disks are, under temporary names,
+ * and named when those are there. What was not published is gone when it is disposed.
+ */
+export class RestoredFiles implements AsyncDisposable {
+  readonly #options: RestoredFilesOptions;
+  readonly #files = new NewFiles();
+  readonly #finished: Finished[] = [];
+
+  private constructor(options: RestoredFilesOptions) {
+    this.#options = options;
+  }
+
+  /**
+   * @throws {DamageError} a file is not what was stored
+   * @throws {UsageError} a target exists, or lies in the repository
+   */
+  static async stage(options: RestoredFilesOptions): Promise<RestoredFiles> {
+    const staged = new RestoredFiles(options);
+    try {
+      for (const target of options.targets) await staged.#stage(target);
+    } catch (error) {
+      await staged[Symbol.asyncDispose]();
+      throw error;
+    }
+    return staged;
+  }
+
+  get targets(): readonly FileTarget[] {
+    return this.#options.targets;
+  }
+
+  /** @throws {BackupError} the files can't get their names: the disks stay */
+  async publish(): Promise<void> {
+    try {
+      await publish(this.#finished, this.#options);
+      this.#files.keep();
+    } catch (cause) {
+      const paths = this.#finished.map(({ final }) => final);
+      const reason = cause instanceof Error ? cause.message : String(cause);
+      const message = `the disks were restored and stay, but ${paths.join(", ")} could not be put in place: ${reason}`;
+      throw new BackupError("E_BOOT_FILES", message, { cause, details: { paths } });
+    }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#files[Symbol.asyncDispose]();
+  }
+
+  async #stage({ file, path }: FileTarget): Promise<void> {
+    const { repository, domain, point, force, sync } = this.#options;
+    await refuseInside(repository, path);
+    await refuseTarget(path, force);
+    if (this.#finished.some(({ final }) => resolve(final) === resolve(path))) {
+      throw new UsageError("E_TARGET", `two files would be restored to ${path}`, { details: { path } });
+    }
+    const temporary = temporaryPathFor(path);
+    const folder = repository.pointFolder(domain, point.id);
+    await this.#refuseDamage(folder, file);
+    this.#files.expect(temporary);
+    await copyFile(join(folder, file.file), temporary, constants.COPYFILE_EXCL);
+    if (sync) await syncFile(temporary);
+    await this.#refuseDamage(dirname(temporary), { ...file, file: basename(temporary) });
+    this.#finished.push({ temporary, final: path });
+  }
+
+  async #refuseDamage(folder: string, file: KeptFile): Promise<void> {
+    const { point, signal } = this.#options;
+    signal?.throwIfAborted();
+    const damage = await damageOf(folder, file);
+    if (damage === undefined) return;
+    const message = `the ${file.role} of point ${point.id} is damaged (${damage}): nothing was restored. The disks alone can be: name them with --disk, without --define and --xml`;
+    throw new DamageError("E_DAMAGED", message, { details: { point: point.id, file: file.file } });
+  }
+}

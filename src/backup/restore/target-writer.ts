@@ -1,0 +1,191 @@
+import pLimit from "p-limit";
+import type { Stretch } from "../../nbd/index.js";
+import { BackupError } from "../base/errors.js";
+import { isZero } from "../base/zeroes.js";
+import type { Geometry } from "../image/image.js";
+import { BufferPool } from "../pull/buffer-pool.js";
+import { CollectLanding } from "../pull/buffered-landing.js";
+import type { FillOptions } from "../pull/image-store.js";
+import type { Segment } from "../pull/plan.js";
+import { type Landing, type Notes, pull } from "../pull/pull.js";
+import type { BlockTarget } from "./block-target.js";
+
+/** What is read and not written yet, where nobody says otherwise: enough for a target that is far. */
+const BUFFER_BYTES = 16 * 1024 * 1024;
+/** One that comes, one that is written. */
+const LEAST_BUFFERS = 2;
+/** Segments that are being written; those of nothing but zeroes need no buffer, so these have to be counted. */
+const MOST_UNDER_WAY = 64;
+/** What is zeroed at a time: a server that has to write the zeroes must be able to answer before it is taken for dead. */
+const ZERO_PIECE = 64 * 1024 * 1024;
+const ZEROES_AT_ONCE = 4;
+
+export interface OverwriteOptions {
+  readonly target: BlockTarget;
+  readonly geometry: Geometry;
+  /** Bytes of clusters that a segment stores at the most. */
+  readonly segmentBytes: number;
+  readonly bufferBytes?: number | undefined;
+}
+
+/**
+ * Writes a whole disk over what a target holds, from byte 0 to the disk's end: data where it isn't zero, and zeroes
+ * everywhere else. Segments are written side by side, in any order, out of a bounded number of buffers.
+ *
+ *     plan -> buffer granted -> pieces land -> written, zeroed -> buffer free
+ */
+export class Overwrite implements Notes<Promise<void>>, AsyncDisposable {
+  readonly #target: BlockTarget;
+  readonly #geometry: Geometry;
+  readonly #buffers: BufferPool;
+  readonly #underWay = new Set<Promise<void>>();
+  readonly #zeroing = pLimit(ZEROES_AT_ONCE);
+  #failure: { readonly reason: unknown } | undefined;
+  #writtenBytes = 0;
+
+  constructor({ target, geometry, segmentBytes, bufferBytes = BUFFER_BYTES }: OverwriteOptions) {
+    this.#target = target;
+    this.#geometry = geometry;
+    this.#buffers = new BufferPool(
+      segmentBytes,
+      Math.max(LEAST_BUFFERS, Math.floor(bufferBytes / segmentBytes)),
+    );
+  }
+
+  /** Bytes of data that were written, without zeroes. */
+  get writtenBytes(): number {
+    return this.#writtenBytes;
+  }
+
+  /**
+   * Reads all that the plan names and writes it, and zeroes what the plan calls zero.
+   * @throws as `pull` does, and what the target throws
+   */
+  async fill(from: FillOptions): Promise<void> {
+    await pull<Promise<void>>({
+      ...from,
+      land: (segment, signal) => this.#land(segment, signal),
+      notes: this,
+    });
+  }
+
+  /** @throws what went wrong with what is being written */
+  async room(): Promise<void> {
+    while (this.#underWay.size >= MOST_UNDER_WAY && this.#failure === undefined) {
+      await Promise.race(this.#underWay);
+    }
+    if (this.#failure !== undefined) throw this.#failure.reason;
+  }
+
+  /** Order doesn't matter: what is written counts from when it is begun. */
+  note(): void {}
+
+  async complete(): Promise<void> {
+    await Promise.all(this.#underWay);
+    await this.room();
+  }
+
+  /** Waits for what is being written: nothing goes on behind the caller's back. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#fail(new BackupError("E_FAILED", "the restore has ended"));
+    await Promise.all(this.#underWay);
+  }
+
+  async #land(segment: Segment, signal: AbortSignal): Promise<Landing<Promise<void>>> {
+    // Nothing but zeroes needs no room.
+    const buffer = segment.clusters === 0 ? new ArrayBuffer(0) : await this.#buffers.take(signal);
+    return new CollectLanding(segment, this.#geometry, buffer, (filled) =>
+      this.#begin(this.#write(segment, filled, signal)),
+    );
+  }
+
+  /** @returns a promise that never rejects: `room` and `complete` tell of failures */
+  #begin(writing: Promise<void>): Promise<void> {
+    const done: Promise<void> = writing
+      .catch((reason: unknown) => this.#fail(reason))
+      .finally(() => this.#underWay.delete(done));
+    this.#underWay.add(done);
+    return done;
+  }
+
+  /** The first failure counts. Whoever waits for a buffer won't get one. */
+  #fail(reason: unknown): void {
+    this.#failure ??= { reason };
+    this.#buffers.close(this.#failure.reason);
+  }
+
+  /** Takes the buffer over. */
+  async #write(segment: Segment, buffer: ArrayBuffer, signal: AbortSignal): Promise<void> {
+    const { data, zeroes } = this.#sort(segment, buffer);
+    const steps = data.map(({ offset, bytes }) => this.#target.write(offset, bytes, signal));
+    const pieces = piecesOf(zeroes);
+    for (let i = 0; i < ZEROES_AT_ONCE; i += 1) {
+      steps.push(this.#zero(pieces, signal));
+    }
+    // None may still use the buffer when the next segment gets it.
+    for (const outcome of await Promise.allSettled(steps)) {
+      if (outcome.status === "rejected") throw outcome.reason;
+    }
+    for (const { bytes } of data) this.#writtenBytes += bytes.length;
+    if (buffer.byteLength > 0) this.#buffers.give(buffer);
+  }
+
+  /** What of a segment has to be written, neighbouring clusters at once, and what turned out to be nothing but zeroes. */
+  #sort(
+    segment: Segment,
+    buffer: ArrayBuffer,
+  ): { data: { offset: number; bytes: Uint8Array }[]; zeroes: Stretch[] } {
+    const { clusterSize, virtualSize } = this.#geometry;
+    const data: { offset: number; bytes: Uint8Array }[] = [];
+    const zeroes: Stretch[] = [];
+    let slot = 0;
+    for (const run of segment.runs) {
+      if (run.kind === "partial") {
+        throw new RangeError("a disk that stands alone has no clusters that are defined in part");
+      }
+      const start = run.cluster * clusterSize;
+      const length = Math.min(run.count * clusterSize, virtualSize - start);
+      if (run.kind === "zero") {
+        zeroes.push({ offset: start, length });
+        continue;
+      }
+      const bytes = new Uint8Array(buffer, slot * clusterSize, length);
+      slot += run.count;
+      for (const { from, to, zero } of alike(bytes, clusterSize)) {
+        if (zero) zeroes.push({ offset: start + from, length: to - from });
+        else data.push({ offset: start + from, bytes: bytes.subarray(from, to) });
+      }
+    }
+    return { data, zeroes };
+  }
+
+  async #zero(pieces: Iterator<Stretch>, signal: AbortSignal): Promise<void> {
+    for (let next = pieces.next(); !next.done; next = pieces.next()) {
+      const { offset, length } = next.value;
+      await this.#zeroing(() => this.#target.zero(offset, length, signal));
+    }
+  }
+}
+
+function* piecesOf(stretches: readonly Stretch[]): Generator<Stretch> {
+  for (const { offset, length } of stretches) {
+    for (let done = 0; done < length; done += ZERO_PIECE) {
+      yield { offset: offset + done, length: Math.min(ZERO_PIECE, length - done) };
+    }
+  }
+}
+
+/** Stretches of neighbouring clusters that are all zeroes, or all not. */
+function* alike(
+  bytes: Uint8Array,
+  clusterSize: number,
+): Generator<{ readonly from: number; readonly to: number; readonly zero: boolean }> {
+  for (let from = 0; from < bytes.length; ) {
+    const zero = isZero(bytes.subarray(from, from + clusterSize));
+    let to = from + clusterSize;
+    while (to < bytes.length && isZero(bytes.subarray(to, to + clusterSize)) === zero) to += clusterSize;
+    to = Math.min(to, bytes.length);
+    yield { from, to, zero };
+    from = to;
+  }
+}

@@ -1,0 +1,269 @@
+import type { OnDamage } from "../base/damage.js";
+import { BackupError } from "../base/errors.js";
+import type { ExtentState } from "../base/extent.js";
+import { findChain, openChain } from "../chain/chain.js";
+import type { ProvenRun } from "../chain/checked-image.js";
+import { damage, type Layer } from "../chain/layer.js";
+import { type Piece, seenThrough } from "../chain/overlay.js";
+import { ALL_SUBCLUSTERS } from "../image/image.js";
+import type { DiskManifest, Manifest } from "../repository/manifest.js";
+import type { Repository } from "../repository/repository.js";
+import { ClusterCache } from "./cluster-cache.js";
+import { PieceIndex, type Place } from "./extent-index.js";
+
+/** Clusters of which parts were asked for stay in memory up to this many bytes, a disk. */
+const CACHE_BYTES = 16 * 1024 * 1024;
+/** Whole clusters are read up to this many bytes at a time. */
+const READ_BYTES = 1024 * 1024;
+/** Of one read, parts that are under way at a time. */
+const PARTS_AT_ONCE = 4;
+
+/** A part of a read that is one read of a layer. */
+interface Part {
+  readonly offset: number;
+  readonly target: Buffer;
+  readonly place: Place;
+}
+
+/**
+ * A disk at a point, through all layers of its chain, for reads at any place and in any order. Every byte that it
+ * gives was compared with its digest, where its layer has them.
+ *
+ * Opening it walks over all tables and digest files, and keeps in memory where each stretch of the disk is: 32 bytes a
+ * stretch.
+ */
+export class ChainView implements AsyncDisposable {
+  readonly disk: DiskManifest;
+  /** The points that it is made of, newest first. */
+  readonly chain: readonly string[];
+  /** False where a layer has no digests: what it holds can't be compared with anything. */
+  readonly proven: boolean;
+  readonly #layers: readonly Layer[];
+  readonly #index: PieceIndex;
+  readonly #cache: ClusterCache;
+
+  private constructor(layers: readonly Layer[], disk: DiskManifest, index: PieceIndex) {
+    this.disk = disk;
+    this.chain = layers.map((layer) => layer.pointId);
+    this.proven = layers.every((layer) => layer.disk.digests !== null);
+    this.#layers = layers;
+    this.#index = index;
+    const largest = Math.max(...layers.map((layer) => layer.geometry.clusterSize));
+    this.#cache = new ClusterCache(Math.max(4, Math.floor(CACHE_BYTES / largest)));
+  }
+
+  /**
+   * @param domain by its folder in the repository
+   * @throws {DamageError} the chain is not whole, or its tables and its digest files contradict each other
+   */
+  static async open(
+    repository: Repository,
+    domain: string,
+    point: Manifest,
+    diskName: string,
+    signal?: AbortSignal,
+  ): Promise<ChainView> {
+    const links = await findChain(repository, domain, point, diskName);
+    const layers = await openChain(repository, domain, links);
+    try {
+      const disk = links[0]?.disk;
+      if (!disk) throw new RangeError("a chain has one link at least");
+      return new ChainView(layers, disk, await indexOf(layers, disk.virtualSize, signal));
+    } catch (error) {
+      for (const layer of layers) await layer.close();
+      throw error;
+    }
+  }
+
+  /** Bytes that the guest sees. */
+  get size(): number {
+    return this.disk.virtualSize;
+  }
+
+  /** Stretches of the disk that are kept in memory. */
+  get pieces(): number {
+    return this.#index.length;
+  }
+
+  /** What `length` bytes from `offset` on are, side by side; found as they are asked for. */
+  *extents(offset: number, length: number): Generator<{ length: number; state: ExtentState }> {
+    for (const piece of this.#index.pieces(offset, offset + length)) {
+      yield { length: piece.length, state: piece.place ? "data" : "zero" };
+    }
+  }
+
+  /**
+   * `length` bytes from `offset` on, in a buffer that is the caller's.
+   * @throws {DamageError} a cluster that they are in is not what was backed up: with point, disk and guest offset
+   * @throws {BackupError} the file system's failure, with its `code`, and where
+   */
+  async read(offset: number, length: number, signal?: AbortSignal): Promise<Buffer> {
+    const bytes = Buffer.allocUnsafe(length);
+    await this.#fillAll(this.#parts(offset, bytes), signal);
+    return bytes;
+  }
+
+  async close(): Promise<void> {
+    for (const layer of this.#layers) await layer.close();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close();
+  }
+
+  /** What has to be read to fill `target`; what reads as zeroes is there already. */
+  *#parts(from: number, target: Buffer): Generator<Part> {
+    for (const { offset, length, place } of this.#index.pieces(from, from + target.length)) {
+      const bytes = target.subarray(offset - from, offset - from + length);
+      if (place) yield* partsOf(offset, bytes, place, this.#layer(place));
+      else bytes.fill(0);
+    }
+  }
+
+  /** Settles when none of the parts is being read any more. No signal is derived: in Node 20 each would stay for good. */
+  async #fillAll(parts: Iterator<Part>, signal: AbortSignal | undefined): Promise<void> {
+    let failed = false;
+    const lane = async (): Promise<void> => {
+      for (let next = parts.next(); !next.done && !failed; next = parts.next()) {
+        try {
+          signal?.throwIfAborted();
+          await this.#fill(next.value);
+        } catch (error) {
+          failed = true;
+          throw error;
+        }
+      }
+    };
+    const outcomes = await Promise.allSettled(Array.from({ length: PARTS_AT_ONCE }, lane));
+    for (const outcome of outcomes) if (outcome.status === "rejected") throw outcome.reason;
+  }
+
+  async #fill({ offset, target, place }: Part): Promise<void> {
+    const layer = this.#layer(place);
+    const { clusterSize, virtualSize } = layer.geometry;
+    const cluster = Math.floor(offset / clusterSize);
+    const start = cluster * clusterSize;
+    const whole = Math.min(clusterSize, virtualSize - start);
+    try {
+      if (offset === start && target.length >= whole && place.dataMask === ALL_SUBCLUSTERS) {
+        await readProven(layer, place, offset, target);
+        return;
+      }
+      const bytes = await this.#cache.get(`${place.layer}:${cluster}`, async () => {
+        const slot = Buffer.allocUnsafe(whole);
+        await readProven(layer, place, start, slot);
+        return slot;
+      });
+      bytes.copy(target, 0, offset - start, offset - start + target.length);
+    } catch (error) {
+      throw located(error, layer, offset);
+    }
+  }
+
+  #layer(place: Place): Layer {
+    return this.#layers[place.layer] as Layer;
+  }
+}
+
+/** Walks over the whole chain once. */
+async function indexOf(
+  layers: readonly Layer[],
+  size: number,
+  signal: AbortSignal | undefined,
+): Promise<PieceIndex> {
+  const index = new PieceIndex(
+    layers.map(({ geometry, digestSize }) => ({ clusterSize: geometry.clusterSize, digestSize })),
+  );
+  const numbers = new Map(layers.map((layer, number) => [layer, number]));
+  for await (const piece of seenThrough(layers, size, failOnDamage)) {
+    signal?.throwIfAborted();
+    index.append(piece.length, placeOf(piece, numbers));
+  }
+  return index;
+}
+
+function placeOf(piece: Piece, numbers: ReadonlyMap<Layer, number>): Place | undefined {
+  const { offset, state, from } = piece;
+  switch (state) {
+    case "zero":
+      return undefined;
+    case "clean":
+      throw new RangeError("the last layer of a chain has to be complete");
+    case "data": {
+      const run = from?.run;
+      if (!from || !run || run.kind === "zero") throw new RangeError("data has to be somewhere");
+      const { clusterSize } = from.layer.geometry;
+      const clusters = Math.floor(offset / clusterSize) - run.cluster;
+      return {
+        layer: numbers.get(from.layer) ?? 0,
+        hostOffset: run.hostOffset + clusters * clusterSize,
+        digestsAt: (run.digestsAt ?? 0) + clusters * from.layer.digestSize,
+        dataMask: run.kind === "partial" ? run.dataMask : ALL_SUBCLUSTERS,
+      };
+    }
+    default:
+      return state satisfies never;
+  }
+}
+
+/**
+ * Cuts a piece where its reads begin and end: whole clusters are read right into the target, several at a time; of
+ * other clusters all has to be read to compare it.
+ *
+ *     clusters   |        |        |        |        |
+ *     piece          |~~~~~~~~~~~~~~~~~~~~~~~~~~~|
+ *     parts          |~~~~|~~~~~~~~~~~~~~~~~|~~~~|
+ */
+function* partsOf(offset: number, target: Buffer, place: Place, layer: Layer): Generator<Part> {
+  const { clusterSize, virtualSize } = layer.geometry;
+  const end = offset + target.length;
+  const first = Math.floor(offset / clusterSize);
+  for (let at = offset; at < end; ) {
+    const cluster = Math.floor(at / clusterSize);
+    const lastWhole = end >= virtualSize ? end : Math.floor(end / clusterSize) * clusterSize;
+    const isWhole = at === cluster * clusterSize && lastWhole > at;
+    const most = isWhole ? Math.max(clusterSize, READ_BYTES) : clusterSize;
+    const stop = Math.min(isWhole ? lastWhole : end, cluster * clusterSize + most);
+    yield {
+      offset: at,
+      target: target.subarray(at - offset, stop - offset),
+      place: {
+        ...place,
+        hostOffset: place.hostOffset + (cluster - first) * clusterSize,
+        digestsAt: place.digestsAt + (cluster - first) * layer.digestSize,
+      },
+    };
+    at = stop;
+  }
+}
+
+/** Fills `target` from the beginning of a cluster, which is the one of `place`. */
+async function readProven(layer: Layer, place: Place, offset: number, target: Buffer): Promise<void> {
+  const { clusterSize } = layer.geometry;
+  const { hostOffset, dataMask } = place;
+  const cluster = offset / clusterSize;
+  const count = Math.ceil(target.length / clusterSize);
+  const digests = await layer.digestsAt(place.digestsAt, count);
+  const run: ProvenRun =
+    dataMask === ALL_SUBCLUSTERS
+      ? { kind: "data", cluster, count, hostOffset, digests }
+      : { kind: "partial", cluster, count: 1, hostOffset, dataMask, zeroMask: 0, digests };
+  await layer.read(run, offset, target, failOnDamage(layer));
+}
+
+function failOnDamage(layer: Layer): OnDamage {
+  return ({ message, guestOffset }) => {
+    throw damage(layer.pointId, layer.disk, message, guestOffset);
+  };
+}
+
+/** What a file could not give, with where it was wanted for. */
+function located(error: unknown, layer: Layer, guestOffset: number): unknown {
+  const { code } = error as NodeJS.ErrnoException;
+  if (!(error instanceof Error) || code === undefined) return error;
+  const known = error instanceof BackupError ? error : new BackupError(code, error.message, { cause: error });
+  if (known.details["guestOffset"] !== undefined) return known;
+  const { pointId: point, disk } = layer;
+  const where = `disk ${disk.name} of point ${point} cannot be read at guest offset ${guestOffset}`;
+  return known.of(`${where}: ${known.message}`, { point, disk: disk.name, guestOffset });
+}

@@ -1,0 +1,62 @@
+import { chooseDisks, choosePoint } from "../repository/choose-point.js";
+import type { Manifest } from "../repository/manifest.js";
+import type { Reading, Repository } from "../repository/repository.js";
+import { ChainView } from "./chain-view.js";
+
+export interface PointViewOptions {
+  readonly repository: Repository;
+  /** By its folder in the repository. */
+  readonly domain: string;
+  /** An id, a time (the newest point not after it), or `latest`. */
+  readonly at: string;
+  /** Left out: all disks of the point. */
+  readonly disks?: readonly string[] | undefined;
+  readonly signal?: AbortSignal | undefined;
+}
+
+/** The disks of a point, open to be read at any place; whoever opens it closes it. */
+export class PointView implements AsyncDisposable {
+  readonly point: Manifest;
+  readonly disks: readonly ChainView[];
+
+  readonly #reading: Reading;
+
+  private constructor(point: Manifest, disks: readonly ChainView[], reading: Reading) {
+    this.point = point;
+    this.disks = disks;
+    this.#reading = reading;
+  }
+
+  /**
+   * Chooses the point and opens every layer that its disks need; if one fails to open, none stays open. A prune of the
+   * domain waits until it is closed.
+   * @throws {UsageError} not a point's id, nor a time; no such disk
+   * @throws {PreconditionError} there is no such point
+   * @throws {DamageError} a chain is not whole, or tables and digest files contradict each other
+   */
+  static async open(options: PointViewOptions): Promise<PointView> {
+    const { repository, domain, signal } = options;
+    const reading = await repository.beginReading(domain, signal);
+    const disks: ChainView[] = [];
+    try {
+      const point = await choosePoint(repository, domain, options.at);
+      for (const name of chooseDisks(point, options.disks)) {
+        disks.push(await ChainView.open(repository, domain, point, name, signal));
+      }
+      return new PointView(point, disks, reading);
+    } catch (error) {
+      for (const disk of disks) await disk.close();
+      await reading.release();
+      throw error;
+    }
+  }
+
+  async close(): Promise<void> {
+    for (const disk of this.disks) await disk.close();
+    await this.#reading.release();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close();
+  }
+}

@@ -1,0 +1,216 @@
+import {
+  ALLOCATION,
+  ClientFault,
+  formatNbdUri,
+  type ListenAddress,
+  NbdServer,
+  type NbdServerEvent,
+  parseNbdUri,
+  ServedError,
+  type ServedExport,
+  type ServerTls,
+} from "../../nbd/index.js";
+import { UsageError } from "../base/errors.js";
+import { ALLOCATION_CONTEXT } from "../export/export-extents.js";
+import { addressInUse, bindPrivately, clearSocketPath } from "../host/private-socket.js";
+import type { Manifest } from "../repository/manifest.js";
+import type { ChainView } from "./chain-view.js";
+import { PointView, type PointViewOptions } from "./point-view.js";
+
+export interface ServeOptions extends PointViewOptions {
+  /** An absolute path for a Unix socket, which only this user may connect to; or TCP, where port 0 is any free one. */
+  readonly address: ListenAddress;
+  /** The host in the URIs; default: the address that is listened on. */
+  readonly host?: string | undefined;
+  /** Given, TLS is required of every client. */
+  readonly tls?: ServerTls | undefined;
+  /** Told what happens, just after the fact. */
+  readonly onEvent?: ((event: ServeEvent) => void) | undefined;
+}
+
+export type ServeEvent =
+  /** A client got EIO; `error` has the point, the disk and the guest offset in its message and its details. */
+  | { readonly type: "read-failed"; readonly error: unknown }
+  /** A client was turned away, or broke the protocol or the TLS handshake. */
+  | { readonly type: "client-failed"; readonly error: Error }
+  /** The system had no connection to give; listening goes on. */
+  | { readonly type: "accept-failed"; readonly error: Error };
+
+/** A disk that is served. */
+export interface ServedDisk {
+  readonly disk: string;
+  readonly uri: string;
+  readonly virtualSize: number;
+  /** The points that the bytes come from, newest first. */
+  readonly chain: readonly string[];
+  /** False where a layer has no digests: what it holds is served unproven. */
+  readonly proven: boolean;
+}
+
+/**
+ * Serves the disks of a restore point by NBD, read-only, as exports of their names; where there is only one, as the
+ * default export too. Holes and zeroes are told apart from data. A read of what is damaged fails with EIO, whatever
+ * else is asked for is served.
+ *
+ * @throws as {@link PointView.open}
+ * @throws {PreconditionError} another program listens there
+ * @throws {UsageError} there can be no socket of that path; not an address of this machine; the certificate is no use
+ */
+export async function servePoint(options: ServeOptions): Promise<PointServer> {
+  const { address, tls } = options;
+  if ("path" in address) await clearSocketPath(address.path);
+  const view = await PointView.open(options);
+  const clients = new Clients();
+  try {
+    const listen = (): Promise<NbdServer> =>
+      NbdServer.listen({
+        exports: exportsOf(view),
+        address,
+        ...(tls === undefined ? {} : { tls }),
+        onEvent: (event) => {
+          clients.note(event);
+          const told = asServeEvent(event);
+          if (told) options.onEvent?.(told);
+        },
+      });
+    const server = await ("path" in address ? bindPrivately(listen) : listen());
+    return new PointServer(view, server, options.host, clients.left);
+  } catch (error) {
+    await view.close();
+    throw whyNotListening(error, address);
+  }
+}
+
+/** A point that is being served, until it is closed. */
+export class PointServer implements AsyncDisposable {
+  readonly point: Manifest;
+  readonly disks: readonly ServedDisk[];
+  /** Settles when clients have opened an export and all of them have left. */
+  readonly clientsLeft: Promise<void>;
+  readonly #view: PointView;
+  readonly #server: NbdServer;
+
+  /** @internal use {@link servePoint} */
+  constructor(view: PointView, server: NbdServer, host: string | undefined, clientsLeft: Promise<void>) {
+    this.point = view.point;
+    this.clientsLeft = clientsLeft;
+    this.#view = view;
+    this.#server = server;
+    this.disks = view.disks.map(({ disk, chain, proven }) => ({
+      disk: disk.name,
+      uri: uriOf(server, disk.name, host),
+      virtualSize: disk.virtualSize,
+      chain,
+      proven,
+    }));
+  }
+
+  /** Hangs up on all clients, removes the socket and closes the images. */
+  async close(): Promise<void> {
+    await this.#server.close();
+    await this.#view.close();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close();
+  }
+}
+
+function exportsOf({ point, disks }: PointView): Map<string, ServedExport> {
+  const exports = new Map(disks.map((view) => [view.disk.name, exportOf(point, view)]));
+  const [only, ...others] = exports.values();
+  if (only && others.length === 0) exports.set("", only);
+  return exports;
+}
+
+function exportOf(point: Manifest, view: ChainView): ServedExport {
+  const { name } = view.disk;
+  return {
+    size: view.size,
+    description: `${name} of ${point.domain.name} at ${point.createdAt}, point ${point.id}`,
+    contexts: new Map([
+      [
+        ALLOCATION_CONTEXT,
+        function* (offset, length) {
+          for (const { length: bytes, state } of view.extents(offset, length)) {
+            yield { length: bytes, flags: state === "zero" ? ALLOCATION.HOLE | ALLOCATION.ZERO : 0 };
+          }
+        },
+      ],
+    ]),
+    read: async (offset, length, signal) => {
+      try {
+        return await view.read(offset, length, signal);
+      } catch (cause) {
+        // The whole story has paths in it, and is for the owner of the repository.
+        const message = `disk ${name} of point ${point.id} cannot be read in ${length} bytes at ${offset}`;
+        throw new ServedError("EIO", message, { cause });
+      }
+    },
+  };
+}
+
+function asServeEvent(event: NbdServerEvent): ServeEvent | undefined {
+  switch (event.type) {
+    case "request-failed": {
+      const { error } = event;
+      return { type: "read-failed", error: error instanceof ServedError ? error.cause : error };
+    }
+    case "accept-failed":
+      return event;
+    case "turned-away":
+      return { type: "client-failed", error: new Error("too many connections: a client was turned away") };
+    case "disconnected": {
+      const { error } = event;
+      const isFault = error instanceof ClientFault && !["DISCONNECTED", "SERVER_CLOSED"].includes(error.code);
+      return isFault ? { type: "client-failed", error } : undefined;
+    }
+    case "connected":
+    case "export-opened":
+      return undefined;
+    default:
+      return event satisfies never;
+  }
+}
+
+/** Those who have opened an export. */
+class Clients {
+  readonly #connections = new Set<number>();
+  #leave: () => void = () => undefined;
+  readonly left = new Promise<void>((resolve) => {
+    this.#leave = resolve;
+  });
+
+  note(event: NbdServerEvent): void {
+    if (event.type === "export-opened") this.#connections.add(event.connection);
+    else if (event.type === "disconnected" && this.#connections.delete(event.connection)) {
+      if (this.#connections.size === 0) this.#leave();
+    }
+  }
+}
+
+/** A certificate is for a host's name, so that belongs into the URI. */
+function uriOf(server: NbdServer, exportName: string, host: string | undefined): string {
+  const uri = parseNbdUri(server.uri(exportName));
+  if (host === undefined || uri.transport.kind === "unix") return formatNbdUri(uri);
+  return formatNbdUri({ ...uri, transport: { ...uri.transport, host } });
+}
+
+function whyNotListening(error: unknown, address: ListenAddress): unknown {
+  if (!(error instanceof Error)) return error;
+  const { code = "" } = error as NodeJS.ErrnoException;
+  const where = "path" in address ? address.path : `${address.host}:${address.port}`;
+  switch (code) {
+    case "EADDRINUSE":
+      return addressInUse(where, error);
+    case "EADDRNOTAVAIL": {
+      const message = `${where} is no address of this machine: name one that it has`;
+      return new UsageError("E_LISTEN", message, { cause: error });
+    }
+    default: {
+      if (!code.startsWith("ERR_OSSL")) return error;
+      const message = `the certificate, its key or the CA is no use: ${error.message}`;
+      return new UsageError("E_TLS_FILE", message, { cause: error });
+    }
+  }
+}

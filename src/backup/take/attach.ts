@@ -1,0 +1,301 @@
+import { isDeepStrictEqual } from "node:util";
+import type { NbdClient } from "../../nbd/index.js";
+import { DamageError, PreconditionError, UsageError } from "../base/errors.js";
+import { proveChain } from "../chain/chain.js";
+import { type JobWay, openWayAnywhere, straightWay } from "../guest/job-connection.js";
+import type { Definition } from "../guest/keep-files.js";
+import { type ScratchGuardOptions, whileScratchLasts } from "../guest/scratch-guard.js";
+import { parseCheckpoint } from "../libvirt/checkpoint-xml.js";
+import {
+  type BackupJob,
+  type BackupServer,
+  type ExportedDisk,
+  exportedDisks,
+  type IncrementalDisk,
+  parseBackupJob,
+} from "../libvirt/job-xml.js";
+import { openRunningJob } from "../libvirt/running-job.js";
+import { hasCode, PATIENCE_MS, type Virsh } from "../libvirt/virsh.js";
+import { assertCompressible } from "../pull/compressed-store.js";
+import { isSame, type Manifest } from "../repository/manifest.js";
+import { Repository } from "../repository/repository.js";
+import {
+  type PointDisk,
+  type TakenPoint,
+  type TakePointOptions,
+  type TakeSettings,
+  takePoint,
+} from "./take-point.js";
+
+/** Where the job is described: by libvirt, or by an XML document alone. */
+export type JobSource =
+  | {
+      readonly kind: "libvirt";
+      readonly virsh: Virsh;
+      readonly domain: string;
+      readonly xml?: string | undefined;
+    }
+  | { readonly kind: "xml"; readonly xml: string; readonly domain: string };
+
+export interface AttachOptions extends TakeSettings {
+  readonly source: JobSource;
+  /** Made if there is nothing, or an empty folder, but only once the job was found. */
+  readonly repositoryPath: string;
+  /** The checkpoint that was created together with the job; without it the point is no base for increments. */
+  readonly checkpoint?: string | undefined;
+  /** End the job after the commit; otherwise it goes on, since somebody else began it. */
+  readonly endJob: boolean;
+  /** Bytes that have to be left for scratch files, or the backup is given up; default a tenth of what is there, at most 4 GiB. */
+  readonly scratchReserve?: number | undefined;
+}
+
+export type AttachResult = TakenPoint & { readonly jobEnded: boolean };
+
+/**
+ * Takes all disks of a pull backup that is already running as one restore point. The job is left running unless
+ * `endJob`: somebody else began it. Where its scratch files are on this host they are watched; when their room gets short
+ * the backup is given up, so that the job can be ended before the guest's writes fail. With `endJob` it is.
+ *
+ * @throws {UsageError} `endJob` without libvirt, or compression for what can't be compressed
+ * @throws {PreconditionError} no such job, no parent for an increment, the checkpoint isn't the job's, or the job ended
+ * @throws as `takePoint` does
+ */
+export async function attach(options: AttachOptions): Promise<AttachResult> {
+  const { source } = options;
+  if (source.kind === "xml" && options.endJob) {
+    throw new UsageError(
+      "E_END_JOB",
+      "--end-job needs libvirt: name the domain instead of giving only its XML",
+    );
+  }
+  if (options.compress) assertCompressible(options.format, options.compress);
+  const view = source.kind === "xml" ? viewOfXml(source) : await viewOfLibvirt(source);
+  const taken = await take(source, view, options);
+  // The point is there by now: whatever happens from here on, be it a Ctrl-C, is no failure of the backup.
+  const jobEnded = options.endJob && (await endJob(source, view, options, "the point was committed"));
+  return { ...taken, jobEnded };
+}
+
+async function take(source: JobSource, view: JobView, options: AttachOptions): Promise<TakenPoint> {
+  const { checkpoint, repositoryPath, signal } = options;
+  // Closed before the job is ended, as the clients are.
+  await using way = await wayTo(source, view, options);
+  const existing = await Repository.openIfThere(repositoryPath);
+  const chosen = (): Promise<PointDisk[]> => pointDisks(view, way, existing, options);
+  const disks = existing ? await existing.reading(view.domain.name, chosen, signal) : await chosen();
+  if (checkpoint === undefined) {
+    options.onWarning?.("no --checkpoint was given: this point will be no base for increments");
+  }
+  const point = checkpoint === undefined ? null : await view.checkpoint(checkpoint);
+  const repository = existing ?? (await Repository.openOrCreate(repositoryPath));
+  const { domain, definition, confirm } = view;
+  const clients: NbdClient[] = [];
+  const giveUp = async (): Promise<void> => {
+    await Promise.allSettled(clients.map((client) => client.close()));
+    if (options.endJob) await endJob(source, view, options, "the backup was given up");
+  };
+  const job = { repository, domain, definition, disks, checkpoint: point, clients, confirm };
+  return await whileScratchLasts({ ...scratchSettings(view, options), giveUp }, (lasting) =>
+    way.walk(lasting, (walking) => takePoint({ ...options, ...job, signal: walking })),
+  );
+}
+
+/** Who gives the XML says in it where the server is reached; libvirt's own says where it is on libvirt's host. */
+async function wayTo(source: JobSource, { server }: JobView, options: AttachOptions): Promise<JobWay> {
+  if (source.kind === "xml" || source.xml !== undefined) return straightWay(server);
+  const { hostOverride } = options.connect;
+  const hypervisor = await source.virsh.hypervisor();
+  return await openWayAnywhere(server, { hypervisor, hostOverride, signal: options.signal });
+}
+
+function scratchSettings(
+  { domain: { name }, scratchFiles: files }: JobView,
+  { endJob, scratchReserve: reserve, onWarning, signal }: AttachOptions,
+): Omit<ScratchGuardOptions, "giveUp"> {
+  const remedy = endJob
+    ? "The job was ended. Begin the next one with scratch files where there is more room, or when the guest writes less"
+    : `The job still runs, and nobody reads from it any more: end it now, \`virsh domjobabort ${name}\`, and begin the next one with scratch files where there is more room`;
+  return { domain: name, files, reserve, remedy, onWarning, signal };
+}
+
+/** @param what has become of the backup: a job that can't be ended changes nothing in that */
+async function endJob(
+  source: JobSource,
+  view: JobView,
+  options: AttachOptions,
+  what: string,
+): Promise<boolean> {
+  if (source.kind === "xml") return false;
+  const { uuid, name } = view.domain;
+  try {
+    await source.virsh.withPatience(PATIENCE_MS).abortJob(uuid ?? name);
+    return true;
+  } catch (error) {
+    const reason = error instanceof Error ? error.message : String(error);
+    options.onWarning?.(`${what}, but the job could not be ended: ${reason}`);
+    return false;
+  }
+}
+
+/** What attaching has to know of a job, wherever it comes from. */
+interface JobView {
+  readonly domain: TakePointOptions["domain"];
+  readonly definition?: Definition | undefined;
+  readonly server: BackupServer;
+  readonly disks: readonly ExportedDisk[];
+  /** Those of its scratch files that are on this host. */
+  readonly scratchFiles: readonly string[];
+  /** The checkpoint of the job's moment. */
+  readonly checkpoint: (name: string) => Promise<NonNullable<Manifest["checkpoint"]>>;
+  /** When the checkpoint that an increment starts from was created; undefined where nobody can be asked. */
+  readonly creationTime: (name: string) => Promise<number | undefined>;
+  readonly confirm: () => Promise<void>;
+}
+
+/** Libvirt is not asked: what it would know stays unknown, and that the servers still answer has to do. */
+function viewOfXml({ xml, domain }: Extract<JobSource, { kind: "xml" }>): JobView {
+  const job = parseBackupJob(xml);
+  return {
+    domain: { name: domain, uuid: null },
+    server: job.server,
+    disks: someDisks(exportedDisks(job)),
+    scratchFiles: [],
+    checkpoint: async (name) => ({ name, creationTime: null }),
+    creationTime: async () => undefined,
+    confirm: async () => undefined,
+  };
+}
+
+async function viewOfLibvirt({
+  virsh,
+  domain,
+  xml,
+}: Extract<JobSource, { kind: "libvirt" }>): Promise<JobView> {
+  const running = await openRunningJob({ virsh, domain });
+  const job = xml === undefined ? running.job : parseBackupJob(xml);
+  if (!isDeepStrictEqual(rolesOf(job), rolesOf(running.job))) {
+    const message = `the XML is not of the job that runs on ${running.domain.name}: its disks, modes, bases, exports or bitmaps differ. Only where the server is reached may; take the XML from virsh backup-dumpxml`;
+    throw new PreconditionError("E_XML_DIFFERS", message, { details: { domain: running.domain.name } });
+  }
+  const times = new Map<string, Promise<number | undefined>>();
+  const creationTime = (name: string): Promise<number | undefined> => {
+    const time = times.get(name) ?? creationTimeOf(virsh, running.domain.uuid, name);
+    times.set(name, time);
+    return time;
+  };
+  const host = await virsh.remoteHost();
+  return {
+    domain: { name: running.domain.name, uuid: running.domain.uuid },
+    definition: { xml: running.domainXml, host },
+    server: job.server,
+    disks: someDisks(exportedDisks(job)),
+    scratchFiles: host === undefined ? scratchFilesOf(running.job) : [],
+    checkpoint: async (name) => {
+      const { creationTime } = await running.checkpoint(name);
+      return { name, creationTime };
+    },
+    creationTime,
+    confirm: () => running.assertAlive(),
+  };
+}
+
+function scratchFilesOf(job: BackupJob): readonly string[] {
+  return exportedDisks(job).flatMap(({ scratch }) => (scratch?.type === "file" ? [scratch.path] : []));
+}
+
+/** A base that was deleted since the job began is one that nobody can be asked about. */
+async function creationTimeOf(virsh: Virsh, domain: string, checkpoint: string): Promise<number | undefined> {
+  try {
+    return parseCheckpoint(await virsh.checkpointXml(domain, checkpoint)).creationTime;
+  } catch (error) {
+    if (hasCode(error, "E_NO_CHECKPOINT")) return undefined;
+    throw error;
+  }
+}
+
+function someDisks(disks: readonly ExportedDisk[]): readonly ExportedDisk[] {
+  if (disks.length > 0) return disks;
+  throw new PreconditionError("E_NO_DISKS", "the backup job has no disk that takes part: nothing was stored");
+}
+
+/** Which disk is what, without what differs from one look at the same job to the next. */
+function rolesOf(job: BackupJob): readonly object[] {
+  return exportedDisks(job).map((disk) => ({ ...disk, index: undefined, scratch: undefined }));
+}
+
+async function pointDisks(
+  view: JobView,
+  way: JobWay,
+  repository: Repository | undefined,
+  options: AttachOptions,
+): Promise<PointDisk[]> {
+  const warn = ({ message }: DamageError): void => options.onWarning?.(message);
+  const points = (await repository?.points(view.domain.name, warn)) ?? [];
+  const others = view.disks.some((disk) => disk.mode === "incremental");
+  const disks: PointDisk[] = [];
+  for (const disk of view.disks) {
+    const { name } = disk;
+    const address = way.addressOf(disk.exportName);
+    if (disk.mode === "incremental") {
+      const parent = await findParent(disk, view, points, repository);
+      disks.push({ name, address, increment: { bitmap: disk.bitmap, parent } });
+    } else {
+      disks.push({ name, address, reason: others ? "the job backs this disk up in full" : undefined });
+    }
+  }
+  return disks;
+}
+
+/**
+ * The newest point whose checkpoint is the one that the job counts this disk's changes from.
+ *
+ * Names can be deleted and made again, so domain and creation time have to be the same, as far as they are known.
+ *
+ * @throws {PreconditionError} there is none, it is another domain's or another checkpoint's, or its chain is broken
+ */
+async function findParent(
+  disk: IncrementalDisk,
+  view: JobView,
+  points: readonly Manifest[],
+  repository: Repository | undefined,
+): Promise<Manifest> {
+  const base = disk.incremental;
+  const remedy = `begin the job with backupmode='full' for ${disk.name}, or attach to the repository that has that point`;
+  const refuse = (code: string, what: string, cause?: unknown): PreconditionError =>
+    new PreconditionError(code, `${disk.name}: ${what}. Nothing was stored: ${remedy}`, {
+      cause,
+      details: { disk: disk.name, checkpoint: base },
+    });
+  const named = points.filter(
+    (point) => point.checkpoint?.name === base && point.disks.some(({ name }) => name === disk.name),
+  );
+  const ofDomain = named.filter(({ domain }) => isSame(domain.uuid, view.domain.uuid));
+  const created = await view.creationTime(base);
+  const parent = ofDomain.findLast(({ checkpoint }) => isSame(checkpoint?.creationTime, created));
+  if (repository && parent) {
+    await proveChain(repository, view.domain.name, parent, disk.name).catch((error: unknown) => {
+      if (!(error instanceof DamageError)) throw error;
+      const what = `an increment on ${parent.id} could not be restored: ${error.message}`;
+      throw refuse("E_BROKEN_CHAIN", what, error);
+    });
+    return parent;
+  }
+  if (ofDomain.length > 0) {
+    const what = `checkpoint ${base} was made anew since the repository's point of it was taken`;
+    throw refuse("E_OTHER_CHECKPOINT", `${what}${created === undefined ? "" : ` (at ${asTime(created)})`}`);
+  }
+  if (named.length > 0) {
+    throw refuse(
+      "E_OTHER_DOMAIN",
+      `the point of checkpoint ${base} is of another domain of this name, by its UUID`,
+    );
+  }
+  throw refuse(
+    "E_NO_PARENT",
+    `the job counts its changes from checkpoint ${base}, of which the repository has no point`,
+  );
+}
+
+function asTime(seconds: number): string {
+  return new Date(seconds * 1000).toISOString();
+}

@@ -1,0 +1,320 @@
+import { writeFile } from "node:fs/promises";
+import type { NbdClient } from "../../nbd/index.js";
+import { together } from "../base/together.js";
+import { preflight } from "../checks/preflight.js";
+import {
+  claimFolder,
+  clearFolder,
+  type Guest,
+  keyOf,
+  messageOf,
+  retireCheckpoints,
+  whileFrozen,
+} from "../guest/guest-jobs.js";
+import { type JobWay, openWay, refuseUnreachable } from "../guest/job-connection.js";
+import { JobFolder } from "../guest/job-folder.js";
+import { neededCheckpoints } from "../guest/needed-checkpoints.js";
+import { bitmapOf, type DiskPlan, type GuestDisk, type Level } from "../guest/plan-disk.js";
+import { type Forecast, LOST, levelOf, planGuest, refuseNoBase } from "../guest/plan-guest.js";
+import { refuseShortScratch, type ScratchSettings, whileScratchLasts } from "../guest/scratch-guard.js";
+import { WAY } from "../guest/ssh-job-folder.js";
+import { sshTo } from "../guest/ssh-to-hypervisor.js";
+import { formatBackup, formatCheckpoint, type JobRequest, type TcpServer } from "../libvirt/begin-xml.js";
+import { parseCheckpoint } from "../libvirt/checkpoint-xml.js";
+import { checkpointName } from "../libvirt/checkpoints.js";
+import { chooseDisks, type DiskChoice } from "../libvirt/choose-disks.js";
+import { type DomainDefinition, type DomainDisk, parseDomain } from "../libvirt/domain-xml.js";
+import { type BackupServer, exportedDisks } from "../libvirt/job-xml.js";
+import { openRunningJob, type RunningJob } from "../libvirt/running-job.js";
+import { hasCode, PATIENCE_MS, type Virsh } from "../libvirt/virsh.js";
+import { assertCompressible } from "../pull/compressed-store.js";
+import type { Manifest } from "../repository/manifest.js";
+import { Repository } from "../repository/repository.js";
+import { backUpStopped } from "./stopped-backup.js";
+import { type PointDisk, type TakenPoint, type TakeSettings, takePoint } from "./take-point.js";
+
+export interface BackupOptions extends TakeSettings {
+  readonly virsh: Virsh;
+  /** As virsh knows it: name, UUID or the number of its run. */
+  readonly domain: string;
+  /** Made if there is nothing, or an empty folder. */
+  readonly repositoryPath: string;
+  readonly level: Level;
+  readonly disks: DiskChoice;
+  /** The folder under which the job gets a folder of its own, for its socket and scratch files. */
+  readonly scratchParent: string;
+  /** Bytes that have to be left for scratch files, or the backup is given up; default a tenth of what is there, at most 4 GiB. */
+  readonly scratchReserve?: number | undefined;
+  /** Left out: by a Unix socket in the job's folder. */
+  readonly server?: TcpServer | undefined;
+  /** Mountpoints in the guest that are frozen while the job begins; empty: all. Left out: none. */
+  readonly freeze?: readonly string[] | undefined;
+}
+
+export interface BackupResult extends TakenPoint {
+  /** What was made, beside the level that was asked for. */
+  readonly level: Exclude<Level, "auto">;
+  /** False where the domain is off: the point has no checkpoint of its own then. */
+  readonly isRunning: boolean;
+  /** Checkpoints of this repository that were deleted, since no increment starts from them any more. */
+  readonly retired: readonly string[];
+}
+
+/**
+ * Backs one domain up. Of one that runs: begins a job and its checkpoint, pulls all disks as one restore point, ends the
+ * job, and deletes the checkpoints that are not needed any more. One that is off: see `backUpStopped`. Whatever a dead run
+ * of the same repository left is cleared away first; if this one fails nothing of it stays.
+ *
+ * @throws {PreconditionError} the domain is busy, another backup runs, a disk can't take part, no base for an increment
+ * @throws as `takePoint` does
+ */
+export async function backup(options: BackupOptions): Promise<BackupResult> {
+  const { virsh, signal } = options;
+  if (options.compress) assertCompressible(options.format, options.compress);
+  const [hypervisor, definition] = await together(virsh.hypervisor(), virsh.domainXml(options.domain));
+  const domain = parseDomain(definition);
+  if (domain.id === undefined) {
+    return { ...(await backUpStopped(domain, definition, options)), isRunning: false, retired: [] };
+  }
+  const ssh = await sshTo(hypervisor, signal);
+  const disks = await guestDisks(virsh, domain, options.disks);
+  const forecast = await preflight({ ...options, domain, disks, ssh });
+  const repository = await Repository.openOrCreate(options.repositoryPath);
+  const guest: Guest = { virsh, domain, repository, ssh };
+  const folder = JobFolder.at(options.scratchParent, keyOf(guest), ssh);
+  await claimFolder(guest, folder, signal);
+  const cleaner: Guest = { ...guest, virsh: virsh.withSignal(undefined).withPatience(PATIENCE_MS) };
+  const made: string[] = [];
+  let taken: TakenPoint;
+  try {
+    const scratch = scratchSettings(guest, folder, disks, options);
+    refuseShortScratch(scratch);
+    await deleteOrphans(guest, made, options);
+    const server = serverOf(folder, options);
+    await using way = await openWay(server, {
+      hypervisor,
+      hostOverride: options.connect.hostOverride,
+      socket: folder.file("nbd.sock"),
+      note: folder.fileThere(WAY),
+      signal,
+    });
+    if (way.straightTo) await refuseUnreachable(way.straightTo, signal);
+    const begun = await begin(guest, { disks, forecast }, { folder, made, server }, options);
+    signal?.throwIfAborted();
+    const clients: NbdClient[] = [];
+    const giveUp = async (): Promise<void> => {
+      await Promise.allSettled(clients.map((client) => client.close()));
+      await clearFolder(cleaner, folder);
+    };
+    taken = await whileScratchLasts({ ...scratch, signal, giveUp }, (lasting) =>
+      way.walk(lasting, (walking) => pull(guest, begun, { way, clients }, { ...options, signal: walking })),
+    );
+  } catch (error) {
+    await clearAfterFailure(cleaner, { folder, made }, options);
+    throw error;
+  }
+  // The point is there by now: whatever happens from here on, be it a Ctrl-C, is no failure of the backup.
+  const retired = await endJob(cleaner, folder, options);
+  return { ...taken, level: levelOf(taken.manifest, options.level), isRunning: true, retired };
+}
+
+async function guestDisks(virsh: Virsh, domain: DomainDefinition, chosen: DiskChoice): Promise<GuestDisk[]> {
+  const look = async ({ target, format = "raw" }: DomainDisk): Promise<GuestDisk> => ({
+    name: target,
+    format,
+    size: await virsh.diskSize(domain, target),
+  });
+  return await together(...chooseDisks(domain, chosen).map(look));
+}
+
+/** How the job is to be served. */
+function serverOf(folder: JobFolder, { server }: BackupOptions): BackupServer {
+  return server ?? { transport: "unix", socket: folder.socket, tls: false };
+}
+
+/** Checkpoints whose point never came to be: this run's own (`made`), and those of runs that died. */
+async function deleteOrphans(guest: Guest, made: readonly string[], options: BackupOptions): Promise<void> {
+  const named = (points: readonly Manifest[]): Set<string> =>
+    new Set(points.flatMap(({ checkpoint }) => (checkpoint ? [checkpoint.name] : [])));
+  await retire(guest, made, options, named);
+}
+
+/** Where a manifest can't be read only `made` may go: the checkpoint of that point may be one that is needed. */
+async function retire(
+  guest: Guest,
+  made: readonly string[],
+  options: BackupOptions,
+  neededBy: (points: readonly Manifest[]) => ReadonlySet<string>,
+): Promise<readonly string[]> {
+  let damaged = false;
+  const points = await guest.repository.points(guest.domain.name, () => {
+    damaged = true;
+  });
+  const needed = neededBy(points);
+  const { retired, failed } = await retireCheckpoints(
+    guest,
+    (name) => !needed.has(name) && (!damaged || made.includes(name)),
+  );
+  for (const message of failed) options.onWarning?.(message);
+  return retired;
+}
+
+/** What a run leaves behind until it is cleared away. */
+interface Traces {
+  readonly folder: JobFolder;
+  /** Names of the checkpoints that it tried to create. */
+  readonly made: string[];
+}
+
+/** A job that runs, and what was meant by it. */
+interface Begun {
+  readonly job: RunningJob;
+  readonly plans: readonly DiskPlan[];
+  readonly checkpoint: Manifest["checkpoint"];
+}
+
+/** Job and checkpoint begin in one moment. Where libvirt finds a bitmap broken that disk gets another base, or none. */
+async function begin(
+  guest: Guest,
+  { disks, forecast }: { readonly disks: readonly GuestDisk[]; readonly forecast: Forecast },
+  { folder, made, server }: Traces & { readonly server: BackupServer },
+  options: BackupOptions,
+): Promise<Begun> {
+  const { domain, repository, virsh } = guest;
+  const broken = new Map(forecast.broken);
+  for (;;) {
+    const plans = await planGuest(guest, disks, { ...options, broken, proven: forecast.proven });
+    refuseNoBase(domain.name, plans, options.level);
+    const checkpoint = plans.some(({ bitmap }) => bitmap)
+      ? checkpointName(repository.id, new Date())
+      : undefined;
+    options.signal?.throwIfAborted();
+    if (checkpoint !== undefined) made.push(checkpoint);
+    try {
+      // To its end, whatever comes: a virsh that is killed leaves libvirt at work.
+      const steady = { ...guest, virsh: virsh.withSignal(undefined) };
+      await whileFrozen(steady, folder, options.freeze, () =>
+        beginJob(steady, { plans, checkpoint, server }, folder),
+      );
+    } catch (error) {
+      const bitmap = brokenBitmap(error, plans);
+      if (bitmap === undefined || broken.has(bitmap)) throw error;
+      broken.set(bitmap, LOST);
+      continue;
+    }
+    const opening = openRunningJob({ virsh, domain });
+    if (checkpoint === undefined) return { job: await opening, plans, checkpoint: null };
+    const [job, created] = await together(opening, virsh.checkpointXml(domain, checkpoint));
+    const { creationTime } = parseCheckpoint(created);
+    return { job, plans, checkpoint: { name: checkpoint, creationTime } };
+  }
+}
+
+async function beginJob(
+  { virsh, domain }: Guest,
+  wanted: {
+    readonly plans: readonly DiskPlan[];
+    readonly checkpoint: string | undefined;
+    readonly server: BackupServer;
+  },
+  folder: JobFolder,
+): Promise<void> {
+  const { plans, checkpoint, server } = wanted;
+  const request: JobRequest = {
+    server,
+    disks: domain.disks.map(({ target: name }) => {
+      const planned = plans.find((each) => each.name === name);
+      if (!planned) return { name };
+      return {
+        name,
+        take: { scratch: folder.scratch(name), base: planned.base?.checkpoint, bitmap: planned.bitmap },
+      };
+    }),
+  };
+  const backupFile = folder.file("backup.xml");
+  await writeFile(backupFile, formatBackup(request));
+  if (checkpoint === undefined) return await virsh.beginBackup(domain, backupFile);
+  const checkpointFile = folder.file("checkpoint.xml");
+  await writeFile(checkpointFile, formatCheckpoint(request, checkpoint));
+  await virsh.beginBackup(domain, backupFile, checkpointFile);
+}
+
+/** Which bitmap libvirt found broken, if that is why it refused to begin. */
+function brokenBitmap(error: unknown, plans: readonly DiskPlan[]): string | undefined {
+  if (!hasCode(error, "E_VIRSH")) return undefined;
+  const [, disk] = /missing or broken bitmap '[^']*' for disk '([^']*)'/.exec(messageOf(error)) ?? [];
+  const base = plans.find(({ name }) => name === disk)?.base;
+  return disk && base && bitmapOf(disk, base.checkpoint);
+}
+
+async function pull(
+  guest: Guest,
+  { job, plans, checkpoint }: Begun,
+  { way, clients }: { readonly way: JobWay; readonly clients: NbdClient[] },
+  options: BackupOptions,
+): Promise<TakenPoint> {
+  const { domain, repository, ssh } = guest;
+  const disks = exportedDisks(job.job).map((disk): PointDisk => {
+    const planned = plans.find(({ name }) => name === disk.name);
+    const increment =
+      planned?.base && disk.mode === "incremental"
+        ? { bitmap: disk.bitmap, parent: planned.base.parent }
+        : undefined;
+    return {
+      name: disk.name,
+      address: way.addressOf(disk.exportName),
+      increment,
+      reason: planned?.reason,
+    };
+  });
+  return await takePoint({
+    ...options,
+    repository,
+    domain: { name: domain.name, uuid: domain.uuid },
+    definition: { xml: job.domainXml, host: ssh?.target.host },
+    disks,
+    checkpoint,
+    clients,
+    confirm: () => job.assertAlive(),
+  });
+}
+
+function scratchSettings(
+  { domain, ssh }: Guest,
+  folder: JobFolder,
+  disks: readonly GuestDisk[],
+  { scratchReserve: reserve, onWarning }: BackupOptions,
+): ScratchSettings {
+  const remedy =
+    "Name a folder with more room (--scratch), take the backup when the guest writes less, or make it shorter: a faster target, no --limit-rate";
+  // On another host nobody watches them.
+  const files = ssh ? [] : disks.map(({ name }) => folder.scratch(name));
+  return { domain: domain.name, files, reserve, remedy, onWarning };
+}
+
+/** All clients are closed by now. What can't be cleared away is found by the next run. */
+async function clearAfterFailure(
+  guest: Guest,
+  { folder, made }: Traces,
+  options: BackupOptions,
+): Promise<void> {
+  try {
+    await clearFolder(guest, folder);
+    await deleteOrphans(guest, made, options);
+  } catch (error) {
+    options.onWarning?.(`not everything was cleared away, the next backup will do it: ${messageOf(error)}`);
+  }
+}
+
+async function endJob(guest: Guest, folder: JobFolder, options: BackupOptions): Promise<readonly string[]> {
+  try {
+    await clearFolder(guest, folder);
+    const names = guest.domain.disks.map(({ target }) => target);
+    return await retire(guest, [], options, (points) => neededCheckpoints(points, names));
+  } catch (error) {
+    options.onWarning?.(
+      `the point was committed, but not everything was cleared away (the next backup will do it): ${messageOf(error)}`,
+    );
+    return [];
+  }
+}

@@ -1,0 +1,109 @@
+import { PreconditionError } from "../base/errors.js";
+import type { ImageFormat } from "../image/image.js";
+import { parseCheckpoint } from "../libvirt/checkpoint-xml.js";
+import { hasCode, type Virsh } from "../libvirt/virsh.js";
+import type { Manifest } from "../repository/manifest.js";
+import { Repository } from "../repository/repository.js";
+import { ForeignImage } from "./foreign-image.js";
+import { type TakenPoint, type TakePointOptions, type TakeSettings, takePoint } from "./take-point.js";
+
+export interface ImageToImport {
+  /** The disk's target in the domain, `vda`. */
+  readonly disk: string;
+  readonly path: string;
+  readonly format: ImageFormat;
+  /** The user said so; otherwise a raw image that begins like qcow2 is refused. */
+  readonly formatAsked: boolean;
+}
+
+export interface ImportOptions extends Omit<TakeSettings, "connect"> {
+  /** All of the same moment. */
+  readonly images: readonly ImageToImport[];
+  readonly repositoryPath: string;
+  /** Its name; where libvirt is asked, anything that virsh takes. */
+  readonly domain: string;
+  /** The checkpoint as of which the images are; without it the point is no base for increments. */
+  readonly checkpoint?: string | undefined;
+  /** Who knows the checkpoint; left out: nobody is asked. */
+  readonly virsh?: Virsh | undefined;
+  /** Fail where libvirt does not answer, instead of going on without what it knows. */
+  readonly needLibvirt: boolean;
+}
+
+/**
+ * Takes full images that somebody else made as one restore point, as though they had been pulled. They are only read,
+ * and must not change meanwhile.
+ *
+ * @throws {PreconditionError} an image is not there or has a backing file, libvirt does not know the checkpoint
+ * @throws {UsageError} an image is no plain file, or its format is in doubt
+ * @throws {DamageError} an image is damaged
+ * @throws {BackupError} an image can't be read, or was changed meanwhile
+ * @throws as `takePoint` does
+ */
+export async function importImages(options: ImportOptions): Promise<TakenPoint> {
+  const sources: { readonly name: string; readonly source: ForeignImage; readonly reason: string }[] = [];
+  try {
+    for (const { disk, path, format, formatAsked } of options.images) {
+      const source = await ForeignImage.open(path, format, formatAsked);
+      sources.push({ name: disk, source, reason: `imported from ${path}` });
+      for (const warning of source.warnings) options.onWarning?.(warning);
+    }
+    const { domain, checkpoint } = await originOf(options);
+    const { images: _, domain: __, checkpoint: ___, ...rest } = options;
+    return await takePoint({
+      ...rest,
+      repository: await Repository.openOrCreate(options.repositoryPath),
+      domain,
+      checkpoint,
+      disks: sources,
+      connect: {},
+      confirm: async () => {
+        for (const { source } of sources) await source.assertUnchanged();
+      },
+    });
+  } finally {
+    for (const { source } of sources) await source.close();
+  }
+}
+
+interface Origin {
+  readonly domain: TakePointOptions["domain"];
+  readonly checkpoint: Manifest["checkpoint"];
+}
+
+async function originOf(options: ImportOptions): Promise<Origin> {
+  const { domain, checkpoint, virsh, needLibvirt } = options;
+  if (checkpoint === undefined) {
+    options.onWarning?.("no --checkpoint was given: this point will be no base for increments");
+    return { domain: { name: domain, uuid: null }, checkpoint: null };
+  }
+  try {
+    if (virsh) return await originByLibvirt(virsh, domain, checkpoint, options.images);
+  } catch (error) {
+    const silent = ["E_NO_VIRSH", "E_LIBVIRT", "E_VIRSH_TIMEOUT"].some((code) => hasCode(error, code));
+    if (needLibvirt || !silent) throw error;
+  }
+  const message = `libvirt was not asked about the checkpoint ${checkpoint}: an increment will be matched by its name alone`;
+  options.onWarning?.(message);
+  return { domain: { name: domain, uuid: null }, checkpoint: { name: checkpoint, creationTime: null } };
+}
+
+/** @throws {PreconditionError} no such domain or checkpoint, or it leaves a disk out */
+async function originByLibvirt(
+  virsh: Virsh,
+  domain: string,
+  checkpoint: string,
+  images: readonly ImageToImport[],
+): Promise<Origin> {
+  const uuid = await virsh.domainUuid(domain);
+  const name = await virsh.domainName({ uuid, name: domain });
+  const { creationTime, disks } = parseCheckpoint(await virsh.checkpointXml({ uuid, name }, checkpoint));
+  for (const { disk } of images) {
+    if (disks.some((known) => known.name === disk && known.bitmap !== undefined)) continue;
+    const message = `the checkpoint ${checkpoint} of ${name} has no disk ${disk}, so no increment can be based on it: see virsh checkpoint-dumpxml ${name} ${checkpoint}, or leave --checkpoint out`;
+    throw new PreconditionError("E_CHECKPOINT_DISK", message, {
+      details: { domain: name, checkpoint, disk },
+    });
+  }
+  return { domain: { name, uuid }, checkpoint: { name: checkpoint, creationTime } };
+}

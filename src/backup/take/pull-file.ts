@@ -1,0 +1,80 @@
+import { realpath } from "node:fs/promises";
+import { basename, dirname, join, relative } from "node:path";
+import { PreconditionError, UsageError } from "../base/errors.js";
+import { publish, refuseTarget, temporaryPathFor } from "../host/publish.js";
+import type { ImageFormat } from "../image/image.js";
+import { assertCompressible } from "../pull/compressed-store.js";
+import { type PullImageOptions, type PullResult, pullImage } from "../pull/pull-image.js";
+import type { CompressionMethod } from "../qcow2/compress-cluster.js";
+
+export type PullFileOptions = Omit<
+  PullImageOptions,
+  "imagePath" | "mapPath" | "backing" | "digests" | "compress"
+> & {
+  readonly imagePath: string;
+  /** For qcow2 increments: the image below, and its format. */
+  readonly backing?: { readonly path: string; readonly format: ImageFormat } | undefined;
+  /** Writes `IMAGE.digests` beside the image. */
+  readonly digests?: NonNullable<PullImageOptions["digests"]>["algorithm"] | undefined;
+  /** qcow2 only: compress every cluster that shrinks by it. */
+  readonly compress?: CompressionMethod | undefined;
+  /** Replace what is at `imagePath`. */
+  readonly force: boolean;
+};
+
+/**
+ * One export into one image file by itself, outside of any repository: made under a temporary name in the same
+ * folder, flushed, then renamed. A raw increment has its extents in `IMAGE.map`.
+ *
+ * @throws {UsageError} the image exists, a backing file was given for something that can't have one, or compression
+ *   for what can't be compressed
+ * @throws as `pullImage` does; nothing is left behind then
+ */
+export async function pullFile(options: PullFileOptions): Promise<PullResult> {
+  const { imagePath, format, bitmap, backing, digests, compress, force, ...rest } = options;
+  if (compress) assertCompressible(format, compress);
+  if (backing && (format !== "qcow2" || bitmap === undefined)) {
+    const message =
+      "only an incremental qcow2 image has a backing file: give --bitmap and a .qcow2 name, or no --backing";
+    throw new UsageError("E_BACKING", message);
+  }
+  const image = { temporary: temporaryPathFor(imagePath), final: imagePath };
+  const map = { temporary: `${image.temporary}.map`, final: `${imagePath}.map` };
+  const digestFile = { temporary: `${image.temporary}.digests`, final: `${imagePath}.digests` };
+  const hasMap = format === "raw" && bitmap !== undefined;
+  // The image comes last: it is never there without what describes it.
+  const files = [...(hasMap ? [map] : []), ...(digests ? [digestFile] : []), image];
+  for (const { final } of files) await refuseTarget(final, force);
+  const stale = force ? [map.final, digestFile.final] : [];
+
+  return await pullImage({
+    ...rest,
+    format,
+    bitmap,
+    imagePath: image.temporary,
+    backing: backing && { name: await backingName(imagePath, backing.path), format: backing.format },
+    mapPath: hasMap ? map.temporary : undefined,
+    digests: digests && { path: digestFile.temporary, algorithm: digests },
+    compress: compress && { method: compress },
+    publish: () => publish(files, { sync: options.sync, force, stale }),
+  });
+}
+
+/**
+ * Relative to the folder that the image really is in, so that both can be moved together.
+ * @throws {PreconditionError} it is not there
+ * @throws {UsageError} it is the image itself
+ */
+async function backingName(imagePath: string, backingPath: string): Promise<string> {
+  const backing = await realpath(backingPath).catch((cause: unknown) => {
+    const message = `the backing image ${backingPath} is not there: name the image that this increment is based on`;
+    throw new PreconditionError("E_NO_BACKING", message, { cause, details: { path: backingPath } });
+  });
+  const folder = await realpath(dirname(imagePath));
+  if (backing === join(folder, basename(imagePath))) {
+    throw new UsageError("E_BACKING", `${imagePath} cannot be its own backing file: name another image`);
+  }
+  const name = relative(folder, backing);
+  // "nbd:x" as a file name would be taken for a protocol.
+  return name.includes(":") ? `./${name}` : name;
+}

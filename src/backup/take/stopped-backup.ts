@@ -1,0 +1,194 @@
+/**
+ * The backup of a domain that is off. libvirt has no job for it and can make no checkpoint; the images lie still, each
+ * with the bitmaps of its checkpoints in it:
+ *
+ *     checkpoint c1 --- guest writes --- off         qemu-nbd serves the images, with bitmap c1
+ *          |                              |
+ *     point 1 (c1) <----------------- this point     on point 1, with no checkpoint of its own
+ *          ^---------------------------------------- the next one, whether the domain runs by then or not
+ */
+import { stat } from "node:fs/promises";
+import { PreconditionError } from "../base/errors.js";
+import { claimFolder, clearFolder, type Guest, keyOf, messageOf } from "../guest/guest-jobs.js";
+import { JobFolder } from "../guest/job-folder.js";
+import { bitmapOf, type DiskPlan, type Level } from "../guest/plan-disk.js";
+import { levelOf, planGuest, refuseNoBase } from "../guest/plan-guest.js";
+import { type ImageFile, inspectImage, type SourceImage } from "../guest/qemu-img.js";
+import { ImageServer } from "../guest/qemu-nbd.js";
+import { readCheckpoints } from "../libvirt/checkpoints.js";
+import { chooseDisks, type DiskChoice } from "../libvirt/choose-disks.js";
+import type { DomainDefinition, DomainDisk } from "../libvirt/domain-xml.js";
+import type { Virsh } from "../libvirt/virsh.js";
+import { Repository } from "../repository/repository.js";
+import { type PointDisk, type TakenPoint, type TakeSettings, takePoint } from "./take-point.js";
+
+export interface StoppedBackupOptions extends TakeSettings {
+  readonly virsh: Virsh;
+  readonly repositoryPath: string;
+  readonly level: Level;
+  readonly disks: DiskChoice;
+  readonly scratchParent: string;
+}
+
+/** A disk, its image, and what that is. */
+interface StoppedDisk {
+  readonly name: string;
+  readonly image: ImageFile;
+  readonly found: SourceImage;
+}
+
+/** How a disk is taken, and by which bitmap of its image. */
+interface StoppedPlan extends DiskPlan {
+  readonly counted?: string | undefined;
+}
+
+/**
+ * Backs one domain up that is off. While its images are read QEMU's locks keep it from being started; on a file system
+ * without locks it is noticed, before anything is committed, that it was.
+ *
+ * @param domain as `definition` says, which libvirt gave just now
+ * @throws {PreconditionError} another backup runs, a disk can't be read, the domain was started, no base for an increment
+ * @throws as `takePoint` does
+ */
+export async function backUpStopped(
+  domain: DomainDefinition,
+  definition: string,
+  options: StoppedBackupOptions,
+): Promise<TakenPoint & { readonly level: Exclude<Level, "auto"> }> {
+  const { virsh, signal } = options;
+  const images = chooseDisks(domain, options.disks).map((disk) => ({
+    name: disk.target,
+    image: imageOf(domain, disk),
+  }));
+  await refuseRemote(virsh, domain);
+  const repository = await Repository.openOrCreate(options.repositoryPath);
+  const guest: Guest = { virsh, domain, repository, ssh: undefined };
+  const folder = JobFolder.at(options.scratchParent, keyOf(guest), undefined);
+  await claimFolder(guest, folder, signal);
+  try {
+    const disks: StoppedDisk[] = [];
+    for (const { name, image } of images)
+      disks.push({ name, image, found: await inspectImage(image, signal) });
+    const plans = await planStopped(guest, disks, options);
+    refuseNoBase(domain.name, plans, options.level);
+    const taken = await serveAndTake(guest, definition, { disks, plans, folder }, options);
+    return { ...taken, level: levelOf(taken.manifest, options.level) };
+  } finally {
+    await clear({ ...guest, virsh: virsh.withSignal(undefined) }, folder, options);
+  }
+}
+
+/** @throws {PreconditionError} what the guest sees of the disk is in no image of this host */
+function imageOf(domain: DomainDefinition, disk: DomainDisk): ImageFile {
+  const { target, type, source, format = "raw", between } = disk;
+  if ((type === "file" || type === "block") && source !== undefined && between === undefined) {
+    return { path: source, kind: type, format };
+  }
+  const what = between === undefined ? `is of type ${type}` : `has ${between}`;
+  const message = `the disk ${target} of ${domain.name} ${what}, and can't be read while the domain is off: start it, or leave the disk out with --exclude ${target}`;
+  throw new PreconditionError("E_DISK_UNFIT", message, { details: { disk: target } });
+}
+
+async function refuseRemote(virsh: Virsh, domain: DomainDefinition): Promise<void> {
+  const host = await virsh.remoteHost();
+  if (host === undefined) return;
+  const message = `${domain.name} is off, and libvirt runs on ${host}: its disks can be read there only. Run nbdpull there, or start the domain`;
+  throw new PreconditionError("E_REMOTE", message, { details: { host } });
+}
+
+async function planStopped(
+  guest: Guest,
+  disks: readonly StoppedDisk[],
+  options: StoppedBackupOptions,
+): Promise<StoppedPlan[]> {
+  const checkpoints = await readCheckpoints(guest.virsh, guest.domain);
+  const bitmapIn = (checkpoint: string, disk: string): string | undefined =>
+    checkpoints.find(({ name }) => name === checkpoint)?.disks.find(({ name }) => name === disk)?.bitmap;
+  const broken = new Map<string, string>();
+  for (const { name: disk, found } of disks) {
+    for (const { name: checkpoint } of checkpoints) {
+      const bitmap = bitmapIn(checkpoint, disk);
+      const obstacle = bitmap === undefined ? undefined : found.bitmapObstacle(bitmap);
+      if (obstacle !== undefined) broken.set(bitmapOf(disk, checkpoint), obstacle);
+    }
+  }
+  const guestDisks = disks.map(({ name, image, found }) => ({
+    name,
+    format: image.format,
+    size: found.size,
+  }));
+  const plans = await planGuest(guest, guestDisks, { ...options, broken });
+  return plans.map((plan) => ({ ...plan, counted: plan.base && bitmapIn(plan.base.checkpoint, plan.name) }));
+}
+
+async function serveAndTake(
+  { virsh, domain, repository }: Guest,
+  definition: string,
+  wanted: {
+    readonly disks: readonly StoppedDisk[];
+    readonly plans: readonly StoppedPlan[];
+    readonly folder: JobFolder;
+  },
+  options: StoppedBackupOptions,
+): Promise<TakenPoint> {
+  const { signal } = options;
+  const servers: ImageServer[] = [];
+  try {
+    const disks: PointDisk[] = [];
+    for (const [index, { name, image }] of wanted.disks.entries()) {
+      const { base, counted: bitmap, reason } = wanted.plans.find((plan) => plan.name === name) ?? {};
+      const socket = wanted.folder.serverSocket(index);
+      const server = await ImageServer.start({ image, bitmap, name, socket }, signal);
+      servers.push(server);
+      const increment = base && bitmap !== undefined ? { bitmap, parent: base.parent } : undefined;
+      disks.push({ name, address: server.address, increment, reason });
+    }
+    const states = await statesOf(wanted.disks);
+    const assertStill = async (): Promise<void> => {
+      for (const server of servers) await server.assertAlive(signal);
+      const isSame = (await virsh.domainXml(domain)) === definition;
+      if (isSame && (await statesOf(wanted.disks)) === states) return;
+      const message = `${domain.name} was off when the backup began, and was started or changed since: nothing was stored. Begin it again`;
+      throw new PreconditionError("E_DOMAIN_CHANGED", message, { details: { domain: domain.name } });
+    };
+    // It may have run, with these disks or with others, between libvirt's answer and QEMU's locks.
+    await assertStill();
+    const saved = (await virsh.hasManagedSave(domain)) ? [MEMORY] : [];
+    return await takePoint({
+      ...options,
+      connect: {},
+      repository,
+      domain: { name: domain.name, uuid: domain.uuid },
+      definition: { xml: definition, host: undefined, notKept: saved },
+      disks,
+      checkpoint: null,
+      confirm: assertStill,
+    });
+  } finally {
+    for (const server of servers) await server.close();
+  }
+}
+
+const MEMORY = {
+  what: "memory of its managed save",
+  reason: "restored, its disks are as after a power cut",
+};
+
+/** Changes when anybody writes to one of the images. */
+async function statesOf(disks: readonly StoppedDisk[]): Promise<string> {
+  const states = disks.map(async ({ image: { path } }) => {
+    // Not the inode's: an attempt to start the domain gives the file to another user, though it fails.
+    const { size, mtimeNs } = await stat(path, { bigint: true });
+    return `${size} ${mtimeNs}`;
+  });
+  return (await Promise.all(states)).join();
+}
+
+/** All clients are closed by now, and the point is there or not. What stays is found by the next run. */
+async function clear(guest: Guest, folder: JobFolder, options: StoppedBackupOptions): Promise<void> {
+  try {
+    await clearFolder(guest, folder);
+  } catch (error) {
+    options.onWarning?.(`not everything was cleared away, the next backup will do it: ${messageOf(error)}`);
+  }
+}

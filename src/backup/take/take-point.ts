@@ -1,0 +1,352 @@
+import { join } from "node:path";
+import type { ConnectOptions, NbdAddress, NbdClient } from "../../nbd/index.js";
+import { BackupError, PreconditionError, UsageError } from "../base/errors.js";
+import { allOrNone } from "../base/in-parallel.js";
+import { ClusterWorkers } from "../compress/compress-threads.js";
+import type { DigestAlgorithm } from "../digest/digest.js";
+import { DigestThreads } from "../digest/digest-threads.js";
+import { type OpenOptions, openExport } from "../export/open-export.js";
+import { type Definition, keepFiles } from "../guest/keep-files.js";
+import { sha256OfFile } from "../host/durable-files.js";
+import type { ImageFormat } from "../image/image.js";
+import { assertCompressible, BUFFER_BYTES, type ImageCompression } from "../pull/compressed-store.js";
+import {
+  type CopyImageOptions,
+  copyImage,
+  type DiskSource,
+  type PullProgress,
+  type PullResult,
+  pullImage,
+} from "../pull/pull-image.js";
+import type { RateLimit } from "../pull/rate-limit.js";
+import type { Window } from "../pull/window.js";
+import type { CompressionMethod } from "../qcow2/compress-cluster.js";
+import type { Backing } from "../qcow2/writer.js";
+import {
+  type DiskManifest,
+  isDiskName,
+  MANIFEST_VERSION,
+  type Manifest,
+  timeOfPointId,
+} from "../repository/manifest.js";
+import type { PendingPoint, Repository } from "../repository/repository.js";
+
+/** A disk to take into a point. */
+export type PointDisk = ExportedPointDisk | ImportedPointDisk;
+
+interface AnyPointDisk {
+  /** Its target in the domain, `vda`. */
+  readonly name: string;
+  /** Why the disk is full where an increment might have been expected. */
+  readonly reason?: string | undefined;
+}
+
+/** A disk that a server exports. */
+export interface ExportedPointDisk extends AnyPointDisk {
+  readonly address: NbdAddress;
+  /** With `parent`: what changed since that point. Left out: a full copy. */
+  readonly increment?: { readonly bitmap: string; readonly parent: Manifest } | undefined;
+}
+
+/** A disk that is there already, as a full image: whoever made `source` closes it. */
+export interface ImportedPointDisk extends AnyPointDisk {
+  readonly source: DiskSource;
+  readonly address?: undefined;
+  readonly increment?: undefined;
+}
+
+export interface TakePointOptions {
+  readonly repository: Repository;
+  readonly domain: { readonly name: string; readonly uuid: string | null };
+  readonly disks: readonly PointDisk[];
+  readonly checkpoint: Manifest["checkpoint"];
+  /** Stored beside the disks, with what the domain starts with. */
+  readonly definition?: Definition | undefined;
+  readonly format: ImageFormat;
+  /** Left out: no digests. */
+  readonly digests: DigestAlgorithm | undefined;
+  /** qcow2 only: compress every cluster that shrinks by it. Left out: no compression. */
+  readonly compress?: CompressionMethod | undefined;
+  readonly sync: boolean;
+  readonly tool: string;
+  readonly connect: Omit<ConnectOptions, "metaContexts" | "optionalContexts" | "signal">;
+  readonly window?: Window | undefined;
+  /** Shared by all disks. */
+  readonly rateLimit?: RateLimit | undefined;
+  readonly signal?: AbortSignal | undefined;
+  /**
+   * Asked after the last byte was read and everything is on disk: throws if the point in time may have been lost
+   * meanwhile. Nothing is committed then.
+   */
+  readonly confirm: () => Promise<void>;
+  /** Gets the clients that are opened: for whoever has to see them gone sooner than this returns. It closes them anyway. */
+  readonly clients?: NbdClient[] | undefined;
+  readonly onProgress?: ((disk: string, progress: PullProgress) => void) | undefined;
+  readonly onWarning?: ((message: string) => void) | undefined;
+}
+
+/** How a point is taken, whoever says of which disks. */
+export type TakeSettings = Pick<
+  TakePointOptions,
+  | "format"
+  | "digests"
+  | "compress"
+  | "sync"
+  | "tool"
+  | "connect"
+  | "window"
+  | "rateLimit"
+  | "signal"
+  | "onProgress"
+  | "onWarning"
+>;
+
+export interface TakenPoint {
+  readonly manifest: Manifest;
+  readonly folder: string;
+  /** Connections and requests of all disks together. */
+  readonly connections: number;
+  readonly requests: number;
+  readonly extents: number;
+  readonly seconds: number;
+}
+
+const DISKS_AT_ONCE = 8;
+
+/**
+ * Pulls all disks in parallel and commits them as one restore point: all of them, or nothing.
+ *
+ * @throws {UsageError} this format or this version of Node can't compress so
+ * @throws {PreconditionError} a bitmap or an export is missing, a parent's format does not allow the increment
+ * @throws {NbdError} a read failed, an extent is unknown, the server went away
+ * @throws what `confirm` throws, and the file system's errors
+ */
+export async function takePoint(options: TakePointOptions): Promise<TakenPoint> {
+  const started = performance.now();
+  const { repository, domain } = options;
+  refuseStrangeNames(options.disks);
+  for (const disk of options.disks) refuseMixedChain(disk, options.format);
+  if (options.compress) assertCompressible(options.format, options.compress);
+  const take = async (pending: PendingPoint): Promise<TakenPoint> => {
+    if (pending.clockWarning !== undefined) options.onWarning?.(pending.clockWarning);
+    const signal = AbortSignal.any(options.signal ? [options.signal, pending.signal] : [pending.signal]);
+    const clients = options.clients ?? [];
+    await refuseMissingParents(options);
+    try {
+      // First of all: an NVRAM goes on changing.
+      const kept =
+        options.definition && (await keepFiles(options.definition, pending.folder, { ...options, signal }));
+      const pulled = await pullAll({ ...options, signal }, pending, clients);
+      for (const client of clients) await stillAnswers(client, signal);
+      await options.confirm();
+      signal.throwIfAborted();
+      const disks = pulled.map(({ disk }) => disk);
+      const manifest = { ...describe(options, pending, disks), ...kept };
+      await pending.commit(manifest, { sync: options.sync });
+      return {
+        manifest,
+        folder: repository.pointFolder(domain.name, pending.id),
+        connections: clients.reduce((total, client) => total + client.connections, 0),
+        requests: pulled.reduce((total, { requests }) => total + requests, 0),
+        extents: pulled.reduce((total, { extents }) => total + extents, 0),
+        seconds: (performance.now() - started) / 1000,
+      };
+    } finally {
+      await Promise.allSettled(clients.map((client) => client.close()));
+    }
+  };
+  return await repository.withPendingPoint(domain.name, take, options.signal);
+}
+
+interface PulledDisk {
+  readonly disk: DiskManifest;
+  readonly requests: number;
+  readonly extents: number;
+}
+
+/** What the disks of a point have in common. */
+interface Shared {
+  readonly compress: ImageCompression | undefined;
+  readonly digestThreads: DigestThreads;
+}
+
+async function pullAll(
+  options: TakePointOptions,
+  pending: PendingPoint,
+  clients: NbdClient[],
+): Promise<PulledDisk[]> {
+  // Threads start only when they get work.
+  await using workers = new ClusterWorkers();
+  await using digestThreads = new DigestThreads(options.digests ?? "xxh64");
+  const compress = options.compress && compressionOf(options.compress, workers, options.disks.length);
+  return await allOrNone(options.disks, DISKS_AT_ONCE, options.signal, async (disk, signal) => {
+    try {
+      const copy = await copierOf(disk, { ...options.connect, signal }, clients);
+      return await pullDisk({ ...options, signal }, pending, disk, copy, { compress, digestThreads });
+    } catch (error) {
+      throw ofDisk(disk.name, error);
+    }
+  });
+}
+
+type Copier = (options: CopyImageOptions) => Promise<PullResult>;
+
+/** @param clients gets the connection that a disk needs */
+async function copierOf(disk: PointDisk, connect: OpenOptions, clients: NbdClient[]): Promise<Copier> {
+  if (disk.address === undefined) return (options) => copyImage(disk.source, options);
+  const { increment } = disk;
+  const bitmap = increment?.bitmap;
+  const parentSize = increment && diskOf(increment.parent, disk.name)?.virtualSize;
+  const client = await openExport(disk.address, bitmap, connect);
+  clients.push(client);
+  return (options) => pullImage({ ...options, client, bitmap, parentSize });
+}
+
+async function pullDisk(
+  options: TakePointOptions,
+  pending: PendingPoint,
+  disk: PointDisk,
+  copy: Copier,
+  { compress, digestThreads }: Shared,
+): Promise<PulledDisk> {
+  const { format, increment } = { format: options.format, increment: disk.increment };
+  const file = `${disk.name}.${format}`;
+  const mapFile = increment && format === "raw" ? `${disk.name}.map` : undefined;
+  const digestFile = options.digests && { file: `${disk.name}.digests`, algorithm: options.digests };
+  const result = await copy({
+    imagePath: join(pending.folder, file),
+    format,
+    backing: increment && format === "qcow2" ? backingOf(increment.parent, disk.name) : undefined,
+    mapPath: mapFile && join(pending.folder, mapFile),
+    digests: digestFile && {
+      path: join(pending.folder, digestFile.file),
+      algorithm: digestFile.algorithm,
+      threads: digestThreads,
+    },
+    compress,
+    sync: options.sync,
+    window: options.window,
+    rateLimit: options.rateLimit,
+    signal: options.signal,
+    onProgress: (progress) => options.onProgress?.(disk.name, progress),
+  });
+  return {
+    requests: result.requests,
+    extents: result.extents,
+    disk: {
+      name: disk.name,
+      file,
+      format,
+      mode: result.mode,
+      ...(disk.reason === undefined ? {} : { reason: disk.reason }),
+      parent: increment?.parent.id ?? null,
+      virtualSize: result.virtualSize,
+      clusterSize: result.clusterSize,
+      dirtyBytes: result.dirtyBytes,
+      dataBytes: result.dataBytes,
+      zeroBytes: result.zeroBytes,
+      storedBytes: result.storedBytes,
+      exportName: disk.address?.exportName ?? "",
+      bitmap: increment?.bitmap ?? null,
+      map:
+        mapFile === undefined
+          ? null
+          : { file: mapFile, sha256: await sha256OfFile(join(pending.folder, mapFile)) },
+      digests: digestFile && result.digestsSha256 ? { ...digestFile, sha256: result.digestsSha256 } : null,
+    },
+  };
+}
+
+/** All disks share one thread, and the memory that one alone would take. */
+function compressionOf(method: CompressionMethod, workers: ClusterWorkers, disks: number): ImageCompression {
+  return { method, workers, bufferBytes: BUFFER_BYTES / Math.min(disks, DISKS_AT_ONCE) };
+}
+
+/** The parent's image as the overlay's header names it: relative, so that the repository can be moved. */
+function backingOf(parent: Manifest, diskName: string): Backing | undefined {
+  const disk = diskOf(parent, diskName);
+  return disk && { name: `../${parent.id}/${disk.file}`, format: disk.format };
+}
+
+function diskOf(point: Manifest, diskName: string): DiskManifest | undefined {
+  return point.disks.find((disk) => disk.name === diskName);
+}
+
+/** Names of disks become names of files, and may come from a document that somebody else wrote. */
+function refuseStrangeNames(disks: readonly PointDisk[]): void {
+  const seen = new Set<string>();
+  for (const { name } of disks) {
+    if (!isDiskName(name)) throw new UsageError("E_DISK_NAME", `"${name}" cannot be the name of a disk`);
+    if (seen.has(name)) throw new UsageError("E_DISK_NAME", `the disk ${name} is named twice`);
+    seen.add(name);
+  }
+}
+
+/** They were chosen before the lock was held: a prune may have merged them into others since. */
+async function refuseMissingParents({ repository, domain, disks }: TakePointOptions): Promise<void> {
+  const ids = await repository.pointIds(domain.name);
+  for (const { name, increment } of disks) {
+    if (!increment || ids.includes(increment.parent.id)) continue;
+    const message = `${name}: its parent ${increment.parent.id} was pruned meanwhile: try again`;
+    throw new PreconditionError("E_NO_PARENT", message, { details: { disk: name } });
+  }
+}
+
+/** Stock QEMU would read the clean areas of a raw increment as zeroes. */
+function refuseMixedChain(disk: PointDisk, format: ImageFormat): void {
+  const parent = disk.increment && diskOf(disk.increment.parent, disk.name);
+  if (format === "qcow2" && parent?.format === "raw" && parent.mode === "incremental") {
+    const message = `${disk.name}: its parent ${disk.increment?.parent.id} is a raw increment, which cannot be the backing file of a qcow2 image: go on with --format raw, or take a full backup`;
+    throw new PreconditionError("E_RAW_PARENT", message, { details: { disk: disk.name } });
+  }
+}
+
+/** The same error, and which disk it is about. Class and code stay, since callers decide by them. */
+function ofDisk(disk: string, cause: unknown): unknown {
+  if (!(cause instanceof Error)) return cause;
+  const message = `${disk}: ${cause.message}`;
+  if (cause instanceof BackupError) return cause.of(message, { disk });
+  const { code } = cause as NodeJS.ErrnoException;
+  return new BackupError(code ?? "E_FAILED", message, { cause, details: { ...factsOf(cause), disk } });
+}
+
+/** What an NBD or system error says beside its message. */
+function factsOf(error: Error): Record<string, unknown> {
+  const {
+    name: _name,
+    code: _code,
+    message: _message,
+    stack: _stack,
+    cause: _cause,
+    ...facts
+  } = error as Error & {
+    code?: unknown;
+  };
+  return facts;
+}
+
+/**
+ * A server that died after the last reply is found out here. Where there are contexts their first byte is asked about,
+ * since not every export lets clean bytes be read.
+ */
+async function stillAnswers(client: NbdClient, signal: AbortSignal): Promise<void> {
+  const { size, contexts, blockSize } = client.export;
+  const length = Math.min(size, blockSize?.minimum ?? 512, 65_536);
+  if (length === 0) return;
+  if (contexts.length === 0) await client.read(0, Buffer.alloc(length), { signal });
+  else for await (const _ of client.blockStatus({ length, signal }));
+}
+
+function describe(options: TakePointOptions, pending: PendingPoint, disks: DiskManifest[]): Manifest {
+  return {
+    format: "nbdpull-point",
+    version: MANIFEST_VERSION,
+    id: pending.id,
+    domain: options.domain,
+    level: disks.every((disk) => disk.mode === "full") ? "full" : "incremental",
+    checkpoint: options.checkpoint,
+    createdAt: new Date(timeOfPointId(pending.id)).toISOString(),
+    tool: options.tool,
+    disks,
+  };
+}

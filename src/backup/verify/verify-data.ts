@@ -1,0 +1,181 @@
+import type { Damage, OnDamage } from "../base/damage.js";
+import type { ProvenRun } from "../chain/checked-image.js";
+import type { Layer } from "../chain/layer.js";
+import type { StoredImage } from "../chain/open-images.js";
+import { type ClusterRun, dataStretches, type Geometry, slotsOf } from "../image/image.js";
+import type { VerifyAnswer } from "./verify-service.js";
+import type { VerifyThreads } from "./verify-threads.js";
+
+/** Bytes and runs of one question: many small runs go together, since a message costs as much as some clusters. */
+const QUESTION_BYTES = 4 * 1024 * 1024;
+const QUESTION_RUNS = 512;
+/** Questions a thread, of one image: the next one lies ready when it is done with one. */
+const QUESTIONS_AHEAD = 2;
+
+export interface VerifyDataOptions {
+  readonly threads: VerifyThreads;
+  readonly onDamage: OnDamage;
+  /** Bytes of data that were looked at. */
+  readonly onBytes: (bytes: number) => void;
+  readonly signal?: AbortSignal | undefined;
+}
+
+/**
+ * Walks over a layer's tables and digest file, and has threads look at the bytes. What was found until a failure has
+ * been told when it is thrown.
+ *
+ * @throws {DamageError} the walk can't go on
+ */
+export async function verifyData(
+  layer: Layer,
+  { threads, onDamage, onBytes, signal }: VerifyDataOptions,
+): Promise<void> {
+  const questions = new Questions(layer.stored, threads, onDamage, onBytes);
+  try {
+    for await (const run of stored(layer, questions.tell)) {
+      signal?.throwIfAborted();
+      for (const piece of piecesOf(run, layer.geometry.clusterSize)) await questions.add(piece);
+    }
+  } finally {
+    await questions.finish();
+    threads.forget(layer.stored.path);
+  }
+}
+
+/** What has to be looked at: in a qcow2 image tables say what is zero, and were compared; in a raw file only bytes can. */
+async function* stored(layer: Layer, onDamage: OnDamage): AsyncGenerator<ProvenRun> {
+  if (layer.disk.format !== "raw") {
+    for await (const run of layer.runs(onDamage)) if (slotsOf(run) > 0) yield run;
+    return;
+  }
+  const { clusterSize, virtualSize } = layer.geometry;
+  let next = 0;
+  const gapUpTo = function* (cluster: number): Generator<ProvenRun> {
+    const count = cluster - next;
+    if (layer.complete && count > 0) yield { kind: "zero", cluster: next, count, digests: undefined };
+  };
+  for await (const run of layer.runs(onDamage)) {
+    yield* gapUpTo(run.cluster);
+    if (run.kind === "zero" || slotsOf(run) > 0) yield run;
+    next = run.cluster + run.count;
+  }
+  yield* gapUpTo(Math.ceil(virtualSize / clusterSize));
+}
+
+function* piecesOf(run: ProvenRun, clusterSize: number): Generator<ProvenRun> {
+  const most = Math.max(1, QUESTION_BYTES / clusterSize);
+  if (run.count <= most) {
+    yield run;
+    return;
+  }
+  const digestSize = (run.digests?.length ?? 0) / run.count;
+  for (let first = 0; first < run.count; first += most) {
+    const count = Math.min(most, run.count - first);
+    const digests = run.digests?.subarray(first * digestSize, (first + count) * digestSize);
+    const cluster = run.cluster + first;
+    if (run.kind === "zero") yield { kind: "zero", cluster, count, digests };
+    else if (run.kind === "data")
+      yield { kind: "data", cluster, count, hostOffset: run.hostOffset + first * clusterSize, digests };
+  }
+}
+
+interface Asked {
+  readonly answer: Promise<VerifyAnswer>;
+  /** What the walk itself has found meanwhile. */
+  readonly damages: readonly Damage[];
+  readonly bytes: number;
+}
+
+/** Puts runs together to questions, and hands the answers on in the order of the questions. */
+class Questions {
+  readonly #image: StoredImage;
+  readonly #threads: VerifyThreads;
+  readonly #onDamage: OnDamage;
+  readonly #onBytes: (bytes: number) => void;
+  readonly #asked: Asked[] = [];
+  #damages: Damage[] = [];
+  #runs: ProvenRun[] = [];
+  #span = 0;
+
+  constructor(
+    image: StoredImage,
+    threads: VerifyThreads,
+    onDamage: OnDamage,
+    onBytes: (bytes: number) => void,
+  ) {
+    this.#image = image;
+    this.#threads = threads;
+    this.#onDamage = onDamage;
+    this.#onBytes = onBytes;
+  }
+
+  /** Of damage that the walk itself has found. */
+  readonly tell: OnDamage = (damage) => {
+    this.#damages.push(damage);
+  };
+
+  async add(run: ProvenRun): Promise<void> {
+    this.#runs.push(run);
+    this.#span += run.count * this.#image.geometry.clusterSize;
+    if (this.#span >= QUESTION_BYTES || this.#runs.length >= QUESTION_RUNS) await this.#ask();
+  }
+
+  /** Asks what is left, and waits for all answers. */
+  async finish(): Promise<void> {
+    await this.#ask();
+    while (this.#asked.length > 0) await this.#takeFirst();
+  }
+
+  async #ask(): Promise<void> {
+    while (this.#asked.length >= this.#threads.most * QUESTIONS_AHEAD) await this.#takeFirst();
+    const runs = this.#runs;
+    const question = { image: this.#image, runs: runs.map(withoutDigests), digests: joinedDigests(runs) };
+    const answer = runs.length === 0 ? Promise.resolve([]) : this.#threads.ask(question);
+    // A failure is thrown when it is this answer's turn; until then it must not count as unhandled.
+    answer.catch(() => undefined);
+    const bytes = runs.reduce((sum, run) => sum + dataIn(run, this.#image.geometry), 0);
+    this.#asked.push({ answer, damages: this.#damages, bytes });
+    this.#runs = [];
+    this.#damages = [];
+    this.#span = 0;
+  }
+
+  async #takeFirst(): Promise<void> {
+    const first = this.#asked.shift();
+    if (first === undefined) return;
+    for (const damage of [...first.damages, ...(await first.answer)]) this.#onDamage(damage);
+    this.#onBytes(first.bytes);
+  }
+}
+
+/** A copy of a view would take the whole memory that it looks at with it. */
+function withoutDigests({ digests: _, ...run }: ProvenRun): ClusterRun {
+  return run;
+}
+
+function joinedDigests(runs: readonly ProvenRun[]): Uint8Array<ArrayBuffer> {
+  const length = runs.reduce((sum, { digests }) => sum + (digests?.length ?? 0), 0);
+  const joined = new Uint8Array(length);
+  let at = 0;
+  for (const { digests } of runs) {
+    if (digests === undefined) continue;
+    joined.set(digests, at);
+    at += digests.length;
+  }
+  return joined;
+}
+
+/** Bytes that digests cover. */
+function dataIn(run: ClusterRun, geometry: Geometry): number {
+  const { clusterSize, virtualSize } = geometry;
+  switch (run.kind) {
+    case "zero":
+      return 0;
+    case "data":
+      return Math.min(run.count * clusterSize, virtualSize - run.cluster * clusterSize);
+    case "partial":
+      return dataStretches(run, geometry).reduce((sum, { length }) => sum + length, 0);
+    default:
+      return run satisfies never;
+  }
+}

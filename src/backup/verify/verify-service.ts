@@ -1,0 +1,88 @@
+import { type Damage, DamageList, damageIn, type OnDamage } from "../base/damage.js";
+import type { ProvenImage, ProvenRun } from "../chain/checked-image.js";
+import { ProvenImages, type StoredImage } from "../chain/open-images.js";
+import { DIGEST_ALGORITHMS } from "../digest/digest.js";
+import { type ClusterRun, type Geometry, slotsOf } from "../image/image.js";
+import type { ThreadService } from "../threads/thread-pool.js";
+
+export interface VerifyQuestion {
+  readonly image: StoredImage;
+  /** In guest order; those that are zero are looked at byte by byte. */
+  readonly runs: readonly ClusterRun[];
+  /** What the stored clusters of the runs must be, one after the other. */
+  readonly digests: Uint8Array<ArrayBuffer>;
+}
+
+/** In guest order. */
+export type VerifyAnswer = readonly Damage[];
+
+/** The image of this path is done with. */
+export type ForgottenImage = string;
+
+/** Small enough to stay in the processor's cache between reading and digesting. */
+const BLOCK = 256 * 1024;
+
+/**
+ * Reads stretches of images and tells what is wrong with them, one question after the other, so that one buffer is enough:
+ * reading keeps a thread busy anyway.
+ */
+export class VerifyService implements ThreadService<VerifyQuestion, VerifyAnswer, ForgottenImage> {
+  readonly #images = new ProvenImages();
+  #last: Promise<unknown> = Promise.resolve();
+  #buffer = Buffer.allocUnsafeSlow(BLOCK);
+
+  answer(question: VerifyQuestion): Promise<VerifyAnswer> {
+    const answer = this.#last.then(() => this.#lookAt(question));
+    this.#last = answer.catch(() => undefined);
+    return answer;
+  }
+
+  heed(path: ForgottenImage): void {
+    this.#last = this.#last.then(() => this.#images.close(path));
+  }
+
+  async close(): Promise<void> {
+    await this.#last;
+    await this.#images.closeAll();
+  }
+
+  async #lookAt({ image, runs, digests }: VerifyQuestion): Promise<VerifyAnswer> {
+    const { geometry, algorithm } = image;
+    const digestSize = algorithm === undefined ? 0 : DIGEST_ALGORITHMS[algorithm].bytes;
+    let proven: ProvenImage;
+    try {
+      proven = await this.#images.get(image);
+    } catch (error) {
+      // It was opened before, so it was changed meanwhile.
+      const message = damageIn(error);
+      if (message === undefined) throw error;
+      return [{ message }];
+    }
+    const found = new DamageList(Number.POSITIVE_INFINITY);
+    let rest = Buffer.from(digests.buffer);
+    for (const run of runs) {
+      const expected = rest.subarray(0, slotsOf(run) * digestSize);
+      rest = rest.subarray(expected.length);
+      await this.#lookAtRun(proven, { ...run, digests: algorithm && expected }, geometry, found.note);
+    }
+    return found.list();
+  }
+
+  async #lookAtRun(
+    image: ProvenImage,
+    run: ProvenRun,
+    { clusterSize, virtualSize }: Geometry,
+    note: OnDamage,
+  ): Promise<void> {
+    const offset = run.cluster * clusterSize;
+    const end = Math.min(offset + run.count * clusterSize, virtualSize);
+    if (run.kind === "zero") {
+      await image.expectZeroes(offset, end - offset, note);
+      return;
+    }
+    if (this.#buffer.length < clusterSize) this.#buffer = Buffer.allocUnsafeSlow(clusterSize);
+    for (let at = offset; at < end; at += this.#buffer.length) {
+      await image.read(run, at, this.#buffer.subarray(0, Math.min(this.#buffer.length, end - at)), note);
+    }
+  }
+}

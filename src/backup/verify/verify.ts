@@ -1,0 +1,212 @@
+import { addAbortListener } from "node:events";
+import { type Damage, DamageList, isUnreadable, type OnDamage } from "../base/damage.js";
+import { DamageError } from "../base/errors.js";
+import { allOrNone } from "../base/in-parallel.js";
+import { Progress } from "../base/progress.js";
+import { findParentLink, type Link } from "../chain/chain.js";
+import { Layer } from "../chain/layer.js";
+import { damageOf } from "../repository/kept-files.js";
+import type { DiskManifest, Manifest } from "../repository/manifest.js";
+import type { Repository } from "../repository/repository.js";
+import { verifyData } from "./verify-data.js";
+import { type ExpectedBacking, verifyStructure } from "./verify-structure.js";
+import { VerifyThreads } from "./verify-threads.js";
+
+/** One thing that is not as it was written; `disk` is left out where it concerns the point as a whole. */
+export interface Finding extends Damage {
+  readonly point: string;
+  readonly disk?: string | undefined;
+  /** A leak wastes space in an image and harms nothing; damage means that data is lost or will be. */
+  readonly severity: "damage" | "leak";
+}
+
+export interface DiskReport {
+  readonly disk: string;
+  /** Bytes whose digests were compared. */
+  readonly verifiedBytes: number;
+  /** False where the point has no digests: only chain and structure could be looked at, and whether the data can be read. */
+  readonly digests: boolean;
+}
+
+export interface PointReport {
+  readonly id: string;
+  readonly disks: readonly DiskReport[];
+  /** Those of no disk, then by disk and by guest offset; first those of a file as a whole. */
+  readonly findings: readonly Finding[];
+}
+
+/** Of one disk, in all of the points. */
+export interface VerifyProgress {
+  readonly verifiedBytes: number;
+  readonly totalBytes: number;
+}
+
+export interface VerifyOptions {
+  readonly signal?: AbortSignal | undefined;
+  readonly onProgress?: ((disk: string, progress: VerifyProgress) => void) | undefined;
+}
+
+/** Of a disk: neighbours are one already, so these are places. */
+const MAX_FINDINGS = 1000;
+/** While one is opened and its tables are walked over, threads look at the data of the other. */
+const POINTS_AT_ONCE = 2;
+
+/**
+ * Looks at every stored byte of the given points: manifests, chain, image structure, tables against the digest file,
+ * data against its digests, the latter on as many threads as there are processors. Goes on after a damage, so that the
+ * report names them all (up to 1000 places a disk).
+ *
+ * @param ids points of `domain`, by their folders' names
+ */
+export async function verifyPoints(
+  repository: Repository,
+  domain: string,
+  ids: readonly string[],
+  options: VerifyOptions = {},
+): Promise<PointReport[]> {
+  const points = await Promise.all(ids.map((id) => readable(repository, domain, id)));
+  const progress = new DiskProgress(points, options.onProgress);
+  await using threads = new VerifyThreads(bytesOf(points));
+  // A thread may be in the midst of a long read.
+  using _ = options.signal && addAbortListener(options.signal, () => void threads.close());
+  const reports = await allOrNone(points, POINTS_AT_ONCE, options.signal, async (point, signal) => {
+    if ("findings" in point) return point;
+    return await new PointVerifier(repository, domain, point, { threads, progress, signal }).report();
+  });
+  progress.finish();
+  return reports;
+}
+
+/** The manifest, or what is wrong with it. */
+async function readable(repository: Repository, domain: string, id: string): Promise<Manifest | PointReport> {
+  try {
+    return await repository.point(domain, id);
+  } catch (error) {
+    if (!(error instanceof DamageError)) throw error;
+    return { id, disks: [], findings: [{ point: id, severity: "damage", message: error.message }] };
+  }
+}
+
+/** What of the points is read, at the most: of a raw image its gaps as well. */
+function bytesOf(points: readonly (Manifest | PointReport)[]): number {
+  const disks = points.flatMap((point) => ("findings" in point ? [] : point.disks));
+  return disks.reduce((sum, d) => sum + (d.format === "raw" ? d.virtualSize : d.dataBytes), 0);
+}
+
+interface Tools {
+  readonly threads: VerifyThreads;
+  readonly progress: DiskProgress;
+  readonly signal: AbortSignal;
+}
+
+class PointVerifier {
+  readonly #repository: Repository;
+  readonly #domain: string;
+  readonly #point: Manifest;
+  readonly #folder: string;
+  readonly #tools: Tools;
+
+  constructor(repository: Repository, domain: string, point: Manifest, tools: Tools) {
+    this.#repository = repository;
+    this.#domain = domain;
+    this.#point = point;
+    this.#folder = repository.pointFolder(domain, point.id);
+    this.#tools = tools;
+  }
+
+  async report(): Promise<PointReport> {
+    const { id, disks, files = [] } = this.#point;
+    const findings: Finding[] = [];
+    for (const file of files) {
+      const message = await damageOf(this.#folder, file);
+      if (message !== undefined) findings.push({ point: id, severity: "damage", message });
+    }
+    const reports: DiskReport[] = [];
+    for (const disk of disks) {
+      const damages = new DamageList(MAX_FINDINGS);
+      const leaks = new DamageList(MAX_FINDINGS);
+      reports.push(await this.#verifyDisk(disk, damages.note, leaks.note));
+      const found = (severity: Finding["severity"], list: DamageList): Finding[] =>
+        list.list().map((damage) => ({ point: id, disk: disk.name, severity, ...damage }));
+      findings.push(...found("damage", damages), ...found("leak", leaks));
+    }
+    return { id, disks: reports, findings };
+  }
+
+  async #verifyDisk(disk: DiskManifest, onDamage: OnDamage, onLeak: OnDamage): Promise<DiskReport> {
+    const { progress, threads, signal } = this.#tools;
+    let verifiedBytes = 0;
+    try {
+      const backing = await this.#backingOf({ point: this.#point, disk });
+      await using layer = await Layer.open(this.#folder, this.#point.id, disk);
+      const told = new Set<string>();
+      if (disk.format === "qcow2") {
+        const note: OnDamage = (damage) => {
+          told.add(keyOf(damage));
+          onDamage(damage);
+        };
+        await verifyStructure(layer.stored.path, backing, { onDamage: note, onLeak }, signal);
+      }
+      await verifyData(layer, {
+        threads,
+        signal,
+        // An entry that makes no sense has been found twice then.
+        onDamage: (damage) => told.has(keyOf(damage)) || onDamage(damage),
+        onBytes: (bytes) => {
+          verifiedBytes += bytes;
+          progress.add(disk, bytes);
+        },
+      });
+    } catch (error) {
+      if (isUnreadable(error)) onDamage({ message: `the file system cannot read it: ${error.message}` });
+      else if (error instanceof DamageError) onDamage({ message: error.message });
+      else throw error;
+    }
+    // What could not be looked at is done with as well.
+    progress.add(disk, disk.dataBytes - verifiedBytes);
+    const digests = disk.digests !== null;
+    return { disk: disk.name, verifiedBytes: digests ? verifiedBytes : 0, digests };
+  }
+
+  /** One step down the chain is enough: the parent is looked at as a point of its own. */
+  async #backingOf(link: Link): Promise<ExpectedBacking | undefined> {
+    if (link.disk.parent === null) return undefined;
+    const { point, disk } = await findParentLink(this.#repository, this.#domain, link);
+    return { name: `../${point.id}/${disk.file}`, format: disk.format };
+  }
+}
+
+function keyOf({ message, guestOffset }: Damage): string {
+  return `${guestOffset} ${message}`;
+}
+
+/** Adds up what was looked at of a disk in all points. */
+class DiskProgress {
+  readonly #disks = new Map<
+    string,
+    { readonly progress: Progress<VerifyProgress>; done: number; total: number }
+  >();
+
+  constructor(points: readonly (Manifest | PointReport)[], tell: VerifyOptions["onProgress"]) {
+    const disks = points.flatMap((point) => ("findings" in point ? [] : point.disks));
+    for (const { name, dataBytes } of disks) {
+      const known = this.#disks.get(name);
+      if (known) known.total += dataBytes;
+      else {
+        const progress = new Progress<VerifyProgress>((state) => tell?.(name, state));
+        this.#disks.set(name, { progress, done: 0, total: dataBytes });
+      }
+    }
+  }
+
+  add({ name }: DiskManifest, bytes: number): void {
+    const disk = this.#disks.get(name);
+    if (!disk) return;
+    disk.done += bytes;
+    disk.progress.note({ verifiedBytes: disk.done, totalBytes: disk.total });
+  }
+
+  finish(): void {
+    for (const { progress } of this.#disks.values()) progress.finish();
+  }
+}

@@ -1,0 +1,254 @@
+import { readdir, readlink, truncate, writeFile } from "node:fs/promises";
+import type { Worker } from "node:worker_threads";
+import fc from "fast-check";
+import { describe, expect, it, onTestFinished, vi } from "vitest";
+import { BackupError } from "../../../src/backup/base/errors.js";
+import { createDigester, type DigestAlgorithm, digestsOf } from "../../../src/backup/digest/digest.js";
+import { DigestBehind } from "../../../src/backup/digest/digest-behind.js";
+import { DigestThreads } from "../../../src/backup/digest/digest-threads.js";
+import type { ClusterRun, Geometry } from "../../../src/backup/image/image.js";
+import { KiB, MiB, scratch } from "../image/support.js";
+
+const workers = vi.hoisted((): { terminate(): Promise<number> }[] => []);
+vi.mock("node:worker_threads", async (original) => {
+  const real = await original<typeof import("node:worker_threads")>();
+  return {
+    ...real,
+    Worker: class extends real.Worker {
+      constructor(...args: ConstructorParameters<typeof Worker>) {
+        super(...args);
+        workers.push(this);
+      }
+    },
+  };
+});
+
+/** Bytes without a pattern that a cluster could share with another. */
+const CONTENT = Buffer.alloc(5 * MiB);
+for (let at = 0, state = 1; at < CONTENT.length; at += 4) {
+  state = (Math.imul(state, 1_664_525) + 1_013_904_223) >>> 0;
+  CONTENT.writeUInt32LE(state, at);
+}
+
+function threadsOf(algorithm: DigestAlgorithm): DigestThreads {
+  const threads = new DigestThreads(algorithm);
+  onTestFinished(() => threads.close());
+  return threads;
+}
+
+async function behind(
+  algorithm: DigestAlgorithm,
+  content = CONTENT,
+  threads = threadsOf(algorithm),
+): Promise<[DigestBehind, string]> {
+  const path = (await scratch())("image");
+  await writeFile(path, content);
+  return [new DigestBehind(path, threads), path];
+}
+
+async function expected(
+  algorithm: DigestAlgorithm,
+  runs: readonly ClusterRun[],
+  geometry: Geometry,
+): Promise<Buffer> {
+  const digester = await createDigester(algorithm);
+  const stored = runs.flatMap((run) => {
+    if (run.kind === "zero" || (run.kind === "partial" && run.dataMask === 0)) return [];
+    const slots = CONTENT.subarray(run.hostOffset, run.hostOffset + run.count * geometry.clusterSize);
+    return [digestsOf(digester, run, slots, geometry)];
+  });
+  return Buffer.concat(stored);
+}
+
+const clusterSizes = fc.constantFrom(16 * KiB, 64 * KiB, 256 * KiB, MiB);
+const wish = fc.record({
+  kind: fc.constantFrom("data" as const, "data" as const, "partial" as const, "zero" as const),
+  count: fc.integer({ min: 1, max: 6 }),
+  dataMask: fc.oneof(fc.integer({ min: 0, max: 0xffffffff }), fc.constantFrom(1, 0x80000001, 0x55555555)),
+});
+
+/** Runs side by side whose slots are side by side as well, as far as the content goes. */
+function runsOf(
+  wishes: readonly { kind: ClusterRun["kind"]; count: number; dataMask: number }[],
+  size: number,
+) {
+  const runs: ClusterRun[] = [];
+  let cluster = 0;
+  let hostOffset = 0;
+  for (const { kind, count, dataMask } of wishes) {
+    if (kind === "partial") {
+      const run = { kind, cluster, count: 1, dataMask, zeroMask: ~dataMask >>> 0 } as const;
+      runs.push({ ...run, hostOffset: dataMask === 0 ? 0 : hostOffset });
+      if (dataMask !== 0) hostOffset += size;
+      cluster += 1;
+    } else {
+      runs.push(kind === "zero" ? { kind, cluster, count } : { kind, cluster, count, hostOffset });
+      if (kind === "data") hostOffset += count * size;
+      cluster += count;
+    }
+    if (hostOffset > CONTENT.length) runs.pop();
+    if (hostOffset > CONTENT.length) break;
+  }
+  return runs;
+}
+
+describe.each(["xxh64", "sha256"] as const)("%s digests behind the front", (algorithm) => {
+  it("are those of the clusters: whole, ragged and partial ones", async () => {
+    const [digests] = await behind(algorithm);
+    const cases = fc.tuple(clusterSizes, fc.array(wish, { minLength: 1, maxLength: 8 }), fc.nat(300));
+    await fc.assert(
+      fc.asyncProperty(cases, async ([clusterSize, wishes, missing]) => {
+        const runs = runsOf(wishes, clusterSize);
+        const clusters = runs.reduce((sum, { count }) => sum + count, 0);
+        const geometry = { virtualSize: Math.max(1, clusters * clusterSize - missing), clusterSize };
+        const wanted = await expected(algorithm, runs, geometry);
+        expect((await digests.digest(runs, geometry)).equals(wanted)).toBe(true);
+      }),
+      { numRuns: 60 },
+    );
+  });
+
+  it("are each question's own, however many are asked at a time", async () => {
+    const [digests] = await behind(algorithm);
+    const geometry = { virtualSize: CONTENT.length, clusterSize: 16 * KiB };
+    const questions = Array.from({ length: 200 }, (_, at): ClusterRun[] => [
+      { kind: "data", cluster: at, count: 1 + (at % 7), hostOffset: at * 16 * KiB },
+      { kind: "zero", cluster: at + 10, count: 5 },
+    ]);
+    const answers = await Promise.all(questions.map((runs) => digests.digest(runs, geometry)));
+    for (const [at, runs] of questions.entries()) {
+      expect(answers[at]?.equals(await expected(algorithm, runs, geometry))).toBe(true);
+    }
+  });
+});
+
+describe("digests behind the front", () => {
+  const geometry = { virtualSize: 64 * MiB, clusterSize: 64 * KiB };
+  const first: ClusterRun = { kind: "data", cluster: 0, count: 1, hostOffset: 0 };
+
+  it("need no thread for nothing", async () => {
+    const before = workers.length;
+    const [digests] = await behind("xxh64");
+    expect(await digests.digest([], geometry)).toHaveLength(0);
+    expect(await digests.digest([{ kind: "zero", cluster: 0, count: 9 }], geometry)).toHaveLength(0);
+    expect(workers).toHaveLength(before);
+  });
+
+  it("are of what the file has when they are asked for", async () => {
+    const [digests, path] = await behind("xxh64", Buffer.alloc(0));
+    await writeFile(path, CONTENT);
+    expect(await digests.digest([first], geometry)).toEqual(await expected("xxh64", [first], geometry));
+  });
+
+  it("let others go on until much is written that they have not read", async () => {
+    const [digests] = await behind("xxh64", Buffer.alloc(64 * MiB));
+    const all: ClusterRun = { kind: "data", cluster: 0, count: 1024, hostOffset: 0 };
+    const asked = [digests.digest([all], geometry), digests.digest([all], geometry)];
+    await digests.room();
+    asked.push(digests.digest([first], geometry));
+    let hasRoom = false;
+    const room = digests.room().then(() => {
+      hasRoom = true;
+    });
+    await new Promise((resolve) => setImmediate(resolve));
+    expect(hasRoom).toBe(false);
+    await Promise.all([...asked, room]);
+  });
+
+  it("fail where the file is too short, and so does all that is asked later", async () => {
+    const [digests, path] = await behind("xxh64");
+    await truncate(path, 65_535);
+    const failure = { code: "E_DIGEST_READ", message: expect.stringMatching(/ends at byte 65535/) };
+    await expect(digests.digest([first], geometry)).rejects.toMatchObject(failure);
+    await expect(digests.room()).rejects.toMatchObject(failure);
+    await expect(digests.digest([first], geometry)).rejects.toMatchObject(failure);
+  });
+
+  it("fail where the file is not there", async () => {
+    const digests = new DigestBehind((await scratch())("none"), threadsOf("sha256"));
+    await expect(digests.digest([first], geometry)).rejects.toMatchObject({
+      code: "E_DIGEST_READ",
+      message: expect.stringContaining("ENOENT"),
+    });
+  });
+
+  it("fail where a thread ends, for whoever asked and whoever waits for room", async () => {
+    const [digests] = await behind("sha256", Buffer.alloc(64 * MiB));
+    const all: ClusterRun = { kind: "data", cluster: 0, count: 1024, hostOffset: 0 };
+    const asked = [0, 1, 2, 3, 4].map(() => digests.digest([all], geometry));
+    const room = digests.room();
+    const outcomes = Promise.allSettled([...asked, room]);
+    await workers.at(-1)?.terminate();
+    const failures = (await outcomes).filter(({ status }) => status === "rejected");
+    expect(failures.length).toBeGreaterThanOrEqual(2);
+    await expect(room).rejects.toMatchObject({ code: "E_DIGEST_THREAD" });
+    await expect(digests.digest([first], geometry)).rejects.toMatchObject({ code: "E_DIGEST_THREAD" });
+  });
+
+  it("that are given up fail what is not with a thread yet, at once, and all that is asked later", async () => {
+    const [digests] = await behind("sha256", Buffer.alloc(64 * MiB));
+    const all: ClusterRun = { kind: "data", cluster: 0, count: 1024, hostOffset: 0 };
+    const reason = new BackupError("E_DIGEST_THREAD", "the image was closed");
+    const asked = Array.from({ length: 40 }, () => digests.digest([all], geometry));
+    const room = digests.room();
+    const outcomes = Promise.allSettled(asked);
+    digests.close(reason);
+    await expect(room).rejects.toBe(reason);
+    await expect(asked.at(-1)).rejects.toBe(reason);
+    await expect(digests.digest([first], geometry)).rejects.toBe(reason);
+    digests.close(new BackupError("E_DIGEST_THREAD", "once more"));
+    await expect(digests.room()).rejects.toBe(reason);
+    // What the threads have already comes to its end.
+    const refused = (await outcomes).filter(({ status }) => status === "rejected");
+    expect(refused.length).toBeGreaterThanOrEqual(32);
+  });
+});
+
+describe("threads that digest", () => {
+  const geometry = { virtualSize: 64 * MiB, clusterSize: 64 * KiB };
+  const first: ClusterRun = { kind: "data", cluster: 0, count: 1, hostOffset: 0 };
+  const isOpen = async (path: string): Promise<boolean> => {
+    const numbers = await readdir("/proc/self/fd");
+    const names = await Promise.all(numbers.map((n) => readlink(`/proc/self/fd/${n}`).catch(() => "")));
+    return names.includes(path);
+  };
+
+  it("serve several files, of which one can fail or be done with by itself", async () => {
+    const threads = threadsOf("xxh64");
+    const [one, onePath] = await behind("xxh64", CONTENT, threads);
+    const [two] = await behind("xxh64", CONTENT.subarray(64 * KiB), threads);
+    const [broken] = await behind("xxh64", Buffer.alloc(10), threads);
+    const second: ClusterRun = { ...first, hostOffset: 64 * KiB };
+    const wanted = [await expected("xxh64", [first], geometry), await expected("xxh64", [second], geometry)];
+    const failed = expect(broken.digest([first], geometry)).rejects.toMatchObject({ code: "E_DIGEST_READ" });
+    expect(await Promise.all([one.digest([first], geometry), two.digest([first], geometry)])).toEqual(wanted);
+    await failed;
+
+    expect(await isOpen(onePath)).toBe(true);
+    one.close(new BackupError("E_DIGEST_THREAD", "done"));
+    expect(await two.digest([first], geometry)).toEqual(wanted[1]);
+    await expect.poll(() => isOpen(onePath)).toBe(false);
+  });
+
+  it("are no more than there are processors for, however much is asked", async () => {
+    const before = workers.length;
+    const threads = threadsOf("xxh64");
+    const [digests] = await behind("xxh64", Buffer.alloc(64 * MiB), threads);
+    const all: ClusterRun = { kind: "data", cluster: 0, count: 1024, hostOffset: 0 };
+    await Promise.all(Array.from({ length: 12 }, () => digests.digest([all], geometry)));
+    expect(workers.length - before).toBeGreaterThanOrEqual(1);
+    expect(workers.length - before).toBeLessThanOrEqual(threads.most);
+  });
+
+  it("that are given up fail what was asked and what is asked, and may be given up again", async () => {
+    const threads = threadsOf("sha256");
+    const [digests] = await behind("sha256", CONTENT, threads);
+    const asked = digests.digest([first], geometry);
+    const given = expect(asked).rejects.toMatchObject({ code: "E_DIGEST_THREAD" });
+    await threads.close();
+    await given;
+    await threads.close();
+    const [other] = await behind("sha256", CONTENT, threads);
+    await expect(other.digest([first], geometry)).rejects.toMatchObject({ code: "E_DIGEST_THREAD" });
+  });
+});

@@ -1,0 +1,133 @@
+import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import fc from "fast-check";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { DamageError } from "../../../src/backup/base/errors.js";
+import { createDigester, digestsOf } from "../../../src/backup/digest/digest.js";
+import {
+  DigestFileReader,
+  DigestFileWriter,
+  type DigestRun,
+} from "../../../src/backup/digest/digest-file.js";
+import { collect } from "../../support/collect.js";
+
+const geometry = { virtualSize: 100 * 65536 - 1000, clusterSize: 65536 };
+const header = { algorithm: "xxh64", geometry, complete: false } as const;
+let folder: string;
+let count = 0;
+
+beforeAll(async () => {
+  folder = await mkdtemp(join(tmpdir(), "nbdpull-test-"));
+});
+afterAll(async () => {
+  await rm(folder, { recursive: true });
+});
+
+const digests = (n: number, fill: number): Buffer => Buffer.alloc(n * 8, fill);
+
+async function written(...runs: DigestRun[]): Promise<{ path: string; sha256: string }> {
+  const path = join(folder, `${count++}.digests`);
+  const writer = await DigestFileWriter.create(path, header);
+  for (const run of runs) {
+    if (run.kind === "zero") writer.add(run, Buffer.alloc(0));
+    else writer.add(run, run.digests);
+  }
+  const { sha256 } = await writer.finish({ sync: false });
+  await writer.close();
+  return { path, sha256 };
+}
+
+async function readBack(path: string, sha256?: string): Promise<DigestRun[]> {
+  const reader = await DigestFileReader.open(path);
+  try {
+    return (await collect(reader.runs(sha256))).map(({ digestsAt: _, ...run }) => run as DigestRun);
+  } finally {
+    await reader.close();
+  }
+}
+
+describe("the digest file", () => {
+  it("gives back what was written, neighbouring data joined", async () => {
+    const { path, sha256 } = await written(
+      { kind: "data", cluster: 0, count: 2, digests: digests(2, 1) },
+      { kind: "data", cluster: 2, count: 1, digests: digests(1, 2) },
+      { kind: "zero", cluster: 5, count: 40 },
+      { kind: "partial", cluster: 50, count: 1, dataMask: 0x80000001, zeroMask: 2, digests: digests(1, 3) },
+      { kind: "partial", cluster: 51, count: 1, dataMask: 0, zeroMask: 4, digests: Buffer.alloc(0) },
+    );
+    expect(await readBack(path, sha256)).toEqual([
+      { kind: "data", cluster: 0, count: 3, digests: Buffer.concat([digests(2, 1), digests(1, 2)]) },
+      { kind: "zero", cluster: 5, count: 40 },
+      { kind: "partial", cluster: 50, count: 1, dataMask: 0x80000001, zeroMask: 2, digests: digests(1, 3) },
+      { kind: "partial", cluster: 51, count: 1, dataMask: 0, zeroMask: 4, digests: Buffer.alloc(0) },
+    ]);
+  });
+
+  it("finds every flipped bit", async () => {
+    const { path, sha256 } = await written(
+      { kind: "data", cluster: 1, count: 3, digests: digests(3, 9) },
+      { kind: "zero", cluster: 9, count: 2 },
+    );
+    const bytes = await readFile(path);
+    await fc.assert(
+      fc.asyncProperty(fc.nat(bytes.length * 8 - 1), async (bit) => {
+        const flipped = Buffer.from(bytes);
+        flipped.writeUInt8(flipped.readUInt8(bit >> 3) ^ (1 << (bit & 7)), bit >> 3);
+        const damaged = join(folder, `flipped-${bit}`);
+        await writeFile(damaged, flipped);
+        await expect(readBack(damaged, sha256)).rejects.toBeInstanceOf(DamageError);
+      }),
+      { numRuns: 200 },
+    );
+  });
+
+  it("finds that it was cut off anywhere, or went on", async () => {
+    const { path } = await written({ kind: "data", cluster: 1, count: 3, digests: digests(3, 9) });
+    const bytes = await readFile(path);
+    for (let length = 0; length < bytes.length; length += 1) {
+      await writeFile(join(folder, "cut"), bytes.subarray(0, length));
+      await expect(readBack(join(folder, "cut"))).rejects.toBeInstanceOf(DamageError);
+    }
+    await writeFile(join(folder, "longer"), Buffer.concat([bytes, Buffer.alloc(1)]));
+    await expect(readBack(join(folder, "longer"))).rejects.toThrow(/bytes follow/);
+  });
+
+  it("tells of a file system that fails", async () => {
+    const path = join(folder, "missing", "vda.digests");
+    await expect(DigestFileWriter.create(path, header)).rejects.toMatchObject({ code: "ENOENT" });
+  });
+});
+
+describe("digests of clusters", () => {
+  it("are those of the published algorithms", async () => {
+    const out = Buffer.alloc(32);
+    (await createDigester("xxh64")).digestInto(Buffer.from(""), out, 0);
+    expect(out.toString("hex", 0, 8)).toBe("ef46db3751d8e999");
+    (await createDigester("sha256")).digestInto(Buffer.from("abc"), out, 0);
+    expect(out.toString("hex")).toBe("ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+  });
+
+  it("cover the last cluster only as far as the disk goes", async () => {
+    const digester = await createDigester("xxh64");
+    const run = { kind: "data", cluster: 99, count: 1 } as const;
+    const slot = Buffer.alloc(65536, 7);
+    const before = digestsOf(digester, run, slot, geometry);
+    slot.fill(8, 65536 - 1000);
+    expect(digestsOf(digester, run, slot, geometry)).toEqual(before);
+    slot[65536 - 1001] = 8;
+    expect(digestsOf(digester, run, slot, geometry)).not.toEqual(before);
+  });
+
+  it("cover only the data subclusters of a partial cluster", async () => {
+    const digester = await createDigester("xxh64");
+    const run = { kind: "partial", cluster: 0, count: 1, dataMask: 0b110 } as const;
+    const slot = Buffer.alloc(65536, 7);
+    const before = digestsOf(digester, run, slot, geometry);
+    slot.fill(8, 0, 2048);
+    slot.fill(8, 3 * 2048);
+    expect(digestsOf(digester, run, slot, geometry)).toEqual(before);
+    slot[2 * 2048] = 8;
+    expect(digestsOf(digester, run, slot, geometry)).not.toEqual(before);
+  });
+});

@@ -1,0 +1,92 @@
+import { lchown, mkdir, mkdtemp, readdir, readFile, rm, stat, symlink, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { JobFolder } from "../../../src/backup/guest/job-folder.js";
+
+const key = {
+  repositoryId: "1a2b3c4d-0000-4000-8000-000000000000",
+  domainUuid: "f00dcafe-0000-4000-8000-000000000000",
+};
+let parent: string;
+let folder: JobFolder;
+beforeEach(async () => {
+  parent = await mkdtemp(join(tmpdir(), "nbdpull-folder-"));
+  folder = JobFolder.at(parent, key);
+});
+afterEach(() => rm(parent, { recursive: true, force: true }));
+
+describe("the folder of a job", () => {
+  it("has one living owner, and no second process gets it", async () => {
+    expect(await folder.livingOwner()).toBeUndefined();
+    await folder.claim(undefined);
+    expect(await folder.livingOwner()).toContain(String(process.pid));
+    await expect(folder.claim(undefined)).rejects.toMatchObject({
+      code: expect.stringMatching(/ENOTEMPTY|EEXIST/),
+    });
+    expect(await readdir(parent)).toEqual(["nbdpull-1a2b3c4d-f00dcafe"]);
+    expect((await stat(join(folder.path, "qemu"))).mode & 0o777).toBe(0o700);
+  });
+
+  it.each([
+    ["a process that is gone", { pid: 2 ** 22 + 1, startedAt: "x" }],
+    ["a later process of the same number", { pid: process.pid, startedAt: "another boot 17" }],
+  ])("has no living owner in %s", async (_, owner) => {
+    await folder.claim(undefined);
+    const { host } = JSON.parse(await readFile(folder.file("owner.json"), "utf8")) as { host: string };
+    await writeFile(folder.file("owner.json"), JSON.stringify({ host, ...owner }));
+    expect(await folder.livingOwner()).toBeUndefined();
+  });
+
+  it("takes an owner on another host for a living one, and half a note for none", async () => {
+    await folder.claim(undefined);
+    await writeFile(folder.file("owner.json"), JSON.stringify({ host: "other", pid: 7, startedAt: "x" }));
+    expect(await folder.livingOwner()).toContain("other");
+    await writeFile(folder.file("owner.json"), '{"host":');
+    expect(await folder.livingOwner()).toBeUndefined();
+  });
+
+  it("is removed with all that QEMU left in it, and nothing that a link there leads to", async () => {
+    await folder.claim(undefined);
+    const kept = join(parent, "kept");
+    await writeFile(kept, "");
+    await writeFile(folder.scratch("vda"), "");
+    await symlink(kept, folder.scratch("vdb"));
+    await folder.remove();
+    await folder.remove();
+    expect(await readdir(parent)).toEqual(["kept"]);
+  });
+
+  /** Of anybody but this process. */
+  const NOBODY = 65_534;
+  it.runIf(process.getuid?.() === 0)(
+    "is not believed, nor removed, where another user has made it first",
+    async () => {
+      const kept = join(parent, "kept");
+      await mkdir(kept);
+      await writeFile(join(kept, "file"), "");
+      const refused = { code: "E_SCRATCH_OWNER", message: expect.stringContaining(folder.path) };
+
+      await mkdir(folder.path, { mode: 0o777 });
+      await symlink(kept, join(folder.path, "qemu"));
+      await writeFile(folder.file("owner.json"), JSON.stringify({ host: "other", pid: 1, startedAt: "x" }));
+      await lchown(folder.path, NOBODY, NOBODY);
+      await expect(folder.remove()).rejects.toMatchObject(refused);
+      await expect(folder.livingOwner()).rejects.toMatchObject(refused);
+
+      await rm(folder.path, { recursive: true });
+      await symlink(kept, folder.path);
+      await expect(folder.remove()).rejects.toMatchObject(refused);
+      expect(await readdir(kept)).toEqual(["file"]);
+    },
+  );
+
+  it("refuses a path that no socket can have, and a folder that is not there", async () => {
+    const refused = { code: "E_SCRATCH_PATH" };
+    await expect(JobFolder.at(join(parent, "x".repeat(80)), key).claim(undefined)).rejects.toMatchObject(
+      refused,
+    );
+    await expect(JobFolder.at(join(parent, "none"), key).claim(undefined)).rejects.toMatchObject(refused);
+    expect(await readdir(parent)).toEqual([]);
+  });
+});

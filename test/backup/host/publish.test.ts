@@ -1,0 +1,132 @@
+import { writeFileSync } from "node:fs";
+import { mkdir, readdir, readFile, rm, symlink, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { openExport } from "../../../src/backup/export/open-export.js";
+import { publish, temporaryPathFor } from "../../../src/backup/host/publish.js";
+import { type PullFileOptions, pullFile } from "../../../src/backup/take/pull-file.js";
+import { MemoryChain } from "../../support/memory-chain.js";
+
+const CLUSTER = 64 * 1024;
+const SIZE = 8 * CLUSTER;
+
+let chain: MemoryChain;
+let folder: string;
+beforeEach(async () => {
+  chain = await MemoryChain.start(SIZE);
+  chain.disk.write(0, Buffer.alloc(2 * CLUSTER, 0x11));
+  chain.disk.startBitmap("since");
+  chain.disk.write(CLUSTER, Buffer.alloc(512, 0x22));
+  chain.show();
+  folder = join(chain.folder, "out");
+  await mkdir(folder);
+});
+afterEach(async () => {
+  await chain[Symbol.asyncDispose]();
+});
+
+const at = (name: string): string => join(folder, name);
+const names = async (): Promise<string[]> => (await readdir(folder)).sort();
+
+async function pulled(name: string, options: Partial<PullFileOptions> = {}): Promise<void> {
+  const { bitmap } = options;
+  await using client = await openExport(chain.uri, bitmap, {});
+  await pullFile({
+    client,
+    bitmap,
+    imagePath: at(name),
+    format: "raw",
+    force: false,
+    sync: false,
+    ...options,
+  });
+}
+
+describe("the files beside an image", () => {
+  it("go with it: a full copy in place of an increment has neither map nor digests of that", async () => {
+    await pulled("x.raw", { bitmap: "since", digests: "xxh64" });
+    expect(await names()).toEqual(["x.raw", "x.raw.digests", "x.raw.map"]);
+    await pulled("x.raw", { force: true });
+    expect(await names()).toEqual(["x.raw"]);
+  });
+
+  it("are replaced by those of the new image", async () => {
+    await pulled("x.raw", { digests: "xxh64" });
+    const before = await readFile(at("x.raw.digests"));
+    await pulled("x.raw", { bitmap: "since", digests: "xxh64", force: true });
+    expect(await names()).toEqual(["x.raw", "x.raw.digests", "x.raw.map"]);
+    expect((await readFile(at("x.raw.digests"))).equals(before)).toBe(false);
+  });
+
+  it.each(["x.raw", "x.raw.map", "x.raw.digests"])(
+    "stay away, all of them, where one cannot have its name: %s",
+    async (taken) => {
+      await mkdir(at(taken));
+      const failure = pulled("x.raw", { bitmap: "since", digests: "xxh64", force: true });
+      await expect(failure).rejects.toMatchObject({ code: "E_EXISTS" });
+      expect(await names()).toEqual([taken]);
+    },
+  );
+});
+
+describe("publishing", () => {
+  async function finished(name: string): Promise<{ temporary: string; final: string }> {
+    const file = { temporary: temporaryPathFor(at(name)), final: at(name) };
+    await writeFile(file.temporary, `new ${name}`);
+    return file;
+  }
+
+  it("never replaces what appeared meanwhile, and leaves nothing new when it fails half-way", async () => {
+    const first = await finished("x.map");
+    const files = [
+      {
+        final: first.final,
+        // Asked for when the first file gets its name: the last moment at which somebody can take the second's.
+        get temporary(): string {
+          writeFileSync(at("x"), "precious");
+          return first.temporary;
+        },
+      },
+      await finished("x"),
+    ];
+    await expect(publish(files, { sync: false, force: false })).rejects.toMatchObject({ code: "E_EXISTS" });
+    expect(await readFile(at("x"), "utf8")).toBe("precious");
+    expect((await names()).filter((name) => !name.startsWith("."))).toEqual(["x"]);
+  });
+
+  it("takes names back when a file is gone before it had its own", async () => {
+    const files = [await finished("x.map"), await finished("x")];
+    await rm(files[1]?.temporary ?? "");
+    await expect(publish(files, { sync: false, force: false })).rejects.toMatchObject({ code: "ENOENT" });
+    expect(await names()).toEqual([]);
+  });
+
+  it("gives back what it replaced, and what described it, when it fails half-way", async () => {
+    for (const name of ["vda", "vda.map", "vdb"]) await writeFile(at(name), `old ${name}`);
+    const files = [await finished("vda"), await finished("new"), await finished("vdb")];
+    await rm(files[2]?.temporary ?? "");
+    const failure = publish(files, { sync: false, force: true, stale: [at("vda.map"), at("none")] });
+    await expect(failure).rejects.toMatchObject({ code: "ENOENT" });
+    expect(await names()).toEqual(["vda", "vda.map", "vdb"]);
+    for (const name of await names()) expect(await readFile(at(name), "utf8")).toBe(`old ${name}`);
+  });
+
+  it("replaces nothing but plain files, with force too", async () => {
+    await mkdir(at("folder"));
+    await symlink(at("elsewhere"), at("link"));
+    for (const name of ["folder", "link"]) {
+      const file = await finished(name);
+      await expect(publish([file], { sync: false, force: true })).rejects.toMatchObject({ code: "E_EXISTS" });
+      await rm(file.temporary);
+    }
+    expect(await names()).toEqual(["folder", "link"]);
+  });
+
+  it("gives names with force, durably", async () => {
+    await writeFile(at("x"), "old");
+    const files = [await finished("x.map"), await finished("x")];
+    await publish(files, { sync: true, force: true });
+    expect(await names()).toEqual(["x", "x.map"]);
+    expect(await readFile(at("x"), "utf8")).toBe("new x");
+  });
+});

@@ -1,0 +1,164 @@
+/** What a backup does on another host, through a real sshd: no libvirt is needed for it. */
+import { lchown, mkdir, mkdtemp, readdir, readFile, rm, stat, symlink, writeFile } from "node:fs/promises";
+import { connect, createServer, type Server, type Socket } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterAll, afterEach, beforeAll, beforeEach, expect, it } from "vitest";
+import { JobFolder } from "../../../src/backup/guest/job-folder.js";
+import { Ssh } from "../../../src/backup/host/ssh.js";
+import { openForward, sever } from "../../../src/backup/host/ssh-forward.js";
+import { parseHypervisor } from "../../../src/backup/libvirt/hypervisor.js";
+import { SSH_TOOLS, SshHost } from "../../support/ssh-host.js";
+import { describeUnless, findTool } from "../../support/tools.js";
+
+const missing = SSH_TOOLS.filter((tool) => findTool(tool) === undefined);
+const obstacle = missing.length > 0 ? `not installed: ${missing.join(", ")}` : undefined;
+
+describeUnless(process.getuid?.() === 0 ? obstacle : "an sshd needs root", "another host by ssh", () => {
+  const key = {
+    repositoryId: "1a2b3c4d-0000-4000-8000-000000000000",
+    domainUuid: "f00dcafe-0000-4000-8000-000000000000",
+  };
+  let host: SshHost;
+  let ssh: Ssh;
+  let parent: string;
+  let folder: JobFolder;
+  beforeAll(async () => {
+    host = await SshHost.start();
+    const hypervisor = parseHypervisor(host.uri);
+    if (hypervisor.kind !== "ssh") throw new Error(host.uri);
+    ssh = new Ssh(hypervisor.target);
+  });
+  afterAll(() => host[Symbol.asyncDispose]());
+  beforeEach(async () => {
+    // Quotes and blanks, as they may be in a folder's name, and a shell's own characters.
+    parent = await mkdtemp(join(tmpdir(), "nbdpull 'far' $HOME-"));
+    folder = JobFolder.at(parent, key, ssh);
+  });
+  afterEach(async () => {
+    await rm(parent, { recursive: true, force: true });
+    await rm(folder.here, { recursive: true, force: true });
+  });
+
+  it("holds a job's folder with one living owner, which is removed with all in it, and nothing that links lead to", async () => {
+    expect(await folder.livingOwner()).toBeUndefined();
+    await folder.claim({ uid: 64_055, gid: 108 });
+    expect(await folder.livingOwner()).toContain(String(process.pid));
+    await expect(folder.claim(undefined)).rejects.toThrow(/not empty/);
+    expect(await readdir(parent)).toEqual(["nbdpull-1a2b3c4d-f00dcafe"]);
+    expect(await stat(join(folder.path, "qemu"))).toMatchObject({ uid: 64_055, gid: 108, mode: 0o40700 });
+    expect((await stat(folder.path)).mode & 0o777).toBe(0o711);
+
+    expect(await folder.isMarkedFrozen()).toBe(false);
+    await folder.markFrozen();
+    expect(await folder.isMarkedFrozen()).toBe(true);
+    await folder.unmarkFrozen();
+    expect(await folder.isMarkedFrozen()).toBe(false);
+
+    const kept = join(parent, "kept");
+    await writeFile(kept, "");
+    await writeFile(folder.scratch("vda"), "");
+    await symlink(kept, folder.scratch("vdb"));
+    await folder.remove();
+    await folder.remove();
+    expect(await readdir(parent)).toEqual(["kept"]);
+    await expect(stat(folder.here)).rejects.toMatchObject({ code: "ENOENT" });
+  });
+
+  it("is not believed where another user made the folder, and tells of one that can't be", async () => {
+    await mkdir(folder.path);
+    await lchown(folder.path, 65_534, 65_534);
+    for (const attempt of [() => folder.livingOwner(), () => folder.remove()]) {
+      await expect(attempt()).rejects.toMatchObject({ code: "E_SCRATCH_OWNER" });
+    }
+    const nowhere = JobFolder.at(join(parent, "none"), key, ssh);
+    await expect(nowhere.claim(undefined)).rejects.toMatchObject({ code: "E_SCRATCH_PATH" });
+    expect(() => JobFolder.at("relative", key, ssh)).toThrow(
+      expect.objectContaining({ code: "E_SCRATCH_PATH" }),
+    );
+  });
+
+  it("tells a script that failed from a host that can't be reached, without a question", async () => {
+    await expect(ssh.run("echo broken >&2; exit 7", {})).rejects.toMatchObject({
+      exitCode: 7,
+      said: "broken",
+    });
+    const odd = `a'b "c" $d \`e\` \\ \n f`;
+    expect(await ssh.run('printf %s "$odd"', { odd })).toBe(odd);
+    const nobody = new Ssh({ ...ssh.target, user: "no-such-user" });
+    await expect(nobody.run(":", {})).rejects.toMatchObject({ code: "E_SSH" });
+    const missing = new Ssh({ ...ssh.target, program: "/no/such/ssh" });
+    await expect(missing.run(":", {})).rejects.toMatchObject({ code: "E_NO_SSH" });
+  });
+
+  /** Says `hello` to whoever comes. */
+  async function greeter(path: string): Promise<{ server: Server; sockets: Set<Socket> }> {
+    const sockets = new Set<Socket>();
+    const server = createServer((socket) => {
+      sockets.add(socket);
+      socket.on("close", () => sockets.delete(socket)).on("error", () => undefined);
+      socket.write("hello");
+    });
+    await new Promise<void>((resolve) => server.listen(path, resolve));
+    return { server, sockets };
+  }
+
+  async function greetingOf(path: string): Promise<Socket> {
+    const socket = connect(path);
+    await new Promise<void>((resolve, reject) => {
+      socket.once("data", (data) => resolve(expect(data.toString()).toBe("hello")));
+      socket.once("error", reject).once("close", () => reject(new Error("closed")));
+    });
+    return socket;
+  }
+
+  it("is gone from the far end when the way is closed, and severed where it was only lost from sight", async () => {
+    const plain = await mkdtemp(join(tmpdir(), "nbdpull-far-"));
+    const there = join(plain, "there.sock");
+    const { server, sockets } = await greeter(there);
+    try {
+      const here = join(plain, "here.sock");
+      const note = join(plain, "way");
+      const options = { to: { kind: "unix", path: there }, socket: here, note } as const;
+      const closed = await openForward(ssh, options);
+      expect((await stat(here)).mode & 0o777).toBe(0o600);
+      (await greetingOf(here)).destroy();
+      await closed.close();
+      await expect.poll(() => sockets.size).toBe(0);
+      expect(closed.lost.aborted).toBe(false);
+
+      const lost = await openForward(ssh, options);
+      await greetingOf(here);
+      expect(await readFile(note, "utf8")).toMatch(/^\d+ \d+ [0-9a-f-]{36}\n$/);
+      await sever(ssh, note);
+      await expect.poll(() => sockets.size).toBe(0);
+      await expect(stat(note)).rejects.toMatchObject({ code: "ENOENT" });
+      expect(await lost.explain(new Error("closed"))).toMatchObject({ code: "E_SSH_LOST" });
+      await lost.close();
+
+      // A later process of the same number is none of ours.
+      await writeFile(note, `${process.pid} 1 ${"0".repeat(8)}-0000-0000-0000-${"0".repeat(12)}\n`);
+      await sever(ssh, note);
+    } finally {
+      server.close();
+      await rm(plain, { recursive: true });
+    }
+  });
+
+  it("tells why the way leads nowhere: forbidden there, or by a path that ssh can't be told", async () => {
+    const plain = await mkdtemp(join(tmpdir(), "nbdpull-far-"));
+    try {
+      const here = join(plain, "here.sock");
+      const to = { kind: "unix", path: join(plain, "nobody.sock") } as const;
+      const forward = await openForward(ssh, { to, socket: here });
+      await expect(greetingOf(here)).rejects.toThrow();
+      const error = await forward.explain(new Error("closed"));
+      expect(error).toMatchObject({ code: "E_SSH_FORWARD", message: expect.stringContaining("open failed") });
+      await forward.close();
+      const odd = { to: { kind: "unix", path: "/tmp/a:b.sock" }, socket: here } as const;
+      await expect(openForward(ssh, odd)).rejects.toMatchObject({ code: "E_SSH_PATH" });
+    } finally {
+      await rm(plain, { recursive: true });
+    }
+  });
+});

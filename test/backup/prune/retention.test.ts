@@ -1,0 +1,48 @@
+import { describe, expect, it } from "vitest";
+import { keptBy } from "../../../src/backup/prune/retention.js";
+
+const at = (year: number, month: number, day: number, hour = 12): { id: string; time: number } => {
+  const time = new Date(year, month - 1, day, hour).getTime();
+  return { id: `${year}-${month}-${day}T${hour}`, time };
+};
+
+describe("retention", () => {
+  it("keeps the newest points by number", () => {
+    const points = [at(2026, 1, 1), at(2026, 1, 2), at(2026, 1, 3)];
+    expect([...keptBy(points, { last: 2 }).keys()].sort()).toEqual(["2026-1-2T12", "2026-1-3T12"]);
+  });
+
+  it("keeps the newest point of each of the last days that have points, whatever lies between", () => {
+    const points = [
+      at(2026, 1, 1),
+      at(2026, 1, 5, 1),
+      at(2026, 1, 5, 23),
+      at(2026, 2, 1, 3),
+      at(2026, 2, 1, 4),
+    ];
+    expect([...keptBy(points, { daily: 2 }).keys()].sort()).toEqual(["2026-1-5T23", "2026-2-1T4"]);
+  });
+
+  it("counts weeks from Monday, across the turn of the year", () => {
+    // The 28th of December 2026 is a Monday.
+    const points = [at(2026, 12, 27), at(2026, 12, 28), at(2027, 1, 1), at(2027, 1, 3), at(2027, 1, 4)];
+    expect([...keptBy(points, { weekly: 3 }).keys()].sort()).toEqual([
+      "2026-12-27T12",
+      "2027-1-3T12",
+      "2027-1-4T12",
+    ]);
+  });
+
+  it("keeps what any rule keeps, and tells which", () => {
+    const points = [at(2026, 1, 31), at(2026, 2, 27), at(2026, 2, 28)];
+    expect(Object.fromEntries(keptBy(points, { last: 2, monthly: 5 }))).toEqual({
+      "2026-2-28T12": ["last", "monthly"],
+      "2026-2-27T12": ["last"],
+      "2026-1-31T12": ["monthly"],
+    });
+  });
+
+  it("keeps nothing by no rule", () => {
+    expect(keptBy([at(2026, 1, 1)], { last: 0 }).size).toBe(0);
+  });
+});

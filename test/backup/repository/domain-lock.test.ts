@@ -1,0 +1,65 @@
+import { mkdir, mkdtemp, readdir, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { execa } from "execa";
+import { afterEach, beforeEach, expect, it } from "vitest";
+import { Repository } from "../../../src/backup/repository/repository.js";
+
+const DOMAIN = "guest";
+
+let folder: string;
+let repository: Repository;
+beforeEach(async () => {
+  folder = await mkdtemp(join(tmpdir(), "nbdpull-lock-"));
+  repository = await Repository.openOrCreate(folder);
+});
+afterEach(async () => {
+  await rm(folder, { recursive: true });
+});
+
+const names = (): Promise<string[]> => readdir(join(folder, DOMAIN));
+
+it("keeps the marks of readers and the lock of a writer apart, in one process too", async () => {
+  await repository.writing(DOMAIN, async () => {
+    await repository.reading(DOMAIN, async () => {
+      await repository.reading(DOMAIN, async () => {
+        expect((await names()).filter((name) => name.startsWith(".reader-"))).toHaveLength(2);
+      });
+      expect((await names()).filter((name) => name.startsWith(".reader-"))).toHaveLength(1);
+    });
+    expect((await names()).filter((name) => name.startsWith(".reader-"))).toEqual([]);
+    expect(await names()).toContain(".lock");
+  });
+  // The folder goes with the last of them: nothing is in it.
+  expect(await readdir(folder)).toEqual(["nbdpull.json"]);
+});
+
+it("tells a reader whose mark was taken away that points were pruned meanwhile", async () => {
+  const point = join(folder, DOMAIN, "20261120T113205.123Z");
+  const loseMark = async (): Promise<void> => {
+    for (const name of await names()) {
+      if (name.startsWith(".reader-")) await rm(join(folder, DOMAIN, name), { recursive: true });
+    }
+  };
+  await mkdir(point, { recursive: true });
+  await repository.reading(DOMAIN, loseMark);
+  const pruned = repository.reading(DOMAIN, async () => {
+    await loseMark();
+    await rm(point, { recursive: true });
+  });
+  await expect(pruned).rejects.toMatchObject({ code: "E_PRUNED_MEANWHILE" });
+});
+
+it("can be read when the file system is full", async (context) => {
+  const options = ["-t", "tmpfs", "-o", "nr_inodes=8", "small", folder];
+  if ((await execa("mount", options, { reject: false })).failed) return context.skip("only root may mount");
+  try {
+    const full = await Repository.openOrCreate(folder);
+    await mkdir(join(folder, DOMAIN));
+    for (let i = 0; i < 8; i += 1) await writeFile(join(folder, String(i)), "").catch(() => undefined);
+    await expect(mkdir(join(folder, DOMAIN, "more"))).rejects.toMatchObject({ code: "ENOSPC" });
+    expect(await full.reading(DOMAIN, async () => "read")).toBe("read");
+  } finally {
+    await execa("umount", [folder]);
+  }
+});

@@ -1,0 +1,416 @@
+import {
+  copyFile,
+  cp,
+  mkdir,
+  open,
+  readdir,
+  readFile,
+  rename,
+  rm,
+  symlink,
+  truncate,
+  utimes,
+  writeFile,
+} from "node:fs/promises";
+import { join } from "node:path";
+import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { DamageError } from "../../../src/backup/base/errors.js";
+import { findChain } from "../../../src/backup/chain/chain.js";
+import { choosePoint } from "../../../src/backup/repository/choose-point.js";
+import type { Manifest } from "../../../src/backup/repository/manifest.js";
+import { Repository } from "../../../src/backup/repository/repository.js";
+import { takePoint } from "../../../src/backup/take/take-point.js";
+import { type Finding, verifyPoints } from "../../../src/backup/verify/verify.js";
+import { parseNbdUri } from "../../../src/nbd/index.js";
+import { MemoryChain } from "../../support/memory-chain.js";
+import { restoreDisk } from "../../support/restore-disk.js";
+
+const KiB = 1024;
+const CLUSTER = 64 * KiB;
+const SIZE = 40 * CLUSTER + 3 * 512;
+const DOMAIN = MemoryChain.domain;
+
+let chain: MemoryChain;
+beforeEach(async () => {
+  chain = await MemoryChain.start(SIZE);
+});
+afterEach(async () => {
+  await chain[Symbol.asyncDispose]();
+});
+
+const fill = (length: number, value: number): Buffer => Buffer.alloc(length, value);
+
+/** Full, then two increments with data, zeroes and a rewritten tail. */
+async function threePoints(
+  format: "qcow2" | "raw" = "qcow2",
+  algorithm: "xxh64" | "sha256" | "none" = "xxh64",
+): Promise<void> {
+  const digests = algorithm === "none" ? undefined : algorithm;
+  chain.disk.write(0, fill(20 * CLUSTER, 0x11));
+  chain.disk.write(SIZE - 700, fill(700, 0x12));
+  await chain.take({ format, digests });
+  chain.disk.write(3 * CLUSTER + 512, fill(512, 0x22));
+  chain.disk.writeZeroes(8 * CLUSTER, 3 * CLUSTER);
+  await chain.take({ format, digests });
+  chain.disk.write(9 * CLUSTER, fill(CLUSTER, 0x33));
+  chain.disk.discard(0, CLUSTER);
+  chain.disk.write(SIZE - 512, fill(512, 0x34));
+  await chain.take({ format, digests });
+}
+
+const pointAt = (index: number): Manifest => {
+  const point = chain.points.at(index);
+  if (!point) throw new Error("no such point");
+  return point;
+};
+
+async function restored(point: Manifest, options: { format?: "raw" | "qcow2" } = {}): Promise<Buffer> {
+  const targetPath = join(chain.folder, "restored");
+  const { format = "raw" } = options;
+  await restoreDisk({
+    repository: chain.repository,
+    point,
+    diskName: "vda",
+    targetPath,
+    format,
+    force: true,
+    sync: false,
+  });
+  return await readFile(targetPath);
+}
+
+async function expectExact(point: Manifest): Promise<void> {
+  const content = chain.contents.get(point.id);
+  expect((await restored(point)).equals(Buffer.from((await content?.read(0, SIZE)) ?? []))).toBe(true);
+}
+
+async function findings(...ids: string[]): Promise<Finding[]> {
+  const all = ids.length > 0 ? ids : await chain.repository.pointIds(DOMAIN);
+  return (await verifyPoints(chain.repository, DOMAIN, all)).flatMap((report) => report.findings);
+}
+
+/** Changes one byte of a point's file. */
+async function flip(path: string, position: number): Promise<void> {
+  const file = await open(path, "r+");
+  const byte = Buffer.alloc(1);
+  await file.read(byte, 0, 1, position);
+  await file.write(Buffer.from([byte.readUInt8() ^ 0x40]), 0, 1, position);
+  await file.close();
+}
+
+describe("restore", () => {
+  it.each(["qcow2", "raw"] as const)("rebuilds every point of a chain of %s images", async (format) => {
+    await threePoints(format);
+    for (const point of chain.points) await expectExact(point);
+    expect(await findings()).toEqual([]);
+  });
+
+  it("goes by the manifests, not by times, in a copied repository", async () => {
+    await threePoints();
+    const copy = join(chain.folder, "copy");
+    await cp(chain.repository.path, copy, { recursive: true });
+    for (const [i, point] of chain.points.entries()) {
+      await utimes(join(copy, DOMAIN, point.id), i, 1_000_000 - i);
+    }
+    const repository = await Repository.open(copy);
+    const latest = await choosePoint(repository, DOMAIN, "latest");
+    expect(latest.id).toBe(pointAt(-1).id);
+    expect((await findChain(repository, DOMAIN, latest, "vda")).map(({ point }) => point.id)).toEqual(
+      chain.points.map(({ id }) => id).reverse(),
+    );
+  });
+
+  it("finds a point by its id, by a time, and as the latest", async () => {
+    await threePoints();
+    const { repository } = chain;
+    const middle = pointAt(1);
+    expect((await choosePoint(repository, DOMAIN, middle.id)).id).toBe(middle.id);
+    expect((await choosePoint(repository, DOMAIN, middle.createdAt)).id).toBe(middle.id);
+    expect((await choosePoint(repository, DOMAIN, "2100-01-01")).id).toBe(pointAt(2).id);
+    await expect(choosePoint(repository, DOMAIN, "1999-01-01")).rejects.toMatchObject({ code: "E_NO_POINT" });
+    await expect(choosePoint(repository, DOMAIN, "yesteryear")).rejects.toMatchObject({
+      code: "E_BAD_POINT",
+    });
+  });
+
+  it("never writes what a digest does not prove, and leaves nothing behind", async () => {
+    await threePoints();
+    await flip(chain.pathOf(pointAt(0), "vda.qcow2"), 5 * CLUSTER + 99);
+    const before = await readdir(chain.folder);
+    const failure = restored(pointAt(2));
+    await expect(failure).rejects.toBeInstanceOf(DamageError);
+    await expect(failure).rejects.toMatchObject({
+      details: { point: pointAt(0).id, disk: "vda", guestOffset: 4 * CLUSTER },
+    });
+    expect(await readdir(chain.folder)).toEqual(before);
+  });
+
+  it("says which point is missing", async () => {
+    await threePoints();
+    await rm(join(chain.repository.path, DOMAIN, pointAt(1).id), { recursive: true });
+    await expect(restored(pointAt(2))).rejects.toThrow(new RegExp(`needs point ${pointAt(1).id}.*missing`));
+    await expectExact(pointAt(0));
+    expect(await findings()).toMatchObject([
+      { point: pointAt(2).id, disk: "vda", message: expect.stringContaining("missing") },
+    ]);
+  });
+
+  it("restores other points although one manifest is unreadable", async () => {
+    await threePoints();
+    await writeFile(chain.pathOf(pointAt(2), "point.json"), "{");
+    await expectExact(await choosePoint(chain.repository, DOMAIN, pointAt(1).id));
+    await expect(choosePoint(chain.repository, DOMAIN, "latest")).rejects.toBeInstanceOf(DamageError);
+  });
+
+  it("does not follow a link out of the point's folder", async () => {
+    await threePoints();
+    const image = chain.pathOf(pointAt(2), "vda.qcow2");
+    await rename(image, join(chain.folder, "elsewhere.qcow2"));
+    await symlink(join(chain.folder, "elsewhere.qcow2"), image);
+    await expect(restored(pointAt(2))).rejects.toThrow(/not a plain file/);
+  });
+
+  it("refuses a chain that runs in a loop", async () => {
+    await threePoints();
+    const path = chain.pathOf(pointAt(0), "point.json");
+    const manifest = JSON.parse(await readFile(path, "utf8")) as {
+      level: string;
+      disks: { mode: string; parent: string }[];
+    };
+    Object.assign(manifest, { level: "incremental" });
+    Object.assign(manifest.disks[0] ?? {}, { mode: "incremental", parent: pointAt(2).id });
+    await writeFile(path, JSON.stringify(manifest));
+    await expect(restored(pointAt(2))).rejects.toThrow(/a parent is older than what is based on it/);
+  });
+
+  it("says that a layer without digests was copied unproven", async () => {
+    await threePoints("qcow2", "none");
+    const result = await restoreDisk({
+      repository: chain.repository,
+      point: pointAt(2),
+      diskName: "vda",
+      targetPath: join(chain.folder, "x.raw"),
+      format: "raw",
+      force: false,
+      sync: false,
+    });
+    expect(result).toMatchObject({ proven: false, chain: [...chain.points].reverse().map(({ id }) => id) });
+    await expectExact(pointAt(2));
+  });
+});
+
+describe("verify", () => {
+  it.each(["xxh64", "sha256"] as const)(
+    "finds nothing in a sound chain (%s), and a flipped bit of data by its place",
+    async (algorithm) => {
+      await threePoints("qcow2", algorithm);
+      expect(await findings()).toEqual([]);
+      await flip(chain.pathOf(pointAt(1), "vda.qcow2"), CLUSTER + 513);
+      expect(await findings()).toEqual([
+        {
+          point: pointAt(1).id,
+          disk: "vda",
+          severity: "damage",
+          guestOffset: 3 * CLUSTER,
+          length: CLUSTER,
+          message: expect.stringContaining("digest"),
+        },
+      ]);
+    },
+  );
+
+  it("finds a table entry that was turned from zero to clean: stale data would come back", async () => {
+    await threePoints();
+    const image = chain.pathOf(pointAt(1), "vda.qcow2");
+    const bytes = await readFile(image);
+    // The L2 table is the one with three neighbouring zero entries.
+    const zeroes = Buffer.from("000000000000000100000000000000010000000000000001", "hex");
+    const entry = bytes.indexOf(zeroes);
+    expect(entry).toBeGreaterThan(0);
+    bytes.fill(0, entry, entry + 8);
+    await writeFile(image, bytes);
+    expect(await findings()).toEqual([
+      {
+        point: pointAt(1).id,
+        disk: "vda",
+        severity: "damage",
+        guestOffset: 8 * CLUSTER,
+        length: CLUSTER,
+        message: expect.stringContaining("lost a cluster of zero"),
+      },
+    ]);
+    await expect(restored(pointAt(2))).rejects.toBeInstanceOf(DamageError);
+  });
+
+  it("finds a cluster that the point never had", async () => {
+    await threePoints();
+    const image = chain.pathOf(pointAt(1), "vda.qcow2");
+    const bytes = await readFile(image);
+    const zeroes = Buffer.from("000000000000000100000000000000010000000000000001", "hex");
+    const entry = bytes.indexOf(zeroes);
+    bytes.writeBigUInt64BE(1n, entry + 3 * 8);
+    await writeFile(image, bytes);
+    expect(await findings()).toMatchObject([
+      { guestOffset: 11 * CLUSTER, message: expect.stringContaining("left out") },
+    ]);
+  });
+
+  it("finds a file that was cut off, swapped, or is gone", async () => {
+    await threePoints();
+    const image = chain.pathOf(pointAt(2), "vda.qcow2");
+    const whole = await readFile(image);
+    await truncate(image, whole.length - CLUSTER);
+    expect((await findings(pointAt(2).id)).length).toBeGreaterThan(0);
+    await copyFile(chain.pathOf(pointAt(1), "vda.qcow2"), image);
+    expect((await findings(pointAt(2).id)).length).toBeGreaterThan(0);
+    await rm(image);
+    expect(await findings(pointAt(2).id)).toMatchObject([
+      { message: expect.stringMatching(/missing|no such file/i) },
+    ]);
+    await writeFile(image, whole);
+    expect(await findings()).toEqual([]);
+  });
+
+  it("finds a digest file that was changed or swapped", async () => {
+    await threePoints();
+    await flip(chain.pathOf(pointAt(0), "vda.digests"), 70);
+    await copyFile(chain.pathOf(pointAt(1), "vda.digests"), chain.pathOf(pointAt(2), "vda.digests"));
+    const found = await findings();
+    expect(new Set(found.map(({ point }) => point))).toEqual(new Set([pointAt(0).id, pointAt(2).id]));
+  });
+
+  it("finds data in a raw image where zeroes should be, in holes too", async () => {
+    await threePoints("raw");
+    expect(await findings()).toEqual([]);
+    await flip(chain.pathOf(pointAt(0), "vda.raw"), 30 * CLUSTER);
+    await flip(chain.pathOf(pointAt(1), "vda.raw"), 8 * CLUSTER);
+    await flip(chain.pathOf(pointAt(2), "vda.raw"), SIZE - 1);
+    await flip(chain.pathOf(pointAt(2), "vda.map"), 5);
+    const found = await findings();
+    expect(found.map(({ point }) => chain.points.findIndex(({ id }) => id === point))).toEqual([0, 1, 2]);
+  });
+
+  it("finds a header whose backing file is not the parent", async () => {
+    await threePoints();
+    const image = chain.pathOf(pointAt(2), "vda.qcow2");
+    const bytes = await readFile(image);
+    const at = bytes.indexOf(pointAt(1).id);
+    bytes.write(pointAt(0).id, at, "latin1");
+    await writeFile(image, bytes);
+    expect(await findings()).toMatchObject([
+      { point: pointAt(2).id, message: expect.stringContaining("backing file") },
+    ]);
+  });
+
+  it("goes on after a damage and names them all, neighbours as one", async () => {
+    chain.disk.write(0, fill(SIZE, 0x11));
+    await chain.take();
+    const image = chain.pathOf(pointAt(0), "vda.qcow2");
+    for (const cluster of [2, 3, 4, 7, 30, 40]) await flip(image, (cluster + 1) * CLUSTER + 5);
+    expect((await findings()).map(({ guestOffset, length }) => [guestOffset, length])).toEqual([
+      [2 * CLUSTER, 3 * CLUSTER],
+      [7 * CLUSTER, CLUSTER],
+      [30 * CLUSTER, CLUSTER],
+      [40 * CLUSTER, SIZE - 40 * CLUSTER],
+    ]);
+  });
+
+  it("names what a table entry that makes no sense has cost, and looks at all the others", async () => {
+    await threePoints();
+    const image = chain.pathOf(pointAt(0), "vda.qcow2");
+    const bytes = await readFile(image);
+    const tables = Number(bytes.readBigUInt64BE(40));
+    const table = Number(bytes.readBigUInt64BE(tables) & 0xff_ffff_ffff_fe00n);
+    bytes.writeBigUInt64BE((1n << 63n) | (1n << 40n), table + 2 * 8);
+    await writeFile(image, bytes);
+    await flip(image, 10 * CLUSTER);
+    expect(await findings()).toMatchObject([
+      {
+        severity: "damage",
+        guestOffset: 2 * CLUSTER,
+        length: CLUSTER,
+        message: expect.stringContaining("points behind the end"),
+      },
+      {
+        severity: "damage",
+        guestOffset: 2 * CLUSTER,
+        length: CLUSTER,
+        message: expect.stringContaining("lost a cluster of data"),
+      },
+      {
+        severity: "damage",
+        guestOffset: 9 * CLUSTER,
+        length: CLUSTER,
+        message: expect.stringContaining("digest differs"),
+      },
+      { severity: "leak", message: expect.stringContaining("references are 0") },
+    ]);
+  });
+});
+
+describe("a point", () => {
+  it("is not made of disks whose names lead out of its folder", async () => {
+    const disk = { address: parseNbdUri(chain.uri), increment: undefined };
+    for (const names of [["../../x"], ["a/b"], [".hidden"], [""], ["vda", "vda"]]) {
+      const taken = takePoint({
+        repository: chain.repository,
+        domain: { name: DOMAIN, uuid: null },
+        disks: names.map((name) => ({ name, ...disk })),
+        checkpoint: null,
+        format: "raw",
+        digests: undefined,
+        sync: false,
+        tool: "test",
+        connect: {},
+        confirm: async () => undefined,
+      });
+      await expect(taken).rejects.toMatchObject({ code: "E_DISK_NAME" });
+    }
+    expect(await readdir(chain.repository.path)).toEqual(["nbdpull.json"]);
+  });
+
+  it("is not committed when the job turns out to be gone, and nothing is left", async () => {
+    chain.disk.write(0, fill(CLUSTER, 1));
+    const gone = chain.take({
+      confirm: async () => {
+        throw new Error("the job ended");
+      },
+    });
+    await expect(gone).rejects.toThrow("the job ended");
+    expect(await readdir(chain.repository.path)).toEqual(["nbdpull.json"]);
+  });
+
+  it("removes what a dead run left, and takes no notice of it", async () => {
+    const dead = join(chain.repository.path, DOMAIN, ".20200101T000000.000Z.partial");
+    await mkdir(dead, { recursive: true });
+    await writeFile(join(dead, "vda.qcow2"), "half");
+    await chain.take();
+    expect(await readdir(join(chain.repository.path, DOMAIN))).toEqual([pointAt(0).id]);
+  });
+
+  it("comes after the newest one even when the clock does not", async () => {
+    await chain.take();
+    const future = "20990101T000000.000Z";
+    const folder = join(chain.repository.path, DOMAIN);
+    await rename(join(folder, pointAt(0).id), join(folder, future));
+    const { manifest } = await chain.take({ full: true });
+    expect(manifest.id).toBe("20990101T000000.001Z");
+  });
+
+  it("does not mix formats in a way that stock QEMU would misread", async () => {
+    await chain.take({ format: "raw" });
+    await chain.take({ format: "raw" });
+    await expect(chain.take({ format: "qcow2" })).rejects.toMatchObject({ code: "E_RAW_PARENT" });
+    await chain.take({ format: "raw" });
+    await expectExact(pointAt(-1));
+  });
+
+  it("may be a qcow2 increment on a raw full copy", async () => {
+    chain.disk.write(CLUSTER, fill(3 * CLUSTER, 5));
+    await chain.take({ format: "raw" });
+    chain.disk.write(2 * CLUSTER, fill(512, 6));
+    await chain.take({ format: "qcow2" });
+    await expectExact(pointAt(1));
+    expect(await findings()).toEqual([]);
+  });
+});

@@ -1,0 +1,335 @@
+import { open } from "node:fs/promises";
+import { join } from "node:path";
+import fc from "fast-check";
+import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
+import { Layer } from "../../../src/backup/chain/layer.js";
+import type { ImageFormat } from "../../../src/backup/image/image.js";
+import type { Manifest } from "../../../src/backup/repository/manifest.js";
+import { Repository } from "../../../src/backup/repository/repository.js";
+import { ChainView } from "../../../src/backup/serve/chain-view.js";
+import { takePoint } from "../../../src/backup/take/take-point.js";
+import { MemoryDisk, NbdServer, parseNbdUri, type ServedExport } from "../../../src/nbd/index.js";
+import { makeFolder } from "../../nbd/servers.js";
+import { MemoryChain } from "../../support/memory-chain.js";
+
+const KiB = 1024;
+const CLUSTER = 64 * KiB;
+const SIZE = 60 * CLUSTER + 577;
+const DOMAIN = MemoryChain.domain;
+
+let chain: MemoryChain;
+beforeEach(async () => {
+  chain = await MemoryChain.start(SIZE);
+});
+afterEach(async () => {
+  vi.restoreAllMocks();
+  await chain[Symbol.asyncDispose]();
+});
+
+/** Each half KiB says where it is, so that none passes for another. */
+function content(length: number, salt = 0): Buffer {
+  const bytes = Buffer.alloc(length, salt);
+  for (let at = 0; at + 6 <= length; at += 512) bytes.writeUIntBE(1 + salt * 2 ** 24 + at / 512, at, 6);
+  return bytes;
+}
+
+function viewOf(point: Manifest | undefined): Promise<ChainView> {
+  if (!point) throw new Error("no such point");
+  return ChainView.open(chain.repository, DOMAIN, point, "vda");
+}
+
+type Taking = NonNullable<Parameters<MemoryChain["take"]>[0]>;
+
+/** A full and three increments: data, zeroes and discards in whole clusters and in parts, and the ragged end. */
+async function fourPoints(options: Taking): Promise<void> {
+  chain.disk.write(0, content(50 * CLUSTER));
+  chain.disk.write(SIZE - 700, content(700));
+  await chain.take(options);
+  for (let cluster = 1; cluster < 40; cluster += 3)
+    chain.disk.write(cluster * CLUSTER + 3000, content(700, 1));
+  chain.disk.writeZeroes(20 * CLUSTER, 2 * CLUSTER);
+  await chain.take(options);
+  chain.disk.discard(0, CLUSTER);
+  chain.disk.writeZeroes(22 * CLUSTER + 4096, 5 * 4096);
+  chain.disk.write(45 * CLUSTER, content(10 * CLUSTER, 2));
+  await chain.take({ ...options, granularity: 65_536 });
+  chain.disk.write(SIZE - 512, content(512, 3));
+  chain.disk.write(21 * CLUSTER - 100, content(200, 3));
+  await chain.take(options);
+}
+
+async function bytesAt(point: Manifest): Promise<Buffer> {
+  return Buffer.from((await chain.contents.get(point.id)?.read(0, SIZE)) ?? []);
+}
+
+const forms: [string, Taking][] = [
+  ["qcow2", {}],
+  ["qcow2 with subclusters", { granularity: 4096 }],
+  ["compressed qcow2", { compress: "deflate" }],
+  ["compressed qcow2 with subclusters", { compress: "deflate", granularity: 512 }],
+  ["raw", { format: "raw", granularity: 4096 }],
+  ["qcow2 without digests", { digests: undefined, granularity: 4096 }],
+  ["raw without digests", { format: "raw", digests: undefined, granularity: 4096 }],
+  ["qcow2 with SHA-256", { digests: "sha256", granularity: 4096 }],
+];
+
+describe("a view through a chain", () => {
+  it.each(forms)(
+    "gives the bytes of every point at any place, in any order, all at once: %s",
+    async (_, form) => {
+      await fourPoints(form);
+      for (const point of chain.points) {
+        const expected = await bytesAt(point);
+        await using view = await viewOf(point);
+        expect(view.size).toBe(SIZE);
+        expect((await view.read(0, SIZE)).equals(expected)).toBe(true);
+        const places = fc.sample(
+          fc.tuple(
+            fc.nat(SIZE - 1),
+            fc.oneof(fc.integer({ min: 1, max: 5000 }), fc.integer({ min: 1, max: SIZE })),
+          ),
+          { numRuns: 150, seed: 20_261_120 },
+        );
+        const wrong = await Promise.all(
+          places.map(async ([offset, wanted]) => {
+            const length = Math.min(wanted, SIZE - offset);
+            const found = await view.read(offset, length);
+            return found.equals(expected.subarray(offset, offset + length)) ? [] : [{ offset, length }];
+          }),
+        );
+        expect(wrong.flat()).toEqual([]);
+      }
+    },
+  );
+
+  it.each(forms)("says of no byte that it is zero which isn't, and leaves no gap: %s", async (_, form) => {
+    await fourPoints(form);
+    for (const point of chain.points) {
+      const expected = await bytesAt(point);
+      await using view = await viewOf(point);
+      for (const [from, length] of [
+        [0, SIZE],
+        [5000, 30 * CLUSTER],
+        [SIZE - 1, 1],
+      ] as const) {
+        let at = from;
+        for (const extent of view.extents(from, length)) {
+          const bytes = expected.subarray(at, at + extent.length);
+          if (extent.state === "zero") expect(bytes.every((byte) => byte === 0)).toBe(true);
+          at += extent.length;
+        }
+        expect(at).toBe(from + length);
+      }
+    }
+  });
+
+  it("tells holes and zeroes of every layer from data", async () => {
+    chain.disk.write(0, content(50 * CLUSTER));
+    await chain.take();
+    chain.disk.writeZeroes(5 * CLUSTER, 3 * CLUSTER);
+    await chain.take();
+    chain.disk.discard(20 * CLUSTER, 2 * CLUSTER);
+    chain.disk.write(6 * CLUSTER, content(CLUSTER, 1));
+    await chain.take();
+    await using view = await viewOf(chain.points.at(-1));
+    const zeroes: [from: number, to: number][] = [];
+    let at = 0;
+    for (const { length, state } of view.extents(0, SIZE)) {
+      if (state === "zero") zeroes.push([at / CLUSTER, (at + length) / CLUSTER]);
+      at += length;
+    }
+    expect(zeroes).toEqual([
+      [5, 6],
+      [7, 8],
+      [20, 22],
+      [50, SIZE / CLUSTER],
+    ]);
+  });
+
+  it("keeps a few stretches of a disk that is in few, however large", async () => {
+    chain.disk.write(0, content(50 * CLUSTER));
+    await chain.take();
+    await using full = await viewOf(chain.points[0]);
+    expect(full.pieces).toBeLessThanOrEqual(3);
+    chain.disk.write(10 * CLUSTER, content(10 * CLUSTER, 1));
+    await chain.take({ compress: "deflate" });
+    await using increment = await viewOf(chain.points[1]);
+    expect(increment.pieces).toBeLessThanOrEqual(5);
+  });
+
+  it.each([
+    ["qcow2", {}],
+    ["compressed qcow2", { compress: "deflate" }],
+    ["raw", { format: "raw" }],
+  ] as [string, Taking][])("fails where a cluster is damaged, and there only: %s", async (_, form) => {
+    await fourPoints(form);
+    const [first] = chain.points;
+    if (!first) throw new Error("no point");
+    const suffix = form.format ?? "qcow2";
+    const path = chain.pathOf(first, `vda.${suffix}`);
+    // A byte of the full copy's second cluster of data, wherever that is.
+    const position =
+      form.format === "raw" ? 2 * CLUSTER + 600 : form.compress ? CLUSTER + 3000 : 3 * CLUSTER + 600;
+    await using file = await open(path, "r+");
+    const byte = Buffer.alloc(1);
+    await file.read(byte, 0, 1, position);
+    await file.write(Buffer.from([(byte[0] ?? 0) ^ 0x40]), 0, 1, position);
+    const expected = await bytesAt(first);
+    await using view = await viewOf(first);
+    const bad: number[] = [];
+    for (let cluster = 0; cluster < 60; cluster += 1) {
+      const read = view.read(cluster * CLUSTER + 10, 100);
+      const found = await read.catch((error: unknown) => {
+        expect(error).toMatchObject({
+          name: "DamageError",
+          details: { point: first.id, disk: "vda", guestOffset: cluster * CLUSTER },
+        });
+        return undefined;
+      });
+      if (!found) bad.push(cluster);
+      else
+        expect(found.equals(expected.subarray(cluster * CLUSTER + 10, cluster * CLUSTER + 110))).toBe(true);
+    }
+    expect(bad).toHaveLength(1);
+    // Asked for again, and among others, it is no better.
+    const [cluster = 0] = bad;
+    await expect(view.read(cluster * CLUSTER + 10, 100)).rejects.toMatchObject({ name: "DamageError" });
+    await expect(view.read(0, SIZE)).rejects.toMatchObject({ details: { guestOffset: cluster * CLUSTER } });
+  });
+
+  it("reads and compares a cluster once for many small reads, though they come all at once", async () => {
+    await fourPoints({});
+    await using view = await viewOf(chain.points[0]);
+    const expected = await bytesAt(chain.points[0] as Manifest);
+    const reads = vi.spyOn(Layer.prototype, "read");
+    const small = async (offset: number): Promise<void> => {
+      expect((await view.read(offset, 512)).equals(expected.subarray(offset, offset + 512))).toBe(true);
+    };
+    await Promise.all(Array.from({ length: 128 }, (_, i) => small(3 * CLUSTER + i * 512)));
+    for (let i = 0; i < 128; i += 1) await small(4 * CLUSTER + i * 512);
+    expect(reads).toHaveBeenCalledTimes(2);
+  });
+
+  it("leaves nothing behind for a read on the signal of a connection that lasts", async () => {
+    await fourPoints({});
+    await using view = await viewOf(chain.points[0]);
+    const derived = vi.spyOn(AbortSignal, "any");
+    const { signal } = new AbortController();
+    const listened = vi.spyOn(signal, "addEventListener");
+    await view.read(CLUSTER - 300, 30 * CLUSTER, signal);
+    await view.read(CLUSTER - 300, 600, signal);
+    expect([derived.mock.calls, listened.mock.calls]).toEqual([[], []]);
+    const gone = AbortSignal.abort(new Error("the client is gone"));
+    await expect(view.read(CLUSTER - 300, 600, gone)).rejects.toThrow("the client is gone");
+  });
+
+  it("does not open where a table contradicts the digest file", async () => {
+    await fourPoints({});
+    const second = chain.points[1];
+    if (!second) throw new Error("no point");
+    await using file = await open(chain.pathOf(second, "vda.qcow2"), "r+");
+    const bytes = await file.readFile();
+    const zeroes = Buffer.from("00000000000000010000000000000001", "hex");
+    const entry = bytes.indexOf(zeroes);
+    expect(entry).toBeGreaterThan(0);
+    await file.write(Buffer.alloc(8), 0, 8, entry);
+    await expect(viewOf(chain.points.at(-1))).rejects.toMatchObject({
+      name: "DamageError",
+      details: { point: second.id, guestOffset: 20 * CLUSTER },
+    });
+  });
+
+  it("says where it was when a file turns out to be shorter than it was", async () => {
+    await fourPoints({ format: "raw" });
+    const [first] = chain.points;
+    await using view = await viewOf(first);
+    await using file = await open(chain.pathOf(first as Manifest, "vda.raw"), "r+");
+    await file.truncate(40 * CLUSTER);
+    await expect(view.read(45 * CLUSTER + 512, 512)).rejects.toMatchObject({
+      name: "DamageError",
+      code: "E_DAMAGED",
+      message: expect.stringMatching(/disk vda of point .* guest offset/),
+    });
+    expect(
+      (await view.read(CLUSTER, CLUSTER)).equals(
+        (await bytesAt(first as Manifest)).subarray(CLUSTER, 2 * CLUSTER),
+      ),
+    ).toBe(true);
+  });
+
+  it("stops the walk when it is told to", async () => {
+    await fourPoints({});
+    const stop = AbortSignal.abort(new Error("enough"));
+    const point = chain.points[3] as Manifest;
+    await expect(ChainView.open(chain.repository, DOMAIN, point, "vda", stop)).rejects.toThrow("enough");
+  });
+});
+
+describe("a disk that was resized between points", () => {
+  async function taken(
+    sizes: readonly number[],
+    format: ImageFormat,
+  ): Promise<{ repository: Repository; points: Manifest[]; contents: Buffer[] } & AsyncDisposable> {
+    const folder = await makeFolder();
+    let shown: ServedExport | undefined;
+    const server = await NbdServer.listen({
+      exports: () => shown,
+      address: { path: join(folder.path, "nbd.sock") },
+    });
+    const repository = await Repository.openOrCreate(join(folder.path, "repo"));
+    const points: Manifest[] = [];
+    const contents: Buffer[] = [];
+    for (const [i, size] of sizes.entries()) {
+      const disk = new MemoryDisk({ size });
+      disk.write(0, (contents[i - 1] ?? content(size)).subarray(0, size));
+      disk.startBitmap("since", 4096);
+      disk.write(2 * CLUSTER + 8192, content(8192, i));
+      if (i === 2) disk.write(size - 5000, content(5000, i));
+      contents.push(Buffer.from(disk.read(0, size)));
+      shown = disk.freeze();
+      const parent = points.at(-1);
+      const address = parseNbdUri(server.uri("vda"));
+      const { manifest } = await takePoint({
+        repository,
+        domain: { name: DOMAIN, uuid: null },
+        disks: [{ name: "vda", address, increment: parent && { bitmap: "since", parent } }],
+        checkpoint: null,
+        format,
+        digests: "xxh64",
+        sync: false,
+        tool: "test",
+        connect: {},
+        confirm: async () => undefined,
+      });
+      points.push(manifest);
+    }
+    const dispose = async (): Promise<void> => {
+      await server.close();
+      await folder[Symbol.asyncDispose]();
+    };
+    return { repository, points, contents, [Symbol.asyncDispose]: dispose };
+  }
+
+  const small = 10 * CLUSTER + 1536;
+  it.each(["qcow2", "raw"] as const)(
+    "reads as it was at each point, zeroes where it grew: %s",
+    async (format) => {
+      for (const sizes of [
+        [small, 2 * small, 3 * small],
+        [3 * small, small, 2 * small],
+      ]) {
+        await using story = await taken(sizes, format);
+        for (const [i, point] of story.points.entries()) {
+          await using view = await ChainView.open(story.repository, DOMAIN, point, "vda");
+          const expected = story.contents[i] as Buffer;
+          const found = await view.read(0, view.size);
+          expect([view.size, found.equals(expected)]).toEqual([expected.length, true]);
+          for (let at = 0; at < view.size; at += 3500) {
+            const piece = await view.read(at, Math.min(3500, view.size - at));
+            expect(piece.equals(expected.subarray(at, at + piece.length))).toBe(true);
+          }
+        }
+      }
+    },
+  );
+});

@@ -1,0 +1,72 @@
+import { expect, it } from "vitest";
+import { BackupError } from "../../../src/backup/base/errors.js";
+import { OwnThread } from "../../../src/backup/threads/same-thread.js";
+
+const failed = (failure: unknown): BackupError => new BackupError("E_TEST", String(failure));
+
+/** Keeps the thread busy without a turn for anybody else, as reading does. */
+function work(milliseconds: number): void {
+  const end = performance.now() + milliseconds;
+  while (performance.now() < end);
+}
+
+it("lets timers and signals have their turn between questions that were all asked in one moment", async () => {
+  let turns = 0;
+  const thread = new OwnThread<number, number, never>(
+    {
+      answer: (question) => {
+        work(25);
+        return question;
+      },
+    },
+    { failed },
+  );
+  const timer = setInterval(() => {
+    turns += 1;
+  }, 1);
+  try {
+    const answers = await Promise.all([1, 2, 3, 4, 5].map((question) => thread.ask(question)));
+    expect(answers).toEqual([1, 2, 3, 4, 5]);
+    expect(turns).toBeGreaterThanOrEqual(3);
+  } finally {
+    clearInterval(timer);
+  }
+});
+
+it("answers nothing any more once it was closed, and gives back what it holds after the last answer", async () => {
+  const done: string[] = [];
+  const thread = new OwnThread<string, string, never>(
+    {
+      answer: async (question) => {
+        await new Promise((resolve) => setTimeout(resolve, 10));
+        done.push(question);
+        return question;
+      },
+      close: async () => {
+        done.push("closed");
+      },
+    },
+    { failed },
+  );
+  const asked = ["first", "second"].map((question) => thread.ask(question));
+  const settled = Promise.allSettled(asked);
+  await new Promise((resolve) => setTimeout(resolve, 1));
+  const reason = new BackupError("E_TEST", "given up");
+  await thread.close(reason);
+  expect(await settled).toMatchObject([{ reason }, { reason }]);
+  expect(done).toEqual(["first", "closed"]);
+});
+
+it("gives a failure the class that its owner gives it, and goes on", async () => {
+  const thread = new OwnThread<string, string, never>(
+    {
+      answer: async (question) => {
+        if (question === "bad") throw new Error("it is bad");
+        return question;
+      },
+    },
+    { failed },
+  );
+  const answers = await Promise.allSettled([thread.ask("bad"), thread.ask("good")]);
+  expect(answers).toMatchObject([{ reason: { code: "E_TEST" } }, { value: "good" }]);
+});
