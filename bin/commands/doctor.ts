@@ -1,7 +1,7 @@
 import { styleText } from "node:util";
 import type { Command } from "commander";
 import { BackupError } from "../../src/backup/base/errors.js";
-import type { CheckStatus, Finding } from "../../src/backup/checks/check.js";
+import type { CheckResult, CheckStatus } from "../../src/backup/checks/check.js";
 import { examine } from "../../src/backup/checks/doctor.js";
 import { Virsh } from "../../src/backup/libvirt/virsh.js";
 import { EXIT } from "../exit-codes.js";
@@ -42,7 +42,7 @@ export function addDoctor(program: Command, run: Run): void {
   );
 }
 
-function asJson({ check, status, cause, mend, error }: Finding): object {
+function asJson({ check, status, cause, mend, error }: CheckResult): object {
   return {
     check,
     status,
@@ -52,7 +52,7 @@ function asJson({ check, status, cause, mend, error }: Finding): object {
   };
 }
 
-function asText(findings: readonly Finding[], colour: boolean): string {
+function asText(findings: readonly CheckResult[], colour: boolean): string {
   const width = Math.max(...findings.map(({ check }) => check.length));
   return findings
     .map(({ check, status, cause, mend }) => {

@@ -5,7 +5,7 @@
 
 import { Coverage } from "./coverage.js";
 import { ProtocolError, quote, RequestError } from "./errors.js";
-import type { PieceTaker, Place, ReplySink } from "./wire/chunks.js";
+import type { PieceTaker, ReplySink, ReplyTarget } from "./wire/chunks.js";
 import { COMMAND, COMMAND_FLAG, ERRNO } from "./wire/constants.js";
 import type { Descriptors } from "./wire/descriptors.js";
 import { commandName } from "./wire/requests.js";
@@ -80,7 +80,7 @@ export abstract class Exchange<T> implements OpenRequest {
   /** The result of a reply that reported no failure; throws a ProtocolError where something is missing. */
   protected abstract result(): T;
 
-  place(_offset: number, _length: number): Place | undefined {
+  place(_offset: number, _length: number): ReplyTarget | undefined {
     throw new ProtocolError(`the server sent data in reply to a ${commandName(this.command)}`);
   }
 

@@ -6,7 +6,7 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { openExport } from "../../src/backup/export/open-export.js";
 import { plan } from "../../src/backup/pull/plan.js";
 import { pull } from "../../src/backup/pull/pull.js";
-import { Pace } from "../../src/backup/pull/window.js";
+import { RequestWindow } from "../../src/backup/pull/window.js";
 import { pullFile } from "../../src/backup/take/pull-file.js";
 import { NbdClient, type NbdEvent } from "../../src/nbd/index.js";
 import {
@@ -165,7 +165,7 @@ describeWith(["nbdkit", "qemu-nbd", "qemu-img"], "a pull", () => {
       await using server = await startNbdkit(folder, ...args);
       await using client = await openExport(server.uri, undefined, {});
       const geometry = { virtualSize: client.export.size, clusterSize: 65_536 };
-      const pace = new Pace(window, MiB);
+      const pace = new RequestWindow(window, MiB);
       const before = pace.lanes;
       let most = 0;
       let open = 0;

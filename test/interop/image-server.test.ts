@@ -3,7 +3,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { execa } from "execa";
 import { afterEach, beforeEach, expect, it } from "vitest";
-import { type ImageFile, inspectImage } from "../../src/backup/guest/qemu-img.js";
+import { type DiskFile, inspectImage } from "../../src/backup/guest/qemu-img.js";
 import { endServersIn, ImageServer } from "../../src/backup/guest/qemu-nbd.js";
 import { attachLoop, describeWithLoop } from "../support/loop-device.js";
 import { createImage, qemuImg, qemuIo } from "../support/qemu-nbd.js";
@@ -17,14 +17,14 @@ beforeEach(async () => {
 });
 afterEach(() => rm(folder, { recursive: true, force: true }));
 
-async function newImage(format: "qcow2" | "raw", name = "disk"): Promise<ImageFile> {
+async function newImage(format: "qcow2" | "raw", name = "disk"): Promise<DiskFile> {
   const path = join(folder, `${name}, "odd" & more.${format}`);
   await createImage(path, { format, size: 4 * MiB });
   await qemuIo(path, format, "write -P 0x21 1M 64k");
   return { path, kind: "file", format };
 }
 
-const serve = (image: ImageFile, bitmap?: string): Promise<ImageServer> =>
+const serve = (image: DiskFile, bitmap?: string): Promise<ImageServer> =>
   ImageServer.start({ image, bitmap, name: "vda", socket: join(folder, "0.sock") }, undefined);
 
 const code = (promise: Promise<unknown>): Promise<unknown> =>
@@ -96,7 +96,7 @@ describeWith(["qemu-img", "qemu-io", "qemu-system-x86_64"], "an image that incre
     expect(found.bitmapObstacle("good")).toBeUndefined();
     expect(found.bitmapObstacle("off")).toContain("switched off");
     expect(found.bitmapObstacle("none")).toContain("not in the image");
-    const overlay: ImageFile = { path: join(folder, "top.qcow2"), kind: "file", format: "qcow2" };
+    const overlay: DiskFile = { path: join(folder, "top.qcow2"), kind: "file", format: "qcow2" };
     await qemuImg("create", "-q", "-f", "qcow2", "-b", image.path, "-F", "qcow2", overlay.path);
     await qemuImg("bitmap", "--add", overlay.path, "both");
     await qemuImg("bitmap", "--add", overlay.path, "own");
@@ -123,7 +123,7 @@ describeWithLoop("a server on a block device", () => {
     await using loop = await attachLoop(file);
     if (format === "qcow2") await createImage(loop.path, { size: 4 * MiB });
     await qemuIo(loop.path, format, "write -P 0x21 1M 64k");
-    const image: ImageFile = { path: loop.path, kind: "block", format };
+    const image: DiskFile = { path: loop.path, kind: "block", format };
     await using server = await serve(image);
     await server.assertAlive(undefined);
     await expect(qemuIo(loop.path, format, "write 0 64k")).rejects.toThrow(/"write" lock/);

@@ -1,16 +1,16 @@
 import { type Damage, damageIn, type OnDamage } from "../base/damage.js";
 import { isZero } from "../base/zeroes.js";
-import { type Digester, digestsOf } from "../digest/digest.js";
+import { type Digester, digestClusters } from "../digest/digest.js";
 import type { ClusterRun, Geometry, ImageReader } from "../image/image.js";
 
 /** Clusters of an image, with their digests where the point has them: one for each cluster that is stored. */
-export type ProvenRun = ClusterRun & { readonly digests: Buffer | undefined };
+export type DigestedRun = ClusterRun & { readonly digests: Buffer | undefined };
 
 /** Zeroes are looked for in pieces of this size. */
 const ZERO_BYTES = 256 * 1024;
 
 /** An image file whose bytes are held against their digests as they are read. */
-export class ProvenImage implements AsyncDisposable {
+export class CheckedImage implements AsyncDisposable {
   readonly #image: ImageReader;
   readonly #geometry: Geometry;
   readonly #digester: Digester | undefined;
@@ -31,7 +31,7 @@ export class ProvenImage implements AsyncDisposable {
    * Fills `target` from byte `offset` of the guest, which lies in the data of `run`, after the digests of the
    * clusters that it touches were compared.
    */
-  async read(run: ProvenRun, offset: number, target: Buffer, onDamage: OnDamage): Promise<void> {
+  async read(run: DigestedRun, offset: number, target: Buffer, onDamage: OnDamage): Promise<void> {
     if (run.kind === "zero") throw new RangeError("a zero run has no bytes");
     const { clusterSize, virtualSize } = this.#geometry;
     const first = Math.floor(offset / clusterSize);
@@ -101,11 +101,16 @@ export class ProvenImage implements AsyncDisposable {
     }
   }
 
-  #compare(run: ProvenRun, cluster: number, count: number, slots: Buffer, onDamage: OnDamage): void {
+  #compare(run: DigestedRun, cluster: number, count: number, slots: Buffer, onDamage: OnDamage): void {
     const digester = this.#digester;
     if (!digester || !run.digests || run.kind === "zero") return;
     const masked = run.kind === "partial" ? { dataMask: run.dataMask } : {};
-    const found = digestsOf(digester, { kind: run.kind, cluster, count, ...masked }, slots, this.#geometry);
+    const found = digestClusters(
+      digester,
+      { kind: run.kind, cluster, count, ...masked },
+      slots,
+      this.#geometry,
+    );
     const expected = run.digests.subarray((cluster - run.cluster) * digester.size).subarray(0, found.length);
     if (found.equals(expected)) return;
     const { clusterSize, virtualSize } = this.#geometry;

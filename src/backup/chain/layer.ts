@@ -10,11 +10,11 @@ import type { ReadOptions } from "../image/image-file.js";
 import { RawReader } from "../image/raw-reader.js";
 import { Qcow2Reader } from "../qcow2/reader.js";
 import type { DiskManifest } from "../repository/manifest.js";
-import { ProvenImage, type ProvenRun } from "./checked-image.js";
+import { CheckedImage, type DigestedRun } from "./checked-image.js";
 import type { StoredImage } from "./open-images.js";
 
 /** What a layer tells of itself: where in the digest file the digests are, too, for {@link Layer.digestsAt}. */
-export type LayerRun = ProvenRun & { readonly digestsAt?: number | undefined };
+export type LayerRun = DigestedRun & { readonly digestsAt?: number | undefined };
 
 /** One disk of one point: an image file, held against the digest file beside it. */
 export class Layer implements AsyncDisposable {
@@ -23,14 +23,14 @@ export class Layer implements AsyncDisposable {
   readonly geometry: Geometry;
   /** For threads, which open the image for themselves. */
   readonly stored: StoredImage;
-  readonly #image: ProvenImage;
+  readonly #image: CheckedImage;
   readonly #digestFile: DigestFileReader | undefined;
 
   private constructor(
     pointId: string,
     disk: DiskManifest,
     stored: StoredImage,
-    image: ProvenImage,
+    image: CheckedImage,
     digestFile: DigestFileReader | undefined,
   ) {
     this.pointId = pointId;
@@ -74,7 +74,7 @@ export class Layer implements AsyncDisposable {
       const digester = disk.digests ? await createDigester(disk.digests.algorithm) : undefined;
       const path = join(folder, disk.file);
       const stored = { path, format: disk.format, geometry, algorithm: disk.digests?.algorithm };
-      return new Layer(pointId, disk, stored, new ProvenImage(image, geometry, digester), digestFile);
+      return new Layer(pointId, disk, stored, new CheckedImage(image, geometry, digester), digestFile);
     } catch (error) {
       await digestFile?.close();
       await image.close();
@@ -109,7 +109,7 @@ export class Layer implements AsyncDisposable {
    * Fills `target` from byte `offset` of the guest, which lies in the data of `run`, after the digests of the
    * clusters that it touches were compared.
    */
-  async read(run: ProvenRun, offset: number, target: Buffer, onDamage: OnDamage): Promise<void> {
+  async read(run: DigestedRun, offset: number, target: Buffer, onDamage: OnDamage): Promise<void> {
     await this.#image.read(run, offset, target, onDamage);
   }
 

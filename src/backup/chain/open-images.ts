@@ -1,7 +1,7 @@
 import { createDigester, type DigestAlgorithm } from "../digest/digest.js";
 import type { Geometry, ImageReader } from "../image/image.js";
 import { Qcow2Reader } from "../qcow2/reader.js";
-import { ProvenImage } from "./checked-image.js";
+import { CheckedImage } from "./checked-image.js";
 
 /** An image file that a thread opens for itself. */
 export interface StoredImage {
@@ -17,15 +17,15 @@ export interface StoredImage {
 const MOST_OPEN = 64;
 
 /** The images that a thread reads, and waits for meanwhile, each opened when it is first asked for. */
-export class ProvenImages {
+export class OpenImages {
   /** By path, the one that was asked for longest ago first. */
-  readonly #open = new Map<string, Promise<ProvenImage>>();
+  readonly #open = new Map<string, Promise<CheckedImage>>();
 
   /**
    * The image is used until the next one is asked for, and no longer.
    * @throws {DamageError} it can't be opened
    */
-  async get(image: StoredImage): Promise<ProvenImage> {
+  async get(image: StoredImage): Promise<CheckedImage> {
     const known = this.#open.get(image.path);
     this.#open.delete(image.path);
     const opened = known ?? open(image);
@@ -47,10 +47,10 @@ export class ProvenImages {
   }
 }
 
-async function open(image: StoredImage): Promise<ProvenImage> {
+async function open(image: StoredImage): Promise<CheckedImage> {
   const { geometry, algorithm } = image;
   const digester = algorithm === undefined ? undefined : await createDigester(algorithm);
-  return new ProvenImage(await readerOf(image), geometry, digester);
+  return new CheckedImage(await readerOf(image), geometry, digester);
 }
 
 async function readerOf({ path, format, geometry }: StoredImage): Promise<ImageReader> {

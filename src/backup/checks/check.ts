@@ -60,12 +60,12 @@ export interface Check {
   readonly look: (subject: Subject) => Promise<readonly Found[]>;
 }
 
-export interface Finding extends Found {
+export interface CheckResult extends Found {
   readonly check: string;
 }
 
 /** Asks one question. An error of whoever looks is an answer too, but for the signal's reason. */
-export async function ask(check: Check, subject: Subject): Promise<readonly Finding[]> {
+export async function ask(check: Check, subject: Subject): Promise<readonly CheckResult[]> {
   const answer = await look(check, subject);
   return answer.map((found) => ({
     ...found,

@@ -3,10 +3,10 @@ import { forecast } from "../guest/plan-guest.js";
 import { sshTo } from "../guest/ssh-to-hypervisor.js";
 import type { ImageFormat } from "../image/image.js";
 import { parseHostSecurity } from "../libvirt/capabilities-xml.js";
-import { chooseDisks, type DiskChoice } from "../libvirt/choose-disks.js";
+import { type DiskChoice, disksToBackUp } from "../libvirt/choose-disks.js";
 import { parseDomain } from "../libvirt/domain-xml.js";
 import { Repository } from "../repository/repository.js";
-import { ask, type Finding, failedBy, type Subject } from "./check.js";
+import { ask, type CheckResult, failedBy, type Subject } from "./check.js";
 import { CHECKS, LIBVIRT } from "./list.js";
 
 export interface DoctorOptions
@@ -47,7 +47,7 @@ const LESSONS: readonly Lesson[] = [
     learn: async ({ virsh, domain }, { choice }) => {
       if (!domain) return {};
       const disks: GuestDisk[] = [];
-      for (const { target, format = "raw" } of chooseDisks(domain, choice)) {
+      for (const { target, format = "raw" } of disksToBackUp(domain, choice)) {
         disks.push({ name: target, format, size: await virsh.diskSize(domain, target) });
       }
       return { disks };
@@ -70,9 +70,9 @@ const REPOSITORY: Lesson = {
 };
 
 /** Looks at everything that a backup rests on, and goes on where something fails. Changes nothing. */
-export async function examine(options: DoctorOptions): Promise<readonly Finding[]> {
+export async function examine(options: DoctorOptions): Promise<readonly CheckResult[]> {
   const { signal } = options;
-  const findings: Finding[] = [];
+  const findings: CheckResult[] = [];
   let subject: Subject = options;
   const learn = async ({ name, learn }: Lesson): Promise<void> => {
     signal?.throwIfAborted();

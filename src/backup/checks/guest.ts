@@ -5,7 +5,7 @@ import { JobFolder } from "../guest/job-folder.js";
 import { canKeepBitmaps } from "../guest/plan-disk.js";
 import type { TcpServer } from "../libvirt/begin-xml.js";
 import { obstacleOf } from "../libvirt/choose-disks.js";
-import { hasCode } from "../libvirt/virsh.js";
+import { isErrorOf } from "../libvirt/virsh.js";
 import { type Found, fail, failedBy, pass, type Subject, warn } from "./check.js";
 
 export async function lookAtState({ virsh, domain }: Subject): Promise<readonly Found[]> {
@@ -65,7 +65,7 @@ export async function lookAtAgent({ virsh, domain, freeze }: Subject): Promise<r
     mountpoints = await virsh.mountpoints(domain);
   } catch (error) {
     if (freeze === undefined) return [pass("none answers; only --freeze needs one")];
-    if (hasCode(error, "E_NO_AGENT")) return [failedBy(error, { domain })];
+    if (isErrorOf(error, "E_NO_AGENT")) return [failedBy(error, { domain })];
     // Some agents can freeze and not list what they freeze.
     return [warn(`it answers, but not which file systems there are (${messageOf(error)})`, MEND_AGENT)];
   }

@@ -1,11 +1,11 @@
 import { isZero } from "../base/zeroes.js";
-import { createDigester, type DigestAlgorithm, type Digester, digestsOf } from "../digest/digest.js";
+import { createDigester, type DigestAlgorithm, type Digester, digestClusters } from "../digest/digest.js";
 import { ALL_SUBCLUSTERS } from "../image/image.js";
 import {
   ClusterCompressor,
   type Compression,
   type Compressor,
-  OwnThreadCompressor,
+  SameThreadCompressor,
 } from "../qcow2/compress-cluster.js";
 
 /** Clusters in slots of one buffer, side by side from its beginning, and what to find out about them. */
@@ -36,7 +36,7 @@ export interface ClusterResult {
 }
 
 /** Does one job at a time; what a job needed is kept for the next. */
-export class ClusterWork {
+export class ClusterJobs {
   readonly #digesters = new Map<DigestAlgorithm, Digester>();
   #compressor: { readonly key: string; readonly compressor: Compressor } | undefined;
   readonly #ownThread: boolean;
@@ -46,7 +46,7 @@ export class ClusterWork {
     this.#ownThread = options.ownThread;
   }
 
-  async do(job: ClusterJob): Promise<ClusterResult> {
+  async run(job: ClusterJob): Promise<ClusterResult> {
     const { clusterSize, masks, length, digest } = job;
     const digester = digest && (await this.#digesterFor(digest));
     const compressor = job.compression && this.#compressorFor(job.compression, clusterSize);
@@ -64,7 +64,7 @@ export class ClusterWork {
         const run = whole
           ? ({ kind: "data", cluster: i, count: 1 } as const)
           : ({ kind: "partial", cluster: i, count: 1, dataMask } as const);
-        const digest = digestsOf(digester, run, slot, { clusterSize, virtualSize: length });
+        const digest = digestClusters(digester, run, slot, { clusterSize, virtualSize: length });
         digest.copy(digests, i * digester.size);
       }
       sizes[i] = whole && compressor ? await compressor.compress(slot) : clusterSize;
@@ -87,7 +87,7 @@ export class ClusterWork {
     const key = `${compression.method} ${compression.level} ${clusterSize}`;
     if (this.#compressor?.key === key) return this.#compressor.compressor;
     this.close();
-    const Kind = this.#ownThread ? OwnThreadCompressor : ClusterCompressor;
+    const Kind = this.#ownThread ? SameThreadCompressor : ClusterCompressor;
     const compressor = new Kind(compression, clusterSize);
     this.#compressor = { key, compressor };
     return compressor;

@@ -3,7 +3,7 @@ import { ALL_SUBCLUSTERS, type Geometry, type PlannedRun, slotsOf } from "../ima
 import type { Compression } from "../qcow2/compress-cluster.js";
 import type { Qcow2CompressedWriter } from "../qcow2/compressed-writer.js";
 import type { ClusterResult } from "./cluster-job.js";
-import type { ClusterWorkers } from "./compress-threads.js";
+import type { CompressThreads } from "./compress-threads.js";
 
 /** What is asked of a plan's segment: neighbouring runs, and how many clusters of theirs stand in its buffer. */
 export interface SegmentRuns {
@@ -43,7 +43,7 @@ export async function compressSegment(
   segment: SegmentRuns,
   buffer: ArrayBuffer,
   geometry: Geometry,
-  workers: ClusterWorkers,
+  workers: CompressThreads,
   options: CompressOptions,
 ): Promise<CompressedSegment> {
   if (segment.clusters === 0) {

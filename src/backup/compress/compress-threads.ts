@@ -2,9 +2,9 @@ import { availableParallelism } from "node:os";
 import { BackupError } from "../base/errors.js";
 import { reasonOf, ThreadPool } from "../threads/thread-pool.js";
 import type { ClusterJob, ClusterResult } from "./cluster-job.js";
-import type { ClusterThreadData } from "./cluster-thread-data.js";
+import type { CompressThreadData } from "./cluster-thread-data.js";
 
-export interface ClusterWorkersOptions {
+export interface CompressThreadsOptions {
   /**
    * Default: one where there are up to four processors. It digests, and has libuv's threads compress up to four jobs at once;
    * another was measured to gain nothing on two, and takes 25 MiB. Where there are more, one for each that compresses by itself.
@@ -24,16 +24,16 @@ const MOST_THREADS = 16;
  * Threads that digest and compress clusters. They are started when there is work, and don't keep the process alive
  * when there is none. Jobs are handed over at once: how many are under way is for the caller to bound.
  */
-export class ClusterWorkers implements AsyncDisposable {
+export class CompressThreads implements AsyncDisposable {
   readonly #pool: ThreadPool<ClusterJob, ClusterResult>;
 
-  constructor({ threads, path, oldGenerationMb }: ClusterWorkersOptions = {}) {
+  constructor({ threads, path, oldGenerationMb }: CompressThreadsOptions = {}) {
     const processors = Math.min(availableParallelism(), MOST_THREADS);
     const most = threads ?? (processors > UV_THREADS ? processors : 1);
     this.#pool = new ThreadPool({
       script: path ?? "#compress-worker",
       most,
-      workerData: { ownThread: most > 1 } satisfies ClusterThreadData,
+      workerData: { ownThread: most > 1 } satisfies CompressThreadData,
       oldGenerationMb,
       lost: (reason, cause) =>
         problem(`a thread that digests and compresses clusters ended: ${reason}`, cause),

@@ -1,23 +1,23 @@
 import { workerData } from "node:worker_threads";
-import { serve } from "../threads/thread-side.js";
-import { type ClusterJob, type ClusterResult, ClusterWork } from "./cluster-job.js";
-import type { ClusterThreadData } from "./cluster-thread-data.js";
+import { answerQuestions } from "../threads/thread-side.js";
+import { type ClusterJob, ClusterJobs, type ClusterResult } from "./cluster-job.js";
+import type { CompressThreadData } from "./cluster-thread-data.js";
 
-/** The thread of `ClusterWorkers`: results go out as they are ready. */
+/** The thread of `CompressThreads`: results go out as they are ready. */
 
-const { ownThread } = workerData as ClusterThreadData;
+const { ownThread } = workerData as CompressThreadData;
 /** As many jobs at once as libuv has threads, where those do the compressing. */
 const BENCHES = ownThread ? 1 : 4;
 
 interface Bench {
-  readonly work: ClusterWork;
+  readonly work: ClusterJobs;
   last: Promise<unknown>;
 }
 
 const benches = Array.from(
   { length: BENCHES },
   (): Bench => ({
-    work: new ClusterWork({ ownThread }),
+    work: new ClusterJobs({ ownThread }),
     last: Promise.resolve(),
   }),
 );
@@ -25,7 +25,7 @@ let jobs = 0;
 
 async function doJob({ work }: Bench, job: ClusterJob): Promise<ClusterResult> {
   try {
-    return await work.do(job);
+    return await work.run(job);
   } catch (failure) {
     // Whatever the failed job was compressing must not end up in the next one.
     work.close();
@@ -33,7 +33,7 @@ async function doJob({ work }: Bench, job: ClusterJob): Promise<ClusterResult> {
   }
 }
 
-serve<ClusterJob, ClusterResult>({
+answerQuestions<ClusterJob, ClusterResult>({
   answer: (job) => {
     const bench = benches[jobs++ % BENCHES] as Bench;
     const done = bench.last.then(() => doJob(bench, job));

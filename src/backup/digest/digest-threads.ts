@@ -65,7 +65,7 @@ export class DigestThreads implements AsyncDisposable {
 
   /** The file is done with. */
   forget(path: string): void {
-    this.#pool.tell(path);
+    this.#pool.notify(path);
   }
 
   /** Ends the threads; what was asked and isn't answered fails. May be called again. */

@@ -1,7 +1,7 @@
 /** Runs in a thread of its own: reads stretches of files and answers with their digests (`digest-threads.ts`). */
 import { closeSync, openSync, readSync } from "node:fs";
 import { workerData } from "node:worker_threads";
-import { serve } from "../threads/thread-side.js";
+import { answerQuestions } from "../threads/thread-side.js";
 import { createDigester } from "./digest.js";
 import type { DigestQuestion, Digests, DigestWorkerData, ForgottenPath } from "./digest-threads.js";
 
@@ -13,14 +13,14 @@ const digester = await createDigester((workerData as DigestWorkerData).algorithm
 const files = new Map<string, number>();
 let buffer = Buffer.allocUnsafeSlow(BLOCK);
 
-serve<DigestQuestion, Digests, ForgottenPath>({
+answerQuestions<DigestQuestion, Digests, ForgottenPath>({
   answer: (question) => {
     const digests = Buffer.from(new ArrayBuffer(question.digests * digester.size));
     digestAll(question, digests);
     return digests;
   },
   transfer: (digests) => [digests.buffer],
-  heed: (path) => {
+  onNotice: (path) => {
     const file = files.get(path);
     files.delete(path);
     if (file !== undefined) closeSync(file);

@@ -62,7 +62,7 @@ export function parseDigestAlgorithm(text: string): DigestAlgorithm {
  * The digests of a run whose clusters lie side by side in `slots`: one a cluster for data; one for a partial
  * cluster, over its data subclusters only; what lies beyond the end of the disk never counts.
  */
-export function digestsOf(
+export function digestClusters(
   digester: Digester,
   run: {
     readonly kind: "data" | "partial";

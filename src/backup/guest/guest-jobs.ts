@@ -5,7 +5,7 @@ import { checkpointPrefix, deleteCheckpoint } from "../libvirt/checkpoints.js";
 import type { DomainDefinition } from "../libvirt/domain-xml.js";
 import { freeze, thaw } from "../libvirt/freeze.js";
 import { type BackupJob, exportedDisks, parseBackupJob } from "../libvirt/job-xml.js";
-import { hasCode, isJobGone, type Virsh } from "../libvirt/virsh.js";
+import { isErrorOf, isJobGone, type Virsh } from "../libvirt/virsh.js";
 import type { Repository } from "../repository/repository.js";
 import { JobFolder, type JobFolderKey } from "./job-folder.js";
 import { endServersIn } from "./qemu-nbd.js";
@@ -116,7 +116,7 @@ export async function whileFrozen(
     await freeze(guest.virsh, guest.domain, mountpoints);
   } catch (error) {
     // Where there is no agent nothing is frozen; otherwise some file systems may be.
-    if (hasCode(error, "E_NO_AGENT")) await folder.unmarkFrozen();
+    if (isErrorOf(error, "E_NO_AGENT")) await folder.unmarkFrozen();
     else await thawGuest(guest, folder);
     throw error;
   }

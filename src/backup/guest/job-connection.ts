@@ -14,7 +14,7 @@ import { addressOf } from "../libvirt/job-address.js";
 import type { BackupServer } from "../libvirt/job-xml.js";
 
 /** Whoever opened it closes it when no client is connected any more, and before the job is ended. */
-export interface JobWay extends AsyncDisposable {
+export interface JobConnection extends AsyncDisposable {
   addressOf(exportName: string): NbdAddress;
   /** Where a TCP server will be connected to straight. */
   readonly straightTo: { readonly host: string; readonly port: number } | undefined;
@@ -25,7 +25,7 @@ export interface JobWay extends AsyncDisposable {
   walk<T>(signal: AbortSignal | undefined, work: (signal: AbortSignal | undefined) => Promise<T>): Promise<T>;
 }
 
-export interface WayOptions {
+export interface JobConnectionOptions {
   readonly hypervisor: Hypervisor;
   /** The user's word on where a TCP server is reached. */
   readonly hostOverride: string | undefined;
@@ -45,21 +45,24 @@ const PROBE_MS = 5000;
  * @param server as QEMU has it
  * @throws {PreconditionError} `E_REMOTE`: from here there is no way; `E_SSH`, `E_NO_SSH`, `E_SSH_PATH`
  */
-export async function openWay(server: BackupServer, options: WayOptions): Promise<JobWay> {
+export async function connectJob(
+  server: BackupServer,
+  options: JobConnectionOptions,
+): Promise<JobConnection> {
   const { hypervisor, hostOverride, socket, note, signal } = options;
   const remote = hostOf(hypervisor);
-  if (remote === undefined) return straightWay(server);
+  if (remote === undefined) return directConnection(server);
   if (server.transport === "tcp" && (hostOverride !== undefined || !isLocalOnly(server.host))) {
     // A wildcard is where it listens, not where it is.
     const host = WILDCARDS.includes(server.host) ? remote : server.host;
-    return straightWay({ ...server, host }, { host: hostOverride ?? host, port: server.port });
+    return directConnection({ ...server, host }, { host: hostOverride ?? host, port: server.port });
   }
-  if (hypervisor.kind !== "ssh") throw noWay(server, remote);
+  if (hypervisor.kind !== "ssh") throw unreachable(server, remote);
   const to =
     server.transport === "unix"
       ? ({ kind: "unix", path: server.socket } as const)
       : ({ kind: "tcp", host: server.host, port: server.port } as const);
-  return forwardedWay(
+  return forwardedConnection(
     server,
     socket,
     await openForward(new Ssh(hypervisor.target, signal), { to, socket, note }),
@@ -67,14 +70,14 @@ export async function openWay(server: BackupServer, options: WayOptions): Promis
 }
 
 /** The same with a place of its own for the socket. */
-export async function openWayAnywhere(
+export async function connectJobAnywhere(
   server: BackupServer,
-  options: Omit<WayOptions, "socket" | "note">,
-): Promise<JobWay> {
+  options: Omit<JobConnectionOptions, "socket" | "note">,
+): Promise<JobConnection> {
   const folder = await mkdtemp(join(tmpdir(), "nbdpull-way-"));
   const remove = (): Promise<void> => rm(folder, { recursive: true, force: true });
   try {
-    const way = await openWay(server, { ...options, socket: join(folder, "nbd.sock") });
+    const way = await connectJob(server, { ...options, socket: join(folder, "nbd.sock") });
     return {
       ...way,
       [Symbol.asyncDispose]: async () => {
@@ -89,7 +92,10 @@ export async function openWayAnywhere(
 }
 
 /** The server is where it says that it is. */
-export function straightWay(server: BackupServer, straightTo?: JobWay["straightTo"]): JobWay {
+export function directConnection(
+  server: BackupServer,
+  straightTo?: JobConnection["straightTo"],
+): JobConnection {
   return {
     addressOf: (exportName) => addressOf(server, exportName),
     straightTo,
@@ -98,7 +104,7 @@ export function straightWay(server: BackupServer, straightTo?: JobWay["straightT
   };
 }
 
-function forwardedWay(server: BackupServer, socket: string, forward: SshForward): JobWay {
+function forwardedConnection(server: BackupServer, socket: string, forward: SshForward): JobConnection {
   // The name on its certificate is that of the other end.
   const hostname = server.transport === "tcp" ? { hostname: server.host } : {};
   return {
@@ -120,7 +126,7 @@ function forwardedWay(server: BackupServer, socket: string, forward: SshForward)
   };
 }
 
-function noWay(server: BackupServer, host: string): PreconditionError {
+function unreachable(server: BackupServer, host: string): PreconditionError {
   const where = server.transport === "unix" ? `the Unix socket ${server.socket}` : server.host;
   return new PreconditionError(
     "E_REMOTE",

@@ -6,12 +6,12 @@ import type { ImageFormat } from "../image/image.js";
 import { parseCheckpoint } from "../libvirt/checkpoint-xml.js";
 import { readCheckpoints } from "../libvirt/checkpoints.js";
 import type { DomainDefinition } from "../libvirt/domain-xml.js";
-import { hasCode, type Virsh } from "../libvirt/virsh.js";
+import { isErrorOf, type Virsh } from "../libvirt/virsh.js";
 import type { Manifest } from "../repository/manifest.js";
 import type { Guest } from "./guest-jobs.js";
 import { bitmapOf, type DiskPlan, type GuestDisk, type Level, planDisk } from "./plan-disk.js";
 
-export interface PlanOptions {
+export interface GuestPlanOptions {
   readonly level: Level;
   readonly format: ImageFormat;
   /** Bitmaps that can't be used, as `bitmapOf` calls them, and why. */
@@ -26,7 +26,7 @@ export interface PlanOptions {
 export async function planGuest(
   { virsh, domain, repository }: Pick<Guest, "virsh" | "domain"> & Partial<Pick<Guest, "repository">>,
   disks: readonly GuestDisk[],
-  options: PlanOptions,
+  options: GuestPlanOptions,
 ): Promise<DiskPlan[]> {
   const { broken, proven = new Set(), signal, onWarning } = options;
   const none = { domainUuid: domain.uuid, points: [], checkpoints: [], broken, prove: async () => undefined };
@@ -95,7 +95,7 @@ export interface Forecast {
 export async function forecast(
   guest: Pick<Guest, "virsh" | "domain"> & Partial<Pick<Guest, "repository">>,
   disks: readonly GuestDisk[],
-  options: PlanOptions,
+  options: GuestPlanOptions,
 ): Promise<Forecast> {
   const { virsh, domain } = guest;
   const broken = new Map(options.broken);
@@ -131,7 +131,7 @@ export async function changedSince(
     return new Map(disks.flatMap(({ name, size }) => (size === undefined ? [] : [[name, size] as const])));
   } catch (error) {
     // Deleted since it was listed.
-    if (hasCode(error, "E_NO_CHECKPOINT")) return new Map();
+    if (isErrorOf(error, "E_NO_CHECKPOINT")) return new Map();
     throw error;
   }
 }

@@ -4,7 +4,7 @@ import { z } from "zod";
 import { BackupError, PreconditionError } from "../base/errors.js";
 
 /** Where a disk is stored on this host. */
-export interface ImageFile {
+export interface DiskFile {
   readonly path: string;
   readonly kind: "file" | "block";
   /** As QEMU calls it: `qcow2`, `raw`, … Never probed. */
@@ -40,7 +40,7 @@ type Info = z.infer<typeof info>;
  * @throws {PreconditionError} qemu-img is not installed, another process writes to the image, or it can't be served
  * @throws {BackupError} qemu-img can't make sense of it, with its own words
  */
-export async function inspectImage(image: ImageFile, signal: AbortSignal | undefined): Promise<SourceImage> {
+export async function inspectImage(image: DiskFile, signal: AbortSignal | undefined): Promise<SourceImage> {
   const { path, format } = image;
   const args = ["info", "--output=json", "--backing-chain", "-f", format, path];
   const { failed, stdout, stderr, code } = await execa("qemu-img", args, {

@@ -5,10 +5,10 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { execa } from "execa";
 import { ConnectionError, type NbdAddress, NbdClient } from "../../nbd/index.js";
 import { BackupError } from "../base/errors.js";
-import { type ImageFile, refusedByTool } from "./qemu-img.js";
+import { type DiskFile, refusedByTool } from "./qemu-img.js";
 
 export interface ServedImage {
-  readonly image: ImageFile;
+  readonly image: DiskFile;
   /** A bitmap of the image, offered as a dirty context. */
   readonly bitmap: string | undefined;
   /** Of the export. */
@@ -159,7 +159,7 @@ function argumentsFor({ image, bitmap, name, socket }: ServedImage): string[] {
  * QEMU's format drivers let nobody write to a file that they read. Its raw driver does, and only the debugging driver
  * can be told to hold such a lock for it.
  */
-function blockNode({ path: filename, kind, format }: ImageFile): object {
+function blockNode({ path: filename, kind, format }: DiskFile): object {
   const file = { driver: kind === "block" ? "host_device" : "file", filename };
   if (format !== "raw") return { driver: format, file };
   return {

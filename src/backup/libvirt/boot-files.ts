@@ -66,7 +66,7 @@ export function moveBootFiles(domain: XmlElement, restored: ReadonlyMap<string, 
   return kept;
 }
 
-interface Place {
+interface FileReference {
   readonly role: string;
   readonly path?: string | undefined;
   /** Why there is no path to copy from. */
@@ -74,7 +74,7 @@ interface Place {
   readonly move: (path: string) => void;
 }
 
-function* placesIn(domain: XmlElement): Generator<Place> {
+function* placesIn(domain: XmlElement): Generator<FileReference> {
   for (const os of domain.all("os")) {
     for (const element of os.elements) {
       if (["kernel", "initrd", "dtb", "shim"].includes(element.name)) yield textPlace(element.name, element);
@@ -89,12 +89,12 @@ function* placesIn(domain: XmlElement): Generator<Place> {
   }
 }
 
-function textPlace(role: string, element: XmlElement): Place {
+function textPlace(role: string, element: XmlElement): FileReference {
   return { role, path: element.text || undefined, move: (path) => element.setText(path) };
 }
 
 /** Its path is its text, or since libvirt 8.5 in a `<source>` as a disk's. */
-function nvramPlace(element: XmlElement): Place {
+function nvramPlace(element: XmlElement): FileReference {
   const type = element.attribute("type") ?? "file";
   const move = (path: string): void => {
     element.clear();

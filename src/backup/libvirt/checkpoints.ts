@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { together } from "../base/together.js";
 import { withoutBitmap } from "./checkpoint-edit.js";
 import { type Checkpoint, parseCheckpoint } from "./checkpoint-xml.js";
-import { type DomainRef, hasCode, type Virsh } from "./virsh.js";
+import { type DomainRef, isErrorOf, type Virsh } from "./virsh.js";
 
 /** What the names of a repository's checkpoints begin with: by this alone it knows its own. */
 export function checkpointPrefix(repositoryId: string): string {
@@ -23,7 +23,7 @@ export async function readCheckpoints(virsh: Virsh, domain: DomainRef): Promise<
       return [parseCheckpoint(await virsh.checkpointXml(domain, name))];
     } catch (error) {
       // Deleted since it was listed.
-      if (hasCode(error, "E_NO_CHECKPOINT")) return [];
+      if (isErrorOf(error, "E_NO_CHECKPOINT")) return [];
       throw error;
     }
   };
@@ -52,7 +52,7 @@ export async function deleteCheckpoint(virsh: Virsh, domain: DomainRef, name: st
 
 /** The disk that libvirt found no bitmap of, if that is what it said. */
 function missingBitmap(error: unknown): string | undefined {
-  if (!hasCode(error, "E_VIRSH") || !(error instanceof Error)) return undefined;
+  if (!isErrorOf(error, "E_VIRSH") || !(error instanceof Error)) return undefined;
   return /bitmap '[^']*' not found in backing chain of '([^']*)'/.exec(error.message)?.[1];
 }
 

@@ -12,7 +12,7 @@ export interface DiskChoice {
  * The disks that take part, in the domain's order: all with media that the guest can write, but for those left out.
  * @throws {PreconditionError} a disk that is named isn't there or can't take part, or none is left
  */
-export function chooseDisks(domain: DomainDefinition, { include, exclude }: DiskChoice): DomainDisk[] {
+export function disksToBackUp(domain: DomainDefinition, { include, exclude }: DiskChoice): DomainDisk[] {
   for (const name of [...include, ...exclude]) {
     if (!domain.disks.some(({ target }) => target === name)) {
       const names = domain.disks.map(({ target }) => target).join(", ");

@@ -125,11 +125,11 @@ export function failure(
 }
 
 /** Whether this is one of our errors with this code. */
-export function hasCode(error: unknown, code: string): boolean {
+export function isErrorOf(error: unknown, code: string): boolean {
   return error instanceof BackupError && error.code === code;
 }
 
 /** Whether libvirt said that there is no job: or not even its domain, if that was defined only while it ran. */
 export function isJobGone(error: unknown): boolean {
-  return ["E_NO_JOB", "E_DOMAIN_OFF", "E_NO_SUCH_DOMAIN"].some((code) => hasCode(error, code));
+  return ["E_NO_JOB", "E_DOMAIN_OFF", "E_NO_SUCH_DOMAIN"].some((code) => isErrorOf(error, code));
 }

@@ -4,7 +4,7 @@ import { randomBytes } from "node:crypto";
 import { setTimeout as sleep } from "node:timers/promises";
 import { execa } from "execa";
 import { formatBatch, hasFailed, parseBatch, type Question, type Said } from "./virsh-batch.js";
-import { failure, hasCode } from "./virsh-errors.js";
+import { failure, isErrorOf } from "./virsh-errors.js";
 
 export interface VirshOptions {
   /** The connection URI; default is virsh's own (`LIBVIRT_DEFAULT_URI`, or the system's or user's libvirt). */
@@ -92,7 +92,7 @@ export class VirshProcess {
         await this.#alone(question).then(question.resolve, (error: unknown) => {
           question.reject(error);
           // That is not about this question: the others would wait as long, for the same.
-          if (this.#options.signal?.aborted || NO_ANSWER.some((code) => hasCode(error, code)))
+          if (this.#options.signal?.aborted || NO_ANSWER.some((code) => isErrorOf(error, code)))
             noAnswer = error;
         });
       }
@@ -118,7 +118,7 @@ export class VirshProcess {
         ? failure(command, about, connect, { stderr: each.stderr, timedOut: false })
         : each.stdout;
     });
-    if (answers.some((answer) => hasCode(answer, "E_LIBVIRT"))) return false;
+    if (answers.some((answer) => isErrorOf(answer, "E_LIBVIRT"))) return false;
     for (const [index, answer] of answers.entries()) {
       if (typeof answer === "string") asked[index]?.resolve(answer);
       else asked[index]?.reject(answer);
@@ -133,7 +133,7 @@ export class VirshProcess {
       try {
         return await this.#execOnce(question);
       } catch (error) {
-        if (!hasCode(error, "E_LIBVIRT") || performance.now() >= deadline) throw error;
+        if (!isErrorOf(error, "E_LIBVIRT") || performance.now() >= deadline) throw error;
       }
       await sleep(RETRY_MS, undefined, signal && { signal }).catch(() => signal?.throwIfAborted());
     }

@@ -4,10 +4,10 @@ import { together } from "../base/together.js";
 import type { Platform } from "./domain-xml.js";
 import { type Hypervisor, hostOf, parseHypervisor } from "./hypervisor.js";
 import { type JobInfo, parseJobInfo } from "./job-info.js";
-import { hasCode, isJobGone } from "./virsh-errors.js";
+import { isErrorOf, isJobGone } from "./virsh-errors.js";
 import { type VirshOptions, VirshProcess } from "./virsh-process.js";
 
-export { hasCode, isJobGone } from "./virsh-errors.js";
+export { isErrorOf, isJobGone } from "./virsh-errors.js";
 export type { VirshOptions } from "./virsh-process.js";
 
 /**
@@ -272,7 +272,7 @@ export class Virsh {
       await this.domainUuid(name);
       return true;
     } catch (error) {
-      if (hasCode(error, "E_NO_SUCH_DOMAIN")) return false;
+      if (isErrorOf(error, "E_NO_SUCH_DOMAIN")) return false;
       throw error;
     }
   }

@@ -1,11 +1,11 @@
 import { isZero } from "../base/zeroes.js";
 import type { ImageReader } from "../image/image.js";
 import { type Guard, ImageFile } from "../image/image-file.js";
-import { Breather } from "../threads/event-loop-turn.js";
+import { EventLoopTurn } from "../threads/event-loop-turn.js";
 
 /** Bytes of one image that are to be copied over those of another; offsets are host offsets. */
-export interface Overwrite {
-  /** Place in the chain of the image that they come from; or {@link ZEROES}. */
+export interface ListedCopy {
+  /** Place in the chain of the image that they come from; or {@link FROM_ZEROES}. */
   readonly layer: number;
   readonly from: number;
   readonly to: number;
@@ -13,7 +13,7 @@ export interface Overwrite {
 }
 
 /** In place of an image: nothing but zeroes, which are not written where there are some already. */
-export const ZEROES = -1;
+export const FROM_ZEROES = -1;
 
 /** layer, from, to, length. */
 const FIELDS = 4;
@@ -26,11 +26,11 @@ const COPY_BYTES = 1024 * 1024;
  *
  * The file: for each copy four 64-bit floating point numbers, little-endian.
  */
-export class Overwrites {
+export class CopyList {
   readonly #records: number[] = [];
   #last: { layer: number; from: number; to: number; length: number } | undefined;
 
-  add(next: Overwrite): void {
+  add(next: ListedCopy): void {
     const last = this.#last;
     if (
       last &&
@@ -66,7 +66,7 @@ export class Overwrites {
 }
 
 /** The copies that a file lists, read piece by piece. */
-export async function* savedOverwrites(path: string): AsyncGenerator<Overwrite> {
+export async function* listedCopies(path: string): AsyncGenerator<ListedCopy> {
   const file = await ImageFile.open(path);
   try {
     const piece = Buffer.alloc(RECORD_BYTES * 2048);
@@ -90,7 +90,7 @@ export async function* savedOverwrites(path: string): AsyncGenerator<Overwrite> 
  * @param sources the images of the chain
  * @throws the file system's error, with `code`: the copying can be repeated then
  */
-export async function applyOverwrites(
+export async function applyCopyList(
   listPath: string,
   imagePath: string,
   sources: readonly ImageReader[],
@@ -103,12 +103,12 @@ export async function applyOverwrites(
   const file = await ImageFile.openForWriting(imagePath);
   try {
     const buffer = Buffer.allocUnsafe(COPY_BYTES);
-    const breather = new Breather();
-    for await (const { layer, from, to, length } of savedOverwrites(listPath)) {
+    const breather = new EventLoopTurn();
+    for await (const { layer, from, to, length } of listedCopies(listPath)) {
       for (let done = 0; done < length; done += COPY_BYTES) {
-        await breather.breathe(options.signal);
+        await breather.yieldIfDue(options.signal);
         const bytes = buffer.subarray(0, Math.min(COPY_BYTES, length - done));
-        if (layer === ZEROES) {
+        if (layer === FROM_ZEROES) {
           if (await isZeroThere(file, bytes, to + done)) continue;
           bytes.fill(0);
         } else await sources[layer]?.readHost(from + done, bytes);

@@ -3,7 +3,7 @@ import { join } from "node:path";
 import type { OnDamage } from "../base/damage.js";
 import { type Link, openChain } from "../chain/chain.js";
 import { damage, type Layer } from "../chain/layer.js";
-import { createDigester, type Digester, digestsOf } from "../digest/digest.js";
+import { createDigester, type Digester, digestClusters } from "../digest/digest.js";
 import { DigestFileWriter } from "../digest/digest-file.js";
 import { sha256OfFile } from "../host/durable-files.js";
 import { ALL_SUBCLUSTERS, type Geometry, maskStretches } from "../image/image.js";
@@ -11,8 +11,8 @@ import type { Guard } from "../image/image-file.js";
 import { Qcow2Reader } from "../qcow2/reader.js";
 import type { DiskManifest } from "../repository/manifest.js";
 import type { Repository } from "../repository/repository.js";
-import { Breather } from "../threads/event-loop-turn.js";
-import { Overwrites } from "./copy-list.js";
+import { EventLoopTurn } from "../threads/event-loop-turn.js";
+import { CopyList } from "./copy-list.js";
 import { masksOf } from "./merge-masks.js";
 import { bytesUpToEnd, type MergeTarget, type MixedCluster, Qcow2Target, RawTarget } from "./merge-target.js";
 import { type MergedPart, mergedParts, type Origin, originOf, visibleBytes } from "./merge-walk.js";
@@ -27,7 +27,7 @@ export interface DiskChain {
 }
 
 /** How a merge will be done, found without reading any data. */
-export interface MergeWay {
+export interface MergeMethod {
   /** The point whose image takes what it lacks of the others; null: a new image takes everything. */
   readonly base: string | null;
   /** Data that has to be written; bytes of the guest. */
@@ -75,13 +75,13 @@ const COPY_BYTES = 1024 * 1024;
  *
  * @throws {DamageError} a layer is missing, or not what was written as far as tables and digest files tell
  */
-export async function chooseWay(chain: DiskChain): Promise<MergeWay> {
+export async function chooseMergeMethod(chain: DiskChain): Promise<MergeMethod> {
   const layers = await openChain(chain.repository, chain.domain, chain.links);
   try {
     const finest = finestOf(chain, layers);
     const visible = await visibleBytes(layers, finest, failOnDamage);
     const total = visible.reduce((sum, bytes) => sum + bytes, 0);
-    let best: MergeWay = { base: null, writeBytes: total, clusterSize: finest.clusterSize };
+    let best: MergeMethod = { base: null, writeBytes: total, clusterSize: finest.clusterSize };
     for (const [index, layer] of layers.entries()) {
       if (!(await canBeBase(chain, layers, index))) continue;
       const { clusterSize } = layer.geometry;
@@ -119,7 +119,11 @@ async function canBeBase(chain: DiskChain, layers: readonly Layer[], index: numb
  * @throws {DamageError} something that is copied is not what was backed up
  * @throws the file system's error, with `code`
  */
-export async function mergeDisk(chain: DiskChain, way: MergeWay, options: MergeOptions): Promise<MergedDisk> {
+export async function mergeDisk(
+  chain: DiskChain,
+  method: MergeMethod,
+  options: MergeOptions,
+): Promise<MergedDisk> {
   const layers = await openChain(chain.repository, chain.domain, chain.links, { blocking: true });
   const images = new Map<Layer, Qcow2Reader>();
   try {
@@ -127,7 +131,7 @@ export async function mergeDisk(chain: DiskChain, way: MergeWay, options: MergeO
       if (layer.disk.format === "qcow2")
         images.set(layer, await Qcow2Reader.open(imagePath(chain, index), { blocking: true }));
     }
-    return await new Merge(chain, layers, images, way, options).run();
+    return await new DiskMerge(chain, layers, images, method, options).run();
   } finally {
     for (const file of [...layers, ...images.values()]) await file.close();
   }
@@ -140,7 +144,7 @@ export function imagePath({ repository, domain, links }: DiskChain, index: numbe
   return join(repository.pointFolder(domain, link.point.id), link.disk.file);
 }
 
-class Merge {
+class DiskMerge {
   readonly #chain: DiskChain;
   readonly #layers: readonly Layer[];
   readonly #images: ReadonlyMap<Layer, Qcow2Reader>;
@@ -148,8 +152,8 @@ class Merge {
   readonly #options: MergeOptions;
   readonly #geometry: Geometry;
   readonly #complete: boolean;
-  readonly #overwrites = new Overwrites();
-  readonly #breather = new Breather();
+  readonly #overwrites = new CopyList();
+  readonly #breather = new EventLoopTurn();
   /** Of what is being copied: the target is done with it before the next is read. */
   #buffer = Buffer.alloc(0);
   #dataBytes = 0;
@@ -159,15 +163,15 @@ class Merge {
     chain: DiskChain,
     layers: readonly Layer[],
     images: ReadonlyMap<Layer, Qcow2Reader>,
-    way: MergeWay,
+    method: MergeMethod,
     options: MergeOptions,
   ) {
     this.#chain = chain;
     this.#layers = layers;
     this.#images = images;
-    this.#base = layers[chain.links.findIndex(({ point }) => point.id === way.base)];
+    this.#base = layers[chain.links.findIndex(({ point }) => point.id === method.base)];
     this.#options = options;
-    this.#geometry = { virtualSize: chain.links[0].disk.virtualSize, clusterSize: way.clusterSize };
+    this.#geometry = { virtualSize: chain.links[0].disk.virtualSize, clusterSize: method.clusterSize };
     this.#complete = layers.at(-1)?.complete ?? false;
   }
 
@@ -178,7 +182,7 @@ class Merge {
     let digestsSha256: string | undefined;
     try {
       for await (const part of mergedParts(this.#layers, this.#geometry, failOnDamage)) {
-        await this.#breather.breathe(this.#options.signal);
+        await this.#breather.yieldIfDue(this.#options.signal);
         await this.#take(part, target, digests);
       }
       const header = await target.finish({ sync });
@@ -291,7 +295,7 @@ class Merge {
     const stays = from.layer === this.#base && from.layer.geometry.virtualSize === virtualSize;
     const whole = cut && !stays ? count - 1 : count;
     for (let done = 0; done < whole; ) {
-      await this.#breather.breathe(this.#options.signal);
+      await this.#breather.yieldIfDue(this.#options.signal);
       const some = Math.min(whole - done, Math.max(1, COPY_BYTES / clusterSize));
       await this.#someData(cluster + done, some, from, target, digests);
       done += some;
@@ -325,7 +329,7 @@ class Merge {
     if (!kept) await target.store(cluster, count, from, bytes);
     if (!digests) return;
     const run = { kind: "data" as const, cluster, count };
-    digests.file.add(run, known ?? digestsOf(digests.digester, run, bytes, this.#geometry));
+    digests.file.add(run, known ?? digestClusters(digests.digester, run, bytes, this.#geometry));
   }
 
   /** The digests that the layer has, where they are of the same bytes as ours. */
@@ -372,11 +376,11 @@ class Merge {
     const { dataMask, zeroMask } = mixed;
     if (dataMask === ALL_SUBCLUSTERS) {
       const run = { kind: "data" as const, cluster, count: 1 };
-      digests.file.add(run, digestsOf(digests.digester, run, bytes, this.#geometry));
+      digests.file.add(run, digestClusters(digests.digester, run, bytes, this.#geometry));
     } else {
       const run = { kind: "partial" as const, cluster, count: 1 as const, dataMask, zeroMask };
       const digest =
-        dataMask === 0 ? Buffer.alloc(0) : digestsOf(digests.digester, run, bytes, this.#geometry);
+        dataMask === 0 ? Buffer.alloc(0) : digestClusters(digests.digester, run, bytes, this.#geometry);
       digests.file.add(run, digest);
     }
   }

@@ -12,7 +12,7 @@ import { RawWriter } from "../image/raw-writer.js";
 import { Qcow2Editor } from "../qcow2/editor.js";
 import type { Backing } from "../qcow2/finish.js";
 import type { Qcow2Reader } from "../qcow2/reader.js";
-import type { Overwrites } from "./copy-list.js";
+import type { CopyList } from "./copy-list.js";
 import { type Origin, touched } from "./merge-walk.js";
 
 /** A cluster of which only a part is defined, with its bytes at their places. */
@@ -116,7 +116,7 @@ export interface Qcow2TargetOptions {
   readonly base: Layer | undefined;
   /** Of the base, or of the image to be made. */
   readonly path: string;
-  readonly overwrites: Overwrites;
+  readonly overwrites: CopyList;
   readonly guard?: Guard | undefined;
 }
 

@@ -1,4 +1,4 @@
-import type { ProvenRun } from "../chain/checked-image.js";
+import type { DigestedRun } from "../chain/checked-image.js";
 import type { Layer } from "../chain/layer.js";
 import type { DamageOf, Piece } from "../chain/overlay.js";
 import { seenThrough } from "../chain/overlay.js";
@@ -7,7 +7,7 @@ import { type Geometry, SUBCLUSTERS } from "../image/image.js";
 /** Where visible bytes come from. */
 export interface Origin {
   readonly layer: Layer;
-  readonly run: Exclude<ProvenRun, { kind: "zero" }>;
+  readonly run: Exclude<DigestedRun, { kind: "zero" }>;
 }
 
 /** Neighbouring clusters of several layers seen as one; what no part names is clean. */

@@ -23,13 +23,13 @@ import {
   writeJournal,
 } from "../repository/prune-journal.js";
 import type { Repository } from "../repository/repository.js";
-import { applyOverwrites } from "./copy-list.js";
+import { applyCopyList } from "./copy-list.js";
 import {
-  chooseWay,
+  chooseMergeMethod,
   type DiskChain,
   imagePath,
   type MergedDisk,
-  type MergeWay,
+  type MergeMethod,
   mergeDisk,
 } from "./merge-disk.js";
 import { type Merge, type PrunePlan, planPrune } from "./prune-plan.js";
@@ -82,7 +82,7 @@ const LAST_READERS_WAIT_MS = 3_000;
 
 /**
  * Drops the points of a domain that no rule keeps. What kept points need of them is merged into those, whichever
- * way writes less. Whatever ends it, every kept point can be restored at every moment, and the next command that
+ * direction writes less. Whatever ends it, every kept point can be restored at every moment, and the next command that
  * opens the domain finishes or undoes what was begun.
  *
  * @throws {UsageError} no rule keeps anything
@@ -115,7 +115,7 @@ async function dryRun(options: PruneOptions): Promise<PruneResult> {
   const { points, keep, plan } = await decide(options);
   const merges: DoneMerge[] = [];
   for (const merge of plan.merges) {
-    const { base, writeBytes } = await chooseWay(await chainOf(options, merge));
+    const { base, writeBytes } = await chooseMergeMethod(await chainOf(options, merge));
     merges.push({ ...merge, base, writtenBytes: writeBytes });
   }
   return {
@@ -225,7 +225,7 @@ class Prune {
     const drop = [...plan.drop];
     const journal: PruneJournal = {
       format: "nbdpull-prune",
-      version: prepared.some(({ chain, way }) => isRawBase(chain, way)) ? 2 : 1,
+      version: prepared.some(({ chain, method }) => isRawBase(chain, method)) ? 2 : 1,
       phase: "merge",
       drop,
       merges: records,
@@ -250,10 +250,10 @@ class Prune {
     return merges;
   }
 
-  /** Chooses the way, and looks at the image that will be changed: its refcounts say where nothing is. */
+  /** Chooses the method, and looks at the image that will be changed: its refcounts say where nothing is. */
   async #prepare(merge: Merge): Promise<Prepared> {
     const chain = await chainOf(this.#options, merge);
-    const way = await chooseWay(chain);
+    const method = await chooseMergeMethod(chain);
     const { disk } = chain.links[0];
     const standsAlone = chain.links.at(-1)?.disk.mode === "full";
     const unproven = chain.links.some((link) => link.disk.digests === null);
@@ -268,24 +268,24 @@ class Prune {
       map: standsAlone ? null : (disk.map?.file ?? null),
       stale: stale.filter((file) => typeof file === "string"),
     };
-    const index = chain.links.findIndex(({ point }) => point.id === way.base);
+    const index = chain.links.findIndex(({ point }) => point.id === method.base);
     const link = chain.links[index];
-    if (!link) return { merge, chain, way, record };
+    if (!link) return { merge, chain, method, record };
     const path = imagePath(chain, index);
     const { size: bytes } = await stat(path);
     const base = { point: link.point.id, file: link.disk.file, bytes };
-    if (isRawBase(chain, way)) return { merge, chain, way, record: { ...record, base } };
+    if (isRawBase(chain, method)) return { merge, chain, method, record: { ...record, base } };
     const [damaged] = (await checkQcow2(path, this.#options)).filter(({ severity }) => severity === "damage");
     if (damaged) {
       const message = `disk ${merge.disk} of point ${link.point.id} is damaged, so nothing can be merged into its image: ${damaged.message}. Nothing was changed; "nbdpull verify" tells more`;
       throw new DamageError("E_DAMAGED", message, { details: { point: link.point.id, disk: merge.disk } });
     }
-    return { merge, chain, way, record: { ...record, base } };
+    return { merge, chain, method, record: { ...record, base } };
   }
 
   /** @throws {PreconditionError} the file system has not room for all that is to be written */
   async #assertRoom(prepared: readonly Prepared[]): Promise<void> {
-    const needed = prepared.reduce((total, { way }) => total + way.writeBytes, 0);
+    const needed = prepared.reduce((total, { method }) => total + method.writeBytes, 0);
     const { bavail, bsize } = await statfs(this.#folder);
     if (needed <= bavail * bsize) return;
     const message = `merging writes up to ${needed} bytes, and ${this.#folder} has room for ${bavail * bsize}: make room, or keep more points. Nothing was changed`;
@@ -296,10 +296,10 @@ class Prune {
     const { sync, signal, onProgress } = this.#options;
     const folder = journalFolder(this.#folder);
     const merged = new Map<Merge, MergedDisk>();
-    for (const { merge, chain, way, record } of prepared) {
+    for (const { merge, chain, method, record } of prepared) {
       const onPosition = (position: number, size: number): void => onProgress?.(merge.disk, position, size);
       const options = { folder, names: stagedNames(record), sync, signal, guard: this.#guard, onPosition };
-      merged.set(merge, await mergeDisk(chain, way, options));
+      merged.set(merge, await mergeDisk(chain, method, options));
       this.#onStep(`merged ${merge.disk}`);
     }
     for (const child of new Set(prepared.map(({ merge }) => merge.child))) {
@@ -315,9 +315,9 @@ class Prune {
     }
     if (sync) await syncFolder(folder);
     this.#onStep("staged");
-    return prepared.map(({ merge, way }) => ({
+    return prepared.map(({ merge, method }) => ({
       ...merge,
-      base: way.base,
+      base: method.base,
       writtenBytes: merged.get(merge)?.writtenBytes ?? 0,
     }));
   }
@@ -360,7 +360,7 @@ class Prune {
       }
       const base = join(this.#folder, record.base.point, record.base.file);
       const list = join(journalFolder(this.#folder), stagedNames(record).overwrites);
-      await applyOverwrites(list, base, sources, { sync, signal: this.#options.signal, guard: this.#guard });
+      await applyCopyList(list, base, sources, { sync, signal: this.#options.signal, guard: this.#guard });
     } finally {
       for (const source of sources) await source.close();
     }
@@ -370,11 +370,11 @@ class Prune {
 interface Prepared {
   readonly merge: Merge;
   readonly chain: DiskChain;
-  readonly way: MergeWay;
+  readonly method: MergeMethod;
   readonly record: MergeRecord;
 }
 
-function isRawBase({ links }: DiskChain, { base }: MergeWay): boolean {
+function isRawBase({ links }: DiskChain, { base }: MergeMethod): boolean {
   return links.some(({ point, disk }) => point.id === base && disk.format === "raw");
 }
 

@@ -1,4 +1,4 @@
-import type { ProvenRun } from "../chain/checked-image.js";
+import type { DigestedRun } from "../chain/checked-image.js";
 import type { Layer } from "../chain/layer.js";
 import type { Piece } from "../chain/overlay.js";
 import { ALL_SUBCLUSTERS, type Geometry, maskStretches } from "../image/image.js";
@@ -6,7 +6,7 @@ import { ImageFile } from "../image/image-file.js";
 import { writeMap } from "../image/raw-writer.js";
 import { RunList } from "../image/run-list.js";
 import { PatchWriter } from "../repository/raw-patch.js";
-import { type Overwrites, ZEROES } from "./copy-list.js";
+import { type CopyList, FROM_ZEROES } from "./copy-list.js";
 import { bytesUpToEnd, type MergeTarget, type MixedCluster } from "./merge-target.js";
 import type { Origin } from "./merge-walk.js";
 
@@ -17,7 +17,7 @@ export interface RawBaseOptions {
   readonly layers: readonly Layer[];
   /** Whose image takes what it lacks. */
   readonly base: Layer;
-  readonly overwrites: Overwrites;
+  readonly overwrites: CopyList;
   /** Of what can be written only when nobody reads. */
   readonly patchPath: string;
   /** Left out where the image is to stand alone. */
@@ -134,7 +134,7 @@ export class RawBaseTarget implements MergeTarget {
   }
 
   #erase({ offset, length }: Stretch): void {
-    this.#options.overwrites.add({ layer: ZEROES, from: offset, to: offset, length });
+    this.#options.overwrites.add({ layer: FROM_ZEROES, from: offset, to: offset, length });
   }
 
   #patchPiece({ cluster, bytes }: MixedCluster, { offset, length }: Stretch): void {
@@ -153,8 +153,8 @@ function originOf({ from, offset }: Piece): Origin {
 /** Where an image has data, asked in ascending order. */
 class Covered {
   readonly #geometry: Geometry;
-  readonly #runs: AsyncIterator<ProvenRun>;
-  #run: ProvenRun | undefined;
+  readonly #runs: AsyncIterator<DigestedRun>;
+  #run: DigestedRun | undefined;
   #ended = false;
 
   constructor(layer: Layer) {
@@ -174,7 +174,7 @@ class Covered {
     const found: Stretch[] = [];
     for (;;) {
       while (!this.#ended && (!this.#run || (this.#run.cluster + this.#run.count) * clusterSize <= start)) {
-        const next: IteratorResult<ProvenRun> = await this.#runs.next();
+        const next: IteratorResult<DigestedRun> = await this.#runs.next();
         if (next.done) this.#ended = true;
         else this.#run = next.value;
       }
@@ -195,7 +195,7 @@ class Covered {
 }
 
 /** From the beginning of the run. */
-function stretchesOf(run: ProvenRun, clusterSize: number): Stretch[] {
+function stretchesOf(run: DigestedRun, clusterSize: number): Stretch[] {
   switch (run.kind) {
     case "zero":
       return [];

@@ -1,15 +1,15 @@
 import { type Geometry, slotsOf } from "../image/image.js";
 import type { Segment } from "./plan.js";
 import type { Landing } from "./pull.js";
-import { type Place, placeAt, placesOf } from "./segment.js";
+import { type ReadRange, rangeAt, readRangesOf } from "./segment.js";
 
 /**
  * Collects a segment's bytes in a buffer, each cluster in its slot, as `Segment` draws them. What a partial cluster leaves
  * undefined is zeroes, whatever the buffer was used for before. When all have come, the buffer is handed on: to be
  * compressed, or written to a target that takes its time.
  */
-export class CollectLanding<T> implements Landing<Promise<T>> {
-  readonly places: readonly Place[];
+export class BufferedLanding<T> implements Landing<Promise<T>> {
+  readonly places: readonly ReadRange[];
   firstByte: number | undefined;
   readonly #buffer: ArrayBuffer;
   readonly #bytes: Uint8Array;
@@ -28,7 +28,7 @@ export class CollectLanding<T> implements Landing<Promise<T>> {
     buffer: ArrayBuffer,
     handOn: (buffer: ArrayBuffer) => Promise<T>,
   ) {
-    this.places = placesOf(segment, geometry);
+    this.places = readRangesOf(segment, geometry);
     this.#buffer = buffer;
     this.#bytes = new Uint8Array(buffer);
     this.#clusterSize = geometry.clusterSize;
@@ -56,7 +56,7 @@ export class CollectLanding<T> implements Landing<Promise<T>> {
   #eachPlace(offset: number, length: number, put: (at: number, start: number, stop: number) => void): void {
     this.firstByte ??= performance.now();
     const end = offset + length;
-    let index = placeAt(this.places, offset, this.#hint);
+    let index = rangeAt(this.places, offset, this.#hint);
     for (let place = this.places[index]; place && place.offset < end; place = this.places[++index]) {
       const start = Math.max(offset, place.offset);
       const stop = Math.min(end, place.end);

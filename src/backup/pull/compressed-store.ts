@@ -1,6 +1,6 @@
 import { BackupError, UsageError } from "../base/errors.js";
 import { type CompressedSegment, compressSegment, storeOutcomes } from "../compress/compress-segment.js";
-import { ClusterWorkers } from "../compress/compress-threads.js";
+import { CompressThreads } from "../compress/compress-threads.js";
 import { DigestFileWriter } from "../digest/digest-file.js";
 import type { NewFiles } from "../host/new-files.js";
 import { dataBytesOf, type ImageFormat } from "../image/image.js";
@@ -8,7 +8,7 @@ import { assertCompression, type CompressionMethod, DEFAULT_LEVEL } from "../qco
 import { Qcow2CompressedWriter } from "../qcow2/compressed-writer.js";
 import type { Qcow2WriterOptions } from "../qcow2/finish.js";
 import { BufferPool } from "./buffer-pool.js";
-import { CollectLanding } from "./buffered-landing.js";
+import { BufferedLanding } from "./buffered-landing.js";
 import type { DigestTarget, FillOptions, FinishedStore, ImageStore } from "./image-store.js";
 import type { Segment } from "./plan.js";
 import { type Landing, type Notes, pull } from "./pull.js";
@@ -21,7 +21,7 @@ export interface ImageCompression {
    * The disks of a point share theirs; left out: a thread for this image alone.
    * @internal
    */
-  readonly workers?: ClusterWorkers | undefined;
+  readonly workers?: CompressThreads | undefined;
   /** Bytes of the buffers that segments wait in; default 12 MiB. */
   readonly bufferBytes?: number | undefined;
 }
@@ -56,8 +56,8 @@ export class CompressedStore implements ImageStore, Notes<Promise<CompressedSegm
   readonly #writer: Qcow2CompressedWriter;
   readonly #options: CompressedStoreOptions;
   readonly #digests: DigestFileWriter | undefined;
-  readonly #workers: ClusterWorkers;
-  readonly #ownWorkers: ClusterWorkers | undefined;
+  readonly #workers: CompressThreads;
+  readonly #ownWorkers: CompressThreads | undefined;
   readonly #buffers: BufferPool;
   /** Everything noted so far; never rejects. */
   #tail: Promise<void> = Promise.resolve();
@@ -73,8 +73,8 @@ export class CompressedStore implements ImageStore, Notes<Promise<CompressedSegm
     this.#writer = writer;
     this.#digests = digests;
     this.#options = options;
-    this.#ownWorkers = compress.workers ? undefined : new ClusterWorkers();
-    this.#workers = compress.workers ?? (this.#ownWorkers as ClusterWorkers);
+    this.#ownWorkers = compress.workers ? undefined : new CompressThreads();
+    this.#workers = compress.workers ?? (this.#ownWorkers as CompressThreads);
     const count = Math.floor((compress.bufferBytes ?? BUFFER_BYTES) / segmentBytes);
     this.#buffers = new BufferPool(segmentBytes, Math.max(LEAST_BUFFERS, count));
   }
@@ -141,7 +141,7 @@ export class CompressedStore implements ImageStore, Notes<Promise<CompressedSegm
     // Nothing but zeroes needs no room.
     const buffer = segment.clusters === 0 ? new ArrayBuffer(0) : await this.#buffers.take(signal);
     const { geometry } = this.#writer;
-    return new CollectLanding(segment, geometry, buffer, (filled) => this.#compress(segment, filled));
+    return new BufferedLanding(segment, geometry, buffer, (filled) => this.#compress(segment, filled));
   }
 
   /** Takes the buffer over. A failure is known at once, whether or not it is the segment's turn. */

@@ -2,8 +2,8 @@ import assert from "node:assert/strict";
 import type { ClusterRun, ImageWriter } from "../image/image.js";
 import type { Segment } from "./plan.js";
 import type { Landing } from "./pull.js";
-import { type Place, placeAt, placesOf } from "./segment.js";
-import { settle } from "./settle.js";
+import { type ReadRange, rangeAt, readRangesOf } from "./segment.js";
+import { storedRuns } from "./settle.js";
 
 /** What zeroes are compared with; larger clusters are compared piece by piece. */
 const ZEROES = Buffer.alloc(64 * 1024);
@@ -20,8 +20,8 @@ const ZEROES = Buffer.alloc(64 * 1024);
  * A cluster of which no piece was written is a zero cluster. A piece of zeroes is left out only where its cluster has
  * nothing stored yet: should a lost connection bring bytes twice, the later ones count.
  */
-export class WriteThrough implements Landing<ClusterRun[]> {
-  readonly places: readonly Place[];
+export class DirectLanding implements Landing<ClusterRun[]> {
+  readonly places: readonly ReadRange[];
   firstByte: number | undefined;
   readonly #segment: Segment;
   readonly #writer: ImageWriter;
@@ -33,7 +33,7 @@ export class WriteThrough implements Landing<ClusterRun[]> {
   #hint = 0;
 
   constructor(segment: Segment, writer: ImageWriter) {
-    this.places = placesOf(segment, writer.geometry);
+    this.places = readRangesOf(segment, writer.geometry);
     this.#segment = segment;
     this.#writer = writer;
     this.#stored = new Uint8Array(segment.clusters);
@@ -42,7 +42,7 @@ export class WriteThrough implements Landing<ClusterRun[]> {
   data(offset: number, bytes: Uint8Array): void {
     this.firstByte ??= performance.now();
     const end = offset + bytes.length;
-    let index = placeAt(this.places, offset, this.#hint);
+    let index = rangeAt(this.places, offset, this.#hint);
     for (let place = this.places[index]; place && place.offset < end; place = this.places[++index]) {
       const start = Math.max(offset, place.offset);
       const stop = Math.min(end, place.end);
@@ -62,11 +62,11 @@ export class WriteThrough implements Landing<ClusterRun[]> {
   settle(): ClusterRun[] {
     const planned = this.places.reduce((sum, { offset, end }) => sum + end - offset, 0);
     if (this.#landed < planned) assert.fail(`${planned} bytes should have come, and ${this.#landed} have`);
-    return settle(this.#segment, this.#stored, this.#writer);
+    return storedRuns(this.#segment, this.#stored, this.#writer);
   }
 
   /** Writes a piece that lies within one place, neighbouring clusters at once. */
-  #store(place: Place, offset: number, bytes: Uint8Array): void {
+  #store(place: ReadRange, offset: number, bytes: Uint8Array): void {
     const { clusterSize } = this.#writer.geometry;
     const firstCluster = Math.floor(place.offset / clusterSize);
     let from = 0;
@@ -84,7 +84,7 @@ export class WriteThrough implements Landing<ClusterRun[]> {
     this.#write(place, offset + from, partOf(bytes, from, bytes.length));
   }
 
-  #write(place: Place, offset: number, bytes: Uint8Array): void {
+  #write(place: ReadRange, offset: number, bytes: Uint8Array): void {
     if (bytes.length === 0) return;
     const { clusterSize } = this.#writer.geometry;
     const cluster = Math.floor(offset / clusterSize);

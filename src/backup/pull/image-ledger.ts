@@ -22,7 +22,7 @@ export interface LedgerDigests {
  * Notes what was stored, in guest order: in the image's tables, and with its digests in the digest file. The digests
  * come later than the data, since others make them.
  */
-export class Ledger implements Notes<readonly ClusterRun[]> {
+export class ImageLedger implements Notes<readonly ClusterRun[]> {
   readonly #options: LedgerOptions;
   #tail: Promise<void> = Promise.resolve();
   #failure: { readonly reason: unknown } | undefined;
@@ -67,7 +67,7 @@ export class Ledger implements Notes<readonly ClusterRun[]> {
     let at = 0;
     for (const run of runs) {
       this.#options.writer.addRun(run);
-      const length = digestsOf(run) * size;
+      const length = digestCount(run) * size;
       file.add(run, bytes.subarray(at, at + length));
       at += length;
     }
@@ -75,7 +75,7 @@ export class Ledger implements Notes<readonly ClusterRun[]> {
 }
 
 /** One a cluster of data, one for a partial cluster with data. */
-function digestsOf(run: ClusterRun): number {
+function digestCount(run: ClusterRun): number {
   if (run.kind === "data") return run.count;
   return run.kind === "partial" && run.dataMask !== 0 ? 1 : 0;
 }

@@ -5,8 +5,8 @@ import { DigestThreads } from "../digest/digest-threads.js";
 import type { NewFiles } from "../host/new-files.js";
 import { type ClusterRun, dataBytesOf, type ImageWriter } from "../image/image.js";
 import { createImage, type NewImage } from "./create-image.js";
-import { WriteThrough } from "./direct-landing.js";
-import { Ledger, type LedgerDigests } from "./image-ledger.js";
+import { DirectLanding } from "./direct-landing.js";
+import { ImageLedger, type LedgerDigests } from "./image-ledger.js";
 import type { DigestTarget, FillOptions, FinishedStore, ImageStore } from "./image-store.js";
 import { pull } from "./pull.js";
 
@@ -62,10 +62,10 @@ export class PlainStore implements ImageStore {
 
   async fill(from: FillOptions): Promise<void> {
     const writer = this.#writer;
-    const ledger = new Ledger({ writer, complete: this.#complete, digests: this.#digests });
+    const ledger = new ImageLedger({ writer, complete: this.#complete, digests: this.#digests });
     await pull<ClusterRun[]>({
       ...from,
-      land: (segment) => new WriteThrough(segment, writer),
+      land: (segment) => new DirectLanding(segment, writer),
       notes: {
         room: () => ledger.room(),
         note: (runs) => {

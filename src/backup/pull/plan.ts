@@ -24,7 +24,7 @@ export interface Segment {
   readonly atOnce?: true;
 }
 
-export interface PlanOptions {
+export interface SegmentPlanOptions {
   readonly geometry: Geometry;
   /** Bytes of stored clusters in a segment, at the most; at least one cluster. */
   readonly segmentBytes: number;
@@ -69,7 +69,7 @@ export interface PlanTotals {
  */
 export async function* plan(
   extents: AsyncIterable<readonly Extent[]>,
-  options: PlanOptions,
+  options: SegmentPlanOptions,
   totals: PlanTotals = { extents: 0, definedBytes: 0 },
 ): AsyncGenerator<Segment> {
   const { clusterSize } = options.geometry;

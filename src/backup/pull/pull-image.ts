@@ -16,8 +16,8 @@ import type { DigestTarget, ImageStore } from "./image-store.js";
 import { PlainStore } from "./plain-store.js";
 import { GranularityError, type PlanTotals, plan } from "./plan.js";
 import type { RateLimit } from "./rate-limit.js";
-import { RequestSize } from "./request-size.js";
-import { Pace, type Window } from "./window.js";
+import { RequestSizes } from "./request-size.js";
+import { RequestWindow, type Window } from "./window.js";
 
 export interface PullImageOptions extends CopyImageOptions {
   /** Connected by `openExport`, with the context of `bitmap`. */
@@ -177,7 +177,7 @@ async function copyWithClusters(
   const geometry: Geometry = { virtualSize, clusterSize };
   const totals: PlanTotals = { extents: 0, definedBytes: 0 };
   const requestsBefore = source.requests;
-  const requestSize = new RequestSize({
+  const requestSize = new RequestSizes({
     window,
     clusterSize,
     preferredBlock: source.preferredBlock,
@@ -188,7 +188,7 @@ async function copyWithClusters(
 
   await using files = new NewFiles();
   await using store = await createStore(options, { geometry, complete, segmentBytes }, files);
-  const pace = new Pace(window, segmentBytes, source.fewestConnections);
+  const pace = new RequestWindow(window, segmentBytes, source.fewestConnections);
   const progress = new Progress(options.onProgress);
   const { extents, bytes } = source.begin(signal);
   let readBytes = 0;

@@ -3,14 +3,14 @@ import type { PieceSink } from "../../nbd/index.js";
 import type { ByteSource } from "../export/open-export.js";
 import type { Segment } from "./plan.js";
 import type { RateLimit } from "./rate-limit.js";
-import { InOrder } from "./reorder.js";
-import { type Place, type Reading, readsOf } from "./segment.js";
-import type { Pace } from "./window.js";
+import { ReorderBuffer } from "./reorder.js";
+import { type ReadRange, type RequestLimits, requestsOf } from "./segment.js";
+import type { RequestWindow } from "./window.js";
 
 /** Where the bytes of one segment go; `T` tells what became of it. */
 export interface Landing<T> extends PieceSink {
   /** What has to be read, in guest order. */
-  readonly places: readonly Place[];
+  readonly places: readonly ReadRange[];
   /** When its first byte came; undefined before. */
   readonly firstByte: number | undefined;
   /** All bytes have come: what the segment turned out to be. May be a promise, which is handed on as it is. */
@@ -32,8 +32,8 @@ export interface PullOptions<T> {
   /** Called in the order of the plan; a promise where the landing has to wait for a place. */
   readonly land: (segment: Segment, signal: AbortSignal) => Landing<T> | Promise<Landing<T>>;
   readonly notes: Notes<T>;
-  readonly pace: Pace;
-  readonly reading: Reading;
+  readonly pace: RequestWindow;
+  readonly reading: RequestLimits;
   readonly rateLimit?: RateLimit | undefined;
   readonly signal?: AbortSignal | undefined;
   readonly onSegment?: ((done: SegmentDone) => void) | undefined;
@@ -46,11 +46,11 @@ export interface SegmentDone {
   readonly segment: Segment;
 }
 
-const AT_ONCE: Reading = { readThrough: 0, mostRead: Number.POSITIVE_INFINITY };
+const AT_ONCE: RequestLimits = { readThrough: 0, mostRead: Number.POSITIVE_INFINITY };
 
 /**
  * The data path. Lanes share one lazy plan; each takes a segment and asks for its bytes, which land in the moment in
- * which they come: in the file (`write-through.ts`), or in a buffer that is then handed on (`collect-landing.ts`):
+ * which they come: in the file (`direct-landing.ts`), or in a buffer that is then handed on (`buffered-landing.ts`):
  *
  *     plan -> lane 0:  ask ... pieces land ... settle | ask ... pieces land ... | ...
  *          -> lane 1:     ask ... pieces land ... settle | ask ...                    as many lanes as the pace wants
@@ -67,12 +67,12 @@ export async function pull<T>(options: PullOptions<T>): Promise<void> {
   const signal = AbortSignal.any(options.signal ? [options.signal, stop.signal] : [stop.signal]);
   // Every read under way listens: many of them are no leak.
   setMaxListeners(0, signal);
-  const inOrder = new InOrder((outcome: T) => notes.note(outcome));
+  const inOrder = new ReorderBuffer((outcome: T) => notes.note(outcome));
 
   let planError: unknown;
   /** A plan that fails ends the lanes, but not what they are reading: the connection stays good for another plan. */
   async function takeSegment(): Promise<Segment | undefined> {
-    await inOrder.room();
+    await inOrder.capacity();
     await notes.room();
     try {
       const next = await segments.next();
@@ -87,7 +87,7 @@ export async function pull<T>(options: PullOptions<T>): Promise<void> {
     for (let segment = await takeSegment(); segment; segment = await takeSegment()) {
       signal.throwIfAborted();
       const landing = await options.land(segment, signal);
-      const reads = readsOf(landing.places, segment.atOnce ? AT_ONCE : options.reading);
+      const reads = requestsOf(landing.places, segment.atOnce ? AT_ONCE : options.reading);
       const bytes = reads.reduce((sum, { length }) => sum + length, 0);
       await options.rateLimit?.take(bytes, signal);
 
@@ -95,7 +95,7 @@ export async function pull<T>(options: PullOptions<T>): Promise<void> {
       await source.readPieces(reads, landing, { signal });
       inOrder.put(segment.index, landing.settle());
 
-      pace.note({ bytes, asked, firstByte: landing.firstByte, done: performance.now() });
+      pace.measured({ bytes, asked, firstByte: landing.firstByte, done: performance.now() });
       options.onSegment?.({ readBytes: bytes, segment });
       startLanes();
     }

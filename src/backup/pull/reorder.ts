@@ -2,7 +2,7 @@
 const MAX_EARLY = 1024;
 
 /** Hands values on in the order of their index, whatever the order in which they come. */
-export class InOrder<T> {
+export class ReorderBuffer<T> {
   readonly #deliver: (value: T) => void;
   readonly #early = new Map<number, T>();
   #waiting: (() => void)[] = [];
@@ -24,7 +24,7 @@ export class InOrder<T> {
   }
 
   /** Resolves when there is room for more work: one value that is late must not let all others pile up. */
-  async room(): Promise<void> {
+  async capacity(): Promise<void> {
     while (this.#early.size >= MAX_EARLY && !this.#open) {
       await new Promise<void>((resolve) => {
         this.#waiting.push(resolve);

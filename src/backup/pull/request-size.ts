@@ -1,4 +1,4 @@
-import type { Reading } from "./segment.js";
+import type { RequestLimits } from "./segment.js";
 import type { Window } from "./window.js";
 
 /** Measured: smaller requests cost more of everything (docs/performance.md). */
@@ -30,7 +30,7 @@ export interface RequestSizeOptions {
  * How much of an export one request asks for, in bytes. The first stretch that is long enough is asked for at once; when
  * that has come, so may be more than before. Who says how much shall be asked for, or be under way, gets no more than that.
  */
-export class RequestSize implements Reading {
+export class RequestSizes implements RequestLimits {
   readonly readThrough: number;
   /** What it may come to. */
   readonly most: number;

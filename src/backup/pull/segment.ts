@@ -3,7 +3,7 @@ import { dataStretches, type Geometry, slotsOf } from "../image/image.js";
 import type { Segment } from "./plan.js";
 
 /** A stretch of the guest that has to be read and stored. Offsets and lengths in bytes. */
-export interface Place {
+export interface ReadRange {
   readonly offset: number;
   readonly end: number;
   /** Of the cluster that `offset` is in: which of the segment's slots it gets; the following clusters follow. */
@@ -11,9 +11,9 @@ export interface Place {
 }
 
 /** The stretches of a segment that have to be read, in guest order. Those of a partial cluster share one slot. */
-export function placesOf(segment: Segment, geometry: Geometry): Place[] {
+export function readRangesOf(segment: Segment, geometry: Geometry): ReadRange[] {
   const { clusterSize, virtualSize } = geometry;
-  const places: Place[] = [];
+  const places: ReadRange[] = [];
   let slot = 0;
   for (const run of segment.runs) {
     const offset = run.cluster * clusterSize;
@@ -34,21 +34,21 @@ export function placesOf(segment: Segment, geometry: Geometry): Place[] {
  * Which is the first place that goes on beyond `offset`; their number where none does. Pieces of a request come one after
  * the other, requests in any order: so the place of the piece before, `hint`, is tried first.
  */
-export function placeAt(places: readonly Place[], offset: number, hint: number): number {
+export function rangeAt(places: readonly ReadRange[], offset: number, hint: number): number {
   const last = places[hint];
   if (last && last.offset <= offset && offset < last.end) return hint;
   let low = 0;
   let high = places.length;
   while (low < high) {
     const middle = (low + high) >>> 1;
-    if ((places[middle] as Place).end > offset) high = middle;
+    if ((places[middle] as ReadRange).end > offset) high = middle;
     else low = middle + 1;
   }
   return low;
 }
 
 /** How places become requests; bytes. */
-export interface Reading {
+export interface RequestLimits {
   /** Between two places that are rather read along than left out; 0 where clean bytes can't be read. */
   readonly readThrough: number;
   /** By one request, at the most. */
@@ -62,7 +62,10 @@ export interface Reading {
  *     places    |xxxx| gap |xx|          large gap           |xxxxxxx|
  *     reads     |-------------|                              |-------|
  */
-export function readsOf(places: readonly Place[], { readThrough, mostRead }: Reading): Stretch[] {
+export function requestsOf(
+  places: readonly ReadRange[],
+  { readThrough, mostRead }: RequestLimits,
+): Stretch[] {
   const reads: { offset: number; length: number }[] = [];
   let last: { offset: number; length: number } | undefined;
   for (const { offset, end } of places) {

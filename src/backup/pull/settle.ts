@@ -12,7 +12,7 @@ type Placement = Pick<ImageWriter, "geometry" | "hostOffset">;
  *
  * @param stored for each of the segment's slots, 0 where it holds nothing but zeroes
  */
-export function settle(segment: Segment, stored: Uint8Array, placement: Placement): ClusterRun[] {
+export function storedRuns(segment: Segment, stored: Uint8Array, placement: Placement): ClusterRun[] {
   const settled: ClusterRun[] = [];
   let slot = 0;
   for (const run of segment.runs) {

@@ -35,7 +35,7 @@ const HEADROOM = 2;
  * queued before them. Where it is near, the least is enough; where it is far, what is on the way at a time is the rate times the
  * latency.
  */
-export class Pace {
+export class RequestWindow {
   readonly #least: number;
   readonly #most: number;
   readonly #segmentBytes: number;
@@ -69,7 +69,7 @@ export class Pace {
   }
 
   /** A segment is done. Times in milliseconds, as `performance.now()` has them. */
-  note(segment: {
+  measured(segment: {
     readonly bytes: number;
     readonly asked: number;
     readonly firstByte: number | undefined;

@@ -21,7 +21,7 @@ export interface Qcow2Finding {
 }
 
 /** A stretch of the disk; bytes. */
-interface Place {
+interface TableLocation {
   readonly guestOffset: number;
   readonly length: number;
 }
@@ -107,7 +107,7 @@ class Check {
       for (let i = 0; i < count; i += 1) {
         const entry = decodeL1Entry(piece, i, this.#file.context);
         const length = this.#file.l2Entries * this.#file.header.clusterSize;
-        const place: Place = { guestOffset: (first + i) * length, length };
+        const place: TableLocation = { guestOffset: (first + i) * length, length };
         if (entry.kind === "invalid") this.#damage(`the L1 entry ${entry.problem}`, place);
         if (entry.kind !== "table") continue;
         if (!entry.copied) this.#damage("the L1 entry is not marked as copied", place);
@@ -124,12 +124,12 @@ class Check {
     const { clusterSize } = this.#file.header;
     const table = await this.#file.readTable(offset, clusterSize);
     for (let i = 0; i < this.#file.l2Entries; i += 1) {
-      const place: Place = { guestOffset: firstGuestOffset + i * clusterSize, length: clusterSize };
+      const place: TableLocation = { guestOffset: firstGuestOffset + i * clusterSize, length: clusterSize };
       this.#lookAt(decodeL2Entry(table, i, this.#file.context), place);
     }
   }
 
-  #lookAt(entry: L2Entry, place: Place): void {
+  #lookAt(entry: L2Entry, place: TableLocation): void {
     const { clusterSize } = this.#file.header;
     switch (entry.kind) {
       case "standard":
@@ -195,17 +195,17 @@ class Check {
   }
 
   /** @param copied whether the entry says that this is the only use */
-  #claimCluster(offset: number, what: string, place?: Place, copied = false): boolean {
+  #claimCluster(offset: number, what: string, place?: TableLocation, copied = false): boolean {
     const free = this.#uses.claim(offset / this.#file.header.clusterSize, copied);
     if (!free) this.#overlap(offset, what, place);
     return free;
   }
 
-  #overlap(offset: number, what: string, place: Place | undefined): void {
+  #overlap(offset: number, what: string, place: TableLocation | undefined): void {
     this.#damage(`the cluster at byte ${offset} of the file, ${what}, is in use for something else`, place);
   }
 
-  #damage(message: string, place?: Place): void {
+  #damage(message: string, place?: TableLocation): void {
     this.#note({ severity: "damage", message, ...place });
   }
 

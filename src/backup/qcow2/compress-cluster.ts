@@ -55,7 +55,7 @@ export interface Compressor {
 }
 
 /** Compresses on the calling thread: for many threads that do nothing else, since libuv's are four for the whole process. */
-export class OwnThreadCompressor implements Compressor {
+export class SameThreadCompressor implements Compressor {
   readonly #compress: (cluster: Buffer) => Buffer;
 
   /** @throws {UsageError} this version of Node lacks the method */

@@ -270,7 +270,7 @@ async function removeDead(folder: string): Promise<void> {
  * domain's lock.
  * @returns the journal of a prune that is still to be finished, by the next prune: no point is in danger meanwhile
  */
-export async function settleJournal(folder: string, guard: Guard): Promise<PruneJournal | undefined> {
+export async function finishJournal(folder: string, guard: Guard): Promise<PruneJournal | undefined> {
   const journal = await readJournal(folder);
   if (journal?.phase === "overwrite") return journal;
   if (journal?.phase === "merge") await undoMerges(folder, journal, guard);

@@ -14,11 +14,11 @@ import {
   timeOfPointId,
 } from "./manifest.js";
 import {
+  finishJournal,
   hiddenPoints,
   type PruneJournal,
   readJournal,
   removeLeftovers,
-  settleJournal,
 } from "./prune-journal.js";
 
 const MARKER = "nbdpull.json";
@@ -235,7 +235,7 @@ export class Repository {
     await makeFolders(folder);
     const held = await takeLock(folder, domain, signal);
     try {
-      await settleJournal(folder, held.assertHeld);
+      await finishJournal(folder, held.assertHeld);
       await removeLeftovers(folder);
       return await work(held);
     } finally {

@@ -3,9 +3,9 @@ import type { ChainSource, Piece } from "../chain/overlay.js";
 import { type ClusterRun, type ImageWriter, slotsOf } from "../image/image.js";
 import type { Segment } from "../pull/plan.js";
 import type { PullOptions, SegmentDone } from "../pull/pull.js";
-import { InOrder } from "../pull/reorder.js";
-import { type Place, placesOf } from "../pull/segment.js";
-import { settle } from "../pull/settle.js";
+import { ReorderBuffer } from "../pull/reorder.js";
+import { type ReadRange, readRangesOf } from "../pull/segment.js";
+import { storedRuns } from "../pull/settle.js";
 import type { Window } from "../pull/window.js";
 import type { CopiedPiece } from "./copy-service.js";
 import type { CopyThreads } from "./copy-threads.js";
@@ -40,11 +40,11 @@ export async function copySegments(options: CopyOptions): Promise<void> {
   const segments = options.segments[Symbol.asyncIterator]();
   const stop = new AbortController();
   const signal = AbortSignal.any(options.signal ? [options.signal, stop.signal] : [stop.signal]);
-  const inOrder = new InOrder((runs: readonly ClusterRun[]) => notes.note(runs));
+  const inOrder = new ReorderBuffer((runs: readonly ClusterRun[]) => notes.note(runs));
 
   async function lane(): Promise<void> {
     for (;;) {
-      await inOrder.room();
+      await inOrder.capacity();
       await notes.room();
       signal.throwIfAborted();
       const next = await segments.next();
@@ -53,7 +53,7 @@ export async function copySegments(options: CopyOptions): Promise<void> {
       const question = questionOf(segment, options);
       await options.rateLimit?.take(question.bytes, signal);
       const stored = await ask(question, options);
-      inOrder.put(segment.index, settle(segment, stored, writer));
+      inOrder.put(segment.index, storedRuns(segment, stored, writer));
       options.onSegment?.({ readBytes: question.bytes, segment });
     }
   }
@@ -86,7 +86,7 @@ function questionOf(segment: Segment, { source, writer }: CopyOptions): SegmentQ
   const layers: Layer[] = [];
   const pieces: CopiedPiece[] = [];
   const digests: Buffer[] = [];
-  for (const place of placesOf(segment, writer.geometry)) {
+  for (const place of readRangesOf(segment, writer.geometry)) {
     for (const piece of source.take(place.offset, place.end)) {
       const { layer, run, proof } = originOf(piece);
       if (!layers.includes(layer)) layers.push(layer);
@@ -128,7 +128,7 @@ const NONE = Buffer.alloc(0);
 /** Where a piece of a place goes. */
 function targetOf(
   { offset, length }: Piece,
-  place: Place,
+  place: ReadRange,
   { firstRank }: Segment,
   writer: ImageWriter,
 ): Pick<CopiedPiece, "offset" | "length" | "to" | "slot"> {

@@ -1,8 +1,8 @@
 import { type Damage, damageIn } from "../base/damage.js";
 import { BackupError } from "../base/errors.js";
 import { isZero } from "../base/zeroes.js";
-import type { ProvenImage, ProvenRun } from "../chain/checked-image.js";
-import { ProvenImages, type StoredImage } from "../chain/open-images.js";
+import type { CheckedImage, DigestedRun } from "../chain/checked-image.js";
+import { OpenImages, type StoredImage } from "../chain/open-images.js";
 import { DIGEST_ALGORITHMS } from "../digest/digest.js";
 import { type ClusterRun, slotsOf } from "../image/image.js";
 import { ImageFile } from "../image/image-file.js";
@@ -61,7 +61,7 @@ const BLOCK = 256 * 1024;
 
 /** Copies out of images what their digests prove, one question after the other, so that one buffer is enough. */
 export class CopyService implements ThreadService<CopyQuestion, CopyAnswer, ForgottenFile> {
-  readonly #images = new ProvenImages();
+  readonly #images = new OpenImages();
   /** By path. */
   readonly #targets = new Map<string, Promise<ImageFile>>();
   #last: Promise<unknown> = Promise.resolve();
@@ -73,7 +73,7 @@ export class CopyService implements ThreadService<CopyQuestion, CopyAnswer, Forg
     return answer;
   }
 
-  heed(path: ForgottenFile): void {
+  onNotice(path: ForgottenFile): void {
     this.#last = this.#last.then(() => this.#forget(path));
   }
 
@@ -100,7 +100,7 @@ export class CopyService implements ThreadService<CopyQuestion, CopyAnswer, Forg
       const size = algorithm === undefined ? 0 : DIGEST_ALGORITHMS[algorithm].bytes;
       const expected = rest.subarray(0, slotsOf(piece.run) * size);
       rest = rest.subarray(expected.length);
-      const run: ProvenRun = { ...piece.run, digests: algorithm && expected };
+      const run: DigestedRun = { ...piece.run, digests: algorithm && expected };
       const image = await this.#opened(source, piece.image);
       const { clusterSize } = source.geometry;
       await this.#copyPiece(image, run, piece, clusterSize, (offset, bytes) => {
@@ -111,7 +111,7 @@ export class CopyService implements ThreadService<CopyQuestion, CopyAnswer, Forg
   }
 
   /** It was opened before: if it can't be now, it was changed meanwhile, and that is damage as well. */
-  async #opened(source: StoredImage, number: number): Promise<ProvenImage> {
+  async #opened(source: StoredImage, number: number): Promise<CheckedImage> {
     try {
       return await this.#images.get(source);
     } catch (error) {
@@ -122,8 +122,8 @@ export class CopyService implements ThreadService<CopyQuestion, CopyAnswer, Forg
 
   /** Reads a piece block by block, each made of whole clusters as far as the piece is. */
   async #copyPiece(
-    image: ProvenImage,
-    run: ProvenRun,
+    image: CheckedImage,
+    run: DigestedRun,
     { offset, length, image: number }: CopiedPiece,
     clusterSize: number,
     take: (offset: number, bytes: Buffer) => void,

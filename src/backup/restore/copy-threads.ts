@@ -1,6 +1,6 @@
 import { availableParallelism } from "node:os";
 import { BackupError } from "../base/errors.js";
-import { OwnThread } from "../threads/same-thread.js";
+import { SameThread } from "../threads/same-thread.js";
 import { type Answering, reasonOf, ThreadPool } from "../threads/thread-pool.js";
 import {
   type CopyAnswer,
@@ -29,7 +29,7 @@ export class CopyThreads implements AsyncDisposable {
       problem(`an image could not be copied: ${reasonOf(failure)}`, failure);
     this.#answering =
       bytes <= FEW_BYTES
-        ? new OwnThread(new CopyService(), { failed })
+        ? new SameThread(new CopyService(), { failed })
         : new ThreadPool({
             script: "#copy-worker",
             most: this.most,
@@ -56,7 +56,7 @@ export class CopyThreads implements AsyncDisposable {
   }
 
   forget(path: string): void {
-    this.#answering.tell(path);
+    this.#answering.notify(path);
   }
 
   /** Ends the threads; what was asked and isn't answered fails. May be called again. */

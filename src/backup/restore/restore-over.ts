@@ -4,7 +4,7 @@ import { withRestorable } from "../repository/restorable-points.js";
 import type { BlockTarget } from "./block-target.js";
 import type { RestoredDisk } from "./restore.js";
 import { RestoreSource, type RestoreSourceOptions } from "./restore-source.js";
-import { Overwrite } from "./target-writer.js";
+import { TargetWriter } from "./target-writer.js";
 
 export interface RestoreOverOptions extends Omit<RestoreSourceOptions, "preferredBlock"> {
   /** Belongs to the caller, who closes it. */
@@ -54,7 +54,7 @@ async function overwrite(options: RestoreOverOptions): Promise<OverwrittenDisk> 
   await using source = await RestoreSource.open({ ...options, preferredBlock: target.preferredBlock });
   const { geometry, segmentBytes, chain, proven } = source;
   const bufferBytes = options.window?.inFlight;
-  await using overwriting = new Overwrite({ target, geometry, segmentBytes, bufferBytes });
+  await using overwriting = new TargetWriter({ target, geometry, segmentBytes, bufferBytes });
   await source.readInto((from) => overwriting.fill(from));
   if (options.sync) await target.flush(options.signal);
   return {

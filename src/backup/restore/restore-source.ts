@@ -9,7 +9,7 @@ import { plan } from "../pull/plan.js";
 import { endOf, type PullProgress } from "../pull/pull-image.js";
 import type { RateLimit } from "../pull/rate-limit.js";
 import { requestBytesOf } from "../pull/request-size.js";
-import { Pace, type Window } from "../pull/window.js";
+import { RequestWindow, type Window } from "../pull/window.js";
 import type { Manifest } from "../repository/manifest.js";
 import type { Repository } from "../repository/repository.js";
 
@@ -73,7 +73,7 @@ export class RestoreSource implements AsyncDisposable {
     await fill({
       source: this.#source,
       segments: plan(this.#source.extents(), { geometry, segmentBytes }),
-      pace: new Pace(window, segmentBytes),
+      pace: new RequestWindow(window, segmentBytes),
       reading: { readThrough: 0, mostRead: segmentBytes },
       rateLimit,
       signal,

@@ -9,7 +9,7 @@ import { NewFiles } from "../host/new-files.js";
 import { type Finished, publish, refuseTarget, temporaryPathFor } from "../host/publish.js";
 import type { ImageFormat } from "../image/image.js";
 import { createImage } from "../pull/create-image.js";
-import { Ledger } from "../pull/image-ledger.js";
+import { ImageLedger } from "../pull/image-ledger.js";
 import type { PullProgress } from "../pull/pull-image.js";
 import type { RateLimit } from "../pull/rate-limit.js";
 import type { Window } from "../pull/window.js";
@@ -126,7 +126,7 @@ async function restoreFile(
   });
   const { geometry, segmentBytes, chain, proven } = source;
   const writer = files.add(temporary, await createImage(temporary, { format, geometry }));
-  const notes = new Ledger({ writer, complete: true });
+  const notes = new ImageLedger({ writer, complete: true });
   const into = { writer, path: temporary, threads, window, segmentBytes, notes };
   await source.readInto((from) => copySegments({ ...from, ...into }));
   for (const done of [temporary, ...source.files]) threads.forget(done);

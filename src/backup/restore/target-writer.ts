@@ -4,7 +4,7 @@ import { BackupError } from "../base/errors.js";
 import { isZero } from "../base/zeroes.js";
 import type { Geometry } from "../image/image.js";
 import { BufferPool } from "../pull/buffer-pool.js";
-import { CollectLanding } from "../pull/buffered-landing.js";
+import { BufferedLanding } from "../pull/buffered-landing.js";
 import type { FillOptions } from "../pull/image-store.js";
 import type { Segment } from "../pull/plan.js";
 import { type Landing, type Notes, pull } from "../pull/pull.js";
@@ -20,7 +20,7 @@ const MOST_UNDER_WAY = 64;
 const ZERO_PIECE = 64 * 1024 * 1024;
 const ZEROES_AT_ONCE = 4;
 
-export interface OverwriteOptions {
+export interface TargetWriterOptions {
   readonly target: BlockTarget;
   readonly geometry: Geometry;
   /** Bytes of clusters that a segment stores at the most. */
@@ -34,7 +34,7 @@ export interface OverwriteOptions {
  *
  *     plan -> buffer granted -> pieces land -> written, zeroed -> buffer free
  */
-export class Overwrite implements Notes<Promise<void>>, AsyncDisposable {
+export class TargetWriter implements Notes<Promise<void>>, AsyncDisposable {
   readonly #target: BlockTarget;
   readonly #geometry: Geometry;
   readonly #buffers: BufferPool;
@@ -43,7 +43,7 @@ export class Overwrite implements Notes<Promise<void>>, AsyncDisposable {
   #failure: { readonly reason: unknown } | undefined;
   #writtenBytes = 0;
 
-  constructor({ target, geometry, segmentBytes, bufferBytes = BUFFER_BYTES }: OverwriteOptions) {
+  constructor({ target, geometry, segmentBytes, bufferBytes = BUFFER_BYTES }: TargetWriterOptions) {
     this.#target = target;
     this.#geometry = geometry;
     this.#buffers = new BufferPool(
@@ -94,7 +94,7 @@ export class Overwrite implements Notes<Promise<void>>, AsyncDisposable {
   async #land(segment: Segment, signal: AbortSignal): Promise<Landing<Promise<void>>> {
     // Nothing but zeroes needs no room.
     const buffer = segment.clusters === 0 ? new ArrayBuffer(0) : await this.#buffers.take(signal);
-    return new CollectLanding(segment, this.#geometry, buffer, (filled) =>
+    return new BufferedLanding(segment, this.#geometry, buffer, (filled) =>
       this.#begin(this.#write(segment, filled, signal)),
     );
   }

@@ -2,14 +2,14 @@ import type { OnDamage } from "../base/damage.js";
 import { BackupError } from "../base/errors.js";
 import type { ExtentState } from "../base/extent.js";
 import { findChain, openChain } from "../chain/chain.js";
-import type { ProvenRun } from "../chain/checked-image.js";
+import type { DigestedRun } from "../chain/checked-image.js";
 import { damage, type Layer } from "../chain/layer.js";
 import { type Piece, seenThrough } from "../chain/overlay.js";
 import { ALL_SUBCLUSTERS } from "../image/image.js";
 import type { DiskManifest, Manifest } from "../repository/manifest.js";
 import type { Repository } from "../repository/repository.js";
 import { ClusterCache } from "./cluster-cache.js";
-import { PieceIndex, type Place } from "./extent-index.js";
+import { ExtentIndex, type ExtentSource } from "./extent-index.js";
 
 /** Clusters of which parts were asked for stay in memory up to this many bytes, a disk. */
 const CACHE_BYTES = 16 * 1024 * 1024;
@@ -22,7 +22,7 @@ const PARTS_AT_ONCE = 4;
 interface Part {
   readonly offset: number;
   readonly target: Buffer;
-  readonly place: Place;
+  readonly place: ExtentSource;
 }
 
 /**
@@ -39,10 +39,10 @@ export class ChainView implements AsyncDisposable {
   /** False where a layer has no digests: what it holds can't be compared with anything. */
   readonly proven: boolean;
   readonly #layers: readonly Layer[];
-  readonly #index: PieceIndex;
+  readonly #index: ExtentIndex;
   readonly #cache: ClusterCache;
 
-  private constructor(layers: readonly Layer[], disk: DiskManifest, index: PieceIndex) {
+  private constructor(layers: readonly Layer[], disk: DiskManifest, index: ExtentIndex) {
     this.disk = disk;
     this.chain = layers.map((layer) => layer.pointId);
     this.proven = layers.every((layer) => layer.disk.digests !== null);
@@ -87,7 +87,7 @@ export class ChainView implements AsyncDisposable {
 
   /** What `length` bytes from `offset` on are, side by side; found as they are asked for. */
   *extents(offset: number, length: number): Generator<{ length: number; state: ExtentState }> {
-    for (const piece of this.#index.pieces(offset, offset + length)) {
+    for (const piece of this.#index.extents(offset, offset + length)) {
       yield { length: piece.length, state: piece.place ? "data" : "zero" };
     }
   }
@@ -113,7 +113,7 @@ export class ChainView implements AsyncDisposable {
 
   /** What has to be read to fill `target`; what reads as zeroes is there already. */
   *#parts(from: number, target: Buffer): Generator<Part> {
-    for (const { offset, length, place } of this.#index.pieces(from, from + target.length)) {
+    for (const { offset, length, place } of this.#index.extents(from, from + target.length)) {
       const bytes = target.subarray(offset - from, offset - from + length);
       if (place) yield* partsOf(offset, bytes, place, this.#layer(place));
       else bytes.fill(0);
@@ -160,7 +160,7 @@ export class ChainView implements AsyncDisposable {
     }
   }
 
-  #layer(place: Place): Layer {
+  #layer(place: ExtentSource): Layer {
     return this.#layers[place.layer] as Layer;
   }
 }
@@ -170,8 +170,8 @@ async function indexOf(
   layers: readonly Layer[],
   size: number,
   signal: AbortSignal | undefined,
-): Promise<PieceIndex> {
-  const index = new PieceIndex(
+): Promise<ExtentIndex> {
+  const index = new ExtentIndex(
     layers.map(({ geometry, digestSize }) => ({ clusterSize: geometry.clusterSize, digestSize })),
   );
   const numbers = new Map(layers.map((layer, number) => [layer, number]));
@@ -182,7 +182,7 @@ async function indexOf(
   return index;
 }
 
-function placeOf(piece: Piece, numbers: ReadonlyMap<Layer, number>): Place | undefined {
+function placeOf(piece: Piece, numbers: ReadonlyMap<Layer, number>): ExtentSource | undefined {
   const { offset, state, from } = piece;
   switch (state) {
     case "zero":
@@ -214,7 +214,7 @@ function placeOf(piece: Piece, numbers: ReadonlyMap<Layer, number>): Place | und
  *     piece          |~~~~~~~~~~~~~~~~~~~~~~~~~~~|
  *     parts          |~~~~|~~~~~~~~~~~~~~~~~|~~~~|
  */
-function* partsOf(offset: number, target: Buffer, place: Place, layer: Layer): Generator<Part> {
+function* partsOf(offset: number, target: Buffer, place: ExtentSource, layer: Layer): Generator<Part> {
   const { clusterSize, virtualSize } = layer.geometry;
   const end = offset + target.length;
   const first = Math.floor(offset / clusterSize);
@@ -238,13 +238,13 @@ function* partsOf(offset: number, target: Buffer, place: Place, layer: Layer): G
 }
 
 /** Fills `target` from the beginning of a cluster, which is the one of `place`. */
-async function readProven(layer: Layer, place: Place, offset: number, target: Buffer): Promise<void> {
+async function readProven(layer: Layer, place: ExtentSource, offset: number, target: Buffer): Promise<void> {
   const { clusterSize } = layer.geometry;
   const { hostOffset, dataMask } = place;
   const cluster = offset / clusterSize;
   const count = Math.ceil(target.length / clusterSize);
   const digests = await layer.digestsAt(place.digestsAt, count);
-  const run: ProvenRun =
+  const run: DigestedRun =
     dataMask === ALL_SUBCLUSTERS
       ? { kind: "data", cluster, count, hostOffset, digests }
       : { kind: "partial", cluster, count: 1, hostOffset, dataMask, zeroMask: 0, digests };

@@ -1,7 +1,7 @@
 import { ALL_SUBCLUSTERS } from "../image/image.js";
 
 /** Where the data of a piece is: in which layer, and there of the cluster that the piece begins in. */
-export interface Place {
+export interface ExtentSource {
   /** Counted from the top of the chain. */
   readonly layer: number;
   /** Of that cluster's slot, in the image file. */
@@ -13,10 +13,10 @@ export interface Place {
 }
 
 /** A stretch of the disk that is found at one place; without a place it reads as zeroes. */
-export interface PlacedPiece {
+export interface IndexedExtent {
   readonly offset: number;
   readonly length: number;
-  readonly place: Place | undefined;
+  readonly place: ExtentSource | undefined;
 }
 
 /** Bytes of a cluster, and of the digest of one. */
@@ -42,7 +42,7 @@ interface Chunk {
  *     piece 0          piece 1      piece 2
  *     | layer 2, host  | zeroes     | layer 0, host  | ... end
  */
-export class PieceIndex {
+export class ExtentIndex {
   readonly #layers: readonly LayerUnits[];
   readonly #chunks: Chunk[] = [];
   #length = 0;
@@ -64,7 +64,7 @@ export class PieceIndex {
   }
 
   /** Adds the next `length` bytes of the disk. */
-  append(length: number, place: Place | undefined): void {
+  append(length: number, place: ExtentSource | undefined): void {
     const offset = this.#end;
     this.#end += length;
     if (this.#length > 0 && this.#continues(offset, place)) return;
@@ -82,7 +82,7 @@ export class PieceIndex {
   }
 
   /** The pieces from `offset` to `end`, cut off there; found one after the other, as they are asked for. */
-  *pieces(offset: number, end: number): Generator<PlacedPiece> {
+  *extents(offset: number, end: number): Generator<IndexedExtent> {
     if (offset < 0 || end > this.#end) throw new RangeError(`${offset} to ${end} is not inside the disk`);
     if (offset >= end) return;
     let at = offset;
@@ -94,7 +94,7 @@ export class PieceIndex {
   }
 
   /** Whether what comes at `offset` is only more of the last piece. */
-  #continues(offset: number, place: Place | undefined): boolean {
+  #continues(offset: number, place: ExtentSource | undefined): boolean {
     const expected = this.#placeAt(this.#length - 1, offset);
     if (!expected || !place) return expected === place;
     if (place.layer !== expected.layer || place.dataMask !== expected.dataMask) return false;
@@ -106,7 +106,7 @@ export class PieceIndex {
   }
 
   /** The place of the cluster that byte `offset` of piece `index` is in. */
-  #placeAt(index: number, offset: number): Place | undefined {
+  #placeAt(index: number, offset: number): ExtentSource | undefined {
     const { numbers, words } = this.#chunkOf(index);
     const at = index % CHUNK_PIECES;
     const number = words[at * 2] as number;

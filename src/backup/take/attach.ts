@@ -2,7 +2,7 @@ import { isDeepStrictEqual } from "node:util";
 import type { NbdClient } from "../../nbd/index.js";
 import { DamageError, PreconditionError, UsageError } from "../base/errors.js";
 import { proveChain } from "../chain/chain.js";
-import { type JobWay, openWayAnywhere, straightWay } from "../guest/job-connection.js";
+import { connectJobAnywhere, directConnection, type JobConnection } from "../guest/job-connection.js";
 import type { Definition } from "../guest/keep-files.js";
 import { type ScratchGuardOptions, whileScratchLasts } from "../guest/scratch-guard.js";
 import { parseCheckpoint } from "../libvirt/checkpoint-xml.js";
@@ -15,7 +15,7 @@ import {
   parseBackupJob,
 } from "../libvirt/job-xml.js";
 import { openRunningJob } from "../libvirt/running-job.js";
-import { hasCode, PATIENCE_MS, type Virsh } from "../libvirt/virsh.js";
+import { isErrorOf, PATIENCE_MS, type Virsh } from "../libvirt/virsh.js";
 import { assertCompressible } from "../pull/compressed-store.js";
 import { isSame, type Manifest } from "../repository/manifest.js";
 import { Repository } from "../repository/repository.js";
@@ -79,9 +79,9 @@ export async function attach(options: AttachOptions): Promise<AttachResult> {
 async function take(source: JobSource, view: JobView, options: AttachOptions): Promise<TakenPoint> {
   const { checkpoint, repositoryPath, signal } = options;
   // Closed before the job is ended, as the clients are.
-  await using way = await wayTo(source, view, options);
+  await using connection = await connectionTo(source, view, options);
   const existing = await Repository.openIfThere(repositoryPath);
-  const chosen = (): Promise<PointDisk[]> => pointDisks(view, way, existing, options);
+  const chosen = (): Promise<PointDisk[]> => pointDisks(view, connection, existing, options);
   const disks = existing ? await existing.reading(view.domain.name, chosen, signal) : await chosen();
   if (checkpoint === undefined) {
     options.onWarning?.("no --checkpoint was given: this point will be no base for increments");
@@ -96,16 +96,20 @@ async function take(source: JobSource, view: JobView, options: AttachOptions): P
   };
   const job = { repository, domain, definition, disks, checkpoint: point, clients, confirm };
   return await whileScratchLasts({ ...scratchSettings(view, options), giveUp }, (lasting) =>
-    way.walk(lasting, (walking) => takePoint({ ...options, ...job, signal: walking })),
+    connection.walk(lasting, (walking) => takePoint({ ...options, ...job, signal: walking })),
   );
 }
 
 /** Who gives the XML says in it where the server is reached; libvirt's own says where it is on libvirt's host. */
-async function wayTo(source: JobSource, { server }: JobView, options: AttachOptions): Promise<JobWay> {
-  if (source.kind === "xml" || source.xml !== undefined) return straightWay(server);
+async function connectionTo(
+  source: JobSource,
+  { server }: JobView,
+  options: AttachOptions,
+): Promise<JobConnection> {
+  if (source.kind === "xml" || source.xml !== undefined) return directConnection(server);
   const { hostOverride } = options.connect;
   const hypervisor = await source.virsh.hypervisor();
-  return await openWayAnywhere(server, { hypervisor, hostOverride, signal: options.signal });
+  return await connectJobAnywhere(server, { hypervisor, hostOverride, signal: options.signal });
 }
 
 function scratchSettings(
@@ -208,7 +212,7 @@ async function creationTimeOf(virsh: Virsh, domain: string, checkpoint: string):
   try {
     return parseCheckpoint(await virsh.checkpointXml(domain, checkpoint)).creationTime;
   } catch (error) {
-    if (hasCode(error, "E_NO_CHECKPOINT")) return undefined;
+    if (isErrorOf(error, "E_NO_CHECKPOINT")) return undefined;
     throw error;
   }
 }
@@ -225,7 +229,7 @@ function rolesOf(job: BackupJob): readonly object[] {
 
 async function pointDisks(
   view: JobView,
-  way: JobWay,
+  connection: JobConnection,
   repository: Repository | undefined,
   options: AttachOptions,
 ): Promise<PointDisk[]> {
@@ -235,7 +239,7 @@ async function pointDisks(
   const disks: PointDisk[] = [];
   for (const disk of view.disks) {
     const { name } = disk;
-    const address = way.addressOf(disk.exportName);
+    const address = connection.addressOf(disk.exportName);
     if (disk.mode === "incremental") {
       const parent = await findParent(disk, view, points, repository);
       disks.push({ name, address, increment: { bitmap: disk.bitmap, parent } });

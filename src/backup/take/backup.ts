@@ -11,7 +11,7 @@ import {
   retireCheckpoints,
   whileFrozen,
 } from "../guest/guest-jobs.js";
-import { type JobWay, openWay, refuseUnreachable } from "../guest/job-connection.js";
+import { connectJob, type JobConnection, refuseUnreachable } from "../guest/job-connection.js";
 import { JobFolder } from "../guest/job-folder.js";
 import { neededCheckpoints } from "../guest/needed-checkpoints.js";
 import { bitmapOf, type DiskPlan, type GuestDisk, type Level } from "../guest/plan-disk.js";
@@ -22,11 +22,11 @@ import { sshTo } from "../guest/ssh-to-hypervisor.js";
 import { formatBackup, formatCheckpoint, type JobRequest, type TcpServer } from "../libvirt/begin-xml.js";
 import { parseCheckpoint } from "../libvirt/checkpoint-xml.js";
 import { checkpointName } from "../libvirt/checkpoints.js";
-import { chooseDisks, type DiskChoice } from "../libvirt/choose-disks.js";
+import { type DiskChoice, disksToBackUp } from "../libvirt/choose-disks.js";
 import { type DomainDefinition, type DomainDisk, parseDomain } from "../libvirt/domain-xml.js";
 import { type BackupServer, exportedDisks } from "../libvirt/job-xml.js";
 import { openRunningJob, type RunningJob } from "../libvirt/running-job.js";
-import { hasCode, PATIENCE_MS, type Virsh } from "../libvirt/virsh.js";
+import { isErrorOf, PATIENCE_MS, type Virsh } from "../libvirt/virsh.js";
 import { assertCompressible } from "../pull/compressed-store.js";
 import type { Manifest } from "../repository/manifest.js";
 import { Repository } from "../repository/repository.js";
@@ -91,14 +91,14 @@ export async function backup(options: BackupOptions): Promise<BackupResult> {
     refuseShortScratch(scratch);
     await deleteOrphans(guest, made, options);
     const server = serverOf(folder, options);
-    await using way = await openWay(server, {
+    await using connection = await connectJob(server, {
       hypervisor,
       hostOverride: options.connect.hostOverride,
       socket: folder.file("nbd.sock"),
       note: folder.fileThere(WAY),
       signal,
     });
-    if (way.straightTo) await refuseUnreachable(way.straightTo, signal);
+    if (connection.straightTo) await refuseUnreachable(connection.straightTo, signal);
     const begun = await begin(guest, { disks, forecast }, { folder, made, server }, options);
     signal?.throwIfAborted();
     const clients: NbdClient[] = [];
@@ -107,7 +107,9 @@ export async function backup(options: BackupOptions): Promise<BackupResult> {
       await clearFolder(cleaner, folder);
     };
     taken = await whileScratchLasts({ ...scratch, signal, giveUp }, (lasting) =>
-      way.walk(lasting, (walking) => pull(guest, begun, { way, clients }, { ...options, signal: walking })),
+      connection.walk(lasting, (walking) =>
+        pullDisks(guest, begun, { connection, clients }, { ...options, signal: walking }),
+      ),
     );
   } catch (error) {
     await clearAfterFailure(cleaner, { folder, made }, options);
@@ -124,7 +126,7 @@ async function guestDisks(virsh: Virsh, domain: DomainDefinition, chosen: DiskCh
     format,
     size: await virsh.diskSize(domain, target),
   });
-  return await together(...chooseDisks(domain, chosen).map(look));
+  return await together(...disksToBackUp(domain, chosen).map(look));
 }
 
 /** How the job is to be served. */
@@ -241,16 +243,16 @@ async function beginJob(
 
 /** Which bitmap libvirt found broken, if that is why it refused to begin. */
 function brokenBitmap(error: unknown, plans: readonly DiskPlan[]): string | undefined {
-  if (!hasCode(error, "E_VIRSH")) return undefined;
+  if (!isErrorOf(error, "E_VIRSH")) return undefined;
   const [, disk] = /missing or broken bitmap '[^']*' for disk '([^']*)'/.exec(messageOf(error)) ?? [];
   const base = plans.find(({ name }) => name === disk)?.base;
   return disk && base && bitmapOf(disk, base.checkpoint);
 }
 
-async function pull(
+async function pullDisks(
   guest: Guest,
   { job, plans, checkpoint }: Begun,
-  { way, clients }: { readonly way: JobWay; readonly clients: NbdClient[] },
+  { connection, clients }: { readonly connection: JobConnection; readonly clients: NbdClient[] },
   options: BackupOptions,
 ): Promise<TakenPoint> {
   const { domain, repository, ssh } = guest;
@@ -262,7 +264,7 @@ async function pull(
         : undefined;
     return {
       name: disk.name,
-      address: way.addressOf(disk.exportName),
+      address: connection.addressOf(disk.exportName),
       increment,
       reason: planned?.reason,
     };

@@ -1,7 +1,7 @@
 import { PreconditionError } from "../base/errors.js";
 import type { ImageFormat } from "../image/image.js";
 import { parseCheckpoint } from "../libvirt/checkpoint-xml.js";
-import { hasCode, type Virsh } from "../libvirt/virsh.js";
+import { isErrorOf, type Virsh } from "../libvirt/virsh.js";
 import type { Manifest } from "../repository/manifest.js";
 import { Repository } from "../repository/repository.js";
 import { ForeignImage } from "./foreign-image.js";
@@ -80,7 +80,7 @@ async function originOf(options: ImportOptions): Promise<Origin> {
   try {
     if (virsh) return await originByLibvirt(virsh, domain, checkpoint, options.images);
   } catch (error) {
-    const silent = ["E_NO_VIRSH", "E_LIBVIRT", "E_VIRSH_TIMEOUT"].some((code) => hasCode(error, code));
+    const silent = ["E_NO_VIRSH", "E_LIBVIRT", "E_VIRSH_TIMEOUT"].some((code) => isErrorOf(error, code));
     if (needLibvirt || !silent) throw error;
   }
   const message = `libvirt was not asked about the checkpoint ${checkpoint}: an increment will be matched by its name alone`;

@@ -13,10 +13,10 @@ import { claimFolder, clearFolder, type Guest, keyOf, messageOf } from "../guest
 import { JobFolder } from "../guest/job-folder.js";
 import { bitmapOf, type DiskPlan, type Level } from "../guest/plan-disk.js";
 import { levelOf, planGuest, refuseNoBase } from "../guest/plan-guest.js";
-import { type ImageFile, inspectImage, type SourceImage } from "../guest/qemu-img.js";
+import { type DiskFile, inspectImage, type SourceImage } from "../guest/qemu-img.js";
 import { ImageServer } from "../guest/qemu-nbd.js";
 import { readCheckpoints } from "../libvirt/checkpoints.js";
-import { chooseDisks, type DiskChoice } from "../libvirt/choose-disks.js";
+import { type DiskChoice, disksToBackUp } from "../libvirt/choose-disks.js";
 import type { DomainDefinition, DomainDisk } from "../libvirt/domain-xml.js";
 import type { Virsh } from "../libvirt/virsh.js";
 import { Repository } from "../repository/repository.js";
@@ -33,7 +33,7 @@ export interface StoppedBackupOptions extends TakeSettings {
 /** A disk, its image, and what that is. */
 interface StoppedDisk {
   readonly name: string;
-  readonly image: ImageFile;
+  readonly image: DiskFile;
   readonly found: SourceImage;
 }
 
@@ -56,7 +56,7 @@ export async function backUpStopped(
   options: StoppedBackupOptions,
 ): Promise<TakenPoint & { readonly level: Exclude<Level, "auto"> }> {
   const { virsh, signal } = options;
-  const images = chooseDisks(domain, options.disks).map((disk) => ({
+  const images = disksToBackUp(domain, options.disks).map((disk) => ({
     name: disk.target,
     image: imageOf(domain, disk),
   }));
@@ -79,7 +79,7 @@ export async function backUpStopped(
 }
 
 /** @throws {PreconditionError} what the guest sees of the disk is in no image of this host */
-function imageOf(domain: DomainDefinition, disk: DomainDisk): ImageFile {
+function imageOf(domain: DomainDefinition, disk: DomainDisk): DiskFile {
   const { target, type, source, format = "raw", between } = disk;
   if ((type === "file" || type === "block") && source !== undefined && between === undefined) {
     return { path: source, kind: type, format };

@@ -2,7 +2,7 @@ import { join } from "node:path";
 import type { ConnectOptions, NbdAddress, NbdClient } from "../../nbd/index.js";
 import { BackupError, PreconditionError, UsageError } from "../base/errors.js";
 import { allOrNone } from "../base/in-parallel.js";
-import { ClusterWorkers } from "../compress/compress-threads.js";
+import { CompressThreads } from "../compress/compress-threads.js";
 import type { DigestAlgorithm } from "../digest/digest.js";
 import { DigestThreads } from "../digest/digest-threads.js";
 import { type OpenOptions, openExport } from "../export/open-export.js";
@@ -176,7 +176,7 @@ async function pullAll(
   clients: NbdClient[],
 ): Promise<PulledDisk[]> {
   // Threads start only when they get work.
-  await using workers = new ClusterWorkers();
+  await using workers = new CompressThreads();
   await using digestThreads = new DigestThreads(options.digests ?? "xxh64");
   const compress = options.compress && compressionOf(options.compress, workers, options.disks.length);
   return await allOrNone(options.disks, DISKS_AT_ONCE, options.signal, async (disk, signal) => {
@@ -258,7 +258,7 @@ async function pullDisk(
 }
 
 /** All disks share one thread, and the memory that one alone would take. */
-function compressionOf(method: CompressionMethod, workers: ClusterWorkers, disks: number): ImageCompression {
+function compressionOf(method: CompressionMethod, workers: CompressThreads, disks: number): ImageCompression {
   return { method, workers, bufferBytes: BUFFER_BYTES / Math.min(disks, DISKS_AT_ONCE) };
 }
 

@@ -7,11 +7,11 @@ const LONGEST_MS = 20;
  * For work that waits for its files on the main thread, since a trip through libuv's threads costs as much as copying a few
  * clusters: lets timers and signals have their turn now and then.
  */
-export class Breather {
+export class EventLoopTurn {
   #last = performance.now();
 
   /** @throws the signal's reason */
-  async breathe(signal?: AbortSignal): Promise<void> {
+  async yieldIfDue(signal?: AbortSignal): Promise<void> {
     if (performance.now() - this.#last >= LONGEST_MS) {
       await turn();
       this.#last = performance.now();

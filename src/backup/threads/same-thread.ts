@@ -1,12 +1,12 @@
 import type { BackupError } from "../base/errors.js";
-import { Breather } from "./event-loop-turn.js";
+import { EventLoopTurn } from "./event-loop-turn.js";
 import type { Answering, ThreadPoolOptions, ThreadService } from "./thread-pool.js";
 
 /** In place of a `ThreadPool`, for work that is done before a thread has started: the caller's own thread answers. */
-export class OwnThread<Question, Answer, Notice> implements Answering<Question, Answer, Notice> {
+export class SameThread<Question, Answer, Notice> implements Answering<Question, Answer, Notice> {
   readonly #service: ThreadService<Question, Answer, Notice>;
   readonly #failed: ThreadPoolOptions["failed"];
-  readonly #breather = new Breather();
+  readonly #breather = new EventLoopTurn();
   #last: Promise<unknown> = Promise.resolve();
   #closed: BackupError | undefined;
 
@@ -28,7 +28,7 @@ export class OwnThread<Question, Answer, Notice> implements Answering<Question, 
   }
 
   async #answer(question: Question): Promise<Answer> {
-    await this.#breather.breathe();
+    await this.#breather.yieldIfDue();
     this.#assertOpen();
     try {
       const answer = await this.#service.answer(question);
@@ -45,8 +45,8 @@ export class OwnThread<Question, Answer, Notice> implements Answering<Question, 
     if (this.#closed) throw this.#closed;
   }
 
-  tell(notice: Notice): void {
-    this.#last = this.#last.then(() => this.#service.heed?.(notice));
+  notify(notice: Notice): void {
+    this.#last = this.#last.then(() => this.#service.onNotice?.(notice));
   }
 
   async close(reason: BackupError): Promise<void> {

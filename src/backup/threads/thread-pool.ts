@@ -16,7 +16,7 @@ export interface ThreadService<Question, Answer, Notice> {
   answer(question: Question): Answer | Promise<Answer>;
   /** Memory of the answer that is handed over, not copied. */
   transfer?(answer: Answer): readonly Transferable[];
-  heed?(notice: Notice): void;
+  onNotice?(notice: Notice): void;
   /** Gives back what it holds. A thread needs no such thing: it ends. */
   close?(): Promise<void>;
 }
@@ -31,7 +31,7 @@ export interface Answering<Question, Answer, Notice> {
    */
   ask(question: Question, transfer: readonly Transferable[]): Promise<Answer>;
   /** Tells all that answer. */
-  tell(notice: Notice): void;
+  notify(notice: Notice): void;
   /** The end; what was asked and isn't answered fails with `reason`. May be called again. */
   close(reason: BackupError): Promise<void>;
 }
@@ -67,7 +67,7 @@ interface Thread<Answer> {
 }
 
 /**
- * Threads that answer questions (`serve` in `thread-service.ts` is their side). They are started when there is work, and
+ * Threads that answer questions (`serve` in `thread-side.ts` is their side). They are started when there is work, and
  * don't keep the process alive when there is none. Questions are handed over at once: how many are under way is for
  * the caller to bound.
  */
@@ -104,7 +104,7 @@ export class ThreadPool<Question, Answer, Notice = never>
     });
   }
 
-  tell(notice: Notice): void {
+  notify(notice: Notice): void {
     for (const { worker } of this.#threads)
       worker.postMessage({ notice } satisfies ThreadMessage<Question, Notice>);
   }

@@ -2,13 +2,13 @@ import { parentPort } from "node:worker_threads";
 import type { ThreadMessage, ThreadReply, ThreadService } from "./thread-pool.js";
 
 /** Has this thread answer what its `ThreadPool` asks. */
-export function serve<Question, Answer, Notice = never>(
+export function answerQuestions<Question, Answer, Notice = never>(
   service: ThreadService<Question, Answer, Notice>,
 ): void {
   const port = parentPort;
   port?.on("message", async (message: ThreadMessage<Question, Notice>) => {
     if ("notice" in message) {
-      service.heed?.(message.notice);
+      service.onNotice?.(message.notice);
       return;
     }
     const { id, question } = message;

@@ -1,5 +1,5 @@
 import type { Damage, OnDamage } from "../base/damage.js";
-import type { ProvenRun } from "../chain/checked-image.js";
+import type { DigestedRun } from "../chain/checked-image.js";
 import type { Layer } from "../chain/layer.js";
 import type { StoredImage } from "../chain/open-images.js";
 import { type ClusterRun, dataStretches, type Geometry, slotsOf } from "../image/image.js";
@@ -43,14 +43,14 @@ export async function verifyData(
 }
 
 /** What has to be looked at: in a qcow2 image tables say what is zero, and were compared; in a raw file only bytes can. */
-async function* stored(layer: Layer, onDamage: OnDamage): AsyncGenerator<ProvenRun> {
+async function* stored(layer: Layer, onDamage: OnDamage): AsyncGenerator<DigestedRun> {
   if (layer.disk.format !== "raw") {
     for await (const run of layer.runs(onDamage)) if (slotsOf(run) > 0) yield run;
     return;
   }
   const { clusterSize, virtualSize } = layer.geometry;
   let next = 0;
-  const gapUpTo = function* (cluster: number): Generator<ProvenRun> {
+  const gapUpTo = function* (cluster: number): Generator<DigestedRun> {
     const count = cluster - next;
     if (layer.complete && count > 0) yield { kind: "zero", cluster: next, count, digests: undefined };
   };
@@ -62,7 +62,7 @@ async function* stored(layer: Layer, onDamage: OnDamage): AsyncGenerator<ProvenR
   yield* gapUpTo(Math.ceil(virtualSize / clusterSize));
 }
 
-function* piecesOf(run: ProvenRun, clusterSize: number): Generator<ProvenRun> {
+function* piecesOf(run: DigestedRun, clusterSize: number): Generator<DigestedRun> {
   const most = Math.max(1, QUESTION_BYTES / clusterSize);
   if (run.count <= most) {
     yield run;
@@ -94,7 +94,7 @@ class Questions {
   readonly #onBytes: (bytes: number) => void;
   readonly #asked: Asked[] = [];
   #damages: Damage[] = [];
-  #runs: ProvenRun[] = [];
+  #runs: DigestedRun[] = [];
   #span = 0;
 
   constructor(
@@ -114,7 +114,7 @@ class Questions {
     this.#damages.push(damage);
   };
 
-  async add(run: ProvenRun): Promise<void> {
+  async add(run: DigestedRun): Promise<void> {
     this.#runs.push(run);
     this.#span += run.count * this.#image.geometry.clusterSize;
     if (this.#span >= QUESTION_BYTES || this.#runs.length >= QUESTION_RUNS) await this.#ask();
@@ -149,11 +149,11 @@ class Questions {
 }
 
 /** A copy of a view would take the whole memory that it looks at with it. */
-function withoutDigests({ digests: _, ...run }: ProvenRun): ClusterRun {
+function withoutDigests({ digests: _, ...run }: DigestedRun): ClusterRun {
   return run;
 }
 
-function joinedDigests(runs: readonly ProvenRun[]): Uint8Array<ArrayBuffer> {
+function joinedDigests(runs: readonly DigestedRun[]): Uint8Array<ArrayBuffer> {
   const length = runs.reduce((sum, { digests }) => sum + (digests?.length ?? 0), 0);
   const joined = new Uint8Array(length);
   let at = 0;

@@ -1,6 +1,6 @@
 import { type Damage, DamageList, damageIn, type OnDamage } from "../base/damage.js";
-import type { ProvenImage, ProvenRun } from "../chain/checked-image.js";
-import { ProvenImages, type StoredImage } from "../chain/open-images.js";
+import type { CheckedImage, DigestedRun } from "../chain/checked-image.js";
+import { OpenImages, type StoredImage } from "../chain/open-images.js";
 import { DIGEST_ALGORITHMS } from "../digest/digest.js";
 import { type ClusterRun, type Geometry, slotsOf } from "../image/image.js";
 import type { ThreadService } from "../threads/thread-pool.js";
@@ -27,7 +27,7 @@ const BLOCK = 256 * 1024;
  * reading keeps a thread busy anyway.
  */
 export class VerifyService implements ThreadService<VerifyQuestion, VerifyAnswer, ForgottenImage> {
-  readonly #images = new ProvenImages();
+  readonly #images = new OpenImages();
   #last: Promise<unknown> = Promise.resolve();
   #buffer = Buffer.allocUnsafeSlow(BLOCK);
 
@@ -37,7 +37,7 @@ export class VerifyService implements ThreadService<VerifyQuestion, VerifyAnswer
     return answer;
   }
 
-  heed(path: ForgottenImage): void {
+  onNotice(path: ForgottenImage): void {
     this.#last = this.#last.then(() => this.#images.close(path));
   }
 
@@ -49,7 +49,7 @@ export class VerifyService implements ThreadService<VerifyQuestion, VerifyAnswer
   async #lookAt({ image, runs, digests }: VerifyQuestion): Promise<VerifyAnswer> {
     const { geometry, algorithm } = image;
     const digestSize = algorithm === undefined ? 0 : DIGEST_ALGORITHMS[algorithm].bytes;
-    let proven: ProvenImage;
+    let proven: CheckedImage;
     try {
       proven = await this.#images.get(image);
     } catch (error) {
@@ -69,8 +69,8 @@ export class VerifyService implements ThreadService<VerifyQuestion, VerifyAnswer
   }
 
   async #lookAtRun(
-    image: ProvenImage,
-    run: ProvenRun,
+    image: CheckedImage,
+    run: DigestedRun,
     { clusterSize, virtualSize }: Geometry,
     note: OnDamage,
   ): Promise<void> {

@@ -1,6 +1,6 @@
 import { availableParallelism } from "node:os";
 import { BackupError } from "../base/errors.js";
-import { OwnThread } from "../threads/same-thread.js";
+import { SameThread } from "../threads/same-thread.js";
 import { type Answering, reasonOf, ThreadPool } from "../threads/thread-pool.js";
 import {
   type ForgottenImage,
@@ -26,7 +26,7 @@ export class VerifyThreads implements AsyncDisposable {
       problem(`an image could not be verified: ${reasonOf(failure)}`, failure);
     this.#answering =
       bytes <= FEW_BYTES
-        ? new OwnThread(new VerifyService(), { failed })
+        ? new SameThread(new VerifyService(), { failed })
         : new ThreadPool({
             script: "#verify-worker",
             most: this.most,
@@ -44,7 +44,7 @@ export class VerifyThreads implements AsyncDisposable {
   }
 
   forget(path: string): void {
-    this.#answering.tell(path);
+    this.#answering.notify(path);
   }
 
   /** Ends the threads; what was asked and isn't answered fails. May be called again. */

@@ -15,7 +15,7 @@ export interface ReplySink {
   readonly offset: number;
   readonly length: number;
   /** Where the bytes [offset, offset + length) of the export go, or undefined to skip them. */
-  place(offset: number, length: number): Place | undefined;
+  place(offset: number, length: number): ReplyTarget | undefined;
   /** The bytes [offset, offset + length) of the export are zeroes. */
   hole(offset: number, length: number): void;
   status(contextId: number, descriptors: Descriptors): void;
@@ -24,7 +24,7 @@ export interface ReplySink {
 }
 
 /** A buffer to fill, or somebody who takes the bytes piece by piece as they come. */
-export type Place = Uint8Array | PieceTaker;
+export type ReplyTarget = Uint8Array | PieceTaker;
 
 export interface PieceTaker {
   /** The piece is lent until it returns. It does not throw. */

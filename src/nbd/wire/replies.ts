@@ -25,8 +25,8 @@ import {
   decodeUnknownError,
   MAX_STATUS_PAYLOAD,
   type PieceTaker,
-  type Place,
   type ReplySink,
+  type ReplyTarget,
   requireCommand,
   tooLong,
   unknownChunk,
@@ -77,7 +77,7 @@ export class ReplyParser {
   /** The data chunk whose offset is awaited, or the chunk whose payload is under way. */
   #chunk: Chunk | undefined;
   /** Where the payload under way goes, from #filled on; undefined while it is skipped. */
-  #into: Place | undefined;
+  #into: ReplyTarget | undefined;
   #filled = 0;
   /** Of the payload under way, in the export. */
   #offset = 0;
@@ -184,7 +184,7 @@ export class ReplyParser {
   }
 
   /** `length` bytes of payload come next; undefined skips them. */
-  #expect(chunk: Chunk, into: Place | undefined, length: number): void {
+  #expect(chunk: Chunk, into: ReplyTarget | undefined, length: number): void {
     this.#chunk = chunk;
     this.#into = into;
     this.#filled = 0;
@@ -340,6 +340,6 @@ export class ReplyParser {
   }
 }
 
-function isTaker(place: Place | undefined): place is PieceTaker {
+function isTaker(place: ReplyTarget | undefined): place is PieceTaker {
   return place !== undefined && !(place instanceof Uint8Array);
 }

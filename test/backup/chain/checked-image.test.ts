@@ -1,8 +1,8 @@
 import { describe, expect, it } from "vitest";
 import { type Damage, DamageList } from "../../../src/backup/base/damage.js";
 import { BackupError, DamageError } from "../../../src/backup/base/errors.js";
-import { ProvenImage } from "../../../src/backup/chain/checked-image.js";
-import { createDigester, digestsOf } from "../../../src/backup/digest/digest.js";
+import { CheckedImage } from "../../../src/backup/chain/checked-image.js";
+import { createDigester, digestClusters } from "../../../src/backup/digest/digest.js";
 import type { ClusterRun, Geometry, ImageReader } from "../../../src/backup/image/image.js";
 
 const CLUSTER = 16 * 1024;
@@ -42,16 +42,16 @@ const eio = (): Error => new BackupError("EIO", "reading byte 5 of the image fai
 
 async function found(
   image: FailingImage,
-  look: (proven: ProvenImage, digests: Buffer, list: DamageList) => Promise<void>,
+  look: (proven: CheckedImage, digests: Buffer, list: DamageList) => Promise<void>,
 ): Promise<Damage[]> {
   const digester = await createDigester("xxh64");
-  const digests = digestsOf(digester, RUN, Buffer.alloc(10 * CLUSTER, 1), GEOMETRY);
+  const digests = digestClusters(digester, RUN, Buffer.alloc(10 * CLUSTER, 1), GEOMETRY);
   const list = new DamageList(100);
-  await look(new ProvenImage(image, GEOMETRY, digester), digests, list);
+  await look(new CheckedImage(image, GEOMETRY, digester), digests, list);
   return list.list();
 }
 
-const readAll = async (proven: ProvenImage, digests: Buffer, list: DamageList): Promise<void> =>
+const readAll = async (proven: CheckedImage, digests: Buffer, list: DamageList): Promise<void> =>
   await proven.read({ ...RUN, digests }, 0, Buffer.alloc(GEOMETRY.virtualSize), list.note);
 
 describe("clusters that a failing medium doesn't give back", () => {
@@ -64,7 +64,7 @@ describe("clusters that a failing medium doesn't give back", () => {
   });
 
   it("don't hide that another has changed", async () => {
-    const changed = async (proven: ProvenImage, digests: Buffer, list: DamageList): Promise<void> => {
+    const changed = async (proven: CheckedImage, digests: Buffer, list: DamageList): Promise<void> => {
       digests.writeUInt8(digests.readUInt8(5 * 8) ^ 1, 5 * 8);
       await readAll(proven, digests, list);
     };
@@ -75,7 +75,7 @@ describe("clusters that a failing medium doesn't give back", () => {
   });
 
   it("are damage where zeroes are expected as well", async () => {
-    const zeroes = (proven: ProvenImage, _: Buffer, list: DamageList): Promise<void> =>
+    const zeroes = (proven: CheckedImage, _: Buffer, list: DamageList): Promise<void> =>
       proven.expectZeroes(CLUSTER, 20 * CLUSTER, list.note);
     expect(await found(new FailingImage([7], eio(), 0), zeroes)).toMatchObject([
       { guestOffset: 7 * CLUSTER, length: CLUSTER, message: expect.stringContaining("EIO") },

@@ -5,10 +5,10 @@ import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { BackupError } from "../../../src/backup/base/errors.js";
 import type { ClusterJob, ClusterResult } from "../../../src/backup/compress/cluster-job.js";
-import { ClusterWork } from "../../../src/backup/compress/cluster-job.js";
+import { ClusterJobs } from "../../../src/backup/compress/cluster-job.js";
 import { compressSegment, storeOutcomes } from "../../../src/backup/compress/compress-segment.js";
-import { ClusterWorkers } from "../../../src/backup/compress/compress-threads.js";
-import { createDigester, digestsOf } from "../../../src/backup/digest/digest.js";
+import { CompressThreads } from "../../../src/backup/compress/compress-threads.js";
+import { createDigester, digestClusters } from "../../../src/backup/digest/digest.js";
 import {
   ALL_SUBCLUSTERS,
   type Geometry,
@@ -48,7 +48,7 @@ function job(options: Partial<ClusterJob> = {}): { job: ClusterJob; before: Buff
 
 describe("ClusterWorkers", () => {
   it("compresses clusters in their place, and leaves those that don't shrink", async () => {
-    await using workers = new ClusterWorkers();
+    await using workers = new CompressThreads();
     const { job: asked, before } = job();
     const { buffer, sizes } = await workers.run(asked);
     expect(asked.buffer.byteLength).toBe(0);
@@ -64,7 +64,7 @@ describe("ClusterWorkers", () => {
   });
 
   it.each(["xxh64", "sha256"] as const)("makes the same %s digests as the calling thread", async (digest) => {
-    await using workers = new ClusterWorkers();
+    await using workers = new CompressThreads();
     const { job: asked, before } = job({ digest });
     const geometry = { clusterSize: CLUSTER, virtualSize: asked.length };
     const digester = await createDigester(digest);
@@ -78,14 +78,14 @@ describe("ClusterWorkers", () => {
         ...(cluster === 3 ? { kind: "partial", dataMask: 1 } : { kind: "data" }),
       };
       const slot = before.subarray(cluster * CLUSTER);
-      const expected = digestsOf(digester, run as Parameters<typeof digestsOf>[1], slot, geometry);
+      const expected = digestClusters(digester, run as Parameters<typeof digestClusters>[1], slot, geometry);
       expect(digests.subarray(cluster * size, (cluster + 1) * size)).toEqual(expected);
     }
     expect(digests.subarray(size, 2 * size)).toEqual(Buffer.alloc(size));
   });
 
   it("only digests where nothing is to be compressed", async () => {
-    await using workers = new ClusterWorkers();
+    await using workers = new CompressThreads();
     const { job: asked, before } = job({ digest: "xxh64", compression: undefined });
     const { buffer, sizes } = await workers.run(asked);
     expect(Array.from(sizes)).toEqual([CLUSTER, 0, CLUSTER, CLUSTER, CLUSTER]);
@@ -96,15 +96,15 @@ describe("ClusterWorkers", () => {
     "does many jobs of several kinds at once on %i threads, as one alone would",
     async (threads) => {
       // One has libuv's threads compress; of several each does it by itself.
-      await using workers = new ClusterWorkers({ threads });
+      await using workers = new CompressThreads({ threads });
       const kinds = [
         {},
         { digest: "xxh64" },
         { digest: "sha256", compression: { method: "deflate", level: 6 } },
       ] as const;
-      const work = new ClusterWork({ ownThread: false });
+      const work = new ClusterJobs({ ownThread: false });
       const alone: ClusterResult[] = [];
-      for (const kind of kinds) alone.push(await work.do(job(kind).job));
+      for (const kind of kinds) alone.push(await work.run(job(kind).job));
       work.close();
       const all = await Promise.all(Array.from({ length: 60 }, (_, i) => workers.run(job(kinds[i % 3]).job)));
       for (const [i, result] of all.entries()) {
@@ -117,7 +117,7 @@ describe("ClusterWorkers", () => {
   );
 
   it("fails a job that makes no sense, and goes on with others", async () => {
-    await using workers = new ClusterWorkers();
+    await using workers = new CompressThreads();
     const { job: asked } = job({ masks: new Uint32Array(100) });
     await expect(workers.run(asked)).rejects.toMatchObject({ code: "E_CLUSTER_WORKER" });
     expect((await workers.run(job().job)).sizes[1]).toBe(0);
@@ -131,7 +131,7 @@ describe("ClusterWorkers", () => {
     const at = await scratch();
     const code = `require("node:worker_threads").parentPort.once("message", () => { ${body} });`;
     await writeFile(at("worker.cjs"), code);
-    await using workers = new ClusterWorkers({ path: at("worker.cjs"), oldGenerationMb: 16 });
+    await using workers = new CompressThreads({ path: at("worker.cjs"), oldGenerationMb: 16 });
     const failed = await Promise.allSettled([workers.run(job().job), workers.run(job().job)]);
     for (const outcome of failed) {
       const error = outcome.status === "rejected" ? (outcome.reason as unknown) : undefined;
@@ -145,7 +145,7 @@ describe("ClusterWorkers", () => {
   });
 
   it("fails what is under way when it is closed, and what comes after", async () => {
-    const workers = new ClusterWorkers({ threads: 2 });
+    const workers = new CompressThreads({ threads: 2 });
     const running = Promise.allSettled([
       workers.run(job().job),
       workers.run(job().job),
@@ -158,7 +158,7 @@ describe("ClusterWorkers", () => {
   });
 
   it("closes without ever having started", async () => {
-    await new ClusterWorkers().close();
+    await new CompressThreads().close();
   });
 });
 
@@ -239,7 +239,7 @@ function diskOf(wishes: readonly Wish[], below: Buffer): Buffer {
 describeWith(["qemu-img"], "segments that are compressed", () => {
   it("become images that QEMU reads back, over what lies below", async () => {
     const at = await scratch();
-    await using workers = new ClusterWorkers();
+    await using workers = new CompressThreads();
     let run = 0;
     await fc.assert(
       fc.asyncProperty(

@@ -3,7 +3,7 @@ import type { Worker } from "node:worker_threads";
 import fc from "fast-check";
 import { describe, expect, it, onTestFinished, vi } from "vitest";
 import { BackupError } from "../../../src/backup/base/errors.js";
-import { createDigester, type DigestAlgorithm, digestsOf } from "../../../src/backup/digest/digest.js";
+import { createDigester, type DigestAlgorithm, digestClusters } from "../../../src/backup/digest/digest.js";
 import { DigestBehind } from "../../../src/backup/digest/digest-behind.js";
 import { DigestThreads } from "../../../src/backup/digest/digest-threads.js";
 import type { ClusterRun, Geometry } from "../../../src/backup/image/image.js";
@@ -55,7 +55,7 @@ async function expected(
   const stored = runs.flatMap((run) => {
     if (run.kind === "zero" || (run.kind === "partial" && run.dataMask === 0)) return [];
     const slots = CONTENT.subarray(run.hostOffset, run.hostOffset + run.count * geometry.clusterSize);
-    return [digestsOf(digester, run, slots, geometry)];
+    return [digestClusters(digester, run, slots, geometry)];
   });
   return Buffer.concat(stored);
 }

@@ -4,7 +4,7 @@ import { join } from "node:path";
 import fc from "fast-check";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { DamageError } from "../../../src/backup/base/errors.js";
-import { createDigester, digestsOf } from "../../../src/backup/digest/digest.js";
+import { createDigester, digestClusters } from "../../../src/backup/digest/digest.js";
 import {
   DigestFileReader,
   DigestFileWriter,
@@ -112,22 +112,22 @@ describe("digests of clusters", () => {
     const digester = await createDigester("xxh64");
     const run = { kind: "data", cluster: 99, count: 1 } as const;
     const slot = Buffer.alloc(65536, 7);
-    const before = digestsOf(digester, run, slot, geometry);
+    const before = digestClusters(digester, run, slot, geometry);
     slot.fill(8, 65536 - 1000);
-    expect(digestsOf(digester, run, slot, geometry)).toEqual(before);
+    expect(digestClusters(digester, run, slot, geometry)).toEqual(before);
     slot[65536 - 1001] = 8;
-    expect(digestsOf(digester, run, slot, geometry)).not.toEqual(before);
+    expect(digestClusters(digester, run, slot, geometry)).not.toEqual(before);
   });
 
   it("cover only the data subclusters of a partial cluster", async () => {
     const digester = await createDigester("xxh64");
     const run = { kind: "partial", cluster: 0, count: 1, dataMask: 0b110 } as const;
     const slot = Buffer.alloc(65536, 7);
-    const before = digestsOf(digester, run, slot, geometry);
+    const before = digestClusters(digester, run, slot, geometry);
     slot.fill(8, 0, 2048);
     slot.fill(8, 3 * 2048);
-    expect(digestsOf(digester, run, slot, geometry)).toEqual(before);
+    expect(digestClusters(digester, run, slot, geometry)).toEqual(before);
     slot[2 * 2048] = 8;
-    expect(digestsOf(digester, run, slot, geometry)).not.toEqual(before);
+    expect(digestClusters(digester, run, slot, geometry)).not.toEqual(before);
   });
 });

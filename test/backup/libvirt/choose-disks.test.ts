@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { chooseDisks } from "../../../src/backup/libvirt/choose-disks.js";
+import { disksToBackUp } from "../../../src/backup/libvirt/choose-disks.js";
 import type { DomainDefinition } from "../../../src/backup/libvirt/domain-xml.js";
 
 const disk = { device: "disk", type: "file", source: "/i", format: "qcow2", readOnly: false } as const;
@@ -16,7 +16,7 @@ const domain: DomainDefinition = {
   ],
 };
 const choose = (include: string[], exclude: string[]): string[] =>
-  chooseDisks(domain, { include, exclude }).map(({ target }) => target);
+  disksToBackUp(domain, { include, exclude }).map(({ target }) => target);
 
 describe("the choice of disks", () => {
   it("takes all with media that the guest can write, but for those left out", () => {

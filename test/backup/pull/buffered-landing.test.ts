@@ -3,7 +3,7 @@ import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { maskStretches, type PlannedRun, slotsOf } from "../../../src/backup/image/image.js";
 import { BufferPool } from "../../../src/backup/pull/buffer-pool.js";
-import { CollectLanding } from "../../../src/backup/pull/buffered-landing.js";
+import { BufferedLanding } from "../../../src/backup/pull/buffered-landing.js";
 import type { Segment } from "../../../src/backup/pull/plan.js";
 
 const CLUSTER = 16 * 1024;
@@ -47,7 +47,7 @@ describe("CollectLanding", () => {
           const buffer = new ArrayBuffer(SEGMENT.clusters * CLUSTER + 512);
           new Uint8Array(buffer).fill(0xee);
           const filled: ArrayBuffer[] = [];
-          const landing = new CollectLanding(SEGMENT, GEOMETRY, buffer, (full) => {
+          const landing = new BufferedLanding(SEGMENT, GEOMETRY, buffer, (full) => {
             filled.push(full);
             return Promise.resolve({ outcomes: [], buffer: full });
           });
@@ -73,7 +73,7 @@ describe("CollectLanding", () => {
   it("takes the server's word for zeroes, and the later bytes where some come twice", async () => {
     const buffer = new ArrayBuffer(SEGMENT.clusters * CLUSTER);
     new Uint8Array(buffer).fill(0xee);
-    const landing = new CollectLanding(SEGMENT, GEOMETRY, buffer, (full) =>
+    const landing = new BufferedLanding(SEGMENT, GEOMETRY, buffer, (full) =>
       Promise.resolve({ outcomes: [], buffer: full }),
     );
     landing.data(0, DISK.subarray(0, GEOMETRY.virtualSize));

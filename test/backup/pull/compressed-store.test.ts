@@ -4,13 +4,13 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { UsageError } from "../../../src/backup/base/errors.js";
-import { ClusterWorkers } from "../../../src/backup/compress/compress-threads.js";
+import { CompressThreads } from "../../../src/backup/compress/compress-threads.js";
 import { type ByteSource, openExport } from "../../../src/backup/export/open-export.js";
 import { NewFiles } from "../../../src/backup/host/new-files.js";
 import { assertCompressible, CompressedStore } from "../../../src/backup/pull/compressed-store.js";
 import { plan, type Segment } from "../../../src/backup/pull/plan.js";
 import { pullImage } from "../../../src/backup/pull/pull-image.js";
-import { Pace } from "../../../src/backup/pull/window.js";
+import { RequestWindow } from "../../../src/backup/pull/window.js";
 import { pullFile } from "../../../src/backup/take/pull-file.js";
 import { takePoint } from "../../../src/backup/take/take-point.js";
 import { parseNbdUri } from "../../../src/nbd/index.js";
@@ -54,7 +54,7 @@ describe("a compressed image with hardly any buffers", () => {
 
   const segmentBytes = CLUSTER;
   const reading = { readThrough: 0, mostRead: segmentBytes };
-  const pace = (): Pace => new Pace({ inFlight: 32 * CLUSTER }, segmentBytes);
+  const pace = (): RequestWindow => new RequestWindow({ inFlight: 32 * CLUSTER }, segmentBytes);
 
   it("gets everything in order, however late the first segment is", async () => {
     const at = await scratch();
@@ -128,10 +128,10 @@ describe("a compressed pull", () => {
     (await readdir(chain.folder)).filter((name) => !["nbd.sock", "repo", "worker.cjs"].includes(name));
 
   /** Workers that do the first `good` jobs, then `body` happens. */
-  async function dying(body: string): Promise<ClusterWorkers> {
+  async function dying(body: string): Promise<CompressThreads> {
     const path = join(chain.folder, "worker.cjs");
     await writeFile(path, `require("node:worker_threads").parentPort.once("message", () => { ${body} });`);
-    return new ClusterWorkers({ path });
+    return new CompressThreads({ path });
   }
 
   it.each([

@@ -7,9 +7,9 @@ import {
   type Geometry,
   type PlannedRun,
 } from "../../../src/backup/image/image.js";
-import { WriteThrough } from "../../../src/backup/pull/direct-landing.js";
+import { DirectLanding } from "../../../src/backup/pull/direct-landing.js";
 import { plan, type Segment } from "../../../src/backup/pull/plan.js";
-import { readsOf } from "../../../src/backup/pull/segment.js";
+import { requestsOf } from "../../../src/backup/pull/segment.js";
 import type { Stretch } from "../../../src/nbd/index.js";
 import { collect } from "../../support/collect.js";
 import { inPiecesOf, MemoryImage } from "../../support/memory-image.js";
@@ -69,8 +69,8 @@ describe("writing through", () => {
           plan(extentsOf(subs, size), { geometry, segmentBytes: clusters * CLUSTER }),
         );
         for (const segment of segments) {
-          const landing = new WriteThrough(segment, image);
-          const reads = readsOf(landing.places, { readThrough, mostRead: clusters * CLUSTER });
+          const landing = new DirectLanding(segment, image);
+          const reads = requestsOf(landing.places, { readThrough, mostRead: clusters * CLUSTER });
           for (const { length } of reads) expect(length).toBeLessThanOrEqual(clusters * CLUSTER);
           const pieces = reads.flatMap((read) => inPiecesOf(read, sizes));
           shuffled(pieces, shuffle).forEach(({ offset, length }, at) => {
@@ -98,9 +98,9 @@ describe("writing through", () => {
     const clusters = runs.reduce((sum, { kind, count }) => sum + (kind === "zero" ? 0 : count), 0);
     return { index: 0, firstRank: 0, clusters, runs };
   };
-  function landed(segment: Segment, give: (landing: WriteThrough) => void): [MemoryImage, ClusterRun[]] {
+  function landed(segment: Segment, give: (landing: DirectLanding) => void): [MemoryImage, ClusterRun[]] {
     const image = new MemoryImage(geometry);
-    const landing = new WriteThrough(segment, image);
+    const landing = new DirectLanding(segment, image);
     give(landing);
     return [image, landing.settle()];
   }
@@ -180,7 +180,7 @@ describe("writing through", () => {
 
   it("knows when the first byte came", () => {
     const before = performance.now();
-    const landing = new WriteThrough(
+    const landing = new DirectLanding(
       segmentOf({ kind: "data", cluster: 0, count: 1 }),
       new MemoryImage(geometry),
     );
@@ -197,7 +197,7 @@ describe("writing through", () => {
     image.writeNow = () => {
       throw new Error("no space left");
     };
-    const landing = new WriteThrough(segmentOf({ kind: "data", cluster: 0, count: 1 }), image);
+    const landing = new DirectLanding(segmentOf({ kind: "data", cluster: 0, count: 1 }), image);
     expect(() => landing.data(0, Buffer.alloc(10, 1))).toThrow("no space left");
   });
 });

@@ -1,12 +1,12 @@
 import { truncate } from "node:fs/promises";
 import { describe, expect, it, onTestFinished } from "vitest";
-import { createDigester, type DigestAlgorithm, digestsOf } from "../../../src/backup/digest/digest.js";
+import { createDigester, type DigestAlgorithm, digestClusters } from "../../../src/backup/digest/digest.js";
 import { DigestBehind } from "../../../src/backup/digest/digest-behind.js";
 import { DigestFileReader, DigestFileWriter } from "../../../src/backup/digest/digest-file.js";
 import { DigestThreads } from "../../../src/backup/digest/digest-threads.js";
 import type { ClusterRun, Geometry, ImageWriter } from "../../../src/backup/image/image.js";
 import { createImage } from "../../../src/backup/pull/create-image.js";
-import { Ledger } from "../../../src/backup/pull/image-ledger.js";
+import { ImageLedger } from "../../../src/backup/pull/image-ledger.js";
 import { collect } from "../../support/collect.js";
 import { fillCluster, KiB, scratch } from "../image/support.js";
 
@@ -60,7 +60,7 @@ describe("the ledger", () => {
     [false, RUNS.flat()],
   ])("notes the runs in the image, without zeroes where all else is zero: %s", async (complete, expected) => {
     const { writer, added } = await laidOut();
-    const ledger = new Ledger({ writer, complete });
+    const ledger = new ImageLedger({ writer, complete });
     for (const runs of RUNS) {
       await ledger.room();
       ledger.note(runs);
@@ -76,7 +76,11 @@ describe("the ledger", () => {
     const entries = await DigestFileWriter.create(digests, { algorithm, geometry, complete: false });
     onTestFinished(() => entries.close());
     const behind = behindOf(path, algorithm);
-    const ledger = new Ledger({ writer, complete: false, digests: { algorithm, behind, file: entries } });
+    const ledger = new ImageLedger({
+      writer,
+      complete: false,
+      digests: { algorithm, behind, file: entries },
+    });
     for (const runs of RUNS) ledger.note(runs);
     await ledger.complete();
     await entries.finish({ sync: false });
@@ -90,7 +94,7 @@ describe("the ledger", () => {
       const slots = Buffer.concat(
         Array.from({ length: run.count }, (_, at) => fillCluster(1, rank + at, CLUSTER)),
       );
-      return digestsOf(digester, run, slots, geometry);
+      return digestClusters(digester, run, slots, geometry);
     };
     const reader = await DigestFileReader.open(digests);
     onTestFinished(() => reader.close());
@@ -113,7 +117,7 @@ describe("the ledger", () => {
     const entries = await DigestFileWriter.create(file("digests"), { algorithm, geometry, complete: true });
     onTestFinished(() => entries.close());
     const behind = behindOf(path, algorithm);
-    const ledger = new Ledger({ writer, complete: true, digests: { algorithm, behind, file: entries } });
+    const ledger = new ImageLedger({ writer, complete: true, digests: { algorithm, behind, file: entries } });
     const partial = { kind: "partial", cluster: 5, count: 1, dataMask: 0x80000001, zeroMask: 0 } as const;
     writer.writeNow(writer.hostOffset(0, 25), Buffer.alloc(100, 7));
     ledger.note([{ kind: "data", cluster: 0, count: 1, hostOffset: host(25) }]);
@@ -124,11 +128,11 @@ describe("the ledger", () => {
 
     const digester = await createDigester(algorithm);
     const cluster = Buffer.alloc(CLUSTER);
-    const empty = digestsOf(digester, partial, cluster, geometry);
+    const empty = digestClusters(digester, partial, cluster, geometry);
     cluster.fill(7, 0, 100);
     const reader = await DigestFileReader.open(file("digests"));
     onTestFinished(() => reader.close());
-    const digests = digestsOf(digester, { kind: "data", cluster: 0, count: 1 }, cluster, geometry);
+    const digests = digestClusters(digester, { kind: "data", cluster: 0, count: 1 }, cluster, geometry);
     expect(await collect(reader.runs())).toMatchObject([
       { kind: "data", cluster: 0, count: 1, digests },
       { ...partial, digests: empty },
@@ -141,7 +145,7 @@ describe("the ledger", () => {
     const entries = await DigestFileWriter.create(file("digests"), { algorithm, geometry, complete: true });
     onTestFinished(() => entries.close());
     const behind = behindOf(path, algorithm);
-    const ledger = new Ledger({ writer, complete: true, digests: { algorithm, behind, file: entries } });
+    const ledger = new ImageLedger({ writer, complete: true, digests: { algorithm, behind, file: entries } });
     // As if what was stored had been lost since: the writer knows nothing of it.
     await truncate(path, 0);
     ledger.note([{ kind: "data", cluster: 0, count: 1, hostOffset: host(3) }]);
@@ -157,7 +161,7 @@ describe("the ledger", () => {
     const entries = await DigestFileWriter.create(file("digests"), { algorithm, geometry, complete: true });
     onTestFinished(() => entries.close());
     const behind = behindOf(path, algorithm);
-    const ledger = new Ledger({ writer, complete: true, digests: { algorithm, behind, file: entries } });
+    const ledger = new ImageLedger({ writer, complete: true, digests: { algorithm, behind, file: entries } });
     writer.addRun = () => {
       throw new Error("too large");
     };

@@ -1,7 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { plan, type Segment } from "../../../src/backup/pull/plan.js";
 import { type Landing, type Notes, pull } from "../../../src/backup/pull/pull.js";
-import { Pace } from "../../../src/backup/pull/window.js";
+import { RequestWindow } from "../../../src/backup/pull/window.js";
 import type { PieceSink, Stretch } from "../../../src/nbd/index.js";
 
 const CLUSTER = 64 * 1024;
@@ -32,7 +32,7 @@ describe("the lanes of a pull", () => {
   }
   const random = { readPieces: () => new Promise<void>((resolve) => setTimeout(resolve, Math.random() * 4)) };
   const reading = { readThrough: 0, mostRead: CLUSTER };
-  const pace = () => new Pace({ inFlight: 4 * CLUSTER }, CLUSTER);
+  const pace = () => new RequestWindow({ inFlight: 4 * CLUSTER }, CLUSTER);
 
   it("note what came of the segments in guest order", async () => {
     const notes = new List();

@@ -1,11 +1,11 @@
 import { setImmediate as tick } from "node:timers/promises";
 import { describe, expect, it } from "vitest";
-import { InOrder } from "../../../src/backup/pull/reorder.js";
+import { ReorderBuffer } from "../../../src/backup/pull/reorder.js";
 
 describe("values in order", () => {
   it("are handed on by their index, whatever comes first", () => {
     const seen: string[] = [];
-    const inOrder = new InOrder((value: string) => seen.push(value));
+    const inOrder = new ReorderBuffer((value: string) => seen.push(value));
     inOrder.put(2, "c");
     inOrder.put(0, "a");
     expect(seen).toEqual(["a"]);
@@ -15,11 +15,11 @@ describe("values in order", () => {
 
   it("do not pile up without bound behind one that is late", async () => {
     const seen: number[] = [];
-    const inOrder = new InOrder((value: number) => seen.push(value));
+    const inOrder = new ReorderBuffer((value: number) => seen.push(value));
     let put = 0;
     const worker = (async () => {
       for (let index = 1; index <= 5000; index += 1) {
-        await inOrder.room();
+        await inOrder.capacity();
         inOrder.put(index, index);
         put = index;
       }
@@ -36,11 +36,11 @@ describe("values in order", () => {
   });
 
   it("let everybody go when the missing one will never come", async () => {
-    const inOrder = new InOrder((_: number) => undefined);
+    const inOrder = new ReorderBuffer((_: number) => undefined);
     let waits = true;
     const worker = (async () => {
       for (let index = 1; waits; index += 1) {
-        await inOrder.room();
+        await inOrder.capacity();
         if (waits) inOrder.put(index, index);
       }
     })();

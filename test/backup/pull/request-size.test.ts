@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { RequestSize, requestBytesOf } from "../../../src/backup/pull/request-size.js";
+import { RequestSizes, requestBytesOf } from "../../../src/backup/pull/request-size.js";
 
 const KiB = 1024;
 const MiB = 1024 * KiB;
@@ -23,8 +23,8 @@ describe("a request's size", () => {
 });
 
 describe("the size of an export's requests", () => {
-  const sizeFor = (options: Partial<ConstructorParameters<typeof RequestSize>[0]>) =>
-    new RequestSize({ window: {}, clusterSize: 64 * KiB, maximum: 32 * MiB, readThrough: 0, ...options });
+  const sizeFor = (options: Partial<ConstructorParameters<typeof RequestSizes>[0]>) =>
+    new RequestSizes({ window: {}, clusterSize: 64 * KiB, maximum: 32 * MiB, readThrough: 0, ...options });
 
   it("grows once the server has answered a large one", () => {
     const size = sizeFor({});

@@ -1,7 +1,7 @@
 import { describe, expect, it } from "vitest";
 import type { PlannedRun } from "../../../src/backup/image/image.js";
 import type { Segment } from "../../../src/backup/pull/plan.js";
-import { placesOf, readsOf } from "../../../src/backup/pull/segment.js";
+import { readRangesOf, requestsOf } from "../../../src/backup/pull/segment.js";
 
 const CLUSTER = 64 * 1024;
 const SUB = CLUSTER / 32;
@@ -13,7 +13,7 @@ function segmentOf(...runs: PlannedRun[]): Segment {
 
 describe("places", () => {
   it("are what data and partial runs have to have read, with their slots", () => {
-    const places = placesOf(
+    const places = readRangesOf(
       segmentOf(
         { kind: "zero", cluster: 0, count: 2 },
         { kind: "data", cluster: 2, count: 3 },
@@ -33,11 +33,11 @@ describe("places", () => {
 
   it("end with the disk", () => {
     const end = geometry.virtualSize;
-    expect(placesOf(segmentOf({ kind: "data", cluster: 18, count: 2 }), geometry)).toEqual([
+    expect(readRangesOf(segmentOf({ kind: "data", cluster: 18, count: 2 }), geometry)).toEqual([
       { offset: 18 * CLUSTER, end, slot: 0 },
     ]);
     const partial = { kind: "partial", cluster: 19, count: 1, dataMask: 0xc0000001, zeroMask: 0 } as const;
-    expect(placesOf(segmentOf(partial), geometry)).toEqual([
+    expect(readRangesOf(segmentOf(partial), geometry)).toEqual([
       { offset: 19 * CLUSTER, end: 19 * CLUSTER + SUB, slot: 0 },
       { offset: 20 * CLUSTER - 2 * SUB, end, slot: 0 },
     ]);
@@ -50,31 +50,31 @@ describe("reads", () => {
 
   it("are the places, where clean bytes must not be read; neighbours are one", () => {
     const places = [place(0, 10), place(10, 20), place(21, 30)];
-    expect(readsOf(places, only(0))).toEqual([
+    expect(requestsOf(places, only(0))).toEqual([
       { offset: 0, length: 20 },
       { offset: 21, length: 9 },
     ]);
-    expect(readsOf([], only(0))).toEqual([]);
+    expect(requestsOf([], only(0))).toEqual([]);
   });
 
   it("go on through gaps that are small enough", () => {
     const places = [place(0, 10), place(110, 120), place(221, 230), place(331, 340)];
-    expect(readsOf(places, only(100))).toEqual([
+    expect(requestsOf(places, only(100))).toEqual([
       { offset: 0, length: 120 },
       { offset: 221, length: 9 },
       { offset: 331, length: 9 },
     ]);
-    expect(readsOf(places, only(101))).toEqual([{ offset: 0, length: 340 }]);
+    expect(requestsOf(places, only(101))).toEqual([{ offset: 0, length: 340 }]);
   });
 
   it("join places up to the most that is read at a time, be there a gap between them or not", () => {
     const places = [place(0, 40), place(40, 80), place(90, 100), place(110, 130), place(130, 211)];
-    expect(readsOf(places, { readThrough: 10, mostRead: 100 })).toEqual([
+    expect(requestsOf(places, { readThrough: 10, mostRead: 100 })).toEqual([
       { offset: 0, length: 100 },
       { offset: 110, length: 20 },
       { offset: 130, length: 81 },
     ]);
-    expect(readsOf(places, { readThrough: 10, mostRead: 99 })).toEqual([
+    expect(requestsOf(places, { readThrough: 10, mostRead: 99 })).toEqual([
       { offset: 0, length: 80 },
       { offset: 90, length: 40 },
       { offset: 130, length: 81 },
@@ -82,12 +82,12 @@ describe("reads", () => {
   });
 
   it("divide a place that is longer", () => {
-    expect(readsOf([place(0, 250), place(250, 270)], { readThrough: 10, mostRead: 100 })).toEqual([
+    expect(requestsOf([place(0, 250), place(250, 270)], { readThrough: 10, mostRead: 100 })).toEqual([
       { offset: 0, length: 100 },
       { offset: 100, length: 100 },
       { offset: 200, length: 70 },
     ]);
-    expect(readsOf([place(0, 200), place(200, 201)], { readThrough: 10, mostRead: 100 })).toEqual([
+    expect(requestsOf([place(0, 200), place(200, 201)], { readThrough: 10, mostRead: 100 })).toEqual([
       { offset: 0, length: 100 },
       { offset: 100, length: 100 },
       { offset: 200, length: 1 },

@@ -1,6 +1,6 @@
 import { expect, it } from "vitest";
 import { dataStretches, type PlannedRun } from "../../../src/backup/image/image.js";
-import { settle } from "../../../src/backup/pull/settle.js";
+import { storedRuns } from "../../../src/backup/pull/settle.js";
 
 const CLUSTER = 64 * 1024;
 const SUB = CLUSTER / 32;
@@ -10,7 +10,7 @@ const placement = {
 };
 
 function settled(stored: readonly number[], ...runs: PlannedRun[]) {
-  return settle(
+  return storedRuns(
     { index: 0, firstRank: 10, clusters: stored.length, runs },
     Uint8Array.from(stored),
     placement,

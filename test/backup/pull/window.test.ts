@@ -1,11 +1,17 @@
 import { describe, expect, it } from "vitest";
 import { CONNECTIONS } from "../../../src/backup/export/open-export.js";
-import { Pace, type Window } from "../../../src/backup/pull/window.js";
+import { RequestWindow, type Window } from "../../../src/backup/pull/window.js";
 
 const MiB = 1024 * 1024;
 
 /** Has segments done as a server would that takes `latencyMs` and delivers `bytesPerMs` at the most. */
-function run(pace: Pace, segmentBytes: number, latencyMs: number, bytesPerMs: number, ms = 5000): number {
+function run(
+  pace: RequestWindow,
+  segmentBytes: number,
+  latencyMs: number,
+  bytesPerMs: number,
+  ms = 5000,
+): number {
   let now = 1000;
   for (let busy = now; now < 1000 + ms; ) {
     // All lanes ask at once; the answers come one after the other, the first of them after the latency.
@@ -15,14 +21,14 @@ function run(pace: Pace, segmentBytes: number, latencyMs: number, bytesPerMs: nu
       const firstByte = busy;
       busy += segmentBytes / bytesPerMs;
       now = busy;
-      pace.note({ bytes: segmentBytes, asked, firstByte, done: busy });
+      pace.measured({ bytes: segmentBytes, asked, firstByte, done: busy });
     }
   }
   return pace.lanes;
 }
 
-function paceOf(window: Window, segmentBytes = MiB): Pace {
-  return new Pace(window, segmentBytes);
+function paceOf(window: Window, segmentBytes = MiB): RequestWindow {
+  return new RequestWindow(window, segmentBytes);
 }
 
 describe("the pace", () => {
@@ -35,7 +41,7 @@ describe("the pace", () => {
   it("begins with 16 MiB where the first answer took long", () => {
     const pace = paceOf({});
     for (const asked of [1000, 1010, 1020, 1030]) {
-      pace.note({ bytes: MiB, asked, firstByte: asked + 5, done: asked + 6 });
+      pace.measured({ bytes: MiB, asked, firstByte: asked + 5, done: asked + 6 });
     }
     expect(pace.lanes).toBe(16);
   });
@@ -67,7 +73,7 @@ describe("the pace", () => {
     const pace = paceOf({});
     const least = pace.lanes;
     for (let at = 0; at < 1000; at += 1) {
-      pace.note({ bytes: 0, asked: at, firstByte: undefined, done: at + 1 });
+      pace.measured({ bytes: 0, asked: at, firstByte: undefined, done: at + 1 });
     }
     expect(pace.lanes).toBe(least);
   });
@@ -98,7 +104,7 @@ describe("the connections that the pace wants", () => {
   });
 
   it("are one to begin with where that is said, and more where it is far", () => {
-    const pace = new Pace({}, MiB, 1);
+    const pace = new RequestWindow({}, MiB, 1);
     expect(pace.connections).toBe(1);
     run(pace, MiB, 20, MiB);
     expect(pace.connections).toBe(3);
@@ -122,15 +128,15 @@ describe("the connections that the pace wants", () => {
   it("aren't judged by segments of which no byte came, nor by answers that had to queue", () => {
     const pace = paceOf({});
     for (let at = 0; at < 1000; at += 1) {
-      pace.note({ bytes: 0, asked: at, firstByte: undefined, done: at + 1 });
+      pace.measured({ bytes: 0, asked: at, firstByte: undefined, done: at + 1 });
     }
     expect(pace.connections).toBe(2);
     const near = paceOf({});
-    near.note({ bytes: MiB, asked: 1000, firstByte: 1020, done: 1021 });
+    near.measured({ bytes: MiB, asked: 1000, firstByte: 1020, done: 1021 });
     for (const asked of [1030, 1032, 1034]) {
-      near.note({ bytes: MiB, asked, firstByte: asked + 1, done: asked + 2 });
+      near.measured({ bytes: MiB, asked, firstByte: asked + 1, done: asked + 2 });
     }
-    near.note({ bytes: MiB, asked: 1040, firstByte: 1140, done: 1141 });
+    near.measured({ bytes: MiB, asked: 1040, firstByte: 1140, done: 1141 });
     expect(near.connections).toBe(2);
   });
 });

@@ -1,7 +1,7 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { ALL_SUBCLUSTERS } from "../../../src/backup/image/image.js";
-import { PieceIndex, type Place } from "../../../src/backup/serve/extent-index.js";
+import { ExtentIndex, type ExtentSource } from "../../../src/backup/serve/extent-index.js";
 
 const LAYERS = [
   { clusterSize: 65_536, digestSize: 8 },
@@ -21,15 +21,15 @@ describe("the index of pieces", () => {
   it("finds the place of every byte, in as many pieces as there are places that do not continue each other", () => {
     fc.assert(
       fc.property(fc.array(step, { minLength: 1, maxLength: 40 }), (steps) => {
-        const index = new PieceIndex(LAYERS);
+        const index = new ExtentIndex(LAYERS);
         /** Of each sector. */
-        const expected: (Place | undefined)[] = [];
+        const expected: (ExtentSource | undefined)[] = [];
         for (const { sectors, kind, layer, clusters } of steps) {
           const offset = expected.length * 512;
           const { clusterSize, digestSize } = LAYERS[layer] as (typeof LAYERS)[number];
           // In a continued layer a cluster's place follows from its number.
           const far = kind === "continued" ? 0 : 2000 + clusters;
-          const placeOf = (at: number): Place | undefined => {
+          const placeOf = (at: number): ExtentSource | undefined => {
             const cluster = Math.floor(at / clusterSize) + far;
             if (kind === "zero") return undefined;
             const dataMask = kind === "partial" ? clusters + 1 : ALL_SUBCLUSTERS;
@@ -48,23 +48,23 @@ describe("the index of pieces", () => {
         }
         expect(index.end).toBe(expected.length * 512);
         for (let sector = 0; sector < expected.length; sector += 7) {
-          const [piece] = index.pieces(sector * 512, index.end);
+          const [piece] = index.extents(sector * 512, index.end);
           expect(piece?.place).toEqual(expected[sector]);
         }
         let at = 0;
-        for (const { offset, length, place } of index.pieces(0, index.end)) {
+        for (const { offset, length, place } of index.extents(0, index.end)) {
           expect([offset, place]).toEqual([at, expected[at / 512]]);
           at += length;
         }
         expect(at).toBe(index.end);
-        expect([...index.pieces(0, index.end)]).toHaveLength(index.length);
+        expect([...index.extents(0, index.end)]).toHaveLength(index.length);
       }),
       { numRuns: 300 },
     );
   });
 
   it("joins what continues, in the guest, in the image and in the digest file", () => {
-    const index = new PieceIndex(LAYERS);
+    const index = new ExtentIndex(LAYERS);
     const place = { layer: 0, hostOffset: 65_536, digestsAt: 100, dataMask: ALL_SUBCLUSTERS };
     index.append(65_536, place);
     index.append(65_536, { ...place, hostOffset: 2 * 65_536, digestsAt: 108 });
@@ -80,7 +80,7 @@ describe("the index of pieces", () => {
   });
 
   it("keeps clusters apart that are defined in part, and joins the stretches of one", () => {
-    const index = new PieceIndex(LAYERS);
+    const index = new ExtentIndex(LAYERS);
     const place = { layer: 2, digestsAt: 0, dataMask: 0x8000_0001 };
     index.append(63_488, undefined);
     index.append(2048, { ...place, hostOffset: 65_536 });
@@ -91,7 +91,7 @@ describe("the index of pieces", () => {
   });
 
   it("stays right over many chunks of its arrays", () => {
-    const index = new PieceIndex(LAYERS);
+    const index = new ExtentIndex(LAYERS);
     const count = 10_000;
     for (let i = 0; i < count; i += 1) {
       const hostOffset = (count - i) * 65_536;
@@ -99,14 +99,14 @@ describe("the index of pieces", () => {
     }
     expect(index.length).toBe(count);
     for (const i of [0, 1, 4095, 4096, 4097, 8191, 8192, count - 1]) {
-      const [piece] = index.pieces(i * 65_536 + 5, i * 65_536 + 10);
+      const [piece] = index.extents(i * 65_536 + 5, i * 65_536 + 10);
       expect(piece).toMatchObject({
         offset: i * 65_536 + 5,
         length: 5,
         place: { hostOffset: (count - i) * 65_536 },
       });
     }
-    expect(() => [...index.pieces(0, count * 65_536 + 1)]).toThrow(RangeError);
-    expect([...index.pieces(100, 100)]).toEqual([]);
+    expect(() => [...index.extents(0, count * 65_536 + 1)]).toThrow(RangeError);
+    expect([...index.extents(100, 100)]).toEqual([]);
   });
 });

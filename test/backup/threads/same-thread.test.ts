@@ -1,6 +1,6 @@
 import { expect, it } from "vitest";
 import { BackupError } from "../../../src/backup/base/errors.js";
-import { OwnThread } from "../../../src/backup/threads/same-thread.js";
+import { SameThread } from "../../../src/backup/threads/same-thread.js";
 
 const failed = (failure: unknown): BackupError => new BackupError("E_TEST", String(failure));
 
@@ -12,7 +12,7 @@ function work(milliseconds: number): void {
 
 it("lets timers and signals have their turn between questions that were all asked in one moment", async () => {
   let turns = 0;
-  const thread = new OwnThread<number, number, never>(
+  const thread = new SameThread<number, number, never>(
     {
       answer: (question) => {
         work(25);
@@ -35,7 +35,7 @@ it("lets timers and signals have their turn between questions that were all aske
 
 it("answers nothing any more once it was closed, and gives back what it holds after the last answer", async () => {
   const done: string[] = [];
-  const thread = new OwnThread<string, string, never>(
+  const thread = new SameThread<string, string, never>(
     {
       answer: async (question) => {
         await new Promise((resolve) => setTimeout(resolve, 10));
@@ -58,7 +58,7 @@ it("answers nothing any more once it was closed, and gives back what it holds af
 });
 
 it("gives a failure the class that its owner gives it, and goes on", async () => {
-  const thread = new OwnThread<string, string, never>(
+  const thread = new SameThread<string, string, never>(
     {
       answer: async (question) => {
         if (question === "bad") throw new Error("it is bad");

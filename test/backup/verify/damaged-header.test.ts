@@ -27,7 +27,7 @@ afterEach(async () => {
   await chain[Symbol.asyncDispose]();
 });
 
-/** Overwrites bytes of an image's header. */
+/** CopyList bytes of an image's header. */
 async function patch(point: Manifest, at: number, bytes: Buffer): Promise<void> {
   await using file = await open(chain.pathOf(point, "vda.qcow2"), "r+");
   await file.write(bytes, 0, bytes.length, at);
