@@ -6,8 +6,8 @@ import { demand, findProgram, PROGRAMS } from "./programs.js";
 import type { Tls } from "./workload.js";
 
 /**
- * A throw-away authority, with a server's certificate for localhost and a client's certificate. Those that are in the
- * folder already are taken as they are.
+ * A temporary CA with a server certificate for localhost and a client certificate. Existing ones in the
+ * folder are reused.
  */
 export async function makeCertificates(folder: string): Promise<Tls> {
   if (existsSync(join(folder, "client-cert.pem"))) return { certificates: folder };

@@ -1,4 +1,6 @@
-/** Chains of points in a repository: taken by our own engine from qemu-nbd, as increments of a disk that changes. */
+/**
+ * Chains of points in a repository, taken with our own engine from qemu-nbd as increments of a changing disk.
+ */
 
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
@@ -42,7 +44,9 @@ export async function storedScene({ inputs, scale }: Stage, options: ChainOption
   return { sources: [], stored, [Symbol.asyncDispose]: async () => undefined };
 }
 
-/** A full point with 1 GiB of data in a disk of 2 GiB, and ten increments of 64 MiB each, in pieces of 128 KiB. */
+/**
+ * A full point with 1 GiB of data in a disk of 2 GiB, and ten increments of 64 MiB each in pieces of 128 KiB.
+ */
 function chain(inputs: Inputs, scale: number, options: ChainOptions): Promise<Chain> {
   const { content = "random", compress, digests } = options;
   return inputs.make(["chain", content, digests, compress ?? "plain"].join("-"), async (folder) => {

@@ -1,9 +1,9 @@
 /**
  * Two results side by side, so that the effect of a change can be seen. Pure.
  *
- * Runs of two result files were not made side by side, and the machine may have changed its mood in between. So two
- * figures are shown for each contender: its own time, and its ratio to the workload's reference, which the change has
- * not touched. Believe a difference that both show.
+ * Runs of two result files were not made side by side, and the speed of the machine may have changed in
+ * between. So two figures are shown for each contender: its own time, and its ratio to the workload's
+ * reference, which the change has not touched. Trust a difference that both show.
  */
 
 import { measuredContender, spread, table } from "./report.js";

@@ -26,7 +26,7 @@ export interface Counts {
  *     request            25609513 (4)  flags (2)  type (2)  cookie (8)  offset (8)  length (4)
  *     extended request   21e41c71 (4)  flags (2)  type (2)  cookie (8)  offset (8)  length (8)
  *
- * Which one comes next is told by its magic, so nobody has to know how the server answered.
+ * The magic number identifies the next message, so the server's replies need not be known.
  */
 export class ClientHalf {
   readonly counts: Counts = { options: 0, reads: 0, readBytes: 0, blockStatus: 0, others: 0 };

@@ -1,4 +1,6 @@
-/** Content for disks. Every 4 KiB block begins with its own offset, so that a block in the wrong place is found out. */
+/**
+ * Content for disks. Every 4 KiB block begins with its own offset, so a block in the wrong place is detected.
+ */
 
 import { randomFillSync } from "node:crypto";
 
@@ -14,7 +16,9 @@ export function fillRandom(target: Buffer, offset: number, generation: number): 
   fillFrom(randomBase, target, offset, generation);
 }
 
-/** Random bytes written in hexadecimal: deflate makes them a bit more than half as long, as it does with program files. */
+/**
+ * Random bytes in hexadecimal: deflate compresses them to slightly more than half, as it does program files.
+ */
 export function fillText(target: Buffer, offset: number, generation: number): void {
   textBase ??= Buffer.from(randomFillSync(Buffer.alloc(BASE / 2)).toString("hex"), "latin1");
   fillFrom(textBase, target, offset, generation);

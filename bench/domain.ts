@@ -1,6 +1,6 @@
 /**
- * A domain of libvirt for one run. It needs no operating system: its processor never starts, so nothing but the backup
- * costs QEMU time, and its disk is written to by QEMU's monitor.
+ * A libvirt domain for one run. It needs no operating system: its processor never starts, so only the backup
+ * costs QEMU time. Its disk is written through QEMU's monitor.
  */
 
 import { spawnSync } from "node:child_process";
@@ -15,7 +15,7 @@ import { demand, LIBVIRT, PROGRAMS } from "./programs.js";
 export const DISK = "vda";
 const DEVICE = "/machine/peripheral/virtio-disk0/virtio-backend";
 
-/** Whoever starts it disposes of it. However the harness ends, nothing stays: no domain, no checkpoint. */
+/** The caller that starts it disposes of it. However the harness ends, no domain or checkpoint remains. */
 export class Domain implements AsyncDisposable {
   readonly name: string;
   /** QEMU's process. */
@@ -50,12 +50,13 @@ export class Domain implements AsyncDisposable {
     }
   }
 
-  /** Commands of `qemu-io`, run by QEMU on the disk as if the guest had written: so they are in its bitmaps. */
+  /** Runs `qemu-io` commands in QEMU on the disk, as if the guest had written, so its bitmaps record them. */
   async io(commands: readonly string[]): Promise<void> {
     const asked = commands.map(
       (command) => `qemu-monitor-command ${this.name} --hmp 'qemu-io -d ${DEVICE} "${command}"'`,
     );
-    // Many for one virsh, which takes longer to start than to write; not by its standard input: it keeps that as a history.
+    // Many per virsh, which takes longer to start than to write. Not by its standard input, which it keeps as
+    // a history.
     while (asked.length > 0) await virsh(asked.splice(0, AT_ONCE).join("; "));
   }
 

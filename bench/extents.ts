@@ -10,7 +10,7 @@ export function evenly(virtualSize: number, count: number, length: number): Stre
 }
 
 /**
- * `count` stretches, one at a random place in each of `count` equal parts of the disk, never touching each other. The
+ * `count` stretches, one at a random place in each of `count` equal parts of the disk, never adjacent. The
  * places are the same in every run with the same seed.
  */
 export function scattered(virtualSize: number, count: number, length: number, seed = 12345): Stretch[] {

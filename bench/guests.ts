@@ -37,13 +37,16 @@ export interface BackupCommands {
   incremental(guest: Guest, to: string): Command;
 }
 
-/** A full backup of a guest, and what it has changed since: what an increment is made of. Nothing of it is measured. */
+/** A full backup of a guest and its later changes, the basis of an increment. None of this is measured. */
 export async function fullThenChange(tool: BackupCommands, guest: Guest, to: string): Promise<void> {
   await run(tool.full(guest, to));
   await guest.change();
 }
 
-/** The scene of a restore: a full backup and an increment, by each tool of its own domain. Nothing runs any more. */
+/**
+ * Prepares a restore: a full backup and an increment, by each tool of its own domain. No domain runs
+ * afterwards.
+ */
 export async function backedUpScene(
   { folder: work, inputs, scale }: Stage,
   tools: { readonly nbdpull: BackupCommands; readonly virtnbdbackup: BackupCommands },

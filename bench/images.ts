@@ -17,7 +17,9 @@ export type Content = "random" | "text";
 
 const PIECE = 1024 * 1024;
 
-/** A sparse raw image that holds data in the stretches only. Every 4 KiB block of it tells its place and `generation`. */
+/**
+ * A sparse raw image with data only in the stretches. Every 4 KiB block holds its offset and `generation`.
+ */
 export async function makeRaw(
   path: string,
   virtualSize: number,

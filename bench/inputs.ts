@@ -171,8 +171,8 @@ export async function addBitmap(image: Image, granularity: number): Promise<void
 }
 
 /**
- * A disk of which a quarter is data, with a bitmap that marks exactly `extents`: QEMU itself does the marking while
- * qemu-img copies their new content onto the disk. --target-is-zero keeps it from writing what lies between them.
+ * A disk of which a quarter is data, with a bitmap that marks exactly `extents`. QEMU marks them while
+ * qemu-img copies their new content onto the disk. --target-is-zero prevents writes between them.
  */
 async function makeDirty(
   folder: string,

@@ -44,10 +44,11 @@ export interface MeasureOptions {
 }
 
 /**
- * Runs a command to its end. CPU time and peak RSS are what the kernel counted for it, by wait4 in a small C program
- * that starts it: a Node process as the parent would lend the child its own peak RSS between fork and exec.
+ * Runs a command to its end. CPU time and peak RSS are those that the kernel reports by wait4 to a small C
+ * program that starts the command: a Node parent would pass its own peak RSS to the child between fork and
+ * exec.
  *
- * @throws an error with the last of what the command has said, where it fails
+ * @throws an error with the end of the command's output if it fails
  */
 export async function measure(command: Command, options: MeasureOptions): Promise<RunResult> {
   const report = join(options.scratch, "measured.json");

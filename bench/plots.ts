@@ -26,14 +26,17 @@ const CPU = "#e0913a";
 const SERVER = "#8f9aa8";
 const GOOD = "#3fa66a";
 const BAD = "#d2605a";
-/** Of the font, roughly: nobody can measure text without a browser. */
+/** Approximate width of a letter; text can't be measured without a browser. */
 const LETTER_WIDTH = 6.9;
 /** Of a row's height, what its bars leave free. */
 const GAP = 0.24;
 /** Stands for the colour of the page's text: see {@link forBothThemes}. */
 const INK = "#010203";
 
-/** Wall and CPU time of each contender in a workload: medians, with a line from the fastest to the slowest run. */
+/**
+ * Wall and CPU time of each contender in a workload: medians, with a line from the fastest to the slowest
+ * run.
+ */
 export function workloadPlot(workload: WorkloadResult): string {
   const measured = workload.contenders.filter(({ runs }) => runs.length > 0);
   const series = (name: string, metric: "wall" | "cpu" | "server", color: string) => [

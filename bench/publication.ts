@@ -1,4 +1,7 @@
-/** A result file as a part of the documentation: tables between the markers of a page, plots in a folder beside it. */
+/**
+ * Publishes a result file in the documentation: tables between the markers of a page, plots in a folder
+ * beside it.
+ */
 
 import { mkdir, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { dirname, join, relative } from "node:path";
@@ -21,9 +24,11 @@ export function fillMarkers(page: string, parts: ReadonlyMap<string, string>): s
 }
 
 /**
- * Writes the tables into `page`, and the plots into the folder of the same name beside it, where they replace all others.
+ * Writes the tables into `page`, and the plots into the folder of the same name beside it, replacing all
+ * others.
  *
- * @param section for the results of another run: a prefix of the markers' names, and a folder of its own in that folder
+ * @param section for the results of another run: a prefix of the markers' names, and a subfolder of that
+ * folder
  */
 export async function publish(result: BenchResult, page: string, section?: string): Promise<void> {
   const folder = join(page.replace(/\.md$/, ""), section ?? "");

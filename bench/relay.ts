@@ -3,7 +3,10 @@ import { connect, createServer, type Server, type Socket } from "node:net";
 import { ClientHalf, type Counts } from "./conversation.js";
 import type { Traffic } from "./result.js";
 
-/** Nobody has said anything for so long: the client waits. Longer than a pause of a client that is merely busy. */
+/**
+ * Silence on both sides for this time means that the client waits; longer than the pause of a client that is
+ * busy.
+ */
 const QUIET_MS = 3;
 
 interface Line {
@@ -15,9 +18,9 @@ interface Line {
 }
 
 /**
- * Stands between clients and a server on a unix socket and counts. It lets the server's answers through only when both
- * sides have fallen silent, all at once: so the number of times that it did is the number of round trips, those that a
- * long line would make the client wait for, however many requests were under way in each.
+ * Stands between clients and a server on a Unix socket and counts round trips. It passes on the server's
+ * replies only when both sides have fallen silent, all at once. The number of times is the number of round
+ * trips that the client would wait for on a long line, however many requests are in flight in each.
  */
 export class CountingRelay implements AsyncDisposable {
   readonly #server: Server;

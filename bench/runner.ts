@@ -35,8 +35,8 @@ interface Entry {
 }
 
 /**
- * One workload: a warm-up round in which every result is verified, a pass through the counting relay, then the
- * measured rounds, A B C A B C, so that a drift of the machine meets all alike.
+ * Runs one workload: a warm-up round in which every result is verified, a pass through the counting relay,
+ * then the measured rounds, A B C A B C, so that drift of the machine affects all alike.
  */
 export async function runWorkload(workload: Workload, options: RunnerOptions): Promise<WorkloadResult> {
   const folder = join(options.folder, "work");
@@ -47,7 +47,7 @@ export async function runWorkload(workload: Workload, options: RunnerOptions): P
       workload.contenders.filter(({ name }) => options.takesPart(name)).map(entryOf),
     );
     await runRounds(workload, entries, folder, options).catch((error: unknown) => {
-      // Without its server nobody can do anything; the other workloads can.
+      // Without its server no contender can run; the other workloads can.
       for (const entry of able(entries)) fail(entry, error);
     });
     return resultOf(workload, entries);
@@ -97,7 +97,10 @@ function setUp({ workload, work, inputs, scale }: Bench): Promise<Scene> {
   return workload.setUp({ folder: work, inputs, scale });
 }
 
-/** Makes the inputs. Whether the requests of this workload can be counted: over unix sockets without TLS only. */
+/**
+ * Whether the requests of this workload can be counted: only over Unix sockets without TLS. Makes the inputs
+ * first.
+ */
 async function firstLook(bench: Bench): Promise<boolean> {
   await using scene = await setUp(bench);
   const [first] = scene.sources;
@@ -181,10 +184,10 @@ const MiB = 1024 * 1024;
 const PAGE = 4096;
 
 /**
- * Takes as much memory as the output will need and gives it back, but for a crumb in each MiB, which stays until the run is
- * over. A virtual machine may return free memory to its host, within a second even, and getting it again takes longer
- * than the copy itself: whoever came first after a pause, or took longer, would pay for that. What is returned are large
- * free blocks only, and between crumbs there are none.
+ * Allocates as much memory as the output will need and frees it, except for one page (crumb) in each MiB,
+ * which stays until the run is over. A virtual machine may return free memory to its host, even within a
+ * second, and getting it back takes longer than the copy itself: the first contender after a pause, or a slow
+ * one, would pay for that. Only large free blocks are returned, and there are none between crumbs.
  *
  *     written    |touched ......|c|touched ......|c|touched ......|c|
  *     kept                       c                c                c

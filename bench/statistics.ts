@@ -20,8 +20,8 @@ export function spreadOf(values: readonly number[]): Spread {
 }
 
 /**
- * The ratios of runs that were made side by side, round by round: what the machine did to a round it did to both, so
- * their ratio is steadier than that of the two medians.
+ * The ratios of runs made side by side, round by round. Disturbances by the machine affect both runs of a
+ * round, so their ratio is steadier than that of the two medians.
  */
 export function pairwiseRatios(values: readonly number[], references: readonly number[]): Spread {
   const pairs = Math.min(values.length, references.length);
@@ -36,7 +36,10 @@ export type Verdict = "less" | "more" | "none" | "open";
 /** So many rounds that agree by chance do so in one case of 16. */
 const ENOUGH_ROUNDS = 5;
 
-/** A difference counts only when every round saw it: with 1 between the smallest and the largest ratio it is none. */
+/**
+ * A difference counts only if every round shows it: if 1 lies between the smallest and largest ratio, there
+ * is none.
+ */
 export function verdictOf(ratios: Spread): Verdict {
   if (ratios.count < ENOUGH_ROUNDS) return "open";
   if (ratios.max < 1) return "less";
@@ -44,7 +47,7 @@ export function verdictOf(ratios: Spread): Verdict {
   return "none";
 }
 
-/** Two sets of runs that were not made side by side differ only where the one ends before the other begins. */
+/** Two sets of runs not made side by side differ only if one ends before the other begins. */
 export function verdictBetween(before: Spread, after: Spread): Verdict {
   if (Math.min(before.count, after.count) < ENOUGH_ROUNDS) return "open";
   if (after.max < before.min) return "less";

@@ -1,4 +1,7 @@
-/** The vocabulary of the harness: a workload sets a scene, contenders act on it, targets say what is wanted. */
+/**
+ * The types of the harness: a workload prepares a scene, contenders run on it, targets state what is
+ * required.
+ */
 
 import type { Image } from "./images.js";
 import type { Inputs } from "./inputs.js";
@@ -17,8 +20,9 @@ export interface Workload {
   readonly contenders: readonly Contender[];
   readonly targets: readonly Target[];
   /**
-   * Takes the inputs and starts the server: once for every run. A server that has served others is not the same any more
-   * (QEMU serves requests of 1 MiB for a third of the CPU time once it has served one of 2 MiB: glibc then keeps such memory).
+   * Takes the inputs and starts the server, once for every run: a server that has been used behaves
+   * differently (QEMU serves requests of 1 MiB for a third of the CPU time after one of 2 MiB, since glibc
+   * then keeps such memory).
    */
   setUp(stage: Stage): Promise<Scene>;
 }
@@ -41,7 +45,7 @@ export interface Scene extends AsyncDisposable {
   readonly guest?: Guest;
 }
 
-/** A domain of libvirt that runs, and that nobody has backed up yet. It has one disk. */
+/** A running libvirt domain that has not been backed up yet. It has one disk. */
 export interface Guest {
   readonly domain: string;
   readonly disk: string;

@@ -6,16 +6,16 @@ import type { ImageFormat } from "../src/backup/image/image.js";
 import type { Repository } from "../src/backup/repository/repository.js";
 import { refuseInside } from "../src/backup/restore/restore.js";
 
-/** Where a restore goes. */
+/** The destination of a restore. */
 export type Destination =
   | {
       readonly kind: "files";
       readonly folder: string;
-      /** The folder is made if it isn't there. */
+      /** The folder is created if it doesn't exist. */
       readonly make: boolean;
       readonly pathOf: (disk: string) => string;
     }
-  /** A block device, or an NBD URI: what is there is written over. */
+  /** A block device or an NBD URI, whose content is overwritten. */
   | { readonly kind: "device" | "export"; readonly name: string; readonly disk: string };
 
 export interface DestinationOptions {
@@ -26,8 +26,8 @@ export interface DestinationOptions {
 }
 
 /**
- * What `--to` means: an NBD URI, a block device, a file (with one `--disk`, unless a folder is there already), or else a
- * folder that gets one file a disk.
+ * Interprets `--to`: an NBD URI, a block device, a file (with one `--disk`, unless it is an existing folder),
+ * or else a folder that gets one file per disk.
  * @throws {UsageError}
  */
 export async function destinationOf(
@@ -50,7 +50,7 @@ export async function destinationOf(
   return { kind: "files", folder: to, make: true, pathOf: (disk) => join(to, `${disk}.${format ?? "raw"}`) };
 }
 
-/** There is always something there, so `--force` has to be said. */
+/** These destinations always exist, so `--force` is required. */
 function overwritten(kind: "device" | "export", options: DestinationOptions): Destination {
   const { to: name, disk: wanted = [], format, force } = options;
   const what = kind === "device" ? "a block device" : "an NBD export";
@@ -68,7 +68,10 @@ function overwritten(kind: "device" | "export", options: DestinationOptions): De
   return { kind, name, disk };
 }
 
-/** Does `work` with a folder that is there; one that was made for it goes again if that fails and leaves nothing in it. */
+/**
+ * Runs `work` with an existing folder. A folder created for it is removed if `work` fails and leaves it
+ * empty.
+ */
 export async function inFolder<T>(folder: string, work: () => Promise<T>): Promise<T> {
   const first = await makeFolders(folder);
   try {

@@ -2,14 +2,14 @@ import { CommanderError } from "commander";
 import { BackupError, DamageError, PreconditionError, UsageError } from "../src/backup/base/errors.js";
 import { NbdError, type NbdErrorCode } from "../src/nbd/index.js";
 
-/** The contract that scripts are written against; docs/cli.md lists them. */
+/** The exit codes that scripts rely on; docs/cli.md lists them. */
 export const EXIT = { done: 0, failed: 1, usage: 2, damaged: 3, precondition: 4, warnings: 5 } as const;
 
 const SIGNAL_EXIT = { SIGHUP: 129, SIGINT: 130, SIGTERM: 143 } as const;
 export type HandledSignal = keyof typeof SIGNAL_EXIT;
 export const HANDLED_SIGNALS = Object.keys(SIGNAL_EXIT) as readonly HandledSignal[];
 
-/** The reason that everything under way is aborted with when a signal comes. */
+/** The abort reason of all work in progress when a signal arrives. */
 export class InterruptedError extends Error {
   override readonly name = "InterruptedError";
   readonly code = "E_INTERRUPTED";
@@ -20,13 +20,13 @@ export class InterruptedError extends Error {
     this.signal = signal;
   }
 
-  /** The same, where something is left half made. */
+  /** The same, if something is left incomplete. */
   leaving(what: string): InterruptedError {
     return new InterruptedError(this.signal, what);
   }
 }
 
-/** Errors of the NBD client that are not simply a failure, also where a job has wrapped them. */
+/** Errors of the NBD client with an exit code of their own, also if a job has wrapped them. */
 const NBD_EXIT: Readonly<Partial<Record<NbdErrorCode, number>>> = {
   NBD_URI_INVALID: EXIT.usage,
   NBD_URI_UNSUPPORTED: EXIT.usage,
@@ -47,7 +47,7 @@ export function exitCodeOf(error: unknown): number {
   return EXIT.failed;
 }
 
-/** The worst last: damage is worse than a failure, and that is worse than what was refused before it began. */
+/** The worst comes last: damage is worse than a failure, which is worse than a refusal before the start. */
 const BY_GRAVITY: readonly number[] = [
   EXIT.done,
   EXIT.warnings,
@@ -57,7 +57,7 @@ const BY_GRAVITY: readonly number[] = [
   EXIT.damaged,
 ];
 
-/** The exit code of a run in which several things may have failed. */
+/** The exit code of a run in which several operations may have failed. */
 export function worstExitCode(errors: readonly unknown[]): number {
   const ranks = errors.map((error) => BY_GRAVITY.indexOf(exitCodeOf(error)));
   return BY_GRAVITY[Math.max(0, ...ranks)] ?? EXIT.failed;

@@ -1,4 +1,4 @@
-/** What `backup` and `doctor` have in common: where a job would work, and on what. */
+/** Options that `backup` and `doctor` share: where a job would run, and on which domains and disks. */
 import { type Command, Option } from "commander";
 import { LEVELS, type Level } from "../src/backup/guest/plan-disk.js";
 import type { DiskChoice } from "../src/backup/libvirt/choose-disks.js";
@@ -38,7 +38,7 @@ export function disksOf({ include = [], exclude = [] }: GuestOptions): DiskChoic
   return { include, exclude };
 }
 
-/** An empty list is all of them. */
+/** An empty list means all of them. */
 export function mountpointsOf({ freeze }: GuestOptions): readonly string[] | undefined {
   return freeze === true ? [] : freeze?.split(",").filter((mountpoint) => mountpoint !== "");
 }

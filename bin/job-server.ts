@@ -1,4 +1,4 @@
-/** The options that say how QEMU serves a backup job that `backup` begins. */
+/** The options for how QEMU serves a backup job that `backup` starts. */
 import { type Command, InvalidArgumentError } from "commander";
 import { UsageError } from "../src/backup/base/errors.js";
 import { isLocalOnly, parseListenAddress, type TcpAddress } from "../src/backup/host/listen-address.js";
@@ -6,7 +6,7 @@ import type { TcpServer } from "../src/backup/libvirt/begin-xml.js";
 import { type NetworkOptions, withNetwork } from "./options.js";
 
 export interface JobServerOptions extends NetworkOptions {
-  /** Undefined, or without an address: by a Unix socket. */
+  /** Undefined, or without an address: a Unix socket. */
   readonly server?: { readonly tcp: TcpAddress | undefined };
   readonly tls?: true;
   readonly allowRemote?: true;
@@ -26,8 +26,8 @@ export function withJobServer(command: Command): Command {
 }
 
 /**
- * The TCP server that was asked for; undefined: a Unix socket.
- * @throws {UsageError} options that contradict each other, or would show the guest's disks to everybody
+ * The requested TCP server; undefined for a Unix socket.
+ * @throws {UsageError} if options contradict each other, or would expose the guest's disks to everyone
  */
 export function tcpServerOf(options: JobServerOptions): TcpServer | undefined {
   const { tlsCa, tlsCert, tlsKey, insecure, tlsPskFile, server } = options;

@@ -4,7 +4,7 @@ import type { RecordLayout } from "./map-record.js";
 import { human } from "./output.js";
 import { Picture } from "./picture.js";
 
-/** The array that `nbdinfo --map --json` prints, as JSON.stringify lays it out. */
+/** The array that `nbdinfo --map --json` prints, in the layout of JSON.stringify. */
 export class JsonForm implements MapForm {
   readonly start = "[";
   readonly #context: string;
@@ -40,14 +40,14 @@ interface Total {
   extents: number;
 }
 
-/** A line for each extent, then the totals and the picture. */
+/** Prints a line for each extent, then the totals and the picture. */
 export class TextForm implements MapForm {
   readonly start = "";
   readonly #context: string;
   readonly #size: number;
   readonly #picture: Picture;
   readonly #totals = new Map<string, Total>();
-  /** The total that the flags are counted in; the words for them are looked up once. */
+  /** The total for these flags; their description is looked up only once. */
   readonly #byFlags = new Map<number, Total>();
 
   constructor(context: string, size: number) {
@@ -90,10 +90,10 @@ export class TextForm implements MapForm {
   }
 }
 
-/** A context of somebody else's may have any number of different flags. */
+/** An unknown context may have any number of different flags. */
 const MAX_KNOWN_FLAGS = 256;
 
-/** The words of nbdinfo. */
+/** The descriptions that nbdinfo uses. */
 function describeFlags(context: string, flags: number): string {
   if (context === ALLOCATION_CONTEXT) return ["data", "hole", "zero", "hole,zero"][flags & 3] ?? "";
   if (context.startsWith("qemu:dirty-bitmap:")) return (flags & 1) === 0 ? "clean" : "dirty";

@@ -2,26 +2,29 @@ import type { StatusRuns } from "../src/nbd/index.js";
 import { MapRecord, type RecordLayout } from "./map-record.js";
 import type { ResultStream } from "./result-stream.js";
 
-/** How a map is written down: records that end with a separator of one byte, and what goes around them. */
+/** The format of a map: records that end with a one-byte separator, and the text around them. */
 export interface MapForm {
   readonly start: string;
-  /** Of extents with these flags, the separator included. */
+  /** The record format for extents with these flags, including the separator. */
   layoutOf(flags: number): RecordLayout;
-  /** Sees each extent, if it wants to. */
+  /** Called for each extent, if present. */
   readonly note?: (offset: number, length: number, flags: number) => void;
-  /** What comes in place of the last separator. */
+  /** Replaces the last separator. */
   end(): string;
 }
 
-/** Different flags whose records are kept ready; a context may have any number of them. */
+/** Most flag values whose records are cached; a context may have any number of them. */
 const MAX_RECORDS = 256;
 
-/** Puts the extents of a context into a stream, one record each; equal neighbours of different batches are joined. */
+/**
+ * Writes the extents of a context to a stream, one record each. Equal neighbours from different batches are
+ * merged.
+ */
 export class MapPrinter {
   readonly #form: MapForm;
   readonly #stream: ResultStream;
   readonly #records = new Map<number, MapRecord>();
-  /** Of the extent that may go on in the next batch. */
+  /** The extent that may continue in the next batch. */
   #record: MapRecord | undefined;
   #flags = Number.NaN;
   #offset = 0;
@@ -33,7 +36,7 @@ export class MapPrinter {
     stream.append(Buffer.from(form.start));
   }
 
-  /** The extents that follow those before them; the first ones begin at the beginning of the disk. */
+  /** Prints extents that follow the previous ones; the first ones start at the beginning of the disk. */
   add({ ends, flags }: StatusRuns): void {
     const stream = this.#stream;
     const { note } = this.#form;

@@ -1,21 +1,21 @@
-/** What surrounds the numbers of a record. Latin letters only. */
+/** The text around the numbers of a record. ASCII only. */
 export interface RecordLayout {
   readonly before: string;
   readonly between: string;
   readonly after: string;
-  /** Numbers are filled up with blanks on the left to so many characters. */
+  /** Numbers are padded with blanks on the left to this width. */
   readonly width: number;
 }
 
-/** ASCII of 0000 to 9999, four digits a number. */
+/** ASCII digits of 0000 to 9999, four per number. */
 const QUADS = Uint32Array.from({ length: 10_000 }, (_, n) => {
   const digit = (power: number): number => 48 + (Math.floor(n / power) % 10);
   return ((digit(1000) << 24) | (digit(100) << 16) | (digit(10) << 8) | digit(1)) >>> 0;
 });
 
 /**
- * Extents with the same flags as text. Of two in a row only digits differ, so the text stays in place and the digits are
- * replaced; a string for each of a million extents would take several times as long.
+ * Formats extents with the same flags as text. Consecutive ones differ only in digits, so the text is kept
+ * and the digits are replaced; a string per extent would take several times as long for a million extents.
  *
  *     |,\n  {\n    "offset": |1087892160512|,\n    "length": |65536|,\n    "type": 1,\n    "description": "dirty"\n  }|
  *      before                 offset        between           length after
@@ -24,13 +24,13 @@ export class MapRecord {
   readonly #layout: RecordLayout;
   #bytes = new Uint8Array(0);
   #view = new DataView(this.#bytes.buffer);
-  /** Of the offset in the text all but the last eight digits; nothing while it has no more than those. */
+  /** The offset rounded down to a multiple of 10^8; NaN while it has at most eight digits. */
   #base = Number.NaN;
   #length = -1;
-  /** Digits that there is room for. */
+  /** Number of digits that fit. */
   #offsetDigits = 0;
   #lengthDigits = 0;
-  /** Where the numbers end. */
+  /** Positions where the numbers end. */
   #offsetEnd = 0;
   #lengthEnd = 0;
 
@@ -87,7 +87,7 @@ function digitsOf(value: number): number {
 
 const EIGHT_DIGITS = 100_000_000;
 
-/** Puts the digits of a non-negative safe integer before `end`. */
+/** Writes the digits of a non-negative safe integer before `end`. */
 function putDigits(view: DataView, end: number, value: number): void {
   let at = end;
   let rest = value;
@@ -105,7 +105,7 @@ function putDigits(view: DataView, end: number, value: number): void {
   } while (rest > 0);
 }
 
-/** Puts eight digits, zeroes in front included, before `end`. */
+/** Writes eight digits, including leading zeroes, before `end`. */
 function putEight(view: DataView, end: number, value: number): void {
   const high = (value / 10_000) | 0;
   view.setUint32(end - 8, QUADS[high] ?? 0);

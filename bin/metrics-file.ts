@@ -7,7 +7,7 @@ import { type MetricsUpdate, updatedMetrics } from "./metrics.js";
 
 const NOTHING: MetricsUpdate = { samples: [], otherwise: [] };
 
-/** A metrics file, which other runs may be writing too. */
+/** A metrics file, which other runs may write as well. */
 export class MetricsFile {
   readonly #path: string;
 
@@ -16,13 +16,13 @@ export class MetricsFile {
   }
 
   /**
-   * To be called before a backup begins: what its metrics would fail by is found out then.
-   * @throws {UsageError} its folder isn't there, or something else is at its place
+   * Call this before a backup begins, to detect errors that would prevent writing its metrics.
+   * @throws {UsageError} if the folder doesn't exist, or the path isn't a file
    */
   static async at(path: string): Promise<MetricsFile> {
     const file = new MetricsFile(resolve(path));
     try {
-      // Said at once, while a lock is waited for.
+      // Reported at once while waiting for a lock.
       await access(dirname(file.#path), constants.W_OK);
       await file.update(NOTHING);
     } catch (cause) {
@@ -34,18 +34,18 @@ export class MetricsFile {
     return file;
   }
 
-  /** In one step: whoever collects it sees the old file or the new one. */
+  /** Replaces the file atomically: the collector sees either the old or the new one. */
   async update(update: MetricsUpdate): Promise<void> {
     const release = await lock(this.#path, {
       lockfilePath: `${this.#path}.lock`,
       realpath: false,
       retries: { retries: 30, minTimeout: 20, maxTimeout: 500 },
     });
-    // The collector takes whatever ends in .prom.
+    // The collector reads every file that ends in .prom.
     const temporary = join(dirname(this.#path), `.${basename(this.#path)}.${process.pid}`);
     try {
       await writeFile(temporary, updatedMetrics(await this.#text(), update, this.#path));
-      // The collector runs as another user, whatever the mask of this one is.
+      // The collector runs as another user, so the mode must not depend on the umask.
       await chmod(temporary, 0o644);
       await rename(temporary, this.#path);
     } finally {

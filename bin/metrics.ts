@@ -1,11 +1,11 @@
 /**
- * What backups came to, in Prometheus' text format, as the textfile collector of its node exporter reads it:
+ * The results of backups in Prometheus' text format, for the textfile collector of its node exporter:
  *
  *     # HELP nbdpull_backup_success 1 if the last backup came to its end, else 0.
  *     # TYPE nbdpull_backup_success gauge
  *     nbdpull_backup_success{domain="web",repository="/srv/backups"} 1
  *
- * One file may hold the series of many domains and repositories: those of others stay as they are.
+ * One file may hold the series of many domains and repositories; an update keeps those of others.
  */
 
 import { UsageError } from "../src/backup/base/errors.js";
@@ -31,15 +31,15 @@ type Metric = keyof typeof METRICS;
 
 interface Sample {
   readonly metric: Metric;
-  /** As they are written, without braces. */
+  /** Labels as they are written, without braces. */
   readonly labels: string;
   readonly value: number;
 }
 
-/** Series of one subject that take the place of older ones. */
+/** Series of one subject that replace older ones. */
 export interface MetricsUpdate {
   readonly samples: readonly Sample[];
-  /** Names of series that have to be there, with the value that they get where they aren't. */
+  /** Names of required series, with the value to use if they are missing. */
   readonly otherwise: readonly Sample[];
 }
 
@@ -73,7 +73,7 @@ export function updateOfSuccess(
   };
 }
 
-/** What is known of the last success stays. */
+/** Series about the last success are kept. */
 export function updateOfFailure(
   domain: string,
   repository: string,
@@ -87,7 +87,7 @@ export function updateOfFailure(
   };
 }
 
-/** Also of a run that never came to a domain. */
+/** Also for a run that failed before it reached a domain. */
 export function updateOfRun(repository: string, exitCode: number, now: number): MetricsUpdate {
   const labels = labelsOf({ repository });
   return {
@@ -108,9 +108,9 @@ function endOf(labels: string, exitCode: number, now: number): Sample[] {
 }
 
 /**
- * The text of the file after an update.
- * @param text what is in it now; empty: nothing
- * @throws {UsageError} it was not written by this
+ * Returns the text of the file after an update.
+ * @param text the current content; may be empty
+ * @throws {UsageError} if the content was not written by this program
  */
 export function updatedMetrics(text: string, { samples, otherwise }: MetricsUpdate, path: string): string {
   const before = parseMetrics(text, path);
@@ -125,7 +125,7 @@ export function updatedMetrics(text: string, { samples, otherwise }: MetricsUpda
   return formatMetrics([...kept, ...missing, ...samples]);
 }
 
-/** Levels come and go; the series of a domain in a repository are one. */
+/** Levels may appear and disappear; all series of a domain in a repository have one subject. */
 function subjectOf(labels: string): string {
   return labels.replace(/,level="[a-z]*"$/, "");
 }

@@ -22,7 +22,7 @@ const program = new Command("nbdpull")
   .showHelpAfterError("(nbdpull COMMAND --help tells more)")
   .exitOverride();
 
-/** In the order of the help. */
+/** In the order of the help text. */
 const COMMANDS: Readonly<Record<string, () => Promise<(program: Command, run: Run) => void>>> = {
   pull: async () => (await import("./commands/pull.js")).addPull,
   map: async () => (await import("./commands/map.js")).addMap,
@@ -38,8 +38,8 @@ const COMMANDS: Readonly<Record<string, () => Promise<(program: Command, run: Ru
   doctor: async () => (await import("./commands/doctor.js")).addDoctor,
   demo: async () => (await import("./commands/demo.js")).addDemo,
 };
-// Loading everything takes longer than many an increment, so only what is called is loaded; for anything else (help,
-// a command misspelled) all of them.
+// Loading every command takes longer than many an incremental backup, so only the given one is loaded.
+// Anything else (help, a misspelled command) loads all of them.
 const called = process.argv[2] ?? "";
 const needsAll = !Object.hasOwn(COMMANDS, called) && !["--version", "-V"].includes(called);
 for (const [name, load] of Object.entries(COMMANDS)) {
@@ -48,12 +48,13 @@ for (const [name, load] of Object.entries(COMMANDS)) {
 for (const command of program.commands) withTalk(command).exitOverride();
 
 surviveClosedPipes();
-// Nothing is left to do by then. Leaving now spares Node taking its heap apart piece by piece, which took a tenth of a small pull.
+// All work is finished. Exiting now spares Node from tearing down its heap, which took a tenth of a small
+// pull.
 process.once("beforeExit", () => process.exit());
 try {
   await program.parseAsync(fillInDefaults(process.argv));
 } catch (error) {
-  // Commander has said what is wrong already; with --json it has to be said on stdout as well.
+  // Commander has already printed the error; with --json, it must appear on stdout as well.
   if (!(error instanceof CommanderError)) throw error;
   process.exitCode = exitCodeOf(error);
   if (error.exitCode !== 0 && process.argv.includes("--json")) {

@@ -119,8 +119,9 @@ export function withDigests(command: Command, otherwise: string): Command {
 }
 
 /**
- * `--digests`, `--compress`, `--define` and `--freeze` may stand alone. Commander would take what follows for their value, be
- * it the URI; so the defaults are put in here, before it looks. All but `--digests` have their value after `=` only.
+ * `--digests`, `--compress`, `--define` and `--freeze` may have no value. Commander would then take the next
+ * argument for it, even the URI, so the defaults are inserted here first. Except for `--digests`, values are
+ * only accepted after `=`.
  */
 export function fillInDefaults(argv: readonly string[]): string[] {
   const isDigest = (text: string | undefined): boolean =>
@@ -132,13 +133,13 @@ export function fillInDefaults(argv: readonly string[]): string[] {
   });
 }
 
-/** @throws {UsageError} images of this format can't be compressed, or not so by this version of Node */
+/** @throws {UsageError} if this format, or this version of Node, doesn't support the compression */
 export function compressOf(options: CopyOptions, format: ImageFormat): CompressionMethod | undefined {
   if (options.compress !== undefined) assertCompressible(format, options.compress);
   return options.compress;
 }
 
-/** Without either flag the command decides. */
+/** Undefined without either flag: the command decides. */
 export function digestsOf(
   options: CopyOptions,
   otherwise: DigestAlgorithm | undefined,
@@ -167,7 +168,7 @@ export async function connectOf(options: NetworkOptions, signal: AbortSignal): P
   };
 }
 
-/** Undefined where no flag speaks of TLS: the URI alone decides then. */
+/** Undefined if no flag concerns TLS: then only the URI decides. */
 async function tlsOf(options: NetworkOptions): Promise<ConnectOptions["tls"]> {
   const { tlsCa, tlsCert, tlsKey, tlsPskFile, insecure } = options;
   if ([tlsCa, tlsCert, tlsKey, tlsPskFile, insecure].every((flag) => flag === undefined)) return undefined;
@@ -180,7 +181,7 @@ async function tlsOf(options: NetworkOptions): Promise<ConnectOptions["tls"]> {
   };
 }
 
-/** @throws {UsageError} it cannot be read */
+/** @throws {UsageError} if it can't be read */
 export async function readPem(flag: string, path: string): Promise<Buffer> {
   try {
     return await readFile(path);
@@ -190,7 +191,7 @@ export async function readPem(flag: string, path: string): Promise<Buffer> {
   }
 }
 
-/** The format that was asked for, or else the suffix's: `.qcow2`, anything else is raw. */
+/** The requested format, or else that of the suffix: `.qcow2`; anything else is raw. */
 export function formatOf(path: string, asked: ImageFormat | undefined): ImageFormat {
   return asked ?? (path.endsWith(".qcow2") ? "qcow2" : "raw");
 }
@@ -205,7 +206,7 @@ function positive(text: string): number {
   return number;
 }
 
-/** A size within reason: compressed and restored images wait in buffers. */
+/** A size within reasonable limits: compressed and restored images wait in buffers. */
 function upTo(most: number): (text: string) => number {
   return (text) => {
     const bytes = size(text);

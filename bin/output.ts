@@ -2,7 +2,7 @@ import type { MultiBar, SingleBar } from "cli-progress";
 import prettyBytes from "pretty-bytes";
 import { ResultStream } from "./result-stream.js";
 
-/** How much of the talk is wanted, and in which form the result. */
+/** How much to log, and the format of the result. */
 export interface OutputOptions {
   readonly json: boolean;
   readonly quiet: boolean;
@@ -10,8 +10,8 @@ export interface OutputOptions {
 }
 
 /**
- * A reader that went away (`nbdpull map … | head`) is no reason to leave anything half made: what it would have read is
- * dropped, and the work goes on.
+ * If the reader closes the pipe (`nbdpull map … | head`), nothing must be left incomplete: the remaining
+ * output is discarded, and the work continues.
  */
 export function surviveClosedPipes(): void {
   for (const stream of [process.stdout, process.stderr]) {
@@ -23,7 +23,7 @@ export function surviveClosedPipes(): void {
 
 const PLAIN_LINE_EVERY_MS = 10_000;
 
-/** stdout is the result, stderr is the talk. */
+/** Writes the result to stdout, and messages to stderr. */
 export class Output {
   readonly #options: OutputOptions;
   #warnings: string[] = [];
@@ -33,18 +33,21 @@ export class Output {
     this.#options = options;
   }
 
-  /** The result: `value` as one JSON document, or else the text. */
+  /** Prints the result: `value` as one JSON document, or else the text. */
   result(value: unknown, text: string): void {
     if (this.#options.json) process.stdout.write(`${JSON.stringify(value, null, 2)}\n`);
     else if (text !== "") process.stdout.write(text.endsWith("\n") ? text : `${text}\n`);
   }
 
-  /** The form of the result. */
+  /** The format of the result. */
   get json(): boolean {
     return this.#options.json;
   }
 
-  /** In place of {@link result} where it may be very large: what is appended is the document, in either form. */
+  /**
+   * Use this instead of {@link result} if the result may be very large: the appended data is the document, in
+   * either format.
+   */
   stream(): ResultStream {
     this.#stream = new ResultStream();
     return this.#stream;
@@ -64,8 +67,9 @@ export class Output {
   }
 
   /**
-   * With `--json` the error is the document on stdout too, unless a part of the result is there already: that stays as
-   * incomplete as it is then, and the error is a document on stderr. A stack trace only with `--verbose`.
+   * Prints an error. With `--json`, the error is also the document on stdout. If a part of the result is
+   * already there, it stays incomplete, and the error is a document on stderr. Prints a stack trace only with
+   * `--verbose`.
    */
   failure(error: unknown): void {
     process.stderr.write(`nbdpull: ${messageOf(error)}\n`);
@@ -75,21 +79,21 @@ export class Output {
     stream.write(`${JSON.stringify({ error: describe(error) }, null, 2)}\n`);
   }
 
-  /** Tells of a failure that does not end the run; gives its JSON form. */
+  /** Reports a failure that doesn't end the run; returns its JSON form. */
   fault(about: string, error: unknown): Record<string, unknown> {
     process.stderr.write(`nbdpull: ${about}: ${messageOf(error)}\n`);
     if (this.#options.verbose && error instanceof Error) process.stderr.write(`${stackOf(error)}\n`);
     return describe(error);
   }
 
-  /** Progress of several disks at once: bars on a terminal, a plain line now and then elsewhere. */
+  /** Progress of several disks at once: bars on a terminal, otherwise a plain line now and then. */
   async progress(): Promise<Progress> {
     if (this.#options.quiet || this.#options.json) return SILENT;
     return process.stderr.isTTY ? await Bars.create() : new PlainLines();
   }
 }
 
-/** What long jobs report to; sizes in bytes. */
+/** Receives the progress of long jobs; sizes in bytes. */
 export interface Progress {
   update(name: string, position: number, total: number, readBytes: number): void;
   stop(): void;
@@ -106,7 +110,7 @@ class Bars implements Progress {
     this.#bars = bars;
   }
 
-  /** The library is loaded only where bars are wanted. */
+  /** The library is loaded only if bars are shown. */
   static async create(): Promise<Bars> {
     const { MultiBar } = await import("cli-progress");
     const bars = new MultiBar({
@@ -147,12 +151,12 @@ class PlainLines implements Progress {
   stop(): void {}
 }
 
-/** `1.5 GiB`, as people read it. */
+/** A size for humans, such as `1.5 GiB`. */
 export function human(bytes: number): string {
   return prettyBytes(bytes, { binary: true });
 }
 
-/** The JSON form of an error: stable code, message, and the facts beside it. */
+/** The JSON form of an error: stable code, message and details. */
 function describe(error: unknown): Record<string, unknown> {
   if (!(error instanceof Error)) return { code: "E_UNKNOWN", message: String(error) };
   const {
@@ -189,7 +193,7 @@ function messageOf(error: unknown): string {
   return error.message;
 }
 
-/** The stack and those of all causes. */
+/** The stack traces of an error and of all its causes. */
 function stackOf(error: Error): string {
   const cause = error.cause instanceof Error ? `\ncaused by: ${stackOf(error.cause)}` : "";
   return `${error.stack ?? error.message}${cause}`;

@@ -1,12 +1,13 @@
 const SHADES = [" ", "░", "▒", "▓", "█"] as const;
 
 /**
- * Where on a disk of `size` bytes some extents lie, as one line of `columns` characters: a full block is a stretch
- * that they cover wholly, a blank one that they don't touch. Takes as much memory for a million of them as for one.
+ * Shows where some extents lie on a disk of `size` bytes, as one line of `columns` characters: a full block
+ * for a stretch that they cover completely, a blank for one that they don't touch. Memory use doesn't depend
+ * on their number.
  */
 export class Picture {
   readonly #covered: Float64Array;
-  /** Bytes of a column. */
+  /** Bytes per column. */
   readonly #width: number;
 
   constructor(size: number, columns: number) {

@@ -1,16 +1,16 @@
 import { fstatSync, write as writeToFile } from "node:fs";
 
-/** Large enough for few system calls, small enough to stay in the processor's cache. */
+/** Large enough for few system calls, small enough for the processor's cache. */
 const BLOCK = 256 * 1024;
-/** So much is held back: a failure until then leaves stdout to the error alone. */
+/** Bytes that are held back: if the command fails before that, stdout contains only the error. */
 const HELD_BACK = 4 * 1024 * 1024;
-/** Blocks that may wait for the operating system. */
+/** Most blocks that wait for the operating system. */
 const AHEAD = 2;
 const STDOUT = 1;
 
 /**
- * A result on stdout that is too large to be held as a whole. It is collected in blocks, which are used again and again,
- * and written while the next ones are being filled.
+ * A result on stdout that is too large to hold in memory. It is collected in blocks, which are reused, and
+ * written while the next ones are filled.
  */
 export class ResultStream {
   #block = new Uint8Array(new ArrayBuffer(BLOCK));
@@ -24,29 +24,29 @@ export class ResultStream {
   #isBegun = false;
   #isFile: boolean | undefined;
 
-  /** Whether some of it is on stdout already. */
+  /** Whether a part of it has been written to stdout. */
   get begun(): boolean {
     return this.#isBegun;
   }
 
-  /** The reader went away: nobody wants the rest. */
+  /** The reader has closed the pipe and doesn't need the rest. */
   get gone(): boolean {
     return this.#isGone;
   }
 
-  /** @param bytes copied; not more than fit a block */
+  /** @param bytes copied; at most the size of a block */
   append(bytes: Uint8Array): void {
     if (this.#filled + bytes.length > BLOCK) this.#turn();
     this.#block.set(bytes, this.#filled);
     this.#filled += bytes.length;
   }
 
-  /** Of what was appended last the last bytes. */
+  /** Removes the last bytes that were appended. */
   takeBack(count: number): void {
     this.#filled -= count;
   }
 
-  /** To be called now and then: waits while stdout is slower than what is appended. */
+  /** To be called regularly: waits while stdout is slower than the appended data. */
   async drain(): Promise<void> {
     if (this.#collected < HELD_BACK) return;
     this.#begin();
@@ -54,7 +54,7 @@ export class ResultStream {
     this.#check();
   }
 
-  /** Writes all that is left. */
+  /** Writes all remaining data. */
   async end(): Promise<void> {
     if (this.#filled > 0) this.#turn();
     while (this.#full.length > 0 || this.#writing !== undefined) await this.#begin();
@@ -88,7 +88,7 @@ export class ResultStream {
     }
   }
 
-  /** Node writes to files on the main thread, where it would hold up everything else. */
+  /** Node writes to files on the main thread, which would block everything else. */
   async #write(block: Uint8Array): Promise<void> {
     this.#isFile ??= fstatSync(STDOUT).isFile();
     if (!this.#isFile) return await written((done) => process.stdout.write(block, done));

@@ -4,14 +4,16 @@ import { EXIT, exitCodeOf, HANDLED_SIGNALS, InterruptedError } from "./exit-code
 import type { TalkOptions } from "./options.js";
 import { Output } from "./output.js";
 
-/** What a command's action gets beside its options and arguments. */
+/** What a command's action gets in addition to its options and arguments. */
 export interface Context {
   readonly output: Output;
-  /** Aborted by Ctrl-C, SIGTERM and SIGHUP: what is half made is removed before the program ends. */
+  /** Aborted by Ctrl-C, SIGTERM and SIGHUP. Incomplete output is removed before the program ends. */
   readonly signal: AbortSignal;
 }
 
-/** Wraps a command's action: signals in, result or error out, and the exit code of the contract. */
+/**
+ * Wraps a command's action: handles signals, prints the result or error, and sets the documented exit code.
+ */
 export function run<O, A extends (string | readonly string[] | undefined)[]>(
   action: (context: Context, options: O & TalkOptions, ...args: A) => Promise<void>,
 ): (...all: unknown[]) => Promise<void> {
@@ -28,7 +30,7 @@ export function run<O, A extends (string | readonly string[] | undefined)[]>(
     setMaxListeners(0, interrupted.signal);
     const handlers = HANDLED_SIGNALS.map((name) => {
       const handler = (): void => {
-        // Whoever asks twice will not wait for the cleaning up.
+        // A second signal ends the program without cleaning up.
         if (interrupted.signal.aborted) process.exit(exitCodeOf(interrupted.signal.reason));
         interrupted.abort(new InterruptedError(name));
       };
@@ -39,7 +41,7 @@ export function run<O, A extends (string | readonly string[] | undefined)[]>(
       await action({ output, signal: interrupted.signal }, options, ...args);
       if (options.strict && output.warnings.length > 0) process.exitCode ??= EXIT.warnings;
     } catch (error) {
-      // What failed because of the signal failed by the signal, whatever it says.
+      // A failure after a signal is due to the signal, whatever its error says.
       const told = interrupted.signal.aborted && !(error instanceof InterruptedError);
       const cause: unknown = told ? interrupted.signal.reason : error;
       output.failure(cause);

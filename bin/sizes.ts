@@ -3,9 +3,9 @@ import { UsageError } from "../src/backup/base/errors.js";
 const UNITS = { "": 1, K: 1024, M: 1024 ** 2, G: 1024 ** 3, T: 1024 ** 4 } as const;
 
 /**
- * A size as people give it: `65536`, `64K`, `1.5G`; powers of 1024.
+ * Parses a size such as `65536`, `64K` or `1.5G`; suffixes are powers of 1024.
  * @returns bytes
- * @throws {UsageError} anything else, zero, or more than 2^53
+ * @throws {UsageError} for anything else, zero, or more than 2^53
  */
 export function parseSize(text: string): number {
   const [, digits, unit] = /^(\d+(?:\.\d+)?)([KMGT]?)$/i.exec(text) ?? [];

@@ -190,7 +190,7 @@ describe("the house", () => {
   });
 
   it("is read from real imports", () => {
-    expect(importsOf("src/backup/pull/pull.ts")).toContain("src/backup/pull/reorder.ts");
+    expect(importsOf("src/backup/pull/pull.ts")).toContain("src/backup/pull/lanes.ts");
     // A type alone, and what is loaded later.
     expect(importsOf("src/backup/restore/restored-files.ts")).toContain("src/backup/repository/manifest.ts");
     expect(importsOf("bin/commands/restore.ts")).toContain("src/backup/restore/restore-over.ts");

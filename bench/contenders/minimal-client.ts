@@ -4,7 +4,7 @@ import { PROGRAMS } from "../programs.js";
 import { type Contender, onlySource, type Source, type Task } from "../workload.js";
 import { equalsSource, nothingToCompare } from "./verify.js";
 
-/** bench/c/minimal-client.c: what the work costs when nothing but the work is done. */
+/** bench/c/minimal-client.c: the minimum cost of the work. */
 export function minimalClient(...more: readonly string[]): Contender {
   const image = (task: Task): Image => ({ path: join(task.output, "disk.raw"), format: "raw" });
   return {

@@ -6,7 +6,9 @@ import { NBDPULL } from "../paths.js";
 import { type Contender, onlySource, type Source, type Task } from "../workload.js";
 import { equalsSource, isWholeMap } from "./verify.js";
 
-/** `nbdpull pull` as its users run it, but for the flush at the end, which none of the others makes either. */
+/**
+ * `nbdpull pull` as users run it, but without the flush at the end, since none of the others flushes either.
+ */
 export function nbdpull(format: "raw" | "qcow2", ...more: readonly string[]): Contender {
   const image = (task: Task) => ({ path: join(task.output, `disk.${format}`), format });
   return {

@@ -56,7 +56,7 @@ export function nbdpullPrune(): Contender {
   };
 }
 
-/** Merges the oldest kept point and all below it into the full one's image, and hangs the newest onto that. */
+/** Merges the oldest kept point and all below it into the full image, and rebases the newest onto that. */
 export function qemuImgCommit(): Contender {
   return {
     name: "qemu-img commit",
@@ -75,8 +75,8 @@ export function qemuImgCommit(): Contender {
 }
 
 /**
- * Whatever image takes the others' data, it has to get all that is visible of them: so what the oldest kept point shows,
- * less what it shows of the one image that it shows most of.
+ * The least data that merging has to write. The merged image must get all data visible at the oldest kept
+ * point, except what the image that contributes most already holds.
  */
 async function leastToWrite(task: Task): Promise<number> {
   const oldestKept = storedIn(task).images.at(-KEPT)?.path ?? "";

@@ -19,7 +19,10 @@ async function equalsDisk(task: Task, format: Format): Promise<string> {
   return "qemu-img compare with the disk at the newest point";
 }
 
-/** The newest point, every byte against its digest; without the flush at the end, which the others don't make. */
+/**
+ * Verifies every byte of the newest point against its digest; no flush at the end, since the others don't
+ * flush either.
+ */
 export function nbdpullRestore(format: Format): Contender {
   return {
     name: `nbdpull restore ${format}`,

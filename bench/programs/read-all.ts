@@ -1,4 +1,7 @@
-/** Reads all data of an export by the library and keeps nothing: `read-all.js URI`. 1 MiB a request, 4 of them under way. */
+/**
+ * Reads all data of an export with the library and discards it: `read-all.js URI`. Four requests of 1 MiB in
+ * flight.
+ */
 
 import { NbdClient } from "../../src/nbd/index.js";
 

@@ -22,7 +22,7 @@ export const limitedRate: Workload = {
   targets: boundedMemory("nbdpull raw", "nbdpull qcow2 --digests"),
   setUp: async ({ folder, inputs }) => {
     const disk = await inputs.largeExtents({ format: "raw", bytes: 256 * MiB });
-    // nbdkit counts bits. By default it lets two seconds' worth through at once, to whoever comes after a pause.
+    // nbdkit counts bits. By default it lets a burst of two seconds' worth through after a pause.
     return await serveByNbdkit(disk, {
       folder,
       filters: ["rate"],

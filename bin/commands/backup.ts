@@ -29,10 +29,10 @@ interface BackupOptions extends CopyOptions, GuestOptions {
   readonly metrics?: string;
 }
 
-/** A run of the command. */
+/** One run of the command. */
 interface Job extends Context {
   readonly options: BackupOptions;
-  /** Tells the metrics file, if there is one. */
+  /** Updates the metrics file, if there is one. */
   readonly record: (update: MetricsUpdate) => Promise<void>;
 }
 
@@ -68,7 +68,7 @@ async function backUpAsAsked(job: Job, named: readonly string[]): Promise<void> 
   output.result({ ...describe(result, options), warnings: output.warnings }, sentence(result));
 }
 
-/** A point that was committed is no failure for its metrics' sake. */
+/** A committed point doesn't count as failed because its metrics could not be written. */
 async function recorderOf({ output }: Context, { metrics }: BackupOptions): Promise<Job["record"]> {
   if (metrics === undefined) return async () => undefined;
   const file = await MetricsFile.at(metrics);
@@ -81,7 +81,7 @@ async function recorderOf({ output }: Context, { metrics }: BackupOptions): Prom
   };
 }
 
-/** What failed because of a signal failed by the signal. */
+/** A failure after a signal is due to the signal. */
 function exitCodeIn({ signal }: Context, error: unknown): number {
   return exitCodeOf(signal.aborted ? signal.reason : error);
 }
@@ -99,7 +99,7 @@ async function domainsOf(
   return [...new Set(named)];
 }
 
-/** One after the other: one that fails does not keep the others from theirs. */
+/** Backs up domains one after the other; a failure of one doesn't stop the others. */
 async function backUpAll(job: Job, domains: readonly string[]): Promise<void> {
   const { output, signal, options } = job;
   const entries: object[] = [];

@@ -18,7 +18,7 @@ const DISK_SIZE = 256 * MiB + 7 * 512;
 const DOMAIN = "demo";
 const BITMAP = "since-last-point";
 
-/** One line of what was proved. */
+/** One line of the report. */
 interface Proof {
   readonly step: string;
   readonly figures: string;
@@ -48,7 +48,7 @@ function asText({ step, figures }: Proof): string {
   return `  ${step.padEnd(52)} ${figures}`;
 }
 
-/** A guest's disk in memory, three points in time of it, and every one of them rebuilt. */
+/** A guest's disk in memory and three points in time, each of which is rebuilt. */
 async function demonstrate(folder: string, signal: AbortSignal): Promise<Proof[]> {
   const proofs: Proof[] = [];
   const prove = (step: string, figures: string): void => {
@@ -58,7 +58,7 @@ async function demonstrate(folder: string, signal: AbortSignal): Promise<Proof[]
   const random = new Random(20_261_120);
   for (let i = 0; i < 60; i += 1) disk.write(random.sector(DISK_SIZE - MiB), random.bytes(MiB));
 
-  // The server always shows the newest frozen point, while the guest's writes go on.
+  // The server always serves the latest frozen point while the guest keeps writing.
   let frozen = freeze(disk);
   await using server = await NbdServer.listen({
     exports: (name) => (name === "vda" ? frozen : undefined),
@@ -130,14 +130,14 @@ async function demonstrate(folder: string, signal: AbortSignal): Promise<Proof[]
   return proofs;
 }
 
-/** The disk as it is now, with the bitmap of the time since the last freeze; a new bitmap begins. */
+/** Freezes the disk as it is now, with the bitmap since the last freeze, and starts a new bitmap. */
 function freeze(disk: MemoryDisk): ServedExport {
   const frozen = disk.freeze();
   disk.startBitmap(BITMAP);
   return frozen;
 }
 
-/** Data, zeroes and discards, at odd multiples of 512 bytes, as guests do. */
+/** Writes data, zeroes and discards at odd multiples of 512 bytes, as guests do. */
 function guestWrites(disk: MemoryDisk, random: Random): void {
   for (let i = 0; i < 40; i += 1)
     disk.write(random.sector(DISK_SIZE - MiB), random.bytes(random.upTo(256) * 512));
@@ -181,7 +181,7 @@ async function flipAndFind(repository: Repository, point: Manifest): Promise<str
   return `disk ${finding.disk}, guest offset ${finding.guestOffset}: ${finding.message}`;
 }
 
-/** The same numbers in every run (xorshift32), so that the demo can be told apart from luck. */
+/** The same numbers in every run (xorshift32), so that results are reproducible. */
 class Random {
   #state: number;
 
@@ -203,7 +203,7 @@ class Random {
     return (this.#next() % most) + 1;
   }
 
-  /** A byte offset below `size`, on a sector. */
+  /** A byte offset below `size`, aligned to a sector. */
   sector(size: number): number {
     return Math.floor((this.#next() % size) / 512) * 512;
   }

@@ -100,7 +100,7 @@ export function addImport(program: Command, run: Run): void {
   );
 }
 
-/** One image for one `--disk NAME`, or each with its own. */
+/** One image for a single `--disk NAME`, or one for each disk. */
 function imagesOf(image: string | undefined, { disk, imageFormat }: ImportOptions): ImageToImport[] {
   const named = disk.map((text) => {
     const [name = "", ...path] = text.split("=");

@@ -41,7 +41,7 @@ export function addInfo(program: Command, run: Run): void {
   );
 }
 
-/** The names of `nbdinfo --json`. */
+/** The field names of `nbdinfo --json`. */
 function asJson(info: ExportInfo, uri: string): Record<string, unknown> {
   return {
     "export-name": info.name,

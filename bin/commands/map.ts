@@ -49,7 +49,7 @@ async function connect(
   }
 }
 
-/** Prints the extents as they come; a disk may have more of them than fit the memory. */
+/** Prints the extents as they arrive; a disk may have more of them than fit in memory. */
 async function printMap(
   client: NbdClient,
   context: string,

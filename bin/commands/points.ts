@@ -86,7 +86,7 @@ function summary(domain: string, points: readonly Manifest[]): string {
   return `${domain}: ${count}, ${human(stored)} stored; the newest stands on ${needed - 1} of the others`;
 }
 
-/** The ids of a point and of all that its disks stand on, as far as they are known. */
+/** The ids of a point and of all points that its disks depend on, as far as known. */
 function neededBy(point: Manifest | undefined, points: readonly Manifest[]): ReadonlySet<string> {
   const needed = new Set<string>();
   for (const { name } of point?.disks ?? []) {
@@ -94,14 +94,14 @@ function neededBy(point: Manifest | undefined, points: readonly Manifest[]): Rea
       needed.add(link.id);
       const { id, disks } = link;
       const parent = disks.find((disk) => disk.name === name)?.parent;
-      // Parents are older, whatever a damaged manifest says.
+      // Parents are older, even if a damaged manifest claims otherwise.
       link = points.find((point) => point.id === parent && point.id < id);
     }
   }
   return needed;
 }
 
-/** `2026-11-20 16:22:16`, where the reader is. */
+/** Local time, such as `2026-11-20 16:22:16`. */
 function localTime(iso: string): string {
   return new Date(iso).toLocaleString("sv-SE");
 }

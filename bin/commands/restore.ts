@@ -31,7 +31,7 @@ interface RestoreOptions extends CopyOptions, NetworkOptions {
   readonly disk?: string[];
   readonly to: string;
   readonly force?: true;
-  /** Empty: under a name of our choice. */
+  /** If empty, the program chooses a name. */
   readonly define?: string;
   readonly xml?: string;
   readonly connect?: string;
@@ -122,7 +122,7 @@ async function restoreToFiles(
   });
   const places = targets.map(({ disk, path, format }) => ({ disk, kind: "file" as const, path, format }));
   const definition = await prepareDefinition(job, places, { folder, filesIn: isFolder ? folder : undefined });
-  // Disks that are named are wanted alone, if not for a domain.
+  // Named disks are restored alone, unless for a domain.
   const withFiles = isFolder && options.disk === undefined;
   const plain = withFiles ? bootFilesOf(job.point) : [];
   await using files = await stageFiles(
@@ -168,14 +168,14 @@ async function restoreToTarget(
   }
 }
 
-/** What was half made has not been removed here. */
+/** Incomplete output has not been removed here. */
 function interruptedHalfWay(reason: unknown, error: unknown, target: string): unknown {
   const isHalf = error instanceof BackupError && error.details["halfWritten"] === true;
   if (!isHalf || !(reason instanceof InterruptedError)) return error;
   return reason.leaving(`${target} is half-written. Restore to it again before anything uses it`);
 }
 
-// What only some restores need is loaded for those: it takes as long as half a GiB takes to restore.
+// Loaded only if needed: loading takes as long as restoring half a GiB.
 
 async function openDeviceTarget(path: string, { repository }: Job): Promise<BlockTarget> {
   const { DeviceTarget } = await import("../../src/backup/restore/device-target.js");
@@ -230,7 +230,7 @@ function isDefinitionWanted({ define, xml }: RestoreOptions): boolean {
   return define !== undefined || xml !== undefined;
 }
 
-/** @param beside where the definition goes unless told otherwise, and the files that go by their own names */
+/** @param beside folder of the definition by default, and of the files that keep their own names */
 async function prepareDefinition(
   { repository, domain, point, options, context }: Job,
   places: readonly {

@@ -60,7 +60,7 @@ export function addServe(program: Command, run: Run): void {
             ...{ repository, domain, at, disks, signal, onEvent },
           });
           announce(server, domain, output);
-          // To be stopped is how a server ends: that is no failure.
+          // A server normally ends by being stopped: that is no failure.
           const stopped = signal.aborted ? Promise.resolve() : once(signal, "abort");
           await (options.once ? Promise.race([stopped, server.clientsLeft]) : stopped);
         },
@@ -76,10 +76,10 @@ function announce({ point, disks }: PointServer, domain: string, output: Output)
   output.note(`serving ${domain} ${point.id}, read-only, until SIGINT or SIGTERM`);
 }
 
-/** A client that tries again and again is no reason to say it again and again. */
+/** A client that keeps retrying must not repeat the same message. */
 const REMEMBERED = 1000;
 
-/** What was damaged is told once, as a warning, and by the exit code. */
+/** Damage is reported once, as a warning, and by the exit code. */
 function reportTo(output: Output): (event: ServeEvent) => void {
   const told = new Set<string>();
   return ({ type, error }) => {
@@ -93,7 +93,7 @@ function reportTo(output: Output): (event: ServeEvent) => void {
 
 type Where = Pick<ServeOptions, "address" | "host" | "tls">;
 
-/** @throws {UsageError} options that contradict each other, or would show a backup to everybody */
+/** @throws {UsageError} if options contradict each other, or would expose a backup to everyone */
 async function whereToListen(options: ServeCommandOptions, output: Output): Promise<Where> {
   const tls = await tlsOf(options);
   if (options.socket !== undefined) {

@@ -67,7 +67,7 @@ export function addVerify(program: Command, run: Run): void {
     );
 }
 
-/** A point and all that its disks depend on. */
+/** A point and all points that its disks depend on. */
 async function chainOf(repository: Repository, domain: string, at: string): Promise<string[]> {
   const point = await choosePoint(repository, domain, at);
   const ids = new Set<string>([point.id]);
@@ -75,7 +75,7 @@ async function chainOf(repository: Repository, domain: string, at: string): Prom
     try {
       for (const link of await findChain(repository, domain, point, disk.name)) ids.add(link.point.id);
     } catch (error) {
-      // A broken chain is for the report to tell.
+      // The report covers a broken chain.
       if (!(error instanceof DamageError)) throw error;
     }
   }

@@ -1,4 +1,4 @@
-/** AbortSignals, shared by many requests at once. */
+/** Helpers for AbortSignals that many requests share. */
 
 import { ConnectionError } from "./errors.js";
 
@@ -10,10 +10,10 @@ interface Watch {
 const watches = new WeakMap<AbortSignal, Watch>();
 
 /**
- * Calls `callback` when the signal fires; not if it has fired already. However many requests share a signal, it has
- * one listener: adding and removing one for each costs time, and beyond ten Node warns of a leak. It goes with the
- * last of them, since Node keeps a signal that is listened to.
- * @returns undoes it
+ * Calls `callback` when the signal fires, but not if it has already fired. All requests that share a signal
+ * use one listener: adding and removing one for each costs time, and Node warns of a leak beyond ten. The
+ * listener is removed with the last request, since Node keeps a signal alive while it has listeners.
+ * @returns a function that cancels this
  */
 export function onAbort(signal: AbortSignal, callback: () => void): () => void {
   const watch = watches.get(signal) ?? begin(signal);
@@ -51,7 +51,7 @@ export function aborted(signal: AbortSignal): ConnectionError {
   return new ConnectionError("NBD_ABORTED", "aborted by the caller", { cause: signal.reason });
 }
 
-/** `promise`, or earlier a rejection when the signal fires. */
+/** Settles as `promise` does, or rejects when the signal fires first. */
 export async function abortable<T>(promise: Promise<T>, signal: AbortSignal | undefined): Promise<T> {
   if (signal === undefined) return promise;
   if (signal.aborted) throw aborted(signal);

@@ -1,19 +1,19 @@
 /**
- * The block status of a whole range from replies that cover a part of their request, or more than it, or a
- * different part for each context.
+ * Assembles the block status of a whole range. A reply may cover only a part of its request, or more than it,
+ * or a different part for each context.
  *
  *     asked        |--------request 1-------|--------request 2-------|
  *     context A    |---------------------|       cursor A
  *     context B    |---------------|             cursor B
  *     batch        |---------------|             up to the lowest cursor
- *     asked next                   |--------|    the rest of request 1; what A knows already is skipped
+ *     asked next                   |--------|    the rest of request 1; what A already covers is skipped
  */
 
 import { ProtocolError, quote } from "./errors.js";
 import type { StatusReply } from "./exchange.js";
 import type { Descriptors } from "./wire/descriptors.js";
 
-/** `length` bytes (> 0) from `offset`; what the flags mean is the context's business. */
+/** `length` bytes (> 0) from `offset`; the context defines the meaning of the flags. */
 export interface StatusExtent {
   readonly offset: number;
   readonly length: number;
@@ -21,13 +21,13 @@ export interface StatusExtent {
 }
 
 /**
- * The extents of one context without an object for each: the first begins where its batch does, each of the others
- * where the one before it ends.
+ * The extents of one context without an object for each. The first begins where its batch does; each of the
+ * others begins where the previous one ends.
  */
 export interface StatusRuns {
-  /** Offsets in the export; ascending, and the last one is the end of the batch. */
+  /** Ends of the extents: offsets in the export, ascending. The last one is the end of the batch. */
   readonly ends: Float64Array;
-  /** As many. */
+  /** Flags of the extents, as many as ends. */
   readonly flags: Float64Array;
 }
 
@@ -35,13 +35,13 @@ export interface StatusRuns {
 export interface StatusBatch {
   readonly offset: number;
   readonly length: number;
-  /** Made when first looked at. */
+  /** Created on first access. */
   readonly contexts: ReadonlyMap<string, readonly StatusExtent[]>;
-  /** The same in less memory and time, for whoever expects extents by the hundred thousand. */
+  /** The same extents in less memory and time, for callers that expect hundreds of thousands. */
   readonly runs: ReadonlyMap<string, StatusRuns>;
 }
 
-/** Makes one request; `signal` fires when nobody wants the reply any more. */
+/** Makes one request. `signal` fires when the reply isn't needed. */
 export type AskStatus = (offset: number, length: number, signal: AbortSignal) => Promise<StatusReply>;
 
 export interface StatusRange {
@@ -49,26 +49,26 @@ export interface StatusRange {
   readonly length: number;
   /** The export's size. */
   readonly size: number;
-  /** Requests are multiples of it, except at the end of the export. */
+  /** Requests are multiples of this, except at the end of the export. */
   readonly alignment: number;
-  /** Most that one request may ask about, a multiple of `alignment`. */
+  /** Longest range of one request, a multiple of `alignment`. */
   readonly maxRequest: number;
   readonly contexts: readonly string[];
 }
 
-/** Requests ahead of the reader: a few as long as nothing is known of the replies, then more. */
+/** Requests that run ahead of the reader: few until the first replies are known, then more. */
 const FIRST_DEPTH = 2;
 const DEPTH = 16;
 /** Most extents of one context in a batch. */
 const BATCH = 16_384;
-/** Bytes of replies that may lie waiting; the larger replies are, the fewer are asked for ahead. */
+/** Bytes of replies that may be queued. The larger replies are, the fewer requests run ahead. */
 const REPLY_BUDGET = 16 * 1024 * 1024;
-/** Requests don't shrink below this, however short the replies are. */
+/** Smallest length of a request, however little the replies cover. */
 const MIN_REQUEST = 64 * 1024 * 1024;
 
 /**
- * Consecutive batches that cover the range exactly. Requests run ahead of the reader, within bounds; those that are
- * under way when the reader leaves are aborted.
+ * Yields consecutive batches that cover the range exactly. A limited number of requests run ahead of the
+ * reader; if the reader stops early, they are aborted.
  */
 export async function* blockStatus(
   range: StatusRange,
@@ -116,7 +116,7 @@ interface Ask {
   readonly reply: Promise<StatusReply>;
 }
 
-/** Requests under way or answered, in order; as many and as large as suits the replies. */
+/** Requests in flight or answered, in order. Their number and length adapt to the replies. */
 class Lookahead {
   readonly start: number;
   readonly end: number;
@@ -138,7 +138,7 @@ class Lookahead {
     this.#requestLength = range.maxRequest;
   }
 
-  /** The first one, after more have been sent where there is room. */
+  /** The first request, after sending more if there is room. */
   take(): Ask {
     const depth = Math.max(1, Math.min(this.#depth, Math.floor(REPLY_BUDGET / this.#largestReply)));
     while (this.#next < this.end && this.#queue.length < depth) {
@@ -149,7 +149,7 @@ class Lookahead {
     return this.#queue.shift() ?? this.#send(this.#next, this.end);
   }
 
-  /** What came of `ask`: it took what all contexts know from `position` to `upTo`. */
+  /** Records the result of `ask`, which yielded status of all contexts from `position` to `upTo`. */
   learn(reply: StatusReply, ask: Ask, position: number, upTo: number): void {
     const { alignment, maxRequest } = this.#range;
     this.#largestReply = Math.max(this.#largestReply, bytesOf(reply));
@@ -158,7 +158,8 @@ class Lookahead {
       this.#requestLength = Math.min(maxRequest, 2 * this.#requestLength);
       return;
     }
-    // A server whose extents don't keep to its block size may, from a block's start, tell nothing new.
+    // If a server's extents violate its block size, a reply from the start of a block may contain nothing
+    // new.
     const rest = upTo > position ? floorTo(upTo, alignment) : upTo;
     this.#queue.unshift(this.#send(rest, ask.end));
     this.#requestLength = Math.max(MIN_REQUEST, floorTo(this.#requestLength / 2, alignment));
@@ -166,7 +167,7 @@ class Lookahead {
 
   #send(offset: number, end: number): Ask {
     const reply = this.#ask(offset, end - offset);
-    // Awaited later, or never if the reader leaves: a failure until then must not count as unhandled.
+    // Awaited later, or never if the reader stops: a failure before that must not count as unhandled.
     reply.catch(() => {});
     return { offset, end, reply };
   }
@@ -176,7 +177,7 @@ function floorTo(value: number, multiple: number): number {
   return value - (value % multiple);
 }
 
-/** What a reply takes where all contexts have as much to say as the one that says most. */
+/** Bytes of a reply if every context has as many extents as the one with the most. */
 function bytesOf(reply: StatusReply): number {
   let most = 0;
   for (const descriptors of reply.values()) most = Math.max(most, descriptors.size);
@@ -212,11 +213,11 @@ function extentsOf({ ends, flags }: StatusRuns, start: number): StatusExtent[] {
   return extents;
 }
 
-/** What is known of one context and not yet handed on: extents without gap up to `end`. */
+/** The extents of one context that are known but not yet delivered: no gaps up to `end`. */
 class Cursor {
   readonly name: string;
   end: number;
-  /** Extents #first to #count - 1 are those that are known; each begins where the one before it ends. */
+  /** Extents #first to #count - 1 are known; each begins where the previous one ends. */
   #ends = new Float64Array(0);
   #flags = new Float64Array(0);
   #first = 0;
@@ -227,7 +228,7 @@ class Cursor {
     this.end = start;
   }
 
-  /** Adds what the reply to [offset, end) says beyond what is known. */
+  /** Adds the extents of the reply to [offset, end), as far as they are new. */
   take(offset: number, end: number, reply: StatusReply): void {
     const descriptors: Descriptors | undefined = reply.get(this.name);
     if (descriptors === undefined) {
@@ -238,7 +239,7 @@ class Cursor {
     const flags = this.#flags;
     let count = this.#count;
     let known = this.end;
-    // Of what has been handed on nothing grows any more.
+    // An extent that was already delivered must not grow.
     let last = count > this.#first ? flags[count - 1] : undefined;
     for (let index = 0, at = offset; index < descriptors.count && at < end; index++) {
       at = Math.min(at + descriptors.lengthAt(index), end);
@@ -256,13 +257,13 @@ class Cursor {
     this.end = known;
   }
 
-  /** Up to where the first `count` extents go that are known. */
+  /** End of the first `count` known extents. */
   reach(count: number): number {
     const index = this.#first + count - 1;
     return index < this.#count ? (this.#ends[index] ?? this.end) : this.end;
   }
 
-  /** Hands over what is known up to `to`, and forgets it. Not more than is known. */
+  /** Delivers and removes the extents up to `to`, which must be known. */
   give(to: number): StatusRuns {
     const last = this.#holding(to - 1);
     const ends = this.#ends.slice(this.#first, last + 1);
@@ -272,12 +273,12 @@ class Cursor {
     return { ends, flags };
   }
 
-  /** Forgets all before `to`. */
+  /** Discards all extents before `to`. */
   forget(to: number): void {
     this.#first = this.#holding(to);
   }
 
-  /** The extent that the byte at `offset` is in; the one behind the last where it isn't known. */
+  /** Index of the extent that contains `offset`, or one past the last if it isn't known. */
   #holding(offset: number): number {
     let low = this.#first;
     let high = this.#count;
@@ -289,7 +290,7 @@ class Cursor {
     return low;
   }
 
-  /** For so many extents more. */
+  /** Makes room for that many more extents. */
   #makeRoom(more: number): void {
     const kept = this.#count - this.#first;
     const { length } = this.#ends;
@@ -301,7 +302,10 @@ class Cursor {
   }
 }
 
-/** Elements `from` to `to` at the beginning of an array of `room` elements: of the same one where it has so many. */
+/**
+ * Moves elements `from` to `to` to the beginning of an array of `room` elements; the same array if it has
+ * that size.
+ */
 function moved(
   array: Float64Array<ArrayBuffer>,
   from: number,

@@ -1,4 +1,4 @@
-/** One export: what changes it, or is about what was changed. */
+/** Commands that change an export, and those for data that was written. */
 
 import { ConnectionError } from "./errors.js";
 import { type ExportInfo, type Limits, limitsOf } from "./export-info.js";
@@ -16,18 +16,18 @@ export interface RequestOptions {
 export interface WriteOptions extends RequestOptions {
   /** The promise settles only once the bytes are on stable storage. */
   readonly fua?: boolean;
-  /** May be sent again after a lost connection; see `reconnect`. */
+  /** Allows the request to be sent again after a lost connection; see `reconnect`. */
   readonly idempotent?: boolean;
 }
 
 export interface ZeroOptions extends WriteOptions {
-  /** Asks for zeroes that occupy space. */
+  /** Requests zeroes that occupy space. */
   readonly noHole?: boolean;
-  /** Fails with ENOTSUP where zeroing would be no faster than writing. */
+  /** Fails with ENOTSUP if zeroing would be no faster than writing. */
   readonly fastZero?: boolean;
 }
 
-/** Payload of one write; small enough for a slow link to show signs of life in time. */
+/** Largest payload of one write, in bytes: small enough to avoid time-outs on a slow link. */
 const WRITE_PIECE = 1024 * 1024;
 
 export class Changes {
@@ -44,8 +44,8 @@ export class Changes {
   }
 
   /**
-   * Stores `data` at `offset`; both a multiple of the export's minimum block size. `data` must stay unchanged
-   * until the promise settles; after a failure some of it may have been stored.
+   * Stores `data` at `offset`. Offset and length must be multiples of the export's minimum block size. `data`
+   * must not change until the promise settles; after a failure, some of it may have been stored.
    * @throws {RequestError} @throws {ConnectionError} @throws {ProtocolError}
    */
   async write(offset: number, data: Uint8Array, options: WriteOptions = {}): Promise<void> {
@@ -72,7 +72,10 @@ export class Changes {
     return this.#change(command, flags, offset, length, this.#limits.maxEffect, options);
   }
 
-  /** Says that the stretch's content isn't needed any more; it is undefined then. @throws as {@link write} does */
+  /**
+   * Declares that the content of the stretch isn't needed; it is undefined afterwards. @throws as {@link
+   * write} does
+   */
   async trim(offset: number, length: number, options: WriteOptions = {}): Promise<void> {
     this.#require(this.#export.canTrim, COMMAND.TRIM, "the export doesn't offer it");
     const flags = this.#fua(COMMAND.TRIM, options);
@@ -91,20 +94,20 @@ export class Changes {
   }
 
   /**
-   * Brings all writes that have settled to stable storage. Where a connection was lost since the first of them, that
-   * can't be had: the server may have been another one then. It fails with NBD_WRITES_IN_DOUBT, and does so until
-   * something was written since: the writes have to be made again.
+   * Brings all settled writes to stable storage. If a connection was lost since the first of them, the flush
+   * can't guarantee that, because the server may have restarted: it fails with NBD_WRITES_IN_DOUBT until
+   * something has been written again. The caller has to repeat the writes.
    * @throws as {@link write} does
    */
   async flush(options: RequestOptions = {}): Promise<void> {
     this.#require(this.#export.canFlush, COMMAND.FLUSH, "the export doesn't offer it");
     const inquiry = { command: COMMAND.FLUSH, flags: 0, offset: 0, length: 0 };
     const { signal } = options;
-    // What is written from here on is another flush's business.
+    // Writes that settle from here on are left to the next flush.
     const upTo = this.#doubts.writes;
     this.#doubts.check(upTo);
     try {
-      // Over another connection it would not speak for what went over the lost one.
+      // Over another connection, it would not cover the writes that went over the lost one.
       await this.#pool.run((connection) => connection.command(inquiry, undefined, signal), {
         repeatable: false,
         signal,
@@ -135,7 +138,7 @@ export class Changes {
     this.#doubts.written(losses, options.fua === true);
   }
 
-  /** A command whose reply has no content, in as many requests as it takes. */
+  /** Sends a command whose reply has no content, split into as many requests as needed. */
   async #effect(
     command: number,
     flags: number,

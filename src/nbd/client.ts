@@ -1,4 +1,4 @@
-/** One export: what a caller can do with it. */
+/** The public client: all operations on one export. */
 
 import { blockStatus, type StatusBatch } from "./block-status.js";
 import { Changes, type RequestOptions, type WriteOptions, type ZeroOptions } from "./changes.js";
@@ -17,7 +17,7 @@ export interface StatusOptions extends RequestOptions {
   readonly offset?: number;
   /** Default: up to the end of the export. */
   readonly length?: number;
-  /** Has each reply tell of one extent only: quicker for the first, slower for all. */
+  /** Asks for one extent per reply only: faster for the first, slower for all. */
   readonly onlyFirst?: boolean;
 }
 
@@ -38,7 +38,7 @@ export class NbdClient implements AsyncDisposable {
 
   /**
    * Connects, negotiates and opens the export.
-   * @param target an NBD URI or what {@link parseNbdUri} makes of one
+   * @param target an NBD URI, or the result of {@link parseNbdUri}
    * @throws {NbdError} of any class but RequestError
    */
   static async connect(target: string | NbdAddress, options: ConnectOptions = {}): Promise<NbdClient> {
@@ -51,14 +51,14 @@ export class NbdClient implements AsyncDisposable {
   }
 
   /**
-   * Opens more connections in the background, until there are `connections` in all; nothing happens where the server
-   * doesn't allow several. One that can't be opened is done without.
+   * Opens more connections in the background, up to `connections` in all. Has no effect if the server doesn't
+   * allow several. A connection that can't be opened is ignored.
    */
   widen(connections: number): void {
     this.#pool.widen(connections);
   }
 
-  /** Everything goes by TLS. */
+  /** Whether all traffic is encrypted by TLS. */
   get isEncrypted(): boolean {
     return this.#pool.isEncrypted;
   }
@@ -69,11 +69,11 @@ export class NbdClient implements AsyncDisposable {
   }
 
   /**
-   * Fills `target` with the bytes from `offset` on: any stretch inside the export, cut into requests as the
-   * server's limits want it. `target` belongs to the client until the promise settles.
+   * Fills `target` with the bytes from `offset` on. The stretch may be any inside the export; it is split
+   * into requests that respect the server's limits. `target` belongs to the client until the promise settles.
    *
-   * Aborting while the bytes of this read are just coming in costs the connection.
-   * @throws {RequestError} the server failed it, or it is out of range
+   * An abort while bytes of this read are just arriving closes the connection.
+   * @throws {RequestError} the server failed the request, or it is out of range
    * @throws {ConnectionError} @throws {ProtocolError}
    */
   async read(offset: number, target: Uint8Array, options: RequestOptions = {}): Promise<void> {
@@ -86,14 +86,14 @@ export class NbdClient implements AsyncDisposable {
   }
 
   /**
-   * Hands `sink` the bytes of all stretches while they come in, in pieces of any size and in any order; together they are
-   * the stretches exactly. For whoever passes bytes on at once: nothing is copied, and no buffer has to wait for them.
-   * A piece is lent to `sink` only until it returns; what it throws fails the read. Nothing comes any more once the
-   * promise has settled.
+   * Passes the bytes of all stretches to `sink` as they arrive, in pieces of any size and in any order;
+   * together they are exactly the stretches. Suits callers that pass bytes on at once: nothing is copied, and
+   * no buffer is held while waiting. A piece is lent to `sink` only until the call returns. An exception from
+   * `sink` fails the read. No piece follows once the promise has settled.
    *
-   * A request whose connection is lost is made again over another one where reconnecting is on, and its pieces then
-   * come once more.
-   * @throws {RequestError} the server failed one, or it is out of range
+   * If reconnecting is enabled, a request on a lost connection is repeated over another one, and its pieces
+   * may then arrive twice.
+   * @throws {RequestError} the server failed a request, or it is out of range
    * @throws {ConnectionError} @throws {ProtocolError} @throws what `sink` throws
    */
   async readPieces(
@@ -106,9 +106,9 @@ export class NbdClient implements AsyncDisposable {
   }
 
   /**
-   * Consecutive batches that cover the range exactly, each with all negotiated meta contexts. Requests run ahead
-   * of the reader, within bounds; a reader that leaves early has those under way aborted.
-   * @throws {RequestError} the server failed one, there is no context, or it is out of range
+   * Yields consecutive batches that cover the range exactly, each with all negotiated meta contexts. A
+   * limited number of requests run ahead of the reader; if the reader stops early, they are aborted.
+   * @throws {RequestError} the server failed a request, there is no context, or it is out of range
    * @throws {ConnectionError} @throws {ProtocolError}
    */
   async *blockStatus(options: StatusOptions = {}): AsyncGenerator<StatusBatch, void, void> {
@@ -133,8 +133,8 @@ export class NbdClient implements AsyncDisposable {
   }
 
   /**
-   * Stores `data` at `offset`; both a multiple of the export's minimum block size. `data` must stay unchanged
-   * until the promise settles; after a failure some of it may have been stored.
+   * Stores `data` at `offset`. Offset and length must be multiples of the export's minimum block size. `data`
+   * must not change until the promise settles; after a failure, some of it may have been stored.
    * @throws {RequestError} @throws {ConnectionError} @throws {ProtocolError}
    */
   write(offset: number, data: Uint8Array, options: WriteOptions = {}): Promise<void> {
@@ -146,7 +146,10 @@ export class NbdClient implements AsyncDisposable {
     return this.#changes.writeZeroes(offset, length, options);
   }
 
-  /** Says that the stretch's content isn't needed any more; it is undefined then. @throws as {@link write} does */
+  /**
+   * Declares that the content of the stretch isn't needed; it is undefined afterwards. @throws as {@link
+   * write} does
+   */
   trim(offset: number, length: number, options: WriteOptions = {}): Promise<void> {
     return this.#changes.trim(offset, length, options);
   }
@@ -157,16 +160,16 @@ export class NbdClient implements AsyncDisposable {
   }
 
   /**
-   * Brings all writes that have settled to stable storage. Where a connection was lost since the first of them, that
-   * can't be had: the server may have been another one then. It fails with NBD_WRITES_IN_DOUBT, and does so until
-   * something was written since: the writes have to be made again.
+   * Brings all settled writes to stable storage. If a connection was lost since the first of them, the flush
+   * can't guarantee that, because the server may have restarted: it fails with NBD_WRITES_IN_DOUBT until
+   * something has been written again. The caller has to repeat the writes.
    * @throws as {@link write} does
    */
   flush(options: RequestOptions = {}): Promise<void> {
     return this.#changes.flush(options);
   }
 
-  /** Waits for what is outstanding and takes leave of the server. */
+  /** Waits for outstanding replies, then disconnects from the server. */
   close(): Promise<void> {
     return this.#pool.close();
   }

@@ -1,8 +1,8 @@
 /**
- * One connection that is done negotiating: requests out, replies to whom they belong.
+ * One connection in the transmission phase: sends requests and matches replies to them.
  *
- * A buffer given to `read` is lent to the connection until the promise settles. Whatever happens, every
- * promise settles, and nothing is written to a buffer after that.
+ * A buffer passed to `read` is lent to the connection until the promise settles. Every promise settles, and
+ * the buffer is not written to after that.
  */
 
 import { aborted, onAbort } from "./abort.js";
@@ -29,9 +29,11 @@ import { COMMAND, COMMAND_FLAG } from "./wire/constants.js";
 import { type ReplyHandler, ReplyParser } from "./wire/replies.js";
 import { encodeRequest } from "./wire/requests.js";
 
-/** Requests sent and unanswered. QEMU works on 16 of a connection at once; more would only wait in the socket. */
+/**
+ * Most requests in flight. QEMU works on 16 of a connection at a time; more would only wait in the socket.
+ */
 const WINDOW = 16;
-/** Replies to block status that are known to be over: late chunks follow closely. */
+/** Most finished block-status requests to remember. Late chunks follow closely after the reply. */
 const MAX_FINISHED_STATUS = 64;
 
 export class Connection implements Receiver, ReplyHandler, Watched {
@@ -42,22 +44,22 @@ export class Connection implements Receiver, ReplyHandler, Watched {
   readonly #watchdog: Watchdog;
   readonly #inFlight = new Map<number, OpenRequest>();
   readonly #waiting: OpenRequest[] = [];
-  /** Requests whose payload the operating system hasn't taken over yet. */
+  /** Requests whose payload the operating system hasn't accepted yet. */
   readonly #unsent = new Set<OpenRequest>();
-  /** Those of them that are answered: their payload is still lent, so their callers have to wait. */
+  /** Those of them that have a reply. Their payload is still lent, so their callers have to wait. */
   readonly #heldBack = new Set<OpenRequest>();
-  /** Numbers the requests; cookies are never used twice. */
+  /** Number of the last request. Cookies are never reused. */
   #sequence = 0;
-  /** Cookies of the block status requests answered last; see {@link find}. */
+  /** Cookies of the most recently answered block-status requests; see {@link find}. */
   readonly #finishedStatus = new Set<number>();
-  /** Late chunks that may still be skipped; see {@link find}. */
+  /** Number of late chunks that may still be skipped; see {@link find}. */
   #lateAllowance = 0;
   #ended: NbdError | undefined;
   #onLost: ((error: NbdError) => void) | undefined;
   #leaving: Promise<void> | undefined;
   #whenDrained: (() => void) | undefined;
 
-  /** @param rest bytes that came after the last one of the negotiation */
+  /** @param rest bytes that arrived after the last reply of the negotiation */
   constructor(transport: Transport, negotiated: Negotiated, rest: Uint8Array, limits: TimeLimits) {
     this.export = exportInfo(negotiated);
     this.#transport = transport;
@@ -68,12 +70,12 @@ export class Connection implements Receiver, ReplyHandler, Watched {
     transport.replay(rest);
   }
 
-  /** Why no more requests are taken; undefined while they are. */
+  /** Why the connection accepts no more requests; undefined while it does. */
   get ended(): NbdError | undefined {
     return this.#ended;
   }
 
-  /** Calls `listener` when the connection ends by anything else than {@link close}; at once if it has. */
+  /** Calls `listener` when the connection ends for any reason but {@link close}; at once if it has ended. */
   set onLost(listener: (error: NbdError) => void) {
     this.#onLost = listener;
     if (this.#ended !== undefined) listener(this.#ended);
@@ -84,43 +86,43 @@ export class Connection implements Receiver, ReplyHandler, Watched {
     return this.#inFlight.size + this.#heldBack.size + this.#waiting.length;
   }
 
-  /** Requests sent so far, without the leave-taking. */
+  /** Requests sent so far, not counting NBD_CMD_DISC. */
   get requests(): number {
     return this.#sequence;
   }
 
   /**
-   * Fills `target` from `offset` by one request; bounds and alignment are the caller's business.
+   * Fills `target` from `offset` by one request. The caller checks bounds and alignment.
    *
-   * An abort rejects at once and what still comes is skipped; but when bytes of this very read are just coming
-   * in, the connection has to go, since that is the only way to keep the rest of them out of the buffer.
+   * An abort rejects at once, and the rest of the reply is skipped. If bytes of this read are just arriving,
+   * the connection is closed: only that keeps the rest of them out of the buffer.
    */
   read(offset: number, target: Uint8Array, signal?: AbortSignal): Promise<void> {
     return this.#submit(new FillExchange(offset, target, this.#readFlags), signal);
   }
 
   /**
-   * Hands `sink` the bytes from `offset` on while they come in. Closing the sink gives the request up, which costs
-   * nothing; {@link noteAbandoned} is to be called then.
+   * Passes the bytes from `offset` on to `sink` as they arrive. Closing the sink cancels the request without
+   * harm to the connection; call {@link noteAbandoned} afterwards.
    */
   readPieces({ offset, length }: Stretch, sink: RevocableSink, settlement: Settlement<void>): void {
-    this.#parser.widen();
+    this.#parser.expectLargeReads();
     this.#begin(new PieceExchange(offset, length, sink, this.#readFlags), undefined, settlement);
   }
 
-  /** Whoever waited for some of the replies doesn't any more, and so perhaps nobody does. */
+  /** To be called after a sink was closed: perhaps no caller waits for the remaining replies. */
   noteAbandoned(): void {
     this.#noteDrained();
   }
 
-  /** Without DF QEMU hangs up on a read error in the middle instead of reporting it. */
+  /** Without DF, QEMU hangs up on a read error in mid-reply instead of reporting it. */
   get #readFlags(): number {
     return this.export.canDf ? COMMAND_FLAG.DF : 0;
   }
 
   /**
-   * One block-status request, for all contexts; the reply may cover less, or more.
-   * @param onlyFirst asks for no more than one extent a context
+   * Sends one block-status request for all contexts. The reply may cover less or more than the request.
+   * @param onlyFirst asks for only one extent per context
    */
   blockStatus(
     offset: number,
@@ -132,12 +134,12 @@ export class Connection implements Receiver, ReplyHandler, Watched {
     return this.#submit(new StatusExchange(offset, length, flags, this.#contexts), signal);
   }
 
-  /** Any other command. `payload` must stay unchanged until the promise settles. */
+  /** Sends any other command. `payload` must not change until the promise settles. */
   command(inquiry: Inquiry, payload?: Uint8Array, signal?: AbortSignal): Promise<void> {
     return this.#submit(new PlainExchange(inquiry, payload), signal);
   }
 
-  /** Waits for the replies outstanding and takes leave. */
+  /** Waits for outstanding replies, sends NBD_CMD_DISC and hangs up. */
   close(): Promise<void> {
     const message = `the connection to ${this.#transport.peer} is closed`;
     this.#leaving ??= this.#leave(new ConnectionError("NBD_CLOSED", message));
@@ -153,7 +155,8 @@ export class Connection implements Receiver, ReplyHandler, Watched {
       });
     }
     this.#watchdog.stop();
-    // Replies to aborted requests only: nobody waits for them, and a goodbye may not overtake them.
+    // Only replies to aborted requests remain. No caller waits for them, and NBD_CMD_DISC must not overtake
+    // them.
     if (this.#inFlight.size > 0) this.destroy(reason);
     const request = {
       command: COMMAND.DISC,
@@ -165,7 +168,10 @@ export class Connection implements Receiver, ReplyHandler, Watched {
     await this.#transport.end(encodeRequest(this.export.protocol, request));
   }
 
-  /** The server is about to go: takes leave of it, and lets what wasn't sent yet go elsewhere. */
+  /**
+   * The server is shutting down: says goodbye, and fails unsent requests so that they can use another
+   * connection.
+   */
   #retire(): void {
     if (this.#ended !== undefined) return;
     const message = `the server at ${this.#transport.peer} is shutting down`;
@@ -173,11 +179,11 @@ export class Connection implements Receiver, ReplyHandler, Watched {
     const neverSentYet = this.#waiting.splice(0);
     this.#leaving ??= this.#leave(reason);
     this.#onLost?.(reason);
-    // Last, since their callers may ask again at once, and not here.
+    // Comes last, because their callers may retry at once, and should not do so over this connection.
     for (const exchange of neverSentYet) exchange.abandon(neverSent(reason));
   }
 
-  /** Hangs up at once; everything outstanding fails with `error`. */
+  /** Hangs up at once. All outstanding requests fail with `error`. */
   destroy(error: NbdError): void {
     this.#transport.destroy(error);
   }
@@ -223,7 +229,7 @@ export class Connection implements Receiver, ReplyHandler, Watched {
   }
 
   get oldest(): number | undefined {
-    // A Map keeps the order in which they were sent.
+    // A Map keeps insertion order, so the first entry was sent first.
     for (const exchange of this.#inFlight.values()) return exchange.sentAt;
     return undefined;
   }
@@ -231,8 +237,9 @@ export class Connection implements Receiver, ReplyHandler, Watched {
   // ReplyHandler
 
   /**
-   * QEMU goes on with the next context's chunk after an error of one context has already ended the reply. Only
-   * block status with several contexts does so, and each such request allows for two late chunks a context.
+   * If one context fails, QEMU may end the reply with the error and send the next context's chunk afterwards.
+   * Only block status with several contexts is affected, so each such request allows two late chunks per
+   * context.
    */
   find(cookie: number): ReplySink | undefined {
     const exchange = this.#inFlight.get(cookie);
@@ -248,21 +255,22 @@ export class Connection implements Receiver, ReplyHandler, Watched {
     const exchange = this.#inFlight.get(cookie);
     if (exchange === undefined) return;
     if (exchange.failure?.errno === "ESHUTDOWN") {
-      // Before the caller learns of it: he may well ask again at once, and that is to go elsewhere.
+      // Comes before the caller learns of the failure, so that an immediate retry uses another connection.
       this.#inFlight.delete(cookie);
       this.#retire();
     }
-    // What is written goes out in batches, so a reply to the first may well come before the last was sent.
+    // Writes are sent in batches, so the reply to the first may arrive before the last was sent.
     if (exchange.payload !== undefined && this.#unsent.has(exchange)) this.#heldBack.add(exchange);
     else exchange.finish();
-    // A reply that doesn't answer its request has thrown here: it is still in flight, and fails with the connection.
+    // If the reply doesn't match the request, finish() has thrown: the request is still in flight and fails
+    // with the connection.
     this.#inFlight.delete(cookie);
     if (exchange.command === COMMAND.BLOCK_STATUS && this.#contexts.size > 1) this.#noteFinished(cookie);
     this.#sendWaiting();
     this.#noteDrained();
   }
 
-  /** The operating system has taken over the payload, which is the caller's again once there is a reply. */
+  /** The operating system has accepted the payload. The caller gets the buffer back once there is a reply. */
   #sent(exchange: OpenRequest): void {
     this.#unsent.delete(exchange);
     if (!this.#heldBack.delete(exchange)) return;
@@ -280,7 +288,7 @@ export class Connection implements Receiver, ReplyHandler, Watched {
     }
   }
 
-  /** Whether somebody waits for a reply. */
+  /** Whether a caller waits for a reply. */
   #isAwaited(): boolean {
     for (const exchange of this.#heldBack) if (!exchange.settled) return true;
     for (const exchange of this.#inFlight.values()) if (!exchange.settled) return true;
@@ -340,12 +348,12 @@ export class Connection implements Receiver, ReplyHandler, Watched {
     return cookie;
   }
 
-  /** Gives the request up when the signal fires. */
+  /** Cancels the request when the signal fires. */
   #heeding<T>(signal: AbortSignal, exchange: Exchange<T>, { resolve, reject }: Settlement<T>): Settlement<T> {
     const forget = onAbort(signal, () => {
       exchange.abandon(aborted(signal));
       this.#noteDrained();
-      // Its buffer is the caller's again from here on, so nothing may write to it or send from it.
+      // The caller owns the buffer from here on, so it must not be written to or sent from.
       if (this.#parser.receivingFor !== exchange && !this.#unsent.has(exchange)) return;
       const message = `the connection to ${this.#transport.peer} was given up: a request was aborted in the middle of its payload`;
       this.destroy(new ConnectionError("NBD_CONNECTION_LOST", message));

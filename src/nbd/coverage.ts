@@ -1,16 +1,16 @@
 /**
- * Which bytes of a request have come, exactly. A byte sum would not do: a server that sends one half twice
- * and the other never would pass for complete.
+ * Tracks exactly which bytes of a request have arrived. A sum of bytes would not do: a server that sends one
+ * half twice and the other never would seem to have sent everything.
  */
 
 import { ProtocolError } from "./errors.js";
 
-/** Separate stretches that are kept track of; more is a server bent on wasting our time. */
+/** Most separate stretches to track; a server that sends more is misbehaving. */
 const MAX_STRETCHES = 65_536;
 
 export class Coverage {
   readonly #length: number;
-  /** Starts and ends of what is covered, ascending and never touching: [start, end, start, end, ...]. */
+  /** Starts and ends of the covered stretches, ascending and not adjacent: [start, end, start, end, ...]. */
   readonly #edges: number[] = [];
 
   /** @param length bytes to cover, from 0 on */
@@ -23,8 +23,8 @@ export class Coverage {
   }
 
   /**
-   * Notes that [start, end) has come.
-   * @throws {ProtocolError} when it is outside of the request, or when a part of it has come before
+   * Notes that [start, end) has arrived.
+   * @throws {ProtocolError} if it is outside of the request, or if a part of it has arrived before
    */
   add(start: number, end: number): void {
     if (start < 0 || start >= end || end > this.#length) {
@@ -52,7 +52,10 @@ export class Coverage {
     return this.#edges[index] ?? Number.POSITIVE_INFINITY;
   }
 
-  /** Index of the first edge greater than `position`; chunks mostly come in order, so the end is tried first. */
+  /**
+   * Index of the first edge greater than `position`. Chunks mostly arrive in order, so the end is tried
+   * first.
+   */
   #firstEdgeAbove(position: number): number {
     let high = this.#edges.length;
     if (high === 0 || this.#edge(high - 1) <= position) return high;

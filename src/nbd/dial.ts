@@ -1,4 +1,4 @@
-/** From an address to a server that has agreed on everything: connects and holds the conversation of negotiate.ts. */
+/** Connects to a server and runs the handshake of negotiate.ts with it. */
 
 import { aborted, onAbort } from "./abort.js";
 import {
@@ -17,9 +17,9 @@ import { concatBytes } from "./wire/bytes.js";
 
 export interface DialSettings {
   readonly endpoint: Endpoint;
-  /** Absent where TLS isn't wanted. */
+  /** Undefined if TLS isn't used. */
   readonly secure: Secure | undefined;
-  /** For connecting and negotiating together. */
+  /** Time limit for connecting and negotiating together. */
   readonly connectTimeoutMs: number;
   readonly signal: AbortSignal | undefined;
 }
@@ -27,11 +27,11 @@ export interface DialSettings {
 export interface Dialled<T> {
   readonly transport: Transport;
   readonly result: T;
-  /** What the server sent beyond its last reply; for the next receiver. */
+  /** Bytes that the server sent after its last reply; for the next receiver. */
   readonly rest: Uint8Array;
 }
 
-/** @throws {NbdError} after which nothing is left open */
+/** @throws {NbdError} after closing the connection */
 export async function dial<T>(settings: DialSettings, negotiation: Negotiation<T>): Promise<Dialled<T>> {
   const { endpoint, secure, connectTimeoutMs, signal } = settings;
   if (signal?.aborted) throw aborted(signal);
@@ -58,8 +58,8 @@ export async function dial<T>(settings: DialSettings, negotiation: Negotiation<T
 }
 
 /**
- * Whether the negotiation ended with no option unanswered, which is when a goodbye is allowed. It isn't where a caller's
- * abort or a time-out came: then an option or a handshake is always under way, and hanging up is all there is.
+ * Whether the negotiation ended with no option unanswered; only then may the client say goodbye. After an
+ * abort or a time-out, an option or a handshake is still pending, and the client can only hang up.
  */
 function isRefusal(error: unknown): boolean {
   if (error instanceof TlsError) return error.cause instanceof OptionError;
@@ -75,7 +75,7 @@ function open(endpoint: Endpoint, upgradable: boolean): Transport {
   try {
     return new Transport(endpoint, upgradable);
   } catch (cause) {
-    // Node refuses some addresses on the spot: ports that don't exist, paths that are too long.
+    // Node rejects some addresses synchronously, such as invalid ports and paths that are too long.
     const reason = cause instanceof Error ? cause.message : String(cause);
     throw new ConnectionError("NBD_CONNECT_FAILED", `no connection to ${describe(endpoint)}: ${reason}`, {
       cause,
@@ -115,7 +115,7 @@ async function converse<T>(
 
 async function startTls(transport: Transport, inbox: Inbox, secure: DialSettings["secure"]): Promise<void> {
   if (secure === undefined) throw new TlsError("NBD_TLS_CONFIG", "TLS was started without being set up");
-  // What came before the handshake may come from anybody: taking it over would let it pass for authentic.
+  // Bytes that came before the TLS handshake may be forged; accepting them would treat them as authentic.
   if (inbox.takeRest().length > 0) {
     throw new TlsError("NBD_TLS_INJECTION", "plain text came after the server's consent to TLS");
   }
@@ -124,16 +124,16 @@ async function startTls(transport: Transport, inbox: Inbox, secure: DialSettings
   await transport.upgrade(secure.handshake);
 }
 
-/** More than this before anybody asked for it is a server that sends what it wasn't asked; bytes. */
+/** A server that sends more than this unasked is rejected; bytes. */
 const MAX_AHEAD = 256 * 1024;
 
-/** Collects bytes until as many are there as are wanted. */
+/** Collects bytes until the wanted number has arrived. */
 class Inbox implements Receiver {
-  /** What is being waited for, for messages. */
+  /** What is awaited, for messages. */
   awaiting = "a connection";
-  /** Whether TLS was begun and nothing has come over it yet. */
+  /** Whether TLS has started and no byte has arrived over it. */
   isTlsUnproven = false;
-  /** Bytes land here first, since what is queued moves while the buffer is lent. */
+  /** Bytes arrive here first, since the queue moves while the buffer is lent. */
   readonly #landing = new Uint8Array(4096);
   #queued: Uint8Array = NOTHING;
   #wanted = 0;
@@ -141,7 +141,7 @@ class Inbox implements Receiver {
   #reject: ((error: NbdError) => void) | undefined;
   #failure: NbdError | undefined;
 
-  /** What to do about a server that doesn't answer. */
+  /** Advice about a server that doesn't answer. */
   get advice(): string {
     return this.awaiting === "the greeting"
       ? "; it accepted the connection, so it may be busy with another client (qemu-nbd serves one at a time unless started with --shared)"

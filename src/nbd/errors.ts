@@ -1,20 +1,21 @@
 /**
- * Errors carry policy through their class: a {@link ProtocolError} or {@link ConnectionError} ends the connection,
- * a {@link RequestError} one request, an {@link OptionError}, {@link MetaContextError} or {@link TlsError} the
- * negotiation. The message says what, where, who is to blame, and where there is one the next step.
+ * The class of an error tells what it ends: a {@link ProtocolError} or {@link ConnectionError} the
+ * connection, a {@link RequestError} one request, an {@link OptionError}, {@link MetaContextError} or {@link
+ * TlsError} the negotiation. The message says what failed, where, on whose side, and the next step if there
+ * is one.
  */
 
 /**
- * Every `code`, stable across releases.
+ * Every `code`; stable across releases.
  *
  * | code | meaning |
  * |---|---|
  * | NBD_PROTOCOL | the server broke the protocol |
  * | NBD_NOT_NBD | what answered isn't a newstyle NBD server |
  * | NBD_NUMBER_TOO_LARGE | a 64-bit number beyond 2^53 - 1, which this client doesn't handle |
- * | NBD_OPTION_REFUSED | the server refused an option that cannot be done without |
+ * | NBD_OPTION_REFUSED | the server refused a mandatory option |
  * | NBD_EXPORT_UNKNOWN | the server has no export of that name |
- * | NBD_TLS_REQUIRED | the server talks only over TLS |
+ * | NBD_TLS_REQUIRED | the server requires TLS |
  * | NBD_META_CONTEXT_MISSING | a mandatory meta context wasn't granted |
  * | NBD_REQUEST_FAILED | the server answered a request with an error: see `errno` |
  * | NBD_OUT_OF_RANGE | the caller asked for bytes outside the export |
@@ -30,10 +31,10 @@
  * | NBD_REQUEST_TIMEOUT | a request had no complete reply after `requestTimeoutMs` |
  * | NBD_CLOSED | used after `close` |
  * | NBD_ABORTED | the caller's AbortSignal fired; `cause` is its reason |
- * | NBD_EXPORT_CHANGED | another connection shows the export with another size, flags or contexts |
+ * | NBD_EXPORT_CHANGED | over another connection the export has a different size, flags or contexts |
  * | NBD_URI_INVALID | not an NBD URI |
- * | NBD_URI_UNSUPPORTED | a valid URI that asks for what isn't supported |
- * | NBD_TLS_REFUSED | TLS was asked for and the server won't; there is no way back to plain text |
+ * | NBD_URI_UNSUPPORTED | a valid URI that asks for an unsupported feature |
+ * | NBD_TLS_REFUSED | TLS was requested and the server refused; the client never falls back to plain text |
  * | NBD_TLS_FAILED | the TLS handshake or a certificate check failed |
  * | NBD_TLS_INJECTION | plain text arrived between the server's consent to TLS and the handshake |
  * | NBD_TLS_CONFIG | certificates or keys are missing, unreadable or contradictory |
@@ -85,7 +86,10 @@ export class NbdError extends Error {
   }
 }
 
-/** The server sent what the protocol forbids, or what cannot be handled. Nothing it says later can be trusted. */
+/**
+ * The server sent something that the protocol forbids or that this client can't handle. The connection can't
+ * be used further.
+ */
 export class ProtocolError extends NbdError {
   override readonly name = "ProtocolError";
 
@@ -104,7 +108,7 @@ export class OptionError extends NbdError {
   readonly option: string;
   /** The error without its `NBD_REP_ERR_` prefix, such as `POLICY`. */
   readonly reply: string;
-  /** What the server had to say about it; may be empty. */
+  /** The server's message about it; may be empty. */
   readonly serverText: string;
 
   constructor(
@@ -119,7 +123,10 @@ export class OptionError extends NbdError {
   }
 }
 
-/** A mandatory meta context is not to be had, so what depends on it (an incremental, say) must not go on. */
+/**
+ * The server did not grant a mandatory meta context, so an operation that needs it (such as an incremental
+ * backup) can't proceed.
+ */
 export class MetaContextError extends NbdError {
   override readonly name = "MetaContextError";
   readonly missing: readonly string[];
@@ -130,19 +137,19 @@ export class MetaContextError extends NbdError {
   }
 }
 
-/** What a {@link RequestError} is about. */
+/** The request that a {@link RequestError} is about. */
 export interface RequestFacts {
   /** The command in lower case, such as `read`. */
   readonly command: string;
   readonly offset: number;
   readonly length: number;
-  /** The name of the error, such as `EIO`; a number that the protocol doesn't know counts as `EINVAL`. */
+  /** The name of the error, such as `EIO`; a number unknown to the protocol counts as `EINVAL`. */
   readonly errno: string;
-  /** What the server had to say about it; may be empty. */
+  /** The server's message about it; may be empty. */
   readonly serverText: string;
 }
 
-/** All but the first are found out before anything is sent. */
+/** All but the first are detected before anything is sent. */
 export type RequestErrorCode =
   | "NBD_REQUEST_FAILED"
   | "NBD_OUT_OF_RANGE"
@@ -150,7 +157,7 @@ export type RequestErrorCode =
   | "NBD_READ_ONLY"
   | "NBD_NOT_OFFERED";
 
-/** One request failed; the connection goes on. */
+/** One request failed; the connection remains usable. */
 export class RequestError extends NbdError implements RequestFacts {
   override readonly name = "RequestError";
   readonly command: string;
@@ -169,14 +176,14 @@ export class RequestError extends NbdError implements RequestFacts {
   }
 }
 
-/** There is no connection, or there is none any more. */
+/** The connection could not be opened, or has ended. */
 export class ConnectionError extends NbdError {
   override readonly name = "ConnectionError";
 }
 
 const unsent = new WeakSet<Error>();
 
-/** An error of its own for a request that fails with its connection before it was sent: see {@link wasNeverSent}. */
+/** The error of a request that was not sent before its connection ended; see {@link wasNeverSent}. */
 export function neverSent(reason: NbdError): NbdError {
   if (!(reason instanceof ConnectionError)) return reason;
   const { code, message, cause } = reason;
@@ -185,12 +192,12 @@ export function neverSent(reason: NbdError): NbdError {
   return error;
 }
 
-/** Whether a failed request can't have had any effect on the server. */
+/** Whether a failed request certainly had no effect on the server. */
 export function wasNeverSent(error: unknown): boolean {
   return error instanceof ConnectionError && unsent.has(error);
 }
 
-/** The text is not a URI that leads to an NBD server. */
+/** The text is not the URI of an NBD server. */
 export class UriError extends NbdError {
   override readonly name = "UriError";
 
@@ -199,12 +206,12 @@ export class UriError extends NbdError {
   }
 }
 
-/** TLS could not be had. There is never a fallback to plain text. */
+/** TLS could not be established. There is no fallback to plain text. */
 export class TlsError extends NbdError {
   override readonly name = "TlsError";
   /**
-   * Whether the connection just ended, in the handshake or right after it. That may be the server's way to refuse this
-   * client, but a server that is being restarted does the same: trying again may help.
+   * Whether the server just hung up, during the handshake or right after it. The server may refuse this
+   * client that way, but one that is restarting does the same: trying again may help.
    */
   readonly hangUp: boolean;
 
@@ -220,7 +227,7 @@ export class TlsError extends NbdError {
 
 const CONTROL = /[\p{Cc}\p{Cf}\u2028\u2029]/gu;
 
-/** A peer's text in quotes, with control characters spelled out: it may end up on a terminal. */
+/** A peer's text in quotes, with control characters escaped, since it may be shown on a terminal. */
 export function quote(text: string): string {
   const clean = text.replace(CONTROL, (character) => `\\u{${character.codePointAt(0)?.toString(16)}}`);
   return `"${clean}"`;

@@ -1,6 +1,6 @@
 /**
- * A request and what has come of its reply so far: where the meaning of each chunk is checked against what was
- * asked. A reply that contradicts its request is a ProtocolError; one that reports a failure fails the request.
+ * A request and the state of its reply. Each chunk is checked against what was requested. A reply that
+ * contradicts its request is a ProtocolError; one that reports a failure fails the request.
  */
 
 import { Coverage } from "./coverage.js";
@@ -24,26 +24,26 @@ export interface Inquiry {
   readonly length: number;
 }
 
-/** A request whose reply isn't complete, whatever it is to bring. */
+/** A request of any kind whose reply isn't complete. */
 export interface OpenRequest extends ReplySink, Inquiry {
-  /** What the request carries to the server; only a write carries anything. */
+  /** The payload of a write; undefined for any other command. */
   readonly payload: Uint8Array | undefined;
-  /** When it was sent, as the connection counts time. */
+  /** When the request was sent, in the connection's unit of time. */
   sentAt: number;
-  /** True once the caller has its answer; what still comes for this request is skipped. */
+  /** True once the caller has the result; the rest of the reply is skipped. */
   readonly settled: boolean;
-  /** The failure that the server reported so far. */
+  /** The first failure that the server has reported so far. */
   readonly failure: RequestError | undefined;
-  /** The reply is complete. Throws a ProtocolError where it doesn't answer the request. */
+  /** Called when the reply is complete. Throws a ProtocolError if it doesn't answer the request. */
   finish(): void;
-  /** Gives the caller `error` at once. */
+  /** Rejects with `error` at once. */
   abandon(error: unknown): void;
 }
 
-/** Exactly one of them is called for each request, once. Neither throws. */
+/** Exactly one of these functions is called for each request, once. Neither throws. */
 export interface Settlement<T> {
   resolve(value: T): void;
-  /** @param of the request: many may share one settlement */
+  /** @param of identifies the request, since many may share one settlement */
   reject(error: unknown, of: Stretch): void;
 }
 
@@ -55,7 +55,7 @@ export abstract class Exchange<T> implements OpenRequest {
   readonly length: number;
   readonly payload: Uint8Array | undefined;
   sentAt = 0;
-  /** Who is told of the outcome, once and at once. */
+  /** Gets the outcome, once. */
   settlement: Settlement<T> | undefined;
   #settled = false;
   #failure: RequestError | undefined;
@@ -77,7 +77,7 @@ export abstract class Exchange<T> implements OpenRequest {
     return this.#failure;
   }
 
-  /** The result of a reply that reported no failure; throws a ProtocolError where something is missing. */
+  /** The result of a reply that reported no failure. Throws a ProtocolError if something is missing. */
   protected abstract result(): T;
 
   place(_offset: number, _length: number): ReplyTarget | undefined {
@@ -121,9 +121,9 @@ export abstract class Exchange<T> implements OpenRequest {
   }
 }
 
-/** A read, whatever becomes of its bytes: every one of them has to come exactly once. */
+/** A read into any destination. Every byte has to arrive exactly once. */
 abstract class ReadExchange extends Exchange<void> {
-  /** All of it has come in one piece, as it nearly always does. */
+  /** All of the data has arrived in one chunk, as it nearly always does. */
   #cameWhole = false;
   #coverage: Coverage | undefined;
   #contentChunks = 0;
@@ -140,12 +140,12 @@ abstract class ReadExchange extends Exchange<void> {
     }
   }
 
-  /** Bytes that nobody will look at are not worth storing, and after an abort must not be. */
+  /** Once the caller has its result, the bytes are skipped; after an abort they must not be stored. */
   protected get isWanted(): boolean {
     return !this.settled && this.failure === undefined;
   }
 
-  /** @returns where in the request the stretch begins */
+  /** @returns where the stretch begins, relative to the request */
   protected cover(offset: number, length: number): number {
     const start = offset - this.offset;
     if (this.#contentChunks === 0 && start === 0 && length === this.length) this.#cameWhole = true;
@@ -166,7 +166,7 @@ abstract class ReadExchange extends Exchange<void> {
   }
 }
 
-/** Fills a buffer. While the reply comes in, the buffer is lent to the connection. */
+/** Fills a buffer, which is lent to the connection while the reply comes in. */
 export class FillExchange extends ReadExchange {
   readonly #target: Uint8Array;
 
@@ -192,26 +192,26 @@ export interface Stretch {
   readonly length: number;
 }
 
-/** Takes the bytes of a read as they come. */
+/** Receives the bytes of a read as they arrive. */
 export interface PieceSink {
   /**
-   * `bytes` are those of the export from `offset` on; they are lent until it returns. What it throws fails the read, of
-   * which nothing more is handed on then.
+   * `bytes` are the bytes of the export from `offset` on, lent until the call returns. An exception from the
+   * sink fails the read; the sink gets no more bytes then.
    */
   data(offset: number, bytes: Uint8Array): void;
   /** The stretch reads as zeroes. */
   zeroes(offset: number, length: number): void;
 }
 
-/** A sink that may come to want nothing any more: what is still to come for it is skipped, or not even asked for. */
+/** A sink that can be closed: bytes still to come for it are skipped, and pending requests are not sent. */
 export interface RevocableSink extends PieceSink {
   readonly isClosed: boolean;
 }
 
-/** Hands the bytes to a sink while they come in. */
+/** Passes the bytes to a sink as they arrive. */
 export class PieceExchange extends ReadExchange implements PieceTaker {
   readonly #sink: RevocableSink;
-  /** Where in the export the next piece begins. */
+  /** Offset in the export at which the next piece begins. */
   #at = 0;
 
   constructor(offset: number, length: number, sink: RevocableSink, flags: number) {
@@ -229,7 +229,7 @@ export class PieceExchange extends ReadExchange implements PieceTaker {
     return this;
   }
 
-  /** What the sink throws is its reader's affair, not the connection's. */
+  /** An exception from the sink fails the read, not the connection. */
   take(piece: Uint8Array): void {
     const from = this.#at;
     this.#at += piece.length;
@@ -252,14 +252,14 @@ export class PieceExchange extends ReadExchange implements PieceTaker {
   }
 }
 
-/** What one block-status reply says, by the names of the contexts. Each covers a part or all of the request. */
+/** The extents in one block-status reply, by context name. Each list covers a part or all of the request. */
 export type StatusReply = ReadonlyMap<string, Descriptors>;
 
 export class StatusExchange extends Exchange<StatusReply> {
   readonly #contexts: ReadonlyMap<number, string>;
   readonly #found = new Map<string, Descriptors>();
 
-  /** @param contexts the names of the negotiated contexts by their ids */
+  /** @param contexts the names of the negotiated contexts, by id */
   constructor(offset: number, length: number, flags: number, contexts: ReadonlyMap<number, string>) {
     super({ command: COMMAND.BLOCK_STATUS, flags, offset, length });
     this.#contexts = contexts;
@@ -289,7 +289,7 @@ export class StatusExchange extends Exchange<StatusReply> {
   }
 }
 
-/** Any command whose reply says no more than whether it worked. */
+/** A command whose reply carries only success or failure. */
 export class PlainExchange extends Exchange<void> {
   protected override result(): void {}
 }

@@ -1,4 +1,4 @@
-/** What is known of an export once it is open. */
+/** Properties of an open export. */
 
 import type { Negotiated } from "./negotiate.js";
 import { DEFAULT_MAX_PAYLOAD, TRANSMISSION } from "./wire/constants.js";
@@ -8,9 +8,9 @@ import type { Protocol } from "./wire/requests.js";
 export interface ExportInfo {
   readonly name: string;
   readonly description?: string;
-  /** Bytes. */
+  /** Size in bytes. */
   readonly size: number;
-  /** The transmission flags as the server sent them; the following say what they mean. */
+  /** The transmission flags as the server sent them; the following fields interpret them. */
   readonly flags: number;
   readonly readOnly: boolean;
   readonly canMultiConn: boolean;
@@ -22,20 +22,20 @@ export interface ExportInfo {
   readonly canFastZero: boolean;
   readonly canCache: boolean;
   readonly rotational: boolean;
-  /** Absent where the server stated none. */
+  /** Undefined if the server stated none. */
   readonly blockSize?: BlockSize;
   readonly protocol: Protocol;
   readonly tls: boolean;
   /** The meta contexts that were granted. */
   readonly contexts: readonly string[];
-  /** All that the server has, where `listContexts` asked for them. */
+  /** All contexts of the server, if `listContexts` asked for them. */
   readonly availableContexts?: readonly string[];
 }
 
 export function exportInfo(negotiated: Negotiated): ExportInfo {
   const { name, description, size, flags, blockSize, protocol, tls, contexts, availableContexts } =
     negotiated;
-  // A server that doesn't set HAS_FLAGS says nothing by the others.
+  // Without HAS_FLAGS, the other flags have no meaning.
   const has = (flag: number) => (flags & TRANSMISSION.HAS_FLAGS) !== 0 && (flags & flag) !== 0;
   return {
     name,
@@ -44,7 +44,7 @@ export function exportInfo(negotiated: Negotiated): ExportInfo {
     flags,
     readOnly: has(TRANSMISSION.READ_ONLY),
     canMultiConn: has(TRANSMISSION.CAN_MULTI_CONN),
-    // Simple replies can't be fragmented, and a server without structured ones must not be sent the flag.
+    // Simple replies can't be fragmented, and DF must not be sent to a server without structured replies.
     canDf: has(TRANSMISSION.SEND_DF) && protocol !== "simple",
     canFlush: has(TRANSMISSION.SEND_FLUSH),
     canFua: has(TRANSMISSION.SEND_FUA),
@@ -61,22 +61,24 @@ export function exportInfo(negotiated: Negotiated): ExportInfo {
   };
 }
 
-/** Bounds that every request of an export keeps to, in bytes. */
+/** Limits that every request to an export respects, in bytes. */
 export interface Limits {
   readonly size: number;
-  /** Offsets and lengths are multiples of it; only the export's end may be ragged. */
+  /** Offsets and lengths are multiples of this, except at the end of the export. */
   readonly alignment: number;
-  /** Most payload in a request, a multiple of `alignment`. */
+  /** Largest payload of a request, a multiple of `alignment`. */
   readonly maxPayload: number;
-  /** Longest stretch that a request without payload is about, a multiple of `alignment`. */
+  /** Longest stretch of a request without payload, a multiple of `alignment`. */
   readonly maxEffect: number;
-  /** The same for block status, where a shorter one lets several replies be worked on at once. */
+  /** The same for block status. A smaller limit lets the server work on several replies at once. */
   readonly maxStatus: number;
 }
 
-/** Where no block sizes were stated: what the specification advises a client that wants to get along with all. */
+/**
+ * Used if the server stated no block sizes: the values that the specification recommends for compatibility.
+ */
 const DEFAULT_ALIGNMENT = 512;
-/** The largest alignment; multiples of it are multiples of any. */
+/** The largest alignment; its multiples are multiples of any other. */
 const MAX_ALIGNMENT = 65_536;
 const MAX_COMPACT = 2 ** 32 - MAX_ALIGNMENT;
 const MAX_EXTENDED = 2 ** 53 - MAX_ALIGNMENT;
@@ -95,7 +97,7 @@ export function limitsOf(info: ExportInfo): Limits {
   };
 }
 
-/** How `other`, seen over another connection, differs from `first`; undefined when it is the same export. */
+/** How `other`, seen over another connection, differs from `first`; undefined if it is the same export. */
 export function difference(first: ExportInfo, other: ExportInfo): string | undefined {
   if (first.size !== other.size) return `its size is ${other.size} instead of ${first.size}`;
   if (first.flags !== other.flags) return `its flags are ${other.flags} instead of ${first.flags}`;

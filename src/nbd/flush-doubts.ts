@@ -1,18 +1,18 @@
-/** What a flush may promise. */
+/** Tracks which writes a flush can guarantee. */
 
 import { ConnectionError } from "./errors.js";
 import type { Pool } from "./pool.js";
 
-/** Which writes a flush can speak for: those that were acknowledged since a connection was lost last. */
+/** A flush covers only writes that were acknowledged after the last loss of a connection. */
 export class FlushDoubts {
   readonly #pool: Pool;
-  /** Writes that settled and weren't on stable storage then. */
+  /** Writes that settled without being on stable storage. */
   #writes = 0;
-  /** How many of them a flush has covered since. */
+  /** Number of them that a flush has covered since. */
   #flushed = 0;
-  /** How many connections had been lost when the first of the others began. */
+  /** Number of losses when the first write not yet covered began. */
   #since = 0;
-  /** How many had been lost when the caller was told that writes are in doubt. */
+  /** Number of losses when the caller was told that writes are in doubt. */
   #told: number | undefined;
 
   constructor(pool: Pool) {
@@ -23,7 +23,10 @@ export class FlushDoubts {
     return this.#writes;
   }
 
-  /** A write has settled that began after so many losses. Once the caller knows, it is up to him what he repeats. */
+  /**
+   * Notes a settled write that began after `losses` losses. Once told of a loss, the caller decides what to
+   * repeat.
+   */
   written(losses: number, isStable: boolean): void {
     if (this.#told !== undefined && losses >= this.#told) {
       this.#told = undefined;
@@ -34,7 +37,7 @@ export class FlushDoubts {
     this.#writes += 1;
   }
 
-  /** @throws {ConnectionError} where a connection was lost since the first `upTo` writes */
+  /** @throws {ConnectionError} if a connection was lost since the first of the `upTo` writes */
   check(upTo: number): void {
     if (upTo <= this.#flushed || this.#since === this.#pool.losses) return;
     this.tell();
@@ -43,7 +46,7 @@ export class FlushDoubts {
     throw new ConnectionError("NBD_WRITES_IN_DOUBT", message);
   }
 
-  /** The caller learns that a flush failed, which leaves in doubt what was written before a loss. */
+  /** Notes that the caller was told of a failed flush, which leaves writes before a loss in doubt. */
   tell(): void {
     if (this.#flushed < this.#writes && this.#since !== this.#pool.losses) this.#told = this.#pool.losses;
   }

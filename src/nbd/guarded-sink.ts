@@ -1,6 +1,8 @@
 import type { PieceSink, RevocableSink } from "./exchange.js";
 
-/** What a sink has thrown, apart from all that can go wrong on the wire: it is no reason to read again. */
+/**
+ * Wraps an error thrown by a sink, to tell it from failures of the connection: the read must not be repeated.
+ */
 class SinkFailure extends Error {
   readonly reason: unknown;
 
@@ -10,7 +12,7 @@ class SinkFailure extends Error {
   }
 }
 
-/** Stands before the sink of a read of many stretches: once one of them has failed, it is handed nothing more. */
+/** Wraps the sink of a read of many stretches: once a stretch has failed, the sink gets no more bytes. */
 export class GuardedSink implements RevocableSink {
   readonly #sink: PieceSink;
   #failure: { readonly reason: unknown } | undefined;
@@ -41,17 +43,17 @@ export class GuardedSink implements RevocableSink {
     }
   }
 
-  /** The first reason counts. */
+  /** Only the first reason counts. */
   close(reason: unknown): void {
     this.#failure ??= { reason: reason instanceof SinkFailure ? reason.reason : reason };
   }
 
-  /** @throws what it was closed with */
+  /** @throws the reason it was closed with */
   assertOpen(): void {
     if (this.#failure !== undefined) throw new SinkFailure(this.#failure.reason);
   }
 
-  /** How it all ended. */
+  /** Settles the read with the final result. */
   settle(resolve: () => void, reject: (reason: unknown) => void): void {
     if (this.#failure === undefined) resolve();
     else reject(this.#failure.reason);

@@ -1,4 +1,7 @@
-/** What may stand where a host is named. Node's own tests are in `node:net`, which pure modules leave alone. */
+/**
+ * Checks the names and addresses of hosts. Node's own checks are in `node:net`, which pure modules don't
+ * import.
+ */
 
 const IPV4 = /^(?:(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)(?:\.(?!$)|$)){4}$/;
 const IPV6_CHARACTERS = /^[0-9a-f:.]+$/i;
@@ -19,8 +22,8 @@ export function isIpAddress(host: string): boolean {
 const NEVER_IN_A_NAME = /[\p{Cc}\s/?#@:\\[\]]/u;
 
 /**
- * Whether text can be a host: an address, or at least no text that resolvers, certificates and people take for
- * different names, as they do with one that has a NUL in the middle.
+ * Whether text can be a host: an address, or a name without characters that resolvers, certificates and
+ * people may interpret differently, such as an embedded NUL.
  */
 export function isHost(text: string): boolean {
   return isIpv6Address(text) || (text !== "" && !NEVER_IN_A_NAME.test(text));

@@ -1,4 +1,4 @@
-/** nbd-client-ts: a client for the NBD protocol. Everything public passes through here. */
+/** nbd-client-ts: a client for the NBD protocol. This module exports the public API. */
 
 export type { StatusBatch, StatusExtent, StatusRuns } from "./block-status.js";
 export type { RequestOptions, WriteOptions, ZeroOptions } from "./changes.js";

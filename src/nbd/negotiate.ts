@@ -1,6 +1,7 @@
 /**
- * The handshake, in the order of the specification's section "Fixed newstyle negotiation". It does no I/O: as a
- * generator it yields what to send, how much to receive, and when to start TLS, and is told what came.
+ * The handshake, in the order of the section "Fixed newstyle negotiation" of the specification. It does no
+ * I/O: it is a generator that yields what to send, how much to receive and when to start TLS, and gets the
+ * received bytes back.
  */
 
 import { MetaContextError, OptionError, ProtocolError, quote, TlsError } from "./errors.js";
@@ -29,7 +30,7 @@ import {
 } from "./wire/options.js";
 import type { Protocol } from "./wire/requests.js";
 
-/** What the handshake wants done next. Only `receive` hands bytes back: exactly `length` of them. */
+/** The next step of the handshake. Only `receive` returns bytes: exactly `length` of them. */
 export type Step =
   | { readonly kind: "send"; readonly bytes: Uint8Array }
   | { readonly kind: "receive"; readonly length: number; readonly awaiting: string }
@@ -40,16 +41,16 @@ export type Negotiation<T> = Generator<Step, T, Uint8Array>;
 export interface Wish {
   readonly exportName: string;
   readonly tls: boolean;
-  /** Their absence fails the negotiation. */
+  /** The negotiation fails if the server lacks one of these. */
   readonly metaContexts: readonly string[];
-  /** Taken where the server has them. */
+  /** Used if the server has them. */
   readonly optionalContexts: readonly string[];
   /** Whether to ask which contexts the server has. */
   readonly listContexts: boolean;
 }
 
 export interface Negotiated {
-  /** The canonical name, where the server told one; else the name asked for. */
+  /** The canonical name if the server sent one, else the requested name. */
   readonly name: string;
   readonly description: string | undefined;
   readonly size: number;
@@ -57,12 +58,12 @@ export interface Negotiated {
   readonly blockSize: BlockSize | undefined;
   readonly protocol: Protocol;
   readonly tls: boolean;
-  /** Names of the granted contexts by the ids that replies carry. */
+  /** Names of the granted contexts, by the ids used in replies. */
   readonly contexts: ReadonlyMap<number, string>;
   readonly availableContexts: readonly string[] | undefined;
 }
 
-/** Replies to one option that are accepted, and their payload in bytes: more is a server that won't come to an end. */
+/** Most replies to one option, and most bytes of their payload: a server that sends more may never stop. */
 const MAX_REPLIES = 65_536;
 const MAX_REPLY_BYTES = 16 * 1024 * 1024;
 
@@ -80,7 +81,7 @@ export function* negotiate(wish: Wish): Negotiation<Negotiated> {
   return { ...(selected ?? (yield* exportName(wish, handshake, protocol))), ...granted };
 }
 
-/** From the greeting to the list of the server's exports; ends the conversation. */
+/** From the greeting to the list of the server's exports; ends the session. */
 export function* negotiateList(wish: Pick<Wish, "tls">): Negotiation<readonly ListedExport[]> {
   const handshake = yield* greet();
   if ((handshake & HANDSHAKE.FIXED_NEWSTYLE) === 0) {
@@ -92,7 +93,10 @@ export function* negotiateList(wish: Pick<Wish, "tls">): Negotiation<readonly Li
   return answer.items.map(decodeServer);
 }
 
-/** From the greeting to what the server says of an export without opening it; the conversation may be ended then. */
+/**
+ * From the greeting to the server's description of an export, without opening it. The session may end after
+ * that.
+ */
 export function* negotiateInfo(wish: Wish): Negotiation<Negotiated> {
   const handshake = yield* greet();
   if ((handshake & HANDSHAKE.FIXED_NEWSTYLE) === 0) {
@@ -109,12 +113,12 @@ export function* negotiateInfo(wish: Wish): Negotiation<Negotiated> {
   return { ...selected, protocol, tls: wish.tls, contexts, availableContexts };
 }
 
-/** Takes leave of a server that is still negotiating. Not every server acknowledges it, so no reply is awaited. */
+/** Says goodbye during negotiation. Not every server acknowledges it, so no reply is awaited. */
 export const FAREWELL: Uint8Array = encodeOption(OPTION.ABORT);
 
 function* greet(): Negotiation<number> {
   const flags = decodeGreeting(yield* receive(GREETING_LENGTH, "the greeting"));
-  // Never more than the server offered: QEMU hangs up on a flag that it doesn't know.
+  // Only flags that the server offered: QEMU hangs up on an unknown flag.
   const known = flags & (HANDSHAKE.FIXED_NEWSTYLE | HANDSHAKE.NO_ZEROES);
   yield send(encodeClientFlags(known));
   return known;
@@ -130,14 +134,14 @@ function* startTls(): Negotiation<void> {
   yield { kind: "startTls" };
 }
 
-/** Extended headers where the server has them, else structured replies, else simple ones. */
+/** Selects extended headers if the server has them, else structured replies, else simple ones. */
 function* chooseProtocol(): Negotiation<Protocol> {
   if (yield* agree(OPTION.EXTENDED_HEADERS)) return "extended";
   if (yield* agree(OPTION.STRUCTURED_REPLY)) return "structured";
   return "simple";
 }
 
-/** Whether the server accepts an option that can be done without. */
+/** Whether the server accepts an optional option. */
 function* agree(option: number): Negotiation<boolean> {
   const { refusal, type } = yield* ask(option);
   if (refusal === undefined) return true;
@@ -176,7 +180,7 @@ function* setContexts(wish: Wish, protocol: Protocol): Negotiation<ReadonlyMap<n
   const { refusal, type, items } = answer;
   if (refusal !== undefined && type !== OPTION_ERROR.UNSUP) throw refusal;
   const granted = new Map<number, string>();
-  // What came before a refusal isn't granted.
+  // Contexts sent before a refusal are not granted.
   for (const { id, name } of refusal === undefined ? items.map(decodeMetaContext) : []) {
     if (!wanted.includes(name)) {
       throw new ProtocolError(`the server sent the meta context ${quote(name)}, which was not asked for`);
@@ -206,8 +210,8 @@ function requireContexts(mandatory: readonly string[], granted: readonly string[
 type Selected = Pick<Negotiated, "name" | "description" | "size" | "flags" | "blockSize">;
 
 /**
- * Selects the export, by GO or INFO. Block sizes are always asked for, so they always have to be obeyed.
- * @returns without `selected` where the server refused
+ * Selects the export by GO or INFO. The client always requests block sizes, so it has to respect them.
+ * @returns without `selected` if the server refused
  */
 function* select(
   option: number,
@@ -247,7 +251,7 @@ function* select(
   return { refusal, type, selected: { name, description, size, flags, blockSize } };
 }
 
-/** The way to an export before there was GO. A server that doesn't know the name can only hang up. */
+/** Opens an export on a server without GO. A server that doesn't have the export can only hang up. */
 function* exportName(wish: Wish, handshake: number, protocol: Protocol): Negotiation<Selected> {
   if (protocol === "extended") {
     throw new ProtocolError("the server sent its consent to extended headers, but doesn't know GO");
@@ -259,7 +263,7 @@ function* exportName(wish: Wish, handshake: number, protocol: Protocol): Negotia
   return { name: wish.exportName, description: undefined, ...found, blockSize: undefined };
 }
 
-/** With a server that isn't "fixed" no other option than EXPORT_NAME is safe. */
+/** With a server that isn't "fixed", only EXPORT_NAME is safe. */
 function* withoutOptions(wish: Wish, handshake: number): Negotiation<Negotiated> {
   const reason = "the server speaks a handshake that is too old for it";
   if (wish.tls) throw new TlsError("NBD_TLS_REFUSED", `TLS is wanted and not to be had: ${reason}`);
@@ -270,14 +274,14 @@ function* withoutOptions(wish: Wish, handshake: number): Negotiation<Negotiated>
 }
 
 interface Answer {
-  /** Payloads of the replies before the last. */
+  /** Payloads of all replies but the last. */
   readonly items: readonly Uint8Array[];
   /** Type of the last reply: ACK or an error. */
   readonly type: number;
   readonly refusal: OptionError | undefined;
 }
 
-/** Sends an option and takes in all replies to it, of which those before the last must be of type `itemType`. */
+/** Sends an option and receives all replies to it. All but the last must be of type `itemType`. */
 function* ask(option: number, data?: Uint8Array, itemType?: number): Negotiation<Answer> {
   yield send(encodeOption(option, data));
   const items: Uint8Array[] = [];
@@ -299,7 +303,7 @@ function* ask(option: number, data?: Uint8Array, itemType?: number): Negotiation
   throw new ProtocolError(`the server sent replies to ${optionName(option)} without end`);
 }
 
-/** What to do about a refusal. */
+/** Advice for a refusal. */
 const ADVICE: ReadonlyMap<number, string> = new Map([
   [OPTION_ERROR.POLICY, "; its configuration forbids it"],
   [OPTION_ERROR.INVALID, "; it takes the request for malformed, which is one of the two's mistake"],

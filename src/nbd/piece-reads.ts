@@ -1,4 +1,4 @@
-/** Reads whose bytes are handed on while they come in. */
+/** Reads whose bytes are passed on as they arrive. */
 
 import { aborted, onAbort } from "./abort.js";
 import type { Connection } from "./connection.js";
@@ -8,11 +8,11 @@ import { GuardedSink } from "./guarded-sink.js";
 import type { Pool } from "./pool.js";
 import { fitsOneRequest, isOverflow, readInSmallPieces, readRangePieces, readWhole } from "./range.js";
 
-/** What a first attempt has shown. */
+/** What the first attempt has shown. */
 interface Known {
-  /** Attempts that are spent. */
+  /** Attempts already made. */
   readonly spent?: number;
-  /** The server can't answer so much without fragmenting it. */
+  /** The server can't return that much unfragmented. */
   readonly tooLarge?: boolean;
 }
 
@@ -25,14 +25,15 @@ export class PieceReads {
     this.#limits = limitsOf(pool.export);
   }
 
-  /** As `NbdClient.readPieces` says; all stretches are inside the export. */
+  /** See `NbdClient.readPieces`; all stretches are inside the export. */
   async read(stretches: readonly Stretch[], sink: PieceSink, signal: AbortSignal | undefined): Promise<void> {
     if (stretches.length === 0) return;
     if (signal?.aborted) throw aborted(signal);
     const guarded = new GuardedSink(sink);
     await new Promise<void>((resolve, reject) => {
       const forget = signal && onAbort(signal, () => this.#abandon(guarded, signal, reject));
-      // Many small stretches are what a fragmented disk comes to: they share one promise, one settlement, one abort.
+      // A fragmented disk has many small stretches: they share one promise, one settlement and one abort
+      // listener.
       let open = stretches.length;
       const settlement: Settlement<void> = {
         resolve: () => {
@@ -51,14 +52,14 @@ export class PieceReads {
     });
   }
 
-  /** Nothing is handed on any more from here on, and connections that are being closed need not wait for it. */
+  /** Passes on no more bytes, and lets closing connections stop waiting for them. */
   #abandon(sink: GuardedSink, signal: AbortSignal, reject: (reason: unknown) => void): void {
     sink.close(aborted(signal));
     reject(aborted(signal));
     this.#pool.noteAbandoned();
   }
 
-  /** By one request where that is possible, and only else with all that may be needed for it. */
+  /** Reads by one request if possible; otherwise takes the slower path. */
   #readStretch(
     stretch: Stretch,
     sink: GuardedSink,
@@ -75,7 +76,7 @@ export class PieceReads {
     } else this.#readWithCare(stretch, sink, signal, settlement);
   }
 
-  /** @returns false where there is no hope in it */
+  /** @returns false if repeating can't help */
   #readAgain(
     error: unknown,
     stretch: Stretch,
@@ -89,7 +90,7 @@ export class PieceReads {
     return true;
   }
 
-  /** What fails here has failed. */
+  /** A failure on this path is final. */
   #readWithCare(
     stretch: Stretch,
     sink: GuardedSink,
@@ -102,7 +103,7 @@ export class PieceReads {
       .then(resolve);
   }
 
-  /** In as many requests as the server's limits ask for, over whichever connections live. */
+  /** Splits the stretch into requests that respect the server's limits, over any live connections. */
   async #readCarefully(
     { offset, length }: Stretch,
     sink: GuardedSink,

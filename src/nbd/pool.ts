@@ -1,4 +1,4 @@
-/** The connections to one export: opens what is wanted, notices losses, replaces what can be replaced. */
+/** The connections to one export: opens them, detects their loss and replaces them. */
 
 import { setTimeout as sleep } from "node:timers/promises";
 import { abortable, aborted } from "./abort.js";
@@ -10,10 +10,10 @@ import { negotiate } from "./negotiate.js";
 import type { NbdEvent, Settings } from "./settings.js";
 import { describe } from "./socket.js";
 
-/** Whether a request may be sent again without harm after its connection was lost. */
+/** Whether and how often a request may be sent again after its connection was lost. */
 export interface Repeat {
   readonly repeatable: boolean;
-  /** Attempts that were made already; default 0. */
+  /** Attempts already made; default 0. */
   readonly spent?: number;
   readonly signal: AbortSignal | undefined;
 }
@@ -22,17 +22,19 @@ export class Pool {
   readonly export: ExportInfo;
   readonly #settings: Settings;
   #live: Connection[] = [];
-  /** The leave-takings from servers that are shutting down; none of them rejects. */
+  /**
+   * Connections to servers that are shutting down, with their pending close. None of the promises rejects.
+   */
   readonly #retiring = new Map<Connection, Promise<void>>();
-  /** Requests of connections that are gone. */
+  /** Requests sent over connections that have ended. */
   #pastRequests = 0;
   #lastLoss: Error | undefined;
   #losses = 0;
   #reconnecting: Promise<void> | undefined;
-  /** Ends what goes on in the background. */
+  /** Ends background work when it fires. */
   readonly #closing = new AbortController();
   #extras: Promise<unknown> = Promise.resolve();
-  /** Extra connections that are on their way. */
+  /** Extra connections that are being opened. */
   #opening = 0;
   #wanted: number;
 
@@ -65,7 +67,9 @@ export class Pool {
     return this.#losses;
   }
 
-  /** Makes one request over the connection with the least to do, and over others when that one is lost. */
+  /**
+   * Makes one request over the least busy connection, and repeats it over another one if that one is lost.
+   */
   async run<T>(request: (connection: Connection) => Promise<T>, repeat: Repeat): Promise<T> {
     const { reconnect } = this.#settings;
     const attempts = reconnect?.attempts ?? 0;
@@ -80,12 +84,12 @@ export class Pool {
     }
   }
 
-  /** Whether a request that failed, and may be repeated, might do better over another connection. */
+  /** Whether a failed request that may be repeated could succeed over another connection. */
   mayRepeat(error: unknown): boolean {
     return (this.#settings.reconnect?.attempts ?? 0) > 0 && isLoss(error) && !this.#closing.signal.aborted;
   }
 
-  /** Replies that were waited for are not any more. */
+  /** To be called after sinks were closed: perhaps no caller waits for the remaining replies. */
   noteAbandoned(): void {
     for (const connection of [...this.#live, ...this.#retiring.keys()]) connection.noteAbandoned();
   }
@@ -97,7 +101,7 @@ export class Pool {
     for (const connection of this.#live) this.#forget(connection);
   }
 
-  /** The connection with the least to do; undefined where none is left. */
+  /** The least busy connection; undefined if there is none. */
   get idlest(): Connection | undefined {
     let best: Connection | undefined;
     for (const connection of this.#live) {
@@ -108,7 +112,7 @@ export class Pool {
     return best;
   }
 
-  /** A connection where there is none: by reconnecting, if that is wanted. */
+  /** A connection when there is none: reconnects if that is enabled. */
   async #wait(signal: AbortSignal | undefined): Promise<Connection> {
     if (this.#closing.signal.aborted) throw this.#closed();
     if (signal?.aborted) throw aborted(signal);
@@ -137,7 +141,7 @@ export class Pool {
     const { signal } = this.#closing;
     for (let attempt = 1; ; attempt++) {
       try {
-        // What still goes over the old connection, the new one might not see.
+        // Requests on the old connection must have ended: their effect might not be visible over the new one.
         if (!this.export.canMultiConn) await Promise.all(this.#retiring.values());
         this.#adopt(await this.#openSame());
         this.#openExtras();
@@ -152,7 +156,7 @@ export class Pool {
     }
   }
 
-  /** Another connection to what has to be the same export. */
+  /** Opens another connection and checks that it leads to the same export. */
   async #openSame(): Promise<Connection> {
     const connection = await openConnection(this.#settings, this.#closing.signal);
     const change = difference(this.export, connection.export);
@@ -166,14 +170,14 @@ export class Pool {
     );
   }
 
-  /** Has so many connections from now on, if there weren't more already and where the server allows several. */
+  /** Raises the number of connections to `connections`, if the server allows several. */
   widen(connections: number): void {
     if (connections <= this.#wanted || this.#closing.signal.aborted) return;
     this.#wanted = connections;
     this.#openExtras();
   }
 
-  /** Opens what is missing, in the background. One that doesn't come is done without. */
+  /** Opens missing connections in the background. Failures to open one are ignored. */
   #openExtras(): void {
     if (!this.export.canMultiConn) return;
     const missing = Math.max(0, this.#wanted - this.#live.length - this.#opening);
@@ -201,14 +205,14 @@ export class Pool {
       this.#losses += 1;
       this.#awaitLeave(connection);
       this.#tell({ type: "lost", error, connections: this.#live.length });
-      // While others live nobody waits for a new one, so it comes in the background. Where nothing is left, or a
-      // server hangs up before it was asked anything, only need brings another attempt.
+      // While other connections live, no request waits for a new one, so it is opened in the background. If
+      // none is left, or the server hung up before it got a request, the next request opens one.
       const isMissed = this.#settings.reconnect !== undefined && connection.requests > 0;
       if (isMissed && this.#live.length > 0 && !this.#closing.signal.aborted) this.#openExtras();
     };
   }
 
-  /** A connection that is lost for new requests may still wait for replies. */
+  /** A lost connection takes no more requests, but may still wait for replies. */
   #awaitLeave(connection: Connection): void {
     const forget = (): void => void this.#retiring.delete(connection);
     this.#retiring.set(connection, connection.close().then(forget, forget));
@@ -219,13 +223,13 @@ export class Pool {
     this.#pastRequests += connection.requests;
   }
 
-  /** Later, so that whatever the listener does or throws can't get in the way here. */
+  /** Deferred to a microtask, so that a slow or throwing listener can't interfere. */
   #tell(event: NbdEvent): void {
     queueMicrotask(() => this.#settings.onEvent(event));
   }
 }
 
-/** Whether a failure says nothing of the request, only that its connection is gone. */
+/** Whether a failure concerns only the connection, not the request. */
 function isLoss(error: unknown): boolean {
   if (error instanceof RequestError) return error.errno === "ESHUTDOWN";
   if (!(error instanceof ConnectionError)) return false;
@@ -237,11 +241,11 @@ function isLoss(error: unknown): boolean {
   );
 }
 
-/** Whether another attempt to connect would end like this one. */
+/** Whether another attempt to connect would fail in the same way. */
 function isHopeless(error: unknown): boolean {
   if (error instanceof ConnectionError) return error.code === "NBD_EXPORT_CHANGED";
   if (error instanceof OptionError) return error.reply !== "SHUTDOWN";
-  // A server that is just restarting hangs up, too.
+  // A server that is restarting hangs up, too.
   return !(error instanceof TlsError && error.hangUp);
 }
 

@@ -1,4 +1,4 @@
-/** What a server can be asked without opening an export. */
+/** Queries to a server without opening an export. */
 
 import { dial } from "./dial.js";
 import { type ExportInfo, exportInfo } from "./export-info.js";
@@ -7,7 +7,7 @@ import { type ConnectOptions, type ReachOptions, resolveReach } from "./settings
 import type { NbdAddress } from "./uri.js";
 import type { ListedExport } from "./wire/options.js";
 
-/** The exports that a server admits to have. The URI's export name is of no importance. */
+/** Lists the exports of a server. The export name in the URI is ignored. */
 export async function listExports(
   target: string | NbdAddress,
   options: ReachOptions = {},
@@ -23,8 +23,8 @@ export type DescribeOptions = ReachOptions &
   Pick<ConnectOptions, "metaContexts" | "optionalContexts" | "listContexts">;
 
 /**
- * What a server says of an export without opening it, by the option INFO. Not every server knows as much before: of
- * nbd-server the size comes as 0.
+ * Describes an export by the option INFO, without opening it. Some servers know less before opening:
+ * nbd-server reports size 0.
  * @throws {NbdError} of any class but RequestError
  */
 export async function describeExport(

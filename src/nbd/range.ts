@@ -1,11 +1,11 @@
 /**
- * Any stretch of an export, cut into requests that keep to its limits.
+ * Splits any stretch of an export into requests that respect its limits.
  *
  *     asked            |-------------------------------|
  *     blocks       |-------|-------|-------|-------|-------|
  *     requests     [bounce][ straight into the target  ][bounce]
  *
- * A bounce is a block of which only a part was asked for: it is read into a buffer of its own.
+ * A bounce is a block of which only a part was requested. It is read into a separate buffer.
  */
 
 import { RequestError } from "./errors.js";
@@ -15,12 +15,12 @@ import type { Limits } from "./export-info.js";
 /** Reads one stretch by one request. */
 export type ReadPiece = (offset: number, target: Uint8Array) => Promise<void>;
 
-/** Pieces of one stretch that are begun and not done: enough to keep two connections busy. */
+/** Pieces of one stretch that are in progress at a time: enough to keep two connections busy. */
 const MAX_UNDER_WAY = 32;
 /** The specification promises unfragmented reads up to this size. */
 const SAFE_UNFRAGMENTED = 64 * 1024;
 
-/** Whether one request can read the stretch straight into place. */
+/** Whether one request can read the stretch straight into the target. */
 export function fitsOneRequest(limits: Limits, offset: number, length: number): boolean {
   const end = offset + length;
   return (
@@ -31,7 +31,8 @@ export function fitsOneRequest(limits: Limits, offset: number, length: number): 
 }
 
 /**
- * Fills `target` from `offset`. When it settles, no request writes to `target` any more, even after a failure.
+ * Fills `target` from `offset`. Once the promise has settled, no request writes to `target`, even after a
+ * failure.
  */
 export async function readRange(
   limits: Limits,
@@ -77,7 +78,10 @@ function makeBounce(offset: number, limits: Limits): Bounce {
   return { offset, buffer: new Uint8Array(Math.min(limits.alignment, limits.size - offset)) };
 }
 
-/** Hands `sink` the bytes of any stretch; of the blocks that its ends lie in, what wasn't asked for is left out. */
+/**
+ * Passes the bytes of any stretch to `sink`. Bytes of the first and last block outside the stretch are left
+ * out.
+ */
 export async function readRangePieces(
   limits: Limits,
   offset: number,
@@ -125,7 +129,7 @@ class Clipped implements RevocableSink {
 /** Reads one stretch by one request. */
 type ReadStretch = (offset: number, length: number) => Promise<void>;
 
-/** Reads by one request, or by small ones where the server can't do so much without fragmenting it. */
+/** Reads by one request, or by several small ones if the server can't return that much unfragmented. */
 export async function readWhole(
   limits: Limits,
   offset: number,
@@ -140,7 +144,7 @@ export async function readWhole(
   }
 }
 
-/** Reads by requests so small that every server can answer them in one fragment. */
+/** Reads by requests that are small enough for every server to answer unfragmented. */
 export function readInSmallPieces(
   limits: Limits,
   offset: number,
@@ -154,14 +158,14 @@ function smallPiece(limits: Limits): number {
   return Math.max(limits.alignment, SAFE_UNFRAGMENTED);
 }
 
-/** Whether a read failed because it is too large to be answered without fragmenting it. */
+/** Whether a read failed because the server can't return that much unfragmented. */
 export function isOverflow(error: unknown): boolean {
   return error instanceof RequestError && error.errno === "EOVERFLOW";
 }
 
 /**
- * Works through [offset, offset + length) in steps, several at once. Settles when the last one has; after a failure
- * none is begun any more.
+ * Processes [offset, offset + length) in steps, several at a time. Settles when the last step has settled;
+ * after a failure no more steps are started.
  */
 export function inPieces(
   offset: number,
@@ -174,7 +178,7 @@ export function inPieces(
   );
 }
 
-/** Does jobs 0 to `count` - 1, and fails with the first failure once none is busy with the caller's buffer any more. */
+/** Runs jobs 0 to `count` - 1. Rejects with the first failure, once no job uses the caller's buffer. */
 async function workThrough(count: number, job: (index: number) => Promise<void>): Promise<void> {
   let next = 0;
   let failure: { readonly reason: unknown } | undefined;

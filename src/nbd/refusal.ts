@@ -1,4 +1,4 @@
-/** Requests that are refused before anything is sent. */
+/** Errors for requests that are refused before anything is sent. */
 
 import { RequestError, type RequestErrorCode } from "./errors.js";
 import type { Limits } from "./export-info.js";

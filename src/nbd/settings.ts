@@ -1,67 +1,71 @@
-/** Options of a connection, and what becomes of them once defaults and the URI are taken into account. */
+/** Options of a connection, and their values once defaults and the URI have been applied. */
 
 import { NbdError, quote } from "./errors.js";
 import { isHost } from "./host.js";
 import type { Secure, TlsOptions } from "./tls.js";
 import { type Endpoint, type NbdAddress, parseNbdUri } from "./uri.js";
 
-/** What it takes to reach a server, for any purpose. */
+/** Options for reaching a server, for any purpose. */
 export interface ReachOptions {
-  /** For connecting and negotiating together; default 10,000. */
+  /** Time limit for connecting and negotiating together; default 10,000. */
   readonly connectTimeoutMs?: number;
-  /** Ends connecting; it has no effect on what comes later. */
+  /** Aborts connecting; has no effect afterwards. */
   readonly signal?: AbortSignal;
   readonly tls?: TlsOptions;
-  /** Connects to this host, while a certificate is still checked against the URI's. Not for a unix socket. */
+  /** Connects to this host, but checks the certificate against the host in the URI. Not for a Unix socket. */
   readonly hostOverride?: string;
 }
 
 export interface ConnectOptions extends ReachOptions {
-  /** Meta contexts that the caller can't do without: connecting fails where one isn't granted. */
+  /** Mandatory meta contexts: connecting fails if one isn't granted. */
   readonly metaContexts?: readonly string[];
-  /** Meta contexts that are taken where the server has them. */
+  /** Meta contexts that are used if the server has them. */
   readonly optionalContexts?: readonly string[];
-  /** Asks which contexts there are, for `export.availableContexts`. */
+  /** Asks the server for all its contexts, for `export.availableContexts`. */
   readonly listContexts?: boolean;
   /**
-   * Connections to spread requests over, if the export allows for several; default 1. Those after the first
-   * are opened in the background, and done without where they don't come.
+   * Number of connections to spread requests over, if the export allows several; default 1. All but the first
+   * are opened in the background; failures to open one are ignored.
    */
   readonly connections?: number;
-  /** A connection on which nothing comes for so long while requests are outstanding is given up; default 60,000. */
+  /**
+   * A connection on which no byte arrives for this time while requests are outstanding is given up; default
+   * 60,000.
+   */
   readonly idleTimeoutMs?: number;
   /**
-   * A connection that leaves a request without a complete reply for so long is given up, whatever else comes over
-   * it; what was on it is sent again where `reconnect` allows it. By default there is no such limit.
+   * A connection that leaves a request without a complete reply for this time is given up, even if other
+   * bytes arrive. Its requests are sent again if `reconnect` allows it. There is no such limit by default.
    */
   readonly requestTimeoutMs?: number;
-  /** Replaces connections that are lost; without it, what was on them fails. */
+  /** Replaces lost connections. Without it, requests on a lost connection fail. */
   readonly reconnect?: ReconnectOptions;
-  /** Told what happens to the connections, after the fact. */
+  /** Called after each event on the connections. */
   readonly onEvent?: (event: NbdEvent) => void;
 }
 
 /**
- * Requests on a lost connection are sent again over another one, or over a new one once it has shown the same size,
- * flags and contexts. Reads and block status always are; writes where they are marked as idempotent.
+ * Requests on a lost connection are sent again over another one, or over a new one after checking that it has
+ * the same size, flags and contexts. Reads and block status are always repeated; writes only if they are
+ * marked as idempotent.
  */
 export interface ReconnectOptions {
-  /** Attempts in a row before giving up, and times that one request is sent again at most; default 5. */
+  /** Most consecutive attempts to reconnect, and most repetitions of one request; default 5. */
   readonly attempts?: number;
-  /** Before the second attempt; doubles with each one. Default 200. */
+  /** Delay before the second attempt; doubles with each one. Default 200. */
   readonly delayMs?: number;
-  /** The most that the delay grows to; default 10,000. */
+  /** Largest delay; default 10,000. */
   readonly maxDelayMs?: number;
 }
 
-/** What happens to the connections of a client; `connections` are those that live then. */
+/** Events on the connections of a client; `connections` is the number that live afterwards. */
 export type NbdEvent =
   | { readonly type: "opened"; readonly connections: number }
   | { readonly type: "not-opened"; readonly error: unknown; readonly connections: number }
   | { readonly type: "lost"; readonly error: NbdError; readonly connections: number }
   | { readonly type: "reconnect-failed"; readonly error: unknown; readonly attempt: number };
 
-/** How to reach the server, all questions answered. */
+/** Complete settings for reaching the server. */
 export interface Reach {
   readonly address: NbdAddress;
   readonly endpoint: NbdAddress["transport"];
@@ -93,7 +97,7 @@ export async function resolveReach(target: string | NbdAddress, options: ReachOp
   };
 }
 
-/** TLS takes longer to load than everything else together, so it is left alone where it isn't wanted. */
+/** TLS takes longer to load than everything else together, so it is loaded only if needed. */
 async function secureFor(address: NbdAddress, tls: TlsOptions | undefined): Promise<Secure | undefined> {
   if (address.tls === undefined && tls === undefined) return undefined;
   const { prepareTls } = await import("./tls.js");
@@ -112,7 +116,7 @@ function resolveEndpoint(transport: Endpoint, hostOverride: string | undefined):
 }
 
 function checkHost(name: string, host: string): void {
-  // Node would take an empty one for localhost.
+  // Node would treat an empty one as localhost.
   if (isHost(host)) return;
   throw new NbdError("NBD_ARGUMENT", `${name} is ${quote(host)}, which is neither a name nor an address`);
 }

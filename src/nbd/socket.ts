@@ -1,8 +1,8 @@
 /**
- * Bytes to and from a server over TCP or a unix socket: the only place that knows node:net.
+ * A byte stream to a server over TCP or a Unix socket. The only module that uses node:net.
  *
- * Whoever wants the bytes says where the next ones go. A plain socket lets the kernel write right there; TLS
- * has its own buffers of one record each, 16 KiB, out of which they are gathered.
+ * The receiver says where the next bytes go. On a plain socket, the kernel writes right there; TLS has its
+ * own buffers of one record each (16 KiB), from which the bytes are gathered.
  */
 
 import { connect, type Socket } from "node:net";
@@ -10,13 +10,13 @@ import type { Duplex } from "node:stream";
 import { ConnectionError, NbdError } from "./errors.js";
 import type { Endpoint } from "./uri.js";
 
-/** Takes what comes in. An error that it throws ends the connection. */
+/** Receives bytes. An error that it throws ends the connection. */
 export interface Receiver {
-  /** Where the next bytes go; never empty. The buffer is lent until `received` is called. */
+  /** Where the next bytes go; never empty. The buffer is lent until the next call of `received`. */
   target(): Uint8Array;
-  /** `count` bytes are at the start of the buffer lent last. */
+  /** `count` bytes are at the start of the last lent buffer. */
   received(count: number): void;
-  /** Nothing more will come. Called once. */
+  /** No more bytes will come. Called once. */
   closed(error: NbdError): void;
 }
 
@@ -26,34 +26,37 @@ const NOBODY: Receiver = {
   closed: () => {},
 };
 
-/** How long a server may take to hang up after it was told goodbye. */
+/** How long to wait for the server to hang up after the goodbye; milliseconds. */
 const FAREWELL_MS = 1000;
 const KEEP_ALIVE_MS = 30_000;
-/** A host with several addresses gets the next one tried after this time; Node's own default gives up too early. */
+/**
+ * A host with several addresses: time until the next one is tried, in milliseconds. Node's default is too
+ * short.
+ */
 const NEXT_ADDRESS_MS = 1000;
 
 export class Transport {
-  /** Where this leads to, for messages. */
+  /** The peer's address, for messages. */
   readonly peer: string;
-  /** Settles with the connection's establishment; rejects with a ConnectionError. */
+  /** Resolves when the connection is established; rejects with a ConnectionError. */
   readonly connected: Promise<void>;
   #stream: Duplex;
   #receiver: Receiver = NOBODY;
-  /** Who lent the buffer that the kernel writes to next. */
+  /** The receiver that lent the buffer which the kernel writes to next. */
   #lender: Receiver = NOBODY;
   #failure: NbdError | undefined;
   #isConnected = false;
   #activity = 0;
-  /** The buffer that records are gathered in, and how many bytes of it are. */
+  /** The buffer in which records are gathered, and the number of bytes in it. */
   #gathering: Uint8Array | undefined;
   #gathered = 0;
   #isHandingOver = false;
-  /** Messages that were not sent yet. */
+  /** Messages not yet sent. */
   #outbox: Uint8Array[] = [];
 
   /**
    * Starts to connect.
-   * @param upgradable true where TLS is to follow, which rules out receiving in place
+   * @param upgradable true if TLS will follow, which rules out receiving in place
    */
   constructor(endpoint: Endpoint, upgradable: boolean) {
     this.peer = describe(endpoint);
@@ -73,26 +76,27 @@ export class Transport {
     if (upgradable) socket.on("data", this.#onData);
   }
 
-  /** Grows whenever bytes move; standing still means that the peer is silent. */
+  /** Grows whenever bytes move. If it doesn't change, the peer is silent. */
   get activity(): number {
     return this.#activity;
   }
 
-  /** Hands what comes from now on to `receiver`, or tells it that nothing will. */
+  /** Passes all further bytes to `receiver`, or tells it that the stream has ended. */
   set receiver(receiver: Receiver) {
     this.#handOver();
     this.#receiver = receiver;
     if (this.#failure !== undefined) receiver.closed(this.#failure);
   }
 
-  /** Gives the receiver bytes that came before it was there. */
+  /** Gives the receiver the bytes that arrived before it was attached. */
   replay(bytes: Uint8Array): void {
     this.#copy(bytes);
   }
 
   /**
-   * Sends a message. `payload` must not change until `onSent` is called, or the connection is destroyed. Messages
-   * without payload go out together once the caller is done for now: a system call and a wake-up for many of them.
+   * Sends a message. `payload` must not change until `onSent` is called or the connection is destroyed.
+   * Messages without payload are sent together at the end of the current turn, in one system call with one
+   * wake-up.
    */
   write(header: Uint8Array, payload?: Uint8Array, onSent?: () => void): void {
     if (this.#failure !== undefined) return;
@@ -105,7 +109,7 @@ export class Transport {
     this.#stream.cork();
     this.#stream.write(header);
     this.#stream.write(payload, (error) => {
-      // After a failure the connection is destroyed, and everything outstanding with it.
+      // After a failure, the connection is destroyed with everything outstanding.
       if (error) return;
       this.#activity += 1;
       onSent?.();
@@ -120,7 +124,7 @@ export class Transport {
     this.#outbox = [];
   }
 
-  /** Puts TLS on top. `secure` gets the plain stream, from which nothing is read here any more. */
+  /** Puts TLS on top. `secure` gets the plain stream, which is then no longer read here. */
   async upgrade(secure: (plain: Duplex) => Promise<Duplex>): Promise<void> {
     const plain = this.#stream;
     plain.off("data", this.#onData);
@@ -131,14 +135,14 @@ export class Transport {
     });
     this.#stream = stream;
     this.#listen(stream);
-    // It may have failed in the very moment in which the handshake was over, before anybody listened.
+    // The stream may have failed at the very end of the handshake, before there was a listener.
     if (stream.destroyed && stream.errored == null) this.#onEnd();
     else if (stream.destroyed) this.destroy(this.#explain(stream.errored));
     else if (this.#failure !== undefined) stream.destroy();
     else stream.on("data", this.#onData);
   }
 
-  /** Says a last word and waits for the server to hang up, though not for long. */
+  /** Sends a last message and waits briefly for the server to hang up. */
   async end(lastWord: Uint8Array): Promise<void> {
     if (this.#failure !== undefined) return;
     this.#sendOutbox();
@@ -154,7 +158,7 @@ export class Transport {
     this.destroy(new ConnectionError("NBD_CLOSED", `the connection to ${this.peer} is closed`));
   }
 
-  /** Hangs up at once. Afterwards no buffer is written to any more. */
+  /** Hangs up at once. No buffer is written to afterwards. */
   destroy(error: NbdError): void {
     if (this.#failure !== undefined) return;
     this.#failure = error;
@@ -170,7 +174,7 @@ export class Transport {
       });
       socket.once("close", () => reject(this.#failure));
     });
-    // Whoever doesn't wait for it learns of a failure through its receiver.
+    // A caller that doesn't await it learns of a failure through its receiver.
     connected.catch(() => {});
     return connected;
   }
@@ -187,7 +191,7 @@ export class Transport {
     this.destroy(new ConnectionError("NBD_CLOSED_BY_SERVER", message));
   };
 
-  /** Records are handed on together, as many as come at a time and have room: what follows costs by the piece. */
+  /** Gathers all records that arrive together, as far as there is room: each piece handed on has a cost. */
   readonly #onData = (bytes: Uint8Array): void => {
     for (let at = 0; at < bytes.length && this.#failure === undefined; ) {
       this.#gathering ??= this.#receiver.target();
@@ -237,7 +241,7 @@ export class Transport {
     }
   }
 
-  /** Bytes are where the receiver wanted them. Its errors must not escape into Node's event loop. */
+  /** The bytes are in the receiver's buffer. Its errors must not escape into Node's event loop. */
   #take(count: number): void {
     if (this.#failure !== undefined) return;
     this.#activity += 1;
@@ -275,7 +279,7 @@ const HINTS: Readonly<Record<string, string>> = {
 };
 
 function reasonOf(error: unknown): string {
-  // A host with several addresses fails with one error for each; the first one is as good as any.
+  // A host with several addresses fails with one error for each; report the first.
   const first: unknown = error instanceof AggregateError ? error.errors[0] : error;
   if (!(first instanceof Error)) return String(first);
   const code = "code" in first && typeof first.code === "string" ? first.code : "";

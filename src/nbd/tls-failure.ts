@@ -1,16 +1,16 @@
-/** Why a TLS handshake failed, in words that say what to do about it. */
+/** Explains why a TLS handshake failed, and what to do about it. */
 
 import { type NbdError, TlsError } from "./errors.js";
 
-/** What this side had to show and to check. */
+/** Credentials of this side and checks on the other. */
 export interface TlsCase {
   readonly kind: "certificate" | "psk";
-  /** The name that the server's certificate has to carry, or the user whose key it has to know. */
+  /** The name that the server's certificate must have, or the user whose key the server must know. */
   readonly name: string;
   readonly hasClientCertificate: boolean;
 }
 
-/** What OpenSSL says of a certificate that no trusted CA vouches for. */
+/** OpenSSL's codes for a certificate that no trusted CA has signed. */
 const UNTRUSTED: ReadonlySet<string> = new Set([
   "CERT_SIGNATURE_FAILURE",
   "CERT_UNTRUSTED",
@@ -22,7 +22,7 @@ const UNTRUSTED: ReadonlySet<string> = new Set([
   "UNABLE_TO_VERIFY_LEAF_SIGNATURE",
 ]);
 
-/** The handshake failed; without an error the server hung up. */
+/** The error for a failed handshake; without `error`, the server hung up. */
 export function handshakeFailure(tls: TlsCase, error: Error | undefined): TlsError {
   const reason = error?.message ?? "the server closed the connection";
   return new TlsError("NBD_TLS_FAILED", `the TLS handshake failed: ${reason}${advice(tls, error)}`, {
@@ -32,8 +32,8 @@ export function handshakeFailure(tls: TlsCase, error: Error | undefined): TlsErr
 }
 
 /**
- * The server hung up before its first word over TLS. In TLS 1.3 a client is through with the handshake before the
- * server looks at its certificate.
+ * The error for a server that hung up before its first byte over TLS. In TLS 1.3, a client completes the
+ * handshake before the server checks its certificate.
  */
 export function refusalAfterHandshake(tls: TlsCase, cause: NbdError): TlsError {
   const message = `${cause.message}, in the TLS handshake or right after it${objection(tls)}`;
@@ -41,7 +41,7 @@ export function refusalAfterHandshake(tls: TlsCase, cause: NbdError): TlsError {
   return new TlsError("NBD_TLS_FAILED", message, { cause, hangUp });
 }
 
-/** What the system says where a connection ends without a word; an alert of TLS is a word. */
+/** System errors for a connection that ended without a TLS alert. */
 const HANG_UPS: ReadonlySet<unknown> = new Set(["ECONNABORTED", "ECONNRESET", "EPIPE", "ETIMEDOUT"]);
 
 function isHangUp(error: unknown): boolean {
@@ -67,7 +67,7 @@ function advice(tls: TlsCase, error: Error | undefined): string {
   return objection(tls);
 }
 
-/** What the server may have against this client. */
+/** Reasons why the server may reject this client. */
 function objection(tls: TlsCase): string {
   if (tls.kind === "psk") return `; does the server have the same key for the user ${tls.name}?`;
   return tls.hasClientCertificate

@@ -1,6 +1,6 @@
 /**
- * TLS on top of a connection: the only place that knows node:tls. Verification is on; what switches it off has
- * "insecure" in its name.
+ * TLS on top of a connection: the only module that uses node:tls. Verification is on by default; the option
+ * that turns it off has "insecure" in its name.
  */
 
 import { X509Certificate } from "node:crypto";
@@ -20,40 +20,43 @@ import { isIpAddress } from "./host.js";
 import { handshakeFailure, refusalAfterHandshake, type TlsCase } from "./tls-failure.js";
 import type { NbdAddress, TlsAddress } from "./uri.js";
 
-/** How to set up TLS. What is given here goes before what the URI says. Its presence makes TLS mandatory. */
+/** How to set up TLS. These options take precedence over the URI. Their presence makes TLS mandatory. */
 export interface TlsOptions {
   /** Folder with ca-cert.pem and, for a client certificate, client-cert.pem and client-key.pem. */
   readonly certificates?: string;
-  /** CA certificates in PEM, instead of a folder. Only these are trusted then, no others of the system. */
+  /** CA certificates in PEM, instead of a folder. Only these are trusted then, not those of the system. */
   readonly ca?: string | Uint8Array;
   readonly cert?: string | Uint8Array;
   readonly key?: string | Uint8Array;
   /** File of `username:hexkey` lines, for a pre-shared key instead of certificates. */
   readonly pskFile?: string;
-  /** Whose key to take from it; may be left out where the file holds only one. */
+  /** User whose key is used; may be omitted if the file holds only one. */
   readonly username?: string;
-  /** The name that the server's certificate has to carry; default the host's, or localhost over a unix socket. */
+  /** The name that the server's certificate must have; default: the host, or localhost over a Unix socket. */
   readonly hostname?: string;
-  /** Takes any certificate: encrypts, but to whom is unknown. The URI's `tls-verify-peer=0` needs it, too. */
+  /**
+   * Accepts any certificate: encrypts, but doesn't authenticate the server. The URI's `tls-verify-peer=0`
+   * requires it as well.
+   */
   readonly insecureSkipVerification?: boolean;
 }
 
 /** TLS, ready to be put on a connection. */
 export interface Secure {
-  /** Puts it on a plain stream. @throws {TlsError} */
+  /** Starts TLS on a plain stream. @throws {TlsError} */
   readonly handshake: (plain: Duplex) => Promise<Duplex>;
-  /** What it means that the server hangs up before its first word over TLS. */
+  /** The error for a server that hangs up before its first byte over TLS. */
   readonly explain: (cause: NbdError) => TlsError;
 }
 
-/** What Node is given, and for messages what that amounts to. */
+/** Options for Node, and a summary of them for messages. */
 interface Identity {
   readonly options: ConnectionOptions;
   readonly tls: TlsCase;
 }
 
 /**
- * Reads certificates and keys for `address`; undefined where TLS isn't wanted.
+ * Reads certificates and keys for `address`; undefined if TLS isn't wanted.
  * @throws {TlsError} NBD_TLS_CONFIG
  */
 export async function prepareTls(address: NbdAddress, options?: TlsOptions): Promise<Secure | undefined> {
@@ -78,10 +81,10 @@ export async function prepareTls(address: NbdAddress, options?: TlsOptions): Pro
   };
 }
 
-/** What was asked for, each field from one of the two places. */
+/** The effective options, each taken from the options or else the URI. */
 type Wanted = { readonly [Field in keyof TlsOptions]-?: TlsOptions[Field] | undefined };
 
-/** Field by field: one that is there without a value must not hide what the URI demands. */
+/** Merges field by field: a field that is present but undefined must not hide a requirement of the URI. */
 function merge(uri: TlsAddress, options: TlsOptions): Wanted {
   return {
     certificates: options.certificates ?? uri.certificates,
@@ -97,7 +100,7 @@ function merge(uri: TlsAddress, options: TlsOptions): Wanted {
 
 function checkAgreement(wanted: Wanted, type: TlsAddress["type"]): void {
   for (const name of ["certificates", "ca", "cert", "key", "pskFile", "username", "hostname"] as const) {
-    // Left to Node, an empty one would be as good as none, and another name be checked.
+    // Node would treat an empty value as missing, and check another name.
     if (wanted[name]?.length === 0) throw new TlsError("NBD_TLS_CONFIG", `the TLS option ${name} is empty`);
   }
   const { certificates, ca, cert, key, pskFile } = wanted;
@@ -131,12 +134,12 @@ async function certificateIdentity(
   const name = wanted.hostname ?? host;
   const options: ConnectionOptions = {
     host: name,
-    // Server name indication is for names: an address there is against its RFC.
+    // Server name indication is for names; its RFC forbids addresses.
     ...(isIpAddress(name) ? {} : { servername: name }),
     ...(ca === undefined ? {} : { ca: text(ca) }),
     ...(cert === undefined ? {} : { cert: text(cert) }),
     ...(key === undefined ? {} : { key: text(key) }),
-    // Of the modern suites the fastest goes first.
+    // The fastest of the modern suites first.
     ciphers: `TLS_AES_128_GCM_SHA256:${DEFAULT_CIPHERS}`,
     rejectUnauthorized: !insecure,
   };
@@ -162,11 +165,11 @@ async function pskIdentity(pskFile: string, wanted: string | undefined): Promise
   const { username, psk } = findKey(pskFile, lines, wanted);
   const options: ConnectionOptions = {
     pskCallback: () => ({ identity: username, psk }),
-    // Without the qualification, PSK has suites in it that don't encrypt.
+    // Without this restriction, PSK would include suites that don't encrypt.
     ciphers: "TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:PSK+HIGH:!aNULL:!eNULL",
-    // Said outright, since Node has an environment variable for when it isn't.
+    // Set explicitly, because an environment variable of Node can turn it off.
     rejectUnauthorized: true,
-    // Nobody is trusted to vouch for a certificate: a server that shows one doesn't know the key.
+    // No CA is trusted here: a server that presents a certificate doesn't know the key.
     ca: [],
     checkServerIdentity: (_name: string, certificate: PeerCertificate) =>
       Object.keys(certificate ?? {}).length > 0
@@ -176,7 +179,7 @@ async function pskIdentity(pskFile: string, wanted: string | undefined): Promise
   return { options, tls: { kind: "psk", name: username, hasClientCertificate: false } };
 }
 
-/** The key of `wanted`, or where nobody is named the only one that there is. */
+/** The key of user `wanted`, or the only key if no user is named. */
 function findKey(
   pskFile: string,
   lines: readonly string[],
@@ -210,25 +213,26 @@ function handshake(plain: Duplex, { options, tls }: Identity): Promise<Duplex> {
       if (tls.kind === "certificate" || isProvenByKey(stream)) resolve(stream);
       else stream.destroy(new Error("the server didn't prove that it knows the key"));
     });
-    // Both stay on: an error that comes together with the handshake's last bytes would find nobody to hear it.
+    // Both listeners stay: an error that arrives together with the end of the handshake would otherwise be
+    // unhandled.
     stream.on("error", (error) => reject(handshakeFailure(tls, error)));
     stream.on("close", () => reject(handshakeFailure(tls, undefined)));
   });
 }
 
-/** TLS 1.3 treats a pre-shared key as a session resumed; before, it is part of the suite. */
+/** TLS 1.3 treats a pre-shared key as a resumed session; in earlier versions it is part of the suite. */
 function isProvenByKey(stream: TLSSocket): boolean {
-  // Null at a socket that is gone already.
+  // Null if the socket has already closed.
   if (Object.keys(stream.getPeerCertificate() ?? {}).length > 0) return false;
   if (stream.getProtocol() === "TLSv1.3") return stream.isSessionReused();
   return stream.getCipher().standardName.includes("_PSK_");
 }
 
-/** Has OpenSSL look at certificates and keys before anybody is connected to. */
+/** Has OpenSSL check certificates and keys before connecting. */
 function checkIdentity(identity: ConnectionOptions): void {
   try {
     createSecureContext(identity);
-    // Text without any certificate would be taken, and then nobody trusted.
+    // Node would accept text without any certificate, and then trust no CA.
     if (typeof identity.ca === "string") new X509Certificate(identity.ca);
   } catch (cause) {
     const reason = cause instanceof Error ? cause.message : String(cause);

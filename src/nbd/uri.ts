@@ -9,19 +9,22 @@ export type Endpoint =
   | { readonly kind: "tcp"; readonly host: string; readonly port: number }
   | { readonly kind: "unix"; readonly path: string };
 
-/** What a URI says of TLS; its presence means that TLS is required. */
+/** The TLS part of a URI; its presence means that TLS is required. */
 export interface TlsAddress {
-  /** How the two sides prove who they are; what is given besides has to fit. Default is whatever that amounts to. */
+  /**
+   * How the two sides authenticate. Other options must be consistent with it. Default: determined by those
+   * options.
+   */
   readonly type?: "x509" | "psk";
   /** Folder with ca-cert.pem and, for a client certificate, client-cert.pem and client-key.pem. */
   readonly certificates?: string;
   /** File of `username:hexkey` lines. */
   readonly pskFile?: string;
-  /** Whose key to take from it: the URI's user. */
+  /** User whose key is used: the user in the URI. */
   readonly username?: string;
-  /** The name that the server's certificate has to carry, where it isn't the host's. */
+  /** The name that the server's certificate must have, if it isn't the host. */
   readonly hostname?: string;
-  /** False only with `tls-verify-peer=0`, which has no effect without the option that allows it. */
+  /** False only with `tls-verify-peer=0`, which has no effect unless an option allows it. */
   readonly verifyPeer?: boolean;
 }
 
@@ -37,8 +40,8 @@ const SCHEME = /^nbd(s?)(?:\+(unix|vsock))?$/;
 const AUTHORITY = /^(?:([^@]*)@)?(\[[^\]]*\]|[^:]*)(?::(\d*))?$/;
 
 /**
- * Reads `nbd://host[:port]/export`, `nbd+unix:///export?socket=path` and, with TLS, `nbds://` and `nbds+unix://`.
- * The export's name is the path without its first slash.
+ * Parses `nbd://host[:port]/export`, `nbd+unix:///export?socket=path` and, with TLS, `nbds://` and
+ * `nbds+unix://`. The export name is the path without its first slash.
  * @throws {UriError} NBD_URI_INVALID, or NBD_URI_UNSUPPORTED for vsock and anonymous TLS
  */
 export function parseNbdUri(text: string): NbdAddress {
@@ -62,7 +65,7 @@ export function parseNbdUri(text: string): NbdAddress {
   return tls === undefined ? { transport, exportName } : { transport, exportName, tls };
 }
 
-/** The URI of an address: what {@link parseNbdUri} reads as the same address. */
+/** The URI of an address; {@link parseNbdUri} returns the same address for it. */
 export function formatNbdUri(address: NbdAddress): string {
   const { transport, exportName, tls } = address;
   const user = tls?.username === undefined ? "" : `${encode(tls.username)}@`;

@@ -1,30 +1,36 @@
 /**
- * Notices a server that has fallen silent, or that answers others but leaves one request waiting for too long. Either
- * ends the connection: a request that is given up while its bytes may still come would leave it in doubt.
+ * Detects a server that has gone silent, or one that leaves a request unanswered for too long while it
+ * answers others. Either ends the connection: after giving up a single request, its bytes could still arrive.
  *
- * Time is counted in checks, not read from a clock: when this process was busy for a minute, what the server sent
- * meanwhile is taken in before the next check.
+ * Time is counted in checks, not read from a clock: if this process was busy for a minute, bytes that arrived
+ * in the meantime are processed before the next check.
  */
 
 import { ConnectionError } from "./errors.js";
 
-/** How often is looked within the shorter time-out, which may so take up to half as long again to be noticed. */
+/** Checks within the shorter time-out. A time-out may thus be noticed up to 50 % late. */
 const CHECKS = 4;
 
 export interface TimeLimits {
-  /** For the silence of a server that owes replies; like the other, it may take up to half as long again. */
+  /**
+   * Limit on the server's silence while replies are outstanding. Like the other limit, it may be noticed up
+   * to 50 % late.
+   */
   readonly idleTimeoutMs: number;
-  /** For each reply from its request's departure on; without it, a slow reply has as long as bytes keep coming. */
+  /**
+   * Limit on each reply, from sending the request on. Without it, a reply may take any time while bytes keep
+   * arriving.
+   */
   readonly requestTimeoutMs: number | undefined;
 }
 
-/** What is watched. */
+/** What the watchdog observes. */
 export interface Watched {
-  /** Where it leads to, for messages. */
+  /** The peer's address, for messages. */
   readonly peer: string;
   /** Grows whenever bytes move. */
   readonly activity: number;
-  /** Requests sent and unanswered. */
+  /** Number of unanswered requests. */
   readonly outstanding: number;
   /** The {@link Watchdog.now} at which the oldest of them was sent. */
   readonly oldest: number | undefined;
@@ -53,7 +59,7 @@ export class Watchdog {
     return this.#now;
   }
 
-  /** Begins to look; without effect when it has. */
+  /** Starts checking; has no effect if it is already running. */
   start(): void {
     if (this.#timer !== undefined) return;
     this.#activity = this.#watched.activity;
@@ -85,7 +91,7 @@ export class Watchdog {
     }
   }
 
-  /** The first check may come right after `since`, so that it doesn't count. */
+  /** The first check may come right after `since`, so it doesn't count. */
   #isOver(since: number, timeoutMs: number): boolean {
     return (this.#now - since - 1) * this.#intervalMs >= timeoutMs;
   }

@@ -181,25 +181,29 @@ describeWith(["nbdkit", "qemu-nbd", "qemu-img"], "a pull", () => {
           },
         },
         segments: plan(extents(), { geometry, segmentBytes: MiB }),
-        land: (segment) => {
-          let firstByte: number | undefined;
-          return {
-            places: segment.runs.map(({ cluster, count }) => {
-              return { offset: cluster * 65_536, end: (cluster + count) * 65_536, slot: 0 };
-            }),
-            get firstByte() {
-              return firstByte;
-            },
-            data: () => {
-              firstByte ??= performance.now();
-            },
-            zeroes: () => {},
-            settle: () => segment.index,
-          };
+        into: {
+          landing: (segment) => {
+            let firstByte: number | undefined;
+            return {
+              ranges: segment.runs.map(({ cluster, count }) => {
+                return { offset: cluster * 65_536, end: (cluster + count) * 65_536, slot: 0 };
+              }),
+              get firstByte() {
+                return firstByte;
+              },
+              data: () => {
+                firstByte ??= performance.now();
+              },
+              zeroes: () => {},
+              outcome: () => segment.index,
+            };
+          },
+          capacity: async () => {},
+          record: () => {},
+          complete: async () => {},
         },
-        notes: { room: async () => {}, note: () => {}, complete: async () => {} },
-        pace,
-        reading: { readThrough: 0, mostRead: MiB / 2 },
+        window: pace,
+        limits: { readThrough: 0, mostRead: MiB / 2 },
       });
       return { before, after: pace.lanes, most };
     }

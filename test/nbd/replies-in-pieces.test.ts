@@ -110,7 +110,7 @@ describe.each(["simple", "structured", "extended"] as const)("%s replies taken i
         const table = new Map(wanted.map(({ cookie, ...read }, at) => [cookie + 2 * at, read] as const));
         const takers = new Takers(table);
         const parser = new ReplyParser(protocol, takers);
-        parser.widen();
+        parser.expectLargeReads();
         feed(
           parser,
           Buffer.concat([...table].map(([cookie, read]) => encode(protocol, cookie, read))),
@@ -143,7 +143,7 @@ describe.each(["simple", "structured", "extended"] as const)("%s replies taken i
     ]);
     const takers = new Takers(table);
     const parser = new ReplyParser(protocol, takers);
-    parser.widen();
+    parser.expectLargeReads();
     feed(parser, Buffer.concat([...table].map(([cookie, read]) => encode(protocol, cookie, read))), [1]);
     expect(takers.pieces.map(({ offset, bytes }) => [offset, bytes.length])).toEqual([
       [4000, 96],
@@ -162,7 +162,7 @@ describe("the parser's scratch", () => {
     const takers = new Takers(new Map([[0, { offset: 0, length: 4 * 1024 * 1024 }]]));
     const parser = new ReplyParser("structured", takers);
     expect(parser.target().length).toBe(256);
-    parser.widen();
+    parser.expectLargeReads();
     const calls = feed(parser, encode("structured", 0, { offset: 0, length: 4 * 1024 * 1024 }), [1e9]);
     expect(calls).toBeLessThanOrEqual(18);
   });
@@ -172,7 +172,7 @@ describe("the parser's scratch", () => {
     const parser = new ReplyParser("structured", takers);
     const bytes = encode("structured", 0, { offset: 512, length: 10_000 });
     feed(parser, bytes.subarray(0, 13), [13]);
-    parser.widen();
+    parser.expectLargeReads();
     feed(parser, bytes.subarray(13), [1e9]);
     expect(Buffer.concat(takers.pieces.map((piece) => piece.bytes)).equals(pattern(512, 10_000))).toBe(true);
   });
@@ -183,7 +183,7 @@ describe("the parser's scratch", () => {
     const bytes = encode("structured", 0, { offset: 512, length: 10_000 });
     // The kernel was lent the narrow one before anybody asked for pieces.
     const lent = parser.target();
-    parser.widen();
+    parser.expectLargeReads();
     lent.set(bytes.subarray(0, lent.length));
     parser.received(lent.length);
     feed(parser, bytes.subarray(lent.length), [1e9]);
@@ -198,7 +198,7 @@ describe("the parser's scratch", () => {
       ]),
     );
     const parser = new ReplyParser("structured", takers);
-    parser.widen();
+    parser.expectLargeReads();
     feed(parser, encode("structured", 0, { offset: 0, length: 8192 }).subarray(0, 5000), [1e9]);
     expect(parser.receivingFor).toBeUndefined();
     feed(parser, encode("structured", 0, { offset: 0, length: 8192 }).subarray(5000), [1e9]);
@@ -214,7 +214,7 @@ describe("the parser's scratch", () => {
       ]),
     );
     const parser = new ReplyParser("structured", takers);
-    parser.widen();
+    parser.expectLargeReads();
     const bytes = Buffer.concat([
       chunk(0, CHUNK.OFFSET_DATA, dataAt(4096, pattern(4096, 4096)), false),
       chunk(2, CHUNK.OFFSET_DATA, dataAt(8192, pattern(8192, 100)), false),

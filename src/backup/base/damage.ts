@@ -1,4 +1,4 @@
-import { DamageError } from "./errors.js";
+import { DamageError, hasCode } from "./errors.js";
 
 /** Something that is not as it was written. */
 export interface Damage {
@@ -26,10 +26,6 @@ export function damageIn(error: unknown): string | undefined {
 /** What a failing medium says. */
 export function isUnreadable(error: unknown): error is NodeJS.ErrnoException {
   return ["EIO", "EUCLEAN", "EBADMSG"].some((code) => hasCode(error, code));
-}
-
-export function hasCode(error: unknown, code: string): error is NodeJS.ErrnoException {
-  return error instanceof Error && (error as NodeJS.ErrnoException).code === code;
 }
 
 type Growing = { -readonly [K in keyof Damage]: Damage[K] };

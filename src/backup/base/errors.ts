@@ -53,3 +53,13 @@ export class UsageError extends BackupError {
     return new UsageError(this.code, message, { cause: this, details: { ...this.details, ...details } });
   }
 }
+
+/** The text of anything that was thrown. */
+export function messageOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}
+
+/** Whether this is an error with this code: one of ours, or the system's. */
+export function hasCode(error: unknown, code: string): error is NodeJS.ErrnoException {
+  return error instanceof Error && (error as NodeJS.ErrnoException).code === code;
+}

@@ -1,7 +1,10 @@
-/** What bytes are compared with, piece by piece. */
-const ZEROES = Buffer.alloc(64 * 1024);
+/** Zeroes to compare with and to write, piece by piece. Never changed. */
+export const ZEROES = Buffer.alloc(64 * 1024);
 
-/** Whether all bytes from `from` up to `to` are 0. The first and the last settle most cases; the rest is compared at memory speed. */
+/**
+ * Whether all bytes from `from` up to `to` are 0. The first and the last byte settle most cases; the rest is compared at
+ * memory speed.
+ */
 export function isZero(bytes: Uint8Array, from = 0, to = bytes.length): boolean {
   if (to > from && (bytes[from] !== 0 || bytes[to - 1] !== 0)) return false;
   for (let at = from; at < to; at += ZEROES.length) {

@@ -3,7 +3,7 @@ import { DamageError } from "../base/errors.js";
 import type { Manifest } from "../repository/manifest.js";
 import type { Repository } from "../repository/repository.js";
 import { findChain, type Link } from "./chain.js";
-import { damage, Layer } from "./layer.js";
+import { damage, failOnDamage, Layer } from "./layer.js";
 
 /**
  * Looks at everything that a restore goes by, before it touches its targets: that the chains of these disks are whole,
@@ -30,9 +30,7 @@ export async function checkChains(
 async function checkLayer(folder: string, { point, disk }: Link, signal?: AbortSignal): Promise<void> {
   try {
     await using layer = await Layer.open(folder, point.id, disk);
-    const runs = layer.runs(({ message, guestOffset }) => {
-      throw damage(point.id, disk, message, guestOffset);
-    });
+    const runs = layer.runs(failOnDamage(layer));
     // To the very end: only there the digest file is proven.
     for await (const _ of runs) signal?.throwIfAborted();
   } catch (error) {

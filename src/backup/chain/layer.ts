@@ -1,7 +1,7 @@
 import { lstat } from "node:fs/promises";
 import { join } from "node:path";
-import { hasCode, type OnDamage } from "../base/damage.js";
-import { DamageError } from "../base/errors.js";
+import type { OnDamage } from "../base/damage.js";
+import { DamageError, hasCode } from "../base/errors.js";
 import { createDigester, DIGEST_ALGORITHMS } from "../digest/digest.js";
 import { DigestFileReader, type PlacedDigestRun } from "../digest/digest-file.js";
 import { sha256OfFile } from "../host/durable-files.js";
@@ -304,4 +304,11 @@ export function damage(pointId: string, disk: DiskManifest, what: string, guestO
   return new DamageError("E_DAMAGED", `disk ${disk.name} of point ${pointId} is damaged${where}: ${what}`, {
     details: { point: pointId, disk: disk.name, ...(guestOffset === undefined ? {} : { guestOffset }) },
   });
+}
+
+/** For work that ends at the first damage: throws it as an error that names disk, point and guest offset. */
+export function failOnDamage({ pointId, disk }: Pick<Layer, "pointId" | "disk">): OnDamage {
+  return ({ message, guestOffset }) => {
+    throw damage(pointId, disk, message, guestOffset);
+  };
 }

@@ -1,10 +1,10 @@
-/** The checkpoints that libvirt has, and what the next backup would do with them. */
+/** Checks libvirt's checkpoints, and what the next backup would do with them. */
 import prettyBytes from "pretty-bytes";
 import { changedSince, refuseNoBase } from "../guest/plan-guest.js";
 import { checkpointPrefix, readCheckpoints } from "../libvirt/checkpoints.js";
 import { type Found, pass, type Subject, warn } from "./check.js";
 
-/** Only of a domain that runs can it be known which bitmaps are of use. */
+/** Lists the checkpoints. Whether their bitmaps are usable is known only for a running domain. */
 export async function lookAtCheckpoints({
   virsh,
   domain,
@@ -43,7 +43,7 @@ function ownerOf(name: string): string {
   return /^virtnbdbackup\./.test(name) ? "virtnbdbackup's" : "somebody else's";
 }
 
-/** What would be taken of each disk, and why. */
+/** Reports how the next backup would take each disk, and why. */
 export async function lookAtForecast(subject: Subject): Promise<readonly Found[]> {
   const { forecast, domain, level } = subject;
   if (!forecast || !domain) return [];

@@ -1,5 +1,15 @@
-/** What stands in the way of a backup, looked at before anything is begun: the shape of a question and of its answer. */
-import { BackupError, PreconditionError } from "../base/errors.js";
+/**
+ * The checks room finds out, before a backup begins, what would make it fail. This file defines what a check
+ * is: a `Check` looks at a `Subject` and returns what it `Found`. The other files hold the checks by topic
+ * (host, guest, bitmaps, scratch, target, tls).
+ *
+ * Read this file first, then list.ts, which has all checks in their order. preflight.ts runs them before a
+ * backup of a running domain, doctor.ts runs all of them for `nbdpull doctor`. Checks never begin a job and
+ * never change the guest, its checkpoints or its points. scratch.ts creates a trial folder and removes it
+ * again; reading the repository finishes the last phase of a prune that died.
+ */
+
+import { BackupError, messageOf, PreconditionError } from "../base/errors.js";
 import type { GuestDisk, Level } from "../guest/plan-disk.js";
 import type { Forecast } from "../guest/plan-guest.js";
 import type { Ssh } from "../host/ssh.js";
@@ -9,53 +19,55 @@ import type { DomainDefinition } from "../libvirt/domain-xml.js";
 import type { Virsh } from "../libvirt/virsh.js";
 import type { Repository } from "../repository/repository.js";
 
-/** What is looked at. All but the first are absent where nobody has asked for them, or where they could not be found out. */
+/**
+ * What the checks look at. Optional fields are absent if they were not asked for or could not be found out.
+ */
 export interface Subject {
   readonly virsh: Virsh;
-  /** The domain's host, where that is another one. */
+  /** Connection to the domain's host, if that is another host. */
   readonly ssh?: Ssh | undefined;
   /** The folder under which a job would get a folder of its own. */
   readonly scratchParent: string;
   readonly repositoryPath?: string | undefined;
-  /** Absent also where the first backup would make it. */
+  /** Also absent if the first backup would create it. */
   readonly repository?: Repository | undefined;
-  /** Bytes that have to be left there for scratch files; see `judgeScratch`. */
+  /** Bytes that must stay free for scratch files; see `judgeScratch`. */
   readonly scratchReserve?: number | undefined;
-  /** Left out: by a Unix socket. */
+  /** Undefined: the job is served on a Unix socket. */
   readonly server?: TcpServer | undefined;
-  /** As for a backup; empty: all mountpoints. */
+  /** Mountpoints that the backup would freeze; empty: all. */
   readonly freeze?: readonly string[] | undefined;
   readonly security?: HostSecurity | undefined;
   readonly domain?: DomainDefinition | undefined;
-  /** Those that would take part. */
+  /** The disks that would be backed up. */
   readonly disks?: readonly GuestDisk[] | undefined;
-  /** Of a domain that runs. */
+  /** Only for a running domain. */
   readonly forecast?: Forecast | undefined;
   readonly level?: Level | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 
-/** `warn`: a backup would be begun all the same. `fail`: it would certainly fail. */
+/** `warn`: a backup would begin all the same. `fail`: it would certainly fail. */
 export type CheckStatus = "pass" | "warn" | "fail";
 
-/** An answer, before it is known to which question. */
+/** One answer of a check, not yet labelled with the check's name. */
 export interface Found {
-  /** What of it, where there are several: a disk, a checkpoint. */
+  /** The disk, checkpoint or other part that the answer is about, if the check looks at several. */
   readonly of?: string | undefined;
   readonly status: CheckStatus;
   /** What was found. */
   readonly cause: string;
   /** The command that mends it. */
   readonly mend?: string | undefined;
-  /** What failed: a backup is refused with it. */
+  /** The error that a backup is refused with. */
   readonly error?: unknown;
 }
 
 export interface Check {
   readonly name: string;
-  /** Whether there is no point in asking where libvirt doesn't answer. */
+  /** Whether the check needs libvirt, and is skipped if libvirt doesn't answer. */
   readonly asksLibvirt: boolean;
-  /** Whether a backup asks, and not `doctor` alone. */
+  /** Whether every backup runs it, and not only `doctor`. */
   readonly beforeBackup: (subject: Subject) => boolean;
   readonly look: (subject: Subject) => Promise<readonly Found[]>;
 }
@@ -64,7 +76,7 @@ export interface CheckResult extends Found {
   readonly check: string;
 }
 
-/** Asks one question. An error of whoever looks is an answer too, but for the signal's reason. */
+/** Runs one check. An error that it throws becomes an answer, except for the signal's reason. */
 export async function ask(check: Check, subject: Subject): Promise<readonly CheckResult[]> {
   const answer = await look(check, subject);
   return answer.map((found) => ({
@@ -83,13 +95,13 @@ async function look(check: Check, subject: Subject): Promise<readonly Found[]> {
   }
 }
 
-/** The answer where looking has failed, or somebody else has found what would fail. */
+/** The answer for an error that a check, or the preparation of the checks, has thrown. */
 export function failedBy(error: unknown, { domain }: Pick<Subject, "domain">): Found {
   const code = error instanceof BackupError ? error.code : "";
   const name = domain?.name ?? "DOMAIN";
   return {
     status: "fail",
-    cause: error instanceof Error ? error.message : String(error),
+    cause: messageOf(error),
     mend: MENDS[code]?.(name),
     error,
   };
@@ -123,7 +135,7 @@ export function fail(
   return { status: "fail", cause, mend, of, error };
 }
 
-/** Of errors that are found elsewhere, whose messages say in words what to do. */
+/** Commands for errors that other rooms throw; their messages say in words what to do. */
 const MENDS: Readonly<Record<string, (domain: string) => string>> = {
   E_NO_VIRSH: () => "apt install libvirt-clients",
   E_LIBVIRT: () => "systemctl start libvirtd",

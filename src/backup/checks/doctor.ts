@@ -14,20 +14,23 @@ export interface DoctorOptions
     Subject,
     "virsh" | "scratchParent" | "repositoryPath" | "scratchReserve" | "server" | "freeze" | "signal"
   > {
-  /** As virsh knows it; left out: only the host and the repository. */
+  /** Any name that virsh accepts; undefined: only host and repository are checked. */
   readonly domainName?: string | undefined;
   readonly choice: DiskChoice;
   readonly level: Level;
   readonly format: ImageFormat;
 }
 
-/** One thing that many questions are about; what it can't tell stays unknown, and that is a finding. */
+/**
+ * Finds out one part of the subject that many checks need. If it fails, that is a finding, and the part is
+ * absent.
+ */
 interface Lesson {
   readonly name: string;
   readonly learn: (subject: Subject, options: DoctorOptions) => Promise<Partial<Subject>>;
 }
 
-/** Each may need those before it. */
+/** In order: each may need the results of those before it. */
 const LESSONS: readonly Lesson[] = [
   {
     name: "shell",
@@ -69,7 +72,7 @@ const REPOSITORY: Lesson = {
     path === undefined ? {} : { repository: await Repository.openIfThere(path) },
 };
 
-/** Looks at everything that a backup rests on, and goes on where something fails. Changes nothing. */
+/** Runs all checks and goes on after a failure. Changes nothing. */
 export async function examine(options: DoctorOptions): Promise<readonly CheckResult[]> {
   const { signal } = options;
   const findings: CheckResult[] = [];

@@ -1,11 +1,12 @@
-/** The domain: what runs on it, what it can be asked, and where its job would be reached. */
+/** Checks the domain: its state, jobs, disks and guest agent, and the port that its job would listen on. */
+
 import { createServer } from "node:net";
+import { hasCode, messageOf } from "../base/errors.js";
 import { findLeft, keyOf, refuseAnyJob, runningBackup } from "../guest/guest-jobs.js";
 import { JobFolder } from "../guest/job-folder.js";
 import { canKeepBitmaps } from "../guest/plan-disk.js";
 import type { TcpServer } from "../libvirt/begin-xml.js";
 import { obstacleOf } from "../libvirt/choose-disks.js";
-import { isErrorOf } from "../libvirt/virsh.js";
 import { type Found, fail, failedBy, pass, type Subject, warn } from "./check.js";
 
 export async function lookAtState({ virsh, domain }: Subject): Promise<readonly Found[]> {
@@ -39,7 +40,7 @@ export async function lookAtJob({
   return [pass("none runs")];
 }
 
-/** Every disk, also those that take no part. */
+/** Reports on every disk, including those that are not backed up. */
 export async function lookAtDisks({ domain, disks }: Subject): Promise<readonly Found[]> {
   return (domain?.disks ?? []).map((disk): Found => {
     const { target, format = "raw", type, source } = disk;
@@ -65,8 +66,8 @@ export async function lookAtAgent({ virsh, domain, freeze }: Subject): Promise<r
     mountpoints = await virsh.mountpoints(domain);
   } catch (error) {
     if (freeze === undefined) return [pass("none answers; only --freeze needs one")];
-    if (isErrorOf(error, "E_NO_AGENT")) return [failedBy(error, { domain })];
-    // Some agents can freeze and not list what they freeze.
+    if (hasCode(error, "E_NO_AGENT")) return [failedBy(error, { domain })];
+    // Some agents can freeze file systems but not list them.
     return [warn(`it answers, but not which file systems there are (${messageOf(error)})`, MEND_AGENT)];
   }
   const unknown = (freeze ?? []).filter((mountpoint) => !mountpoints.includes(mountpoint));
@@ -79,10 +80,13 @@ export async function lookAtAgent({ virsh, domain, freeze }: Subject): Promise<r
 
 const MEND_AGENT = "systemctl restart qemu-guest-agent (in the guest)";
 
-/** Whether QEMU could listen there. A job of ours that has died may: it goes before the next begins. */
+/**
+ * Checks whether QEMU can listen on the port. A port that is held by the job of a dead backup is fine: the
+ * next backup ends that job first.
+ */
 export async function lookAtPort(subject: Subject): Promise<readonly Found[]> {
   const { server, ssh } = subject;
-  // On another host nobody can try it from here.
+  // A port of another host can't be tried from here.
   if (!server || ssh) return [];
   const where = `port ${server.port} of ${server.host}`;
   const obstacle = await tryToListen(server);
@@ -111,15 +115,11 @@ async function isHeldByOurs(
   return job.server.transport === "tcp" && job.server.port === port;
 }
 
-/** @returns the system's error code */
+/** @returns the system's error code; undefined if listening worked */
 function tryToListen({ host, port }: TcpServer): Promise<string | undefined> {
   const server = createServer();
   return new Promise((resolve) => {
     server.once("error", (error: NodeJS.ErrnoException) => resolve(error.code ?? error.message));
     server.listen({ host, port, exclusive: true }, () => server.close(() => resolve(undefined)));
   });
-}
-
-function messageOf(error: unknown): string {
-  return error instanceof Error ? error.message : String(error);
 }

@@ -1,4 +1,4 @@
-/** The programs on this host, and libvirt. */
+/** Checks the programs on this host, and libvirt. */
 import { execa } from "execa";
 import { parseBackupSupport } from "../libvirt/capabilities-xml.js";
 import { canCompress } from "../qcow2/compress-cluster.js";
@@ -9,7 +9,7 @@ export async function lookAtNode(): Promise<readonly Found[]> {
   return [pass(`Node ${process.versions.node}, ${zstd}`)];
 }
 
-/** Of domains that are off, the images are served by ourselves. */
+/** The tools that read and serve the images of domains that are off. */
 export async function lookAtQemuTools(): Promise<readonly Found[]> {
   const found: Found[] = [];
   for (const tool of ["qemu-img", "qemu-nbd"]) {
@@ -48,7 +48,7 @@ export async function lookAtLibvirt({ virsh }: Subject): Promise<readonly Found[
 
 const SYSTEM = "sudo nbdpull doctor --connect qemu:///system";
 
-/** libvirt knows by itself which QEMU can do what a backup with checkpoints takes. */
+/** Asks libvirt whether this QEMU supports backups with checkpoints. */
 export async function lookAtSupport({ virsh, domain }: Subject): Promise<readonly Found[]> {
   const supported = parseBackupSupport(await virsh.domainCapabilities(domain?.platform));
   const whose = domain?.platform?.emulator ?? "the host's QEMU";
@@ -64,7 +64,7 @@ export async function lookAtSupport({ virsh, domain }: Subject): Promise<readonl
   ];
 }
 
-/** What no error of libvirt's names: a profile's denial looks like a lack of permissions. */
+/** Checks for AppArmor and SELinux: libvirt reports a denial by a profile as a lack of permissions. */
 export async function lookAtConfinement({
   domain,
   security,

@@ -9,7 +9,7 @@ import { lookAtTls } from "./tls.js";
 const always = (): boolean => true;
 const never = (): boolean => false;
 
-/** Without its answer most others can't be asked. */
+/** Most other checks need libvirt to answer. */
 export const LIBVIRT: Check = {
   name: "libvirt",
   asksLibvirt: true,
@@ -17,7 +17,7 @@ export const LIBVIRT: Check = {
   look: lookAtLibvirt,
 };
 
-/** Before all that takes time: a second backup is refused at once. */
+/** Runs before all slower checks, so that a second backup is refused at once. */
 export const JOB: Check = {
   name: "running job",
   asksLibvirt: true,
@@ -25,7 +25,7 @@ export const JOB: Check = {
   look: lookAtJob,
 };
 
-/** Everything that is looked at, by `doctor` and by every backup. */
+/** All checks of `doctor`, in order; a backup runs those with `beforeBackup`. */
 export const CHECKS: readonly Check[] = [
   { name: "node", asksLibvirt: false, beforeBackup: never, look: lookAtNode },
   { name: "tool", asksLibvirt: false, beforeBackup: never, look: lookAtQemuTools },

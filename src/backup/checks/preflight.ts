@@ -12,7 +12,7 @@ export interface PreflightOptions
     "virsh" | "ssh" | "scratchParent" | "scratchReserve" | "server" | "freeze" | "signal"
   > {
   readonly repositoryPath: string;
-  /** It runs. */
+  /** A running domain. */
   readonly domain: DomainDefinition;
   readonly disks: readonly GuestDisk[];
   readonly level: Level;
@@ -21,10 +21,10 @@ export interface PreflightOptions
 }
 
 /**
- * Looks for all that a backup of a running domain would fail by, before anything is begun or made; what is only doubtful
- * is a warning.
+ * Looks for everything that would make the backup of a running domain fail, before anything is created or
+ * begun. What only may go wrong is a warning.
  *
- * @throws {PreconditionError} or another of the backup's errors, for the first that certainly would
+ * @throws {PreconditionError} or another error of the backup, for the first check that fails
  */
 export async function preflight(options: PreflightOptions): Promise<Forecast> {
   const { virsh, domain, disks } = options;
@@ -32,7 +32,7 @@ export async function preflight(options: PreflightOptions): Promise<Forecast> {
   const subject: Subject = { ...options, repository };
   await pass(JOB, subject, options);
   const guest = { virsh, domain, ...(repository ? { repository } : {}) };
-  // What it finds of damaged points is said when the backup plans for good.
+  // No warnings about damaged points here: the backup itself plans again and gives them then.
   const foreseen = await forecast(guest, disks, { ...options, broken: new Map(), onWarning: undefined });
   for (const check of CHECKS) {
     if (check === JOB || !check.beforeBackup(subject)) continue;

@@ -1,22 +1,26 @@
-/** The folder that QEMU makes its socket and scratch files in. */
+/** Checks the folder in which QEMU makes its socket and scratch files. */
+
 import { randomUUID } from "node:crypto";
 import { statfs } from "node:fs/promises";
 import { resolve } from "node:path";
 import { execa } from "execa";
 import prettyBytes from "pretty-bytes";
-import { BackupError } from "../base/errors.js";
+import { BackupError, messageOf } from "../base/errors.js";
 import { JobFolder } from "../guest/job-folder.js";
 import { judgeScratch } from "../guest/scratch-space.js";
 import type { QemuUser } from "../libvirt/domain-xml.js";
 import { type Found, fail, pass, type Subject, warn } from "./check.js";
 
-/** The header, tables and first clusters of a qcow2 image: with less not even an empty scratch file can be made. */
+/** Bytes of an empty scratch file: header, tables and first clusters of a qcow2 image. */
 const LEAST_PER_DISK = 1024 ** 2;
-/** What a guest overwrites during its backup is unknown; with less than this part of what is read it may soon be too much. */
+/**
+ * How much a guest overwrites during its backup is unknown. With free space below this part of the bytes that
+ * are read, the room may not suffice.
+ */
 const DOUBTFUL_PART = 1 / 20;
 const DOUBTFUL_AT_MOST = 4 * 1024 ** 3;
 
-/** Tries what a job will do there, as the user who will do it. */
+/** Makes a trial folder as a job would, writes to it as QEMU's user, and removes it. */
 export async function lookAtScratchFolder(subject: Subject): Promise<readonly Found[]> {
   const { scratchParent: parent, domain, security, ssh } = subject;
   const qemu = domain?.qemuUser ?? security?.qemuUser;
@@ -25,7 +29,7 @@ export async function lookAtScratchFolder(subject: Subject): Promise<readonly Fo
     await trial.claim(qemu);
   } catch (cause) {
     if (cause instanceof BackupError) throw cause;
-    return [noAccess(parent, cause instanceof Error ? cause.message : String(cause), "--scratch /var/tmp")];
+    return [noAccess(parent, messageOf(cause), "--scratch /var/tmp")];
   }
   const asQemu = qemu && process.getuid?.() === 0 ? qemu : undefined;
   try {
@@ -49,7 +53,7 @@ function noAccess(path: string, cause: string, mend: string): Found {
   return fail("E_SCRATCH_ACCESS", cause, { advice, mend, details: { path } });
 }
 
-/** Runs a command on a path as that user, in no other group than its first. */
+/** Runs a command on a path as that user, with its primary group only. */
 async function canDo(
   command: string,
   path: string,
@@ -65,7 +69,7 @@ async function canDo(
   return !ran.failed;
 }
 
-/** The first folder on the way that the user may not pass through. */
+/** The first folder on the path that the user may not enter. */
 async function firstClosed(path: string, user: QemuUser): Promise<string | undefined> {
   const parts = path.split("/").filter((part) => part !== "");
   for (let i = 0; i <= parts.length; i += 1) {
@@ -106,7 +110,7 @@ export async function lookAtScratchSpace({
   return [pass(`${what} for what a guest overwrites during its backup`)];
 }
 
-/** Bytes that this user may still write there. */
+/** Bytes that an unprivileged user can still write there. */
 export async function freeBytes(path: string): Promise<number> {
   const { bavail, bsize } = await statfs(path);
   return bavail * bsize;

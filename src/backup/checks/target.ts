@@ -1,8 +1,10 @@
-/** The repository, and the room for what comes into it. */
+/** Checks the repository, and the free space for new points. */
+
 import { constants } from "node:fs";
 import { access, stat } from "node:fs/promises";
 import { dirname, join, resolve } from "node:path";
 import prettyBytes from "pretty-bytes";
+import { messageOf } from "../base/errors.js";
 import { exists } from "../host/durable-files.js";
 import { isLockStale } from "../repository/domain-lock.js";
 import { timeOfPointId } from "../repository/manifest.js";
@@ -11,17 +13,17 @@ import type { Repository } from "../repository/repository.js";
 import { type Found, fail, pass, type Subject, warn } from "./check.js";
 import { freeBytes } from "./scratch.js";
 
-/** A manifest, digests, tables: less than that no point takes. */
+/** The least bytes that a point takes: manifest, digests and tables. */
 const LEAST = 1024 ** 2;
 
-/** Whether points can be written, and how much there is room for. */
+/** Checks whether points can be written, and how much space is free for them. */
 export async function lookAtTarget({ repositoryPath, forecast }: Subject): Promise<readonly Found[]> {
   if (repositoryPath === undefined) return [];
   const folder = await nearestFolder(resolve(repositoryPath));
   try {
     await access(folder, constants.W_OK);
   } catch (cause) {
-    const reason = cause instanceof Error ? cause.message : String(cause);
+    const reason = messageOf(cause);
     return [
       fail("E_REPOSITORY_READ_ONLY", `no points can be written to ${repositoryPath} (${reason})`, {
         advice: "mount it writable, or run it as a user who may",
@@ -40,19 +42,19 @@ export async function lookAtTarget({ repositoryPath, forecast }: Subject): Promi
   if (!forecast) return [pass(what)];
   const read = [...forecast.sizes.values()].reduce((total, size) => total + size, 0);
   const about = `and the next point is up to some ${prettyBytes(read, { binary: true })}`;
-  // Zeroes and what is compressed take less: it may still fit.
+  // Zeroes and compressed data take less, so the point may still fit.
   if (read > free) return [warn(`${what}, ${about}`, mend)];
   return [pass(`${what}, ${about}`)];
 }
 
-/** The folder itself, or the one that it would be made in. */
+/** The folder itself, or the nearest existing folder above it. */
 async function nearestFolder(path: string): Promise<string> {
   for (let folder = path; ; folder = dirname(folder)) {
     if ((await exists(folder)) || folder === "/") return folder;
   }
 }
 
-/** What is in it: every manifest, what has died in it, and who is at work. */
+/** Checks every manifest, and looks for unfinished prunes, leftover locks and running writers. */
 export async function lookAtPoints({
   repository,
   repositoryPath,
@@ -80,13 +82,13 @@ async function lookAtDomain(repository: Repository, domain: string): Promise<Fou
   });
   const newest = points.at(-1);
   if (newest && timeOfPointId(newest.id) > Date.now()) {
-    const cause = `the newest point, ${newest.id}, is of a time to come: was a clock wrong?`;
+    const cause = `the newest point, ${newest.id}, is in the future: was a clock wrong?`;
     found.push(warn(cause, "timedatectl", domain));
   }
   const journal = await readJournal(folder);
   if (journal) {
     found.push(
-      warn(`a prune has not come to its end: the next backup finishes or undoes it`, undefined, domain),
+      warn(`the last prune was interrupted: the next backup finishes or undoes it`, undefined, domain),
     );
   }
   const lock = await stat(join(folder, ".lock")).catch(() => undefined);

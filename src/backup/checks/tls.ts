@@ -1,18 +1,18 @@
-/** What QEMU's side of a job with TLS takes: libvirt finds out about most of it only when the job begins. */
+/** Checks QEMU's certificates for a job with TLS. libvirt notices most problems only when the job begins. */
 import { access, readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { exists } from "../host/durable-files.js";
 import { type Found, fail, pass, type Subject, warn } from "./check.js";
 
 const CONFIGURATION = "/etc/libvirt/qemu.conf";
-/** Where libvirt looks unless its configuration says otherwise: here if it is there, */
+/** The folder that libvirt uses by default, if it exists. */
 const FOLDER_OF_BACKUPS = "/etc/pki/libvirt-backup";
-/** and here else. */
+/** The default folder if the other one does not exist. */
 const DEFAULT_FOLDER = "/etc/pki/qemu";
 const NEEDED = ["ca-cert.pem", "server-cert.pem", "server-key.pem"];
 
 export async function lookAtTls({ server, ssh }: Subject): Promise<readonly Found[]> {
-  // On another host only QEMU can tell.
+  // The certificates of another host can't be read from here.
   if (!server?.tls || ssh) return [];
   const configuration = await readFile(CONFIGURATION, "utf8").catch((error: NodeJS.ErrnoException) => error);
   if (typeof configuration !== "string") {
@@ -39,7 +39,7 @@ export async function lookAtTls({ server, ssh }: Subject): Promise<readonly Foun
   ];
 }
 
-/** Lines of `name = "value"`; a `#` makes one a comment. */
+/** The folder that libvirt takes the certificates from. Settings are lines `name = "value"`. */
 async function folderOf(configuration: string): Promise<string> {
   const setting = (name: string): string | undefined =>
     new RegExp(`^\\s*${name}\\s*=\\s*"([^"]*)"`, "m").exec(configuration)?.[1];

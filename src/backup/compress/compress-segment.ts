@@ -1,5 +1,6 @@
 import { DIGEST_ALGORITHMS, type DigestAlgorithm } from "../digest/digest.js";
-import { ALL_SUBCLUSTERS, type Geometry, type PlannedRun, slotsOf } from "../image/image.js";
+import { ALL_SUBCLUSTERS, type Geometry, type PlannedRun } from "../image/image.js";
+import { slottedRuns, withoutZeroSlots } from "../image/slots.js";
 import type { Compression } from "../qcow2/compress-cluster.js";
 import type { Qcow2CompressedWriter } from "../qcow2/compressed-writer.js";
 import type { ClusterResult } from "./cluster-job.js";
@@ -94,13 +95,10 @@ function slotsOfSegment(
   { clusterSize, virtualSize }: Geometry,
 ): { masks: Uint32Array<ArrayBuffer>; length: number } {
   const masks = new Uint32Array(segment.clusters);
-  let slot = 0;
   let beyond = 0;
-  for (const run of segment.runs) {
-    const slots = slotsOf(run);
+  for (const { run, slot, slots } of slottedRuns(segment.runs)) {
     if (slots === 0) continue;
     masks.fill(run.kind === "partial" ? run.dataMask : ALL_SUBCLUSTERS, slot, slot + slots);
-    slot += slots;
     beyond = Math.max(0, (run.cluster + run.count) * clusterSize - virtualSize);
   }
   return { masks, length: segment.clusters * clusterSize - beyond };
@@ -111,30 +109,13 @@ function* outcomesOf(
   { buffer, sizes, digests }: ClusterResult,
   { clusterSize, digestSize }: { readonly clusterSize: number; readonly digestSize: number },
 ): Generator<CompressedOutcome> {
-  const kept = (slot: number, count: number): Omit<CompressedOutcome, "run"> => ({
-    digests: digests.subarray(slot * digestSize, (slot + count) * digestSize),
-    stored: Array.from(sizes.subarray(slot, slot + count), (size, i) =>
-      Buffer.from(buffer, (slot + i) * clusterSize, size),
-    ),
-  });
-  let slot = 0;
-  for (const run of segment.runs) {
-    if (slotsOf(run) === 0) yield { run, digests: NONE, stored: [] };
-    else if (run.kind === "partial") {
-      const zeroMask = (run.zeroMask | run.dataMask) >>> 0;
-      if (sizes[slot] === 0) yield { run: { ...run, dataMask: 0, zeroMask }, digests: NONE, stored: [] };
-      else yield { run, ...kept(slot, 1) };
-    } else {
-      for (let first = 0; first < run.count; ) {
-        const zero = sizes[slot + first] === 0;
-        let end = first + 1;
-        while (end < run.count && (sizes[slot + end] === 0) === zero) end += 1;
-        const [cluster, count] = [run.cluster + first, end - first];
-        if (zero) yield { run: { kind: "zero", cluster, count }, digests: NONE, stored: [] };
-        else yield { run: { kind: "data", cluster, count }, ...kept(slot + first, count) };
-        first = end;
-      }
-    }
-    slot += slotsOf(run);
+  for (const { run, slot, slots } of withoutZeroSlots(segment.runs, (index) => sizes[index] !== 0)) {
+    yield {
+      run,
+      digests: digests.subarray(slot * digestSize, (slot + slots) * digestSize),
+      stored: Array.from(sizes.subarray(slot, slot + slots), (size, i) =>
+        Buffer.from(buffer, (slot + i) * clusterSize, size),
+      ),
+    };
   }
 }

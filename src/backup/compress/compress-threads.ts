@@ -1,8 +1,7 @@
 import { availableParallelism } from "node:os";
-import { BackupError } from "../base/errors.js";
-import { reasonOf, ThreadPool } from "../threads/thread-pool.js";
+import { BackupError, messageOf } from "../base/errors.js";
+import { ThreadPool } from "../threads/thread-pool.js";
 import type { ClusterJob, ClusterResult } from "./cluster-job.js";
-import type { CompressThreadData } from "./cluster-thread-data.js";
 
 export interface CompressThreadsOptions {
   /**
@@ -37,7 +36,7 @@ export class CompressThreads implements AsyncDisposable {
       oldGenerationMb,
       lost: (reason, cause) =>
         problem(`a thread that digests and compresses clusters ended: ${reason}`, cause),
-      failed: (cause) => problem(`clusters could not be digested or compressed: ${reasonOf(cause)}`, cause),
+      failed: (cause) => problem(`clusters could not be digested or compressed: ${messageOf(cause)}`, cause),
     });
   }
 
@@ -63,4 +62,10 @@ export class CompressThreads implements AsyncDisposable {
 
 function problem(message: string, cause?: unknown): BackupError {
   return new BackupError("E_CLUSTER_WORKER", message, { cause });
+}
+
+/** What a thread that compresses clusters is told when it starts. */
+export interface CompressThreadData {
+  /** It compresses by itself, one cluster at a time; otherwise libuv's threads do, four at a time. */
+  readonly ownThread: boolean;
 }

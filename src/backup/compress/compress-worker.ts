@@ -1,7 +1,7 @@
 import { workerData } from "node:worker_threads";
 import { answerQuestions } from "../threads/thread-side.js";
 import { type ClusterJob, ClusterJobs, type ClusterResult } from "./cluster-job.js";
-import type { CompressThreadData } from "./cluster-thread-data.js";
+import type { CompressThreadData } from "./compress-threads.js";
 
 /** The thread of `CompressThreads`: results go out as they are ready. */
 

@@ -42,7 +42,7 @@ export class DigestBehind {
    * Resolves when what was asked for and isn't answered is little enough to go on.
    * @throws {BackupError} a question failed
    */
-  async room(): Promise<void> {
+  async capacity(): Promise<void> {
     while (this.#behind > MAX_BEHIND && this.#failure === undefined) {
       await new Promise<void>((resolve) => {
         this.#roomWanted.push(resolve);

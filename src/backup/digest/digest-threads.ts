@@ -1,6 +1,6 @@
 import { availableParallelism } from "node:os";
-import { BackupError } from "../base/errors.js";
-import { reasonOf, ThreadPool } from "../threads/thread-pool.js";
+import { BackupError, messageOf } from "../base/errors.js";
+import { ThreadPool } from "../threads/thread-pool.js";
 import { DIGEST_ALGORITHMS, type DigestAlgorithm } from "./digest.js";
 
 /** What a thread is started with. */
@@ -44,7 +44,7 @@ export class DigestThreads implements AsyncDisposable {
       lost: (reason, cause) =>
         new BackupError("E_DIGEST_THREAD", `the thread that digests has ended: ${reason}`, { cause }),
       failed: (failure) =>
-        new BackupError("E_DIGEST_READ", `what was stored can't be digested: ${reasonOf(failure)}`),
+        new BackupError("E_DIGEST_READ", `what was stored can't be digested: ${messageOf(failure)}`),
     });
   }
 

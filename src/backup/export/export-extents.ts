@@ -9,19 +9,20 @@ export function dirtyContext(name: string): string {
   return `qemu:dirty-bitmap:${name}`;
 }
 
-/** What is new on a disk that has grown is told in such units, so that it never makes clusters that are partly clean. */
+/** The new part of a grown disk is reported in these units, so that no cluster becomes partly clean. */
 const GROWN_UNIT = 64 * 1024;
 
 /**
- * Everything that the export's negotiated contexts say, as gapless extents from byte 0 to its end, asked for lazily and
- * handed on in batches.
- * Without `bitmap` (a full copy) nothing is clean. Without contexts the whole export is data.
+ * Yields what the export's negotiated contexts report, as gapless extents from byte 0 to its end. Asks the
+ * server lazily and yields in batches. Without `bitmap` (a full copy) nothing is clean. Without contexts the
+ * whole export is data.
  *
- * `parentSize` is for an increment on a disk that may have been smaller, in bytes. QEMU's bitmaps call clean what a disk
- * has grown by, but it need not read as zeroes: an image that shrank in the middle of a cluster shows the old bytes when it
- * grows again. So it counts as dirty, but for zeroes. The server must let clean bytes be read.
+ * `parentSize`, in bytes, is for an increment on a disk that may have been smaller. QEMU's bitmaps report the
+ * part by which a disk has grown as clean, but it need not read as zeroes: an image that shrank in the middle
+ * of a cluster shows the old bytes when it grows again. So this part counts as dirty, except for zeroes. The
+ * server must allow reading clean bytes.
  *
- * @throws {NbdError} block status failed, or left something unsaid
+ * @throws {NbdError} block status failed, or left a part of the export out
  */
 export async function* exportExtents(
   client: NbdClient,

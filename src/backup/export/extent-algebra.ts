@@ -1,19 +1,19 @@
 import { ALLOCATION, DIRTY, type StatusRuns } from "../../nbd/index.js";
 import type { Extent, ExtentState } from "../base/extent.js";
 
-/** What the server said of one range: each context's runs cover exactly `offset .. offset + length`. */
+/** The server's block status for one range: each context's runs cover exactly `offset .. offset + length`. */
 export interface RangeStatus {
   readonly offset: number;
   readonly length: number;
-  /** Of `qemu:dirty-bitmap:NAME`; left out for a full copy. */
+  /** The runs of `qemu:dirty-bitmap:NAME`; left out for a full copy. */
   readonly dirty?: StatusRuns | undefined;
-  /** Of `base:allocation`; left out where the server has none. */
+  /** The runs of `base:allocation`; left out if the server has none. */
   readonly allocation?: StatusRuns | undefined;
   /** Everything from this byte on is dirty, whatever the bitmap says. */
   readonly dirtyFrom?: number | undefined;
 }
 
-/** What holds where the server said nothing. */
+/** The status of a context that the server doesn't have. */
 const ALL_DIRTY: StatusRuns = {
   ends: Float64Array.of(Number.POSITIVE_INFINITY),
   flags: Float64Array.of(DIRTY),
@@ -21,14 +21,14 @@ const ALL_DIRTY: StatusRuns = {
 const ALL_DATA: StatusRuns = { ends: Float64Array.of(Number.POSITIVE_INFINITY), flags: Float64Array.of(0) };
 
 /**
- * Lays the dirty bitmap over the allocation and says what each byte is to the backup.
+ * Combines the dirty bitmap with the allocation into the state of each byte for the backup.
  *
  *     dirty        |   1    |   0    |        1        |
  *     allocation   | data   | zero |  data  | zero     |
  *     result       | data   | clean  | data | zero     |
  *
  * Only ZERO is trusted: a HOLE without it may hold anything, so it is read. What no allocation context
- * describes is read as well. Neighbours in the same state come out as one.
+ * describes is read as well. Neighbours in the same state become one extent.
  *
  * @throws {RangeError} runs end before the range does
  */
@@ -66,8 +66,8 @@ function endOf({ ends }: StatusRuns, index: number, at: number): number {
 }
 
 /**
- * Zeroes from byte `from` on need not be said, since nothing lies below: whole units of them become clean, what lies
- * before and behind stays as it is.
+ * Marks whole units of zeroes from byte `from` on as clean, because nothing lies below them that they would
+ * hide. The zeroes before and behind those units stay as they are.
  *
  *     units     |       |       |       |       |
  *     extent     zzzzzzzzzzzzzzzzzzzz

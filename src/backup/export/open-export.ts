@@ -1,3 +1,13 @@
+/**
+ * Connects to the NBD export of a disk and learns which bytes a backup has to copy: data, zeroes, or clean
+ * since the checkpoint. Read this file first: it chooses the meta contexts and the way to read. Then read
+ * `export-extents.ts`, which asks for the block status of the whole disk, and `extent-algebra.ts`, which
+ * combines the dirty bitmap with the allocation.
+ *
+ * Nothing here ever writes, to the export or to a file, and nothing here knows libvirt, image formats or
+ * repositories.
+ */
+
 import type { PieceSink } from "../../nbd/index.js";
 import {
   type ConnectOptions,
@@ -15,8 +25,8 @@ import { ALLOCATION_CONTEXT, dirtyContext } from "./export-extents.js";
 export type OpenOptions = Omit<ConnectOptions, "metaContexts" | "optionalContexts">;
 
 /**
- * Connects to an export for a backup: the bitmap, where one is named, is mandatory; allocation is taken where the
- * server has it and can tell of it wherever the bitmap can.
+ * Connects to an export for a backup. A bitmap that is named is mandatory. The allocation is used if the
+ * server has it and can report it everywhere that it can report the bitmap.
  *
  * @throws {PreconditionError} no such export, no such bitmap
  * @throws {NbdError} anything else that goes wrong on the wire
@@ -39,8 +49,9 @@ export async function openExport(
 }
 
 /**
- * QEMU's snapshot-access exports fail a block status that touches a clean byte, for all contexts together: what is
- * dirty can be learned there without the allocation only. The first reply that tells of a clean byte settles it.
+ * In QEMU's snapshot-access exports, a block status request that touches a clean byte fails for all contexts
+ * together. There the bitmap can be queried only without the allocation. The first reply with a clean byte
+ * decides.
  */
 async function isMappedWhereClean(
   client: NbdClient,
@@ -58,15 +69,16 @@ async function isMappedWhereClean(
   }
 }
 
-/** What QEMU copies before a guest's write at the least; a larger unit is a multiple of it. */
+/** The least that QEMU copies before a guest's write, in bytes. A larger unit is a multiple of it. */
 const SNAPSHOT_BLOCK = 64 * 1024;
 
 /**
- * How to read from an export that `openExport` opened.
+ * The source for reading from an export that `openExport` opened.
  *
- * In QEMU 7 a snapshot-access read that begins in a block that the guest has overwritten since, and goes on into one
- * that it hasn't, returns the guest's new bytes for the first (mended in 8.0, `hbitmap_status`). A read within one block
- * is always right. Extended headers came with 8.2, so who speaks them has no need of that.
+ * In QEMU 7 a snapshot-access read that begins in a block that the guest has overwritten since, and goes on
+ * into one that it hasn't, returns the guest's new bytes for the first (fixed in 8.0, `hbitmap_status`). A
+ * read within one block is always right. Extended headers came with 8.2, so servers with them don't need
+ * smaller reads.
  */
 export function readerOf(client: NbdClient, bitmap: string | undefined): ByteSource {
   if (mayReadClean(client, bitmap) || client.export.protocol === "extended") return client;
@@ -88,12 +100,18 @@ function* blocksOf({ offset, length }: Stretch): Generator<Stretch> {
   }
 }
 
-/** How many connections a pull begins with: of those that are encrypted one keeps both sides busy, and two get in each other's way. */
+/**
+ * How many connections a pull begins with. One encrypted connection keeps both sides busy; a second one would
+ * slow it.
+ */
 export function fewestConnections(client: NbdClient): number {
   return client.isEncrypted ? 1 : CONNECTIONS;
 }
 
-/** Whether clean bytes can be read too: where they can't, they have no allocation either, and `openExport` went without. */
+/**
+ * Whether clean bytes can be read too. If not, they have no allocation either, and `openExport` left that
+ * context out.
+ */
 export function mayReadClean(client: NbdClient, bitmap: string | undefined): boolean {
   return bitmap === undefined || client.export.contexts.includes(ALLOCATION_CONTEXT);
 }
@@ -127,7 +145,10 @@ async function connect(
 
 /** Where bytes come from: an NBD client, or the chain of a restore. */
 export interface ByteSource {
-  /** Hands all bytes of the stretches to `sink`, in pieces, or throws; none any more once `signal` has fired. */
+  /**
+   * Passes all bytes of the stretches to `sink`, in pieces, or throws. Passes no more once `signal` is
+   * aborted.
+   */
   readPieces(
     stretches: readonly Stretch[],
     sink: PieceSink,
@@ -135,5 +156,5 @@ export interface ByteSource {
   ): Promise<void>;
 }
 
-/** A second connection lets the server fill one while the other is being emptied. */
+/** With two connections, the server fills one while the client empties the other. */
 export const CONNECTIONS = 2;

@@ -1,11 +1,21 @@
-/** What may stand in a backup's way on the guest, and the clearing away of what is our own. */
-import { BackupError, PreconditionError } from "../base/errors.js";
+/**
+ * The guest room prepares a domain for a backup and cleans up after one. It finds jobs and job folders that
+ * an earlier backup left, freezes and thaws the guest, plans each disk (full or increment), connects to a
+ * job's exports, watches the scratch files and deletes old checkpoints.
+ *
+ * Read this file first, then job-folder.ts (where a job works), plan-guest.ts and plan-disk.ts (what is
+ * taken) and job-connection.ts (how its exports are reached). qemu-img.ts and qemu-nbd.ts are for domains
+ * that are off. This room never begins a backup job, reads no disk data and commits no points: the take room
+ * does that.
+ */
+
+import { BackupError, hasCode, messageOf, PreconditionError } from "../base/errors.js";
 import type { Ssh } from "../host/ssh.js";
 import { checkpointPrefix, deleteCheckpoint } from "../libvirt/checkpoints.js";
 import type { DomainDefinition } from "../libvirt/domain-xml.js";
 import { freeze, thaw } from "../libvirt/freeze.js";
 import { type BackupJob, exportedDisks, parseBackupJob } from "../libvirt/job-xml.js";
-import { isErrorOf, isJobGone, type Virsh } from "../libvirt/virsh.js";
+import { isJobGone, type Virsh } from "../libvirt/virsh.js";
 import type { Repository } from "../repository/repository.js";
 import { JobFolder, type JobFolderKey } from "./job-folder.js";
 import { endServersIn } from "./qemu-nbd.js";
@@ -15,19 +25,19 @@ export interface Guest {
   readonly virsh: Virsh;
   readonly domain: DomainDefinition;
   readonly repository: Repository;
-  /** To the host where it runs, if that is another one. */
+  /** Connection to the host where the domain runs, if that is another host. */
   readonly ssh: Ssh | undefined;
 }
 
-/** Where a dead backup of ours worked, and its job if that still runs. */
+/** What a dead backup of this repository may have left: its folders, and its job if that still runs. */
 export interface Left {
   readonly folders: readonly JobFolder[];
   readonly job: BackupJob | undefined;
 }
 
 /**
- * Refuses to go on where another job runs, or another backup to this repository, and tells where a dead one of ours
- * worked: here, or in the folder that its job names.
+ * Finds what a dead backup of this repository left: the folder `here`, and the folder that its job names.
+ * Throws if somebody else's job runs on the domain, or another backup to this repository.
  *
  * @throws {PreconditionError} `E_BACKUP_RUNNING`, `E_FOREIGN_JOB`, `E_DOMAIN_BUSY`, `E_PUSH_MODE`
  */
@@ -43,13 +53,13 @@ export async function findLeft(guest: Guest, here: JobFolder): Promise<Left> {
   return { folders: [here, theirs], job };
 }
 
-/** Takes the folder over from whoever died in it, as the only one who does so. */
+/** Removes what a dead backup left and creates the folder anew, while holding the domain's lock. */
 export async function claimFolder(guest: Guest, folder: JobFolder, signal?: AbortSignal): Promise<void> {
-  // Before the lock is waited for: a backup under way holds it as long as it pulls.
+  // Checked before waiting for the lock, because a running backup holds it as long as it pulls.
   await refuseLivingOwner(folder, guest.domain);
   const claim = async (): Promise<void> => {
     const { folders, job } = await findLeft(guest, folder);
-    // Nobody else of ours begins one meanwhile.
+    // The lock keeps other backups to this repository from beginning a job meanwhile.
     for (const left of folders) await clearLeft(guest, left, { jobMayRun: job !== undefined });
     await folder.claim(guest.domain.qemuUser);
   };
@@ -57,7 +67,7 @@ export async function claimFolder(guest: Guest, folder: JobFolder, signal?: Abor
 }
 
 /**
- * Refuses to go on where any job runs: without a repository none is ours.
+ * Throws if any job runs on the domain: without a repository no job is ours.
  * @throws {PreconditionError} `E_FOREIGN_JOB`, `E_DOMAIN_BUSY`, `E_PUSH_MODE`
  */
 export async function refuseAnyJob({ virsh, domain }: Pick<Guest, "virsh" | "domain">): Promise<void> {
@@ -65,14 +75,15 @@ export async function refuseAnyJob({ virsh, domain }: Pick<Guest, "virsh" | "dom
   if (job) throw foreignJob(domain, job);
 }
 
-/** What tells the folders of this repository and domain from all others. */
+/** The key of the job folder of this repository and domain. */
 export function keyOf({ repository, domain }: Guest): JobFolderKey {
   return { repositoryId: repository.id, domainUuid: domain.uuid };
 }
 
 /**
- * Thaws the guest if it was left frozen, ends the job that works in `folder`, if one does, waits until it is gone, ends
- * the servers of a stopped domain's images that are left there, and removes the folder. No NBD client of ours may be connected any more: QEMU 7.2 can hang then, with the guest.
+ * Thaws the guest if it was left frozen, ends the job that works in `folder` and waits until it is gone, ends
+ * the qemu-nbd servers that were left there, and removes the folder. All our NBD clients must be closed
+ * before: otherwise QEMU 7.2 can hang, and the guest with it.
  */
 export async function clearFolder(guest: Guest, folder: JobFolder): Promise<void> {
   await clearLeft(guest, folder, { jobMayRun: true });
@@ -99,9 +110,9 @@ async function clearLeft(
 }
 
 /**
- * Runs `work` while the guest's file systems are frozen; they are thawed whatever comes.
+ * Runs `work` while the guest's file systems are frozen, and thaws them even if it fails.
  *
- * @param mountpoints in the guest; empty: all; left out: nothing is frozen
+ * @param mountpoints in the guest; empty: all; undefined: nothing is frozen
  * @throws {PreconditionError} no agent answers in the guest
  */
 export async function whileFrozen(
@@ -115,8 +126,8 @@ export async function whileFrozen(
   try {
     await freeze(guest.virsh, guest.domain, mountpoints);
   } catch (error) {
-    // Where there is no agent nothing is frozen; otherwise some file systems may be.
-    if (isErrorOf(error, "E_NO_AGENT")) await folder.unmarkFrozen();
+    // Without an agent nothing was frozen; after any other error some file systems may be.
+    if (hasCode(error, "E_NO_AGENT")) await folder.unmarkFrozen();
     else await thawGuest(guest, folder);
     throw error;
   }
@@ -135,7 +146,7 @@ async function thawGuest(
   try {
     await thaw(virsh, domain);
   } catch (cause) {
-    // A guest that is off is not frozen, whatever it was before.
+    // A guest that is off is no longer frozen.
     if (!isJobGone(cause)) {
       const message = `file systems of ${domain.name} may still be frozen, thawing failed (${messageOf(cause)}): run \`virsh domfsthaw ${domain.name}\` now`;
       throw new BackupError("E_STILL_FROZEN", message, { cause, details: { domain: domain.name } });
@@ -145,8 +156,8 @@ async function thawGuest(
 }
 
 /**
- * Deletes checkpoints of ours, as far as they may go. Others' are never touched.
- * @returns the names of those that went, and why others did not
+ * Deletes those of this repository's checkpoints for which `mayGo` is true. Never touches other checkpoints.
+ * @returns the names of the deleted checkpoints, and a message for each that could not be deleted
  */
 export async function retireCheckpoints(
   { virsh, domain, repository }: Guest,
@@ -167,10 +178,6 @@ export async function retireCheckpoints(
   return { retired, failed };
 }
 
-export function messageOf(error: unknown): string {
-  return error instanceof Error ? error.message : String(error);
-}
-
 async function refuseLivingOwner(folder: JobFolder, domain: DomainDefinition): Promise<void> {
   const living = await folder.livingOwner();
   if (living === undefined) return;
@@ -181,7 +188,10 @@ async function refuseLivingOwner(folder: JobFolder, domain: DomainDefinition): P
   );
 }
 
-/** The backup job that runs on the domain, if one does; of a domain that is off none does. */
+/**
+ * The backup job that runs on the domain, if any. No job runs on a domain that is off.
+ * @throws {PreconditionError} `E_DOMAIN_BUSY`: a job of another kind runs
+ */
 export async function runningBackup(virsh: Virsh, domain: DomainDefinition): Promise<BackupJob | undefined> {
   const { name } = domain;
   const { info, backupXml } = await virsh.runningJob(domain);
@@ -195,7 +205,7 @@ export async function runningBackup(virsh: Virsh, domain: DomainDefinition): Pro
   return backupXml === undefined ? undefined : parseBackupJob(backupXml);
 }
 
-/** Names what can be seen of the job, so that its owner can be found. */
+/** Names the job's socket or port and its scratch files, so that the user can find its owner. */
 function foreignJob(domain: DomainDefinition, job: BackupJob): PreconditionError {
   const { server } = job;
   const paths = exportedDisks(job).flatMap(({ scratch }) => (scratch ? [scratch.path] : []));

@@ -1,4 +1,4 @@
-/** The way from this host to the exports of a job: straight, or through ssh. */
+/** The connection from this host to the exports of a job: direct, or forwarded by ssh. */
 import { mkdtemp, rm } from "node:fs/promises";
 import { connect } from "node:net";
 import { tmpdir } from "node:os";
@@ -13,25 +13,25 @@ import { type Hypervisor, hostOf } from "../libvirt/hypervisor.js";
 import { addressOf } from "../libvirt/job-address.js";
 import type { BackupServer } from "../libvirt/job-xml.js";
 
-/** Whoever opened it closes it when no client is connected any more, and before the job is ended. */
+/** The caller disposes of it after the last client has disconnected and before the job is ended. */
 export interface JobConnection extends AsyncDisposable {
   addressOf(exportName: string): NbdAddress;
-  /** Where a TCP server will be connected to straight. */
+  /** Host and port of a TCP server that is reached without ssh. */
   readonly straightTo: { readonly host: string; readonly port: number } | undefined;
   /**
-   * Reads from the exports, under a signal that also comes when the way is lost.
-   * @throws what `work` throws, or the reason for it that lies in the way: `E_SSH_LOST`, `E_SSH_FORWARD`
+   * Runs `work` with a signal that also fires when the ssh forward is lost.
+   * @throws what `work` throws, or the failure of the forward that caused it: `E_SSH_LOST`, `E_SSH_FORWARD`
    */
   walk<T>(signal: AbortSignal | undefined, work: (signal: AbortSignal | undefined) => Promise<T>): Promise<T>;
 }
 
 export interface JobConnectionOptions {
   readonly hypervisor: Hypervisor;
-  /** The user's word on where a TCP server is reached. */
+  /** The host under which a TCP server is reached, if the user gave one. */
   readonly hostOverride: string | undefined;
-  /** Path for a socket on this host, should one be needed. */
+  /** Path for a socket on this host, used if ssh forwards the connection. */
   readonly socket: string;
-  /** As `openForward` has it. */
+  /** Passed to `openForward`. */
   readonly note?: string | undefined;
   readonly signal: AbortSignal | undefined;
 }
@@ -40,10 +40,10 @@ const WILDCARDS = ["0.0.0.0", "::"];
 const PROBE_MS = 5000;
 
 /**
- * Where QEMU listens on an address that others can connect to, straight; else with ssh through that.
+ * Connects directly if QEMU listens on an address that other hosts can reach; otherwise forwards through ssh.
  *
- * @param server as QEMU has it
- * @throws {PreconditionError} `E_REMOTE`: from here there is no way; `E_SSH`, `E_NO_SSH`, `E_SSH_PATH`
+ * @param server the job's server, as seen on QEMU's host
+ * @throws {PreconditionError} `E_REMOTE`: it can't be reached from here; `E_SSH`, `E_NO_SSH`, `E_SSH_PATH`
  */
 export async function connectJob(
   server: BackupServer,
@@ -53,7 +53,7 @@ export async function connectJob(
   const remote = hostOf(hypervisor);
   if (remote === undefined) return directConnection(server);
   if (server.transport === "tcp" && (hostOverride !== undefined || !isLocalOnly(server.host))) {
-    // A wildcard is where it listens, not where it is.
+    // QEMU listens on a wildcard address, but nobody can connect to one.
     const host = WILDCARDS.includes(server.host) ? remote : server.host;
     return directConnection({ ...server, host }, { host: hostOverride ?? host, port: server.port });
   }
@@ -69,7 +69,7 @@ export async function connectJob(
   );
 }
 
-/** The same with a place of its own for the socket. */
+/** Like `connectJob`, but creates a temporary folder for the socket and removes it at the end. */
 export async function connectJobAnywhere(
   server: BackupServer,
   options: Omit<JobConnectionOptions, "socket" | "note">,
@@ -91,7 +91,7 @@ export async function connectJobAnywhere(
   }
 }
 
-/** The server is where it says that it is. */
+/** A connection to the address that the server itself names. */
 export function directConnection(
   server: BackupServer,
   straightTo?: JobConnection["straightTo"],
@@ -105,7 +105,7 @@ export function directConnection(
 }
 
 function forwardedConnection(server: BackupServer, socket: string, forward: SshForward): JobConnection {
-  // The name on its certificate is that of the other end.
+  // The certificate names the remote host, not this end of the forward.
   const hostname = server.transport === "tcp" ? { hostname: server.host } : {};
   return {
     addressOf: (exportName) => ({
@@ -130,14 +130,14 @@ function unreachable(server: BackupServer, host: string): PreconditionError {
   const where = server.transport === "unix" ? `the Unix socket ${server.socket}` : server.host;
   return new PreconditionError(
     "E_REMOTE",
-    `the job on ${host} is served by ${where}, which can be reached from that host only: connect to libvirt by qemu+ssh://, through which the way goes on by itself, or begin the job on an address that can be reached from here`,
+    `the job on ${host} is served by ${where}, which can be reached from that host only: connect to libvirt by qemu+ssh://, which forwards the job's connection too, or begin the job on an address that can be reached from here`,
     { details: { host } },
   );
 }
 
 /**
- * Whether a server that is yet to come could be reached: a port where nobody listens answers with a refusal, and a
- * firewall in most cases with nothing.
+ * Checks that a server that is not started yet will be reachable. A reachable host refuses the connection,
+ * because nothing listens on the port yet; a firewall in most cases drops it without an answer.
  *
  * @throws {PreconditionError} `E_UNREACHABLE`, `E_ADDRESS_IN_USE`
  */
@@ -158,6 +158,6 @@ export async function refuseUnreachable(
   signal?.throwIfAborted();
   if (code === "ECONNREFUSED") return;
   if (code === undefined) throw addressInUse(`${host}:${port}`);
-  const message = `QEMU's port ${port} on ${host} can't be reached from here (${code}), so no job was begun: see to firewall and name, name another address with --server tcp:ADDRESS:PORT or --host-override, or leave --server out to go through ssh`;
+  const message = `QEMU's port ${port} on ${host} can't be reached from here (${code}), so no job was begun: check the firewall and the host name, give another address with --server tcp:ADDRESS:PORT or --host-override, or leave --server out to go through ssh`;
   throw new PreconditionError("E_UNREACHABLE", message, { details: { host, port } });
 }

@@ -1,13 +1,15 @@
 /**
- * The folder that a backup's job works in: one for each repository and domain, so that whoever comes next finds it.
+ * The folder that a backup's job works in: one for each repository and domain, so that the next backup finds
+ * it.
  *
  *     /var/tmp/nbdpull-1a2b3c4d-f00dcafe/     (repository, domain)
  *       owner.json                            the process that works here
- *       frozen                                there while the guest's file systems may be
+ *       frozen                                exists while the guest's file systems may be frozen
  *       qemu/                                 QEMU's own: the sockets, and the scratch files
  *
- * Where QEMU runs on another host that folder is there, reached by ssh, and one on this host, in the place for temporary
- * files, holds what is this process's own: libvirt's documents, and the near end of the way to the socket.
+ * If QEMU runs on another host, that folder is on that host and is reached by ssh. A second folder, on this
+ * host among the temporary files, then holds this process's own files: libvirt's documents and the local
+ * socket of the ssh forward.
  */
 import { readFile } from "node:fs/promises";
 import { hostname, tmpdir } from "node:os";
@@ -21,23 +23,23 @@ import { type BackupJob, exportedDisks } from "../libvirt/job-xml.js";
 import { type FoundFolder, type JobPlace, LocalPlace, QEMU } from "./local-job-folder.js";
 import { SshPlace } from "./ssh-job-folder.js";
 
-/** Longer paths of sockets the kernel refuses. */
+/** Bytes of the longest socket path that the kernel accepts. */
 const MAX_SOCKET_PATH = 107;
 const HERE = new LocalPlace();
 
 const owner = z.object({ host: z.string(), pid: z.number().int().positive(), startedAt: z.string() });
 type Owner = z.infer<typeof owner>;
 
-/** Whose folder it is. */
+/** The repository and domain that a folder belongs to. */
 export interface JobFolderKey {
   readonly repositoryId: string;
   readonly domainUuid: string;
 }
 
 export class JobFolder {
-  /** On the host where QEMU runs. */
+  /** The folder on the host where QEMU runs. */
   readonly path: string;
-  /** On this host: the same one, where that is QEMU's. */
+  /** The folder on this host; equal to `path` if QEMU runs here. */
   readonly here: string;
   readonly #place: JobPlace;
 
@@ -48,9 +50,9 @@ export class JobFolder {
   }
 
   /**
-   * Where the folder of this repository and domain is, whether it is there or not.
-   * @param ssh to the host where QEMU runs, if that is another one
-   * @throws {UsageError} `E_SCRATCH_PATH`: no absolute path on another host
+   * The folder of this repository and domain below `parent`, whether it exists or not.
+   * @param ssh connection to the host where QEMU runs, if that is another host
+   * @throws {UsageError} `E_SCRATCH_PATH`: `parent` is on another host and not absolute
    */
   static at(parent: string, key: JobFolderKey, ssh?: Ssh): JobFolder {
     if (ssh !== undefined && !isAbsolute(parent)) {
@@ -60,7 +62,9 @@ export class JobFolder {
     return new JobFolder(join(resolve(parent), nameOf(key)), ssh);
   }
 
-  /** The folder that a running job works in, if that is one of this repository and domain, wherever it is. */
+  /**
+   * The folder that a running job works in, below any parent, if it belongs to this repository and domain.
+   */
   static ofJob(job: BackupJob, key: JobFolderKey, ssh?: Ssh): JobFolder | undefined {
     const paths = exportedDisks(job).flatMap(({ scratch }) =>
       scratch ? [dirname(dirname(scratch.path))] : [],
@@ -73,7 +77,7 @@ export class JobFolder {
     return join(this.path, QEMU, "nbd.sock");
   }
 
-  /** Of the server that serves a disk of a domain that is off. */
+  /** Socket of the qemu-nbd that serves one disk of a domain that is off. */
   serverSocket(index: number): string {
     return join(this.path, QEMU, `${index}.sock`);
   }
@@ -82,12 +86,12 @@ export class JobFolder {
     return join(this.path, QEMU, `${disk}.scratch.qcow2`);
   }
 
-  /** A file of this process's own. */
+  /** Path of a file of this process, on this host. */
   file(name: string): string {
     return join(this.here, name);
   }
 
-  /** A file of ours beside QEMU's, wherever that is. */
+  /** Path of a file of this process, on QEMU's host. */
   fileThere(name: string): string {
     return join(this.path, name);
   }
@@ -96,7 +100,7 @@ export class JobFolder {
     return (await this.#place.look(this.path)) !== undefined;
   }
 
-  /** To be called before the guest is frozen: whoever finds this folder will thaw it. */
+  /** Must be called before the guest is frozen, so that the next backup thaws it if this one dies. */
   async markFrozen(): Promise<void> {
     await this.#place.setFrozen(this.path, true);
   }
@@ -110,7 +114,7 @@ export class JobFolder {
   }
 
   /**
-   * The process that works here, if it lives: its number, or where on another host it would have to be looked for.
+   * Names the process that works here, if it is alive. A process of another host always counts as alive.
    * @throws {PreconditionError} `E_SCRATCH_OWNER`: the folder is another user's
    */
   async livingOwner(): Promise<string | undefined> {
@@ -121,9 +125,9 @@ export class JobFolder {
   }
 
   /**
-   * Makes the folder, with this process as its owner, in one step: it is never seen without.
+   * Makes the folder atomically, with this process as its owner.
    * @throws {PreconditionError} QEMU could not write there
-   * @throws {UsageError} its path is too long for a socket
+   * @throws {UsageError} the path is too long for a socket
    */
   async claim(qemu: QemuUser | undefined): Promise<void> {
     if (Buffer.byteLength(this.socket) > MAX_SOCKET_PATH) {
@@ -141,13 +145,13 @@ export class JobFolder {
     }
   }
 
-  /** Cuts connections to QEMU that outlived their client: on another host that can be. */
+  /** Cuts connections to QEMU that outlived their client, as can happen on another host. */
   async sever(): Promise<void> {
     await this.#place.sever(this.path);
   }
 
   /**
-   * Removes the folder, if it is there. Nothing is followed out of it: a part of it belongs to QEMU's user.
+   * Removes the folder, if it exists. Does not follow links, because QEMU's user can write to a part of it.
    * @throws {PreconditionError} `E_SCRATCH_OWNER`: the folder is another user's
    */
   async remove(): Promise<void> {
@@ -168,8 +172,9 @@ export class JobFolder {
 }
 
 /**
- * Its name can be known beforehand, and everybody may write to /var/tmp: what another user has put there is neither
- * believed nor cleared away, since links in it could lead anywhere. Once it is ours nobody else can put anything there.
+ * Refuses a folder of another user. Its name is predictable and everybody may write to /var/tmp, so the
+ * content of such a folder is neither trusted nor removed: links in it could lead anywhere. Only we can write
+ * to our own folder.
  */
 function refuseOthers(path: string, found: FoundFolder | undefined): void {
   if (!found || (found.isFolder && found.ours)) return;
@@ -182,7 +187,7 @@ function nameOf({ repositoryId, domainUuid }: JobFolderKey): string {
   return `nbdpull-${repositoryId.slice(0, 8)}-${domainUuid.slice(0, 8)}`;
 }
 
-/** One that a power cut left half written is nobody's. */
+/** Undefined if the note is incomplete, for example after a power cut. */
 function parseOwner(text: string): Owner | undefined {
   try {
     return owner.safeParse(JSON.parse(text)).data;
@@ -192,14 +197,15 @@ function parseOwner(text: string): Owner | undefined {
 }
 
 /**
- * What tells a process from a later one of the same number: the boot, and its start since then. Undefined where there is
- * no such process.
+ * Boot ID and start time of a process, which tell it from a later process with the same number. Undefined if
+ * there is no such process.
  */
 async function startOf(pid: number): Promise<string | undefined> {
   try {
     const boot = (await readFile("/proc/sys/kernel/random/boot_id", "utf8")).trim();
     const stat = await readFile(`/proc/${pid}/stat`, "utf8");
-    // The name in parentheses may hold blanks; the start is the 22nd field, so the 20th after it.
+    // The process name in parentheses may contain spaces. The start time is field 22, so the 20th after the
+    // name.
     return `${boot} ${stat.slice(stat.lastIndexOf(")") + 2).split(" ")[19]}`;
   } catch (error) {
     if (isMissing(error) || (error as NodeJS.ErrnoException).code === "ESRCH") return undefined;

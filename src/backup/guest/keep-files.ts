@@ -1,43 +1,48 @@
-/** What a point keeps of its domain beside the disks: its definition, and the files that it starts with. */
+/**
+ * What a point keeps of its domain besides the disks: the definition, and the files that the domain starts
+ * with.
+ */
+
 import { createHash } from "node:crypto";
 import { constants } from "node:fs";
 import { type FileHandle, open, writeFile } from "node:fs/promises";
 import { join } from "node:path";
+import { messageOf } from "../base/errors.js";
 import { isMissing } from "../host/durable-files.js";
 import { type BootFile, type NotKept, readBootNeeds, wordFor } from "../libvirt/boot-files.js";
 import type { KeptFile, Manifest } from "../repository/manifest.js";
 
-/** A domain as libvirt has it. */
+/** A domain's definition, as libvirt gives it. */
 export interface Definition {
   readonly xml: string;
-  /** Where the files lie that it names, if that is another host than this. */
+  /** The host that has the files it names, if that is another host. */
   readonly host: string | undefined;
-  /** What it has beside, and is not kept either. */
+  /** Other parts of the domain that are not kept. */
   readonly notKept?: readonly NotKept[] | undefined;
 }
 
-/** As the manifest has it. */
+/** The kept files and the missing ones, as the manifest lists them. */
 export interface Kept {
   readonly files: KeptFile[];
   readonly notKept: NonNullable<Manifest["notKept"]>;
 }
 
 const DEFINITION = "domain.xml";
-/** Those with a suffix by which people know them; the others are called by their role. */
+/** File names by role; a file of any other role is named after its role. */
 const NAMES: Readonly<Record<string, string>> = { nvram: "nvram.fd", loader: "loader.fd" };
 const CHUNK = 1024 * 1024;
-/** A firmware that writes its variables is soon done with it. */
+/** Copies of a changing file before giving up; firmware writes its variables in a short time. */
 const ATTEMPTS = 3;
 
 /**
- * Stores the definition, and copies of the files that it names, in `folder`. What can't be read is told, and no reason to
- * fail: the disks are what counts.
+ * Stores the definition, and copies of the files that it names, in `folder`. A file that can't be read causes
+ * a warning and no failure, because the disks matter more.
  *
- * QEMU goes on meanwhile, and nothing freezes an NVRAM: it is of a moment of its own, a little later than the disks'. One
- * that is written to while it is copied is copied again.
+ * QEMU keeps running meanwhile and nothing freezes the NVRAM, so its copy is from a moment shortly after that
+ * of the disks. A file that changes while it is copied is copied again.
  *
- * @param onWarning told of what is not kept, and of what never stood still
- * @throws the file system's error where it can't be written
+ * @param onWarning called for each file that is not kept, and for each that kept changing
+ * @throws the file system's error if a copy can't be written
  */
 export async function keepFiles(
   { xml, host, notKept: beside = [] }: Definition,
@@ -64,7 +69,7 @@ export async function keepFiles(
       if (!steady) options.onWarning?.(`${what} was written to while it was copied: it may be torn`);
     } catch (error) {
       if (!(error instanceof Unkept)) throw error;
-      // One that never ran has none yet: libvirt makes it at the first start.
+      // A domain that never ran has no NVRAM: libvirt creates it at the first start.
       const isNoneYet = file.role === "nvram" && !needs.isRunning && isMissing(error.cause);
       if (!isNoneYet) notKept.push({ what, reason: error.message });
     }
@@ -96,7 +101,7 @@ async function keepFile(
   target: string,
   { sync, signal }: { readonly sync: boolean; readonly signal?: AbortSignal | undefined },
 ): Promise<Copy> {
-  // Without O_NONBLOCK a pipe of that name would make us wait for ever.
+  // Without O_NONBLOCK, opening a pipe of that name would wait forever.
   const source = await open(path, constants.O_RDONLY | constants.O_NONBLOCK).catch(unkept);
   try {
     if (!(await source.stat()).isFile()) throw new Unkept("it is no plain file");
@@ -114,7 +119,7 @@ async function keepFile(
   }
 }
 
-/** Changes with every write. */
+/** A string that changes with every write to the file. */
 async function stateOf(file: FileHandle): Promise<string> {
   const { size, mtimeNs, ctimeNs } = await file.stat({ bigint: true });
   return `${size} ${mtimeNs} ${ctimeNs}`;
@@ -139,11 +144,11 @@ async function copyBytes(
     }
     length += bytesRead;
   }
-  // An attempt before this one may have found more.
+  // An earlier attempt may have copied more bytes.
   await copy.truncate(length);
   return { length, sha256: hash.digest("hex") };
 }
 
 function unkept(cause: unknown): never {
-  throw new Unkept(cause instanceof Error ? cause.message : String(cause), { cause });
+  throw new Unkept(messageOf(cause), { cause });
 }

@@ -1,4 +1,4 @@
-/** The file system that the folder of a job is in: this host's, or another's. */
+/** Access to the file system that a job's folder is in, on this host or another; here for this host. */
 import {
   chmod,
   chown,
@@ -18,36 +18,36 @@ import { PreconditionError, UsageError } from "../base/errors.js";
 import { exists, isMissing } from "../host/durable-files.js";
 import type { QemuUser } from "../libvirt/domain-xml.js";
 
-/** What the folder holds; the note tells who works there. */
+/** Names inside the folder; the note names the process that works there. */
 export const NOTE = "owner.json";
 export const QEMU = "qemu";
 export const FROZEN = "frozen";
 
-/** What was found under the name of a job's folder. */
+/** What exists at the path of a job's folder. */
 export interface FoundFolder {
   readonly isFolder: boolean;
   readonly uid: number;
-  /** It belongs to root or to this user: nobody else could have put anything there. */
+  /** Whether it belongs to root or to this user, so that nobody else can have written to it. */
   readonly ours: boolean;
-  /** Read only where it is a folder and ours. */
+  /** Undefined unless it is a folder and ours. */
   readonly note: string | undefined;
   readonly frozen: boolean;
 }
 
-/** Paths are absolute. */
+/** A file system that can hold job folders. All paths are absolute. */
 export interface JobPlace {
-  /** Undefined where nothing is. */
+  /** Undefined if nothing exists there. */
   look(path: string): Promise<FoundFolder | undefined>;
   /**
-   * Makes the folder with the note in it, and a folder of QEMU's own, in one step: it is never seen without.
+   * Makes the folder atomically, with the note and QEMU's own folder in it.
    * @throws {PreconditionError} `E_QEMU_USER`: QEMU could not write there
-   * @throws {UsageError} `E_SCRATCH_PATH`: what it would be made in is not there
+   * @throws {UsageError} `E_SCRATCH_PATH`: its parent folder does not exist
    */
   create(path: string, note: string, qemu: QemuUser | undefined): Promise<void>;
   setFrozen(path: string, frozen: boolean): Promise<void>;
-  /** Cuts connections that outlived their client, where there can be such. */
+  /** Cuts connections that outlived their client, if there are any. */
   sever(path: string): Promise<void>;
-  /** Removes it, if it is there. Nothing is followed out of it: a part of it belongs to QEMU's user. */
+  /** Removes it, if it exists. Does not follow links, because QEMU's user can write to a part of it. */
   remove(path: string): Promise<void>;
 }
 
@@ -78,7 +78,7 @@ export class LocalPlace implements JobPlace {
       await mkdir(join(fresh, QEMU), { mode: 0o700 });
       if (qemu && uid === 0) {
         await chown(join(fresh, QEMU), qemu.uid, qemu.gid);
-        // QEMU passes through to its own folder, and reads nothing of ours on the way.
+        // QEMU may enter its own folder below, but may not list this one.
         await chmod(fresh, 0o711);
       }
       await rename(fresh, path);
@@ -93,7 +93,7 @@ export class LocalPlace implements JobPlace {
     else await rm(join(path, FROZEN), { force: true });
   }
 
-  /** Connections of this host end with their client. */
+  /** Does nothing: connections on this host end with their client. */
   async sever(): Promise<void> {}
 
   async remove(path: string): Promise<void> {

@@ -1,8 +1,9 @@
 import type { Manifest } from "../repository/manifest.js";
+import { diskOf } from "../repository/manifest.js";
 
 /**
- * The checkpoints that increments may still start from: for each disk that of its newest point, and that of its last full
- * one, on which differentials stand.
+ * The checkpoints that increments may still start from. For each disk these are the checkpoint of its newest
+ * point and that of its last full point, which differentials are based on.
  */
 export function neededCheckpoints(points: readonly Manifest[], disks: readonly string[]): Set<string> {
   const needed = new Set<string>();
@@ -12,8 +13,4 @@ export function neededCheckpoints(points: readonly Manifest[], disks: readonly s
     for (const point of [ofDisk.at(-1), lastFull]) if (point?.checkpoint) needed.add(point.checkpoint.name);
   }
   return needed;
-}
-
-function diskOf(point: Manifest, name: string): Manifest["disks"][number] | undefined {
-  return point.disks.find((disk) => disk.name === name);
 }

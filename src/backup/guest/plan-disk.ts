@@ -1,13 +1,13 @@
 import { DamageError } from "../base/errors.js";
 import type { ImageFormat } from "../image/image.js";
 import type { Checkpoint } from "../libvirt/checkpoint-xml.js";
-import { type DiskManifest, isSame, type Manifest } from "../repository/manifest.js";
+import { diskOf, isSame, type Manifest } from "../repository/manifest.js";
 
-/** `auto` is incremental where that is possible; `copy` is a full outside of all chains, without a checkpoint. */
+/** `auto` is incremental if possible; `copy` is a full backup outside of all chains, without a checkpoint. */
 export const LEVELS = ["auto", "full", "incremental", "differential", "copy"] as const;
 export type Level = (typeof LEVELS)[number];
 
-/** A disk that takes part, as the domain has it now. */
+/** A disk that is backed up, as the domain has it now. */
 export interface GuestDisk {
   readonly name: string;
   /** `qcow2`, `raw`, … */
@@ -19,28 +19,28 @@ export interface GuestDisk {
 /** How a disk is taken. */
 export interface DiskPlan {
   readonly name: string;
-  /** Whether the new checkpoint gets a bitmap of it. */
+  /** Whether the new checkpoint gets a bitmap of the disk. */
   readonly bitmap: boolean;
-  /** The point that it is an increment on, and that point's checkpoint; left out: a full copy. */
+  /** The point that the increment is based on, and that point's checkpoint; undefined: a full copy. */
   readonly base?: { readonly checkpoint: string; readonly parent: Manifest } | undefined;
-  /** Why it is full where an increment was wanted. */
+  /** Why the disk is full although an increment was wanted. */
   readonly reason?: string | undefined;
 }
 
-/** What is known of the past. */
+/** The points and checkpoints that an increment could be based on. */
 export interface History {
   readonly domainUuid: string;
   /** The repository's points of the domain, oldest first. */
   readonly points: readonly Manifest[];
-  /** What libvirt has. */
+  /** All checkpoints that libvirt has of the domain. */
   readonly checkpoints: readonly Checkpoint[];
-  /** Bitmaps that can't be used, as `bitmapOf` calls them, and why. */
+  /** Bitmaps that can't be used, by the key that `bitmapOf` gives, and why. */
   readonly broken: ReadonlyMap<string, string>;
-  /** @throws {DamageError} the disk could not be restored to that point */
+  /** Checks that the disk's chain is whole. @throws {DamageError} the disk can't be restored to that point */
   readonly prove: (point: Manifest, disk: string) => Promise<void>;
 }
 
-/** Decides for one disk. The base is the newest point whose checkpoint can still be counted from. */
+/** Plans one disk. Its base is the newest point whose checkpoint still has a usable bitmap of the disk. */
 export async function planDisk(
   disk: GuestDisk,
   options: { readonly level: Level; readonly format: ImageFormat },
@@ -64,7 +64,7 @@ export async function planDisk(
   return { name, bitmap, reason };
 }
 
-/** How the bitmap of a checkpoint is called among the broken ones. */
+/** The key of a checkpoint's bitmap in `History.broken`. */
 export function bitmapOf(disk: string, checkpoint: string): string {
   return `${disk} ${checkpoint}`;
 }
@@ -81,7 +81,7 @@ function candidates(name: string, level: Level, { points }: History): Manifest[]
     : ofDisk;
 }
 
-/** Why no increment can stand on that point; undefined where nothing speaks against it. */
+/** Why no increment can be based on that point; undefined if one can. */
 async function obstacleOf(
   disk: GuestDisk,
   parent: Manifest,
@@ -123,8 +123,4 @@ async function obstacleOf(
 
 function sizeOf(point: Manifest, name: string): number | undefined {
   return diskOf(point, name)?.virtualSize;
-}
-
-function diskOf(point: Manifest, name: string): DiskManifest | undefined {
-  return point.disks.find((disk) => disk.name === name);
 }

@@ -1,12 +1,12 @@
-/** How the disks of a guest would be taken now, and how much that would be. */
+/** Plans how each disk of a guest is taken, and estimates how many bytes that reads. */
 
-import { PreconditionError } from "../base/errors.js";
+import { hasCode, PreconditionError } from "../base/errors.js";
 import { proveChain } from "../chain/chain.js";
 import type { ImageFormat } from "../image/image.js";
 import { parseCheckpoint } from "../libvirt/checkpoint-xml.js";
 import { readCheckpoints } from "../libvirt/checkpoints.js";
 import type { DomainDefinition } from "../libvirt/domain-xml.js";
-import { isErrorOf, type Virsh } from "../libvirt/virsh.js";
+import type { Virsh } from "../libvirt/virsh.js";
 import type { Manifest } from "../repository/manifest.js";
 import type { Guest } from "./guest-jobs.js";
 import { bitmapOf, type DiskPlan, type GuestDisk, type Level, planDisk } from "./plan-disk.js";
@@ -14,15 +14,15 @@ import { bitmapOf, type DiskPlan, type GuestDisk, type Level, planDisk } from ".
 export interface GuestPlanOptions {
   readonly level: Level;
   readonly format: ImageFormat;
-  /** Bitmaps that can't be used, as `bitmapOf` calls them, and why. */
+  /** Bitmaps that can't be used, by the key that `bitmapOf` gives, and why. */
   readonly broken: ReadonlyMap<string, string>;
-  /** Chains that were proven already, `DISK POINT`; gets those that are now. */
+  /** Chains that are known to be whole, as `DISK POINT`. Chains that are checked now are added. */
   readonly proven?: Set<string> | undefined;
   readonly signal?: AbortSignal | undefined;
   readonly onWarning?: ((message: string) => void) | undefined;
 }
 
-/** Decides for every disk. Without a repository there are no points: every disk is full. */
+/** Plans every disk. Without a repository there are no points, so every disk is full. */
 export async function planGuest(
   { virsh, domain, repository }: Pick<Guest, "virsh" | "domain"> & Partial<Pick<Guest, "repository">>,
   disks: readonly GuestDisk[],
@@ -53,7 +53,7 @@ export async function planGuest(
 }
 
 /**
- * An increment that was asked for by name is never silently a full copy of everything.
+ * Throws if the user asked for an increment and every disk would be a full copy.
  * @throws {PreconditionError} `E_NO_BASE`
  */
 export function refuseNoBase(domain: string, plans: readonly DiskPlan[], level: Level): void {
@@ -67,31 +67,31 @@ export function refuseNoBase(domain: string, plans: readonly DiskPlan[], level: 
   );
 }
 
-/** What was made, beside the level that was asked for. */
+/** The level of the point that was made, which may differ from the level that was asked for. */
 export function levelOf(manifest: Manifest, asked: Level): Exclude<Level, "auto"> {
   if (asked === "copy") return "copy";
   if (manifest.level === "full") return "full";
   return asked === "differential" ? "differential" : "incremental";
 }
 
-/** Why libvirt can't use a bitmap: it doesn't tell more. */
+/** The reason for a bitmap that libvirt can't use. libvirt gives no details. */
 export const LOST = "is lost or broken (did QEMU die, or was the disk replaced?)";
 
 /** What is known of a backup before it begins. */
 export interface Forecast {
   readonly plans: readonly DiskPlan[];
-  /** Those that were given, and those that were found, as in the options. */
+  /** Bitmaps that can't be used: those from the options, and those found since. */
   readonly broken: ReadonlyMap<string, string>;
-  /** Likewise. */
+  /** Chains that are known to be whole: those from the options, and those checked since. */
   readonly proven: Set<string>;
   /**
-   * Bytes that will be read of each disk, about: what was changed since its base, or what its image takes. Zeroes
-   * and what a guest has discarded are in it, and aren't stored.
+   * Approximate bytes that will be read of each disk: what changed since its base, or what its image
+   * occupies. This includes zeroes and discarded areas, which are not stored.
    */
   readonly sizes: ReadonlyMap<string, number>;
 }
 
-/** As `planGuest`, for a domain that runs; bitmaps that libvirt finds broken are no bases. */
+/** Like `planGuest`, for a running domain. Does not use bitmaps that libvirt finds broken. */
 export async function forecast(
   guest: Pick<Guest, "virsh" | "domain"> & Partial<Pick<Guest, "repository">>,
   disks: readonly GuestDisk[],
@@ -120,7 +120,7 @@ export async function forecast(
   }
 }
 
-/** Bytes of each disk that were changed since a checkpoint, for those whose bitmap can be used. */
+/** Bytes that changed since a checkpoint, for each disk whose bitmap can be used. */
 export async function changedSince(
   virsh: Virsh,
   domain: DomainDefinition,
@@ -130,8 +130,8 @@ export async function changedSince(
     const { disks } = parseCheckpoint(await virsh.checkpointXml(domain, checkpoint, { sizes: true }));
     return new Map(disks.flatMap(({ name, size }) => (size === undefined ? [] : [[name, size] as const])));
   } catch (error) {
-    // Deleted since it was listed.
-    if (isErrorOf(error, "E_NO_CHECKPOINT")) return new Map();
+    // The checkpoint was deleted after it was listed.
+    if (hasCode(error, "E_NO_CHECKPOINT")) return new Map();
     throw error;
   }
 }

@@ -7,14 +7,14 @@ import { BackupError, PreconditionError } from "../base/errors.js";
 export interface DiskFile {
   readonly path: string;
   readonly kind: "file" | "block";
-  /** As QEMU calls it: `qcow2`, `raw`, … Never probed. */
+  /** QEMU's name of the format: `qcow2`, `raw`, … Never probed. */
   readonly format: string;
 }
 
 export interface SourceImage {
   /** Bytes that the guest sees. */
   readonly size: number;
-  /** Why increments can't be counted by a bitmap of that name; undefined where they can. */
+  /** Why an increment can't use the bitmap of that name; undefined if it can. */
   readonly bitmapObstacle: (name: string) => string | undefined;
 }
 
@@ -36,9 +36,10 @@ const info = z.object({
 type Info = z.infer<typeof info>;
 
 /**
- * Opens the image and all below it, read-only, for a moment.
- * @throws {PreconditionError} qemu-img is not installed, another process writes to the image, or it can't be served
- * @throws {BackupError} qemu-img can't make sense of it, with its own words
+ * Opens the image and its backing files briefly, read-only.
+ * @throws {PreconditionError} qemu-img is not installed, another process writes to the image, or it can't be
+ *   served
+ * @throws {BackupError} qemu-img can't read the image; the message has its output
  */
 export async function inspectImage(image: DiskFile, signal: AbortSignal | undefined): Promise<SourceImage> {
   const { path, format } = image;
@@ -59,7 +60,7 @@ export async function inspectImage(image: DiskFile, signal: AbortSignal | undefi
   };
 }
 
-/** The error for what a tool of QEMU's said of an image. */
+/** The error for a tool that failed on an image. */
 export function refusedByTool(
   tool: "qemu-img" | "qemu-nbd" | "setpriv",
   path: string,
@@ -114,7 +115,7 @@ function bitmapObstacle(name: string, top: Info, below: readonly Info[]): string
   if (flags === undefined) return "is not in the image (was the disk replaced, or a snapshot made since?)";
   if (flags.includes("in-use")) return "is broken (did QEMU die?)";
   if (!flags.includes("auto")) return "was switched off, and has not counted what changed since";
-  // Each layer has only what was written while it was the top one; QEMU would join them for a running guest.
+  // The bitmap of each layer counts only the writes made while it was the top; a running QEMU merges them.
   if (below.some((each) => bitmapsOf(each).some((bitmap) => bitmap.name === name))) {
     return "is spread over the images of a backing chain, which only a running QEMU joins";
   }

@@ -1,4 +1,4 @@
-/** qemu-nbd, as it serves the image of a disk whose domain is off. */
+/** Runs qemu-nbd to serve the image of a disk whose domain is off. */
 import { readdir, readFile, stat } from "node:fs/promises";
 import { basename } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -11,25 +11,25 @@ export interface ServedImage {
   readonly image: DiskFile;
   /** A bitmap of the image, offered as a dirty context. */
   readonly bitmap: string | undefined;
-  /** Of the export. */
+  /** Name of the export. */
   readonly name: string;
   /** Path of the Unix socket, in a folder that nobody else can enter. */
   readonly socket: string;
 }
 
-/** As long as it takes to open an image and its backing files, with room for a slow disk. */
+/** Time to open an image and its backing files, with a margin for slow disks. */
 const START_MS = 60_000;
 const END_MS = 5_000;
-/** For a server that has hung up to tell why. */
+/** Time for a server that has hung up to exit and print its reason. */
 const EXIT_MS = 2_000;
 const POLL_MS = 10;
-/** Connections: those of a pull, and the one that is held. */
+/** Connections that the server allows: those of a pull, and the one that `ImageServer` holds. */
 const CLIENTS = 16;
 
 /**
- * A read-only server on one image. While it runs QEMU's locks keep everybody from writing to the image, and with that
- * its domain from starting. It ends when its last client has left, so the one that is held here keeps it there; and with
- * this process, however that ends.
+ * A read-only server on one image. While it runs, QEMU's locks keep other processes from writing to the
+ * image, so its domain can't start. The server exits when its last client disconnects, so this object holds
+ * one connection open. It also exits when this process does.
  */
 export class ImageServer implements AsyncDisposable {
   readonly address: NbdAddress;
@@ -43,9 +43,9 @@ export class ImageServer implements AsyncDisposable {
   }
 
   /**
-   * Resolves when it serves.
+   * Resolves when the server accepts clients.
    * @throws {PreconditionError} qemu-nbd is not installed, or another process writes to the image
-   * @throws {BackupError} it can't serve the image, with its own words
+   * @throws {BackupError} qemu-nbd can't serve the image; the message has its output
    * @throws the signal's reason
    */
   static async start(served: ServedImage, signal: AbortSignal | undefined): Promise<ImageServer> {
@@ -63,7 +63,7 @@ export class ImageServer implements AsyncDisposable {
     }
   }
 
-  /** @throws {BackupError} it has ended: somebody may have written to the image since */
+  /** @throws {BackupError} the server has exited, so the image may have been written to since */
   async assertAlive(signal: AbortSignal | undefined): Promise<void> {
     const gone = "the server of its image has ended before the backup has";
     if (this.#server.exitCode !== null || this.#server.signalCode !== null) {
@@ -83,9 +83,9 @@ export class ImageServer implements AsyncDisposable {
 }
 
 /**
- * Ends the servers of this user whose sockets are in a folder below `folder`: those of a process that was killed
- * in the moment in which it started one.
- * @throws {BackupError} one doesn't end
+ * Ends this user's qemu-nbd processes whose sockets are below `folder`. A process that was killed just while
+ * it started a server can leave one.
+ * @throws {BackupError} a server doesn't exit
  */
 export async function endServersIn(folder: string): Promise<void> {
   const began = performance.now();
@@ -117,7 +117,7 @@ async function isServerIn(folder: string, pid: string): Promise<boolean> {
     if (!words.some((word) => word.startsWith(`--socket=${folder}/`))) return false;
     return (await stat(`/proc/${pid}`)).uid === process.getuid?.();
   } catch {
-    // It has ended, or is hidden, and so another user's.
+    // The process has exited, or it is hidden because it belongs to another user.
     return false;
   }
 }
@@ -132,14 +132,17 @@ function kill(pid: number, signal: NodeJS.Signals): void {
 
 type Server = ReturnType<typeof launch>;
 
-/** The kernel ends it with us: a client that is still negotiating when it goes is not the last one that it waits for. */
+/**
+ * Starts the server so that the kernel ends it together with this process. qemu-nbd does not exit by itself
+ * when a client disconnects during negotiation.
+ */
 function launch(served: ServedImage) {
   return execa("setpriv", ["--pdeathsig", "TERM", "qemu-nbd", ...argumentsFor(served)], {
     env: { LC_ALL: "C" },
     stdin: "ignore",
     stdout: "ignore",
     reject: false,
-    // A Ctrl-C on the terminal is for us alone: we leave it first.
+    // Keeps Ctrl-C on the terminal from reaching the server: this process has to disconnect first.
     detached: true,
   });
 }
@@ -156,8 +159,8 @@ function argumentsFor({ image, bitmap, name, socket }: ServedImage): string[] {
 }
 
 /**
- * QEMU's format drivers let nobody write to a file that they read. Its raw driver does, and only the debugging driver
- * can be told to hold such a lock for it.
+ * QEMU's format drivers lock the file that they read against writers. The raw driver does not, so the
+ * blkdebug driver takes that lock for it: no other driver can be told to.
  */
 function blockNode({ path: filename, kind, format }: DiskFile): object {
   const file = { driver: kind === "block" ? "host_device" : "file", filename };
@@ -169,8 +172,9 @@ function blockNode({ path: filename, kind, format }: DiskFile): object {
 }
 
 /**
- * It listens before it has opened the image, so a connection may be lost for what is wrong with that.
- * @returns undefined where the server ended
+ * Connects the first client. The server listens before it has opened the image, so an image that it can't
+ * open shows as a lost connection.
+ * @returns undefined if the server exited
  */
 async function firstClient(
   address: NbdAddress,

@@ -4,9 +4,9 @@ import prettyBytes from "pretty-bytes";
 import { PreconditionError } from "../base/errors.js";
 import { judgeScratch, recentSamples, type ScratchSample, type ScratchVerdict } from "./scratch-space.js";
 
-/** A look is a few system calls. */
+/** Interval of the checks; each takes a few system calls. */
 const LOOK_EVERY_MS = 250;
-/** What `st_blocks` counts in. */
+/** Bytes of the unit that `st_blocks` counts in. */
 const STAT_BLOCK = 512;
 
 export interface ScratchSettings {
@@ -14,24 +14,26 @@ export interface ScratchSettings {
   readonly domain: string;
   /** Paths of the scratch files, on this host. */
   readonly files: readonly string[];
-  /** Bytes that have to be left; see `judgeScratch`. */
+  /** Bytes that must stay free; see `judgeScratch`. */
   readonly reserve?: number | undefined;
-  /** What became of the job, and what to do: the end of the error's message. */
+  /** The end of the error's message: what happened to the job, and what to do. */
   readonly remedy: string;
   readonly onWarning?: ((message: string) => void) | undefined;
 }
 
 export interface ScratchGuardOptions extends ScratchSettings {
   readonly signal?: AbortSignal | undefined;
-  /** Called once, when the room is short and the signal of `work` has fired: all clients leave, and the job ends. */
+  /**
+   * Called once, after the signal of `work` has fired for lack of room. Closes all clients and ends the job.
+   */
   readonly giveUp: () => Promise<void>;
 }
 
 /**
- * Does `work` while the scratch files have room, and gives the job up before the guest would fill what is left: with QEMU's
- * default it is the guest's write that fails where the old content finds no place.
+ * Runs `work` while the scratch files have room, and gives the job up before they fill the file system. With
+ * QEMU's default settings the guest's write fails if its old content can't be stored.
  *
- * The job is given up at once, and not when `work` has ended: that may be flushing images for minutes.
+ * The job is given up at once, without waiting for `work`, which may be flushing images for minutes.
  *
  * @throws {PreconditionError} `E_SCRATCH_FULL`, once `work` and `giveUp` have ended
  * @throws what `work` throws
@@ -49,7 +51,7 @@ export async function whileScratchLasts<T>(
     const error = firstError(folders);
     if (!error) return;
     short.abort(error);
-    // Where it fails, whoever clears up after the error tries again.
+    // If this fails, the caller's cleanup after the error tries again.
     givenUp = giveUp().catch(() => undefined);
   };
   look();
@@ -65,7 +67,7 @@ export async function whileScratchLasts<T>(
 }
 
 /**
- * Before a job begins: it would be given up at once.
+ * Checks before a job begins whether it would be given up at once.
  * @throws {PreconditionError} `E_SCRATCH_FULL`
  */
 export function refuseShortScratch(settings: ScratchSettings): void {
@@ -77,12 +79,12 @@ function firstError(folders: readonly ScratchFolder[]): PreconditionError | unde
   return folders.map((folder) => folder.look()).find((error) => error !== undefined);
 }
 
-/** A folder with scratch files, and how they stood. */
+/** A folder with scratch files, and the recent samples of their sizes. */
 class ScratchFolder {
   readonly #path: string;
   readonly #files: readonly string[];
   readonly #options: ScratchSettings;
-  /** What was there at the first look. */
+  /** Bytes used by the scratch files or free, at the first look. */
   #room: number | undefined;
   #recent: readonly ScratchSample[] = [];
   #hasWarned = false;
@@ -93,7 +95,7 @@ class ScratchFolder {
     this.#options = options;
   }
 
-  /** Warns at most once; gives the error where the room is short. */
+  /** Warns at most once; returns the error if the room is short. */
   look(): PreconditionError | undefined {
     const { reserve, onWarning, remedy, domain } = this.#options;
     const sample = sampleOf(this.#path, this.#files);
@@ -139,9 +141,9 @@ function foldersOf(options: ScratchSettings): ScratchFolder[] {
 }
 
 /**
- * How the files stand now; undefined where that can't be told (the job has ended, say).
+ * Current sizes of the files; undefined if they can't be read, for example because the job has ended.
  *
- * Without waiting: the threads that do file I/O for Node may all be busy flushing for minutes.
+ * Uses synchronous calls, because all threads of Node's pool may be busy flushing files for minutes.
  */
 function sampleOf(folder: string, files: readonly string[]): ScratchSample | undefined {
   try {
@@ -152,7 +154,7 @@ function sampleOf(folder: string, files: readonly string[]): ScratchSample | und
       if (!stat) continue;
       const allocated = stat.blocks * STAT_BLOCK;
       used += Math.min(allocated, stat.size);
-      // XFS gives a growing file gigabytes in advance: nobody else can have them.
+      // XFS preallocates gigabytes for a growing file; no other file can use them.
       left += Math.max(0, allocated - stat.size);
     }
     return { time: performance.now(), used, left };

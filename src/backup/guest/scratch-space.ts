@@ -1,44 +1,44 @@
-/** When scratch files come to be short of room: numbers in, a verdict out. */
+/** Decides from sizes alone whether scratch files are about to run out of room. */
 
-/** How a job's scratch files stood at one moment. */
+/** The room of a job's scratch files at one moment. */
 export interface ScratchSample {
-  /** In milliseconds, by any clock that is never set back. */
+  /** Milliseconds of a monotonic clock. */
   readonly time: number;
-  /** Bytes that they take. */
+  /** Bytes that the files occupy. */
   readonly used: number;
-  /** Bytes that they can still take. */
+  /** Bytes by which they can still grow. */
   readonly left: number;
 }
 
 export interface ScratchVerdict {
-  /** `scarce`: it is time to say so. `short`: the guest may fill what is left before anybody could do something. */
+  /** `scarce`: the user should be warned. `short`: the guest may fill the rest before anybody can react. */
   readonly kind: "enough" | "scarce" | "short";
-  /** Bytes a second by which `left` falls, when it fell fastest of late. */
+  /** The fastest recent fall of `left`, in bytes per second. */
   readonly fall: number;
-  /** Bytes that have to be left. */
+  /** Bytes that must stay free. */
   readonly needed: number;
 }
 
-/** As much as a guest may write at once without warning, as a part of all room that was there. */
+/** The part of the initial room that is reserved for a sudden burst of guest writes. */
 const RESERVED_PART = 1 / 10;
 const MOST_RESERVED = 4 * 1024 ** 3;
 const SCARCE_PART = 1 / 4;
-/** How long it may take from the sample that shows it until the job is gone, on a host that is busy. */
+/** Seconds from the sample that shows the shortage to the end of the job, on a busy host. */
 const REACTION_S = 3;
-/** Samples that are older say little about what comes next. */
+/** Older samples say little about what comes next. */
 const RECENT_MS = 10_000;
-/** A fall within a shorter time counts as one of this time: one large write is no rate. */
+/** A shorter span counts as this long, so that a single large write is not taken for a rate. */
 const SHORTEST_SPAN_MS = 1000;
 
 /**
- * Judges by the newest sample, and by how fast the others led to it:
+ * Judges by the newest sample, and by the rate at which `left` fell before it:
  *
- *     |-- used --|------------------------- left --------------------------|     at the beginning
- *     |------------------- used -------------------|--------- left --------|     scarce below a quarter of both
- *     |----------------------------- used --------------------------|- left -|   short below what is needed:
+ *     |-- used --|------------------------- left --------------------------|   at the beginning
+ *     |------------------- used -------------------|--------- left --------|   scarce below a quarter of both
+ *     |----------------------------- used --------------------------|- left -| short below what is needed:
  *                                                                    the reserve, or 3 s of the fastest fall
  *
- * What counts is the room, whoever takes it: other programs' files make it scarce as well.
+ * Room that other programs' files take counts as well.
  *
  * @param room bytes that were used or left at the beginning
  * @param recent oldest first, as `recentSamples` gives them
@@ -56,12 +56,12 @@ export function judgeScratch(
   return { kind: left < room * SCARCE_PART ? "scarce" : "enough", fall, needed };
 }
 
-/** The samples that still count when `newest` has come, and that one. */
+/** Drops the samples that are too old and adds `newest`. */
 export function recentSamples(samples: readonly ScratchSample[], newest: ScratchSample): ScratchSample[] {
   return [...samples.filter(({ time }) => newest.time - time <= RECENT_MS), newest];
 }
 
-/** Bytes a second between any two samples. */
+/** The fastest fall between any two samples, in bytes per second. */
 function fastestFall(samples: readonly ScratchSample[]): number {
   let fastest = 0;
   for (const [index, later] of samples.entries()) {

@@ -13,14 +13,14 @@ import {
   qemuUserError,
 } from "./local-job-folder.js";
 
-/** In a job's folder on another host: which process there holds the connections that come through ssh. */
+/** File in a job's folder on another host that names the process there that holds the ssh connections. */
 export const WAY = "way";
 
-/** Exit codes of the scripts, beside those of what they call. */
+/** Exit codes of the scripts themselves, besides those of the commands that they run. */
 const NO_PARENT = 90;
 const NOT_ROOT = 91;
 
-/** Another host's file system, by a shell there with the tools of GNU or busybox. */
+/** Another host's file system, reached by a shell there with the tools of GNU or busybox. */
 export class SshPlace implements JobPlace {
   readonly #ssh: Ssh;
 
@@ -78,7 +78,9 @@ export class SshPlace implements JobPlace {
   }
 }
 
-/** Prints nothing where nothing is; else `KIND UID MYUID FROZEN NOTED` in a line, and the note. */
+/**
+ * Prints nothing if the path does not exist; otherwise a line `KIND UID MYUID FROZEN NOTED`, then the note.
+ */
 const LOOK = `
 [ -e "$path" ] || [ -L "$path" ] || exit 0
 me=$(id -u)
@@ -92,7 +94,7 @@ fi
 echo "$kind $uid $me $frozen $noted"
 [ $noted = no ] || cat -- "$path/${NOTE}"`;
 
-/** With \`-T\`, as rename(2) has it: a folder that is there and not empty is an error, not a place to move into. */
+/** `mv -T` works like rename(2): it fails if the target is a folder with content, and never moves into it. */
 const CREATE = `
 [ -d "$parent" ] || exit ${NO_PARENT}
 me=$(id -u)

@@ -3,9 +3,9 @@ import { Ssh } from "../host/ssh.js";
 import type { Hypervisor } from "../libvirt/hypervisor.js";
 
 /**
- * Socket and scratch files are made by QEMU, in a folder that is made for it: on its host, which takes a shell there.
- * Undefined where that is this host.
- * @throws {PreconditionError} `E_REMOTE`: there is none
+ * Opens ssh to QEMU's host, where the folder for QEMU's socket and scratch files has to be made. Undefined if
+ * QEMU runs on this host.
+ * @throws {PreconditionError} `E_REMOTE`: the connection to libvirt gives no shell on that host
  */
 export async function sshTo(
   hypervisor: Hypervisor,
@@ -18,6 +18,6 @@ export async function sshTo(
     throw new PreconditionError("E_REMOTE", message, { details: { host } });
   }
   await new Ssh(hypervisor.target, signal).run(":", {});
-  // What it does is soon done, or is clearing up: under no signal.
+  // Without the signal: its commands are short, or they clean up and must not be interrupted.
   return new Ssh(hypervisor.target);
 }

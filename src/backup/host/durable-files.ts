@@ -1,23 +1,33 @@
+/**
+ * What a backup needs of the machine it runs on, and of other hosts through ssh. Read this file first: it
+ * makes files and folders durable. Then read `publish.ts`, which gives finished files their final names, with
+ * `new-files.ts` (a job's files are all kept or all removed) and `qemu-locks.ts` (is a QEMU writing to a
+ * file). `listen-address.ts` and `private-socket.ts` are for servers; `ssh.ts` and `ssh-forward.ts` reach
+ * other hosts.
+ *
+ * Nothing here reads what is in an image, speaks NBD or calls libvirt, and nothing here knows repositories.
+ */
+
 import { createHash } from "node:crypto";
 import { createReadStream } from "node:fs";
 import { lstat, mkdir, open } from "node:fs/promises";
 import { dirname, resolve } from "node:path";
 import { pipeline } from "node:stream/promises";
 
-/** Makes the names in a folder durable. */
+/** Flushes a folder, so that the names in it are durable. */
 export async function syncFolder(path: string): Promise<void> {
   await syncFile(path);
 }
 
-/** Makes a file's content durable. */
+/** Flushes a file, so that its content is durable. */
 export async function syncFile(path: string): Promise<void> {
   await using file = await open(path, "r");
   await file.sync();
 }
 
 /**
- * Makes a folder and those above it that are missing; their names are durable when this returns.
- * @returns the path of the uppermost one that was made; undefined where none was missing
+ * Creates a folder and its missing parents. Their names are durable when this returns.
+ * @returns the path of the topmost folder created; undefined if none was missing
  */
 export async function makeFolders(path: string): Promise<string | undefined> {
   const first = await mkdir(path, { recursive: true });
@@ -29,7 +39,7 @@ export async function makeFolders(path: string): Promise<string | undefined> {
   }
 }
 
-/** True where something is at `path`, of whatever kind. */
+/** Whether something exists at `path`, of any kind. */
 export async function exists(path: string): Promise<boolean> {
   return await lstat(path).then(
     () => true,
@@ -40,7 +50,7 @@ export async function exists(path: string): Promise<boolean> {
   );
 }
 
-/** True where a folder is at `path`, and no link to one. */
+/** Whether `path` is a folder; false for a link to one. */
 export async function isFolder(path: string): Promise<boolean> {
   return await lstat(path).then(
     (found) => found.isDirectory(),
@@ -51,7 +61,7 @@ export async function isFolder(path: string): Promise<boolean> {
   );
 }
 
-/** What the kernel calls a device by: `8:1` is sda1. */
+/** The kernel's numbers for a device: `8:1` is sda1. */
 export function deviceNumbers(device: bigint): { readonly major: bigint; readonly minor: bigint } {
   return {
     major: ((device >> 8n) & 0xfffn) | ((device >> 32n) & ~0xfffn),
@@ -59,12 +69,12 @@ export function deviceNumbers(device: bigint): { readonly major: bigint; readonl
   };
 }
 
-/** The file system says that there is no such file. */
+/** Whether the error says that there is no such file. */
 export function isMissing(error: unknown): boolean {
   return (error as NodeJS.ErrnoException).code === "ENOENT";
 }
 
-/** In hexadecimal digits. */
+/** The SHA-256 of a file, in hexadecimal digits. */
 export async function sha256OfFile(path: string): Promise<string> {
   const hash = createHash("sha256");
   await pipeline(createReadStream(path), hash);

@@ -8,7 +8,7 @@ export interface TcpAddress {
   readonly port: number;
 }
 
-/** That of NBD. */
+/** The port of NBD. */
 const DEFAULT_PORT = 10_809;
 const DEFAULT_HOST = "127.0.0.1";
 
@@ -35,7 +35,7 @@ export function parseListenAddress(text: string): TcpAddress {
 }
 
 /**
- * The host's own address.
+ * Replaces a host's name by its address.
  * @throws {UsageError} the name is unknown
  */
 export async function resolveHost({ host, port }: TcpAddress): Promise<TcpAddress> {
@@ -47,12 +47,12 @@ export async function resolveHost({ host, port }: TcpAddress): Promise<TcpAddres
   }
 }
 
-/** Whether only programs of this machine get there; of an address, not of a name. */
+/** Whether only programs of this machine can connect to an address (not a name). */
 export function isLoopback(address: string): boolean {
   return LOOPBACK.check(address, isIPv6(address) ? "ipv6" : "ipv4");
 }
 
-/** The same of an address or a name, which isn't looked up: of names only `localhost` is known. */
+/** The same for an address or a name. Names are not looked up: only `localhost` counts as local. */
 export function isLocalOnly(host: string): boolean {
   return host === "localhost" || (isIP(host) !== 0 && isLoopback(host));
 }

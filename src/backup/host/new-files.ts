@@ -5,21 +5,21 @@ interface Closable {
 }
 
 /**
- * Files that a job creates: all are kept, or none is. Use it with `await using`: what was not kept is closed
- * and unlinked at the end of the scope.
+ * The files that a job creates: either all are kept or none is. Use it with `await using`: files that were
+ * not kept are closed and unlinked at the end of the scope.
  */
 export class NewFiles implements AsyncDisposable {
   #paths: string[] = [];
   #open: Closable[] = [];
 
-  /** Takes charge of a file that was just created, and of what has it open. */
+  /** Takes over a file that was just created, and the object that has it open. */
   add<T extends Closable>(path: string, open: T): T {
     this.#paths.push(path);
     this.#open.push(open);
     return open;
   }
 
-  /** A file that a later step creates: unlinked if it is there. */
+  /** Registers a file that a later step creates. It is unlinked if it exists. */
   expect(path: string): void {
     this.#paths.push(path);
   }

@@ -4,12 +4,12 @@ import { dirname } from "node:path";
 import { PreconditionError, UsageError } from "../base/errors.js";
 import { exists, isMissing } from "./durable-files.js";
 
-/** What the path of a Unix socket may have, on Linux. */
+/** The longest path of a Unix socket on Linux. */
 const MAX_PATH_BYTES = 107;
 
 /**
- * Makes way for a socket at `path`: one that a dead server left is removed.
- * @throws {UsageError} something else is there, its folder is not there, or the path is too long
+ * Frees `path` for a new socket: removes a socket that a dead server left.
+ * @throws {UsageError} something else is at `path`, its folder doesn't exist, or the path is too long
  * @throws {PreconditionError} a server listens there
  */
 export async function clearSocketPath(path: string): Promise<void> {
@@ -37,8 +37,8 @@ export async function clearSocketPath(path: string): Promise<void> {
 }
 
 /**
- * Calls `listen`, which binds a Unix socket before it first waits, so that only this user may ever connect: with a
- * `chmod` after it others could be faster.
+ * Calls `listen`, which must bind a Unix socket before it first waits, so that only this user can ever
+ * connect. If `chmod` followed instead, others could connect before it.
  */
 export function bindPrivately<T>(listen: () => Promise<T>): Promise<T> {
   const before = process.umask(0o177);
@@ -49,13 +49,13 @@ export function bindPrivately<T>(listen: () => Promise<T>): Promise<T> {
   }
 }
 
-/** Another program has the address. */
+/** The error for an address that another program uses. */
 export function addressInUse(address: string, cause?: unknown): PreconditionError {
   const message = `another program listens on ${address}: end it, or choose another address`;
   return new PreconditionError("E_ADDRESS_IN_USE", message, { cause, details: { address } });
 }
 
-/** Whether nobody listens: any other answer than a refusal comes from somebody who does. */
+/** Whether no program listens on the socket. Every outcome other than a refusal means that one does. */
 function isStale(path: string): Promise<boolean> {
   return new Promise((resolve) => {
     const probe = connect(path);

@@ -11,15 +11,19 @@ export interface Finished {
   readonly final: string;
 }
 
-/** Where a file is made before it gets its name: beside it, hidden, and never the same twice. */
+/**
+ * The path at which a file is made before it gets its name: in the same folder, hidden, and never the same
+ * twice.
+ */
 export function temporaryPathFor(path: string): string {
   return join(dirname(path), `.${basename(path)}.${randomBytes(4).toString("hex")}.partial`);
 }
 
 /**
- * To be asked before the work begins. What isn't a plain file (a device, a folder, a link) is never replaced.
- * @throws {UsageError} there is something at `path` that may not be replaced, or no folder to put it in
- * @throws {PreconditionError} what would be replaced is open for writing in a QEMU
+ * Throws if `path` must not be written. Call it before the work begins. Anything other than a plain file (a
+ * device, a folder, a link) is never replaced.
+ * @throws {UsageError} something at `path` must not be replaced, or its folder doesn't exist
+ * @throws {PreconditionError} a QEMU has the file at `path` open for writing
  */
 export async function refuseTarget(path: string, force: boolean): Promise<void> {
   const folder = await stat(dirname(path)).catch(() => undefined);
@@ -42,11 +46,12 @@ export async function refuseTarget(path: string, force: boolean): Promise<void> 
 }
 
 /**
- * Gives finished files their final names, the last one last: with it the whole counts as there. What is at `stale`
- * would describe the old content wrongly, so it goes first. If a name can't be given, none of the new files is left, and
- * what they replaced is back; a folder that can't be flushed is told, with all of them in place.
+ * Gives finished files their final names. The last file gets its name last: it marks the whole as complete.
+ * The files at `stale` no longer match the content, so they are removed first. If a name can't be given, the
+ * new files are removed and the files that they replaced are restored. If a folder can't be flushed, this
+ * throws, but the new files stay in place.
  *
- * @throws {UsageError} something has appeared meanwhile that may not be replaced
+ * @throws {UsageError} meanwhile something has appeared that must not be replaced
  */
 export async function publish(
   files: readonly Finished[],
@@ -55,7 +60,7 @@ export async function publish(
   const { force, stale = [] } = options;
   for (const { final } of files) await refuseTarget(final, force);
   for (const path of stale) await refuseTarget(path, true);
-  // One rename replaces a file whole, or not at all; several may end in between.
+  // One rename replaces a file completely or not at all. A series of renames can be interrupted.
   const isAtOnce = files.length === 1 && stale.length === 0;
   const old: Finished[] = [];
   const done: string[] = [];
@@ -71,18 +76,19 @@ export async function publish(
   } catch (error) {
     for (const path of done) await unlinkIfThere(path);
     for (const { temporary, final } of old) await rename(temporary, final);
-    // Of what was not replaced yet, which a rename to its own other name leaves as it is.
+    // If the old file was not replaced yet, both names are the same file, and the rename leaves both.
     for (const { temporary } of old) await unlinkIfThere(temporary);
     throw error;
   }
   for (const { temporary } of old) await unlinkIfThere(temporary);
-  // They are complete now, and what they replaced is gone: a folder that can't be flushed is no reason to lose them too.
+  // The new files are complete and the old ones are gone, so a folder that can't be flushed is no reason to
+  // remove them.
   if (options.sync) {
     for (const folder of new Set(files.map(({ final }) => dirname(final)))) await syncFolder(folder);
   }
 }
 
-/** Gives the file at `path`, if there is one, a second name, by which it outlives being replaced. */
+/** Gives the file at `path`, if there is one, a second name, so that it survives being replaced. */
 async function setAside(path: string): Promise<Finished[]> {
   const temporary = temporaryPathFor(path);
   try {
@@ -94,10 +100,12 @@ async function setAside(path: string): Promise<Finished[]> {
   }
 }
 
-/** How file systems without hard links say so. */
+/** The error codes of file systems without hard links. */
 const NO_LINKS = new Set(["EPERM", "ENOTSUP", "EOPNOTSUPP", "ENOSYS"]);
 
-/** Unlike `rename`, a new link never replaces anything. Where a file system has no links, the look before has to do. */
+/**
+ * Unlike `rename`, a new link never replaces anything. Without hard links, the earlier check has to suffice.
+ */
 async function place(from: string, to: string, { keep = false } = {}): Promise<void> {
   try {
     await link(from, to);

@@ -1,14 +1,18 @@
 import { readFile, stat } from "node:fs/promises";
 import { deviceNumbers } from "./durable-files.js";
 
-/** The byte that QEMU locks in an image while it may write to it; others stand for what it lets nobody else do. */
+/**
+ * The byte of an image that QEMU locks while it may write to it. Its locks on other bytes stand for what
+ * others must not do.
+ */
 const WRITE_BYTE = 101;
 
 const OFD_LOCK = /^\d+: OFDLCK +ADVISORY +\w+ +-?\d+ ([0-9a-f]+):([0-9a-f]+):(\d+) (\d+) (\d+|EOF)$/;
 
 /**
- * Whether a QEMU of this machine has the file open for writing: a guest that runs on it, say. One of another machine, and one
- * that was told not to lock (`locking=off`), is not seen; nor is any where the system doesn't list locks.
+ * Whether a QEMU of this machine has the file open for writing, for instance because a guest runs on it. It
+ * can't see a QEMU on another machine or one with `locking=off`, and sees none if the system doesn't list
+ * locks.
  */
 export async function isWrittenByQemu(path: string): Promise<boolean> {
   const { dev, ino } = await stat(path, { bigint: true });

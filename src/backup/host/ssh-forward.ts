@@ -1,4 +1,4 @@
-/** A socket on this host that leads to one on another, through ssh. */
+/** Forwards a socket on this host to one on another host, through ssh. */
 import { setTimeout as sleep } from "node:timers/promises";
 import { execa } from "execa";
 import { BackupError, PreconditionError } from "../base/errors.js";
@@ -10,31 +10,34 @@ export type ForwardedEnd =
 
 export interface ForwardOptions {
   readonly to: ForwardedEnd;
-  /** Path of the socket on this host; it appears in a folder that is there. */
+  /** Path of the socket on this host. Its folder must exist. */
   readonly socket: string;
   /**
-   * A file on the other host that gets a note of the process which holds that end of all connections, for {@link sever}.
+   * A file on the other host in which the process that holds the connections there is noted, for {@link
+   * sever}.
    */
   readonly note?: string | undefined;
 }
 
-/** Printed by the other side once the session stands, and with it the socket. */
+/** The other side prints this once the session is open, and the socket with it. */
 const READY = "nbdpull-ready";
 const BOOT = "/proc/sys/kernel/random/boot_id";
-/** What a session may take to end when nothing is open in it any more. */
+/** How long a session without open connections may take to end. */
 const GOODBYE_MS = 5000;
-/** After a connection broke: until ssh has noticed, and said why. */
+/** How long to wait, after a connection broke, until ssh has noticed and printed the reason. */
 const NOTICE_MS = 500;
 
-/** What ssh would take for more than a path: tokens, variables, and the separators of its option. */
+/** Characters that ssh gives a meaning in a path: tokens, variables, and the separators of its option. */
 const NEVER_IN_A_PATH = /[%$:\\"\s]/;
 
 /**
- * Opens the socket. Whether anybody listens at the other end, and whether the host allows it, shows when something connects.
+ * Opens the socket. Whether something listens at the other end, and whether the host allows the forwarding,
+ * only shows when a client connects.
  *
- * The session's process is told to end by its standard input, which ends with this process, whatever ends that.
+ * The remote process ends at the end of its standard input, which comes when this process ends, for whatever
+ * reason.
  *
- * @throws {PreconditionError} `E_SSH`, `E_NO_SSH`, or `E_SSH_PATH`: ssh can't be told of such a path
+ * @throws {PreconditionError} `E_SSH`, `E_NO_SSH`, or `E_SSH_PATH`: ssh can't forward to such a path
  */
 export async function openForward(ssh: Ssh, { to, socket, note }: ForwardOptions): Promise<SshForward> {
   const { signal } = ssh;
@@ -42,17 +45,18 @@ export async function openForward(ssh: Ssh, { to, socket, note }: ForwardOptions
   const settings = [
     ...["ExitOnForwardFailure=yes", "StreamLocalBindUnlink=yes", "StreamLocalBindMask=0177"],
     ...["ServerAliveInterval=10", "ServerAliveCountMax=3"],
-    // A connection of its own: one that the user's configuration shares would outlive it.
+    // Its own connection: one shared through the user's configuration would outlive it.
     ...["ControlMaster=no", "ControlPath=none"],
   ].flatMap((setting) => ["-o", setting]);
-  // The parent is the process of sshd that holds the connections; its start tells it from a later one of that number.
+  // The parent is the sshd process that holds the connections. Its start time distinguishes it from a later
+  // process with the same number.
   const noted =
     note === undefined
       ? ""
       : `echo $PPID $(cut -d " " -f 22 /proc/$PPID/stat) $(cat ${BOOT}) > ${quote(note)} && `;
   const script = `${noted}echo ${READY} && exec cat > /dev/null`;
   signal?.throwIfAborted();
-  // Once it stands a signal is no reason to tear it down: it is closed when the NBD clients are.
+  // An open session is not closed by a signal: it is closed when the NBD clients are.
   const opening = new AbortController();
   const giveUp = (): void => opening.abort(signal?.reason);
   signal?.addEventListener("abort", giveUp, { once: true });
@@ -88,9 +92,9 @@ interface Session {
   readonly kill: (signal: "SIGKILL") => boolean;
 }
 
-/** Whoever opened it closes it, once nothing is connected through it any more. */
+/** An open forwarding. The caller that opened it closes it, once no connection uses it. */
 export class SshForward implements AsyncDisposable {
-  /** Aborted when the connection is lost before it was closed. */
+  /** Aborted when the connection is lost before `close` was called. */
   readonly lost: AbortSignal;
   readonly #host: string;
   readonly #child: Session;
@@ -118,7 +122,7 @@ export class SshForward implements AsyncDisposable {
     );
   }
 
-  /** The reason for what failed on a connection through here, if it is to be found here; else the error itself. */
+  /** The reason why a forwarded connection failed, if ssh has reported one; otherwise the error itself. */
   async explain(error: unknown): Promise<unknown> {
     await Promise.race([this.#ended, sleep(NOTICE_MS)]);
     if (this.lost.aborted) return this.lost.reason;
@@ -148,8 +152,9 @@ export class SshForward implements AsyncDisposable {
 }
 
 /**
- * Ends the process on the other host that a note of {@link openForward} names, if it is still there, and removes the note. A
- * host that was cut off may keep connections for hours, and QEMU 7.2 can hang where a job is ended meanwhile.
+ * Ends the process on the other host that a note of {@link openForward} names, if it still runs, and removes
+ * the note. A host that was cut off may keep connections for hours, and QEMU 7.2 can hang if a job is ended
+ * meanwhile.
  */
 export async function sever(ssh: Ssh, note: string): Promise<void> {
   await ssh.run(SEVER, { note });

@@ -1,11 +1,11 @@
 /**
- * Another host through its ssh, with the user's own keys and configuration. It never asks anything: what would need an
- * answer fails.
+ * Runs commands on another host through ssh, with the user's own keys and configuration. It never prompts:
+ * anything that would need an answer fails.
  */
 import { execa } from "execa";
 import { BackupError, PreconditionError } from "../base/errors.js";
 
-/** A shell script there ended with an exit code of its own. */
+/** A shell script on the other host failed with its own exit code. */
 export class ScriptError extends BackupError {
   readonly exitCode: number;
   readonly said: string;
@@ -22,7 +22,7 @@ export class ScriptError extends BackupError {
 const SSH_FAILED = 255;
 const SCRIPT_TIMEOUT_MS = 60_000;
 
-/** What every call has in common. A Ctrl-C on the terminal is for this process alone, hence `detached`. */
+/** Options of every call. `detached` keeps a Ctrl-C on the terminal from reaching ssh. */
 export const SSH_PROCESS = { reject: false, detached: true, env: { LC_ALL: "C" } } as const;
 
 export class Ssh {
@@ -34,17 +34,17 @@ export class Ssh {
     this.signal = signal;
   }
 
-  /** The same host, under another signal or none: a clean-up must run although the work was aborted. */
+  /** The same host with another signal or none: clean-up must run even after the work was aborted. */
   withSignal(signal: AbortSignal | undefined): Ssh {
     return new Ssh(this.target, signal);
   }
 
   /**
-   * Runs a POSIX shell script there, with `values` as its variables, and resolves with what it printed. It goes in by
-   * standard input, so that the user's login shell, whichever it is, has nothing to interpret; and as one group of
-   * commands, so that half a script does nothing.
+   * Runs a POSIX shell script there, with `values` as its variables, and resolves with its output. The script
+   * is passed on standard input, so that the user's login shell, whichever it is, doesn't interpret it. It is
+   * one group of commands, so that half a script does nothing.
    *
-   * @throws {PreconditionError} `E_SSH`, `E_NO_SSH`: the host can't be reached so
+   * @throws {PreconditionError} `E_SSH`, `E_NO_SSH`: the host can't be reached by ssh
    * @throws {ScriptError} the script failed
    */
   async run(script: string, values: Readonly<Record<string, string>>): Promise<string> {
@@ -77,7 +77,7 @@ export class Ssh {
     return [program, args];
   }
 
-  /** What it means that ssh itself failed. */
+  /** The error for a failure of ssh itself. */
   failure({ stderr, code, cause }: SshResult): PreconditionError {
     const { host, program = "ssh", user } = this.target;
     if (code === "ENOENT") {
@@ -100,19 +100,19 @@ interface SshResult {
   readonly cause?: unknown;
 }
 
-/** As one word of a POSIX shell. */
+/** Quotes text as one word for a POSIX shell. */
 export function quote(text: string): string {
   return `'${text.replaceAll("'", `'\\''`)}'`;
 }
 
-/** How libvirt's own ssh connects, so that ours comes to the same host in the same way. */
+/** How libvirt's own ssh connects, so that ours reaches the same host in the same way. */
 export interface SshTarget {
   readonly host: string;
   readonly port?: number | undefined;
   readonly user?: string | undefined;
   /** `keyfile`: the private key. */
   readonly keyFile?: string | undefined;
-  /** `command`: what is run in the place of `ssh`. */
+  /** `command`: the program to run instead of `ssh`. */
   readonly program?: string | undefined;
   /** Further options of OpenSSH, as `Name=value`. */
   readonly settings: readonly string[];

@@ -22,30 +22,33 @@ const status = promisify(fstat);
 
 export interface ReadOptions {
   /**
-   * Read, and decompress, on the calling thread, which waits meanwhile: for threads that do nothing else, since libuv has
-   * four for the whole process.
+   * Read and decompress on the calling thread, which waits meanwhile. This is for threads that do nothing
+   * else, since libuv has four threads for the whole process.
    */
   readonly blocking?: boolean | undefined;
 }
 
-/** Asked before a file that others may come to change is changed: it throws if that right was lost. */
+/**
+ * Called before each change of a file that others may take over. Throws if the right to change it was lost.
+ */
 export type Guard = () => Promise<void>;
 
-/** Images hold guests' data: the world has no business with them. */
+/** Images hold guests' data, so other users get no access. */
 const NEW_FILE_MODE = 0o640;
 
 /**
  * A regular file or a block device that is read and written at positions; all offsets and lengths are bytes.
  *
  * Transfers use the callback functions on the bare descriptor: for a pull, promises of a `FileHandle` were
- * measured to be a sixth slower. The system gives the number of a closed descriptor to the next file that is
- * opened, so `close` waits for the transfers under way: a late write for a failed image must not land in another.
+ * measured to be a sixth slower. The system reuses the number of a closed descriptor for the next file that
+ * is opened. So `close` waits for pending transfers: a late write for a failed image must not land in another
+ * file.
  */
 export class ImageFile {
   readonly path: string;
   readonly #descriptor: number;
   readonly #blocking: boolean;
-  /** Where a file that is being written ends, as far as {@link writeNow} and its like have made it. */
+  /** The end of a file that is being written, as {@link writeNow} and the other methods have extended it. */
   #end = 0;
   #guard: Guard | undefined;
   #transfers = 0;
@@ -58,7 +61,7 @@ export class ImageFile {
     this.#blocking = blocking;
   }
 
-  /** @throws the file system's error: EEXIST where there is something at `path` already */
+  /** @throws the file system's error: EEXIST if `path` exists already */
   static async create(path: string): Promise<ImageFile> {
     const flags = constants.O_RDWR | constants.O_CREAT | constants.O_EXCL;
     return new ImageFile(path, await opened(path, flags, NEW_FILE_MODE));
@@ -76,7 +79,7 @@ export class ImageFile {
   }
 
   /**
-   * For changing a file that is there.
+   * Opens an existing file for changes.
    * @throws the file system's error
    */
   static async openForWriting(path: string, guard?: Guard): Promise<ImageFile> {
@@ -87,8 +90,9 @@ export class ImageFile {
   }
 
   /**
-   * A block device, to be written in place.
-   * @throws the file system's error: EBUSY where the system itself uses the device (mounted, swap, part of a volume)
+   * Opens a block device to be written in place.
+   * @throws the file system's error: EBUSY if the system itself uses the device (mounted, swap, part of a
+   * volume)
    */
   static async openDevice(path: string): Promise<ImageFile> {
     const file = new ImageFile(path, await opened(path, constants.O_RDWR | constants.O_EXCL));
@@ -102,7 +106,7 @@ export class ImageFile {
   }
 
   /**
-   * Fills `target` from `position`, or as much of it as there is before the end of the file.
+   * Fills `target` from `position`, up to the end of the file.
    * @returns bytes read
    */
   async read(target: Uint8Array, position: number): Promise<number> {
@@ -113,7 +117,7 @@ export class ImageFile {
   }
 
   /**
-   * Fills all of `target` from `position`; what lies at or after `end` comes out as zeroes.
+   * Fills all of `target` from `position`. Bytes at or after `end` become zeroes.
    * @throws {DamageError} the file ends before `end`
    */
   async fill(target: Uint8Array, position: number, end: number): Promise<void> {
@@ -150,7 +154,7 @@ export class ImageFile {
     }
   }
 
-  /** Has the file go on to `end` at least. */
+  /** Extends the file to at least `end` bytes. */
   reach(end: number): void {
     assert(this.#closed === undefined, "the file is closed");
     if (end <= this.#end) return;
@@ -168,17 +172,17 @@ export class ImageFile {
     await this.#change("resizing", (callback) => ftruncate(this.#descriptor, length, callback));
   }
 
-  /** Data and length reach stable storage. */
+  /** Flushes data and length to stable storage. */
   datasync(): Promise<void> {
     return this.#change("flushing", (callback) => fdatasync(this.#descriptor, callback));
   }
 
-  /** Data and all of the file's attributes reach stable storage. */
+  /** Flushes data and all of the file's attributes to stable storage. */
   sync(): Promise<void> {
     return this.#change("flushing", (callback) => fsync(this.#descriptor, callback));
   }
 
-  /** May be called again. */
+  /** May be called more than once. */
   close(): Promise<void> {
     this.#closed ??= this.#close();
     return this.#closed;
@@ -190,12 +194,14 @@ export class ImageFile {
         this.#whenIdle = resolve;
       });
     }
-    // A thread that ends meanwhile would leave a closing that waits for its turn undone.
+    // If the thread ended meanwhile, an asynchronous close that still waits would not happen.
     if (this.#blocking) closeSync(this.#descriptor);
     else await this.#change("closing", (callback) => close(this.#descriptor, callback));
   }
 
-  /** Repeats `step` until `length` bytes have passed or it passes none, which is how a read meets the end. */
+  /**
+   * Repeats `step` until `length` bytes are transferred or a step transfers none, as a read does at the end.
+   */
   #transfer(
     action: string,
     length: number,
@@ -244,7 +250,9 @@ export class ImageFile {
     });
   }
 
-  /** Keeps the system's code (ENOSPC, EIO), and says which file, since errors of bare descriptors don't. */
+  /**
+   * Keeps the system's code (ENOSPC, EIO) and adds the file's path, which errors of bare descriptors lack.
+   */
   #failure(action: string, error: NodeJS.ErrnoException): BackupError {
     return new BackupError(error.code ?? "EIO", `${action} ${this.path} failed: ${error.message}`, {
       cause: error,
@@ -253,10 +261,10 @@ export class ImageFile {
   }
 }
 
-/** What is appended is collected into writes of this size. */
+/** Appended bytes are collected into writes of this size. */
 const APPEND_BYTES = 1024 * 1024;
 
-/** Writes a stretch of a file from front to back. */
+/** Writes a part of a file from front to back. */
 export class Appender {
   readonly #file: ImageFile;
   readonly #buffer = Buffer.allocUnsafeSlow(APPEND_BYTES);

@@ -1,9 +1,15 @@
 /**
- * The shapes that image writers, image readers, the digest file and the chain have in common.
+ * What image files of every format have in common: a disk as a list of runs, and the interfaces of image
+ * writers and readers. Read this file first, then `run-list.ts` (runs in memory) and `image-file.ts` (reads
+ * and writes at positions in a file). The raw format is here too: `raw-writer.ts`, `raw-reader.ts`, and
+ * `raw-map.ts`, a text file that says which parts of the disk an increment defines. The qcow2 format has its
+ * own folder. `slots.ts` gives the clusters of planned runs their places.
+ *
+ * Nothing here uses the network or knows NBD, libvirt or repositories.
  *
  * An image is seen as clusters. A *run* is a stretch of neighbouring clusters that are alike; what no run
- * mentions is clean (in an increment) or zero (in a full image). A cluster of which only a part is defined is a
- * run of its own, with one bit a subcluster (bit 0 = the first):
+ * mentions is clean (in an increment) or zero (in a full image). A cluster of which only a part is defined is
+ * a run of its own, with one bit a subcluster (bit 0 = the first):
  *
  *     cluster      |0       |1       |2       |3       |4       |
  *     guest        |dddddddd|dddddddd|        |zzzzzzzz|  dd zz |
@@ -14,7 +20,7 @@ import type { OnDamage } from "../base/damage.js";
 
 /** Sizes in bytes. */
 export interface Geometry {
-  /** Bytes that the guest sees; need not be a multiple of anything. */
+  /** Bytes that the guest sees, of any number. */
   readonly virtualSize: number;
   /** A power of two, 16 KiB .. 2 MiB for images that we write. */
   readonly clusterSize: number;
@@ -22,7 +28,7 @@ export interface Geometry {
 
 export type ImageFormat = "qcow2" | "raw";
 
-/** Guest clusters of a disk; the last one may go on past the virtual size. */
+/** Number of guest clusters of a disk. The last one may extend past the virtual size. */
 export function clustersIn({ virtualSize, clusterSize }: Geometry): number {
   return Math.ceil(virtualSize / clusterSize);
 }
@@ -33,7 +39,7 @@ export const SUBCLUSTERS = 32;
 export const ALL_SUBCLUSTERS = 0xffffffff;
 
 /**
- * The stretches of neighbouring bits that are set in a subcluster mask, as bytes inside the cluster.
+ * The stretches of neighbouring bits that are set in a subcluster mask, as byte ranges inside the cluster.
  *
  *     mask 0b0110_0001, subclusters of 2 KiB  ->  [0, 2 KiB), [10 KiB, 14 KiB)
  */
@@ -52,7 +58,10 @@ export function maskStretches(mask: number, clusterSize: number): { offset: numb
   return stretches;
 }
 
-/** Where the data subclusters of a partial run lie, cut off at the end of the disk; offsets in the cluster. */
+/**
+ * Where the data subclusters of a partial run lie, cut off at the end of the disk. Offsets are within the
+ * cluster.
+ */
 export function dataStretches(
   run: { readonly cluster: number; readonly dataMask: number },
   { clusterSize, virtualSize }: Geometry,
@@ -81,8 +90,8 @@ export interface ZeroRun {
 }
 
 /**
- * One cluster of which only some subclusters are defined. The masks are disjoint unsigned 32-bit numbers, not both
- * zero. Its data subclusters lie at their own place inside the cluster-sized slot at `hostOffset`; with
+ * One cluster of which only some subclusters are defined. The masks are disjoint unsigned 32-bit numbers, not
+ * both zero. Its data subclusters lie at their own place inside the cluster-sized slot at `hostOffset`; with
  * `dataMask` 0 there is no slot and `hostOffset` is 0.
  */
 export interface PartialRun {
@@ -94,7 +103,7 @@ export interface PartialRun {
   readonly zeroMask: number;
 }
 
-/** Clusters that are alike, as the maps describe them before a byte was read. */
+/** Clusters in the same state, as the block status describes them before any byte is read. */
 export type PlannedRun =
   | { readonly kind: "data" | "zero"; readonly cluster: number; readonly count: number }
   | {
@@ -105,7 +114,7 @@ export type PlannedRun =
       readonly zeroMask: number;
     };
 
-/** How many cluster-sized places in the file a run takes up. */
+/** How many cluster-sized slots of the file a run occupies. */
 export function slotsOf(run: {
   readonly kind: ClusterRun["kind"];
   readonly count: number;
@@ -123,7 +132,10 @@ export function slotsOf(run: {
   }
 }
 
-/** Bytes of the guest that a run holds: of a partial cluster its data subclusters only; cut off at the end of the disk. */
+/**
+ * Guest bytes that a run holds, cut off at the end of the disk. In a partial cluster only data subclusters
+ * count.
+ */
 export function dataBytesOf(
   run: Pick<ClusterRun, "kind" | "cluster" | "count"> & { readonly dataMask?: number },
   { clusterSize, virtualSize }: Geometry,
@@ -147,33 +159,35 @@ export function dataBytesOf(
 /**
  * Builds an image file: first data in any order, then the runs in guest order, then `finish`.
  *
- * The owner opens it on a temporary name, and calls `finish` and then `close`, or only `close` after a failure
- * (the owner unlinks the file). No method may be called after `close`.
+ * The owner creates it under a temporary name. It calls `finish` and then `close`, or after a failure only
+ * `close`, and then unlinks the file. No method may be called after `close`.
  */
 export interface ImageWriter {
   readonly geometry: Geometry;
   readonly format: ImageFormat;
   /**
-   * Where guest cluster `cluster`, the `rank`-th (from 0) of those set aside for storing, goes in the file. A qcow2 image
-   * packs them: only the rank counts. In a raw image only the guest cluster does.
+   * Where guest cluster `cluster` goes in the file; it is the `rank`-th (from 0) of those set aside for
+   * storing. A qcow2 image packs clusters, so only the rank counts. In a raw image only the guest cluster
+   * counts.
    */
   hostOffset(cluster: number, rank: number): number;
   /**
-   * Stores `data` at `hostOffset` before it returns, in any order: while bytes that have just come are still in the
-   * processor's cache, writing them costs least (docs/performance.md). What is stored nowhere reads as zeroes.
+   * Stores `data` at `hostOffset` before it returns, in any order. Writing costs least while bytes that have
+   * just arrived are still in the processor's cache (docs/performance.md). Places where nothing is stored
+   * read as zeroes.
    * @throws the file system's error (ENOSPC, EIO), with `code`
    */
   writeNow(hostOffset: number, data: Uint8Array): void;
   /**
-   * Has the file go on to `hostEnd` at least: zeroes that were left out at the end of a cluster can be read then.
+   * Extends the file to at least `hostEnd`, so that zeroes left out at the end of a cluster can be read.
    * @throws the file system's error, with `code`
    */
   reach(hostEnd: number): void;
-  /** Notes what the next clusters are, in ascending guest order. */
+  /** Records what the next clusters are, in ascending guest order. */
   addRun(run: ClusterRun): void;
   /**
-   * Writes what makes the file an image: data reaches stable storage, then tables, then the header last
-   * (`sync: false` leaves the flushing out).
+   * Completes the image: data reaches stable storage, then the tables, then the header last (`sync: false`
+   * leaves out the flushing).
    * @returns bytes of guest data in the file
    */
   finish(options: { readonly sync: boolean }): Promise<{ readonly storedBytes: number }>;
@@ -185,14 +199,14 @@ export interface ImageReader {
   readonly geometry: Geometry;
   readonly format: ImageFormat;
   /**
-   * What this image itself defines, in guest order; gaps are what it leaves to its parent.
-   * @param onDamage told of entries that make no sense, which are left out then
-   * @throws {DamageError} such an entry, where there is no `onDamage`
+   * What this image itself defines, in guest order. Gaps are left to its parent.
+   * @param onDamage called for each invalid entry, which is then left out
+   * @throws {DamageError} an entry is invalid and there is no `onDamage`
    */
   runs(onDamage?: OnDamage): AsyncIterable<ClusterRun>;
   /**
    * Fills `target` from byte `hostOffset` of the file.
-   * @throws {DamageError} where the file ends too early
+   * @throws {DamageError} the file ends too early
    */
   readHost(hostOffset: number, target: Uint8Array): Promise<void>;
   close(): Promise<void>;

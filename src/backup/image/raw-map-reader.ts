@@ -10,8 +10,8 @@ const LINE = z.object({
 });
 
 /**
- * Reads a map's lines; each must be what `mapText` writes, or the same as other programs space it.
- * @throws {DamageError} a line is no extent, or the end is missing
+ * Reads a map's lines. Each must be what `mapText` writes, or the same with other spacing.
+ * @throws {DamageError} a line is not an extent, or the end is missing
  */
 export async function* parseMap(lines: AsyncIterable<string>, path: string): AsyncGenerator<DefinedExtent> {
   let number = 0;
@@ -44,7 +44,7 @@ function parseLine(text: string, where: string): DefinedExtent {
 }
 
 /**
- * The runs that a map's extents come to, for a raw file, where data lies at its guest offset.
+ * Turns a map's extents into runs, for a raw file, where data lies at its guest offset.
  * @throws {DamageError} the extents overlap, leave the disk, or begin or end inside a subcluster
  */
 export async function* runsOfExtents(
@@ -66,7 +66,7 @@ export async function* runsOfExtents(
     }
     previousEnd = extentEnd;
 
-    // What the last cluster has past the end of the disk goes with the byte before the end.
+    // The part of the last cluster past the end of the disk has the state of the byte before the end.
     const end = extentEnd === virtualSize ? clustersIn(geometry) * clusterSize : extentEnd;
     for (let { offset } = extent; offset < end; ) {
       const cluster = Math.floor(offset / clusterSize);

@@ -3,31 +3,33 @@ import { ALL_SUBCLUSTERS, type Geometry, maskStretches } from "./image.js";
 import type { StoredRun } from "./run-list.js";
 
 /**
- * What a sparse raw increment defines, as a JSON array with one extent a line, as `nbdinfo --map --json` prints
- * the context base:allocation:
+ * What a sparse raw increment defines, as a JSON array with one extent per line, in the form in which
+ * `nbdinfo --map --json` prints the context base:allocation:
  *
  *     [
  *     { "offset": 0, "length": 65536, "type": 0, "description": "data"},
  *     { "offset": 131072, "length": 1048576, "type": 3, "description": "hole,zero"}
  *     ]
  *
- *     offset, length   bytes of the guest, multiples of a subcluster (1/32 of the cluster size), or up to the end
- *                      of the disk; ascending, never overlapping
+ *     offset, length   bytes of the guest, multiples of a subcluster (1/32 of the cluster size), or up to the
+ *                      end of the disk; ascending, never overlapping
  *     type             0  data: in the raw file, at the same offset
  *                      3  hole,zero: reads as zeroes
  *     (left out)       clean: the parent's bytes
  *
- * Because a line is an extent, neither writing nor reading has to hold more than one of them.
+ * Each line is one extent, so writing and reading hold only one extent at a time.
  */
 export const MAP_TYPES = {
   data: { type: 0, description: "data" },
   zero: { type: 3, description: "hole,zero" },
 } as const;
 
-/** An extent that a map can hold: what is clean is left out. */
+/** An extent that a map can hold. Clean extents are left out. */
 export type DefinedExtent = Extent & { readonly state: "data" | "zero" };
 
-/** Characters of a piece of a map's text, about: a thousand lines cost little more than one does to be written. */
+/**
+ * Approximate characters per piece of a map's text: a thousand lines cost little more to write than one does.
+ */
 const PIECE = 64 * 1024;
 
 /** The text of a map, in pieces. */
@@ -45,7 +47,7 @@ export function* mapText(extents: Iterable<DefinedExtent>): Generator<string> {
   yield `${text}${separator === "[" ? "[" : ""}\n]\n`;
 }
 
-/** The extents of runs, neighbours in the same state as one, cut off at the end of the disk. */
+/** The extents of runs, cut off at the end of the disk. Neighbours in the same state become one. */
 export function* extentsOfRuns(runs: Iterable<StoredRun>, geometry: Geometry): Generator<DefinedExtent> {
   let last: DefinedExtent | undefined;
   for (const next of pieces(runs, geometry)) {

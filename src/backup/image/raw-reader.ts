@@ -5,14 +5,14 @@ import { ImageFile, type ReadOptions } from "./image-file.js";
 import { damagedMap, parseMap, runsOfExtents } from "./raw-map-reader.js";
 
 export interface RawReaderOptions extends ReadOptions {
-  /** The file says nothing of it; the virtual size is the smallest that the file may have. */
+  /** Not recorded in the file, which must be at least as long as the virtual size. */
   readonly geometry: Geometry;
-  /** What the file defines, for an increment; without it, it defines the whole disk. */
+  /** For an increment, the map of what the file defines. Without it, the file defines the whole disk. */
   readonly mapPath?: string | undefined;
 }
 
 const MAP_PIECE_BYTES = 64 * 1024;
-/** An extent's line takes a hundred bytes. */
+/** Characters. An extent's line takes about a hundred. */
 const MAX_LINE = 1024;
 
 /** Reads a raw image: guest offsets are host offsets. */
@@ -52,7 +52,7 @@ export class RawReader implements ImageReader, AsyncDisposable {
     if (count > 0) yield { kind: "data", cluster: 0, count, hostOffset: 0 };
   }
 
-  /** The last cluster goes on with zeroes behind the end of the disk. */
+  /** The last cluster continues with zeroes behind the end of the disk. */
   async readHost(hostOffset: number, target: Uint8Array): Promise<void> {
     const { clusterSize, virtualSize } = this.geometry;
     assert(hostOffset + target.length <= clustersIn(this.geometry) * clusterSize, "this is behind the disk");
@@ -68,7 +68,9 @@ export class RawReader implements ImageReader, AsyncDisposable {
   }
 }
 
-/** The lines of a text file, one after the other; it may be anybody's, so none may be long. */
+/**
+ * The lines of a text file, one after the other. The file isn't trusted, so the length of a line is limited.
+ */
 async function* lines(path: string): AsyncGenerator<string> {
   const file = await ImageFile.open(path);
   try {

@@ -7,14 +7,18 @@ import { RunList } from "./run-list.js";
 
 export interface RawWriterOptions {
   readonly geometry: Geometry;
-  /** Where the runs are described, for an increment; without it the image stands for the whole disk. */
+  /**
+   * For an increment, the path of the map that describes the runs. Without it, the image is the whole disk.
+   */
   readonly mapPath?: string | undefined;
 }
 
 /**
- * Writes a raw image: a sparse file of exactly the virtual size, data at its guest offset, everything else a hole.
+ * Writes a raw image: a sparse file of exactly the virtual size, data at its guest offset, everything else a
+ * hole.
  *
- * A raw file alone can't tell clean from zero, so an increment has a map beside it (the format is `raw-map.ts`'s).
+ * A raw file alone can't distinguish clean from zero, so an increment has a map beside it (`raw-map.ts`
+ * describes it).
  */
 export class RawWriter implements ImageWriter, AsyncDisposable {
   readonly geometry: Geometry;
@@ -31,7 +35,7 @@ export class RawWriter implements ImageWriter, AsyncDisposable {
   }
 
   /**
-   * Makes the file and the map, neither of which must exist.
+   * Creates the file and the map. Neither may exist already.
    * @throws the file system's error, with `code`
    */
   static async create(path: string, { geometry, mapPath }: RawWriterOptions): Promise<RawWriter> {

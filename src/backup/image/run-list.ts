@@ -2,7 +2,8 @@ import assert from "node:assert/strict";
 import { ALL_SUBCLUSTERS, type ClusterRun, dataBytesOf, type Geometry } from "./image.js";
 
 /**
- * A run in the one form that tables are made from, whatever its kind; the masks hold for each of its clusters:
+ * A run in the form from which tables are made, the same for all kinds. The masks hold for each of its
+ * clusters:
  *
  *     data      dataMask all ones, zeroMask 0
  *     zero      dataMask 0, zeroMask all ones
@@ -11,7 +12,7 @@ import { ALL_SUBCLUSTERS, type ClusterRun, dataBytesOf, type Geometry } from "./
 export interface StoredRun {
   readonly cluster: number;
   readonly count: number;
-  /** Host offset of the first cluster in clusters; means nothing where `dataMask` is 0. */
+  /** Host offset of the first cluster, counted in clusters. Means nothing if `dataMask` is 0. */
   readonly hostCluster: number;
   readonly dataMask: number;
   readonly zeroMask: number;
@@ -30,8 +31,8 @@ interface Chunk {
 }
 
 /**
- * The runs of an image: appended in ascending guest order, kept in 32 bytes each, neighbours that continue each
- * other as one. So memory grows with the fragmentation of the disk, and not with its size.
+ * The runs of an image, appended in ascending guest order and kept in 32 bytes each. Neighbours that continue
+ * each other become one. So memory grows with the fragmentation of the disk, not with its size.
  */
 export class RunList implements Iterable<StoredRun> {
   readonly #geometry: Geometry;
@@ -45,7 +46,7 @@ export class RunList implements Iterable<StoredRun> {
   #dataBytes = 0;
   #hasPartial = false;
 
-  /** @param options.firstHostCluster where data may begin in the file */
+  /** @param options.firstHostCluster the first cluster of the file that may hold data */
   constructor(options: { readonly geometry: Geometry; readonly firstHostCluster: number }) {
     this.#geometry = options.geometry;
     this.#hostEnd = options.firstHostCluster;
@@ -56,7 +57,7 @@ export class RunList implements Iterable<StoredRun> {
     return this.#end;
   }
 
-  /** Host cluster after the highest one that a run has data in. */
+  /** Host cluster after the highest one that holds data of a run. */
   get hostEnd(): number {
     return this.#hostEnd;
   }
@@ -71,7 +72,7 @@ export class RunList implements Iterable<StoredRun> {
     return this.#hasPartial;
   }
 
-  /** Both in the guest and in the file, a run comes after all runs before it. */
+  /** A run must come after all earlier runs, both in the guest and in the file. */
   append(run: ClusterRun): void {
     const next = this.#stored(run);
     if (next.count <= 0 || next.cluster < this.#end)

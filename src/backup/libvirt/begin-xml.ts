@@ -1,7 +1,10 @@
 /** The two documents that `virsh backup-begin` takes. */
 import { XMLBuilder } from "fast-xml-parser";
 
-/** What to begin: every disk of the domain is named, since libvirt takes those that aren't by rules of its own. */
+/**
+ * The job to begin. It names every disk of the domain: libvirt has its own rules for disks that are not
+ * named.
+ */
 export interface JobRequest {
   readonly server: RequestedServer;
   readonly disks: readonly RequestedDisk[];
@@ -13,30 +16,30 @@ export type RequestedServer = { readonly transport: "unix"; readonly socket: str
 
 export interface TcpServer {
   readonly transport: "tcp";
-  /** Where QEMU listens: an address of the hypervisor, or a name as it resolves there. */
+  /** Where QEMU listens: an address of the hypervisor, or a name that resolves there. */
   readonly host: string;
   readonly port: number;
-  /** Nobody gets in without it then. The certificates are the hypervisor's. */
+  /** Whether clients must use TLS. The certificates are those of the hypervisor. */
   readonly tls: boolean;
 }
 
 export interface RequestedDisk {
-  /** Its target in the domain, `vda`. */
+  /** The disk's target in the domain: `vda`. */
   readonly name: string;
   /** Left out: the disk takes no part. */
   readonly take?:
     | {
-        /** Path of the scratch file, which libvirt makes. */
+        /** Path of the scratch file, which libvirt creates. */
         readonly scratch: string;
-        /** The checkpoint that its changes are counted from; left out: a full copy. */
+        /** The checkpoint from which changes are counted. Left out: a full copy. */
         readonly base?: string | undefined;
-        /** Whether the checkpoint gets a bitmap of it. */
+        /** Whether the new checkpoint gets a bitmap of this disk. */
         readonly bitmap: boolean;
       }
     | undefined;
 }
 
-/** In the form that the parser of these documents gives: attributes under `$`. */
+/** Takes objects in the form that the parser of `xml.ts` returns: attributes under `$`. */
 const builder = new XMLBuilder({
   ignoreAttributes: false,
   attributesGroupName: "$",

@@ -1,16 +1,18 @@
-/** What a domain needs to start beside its disks: where its definition names it, and how another file takes its place. */
+/** Finds the files that a domain needs to start besides its disks, and puts other files in their place. */
 import { parseDomain } from "./domain-xml.js";
 import { parseTree, type XmlElement } from "./xml-tree.js";
 
 /** A file of the host that QEMU starts the domain with. */
 export interface BootFile {
-  /** `nvram`, `loader` (a firmware image that the guest can write), `kernel`, `initrd`, `dtb`, `shim`, `acpi`. */
+  /**
+   * `nvram`, `loader` (a firmware image that the guest can write), `kernel`, `initrd`, `dtb`, `shim`, `acpi`.
+   */
   readonly role: string;
-  /** As the definition has it. */
+  /** The path as the definition states it. */
   readonly path: string;
 }
 
-/** Something that a restore point has not. */
+/** Something that a restore point doesn't contain. */
 export interface NotKept {
   /** `TPM state`, `kernel /boot/vmlinuz`, … */
   readonly what: string;
@@ -20,13 +22,14 @@ export interface NotKept {
 export interface BootNeeds {
   readonly isRunning: boolean;
   readonly files: readonly BootFile[];
-  /** What no file stands for that could be copied. */
+  /** State that no file holds that could be copied. */
   readonly notKept: readonly NotKept[];
 }
 
 /**
- * Reads a domain's definition, running or not. The firmware itself is the host's, as QEMU is, and no need of its own.
- * @throws {BackupError} `E_DOMAIN_XML`, or that and an element's name
+ * Reads the definition of a domain, running or not. The firmware itself belongs to the host, as QEMU does,
+ * and is not listed.
+ * @throws {BackupError} `E_DOMAIN_XML`, or that followed by an element's name
  */
 export function readBootNeeds(xml: string): BootNeeds {
   const { id } = parseDomain(xml);
@@ -44,20 +47,20 @@ export function readBootNeeds(xml: string): BootNeeds {
   };
 }
 
-/** For people: `NVRAM /var/lib/libvirt/qemu/nvram/web_VARS.fd`. */
+/** The name in messages: `NVRAM /var/lib/libvirt/qemu/nvram/web_VARS.fd`. */
 export function wordFor(role: string, path?: string): string {
   const word = role === "nvram" ? "NVRAM" : role === "acpi" ? "ACPI table" : role;
   return path === undefined ? word : `${word} ${path}`;
 }
 
 /**
- * Names other files in the place of those that have one in `restored`.
- * @param restored new paths, by the old ones
- * @returns the old ones that the definition still names, but for an NVRAM: no two domains share one
+ * Replaces the paths of the boot files that have a new path in `restored`.
+ * @param restored new paths, by old path
+ * @returns the files whose old path the definition still names, except an NVRAM: no two domains share one
  */
 export function moveBootFiles(domain: XmlElement, restored: ReadonlyMap<string, string>): BootFile[] {
   const kept: BootFile[] = [];
-  // As a list: what is taken out is not met again.
+  // Collected first, because `move` changes the tree that the generator walks.
   for (const { role, path, move } of [...placesIn(domain)]) {
     const place = path === undefined ? undefined : restored.get(path);
     if (place !== undefined) move(place);
@@ -93,7 +96,7 @@ function textPlace(role: string, element: XmlElement): FileReference {
   return { role, path: element.text || undefined, move: (path) => element.setText(path) };
 }
 
-/** Its path is its text, or since libvirt 8.5 in a `<source>` as a disk's. */
+/** The path is the element's text or, since libvirt 8.5, in a `<source>` as in a disk. */
 function nvramPlace(element: XmlElement): FileReference {
   const type = element.attribute("type") ?? "file";
   const move = (path: string): void => {

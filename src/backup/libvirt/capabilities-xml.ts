@@ -18,17 +18,17 @@ const secmodel = element(
 
 const hostSchema = element({}, { host: element({}, { secmodel: z.array(secmodel).default([]) }) });
 
-/** How libvirt keeps the QEMUs of a host apart from everything else. */
+/** How libvirt confines the QEMU processes of a host. */
 export interface HostSecurity {
-  /** Whom QEMU runs as unless a domain says otherwise; absent where libvirt doesn't change users. */
+  /** The user that QEMU runs as unless a domain names another; absent where libvirt doesn't change users. */
   readonly qemuUser?: QemuUser | undefined;
-  /** `apparmor`, `selinux`: what else keeps QEMU to its own files. */
+  /** Other security models that restrict QEMU to its own files: `apparmor`, `selinux`. */
   readonly confinedBy: readonly string[];
 }
 
 /**
  * Reads `<capabilities>` of a host.
- * @throws {BackupError} `E_CAPABILITIES_XML`, or that and an element's name
+ * @throws {BackupError} `E_CAPABILITIES_XML`, or that followed by an element's name
  */
 export function parseHostSecurity(xml: string): HostSecurity {
   const { host } = parseDocument(HOST, xml, hostSchema);
@@ -55,9 +55,9 @@ const domainsSchema = element(
 );
 
 /**
- * Reads from `<domainCapabilities>` whether libvirt can make backups with checkpoints of such domains; undefined where it
- * doesn't say, which it does since version 7.
- * @throws {BackupError} `E_CAPABILITIES_XML`, or that and an element's name
+ * Reads from `<domainCapabilities>` whether libvirt can make backups with checkpoints of such domains. The
+ * result is undefined if libvirt doesn't say; it says so since version 7.
+ * @throws {BackupError} `E_CAPABILITIES_XML`, or that followed by an element's name
  */
 export function parseBackupSupport(xml: string): boolean | undefined {
   return parseDocument(DOMAINS, xml, domainsSchema).features?.backup?.$.supported;

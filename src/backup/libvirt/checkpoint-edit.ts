@@ -1,7 +1,10 @@
 import { XMLBuilder, XMLParser } from "fast-xml-parser";
 import { z } from "zod";
 
-/** Elements in their order, each an object of its name and, under `:@`, its attributes; all text as it was. */
+/**
+ * Keeps elements in order and text unchanged. Each element is an object with its name and, under `:@`, its
+ * attributes.
+ */
 const AS_IT_IS = {
   preserveOrder: true,
   ignoreAttributes: false,
@@ -18,8 +21,8 @@ const attributes = z.record(z.string(), z.string());
 const nodes = z.array(z.record(z.string(), z.unknown()));
 
 /**
- * The XML of a checkpoint, as `virsh checkpoint-dumpxml` prints it, without the bitmap of one disk; undefined where no
- * other disk has one.
+ * Removes the bitmap of one disk from the XML of a checkpoint, as `virsh checkpoint-dumpxml` prints it. The
+ * result is undefined if no other disk has a bitmap.
  */
 export function withoutBitmap(xml: string, disk: string): string | undefined {
   const document = nodes.parse(new XMLParser(AS_IT_IS).parse(xml));
@@ -32,7 +35,7 @@ export function withoutBitmap(xml: string, disk: string): string | undefined {
   return left ? new XMLBuilder(AS_IT_IS).build(document) : undefined;
 }
 
-/** The very objects: what is changed in them is changed in the document. */
+/** Returns the child objects themselves, not copies: changing them changes the document. */
 function childrenOf(parents: readonly Record<string, unknown>[], name: string): Record<string, unknown>[] {
   const children = parents.find((node) => name in node)?.[name];
   return Array.isArray(children) ? (children as Record<string, unknown>[]) : [];

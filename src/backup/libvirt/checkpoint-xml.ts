@@ -1,12 +1,12 @@
 import { z } from "zod";
 import { type DocumentKind, element, oneOf, parseDocument, text, wholeNumber } from "./xml.js";
 
-/** libvirt's record of a point in time, which a later increment can start from. */
+/** libvirt's record of a point in time, from which a later increment can start. */
 export interface Checkpoint {
   readonly name: string;
   /** Whole seconds since 1970 by the hypervisor's clock, rounded down. */
   readonly creationTime: number;
-  /** The checkpoint that was the newest one then. */
+  /** The newest checkpoint at that time. */
   readonly parent?: string | undefined;
   readonly disks: readonly CheckpointDisk[];
 }
@@ -14,11 +14,11 @@ export interface Checkpoint {
 export interface CheckpointDisk {
   /** The disk's target in the domain: `vda`. */
   readonly name: string;
-  /** The bitmap in the disk's image; absent where the checkpoint leaves the disk out. */
+  /** The bitmap in the disk's image; absent if the checkpoint leaves the disk out. */
   readonly bitmap?: string | undefined;
   /**
-   * Bytes that were changed since; only where they were asked for. Absent then: the bitmap is lost or broken, or one of
-   * a later checkpoint is, without which it tells too little.
+   * Bytes changed since the checkpoint, if sizes were requested. It is absent even then if the bitmap is lost
+   * or broken, or if that of a later checkpoint is, which holds part of the changes.
    */
   readonly size?: number | undefined;
 }
@@ -51,7 +51,7 @@ const checkpointSchema = element(
 
 /**
  * Reads the XML of a checkpoint.
- * @throws {BackupError} `E_CHECKPOINT_XML`, or that and an element's name
+ * @throws {BackupError} `E_CHECKPOINT_XML`, or that followed by an element's name
  */
 export function parseCheckpoint(xml: string): Checkpoint {
   const checkpoint = parseDocument(CHECKPOINT, xml, checkpointSchema);

@@ -1,29 +1,32 @@
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { together } from "../base/together.js";
+import { hasCode } from "../base/errors.js";
+import { together } from "../base/in-parallel.js";
 import { withoutBitmap } from "./checkpoint-edit.js";
 import { type Checkpoint, parseCheckpoint } from "./checkpoint-xml.js";
-import { type DomainRef, isErrorOf, type Virsh } from "./virsh.js";
+import type { DomainRef, Virsh } from "./virsh.js";
 
-/** What the names of a repository's checkpoints begin with: by this alone it knows its own. */
+/**
+ * The prefix of the names of a repository's checkpoints. A repository recognizes its checkpoints by it alone.
+ */
 export function checkpointPrefix(repositoryId: string): string {
   return `nbdpull-${repositoryId.slice(0, 8)}-`;
 }
 
-/** The name of a checkpoint made at `time`: sorts as they were made. */
+/** The name of a checkpoint created at `time`. Names sort in order of creation. */
 export function checkpointName(repositoryId: string, time: Date): string {
   return `${checkpointPrefix(repositoryId)}${time.toISOString().replaceAll(/[-:.]/g, "")}`;
 }
 
-/** All checkpoints that libvirt has of a domain, whoever made them. */
+/** All checkpoints that libvirt has of a domain, including those of other programs. */
 export async function readCheckpoints(virsh: Virsh, domain: DomainRef): Promise<Checkpoint[]> {
   const read = async (name: string): Promise<Checkpoint[]> => {
     try {
       return [parseCheckpoint(await virsh.checkpointXml(domain, name))];
     } catch (error) {
       // Deleted since it was listed.
-      if (isErrorOf(error, "E_NO_CHECKPOINT")) return [];
+      if (hasCode(error, "E_NO_CHECKPOINT")) return [];
       throw error;
     }
   };
@@ -32,9 +35,9 @@ export async function readCheckpoints(virsh: Virsh, domain: DomainRef): Promise<
 }
 
 /**
- * Deletes a checkpoint and its bitmaps; the domain has to run. libvirt refuses where one of the bitmaps isn't there any more
- * (QEMU died before it was written down, or the disk's image is another one): then libvirt is made to forget that one,
- * so that the others don't stay in their images for ever.
+ * Deletes a checkpoint and its bitmaps; the domain must run. libvirt refuses if one of the bitmaps is missing
+ * (QEMU died before it stored the bitmap, or the disk has another image). That bitmap is then removed from
+ * libvirt's record, so that the others don't stay in their images for ever.
  */
 export async function deleteCheckpoint(virsh: Virsh, domain: DomainRef, name: string): Promise<void> {
   const forgotten = new Set<string>();
@@ -50,13 +53,13 @@ export async function deleteCheckpoint(virsh: Virsh, domain: DomainRef, name: st
   }
 }
 
-/** The disk that libvirt found no bitmap of, if that is what it said. */
+/** The disk for which libvirt found no bitmap, if that is the error. */
 function missingBitmap(error: unknown): string | undefined {
-  if (!isErrorOf(error, "E_VIRSH") || !(error instanceof Error)) return undefined;
+  if (!hasCode(error, "E_VIRSH") || !(error instanceof Error)) return undefined;
   return /bitmap '[^']*' not found in backing chain of '([^']*)'/.exec(error.message)?.[1];
 }
 
-/** @returns false where no other bitmap was left, and the checkpoint is gone */
+/** @returns false if no other bitmap was left and the checkpoint is gone */
 async function forgetBitmap(virsh: Virsh, domain: DomainRef, name: string, disk: string): Promise<boolean> {
   const xml = withoutBitmap(
     await virsh.run("checkpoint-dumpxml", domain, [`--checkpointname=${name}`]),

@@ -1,16 +1,16 @@
 import { PreconditionError } from "../base/errors.js";
 import type { DomainDefinition, DomainDisk } from "./domain-xml.js";
 
-/** Which disks are wanted, by their targets. */
+/** Selects disks by their targets. */
 export interface DiskChoice {
-  /** Only these; empty: all that can take part. */
+  /** Only these disks; empty: all that can take part. */
   readonly include: readonly string[];
   readonly exclude: readonly string[];
 }
 
 /**
- * The disks that take part, in the domain's order: all with media that the guest can write, but for those left out.
- * @throws {PreconditionError} a disk that is named isn't there or can't take part, or none is left
+ * The disks that take part, in the domain's order: all chosen disks with media that the guest can write.
+ * @throws {PreconditionError} a named disk doesn't exist or can't take part, or no disk is left
  */
 export function disksToBackUp(domain: DomainDefinition, { include, exclude }: DiskChoice): DomainDisk[] {
   for (const name of [...include, ...exclude]) {
@@ -35,7 +35,7 @@ export function disksToBackUp(domain: DomainDefinition, { include, exclude }: Di
   throw new PreconditionError("E_NO_DISKS", `no disk of ${domain.name} is left to back up`);
 }
 
-/** Why a disk takes no part in a backup; undefined where it can. */
+/** Why a disk can't take part in a backup; undefined if it can. */
 export function obstacleOf(disk: DomainDisk): string | undefined {
   if (disk.device !== "disk" && disk.device !== "lun") return `it is a ${disk.device}`;
   if (disk.readOnly) return "the guest can't write to it";

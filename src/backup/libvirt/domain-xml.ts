@@ -1,22 +1,25 @@
 import { z } from "zod";
 import { type DocumentKind, element, oneOf, parseDocument, text, wholeNumber } from "./xml.js";
 
-/** What a backup needs to know of a domain's definition. */
+/** The parts of a domain's definition that a backup needs. */
 export interface DomainDefinition {
   readonly name: string;
   readonly uuid: string;
   /** The number of this run of the domain; absent while it is off. Another run has another number. */
   readonly id?: number | undefined;
   readonly disks: readonly DomainDisk[];
-  /** Whom its QEMU runs as; absent where libvirt doesn't change users (a session's libvirt), or the domain is off. */
+  /**
+   * The user that its QEMU runs as; absent while the domain is off, or if libvirt doesn't change users
+   * (session mode).
+   */
   readonly qemuUser?: QemuUser | undefined;
-  /** On what it runs; absent where the definition leaves a part of that to libvirt. */
+  /** What it runs on; absent if the definition leaves part of this to libvirt. */
   readonly platform?: Platform | undefined;
-  /** What else keeps its QEMU to its own files while it runs (`apparmor`, `selinux`). */
+  /** Other security models that restrict its QEMU to its own files while it runs (`apparmor`, `selinux`). */
   readonly confinedBy: readonly string[];
 }
 
-/** What libvirt's answers about a domain's abilities depend on. */
+/** The parameters on which libvirt's domain capabilities depend. */
 export interface Platform {
   /** `kvm`, `qemu`, … */
   readonly type: string;
@@ -34,14 +37,14 @@ export interface DomainDisk {
   /** Its name in the domain: `vda`. */
   readonly target: string;
   readonly device: "disk" | "cdrom" | "floppy" | "lun";
-  /** Where it is stored: `file`, `block`, `network`, … */
+  /** The type of its storage: `file`, `block`, `network`, … */
   readonly type: string;
   /** The path of a file or block device; absent for other types, and for an empty drive. */
   readonly source?: string | undefined;
   /** The image's format (`qcow2`, `raw`). */
   readonly format?: string | undefined;
   readonly readOnly: boolean;
-  /** What lies between the image and what the guest sees, if anything does. */
+  /** A layer between the image and what the guest sees, if there is one. */
   readonly between?: "encryption" | "slices" | undefined;
 }
 
@@ -62,14 +65,14 @@ const diskSchema = element(
   },
 );
 
-/** A string alone where it has no attributes. */
+/** The parser returns a plain string if the element has no attributes. */
 const osType = element({ arch: text.optional(), machine: text.optional() }, {}).or(text);
 
 const domainSchema = element(
   { id: wholeNumber.optional(), type: text.optional() },
   {
     name: text,
-    // Any 128 bits: libvirt takes UUIDs that no version of the standard would make.
+    // Any 128 bits: libvirt accepts UUIDs that conform to no version of the standard.
     uuid: z.guid("must be a UUID"),
     os: element({}, { type: osType.optional() }).optional(),
     devices: element({}, { disk: z.array(diskSchema).default([]), emulator: text.optional() }).optional(),
@@ -79,7 +82,7 @@ const domainSchema = element(
 
 /**
  * Reads the XML of a domain, running or not.
- * @throws {BackupError} `E_DOMAIN_XML`, or that and an element's name
+ * @throws {BackupError} `E_DOMAIN_XML`, or that followed by an element's name
  */
 export function parseDomain(xml: string): DomainDefinition {
   const domain = parseDocument(DOMAIN, xml, domainSchema);
@@ -105,7 +108,7 @@ function readPlatform({ $, os, devices }: z.infer<typeof domainSchema>): Platfor
   return { type: $.type, emulator, arch, machine };
 }
 
-/** The user of a domain that runs: libvirt shows it among its labels. */
+/** The user of a running domain, which libvirt shows among the security labels. */
 function readQemuUser(labels: z.infer<typeof domainSchema>["seclabel"]): QemuUser | undefined {
   return readDacLabel(labels.find(({ $ }) => $.model === "dac")?.label);
 }

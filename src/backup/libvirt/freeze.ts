@@ -5,8 +5,8 @@ const THAW_ATTEMPTS = 3;
 const THAW_RETRY_MS = 1000;
 
 /**
- * Thaws the guest's file systems, insistently: a guest that stays frozen is worse than any failed backup.
- * @throws what `Virsh` throws, at the last attempt
+ * Thaws the guest's file systems. Retries, since a guest that stays frozen is worse than any failed backup.
+ * @throws the error of `Virsh` at the last attempt
  */
 export async function thaw(virsh: Virsh, domain: DomainRef): Promise<void> {
   for (let attempt = 1; ; attempt += 1) {

@@ -1,16 +1,19 @@
 import type { SshTarget } from "../host/ssh.js";
 
-/** Where libvirt runs, as its connection URI says: qemu:///system, qemu+ssh://root@host/system, qemu+tls://host/system. */
+/**
+ * Where libvirt runs, according to its connection URI: qemu:///system, qemu+ssh://root@host/system,
+ * qemu+tls://host/system.
+ */
 
 export type Hypervisor =
   | { readonly kind: "local" }
-  /** It is reached by ssh, and so are a shell and files there. */
+  /** Reached by ssh, which also gives access to a shell and files there. */
   | { readonly kind: "ssh"; readonly target: SshTarget }
-  /** It is reached by a protocol that carries nothing but libvirt. */
+  /** Reached by a protocol that carries only libvirt's calls. */
   | { readonly kind: "network"; readonly host: string };
 const SSH_TRANSPORTS = ["ssh", "libssh", "libssh2"];
 
-/** Anything that is no URI is an alias or a default, which virsh resolves: ask it with `virsh uri`. */
+/** Parses a connection URI. Other text is an alias or a default, which `virsh uri` resolves. */
 export function parseHypervisor(uri: string): Hypervisor {
   if (!URL.canParse(uri)) return { kind: "local" };
   const { protocol, hostname, port, username, search } = new URL(uri);
@@ -31,13 +34,16 @@ export function parseHypervisor(uri: string): Hypervisor {
   };
 }
 
-/** The host's name in the URI, where that is not this host. */
+/** The host's name in the URI; undefined for this host. */
 export function hostOf(hypervisor: Hypervisor): string | undefined {
   if (hypervisor.kind === "local") return undefined;
   return hypervisor.kind === "ssh" ? hypervisor.target.host : hypervisor.host;
 }
 
-/** libvirt's `ssh` knows `no_verify` only, and the libraries the other two; OpenSSH has a setting for each. */
+/**
+ * libvirt's `ssh` knows only `no_verify`, its ssh libraries also the other two. OpenSSH has a setting for
+ * each.
+ */
 function settingsOf(transport: string, parameters: ReadonlyMap<string, string>): string[] {
   const settings: string[] = [];
   if (isOn(parameters.get("no_verify"))) settings.push("StrictHostKeyChecking=no");
@@ -54,7 +60,7 @@ function isOn(flag: string | undefined): boolean {
   return flag !== undefined && flag !== "0";
 }
 
-/** Unlike a web form's, a plus sign is no blank here. */
+/** Unlike in a web form, a plus sign here is not a blank. */
 function parametersOf(search: string): ReadonlyMap<string, string> {
   const pairs = search.replace(/^\?/, "").split(/[&;]/);
   return new Map(

@@ -1,7 +1,7 @@
 import type { NbdAddress } from "../../nbd/index.js";
 import type { BackupServer } from "./job-xml.js";
 
-/** Where an export of a job is reached. */
+/** The NBD address of an export of a job. */
 export function addressOf(server: BackupServer, exportName: string): NbdAddress {
   const transport: NbdAddress["transport"] =
     server.transport === "unix"

@@ -1,6 +1,6 @@
 import { BackupError } from "../base/errors.js";
 
-/** What libvirt says of a domain's job: the one that runs, or the last one that ended. */
+/** libvirt's information about a domain's job: the running one, or the last one that ended. */
 export interface JobInfo {
   /** Whether it runs now. */
   readonly active: boolean;
@@ -8,14 +8,17 @@ export interface JobInfo {
   /** `backup`, `migration`, … or `unknown`; absent without a job. */
   readonly operation?: string | undefined;
   /**
-   * Time since the job began, by the hypervisor's clock: exact to the millisecond, but counted anew from the moment
-   * when libvirtd was last restarted.
+   * Time since the job began, by the hypervisor's clock, exact to the millisecond. A restart of libvirtd
+   * resets it to 0.
    */
   readonly elapsedMs?: number | undefined;
-  /** Bytes that the job's scratch files take, and may take. */
+  /** Bytes that the job's scratch files occupy, and may occupy. */
   readonly scratchUsed?: number | undefined;
   readonly scratchTotal?: number | undefined;
-  /** Of a job that ended. A backup that was ended on purpose was a success with the error `Operation canceled`. */
+  /**
+   * For a job that ended. A backup that was ended on purpose is a success with the error `Operation
+   * canceled`.
+   */
   readonly success?: boolean | undefined;
   readonly error?: string | undefined;
 }
@@ -40,7 +43,7 @@ const OPERATIONS = [
 ];
 
 /**
- * Reads the output of `virsh domjobinfo --rawstats`: libvirt's own numbers and names, one a line.
+ * Reads the output of `virsh domjobinfo --rawstats`: libvirt's own numbers and names, one per line.
  *
  *     Job type: 2
  *     operation: 9

@@ -14,10 +14,10 @@ import {
 /** A running pull-mode job, as `virsh backup-dumpxml` describes it, with every default filled in. */
 export interface BackupJob {
   readonly mode: "pull";
-  /** The checkpoint that disks without one of their own are incremental to. */
+  /** The base checkpoint of the disks that don't name one of their own. */
   readonly incremental?: string | undefined;
   readonly server: BackupServer;
-  /** All disks that the document names, also those that take no part. */
+  /** All disks that the document names, including those that take no part. */
   readonly disks: readonly BackupJobDisk[];
 }
 
@@ -26,7 +26,10 @@ export type BackupServer =
   | { readonly transport: "unix"; readonly socket: string; readonly tls: boolean }
   | {
       readonly transport: "tcp";
-      /** What the hypervisor bound: may be `localhost` or `0.0.0.0`, which from elsewhere leads nowhere. */
+      /**
+       * The address that the hypervisor bound. It may be `localhost` or `0.0.0.0`, which other hosts can't
+       * use.
+       */
       readonly host: string;
       readonly port: number;
       readonly tls: boolean;
@@ -48,12 +51,14 @@ interface ExportedDiskFields {
   readonly name: string;
   readonly backup: true;
   readonly exportName: string;
-  /** libvirt's number for the scratch node, in `virsh domblkthreshold DOMAIN 'vda[5]' …`; new for every job. */
+  /**
+   * libvirt's number for the scratch node, in `virsh domblkthreshold DOMAIN 'vda[5]' …`; new for every job.
+   */
   readonly index?: number | undefined;
   readonly scratch?: Scratch | undefined;
 }
 
-/** The qcow2 image or device that the guest's overwritten data are kept in while the job runs. */
+/** The qcow2 image or device that keeps the data that the guest overwrites while the job runs. */
 export interface Scratch {
   readonly type: "file" | "block";
   readonly path: string;
@@ -65,7 +70,7 @@ export interface FullDisk extends ExportedDiskFields {
 
 export interface IncrementalDisk extends ExportedDiskFields {
   readonly mode: "incremental";
-  /** The checkpoint that this disk's changes are counted from. */
+  /** The checkpoint from which this disk's changes are counted. */
   readonly incremental: string;
   /** The bitmap's name without the `qemu:dirty-bitmap:` of its meta context. */
   readonly bitmap: string;
@@ -115,12 +120,14 @@ const backupSchema = element(
 /**
  * Reads the XML of a backup job.
  *
- * A disk is incremental if `backupmode` says so or, where that is absent, if it or its job names a base; what is left out
- * has libvirt's defaults: the export is called like the disk, the bitmap `backup-` and the disk. An `exportbitmap`
- * on a full disk (libvirt keeps one that was asked for) means nothing.
+ * A disk is incremental if `backupmode` says so or, if that is absent, if the disk or its job names a base.
+ * Missing names have libvirt's defaults: the export has the name of the disk, and the bitmap is called
+ * `backup-` followed by it. An `exportbitmap` on a full disk (libvirt keeps one that was requested) means
+ * nothing.
  *
- * @throws {PreconditionError} `E_PUSH_MODE`: QEMU writes the backup itself, there is nothing to pull
- * @throws {BackupError} `E_BACKUP_XML`, or that and an element's name: `E_BACKUP_XML_SERVER`, `E_BACKUP_XML_DISK`, …
+ * @throws {PreconditionError} `E_PUSH_MODE`: QEMU writes the backup itself, so there is nothing to pull
+ * @throws {BackupError} `E_BACKUP_XML`, or that followed by an element's name: `E_BACKUP_XML_SERVER`,
+ * `E_BACKUP_XML_DISK`, …
  */
 export function parseBackupJob(xml: string): BackupJob {
   const backup = parseDocument(BACKUP, xml, backupSchema);
@@ -142,7 +149,7 @@ export function parseBackupJob(xml: string): BackupJob {
   };
 }
 
-/** The disks of a job that take part, in the document's order. */
+/** The disks that take part in a job, in the document's order. */
 export function exportedDisks(job: BackupJob): readonly ExportedDisk[] {
   return job.disks.filter((disk) => disk.backup);
 }

@@ -14,21 +14,21 @@ export interface RestoredPlace {
 export interface RestoredDomain {
   readonly xml: string;
   readonly uuid: string;
-  /** What whoever starts it should know. */
+  /** What the user should know before starting the domain. */
   readonly warnings: readonly string[];
 }
 
 /**
- * A domain's definition, running or not, as that of another domain that can live beside the old one: another name, UUID,
- * generation id and MAC addresses, its own disks, and nothing that only the old one's run knew or that is the old one's
- * alone. What is not known here stays as it is.
+ * Turns the definition of a domain, running or not, into that of another domain that can exist beside the old
+ * one. It has another name, UUID, generation id and MAC addresses, and its own disks. It has nothing that was
+ * specific to the old domain's run or that only one domain can have. Unknown elements stay as they are.
  *
- * Disks that were not restored are left out, so that the two never write to the same one; CD drives and disks that can
- * only be read stay.
+ * Disks that were not restored are left out, so that the two domains never write to the same disk. CD drives
+ * and read-only disks stay.
  *
- * @param places of the restored disks, by their names in the domain
- * @param files where what it starts with was restored (NVRAM, kernel, …), by the old paths
- * @throws {BackupError} `E_DOMAIN_XML`, or that and an element's name
+ * @param places places of the restored disks, by their names in the domain
+ * @param files new paths of restored boot files (NVRAM, kernel, …), by old path
+ * @throws {BackupError} `E_DOMAIN_XML`, or that followed by an element's name
  */
 export function restoredDomain(
   xml: string,
@@ -69,7 +69,7 @@ function rename(domain: XmlElement, name: string, uuid: string): void {
   domain.removeAttribute("id");
   domain.first("name")?.setText(name);
   domain.first("uuid")?.setText(uuid);
-  // Without a value libvirt makes one: Windows has to learn that it was set back in time.
+  // libvirt generates a value for an empty element. A new one tells Windows that it was set back in time.
   for (const genid of domain.all("genid")) genid.clear();
   for (const entry of domain.all("sysinfo", "system", "entry")) {
     if (entry.attribute("name") === "uuid") entry.setText(uuid);
@@ -100,7 +100,7 @@ function moveDisks(
 function moveDisk(disk: XmlElement, place: RestoredPlace, warnings: string[]): void {
   const { kind, path, format } = place;
   disk.setAttribute("type", kind);
-  // A LUN that is passed through would have to be one again.
+  // A disk with the device `lun` needs a LUN to pass through, which the restored disk is not.
   if (disk.attribute("device") === "lun") {
     disk.setAttribute("device", "disk");
     disk.removeAttribute("rawio", "sgio");
@@ -118,7 +118,7 @@ function moveDisk(disk: XmlElement, place: RestoredPlace, warnings: string[]): v
   disk.replace(XmlElement.create("source", kind === "file" ? { file: path } : { dev: path }));
 }
 
-/** Aliases are given at every start; those that begin with `ua-` are the user's own. */
+/** libvirt assigns aliases at every start, except those that begin with `ua-`, which the user chose. */
 function dropAlias(element: XmlElement): void {
   element.removeWhere((child) => child.name === "alias" && !child.attribute("name")?.startsWith("ua-"));
 }
@@ -134,7 +134,7 @@ function renewAddresses(devices: XmlElement): void {
     for (const source of nic.all("source")) source.removeAttribute("portid");
     if (nic.attribute("type") === "network") nic.first("source")?.removeAttribute("bridge");
     for (const parameters of nic.all("virtualport", "parameters")) parameters.removeAttribute("interfaceid");
-    // Names that the host gave; libvirt leaves out the same ones when it defines a domain.
+    // Names that the host assigned. libvirt drops the same ones when it defines a domain.
     nic.removeWhere(
       (child) =>
         child.name === "target" && /^(vnet|macvtap|macvlan|vif)\d/.test(child.attribute("dev") ?? ""),
@@ -146,7 +146,7 @@ function renewAddresses(devices: XmlElement): void {
   }
 }
 
-/** From QEMU's range, and none that the domain has had. */
+/** A random address in QEMU's range that is not in `used`. */
 function newMac(used: ReadonlySet<string | undefined>): string {
   for (;;) {
     const address = [
@@ -160,13 +160,16 @@ function newMac(used: ReadonlySet<string | undefined>): string {
   }
 }
 
-/** What libvirt makes at every start, under a path with the domain's name or its run's number. */
+/** What libvirt creates at every start, under a path with the domain's name or the number of its run. */
 const MADE_BY_LIBVIRT = /^\/(var\/lib|run|var\/run)\/libvirt\//;
 const CHARACTER_DEVICES = ["serial", "parallel", "console", "channel", "redirdev", "smartcard"];
-/** Kinds that have nothing on the host that two domains could quarrel about. */
+/** Types that use nothing on the host over which two domains could conflict. */
 const UNSHARED = new Set(["pty", "null", "vc", "stdio", "spicevmc", "spiceport", "qemu-vdagent"]);
 
-/** Sockets, terminals and ports of the old domain's run; those that somebody chose are only told. */
+/**
+ * Removes sockets, terminals and ports of the old domain's run. Those that the user chose stay, with a
+ * warning.
+ */
 function forgetSockets(devices: XmlElement, warnings: string[]): void {
   for (const device of devices.elements.filter(({ name }) => CHARACTER_DEVICES.includes(name))) {
     const type = device.attribute("type") ?? "pty";
@@ -191,7 +194,7 @@ function forgetSockets(devices: XmlElement, warnings: string[]): void {
   }
 }
 
-/** Things of the host that two running domains can't have both, or that both would write to. */
+/** Warns of host resources that two running domains can't both have, or that both would write to. */
 function noteShared(devices: XmlElement, warnings: string[]): void {
   const kept = devices.elements.filter(
     (device) =>
@@ -204,7 +207,7 @@ function noteShared(devices: XmlElement, warnings: string[]): void {
   }
 }
 
-/** @param restored paths of the new domain's own */
+/** @param restored paths of the new domain's own files */
 function forgetFirmwareState(domain: XmlElement, restored: ReadonlySet<string>, warnings: string[]): void {
   for (const os of domain.all("os")) {
     for (const nvram of os.all("nvram")) {
@@ -224,7 +227,7 @@ function forgetFirmwareState(domain: XmlElement, restored: ReadonlySet<string>, 
   }
 }
 
-/** Labels that were made for one run; those that somebody set stay. */
+/** Removes labels that libvirt generated for one run. Labels that the user set stay. */
 function forgetLabels(domain: XmlElement): void {
   for (const label of domain.all("seclabel")) {
     if (label.attribute("type") === "dynamic") label.remove("label", "imagelabel");

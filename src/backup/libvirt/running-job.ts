@@ -1,5 +1,5 @@
 import { BackupError, PreconditionError } from "../base/errors.js";
-import { together } from "../base/together.js";
+import { together } from "../base/in-parallel.js";
 import { type Checkpoint, parseCheckpoint } from "./checkpoint-xml.js";
 import { type DomainDefinition, parseDomain } from "./domain-xml.js";
 import type { JobInfo } from "./job-info.js";
@@ -7,7 +7,7 @@ import { type BackupJob, exportedDisks, parseBackupJob } from "./job-xml.js";
 import { canBeSameJob, isUnmistakable } from "./same-job.js";
 import { type DomainRef, isJobGone, PATIENCE_MS, type Virsh } from "./virsh.js";
 
-/** A moment that is known to lie between two others, in milliseconds since 1970. */
+/** A point in time that lies between two known ones, in milliseconds since 1970. */
 interface Moment {
   readonly earliest: number;
   readonly latest: number;
@@ -17,18 +17,18 @@ interface Moment {
 const DRIFT_TOLERANCE_MS = 2000;
 
 /**
- * How long after its job a checkpoint may have been dated: it comes in the same transaction, so never, but for the
- * exactness of our own look at the clock.
+ * How long after its job a checkpoint may be dated. Both begin in the same transaction, so this only allows
+ * for the precision with which we read the clock.
  */
 const CHECKPOINT_TOLERANCE_MS = 20;
 
-/** How long before its job a checkpoint may have been dated: libvirt dates it first, then waits for the domain. */
+/** How long before its job a checkpoint may be dated: libvirt dates it first, then waits for the domain. */
 const BEGIN_TOLERANCE_MS = 5000;
 
 /**
- * Finds the pull-mode job that runs on a domain, and notes what makes it this job and no other.
+ * Finds the pull-mode job that runs on a domain and records what identifies it.
  *
- * @param options.domain as virsh takes it (name, UUID or the number of its run), or known
+ * @param options.domain as virsh takes it (name, UUID or the number of its run), or a known domain
  * @throws {PreconditionError} no such domain, it is off, no backup job runs (`E_NO_JOB`), it is in push mode
  * @throws {BackupError} libvirt's documents can't be used
  */
@@ -38,7 +38,7 @@ export async function openRunningJob(options: {
 }): Promise<RunningJob> {
   const { virsh } = options;
   const asked = { domainXml: virsh.domainXml(options.domain), backupXml: virsh.backupXml(options.domain) };
-  // Last, so that nothing but its own answer lies between it and the look at the clock after it: see `checkpoint`.
+  // Asked last, so that only its own answer comes before the second reading of the clock: see `checkpoint`.
   const start = askStart(virsh, options.domain);
   const [domainXml, startedAt, backupXml] = await together(asked.domainXml, start, asked.backupXml);
   const domain = parseDomain(domainXml);
@@ -54,12 +54,12 @@ interface RunningJobFacts {
   readonly startedAt: Moment;
 }
 
-/** A backup job that somebody began, as it was when it was opened. It holds nothing: there is nothing to close. */
+/** A running backup job, as it was when it was opened. It holds no resources, so it needs no closing. */
 export class RunningJob {
   readonly job: BackupJob;
   readonly backupXml: string;
   readonly domain: DomainDefinition;
-  /** The definition of the domain as it ran then. */
+  /** The definition of the running domain at that time. */
   readonly domainXml: string;
   readonly #virsh: Virsh;
   readonly #startedAt: Moment;
@@ -69,26 +69,28 @@ export class RunningJob {
     this.backupXml = facts.backupXml;
     this.domain = facts.domain;
     this.domainXml = facts.domainXml;
-    // What has been running for hours does not end because libvirtd is restarted in the last of its minutes.
+    // A job that has run for hours must not fail because libvirtd restarts in its last minutes.
     this.#virsh = facts.virsh.withPatience(PATIENCE_MS);
     this.#startedAt = facts.startedAt;
   }
 
   /**
-   * Asks libvirt whether the same job still runs; to be called after the last byte was read, and after a connection was
-   * lost. Only when this resolves is it known that what was read before belongs to one point in time.
+   * Asks libvirt whether the same job still runs. Call it after the last byte was read, and after a
+   * connection was lost. Only if it resolves does the data read before belong to one point in time.
    *
-   * The same job is one with the same description, in the same run of the domain. Where libvirt is so old that the
-   * description has no numbers, it also has to have begun at the same moment, which is computed as now minus elapsed,
-   * both by a clock that may be set in between: the difference stays. A libvirtd that was restarted since counts anew,
-   * and such a job can't be told from another one then.
+   * The same job has the same description, in the same run of the domain. In old versions of libvirt the
+   * description has no numbers; then the job must also have begun at the same moment. That moment is computed
+   * as now minus the elapsed time, both by the same clock, so setting the clock in between doesn't change the
+   * difference. A restarted libvirtd counts from 0 again, and then such a job can't be distinguished from
+   * another one.
    *
-   * @throws {PreconditionError} `E_JOB_ENDED`, `E_JOB_REPLACED`, or what `Virsh` throws where libvirt doesn't answer
+   * @throws {PreconditionError} `E_JOB_ENDED`, `E_JOB_REPLACED`, or what `Virsh` throws if libvirt doesn't
+   * answer
    */
   async assertAlive(): Promise<void> {
     const { name, id } = this.domain;
     try {
-      // Answered in this order: the description is known to be of this run.
+      // libvirt answers in this order, so an unchanged run means that the description belongs to it.
       const [startedAt, backupXml, run] = await together(
         askStart(this.#virsh, this.domain),
         this.#virsh.backupXml(this.domain),
@@ -110,17 +112,19 @@ export class RunningJob {
   }
 
   /**
-   * The checkpoint that the user says was created together with this job, if it can be that. Nothing in libvirt
-   * links the two, so the time of its creation has to fit, to the second that libvirt tells:
+   * Returns the checkpoint that, according to the user, was created together with this job, if that is
+   * possible. libvirt records no link between the two, so the creation time has to match, to the second,
+   * which is libvirt's precision:
    *
    *     older: not this job's  |  5 s  job begins  |  newer: not this job's
    *     -----------------------[============|======]----------------------> creation
    *
-   * A newer one must never pass: what the guest wrote after the job began and before the checkpoint would be in no
-   * increment. An older one would only make the next increment larger, but libvirt dates a job too late after a
-   * restart of libvirtd, and then a newer checkpoint looks like an older one.
+   * A newer one must never pass: no increment would contain what the guest wrote between the job's beginning
+   * and the checkpoint. An older one would only make the next increment larger. But after a restart of
+   * libvirtd, libvirt dates a job too late, and then a newer checkpoint looks like an older one.
    *
-   * @throws {PreconditionError} `E_NO_CHECKPOINT`, `E_CHECKPOINT_IS_BASE`, `E_CHECKPOINT_OLDER`, `E_CHECKPOINT_NEWER`
+   * @throws {PreconditionError} `E_NO_CHECKPOINT`, `E_CHECKPOINT_IS_BASE`, `E_CHECKPOINT_OLDER`,
+   * `E_CHECKPOINT_NEWER`
    */
   async checkpoint(name: string): Promise<Checkpoint> {
     const domain = this.domain.name;
@@ -136,7 +140,7 @@ export class RunningJob {
     if (basesOf(this.job).has(name)) {
       throw fail("E_CHECKPOINT_IS_BASE", "is the base that this job is incremental to, not its own");
     }
-    // Known to the second, rounded down.
+    // libvirt gives whole seconds, rounded down.
     const createdAt = {
       earliest: checkpoint.creationTime * 1000,
       latest: checkpoint.creationTime * 1000 + 999,
@@ -160,7 +164,7 @@ export class RunningJob {
     return checkpoint;
   }
 
-  /** The error for a job that is gone, with libvirt's word on why. */
+  /** The error for a job that has ended, with libvirt's reason. */
   async #ended(cause: unknown): Promise<PreconditionError> {
     const { name } = this.domain;
     const last = await this.#virsh.lastJobInfo(this.domain).catch(() => undefined);
@@ -173,7 +177,7 @@ export class RunningJob {
   }
 }
 
-/** When the backup job that runs began: libvirt's answer was given between our two looks at the clock. */
+/** When the running backup job began. libvirt answered between our two readings of the clock. */
 async function askStart(virsh: Virsh, domain: DomainRef): Promise<Moment> {
   const before = Date.now();
   const job = await virsh.jobInfo(domain);

@@ -2,16 +2,16 @@ import { isDeepStrictEqual } from "node:util";
 import { type BackupJob, exportedDisks } from "./job-xml.js";
 
 /**
- * Whether two descriptions of the same run of a domain can be of one job. A libvirtd that was restarted has forgotten how
- * exports and bitmaps are called, so those are not compared.
+ * Whether two descriptions from the same run of a domain can belong to one job. A restarted libvirtd forgets
+ * the names of exports and bitmaps, so these are not compared.
  */
 export function canBeSameJob(one: BackupJob, other: BackupJob): boolean {
   return isDeepStrictEqual(traitsOf(one), traitsOf(other));
 }
 
 /**
- * Whether the description can be of no other job: libvirt numbers the scratch nodes of a running QEMU, over its own
- * restarts too, and never uses a number twice.
+ * Whether the description identifies the job. libvirt numbers the scratch nodes of a running QEMU, continues
+ * after its own restarts, and never uses a number twice.
  */
 export function isUnmistakable(job: BackupJob): boolean {
   return exportedDisks(job).every(({ index }) => index !== undefined);

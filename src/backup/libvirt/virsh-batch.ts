@@ -1,10 +1,10 @@
-/** Several commands for one process of virsh, and which part of its output is whose. Pure. */
+/** Joins several commands for one virsh process and divides its output among them. Pure functions. */
 
 /** A command of virsh that changes nothing. */
 export interface Question {
   readonly command: string;
   readonly args: readonly string[];
-  /** What it is about, for messages. */
+  /** The command's subject, for messages. */
   readonly about: string;
 }
 
@@ -15,7 +15,7 @@ export interface Said {
 }
 
 /**
- * The commands, as virsh takes them in one argument. `mark` is printed between them, on both outputs:
+ * Joins commands into one argument for virsh, which prints `mark` between them on both outputs:
  *
  *     dumpxml '--domain=web'; echo MARK; echo --err MARK; domid '--domain=web'
  */
@@ -24,20 +24,21 @@ export function formatBatch(questions: readonly Question[], mark: string): strin
   return commands.join(`; echo ${mark}; echo --err ${mark}; `);
 }
 
-/** @returns undefined where the marks are not all there: virsh ended before, or doesn't know them */
+/** @returns undefined if marks are missing: virsh ended before, or doesn't support them */
 export function parseBatch({ stdout, stderr }: Said, mark: string, count: number): Said[] | undefined {
   const printed = stdout.split(mark);
-  // What goes there comes as an error.
+  // virsh prints the text of `echo --err` as an error.
   const complained = stderr.split(`error: ${mark}`);
   if (printed.length !== count || complained.length !== count) return undefined;
   return printed.map((text, index) => ({
-    // Without the last line's end, as execa gives it; whether a mark has one depends on the version of virsh.
+    // Without the final line break, as execa returns output. Whether a mark has one depends on the version of
+    // virsh.
     stdout: (index === 0 ? text : text.replace(/^\n/, "")).replace(/\n$/, ""),
     stderr: (complained[index] ?? "").trim(),
   }));
 }
 
-/** One that has failed says so: the exit code is the last one's only. */
+/** Whether the command failed, according to its messages: the exit code is only that of the last command. */
 export function hasFailed({ stderr }: Said): boolean {
   return /^error: /m.test(stderr);
 }

@@ -1,6 +1,6 @@
-import { BackupError, PreconditionError } from "../base/errors.js";
+import { BackupError, hasCode, PreconditionError } from "../base/errors.js";
 
-/** What virsh was asked, and by whom it is answered: for the messages. */
+/** What virsh printed, and the facts that the messages name. */
 export interface VirshFailure {
   readonly stderr: string;
   readonly domain: string;
@@ -8,8 +8,8 @@ export interface VirshFailure {
 }
 
 /**
- * virsh has no exit codes of use (1 for everything), but with the C locale its messages are libvirt's own texts, which have
- * stood still since 6.0. The first one that matches counts.
+ * virsh exits with 1 after every error, but in the C locale its messages are libvirt's own texts, which
+ * haven't changed since 6.0. The first match counts.
  */
 const KNOWN_FAILURES: readonly {
   readonly said: RegExp;
@@ -71,7 +71,7 @@ const KNOWN_FAILURES: readonly {
   },
 ];
 
-/** The typed error for what virsh said, or undefined where it is nothing that a caller could mend. */
+/** The typed error for virsh's message; undefined if it is nothing that a caller could correct. */
 export function knownFailure(failure: VirshFailure): BackupError | undefined {
   const known = KNOWN_FAILURES.find(({ said }) => said.test(failure.stderr));
   if (known === undefined) return undefined;
@@ -89,7 +89,7 @@ export function withoutPrefix(stderr: string): string {
     .replaceAll(/\s*\n\s*/g, ": ");
 }
 
-/** The error for a command that virsh ended with another code than 0, or not at all. */
+/** The error for a virsh command that exited with another code than 0, or not at all. */
 export function failure(
   command: string,
   domain: string,
@@ -124,12 +124,7 @@ export function failure(
   );
 }
 
-/** Whether this is one of our errors with this code. */
-export function isErrorOf(error: unknown, code: string): boolean {
-  return error instanceof BackupError && error.code === code;
-}
-
-/** Whether libvirt said that there is no job: or not even its domain, if that was defined only while it ran. */
+/** Whether libvirt said that there is no job, or no domain: one defined only while it ran is gone too. */
 export function isJobGone(error: unknown): boolean {
-  return ["E_NO_JOB", "E_DOMAIN_OFF", "E_NO_SUCH_DOMAIN"].some((code) => isErrorOf(error, code));
+  return ["E_NO_JOB", "E_DOMAIN_OFF", "E_NO_SUCH_DOMAIN"].some((code) => hasCode(error, code));
 }

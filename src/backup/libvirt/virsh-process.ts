@@ -1,32 +1,38 @@
-/** How the command `virsh` is run: again where libvirt doesn't answer yet, and once for several questions. */
+/**
+ * Runs the command `virsh`: retries while libvirt doesn't answer yet, and asks several questions in one
+ * process.
+ */
 
 import { randomBytes } from "node:crypto";
 import { setTimeout as sleep } from "node:timers/promises";
 import { execa } from "execa";
+import { hasCode } from "../base/errors.js";
 import { formatBatch, hasFailed, parseBatch, type Question, type Said } from "./virsh-batch.js";
-import { failure, isErrorOf } from "./virsh-errors.js";
+import { failure } from "./virsh-errors.js";
 
 export interface VirshOptions {
-  /** The connection URI; default is virsh's own (`LIBVIRT_DEFAULT_URI`, or the system's or user's libvirt). */
+  /**
+   * The connection URI; default is virsh's own (`LIBVIRT_DEFAULT_URI`, or the system's or user's libvirt).
+   */
   readonly connect?: string | undefined;
-  /** Ends whatever command runs and refuses further ones. Cleaning up takes another instance: see `withSignal`. */
+  /** Ends the running command and refuses further ones. Clean-up needs another instance: see `withSignal`. */
   readonly signal?: AbortSignal | undefined;
-  /** How long a libvirt that doesn't answer is asked again and again, since it may be starting; default not at all. */
+  /** How long to retry while libvirt doesn't answer, since it may be starting; by default not at all. */
   readonly patienceMs?: number | undefined;
-  /** For one command; default 90 s, since libvirt itself waits 30 s for a domain that is busy. */
+  /** Limit for one command; default 90 s, since libvirt itself waits 30 s for a busy domain. */
   readonly timeoutMs?: number | undefined;
 }
 
-/** How often a libvirt that doesn't answer is asked again. */
+/** Time between two attempts while libvirt doesn't answer. */
 const RETRY_MS = 500;
-/** Commands that change nothing, so that it doesn't matter how often and beside what they are run. */
+/** Commands that change nothing, so they can be repeated and combined. */
 const QUESTIONS: ReadonlySet<string> = new Set([
   ...["uri", "dumpxml", "domid", "domblkinfo", "domcapabilities"],
   ...["domjobinfo", "backup-dumpxml", "checkpoint-list", "checkpoint-dumpxml"],
 ]);
-/** In one argument of a process, which can't be of any length. */
+/** Commands in one argument of a process, since its length is limited. */
 const MOST_AT_ONCE = 50;
-/** Errors that every question would get. */
+/** Errors that don't depend on the question. */
 const NO_ANSWER = ["E_NO_VIRSH", "E_LIBVIRT", "E_VIRSH_TIMEOUT", "E_DOMAIN_BUSY"];
 
 /** How a virsh ended. */
@@ -42,7 +48,10 @@ interface Asked extends Question {
   readonly reject: (error: unknown) => void;
 }
 
-/** Whether it is beyond doubt what came of each: one that has failed has complained and printed nothing, all others the reverse. */
+/**
+ * Whether the outcome of each command is clear: a failed one printed an error and no output, the others the
+ * reverse.
+ */
 function isPlain(said: readonly Said[], failed: boolean): boolean {
   const last = said.at(-1);
   if (last === undefined || hasFailed(last) !== failed) return false;
@@ -51,7 +60,7 @@ function isPlain(said: readonly Said[], failed: boolean): boolean {
 
 export class VirshProcess {
   readonly #options: VirshOptions;
-  /** In this moment. */
+  /** Questions that were asked in this turn of the event loop. */
   readonly #asked: Asked[] = [];
 
   constructor(options: VirshOptions) {
@@ -59,8 +68,8 @@ export class VirshProcess {
   }
 
   /**
-   * Questions that are asked in one moment go to one virsh, which answers them in their order: of its 0.07 s of processor time
-   * it spends next to nothing on a question.
+   * Sends all questions of one turn of the event loop to one virsh, which answers them in order. A virsh
+   * takes 0.07 s of processor time, hardly any of it for a question.
    */
   run(command: string, args: readonly string[], about: string): Promise<string> {
     if (!QUESTIONS.has(command)) return this.#alone({ command, args, about });
@@ -74,7 +83,7 @@ export class VirshProcess {
     });
   }
 
-  /** Resolves in any case: the answers, and the errors, are those of the questions. */
+  /** Always resolves: answers and errors go to the promises of the questions. */
   async #answer(asked: readonly Asked[]): Promise<void> {
     try {
       if (asked.length > 1 && (await this.#answerTogether(asked))) return;
@@ -91,15 +100,15 @@ export class VirshProcess {
       else {
         await this.#alone(question).then(question.resolve, (error: unknown) => {
           question.reject(error);
-          // That is not about this question: the others would wait as long, for the same.
-          if (this.#options.signal?.aborted || NO_ANSWER.some((code) => isErrorOf(error, code)))
+          // The error doesn't depend on the question: the others would wait as long for the same error.
+          if (this.#options.signal?.aborted || NO_ANSWER.some((code) => hasCode(error, code)))
             noAnswer = error;
         });
       }
     }
   }
 
-  /** @returns false where something else than a question has failed: then each is to be asked by itself */
+  /** @returns false if something other than a question failed: then each has to be asked separately */
   async #answerTogether(asked: readonly Asked[]): Promise<boolean> {
     const mark = `nbdpull-${randomBytes(8).toString("hex")}`;
     const result = await this.#spawn([formatBatch(asked, mark)], asked.length).catch(() => undefined);
@@ -108,7 +117,7 @@ export class VirshProcess {
       for (const { command, about, reject } of asked) reject(failure(command, about, connect, result));
       return true;
     }
-    // Where not even a process could be started there is no output at all.
+    // There is no output if the process could not be started.
     if (typeof result?.stdout !== "string" || signal?.aborted) return false;
     const said = parseBatch(result, mark, asked.length);
     if (!said || !isPlain(said, result.failed)) return false;
@@ -118,7 +127,7 @@ export class VirshProcess {
         ? failure(command, about, connect, { stderr: each.stderr, timedOut: false })
         : each.stdout;
     });
-    if (answers.some((answer) => isErrorOf(answer, "E_LIBVIRT"))) return false;
+    if (answers.some((answer) => hasCode(answer, "E_LIBVIRT"))) return false;
     for (const [index, answer] of answers.entries()) {
       if (typeof answer === "string") asked[index]?.resolve(answer);
       else asked[index]?.reject(answer);
@@ -133,7 +142,7 @@ export class VirshProcess {
       try {
         return await this.#execOnce(question);
       } catch (error) {
-        if (!isErrorOf(error, "E_LIBVIRT") || performance.now() >= deadline) throw error;
+        if (!hasCode(error, "E_LIBVIRT") || performance.now() >= deadline) throw error;
       }
       await sleep(RETRY_MS, undefined, signal && { signal }).catch(() => signal?.throwIfAborted());
     }
@@ -147,7 +156,7 @@ export class VirshProcess {
     throw failure(command, about, connect, result);
   }
 
-  /** @param commands how many there are in the words: each may have to wait for a domain that is busy */
+  /** @param commands number of commands in `words`: each may have to wait for a busy domain */
   async #spawn(words: readonly string[], commands = 1): Promise<Ran> {
     const { connect, signal, timeoutMs = 90_000 } = this.#options;
     signal?.throwIfAborted();
@@ -155,7 +164,7 @@ export class VirshProcess {
       "virsh",
       ["--quiet", ...(connect === undefined ? [] : [`--connect=${connect}`]), ...words],
       {
-        // Messages are told apart by their texts, which must not be translations.
+        // Messages are recognized by their texts, so they must not be translated.
         env: { LC_ALL: "C" },
         stdin: "ignore",
         reject: false,

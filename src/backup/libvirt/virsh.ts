@@ -1,35 +1,48 @@
+/**
+ * Everything that the program asks of libvirt: it runs the command `virsh` and reads and writes libvirt's
+ * XML. Read this file first: its class `Virsh` has a method for each command. Then read `virsh-process.ts`
+ * (how a command is run) and `virsh-errors.ts` (what its failures mean). `domain-xml.ts`, `job-xml.ts` and
+ * `checkpoint-xml.ts` read libvirt's documents, and `begin-xml.ts` writes those that begin a job.
+ * `running-job.ts` watches over a job, and `restored-domain.ts` makes the definition of a restored domain.
+ *
+ * Nothing here reads a disk's data, opens an NBD connection or opens a repository. Only the id of a
+ * repository is known here, because the names of its checkpoints contain it.
+ */
+
 import { setTimeout as sleep } from "node:timers/promises";
-import { BackupError } from "../base/errors.js";
-import { together } from "../base/together.js";
+import { BackupError, hasCode } from "../base/errors.js";
+import { together } from "../base/in-parallel.js";
 import type { Platform } from "./domain-xml.js";
 import { type Hypervisor, hostOf, parseHypervisor } from "./hypervisor.js";
 import { type JobInfo, parseJobInfo } from "./job-info.js";
-import { isErrorOf, isJobGone } from "./virsh-errors.js";
+import { isJobGone } from "./virsh-errors.js";
 import { type VirshOptions, VirshProcess } from "./virsh-process.js";
 
-export { isErrorOf, isJobGone } from "./virsh-errors.js";
+export { isJobGone } from "./virsh-errors.js";
 export type { VirshOptions } from "./virsh-process.js";
 
 /**
- * A domain as virsh takes it (its name, its UUID or the number of its run; here the name comes first), or one that is known: asked for by its UUID,
- * so that a renamed domain stays itself, and called by its name in messages.
+ * A domain as virsh takes it (name, UUID or the number of its run; here the name takes precedence), or a
+ * known domain. A known domain is addressed by its UUID, so that it can be renamed, and messages give its
+ * name.
  */
 export type DomainRef = string | { readonly uuid: string; readonly name: string };
 
 const UUID_CHARACTERS = 36;
 
-/** How often a job is asked after while it ends. */
+/** Time between two checks whether a job has ended. */
 const POLL_MS = 100;
 /** Longer than a restart of libvirtd takes on a host with many domains. */
 export const PATIENCE_MS = 60_000;
 
 /**
- * libvirt through its command `virsh`, which every host with libvirt has and which reaches other hosts as well.
+ * Access to libvirt through its command `virsh`, which every host with libvirt has and which reaches other
+ * hosts too.
  *
  * Every method rejects with
  *
- * - {@link PreconditionError}: `E_NO_VIRSH`, `E_LIBVIRT` (no answer), `E_NO_SUCH_DOMAIN`, `E_DOMAIN_OFF`, `E_NO_JOB`,
- *   `E_NO_CHECKPOINT`, `E_DOMAIN_BUSY`
+ * - {@link PreconditionError}: `E_NO_VIRSH`, `E_LIBVIRT` (no answer), `E_NO_SUCH_DOMAIN`, `E_DOMAIN_OFF`,
+ *   `E_NO_JOB`, `E_NO_CHECKPOINT`, `E_DOMAIN_BUSY`
  * - {@link BackupError}: `E_VIRSH_TIMEOUT`, `E_VIRSH` (anything else that libvirt refused), `E_VIRSH_OUTPUT`
  * - the signal's reason
  */
@@ -42,19 +55,22 @@ export class Virsh {
     this.#process = new VirshProcess(options);
   }
 
-  /** The same libvirt, under another signal or none: a clean-up must run although the work was aborted. */
+  /** The same libvirt with another signal or none: clean-up must run even after the work was aborted. */
   withSignal(signal: AbortSignal | undefined): Virsh {
     return new Virsh({ ...this.#options, signal });
   }
 
-  /** The same libvirt, asked again for so long where it doesn't answer. Not for what must not be done twice. */
+  /**
+   * The same libvirt, with retries for this long while it doesn't answer. Not for commands that must not run
+   * twice.
+   */
   withPatience(patienceMs: number): Virsh {
     return new Virsh({ ...this.#options, patienceMs });
   }
 
   async domainUuid(domain: DomainRef): Promise<string> {
     const called = typeof domain === "string" ? await this.#calledByNumber(domain) : domain.uuid;
-    // The one command that doesn't take a UUID.
+    // `domuuid` is the one command that doesn't take a UUID.
     return called ?? (await this.run("domuuid", domain)).trim();
   }
 
@@ -62,7 +78,7 @@ export class Virsh {
     return (await this.run("domname", domain)).trim();
   }
 
-  /** The number of the domain's run: another one after every start. Undefined while it is off. */
+  /** The number of the domain's run, a new one at every start; undefined while it is off. */
   async domainId(domain: DomainRef): Promise<number | undefined> {
     const id = (await this.run("domid", domain)).trim();
     return /^\d+$/.test(id) ? Number(id) : undefined;
@@ -73,12 +89,18 @@ export class Virsh {
     return this.run("dumpxml", domain, options.inactive === true ? ["--inactive"] : []);
   }
 
-  /** The XML of the backup job that runs: `E_NO_JOB` without one, also for a domain that is off. */
+  /**
+   * The XML of the running backup job. Rejects with `E_NO_JOB` if there is none, also for a domain that is
+   * off.
+   */
   backupXml(domain: DomainRef): Promise<string> {
     return this.run("backup-dumpxml", domain);
   }
 
-  /** With `sizes` also how much each disk was changed since, for which the domain has to run. */
+  /**
+   * The XML of a checkpoint. With `sizes` it says how much of each disk changed since; the domain must run
+   * then.
+   */
   checkpointXml(
     domain: DomainRef,
     name: string,
@@ -88,13 +110,16 @@ export class Virsh {
     return this.run("checkpoint-dumpxml", domain, [`--checkpointname=${name}`, "--no-domain", ...sizes]);
   }
 
-  /** The names of all its checkpoints. */
+  /** The names of all checkpoints of the domain. */
   async checkpointNames(domain: DomainRef): Promise<string[]> {
     const output = await this.run("checkpoint-list", domain, ["--name"]);
     return output.split("\n").filter((line) => line !== "");
   }
 
-  /** Deletes a checkpoint and its bitmaps, for which the domain has to run; or with `metadata` only libvirt's record of it. */
+  /**
+   * Deletes a checkpoint and its bitmaps, for which the domain must run. With `metadata`, deletes only
+   * libvirt's record of it.
+   */
   async deleteCheckpoint(
     domain: DomainRef,
     name: string,
@@ -104,18 +129,18 @@ export class Virsh {
     await this.run("checkpoint-delete", domain, [`--checkpointname=${name}`, ...metadata]);
   }
 
-  /** Begins a backup job, and with `checkpointFile` creates that checkpoint at the same moment. */
+  /** Begins a backup job. With `checkpointFile`, also creates that checkpoint at the same moment. */
   async beginBackup(domain: DomainRef, backupFile: string, checkpointFile?: string): Promise<void> {
     const checkpoint = checkpointFile === undefined ? [] : [`--checkpointxml=${checkpointFile}`];
     await this.run("backup-begin", domain, [`--backupxml=${backupFile}`, ...checkpoint]);
   }
 
-  /** The size in bytes that the guest sees of a disk. */
+  /** The size of a disk in bytes, as the guest sees it. */
   async diskSize(domain: DomainRef, target: string): Promise<number> {
     return (await this.#diskInfo(domain, target)).capacity;
   }
 
-  /** The bytes that a disk's image takes, never more than the disk has. */
+  /** Bytes that a disk's image occupies, at most the size of the disk. */
   async allocatedBytes(domain: DomainRef, target: string): Promise<number> {
     const { capacity, allocation } = await this.#diskInfo(domain, target);
     return Math.min(capacity, allocation);
@@ -125,7 +150,7 @@ export class Virsh {
     const output = await this.run("domblkinfo", domain, [`--device=${target}`]);
     const capacity = /^Capacity:\s*(\d+)$/m.exec(output)?.[1];
     const allocation = /^Allocation:\s*(\d+)$/m.exec(output)?.[1];
-    // Of a disk on a network libvirt may print "-" for it.
+    // libvirt may print "-" as the allocation of a disk on a network.
     if (capacity !== undefined) {
       return { capacity: Number(capacity), allocation: Number(allocation ?? capacity) };
     }
@@ -135,54 +160,57 @@ export class Virsh {
     );
   }
 
-  /** Whether the domain is off, but with its memory saved for the next start. */
+  /** Whether the domain is off and its memory is saved for the next start. */
   async hasManagedSave(domain: DomainRef): Promise<boolean> {
     return /^Managed save:\s*yes$/m.test(await this.run("dominfo", domain));
   }
 
-  /** The mountpoints of the guest's file systems, as its agent tells them. */
+  /** The mountpoints of the guest's file systems, as its agent reports them. */
   async mountpoints(domain: DomainRef): Promise<string[]> {
     const output = await this.run("domfsinfo", domain);
-    // A table under a head and a rule; the mountpoint comes first, and with two blanks after it.
+    // A table under a header and a rule. The mountpoint is the first column and ends at two blanks.
     const rows = output.split("\n").filter((line) => line.trim() !== "" && !line.startsWith("---"));
     const points = rows.map((line) => line.trim().split(/\s{2,}/)[0] ?? "");
     return points.filter((point) => point !== "Mountpoint");
   }
 
-  /** The names of all domains that run, paused ones among them. */
+  /** The names of all running domains, including paused ones. */
   async runningDomains(): Promise<string[]> {
     const output = await this.#process.run("list", ["--name"], "(all)");
     return output.split("\n").filter((line) => line !== "");
   }
 
-  /** The URI of the libvirt that is talked to, also where it is virsh's default. */
+  /** The URI of the connection, also if it is virsh's default. */
   async uri(): Promise<string> {
     return (await this.#process.run("uri", [], "")).trim();
   }
 
-  /** Where it runs. */
+  /** Where libvirt runs. */
   async hypervisor(): Promise<Hypervisor> {
     const { connect } = this.#options;
-    // Without a scheme it is an alias of libvirt's configuration.
+    // A name without a scheme is an alias from libvirt's configuration.
     return parseHypervisor(connect?.includes("://") ? connect : await this.uri());
   }
 
-  /** The host that it runs on, as its URI names it; undefined where that is this one. */
+  /** The host that libvirt runs on, as the URI names it; undefined for this host. */
   async remoteHost(): Promise<string | undefined> {
     return hostOf(await this.hypervisor());
   }
 
-  /** The versions of libvirt and QEMU, as `virsh version` prints them. Also tells whether libvirt answers at all. */
+  /**
+   * The versions of libvirt and QEMU, as `virsh version` prints them. Also tells whether libvirt answers at
+   * all.
+   */
   async version(): Promise<string> {
     return await this.#process.run("version", ["--daemon"], "");
   }
 
-  /** What the host can do, as XML. */
+  /** The capabilities of the host, as XML. */
   async capabilities(): Promise<string> {
     return await this.#process.run("capabilities", [], "");
   }
 
-  /** What domains can do, as XML: those of this emulator and machine, or of the host's first choice. */
+  /** The capabilities of domains, as XML: for this emulator and machine, or for the host's default. */
   async domainCapabilities(platform: Platform | undefined): Promise<string> {
     const options = platform && {
       virttype: platform.type,
@@ -194,14 +222,14 @@ export class Virsh {
     return await this.#process.run("domcapabilities", args, "");
   }
 
-  /** The job that runs now, of whatever kind; `active` is false without one. */
+  /** The running job of any kind; `active` is false if there is none. */
   async jobInfo(domain: DomainRef): Promise<JobInfo> {
     return parseJobInfo(await this.run("domjobinfo", domain, ["--rawstats"]));
   }
 
   /**
-   * How the last job ended; type `none` while one runs, or where libvirt doesn't remember. It goes on remembering:
-   * others may want to ask as well.
+   * How the last job ended; type `none` while a job runs, or if libvirt has no record. libvirt keeps its
+   * record, since other programs may ask too.
    */
   async lastJobInfo(domain: DomainRef): Promise<JobInfo> {
     const flags = ["--completed", "--keep-completed", "--anystats", "--rawstats"];
@@ -209,7 +237,8 @@ export class Virsh {
   }
 
   /**
-   * The job that runs, of whatever kind, and the XML of it where it is a backup. Both are undefined where there is none, and where the domain is off.
+   * The running job of any kind, and its XML if it is a backup. Both are undefined if there is none, and if
+   * the domain is off.
    */
   async runningJob(
     domain: DomainRef,
@@ -227,9 +256,9 @@ export class Virsh {
   }
 
   /**
-   * Ends the backup job of a domain and waits until it is gone; resolves at once without one. Jobs of other kinds (a
-   * migration, say) are left alone.
-   * @param options.isKnown a backup job was just seen: it is not looked for again before it is ended
+   * Ends the backup job of a domain and waits until it is gone. Resolves at once if there is none. Jobs of
+   * other kinds (a migration, for instance) are left alone.
+   * @param options.isKnown a backup job was just seen: it is ended before libvirt is asked again
    * @throws {BackupError} `E_JOB_STUCK`: it was still there after `timeoutMs` (default 60 s)
    */
   async abortJob(
@@ -245,13 +274,16 @@ export class Virsh {
         const message = `the backup job of ${name} was cancelled but doesn't end: \`virsh domjobinfo ${name}\` shows it`;
         throw new BackupError("E_JOB_STUCK", message, { details: { domain: name } });
       }
-      // Mostly it is gone once libvirt has answered.
+      // The job is usually gone once libvirt has answered.
       if (asked) await sleep(POLL_MS);
       else await this.#cancelJob(domain);
     }
   }
 
-  /** Both must say so: the job's description goes first, and only then can the next job begin. */
+  /**
+   * A job is gone only if both answers say so: its description goes first, and only then can the next job
+   * begin.
+   */
   async #hasBackupJob(domain: DomainRef): Promise<boolean> {
     const { info, backupXml } = await this.runningJob(domain);
     return info?.active ? info.operation === "backup" : backupXml !== undefined;
@@ -261,30 +293,30 @@ export class Virsh {
     try {
       await this.run("domjobabort", domain);
     } catch (error) {
-      // It may have ended between the question and the order.
+      // The job may have ended since libvirt was asked.
       if (!isJobGone(error)) throw error;
     }
   }
 
-  /** Whether there is a domain that `name` means, be it running or off. */
+  /** Whether `name` refers to a domain, running or off. */
   async hasDomain(name: string): Promise<boolean> {
     try {
       await this.domainUuid(name);
       return true;
     } catch (error) {
-      if (isErrorOf(error, "E_NO_SUCH_DOMAIN")) return false;
+      if (hasCode(error, "E_NO_SUCH_DOMAIN")) return false;
       throw error;
     }
   }
 
-  /** Defines the domain `name` by the file at `path`. */
+  /** Defines the domain `name` from the XML file at `path`. */
   async define(name: string, path: string): Promise<void> {
     await this.#process.run("define", [`--file=${path}`], name);
   }
 
-  /** Runs one command of virsh on a domain; resolves with what it printed. For everything that has no method here. */
+  /** Runs a virsh command on a domain and resolves with its output. For commands that have no method here. */
   async run(command: string, domain: DomainRef, args: readonly string[] = []): Promise<string> {
-    // With the option's name before it a domain called `--all` is no option.
+    // With the option's name in front, a domain called `--all` isn't taken for an option.
     const wanted =
       typeof domain === "string" ? ((await this.#calledByNumber(domain)) ?? domain) : domain.uuid;
     const named = `--domain=${wanted}`;
@@ -292,8 +324,8 @@ export class Virsh {
   }
 
   /**
-   * virsh takes a number for that of a run, though another domain is called so: here the name comes first.
-   * @returns its UUID
+   * virsh takes a number as that of a run, even if a domain has this name. Here the name takes precedence.
+   * @returns the UUID of the domain called so
    */
   async #calledByNumber(name: string): Promise<string | undefined> {
     if (!/^\s*[-+]?\d+$/.test(name)) return undefined;

@@ -1,6 +1,7 @@
 /**
- * A document as a tree that can be changed and written again: what isn't touched stays as it is, in its order, whether or
- * not anybody here knows it. Values are kept as they are written, entities included; `setAttribute` and `setText` escape.
+ * A document as a tree that can be changed and written again. What isn't changed stays as it is and in order,
+ * including elements that are unknown here. Values are kept as written, with their entities; `setAttribute`
+ * and `setText` escape.
  */
 import { XMLBuilder, XMLParser } from "fast-xml-parser";
 
@@ -24,11 +25,13 @@ const parser = new XMLParser({
 
 const builder = new XMLBuilder({ ...SHARED, suppressEmptyNode: true, suppressBooleanAttributes: false });
 
-/** The parser's form: an element under its name, its attributes under `:@`, text and the like under `#` names. */
+/**
+ * The parser's form: an element under its name, its attributes under `:@`, text and the like under `#` names.
+ */
 type Raw = Record<string, unknown>;
 const ATTRIBUTES = ":@";
 
-/** Text, a comment or a CDATA section: kept as the parser has it. */
+/** Text, a comment or a CDATA section, as the parser returns it. */
 interface Other {
   readonly raw: Raw;
 }
@@ -50,12 +53,12 @@ export class XmlElement {
     return element;
   }
 
-  /** As it is written, entities included; undefined where it isn't there. */
+  /** The value as written, entities included; undefined if there is no such attribute. */
   attribute(name: string): string | undefined {
     return this.#attributes.get(name);
   }
 
-  /** With its entities resolved. */
+  /** The value with its entities resolved. */
   attributeText(name: string): string | undefined {
     const value = this.attribute(name);
     return value === undefined ? undefined : unescaped(value);
@@ -84,7 +87,7 @@ export class XmlElement {
     return this.all(...path)[0];
   }
 
-  /** Its text without the blanks around it; what stands in elements below doesn't count. */
+  /** The element's own text without the blanks around it; text of child elements doesn't count. */
   get text(): string {
     const texts = this.#children.map((child) => (child instanceof XmlElement ? "" : child.raw["#text"]));
     return unescaped(texts.filter((text) => typeof text === "string").join("")).trim();
@@ -98,14 +101,14 @@ export class XmlElement {
     this.#children = [];
   }
 
-  /** Where the old one stands, or at the end where there is none. */
+  /** Puts `child` in the place of the child element of that name, or at the end if there is none. */
   replace(child: XmlElement): void {
     const at = this.#children.findIndex((old) => old instanceof XmlElement && old.name === child.name);
     if (at < 0) this.#children.push(child);
     else this.#children[at] = child;
   }
 
-  /** Removes the child elements that fit, and the line breaks before them. */
+  /** Removes the child elements for which `fits` is true, and the line breaks before them. */
   removeWhere(fits: (child: XmlElement) => boolean): void {
     const kept: (XmlElement | Other)[] = [];
     for (const child of this.#children) {
@@ -131,7 +134,7 @@ export class XmlElement {
 
   /** @internal */
   toRaw(): Raw {
-    // The builder puts values between double quotes, whatever stood there before.
+    // The builder puts values between double quotes, whichever quotes they had before.
     const attributes = [...this.#attributes].map(([key, value]) => [key, value.replaceAll('"', "&quot;")]);
     return {
       [this.name]: this.#children.map((child) => (child instanceof XmlElement ? child.toRaw() : child.raw)),

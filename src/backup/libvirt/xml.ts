@@ -1,31 +1,32 @@
 /**
- * libvirt's XML in, checked values out. XML that a user hands over is as little trusted as any other input: no document
- * type (so no entities of its own), no other root than the expected one, bounded size and depth, and
- * every value passes a schema.
+ * Parses libvirt's XML into checked values. XML from a user is not trusted more than other input: it must
+ * have no document type (and so no entities of its own) and the expected root, its size and depth are
+ * limited, and every value passes a schema.
  *
- * The parser gives an element as an object: its attributes under `$`, its children by name (always a list for those of
- * which there may be several), text alone as a string.
+ * The parser turns an element into an object: its attributes under `$`, its children by name (always a list
+ * for elements that may occur several times), text alone into a string.
  *
- *     <disk name='vda'><scratch file='/s'/></disk>   ->   { $: { name: "vda" }, scratch: { $: { file: "/s" } } }
- *     <parent><name>cp1</name></parent>              ->   { name: "cp1" }
+ *     <disk name='vda'><scratch file='/s'/></disk> -> { $: { name: "vda" }, scratch: { $: { file: "/s" } } }
+ *     <parent><name>cp1</name></parent>            -> { name: "cp1" }
  */
+
 import { XMLParser } from "fast-xml-parser";
 import { z } from "zod";
-import { BackupError } from "../base/errors.js";
+import { BackupError, messageOf } from "../base/errors.js";
 
 /** A kind of document that libvirt writes. */
 export interface DocumentKind {
   /** The error code for a document as a whole; a faulty element adds its name: `E_BACKUP_XML_SERVER`. */
   readonly code: string;
   readonly root: string;
-  /** The command that prints a good one. */
+  /** The command that prints a valid document. */
   readonly source: string;
 }
 
-/** Domain definitions take some 10 kB; with room for a thousand disks. */
+/** A domain definition takes some 10 kB. The limit leaves room for a thousand disks. */
 const MAX_CHARACTERS = 4 * 1024 * 1024;
 
-/** Elements of which there may be several. */
+/** Elements that may occur several times. */
 const LISTS: ReadonlySet<string> = new Set(["disk", "seclabel", "secmodel", "baselabel"]);
 
 const parser = new XMLParser({
@@ -39,14 +40,14 @@ const parser = new XMLParser({
   trimValues: false,
   ignoreDeclaration: true,
   ignorePiTags: true,
-  // Decodes numeric references (&#10;) too, which libvirt writes nowhere but a person may.
+  // Also decodes numeric references (&#10;), which libvirt never writes but a person may.
   htmlEntities: true,
   isArray: (name, _path, _isLeaf, isAttribute) => LISTS.has(name) && !isAttribute,
 });
 
 /**
  * Parses a document and validates its root element.
- * @throws {BackupError} code `kind.code`, or that and the name of the faulty element
+ * @throws {BackupError} code `kind.code`, or that followed by the name of the faulty element
  */
 export function parseDocument<T>(kind: DocumentKind, xml: string, schema: z.ZodType<T>): T {
   if (xml.length > MAX_CHARACTERS) {
@@ -70,14 +71,14 @@ function parseTree(kind: DocumentKind, xml: string): Record<string, unknown> {
   try {
     return z.record(z.string(), z.unknown()).parse(parser.parse(xml.replace(/^\uFEFF/, ""), true));
   } catch (cause) {
-    const reason = cause instanceof Error ? cause.message : String(cause);
+    const reason = messageOf(cause);
     throw malformed(kind, [], `is not well-formed XML: ${reason}`, cause);
   }
 }
 
 /**
- * The error for a document that breaks a rule. `path` leads from the root to the faulty place, as zod tells it:
- * element names, list indices, and `$` before the name of an attribute.
+ * The error for a document that breaks a rule. `path` leads from the root to the faulty place, as zod reports
+ * it: element names, list indices, and `$` before the name of an attribute.
  */
 export function malformed(
   kind: DocumentKind,
@@ -98,7 +99,7 @@ export function malformed(
   );
 }
 
-/** An element with attributes and children. Neither need be there: `<disk/>` parses to an empty string. */
+/** An element with attributes and children, both optional: `<disk/>` parses to an empty string. */
 export function element<A extends z.ZodRawShape, C extends z.ZodRawShape>(attributes: A, children: C) {
   return z.preprocess(
     withAttributes,
@@ -126,7 +127,7 @@ export const wholeNumber = z
   .regex(/^\d{1,15}$/, "must be a whole number")
   .transform(Number);
 
-/** What is said of a value that isn't `what`: the end of a sentence that begins with its place. */
+/** The messages for a value that isn't `what`: the end of a sentence that begins with the value's place. */
 function wrong(what: string) {
   return {
     error: ({ input }: { readonly input?: unknown }): string => {

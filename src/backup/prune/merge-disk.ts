@@ -1,8 +1,7 @@
 import { stat, writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import type { OnDamage } from "../base/damage.js";
 import { type Link, openChain } from "../chain/chain.js";
-import { damage, type Layer } from "../chain/layer.js";
+import { failOnDamage, type Layer } from "../chain/layer.js";
 import { createDigester, type Digester, digestClusters } from "../digest/digest.js";
 import { DigestFileWriter } from "../digest/digest-file.js";
 import { sha256OfFile } from "../host/durable-files.js";
@@ -13,9 +12,8 @@ import type { DiskManifest } from "../repository/manifest.js";
 import type { Repository } from "../repository/repository.js";
 import { EventLoopTurn } from "../threads/event-loop-turn.js";
 import { CopyList } from "./copy-list.js";
-import { masksOf } from "./merge-masks.js";
 import { bytesUpToEnd, type MergeTarget, type MixedCluster, Qcow2Target, RawTarget } from "./merge-target.js";
-import { type MergedPart, mergedParts, type Origin, originOf, visibleBytes } from "./merge-walk.js";
+import { type MergedPart, masksOf, mergedParts, type Origin, originOf, visibleBytes } from "./merge-walk.js";
 import { RawBaseTarget } from "./raw-merge-target.js";
 
 /** What a merge is about: a disk of a point that stays, and its chain down to the last point that goes. */
@@ -452,10 +450,4 @@ async function bytesInto(base: Layer, layers: readonly Layer[], geometry: Geomet
     }
   }
   return bytes;
-}
-
-function failOnDamage(layer: Layer): OnDamage {
-  return ({ message, guestOffset }) => {
-    throw damage(layer.pointId, layer.disk, message, guestOffset);
-  };
 }

@@ -13,7 +13,7 @@ import { Qcow2Editor } from "../qcow2/editor.js";
 import type { Backing } from "../qcow2/finish.js";
 import type { Qcow2Reader } from "../qcow2/reader.js";
 import type { CopyList } from "./copy-list.js";
-import { type Origin, touched } from "./merge-walk.js";
+import { type Origin, subclustersOf } from "./merge-walk.js";
 
 /** A cluster of which only a part is defined, with its bytes at their places. */
 export interface MixedCluster {
@@ -245,7 +245,7 @@ export class Qcow2Target implements MergeTarget {
     if (!mixed.pieces.some(isBase)) return slot.place;
     const others = mixed.pieces.filter((piece) => piece.state === "data" && !isBase(piece));
     const start = mixed.cluster * clusterSize;
-    return (touched(others, start, clusterSize) & slot.dataMask) === 0 ? slot.place : undefined;
+    return (subclustersOf(others, start, clusterSize) & slot.dataMask) === 0 ? slot.place : undefined;
   }
 
   /** The compressed cluster as it is, if this image can hold it so. */

@@ -2,7 +2,7 @@ import type { DigestedRun } from "../chain/checked-image.js";
 import type { Layer } from "../chain/layer.js";
 import type { DamageOf, Piece } from "../chain/overlay.js";
 import { seenThrough } from "../chain/overlay.js";
-import { type Geometry, SUBCLUSTERS } from "../image/image.js";
+import { ALL_SUBCLUSTERS, type Geometry, SUBCLUSTERS } from "../image/image.js";
 
 /** Where visible bytes come from. */
 export interface Origin {
@@ -95,7 +95,7 @@ export async function visibleBytes(
 }
 
 /** The mask of the subclusters, of the cluster that begins at byte `start`, that pieces have a byte in. */
-export function touched(
+export function subclustersOf(
   pieces: readonly { readonly offset: number; readonly length: number }[],
   start: number,
   clusterSize: number,
@@ -107,4 +107,32 @@ export function touched(
     for (let bit = Math.floor((offset - start) / size); bit < end; bit += 1) mask |= 1 << bit;
   }
   return mask >>> 0;
+}
+
+/** What the pieces of a cluster make of its subclusters. */
+export function masksOf(
+  pieces: readonly Piece[],
+  start: number,
+  { clusterSize, virtualSize }: Geometry,
+  complete: boolean,
+): { dataMask: number; zeroMask: number; blended: boolean } {
+  const of = (state: Piece["state"]): number =>
+    subclustersOf(
+      pieces.filter((piece) => piece.state === state),
+      start,
+      clusterSize,
+    );
+  const [data, zero, clean] = [of("data"), of("zero"), of("clean")];
+  if ((data & clean) !== 0) throw new RangeError(`clean and data share a subcluster at byte ${start}`);
+  // Behind the end of the disk nothing can be clean.
+  const behind = subclustersFrom(virtualSize - start, clusterSize);
+  const defined = complete ? ~data : (zero | (clean === 0 ? behind : 0)) & ~data;
+  const dataMask = (data | (zero === 0 && clean === 0 ? behind : 0)) >>> 0;
+  return { dataMask, zeroMask: (defined & ~dataMask) >>> 0, blended: (data & zero) !== 0 };
+}
+
+/** The subclusters that begin at or behind a byte of the cluster. */
+function subclustersFrom(byte: number, clusterSize: number): number {
+  const first = Math.ceil(byte / (clusterSize / SUBCLUSTERS));
+  return first >= SUBCLUSTERS ? 0 : (ALL_SUBCLUSTERS << first) >>> 0;
 }

@@ -9,6 +9,7 @@ import { PatchWriter } from "../repository/raw-patch.js";
 import { type CopyList, FROM_ZEROES } from "./copy-list.js";
 import { bytesUpToEnd, type MergeTarget, type MixedCluster } from "./merge-target.js";
 import type { Origin } from "./merge-walk.js";
+import { originOf } from "./merge-walk.js";
 
 export interface RawBaseOptions {
   /** Its clusters are as large as the base's. */
@@ -142,12 +143,6 @@ export class RawBaseTarget implements MergeTarget {
     this.#patch.add(offset, bytes.subarray(at, at + length));
     this.writtenBytes += length;
   }
-}
-
-function originOf({ from, offset }: Piece): Origin {
-  if (!from || from.run.kind === "zero")
-    throw new RangeError(`the data at byte ${offset} comes from nowhere`);
-  return { layer: from.layer, run: from.run };
 }
 
 /** Where an image has data, asked in ascending order. */

@@ -1,7 +1,7 @@
-import { type Geometry, slotsOf } from "../image/image.js";
-import type { Segment } from "./plan.js";
+import type { Geometry } from "../image/image.js";
+import { slottedRuns } from "../image/slots.js";
 import type { Landing } from "./pull.js";
-import { type ReadRange, rangeAt, readRangesOf } from "./segment.js";
+import { type ReadRange, rangeAt, readRangesOf, type Segment, slotAt } from "./segment.js";
 
 /**
  * Collects a segment's bytes in a buffer, each cluster in its slot, as `Segment` draws them. What a partial cluster leaves
@@ -9,7 +9,7 @@ import { type ReadRange, rangeAt, readRangesOf } from "./segment.js";
  * compressed, or written to a target that takes its time.
  */
 export class BufferedLanding<T> implements Landing<Promise<T>> {
-  readonly places: readonly ReadRange[];
+  readonly ranges: readonly ReadRange[];
   firstByte: number | undefined;
   readonly #buffer: ArrayBuffer;
   readonly #bytes: Uint8Array;
@@ -28,7 +28,7 @@ export class BufferedLanding<T> implements Landing<Promise<T>> {
     buffer: ArrayBuffer,
     handOn: (buffer: ArrayBuffer) => Promise<T>,
   ) {
-    this.places = readRangesOf(segment, geometry);
+    this.ranges = readRangesOf(segment, geometry);
     this.#buffer = buffer;
     this.#bytes = new Uint8Array(buffer);
     this.#clusterSize = geometry.clusterSize;
@@ -48,7 +48,7 @@ export class BufferedLanding<T> implements Landing<Promise<T>> {
     });
   }
 
-  settle(): Promise<T> {
+  outcome(): Promise<T> {
     return this.#handOn(this.#buffer);
   }
 
@@ -56,25 +56,21 @@ export class BufferedLanding<T> implements Landing<Promise<T>> {
   #eachPlace(offset: number, length: number, put: (at: number, start: number, stop: number) => void): void {
     this.firstByte ??= performance.now();
     const end = offset + length;
-    let index = rangeAt(this.places, offset, this.#hint);
-    for (let place = this.places[index]; place && place.offset < end; place = this.places[++index]) {
-      const start = Math.max(offset, place.offset);
-      const stop = Math.min(end, place.end);
-      const inSlot = place.offset % this.#clusterSize;
-      // The clusters of a place have neighbouring slots.
-      put(place.slot * this.#clusterSize + inSlot + start - place.offset, start, stop);
+    let index = rangeAt(this.ranges, offset, this.#hint);
+    for (let range = this.ranges[index]; range && range.offset < end; range = this.ranges[++index]) {
+      const start = Math.max(offset, range.offset);
+      const stop = Math.min(end, range.end);
+      const slot = slotAt(range, start, this.#clusterSize);
+      // The clusters of a range have neighbouring slots.
+      put(slot * this.#clusterSize + (start % this.#clusterSize), start, stop);
       this.#hint = index;
     }
   }
 
   #clearPartial(segment: Segment): void {
-    let slot = 0;
-    for (const run of segment.runs) {
-      const slots = slotsOf(run);
-      if (run.kind === "partial" && slots > 0) {
-        this.#bytes.fill(0, slot * this.#clusterSize, (slot + 1) * this.#clusterSize);
-      }
-      slot += slots;
+    for (const { run, slot, slots } of slottedRuns(segment.runs)) {
+      if (run.kind !== "partial") continue;
+      this.#bytes.fill(0, slot * this.#clusterSize, (slot + slots) * this.#clusterSize);
     }
   }
 }

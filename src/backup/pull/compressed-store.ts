@@ -9,9 +9,8 @@ import { Qcow2CompressedWriter } from "../qcow2/compressed-writer.js";
 import type { Qcow2WriterOptions } from "../qcow2/finish.js";
 import { BufferPool } from "./buffer-pool.js";
 import { BufferedLanding } from "./buffered-landing.js";
-import type { DigestTarget, FillOptions, FinishedStore, ImageStore } from "./image-store.js";
-import type { Segment } from "./plan.js";
-import { type Landing, type Notes, pull } from "./pull.js";
+import type { DigestTarget, FinishedStore, ImageStore } from "./image-store.js";
+import type { Segment } from "./segment.js";
 
 /** How an image is compressed. */
 export interface ImageCompression {
@@ -28,9 +27,9 @@ export interface ImageCompression {
 
 /** The largest segment: so much is compressed by one thread at a time. */
 export const MOST_COMPRESSED_AT_A_TIME = 1024 * 1024;
-/** Enough for four segments on their way, four that are compressed, and as many that are ready for either. */
+/** Enough for four segments in flight, four that are being compressed, and as many that wait for either. */
 export const BUFFER_BYTES = 12 * 1024 * 1024;
-/** One that comes, one that is compressed, one that waits for its turn. */
+/** One being read, one being compressed, one that waits for its turn. */
 const LEAST_BUFFERS = 3;
 
 export interface CompressedStoreOptions extends Qcow2WriterOptions {
@@ -52,14 +51,14 @@ export interface CompressedStoreOptions extends Qcow2WriterOptions {
  * Buffers are granted in the order of the plan and come back in that order; what is compressed early keeps its
  * buffer until its turn. So the segment whose turn it is always has one, and nothing can wait for itself.
  */
-export class CompressedStore implements ImageStore, Notes<Promise<CompressedSegment>> {
+export class CompressedStore implements ImageStore {
   readonly #writer: Qcow2CompressedWriter;
   readonly #options: CompressedStoreOptions;
   readonly #digests: DigestFileWriter | undefined;
   readonly #workers: CompressThreads;
   readonly #ownWorkers: CompressThreads | undefined;
   readonly #buffers: BufferPool;
-  /** Everything noted so far; never rejects. */
+  /** Everything recorded so far; never rejects. */
   #tail: Promise<void> = Promise.resolve();
   #failure: { readonly reason: unknown } | undefined;
   #dataBytes = 0;
@@ -99,20 +98,19 @@ export class CompressedStore implements ImageStore, Notes<Promise<CompressedSegm
     return this.#dataBytes;
   }
 
-  async fill(from: FillOptions): Promise<void> {
-    await pull<Promise<CompressedSegment>>({
-      ...from,
-      land: (segment, signal) => this.#land(segment, signal),
-      notes: this,
-    });
+  async landing(segment: Segment, signal: AbortSignal): Promise<BufferedLanding<CompressedSegment>> {
+    // A segment of zeroes alone needs no buffer.
+    const buffer = segment.clusters === 0 ? new ArrayBuffer(0) : await this.#buffers.take(signal);
+    const { geometry } = this.#writer;
+    return new BufferedLanding(segment, geometry, buffer, (filled) => this.#compress(segment, filled));
   }
 
-  /** @throws what went wrong with what was noted */
-  async room(): Promise<void> {
+  /** @throws what went wrong with what was recorded */
+  async capacity(): Promise<void> {
     if (this.#failure !== undefined) throw this.#failure.reason;
   }
 
-  note(outcome: Promise<CompressedSegment>): void {
+  record(outcome: Promise<CompressedSegment>): void {
     this.#tail = this.#tail
       .then(() => this.#store(outcome))
       .catch((reason: unknown) => {
@@ -122,7 +120,7 @@ export class CompressedStore implements ImageStore, Notes<Promise<CompressedSegm
 
   async complete(): Promise<void> {
     await this.#tail;
-    await this.room();
+    await this.capacity();
   }
 
   async finish(options: { readonly sync: boolean }): Promise<FinishedStore> {
@@ -131,17 +129,10 @@ export class CompressedStore implements ImageStore, Notes<Promise<CompressedSegm
     return { storedBytes, digestsSha256 };
   }
 
-  /** Nothing is stored any more, whatever is still being compressed. */
+  /** Stores nothing from here on, whatever is still being compressed. */
   async [Symbol.asyncDispose](): Promise<void> {
     this.#fail(new BackupError("E_CLUSTER_WORKER", "the image was closed"));
     await this.#ownWorkers?.close();
-  }
-
-  async #land(segment: Segment, signal: AbortSignal): Promise<Landing<Promise<CompressedSegment>>> {
-    // Nothing but zeroes needs no room.
-    const buffer = segment.clusters === 0 ? new ArrayBuffer(0) : await this.#buffers.take(signal);
-    const { geometry } = this.#writer;
-    return new BufferedLanding(segment, geometry, buffer, (filled) => this.#compress(segment, filled));
   }
 
   /** Takes the buffer over. A failure is known at once, whether or not it is the segment's turn. */
@@ -169,7 +160,7 @@ export class CompressedStore implements ImageStore, Notes<Promise<CompressedSegm
     if (buffer.byteLength > 0) this.#buffers.give(buffer);
   }
 
-  /** The first failure counts. Whoever waits for a buffer won't get one. */
+  /** Keeps the first failure, and refuses buffers from here on. */
   #fail(reason: unknown): void {
     this.#failure ??= { reason };
     this.#buffers.close(this.#failure.reason);

@@ -1,8 +1,8 @@
 import { DIGEST_ALGORITHMS, type DigestAlgorithm } from "../digest/digest.js";
 import type { DigestBehind } from "../digest/digest-behind.js";
 import type { DigestFileWriter } from "../digest/digest-file.js";
-import { type ClusterRun, type Geometry, type ImageWriter, slotsOf } from "../image/image.js";
-import type { Notes } from "./pull.js";
+import { type ClusterRun, dataBytesOf, type Geometry, type ImageWriter, slotsOf } from "../image/image.js";
+import type { Recorder } from "./lanes.js";
 
 export interface LedgerOptions {
   readonly writer: ImageWriter;
@@ -22,18 +22,25 @@ export interface LedgerDigests {
  * Notes what was stored, in guest order: in the image's tables, and with its digests in the digest file. The digests
  * come later than the data, since others make them.
  */
-export class ImageLedger implements Notes<readonly ClusterRun[]> {
+export class ImageLedger implements Recorder<readonly ClusterRun[]> {
   readonly #options: LedgerOptions;
   #tail: Promise<void> = Promise.resolve();
   #failure: { readonly reason: unknown } | undefined;
+  #dataBytes = 0;
 
   constructor(options: LedgerOptions) {
     this.#options = options;
   }
 
-  /** The runs that follow in the guest. */
-  note(runs: readonly ClusterRun[]): void {
+  /** Bytes of the guest that are stored. */
+  get dataBytes(): number {
+    return this.#dataBytes;
+  }
+
+  /** Takes the runs that follow in the guest. */
+  record(runs: readonly ClusterRun[]): void {
     const { writer, complete, digests } = this.#options;
+    for (const run of runs) this.#dataBytes += dataBytesOf(run, writer.geometry);
     const worth = complete ? runs.filter((run) => run.kind !== "zero") : runs;
     if (digests === undefined) {
       for (const run of worth) writer.addRun(run);
@@ -52,8 +59,8 @@ export class ImageLedger implements Notes<readonly ClusterRun[]> {
    * Resolves when more may be noted.
    * @throws {BackupError} the digests can't be made, or the tables can't hold what was noted
    */
-  async room(): Promise<void> {
-    await this.#options.digests?.behind.room();
+  async capacity(): Promise<void> {
+    await this.#options.digests?.behind.capacity();
     if (this.#failure !== undefined) throw this.#failure.reason;
   }
 
@@ -67,17 +74,11 @@ export class ImageLedger implements Notes<readonly ClusterRun[]> {
     let at = 0;
     for (const run of runs) {
       this.#options.writer.addRun(run);
-      const length = digestCount(run) * size;
+      const length = slotsOf(run) * size;
       file.add(run, bytes.subarray(at, at + length));
       at += length;
     }
   }
-}
-
-/** One a cluster of data, one for a partial cluster with data. */
-function digestCount(run: ClusterRun): number {
-  if (run.kind === "data") return run.count;
-  return run.kind === "partial" && run.dataMask !== 0 ? 1 : 0;
 }
 
 /** Where the highest of the runs' stored bytes ends in the file, cut off at the end of the disk. */

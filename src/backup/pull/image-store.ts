@@ -1,25 +1,17 @@
 import type { DigestAlgorithm } from "../digest/digest.js";
 import type { DigestThreads } from "../digest/digest-threads.js";
-import type { PullOptions } from "./pull.js";
+import type { Destination } from "./pull.js";
 
 /** A new image, and its digest file where one is wanted, that a pull fills. Its files belong to a `NewFiles`. */
-export interface ImageStore extends AsyncDisposable {
+export interface ImageStore extends Destination<unknown>, AsyncDisposable {
   /** Bytes of the guest that are stored, before any compression. */
   readonly dataBytes: number;
-  /**
-   * Reads all that the plan names and stores it.
-   * @throws as `pull` does
-   */
-  fill(from: FillOptions): Promise<void>;
   /**
    * Makes the file an image, and ends the digest file.
    * @throws the file system's error, with `code`
    */
   finish(options: { readonly sync: boolean }): Promise<FinishedStore>;
 }
-
-/** What to read, and how; where it goes is the store's affair. */
-export type FillOptions = Omit<PullOptions<never>, "land" | "notes">;
 
 export interface FinishedStore {
   /** Bytes of guest data in the file, as stored: of a compressed cluster the length of its stream. */

@@ -3,12 +3,12 @@ import { DigestBehind } from "../digest/digest-behind.js";
 import { DigestFileWriter } from "../digest/digest-file.js";
 import { DigestThreads } from "../digest/digest-threads.js";
 import type { NewFiles } from "../host/new-files.js";
-import { type ClusterRun, dataBytesOf, type ImageWriter } from "../image/image.js";
+import type { ClusterRun, ImageWriter } from "../image/image.js";
 import { createImage, type NewImage } from "./create-image.js";
 import { DirectLanding } from "./direct-landing.js";
 import { ImageLedger, type LedgerDigests } from "./image-ledger.js";
-import type { DigestTarget, FillOptions, FinishedStore, ImageStore } from "./image-store.js";
-import { pull } from "./pull.js";
+import type { DigestTarget, FinishedStore, ImageStore } from "./image-store.js";
+import type { Segment } from "./segment.js";
 
 export interface PlainStoreOptions extends NewImage {
   readonly path: string;
@@ -20,11 +20,10 @@ export interface PlainStoreOptions extends NewImage {
 /** An image whose clusters are stored as they are, in the moment in which they come. */
 export class PlainStore implements ImageStore {
   readonly #writer: ImageWriter;
-  readonly #complete: boolean;
+  readonly #ledger: ImageLedger;
   readonly #digests: LedgerDigests | undefined;
   /** Those that no other image uses. */
   readonly #ownThreads: DigestThreads | undefined;
-  #dataBytes = 0;
 
   private constructor(
     writer: ImageWriter,
@@ -33,7 +32,7 @@ export class PlainStore implements ImageStore {
     ownThreads?: DigestThreads,
   ) {
     this.#writer = writer;
-    this.#complete = complete;
+    this.#ledger = new ImageLedger({ writer, complete, digests });
     this.#digests = digests;
     this.#ownThreads = ownThreads;
   }
@@ -57,24 +56,23 @@ export class PlainStore implements ImageStore {
   }
 
   get dataBytes(): number {
-    return this.#dataBytes;
+    return this.#ledger.dataBytes;
   }
 
-  async fill(from: FillOptions): Promise<void> {
-    const writer = this.#writer;
-    const ledger = new ImageLedger({ writer, complete: this.#complete, digests: this.#digests });
-    await pull<ClusterRun[]>({
-      ...from,
-      land: (segment) => new DirectLanding(segment, writer),
-      notes: {
-        room: () => ledger.room(),
-        note: (runs) => {
-          for (const run of runs) this.#dataBytes += dataBytesOf(run, writer.geometry);
-          ledger.note(runs);
-        },
-        complete: () => ledger.complete(),
-      },
-    });
+  landing(segment: Segment): DirectLanding {
+    return new DirectLanding(segment, this.#writer);
+  }
+
+  capacity(): Promise<void> {
+    return this.#ledger.capacity();
+  }
+
+  record(runs: readonly ClusterRun[]): void {
+    this.#ledger.record(runs);
+  }
+
+  complete(): Promise<void> {
+    return this.#ledger.complete();
   }
 
   async finish(options: { readonly sync: boolean }): Promise<FinishedStore> {

@@ -2,34 +2,17 @@ import { BackupError } from "../base/errors.js";
 import type { Extent } from "../base/extent.js";
 import type { PlannedRun } from "../image/image.js";
 import { type Geometry, SUBCLUSTERS, slotsOf } from "../image/image.js";
-
-/**
- * What one lane takes at a time: neighbouring runs in guest order, with a bounded number of clusters to be stored. In a
- * buffer, where there is one, and in a packed image file, those clusters stand side by side:
- *
- *     guest    |data 5,6|  clean  |zero 9|data 10|   clean   |data 14|
- *     runs      data 5 ×2          zero 9 data 10             data 14
- *     buffer   |5       |6       |10      |14      |
- *     rank      n        n+1      n+2      n+3
- */
-export interface Segment {
-  /** Place in the plan, from 0: outcomes are put back into this order. */
-  readonly index: number;
-  readonly runs: readonly PlannedRun[];
-  /** Number of clusters set aside for storing in all segments before. */
-  readonly firstRank: number;
-  /** Clusters set aside for storing in this one. */
-  readonly clusters: number;
-  /** It is one run of data, to be asked for by one request. */
-  readonly atOnce?: true;
-}
+import type { Segment } from "./segment.js";
 
 export interface SegmentPlanOptions {
   readonly geometry: Geometry;
   /** Bytes of stored clusters in a segment, at the most; at least one cluster. */
   readonly segmentBytes: number;
-  /** The first run of data that has so many bytes gives a segment of so many by itself, whatever `segmentBytes` says. */
-  readonly atOnceBytes?: number | undefined;
+  /**
+   * The first run of data that has so many bytes gives a segment of its own, of exactly so many bytes, which is read by one
+   * request; left out: no such segment.
+   */
+  readonly firstSegmentBytes?: number | undefined;
 }
 
 /** Zero runs store nothing; a segment ends after this many runs all the same, so that memory stays bounded. */
@@ -74,7 +57,7 @@ export async function* plan(
 ): AsyncGenerator<Segment> {
   const { clusterSize } = options.geometry;
   const perSegment = Math.max(1, Math.floor(options.segmentBytes / clusterSize));
-  let atOnce = Math.floor((options.atOnceBytes ?? Number.POSITIVE_INFINITY) / clusterSize);
+  let wanted = Math.floor((options.firstSegmentBytes ?? Number.POSITIVE_INFINITY) / clusterSize);
   const cutter = new ClusterCutter(options.geometry);
   let runs: PlannedRun[] = [];
   let clusters = 0;
@@ -99,13 +82,13 @@ export async function* plan(
       before = extent.state;
       for (const run of cutter.cut(extent)) {
         let rest = run;
-        if (rest.kind === "data" && rest.count >= atOnce) {
+        if (rest.kind === "data" && rest.count >= wanted) {
           if (runs.length > 0) yield take();
-          runs.push({ kind: "data", cluster: rest.cluster, count: atOnce });
-          clusters = atOnce;
-          yield { ...take(), atOnce: true };
-          rest = { kind: "data", cluster: rest.cluster + atOnce, count: rest.count - atOnce };
-          atOnce = Number.POSITIVE_INFINITY;
+          runs.push({ kind: "data", cluster: rest.cluster, count: wanted });
+          clusters = wanted;
+          yield { ...take(), mostRead: wanted * clusterSize };
+          rest = { kind: "data", cluster: rest.cluster + wanted, count: rest.count - wanted };
+          wanted = Number.POSITIVE_INFINITY;
           if (rest.count === 0) continue;
         }
         // Only what is read has to be divided.
@@ -174,7 +157,8 @@ function clusterOfPieces(
 ): PlannedRun | undefined {
   const subclusterSize = clusterSize / SUBCLUSTERS;
   const masks = { clean: 0, zero: 0, data: 0 };
-  for (const piece of pieces) masks[piece.state] |= touched(piece, cluster * clusterSize, subclusterSize);
+  for (const piece of pieces)
+    masks[piece.state] |= subclustersTouched(piece, cluster * clusterSize, subclusterSize);
   if (masks.clean === 0) return { kind: masks.data === 0 ? "zero" : "data", cluster, count: 1 };
   const defined = masks.zero | masks.data;
   if (defined === 0) return undefined;
@@ -188,7 +172,7 @@ function clusterOfPieces(
 }
 
 /** One bit for every subcluster that the piece has a byte in. */
-function touched(piece: Extent, clusterOffset: number, subclusterSize: number): number {
+function subclustersTouched(piece: Extent, clusterOffset: number, subclusterSize: number): number {
   const first = Math.floor((piece.offset - clusterOffset) / subclusterSize);
   const last = Math.floor((piece.offset + piece.length - 1 - clusterOffset) / subclusterSize);
   return (0xffffffff >>> (31 - (last - first))) << first;

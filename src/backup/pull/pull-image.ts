@@ -15,9 +15,9 @@ import {
 import type { DigestTarget, ImageStore } from "./image-store.js";
 import { PlainStore } from "./plain-store.js";
 import { GranularityError, type PlanTotals, plan } from "./plan.js";
+import { pull } from "./pull.js";
 import type { RateLimit } from "./rate-limit.js";
-import { RequestSizes } from "./request-size.js";
-import { RequestWindow, type Window } from "./window.js";
+import { RequestSizes, RequestWindow, type Window } from "./window.js";
 
 export interface PullImageOptions extends CopyImageOptions {
   /** Connected by `openExport`, with the context of `bitmap`. */
@@ -177,34 +177,39 @@ async function copyWithClusters(
   const geometry: Geometry = { virtualSize, clusterSize };
   const totals: PlanTotals = { extents: 0, definedBytes: 0 };
   const requestsBefore = source.requests;
-  const requestSize = new RequestSizes({
+  const requestSizes = new RequestSizes({
     window,
     clusterSize,
     preferredBlock: source.preferredBlock,
     maximum: options.compress || options.rateLimit ? undefined : source.mostRead,
     readThrough: source.readThrough,
   });
-  const segmentBytes = segmentBytesFor(options, requestSize.most);
+  const segmentBytes = segmentBytesFor(options, requestSizes.most);
 
   await using files = new NewFiles();
   await using store = await createStore(options, { geometry, complete, segmentBytes }, files);
-  const pace = new RequestWindow(window, segmentBytes, source.fewestConnections);
+  const requestWindow = new RequestWindow(window, segmentBytes, source.fewestConnections);
   const progress = new Progress(options.onProgress);
   const { extents, bytes } = source.begin(signal);
   let readBytes = 0;
-  await store.fill({
+  await pull({
     source: bytes,
-    segments: plan(extents, { geometry, segmentBytes, atOnceBytes: requestSize.atOnceBytes }, totals),
-    pace,
-    reading: requestSize,
+    into: store,
+    segments: plan(
+      extents,
+      { geometry, segmentBytes, firstSegmentBytes: requestSizes.firstSegmentBytes },
+      totals,
+    ),
+    window: requestWindow,
+    limits: requestSizes,
     rateLimit: options.rateLimit,
     signal,
     onSegment: ({ readBytes: bytesOfSegment, segment }) => {
-      if (segment.atOnce) requestSize.grow();
+      if (segment.mostRead !== undefined) requestSizes.enlarge();
       readBytes += bytesOfSegment;
       const position = endOf(segment.runs, geometry);
       progress.note({ virtualSize, position, readBytes });
-      source.widen(pace.connections);
+      source.widen(requestWindow.connections);
     },
   });
   progress.finish();

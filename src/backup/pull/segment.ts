@@ -1,74 +1,108 @@
 import type { Stretch } from "../../nbd/index.js";
-import { dataStretches, type Geometry, slotsOf } from "../image/image.js";
-import type { Segment } from "./plan.js";
+import {
+  type ClusterRun,
+  dataStretches,
+  type Geometry,
+  type ImageWriter,
+  type PlannedRun,
+} from "../image/image.js";
+import { slottedRuns, withoutZeroSlots } from "../image/slots.js";
 
-/** A stretch of the guest that has to be read and stored. Offsets and lengths in bytes. */
+/**
+ * What one lane takes at a time: neighbouring runs in guest order, with a bounded number of clusters to be stored. In a
+ * buffer, where there is one, and in a packed image file, those clusters stand side by side, each in its slot:
+ *
+ *     guest    |data 5,6|  clean  |zero 9|data 10|   clean   |data 14|
+ *     runs      data 5 ×2          zero 9 data 10             data 14
+ *     slot     |0       |1       |2       |3       |
+ *     rank      n        n+1      n+2      n+3
+ */
+export interface Segment {
+  /** Place in the plan, from 0: outcomes are put back into this order. */
+  readonly index: number;
+  readonly runs: readonly PlannedRun[];
+  /** Number of clusters set aside for storing in all segments before this one. */
+  readonly firstRank: number;
+  /** Clusters set aside for storing in this one. */
+  readonly clusters: number;
+  /** Most bytes of one request, in place of the pull's limit. */
+  readonly mostRead?: number | undefined;
+}
+
+/** A stretch of the guest that has to be read and stored. Offsets in bytes. */
 export interface ReadRange {
   readonly offset: number;
   readonly end: number;
-  /** Of the cluster that `offset` is in: which of the segment's slots it gets; the following clusters follow. */
+  /** The slot of the cluster that `offset` is in; the slots of the clusters after it follow. */
   readonly slot: number;
 }
 
 /** The stretches of a segment that have to be read, in guest order. Those of a partial cluster share one slot. */
 export function readRangesOf(segment: Segment, geometry: Geometry): ReadRange[] {
   const { clusterSize, virtualSize } = geometry;
-  const places: ReadRange[] = [];
-  let slot = 0;
-  for (const run of segment.runs) {
+  const ranges: ReadRange[] = [];
+  for (const { run, slot } of slottedRuns(segment.runs)) {
     const offset = run.cluster * clusterSize;
     if (run.kind === "data") {
-      places.push({ offset, end: Math.min(offset + run.count * clusterSize, virtualSize), slot });
+      ranges.push({ offset, end: Math.min(offset + run.count * clusterSize, virtualSize), slot });
     } else if (run.kind === "partial") {
       for (const stretch of dataStretches(run, geometry)) {
         const start = offset + stretch.offset;
-        places.push({ offset: start, end: start + stretch.length, slot });
+        ranges.push({ offset: start, end: start + stretch.length, slot });
       }
     }
-    slot += slotsOf(run);
   }
-  return places;
+  return ranges;
+}
+
+/** The slot of the cluster that byte `offset` of a range is in. */
+export function slotAt(
+  range: Pick<ReadRange, "offset" | "slot">,
+  offset: number,
+  clusterSize: number,
+): number {
+  return range.slot + Math.floor(offset / clusterSize) - Math.floor(range.offset / clusterSize);
 }
 
 /**
- * Which is the first place that goes on beyond `offset`; their number where none does. Pieces of a request come one after
- * the other, requests in any order: so the place of the piece before, `hint`, is tried first.
+ * The index of the first range that ends after `offset`; the number of ranges where none does. Pieces of one request come in
+ * order, so the range of the piece before, `hint`, is tried first.
  */
-export function rangeAt(places: readonly ReadRange[], offset: number, hint: number): number {
-  const last = places[hint];
+export function rangeAt(ranges: readonly ReadRange[], offset: number, hint: number): number {
+  const last = ranges[hint];
   if (last && last.offset <= offset && offset < last.end) return hint;
   let low = 0;
-  let high = places.length;
+  let high = ranges.length;
   while (low < high) {
     const middle = (low + high) >>> 1;
-    if ((places[middle] as ReadRange).end > offset) high = middle;
+    if ((ranges[middle] as ReadRange).end > offset) high = middle;
     else low = middle + 1;
   }
   return low;
 }
 
-/** How places become requests; bytes. */
+/** How ranges become requests. Sizes in bytes. */
 export interface RequestLimits {
-  /** Between two places that are rather read along than left out; 0 where clean bytes can't be read. */
+  /** The largest gap between two ranges that is read along; 0 where clean bytes can't be read. */
   readonly readThrough: number;
-  /** By one request, at the most. */
+  /** Most bytes of one request. */
   readonly mostRead: number;
 }
 
 /**
  * What to ask for. Where clean bytes may be read as well, gaps of no more than `readThrough` bytes are read along: one
- * larger request costs less than two small ones. Whoever gets them leaves them out. What is longer than `mostRead` is divided.
+ * larger request costs less than two small ones. The landing drops them. A range longer than `mostRead` is divided.
  *
- *     places    |xxxx| gap |xx|          large gap           |xxxxxxx|
- *     reads     |-------------|                              |-------|
+ *     ranges    |xxxx| gap |xx|          large gap           |xxxxxxx|
+ *     requests  |-------------|                              |-------|
  */
 export function requestsOf(
-  places: readonly ReadRange[],
+  ranges: readonly ReadRange[],
   { readThrough, mostRead }: RequestLimits,
 ): Stretch[] {
-  const reads: { offset: number; length: number }[] = [];
+  const requests: { offset: number; length: number }[] = [];
   let last: { offset: number; length: number } | undefined;
-  for (const { offset, end } of places) {
+  for (const { offset, end } of ranges) {
     const joins =
       last !== undefined &&
       offset - (last.offset + last.length) <= readThrough &&
@@ -77,10 +111,35 @@ export function requestsOf(
       last.length = end - last.offset;
     } else {
       let from = offset;
-      for (; end - from > mostRead; from += mostRead) reads.push({ offset: from, length: mostRead });
+      for (; end - from > mostRead; from += mostRead) requests.push({ offset: from, length: mostRead });
       last = { offset: from, length: end - from };
-      reads.push(last);
+      requests.push(last);
     }
   }
-  return reads;
+  return requests;
+}
+
+/**
+ * What became of a segment, once its bytes were looked at: its runs with their places in the image file. Clusters that hold
+ * only zeroes get none.
+ *
+ * @param stored for each of the segment's slots: 0 where it holds only zeroes, else 1
+ */
+export function storedRuns(
+  segment: Segment,
+  stored: Uint8Array,
+  writer: Pick<ImageWriter, "hostOffset">,
+): ClusterRun[] {
+  const runs: ClusterRun[] = [];
+  for (const { run, slot, slots } of withoutZeroSlots(segment.runs, (index) => stored[index] === 1)) {
+    const { kind, cluster, count } = run;
+    if (kind === "zero") {
+      runs.push({ kind, cluster, count });
+      continue;
+    }
+    const hostOffset = slots === 0 ? 0 : writer.hostOffset(cluster, segment.firstRank + slot);
+    if (kind === "partial") runs.push({ ...run, hostOffset });
+    else runs.push({ kind, cluster, count, hostOffset });
+  }
+  return runs;
 }

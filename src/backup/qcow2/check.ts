@@ -12,15 +12,17 @@ import { Qcow2File } from "./open.js";
 import { ClusterUses } from "./refcounts.js";
 
 export interface Qcow2Finding {
-  /** A leak wastes space and harms nothing; damage means that data is lost or will be. */
+  /** A leak only wastes space; damage means that data is lost or will be. */
   readonly severity: "damage" | "leak";
   readonly message: string;
-  /** Bytes; left out, and the length with it, where it concerns no particular place of the disk. */
+  /**
+   * In bytes. Both this and the length are left out if the finding concerns no particular place of the disk.
+   */
   readonly guestOffset?: number;
   readonly length?: number;
 }
 
-/** A stretch of the disk; bytes. */
+/** A part of the disk, in bytes. */
 interface TableLocation {
   readonly guestOffset: number;
   readonly length: number;
@@ -30,19 +32,19 @@ export interface CheckOptions {
   readonly signal?: AbortSignal | undefined;
 }
 
-/** A wrecked table makes thousands of findings, of which the first tell all there is to know. */
+/** A broken table causes thousands of findings, and the first ones say enough. */
 const MAX_FINDINGS = 1000;
 /** The L1 table is read in pieces. */
 const L1_PIECE_BYTES = 64 * 1024;
 
 /**
- * Looks at the structure of a qcow2 image, as `qemu-img check` does: every entry of every table, no cluster in two
- * uses, refcounts and COPIED flags as the tables have them. Contents are not looked at.
+ * Checks the structure of a qcow2 image, as `qemu-img check` does: every entry of every table is valid, no
+ * cluster has two uses, refcounts and COPIED flags agree with the tables. Contents are not checked.
  *
- * Backups have neither internal snapshots nor stored bitmaps, so their presence is damage here, and since their
- * references aren't followed, refcounts are not compared then. Memory: two bytes for each cluster in use.
+ * Backups have neither internal snapshots nor stored bitmaps, so their presence counts as damage. Their
+ * references aren't followed, so refcounts are then not compared. Memory: two bytes for each cluster in use.
  *
- * @throws the file system's error; whatever is wrong with the image is a finding
+ * @throws the file system's error; everything wrong with the image is a finding
  */
 export async function checkQcow2(path: string, options: CheckOptions = {}): Promise<Qcow2Finding[]> {
   let file: Qcow2File;
@@ -59,14 +61,14 @@ export async function checkQcow2(path: string, options: CheckOptions = {}): Prom
   }
 }
 
-/** Errors with codes of our own speak of the image, those with the system's codes of the file system. */
+/** Errors with our own codes concern the image, those with the system's codes the file system. */
 function isOfImage(error: unknown): error is BackupError {
   return error instanceof BackupError && error.code.startsWith("E_");
 }
 
 class Check {
   readonly #findings: Qcow2Finding[] = [];
-  /** The worst of those that are not listed. */
+  /** The worst severity among the findings that are not listed. */
   #omitted: Qcow2Finding["severity"] | undefined;
   readonly #file: Qcow2File;
   readonly #signal: AbortSignal | undefined;
@@ -111,7 +113,7 @@ class Check {
         if (entry.kind === "invalid") this.#damage(`the L1 entry ${entry.problem}`, place);
         if (entry.kind !== "table") continue;
         if (!entry.copied) this.#damage("the L1 entry is not marked as copied", place);
-        // A table in two places is walked over once, so that the walk ends.
+        // A table that two entries point to is walked once, so that the walk ends.
         if (this.#claimCluster(entry.hostOffset, "an L2 table", place, entry.copied)) {
           await this.#walkL2(entry.hostOffset, place.guestOffset);
         }
@@ -153,7 +155,7 @@ class Check {
     }
   }
 
-  /** Offsets of the refcount blocks by their number; 0 where there is none, or none that can be read. */
+  /** Offsets of the refcount blocks by number; 0 if there is no block or its entry is invalid. */
   async #refcountBlocks(): Promise<Float64Array> {
     const { refcountTableOffset, refcountTableClusters, clusterSize } = this.#file.header;
     const table = await this.#file.readTable(refcountTableOffset, refcountTableClusters * clusterSize);
@@ -176,7 +178,7 @@ class Check {
       if (offset === 0) continue;
       this.#signal?.throwIfAborted();
       const block = await this.#file.readTable(offset, clusterSize);
-      // Refcounts of what would be behind the end of the file mean nothing.
+      // Refcounts for clusters behind the end of the file mean nothing.
       const count = Math.min(perBlock, clusters - index * perBlock);
       for (let i = 0; i < count; i += 1) {
         const cluster = index * perBlock + i;
@@ -194,7 +196,7 @@ class Check {
     for (let done = 0; done < length; done += clusterSize) this.#claimCluster(offset + done, what);
   }
 
-  /** @param copied whether the entry says that this is the only use */
+  /** @param copied whether the entry says that the cluster has no other use */
   #claimCluster(offset: number, what: string, place?: TableLocation, copied = false): boolean {
     const free = this.#uses.claim(offset / this.#file.header.clusterSize, copied);
     if (!free) this.#overlap(offset, what, place);
@@ -215,7 +217,7 @@ class Check {
   }
 }
 
-/** Tells of neighbouring clusters with the same wrong refcount as one. */
+/** Reports neighbouring clusters with the same wrong refcount as one finding. */
 class Stretch {
   readonly #tell: (finding: Qcow2Finding) => void;
   #first = 0;
@@ -231,7 +233,7 @@ class Stretch {
   add(cluster: number, refcount: number, all: ClusterUses): void {
     const uses = all.of(cluster);
     if (refcount === uses) return;
-    // With an entry that says "refcount 1", one that is higher is more than a leak: QEMU goes by either.
+    // If an entry says "refcount 1", a higher refcount is more than a leak: QEMU may rely on either.
     const severity = refcount < uses || all.isCopied(cluster) ? "damage" : "leak";
     const goesOn = refcount === this.#refcount && uses === this.#uses && severity === this.#severity;
     if (cluster !== this.#end || !goesOn) {

@@ -3,11 +3,14 @@ import type { ImageFile } from "../image/image-file.js";
 /** Neighbouring pieces are collected into writes of up to this size. */
 const COLLECT_BYTES = 512 * 1024;
 
-/** Writes many small pieces, most of which go on where the one before ended; all of it is written by `flush`. */
+/**
+ * Joins many small pieces, most of which continue the one before, into larger writes. `flush` writes what is
+ * left.
+ */
 export class CollectedWrites {
   readonly #file: ImageFile;
   readonly #buffer = Buffer.allocUnsafeSlow(COLLECT_BYTES);
-  /** Where in the file the buffer goes, and how much there is in it. */
+  /** Where in the file the buffer goes, and how many bytes it holds. */
   #position = 0;
   #filled = 0;
 
@@ -15,7 +18,7 @@ export class CollectedWrites {
     this.#file = file;
   }
 
-  /** `data`, of any length, is copied or written before it returns. */
+  /** Copies or writes `data`, of any length, before it returns. */
   write(data: Uint8Array, position: number): void {
     const goesOn = position === this.#position + this.#filled;
     if (!goesOn || this.#filled + data.length > COLLECT_BYTES) this.flush();

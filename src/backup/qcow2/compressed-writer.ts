@@ -13,22 +13,23 @@ import { placed, StreamPlacement, usesOfPlaced } from "./stream-placement.js";
 import type { TableRun } from "./tables.js";
 
 export interface Qcow2CompressedWriterOptions extends Qcow2WriterOptions {
-  /** What the streams are; an image has one method only. */
+  /** The method of all streams: an image has only one. */
   readonly compression: CompressionMethod;
 }
 
 /** In the list of sizes: a cluster stored as it is. */
 const WHOLE = 0;
-/** A refcount has 16 bits: shorter streams are padded, so that no cluster gets more of them than this. */
+/** A refcount has 16 bits. Short streams are padded, so that a cluster never holds more streams than this. */
 const MAX_STREAMS_IN_CLUSTER = 16 * 1024;
 
 /**
- * Writes a qcow2 image (version 3) of compressed clusters. How long they become is known when they come, so unlike
- * `Qcow2Writer` it takes everything in guest order and finds the places itself (`StreamPlacement` has the drawing).
- * Clusters that don't shrink are stored as they are, and so are those defined in part, which qcow2 can't compress.
+ * Writes a qcow2 image (version 3) of compressed clusters. Their lengths are only known when they arrive, so
+ * unlike `Qcow2Writer` it takes everything in guest order and finds the places itself (`StreamPlacement` has
+ * the drawing). Clusters that don't shrink are stored uncompressed. So are clusters defined in part, which
+ * qcow2 can't compress.
  *
- * Until `finish` the file is data only, as with `Qcow2Writer`. Memory: two bytes a cluster (four above 64 KiB),
- * and 32 for each stretch of clusters stored without a gap.
+ * Until `finish` the file holds only data, as with `Qcow2Writer`. Memory: two bytes a cluster (four above
+ * 64 KiB), and 32 for each stretch of clusters stored without a gap.
  */
 export class Qcow2CompressedWriter implements AsyncDisposable {
   readonly geometry: Geometry;
@@ -38,7 +39,7 @@ export class Qcow2CompressedWriter implements AsyncDisposable {
   readonly #writes: CollectedWrites;
   readonly #backing: Backing | undefined;
   readonly #placement: StreamPlacement;
-  /** In place of host clusters they count what is stored, from 0; the sizes are in the same order. */
+  /** Their host clusters are the ranks of stored clusters, from 0; the sizes are in the same order. */
   readonly #runs: RunList;
   readonly #sizes: SizeList;
   readonly #padding: Buffer;
@@ -58,7 +59,7 @@ export class Qcow2CompressedWriter implements AsyncDisposable {
   }
 
   /**
-   * Makes the file, which must not exist.
+   * Creates the file, which must not exist.
    * @throws {UsageError} the geometry or the backing file's name is beyond what qcow2 can hold
    * @throws the file system's error, with `code`
    */
@@ -67,7 +68,7 @@ export class Qcow2CompressedWriter implements AsyncDisposable {
     return new Qcow2CompressedWriter(await createQcow2File(path, options), options);
   }
 
-  /** Stores a cluster as a compressed stream, shorter than a cluster, that makes a whole cluster when read. */
+  /** Stores a cluster as a compressed stream, which must be shorter than a cluster. */
   addStream(cluster: number, stream: Uint8Array): void {
     const { clusterSize } = this.geometry;
     const size = Math.max(stream.length, this.#padding.length);
@@ -82,7 +83,7 @@ export class Qcow2CompressedWriter implements AsyncDisposable {
     this.#storedBytes += size;
   }
 
-  /** Stores a cluster as it is; `bytes` may end at the end of the disk. */
+  /** Stores a cluster uncompressed. `bytes` may end at the end of the disk. */
   addCluster(cluster: number, bytes: Uint8Array): void {
     const rank = this.#sizes.length * this.geometry.clusterSize;
     const run = { kind: "data", cluster, count: 1, hostOffset: rank } as const;
@@ -91,7 +92,7 @@ export class Qcow2CompressedWriter implements AsyncDisposable {
   }
 
   /**
-   * Notes a cluster defined in part. `slot` has its data subclusters at their places, and is not looked at where
+   * Records a cluster defined in part. `slot` has its data subclusters at their places; it is ignored if
    * `dataMask` is 0.
    * @throws {UsageError} the disk is too large for such tables
    */
@@ -106,7 +107,7 @@ export class Qcow2CompressedWriter implements AsyncDisposable {
     if (dataMask !== 0) {
       this.#sizes.push(WHOLE);
       const place = this.#placement.cluster();
-      // What lies between is left a hole.
+      // The gaps between the stretches stay holes.
       for (const { offset, length } of maskStretches(dataMask, this.geometry.clusterSize)) {
         this.#writes.write(slot.subarray(offset, offset + length), place + offset);
       }
@@ -114,14 +115,14 @@ export class Qcow2CompressedWriter implements AsyncDisposable {
     this.#storedBytes += dataBytesOf(noted, this.geometry);
   }
 
-  /** Notes clusters that read as zeroes. */
+  /** Records clusters that read as zeroes. */
   addZeroes(cluster: number, count: number): void {
     this.#addRun({ kind: "zero", cluster, count });
   }
 
   /**
-   * Writes what makes the file an image, as `Qcow2Writer` does.
-   * @returns bytes of guest data in the file, as stored: of a compressed cluster the length of its stream
+   * Completes the image, as `Qcow2Writer` does.
+   * @returns bytes of guest data in the file as stored: for a compressed cluster, the length of its stream
    */
   async finish(options: { readonly sync: boolean }): Promise<{ readonly storedBytes: number }> {
     this.#writes.flush();
@@ -154,7 +155,7 @@ export class Qcow2CompressedWriter implements AsyncDisposable {
     this.#writes.write(bytes, this.#placement.cluster());
   }
 
-  /** Comes before anything is placed or written, so that a run that is refused leaves no trace. */
+  /** Called before anything is placed or written, so that a rejected run leaves no trace. */
   #addRun(run: ClusterRun): void {
     assert(run.cluster + run.count <= clustersIn(this.geometry), "the run is behind the end of the disk");
     const alreadyExtended = this.#runs.hasPartial;
@@ -162,7 +163,7 @@ export class Qcow2CompressedWriter implements AsyncDisposable {
     if (this.#runs.hasPartial && !alreadyExtended) assertFits(this.geometry, true);
   }
 
-  /** Where everything is, found anew from the sizes: it must come out as it was written. */
+  /** Computes all places again from the sizes. They must equal those that were written. */
   *#placedAgain(): Generator<TableRun> {
     const { clusterSize } = this.geometry;
     const placement = new StreamPlacement(clusterSize);
@@ -171,7 +172,7 @@ export class Qcow2CompressedWriter implements AsyncDisposable {
   }
 }
 
-/** The larger the clusters, the fewer bits has the place of a compressed one: 49 at 2 MiB. */
+/** Larger clusters leave fewer bits for the place of a compressed cluster: 49 at 2 MiB. */
 function assertInReach(geometry: Geometry): void {
   const { virtualSize, clusterSize } = geometry;
   const end = (1 + clustersIn(geometry)) * clusterSize;

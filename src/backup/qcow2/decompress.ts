@@ -1,6 +1,6 @@
 import { promisify } from "node:util";
 import * as zlib from "node:zlib";
-import { BackupError, DamageError } from "../base/errors.js";
+import { BackupError, DamageError, messageOf } from "../base/errors.js";
 import type { ReadOptions } from "../image/image-file.js";
 
 interface Options {
@@ -9,7 +9,7 @@ interface Options {
 }
 
 interface Decompress {
-  /** By one of libuv's threads. */
+  /** On one of libuv's threads. */
   elsewhere(data: Uint8Array, options: Options): Promise<Buffer>;
   here(data: Uint8Array, options: Options): Buffer;
 }
@@ -19,7 +19,7 @@ const DECOMPRESS: { readonly [method in "deflate" | "zstd"]: Decompress | undefi
   zstd: zstd(),
 };
 
-/** Node has it from 22.15 on, its types don't know it yet. */
+/** Node has zstd from 22.15 on; its types lack it. */
 function zstd(): Decompress | undefined {
   if (!("zstdDecompress" in zlib && "zstdDecompressSync" in zlib)) return undefined;
   const elsewhere = zlib.zstdDecompress as typeof zlib.inflateRaw;
@@ -30,10 +30,10 @@ function zstd(): Decompress | undefined {
 }
 
 /**
- * Decompresses one cluster of a qcow2 image. `data` may go on past the end of the compressed stream, up to the end
- * of its last sector; the result has `clusterSize` bytes exactly.
+ * Decompresses one cluster of a qcow2 image. `data` may extend past the end of the compressed stream, up to
+ * the end of its last sector. The result has exactly `clusterSize` bytes.
  *
- * @throws {DamageError} the data is no such stream, or makes more or less than a cluster
+ * @throws {DamageError} the data is not such a stream, or yields more or less than a cluster
  * @throws {BackupError} this version of Node lacks the method
  */
 export async function decompressCluster(
@@ -47,14 +47,14 @@ export async function decompressCluster(
     const message = "clusters compressed with zstd can be read with Node 22.15 or newer";
     throw new BackupError("E_QCOW2_UNSUPPORTED", message);
   }
-  // With room left in the output at the end of the stream, the decompressor stops there, and doesn't take what
-  // follows in the sector for another stream.
+  // If the output has room left at the end of the stream, the decompressor stops there. Otherwise it takes
+  // the rest of the sector for another stream.
   const options = { chunkSize: clusterSize + 64, maxOutputLength: clusterSize };
   let cluster: Buffer;
   try {
     cluster = blocking ? decompress.here(data, options) : await decompress.elsewhere(data, options);
   } catch (cause) {
-    const reason = cause instanceof Error ? cause.message : String(cause);
+    const reason = messageOf(cause);
     throw new DamageError("E_QCOW2_COMPRESSED", reason, { cause });
   }
   if (cluster.length !== clusterSize) {

@@ -10,29 +10,30 @@ import { ClusterUses } from "./refcounts.js";
 import { TableRunList } from "./table-run-list.js";
 import type { TableRun } from "./tables.js";
 
-/** What an image is to be; bytes. */
+/** What the image will be. */
 export interface EditedImage {
   readonly geometry: Geometry;
   readonly backing: Backing | undefined;
-  /** Of an image that is there. */
+  /** For an existing image. */
   readonly guard?: Guard | undefined;
 }
 
-/** Clusters of the file in which nothing is. */
+/** Unused clusters of the file. */
 interface FreeRange {
   first: number;
   readonly end: number;
 }
 
 /**
- * Gives an image of ours new contents without harming the old: data goes where nothing is, or behind the end, new
- * tables behind all of it, and all that the old header leads to stays as it is. Only when the new header is
- * written, at byte 0, does the new state count; until then cutting the file off at its old length undoes everything.
+ * Gives one of our images new contents without changing the old. Data goes into unused clusters or behind the
+ * end, new tables go behind all data, and everything that the old header refers to stays as it is. The new
+ * state counts only once the new header is written at byte 0. Until then, truncating the file to its old
+ * length undoes everything.
  *
  *     before   |header|  data |old tables|  free  | data |
  *     after    |HEADER|  data |   free   |new data| data |new data|new tables|
  *
- * Room of old tables, and of clusters that are no longer referred to, is found again by the next edit: by its refcounts.
+ * The next edit finds the space of old tables and unreferenced clusters again, by their refcounts.
  */
 export class Qcow2Editor implements AsyncDisposable {
   readonly geometry: Geometry;
@@ -41,9 +42,9 @@ export class Qcow2Editor implements AsyncDisposable {
   readonly #runs = new TableRunList();
   readonly #uses = new ClusterUses();
   readonly #free: FreeRange[];
-  /** The first cluster behind everything. */
+  /** The first cluster behind all clusters in use. */
   #end: number;
-  /** Where the next stream goes if it fits, and the end of the cluster that is in; bytes. */
+  /** Where the next stream goes if it fits, and the end of that cluster; in bytes. */
   #streams = { tail: 0, end: 0 };
 
   private constructor(file: ImageFile, image: EditedImage, free: FreeRange[], end: number) {
@@ -55,7 +56,7 @@ export class Qcow2Editor implements AsyncDisposable {
   }
 
   /**
-   * Begins an image of which nothing is there.
+   * Begins a new image.
    * @throws {UsageError} the geometry or the backing file's name is beyond what qcow2 can hold
    * @throws the file system's error: EEXIST where there is something at `path`
    */
@@ -64,7 +65,8 @@ export class Qcow2Editor implements AsyncDisposable {
   }
 
   /**
-   * Begins with an image of the same cluster size. Its refcounts are believed: `checkQcow2` has to come before.
+   * Begins with an existing image of the same cluster size. Its refcounts are trusted, so run `checkQcow2`
+   * first.
    * @throws {DamageError} the image can't be read
    */
   static async open(path: string, image: EditedImage): Promise<Qcow2Editor> {
@@ -73,7 +75,7 @@ export class Qcow2Editor implements AsyncDisposable {
     return new Qcow2Editor(file, image, free, Math.ceil((await file.size()) / image.geometry.clusterSize));
   }
 
-  /** @returns the host offset of a cluster in which nothing is */
+  /** @returns the host offset of an unused cluster */
   allocate(): number {
     const range = this.#free[0];
     if (!range) {
@@ -85,13 +87,13 @@ export class Qcow2Editor implements AsyncDisposable {
     return (range.first - 1) * this.geometry.clusterSize;
   }
 
-  /** @returns the host offset of room for a compressed stream, less than a cluster long */
+  /** @returns the host offset of space for a compressed stream, which is less than a cluster long */
   allocateStream(bytes: number): number {
     assert(bytes < this.geometry.clusterSize, `a stream of ${bytes} bytes is no gain`);
     const { tail, end } = this.#streams;
     if (tail + bytes > end) {
       const next = this.allocate();
-      // A stream may go on into the next cluster.
+      // A stream may continue in the next cluster.
       this.#streams = { tail: next === end ? tail : next, end: next + this.geometry.clusterSize };
     }
     const offset = this.#streams.tail;
@@ -105,7 +107,10 @@ export class Qcow2Editor implements AsyncDisposable {
     this.#file.writeNow(data, hostOffset);
   }
 
-  /** Notes what the next clusters are, in guest order; `hostOffset` of data that is there or was written. */
+  /**
+   * Records what the next clusters are, in guest order. `hostOffset` must be that of existing or written
+   * data.
+   */
   addRun(run: TableRun): void {
     this.#runs.append(run);
     const { clusterSize } = this.geometry;
@@ -119,9 +124,9 @@ export class Qcow2Editor implements AsyncDisposable {
   }
 
   /**
-   * Writes the new tables, after all data has reached stable storage.
-   * @param options.compression of the streams; left out: there are none
-   * @returns the header that makes them count
+   * Writes the new tables once all data has reached stable storage.
+   * @param options.compression the method of the streams; left out if there are none
+   * @returns the header that puts the tables into effect
    * @throws {UsageError} the disk is too large for tables with subclusters
    */
   async finish(options: {
@@ -155,7 +160,7 @@ export class Qcow2Editor implements AsyncDisposable {
   }
 }
 
-/** The clusters that no refcount block of the image counts as used. */
+/** The clusters with refcount 0. */
 async function freeRanges(path: string): Promise<FreeRange[]> {
   const file = await Qcow2File.open(path);
   try {

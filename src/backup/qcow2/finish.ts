@@ -19,20 +19,20 @@ export interface Qcow2WriterOptions {
   readonly backing?: Backing | undefined;
 }
 
-/** What the header names as the image below. */
+/** The backing file that the header names. */
 export interface Backing {
-  /** Taken as it is; QEMU looks it up from the new image's folder. */
+  /** Stored unchanged. QEMU looks it up from the new image's folder. */
   readonly name: string;
   readonly format: "qcow2" | "raw";
 }
 
 const MIN_CLUSTER_SIZE = 16 * 1024;
 const MAX_CLUSTER_SIZE = 2 * 1024 * 1024;
-/** qcow2 counts the disk in sectors. */
+/** qcow2 measures the disk in sectors. */
 const SECTOR = 512;
 
 /**
- * Makes the file, which must not exist.
+ * Creates the file, which must not exist.
  * @throws {UsageError} the geometry or the backing file's name is beyond what qcow2 can hold
  * @throws the file system's error, with `code`
  */
@@ -43,20 +43,20 @@ export async function createQcow2File(path: string, options: Qcow2WriterOptions)
   return await ImageFile.create(path);
 }
 
-/** A file with all of its data, that is to become an image. */
+/** A file with all of its data, which will become an image. */
 export interface Unfinished extends Qcow2WriterOptions {
   readonly extended: boolean;
-  /** Left out where no cluster is compressed. */
+  /** Left out if no cluster is compressed. */
   readonly compression?: Qcow2Header["compression"] | undefined;
-  /** Clusters from the beginning of the file to the end of the data; what lies behind is cut off. */
+  /** Clusters from the beginning of the file to the end of the data. The rest is cut off. */
   readonly dataEnd: number;
-  /** In guest order; gone through more than once. */
+  /** In guest order; iterated more than once. */
   readonly runs: Iterable<TableRun>;
-  /** In the order of the file, without the header and tables. */
+  /** In file order, without the header and tables. */
   readonly uses: Iterable<HostUse>;
 }
 
-/** Writes what makes it an image: data reaches stable storage, then tables, then the header last. */
+/** Completes the image: data reaches stable storage, then the tables, then the header last. */
 export async function finishQcow2(
   file: ImageFile,
   image: Unfinished,
@@ -68,8 +68,9 @@ export async function finishQcow2(
 }
 
 /**
- * Writes the tables behind the data, which reaches stable storage before them, and they before this returns.
- * @returns the header that makes them count once it is written at byte 0
+ * Writes the tables behind the data. The data reaches stable storage before the tables, and the tables before
+ * this returns.
+ * @returns the header, which puts the tables into effect once it is written at byte 0
  */
 export async function appendTables(
   file: ImageFile,
@@ -79,7 +80,7 @@ export async function appendTables(
   const { geometry, extended, dataEnd, runs } = image;
   const tables = countL2Tables(runs, { clusterSize: geometry.clusterSize, extended });
   const layout = layOut({ geometry, extended, dataEnd, l2Tables: tables });
-  // Cuts off slots behind the last that is used, and makes room for the tables.
+  // Cuts off slots behind the last used one, and makes room for the tables.
   await file.truncate(layout.fileSize);
   if (sync) await file.datasync();
   await writeTables(file, layout, image);

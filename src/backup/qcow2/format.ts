@@ -1,11 +1,18 @@
 /**
- * The numbers of the qcow2 format and its table entries, after QEMU's docs/interop/qcow2.txt. Pure: bytes in,
- * values out. All numbers in the file are unsigned and big-endian; 64-bit entries are handled as two halves.
+ * The qcow2 image format: this folder reads, writes, checks and edits images, compressed or not. Read this
+ * file first: it has the numbers of the format and its table entries, after QEMU's docs/interop/qcow2.txt.
+ * Then read `header.ts`, `layout.ts` and `tables.ts` (what a new image consists of) and `finish.ts` (the
+ * order in which it is written). On these build `writer.ts` and `compressed-writer.ts`; `reader.ts`,
+ * `check.ts` and `editor.ts` are for existing images.
+ *
+ * Nothing here knows NBD, libvirt or repositories, and nothing here opens a backing file. This file is pure:
+ * it turns bytes into values and values into bytes. All numbers in the file are unsigned and big-endian;
+ * 64-bit entries are handled as two halves.
  */
 
 import { ALL_SUBCLUSTERS } from "../image/image.js";
 
-/** What QEMU accepts; bytes, except for the bits. */
+/** QEMU's limits. Sizes are in bytes. */
 export const LIMITS = {
   minClusterBits: 9,
   maxClusterBits: 21,
@@ -30,7 +37,7 @@ export function l2Entries(clusterSize: number, extended: boolean): number {
   return clusterSize / l2EntryBytes(extended);
 }
 
-/** Bytes of an entry of a refcount block, as images are written here: refcount_order 4. */
+/** Bytes of an entry of a refcount block in the images that we write: refcount_order 4. */
 export const REFCOUNT_BYTES = 2;
 export const REFCOUNT_ORDER = 4;
 
@@ -51,13 +58,16 @@ export function writeUint64(buffer: Buffer, value: number, at: number): void {
   buffer.writeUInt32BE(value % TWO_TO_32, at + 4);
 }
 
-/** Writes an L1 entry, or an L2 entry of stored data, of a cluster with refcount 1; fields as in the decoders. */
+/**
+ * Writes an L1 entry, or the L2 entry of stored data, for a cluster with refcount 1. The decoders list the
+ * fields.
+ */
 export function writeCopiedOffset(buffer: Buffer, hostOffset: number, at: number): void {
   buffer.writeUInt32BE(COPIED_HIGH + Math.floor(hostOffset / TWO_TO_32), at);
   buffer.writeUInt32BE(hostOffset % TWO_TO_32, at + 4);
 }
 
-/** Writes a standard L2 entry of a cluster that reads as zeroes and has no place in the file. */
+/** Writes the standard L2 entry of a cluster that reads as zeroes and has no place in the file. */
 export function writeZeroEntry(buffer: Buffer, at: number): void {
   buffer.writeUInt32BE(0, at);
   buffer.writeUInt32BE(ZERO_LOW, at + 4);
@@ -75,7 +85,10 @@ export function writeExtendedEntry(
   buffer.writeUInt32BE(entry.dataMask, at + 12);
 }
 
-/** Writes the L2 entry of a compressed cluster, as `decodeCompressed` reads it, with subclusters in neither mask. */
+/**
+ * Writes the L2 entry of a compressed cluster, as `decodeCompressed` reads it. Neither subcluster mask is
+ * written.
+ */
 export function writeCompressedEntry(
   buffer: Buffer,
   { hostOffset, streamBytes }: { readonly hostOffset: number; readonly streamBytes: number },
@@ -90,12 +103,12 @@ export function writeCompressedEntry(
   buffer.writeUInt32BE(hostOffset % TWO_TO_32, at + 4);
 }
 
-/** How many bits the host offset of a compressed cluster may have. */
+/** The number of bits for the host offset of a compressed cluster. */
 export function compressedOffsetBits(clusterBits: number): number {
   return 62 - (clusterBits - 8);
 }
 
-/** What entries are checked against. */
+/** The facts about the image against which entries are checked. */
 export interface EntryContext {
   readonly version: number;
   readonly clusterBits: number;
@@ -145,7 +158,7 @@ export type L2Entry = StandardEntry | CompressedEntry | Invalid;
 /** Subclusters in neither mask are unallocated. Without extended entries each mask is all ones or 0. */
 export interface StandardEntry {
   readonly kind: "standard";
-  /** 0: none. Clusters of zeroes, even unallocated ones, may have a place set aside. */
+  /** 0: none. Clusters of zeroes, and even unallocated ones, may have a place reserved. */
   readonly hostOffset: number;
   readonly copied: boolean;
   readonly dataMask: number;
@@ -156,7 +169,7 @@ export interface CompressedEntry {
   readonly kind: "compressed";
   /** Need not be aligned to anything. */
   readonly hostOffset: number;
-  /** Up to the end of the last sector that belongs to it, which may go on past the compressed data. */
+  /** Up to the end of the stream's last sector, which may extend past the compressed data. */
   readonly length: number;
 }
 
@@ -234,7 +247,7 @@ export function decodeRefcountTableEntry(table: Buffer, index: number, context: 
   return misplaced(hostOffset, context) ?? { kind: "table", hostOffset };
 }
 
-/** A refcount of 2^order bits; of those with less than a byte, the first is the one with the lowest bits. */
+/** A refcount of 2^order bits. If several share a byte, the first has the lowest bits. */
 export function decodeRefcount(block: Buffer, index: number, order: number): number {
   if (order === REFCOUNT_ORDER) return block.readUInt16BE(index * REFCOUNT_BYTES);
   if (order < 3) {
@@ -247,18 +260,19 @@ export function decodeRefcount(block: Buffer, index: number, order: number): num
   return block.readUIntBE(index * bytes, bytes);
 }
 
-/** What is wrong with a host offset that must be that of a whole cluster. */
+/** The problem of a host offset that must point to a whole cluster, if there is one. */
 export function misplaced(
   hostOffset: number,
   { clusterSize, fileEnd }: Pick<EntryContext, "clusterSize" | "fileEnd">,
 ): Invalid | undefined {
   let problem: string;
-  // Bitwise operators see the low 32 bits, which tell all about a power of two of up to 2 MiB.
+  // Bitwise operators use the low 32 bits, which suffice for a power of two of up to 2 MiB.
   if ((hostOffset & (clusterSize - 1)) !== 0) problem = "points between two clusters";
   else if (hostOffset < clusterSize) problem = "points to the header";
   else if (hostOffset >= fileEnd) problem = "points behind the end of the file";
   else return undefined;
-  // One place for the number: where several branches turn it into text, V8 does so ahead of them, for every entry.
+  // The number is formatted in one place: if several branches did it, V8 would do it ahead of them, for every
+  // entry.
   return invalid(`${problem} (${hostOffset})`);
 }
 

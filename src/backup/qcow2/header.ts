@@ -2,7 +2,8 @@ import { BackupError, DamageError } from "../base/errors.js";
 import { ENTRY_BYTES, LIMITS, l2Entries, misplaced, REFCOUNT_ORDER, writeUint64 } from "./format.js";
 
 /**
- * The header of a qcow2 image, in cluster 0. Numbers are unsigned and big-endian; version 2 ends after byte 71.
+ * The header of a qcow2 image, in cluster 0. Numbers are unsigned and big-endian; version 2 ends after byte
+ * 71.
  *
  *       0   4  magic "QFI\xfb"
  *       4   4  version: 2 or 3
@@ -17,7 +18,7 @@ import { ENTRY_BYTES, LIMITS, l2Entries, misplaced, REFCOUNT_ORDER, writeUint64 
  *      56   4  clusters of the refcount table
  *      60   4  number of internal snapshots
  *      64   8  offset of the snapshot table
- *      72   8  incompatible features: who doesn't know one of them must not open the image
+ *      72   8  incompatible features: a program that doesn't know one of them must not open the image
  *      80   8  compatible features
  *      88   8  autoclear features
  *      96   4  refcount_order: refcounts have 2^n bits, n = 0 .. 6 (version 2: always 4)
@@ -35,17 +36,19 @@ export interface Qcow2Header {
   readonly clusterBits: number;
   readonly clusterSize: number;
   readonly virtualSize: number;
-  /** Of the table in the file, which may be longer than the virtual size needs. */
+  /** Entries of the table in the file, which may be longer than the virtual size needs. */
   readonly l1Entries: number;
   readonly l1Offset: number;
   readonly refcountTableOffset: number;
   readonly refcountTableClusters: number;
   readonly refcountOrder: number;
   readonly snapshots: number;
-  /** The bits themselves; those that can't be read are refused, so only DIRTY, COMPRESSION, EXTENDED_L2 remain. */
+  /**
+   * The bits themselves. Unreadable images are refused, so only DIRTY, COMPRESSION and EXTENDED_L2 remain.
+   */
   readonly incompatible: number;
   readonly compression: "deflate" | "zstd";
-  /** As they stand there, unchecked: whoever follows the name decides what it may be. */
+  /** As the header states them, unchecked: the code that follows the name decides what it may be. */
   readonly backingFile: string | undefined;
   readonly backingFormat: string | undefined;
   /** Persistent dirty bitmaps are stored in the image. */
@@ -65,7 +68,7 @@ export type NewHeader = Pick<
   | "backingFormat"
 > & {
   readonly extended: boolean;
-  /** Left out where no cluster is compressed. */
+  /** Left out if no cluster is compressed. */
   readonly compression?: Qcow2Header["compression"] | undefined;
 };
 
@@ -74,7 +77,7 @@ export const INCOMPATIBLE = { DIRTY: 1, CORRUPT: 2, DATA_FILE: 4, COMPRESSION: 8
 const MAGIC = 0x514649fb;
 const VERSION_2_BYTES = 72;
 const VERSION_3_BYTES = 104;
-/** With the compression type, which is only written where it isn't the one that older programs expect. */
+/** With the compression type, which is written only if it isn't the one that older programs expect. */
 const COMPRESSION_TYPE_BYTES = 112;
 const EXTENSION = {
   END: 0,
@@ -84,7 +87,7 @@ const EXTENSION = {
 } as const;
 const COMPRESSION_TYPES = ["deflate", "zstd"] as const;
 
-/** The first cluster of nearly all images: {@link headerBytesOf} tells whether `parseHeader` needs more. */
+/** The first cluster of nearly all images. {@link headerBytesOf} says whether `parseHeader` needs more. */
 export const HEADER_FIRST_BYTES = 64 * 1024;
 
 /** Everything from byte 0 to the end of the backing file's name; the rest of cluster 0 stays zero. */
@@ -131,7 +134,10 @@ function extension(type: number, data: Buffer): Buffer {
   return bytes;
 }
 
-/** A row of the feature name table, from which older programs learn what they don't know: kind 0, bit, 46 bytes of name. */
+/**
+ * A row of the feature name table, by which older programs name unknown features: kind 0, bit, 46 bytes of
+ * name.
+ */
 function featureName(bit: number, name: string): Buffer {
   const row = Buffer.alloc(48);
   row.writeUInt8(bit, 1);
@@ -140,8 +146,8 @@ function featureName(bit: number, name: string): Buffer {
 }
 
 /**
- * How many bytes of the beginning of a file `parseHeader` needs: the first cluster, as far as there is sense in what
- * stands there.
+ * How many bytes of the beginning of a file `parseHeader` needs: the first cluster, if its size there is
+ * plausible.
  * @param start the file's first {@link HEADER_FIRST_BYTES}, or all of it if it is shorter
  */
 export function headerBytesOf(start: Buffer): number {
@@ -150,10 +156,11 @@ export function headerBytesOf(start: Buffer): number {
 }
 
 /**
- * Reads a header that anybody may have written. Whatever it says of tables has been held against `fileSize`, so
- * that no length in the result can lead to a large allocation.
+ * Reads an untrusted header. Everything that it says of tables has been checked against `fileSize`, so that
+ * no length in the result can lead to a large allocation.
  *
- * @param head as many bytes of the file's beginning as {@link headerBytesOf} says, or all of it if it is shorter
+ * @param head as many bytes of the file's beginning as {@link headerBytesOf} says, or all of it if it is
+ * shorter
  * @throws {DamageError} it contradicts the format, itself or the file's size
  * @throws {BackupError} the image uses something that can't be read here
  */
@@ -209,7 +216,7 @@ const VERSION_2_FEATURES: Features = {
   headerLength: VERSION_2_BYTES,
 };
 
-/** What only version 3 has. */
+/** The fields that only version 3 has. */
 function parseFeatures(cluster0: Buffer): Features {
   const incompatible = cluster0.readUInt32BE(76);
   const known = INCOMPATIBLE.DIRTY | INCOMPATIBLE.COMPRESSION | INCOMPATIBLE.EXTENDED_L2;
@@ -267,7 +274,7 @@ function parseExtensions(
   return { backingFile: name === "" ? undefined : name, backingFormat, hasBitmaps };
 }
 
-/** Every table lies in whole clusters of the file and is no longer than QEMU allows. */
+/** Checks that every table lies in whole clusters of the file and is no longer than QEMU allows. */
 function checkTables(header: Qcow2Header, fileSize: number): void {
   const { clusterSize, l1Entries } = header;
   const extended = (header.incompatible & INCOMPATIBLE.EXTENDED_L2) !== 0;
@@ -289,7 +296,7 @@ function checkTables(header: Qcow2Header, fileSize: number): void {
   check("refcount", header.refcountTableOffset, refcountBytes, LIMITS.refcountTable);
 }
 
-/** The one place where 64-bit numbers of headers and directories come in. */
+/** Reads a 64-bit number. All of those in headers and directories are read here. */
 function readUint64(buffer: Buffer, at: number, what: string): number {
   const value = buffer.readUInt32BE(at) * 2 ** 32 + buffer.readUInt32BE(at + 4);
   if (!Number.isSafeInteger(value)) throw damaged(`${what} is beyond 2^53`);

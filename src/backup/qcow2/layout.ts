@@ -9,8 +9,8 @@ import { ENTRY_BYTES, LIMITS, l2Entries, REFCOUNT_BYTES } from "./format.js";
  *     | header  | data of guest clusters | L2 tables | L1 table | refcount table | refcount blocks |
  *               | rank 0 | rank 1 | ...  |
  *
- * So the place of a guest cluster depends only on how many are stored before it, and is known long before the
- * rest of the disk is. Offsets in bytes.
+ * So the place of a guest cluster depends only on the number of clusters stored before it, and is known long
+ * before the rest of the disk is. Offsets in bytes.
  */
 export interface Layout {
   readonly l2Offset: number;
@@ -54,13 +54,13 @@ export function layOut({ geometry, extended, dataEnd, l2Tables }: Contents): Lay
 }
 
 /**
- * How many refcount blocks, and clusters of the table that lists them, count `others` clusters and themselves: the
- * smallest solution of
+ * The number of refcount blocks, and of clusters for the table that lists them, that it takes to count
+ * `others` clusters and the blocks and table themselves: the smallest solution of
  *
  *     blocks = ceil((others + blocks + table) / refcounts in a block)
  *     table  = ceil(blocks / entries in a cluster)
  *
- * Counting up from nothing, each step is at most the solution, so the loop ends there.
+ * Starting at 0, each step is at most the solution, so the loop ends there.
  */
 export function refcountClusters(others: number, clusterSize: number): { blocks: number; table: number } {
   let blocks = 0;
@@ -75,7 +75,7 @@ export function refcountClusters(others: number, clusterSize: number): { blocks:
 }
 
 /**
- * Makes sure, before the first byte is stored, that the tables fit even if the whole disk is data.
+ * Checks, before the first byte is stored, that the tables fit even if the whole disk is data.
  * @throws {UsageError} the disk needs larger clusters
  */
 export function assertFits(geometry: Geometry, extended: boolean): void {

@@ -3,7 +3,7 @@ import { ImageFile, type ReadOptions } from "../image/image-file.js";
 import { type EntryContext, l2Entries } from "./format.js";
 import { HEADER_FIRST_BYTES, headerBytesOf, INCOMPATIBLE, parseHeader, type Qcow2Header } from "./header.js";
 
-/** A qcow2 image open for reading, with what its header says of it. The file may be anybody's. */
+/** A qcow2 image that is open for reading, with its header. The file isn't trusted. */
 export class Qcow2File {
   readonly path: string;
   readonly header: Qcow2Header;
@@ -46,7 +46,7 @@ export class Qcow2File {
   }
 
   /**
-   * Fills `target` from `position`. As in QEMU, a last cluster that isn't all there goes on with zeroes.
+   * Fills `target` from `position`. As in QEMU, an incomplete last cluster continues with zeroes.
    * @throws {DamageError} the clusters asked for are not in the file
    */
   async read(target: Uint8Array, position: number): Promise<void> {
@@ -66,7 +66,7 @@ export class Qcow2File {
   }
 }
 
-/** The first `length` bytes, or all that there are. */
+/** The first `length` bytes, or all if the file is shorter. */
 async function beginningOf(file: ImageFile, length: number, size: number): Promise<Buffer> {
   const bytes = Buffer.allocUnsafe(Math.min(length, size));
   await file.fill(bytes, 0, size);

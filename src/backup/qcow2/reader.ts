@@ -16,7 +16,7 @@ import { decodeL1Entry, decodeL2Entry, ENTRY_BYTES, type L2Entry } from "./forma
 import type { Qcow2Header } from "./header.js";
 import { Qcow2File } from "./open.js";
 
-/** L2 tables that are kept for looking up compressed clusters: of as many places as are read from at once. */
+/** How many L2 tables are kept to look up compressed clusters: as many as there are places read at once. */
 const CACHED_TABLES = { elsewhere: 4, blocking: 1 } as const;
 
 /** A run that may still grow. */
@@ -26,8 +26,8 @@ type Draft =
   | PartialRun;
 
 /**
- * Reads the active state of a qcow2 image of any version and origin, without trusting it: a contradiction is a
- * `DamageError` that names the guest offset. What lies below the image is the caller's affair.
+ * Reads the active state of a qcow2 image of any version and origin, without trusting it: a contradiction is
+ * a `DamageError` that names the guest offset. It never opens the backing file; that is up to the caller.
  *
  * Compressed clusters have no place of their own in the file. They appear in an expanded area behind its end,
  * which exists for `readHost` only:
@@ -44,7 +44,7 @@ export class Qcow2Reader implements ImageReader, AsyncDisposable {
   readonly #l1: Buffer;
   readonly #options: ReadOptions;
   readonly #tables = new Map<number, Promise<Buffer | undefined>>();
-  /** What a compressed stream is read into. */
+  /** Buffer for a compressed stream. */
   #stream = Buffer.alloc(0);
 
   private constructor(file: Qcow2File, geometry: Geometry, l1: Buffer, options: ReadOptions) {
@@ -115,13 +115,14 @@ export class Qcow2Reader implements ImageReader, AsyncDisposable {
     else await this.#readExpanded(hostOffset - fileEnd, target);
   }
 
-  /** Whether what is at `hostOffset`, of a run, is stored compressed. */
+  /** Whether the data at `hostOffset` of a run is compressed. */
   isCompressed(hostOffset: number): boolean {
     return hostOffset >= this.#file.context.fileEnd;
   }
 
   /**
-   * Where in the file the stream of a compressed cluster is; bytes. It may end before `length` does.
+   * Where in the file the stream of a compressed cluster is, in bytes. The stream may be shorter than
+   * `length`.
    * @throws {DamageError} the cluster is not compressed
    */
   async streamOf(cluster: number): Promise<{ readonly hostOffset: number; readonly length: number }> {
@@ -132,7 +133,7 @@ export class Qcow2Reader implements ImageReader, AsyncDisposable {
     return entry;
   }
 
-  /** The stream of a compressed cluster as it is in the file; some bytes of what follows may be behind it. */
+  /** The stream of a compressed cluster as it is in the file, possibly with some bytes of what follows. */
   async readStream(cluster: number): Promise<Buffer> {
     const { hostOffset, length } = await this.streamOf(cluster);
     return await this.#file.readTable(hostOffset, length);
@@ -146,7 +147,7 @@ export class Qcow2Reader implements ImageReader, AsyncDisposable {
     return this.close();
   }
 
-  /** If several entries shared a table, a small file could describe a disk that takes for ever to walk over. */
+  /** If several entries shared a table, a small file could describe a disk that takes for ever to walk. */
   #assertDistinctTables(): void {
     const offsets = new Float64Array(this.#l1.length / ENTRY_BYTES);
     for (let index = 0; index < offsets.length; index += 1) {
@@ -173,7 +174,7 @@ export class Qcow2Reader implements ImageReader, AsyncDisposable {
     }
   }
 
-  /** Undefined for what the image leaves to the one below. */
+  /** Undefined if the image leaves the cluster to its backing file. */
   #run(cluster: number, entry: Exclude<L2Entry, { readonly kind: "invalid" }>): Draft | undefined {
     switch (entry.kind) {
       case "standard": {
@@ -191,7 +192,7 @@ export class Qcow2Reader implements ImageReader, AsyncDisposable {
     }
   }
 
-  /** @throws the error itself where nobody wants to be told, and what doesn't speak of the image */
+  /** @throws the error itself if there is no `onDamage`, or if the error doesn't concern the image */
   #tell(
     error: unknown,
     { first, count }: { readonly first: number; readonly count: number },
@@ -220,12 +221,12 @@ export class Qcow2Reader implements ImageReader, AsyncDisposable {
       const filled = this.#decompress(cluster).then((bytes) =>
         piece.set(bytes.subarray(skipped, skipped + piece.length)),
       );
-      // A thread that waits anyway gains nothing by several at once, which would all be in memory.
+      // A thread that blocks gains nothing from several at once, which would all take memory.
       if (this.#options.blocking) await filled;
       else pieces.push(filled);
       done += piece.length;
     }
-    // None may write into the buffer once this is over.
+    // Waits for all pieces: none may write into the buffer after this returns.
     for (const outcome of await Promise.allSettled(pieces)) {
       if (outcome.status === "rejected") throw outcome.reason;
     }
@@ -243,7 +244,7 @@ export class Qcow2Reader implements ImageReader, AsyncDisposable {
     }
   }
 
-  /** Threads that wait do one after the other, so they can use the same memory again. */
+  /** Threads that block decompress one stream after the other, so they reuse the same memory. */
   async #streamToDecompress(cluster: number): Promise<Buffer> {
     if (!this.#options.blocking) return await this.readStream(cluster);
     const { hostOffset, length } = await this.streamOf(cluster);
@@ -275,7 +276,7 @@ export class Qcow2Reader implements ImageReader, AsyncDisposable {
   }
 }
 
-/** Whether `next` is the same as `last`, gone on in the guest and in the file. */
+/** Whether `next` continues `last`, in the guest and in the file. */
 function continues(last: Draft, next: Draft, clusterSize: number): last is Exclude<Draft, PartialRun> {
   if (last.kind === "partial" || next.cluster !== last.cluster + last.count) return false;
   if (last.kind === "zero") return next.kind === "zero";

@@ -1,14 +1,17 @@
-/** Clusters are counted in pages, so that memory follows what is used and not how long a sparse file claims to be. */
+/**
+ * Counters are kept in pages, so that memory grows with the clusters in use, not with the length of a sparse
+ * file.
+ */
 const PAGE_CLUSTERS = 64 * 1024;
 
 /** In each counter: the cluster is a table, or holds data of one guest cluster as it is. */
 const WHOLE = 0x8000;
-/** Beside that: an entry says that nothing else uses it. */
+/** In addition: an entry says that nothing else uses the cluster. */
 const COPIED = 0x4000;
 const COUNT = 0x7fff;
 const WHOLE_COUNT = 0x3fff;
 
-/** How often each cluster of a file is referred to: 16 bits a cluster. */
+/** Counts the references to each cluster of a file, in 16 bits a cluster. */
 export class ClusterUses {
   readonly #pages = new Map<number, Uint16Array>();
 
@@ -21,7 +24,7 @@ export class ClusterUses {
   }
 
   /**
-   * Counts a use that leaves room for others like it: compressed data fills clusters as it comes.
+   * Counts a use that allows others like it: several compressed streams can share a cluster.
    * @returns false if the cluster is used as a whole
    */
   share(cluster: number): boolean {
@@ -46,7 +49,7 @@ export class ClusterUses {
     }
   }
 
-  /** The clusters in use in the order of the file, those that are used equally often side by side as one. */
+  /** The clusters in use, in file order. Neighbours that are used equally often become one range. */
   *inOrder(): Generator<{ readonly first: number; readonly end: number; readonly refcount: number }> {
     let last: { first: number; end: number; refcount: number } | undefined;
     for (const number of [...this.#pages.keys()].sort((a, b) => a - b)) {

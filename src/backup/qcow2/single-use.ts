@@ -3,21 +3,21 @@ import type { ClusterRun } from "../image/image.js";
 import type { Qcow2Reader } from "./reader.js";
 import { ClusterUses } from "./refcounts.js";
 
-/** How many times smaller than a cluster its stream can be, and the fewest bytes of a stream. */
+/** The largest ratio of a cluster to its stream, and the fewest bytes of a stream. */
 const MOST_SHRUNK = { deflate: 1032, zstd: Number.POSITIVE_INFINITY } as const;
 const SHORTEST_STREAM = 8;
 
 /**
- * The runs of an image that anybody may have made, as long as each cluster of the file holds data of one guest cluster
- * only, or as many streams of compressed ones as have room in it. Otherwise a small file could describe data of any length:
- * within an active state QEMU never shares clusters. Memory: two bytes for each cluster in use.
+ * The runs of an untrusted image, as long as each cluster of the file holds data of only one guest cluster,
+ * or no more compressed streams than fit into it. Otherwise a small file could describe data of any length.
+ * Within an active state QEMU never shares clusters. Memory: two bytes for each cluster in use.
  *
- * @throws {DamageError} a cluster is used once more than it can be
+ * @throws {DamageError} a cluster is used more often than it can be
  */
 export async function* singlyUsed(image: Qcow2Reader): AsyncGenerator<ClusterRun> {
   const { clusterSize } = image.geometry;
   const uses = new ClusterUses();
-  // One more may begin in the cluster before, and be counted where it ends.
+  // One more stream may be counted here, since streams can cross the boundary to the neighbouring cluster.
   const most = streamsIn(clusterSize, image.header.compression) + 1;
   for await (const run of image.runs()) {
     for (let i = 0; i < run.count && run.kind !== "zero"; i += 1) {

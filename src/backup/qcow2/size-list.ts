@@ -5,7 +5,7 @@ const CHUNK_SIZES = 64 * 1024;
 /** Sizes below this fit into two bytes. */
 const TWO_BYTES = 64 * 1024;
 
-/** How long the compressed streams of an image are: two bytes a cluster, or four where clusters exceed 64 KiB. */
+/** The lengths of an image's compressed streams, in two bytes each, or four if clusters exceed 64 KiB. */
 export class SizeList {
   readonly #clusterSize: number;
   readonly #chunks: (Uint16Array | Uint32Array)[] = [];
@@ -19,7 +19,7 @@ export class SizeList {
     return this.#length;
   }
 
-  /** A size is less than that of a cluster. */
+  /** Appends a size, which must be less than a cluster. */
   push(size: number): void {
     assert(size >= 0 && size < this.#clusterSize, `${size} is no size of a compressed cluster`);
     const at = this.#length % CHUNK_SIZES;

@@ -3,25 +3,26 @@ import type { SizeList } from "./size-list.js";
 import type { HostUse, TableRun } from "./tables.js";
 
 /**
- * Where compressed streams and whole clusters go in a file, one after the other in guest order. Streams lie back to
- * back, across the boundaries of host clusters too; what room a whole cluster leaves behind is for later streams that fit:
+ * Finds places in a file for compressed streams and whole clusters, one after the other in guest order.
+ * Streams lie back to back, also across the boundaries of host clusters. Space left before a whole cluster is
+ * used by later streams that fit:
  *
  *     guest    stream a, stream b, whole C, stream d, stream e
  *     file     |header  |aaaabbb.|CCCCCCCC|        |       d fits behind b, e doesn't:
  *              |header  |aaaabbbd|CCCCCCCC|eeeee...|
  *
- * The places follow from the sizes alone: whoever repeats the calls gets the same ones.
+ * The places depend only on the sizes: repeating the calls gives the same places.
  */
 export class StreamPlacement {
   readonly #clusterSize: number;
   /** Where the next stream goes if it fits. */
   #tail: number;
-  /** The first cluster that nothing is in, and nothing after it either. */
+  /** Offset of the first cluster behind all clusters in use. */
   #free: number;
 
   constructor(clusterSize: number) {
     this.#clusterSize = clusterSize;
-    // Cluster 0 is the header's.
+    // Cluster 0 holds the header.
     this.#tail = clusterSize;
     this.#free = clusterSize;
   }
@@ -41,7 +42,7 @@ export class StreamPlacement {
     return offset;
   }
 
-  /** @returns the host offset of a cluster that is stored as it is */
+  /** @returns the host offset of a cluster that is stored uncompressed */
   cluster(): number {
     const offset = this.#free;
     this.#free += this.#clusterSize;
@@ -49,16 +50,16 @@ export class StreamPlacement {
   }
 }
 
-/** What a compressed image stores, before it has places. */
+/** What a compressed image stores, before places are assigned. */
 export interface PackedClusters {
   readonly clusterSize: number;
-  /** In place of host clusters they count what is stored, from 0. */
+  /** Their host clusters are the ranks of stored clusters, from 0. */
   readonly runs: Iterable<StoredRun>;
-  /** Of everything that is stored; 0: a cluster as it is. */
+  /** Sizes of everything that is stored; 0 for an uncompressed cluster. */
   readonly sizes: SizeList;
 }
 
-/** Gives everything its place again, cluster by cluster in guest order, in a fresh `placement`. */
+/** Assigns the places again, cluster by cluster in guest order, using a new `placement`. */
 export function* placed(
   { clusterSize, runs, sizes }: PackedClusters,
   placement: StreamPlacement,
@@ -82,8 +83,9 @@ export function* placed(
 }
 
 /**
- * How often each host cluster is referred to, in ascending order: once for every stream that has a byte in it.
- * Of the clusters with streams only the latest can get more; whole clusters placed meanwhile come after it.
+ * How often each host cluster is referred to, in ascending order: once for every stream that has a byte in
+ * it. Only the latest cluster with streams can get more of them. Whole clusters placed meanwhile come after
+ * it.
  */
 export function* usesOfPlaced(runs: Iterable<TableRun>, clusterSize: number): Generator<HostUse> {
   let shared = { cluster: 0, streams: 0 };

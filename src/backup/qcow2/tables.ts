@@ -12,28 +12,28 @@ import {
 } from "./format.js";
 import type { Layout } from "./layout.js";
 
-/** How tables are made; bytes. */
+/** The properties of an image that decide the form of its tables. */
 export interface TableShape {
   readonly clusterSize: number;
   readonly extended: boolean;
 }
 
-/** What L2 entries are made from: clusters that are alike, or one that is compressed. */
+/** What L2 entries are made from: clusters in the same state, or one compressed cluster. */
 export type TableRun = (StoredRun & { readonly streamBytes?: undefined }) | StoredStream;
 
 export interface StoredStream {
   readonly cluster: number;
   readonly count: 1;
-  /** Bytes; need not be aligned to anything. */
+  /** In bytes, not necessarily aligned. */
   readonly hostOffset: number;
   /** Length of the compressed cluster. */
   readonly streamBytes: number;
 }
 
-/** The stretch of one run that one L2 table describes; `table` is its index in the L1 table. */
+/** The part of a run that one L2 table describes; `table` is its index in the L1 table. */
 type Piece = TableRun & { readonly table: number };
 
-/** How many L2 tables it takes to describe the runs: those that would be empty aren't written. */
+/** The number of L2 tables that describe the runs. Tables that would be empty aren't written. */
 export function countL2Tables(runs: Iterable<TableRun>, { clusterSize, extended }: TableShape): number {
   const entries = l2Entries(clusterSize, extended);
   let count = 0;
@@ -47,8 +47,8 @@ export function countL2Tables(runs: Iterable<TableRun>, { clusterSize, extended 
 }
 
 /**
- * The L2 tables that describe the runs, one at a time and in ascending order.
- * `bytes` is one buffer, filled again for the next table.
+ * The L2 tables that describe the runs, one at a time and in ascending order. `bytes` is always the same
+ * buffer, which the next table overwrites.
  */
 export function* l2Tables(
   runs: Iterable<TableRun>,
@@ -67,7 +67,7 @@ export function* l2Tables(
   if (index !== undefined) yield { index, bytes };
 }
 
-/** Cuts runs where a new table begins. */
+/** Splits runs where a new table begins. */
 function* pieces(runs: Iterable<TableRun>, entries: number): Generator<Piece> {
   for (const run of runs) {
     if (run.streamBytes !== undefined) {
@@ -102,7 +102,7 @@ function writeEntries(bytes: Buffer, piece: Piece, { clusterSize, extended }: Ta
   }
 }
 
-/** The refcount table: all of its blocks, side by side. */
+/** The refcount table, which lists blocks that lie side by side. */
 export function refcountTable(layout: Layout, clusterSize: number): Buffer {
   const table = Buffer.alloc(layout.refcountTableClusters * clusterSize);
   for (let i = 0; i < layout.refcountBlocks; i += 1) {
@@ -111,14 +111,14 @@ export function refcountTable(layout: Layout, clusterSize: number): Buffer {
   return table;
 }
 
-/** Clusters of the file that are referred to equally often. */
+/** Neighbouring clusters of the file with the same refcount. */
 export interface HostUse {
   readonly first: number;
   readonly end: number;
   readonly refcount: number;
 }
 
-/** The clusters that runs have data in, in ascending order. */
+/** The clusters in which runs have data, in ascending order. */
 export function* usesOfRuns(runs: Iterable<StoredRun>): Generator<HostUse> {
   for (const { hostCluster, count, dataMask } of runs) {
     if (dataMask !== 0) yield { first: hostCluster, end: hostCluster + count, refcount: 1 };
@@ -126,8 +126,8 @@ export function* usesOfRuns(runs: Iterable<StoredRun>): Generator<HostUse> {
 }
 
 /**
- * The refcount blocks, one at a time and in ascending order: 1 for the header and for tables, what `uses` say for data,
- * 0 for slots that stayed holes. The buffer is filled again for the next block.
+ * The refcount blocks, one at a time and in ascending order: 1 for the header and for tables, the counts in
+ * `uses` for data, 0 for slots that stayed holes. The next block overwrites the buffer.
  */
 export function* refcountBlocks(
   uses: Iterable<HostUse>,

@@ -11,8 +11,8 @@ export type { Backing, Qcow2WriterOptions };
 /**
  * Writes a qcow2 image (version 3) whose stored clusters are packed in guest order; `Layout` has the drawing.
  *
- * Until `finish` the file is data only, and its first cluster a hole: what was not finished is not an image. Slots
- * that no run mentions stay unreferenced. Where clusters turned out to be defined in part, the tables have
+ * Until `finish` the file holds only data, and its first cluster is a hole: an unfinished file is not an
+ * image. Slots that no run mentions stay unreferenced. If some clusters are defined in part, the tables have
  * extended entries (QEMU 5.2 or newer can read them), otherwise standard ones.
  */
 export class Qcow2Writer implements ImageWriter, AsyncDisposable {
@@ -30,7 +30,7 @@ export class Qcow2Writer implements ImageWriter, AsyncDisposable {
   }
 
   /**
-   * Makes the file, which must not exist.
+   * Creates the file, which must not exist.
    * @throws {UsageError} the geometry or the backing file's name is beyond what qcow2 can hold
    * @throws the file system's error, with `code`
    */
@@ -51,7 +51,7 @@ export class Qcow2Writer implements ImageWriter, AsyncDisposable {
     this.#file.reach(hostEnd);
   }
 
-  /** @throws {UsageError} a cluster defined in part, on a disk that is too large for such tables */
+  /** @throws {UsageError} a cluster is defined in part, and the disk is too large for such tables */
   addRun(run: ClusterRun): void {
     assert(run.cluster + run.count <= clustersIn(this.geometry), "the run is behind the end of the disk");
     const alreadyExtended = this.#runs.hasPartial;

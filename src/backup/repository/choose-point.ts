@@ -3,10 +3,10 @@ import { isPointId, type Manifest, timeOfPointId } from "./manifest.js";
 import type { Repository } from "./repository.js";
 
 /**
- * The point that `at` means: an id, `latest`, or a time (the newest point not after it). Only that point's manifest
- * is read: a damaged one elsewhere does not stand in the way.
+ * The point that `at` names: an id, `latest`, or a time (the newest point not after it). Reads only that
+ * point's manifest, so a damaged manifest of another point does no harm.
  *
- * @throws {UsageError} not an id, a time, or `latest`
+ * @throws {UsageError} `at` is not an id, a time, or `latest`
  * @throws {PreconditionError} there is no such point
  * @throws {DamageError} its manifest is missing or wrong
  */
@@ -25,8 +25,8 @@ export async function choosePoint(repository: Repository, domain: string, at: st
 }
 
 /**
- * The disks to work on: those named, each once, or all that the point has.
- * @throws {UsageError} the point has no disk of a name
+ * The disks to work on: the named ones, each once, or all disks of the point.
+ * @throws {UsageError} the point has no disk of one of the names
  */
 export function chooseDisks(point: Manifest, names: readonly string[] | undefined): readonly string[] {
   const present = point.disks.map((disk) => disk.name);
@@ -40,10 +40,12 @@ export function chooseDisks(point: Manifest, names: readonly string[] | undefine
   return [...new Set(names)];
 }
 
-/** Without a zone it is local time; Date.parse alone would take nearly anything. */
+/**
+ * Times that users can give. A time without a zone is local. Date.parse alone would accept nearly anything.
+ */
 export const ISO_TIME = /^\d{4}-\d\d-\d\d(T\d\d:\d\d(:\d\d(\.\d{1,3})?)?(Z|[+-]\d\d:\d\d)?)?$/;
 
-/** Date.parse takes the 30th of February for a day in March. */
+/** Whether the day exists. Date.parse takes the 30th of February for a day in March. */
 export function isCalendarDay(day: string): boolean {
   const date = new Date(`${day}T00:00Z`);
   return !Number.isNaN(date.getTime()) && date.toISOString().startsWith(day);
@@ -52,7 +54,7 @@ export function isCalendarDay(day: string): boolean {
 function chooseId(ids: readonly string[], at: string): string | undefined {
   if (at === "latest") return ids.at(-1);
   if (isPointId(at)) return ids.find((id) => id === at);
-  // Date.parse would take a date alone for midnight in Greenwich.
+  // Date.parse would take a date alone for midnight UTC.
   const text = at.includes("T") ? at : `${at}T00:00`;
   const time = ISO_TIME.test(at) && isCalendarDay(at.slice(0, 10)) ? Date.parse(text) : Number.NaN;
   if (Number.isNaN(time)) {
@@ -63,8 +65,8 @@ function chooseId(ids: readonly string[], at: string): string | undefined {
 }
 
 /**
- * The domain to work on: the one named, or the repository's only one.
- * @throws {UsageError} several, and none was named
+ * The domain to work on: the named one, or the repository's only domain.
+ * @throws {UsageError} there are several domains, and none was named
  * @throws {PreconditionError} no such domain
  */
 export async function chooseDomain(repository: Repository, name: string | undefined): Promise<string> {

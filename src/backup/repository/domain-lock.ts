@@ -3,26 +3,29 @@ import { mkdir, readdir, rm, rmdir, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { lock } from "proper-lockfile";
-import { BackupError, PreconditionError } from "../base/errors.js";
+import { BackupError, hasCode, PreconditionError } from "../base/errors.js";
 import { exists, isMissing, makeFolders } from "../host/durable-files.js";
 
-/** A dead process loses its lock after this long; who comes while it is held waits a little longer. */
+/** A dead process loses its lock after LOCK_STALE_MS; others wait a little longer for it. */
 const LOCK_STALE_MS = 10_000;
 const LOCK_WAIT_MS = 13_000;
 const LOCK_RETRY_MS = 500;
 const READER = ".reader-";
-/** Who has the lock; the next one to get it takes the mark of a predecessor that was thought dead away. */
+/** Prefix of the lock holder's mark. The next holder removes the mark of one that was taken for dead. */
 const HOLDER = ".holder-";
-/** Well below what it takes others to get the lock, and far above what a look costs. */
+/**
+ * How often `assertHeld` looks: well below the time in which others get the lock, far above the cost of a
+ * look.
+ */
 const LOOK_AGAIN_MS = 1_000;
 
 /** The right to write a domain's points, which one process has at a time. */
 export interface HeldLock {
-  /** Aborted when the lock was lost: the process was suspended, or somebody removed it. */
+  /** Aborted when the lock was lost, because this process was suspended or the lock was removed. */
   readonly lost: AbortSignal;
   /**
-   * To be asked right before something is changed that another holder may be changing: after a suspension `lost`
-   * takes a moment to know.
+   * Must be called right before a change that could collide with another holder: after a suspension it takes
+   * a moment until `lost` is aborted.
    * @throws {BackupError} the lock was lost
    */
   assertHeld(): Promise<void>;
@@ -30,8 +33,8 @@ export interface HeldLock {
 }
 
 /**
- * A lock that a dead process loses after some seconds, and that works on network file systems.
- * @throws {PreconditionError} somebody else has it
+ * Takes the lock of a domain. A dead process loses it after some seconds. It works on network file systems.
+ * @throws {PreconditionError} another process has it
  */
 export async function takeLock(
   folder: string,
@@ -75,7 +78,7 @@ export async function takeLock(
       };
     } catch (cause) {
       if (isMissing(cause)) {
-        // The holder's first point failed, and it took the empty folder away.
+        // Another holder's first point failed, and that holder removed the empty folder.
         await makeFolders(folder);
         continue;
       }
@@ -89,12 +92,15 @@ export async function takeLock(
   }
 }
 
-/** Whether a lock whose time was last renewed then is a dead process's. */
+/** Whether a lock that was last renewed at `mtimeMs` belongs to a dead process. */
 export function isLockStale(mtimeMs: number): boolean {
   return Date.now() - mtimeMs >= LOCK_STALE_MS;
 }
 
-/** From here on a holder before us, who may only have been suspended, finds out that it is none any more. */
+/**
+ * Replaces older marks by ours, so that an earlier holder that was only suspended notices that it lost the
+ * lock.
+ */
 async function markHolder(folder: string): Promise<string> {
   for (const name of await readdir(folder)) {
     if (name.startsWith(HOLDER)) await rm(join(folder, name), { recursive: true, force: true });
@@ -104,27 +110,29 @@ async function markHolder(folder: string): Promise<string> {
   return mark;
 }
 
-/** Somebody who reads a domain's points, and for whom `waitForReaders` waits. */
+/** The mark of a process that reads a domain's points; `waitForReaders` waits for it. */
 export interface ReaderMark {
-  /** False where it could not be made, or was taken for a dead process's: nobody has waited for us. */
+  /**
+   * False if the mark could not be made or was removed as a dead process's; then a prune may not have waited.
+   */
   isThere(): Promise<boolean>;
   release(): Promise<void>;
 }
 
 /**
- * Marks the domain as being read. Where nothing can be written, or nothing more, it isn't marked: the repository can
- * be read all the same.
+ * Marks the domain as being read. If the file system is read-only or full there is no mark, and the
+ * repository can be read all the same.
  */
 export async function markReader(folder: string): Promise<ReaderMark> {
   const path = join(folder, `${READER}${randomUUID()}`);
   try {
-    // By its own path: two locks that the library knows by the same one would end each other.
+    // Each lock needs a path of its own: the library confuses two locks with the same path.
     const release = await lock(path, {
       lockfilePath: path,
       realpath: false,
       stale: LOCK_STALE_MS,
       update: LOCK_STALE_MS / 5,
-      // Who reads asks at the end.
+      // The reader calls `isThere` at its end.
       onCompromised: () => undefined,
     });
     return { isThere: () => exists(path), release: () => release().catch(() => undefined) };
@@ -136,8 +144,8 @@ export async function markReader(folder: string): Promise<ReaderMark> {
 }
 
 /**
- * Waits until nobody reads the domain; marks of dead processes are removed.
- * @throws {PreconditionError} somebody still reads after `waitMs`
+ * Waits until no process reads the domain. Removes the marks of dead processes.
+ * @throws {PreconditionError} a process still reads after `waitMs`
  * @throws the signal's reason
  */
 export async function waitForReaders(
@@ -169,8 +177,4 @@ async function livingReaders(folder: string): Promise<number> {
     else await rm(path, { recursive: true, force: true });
   }
   return count;
-}
-
-function hasCode(error: unknown, code: string): boolean {
-  return (error as NodeJS.ErrnoException).code === code;
 }

@@ -5,8 +5,8 @@ import { isMissing, sha256OfFile } from "../host/durable-files.js";
 import type { KeptFile, Manifest } from "./manifest.js";
 
 /**
- * What is wrong with a kept file; undefined where it is what was stored.
- * @throws the file system's error, but for a medium that fails
+ * What is wrong with a kept file; undefined if it is what was stored.
+ * @throws the file system's error, except for a failing medium, which counts as damage
  */
 export async function damageOf(
   folder: string,
@@ -25,7 +25,7 @@ export async function damageOf(
   }
 }
 
-/** The files that a restore brings back; the definition is adjusted instead. */
+/** The files that a restore copies back. The definition is not among them: a restore adjusts it. */
 export function bootFilesOf({ files = [] }: Manifest): readonly KeptFile[] {
   return files.filter(({ role }) => role !== "definition");
 }

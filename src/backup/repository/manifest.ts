@@ -1,17 +1,17 @@
 import { z } from "zod";
-import { DamageError } from "../base/errors.js";
+import { DamageError, messageOf } from "../base/errors.js";
 
-/** The manifest's own version; readers refuse any other. */
+/** The version of the manifest's format; readers refuse any other. */
 export const MANIFEST_VERSION = 1;
 
-/** Ids are the time of the point, and sort as they were made: `20261120T113205.123Z`. */
+/** Ids are the time of the point and sort by age: `20261120T113205.123Z`. */
 const POINT_ID = /^\d{8}T\d{6}\.\d{3}Z$/;
-/** libvirt's targets (`vda`, `sdb`) and nothing that could be a path or hide a suffix of ours. */
+/** libvirt's targets (`vda`, `sdb`); excludes paths, and dots, which could imitate our suffixes. */
 const DISK_NAME = /^[A-Za-z0-9_-]{1,64}$/;
-/** A name inside the point's folder: never a path. */
+/** A file's name in the point's folder, never a path. */
 const FILE_NAME = /^[^/\\\0.][^/\\\0]*$/;
 
-/** Suffixes of a disk's files, here and where it is restored. */
+/** Suffixes of a disk's files, in a point and after a restore. */
 const OF_A_DISK = /\.(qcow2|raw|map|digests)$/;
 
 const bytes = z.number().int().nonnegative().max(Number.MAX_SAFE_INTEGER);
@@ -24,14 +24,14 @@ const sha256 = z.string().regex(/^[0-9a-f]{64}$/);
 
 const disk = z
   .object({
-    /** The target in the domain, `vda`. */
+    /** The disk's target in the domain, for example `vda`. */
     name: z.string().regex(DISK_NAME, "is not the name of a disk"),
     file: fileName,
     format: z.enum(["qcow2", "raw"]),
     mode: z.enum(["full", "incremental"]),
-    /** Why a disk is full in an increment. */
+    /** Why the disk is full although an increment might have been expected. */
     reason: z.string().optional(),
-    /** The point that this disk's clean clusters are found in. */
+    /** The point that has this disk's clean clusters. */
     parent: pointId.nullable(),
     /** Bytes that the guest sees; the image's own size is rounded up to 512. */
     virtualSize: bytes,
@@ -39,11 +39,13 @@ const disk = z
     dirtyBytes: bytes,
     dataBytes: bytes,
     zeroBytes: bytes,
-    /** Guest data in the file, as stored: of a compressed cluster the length of its stream. */
+    /**
+     * Bytes of guest data in the file as stored; a compressed cluster counts with the length of its stream.
+     */
     storedBytes: bytes,
     exportName: z.string(),
     bitmap: z.string().nullable(),
-    /** Raw increments only: the file that says which extents are defined. */
+    /** Raw increments only: the file that lists the defined extents. */
     map: z.object({ file: fileName, sha256 }).nullable(),
     digests: z.object({ file: fileName, algorithm: z.enum(["xxh64", "sha256"]), sha256 }).nullable(),
   })
@@ -54,12 +56,12 @@ const disk = z
     error: "a raw increment has a map, nothing else has one",
   });
 
-/** A file that the domain starts with, or that says what it is. */
+/** A file that the domain starts with, or its definition. */
 const keptFile = z.object({
-  /** `definition`, or what QEMU takes it for: `nvram`, `kernel`, … */
+  /** `definition`, or QEMU's use of the file: `nvram`, `kernel`, … */
   role: z.string().min(1),
   file: fileName,
-  /** Its path on the host; null for the definition, which libvirt was asked for. */
+  /** Its path on the host; null for the definition, which came from libvirt. */
   source: z.string().nullable(),
   length: bytes,
   sha256,
@@ -72,16 +74,16 @@ const manifest = z
     id: pointId,
     domain: z.object({ name: z.string().min(1), uuid: z.string().nullable() }),
     level: z.enum(["full", "incremental"]),
-    /** libvirt's checkpoint of the same moment: what the next increment names as its base. */
+    /** libvirt's checkpoint of the same moment, which the next increment names as its base. */
     checkpoint: z
       .strictObject({ name: z.string().min(1), creationTime: z.number().int().nullable() })
       .nullable(),
     createdAt: z.iso.datetime(),
     tool: z.string(),
     disks: z.array(disk).min(1),
-    /** What the domain needs to start again beside its disks. Points of earlier versions don't say. */
+    /** The definition and the files that the domain needs to start. Points of earlier versions lack this. */
     files: z.array(keptFile).optional(),
-    /** And what of that could not be kept. */
+    /** Files and state of the domain that could not be kept. */
     notKept: z.array(z.object({ what: z.string().min(1), reason: z.string() })).optional(),
   })
   .refine(({ files = [] }) => new Set(files.map(({ file }) => file)).size === files.length, {
@@ -106,10 +108,10 @@ export type DiskManifest = Manifest["disks"][number];
 export type KeptFile = NonNullable<Manifest["files"]>[number];
 
 /**
- * Reads a manifest and believes nothing of it before the schema does.
+ * Parses a manifest and checks it against the schema.
  * @param path for the message
- * @param facts whose it should be, for the error's details
- * @throws {DamageError} not JSON, an unknown version, a field that is missing or wrong
+ * @param facts the domain and point that it should belong to, for the error's details
+ * @throws {DamageError} not JSON, an unknown version, or a field is missing or wrong
  */
 export function parseManifest(
   text: string,
@@ -124,7 +126,7 @@ export function parseManifest(
   try {
     value = JSON.parse(text);
   } catch (cause) {
-    throw fail(`it is not JSON (${cause instanceof Error ? cause.message : String(cause)})`);
+    throw fail(`it is not JSON (${messageOf(cause)})`);
   }
   const version = z.looseObject({ version: z.number() }).safeParse(value).data?.version;
   if (version !== undefined && version !== MANIFEST_VERSION) {
@@ -156,15 +158,20 @@ export function isDiskName(text: string): boolean {
   return DISK_NAME.test(text);
 }
 
-/** A real moment in the form of an id. */
+/** Whether the text is an id whose date and time exist. */
 export function isPointId(text: string): boolean {
   if (!POINT_ID.test(text)) return false;
   const time = new Date(timeOfPointId(text));
-  // The 31st of February would be taken for a day in March.
+  // Date.parse takes the 31st of February for a day in March.
   return !Number.isNaN(time.getTime()) && pointIdAt(time) === text;
 }
 
-/** Whether two facts agree, as far as both are known: unknown is never different. */
+/** Whether two facts agree. A fact that is unknown agrees with any other. */
 export function isSame<T>(one: T | null | undefined, other: T | null | undefined): boolean {
   return (one ?? undefined) === undefined || (other ?? undefined) === undefined || one === other;
+}
+
+/** The disk of that name; undefined where the point has none. */
+export function diskOf(point: Pick<Manifest, "disks">, name: string): DiskManifest | undefined {
+  return point.disks.find((disk) => disk.name === name);
 }

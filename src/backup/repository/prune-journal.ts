@@ -7,13 +7,14 @@ import { type Guard, ImageFile } from "../image/image-file.js";
 import { applyPatch } from "./raw-patch.js";
 
 /**
- * What a prune is about to do, in `DOMAIN/.prune/journal.json`, so that the next command can finish or undo it:
+ * What a prune is about to do, in `DOMAIN/.prune/journal.json`, so that the next command can finish or undo
+ * it:
  *
- *     merge      images get data where nothing is, and tables behind their ends: cut off again, nothing has happened
- *     overwrite  clusters are overwritten that only the dropped points show, so these are no points any more. All
- *                others can be restored at every moment; repeating it from the beginning finishes it
- *     publish    headers, names, digests and manifests change, which takes moments; then the dropped points go.
- *                Nobody may read meanwhile; each step is repeated or found done
+ *     merge      data goes into unused space of images, and tables behind their ends; truncating undoes it
+ *     overwrite  clusters that only the dropped points show are overwritten, so the dropped points no longer
+ *                count as points. All others can be restored at any moment. Repeating this phase finishes it
+ *     publish    headers, names, digests and manifests change, which takes moments; then the dropped points
+ *                are removed. Points must not be read meanwhile. Each step is repeated or found done
  */
 const PHASES = ["merge", "overwrite", "publish"] as const;
 
@@ -28,18 +29,18 @@ const mergeRecord = z.object({
   child: name,
   /** Newest first. */
   dropped: z.array(name),
-  /** The image that is changed, and its length before; null: a new one is made. */
+  /** The image that is changed, and its length before the prune; null: a new image is made. */
   base: z.object({ point: name, file: name, bytes: z.number().int().nonnegative() }).nullable(),
-  /** The names of the child's files, as they are now and will be. */
+  /** The names of the child's files after the prune. */
   file: name,
   digests: name.nullable(),
   map: name.nullable(),
-  /** Files of the child that it won't have any more. */
+  /** Files of the child that the prune removes. */
   stale: z.array(name),
 });
 const journalSchema = z.object({
   format: z.literal("nbdpull-prune"),
-  /** 2: a raw image is changed, of which older programs would know nothing. */
+  /** Version 2: a raw image is changed, which older programs don't know of. */
   version: z.literal([1, 2]),
   phase: z.enum(PHASES),
   drop: z.array(name),
@@ -50,7 +51,7 @@ const journalSchema = z.object({
 export type MergeRecord = z.infer<typeof mergeRecord>;
 export type PruneJournal = z.infer<typeof journalSchema>;
 
-/** The names, in the journal's folder, of what a merge prepares. */
+/** The names of the files that a merge prepares in the journal's folder. */
 export function stagedNames({ child, disk }: Pick<MergeRecord, "child" | "disk">): {
   image: string;
   map: string;
@@ -74,12 +75,12 @@ export function stagedManifest(child: string): string {
   return `${child}.point.json`;
 }
 
-/** Where a prune of the domain in `folder` keeps its journal and what it prepares. */
+/** The folder in which a prune of the domain keeps its journal and the files that it prepares. */
 export function journalFolder(folder: string): string {
   return join(folder, FOLDER);
 }
 
-/** @throws {DamageError} there is a journal that can't be read */
+/** @throws {DamageError} the journal exists and can't be parsed */
 export async function readJournal(folder: string): Promise<PruneJournal | undefined> {
   const path = join(folder, FOLDER, JOURNAL);
   let text: string;
@@ -100,7 +101,7 @@ export async function readJournal(folder: string): Promise<PruneJournal | undefi
   );
 }
 
-/** Replaces the journal, or begins one; it is on stable storage when this returns. */
+/** Writes or replaces the journal; it is on stable storage when this returns. */
 export async function writeJournal(folder: string, journal: PruneJournal, guard: Guard): Promise<void> {
   const path = join(folder, FOLDER, JOURNAL);
   const temporary = `${path}.new`;
@@ -111,13 +112,13 @@ export async function writeJournal(folder: string, journal: PruneJournal, guard:
   await syncFolder(folder);
 }
 
-/** The points that are none any more, though their folders are still needed. */
+/** Points that a prune has given up, though their folders are still needed. */
 export async function hiddenPoints(folder: string): Promise<readonly string[]> {
   const journal = await readJournal(folder);
   return journal && journal.phase !== "merge" ? journal.drop : [];
 }
 
-/** Makes the images what they were before the merge began. */
+/** Truncates the images to their lengths before the merge, which restores them, and removes the journal. */
 export async function undoMerges(folder: string, journal: PruneJournal, guard: Guard): Promise<void> {
   for (const { base } of journal.merges) {
     if (!base) continue;
@@ -133,7 +134,7 @@ export async function undoMerges(folder: string, journal: PruneJournal, guard: G
   await removeJournal(folder, guard);
 }
 
-/** Told of each step; tests end the process there. */
+/** Called after each step; tests end the process there. */
 export type OnStep = (step: string) => void;
 
 export interface Publishing {
@@ -141,7 +142,10 @@ export interface Publishing {
   readonly onStep: OnStep;
 }
 
-/** Makes the merged images the kept points' own and removes the dropped points. Steps that are done are passed over. */
+/**
+ * Moves the merged images to the kept points and removes the dropped points. Skips steps that are already
+ * done.
+ */
 export async function publishMerges(
   folder: string,
   journal: PruneJournal,
@@ -185,7 +189,8 @@ async function publishMerge(
     const base = join(folder, merge.base.point, merge.base.file);
     const header = join(staged, names.header);
     const patch = join(staged, names.patch);
-    // They go last: as long as one is there, this may not be done; without the base, it was renamed.
+    // The header and patch files are deleted last, so while one exists this step may be unfinished. If the
+    // base is missing, it was already renamed.
     const [hasHeader, hasPatch] = [await exists(header), await exists(patch)];
     if ((hasHeader || hasPatch) && (await exists(base))) {
       if (hasHeader) await writeHeader(base, await readFile(header), sync, guard);
@@ -212,7 +217,7 @@ async function publishMerge(
 async function writeHeader(path: string, header: Buffer, sync: boolean, guard: Guard): Promise<void> {
   const file = await ImageFile.openForWriting(path, guard);
   try {
-    // The rest of the cluster is zero: a longer header of before must leave nothing.
+    // Zeroes overwrite the rest of an older, longer header.
     const rest = Buffer.alloc(HEADER_ROOM);
     header.copy(rest);
     await file.write(rest, 0);
@@ -222,7 +227,7 @@ async function writeHeader(path: string, header: Buffer, sync: boolean, guard: G
   }
 }
 
-/** Headers with extensions and the longest backing name are shorter. */
+/** Longer than any header, even with extensions and the longest backing name. */
 const HEADER_ROOM = 4096;
 
 async function replace(staged: string, child: string, file: string | null, guard: Guard): Promise<void> {
@@ -246,9 +251,9 @@ async function removeJournal(folder: string, guard: Guard): Promise<void> {
 }
 
 /**
- * The caller holds the domain's lock, so whatever is partial belongs to a run that died, or one that lost its lock
- * while it was suspended: renamed first, it cannot be committed by that run any more. A prune that died without a
- * journal has changed nothing.
+ * Removes partial points and aborted prunes. The caller holds the domain's lock, so a partial point belongs
+ * to a run that died, or that lost its lock while it was suspended. It is renamed first, so that such a run
+ * can't commit it later. A prune without a journal has changed nothing.
  */
 export async function removeLeftovers(folder: string): Promise<void> {
   for (const name of await readdir(folder)) {
@@ -266,9 +271,8 @@ async function removeDead(folder: string): Promise<void> {
 }
 
 /**
- * Undoes or finishes what a prune that died has left, as far as that takes moments only. The caller holds the
- * domain's lock.
- * @returns the journal of a prune that is still to be finished, by the next prune: no point is in danger meanwhile
+ * Undoes or finishes a prune that died, unless that takes long. The caller holds the domain's lock.
+ * @returns the journal of a prune that the next prune has to finish; no point is in danger until then
  */
 export async function finishJournal(folder: string, guard: Guard): Promise<PruneJournal | undefined> {
   const journal = await readJournal(folder);

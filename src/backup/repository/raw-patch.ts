@@ -2,8 +2,9 @@ import { DamageError } from "../base/errors.js";
 import { type Guard, ImageFile } from "../image/image-file.js";
 
 /**
- * Bytes that are to be written into a raw image, and how long it is to be, in a file: for each stretch its offset in the
- * image and its length, 64-bit floating point numbers, little-endian, then the bytes; last the image's length, and 0.
+ * A patch file holds bytes to write into a raw image, and the image's new length. Each stretch is its offset
+ * in the image and its length (64-bit floating point numbers, little-endian), then the bytes. The last entry
+ * is the image's length, and 0.
  */
 const HEAD_BYTES = 16;
 const COPY_BYTES = 1024 * 1024;
@@ -16,7 +17,7 @@ export class PatchWriter {
     this.#file = file;
   }
 
-  /** @throws the file system's error: EEXIST where there is something at `path` */
+  /** @throws the file system's error: EEXIST if `path` exists */
   static async create(path: string): Promise<PatchWriter> {
     return new PatchWriter(await ImageFile.create(path));
   }
@@ -50,7 +51,7 @@ function headOf(offset: number, length: number): Buffer {
 }
 
 /**
- * Writes into the image what the file at `patchPath` says; doing it again does no harm.
+ * Applies the patch file to the image. Applying it again does no harm.
  * @throws {DamageError} the file ends before its last entry
  * @throws the file system's error, with `code`
  */

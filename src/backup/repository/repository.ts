@@ -1,8 +1,19 @@
+/**
+ * The repository room knows how points are stored: the folder layout (docs/repository-format.md), manifests,
+ * locks, reader marks and the journal of a prune. Everything that reads or writes points uses it.
+ *
+ * Read this file first, then manifest.ts (what a point says of itself), domain-lock.ts (writers and readers)
+ * and prune-journal.ts with raw-patch.ts (how a dead prune is undone or finished). choose-point.ts finds the
+ * point that a user names, restorable-points.ts what can be restored in spite of damage, kept-files.ts checks
+ * a domain's files. This room knows nothing of libvirt or NBD: it never starts a job and never opens a
+ * connection.
+ */
+
 import { randomUUID } from "node:crypto";
 import { link, mkdir, readdir, readFile, rename, rm, rmdir, unlink, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { z } from "zod";
-import { BackupError, DamageError, PreconditionError, UsageError } from "../base/errors.js";
+import { BackupError, DamageError, hasCode, PreconditionError, UsageError } from "../base/errors.js";
 import { isMissing, makeFolders, syncFolder } from "../host/durable-files.js";
 import { type HeldLock, markReader, type ReaderMark, takeLock } from "./domain-lock.js";
 import {
@@ -24,7 +35,7 @@ import {
 const MARKER = "nbdpull.json";
 const MANIFEST = "point.json";
 const PARTIAL = ".partial";
-/** File systems make this one by themselves. */
+/** Folder that some file systems create in their root. */
 const LOST_AND_FOUND = "lost+found";
 /** Leaves room for suffixes in a name of 255 bytes. */
 const MAX_DOMAIN_BYTES = 200;
@@ -38,32 +49,32 @@ const marker = z.object({
 /** A point that is still being made, in a folder that readers ignore. */
 export interface PendingPoint {
   readonly id: string;
-  /** Where its files are created. */
+  /** The folder in which its files are created. */
   readonly folder: string;
-  /** Aborted when the domain's lock was lost: nothing can be committed any more. */
+  /** Aborted when the domain's lock was lost; a commit then fails. */
   readonly signal: AbortSignal;
-  /** Set when the clock stood before the newest point. */
+  /** Set if the clock is behind the newest point. */
   readonly clockWarning: string | undefined;
   /**
-   * Writes the manifest, brings everything to stable storage and gives the folder its final name: from then on the
-   * point exists.
+   * Writes the manifest, flushes everything to stable storage and gives the folder its final name. From then
+   * on the point exists.
    */
   commit(manifest: Manifest, options: { readonly sync: boolean }): Promise<void>;
 }
 
-/** Points that are being read. */
+/** A reader of a domain's points, from `beginReading` to `release`. */
 export interface Reading {
-  /** @throws {BackupError} a prune could not know of it, and has changed something meanwhile */
+  /** @throws {BackupError} a prune did not see this reader's mark, and has changed points meanwhile */
   assertUnpruned(): Promise<void>;
   release(): Promise<void>;
 }
 
 /**
- * The folder that points are kept in, as docs/repository-format.md describes it. A point exists when its folder has
- * its final name; afterwards only a prune changes it, which waits for those who read by `reading`. Links are not
- * followed.
+ * The folder that points are kept in, as docs/repository-format.md describes it. A point exists when its
+ * folder has its final name. Afterwards only a prune changes it, and a prune waits for readers that use
+ * `reading`. Links are not followed.
  *
- * A domain is known by the name of its folder here, whatever the manifests in it say: a folder may be copied.
+ * A domain is known by the name of its folder, not by what its manifests say, because a folder may be copied.
  */
 export class Repository {
   readonly path: string;
@@ -85,7 +96,7 @@ export class Repository {
     throw new PreconditionError("E_NO_REPOSITORY", message, { details: { path } });
   }
 
-  /** @throws {DamageError} the marker file is there and cannot be read */
+  /** Undefined if there is no repository. @throws {DamageError} the marker file exists and cannot be read */
   static async openIfThere(path: string): Promise<Repository | undefined> {
     let text: string;
     try {
@@ -101,8 +112,8 @@ export class Repository {
   }
 
   /**
-   * Opens the repository at `path`; makes one where nothing or an empty folder is.
-   * @throws {UsageError} there is something else
+   * Opens the repository at `path`, or creates one if the path does not exist or is an empty folder.
+   * @throws {UsageError} `path` is something else
    */
   static async openOrCreate(path: string): Promise<Repository> {
     const present = await foldersAndFiles(path);
@@ -112,7 +123,7 @@ export class Repository {
     const temporary = join(path, `.${MARKER}.${id}`);
     const text = `${JSON.stringify({ format: "nbdpull-repository", version: 1, id }, null, 2)}\n`;
     await writeFile(temporary, text, { flush: true });
-    // A link never replaces what another first run may have made meanwhile.
+    // Unlike rename, link never replaces a marker that another process may have made meanwhile.
     await link(temporary, join(path, MARKER)).catch((error: unknown) => {
       if (!hasCode(error, "EEXIST")) return rename(temporary, join(path, MARKER));
       return undefined;
@@ -134,8 +145,8 @@ export class Repository {
   }
 
   /**
-   * The points of a domain, oldest first; `onDamage` is told of those whose manifest is missing or wrong, which are
-   * left out.
+   * The points of a domain, oldest first. A point whose manifest is missing or wrong is left out and reported
+   * to `onDamage`.
    */
   async points(domain: string, onDamage: (error: DamageError) => void): Promise<Manifest[]> {
     const points: Manifest[] = [];
@@ -168,9 +179,9 @@ export class Repository {
   }
 
   /**
-   * Runs `work`, which reads points of the domain: a prune waits until it has ended, and one that died is finished
-   * before it begins.
-   * @throws {BackupError} a prune could not know of this reader, and has changed something meanwhile
+   * Runs `work`, which reads points of the domain. A prune waits until `work` has ended. If a prune died
+   * while it published, it is finished first.
+   * @throws {BackupError} a prune did not see this reader's mark, and has changed points meanwhile
    */
   async reading<T>(domain: string, work: () => Promise<T>, signal?: AbortSignal): Promise<T> {
     const begun = await this.beginReading(domain, signal);
@@ -183,13 +194,13 @@ export class Repository {
     }
   }
 
-  /** As `reading`, until it is released. */
+  /** Like `reading`, but until the caller releases it. */
   async beginReading(domain: string, signal?: AbortSignal): Promise<Reading> {
     const folder = this.domainFolder(domain);
     for (;;) {
       const mark = await markReader(folder);
       try {
-        // Looked at after the mark was made: a prune looks for marks after it has written the journal.
+        // Read after the mark was made, since a prune looks for marks after it has written the journal.
         const journal = await readJournal(folder);
         if (journal?.phase !== "publish") return await this.#readingOf(domain, mark, journal);
       } catch (error) {
@@ -197,7 +208,7 @@ export class Repository {
         throw error;
       }
       await mark.release();
-      // Whoever writes finishes it first.
+      // `writing` finishes the prune.
       await this.writing(domain, async () => undefined, signal);
     }
   }
@@ -212,7 +223,7 @@ export class Repository {
     };
   }
 
-  /** @throws {BackupError} points have gone, or a prune that was under way has ended */
+  /** @throws {BackupError} points are gone, or a prune that was running has ended */
   async #assertUnpruned(
     domain: string,
     ids: readonly string[],
@@ -227,7 +238,7 @@ export class Repository {
   }
 
   /**
-   * Runs `work` as the only writer of that domain.
+   * Runs `work` as the only writer of the domain.
    * @throws {PreconditionError} another process writes this domain's points
    */
   async writing<T>(domain: string, work: (held: HeldLock) => Promise<T>, signal?: AbortSignal): Promise<T> {
@@ -240,7 +251,7 @@ export class Repository {
       return await work(held);
     } finally {
       await held.release();
-      // Only an empty one goes: a domain whose first point failed leaves nothing.
+      // Removes the folder only if it is empty, as after a first point that failed.
       await rmdir(folder).catch(() => undefined);
     }
   }
@@ -270,8 +281,8 @@ export class Repository {
   }
 
   /**
-   * Runs `work` with a new pending point, as the only writer of that domain. What a dead run left is removed first.
-   * If `work` ends without a commit, nothing is left.
+   * Runs `work` with a new pending point, as the only writer of the domain. Removes first what a dead run
+   * left. If `work` ends without a commit, nothing is left.
    *
    * @throws {PreconditionError} another process writes this domain's points
    * @throws the signal's reason, while waiting for the lock
@@ -315,7 +326,7 @@ export class Repository {
     };
   }
 
-  /** @throws {UsageError} the name cannot be a folder's */
+  /** @throws {UsageError} the name cannot be a folder's name */
   domainFolder(domain: string): string {
     if (isDomainName(domain)) return join(this.path, domain);
     throw new UsageError("E_DOMAIN_NAME", `"${domain}" cannot be the name of a domain's folder`);
@@ -327,7 +338,7 @@ function isDomainName(name: string): boolean {
   return name !== "" && !isOurs && !/[/\0]/.test(name) && Buffer.byteLength(name) <= MAX_DOMAIN_BYTES;
 }
 
-/** What is in the folder at `path`, which is made if need be. */
+/** The names in the folder at `path`, which is created if missing. */
 async function foldersAndFiles(path: string): Promise<string[]> {
   try {
     await makeFolders(path);
@@ -343,7 +354,9 @@ function notARepository(path: string): UsageError {
   return new UsageError("E_NOT_A_REPOSITORY", message, { details: { path } });
 }
 
-/** Everything inside is on stable storage before the folder gets its name, and its name is before this returns. */
+/**
+ * With `sync`, flushes the folder's content before it gets its final name, and that name before this returns.
+ */
 async function commit(
   partial: string,
   final: string,
@@ -354,10 +367,6 @@ async function commit(
   if (options.sync) await syncFolder(partial);
   await rename(partial, final);
   if (options.sync) await syncFolder(join(final, ".."));
-}
-
-function hasCode(error: unknown, code: string): boolean {
-  return (error as NodeJS.ErrnoException).code === code;
 }
 
 function parseJson(text: string): unknown {

@@ -1,19 +1,19 @@
 import { DamageError } from "../base/errors.js";
 import type { Repository } from "./repository.js";
 
-/** What can't be used: a point, or one of its disks. */
+/** A point, or one of its disks, that can't be used. */
 export interface Broken {
   readonly point: string;
-  /** Left out: all of them. */
+  /** Undefined: all disks of the point. */
   readonly disk?: string | undefined;
 }
 
-/** How many are named in a message. */
+/** Most points that a message names. */
 const NAMED = 5;
 
 /**
- * The points whose disks can be rebuilt without what is broken, as far as manifests tell: newest first.
- * @param disks that each of them has to have; left out: whatever disks it has
+ * The points whose disks can be restored without what is broken, as far as manifests tell; newest first.
+ * @param disks the disks that each point must have; undefined: those that it has
  */
 export async function restorablePoints(
   repository: Repository,
@@ -23,7 +23,7 @@ export async function restorablePoints(
 ): Promise<string[]> {
   const sound = new Set<string>();
   const restorable: string[] = [];
-  // Oldest first, and parents are older: whether a parent can be rebuilt is known when its child is looked at.
+  // Points come oldest first, so a parent is always looked at before its child.
   for (const point of await repository.points(domain, () => undefined)) {
     for (const { name, parent } of point.disks) {
       const isHit = point.id === broken.point && (broken.disk ?? name) === name;
@@ -36,8 +36,8 @@ export async function restorablePoints(
 }
 
 /**
- * A damage, told with what can be restored all the same; other errors stay as they are.
- * @param disks that were to be restored; left out: all
+ * Adds to a `DamageError` the points that can be restored all the same. Returns other errors unchanged.
+ * @param disks the disks that were to be restored; undefined: all
  */
 export async function withRestorable(
   error: unknown,

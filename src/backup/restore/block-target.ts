@@ -24,8 +24,8 @@ export interface BlockTarget extends AsyncDisposable {
   flush(signal: AbortSignal | undefined): Promise<void>;
 }
 
-/** Zeroes that are compared with, and written. Never changed. */
-export const ZEROES = Buffer.alloc(1024 * 1024);
+/** Zeroes that are written at a time. Never changed. */
+export const ZERO_BLOCK = Buffer.alloc(1024 * 1024);
 
 /** How bytes get to and fro where a target can't zero by itself. */
 export interface PlainAccess {
@@ -43,14 +43,14 @@ export async function zeroByHand(
   length: number,
   signal: AbortSignal,
 ): Promise<void> {
-  const buffer = Buffer.allocUnsafe(Math.min(ZEROES.length, length));
+  const buffer = Buffer.allocUnsafe(Math.min(ZERO_BLOCK.length, length));
   const end = offset + length;
   for (let at = offset; at < end; ) {
     signal.throwIfAborted();
-    const next = Math.min(at + ZEROES.length - (at % ZEROES.length), end);
+    const next = Math.min(at + ZERO_BLOCK.length - (at % ZERO_BLOCK.length), end);
     const found = buffer.subarray(0, next - at);
     await access.read(at, found);
-    const zeroes = ZEROES.subarray(0, found.length);
+    const zeroes = ZERO_BLOCK.subarray(0, found.length);
     if (!found.equals(zeroes)) await access.write(at, zeroes);
     at = next;
   }

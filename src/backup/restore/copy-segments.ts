@@ -1,12 +1,9 @@
 import { damage, type Layer } from "../chain/layer.js";
 import type { ChainSource, Piece } from "../chain/overlay.js";
 import { type ClusterRun, type ImageWriter, slotsOf } from "../image/image.js";
-import type { Segment } from "../pull/plan.js";
-import type { PullOptions, SegmentDone } from "../pull/pull.js";
-import { ReorderBuffer } from "../pull/reorder.js";
-import { type ReadRange, readRangesOf } from "../pull/segment.js";
-import { storedRuns } from "../pull/settle.js";
-import type { Window } from "../pull/window.js";
+import { type LaneOptions, runLanes } from "../pull/lanes.js";
+import type { RateLimit } from "../pull/rate-limit.js";
+import { type ReadRange, readRangesOf, type Segment, slotAt, storedRuns } from "../pull/segment.js";
 import type { CopiedPiece } from "./copy-service.js";
 import type { CopyThreads } from "./copy-threads.js";
 
@@ -16,16 +13,16 @@ export const COPIED_AT_A_TIME = 4 * 1024 * 1024;
 const QUESTIONS_AHEAD = 2;
 
 export interface CopyOptions
-  extends Pick<PullOptions<readonly ClusterRun[]>, "segments" | "notes" | "rateLimit" | "signal"> {
+  extends Pick<LaneOptions<readonly ClusterRun[]>, "segments" | "recorder" | "signal" | "onSegment"> {
   readonly source: ChainSource;
   readonly threads: CopyThreads;
   /** Of the file at `path`; the threads write what it would. */
   readonly writer: ImageWriter;
   readonly path: string;
-  /** Its `inFlight` bounds what is asked for at a time. */
-  readonly window: Window;
+  /** Bytes of the segments that may be under way; left out: as many as keep the threads busy. */
+  readonly inFlight?: number | undefined;
   readonly segmentBytes: number;
-  readonly onSegment?: ((done: SegmentDone) => void) | undefined;
+  readonly rateLimit?: RateLimit | undefined;
 }
 
 /**
@@ -36,40 +33,19 @@ export interface CopyOptions
  * @throws {BackupError} the target can't be written, with the file system's code
  */
 export async function copySegments(options: CopyOptions): Promise<void> {
-  const { threads, notes, writer, window, segmentBytes } = options;
-  const segments = options.segments[Symbol.asyncIterator]();
-  const stop = new AbortController();
-  const signal = AbortSignal.any(options.signal ? [options.signal, stop.signal] : [stop.signal]);
-  const inOrder = new ReorderBuffer((runs: readonly ClusterRun[]) => notes.note(runs));
-
-  async function lane(): Promise<void> {
-    for (;;) {
-      await inOrder.capacity();
-      await notes.room();
-      signal.throwIfAborted();
-      const next = await segments.next();
-      if (next.done) return;
-      const segment = next.value;
-      const question = questionOf(segment, options);
-      await options.rateLimit?.take(question.bytes, signal);
-      const stored = await ask(question, options);
-      inOrder.put(segment.index, storedRuns(segment, stored, writer));
-      options.onSegment?.({ readBytes: question.bytes, segment });
-    }
-  }
-
+  const { threads, writer, inFlight, segmentBytes, rateLimit } = options;
   const most = threads.most * QUESTIONS_AHEAD;
-  const allowed = Math.max(1, Math.floor((window.inFlight ?? Number.POSITIVE_INFINITY) / segmentBytes));
-  const lanes = Array.from({ length: Math.min(most, allowed) }, () =>
-    lane().catch((error: unknown) => {
-      stop.abort(error);
-      inOrder.giveUp();
-    }),
-  );
-  await Promise.all(lanes);
-  await segments.return?.();
-  signal.throwIfAborted();
-  await notes.complete();
+  const allowed = Math.max(1, Math.floor((inFlight ?? Number.POSITIVE_INFINITY) / segmentBytes));
+  await runLanes<readonly ClusterRun[]>({
+    ...options,
+    lanes: () => Math.min(most, allowed),
+    store: async (segment, signal) => {
+      const question = questionOf(segment, options);
+      await rateLimit?.take(question.bytes, signal);
+      const stored = await ask(question, options);
+      return { outcome: storedRuns(segment, stored, writer), readBytes: question.bytes };
+    },
+  });
 }
 
 /** A segment as threads are asked for it, and the layers that its pieces are in. */
@@ -86,11 +62,11 @@ function questionOf(segment: Segment, { source, writer }: CopyOptions): SegmentQ
   const layers: Layer[] = [];
   const pieces: CopiedPiece[] = [];
   const digests: Buffer[] = [];
-  for (const place of readRangesOf(segment, writer.geometry)) {
-    for (const piece of source.take(place.offset, place.end)) {
+  for (const range of readRangesOf(segment, writer.geometry)) {
+    for (const piece of source.take(range.offset, range.end)) {
       const { layer, run, proof } = originOf(piece);
       if (!layers.includes(layer)) layers.push(layer);
-      pieces.push({ image: layers.indexOf(layer), run, ...targetOf(piece, place, segment, writer) });
+      pieces.push({ image: layers.indexOf(layer), run, ...targetOf(piece, range, segment, writer) });
       digests.push(proof);
     }
   }
@@ -128,13 +104,13 @@ const NONE = Buffer.alloc(0);
 /** Where a piece of a place goes. */
 function targetOf(
   { offset, length }: Piece,
-  place: ReadRange,
+  range: ReadRange,
   { firstRank }: Segment,
   writer: ImageWriter,
 ): Pick<CopiedPiece, "offset" | "length" | "to" | "slot"> {
   const { clusterSize } = writer.geometry;
   const cluster = Math.floor(offset / clusterSize);
-  const slot = place.slot + cluster - Math.floor(place.offset / clusterSize);
+  const slot = slotAt(range, offset, clusterSize);
   const to = writer.hostOffset(cluster, firstRank + slot) + offset - cluster * clusterSize;
   return { offset, length, to, slot };
 }

@@ -6,6 +6,7 @@ import { OpenImages, type StoredImage } from "../chain/open-images.js";
 import { DIGEST_ALGORITHMS } from "../digest/digest.js";
 import { type ClusterRun, slotsOf } from "../image/image.js";
 import { ImageFile } from "../image/image-file.js";
+import { slotAt } from "../pull/segment.js";
 import type { ThreadService } from "../threads/thread-pool.js";
 
 /** Bytes of an image that are to be copied. Offsets and lengths in bytes. */
@@ -182,7 +183,6 @@ function store(
   clusterSize: number,
   stored: Uint8Array,
 ): void {
-  const firstCluster = Math.floor(piece.offset / clusterSize);
   const write = (from: number, to: number): void => {
     if (from < to) file.writeNow(bytes.subarray(from, to), piece.to + offset - piece.offset + from);
   };
@@ -193,7 +193,7 @@ function store(
     if (isZero(bytes, at, next)) {
       write(from, at);
       from = next;
-    } else stored[piece.slot + cluster - firstCluster] = 1;
+    } else stored[slotAt(piece, offset + at, clusterSize)] = 1;
     at = next;
   }
   write(from, bytes.length);

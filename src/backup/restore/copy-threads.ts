@@ -1,7 +1,7 @@
 import { availableParallelism } from "node:os";
-import { BackupError } from "../base/errors.js";
+import { BackupError, messageOf } from "../base/errors.js";
 import { SameThread } from "../threads/same-thread.js";
-import { type Answering, reasonOf, ThreadPool } from "../threads/thread-pool.js";
+import { type Answering, ThreadPool } from "../threads/thread-pool.js";
 import {
   type CopyAnswer,
   type CopyFailure,
@@ -26,7 +26,7 @@ export class CopyThreads implements AsyncDisposable {
   /** @param bytes of data that there are to copy, at the most */
   constructor(bytes: number) {
     const failed = (failure: unknown): BackupError =>
-      problem(`an image could not be copied: ${reasonOf(failure)}`, failure);
+      problem(`an image could not be copied: ${messageOf(failure)}`, failure);
     this.#answering =
       bytes <= FEW_BYTES
         ? new SameThread(new CopyService(), { failed })

@@ -1,7 +1,7 @@
 import { type ConnectOptions, type NbdAddress, NbdClient } from "../../nbd/index.js";
 import { PreconditionError } from "../base/errors.js";
 import { CONNECTIONS } from "../export/open-export.js";
-import { type BlockTarget, ZEROES, zeroByHand } from "./block-target.js";
+import { type BlockTarget, ZERO_BLOCK, zeroByHand } from "./block-target.js";
 
 /** What a client without better knowledge keeps to. */
 const DEFAULT_BLOCK = 512;
@@ -91,7 +91,7 @@ export class ExportTarget implements BlockTarget {
     this.#touched = true;
     const whole = this.#wholeBlocks(offset, length);
     if (whole > 0) await this.#client.writeZeroes(offset, whole, { signal });
-    if (whole < length) await this.write(offset + whole, ZEROES.subarray(0, length - whole), signal);
+    if (whole < length) await this.write(offset + whole, ZERO_BLOCK.subarray(0, length - whole), signal);
   }
 
   async flush(signal: AbortSignal | undefined): Promise<void> {

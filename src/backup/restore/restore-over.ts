@@ -1,5 +1,6 @@
-import { BackupError, PreconditionError } from "../base/errors.js";
+import { BackupError, messageOf, PreconditionError } from "../base/errors.js";
 import { checkChains } from "../chain/check-chains.js";
+import { pull } from "../pull/pull.js";
 import { withRestorable } from "../repository/restorable-points.js";
 import type { BlockTarget } from "./block-target.js";
 import type { RestoredDisk } from "./restore.js";
@@ -54,8 +55,9 @@ async function overwrite(options: RestoreOverOptions): Promise<OverwrittenDisk> 
   await using source = await RestoreSource.open({ ...options, preferredBlock: target.preferredBlock });
   const { geometry, segmentBytes, chain, proven } = source;
   const bufferBytes = options.window?.inFlight;
-  await using overwriting = new TargetWriter({ target, geometry, segmentBytes, bufferBytes });
-  await source.readInto((from) => overwriting.fill(from));
+  await using into = new TargetWriter({ target, geometry, segmentBytes, bufferBytes });
+  await pull({ ...source.begin(), into });
+  source.finish();
   if (options.sync) await target.flush(options.signal);
   return {
     disk,
@@ -64,7 +66,7 @@ async function overwrite(options: RestoreOverOptions): Promise<OverwrittenDisk> 
     virtualSize: geometry.virtualSize,
     targetSize: target.size,
     readBytes: source.readBytes,
-    storedBytes: overwriting.writtenBytes,
+    storedBytes: into.writtenBytes,
     chain,
     proven,
     seconds: (performance.now() - started) / 1000,
@@ -73,7 +75,7 @@ async function overwrite(options: RestoreOverOptions): Promise<OverwrittenDisk> 
 
 /** The error, with what it means for the target. */
 function halfWritten(error: unknown, target: string): BackupError {
-  const message = `${error instanceof Error ? error.message : String(error)}. ${target} is half-written: it holds neither what it held nor the point. Restore to it again before anything uses it`;
+  const message = `${messageOf(error)}. ${target} is half-written: it holds neither what it held nor the point. Restore to it again before anything uses it`;
   const details = { target, halfWritten: true };
   if (error instanceof BackupError) return error.of(message, details);
   const { code } = error as { readonly code?: unknown };

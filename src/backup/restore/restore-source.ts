@@ -1,15 +1,13 @@
-import type { OnDamage } from "../base/damage.js";
 import { Progress } from "../base/progress.js";
 import { findChain, openChain } from "../chain/chain.js";
-import { damage, type Layer } from "../chain/layer.js";
+import { failOnDamage, type Layer } from "../chain/layer.js";
 import { ChainSource } from "../chain/overlay.js";
 import type { Geometry } from "../image/image.js";
-import type { FillOptions } from "../pull/image-store.js";
 import { plan } from "../pull/plan.js";
+import type { PullOptions } from "../pull/pull.js";
 import { endOf, type PullProgress } from "../pull/pull-image.js";
 import type { RateLimit } from "../pull/rate-limit.js";
-import { requestBytesOf } from "../pull/request-size.js";
-import { RequestWindow, type Window } from "../pull/window.js";
+import { RequestWindow, requestBytesOf, type Window } from "../pull/window.js";
 import type { Manifest } from "../repository/manifest.js";
 import type { Repository } from "../repository/repository.js";
 
@@ -29,7 +27,7 @@ export interface RestoreSourceOptions {
 }
 
 /** A chain can also be asked where its bytes are. */
-export interface FillFromChain extends FillOptions {
+interface ChainPull extends Omit<PullOptions<never>, "into"> {
   readonly source: ChainSource;
 }
 
@@ -44,6 +42,7 @@ export class RestoreSource implements AsyncDisposable {
   readonly #options: RestoreSourceOptions;
   readonly #layers: readonly Layer[];
   readonly #source: ChainSource;
+  readonly #progress: Progress<PullProgress>;
   #readBytes = 0;
 
   private constructor(options: RestoreSourceOptions, layers: readonly Layer[]) {
@@ -52,6 +51,7 @@ export class RestoreSource implements AsyncDisposable {
     this.segmentBytes = requestBytesOf(options.window ?? {}, RESTORED_CLUSTER_SIZE, options.preferredBlock);
     this.#options = options;
     this.#layers = layers;
+    this.#progress = new Progress(options.onProgress);
     this.#source = new ChainSource(layers, this.geometry, failOnDamage);
   }
 
@@ -62,28 +62,31 @@ export class RestoreSource implements AsyncDisposable {
     return new RestoreSource(options, await openChain(repository, domain, links));
   }
 
-  /**
-   * Has `fill` read everything. Every cluster is compared with its digest on the way.
-   * @throws {DamageError} names disk, point and guest offset
-   */
-  async readInto(fill: (from: FillFromChain) => Promise<void>): Promise<void> {
+  /** What a pull or a copy of the whole disk is given, beside where it goes. To be called once. */
+  begin(): ChainPull {
     const { geometry, segmentBytes } = this;
     const { window = {}, rateLimit, signal } = this.#options;
-    const progress = new Progress(this.#options.onProgress);
-    await fill({
+    return {
       source: this.#source,
       segments: plan(this.#source.extents(), { geometry, segmentBytes }),
-      pace: new RequestWindow(window, segmentBytes),
-      reading: { readThrough: 0, mostRead: segmentBytes },
+      window: new RequestWindow(window, segmentBytes),
+      limits: { readThrough: 0, mostRead: segmentBytes },
       rateLimit,
       signal,
       onSegment: ({ readBytes, segment }) => {
         this.#readBytes += readBytes;
         const position = endOf(segment.runs, geometry);
-        progress.note({ virtualSize: geometry.virtualSize, position, readBytes: this.#readBytes });
+        this.#progress.note({ virtualSize: geometry.virtualSize, position, readBytes: this.#readBytes });
       },
-    });
-    progress.finish();
+    };
+  }
+
+  /**
+   * Ends the progress once the pull is over.
+   * @throws {RangeError} some data of the chain was never read
+   */
+  finish(): void {
+    this.#progress.finish();
     this.#source.assertAllRead();
   }
 
@@ -110,10 +113,4 @@ export class RestoreSource implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     for (const layer of this.#layers) await layer.close();
   }
-}
-
-function failOnDamage(layer: Layer): OnDamage {
-  return ({ message, guestOffset }) => {
-    throw damage(layer.pointId, layer.disk, message, guestOffset);
-  };
 }

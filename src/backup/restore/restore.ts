@@ -126,9 +126,10 @@ async function restoreFile(
   });
   const { geometry, segmentBytes, chain, proven } = source;
   const writer = files.add(temporary, await createImage(temporary, { format, geometry }));
-  const notes = new ImageLedger({ writer, complete: true });
-  const into = { writer, path: temporary, threads, window, segmentBytes, notes };
-  await source.readInto((from) => copySegments({ ...from, ...into }));
+  const recorder = new ImageLedger({ writer, complete: true });
+  const into = { writer, path: temporary, threads, segmentBytes, recorder, inFlight: window.inFlight };
+  await copySegments({ ...source.begin(), ...into });
+  source.finish();
   for (const done of [temporary, ...source.files]) threads.forget(done);
   const { storedBytes } = await writer.finish({ sync: options.sync });
   return {

@@ -1,6 +1,6 @@
 import { readFile, writeFile } from "node:fs/promises";
 import { basename, dirname, join, resolve } from "node:path";
-import { BackupError, DamageError, PreconditionError, UsageError } from "../base/errors.js";
+import { BackupError, DamageError, messageOf, PreconditionError, UsageError } from "../base/errors.js";
 import { isMissing } from "../host/durable-files.js";
 import { NewFiles } from "../host/new-files.js";
 import { publish, refuseTarget, temporaryPathFor } from "../host/publish.js";
@@ -114,7 +114,7 @@ export class RestoredDefinition {
   }
 
   #failure(what: string, cause: unknown, next = ""): BackupError {
-    const reason = cause instanceof Error ? cause.message : String(cause);
+    const reason = messageOf(cause);
     const message =
       `the disks of ${this.name} were restored and stay, but ${what}: ${reason}. ${next}`.trim();
     return new BackupError("E_DEFINE_FAILED", message, {

@@ -1,6 +1,6 @@
 import { constants, copyFile } from "node:fs/promises";
 import { basename, dirname, join, resolve } from "node:path";
-import { BackupError, DamageError, UsageError } from "../base/errors.js";
+import { BackupError, DamageError, messageOf, UsageError } from "../base/errors.js";
 import { syncFile } from "../host/durable-files.js";
 import { NewFiles } from "../host/new-files.js";
 import { type Finished, publish, refuseTarget, temporaryPathFor } from "../host/publish.js";
@@ -66,7 +66,7 @@ export class RestoredFiles implements AsyncDisposable {
       this.#files.keep();
     } catch (cause) {
       const paths = this.#finished.map(({ final }) => final);
-      const reason = cause instanceof Error ? cause.message : String(cause);
+      const reason = messageOf(cause);
       const message = `the disks were restored and stay, but ${paths.join(", ")} could not be put in place: ${reason}`;
       throw new BackupError("E_BOOT_FILES", message, { cause, details: { paths } });
     }

@@ -3,11 +3,11 @@ import type { Stretch } from "../../nbd/index.js";
 import { BackupError } from "../base/errors.js";
 import { isZero } from "../base/zeroes.js";
 import type { Geometry } from "../image/image.js";
+import { slottedRuns } from "../image/slots.js";
 import { BufferPool } from "../pull/buffer-pool.js";
 import { BufferedLanding } from "../pull/buffered-landing.js";
-import type { FillOptions } from "../pull/image-store.js";
-import type { Segment } from "../pull/plan.js";
-import { type Landing, type Notes, pull } from "../pull/pull.js";
+import type { Destination, Landing } from "../pull/pull.js";
+import type { Segment } from "../pull/segment.js";
 import type { BlockTarget } from "./block-target.js";
 
 /** What is read and not written yet, where nobody says otherwise: enough for a target that is far. */
@@ -34,7 +34,7 @@ export interface TargetWriterOptions {
  *
  *     plan -> buffer granted -> pieces land -> written, zeroed -> buffer free
  */
-export class TargetWriter implements Notes<Promise<void>>, AsyncDisposable {
+export class TargetWriter implements Destination<Promise<void>>, AsyncDisposable {
   readonly #target: BlockTarget;
   readonly #geometry: Geometry;
   readonly #buffers: BufferPool;
@@ -57,49 +57,37 @@ export class TargetWriter implements Notes<Promise<void>>, AsyncDisposable {
     return this.#writtenBytes;
   }
 
-  /**
-   * Reads all that the plan names and writes it, and zeroes what the plan calls zero.
-   * @throws as `pull` does, and what the target throws
-   */
-  async fill(from: FillOptions): Promise<void> {
-    await pull<Promise<void>>({
-      ...from,
-      land: (segment, signal) => this.#land(segment, signal),
-      notes: this,
-    });
-  }
-
-  /** @throws what went wrong with what is being written */
-  async room(): Promise<void> {
-    while (this.#underWay.size >= MOST_UNDER_WAY && this.#failure === undefined) {
-      await Promise.race(this.#underWay);
-    }
-    if (this.#failure !== undefined) throw this.#failure.reason;
-  }
-
-  /** Order doesn't matter: what is written counts from when it is begun. */
-  note(): void {}
-
-  async complete(): Promise<void> {
-    await Promise.all(this.#underWay);
-    await this.room();
-  }
-
-  /** Waits for what is being written: nothing goes on behind the caller's back. */
-  async [Symbol.asyncDispose](): Promise<void> {
-    this.#fail(new BackupError("E_FAILED", "the restore has ended"));
-    await Promise.all(this.#underWay);
-  }
-
-  async #land(segment: Segment, signal: AbortSignal): Promise<Landing<Promise<void>>> {
-    // Nothing but zeroes needs no room.
+  async landing(segment: Segment, signal: AbortSignal): Promise<Landing<Promise<void>>> {
+    // A segment of zeroes alone needs no buffer.
     const buffer = segment.clusters === 0 ? new ArrayBuffer(0) : await this.#buffers.take(signal);
     return new BufferedLanding(segment, this.#geometry, buffer, (filled) =>
       this.#begin(this.#write(segment, filled, signal)),
     );
   }
 
-  /** @returns a promise that never rejects: `room` and `complete` tell of failures */
+  /** @throws what went wrong with what is being written */
+  async capacity(): Promise<void> {
+    while (this.#underWay.size >= MOST_UNDER_WAY && this.#failure === undefined) {
+      await Promise.race(this.#underWay);
+    }
+    if (this.#failure !== undefined) throw this.#failure.reason;
+  }
+
+  /** Does nothing: a segment is written as soon as its bytes are there, in any order. */
+  record(): void {}
+
+  async complete(): Promise<void> {
+    await Promise.all(this.#underWay);
+    await this.capacity();
+  }
+
+  /** Waits for what is being written, so that no work outlives this object. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#fail(new BackupError("E_FAILED", "the restore has ended"));
+    await Promise.all(this.#underWay);
+  }
+
+  /** @returns a promise that never rejects: `capacity` and `complete` tell of failures */
   #begin(writing: Promise<void>): Promise<void> {
     const done: Promise<void> = writing
       .catch((reason: unknown) => this.#fail(reason))
@@ -108,7 +96,7 @@ export class TargetWriter implements Notes<Promise<void>>, AsyncDisposable {
     return done;
   }
 
-  /** The first failure counts. Whoever waits for a buffer won't get one. */
+  /** Keeps the first failure, and refuses buffers from here on. */
   #fail(reason: unknown): void {
     this.#failure ??= { reason };
     this.#buffers.close(this.#failure.reason);
@@ -138,8 +126,7 @@ export class TargetWriter implements Notes<Promise<void>>, AsyncDisposable {
     const { clusterSize, virtualSize } = this.#geometry;
     const data: { offset: number; bytes: Uint8Array }[] = [];
     const zeroes: Stretch[] = [];
-    let slot = 0;
-    for (const run of segment.runs) {
+    for (const { run, slot } of slottedRuns(segment.runs)) {
       if (run.kind === "partial") {
         throw new RangeError("a disk that stands alone has no clusters that are defined in part");
       }
@@ -150,7 +137,6 @@ export class TargetWriter implements Notes<Promise<void>>, AsyncDisposable {
         continue;
       }
       const bytes = new Uint8Array(buffer, slot * clusterSize, length);
-      slot += run.count;
       for (const { from, to, zero } of alike(bytes, clusterSize)) {
         if (zero) zeroes.push({ offset: start + from, length: to - from });
         else data.push({ offset: start + from, bytes: bytes.subarray(from, to) });

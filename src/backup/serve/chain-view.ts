@@ -1,9 +1,8 @@
-import type { OnDamage } from "../base/damage.js";
 import { BackupError } from "../base/errors.js";
 import type { ExtentState } from "../base/extent.js";
 import { findChain, openChain } from "../chain/chain.js";
 import type { DigestedRun } from "../chain/checked-image.js";
-import { damage, type Layer } from "../chain/layer.js";
+import { failOnDamage, type Layer } from "../chain/layer.js";
 import { type Piece, seenThrough } from "../chain/overlay.js";
 import { ALL_SUBCLUSTERS } from "../image/image.js";
 import type { DiskManifest, Manifest } from "../repository/manifest.js";
@@ -11,14 +10,14 @@ import type { Repository } from "../repository/repository.js";
 import { ClusterCache } from "./cluster-cache.js";
 import { ExtentIndex, type ExtentSource } from "./extent-index.js";
 
-/** Clusters of which parts were asked for stay in memory up to this many bytes, a disk. */
+/** Bytes of cached clusters, for each disk. Only clusters that were read in part are cached. */
 const CACHE_BYTES = 16 * 1024 * 1024;
-/** Whole clusters are read up to this many bytes at a time. */
+/** Most bytes of whole clusters in one read. */
 const READ_BYTES = 1024 * 1024;
-/** Of one read, parts that are under way at a time. */
+/** Parts of one read that are read at the same time. */
 const PARTS_AT_ONCE = 4;
 
-/** A part of a read that is one read of a layer. */
+/** A part of a read that is a single read of one layer. */
 interface Part {
   readonly offset: number;
   readonly target: Buffer;
@@ -26,17 +25,17 @@ interface Part {
 }
 
 /**
- * A disk at a point, through all layers of its chain, for reads at any place and in any order. Every byte that it
- * gives was compared with its digest, where its layer has them.
+ * A disk at a point, through all layers of its chain, for reads at any place and in any order. Every byte
+ * that is returned was compared with its digest, if its layer has digests.
  *
- * Opening it walks over all tables and digest files, and keeps in memory where each stretch of the disk is: 32 bytes a
- * stretch.
+ * Opening it walks over all tables and digest files, and keeps the place of each stretch of the disk in
+ * memory, in 32 bytes per stretch.
  */
 export class ChainView implements AsyncDisposable {
   readonly disk: DiskManifest;
-  /** The points that it is made of, newest first. */
+  /** The points of the chain, newest first. */
   readonly chain: readonly string[];
-  /** False where a layer has no digests: what it holds can't be compared with anything. */
+  /** False if a layer has no digests, so that its data can't be checked. */
   readonly proven: boolean;
   readonly #layers: readonly Layer[];
   readonly #index: ExtentIndex;
@@ -53,7 +52,7 @@ export class ChainView implements AsyncDisposable {
   }
 
   /**
-   * @param domain by its folder in the repository
+   * @param domain the name of its folder in the repository
    * @throws {DamageError} the chain is not whole, or its tables and its digest files contradict each other
    */
   static async open(
@@ -80,12 +79,12 @@ export class ChainView implements AsyncDisposable {
     return this.disk.virtualSize;
   }
 
-  /** Stretches of the disk that are kept in memory. */
+  /** Number of stretches of the disk that are kept in memory. */
   get pieces(): number {
     return this.#index.length;
   }
 
-  /** What `length` bytes from `offset` on are, side by side; found as they are asked for. */
+  /** The extents of `length` bytes from `offset` on, without gaps; looked up lazily. */
   *extents(offset: number, length: number): Generator<{ length: number; state: ExtentState }> {
     for (const piece of this.#index.extents(offset, offset + length)) {
       yield { length: piece.length, state: piece.place ? "data" : "zero" };
@@ -93,9 +92,9 @@ export class ChainView implements AsyncDisposable {
   }
 
   /**
-   * `length` bytes from `offset` on, in a buffer that is the caller's.
-   * @throws {DamageError} a cluster that they are in is not what was backed up: with point, disk and guest offset
-   * @throws {BackupError} the file system's failure, with its `code`, and where
+   * Reads `length` bytes from `offset` on into a new buffer, which the caller owns.
+   * @throws {DamageError} a cluster differs from what was backed up; names point, disk and guest offset
+   * @throws {BackupError} the file system failed; has its `code` and the place
    */
   async read(offset: number, length: number, signal?: AbortSignal): Promise<Buffer> {
     const bytes = Buffer.allocUnsafe(length);
@@ -111,7 +110,7 @@ export class ChainView implements AsyncDisposable {
     await this.close();
   }
 
-  /** What has to be read to fill `target`; what reads as zeroes is there already. */
+  /** The parts that have to be read to fill `target`. Fills zeroes at once. */
   *#parts(from: number, target: Buffer): Generator<Part> {
     for (const { offset, length, place } of this.#index.extents(from, from + target.length)) {
       const bytes = target.subarray(offset - from, offset - from + length);
@@ -120,7 +119,10 @@ export class ChainView implements AsyncDisposable {
     }
   }
 
-  /** Settles when none of the parts is being read any more. No signal is derived: in Node 20 each would stay for good. */
+  /**
+   * Settles when no part is being read any longer. Doesn't derive a signal from `signal`, because in Node 20
+   * derived signals are never freed.
+   */
   async #fillAll(parts: Iterator<Part>, signal: AbortSignal | undefined): Promise<void> {
     let failed = false;
     const lane = async (): Promise<void> => {
@@ -165,7 +167,7 @@ export class ChainView implements AsyncDisposable {
   }
 }
 
-/** Walks over the whole chain once. */
+/** Builds the index in one walk over the whole chain. */
 async function indexOf(
   layers: readonly Layer[],
   size: number,
@@ -207,8 +209,8 @@ function placeOf(piece: Piece, numbers: ReadonlyMap<Layer, number>): ExtentSourc
 }
 
 /**
- * Cuts a piece where its reads begin and end: whole clusters are read right into the target, several at a time; of
- * other clusters all has to be read to compare it.
+ * Cuts a piece into reads. Whole clusters are read directly into the target, several at a time. A cluster
+ * that is needed in part is a part of its own, because all of it has to be read to compare its digest.
  *
  *     clusters   |        |        |        |        |
  *     piece          |~~~~~~~~~~~~~~~~~~~~~~~~~~~|
@@ -237,7 +239,7 @@ function* partsOf(offset: number, target: Buffer, place: ExtentSource, layer: La
   }
 }
 
-/** Fills `target` from the beginning of a cluster, which is the one of `place`. */
+/** Fills `target`, which begins with the cluster at `place`, and compares the digests. */
 async function readProven(layer: Layer, place: ExtentSource, offset: number, target: Buffer): Promise<void> {
   const { clusterSize } = layer.geometry;
   const { hostOffset, dataMask } = place;
@@ -251,13 +253,7 @@ async function readProven(layer: Layer, place: ExtentSource, offset: number, tar
   await layer.read(run, offset, target, failOnDamage(layer));
 }
 
-function failOnDamage(layer: Layer): OnDamage {
-  return ({ message, guestOffset }) => {
-    throw damage(layer.pointId, layer.disk, message, guestOffset);
-  };
-}
-
-/** What a file could not give, with where it was wanted for. */
+/** Adds point, disk and guest offset to the error of a failed read. */
 function located(error: unknown, layer: Layer, guestOffset: number): unknown {
   const { code } = error as NodeJS.ErrnoException;
   if (!(error instanceof Error) || code === undefined) return error;

@@ -1,18 +1,21 @@
 /**
- * Clusters that were read and compared with their digests a moment ago: a guest that boots reads a few sectors at a
- * time, and the digest is of the whole cluster. What is being read is shared by all who want it.
+ * Caches clusters that were read and compared with their digests. A booting guest reads a few sectors at a
+ * time, but the digest covers the whole cluster. Concurrent requests for a cluster share one read.
  */
 export class ClusterCache {
   readonly #most: number;
   /** Least recently used first. */
   readonly #clusters = new Map<string, Promise<Buffer>>();
 
-  /** @param most clusters that are kept, those still being read included */
+  /** @param most clusters that are kept, including those that are still being read */
   constructor(most: number) {
     this.#most = most;
   }
 
-  /** The bytes under `key`, which nobody may change; `read` is called where they are not here. A failure isn't kept. */
+  /**
+   * The bytes under `key`, which callers must not change. Calls `read` if they are not cached; failures are
+   * not.
+   */
   async get(key: string, read: () => Promise<Buffer>): Promise<Buffer> {
     const known = this.#clusters.get(key);
     const cluster = known ?? read();

@@ -1,43 +1,44 @@
 import { ALL_SUBCLUSTERS } from "../image/image.js";
 
-/** Where the data of a piece is: in which layer, and there of the cluster that the piece begins in. */
+/** Where the data of a piece is: the layer, and the place there of the cluster that the piece begins in. */
 export interface ExtentSource {
-  /** Counted from the top of the chain. */
+  /** Number of the layer, counted from the top of the chain. */
   readonly layer: number;
-  /** Of that cluster's slot, in the image file. */
+  /** Offset of the cluster's slot in the image file. */
   readonly hostOffset: number;
-  /** Of that cluster's digest, in the digest file; without a meaning where the layer has none. */
+  /** Offset of the cluster's digest in the digest file; meaningless if the layer has no digests. */
   readonly digestsAt: number;
   /** The subclusters that the layer defines as data; all of them for a piece of whole clusters. */
   readonly dataMask: number;
 }
 
-/** A stretch of the disk that is found at one place; without a place it reads as zeroes. */
+/** A stretch of the disk whose data is in one place; without a place it reads as zeroes. */
 export interface IndexedExtent {
   readonly offset: number;
   readonly length: number;
   readonly place: ExtentSource | undefined;
 }
 
-/** Bytes of a cluster, and of the digest of one. */
+/** Bytes of a cluster, and of a cluster's digest. */
 export interface LayerUnits {
   readonly clusterSize: number;
   readonly digestSize: number;
 }
 
-/** Pieces are kept in chunks of typed arrays, so that growing never copies. */
+/** Pieces are kept in chunks of typed arrays, so that adding pieces never copies old ones. */
 const CHUNK_PIECES = 4096;
 
 interface Chunk {
-  /** offset, hostOffset, digestsAt */
+  /** For each piece: offset, hostOffset, digestsAt. */
   readonly numbers: Float64Array;
-  /** 0 for zeroes, else the layer's number plus one; dataMask */
+  /** For each piece: 0 for zeroes or the layer's number plus one, then dataMask. */
   readonly words: Uint32Array;
 }
 
 /**
- * Where each byte of a disk is to be found: gapless pieces in ascending order, in 32 bytes each, neighbours that
- * continue each other as one. So memory grows with the fragmentation of the disk, and not with its size.
+ * Maps each byte of a disk to its place. The pieces are in ascending order without gaps, take 32 bytes each,
+ * and are joined with a neighbour that they continue. Memory therefore grows with the disk's fragmentation,
+ * not its size.
  *
  *     piece 0          piece 1      piece 2
  *     | layer 2, host  | zeroes     | layer 0, host  | ... end
@@ -58,7 +59,7 @@ export class ExtentIndex {
     return this.#end;
   }
 
-  /** Pieces that are kept. */
+  /** Number of pieces. */
   get length(): number {
     return this.#length;
   }
@@ -81,7 +82,7 @@ export class ExtentIndex {
     this.#length += 1;
   }
 
-  /** The pieces from `offset` to `end`, cut off there; found one after the other, as they are asked for. */
+  /** The pieces from `offset` to `end`, cut off at both ends; looked up lazily. */
   *extents(offset: number, end: number): Generator<IndexedExtent> {
     if (offset < 0 || end > this.#end) throw new RangeError(`${offset} to ${end} is not inside the disk`);
     if (offset >= end) return;
@@ -93,12 +94,12 @@ export class ExtentIndex {
     }
   }
 
-  /** Whether what comes at `offset` is only more of the last piece. */
+  /** Whether a piece at `offset` with this place continues the last piece. */
   #continues(offset: number, place: ExtentSource | undefined): boolean {
     const expected = this.#placeAt(this.#length - 1, offset);
     if (!expected || !place) return expected === place;
     if (place.layer !== expected.layer || place.dataMask !== expected.dataMask) return false;
-    // Of a cluster that is defined in part each has its own mask, and its own digest.
+    // Each partly defined cluster has its own mask and digest, so such clusters are never joined.
     const last = this.#offsetOf(this.#length - 1);
     if (place.dataMask !== ALL_SUBCLUSTERS && this.#clustersBetween(place.layer, last, offset) > 0)
       return false;

@@ -5,16 +5,16 @@ import { ChainView } from "./chain-view.js";
 
 export interface PointViewOptions {
   readonly repository: Repository;
-  /** By its folder in the repository. */
+  /** The name of its folder in the repository. */
   readonly domain: string;
   /** An id, a time (the newest point not after it), or `latest`. */
   readonly at: string;
-  /** Left out: all disks of the point. */
+  /** Undefined: all disks of the point. */
   readonly disks?: readonly string[] | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 
-/** The disks of a point, open to be read at any place; whoever opens it closes it. */
+/** The disks of a point, open for reads at any place. The caller closes it. */
 export class PointView implements AsyncDisposable {
   readonly point: Manifest;
   readonly disks: readonly ChainView[];
@@ -28,9 +28,9 @@ export class PointView implements AsyncDisposable {
   }
 
   /**
-   * Chooses the point and opens every layer that its disks need; if one fails to open, none stays open. A prune of the
-   * domain waits until it is closed.
-   * @throws {UsageError} not a point's id, nor a time; no such disk
+   * Chooses the point and opens every layer that its disks need. If one fails to open, all are closed again.
+   * A prune of the domain waits until the view is closed.
+   * @throws {UsageError} `at` is neither a point's id nor a time, or there is no such disk
    * @throws {PreconditionError} there is no such point
    * @throws {DamageError} a chain is not whole, or tables and digest files contradict each other
    */

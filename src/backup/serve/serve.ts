@@ -1,3 +1,13 @@
+/**
+ * The serve room offers the disks of a restore point as read-only NBD exports, so that any NBD client can
+ * read files from them or boot a guest from an overlay on them.
+ *
+ * Read this file first (the server and its events), then point-view.ts (opens all disks of a point) and
+ * chain-view.ts (reads one disk through its chain and compares digests). extent-index.ts and cluster-cache.ts
+ * are helpers of chain-view.ts. This room never changes an image or a manifest: while it serves, a reader
+ * mark in the repository keeps prunes away.
+ */
+
 import {
   ALLOCATION,
   ClientFault,
@@ -18,22 +28,26 @@ import type { ChainView } from "./chain-view.js";
 import { PointView, type PointViewOptions } from "./point-view.js";
 
 export interface ServeOptions extends PointViewOptions {
-  /** An absolute path for a Unix socket, which only this user may connect to; or TCP, where port 0 is any free one. */
+  /**
+   * The absolute path of a Unix socket, which only this user can connect to, or TCP; port 0 is any free port.
+   */
   readonly address: ListenAddress;
-  /** The host in the URIs; default: the address that is listened on. */
+  /** The host in the URIs; default: the address that the server listens on. */
   readonly host?: string | undefined;
-  /** Given, TLS is required of every client. */
+  /** If set, every client must use TLS. */
   readonly tls?: ServerTls | undefined;
-  /** Told what happens, just after the fact. */
+  /** Called just after each event. */
   readonly onEvent?: ((event: ServeEvent) => void) | undefined;
 }
 
 export type ServeEvent =
-  /** A client got EIO; `error` has the point, the disk and the guest offset in its message and its details. */
+  /**
+   * A client got EIO; `error` has the point, the disk and the guest offset in its message and its details.
+   */
   | { readonly type: "read-failed"; readonly error: unknown }
   /** A client was turned away, or broke the protocol or the TLS handshake. */
   | { readonly type: "client-failed"; readonly error: Error }
-  /** The system had no connection to give; listening goes on. */
+  /** The system could not accept a connection; the server keeps listening. */
   | { readonly type: "accept-failed"; readonly error: Error };
 
 /** A disk that is served. */
@@ -43,18 +57,19 @@ export interface ServedDisk {
   readonly virtualSize: number;
   /** The points that the bytes come from, newest first. */
   readonly chain: readonly string[];
-  /** False where a layer has no digests: what it holds is served unproven. */
+  /** False if a layer has no digests: its data is served unchecked. */
   readonly proven: boolean;
 }
 
 /**
- * Serves the disks of a restore point by NBD, read-only, as exports of their names; where there is only one, as the
- * default export too. Holes and zeroes are told apart from data. A read of what is damaged fails with EIO, whatever
- * else is asked for is served.
+ * Serves the disks of a restore point by NBD, read-only, each as an export with the disk's name; a single
+ * disk is also the default export. Block status tells holes and zeroes from data. A read of damaged data
+ * fails with EIO; all other data is served.
  *
  * @throws as {@link PointView.open}
  * @throws {PreconditionError} another program listens there
- * @throws {UsageError} there can be no socket of that path; not an address of this machine; the certificate is no use
+ * @throws {UsageError} the path can't be a socket, the address is not this machine's, or the certificate is
+ *   unusable
  */
 export async function servePoint(options: ServeOptions): Promise<PointServer> {
   const { address, tls } = options;
@@ -142,7 +157,7 @@ function exportOf(point: Manifest, view: ChainView): ServedExport {
       try {
         return await view.read(offset, length, signal);
       } catch (cause) {
-        // The whole story has paths in it, and is for the owner of the repository.
+        // The full error contains paths: it goes to `onEvent` and not to the client.
         const message = `disk ${name} of point ${point.id} cannot be read in ${length} bytes at ${offset}`;
         throw new ServedError("EIO", message, { cause });
       }
@@ -173,7 +188,7 @@ function asServeEvent(event: NbdServerEvent): ServeEvent | undefined {
   }
 }
 
-/** Those who have opened an export. */
+/** Counts the clients that have opened an export. */
 class Clients {
   readonly #connections = new Set<number>();
   #leave: () => void = () => undefined;
@@ -189,7 +204,7 @@ class Clients {
   }
 }
 
-/** A certificate is for a host's name, so that belongs into the URI. */
+/** The URI of an export, with `host` in it: a TLS certificate is issued for a host name. */
 function uriOf(server: NbdServer, exportName: string, host: string | undefined): string {
   const uri = parseNbdUri(server.uri(exportName));
   if (host === undefined || uri.transport.kind === "unix") return formatNbdUri(uri);

@@ -1,6 +1,6 @@
 import { isDeepStrictEqual } from "node:util";
 import type { NbdClient } from "../../nbd/index.js";
-import { DamageError, PreconditionError, UsageError } from "../base/errors.js";
+import { DamageError, hasCode, messageOf, PreconditionError, UsageError } from "../base/errors.js";
 import { proveChain } from "../chain/chain.js";
 import { connectJobAnywhere, directConnection, type JobConnection } from "../guest/job-connection.js";
 import type { Definition } from "../guest/keep-files.js";
@@ -15,7 +15,7 @@ import {
   parseBackupJob,
 } from "../libvirt/job-xml.js";
 import { openRunningJob } from "../libvirt/running-job.js";
-import { isErrorOf, PATIENCE_MS, type Virsh } from "../libvirt/virsh.js";
+import { PATIENCE_MS, type Virsh } from "../libvirt/virsh.js";
 import { assertCompressible } from "../pull/compressed-store.js";
 import { isSame, type Manifest } from "../repository/manifest.js";
 import { Repository } from "../repository/repository.js";
@@ -27,7 +27,7 @@ import {
   takePoint,
 } from "./take-point.js";
 
-/** Where the job is described: by libvirt, or by an XML document alone. */
+/** The source of the job's description: libvirt, or an XML document alone. */
 export type JobSource =
   | {
       readonly kind: "libvirt";
@@ -39,25 +39,32 @@ export type JobSource =
 
 export interface AttachOptions extends TakeSettings {
   readonly source: JobSource;
-  /** Made if there is nothing, or an empty folder, but only once the job was found. */
+  /** Created after the job was found, if the path does not exist or is an empty folder. */
   readonly repositoryPath: string;
-  /** The checkpoint that was created together with the job; without it the point is no base for increments. */
+  /**
+   * The checkpoint that was created together with the job; without it the point can't be a base for
+   * increments.
+   */
   readonly checkpoint?: string | undefined;
-  /** End the job after the commit; otherwise it goes on, since somebody else began it. */
+  /** End the job after the commit. By default it keeps running, since another program began it. */
   readonly endJob: boolean;
-  /** Bytes that have to be left for scratch files, or the backup is given up; default a tenth of what is there, at most 4 GiB. */
+  /**
+   * Bytes that must stay free for scratch files, or the backup is given up; default a tenth, at most 4 GiB.
+   */
   readonly scratchReserve?: number | undefined;
 }
 
 export type AttachResult = TakenPoint & { readonly jobEnded: boolean };
 
 /**
- * Takes all disks of a pull backup that is already running as one restore point. The job is left running unless
- * `endJob`: somebody else began it. Where its scratch files are on this host they are watched; when their room gets short
- * the backup is given up, so that the job can be ended before the guest's writes fail. With `endJob` it is.
+ * Takes all disks of a running pull backup job as one restore point. The job keeps running unless `endJob` is
+ * set, since another program began it. Scratch files on this host are watched: when they run out of room the
+ * backup is given up, so that the user can end the job before the guest's writes fail. With `endJob` the job
+ * is ended then too.
  *
  * @throws {UsageError} `endJob` without libvirt, or compression for what can't be compressed
- * @throws {PreconditionError} no such job, no parent for an increment, the checkpoint isn't the job's, or the job ended
+ * @throws {PreconditionError} no such job, no parent for an increment, the checkpoint isn't the job's, or the
+ *   job ended
  * @throws as `takePoint` does
  */
 export async function attach(options: AttachOptions): Promise<AttachResult> {
@@ -71,14 +78,14 @@ export async function attach(options: AttachOptions): Promise<AttachResult> {
   if (options.compress) assertCompressible(options.format, options.compress);
   const view = source.kind === "xml" ? viewOfXml(source) : await viewOfLibvirt(source);
   const taken = await take(source, view, options);
-  // The point is there by now: whatever happens from here on, be it a Ctrl-C, is no failure of the backup.
+  // The point is committed: nothing from here on, not even Ctrl-C, makes the backup fail.
   const jobEnded = options.endJob && (await endJob(source, view, options, "the point was committed"));
   return { ...taken, jobEnded };
 }
 
 async function take(source: JobSource, view: JobView, options: AttachOptions): Promise<TakenPoint> {
   const { checkpoint, repositoryPath, signal } = options;
-  // Closed before the job is ended, as the clients are.
+  // Closed before the job is ended, like the clients.
   await using connection = await connectionTo(source, view, options);
   const existing = await Repository.openIfThere(repositoryPath);
   const chosen = (): Promise<PointDisk[]> => pointDisks(view, connection, existing, options);
@@ -100,7 +107,9 @@ async function take(source: JobSource, view: JobView, options: AttachOptions): P
   );
 }
 
-/** Who gives the XML says in it where the server is reached; libvirt's own says where it is on libvirt's host. */
+/**
+ * The user's XML has the server's address as seen from here; libvirt's XML has the address on libvirt's host.
+ */
 async function connectionTo(
   source: JobSource,
   { server }: JobView,
@@ -122,7 +131,7 @@ function scratchSettings(
   return { domain: name, files, reserve, remedy, onWarning, signal };
 }
 
-/** @param what has become of the backup: a job that can't be ended changes nothing in that */
+/** @param what happened to the backup, for the warning if the job can't be ended */
 async function endJob(
   source: JobSource,
   view: JobView,
@@ -135,28 +144,31 @@ async function endJob(
     await source.virsh.withPatience(PATIENCE_MS).abortJob(uuid ?? name);
     return true;
   } catch (error) {
-    const reason = error instanceof Error ? error.message : String(error);
+    const reason = messageOf(error);
     options.onWarning?.(`${what}, but the job could not be ended: ${reason}`);
     return false;
   }
 }
 
-/** What attaching has to know of a job, wherever it comes from. */
+/** What `attach` needs to know of a job, from libvirt or from XML. */
 interface JobView {
   readonly domain: TakePointOptions["domain"];
   readonly definition?: Definition | undefined;
   readonly server: BackupServer;
   readonly disks: readonly ExportedDisk[];
-  /** Those of its scratch files that are on this host. */
+  /** The job's scratch files on this host. */
   readonly scratchFiles: readonly string[];
-  /** The checkpoint of the job's moment. */
+  /** Looks up the checkpoint that was created together with the job. */
   readonly checkpoint: (name: string) => Promise<NonNullable<Manifest["checkpoint"]>>;
-  /** When the checkpoint that an increment starts from was created; undefined where nobody can be asked. */
+  /** When the checkpoint that an increment starts from was created; undefined if unknown. */
   readonly creationTime: (name: string) => Promise<number | undefined>;
   readonly confirm: () => Promise<void>;
 }
 
-/** Libvirt is not asked: what it would know stays unknown, and that the servers still answer has to do. */
+/**
+ * A job known by XML alone: UUID and creation times are unknown, and nothing confirms that the job still
+ * runs.
+ */
 function viewOfXml({ xml, domain }: Extract<JobSource, { kind: "xml" }>): JobView {
   const job = parseBackupJob(xml);
   return {
@@ -207,12 +219,12 @@ function scratchFilesOf(job: BackupJob): readonly string[] {
   return exportedDisks(job).flatMap(({ scratch }) => (scratch?.type === "file" ? [scratch.path] : []));
 }
 
-/** A base that was deleted since the job began is one that nobody can be asked about. */
+/** Undefined if the checkpoint was deleted after the job began. */
 async function creationTimeOf(virsh: Virsh, domain: string, checkpoint: string): Promise<number | undefined> {
   try {
     return parseCheckpoint(await virsh.checkpointXml(domain, checkpoint)).creationTime;
   } catch (error) {
-    if (isErrorOf(error, "E_NO_CHECKPOINT")) return undefined;
+    if (hasCode(error, "E_NO_CHECKPOINT")) return undefined;
     throw error;
   }
 }
@@ -222,7 +234,7 @@ function someDisks(disks: readonly ExportedDisk[]): readonly ExportedDisk[] {
   throw new PreconditionError("E_NO_DISKS", "the backup job has no disk that takes part: nothing was stored");
 }
 
-/** Which disk is what, without what differs from one look at the same job to the next. */
+/** The disks of a job without the fields that can differ between two descriptions of the same job. */
 function rolesOf(job: BackupJob): readonly object[] {
   return exportedDisks(job).map((disk) => ({ ...disk, index: undefined, scratch: undefined }));
 }
@@ -251,11 +263,12 @@ async function pointDisks(
 }
 
 /**
- * The newest point whose checkpoint is the one that the job counts this disk's changes from.
+ * The newest point of the checkpoint that the job's increment of this disk starts from.
  *
- * Names can be deleted and made again, so domain and creation time have to be the same, as far as they are known.
+ * A checkpoint can be deleted and another made with the same name, so the domain's UUID and the creation time
+ * must match too, as far as they are known.
  *
- * @throws {PreconditionError} there is none, it is another domain's or another checkpoint's, or its chain is broken
+ * @throws {PreconditionError} no point matches, or the chain of the point is broken
  */
 async function findParent(
   disk: IncrementalDisk,

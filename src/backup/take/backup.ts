@@ -1,13 +1,13 @@
 import { writeFile } from "node:fs/promises";
 import type { NbdClient } from "../../nbd/index.js";
-import { together } from "../base/together.js";
+import { hasCode, messageOf } from "../base/errors.js";
+import { together } from "../base/in-parallel.js";
 import { preflight } from "../checks/preflight.js";
 import {
   claimFolder,
   clearFolder,
   type Guest,
   keyOf,
-  messageOf,
   retireCheckpoints,
   whileFrozen,
 } from "../guest/guest-jobs.js";
@@ -26,7 +26,7 @@ import { type DiskChoice, disksToBackUp } from "../libvirt/choose-disks.js";
 import { type DomainDefinition, type DomainDisk, parseDomain } from "../libvirt/domain-xml.js";
 import { type BackupServer, exportedDisks } from "../libvirt/job-xml.js";
 import { openRunningJob, type RunningJob } from "../libvirt/running-job.js";
-import { isErrorOf, PATIENCE_MS, type Virsh } from "../libvirt/virsh.js";
+import { PATIENCE_MS, type Virsh } from "../libvirt/virsh.js";
 import { assertCompressible } from "../pull/compressed-store.js";
 import type { Manifest } from "../repository/manifest.js";
 import { Repository } from "../repository/repository.js";
@@ -35,37 +35,41 @@ import { type PointDisk, type TakenPoint, type TakeSettings, takePoint } from ".
 
 export interface BackupOptions extends TakeSettings {
   readonly virsh: Virsh;
-  /** As virsh knows it: name, UUID or the number of its run. */
+  /** Name, UUID or ID, as virsh accepts it. */
   readonly domain: string;
-  /** Made if there is nothing, or an empty folder. */
+  /** Created if the path does not exist or is an empty folder. */
   readonly repositoryPath: string;
   readonly level: Level;
   readonly disks: DiskChoice;
   /** The folder under which the job gets a folder of its own, for its socket and scratch files. */
   readonly scratchParent: string;
-  /** Bytes that have to be left for scratch files, or the backup is given up; default a tenth of what is there, at most 4 GiB. */
+  /**
+   * Bytes that must stay free for scratch files, or the backup is given up; default a tenth, at most 4 GiB.
+   */
   readonly scratchReserve?: number | undefined;
-  /** Left out: by a Unix socket in the job's folder. */
+  /** Undefined: the job is served on a Unix socket in its folder. */
   readonly server?: TcpServer | undefined;
-  /** Mountpoints in the guest that are frozen while the job begins; empty: all. Left out: none. */
+  /** Mountpoints in the guest that are frozen while the job begins; empty: all; undefined: none. */
   readonly freeze?: readonly string[] | undefined;
 }
 
 export interface BackupResult extends TakenPoint {
-  /** What was made, beside the level that was asked for. */
+  /** The level of the point that was made, which may differ from the level that was asked for. */
   readonly level: Exclude<Level, "auto">;
-  /** False where the domain is off: the point has no checkpoint of its own then. */
+  /** False if the domain is off; the point then has no checkpoint of its own. */
   readonly isRunning: boolean;
-  /** Checkpoints of this repository that were deleted, since no increment starts from them any more. */
+  /** This repository's checkpoints that were deleted because no increment starts from them any longer. */
   readonly retired: readonly string[];
 }
 
 /**
- * Backs one domain up. Of one that runs: begins a job and its checkpoint, pulls all disks as one restore point, ends the
- * job, and deletes the checkpoints that are not needed any more. One that is off: see `backUpStopped`. Whatever a dead run
- * of the same repository left is cleared away first; if this one fails nothing of it stays.
+ * Backs up one domain. If the domain runs, this begins a job and its checkpoint, pulls all disks as one
+ * restore point, ends the job, and deletes the checkpoints that are no longer needed. If it is off, see
+ * `backUpStopped`. What a dead backup to the same repository left is removed first; a backup that fails
+ * removes everything it made.
  *
- * @throws {PreconditionError} the domain is busy, another backup runs, a disk can't take part, no base for an increment
+ * @throws {PreconditionError} the domain is busy, another backup runs, a disk can't take part, no base for an
+ *   increment
  * @throws as `takePoint` does
  */
 export async function backup(options: BackupOptions): Promise<BackupResult> {
@@ -115,7 +119,7 @@ export async function backup(options: BackupOptions): Promise<BackupResult> {
     await clearAfterFailure(cleaner, { folder, made }, options);
     throw error;
   }
-  // The point is there by now: whatever happens from here on, be it a Ctrl-C, is no failure of the backup.
+  // The point is committed: nothing from here on, not even Ctrl-C, makes the backup fail.
   const retired = await endJob(cleaner, folder, options);
   return { ...taken, level: levelOf(taken.manifest, options.level), isRunning: true, retired };
 }
@@ -129,19 +133,22 @@ async function guestDisks(virsh: Virsh, domain: DomainDefinition, chosen: DiskCh
   return await together(...disksToBackUp(domain, chosen).map(look));
 }
 
-/** How the job is to be served. */
+/** The server that the job is asked to start. */
 function serverOf(folder: JobFolder, { server }: BackupOptions): BackupServer {
   return server ?? { transport: "unix", socket: folder.socket, tls: false };
 }
 
-/** Checkpoints whose point never came to be: this run's own (`made`), and those of runs that died. */
+/** Deletes checkpoints without a point: those of this run (`made`), and those of runs that died. */
 async function deleteOrphans(guest: Guest, made: readonly string[], options: BackupOptions): Promise<void> {
   const named = (points: readonly Manifest[]): Set<string> =>
     new Set(points.flatMap(({ checkpoint }) => (checkpoint ? [checkpoint.name] : [])));
   await retire(guest, made, options, named);
 }
 
-/** Where a manifest can't be read only `made` may go: the checkpoint of that point may be one that is needed. */
+/**
+ * Deletes checkpoints that are not needed. If a manifest can't be read, its checkpoint is unknown and may be
+ * needed, so only those in `made` are deleted.
+ */
 async function retire(
   guest: Guest,
   made: readonly string[],
@@ -161,21 +168,24 @@ async function retire(
   return retired;
 }
 
-/** What a run leaves behind until it is cleared away. */
+/** What a run has made outside of the repository and has to remove. */
 interface Traces {
   readonly folder: JobFolder;
   /** Names of the checkpoints that it tried to create. */
   readonly made: string[];
 }
 
-/** A job that runs, and what was meant by it. */
+/** A running job, with the plans and the checkpoint that it was begun with. */
 interface Begun {
   readonly job: RunningJob;
   readonly plans: readonly DiskPlan[];
   readonly checkpoint: Manifest["checkpoint"];
 }
 
-/** Job and checkpoint begin in one moment. Where libvirt finds a bitmap broken that disk gets another base, or none. */
+/**
+ * Begins the job and its checkpoint, both of the same moment. If libvirt finds a disk's bitmap broken, this
+ * tries again with another base for the disk, or with none.
+ */
 async function begin(
   guest: Guest,
   { disks, forecast }: { readonly disks: readonly GuestDisk[]; readonly forecast: Forecast },
@@ -193,7 +203,7 @@ async function begin(
     options.signal?.throwIfAborted();
     if (checkpoint !== undefined) made.push(checkpoint);
     try {
-      // To its end, whatever comes: a virsh that is killed leaves libvirt at work.
+      // Not interrupted by the signal: killing virsh would not stop what libvirt has begun.
       const steady = { ...guest, virsh: virsh.withSignal(undefined) };
       await whileFrozen(steady, folder, options.freeze, () =>
         beginJob(steady, { plans, checkpoint, server }, folder),
@@ -241,9 +251,9 @@ async function beginJob(
   await virsh.beginBackup(domain, backupFile, checkpointFile);
 }
 
-/** Which bitmap libvirt found broken, if that is why it refused to begin. */
+/** The bitmap that libvirt found broken, if that is why the job could not begin. */
 function brokenBitmap(error: unknown, plans: readonly DiskPlan[]): string | undefined {
-  if (!isErrorOf(error, "E_VIRSH")) return undefined;
+  if (!hasCode(error, "E_VIRSH")) return undefined;
   const [, disk] = /missing or broken bitmap '[^']*' for disk '([^']*)'/.exec(messageOf(error)) ?? [];
   const base = plans.find(({ name }) => name === disk)?.base;
   return disk && base && bitmapOf(disk, base.checkpoint);
@@ -289,12 +299,12 @@ function scratchSettings(
 ): ScratchSettings {
   const remedy =
     "Name a folder with more room (--scratch), take the backup when the guest writes less, or make it shorter: a faster target, no --limit-rate";
-  // On another host nobody watches them.
+  // Scratch files on another host are not watched.
   const files = ssh ? [] : disks.map(({ name }) => folder.scratch(name));
   return { domain: domain.name, files, reserve, remedy, onWarning };
 }
 
-/** All clients are closed by now. What can't be cleared away is found by the next run. */
+/** Called after all clients are closed. The next backup removes what this can't. */
 async function clearAfterFailure(
   guest: Guest,
   { folder, made }: Traces,

@@ -15,7 +15,7 @@ import { INCOMPATIBLE } from "../qcow2/header.js";
 import { Qcow2Reader } from "../qcow2/reader.js";
 import { singlyUsed } from "../qcow2/single-use.js";
 
-/** What tells that a file is still what it was. */
+/** Facts that show whether a file has changed. */
 interface FileState {
   readonly device: bigint;
   readonly inode: bigint;
@@ -23,17 +23,17 @@ interface FileState {
   readonly modified: bigint;
 }
 
-/** A raw image has no clusters of its own. */
+/** The cluster size used for raw images, which have none themselves. */
 const RAW_CLUSTER_SIZE = 64 * 1024;
 const QCOW2_MAGIC = Buffer.from("QFI\xfb", "latin1");
 
-/** A full image that somebody else made, open for reading only; the owner closes it. */
+/** A full image that another program made, open for reading only. The caller closes it. */
 export class ForeignImage implements DiskSource, AsyncDisposable {
   readonly path: string;
   readonly virtualSize: number;
   readonly complete = true;
   readonly readThrough = 0;
-  /** What the user should know of the image. */
+  /** Warnings for the user about the image. */
   readonly warnings: readonly string[];
   readonly #image: ImageReader;
   readonly #state: FileState;
@@ -48,11 +48,14 @@ export class ForeignImage implements DiskSource, AsyncDisposable {
   }
 
   /**
-   * @param format never probed: a guest can write whatever it likes to the beginning of its raw disk
-   * @throws {PreconditionError} it is not there, a QEMU has it open for writing, or it has a backing file
-   * @throws {UsageError} it is no plain file, or a raw image that looks like qcow2 and `asked` is false
-   * @throws {DamageError} it is damaged
-   * @throws {BackupError} it uses what can't be read
+   * @param format never probed: a guest can write anything to the beginning of its raw disk
+   * @param asked whether the user named the format
+   * @throws {PreconditionError} the image does not exist, a QEMU has it open for writing, or it has a backing
+   *   file
+   * @throws {UsageError} it is not a plain file, or it is a raw image that looks like qcow2 and `asked` is
+   *   false
+   * @throws {DamageError} the image is damaged
+   * @throws {BackupError} the image uses a feature that this program can't read
    */
   static async open(path: string, format: ImageFormat, asked: boolean): Promise<ForeignImage> {
     const state = await stateOf(path);
@@ -73,7 +76,7 @@ export class ForeignImage implements DiskSource, AsyncDisposable {
     throw new PreconditionError("E_HAS_BACKING", message, { details: { path, backingFile } });
   }
 
-  /** Stretches that were read. */
+  /** Number of stretches that were read. */
   get requests(): number {
     return this.#requests;
   }
@@ -92,7 +95,7 @@ export class ForeignImage implements DiskSource, AsyncDisposable {
 
   widen(): void {}
 
-  /** @throws {BackupError} the file changed since it was opened, or is about to */
+  /** @throws {BackupError} the file changed since it was opened, or a QEMU has it open for writing */
   async assertUnchanged(): Promise<void> {
     await refuseInUse(this.path);
     const now = await stateOf(this.path);
@@ -125,11 +128,11 @@ async function stateOf(path: string): Promise<FileState> {
 
 async function refuseInUse(path: string): Promise<void> {
   if (!(await isWrittenByQemu(path))) return;
-  const message = `a QEMU has ${path} open for writing (does a guest run on it?), so it is nothing of one moment: nothing was stored. Shut the guest down, or import a copy that nobody writes to`;
+  const message = `a QEMU has ${path} open for writing (does a guest run on it?), so its content is not of one moment: nothing was stored. Shut the guest down, or import a copy that nobody writes to`;
   throw new PreconditionError("E_IMAGE_IN_USE", message, { details: { path } });
 }
 
-/** Only to refuse it: what the bytes say is never believed. */
+/** Used only to refuse a doubtful image, never to choose its format. */
 async function looksLikeQcow2(path: string): Promise<boolean> {
   const file = await ImageFile.open(path);
   try {

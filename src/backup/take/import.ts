@@ -1,7 +1,7 @@
-import { PreconditionError } from "../base/errors.js";
+import { hasCode, PreconditionError } from "../base/errors.js";
 import type { ImageFormat } from "../image/image.js";
 import { parseCheckpoint } from "../libvirt/checkpoint-xml.js";
-import { isErrorOf, type Virsh } from "../libvirt/virsh.js";
+import type { Virsh } from "../libvirt/virsh.js";
 import type { Manifest } from "../repository/manifest.js";
 import { Repository } from "../repository/repository.js";
 import { ForeignImage } from "./foreign-image.js";
@@ -12,30 +12,31 @@ export interface ImageToImport {
   readonly disk: string;
   readonly path: string;
   readonly format: ImageFormat;
-  /** The user said so; otherwise a raw image that begins like qcow2 is refused. */
+  /** Whether the user named the format; if not, a raw image that begins like qcow2 is refused. */
   readonly formatAsked: boolean;
 }
 
 export interface ImportOptions extends Omit<TakeSettings, "connect"> {
-  /** All of the same moment. */
+  /** Images of the same moment. */
   readonly images: readonly ImageToImport[];
   readonly repositoryPath: string;
-  /** Its name; where libvirt is asked, anything that virsh takes. */
+  /** The domain's name; with `virsh`, anything that virsh accepts. */
   readonly domain: string;
-  /** The checkpoint as of which the images are; without it the point is no base for increments. */
+  /** The checkpoint of the images' moment; without it the point can't be a base for increments. */
   readonly checkpoint?: string | undefined;
-  /** Who knows the checkpoint; left out: nobody is asked. */
+  /** Used to look up the checkpoint; undefined: libvirt is not asked. */
   readonly virsh?: Virsh | undefined;
-  /** Fail where libvirt does not answer, instead of going on without what it knows. */
+  /** Fail if libvirt does not answer, instead of continuing without the checkpoint's creation time. */
   readonly needLibvirt: boolean;
 }
 
 /**
- * Takes full images that somebody else made as one restore point, as though they had been pulled. They are only read,
- * and must not change meanwhile.
+ * Takes full images that another program made as one restore point, as if they had been pulled. The images
+ * are only read, and must not change meanwhile.
  *
- * @throws {PreconditionError} an image is not there or has a backing file, libvirt does not know the checkpoint
- * @throws {UsageError} an image is no plain file, or its format is in doubt
+ * @throws {PreconditionError} an image does not exist or has a backing file, or libvirt does not know the
+ *   checkpoint
+ * @throws {UsageError} an image is not a plain file, or its format is in doubt
  * @throws {DamageError} an image is damaged
  * @throws {BackupError} an image can't be read, or was changed meanwhile
  * @throws as `takePoint` does
@@ -80,7 +81,7 @@ async function originOf(options: ImportOptions): Promise<Origin> {
   try {
     if (virsh) return await originByLibvirt(virsh, domain, checkpoint, options.images);
   } catch (error) {
-    const silent = ["E_NO_VIRSH", "E_LIBVIRT", "E_VIRSH_TIMEOUT"].some((code) => isErrorOf(error, code));
+    const silent = ["E_NO_VIRSH", "E_LIBVIRT", "E_VIRSH_TIMEOUT"].some((code) => hasCode(error, code));
     if (needLibvirt || !silent) throw error;
   }
   const message = `libvirt was not asked about the checkpoint ${checkpoint}: an increment will be matched by its name alone`;
@@ -88,7 +89,7 @@ async function originOf(options: ImportOptions): Promise<Origin> {
   return { domain: { name: domain, uuid: null }, checkpoint: { name: checkpoint, creationTime: null } };
 }
 
-/** @throws {PreconditionError} no such domain or checkpoint, or it leaves a disk out */
+/** @throws {PreconditionError} no such domain or checkpoint, or the checkpoint lacks one of the disks */
 async function originByLibvirt(
   virsh: Virsh,
   domain: string,

@@ -18,16 +18,16 @@ export type PullFileOptions = Omit<
   readonly digests?: NonNullable<PullImageOptions["digests"]>["algorithm"] | undefined;
   /** qcow2 only: compress every cluster that shrinks by it. */
   readonly compress?: CompressionMethod | undefined;
-  /** Replace what is at `imagePath`. */
+  /** Replace an existing file at `imagePath`. */
   readonly force: boolean;
 };
 
 /**
- * One export into one image file by itself, outside of any repository: made under a temporary name in the same
- * folder, flushed, then renamed. A raw increment has its extents in `IMAGE.map`.
+ * Pulls one export into a single image file, outside of any repository. The file is written under a temporary
+ * name in the same folder, flushed, then renamed. The extents of a raw increment are in `IMAGE.map`.
  *
- * @throws {UsageError} the image exists, a backing file was given for something that can't have one, or compression
- *   for what can't be compressed
+ * @throws {UsageError} the image exists, or it can't have the backing file or the compression that was asked
+ *   for
  * @throws as `pullImage` does; nothing is left behind then
  */
 export async function pullFile(options: PullFileOptions): Promise<PullResult> {
@@ -42,7 +42,7 @@ export async function pullFile(options: PullFileOptions): Promise<PullResult> {
   const map = { temporary: `${image.temporary}.map`, final: `${imagePath}.map` };
   const digestFile = { temporary: `${image.temporary}.digests`, final: `${imagePath}.digests` };
   const hasMap = format === "raw" && bitmap !== undefined;
-  // The image comes last: it is never there without what describes it.
+  // The image is published last, so that its map and digests always exist before it.
   const files = [...(hasMap ? [map] : []), ...(digests ? [digestFile] : []), image];
   for (const { final } of files) await refuseTarget(final, force);
   const stale = force ? [map.final, digestFile.final] : [];
@@ -61,9 +61,9 @@ export async function pullFile(options: PullFileOptions): Promise<PullResult> {
 }
 
 /**
- * Relative to the folder that the image really is in, so that both can be moved together.
- * @throws {PreconditionError} it is not there
- * @throws {UsageError} it is the image itself
+ * The backing file's path relative to the image's real folder, so that both can be moved together.
+ * @throws {PreconditionError} the backing file does not exist
+ * @throws {UsageError} the backing file is the image itself
  */
 async function backingName(imagePath: string, backingPath: string): Promise<string> {
   const backing = await realpath(backingPath).catch((cause: unknown) => {
@@ -75,6 +75,6 @@ async function backingName(imagePath: string, backingPath: string): Promise<stri
     throw new UsageError("E_BACKING", `${imagePath} cannot be its own backing file: name another image`);
   }
   const name = relative(folder, backing);
-  // "nbd:x" as a file name would be taken for a protocol.
+  // QEMU would take a file name such as "nbd:x" for a protocol.
   return name.includes(":") ? `./${name}` : name;
 }

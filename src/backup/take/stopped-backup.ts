@@ -1,15 +1,16 @@
 /**
- * The backup of a domain that is off. libvirt has no job for it and can make no checkpoint; the images lie still, each
- * with the bitmaps of its checkpoints in it:
+ * The backup of a domain that is off. libvirt can neither run a job nor make a checkpoint for it. The images
+ * don't change, and each holds the bitmaps of its checkpoints:
  *
  *     checkpoint c1 --- guest writes --- off         qemu-nbd serves the images, with bitmap c1
  *          |                              |
  *     point 1 (c1) <----------------- this point     on point 1, with no checkpoint of its own
  *          ^---------------------------------------- the next one, whether the domain runs by then or not
  */
+
 import { stat } from "node:fs/promises";
-import { PreconditionError } from "../base/errors.js";
-import { claimFolder, clearFolder, type Guest, keyOf, messageOf } from "../guest/guest-jobs.js";
+import { messageOf, PreconditionError } from "../base/errors.js";
+import { claimFolder, clearFolder, type Guest, keyOf } from "../guest/guest-jobs.js";
 import { JobFolder } from "../guest/job-folder.js";
 import { bitmapOf, type DiskPlan, type Level } from "../guest/plan-disk.js";
 import { levelOf, planGuest, refuseNoBase } from "../guest/plan-guest.js";
@@ -30,24 +31,25 @@ export interface StoppedBackupOptions extends TakeSettings {
   readonly scratchParent: string;
 }
 
-/** A disk, its image, and what that is. */
+/** A disk, its image, and what qemu-img tells of the image. */
 interface StoppedDisk {
   readonly name: string;
   readonly image: DiskFile;
   readonly found: SourceImage;
 }
 
-/** How a disk is taken, and by which bitmap of its image. */
+/** How a disk is taken; `counted` is the bitmap of its image that has the changes since the base. */
 interface StoppedPlan extends DiskPlan {
   readonly counted?: string | undefined;
 }
 
 /**
- * Backs one domain up that is off. While its images are read QEMU's locks keep it from being started; on a file system
- * without locks it is noticed, before anything is committed, that it was.
+ * Backs up a domain that is off. While its images are read, QEMU's locks keep the domain from being started.
+ * On a file system without locks, a start is noticed before anything is committed.
  *
- * @param domain as `definition` says, which libvirt gave just now
- * @throws {PreconditionError} another backup runs, a disk can't be read, the domain was started, no base for an increment
+ * @param domain parsed from `definition`, which libvirt gave just now
+ * @throws {PreconditionError} another backup runs, a disk can't be read, the domain was started, no base for
+ *   an increment
  * @throws as `takePoint` does
  */
 export async function backUpStopped(
@@ -78,7 +80,7 @@ export async function backUpStopped(
   }
 }
 
-/** @throws {PreconditionError} what the guest sees of the disk is in no image of this host */
+/** @throws {PreconditionError} the disk's content is not in an image file or block device of this host */
 function imageOf(domain: DomainDefinition, disk: DomainDisk): DiskFile {
   const { target, type, source, format = "raw", between } = disk;
   if ((type === "file" || type === "block") && source !== undefined && between === undefined) {
@@ -151,7 +153,7 @@ async function serveAndTake(
       const message = `${domain.name} was off when the backup began, and was started or changed since: nothing was stored. Begin it again`;
       throw new PreconditionError("E_DOMAIN_CHANGED", message, { details: { domain: domain.name } });
     };
-    // It may have run, with these disks or with others, between libvirt's answer and QEMU's locks.
+    // The domain may have run between libvirt's answer and the moment when QEMU took its locks.
     await assertStill();
     const saved = (await virsh.hasManagedSave(domain)) ? [MEMORY] : [];
     return await takePoint({
@@ -174,17 +176,20 @@ const MEMORY = {
   reason: "restored, its disks are as after a power cut",
 };
 
-/** Changes when anybody writes to one of the images. */
+/** A string that changes with every write to one of the images. */
 async function statesOf(disks: readonly StoppedDisk[]): Promise<string> {
   const states = disks.map(async ({ image: { path } }) => {
-    // Not the inode's: an attempt to start the domain gives the file to another user, though it fails.
+    // The ctime would not do: even a failed attempt to start the domain changes the file's owner.
     const { size, mtimeNs } = await stat(path, { bigint: true });
     return `${size} ${mtimeNs}`;
   });
   return (await Promise.all(states)).join();
 }
 
-/** All clients are closed by now, and the point is there or not. What stays is found by the next run. */
+/**
+ * Called after all clients are closed, whether the backup succeeded or not. The next backup removes what this
+ * can't.
+ */
 async function clear(guest: Guest, folder: JobFolder, options: StoppedBackupOptions): Promise<void> {
   try {
     await clearFolder(guest, folder);

@@ -1,3 +1,15 @@
+/**
+ * The take room makes restore points. Every way to get one ends in `takePoint` below: it copies all disks of
+ * one moment into a pending point of the repository, writes the manifest and commits, or leaves nothing
+ * behind.
+ *
+ * Read this file first, then backup.ts (`nbdpull backup` of a running domain: begins the job, pulls, ends the
+ * job). stopped-backup.ts is for domains that are off, attach.ts for jobs that another program began, and
+ * import.ts with foreign-image.ts for existing image files. pull-file.ts alone has no repository: it pulls
+ * one export into a file. This room never changes or deletes an existing point, and never commits only some
+ * of the disks.
+ */
+
 import { join } from "node:path";
 import type { ConnectOptions, NbdAddress, NbdClient } from "../../nbd/index.js";
 import { BackupError, PreconditionError, UsageError } from "../base/errors.js";
@@ -24,6 +36,7 @@ import type { CompressionMethod } from "../qcow2/compress-cluster.js";
 import type { Backing } from "../qcow2/writer.js";
 import {
   type DiskManifest,
+  diskOf,
   isDiskName,
   MANIFEST_VERSION,
   type Manifest,
@@ -35,20 +48,20 @@ import type { PendingPoint, Repository } from "../repository/repository.js";
 export type PointDisk = ExportedPointDisk | ImportedPointDisk;
 
 interface AnyPointDisk {
-  /** Its target in the domain, `vda`. */
+  /** The disk's target in the domain, for example `vda`. */
   readonly name: string;
-  /** Why the disk is full where an increment might have been expected. */
+  /** Why the disk is full although an increment might have been expected. */
   readonly reason?: string | undefined;
 }
 
 /** A disk that a server exports. */
 export interface ExportedPointDisk extends AnyPointDisk {
   readonly address: NbdAddress;
-  /** With `parent`: what changed since that point. Left out: a full copy. */
+  /** Take only what changed since the point `parent`. Undefined: a full copy. */
   readonly increment?: { readonly bitmap: string; readonly parent: Manifest } | undefined;
 }
 
-/** A disk that is there already, as a full image: whoever made `source` closes it. */
+/** A disk that exists as a full image. The caller closes `source`. */
 export interface ImportedPointDisk extends AnyPointDisk {
   readonly source: DiskSource;
   readonly address?: undefined;
@@ -60,12 +73,12 @@ export interface TakePointOptions {
   readonly domain: { readonly name: string; readonly uuid: string | null };
   readonly disks: readonly PointDisk[];
   readonly checkpoint: Manifest["checkpoint"];
-  /** Stored beside the disks, with what the domain starts with. */
+  /** Stored besides the disks, with the files that the domain starts with. */
   readonly definition?: Definition | undefined;
   readonly format: ImageFormat;
-  /** Left out: no digests. */
+  /** Undefined: no digests. */
   readonly digests: DigestAlgorithm | undefined;
-  /** qcow2 only: compress every cluster that shrinks by it. Left out: no compression. */
+  /** qcow2 only: compress every cluster that shrinks by it. Undefined: no compression. */
   readonly compress?: CompressionMethod | undefined;
   readonly sync: boolean;
   readonly tool: string;
@@ -75,17 +88,19 @@ export interface TakePointOptions {
   readonly rateLimit?: RateLimit | undefined;
   readonly signal?: AbortSignal | undefined;
   /**
-   * Asked after the last byte was read and everything is on disk: throws if the point in time may have been lost
-   * meanwhile. Nothing is committed then.
+   * Called before the commit, after the last byte was read and everything is on disk. Throws if the exports
+   * may no longer show the same moment; then nothing is committed.
    */
   readonly confirm: () => Promise<void>;
-  /** Gets the clients that are opened: for whoever has to see them gone sooner than this returns. It closes them anyway. */
+  /**
+   * Receives the opened clients, so that the caller can close them early. `takePoint` closes them at its end.
+   */
   readonly clients?: NbdClient[] | undefined;
   readonly onProgress?: ((disk: string, progress: PullProgress) => void) | undefined;
   readonly onWarning?: ((message: string) => void) | undefined;
 }
 
-/** How a point is taken, whoever says of which disks. */
+/** The options of `takePoint` that are the same for every way to make a point. */
 export type TakeSettings = Pick<
   TakePointOptions,
   | "format"
@@ -104,7 +119,7 @@ export type TakeSettings = Pick<
 export interface TakenPoint {
   readonly manifest: Manifest;
   readonly folder: string;
-  /** Connections and requests of all disks together. */
+  /** Connections of all disks together; likewise requests and extents. */
   readonly connections: number;
   readonly requests: number;
   readonly extents: number;
@@ -116,8 +131,9 @@ const DISKS_AT_ONCE = 8;
 /**
  * Pulls all disks in parallel and commits them as one restore point: all of them, or nothing.
  *
- * @throws {UsageError} this format or this version of Node can't compress so
- * @throws {PreconditionError} a bitmap or an export is missing, a parent's format does not allow the increment
+ * @throws {UsageError} this format or this version of Node does not support the compression
+ * @throws {PreconditionError} a bitmap or an export is missing, a parent's format does not allow the
+ *   increment
  * @throws {NbdError} a read failed, an extent is unknown, the server went away
  * @throws what `confirm` throws, and the file system's errors
  */
@@ -133,7 +149,7 @@ export async function takePoint(options: TakePointOptions): Promise<TakenPoint> 
     const clients = options.clients ?? [];
     await refuseMissingParents(options);
     try {
-      // First of all: an NVRAM goes on changing.
+      // Before the disks, because the NVRAM keeps changing.
       const kept =
         options.definition && (await keepFiles(options.definition, pending.folder, { ...options, signal }));
       const pulled = await pullAll({ ...options, signal }, pending, clients);
@@ -175,7 +191,7 @@ async function pullAll(
   pending: PendingPoint,
   clients: NbdClient[],
 ): Promise<PulledDisk[]> {
-  // Threads start only when they get work.
+  // These start threads only when they get work.
   await using workers = new CompressThreads();
   await using digestThreads = new DigestThreads(options.digests ?? "xxh64");
   const compress = options.compress && compressionOf(options.compress, workers, options.disks.length);
@@ -191,7 +207,7 @@ async function pullAll(
 
 type Copier = (options: CopyImageOptions) => Promise<PullResult>;
 
-/** @param clients gets the connection that a disk needs */
+/** @param clients receives the disk's client, if it has one */
 async function copierOf(disk: PointDisk, connect: OpenOptions, clients: NbdClient[]): Promise<Copier> {
   if (disk.address === undefined) return (options) => copyImage(disk.source, options);
   const { increment } = disk;
@@ -257,22 +273,20 @@ async function pullDisk(
   };
 }
 
-/** All disks share one thread, and the memory that one alone would take. */
+/** All disks share the threads, and the buffer memory that a single disk would use. */
 function compressionOf(method: CompressionMethod, workers: CompressThreads, disks: number): ImageCompression {
   return { method, workers, bufferBytes: BUFFER_BYTES / Math.min(disks, DISKS_AT_ONCE) };
 }
 
-/** The parent's image as the overlay's header names it: relative, so that the repository can be moved. */
+/**
+ * The parent's image as the overlay's header names it: a relative path, so that the repository can be moved.
+ */
 function backingOf(parent: Manifest, diskName: string): Backing | undefined {
   const disk = diskOf(parent, diskName);
   return disk && { name: `../${parent.id}/${disk.file}`, format: disk.format };
 }
 
-function diskOf(point: Manifest, diskName: string): DiskManifest | undefined {
-  return point.disks.find((disk) => disk.name === diskName);
-}
-
-/** Names of disks become names of files, and may come from a document that somebody else wrote. */
+/** Disk names become file names, and may come from a document that is not trusted. */
 function refuseStrangeNames(disks: readonly PointDisk[]): void {
   const seen = new Set<string>();
   for (const { name } of disks) {
@@ -282,7 +296,7 @@ function refuseStrangeNames(disks: readonly PointDisk[]): void {
   }
 }
 
-/** They were chosen before the lock was held: a prune may have merged them into others since. */
+/** Parents were chosen before the lock was taken, so a prune may have merged them into other points since. */
 async function refuseMissingParents({ repository, domain, disks }: TakePointOptions): Promise<void> {
   const ids = await repository.pointIds(domain.name);
   for (const { name, increment } of disks) {
@@ -292,7 +306,7 @@ async function refuseMissingParents({ repository, domain, disks }: TakePointOpti
   }
 }
 
-/** Stock QEMU would read the clean areas of a raw increment as zeroes. */
+/** QEMU would read the clean areas of a raw increment as zeroes if it were a backing file. */
 function refuseMixedChain(disk: PointDisk, format: ImageFormat): void {
   const parent = disk.increment && diskOf(disk.increment.parent, disk.name);
   if (format === "qcow2" && parent?.format === "raw" && parent.mode === "incremental") {
@@ -301,7 +315,7 @@ function refuseMixedChain(disk: PointDisk, format: ImageFormat): void {
   }
 }
 
-/** The same error, and which disk it is about. Class and code stay, since callers decide by them. */
+/** Adds the disk's name to an error. Keeps class and code, because callers decide by them. */
 function ofDisk(disk: string, cause: unknown): unknown {
   if (!(cause instanceof Error)) return cause;
   const message = `${disk}: ${cause.message}`;
@@ -310,7 +324,7 @@ function ofDisk(disk: string, cause: unknown): unknown {
   return new BackupError(code ?? "E_FAILED", message, { cause, details: { ...factsOf(cause), disk } });
 }
 
-/** What an NBD or system error says beside its message. */
+/** The extra fields of an NBD or system error, besides its message. */
 function factsOf(error: Error): Record<string, unknown> {
   const {
     name: _name,
@@ -326,8 +340,8 @@ function factsOf(error: Error): Record<string, unknown> {
 }
 
 /**
- * A server that died after the last reply is found out here. Where there are contexts their first byte is asked about,
- * since not every export lets clean bytes be read.
+ * Finds a server that died after its last reply. If the export has metadata contexts, this asks for the block
+ * status instead of reading, because some exports don't allow clean bytes to be read.
  */
 async function stillAnswers(client: NbdClient, signal: AbortSignal): Promise<void> {
   const { size, contexts, blockSize } = client.export;

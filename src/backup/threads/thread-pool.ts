@@ -165,8 +165,3 @@ export class ThreadPool<Question, Answer, Notice = never>
     }
   }
 }
-
-/** What a thread's failure says. */
-export function reasonOf(failure: unknown): string {
-  return failure instanceof Error ? failure.message : String(failure);
-}

@@ -6,23 +6,26 @@ import { type ClusterRun, dataStretches, type Geometry, slotsOf } from "../image
 import type { VerifyAnswer } from "./verify-service.js";
 import type { VerifyThreads } from "./verify-threads.js";
 
-/** Bytes and runs of one question: many small runs go together, since a message costs as much as some clusters. */
+/**
+ * Most bytes and runs of one question. Small runs are sent together, since a message costs as much as some
+ * clusters.
+ */
 const QUESTION_BYTES = 4 * 1024 * 1024;
 const QUESTION_RUNS = 512;
-/** Questions a thread, of one image: the next one lies ready when it is done with one. */
+/** Questions per thread and image, so that the next one is ready when a thread has finished one. */
 const QUESTIONS_AHEAD = 2;
 
 export interface VerifyDataOptions {
   readonly threads: VerifyThreads;
   readonly onDamage: OnDamage;
-  /** Bytes of data that were looked at. */
+  /** Called with the number of data bytes that were checked. */
   readonly onBytes: (bytes: number) => void;
   readonly signal?: AbortSignal | undefined;
 }
 
 /**
- * Walks over a layer's tables and digest file, and has threads look at the bytes. What was found until a failure has
- * been told when it is thrown.
+ * Walks over a layer's tables and digest file, and has threads check the data. After a failure, everything
+ * found until then has been reported to `onDamage`.
  *
  * @throws {DamageError} the walk can't go on
  */
@@ -42,7 +45,10 @@ export async function verifyData(
   }
 }
 
-/** What has to be looked at: in a qcow2 image tables say what is zero, and were compared; in a raw file only bytes can. */
+/**
+ * The runs whose bytes have to be read. In a qcow2 image the tables, which were checked, say what is zero. In
+ * a raw image the bytes of zero runs have to be read as well.
+ */
 async function* stored(layer: Layer, onDamage: OnDamage): AsyncGenerator<DigestedRun> {
   if (layer.disk.format !== "raw") {
     for await (const run of layer.runs(onDamage)) if (slotsOf(run) > 0) yield run;
@@ -81,12 +87,12 @@ function* piecesOf(run: DigestedRun, clusterSize: number): Generator<DigestedRun
 
 interface Asked {
   readonly answer: Promise<VerifyAnswer>;
-  /** What the walk itself has found meanwhile. */
+  /** Damage that the walk itself found meanwhile. */
   readonly damages: readonly Damage[];
   readonly bytes: number;
 }
 
-/** Puts runs together to questions, and hands the answers on in the order of the questions. */
+/** Groups runs into questions, and passes the answers on in the order of the questions. */
 class Questions {
   readonly #image: StoredImage;
   readonly #threads: VerifyThreads;
@@ -109,7 +115,7 @@ class Questions {
     this.#onBytes = onBytes;
   }
 
-  /** Of damage that the walk itself has found. */
+  /** Notes damage that the walk itself has found. */
   readonly tell: OnDamage = (damage) => {
     this.#damages.push(damage);
   };
@@ -120,7 +126,7 @@ class Questions {
     if (this.#span >= QUESTION_BYTES || this.#runs.length >= QUESTION_RUNS) await this.#ask();
   }
 
-  /** Asks what is left, and waits for all answers. */
+  /** Sends the last question, and waits for all answers. */
   async finish(): Promise<void> {
     await this.#ask();
     while (this.#asked.length > 0) await this.#takeFirst();
@@ -131,7 +137,7 @@ class Questions {
     const runs = this.#runs;
     const question = { image: this.#image, runs: runs.map(withoutDigests), digests: joinedDigests(runs) };
     const answer = runs.length === 0 ? Promise.resolve([]) : this.#threads.ask(question);
-    // A failure is thrown when it is this answer's turn; until then it must not count as unhandled.
+    // A failure is thrown when this answer is taken; until then it must not count as unhandled.
     answer.catch(() => undefined);
     const bytes = runs.reduce((sum, run) => sum + dataIn(run, this.#image.geometry), 0);
     this.#asked.push({ answer, damages: this.#damages, bytes });
@@ -148,7 +154,7 @@ class Questions {
   }
 }
 
-/** A copy of a view would take the whole memory that it looks at with it. */
+/** Drops the digests, because sending a view to a thread copies its whole buffer. */
 function withoutDigests({ digests: _, ...run }: DigestedRun): ClusterRun {
   return run;
 }
@@ -165,7 +171,7 @@ function joinedDigests(runs: readonly DigestedRun[]): Uint8Array<ArrayBuffer> {
   return joined;
 }
 
-/** Bytes that digests cover. */
+/** Bytes of the run that digests cover. */
 function dataIn(run: ClusterRun, geometry: Geometry): number {
   const { clusterSize, virtualSize } = geometry;
   switch (run.kind) {

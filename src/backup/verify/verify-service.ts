@@ -7,23 +7,23 @@ import type { ThreadService } from "../threads/thread-pool.js";
 
 export interface VerifyQuestion {
   readonly image: StoredImage;
-  /** In guest order; those that are zero are looked at byte by byte. */
+  /** In guest order; zero runs are checked byte by byte. */
   readonly runs: readonly ClusterRun[];
-  /** What the stored clusters of the runs must be, one after the other. */
+  /** The digests of the runs' stored clusters, one after the other. */
   readonly digests: Uint8Array<ArrayBuffer>;
 }
 
-/** In guest order. */
+/** The damage found, in guest order. */
 export type VerifyAnswer = readonly Damage[];
 
-/** The image of this path is done with. */
+/** Path of an image that gets no more questions. */
 export type ForgottenImage = string;
 
-/** Small enough to stay in the processor's cache between reading and digesting. */
+/** Bytes of one read, small enough to stay in the processor's cache until they are digested. */
 const BLOCK = 256 * 1024;
 
 /**
- * Reads stretches of images and tells what is wrong with them, one question after the other, so that one buffer is enough:
+ * Reads stretches of images and reports damage. Answers one question at a time with a single buffer, since
  * reading keeps a thread busy anyway.
  */
 export class VerifyService implements ThreadService<VerifyQuestion, VerifyAnswer, ForgottenImage> {
@@ -53,7 +53,7 @@ export class VerifyService implements ThreadService<VerifyQuestion, VerifyAnswer
     try {
       proven = await this.#images.get(image);
     } catch (error) {
-      // It was opened before, so it was changed meanwhile.
+      // The walk could open the image, so it was changed meanwhile.
       const message = damageIn(error);
       if (message === undefined) throw error;
       return [{ message }];

@@ -5,17 +5,17 @@ import { l2Entries } from "../qcow2/format.js";
 import { encodeHeader, INCOMPATIBLE } from "../qcow2/header.js";
 import { Qcow2Reader } from "../qcow2/reader.js";
 
-/** What a point's image has to name as the one below it. */
+/** The backing file that a point's image has to name. */
 export interface ExpectedBacking {
   readonly name: string;
   readonly format: ImageFormat;
 }
 
 /**
- * A qcow2 image by itself, and its header byte for byte: stock QEMU goes by that, not by our manifest, and refuses an
- * image for bits that we would not look at.
+ * Checks the structure of a qcow2 image, and its header byte for byte. QEMU relies on the header and not on
+ * our manifest, and refuses an image for bits that our reader ignores.
  *
- * @param onLeak told of what wastes space and harms nothing
+ * @param onLeak called for clusters that waste space but do no harm
  * @throws the file system's error
  */
 export async function verifyStructure(
@@ -38,7 +38,7 @@ function wrongBacking(
   { header }: Qcow2Reader,
   backing: ExpectedBacking | undefined,
 ): Damage["message"] | undefined {
-  // To the letter: an absolute path may lead to the same file today, but not once the repository was moved.
+  // Compared literally: an absolute path to the same file would break when the repository is moved.
   if (header.backingFile === backing?.name && header.backingFormat === backing?.format) return undefined;
   const found = header.backingFile === undefined ? "none" : `${header.backingFile} (${header.backingFormat})`;
   const wanted = backing === undefined ? "none" : `${backing.name} (${backing.format})`;

@@ -1,7 +1,7 @@
 import { availableParallelism } from "node:os";
-import { BackupError } from "../base/errors.js";
+import { BackupError, messageOf } from "../base/errors.js";
 import { SameThread } from "../threads/same-thread.js";
-import { type Answering, reasonOf, ThreadPool } from "../threads/thread-pool.js";
+import { type Answering, ThreadPool } from "../threads/thread-pool.js";
 import {
   type ForgottenImage,
   type VerifyAnswer,
@@ -9,21 +9,21 @@ import {
   VerifyService,
 } from "./verify-service.js";
 
-/** Each takes some 15 MiB; so many read as fast as memory does. */
+/** Each thread takes some 15 MiB; this many read as fast as memory allows. */
 const MAX_THREADS = 16;
 
-/** Reading so much takes no longer than starting threads for it. */
+/** Starting threads takes as long as reading this many bytes. */
 const FEW_BYTES = 24 * 1024 * 1024;
 
-/** Threads that read images and hold them against their digests, as many as there are processors. */
+/** Threads that read images and compare them with their digests, one for each processor. */
 export class VerifyThreads implements AsyncDisposable {
   readonly most = Math.min(availableParallelism(), MAX_THREADS);
   readonly #answering: Answering<VerifyQuestion, VerifyAnswer, ForgottenImage>;
 
-  /** @param bytes that there are to read, at the most */
+  /** @param bytes the most bytes that will be read */
   constructor(bytes: number) {
     const failed = (failure: unknown): BackupError =>
-      problem(`an image could not be verified: ${reasonOf(failure)}`, failure);
+      problem(`an image could not be verified: ${messageOf(failure)}`, failure);
     this.#answering =
       bytes <= FEW_BYTES
         ? new SameThread(new VerifyService(), { failed })
@@ -36,8 +36,8 @@ export class VerifyThreads implements AsyncDisposable {
   }
 
   /**
-   * The question's digests belong to the thread from here on.
-   * @throws {BackupError} a thread has ended, or something else than the image was in the way
+   * Sends a question to a thread. Its digests are transferred and can't be used afterwards.
+   * @throws {BackupError} a thread has ended, or failed for a reason other than damage
    */
   ask(question: VerifyQuestion): Promise<VerifyAnswer> {
     return this.#answering.ask(question, [question.digests.buffer]);
@@ -47,7 +47,7 @@ export class VerifyThreads implements AsyncDisposable {
     this.#answering.notify(path);
   }
 
-  /** Ends the threads; what was asked and isn't answered fails. May be called again. */
+  /** Ends the threads; unanswered questions fail. May be called again. */
   close(): Promise<void> {
     return this.#answering.close(problem("the work was given up"));
   }

@@ -1,4 +1,4 @@
-/** Runs in a thread of its own (`verify-threads.ts`). */
+/** The script of the threads that `verify-threads.ts` starts. */
 import { answerQuestions } from "../threads/thread-side.js";
 import { VerifyService } from "./verify-service.js";
 

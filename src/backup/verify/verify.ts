@@ -1,3 +1,13 @@
+/**
+ * The verify room checks that stored points are still what was written: kept files, chain links, image
+ * structure, and all data against its digests. It reports every damage it finds instead of stopping at the
+ * first.
+ *
+ * Read this file first, then verify-structure.ts (one qcow2 image) and verify-data.ts (walks over a layer and
+ * puts its runs to threads). verify-threads.ts, verify-worker.ts and verify-service.ts are those threads.
+ * This room never writes: it repairs nothing and deletes nothing, not even leaked clusters.
+ */
+
 import { addAbortListener } from "node:events";
 import { type Damage, DamageList, isUnreadable, type OnDamage } from "../base/damage.js";
 import { DamageError } from "../base/errors.js";
@@ -12,11 +22,11 @@ import { verifyData } from "./verify-data.js";
 import { type ExpectedBacking, verifyStructure } from "./verify-structure.js";
 import { VerifyThreads } from "./verify-threads.js";
 
-/** One thing that is not as it was written; `disk` is left out where it concerns the point as a whole. */
+/** One difference from what was written. `disk` is undefined if it concerns the point as a whole. */
 export interface Finding extends Damage {
   readonly point: string;
   readonly disk?: string | undefined;
-  /** A leak wastes space in an image and harms nothing; damage means that data is lost or will be. */
+  /** A leak wastes space in an image but does no harm; damage means that data is lost or will be. */
   readonly severity: "damage" | "leak";
 }
 
@@ -24,18 +34,21 @@ export interface DiskReport {
   readonly disk: string;
   /** Bytes whose digests were compared. */
   readonly verifiedBytes: number;
-  /** False where the point has no digests: only chain and structure could be looked at, and whether the data can be read. */
+  /**
+   * False if the point has no digests: then only chain, structure and the readability of the data were
+   * checked.
+   */
   readonly digests: boolean;
 }
 
 export interface PointReport {
   readonly id: string;
   readonly disks: readonly DiskReport[];
-  /** Those of no disk, then by disk and by guest offset; first those of a file as a whole. */
+  /** First findings about the point, then by disk: those about a whole file, then by guest offset. */
   readonly findings: readonly Finding[];
 }
 
-/** Of one disk, in all of the points. */
+/** Progress of one disk, over all points. */
 export interface VerifyProgress {
   readonly verifiedBytes: number;
   readonly totalBytes: number;
@@ -46,17 +59,17 @@ export interface VerifyOptions {
   readonly onProgress?: ((disk: string, progress: VerifyProgress) => void) | undefined;
 }
 
-/** Of a disk: neighbours are one already, so these are places. */
+/** Most findings of each severity for a disk. Neighbouring damage is already joined, so these are places. */
 const MAX_FINDINGS = 1000;
-/** While one is opened and its tables are walked over, threads look at the data of the other. */
+/** While one point is opened and its tables are read, the threads check the data of the other. */
 const POINTS_AT_ONCE = 2;
 
 /**
- * Looks at every stored byte of the given points: manifests, chain, image structure, tables against the digest file,
- * data against its digests, the latter on as many threads as there are processors. Goes on after a damage, so that the
- * report names them all (up to 1000 places a disk).
+ * Checks every stored byte of the given points: manifests, chain, image structure, tables against the digest
+ * file, and data against its digests. The data is checked on as many threads as there are processors.
+ * Continues after damage, so that the report names all places (up to 1000 per disk).
  *
- * @param ids points of `domain`, by their folders' names
+ * @param ids folder names of points of `domain`
  */
 export async function verifyPoints(
   repository: Repository,
@@ -67,7 +80,7 @@ export async function verifyPoints(
   const points = await Promise.all(ids.map((id) => readable(repository, domain, id)));
   const progress = new DiskProgress(points, options.onProgress);
   await using threads = new VerifyThreads(bytesOf(points));
-  // A thread may be in the midst of a long read.
+  // A thread may be in the middle of a long read.
   using _ = options.signal && addAbortListener(options.signal, () => void threads.close());
   const reports = await allOrNone(points, POINTS_AT_ONCE, options.signal, async (point, signal) => {
     if ("findings" in point) return point;
@@ -87,7 +100,7 @@ async function readable(repository: Repository, domain: string, id: string): Pro
   }
 }
 
-/** What of the points is read, at the most: of a raw image its gaps as well. */
+/** The most bytes that are read of the points. Gaps of raw images are read as well. */
 function bytesOf(points: readonly (Manifest | PointReport)[]): number {
   const disks = points.flatMap((point) => ("findings" in point ? [] : point.disks));
   return disks.reduce((sum, d) => sum + (d.format === "raw" ? d.virtualSize : d.dataBytes), 0);
@@ -150,7 +163,7 @@ class PointVerifier {
       await verifyData(layer, {
         threads,
         signal,
-        // An entry that makes no sense has been found twice then.
+        // The structure check and the walk both find an invalid table entry: report it once.
         onDamage: (damage) => told.has(keyOf(damage)) || onDamage(damage),
         onBytes: (bytes) => {
           verifiedBytes += bytes;
@@ -162,13 +175,15 @@ class PointVerifier {
       else if (error instanceof DamageError) onDamage({ message: error.message });
       else throw error;
     }
-    // What could not be looked at is done with as well.
+    // Data that could not be checked counts as done.
     progress.add(disk, disk.dataBytes - verifiedBytes);
     const digests = disk.digests !== null;
     return { disk: disk.name, verifiedBytes: digests ? verifiedBytes : 0, digests };
   }
 
-  /** One step down the chain is enough: the parent is looked at as a point of its own. */
+  /**
+   * The parent's image. One step down the chain is enough, since the parent is checked as a point of its own.
+   */
   async #backingOf(link: Link): Promise<ExpectedBacking | undefined> {
     if (link.disk.parent === null) return undefined;
     const { point, disk } = await findParentLink(this.#repository, this.#domain, link);
@@ -180,7 +195,7 @@ function keyOf({ message, guestOffset }: Damage): string {
   return `${guestOffset} ${message}`;
 }
 
-/** Adds up what was looked at of a disk in all points. */
+/** Adds up the checked bytes of each disk over all points. */
 class DiskProgress {
   readonly #disks = new Map<
     string,

@@ -1,14 +1,14 @@
 import type { DescribeExtents, StatusExtent } from "./export.js";
 
 /**
- * What one reply says of a range: the extents of `describe`, made fit for the wire.
+ * Makes the extents that `describe` returns for a range fit for one reply.
  *
  *     requested            |<------------ length ------------>|
  *     describe gives       |  1   |  1   |  0   |      1           |
  *     reply, limit 3       |  1          |  0   |      1      |
  *     reply, limit 2       |  1          |  0   |              (the client asks again from here)
  *
- * Equal neighbours are merged, the overshoot is cut off, and after `limit` extents the rest is left out.
+ * Equal neighbours are merged, the overshoot is cut off, and the rest is left out after `limit` extents.
  */
 export function extentsForReply(
   describe: DescribeExtents,

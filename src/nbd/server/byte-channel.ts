@@ -2,15 +2,15 @@ import { setMaxListeners } from "node:events";
 import type { Duplex } from "node:stream";
 import { ClientFault } from "./errors.js";
 
-/** Whatever may end a wait, for bytes as well as for room. */
+/** Events that may end a wait, for bytes or for room. */
 const STREAM_EVENTS = ["readable", "end", "drain", "finish", "close"] as const;
 
 /**
  * Exact-length reads and back-pressured writes over a socket.
  *
- * The socket stays in paused mode and is asked for bytes only when a frame is wanted, so a client that sends without
- * pause is held up by TCP once the socket's own small buffer is full. `send` settles when the socket has taken the
- * bytes, so whoever waits for it holds up a client that doesn't read.
+ * The socket stays in paused mode and is read only when a frame is wanted. If a client keeps sending, TCP
+ * holds it up once the socket's own small buffer is full. `send` settles when the socket has taken the bytes,
+ * so awaiting it holds up a client that doesn't read.
  */
 export class ByteChannel {
   readonly #stream: Duplex;
@@ -21,7 +21,7 @@ export class ByteChannel {
 
   constructor(stream: Duplex) {
     this.#stream = stream;
-    // This listener stays for good: a reset between two reads must not be an unhandled 'error' event.
+    // This listener is never removed: a reset between two reads must not be an unhandled 'error' event.
     stream.on("error", (error) => {
       this.#failure ??=
         error instanceof ClientFault
@@ -29,47 +29,47 @@ export class ByteChannel {
           : new ClientFault("DISCONNECTED", `the connection failed: ${error.message}`, { cause: error });
     });
     stream.once("close", () => this.#closed.abort(this.#lost()));
-    // Each request in flight may listen to it; that is no leak to warn of.
+    // Each request in flight may add a listener; that is no leak to warn of.
     setMaxListeners(0, this.#closed.signal);
     for (const event of STREAM_EVENTS) stream.on(event, this.#wake);
   }
 
-  /** Aborted when the connection is gone, for the same reason that reads and writes fail with from then on. */
+  /** Aborted when the connection has ended, with the reason for which reads and writes then fail. */
   get signal(): AbortSignal {
     return this.#closed.signal;
   }
 
-  /** Why the connection was given up, if it failed or was destroyed. */
+  /** Why the connection ended, if it failed or was destroyed. */
   get failure(): unknown {
     return this.#failure;
   }
 
-  /** How many parts of what was sent the system has taken: it goes up as long as the client reads. */
+  /** Number of sent parts that the system has taken. It rises as long as the client reads. */
   get partsTaken(): number {
     return this.#partsTaken;
   }
 
-  /** True if bytes have arrived that nobody has read. */
+  /** Whether bytes have arrived that were not read yet. */
   get hasUnreadBytes(): boolean {
     return this.#stream.readableLength > 0;
   }
 
   /**
    * The next `length` bytes.
-   * @throws {ClientFault} where the connection ends before them
+   * @throws {ClientFault} if the connection ends before them
    */
   async read(length: number): Promise<Buffer> {
     if (length === 0) return Buffer.alloc(0);
     for (;;) {
       const bytes: Buffer | null = this.#stream.read(length);
       if (bytes?.length === length) return bytes;
-      // A stream that has ended gives what is left, even if that is less than was asked for.
+      // A stream that has ended returns the remaining bytes, even if there are too few.
       if (bytes !== null || this.#stream.readableEnded || this.#stream.destroyed) throw this.#lost();
       await this.#change();
     }
   }
 
-  /** Reads `length` bytes and forgets them, a piece at a time. */
+  /** Reads `length` bytes and discards them, a piece at a time. */
   async skip(length: number): Promise<void> {
     for (let left = length; left > 0; ) {
       const piece = await this.read(Math.min(left, 64 * 1024));
@@ -78,8 +78,8 @@ export class ByteChannel {
   }
 
   /**
-   * Writes all `parts` without another frame in between; settles when the socket has room again. The socket owns the
-   * parts until then.
+   * Writes all `parts` without another frame in between. Settles when the socket has room again; the socket
+   * owns the parts until then.
    */
   async send(parts: readonly Uint8Array[]): Promise<void> {
     if (!this.#stream.writable) throw this.#lost();
@@ -90,7 +90,7 @@ export class ByteChannel {
     if (this.#stream.destroyed) throw this.#lost();
   }
 
-  /** Hangs up once everything that was sent is on its way. */
+  /** Hangs up after everything sent has been transmitted. */
   async end(): Promise<void> {
     this.#stream.end();
     while (!this.#stream.writableFinished && !this.#stream.destroyed) await this.#change();
@@ -103,7 +103,7 @@ export class ByteChannel {
     this.#stream.destroy();
   }
 
-  /** Leaves the stream to another owner, which takes over reading; errors stay looked after. */
+  /** Leaves reading from the stream to another owner; errors are still handled here. */
   release(): void {
     for (const event of STREAM_EVENTS) this.#stream.removeListener(event, this.#wake);
   }

@@ -1,6 +1,6 @@
 /**
- * What can go wrong in the server, by how far it reaches: an `OptionRefusal` ends one option, a `ServedError` one
- * request, a `ClientFault` the connection.
+ * The errors of the server: an `OptionRefusal` ends one option, a `ServedError` one request, a `ClientFault`
+ * the connection.
  */
 import type { ERRNO } from "../wire/constants.js";
 
@@ -41,7 +41,7 @@ export class ClientFault extends Error {
   }
 }
 
-/** Answers one option with an error reply, whose type is `reply`; the message is sent along. */
+/** Answers one option with an error reply of type `reply`, which includes the message. */
 export class OptionRefusal extends Error {
   override readonly name = "OptionRefusal";
   /** One of `OPTION_ERROR`. */
@@ -55,7 +55,7 @@ export class OptionRefusal extends Error {
 
 /**
  * Answers one request with an error. An export throws it from `read` or from a context to choose the error
- * number and the text that the client gets to see; anything else that it throws becomes a bare EIO.
+ * number and the text that the client receives; any other exception becomes a plain EIO.
  */
 export class ServedError extends Error {
   override readonly name = "ServedError";

@@ -1,6 +1,6 @@
 /**
- * The frames of the handshake, bytes <-> values. All numbers are big-endian and unsigned. Section names are those of
- * the specification (doc/proto.md).
+ * Encodes and decodes the frames of the handshake. All numbers are big-endian and unsigned. Section names are
+ * those of the specification (doc/proto.md).
  */
 import {
   GREETING_MAGIC,
@@ -38,7 +38,7 @@ export function encodeGreeting(): Buffer {
 
 /**
  * The client's answer to the greeting: u32, a subset of the handshake flags.
- * @throws {ClientFault} at flags that were not offered: the specification wants the connection closed
+ * @throws {ClientFault} for flags that were not offered: the specification requires closing the connection
  */
 export function decodeClientFlags(frame: Buffer): { readonly noZeroes: boolean } {
   const flags = frame.readUInt32BE(0);
@@ -87,7 +87,7 @@ export function encodeOptionError(option: number, type: number, text: string): B
   return encodeOptionReply(option, type, clippedUtf8(text));
 }
 
-/** NBD_REP_SERVER: u32 length of the name, the name, and up to the end a description for humans. */
+/** NBD_REP_SERVER: u32 length of the name, the name, then a description for humans. */
 export function encodeServer(option: number, name: string, description = ""): Buffer {
   const bytes = Buffer.from(name);
   return encodeOptionReply(
@@ -106,7 +106,7 @@ export function encodeExportInfo(option: number, size: number, flags: number): B
   return encodeOptionReply(option, OPTION_REPLY.INFO, payload);
 }
 
-/** NBD_INFO_NAME and NBD_INFO_DESCRIPTION: u16 1 or 2, and up to the end the text. */
+/** NBD_INFO_NAME and NBD_INFO_DESCRIPTION: u16 1 or 2, then the text. */
 export function encodeTextInfo(option: number, kind: number, text: string): Buffer {
   return encodeOptionReply(option, OPTION_REPLY.INFO, Buffer.concat([u16(kind), clippedUtf8(text)]));
 }
@@ -121,12 +121,15 @@ export function encodeBlockSizeInfo(option: number, sizes: BlockSize): Buffer {
   return encodeOptionReply(option, OPTION_REPLY.INFO, payload);
 }
 
-/** NBD_REP_META_CONTEXT: u32 id (for LIST without meaning), and up to the end the context's name. */
+/** NBD_REP_META_CONTEXT: u32 id (no meaning for LIST), then the context's name. */
 export function encodeMetaContext(option: number, id: number, name: string): Buffer {
   return encodeOptionReply(option, OPTION_REPLY.META_CONTEXT, Buffer.concat([u32(id), Buffer.from(name)]));
 }
 
-/** What NBD_OPT_EXPORT_NAME is answered with: u64 size, u16 transmission flags, 124 zeroes unless both do without. */
+/**
+ * Reply to NBD_OPT_EXPORT_NAME: u64 size, u16 transmission flags, 124 zeroes unless both sides agreed to omit
+ * them.
+ */
 export function encodeExportNameReply(size: number, flags: number, noZeroes: boolean): Buffer {
   const frame = Buffer.alloc(noZeroes ? 10 : 10 + 124);
   frame.writeBigUInt64BE(BigInt(size), 0);
@@ -134,7 +137,7 @@ export function encodeExportNameReply(size: number, flags: number, noZeroes: boo
   return frame;
 }
 
-/** Data of NBD_OPT_EXPORT_NAME: nothing but the name. */
+/** Data of NBD_OPT_EXPORT_NAME: only the name. */
 export function decodeExportName(data: Buffer): string {
   const fields = new Fields(data);
   return fields.string(data.length);
@@ -170,7 +173,7 @@ export function decodeMetaQuery(data: Buffer): {
   const fields = new Fields(data);
   const exportName = fields.string(fields.u32());
   const queries: string[] = [];
-  // No array is sized by the announced number: each query has to be there first.
+  // The announced number must not size an array: each query has to be present first.
   for (let left = fields.u32(); left > 0; left--) queries.push(fields.string(fields.u32()));
   fields.end();
   return { exportName, queries };
@@ -183,7 +186,7 @@ export function decodeNothing(data: Buffer): void {
 
 const utf8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
 
-/** Takes fields from the front of an option's data; whatever doesn't add up is answered with INVALID. */
+/** Takes fields from the front of an option's data; malformed data is answered with INVALID. */
 class Fields {
   readonly #data: Buffer;
   #at = 0;

@@ -1,6 +1,6 @@
 /**
- * The handshake, in the order of the specification: greeting, client flags, then options until the client has an
- * export or gives up.
+ * The handshake, in the order of the specification: greeting, client flags, then options until the client has
+ * an export or disconnects.
  */
 import { DEFAULT_MAX_PAYLOAD, INFO, OPTION, OPTION_ERROR, OPTION_REPLY } from "../wire/constants.js";
 import type { ByteChannel } from "./byte-channel.js";
@@ -28,17 +28,17 @@ import {
 import { blockSizeOf, type ChosenContext, type Session, transmissionFlags } from "./session.js";
 import type { ReplyMode } from "./transmission-frames.js";
 
-/** Room for a name and dozens of queries, each as long as a string may be. */
+/** Room for a name and dozens of queries of maximum length. */
 const MAX_OPTION_DATA = 256 * 1024;
 
 export interface HandshakeContext {
   readonly exports: ExportSource;
-  /** Where present, nothing is said about exports before the client has upgraded. */
+  /** If present, TLS is required before anything about exports is revealed. */
   readonly upgradeToTls?: () => Promise<ByteChannel>;
 }
 
 /**
- * @returns undefined where the client took its leave; the connection is closed then
+ * @returns undefined if the client said goodbye; the connection is closed then
  * @throws {ClientFault}
  */
 export async function negotiate(
@@ -50,11 +50,11 @@ export async function negotiate(
 
   if (context.upgradeToTls === undefined) return new OptionHaggling(channel, context, noZeroes).run();
   const upgraded = await awaitStartTls(channel, context.upgradeToTls);
-  // Everything negotiated in plaintext is void; nothing was, but for the flags, which are not asked for again.
+  // State negotiated in plain text must be discarded. There is none but the flags, which are not sent again.
   return upgraded && new OptionHaggling(upgraded, context, noZeroes).run();
 }
 
-/** Option haggling where TLS is required: answers TLS_REQD to everything until STARTTLS. */
+/** Option haggling while TLS is required: answers TLS_REQD to everything until STARTTLS. */
 async function awaitStartTls(
   channel: ByteChannel,
   upgrade: () => Promise<ByteChannel>,
@@ -78,7 +78,7 @@ async function awaitStartTls(
     } else if (length > 0) {
       await channel.send([encodeOptionError(option, OPTION_ERROR.INVALID, "STARTTLS takes no data")]);
     } else {
-      // Bytes sent before the ACK were not protected; an attacker may have slipped them in.
+      // Bytes sent before the ACK were not protected; an attacker may have injected them.
       if (channel.hasUnreadBytes) {
         throw new ClientFault("PLAINTEXT_BEFORE_TLS", "the client sent more plaintext after STARTTLS");
       }
@@ -95,7 +95,7 @@ class OptionHaggling {
   readonly #tlsInUse: boolean;
   readonly #noZeroes: boolean;
   #mode: ReplyMode = "simple";
-  /** Valid only for the export that they were chosen for. */
+  /** Valid only for the export for which they were chosen. */
   #chosen: { readonly exportName: string; readonly contexts: readonly ChosenContext[] } | undefined;
 
   constructor(channel: ByteChannel, context: HandshakeContext, noZeroes: boolean) {
@@ -130,7 +130,7 @@ class OptionHaggling {
     throw new OptionRefusal(OPTION_ERROR.TOO_BIG, `an option may have ${MAX_OPTION_DATA} bytes of data here`);
   }
 
-  /** The replies to an option after which haggling goes on (or, after ABORT, ends without an export). */
+  /** Replies to an option after which haggling continues (or, after ABORT, ends without an export). */
   async #answer(option: number, data: Buffer): Promise<Buffer[]> {
     const ack = encodeOptionReply(option, OPTION_REPLY.ACK);
     switch (option) {
@@ -161,7 +161,7 @@ class OptionHaggling {
     }
   }
 
-  /** NBD_OPT_EXPORT_NAME: the old way in, which has no error reply but hanging up. */
+  /** NBD_OPT_EXPORT_NAME: has no error reply, so hanging up is the only refusal. */
   async #exportName(length: number): Promise<Session> {
     if (this.#mode === "extended") {
       throw new ClientFault("EXPORT_REFUSED", "the client sent EXPORT_NAME after EXTENDED_HEADERS");
@@ -185,7 +185,7 @@ class OptionHaggling {
     return this.#enter(exportName, served);
   }
 
-  /** What INFO and GO have in common; the replies end with ACK. */
+  /** Common part of INFO and GO; the replies end with ACK. */
   async #info(
     option: number,
     data: Buffer,
@@ -238,7 +238,7 @@ class OptionHaggling {
     this.#mode = "extended";
   }
 
-  /** NBD_OPT_LIST_META_CONTEXT: without a query, everything; a query that ends in ":" is a prefix. */
+  /** NBD_OPT_LIST_META_CONTEXT: lists everything without a query; a query that ends in ":" is a prefix. */
   async #listMetaContexts(option: number, data: Buffer): Promise<Buffer[]> {
     this.#requireStructuredReplies();
     const { exportName, queries } = decodeMetaQuery(data);
@@ -249,7 +249,7 @@ class OptionHaggling {
     return wanted.map(({ id, name }) => encodeMetaContext(option, id, name));
   }
 
-  /** NBD_OPT_SET_META_CONTEXT: replaces an earlier choice, even where it fails. */
+  /** NBD_OPT_SET_META_CONTEXT: replaces an earlier selection, even if it fails. */
   async #setMetaContexts(option: number, data: Buffer): Promise<Buffer[]> {
     this.#chosen = undefined;
     this.#requireStructuredReplies();
@@ -282,7 +282,7 @@ class OptionHaggling {
   }
 }
 
-/** Ids are the places in the export's own list, so they are the same on each connection. */
+/** Ids are indices in the export's list, so they are the same on each connection. */
 function offeredContexts(served: ServedExport): ChosenContext[] {
   return Array.from(served.contexts ?? [], ([name, describe], id) => ({ id, name, describe }));
 }

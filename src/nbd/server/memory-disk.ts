@@ -1,10 +1,10 @@
 import { ALLOCATION, DIRTY } from "../wire/constants.js";
 import type { DescribeExtents, ServedExport, StatusExtent } from "./export.js";
 
-/** In bytes. */
+/** Sizes in bytes. */
 export interface MemoryDiskOptions {
   readonly size: number;
-  /** What is allocated at a time, and told apart by `base:allocation`; 65,536 (as in qcow2) by default. */
+  /** Unit of allocation, and of `base:allocation`; default 65,536 (as in qcow2). */
   readonly pageSize?: number;
 }
 
@@ -13,22 +13,22 @@ const ZERO = ALLOCATION.ZERO;
 const HOLE = ALLOCATION.HOLE | ALLOCATION.ZERO;
 
 interface DirtyBitmap {
-  /** Bytes that one block stands for. */
+  /** Bytes per block. */
   readonly granularity: number;
   /** DIRTY or 0 for each block. */
   readonly blocks: Uint8Array;
 }
 
 /**
- * A sparse disk in memory that plays the part of a running guest's: it is written to, keeps track of changes in
- * dirty bitmaps, and can be frozen at a point in time while the writing goes on.
+ * A sparse disk in memory that acts as the disk of a running guest: it can be written to, tracks changes in
+ * dirty bitmaps, and can be frozen at a point in time while writes continue.
  *
  *     page         |0       |1       |2       |3       |
  *     content      |abcdefgh|        |        |ab......|
  *     allocation    DATA     HOLE     ZERO     DATA
  *
- * A frozen point shares all pages with the disk; a shared page is never written to but replaced by a copy. So
- * freezing costs a list of pages, and afterwards each page that is written to costs one copy.
+ * A frozen point shares all pages with the disk. A shared page is replaced by a copy instead of being written
+ * to, so freezing costs a list of pages, and each page written afterwards costs one copy.
  */
 export class MemoryDisk {
   readonly size: number;
@@ -38,7 +38,7 @@ export class MemoryDisk {
   /** DATA, ZERO or HOLE for each page. */
   readonly #allocation: Uint8Array;
   readonly #bitmaps = new Map<string, DirtyBitmap>();
-  /** Pages that are in no frozen point. */
+  /** Pages that no frozen point shares. */
   #unshared = new Set<number>();
 
   constructor({ size, pageSize = 64 * 1024 }: MemoryDiskOptions) {
@@ -63,7 +63,7 @@ export class MemoryDisk {
     this.#markDirty(offset, bytes.length);
   }
 
-  /** Whole pages become ZERO; where only a part of a page is covered, the part is overwritten with zeroes. */
+  /** Whole pages become ZERO; a partly covered page is overwritten with zeroes in that part. */
   writeZeroes(offset: number, length: number): void {
     this.#clear(offset, length, ZERO);
   }
@@ -73,7 +73,9 @@ export class MemoryDisk {
     this.#clear(offset, length, HOLE);
   }
 
-  /** Notes all changes from now on, in blocks of `granularity` bytes. A bitmap of that name starts anew. */
+  /**
+   * Tracks all changes from now on, in blocks of `granularity` bytes. Resets an existing bitmap of that name.
+   */
   startBitmap(name: string, granularity = 64 * 1024): void {
     if (!Number.isSafeInteger(granularity) || granularity < 1) {
       throw new RangeError(`a bitmap can't have a granularity of ${granularity} bytes`);
@@ -82,8 +84,9 @@ export class MemoryDisk {
   }
 
   /**
-   * The disk as it is now, for good, with the contexts `base:allocation` and, for each bitmap,
-   * `qemu:dirty-bitmap:NAME`. The bitmaps of the disk go on; for an increment from here on, start one right after.
+   * An immutable copy of the disk as it is now, with the contexts `base:allocation` and, for each bitmap,
+   * `qemu:dirty-bitmap:NAME`. The bitmaps of the disk keep recording; for an increment from this point, start
+   * a new one right after.
    */
   freeze(): ServedExport {
     const { size, pageSize } = this;
@@ -101,7 +104,7 @@ export class MemoryDisk {
     };
   }
 
-  /** The page's content, to be changed in place. */
+  /** The page's content, which may be changed in place. */
   #writable(page: number): Uint8Array {
     const current = this.#content.get(page);
     if (current !== undefined && this.#unshared.has(page)) return current;
@@ -143,7 +146,7 @@ export class MemoryDisk {
   }
 }
 
-/** The part of a range that lies in one page: `from`..`to` inside the page, `at` inside the range. */
+/** The part of a range in one page: `from`..`to` inside the page, `at` inside the range. */
 interface PagePart {
   readonly page: number;
   readonly from: number;

@@ -2,7 +2,10 @@ import { addAbortListener } from "node:events";
 import type { ByteChannel } from "./byte-channel.js";
 import { ClientFault } from "./errors.js";
 
-/** Bytes of replies that a server holds for all of its clients together, and how long one may keep others waiting. */
+/**
+ * Bytes of replies that a server holds for all clients together, and how long one client may keep others
+ * waiting.
+ */
 export interface ReplyRoomOptions {
   readonly maxBytes: number;
   readonly stallTimeoutMs: number;
@@ -15,9 +18,9 @@ interface Waiting {
 }
 
 /**
- * The memory for replies that all connections of a server share, first come, first served: the window of each is bounded,
- * but there may be many. A client that takes nothing of its replies while others wait for room is hung up on, so that nobody
- * waits for ever.
+ * The memory for replies that all connections of a server share, first come, first served. The window of each
+ * connection is bounded, but there may be many connections. A client that takes no reply bytes while others
+ * wait for room is disconnected, so that none waits forever.
  */
 export class ReplyRoom {
   readonly #options: ReplyRoomOptions;
@@ -29,8 +32,9 @@ export class ReplyRoom {
   }
 
   /**
-   * Waits for room for a reply to the client of `channel`; what is larger than all of it comes in alone.
-   * @throws why the connection is gone
+   * Waits for room for a reply to the client of `channel`; a reply larger than all the room is admitted
+   * alone.
+   * @throws the reason why the connection ended
    */
   async enter(bytes: number, channel: ByteChannel): Promise<void> {
     const { signal } = channel;
@@ -63,7 +67,7 @@ export class ReplyRoom {
     this.#admit();
   }
 
-  /** As `channel.send`, but for a client that stalls while others wait for room. */
+  /** Like `channel.send`, but disconnects a client that stalls while others wait for room. */
   async send(channel: ByteChannel, parts: readonly Uint8Array[]): Promise<void> {
     const { stallTimeoutMs } = this.#options;
     let taken = channel.partsTaken;

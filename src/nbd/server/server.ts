@@ -10,15 +10,17 @@ import { checkTls, type ServerTls, upgradeToTls } from "./tls.js";
 import { serveRequests } from "./transmission.js";
 import type { ReplyMode } from "./transmission-frames.js";
 
-/** Where to listen: a Unix socket, or TCP, where port 0 is any free one. */
+/** Where to listen: a Unix socket, or TCP, where port 0 means any free port. */
 export type ListenAddress = { readonly path: string } | { readonly host: string; readonly port: number };
 
 /** `connection` numbers the connections of a server from 1. */
 export type NbdServerEvent =
   | { readonly type: "connected"; readonly connection: number }
-  /** More than `maxConnections`: the client was hung up on. */
+  /** There were more than `maxConnections`: the client was disconnected. */
   | { readonly type: "turned-away" }
-  /** The system had no connection to give, for instance for want of file descriptors; listening goes on. */
+  /**
+   * The system could not provide a connection, for example for lack of file descriptors; listening continues.
+   */
   | { readonly type: "accept-failed"; readonly error: Error }
   | {
       readonly type: "export-opened";
@@ -27,36 +29,42 @@ export type NbdServerEvent =
       readonly mode: ReplyMode;
       readonly contexts: readonly string[];
     }
-  /** An export failed to answer; the client got an error. */
+  /** An export failed; the client got an error. */
   | {
       readonly type: "request-failed";
       readonly connection: number;
       readonly exportName: string;
       readonly error: unknown;
     }
-  /** Without `error` the client said goodbye as it should. */
+  /** Without `error`, the client disconnected properly. */
   | { readonly type: "disconnected"; readonly connection: number; readonly error?: unknown };
 
 export interface NbdServerOptions {
-  /** Looked up anew for each connection. */
+  /** Looked up again for each connection. */
   readonly exports: ExportSource;
   readonly address: ListenAddress;
-  /** Given, TLS is required. */
+  /** If present, TLS is required. */
   readonly tls?: ServerTls;
   /** Default 64. */
   readonly maxConnections?: number;
-  /** Time from the connection to the choice of an export. Default 10 000. */
+  /** Time from the connection to the choice of an export, in milliseconds. Default 10 000. */
   readonly handshakeTimeoutMs?: number;
-  /** Bytes of replies that are in memory at a time, for all connections together. Default 256 MiB. */
+  /** Bytes of replies in memory at a time, for all connections together. Default 256 MiB. */
   readonly maxReplyBytes?: number;
-  /** A client that takes nothing of its replies for so long while others wait for that room is hung up on. Default 60 000. */
+  /**
+   * A client that takes no reply bytes for this time (milliseconds) while others wait for room is
+   * disconnected. Default 60 000.
+   */
   readonly stallTimeoutMs?: number;
-  /** Told what happens, in order, just after the fact. What it throws is an uncaught exception of the process. */
+  /**
+   * Called right after each event, in order. An exception from it is an uncaught exception of the process.
+   */
   readonly onEvent?: (event: NbdServerEvent) => void;
 }
 
 /**
- * A read-only NBD server, small and strict: fixed newstyle; simple, structured and extended replies; meta contexts; TLS.
+ * A small, strict, read-only NBD server: fixed newstyle; simple, structured and extended replies; meta
+ * contexts; TLS.
  *
  *     await using server = await NbdServer.listen({
  *       exports: new Map([["disk", disk.freeze()]]),
@@ -68,7 +76,7 @@ export class NbdServer implements AsyncDisposable {
   readonly #server: Server;
   readonly #options: NbdServerOptions;
   readonly #room: ReplyRoom;
-  /** Open connections, each with what ends when it is over. */
+  /** Open connections, each with the promise of its end. */
   readonly #connections = new Map<Socket, Promise<void>>();
   #connectionCount = 0;
 
@@ -94,7 +102,9 @@ export class NbdServer implements AsyncDisposable {
     return listening;
   }
 
-  /** What a client connects to while the server listens; of one that listens on every interface, this host's own. */
+  /**
+   * The URI of an export while the server listens; if it listens on every interface, with this host's name.
+   */
   uri(exportName: string): string {
     const scheme = this.#options.tls === undefined ? "nbd" : "nbds";
     const path = encodeURIComponent(exportName);
@@ -108,8 +118,8 @@ export class NbdServer implements AsyncDisposable {
   }
 
   /**
-   * Stops listening and hangs up on every client. Settles when no read of an export is under way any more, so the owner
-   * may close what it served.
+   * Stops listening and disconnects every client. Settles when no read of an export is in progress, so the
+   * owner may then close what it served.
    */
   async close(): Promise<void> {
     const closed = new Promise((resolve) => {
@@ -153,14 +163,14 @@ export class NbdServer implements AsyncDisposable {
       }
       this.#emit({ type: "disconnected", connection });
     } catch (error) {
-      // What was given as a reason for hanging up says more than what the reading side saw of it.
+      // The reason given for hanging up is more precise than the error that the reading side saw.
       this.#emit({ type: "disconnected", connection, error: channel.failure ?? error });
     } finally {
       socket.destroy();
     }
   }
 
-  /** Outside the connection's flow: an error that the listener throws is the caller's, and must not keep one open. */
+  /** Deferred, because an error from the listener is the caller's and must not keep a connection open. */
   #emit(event: NbdServerEvent): void {
     const { onEvent } = this.#options;
     if (onEvent !== undefined) queueMicrotask(() => onEvent(event));

@@ -1,10 +1,10 @@
-/** What the handshake hands over to the transmission phase. */
+/** The result of the handshake, for the transmission phase. */
 import { DEFAULT_MAX_PAYLOAD, TRANSMISSION } from "../wire/constants.js";
 import type { ByteChannel } from "./byte-channel.js";
 import type { BlockSize, DescribeExtents, ServedExport } from "./export.js";
 import type { ReplyMode } from "./transmission-frames.js";
 
-/** A meta context that the client chose; `id` names it in replies. */
+/** A meta context that the client selected; `id` identifies it in replies. */
 export interface ChosenContext {
   readonly id: number;
   readonly name: string;
@@ -26,7 +26,7 @@ export function blockSizeOf(served: ServedExport): BlockSize {
   return served.blockSize ?? DEFAULT_BLOCK_SIZE;
 }
 
-/** Nothing on an export ever changes, so any number of connections sees the same. */
+/** An export never changes, so any number of connections sees the same content. */
 export function transmissionFlags(mode: ReplyMode): number {
   const always = TRANSMISSION.HAS_FLAGS | TRANSMISSION.READ_ONLY | TRANSMISSION.CAN_MULTI_CONN;
   return mode === "simple" ? always : always | TRANSMISSION.SEND_DF;

@@ -2,36 +2,40 @@ import type { Socket } from "node:net";
 import { createSecureContext, createServer, type TLSSocket, type TlsOptions } from "node:tls";
 import { ClientFault } from "./errors.js";
 
-/** A certificate for the server; with `clientCa`, only clients with a certificate of that authority get in. PEM. */
+/**
+ * A certificate for the server, in PEM. With `clientCa`, only clients with a certificate of that authority
+ * are accepted.
+ */
 export interface CertificateTls {
   readonly certificate: string | Buffer;
   readonly key: string | Buffer;
   readonly clientCa?: string | Buffer;
 }
 
-/** Secret keys that clients share with the server, by user name. */
+/** Secret keys shared with clients, by user name. */
 export interface PresharedKeyTls {
   readonly presharedKeys: ReadonlyMap<string, Uint8Array>;
 }
 
-/** Given to a server, TLS is required of each client: there is no fallback to plaintext. */
+/** If present, the server requires TLS of each client; there is no fallback to plain text. */
 export type ServerTls = CertificateTls | PresharedKeyTls;
 
-/** @throws OpenSSL's error at a certificate or key that is no use */
+/** @throws OpenSSL's error for an invalid certificate or key */
 export function checkTls(tls: ServerTls): void {
   createSecureContext(nodeOptions(tls));
 }
 
 /**
- * Does the server's half of a TLS handshake on a connected socket that nobody reads any more.
+ * Runs the server side of a TLS handshake on a connected socket that has no other reader.
  * @throws {ClientFault}
  */
 export function upgradeToTls(socket: Socket, tls: ServerTls): Promise<TLSSocket> {
-  // Half-open is for the end of a conversation: who closes its side in the middle of this handshake is gone.
+  // Half-open connections are for the end of a session: a client that closes its side during this handshake
+  // has gone.
   const { allowHalfOpen } = socket;
   socket.allowHalfOpen = false;
   return new Promise((resolve, reject) => {
-    // A server for this one connection: it never listens, but verifies clients just as a listening one does.
+    // A server for this one connection. It never listens, but verifies clients as a listening one does.
     createServer(nodeOptions(tls))
       .once("secureConnection", (secured) => {
         secured.allowHalfOpen = allowHalfOpen;
@@ -48,8 +52,8 @@ function nodeOptions(tls: ServerTls): TlsOptions {
   if ("presharedKeys" in tls) {
     return {
       minVersion: "TLSv1.2",
-      // OpenSSL leaves key exchange by shared secret out of its defaults. The first suite is that of TLS 1.3, where
-      // such keys go with SHA-256.
+      // OpenSSL's defaults don't include key exchange by shared secret. The first suite is for TLS 1.3, where
+      // such keys require SHA-256.
       ciphers: "TLS_AES_128_GCM_SHA256:PSK+HIGH:!aNULL",
       pskCallback: (_socket, identity) => tls.presharedKeys.get(identity) ?? null,
     };

@@ -1,6 +1,6 @@
 /**
- * The frames of the transmission phase, bytes <-> values. All numbers are big-endian and unsigned. Section names are
- * those of the specification (doc/proto.md).
+ * Encodes and decodes the frames of the transmission phase. All numbers are big-endian and unsigned. Section
+ * names are those of the specification (doc/proto.md).
  */
 import {
   CHUNK,
@@ -15,17 +15,20 @@ import { clippedUtf8 } from "./clipped-utf8.js";
 import { ClientFault } from "./errors.js";
 import type { StatusExtent } from "./export.js";
 
-/** How replies look on a connection, by what was negotiated. */
+/** Format of the replies on a connection, as negotiated. */
 export type ReplyMode = "simple" | "structured" | "extended";
 
 export interface Request {
   readonly flags: number;
   readonly type: number;
-  /** Bytes. Inexact above 2^53, where no export reaches: enough to refuse it. */
+  /** Offset in bytes. Inexact above 2^53, beyond the end of every export, but sufficient to refuse it. */
   readonly offset: number;
-  /** Bytes; inexact like `offset`. Of a request with payload, the length of the payload. */
+  /** Length in bytes; inexact like `offset`. For a request with payload, the length of the payload. */
   readonly length: number;
-  /** What every reply repeats: the cookie (8 bytes), in extended mode the exact offset too (16 bytes). */
+  /**
+   * Fields that every reply repeats: the cookie (8 bytes) and, in extended mode, the exact offset (16 bytes
+   * in all).
+   */
   readonly echo: Uint8Array;
 }
 
@@ -73,14 +76,14 @@ export function encodeSimpleReply(request: Request, error: number): Buffer {
   return frame;
 }
 
-/** How a chunk is addressed: to which request, and whether it is the last one of the reply. */
+/** Header fields of a chunk: its request, and whether it is the last one of the reply. */
 export interface ChunkHead {
   readonly mode: "structured" | "extended";
   readonly request: Request;
   readonly done: boolean;
 }
 
-/** NBD_REPLY_TYPE_NONE: no payload, always the last one. */
+/** NBD_REPLY_TYPE_NONE: no payload, always the last chunk. */
 export function encodeDone(head: ChunkHead): Buffer {
   return beginChunk({ ...head, done: true }, CHUNK.NONE, 0, 0).frame;
 }
@@ -152,8 +155,8 @@ export function encodeBlockStatus(
  *     16  u32  length of the payload    u64  the request's offset
  *     24                                u64  length of the payload
  *
- * @param fieldBytes what the frame has room for after the header, from `at` on
- * @param dataBytes payload that follows outside the frame
+ * @param fieldBytes room in the frame after the header, from `at` on
+ * @param dataBytes payload that follows the frame
  */
 function beginChunk(
   head: ChunkHead,

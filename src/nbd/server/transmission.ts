@@ -1,4 +1,4 @@
-/** The transmission phase: requests in, replies out, in whatever order they get ready. */
+/** The transmission phase: receives requests and sends replies, in any order. */
 import { ALLOCATION, COMMAND, COMMAND_FLAG, DEFAULT_MAX_PAYLOAD, ERRNO } from "../wire/constants.js";
 import { extentsForReply } from "./block-status.js";
 import { ClientFault, ServedError } from "./errors.js";
@@ -21,14 +21,14 @@ import { Window } from "./window.js";
 const MAX_REQUESTS_IN_FLIGHT = 16;
 const MAX_BYTES_IN_FLIGHT = 64 * 1024 * 1024;
 
-/** 64 KiB a context in a structured reply; a client has to ask again for the rest. */
+/** 64 KiB per context in a structured reply; a client has to ask again for the rest. */
 const MAX_EXTENTS_IN_REPLY = 8192;
 
 /**
- * Serves one export until the client says goodbye, and then answers what it still had in flight.
+ * Serves one export until the client disconnects, and then completes the requests in flight.
  *
- * @param room for replies, shared with other connections
- * @param onRequestFailed told of each error that an export threw (not of the client's own mistakes)
+ * @param room memory for replies, shared with other connections
+ * @param onRequestFailed called for each error that an export threw (not for mistakes of the client)
  * @throws {ClientFault}
  */
 export async function serveRequests(
@@ -44,7 +44,7 @@ export async function serveRequests(
       const request = decodeRequest(await channel.read(requestBytes(mode)), mode);
       if (request.type === COMMAND.DISC) break;
       await skipPayload(session, request);
-      // What will be refused takes up no room.
+      // A request that will be refused takes up no room.
       const bytes = request.type === COMMAND.READ && request.length <= maximum ? request.length : 0;
       await window.enter(bytes);
       await room.enter(bytes, channel).catch((error: unknown) => {
@@ -53,7 +53,7 @@ export async function serveRequests(
       });
       void answer(session, request, onRequestFailed)
         .then((reply) => room.send(channel, reply))
-        // The loop here finds out when it reads on.
+        // The next read of this loop reports the error.
         .catch((error: unknown) => channel.destroy(error))
         .finally(() => {
           window.leave(bytes);
@@ -61,7 +61,7 @@ export async function serveRequests(
         });
     }
   } catch (error) {
-    // Nobody waits for the replies any more, and the reads that make them should stop.
+    // The replies aren't needed, so the reads for them should stop.
     channel.destroy(error);
     throw error;
   } finally {
@@ -70,7 +70,7 @@ export async function serveRequests(
   await channel.end();
 }
 
-/** Gets past the bytes that follow a request, which this server never wants. */
+/** Skips the payload of a request, which this server never needs. */
 async function skipPayload({ channel, mode }: Session, request: Request): Promise<void> {
   const announced = mode === "extended" && (request.flags & COMMAND_FLAG.PAYLOAD_LEN) !== 0;
   if (request.type !== COMMAND.WRITE && !announced) return;
@@ -80,7 +80,7 @@ async function skipPayload({ channel, mode }: Session, request: Request): Promis
   await channel.skip(request.length);
 }
 
-/** The whole reply, success or error, ready to be sent. */
+/** The complete reply, success or error, ready to be sent. */
 async function answer(
   session: Session,
   request: Request,
@@ -100,7 +100,7 @@ async function answer(
         throw new RefusedRequest("EINVAL", `command ${request.type} is not supported`);
     }
   } catch (error) {
-    // A read that gave up because the client is gone has not failed.
+    // A read that stopped because the client disconnected has not failed.
     const worthTelling = !(error instanceof RefusedRequest) && !session.channel.signal.aborted;
     if (worthTelling) onRequestFailed(error);
     return [errorReply(session, request, error)];
@@ -111,7 +111,7 @@ async function answer(
 class RefusedRequest extends ServedError {}
 
 function errorReply({ mode }: Session, request: Request, error: unknown): Uint8Array {
-  // What other errors say may not be for the client's eyes.
+  // Messages of other errors may not be meant for the client.
   const { code, message } =
     error instanceof ServedError ? error : { code: "EIO" as const, message: "the export failed" };
   if (mode === "simple") return encodeSimpleReply(request, ERRNO[code]);
@@ -119,7 +119,7 @@ function errorReply({ mode }: Session, request: Request, error: unknown): Uint8A
 }
 
 /**
- * NBD_CMD_READ. A read is assembled before its first byte is sent: an error then needs no taking back of a promise.
+ * NBD_CMD_READ. A read is assembled before its first byte is sent, so an error can still be reported.
  *
  *     simple                 header, data
  *     structured, with DF    one DATA chunk
@@ -134,10 +134,10 @@ async function readReply(session: Session, request: Request): Promise<Uint8Array
   if (length > maximum) throw new RefusedRequest("EINVAL", `a read may have ${maximum} bytes, not ${length}`);
 
   const fetch = async (from: number, bytes: number): Promise<Uint8Array> => {
-    // Requests may have been waiting for room while their client went away.
+    // The client may have disconnected while the request waited for room.
     channel.signal.throwIfAborted();
     const data = await served.read(from, bytes, channel.signal);
-    // One byte more or less would put the whole connection out of step.
+    // A byte too many or too few would put the whole connection out of step.
     if (data.length !== bytes) throw new Error(`the export returned ${data.length} of ${bytes} bytes`);
     return data;
   };
@@ -171,7 +171,10 @@ interface ContentPiece {
   readonly zero: boolean;
 }
 
-/** A range in stretches of zeroes and of other content; what `base:allocation` does not cover is content. */
+/**
+ * Splits a range into stretches of zeroes and of other content; what `base:allocation` doesn't cover is
+ * content.
+ */
 function contentPieces({ served }: Session, offset: number, length: number): ContentPiece[] {
   const describe = served.contexts?.get("base:allocation") ?? (() => []);
   const pieces: ContentPiece[] = [];
@@ -185,7 +188,7 @@ function contentPieces({ served }: Session, offset: number, length: number): Con
   return pieces;
 }
 
-/** NBD_CMD_BLOCK_STATUS: one chunk a chosen context. */
+/** NBD_CMD_BLOCK_STATUS: one chunk per selected context. */
 function blockStatusReply(session: Session, request: Request): Uint8Array[] {
   const { mode, contexts } = session;
   const { offset, length } = request;

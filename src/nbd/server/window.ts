@@ -1,7 +1,7 @@
 /**
- * The requests of one connection that are worked on at a time, in number and in bytes of payload. The connection reads
- * its next request only once this one has been let in, so what a client can make the server hold is limited, however fast
- * it asks and however slowly it reads.
+ * Limits the requests of one connection that are processed at a time, in number and in bytes of payload. The
+ * connection reads its next request only after this one was admitted. This limits what a client can make the
+ * server hold, however fast it sends and however slowly it reads.
  */
 export class Window {
   readonly #maxRequests: number;
@@ -15,7 +15,7 @@ export class Window {
     this.#maxBytes = maxBytes;
   }
 
-  /** Waits for room; a request larger than the window comes in alone. At most one caller waits. */
+  /** Waits for room; a request larger than the window is admitted alone. At most one caller waits. */
   async enter(bytes: number): Promise<void> {
     while (
       this.#requests >= this.#maxRequests ||
@@ -36,7 +36,7 @@ export class Window {
     this.#waiting = undefined;
   }
 
-  /** Waits until nothing is in flight. */
+  /** Waits until no request is in flight. */
   async drained(): Promise<void> {
     while (this.#requests > 0) {
       await new Promise<void>((resolve) => {

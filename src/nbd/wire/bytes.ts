@@ -1,10 +1,10 @@
-/** Big-endian numbers and strings: everything on the wire is made of them. */
+/** Big-endian numbers and strings, of which all messages consist. */
 
 import { NbdError, ProtocolError } from "../errors.js";
 import { MAX_STRING } from "./constants.js";
 
 const HIGH = 2 ** 32;
-/** The largest upper half of a number that stays within Number.MAX_SAFE_INTEGER. */
+/** The largest upper half of a number up to Number.MAX_SAFE_INTEGER. */
 const SAFE_HIGH = 0x1fffff;
 
 /** A DataView of exactly the bytes of `bytes`. */
@@ -13,9 +13,9 @@ export function viewOf(bytes: Uint8Array): DataView {
 }
 
 /**
- * The unsigned 64-bit number at `at`. All 64-bit values enter through here, so that no offset, size or flag
+ * The unsigned 64-bit number at `at`. All 64-bit values are read by this function, so no offset, size or flag
  * is ever rounded.
- * @throws {ProtocolError} beyond 2^53 - 1, with `what` in the message
+ * @throws {ProtocolError} beyond 2^53 - 1; the message contains `what`
  */
 export function readUint64(view: DataView, at: number, what: string): number {
   const high = view.getUint32(at);
@@ -35,11 +35,11 @@ export function writeUint64(view: DataView, at: number, value: number): void {
 }
 
 const encoder = new TextEncoder();
-/** Keeps a byte order mark: two names that differ by one are two names. */
+/** Keeps a byte order mark: two names that differ only by one are different names. */
 const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
 
 /**
- * A name as the protocol wants it: UTF-8 without NUL, at most 4096 bytes.
+ * Encodes a name as the protocol requires: UTF-8 without NUL, at most 4096 bytes.
  * @throws {NbdError} NBD_ARGUMENT for any other
  */
 export function encodeName(text: string, what: string): Uint8Array {
@@ -50,12 +50,15 @@ export function encodeName(text: string, what: string): Uint8Array {
   return bytes;
 }
 
-/** A peer's text. Broken UTF-8 becomes U+FFFD: it is for human eyes or for comparing with what was asked for. */
+/**
+ * Decodes a peer's text. Invalid UTF-8 becomes U+FFFD: the text is only shown, or compared with what was
+ * requested.
+ */
 export function decodeText(bytes: Uint8Array): string {
   return decoder.decode(bytes);
 }
 
-/** Joins pieces into one message, so that it leaves in one packet. */
+/** Joins pieces into one message, so that they are sent in one packet. */
 export function concatBytes(...pieces: readonly Uint8Array[]): Uint8Array {
   const joined = new Uint8Array(pieces.reduce((sum, piece) => sum + piece.length, 0));
   let at = 0;

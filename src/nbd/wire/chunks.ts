@@ -1,6 +1,6 @@
 /**
- * Chunks of structured and extended replies: what each type may carry, and what it says. Section "Structured reply
- * types" of the specification.
+ * Chunks of structured and extended replies: what each type may contain, and what it means. Section
+ * "Structured reply types" of the specification.
  */
 
 import { ProtocolError } from "../errors.js";
@@ -9,25 +9,28 @@ import { CHUNK, COMMAND, MAX_STRING } from "./constants.js";
 import { Descriptors, type DescriptorWidth, MAX_DESCRIPTORS } from "./descriptors.js";
 import { commandName } from "./requests.js";
 
-/** A request in flight, as the parser sees it. Every method may throw a ProtocolError. */
+/** A request in flight, as seen by the parser. Every method may throw a ProtocolError. */
 export interface ReplySink {
   readonly command: number;
   readonly offset: number;
   readonly length: number;
-  /** Where the bytes [offset, offset + length) of the export go, or undefined to skip them. */
+  /** Where the bytes [offset, offset + length) of the export go; undefined to skip them. */
   place(offset: number, length: number): ReplyTarget | undefined;
-  /** The bytes [offset, offset + length) of the export are zeroes. */
+  /** The bytes [offset, offset + length) of the export read as zeroes. */
   hole(offset: number, length: number): void;
   status(contextId: number, descriptors: Descriptors): void;
-  /** `offset` is that of the failure, where the server tells; `unknownType` that of a chunk which isn't known. */
+  /**
+   * `offset` is where the failure occurred, if the server says; `unknownType` is the type of an unknown
+   * chunk.
+   */
   fail(errorNumber: number, message: string, offset?: number, unknownType?: number): void;
 }
 
-/** A buffer to fill, or somebody who takes the bytes piece by piece as they come. */
+/** A buffer to fill, or a consumer that takes the bytes in pieces as they arrive. */
 export type ReplyTarget = Uint8Array | PieceTaker;
 
 export interface PieceTaker {
-  /** The piece is lent until it returns. It does not throw. */
+  /** The piece is lent until the call returns. Must not throw. */
   take(piece: Uint8Array): void;
 }
 
@@ -40,14 +43,14 @@ export interface Chunk {
   readonly sink: ReplySink | undefined;
 }
 
-/** Longest payload of an error chunk: numbers and a string, with slack for types yet unknown. */
+/** Longest payload of an error chunk: numbers and a string, with slack for types not yet defined. */
 const MAX_ERROR_PAYLOAD = 2 * MAX_STRING;
-/** Bytes of an error chunk beside its message. */
+/** Bytes of an error chunk without its message. */
 const PLAIN_ERROR = 6;
 const LOCATED_ERROR = 14;
 export const MAX_STATUS_PAYLOAD = 8 + 16 * MAX_DESCRIPTORS;
 
-/** The payload of any chunk that carries no data. */
+/** Decodes the payload of any chunk that carries no data. */
 export function decodeChunk(chunk: Chunk, sink: ReplySink, body: Uint8Array): void {
   const view = viewOf(body);
   switch (chunk.type) {
@@ -78,7 +81,7 @@ export function decodeChunk(chunk: Chunk, sink: ReplySink, body: Uint8Array): vo
   }
 }
 
-/** An error of a type yet unknown: it fails the request, whatever it says. Those known all begin with the same. */
+/** An error of an unknown type fails the request. The fields at the start are common to all known types. */
 export function decodeUnknownError(chunk: Chunk, sink: ReplySink, body: Uint8Array): void {
   if (body.length < PLAIN_ERROR) {
     sink.fail(0, "", undefined, chunk.type);

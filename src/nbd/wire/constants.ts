@@ -1,6 +1,6 @@
 /**
- * The numbers of the NBD protocol, by the names of the specification (doc/proto.md of the NBD project) without
- * their `NBD_` prefix. Client and built-in server share this file and nothing else.
+ * The numbers of the NBD protocol. Names are those of the specification (doc/proto.md of the NBD project)
+ * without the `NBD_` prefix. Client and built-in server share only this file.
  */
 
 /** The first eight bytes of a server's greeting, "NBDMAGIC". */
@@ -8,7 +8,7 @@ export const GREETING_MAGIC = 0x4e42444d41474943n;
 /** "IHAVEOPT": the second half of a newstyle greeting, and the start of each option request. */
 export const OPTION_MAGIC = 0x49484156454f5054n;
 export const OPTION_REPLY_MAGIC = 0x0003e889045565a9n;
-/** Second half of an oldstyle greeting: recognised only to be refused by name. */
+/** Second half of an oldstyle greeting; recognised only to name it in the error. */
 export const OLDSTYLE_MAGIC = 0x0000420281861253n;
 
 export const REQUEST_MAGIC = 0x25609513;
@@ -18,7 +18,7 @@ export const EXTENDED_REQUEST_MAGIC = 0x21e41c71;
 export const EXTENDED_REPLY_MAGIC = 0x6e8a278c;
 
 export const DEFAULT_PORT = 10809;
-/** Limits of the specification on strings, and on requests where no block size was negotiated; bytes. */
+/** The specification's limits on strings, and on requests if no block size was negotiated; bytes. */
 export const MAX_STRING = 4096;
 export const DEFAULT_MAX_PAYLOAD = 32 * 1024 * 1024;
 
@@ -106,7 +106,7 @@ export const CHUNK = {
 export const CHUNK_FLAG_DONE = 1;
 export const CHUNK_IS_ERROR = 0x8000;
 
-/** The error numbers that a server may send (the specification's own, whatever the operating system's are). */
+/** The error numbers that a server may send: those of the specification, not of the operating system. */
 export const ERRNO = {
   EPERM: 1,
   EIO: 5,

@@ -1,10 +1,10 @@
 /**
- * The extents of a block-status reply, kept as they came: a reply may hold a million of them, and sixteen
- * replies may be waiting, so that objects are made only when somebody looks.
+ * The extents of a block-status reply, kept as received: a reply may hold a million of them, and sixteen
+ * replies may be queued, so objects are created only on access.
  *
  *     request      |------------------------------|
  *     exact        |--data--|---zero---|---data---|
- *     short        |--data--|---zero---|               the rest has to be asked for
+ *     short        |--data--|---zero---|               the rest has to be requested
  *     overshooting |--data--|---zero---|---data------|  only the last one may do so
  */
 
@@ -14,7 +14,7 @@ import { readUint64, viewOf } from "./bytes.js";
 /** Bytes of a descriptor: two 32-bit numbers, or two of 64 bits with extended headers. */
 export type DescriptorWidth = 8 | 16;
 
-/** Descriptors accepted in one chunk. QEMU sends up to 131,072, nbdkit up to 2^20. */
+/** Most descriptors in one chunk. QEMU sends up to 131,072, nbdkit up to 2^20. */
 export const MAX_DESCRIPTORS = 2 ** 20;
 
 /**
@@ -30,7 +30,7 @@ export class Descriptors {
   readonly #view: DataView;
   readonly #width: DescriptorWidth;
 
-  /** @param bytes a whole number of descriptors; owned by this object from now on */
+  /** @param bytes a whole number of descriptors; owned by this object from then on */
   constructor(bytes: Uint8Array, width: DescriptorWidth) {
     this.count = bytes.length / width;
     this.#view = viewOf(bytes);
@@ -55,7 +55,8 @@ export class Descriptors {
   }
 
   /**
-   * Checks the list as the answer to a request of `length` bytes: no empty extent, none behind the request's end.
+   * Checks the list as the reply to a request of `length` bytes: no empty extent, none after the end of the
+   * request.
    * @throws {ProtocolError}
    */
   validate(length: number, onlyOne: boolean): void {

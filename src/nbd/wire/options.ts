@@ -1,6 +1,6 @@
 /**
- * The messages of the handshake: greeting, option requests, option replies and what they carry. Bytes to values
- * and back; their order is negotiate.ts' business. Section "Handshake phase" of the specification.
+ * The messages of the handshake: greeting, option requests, option replies and their payloads. Encodes and
+ * decodes them; negotiate.ts controls their order. Section "Handshake phase" of the specification.
  */
 
 import { ProtocolError } from "../errors.js";
@@ -18,10 +18,10 @@ import {
 
 export const GREETING_LENGTH = 18;
 export const OPTION_REPLY_LENGTH = 20;
-/** What an option reply may carry at most: room for two strings and some slack for infos yet unknown; bytes. */
+/** Largest payload of an option reply: two strings, and some slack for infos not yet defined; bytes. */
 export const MAX_OPTION_REPLY = 64 * 1024;
 
-/** An error reply has the top bit of its type set. */
+/** Set in the type of every error reply. */
 export const OPTION_IS_ERROR = 0x80000000;
 
 /**
@@ -83,12 +83,12 @@ function encodeString(text: string, what: string): Uint8Array {
   return concatBytes(length, bytes);
 }
 
-/** Data of EXPORT_NAME: the name and nothing else. */
+/** Data of EXPORT_NAME: only the name. */
 export function encodeExportName(exportName: string): Uint8Array {
   return encodeName(exportName, "an export name");
 }
 
-/** Data of GO and INFO: the name as a string, a 16-bit count, and as many 16-bit kinds of information wanted. */
+/** Data of GO and INFO: the name as a string, a 16-bit count, and that many 16-bit kinds of information. */
 export function encodeGo(exportName: string, infos: readonly number[]): Uint8Array {
   const wanted = new Uint8Array(2 + 2 * infos.length);
   const view = viewOf(wanted);
@@ -99,7 +99,7 @@ export function encodeGo(exportName: string, infos: readonly number[]): Uint8Arr
   return concatBytes(encodeString(exportName, "an export name"), wanted);
 }
 
-/** Data of LIST_META_CONTEXT and SET_META_CONTEXT: the name, a 32-bit count, and as many strings. */
+/** Data of LIST_META_CONTEXT and SET_META_CONTEXT: the name, a 32-bit count, and that many strings. */
 export function encodeMetaQueries(exportName: string, queries: readonly string[]): Uint8Array {
   const count = new Uint8Array(4);
   viewOf(count).setUint32(0, queries.length);
@@ -109,7 +109,7 @@ export function encodeMetaQueries(exportName: string, queries: readonly string[]
 
 export interface OptionReplyHeader {
   readonly type: number;
-  /** Bytes of payload to come; checked against {@link MAX_OPTION_REPLY}. */
+  /** Bytes of payload to follow; checked against {@link MAX_OPTION_REPLY}. */
   readonly length: number;
 }
 
@@ -146,7 +146,7 @@ export interface ListedExport {
   readonly description?: string;
 }
 
-/** Payload of a SERVER reply: the name as a string; what follows is a description. */
+/** Payload of a SERVER reply: the name as a string, then a description. */
 export function decodeServer(payload: Uint8Array): ListedExport {
   const view = viewOf(payload);
   const end = payload.length >= 4 ? 4 + view.getUint32(0) : Number.POSITIVE_INFINITY;
@@ -158,7 +158,7 @@ export function decodeServer(payload: Uint8Array): ListedExport {
 }
 
 export interface MetaContext {
-  /** What replies will carry in place of the name; opaque. */
+  /** The id that replies use in place of the name; opaque. */
   readonly id: number;
   readonly name: string;
 }
@@ -171,16 +171,16 @@ export function decodeMetaContext(payload: Uint8Array): MetaContext {
   return { id: viewOf(payload).getUint32(0), name: decodeText(payload.subarray(4)) };
 }
 
-/** Sizes in bytes that requests have to respect. */
+/** Block sizes in bytes that requests must respect. */
 export interface BlockSize {
   /** A power of two up to 65,536; offsets and lengths are multiples of it. */
   readonly minimum: number;
   readonly preferred: number;
-  /** The most payload that one request may ask for. */
+  /** The largest payload of one request. */
   readonly maximum: number;
 }
 
-/** What an INFO reply tells. */
+/** Content of an INFO reply. */
 export type ExportFact =
   | { readonly kind: "export"; readonly size: number; readonly flags: number }
   | { readonly kind: "name"; readonly name: string }
@@ -217,10 +217,10 @@ export function decodeInfo(payload: Uint8Array): ExportFact {
   }
 }
 
-/** Length of the answer to EXPORT_NAME, and of the zeroes after it unless NO_ZEROES was agreed on. */
+/** Length of the reply to EXPORT_NAME, and of the zeroes after it unless NO_ZEROES was negotiated. */
 export const EXPORT_NAME_REPLY = { LENGTH: 10, ZEROES: 124 } as const;
 
-/** 64-bit size, 16-bit transmission flags: in INFO_EXPORT, and the whole answer to EXPORT_NAME. */
+/** 64-bit size, 16-bit transmission flags: in INFO_EXPORT, and the whole reply to EXPORT_NAME. */
 export function decodeExport(bytes: Uint8Array): { size: number; flags: number } {
   const view = viewOf(bytes);
   return { size: readUint64(view, 0, "the export's size"), flags: view.getUint16(8) };

@@ -1,18 +1,19 @@
 /**
- * Replies of the transmission phase, parsed as their bytes come. The parser does no I/O: it says where the
- * next bytes should go, and is told how many have come. The payload of a read that fills a buffer goes straight
- * there; only what arrives together with a header is copied.
+ * Parses the replies of the transmission phase as their bytes arrive. The parser does no I/O: it says where
+ * the next bytes should go, and is told how many have arrived. The payload of a read that fills a buffer goes
+ * straight there; only bytes that arrive together with a header are copied.
  *
  *     |header 20|offset 8|payload ....................................|header 20|..
  *     '------- scratch, 256 bytes --------'--- the reader's buffer ---'-- scratch --
  *
- * A read that takes pieces gets them out of the scratch, which is a larger one then, and nothing is copied at all:
+ * A read in pieces gets them from the scratch buffer, which is larger in that case, and nothing is copied:
  *
  *     |header 20|offset 8|payload ...............|header 20|offset 8|payload ................
  *     '--- scratch, 256 KiB -----------'--- scratch again, from its beginning ---'-- scratch --
  *
- * What a reply means for its request is the {@link ReplySink}'s matter.
- * Sections "Simple reply message", "Structured reply chunk message" and "Structured reply types" of the specification.
+ * The {@link ReplySink} interprets the reply to its request.
+ * Sections "Simple reply message", "Structured reply chunk message" and "Structured reply types" of the
+ * specification.
  */
 
 import { ProtocolError } from "../errors.js";
@@ -44,44 +45,46 @@ import type { Protocol } from "./requests.js";
 
 export interface ReplyHandler {
   /**
-   * The request that a cookie names, or undefined for a late chunk, which has to be skipped.
+   * The request with this cookie, or undefined for a late chunk, which has to be skipped.
    * @throws {ProtocolError} for a cookie that no request had
    */
   find(cookie: number): ReplySink | undefined;
-  /** The last chunk of the reply to this cookie has come. */
+  /** The last chunk of the reply with this cookie has arrived. */
   finished(cookie: number): void;
 }
 
 const SCRATCH = 256;
-/** Large enough for few system calls, and small enough to stay in the processor's cache (docs/performance.md). */
+/** Large enough for few system calls, and small enough for the processor's cache (docs/performance.md). */
 const WIDE_SCRATCH = 256 * 1024;
 const PAGE = 4096;
 const DISCARD = 64 * 1024;
 const SIMPLE_HEADER = 16;
 const STRUCTURED_HEADER = 20;
 const EXTENDED_HEADER = 32;
-/** Bytes of the 64-bit offset that a data chunk starts with. */
+/** Bytes of the 64-bit offset at the start of a data chunk. */
 const DATA_OFFSET = 8;
 
 export class ReplyParser {
   readonly #protocol: Protocol;
   readonly #handler: ReplyHandler;
 
-  /** Bytes #start..#end of the scratch are received and not yet parsed. */
+  /** Bytes #start..#end of the scratch buffer are received but not yet parsed. */
   #scratch = new Uint8Array(SCRATCH);
   #view = viewOf(this.#scratch);
   #isWide = false;
   #start = 0;
   #end = 0;
 
-  /** The data chunk whose offset is awaited, or the chunk whose payload is under way. */
+  /** The data chunk whose offset is awaited, or the chunk whose payload is arriving. */
   #chunk: Chunk | undefined;
-  /** Where the payload under way goes, from #filled on; undefined while it is skipped. */
+  /** Where the current payload goes, from #filled on; undefined while it is skipped. */
   #into: ReplyTarget | undefined;
   #filled = 0;
-  /** Of the payload under way, in the export. */
+  /** Offset of the current payload in the export. */
   #offset = 0;
-  /** Bytes of payload that are still to come. While this isn't 0, the scratch holds no more than a part of a piece. */
+  /**
+   * Bytes of payload still to come. While this isn't 0, the scratch buffer holds at most a part of a piece.
+   */
   #missing = 0;
   #discard: Uint8Array | undefined;
 
@@ -90,15 +93,15 @@ export class ReplyParser {
     this.#handler = handler;
   }
 
-  /** The read whose buffer is the target right now, so that it can't be handed back to its owner. */
+  /** The read whose buffer is the current target, and thus can't be returned to its owner. */
   get receivingFor(): ReplySink | undefined {
     return this.#missing > 0 && this.#chunk?.type === CHUNK.OFFSET_DATA && this.#into instanceof Uint8Array
       ? this.#chunk.sink
       : undefined;
   }
 
-  /** Reads are to come whose bytes are taken in pieces: from the next {@link target} on, there is room for large ones. */
-  widen(): void {
+  /** Prepares for reads in pieces: from the next {@link target} on, the scratch buffer is large. */
+  expectLargeReads(): void {
     this.#isWide = true;
   }
 
@@ -132,8 +135,8 @@ export class ReplyParser {
   }
 
   /**
-   * How many of `count` bytes of payload to hand on now. Pieces end at whole pages of the export, so that they can be
-   * written page by page; the rest waits for what follows it.
+   * How many of `count` bytes of payload to pass on now. Pieces end at page boundaries of the export, so that
+   * they can be written page by page; the rest waits for the bytes that follow.
    */
   #presentable(count: number): number {
     if (!isTaker(this.#into) || count === this.#missing) return count;
@@ -148,7 +151,7 @@ export class ReplyParser {
     this.#view = viewOf(wide);
   }
 
-  /** Parses one step of what is in the scratch; false when more bytes are needed for it. */
+  /** Parses one step from the scratch buffer; false if that needs more bytes. */
   #advance(): boolean {
     const available = this.#end - this.#start;
     if (this.#missing > 0) {
@@ -183,7 +186,7 @@ export class ReplyParser {
     this.#endChunk(chunk);
   }
 
-  /** `length` bytes of payload come next; undefined skips them. */
+  /** `length` bytes of payload follow; without a target they are skipped. */
   #expect(chunk: Chunk, into: ReplyTarget | undefined, length: number): void {
     this.#chunk = chunk;
     this.#into = into;

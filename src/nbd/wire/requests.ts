@@ -3,7 +3,7 @@
 import { viewOf, writeUint64 } from "./bytes.js";
 import { COMMAND, EXTENDED_REQUEST_MAGIC, REQUEST_MAGIC } from "./constants.js";
 
-/** How requests and replies look: what was agreed on during negotiation. */
+/** Format of requests and replies, as negotiated. */
 export type Protocol = "simple" | "structured" | "extended";
 
 export interface Request {
@@ -11,7 +11,9 @@ export interface Request {
   readonly flags: number;
   readonly cookie: number;
   readonly offset: number;
-  /** Of the effect or, for a write, of the payload; below 2^32 unless the protocol is extended. */
+  /**
+   * Length of the affected range or, for a write, of the payload; below 2^32 unless the protocol is extended.
+   */
   readonly length: number;
 }
 
@@ -46,7 +48,7 @@ const NAMES: ReadonlyMap<number, string> = new Map(
   Object.entries(COMMAND).map(([name, number]) => [number, name.toLowerCase().replace("_", " ")]),
 );
 
-/** A command for messages: `read`, `block status`. */
+/** The name of a command for messages: `read`, `block status`. */
 export function commandName(command: number): string {
   return NAMES.get(command) ?? `command ${command}`;
 }

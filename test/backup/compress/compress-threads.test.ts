@@ -16,7 +16,7 @@ import {
   type PlannedRun,
   slotsOf,
 } from "../../../src/backup/image/image.js";
-import type { Segment } from "../../../src/backup/pull/plan.js";
+import type { Segment } from "../../../src/backup/pull/segment.js";
 import { Qcow2CompressedWriter } from "../../../src/backup/qcow2/compressed-writer.js";
 import { qemuImg } from "../../support/qemu-nbd.js";
 import { describeWith } from "../../support/tools.js";

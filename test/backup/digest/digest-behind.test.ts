@@ -144,10 +144,10 @@ describe("digests behind the front", () => {
     const [digests] = await behind("xxh64", Buffer.alloc(64 * MiB));
     const all: ClusterRun = { kind: "data", cluster: 0, count: 1024, hostOffset: 0 };
     const asked = [digests.digest([all], geometry), digests.digest([all], geometry)];
-    await digests.room();
+    await digests.capacity();
     asked.push(digests.digest([first], geometry));
     let hasRoom = false;
-    const room = digests.room().then(() => {
+    const room = digests.capacity().then(() => {
       hasRoom = true;
     });
     await new Promise((resolve) => setImmediate(resolve));
@@ -160,7 +160,7 @@ describe("digests behind the front", () => {
     await truncate(path, 65_535);
     const failure = { code: "E_DIGEST_READ", message: expect.stringMatching(/ends at byte 65535/) };
     await expect(digests.digest([first], geometry)).rejects.toMatchObject(failure);
-    await expect(digests.room()).rejects.toMatchObject(failure);
+    await expect(digests.capacity()).rejects.toMatchObject(failure);
     await expect(digests.digest([first], geometry)).rejects.toMatchObject(failure);
   });
 
@@ -176,7 +176,7 @@ describe("digests behind the front", () => {
     const [digests] = await behind("sha256", Buffer.alloc(64 * MiB));
     const all: ClusterRun = { kind: "data", cluster: 0, count: 1024, hostOffset: 0 };
     const asked = [0, 1, 2, 3, 4].map(() => digests.digest([all], geometry));
-    const room = digests.room();
+    const room = digests.capacity();
     const outcomes = Promise.allSettled([...asked, room]);
     await workers.at(-1)?.terminate();
     const failures = (await outcomes).filter(({ status }) => status === "rejected");
@@ -190,14 +190,14 @@ describe("digests behind the front", () => {
     const all: ClusterRun = { kind: "data", cluster: 0, count: 1024, hostOffset: 0 };
     const reason = new BackupError("E_DIGEST_THREAD", "the image was closed");
     const asked = Array.from({ length: 40 }, () => digests.digest([all], geometry));
-    const room = digests.room();
+    const room = digests.capacity();
     const outcomes = Promise.allSettled(asked);
     digests.close(reason);
     await expect(room).rejects.toBe(reason);
     await expect(asked.at(-1)).rejects.toBe(reason);
     await expect(digests.digest([first], geometry)).rejects.toBe(reason);
     digests.close(new BackupError("E_DIGEST_THREAD", "once more"));
-    await expect(digests.room()).rejects.toBe(reason);
+    await expect(digests.capacity()).rejects.toBe(reason);
     // What the threads have already comes to its end.
     const refused = (await outcomes).filter(({ status }) => status === "rejected");
     expect(refused.length).toBeGreaterThanOrEqual(32);

@@ -4,7 +4,7 @@ import { describe, expect, it } from "vitest";
 import { maskStretches, type PlannedRun, slotsOf } from "../../../src/backup/image/image.js";
 import { BufferPool } from "../../../src/backup/pull/buffer-pool.js";
 import { BufferedLanding } from "../../../src/backup/pull/buffered-landing.js";
-import type { Segment } from "../../../src/backup/pull/plan.js";
+import type { Segment } from "../../../src/backup/pull/segment.js";
 
 const CLUSTER = 16 * 1024;
 const RUNS: readonly PlannedRun[] = [
@@ -59,7 +59,7 @@ describe("CollectLanding", () => {
             .sort((a, b) => a.key - b.key);
           // The whole disk as one read: everything between the places is read along.
           for (const { piece } of shuffled) landing.data(piece.start, DISK.subarray(piece.start, piece.end));
-          await landing.settle();
+          await landing.outcome();
           expect(filled).toEqual([buffer]);
           const got = Buffer.from(buffer, 0, SEGMENT.clusters * CLUSTER - 512);
           expect(got.equals(expectedSlots())).toBe(true);
@@ -79,7 +79,7 @@ describe("CollectLanding", () => {
     landing.data(0, DISK.subarray(0, GEOMETRY.virtualSize));
     landing.zeroes(0, GEOMETRY.virtualSize);
     landing.data(4 * CLUSTER, Buffer.from([7]));
-    await landing.settle();
+    await landing.outcome();
     const expected = Buffer.alloc(SEGMENT.clusters * CLUSTER - 512);
     expected[CLUSTER] = 7;
     expect(Buffer.from(buffer, 0, expected.length).equals(expected)).toBe(true);

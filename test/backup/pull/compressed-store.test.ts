@@ -8,8 +8,10 @@ import { CompressThreads } from "../../../src/backup/compress/compress-threads.j
 import { type ByteSource, openExport } from "../../../src/backup/export/open-export.js";
 import { NewFiles } from "../../../src/backup/host/new-files.js";
 import { assertCompressible, CompressedStore } from "../../../src/backup/pull/compressed-store.js";
-import { plan, type Segment } from "../../../src/backup/pull/plan.js";
+import { plan } from "../../../src/backup/pull/plan.js";
+import { pull } from "../../../src/backup/pull/pull.js";
 import { pullImage } from "../../../src/backup/pull/pull-image.js";
+import type { Segment } from "../../../src/backup/pull/segment.js";
 import { RequestWindow } from "../../../src/backup/pull/window.js";
 import { pullFile } from "../../../src/backup/take/pull-file.js";
 import { takePoint } from "../../../src/backup/take/take-point.js";
@@ -70,7 +72,7 @@ describe("a compressed image with hardly any buffers", () => {
       },
       files,
     );
-    await store.fill({ source: moody(), segments: segments(), pace: pace(), reading });
+    await pull({ into: store, source: moody(), segments: segments(), window: pace(), limits: reading });
     const { storedBytes, digestsSha256 } = await store.finish({ sync: false });
     await files.close();
     files.keep();
@@ -91,7 +93,7 @@ describe("a compressed image with hardly any buffers", () => {
     const source = moody((offset) => {
       if (offset === bad * CLUSTER) throw new Error("no such bytes");
     });
-    const filled = store.fill({ source, segments: segments(), pace: pace(), reading });
+    const filled = pull({ into: store, source, segments: segments(), window: pace(), limits: reading });
     await expect(filled).rejects.toThrow("no such bytes");
   });
 
@@ -106,7 +108,14 @@ describe("a compressed image with hardly any buffers", () => {
       readPieces: (_stretches, _sink, { signal }) => sleep(60_000, undefined, { signal }),
     };
     const { signal } = stop;
-    const filled = store.fill({ source, segments: segments(), pace: pace(), reading, signal });
+    const filled = pull({
+      into: store,
+      source,
+      segments: segments(),
+      window: pace(),
+      limits: reading,
+      signal,
+    });
     setTimeout(() => stop.abort(new Error("enough")), 30);
     await expect(filled).rejects.toThrow("enough");
   });

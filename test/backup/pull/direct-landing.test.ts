@@ -8,8 +8,8 @@ import {
   type PlannedRun,
 } from "../../../src/backup/image/image.js";
 import { DirectLanding } from "../../../src/backup/pull/direct-landing.js";
-import { plan, type Segment } from "../../../src/backup/pull/plan.js";
-import { requestsOf } from "../../../src/backup/pull/segment.js";
+import { plan } from "../../../src/backup/pull/plan.js";
+import { requestsOf, type Segment } from "../../../src/backup/pull/segment.js";
 import type { Stretch } from "../../../src/nbd/index.js";
 import { collect } from "../../support/collect.js";
 import { inPiecesOf, MemoryImage } from "../../support/memory-image.js";
@@ -70,7 +70,7 @@ describe("writing through", () => {
         );
         for (const segment of segments) {
           const landing = new DirectLanding(segment, image);
-          const reads = requestsOf(landing.places, { readThrough, mostRead: clusters * CLUSTER });
+          const reads = requestsOf(landing.ranges, { readThrough, mostRead: clusters * CLUSTER });
           for (const { length } of reads) expect(length).toBeLessThanOrEqual(clusters * CLUSTER);
           const pieces = reads.flatMap((read) => inPiecesOf(read, sizes));
           shuffled(pieces, shuffle).forEach(({ offset, length }, at) => {
@@ -79,7 +79,7 @@ describe("writing through", () => {
             if (bytes.every((byte) => byte === 0)) landing.zeroes(offset, length);
             else landing.data(offset, bytes);
           });
-          for (const settled of landing.settle()) image.addRun(settled);
+          for (const settled of landing.outcome()) image.addRun(settled);
         }
         const below = Buffer.alloc(size, 0xcc);
         const expected = Buffer.from(disk);
@@ -102,7 +102,7 @@ describe("writing through", () => {
     const image = new MemoryImage(geometry);
     const landing = new DirectLanding(segment, image);
     give(landing);
-    return [image, landing.settle()];
+    return [image, landing.outcome()];
   }
 
   it("writes nothing for zeroes, and makes zero clusters of them", () => {
@@ -161,7 +161,7 @@ describe("writing through", () => {
   it("cuts the last cluster off at the end of the disk", () => {
     const segment = segmentOf({ kind: "data", cluster: 9, count: 1 });
     const [image, runs] = landed(segment, (landing) => {
-      expect(landing.places).toEqual([{ offset: 9 * CLUSTER, end: 10 * CLUSTER - 300, slot: 0 }]);
+      expect(landing.ranges).toEqual([{ offset: 9 * CLUSTER, end: 10 * CLUSTER - 300, slot: 0 }]);
       landing.data(9 * CLUSTER, Buffer.alloc(CLUSTER - 300, 1));
     });
     expect(image.writes).toEqual([{ hostOffset: CLUSTER, length: CLUSTER - 300 }]);

@@ -62,8 +62,8 @@ describe("the ledger", () => {
     const { writer, added } = await laidOut();
     const ledger = new ImageLedger({ writer, complete });
     for (const runs of RUNS) {
-      await ledger.room();
-      ledger.note(runs);
+      await ledger.capacity();
+      ledger.record(runs);
     }
     await ledger.complete();
     expect(added).toEqual(expected);
@@ -81,7 +81,7 @@ describe("the ledger", () => {
       complete: false,
       digests: { algorithm, behind, file: entries },
     });
-    for (const runs of RUNS) ledger.note(runs);
+    for (const runs of RUNS) ledger.record(runs);
     await ledger.complete();
     await entries.finish({ sync: false });
     expect(added).toEqual(RUNS.flat());
@@ -120,9 +120,9 @@ describe("the ledger", () => {
     const ledger = new ImageLedger({ writer, complete: true, digests: { algorithm, behind, file: entries } });
     const partial = { kind: "partial", cluster: 5, count: 1, dataMask: 0x80000001, zeroMask: 0 } as const;
     writer.writeNow(writer.hostOffset(0, 25), Buffer.alloc(100, 7));
-    ledger.note([{ kind: "data", cluster: 0, count: 1, hostOffset: host(25) }]);
-    ledger.note([{ ...partial, hostOffset: host(30) }]);
-    ledger.note([]);
+    ledger.record([{ kind: "data", cluster: 0, count: 1, hostOffset: host(25) }]);
+    ledger.record([{ ...partial, hostOffset: host(30) }]);
+    ledger.record([]);
     await ledger.complete();
     await entries.finish({ sync: false });
 
@@ -148,10 +148,10 @@ describe("the ledger", () => {
     const ledger = new ImageLedger({ writer, complete: true, digests: { algorithm, behind, file: entries } });
     // As if what was stored had been lost since: the writer knows nothing of it.
     await truncate(path, 0);
-    ledger.note([{ kind: "data", cluster: 0, count: 1, hostOffset: host(3) }]);
+    ledger.record([{ kind: "data", cluster: 0, count: 1, hostOffset: host(3) }]);
     await expect(ledger.complete()).rejects.toMatchObject({ code: "E_DIGEST_READ" });
-    await expect(ledger.room()).rejects.toMatchObject({ code: "E_DIGEST_READ" });
-    ledger.note(RUNS[0] ?? []);
+    await expect(ledger.capacity()).rejects.toMatchObject({ code: "E_DIGEST_READ" });
+    ledger.record(RUNS[0] ?? []);
     await expect(ledger.complete()).rejects.toMatchObject({ code: "E_DIGEST_READ" });
   });
 
@@ -165,8 +165,8 @@ describe("the ledger", () => {
     writer.addRun = () => {
       throw new Error("too large");
     };
-    ledger.note(RUNS[0] ?? []);
+    ledger.record(RUNS[0] ?? []);
     await expect(ledger.complete()).rejects.toThrow("too large");
-    await expect(ledger.room()).rejects.toThrow("too large");
+    await expect(ledger.capacity()).rejects.toThrow("too large");
   });
 });

@@ -1,7 +1,8 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import type { Extent, ExtentState } from "../../../src/backup/base/extent.js";
-import { GranularityError, type PlanTotals, plan, type Segment } from "../../../src/backup/pull/plan.js";
+import { GranularityError, type PlanTotals, plan } from "../../../src/backup/pull/plan.js";
+import type { Segment } from "../../../src/backup/pull/segment.js";
 import { collect } from "../../support/collect.js";
 
 const CLUSTER = 16 * 1024;
@@ -11,11 +12,11 @@ async function planned(
   states: readonly (readonly [ExtentState, number])[],
   segmentBytes = 4 * CLUSTER,
   totals?: PlanTotals,
-  atOnceBytes?: number,
+  firstSegmentBytes?: number,
 ): Promise<Segment[]> {
   const extents = toExtents(states);
   const virtualSize = extents.reduce((size, { length }) => size + length, 0);
-  const options = { geometry: { virtualSize, clusterSize: CLUSTER }, segmentBytes, atOnceBytes };
+  const options = { geometry: { virtualSize, clusterSize: CLUSTER }, segmentBytes, firstSegmentBytes };
   return await collect(plan(inBatches(extents), options, totals));
 }
 
@@ -81,20 +82,20 @@ describe("plan", () => {
       undefined,
       10 * CLUSTER,
     );
-    const shape = segments.map(({ firstRank, clusters, atOnce }) => [firstRank, clusters, atOnce ?? false]);
+    const shape = segments.map(({ firstRank, clusters, mostRead }) => [firstRank, clusters, mostRead]);
     expect(shape).toEqual([
-      [0, 4, false],
-      [4, 4, false],
+      [0, 4, undefined],
+      [4, 4, undefined],
       // The zeroes come along, the long run begins anew.
-      [8, 1, false],
-      [9, 10, true],
-      [19, 4, false],
-      [23, 4, false],
-      [27, 4, false],
-      [31, 4, false],
-      [35, 4, false],
-      [39, 4, false],
-      [43, 3, false],
+      [8, 1, undefined],
+      [9, 10, 10 * CLUSTER],
+      [19, 4, undefined],
+      [23, 4, undefined],
+      [27, 4, undefined],
+      [31, 4, undefined],
+      [35, 4, undefined],
+      [39, 4, undefined],
+      [43, 3, undefined],
     ]);
     expect(segments[3]?.runs).toEqual([{ kind: "data", cluster: 10, count: 10 }]);
     expect(segments.map(({ index }) => index)).toEqual(segments.map((_, at) => at));
@@ -106,8 +107,8 @@ describe("plan", () => {
       ["data", 8 * CLUSTER],
     ] as const;
     const segments = await planned(states, 8 * CLUSTER, undefined, 8 * CLUSTER);
-    expect(segments.map(({ clusters, atOnce }) => [clusters, atOnce])).toEqual([
-      [8, true],
+    expect(segments.map(({ clusters, mostRead }) => [clusters, mostRead])).toEqual([
+      [8, 8 * CLUSTER],
       [8, undefined],
     ]);
   });

@@ -1,6 +1,7 @@
 import { describe, expect, it } from "vitest";
-import { plan, type Segment } from "../../../src/backup/pull/plan.js";
-import { type Landing, type Notes, pull } from "../../../src/backup/pull/pull.js";
+import { plan } from "../../../src/backup/pull/plan.js";
+import { type Destination, type Landing, pull } from "../../../src/backup/pull/pull.js";
+import type { Segment } from "../../../src/backup/pull/segment.js";
 import { RequestWindow } from "../../../src/backup/pull/window.js";
 import type { PieceSink, Stretch } from "../../../src/nbd/index.js";
 
@@ -13,17 +14,18 @@ describe("the lanes of a pull", () => {
   }
   const segments = () => plan(allData(), { geometry, segmentBytes: CLUSTER });
   const landing = (segment: Segment): Landing<number> => ({
-    places: [{ offset: segment.index * CLUSTER, end: (segment.index + 1) * CLUSTER, slot: 0 }],
+    ranges: [{ offset: segment.index * CLUSTER, end: (segment.index + 1) * CLUSTER, slot: 0 }],
     firstByte: undefined,
     data: () => {},
     zeroes: () => {},
-    settle: () => segment.index,
+    outcome: () => segment.index,
   });
-  class List implements Notes<number> {
+  class List implements Destination<number> {
     readonly noted: number[] = [];
     isComplete = false;
-    async room(): Promise<void> {}
-    note(index: number): void {
+    landing: Destination<number>["landing"] = landing;
+    async capacity(): Promise<void> {}
+    record(index: number): void {
       this.noted.push(index);
     }
     async complete(): Promise<void> {
@@ -31,12 +33,18 @@ describe("the lanes of a pull", () => {
     }
   }
   const random = { readPieces: () => new Promise<void>((resolve) => setTimeout(resolve, Math.random() * 4)) };
-  const reading = { readThrough: 0, mostRead: CLUSTER };
-  const pace = () => new RequestWindow({ inFlight: 4 * CLUSTER }, CLUSTER);
+  const limits = { readThrough: 0, mostRead: CLUSTER };
+  const requestWindow = () => new RequestWindow({ inFlight: 4 * CLUSTER }, CLUSTER);
 
   it("note what came of the segments in guest order", async () => {
     const notes = new List();
-    await pull({ source: random, segments: segments(), land: landing, notes, pace: pace(), reading });
+    await pull({
+      source: random,
+      segments: segments(),
+      into: notes,
+      window: requestWindow(),
+      limits,
+    });
     expect(notes.noted).toEqual(Array.from({ length: 32 }, (_, at) => at));
     expect(notes.isComplete).toBe(true);
   });
@@ -48,21 +56,22 @@ describe("the lanes of a pull", () => {
         asked.push(...stretches.map(({ length }) => length / CLUSTER));
       },
     };
-    const planned = plan(allData(), { geometry, segmentBytes: CLUSTER, atOnceBytes: 8 * CLUSTER });
+    const planned = plan(allData(), { geometry, segmentBytes: CLUSTER, firstSegmentBytes: 8 * CLUSTER });
     const whole = (segment: Segment): Landing<number> => {
       const first = segment.runs[0]?.cluster ?? 0;
       const places = [{ offset: first * CLUSTER, end: (first + segment.clusters) * CLUSTER, slot: 0 }];
-      return { ...landing(segment), places };
+      return { ...landing(segment), ranges: places };
     };
+    const list = new List();
+    list.landing = whole;
     const told: boolean[] = [];
     await pull({
       source,
       segments: planned,
-      land: whole,
-      notes: new List(),
-      pace: pace(),
-      reading,
-      onSegment: ({ segment }) => told.push(segment.atOnce ?? false),
+      into: list,
+      window: requestWindow(),
+      limits,
+      onSegment: ({ segment }) => told.push(segment.mostRead !== undefined),
     });
     expect(asked).toEqual([8, ...Array.from({ length: 24 }, () => 1)]);
     expect(told.filter(Boolean)).toEqual([true]);
@@ -83,10 +92,9 @@ describe("the lanes of a pull", () => {
     const pulling = pull({
       source,
       segments: segments(),
-      land: landing,
-      notes,
-      pace: pace(),
-      reading,
+      into: notes,
+      window: requestWindow(),
+      limits,
     });
     await expect(pulling).rejects.toThrow("ninth");
     expect([open, notes.isComplete, notes.noted.length < 10]).toEqual([0, false, true]);
@@ -94,16 +102,15 @@ describe("the lanes of a pull", () => {
 
   it("stop where nothing more can be noted", async () => {
     const notes = new List();
-    notes.room = async () => {
+    notes.capacity = async () => {
       if (notes.noted.length > 5) throw new Error("no room");
     };
     const pulling = pull({
       source: random,
       segments: segments(),
-      land: landing,
-      notes,
-      pace: pace(),
-      reading,
+      into: notes,
+      window: requestWindow(),
+      limits,
     });
     await expect(pulling).rejects.toThrow("no room");
     expect(notes.isComplete).toBe(false);
@@ -127,10 +134,9 @@ describe("the lanes of a pull", () => {
     const pulling = pull({
       source,
       segments: broken(),
-      land: landing,
-      notes: new List(),
-      pace: pace(),
-      reading,
+      into: new List(),
+      window: requestWindow(),
+      limits,
     });
     await expect(pulling).rejects.toThrow("no map");
     expect(read).toBe(6);

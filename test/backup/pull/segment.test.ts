@@ -1,7 +1,6 @@
 import { describe, expect, it } from "vitest";
 import type { PlannedRun } from "../../../src/backup/image/image.js";
-import type { Segment } from "../../../src/backup/pull/plan.js";
-import { readRangesOf, requestsOf } from "../../../src/backup/pull/segment.js";
+import { readRangesOf, requestsOf, type Segment } from "../../../src/backup/pull/segment.js";
 
 const CLUSTER = 64 * 1024;
 const SUB = CLUSTER / 32;

@@ -1,6 +1,6 @@
 import { expect, it } from "vitest";
 import { dataStretches, type PlannedRun } from "../../../src/backup/image/image.js";
-import { storedRuns } from "../../../src/backup/pull/settle.js";
+import { storedRuns } from "../../../src/backup/pull/segment.js";
 
 const CLUSTER = 64 * 1024;
 const SUB = CLUSTER / 32;

@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { RequestSizes, requestBytesOf } from "../../../src/backup/pull/request-size.js";
+import { RequestSizes, requestBytesOf } from "../../../src/backup/pull/window.js";
 
 const KiB = 1024;
 const MiB = 1024 * KiB;
@@ -28,8 +28,8 @@ describe("the size of an export's requests", () => {
 
   it("grows once the server has answered a large one", () => {
     const size = sizeFor({});
-    expect([size.mostRead, size.most, size.atOnceBytes]).toEqual([512 * KiB, MiB, 8 * MiB]);
-    size.grow();
+    expect([size.mostRead, size.most, size.firstSegmentBytes]).toEqual([512 * KiB, MiB, 8 * MiB]);
+    size.enlarge();
     expect(size.mostRead).toBe(MiB);
   });
 
@@ -41,7 +41,7 @@ describe("the size of an export's requests", () => {
     ["larger ones bring nothing", { maximum: undefined }, 512 * KiB],
   ])("stays where %s", (_why, options, bytes) => {
     const size = sizeFor(options);
-    size.grow();
-    expect([size.mostRead, size.most, size.atOnceBytes]).toEqual([bytes, bytes, undefined]);
+    size.enlarge();
+    expect([size.mostRead, size.most, size.firstSegmentBytes]).toEqual([bytes, bytes, undefined]);
   });
 });

@@ -1,0 +1,65 @@
+import { type PlannedRun, slotsOf } from "./image.js";
+
+/**
+ * A planned run and the slots of its stored clusters. Slots are places of one cluster each, side by side, in
+ * a buffer or in a packed image file. Zero runs get none.
+ */
+export interface SlottedRun {
+  readonly run: PlannedRun;
+  /** The first of its slots, counted from the first run's. */
+  readonly slot: number;
+  readonly slots: number;
+}
+
+/** Neighbouring runs of a plan with their slots, in guest order. */
+export function* slottedRuns(runs: readonly PlannedRun[]): Generator<SlottedRun> {
+  let slot = 0;
+  for (const run of runs) {
+    const slots = slotsOf(run);
+    yield { run, slot, slots };
+    slot += slots;
+  }
+}
+
+/**
+ * The runs as they are after their bytes were looked at: a cluster of zeroes needs no place in the file, and
+ * its slot stays a hole.
+ *
+ *     planned     data 5 ×4            stored  |xx|  |xx|xx|
+ *     turned out  data 5, zero 6, data 7 ×2
+ *
+ * @param isStored false for a slot that holds only zeroes
+ */
+export function* withoutZeroSlots(
+  runs: readonly PlannedRun[],
+  isStored: (slot: number) => boolean,
+): Generator<SlottedRun> {
+  for (const planned of slottedRuns(runs)) {
+    const { run, slot, slots } = planned;
+    switch (run.kind) {
+      case "zero":
+        yield planned;
+        break;
+      case "partial":
+        if (slots === 0 || isStored(slot)) yield planned;
+        else {
+          const zeroMask = (run.zeroMask | run.dataMask) >>> 0;
+          yield { run: { ...run, dataMask: 0, zeroMask }, slot, slots: 0 };
+        }
+        break;
+      case "data":
+        for (let first = 0; first < run.count; ) {
+          const stored = isStored(slot + first);
+          let end = first + 1;
+          while (end < run.count && isStored(slot + end) === stored) end += 1;
+          const [cluster, count] = [run.cluster + first, end - first];
+          const kind = stored ? "data" : "zero";
+          yield { run: { kind, cluster, count }, slot: slot + first, slots: stored ? count : 0 };
+          first = end;
+        }
+        break;
+      default:
+        run satisfies never;
+    }
+  }
+}
