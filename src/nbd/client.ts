@@ -161,7 +161,7 @@ export class NbdClient implements AsyncDisposable {
 
   /**
    * Brings all settled writes to stable storage. If a connection was lost since the first of them, the flush
-   * can't guarantee that, because the server may have restarted: it fails with NBD_WRITES_IN_DOUBT until
+   * can't guarantee that, because the server may be another process: it fails with NBD_WRITES_IN_DOUBT until
    * something has been written again. The caller has to repeat the writes.
    * @throws as {@link write} does
    */
