@@ -1,3 +1,4 @@
+import { readFile } from "node:fs/promises";
 import { setTimeout as sleep } from "node:timers/promises";
 import { expect, it } from "vitest";
 import { exportedDisks } from "../../src/backup/libvirt/job-xml.js";
@@ -71,6 +72,26 @@ await describeWithLibvirt("a job that is already running", () => {
     await lab.beginBackup();
     await expect(job.assertAlive()).rejects.toMatchObject({ code: "E_JOB_REPLACED" });
   });
+
+  it.each<[string, (domain: string) => Promise<unknown>]>([
+    ["what runs", (domain) => virsh.runningJob(domain)],
+    ["for a job's end", (domain) => virsh.abortJob(domain)],
+    ["for a known job's end", (domain) => virsh.abortJob(domain, { isKnown: true })],
+  ])(
+    "counts as gone if QEMU dies while libvirt asks it %s",
+    async (_, ask) => {
+      await using lab = await Lab.start();
+      await lab.beginBackup();
+      const qemu = Number(await readFile(`/run/libvirt/qemu/${lab.domain}.pid`, "utf8"));
+      // Stopped, QEMU can't answer libvirt, so it dies in the middle of the question.
+      process.kill(qemu, "SIGSTOP");
+      const answered = expect(ask(lab.domain)).resolves.not.toThrow();
+      await sleep(1000);
+      process.kill(qemu, "SIGKILL");
+      await answered;
+    },
+    60_000,
+  );
 
   it("is told from another one in its place", async () => {
     await using lab = await Lab.start();

@@ -34,7 +34,15 @@ const KNOWN_FAILURES: readonly {
     said: /domain is not running/,
     code: "E_DOMAIN_OFF",
     message: ({ domain }) =>
-      `the domain ${domain} isn't running, so no job can be. Start it: virsh start ${domain}`,
+      `the domain ${domain} isn't running, so it has no job. Start it: virsh start ${domain}`,
+  },
+  {
+    // QEMU ended in the middle of a command. libvirt may still call the domain running for a moment.
+    said: /(?:read from|write to|End of file from \S*) ?monitor|Missing monitor reply|domain is no longer running/,
+    code: "E_DOMAIN_OFF",
+    message: ({ domain }) =>
+      `the domain ${domain} stopped while libvirt asked its QEMU. /var/log/libvirt/qemu/${domain}.log on its host says ` +
+      `why; start it again: virsh start ${domain}`,
   },
   {
     said: /no domain backup job present|no job is active/,

@@ -6,7 +6,7 @@ import { PreconditionError } from "../../../src/backup/base/errors.js";
 import { Virsh } from "../../../src/backup/libvirt/virsh.js";
 import { describeWith, findTool } from "../../support/tools.js";
 
-/** Each with the message that libvirt 9.0 gives, in virsh's form. */
+/** Each with libvirt 9.0's message, as virsh prints it. */
 const REFUSALS = [
   [
     "E_LIBVIRT",
@@ -34,7 +34,7 @@ describe("virsh", () => {
     await rm(folder, { recursive: true });
   });
 
-  /** Puts a shell script in virsh's place. */
+  /** Puts a shell script in place of virsh. */
   async function install(script: string): Promise<void> {
     const path = join(folder, "virsh");
     await writeFile(path, `#!/bin/sh\n${script}\n`);
@@ -42,7 +42,7 @@ describe("virsh", () => {
     vi.stubEnv("PATH", `${folder}${delimiter}${process.env["PATH"]}`);
   }
 
-  it("is told how to be installed where it isn't", async () => {
+  it("says how to install virsh if it is missing", async () => {
     vi.stubEnv("PATH", folder);
     const answer = new Virsh().domainUuid("lab");
     await expect(answer).rejects.toBeInstanceOf(PreconditionError);
@@ -52,14 +52,14 @@ describe("virsh", () => {
     });
   });
 
-  it.each(REFUSALS)("gives %s for libvirt's own words, and keeps them", async (code, said) => {
+  it.each(REFUSALS)("gives %s for libvirt's own message, and keeps the message", async (code, said) => {
     await install(`cat >&2 <<'END'\n${said}\nEND\nexit 1`);
     const answer = new Virsh().backupXml("lab");
     await expect(answer).rejects.toBeInstanceOf(PreconditionError);
     await expect(answer).rejects.toMatchObject({ code, message: expect.stringContaining("(libvirt: ") });
   });
 
-  it("is asked again while libvirt doesn't answer, as long as there is patience for", async () => {
+  it("asks again while libvirt doesn't answer, until its patience ends", async () => {
     const refusing = `cat >&2 <<'END'\n${REFUSALS[0][1]}\nEND\nexit 1`;
     await install(`[ -e "$0.up" ] && { echo lab; exit 0; }\n: > "$0.up"\n${refusing}`);
     expect(await new Virsh().withPatience(30_000).domainName("x")).toBe("lab");
@@ -73,7 +73,7 @@ describe("virsh", () => {
     await expect(waiting).rejects.toThrow("enough");
   });
 
-  it("passes on a refusal that it doesn't know", async () => {
+  it("passes on an unknown refusal", async () => {
     await install("echo 'error: internal error: QEMU is tired' >&2; exit 1");
     await expect(new Virsh().backupXml("lab")).rejects.toMatchObject({
       code: "E_VIRSH",
@@ -81,7 +81,7 @@ describe("virsh", () => {
     });
   });
 
-  it("is spoken to in the C locale, without a shell, and with no domain taken for an option", async () => {
+  it("runs in the C locale, without a shell, and never takes a domain for an option", async () => {
     await install('echo "$LC_ALL"; for argument; do echo "$argument"; done');
     const domain = "--all; $(reboot)";
     expect((await new Virsh({ connect: "test:///default" }).run("dumpxml", domain)).split("\n")).toEqual([
@@ -93,7 +93,7 @@ describe("virsh", () => {
     ]);
   });
 
-  it("asks for a known domain by its UUID, and calls it by its name", async () => {
+  it("asks for a known domain by its UUID, and shows its name", async () => {
     await install('case "$*" in *--domain=uuid-1*) echo "error: domain is not running" >&2; exit 1;; esac');
     await expect(new Virsh().jobInfo({ uuid: "uuid-1", name: "lab" })).rejects.toMatchObject({
       code: "E_DOMAIN_OFF",
@@ -101,14 +101,14 @@ describe("virsh", () => {
     });
   });
 
-  it("isn't waited for without end", async () => {
+  it("does not wait for ever", async () => {
     await install("exec sleep 60");
     await expect(new Virsh({ timeoutMs: 100 }).backupXml("lab")).rejects.toMatchObject({
       code: "E_VIRSH_TIMEOUT",
     });
   });
 
-  it("ends when the signal does, but for the instance that cleans up", async () => {
+  it("ends when the signal fires, except for the instance that cleans up", async () => {
     await install('case "$*" in *domuuid*) echo clean;; *) exec sleep 60;; esac');
     const controller = new AbortController();
     const virsh = new Virsh({ signal: controller.signal });
@@ -120,7 +120,7 @@ describe("virsh", () => {
     await expect(virsh.withSignal(undefined).domainUuid("lab")).resolves.toBe("clean");
   });
 
-  it("leaves a migration alone when a backup job is to be ended", async () => {
+  it("leaves a migration alone when it is to end a backup job", async () => {
     await install(
       `case "$*" in *domjobabort*) touch ${folder}/aborted;; *) printf 'Job type: 1\\n\\noperation: 5\\n';; esac`,
     );
@@ -128,7 +128,7 @@ describe("virsh", () => {
     await expect(rm(join(folder, "aborted"))).rejects.toMatchObject({ code: "ENOENT" });
   });
 
-  it("asks questions of one moment in one process, and in their order", async () => {
+  it("asks simultaneous questions in one process, in order", async () => {
     await install(`echo "$*" >> ${folder}/asked; exec ${findTool("virsh")} "$@"`);
     const virsh = new Virsh({ connect: "test:///default" });
     const answers = await Promise.allSettled([
@@ -147,7 +147,7 @@ describe("virsh", () => {
     expect(asked).toEqual([expect.stringMatching(/ uri; .*domid .*domjobinfo .*dumpxml /)]);
   });
 
-  it("asks one by one where virsh can't be asked for several", async () => {
+  it("asks one by one if virsh can't answer several at once", async () => {
     await install(
       `case "$*" in *echo*) echo "error: unknown command: 'echo'" >&2; exit 1;; *) echo "$3";; esac`,
     );
@@ -158,7 +158,7 @@ describe("virsh", () => {
     ]);
   });
 
-  it("asks one by one where one of several has neither answered nor complained", async () => {
+  it("asks one by one if one of several questions has neither an answer nor an error", async () => {
     const mark = "$(echo \"$*\" | sed 's/.*echo --err \\([^;]*\\);.*/\\1/')";
     await install(
       `case "$*" in *echo*) m=${mark}; echo "<a/>$m"; echo "error: $m" >&2;; *) echo "$3";; esac`,
@@ -170,7 +170,7 @@ describe("virsh", () => {
     ]);
   });
 
-  it("asks one by one where one of several has answered and something complained beside it", async () => {
+  it("asks one by one if one of several questions has both an answer and an error", async () => {
     const mark = "$(echo \"$*\" | sed 's/.*echo --err \\([^;]*\\);.*/\\1/')";
     await install(
       `case "$*" in *echo*) m=${mark}; echo "<a/>$m<b/>"; echo "error: proxy" >&2; echo "error: $m" >&2;; *) echo "$3";; esac`,
@@ -182,8 +182,8 @@ describe("virsh", () => {
     ]);
   });
 
-  it("asks one by one where several are too long for one process", async () => {
-    // Linux takes 128 KiB in one argument.
+  it("asks one by one if several questions are too long for one process", async () => {
+    // Linux allows 128 KiB in one argument.
     const long = (letter: string): string => letter.repeat(100_000);
     await install('case "$*" in *echo*) exit 1;; *) echo "$3" | wc -c;; esac');
     const virsh = new Virsh();
@@ -191,7 +191,7 @@ describe("virsh", () => {
     expect(answers.map(Number)).toEqual([100_010, 100_010]);
   });
 
-  it("asks nobody any more where libvirt doesn't answer the first of several", async () => {
+  it("asks no further questions if libvirt doesn't answer the first of several", async () => {
     await install(
       `echo "$*" >> ${folder}/asked; echo "error: failed to connect to the hypervisor" >&2; exit 1`,
     );
@@ -201,7 +201,7 @@ describe("virsh", () => {
     expect((await readFile(join(folder, "asked"), "utf8")).trim().split("\n")).toHaveLength(2);
   });
 
-  it("gives up several questions at once when they take too long, and when the signal comes", async () => {
+  it("gives up on several questions at once when they take too long, and when the signal fires", async () => {
     await install("exec sleep 60");
     const late = new Virsh({ timeoutMs: 200 });
     const answers = await Promise.allSettled([late.domainXml("a"), late.backupXml("b")]);
@@ -215,7 +215,7 @@ describe("virsh", () => {
     for (const answer of await asked) expect(answer).toMatchObject({ reason });
   });
 
-  it("says so when a cancelled job doesn't end", async () => {
+  it("reports a cancelled job that doesn't end", async () => {
     await install("printf 'Job type: 2\\n\\noperation: 9\\n'");
     await expect(new Virsh().abortJob("lab", { timeoutMs: 200 })).rejects.toMatchObject({
       code: "E_JOB_STUCK",
@@ -224,7 +224,7 @@ describe("virsh", () => {
 });
 
 describeWith(["virsh"], "the real virsh", () => {
-  it("means the domain that is called so by a number, and else the run of that number", async () => {
+  it("takes a number as a domain's name if one has it, else as a running domain's ID", async () => {
     const folder = await mkdtemp(join(tmpdir(), "nbdpull-virsh-"));
     const domains = ["web", "1"].map(
       (name, i) =>
@@ -243,7 +243,7 @@ describeWith(["virsh"], "the real virsh", () => {
     }
   });
 
-  it("gives E_LIBVIRT where nothing listens", async () => {
+  it("gives E_LIBVIRT if nothing listens", async () => {
     const nowhere = join(tmpdir(), "no-such-libvirt.sock");
     const virsh = new Virsh({ connect: `qemu+unix:///system?socket=${nowhere}` });
     await expect(virsh.domainUuid("lab")).rejects.toMatchObject({
