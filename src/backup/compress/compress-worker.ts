@@ -1,44 +1,27 @@
+/** The script of the threads that `compress-threads.ts` starts. */
 import { workerData } from "node:worker_threads";
 import { answerQuestions } from "../threads/thread-side.js";
 import { type ClusterJob, ClusterJobs, type ClusterResult } from "./cluster-job.js";
 import type { CompressThreadData } from "./compress-threads.js";
 
-/** The thread of `CompressThreads`: results go out as they are ready. */
+const { jobs } = workerData as CompressThreadData;
+/** One for each job at a time. */
+const idle = Array.from({ length: jobs }, () => new ClusterJobs({ ownThread: jobs === 1 }));
 
-const { ownThread } = workerData as CompressThreadData;
-/** As many jobs at once as libuv has threads, where those do the compressing. */
-const BENCHES = ownThread ? 1 : 4;
-
-interface Bench {
-  readonly work: ClusterJobs;
-  last: Promise<unknown>;
-}
-
-const benches = Array.from(
-  { length: BENCHES },
-  (): Bench => ({
-    work: new ClusterJobs({ ownThread }),
-    last: Promise.resolve(),
-  }),
-);
-let jobs = 0;
-
-async function doJob({ work }: Bench, job: ClusterJob): Promise<ClusterResult> {
+async function answer(job: ClusterJob): Promise<ClusterResult> {
+  const worker = idle.pop() as ClusterJobs;
   try {
-    return await work.run(job);
+    return await worker.run(job);
   } catch (failure) {
-    // Whatever the failed job was compressing must not end up in the next one.
-    work.close();
+    // What the failed job was compressing must not end up in the next one.
+    worker.close();
     throw failure;
+  } finally {
+    idle.push(worker);
   }
 }
 
-answerQuestions<ClusterJob, ClusterResult>({
-  answer: (job) => {
-    const bench = benches[jobs++ % BENCHES] as Bench;
-    const done = bench.last.then(() => doJob(bench, job));
-    bench.last = done.catch(() => undefined);
-    return done;
-  },
-  transfer: ({ buffer, sizes, digests }) => [buffer, sizes.buffer, digests.buffer],
-});
+answerQuestions<ClusterJob, ClusterResult>(
+  { answer, transfer: ({ buffer, sizes, digests }) => [buffer, sizes.buffer, digests.buffer] },
+  { atOnce: jobs },
+);

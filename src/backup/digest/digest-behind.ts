@@ -77,7 +77,7 @@ export class DigestBehind {
   /** What was asked for and isn't with a thread yet fails. The threads are their owner's, and answer for the rest. */
   close(reason: BackupError): void {
     this.#fail(reason);
-    this.#threads.forget(this.#path);
+    this.#threads.notify(this.#path);
   }
 
   #ask(): void {

@@ -54,37 +54,33 @@ export interface CopyFailure {
   readonly details: Readonly<Record<string, unknown>>;
 }
 
-/** The file of this path is done with. */
+/** Path of an image or target that gets no more questions. */
 export type ForgottenFile = string;
 
 /** Small enough to stay in the processor's cache between reading, digesting and writing. */
 const BLOCK = 256 * 1024;
 
-/** Copies out of images what their digests prove, one question after the other, so that one buffer is enough. */
+/** Copies bytes from images which their digests prove. One buffer is enough, since questions come one at a time. */
 export class CopyService implements ThreadService<CopyQuestion, CopyAnswer, ForgottenFile> {
   readonly #images = new OpenImages();
   /** By path. */
   readonly #targets = new Map<string, Promise<ImageFile>>();
-  #last: Promise<unknown> = Promise.resolve();
   #buffer = Buffer.allocUnsafeSlow(BLOCK);
 
-  answer(question: CopyQuestion): Promise<CopyAnswer> {
-    const answer = this.#last.then(() => this.#copyAll(question)).catch(answerOf);
-    this.#last = answer.catch(() => undefined);
-    return answer;
-  }
-
-  onNotice(path: ForgottenFile): void {
-    this.#last = this.#last.then(() => this.#forget(path));
+  async answer(question: CopyQuestion): Promise<CopyAnswer> {
+    try {
+      return await this.#copyAll(question);
+    } catch (error) {
+      return answerOf(error);
+    }
   }
 
   async close(): Promise<void> {
-    await this.#last;
-    for (const path of [...this.#targets.keys()]) await this.#forget(path);
+    for (const path of [...this.#targets.keys()]) await this.onNotice(path);
     await this.#images.closeAll();
   }
 
-  async #forget(path: string): Promise<void> {
+  async onNotice(path: ForgottenFile): Promise<void> {
     await this.#images.close(path);
     const target = this.#targets.get(path);
     this.#targets.delete(path);

@@ -130,7 +130,7 @@ async function restoreFile(
   const into = { writer, path: temporary, threads, segmentBytes, recorder, inFlight: window.inFlight };
   await copySegments({ ...source.begin(), ...into });
   source.finish();
-  for (const done of [temporary, ...source.files]) threads.forget(done);
+  for (const done of [temporary, ...source.files]) threads.notify(done);
   const { storedBytes } = await writer.finish({ sync: options.sync });
   return {
     disk,

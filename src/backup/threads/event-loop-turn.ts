@@ -1,11 +1,11 @@
 import { setImmediate as turn } from "node:timers/promises";
 
-/** A lock is renewed every few seconds, and whoever presses Ctrl-C waits for it. */
+/** Short enough for the renewal of locks, every few seconds, and for a user who presses Ctrl-C. */
 const LONGEST_MS = 20;
 
 /**
- * For work that waits for its files on the main thread, since a trip through libuv's threads costs as much as copying a few
- * clusters: lets timers and signals have their turn now and then.
+ * Lets timers and signals run now and then, for work that reads and writes files synchronously on the main
+ * thread: a trip through libuv's threads costs as much as copying a few clusters.
  */
 export class EventLoopTurn {
   #last = performance.now();

@@ -2,11 +2,14 @@ import type { BackupError } from "../base/errors.js";
 import { EventLoopTurn } from "./event-loop-turn.js";
 import type { Answering, ThreadPoolOptions, ThreadService } from "./thread-pool.js";
 
-/** In place of a `ThreadPool`, for work that is done before a thread has started: the caller's own thread answers. */
+/**
+ * Answers on the caller's own thread, in place of a `ThreadPool`: for work that ends before a thread has
+ * started. Questions are answered one after the other, with a turn for timers and signals in between.
+ */
 export class SameThread<Question, Answer, Notice> implements Answering<Question, Answer, Notice> {
   readonly #service: ThreadService<Question, Answer, Notice>;
   readonly #failed: ThreadPoolOptions["failed"];
-  readonly #breather = new EventLoopTurn();
+  readonly #eventLoop = new EventLoopTurn();
   #last: Promise<unknown> = Promise.resolve();
   #closed: BackupError | undefined;
 
@@ -20,7 +23,6 @@ export class SameThread<Question, Answer, Notice> implements Answering<Question,
 
   start(): void {}
 
-  /** One after the other, with a turn for timers and signals in between. */
   ask(question: Question): Promise<Answer> {
     const answer = this.#last.then(() => this.#answer(question));
     this.#last = answer.catch(() => undefined);
@@ -28,14 +30,14 @@ export class SameThread<Question, Answer, Notice> implements Answering<Question,
   }
 
   async #answer(question: Question): Promise<Answer> {
-    await this.#breather.yieldIfDue();
+    await this.#eventLoop.yieldIfDue();
     this.#assertOpen();
     try {
       const answer = await this.#service.answer(question);
       this.#assertOpen();
       return answer;
     } catch (failure) {
-      // Whatever came after the end is its consequence.
+      // A failure after `close` is a consequence of it.
       this.#assertOpen();
       throw this.#failed(failure);
     }

@@ -1,8 +1,17 @@
+/**
+ * Threads that work beside the main one. This room knows how threads are started, asked and ended, and nothing
+ * of the work: that is a `ThreadService` in the room that needs it.
+ *
+ * Read this file first: `ThreadPool` starts the threads and asks them. thread-side.ts is the same in the thread,
+ * same-thread.ts answers without a thread, and service-threads.ts is the base of the four kinds of threads
+ * (compress-threads.ts, digest-threads.ts, verify-threads.ts, copy-threads.ts).
+ */
+
 import { createRequire } from "node:module";
 import { type Transferable, Worker } from "node:worker_threads";
 import type { BackupError } from "../base/errors.js";
 
-/** What goes to a thread: a question, or a notice that wants no answer. */
+/** A message to a thread: a question, or a notice, which gets no answer. */
 export type ThreadMessage<Question, Notice> =
   | { readonly id: number; readonly question: Question }
   | { readonly notice: Notice };
@@ -11,47 +20,48 @@ export type ThreadReply<Answer> =
   | { readonly id: number; readonly answer: Answer }
   | { readonly id: number; readonly failure: unknown };
 
+/** The work of a thread. */
 export interface ThreadService<Question, Answer, Notice> {
-  /** May be called again before it has answered. */
+  /** Not called again before it has answered, unless `answerQuestions` was told otherwise. */
   answer(question: Question): Answer | Promise<Answer>;
-  /** Memory of the answer that is handed over, not copied. */
+  /** Memory of the answer that is handed over instead of copied. */
   transfer?(answer: Answer): readonly Transferable[];
-  onNotice?(notice: Notice): void;
-  /** Gives back what it holds. A thread needs no such thing: it ends. */
+  onNotice?(notice: Notice): void | Promise<void>;
+  /** Closes what the service has open. Called only on the caller's own thread: other threads just end. */
   close?(): Promise<void>;
 }
 
-/** Whoever can be asked, whichever thread it is that answers. */
+/** Answers questions, on other threads or on the caller's own. */
 export interface Answering<Question, Answer, Notice> {
-  /** Makes ready, which may take a while, before there is anything to ask. */
+  /** Starts the threads before the first question, because a start takes a while. */
   start(): void;
   /**
-   * @param transfer memory of the question that is the answering thread's from here on
-   * @throws {BackupError} it could not be answered, a thread was lost, or `close` was called
+   * @param transfer memory of the question, which the caller can't use afterwards
+   * @throws {BackupError} the question can't be answered, a thread was lost, or `close` was called
    */
   ask(question: Question, transfer: readonly Transferable[]): Promise<Answer>;
-  /** Tells all that answer. */
+  /** Sends a notice to all threads. */
   notify(notice: Notice): void;
-  /** The end; what was asked and isn't answered fails with `reason`. May be called again. */
+  /** Ends the threads; unanswered questions fail with `reason`. May be called again. */
   close(reason: BackupError): Promise<void>;
 }
 
 export interface ThreadPoolOptions {
-  /** The threads' file: a path, or one of the package's imports (`#digest-worker`). */
+  /** The threads' script: a path, or one of the package's imports (`#digest-worker`). */
   readonly script: string;
-  /** How many threads there may be. */
+  /** The most threads that will run. */
   readonly most: number;
-  /** What each is started with. */
+  /** The `workerData` of each thread. */
   readonly workerData?: unknown;
-  /** What a thread's JavaScript may hold, without buffers. */
+  /** The limit of a thread's JavaScript heap in MiB, without buffers; default 32. */
   readonly oldGenerationMb?: number | undefined;
-  /** A thread is lost; the reason is the end of a sentence. */
+  /** Makes the error for a lost thread; the reason is the end of a sentence. */
   lost(reason: string, cause?: unknown): BackupError;
-  /** A question could not be answered. Errors lose their class and code on the way between threads. */
+  /** Makes the error for a question that failed. Between threads, errors lose their class and code. */
   failed(failure: unknown): BackupError;
 }
 
-/** Plenty: a thread keeps next to nothing. With a small young generation it cleans up early. */
+/** A thread keeps almost nothing, so this is enough. A small young generation is collected early. */
 const OLD_GENERATION_MB = 32;
 const YOUNG_GENERATION_MB = 2;
 
@@ -62,14 +72,14 @@ interface Waiting<Answer> {
 
 interface Thread<Answer> {
   readonly worker: Worker;
-  /** Questions that were handed over, by their number. */
+  /** Unanswered questions, by their number. */
   readonly waiting: Map<number, Waiting<Answer>>;
 }
 
 /**
- * Threads that answer questions (`serve` in `thread-side.ts` is their side). They are started when there is work, and
- * don't keep the process alive when there is none. Questions are handed over at once: how many are under way is for
- * the caller to bound.
+ * Threads that answer questions; `answerQuestions` in thread-side.ts is their side. They start when there is
+ * work, and don't keep the process alive when there is none. A question goes to a thread at once: the caller
+ * limits how many are unanswered.
  */
 export class ThreadPool<Question, Answer, Notice = never>
   implements Answering<Question, Answer, Notice>, AsyncDisposable
@@ -77,14 +87,13 @@ export class ThreadPool<Question, Answer, Notice = never>
   readonly #options: ThreadPoolOptions;
   readonly #threads: Thread<Answer>[] = [];
   #questions = 0;
-  /** Once a thread is lost nothing is certain any more: all questions fail, and so do those to come. */
+  /** After a thread is lost, all unanswered and all later questions fail. */
   #failure: BackupError | undefined;
 
   constructor(options: ThreadPoolOptions) {
     this.#options = options;
   }
 
-  /** Starts all threads. */
   start(): void {
     if (this.#failure !== undefined) return;
     while (this.#threads.length < this.#options.most) this.#start();
@@ -122,8 +131,8 @@ export class ThreadPool<Question, Answer, Notice = never>
     const [first, ...others] = this.#threads;
     if (first === undefined) return this.#start();
     const idlest = others.reduce((a, b) => (b.waiting.size < a.waiting.size ? b : a), first);
-    const isRoom = this.#threads.length < this.#options.most;
-    return idlest.waiting.size > 0 && isRoom ? this.#start() : idlest;
+    const mayStart = this.#threads.length < this.#options.most;
+    return idlest.waiting.size > 0 && mayStart ? this.#start() : idlest;
   }
 
   #start(): Thread<Answer> {
@@ -154,7 +163,7 @@ export class ThreadPool<Question, Answer, Notice = never>
     else question?.resolve(reply.answer);
   }
 
-  /** The first failure counts: what comes after it is its consequence. */
+  /** The first failure counts: later ones are its consequences. */
   #fail(failure: BackupError): void {
     if (this.#failure !== undefined) return;
     this.#failure = failure;

@@ -1,22 +1,31 @@
 import { parentPort } from "node:worker_threads";
+import pLimit from "p-limit";
 import type { ThreadMessage, ThreadReply, ThreadService } from "./thread-pool.js";
 
-/** Has this thread answer what its `ThreadPool` asks. */
+/**
+ * Makes this thread answer the questions of its `ThreadPool`.
+ * @param options.atOnce the most questions that are answered at the same time; default: one after the other,
+ *   and a notice after the questions before it
+ */
 export function answerQuestions<Question, Answer, Notice = never>(
   service: ThreadService<Question, Answer, Notice>,
+  { atOnce = 1 }: { readonly atOnce?: number } = {},
 ): void {
   const port = parentPort;
-  port?.on("message", async (message: ThreadMessage<Question, Notice>) => {
-    if ("notice" in message) {
-      service.onNotice?.(message.notice);
-      return;
-    }
-    const { id, question } = message;
-    try {
-      const answer = await service.answer(question);
-      port.postMessage({ id, answer } satisfies ThreadReply<Answer>, service.transfer?.(answer) ?? []);
-    } catch (failure) {
-      port.postMessage({ id, failure } satisfies ThreadReply<Answer>);
-    }
+  const limit = pLimit(atOnce);
+  port?.on("message", (message: ThreadMessage<Question, Notice>) => {
+    void limit(async () => {
+      if ("notice" in message) {
+        await service.onNotice?.(message.notice);
+        return;
+      }
+      const { id, question } = message;
+      try {
+        const answer = await service.answer(question);
+        port.postMessage({ id, answer } satisfies ThreadReply<Answer>, service.transfer?.(answer) ?? []);
+      } catch (failure) {
+        port.postMessage({ id, failure } satisfies ThreadReply<Answer>);
+      }
+    });
   });
 }

@@ -41,7 +41,7 @@ export async function verifyData(
     }
   } finally {
     await questions.finish();
-    threads.forget(layer.stored.path);
+    threads.notify(layer.stored.path);
   }
 }
 

@@ -22,31 +22,20 @@ export type ForgottenImage = string;
 /** Bytes of one read, small enough to stay in the processor's cache until they are digested. */
 const BLOCK = 256 * 1024;
 
-/**
- * Reads stretches of images and reports damage. Answers one question at a time with a single buffer, since
- * reading keeps a thread busy anyway.
- */
+/** Reads stretches of images and reports damage. One buffer is enough, since questions come one at a time. */
 export class VerifyService implements ThreadService<VerifyQuestion, VerifyAnswer, ForgottenImage> {
   readonly #images = new OpenImages();
-  #last: Promise<unknown> = Promise.resolve();
   #buffer = Buffer.allocUnsafeSlow(BLOCK);
 
-  answer(question: VerifyQuestion): Promise<VerifyAnswer> {
-    const answer = this.#last.then(() => this.#lookAt(question));
-    this.#last = answer.catch(() => undefined);
-    return answer;
-  }
-
-  onNotice(path: ForgottenImage): void {
-    this.#last = this.#last.then(() => this.#images.close(path));
+  async onNotice(path: ForgottenImage): Promise<void> {
+    await this.#images.close(path);
   }
 
   async close(): Promise<void> {
-    await this.#last;
     await this.#images.closeAll();
   }
 
-  async #lookAt({ image, runs, digests }: VerifyQuestion): Promise<VerifyAnswer> {
+  async answer({ image, runs, digests }: VerifyQuestion): Promise<VerifyAnswer> {
     const { geometry, algorithm } = image;
     const digestSize = algorithm === undefined ? 0 : DIGEST_ALGORITHMS[algorithm].bytes;
     let proven: CheckedImage;
