@@ -55,8 +55,8 @@ export class Domain implements AsyncDisposable {
     const asked = commands.map(
       (command) => `qemu-monitor-command ${this.name} --hmp 'qemu-io -d ${DEVICE} "${command}"'`,
     );
-    // Many per virsh, which takes longer to start than to write. Not by its standard input, which it keeps as
-    // a history.
+    // Many commands for each virsh process, because starting one takes longer than a write. They are not sent
+    // to its standard input, because virsh keeps that as a history.
     while (asked.length > 0) await virsh(asked.splice(0, AT_ONCE).join("; "));
   }
 

@@ -26,7 +26,7 @@ const CPU = "#e0913a";
 const SERVER = "#8f9aa8";
 const GOOD = "#3fa66a";
 const BAD = "#d2605a";
-/** Approximate width of a letter; text can't be measured without a browser. */
+/** Approximate width of a letter in pixels; text can't be measured without a browser. */
 const LETTER_WIDTH = 6.9;
 /** Of a row's height, what its bars leave free. */
 const GAP = 0.24;

@@ -4,8 +4,8 @@ import { ClientHalf, type Counts } from "./conversation.js";
 import type { Traffic } from "./result.js";
 
 /**
- * Silence on both sides for this time means that the client waits; longer than the pause of a client that is
- * busy.
+ * Silence on both sides for this time means that the client waits. It is longer than the pauses of a client
+ * that is only busy.
  */
 const QUIET_MS = 3;
 
@@ -18,9 +18,10 @@ interface Line {
 }
 
 /**
- * Stands between clients and a server on a Unix socket and counts round trips. It passes on the server's
- * replies only when both sides have fallen silent, all at once. The number of times is the number of round
- * trips that the client would wait for on a long line, however many requests are in flight in each.
+ * Stands between clients and a server on a Unix socket, and counts requests and round trips. It holds the
+ * server's replies back until both sides are silent, and then passes all of them on at once. The number of
+ * times that it does so is the number of round trips that the client would wait for on a line with a high
+ * latency, however many requests were in flight in each.
  */
 export class CountingRelay implements AsyncDisposable {
   readonly #server: Server;

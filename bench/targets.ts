@@ -1,6 +1,6 @@
 import type { Target } from "./result.js";
 
-/** Limits for every pull: memory is bounded by the data in flight and by the number of extents. */
+/** Limit on the memory of every pull, which depends only on the data in flight and the number of extents. */
 const MEMORY_MIB = 128;
 
 export function boundedMemory(...contenders: readonly string[]): Target[] {

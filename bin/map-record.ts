@@ -16,9 +16,13 @@ const QUADS = Uint32Array.from({ length: 10_000 }, (_, n) => {
 /**
  * Formats extents with the same flags as text. Consecutive ones differ only in digits, so the text is kept
  * and the digits are replaced; a string per extent would take several times as long for a million extents.
+ * The parts of a record, here of the JSON form:
  *
- *     |,\n  {\n    "offset": |1087892160512|,\n    "length": |65536|,\n    "type": 1,\n    "description": "dirty"\n  }|
- *      before                 offset        between           length after
+ *     before   |\n  {\n    "offset": |
+ *     offset   |1087892160512|
+ *     between  |,\n    "length": |
+ *     length   |65536|
+ *     after    |,\n    "type": 1,\n    "description": "dirty"\n  },|
  */
 export class MapRecord {
   readonly #layout: RecordLayout;

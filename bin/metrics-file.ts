@@ -16,13 +16,15 @@ export class MetricsFile {
   }
 
   /**
-   * Call this before a backup begins, to detect errors that would prevent writing its metrics.
-   * @throws {UsageError} if the folder doesn't exist, or the path isn't a file
+   * Call this before a backup begins: it updates the file without new samples, so that everything that would
+   * keep the backup's metrics from being written is found first.
+   * @throws {UsageError} if the folder doesn't exist or isn't writable, if `path` is anything but a metrics
+   * file of this program, or if another run holds the lock for too long
    */
   static async at(path: string): Promise<MetricsFile> {
     const file = new MetricsFile(resolve(path));
     try {
-      // Reported at once while waiting for a lock.
+      // Checked first: `lock` would retry for seconds before it reported such a folder.
       await access(dirname(file.#path), constants.W_OK);
       await file.update(NOTHING);
     } catch (cause) {

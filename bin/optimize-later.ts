@@ -1,6 +1,6 @@
 import { setFlagsFromString } from "node:v8";
 
-/** Bytecode that a function runs before V8 considers optimising it; the default is 66 or 132 KiB. */
+/** Bytes of bytecode that a function runs before V8 considers optimising it; by default 66 or 132 KiB. */
 const INTERRUPT_BUDGET = 1_000_000;
 /**
  * The last major version of V8 with the flag: Node 20 has 11, Node 22 has 12. Later versions have a faster

@@ -139,7 +139,7 @@ export function compressOf(options: CopyOptions, format: ImageFormat): Compressi
   return options.compress;
 }
 
-/** Undefined without either flag: the command decides. */
+/** Undefined for no digests. Without either flag, the command's own default `otherwise` applies. */
 export function digestsOf(
   options: CopyOptions,
   otherwise: DigestAlgorithm | undefined,

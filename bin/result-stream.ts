@@ -2,7 +2,7 @@ import { fstatSync, write as writeToFile } from "node:fs";
 
 /** Large enough for few system calls, small enough for the processor's cache. */
 const BLOCK = 256 * 1024;
-/** Bytes that are held back: if the command fails before that, stdout contains only the error. */
+/** Bytes that are held back: if the command fails before it has more, stdout contains only the error. */
 const HELD_BACK = 4 * 1024 * 1024;
 /** Most blocks that wait for the operating system. */
 const AHEAD = 2;
@@ -88,7 +88,7 @@ export class ResultStream {
     }
   }
 
-  /** Node writes to files on the main thread, which would block everything else. */
+  /** If stdout is a file, `process.stdout` would write on the main thread and block everything else. */
   async #write(block: Uint8Array): Promise<void> {
     this.#isFile ??= fstatSync(STDOUT).isFile();
     if (!this.#isFile) return await written((done) => process.stdout.write(block, done));

@@ -3,17 +3,20 @@
  *
  *     measure [-s FILE] [-o FILE] -- COMMAND [ARGUMENT...]
  *
- *     -s FILE  the command's standard output goes there (default /dev/null); its standard error is passed through
+ *     -s FILE  the command's standard output goes there (default /dev/null); its standard error is passed
+ *              through
  *     -o FILE  write the line there instead of to standard output
  *
- * wait4 returns the child's own resource usage, exact and complete at its end, together with that of the children
- * that it has waited for itself (a shell that runs four clients reports all four). Sampling /proc from outside
- * would miss the last milliseconds. Processes that the command leaves behind, daemons too, become our children: they are
- * waited for, and counted as well. What no parent waits for (SIGCHLD ignored) the kernel counts for nobody, and what a
- * service was asked to do is that service's.
+ * wait4 returns the child's own resource usage, exact and complete at its end, together with that of the
+ * children that it has waited for itself (a shell that runs four clients reports all four). Sampling /proc
+ * from outside would miss the last milliseconds. Processes that the command leaves behind, daemons too,
+ * become our children: we wait for them and count them as well. Not counted are processes that no parent
+ * waits for (SIGCHLD ignored), because the kernel counts them for nobody, and the work of a service that the
+ * command asked for something.
  *
- * Peak RSS is that of the largest single process. The wall time runs from just before the spawn to the end of the command,
- * not of what it left behind. Where we are ended all those processes end with us.
+ * Peak RSS is that of the largest single process. The wall time runs from just before the spawn to the end of
+ * the command, not to the end of the processes that it left behind. If this program is ended, it kills all of
+ * those processes.
  */
 #define _GNU_SOURCE
 #include <ctype.h>
@@ -34,7 +37,7 @@
 
 extern char **environ;
 
-/* For what the command has left behind: longer than a server takes to write its image down. */
+/* How long processes that the command left behind may run: longer than a server takes to write its image. */
 #define PATIENCE_SECONDS 30
 
 static double now(void)
@@ -66,7 +69,7 @@ static pid_t parent_of(const char *pid)
 	return rest != NULL && sscanf(rest + 1, " %*c %d", &parent) == 1 ? parent : -1;
 }
 
-/* Kills our children, and then those that have become ours by that, until there are none. */
+/* Kills our children, and then the processes that have become our children by that, until there are none. */
 static void end_all(void)
 {
 	do {
@@ -119,11 +122,11 @@ int main(int argc, char **argv)
 	posix_spawn_file_actions_init(&actions);
 	posix_spawn_file_actions_addopen(&actions, STDOUT_FILENO, output_path, O_WRONLY | O_CREAT | O_TRUNC, 0666);
 
-	/* A terminal's Ctrl-C shall not reach the command by itself. */
+	/* A terminal's Ctrl-C must not reach the command directly. */
 	posix_spawnattr_t attributes;
 	posix_spawnattr_init(&attributes);
 	posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETPGROUP | POSIX_SPAWN_SETSIGMASK);
-	/* Signals are asked for, one after the other, so none comes between two steps; the command begins without that. */
+	/* Signals are blocked, and taken one at a time by sigwaitinfo. The command starts with none blocked. */
 	sigset_t awaited, none;
 	sigemptyset(&none);
 	posix_spawnattr_setsigmask(&attributes, &none);
@@ -138,7 +141,10 @@ int main(int argc, char **argv)
 		return 1;
 	}
 
-	/* glibc's posix_spawn is a vfork: the child shares our memory until exec, so nothing of ours is copied or counted. */
+	/*
+	 * glibc's posix_spawn is a vfork: the child shares our memory until exec, so none of it is copied or
+	 * counted as the child's.
+	 */
 	pid_t command;
 	double began = now();
 	int error = posix_spawnp(&command, argv[optind], &actions, &attributes, argv + optind, environ);

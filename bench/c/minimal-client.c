@@ -1,18 +1,18 @@
 /*
- * A minimal NBD backup client: what the work costs when nothing but the work is done. It is the yardstick of the
- * bench harness, not a tool: one thread, one connection, no retries, no digests, no zero detection.
+ * A minimal NBD backup client, which shows the least that the work costs. It is the yardstick of the bench
+ * harness, not a tool: one thread, one connection, no retries, no digests, no zero detection.
  *
- *     minimal-client [-c CONTEXT] [-r REQUEST_BYTES] [-w WINDOW] [-n] (-u SOCKET | -t HOST:PORT) EXPORT OUTPUT
+ *     minimal-client [-c CONTEXT] [-r BYTES] [-w WINDOW] [-n] (-u SOCKET | -t HOST:PORT) EXPORT OUTPUT
  *
- *     -c CONTEXT  which extents to copy: base:allocation (the default; data and allocated zeroes, not holes) or a dirty
- *                 bitmap as qemu:dirty-bitmap:NAME (only what is dirty)
- *     -r BYTES    at most so many bytes a read request (default 1 MiB)
- *     -w WINDOW   so many read requests in flight (default 16)
+ *     -c CONTEXT  which extents to copy: base:allocation (the default; data and allocated zeroes, not holes)
+ *                 or a dirty bitmap as qemu:dirty-bitmap:NAME (only dirty extents)
+ *     -r BYTES    most bytes of a read request (default 1 MiB)
+ *     -w WINDOW   number of read requests in flight (default 16)
  *     -n          null sink: read everything, write nothing (OUTPUT is then ignored)
  *
- * Newstyle negotiation with structured replies and one meta context, block status over the whole export one request
- * at a time, then the reads. Payload is received straight into the buffer of its request and written with pwrite; the output
- * is a sparse raw file of the export's size.
+ * It negotiates newstyle with structured replies and one meta context, asks for the block status of the whole
+ * export one request at a time, and then reads. Payload is received straight into the buffer of its request
+ * and written with pwrite; the output is a sparse raw file of the export's size.
  */
 #include <endian.h>
 #include <errno.h>
@@ -41,7 +41,7 @@ enum { CHUNK_NONE = 0, CHUNK_DATA = 1, CHUNK_HOLE = 2, CHUNK_STATUS = 5 };
 
 struct extent { uint64_t offset, length; };
 struct slot { uint64_t offset; uint32_t length, received; char *buffer; };
-/* Every field at its place on the wire, without holes. */
+/* The fields as they are on the wire, without padding. */
 struct option { uint64_t magic; uint32_t option, length; } __attribute__((packed));
 struct option_reply { uint64_t magic; uint32_t option, type, length; } __attribute__((packed));
 struct request { uint32_t magic; uint16_t flags, type; uint64_t cookie, offset; uint32_t length; } __attribute__((packed));
@@ -123,7 +123,10 @@ static void connect_tcp(char *host)
 	freeaddrinfo(found);
 }
 
-/* Sends an option and reads its replies to the acknowledgement. Returns how many replies of type `wanted` came before. */
+/*
+ * Sends an option and reads its replies up to the acknowledgement. Returns the number of replies of type
+ * `wanted` before it.
+ */
 static int negotiate(uint32_t option, const void *data, uint32_t length, uint32_t wanted)
 {
 	struct option header = { htobe64(MAGIC_OPTION), htobe32(option), htobe32(length) };
@@ -190,7 +193,9 @@ static void send_request(uint16_t type, uint64_t cookie, uint64_t offset, uint32
 	transmit(&request, sizeof(request));
 }
 
-/* The header of the next chunk, in the host's byte order. Cookies are ours and come back as they were sent. */
+/*
+ * The header of the next chunk, in the host's byte order, except for the cookie: that returns as it was sent.
+ */
 static struct chunk receive_chunk(void)
 {
 	struct chunk chunk;
@@ -209,7 +214,10 @@ static struct chunk receive_chunk(void)
 	return chunk;
 }
 
-/* Reads the context over the whole export. Neighbours of one kind become one extent. Returns how many there are to copy. */
+/*
+ * Reads the context over the whole export. Neighbours of one kind become one extent. Returns the number of
+ * extents to copy.
+ */
 static size_t query_extents(int dirty_bitmap, struct extent **result)
 {
 	struct extent *extents = NULL;

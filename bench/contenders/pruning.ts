@@ -75,8 +75,9 @@ export function qemuImgCommit(): Contender {
 }
 
 /**
- * The least data that merging has to write. The merged image must get all data visible at the oldest kept
- * point, except what the image that contributes most already holds.
+ * The least data that a merge can write, in bytes. The image that takes the others' data must end up with all
+ * data visible at the oldest kept point. It holds its own part already, so the least is all of that data
+ * without the part that is in the image which contributes most.
  */
 async function leastToWrite(task: Task): Promise<number> {
   const oldestKept = storedIn(task).images.at(-KEPT)?.path ?? "";

@@ -20,8 +20,8 @@ async function equalsDisk(task: Task, format: Format): Promise<string> {
 }
 
 /**
- * Verifies every byte of the newest point against its digest; no flush at the end, since the others don't
- * flush either.
+ * Restores the newest point and compares every byte with its digest. No flush at the end, since the others
+ * don't flush either.
  */
 export function nbdpullRestore(format: Format): Contender {
   return {

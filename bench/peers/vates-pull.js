@@ -1,6 +1,7 @@
 /**
- * A whole disk by @vates/nbd-client: `vates-pull.js HOST PORT OUTPUT`. It knows no block status, so it asks nbdinfo for
- * the map as its getMap does; 16 reads of 1 MiB are under way, and each is written where it belongs.
+ * Copies a whole disk with @vates/nbd-client: `vates-pull.js HOST PORT OUTPUT`. The library has no block
+ * status, so the map comes from nbdinfo, as in the library's getMap. 16 reads of 1 MiB are in flight, and
+ * each is written at its place.
  */
 
 import { open } from "node:fs/promises";

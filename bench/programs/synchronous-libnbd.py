@@ -1,6 +1,7 @@
 """
-What virtnbdbackup does to a disk, and no more: ask for the extents, then for each of them read a block, update the
-checksum, write it; one read in flight. Blocks are as large as the server takes, 32 MiB with QEMU.
+Only what virtnbdbackup does with a disk: ask for the extents, then for each of them read a block, update the
+checksum and write the block, with one read in flight. Blocks are as large as the server allows, 32 MiB with
+QEMU.
 
     synchronous-libnbd.py URI CONTEXT OUTPUT
 

@@ -122,7 +122,7 @@ async function restoreToFiles(
   });
   const places = targets.map(({ disk, path, format }) => ({ disk, kind: "file" as const, path, format }));
   const definition = await prepareDefinition(job, places, { folder, filesIn: isFolder ? folder : undefined });
-  // Named disks are restored alone, unless for a domain.
+  // With --disk, boot files are restored only if a definition needs them.
   const withFiles = isFolder && options.disk === undefined;
   const plain = withFiles ? bootFilesOf(job.point) : [];
   await using files = await stageFiles(
@@ -168,7 +168,7 @@ async function restoreToTarget(
   }
 }
 
-/** Incomplete output has not been removed here. */
+/** An interrupted restore onto a device or export can't be undone: the error says that it is half-written. */
 function interruptedHalfWay(reason: unknown, error: unknown, target: string): unknown {
   const isHalf = error instanceof BackupError && error.details["halfWritten"] === true;
   if (!isHalf || !(reason instanceof InterruptedError)) return error;

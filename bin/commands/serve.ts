@@ -76,7 +76,7 @@ function announce({ point, disks }: PointServer, domain: string, output: Output)
   output.note(`serving ${domain} ${point.id}, read-only, until SIGINT or SIGTERM`);
 }
 
-/** A client that keeps retrying must not repeat the same message. */
+/** Most messages that are printed, each once: a client that keeps retrying must not repeat them. */
 const REMEMBERED = 1000;
 
 /** Damage is reported once, as a warning, and by the exit code. */

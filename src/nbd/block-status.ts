@@ -41,7 +41,7 @@ export interface StatusBatch {
   readonly runs: ReadonlyMap<string, StatusRuns>;
 }
 
-/** Makes one request. `signal` fires when the reply isn't needed. */
+/** Makes one request. `signal` fires when the reply is no longer needed. */
 export type AskStatus = (offset: number, length: number, signal: AbortSignal) => Promise<StatusReply>;
 
 export interface StatusRange {

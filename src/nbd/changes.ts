@@ -1,4 +1,6 @@
-/** Commands that change an export, and those for data that was written. */
+/**
+ * The commands of an export other than reading and block status: write, write zeroes, trim, cache and flush.
+ */
 
 import { ConnectionError } from "./errors.js";
 import { type ExportInfo, type Limits, limitsOf } from "./export-info.js";
@@ -73,8 +75,8 @@ export class Changes {
   }
 
   /**
-   * Declares that the content of the stretch isn't needed; it is undefined afterwards. @throws as {@link
-   * write} does
+   * Declares that the content of the stretch is no longer needed; it is undefined afterwards.
+   * @throws as {@link write} does
    */
   async trim(offset: number, length: number, options: WriteOptions = {}): Promise<void> {
     this.#require(this.#export.canTrim, COMMAND.TRIM, "the export doesn't offer it");
@@ -94,9 +96,11 @@ export class Changes {
   }
 
   /**
-   * Brings all settled writes to stable storage. If a connection was lost since the first of them, the flush
-   * can't guarantee that, because the server may be another process: it fails with NBD_WRITES_IN_DOUBT until
-   * something has been written again. The caller has to repeat the writes.
+   * Brings all settled writes to stable storage. If a connection was lost since the first write that no flush
+   * has covered, the flush can't guarantee that: the process that took the write may have died, and a flush
+   * reaches another one. It fails with NBD_WRITES_IN_DOUBT, and so does every flush until something has been
+   * written again. The caller has to repeat all writes since its last successful flush: no later flush
+   * notices that some are missing.
    * @throws as {@link write} does
    */
   async flush(options: RequestOptions = {}): Promise<void> {

@@ -52,7 +52,7 @@ export class NbdClient implements AsyncDisposable {
 
   /**
    * Opens more connections in the background, up to `connections` in all. Has no effect if the server doesn't
-   * allow several. A connection that can't be opened is ignored.
+   * allow several. If one can't be opened, the client continues with those that it has.
    */
   widen(connections: number): void {
     this.#pool.widen(connections);
@@ -69,8 +69,8 @@ export class NbdClient implements AsyncDisposable {
   }
 
   /**
-   * Fills `target` with the bytes from `offset` on. The stretch may be any inside the export; it is split
-   * into requests that respect the server's limits. `target` belongs to the client until the promise settles.
+   * Fills `target` with the bytes from `offset` on. Any stretch inside the export will do: it is split into
+   * requests that respect the server's limits. `target` belongs to the client until the promise settles.
    *
    * An abort while bytes of this read are just arriving closes the connection.
    * @throws {RequestError} the server failed the request, or it is out of range
@@ -147,8 +147,8 @@ export class NbdClient implements AsyncDisposable {
   }
 
   /**
-   * Declares that the content of the stretch isn't needed; it is undefined afterwards. @throws as {@link
-   * write} does
+   * Declares that the content of the stretch is no longer needed; it is undefined afterwards.
+   * @throws as {@link write} does
    */
   trim(offset: number, length: number, options: WriteOptions = {}): Promise<void> {
     return this.#changes.trim(offset, length, options);
@@ -160,9 +160,11 @@ export class NbdClient implements AsyncDisposable {
   }
 
   /**
-   * Brings all settled writes to stable storage. If a connection was lost since the first of them, the flush
-   * can't guarantee that, because the server may be another process: it fails with NBD_WRITES_IN_DOUBT until
-   * something has been written again. The caller has to repeat the writes.
+   * Brings all settled writes to stable storage. If a connection was lost since the first write that no flush
+   * has covered, the flush can't guarantee that: the process that took the write may have died, and a flush
+   * reaches another one. It fails with NBD_WRITES_IN_DOUBT, and so does every flush until something has been
+   * written again. The caller has to repeat all writes since its last successful flush: no later flush
+   * notices that some are missing.
    * @throws as {@link write} does
    */
   flush(options: RequestOptions = {}): Promise<void> {

@@ -1,8 +1,8 @@
 /**
  * One connection in the transmission phase: sends requests and matches replies to them.
  *
- * A buffer passed to `read` is lent to the connection until the promise settles. Every promise settles, and
- * the buffer is not written to after that.
+ * A buffer passed to `read` is lent to the connection until the promise settles. Every promise settles,
+ * however the connection ends, and the buffer is not written to after that.
  */
 
 import { aborted, onAbort } from "./abort.js";
@@ -48,7 +48,7 @@ export class Connection implements Receiver, ReplyHandler, Watched {
   readonly #unsent = new Set<OpenRequest>();
   /** Those of them that have a reply. Their payload is still lent, so their callers have to wait. */
   readonly #heldBack = new Set<OpenRequest>();
-  /** Number of the last request. Cookies are never reused. */
+  /** Number of requests sent so far. Cookies are made from it, so they are never reused. */
   #sequence = 0;
   /** Cookies of the most recently answered block-status requests; see {@link find}. */
   readonly #finishedStatus = new Set<number>();
@@ -139,7 +139,10 @@ export class Connection implements Receiver, ReplyHandler, Watched {
     return this.#submit(new PlainExchange(inquiry, payload), signal);
   }
 
-  /** Waits for outstanding replies, sends NBD_CMD_DISC and hangs up. */
+  /**
+   * Waits for the replies that callers await, sends NBD_CMD_DISC and hangs up. If replies to aborted requests
+   * are still outstanding then, hangs up without NBD_CMD_DISC.
+   */
   close(): Promise<void> {
     const message = `the connection to ${this.#transport.peer} is closed`;
     this.#leaving ??= this.#leave(new ConnectionError("NBD_CLOSED", message));
@@ -237,9 +240,9 @@ export class Connection implements Receiver, ReplyHandler, Watched {
   // ReplyHandler
 
   /**
-   * If one context fails, QEMU may end the reply with the error and send the next context's chunk afterwards.
-   * Only block status with several contexts is affected, so each such request allows two late chunks per
-   * context.
+   * If one context fails, QEMU ends the reply with the error and then still sends the next context's chunk.
+   * Such a late chunk is skipped. Only block status with several contexts is affected, so each such request
+   * allows for two late chunks per context.
    */
   find(cookie: number): ReplySink | undefined {
     const exchange = this.#inFlight.get(cookie);

@@ -124,7 +124,7 @@ async function startTls(transport: Transport, inbox: Inbox, secure: DialSettings
   await transport.upgrade(secure.handshake);
 }
 
-/** A server that sends more than this unasked is rejected; bytes. */
+/** Most bytes that a server may send ahead of what the negotiation has asked for. */
 const MAX_AHEAD = 256 * 1024;
 
 /** Collects bytes until the wanted number has arrived. */

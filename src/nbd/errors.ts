@@ -1,8 +1,9 @@
 /**
- * The class of an error tells what it ends: a {@link ProtocolError} or {@link ConnectionError} the
- * connection, a {@link RequestError} one request, an {@link OptionError}, {@link MetaContextError} or {@link
- * TlsError} the negotiation. The message says what failed, where, on whose side, and the next step if there
- * is one.
+ * The class of an error says how far the failure reaches. A {@link ProtocolError} or {@link ConnectionError}
+ * ends the connection, a {@link RequestError} fails one request, and an {@link OptionError},
+ * {@link MetaContextError} or {@link TlsError} ends the negotiation. Two codes of ConnectionError fail only
+ * one call: NBD_ABORTED and NBD_WRITES_IN_DOUBT. The message says what failed, where, on whose side, and the
+ * next step if there is one.
  */
 
 /**
@@ -87,8 +88,8 @@ export class NbdError extends Error {
 }
 
 /**
- * The server sent something that the protocol forbids or that this client can't handle. The connection can't
- * be used further.
+ * The server sent something that the protocol forbids or that this client can't handle. Nothing that it sends
+ * afterwards can be trusted, so the connection ends.
  */
 export class ProtocolError extends NbdError {
   override readonly name = "ProtocolError";
@@ -183,7 +184,10 @@ export class ConnectionError extends NbdError {
 
 const unsent = new WeakSet<Error>();
 
-/** The error of a request that was not sent before its connection ended; see {@link wasNeverSent}. */
+/**
+ * Makes a separate error object for a request that was not sent before its connection ended; see
+ * {@link wasNeverSent}. Requests that were sent fail with `reason` itself.
+ */
 export function neverSent(reason: NbdError): NbdError {
   if (!(reason instanceof ConnectionError)) return reason;
   const { code, message, cause } = reason;

@@ -28,7 +28,7 @@ export interface Inquiry {
 export interface OpenRequest extends ReplySink, Inquiry {
   /** The payload of a write; undefined for any other command. */
   readonly payload: Uint8Array | undefined;
-  /** When the request was sent, in the connection's unit of time. */
+  /** When the request was sent: the value of `Watchdog.now`. */
   sentAt: number;
   /** True once the caller has the result; the rest of the reply is skipped. */
   readonly settled: boolean;
@@ -140,7 +140,10 @@ abstract class ReadExchange extends Exchange<void> {
     }
   }
 
-  /** Once the caller has its result, the bytes are skipped; after an abort they must not be stored. */
+  /**
+   * Whether to store arriving bytes. They are skipped after a failure and once the caller has its result;
+   * after an abort they must not be stored.
+   */
   protected get isWanted(): boolean {
     return !this.settled && this.failure === undefined;
   }
@@ -203,7 +206,7 @@ export interface PieceSink {
   zeroes(offset: number, length: number): void;
 }
 
-/** A sink that can be closed: bytes still to come for it are skipped, and pending requests are not sent. */
+/** A sink that can be closed: then bytes still to come are skipped, and waiting requests are not sent. */
 export interface RevocableSink extends PieceSink {
   readonly isClosed: boolean;
 }

@@ -81,7 +81,7 @@ export function* negotiate(wish: Wish): Negotiation<Negotiated> {
   return { ...(selected ?? (yield* exportName(wish, handshake, protocol))), ...granted };
 }
 
-/** From the greeting to the list of the server's exports; ends the session. */
+/** From the greeting to the list of the server's exports. The caller ends the session after that. */
 export function* negotiateList(wish: Pick<Wish, "tls">): Negotiation<readonly ListedExport[]> {
   const handshake = yield* greet();
   if ((handshake & HANDSHAKE.FIXED_NEWSTYLE) === 0) {
@@ -94,8 +94,8 @@ export function* negotiateList(wish: Pick<Wish, "tls">): Negotiation<readonly Li
 }
 
 /**
- * From the greeting to the server's description of an export, without opening it. The session may end after
- * that.
+ * From the greeting to the server's description of an export, without opening it. The caller may end the
+ * session after that.
  */
 export function* negotiateInfo(wish: Wish): Negotiation<Negotiated> {
   const handshake = yield* greet();
@@ -113,7 +113,7 @@ export function* negotiateInfo(wish: Wish): Negotiation<Negotiated> {
   return { ...selected, protocol, tls: wish.tls, contexts, availableContexts };
 }
 
-/** Says goodbye during negotiation. Not every server acknowledges it, so no reply is awaited. */
+/** NBD_OPT_ABORT, the goodbye during negotiation. Not every server acknowledges it: no reply is awaited. */
 export const FAREWELL: Uint8Array = encodeOption(OPTION.ABORT);
 
 function* greet(): Negotiation<number> {
@@ -141,7 +141,7 @@ function* chooseProtocol(): Negotiation<Protocol> {
   return "simple";
 }
 
-/** Whether the server accepts an optional option. */
+/** Whether the server accepts an option that isn't mandatory. */
 function* agree(option: number): Negotiation<boolean> {
   const { refusal, type } = yield* ask(option);
   if (refusal === undefined) return true;

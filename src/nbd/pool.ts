@@ -206,7 +206,8 @@ export class Pool {
       this.#awaitLeave(connection);
       this.#tell({ type: "lost", error, connections: this.#live.length });
       // While other connections live, no request waits for a new one, so it is opened in the background. If
-      // none is left, or the server hung up before it got a request, the next request opens one.
+      // none is left, the next request opens one. A connection on which the server hung up before it got a
+      // request is not replaced in the background either, because the server might do that again and again.
       const isMissed = this.#settings.reconnect !== undefined && connection.requests > 0;
       if (isMissed && this.#live.length > 0 && !this.#closing.signal.aborted) this.#openExtras();
     };
@@ -223,7 +224,7 @@ export class Pool {
     this.#pastRequests += connection.requests;
   }
 
-  /** Deferred to a microtask, so that a slow or throwing listener can't interfere. */
+  /** Deferred to a microtask, so that nothing the listener does or throws can interfere with the caller. */
   #tell(event: NbdEvent): void {
     queueMicrotask(() => this.#settings.onEvent(event));
   }

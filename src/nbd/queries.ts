@@ -7,7 +7,7 @@ import { type ConnectOptions, type ReachOptions, resolveReach } from "./settings
 import type { NbdAddress } from "./uri.js";
 import type { ListedExport } from "./wire/options.js";
 
-/** Lists the exports of a server. The export name in the URI is ignored. */
+/** Lists the exports that a server is willing to name. The export name in the URI is ignored. */
 export async function listExports(
   target: string | NbdAddress,
   options: ReachOptions = {},

@@ -30,8 +30,8 @@ const NOBODY: Receiver = {
 const FAREWELL_MS = 1000;
 const KEEP_ALIVE_MS = 30_000;
 /**
- * A host with several addresses: time until the next one is tried, in milliseconds. Node's default is too
- * short.
+ * Milliseconds to wait for one address of a host that has several, before the next one is tried. With Node's
+ * default, a slow address is given up too early.
  */
 const NEXT_ADDRESS_MS = 1000;
 
@@ -95,8 +95,8 @@ export class Transport {
 
   /**
    * Sends a message. `payload` must not change until `onSent` is called or the connection is destroyed.
-   * Messages without payload are sent together at the end of the current turn, in one system call with one
-   * wake-up.
+   * Messages without payload are sent together in the next microtask: many of them then cost one system call
+   * and one wake-up of the server.
    */
   write(header: Uint8Array, payload?: Uint8Array, onSent?: () => void): void {
     if (this.#failure !== undefined) return;
@@ -142,7 +142,7 @@ export class Transport {
     else stream.on("data", this.#onData);
   }
 
-  /** Sends a last message and waits briefly for the server to hang up. */
+  /** Sends a last message, and hangs up when the server does or after FAREWELL_MS. */
   async end(lastWord: Uint8Array): Promise<void> {
     if (this.#failure !== undefined) return;
     this.#sendOutbox();
@@ -241,7 +241,7 @@ export class Transport {
     }
   }
 
-  /** The bytes are in the receiver's buffer. Its errors must not escape into Node's event loop. */
+  /** Tells the receiver that `count` bytes are in its buffer. Keeps its errors out of Node's event loop. */
   #take(count: number): void {
     if (this.#failure !== undefined) return;
     this.#activity += 1;

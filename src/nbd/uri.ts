@@ -24,7 +24,7 @@ export interface TlsAddress {
   readonly username?: string;
   /** The name that the server's certificate must have, if it isn't the host. */
   readonly hostname?: string;
-  /** False only with `tls-verify-peer=0`, which has no effect unless an option allows it. */
+  /** False only with `tls-verify-peer=0`, which is refused unless an option allows it. */
   readonly verifyPeer?: boolean;
 }
 

@@ -1,6 +1,7 @@
 /**
  * Detects a server that has gone silent, or one that leaves a request unanswered for too long while it
- * answers others. Either ends the connection: after giving up a single request, its bytes could still arrive.
+ * answers others. Either ends the connection, because the bytes of a request that was given up alone could
+ * still arrive.
  *
  * Time is counted in checks, not read from a clock: if this process was busy for a minute, bytes that arrived
  * in the meantime are processed before the next check.

@@ -3,11 +3,12 @@ import { join } from "node:path";
 import type { OnDamage } from "../base/damage.js";
 import { DamageError, hasCode } from "../base/errors.js";
 import { createDigester, DIGEST_ALGORITHMS } from "../digest/digest.js";
-import { DigestFileReader, type PlacedDigestRun } from "../digest/digest-file.js";
+import { DigestFileReader, type PlacedDigestRun } from "../digest/digest-file-reader.js";
 import { sha256OfFile } from "../host/durable-files.js";
 import { type ClusterRun, type Geometry, type ImageReader, SUBCLUSTERS } from "../image/image.js";
 import type { ReadOptions } from "../image/image-file.js";
 import { RawReader } from "../image/raw-reader.js";
+import { RunCursor } from "../image/run-cursor.js";
 import { Qcow2Reader } from "../qcow2/reader.js";
 import type { DiskManifest } from "../repository/manifest.js";
 import { CheckedImage, type DigestedRun } from "./checked-image.js";
@@ -212,38 +213,6 @@ export class Layer implements AsyncDisposable {
       digests: should.digests.subarray(start * digestSize, (start + count) * digestSize),
       digestsAt: should.digestsAt + start * digestSize,
     };
-  }
-}
-
-/** A stream of runs that can be consumed cluster by cluster. */
-class RunCursor<T extends { readonly cluster: number; readonly count: number }> {
-  readonly #runs: AsyncIterator<T>;
-  #current: T | undefined;
-  #done = 0;
-
-  constructor(runs: AsyncIterable<T>) {
-    this.#runs = runs[Symbol.asyncIterator]();
-  }
-
-  async current(): Promise<T | undefined> {
-    if (this.#current && this.#done < this.#current.count) return this.#current;
-    const next = await this.#runs.next();
-    this.#current = next.done ? undefined : next.value;
-    this.#done = 0;
-    return this.#current;
-  }
-
-  /** The first cluster that was not skipped yet. */
-  get cluster(): number {
-    return (this.#current?.cluster ?? 0) + this.#done;
-  }
-
-  get remaining(): number {
-    return (this.#current?.count ?? 0) - this.#done;
-  }
-
-  skip(count: number): void {
-    this.#done += count;
   }
 }
 

@@ -67,7 +67,7 @@ export interface Check {
   readonly name: string;
   /** Whether the check needs libvirt, and is skipped if libvirt doesn't answer. */
   readonly asksLibvirt: boolean;
-  /** Whether every backup runs it, and not only `doctor`. */
+  /** Whether the backup of a running domain runs it for this subject, and not only `doctor`. */
   readonly beforeBackup: (subject: Subject) => boolean;
   readonly look: (subject: Subject) => Promise<readonly Found[]>;
 }
@@ -135,7 +135,7 @@ export function fail(
   return { status: "fail", cause, mend, of, error };
 }
 
-/** Commands for errors that other rooms throw; their messages say in words what to do. */
+/** Commands that mend errors of other rooms, whose messages say only in words what to do. */
 const MENDS: Readonly<Record<string, (domain: string) => string>> = {
   E_NO_VIRSH: () => "apt install libvirt-clients",
   E_LIBVIRT: () => "systemctl start libvirtd",

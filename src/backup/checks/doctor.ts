@@ -72,7 +72,7 @@ const REPOSITORY: Lesson = {
     path === undefined ? {} : { repository: await Repository.openIfThere(path) },
 };
 
-/** Runs all checks and goes on after a failure. Changes nothing. */
+/** Runs all checks and goes on after a failure. The head of check.ts says what checks may change. */
 export async function examine(options: DoctorOptions): Promise<readonly CheckResult[]> {
   const { signal } = options;
   const findings: CheckResult[] = [];

@@ -2,7 +2,8 @@
 
 import { createServer } from "node:net";
 import { hasCode, messageOf } from "../base/errors.js";
-import { findLeft, keyOf, refuseAnyJob, runningBackup } from "../guest/guest-jobs.js";
+import { findLeft, refuseAnyJob, runningBackup } from "../guest/claim.js";
+import { keyOf } from "../guest/guest.js";
 import { JobFolder } from "../guest/job-folder.js";
 import { canKeepBitmaps } from "../guest/plan-disk.js";
 import type { TcpServer } from "../libvirt/begin-xml.js";

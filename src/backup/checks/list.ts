@@ -25,7 +25,7 @@ export const JOB: Check = {
   look: lookAtJob,
 };
 
-/** All checks of `doctor`, in order; a backup runs those with `beforeBackup`. */
+/** All checks of `doctor` but LIBVIRT, in order; a backup runs those with `beforeBackup`. */
 export const CHECKS: readonly Check[] = [
   { name: "node", asksLibvirt: false, beforeBackup: never, look: lookAtNode },
   { name: "tool", asksLibvirt: false, beforeBackup: never, look: lookAtQemuTools },

@@ -22,7 +22,7 @@ export interface PreflightOptions
 
 /**
  * Looks for everything that would make the backup of a running domain fail, before anything is created or
- * begun. What only may go wrong is a warning.
+ * begun. A mere risk becomes a warning.
  *
  * @throws {PreconditionError} or another error of the backup, for the first check that fails
  */

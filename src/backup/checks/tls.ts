@@ -39,7 +39,10 @@ export async function lookAtTls({ server, ssh }: Subject): Promise<readonly Foun
   ];
 }
 
-/** The folder that libvirt takes the certificates from. Settings are lines `name = "value"`. */
+/**
+ * The folder that libvirt takes the certificates from. Settings are lines `name = "value"`; lines that begin
+ * with `#` are comments.
+ */
 async function folderOf(configuration: string): Promise<string> {
   const setting = (name: string): string | undefined =>
     new RegExp(`^\\s*${name}\\s*=\\s*"([^"]*)"`, "m").exec(configuration)?.[1];

@@ -16,6 +16,7 @@ import { hostname, tmpdir } from "node:os";
 import { basename, dirname, isAbsolute, join, resolve } from "node:path";
 import { z } from "zod";
 import { PreconditionError, UsageError } from "../base/errors.js";
+import { parseJson } from "../base/json.js";
 import { isMissing } from "../host/durable-files.js";
 import type { Ssh } from "../host/ssh.js";
 import type { QemuUser } from "../libvirt/domain-xml.js";
@@ -189,11 +190,7 @@ function nameOf({ repositoryId, domainUuid }: JobFolderKey): string {
 
 /** Undefined if the note is incomplete, for example after a power cut. */
 function parseOwner(text: string): Owner | undefined {
-  try {
-    return owner.safeParse(JSON.parse(text)).data;
-  } catch {
-    return undefined;
-  }
+  return owner.safeParse(parseJson(text)).data;
 }
 
 /**

@@ -8,7 +8,7 @@ import { readCheckpoints } from "../libvirt/checkpoints.js";
 import type { DomainDefinition } from "../libvirt/domain-xml.js";
 import type { Virsh } from "../libvirt/virsh.js";
 import type { Manifest } from "../repository/manifest.js";
-import type { Guest } from "./guest-jobs.js";
+import type { Guest } from "./guest.js";
 import { bitmapOf, type DiskPlan, type GuestDisk, type Level, planDisk } from "./plan-disk.js";
 
 export interface GuestPlanOptions {

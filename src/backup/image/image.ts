@@ -20,7 +20,7 @@ import type { OnDamage } from "../base/damage.js";
 
 /** Sizes in bytes. */
 export interface Geometry {
-  /** Bytes that the guest sees, of any number. */
+  /** Bytes that the guest sees; need not be a multiple of a sector or a cluster. */
   readonly virtualSize: number;
   /** A power of two, 16 KiB .. 2 MiB for images that we write. */
   readonly clusterSize: number;
@@ -56,6 +56,17 @@ export function maskStretches(mask: number, clusterSize: number): { offset: numb
     }
   }
   return stretches;
+}
+
+/** The mask of the subclusters in which a range inside the cluster has a byte; `length` is at least 1. */
+export function subclustersOf(
+  { offset, length }: { readonly offset: number; readonly length: number },
+  clusterSize: number,
+): number {
+  const subclusterSize = clusterSize / SUBCLUSTERS;
+  const first = Math.floor(offset / subclusterSize);
+  const last = Math.floor((offset + length - 1) / subclusterSize);
+  return ((ALL_SUBCLUSTERS >>> (SUBCLUSTERS - 1 - (last - first))) << first) >>> 0;
 }
 
 /**

@@ -237,8 +237,8 @@ export class Virsh {
   }
 
   /**
-   * The running job of any kind, and its XML if it is a backup. Both are undefined if there is none, and if
-   * the domain is off.
+   * The running job of any kind, and its XML if it is a backup. If none runs, `info` says that none is
+   * active, and `backupXml` is undefined. If the domain is off or gone, both are undefined.
    */
   async runningJob(
     domain: DomainRef,

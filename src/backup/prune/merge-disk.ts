@@ -3,18 +3,19 @@ import { join } from "node:path";
 import { type Link, openChain } from "../chain/chain.js";
 import { failOnDamage, type Layer } from "../chain/layer.js";
 import { createDigester, type Digester, digestClusters } from "../digest/digest.js";
-import { DigestFileWriter } from "../digest/digest-file.js";
+import { DigestFileWriter } from "../digest/digest-file-writer.js";
 import { sha256OfFile } from "../host/durable-files.js";
-import { ALL_SUBCLUSTERS, type Geometry, maskStretches } from "../image/image.js";
+import { ALL_SUBCLUSTERS, dataBytesOf, type Geometry } from "../image/image.js";
 import type { Guard } from "../image/image-file.js";
 import { Qcow2Reader } from "../qcow2/reader.js";
 import type { DiskManifest } from "../repository/manifest.js";
 import type { Repository } from "../repository/repository.js";
 import { EventLoopTurn } from "../threads/event-loop-turn.js";
 import { CopyList } from "./copy-list.js";
-import { bytesUpToEnd, type MergeTarget, type MixedCluster, Qcow2Target, RawTarget } from "./merge-target.js";
+import type { MergeTarget, MixedCluster } from "./merge-target.js";
 import { type MergedPart, masksOf, mergedParts, type Origin, originOf, visibleBytes } from "./merge-walk.js";
-import { RawBaseTarget } from "./raw-merge-target.js";
+import { Qcow2Target } from "./qcow2-merge-target.js";
+import { RawBaseTarget, RawTarget } from "./raw-merge-target.js";
 
 /** What a merge is about: a disk of a point that stays, and its chain down to the last point that goes. */
 export interface DiskChain {
@@ -275,7 +276,7 @@ class DiskMerge {
     target: MergeTarget,
     digests: Digests | undefined,
   ): Promise<void> {
-    this.#zeroBytes += bytesUpToEnd(cluster, count, this.#geometry);
+    this.#zeroBytes += dataBytesOf({ kind: "data", cluster, count }, this.#geometry);
     await target.erase?.(cluster, count);
     if (this.#complete) return;
     target.zero(cluster, count);
@@ -313,7 +314,7 @@ class DiskMerge {
     target: MergeTarget,
     digests: Digests | undefined,
   ): Promise<void> {
-    const length = bytesUpToEnd(cluster, count, this.#geometry);
+    const length = dataBytesOf({ kind: "data", cluster, count }, this.#geometry);
     const kept = await target.keep(cluster, count, from);
     const known = digests && this.#knownDigests(cluster, count, from, digests.digester);
     this.#dataBytes += length;
@@ -384,13 +385,8 @@ class DiskMerge {
   }
 
   #count({ cluster, dataMask, zeroMask }: MixedCluster): void {
-    const { clusterSize, virtualSize } = this.#geometry;
-    const start = cluster * clusterSize;
     const bytesIn = (mask: number): number =>
-      maskStretches(mask, clusterSize).reduce(
-        (sum, { offset, length }) => sum + Math.max(0, Math.min(length, virtualSize - start - offset)),
-        0,
-      );
+      dataBytesOf({ kind: "partial", cluster, count: 1, dataMask: mask }, this.#geometry);
     this.#dataBytes += bytesIn(dataMask);
     this.#zeroBytes += bytesIn(zeroMask);
   }
@@ -441,7 +437,7 @@ async function bytesInto(base: Layer, layers: readonly Layer[], geometry: Geomet
   let bytes = 0;
   for await (const part of mergedParts(layers, geometry, failOnDamage)) {
     if (part.kind === "data" && part.from.layer !== base) {
-      bytes += bytesUpToEnd(part.cluster, part.count, geometry);
+      bytes += dataBytesOf(part, geometry);
     } else if (part.kind === "mixed") {
       const data = part.pieces.filter(({ state }) => state === "data");
       const others = data.filter(({ from }) => from?.layer !== base);

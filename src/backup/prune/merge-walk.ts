@@ -2,7 +2,7 @@ import type { DigestedRun } from "../chain/checked-image.js";
 import type { Layer } from "../chain/layer.js";
 import type { DamageOf, Piece } from "../chain/overlay.js";
 import { seenThrough } from "../chain/overlay.js";
-import { ALL_SUBCLUSTERS, type Geometry, SUBCLUSTERS } from "../image/image.js";
+import { ALL_SUBCLUSTERS, type Geometry, SUBCLUSTERS, subclustersOf } from "../image/image.js";
 
 /** Where visible bytes come from. */
 export interface Origin {
@@ -94,19 +94,11 @@ export async function visibleBytes(
   return bytes;
 }
 
-/** The mask of the subclusters, of the cluster that begins at byte `start`, that pieces have a byte in. */
-export function subclustersOf(
-  pieces: readonly { readonly offset: number; readonly length: number }[],
-  start: number,
-  clusterSize: number,
-): number {
-  const size = clusterSize / SUBCLUSTERS;
-  let mask = 0;
-  for (const { offset, length } of pieces) {
-    const end = Math.ceil((offset + length - start) / size);
-    for (let bit = Math.floor((offset - start) / size); bit < end; bit += 1) mask |= 1 << bit;
-  }
-  return mask >>> 0;
+/** The mask of the subclusters in which pieces have a byte, in the cluster that begins at byte `start`. */
+export function maskOf(pieces: readonly Piece[], start: number, clusterSize: number): number {
+  const bits = (mask: number, { offset, length }: Piece): number =>
+    mask | subclustersOf({ offset: offset - start, length }, clusterSize);
+  return pieces.reduce(bits, 0) >>> 0;
 }
 
 /** What the pieces of a cluster make of its subclusters. */
@@ -117,7 +109,7 @@ export function masksOf(
   complete: boolean,
 ): { dataMask: number; zeroMask: number; blended: boolean } {
   const of = (state: Piece["state"]): number =>
-    subclustersOf(
+    maskOf(
       pieces.filter((piece) => piece.state === state),
       start,
       clusterSize,

@@ -1,13 +1,21 @@
 import type { DigestedRun } from "../chain/checked-image.js";
 import type { Layer } from "../chain/layer.js";
 import type { Piece } from "../chain/overlay.js";
-import { ALL_SUBCLUSTERS, type Geometry, maskStretches } from "../image/image.js";
+import {
+  ALL_SUBCLUSTERS,
+  type ClusterRun,
+  dataBytesOf,
+  dataStretches,
+  type Geometry,
+  maskStretches,
+} from "../image/image.js";
 import { ImageFile } from "../image/image-file.js";
-import { writeMap } from "../image/raw-writer.js";
+import { RawWriter, writeMap } from "../image/raw-writer.js";
+import { RunCursor } from "../image/run-cursor.js";
 import { RunList } from "../image/run-list.js";
 import { PatchWriter } from "../repository/raw-patch.js";
 import { type CopyList, FROM_ZEROES } from "./copy-list.js";
-import { bytesUpToEnd, type MergeTarget, type MixedCluster } from "./merge-target.js";
+import type { MergeTarget, MixedCluster } from "./merge-target.js";
 import type { Origin } from "./merge-walk.js";
 import { originOf } from "./merge-walk.js";
 
@@ -72,14 +80,12 @@ export class RawBaseTarget implements MergeTarget {
   }
 
   async storeMixed(mixed: MixedCluster): Promise<void> {
-    const { clusterSize, virtualSize } = this.#options.geometry;
+    const { geometry } = this.#options;
     const { cluster, pieces, dataMask, zeroMask } = mixed;
-    const hostOffset = dataMask === 0 ? 0 : cluster * clusterSize;
-    this.#runs.append({ kind: "partial", cluster, count: 1, hostOffset, dataMask, zeroMask });
-    const inside = virtualSize - cluster * clusterSize;
-    for (const { offset, length } of maskStretches(dataMask, clusterSize)) {
-      this.storedBytes += Math.max(0, Math.min(length, inside - offset));
-    }
+    const hostOffset = dataMask === 0 ? 0 : cluster * geometry.clusterSize;
+    const run: ClusterRun = { kind: "partial", cluster, count: 1, hostOffset, dataMask, zeroMask };
+    this.#runs.append(run);
+    this.storedBytes += dataBytesOf(run, geometry);
     const isOfBase = ({ state, from }: Piece): boolean =>
       state === "data" && from?.layer === this.#options.base;
     const showsBase = pieces.some(isOfBase);
@@ -98,7 +104,7 @@ export class RawBaseTarget implements MergeTarget {
 
   async erase(cluster: number, count: number): Promise<void> {
     const offset = cluster * this.#options.geometry.clusterSize;
-    const end = offset + bytesUpToEnd(cluster, count, this.#options.geometry);
+    const end = offset + dataBytesOf({ kind: "data", cluster, count }, this.#options.geometry);
     for (const stretch of await this.#covered.in(offset, end)) this.#erase(stretch);
   }
 
@@ -124,7 +130,7 @@ export class RawBaseTarget implements MergeTarget {
   #addWhole(cluster: number, count: number): void {
     const hostOffset = cluster * this.#options.geometry.clusterSize;
     this.#runs.append({ kind: "data", cluster, count, hostOffset });
-    this.storedBytes += bytesUpToEnd(cluster, count, this.#options.geometry);
+    this.storedBytes += dataBytesOf({ kind: "data", cluster, count }, this.#options.geometry);
   }
 
   #overwrite({ layer, run }: Origin, { offset, length }: Stretch): void {
@@ -145,47 +151,37 @@ export class RawBaseTarget implements MergeTarget {
   }
 }
 
-/** Where an image has data, asked in ascending order. */
+/** The data of an image, asked for in ascending order. */
 class Covered {
   readonly #geometry: Geometry;
-  readonly #runs: AsyncIterator<DigestedRun>;
-  #run: DigestedRun | undefined;
-  #ended = false;
+  readonly #runs: RunCursor<DigestedRun>;
 
   constructor(layer: Layer) {
     this.#geometry = layer.geometry;
-    // The walk of the merge is told of damage.
-    this.#runs = layer.runs(() => undefined)[Symbol.asyncIterator]();
+    // The walk of the merge reports the damage.
+    this.#runs = new RunCursor(layer.runs(() => undefined));
   }
 
-  /** Whatever has not been asked for yet never will be. */
   async close(): Promise<void> {
-    await this.#runs.return?.();
+    await this.#runs.close();
   }
 
   /** The stretches of data from byte `start` up to `end`. */
   async in(start: number, end: number): Promise<Stretch[]> {
     const { clusterSize, virtualSize } = this.#geometry;
     const found: Stretch[] = [];
-    for (;;) {
-      while (!this.#ended && (!this.#run || (this.#run.cluster + this.#run.count) * clusterSize <= start)) {
-        const next: IteratorResult<DigestedRun> = await this.#runs.next();
-        if (next.done) this.#ended = true;
-        else this.#run = next.value;
-      }
-      const run = this.#run;
-      if (this.#ended || !run) return found;
+    for (let at = start; at < end; ) {
+      const run = await this.#runs.seek(Math.floor(at / clusterSize));
+      if (!run) break;
       const first = run.cluster * clusterSize;
-      if (first >= end) return found;
       for (const { offset, length } of stretchesOf(run, clusterSize)) {
         const from = Math.max(start, first + offset);
         const to = Math.min(end, first + offset + length, virtualSize);
         if (from < to) found.push({ offset: from, length: to - from });
       }
-      const runEnd = first + run.count * clusterSize;
-      if (runEnd >= end) return found;
-      start = runEnd;
+      at = first + run.count * clusterSize;
     }
+    return found;
   }
 }
 
@@ -202,5 +198,65 @@ function stretchesOf(run: DigestedRun, clusterSize: number): Stretch[] {
         : maskStretches(run.dataMask, clusterSize);
     default:
       return run satisfies never;
+  }
+}
+
+/** A new raw file, with a map unless it is to be complete. */
+export class RawTarget implements MergeTarget {
+  readonly #writer: RawWriter;
+  readonly #zeroes: Buffer;
+  writtenBytes = 0;
+
+  private constructor(writer: RawWriter) {
+    this.#writer = writer;
+    this.#zeroes = Buffer.alloc(writer.geometry.clusterSize);
+  }
+
+  static async create(path: string, geometry: Geometry, mapPath: string | undefined): Promise<RawTarget> {
+    return new RawTarget(await RawWriter.create(path, { geometry, mapPath }));
+  }
+
+  get storedBytes(): number {
+    return this.writtenBytes;
+  }
+
+  async keep(): Promise<boolean> {
+    return false;
+  }
+
+  async store(cluster: number, count: number, _from: Origin, bytes: Buffer): Promise<void> {
+    const { clusterSize } = this.#writer.geometry;
+    const hostOffset = cluster * clusterSize;
+    for (let at = 0; at < bytes.length; at += clusterSize) {
+      const data = bytes.subarray(at, at + clusterSize);
+      // A raw layer without digests is all data: what is zero stays a hole.
+      if (data.equals(this.#zeroes.subarray(0, data.length))) continue;
+      this.#writer.writeNow(hostOffset + at, data);
+      this.writtenBytes += data.length;
+    }
+    this.#writer.addRun({ kind: "data", cluster, count, hostOffset });
+  }
+
+  async storeMixed({ cluster, dataMask, zeroMask, bytes }: MixedCluster): Promise<void> {
+    const { geometry } = this.#writer;
+    const start = cluster * geometry.clusterSize;
+    for (const { offset, length } of dataStretches({ cluster, dataMask }, geometry)) {
+      this.#writer.writeNow(start + offset, bytes.subarray(offset, offset + length));
+      this.writtenBytes += length;
+    }
+    const hostOffset = dataMask === 0 ? 0 : start;
+    this.#writer.addRun({ kind: "partial", cluster, count: 1, hostOffset, dataMask, zeroMask });
+  }
+
+  zero(cluster: number, count: number): void {
+    this.#writer.addRun({ kind: "zero", cluster, count });
+  }
+
+  async finish(options: { readonly sync: boolean }): Promise<undefined> {
+    await this.#writer.finish(options);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#writer.close();
   }
 }

@@ -1,7 +1,7 @@
 import { BackupError, UsageError } from "../base/errors.js";
 import { type CompressedSegment, compressSegment, storeOutcomes } from "../compress/compress-segment.js";
 import { CompressThreads } from "../compress/compress-threads.js";
-import { DigestFileWriter } from "../digest/digest-file.js";
+import { DigestFileWriter } from "../digest/digest-file-writer.js";
 import type { NewFiles } from "../host/new-files.js";
 import { dataBytesOf, type ImageFormat } from "../image/image.js";
 import { assertCompression, type CompressionMethod, DEFAULT_LEVEL } from "../qcow2/compress-cluster.js";

@@ -1,8 +1,16 @@
 import assert from "node:assert/strict";
-import { isZero, ZEROES } from "../base/zeroes.js";
+import { ZEROES } from "../base/zeroes.js";
 import type { ClusterRun, ImageWriter } from "../image/image.js";
 import type { Landing } from "./pull.js";
-import { type ReadRange, rangeAt, readRangesOf, type Segment, slotAt, storedRuns } from "./segment.js";
+import {
+  type ReadRange,
+  rangeAt,
+  readRangesOf,
+  type Segment,
+  slotAt,
+  storedRuns,
+  storeInSlots,
+} from "./segment.js";
 
 /**
  * Stores a segment's bytes in the moment in which they come: each piece is written out of the buffer that it was
@@ -61,31 +69,14 @@ export class DirectLanding implements Landing<ClusterRun[]> {
     return storedRuns(this.#segment, this.#stored, this.#writer);
   }
 
-  /** Writes a piece that lies within one range, neighbouring clusters at once. */
   #store(range: ReadRange, offset: number, bytes: Uint8Array): void {
     const { clusterSize } = this.#writer.geometry;
-    let from = 0;
-    for (let done = 0; done < bytes.length; ) {
-      const cluster = Math.floor((offset + done) / clusterSize);
-      const slot = slotAt(range, offset + done, clusterSize);
-      const next = Math.min(bytes.length, (cluster + 1) * clusterSize - offset);
-      if (this.#stored[slot] === 1 || !isZero(bytes, done, next)) this.#stored[slot] = 1;
-      else {
-        this.#write(range, offset + from, partOf(bytes, from, done));
-        from = next;
-      }
-      done = next;
-    }
-    this.#write(range, offset + from, partOf(bytes, from, bytes.length));
-  }
-
-  #write(range: ReadRange, offset: number, bytes: Uint8Array): void {
-    if (bytes.length === 0) return;
-    const { clusterSize } = this.#writer.geometry;
-    const cluster = Math.floor(offset / clusterSize);
-    const slot = slotAt(range, offset, clusterSize);
-    const hostOffset = this.#writer.hostOffset(cluster, this.#segment.firstRank + slot);
-    this.#writer.writeNow(hostOffset + offset - cluster * clusterSize, bytes);
+    storeInSlots(range, offset, bytes, { clusterSize, stored: this.#stored }, (from, to) => {
+      const cluster = Math.floor((offset + from) / clusterSize);
+      const rank = this.#segment.firstRank + slotAt(range, offset + from, clusterSize);
+      const hostOffset = this.#writer.hostOffset(cluster, rank) + offset + from - cluster * clusterSize;
+      this.#writer.writeNow(hostOffset, partOf(bytes, from, to));
+    });
   }
 }
 

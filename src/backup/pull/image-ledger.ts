@@ -1,6 +1,6 @@
 import { DIGEST_ALGORITHMS, type DigestAlgorithm } from "../digest/digest.js";
 import type { DigestBehind } from "../digest/digest-behind.js";
-import type { DigestFileWriter } from "../digest/digest-file.js";
+import type { DigestFileWriter } from "../digest/digest-file-writer.js";
 import { type ClusterRun, dataBytesOf, type Geometry, type ImageWriter, slotsOf } from "../image/image.js";
 import type { Recorder } from "./lanes.js";
 

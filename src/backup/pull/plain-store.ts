@@ -1,6 +1,6 @@
 import { BackupError } from "../base/errors.js";
 import { DigestBehind } from "../digest/digest-behind.js";
-import { DigestFileWriter } from "../digest/digest-file.js";
+import { DigestFileWriter } from "../digest/digest-file-writer.js";
 import { DigestThreads } from "../digest/digest-threads.js";
 import type { NewFiles } from "../host/new-files.js";
 import type { ClusterRun, ImageWriter } from "../image/image.js";

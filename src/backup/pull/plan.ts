@@ -1,7 +1,7 @@
 import { BackupError } from "../base/errors.js";
 import type { Extent } from "../base/extent.js";
 import type { PlannedRun } from "../image/image.js";
-import { type Geometry, SUBCLUSTERS, slotsOf } from "../image/image.js";
+import { type Geometry, SUBCLUSTERS, slotsOf, subclustersOf } from "../image/image.js";
 import type { Segment } from "./segment.js";
 
 export interface SegmentPlanOptions {
@@ -157,8 +157,8 @@ function clusterOfPieces(
 ): PlannedRun | undefined {
   const subclusterSize = clusterSize / SUBCLUSTERS;
   const masks = { clean: 0, zero: 0, data: 0 };
-  for (const piece of pieces)
-    masks[piece.state] |= subclustersTouched(piece, cluster * clusterSize, subclusterSize);
+  for (const { offset, length, state } of pieces)
+    masks[state] |= subclustersOf({ offset: offset - cluster * clusterSize, length }, clusterSize);
   if (masks.clean === 0) return { kind: masks.data === 0 ? "zero" : "data", cluster, count: 1 };
   const defined = masks.zero | masks.data;
   if (defined === 0) return undefined;
@@ -169,11 +169,4 @@ function clusterOfPieces(
   }
   const dataMask = masks.data >>> 0;
   return { kind: "partial", cluster, count: 1, dataMask, zeroMask: (masks.zero & ~masks.data) >>> 0 };
-}
-
-/** One bit for every subcluster that the piece has a byte in. */
-function subclustersTouched(piece: Extent, clusterOffset: number, subclusterSize: number): number {
-  const first = Math.floor((piece.offset - clusterOffset) / subclusterSize);
-  const last = Math.floor((piece.offset + piece.length - 1 - clusterOffset) / subclusterSize);
-  return (0xffffffff >>> (31 - (last - first))) << first;
 }

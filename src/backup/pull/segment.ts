@@ -1,4 +1,5 @@
 import type { Stretch } from "../../nbd/index.js";
+import { isZero } from "../base/zeroes.js";
 import {
   type ClusterRun,
   dataStretches,
@@ -62,6 +63,36 @@ export function slotAt(
   clusterSize: number,
 ): number {
   return range.slot + Math.floor(offset / clusterSize) - Math.floor(range.offset / clusterSize);
+}
+
+/**
+ * Writes bytes of one range, neighbouring clusters at once. Zeroes are left out where their cluster has nothing
+ * stored yet, since the file is new. They are written where it has: after a lost connection bytes may come twice,
+ * and the later ones count.
+ *
+ * @param offset of the first byte, on the disk
+ * @param stored 1 for each slot that has something stored, kept here
+ * @param write stores `bytes` from index `from` to index `to`; never called with nothing
+ */
+export function storeInSlots(
+  range: Pick<ReadRange, "offset" | "slot">,
+  offset: number,
+  bytes: Uint8Array,
+  { clusterSize, stored }: { readonly clusterSize: number; readonly stored: Uint8Array },
+  write: (from: number, to: number) => void,
+): void {
+  let from = 0;
+  for (let at = 0; at < bytes.length; ) {
+    const slot = slotAt(range, offset + at, clusterSize);
+    const next = Math.min(bytes.length, (Math.floor((offset + at) / clusterSize) + 1) * clusterSize - offset);
+    if (stored[slot] === 1 || !isZero(bytes, at, next)) stored[slot] = 1;
+    else {
+      if (from < at) write(from, at);
+      from = next;
+    }
+    at = next;
+  }
+  if (from < bytes.length) write(from, bytes.length);
 }
 
 /**

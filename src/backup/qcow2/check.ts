@@ -155,7 +155,7 @@ class Check {
     }
   }
 
-  /** Offsets of the refcount blocks by number; 0 if there is no block or its entry is invalid. */
+  /** Offsets of the refcount blocks by number; 0 if there is none, or its entry is invalid or overlaps. */
   async #refcountBlocks(): Promise<Float64Array> {
     const { refcountTableOffset, refcountTableClusters, clusterSize } = this.#file.header;
     const table = await this.#file.readTable(refcountTableOffset, refcountTableClusters * clusterSize);

@@ -58,8 +58,8 @@ export interface Compressor {
 }
 
 /**
- * Compresses on the calling thread. For threads that do nothing else, since libuv has four for the whole
- * process.
+ * Compresses on the calling thread, which waits meanwhile. For threads that do nothing else: libuv has only
+ * four threads for the whole process.
  */
 export class SameThreadCompressor implements Compressor {
   readonly #compress: (cluster: Buffer) => Buffer;

@@ -68,7 +68,7 @@ export class Qcow2CompressedWriter implements AsyncDisposable {
     return new Qcow2CompressedWriter(await createQcow2File(path, options), options);
   }
 
-  /** Stores a cluster as a compressed stream, which must be shorter than a cluster. */
+  /** Stores a cluster as a compressed stream, which is shorter than a cluster and yields exactly one. */
   addStream(cluster: number, stream: Uint8Array): void {
     const { clusterSize } = this.geometry;
     const size = Math.max(stream.length, this.#padding.length);

@@ -160,7 +160,7 @@ export class Qcow2Editor implements AsyncDisposable {
   }
 }
 
-/** The clusters with refcount 0. */
+/** The clusters that a refcount block counts as unused. Clusters without a refcount block are left out. */
 async function freeRanges(path: string): Promise<FreeRange[]> {
   const file = await Qcow2File.open(path);
   try {

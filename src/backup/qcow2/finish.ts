@@ -56,7 +56,7 @@ export interface Unfinished extends Qcow2WriterOptions {
   readonly uses: Iterable<HostUse>;
 }
 
-/** Completes the image: data reaches stable storage, then the tables, then the header last. */
+/** Completes the image: with `sync`, data reaches stable storage, then the tables, then the header last. */
 export async function finishQcow2(
   file: ImageFile,
   image: Unfinished,
@@ -68,8 +68,8 @@ export async function finishQcow2(
 }
 
 /**
- * Writes the tables behind the data. The data reaches stable storage before the tables, and the tables before
- * this returns.
+ * Writes the tables behind the data. With `sync`, the data reaches stable storage before the tables, and the
+ * tables before this returns.
  * @returns the header, which puts the tables into effect once it is written at byte 0
  */
 export async function appendTables(

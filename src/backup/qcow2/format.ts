@@ -86,8 +86,8 @@ export function writeExtendedEntry(
 }
 
 /**
- * Writes the L2 entry of a compressed cluster, as `decodeCompressed` reads it. Neither subcluster mask is
- * written.
+ * Writes the L2 entry of a compressed cluster, as `decodeCompressed` reads it. In an extended entry, the
+ * subcluster masks stay 0, as they must.
  */
 export function writeCompressedEntry(
   buffer: Buffer,

@@ -146,8 +146,8 @@ function featureName(bit: number, name: string): Buffer {
 }
 
 /**
- * How many bytes of the beginning of a file `parseHeader` needs: the first cluster, if its size there is
- * plausible.
+ * How many bytes of the beginning of a file `parseHeader` needs: the first cluster, or less if the file
+ * states no plausible cluster size.
  * @param start the file's first {@link HEADER_FIRST_BYTES}, or all of it if it is shorter
  */
 export function headerBytesOf(start: Buffer): number {

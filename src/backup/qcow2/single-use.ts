@@ -17,7 +17,8 @@ const SHORTEST_STREAM = 8;
 export async function* singlyUsed(image: Qcow2Reader): AsyncGenerator<ClusterRun> {
   const { clusterSize } = image.geometry;
   const uses = new ClusterUses();
-  // One more stream may be counted here, since streams can cross the boundary to the neighbouring cluster.
+  // A stream is counted only in the cluster in which it begins, though it may end in the next one. No more
+  // than `streamsIn` can begin in one cluster, so the one more is a margin.
   const most = streamsIn(clusterSize, image.header.compression) + 1;
   for await (const run of image.runs()) {
     for (let i = 0; i < run.count && run.kind !== "zero"; i += 1) {

@@ -120,8 +120,8 @@ export interface ReaderMark {
 }
 
 /**
- * Marks the domain as being read. If the file system is read-only or full there is no mark, and the
- * repository can be read all the same.
+ * Marks the domain as being read. If nothing can be written there (no permission, read-only, full) there is
+ * no mark, and the repository can be read all the same.
  */
 export async function markReader(folder: string): Promise<ReaderMark> {
   const path = join(folder, `${READER}${randomUUID()}`);

@@ -2,6 +2,7 @@ import { readdir, readFile, rename, rm, unlink, writeFile } from "node:fs/promis
 import { join } from "node:path";
 import { z } from "zod";
 import { DamageError } from "../base/errors.js";
+import { parseJson } from "../base/json.js";
 import { exists, isMissing, syncFolder } from "../host/durable-files.js";
 import { type Guard, ImageFile } from "../image/image-file.js";
 import { applyPatch } from "./raw-patch.js";
@@ -31,7 +32,7 @@ const mergeRecord = z.object({
   dropped: z.array(name),
   /** The image that is changed, and its length before the prune; null: a new image is made. */
   base: z.object({ point: name, file: name, bytes: z.number().int().nonnegative() }).nullable(),
-  /** The names of the child's files after the prune. */
+  /** The names of the child's files, which stay the same; null: it has no such file after the prune. */
   file: name,
   digests: name.nullable(),
   map: name.nullable(),
@@ -280,12 +281,4 @@ export async function finishJournal(folder: string, guard: Guard): Promise<Prune
   if (journal?.phase === "merge") await undoMerges(folder, journal, guard);
   if (journal?.phase === "publish") await publishMerges(folder, journal, { guard, onStep: () => undefined });
   return undefined;
-}
-
-function parseJson(text: string): unknown {
-  try {
-    return JSON.parse(text);
-  } catch {
-    return undefined;
-  }
 }

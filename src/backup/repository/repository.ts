@@ -14,6 +14,7 @@ import { link, mkdir, readdir, readFile, rename, rm, rmdir, unlink, writeFile } 
 import { join } from "node:path";
 import { z } from "zod";
 import { BackupError, DamageError, hasCode, PreconditionError, UsageError } from "../base/errors.js";
+import { parseJson } from "../base/json.js";
 import { isMissing, makeFolders, syncFolder } from "../host/durable-files.js";
 import { type HeldLock, markReader, type ReaderMark, takeLock } from "./domain-lock.js";
 import {
@@ -367,12 +368,4 @@ async function commit(
   if (options.sync) await syncFolder(partial);
   await rename(partial, final);
   if (options.sync) await syncFolder(join(final, ".."));
-}
-
-function parseJson(text: string): unknown {
-  try {
-    return JSON.parse(text);
-  } catch {
-    return undefined;
-  }
 }

@@ -1,5 +1,6 @@
+import type { ChainSource } from "../chain/chain-source.js";
 import { damage, type Layer } from "../chain/layer.js";
-import type { ChainSource, Piece } from "../chain/overlay.js";
+import type { Piece } from "../chain/overlay.js";
 import { type ClusterRun, type ImageWriter, slotsOf } from "../image/image.js";
 import { type LaneOptions, runLanes } from "../pull/lanes.js";
 import type { RateLimit } from "../pull/rate-limit.js";

@@ -1,12 +1,11 @@
 import { type Damage, damageIn } from "../base/damage.js";
 import { BackupError } from "../base/errors.js";
-import { isZero } from "../base/zeroes.js";
 import type { CheckedImage, DigestedRun } from "../chain/checked-image.js";
 import { OpenImages, type StoredImage } from "../chain/open-images.js";
 import { DIGEST_ALGORITHMS } from "../digest/digest.js";
 import { type ClusterRun, slotsOf } from "../image/image.js";
 import { ImageFile } from "../image/image-file.js";
-import { slotAt } from "../pull/segment.js";
+import { storeInSlots } from "../pull/segment.js";
 import type { ThreadService } from "../threads/thread-pool.js";
 
 /** Bytes of an image that are to be copied. Offsets and lengths in bytes. */
@@ -101,7 +100,9 @@ export class CopyService implements ThreadService<CopyQuestion, CopyAnswer, Forg
       const image = await this.#opened(source, piece.image);
       const { clusterSize } = source.geometry;
       await this.#copyPiece(image, run, piece, clusterSize, (offset, bytes) => {
-        store(file, piece, offset, bytes, target.clusterSize, stored);
+        storeInSlots(piece, offset, bytes, { clusterSize: target.clusterSize, stored }, (from, to) => {
+          file.writeNow(bytes.subarray(from, to), piece.to + offset - piece.offset + from);
+        });
       });
     }
     return { stored };
@@ -168,29 +169,4 @@ function answerOf(error: unknown): CopyAnswer {
   if (error instanceof Damaged) return { damage: error.damage, image: error.image };
   if (!(error instanceof BackupError)) throw error;
   return { failure: { code: error.code, message: error.message, details: error.details } };
-}
-
-/** Writes the bytes from `offset` of the disk on, but for clusters in which they are all zeroes. */
-function store(
-  file: ImageFile,
-  piece: CopiedPiece,
-  offset: number,
-  bytes: Buffer,
-  clusterSize: number,
-  stored: Uint8Array,
-): void {
-  const write = (from: number, to: number): void => {
-    if (from < to) file.writeNow(bytes.subarray(from, to), piece.to + offset - piece.offset + from);
-  };
-  let from = 0;
-  for (let at = 0; at < bytes.length; ) {
-    const cluster = Math.floor((offset + at) / clusterSize);
-    const next = Math.min(bytes.length, (cluster + 1) * clusterSize - offset);
-    if (isZero(bytes, at, next)) {
-      write(from, at);
-      from = next;
-    } else stored[slotAt(piece, offset + at, clusterSize)] = 1;
-    at = next;
-  }
-  write(from, bytes.length);
 }

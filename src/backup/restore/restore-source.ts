@@ -1,7 +1,7 @@
 import { Progress } from "../base/progress.js";
 import { findChain, openChain } from "../chain/chain.js";
+import { ChainSource } from "../chain/chain-source.js";
 import { failOnDamage, type Layer } from "../chain/layer.js";
-import { ChainSource } from "../chain/overlay.js";
 import type { Geometry } from "../image/image.js";
 import { plan } from "../pull/plan.js";
 import type { PullOptions } from "../pull/pull.js";

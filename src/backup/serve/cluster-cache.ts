@@ -13,8 +13,8 @@ export class ClusterCache {
   }
 
   /**
-   * The bytes under `key`, which callers must not change. Calls `read` if they are not cached; failures are
-   * not.
+   * The bytes under `key`, which callers must not change. Calls `read` if they are not cached. A failure of
+   * `read` is not cached.
    */
   async get(key: string, read: () => Promise<Buffer>): Promise<Buffer> {
     const known = this.#clusters.get(key);

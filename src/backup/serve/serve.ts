@@ -4,8 +4,9 @@
  *
  * Read this file first (the server and its events), then point-view.ts (opens all disks of a point) and
  * chain-view.ts (reads one disk through its chain and compares digests). extent-index.ts and cluster-cache.ts
- * are helpers of chain-view.ts. This room never changes an image or a manifest: while it serves, a reader
- * mark in the repository keeps prunes away.
+ * are helpers of chain-view.ts. This room itself never changes an image or a manifest. While it serves, a
+ * reader mark in the repository keeps prunes away. But opening a domain for reading may first finish the last
+ * phase of a prune that died, which does change images and manifests (`Repository.beginReading`).
  */
 
 import {

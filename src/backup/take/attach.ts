@@ -49,7 +49,8 @@ export interface AttachOptions extends TakeSettings {
   /** End the job after the commit. By default it keeps running, since another program began it. */
   readonly endJob: boolean;
   /**
-   * Bytes that must stay free for scratch files, or the backup is given up; default a tenth, at most 4 GiB.
+   * Bytes that must stay free for scratch files, or the backup is given up; default a tenth of the room at
+   * the beginning, at most 4 GiB.
    */
   readonly scratchReserve?: number | undefined;
 }

@@ -3,14 +3,9 @@ import type { NbdClient } from "../../nbd/index.js";
 import { hasCode, messageOf } from "../base/errors.js";
 import { together } from "../base/in-parallel.js";
 import { preflight } from "../checks/preflight.js";
-import {
-  claimFolder,
-  clearFolder,
-  type Guest,
-  keyOf,
-  retireCheckpoints,
-  whileFrozen,
-} from "../guest/guest-jobs.js";
+import { claimFolder, clearFolder } from "../guest/claim.js";
+import { whileFrozen } from "../guest/freeze.js";
+import { type Guest, keyOf, retireCheckpoints } from "../guest/guest.js";
 import { connectJob, type JobConnection, refuseUnreachable } from "../guest/job-connection.js";
 import { JobFolder } from "../guest/job-folder.js";
 import { neededCheckpoints } from "../guest/needed-checkpoints.js";
@@ -44,7 +39,8 @@ export interface BackupOptions extends TakeSettings {
   /** The folder under which the job gets a folder of its own, for its socket and scratch files. */
   readonly scratchParent: string;
   /**
-   * Bytes that must stay free for scratch files, or the backup is given up; default a tenth, at most 4 GiB.
+   * Bytes that must stay free for scratch files, or the backup is given up; default a tenth of the room at
+   * the beginning, at most 4 GiB.
    */
   readonly scratchReserve?: number | undefined;
   /** Undefined: the job is served on a Unix socket in its folder. */

@@ -10,7 +10,8 @@
 
 import { stat } from "node:fs/promises";
 import { messageOf, PreconditionError } from "../base/errors.js";
-import { claimFolder, clearFolder, type Guest, keyOf } from "../guest/guest-jobs.js";
+import { claimFolder, clearFolder } from "../guest/claim.js";
+import { type Guest, keyOf } from "../guest/guest.js";
 import { JobFolder } from "../guest/job-folder.js";
 import { bitmapOf, type DiskPlan, type Level } from "../guest/plan-disk.js";
 import { levelOf, planGuest, refuseNoBase } from "../guest/plan-guest.js";

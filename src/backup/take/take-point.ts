@@ -273,7 +273,7 @@ async function pullDisk(
   };
 }
 
-/** All disks share the threads, and the buffer memory that a single disk would use. */
+/** All disks share the compression threads. Their buffers take no more memory than those of a single disk. */
 function compressionOf(method: CompressionMethod, workers: CompressThreads, disks: number): ImageCompression {
   return { method, workers, bufferBytes: BUFFER_BYTES / Math.min(disks, DISKS_AT_ONCE) };
 }
@@ -340,8 +340,8 @@ function factsOf(error: Error): Record<string, unknown> {
 }
 
 /**
- * Finds a server that died after its last reply. If the export has metadata contexts, this asks for the block
- * status instead of reading, because some exports don't allow clean bytes to be read.
+ * Finds a server that died after its last reply. If the export has meta contexts, this asks for the block
+ * status of its first bytes instead of reading them, because some exports don't allow clean bytes to be read.
  */
 async function stillAnswers(client: NbdClient, signal: AbortSignal): Promise<void> {
   const { size, contexts, blockSize } = client.export;

@@ -2,7 +2,7 @@ import type { Damage, OnDamage } from "../base/damage.js";
 import type { DigestedRun } from "../chain/checked-image.js";
 import type { Layer } from "../chain/layer.js";
 import type { StoredImage } from "../chain/open-images.js";
-import { type ClusterRun, dataStretches, type Geometry, slotsOf } from "../image/image.js";
+import { type ClusterRun, dataBytesOf, slotsOf } from "../image/image.js";
 import type { VerifyAnswer } from "./verify-service.js";
 import type { VerifyThreads } from "./verify-threads.js";
 
@@ -47,7 +47,7 @@ export async function verifyData(
 
 /**
  * The runs whose bytes have to be read. In a qcow2 image the tables, which were checked, say what is zero. In
- * a raw image the bytes of zero runs have to be read as well.
+ * a raw image the bytes of zero runs have to be read as well, and in a full one those of gaps.
  */
 async function* stored(layer: Layer, onDamage: OnDamage): AsyncGenerator<DigestedRun> {
   if (layer.disk.format !== "raw") {
@@ -139,7 +139,7 @@ class Questions {
     const answer = runs.length === 0 ? Promise.resolve([]) : this.#threads.ask(question);
     // A failure is thrown when this answer is taken; until then it must not count as unhandled.
     answer.catch(() => undefined);
-    const bytes = runs.reduce((sum, run) => sum + dataIn(run, this.#image.geometry), 0);
+    const bytes = runs.reduce((sum, run) => sum + dataBytesOf(run, this.#image.geometry), 0);
     this.#asked.push({ answer, damages: this.#damages, bytes });
     this.#runs = [];
     this.#damages = [];
@@ -169,19 +169,4 @@ function joinedDigests(runs: readonly DigestedRun[]): Uint8Array<ArrayBuffer> {
     at += digests.length;
   }
   return joined;
-}
-
-/** Bytes of the run that digests cover. */
-function dataIn(run: ClusterRun, geometry: Geometry): number {
-  const { clusterSize, virtualSize } = geometry;
-  switch (run.kind) {
-    case "zero":
-      return 0;
-    case "data":
-      return Math.min(run.count * clusterSize, virtualSize - run.cluster * clusterSize);
-    case "partial":
-      return dataStretches(run, geometry).reduce((sum, { length }) => sum + length, 0);
-    default:
-      return run satisfies never;
-  }
 }

@@ -44,7 +44,10 @@ export interface DiskReport {
 export interface PointReport {
   readonly id: string;
   readonly disks: readonly DiskReport[];
-  /** First findings about the point, then by disk: those about a whole file, then by guest offset. */
+  /**
+   * First findings about the point, then by disk: damage before leaks, and of each those about a whole file,
+   * then by guest offset.
+   */
   readonly findings: readonly Finding[];
 }
 

@@ -90,7 +90,7 @@ export class ByteChannel {
     if (this.#stream.destroyed) throw this.#lost();
   }
 
-  /** Hangs up after everything sent has been transmitted. */
+  /** Hangs up once the system has taken everything that was sent. */
   async end(): Promise<void> {
     this.#stream.end();
     while (!this.#stream.writableFinished && !this.#stream.destroyed) await this.#change();

@@ -30,7 +30,7 @@ export interface ServedExport {
    * Returns exactly `length` bytes (> 0) from `offset` on; the range is inside the export. The array belongs
    * to the server from then on and must not change.
    *
-   * @param signal aborted when the server sees that the client has disconnected and the bytes aren't needed
+   * @param signal aborted when the server sees that the client has disconnected and doesn't need the bytes
    * @throws {ServedError} to choose what the client receives; any other error is reported as EIO
    */
   read(offset: number, length: number, signal?: AbortSignal): Uint8Array | Promise<Uint8Array>;

@@ -103,7 +103,8 @@ export class NbdServer implements AsyncDisposable {
   }
 
   /**
-   * The URI of an export while the server listens; if it listens on every interface, with this host's name.
+   * The URI of an export while the server listens. If it listens on every interface, the host is `localhost`.
+   * @throws {Error} the server is closed
    */
   uri(exportName: string): string {
     const scheme = this.#options.tls === undefined ? "nbd" : "nbds";

@@ -1,4 +1,4 @@
-/** The transmission phase: receives requests and sends replies, in any order. */
+/** The transmission phase: receives requests, and sends each reply as soon as it is ready, in any order. */
 import { ALLOCATION, COMMAND, COMMAND_FLAG, DEFAULT_MAX_PAYLOAD, ERRNO } from "../wire/constants.js";
 import { extentsForReply } from "./block-status.js";
 import { ClientFault, ServedError } from "./errors.js";
@@ -25,7 +25,7 @@ const MAX_BYTES_IN_FLIGHT = 64 * 1024 * 1024;
 const MAX_EXTENTS_IN_REPLY = 8192;
 
 /**
- * Serves one export until the client disconnects, and then completes the requests in flight.
+ * Serves one export until the client sends NBD_CMD_DISC, and then answers the requests still in flight.
  *
  * @param room memory for replies, shared with other connections
  * @param onRequestFailed called for each error that an export threw (not for mistakes of the client)

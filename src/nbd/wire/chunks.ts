@@ -81,7 +81,10 @@ export function decodeChunk(chunk: Chunk, sink: ReplySink, body: Uint8Array): vo
   }
 }
 
-/** An error of an unknown type fails the request. The fields at the start are common to all known types. */
+/**
+ * An error of an unknown type fails the request, whatever its fields say. It is read like the known types,
+ * which all start with the same fields.
+ */
 export function decodeUnknownError(chunk: Chunk, sink: ReplySink, body: Uint8Array): void {
   if (body.length < PLAIN_ERROR) {
     sink.fail(0, "", undefined, chunk.type);

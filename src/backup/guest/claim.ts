@@ -1,33 +1,12 @@
-/**
- * The guest room prepares a domain for a backup and cleans up after one. It finds jobs and job folders that
- * an earlier backup left, freezes and thaws the guest, plans each disk (full or increment), connects to a
- * job's exports, watches the scratch files and deletes old checkpoints.
- *
- * Read this file first, then job-folder.ts (where a job works), plan-guest.ts and plan-disk.ts (what is
- * taken) and job-connection.ts (how its exports are reached). qemu-img.ts and qemu-nbd.ts are for domains
- * that are off. This room never begins a backup job, reads no disk data and commits no points: the take room
- * does that.
- */
-
-import { BackupError, hasCode, messageOf, PreconditionError } from "../base/errors.js";
-import type { Ssh } from "../host/ssh.js";
-import { checkpointPrefix, deleteCheckpoint } from "../libvirt/checkpoints.js";
+import { PreconditionError } from "../base/errors.js";
 import type { DomainDefinition } from "../libvirt/domain-xml.js";
-import { freeze, thaw } from "../libvirt/freeze.js";
 import { type BackupJob, exportedDisks, parseBackupJob } from "../libvirt/job-xml.js";
-import { isJobGone, type Virsh } from "../libvirt/virsh.js";
-import type { Repository } from "../repository/repository.js";
-import { JobFolder, type JobFolderKey } from "./job-folder.js";
+import type { Virsh } from "../libvirt/virsh.js";
+import { thawGuest } from "./freeze.js";
+import type { Guest } from "./guest.js";
+import { keyOf } from "./guest.js";
+import { JobFolder } from "./job-folder.js";
 import { endServersIn } from "./qemu-nbd.js";
-
-/** One repository's view of one domain. */
-export interface Guest {
-  readonly virsh: Virsh;
-  readonly domain: DomainDefinition;
-  readonly repository: Repository;
-  /** Connection to the host where the domain runs, if that is another host. */
-  readonly ssh: Ssh | undefined;
-}
 
 /** What a dead backup of this repository may have left: its folders, and its job if that still runs. */
 export interface Left {
@@ -75,11 +54,6 @@ export async function refuseAnyJob({ virsh, domain }: Pick<Guest, "virsh" | "dom
   if (job) throw foreignJob(domain, job);
 }
 
-/** The key of the job folder of this repository and domain. */
-export function keyOf({ repository, domain }: Guest): JobFolderKey {
-  return { repositoryId: repository.id, domainUuid: domain.uuid };
-}
-
 /**
  * Thaws the guest if it was left frozen, ends the job that works in `folder` and waits until it is gone, ends
  * the qemu-nbd servers that were left there, and removes the folder. All our NBD clients must be closed
@@ -107,75 +81,6 @@ async function clearLeft(
   }
   await endServersIn(folder.path);
   await folder.remove();
-}
-
-/**
- * Runs `work` while the guest's file systems are frozen, and thaws them even if it fails.
- *
- * @param mountpoints in the guest; empty: all; undefined: nothing is frozen
- * @throws {PreconditionError} no agent answers in the guest
- */
-export async function whileFrozen(
-  guest: Pick<Guest, "virsh" | "domain">,
-  folder: JobFolder,
-  mountpoints: readonly string[] | undefined,
-  work: () => Promise<void>,
-): Promise<void> {
-  if (mountpoints === undefined) return await work();
-  await folder.markFrozen();
-  try {
-    await freeze(guest.virsh, guest.domain, mountpoints);
-  } catch (error) {
-    // Without an agent nothing was frozen; after any other error some file systems may be.
-    if (hasCode(error, "E_NO_AGENT")) await folder.unmarkFrozen();
-    else await thawGuest(guest, folder);
-    throw error;
-  }
-  try {
-    await work();
-  } finally {
-    await thawGuest(guest, folder);
-  }
-}
-
-/** @throws {BackupError} `E_STILL_FROZEN` */
-async function thawGuest(
-  { virsh, domain }: Pick<Guest, "virsh" | "domain">,
-  folder: JobFolder,
-): Promise<void> {
-  try {
-    await thaw(virsh, domain);
-  } catch (cause) {
-    // A guest that is off is no longer frozen.
-    if (!isJobGone(cause)) {
-      const message = `file systems of ${domain.name} may still be frozen, thawing failed (${messageOf(cause)}): run \`virsh domfsthaw ${domain.name}\` now`;
-      throw new BackupError("E_STILL_FROZEN", message, { cause, details: { domain: domain.name } });
-    }
-  }
-  await folder.unmarkFrozen();
-}
-
-/**
- * Deletes those of this repository's checkpoints for which `mayGo` is true. Never touches other checkpoints.
- * @returns the names of the deleted checkpoints, and a message for each that could not be deleted
- */
-export async function retireCheckpoints(
-  { virsh, domain, repository }: Guest,
-  mayGo: (name: string) => boolean,
-): Promise<{ retired: string[]; failed: string[] }> {
-  const prefix = checkpointPrefix(repository.id);
-  const retired: string[] = [];
-  const failed: string[] = [];
-  for (const name of await virsh.checkpointNames(domain)) {
-    if (!name.startsWith(prefix) || !mayGo(name)) continue;
-    try {
-      await deleteCheckpoint(virsh, domain, name);
-      retired.push(name);
-    } catch (error) {
-      failed.push(`checkpoint ${name} could not be deleted: ${messageOf(error)}`);
-    }
-  }
-  return { retired, failed };
 }
 
 async function refuseLivingOwner(folder: JobFolder, domain: DomainDefinition): Promise<void> {

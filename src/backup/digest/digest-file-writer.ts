@@ -1,0 +1,123 @@
+import { createHash } from "node:crypto";
+import { type FileHandle, open } from "node:fs/promises";
+import type { PlannedRun } from "../image/image.js";
+import { DIGEST_ALGORITHMS } from "./digest.js";
+import type { DigestHeader } from "./digest-file.js";
+import {
+  encodeHead,
+  encodeHeader,
+  HEAD_BYTES,
+  KIND,
+  MAX_DATA_COUNT,
+  MAX_ZERO_COUNT,
+  WRITE_BYTES,
+} from "./digest-file.js";
+
+/** Writes a digest file from front to back. */
+export class DigestFileWriter {
+  readonly #file: FileHandle;
+  readonly #digestSize: number;
+  readonly #hash = createHash("sha256");
+  #pending: Buffer[] = [];
+  #pendingBytes = 0;
+  #tail: Promise<void> = Promise.resolve();
+  #records = 0;
+  #open: { cluster: number; count: number; digests: Buffer[] } | undefined;
+
+  private constructor(file: FileHandle, header: DigestHeader) {
+    this.#file = file;
+    this.#digestSize = DIGEST_ALGORITHMS[header.algorithm].bytes;
+    this.#append(encodeHeader(header));
+  }
+
+  /** @throws the file system's error; EEXIST where the file is there already */
+  static async create(path: string, header: DigestHeader): Promise<DigestFileWriter> {
+    return new DigestFileWriter(await open(path, "wx", 0o640), header);
+  }
+
+  /**
+   * Runs come in ascending order; neighbouring data runs are joined. `digests` (of as many clusters as the run
+   * stores) belongs to the file from here on.
+   */
+  add(run: PlannedRun, digests: Buffer): void {
+    if (run.kind === "data") {
+      this.#addData(run.cluster, run.count, digests);
+      return;
+    }
+    this.#closeData();
+    if (run.kind === "partial") {
+      const head = Buffer.alloc(HEAD_BYTES + 8);
+      encodeHead(KIND.partial, 1, run.cluster).copy(head);
+      head.writeUInt32BE(run.dataMask, HEAD_BYTES);
+      head.writeUInt32BE(run.zeroMask, HEAD_BYTES + 4);
+      this.#record(head);
+      this.#append(digests);
+      return;
+    }
+    for (let done = 0; done < run.count; ) {
+      const count = Math.min(run.count - done, MAX_ZERO_COUNT);
+      this.#record(encodeHead(KIND.zero, count, run.cluster + done));
+      done += count;
+    }
+  }
+
+  #addData(cluster: number, count: number, digests: Buffer): void {
+    const last = this.#open;
+    if (last && last.cluster + last.count === cluster && last.count + count <= MAX_DATA_COUNT) {
+      last.count += count;
+      last.digests.push(digests);
+      return;
+    }
+    this.#closeData();
+    this.#open = { cluster, count, digests: [digests] };
+  }
+
+  #closeData(): void {
+    const run = this.#open;
+    if (!run) return;
+    this.#open = undefined;
+    this.#record(encodeHead(KIND.data, run.count, run.cluster));
+    this.#append(Buffer.concat(run.digests, run.count * this.#digestSize));
+  }
+
+  #record(head: Buffer): void {
+    this.#records += 1;
+    this.#append(head);
+  }
+
+  #append(bytes: Buffer): void {
+    this.#pending.push(bytes);
+    this.#pendingBytes += bytes.length;
+    if (this.#pendingBytes >= WRITE_BYTES) this.#flush();
+  }
+
+  #flush(): void {
+    const block = Buffer.concat(this.#pending, this.#pendingBytes);
+    this.#pending = [];
+    this.#pendingBytes = 0;
+    this.#hash.update(block);
+    this.#tail = this.#tail.then(() => this.#file.appendFile(block));
+    // The failure is thrown by finish(); until then it must not count as unhandled.
+    this.#tail.catch(() => undefined);
+  }
+
+  /**
+   * Ends the file.
+   * @returns the SHA-256 of the whole file, in hexadecimal digits
+   * @throws the file system's error of this or an earlier write
+   */
+  async finish(options: { readonly sync: boolean }): Promise<{ readonly sha256: string }> {
+    this.#closeData();
+    this.#append(encodeHead(KIND.end, 0, this.#records));
+    this.#flush();
+    await this.#tail;
+    if (options.sync) await this.#file.sync();
+    return { sha256: this.#hash.digest("hex") };
+  }
+
+  /** Closes the file, finished or not. */
+  async close(): Promise<void> {
+    await this.#tail.catch(() => undefined);
+    await this.#file.close();
+  }
+}

@@ -1,0 +1,55 @@
+/**
+ * The guest room prepares a domain for a backup and cleans up after one. It finds jobs and job folders that
+ * an earlier backup left, freezes and thaws the guest, plans each disk (full or increment), connects to a
+ * job's exports, watches the scratch files and deletes old checkpoints.
+ *
+ * Read this file first, then job-folder.ts (where a job works), plan-guest.ts and plan-disk.ts (what is
+ * taken) and job-connection.ts (how its exports are reached). qemu-img.ts and qemu-nbd.ts are for domains
+ * that are off. This room never begins a backup job, reads no disk data and commits no points: the take room
+ * does that.
+ */
+
+import { messageOf } from "../base/errors.js";
+import type { Ssh } from "../host/ssh.js";
+import { checkpointPrefix, deleteCheckpoint } from "../libvirt/checkpoints.js";
+import type { DomainDefinition } from "../libvirt/domain-xml.js";
+import type { Virsh } from "../libvirt/virsh.js";
+import type { Repository } from "../repository/repository.js";
+import type { JobFolderKey } from "./job-folder.js";
+
+/** One repository's view of one domain. */
+export interface Guest {
+  readonly virsh: Virsh;
+  readonly domain: DomainDefinition;
+  readonly repository: Repository;
+  /** Connection to the host where the domain runs, if that is another host. */
+  readonly ssh: Ssh | undefined;
+}
+
+/** The key of the job folder of this repository and domain. */
+export function keyOf({ repository, domain }: Guest): JobFolderKey {
+  return { repositoryId: repository.id, domainUuid: domain.uuid };
+}
+
+/**
+ * Deletes those of this repository's checkpoints for which `mayGo` is true. Never touches other checkpoints.
+ * @returns the names of the deleted checkpoints, and a message for each that could not be deleted
+ */
+export async function retireCheckpoints(
+  { virsh, domain, repository }: Guest,
+  mayGo: (name: string) => boolean,
+): Promise<{ retired: string[]; failed: string[] }> {
+  const prefix = checkpointPrefix(repository.id);
+  const retired: string[] = [];
+  const failed: string[] = [];
+  for (const name of await virsh.checkpointNames(domain)) {
+    if (!name.startsWith(prefix) || !mayGo(name)) continue;
+    try {
+      await deleteCheckpoint(virsh, domain, name);
+      retired.push(name);
+    } catch (error) {
+      failed.push(`checkpoint ${name} could not be deleted: ${messageOf(error)}`);
+    }
+  }
+  return { retired, failed };
+}

@@ -1,0 +1,233 @@
+import type { Layer } from "../chain/layer.js";
+import type { Piece } from "../chain/overlay.js";
+import {
+  ALL_SUBCLUSTERS,
+  type ClusterRun,
+  dataBytesOf,
+  type Geometry,
+  maskStretches,
+} from "../image/image.js";
+import type { Guard } from "../image/image-file.js";
+import { RunCursor } from "../image/run-cursor.js";
+import { Qcow2Editor } from "../qcow2/editor.js";
+import type { Backing } from "../qcow2/finish.js";
+import type { Qcow2Reader } from "../qcow2/reader.js";
+import type { CopyList } from "./copy-list.js";
+import type { MergeTarget, MixedCluster } from "./merge-target.js";
+import { maskOf, type Origin } from "./merge-walk.js";
+
+export interface Qcow2TargetOptions {
+  readonly geometry: Geometry;
+  readonly backing: Backing | undefined;
+  /** Top first. */
+  readonly layers: readonly Layer[];
+  /** The images of those that are qcow2. */
+  readonly images: ReadonlyMap<Layer, Qcow2Reader>;
+  /** Whose image takes the others' clusters; left out: a new one. */
+  readonly base: Layer | undefined;
+  /** Of the base, or of the image to be made. */
+  readonly path: string;
+  readonly overwrites: CopyList;
+  readonly guard?: Guard | undefined;
+}
+
+/** A qcow2 image that takes what it lacks, or a new one. */
+export class Qcow2Target implements MergeTarget {
+  readonly #options: Qcow2TargetOptions;
+  readonly #editor: Qcow2Editor;
+  readonly #slots: Slots | undefined;
+  readonly #compression: Qcow2Reader["header"]["compression"] | undefined;
+  #hasStreams = false;
+  writtenBytes = 0;
+  storedBytes = 0;
+
+  private constructor(
+    options: Qcow2TargetOptions,
+    editor: Qcow2Editor,
+    compression: Qcow2Reader["header"]["compression"] | undefined,
+  ) {
+    this.#options = options;
+    this.#editor = editor;
+    this.#compression = compression;
+    const image = options.base && options.images.get(options.base);
+    this.#slots = image && new Slots(image);
+  }
+
+  static async create(options: Qcow2TargetOptions): Promise<Qcow2Target> {
+    const compression = await compressionOf(options);
+    const editor = options.base
+      ? await Qcow2Editor.open(options.path, options)
+      : await Qcow2Editor.create(options.path, options);
+    return new Qcow2Target(options, editor, compression);
+  }
+
+  async keep(cluster: number, count: number, from: Origin): Promise<boolean> {
+    const image = this.#options.images.get(from.layer);
+    if (!image || from.layer !== this.#options.base || from.run.kind !== "data") return false;
+    const { clusterSize } = this.#editor.geometry;
+    if (image.isCompressed(from.run.hostOffset)) {
+      for (let i = 0; i < count; i += 1) {
+        const { hostOffset, length } = await image.streamOf(cluster + i);
+        this.#addStream(cluster + i, hostOffset, length);
+      }
+      return true;
+    }
+    const hostCluster = from.run.hostOffset / clusterSize + cluster - from.run.cluster;
+    this.#addWhole(cluster, count, hostCluster);
+    return true;
+  }
+
+  async store(cluster: number, count: number, from: Origin, bytes: Buffer): Promise<void> {
+    const { clusterSize } = this.#editor.geometry;
+    for (let i = 0; i < count; i += 1) {
+      const data = bytes.subarray(i * clusterSize, (i + 1) * clusterSize);
+      await this.#storeOne(cluster + i, from, data);
+    }
+  }
+
+  async storeMixed(mixed: MixedCluster): Promise<void> {
+    const { clusterSize } = this.#editor.geometry;
+    const { cluster, dataMask, zeroMask, bytes } = mixed;
+    let hostCluster = 0;
+    if (dataMask !== 0) {
+      const slot = await this.#slotFor(mixed);
+      const place = slot ?? this.#editor.allocate();
+      hostCluster = place / clusterSize;
+      if (slot === undefined) {
+        for (const { offset, length } of maskStretches(dataMask, clusterSize)) {
+          await this.#editor.write(place + offset, bytes.subarray(offset, offset + length));
+          this.writtenBytes += length;
+        }
+      } else this.#overwritePieces(mixed, slot);
+    }
+    this.#editor.addRun({ cluster, count: 1, hostCluster, dataMask, zeroMask });
+    this.storedBytes += dataBytesOf({ kind: "partial", cluster, count: 1, dataMask }, this.#editor.geometry);
+  }
+
+  zero(cluster: number, count: number): void {
+    this.#editor.addRun({ cluster, count, hostCluster: 0, dataMask: 0, zeroMask: ALL_SUBCLUSTERS });
+  }
+
+  async finish({ sync }: { readonly sync: boolean }): Promise<Buffer | undefined> {
+    const compression = this.#hasStreams ? this.#compression : undefined;
+    const header = await this.#editor.finish({ sync, compression });
+    if (this.#options.base) return header;
+    await this.#editor.write(0, header);
+    if (sync) await this.#editor.sync();
+    return undefined;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#editor.close();
+  }
+
+  async #storeOne(cluster: number, from: Origin, data: Buffer): Promise<void> {
+    const { clusterSize } = this.#editor.geometry;
+    const stream = await this.#streamFrom(cluster, from);
+    if (stream) {
+      const place = this.#editor.allocateStream(stream.length);
+      await this.#editor.write(place, stream);
+      this.writtenBytes += stream.length;
+      this.#addStream(cluster, place, stream.length);
+      return;
+    }
+    const slot = await this.#slots?.at(cluster);
+    const place = slot?.place ?? this.#editor.allocate();
+    if (slot) this.#overwrite(from, cluster * clusterSize, data.length, place);
+    else await this.#editor.write(place, data);
+    this.#addWhole(cluster, 1, place / clusterSize);
+    this.writtenBytes += data.length;
+  }
+
+  /**
+   * The base's own place, if it can take the rest of the cluster: what is visible of the base there is proven by
+   * a digest of all that it has in that cluster, and has to stay so until the new tables count.
+   */
+  async #slotFor(mixed: MixedCluster): Promise<number | undefined> {
+    if (mixed.blended) return undefined;
+    const { clusterSize } = this.#editor.geometry;
+    const slot = await this.#slots?.at(mixed.cluster);
+    if (!slot) return undefined;
+    const isBase = (piece: Piece): boolean =>
+      piece.state === "data" && piece.from?.layer === this.#options.base;
+    if (!mixed.pieces.some(isBase)) return slot.place;
+    const others = mixed.pieces.filter((piece) => piece.state === "data" && !isBase(piece));
+    const start = mixed.cluster * clusterSize;
+    return (maskOf(others, start, clusterSize) & slot.dataMask) === 0 ? slot.place : undefined;
+  }
+
+  /** The compressed cluster as it is, if this image can hold it so. */
+  async #streamFrom(cluster: number, { layer, run }: Origin): Promise<Buffer | undefined> {
+    const image = this.#options.images.get(layer);
+    if (!image?.isCompressed(run.hostOffset)) return undefined;
+    if (image.header.compression !== this.#compression) return undefined;
+    if (image.geometry.clusterSize !== this.#editor.geometry.clusterSize) return undefined;
+    // Streams are told in whole sectors: one that hardly shrank may come out longer than a cluster.
+    const { length } = await image.streamOf(cluster);
+    return length < this.#editor.geometry.clusterSize ? await image.readStream(cluster) : undefined;
+  }
+
+  /** Only what comes from other images: the slot has the rest. */
+  #overwritePieces({ cluster, pieces }: MixedCluster, slot: number): void {
+    const start = cluster * this.#editor.geometry.clusterSize;
+    for (const { state, from, offset, length } of pieces) {
+      if (state !== "data" || !from || from.run.kind === "zero" || from.layer === this.#options.base)
+        continue;
+      this.#overwrite({ layer: from.layer, run: from.run }, offset, length, slot + offset - start);
+      this.writtenBytes += length;
+    }
+  }
+
+  #overwrite({ layer, run }: Origin, offset: number, length: number, to: number): void {
+    const from = run.hostOffset + offset - run.cluster * layer.geometry.clusterSize;
+    this.#options.overwrites.add({ layer: this.#options.layers.indexOf(layer), from, to, length });
+  }
+
+  #addWhole(cluster: number, count: number, hostCluster: number): void {
+    this.#editor.addRun({ cluster, count, hostCluster, dataMask: ALL_SUBCLUSTERS, zeroMask: 0 });
+    this.storedBytes += dataBytesOf({ kind: "data", cluster, count }, this.#editor.geometry);
+  }
+
+  #addStream(cluster: number, hostOffset: number, streamBytes: number): void {
+    this.#hasStreams = true;
+    this.#editor.addRun({ cluster, count: 1, hostOffset, streamBytes });
+    this.storedBytes += streamBytes;
+  }
+}
+
+/** An image has one method only; the base's clusters stay as they are, so theirs counts first. */
+async function compressionOf({
+  layers,
+  images,
+  base,
+}: Qcow2TargetOptions): Promise<Qcow2Reader["header"]["compression"] | undefined> {
+  const order = base ? [base, ...layers.filter((layer) => layer !== base)] : layers;
+  for (const layer of order) {
+    const image = images.get(layer);
+    if (!image) continue;
+    for await (const run of image.runs()) {
+      if (run.kind === "data" && image.isCompressed(run.hostOffset)) return image.header.compression;
+    }
+  }
+  return undefined;
+}
+
+/** The clusters' places in an image, asked for in ascending order. */
+class Slots {
+  readonly #image: Qcow2Reader;
+  readonly #runs: RunCursor<ClusterRun>;
+
+  constructor(image: Qcow2Reader) {
+    this.#image = image;
+    this.#runs = new RunCursor(image.runs());
+  }
+
+  /** The place of a cluster, and its data there, visible or not; undefined if it has none of its own. */
+  async at(cluster: number): Promise<{ readonly place: number; readonly dataMask: number } | undefined> {
+    const run = await this.#runs.seek(cluster);
+    if (!run || run.cluster > cluster || run.kind === "zero" || run.hostOffset === 0) return undefined;
+    if (this.#image.isCompressed(run.hostOffset)) return undefined;
+    const place = run.hostOffset + (cluster - run.cluster) * this.#image.geometry.clusterSize;
+    return { place, dataMask: run.kind === "partial" ? run.dataMask : ALL_SUBCLUSTERS };
+  }
+}
