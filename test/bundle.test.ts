@@ -6,7 +6,7 @@ import { describe, expect, it } from "vitest";
 const bundle = join(dirname(fileURLToPath(import.meta.url)), "../dist/bin");
 
 describe("the command's bundle", () => {
-  it("loads nothing but itself and Node, so that it works where nothing else is installed", () => {
+  it("imports only its own files and Node, so that it works without node_modules", () => {
     const scripts = readdirSync(bundle).filter((name) => name.endsWith(".js"));
     const loaded = scripts.flatMap((name) =>
       [
@@ -19,7 +19,7 @@ describe("the command's bundle", () => {
     expect(loaded.filter((from) => !/^(?:node:|\.\/)/.test(from))).toEqual([]);
   });
 
-  it("has the licences of what is in it", () => {
+  it("has the licences of its dependencies", () => {
     const licences = readFileSync(join(bundle, "THIRD-PARTY-LICENSES.txt"), "utf8");
     for (const name of ["commander", "zod", "execa", "fast-xml-parser", "xxhash-wasm"]) {
       expect(licences).toMatch(new RegExp(`^${name} \\d.* \\((?:MIT|ISC)\\)\\n\\n\\S`, "m"));

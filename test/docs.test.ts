@@ -26,13 +26,13 @@ function codesIn(text: string, pattern: RegExp): Set<string> {
 }
 
 describe("the documentation", () => {
-  it("describes every error code, and none that there isn't", () => {
+  it("describes every error code, and no others", () => {
     const documented = readFileSync(join(root, "docs/errors.md"), "utf8");
     const thrown = codesIn(sources(), /"((?:E|NBD)_[A-Z0-9_]+)"/g);
     expect(thrown.size).toBeGreaterThan(80);
     expect([...thrown].filter((code) => !documented.includes(`\`${code}\``))).toEqual([]);
     const listed = codesIn(documented, /`((?:E|NBD)_[A-Z0-9_]+)`/g);
-    // The elements of libvirt's documents are added to these when they are thrown.
+    // Codes for elements of libvirt's documents are composed when they are thrown.
     expect([...listed].filter((code) => !thrown.has(code) && !code.startsWith("E_BACKUP_XML_"))).toEqual([]);
   });
 
@@ -49,7 +49,7 @@ describe("the documentation", () => {
     }
   });
 
-  it("names tests that there are, in every row of the faults of others", () => {
+  it("names existing tests in every row of the faults of others", () => {
     const page = readFileSync(join(root, "docs/faults-of-others.md"), "utf8");
     const rows = page.split("\n").filter((line) => /^\| (?!fault |what )/.test(line));
     expect(rows.length).toBeGreaterThan(20);
@@ -62,7 +62,7 @@ describe("the documentation", () => {
     }
   });
 
-  it("has an API reference that says what the docstrings say", async () => {
+  it("has an API reference that matches the docstrings", async () => {
     const folder = await mkdtemp(join(tmpdir(), "nbdpull-docs-"));
     try {
       await execa("npx", ["typedoc", "--out", folder], { cwd: root });

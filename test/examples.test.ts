@@ -24,14 +24,14 @@ async function example(name: string, ...args: string[]): Promise<string> {
 }
 
 describeWith(["qemu-nbd", "qemu-img", "qemu-io"], "the examples", () => {
-  it("read-range shows the bytes asked for", async () => {
+  it("read-range shows the requested bytes", async () => {
     const content = randomBytes(8192);
     await writeFile(join(folder, "disk"), content);
     await using server = await startQemuNbd({ image: join(folder, "disk"), format: "raw" });
     expect(await example("read-range", server.uri, "4000", "500")).toBe(content.toString("hex", 4000, 4500));
   });
 
-  it("map-bitmap lists what is dirty, and what of it is zeroes", async () => {
+  it("map-bitmap lists dirty extents, and which of them are zeroes", async () => {
     const image = join(folder, "disk.qcow2");
     await createImage(image, { size: 4 * MiB });
     await qemuIo(image, "qcow2", "write -P 1 0 4M");

@@ -6,14 +6,14 @@ import { describe, expect, it } from "vitest";
 const root = join(dirname(fileURLToPath(import.meta.url)), "..");
 
 interface Room {
-  /** What happens there, in one sentence. */
+  /** What the room does, in one sentence. */
   readonly what: string;
   readonly mayImport: readonly string[];
 }
 
 /**
- * The rooms of `src/backup`, top first. A file belongs to the room that its folder is, and may import from the same room and
- * from those that the room's row names. A new file needs no entry.
+ * The rooms of `src/backup`, top first. A file belongs to the room of its folder. It may import from that
+ * room and from the rooms in that room's row. A new file needs no entry.
  */
 const ROOMS: Readonly<Record<string, Room>> = {
   take: {
@@ -95,12 +95,12 @@ const ROOMS: Readonly<Record<string, Room>> = {
     mayImport: [],
   },
 };
-/** libvirt is one way to a guest's disks: a point must stay readable where there is none. */
+/** A point must stay readable without libvirt, so only these rooms may know it. */
 const USERS_OF_LIBVIRT = words("take checks restore guest");
 
 /**
- * The floors of everything else, top first: a file may import from its own floor and from those below. The first pattern that
- * fits a path decides.
+ * The floors of everything else, top first. A file may import from its own floor and those below. The first
+ * pattern that matches a path decides.
  */
 const FLOORS: readonly (readonly RegExp[])[] = [
   [/^bin\//, /^bench\//],
@@ -123,7 +123,7 @@ const FLOORS: readonly (readonly RegExp[])[] = [
   [/^src\/nbd\/wire\/constants/],
 ];
 
-/** Bytes in, values out: these may not reach for sockets, files, timers or processes. */
+/** Bytes in, values out: these must not import sockets, files, timers or processes. */
 const PURE = [
   /^src\/nbd\/wire\//,
   /^src\/nbd\/(negotiate|coverage|uri|host|guarded-sink)\./,
@@ -162,7 +162,7 @@ function words(text: string): string[] {
   return text.split(" ");
 }
 
-/** Of a file in `src/backup`; undefined for all others, and for the index. */
+/** The room of a file in `src/backup`; undefined for all other files and for the index. */
 function roomOf(file: string): string | undefined {
   return /^src\/backup\/([^/]+)\//.exec(file)?.[1];
 }
@@ -177,7 +177,7 @@ function edges(): { from: string; to: string }[] {
   );
 }
 
-describe("the house", () => {
+describe("the source tree", () => {
   it("has a place for every file", () => {
     const isPlaced = (file: string): boolean => {
       const room = roomOf(file);
@@ -189,20 +189,20 @@ describe("the house", () => {
     expect(Object.keys(ROOMS).filter((room) => !inUse.has(room))).toEqual([]);
   });
 
-  it("is read from real imports", () => {
+  it("has its imports read correctly", () => {
     expect(importsOf("src/backup/pull/pull.ts")).toContain("src/backup/pull/lanes.ts");
-    // A type alone, and what is loaded later.
+    // A type-only import, and a dynamic one.
     expect(importsOf("src/backup/restore/restored-files.ts")).toContain("src/backup/repository/manifest.ts");
     expect(importsOf("bin/commands/restore.ts")).toContain("src/backup/restore/restore-over.ts");
     expect(edges().length).toBeGreaterThan(files.length);
   });
 
-  it("has imports that point down only", () => {
+  it("imports downwards only", () => {
     const up = edges().filter(({ from, to }) => floorOf(from) > floorOf(to));
     expect(up).toEqual([]);
   });
 
-  it("has rooms that import only what their row names", () => {
+  it("has rooms that import only the rooms in their row", () => {
     const wrong = edges().filter(({ from, to }) => {
       const [room, other] = [roomOf(from), roomOf(to)];
       return (
@@ -212,7 +212,7 @@ describe("the house", () => {
     expect(wrong).toEqual([]);
   });
 
-  it("has rooms that stand above all that they import, and name nothing that they don't import", () => {
+  it("has rooms that stand above everything in their row, and import all of it", () => {
     const order = Object.keys(ROOMS);
     const used = new Set(edges().map(({ from, to }) => `${roomOf(from)} imports ${roomOf(to)}`));
     const wrong: string[] = [];
@@ -241,7 +241,7 @@ describe("the house", () => {
     for (const file of files) walk(file, []);
   });
 
-  it("lets the backup engine into the client through its index only, and the client know nothing of backups", () => {
+  it("lets backup code import the client only through its index, and the client import no backup code", () => {
     const side = edges().filter(
       ({ from, to }) =>
         from.startsWith("src/backup/") && to.startsWith("src/nbd/") && to !== "src/nbd/index.ts",
@@ -252,7 +252,7 @@ describe("the house", () => {
     expect([...side, ...back]).toEqual([]);
   });
 
-  it("shares nothing but constants between the built-in server and the client's parser", () => {
+  it("shares only constants between the built-in server and the client's parser", () => {
     const shared = edges().filter(
       ({ from, to }) => from.startsWith("src/nbd/server/") && !to.startsWith("src/nbd/server/"),
     );

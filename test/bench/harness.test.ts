@@ -1,4 +1,4 @@
-/** The whole harness on a few small workloads: that it works, not how fast anything is. */
+/** The whole harness on a few small workloads: tests that it works, not how fast anything is. */
 
 import { copyFile, mkdtemp, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
@@ -36,7 +36,7 @@ describeWith(TOOLS, "the bench harness", () => {
     await rm(folder, { recursive: true });
   });
 
-  it("runs what it was told, and verifies what every contender made", () => {
+  it("runs the chosen workloads, and verifies the output of every contender", () => {
     expect(result.workloads.map(({ name }) => name)).toEqual(WORKLOADS);
     for (const { name, contenders } of result.workloads) {
       for (const contender of contenders) {
@@ -54,23 +54,23 @@ describeWith(TOOLS, "the bench harness", () => {
     }
   });
 
-  it("measures time, memory and requests of our own command", () => {
+  it("measures time, memory and requests of nbdpull", () => {
     for (const { name: workload, contenders } of result.workloads) {
       const ours = contenders.find(({ name }) => name.startsWith("nbdpull"));
       expect(ours?.runs[0]?.wallSeconds).toBeGreaterThan(0);
       expect(ours?.runs[0]?.userSeconds).toBeGreaterThan(0);
       expect(ours?.runs[0]?.peakRssKiB).toBeGreaterThan(10_000);
-      // Nobody can read along where TLS is.
+      // The relay can't read TLS.
       if (workload === "tls") continue;
       expect(ours?.traffic?.connections).toBeGreaterThan(0);
       expect(ours?.traffic?.roundTrips).toBeGreaterThan(2);
     }
   });
 
-  it("counts what is known of the minimal client", () => {
+  it("counts the known requests of the minimal client", () => {
     const scattered = result.workloads.find(({ name }) => name === "scattered");
     const minimal = scattered?.contenders.find(({ name }) => name === "minimal C client");
-    // 30 extents, and one question for them.
+    // 30 extents, and one block status request for them.
     expect(minimal?.traffic).toMatchObject({
       connections: 1,
       options: 3,
@@ -95,7 +95,7 @@ describeWith(TOOLS, "the bench harness", () => {
     expect(stdout).not.toContain("Not alike");
   });
 
-  it("publishes a result into the page that we have", async () => {
+  it("publishes a result into the existing page", async () => {
     await copyFile(join(PROJECT, "docs", "performance.md"), at("performance.md"));
     await execa(process.execPath, [script("publish"), at("result.json"), at("performance.md")]);
     const page = await readFile(at("performance.md"), "utf8");

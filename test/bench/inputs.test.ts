@@ -7,8 +7,8 @@ import { WORKLOADS } from "../../bench/workloads/index.js";
 const KiB = 1024;
 const MiB = 1024 * KiB;
 
-describe("the places of data on a disk", () => {
-  it("are in order, inside, and don't touch each other", () => {
+describe("the data extents of a disk", () => {
+  it("are in order, inside the disk and apart from each other", () => {
     for (const list of [
       evenly(64 * MiB, 16, MiB),
       scattered(64 * MiB, 100, 64 * KiB),
@@ -35,7 +35,7 @@ describe("the places of data on a disk", () => {
 });
 
 describe("content", () => {
-  it("tells its place and generation in every block, and is nowhere zero", () => {
+  it("differs by offset and generation, and does not start with zeroes", () => {
     for (const fill of [fillRandom, fillText]) {
       const blocks = [
         [0, 1],
@@ -53,7 +53,7 @@ describe("content", () => {
 });
 
 describe("sizes", () => {
-  it("scale in whole units, and never to nothing", () => {
+  it("scale in whole units, never to zero", () => {
     expect(scaled(4096, 0.5, 512)).toBe(2048);
     expect(scaled(4096, 0.0001, 512)).toBe(512);
     expect(scaled(6000, 0.1, 1)).toBe(600);
@@ -61,7 +61,7 @@ describe("sizes", () => {
 });
 
 describe("every workload", () => {
-  it("has a name of its own, and names only contenders that it has", () => {
+  it("has a unique name, and refers only to contenders that it has", () => {
     expect(new Set(WORKLOADS.map(({ name }) => name)).size).toBe(WORKLOADS.length);
     for (const { name, contenders, reference, targets } of WORKLOADS) {
       const names = contenders.map((contender) => contender.name);

@@ -12,7 +12,7 @@ describeWith(["cc"], "measuring a command", () => {
   let built: Built;
   const shell = (script: string) =>
     measure({ program: "bash", args: ["-c", script] }, { built, serverPid: undefined, scratch });
-  /** Takes 150 MiB. */
+  /** Uses 150 MiB. */
   const large = `"${process.execPath}" -e "Buffer.alloc(150 * 2 ** 20, 1)"`;
 
   beforeAll(async () => {
@@ -23,18 +23,18 @@ describeWith(["cc"], "measuring a command", () => {
     await rm(scratch, { recursive: true });
   });
 
-  it("counts the command itself, and what it has waited for", async () => {
+  it("counts the command itself, and the children it waited for", async () => {
     expect((await shell(":")).peakRssKiB).toBeLessThan(50 * 1024);
     expect((await shell(`${large}; :`)).peakRssKiB).toBeGreaterThan(150 * 1024);
   });
 
-  it("counts a daemon that the command leaves behind, but not as a part of its time", async () => {
+  it("counts the memory but not the time of a daemon that the command leaves behind", async () => {
     const { peakRssKiB, wallSeconds } = await shell(`(sleep 2; setsid ${large}) & exit 0`);
     expect(peakRssKiB).toBeGreaterThan(150 * 1024);
     expect(wallSeconds).toBeLessThan(2);
   });
 
-  it("ends with the command, and with what it has left behind", async () => {
+  it("ends the command and what it left behind when it is ended", async () => {
     const script = "setsid sleep 1009 & echo $! >&2; exec sleep 1009";
     const running = execa(built.measure, ["--", "bash", "-c", script], { reject: false });
     const [daemon] = await once(running.stderr, "data");
@@ -44,7 +44,7 @@ describeWith(["cc"], "measuring a command", () => {
     expect(() => process.kill(Number(daemon), 0)).toThrow("ESRCH");
   });
 
-  it("tells of a command that fails, with the last of what it said", async () => {
+  it("reports a command that fails, with the end of its output", async () => {
     await expect(shell("echo no luck >&2; exit 3")).rejects.toThrow("exit code 3: no luck");
   });
 });

@@ -49,7 +49,7 @@ describe("the client's half of a conversation", () => {
   ]);
   const counts = { options: 2, blockStatus: 1, reads: 2, readBytes: 1024 + 2 ** 33, others: 3 };
 
-  it("is counted, with the payload of writes left out", () => {
+  it("is counted, without the payload of writes", () => {
     const half = new ClientHalf();
     half.push(said);
     expect(half.counts).toEqual(counts);
@@ -63,16 +63,16 @@ describe("the client's half of a conversation", () => {
     }
   });
 
-  it("is nothing else than NBD", () => {
+  it("is refused if it is not NBD", () => {
     expect(() => new ClientHalf().push(Buffer.from("\0\0\0\x03GET / HTTP/1.1"))).toThrow("0x47455420");
   });
 });
 
 describe("the counting relay", () => {
-  it("counts the times that a client had to wait, however much it said at once", async () => {
+  it("counts how often a client had to wait, however many requests it sent at once", async () => {
     const folder = await mkdtemp(join(tmpdir(), "bench-relay-"));
     const upstream = join(folder, "server.sock");
-    // Greets, then answers every byte with a byte.
+    // Sends a greeting, then answers every byte with a byte.
     const server = createServer((socket) => {
       socket.write("hello");
       socket.on("data", (bytes) => socket.write(Buffer.alloc(bytes.length, 0x2e)));

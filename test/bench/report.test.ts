@@ -18,7 +18,7 @@ describe("the report of a workload", () => {
     expect(report).toContain("| ours | 1.50 | 0.50 (0.50–0.50) | faster | 0.75 | 0.50 (0.50–0.50) |");
   });
 
-  it("calls a difference none that one of the rounds didn't see", () => {
+  it("reports no difference unless every round saw it", () => {
     expect(workloadReport(workloadOf([theirs, contenderOf("ours", 1, 2, 3.1, 1, 1)]))).toContain(
       "no difference",
     );
@@ -36,11 +36,11 @@ describe("the report of a workload", () => {
     expect(report).toContain("broken is failed: exit code 1");
   });
 
-  it("has no ratios where the reference has no figures", () => {
+  it("shows no ratios if the reference has no figures", () => {
     expect(workloadReport(workloadOf([ours]))).toContain("| ours | 1.50 | – |  | 0.75 | – |");
   });
 
-  it("shows requests and round trips where they were counted", () => {
+  it("shows requests and round trips if they were counted", () => {
     const traffic = {
       connections: 1,
       options: 3,
@@ -69,14 +69,14 @@ describe("targets", () => {
     expect(judgeTargets(judged(0.2))[0]?.standing).toBe("missed");
   });
 
-  it("aren't judged where one of the two has no figures", () => {
+  it("are not judged if one of the two has no figures", () => {
     const target = { contender: "ours", metric: "wall" as const, against: "absent", atMost: 1 };
     const result = resultOf(workloadOf([ours], { targets: [target] }));
     expect(judgeTargets(result)[0]).toMatchObject({ standing: "not measured" });
     expect(targetsReport(result)).toContain("not measured");
   });
 
-  it("on memory are absolute, and told in one sentence", () => {
+  it("for memory are absolute, and reported in one sentence", () => {
     const target = { contender: "ours", metric: "rss" as const, atMost: 8 };
     const report = targetsReport(resultOf(workloadOf([ours], { targets: [target] })));
     expect(report).toContain(
@@ -86,7 +86,7 @@ describe("targets", () => {
 });
 
 describe("the circumstances", () => {
-  it("name machine, versions and settings, and warn of small sizes", () => {
+  it("name machine, versions and settings, and mention scaled sizes", () => {
     const result = resultOf();
     expect(circumstances(result)).toBe(
       "2 × Some CPU, 8 GiB, Linux 6.1; inputs and outputs on tmpfs. Medians of 3 interleaved runs after a warm-up. Node 20.19.0; QEMU 7.2.",
@@ -98,7 +98,7 @@ describe("the circumstances", () => {
 describe("two results side by side", () => {
   const before = resultOf(workloadOf([theirs, ours]));
 
-  it("show the change, and whether it is one", () => {
+  it("show the change, and whether it is significant", () => {
     const after = resultOf(workloadOf([theirs, contenderOf("ours", 0.5, 0.6, 0.7, 0.6, 0.6)]));
     expect(compare(before, after, "wall").map(({ contender, verdict }) => [contender, verdict])).toEqual([
       ["theirs", "none"],
@@ -109,12 +109,12 @@ describe("two results side by side", () => {
     );
   });
 
-  it("leave out what one of them doesn't have", () => {
+  it("leave out what one of them lacks", () => {
     const after = resultOf(workloadOf([theirs]), workloadOf([ours], { name: "another" }));
     expect(compare(before, after, "cpu").map(({ contender }) => contender)).toEqual(["theirs"]);
   });
 
-  it("say what else is different", () => {
+  it("report other differences", () => {
     const after = { ...before, versions: { Node: "24.0.0", QEMU: "7.2" } };
     expect(differences(before, before)).toEqual([]);
     expect(differences(before, after)).toEqual(["Node: 20.19.0 before, 24.0.0 after"]);
@@ -125,7 +125,7 @@ describe("plots", () => {
   const target = { contender: "ours", metric: "wall" as const, against: "theirs", atMost: 0.5 };
   const result = resultOf(workloadOf([theirs, ours], { targets: [target] }));
 
-  it("are SVG with the names in it, in the colour of the page", () => {
+  it("are SVG with the names in it, in the colours of the page", () => {
     const svg = workloadPlot(workloadOf([theirs, ours]));
     expect(svg).toMatch(/^<svg/);
     expect(svg).toContain("theirs");
@@ -134,25 +134,25 @@ describe("plots", () => {
     expect(targetsPlot(result)).toContain("copy: ours / theirs ≤ 0.50");
   });
 
-  it("can be drawn of nothing", () => {
+  it("can be empty", () => {
     expect(workloadPlot(workloadOf([]))).toMatch(/^<svg/);
     expect(targetsPlot(resultOf())).toMatch(/^<svg/);
   });
 });
 
 describe("publishing", () => {
-  it("replaces what is between the markers, and nothing else", () => {
+  it("replaces the text between the markers, and nothing else", () => {
     const page = "A\n<!-- bench:x -->\nold\n<!-- /bench:x -->\nB\n";
     const filled = "A\n<!-- bench:x -->\n\nnew\n\n<!-- /bench:x -->\nB\n";
     expect(fillMarkers(page, new Map([["x", "new\n"]]))).toBe(filled);
     expect(fillMarkers(filled, new Map([["x", "new"]]))).toBe(filled);
   });
 
-  it("fails where the page has no place for it", () => {
+  it("fails if the page has no markers for it", () => {
     expect(() => fillMarkers("A", new Map([["x", "new"]]))).toThrow('no place for "x"');
   });
 
-  it("writes plots beside the page", async () => {
+  it("writes plots next to the page", async () => {
     const folder = await mkdtemp(join(tmpdir(), "bench-publish-"));
     try {
       const page = join(folder, "page.md");

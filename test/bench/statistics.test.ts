@@ -15,7 +15,7 @@ describe("the median", () => {
     expect(median([])).toBeNaN();
   });
 
-  it("leaves its values in their order", () => {
+  it("keeps the order of its values", () => {
     const values = [3, 1, 2];
     spreadOf(values);
     expect(values).toEqual([3, 1, 2]);
@@ -23,12 +23,12 @@ describe("the median", () => {
 });
 
 describe("pairwise ratios", () => {
-  it("are taken round by round, so that a drift of the machine cancels out", () => {
-    // The machine gets three times slower; the contender stays at half of the reference all along.
+  it("are taken round by round, so that drift of the machine cancels out", () => {
+    // The machine gets three times slower; the contender always takes half as long as the reference.
     expect(pairwiseRatios([1, 2, 3], [2, 4, 6])).toEqual({ count: 3, median: 0.5, min: 0.5, max: 0.5 });
   });
 
-  it("stop where one of the two has no more rounds", () => {
+  it("stop when one of the two has no more rounds", () => {
     expect(pairwiseRatios([1, 9], [2])).toEqual({ count: 1, median: 0.5, min: 0.5, max: 0.5 });
   });
 });
@@ -40,11 +40,11 @@ describe("a verdict", () => {
     expect(verdictOf({ count: 5, median: 0.8, min: 0.7, max: 1.01 })).toBe("none");
   });
 
-  it("is not given on few rounds, which agree by chance", () => {
+  it("is not given for few rounds, which may agree by chance", () => {
     expect(verdictOf({ count: 4, median: 0.5, min: 0.5, max: 0.5 })).toBe("open");
   });
 
-  it("on two separate runs asks that they don't overlap", () => {
+  it("on two separate runs requires ranges that don't overlap", () => {
     const before = { count: 5, median: 2, min: 1.9, max: 2.2 };
     expect(verdictBetween(before, { count: 5, median: 1.5, min: 1.4, max: 1.8 })).toBe("less");
     expect(verdictBetween(before, { count: 5, median: 2.5, min: 2.3, max: 2.8 })).toBe("more");

@@ -62,7 +62,7 @@ afterEach(async () => {
 });
 
 describe("a metrics file", () => {
-  it("keeps the last success of a domain whose backup fails, and the series of others", async () => {
+  it("keeps the last success of a domain whose backup fails, and the series of other domains", async () => {
     const file = await MetricsFile.at(path);
     await file.update(updateOfSuccess(success("web", "full", "2026-11-20T00:00:00.500Z"), "/r", 5000));
     await file.update(updateOfSuccess(success("db", "full", "2026-11-21T00:00:00.000Z"), "/r", 6000));
@@ -92,7 +92,7 @@ describe("a metrics file", () => {
     ]);
   });
 
-  it("loses nothing to others that write it at the same time, and can be read by everybody", async () => {
+  it("loses nothing when several processes write it at the same time, and is readable by everybody", async () => {
     const umask = process.umask(0o077);
     try {
       const write = async (name: string): Promise<void> => {
@@ -109,7 +109,7 @@ describe("a metrics file", () => {
     expect(await readdir(folder)).toEqual(["nbdpull.prom"]);
   });
 
-  it("is not written over what others made, nor where there is no folder: nothing is begun then", async () => {
+  it("is refused before the backup begins if the file is foreign or its folder is missing", async () => {
     await writeFile(path, "node_load1 0.5\n");
     for (const wrong of [path, join(folder, "nowhere", "x.prom")]) {
       const args = ["backup", "web", "--to", join(folder, "repo"), "--metrics", wrong, "--json"];
@@ -121,7 +121,7 @@ describe("a metrics file", () => {
     expect(await readdir(folder)).toEqual(["nbdpull.prom"]);
   });
 
-  it("tells of a run that never came to a domain, with its exit code", async () => {
+  it("reports a run that never reached a domain, with its exit code", async () => {
     const connect = ["--connect", "qemu+unix:///system?socket=/nowhere"];
     const ran = await nbdpull("backup", "--all", "--to", join(folder, "repo"), "--metrics", path, ...connect);
     expect(ran.code).toBe(4);
@@ -132,7 +132,7 @@ describe("a metrics file", () => {
 });
 
 describe("Prometheus' own parser", () => {
-  it("reads it, labels of any characters included", async () => {
+  it("reads it, including labels of any characters", async () => {
     const file = await MetricsFile.at(path);
     const [domain, repository] = ['we"b\\\n', "/srv/a {b}"];
     await file.update(updateOfFailure(domain, repository, 4, 5000));

@@ -8,8 +8,8 @@ import { describeWith } from "../support/tools.js";
 
 const units = join(dirname(fileURLToPath(import.meta.url)), "../../docs/systemd");
 
-describeWith(["systemd-analyze"], "the units for systemd", () => {
-  it("are what systemd takes without a word", async () => {
+describeWith(["systemd-analyze"], "the systemd units", () => {
+  it("are accepted by systemd without a message", async () => {
     const folder = await mkdtemp(join(tmpdir(), "nbdpull-units-"));
     try {
       const names = await readdir(units);

@@ -1,4 +1,4 @@
-/** Attach by a job's XML alone, with the built-in server in QEMU's place: what libvirt is not needed for. */
+/** Attach by a job's XML alone, with the built-in server in place of QEMU. It needs no libvirt. */
 import { mkdir, open, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -28,10 +28,10 @@ afterEach(async () => {
 const repo = (): string => chain.repository.path;
 const stored = (): Promise<string[]> => readdir(join(repo(), DOMAIN)).catch(() => []);
 
-/** A job whose exports are all the chain's disk. */
+/** A job whose exports all show the chain's disk. */
 interface Job {
   readonly disks?: readonly string[];
-  /** The checkpoint that all disks are incremental to. */
+  /** The checkpoint that all disks are based on. */
   readonly incremental?: string;
   readonly socket?: string;
 }
@@ -83,9 +83,9 @@ describe("an increment on a parent that cannot be restored", () => {
       },
     ],
     ["its image is empty", (image: string) => writeFile(image, "")],
-    ["its header names a feature that nobody knows", (image: string) => patch(image, 72, 0x80)],
+    ["its header has an unknown feature", (image: string) => patch(image, 72, 0x80)],
     ["its header is of version 4", (image: string) => patch(image, 7, 4)],
-    ["its header is no header", (image: string) => patch(image, 0, 0)],
+    ["its header has a wrong magic number", (image: string) => patch(image, 0, 0)],
   ])("is refused, and nothing is stored: %s", async (_, damage) => {
     await damage(join(repo(), DOMAIN, parent, "vda.qcow2"));
     const ran = await attached({ incremental: "cp0" }, "--checkpoint", "cp1");
@@ -101,7 +101,7 @@ async function patch(path: string, at: number, value: number): Promise<void> {
 }
 
 describe("two writers of one domain", () => {
-  it("take turns, and both points are there in the end", async () => {
+  it("take turns, and both points are stored", async () => {
     const xml = await jobXml({ disks: ["vda", "vdb"] });
     const slowly = ["--limit-rate", "4M", "--request-size", "64K"];
     const runs = [slowly, []].map((more) => startNbdpull([...attachArgs(xml, repo()), ...more]));
@@ -115,7 +115,7 @@ describe("two writers of one domain", () => {
 });
 
 describe("a first point that fails", () => {
-  it("leaves no folder of its domain", async () => {
+  it("leaves no folder for its domain", async () => {
     const xml = await jobXml({ socket: "none.sock" });
     for (const to of [repo(), join(chain.folder, "new")]) {
       expect((await nbdpull(...attachArgs(xml, to))).code).toBe(1);
@@ -123,7 +123,7 @@ describe("a first point that fails", () => {
     }
   });
 
-  it("says which disk it was", async () => {
+  it("names the disk", async () => {
     const ran = await attached({ disks: ["vda", "vdb"], socket: "none.sock" });
     expect(ran.stderr).toMatch(/^nbdpull: vd[ab]: /m);
     const message = expect.stringMatching(/^vd[ab]: /);
@@ -132,7 +132,7 @@ describe("a first point that fails", () => {
     });
   });
 
-  it("does not stop later ones that the failure of a disk interrupted", async () => {
+  it("does not prevent later points", async () => {
     expect((await attached({ socket: "none.sock" })).code).toBe(1);
     expect((await attached({ disks: ["vda", "vdb"] })).code).toBe(0);
     expect(await stored()).toHaveLength(1);
@@ -140,7 +140,7 @@ describe("a first point that fails", () => {
 });
 
 describeWith(["nbdkit"], "an export that fails", () => {
-  it("is told with its disk, the errno and the place", async () => {
+  it("is reported with the disk, the errno and the offset", async () => {
     const socket = join(chain.folder, "nbdkit.sock");
     const error = ["error-pread=EIO", "error-pread-rate=100%"];
     const options = ["-f", "-U", socket, "--filter=error", "pattern", "8M", ...error];
@@ -155,8 +155,8 @@ describeWith(["nbdkit"], "an export that fails", () => {
   });
 });
 
-describe.skipIf(process.getuid?.() !== 0)("a file system that runs full (needs root)", () => {
-  it("ends attach with 1, and neither a point nor anything else is left", async () => {
+describe.skipIf(process.getuid?.() !== 0)("a full file system (needs root)", () => {
+  it("makes attach exit with 1 and leave nothing", async () => {
     const small = join(chain.folder, "small");
     await mkdir(small);
     await execa("mount", ["-t", "tmpfs", "-o", "size=1M", "tmpfs", small]);
@@ -171,7 +171,7 @@ describe.skipIf(process.getuid?.() !== 0)("a file system that runs full (needs r
   });
 });
 
-describe("an attach that is interrupted", () => {
+describe("an interrupted attach", () => {
   it("leaves the repository as it was", async () => {
     const run = startNbdpull([
       ...attachArgs(await jobXml(), repo()),

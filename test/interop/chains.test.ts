@@ -1,4 +1,4 @@
-/** Chains of points, taken from qemu-nbd by bitmaps that QEMU keeps, with `qemu-img` as the judge. */
+/** Chains of points, pulled from qemu-nbd by QEMU's own bitmaps; `qemu-img` is the judge. */
 
 import { mkdtemp, readFile, rm, stat } from "node:fs/promises";
 import { tmpdir } from "node:os";
@@ -36,7 +36,7 @@ const MANNERS = {
   "compressed qcow2 on a raw full": { full: "raw", increments: "qcow2", compress: "deflate" },
 } satisfies Record<string, Manner>;
 
-/** Each way to store an image once: for what has little to do with the manner. */
+/** Each image format once, for tests that hardly depend on the combination. */
 const FEW_MANNERS = (["qcow2", "raw", "compressed qcow2 on a raw full"] as const).map(
   (name): [string, Manner] => [name, MANNERS[name]],
 );
@@ -53,13 +53,13 @@ afterEach(async () => {
 
 interface TestPoint {
   readonly manifest: Manifest;
-  /** Raw copies of the disks by qemu-img, in the order of the disks. */
+  /** Raw copies of the disks made by qemu-img, in disk order. */
   readonly references: readonly string[];
-  /** What nbdinfo counts as dirty on each disk; undefined for a full one. */
+  /** The bytes that nbdinfo counts as dirty on each disk; undefined for a full one. */
   readonly dirtyBytes: readonly (number | undefined)[];
 }
 
-/** A guest with some disks, and the points that were taken of it. */
+/** A guest with some disks, and the points taken of it. */
 class Guest {
   readonly points: TestPoint[] = [];
   readonly #disks: readonly GuestImage[];
@@ -72,7 +72,7 @@ class Guest {
     this.#granularity = granularity;
   }
 
-  /** A full point first, increments after it. */
+  /** Takes a full point first, increments after it. */
   async take(): Promise<Manifest> {
     const parent = this.points.at(-1)?.manifest;
     const { full, increments, compress } = this.#manner;
@@ -117,12 +117,15 @@ async function dirtyBytesOf(uri: string, bitmap: string): Promise<number> {
   return extents.filter(({ type }) => type === 1).reduce((sum, { length }) => sum + length, 0);
 }
 
-/** Every disk of every point: restored by us, the newest in both formats, read by stock QEMU, checked, verified, and counted. */
+/**
+ * Checks every disk of every point: restored by us (the newest in both formats), read by stock QEMU, checked,
+ * verified and counted.
+ */
 async function expectSound({ points }: Guest): Promise<void> {
   for (const [at, { manifest: point, references, dirtyBytes }] of points.entries()) {
     for (const [i, disk] of point.disks.entries()) {
       const reference = references[i] ?? "";
-      // What differs in a target of qcow2 is the writer, not the chain.
+      // A qcow2 target tests the writer, not the chain, so one is enough.
       const isNewest = at === points.length - 1;
       for (const format of isNewest ? (["raw", "qcow2"] as const) : (["raw"] as const)) {
         const targetPath = join(folder, `restored.${format}`);
@@ -140,7 +143,7 @@ async function expectSound({ points }: Guest): Promise<void> {
       expect(disk).toMatchObject({ virtualSize: (await stat(reference)).size });
       expect(disk.dataBytes + disk.zeroBytes).toBe(disk.dirtyBytes);
       const parent = points[at - 1]?.manifest.disks[i];
-      // Of what a disk has grown by, data counts, whatever the bitmap says, and zeroes don't.
+      // Where a disk has grown, data counts as dirty whatever the bitmap says, and zeroes don't.
       if (parent === undefined || parent.virtualSize >= disk.virtualSize)
         expect(disk.dirtyBytes).toBe(dirtyBytes[i] ?? disk.virtualSize);
       if (disk.format === "raw") continue;
@@ -161,7 +164,7 @@ async function expectSound({ points }: Guest): Promise<void> {
   expect(reports.flatMap(({ findings }) => findings)).toEqual([]);
 }
 
-/** Bytes of data that `qemu-img map` finds in the image itself, not below it. */
+/** Bytes of data that `qemu-img map` finds in the image itself, not in its backing images. */
 async function ownDataBytes(image: string, size: number): Promise<number> {
   const map = JSON.parse(await qemuImg("map", "--output=json", "-f", "qcow2", image)) as {
     start: number;
@@ -175,7 +178,7 @@ async function ownDataBytes(image: string, size: number): Promise<number> {
 }
 
 describeWith(["qemu-nbd", "qemu-img", "qemu-io", "nbdinfo"], "a chain from qemu-nbd", () => {
-  /** The clusters that the granularity asks for. */
+  /** Bitmap granularities, each with the expected cluster size of the image. */
   const GRANULARITIES: [number, number][] = [
     [512, 16 * KiB],
     [KiB, 16 * KiB],
@@ -193,48 +196,51 @@ describeWith(["qemu-nbd", "qemu-img", "qemu-io", "nbdinfo"], "a chain from qemu-
     ["compressed qcow2", FEW],
     ["raw", FEW],
   ] as const)("stored as %s", (manner, granularities) => {
-    it.each(granularities)("is exact with bitmaps of %i bytes", async (granularity, clusterSize) => {
-      const size = 9 * MiB + 5 * 512;
-      const disk = await GuestImage.create(folder, "vda", size);
-      const guest = new Guest([disk], MANNERS[manner], granularity);
-      await disk.io("write -P 1 0 6M", "write -P 2 9M 2560", "write -z 2M 100k");
-      await guest.take();
-      // Alone in their clusters, over boundaries of clusters, side by side, and at the very end.
-      const unit = granularity;
-      await disk.io(
-        `write -P 3 ${unit} 512`,
-        `write -P 4 ${3 * MiB - 512} 1024`,
-        ...Array.from({ length: 20 }, (_, i) => `write -P ${10 + i} ${4 * MiB + i * 3 * unit} 512`).filter(
-          (_, i) => 4 * MiB + i * 3 * unit < size - 512,
-        ),
-        `write -z ${MiB + unit} 512`,
-        `discard ${1536 * KiB} 192k`,
-        `write -P 5 ${size - 512} 512`,
-      );
-      await guest.take();
-      await disk.io(`write -P 6 ${4 * MiB + unit} 3k`, `write -P 0 ${2 * unit} 512`);
-      await guest.take();
-      const [full, ...increments] = guest.points.map(({ manifest }) => manifest.disks[0]);
-      expect(full?.clusterSize).toBe(64 * KiB);
-      expect(increments.map((each) => each?.clusterSize)).toEqual([clusterSize, clusterSize]);
-      await expectSound(guest);
-    });
+    it.each(granularities)(
+      "restores exactly with a bitmap granularity of %i bytes",
+      async (granularity, clusterSize) => {
+        const size = 9 * MiB + 5 * 512;
+        const disk = await GuestImage.create(folder, "vda", size);
+        const guest = new Guest([disk], MANNERS[manner], granularity);
+        await disk.io("write -P 1 0 6M", "write -P 2 9M 2560", "write -z 2M 100k");
+        await guest.take();
+        // Writes alone in their clusters, across cluster boundaries, side by side, and at the very end.
+        const unit = granularity;
+        await disk.io(
+          `write -P 3 ${unit} 512`,
+          `write -P 4 ${3 * MiB - 512} 1024`,
+          ...Array.from({ length: 20 }, (_, i) => `write -P ${10 + i} ${4 * MiB + i * 3 * unit} 512`).filter(
+            (_, i) => 4 * MiB + i * 3 * unit < size - 512,
+          ),
+          `write -z ${MiB + unit} 512`,
+          `discard ${1536 * KiB} 192k`,
+          `write -P 5 ${size - 512} 512`,
+        );
+        await guest.take();
+        await disk.io(`write -P 6 ${4 * MiB + unit} 3k`, `write -P 0 ${2 * unit} 512`);
+        await guest.take();
+        const [full, ...increments] = guest.points.map(({ manifest }) => manifest.disks[0]);
+        expect(full?.clusterSize).toBe(64 * KiB);
+        expect(increments.map((each) => each?.clusterSize)).toEqual([clusterSize, clusterSize]);
+        await expectSound(guest);
+      },
+    );
   });
 
   it.each<[string, Manner]>(Object.entries(MANNERS))(
-    "follows a disk that grows and shrinks, to sizes that no cluster divides: %s",
+    "follows a disk that grows and shrinks to sizes that are no multiple of a cluster: %s",
     async (_title, manner) => {
       const disk = await GuestImage.create(folder, "vda", 3 * MiB + 3 * 512);
       const guest = new Guest([disk], manner, 64 * KiB);
       await disk.io("write -P 1 0 3147264");
       await guest.take();
-      // Grown, and nothing written there; grown, and written there.
+      // First growth without a write to the new space, then growth with one.
       await disk.resize(5 * MiB + 512);
       await guest.take();
       await disk.resize(7 * MiB + 7 * 512);
       await disk.io("write -P 2 3M 8k", "write -P 3 7343104 512", "write -P 4 6M 512");
       await guest.take();
-      // Shrunk into what the full one has, and nothing written.
+      // Shrunk to within the full point, without any write.
       await disk.resize(2 * MiB + 9 * 512);
       await guest.take();
       // What was cut off must not come back.
@@ -280,7 +286,7 @@ describeWith(["qemu-nbd", "qemu-img", "qemu-io", "nbdinfo"], "a chain from qemu-
     await expectSound(guest);
   });
 
-  it.each(FEW_MANNERS)("may have one disk that changed, and one that did not: %s", async (_title, manner) => {
+  it.each(FEW_MANNERS)("may have a disk that changed and one that did not: %s", async (_title, manner) => {
     const vda = await GuestImage.create(folder, "vda", 2 * MiB);
     const vdb = await GuestImage.create(folder, "vdb", 3 * MiB + 512);
     const guest = new Guest([vda, vdb], manner, 64 * KiB);

@@ -1,4 +1,4 @@
-/** What scripts rely on: exit codes, what is printed where, and that nothing is left behind. */
+/** What scripts rely on: exit codes, output streams, and that nothing is left behind. */
 import { cp, mkdir, open, readdir, readFile, rename, stat, symlink, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -33,7 +33,7 @@ const at = (name: string): string => join(out, name);
 const leftBehind = async (): Promise<string[]> => (await readdir(out)).sort();
 const repo = (): string => chain.repository.path;
 
-/** A full and an increment; the server goes on showing the bitmap. */
+/** Takes a full and an increment; the server keeps showing the bitmap. */
 async function twoPoints(): Promise<void> {
   await chain.take();
   chain.disk.write(CLUSTER, Buffer.alloc(512, 0x22));
@@ -49,7 +49,7 @@ function expectError(ran: Ran, code: number, error: string): void {
   });
 }
 
-/** The description of a job whose exports are the chain's. */
+/** A job's XML whose exports all show the chain's disk. */
 async function jobXml(...disks: string[]): Promise<string> {
   const path = join(chain.folder, "job.xml");
   const socket = join(chain.folder, "nbd.sock");
@@ -61,8 +61,8 @@ async function jobXml(...disks: string[]): Promise<string> {
   return path;
 }
 
-describe("an image that is there already", () => {
-  it("is not replaced by an increment on itself, by whatever name", async () => {
+describe("an existing image", () => {
+  it("is not replaced by an increment based on itself, by whatever path", async () => {
     await twoPoints();
     expect((await nbdpull("pull", chain.uri, at("x.qcow2"))).code).toBe(0);
     const before = await readFile(at("x.qcow2"));
@@ -91,7 +91,7 @@ describe("an image that is there already", () => {
     expect(await leftBehind()).toEqual(["link.qcow2", "x.qcow2"]);
   });
 
-  it("is replaced with --force only where it is a plain file", async () => {
+  it("is replaced with --force only if it is a plain file", async () => {
     await mkdir(at("folder"));
     await writeFile(at("plain"), "precious");
     await symlink("plain", at("link"));
@@ -108,12 +108,12 @@ describe("an image that is there already", () => {
     expect((await stat(at("plain"))).size).toBe(SIZE);
   });
 
-  it("is a folder, a link or a pipe: restore does not replace it either", async () => {
+  it("is not replaced by restore either if it is a link, a pipe or not the folder that the path asks for", async () => {
     await twoPoints();
     await writeFile(at("plain"), "precious");
     await symlink("plain", at("link"));
     await execa("mkfifo", [at("fifo")]);
-    // What ends in a slash is a folder: that there can't be one of that name must not come out at the end.
+    // A path that ends in a slash means a folder; a file of that name must be refused at the beginning.
     for (const name of ["link", "fifo", "plain/"]) {
       const ran = await nbdpull("restore", repo(), "--disk", "vda", "--to", at(name), "--force", "--json");
       expect([name, ran.code]).toEqual([name, 2]);
@@ -125,7 +125,7 @@ describe("an image that is there already", () => {
 });
 
 describe("a restore of several disks", () => {
-  it("publishes none of them where one is damaged", async () => {
+  it("publishes none of them if one is damaged", async () => {
     const disk = { address: parseNbdUri(chain.uri), increment: undefined };
     const { folder } = await takePoint({
       repository: chain.repository,
@@ -164,7 +164,7 @@ describe("a restore of several disks", () => {
 });
 
 describe("Ctrl-C", () => {
-  /** @param waitMs a slow machine takes seconds until Node runs, and listens for signals */
+  /** @param waitMs on a slow machine, Node takes seconds to start and to listen for signals */
   async function expectPrompt(run: ReturnType<typeof startNbdpull>, waitMs: number): Promise<void> {
     await sleep(waitMs);
     const started = performance.now();
@@ -196,7 +196,7 @@ describe("Ctrl-C", () => {
   });
 });
 
-describe("a reader that has gone away", () => {
+describe("a reader that goes away", () => {
   async function withClosed(stream: "stdout" | "stderr", ...args: string[]): Promise<number | undefined> {
     const program = join(import.meta.dirname, "../../dist/bin/nbdpull.js");
     const child = execa(process.execPath, [program, ...args], { reject: false });
@@ -206,14 +206,14 @@ describe("a reader that has gone away", () => {
     return exitCode;
   }
 
-  it.each(["stdout", "stderr"] as const)("does not hinder a pull, nor what it leaves: %s", async (stream) => {
+  it.each(["stdout", "stderr"] as const)("does not hinder a pull or its cleanup: %s", async (stream) => {
     expect(await withClosed(stream, "pull", chain.uri, at("x.raw"), "--json")).toBe(0);
     expect(await withClosed(stream, "pull", chain.uri, at("x.raw"), "--json")).toBe(2);
     expect(await leftBehind()).toEqual(["x.raw"]);
   });
 
   it.each(["stdout", "stderr"] as const)(
-    "does not hinder attach, nor make a crash of its warning: %s",
+    "does not hinder attach, whose warning does not crash it: %s",
     async (stream) => {
       const args = ["--to", join(out, "repo"), "--domain", DOMAIN, "--xml", await jobXml("vda")];
       expect(await withClosed(stream, "attach", ...args)).toBe(0);
@@ -224,7 +224,7 @@ describe("a reader that has gone away", () => {
 });
 
 describe("a mistake in the command", () => {
-  it("is told on standard output with --json", async () => {
+  it("is reported on standard output with --json", async () => {
     for (const args of [
       ["pull"],
       ["pull", "--no-such-flag"],
@@ -244,7 +244,7 @@ describe("a mistake in the command", () => {
   it.each([
     ["--in-flight", "1T"],
     ["--request-size", "100G"],
-  ])("is a size that no computer has memory for: %s %s", async (flag, size) => {
+  ])("may be a size that exceeds any memory: %s %s", async (flag, size) => {
     const ran = await nbdpull("pull", chain.uri, at("x.raw"), flag, size);
     expect(ran.code).toBe(2);
     expect(ran.stderr).toContain(flag);
@@ -258,15 +258,12 @@ describe("a mistake in the command", () => {
     ["E_SERVER", ["--server", "unix", "--insecure"]],
     ["E_SERVER", ["--host-override", "hv1"]],
     ["E_SERVER", ["--server", "tcp", "--tls-psk-file", "keys.psk"]],
-  ])(
-    "is a job that would be served to everybody, or by a TLS that it can't have: %s %j",
-    async (code, flags) => {
-      expectError(await nbdpull("backup", DOMAIN, "--to", repo(), ...flags, "--json"), 2, code);
-      expect(await leftBehind()).toEqual([]);
-    },
-  );
+  ])("may be a server open to everybody, or TLS that it can't have: %s %j", async (code, flags) => {
+    expectError(await nbdpull("backup", DOMAIN, "--to", repo(), ...flags, "--json"), 2, code);
+    expect(await leftBehind()).toEqual([]);
+  });
 
-  it("is a file in place of a repository", async () => {
+  it("may be a file in place of a repository", async () => {
     const file = at("file");
     await writeFile(file, "");
     for (const args of [["points"], ["verify"], ["restore", "--to", at("x")]]) {
@@ -279,7 +276,7 @@ describe("a mistake in the command", () => {
     expect(await leftBehind()).toEqual(["file"]);
   });
 
-  it("is a domain whose name cannot be a folder's", async () => {
+  it("may be a domain name that can't be a folder's name", async () => {
     const xml = await jobXml("vda");
     for (const name of ["nbdpull.json", "x".repeat(300), "a/b", ".."]) {
       const ran = await nbdpull("attach", "--to", repo(), "--domain", name, "--xml", xml, "--json");
@@ -288,7 +285,7 @@ describe("a mistake in the command", () => {
     expect(await readdir(repo())).toEqual(["nbdpull.json"]);
   });
 
-  it("is an image in a folder that is not there", async () => {
+  it("may be an image in a missing folder", async () => {
     const ran = await nbdpull("pull", chain.uri, at("missing/x.raw"));
     expect(ran.code).toBe(2);
     expect(ran.stderr).toContain(at("missing"));
@@ -296,7 +293,7 @@ describe("a mistake in the command", () => {
     expect(await leftBehind()).toEqual([]);
   });
 
-  it("is a time that is not written as ISO 8601 has it", async () => {
+  it("may be a time that is not ISO 8601", async () => {
     await twoPoints();
     const ran = await nbdpull("restore", repo(), "--to", at("x"), "--at", "web 2027", "--json");
     expectError(ran, 2, "E_BAD_POINT");
@@ -305,7 +302,7 @@ describe("a mistake in the command", () => {
 });
 
 describeWith(["nbdkit"], "an export of 100 TiB", () => {
-  it("leaves nothing where the file system has no files of that size", async (context) => {
+  it("leaves nothing if the file system can't store files of that size", async (context) => {
     const probe = await open(at("probe"), "w");
     const refused = await probe.truncate(100 * 1024 ** 4).then(
       () => undefined,
@@ -326,7 +323,7 @@ describeWith(["nbdkit"], "an export of 100 TiB", () => {
 });
 
 describeWith(["qemu-img", "qemu-io", "qemu-nbd"], "an increment", () => {
-  it("finds its backing image from the folder that it really lies in", async () => {
+  it("finds its backing image relative to the folder that it really is in", async () => {
     const base = at("base.qcow2");
     await createImage(base, { size: 4 * 1024 ** 2 });
     await qemuIo(base, "qcow2", "write -P 1 0 1M");
@@ -352,12 +349,12 @@ describeWith(["qemu-img", "qemu-io", "qemu-nbd"], "an increment", () => {
     await qemuImg("compare", "-f", "qcow2", "-F", "qcow2", join(link, "inc.qcow2"), at("disk.qcow2"));
   });
 
-  it("turns to finer clusters late, again and again on the same connection", async () => {
+  it("switches to finer clusters late, repeatedly on one connection", async () => {
     const disk = at("disk.qcow2");
     const size = 32 * 1024 ** 2;
     await createImage(disk, { size });
     await qemuImg("bitmap", "--add", "-g", "512", disk, "b0");
-    // Far behind what the first requests are under way for, it turns out how fine the bitmap is.
+    // The fine granularity shows only far behind the first requests.
     await qemuIo(disk, "qcow2", "write -P 1 0 24M", "write -P 2 28M 512");
     await using server = await startQemuNbd({ image: disk, format: "qcow2", bitmap: "b0" });
     for (let i = 0; i < 5; i += 1) {

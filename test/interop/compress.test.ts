@@ -1,4 +1,4 @@
-/** `--compress` of the command, with real servers, and `qemu-img` as the judge. */
+/** `--compress` with real servers; `qemu-img` is the judge. */
 import { mkdir, mkdtemp, readdir, readFile, rm, stat, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -37,13 +37,13 @@ async function infoOf(image: string): Promise<ImageInfo> {
   return JSON.parse(await qemuImg("info", "--output=json", image)) as ImageInfo;
 }
 
-/** What `qemu-img check` counts: all clusters that are stored, and those that are compressed. */
+/** The clusters that `qemu-img check` counts: all stored ones, and the compressed ones. */
 async function clustersOf(image: string): Promise<{ stored: number; compressed: number }> {
   const report = JSON.parse(await qemuImg("check", "--output=json", image)) as Record<string, number>;
   return { stored: report["allocated-clusters"] ?? 0, compressed: report["compressed-clusters"] ?? 0 };
 }
 
-describe("--compress where it can't be", () => {
+describe("--compress where it is not possible", () => {
   const uri = (): string => `nbd+unix:///?socket=${folder}/none.sock`;
 
   it.each([
@@ -61,13 +61,13 @@ describe("--compress where it can't be", () => {
     ["an unknown method", (): string[] => ["pull", uri(), out("x.qcow2"), "--compress=lzma"], "E_USAGE"],
     ["an empty method", (): string[] => ["pull", uri(), out("x.qcow2"), "--compress="], "E_USAGE"],
     ["a method without =", (): string[] => ["pull", uri(), out("x.qcow2"), "--compress", "zstd"], "E_USAGE"],
-  ])("ends with 2 before anything is connected: %s", async (_title, args, code) => {
+  ])("exits with 2 before it connects: %s", async (_title, args, code) => {
     const ran = await nbdpull(...args(), "--json");
     expect([ran.code, ran.json()]).toMatchObject([2, { error: { code } }]);
     expect(await leftBehind()).toEqual([]);
   });
 
-  it.skipIf(hasZstd)("ends with 2 and the version that has it, where Node has no zstd", async () => {
+  it.skipIf(hasZstd)("exits with 2 and names the required version if Node has no zstd", async () => {
     for (const args of [
       ["pull", uri(), out("x.qcow2"), "--compress=zstd"],
       ["attach", "web", "--to", out("repo"), "--compress=zstd"],
@@ -80,7 +80,7 @@ describe("--compress where it can't be", () => {
   });
 });
 
-/** Bytes of a kind that programs and documents have: some shrink, some don't. */
+/** Content like that of programs and documents: some of it shrinks, some doesn't. */
 async function makeSource(size: number): Promise<string> {
   const image = at("disk.qcow2");
   await createImage(image, { size });
@@ -104,10 +104,10 @@ describeWith(["qemu-nbd", "qemu-img", "qemu-io"], "a compressed pull from qemu-n
     ["--compress", "zlib"],
     ["--compress=deflate", "zlib"],
     ...(hasZstd ? [["--compress=zstd", "zstd"]] : []),
-  ])("is the disk, as QEMU reads it, and smaller: %s", async (flag, type) => {
+  ])("matches the disk as QEMU reads it, and is smaller: %s", async (flag, type) => {
     const image = await makeSource(64 * MiB);
     await using server = await startQemuNbd({ image, format: "qcow2" });
-    // The flag stands where commander would take the address for its value.
+    // The flag comes first, where commander would take the address for its value.
     const ran = await nbdpull("pull", flag ?? "", server.uri, out("x.qcow2"), "--digests", "--json");
     expect([ran.code, ran.stderr]).toEqual([0, ""]);
     const plain = await nbdpull("pull", server.uri, out("plain.qcow2"), "--digests", "--json");
@@ -134,7 +134,7 @@ describeWith(["qemu-nbd", "qemu-img", "qemu-io"], "a compressed pull from qemu-n
   });
 
   it.each([65_536, 4096, 512])(
-    "is an increment on a compressed image, with a bitmap of %i bytes",
+    "can be an increment on a compressed image, with a bitmap granularity of %i bytes",
     async (granularity) => {
       const image = await makeSource(16 * MiB);
       {
@@ -194,7 +194,7 @@ describe("attach --compress", () => {
     return await nbdpull("attach", ...args, "--to", out("repo"), ...which, "--json");
   }
 
-  it("stores points that restore and verify prove, mixed with others as one likes", async () => {
+  it("stores points that can be verified, restored and mixed with uncompressed ones", async () => {
     expect((await attached("c0", undefined, "--compress")).code).toBe(0);
     chain.disk.write(64 * KiB, Buffer.alloc(3 * 64 * KiB, "more "));
     const second = chain.show();
@@ -227,9 +227,9 @@ describe("attach --compress", () => {
   });
 });
 
-describeWith(["nbdkit"], "a compressed pull that breaks half-way", () => {
+describeWith(["nbdkit"], "a compressed pull that fails half-way", () => {
   let servers = 0;
-  /** nbdkit on a Unix socket, ended by the test. */
+  /** Starts nbdkit on a Unix socket; the test ends it. */
   async function startNbdkit(...args: string[]): Promise<{ uri: string; kill(): Promise<void> }> {
     const name = `nbdkit-${servers++}.sock`;
     const socket = at(name);
@@ -250,7 +250,7 @@ describeWith(["nbdkit"], "a compressed pull that breaks half-way", () => {
     expect((await leftBehind()).length).toBeGreaterThan(0);
   }
 
-  it("ends with 1 and leaves nothing when the server dies", async () => {
+  it("exits with 1 and leaves nothing when the server dies", async () => {
     const server = await startNbdkit("--filter=rate", "pattern", "64M", "rate=40M");
     const run = startNbdpull(["pull", server.uri, out("x.qcow2"), "--compress", "--digests"]);
     await untilTemporary();
@@ -265,8 +265,8 @@ describeWith(["nbdkit"], "a compressed pull that breaks half-way", () => {
   it.each([
     ["SIGINT", 130],
     ["SIGTERM", 143],
-  ] as const)("ends with the code of %s and leaves nothing", async (signal, code) => {
-    // As fast as it comes: all buffers are in use.
+  ] as const)("exits with the code for %s and leaves nothing", async (signal, code) => {
+    // The server is as fast as it can be, so all buffers are in use.
     const server = await startNbdkit("random", "1G");
     const run = startNbdpull(["pull", server.uri, out("x.qcow2"), "--compress", "--digests"]);
     await untilTemporary();
@@ -279,8 +279,8 @@ describeWith(["nbdkit"], "a compressed pull that breaks half-way", () => {
     expect(await leftBehind()).toEqual([]);
   });
 
-  it("leaves nothing under the final name when it is killed, and what it left is no image", async () => {
-    // Bits a second, of which it lets two seconds' worth pass at once.
+  it("leaves nothing under the final name when it is killed, and no valid image under another", async () => {
+    // The rate is in bits per second; the filter lets two seconds' worth pass at once.
     const slow = await startNbdkit("--filter=rate", "random", "64M", "rate=40M");
     const run = startNbdpull(["pull", slow.uri, out("x.qcow2"), "--compress", "--digests"]);
     await untilTemporary();
@@ -306,7 +306,7 @@ describeWith(["nbdkit"], "a compressed pull that breaks half-way", () => {
   });
 
   it.skipIf(process.getuid?.() !== 0)(
-    "ends with 1 when the target's file system is full (needs root)",
+    "exits with 1 when the target's file system is full (needs root)",
     async () => {
       const small = at("small");
       await mkdir(small);
@@ -324,7 +324,7 @@ describeWith(["nbdkit"], "a compressed pull that breaks half-way", () => {
     },
   );
 
-  it.each(["for its data", "for its tables alone"])("ends with 1 when there is no room %s", async (what) => {
+  it.each(["for its data", "for its tables alone"])("exits with 1 when there is no room %s", async (what) => {
     const server = await startNbdkit("pattern", "8M");
     expect((await nbdpull("pull", server.uri, out("x.qcow2"), "--compress")).code).toBe(0);
     const { size } = await stat(out("x.qcow2"));

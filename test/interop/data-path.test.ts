@@ -66,7 +66,7 @@ describeWith(["nbdkit", "qemu-nbd", "certtool"], "reading in pieces from real se
   ])("works with nbdkit and %s", async (_title, args) => {
     const options = args.filter((arg) => arg.startsWith("-"));
     const parameters = args.filter((arg) => !arg.startsWith("-"));
-    // Blocks of 4096 bytes can't have a ragged end.
+    // An export with blocks of 4096 bytes can't have a ragged end.
     const padded = [...options, "--filter=truncate", "file", image, "round-up=4096"];
     await using server = await startNbdkit(folder, ...padded, ...parameters);
     await using client = await NbdClient.connect(server.uri);
@@ -81,7 +81,7 @@ describeWith(["nbdkit", "qemu-nbd", "certtool"], "reading in pieces from real se
   });
 
   it.each([[[1, 40, 17]], [[5000, 3, 70_000]], [[1_000_000]]])(
-    "works over TLS, whatever segments it comes in: %j",
+    "works over TLS with segments of any size: %j",
     async (sizes) => {
       const authority = await makeAuthority(folder, `ca-${sizes.join("-")}`);
       await using server = await startQemu(
@@ -104,7 +104,7 @@ describeWith(["nbdkit", "qemu-nbd", "certtool"], "reading in pieces from real se
 });
 
 describeWith(["nbdkit", "qemu-nbd", "qemu-img"], "a pull", () => {
-  /** A socket that leads to `target` and hangs up once so many bytes have come. */
+  /** A socket that forwards to `target`, and hangs up after so many bytes. */
   async function cuttingRelay(target: string, bytes: number) {
     const path = join(folder.path, `cut-${Math.random()}.sock`);
     let cuts = 1;
@@ -129,13 +129,13 @@ describeWith(["nbdkit", "qemu-nbd", "qemu-img"], "a pull", () => {
     return { path, [Symbol.asyncDispose]: async () => void server.close() };
   }
 
-  // The first 8 MiB are one request, and what it left half done comes a second time.
+  // The first 8 MiB are one request; if that is cut, all of it is read again.
   it.each([
     ["qcow2", 10],
     ["raw", 10],
     ["qcow2", 3],
     ["raw", 3],
-  ] as const)("into %s is right when its connection is lost after %i MiB", async (format, carried) => {
+  ] as const)("into %s is right if its connection is lost after %i MiB", async (format, carried) => {
     const disk = join(folder.path, "large.raw");
     await writeFile(disk, pattern(0, 24 * MiB));
     await using server = await startQemu(folder, "-r", "-f", "raw", disk);
@@ -148,7 +148,7 @@ describeWith(["nbdkit", "qemu-nbd", "qemu-img"], "a pull", () => {
     const imagePath = join(folder.path, `lost-${carried}.${format}`);
     await pullFile({
       ...{ client, imagePath, format, bitmap: undefined, digests: "xxh64", force: false, sync: false },
-      // With more of them none would have to carry so much that it is cut.
+      // With more connections, none would carry enough bytes to be cut.
       window: { connections: 2 },
     });
     expect(events).toContain("lost");
@@ -157,7 +157,7 @@ describeWith(["nbdkit", "qemu-nbd", "qemu-img"], "a pull", () => {
     expect((await readFile(out)).equals(pattern(0, 24 * MiB))).toBe(true);
   });
 
-  describe("'s pace", () => {
+  describe("its request window", () => {
     async function lanes(
       window: object,
       ...args: string[]
@@ -208,20 +208,20 @@ describeWith(["nbdkit", "qemu-nbd", "qemu-img"], "a pull", () => {
       return { before, after: pace.lanes, most };
     }
 
-    // A machine that is busy may take longer for four answers than a network does.
-    it("stays at the least over a unix socket", { retry: 3 }, async () => {
+    // A busy machine can take longer for four answers than a network does.
+    it("stays minimal over a Unix socket", { retry: 3 }, async () => {
       const { before, after, most } = await lanes({}, "memory", "512M");
       expect([before, after, most]).toEqual([1, 4, 4]);
     });
 
-    it("grows with a server that is far away", async () => {
+    it("grows with a distant server", async () => {
       const { before, after, most } = await lanes({}, "--filter=delay", "pattern", "192M", "delay-read=30ms");
       expect(after).toBeGreaterThanOrEqual(2 * before);
       expect(most).toBeGreaterThan(before);
       expect(most).toBeLessThanOrEqual(after);
     });
 
-    it("keeps to the bytes in flight that are asked for, however far the server is", async () => {
+    it("keeps to the given bytes in flight, however far the server is", async () => {
       const window = { inFlight: 3 * MiB };
       const { after, most } = await lanes(window, "--filter=delay", "pattern", "64M", "delay-read=20ms");
       expect([after, most]).toEqual([3, 3]);
@@ -229,7 +229,7 @@ describeWith(["nbdkit", "qemu-nbd", "qemu-img"], "a pull", () => {
   });
 
   it.skipIf(process.getuid?.() !== 0).each(["qcow2", "raw"] as const)(
-    "into %s with digests leaves nothing where the disk is full (needs root)",
+    "into %s with digests leaves nothing if the disk is full (needs root)",
     async (format) => {
       const small = join(folder.path, `small-${format}`);
       await mkdir(small);
@@ -243,7 +243,7 @@ describeWith(["nbdkit", "qemu-nbd", "qemu-img"], "a pull", () => {
         });
         await expect(pulling).rejects.toMatchObject({ code: "ENOSPC" });
         expect(await readdir(small)).toEqual([]);
-        // What failed was the file, so the connection is still good.
+        // It was the file that failed, so the connection is still good.
         const target = Buffer.alloc(MiB);
         await client.read(0, target);
         expect(target.equals(pattern(0, MiB))).toBe(true);
@@ -253,7 +253,7 @@ describeWith(["nbdkit", "qemu-nbd", "qemu-img"], "a pull", () => {
     },
   );
 
-  it("takes no more memory with more in flight", async () => {
+  it("needs no more memory for more bytes in flight", async () => {
     await using server = await startNbdkit(folder, "--filter=delay", "pattern", "256M", "delay-read=2ms");
     const hook = join(folder.path, "rss.mjs");
     await writeFile(

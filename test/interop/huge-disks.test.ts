@@ -1,4 +1,4 @@
-/** Disks of 16 TiB, nearly all of them zeroes: what they take has to follow their extents, and not their size. */
+/** Disks of 16 TiB, nearly all zeroes: the effort must follow their extents, not their size. */
 
 import { access, mkdtemp, open, readdir, readFile, rm, stat } from "node:fs/promises";
 import { tmpdir } from "node:os";
@@ -24,9 +24,12 @@ const TiB = 1024 * GiB;
 const HUGE = 16 * TiB;
 const SMALL = 64 * GiB;
 
-/** What the whole command may take, whatever the size of the disk: Node alone takes some 50 MiB. */
+/** What the whole command may use for a disk of any size; Node alone uses some 50 MiB. */
 const MOST_MEMORY = 200 * MiB;
-/** Between a disk of 64 GiB and one of 16 TiB with the same extents; the garbage collector is worth half of that. */
+/**
+ * The difference between disks of 64 GiB and 16 TiB with the same extents; half of it allows for garbage
+ * collection.
+ */
 const MOST_DIFFERENCE = 50 * MiB;
 
 let folder: string;
@@ -38,20 +41,20 @@ afterEach(async () => {
 });
 const at = (name: string): string => join(folder, name);
 
-/** Runs the command and holds its memory against the bound. */
+/** Runs the command and checks its peak memory against the bound. */
 async function bounded(...args: readonly string[]): Promise<number> {
   const { peakBytes } = await nbdpullMeasured(...args, "--quiet");
   expect(peakBytes).toBeLessThan(MOST_MEMORY);
   return peakBytes;
 }
 
-/** With the guest's image itself: of a server QEMU would ask once for every table of ours. */
+/** Compares with the guest's own image: a server would get a QEMU request for each of our tables. */
 async function expectSame(image: string, guest: string): Promise<void> {
   await qemuImg("compare", "-U", "-f", "qcow2", "-F", "qcow2", image, guest);
 }
 
 describeWith(["qemu-nbd", "qemu-img", "qemu-io"], "a disk of 16 TiB in qemu-nbd", () => {
-  /** Data and zeroes at the beginning, in the middle and at the very end; then some of it again. */
+  /** Data and zeroes at the beginning, in the middle and at the very end, some of it rewritten later. */
   async function story(size: number, granularity: number) {
     const disk = await GuestImage.create(folder, `vda${size}`, size);
     await disk.io("write -P 1 0 1M", `write -P 2 ${size / 2} 1M`, `write -P 3 ${size - 64 * KiB} 64k`);
@@ -70,7 +73,7 @@ describeWith(["qemu-nbd", "qemu-img", "qemu-io"], "a disk of 16 TiB in qemu-nbd"
   it.each([
     ["plain", []],
     ["compressed", ["--compress"]],
-  ])("is a qcow2 image and an increment in bounded memory: %s", async (_title, options) => {
+  ])("is pulled as a qcow2 image and an increment in bounded memory: %s", async (_title, options) => {
     const peaks: number[][] = [];
     for (const size of [SMALL, HUGE]) {
       const { disk, first } = await story(size, 64 * KiB);
@@ -94,7 +97,7 @@ describeWith(["qemu-nbd", "qemu-img", "qemu-io"], "a disk of 16 TiB in qemu-nbd"
     for (const [i, peak] of huge.entries()) expect(peak - (small[i] ?? 0)).toBeLessThan(MOST_DIFFERENCE);
   });
 
-  it("is known by a bitmap of 2 MiB and by one of 32 KiB", async () => {
+  it("is pulled by bitmaps with a granularity of 2 MiB and 32 KiB in bounded memory", async () => {
     for (const granularity of [32 * KiB, 2 * MiB]) {
       const { disk, first } = await story(HUGE, granularity);
       await using server = await disk.serve();
@@ -107,7 +110,7 @@ describeWith(["qemu-nbd", "qemu-img", "qemu-io"], "a disk of 16 TiB in qemu-nbd"
   });
 });
 
-/** A folder whose file system has files of 16 TiB; ext4 has none of more than 16 TiB less 4 KiB. */
+/** A folder whose file system allows files of 16 TiB; ext4 stops 4 KiB short of that. */
 async function folderForRaw(): Promise<string | undefined> {
   for (const parent of [tmpdir(), "/dev/shm"]) {
     const path = await mkdtemp(join(parent, "nbdpull-huge-")).catch(() => undefined);
@@ -130,7 +133,7 @@ const DATA = [
   { offset: HUGE - 64 * KiB, length: 64 * KiB, fill: 3 },
 ];
 
-/** The disk after writes of one block of `unit` bytes each, alone in their clusters, and at the very end. */
+/** The disk after writes of one block of `unit` bytes each, alone in their clusters and at the very end. */
 function written(unit: number): SparseDisk {
   const middle = HUGE / 2;
   const pieces = (offset: number, end: number, marks: readonly number[], fill: number) => {
@@ -198,7 +201,7 @@ describeWith(["qemu-img"], "points of a disk of 16 TiB", () => {
   const imageOf = (repository: Repository, { id, disks }: Manifest): string =>
     join(repository.pointFolder("guest", id), disks[0]?.file ?? "");
 
-  // Not all of each with all: they take seconds.
+  // Not every combination: each takes seconds.
   describe.each<[string, CompressionMethod | undefined, [number, boolean][]]>([
     [
       "plain",
@@ -218,7 +221,7 @@ describeWith(["qemu-img"], "points of a disk of 16 TiB", () => {
     ],
   ])("stored as qcow2, %s", (_title, compress, blocks) => {
     it.each(blocks)(
-      "are exact with blocks of %i bytes, also where clean bytes can't be read: %s",
+      "are exact with blocks of %i bytes; clean bytes can't be read: %s",
       async (unit, refusesClean) => {
         const repository = await Repository.openOrCreate(at("repo"));
         const reads: [offset: number, length: number][] = [];
@@ -268,7 +271,7 @@ describeWith(["qemu-img"], "points of a disk of 16 TiB", () => {
     await qemuImg("compare", "-f", "raw", "-F", "raw", join(raw, "restored.raw"), server.uri("vda"));
   });
 
-  it("are not restored to where no file can be so large, and the error says what to do", async (context) => {
+  it("fail to restore if no file can be that large, and the error says what to do", async (context) => {
     const probe = await open(at("probe"), "w");
     const refused = await probe.truncate(HUGE).then(
       () => false,

@@ -38,23 +38,20 @@ async function processes(): Promise<string> {
 }
 
 describeWith(["qemu-nbd", "qemu-img", "qemu-io"], "a server on the image of a stopped domain", () => {
-  it.each(["qcow2", "raw"] as const)(
-    "lets nobody write to a %s image as long as it serves it",
-    async (format) => {
-      const image = await newImage(format);
-      {
-        await using server = await serve(image);
-        expect(server.address.exportName).toBe("vda");
-        await server.assertAlive(undefined);
-        await expect(qemuIo(image.path, format, "write 0 64k")).rejects.toThrow(/"write" lock/);
-        await inspectImage(image, undefined);
-      }
-      expect(await processes()).toBe("");
-      await qemuIo(image.path, format, "write -P 0x22 0 64k");
-    },
-  );
+  it.each(["qcow2", "raw"] as const)("lets nobody write to a %s image while it serves it", async (format) => {
+    const image = await newImage(format);
+    {
+      await using server = await serve(image);
+      expect(server.address.exportName).toBe("vda");
+      await server.assertAlive(undefined);
+      await expect(qemuIo(image.path, format, "write 0 64k")).rejects.toThrow(/"write" lock/);
+      await inspectImage(image, undefined);
+    }
+    expect(await processes()).toBe("");
+    await qemuIo(image.path, format, "write -P 0x22 0 64k");
+  });
 
-  it("does not begin on an image that is written to, that has no such bitmap, or that is none", async () => {
+  it("refuses an image that is being written to, lacks the bitmap, or is not valid", async () => {
     const image = await newImage("qcow2");
     const writer = execa("qemu-nbd", ["-f", "qcow2", `--socket=${join(folder, "w.sock")}`, image.path], {
       reject: false,
@@ -71,7 +68,7 @@ describeWith(["qemu-nbd", "qemu-img", "qemu-io"], "a server on the image of a st
     expect(await processes()).toBe("");
   });
 
-  it("notices that it was ended, and ends what a killed process has left", async () => {
+  it("notices that it was ended, and ends servers that a killed process left", async () => {
     const image = await newImage("raw");
     await using server = await serve(image);
     const left = execa("qemu-nbd", ["-r", "-f", "raw", `--socket=${join(folder, "1.sock")}`, image.path], {
@@ -86,8 +83,8 @@ describeWith(["qemu-nbd", "qemu-img", "qemu-io"], "a server on the image of a st
   });
 });
 
-describeWith(["qemu-img", "qemu-io", "qemu-system-x86_64"], "an image that increments are counted in", () => {
-  it("says which of its bitmaps can be used, and why another can't", async () => {
+describeWith(["qemu-img", "qemu-io", "qemu-system-x86_64"], "an image with bitmaps for increments", () => {
+  it("says which bitmaps can be used, and why others can't", async () => {
     const image = await newImage("qcow2");
     for (const name of ["good", "off", "both"]) await qemuImg("bitmap", "--add", image.path, name);
     await qemuImg("bitmap", "--disable", image.path, "off");
@@ -102,12 +99,12 @@ describeWith(["qemu-img", "qemu-io", "qemu-system-x86_64"], "an image that incre
     await qemuImg("bitmap", "--add", overlay.path, "own");
     const top = await inspectImage(overlay, undefined);
     expect(top.bitmapObstacle("own")).toBeUndefined();
-    // QEMU's server would take the one below for the whole.
+    // QEMU's server would take the lower bitmap for the whole one.
     expect(top.bitmapObstacle("good")).toContain("not in the image");
     expect(top.bitmapObstacle("both")).toContain("backing chain");
   });
 
-  it("is refused where it is encrypted", async () => {
+  it("is refused if it is encrypted", async () => {
     const path = join(folder, "secret.qcow2");
     const secret = ["--object", "secret,id=s,data=abc", "-o", "encrypt.format=aes,encrypt.key-secret=s"];
     await qemuImg("create", "-q", "-f", "qcow2", ...secret, path, "1M");

@@ -1,4 +1,4 @@
-/** Images that others made become points: what is restored is what QEMU reads in them. */
+/** Images made by others become points: a restore yields what QEMU reads in the image. */
 import {
   appendFile,
   mkdir,
@@ -46,12 +46,12 @@ function expectError(ran: Ran, code: number, error: string): void {
   expect([ran.code, ran.json()]).toMatchObject([code, { error: { code: error } }]);
 }
 
-/** Neither a point, nor what a point would begin with. */
+/** No point and no remains of one. */
 async function expectNothingStored(): Promise<void> {
   expect(await readdir(join(repo, "web")).catch(() => [])).toEqual([]);
 }
 
-/** Imports an image by the command, and compares what is restored with what QEMU reads in it. */
+/** Imports an image by the command, and compares the restored disk with what QEMU reads in the image. */
 async function expectImported(image: string, format: "qcow2" | "raw", ...args: string[]): Promise<void> {
   await expectUntouched(image, async () => {
     const ran = await importing(image, ...args);
@@ -61,7 +61,7 @@ async function expectImported(image: string, format: "qcow2" | "raw", ...args: s
   });
 }
 
-/** Likewise without the command, which takes a third of the time: for one of many kinds of image. */
+/** The same without the command, in a third of the time: for testing many kinds of images. */
 async function expectTaken(image: string, options: Partial<ImportOptions> = {}): Promise<void> {
   await expectUntouched(image, async () => {
     await importImages({ ...importOptions(image, "qcow2"), ...options });
@@ -89,7 +89,7 @@ async function expectUntouched(image: string, work: () => Promise<void>): Promis
   expect([after.size, after.mtimeMs]).toEqual([before.size, before.mtimeMs]);
 }
 
-/** The newest point is what QEMU reads in the image; verify has nothing to say. */
+/** The newest point restores to what QEMU reads in the image, and verify finds nothing. */
 async function expectRestored(image: string, format: "qcow2" | "raw"): Promise<void> {
   const repository = await Repository.open(repo);
   const ids = await repository.pointIds("web");
@@ -105,7 +105,7 @@ async function expectRestored(image: string, format: "qcow2" | "raw"): Promise<v
     sync: false,
   });
   await qemuImg("compare", "-s", "-f", "raw", "-F", format, targetPath, image).catch(async () => {
-    // A raw image whose size is no multiple of a sector can't be compared strictly.
+    // A raw image whose size is not a multiple of a sector can't be compared strictly.
     await qemuImg("compare", "-f", "raw", "-F", format, targetPath, image);
   });
   const reports = await verifyPoints(repository, "web", ids);
@@ -135,7 +135,7 @@ describeWith(["qemu-img", "qemu-io"], "import of a qcow2 image", () => {
     ["preallocated tables", "preallocation=metadata"],
     ["preallocated clusters", "preallocation=full"],
     ["lazy refcounts", "lazy_refcounts=on"],
-  ])("gives back what QEMU reads in it: %s", async (_title, options) => {
+  ])("restores to what QEMU reads in it: %s", async (_title, options) => {
     const image = at("disk.qcow2");
     await qemuImg(
       "create",
@@ -163,7 +163,7 @@ describeWith(["qemu-img", "qemu-io"], "import of a qcow2 image", () => {
     await expectTaken(image, options);
   });
 
-  it("decompresses zstd where Node can, and stores nothing where it can't", async () => {
+  it("decompresses zstd if Node can, and otherwise stores nothing", async () => {
     await writeFile(at("plain"), Buffer.alloc(MiB, "compress me "));
     const image = at("disk.qcow2");
     await qemuImg(
@@ -183,7 +183,7 @@ describeWith(["qemu-img", "qemu-io"], "import of a qcow2 image", () => {
     await expectNothingStored();
   });
 
-  it("takes the active state of one with snapshots and bitmaps, and says so", async () => {
+  it("takes the active state of an image with snapshots and bitmaps, and reports that", async () => {
     const image = at("disk.qcow2");
     await qemuImg("create", "-q", "-f", "qcow2", image, "4M");
     await qemuIo(image, "qcow2", "write -P 1 0 1M");
@@ -196,7 +196,7 @@ describeWith(["qemu-img", "qemu-io"], "import of a qcow2 image", () => {
     });
   });
 
-  it("is refused with a backing file, which is never followed", async () => {
+  it("is refused if it has a backing file, which is never followed", async () => {
     await writeFile(at("base.raw"), "secret");
     await truncate(at("base.raw"), MiB);
     await qemuImg("create", "-q", "-f", "qcow2", "-b", "base.raw", "-F", "raw", at("over.qcow2"));
@@ -210,7 +210,7 @@ describeWith(["qemu-img", "qemu-io"], "import of a qcow2 image", () => {
     await expectNothingStored();
   });
 
-  it("is refused where it is marked as corrupt or damaged, and nothing is left", async () => {
+  it("is refused if it is marked as corrupt or is damaged, and nothing is left", async () => {
     const image = at("disk.qcow2");
     await qemuImg("create", "-q", "-f", "qcow2", image, "4M");
     await qemuIo(image, "qcow2", "write -P 1 0 4M");
@@ -225,7 +225,7 @@ describeWith(["qemu-img", "qemu-io"], "import of a qcow2 image", () => {
   });
 });
 
-describeWith(["qemu-img", "qemu-nbd"], "an image that a QEMU has open", () => {
+describeWith(["qemu-img", "qemu-nbd"], "an image that QEMU has open", () => {
   it.each(["qcow2", "raw"] as const)(
     "is neither imported nor replaced while it may be written to: %s",
     async (format) => {
@@ -247,9 +247,9 @@ describeWith(["qemu-img", "qemu-nbd"], "an image that a QEMU has open", () => {
   );
 });
 
-/** Small files that would make a point of any size: each cluster is there once and in use again and again. */
+/** Small files that would make points of any size: each cluster is stored once and used many times. */
 describeWith(["qemu-img", "qemu-io"], "import of a qcow2 image whose clusters are shared", () => {
-  /** Every entry of the first L2 table becomes what its first one is. */
+  /** Makes all entries of the first L2 table equal to the first one. */
   async function shareFirstCluster(image: string): Promise<void> {
     const bytes = await readFile(image);
     const table = Number(bytes.readBigUInt64BE(Number(bytes.readBigUInt64BE(40))) & 0xff_ffff_ffff_fe00n);
@@ -259,7 +259,7 @@ describeWith(["qemu-img", "qemu-io"], "import of a qcow2 image whose clusters ar
   }
 
   it.each([
-    ["as they are", []],
+    ["uncompressed", []],
     ["compressed", ["-c"]],
   ])("is refused, and nothing is stored: %s", async (_title, args) => {
     await writeFile(at("plain"), Buffer.alloc(64 * 1024, "data "));
@@ -273,7 +273,7 @@ describeWith(["qemu-img", "qemu-io"], "import of a qcow2 image whose clusters ar
     await expectNothingStored();
   });
 
-  it("is taken where compression put as many clusters into one as it can", async () => {
+  it("is accepted if compression put as many clusters into one as it can", async () => {
     await writeFile(at("plain"), Buffer.alloc(4 * MiB, 0x5a));
     for (const options of ["cluster_size=4k", "cluster_size=64k", "cluster_size=2M"]) {
       const image = at("disk.qcow2");
@@ -286,9 +286,9 @@ describeWith(["qemu-img", "qemu-io"], "import of a qcow2 image whose clusters ar
 describeWith(["qemu-img", "qemu-io"], "import of a raw image", () => {
   it.each([
     ["sparse", 16 * MiB],
-    ["whose size is no multiple of a sector", 5 * MiB + 4321],
+    ["with a size that is not a multiple of a sector", 5 * MiB + 4321],
     ["smaller than a cluster", 77],
-  ])("gives back every byte: %s", async (_title, size) => {
+  ])("restores every byte: %s", async (_title, size) => {
     const image = at("disk.raw");
     await writeFile(image, Buffer.alloc(Math.min(size, 100_000), 0x5a));
     await truncate(image, size);
@@ -305,7 +305,7 @@ describeWith(["qemu-img", "qemu-io"], "import of a raw image", () => {
     expect(ran.json()).toMatchObject({ disks: [{ dataBytes: 0, storedBytes: 0, zeroBytes: 8 * MiB }] });
   });
 
-  it("is refused where it begins like qcow2 and nobody said that it is raw", async () => {
+  it("is refused if it looks like qcow2 and nobody said that it is raw", async () => {
     const image = at("vda.1700000000");
     await qemuImg("create", "-q", "-f", "qcow2", image, "4M");
     await qemuIo(image, "qcow2", "write -P 1 0 1M");
@@ -317,7 +317,7 @@ describeWith(["qemu-img", "qemu-io"], "import of a raw image", () => {
 });
 
 describe("import", () => {
-  it("refuses what is not there or no plain file, and leaves no repository behind", async () => {
+  it("refuses what is missing or not a plain file, and leaves no repository behind", async () => {
     await mkdir(at("folder"));
     await execa("mkfifo", [at("fifo")]);
     await symlink("nowhere", at("broken"));
@@ -328,7 +328,7 @@ describe("import", () => {
     expect(await readdir(folder)).not.toContain("repo");
   });
 
-  it("takes several images as one point, or one by one as several", async () => {
+  it("stores several images as one point, and refuses contradicting arguments", async () => {
     await writeFile(at("a.raw"), Buffer.alloc(MiB, 1));
     await writeFile(at("b.raw"), Buffer.alloc(MiB, 2));
     const disks = ["--disk", `vda=${at("a.raw")}`, "--disk", `vdb=${at("b.raw")}`];
@@ -348,7 +348,7 @@ describe("import", () => {
     expect(await readdir(join(repo, "web"))).toHaveLength(1);
   });
 
-  it("stores nothing where the image is changed meanwhile", async () => {
+  it("stores nothing if the image changes meanwhile", async () => {
     const image = at("disk.raw");
     await writeFile(image, Buffer.alloc(4 * MiB, 7));
     let changed = false;
@@ -364,7 +364,7 @@ describe("import", () => {
     await expectNothingStored();
   });
 
-  it("warns without a checkpoint, and where libvirt can't be asked about it", async () => {
+  it("warns without a checkpoint, and if libvirt can't be asked about it", async () => {
     await writeFile(at("a.raw"), Buffer.alloc(MiB, 1));
     expect((await importing(at("a.raw"))).json()).toMatchObject({
       checkpoint: null,
@@ -385,7 +385,7 @@ describe("import", () => {
     expect(await readdir(join(repo, "web"))).toHaveLength(3);
   });
 
-  it("refuses a checkpoint that leaves the disk out", async () => {
+  it("refuses a checkpoint that excludes the disk", async () => {
     await writeFile(at("a.raw"), Buffer.alloc(MiB, 1));
     class OneDisk extends Virsh {
       override async run(command: string): Promise<string> {
@@ -416,7 +416,7 @@ describe("import", () => {
     expect(manifest.domain.uuid).toBe("8c2d5f0e-3f0b-4d5c-9a55-4a1c0f0f6a10");
   });
 
-  it("leaves nothing that counts when it is killed or interrupted, and works the next time", async () => {
+  it("leaves no point when it is killed or interrupted, and works the next time", async () => {
     const image = at("disk.raw");
     const file = await open(image, "w");
     await file.write(Buffer.alloc(MiB, 3), 0, MiB, 0);

@@ -1,4 +1,4 @@
-/** `nbdpull map` of disks with so many extents that they are printed while they come. */
+/** `nbdpull map` of disks with so many extents that it prints them while they arrive. */
 import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { mkdtemp, open, readFile, rm } from "node:fs/promises";
@@ -30,7 +30,7 @@ interface Line {
   readonly description: string;
 }
 
-/** Dirty blocks with one or two clean ones between them. */
+/** Dirty blocks with one or two clean blocks between them. */
 function* stretches(
   from: number,
   size: number,
@@ -55,7 +55,7 @@ function expected(size: number): Line[] {
 
 interface Served {
   readonly blockSize?: number;
-  /** The bitmap can't be read from here on. */
+  /** Reading the bitmap fails from here on. */
   readonly failsAt?: number;
   readonly asked?: (offset: number) => void;
 }
@@ -77,8 +77,8 @@ async function serve(size: number, options: Served = {}): Promise<NbdServer> {
   });
 }
 
-describe("a map that is printed while it comes", () => {
-  it("is the document that JSON.stringify makes of it, in a pipe and in a file", async () => {
+describe("a map printed while it arrives", () => {
+  it("is exactly what JSON.stringify would print, in a pipe and in a file", async () => {
     const size = 6 * GiB;
     await using server = await serve(size);
     const document = `${JSON.stringify(expected(size), null, 2)}\n`;
@@ -94,7 +94,7 @@ describe("a map that is printed while it comes", () => {
     expect((await readFile(join(folder, "map.json"), "utf8")) === document).toBe(true);
   });
 
-  it("ends with the totals and the picture as text", async () => {
+  it("ends with totals and a picture if it is text", async () => {
     const size = 6 * GiB;
     await using server = await serve(size);
     const ran = await nbdpull("map", server.uri(""), "--bitmap", "b0");
@@ -117,7 +117,7 @@ describe("a map that is printed while it comes", () => {
     ]);
   });
 
-  it("leaves stdout to the error where it fails early", async () => {
+  it("prints the error on stdout if it fails early", async () => {
     await using server = await serve(80 * GiB, { blockSize: 16 * BLOCK, failsAt: 16 * GiB });
     const ran = await nbdpull("map", server.uri(""), "--bitmap", "b0", "--json");
     expect(ran.code).toBe(1);
@@ -125,7 +125,7 @@ describe("a map that is printed while it comes", () => {
     expect(ran.stderr).toContain("the bitmap is damaged");
   });
 
-  it("stays incomplete where it fails late, and the error is a document on stderr", async () => {
+  it("stays incomplete if it fails late, and the error is a document on stderr", async () => {
     await using server = await serve(80 * GiB, { failsAt: 16 * GiB });
     const ran = await nbdpull("map", server.uri(""), "--bitmap", "b0", "--json");
     expect(ran.code).toBe(1);
@@ -136,7 +136,7 @@ describe("a map that is printed while it comes", () => {
     expect(JSON.parse(rest.join("\n"))).toMatchObject({ error: { errno: "EIO" } });
   });
 
-  it("is done with when its reader goes away", async () => {
+  it("stops when its reader goes away", async () => {
     let requests = 0;
     await using server = await serve(1024 * GiB, { asked: () => (requests += 1) });
     const args = ["map", server.uri(""), "--bitmap", "b0", "--json"];
@@ -148,7 +148,7 @@ describe("a map that is printed while it comes", () => {
   });
 });
 
-describe("the map of an export without a byte", () => {
+describe("the map of an empty export", () => {
   it("is an empty list, or a blank picture", async () => {
     await using server = await serve(0);
     const json = await nbdpull("map", server.uri(""), "--bitmap", "b0", "--json");

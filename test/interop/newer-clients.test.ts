@@ -136,7 +136,7 @@ describeWithNewerSuite("newer clients and the built-in server", () => {
     expect((await readFile(at("secure.raw"))).equals(small.read(0, small.size))).toBe(true);
   });
 
-  it("was left by all of them as the protocol wants it, and spoke extended headers only", async () => {
+  it("saw every client disconnect properly, and spoke extended headers only", async () => {
     const count = (type: NbdServerEvent["type"]): number =>
       events.filter((event) => event.type === type).length;
     await expect.poll(() => count("disconnected")).toBe(count("connected"));

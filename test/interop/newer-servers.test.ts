@@ -58,7 +58,7 @@ describeWithNewerSuite("newer servers and clients", () => {
       return client;
     };
 
-    it("agrees on extended headers, and every byte arrives", async () => {
+    it("negotiates extended headers, and every byte arrives", async () => {
       const size = 36 * MiB + 512;
       await writeFile(at("reads.raw"), pattern(0, 20 * MiB));
       await truncate(at("reads.raw"), size);
@@ -126,7 +126,7 @@ describeWithNewerSuite("newer servers and clients", () => {
       ]);
       await using again = await connectExtended(server.uri, { metaContexts: [DIRTY] });
       await mapOf(again, DIRTY);
-      // In 32 bits each of them is about 4 GiB at most: more than 1200.
+      // With 32-bit lengths, extents are at most about 4 GiB long: more than 1200 requests.
       expect(again.requests).toBeLessThan(200);
 
       const target = Buffer.alloc(1536);
@@ -138,7 +138,7 @@ describeWithNewerSuite("newer servers and clients", () => {
       expect(target).toEqual(Buffer.concat([Buffer.alloc(1024), Buffer.alloc(512, 5)]));
     });
 
-    it("tells of an extent beyond 4 GiB in one reply", async () => {
+    it("reports an extent beyond 4 GiB in one reply", async () => {
       const disk = await image("empty.qcow2", 40 * GiB);
       await using server = await startNewerQemu(folder, "-r", "-f", "qcow2", disk);
       await using client = await connectExtended(server.uri, { metaContexts: [ALLOCATION] });
@@ -148,7 +148,7 @@ describeWithNewerSuite("newer servers and clients", () => {
       expect(client.requests).toBe(1);
     });
 
-    it("puts a map together that comes in pieces", async () => {
+    it("gives a map in pieces, which the client joins", async () => {
       const disk = await image("pieces.qcow2", "256M");
       await outputOfNewer("qemu-img", "bitmap", "--add", "-g", "512", disk, "b0");
       await io(disk, ...Array.from({ length: 300 }, (_, i) => `write -q -z ${i * 851_968 + 1024} 512`));
@@ -160,7 +160,7 @@ describeWithNewerSuite("newer servers and clients", () => {
       expect(await mapOf(client, DIRTY, true)).toEqual(theirs);
     });
 
-    it("writes, and zeroes more than 4 GiB by one request", async () => {
+    it("writes, and zeroes more than 4 GiB with one request", async () => {
       const disk = await image(
         "writable.qcow2",
         12 * GiB,
@@ -195,7 +195,7 @@ describeWithNewerSuite("newer servers and clients", () => {
       expect(await io(disk, ...reads)).not.toContain("failed");
     });
 
-    it("refuses what it can't do, and the connection lives on", async () => {
+    it("refuses what it can't do, and the connection survives", async () => {
       const disk = await image("fast.qcow2", MiB);
       await using server = await startNewerQemu(folder, "-f", "qcow2", disk);
       await using client = await connectExtended(server.uri);
@@ -207,7 +207,7 @@ describeWithNewerSuite("newer servers and clients", () => {
       await client.read(0, Buffer.alloc(MiB));
     });
 
-    it("reports a read error of the medium, and the connection lives on", async () => {
+    it("reports a read error of the medium, and the connection survives", async () => {
       await writeFile(at("bad.raw"), pattern(0, 4 * MiB));
       await writeFile(at("bad.rules"), '[inject-error]\nevent = "read_aio"\nerrno = "5"\nsector = "2048"\n');
       const file = `file.driver=blkdebug,file.config=${at("bad.rules")},file.image.driver=file,file.image.filename=${at("bad.raw")}`;
@@ -222,7 +222,7 @@ describeWithNewerSuite("newer servers and clients", () => {
       expect(client.connections).toBe(1);
     });
 
-    it("gives nbdpull an increment that qemu-img finds to be the disk", async () => {
+    it("gives nbdpull an increment that qemu-img finds identical to the disk", async () => {
       const disk = await image("guest.qcow2", 9 * GiB, "write -q -P 1 0 4M", `write -q -P 1 ${8 * GiB} 1M`);
       await outputOfNewer("qemu-img", "convert", "-f", "qcow2", "-O", "qcow2", disk, at("full.qcow2"));
       await outputOfNewer("qemu-img", "bitmap", "--add", "-g", "4k", disk, "b0");
@@ -245,7 +245,7 @@ describeWithNewerSuite("newer servers and clients", () => {
       await outputOfNewer("qemu-img", "check", "-q", inc);
     });
 
-    describeWith(["certtool", "psktool"], "by TLS", () => {
+    describeWith(["certtool", "psktool"], "over TLS", () => {
       it("works with certificates on both sides", async () => {
         const { path } = await makeAuthority(folder, "ours");
         await writeFile(at("x509.raw"), pattern(0, 3 * MiB));
@@ -290,7 +290,7 @@ describeWithNewerSuite("newer servers and clients", () => {
   });
 
   describe("nbdkit 1.42", () => {
-    it("is read and mapped as nbdinfo does, by structured replies", async () => {
+    it("is read and mapped like by nbdinfo, with structured replies", async () => {
       const size = 6 * GiB + 700;
       await using server = await startNewerNbdkit(folder, "memory", String(size));
       await using client = await NbdClient.connect(server.uri, { metaContexts: [ALLOCATION] });
@@ -302,7 +302,7 @@ describeWithNewerSuite("newer servers and clients", () => {
       expect(await mapOf(client, ALLOCATION)).toEqual(await theirMap(server.uri, ALLOCATION));
     });
 
-    it("has its block sizes obeyed", async () => {
+    it("has its block sizes respected", async () => {
       await writeFile(at("policy.raw"), pattern(0, 3 * MiB));
       const filter = newer("nbdkit").replace(
         "bin/nbdkit",

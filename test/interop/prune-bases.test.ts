@@ -28,7 +28,7 @@ interface Story {
   readonly name: string;
   readonly full: number;
   readonly change: number;
-  /** Of the bitmaps, in turn: finer than 2 KiB makes clusters of 16 KiB. */
+  /** Used in turn for the bitmaps: below 2 KiB, clusters have 16 KiB. */
   readonly granularities: readonly number[];
   readonly digests: "xxh64" | undefined;
   readonly base: "the full one" | "an increment";
@@ -48,10 +48,10 @@ const STORIES: readonly Story[] = [
   { ...OLD, name: "a young image that is large", full: 256 * KiB, change: 2 * MiB, base: "an increment" },
   { ...OLD, name: "an old image of larger clusters", granularities: [512] },
   { ...OLD, format: "qcow2", name: "an old image of larger clusters", granularities: [512] },
-  { ...OLD, name: "images of no digests", digests: undefined },
+  { ...OLD, name: "images without digests", digests: undefined },
 ];
 
-/** Points with data, zeroes, discards, and pieces of clusters. */
+/** Takes points with data, zeroes, discards and parts of clusters. */
 async function takePoints({ format, full, change, granularities, digests }: Story): Promise<void> {
   const { disk } = chain;
   const next = (round: number): number => granularities[round % granularities.length] as number;
@@ -90,7 +90,7 @@ async function expectPoints(path: string, ids: readonly string[], restored = ids
   });
 }
 
-/** The image stands alone, and its bytes are those of the disk. */
+/** The image has no backing file, and its bytes are those of the disk. */
 async function expectStock(repository: Repository, id: string): Promise<void> {
   const [disk] = (await repository.point(DOMAIN, id)).disks;
   const image = join(repository.pointFolder(DOMAIN, id), disk?.file ?? "");
@@ -121,7 +121,7 @@ describeWith(["qemu-img"], "prune", () => {
   });
 
   it.each(STORIES.slice(1, 4))(
-    "can end at every step: all kept points restore at once, and the next prune ends it: $format, $name",
+    "can end at every step: all kept points restore at once, and the next prune completes it: $format, $name",
     async (story) => {
       await takePoints(story);
       const { repository } = chain;
@@ -136,7 +136,7 @@ describeWith(["qemu-img"], "prune", () => {
         await ageLocks(join(path, DOMAIN));
         await prune({ ...pruned, repository: await Repository.open(path) });
         expect((await readdir(join(path, DOMAIN))).sort(), step).toEqual(kept);
-        // The newest stands on the merged one.
+        // The newest point is based on the merged one.
         await expectPoints(path, kept, kept.slice(-1));
         await rm(path, { recursive: true });
       }

@@ -17,7 +17,7 @@ const MiB = 1024 * KiB;
 const DOMAIN = "guest";
 const DISKS: readonly string[] = ["vda", "vdb", "vdc"];
 
-/** How far back each disk's parent is, of each point but the first; 0: a full one. */
+/** For each point but the first: how far back each disk's parent is; 0 means a full one. */
 const STORIES = [
   {
     name: "one disk is full again",
@@ -29,7 +29,7 @@ const STORIES = [
     ],
   },
   {
-    name: "each disk counts from another point",
+    name: "each disk is based on another point",
     parents: [
       [1, 1, 1],
       [1, 2, 1],
@@ -58,7 +58,7 @@ afterEach(async () => {
 
 describeWith(["qemu-img"], "prune of points with several disks", () => {
   it.each(STORIES)(
-    "leaves each disk of the kept points as it was: $name",
+    "leaves each disk of the kept points unchanged: $name",
     async ({ parents }) => {
       const disks = DISKS.map(() => new MemoryDisk({ size: 2 * MiB + 577 }));
       let frozen: ServedExport[] = [];

@@ -12,16 +12,16 @@ const MiB = 1024 * KiB;
 const CLUSTER = 64 * KiB;
 
 describeWith(["qemu-img"], "prune of compressed images", () => {
-  it("copies streams that are nearly as long as a cluster, in sectors even longer", async () => {
+  it("copies streams nearly as long as a cluster, and longer when rounded to sectors", async () => {
     await using chain = await MemoryChain.start(40 * MiB);
-    // Each sixteenth part compresses well; the rest makes this the image to take the others.
+    // A sixteenth of each cluster compresses well; the rest makes this image the base of the merge.
     for (let at = 0; at < 24 * MiB; at += CLUSTER) {
       chain.disk.write(at, Buffer.concat([randomBytes(CLUSTER - 4 * KiB), Buffer.alloc(4 * KiB, 1)]));
     }
     await chain.take({ compress: "deflate" });
     for (let round = 0; round < 4; round += 1) {
       for (let i = 0; i < 40; i += 1) {
-        // In turns too long by rounding, and not to be compressed at all.
+        // Alternately too long when rounded, and incompressible.
         const zeroes = i % 3 === 2 ? 0 : 60 + i * 6 + round;
         const at = (round * 40 + i) * CLUSTER;
         chain.disk.write(at, Buffer.concat([randomBytes(CLUSTER - zeroes), Buffer.alloc(zeroes)]));

@@ -28,7 +28,10 @@ afterEach(async () => {
   await chain[Symbol.asyncDispose]();
 });
 
-/** Points with data, zeroes, discards, pieces of clusters and an empty one; the full one is by far the largest. */
+/**
+ * Takes points with data, zeroes, discards and parts of clusters, and an empty one; the full one is by far
+ * the largest.
+ */
 async function takePoints(options: { readonly small?: boolean } = {}): Promise<void> {
   const { disk } = chain;
   disk.write(0, pattern(options.small ? 512 * KiB : 6 * MiB, 1));
@@ -55,7 +58,7 @@ async function contentOf(id: string): Promise<Buffer> {
   return Buffer.from(await frozen.read(0, chain.disk.size));
 }
 
-/** Every point is there that should be, restores by us and by stock QEMU, and is sound. */
+/** Every expected point exists, is sound, and restores with nbdpull and with stock QEMU. */
 async function expectPoints(path: string, ids: readonly string[], restored = ids): Promise<void> {
   const repository = await Repository.open(path);
   await repository.reading(DOMAIN, async () => {
@@ -106,7 +109,7 @@ describeWith(["qemu-img"], "prune", () => {
     for (const point of chain.points.slice(-2)) await qemuImg("check", chain.pathOf(point, "vda.qcow2"));
   });
 
-  it("uses the room that earlier prunes left, so that a chain that is pruned every day does not grow", async () => {
+  it("reuses the space that earlier prunes left, so that a chain that is pruned every day does not grow", async () => {
     await takePoints();
     const sizes: number[] = [];
     for (let day = 0; day < 8; day += 1) {
@@ -123,11 +126,11 @@ describeWith(["qemu-img"], "prune", () => {
       sizes.push((await stat(join(chain.repository.pointFolder(DOMAIN, oldest ?? ""), "vda.qcow2"))).size);
       await expectPoints(chain.repository.path, lastIds(3), lastIds(1));
     }
-    // Tables go behind the end each time: some clusters, while half a megabyte came in every day.
+    // Tables are appended each time: a few clusters, compared with half a megabyte of new data each day.
     expect((sizes.at(-1) ?? 0) - (sizes[3] ?? 0)).toBeLessThan(4 * MiB);
   }, 480_000);
 
-  it("can be killed at every step: all kept points restore at once, and the next prune ends it", async () => {
+  it("can be killed at every step: all kept points restore at once, and the next prune completes it", async () => {
     await takePoints();
     const kept = lastIds(3);
     const pruned = { domain: DOMAIN, retention: { last: 3 }, dryRun: false, sync: false } as const;
@@ -139,13 +142,13 @@ describeWith(["qemu-img"], "prune", () => {
       await ageLocks(join(path, DOMAIN));
       await prune({ ...pruned, repository: await Repository.open(path) });
       expect((await readdir(join(path, DOMAIN))).sort(), step).toEqual(kept);
-      // The newest stands on all others.
+      // The newest point is based on all others.
       await expectPoints(path, kept, kept.slice(-1));
       await rm(path, { recursive: true });
     }
   }, 600_000);
 
-  it("tells the same before and after it died with everything prepared: those points are none any more", async () => {
+  it("reports the same points before and after a prune died with everything prepared", async () => {
     await takePoints();
     const { path } = chain.repository;
     const kept = lastIds(3);
@@ -157,7 +160,7 @@ describeWith(["qemu-img"], "prune", () => {
     expect(planned.json()).toMatchObject({
       domains: [{ points: kept.map((id) => ({ id, action: "keep" })), merges: [] }],
     });
-    // A point that is taken now stands on what the prune is going to replace.
+    // A point taken now is based on an image that the prune is going to replace.
     chain.disk.write(2 * MiB, pattern(300 * KiB, 77));
     await chain.take({ granularity: 4096 });
     await expectPoints(path, lastIds(4));
@@ -167,7 +170,7 @@ describeWith(["qemu-img"], "prune", () => {
     await expectPoints(path, lastIds(2));
   });
 
-  it("changes nothing any more after it was suspended and others have gone on", async () => {
+  it("changes nothing after it was suspended and others have gone on", async () => {
     await takePoints();
     const original = chain.repository.path;
     const kept = lastIds(2);
@@ -198,7 +201,7 @@ describeWith(["qemu-img"], "prune", () => {
     }
   }, 600_000);
 
-  it("leaves every kept point as it was on a full disk, and ends when there is room", async (context) => {
+  it("leaves every kept point unchanged on a full disk, and completes when there is space", async (context) => {
     await takePoints();
     const small = join(chain.folder, "small");
     await mkdir(small);
@@ -218,7 +221,7 @@ describeWith(["qemu-img"], "prune", () => {
         code: expect.stringMatching(/^(?:ENOSPC|E_NO_ROOM)$/),
       });
       await expectPoints(path, lastIds(6));
-      // Room for the data, and for some of the tables and the rest.
+      // Space for the data, and for some of the tables and the rest.
       const { writtenBytes } = await prune({ ...options, dryRun: true });
       const codes: (string | undefined)[] = [];
       for (let more = 0; more <= 2 * MiB; more += 4 * KiB) {
@@ -273,13 +276,13 @@ describeWith(["qemu-img"], "prune", () => {
     }
   }, 600_000);
 
-  it("changes nothing where something that it would merge is damaged", async () => {
+  it("changes nothing if an image that it would merge is damaged", async () => {
     await takePoints();
     const [, second] = chain.points;
     const path = chain.pathOf(second as Manifest, "vda.qcow2");
     const sound = await readFile(path);
     const bytes = Buffer.from(sound);
-    // A byte of every sector that the first clusters have.
+    // A byte in every sector of the first clusters.
     for (let at = 64 * KiB; at < 320 * KiB; at += 512) bytes.writeUInt8(bytes.readUInt8(at) ^ 1, at);
     await writeFile(path, bytes);
     const ran = await nbdpull("prune", chain.repository.path, "--keep-last", "2", "--json");
@@ -293,13 +296,13 @@ describeWith(["qemu-img"], "prune", () => {
     await expectPoints(chain.repository.path, lastIds(6));
   });
 
-  it("keeps a point on which several kept ones stand, and says which", async () => {
+  it("keeps a point that several kept points are based on, and says which", async () => {
     chain.disk.write(0, pattern(MiB, 1));
     await chain.take();
     const [full] = chain.points;
     for (let i = 0; i < 2; i += 1) {
       chain.disk.write(2 * MiB + i * MiB, pattern(300 * KiB, i));
-      // Both are counted from the full one.
+      // Both are based on the full point.
       chain.points.splice(1);
       const second = await chain.take();
       chain.points[0] = full as Manifest;
@@ -323,7 +326,7 @@ describeWith(["qemu-img"], "prune", () => {
     expect(await chain.repository.pointIds(DOMAIN)).toEqual(ids);
   });
 
-  it("waits for a restore that is under way, and holds up no reader", async () => {
+  it("waits for a running restore, and blocks no reader", async () => {
     await takePoints();
     const target = join(chain.folder, "slow.raw");
     const oldest = chain.points[1]?.id ?? "";
@@ -341,7 +344,7 @@ describeWith(["qemu-img"], "prune", () => {
     await expectPoints(chain.repository.path, lastIds(2));
   }, 480_000);
 
-  it("tells what it would do, asks for something to keep, and refuses nonsense", async () => {
+  it("reports what it would do, asks for something to keep, and refuses invalid arguments", async () => {
     await takePoints();
     const { path } = chain.repository;
     const planned = await nbdpull("prune", path, "--keep-last", "3", "--dry-run");

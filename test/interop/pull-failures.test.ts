@@ -26,8 +26,8 @@ async function makeImage(size: string, ...commands: string[]): Promise<void> {
   if (commands.length > 0) await qemuIo(image, "qcow2", ...commands);
 }
 
-describeWith(["qemu-nbd", "qemu-io"], "a pull that cannot be", () => {
-  it("ends with 4 where the bitmap is missing, and is never a full copy instead", async () => {
+describeWith(["qemu-nbd", "qemu-io"], "a pull that is not possible", () => {
+  it("exits with 4 if the bitmap is missing, and never makes a full copy instead", async () => {
     await makeImage("8", "write -P 1 0 1M");
     await using server = await startQemuNbd({ image, format: "qcow2" });
     const ran = await nbdpull("pull", server.uri, out("inc.qcow2"), "--bitmap", "nightly", "--json");
@@ -37,7 +37,7 @@ describeWith(["qemu-nbd", "qemu-io"], "a pull that cannot be", () => {
     expect(await leftBehind()).toEqual([]);
   });
 
-  it("ends with 4 where the export is unknown", async () => {
+  it("exits with 4 if the export is unknown", async () => {
     await makeImage("8");
     await using server = await startQemuNbd({ image, format: "qcow2", exportName: "vda" });
     const ran = await nbdpull("pull", server.uri.replace("/vda", "/vdz"), out("x.qcow2"));
@@ -46,7 +46,7 @@ describeWith(["qemu-nbd", "qemu-io"], "a pull that cannot be", () => {
     expect(await leftBehind()).toEqual([]);
   });
 
-  it("ends with 1 where no server answers", async () => {
+  it("exits with 1 if no server answers", async () => {
     const ran = await nbdpull("pull", `nbd+unix:///?socket=${folder}/none.sock`, out("x.qcow2"), "--json");
     expect(ran.code).toBe(1);
     expect(ran.json()).toMatchObject({ error: { code: "NBD_CONNECT_FAILED" } });
@@ -54,7 +54,7 @@ describeWith(["qemu-nbd", "qemu-io"], "a pull that cannot be", () => {
     expect(await leftBehind()).toEqual([]);
   });
 
-  it("ends with 2 where the image exists, which stays as it was, unless --force is given", async () => {
+  it("exits with 2 if the image exists, and leaves it alone unless --force is given", async () => {
     await makeImage("8", "write -P 1 0 1M");
     await writeFile(out("x.raw"), "precious");
     await using server = await startQemuNbd({ image, format: "qcow2" });
@@ -67,7 +67,7 @@ describeWith(["qemu-nbd", "qemu-io"], "a pull that cannot be", () => {
     expect(await leftBehind()).toEqual(["x.raw"]);
   });
 
-  it("ends with 2 for flags and addresses that make no sense", async () => {
+  it("exits with 2 for invalid flags and addresses", async () => {
     const uri = `nbd+unix:///?socket=${folder}/none.sock`;
     for (const args of [
       ["pull", "http://example", out("x")],
@@ -84,7 +84,7 @@ describeWith(["qemu-nbd", "qemu-io"], "a pull that cannot be", () => {
     expect(await leftBehind()).toEqual([]);
   });
 
-  it("ends with 4 where the backing image is missing", async () => {
+  it("exits with 4 if the backing image is missing", async () => {
     await makeImage("8");
     await execa("qemu-img", ["bitmap", "--add", image, "b0"]);
     await using server = await startQemuNbd({ image, format: "qcow2", bitmap: "b0" });
@@ -103,8 +103,8 @@ describeWith(["qemu-nbd", "qemu-io"], "a pull that cannot be", () => {
   });
 });
 
-describeWith(["nbdkit"], "a pull that breaks half-way", () => {
-  /** nbdkit on a Unix socket, ended by the test. */
+describeWith(["nbdkit"], "a pull that fails half-way", () => {
+  /** Starts nbdkit on a Unix socket; the test ends it. */
   async function startNbdkit(...args: string[]): Promise<{ uri: string; kill(): Promise<void> }> {
     const socket = join(folder, "nbdkit.sock");
     const server = execa("nbdkit", ["-f", "-U", socket, ...args], { reject: false });
@@ -124,7 +124,7 @@ describeWith(["nbdkit"], "a pull that breaks half-way", () => {
     expect(await leftBehind()).toHaveLength(1);
   }
 
-  it("ends with 1 and leaves nothing when the server dies", async () => {
+  it("exits with 1 and leaves nothing when the server dies", async () => {
     const server = await startNbdkit("--filter=rate", "pattern", "64M", "rate=40M");
     const run = startNbdpull(["pull", server.uri, out("x.qcow2")]);
     await untilTemporary();
@@ -136,7 +136,7 @@ describeWith(["nbdkit"], "a pull that breaks half-way", () => {
     expect(await leftBehind()).toEqual([]);
   });
 
-  it("ends with 1, the place and the server's word, when one read fails", async () => {
+  it("exits with 1 and reports the server's error when a read fails", async () => {
     const error = ["error-pread=EIO", "error-pread-rate=100%", `error-file=${folder}/fail`];
     const server = await startNbdkit(
       "--filter=error",
@@ -161,7 +161,7 @@ describeWith(["nbdkit"], "a pull that breaks half-way", () => {
     ["SIGINT", 130],
     ["SIGTERM", 143],
     ["SIGHUP", 129],
-  ] as const)("ends with the code of %s and leaves nothing", async (signal, code) => {
+  ] as const)("exits with the code for %s and leaves nothing", async (signal, code) => {
     const server = await startNbdkit("--filter=rate", "pattern", "64M", "rate=8M");
     const run = startNbdpull(["pull", server.uri, out("x.raw")]);
     await untilTemporary();
@@ -174,7 +174,7 @@ describeWith(["nbdkit"], "a pull that breaks half-way", () => {
   });
 
   it.skipIf(process.getuid?.() !== 0)(
-    "ends with 1 when the target's file system is full (needs root)",
+    "exits with 1 when the target's file system is full (needs root)",
     async () => {
       const small = join(folder, "small");
       await mkdir(small);

@@ -34,7 +34,7 @@ function bytesOf(map: readonly MapLine[], type: number): number {
   return map.filter((line) => line.type === type).reduce((sum, { length }) => sum + length, 0);
 }
 
-/** An image that knows what was written to it since `base.raw`, its content at that moment, was taken. */
+/** Makes an image whose bitmap marks what changed since `base.raw`, a copy of its earlier content. */
 async function imageWithBitmap(
   options: { readonly size: number; readonly granularity?: number; readonly clusterSize?: number },
   before: readonly string[],
@@ -97,7 +97,7 @@ const CASES: Record<string, { size: number; granularity?: number; before: string
 };
 
 describeWith(["qemu-nbd", "qemu-img", "qemu-io", "nbdinfo"], "pull from qemu-nbd", () => {
-  it.each(Object.entries(CASES))("takes exactly the dirty extents: %s", async (_title, c) => {
+  it.each(Object.entries(CASES))("stores exactly the dirty extents: %s", async (_title, c) => {
     const image = await imageWithBitmap(c, c.before, c.since);
     await qemuImg("convert", "-f", "raw", "-O", "qcow2", at("base.raw"), at("full.qcow2"));
     await using server = await startQemuNbd({ image, format: "qcow2", bitmap: "b0" });
@@ -135,7 +135,7 @@ describeWith(["qemu-nbd", "qemu-img", "qemu-io", "nbdinfo"], "pull from qemu-nbd
   });
 
   it.each(Object.entries(CASES))(
-    "stores a raw increment whose map says what is defined: %s",
+    "stores a raw increment with a map of the defined extents: %s",
     async (_title, c) => {
       const image = await imageWithBitmap(c, c.before, c.since);
       await using server = await startQemuNbd({ image, format: "qcow2", bitmap: "b0" });
@@ -145,7 +145,7 @@ describeWith(["qemu-nbd", "qemu-img", "qemu-io", "nbdinfo"], "pull from qemu-nbd
       const map = JSON.parse(await readFile(at("inc.raw.map"), "utf8")) as MapLine[];
       const dirty = bytesOf(await nbdinfoMap(server.uri, "qemu:dirty-bitmap:b0"), 1);
       expect(map.reduce((sum, { length }) => sum + length, 0)).toBe(dirty);
-      // By hand: the increment laid over the base is the disk.
+      // Laid over the base by hand, the increment gives the disk.
       const rebuilt = await readFile(at("base.raw"));
       const increment = await readFile(at("inc.raw"));
       expect(increment.length).toBe(c.size);
@@ -190,7 +190,7 @@ describeWith(["qemu-nbd", "qemu-img", "qemu-io", "nbdinfo"], "pull from qemu-nbd
     expect(copied.length).toBe(1_000_448);
   });
 
-  it("spreads over several connections where the server allows them", async () => {
+  it("uses several connections if the server allows them", async () => {
     const image = await imageWithBitmap({ size: 64 * MiB }, ["write -P 7 0 64M"], []);
     await using server = await startQemuNbd({ image, format: "qcow2" });
     const ran = await nbdpull("pull", server.uri, at("copy.raw"), "--connections", "4", "--json");
@@ -198,7 +198,7 @@ describeWith(["qemu-nbd", "qemu-img", "qemu-io", "nbdinfo"], "pull from qemu-nbd
     await qemuImg("compare", "-f", "raw", "-F", "raw", at("copy.raw"), server.uri);
   });
 
-  it("maps as nbdinfo does, to the letter", async () => {
+  it("prints the same map as nbdinfo", async () => {
     const c = CASES["zeroed and discarded"];
     if (!c) throw new Error("the case is gone");
     const image = await imageWithBitmap(c, c.before, c.since);
@@ -221,7 +221,7 @@ describeWith(["qemu-nbd", "qemu-img", "qemu-io", "nbdinfo"], "pull from qemu-nbd
     expect(text.stdout.split("\n").at(-1)).toMatch(/^\[[ ░▒▓█]{64}\]$/);
   });
 
-  it("tells of an export what nbdinfo tells", async () => {
+  it("prints the same export details as nbdinfo", async () => {
     const image = await imageWithBitmap({ size: 8 * MiB }, [], []);
     await using server = await startQemuNbd({ image, format: "qcow2", bitmap: "b0", exportName: "a disk" });
     const ran = await nbdpull("info", server.uri, "--json");

@@ -1,4 +1,4 @@
-/** Restores to what is there already: NBD exports of real servers, and block devices. */
+/** Restores over what exists already: NBD exports of real servers, and block devices. */
 import { randomFillSync } from "node:crypto";
 import { constants } from "node:fs";
 import { mkdir, open, readFile, rm, stat, writeFile } from "node:fs/promises";
@@ -13,10 +13,10 @@ import { describeWith, findTool } from "../support/tools.js";
 
 const CLUSTER = 64 * 1024;
 const SIZE = 96 * CLUSTER + 3 * 512;
-/** Larger than the disk, and no multiple of a large block. */
+/** Larger than the disk, and not a multiple of a large block. */
 const TARGET = SIZE + 5 * CLUSTER + 512;
 
-/** Taken once: each test has a copy. */
+/** Taken once; each test works on a copy. */
 let taken: MemoryChain;
 beforeAll(async () => {
   taken = await MemoryChain.start(SIZE);
@@ -34,7 +34,7 @@ afterEach(async () => {
   await chain[Symbol.asyncDispose]();
 });
 
-/** A full and two increments, with data, zeroes among data, whole stretches of zeroes and a ragged end. */
+/** A full and two increments, with data, zeroes among data, long stretches of zeroes and a ragged end. */
 async function takeThree(from: MemoryChain): Promise<void> {
   const { disk } = from;
   disk.write(0, randomFillSync(Buffer.alloc(20 * CLUSTER)));
@@ -59,7 +59,7 @@ async function contentOf(id: string): Promise<Buffer> {
   return Buffer.from((await chain.contents.get(id)?.read(0, SIZE)) ?? []);
 }
 
-/** The point, and behind it what was there before. */
+/** Expects the point, followed by what was there before. */
 async function expectRestored(found: Buffer, before: Buffer, id = idAt(-1)): Promise<void> {
   expect(found.length).toBe(before.length);
   expect(found.subarray(0, SIZE).equals(await contentOf(id))).toBe(true);
@@ -70,7 +70,7 @@ function restoreTo(target: string, ...args: readonly string[]): Promise<Ran> {
   return nbdpull("restore", repo(), "--disk", "vda", "--to", target, "--force", "--json", ...args);
 }
 
-/** Changes one byte of a point's file. */
+/** Flips one bit in a point's file. */
 async function flip(path: string, position: number): Promise<void> {
   const file = await open(path, "r+");
   const byte = Buffer.alloc(1);
@@ -106,7 +106,7 @@ describeWith(["nbdkit", "qemu-nbd"], "a restore to an export", () => {
       ],
     ],
     ["nbdkit over one connection at a time", ["--filter=noparallel", "serialize=connections"]],
-  ])("leaves exactly the point on what was full of garbage: %s", async (_, options) => {
+  ])("leaves exactly the point on a target full of garbage: %s", async (_, options) => {
     await using folder = await makeFolder();
     const image = join(folder.path, "target");
     const before = garbage();
@@ -115,7 +115,8 @@ describeWith(["nbdkit", "qemu-nbd"], "a restore to an export", () => {
     const parameters = options.filter((option) => !option.startsWith("--"));
     await using server = await startNbdkit(folder, ...filters, "file", image, ...parameters);
     const ids = [idAt(-1), idAt(1), idAt(0)];
-    // Over garbage, then over another point; where servers differ only in what they can, two are enough.
+    // Over garbage, then over another point. Where servers differ only in capabilities, two points are
+    // enough.
     for (const id of options.length === 0 ? ids : ids.filter((other) => other !== idAt(1))) {
       const ran = await restoreTo(server.uri, "--at", id);
       expect([ran.code, ran.stderr]).toEqual([
@@ -149,7 +150,7 @@ describeWith(["nbdkit", "qemu-nbd"], "a restore to an export", () => {
     await expectRestored(await readFile(image), before);
   });
 
-  it("asks for zeroes and a flush, and with --no-fsync for no flush", async () => {
+  it("sends zeroes and a flush, and no flush with --no-fsync", async () => {
     await using folder = await makeFolder();
     for (const [args, flushed] of [
       [[], true],
@@ -170,7 +171,7 @@ describeWith(["nbdkit", "qemu-nbd"], "a restore to an export", () => {
     }
   });
 
-  it("leaves holes where there is nothing to zero, though the server can't zero by itself", async () => {
+  it("leaves holes where nothing needs zeroing, even if the server can't zero", async () => {
     await using folder = await makeFolder();
     const image = join(folder.path, "target");
     const file = await open(image, "w");
@@ -182,14 +183,14 @@ describeWith(["nbdkit", "qemu-nbd"], "a restore to an export", () => {
     expect((await stat(image)).blocks * 512).toBeLessThan(45 * CLUSTER);
   });
 
-  it("is refused before anything is written", async () => {
+  it("is refused before it writes anything", async () => {
     await using folder = await makeFolder();
     const image = join(folder.path, "small");
     const before = randomFillSync(Buffer.alloc(SIZE - 512));
     await writeFile(image, before);
     await using small = await startNbdkit(folder, "file", image);
     await using readOnly = await startNbdkit(folder, "--readonly", "memory", String(SIZE));
-    // Its last bytes are no whole block, so nothing can be written there.
+    // The last bytes are no whole block, so nothing can be written there.
     const blocks = ["memory", String(SIZE), "blocksize-minimum=4096", "blocksize-error-policy=error"];
     await using ragged = await startNbdkit(folder, "--filter=blocksize-policy", ...blocks);
     await using named = await startQemu(folder, "-f", "raw", "-x", "vda", image);
@@ -216,7 +217,7 @@ describeWith(["nbdkit", "qemu-nbd"], "a restore to an export", () => {
     expect((await readFile(image)).equals(before)).toBe(true);
   });
 
-  it("says that the target is half-written where the server fails a write, hangs up, or a signal comes", async () => {
+  it("reports the target as half-written when the server fails a write, hangs up, or a signal comes", async () => {
     await using folder = await makeFolder();
     await using failing = await startNbdkit(
       folder,
@@ -256,7 +257,7 @@ describeWith(["nbdkit", "qemu-nbd"], "a restore to an export", () => {
     const ran = await finished(interrupted);
     expect(ran).toMatchObject({ code: 130, stderr: expect.stringContaining("half-written") });
     expect(ran.stderr).not.toContain("removed");
-    // The same again is all that it takes.
+    // Running the same command again is enough.
     expect((await restoreTo(server.uri)).code).toBe(0);
     const copy = join(folder.path, "copy");
     await execa("nbdcopy", [server.uri, copy]);
@@ -265,7 +266,7 @@ describeWith(["nbdkit", "qemu-nbd"], "a restore to an export", () => {
 });
 
 describeWith(["nbd-server"], "a restore to nbd-server", () => {
-  it("leaves exactly the point on what was full of garbage, though it can neither zero nor tell of blocks", async () => {
+  it("leaves exactly the point on a target full of garbage, without WRITE_ZEROES and block sizes", async () => {
     await using folder = await makeFolder();
     const image = join(folder.path, "target");
     const before = garbage();
@@ -290,11 +291,11 @@ describeWith(["nbd-server"], "a restore to nbd-server", () => {
 
 describeWithLoop("a restore to a block device", () => {
   it.each([512, 4096])(
-    "leaves exactly the point on what was full of garbage: blocks of %d",
+    "leaves exactly the point on a target full of garbage: blocks of %d",
     async (block) => {
       await using folder = await makeFolder();
       const image = join(folder.path, "target");
-      // A device has whole blocks only.
+      // A device consists of whole blocks.
       const before = garbage().subarray(0, TARGET - (TARGET % 4096));
       await writeFile(image, before);
       await using device = await attachLoop(image, "--sector-size", String(block));
@@ -308,7 +309,7 @@ describeWithLoop("a restore to a block device", () => {
     },
   );
 
-  it("is refused where the device is in use, mounted, read-only or too small, and leaves it alone", async () => {
+  it("is refused if the device is in use, read-only or too small, and leaves it unchanged", async () => {
     await using folder = await makeFolder();
     const image = join(folder.path, "target");
     const before = garbage().subarray(0, TARGET - (TARGET % 4096));
@@ -335,7 +336,7 @@ describeWithLoop("a restore to a block device", () => {
     expect((await readFile(image)).equals(before)).toBe(true);
   });
 
-  it("is refused where the device is made of a file of the repository", async () => {
+  it("is refused if the device is backed by a file of the repository", async () => {
     const stored = chain.pathOf(chain.points[0] as never, "vda.qcow2");
     const before = await readFile(stored);
     await using device = await attachLoop(stored);
@@ -344,7 +345,7 @@ describeWithLoop("a restore to a block device", () => {
     expect((await readFile(stored)).equals(before)).toBe(true);
   });
 
-  it("gets a definition only where --xml says", async () => {
+  it("writes a definition only with --xml", async () => {
     const domain = `<domain type='kvm'><name>guest</name><uuid>11111111-2222-3333-4444-555555555555</uuid><devices><disk type='file'><source file='/old'/><target dev='vda'/></disk></devices></domain>`;
     await writeFile(join(chain.repository.pointFolder(MemoryChain.domain, idAt(2)), "domain.xml"), domain);
     await using folder = await makeFolder();
@@ -361,7 +362,7 @@ describeWithLoop("a restore to a block device", () => {
     expect(written).not.toContain("/old");
   });
 
-  it("is refused where a file system on it is mounted", async ({ skip }) => {
+  it("is refused if a file system on it is mounted", async ({ skip }) => {
     await using folder = await makeFolder();
     const image = join(folder.path, "target");
     await writeFile(image, Buffer.alloc(16 * 1024 * 1024));
@@ -376,7 +377,7 @@ describeWithLoop("a restore to a block device", () => {
     expect([ran.code, ran.json()]).toMatchObject([4, { error: { code: "E_TARGET_IN_USE" } }]);
   });
 
-  it("leaves holes where there is nothing to zero, also when it begins anew after it was killed", async () => {
+  it("leaves holes where nothing needs zeroing, even when it is killed and started again", async () => {
     await using folder = await makeFolder();
     const image = join(folder.path, "target");
     const file = await open(image, "w");
@@ -398,8 +399,8 @@ describeWithLoop("a restore to a block device", () => {
   });
 });
 
-describeWith(["nbdkit"], "a chain that isn't whole", () => {
-  /** Restores the newest point to an export and to a file; both stay as they were. */
+describeWith(["nbdkit"], "an incomplete or damaged chain", () => {
+  /** Restores the newest point to an export and to a file; both must stay unchanged. */
   async function expectUntouched(told: Record<string, unknown>, message: RegExp): Promise<void> {
     await using folder = await makeFolder();
     const image = join(folder.path, "target");
@@ -427,7 +428,7 @@ describeWith(["nbdkit"], "a chain that isn't whole", () => {
     );
   });
 
-  it("stops a restore before any target is touched: a manifest is not one", async () => {
+  it("stops a restore before any target is touched: a manifest is invalid", async () => {
     await writeFile(join(chain.repository.pointFolder(MemoryChain.domain, idAt(1)), "point.json"), "{");
     await expectUntouched(
       { code: "E_MANIFEST", point: idAt(1), disk: "vda", restorable: [idAt(0)] },
@@ -435,7 +436,7 @@ describeWith(["nbdkit"], "a chain that isn't whole", () => {
     );
   });
 
-  it("stops a restore before any target is touched: the point's own manifest is not one", async () => {
+  it("stops a restore before any target is touched: the point's own manifest is invalid", async () => {
     await writeFile(join(chain.repository.pointFolder(MemoryChain.domain, idAt(2)), "point.json"), "{");
     await expectUntouched(
       { code: "E_MANIFEST", point: idAt(2), restorable: [idAt(1), idAt(0)] },
@@ -443,7 +444,7 @@ describeWith(["nbdkit"], "a chain that isn't whole", () => {
     );
   });
 
-  it("stops a restore before any target is touched: a link is newer than what is based on it", async () => {
+  it("stops a restore before any target is touched: a parent is newer than its child", async () => {
     const path = join(chain.repository.pointFolder(MemoryChain.domain, idAt(1)), "point.json");
     const manifest = await readFile(path, "utf8");
     await writeFile(path, manifest.replace(`"parent": "${idAt(0)}"`, `"parent": "${idAt(2)}"`));
@@ -454,7 +455,7 @@ describeWith(["nbdkit"], "a chain that isn't whole", () => {
     "stops a restore before any target is touched: a layer's %s are damaged",
     async (suffix) => {
       const path = join(chain.repository.pointFolder(MemoryChain.domain, idAt(1)), `vda.${suffix}`);
-      // The last byte of the digest file, the first one of the image.
+      // The last byte of the digest file, or the first one of the image.
       await flip(path, suffix === "qcow2" ? 0 : (await stat(path)).size - 1);
       await expectUntouched(
         { point: idAt(1), disk: "vda", restorable: [idAt(0)] },
@@ -463,7 +464,7 @@ describeWith(["nbdkit"], "a chain that isn't whole", () => {
     },
   );
 
-  it("stops a restore before any target is touched: nothing is left that could be restored", async () => {
+  it("stops a restore before any target is touched: no point is left to restore", async () => {
     await rm(chain.pathOf(chain.points[0] as never, "vda.qcow2"));
     await expectUntouched(
       { point: idAt(0), disk: "vda", restorable: [] },
@@ -471,7 +472,7 @@ describeWith(["nbdkit"], "a chain that isn't whole", () => {
     );
   });
 
-  it("is found out at its data while that is on its way, and says that the target is half-written", async () => {
+  it("stops a restore in the middle if data is damaged, and the target is reported as half-written", async () => {
     await flip(chain.pathOf(chain.points[0] as never, "vda.qcow2"), 15 * CLUSTER + 99);
     await using folder = await makeFolder();
     await using server = await startNbdkit(folder, "memory", String(SIZE));
@@ -495,7 +496,7 @@ describeWith(["nbdkit"], "a chain that isn't whole", () => {
 });
 
 describe("a folder that a restore made", () => {
-  it("goes again when nothing gets into it", async () => {
+  it("is removed if nothing was restored into it", async () => {
     await rm(chain.pathOf(chain.points[0] as never, "vda.qcow2"));
     const target = join(chain.folder, "new", "deep");
     expect((await nbdpull("restore", repo(), "--to", target)).code).toBe(3);

@@ -34,12 +34,12 @@ describe("the socket of nbdpull serve", () => {
   const socket = (): string => at("nbd.sock");
 
   it.each(["SIGTERM", "SIGINT", "SIGHUP"] as const)(
-    "is this user's only, and gone after %s, with exit code 0",
+    "is accessible to its user only, and is removed after %s, with exit code 0",
     async (signal) => {
       const server = await startServing(repo(), "--socket", socket());
       expect((await stat(socket())).mode & 0o777).toBe(0o600);
       await using client = await NbdClient.connect(server.uris[0] ?? "");
-      // It is in the middle of its work.
+      // Signal it in the middle of its work.
       const reads = Array.from({ length: 30 }, (_, i) => client.read(i * CLUSTER, Buffer.alloc(CLUSTER)));
       const outcomes = Promise.allSettled(reads);
       expect((await server.stop(signal)).code).toBe(0);
@@ -48,7 +48,7 @@ describe("the socket of nbdpull serve", () => {
     },
   );
 
-  it("is left by a server that was killed, and replaced by the next one", async () => {
+  it("is left by a killed server, and replaced by the next one", async () => {
     const killed = await startServing(repo(), "--socket", socket());
     expect((await killed.stop("SIGKILL")).signal).toBe("SIGKILL");
     expect((await stat(socket())).isSocket()).toBe(true);
@@ -57,7 +57,7 @@ describe("the socket of nbdpull serve", () => {
     expect(client.export.size).toBe(SIZE);
   });
 
-  it("is not taken from a server that listens", async () => {
+  it("is not taken over from a server that listens", async () => {
     await using server = await startServing(repo(), "--socket", socket());
     const second = await nbdpull("serve", repo(), "--socket", socket(), "--json");
     expect([second.code, second.json()]).toMatchObject([4, { error: { code: "E_ADDRESS_IN_USE" } }]);
@@ -66,7 +66,7 @@ describe("the socket of nbdpull serve", () => {
     expect(client.export.size).toBe(SIZE);
   });
 
-  it("never replaces anything but a socket, needs its folder, and has a name of bounded length", async () => {
+  it("never replaces anything but a socket, needs its folder, and has a limited length", async () => {
     await writeFile(socket(), "mine");
     await mkdir(at("folder"));
     const refused = [
@@ -82,9 +82,9 @@ describe("the socket of nbdpull serve", () => {
     expect(await readFile(socket(), "utf8")).toBe("mine");
   });
 
-  it("is gone as well when --once has seen the last client leave", async () => {
+  it("is removed as well when --once has seen the last client leave", async () => {
     const server = await startServing(repo(), "--socket", socket(), "--once");
-    // Whoever only looks whether somebody listens is no client.
+    // A connection that only probes the socket does not count as a client.
     expect(await listensOn(socket())).toBe(true);
     {
       await using first = await NbdClient.connect(server.uris[0] ?? "", { connections: 2 });
@@ -108,15 +108,15 @@ describe("the address of nbdpull serve", () => {
 
   it.each([
     ["nonsense", ["--listen", "a:b:c"], 2, "E_LISTEN"],
-    ["a port beyond all", ["--listen", "127.0.0.1:65536"], 2, "E_LISTEN"],
-    ["a host that nobody knows", ["--listen", "no.such.host.invalid:0"], 2, "E_LISTEN"],
+    ["a port that is too large", ["--listen", "127.0.0.1:65536"], 2, "E_LISTEN"],
+    ["an unknown host", ["--listen", "no.such.host.invalid:0"], 2, "E_LISTEN"],
     ["an address of another machine", ["--listen", "192.0.2.1:0", "--allow-remote"], 2, "E_LISTEN"],
-    ["every interface, unasked", ["--listen", "0.0.0.0:0"], 2, "E_REMOTE"],
-    ["every interface by IPv6, unasked", ["--listen", "[::]:0"], 2, "E_REMOTE"],
+    ["every interface without --allow-remote", ["--listen", "0.0.0.0:0"], 2, "E_REMOTE"],
+    ["every interface by IPv6 without --allow-remote", ["--listen", "[::]:0"], 2, "E_REMOTE"],
     ["a socket as well", ["--listen", "0", "--socket", "x.sock"], 2, "E_USAGE"],
     ["a key without certificate", ["--listen", "0", "--tls-key", "x.pem"], 2, "E_USAGE"],
     [
-      "a certificate that isn't there",
+      "a missing certificate",
       ["--listen", "0", "--tls-key", "x.pem", "--tls-cert", "x.pem"],
       2,
       "E_TLS_FILE",
@@ -128,7 +128,7 @@ describe("the address of nbdpull serve", () => {
     expect([ran.code, ran.json()]).toMatchObject([code, { error: { code: error } }]);
   });
 
-  it("is refused when another program has it", async () => {
+  it("is refused if another program uses it", async () => {
     const other = createServer();
     const port = await freePort();
     await new Promise<void>((resolve) => other.listen(port, "127.0.0.1", resolve));
@@ -137,7 +137,7 @@ describe("the address of nbdpull serve", () => {
     expect([ran.code, ran.json()]).toMatchObject([4, { error: { code: "E_ADDRESS_IN_USE" } }]);
   });
 
-  it("may be open to all with --allow-remote, which it says", async () => {
+  it("may be open to all with --allow-remote, with a warning", async () => {
     const server = await startServing(repo(), "--listen", "0.0.0.0:0", "--allow-remote");
     await using client = await NbdClient.connect(server.uris[0] ?? "");
     expect(client.export.size).toBe(SIZE);
@@ -146,13 +146,13 @@ describe("the address of nbdpull serve", () => {
     );
   });
 
-  it("says that a loopback address is open to every user of the machine", async () => {
+  it("brings a warning that a loopback address is open to every user of the machine", async () => {
     const server = await startServing(repo(), "--listen", "0");
     expect((await server.stop()).stderr).toMatch(/every user of this machine can connect to 127\.0\.0\.1/);
   });
 
   describeWith(["certtool", "nbdinfo"], "with TLS", () => {
-    it("may be open to other machines, and lets in only clients with a certificate", async () => {
+    it("may be open to other machines, and admits only clients with a certificate", async () => {
       const { path } = await makeAuthority(
         { path: out, [Symbol.asyncDispose]: async () => undefined },
         "ours",
@@ -174,7 +174,7 @@ describe("the address of nbdpull serve", () => {
       expect((await server.stop()).code).toBe(0);
     });
 
-    it("is refused where certificate and key don't belong together", async () => {
+    it("is refused if certificate and key don't match", async () => {
       const { path } = await makeAuthority(
         { path: out, [Symbol.asyncDispose]: async () => undefined },
         "ours",

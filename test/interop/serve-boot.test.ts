@@ -23,12 +23,13 @@ afterEach(async () => {
   await rm(out, { recursive: true });
 });
 
-/** Sector that the boot program reads its message from, in another cluster than its own. */
+/** The sector from which the boot program reads its message, in a cluster of its own. */
 const MESSAGE_LBA = (7 * CLUSTER) / 512 + 3;
 
 /**
- * A boot sector for a PC's BIOS: reads a sector by the address packet at 0x7d00, writes the boot sector over it, and
- * only if both succeeded prints what it has read on QEMU's debug port and ends QEMU with 1.
+ * A boot sector for a PC's BIOS. It reads a sector by the address packet at 0x7d00, and writes the boot
+ * sector over it. Only if both succeed, it prints what it has read on QEMU's debug port and makes QEMU exit
+ * with 1.
  */
 function bootSector(): Buffer {
   const code = Buffer.from(
@@ -47,7 +48,7 @@ function bootSector(): Buffer {
   );
   const sector = Buffer.alloc(512);
   code.copy(sector);
-  // Address packet: its size, one sector, to 0000:7e00, from the disk's sector.
+  // Address packet: its size, one sector, to 0000:7e00, and the sector's number.
   sector.set([16, 0, 1, 0, 0x00, 0x7e, 0, 0], 0x100);
   sector.writeBigUInt64LE(BigInt(MESSAGE_LBA), 0x108);
   sector.writeUInt16LE(0xaa55, 510);
@@ -86,7 +87,7 @@ describeWith(["qemu-system-x86_64"], "a guest that boots from nbdpull serve", ()
           { reject: false, timeout: 50_000, stdin: "ignore" },
         );
         expect([ran.exitCode, ran.stderr, await readFile(said, "utf8")]).toEqual([1, "", message]);
-        // What the guest wrote is nowhere but in QEMU's snapshot.
+        // The guest's write exists only in QEMU's snapshot.
         await using client = await NbdClient.connect(uri);
         const sector = Buffer.alloc(512);
         await client.read(MESSAGE_LBA * 512, sector);

@@ -1,4 +1,4 @@
-/** `nbdpull serve`, with the clients that people will point at it. */
+/** `nbdpull serve` with the clients that people use. */
 import { mkdtemp, open, readFile, rm, stat, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -38,14 +38,14 @@ const pointAt = (index: number): Manifest => {
 
 type Taking = NonNullable<Parameters<MemoryChain["take"]>[0]>;
 
-/** Every half KiB says where it is. */
+/** Every 512 bytes contain their position. */
 function content(length: number, salt = 0): Buffer {
   const bytes = Buffer.alloc(length, 0x5a);
   for (let i = 0; i < length; i += 512) bytes.writeUIntBE(1 + salt * 2 ** 24 + i / 512, i, 6);
   return bytes;
 }
 
-/** A full and two increments, with zeroes and discards in whole clusters and in parts. */
+/** A full and two increments, with zeroes and discards in whole and partial clusters. */
 async function threePoints(options: Taking = {}): Promise<void> {
   chain.disk.write(0, content(30 * CLUSTER));
   chain.disk.write(SIZE - 512, content(512, 9));
@@ -64,14 +64,14 @@ async function bytesOf(point: Manifest): Promise<Buffer> {
   return Buffer.from((await chain.contents.get(point.id)?.read(0, SIZE)) ?? []);
 }
 
-/** The point's bytes in a file of their own. */
+/** The point's bytes in a file. */
 async function rawOf(point: Manifest): Promise<string> {
   const path = at(`${point.id}.raw`);
   await writeFile(path, await bytesOf(point));
   return path;
 }
 
-/** Changes one byte of a point's file. */
+/** Flips one bit in a point's file. */
 async function flip(path: string, position: number): Promise<void> {
   await using file = await open(path, "r+");
   const byte = Buffer.alloc(1);
@@ -104,7 +104,7 @@ describeWith(["qemu-img", "nbdcopy", "nbdinfo"], "nbdpull serve", () => {
     }
   });
 
-  it("shows holes, and what kind of export it is, and serves a lone disk as the default export too", async () => {
+  it("shows holes and export flags, and serves a single disk as the default export too", async () => {
     await threePoints();
     await using server = await startServing(repo(), "--socket", at("nbd.sock"));
     const { stdout } = await execa("nbdinfo", ["--map", "--json", server.uris[0] ?? ""]);
@@ -166,7 +166,7 @@ describeWith(["qemu-img", "nbdcopy", "nbdinfo"], "nbdpull serve", () => {
     expect(await qemuImg("compare", "-f", "raw", "-F", "raw", uri, at("copied.raw"))).toMatch(/identical/);
   });
 
-  it("serves each disk of a point by its name, or those that were asked for", async () => {
+  it("serves each disk of a point by name, or only the requested disks", async () => {
     chain.disk.write(0, content(2 * CLUSTER));
     chain.show();
     const address = parseNbdUri(chain.uri);
@@ -207,9 +207,9 @@ describeWith(["qemu-img", "nbdcopy", "nbdinfo"], "nbdpull serve", () => {
     expect((await nbdpull("verify", repo())).code).toBe(0);
   });
 
-  it("fails reads of a damaged cluster, says where on stderr, and gives the right bytes of all others", async () => {
+  it("fails reads of a damaged cluster, reports its place on stderr, and serves all others", async () => {
     await threePoints();
-    // The full copy's fifth cluster.
+    // Guest cluster 5 of the full copy.
     await flip(chain.pathOf(pointAt(0), "vda.qcow2"), 6 * CLUSTER + 99);
     const expected = await readFile(await rawOf(pointAt(-1)));
     const server = await startServing(repo(), "--socket", at("nbd.sock"));
@@ -237,7 +237,7 @@ describeWith(["qemu-img", "nbdcopy", "nbdinfo"], "nbdpull serve", () => {
     ]);
   });
 
-  it("does not start where tables contradict the digests, and says so in JSON", async () => {
+  it("does not start if tables contradict the digests, and reports that in JSON", async () => {
     await threePoints();
     const path = chain.pathOf(pointAt(1), "vda.qcow2");
     const entry = (await readFile(path)).indexOf(Buffer.from("00000000000000010000000000000001", "hex"));
@@ -248,7 +248,7 @@ describeWith(["qemu-img", "nbdcopy", "nbdinfo"], "nbdpull serve", () => {
     await expect(stat(at("nbd.sock"))).rejects.toThrow(/ENOENT/);
   });
 
-  it("prints one JSON document when it is ready, with --json", async () => {
+  it("prints one JSON document with --json when it is ready", async () => {
     await threePoints();
     await using server = await startServing(
       repo(),
@@ -275,7 +275,7 @@ describeWith(["qemu-img", "nbdcopy", "nbdinfo"], "nbdpull serve", () => {
     expect((await server.stop("SIGHUP")).stdout).toBe(server.ready.trimEnd());
   });
 
-  it("says that it cannot prove what has no digests", async () => {
+  it("warns that data without digests is unproven", async () => {
     await threePoints({ digests: undefined });
     const server = await startServing(repo(), "--socket", at("nbd.sock"), "--strict");
     await qemuImg("compare", "-f", "raw", "-F", "raw", server.uris[0] ?? "", await rawOf(pointAt(-1)));

@@ -1,12 +1,12 @@
 /**
- * Exports of QEMU's snapshot-access node: the point in time at which a copy-before-write filter went in, readable only
- * where a dirty bitmap has bits. Everywhere else reads fail, and so does the block status of `base:allocation`.
+ * Exports of QEMU's snapshot-access node: the point in time at which a copy-before-write filter was inserted.
+ * It is readable only where a dirty bitmap has bits; elsewhere, reads and block status fail.
  *
  *     guest      | clean | dirty |    clean    | dirty | clean |
- *     read       | error |  ok   |    error    |  ok   | error |      what touches an error fails as a whole
+ *     read       | error |  ok   |    error    |  ok   | error |     a read that touches an error fails
  *
- * QEMU 7 has a fault there (mended in 8.0): where a read begins in what the guest has overwritten since and goes on
- * into what it hasn't, it gets the guest's new bytes. The first story has such a place, at 40 MiB.
+ * QEMU 7 has a bug here, fixed in 8.0: a read that begins in a range that the guest has overwritten meanwhile
+ * and extends past it returns the guest's new bytes. The first story contains such a place, at 40 MiB.
  */
 
 import { readFile } from "node:fs/promises";
@@ -40,11 +40,11 @@ const at = (name: string): string => join(folder.path, name);
 interface Story {
   readonly size: number;
   readonly granularity: number;
-  /** Commands of qemu-io before the bitmap begins, after that, and while the snapshot is read. */
+  /** qemu-io commands before the bitmap begins, after that, and while the snapshot is read. */
   readonly before: readonly string[];
   readonly since: readonly string[];
   readonly meanwhile: readonly string[];
-  /** What the bitmap marks in the end. */
+  /** The bytes that the bitmap marks in the end. */
   readonly dirtyBytes: number;
 }
 
@@ -113,7 +113,7 @@ const STORIES: Record<string, Story> = {
   },
 };
 
-/** A disk whose guest goes on writing by the export `guest`, while `snapshot` stands still. */
+/** A disk whose guest keeps writing through the export `guest`, while `snapshot` does not change. */
 async function serve(daemon: string, { size, granularity, before, since }: Story) {
   const disk = at("disk.qcow2");
   await createImage(disk, { size });
@@ -166,7 +166,7 @@ function snapshotAccessTests(
   protocol: "structured" | "extended",
   titles: readonly string[],
 ): void {
-  it.each(titles)("gives nbdpull exactly what is dirty, as it was: %s", async (title) => {
+  it.each(titles)("gives nbdpull exactly the dirty data, as it was: %s", async (title) => {
     const { meanwhile, dirtyBytes } = story(title);
     await using server = await serve(daemon, story(title));
     await qemuIo(server.guest, "raw", ...meanwhile);
@@ -186,7 +186,7 @@ function snapshotAccessTests(
     await qemuImg("compare", "-f", "qcow2", "-F", "raw", at("inc.qcow2"), at("point.raw"));
   });
 
-  it("fails what touches a clean byte, and the connection lives on", async () => {
+  it("fails reads of clean bytes, and the connection survives", async () => {
     await using server = await serve(daemon, story("a first block that is clean"));
     await using client = await NbdClient.connect(server.snapshot, { metaContexts: [ALLOCATION, DIRTY] });
     expect(client.export.protocol).toBe(protocol);
@@ -196,7 +196,7 @@ function snapshotAccessTests(
     const failure = { code: "NBD_REQUEST_FAILED", errno: "EINVAL" };
     await expect(client.read(MiB, Buffer.alloc(64 * KiB + 1))).rejects.toMatchObject(failure);
     await expect(client.read(MiB - 1, target)).rejects.toMatchObject(failure);
-    // QEMU answers for the other context all the same, when the request is over already.
+    // QEMU still sends the chunk for the other context, after the request is over.
     for (let i = 0; i < 20; i++) {
       await expect(collect(client.blockStatus({ length: MiB }))).rejects.toMatchObject(failure);
     }
@@ -223,7 +223,7 @@ describeWith(["qemu-img", "qemu-io", DAEMON], "snapshot-access", () => {
     expect(rebuilt.equals(await readFile(at("point.raw")))).toBe(true);
   });
 
-  it("gives a restore point its increment, though its first bytes are clean and cannot be read", async () => {
+  it("gives a restore point its increment, even if its first bytes are clean and unreadable", async () => {
     const wanted = story("a first block that is clean");
     await using server = await serve(DAEMON, wanted);
     await using base = await startQemuNbd({ image: at("full.qcow2"), format: "qcow2" });
@@ -247,7 +247,7 @@ describeWith(["qemu-img", "qemu-io", DAEMON], "snapshot-access", () => {
     await qemuImg("compare", "-f", "qcow2", "-F", "raw", join(point, "vda.qcow2"), at("point.raw"));
   });
 
-  it("refuses a full copy, of which nothing is left", async () => {
+  it("refuses a full copy, and nothing is left of it", async () => {
     await using server = await serve(DAEMON, story("a first block that is clean"));
     const ran = await nbdpull("pull", server.snapshot, at("full-copy.raw"));
     expect(ran.code).toBe(1);
@@ -256,7 +256,7 @@ describeWith(["qemu-img", "qemu-io", DAEMON], "snapshot-access", () => {
   });
 });
 
-// What may be read is the same there; how it is told, and how the server goes about it, isn't.
+// The same bytes are readable, but the protocol and the server's behaviour differ.
 describeWithNewerSuite("snapshot-access of QEMU 10", () => {
   snapshotAccessTests(newer(DAEMON), "extended", [
     "a first block that is clean",

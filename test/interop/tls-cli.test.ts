@@ -1,4 +1,4 @@
-/** TLS as a user of the command has it: each command against real servers, and each way in which TLS can fail. */
+/** TLS as a user of the command sees it: each command against real servers, and each failure of TLS. */
 
 import { existsSync } from "node:fs";
 import { mkdir, readdir, readFile, writeFile } from "node:fs/promises";
@@ -25,7 +25,7 @@ import { qemuImg, qemuIo } from "../support/qemu-nbd.js";
 import { describeWith, findTool } from "../support/tools.js";
 
 const MiB = 1024 * 1024;
-/** A name that leads nowhere, and is on the server's certificate. */
+/** A name that does not resolve, but is in the server's certificate. */
 const UNREACHABLE = "nbd.example.test";
 const TOOLS = ["qemu-nbd", "qemu-img", "qemu-storage-daemon", "nbdkit", "certtool", "psktool"];
 
@@ -34,13 +34,13 @@ describeWith(TOOLS, "nbdpull over TLS", () => {
   let ours: Authority;
   let strangers: Authority;
   let keys: string;
-  /** Raw disks that the daemons export by these names. */
+  /** Raw disks, exported under these names. */
   const DISKS = { vda: pattern(0, 3 * MiB), vdb: pattern(4096, MiB) };
-  /** Over TCP, with certificates that both sides check. */
+  /** Over TCP, with certificates on both sides. */
   let x509: RunningServer & { readonly port: number };
   /** Over TCP, with pre-shared keys. */
   let psk: RunningServer & { readonly port: number };
-  /** Over a unix socket, with certificates: an image with a dirty bitmap. */
+  /** Over a Unix socket, with certificates: an image with a dirty bitmap. */
   let onSocket: ServerOnSocket;
 
   const at = (name: string): string => join(folder.path, name);
@@ -100,7 +100,7 @@ describeWith(TOOLS, "nbdpull over TLS", () => {
     expect((await readFile(path)).equals(DISKS[name]), path).toBe(true);
   }
 
-  /** The description of a backup job whose server wants TLS. */
+  /** A job's XML whose server requires TLS. */
   async function jobXml(port: number, host = "localhost"): Promise<string> {
     const path = at(`job-${Math.random()}.xml`);
     const disks = Object.keys(DISKS).map((name) => `<disk name='${name}' backup='yes' type='file'/>`);
@@ -136,7 +136,7 @@ describeWith(TOOLS, "nbdpull over TLS", () => {
   }
 
   describe("with certificates on both sides", () => {
-    it("info tells of an export, and of all", async () => {
+    it("info shows one export, and all exports", async () => {
       const base = `nbds://localhost:${x509.port}`;
       const one = await nbdpull("info", `${base}/vda`, ...flags(ours), "--json");
       expectDone(one);
@@ -163,7 +163,7 @@ describeWith(TOOLS, "nbdpull over TLS", () => {
       ]);
     });
 
-    it("pull copies an export over TCP, and what changed over a unix socket", async () => {
+    it("pull copies an export over TCP, and changes over a unix socket", async () => {
       const uri = `nbds://localhost:${x509.port}/vda`;
       expectDone(
         await nbdpull("pull", uri, at("pulled.raw"), ...flags(ours), "--connections", "4", "--quiet"),
@@ -178,11 +178,11 @@ describeWith(TOOLS, "nbdpull over TLS", () => {
       await qemuIo(at("changes.qcow2"), "qcow2", "read -P 7 1M 64k");
     });
 
-    it("attach takes all disks of a job with tls='yes'", async () => {
+    it("attach backs up all disks of a job with tls='yes'", async () => {
       await expectPoint(await attach(await jobXml(x509.port), ...flags(ours)));
     });
 
-    it("reaches a server by another host than the one whose certificate it has to show", async () => {
+    it("reaches a server under another host than the one in its certificate", async () => {
       const uri = `nbds://${UNREACHABLE}:${x509.port}/vdb`;
       const lost = await nbdpull("info", uri, ...flags(ours));
       expect(lost.code).toBe(1);
@@ -230,7 +230,7 @@ describeWith(TOOLS, "nbdpull over TLS", () => {
       await expectDisk(at("psk-unix.raw"), "vda");
     });
 
-    it("takes the only user of the file for a job, which names none", async () => {
+    it("uses the only user of the key file for a job, which names none", async () => {
       await expectPoint(await attach(await jobXml(psk.port), "--tls-psk-file", keys));
 
       const two = at("two.psk");
@@ -241,14 +241,14 @@ describeWith(TOOLS, "nbdpull over TLS", () => {
       await expectNoPoint(ran.repository);
     });
 
-    it("says so when the server has another key", async () => {
+    it("reports that the server has another key", async () => {
       await writeFile(at("wrong.psk"), `alice:${"00".repeat(32)}\n`);
       const ran = await nbdpull("info", `nbds://localhost:${psk.port}/vda?tls-psk-file=${at("wrong.psk")}`);
       expect(ran.code).toBe(1);
       expect(ran.stderr).toMatch(/same key for the user alice/);
     });
 
-    it("says so when the server has certificates instead", async () => {
+    it("reports that the server has certificates instead", async () => {
       const ran = await nbdpull("info", `nbds://localhost:${x509.port}/vda?tls-psk-file=${keys}`);
       expect(ran.code).toBe(1);
       expect(ran.stderr).toMatch(/TLS handshake.*(certificate instead|same key for the user alice)/s);
@@ -284,7 +284,7 @@ describeWith(TOOLS, "nbdpull over TLS", () => {
       expectDone(await nbdpull("info", named, ...flags(ours)));
     });
 
-    it("when the server wants a client certificate, or another one", async () => {
+    it("when the server wants a client certificate, or a different one", async () => {
       const uri = `nbds://localhost:${x509.port}/vda`;
       const none = await nbdpull("info", uri, "--tls-ca", pem(ours, "ca-cert.pem"), "--json");
       expect(none.code).toBe(1);
@@ -295,7 +295,7 @@ describeWith(TOOLS, "nbdpull over TLS", () => {
       expect(other.stderr).toMatch(/may refuse the client's certificate: is it signed by the CA/);
     });
 
-    it("when the server offers no TLS, instead of going on without", async () => {
+    it("when the server offers no TLS, and never continues without", async () => {
       const port = await freePort();
       await using _server = await startServer(
         "nbdkit",
@@ -307,7 +307,7 @@ describeWith(TOOLS, "nbdpull over TLS", () => {
       expect(pulled.code).toBe(1);
       expect(pulled.stderr).toMatch(refusal);
       expect(existsSync(at("plain.raw"))).toBe(false);
-      // A flag that speaks of TLS makes it required, whatever the URI's scheme.
+      // A TLS flag makes TLS mandatory, whatever the URI's scheme.
       const flagged = await nbdpull("info", `nbd://localhost:${port}/`, ...flags(ours), "--json");
       expect(flagged.json()).toMatchObject({ error: { code: "NBD_TLS_REFUSED" } });
       const attached = await attach(await jobXml(port), ...flags(ours));
@@ -317,7 +317,7 @@ describeWith(TOOLS, "nbdpull over TLS", () => {
       expectDone(await nbdpull("info", `nbd://localhost:${port}/`));
     });
 
-    it("when the server insists on TLS", async () => {
+    it("when the server requires TLS", async () => {
       const ran = await nbdpull("info", `nbd://localhost:${x509.port}/vda`, "--json");
       expect(ran.code).toBe(1);
       expect(ran.json()).toMatchObject({ error: { code: "NBD_TLS_REQUIRED" } });
@@ -337,14 +337,14 @@ describeWith(TOOLS, "nbdpull over TLS", () => {
     });
   });
 
-  it("takes any certificate only when it is told to be insecure", async () => {
+  it("accepts any certificate only with --insecure", async () => {
     const client = flags(ours).slice(2);
     const uri = `nbds://127.0.0.1:${x509.port}/vdb`;
     expect((await nbdpull("info", uri, ...client)).code).toBe(1);
     expectDone(await nbdpull("pull", uri, at("insecure.raw"), ...client, "--insecure", "--quiet"));
     await expectDisk(at("insecure.raw"), "vdb");
     expectDone(await nbdpull("info", `${uri}?tls-verify-peer=0`, ...client, "--insecure"));
-    // It still is TLS that is asked for.
+    // TLS itself is still mandatory.
     await using plain = await startNbdkit(folder, "--tls=off", "-r", "file", at("vda.raw"));
     const refused = await nbdpull("info", uriOf(plain.socket, "", "", "nbds"), "--insecure");
     expect(refused.code).toBe(1);

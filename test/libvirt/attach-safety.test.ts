@@ -1,4 +1,4 @@
-/** What attach refuses to believe, and what it does when libvirt fails it. */
+/** What attach refuses to believe, and how it handles libvirt failures. */
 import { chmod, mkdir, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -22,7 +22,7 @@ afterEach(async () => {
   await rm(folder, { recursive: true, force: true });
 });
 
-/** Points, and whatever else is in the domain's folder. */
+/** Points, and everything else in the domain's folder. */
 async function stored(): Promise<string[]> {
   return await readdir(join(repo, lab.domain)).catch((error: NodeJS.ErrnoException) => {
     if (error.code === "ENOENT") return [];
@@ -30,7 +30,7 @@ async function stored(): Promise<string[]> {
   });
 }
 
-/** Waits for the first moment after `earliest` that is so many milliseconds into a second. */
+/** Waits for the first moment after `earliest` that is `ms` milliseconds into a second. */
 async function untilPhase(earliest: number, ms: number): Promise<void> {
   const wait = earliest - Date.now() + ((ms - (earliest % 1000) + 1000) % 1000);
   await sleep(Math.max(0, wait));
@@ -44,8 +44,8 @@ function expectError(ran: Ran, code: number, error: string): void {
   });
 }
 
-await describeWithLibvirt("attach, of a job that somebody else began,", () => {
-  // One domain for all: every test ends its job, and names checkpoints of its own.
+await describeWithLibvirt("attach to somebody else's job", () => {
+  // One domain for all tests: each ends its job and creates its own checkpoints.
   beforeAll(async () => {
     lab = await Lab.start();
     await lab.write("vda", 0, 4 * MiB, 0x11);
@@ -55,7 +55,7 @@ await describeWithLibvirt("attach, of a job that somebody else began,", () => {
     await lab.destroy();
   });
 
-  describe("with an XML document beside the domain", () => {
+  describe("with an XML document besides the domain", () => {
     let backup: LabBackup;
     let file: string;
     beforeEach(async () => {
@@ -79,7 +79,7 @@ await describeWithLibvirt("attach, of a job that somebody else began,", () => {
       return await nbdpull("attach", lab.domain, "--to", repo, "--xml", file, "--json", ...args);
     };
 
-    it("refuses one whose disks are not the job's", async () => {
+    it("refuses a document whose disks differ from the job's", async () => {
       const differing: [what: string, change: (xml: string) => string][] = [
         ["a disk left out", (xml) => xml.replace(/<disk name='vdb'.*?<\/disk>/s, "")],
         [
@@ -106,7 +106,7 @@ await describeWithLibvirt("attach, of a job that somebody else began,", () => {
       expect(await stored()).toEqual([]);
     });
 
-    it("takes the server's address from it, and nothing else", async () => {
+    it("uses only the server's address from it", async () => {
       expectError(
         await attached(backup.xml.replace(/socket='[^']*'/, "socket='/nowhere/nbd.sock'")),
         4,
@@ -126,7 +126,8 @@ await describeWithLibvirt("attach, of a job that somebody else began,", () => {
   });
 
   it("refuses a checkpoint that was created just over a second after the job began", async () => {
-    // The worst moment: libvirt tells whole seconds, and late in one hides most of the difference.
+    // The worst case: libvirt reports whole seconds, and a start late in a second hides most of the
+    // difference.
     await untilPhase(Date.now(), 450);
     await using _ = await lab.beginBackup();
     await untilPhase(Date.now() + 1050, 850);
@@ -137,14 +138,14 @@ await describeWithLibvirt("attach, of a job that somebody else began,", () => {
     expect(await stored()).toEqual([]);
   });
 
-  it("makes no repository for a domain that does not exist, nor for one without a job", async () => {
+  it("creates no repository for a domain that does not exist or has no job", async () => {
     expectError(await nbdpull("attach", "mistyped", "--to", repo, "--json"), 4, "E_NO_SUCH_DOMAIN");
     expectError(await nbdpull("attach", lab.domain, "--to", repo, "--json"), 4, "E_NO_JOB");
     expect(await readdir(folder)).toEqual([]);
   });
 
-  describe("with --end-job, when libvirt does not end it", () => {
-    /** A virsh that is asked to end a job, and does `instead`; everything else is the real one's. */
+  describe("with --end-job, when libvirt does not end the job", () => {
+    /** A virsh that runs `instead` when it is asked to end a job, and otherwise calls the real one. */
     async function withVirsh(instead: string): Promise<Record<string, string>> {
       const bin = join(folder, "bin");
       await mkdir(bin, { recursive: true });
@@ -174,7 +175,7 @@ await describeWithLibvirt("attach, of a job that somebody else began,", () => {
       await lab.deleteCheckpoint("e0");
     });
 
-    it("has the point all the same, and warns", async () => {
+    it("stores the point anyway, and warns", async () => {
       const env = await withVirsh("echo 'error: internal error: no' >&2; exit 1");
       const ran = await finished(startNbdpull(args(), { env }));
       expect(ran.stderr).toMatch(/^warning: .*job/m);
@@ -184,7 +185,7 @@ await describeWithLibvirt("attach, of a job that somebody else began,", () => {
       expect(await stored()).toHaveLength(2);
     });
 
-    it("has the point all the same when it is interrupted then", async () => {
+    it("stores the point anyway if it is interrupted while it waits", async () => {
       const run = startNbdpull(args(), { env: await withVirsh("exec sleep 20") });
       for (let i = 0; i < 1000 && !(await asked()); i += 1) await sleep(10);
       const started = performance.now();

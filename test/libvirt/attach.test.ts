@@ -36,7 +36,7 @@ afterEach(async () => {
   await rm(folder, { recursive: true, force: true });
 });
 
-/** Independent copies of both disks, taken from the frozen exports by qemu-img. */
+/** Independent copies of both disks, made by qemu-img from the frozen exports. */
 async function references(backup: LabBackup): Promise<Record<LabDisk, string>> {
   return { vda: await backup.referenceCopy("vda"), vdb: await backup.referenceCopy("vdb") };
 }
@@ -56,7 +56,7 @@ async function expectPoint(id: string, copies: Record<LabDisk, string>): Promise
   }
 }
 
-/** None where there is no repository, or the domain has no points yet; any other failure fails the test. */
+/** Empty if there is no repository or the domain has no points yet; any other error fails the test. */
 async function points(): Promise<PointJson[]> {
   const ran = await nbdpull("points", repo, lab.domain, "--json");
   if (ran.code === 0) return ran.json() as PointJson[];
@@ -67,7 +67,7 @@ async function points(): Promise<PointJson[]> {
   return [];
 }
 
-/** What is in the domain's folder beside points; nothing where there is no such folder. */
+/** Everything in the domain's folder except points; empty if the folder does not exist. */
 async function leftovers(): Promise<string[]> {
   const names = await readdir(join(repo, lab.domain)).catch((error: NodeJS.ErrnoException) => {
     if (error.code === "ENOENT") return [];
@@ -76,7 +76,7 @@ async function leftovers(): Promise<string[]> {
   return names.filter((name) => !/^\d{8}T/.test(name));
 }
 
-/** Waits until a run has begun to store; fails where that is never seen. */
+/** Waits until a run has begun to store a point; fails if that never happens. */
 async function untilPartial(): Promise<void> {
   const isPartial = (name: string): boolean => name.endsWith(".partial");
   for (let i = 0; i < 2000 && !(await leftovers()).some(isPartial); i += 1) await sleep(2);
@@ -87,7 +87,7 @@ function expectExit(ran: Ran, code: number): void {
   expect({ code: ran.code, stderr: ran.code === code ? "" : ran.stderr }).toEqual({ code, stderr: "" });
 }
 
-/** Data, zeroes and discards at odd multiples of 512 bytes; `seed` moves them about. */
+/** Writes data, zeroes and discards at odd multiples of 512 bytes; `seed` varies their places. */
 async function guestWrites(seed: number): Promise<void> {
   const at = (i: number): number => ((seed * 7919 + i * 104_729) % 80_000) * 512;
   for (let i = 0; i < 6; i += 1)
@@ -101,7 +101,7 @@ async function guestWrites(seed: number): Promise<void> {
 }
 
 await describeWithLibvirt("attach to a running libvirt job", () => {
-  it("takes a full and increments while the guest writes, and every point comes back byte for byte", async () => {
+  it("stores a full and increments while the guest writes, and every point restores byte for byte", async () => {
     for (const disk of LAB_DISKS) await lab.write(disk, 0, 40 * MiB, 0x11);
     await guestWrites(0);
     const taken: { id: string; copies: Record<LabDisk, string> }[] = [];
@@ -119,7 +119,7 @@ await describeWithLibvirt("attach to a running libvirt job", () => {
         jobEnded: false,
       });
       for (const disk of point.disks) expect(disk.parent).toBe(taken.at(-1)?.id ?? null);
-      // Taken after the pull and after the writes: the export is frozen all the same.
+      // The copies come after the pull and the writes, but the export is frozen.
       taken.push({ id: point.id, copies: await references(backup) });
       await guestWrites(10 * round + 5);
     }
@@ -131,7 +131,7 @@ await describeWithLibvirt("attach to a running libvirt job", () => {
     expect(await readdir(join(repo, lab.domain, taken[0]?.id ?? ""))).toContain("domain.xml");
   }, 480_000);
 
-  it("reads names, modes and transport from the XML: other export and bitmap names, TCP, disks left out, mixed modes", async () => {
+  it("reads export and bitmap names, TCP, excluded disks and mixed modes from the XML", async () => {
     await lab.write("vda", 0, 4 * MiB, 0x21);
     await lab.write("vdb", 0, 4 * MiB, 0x22);
     {
@@ -162,7 +162,7 @@ await describeWithLibvirt("attach to a running libvirt job", () => {
     await expectPoint(second?.id ?? "", await references(backup));
   });
 
-  it("ends with 4 where no point of the job's checkpoint is there, and stores nothing", async () => {
+  it("exits with 4 and stores nothing if no point has the job's base checkpoint", async () => {
     {
       await using _ = await lab.beginBackup({ checkpoint: "cp0" });
     }
@@ -175,7 +175,7 @@ await describeWithLibvirt("attach to a running libvirt job", () => {
     expect(await points()).toEqual([]);
   });
 
-  it("ends with 4 where the checkpoint was deleted and made anew under its name", async () => {
+  it("exits with 4 if the checkpoint was deleted and created again under the same name", async () => {
     {
       await using _ = await lab.beginBackup({ checkpoint: "cp0" });
       expectExit(await nbdpull("attach", lab.domain, "--to", repo, "--checkpoint", "cp0"), 0);
@@ -190,14 +190,14 @@ await describeWithLibvirt("attach to a running libvirt job", () => {
     expect(await points()).toHaveLength(1);
   });
 
-  it("ends with 4 where no job runs, and where there is no such domain", async () => {
+  it("exits with 4 if no job runs, or the domain does not exist", async () => {
     const ran = await nbdpull("attach", lab.domain, "--to", repo);
     expectExit(ran, 4);
     expect(ran.stderr).toMatch(/no backup job.*virsh backup-begin/s);
     expectExit(await nbdpull("attach", "no-such-domain", "--to", repo), 4);
   });
 
-  it("stores a point without --checkpoint as no base, and says so", async () => {
+  it("warns that a point without --checkpoint is no base", async () => {
     {
       await using _ = await lab.beginBackup({ checkpoint: "cp0" });
       const ran = await nbdpull("attach", lab.domain, "--to", repo);
@@ -239,7 +239,7 @@ await describeWithLibvirt("attach to a running libvirt job", () => {
     expect(await leftovers()).toEqual([]);
   });
 
-  it("ends the job with --end-job, and only after the commit", async () => {
+  it("ends the job with --end-job, after the commit", async () => {
     await using _ = await lab.beginBackup({ checkpoint: "cp0" });
     const ran = await nbdpull(
       "attach",
@@ -256,9 +256,9 @@ await describeWithLibvirt("attach to a running libvirt job", () => {
     expectExit(await nbdpull("attach", lab.domain, "--to", repo), 4);
   });
 
-  // By the guest's end, not by domjobabort: QEMU 7.2 may hang in nbd-server-stop, guest and all, where the job is
-  // aborted while a client is connected.
-  it("commits nothing when the guest dies under it", async () => {
+  // The test kills the guest instead of aborting the job: QEMU 7.2 may hang in nbd-server-stop, guest
+  // included, when a job is aborted while a client is connected.
+  it("commits nothing when the guest dies during the backup", async () => {
     for (const disk of LAB_DISKS) await lab.write(disk, 0, 48 * MiB, 0x41);
     await using _ = await lab.beginBackup({ checkpoint: "cp0" });
     const run = startNbdpull([
@@ -281,7 +281,7 @@ await describeWithLibvirt("attach to a running libvirt job", () => {
     expect(await leftovers()).toEqual([]);
   });
 
-  it("leaves job, repository and locks clean when it is interrupted, and goes on after a kill", async () => {
+  it("leaves job, repository and locks clean when it is interrupted, and works after a kill", async () => {
     for (const disk of LAB_DISKS) await lab.write(disk, 0, 48 * MiB, 0x51);
     await using backup = await lab.beginBackup({ checkpoint: "cp0" });
     const slowly = [
@@ -313,7 +313,7 @@ await describeWithLibvirt("attach to a running libvirt job", () => {
     await expectPoint(point?.id ?? "", await references(backup));
   });
 
-  it("keeps what the manifest says of the domain", async () => {
+  it("records the domain in the manifest", async () => {
     await using _ = await lab.beginBackup({ checkpoint: "cp0" });
     expectExit(await nbdpull("attach", lab.domain, "--to", repo, "--checkpoint", "cp0"), 0);
     const [point] = await points();

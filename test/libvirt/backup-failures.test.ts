@@ -8,7 +8,7 @@ import { finished } from "../support/nbdpull.js";
 
 const MiB = 1024 * 1024;
 
-await describeWithLibvirt("a backup that does not come to its end", () => {
+await describeWithLibvirt("a backup that fails", () => {
   let guest: BackupLab;
   beforeEach(async () => {
     guest = await BackupLab.start();
@@ -23,7 +23,7 @@ await describeWithLibvirt("a backup that does not come to its end", () => {
     ["SIGTERM", 143],
     ["SIGHUP", 129],
   ] as const)(
-    "leaves nothing after %s, and the next one goes on from the last good point",
+    "leaves nothing after %s, and the next backup is based on the last good point",
     async (signal, code) => {
       const good = await guest.take("--include", "vda", "--include", "vdb");
       await guest.lab.write("vda", 0, 30 * MiB, 0x12);
@@ -41,7 +41,7 @@ await describeWithLibvirt("a backup that does not come to its end", () => {
     240_000,
   );
 
-  it("is found by the next one when it was killed, cleared away, and gone on from", async () => {
+  it("is cleared away after SIGKILL by the next backup, which is based on the last good point", async () => {
     const good = await guest.take();
     await guest.lab.write("vda", 0, 30 * MiB, 0x13);
     const run = await guest.startSlowly();
@@ -56,7 +56,7 @@ await describeWithLibvirt("a backup that does not come to its end", () => {
     await guest.expectPoint(next.id, await guest.copyNow());
   }, 480_000);
 
-  it("is found by its job also where the next one has another scratch folder", async () => {
+  it("is cleared away after SIGKILL even if the next backup has another scratch folder", async () => {
     const run = await guest.startSlowly();
     run.kill("SIGKILL");
     await run.ended;
@@ -65,7 +65,7 @@ await describeWithLibvirt("a backup that does not come to its end", () => {
     await guest.expectNothingLeft();
   }, 480_000);
 
-  it("commits nothing when the guest dies under it, and the next one clears up after both", async () => {
+  it("commits nothing when the guest dies during the backup, and the next backup clears up after both", async () => {
     const run = await guest.startSlowly();
     await guest.lab.crash();
     const ran = await finished(run);
@@ -77,7 +77,7 @@ await describeWithLibvirt("a backup that does not come to its end", () => {
     expect(await guest.checkpoints()).toEqual([next.checkpoint]);
   }, 480_000);
 
-  it("lets no second one begin, and refuses it at once", async () => {
+  it("refuses a second backup at once while it runs", async () => {
     const run = await guest.startSlowly();
     const before = performance.now();
     const second = await guest.run();
@@ -94,7 +94,7 @@ await describeWithLibvirt("a backup that does not come to its end", () => {
     await guest.expectNothingLeft();
   }, 480_000);
 
-  it("deletes no checkpoint but its own where a manifest can't be read", async () => {
+  it("deletes no checkpoint but its own if a manifest can't be read", async () => {
     const damaged = await guest.take();
     const good = await guest.take();
     await writeFile(join(guest.repo, guest.lab.domain, damaged.id, "point.json"), "{");
@@ -108,7 +108,7 @@ await describeWithLibvirt("a backup that does not come to its end", () => {
     expect(await guest.checkpoints()).toEqual([damaged.checkpoint, good.checkpoint, next.checkpoint]);
   }, 480_000);
 
-  it("never touches the job of another, and says whose it seems to be", async () => {
+  it("never touches a foreign job, and says whose it seems to be", async () => {
     await using theirs = await guest.lab.beginBackup({ checkpoint: "theirs" });
     const ran = await guest.run();
     expectExit(ran, 4);
@@ -119,7 +119,7 @@ await describeWithLibvirt("a backup that does not come to its end", () => {
     expect(await guest.checkpoints()).toEqual(["theirs"]);
   });
 
-  it("leaves nothing where the job can't begin: the port is taken, the scratch folder is not there", async () => {
+  it("leaves nothing if the job can't begin: the port is taken, the scratch folder is missing", async () => {
     const server = createServer();
     await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
     try {
@@ -138,7 +138,7 @@ await describeWithLibvirt("a backup that does not come to its end", () => {
     await guest.expectNothingLeft();
   });
 
-  it("tells that no agent is there to freeze the guest, and begins nothing", async () => {
+  it("reports a missing agent for --freeze, and begins nothing", async () => {
     const ran = await guest.run("--freeze");
     expectExit(ran, 4);
     expect(ran.json()).toMatchObject({ error: { code: "E_NO_AGENT" } });

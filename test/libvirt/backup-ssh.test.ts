@@ -9,7 +9,7 @@ import { SshHost } from "../support/ssh-host.js";
 const MiB = 1024 * 1024;
 
 await describeWithLibvirt("a backup from another host", () => {
-  it("goes through ssh or straight, commits nothing where ssh is lost, and clears away what a killed run left", async () => {
+  it("connects through ssh or directly, commits nothing if ssh is lost, and clears away what a killed backup left", async () => {
     await using host = await SshHost.start();
     await using guest = await BackupLab.start();
     guest.start = { inside: host.inside(guest.scratch) };
@@ -31,7 +31,7 @@ await describeWithLibvirt("a backup from another host", () => {
     killed.kill("SIGKILL");
     await killed.ended;
     expect(await readdir(guest.scratch)).toHaveLength(1);
-    // This one clears up, and reaches a port of that host's own.
+    // This backup clears up, and connects directly to a port of the other host.
     const port = await freePort();
     const next = await guest.take(...remote, "--server", `tcp:${port}`);
     expect(next.disks[0]).toMatchObject({ parent: full.id, dirtyBytes: 16 * MiB });

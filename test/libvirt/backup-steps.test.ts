@@ -21,7 +21,7 @@ await describeWithLibvirt("a backup with --freeze", () => {
     return startNbdpull(guest.arguments(...args), { env });
   }
 
-  it("freezes before the job begins and thaws as soon as it has", async () => {
+  it("freezes before the job begins, and thaws right after", async () => {
     expectExit(await finished(start(front.env(), "--freeze=/,/srv")), 0);
     const frozen = ["backup-begin", "domfsthaw", "domjobabort"];
     expect(await front.asked()).toEqual(["domfsfreeze --mountpoint / --mountpoint /srv", ...frozen]);
@@ -29,7 +29,7 @@ await describeWithLibvirt("a backup with --freeze", () => {
     expect((await front.asked()).slice(4)).toEqual(["domfsfreeze", ...frozen]);
   });
 
-  it("thaws where the job can't begin, and where freezing fails half-way", async () => {
+  it("thaws if the job can't begin, and if freezing fails half-way", async () => {
     expectExit(await finished(start(front.env({ FAIL: "backup-begin" }), "--freeze")), 1);
     expect(await front.asked()).toEqual(["domfsfreeze", "backup-begin", "domfsthaw"]);
     expectExit(await finished(start(front.env({ FAIL: "domfsfreeze" }), "--freeze")), 1);
@@ -37,7 +37,7 @@ await describeWithLibvirt("a backup with --freeze", () => {
     await guest.expectNothingLeft();
   });
 
-  it("gives the backup up where the guest can't be thawed, says so, and the next one thaws it", async () => {
+  it("gives up if the guest can't be thawed, reports that, and the next backup thaws it", async () => {
     const ran = await finished(start(front.env({ FAIL: "domfsthaw" }), "--freeze"));
     expectExit(ran, 1);
     expect(ran.json()).toMatchObject({ error: { code: "E_STILL_FROZEN" } });
@@ -49,7 +49,7 @@ await describeWithLibvirt("a backup with --freeze", () => {
     await guest.expectNothingLeft();
   });
 
-  it("thaws what a killed one left frozen, before anything else", async () => {
+  it("first thaws a guest that a killed backup left frozen", async () => {
     const run = start(front.env({ HANG: "backup-begin" }), "--freeze");
     await expect.poll(front.asked).toContain("backup-begin");
     run.kill("SIGKILL");
@@ -63,7 +63,7 @@ await describeWithLibvirt("a backup with --freeze", () => {
 
 await describeWithLibvirt("a backup that is ended while libvirt begins its job", () => {
   it.each(["SIGTERM", "SIGKILL"] as const)(
-    "leaves nothing for long, and no checkpoint without a point: %s",
+    "leaves no checkpoint without a point, and leaves nothing once the next backup has run: %s",
     async (signal) => {
       await using guest = await BackupLab.start();
       const front = await virshInFront(guest.folder);
@@ -86,7 +86,7 @@ await describeWithLibvirt("a backup that is ended while libvirt begins its job",
 });
 
 await describeWithLibvirt("a backup whose point is committed", () => {
-  it("is the base of the next one, also where it was killed before its job had ended", async () => {
+  it("is the base of the next one, even if it was killed before its job ended", async () => {
     await using guest = await BackupLab.start();
     const front = await virshInFront(guest.folder);
     const run = startNbdpull(guest.arguments(), { env: front.env({ HANG: "domjobabort" }) });
@@ -102,7 +102,7 @@ await describeWithLibvirt("a backup whose point is committed", () => {
     await guest.expectPoint(next.id, await guest.copyNow());
   }, 480_000);
 
-  it("is a success with a warning where its job could not be ended, and no signal makes it a failure", async () => {
+  it("succeeds with a warning if its job can't be ended, and no signal makes it fail", async () => {
     await using guest = await BackupLab.start();
     const front = await virshInFront(guest.folder);
     const run = startNbdpull(guest.arguments(), { env: front.env({ HANG: "domjobabort" }) });
@@ -120,7 +120,7 @@ await describeWithLibvirt("a backup whose point is committed", () => {
 });
 
 await describeWithLibvirt("a backup of all domains", () => {
-  it("takes those that run, and says of each what was done and why", async () => {
+  it("backs up the running ones, and reports for each what was done and why", async () => {
     await using guest = await BackupLab.start();
     const { lab, repo, scratch } = guest;
     const front = await virshInFront(guest.folder);

@@ -8,7 +8,7 @@ import { nbdpull } from "../support/nbdpull.js";
 
 const MiB = 1024 * 1024;
 
-await describeWithLibvirt("a job that is served by TLS", () => {
+await describeWithLibvirt("a job served over TLS", () => {
   let guest: BackupLab;
   let folder: Folder;
   let ours: Authority;
@@ -32,7 +32,7 @@ await describeWithLibvirt("a job that is served by TLS", () => {
     ...["--tls-key", join(client.path, "client-key.pem")],
   ];
 
-  it("is begun, pulled and attached to by TLS alone, and by nobody whom the other side does not trust", async () => {
+  it("is begun, pulled and attached to over TLS only, and only with trusted certificates", async () => {
     const server = ["--server", `tcp:localhost:${await freePort()}`, "--tls"];
     const without = await guest.run(...server);
     expectExit(without, 4);

@@ -8,7 +8,7 @@ const MiB = 1024 * 1024;
 const SMALL = { sizes: { vda: 16 * MiB, vdb: MiB } };
 
 await describeWithLibvirt("a domain with a history", () => {
-  it("has two repositories that don't disturb each other, a disk hot-added, and its checkpoints forgotten", async () => {
+  it("can have two independent repositories, a hot-added disk, and checkpoints that libvirt has forgotten", async () => {
     await using guest = await BackupLab.start(SMALL);
     const { lab } = guest;
     const other = ["--to", join(guest.folder, "other")];
@@ -43,7 +43,7 @@ await describeWithLibvirt("a domain with a history", () => {
     await guest.expectPoint(anew.id, copies);
   }, 480_000);
 
-  it("has snapshots made and committed, which increments go on over, and can't go back to one from before", async () => {
+  it("can have snapshots created and committed between increments, but not reverted to", async () => {
     await using guest = await BackupLab.start(SMALL);
     const { lab } = guest;
     await lab.powerOff();
@@ -69,7 +69,7 @@ await describeWithLibvirt("a domain with a history", () => {
     expect(committed.disks[0]).toMatchObject({ parent: onOverlay.id, dirtyBytes: MiB });
     await guest.expectPoint(committed.id, await guest.copyNow());
 
-    // The bitmaps would know nothing of it: QEMU goes back to no snapshot of an image that has some.
+    // The bitmaps would miss that change: QEMU does not revert an image with bitmaps to a snapshot.
     await lab.powerOff();
     await expect(virsh("snapshot-revert", lab.domain, "cold")).rejects.toThrow(/dirty bitmaps|checkpoint/);
   }, 480_000);

@@ -17,7 +17,7 @@ await describeWithLibvirt("backup of a running domain", () => {
     await guest[Symbol.asyncDispose]();
   });
 
-  it("takes a full, then increments, and every point comes back byte for byte", async () => {
+  it("takes a full, then increments, and every point restores byte for byte", async () => {
     const { lab } = guest;
     for (const disk of LAB_DISKS) await lab.write(disk, 0, 20 * MiB, 0x11);
     const taken: { id: string; checkpoint: string | null; copies: Record<LabDisk, string> }[] = [];
@@ -34,12 +34,12 @@ await describeWithLibvirt("backup of a running domain", () => {
       taken.push({ ...point, copies });
     }
     for (const { id, copies } of taken) await guest.expectPoint(id, copies);
-    // Those of the last point and of the last full one stay: differentials start from the latter.
+    // The checkpoints of the last point and the last full one stay: differentials start from the latter.
     expect(await guest.checkpoints()).toEqual([taken[0]?.checkpoint, taken[2]?.checkpoint]);
     expectExit(await nbdpull("verify", guest.repo), 0);
   }, 480_000);
 
-  it("takes differentials on the last full one, copies outside of the chain, and increments on what came last", async () => {
+  it("bases differentials on the last full one and increments on the last point, and keeps copies out of the chain", async () => {
     const { lab } = guest;
     await lab.write("vda", 0, 4 * MiB, 0x31);
     const full = await guest.take("--level", "full");
@@ -67,7 +67,7 @@ await describeWithLibvirt("backup of a running domain", () => {
     await guest.expectPoint(last.id, await guest.copyNow());
   }, 480_000);
 
-  it("takes no full one where an increment was asked for and nothing is there to start from", async () => {
+  it("takes no full backup if an increment was requested and has no base", async () => {
     for (const level of ["incremental", "differential"]) {
       const ran = await guest.run("--level", level);
       expectExit(ran, 4);
@@ -77,7 +77,7 @@ await describeWithLibvirt("backup of a running domain", () => {
     await guest.expectNothingLeft();
   });
 
-  it("takes the disks that are wanted, and a new one in full beside increments, with the reason", async () => {
+  it("backs up the chosen disks, and a new disk in full beside increments, with the reason", async () => {
     const { lab } = guest;
     await lab.write("vda", 0, MiB, 0x41);
     const first = await guest.take("--exclude", "vdb");
@@ -94,7 +94,7 @@ await describeWithLibvirt("backup of a running domain", () => {
     await lab.write("vda", 2 * MiB, MiB, 0x44);
     const third = await guest.take("--include", "vdb");
     expect(third.disks).toMatchObject([{ name: "vdb", mode: "incremental", parent: second.id }]);
-    // vda goes on from where it was last taken.
+    // vda is based on the last point that contains it.
     const fourth = await guest.take();
     expect(fourth.disks.map(({ parent }) => parent)).toEqual([second.id, third.id]);
     await guest.expectPoint(fourth.id, await guest.copyNow());
@@ -103,7 +103,7 @@ await describeWithLibvirt("backup of a running domain", () => {
     expect(strange.json()).toMatchObject({ error: { code: "E_NO_SUCH_DISK" } });
   }, 480_000);
 
-  it("goes on from an older point where the newest checkpoint is gone, and says why a disk is full where none is left", async () => {
+  it("uses an older point if the newest checkpoint is gone, and gives the reason for a full disk if none is left", async () => {
     const { lab } = guest;
     const full = await guest.take();
     await lab.write("vda", 0, MiB, 0x51);
@@ -122,7 +122,7 @@ await describeWithLibvirt("backup of a running domain", () => {
     });
   }, 480_000);
 
-  it("takes a disk in full whose bitmap broke, and one that was resized", async () => {
+  it("backs a disk up in full if its bitmap broke or it was resized", async () => {
     const { lab } = guest;
     await lab.write("vda", 0, MiB, 0x61);
     await guest.take();
@@ -142,7 +142,7 @@ await describeWithLibvirt("backup of a running domain", () => {
     await guest.expectPoint(resized.id, await guest.copyNow());
   }, 480_000);
 
-  it("takes a disk in full whose image was replaced, and leaves no bitmap behind in the others", async () => {
+  it("backs a disk up in full if its image was replaced, and leaves no bitmap behind in the others", async () => {
     const { lab } = guest;
     const full = await guest.take();
     await lab.write("vda", 0, MiB, 0x65);
@@ -166,7 +166,7 @@ await describeWithLibvirt("backup of a running domain", () => {
     expect(info).toMatchObject({ "format-specific": { data: { bitmaps } } });
   }, 480_000);
 
-  it("goes on from a point that attach took, and leaves checkpoints alone that it did not make", async () => {
+  it("bases an increment on a point of attach, and leaves foreign checkpoints alone", async () => {
     const { lab } = guest;
     await lab.write("vda", 0, MiB, 0x71);
     {
@@ -184,7 +184,7 @@ await describeWithLibvirt("backup of a running domain", () => {
 });
 
 await describeWithLibvirt("backup of several domains", () => {
-  it("takes one after the other over TCP, goes on after a failure, and ends with the worst exit code", async () => {
+  it("handles one after the other over TCP, continues after a failure, and exits with the worst code", async () => {
     await using guest = await BackupLab.start();
     await guest.lab.write("vda", 0, MiB, 0x91);
     const copies = await guest.copyNow();
@@ -205,7 +205,7 @@ await describeWithLibvirt("backup of several domains", () => {
 });
 
 await describeWithLibvirt("backup of a domain whose QEMU is not root", () => {
-  it("gives QEMU's user a place for socket and scratch files that nobody else can enter", async () => {
+  it("gives QEMU's user a private folder for socket and scratch files", async () => {
     await using guest = await BackupLab.start({ unprivileged: true });
     await chmod(guest.scratch, 0o711);
     for (const disk of LAB_DISKS) await guest.lab.write(disk, MiB, 20 * MiB, 0xa1);
@@ -229,7 +229,7 @@ await describeWithLibvirt("backup of a domain whose QEMU is not root", () => {
 });
 
 await describeWithLibvirt("backup of a domain with a raw disk", () => {
-  it("takes it in full each time and says why", async () => {
+  it("backs it up in full each time, and says why", async () => {
     await using guest = await BackupLab.start({ formats: { vdb: "raw" } });
     const { lab } = guest;
     await lab.write("vdb", 0, MiB, 0x81);

@@ -1,4 +1,4 @@
-/** The workloads of the bench harness that back a domain up: that they work, not how fast anything is. */
+/** The harness workloads that back up a domain: tests that they work, not how fast anything is. */
 
 import { mkdtemp, readdir, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
@@ -11,7 +11,7 @@ import { describeWithLibvirt, virsh } from "../support/libvirt-lab.js";
 
 const RUN = join(PROJECT, "dist", "bench", "run.js");
 
-/** What a harness of that process has left. */
+/** What the harness process has left. */
 async function leftBy(pid: number | undefined, folder: string): Promise<string[]> {
   const name = `nbdpull-bench-${pid}-`;
   const domains = (await virsh("list", "--all", "--name")).split("\n");

@@ -5,7 +5,7 @@ import { type BackupJson, BackupLab, expectExit } from "../support/backup-lab.js
 import { describeWithLibvirt, type Lab, virsh } from "../support/libvirt-lab.js";
 import { nbdpull } from "../support/nbdpull.js";
 
-/** Firmware that halts at once: QEMU takes any whose size is a number of blocks. */
+/** Firmware that halts at once: QEMU accepts any whose size is a whole number of blocks. */
 const FIRMWARE = Buffer.alloc(256 * 1024, 0xf4);
 const VARIABLES = Buffer.alloc(128 * 1024, 0x5a);
 
@@ -14,7 +14,7 @@ interface WithFiles extends BackupJson {
   readonly notKept: readonly { readonly what: string }[];
 }
 
-/** Gives the lab's domain firmware and variables of its own. */
+/** Gives the lab's domain its own firmware and variables. */
 async function addFirmware(lab: Lab): Promise<string> {
   const nvram = join(lab.folder, "lab_VARS.fd");
   await writeFile(join(lab.folder, "code.fd"), FIRMWARE);
@@ -28,8 +28,8 @@ async function addFirmware(lab: Lab): Promise<string> {
   return nvram;
 }
 
-await describeWithLibvirt("what a domain starts with", () => {
-  it("is kept by backup and attach, comes back beside the disks, and starts a domain of its own", async () => {
+await describeWithLibvirt("the files that a domain boots with", () => {
+  it("are kept by backup and attach, restored beside the disks, and used by a new domain", async () => {
     await using guest = await BackupLab.start();
     const { lab, repo } = guest;
     const nvram = await addFirmware(lab);
@@ -39,7 +39,7 @@ await describeWithLibvirt("what a domain starts with", () => {
       { role: "definition", file: "domain.xml" },
       { role: "nvram", file: "nvram.fd", source: nvram },
     ]);
-    // The firmware's doing.
+    // As the firmware would do.
     await writeFile(nvram, Buffer.alloc(VARIABLES.length, 0x6b));
     {
       await using _ = await lab.beginBackup({ checkpoint: "theirs", incremental: first.checkpoint ?? "" });
@@ -66,7 +66,7 @@ await describeWithLibvirt("what a domain starts with", () => {
       const xml = await virsh("dumpxml", name);
       expect(xml).toContain(`>${path}</nvram>`);
       expect(xml).not.toContain(nvram);
-      // Neither does one of a single disk share it: its own lies beside its definition.
+      // With a single disk, the file is not shared either: it is restored next to the definition.
       const one = join(guest.folder, "one");
       await mkdir(one);
       const single = ["--disk", "vda", "--to", join(one, "vda.qcow2"), "--xml", join(one, "web2.xml")];
@@ -81,7 +81,7 @@ await describeWithLibvirt("what a domain starts with", () => {
       await rm(`/var/log/libvirt/qemu/${name}.log`, { force: true });
     }
 
-    // A prune merges the disks of the first point into the second, which keeps its own files.
+    // A prune merges the disks of the first point into the second one, which keeps its own files.
     expectExit(await nbdpull("prune", repo, "--keep-last", "1"), 0);
     expect(await guest.points()).toMatchObject([{ id: points[1]?.id, files: points[1]?.files }]);
     expectExit(await nbdpull("verify", repo), 0);

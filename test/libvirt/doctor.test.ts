@@ -16,8 +16,8 @@ interface Finding {
   readonly code?: string;
 }
 
-/** In this order: each leaves the guest as the next one needs it. */
-await describeWithLibvirt("what stands in the way of a backup", () => {
+/** The order matters: each test leaves the guest as the next one needs it. */
+await describeWithLibvirt("doctor and backup", () => {
   let guest: BackupLab;
   beforeAll(async () => {
     guest = await BackupLab.start({ unprivileged: true, formats: { vdb: "raw" } });
@@ -33,7 +33,7 @@ await describeWithLibvirt("what stands in the way of a backup", () => {
     return nbdpull("doctor", lab.domain, "--to", repo, "--scratch", scratch, "--json", ...more);
   }
 
-  /** Both look alike: `doctor` fails with that, and a backup is refused with it before anything is begun. */
+  /** Both agree: `doctor` fails with this code, and a backup is refused with it before anything begins. */
   async function expectObstacle(code: string, exit: number, ...options: readonly string[]): Promise<Finding> {
     const ran = await doctor(...options);
     expectExit(ran, 4);
@@ -55,7 +55,7 @@ await describeWithLibvirt("what stands in the way of a backup", () => {
     return new Map((ran.json() as Finding[]).map((finding) => [finding.check, finding]));
   }
 
-  it("is nothing here, and it tells what the first backup would be without making anything", async () => {
+  it("find no obstacle here, and doctor predicts the first backup without making anything", async () => {
     const found = await findings();
     expect(found.get("libvirt")?.cause).toMatch(/^libvirt \d.* with QEMU \d.* at qemu:\/\/\/system$/);
     expect(found.get("disk vda")).toMatchObject({ status: "pass" });
@@ -65,7 +65,7 @@ await describeWithLibvirt("what stands in the way of a backup", () => {
     expect(await readdir(guest.scratch)).toEqual([]);
   });
 
-  it("is a port in use, a folder that QEMU's user can't reach, an agent that isn't there, or a base", async () => {
+  it("refuse a port in use, a folder that QEMU's user can't reach, a missing agent and a missing base", async () => {
     const server = createServer();
     await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
     const { port } = server.address() as AddressInfo;
@@ -85,11 +85,11 @@ await describeWithLibvirt("what stands in the way of a backup", () => {
     await rmdir(closed);
     await expectObstacle("E_NO_AGENT", 4, "--freeze");
     await expectObstacle("E_NO_BASE", 4, "--level", "incremental");
-    // No repository either: nothing was begun.
+    // Nothing was begun, so there is no repository either.
     expect(await readdir(guest.folder)).toEqual([]);
   });
 
-  it("is a file system without room", async (context) => {
+  it("refuse a file system that is full or read-only", async (context) => {
     const small = join(guest.folder, "small");
     await mkdir(small);
     const mounted = await execa("mount", ["-t", "tmpfs", "-o", "size=256k,mode=0711", "none", small], {
@@ -113,7 +113,7 @@ await describeWithLibvirt("what stands in the way of a backup", () => {
     }
   });
 
-  it("is the job of somebody else, but not that of a backup that died", async () => {
+  it("refuse while a foreign job runs, but not after a backup that died", async () => {
     await guest.lab.write("vda", 8 * 1024 * 1024, 56 * 1024 * 1024, 0x13);
     const run = await guest.startSlowly();
     const elsewhere = await expectObstacle("E_FOREIGN_JOB", 4, "--to", join(guest.folder, "other"));
@@ -128,7 +128,7 @@ await describeWithLibvirt("what stands in the way of a backup", () => {
     });
   }, 240_000);
 
-  it("is no bitmap that QEMU has lost: what has no base any more is foreseen to be full, and begun so", async () => {
+  it("make a disk full if QEMU has lost its bitmap, as doctor predicts", async () => {
     await guest.take();
     const good = await findings("--level", "incremental");
     expect(good.get("next backup vda")?.cause).toMatch(/^an increment on .*, about 0 B$/);
@@ -157,7 +157,7 @@ await describeWithLibvirt("what stands in the way of a backup", () => {
     expect(foreseen).toContain(disks[0]?.reason);
   }, 240_000);
 
-  it("is nothing that the unit for systemd takes away", async () => {
+  it("can back up with only the capabilities of the systemd unit", async () => {
     const unit = await readFile(new URL("../../docs/systemd/nbdpull@.service", import.meta.url), "utf8");
     const kept = /^CapabilityBoundingSet=(.*)$/m.exec(unit)?.[1]?.toLowerCase().split(" ") ?? [];
     const bounding = ["-all", ...kept.map((name) => `+${name.replace("cap_", "")}`)].join(",");

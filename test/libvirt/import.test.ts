@@ -37,7 +37,7 @@ function importing(...args: string[]): Promise<Ran> {
   return nbdpull("import", ...args, "--to", repo, "--domain", lab.domain, "--json");
 }
 
-/** Copies by qemu-img as of the checkpoint cp0: vda as qcow2, vdb as raw. */
+/** Copies made by qemu-img as of the checkpoint cp0: vda as qcow2, vdb as raw. */
 async function copiesAsOfCp0(): Promise<{ vda: string; vdb: string }> {
   for (const disk of LAB_DISKS) await lab.write(disk, 0, 8 * MiB, 0x11);
   await using backup = await lab.beginBackup({ checkpoint: "cp0" });
@@ -46,7 +46,7 @@ async function copiesAsOfCp0(): Promise<{ vda: string; vdb: string }> {
   return { vda, vdb: await backup.referenceCopy("vdb") };
 }
 
-/** An incremental job since cp0 is attached to, and what is restored is what the job's exports show. */
+/** Attaches to an incremental job since cp0, and compares the restored disks with the job's exports. */
 async function expectIncrementOn(parents: Readonly<Record<string, string>>): Promise<void> {
   await lab.write("vda", 3 * MiB + 512, 5 * 512, 0x22);
   await lab.write("vdb", 40 * MiB, MiB, 0x23);
@@ -68,22 +68,22 @@ async function expectIncrementOn(parents: Readonly<Record<string, string>>): Pro
   expect((await nbdpull("verify", repo)).code).toBe(0);
 }
 
-await describeWithLibvirt("import as of a checkpoint of libvirt", () => {
-  it("makes a base for increments out of images that were imported one by one", async () => {
+await describeWithLibvirt("import as of a libvirt checkpoint", () => {
+  it("makes a base for increments from images that were imported one by one", async () => {
     const { vda, vdb } = await copiesAsOfCp0();
     const first = done(await importing(vda, "--disk", "vda", "--checkpoint", "cp0"));
     const second = done(await importing(vdb, "--disk", "vdb", "--checkpoint", "cp0"));
     await expectIncrementOn({ vda: first.id, vdb: second.id });
   }, 480_000);
 
-  it("makes a base for increments out of images that were imported together, offline too", async () => {
+  it("makes a base for increments from images that were imported together, even offline", async () => {
     const { vda, vdb } = await copiesAsOfCp0();
     const disks = ["--disk", `vda=${vda}`, "--disk", `vdb=${vdb}`];
     const { id } = done(await importing(...disks, "--checkpoint", "cp0", "--offline", "--compress"));
     await expectIncrementOn({ vda: id, vdb: id });
   }, 480_000);
 
-  it("is refused where libvirt does not know the checkpoint, or it leaves the disk out", async () => {
+  it("is refused if libvirt does not know the checkpoint, or if it excludes the disk", async () => {
     const { vda } = await copiesAsOfCp0();
     await lab.createCheckpoint("half", ["vdb"]);
     for (const [checkpoint, code] of [
@@ -96,7 +96,7 @@ await describeWithLibvirt("import as of a checkpoint of libvirt", () => {
     expect(await readdir(folder)).not.toContain("repo");
   }, 480_000);
 
-  it("is no base any more where the checkpoint was made anew", async () => {
+  it("is no longer a base if the checkpoint was created again", async () => {
     const { vda, vdb } = await copiesAsOfCp0();
     const disks = ["--disk", `vda=${vda}`, "--disk", `vdb=${vdb}`];
     done(await importing(...disks, "--checkpoint", "cp0"));

@@ -5,9 +5,9 @@ import { expect, it } from "vitest";
 import { describeWithLibvirt, Lab, type LabBackup, type LabDisk, virsh } from "../support/libvirt-lab.js";
 import { qemuIo, startQemuNbd } from "../support/qemu-nbd.js";
 
-/** What the other tests in this folder take for granted of their laboratory. */
+/** What the other tests in this folder assume about their lab. */
 await describeWithLibvirt("a lab", () => {
-  it("freezes a point in time while the guest writes on, and offers what changed since a checkpoint", async () => {
+  it("freezes a point in time while the guest keeps writing, and offers what changed since a checkpoint", async () => {
     await using lab = await Lab.start();
     const last = lab.sizes.vdb - 512;
     await lab.write("vda", 0, 1 << 20, 0x11);
@@ -35,7 +35,7 @@ await describeWithLibvirt("a lab", () => {
     expect(changed.subarray(131072, 196608).equals(Buffer.alloc(65536))).toBe(true);
   });
 
-  it("runs the guest's writes one at a time, and tells of one that fails", async () => {
+  it("runs the guest's writes one at a time, and reports a failed write", async () => {
     await using lab = await Lab.start();
     const writes = Array.from({ length: 20 }, (_, index) => lab.write("vda", 0, 65536, index));
     const outside = lab.write("vda", lab.sizes.vda, 512, 1);
@@ -45,7 +45,7 @@ await describeWithLibvirt("a lab", () => {
     await qemuIo(lab.image("vda"), "qcow2", "read -P 19 0 64k");
   });
 
-  it("mixes full and incremental disks, over TCP and under names of its own", async () => {
+  it("mixes full and incremental disks, over TCP and under custom names", async () => {
     await using lab = await Lab.start();
     await using first = await lab.beginBackup({ checkpoint: "cp1", disks: ["vda"] });
     await first.end();
@@ -61,7 +61,7 @@ await describeWithLibvirt("a lab", () => {
     expect((await readFile(await mixed.referenceCopy("vdb"))).length).toBe(lab.sizes.vdb);
   });
 
-  it("takes raw disks, which checkpoints leave out", async () => {
+  it("backs up raw disks, which checkpoints exclude", async () => {
     await using lab = await Lab.start({ formats: { vdb: "raw" } });
     await using backup = await lab.beginBackup({ checkpoint: "cp1" });
     expect(backup.xml).toContain("<disk name='vdb' backup='yes'");

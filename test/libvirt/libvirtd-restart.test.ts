@@ -7,8 +7,8 @@ import { finished } from "../support/nbdpull.js";
 
 const MiB = 1024 * 1024;
 
-await describeWithLibvirt("a backup under which libvirtd is restarted", () => {
-  it("goes on, and asks for the end of its job until libvirtd is back", async () => {
+await describeWithLibvirt("a backup during which libvirtd is restarted", () => {
+  it("continues, and retries to end its job until libvirtd is back", async () => {
     await using guest = await BackupLab.start({ sizes: { vda: 16 * MiB, vdb: MiB } });
     await guest.lab.write("vda", 0, 16 * MiB, 0x11);
     const full = await guest.take();
@@ -17,7 +17,7 @@ await describeWithLibvirt("a backup under which libvirtd is restarted", () => {
     const run = await guest.startSlowly();
     {
       await using _ = await stopLibvirtd();
-      // All of it is read by then, and libvirt asked whether the job was alive to the last.
+      // By then everything is read, and libvirt is asked whether the job is still alive.
       await sleep(4000);
     }
     const ran = await finished(run);

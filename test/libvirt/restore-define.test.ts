@@ -38,20 +38,20 @@ function restore(...args: readonly string[]): Promise<Ran> {
   return nbdpull("restore", repo, lab.domain, "--json", ...args);
 }
 
-/** A name that the laboratory's cleaning up knows. */
+/** A name that the lab's cleanup recognizes. */
 const newName = (suffix: string): string => {
   const name = `${lab.domain}-${suffix}`;
   defined.push(name);
   return name;
 };
 
-/** A file of the point, which is the only one. */
+/** A file of the only point. */
 async function storedFile(name: string): Promise<string> {
   const [point] = (await readdir(join(repo, lab.domain))).filter((entry) => /^\d/.test(entry));
   return join(repo, lab.domain, point ?? "none", name);
 }
 
-/** Changes the definition that the point has, and what its manifest knows of it: as if libvirt had told it so. */
+/** Changes the stored definition and its record in the manifest, as if libvirt had reported it so. */
 async function changeStoredXml(change: (xml: string) => string): Promise<void> {
   const path = await storedFile("domain.xml");
   const xml = change(await readFile(path, "utf8"));
@@ -77,7 +77,7 @@ async function changeFilesOfManifest(change: (file: FileRecord) => FileRecord[])
   await writeFile(path, JSON.stringify({ ...manifest, files: manifest.files.flatMap(change) }));
 }
 
-/** What a domain has that talks to the world: the laboratory's own is without. */
+/** Adds devices that connect to the outside; the lab's own domain has none. */
 async function addDevices(): Promise<void> {
   const devices = [
     "<interface type='user'><mac address='52:54:00:aa:bb:cc'/><model type='virtio'/><alias name='net0'/></interface>",
@@ -95,7 +95,7 @@ const pathsOf = (xml: string): string[] => all(xml, /(?:file|dev|path|socket)='(
 
 await describeWithLibvirt("restore --define", () => {
   it.each(["raw", "qcow2"] as const)(
-    "makes a domain on %s files that runs beside the old one",
+    "creates a domain on %s files that runs beside the old one",
     async (format) => {
       const name = newName("restored");
       const to = join(folder, "restored");
@@ -127,7 +127,7 @@ await describeWithLibvirt("restore --define", () => {
     },
   );
 
-  it("leaves out a disk that was not restored, and says so", async () => {
+  it("leaves out a disk that was not restored, and reports that", async () => {
     const name = newName("one");
     const file = join(folder, "only.qcow2");
     const ran = await restore("--disk", "vda", "--to", file, `--define=${name}`);
@@ -154,7 +154,7 @@ await describeWithLibvirt("restore --define", () => {
     expect(await readdir(folder)).not.toContain("more");
   });
 
-  it("restores nothing where a domain has that name already, or the point knows of no definition", async () => {
+  it("restores nothing if a domain has that name already, or the point has no definition", async () => {
     const to = join(folder, "restored");
     const taken = await restore("--to", to, `--define=${lab.domain}`);
     expect([taken.code, taken.json()]).toMatchObject([4, { error: { code: "E_DOMAIN_EXISTS" } }]);
@@ -172,7 +172,7 @@ await describeWithLibvirt("restore --define", () => {
     expect(await readdir(folder)).not.toContain("restored");
   });
 
-  it("keeps the restored disks where libvirt does not take the definition, and says how to go on", async () => {
+  it("keeps the restored disks if libvirt rejects the definition, and says how to continue", async () => {
     await changeStoredXml((xml) => xml.replace(/machine='[^']*'/, "machine='no-such-machine'"));
     const name = newName("odd");
     const to = join(folder, "restored");

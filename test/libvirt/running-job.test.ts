@@ -24,7 +24,7 @@ await describeWithLibvirt("a job that is already running", () => {
     await job.assertAlive();
   });
 
-  it("tells its mixed modes, bases and names", async () => {
+  it("reports its mixed modes, bases and names", async () => {
     await using lab = await Lab.start();
     await (await lab.beginBackup({ checkpoint: "cp1" })).end();
     await using backup = await lab.beginBackup({
@@ -40,7 +40,7 @@ await describeWithLibvirt("a job that is already running", () => {
     ]);
   });
 
-  it("isn't found where there is none, no such domain, or one that is off", async () => {
+  it("is not found if none runs, the domain does not exist, or it is off", async () => {
     await using lab = await Lab.start();
     const open = (domain: string) => openRunningJob({ domain, virsh });
     await expect(open(lab.domain)).rejects.toMatchObject({ code: "E_NO_JOB" });
@@ -49,7 +49,7 @@ await describeWithLibvirt("a job that is already running", () => {
     await expect(open(lab.domain)).rejects.toMatchObject({ code: "E_DOMAIN_OFF" });
   });
 
-  it("is dead after it was aborted, and says how it ended", async () => {
+  it("is dead after it was aborted, and reports how it ended", async () => {
     await using lab = await Lab.start();
     await lab.beginBackup();
     const job = await openRunningJob({ domain: lab.domain, virsh });
@@ -61,7 +61,7 @@ await describeWithLibvirt("a job that is already running", () => {
     await virsh.abortJob(lab.domain);
   });
 
-  it("is dead after the guest was destroyed, also when it runs again", async () => {
+  it("is dead after the guest was destroyed, even if it runs again", async () => {
     await using lab = await Lab.start();
     await lab.beginBackup();
     const job = await openRunningJob({ domain: lab.domain, virsh });
@@ -83,7 +83,7 @@ await describeWithLibvirt("a job that is already running", () => {
       await using lab = await Lab.start();
       await lab.beginBackup();
       const qemu = Number(await readFile(`/run/libvirt/qemu/${lab.domain}.pid`, "utf8"));
-      // Stopped, QEMU can't answer libvirt, so it dies in the middle of the question.
+      // A stopped QEMU can't answer libvirt, so it dies in the middle of the question.
       process.kill(qemu, "SIGSTOP");
       const answered = expect(ask(lab.domain)).resolves.not.toThrow();
       await sleep(1000);
@@ -93,7 +93,7 @@ await describeWithLibvirt("a job that is already running", () => {
     60_000,
   );
 
-  it("is told from another one in its place", async () => {
+  it("is distinguished from another job in its place", async () => {
     await using lab = await Lab.start();
     const first = await lab.beginBackup({ checkpoint: "cp1" });
     const job = await openRunningJob({ domain: lab.domain, virsh });
@@ -102,7 +102,7 @@ await describeWithLibvirt("a job that is already running", () => {
     await expect(job.assertAlive()).rejects.toMatchObject({ code: "E_JOB_REPLACED" });
   });
 
-  it("takes its own checkpoint, and no older, newer, missing or base one", async () => {
+  it("accepts its own checkpoint, but no older, newer, missing or base one", async () => {
     await using lab = await Lab.start();
     await (await lab.beginBackup({ checkpoint: "base" })).end();
     await lab.createCheckpoint("older");

@@ -6,7 +6,7 @@ import { finished, type Ran, type Running, startNbdpull } from "../support/nbdpu
 const MiB = 1024 * 1024;
 const SLOWLY = ["--limit-rate", "1M", "--request-size", "64K"] as const;
 
-/** The guest writes over and over until `run` has ended; throws if one of its writes fails. */
+/** The guest writes repeatedly until `run` has ended; throws if one of its writes fails. */
 async function writeUntilEnd({ lab }: BackupLab, run: Running): Promise<Ran> {
   let ended = false;
   const ran = finished(run).finally(() => {
@@ -19,7 +19,7 @@ async function writeUntilEnd({ lab }: BackupLab, run: Running): Promise<Ran> {
 }
 
 await describeWithLibvirt("a guest that would fill the scratch files of a slow backup", () => {
-  it("sees no write fail: the backup is given up, leaves nothing, and the next one works", async () => {
+  it("sees no write fail: the backup is given up, leaves nothing, and the next backup works", async () => {
     await using guest = await BackupLab.start({ sizes: { vda: 32 * MiB, vdb: MiB } }, 24 * MiB);
     await guest.lab.write("vda", 0, 32 * MiB, 0x11);
     const good = await guest.take();
@@ -46,7 +46,7 @@ await describeWithLibvirt("a guest that would fill the scratch files of a slow b
     await guest.expectNothingLeft();
   }, 480_000);
 
-  it("sees none fail with attach either, which leaves the job to whoever began it, or ends it if it may", async () => {
+  it("sees no write fail with attach either, which leaves the job to its owner, or ends it with --end-job", async () => {
     await using guest = await BackupLab.start({ sizes: { vda: 32 * MiB, vdb: MiB } }, 24 * MiB);
     const { lab, repo, scratch } = guest;
     await lab.write("vda", 0, 32 * MiB, 0x11);

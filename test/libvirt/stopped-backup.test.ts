@@ -9,7 +9,7 @@ import { qemuImg } from "../support/qemu-nbd.js";
 
 const MiB = 1024 * 1024;
 
-/** The disks of a domain that is off, by qemu-img. */
+/** Copies of the disks of a stopped domain, made by qemu-img. */
 async function copyImages(guest: BackupLab): Promise<Record<LabDisk, string>> {
   const copy = async (disk: LabDisk): Promise<string> => {
     const path = join(guest.folder, `off-${disk}-${Date.now()}.raw`);
@@ -19,7 +19,7 @@ async function copyImages(guest: BackupLab): Promise<Record<LabDisk, string>> {
   return { vda: await copy("vda"), vdb: await copy("vdb") };
 }
 
-/** Processes that serve an image of the guest's. */
+/** Processes that serve an image of the guest. */
 async function servers(guest: BackupLab): Promise<string[]> {
   const { stdout } = await execa("pgrep", ["-af", `^qemu-nbd.*${guest.lab.folder}/`], { reject: false });
   return stdout.split("\n").filter((line) => line !== "");
@@ -31,7 +31,7 @@ async function expectNothingLeft(guest: BackupLab): Promise<void> {
 }
 
 await describeWithLibvirt("backup of a domain that is off", () => {
-  it("takes increments that are no bases, side by side, and the next one of the running domain is right", async () => {
+  it("makes sibling increments that are no bases, and the running domain's next increment is right", async () => {
     await using guest = await BackupLab.start();
     const { lab } = guest;
     for (const disk of LAB_DISKS) await lab.write(disk, 0, 8 * MiB, 0x11);
@@ -59,7 +59,7 @@ await describeWithLibvirt("backup of a domain that is off", () => {
 
     await lab.powerOn();
     await lab.write("vda", 4 * MiB, MiB, 0x33);
-    // A guest that is paused runs, as far as its QEMU goes.
+    // A paused guest counts as running, because its QEMU runs.
     await virsh("suspend", lab.domain);
     const online = await guest.copyNow();
     const next = await guest.take();
@@ -95,7 +95,7 @@ await describeWithLibvirt("backup of a domain that is off", () => {
       await expectNothingLeft(guest);
     }
     {
-      // Somebody writes although QEMU has a lock, as a domain could on a file system that has none.
+      // A write despite QEMU's lock, as is possible on a file system without locks.
       const run = await guest.startSlowly("--include", "vdb");
       await using image = await open(lab.image("vdb"), "r+");
       await image.write(Buffer.alloc(512, 0x43), 0, 512, 40 * MiB);
@@ -123,14 +123,15 @@ await describeWithLibvirt("backup of a domain that is off", () => {
     expect(saved.warnings).toEqual([expect.stringMatching(/managed save is not kept/)]);
   }, 480_000);
 
-  it("takes a disk in full whose bitmap can't be counted from, and keeps what a domain needs that never runs", async () => {
+  it("backs a disk up in full if its bitmap is unusable, and keeps boot files of a domain that never runs", async () => {
     await using guest = await BackupLab.start();
     const { lab } = guest;
     await lab.write("vda", 0, MiB, 0x51);
     const base = await guest.take();
     await lab.write("vda", MiB, MiB, 0x52);
     await lab.powerOff();
-    // vdb gets another layer, with a bitmap of the same name, as a snapshot of the running guest would leave it.
+    // vdb gets another layer with a bitmap of the same name, as a snapshot of the running guest would leave
+    // it.
     const overlay = join(lab.folder, "overlay.qcow2");
     await qemuImg("create", "-q", "-f", "qcow2", "-b", lab.image("vdb"), "-F", "qcow2", overlay);
     await qemuImg("bitmap", "--add", overlay, base.checkpoint ?? "");

@@ -8,15 +8,15 @@ import { statusPayload } from "../support/mock-server.js";
 
 const SIZE = 1000;
 
-/** The truth about a context: the flag of each byte. */
+/** The true flags of each context, one per byte. */
 type Truth = ReadonlyMap<string, readonly number[]>;
 
-/** What a server says of [offset, ...): extents up to a length that `reach` chooses, short or overshooting. */
+/** A server's answer from `offset` on: extents up to the length `reach`, which may be short or overshoot. */
 function describeTruth(flags: readonly number[], offset: number, reach: number): Descriptors {
   const extents: [number, number][] = [];
   for (let at = offset; at < Math.min(offset + reach, flags.length); at++) {
     const last = extents.at(-1);
-    // Equal neighbours are split now and then, as servers do.
+    // Equal neighbours are sometimes split, as servers do.
     if (last !== undefined && last[1] === flags[at] && at % 17 !== 0) last[0] += 1;
     else extents.push([1, flags[at] ?? 0]);
   }
@@ -37,7 +37,9 @@ function range(truth: Truth, offset: number, length: number, alignment: number, 
   return { offset, length, size: SIZE, alignment, maxRequest, contexts: [...truth.keys()] };
 }
 
-/** Every batch continues the one before; every context covers its batch exactly, in merged extents, truthfully. */
+/**
+ * Every batch continues the previous one; every context covers its batch exactly, in merged and true extents.
+ */
 function expectExact(batches: readonly StatusBatch[], truth: Truth, offset: number, length: number): void {
   let position = offset;
   for (const batch of batches) {
@@ -97,7 +99,7 @@ describe("block status", () => {
     );
   });
 
-  it("asks for whole blocks, and tells of what was asked for", async () => {
+  it("asks for whole blocks, and returns only the requested range", async () => {
     const truth = new Map([["one", new Array<number>(SIZE).fill(2)]]);
     const asked: [number, number][] = [];
     const ask = server(truth, (offset, length) => {
@@ -109,7 +111,7 @@ describe("block status", () => {
     expect(asked).toEqual([[128, 64]]);
   });
 
-  it("asks up to the end of an export that isn't a multiple of the block size", async () => {
+  it("asks up to the end of an export that is not a multiple of the block size", async () => {
     const truth = new Map([["one", new Array<number>(SIZE).fill(2)]]);
     const ends: number[] = [];
     const ask = server(truth, (offset, length) => {
@@ -120,9 +122,9 @@ describe("block status", () => {
     expect(Math.max(...ends)).toBe(SIZE);
   });
 
-  it("gets on with a server whose extents don't keep to its block size", async () => {
+  it("works with a server whose extents don't follow its block size", async () => {
     const truth = new Map([["one", Array.from({ length: SIZE }, (_, at) => Math.floor(at / 70))]]);
-    // One extent a reply: from the start of a block it tells only what is known already.
+    // One extent per reply: asking from the start of a block returns only what is known already.
     const ask = server(truth, (offset) => 70 - (offset % 70));
     expectExact(await collect(blockStatus(range(truth, 0, SIZE, 64, 512), ask)), truth, 0, SIZE);
   });
@@ -141,12 +143,12 @@ describe("block status", () => {
       await batches.next();
       ahead.push(calls - taken);
     }
-    // Only once it is known what replies are like it asks for many at once.
+    // It asks for many at once only when it knows how long the replies are.
     expect(ahead).toEqual([1, 3, 7, 15, 15, 15]);
     await batches.return();
   });
 
-  it("hands over a large reply in slices", async () => {
+  it("returns a large reply in slices", async () => {
     const extents = Array.from({ length: 40_000 }, (_, index): [number, number] => [1, index % 2]);
     const reply = new Map([
       ["many", new Descriptors(statusPayload(0, ...extents).subarray(4), 8)],
@@ -160,7 +162,7 @@ describe("block status", () => {
     expect(batches.map(({ contexts }) => contexts.get("one")?.length)).toEqual([1, 1, 1]);
   });
 
-  it("leaves no unhandled rejection behind when the reader goes away", async () => {
+  it("leaves no unhandled rejection when the reader stops early", async () => {
     const truth = new Map([["one", new Array<number>(SIZE).fill(2)]]);
     const good = server(truth, (_offset, length) => length);
     const ask: AskStatus = (offset, length, signal) =>
@@ -172,7 +174,7 @@ describe("block status", () => {
   });
 
   it.each(["leaves", "fails", "is told to stop"])(
-    "aborts what runs ahead when the reader %s",
+    "aborts requests that ran ahead when the reader %s",
     async (how) => {
       const truth = new Map([["one", new Array<number>(SIZE).fill(2)]]);
       const good = server(truth, (_offset, length) => length);

@@ -3,7 +3,7 @@ import { describe, expect, it } from "vitest";
 import { Coverage } from "../../src/nbd/coverage.js";
 
 describe("coverage", () => {
-  it("is complete when the pieces fill the request, in whatever order", () => {
+  it("is complete when the pieces fill the request, in any order", () => {
     const cuts = fc.uniqueArray(fc.integer({ min: 1, max: 9999 }), { maxLength: 60 });
     const order = fc.array(fc.nat(), { minLength: 70, maxLength: 70 });
     fc.assert(
@@ -23,7 +23,7 @@ describe("coverage", () => {
     );
   });
 
-  it("agrees with a bitmap on what overlaps", () => {
+  it("agrees with a bitmap about overlaps", () => {
     const pieces = fc.array(fc.tuple(fc.integer({ min: -2, max: 34 }), fc.integer({ min: -2, max: 34 })));
     fc.assert(
       fc.property(pieces, (list) => {
@@ -45,14 +45,14 @@ describe("coverage", () => {
     );
   });
 
-  it("isn't fooled by the sum of the bytes", () => {
+  it("is not misled by the sum of the bytes", () => {
     const coverage = new Coverage(1024);
     coverage.add(0, 512);
     expect(() => coverage.add(0, 512)).toThrow(/twice/);
     expect(coverage.complete).toBe(false);
   });
 
-  it("bounds what it has to remember", () => {
+  it("limits what it has to remember", () => {
     const coverage = new Coverage(2 ** 30);
     expect(() => {
       for (let at = 0; at < 2 ** 30; at += 2) coverage.add(at, at + 1);

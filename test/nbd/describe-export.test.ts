@@ -15,7 +15,7 @@ import {
 import { describeWith } from "../support/tools.js";
 import { makeFolder, pattern, startNbdkit, startQemu } from "./servers.js";
 
-/** Answers INFO with `replies` and everything else as it should; notes the options. */
+/** Answers INFO with `replies` and everything else correctly; records the options. */
 function describing(replies: readonly Uint8Array[], options: number[]): Script {
   return async (peer) => {
     peer.send(greeting());
@@ -30,7 +30,7 @@ function describing(replies: readonly Uint8Array[], options: number[]): Script {
 }
 
 describe("describing an export", () => {
-  it("asks without opening it, and says goodbye", async () => {
+  it("does not open it, and says goodbye", async () => {
     const options: number[] = [];
     const info = (payload: Uint8Array) => optionReply(OPTION.INFO, OPTION_REPLY.INFO, payload);
     const replies = [
@@ -63,7 +63,7 @@ describe("describing an export", () => {
     expect(options.at(-1)).toBe(OPTION.ABORT);
   });
 
-  it("fails for a missing mandatory context, and for an answer without a size", async () => {
+  it("fails if a mandatory context or the size is missing", async () => {
     const replies = [optionReply(OPTION.INFO, OPTION_REPLY.ACK)];
     await using mock = await MockServer.start(describing(replies, []));
     await expect(describeExport(mock.uri, { ...FAST, metaContexts: ["b:b"] })).rejects.toMatchObject({
@@ -75,7 +75,7 @@ describe("describing an export", () => {
     });
   });
 
-  it("isn't possible with a server without a fixed handshake", async () => {
+  it("is not possible if the server has no fixed handshake", async () => {
     await using mock = await MockServer.start(async (peer) => {
       peer.send(greeting(0));
       await peer.gone();
@@ -83,7 +83,7 @@ describe("describing an export", () => {
     await expect(describeExport(mock.uri, FAST)).rejects.toMatchObject({ name: "ProtocolError" });
   });
 
-  it("works with the built-in server, which opens nothing for it", async () => {
+  it("works with the built-in server, which does not open the export", async () => {
     await using folder = await makeFolder();
     const events: NbdServerEvent[] = [];
     await using server = await NbdServer.listen({

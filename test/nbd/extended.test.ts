@@ -98,7 +98,7 @@ describe("extended headers", () => {
     await expect(collect(client.blockStatus())).rejects.toMatchObject({ name: "ProtocolError" });
   });
 
-  it("end the connection on a reply for another offset", async () => {
+  it("end the connection on a reply with another offset", async () => {
     await using mock = await MockServer.start(async (peer) => {
       await handshake(peer, EXTENDED);
       const { cookie, offset, length } = await peer.request(true);
@@ -109,7 +109,7 @@ describe("extended headers", () => {
     await expect(client.read(0, Buffer.alloc(512))).rejects.toMatchObject({ name: "ProtocolError" });
   });
 
-  it("are asked for first, then structured replies", async () => {
+  it("are requested first, then structured replies", async () => {
     const options: number[] = [];
     await using mock = await MockServer.start(async (peer) => {
       await handshake(peer, {

@@ -1,4 +1,7 @@
-/** Whatever bytes come, the client refuses or understands them: no crash, no hang, no wrong byte, no flood of memory. */
+/**
+ * The client refuses or understands any bytes: it never crashes, hangs, returns a wrong byte or floods
+ * memory.
+ */
 
 import fc from "fast-check";
 import { expect, it } from "vitest";
@@ -32,7 +35,7 @@ const DIRTY = "qemu:dirty-bitmap:b0";
 
 type Protocol = "simple" | "structured" | "extended";
 
-/** A server that answers whatever it understands, over a faulty line, and hangs up on a client that is quiet. */
+/** A server that answers what it understands over a faulty line, and hangs up on a silent client. */
 async function serve(peer: Peer, protocol: Protocol, line: FaultyLine, handshakeOver: () => void) {
   const facts: ExportFacts = {
     size: DISK,
@@ -110,7 +113,10 @@ const READS = [
   [12_345, 1234],
 ] as const;
 
-/** What a backup does. @returns how many reads succeeded; all of them with the right bytes, unless `mayLie` */
+/**
+ * What a backup does.
+ * @returns the number of successful reads; all have the right bytes, unless `mayLie`
+ */
 async function useClient(uri: string, mayLie: () => boolean): Promise<number> {
   await using client = await NbdClient.connect(uri, {
     optionalContexts: ["base:allocation", DIRTY],
@@ -156,8 +162,9 @@ async function converse(
       handshake = faulty.position;
     });
   });
-  // A fault in the handshake may well make another, valid export. A simple reply doesn't tell what it answers. And
-  // where a byte is lost or added, payload shifts: the next reply shows that, but this one is complete by then.
+  // A fault in the handshake can describe another valid export, and a simple reply does not say which request
+  // it answers. A lost or added byte shifts the payload: the next reply reveals that, but this one is already
+  // complete.
   const mayLie = () =>
     protocol === "simple" ||
     faults.some(({ at, kind }) => at < handshake || kind === "insert" || kind === "delete");
@@ -169,7 +176,7 @@ async function converse(
 }
 
 it.each<[Protocol]>([["structured"], ["extended"], ["simple"]])(
-  "a conversation in %s replies with faults in it never leads to a crash, a hang or a wrong byte",
+  "a conversation in %s replies with faults never leads to a crash, a hang or a wrong byte",
   async (protocol) => {
     const flawless = await converse(protocol, []);
     expect(flawless.reads).toBe(READS.length);
@@ -185,7 +192,7 @@ it.each<[Protocol]>([["structured"], ["extended"], ["simple"]])(
   },
 );
 
-/** Plays a negotiation against bytes without end; fails when it doesn't come to one. */
+/** Plays a negotiation against an endless stream of bytes; fails if it does not end. */
 function play(negotiation: Negotiation<unknown>, next: (length: number) => Uint8Array): void {
   let received: Uint8Array = new Uint8Array(0);
   for (let steps = 0; ; steps++) {
@@ -197,7 +204,7 @@ function play(negotiation: Negotiation<unknown>, next: (length: number) => Uint8
   }
 }
 
-it("a negotiation with anybody comes to an end", () => {
+it("a negotiation always ends, whatever the server sends", () => {
   const wish = {
     exportName: "disk",
     tls: false,
@@ -262,7 +269,7 @@ it("every decoder of handshake payloads returns or refuses", () => {
   );
 });
 
-it("descriptors are only accepted if they cover their request in order, and no more than its end", () => {
+it("descriptors are accepted only if they cover their request in order, and nothing past its end", () => {
   const pairs = fc.array(fc.tuple(fc.integer({ min: 0, max: 5 }), fc.nat(3)), { maxLength: 6 });
   fc.assert(
     fc.property(pairs, fc.integer({ min: 1, max: 12 }), fc.boolean(), (list, length, onlyOne) => {

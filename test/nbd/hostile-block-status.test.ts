@@ -52,7 +52,7 @@ describe("the block status is refused, and the connection ended, for", () => {
     await expect(collect(client.blockStatus())).rejects.toMatchObject({ name: "ProtocolError" });
   });
 
-  it("more than the one extent that was asked for", async () => {
+  it("more than the one extent that was requested", async () => {
     for (const extents of [
       [
         [512, 0],
@@ -74,7 +74,7 @@ describe("the block status is refused, and the connection ended, for", () => {
 });
 
 describe("the block status", () => {
-  it("survives chunks that come after the reply was over, as QEMU sends them when a context fails", async () => {
+  it("survives chunks after the end of a reply, as QEMU sends them when a context fails", async () => {
     let count = 0;
     await using mock = await replying((r) => {
       count += 1;
@@ -97,7 +97,7 @@ describe("the block status", () => {
     expect(batches.map(({ offset, length }) => [offset, length])).toEqual([[0, 1024 * 1024]]);
   });
 
-  it("is clipped where the server says more than was asked", async () => {
+  it("is clipped if the server describes more than was requested", async () => {
     await using mock = await replying(
       (r) => chunk(r.cookie, CHUNK.BLOCK_STATUS, statusPayload(1, [512, 1], [0xffffffff, 0])),
       { contexts: [DIRTY] },
@@ -110,7 +110,7 @@ describe("the block status", () => {
     ]);
   });
 
-  it("isn't asked for without a context", async () => {
+  it("is not requested without a context", async () => {
     await using mock = await replying(whole);
     await using client = await NbdClient.connect(mock.uri);
     await expect(collect(client.blockStatus())).rejects.toMatchObject({ code: "NBD_NOT_OFFERED" });
@@ -120,8 +120,8 @@ describe("the block status", () => {
   });
 });
 
-describe("a reader of the block status who leaves early", () => {
-  it("is rid of the requests that ran ahead, and the connection is good for others", async () => {
+describe("a reader that stops reading the block status early", () => {
+  it("abandons the requests that ran ahead, and leaves the connection usable", async () => {
     let asked = 0;
     const late: (() => void)[] = [];
     await using mock = await replying(
@@ -144,7 +144,7 @@ describe("a reader of the block status who leaves early", () => {
     await expect.poll(() => late.length).toBe(15);
     const target = Buffer.alloc(512);
     const reading = client.read(512, target);
-    // Its place in the window is there once a reply to one of those comes, which is skipped.
+    // A reply to an abandoned request is skipped, and frees a place in the window.
     for (const send of late.slice(0, 3)) send();
     await reading;
     expect(target.equals(pattern(512, 512))).toBe(true);

@@ -27,7 +27,7 @@ describe("a greeting", () => {
     expect(await connectTo(async (peer) => peer.send(bytes))).toMatchObject({ code });
   });
 
-  it("with flags yet unknown is answered with known ones only", async () => {
+  it("with unknown flags is answered with known ones only", async () => {
     let flags = -1;
     const script: Script = async (peer) => {
       peer.send(greeting(0xffff));
@@ -38,7 +38,7 @@ describe("a greeting", () => {
     expect(flags).toBe(ALL_HANDSHAKE_FLAGS);
   });
 
-  it.each([0, 1, 2])("with only the flags %i is answered with no other", async (offered) => {
+  it.each([0, 1, 2])("with only the flags %i is answered with these", async (offered) => {
     let flags = -1;
     const script: Script = async (peer) => {
       peer.send(greeting(offered));
@@ -88,7 +88,7 @@ describe("silence", () => {
     expect(await connectTo(script, options)).toMatchObject({ code: "NBD_ABORTED" });
   });
 
-  it.each(steps)("%s and then hanging up is told as such", async (_title, script) => {
+  it.each(steps)("%s and then hanging up is reported as such", async (_title, script) => {
     const hangingUp: Script = async (peer, index) => {
       setTimeout(() => peer.socket.end(), 20);
       await script(peer, index);
@@ -97,8 +97,8 @@ describe("silence", () => {
     expect(await connectTo(hangingUp, options)).toMatchObject({ code: "NBD_CLOSED_BY_SERVER" });
   });
 
-  it("of a server that accepts no connection is a matter of time, too", async () => {
-    // 192.0.2.0/24 is for documentation: nobody answers, if packets get out at all.
+  it("of a host that never accepts the connection ends in a connection error", async () => {
+    // 192.0.2.0/24 is reserved for documentation: nobody answers, even if packets can leave.
     const failure = await NbdClient.connect("nbd://192.0.2.1/", FAST).catch((error: unknown) => error);
     expect(failure).toMatchObject({ name: "ConnectionError" });
   });
@@ -117,7 +117,7 @@ describe("EXPORT_NAME", () => {
     };
   const reply = Buffer.concat([u64(4096), u16(COMMON_FLAGS)]);
 
-  it("is the way into a server without a fixed handshake", async () => {
+  it("opens an export of a server without a fixed handshake", async () => {
     const zeroes = Buffer.alloc(124);
     expect(await connectTo(old(0, Buffer.concat([reply, zeroes])))).toMatchObject({
       size: 4096,
@@ -128,7 +128,7 @@ describe("EXPORT_NAME", () => {
     expect(await connectTo(old(0, reply))).toMatchObject({ code: "NBD_CONNECT_TIMEOUT" });
   });
 
-  it("is the way into a server that doesn't know GO", async () => {
+  it("opens an export of a server that doesn't know GO", async () => {
     const script: Script = async (peer) => {
       peer.send(greeting());
       await peer.receive(4);
@@ -146,7 +146,7 @@ describe("EXPORT_NAME", () => {
     expect(await connectTo(script)).toMatchObject({ size: 4096, protocol: "structured" });
   });
 
-  it("is refused by hanging up, which the message explains", async () => {
+  it("is refused by a closed connection, which the message explains", async () => {
     const script: Script = async (peer) => {
       peer.send(greeting(0));
       await peer.receive(4);
@@ -186,7 +186,7 @@ describe("an address", () => {
     ["nbd://127.0.0.1:1/", /127\.0\.0\.1:1.*nobody listens/],
     ["nbd://localhost:1/", /localhost:1.*nobody listens/],
     ["nbd://host.invalid/", /host\.invalid/],
-  ])("where nobody is: %s", async (uri, message) => {
+  ])("is reported with the reason if nobody listens there: %s", async (uri, message) => {
     await expect(NbdClient.connect(uri)).rejects.toMatchObject({
       name: "ConnectionError",
       code: "NBD_CONNECT_FAILED",
@@ -194,7 +194,7 @@ describe("an address", () => {
     });
   });
 
-  it("over a unix socket can't have its host overridden, nor lead to no host at all", async () => {
+  it("can't have a host override if it is a Unix socket, nor an empty host", async () => {
     const failure = { code: "NBD_ARGUMENT" };
     const unix = NbdClient.connect("nbd+unix:///?socket=/nonexistent", { hostOverride: "localhost" });
     await expect(unix).rejects.toMatchObject(failure);
@@ -209,7 +209,7 @@ describe("an address", () => {
     { reconnect: { attempts: 0 } },
     { hostOverride: "" },
     { hostOverride: "localhost\0.evil" },
-  ])("with options that make no sense (%j) isn't even tried", async (options) => {
+  ])("is not even tried with invalid options: %j", async (options) => {
     await expect(NbdClient.connect("nbd://host.invalid/", options)).rejects.toMatchObject({
       code: "NBD_ARGUMENT",
     });

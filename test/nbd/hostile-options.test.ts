@@ -147,7 +147,7 @@ describe("option replies", () => {
     });
   });
 
-  it("of a kind yet unknown among the infos are no obstacle", async () => {
+  it("may contain unknown kinds of info", async () => {
     const replies = go(
       Buffer.concat([u16(77), Buffer.from("news")]),
       infoExport(4096, COMMON_FLAGS),

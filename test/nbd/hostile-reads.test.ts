@@ -47,7 +47,7 @@ describe("a read is refused, and the connection ended, for", () => {
     ["a cookie that nobody used", (r) => whole({ ...r, cookie: r.cookie + 2 })],
     ["a block status", (r) => chunk(r.cookie, CHUNK.BLOCK_STATUS, statusPayload(1, [4096, 0]))],
     [
-      "an error outside of it",
+      "an error outside its range",
       (r) => chunk(r.cookie, CHUNK.ERROR_OFFSET, Buffer.concat([errorPayload(5), u64(r.offset + 4096)])),
     ],
     [
@@ -73,7 +73,7 @@ describe("a read is refused, and the connection ended, for", () => {
     expect(client.connections).toBe(0);
   });
 
-  it("a reply that comes when nothing was asked", async () => {
+  it("a reply without a request", async () => {
     await using mock = await MockServer.start(async (peer) => {
       await handshake(peer);
       peer.send(end({ cookie: 0, offset: 0, length: 0, command: 0, flags: 0 }));
@@ -84,7 +84,7 @@ describe("a read is refused, and the connection ended, for", () => {
     await expect(client.read(0, Buffer.alloc(1))).rejects.toMatchObject(PROTOCOL);
   });
 
-  it("a second reply to a read that is over", async () => {
+  it("a second reply to a finished read", async () => {
     await using mock = await replying((r) => Buffer.concat([whole(r), whole(r)]));
     await using client = await NbdClient.connect(mock.uri);
     await client.read(0, Buffer.alloc(512));
@@ -99,7 +99,7 @@ describe("a read succeeds with", () => {
     const target = Buffer.alloc(4096, 0xee);
     await client.read(8192, target);
     const expected = pattern(8192, 4096);
-    // In these tests holes are where the third kilobyte is.
+    // In these tests, the hole is the third kilobyte.
     expect(target.subarray(0, 2048).equals(expected.subarray(0, 2048))).toBe(true);
     expect(target.subarray(3072).equals(expected.subarray(3072))).toBe(true);
     const third = target.subarray(2048, 3072);
@@ -111,10 +111,10 @@ describe("a read succeeds with", () => {
       Buffer.concat([data(r, 3072, 4096), hole(r, 2048, 3072), data(r, 0, 1), data(r, 1, 2048), end(r)]),
     ));
 
-  it("a last chunk that says so itself", () =>
+  it("a data chunk that is marked as the last one", () =>
     expectRead((r) => Buffer.concat([data(r, 0, 2000), data(r, 2000, 4096, true)])));
 
-  it("a reply that comes byte by byte", () =>
+  it("a reply in pieces of a few bytes", () =>
     expectRead(async (r, peer) => {
       await peer.dribble(Buffer.concat([data(r, 0, 100), data(r, 100, 4096), end(r)]), 7);
       return undefined;
@@ -132,22 +132,22 @@ describe("a read succeeds with", () => {
 describe("a failed request", () => {
   it.each<[string, Reply, object]>([
     [
-      "tells the error and the server's text",
+      "reports the error and the server's text",
       (r) => chunk(r.cookie, CHUNK.ERROR, errorPayload(ERRNO.EIO, "bad sector")),
       { errno: "EIO", serverText: "bad sector" },
     ],
     [
-      "tells an unknown number as EINVAL",
+      "reports an unknown number as EINVAL",
       (r) => chunk(r.cookie, CHUNK.ERROR, errorPayload(13, "denied")),
       { errno: "EINVAL", message: expect.stringContaining("13") },
     ],
     [
-      "has an error of a type yet unknown",
+      "may have an error of an unknown type",
       (r) => chunk(r.cookie, 0x9999, pattern(0, 100)),
       { errno: "EINVAL", message: expect.stringContaining("with an error of unknown type 39321") },
     ],
     [
-      "has an error of a type yet unknown, in which the server says why",
+      "may have an error of an unknown type with a message",
       (r) => chunk(r.cookie, 0x8123, Buffer.concat([errorPayload(ERRNO.EIO, "worn out"), pattern(0, 20)])),
       {
         errno: "EIO",
@@ -156,7 +156,7 @@ describe("a failed request", () => {
       },
     ],
     [
-      "has an empty error of a type yet unknown",
+      "may have an empty error of an unknown type",
       (r) => chunk(r.cookie, 0x8123),
       { errno: "EINVAL", message: expect.stringContaining("with an error of unknown type 33059") },
     ],
@@ -182,7 +182,7 @@ describe("a failed request", () => {
       { errno: "EIO" },
     ],
     [
-      "may have failed in the middle",
+      "may fail in the middle",
       (r) =>
         Buffer.concat([
           data(r, 0, 100),
@@ -191,7 +191,7 @@ describe("a failed request", () => {
       { errno: "EIO" },
     ],
     [
-      "doesn't print what a server would like to do to a terminal",
+      "never shows the server's terminal control characters",
       (r) => chunk(r.cookie, CHUNK.ERROR, errorPayload(5, "\u001b]0;x\u0007")),
       { message: expect.not.stringMatching(/\p{Cc}/u) },
     ],
@@ -212,7 +212,7 @@ describe("a failed request", () => {
     expect(target.equals(pattern(0, 512))).toBe(true);
   });
 
-  it("with EOVERFLOW is asked for again in small pieces, still unfragmented", async () => {
+  it("with EOVERFLOW is repeated in small pieces, still unfragmented", async () => {
     const seen: [number, number, number][] = [];
     await using mock = await replying(
       (r) => {
@@ -233,7 +233,7 @@ describe("a failed request", () => {
     ]);
   });
 
-  it("with EOVERFLOW for a small piece is just a failure", async () => {
+  it("with EOVERFLOW for a small piece just fails", async () => {
     await using mock = await replying((r) => chunk(r.cookie, CHUNK.ERROR, errorPayload(ERRNO.EOVERFLOW)));
     await using client = await NbdClient.connect(mock.uri);
     await expect(client.read(0, Buffer.alloc(65_536))).rejects.toMatchObject({ errno: "EOVERFLOW" });

@@ -13,7 +13,7 @@ describe("STARTTLS", () => {
   const TLS = { tls: { insecureSkipVerification: true } };
   const consent = ack(OPTION.STARTTLS);
 
-  it("is asked for before anything else, and nothing else when it is refused", async () => {
+  it("is requested before anything else, and nothing else follows a refusal", async () => {
     const options: number[] = [];
     const script: Script = async (peer) => {
       peer.send(greeting());
@@ -30,7 +30,7 @@ describe("STARTTLS", () => {
     expect(options).not.toContain(OPTION.GO);
   });
 
-  it("with plain text after the server's consent is an attack", async () => {
+  it("is reported as an attack if plain text follows the server's consent", async () => {
     const injected = Buffer.concat([consent, ack(OPTION.STRUCTURED_REPLY)]);
     expect(await connectTo(answering(OPTION.STARTTLS, [injected]), TLS)).toMatchObject({
       name: "TlsError",
@@ -38,7 +38,7 @@ describe("STARTTLS", () => {
     });
   });
 
-  it("with garbage instead of a TLS handshake fails", async () => {
+  it("fails if garbage replaces the TLS handshake", async () => {
     const script: Script = async (peer) => {
       await answeringUpTo(peer, OPTION.STARTTLS);
       peer.send(consent);
@@ -53,7 +53,7 @@ describe("STARTTLS", () => {
     });
   });
 
-  it("with hanging up instead of a TLS handshake fails", async () => {
+  it("fails if the server hangs up instead of a TLS handshake", async () => {
     const script: Script = async (peer) => {
       await answeringUpTo(peer, OPTION.STARTTLS);
       peer.send(consent);
@@ -65,14 +65,14 @@ describe("STARTTLS", () => {
     });
   });
 
-  it("with silence instead of a TLS handshake ends in a time-out", async () => {
+  it("times out if silence replaces the TLS handshake", async () => {
     expect(await connectTo(answering(OPTION.STARTTLS, [consent]), TLS)).toMatchObject({
       code: "NBD_CONNECT_TIMEOUT",
       message: expect.stringContaining("TLS handshake"),
     });
   });
 
-  it("isn't possible with a server without a fixed handshake", async () => {
+  it("is not possible if the server has no fixed handshake", async () => {
     expect(
       await connectTo(async (peer) => {
         peer.send(greeting(0));
@@ -92,7 +92,7 @@ describe("STARTTLS", () => {
     return { ca, cert, key };
   };
 
-  /** Ends the handshake like any other server, but sends what `spoil` makes of its last flight in one piece. */
+  /** Completes the handshake like any server, but sends its last flight in one piece, changed by `spoil`. */
   const spoiling =
     (
       credentials: { readonly cert: Buffer; readonly key: Buffer },
@@ -118,7 +118,7 @@ describe("STARTTLS", () => {
     };
 
   describeWith(["certtool"], "with a real handshake", () => {
-    it("and a broken record in the same packet as its end is a failure, not a crash", async () => {
+    it("fails without a crash if a broken record comes with its last packet", async () => {
       const { ca, ...credentials } = await certified();
       const record = Buffer.concat([Buffer.from([0x17, 3, 3, 0, 64]), Buffer.alloc(64, 7)]);
       for (const spoil of [
@@ -132,7 +132,7 @@ describe("STARTTLS", () => {
       }
     });
 
-    it("and hanging up right after it is the server's objection to the client", async () => {
+    it("reports a server that hangs up right after it as an objection to the client's certificate", async () => {
       const { ca, ...credentials } = await certified();
       const script: Script = async (peer) => {
         await answeringUpTo(peer, OPTION.STARTTLS);

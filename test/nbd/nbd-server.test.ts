@@ -7,7 +7,7 @@ import { describeWith, findTool } from "../support/tools.js";
 import { freePort, listensOn, makeAuthority, makeFolder, pattern } from "./servers.js";
 
 describeWith(["nbd-server"], "with nbd-server", () => {
-  /** @param certificates a folder of an authority, where TLS is to be required */
+  /** @param certificates the folder of an authority; with it, TLS is required */
   async function serve(certificates?: string) {
     const folder = await makeFolder();
     const image = join(folder.path, "disk.raw");
@@ -22,7 +22,7 @@ describeWith(["nbd-server"], "with nbd-server", () => {
       config,
       `[generic]\nlistenaddr = 127.0.0.1\nport = ${port}\nallowlist = true\n${tls}[disk]\nexportname = ${image}\n`,
     );
-    // It goes to the background by itself: in the foreground it would serve one client only.
+    // It becomes a daemon by itself; in the foreground it would serve only one client.
     const pidFile = join(folder.path, "pid");
     await execa(findTool("nbd-server") ?? "nbd-server", ["-C", config, "-p", pidFile]);
     await expect.poll(() => listensOn(port)).toBe(true);
@@ -37,7 +37,7 @@ describeWith(["nbd-server"], "with nbd-server", () => {
     };
   }
 
-  it("reads and writes in simple replies, to the last ragged byte", async () => {
+  it("reads and writes in simple replies, to the last odd byte", async () => {
     await using server = await serve();
     await using client = await NbdClient.connect(`${server.base}/disk`);
     expect(client.export).toMatchObject({ size: 1_000_000, protocol: "simple", canDf: false });
@@ -49,7 +49,7 @@ describeWith(["nbd-server"], "with nbd-server", () => {
     expect(target.subarray(512, 1536).equals(Buffer.alloc(1024, 7))).toBe(true);
   });
 
-  it("lists exports, and fails in time for one that doesn't exist", async () => {
+  it("lists exports, and fails quickly for a missing one", async () => {
     await using server = await serve();
     expect(await listExports(server.base)).toEqual([{ name: "disk" }]);
     await expect(NbdClient.connect(`${server.base}/nope`)).rejects.toMatchObject({
@@ -72,7 +72,7 @@ describeWith(["nbd-server"], "with nbd-server", () => {
       expect(target.equals(pattern(0, 1_000_000))).toBe(true);
     });
 
-    it("is refused by name, by authority, and where the server insists on it", async () => {
+    it("refuses another name, another authority, and a plain connection if TLS is required", async () => {
       await using folder = await makeFolder();
       const { path } = await makeAuthority(folder, "ours");
       const { path: others } = await makeAuthority(folder, "strangers");

@@ -30,13 +30,13 @@ describeWith(["nbdkit"], "with nbdkit's filters", () => {
     return batches.flatMap(({ contexts }) => [...(contexts.get("base:allocation") ?? [])]);
   }
 
-  it("takes everything for data where the server tells nothing of its extents", async () => {
+  it("treats everything as data if the server reports no extents", async () => {
     await using server = await startNbdkit(folder, "--filter=noextents", "memory", "8M");
     await using client = await NbdClient.connect(server.uri, { optionalContexts: ["base:allocation"] });
     expect(await extentsOf(client)).toEqual([{ offset: 0, length: 8 * MiB, flags: 0 }]);
   });
 
-  it("reads a window of a disk that starts and ends anywhere", async () => {
+  it("reads a window of a disk with any start and end", async () => {
     const filter = ["--filter=offset", "-r", "file", image, "offset=4096", `range=${MiB + 77}`];
     await using server = await startNbdkit(folder, ...filter);
     await using client = await NbdClient.connect(server.uri);
@@ -46,7 +46,7 @@ describeWith(["nbdkit"], "with nbdkit's filters", () => {
     expect(target.equals(pattern(4096, MiB + 77))).toBe(true);
   });
 
-  it("does with the one connection that a server allows", async () => {
+  it("works if the server allows only one connection", async () => {
     await using server = await startNbdkit(folder, "--filter=limit", "-r", "file", image, "limit=1");
     const events: NbdEvent[] = [];
     await using client = await NbdClient.connect(server.uri, {
@@ -60,7 +60,7 @@ describeWith(["nbdkit"], "with nbdkit's filters", () => {
     expect(client.connections).toBe(1);
   });
 
-  it("waits for a server that is slow, and doesn't take it for a silent one", async () => {
+  it("waits for a slow server, and doesn't consider it silent", async () => {
     const rate = ["--filter=rate", "-r", "file", image, "rate=8M", "burstiness=0.01"];
     await using server = await startNbdkit(folder, ...rate);
     await using client = await NbdClient.connect(server.uri, { idleTimeoutMs: 400 });
@@ -68,7 +68,7 @@ describeWith(["nbdkit"], "with nbdkit's filters", () => {
     await Promise.all(pieces);
   });
 
-  it("goes on where a paused server resumes in time, and gives up on one that doesn't", async () => {
+  it("continues if a paused server resumes in time, and gives up otherwise", async () => {
     const control = at("pause.sock");
     const args = ["--filter=pause", "-r", "file", image, `pause-control=${control}`];
     await using server = await startNbdkit(folder, ...args);
@@ -91,12 +91,12 @@ describeWith(["nbdkit"], "with nbdkit's filters", () => {
     await say("r");
   });
 
-  it("takes leave so that a server that ends with its last client does", async () => {
+  it("says goodbye, so that a server that ends with its last client does end", async () => {
     await using server = await startNbdkit(folder, "--filter=exitlast", "-r", "file", image);
     const client = await NbdClient.connect(server.uri);
     await expectRead(client, 0, 4096);
     await client.close();
-    // A look that finds it still there has to leave too, or the server would stay for it.
+    // A probe that still finds the server must disconnect too, or the server would stay for it.
     const look = (): Promise<string> =>
       NbdClient.connect(server.uri).then(
         (another) => another.close().then(() => "there"),
@@ -105,7 +105,7 @@ describeWith(["nbdkit"], "with nbdkit's filters", () => {
     await expect.poll(look).toBe("NBD_CONNECT_FAILED");
   });
 
-  it("reads to the end from a server that was told to go, and finds it gone afterwards", async () => {
+  it("reads to the end from a server that was told to exit, and finds it gone afterwards", async () => {
     const signal = at("go");
     const filter = [
       "--filter=exitwhen",
@@ -132,9 +132,9 @@ describeWith(["nbdkit"], "with nbdkit's filters", () => {
       .toBe("NBD_CONNECT_FAILED");
   });
 
-  it("moves to a server that was started again", async () => {
+  it("moves to a restarted server", async () => {
     const socket = at("again.sock");
-    // The same address for both: a link that moves from one to the other.
+    // Both have the same address: a link that is moved from one to the other.
     const start = () => startNbdkit(folder, "-r", "file", image);
     const first = await start();
     await symlink(first.socket, socket);
@@ -156,7 +156,7 @@ describeWith(["nbdkit"], "with nbdkit's filters", () => {
     await client.close();
   });
 
-  it("takes leave of a server that is shutting down, and goes on when it is back", async () => {
+  it("disconnects from a server that is shutting down, and continues when it is back", async () => {
     const flag = at("shutting-down");
     const pread = `if [ -e ${flag} ]; then rm ${flag}; echo ESHUTDOWN bye >&2; exit 1; fi; head -c $3 /dev/zero`;
     const plugin = ["eval", "get_size=echo 1M", "thread_model=echo parallel", `pread=${pread}`];
@@ -174,7 +174,7 @@ describeWith(["nbdkit"], "with nbdkit's filters", () => {
     expect(target.equals(Buffer.alloc(512))).toBe(true);
   });
 
-  it("tells a plugin's errors by their numbers", async () => {
+  it("reports a plugin's errors by their errno", async () => {
     const pread = "case $4 in 0) e=EPERM;; 512) e=ENOMEM;; 1024) e=ENOSPC;; esac; echo $e no >&2; exit 1";
     await using server = await startNbdkit(folder, "eval", "get_size=echo 1M", `pread=${pread}`);
     await using client = await NbdClient.connect(server.uri);
@@ -187,7 +187,7 @@ describeWith(["nbdkit"], "with nbdkit's filters", () => {
     expect(client.connections).toBe(1);
   });
 
-  it("maps what a plugin calls extents, however small or large they are", async () => {
+  it("maps a plugin's extents of any size", async () => {
     const extents = "echo 0 512 hole; echo 512 512 zero; echo 1024 1024; echo 2048 1M hole,zero";
     const plugin = ["eval", "get_size=echo 1M", "can_extents=exit 0", `extents=${extents}`];
     await using server = await startNbdkit(folder, ...plugin, "pread=head -c $3 /dev/zero");

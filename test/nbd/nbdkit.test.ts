@@ -40,7 +40,7 @@ describeWith(["nbdkit"], "with nbdkit", () => {
     await expectRead(client, 1000, 25);
   });
 
-  it("fails for a mandatory context where there are only simple replies", async () => {
+  it("fails for a mandatory context if there are only simple replies", async () => {
     await using server = await startNbdkit(folder, "--no-sr", "-r", "file", image);
     await expect(NbdClient.connect(server.uri, { metaContexts: ["base:allocation"] })).rejects.toMatchObject({
       code: "NBD_META_CONTEXT_MISSING",
@@ -51,31 +51,36 @@ describeWith(["nbdkit"], "with nbdkit", () => {
     [4096, 4096, 65_536],
     [512, 4096, 4096],
     [65_536, 65_536, 1024 * 1024],
-  ])("obeys block sizes of %i, %i, %i, however ragged the request", async (minimum, preferred, maximum) => {
-    const policy = [
-      `blocksize-minimum=${minimum}`,
-      `blocksize-preferred=${preferred}`,
-      `blocksize-maximum=${maximum}`,
-      "blocksize-error-policy=error",
-    ];
-    const size = 2 * MiB;
-    const filters = ["--filter=blocksize-policy", "--filter=truncate"];
-    await using server = await startNbdkit(
-      folder,
-      ...["-r", ...filters, "file", image, `truncate=${size}`, ...policy],
-    );
-    await using client = await NbdClient.connect(server.uri, { metaContexts: ["base:allocation"] });
-    expect(client.export.blockSize).toEqual({ minimum, preferred, maximum });
-    await expectRead(client, 0, size);
-    await expectRead(client, 1, size - 2);
-    await expectRead(client, 5000, 1);
-    await expectRead(client, minimum - 1, 2);
-    const batches = await collect(client.blockStatus({ offset: 5000, length: 10 }));
-    expect(batches.map(({ offset, length }) => ({ offset, length }))).toEqual([{ offset: 5000, length: 10 }]);
-  });
+  ])(
+    "follows block sizes of %i, %i, %i, even for unaligned requests",
+    async (minimum, preferred, maximum) => {
+      const policy = [
+        `blocksize-minimum=${minimum}`,
+        `blocksize-preferred=${preferred}`,
+        `blocksize-maximum=${maximum}`,
+        "blocksize-error-policy=error",
+      ];
+      const size = 2 * MiB;
+      const filters = ["--filter=blocksize-policy", "--filter=truncate"];
+      await using server = await startNbdkit(
+        folder,
+        ...["-r", ...filters, "file", image, `truncate=${size}`, ...policy],
+      );
+      await using client = await NbdClient.connect(server.uri, { metaContexts: ["base:allocation"] });
+      expect(client.export.blockSize).toEqual({ minimum, preferred, maximum });
+      await expectRead(client, 0, size);
+      await expectRead(client, 1, size - 2);
+      await expectRead(client, 5000, 1);
+      await expectRead(client, minimum - 1, 2);
+      const batches = await collect(client.blockStatus({ offset: 5000, length: 10 }));
+      expect(batches.map(({ offset, length }) => ({ offset, length }))).toEqual([
+        { offset: 5000, length: 10 },
+      ]);
+    },
+  );
 
-  it("asks for a last block that is cut short as it is, and passes on what the server says to that", async () => {
-    // No request for these bytes keeps to the block size and to the export's size.
+  it("reads a partial last block as it is, and passes on the server's answer", async () => {
+    // No request for these bytes fits both the block size and the export's size.
     const size = 3 * MiB + 700;
     const policy = (onError: string) => [
       ...["-r", "--filter=blocksize-policy", "file", image],
@@ -98,7 +103,7 @@ describeWith(["nbdkit"], "with nbdkit", () => {
     await expectRead(other, 0, 3 * MiB);
   });
 
-  it("writes, zeroes and trims by whole blocks only", async () => {
+  it("writes, zeroes and trims only whole blocks", async () => {
     const policy = ["blocksize-minimum=4096", "blocksize-preferred=4096", "blocksize-maximum=64k"];
     const args = ["--filter=blocksize-policy", "memory", "1M", ...policy, "blocksize-error-policy=error"];
     await using server = await startNbdkit(folder, ...args);
@@ -116,7 +121,7 @@ describeWith(["nbdkit"], "with nbdkit", () => {
     expect(client.requests).toBe(before);
   });
 
-  it("is told when zeroing would not be fast, and zeroes all the same without that wish", async () => {
+  it("fails if zeroing would not be fast, and zeroes anyway without that flag", async () => {
     const filter = ["--filter=nozero", "memory", "1M", "zeromode=emulate", "fastzeromode=slow"];
     await using server = await startNbdkit(folder, ...filter);
     await using client = await NbdClient.connect(server.uri);
@@ -134,7 +139,7 @@ describeWith(["nbdkit"], "with nbdkit", () => {
     expect(target.equals(Buffer.alloc(65_536))).toBe(true);
   });
 
-  it("reports the errors of single requests and goes on", async () => {
+  it("reports the errors of single requests, and continues", async () => {
     const trigger = join(folder.path, "trigger");
     const errors = ["error-pread=EIO", "error-pread-rate=100%", `error-file=${trigger}`];
     await using server = await startNbdkit(folder, "-r", "--filter=error", "file", image, ...errors);
@@ -150,14 +155,14 @@ describeWith(["nbdkit"], "with nbdkit", () => {
     expect(client.connections).toBe(1);
   });
 
-  it("gives up on a server that falls silent", async () => {
+  it("gives up on a server that becomes silent", async () => {
     await using server = await startNbdkit(folder, "-r", "--filter=delay", "file", image, "rdelay=60");
     await using client = await NbdClient.connect(server.uri, { idleTimeoutMs: 200 });
     await expect(client.read(0, Buffer.alloc(512))).rejects.toMatchObject({ code: "NBD_IDLE_TIMEOUT" });
   });
 
-  it("walks over extents of any size, also those that are longer than what was asked for", async () => {
-    // Without structured extents the plugin's whole disk is one, however small the request.
+  it("walks over extents of any size, even beyond the request", async () => {
+    // Without structured extents, the plugin's whole disk is one extent, however small the request.
     await using server = await startNbdkit(folder, "memory", "1T");
     await using client = await NbdClient.connect(server.uri, { metaContexts: ["base:allocation"] });
     const [batch] = await collect(client.blockStatus({ offset: 4096, length: 4096 }));
@@ -176,7 +181,7 @@ describeWith(["nbdkit"], "with nbdkit", () => {
     expect(data.at(0)?.offset).toBe(5 * MiB);
   });
 
-  it("zeroes and trims more than 32 bits can tell", async () => {
+  it("zeroes and trims ranges beyond 32 bits", async () => {
     await using server = await startNbdkit(folder, "memory", "1T");
     await using client = await NbdClient.connect(server.uri);
     await client.writeZeroes(0, 2 ** 40);

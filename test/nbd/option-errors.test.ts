@@ -12,7 +12,7 @@ import {
   type Script,
 } from "../support/mock-server.js";
 
-/** Every error that the protocol has, its code here, and what the message says to do. */
+/** Every error of the protocol, its code here, and what the message advises. */
 const ERRORS: readonly [name: keyof typeof OPTION_ERROR, code: string, advice: RegExp][] = [
   ["POLICY", "NBD_OPTION_REFUSED", /configuration forbids it/],
   ["INVALID", "NBD_OPTION_REFUSED", /malformed/],
@@ -25,7 +25,7 @@ const ERRORS: readonly [name: keyof typeof OPTION_ERROR, code: string, advice: R
   ["EXT_HEADER_REQD", "NBD_OPTION_REFUSED", /extended headers/],
 ];
 
-/** Refuses `option`, and notes everything that the client says up to its end. */
+/** Refuses `option`, and records all options of the client. */
 function refusing(option: number, error: number, seen: number[]): Script {
   return async (peer) => {
     peer.send(greeting());
@@ -62,7 +62,7 @@ describe("a refusal", () => {
     },
   );
 
-  it.each(ERRORS)("of a mandatory meta context with %s is told as such", async (name, code) => {
+  it.each(ERRORS)("of a mandatory meta context with %s is reported as such", async (name, code) => {
     const seen: number[] = [];
     const script = refusing(OPTION.SET_META_CONTEXT, OPTION_ERROR[name], seen);
     expect(await connectTo(script, { metaContexts: ["a:a"] })).toMatchObject({
@@ -73,7 +73,7 @@ describe("a refusal", () => {
     expect(seen).not.toContain(OPTION.GO);
   });
 
-  it("of a meta context that the server sent before is a refusal all the same", async () => {
+  it("of a meta context that the server sent before is still a refusal", async () => {
     const [context, refusal] = [metaContext(1, "a:a"), refuse(OPTION.SET_META_CONTEXT, OPTION_ERROR.UNSUP)];
     const script = answering(
       OPTION.SET_META_CONTEXT,
@@ -86,12 +86,12 @@ describe("a refusal", () => {
     });
   });
 
-  it.each(ERRORS)("to list contexts with %s is told as such", async (name, code) => {
+  it.each(ERRORS)("to list contexts with %s is reported as such", async (name, code) => {
     const script = refusing(OPTION.LIST_META_CONTEXT, OPTION_ERROR[name], []);
     expect(await connectTo(script, { listContexts: true })).toMatchObject({ code, reply: name });
   });
 
-  it("to list contexts or to set optional ones for want of the option is no obstacle", async () => {
+  it("to list contexts or set optional ones, for lack of the option, is accepted", async () => {
     const listing = refusing(OPTION.LIST_META_CONTEXT, OPTION_ERROR.UNSUP, []);
     expect(await connectTo(listing, { listContexts: true })).toMatchObject({ availableContexts: [] });
     const setting = refusing(OPTION.SET_META_CONTEXT, OPTION_ERROR.UNSUP, []);
@@ -112,7 +112,7 @@ describe("a refusal", () => {
   );
 
   it.each([...ERRORS, ["UNSUP", "", /./] as const])(
-    "of TLS with %s ends the conversation, politely and without a fallback",
+    "of TLS with %s ends the conversation with a goodbye, without a fallback",
     async (name) => {
       const seen: number[] = [];
       const script = refusing(OPTION.STARTTLS, OPTION_ERROR[name], seen);
@@ -126,14 +126,14 @@ describe("a refusal", () => {
     },
   );
 
-  it("to list exports is told as such, and ends politely", async () => {
+  it("to list exports is reported as such, and ends with a goodbye", async () => {
     const seen: number[] = [];
     await using mock = await MockServer.start(refusing(OPTION.LIST, OPTION_ERROR.PLATFORM, seen));
     await expect(listExports(mock.uri, FAST)).rejects.toMatchObject({ option: "LIST", reply: "PLATFORM" });
     expect(seen).toEqual([OPTION.LIST, OPTION.ABORT]);
   });
 
-  it("doesn't hold up a client whose goodbye nobody answers", async () => {
+  it("doesn't delay a client whose goodbye is not answered", async () => {
     const script = answering(OPTION.GO, [refuse(OPTION.GO, OPTION_ERROR.POLICY)]);
     const before = Date.now();
     expect(await connectTo(script, { connectTimeoutMs: 30_000 })).toMatchObject({ reply: "POLICY" });
@@ -142,7 +142,7 @@ describe("a refusal", () => {
 });
 
 describe("the end of a negotiation", () => {
-  it("by the caller's abort is hanging up: with an option unanswered, nothing else may be said", async () => {
+  it("is a disconnect if the caller aborts: with an option unanswered, nothing else may be sent", async () => {
     const options: number[] = [];
     const script: Script = async (peer) => {
       peer.send(greeting());
@@ -156,7 +156,7 @@ describe("the end of a negotiation", () => {
     expect(options).toEqual([OPTION.EXTENDED_HEADERS]);
   });
 
-  it("by listing exports is a goodbye", async () => {
+  it("is a goodbye after listing exports", async () => {
     const options: number[] = [];
     const script: Script = async (peer) => {
       peer.send(greeting());
@@ -173,7 +173,7 @@ describe("the end of a negotiation", () => {
     expect(options).toEqual([OPTION.LIST, OPTION.ABORT]);
   });
 
-  it("by GO asks for block sizes, which then have to be obeyed", async () => {
+  it("is a GO that requests the block sizes", async () => {
     const asked: Buffer[] = [];
     const onOption = (option: number, data: Buffer) => option === OPTION.GO && asked.push(data);
     await connectTo((peer) => handshake(peer, { onOption }));

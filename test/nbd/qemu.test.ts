@@ -31,7 +31,7 @@ describeWith(["qemu-nbd", "qemu-img", "qemu-io"], "with qemu-nbd", () => {
     expect(target.equals(pattern(offset, length)), `bytes from ${offset}, length ${length}`).toBe(true);
   }
 
-  it("reads any stretch, larger than one request or not aligned to anything", async () => {
+  it("reads any range, even unaligned or larger than one request", async () => {
     const image = await rawImage("any.raw", 70 * MiB);
     await using server = await startQemu(folder, "-r", "-f", "raw", image);
     await using client = await NbdClient.connect(server.uri);
@@ -49,7 +49,7 @@ describeWith(["qemu-nbd", "qemu-img", "qemu-io"], "with qemu-nbd", () => {
     await client.read(70 * MiB, Buffer.alloc(0));
   });
 
-  it("tells dirty from clean and data from zeroes, over the whole disk and over ragged ranges", async () => {
+  it("tells dirty from clean and data from zeroes, over the whole disk and over unaligned ranges", async () => {
     const image = join(folder.path, "dirty.qcow2");
     await qemuImg("create", "-q", "-f", "qcow2", image, "64M");
     await qemuIo(image, "qcow2", "write -P 1 0 1M");
@@ -90,8 +90,8 @@ describeWith(["qemu-nbd", "qemu-img", "qemu-io"], "with qemu-nbd", () => {
     expect(await collect(client.blockStatus({ offset: 64 * MiB }))).toEqual([]);
   });
 
-  it("puts together a map that the server can only give in pieces", async () => {
-    // A dirty block in every other 64 KiB of a large disk: more extents than fit one reply.
+  it("joins a map that the server can only give in pieces", async () => {
+    // A dirty block in every other 64 KiB of a large disk gives more extents than fit one reply.
     const image = join(folder.path, "pieces.qcow2");
     await qemuImg("create", "-q", "-f", "qcow2", image, "600M");
     await qemuImg("bitmap", "--add", "-g", "512", image, "fine");
@@ -107,7 +107,7 @@ describeWith(["qemu-nbd", "qemu-img", "qemu-io"], "with qemu-nbd", () => {
     expect(dirty.map(({ offset }) => offset)).toEqual([0, 150 * MiB, 300 * MiB, 450 * MiB]);
   });
 
-  it("fails when a mandatory context isn't there, and names it", async () => {
+  it("fails if a mandatory context is missing, and names it", async () => {
     const image = await rawImage("plain.raw", MiB);
     await using server = await startQemu(folder, "-r", "-f", "raw", image);
     const missing = "qemu:dirty-bitmap:nope";
@@ -120,7 +120,7 @@ describeWith(["qemu-nbd", "qemu-img", "qemu-io"], "with qemu-nbd", () => {
     });
   });
 
-  it("says that an export doesn't exist, in the server's words", async () => {
+  it("reports that an export doesn't exist, in the server's words", async () => {
     const image = await rawImage("named.raw", MiB);
     await using server = await startQemu(
       folder,
@@ -152,7 +152,7 @@ describeWith(["qemu-nbd", "qemu-img", "qemu-io"], "with qemu-nbd", () => {
     await Promise.all(Array.from({ length: 128 }, (_, index) => expectRead(client, index * 65_536, 65_536)));
   });
 
-  it("carries on with one connection where the server has no more to give", async () => {
+  it("continues with fewer connections if the server allows no more", async () => {
     const image = await rawImage("lonely.raw", MiB);
     await using server = await startQemu(folder, "-r", "-f", "raw", "--shared=2", image);
     const failed: unknown[] = [];
@@ -167,7 +167,7 @@ describeWith(["qemu-nbd", "qemu-img", "qemu-io"], "with qemu-nbd", () => {
     await expectRead(client, 0, MiB);
   });
 
-  it("is not held up by connections that a server of one client never greets", async () => {
+  it("is not delayed by connections that a server for one client never greets", async () => {
     const image = await rawImage("single.raw", MiB);
     await using server = await startQemu(folder, "-r", "-f", "raw", "--shared=1", image);
     const before = Date.now();
@@ -178,7 +178,7 @@ describeWith(["qemu-nbd", "qemu-img", "qemu-io"], "with qemu-nbd", () => {
     expect(Date.now() - before).toBeLessThan(5000);
   });
 
-  it("reports a read error of the medium and goes on", async () => {
+  it("reports a read error of the medium, and continues", async () => {
     const image = await rawImage("bad.raw", 4 * MiB);
     const rules = join(folder.path, "blkdebug.conf");
     await writeFile(rules, '[inject-error]\nevent = "read_aio"\nerrno = "5"\nsector = "2048"\n');
@@ -198,7 +198,7 @@ describeWith(["qemu-nbd", "qemu-img", "qemu-io"], "with qemu-nbd", () => {
     expect(client.connections).toBe(1);
   });
 
-  it("fails everything outstanding when the server dies", async () => {
+  it("fails all pending requests when the server dies", async () => {
     const image = await rawImage("dying.raw", 64 * MiB);
     await using server = await startQemu(folder, "-r", "-f", "raw", image);
     await using client = await NbdClient.connect(server.uri);
@@ -253,7 +253,7 @@ describeWith(["qemu-nbd", "qemu-img", "qemu-io"], "with qemu-nbd", () => {
     });
   });
 
-  it("keeps its hands off a buffer once its read is aborted", async () => {
+  it("leaves a buffer alone once its read is aborted", async () => {
     const image = await rawImage("abort.raw", 64 * MiB);
     await using server = await startQemu(folder, "-r", "-f", "raw", image);
     for (const delay of [0, 1, 2, 4, 8]) {
@@ -275,7 +275,7 @@ describeWith(["qemu-nbd", "qemu-img", "qemu-io"], "with qemu-nbd", () => {
 });
 
 describeWith(["qemu-storage-daemon"], "with qemu-storage-daemon", () => {
-  it("lists several exports and fails a read from one that is taken away", async () => {
+  it("lists several exports, and fails a read after the server is killed", async () => {
     await using folder = await makeFolder();
     const image = join(folder.path, "disk.raw");
     await writeFile(image, pattern(0, MiB));

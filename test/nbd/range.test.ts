@@ -13,7 +13,7 @@ function limits(alignment: number, maxPayload: number, size: number): Limits {
 const alignments = fc.constantFrom(64, 512, 4096);
 
 describe("reading a range", () => {
-  it("fills the target by requests that keep to the limits", async () => {
+  it("fills the target with requests within the limits", async () => {
     const cases = fc.record({
       alignment: alignments,
       blocks: fc.integer({ min: 1, max: 5 }),
@@ -47,7 +47,7 @@ describe("reading a range", () => {
     );
   });
 
-  it("doesn't settle while any request may still write to the target", async () => {
+  it("doesn't settle while a request may still write to the target", async () => {
     let open = 0;
     const target = Buffer.alloc(10 * 512);
     const reading = readRange(limits(512, 512, 10_000), 512, target, async (offset) => {
@@ -108,7 +108,7 @@ it("working in pieces covers everything once", async () => {
   await inPieces(10, 0, 10, () => Promise.reject(new Error("never")));
 });
 
-it("working in pieces has a few under way at a time, and cuts no more before", async () => {
+it("working in pieces runs a limited number at a time", async () => {
   let open = 0;
   let most = 0;
   let begun = 0;
@@ -122,7 +122,7 @@ it("working in pieces has a few under way at a time, and cuts no more before", a
   expect([begun, most]).toEqual([1000, 32]);
 });
 
-it("working in pieces begins none after a failure, and waits for those under way", async () => {
+it("working in pieces starts none after a failure, and waits for the running ones", async () => {
   let open = 0;
   let begun = 0;
   const working = inPieces(0, 1000, 1, async (offset) => {

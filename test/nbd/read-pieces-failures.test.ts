@@ -51,7 +51,7 @@ describe("a read in pieces is refused, and the connection ended, for", () => {
     ["a cookie that nobody used", (r) => whole({ ...r, cookie: r.cookie + 2 })],
     ["a block status", (r) => chunk(r.cookie, CHUNK.BLOCK_STATUS, statusPayload(1, [4096, 0]))],
     [
-      "data outside of it after an error",
+      "data outside its range after an error",
       (r) =>
         Buffer.concat([chunk(r.cookie, CHUNK.ERROR, errorPayload(5), false), data(r, 4000, 5000), end(r)]),
     ],
@@ -63,7 +63,7 @@ describe("a read in pieces is refused, and the connection ended, for", () => {
     const stretch = { offset: 8192, length: 4096 };
     await expect(client.readPieces([stretch], sink)).rejects.toMatchObject(PROTOCOL);
     expect(client.connections).toBe(0);
-    // Whatever was handed on before it showed was at least part of what was asked for, and once.
+    // What was delivered before the fault showed must be within the request, and without duplicates.
     for (const [at, count] of sink.counts.entries()) {
       if (count > (at >= 8192 && at < 12_288 ? 1 : 0)) throw new Error(`byte ${at} came ${count} times`);
     }
@@ -83,9 +83,9 @@ describe("a read in pieces is refused, and the connection ended, for", () => {
 
 describe("a failed read in pieces", () => {
   it.each<[string, Reply, number]>([
-    ["has nothing handed on", (r) => chunk(r.cookie, CHUNK.ERROR, errorPayload(ERRNO.EIO)), 0],
+    ["delivers nothing", (r) => chunk(r.cookie, CHUNK.ERROR, errorPayload(ERRNO.EIO)), 0],
     [
-      "has nothing handed on after the error",
+      "delivers nothing after the error",
       (r) =>
         Buffer.concat([
           data(r, 0, 4096),
@@ -114,7 +114,7 @@ describe("a failed read in pieces", () => {
     await expectGood(client);
   });
 
-  it("fails with the first error once all its stretches have settled", async () => {
+  it("fails with the first error after all its stretches have settled", async () => {
     let open = 0;
     await using mock = await replying(async (r, peer) => {
       open += 1;
@@ -146,7 +146,7 @@ describe("a sink that throws", () => {
     ],
     ["at the second piece", (r) => Buffer.concat([data(r, 0, 4096), data(r, 4096, r.length, true)]), 2],
     ["at a hole", (r) => Buffer.concat([hole(r, 0, 8192), data(r, 8192, r.length, true)]), 1],
-  ])("%s fails its read with what it threw, and no other", async (_title, reply, at) => {
+  ])("%s fails its read with its own error, and no other read", async (_title, reply, at) => {
     let count = 0;
     await using mock = await replying((r, peer) => (count++ === 0 ? reply(r, peer) : whole(r)));
     await using client = await NbdClient.connect(mock.uri);
@@ -162,7 +162,7 @@ describe("a sink that throws", () => {
     expect([sink.taken.length, client.connections]).toEqual([at, 1]);
   });
 
-  it("is not asked again for a loss of its own", async () => {
+  it("is not retried, even if it throws a connection error", async () => {
     await using mock = await replying(whole);
     await using client = await NbdClient.connect(mock.uri, { reconnect: RECONNECT });
     const lost = new ConnectionError("NBD_CONNECTION_LOST", "the target's connection");
@@ -173,7 +173,7 @@ describe("a sink that throws", () => {
     expect([client.requests, sink.taken.length]).toEqual([1, 1]);
   });
 
-  it("gets nothing more of other stretches of the same read", async () => {
+  it("gets no more pieces of other stretches of the same read", async () => {
     await using mock = await replying(whole);
     await using client = await NbdClient.connect(mock.uri);
     const sink = new PieceCollector(SIZE, () => {
@@ -184,7 +184,7 @@ describe("a sink that throws", () => {
     expect(sink.taken).toHaveLength(1);
   });
 
-  it("gets nothing more of a stretch that takes several requests", async () => {
+  it("gets no more pieces of a stretch that needs several requests", async () => {
     await using mock = await replying(whole, { flags: COMMON_FLAGS, blockSize: [1, 4096, 65_536] });
     await using client = await NbdClient.connect(mock.uri);
     const sink = new PieceCollector(SIZE, () => {
@@ -196,7 +196,7 @@ describe("a sink that throws", () => {
 });
 
 describe("a read in pieces that is aborted", () => {
-  it("in the middle of its payload costs neither the connection nor other reads", async () => {
+  it("in the middle of its payload keeps the connection and other reads", async () => {
     const abort = new AbortController();
     await using mock = await replying(async (r, peer) => {
       if (r.offset !== 0) return whole(r);
@@ -219,7 +219,7 @@ describe("a read in pieces that is aborted", () => {
     expect(client.connections).toBe(1);
   });
 
-  it("by its own sink gets nothing more", async () => {
+  it("by its own sink gets no more pieces", async () => {
     await using mock = await replying(whole);
     await using client = await NbdClient.connect(mock.uri);
     const abort = new AbortController();
@@ -233,7 +233,7 @@ describe("a read in pieces that is aborted", () => {
     expect(client.connections).toBe(1);
   });
 
-  it("before it begins asks for nothing", async () => {
+  it("before it begins sends no request", async () => {
     await using mock = await replying(whole);
     await using client = await NbdClient.connect(mock.uri);
     const signal = AbortSignal.abort();

@@ -33,7 +33,7 @@ async function expectGood(client: NbdClient, offset = 0, length = 8192): Promise
 }
 
 describe("a read in pieces whose connection is lost in the middle", () => {
-  /** Hangs up in the middle of the second of two replies, the first time. */
+  /** The first time, hangs up in the middle of the second of two replies. */
   const hangingUp = (flags: number = COMMON_FLAGS) =>
     MockServer.start(async (peer, index) => {
       await handshake(peer, { flags });
@@ -43,7 +43,7 @@ describe("a read in pieces whose connection is lost in the middle", () => {
     });
   const stretches = [0, 204_800].map((offset) => ({ offset, length: 100_352 }));
 
-  it("is made again over a new one: bytes come once more, and all of them", async () => {
+  it("is repeated over a new one, and delivers all bytes again", async () => {
     await using mock = await hangingUp();
     await using client = await NbdClient.connect(mock.uri, { reconnect: RECONNECT });
     const sink = new PieceCollector(SIZE);
@@ -56,7 +56,7 @@ describe("a read in pieces whose connection is lost in the middle", () => {
     expect(mock.connections).toBe(2);
   });
 
-  it("fails where reconnecting isn't wanted, and nothing comes after that", async () => {
+  it("fails if reconnecting is off, and delivers nothing after that", async () => {
     await using mock = await hangingUp();
     await using client = await NbdClient.connect(mock.uri);
     const sink = new PieceCollector(SIZE);
@@ -67,7 +67,7 @@ describe("a read in pieces whose connection is lost in the middle", () => {
     expect(sink.taken).toHaveLength(length);
   });
 
-  it("gives up after as many attempts as are allowed", async () => {
+  it("gives up after the allowed number of attempts", async () => {
     let asked = 0;
     await using mock = await MockServer.start(async (peer) => {
       await handshake(peer);
@@ -77,11 +77,11 @@ describe("a read in pieces whose connection is lost in the middle", () => {
     await using client = await NbdClient.connect(mock.uri, { reconnect: { ...RECONNECT, attempts: 2 } });
     const reading = client.readPieces([{ offset: 0, length: 4096 }], new PieceCollector(SIZE));
     await expect(reading).rejects.toMatchObject({ code: "NBD_CLOSED_BY_SERVER" });
-    // Sent again twice at most.
+    // Sent again at most twice.
     expect(asked).toBe(3);
   });
 
-  it("asks a server that is shutting down for nothing more", async () => {
+  it("sends nothing more to a server that is shutting down", async () => {
     const asked: number[] = [];
     await using mock = await MockServer.start(async (peer, index) => {
       await handshake(peer, { flags: COMMON_FLAGS | TRANSMISSION.CAN_MULTI_CONN });

@@ -22,20 +22,20 @@ import { pattern } from "./servers.js";
 const SIZE = 256 * 1024;
 const PAGE = 4096;
 
-/** How the bytes of replies are cut, and how they are sent. */
+/** How replies are split into chunks and segments. */
 interface Course {
-  /** Where a reply is cut into chunks, as parts of its length. */
+  /** Where a reply is split into chunks, as fractions of its length. */
   readonly cuts: readonly number[];
-  /** Which of the chunks are holes, again and again. */
+  /** Which chunks are holes; used in turn. */
   readonly holes: readonly boolean[];
   readonly backwards: boolean;
-  /** Bytes of the segments that they are sent in. */
+  /** The sizes of the segments that are sent. */
   readonly segments: readonly number[];
 }
 
 type Mode = "simple" | "structured" | "extended";
 
-/** The whole disk is data where no hole is made of it. */
+/** Everything is data except the holes of `course`. */
 function replyTo({ cookie, offset, length }: TransmissionRequest, mode: Mode, course: Course): Buffer {
   if (mode === "simple") return simpleReply(cookie, 0, pattern(offset, length));
   const frame = (type: number, payload: Buffer, done: boolean) =>
@@ -94,7 +94,7 @@ describe.each(["simple", "structured", "extended"] as const)("reading in pieces 
     await mock[Symbol.asyncDispose]();
   });
 
-  it("hands on every byte exactly once, however replies are cut and sent", async () => {
+  it("delivers every byte exactly once, however replies are split and sent", async () => {
     await fc.assert(
       fc.asyncProperty(
         anyCourse,
@@ -118,7 +118,7 @@ describe.each(["simple", "structured", "extended"] as const)("reading in pieces 
     );
   });
 
-  it("hands on all bytes of several stretches, and of the same one twice", async () => {
+  it("delivers all bytes of several stretches, and of the same one twice", async () => {
     course = { cuts: [0.3], holes: [false], backwards: false, segments: [5000] };
     const stretches = [
       { offset: 512, length: 1024 },
@@ -131,7 +131,7 @@ describe.each(["simple", "structured", "extended"] as const)("reading in pieces 
     for (const sink of [first, second]) expect(sink.fault(...stretches)).toBeUndefined();
   });
 
-  it("takes pieces, and reads into buffers, side by side", async () => {
+  it("delivers pieces and fills buffers, side by side", async () => {
     course = { cuts: [0.5], holes: [false], backwards: true, segments: [3000, 17] };
     const stretch = { offset: 8192, length: 50_000 };
     const sink = new PieceCollector(SIZE);
@@ -156,7 +156,7 @@ describe("reading in pieces", () => {
     for (const { offset, length } of sink.taken.slice(0, -1)) expect((offset + length) % PAGE).toBe(0);
   });
 
-  it("keeps to a block size of 4096 and a ragged end, and hands on only what was asked for", async () => {
+  it("follows a block size of 4096 with an odd end, and delivers only what was requested", async () => {
     const size = SIZE + 512;
     const asked: [number, number][] = [];
     await using mock = await replying(
@@ -186,7 +186,7 @@ describe("reading in pieces", () => {
     }
   });
 
-  it("asks for DF where it is offered, and again in small pieces after EOVERFLOW", async () => {
+  it("sends DF if it is offered, and reads in small pieces after EOVERFLOW", async () => {
     const asked: [number, number][] = [];
     await using mock = await replying(
       (r) => {
@@ -208,7 +208,7 @@ describe("reading in pieces", () => {
     ]);
   });
 
-  it("asks once only for what is too large to come unfragmented", async () => {
+  it("tries only once to read unfragmented what is too large", async () => {
     await using mock = await replying((r) =>
       r.length > 65_536 ? chunk(r.cookie, CHUNK.ERROR, errorPayload(ERRNO.EOVERFLOW)) : whole(r),
     );
@@ -217,7 +217,7 @@ describe("reading in pieces", () => {
     expect(client.requests).toBe(3);
   });
 
-  it("refuses what lies outside the export before anything is asked", async () => {
+  it("refuses ranges outside the export before it sends a request", async () => {
     await using mock = await replying(whole);
     await using client = await NbdClient.connect(mock.uri);
     const sink = new PieceCollector(SIZE);
@@ -229,7 +229,7 @@ describe("reading in pieces", () => {
     expect([client.requests, sink.taken]).toEqual([0, []]);
   });
 
-  it("needs no request for nothing", async () => {
+  it("needs no request for an empty range", async () => {
     await using mock = await replying(whole);
     await using client = await NbdClient.connect(mock.uri);
     await client.readPieces([], new PieceCollector(0));
@@ -237,7 +237,7 @@ describe("reading in pieces", () => {
     expect(client.requests).toBe(0);
   });
 
-  it("needs no request for nothing in the middle of a block either", async () => {
+  it("needs no request for an empty range in the middle of a block", async () => {
     await using mock = await replying(whole);
     await using client = await NbdClient.connect(mock.uri);
     await client.readPieces([{ offset: 100, length: 0 }], new PieceCollector(SIZE));

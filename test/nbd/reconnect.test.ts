@@ -44,7 +44,7 @@ it("sends unanswered reads again over a new connection", async () => {
   await using mock = await MockServer.start(async (peer, index) => {
     await handshake(peer);
     if (index > 0) return serve(peer);
-    // Answers one of four, and hangs up in the middle of the second answer.
+    // Answers one of four requests, and hangs up in the middle of the second answer.
     const requests = [await peer.request(), await peer.request(), await peer.request(), await peer.request()];
     const [first, second] = requests.map(({ cookie, offset, length }) =>
       chunk(cookie, CHUNK.OFFSET_DATA, dataAt(offset, pattern(offset, length))),
@@ -61,7 +61,7 @@ it("sends unanswered reads again over a new connection", async () => {
   expect(events.map(({ type }) => type)).toEqual(["opened", "lost", "opened"]);
 });
 
-it("fails what was on a lost connection where reconnecting isn't wanted", async () => {
+it("fails the requests of a lost connection if reconnecting is off", async () => {
   await using mock = await MockServer.start(async (peer) => {
     await handshake(peer);
     await peer.request();
@@ -73,7 +73,7 @@ it("fails what was on a lost connection where reconnecting isn't wanted", async 
   expect(client.connections).toBe(0);
 });
 
-it("moves reads to the connections that are left", async () => {
+it("moves reads to the remaining connections", async () => {
   await using mock = await MockServer.start(async (peer, index) => {
     await handshake(peer, { flags: MULTI });
     if (index === 1) await peer.request();
@@ -85,7 +85,7 @@ it("moves reads to the connections that are left", async () => {
   expect(client.requests).toBeGreaterThanOrEqual(9);
 });
 
-it("takes up a walk over the block status where it was", async () => {
+it("resumes a walk over the block status", async () => {
   await using mock = await MockServer.start(async (peer, index) => {
     await handshake(peer, { size: 2 ** 40, contexts: ["base:allocation"] });
     if (index > 0) return serve(peer);
@@ -108,7 +108,7 @@ it("takes up a walk over the block status where it was", async () => {
   expect(mock.connections).toBe(2);
 });
 
-it("refuses an export that isn't the same any more", async () => {
+it("refuses an export whose size has changed", async () => {
   await using mock = await MockServer.start(async (peer, index) => {
     await handshake(peer, { size: index === 0 ? 4096 : 8192 });
     await peer.request();
@@ -118,7 +118,7 @@ it("refuses an export that isn't the same any more", async () => {
   expect(mock.connections).toBe(2);
 });
 
-it("gives up after as many attempts as it may make", async () => {
+it("gives up after the allowed number of attempts", async () => {
   const mock = await MockServer.start(async (peer, index) => {
     if (index > 0) return;
     await handshake(peer);
@@ -134,7 +134,7 @@ it("gives up after as many attempts as it may make", async () => {
   await mock[Symbol.asyncDispose]();
 });
 
-it("does not send the same read for ever to a server that dies of it", async () => {
+it("does not send a read again for ever if the server dies of it", async () => {
   await using mock = await MockServer.start(async (peer) => {
     await handshake(peer);
     await peer.request();
@@ -172,7 +172,7 @@ it("closes while it reconnects", async () => {
   await expect(reading).rejects.toMatchObject({ name: "ConnectionError" });
 });
 
-it("repeats a write only when it is marked as idempotent", async () => {
+it("repeats a write only if it is marked as idempotent", async () => {
   await using mock = await MockServer.start(async (peer, index) => {
     await handshake(peer, { flags: TRANSMISSION.HAS_FLAGS });
     const { cookie, length } = await peer.request();
@@ -189,7 +189,7 @@ it("repeats a write only when it is marked as idempotent", async () => {
   expect(mock.connections).toBe(2);
 });
 
-it("takes leave of a server that is shutting down, and goes on with another connection", async () => {
+it("disconnects from a server that is shutting down, and continues with another connection", async () => {
   await using mock = await MockServer.start(async (peer, index) => {
     await handshake(peer);
     if (index > 0) return serve(peer);
@@ -202,7 +202,7 @@ it("takes leave of a server that is shutting down, and goes on with another conn
   expect(mock.connections).toBe(2);
 });
 
-it("passes the error on where a server is shutting down and reconnecting isn't wanted", async () => {
+it("passes on the error of a server that is shutting down if reconnecting is off", async () => {
   await using mock = await MockServer.start(async (peer) => {
     await handshake(peer);
     const { cookie } = await peer.request();
@@ -224,7 +224,7 @@ it.each<[string, ExportFacts, RegExp]>([
     /its block sizes are 4096, 4096 and 4096 instead of not/,
   ],
   ["replies", { protocol: "extended" }, /its replies are extended instead of structured/],
-])("refuses an export that shows itself with other %s", async (_title, change, message) => {
+])("refuses an export that comes back with other %s", async (_title, change, message) => {
   const contexts = ["base:allocation"];
   await using mock = await MockServer.start(async (peer, index) => {
     await handshake(peer, index === 0 ? { contexts } : { contexts, ...change });
@@ -240,7 +240,7 @@ it.each<[string, ExportFacts, RegExp]>([
   });
 });
 
-it("doesn't use a further connection that shows another export than the first", async () => {
+it("doesn't use an additional connection that shows another export", async () => {
   await using mock = await MockServer.start(async (peer, index) => {
     await handshake(peer, { flags: MULTI, size: index === 0 ? 4096 : 8192 });
     await serve(peer);
@@ -281,7 +281,7 @@ it("does not open connections for ever to a server that hangs up on all but the 
   expect(mock.connections).toBe(2);
 });
 
-it("leaves no unhandled rejection behind when a read comes aborted to a lost connection", async () => {
+it("leaves no unhandled rejection when an aborted read meets a lost connection", async () => {
   const mock = await MockServer.start(async (peer) => {
     await handshake(peer);
     await peer.request();
@@ -295,12 +295,12 @@ it("leaves no unhandled rejection behind when a read comes aborted to a lost con
   await expect.poll(() => client.connections).toBe(0);
   const signal = AbortSignal.abort();
   await expect(client.read(0, Buffer.alloc(512), { signal })).rejects.toMatchObject({ code: "NBD_ABORTED" });
-  // The runner fails for a rejection that nobody handles.
+  // The test runner fails on unhandled rejections.
   await new Promise((resolve) => setTimeout(resolve, 20));
   expect(failures.map(({ type }) => type)).toEqual(["opened", "lost"]);
 });
 
-it("fails what waits for another attempt, in its own words, when the client closes", async () => {
+it("fails waits for another attempt with their own error when the client closes", async () => {
   const mock = await MockServer.start(async (peer) => {
     await handshake(peer);
     await peer.request();
@@ -318,7 +318,7 @@ it("fails what waits for another attempt, in its own words, when the client clos
   expect(await outcome).toMatchObject({ name: "ConnectionError", code: "NBD_CLOSED" });
 });
 
-it("doesn't vouch by a flush for writes that went over a lost connection", async () => {
+it("doesn't confirm by a flush the writes over a lost connection", async () => {
   await using mock = await MockServer.start(async (peer, index) => {
     await handshake(peer, {
       flags: TRANSMISSION.HAS_FLAGS | TRANSMISSION.SEND_FLUSH | TRANSMISSION.SEND_FUA,
@@ -339,7 +339,7 @@ it("doesn't vouch by a flush for writes that went over a lost connection", async
   await client.write(0, Buffer.alloc(512));
   await client.flush();
   await client.write(512, Buffer.alloc(512));
-  // Costs the connection, and comes back over another one.
+  // The read ends the connection, and is repeated over another one.
   await expectRead(client, 4096, 512);
   const inDoubt = { code: "NBD_WRITES_IN_DOUBT", message: expect.stringContaining("make them again") };
   await expect(client.flush()).rejects.toMatchObject(inDoubt);
@@ -348,7 +348,7 @@ it("doesn't vouch by a flush for writes that went over a lost connection", async
   await client.flush();
 });
 
-it("vouches by a flush for what needed none on a lost connection", async () => {
+it("confirms by a flush what needed none on a lost connection", async () => {
   await using mock = await MockServer.start(async (peer, index) => {
     await handshake(peer, {
       flags: TRANSMISSION.HAS_FLAGS | TRANSMISSION.SEND_FLUSH | TRANSMISSION.SEND_FUA,
@@ -367,7 +367,7 @@ it("vouches by a flush for what needed none on a lost connection", async () => {
 
 const WRITABLE = TRANSMISSION.HAS_FLAGS | TRANSMISSION.SEND_FLUSH;
 
-it("doesn't take a write after the loss, made unawares, for those before it", async () => {
+it("doesn't count an unrelated later write as a repetition of the lost ones", async () => {
   await using mock = await MockServer.start(async (peer, index) => {
     await handshake(peer, { flags: WRITABLE });
     while (true) {
@@ -385,7 +385,7 @@ it("doesn't take a write after the loss, made unawares, for those before it", as
   await expect(client.flush()).rejects.toMatchObject({ code: "NBD_WRITES_IN_DOUBT" });
 });
 
-it("vouches by none of several flushes for writes over a connection that is lost under them", async () => {
+it("confirms with none of several flushes the writes over a connection that is lost meanwhile", async () => {
   await using mock = await MockServer.start(async (peer, index) => {
     await handshake(peer, { flags: WRITABLE });
     let flushes = 0;
@@ -406,7 +406,7 @@ it("vouches by none of several flushes for writes over a connection that is lost
   await client.flush();
 });
 
-it("sends writes over a new connection that had no chance to be sent over the lost one", async () => {
+it("sends unsent writes of a lost connection over a new one", async () => {
   await using mock = await MockServer.start(async (peer, index) => {
     await handshake(peer, { flags: WRITABLE });
     for (let count = 0; index > 0 || count < 16; count++) {
@@ -445,7 +445,7 @@ it("keeps trying while a server that is about to shut down refuses to open the e
   expect(mock.connections).toBe(3);
 });
 
-it("closes only once the connections are gone that servers took leave of, and opens no other before", async () => {
+it("opens no new connection until the retiring one has answered", async () => {
   const order: string[] = [];
   await using mock = await MockServer.start(async (peer, index) => {
     order.push(`open ${index}`);
@@ -465,7 +465,7 @@ it("closes only once the connections are gone that servers took leave of, and op
   expect(order).toEqual(["open 0", "answer", "open 1"]);
 });
 
-it("waits in close for what a retiring connection still owes", async () => {
+it("waits in close for the answers of a retiring connection", async () => {
   let shutDown = false;
   await using mock = await MockServer.start(async (peer) => {
     await handshake(peer);

@@ -1,5 +1,5 @@
 /**
- * What real servers said once, with every kind of fault in it. The recordings are made anew by
+ * What real servers once sent, with every kind of fault added. Renew the recordings with
  *
  *     NBD_RECORD=1 npx vitest run test/nbd/recorded-conversations.test.ts
  */
@@ -40,7 +40,7 @@ import {
 const FOLDER = join(dirname(fileURLToPath(import.meta.url)), "recordings");
 const SIZE = 1024 * 1024;
 const DIRTY = "qemu:dirty-bitmap:b0";
-/** None of them needs more than one request of any server, or touches what {@link diskWithBitmap} zeroes. */
+/** Each needs only one request to any server, and avoids the zeroes of {@link diskWithBitmap}. */
 const READS: readonly Stretch[] = [
   [0, 512],
   [4096, 1536],
@@ -52,7 +52,7 @@ interface Conversation {
   readonly title: string;
   readonly protocol: ExportInfo["protocol"];
   readonly contexts: readonly string[];
-  /** The real server, for a new recording: where it listens. */
+  /** Starts the real server for a new recording; returns where it listens. */
   readonly serve: (folder: Folder) => Promise<AsyncDisposable & { readonly at: string | number }>;
 }
 
@@ -136,11 +136,11 @@ const CONVERSATIONS: Readonly<Record<string, Conversation>> = {
 interface Learned {
   readonly info: ExportInfo;
   readonly batches: readonly StatusBatch[];
-  /** Of each read: its bytes, or why it failed. */
+  /** The bytes or the error of each read. */
   readonly reads: readonly (Buffer | NbdError)[];
 }
 
-/** One thing after another, so that the client always says the same. */
+/** Sequential, so that the client always sends the same bytes. */
 async function talk(socketPath: string): Promise<Learned> {
   await using client = await NbdClient.connect(uriOf(socketPath, "disk"), {
     optionalContexts: ["base:allocation", DIRTY],
@@ -222,7 +222,8 @@ if (process.env["NBD_RECORD"] === "1") {
           const { learned } = await replay(faults);
           expect(Date.now() - before, "a hang").toBeLessThan(1500);
           if (learned instanceof NbdError) return;
-          // A fault in the handshake may well make another, valid export; where a byte is lost or added, payload shifts.
+          // A fault in the handshake can describe another valid export; a lost or added byte shifts the
+          // payload.
           const mayLie = faults.some(
             ({ at, kind }) => at < handshake || kind === "insert" || kind === "delete",
           );

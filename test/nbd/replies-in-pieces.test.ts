@@ -20,7 +20,10 @@ interface Piece {
   readonly bytes: Buffer;
 }
 
-/** Each read by its cookie. Odd ones fill a buffer, even ones are taken in pieces, those from 100 on are not wanted. */
+/**
+ * Handles each read by its cookie: odd ones fill a buffer, even ones are taken in pieces, those from 100 on
+ * are unwanted.
+ */
 class Takers implements ReplyHandler {
   readonly pieces: Piece[] = [];
   readonly filled = new Map<number, Buffer>();
@@ -104,7 +107,7 @@ const reads = fc.array(
 );
 
 describe.each(["simple", "structured", "extended"] as const)("%s replies taken in pieces", (protocol) => {
-  it("come whole and in order however they are split, in pieces that end with a page", () => {
+  it("arrive complete and in order however they are split, in pieces that end with a page", () => {
     fc.assert(
       fc.property(reads, sizes, (wanted, split) => {
         const table = new Map(wanted.map(({ cookie, ...read }, at) => [cookie + 2 * at, read] as const));
@@ -135,7 +138,7 @@ describe.each(["simple", "structured", "extended"] as const)("%s replies taken i
     );
   });
 
-  it("come whole byte by byte", () => {
+  it("arrive complete byte by byte", () => {
     const table = new Map([
       [0, { offset: 4000, length: 5000 }],
       [2, { offset: 8192, length: 1 }],
@@ -157,8 +160,8 @@ describe.each(["simple", "structured", "extended"] as const)("%s replies taken i
   });
 });
 
-describe("the parser's scratch", () => {
-  it("takes a large payload in few steps once pieces are wanted", () => {
+describe("the parser's scratch buffer", () => {
+  it("receives a large payload in few steps once pieces are wanted", () => {
     const takers = new Takers(new Map([[0, { offset: 0, length: 4 * 1024 * 1024 }]]));
     const parser = new ReplyParser("structured", takers);
     expect(parser.target().length).toBe(256);
@@ -167,7 +170,7 @@ describe("the parser's scratch", () => {
     expect(calls).toBeLessThanOrEqual(18);
   });
 
-  it("grows with what it holds, in the middle of a header", () => {
+  it("grows with its content, in the middle of a header", () => {
     const takers = new Takers(new Map([[0, { offset: 512, length: 10_000 }]]));
     const parser = new ReplyParser("structured", takers);
     const bytes = encode("structured", 0, { offset: 512, length: 10_000 });
@@ -177,11 +180,11 @@ describe("the parser's scratch", () => {
     expect(Buffer.concat(takers.pieces.map((piece) => piece.bytes)).equals(pattern(512, 10_000))).toBe(true);
   });
 
-  it("grows for bytes that came into the narrow one, in the middle of a piece", () => {
+  it("grows for bytes that came into the small one, in the middle of a piece", () => {
     const takers = new Takers(new Map([[0, { offset: 512, length: 10_000 }]]));
     const parser = new ReplyParser("structured", takers);
     const bytes = encode("structured", 0, { offset: 512, length: 10_000 });
-    // The kernel was lent the narrow one before anybody asked for pieces.
+    // The kernel got the small buffer before anybody wanted pieces.
     const lent = parser.target();
     parser.expectLargeReads();
     lent.set(bytes.subarray(0, lent.length));
@@ -190,7 +193,7 @@ describe("the parser's scratch", () => {
     expect(Buffer.concat(takers.pieces.map((piece) => piece.bytes)).equals(pattern(512, 10_000))).toBe(true);
   });
 
-  it("lets others have their buffer back in the middle of a payload, but not him whose buffer is filled", () => {
+  it("releases a reader in the middle of a payload unless the reader's buffer is being filled", () => {
     const takers = new Takers(
       new Map([
         [0, { offset: 0, length: 8192 }],

@@ -20,7 +20,10 @@ import {
 } from "../support/mock-server.js";
 import { pattern } from "./servers.js";
 
-/** Notes what the parser reports. Cookie n is a request at n * 4096 of 4096 bytes: reads, from 100 on block status. */
+/**
+ * Records what the parser reports. Cookie n is a request for 4096 bytes at n * 4096: reads, and from 100 on
+ * block status.
+ */
 class Recorder implements ReplyHandler {
   readonly events: string[] = [];
   readonly buffers = new Map<number, Buffer>();
@@ -67,7 +70,7 @@ class Recorder implements ReplyHandler {
   }
 }
 
-/** Feeds `bytes` in pieces as a socket would: never more than the parser has room for. */
+/** Feeds `bytes` in pieces like a socket: never more than the parser has room for. */
 function feed(parser: ReplyParser, bytes: Uint8Array, pieceSize: (at: number) => number): void {
   for (let at = 0; at < bytes.length; ) {
     const target = parser.target();
@@ -177,7 +180,7 @@ describe.each(streams)("a stream of %s replies", (protocol, bytes, events) => {
     );
   });
 
-  it("never makes it do anything but parse or refuse, when bytes are changed", () => {
+  it("is always parsed or refused, even with changed bytes", () => {
     const changes = fc.array(fc.tuple(fc.nat(bytes.length - 1), fc.integer({ min: 0, max: 255 })), {
       minLength: 1,
       maxLength: 8,
@@ -198,7 +201,7 @@ describe.each(streams)("a stream of %s replies", (protocol, bytes, events) => {
 });
 
 describe("payload", () => {
-  it("lands in the reader's buffer, of which the parser hands out the rest", () => {
+  it("lands in the reader's buffer, and the parser returns the rest of it as target", () => {
     const recorder = new Recorder();
     const parser = new ReplyParser("structured", recorder);
     const reply = chunk(1, CHUNK.OFFSET_DATA, dataAt(4096, pattern(4096, 4096)));
@@ -212,7 +215,7 @@ describe("payload", () => {
     expect(recorder.buffers.get(1)?.equals(pattern(4096, 4096))).toBe(true);
   });
 
-  it("that nobody wants is skipped without touching a buffer", () => {
+  it("is skipped without touching a buffer if nobody wants it", () => {
     const recorder = parse("simple", simple, () => 1000);
     expect(recorder.buffers.get(9)?.equals(Buffer.alloc(4096, 0xee))).toBe(true);
     expect(recorder.buffers.get(6)?.equals(pattern(8, 4096))).toBe(true);

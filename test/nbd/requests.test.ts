@@ -36,7 +36,7 @@ describe("requests", () => {
     expect(client.requests).toBe(0);
   });
 
-  it("are not sent on the strength of flags that a server says don't count", async () => {
+  it("are not sent because of flags that the server marks as invalid", async () => {
     const all = 0xffff & ~TRANSMISSION.HAS_FLAGS;
     await using mock = await replying(whole, { flags: all });
     await using client = await NbdClient.connect(mock.uri);
@@ -51,7 +51,7 @@ describe("requests", () => {
     await client.read(0, Buffer.alloc(512));
   });
 
-  it("carry the flags that were asked for", async () => {
+  it("carry the requested flags", async () => {
     const seen: [number, number][] = [];
     const flags =
       TRANSMISSION.HAS_FLAGS |
@@ -109,7 +109,7 @@ describe("requests", () => {
     }
   });
 
-  it("share a signal by the dozen without a warning, and leave no one waiting when it fires", async () => {
+  it("can share a signal in large numbers without a warning, and all settle when it fires", async () => {
     const warnings: unknown[] = [];
     const onWarning = (warning: unknown) => warnings.push(warning);
     process.on("warning", onWarning);
@@ -133,7 +133,7 @@ describe("requests", () => {
     expect(warnings).toEqual([]);
   });
 
-  it("leave no listener behind on the signal that they shared", async () => {
+  it("leave no listener on a shared signal", async () => {
     await using mock = await replying(whole);
     await using client = await NbdClient.connect(mock.uri);
     const { signal } = new AbortController();
@@ -150,36 +150,39 @@ describe("requests", () => {
   it.each([
     ["fails", ERRNO.EIO],
     ["succeeds", 0],
-  ])("to write keep the buffer until it is sent, though the answer is there: it %s", async (_how, error) => {
-    let goOn = () => {};
-    await using mock = await MockServer.start(async (peer) => {
-      await handshake(peer, { flags: TRANSMISSION.HAS_FLAGS });
-      const { cookie, length } = await peer.request();
-      peer.socket.pause();
-      peer.send(simpleReply(cookie, error));
-      await new Promise<void>((resolve) => {
-        goOn = resolve;
+  ])(
+    "to write keep the buffer until it is sent, even if the answer came early: it %s",
+    async (_how, error) => {
+      let goOn = () => {};
+      await using mock = await MockServer.start(async (peer) => {
+        await handshake(peer, { flags: TRANSMISSION.HAS_FLAGS });
+        const { cookie, length } = await peer.request();
+        peer.socket.pause();
+        peer.send(simpleReply(cookie, error));
+        await new Promise<void>((resolve) => {
+          goOn = resolve;
+        });
+        peer.socket.resume();
+        await peer.receive(length);
+        await peer.gone();
       });
-      peer.socket.resume();
-      await peer.receive(length);
-      await peer.gone();
-    });
-    await using client = await NbdClient.connect(mock.uri);
-    let settled = false;
-    const writing = client.write(0, Buffer.alloc(1024 * 1024)).finally(() => {
-      settled = true;
-    });
-    const outcome = Promise.allSettled([writing]);
-    await new Promise((resolve) => setTimeout(resolve, 50));
-    expect(settled).toBe(false);
-    goOn();
-    expect(await outcome).toMatchObject([
-      error === 0 ? { status: "fulfilled" } : { status: "rejected", reason: { errno: "EIO" } },
-    ]);
-    expect(client.connections).toBe(1);
-  });
+      await using client = await NbdClient.connect(mock.uri);
+      let settled = false;
+      const writing = client.write(0, Buffer.alloc(1024 * 1024)).finally(() => {
+        settled = true;
+      });
+      const outcome = Promise.allSettled([writing]);
+      await new Promise((resolve) => setTimeout(resolve, 50));
+      expect(settled).toBe(false);
+      goOn();
+      expect(await outcome).toMatchObject([
+        error === 0 ? { status: "fulfilled" } : { status: "rejected", reason: { errno: "EIO" } },
+      ]);
+      expect(client.connections).toBe(1);
+    },
+  );
 
-  it("to cache take in whole blocks", async () => {
+  it("to cache cover whole blocks", async () => {
     const seen: [number, number][] = [];
     await using mock = await replying(
       (r) => {
@@ -200,7 +203,7 @@ describe("requests", () => {
     expect(client.requests).toBe(2);
   });
 
-  it("aborted before their payload began are skipped when they are answered", async () => {
+  it("aborted before their payload began are skipped when the answer comes", async () => {
     const controller = new AbortController();
     await using mock = await MockServer.start(async (peer) => {
       await handshake(peer);
@@ -226,7 +229,7 @@ describe("requests", () => {
     });
   });
 
-  it("aborted in the middle of their payload cost the connection, which the others are told", async () => {
+  it("aborted in the middle of their payload end the connection, and other requests fail", async () => {
     await using mock = await MockServer.start(async (peer) => {
       await handshake(peer);
       const first = await peer.request();
@@ -249,11 +252,11 @@ describe("requests", () => {
     ]);
   });
 
-  it("aborted in the middle of being sent cost the connection", async () => {
+  it("aborted while they are being sent end the connection", async () => {
     await using mock = await MockServer.start(async (peer) => {
       await handshake(peer, { flags: TRANSMISSION.HAS_FLAGS });
       await peer.request();
-      // The rest stays in the socket, which is full at some time.
+      // The rest stays in the socket until it is full.
       peer.socket.pause();
       await peer.gone();
     });

@@ -1,4 +1,4 @@
-/** Real servers for the client's tests, each in a folder of its own, gone when the test is over. */
+/** Real servers for the client's tests, each in a folder of its own that is removed after the test. */
 
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { connect } from "node:net";
@@ -8,7 +8,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { execa } from "execa";
 import { findTool } from "../support/tools.js";
 
-/** A folder that is removed in the end. */
+/** A folder that is removed when disposed. */
 export interface Folder extends AsyncDisposable {
   readonly path: string;
 }
@@ -19,11 +19,13 @@ export async function makeFolder(): Promise<Folder> {
 }
 
 export interface RunningServer extends AsyncDisposable {
-  /** Ends it at once, as a crash would. */
+  /** Kills it at once, like a crash. */
   kill(): Promise<void>;
 }
 
-/** Starts a program and waits until `listens` says so; fails with what the program said when it ends before. */
+/**
+ * Starts a program and waits until `listens` returns true; if it ends before, fails with its error output.
+ */
 export async function startServer(
   tool: string,
   args: readonly string[],
@@ -45,7 +47,7 @@ export async function startServer(
   return { kill: () => end("SIGKILL"), [Symbol.asyncDispose]: () => end("SIGTERM") };
 }
 
-/** Whether somebody listens on a unix socket or a port of this machine. */
+/** Whether somebody listens on a Unix socket or a port of this machine. */
 export function listensOn(where: string | number): Promise<boolean> {
   return new Promise((resolve) => {
     const socket = typeof where === "number" ? connect(where, "127.0.0.1") : connect(where);
@@ -74,14 +76,14 @@ export interface ServerOnSocket extends RunningServer {
   readonly uri: string;
 }
 
-/** nbdkit on a unix socket: `args` are its filters and options, plugin and the plugin's parameters. */
+/** Starts nbdkit on a Unix socket: `args` are its filters and options, the plugin and its parameters. */
 export async function startNbdkit(folder: Folder, ...args: readonly string[]): Promise<ServerOnSocket> {
   const socket = join(folder.path, `nbdkit-${Date.now()}-${Math.random()}.sock`);
   const server = await startServer("nbdkit", ["-f", "-U", socket, ...args], () => listensOn(socket));
   return { ...server, socket, uri: uriOf(socket) };
 }
 
-/** qemu-nbd on a unix socket, for any number of clients. */
+/** Starts qemu-nbd on a Unix socket, for any number of clients. */
 export async function startQemu(folder: Folder, ...args: readonly string[]): Promise<ServerOnSocket> {
   const socket = join(folder.path, `qemu-${Date.now()}-${Math.random()}.sock`);
   const server = await startServer("qemu-nbd", ["-k", socket, "-t", "--shared=0", ...args], () =>
@@ -95,7 +97,7 @@ export function uriOf(socket: string, exportName = "", parameters = "", scheme =
   return `${scheme}+unix:///${encodeURIComponent(exportName)}?socket=${encodeURIComponent(socket)}${more}`;
 }
 
-/** Bytes that tell where they are: every 8 hold their own offset. */
+/** Bytes that depend on their position: every 8 contain their own offset. */
 export function pattern(offset: number, length: number): Buffer {
   const bytes = Buffer.alloc(length);
   const view = Buffer.alloc(8);
@@ -109,7 +111,7 @@ export function pattern(offset: number, length: number): Buffer {
 }
 
 export interface Authority {
-  /** Folder with the CA's certificate, and a server's and a client's certificate signed by it. */
+  /** The folder with the CA's certificate, and a server's and a client's certificate signed by it. */
   readonly path: string;
 }
 

@@ -18,9 +18,9 @@ const FLAGS =
   TRANSMISSION.HAS_FLAGS | TRANSMISSION.CAN_MULTI_CONN | TRANSMISSION.SEND_FLUSH | TRANSMISSION.SEND_DF;
 const SIZE = 1024 * 1024;
 
-/** How the life of one connection ends. */
+/** How a connection ends. */
 interface Death {
-  /** Requests that are answered before. */
+  /** The number of requests answered before. */
   readonly after: number;
   readonly how:
     | "hang up"
@@ -68,7 +68,7 @@ async function live(peer: Peer, death: Death | undefined): Promise<void> {
   }
 }
 
-it("every promise settles, and what is read is right, however connections die", async () => {
+it("every promise settles, and all bytes read are right, however connections die", async () => {
   const scenario = fc.record({
     deaths: fc.array(death, { maxLength: 8 }),
     connections: fc.integer({ min: 1, max: 3 }),

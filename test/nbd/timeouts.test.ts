@@ -5,7 +5,7 @@ import { handshake, MockServer } from "../support/mock-server.js";
 import { pattern } from "./servers.js";
 
 describe("a silent server", () => {
-  it("is given up on only while something is outstanding", async () => {
+  it("is given up only while a request is pending", async () => {
     await using mock = await replying(async (r) => {
       await new Promise((resolve) => setTimeout(resolve, r.offset === 0 ? 10 : 10_000));
       return whole(r);
@@ -19,7 +19,7 @@ describe("a silent server", () => {
     expect(Date.now() - before).toBeLessThan(1000);
   });
 
-  it("is not one that is slow", async () => {
+  it("is not the same as a slow one", async () => {
     await using mock = await replying(async (r, peer) => {
       const bytes = whole(r);
       for (let at = 0; at < bytes.length; at += 100) {
@@ -32,7 +32,7 @@ describe("a silent server", () => {
     await client.read(0, Buffer.alloc(1024));
   });
 
-  it("doesn't keep a client from closing for long", async () => {
+  it("doesn't prevent a client from closing soon", async () => {
     await using mock = await MockServer.start(async (peer) => {
       await handshake(peer);
       await new Promise(() => {});
@@ -45,7 +45,7 @@ describe("a silent server", () => {
     await expect(client.read(0, Buffer.alloc(1))).rejects.toMatchObject({ code: "NBD_CLOSED" });
   });
 
-  it("has what is outstanding waited for when the client closes", async () => {
+  it("is waited for by a closing client with a pending request", async () => {
     await using mock = await replying(async (r) => {
       await new Promise((resolve) => setTimeout(resolve, 20));
       return whole(r);
@@ -59,14 +59,14 @@ describe("a silent server", () => {
   });
 });
 
-describe("a request that is left without a reply", () => {
+describe("a request that is never answered", () => {
   /** Answers all but the first request. */
   const forgetful = () => {
     let count = 0;
     return replying((r) => (count++ === 0 ? undefined : whole(r)));
   };
 
-  it("ends the connection in time, however much else comes over it", async () => {
+  it("ends the connection in time, whatever other traffic it has", async () => {
     await using mock = await forgetful();
     await using client = await NbdClient.connect(mock.uri, { requestTimeoutMs: 120, idleTimeoutMs: 60_000 });
     const before = Date.now();
@@ -92,7 +92,7 @@ describe("a request that is left without a reply", () => {
     expect(client.connections).toBe(0);
   });
 
-  it("is sent again over a new connection where that is wanted", async () => {
+  it("is sent again over a new connection if reconnecting is on", async () => {
     await using mock = await forgetful();
     const events: NbdEvent[] = [];
     await using client = await NbdClient.connect(mock.uri, {
@@ -110,7 +110,7 @@ describe("a request that is left without a reply", () => {
     ]);
   });
 
-  it("counts from when it was sent: waiting for its turn is no fault of the server's", async () => {
+  it("is timed from when it was sent, not while it waits for its turn", async () => {
     await using mock = await replying(async (r) => {
       await new Promise((resolve) => setTimeout(resolve, 5));
       return whole(r);
@@ -120,7 +120,7 @@ describe("a request that is left without a reply", () => {
     await Promise.all(reads);
   });
 
-  it("may have been aborted: its place isn't held for ever", async () => {
+  it("does not hold its place for ever after it was aborted", async () => {
     await using mock = await forgetful();
     await using client = await NbdClient.connect(mock.uri, { requestTimeoutMs: 80 });
     const signal = AbortSignal.timeout(5);
@@ -132,7 +132,7 @@ describe("a request that is left without a reply", () => {
     await expect.poll(() => client.connections).toBe(0);
   });
 
-  it("is the server's fault, not that of a process that was busy with something else", async () => {
+  it("is not assumed when the client's own process was busy", async () => {
     await using mock = await replying(whole);
     await using client = await NbdClient.connect(mock.uri, { requestTimeoutMs: 40, idleTimeoutMs: 40 });
     const reading = client.read(0, Buffer.alloc(512));

@@ -71,7 +71,7 @@ describeWith(["qemu-nbd", "nbdkit", "certtool", "psktool"], "TLS", () => {
     await using _client = await readAll(uri);
   });
 
-  it("reconnects to a server that hangs up in a handshake meanwhile, as one does that restarts", async () => {
+  it("reconnects to a server that hangs up during a handshake, as when it restarts", async () => {
     await using server = await qemuWithCertificates();
     const clients: Socket[] = [];
     const relay = createServer((client) => {
@@ -99,7 +99,7 @@ describeWith(["qemu-nbd", "nbdkit", "certtool", "psktool"], "TLS", () => {
     relay.close();
   });
 
-  it("takes certificates from the options, too", async () => {
+  it("accepts certificates from the options too", async () => {
     await using server = await qemuWithCertificates();
     const [ca, cert, key] = await Promise.all(
       ["ca-cert.pem", "client-cert.pem", "client-key.pem"].map((name) => readFile(join(ours.path, name))),
@@ -123,7 +123,7 @@ describeWith(["qemu-nbd", "nbdkit", "certtool", "psktool"], "TLS", () => {
     await expect(NbdClient.connect(uri)).rejects.toThrow(/elsewhere\.test/);
   });
 
-  it("fails cleanly where the server doesn't like the client's certificate", async () => {
+  it("fails cleanly if the server rejects the client's certificate", async () => {
     await using server = await qemuWithCertificates();
     const [cert, key] = ["client-cert.pem", "client-key.pem"].map((name) => join(strangers.path, name));
     const tls = {
@@ -135,7 +135,7 @@ describeWith(["qemu-nbd", "nbdkit", "certtool", "psktool"], "TLS", () => {
     await expect(NbdClient.connect(uriOf(server.socket), { tls })).rejects.toThrow();
   });
 
-  it("skips the verification only when the URI and an insecure option agree", async () => {
+  it("skips the verification only if the URI and an insecure option agree", async () => {
     await using server = await startNbdkit(folder, ...nbdkitTls(), "file", image);
     const uri = uriOf(server.socket, "", "tls-verify-peer=0", "nbds");
     await expect(NbdClient.connect(uri)).rejects.toMatchObject({ code: "NBD_TLS_CONFIG" });
@@ -168,14 +168,14 @@ describeWith(["qemu-nbd", "nbdkit", "certtool", "psktool"], "TLS", () => {
     ).rejects.toMatchObject({ code: "NBD_TLS_FAILED" });
   });
 
-  it("doesn't take a certificate for a pre-shared key", async () => {
+  it("does not accept a certificate instead of a pre-shared key", async () => {
     await using server = await startNbdkit(folder, ...nbdkitTls(), "file", image);
     await expect(
       NbdClient.connect(`nbds+unix://alice@/?socket=${server.socket}&tls-psk-file=${keys}`),
     ).rejects.toMatchObject({ code: "NBD_TLS_FAILED" });
   });
 
-  it("doesn't take a certificate for a pre-shared key, even where the environment has Node take any", async () => {
+  it("does not accept a certificate instead of a pre-shared key, even if the environment makes Node accept any", async () => {
     await using server = await startNbdkit(folder, ...nbdkitTls(), "file", image);
     vi.stubEnv("NODE_TLS_REJECT_UNAUTHORIZED", "0");
     try {
@@ -187,7 +187,7 @@ describeWith(["qemu-nbd", "nbdkit", "certtool", "psktool"], "TLS", () => {
     }
   });
 
-  it("keeps to what the URI demands where an option is there without a value", async () => {
+  it("keeps the URI's demands if an option has no value", async () => {
     await using server = await qemuWithCertificates();
     const uri = uriOf(server.socket, "", `tls-certificates=${ours.path}&tls-hostname=elsewhere.test`, "nbds");
     const tls = { certificates: undefined, hostname: undefined } as object;
@@ -200,7 +200,7 @@ describeWith(["qemu-nbd", "nbdkit", "certtool", "psktool"], "TLS", () => {
     await expect(NbdClient.connect(uri)).rejects.toMatchObject({ code: "NBD_TLS_REFUSED" });
   });
 
-  it("says so when the server insists on TLS", async () => {
+  it("reports that the server requires TLS", async () => {
     await using server = await startNbdkit(folder, ...nbdkitTls(), "file", image);
     await expect(NbdClient.connect(uriOf(server.socket))).rejects.toMatchObject({
       code: "NBD_TLS_REQUIRED",
@@ -208,7 +208,7 @@ describeWith(["qemu-nbd", "nbdkit", "certtool", "psktool"], "TLS", () => {
     });
   });
 
-  it("looks at certificates before it connects", async () => {
+  it("checks the certificate files before it connects", async () => {
     const failure = { name: "TlsError", code: "NBD_TLS_CONFIG" };
     const tls = { ca: "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n" };
     await expect(NbdClient.connect("nbd://host.invalid/", { tls })).rejects.toMatchObject(failure);

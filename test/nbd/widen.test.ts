@@ -30,8 +30,8 @@ async function readAll(client: NbdClient): Promise<void> {
   for (const [at, target] of targets.entries()) expect(target.equals(pattern(at * 4096, 4096))).toBe(true);
 }
 
-describe("a client that is widened", () => {
-  it("opens what is missing in the background, and uses it", async () => {
+describe("a client that gets more connections", () => {
+  it("opens the missing ones in the background, and uses them", async () => {
     const used = new Set<number>();
     await using mock = await serving(MULTI, used);
     await using client = await NbdClient.connect(mock.uri);
@@ -42,7 +42,7 @@ describe("a client that is widened", () => {
     expect([used.size, mock.connections]).toEqual([4, 4]);
   });
 
-  it("doesn't open twice what is on its way already, however often it is asked", async () => {
+  it("doesn't open twice what is being opened, however often it is asked", async () => {
     await using mock = await serving(MULTI);
     await using client = await NbdClient.connect(mock.uri, { connections: 2 });
     for (let at = 0; at < 10; at += 1) client.widen(3);
@@ -54,7 +54,7 @@ describe("a client that is widened", () => {
     expect([client.connections, mock.connections]).toEqual([4, 4]);
   });
 
-  it("never becomes narrower", async () => {
+  it("never gets fewer connections", async () => {
     await using mock = await serving(MULTI);
     await using client = await NbdClient.connect(mock.uri, { connections: 3 });
     await expect.poll(() => client.connections).toBe(3);
@@ -63,7 +63,7 @@ describe("a client that is widened", () => {
     expect([client.connections, mock.connections]).toEqual([3, 3]);
   });
 
-  it("keeps to one connection where the server allows no more", async () => {
+  it("keeps to one connection if the server allows no more", async () => {
     await using mock = await serving(COMMON_FLAGS);
     await using client = await NbdClient.connect(mock.uri);
     client.widen(4);
@@ -72,7 +72,7 @@ describe("a client that is widened", () => {
     expect([client.connections, mock.connections]).toEqual([1, 1]);
   });
 
-  it("does without what can't be opened, and asks for it once only", async () => {
+  it("works without connections that can't be opened, and tries each only once", async () => {
     const events: NbdEvent[] = [];
     await using mock = await MockServer.start(async (peer, index) => {
       if (index > 1) return;
@@ -90,7 +90,7 @@ describe("a client that is widened", () => {
     expect([client.connections, mock.connections]).toEqual([2, 4]);
   });
 
-  it("has lost connections replaced up to the number that it was widened to", async () => {
+  it("has lost connections replaced up to the new number", async () => {
     await using mock = await MockServer.start(async (peer, index) => {
       await handshake(peer, { flags: MULTI });
       if (index === 1) await peer.request();
@@ -105,7 +105,7 @@ describe("a client that is widened", () => {
     expect(mock.connections).toBe(4);
   });
 
-  it("closes also what was just being opened, and opens nothing once it is closed", async () => {
+  it("also closes connections that are being opened, and opens none after it is closed", async () => {
     await using mock = await serving(MULTI);
     const client = await NbdClient.connect(mock.uri);
     client.widen(4);

@@ -35,7 +35,7 @@ describe("64-bit numbers", () => {
 });
 
 describe("names", () => {
-  it("keep a byte order mark: with and without are two names", () => {
+  it("keep a byte order mark, which makes a different name", () => {
     expect(decodeText(encodeName("\ufeffdisk", "it"))).toBe("\ufeffdisk");
   });
 
@@ -47,7 +47,7 @@ describe("names", () => {
     }
   });
 
-  it("of a peer are printed without what a terminal would obey", () => {
+  it("of a peer are printed without terminal control characters", () => {
     expect(quote('a\u001b[2J\n\u202e"b')).toBe('"a\\u{1b}[2J\\u{a}\\u{202e}"b"');
   });
 });
@@ -86,14 +86,14 @@ describe("requests", () => {
 describe("options", () => {
   const hex = (bytes: Uint8Array) => Buffer.from(bytes).toString("hex");
 
-  it("carry a magic, their number and their data", () => {
+  it("contain a magic, their number and their data", () => {
     expect(hex(encodeOption(OPTION.LIST))).toBe(`${hex(Buffer.from("IHAVEOPT"))}0000000300000000`);
     expect(hex(encodeOption(OPTION.GO, Buffer.from("ab")))).toBe(
       `${hex(Buffer.from("IHAVEOPT"))}00000007000000026162`,
     );
   });
 
-  it("name an export and the information wanted", () => {
+  it("name an export and the requested infos", () => {
     expect(hex(encodeGo("ab", [INFO.BLOCK_SIZE, INFO.NAME]))).toBe("0000000261620002" + "00030001");
     expect(hex(encodeGo("", []))).toBe("00000000" + "0000");
   });

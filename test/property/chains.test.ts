@@ -23,7 +23,7 @@ const MAX_SECTORS = 9000;
 const DOMAIN = "chains";
 const DISK = "vda";
 
-/** What happens, one after the other. A kind of step is a member here, an arbitrary below, and a method of `Story`. */
+/** The steps of a story. A kind of step has a member here, an arbitrary below, and a method of `Story`. */
 type Step =
   | { readonly kind: "write"; readonly at: number; readonly sectors: number; readonly fill: number | "noise" }
   | { readonly kind: "zero" | "discard"; readonly at: number; readonly sectors: number }
@@ -31,9 +31,9 @@ type Step =
   | {
       readonly kind: "take";
       readonly full: boolean;
-      /** As asked for: an increment on a raw one is raw. */
+      /** The wanted format; an increment on a raw one is always raw. */
       readonly format: ImageFormat;
-      /** Where the format can. */
+      /** Applies if the format allows it. */
       readonly compress: CompressionMethod | undefined;
       readonly refusesClean: boolean;
       /** Of the bitmap that begins with the point. */
@@ -87,7 +87,7 @@ const step: fc.Arbitrary<Step> = fc.oneof(
 
 const story = fc.record({
   sectors: size,
-  /** Bytes beyond the last whole sector; what a disk is resized to has none. */
+  /** Bytes after the last whole sector; after a resize there are none. */
   tail: fc.constantFrom(0, 0, 1, 65),
   steps: fc.array(step, { minLength: 8, maxLength: 26 }),
 });
@@ -101,7 +101,7 @@ afterAll(async () => {
 });
 
 describeWith(["qemu-img"], "a chain of points", () => {
-  it("gives every point back byte for byte, whatever was written, resized and taken between them", async () => {
+  it("restores every point byte for byte, whatever was written and resized between them", async () => {
     let run = 0;
     await fc.assert(
       fc.asyncProperty(story, async ({ sectors, tail, steps }) => {
@@ -124,7 +124,7 @@ class Story implements AsyncDisposable {
   readonly #server: NbdServer;
   readonly #guest: ByteDisk;
   #shown: ReturnType<ByteDisk["freeze"]>;
-  /** What each point has to give back. Their manifests are asked of the repository. */
+  /** The expected content of each point. The manifests come from the repository. */
   readonly #contents = new Map<string, Buffer>();
   #newest: Manifest | undefined;
   #writes = 0;
@@ -177,7 +177,7 @@ class Story implements AsyncDisposable {
     }
   }
 
-  /** All points so far, by our own tools; of the newest one also what stock QEMU makes of it. */
+  /** Checks all points so far with our own tools, and the newest one with stock QEMU too. */
   async expectAllPoints(): Promise<void> {
     expect(await this.#repository.pointIds(DOMAIN)).toEqual([...this.#contents.keys()]);
     for (const id of this.#contents.keys()) await this.#expectRestored(id);
@@ -195,7 +195,7 @@ class Story implements AsyncDisposable {
     await rm(this.#base, { recursive: true });
   }
 
-  /** Somewhere on the disk as it is now. */
+  /** A range on the current disk. */
   #place({ at, sectors }: { readonly at: number; readonly sectors: number }): {
     offset: number;
     length: number;
@@ -228,7 +228,7 @@ class Story implements AsyncDisposable {
     expect(disk).toMatchObject({ virtualSize: length, mode: parent ? "incremental" : "full" });
     expect((disk?.dataBytes ?? 0) + (disk?.zeroBytes ?? 0)).toBe(disk?.dirtyBytes);
     const parentSize = parent?.disks[0]?.virtualSize ?? 0;
-    // Of what a disk has grown by, data counts and zeroes don't.
+    // Where a disk has grown, data counts as dirty and zeroes don't.
     if (parent && parentSize >= length) expect(disk?.dirtyBytes).toBe(this.#guest.dirtyBytes);
     if (!parent) expect(disk?.dirtyBytes).toBe(length);
     this.#contents.set(manifest.id, Buffer.from(this.#guest.content));
@@ -252,7 +252,7 @@ class Story implements AsyncDisposable {
     expect((await readFile(targetPath)).equals(this.#contentOf(id)), `restored ${id}`).toBe(true);
   }
 
-  /** What someone does who has only the folder and QEMU. A qcow2 disk is counted in sectors: the rest is zeroes. */
+  /** What a user can do with only the folder and QEMU. A qcow2 disk has whole sectors, padded with zeroes. */
   async #expectStockRestore(id: string): Promise<void> {
     const [disk] = (await this.#repository.point(DOMAIN, id)).disks;
     if (disk?.format !== "qcow2") return;
@@ -278,7 +278,7 @@ function isRawIncrement(point: Manifest | undefined): boolean {
   return point?.disks.some(({ format, mode }) => format === "raw" && mode === "incremental") ?? false;
 }
 
-/** Bytes that no method shrinks, always the same ones. */
+/** Incompressible bytes, always the same ones for a seed. */
 function noiseOf(seed: number, length: number): Buffer {
   return createHash("shake256", { outputLength: length }).update(String(seed)).digest();
 }

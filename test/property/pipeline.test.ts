@@ -19,7 +19,7 @@ const SECTOR = 512;
 const SECTORS = 4096;
 const DOMAIN = "oracle";
 
-/** What the guest does between two points; it may lie beyond the end in part, or wholly: then it does nothing. */
+/** What the guest does between two points. The part of a write past the end of the disk has no effect. */
 interface Write {
   readonly kind: "data" | "zeroes" | "discard";
   /** In sectors. */
@@ -43,9 +43,9 @@ const write: fc.Arbitrary<Write> = fc.record({
 
 const round = fc.record({
   writes: fc.array(write, { maxLength: 12 }),
-  /** As asked for: an increment on a raw one is raw. */
+  /** The wanted format; an increment on a raw one is always raw. */
   format: fc.constantFrom<ImageFormat>("qcow2", "qcow2", "raw"),
-  /** Where the format can. */
+  /** Applies if the format allows it. */
   compressed: fc.boolean(),
   /** Of the bitmap that begins when the point is taken. */
   granularity: fc.constantFrom(512, 4096, 65_536),
@@ -53,11 +53,11 @@ const round = fc.record({
 
 const story = fc.record({
   rounds: fc.array(round, { minLength: 2, maxLength: 4 }),
-  /** Bytes that the disk is longer than a whole number of clusters. */
+  /** By how many bytes the disk exceeds a whole number of clusters. */
   tail: fc.constantFrom(0, 512, 7 * 512, 577),
   pageSize: fc.constantFrom(4096, 65_536),
   requestSize: fc.constantFrom(65_536, 262_144),
-  /** Bytes a second, of takes and restores. */
+  /** The rate limit of points and restores, in bytes per second. */
   rate: fc.constantFrom(undefined, undefined, 100 * 1024 ** 2),
 });
 
@@ -155,7 +155,7 @@ async function expectRestored(
   expect((await readFile(targetPath)).equals(content)).toBe(true);
 }
 
-/** What someone does who has only the folder and QEMU. A qcow2 disk is counted in sectors: the rest is zeroes. */
+/** What a user can do with only the folder and QEMU. A qcow2 disk has whole sectors, padded with zeroes. */
 async function expectStockRestore(
   repository: Repository,
   point: Manifest,

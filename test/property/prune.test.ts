@@ -31,25 +31,25 @@ const write = fc.record({
 
 const round = fc.record({
   writes: fc.array(write, { maxLength: 8 }),
-  /** As asked for: an increment on a raw one is raw. */
+  /** The wanted format; an increment on a raw one is always raw. */
   format: fc.constantFrom<ImageFormat>("qcow2", "qcow2", "qcow2", "raw"),
   compressed: fc.boolean(),
   digests: fc.constantFrom<"xxh64" | "sha256" | undefined>("xxh64", "xxh64", "xxh64", "sha256", undefined),
   granularity: fc.constantFrom(512, 4096, 65_536),
-  /** How far back its parent is; beyond the first point: a full one. */
+  /** How far back the parent is; beyond the first point means a full one. */
   back: fc.constantFrom(1, 1, 1, 1, 2, 100),
-  /** How much of the disk there is, in bytes; undefined: all of it. Disks are resized between points. */
+  /** The size of the disk in bytes, undefined for the whole disk. Disks are resized between points. */
   cut: fc.constantFrom(undefined, undefined, undefined, 600 * 1024 + 577, 512 * 1024, 768 * 1024 + 100),
-  /** Days since the point before it. */
+  /** Days since the previous point. */
   days: fc.constantFrom(0, 0, 1),
 });
 
 const story = fc.record({
   rounds: fc.array(round, { minLength: 3, maxLength: 7 }),
-  /** Few stories would come to a chain of raw images otherwise. */
+  /** Otherwise few stories would contain a chain of raw images. */
   allRaw: fc.constantFrom(false, false, true),
   tail: fc.constantFrom(0, 512, 577),
-  /** Days to keep, of one prune after the other. */
+  /** Days to keep, for successive prunes. */
   keeps: fc.constantFrom([3, 1], [2], [1], [2, 2, 1]),
 });
 
@@ -65,7 +65,7 @@ afterEach(() => {
 });
 
 describeWith(["qemu-img"], "prune", () => {
-  it("leaves every kept point of every story as it was, for us and for qemu-img", async () => {
+  it("leaves every kept point of every story unchanged, for us and for qemu-img", async () => {
     let run = 0;
     let merged = 0;
     await fc.assert(

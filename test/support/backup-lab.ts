@@ -1,4 +1,4 @@
-/** What the tests of `nbdpull backup` share: a lab, a repository, and looks at what a backup left. */
+/** What the tests of `nbdpull backup` share: a lab, a repository, and checks of what a backup left. */
 import { mkdtemp, readdir, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -28,7 +28,7 @@ export class BackupLab implements AsyncDisposable {
   readonly lab: Lab;
   readonly folder: string;
   readonly repo: string;
-  /** Where QEMU's folders are made: nothing must be left in it. */
+  /** The folder where QEMU's folders are made; nothing must be left in it. */
   readonly scratch: string;
   /** How `nbdpull backup` is started. */
   start: StartOptions = {};
@@ -43,10 +43,10 @@ export class BackupLab implements AsyncDisposable {
     this.scratch = scratch;
   }
 
-  /** @param scratchBytes the size of a file system for scratch files; left out: they have all room there is */
+  /** @param scratchBytes the size of a file system for scratch files; by default they have no limit */
   static async start(options: LabOptions = {}, scratchBytes?: number): Promise<BackupLab> {
     const scratch = await mkdtemp("/var/tmp/nbdpull-test-");
-    // Before QEMU starts: what is mounted later it does not see where mounts aren't shared.
+    // Mount before QEMU starts: if mounts aren't shared, it does not see later ones.
     const mounted = scratchBytes === undefined ? undefined : await mountSmall(scratch, scratchBytes);
     const lab = await Lab.start(options);
     return new BackupLab(lab, await mkdtemp(join(tmpdir(), "nbdpull-backup-")), scratch, mounted);
@@ -74,7 +74,7 @@ export class BackupLab implements AsyncDisposable {
     return ran.json() as BackupJson;
   }
 
-  /** Starts a backup that is slow enough to be met at work, and waits until it stores. */
+  /** Starts a slow backup, and waits until it stores data. */
   async startSlowly(...more: readonly string[]): Promise<Running> {
     const run = startNbdpull(
       this.arguments("--limit-rate", "1M", "--request-size", "64K", ...more),
@@ -96,13 +96,13 @@ export class BackupLab implements AsyncDisposable {
     return output.split("\n").filter((line) => line !== "");
   }
 
-  /** What is in the domain's folder beside points. */
+  /** Everything in the domain's folder except points. */
   async beside(): Promise<string[]> {
     const names = await readdir(join(this.repo, this.lab.domain)).catch(() => []);
     return names.filter((name) => !/^\d{8}T/.test(name));
   }
 
-  /** What a backup must not leave: a job, scratch files, a folder, half a point. */
+  /** Expects no job, scratch file, folder or partial point to be left. */
   async expectNothingLeft(): Promise<void> {
     await expect(virsh("backup-dumpxml", this.lab.domain)).rejects.toThrow(
       /no domain backup job|not running/,
@@ -111,13 +111,13 @@ export class BackupLab implements AsyncDisposable {
     expect(await this.beside()).toEqual([]);
   }
 
-  /** The disks as they are now, while the guest does not write, by a job of the lab's own. */
+  /** Copies of the current disks, made by a job of the lab while the guest does not write. */
   async copyNow(): Promise<Record<LabDisk, string>> {
     await using job = await this.lab.beginBackup();
     return { vda: await job.referenceCopy("vda"), vdb: await job.referenceCopy("vdb") };
   }
 
-  /** The point, restored, is what was copied. */
+  /** Expects the restored point to equal the copies. */
   async expectPoint(id: string, copies: Partial<Record<LabDisk, string>>): Promise<void> {
     const target = join(this.folder, `restored-${id}`);
     expectExit(await nbdpull("restore", this.repo, this.lab.domain, "--at", id, "--to", target), 0);

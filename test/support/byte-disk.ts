@@ -1,4 +1,4 @@
-/** A guest's disk as plain arrays: slow and obvious, to be believed against everything else. */
+/** A guest's disk as plain arrays: slow and obvious, the reference for everything else. */
 
 import type { ServedExport, StatusExtent } from "../../src/nbd/server/index.js";
 import { ALLOCATION, DIRTY } from "../../src/nbd/wire/constants.js";
@@ -7,19 +7,22 @@ const SECTOR = 512;
 const HOLE = ALLOCATION.HOLE | ALLOCATION.ZERO;
 
 export interface Shown {
-  /** A read that touches a clean byte fails, and no allocation is told, as on QEMU's snapshot-access exports. */
+  /**
+   * A read that touches a clean byte fails, and there is no allocation, as on QEMU's snapshot-access exports.
+   */
   readonly refusesClean: boolean;
 }
 
 /**
- * Written to, zeroed, discarded and resized; one bitmap, `since`, marks what was touched. Like QEMU's it stays clean
- * where the disk grows; unlike QEMU's it is dirty where the disk shrank and grew again, so that it always tells the truth.
+ * Can be written, zeroed, discarded and resized; one bitmap, `since`, marks what was touched. Like QEMU's
+ * bitmap, it stays clean where the disk grows. Unlike QEMU's, it is dirty where the disk shrank and grew
+ * again, so it is always right.
  */
 export class ByteDisk {
   content: Buffer;
-  /** Of each sector: 0 (data), ZERO or HOLE. */
+  /** One entry per sector: 0 (data), ZERO or HOLE. */
   #allocation: Uint8Array;
-  /** Of each byte of the disk, and of what it had before it shrank: 1 where it was touched. */
+  /** One entry per byte of the disk, at its largest size so far: 1 if it was touched. */
   #touched: Uint8Array;
   #granularity = SECTOR;
   static readonly bitmap = "since";
@@ -51,7 +54,7 @@ export class ByteDisk {
     allocation.set(this.#allocation.subarray(0, sectors(Math.min(size, before))));
     this.#allocation = allocation;
     if (size < before) {
-      // Whatever comes back there is not what the last point has.
+      // What appears there later differs from the last point.
       this.#touched.fill(1, size);
     } else if (size > this.#touched.length) {
       const touched = new Uint8Array(size);
@@ -60,13 +63,13 @@ export class ByteDisk {
     }
   }
 
-  /** Notes all changes from now on, in blocks of `granularity` bytes. */
+  /** Marks all changes from now on, in blocks of `granularity` bytes. */
   startBitmap(granularity: number): void {
     this.#granularity = granularity;
     this.#touched = new Uint8Array(this.content.length);
   }
 
-  /** What a server shows of the disk as it is now. */
+  /** The export of the current disk. */
   freeze({ refusesClean }: Shown): ServedExport {
     const content = Buffer.from(this.content);
     const unit = this.#granularity;
@@ -84,7 +87,7 @@ export class ByteDisk {
     };
   }
 
-  /** What the bitmap marks of the disk as it is now. */
+  /** The bytes that the bitmap marks on the current disk. */
   get dirtyBytes(): number {
     const { length } = this.content;
     const unit = this.#granularity;

@@ -1,9 +1,9 @@
-/** What can go wrong with the bytes of a server on their way. */
+/** What can happen to a server's bytes on the line. */
 
 import fc from "fast-check";
 import type { Peer } from "./mock-server.js";
 
-/** One thing that goes wrong, at a position of the server's stream. */
+/** A fault at a position of the server's stream. */
 export type Fault =
   | { readonly kind: "replace"; readonly at: number; readonly bytes: Uint8Array }
   | { readonly kind: "insert"; readonly at: number; readonly bytes: Uint8Array }
@@ -32,7 +32,7 @@ export function anyFault(length: number): fc.Arbitrary<Fault> {
   );
 }
 
-/** Some faults anywhere in a conversation, or in what follows its handshake only. */
+/** Some faults anywhere in a conversation, or only after its handshake. */
 export function anyFaults(conversation: {
   readonly length: number;
   readonly handshake: number;
@@ -45,7 +45,7 @@ export function anyFaults(conversation: {
   );
 }
 
-/** Sends to a peer what it is given, with faults. Payload of reads is left alone and not counted. */
+/** Sends bytes to a peer, with faults. The payload of reads is neither changed nor counted. */
 export class FaultyLine {
   #position = 0;
   readonly #peer: Peer;
@@ -73,7 +73,7 @@ export class FaultyLine {
         return;
       }
       const cut = fault.kind === "delete" ? fault.count : fault.kind === "replace" ? fault.bytes.length : 0;
-      // A replacement doesn't reach beyond what is sent here: it must not make it longer.
+      // A replacement must not make the bytes longer, so it ends with them.
       const put =
         fault.kind === "delete"
           ? Buffer.alloc(0)

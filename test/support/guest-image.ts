@@ -1,7 +1,7 @@
 import { join } from "node:path";
 import { createImage, type QemuNbd, qemuImg, qemuIo, startQemuNbd } from "./qemu-nbd.js";
 
-/** A guest's disk as QEMU keeps it: a qcow2 image with one persistent bitmap, which marks what changed since a point. */
+/** A guest's disk as QEMU keeps it: a qcow2 image with one persistent bitmap of the changes since a point. */
 export class GuestImage {
   readonly name: string;
   readonly path: string;
@@ -21,7 +21,7 @@ export class GuestImage {
     return image;
   }
 
-  /** Commands of qemu-io. */
+  /** Runs qemu-io commands. */
   async io(...commands: readonly string[]): Promise<void> {
     if (commands.length > 0) await qemuIo(this.path, "qcow2", ...commands);
   }
@@ -30,7 +30,7 @@ export class GuestImage {
     await qemuImg("resize", "-q", "--shrink", "-f", "qcow2", this.path, String(size));
   }
 
-  /** With the bitmap, where there is one. */
+  /** Serves the image, with the bitmap if there is one. */
   async serve(): Promise<QemuNbd> {
     const bitmap = this.#bitmap === undefined ? {} : { bitmap: this.#bitmap };
     return await startQemuNbd({ image: this.path, format: "qcow2", ...bitmap });
@@ -41,7 +41,7 @@ export class GuestImage {
     return this.#bitmap;
   }
 
-  /** Keeps the content as it is now, and begins a new bitmap. */
+  /** Copies the current content, and begins a new bitmap. */
   async point(granularity: number): Promise<string> {
     const copy = join(this.#folder, `${this.name}.${this.#bitmaps}.reference.raw`);
     await qemuImg("convert", "-f", "qcow2", "-O", "raw", this.path, copy);
@@ -49,7 +49,7 @@ export class GuestImage {
     return copy;
   }
 
-  /** Begins a new bitmap in place of the one before. */
+  /** Replaces the bitmap by a new one. */
   async mark(granularity: number): Promise<void> {
     const bitmap = ["bitmap", "-f", "qcow2"];
     if (this.#bitmap !== undefined) await qemuImg(...bitmap, "--remove", this.path, this.#bitmap);

@@ -1,16 +1,19 @@
-/** Certificates that this machine's libvirt serves backup jobs with, while a test needs them. */
+/** Certificates with which this machine's libvirt serves backup jobs while a test needs them. */
 import { copyFile, mkdir, readdir, rm, rmdir, writeFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
 
-/** libvirt's default for all that QEMU serves. It looks for it when a job begins, so it need not be restarted. */
+/**
+ * libvirt's default for everything that QEMU serves. It is read when a job begins, so libvirt needs no
+ * restart.
+ */
 const FOLDER = "/etc/pki/qemu";
-/** Tells a folder of ours, which a killed test may have left, from one of the machine's owner. */
+/** Marks a folder of ours, which a killed test may have left, as opposed to the owner's. */
 const MARK = "made-by-nbdpull-tests";
 const NEEDED = ["ca-cert.pem", "server-cert.pem", "server-key.pem"];
 
 /**
  * Puts an authority's certificates where libvirt finds them; disposing removes them.
- * @throws the machine has certificates of its own there
+ * @throws if the machine has its own certificates there
  */
 export async function giveCertificates(authority: { readonly path: string }): Promise<AsyncDisposable> {
   const before = await readdir(FOLDER).catch((): string[] => []);
@@ -22,7 +25,7 @@ export async function giveCertificates(authority: { readonly path: string }): Pr
   return {
     [Symbol.asyncDispose]: async () => {
       await rm(FOLDER, { recursive: true });
-      // Stays where there is more in it.
+      // Fails, and leaves the folder, if it contains more.
       await rmdir(dirname(FOLDER)).catch(() => undefined);
     },
   };

@@ -3,15 +3,15 @@ import { readdir, utimes } from "node:fs/promises";
 import { join } from "node:path";
 import { type PruneOptions, prune } from "../../src/backup/prune/prune.js";
 
-/** A repository as a prune leaves it that dies at a step. */
+/** A repository as left by a prune that died at a step. */
 export interface LeftByPrune {
   readonly step: string;
   readonly path: string;
 }
 
 /**
- * Prunes, and copies the repository at each step: what is in its files then is what stays of a process that is killed
- * there, at the cost of a copy instead of a process.
+ * Prunes, and copies the repository at each step. The copy equals what a process killed there would leave,
+ * and costs less than a process.
  * @param folder where the copies go
  */
 export async function leftByPrune(options: PruneOptions, folder: string): Promise<LeftByPrune[]> {
@@ -25,7 +25,7 @@ export async function leftByPrune(options: PruneOptions, folder: string): Promis
   return left;
 }
 
-/** What it takes others some seconds to find out: whoever holds the domain's locks is dead. */
+/** Makes the domain's locks stale, as after some seconds without their owner. */
 export async function ageLocks(domainFolder: string): Promise<void> {
   for (const name of await readdir(domainFolder)) {
     if (name === ".lock" || name.startsWith(".reader-")) await utimes(join(domainFolder, name), 0, 0);

@@ -8,16 +8,16 @@ import { findTool } from "./tools.js";
 const TOOLS = ["virsh", "qemu-img", "qemu-system-x86_64"];
 
 /**
- * Labs are named `nbdpull-lab-PID-RANDOM`, and domains that were restored from one have a suffix: what outlived its
- * process can be told from what is in use.
+ * Labs are named `nbdpull-lab-PID-RANDOM`, and domains restored from them have a suffix, so that remains of
+ * dead processes can be told from labs in use.
  */
 const LAB_NAME = /^nbdpull-lab-(\d+)-[0-9a-f]+(?:-[a-z]+)?$/;
 
 let obstacle: Promise<string | undefined> | undefined;
 
 /**
- * Sees to it that the system's libvirt answers, starting its daemons where that is possible, and clears away what labs
- * of dead processes left behind.
+ * Makes sure that the system's libvirt answers, starting its daemons if possible, and removes what labs of
+ * dead processes left behind.
  * @returns undefined, or why there can be no lab
  */
 export function ensureLibvirt(): Promise<string | undefined> {
@@ -38,7 +38,7 @@ async function findObstacle(): Promise<string | undefined> {
 /** @returns whether libvirt answers */
 async function startDaemons(): Promise<boolean> {
   if (await answers()) return true;
-  // Where two processes do this at once one of each pair ends by itself: they hold a lock on their pid files.
+  // If two processes do this at once, the lock on the pid files ends one of each pair of daemons.
   for (const daemon of ["virtlogd", "libvirtd"]) {
     await execa(findTool(daemon) ?? daemon, ["-d"], { reject: false, timeout: 30_000 });
   }
@@ -50,7 +50,7 @@ async function startDaemons(): Promise<boolean> {
   return true;
 }
 
-/** Stops libvirtd, which its domains survive. It is started again when the result is disposed of. */
+/** Stops libvirtd, whose domains go on; disposing starts it again. */
 export async function stopLibvirtd(): Promise<AsyncDisposable> {
   const pid = Number(await readFile("/run/libvirtd.pid", "utf8"));
   process.kill(pid, "SIGTERM");
@@ -63,9 +63,9 @@ export async function stopLibvirtd(): Promise<AsyncDisposable> {
 }
 
 /**
- * Where no udev runs (a container, a bare virtual machine) `/dev/kvm` can be root's alone. libvirt then finds its
- * knowledge of QEMU outdated at every look, and asks QEMU anew each time: defining a domain takes a minute. So the
- * device gets the group and mode that Debian's udev rule gives it.
+ * Without udev (in a container or a bare virtual machine), `/dev/kvm` may belong to root only. libvirt then
+ * considers its capabilities of QEMU outdated each time and asks QEMU again, so that defining a domain takes
+ * a minute. This gives the device the group and mode of Debian's udev rule.
  */
 async function openKvmToLibvirt(): Promise<void> {
   const run = (...command: readonly [string, ...string[]]) =>
@@ -106,7 +106,7 @@ export function labFolder(domain: string): string {
   return join(tmpdir(), domain);
 }
 
-/** Where libvirt's virtlogd writes what QEMU says. */
+/** Where libvirt's virtlogd writes QEMU's output. */
 export function labLog(domain: string): string {
   return `/var/log/libvirt/qemu/${domain}.log`;
 }

@@ -1,4 +1,4 @@
-/** The documents that a lab hands to libvirt: domain, backup and checkpoint. */
+/** The documents that a lab gives to libvirt: domain, backup and checkpoint. */
 import { join } from "node:path";
 
 export const LAB_DISKS = ["vda", "vdb"] as const;
@@ -6,7 +6,7 @@ export type LabDisk = (typeof LAB_DISKS)[number];
 export type PerDisk<T> = Readonly<Record<LabDisk, T>>;
 export type LabFormat = "qcow2" | "raw";
 
-/** What the documents need to know of a lab. */
+/** What the documents need to know about a lab. */
 export interface LabFacts {
   readonly domain: string;
   readonly uuid: string;
@@ -20,22 +20,22 @@ export type LabServer =
   | { readonly transport: "tcp"; readonly host: string; readonly port: number; readonly tls: boolean };
 
 export interface BeginOptions {
-  /** A checkpoint to create in the same transaction, on the same disks (but raw ones). */
+  /** A checkpoint to create in the same transaction, on the same disks (except raw ones). */
   readonly checkpoint?: string;
-  /** The job's base; without it disks are full. */
+  /** The job's base; without one, disks are full. */
   readonly incremental?: string;
-  /** Disks that take part; default both. */
+  /** Disks to back up; both by default. */
   readonly disks?: readonly LabDisk[];
   readonly perDisk?: Partial<PerDisk<LabDiskOptions>>;
-  /** Default unix. */
+  /** Defaults to unix. */
   readonly transport?: "unix" | "tcp";
-  /** With `tcp`: by TLS, as `localhost`; what of the lab reads from the job knows no TLS. */
+  /** With `tcp`: serve over TLS, as `localhost`. The lab's own copies of the exports don't support TLS. */
   readonly tls?: boolean;
-  /** Where the scratch files are; default the lab's folder. */
+  /** Where the scratch files are; by default the lab's folder. */
   readonly scratchFolder?: string;
 }
 
-/** What one disk does differently from its job. */
+/** How one disk differs from its job. */
 export interface LabDiskOptions {
   readonly mode?: "full" | "incremental";
   readonly incremental?: string;
@@ -48,8 +48,8 @@ export function imagePath(lab: LabFacts, disk: LabDisk): string {
 }
 
 /**
- * A domain that never writes by itself: it may boot only from a network that it doesn't have. QEMU runs as root unless
- * `unprivileged`, so that it reaches the lab's folder whoever owns it.
+ * A domain that never writes by itself: it boots only from a network, which it doesn't have. Unless
+ * `unprivileged`, QEMU runs as root, so that it can access the lab's folder whoever owns it.
  */
 export function domainXml(lab: LabFacts, type: "kvm" | "qemu"): string {
   const disks = LAB_DISKS.map(
@@ -69,7 +69,7 @@ export function domainXml(lab: LabFacts, type: "kvm" | "qemu"): string {
 </domain>`;
 }
 
-/** `job` makes the names of the scratch files, which must not exist yet. */
+/** `job` distinguishes the names of the scratch files, which must not exist yet. */
 export function backupXml(lab: LabFacts, job: number, server: LabServer, options: BeginOptions): string {
   const chosen = options.disks ?? LAB_DISKS;
   const disks = LAB_DISKS.map((name) => {
@@ -103,7 +103,7 @@ export function backupXml(lab: LabFacts, job: number, server: LabServer, options
   return `<domainbackup mode='pull'>${base}<server${address}/><disks>${disks.join("")}</disks></domainbackup>`;
 }
 
-/** A checkpoint of the chosen disks. The others are named too: libvirt takes all that aren't. */
+/** A checkpoint of the chosen disks. The others must be listed too: by default libvirt includes them. */
 export function checkpointXml(lab: LabFacts, name: string, chosen: readonly LabDisk[]): string {
   const disks = LAB_DISKS.map((disk) => {
     const bitmap = chosen.includes(disk) && lab.formats[disk] === "qcow2";
@@ -112,7 +112,7 @@ export function checkpointXml(lab: LabFacts, name: string, chosen: readonly LabD
   return `<domaincheckpoint><name>${escapeXml(name)}</name><disks>${disks.join("")}</disks></domaincheckpoint>`;
 }
 
-/** Attributes that have a value, each with a space before it. */
+/** Formats the attributes that have a value, each with a leading space. */
 function attributes(values: Readonly<Record<string, string | undefined>>): string {
   const entries = Object.entries(values).filter((entry): entry is [string, string] => entry[1] !== undefined);
   return entries.map(([name, value]) => ` ${name}='${escapeXml(value)}'`).join("");

@@ -1,13 +1,13 @@
 /**
- * A laboratory for backups: a real libvirt domain with two disks and no operating system, whose writes are made from
- * outside, so that a test knows every byte of every point in time.
+ * A lab for backups: a real libvirt domain with two disks and no operating system. The test makes the guest's
+ * writes from outside, so that it knows every byte of every point in time.
  *
  *     await describeWithLibvirt("attach", () => {
  *       it("stores the point", async () => {
  *         await using lab = await Lab.start();
  *         await lab.write("vda", 0, 1 << 20, 0x11);
  *         await using backup = await lab.beginBackup({ checkpoint: "cp1" });
- *         await lab.write("vda", 0, 65536, 0x22);                 // not in the point any more
+ *         await lab.write("vda", 0, 65536, 0x22);                 // no longer in the point
  *         const reference = await backup.referenceCopy("vda");    // the point, as QEMU reads it
  *         …
  */
@@ -36,19 +36,24 @@ import { describeUnless } from "./tools.js";
 
 export { LAB_DISKS, type LabDisk } from "./libvirt-lab-xml.js";
 
-/** `describe` for tests that need a {@link Lab}; where there can't be one they are skipped by name. */
+/** `describe` for tests that need a {@link Lab}; if there can't be one, they are skipped by name. */
 export async function describeWithLibvirt(title: string, body: () => void): Promise<void> {
   describeUnless(await ensureLibvirt(), title, body);
 }
 
 export interface LabOptions {
-  /** Bytes; default 64 MiB for vda, and for vdb 48 MiB and seven sectors, which no cluster size divides. */
+  /**
+   * In bytes. Default: 64 MiB for vda; for vdb 48 MiB and seven sectors, which is no multiple of a cluster.
+   */
   readonly sizes?: Partial<PerDisk<number>>;
-  /** Default qcow2; a raw disk can't have bitmaps, so checkpoints leave it out. */
+  /** Default: qcow2. A raw disk can't have bitmaps, so checkpoints exclude it. */
   readonly formats?: Partial<PerDisk<LabFormat>>;
-  /** Bytes, for qcow2; default 64 KiB. */
+  /** In bytes, for qcow2. Default: 64 KiB. */
   readonly clusterSizes?: Partial<PerDisk<number>>;
-  /** QEMU runs as the user that libvirt gives it by default, not as root: jobs of the lab's own can't make their sockets. */
+  /**
+   * Runs QEMU as libvirt's default user instead of root. It then can't create the sockets of the lab's own
+   * jobs.
+   */
   readonly unprivileged?: boolean;
 }
 
@@ -56,13 +61,13 @@ export interface LabOptions {
 export class Lab implements LabFacts, AsyncDisposable {
   readonly domain: string;
   readonly uuid: string;
-  /** Where images, scratch files and sockets are. */
+  /** The folder of images, scratch files and sockets. */
   readonly folder: string;
   readonly sizes: PerDisk<number>;
   readonly formats: PerDisk<LabFormat>;
   readonly unprivileged: boolean;
   #jobs = 0;
-  /** The tail of the queue that the guest's writes stand in. */
+  /** The tail of the queue of guest writes. */
   #writes: Promise<unknown> = Promise.resolve();
 
   private constructor(options: LabOptions) {
@@ -95,7 +100,7 @@ export class Lab implements LabFacts, AsyncDisposable {
     }
   }
 
-  /** The image that a disk of the guest is stored in. A live one is QEMU's: what a file shows can be stale. */
+  /** The image file of a guest's disk. While QEMU has it open, its content can be stale. */
   image(disk: LabDisk): string {
     return imagePath(this, disk);
   }
@@ -119,7 +124,7 @@ export class Lab implements LabFacts, AsyncDisposable {
     return this.#guestIo(disk, `discard ${offset} ${length}`);
   }
 
-  /** Begins a pull-mode job, and with `checkpoint` creates that in the same transaction. */
+  /** Begins a pull-mode job; with `checkpoint`, creates that in the same transaction. */
   async beginBackup(options: BeginOptions = {}): Promise<LabBackup> {
     this.#jobs += 1;
     const server: LabServer =
@@ -144,13 +149,13 @@ export class Lab implements LabFacts, AsyncDisposable {
     return new LabBackup(this, await virsh("backup-dumpxml", this.domain), server, options);
   }
 
-  /** Creates a checkpoint by itself: libvirt allows that at any time, during a job too. */
+  /** Creates a checkpoint on its own: libvirt allows that at any time, even during a job. */
   async createCheckpoint(name: string, disks: readonly LabDisk[] = LAB_DISKS): Promise<void> {
     const file = await this.#file("checkpoint.xml", checkpointXml(this, name, disks));
     await virsh("checkpoint-create", this.domain, file);
   }
 
-  /** Deletes a checkpoint; with `metadataOnly` libvirt forgets it and its bitmaps stay in the images. */
+  /** Deletes a checkpoint; with `metadataOnly`, libvirt forgets it and the bitmaps stay in the images. */
   async deleteCheckpoint(name: string, options: { readonly metadataOnly?: boolean } = {}): Promise<void> {
     await virsh(
       "checkpoint-delete",
@@ -160,7 +165,7 @@ export class Lab implements LabFacts, AsyncDisposable {
     );
   }
 
-  /** Cancels whatever job runs, and waits until there is none. No job is fine too. */
+  /** Cancels any running job, and waits until there is none. */
   async abortJob(): Promise<void> {
     await virsh("domjobabort", this.domain).catch(() => undefined);
     const deadline = Date.now() + 120_000;
@@ -181,7 +186,7 @@ export class Lab implements LabFacts, AsyncDisposable {
     await virsh("start", this.domain);
   }
 
-  /** Pulls the plug: QEMU flushes its images and ends, and with it a running job. */
+  /** Pulls the plug: QEMU flushes its images and ends, together with any job. */
   async powerOff(): Promise<void> {
     await this.#writes;
     await virsh("destroy", "--graceful", this.domain);
@@ -193,7 +198,7 @@ export class Lab implements LabFacts, AsyncDisposable {
     await virsh("define", await this.#file("domain.xml", xml));
   }
 
-  /** Kills QEMU: bitmaps that it had in memory are broken from now on. */
+  /** Kills QEMU, which breaks the bitmaps that it had in memory. */
   async crash(): Promise<void> {
     await this.#writes;
     process.kill(Number(await readFile(`/run/libvirt/qemu/${this.domain}.pid`, "utf8")), "SIGKILL");
@@ -211,7 +216,7 @@ export class Lab implements LabFacts, AsyncDisposable {
 
   #guestIo(disk: LabDisk, command: string): Promise<void> {
     const done = this.#writes.then(() => monitorIo(this.domain, disk, command));
-    // Who waits for this write hears of its failure; the next one goes ahead all the same.
+    // The caller of this write gets its error; the next write runs anyway.
     this.#writes = done.catch(() => undefined);
     return done;
   }
@@ -225,7 +230,7 @@ export class Lab implements LabFacts, AsyncDisposable {
 
 /** A job that a lab began. Disposing ends it. */
 export class LabBackup implements AsyncDisposable {
-  /** What `virsh backup-dumpxml` said when the job had begun. */
+  /** The output of `virsh backup-dumpxml` after the job had begun. */
   readonly xml: string;
   readonly server: LabServer;
   readonly #lab: Lab;
@@ -247,7 +252,7 @@ export class LabBackup implements AsyncDisposable {
       : `nbd://${this.server.host}:${this.server.port}/${name}`;
   }
 
-  /** The point in time that a disk's export is frozen at, copied by qemu-img to a raw file; resolves with its path. */
+  /** Copies the point in time of a disk's export to a raw file with qemu-img; resolves to the path. */
   async referenceCopy(disk: LabDisk): Promise<string> {
     this.#copies += 1;
     const path = join(
@@ -267,14 +272,14 @@ export class LabBackup implements AsyncDisposable {
   }
 }
 
-/** Runs virsh on the system's libvirt and gives its standard output. */
+/** Runs virsh on the system's libvirt and returns its standard output. */
 export async function virsh(...args: readonly string[]): Promise<string> {
   return (await execa("virsh", ["-c", "qemu:///system", ...args], { env: { LC_ALL: "C" } })).stdout;
 }
 
 /**
- * Runs a command of qemu-io inside QEMU, on a disk of the guest. The monitor doesn't say how it ended: QEMU prints
- * that on its standard output, so the domain's log is what tells.
+ * Runs a qemu-io command inside QEMU, on a disk of the guest. The monitor does not return the outcome: QEMU
+ * prints it on its standard output, so it is read from the domain's log.
  */
 async function monitorIo(domain: string, disk: LabDisk, command: string): Promise<void> {
   const log = labLog(domain);

@@ -11,7 +11,7 @@ export interface LoopDevice extends AsyncDisposable {
   readonly path: string;
 }
 
-/** A block device on a file, gone in the end. */
+/** A block device backed by a file; disposing detaches it. */
 export async function attachLoop(file: string, ...args: readonly string[]): Promise<LoopDevice> {
   const { stdout: path } = await execa(losetup ?? "losetup", ["--find", "--show", ...args, file]);
   return {
@@ -22,7 +22,9 @@ export async function attachLoop(file: string, ...args: readonly string[]): Prom
   };
 }
 
-/** `describe` where loop devices can be made: that takes root, and a kernel that lets it. Else a skip by name. */
+/**
+ * `describe` if loop devices can be made, which needs root and a permissive kernel; otherwise a skip by name.
+ */
 export function describeWithLoop(title: string, body: () => void): void {
   const obstacle = obstacleToLoops();
   if (obstacle === undefined) describe(title, body);

@@ -1,4 +1,4 @@
-/** A whole meta context, as our client and as nbdinfo see it; and reads whose bytes tell where they are from. */
+/** Whole meta contexts as our client and nbdinfo see them, and reads of bytes that depend on their offset. */
 
 import { expect } from "vitest";
 import type { NbdClient } from "../../src/nbd/index.js";
@@ -12,7 +12,7 @@ export async function expectRead(client: NbdClient, offset: number, length: numb
   expect(target.equals(pattern(offset, length)), `bytes from ${offset}, length ${length}`).toBe(true);
 }
 
-/** A whole context as our client sees it, in nbdinfo's shape: neighbours that are alike are one. */
+/** A whole context as our client sees it, in nbdinfo's shape, with equal neighbours joined. */
 export async function mapOf(client: NbdClient, context: string, onlyFirst = false): Promise<MapLine[]> {
   const lines: MapLine[] = [];
   for await (const { contexts } of client.blockStatus({ onlyFirst })) {
@@ -27,7 +27,7 @@ function append(lines: MapLine[], offset: number, length: number, type: number):
   else lines.push({ offset, length, type });
 }
 
-/** What nbdinfo sees; it leaves neighbours apart where a reply of the server ended. */
+/** The context as nbdinfo sees it, with neighbours joined that it splits at the end of a reply. */
 export async function theirMap(uri: string, context: string): Promise<MapLine[]> {
   const lines: MapLine[] = [];
   for (const { offset, length, type } of await newerMap(uri, context)) append(lines, offset, length, type);

@@ -15,17 +15,17 @@ function newFolder(): Promise<string> {
   return mkdtemp(join(tmpdir(), "nbdpull-chain-"));
 }
 
-/** A disk in memory behind the built-in server, and a repository that its points go to. */
+/** A disk in memory behind the built-in server, and a repository for its points. */
 export class MemoryChain implements AsyncDisposable {
   readonly folder: string;
   readonly disk: MemoryDisk;
   readonly repository: Repository;
   readonly points: Manifest[];
-  /** The content of each point, by its id. */
+  /** The content of each point, by ID. */
   readonly contents: Map<string, ServedExport>;
   static readonly domain = "guest";
   readonly #server: NbdServer;
-  /** What the server shows. */
+  /** What the server exports. */
   readonly #shown: { frozen: ServedExport };
 
   private constructor(
@@ -52,7 +52,7 @@ export class MemoryChain implements AsyncDisposable {
     return await MemoryChain.#around(new MemoryDisk({ size }), folder, repository, nothing);
   }
 
-  /** The same points in a folder of its own, which takes less time than to take them again; the disk is the same one. */
+  /** Copies the points to a new folder, which is faster than taking them again; the disk is shared. */
   async copy(): Promise<MemoryChain> {
     const folder = await newFolder();
     await cp(this.repository.path, join(folder, "repo"), { recursive: true });
@@ -77,20 +77,20 @@ export class MemoryChain implements AsyncDisposable {
     return this.#server.uri("vda");
   }
 
-  /** Freezes the disk: from now on the server shows it as it is now, with its bitmaps. */
+  /** Freezes the disk: from now on the server shows its current content and bitmaps. */
   show(): ServedExport {
     this.#shown.frozen = this.disk.freeze();
     return this.#shown.frozen;
   }
 
-  /** Freezes the disk and takes it as a point: full the first time, then an increment on the newest one. */
+  /** Freezes the disk and takes a point: full the first time, then an increment on the newest one. */
   async take(
     options: {
       readonly format?: ImageFormat;
       readonly digests?: DigestAlgorithm | undefined;
       readonly compress?: CompressionMethod;
       readonly full?: boolean;
-      /** Of the bitmap that the next increment goes by; default 64 KiB. */
+      /** The granularity of the next increment's bitmap; default 64 KiB. */
       readonly granularity?: number;
       readonly confirm?: () => Promise<void>;
     } = {},

@@ -1,4 +1,4 @@
-/** An image in memory, and what a segment's bytes are taken through on their way to it. */
+/** An image in memory, and a helper that cuts stretches into pieces. */
 
 import {
   type ClusterRun,
@@ -8,7 +8,7 @@ import {
 } from "../../src/backup/image/image.js";
 import type { Stretch } from "../../src/nbd/index.js";
 
-/** Slots packed in the order of their rank, after one for the header, like those of a qcow2 image. */
+/** Has slots packed in the order of their rank after one for the header, like a qcow2 image. */
 export class MemoryImage implements ImageWriter {
   readonly geometry: Geometry;
   readonly format = "qcow2";
@@ -45,7 +45,7 @@ export class MemoryImage implements ImageWriter {
 
   async close(): Promise<void> {}
 
-  /** Lays what the runs define over `below`. */
+  /** Lays the runs over `below`. */
   over(below: Uint8Array, runs: readonly ClusterRun[] = this.runs): Buffer {
     const { clusterSize, virtualSize } = this.geometry;
     const disk = Buffer.from(below);
@@ -71,7 +71,7 @@ export class MemoryImage implements ImageWriter {
   }
 }
 
-/** Cuts a stretch into pieces of the given sizes, again and again. */
+/** Cuts a stretch into pieces of the given sizes, used in turn. */
 export function inPiecesOf({ offset, length }: Stretch, sizes: readonly number[]): Stretch[] {
   const pieces: Stretch[] = [];
   for (let done = 0, count = 0; done < length; count += 1) {

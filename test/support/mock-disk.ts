@@ -1,4 +1,4 @@
-/** A disk behind a mock server, whose replies a test may hold back, reorder and break. */
+/** A disk behind a mock server whose replies a test can delay, reorder and break. */
 
 import { CHUNK, COMMAND } from "../../src/nbd/wire/constants.js";
 import {
@@ -13,10 +13,10 @@ import {
   type TransmissionRequest,
 } from "./mock-server.js";
 
-/** What a context says of the disk, in blocks. */
+/** The flags of a context, one per block. */
 export interface MockContext {
   readonly name: string;
-  /** Bytes. */
+  /** The block size in bytes. */
   readonly unit: number;
   readonly flags: readonly number[];
 }
@@ -25,11 +25,13 @@ export interface MockDisk {
   readonly content: Buffer;
   readonly contexts?: readonly MockContext[];
   readonly facts?: ExportFacts;
-  /** Extents of a context in one reply, at the most. */
+  /** The most extents of a context in one reply. */
   readonly extentsInReply?: number;
-  /** Bytes that a reply tells of, at the most. */
+  /** The most bytes that one reply describes. */
   readonly statusBytes?: number;
-  /** Told of each request; `answer` sends the flawless reply. Left out: all are answered at once. */
+  /**
+   * Called for each request; `answer` sends the correct reply. By default all requests are answered at once.
+   */
   readonly onRequest?: (request: TransmissionRequest, answer: () => void, peer: Peer, index: number) => void;
 }
 

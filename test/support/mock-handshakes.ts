@@ -1,4 +1,4 @@
-/** Handshakes that a mock server plays, and what becomes of a client that meets them. */
+/** Handshakes for a mock server, and their outcome for a client. */
 
 import { NbdClient } from "../../src/nbd/index.js";
 import { OPTION, OPTION_REPLY } from "../../src/nbd/wire/constants.js";
@@ -15,7 +15,7 @@ import {
 
 export const FAST = { connectTimeoutMs: 150 };
 
-/** Behaves until `option` is asked, and answers that with `replies`. */
+/** Answers `option` with `replies`, and all options before it correctly. */
 export function answering(option: number, replies: readonly Uint8Array[], facts: ExportFacts = {}): Script {
   return async (peer) => {
     peer.send(greeting());
@@ -31,7 +31,7 @@ export function answering(option: number, replies: readonly Uint8Array[], facts:
   };
 }
 
-/** Options of the client's in the order in which they came, up to its disappearance. */
+/** Records the client's options in order, until the client disconnects. */
 export function recording(options: number[], facts: ExportFacts = {}): Script {
   return async (peer) => {
     await handshake(peer, { ...facts, onOption: (option) => options.push(option) });

@@ -1,4 +1,4 @@
-/** A mock server whose handshake is flawless, and whose replies are whatever a test makes of a request. */
+/** A mock server with a correct handshake, whose replies the test makes from the requests. */
 
 import { expect } from "vitest";
 import { CHUNK, COMMAND, TRANSMISSION } from "../../src/nbd/wire/constants.js";
@@ -27,7 +27,7 @@ export type Reply = (
   peer: Peer,
 ) => Uint8Array | undefined | Promise<Uint8Array | undefined>;
 
-/** Answers each request with what `reply` makes of it. */
+/** Sends what `reply` returns for each request. */
 export function replying(reply: Reply, facts: ExportFacts = FRAGMENTED) {
   return MockServer.start(async (peer) => {
     await handshake(peer, facts);

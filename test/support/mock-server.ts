@@ -1,6 +1,6 @@
 /**
- * An NBD server that says whatever a test wants it to, byte by byte. It shares no code with the client but the
- * numbers of the protocol: a mistake in one must not be made up for by the other.
+ * An NBD server that sends whatever a test tells it to, byte by byte. It shares no code with the client
+ * except the protocol's constants, so that one can't hide the other's mistakes.
  */
 
 import { mkdtemp, rm } from "node:fs/promises";
@@ -68,7 +68,7 @@ export function simpleReply(cookie: number, error = 0, payload: Uint8Array = Buf
   return Buffer.concat([u32(SIMPLE_REPLY_MAGIC), u32(error), u64(cookie), payload]);
 }
 
-/** A structured chunk; `done` is whether it is the last one. */
+/** A structured chunk; `done` marks the last one. */
 export function chunk(
   cookie: number,
   type: number,
@@ -136,7 +136,7 @@ export interface TransmissionRequest {
   readonly length: number;
 }
 
-/** The server's end of one connection. What waits for bytes rejects when the client has gone. */
+/** The server's end of one connection. Receiving rejects when the client has disconnected. */
 export class Peer {
   readonly socket: Socket;
   #queue = Buffer.alloc(0);
@@ -162,7 +162,7 @@ export class Peer {
     this.socket.write(Buffer.concat(pieces));
   }
 
-  /** Sends in pieces of `size` bytes, each in a packet of its own. */
+  /** Sends pieces of `size` bytes, each in its own packet. */
   async dribble(bytes: Uint8Array, size = 1): Promise<void> {
     for (let at = 0; at < bytes.length; at += size) {
       this.socket.write(bytes.subarray(at, at + size));
@@ -182,7 +182,7 @@ export class Peer {
     return taken;
   }
 
-  /** Never settles before the client has gone: the way to be silent. */
+  /** Settles only when the client has disconnected: used to stay silent. */
   async gone(): Promise<void> {
     while (!this.#gone) {
       await new Promise<void>((resolve) => {
@@ -213,18 +213,18 @@ export interface ExportFacts {
   readonly size?: number | bigint;
   readonly flags?: number;
   readonly protocol?: "simple" | "structured" | "extended";
-  /** Names of contexts; the n-th one has the id n + 1. */
+  /** Names of contexts; the n-th one has the ID n + 1. */
   readonly contexts?: readonly string[];
   /** Minimum, preferred, maximum. */
   readonly blockSize?: readonly [number, number, number];
-  /** Told of each option that the client sends. */
+  /** Called for each option that the client sends. */
   readonly onOption?: (option: number, data: Buffer) => void;
 }
 
 /** Flags of a read-only export that offers DF. */
 export const COMMON_FLAGS = TRANSMISSION.HAS_FLAGS | TRANSMISSION.READ_ONLY | TRANSMISSION.SEND_DF;
 
-/** A flawless handshake, from the greeting to the transmission phase. */
+/** A correct handshake, from the greeting to the transmission phase. */
 export async function handshake(peer: Peer, facts: ExportFacts = {}): Promise<void> {
   peer.send(greeting());
   await peer.receive(4);
@@ -295,7 +295,10 @@ export class MockServer implements AsyncDisposable {
     return this.#connections;
   }
 
-  /** Plays `script` to each client. When it ends the connection is closed; when the client has gone, so is the script. */
+  /**
+   * Plays `script` to each client. The connection closes when the script ends; the script ends when the
+   * client disconnects.
+   */
   static async start(script: Script): Promise<MockServer> {
     const folder = await mkdtemp(join(tmpdir(), "nbd-mock-"));
     const path = join(folder, "socket");
@@ -317,7 +320,7 @@ export class MockServer implements AsyncDisposable {
     );
   }
 
-  /** Hangs up on everybody and listens no more. */
+  /** Closes all connections and stops listening. */
   async [Symbol.asyncDispose](): Promise<void> {
     for (const socket of this.#sockets) socket.destroy();
     await new Promise<void>((resolve) => this.#server.close(() => resolve()));

@@ -9,27 +9,27 @@ export interface Ran {
   readonly code: number;
   readonly stdout: string;
   readonly stderr: string;
-  /** stdout as JSON. */
+  /** The parsed standard output. */
   readonly json: () => unknown;
 }
 
 export interface Running {
   readonly kill: (signal: NodeJS.Signals) => void;
-  /** Its end; undefined where a signal ended it that it can't handle. */
+  /** The outcome; undefined if a signal killed the process. */
   readonly ended: Promise<Ran | undefined>;
 }
 
-/** Runs `nbdpull` to its end, whatever its exit code. */
+/** Runs `nbdpull` to its end, with any exit code. */
 export async function nbdpull(...args: readonly string[]): Promise<Ran> {
   return await finished(startNbdpull(args));
 }
 
 export interface StartOptions {
-  /** Its standard input; left out: a pipe on which nothing comes. */
+  /** Standard input; by default a pipe without data. */
   readonly input?: string;
-  /** Variables beside those of the test. */
+  /** Environment variables in addition to the test's. */
   readonly env?: Readonly<Record<string, string>>;
-  /** A command that runs what follows it in its own place, in surroundings that it makes. */
+  /** A command that prepares an environment and then executes the program given after it. */
   readonly inside?: readonly string[];
 }
 

@@ -1,4 +1,4 @@
-/** The programs that `fetch-newer-suite.sh` fetched: QEMU 10, nbdkit 1.42 and libnbd 1.22 beside those of the system. */
+/** The programs that `fetch-newer-suite.sh` fetched: QEMU 10, nbdkit 1.42 and libnbd 1.22. */
 
 import { existsSync } from "node:fs";
 import { homedir } from "node:os";
@@ -23,43 +23,48 @@ export function newer(program: NewerProgram): string {
   return join(SUITE, "bin", program);
 }
 
-/** `describe`, for tests that talk to the newer programs: skipped by name without them, failed with `CI=true`. */
+/**
+ * `describe` for tests of the newer programs: without them they are skipped by name, or fail with `CI=true`.
+ */
 export function describeWithNewerSuite(title: string, body: () => void): void {
-  // It is put in place as a whole, with this file in it.
+  // The suite is installed atomically, including this file.
   const isThere = existsSync(join(SUITE, "made-for"));
   describeUnless(isThere ? undefined : "not fetched: run test/support/fetch-newer-suite.sh", title, body);
 }
 
-/** What a newer program prints; a failure rejects with what it said. */
+/** The output of a newer program; a failure rejects with its error output. */
 export async function outputOfNewer(program: NewerProgram, ...args: readonly string[]): Promise<string> {
   return (await execa(newer(program), args, { timeout: 30_000 })).stdout;
 }
 
-/** An extent as `nbdinfo` tells of it; `type` holds the context's flags. */
+/** An extent as `nbdinfo` reports it; `type` holds the context's flags. */
 export interface MapLine {
   readonly offset: number;
   readonly length: number;
   readonly type: number;
 }
 
-/** What the newer nbdinfo makes of a meta context. */
+/** A meta context as the newer nbdinfo reports it. */
 export async function newerMap(uri: string, context = "base:allocation"): Promise<MapLine[]> {
   const lines = JSON.parse(await outputOfNewer("nbdinfo", "--json", `--map=${context}`, uri)) as MapLine[];
   return lines.map(({ offset, length, type }) => ({ offset, length, type }));
 }
 
-/** The newer qemu-nbd on a unix socket, for any number of clients. */
+/** Starts the newer qemu-nbd on a Unix socket, for any number of clients. */
 export function startNewerQemu(folder: Folder, ...args: readonly string[]): Promise<ServerOnSocket> {
   return startOnSocket(folder, "qemu-nbd", (socket) => ["-k", socket, "-t", "--shared=0", ...args]);
 }
 
-/** The newer nbdkit on a unix socket, with a plugin of its own suite; `args` are options and the plugin's parameters. */
+/**
+ * Starts the newer nbdkit on a Unix socket with a plugin of its own suite; `args` are options and plugin
+ * parameters.
+ */
 export function startNewerNbdkit(
   folder: Folder,
   plugin: string,
   ...args: readonly string[]
 ): Promise<ServerOnSocket> {
-  // By its name alone nbdkit would look for it in the system's folders.
+  // nbdkit would search the system's folders for a plugin given by name only.
   const path = join(SUITE, "lib", "nbdkit", "plugins", `nbdkit-${plugin}-plugin.so`);
   return startOnSocket(folder, "nbdkit", (socket) => ["-f", "-U", socket, path, ...args]);
 }

@@ -3,7 +3,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { finished, type Ran, startNbdpull } from "./nbdpull.js";
 
-/** Runs in the command before anything else: at its end it writes down how many KiB were resident at the most. */
+/** Preloaded into the command; on exit it records the peak resident size in KiB. */
 const RECORDER = `
 import { writeFileSync } from "node:fs";
 import { isMainThread } from "node:worker_threads";
@@ -11,7 +11,7 @@ const file = process.env.PEAK_MEMORY_FILE;
 if (isMainThread) process.on("exit", () => writeFileSync(file, String(process.resourceUsage().maxRSS)));
 `;
 
-/** Runs `nbdpull`, which must succeed; `peakBytes` is the most memory that was resident, all threads together. */
+/** Runs `nbdpull`, which must succeed; `peakBytes` is the peak resident size of all threads together. */
 export async function nbdpullMeasured(
   ...args: readonly string[]
 ): Promise<Ran & { readonly peakBytes: number }> {

@@ -1,4 +1,4 @@
-/** Takes the pieces of a read, and tells whether they were exactly what was asked for. */
+/** Collects the pieces of a read, and checks that they are exactly what was requested. */
 
 import { createServer, connect as dial } from "node:net";
 import { join } from "node:path";
@@ -35,7 +35,7 @@ export class PieceCollector implements PieceSink {
     this.bytes.fill(0, offset, offset + length);
   }
 
-  /** What is wrong: a byte that came never, twice, or unasked. Undefined where nothing is. */
+  /** Reports a byte that came too rarely or too often; undefined if there is none. */
   fault(...stretches: readonly Stretch[]): string | undefined {
     const expected = new Uint8Array(this.counts.length);
     for (const { offset, length } of stretches) expected.fill(1, offset, offset + length);
@@ -55,7 +55,10 @@ export class PieceCollector implements PieceSink {
   }
 }
 
-/** A socket in `folder` that leads to `target`, over which the server's bytes come in segments of any size. */
+/**
+ * A socket in `folder` that forwards to `target`, and splits the server's bytes into segments of the given
+ * sizes.
+ */
 export async function choppedRelay(
   folder: string,
   target: string,

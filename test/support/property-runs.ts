@@ -1,14 +1,15 @@
 import type { Parameters } from "fast-check";
 
-/** A story that fails is shrunk no longer than that, so that the seed is printed before the test's own time is up. */
+/** Time limit for shrinking a failed story, so that the seed is printed before the test times out. */
 const LONGEST_MS = 150_000;
 
 /**
- * How a property that takes long is run: `runs` random stories. What fast-check prints on a failure repeats it:
+ * Parameters for a property that runs for long: `runs` random stories. Repeat a failure with what fast-check
+ * prints:
  *
  *     PROPERTY_SEED=-123 PROPERTY_PATH=4:1:0 npx vitest run test/property/chains.test.ts
  *
- * PROPERTY_RUNS asks for more stories, or fewer.
+ * PROPERTY_RUNS sets the number of stories.
  */
 export function propertyRuns(
   runs: number,
@@ -23,8 +24,8 @@ export function propertyRuns(
 }
 
 /**
- * The same for what is random without fast-check: how many runs, and numbers from 0 up to 1 that are the same again for the
- * same seed. The seed belongs into what a failure says.
+ * The same for random tests without fast-check: the number of runs, and numbers from 0 to 1 that repeat for
+ * the same seed. A failure's message must contain the seed.
  */
 export function seededRuns(runs: number): {
   readonly runs: number;
@@ -37,7 +38,7 @@ export function seededRuns(runs: number): {
   return { runs: more === undefined ? runs : Number(more), seed, random: () => next() / 2 ** 32 };
 }
 
-/** Mulberry32: small, and good enough to choose places. */
+/** Mulberry32: small, and random enough to choose positions. */
 function uniformInts(seed: number): () => number {
   let state = seed >>> 0;
   return () => {

@@ -1,5 +1,6 @@
-// Prunes a domain with the built program, and kills itself at a step: node prune-and-die.mjs REPO DOMAIN KEEP STEP
-// [SIGNAL]. Prints the steps that it passed. STEP -1: it lives. With a signal, progress counts as steps too.
+// Prunes a domain with the built program, and kills itself at a step:
+// node prune-and-die.mjs REPO DOMAIN KEEP STEP [SIGNAL]
+// Prints the steps that it passed. With STEP -1 it survives. With a signal, progress counts as steps too.
 import { prune } from "../../dist/src/backup/prune/prune.js";
 import { Repository } from "../../dist/src/backup/repository/repository.js";
 

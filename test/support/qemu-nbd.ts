@@ -5,14 +5,14 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { execa } from "execa";
 
-/** Runs `qemu-img` and gives its standard output; a failure rejects with what it said. */
+/** Runs `qemu-img` and returns its standard output; a failure rejects with its error output. */
 export async function qemuImg(...args: readonly string[]): Promise<string> {
   return (await execa("qemu-img", args)).stdout;
 }
 
 /**
- * Runs commands of `qemu-io` on an image, one after another: `qemuIo(path, "qcow2", "write -P 0x11 0 1M")`.
- * A command that fails (a pattern that doesn't match, an offset outside the image) rejects.
+ * Runs `qemu-io` commands on an image, in order: `qemuIo(path, "qcow2", "write -P 0x11 0 1M")`. Rejects if a
+ * command fails (a pattern mismatch, an offset outside the image).
  */
 export async function qemuIo(
   image: string,
@@ -21,14 +21,14 @@ export async function qemuIo(
 ): Promise<string> {
   const args = commands.flatMap((command) => ["-c", command]);
   const { stdout } = await execa("qemu-io", ["-f", format, ...args, image]);
-  // A pattern that doesn't match is told on stdout, and older versions end with 0 all the same.
+  // A pattern mismatch is reported on stdout, and older versions exit with 0.
   if (stdout.includes("Pattern verification failed")) throw new Error(stdout);
   return stdout;
 }
 
 export interface CreateImageOptions {
   readonly format?: "qcow2" | "raw";
-  /** Bytes. */
+  /** The size in bytes. */
   readonly size: number;
   /** Further `-o` options: `{ cluster_size: "64k", extended_l2: "on" }`. */
   readonly options?: Readonly<Record<string, string>>;
@@ -45,9 +45,9 @@ export interface QemuNbdOptions {
   readonly format: "qcow2" | "raw";
   /** A persistent bitmap of the image, offered as the context `qemu:dirty-bitmap:NAME`. */
   readonly bitmap?: string;
-  /** Default: the empty name. */
+  /** Defaults to the empty name. */
   readonly exportName?: string;
-  /** Default true. */
+  /** Defaults to true. */
   readonly readOnly?: boolean;
   /** Further arguments: `["--allocation-depth"]`, or `["--tls-creds=…", "--object=…"]`. */
   readonly args?: readonly string[];
@@ -60,7 +60,10 @@ export interface QemuNbd extends AsyncDisposable {
   stop(): Promise<void>;
 }
 
-/** Serves an image with qemu-nbd on a Unix socket of its own, to any number of connections; resolves when it listens. */
+/**
+ * Serves an image with qemu-nbd on its own Unix socket, to any number of connections; resolves when it
+ * listens.
+ */
 export async function startQemuNbd(options: QemuNbdOptions): Promise<QemuNbd> {
   const folder = await mkdtemp(join(tmpdir(), "nbdpull-qemu-nbd-"));
   const socket = join(folder, "nbd.sock");

@@ -1,6 +1,6 @@
 /**
- * Conversations with real servers, kept as text and played back. A recording is a sequence of turns: what the client
- * says, and what the server says to it.
+ * Conversations with real servers, stored as text and played back. A recording is a sequence of turns: what
+ * the client sends, and what the server answers.
  *
  *     C
  *     S TkJETUFHSUNJSEFWRU9QVAAD
@@ -41,7 +41,7 @@ export function formatRecording(turns: readonly Turn[]): string {
   return turns.map(({ client, server }) => `${line("C", client)}\n${line("S", server)}\n`).join("");
 }
 
-/** Listens in `folder`, and passes on what is said between whoever comes and the server at `target`. */
+/** Listens in `folder`, and records the conversations between clients and the server at `target`. */
 export async function record(
   folder: string,
   target: string | number,
@@ -80,7 +80,7 @@ export async function record(
   return [...turns, { client, server }];
 }
 
-/** Bytes that the server says before the client's first request. */
+/** The number of bytes that the server sends before the client's first request. */
 export function handshakeLength(turns: readonly Turn[]): number {
   const first = turns.findIndex(({ client }) => {
     const magic = client.length >= 4 ? client.readUInt32BE(0) : 0;
@@ -89,7 +89,10 @@ export function handshakeLength(turns: readonly Turn[]): number {
   return turns.slice(0, first).reduce((sum, { server }) => sum + server.length, 0);
 }
 
-/** Plays the server's part over a line that may be faulty. @returns what the client said */
+/**
+ * Plays the server's part over a line that may have faults.
+ * @returns what the client sent
+ */
 export async function play(
   turns: readonly Turn[],
   payloads: readonly Stretch[],

@@ -3,7 +3,7 @@ import type { Manifest } from "../../src/backup/repository/manifest.js";
 import type { Repository } from "../../src/backup/repository/repository.js";
 import { type RestoredDisk, type RestoreOptions, restore } from "../../src/backup/restore/restore.js";
 
-/** Restores one disk; the domain's folder is called as the manifest says unless told otherwise. */
+/** Restores one disk. By default the domain's folder has the name in the manifest. */
 export async function restoreDisk(
   options: {
     readonly repository: Repository;

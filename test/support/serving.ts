@@ -1,4 +1,4 @@
-/** `nbdpull serve`, as it runs beside a test. */
+/** `nbdpull serve`, running beside a test. */
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { execa } from "execa";
@@ -16,14 +16,14 @@ export interface Serving extends AsyncDisposable {
   /** What it printed when it was ready. */
   readonly ready: string;
   readonly uris: readonly string[];
-  /** What it said so far. */
+  /** Its error output so far. */
   readonly stderr: () => string;
   /** Sends the signal (default SIGTERM) and waits for the end. */
   stop(signal?: NodeJS.Signals): Promise<Ended>;
   readonly ended: Promise<Ended>;
 }
 
-/** Starts it and waits until it has printed its result; fails with what it said where it ends before. */
+/** Starts it and waits until it has printed its result; rejects with its error output if it ends before. */
 export async function startServing(...args: readonly string[]): Promise<Serving> {
   const child = execa(process.execPath, [NBDPULL, "serve", ...args], { reject: false });
   const ended = child.then(({ exitCode: code, signal, stdout, stderr }): Ended => {

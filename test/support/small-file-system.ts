@@ -1,7 +1,7 @@
 import { execa } from "execa";
 import { describeUnless, findTool } from "./tools.js";
 
-/** Puts a new file system of that size on a folder, until it is disposed of. Needs root. */
+/** Mounts a new file system of that size on a folder, until it is disposed of. Needs root. */
 export async function mountSmall(folder: string, bytes: number): Promise<AsyncDisposable> {
   await execa(findTool("mount") ?? "mount", ["-t", "tmpfs", "-o", `size=${bytes}`, "tmpfs", folder]);
   return {
@@ -11,7 +11,7 @@ export async function mountSmall(folder: string, bytes: number): Promise<AsyncDi
   };
 }
 
-/** `describe` where file systems can be mounted; else a skip by name. */
+/** `describe` if file systems can be mounted; otherwise a skip by name. */
 export function describeWithMounts(title: string, body: () => void): void {
   describeUnless(process.getuid?.() === 0 ? undefined : "mounting needs root", title, body);
 }

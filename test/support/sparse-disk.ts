@@ -1,9 +1,9 @@
-/** Disks of any size that take no memory: what is written is computed when it is read. */
+/** Disks of any size that need no memory: their content is computed when it is read. */
 
 import type { ServedExport, StatusExtent } from "../../src/nbd/server/index.js";
 import { ALLOCATION, DIRTY } from "../../src/nbd/wire/constants.js";
 
-/** A stretch that isn't zero, every byte the same; offsets and lengths in bytes. */
+/** A stretch of equal, nonzero bytes; offset and length in bytes. */
 export interface Stretch {
   readonly offset: number;
   readonly length: number;
@@ -12,13 +12,15 @@ export interface Stretch {
 
 export interface SparseDisk {
   readonly size: number;
-  /** In ascending order; what lies between reads as zeroes. */
+  /** In ascending order; everything else reads as zeroes. */
   readonly data: readonly Stretch[];
-  /** What the bitmap `b0` marks, in ascending order. Left out: there is no bitmap. */
+  /** What the bitmap `b0` marks, in ascending order. Without it, there is no bitmap. */
   readonly dirty?: readonly Omit<Stretch, "fill">[] | undefined;
-  /** A read that touches a clean byte is a failure, and there is no allocation, as on QEMU's snapshot-access exports. */
+  /**
+   * A read that touches a clean byte fails, and there is no allocation, as on QEMU's snapshot-access exports.
+   */
   readonly refusesClean?: boolean;
-  /** Told of every read. */
+  /** Called for every read. */
   readonly onRead?: (offset: number, length: number) => void;
 }
 
@@ -50,7 +52,7 @@ function covers(mark: Omit<Stretch, "fill">, offset: number, length: number): bo
   return mark.offset <= offset && offset + length <= mark.offset + mark.length;
 }
 
-/** `inside` for the stretches, `outside` for all else. */
+/** Flags `inside` for the stretches, `outside` for everything else. */
 function flagsOf(stretches: readonly Omit<Stretch, "fill">[], inside: number, outside: number) {
   return function* (offset: number, length: number): Generator<StatusExtent> {
     const end = offset + length;

@@ -1,6 +1,7 @@
 /**
- * A hypervisor that is reached by ssh: this machine's own libvirt behind an sshd of the test's. To make that honest, what
- * calls from `inside` has neither libvirt's sockets nor the folder for scratch files: on its side these are empty.
+ * A hypervisor reached by ssh: this machine's own libvirt behind an sshd of the test. For an honest test,
+ * commands that run `inside` see neither libvirt's sockets nor the folder for scratch files; both are empty
+ * there.
  */
 import { chmod, mkdir, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
@@ -39,11 +40,11 @@ export class SshHost implements AsyncDisposable {
       await writeFile(join(folder, "known"), `[127.0.0.1]:${host.port} ${key}\n`);
       const settings = [
         `UserKnownHostsFile ${join(folder, "known")}`,
-        // One connection for all commands, as those would have it who wait for them.
+        // Commands share one connection, as many users configure it.
         ...["ControlMaster auto", `ControlPath ${join(folder, "shared-%r")}`, "ControlPersist 20", ""],
       ];
       await writeFile(join(folder, "ssh_config"), settings.join("\n"));
-      // The URI has no parameter for such a file, but one for the program.
+      // The URI has no parameter for a configuration file, but one for the program.
       await writeFile(join(folder, "ssh"), `#!/bin/sh\nexec ssh -F ${join(folder, "ssh_config")} "$@"\n`);
       await chmod(join(folder, "ssh"), 0o755);
       await mkdir("/run/sshd", { recursive: true });
@@ -55,7 +56,7 @@ export class SshHost implements AsyncDisposable {
     }
   }
 
-  /** Starts sshd, with more lines for its configuration. */
+  /** Starts sshd, with additional lines in its configuration. */
   async serve(...more: readonly string[]): Promise<void> {
     await this.end();
     const config = join(this.#folder, "sshd_config");
@@ -64,30 +65,30 @@ export class SshHost implements AsyncDisposable {
       ...[`Port ${this.port}`, "ListenAddress 127.0.0.1", `HostKey ${at("host")}`],
       ...[`AuthorizedKeysFile ${at("user.pub")}`, "StrictModes no", `PidFile ${at("pid")}`, "UsePAM no"],
       ...["PermitRootLogin prohibit-password", "MaxStartups 100"],
-      // What root's shell does when it starts is nobody's business here, and may take long.
+      // The startup files of root's shell must not run; they could be slow.
       ...[`SetEnv HOME=${this.#folder}`, ...more, ""],
     ];
     await writeFile(config, lines.join("\n"));
-    // Sessions outlive it, and would keep its output open.
+    // Sessions outlive sshd, and would keep its output open.
     const script = 'exec "$0" -D -f "$1" -E "$2" > /dev/null 2>&1';
     const args = ["-c", script, findTool("sshd") ?? "/usr/sbin/sshd", config, at("log")];
     this.#server = await startServer("sh", args, () => listensOn(this.port));
   }
 
-  /** No new connection is possible; those that are there go on. */
+  /** Stops accepting connections; existing ones continue. */
   async end(): Promise<void> {
     await this.#server?.[Symbol.asyncDispose]();
     this.#server = undefined;
   }
 
-  /** Ends the processes of every connection; new ones are possible. */
+  /** Kills the processes of every connection; new ones are possible. */
   async cut(): Promise<void> {
     const pid = (await readFile(join(this.#folder, "pid"), "utf8")).trim();
     const children = await readFile(`/proc/${pid}/task/${pid}/children`, "utf8");
     for (const child of children.split(" ").filter(Boolean)) process.kill(Number(child), "SIGKILL");
   }
 
-  /** Runs what follows it where `folder` and libvirt's sockets are not this machine's. */
+  /** Runs the given command where `folder` and libvirt's sockets are hidden. */
   inside(folder: string): string[] {
     const script = 'mount -t tmpfs none "$0" && mount -t tmpfs none /run/libvirt && exec "$@"';
     return ["unshare", "--mount", "sh", "-c", script, folder];

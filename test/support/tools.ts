@@ -2,10 +2,10 @@ import { accessSync, constants } from "node:fs";
 import { delimiter, join } from "node:path";
 import { describe, it } from "vitest";
 
-/** Daemons live in sbin, which the PATH of an ordinary user leaves out. */
+/** Daemons are in sbin, which is not in the PATH of an ordinary user. */
 const SBIN = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
 
-/** The full path of a program, or undefined where it isn't installed. */
+/** The full path of a program; undefined if it isn't installed. */
 export function findTool(name: string): string | undefined {
   const folders = [...(process.env["PATH"] ?? "").split(delimiter), ...SBIN];
   return folders.map((folder) => join(folder, name)).find(isExecutable);
@@ -21,15 +21,15 @@ function isExecutable(path: string): boolean {
 }
 
 /**
- * `describe`, for tests that talk to real programs: where one of `tools` isn't installed the tests are skipped by
- * name, or fail where `CI=true` promises that everything is there.
+ * `describe` for tests with real programs: if one of `tools` isn't installed, the tests are skipped by name,
+ * or fail if `CI=true` promises that everything is installed.
  */
 export function describeWith(tools: readonly string[], title: string, body: () => void): void {
   const missing = tools.filter((tool) => findTool(tool) === undefined);
   describeUnless(missing.length === 0 ? undefined : `not installed: ${missing.join(", ")}`, title, body);
 }
 
-/** `describe`, unless there is an `obstacle`: then a skip that names it, or with `CI=true` a failure. */
+/** `describe`; with an `obstacle`, a skip that names it, or a failure with `CI=true`. */
 export function describeUnless(obstacle: string | undefined, title: string, body: () => void): void {
   if (obstacle === undefined) {
     describe(title, body);

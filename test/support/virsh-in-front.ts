@@ -3,9 +3,10 @@ import { delimiter, join } from "node:path";
 import { findTool } from "./tools.js";
 
 /**
- * A virsh in front of the real one. The lab's guest has no agent, so it answers for that; it notes what is asked of it, and
- * the commands named in `FAIL` and `HANG` fail or take long, without the real one. The one in `LATE` is done, which is told
- * late. `RUNNING` is the domain that it lists: the system's libvirt may have others.
+ * A virsh in front of the real one. It answers for the guest agent, which the lab's guest lacks, and logs the
+ * commands below. The commands in `FAIL` and `HANG` fail or hang without the real virsh. The one in `LATE`
+ * runs, but returns late. `list` prints the domain in `RUNNING`, because the system's libvirt may have
+ * others.
  */
 const SCRIPT = `#!/bin/sh
 for arg in "$@"; do case "$arg" in
@@ -22,18 +23,18 @@ exec "$VIRSH" "$@"
 `;
 
 export interface InFront {
-  /** The environment of a program that is to find it. */
+  /** The environment for a program that is to use it. */
   readonly env: (trouble?: {
     readonly FAIL?: string;
     readonly HANG?: string;
     readonly LATE?: string;
     readonly RUNNING?: string;
   }) => Record<string, string>;
-  /** What was asked of it, of those commands that it knows, oldest first. */
+  /** The logged commands, oldest first. */
   readonly asked: () => Promise<string[]>;
 }
 
-/** @param folder to keep it in */
+/** @param folder where the program is stored */
 export async function virshInFront(folder: string): Promise<InFront> {
   const bin = join(folder, "bin");
   const log = join(folder, "asked");

@@ -15,7 +15,7 @@ describe("progress", () => {
     return { progress: new Progress<number>((state) => told.push(state)), told };
   }
 
-  it("is told at once, and then every now and then, by its latest state", () => {
+  it("reports the first state at once, then the latest state at intervals", () => {
     const { progress, told } = recorded();
     for (let state = 0; state < 1000; state += 1) {
       progress.note(state);
@@ -24,7 +24,7 @@ describe("progress", () => {
     expect(told).toEqual([0, 100, 200, 300, 400, 500, 600, 700, 800, 900]);
   });
 
-  it("is told where it is slower than that each time", () => {
+  it("reports every state if states come more slowly than the interval", () => {
     const { progress, told } = recorded();
     for (let state = 0; state < 4; state += 1) {
       progress.note(state);
@@ -33,7 +33,7 @@ describe("progress", () => {
     expect(told).toEqual([0, 1, 2, 3]);
   });
 
-  it("ends with the last state, once", () => {
+  it("reports the last state once at the end", () => {
     const { progress, told } = recorded();
     for (const state of [1, 2, 3]) progress.note(state);
     progress.finish();
@@ -41,7 +41,7 @@ describe("progress", () => {
     expect(told).toEqual([1, 3]);
   });
 
-  it("doesn't repeat at its end what was just told, and says nothing of nothing", () => {
+  it("doesn't repeat the last state at the end, and reports nothing if there was none", () => {
     const { progress, told } = recorded();
     progress.note(1);
     progress.finish();
@@ -51,13 +51,13 @@ describe("progress", () => {
     expect(silent.told).toEqual([]);
   });
 
-  it("may go untold", () => {
+  it("works without a listener", () => {
     const progress = new Progress<number>(undefined);
     progress.note(1);
     progress.finish();
   });
 
-  it("fails with whoever is told", () => {
+  it("throws what its listener throws", () => {
     const progress = new Progress<number>(() => {
       throw new Error("no terminal");
     });

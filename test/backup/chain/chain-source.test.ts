@@ -3,7 +3,7 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { findChain, openChain } from "../../../src/backup/chain/chain.js";
-import { ChainSource } from "../../../src/backup/chain/overlay.js";
+import { ChainSource } from "../../../src/backup/chain/chain-source.js";
 import { RateLimit } from "../../../src/backup/pull/rate-limit.js";
 import type { Manifest } from "../../../src/backup/repository/manifest.js";
 import { collect } from "../../support/collect.js";
@@ -19,7 +19,7 @@ let expected: Buffer;
 let newest: Manifest;
 beforeEach(async () => {
   chain = await MemoryChain.start(SIZE);
-  // Every cluster has its own content, so that none passes for another.
+  // Every cluster has different content, so that none can pass for another.
   const content = Buffer.alloc(SIZE);
   for (let at = 0; at < SIZE; at += 512) content.writeUInt16BE(1 + at / 512, at);
   chain.disk.write(0, content);
@@ -34,7 +34,7 @@ afterEach(async () => {
   await chain[Symbol.asyncDispose]();
 });
 
-/** Lets every other piece go ahead of the one before it. */
+/** Delays every other piece, so that the next one overtakes it. */
 class Overtaking extends RateLimit {
   #turn = 0;
 
@@ -98,7 +98,7 @@ describe("a chain as a source of bytes", () => {
     ["backwards", (list: number[]) => list.reverse()],
     ["odd pieces first", (list: number[]) => list.sort((a, b) => ((b / PIECE) % 2) - ((a / PIECE) % 2))],
     ["the last piece first", (list: number[]) => [...list.slice(-1), ...list.slice(0, -1)]],
-  ] as const)("reads the same bytes in whatever order they are asked for: %s", async (_, order) => {
+  ] as const)("reads the same bytes in any order: %s", async (_, order) => {
     await using chained = await opened();
     await collect(chained.source.extents());
     const found = Buffer.alloc(SIZE, 0xee);
@@ -108,7 +108,7 @@ describe("a chain as a source of bytes", () => {
     expect(found.equals(expected)).toBe(true);
   });
 
-  it("reads the same bytes when all reads are under way at once", async () => {
+  it("reads the same bytes when all reads run at once", async () => {
     await using chained = await opened();
     await collect(chained.source.extents());
     const found = Buffer.alloc(SIZE, 0xee);
@@ -120,7 +120,7 @@ describe("a chain as a source of bytes", () => {
     expect(found.equals(expected)).toBe(true);
   });
 
-  it("tells of data that was never read, and of data that was read twice", async () => {
+  it("reports data that was never read, and data that was read twice", async () => {
     await using chained = await opened();
     await collect(chained.source.extents());
     await chained.source.read(0, Buffer.alloc(CLUSTER));

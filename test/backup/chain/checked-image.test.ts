@@ -9,7 +9,7 @@ const CLUSTER = 16 * 1024;
 const GEOMETRY: Geometry = { virtualSize: 10 * CLUSTER - 512, clusterSize: CLUSTER };
 const RUN = { kind: "data", cluster: 0, count: 10, hostOffset: 0 } as const;
 
-/** A disk of ones, whose clusters in `bad` can't be read. */
+/** A disk of ones; the clusters in `bad` can't be read. */
 class FailingImage implements ImageReader {
   readonly geometry = GEOMETRY;
   readonly format = "raw";
@@ -54,8 +54,8 @@ async function found(
 const readAll = async (proven: CheckedImage, digests: Buffer, list: DamageList): Promise<void> =>
   await proven.read({ ...RUN, digests }, 0, Buffer.alloc(GEOMETRY.virtualSize), list.note);
 
-describe("clusters that a failing medium doesn't give back", () => {
-  it("are damage by their place and length, and all others are looked at", async () => {
+describe("clusters that a failing medium can't return", () => {
+  it("are reported as damage with place and length, and all others are checked", async () => {
     const message = "the file system cannot read it (EIO)";
     expect(await found(new FailingImage([2, 3, 9], eio()), readAll)).toEqual([
       { message, guestOffset: 2 * CLUSTER, length: 2 * CLUSTER },
@@ -63,7 +63,7 @@ describe("clusters that a failing medium doesn't give back", () => {
     ]);
   });
 
-  it("don't hide that another has changed", async () => {
+  it("don't hide another cluster that has changed", async () => {
     const changed = async (proven: CheckedImage, digests: Buffer, list: DamageList): Promise<void> => {
       digests.writeUInt8(digests.readUInt8(5 * 8) ^ 1, 5 * 8);
       await readAll(proven, digests, list);
@@ -74,7 +74,7 @@ describe("clusters that a failing medium doesn't give back", () => {
     ]);
   });
 
-  it("are damage where zeroes are expected as well", async () => {
+  it("are damage also where zeroes are expected", async () => {
     const zeroes = (proven: CheckedImage, _: Buffer, list: DamageList): Promise<void> =>
       proven.expectZeroes(CLUSTER, 20 * CLUSTER, list.note);
     expect(await found(new FailingImage([7], eio(), 0), zeroes)).toMatchObject([
@@ -90,8 +90,8 @@ describe("clusters that a failing medium doesn't give back", () => {
   });
 });
 
-describe("clusters that the image does not hold any more", () => {
-  it("are damage, in words that neighbours share", async () => {
+describe("clusters past the end of a truncated image", () => {
+  it("are reported as one damage if they are neighbours", async () => {
     const truncated = new DamageError("E_IMAGE_TRUNCATED", "image ends at byte 7", {
       details: { problem: "the image file ends before it" },
     });
@@ -101,15 +101,15 @@ describe("clusters that the image does not hold any more", () => {
   });
 });
 
-describe("a failure that says nothing of the image", () => {
+describe("a failure that says nothing about the image", () => {
   it("is thrown", async () => {
     const failure = new BackupError("EMFILE", "too many open files");
     await expect(found(new FailingImage([1], failure), readAll)).rejects.toBe(failure);
   });
 });
 
-describe("a list of damages", () => {
-  it("ends with a word on those that are left out", () => {
+describe("a damage list", () => {
+  it("ends with a note if entries are left out", () => {
     const list = new DamageList(2);
     for (const guestOffset of [4, 0, 8]) list.note({ message: "m", guestOffset, length: 1 });
     expect(list.list()).toEqual([

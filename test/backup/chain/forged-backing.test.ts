@@ -1,4 +1,7 @@
-/** What an image's header names as its backing file decides nothing; verify tells where it is not the parent. */
+/**
+ * The backing file named in an image's header decides nothing; verify reports a name that is not the
+ * parent's.
+ */
 import { rename, symlink } from "node:fs/promises";
 import { join } from "node:path";
 import { afterEach, beforeEach, expect, it } from "vitest";
@@ -41,7 +44,7 @@ async function messages(): Promise<string[]> {
   return reports.flatMap(({ findings }) => findings.map(({ message }) => message));
 }
 
-describeWith(["qemu-img"], "a backing name that somebody else has put into a point's image", () => {
+describeWith(["qemu-img"], "a backing name forged in a point's image", () => {
   it.each([
     ["absolute, though it is the parent's", () => chain.pathOf(full, "vda.qcow2")],
     ["the parent's by a detour", () => `../../${MemoryChain.domain}/${full.id}/vda.qcow2`],
@@ -51,22 +54,22 @@ describeWith(["qemu-img"], "a backing name that somebody else has put into a poi
     ["a server", () => "nbd://localhost:1/x"],
     ["the image itself", () => "vda.qcow2"],
     ["empty", () => ""],
-  ])("is a finding, and is never followed: %s", async (_title, name) => {
+  ])("is reported by verify and never followed: %s", async (_title, name) => {
     expect(await messages()).toEqual([]);
     const image = chain.pathOf(increment, "vda.qcow2");
     await qemuImg("rebase", "-u", "-f", "qcow2", "-b", name(), "-F", "qcow2", image);
     expect(await messages()).toContainEqual(expect.stringContaining("names the backing file"));
-    // What is restored is proven against the digests of the manifest's parent.
+    // Restored data is checked against the digests of the manifest's parent.
     await restored();
   });
 
-  it("is a finding where only its format was changed", async () => {
+  it("is reported by verify even if only its format differs", async () => {
     const image = chain.pathOf(increment, "vda.qcow2");
     await qemuImg("rebase", "-u", "-f", "qcow2", "-b", `../${full.id}/vda.qcow2`, "-F", "raw", image);
     expect(await messages()).toContainEqual(expect.stringContaining("names the backing file"));
   });
 
-  it("does not help where the parent's folder, or its image, became a link", async () => {
+  it("does not make restore follow a link in place of the parent's image or folder", async () => {
     const image = chain.pathOf(full, "vda.qcow2");
     await rename(image, join(chain.folder, "moved.qcow2"));
     await symlink(join(chain.folder, "moved.qcow2"), image);

@@ -20,7 +20,7 @@ afterEach(async () => {
 });
 
 describe("a long chain", () => {
-  it("is verified with a few looks at each manifest, not with one for every point above it", async () => {
+  it("is verified with a few reads of each manifest, not one for every point above it", async () => {
     const reads = vi.spyOn(Repository.prototype, "point");
     const ids = await chain.repository.pointIds(MemoryChain.domain);
     const reports = await verifyPoints(chain.repository, MemoryChain.domain, ids);

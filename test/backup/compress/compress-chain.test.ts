@@ -28,7 +28,10 @@ function noise(seed: number, length: number): Buffer {
   return createCipheriv("aes-128-ctr", Buffer.alloc(16, seed), Buffer.alloc(16)).update(Buffer.alloc(length));
 }
 
-/** A compressed full, a compressed increment and one that isn't; the bitmaps have blocks of `granularity`. */
+/**
+ * A compressed full, a compressed increment and an uncompressed one; the bitmaps have blocks of
+ * `granularity`.
+ */
 async function threePoints(granularity: number): Promise<void> {
   chain.disk.write(0, text(40 * CLUSTER, "first"));
   chain.disk.write(40 * CLUSTER, noise(1, 4 * CLUSTER));
@@ -66,7 +69,7 @@ const findings = async () =>
 
 describeWith(["qemu-img"], "a chain of compressed images", () => {
   it.each([512, 4 * KiB, 64 * KiB])(
-    "is restored and verified by us, and restored by stock QEMU, with bitmaps of %i bytes",
+    "is restored and verified by us, and restored by stock QEMU, with a bitmap granularity of %i bytes",
     async (granularity) => {
       await threePoints(granularity);
       for (const point of chain.points) {
@@ -91,12 +94,12 @@ describeWith(["qemu-img"], "a chain of compressed images", () => {
     },
   );
 
-  it("has its damage found, with point, disk and guest offset", async () => {
+  it("has damage reported at its guest offset, and is not restored", async () => {
     await threePoints(64 * KiB);
     const point = chain.points[1] as Manifest;
     const path = chain.pathOf(point, "vda.qcow2");
     await using file = await open(path, "r+");
-    // In the first stream, behind the header's cluster.
+    // In the first stream, after the header cluster.
     const byte = Buffer.alloc(1);
     await file.read(byte, 0, 1, CLUSTER + 40);
     await file.write(Buffer.from([(byte[0] ?? 0) ^ 0x55]), 0, 1, CLUSTER + 40);
@@ -106,11 +109,11 @@ describeWith(["qemu-img"], "a chain of compressed images", () => {
     await expect(restored(chain.points[2] as Manifest)).rejects.toMatchObject({ name: "DamageError" });
   });
 
-  it("has all of its damages found, though they are neighbours", async () => {
+  it("has each damaged cluster reported once, even if its neighbours are damaged", async () => {
     await threePoints(64 * KiB);
     const path = chain.pathOf(chain.points[0] as Manifest, "vda.qcow2");
     const bytes = await readFile(path);
-    // The streams of the full copy stand back to back behind the header's cluster: some hundred bytes in each of many.
+    // The full copy's streams lie back to back after the header cluster, each a few hundred bytes long.
     bytes.fill(0xff, CLUSTER + 100, CLUSTER + 1100);
     await using file = await open(path, "r+");
     await file.write(bytes, CLUSTER, 2000, CLUSTER);

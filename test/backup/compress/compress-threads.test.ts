@@ -30,7 +30,7 @@ function noise(seed: number, length: number): Buffer {
   return createCipheriv("aes-128-ctr", key, Buffer.alloc(16)).update(Buffer.alloc(length));
 }
 
-/** Slots: text, zeroes, noise, part of a cluster, and text that ends with the disk. */
+/** Slots of text, zeroes, noise, a partial cluster, and text up to the end of the disk. */
 function job(options: Partial<ClusterJob> = {}): { job: ClusterJob; before: Buffer } {
   const bytes = Buffer.from(new ArrayBuffer(6 * CLUSTER));
   bytes.fill("text ", 0, CLUSTER);
@@ -46,8 +46,8 @@ function job(options: Partial<ClusterJob> = {}): { job: ClusterJob; before: Buff
   };
 }
 
-describe("ClusterWorkers", () => {
-  it("compresses clusters in their place, and leaves those that don't shrink", async () => {
+describe("CompressThreads", () => {
+  it("compresses clusters in place, and leaves those that don't shrink as they are", async () => {
     await using workers = new CompressThreads();
     const { job: asked, before } = job();
     const { buffer, sizes } = await workers.run(asked);
@@ -84,7 +84,7 @@ describe("ClusterWorkers", () => {
     expect(digests.subarray(size, 2 * size)).toEqual(Buffer.alloc(size));
   });
 
-  it("only digests where nothing is to be compressed", async () => {
+  it("only digests if nothing is to be compressed", async () => {
     await using workers = new CompressThreads();
     const { job: asked, before } = job({ digest: "xxh64", compression: undefined });
     const { buffer, sizes } = await workers.run(asked);
@@ -93,9 +93,9 @@ describe("ClusterWorkers", () => {
   });
 
   it.each([1, 3])(
-    "does many jobs of several kinds at once on %i threads, as one alone would",
+    "gives each of many concurrent jobs of several kinds the result it has alone, on %i threads",
     async (threads) => {
-      // One has libuv's threads compress; of several each does it by itself.
+      // A single thread compresses on libuv's threads; each of several threads compresses by itself.
       await using workers = new CompressThreads({ threads });
       const kinds = [
         {},
@@ -116,7 +116,7 @@ describe("ClusterWorkers", () => {
     },
   );
 
-  it("fails a job that makes no sense, and goes on with others", async () => {
+  it("fails an invalid job, and goes on with others", async () => {
     await using workers = new CompressThreads();
     const { job: asked } = job({ masks: new Uint32Array(100) });
     await expect(workers.run(asked)).rejects.toMatchObject({ code: "E_CLUSTER_WORKER" });
@@ -144,7 +144,7 @@ describe("ClusterWorkers", () => {
     await expect(workers.run(job().job)).rejects.toThrow(reason);
   });
 
-  it("fails what is under way when it is closed, and what comes after", async () => {
+  it("fails running and later jobs when it is closed", async () => {
     const workers = new CompressThreads({ threads: 2 });
     const running = Promise.allSettled([
       workers.run(job().job),
@@ -157,7 +157,7 @@ describe("ClusterWorkers", () => {
     await workers.close();
   });
 
-  it("closes without ever having started", async () => {
+  it("closes without ever having started a thread", async () => {
     await new CompressThreads().close();
   });
 });
@@ -196,7 +196,7 @@ function contentOf(wish: Wish, cluster: number): Buffer {
   return bytes;
 }
 
-/** Segments as a plan would make them, of `size` clusters, each with the bytes that a source would give. */
+/** Segments of `size` clusters as a plan would make them, each with the bytes that a source would deliver. */
 function segmentsOf(wishes: readonly Wish[], size: number): { segment: Segment; buffer: ArrayBuffer }[] {
   const segments: { segment: Segment; buffer: ArrayBuffer }[] = [];
   for (let first = 0; first < wishes.length; first += size) {
@@ -236,8 +236,8 @@ function diskOf(wishes: readonly Wish[], below: Buffer): Buffer {
   return disk.subarray(0, below.length);
 }
 
-describeWith(["qemu-img"], "segments that are compressed", () => {
-  it("become images that QEMU reads back, over what lies below", async () => {
+describeWith(["qemu-img"], "compressed segments", () => {
+  it("become images that QEMU reads back, with and without a backing image", async () => {
     const at = await scratch();
     await using workers = new CompressThreads();
     let run = 0;

@@ -23,7 +23,7 @@ vi.mock("node:worker_threads", async (original) => {
   };
 });
 
-/** Bytes without a pattern that a cluster could share with another. */
+/** Bytes without a pattern, so that no two clusters are alike. */
 const CONTENT = Buffer.alloc(5 * MiB);
 for (let at = 0, state = 1; at < CONTENT.length; at += 4) {
   state = (Math.imul(state, 1_664_525) + 1_013_904_223) >>> 0;
@@ -67,7 +67,7 @@ const wish = fc.record({
   dataMask: fc.oneof(fc.integer({ min: 0, max: 0xffffffff }), fc.constantFrom(1, 0x80000001, 0x55555555)),
 });
 
-/** Runs side by side whose slots are side by side as well, as far as the content goes. */
+/** Adjacent runs with adjacent slots, as far as the content reaches. */
 function runsOf(
   wishes: readonly { kind: ClusterRun["kind"]; count: number; dataMask: number }[],
   size: number,
@@ -92,8 +92,8 @@ function runsOf(
   return runs;
 }
 
-describe.each(["xxh64", "sha256"] as const)("%s digests behind the front", (algorithm) => {
-  it("are those of the clusters: whole, ragged and partial ones", async () => {
+describe.each(["xxh64", "sha256"] as const)("%s digests behind the write front", (algorithm) => {
+  it("match the clusters, whether whole, ragged or partial", async () => {
     const [digests] = await behind(algorithm);
     const cases = fc.tuple(clusterSizes, fc.array(wish, { minLength: 1, maxLength: 8 }), fc.nat(300));
     await fc.assert(
@@ -108,7 +108,7 @@ describe.each(["xxh64", "sha256"] as const)("%s digests behind the front", (algo
     );
   });
 
-  it("are each question's own, however many are asked at a time", async () => {
+  it("belong to their own requests, however many run at once", async () => {
     const [digests] = await behind(algorithm);
     const geometry = { virtualSize: CONTENT.length, clusterSize: 16 * KiB };
     const questions = Array.from({ length: 200 }, (_, at): ClusterRun[] => [
@@ -122,11 +122,11 @@ describe.each(["xxh64", "sha256"] as const)("%s digests behind the front", (algo
   });
 });
 
-describe("digests behind the front", () => {
+describe("digests behind the write front", () => {
   const geometry = { virtualSize: 64 * MiB, clusterSize: 64 * KiB };
   const first: ClusterRun = { kind: "data", cluster: 0, count: 1, hostOffset: 0 };
 
-  it("need no thread for nothing", async () => {
+  it("need no thread if there is nothing to digest", async () => {
     const before = workers.length;
     const [digests] = await behind("xxh64");
     expect(await digests.digest([], geometry)).toHaveLength(0);
@@ -134,13 +134,13 @@ describe("digests behind the front", () => {
     expect(workers).toHaveLength(before);
   });
 
-  it("are of what the file has when they are asked for", async () => {
+  it("cover what the file holds at the time of the request", async () => {
     const [digests, path] = await behind("xxh64", Buffer.alloc(0));
     await writeFile(path, CONTENT);
     expect(await digests.digest([first], geometry)).toEqual(await expected("xxh64", [first], geometry));
   });
 
-  it("let others go on until much is written that they have not read", async () => {
+  it("let writers go on until too many bytes wait to be digested", async () => {
     const [digests] = await behind("xxh64", Buffer.alloc(64 * MiB));
     const all: ClusterRun = { kind: "data", cluster: 0, count: 1024, hostOffset: 0 };
     const asked = [digests.digest([all], geometry), digests.digest([all], geometry)];
@@ -155,7 +155,7 @@ describe("digests behind the front", () => {
     await Promise.all([...asked, room]);
   });
 
-  it("fail where the file is too short, and so does all that is asked later", async () => {
+  it("fail if the file is too short, and so do all later requests", async () => {
     const [digests, path] = await behind("xxh64");
     await truncate(path, 65_535);
     const failure = { code: "E_DIGEST_READ", message: expect.stringMatching(/ends at byte 65535/) };
@@ -164,7 +164,7 @@ describe("digests behind the front", () => {
     await expect(digests.digest([first], geometry)).rejects.toMatchObject(failure);
   });
 
-  it("fail where the file is not there", async () => {
+  it("fail if the file does not exist", async () => {
     const digests = new DigestBehind((await scratch())("none"), threadsOf("sha256"));
     await expect(digests.digest([first], geometry)).rejects.toMatchObject({
       code: "E_DIGEST_READ",
@@ -172,7 +172,7 @@ describe("digests behind the front", () => {
     });
   });
 
-  it("fail where a thread ends, for whoever asked and whoever waits for room", async () => {
+  it("fail when a thread ends, and so do waits for capacity", async () => {
     const [digests] = await behind("sha256", Buffer.alloc(64 * MiB));
     const all: ClusterRun = { kind: "data", cluster: 0, count: 1024, hostOffset: 0 };
     const asked = [0, 1, 2, 3, 4].map(() => digests.digest([all], geometry));
@@ -185,7 +185,7 @@ describe("digests behind the front", () => {
     await expect(digests.digest([first], geometry)).rejects.toMatchObject({ code: "E_DIGEST_THREAD" });
   });
 
-  it("that are given up fail what is not with a thread yet, at once, and all that is asked later", async () => {
+  it("fail everything that no thread has taken yet, and all later requests, once they are closed", async () => {
     const [digests] = await behind("sha256", Buffer.alloc(64 * MiB));
     const all: ClusterRun = { kind: "data", cluster: 0, count: 1024, hostOffset: 0 };
     const reason = new BackupError("E_DIGEST_THREAD", "the image was closed");
@@ -198,13 +198,13 @@ describe("digests behind the front", () => {
     await expect(digests.digest([first], geometry)).rejects.toBe(reason);
     digests.close(new BackupError("E_DIGEST_THREAD", "once more"));
     await expect(digests.capacity()).rejects.toBe(reason);
-    // What the threads have already comes to its end.
+    // Requests that a thread has already taken complete.
     const refused = (await outcomes).filter(({ status }) => status === "rejected");
     expect(refused.length).toBeGreaterThanOrEqual(32);
   });
 });
 
-describe("threads that digest", () => {
+describe("digest threads", () => {
   const geometry = { virtualSize: 64 * MiB, clusterSize: 64 * KiB };
   const first: ClusterRun = { kind: "data", cluster: 0, count: 1, hostOffset: 0 };
   const isOpen = async (path: string): Promise<boolean> => {
@@ -213,7 +213,7 @@ describe("threads that digest", () => {
     return names.includes(path);
   };
 
-  it("serve several files, of which one can fail or be done with by itself", async () => {
+  it("serve several files, each of which can fail or close on its own", async () => {
     const threads = threadsOf("xxh64");
     const [one, onePath] = await behind("xxh64", CONTENT, threads);
     const [two] = await behind("xxh64", CONTENT.subarray(64 * KiB), threads);
@@ -230,7 +230,7 @@ describe("threads that digest", () => {
     await expect.poll(() => isOpen(onePath)).toBe(false);
   });
 
-  it("are no more than there are processors for, however much is asked", async () => {
+  it("are no more than the processors allow, however much is requested", async () => {
     const before = workers.length;
     const threads = threadsOf("xxh64");
     const [digests] = await behind("xxh64", Buffer.alloc(64 * MiB), threads);
@@ -240,7 +240,7 @@ describe("threads that digest", () => {
     expect(workers.length - before).toBeLessThanOrEqual(threads.most);
   });
 
-  it("that are given up fail what was asked and what is asked, and may be given up again", async () => {
+  it("fail pending and later requests once they are closed, and can be closed twice", async () => {
     const threads = threadsOf("sha256");
     const [digests] = await behind("sha256", CONTENT, threads);
     const asked = digests.digest([first], geometry);

@@ -5,11 +5,9 @@ import fc from "fast-check";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { DamageError } from "../../../src/backup/base/errors.js";
 import { createDigester, digestClusters } from "../../../src/backup/digest/digest.js";
-import {
-  DigestFileReader,
-  DigestFileWriter,
-  type DigestRun,
-} from "../../../src/backup/digest/digest-file.js";
+import type { DigestRun } from "../../../src/backup/digest/digest-file.js";
+import { DigestFileReader } from "../../../src/backup/digest/digest-file-reader.js";
+import { DigestFileWriter } from "../../../src/backup/digest/digest-file-writer.js";
 import { collect } from "../../support/collect.js";
 
 const geometry = { virtualSize: 100 * 65536 - 1000, clusterSize: 65536 };
@@ -48,7 +46,7 @@ async function readBack(path: string, sha256?: string): Promise<DigestRun[]> {
 }
 
 describe("the digest file", () => {
-  it("gives back what was written, neighbouring data joined", async () => {
+  it("returns what was written, with neighbouring data joined", async () => {
     const { path, sha256 } = await written(
       { kind: "data", cluster: 0, count: 2, digests: digests(2, 1) },
       { kind: "data", cluster: 2, count: 1, digests: digests(1, 2) },
@@ -64,7 +62,7 @@ describe("the digest file", () => {
     ]);
   });
 
-  it("finds every flipped bit", async () => {
+  it("detects every flipped bit", async () => {
     const { path, sha256 } = await written(
       { kind: "data", cluster: 1, count: 3, digests: digests(3, 9) },
       { kind: "zero", cluster: 9, count: 2 },
@@ -82,7 +80,7 @@ describe("the digest file", () => {
     );
   });
 
-  it("finds that it was cut off anywhere, or went on", async () => {
+  it("detects truncation anywhere, and trailing bytes", async () => {
     const { path } = await written({ kind: "data", cluster: 1, count: 3, digests: digests(3, 9) });
     const bytes = await readFile(path);
     for (let length = 0; length < bytes.length; length += 1) {
@@ -93,14 +91,14 @@ describe("the digest file", () => {
     await expect(readBack(join(folder, "longer"))).rejects.toThrow(/bytes follow/);
   });
 
-  it("tells of a file system that fails", async () => {
+  it("reports an error of the file system", async () => {
     const path = join(folder, "missing", "vda.digests");
     await expect(DigestFileWriter.create(path, header)).rejects.toMatchObject({ code: "ENOENT" });
   });
 });
 
 describe("digests of clusters", () => {
-  it("are those of the published algorithms", async () => {
+  it("match the published algorithms", async () => {
     const out = Buffer.alloc(32);
     (await createDigester("xxh64")).digestInto(Buffer.from(""), out, 0);
     expect(out.toString("hex", 0, 8)).toBe("ef46db3751d8e999");
@@ -108,7 +106,7 @@ describe("digests of clusters", () => {
     expect(out.toString("hex")).toBe("ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
   });
 
-  it("cover the last cluster only as far as the disk goes", async () => {
+  it("cover the last cluster only up to the end of the disk", async () => {
     const digester = await createDigester("xxh64");
     const run = { kind: "data", cluster: 99, count: 1 } as const;
     const slot = Buffer.alloc(65536, 7);

@@ -24,12 +24,12 @@ describe("classify", () => {
     ]);
   });
 
-  it("reads a hole that is not said to read as zeroes", () => {
+  it("calls a hole data unless it reads as zeroes", () => {
     const status = { offset: 0, length: 8, allocation: flagged([8, 1]) };
     expect(classify(status)).toEqual([{ offset: 0, length: 8, state: "data" }]);
   });
 
-  it("has nothing clean without a bitmap, and reads everything without contexts", () => {
+  it("calls nothing clean without a bitmap, and everything data without contexts", () => {
     const full = { offset: 4, length: 8, allocation: flagged([8, 0], [12, 3]) };
     expect(classify(full).map(({ state }) => state)).toEqual(["data", "zero"]);
     expect(classify({ offset: 4, length: 8 })).toEqual([{ offset: 4, length: 8, state: "data" }]);
@@ -40,7 +40,7 @@ describe("classify", () => {
     expect(() => classify(status)).toThrow(RangeError);
   });
 
-  it("agrees with a byte-by-byte look at both contexts", () => {
+  it("agrees with a byte-by-byte evaluation of both contexts", () => {
     const lists = fc.array(fc.tuple(fc.integer({ min: 1, max: 9 }), fc.integer({ min: 0, max: 3 })), {
       minLength: 1,
     });
@@ -79,7 +79,7 @@ describe("cleanZeroesFrom", () => {
   const extents = (...list: [offset: number, length: number, state: "clean" | "zero" | "data"][]) =>
     list.map(([offset, length, state]) => ({ offset, length, state }));
 
-  it("has whole units of zeroes clean, and nothing before that byte", () => {
+  it("makes whole units of zeroes clean, but nothing before the given byte", () => {
     const list = extents([0, 20, "zero"], [20, 10, "data"], [30, 35, "zero"], [65, 3, "zero"]);
     expect(cleanZeroesFrom(11, list, 10)).toEqual(
       extents([0, 20, "zero"], [20, 10, "data"], [30, 30, "clean"], [60, 5, "zero"], [65, 3, "zero"]),

@@ -17,7 +17,7 @@ beforeEach(async () => {
 afterEach(() => rm(parent, { recursive: true, force: true }));
 
 describe("the folder of a job", () => {
-  it("has one living owner, and no second process gets it", async () => {
+  it("has one living owner, and can't be claimed twice", async () => {
     expect(await folder.livingOwner()).toBeUndefined();
     await folder.claim(undefined);
     expect(await folder.livingOwner()).toContain(String(process.pid));
@@ -30,15 +30,15 @@ describe("the folder of a job", () => {
 
   it.each([
     ["a process that is gone", { pid: 2 ** 22 + 1, startedAt: "x" }],
-    ["a later process of the same number", { pid: process.pid, startedAt: "another boot 17" }],
-  ])("has no living owner in %s", async (_, owner) => {
+    ["a later process with the same ID", { pid: process.pid, startedAt: "another boot 17" }],
+  ])("does not count %s as a living owner", async (_, owner) => {
     await folder.claim(undefined);
     const { host } = JSON.parse(await readFile(folder.file("owner.json"), "utf8")) as { host: string };
     await writeFile(folder.file("owner.json"), JSON.stringify({ host, ...owner }));
     expect(await folder.livingOwner()).toBeUndefined();
   });
 
-  it("takes an owner on another host for a living one, and half a note for none", async () => {
+  it("counts an owner on another host as living, and half a note as no owner", async () => {
     await folder.claim(undefined);
     await writeFile(folder.file("owner.json"), JSON.stringify({ host: "other", pid: 7, startedAt: "x" }));
     expect(await folder.livingOwner()).toContain("other");
@@ -46,7 +46,7 @@ describe("the folder of a job", () => {
     expect(await folder.livingOwner()).toBeUndefined();
   });
 
-  it("is removed with all that QEMU left in it, and nothing that a link there leads to", async () => {
+  it("is removed with everything that QEMU left in it, but not what its links point to", async () => {
     await folder.claim(undefined);
     const kept = join(parent, "kept");
     await writeFile(kept, "");
@@ -57,10 +57,10 @@ describe("the folder of a job", () => {
     expect(await readdir(parent)).toEqual(["kept"]);
   });
 
-  /** Of anybody but this process. */
+  /** Any user but that of this process. */
   const NOBODY = 65_534;
   it.runIf(process.getuid?.() === 0)(
-    "is not believed, nor removed, where another user has made it first",
+    "is neither trusted nor removed if another user made it first",
     async () => {
       const kept = join(parent, "kept");
       await mkdir(kept);
@@ -81,7 +81,7 @@ describe("the folder of a job", () => {
     },
   );
 
-  it("refuses a path that no socket can have, and a folder that is not there", async () => {
+  it("refuses a path too long for a socket, and a parent folder that does not exist", async () => {
     const refused = { code: "E_SCRATCH_PATH" };
     await expect(JobFolder.at(join(parent, "x".repeat(80)), key).claim(undefined)).rejects.toMatchObject(
       refused,

@@ -32,7 +32,7 @@ function keep(definition: string, host?: string) {
 }
 
 describe("keepFiles", () => {
-  it("copies every file that the domain starts with, and stores the definition, each with length and digest", async () => {
+  it("copies every file that the domain boots with and stores the definition, each with length and digest", async () => {
     const contents: Record<string, Buffer> = {
       vars: Buffer.alloc(528 * 1024, 0x5a),
       "k & r": Buffer.alloc(3 * 1024 * 1024 + 17, 0x11),
@@ -76,7 +76,7 @@ describe("keepFiles", () => {
     );
   });
 
-  it("names what it can't keep, and why, and goes on", async () => {
+  it("names what it can't keep and why, and goes on", async () => {
     await execa("mkfifo", [join(folder, "pipe")]);
     await writeFile(join(folder, "nvram"), "variables");
     const tpm = (backend: string): string => `<tpm model='tpm-crb'><backend type='${backend}'/></tpm>`;
@@ -98,7 +98,7 @@ describe("keepFiles", () => {
     expect(warnings).toEqual(notKept.map(({ what, reason }) => `${what} is not kept: ${reason}`));
   });
 
-  it("names an NVRAM that is no file, and one that is gone while the domain runs; one that never ran has none yet", async () => {
+  it("reports an NVRAM that is no file or is missing while the domain runs, but not of a domain that never ran", async () => {
     const block = xml("<nvram type='block'><source dev='/dev/vg/vars'/></nvram>");
     expect((await keep(block)).notKept).toEqual([
       { what: "NVRAM", reason: "it is no file, but of type block" },
@@ -112,14 +112,14 @@ describe("keepFiles", () => {
     expect(warnings).toEqual([]);
   });
 
-  it("never takes a file of this host for one of another", async () => {
+  it("never copies a file of this host for a domain on another", async () => {
     await writeFile(join(folder, "vars"), "of this host");
     const { files, notKept } = await keep(xml(`<nvram>${join(folder, "vars")}</nvram>`), "far.example");
     expect(files.map(({ role }) => role)).toEqual(["definition"]);
     expect(notKept).toEqual([{ what: `NVRAM ${join(folder, "vars")}`, reason: "it is on far.example" }]);
   });
 
-  it("copies an NVRAM again that is written to meanwhile, and says so of one that never stands still", async () => {
+  it("copies an NVRAM again if it changes meanwhile, and warns if it never stops changing", async () => {
     const vars = join(folder, "vars");
     await writeFile(vars, Buffer.alloc(16 * 1024 * 1024, 0x33));
     const writing = setInterval(() => appendFileSync(vars, "x"), 1);

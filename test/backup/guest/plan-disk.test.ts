@@ -7,7 +7,7 @@ import type { Manifest } from "../../../src/backup/repository/manifest.js";
 const MiB = 1024 * 1024;
 const UUID = "8a1b0c7e-0d2e-4b6f-9c1a-3f5d7e9b1c2d";
 
-/** A point of the given day; `disks` maps names to the day of the parent, 0 for a full one. */
+/** A point of the given day; `disks` maps each name to the day of its parent, 0 for a full one. */
 function point(day: number, disks: Record<string, number>, facts: Partial<Manifest> = {}): Manifest {
   const id = (n: number): string => `202611${String(n).padStart(2, "0")}T000000.000Z`;
   return {
@@ -68,8 +68,8 @@ function history(facts: Partial<History> = {}): History {
 const plan = (level: Level, facts: Partial<History> = {}, size = MiB): Promise<DiskPlan> =>
   planDisk({ name: "vda", format: "qcow2", size }, { level, format: "qcow2" }, history(facts));
 
-describe("the level of a disk", () => {
-  it("is an increment on the newest point, on the last full one for a differential, and none for full and copy", async () => {
+describe("the plan of a disk", () => {
+  it("bases an increment on the newest point, a differential on the last full one, and full and copy on none", async () => {
     expect(await plan("auto")).toMatchObject({ bitmap: true, base: { checkpoint: "cp3" } });
     expect(await plan("incremental")).toMatchObject({ base: { checkpoint: "cp3" } });
     expect(await plan("differential")).toMatchObject({
@@ -79,7 +79,7 @@ describe("the level of a disk", () => {
     expect(await plan("copy")).toEqual({ name: "vda", bitmap: false });
   });
 
-  it("passes points over whose checkpoint is of no use, to an older one", async () => {
+  it("skips points with an unusable checkpoint and uses an older one", async () => {
     const { checkpoints } = history();
     const without = checkpoints.filter(({ name }) => name !== "cp3");
     expect(await plan("auto", { checkpoints: without })).toMatchObject({ base: { checkpoint: "cp2" } });
@@ -96,9 +96,9 @@ describe("the level of a disk", () => {
     ["resized", {}, 2 * MiB, /resized from 1048576 to 2097152/],
     ["without checkpoints", { checkpoints: [] }, MiB, /cp3 of point .* is gone/],
     ["of another domain", { domainUuid: "00000000-0000-4000-8000-000000000000" }, MiB, /another domain/],
-    ["never taken before", { points: [point(1, { vdb: 0 })] }, MiB, /no point with a checkpoint/],
+    ["never backed up before", { points: [point(1, { vdb: 0 })] }, MiB, /no point with a checkpoint/],
     [
-      "damaged below",
+      "with a damaged chain",
       { prove: () => Promise.reject(new DamageError("E_CHAIN", "point 1 is missing")) },
       MiB,
       /could not be restored: point 1 is missing/,
@@ -109,7 +109,7 @@ describe("the level of a disk", () => {
     expect(planned.reason).toMatch(reason);
   });
 
-  it("needs no reason for a first full one, and gives one for a raw image", async () => {
+  it("gives no reason for the first full backup, but gives one for a raw image", async () => {
     expect(await plan("auto", { points: [] })).toEqual({ name: "vda", bitmap: true, reason: undefined });
     const raw = await planDisk(
       { name: "vda", format: "raw", size: MiB },
@@ -121,7 +121,7 @@ describe("the level of a disk", () => {
 });
 
 describe("the checkpoints that are needed", () => {
-  it("are those of each disk's newest point and of its last full one", () => {
+  it("are those of each disk's newest point and last full point", () => {
     expect([...neededCheckpoints(POINTS, ["vda"])].sort()).toEqual(["cp1", "cp3"]);
     const later = [...POINTS, point(4, { vda: 0 })];
     expect([...neededCheckpoints(later, ["vda"])]).toEqual(["cp4"]);

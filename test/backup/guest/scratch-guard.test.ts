@@ -35,7 +35,7 @@ describeWithMounts("scratch files on a file system of 16 MiB", () => {
 
   const fill = (bytes: number) => writeFileSync(scratch, Buffer.alloc(bytes));
 
-  it("are given up while the work still goes on, once, and the error says how they stand", async () => {
+  it("are given up once, while the work still runs, and the error reports their usage", async () => {
     fill(2 * MiB);
     let flushed = (): void => undefined;
     const flushing = new Promise<void>((resolve) => {
@@ -62,7 +62,7 @@ describeWithMounts("scratch files on a file system of 16 MiB", () => {
     expect(events).toEqual(["given up", "aborted"]);
   });
 
-  it("are warned of once, and with a reserve of 0 never given up", async () => {
+  it("cause one warning, and with a reserve of 0 are never given up", async () => {
     const giveUp = async (): Promise<void> => expect.unreachable();
     const result = await whileScratchLasts({ ...settings(0), giveUp }, async () => {
       fill(13 * MiB);
@@ -75,16 +75,16 @@ describeWithMounts("scratch files on a file system of 16 MiB", () => {
     expect(warnings).toEqual([expect.stringMatching(/take 13 MiB, and 3 MiB is left there/)]);
   });
 
-  it("leave the error of the work, and its result, as they are while there is room", async () => {
+  it("change neither error nor result of the work while there is room", async () => {
     const giveUp = async (): Promise<void> => expect.unreachable();
     const own = new Error("its own");
     await expect(whileScratchLasts({ ...settings(), giveUp }, () => Promise.reject(own))).rejects.toBe(own);
-    // A folder that is gone, as after the job's end, says nothing.
+    // A missing folder, as after the end of a job, is ignored.
     const nowhere = { ...settings(), files: [join(folder, "gone", "vda")] };
     expect(await whileScratchLasts({ ...nowhere, giveUp }, async () => 1)).toBe(1);
   });
 
-  it("are refused before the job begins where less is left than is to be kept", () => {
+  it("are refused before the job begins if less space is left than the reserve", () => {
     expect(() => refuseShortScratch(settings(15 * MiB))).not.toThrow();
     expect(() => refuseShortScratch(settings(17 * MiB))).toThrow(
       expect.objectContaining({ code: "E_SCRATCH_FULL" }),

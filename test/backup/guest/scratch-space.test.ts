@@ -5,13 +5,13 @@ import { judgeScratch, recentSamples, type ScratchSample } from "../../../src/ba
 const MiB = 1024 ** 2;
 const GiB = 1024 ** 3;
 
-/** Samples at these seconds, with so much left of 1 GiB. */
+/** Samples at the given seconds, each with the bytes left of 1 GiB. */
 function samples(...points: readonly (readonly [seconds: number, left: number])[]): ScratchSample[] {
   return points.map(([seconds, left]) => ({ time: seconds * 1000, used: GiB - left, left }));
 }
 
-describe("the room of scratch files", () => {
-  it("is enough above a quarter, scarce below, and short below a tenth, where little is written", () => {
+describe("the space for scratch files", () => {
+  it("is enough above a quarter, scarce below, and short below a tenth, if little is written", () => {
     const kindAt = (left: number) => judgeScratch(GiB, samples([0, left + MiB], [5, left])).kind;
     expect(kindAt(0.25 * GiB)).toBe("enough");
     expect(kindAt(0.25 * GiB - 1)).toBe("scarce");
@@ -19,7 +19,7 @@ describe("the room of scratch files", () => {
     expect(kindAt(0.1 * GiB - 1)).toBe("short");
   });
 
-  it("is short as soon as three seconds of the fastest fall would fill what is left", () => {
+  it("is short as soon as the fastest fall would use up the rest within three seconds", () => {
     const falling = samples([0, 900 * MiB], [1, 750 * MiB], [2, 600 * MiB]);
     expect(judgeScratch(GiB, falling)).toMatchObject({ kind: "enough", fall: 150 * MiB, needed: 450 * MiB });
     const further = [...falling, ...samples([3, 449 * MiB])];
@@ -28,34 +28,34 @@ describe("the room of scratch files", () => {
     expect(judgeScratch(GiB, slower)).toMatchObject({ kind: "enough", needed: 450 * MiB });
   });
 
-  it("counts a fall within less than a second as one of a second", () => {
+  it("counts a fall within less than a second as if it took a second", () => {
     expect(judgeScratch(GiB, samples([0, 800 * MiB], [0.25, 700 * MiB])).fall).toBe(100 * MiB);
     const steady = samples([0, 800 * MiB], [0.25, 700 * MiB], [0.5, 600 * MiB], [1, 400 * MiB]);
     expect(judgeScratch(GiB, steady).fall).toBe(400 * MiB);
   });
 
-  it("forgets falls of more than ten seconds ago, and takes no rise for a fall", () => {
+  it("forgets falls older than ten seconds, and never counts a rise as a fall", () => {
     const [first, second, third] = samples([0, 900 * MiB], [1, 500 * MiB], [11, 500 * MiB]);
     if (!first || !second || !third) throw new Error("three samples");
     expect(judgeScratch(GiB, recentSamples([first, second], third)).fall).toBe(0);
     expect(judgeScratch(GiB, samples([0, 500 * MiB], [1, 900 * MiB])).fall).toBe(0);
   });
 
-  it("keeps to the reserve that was asked for, and without one to no more than 4 GiB", () => {
+  it("keeps to the given reserve, and by default reserves at most 4 GiB", () => {
     const left = samples([0, 0.3 * GiB]);
     expect(judgeScratch(GiB, left, 0.4 * GiB)).toMatchObject({ kind: "short", needed: 0.4 * GiB });
     expect(judgeScratch(1000 * GiB, [], undefined).needed).toBe(4 * GiB);
     expect(judgeScratch(GiB, samples([0, MiB]), MiB).kind).toBe("scarce");
   });
 
-  it("is never short where nothing is reserved: then it is only told", () => {
+  it("is scarce, never short, if nothing is reserved", () => {
     expect(judgeScratch(GiB, samples([0, 900 * MiB], [1, 0]), 0)).toMatchObject({
       kind: "scarce",
       needed: 0,
     });
   });
 
-  it("is short before it is full, however steadily a guest writes that takes three seconds to stop", () => {
+  it("is short early enough for a guest that writes steadily and stops within three seconds", () => {
     const story = fc.record({
       room: fc.integer({ min: MiB, max: 100 * GiB }),
       seconds: fc.integer({ min: 5, max: 300 }),
@@ -69,7 +69,7 @@ describe("the room of scratch files", () => {
           recent = recentSamples(recent, { time, used, left: room - used });
           if (judgeScratch(room, recent).kind !== "short") continue;
           expect(room - used).toBeGreaterThanOrEqual(0);
-          // It stops within the reaction time: what it writes until then still finds its place.
+          // The guest stops within the reaction time, and what it writes until then still fits.
           expect(used + rate * 2.75).toBeLessThanOrEqual(room);
           return;
         }

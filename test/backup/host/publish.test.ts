@@ -43,7 +43,7 @@ async function pulled(name: string, options: Partial<PullFileOptions> = {}): Pro
 }
 
 describe("the files beside an image", () => {
-  it("go with it: a full copy in place of an increment has neither map nor digests of that", async () => {
+  it("are removed with it: a full copy that replaces an increment leaves no map or digests", async () => {
     await pulled("x.raw", { bitmap: "since", digests: "xxh64" });
     expect(await names()).toEqual(["x.raw", "x.raw.digests", "x.raw.map"]);
     await pulled("x.raw", { force: true });
@@ -59,7 +59,7 @@ describe("the files beside an image", () => {
   });
 
   it.each(["x.raw", "x.raw.map", "x.raw.digests"])(
-    "stay away, all of them, where one cannot have its name: %s",
+    "are not published, and neither is the image, if one of the names is taken: %s",
     async (taken) => {
       await mkdir(at(taken));
       const failure = pulled("x.raw", { bitmap: "since", digests: "xxh64", force: true });
@@ -76,12 +76,12 @@ describe("publishing", () => {
     return file;
   }
 
-  it("never replaces what appeared meanwhile, and leaves nothing new when it fails half-way", async () => {
+  it("never replaces a file that appeared meanwhile, and leaves nothing new when it fails half-way", async () => {
     const first = await finished("x.map");
     const files = [
       {
         final: first.final,
-        // Asked for when the first file gets its name: the last moment at which somebody can take the second's.
+        // Read when the first file gets its name: the last moment at which the second name can be taken.
         get temporary(): string {
           writeFileSync(at("x"), "precious");
           return first.temporary;
@@ -94,14 +94,14 @@ describe("publishing", () => {
     expect((await names()).filter((name) => !name.startsWith("."))).toEqual(["x"]);
   });
 
-  it("takes names back when a file is gone before it had its own", async () => {
+  it("takes back names if a later file is gone", async () => {
     const files = [await finished("x.map"), await finished("x")];
     await rm(files[1]?.temporary ?? "");
     await expect(publish(files, { sync: false, force: false })).rejects.toMatchObject({ code: "ENOENT" });
     expect(await names()).toEqual([]);
   });
 
-  it("gives back what it replaced, and what described it, when it fails half-way", async () => {
+  it("restores what it replaced, and what described it, when it fails half-way", async () => {
     for (const name of ["vda", "vda.map", "vdb"]) await writeFile(at(name), `old ${name}`);
     const files = [await finished("vda"), await finished("new"), await finished("vdb")];
     await rm(files[2]?.temporary ?? "");
@@ -111,7 +111,7 @@ describe("publishing", () => {
     for (const name of await names()) expect(await readFile(at(name), "utf8")).toBe(`old ${name}`);
   });
 
-  it("replaces nothing but plain files, with force too", async () => {
+  it("replaces nothing but plain files, even with force", async () => {
     await mkdir(at("folder"));
     await symlink(at("elsewhere"), at("link"));
     for (const name of ["folder", "link"]) {
@@ -122,7 +122,7 @@ describe("publishing", () => {
     expect(await names()).toEqual(["folder", "link"]);
   });
 
-  it("gives names with force, durably", async () => {
+  it("replaces a file with force and sync", async () => {
     await writeFile(at("x"), "old");
     const files = [await finished("x.map"), await finished("x")];
     await publish(files, { sync: true, force: true });

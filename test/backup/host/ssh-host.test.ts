@@ -1,4 +1,4 @@
-/** What a backup does on another host, through a real sshd: no libvirt is needed for it. */
+/** What a backup does on another host, through a real sshd. It needs no libvirt. */
 import { lchown, mkdir, mkdtemp, readdir, readFile, rm, stat, symlink, writeFile } from "node:fs/promises";
 import { connect, createServer, type Server, type Socket } from "node:net";
 import { tmpdir } from "node:os";
@@ -14,7 +14,7 @@ import { describeUnless, findTool } from "../../support/tools.js";
 const missing = SSH_TOOLS.filter((tool) => findTool(tool) === undefined);
 const obstacle = missing.length > 0 ? `not installed: ${missing.join(", ")}` : undefined;
 
-describeUnless(process.getuid?.() === 0 ? obstacle : "an sshd needs root", "another host by ssh", () => {
+describeUnless(process.getuid?.() === 0 ? obstacle : "an sshd needs root", "a host reached by ssh", () => {
   const key = {
     repositoryId: "1a2b3c4d-0000-4000-8000-000000000000",
     domainUuid: "f00dcafe-0000-4000-8000-000000000000",
@@ -31,7 +31,7 @@ describeUnless(process.getuid?.() === 0 ? obstacle : "an sshd needs root", "anot
   });
   afterAll(() => host[Symbol.asyncDispose]());
   beforeEach(async () => {
-    // Quotes and blanks, as they may be in a folder's name, and a shell's own characters.
+    // Folder names may contain quotes, blanks and shell metacharacters.
     parent = await mkdtemp(join(tmpdir(), "nbdpull 'far' $HOME-"));
     folder = JobFolder.at(parent, key, ssh);
   });
@@ -40,7 +40,7 @@ describeUnless(process.getuid?.() === 0 ? obstacle : "an sshd needs root", "anot
     await rm(folder.here, { recursive: true, force: true });
   });
 
-  it("holds a job's folder with one living owner, which is removed with all in it, and nothing that links lead to", async () => {
+  it("holds a job folder that has one living owner and is removed with its content, but not what its links point to", async () => {
     expect(await folder.livingOwner()).toBeUndefined();
     await folder.claim({ uid: 64_055, gid: 108 });
     expect(await folder.livingOwner()).toContain(String(process.pid));
@@ -65,7 +65,7 @@ describeUnless(process.getuid?.() === 0 ? obstacle : "an sshd needs root", "anot
     await expect(stat(folder.here)).rejects.toMatchObject({ code: "ENOENT" });
   });
 
-  it("is not believed where another user made the folder, and tells of one that can't be", async () => {
+  it("refuses a job folder that another user made, and one that can't be made", async () => {
     await mkdir(folder.path);
     await lchown(folder.path, 65_534, 65_534);
     for (const attempt of [() => folder.livingOwner(), () => folder.remove()]) {
@@ -78,7 +78,7 @@ describeUnless(process.getuid?.() === 0 ? obstacle : "an sshd needs root", "anot
     );
   });
 
-  it("tells a script that failed from a host that can't be reached, without a question", async () => {
+  it("distinguishes a failed script from an unreachable host, and never prompts", async () => {
     await expect(ssh.run("echo broken >&2; exit 7", {})).rejects.toMatchObject({
       exitCode: 7,
       said: "broken",
@@ -91,7 +91,7 @@ describeUnless(process.getuid?.() === 0 ? obstacle : "an sshd needs root", "anot
     await expect(missing.run(":", {})).rejects.toMatchObject({ code: "E_NO_SSH" });
   });
 
-  /** Says `hello` to whoever comes. */
+  /** Says `hello` to every client. */
   async function greeter(path: string): Promise<{ server: Server; sockets: Set<Socket> }> {
     const sockets = new Set<Socket>();
     const server = createServer((socket) => {
@@ -112,7 +112,7 @@ describeUnless(process.getuid?.() === 0 ? obstacle : "an sshd needs root", "anot
     return socket;
   }
 
-  it("is gone from the far end when the way is closed, and severed where it was only lost from sight", async () => {
+  it("loses a forward at its far end when it is closed, and when its note severs it", async () => {
     const plain = await mkdtemp(join(tmpdir(), "nbdpull-far-"));
     const there = join(plain, "there.sock");
     const { server, sockets } = await greeter(there);
@@ -136,7 +136,7 @@ describeUnless(process.getuid?.() === 0 ? obstacle : "an sshd needs root", "anot
       expect(await lost.explain(new Error("closed"))).toMatchObject({ code: "E_SSH_LOST" });
       await lost.close();
 
-      // A later process of the same number is none of ours.
+      // A later process with the same ID is not ours.
       await writeFile(note, `${process.pid} 1 ${"0".repeat(8)}-0000-0000-0000-${"0".repeat(12)}\n`);
       await sever(ssh, note);
     } finally {
@@ -145,7 +145,7 @@ describeUnless(process.getuid?.() === 0 ? obstacle : "an sshd needs root", "anot
     }
   });
 
-  it("tells why the way leads nowhere: forbidden there, or by a path that ssh can't be told", async () => {
+  it("explains why a forward fails: the far side refuses it, or ssh can't express its path", async () => {
     const plain = await mkdtemp(join(tmpdir(), "nbdpull-far-"));
     try {
       const here = join(plain, "here.sock");

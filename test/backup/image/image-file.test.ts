@@ -12,7 +12,7 @@ describe("ImageFile", () => {
     expect((await stat(at("new"))).mode & 0o007).toBe(0);
   });
 
-  it("closes only when the transfers under way have ended", async () => {
+  it("closes only after the transfers in progress have ended", async () => {
     const at = await scratch();
     const file = await ImageFile.create(at("new"));
     const ended: string[] = [];
@@ -35,7 +35,7 @@ describe("ImageFile", () => {
     await file.close();
   });
 
-  it("says which file failed, with the system's code", async () => {
+  it("names the file that failed, with the system's error code", async () => {
     const at = await scratch();
     const file = await ImageFile.create(at("new"));
     await expect(file.write(Buffer.alloc(1), 2 ** 52)).rejects.toMatchObject({
@@ -46,7 +46,7 @@ describe("ImageFile", () => {
     await file.close();
   });
 
-  it("reads up to the end of the file and says how much that was", async () => {
+  it("reads up to the end of the file, and returns how many bytes it read", async () => {
     const at = await scratch();
     const file = await ImageFile.create(at("new"));
     await file.write(fillCluster(0, 0, 100), 0);
@@ -58,7 +58,7 @@ describe("ImageFile", () => {
 });
 
 describe("Appender", () => {
-  it("puts pieces of any length one after the other", async () => {
+  it("appends pieces of any length one after the other", async () => {
     const at = await scratch();
     const file = await ImageFile.create(at("new"));
     const out = new Appender(file, 1000);
@@ -72,7 +72,7 @@ describe("Appender", () => {
   });
 });
 
-/** A file system of a few pages; only root can make one, and not everywhere. */
+/** A file system of a few pages. Only root can make one, and not everywhere. */
 async function tinyFileSystem(folder: string, size: string): Promise<boolean> {
   await mkdir(folder);
   const mounted = await execa("mount", ["-t", "tmpfs", "-o", `size=${size}`, "tiny", folder], {
@@ -96,7 +96,7 @@ describe("a full disk", () => {
     );
   });
 
-  it("fails to finish where the tables no longer fit, and leaves no image", async (context) => {
+  it("fails to finish if the tables no longer fit, and leaves no image", async (context) => {
     const at = await scratch();
     context.skip(!(await tinyFileSystem(at("tiny"), "256k")), "mounting is not allowed here");
     const geometry = { virtualSize: MiB, clusterSize: 64 * KiB };

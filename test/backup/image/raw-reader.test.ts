@@ -30,7 +30,7 @@ describe("RawReader", () => {
     expect(content.equals(await bytesOf(reader, Buffer.alloc(0)))).toBe(true);
   });
 
-  it("fills the last cluster up with zeroes behind the end of the disk", async () => {
+  it("pads the last cluster with zeroes after the end of the disk", async () => {
     const at = await scratch();
     await writeFile(at("disk.raw"), fillCluster(0, 0, 64 * KiB));
     const geometry = { virtualSize: 100, clusterSize: 64 * KiB };
@@ -41,7 +41,7 @@ describe("RawReader", () => {
     expect(target.subarray(100).every((byte) => byte === 0)).toBe(true);
   });
 
-  it("reports nothing of an empty disk", async () => {
+  it("reports no runs for an empty disk", async () => {
     const at = await scratch();
     await writeFile(at("disk.raw"), "");
     const geometry = { virtualSize: 0, clusterSize: 64 * KiB };
@@ -49,7 +49,7 @@ describe("RawReader", () => {
     expect(await collect(reader.runs())).toEqual([]);
   });
 
-  it("gives back the runs of an increment as they were written", async () => {
+  it("returns the runs of an increment as they were written", async () => {
     const at = await scratch();
     let run = 0;
     await fc.assert(
@@ -66,7 +66,7 @@ describe("RawReader", () => {
 
           await using reader = await RawReader.open(file, { geometry, mapPath });
           const expected = wishes.map((wish) => (wish === "unused" ? "zero" : wish));
-          // What the last cluster says of bytes behind the end of the disk is lost.
+          // The bits of the last cluster for bytes after the end of the disk are lost.
           if (missing === 0) expect(await wishesOf(reader)).toEqual(expected);
           const below = fillCluster(9, 0, geometry.virtualSize);
           return expectedBytes(wishes, geometry, 0, below).equals(await bytesOf(reader, below));
@@ -76,7 +76,7 @@ describe("RawReader", () => {
     );
   });
 
-  it("reads a map however its lines are spaced", async () => {
+  it("reads a map with any white space", async () => {
     const at = await scratch();
     await writeFile(at("disk.raw"), Buffer.alloc(GEOMETRY.virtualSize));
     const lines = [' {"type":0,"offset":0,"length":65536} ,', '{"offset":67584,"length":2048,"type":3}'];
@@ -101,7 +101,7 @@ describe("RawReader", () => {
     ["are empty", [line(0, 0)], "line 2"],
     ["begin before the disk", [line(-2048, 4096)], "line 2"],
     ["are fractions", [line(0.5, 4096)], "line 2"],
-    ["are larger than any number", ['{"offset":1e300,"length":1,"type":0}'], "line 2"],
+    ["are too large for a number", ['{"offset":1e300,"length":1,"type":0}'], "line 2"],
     ["have an unknown type", [line(0, 2048), line(2048, 2048, 2)], "line 3"],
     ["are no extents", ["17"], "line 2"],
     ["are not JSON", ["{offset:0}"], "line 2"],
@@ -122,7 +122,7 @@ describe("RawReader", () => {
   it.each([
     ["is empty", ""],
     ["was cut off", `[\n${line(0, 2048)},\n`],
-    ["goes on behind its end", "[\n]\n[\n]\n"],
+    ["continues after its end", "[\n]\n[\n]\n"],
     ["has no beginning", `${line(0, 2048)}\n]\n`],
   ])("refuses a map that %s", async (_title, text) => {
     const at = await scratch();
@@ -141,7 +141,7 @@ describe("RawReader", () => {
     await expect(RawReader.open(at("disk.raw"), { geometry: GEOMETRY })).rejects.toThrow(DamageError);
   });
 
-  it("notices a file that became shorter while it was open", async () => {
+  it("notices a file that shrinks while it is open", async () => {
     const at = await scratch();
     await writeFile(at("disk.raw"), Buffer.alloc(GEOMETRY.virtualSize));
     await using reader = await RawReader.open(at("disk.raw"), { geometry: GEOMETRY });

@@ -43,7 +43,7 @@ describe("RawWriter", () => {
     },
   );
 
-  it("refuses data behind the end of the disk", async () => {
+  it("refuses data past the end of the disk", async () => {
     const at = await scratch();
     const geometry = { virtualSize: 64 * KiB + 100, clusterSize: 64 * KiB };
     await using writer = await RawWriter.create(at("disk.raw"), { geometry });
@@ -55,7 +55,7 @@ describe("RawWriter", () => {
     expect((await stat(at("disk.raw"))).size).toBe(geometry.virtualSize);
   });
 
-  it("leaves what isn't data a hole", async () => {
+  it("leaves a hole where there is no data", async () => {
     const at = await scratch();
     const writer = await RawWriter.create(at("disk.raw"), {
       geometry: { virtualSize: TiB, clusterSize: 64 * KiB },
@@ -69,7 +69,7 @@ describe("RawWriter", () => {
     expect(blocks * 512).toBeLessThan(256 * KiB);
   });
 
-  it("describes an increment's extents in subclusters, one a line", async () => {
+  it("maps an increment's extents in subclusters, one per line", async () => {
     const at = await scratch();
     const mapPath = at("disk.map");
     const writer = await RawWriter.create(at("disk.raw"), { geometry: SMALL, mapPath });
@@ -96,7 +96,7 @@ describe("RawWriter", () => {
     expect(await readFile(at("disk.map"), "utf8")).toBe("[\n]\n");
   });
 
-  it("maps random mixes so that laying the extents over the base gives the disk", async () => {
+  it("maps random mixes so that the extents laid over the base give the disk", async () => {
     const at = await scratch();
     let run = 0;
     await fc.assert(
@@ -130,7 +130,7 @@ describe("RawWriter", () => {
     );
   });
 
-  it("flushes file and map when asked to", async () => {
+  it("finishes file and map with sync", async () => {
     const at = await scratch();
     await using writer = await RawWriter.create(at("disk.raw"), { geometry: SMALL, mapPath: at("disk.map") });
     store(writer, ["data"]);
@@ -147,7 +147,7 @@ describe("RawWriter", () => {
     await expect(taken).rejects.toMatchObject(exists);
   });
 
-  it("refuses runs behind the end of the disk", async () => {
+  it("refuses runs past the end of the disk", async () => {
     const at = await scratch();
     await using writer = await RawWriter.create(at("disk.raw"), { geometry: SMALL });
     expect(() => writer.addRun({ kind: "zero", cluster: 9, count: 2 })).toThrow("behind the end");

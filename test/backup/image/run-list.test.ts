@@ -20,7 +20,7 @@ const data = (cluster: number, count: number, host: number): ClusterRun => ({
 const zero = (cluster: number, count: number): ClusterRun => ({ kind: "zero", cluster, count });
 
 describe("RunList", () => {
-  it("keeps neighbours that continue each other as one run", () => {
+  it("joins runs that continue each other", () => {
     const list = listOf([data(0, 2, 1), data(2, 3, 3), data(5, 1, 7), zero(6, 1), zero(7, 1), zero(9, 1)]);
     const whole = { dataMask: ALL_SUBCLUSTERS, zeroMask: 0 };
     const nothing = { dataMask: 0, zeroMask: ALL_SUBCLUSTERS, hostCluster: 0 };
@@ -32,7 +32,7 @@ describe("RunList", () => {
     ]);
   });
 
-  it("gives back any number of runs that can't be joined", () => {
+  it("returns any number of runs that can't be joined", () => {
     const steps = fc.array(fc.integer({ min: 2, max: 2 ** 33 }), { minLength: 9000, maxLength: 9000 });
     fc.assert(
       fc.property(steps, (gaps) => {
@@ -53,7 +53,7 @@ describe("RunList", () => {
     );
   });
 
-  it("counts the bytes of data subclusters, and where guest and file end", () => {
+  it("counts the bytes of data subclusters, and knows where guest and file end", () => {
     const partial = { kind: "partial", cluster: 4, count: 1, hostOffset: 9 * CLUSTER, zeroMask: 1 } as const;
     const list = listOf([data(0, 2, 1), { ...partial, dataMask: 0x8000_0006 }, zero(10, 5)]);
     expect(list).toMatchObject({ end: 15, hostEnd: 10, hasPartial: true });
@@ -63,11 +63,11 @@ describe("RunList", () => {
   it("counts no byte past the end of the disk", () => {
     expect(listOf([zero(0, 1), data(1, 2, 1)], 2 * CLUSTER + 700).dataBytes).toBe(CLUSTER + 700);
     const partial = { kind: "partial", cluster: 0, count: 1, hostOffset: CLUSTER, zeroMask: 0 } as const;
-    // Subclusters of 512 bytes: of the third there are 76, of the fifth there is none.
+    // Subclusters of 512 bytes: the third has 76 bytes on the disk, the fifth none.
     expect(listOf([{ ...partial, dataMask: 0b10110 }], 1100).dataBytes).toBe(512 + 76);
   });
 
-  it("takes a partial run that is all data, or all zero, for what it is", () => {
+  it("treats a partial run that is all data or all zero as a whole one", () => {
     const partial = { kind: "partial", cluster: 0, count: 1, hostOffset: CLUSTER } as const;
     expect(listOf([{ ...partial, dataMask: ALL_SUBCLUSTERS, zeroMask: 0 }]).hasPartial).toBe(false);
     expect(listOf([{ ...partial, dataMask: 0, zeroMask: ALL_SUBCLUSTERS }]).hasPartial).toBe(false);

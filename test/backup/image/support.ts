@@ -19,7 +19,7 @@ export const MiB = 1024 * KiB;
 export const GiB = 1024 * MiB;
 export const TiB = 1024 * GiB;
 
-/** A folder that goes away with the test. */
+/** A folder that is removed after the test. */
 export async function scratch(): Promise<(name: string) => string> {
   const folder = await mkdtemp(path.join(tmpdir(), "image-test-"));
   onTestFinished(() => rm(folder, { recursive: true, force: true }));
@@ -33,11 +33,11 @@ async function qemuCheck(file: string): Promise<{ sound: boolean; report: string
   return { sound: exitCode === 0, report: stdout + stderr };
 }
 
-/** How bad it is, in this order. */
+/** From best to worst. */
 export const VERDICTS = ["sound", "leak", "damage"] as const;
 export type Verdict = (typeof VERDICTS)[number];
 
-/** What `qemu-img check` says of an image; one that it can't even open is damaged. */
+/** The verdict of `qemu-img check`; an image that it can't open is damaged. */
 export async function qemuVerdict(file: string): Promise<Verdict> {
   const { stdout, exitCode } = await execa("qemu-img", ["check", "--output=json", "-f", "qcow2", file], {
     reject: false,
@@ -58,7 +58,7 @@ export async function assertSound(file: string): Promise<void> {
   if (!sound) throw new Error(`qemu-img check ${file}: ${report}`);
 }
 
-/** What the guest sees in an image and the images below it, as QEMU reads it. */
+/** What the guest sees in an image and its backing images, as QEMU reads them. */
 export async function guestBytes(file: string, format: "qcow2" | "raw" = "qcow2"): Promise<Buffer> {
   const out = `${file}.guest`;
   await qemuImg("convert", "-f", format, "-O", "raw", file, out);
@@ -68,7 +68,8 @@ export async function guestBytes(file: string, format: "qcow2" | "raw" = "qcow2"
 }
 
 /**
- * What a test wants a cluster to be; "unused" is read, found to be zeroes and dropped: its slot stays a hole.
+ * What a test wants a cluster to be. An "unused" cluster is read, found to be zeroes and dropped: its slot
+ * stays a hole.
  */
 export type Wish =
   | "clean"
@@ -81,13 +82,13 @@ const anyMask = fc.integer({ min: 0, max: ALL_SUBCLUSTERS });
 const partialWish = fc
   .tuple(anyMask, anyMask)
   .map(([a, b]) => ({ dataMask: a, zeroMask: (b & ~a) >>> 0 }))
-  // Otherwise the cluster is clean, data or zero as a whole, and a reader says so.
+  // A full mask would make the cluster clean, data or zero as a whole, and a reader reports it as such.
   .filter(({ dataMask, zeroMask }) => dataMask !== 0 || zeroMask !== 0)
   .filter(({ dataMask, zeroMask }) => dataMask !== ALL_SUBCLUSTERS && zeroMask !== ALL_SUBCLUSTERS);
 export const wholeWish = fc.constantFrom<Wish>("clean", "zero", "data", "unused");
 export const anyWish = fc.oneof({ weight: 4, arbitrary: wholeWish }, partialWish);
 
-/** Bytes that nobody else writes: every cluster of every seed has its own, never zero. */
+/** Unique content: every cluster of every seed differs, and no byte is zero. */
 export function fillCluster(seed: number, cluster: number, length: number): Buffer {
   const bytes = Buffer.alloc(length);
   let state = (Math.imul(seed + 1, 0x9e3779b1) ^ Math.imul(cluster + 1, 0x85ebca6b)) | 1;
@@ -137,7 +138,9 @@ export function expectedBytes(
   return disk;
 }
 
-/** Plays the part of a pull: sets slots aside in guest order, writes from the last to the first, notes the runs. */
+/**
+ * Plays the part of a pull: allocates slots in guest order, writes from the last to the first, adds the runs.
+ */
 export function store(writer: ImageWriter, wishes: readonly Wish[], seed = 0): void {
   const { clusterSize, virtualSize } = writer.geometry;
   const runs: ClusterRun[] = [];
@@ -176,7 +179,7 @@ export async function collect<T>(values: AsyncIterable<T>): Promise<T[]> {
   return list;
 }
 
-/** What a reader reports, cluster by cluster, in the words of the wishes. */
+/** What a reader reports, cluster by cluster, as wishes. */
 export async function wishesOf(reader: ImageReader): Promise<Wish[]> {
   const { virtualSize, clusterSize } = reader.geometry;
   const wishes = new Array<Wish>(Math.ceil(virtualSize / clusterSize)).fill("clean");
@@ -191,7 +194,7 @@ export async function wishesOf(reader: ImageReader): Promise<Wish[]> {
   return wishes;
 }
 
-/** What a reader alone makes of the disk, over `below`. */
+/** The disk as a reader shows it, laid over `below`. */
 export async function bytesOf(reader: ImageReader, below: Buffer): Promise<Buffer> {
   const { virtualSize, clusterSize } = reader.geometry;
   const disk = Buffer.alloc(Math.ceil(virtualSize / clusterSize) * clusterSize);

@@ -12,7 +12,7 @@ const request: JobRequest = {
 };
 
 describe("the documents that begin a job", () => {
-  it("say what was asked for, as the parser of a running job reads it", () => {
+  it("parse back to the request, as a running job's XML does", () => {
     expect(parseBackupJob(formatBackup(request))).toMatchObject({
       server: { transport: "unix", socket: "/a & b/'nbd'.sock" },
       disks: [
@@ -27,7 +27,7 @@ describe("the documents that begin a job", () => {
     }
   });
 
-  it("name every disk in the checkpoint, with bitmaps only of those that keep one", () => {
+  it("name every disk in the checkpoint, with bitmaps only for the disks that get one", () => {
     const xml = formatCheckpoint(request, "nbdpull-<1>");
     expect(xml).toContain("<name>nbdpull-&lt;1&gt;</name>");
     expect([...xml.matchAll(/<disk name="(\w+)" checkpoint="(\w+)"\/>/g)].map((m) => [m[1], m[2]])).toEqual([

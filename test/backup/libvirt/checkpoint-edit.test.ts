@@ -12,7 +12,7 @@ const XML = `<domaincheckpoint>
 </domaincheckpoint>`;
 
 describe("a checkpoint without one disk's bitmap", () => {
-  it("is the same otherwise", () => {
+  it("is otherwise unchanged", () => {
     expect(withoutBitmap(XML, "vdb")?.replaceAll('"', "'")).toBe(
       XML.replace(
         "<disk name='vdb' checkpoint='bitmap' bitmap='a &amp; b'/>",
@@ -21,7 +21,7 @@ describe("a checkpoint without one disk's bitmap", () => {
     );
   });
 
-  it("is none where no other has one", () => {
+  it("is undefined if no other disk has a bitmap", () => {
     expect(withoutBitmap(withoutBitmap(XML, "vdb") ?? "", "vda")).toBeUndefined();
   });
 });

@@ -19,7 +19,7 @@ const choose = (include: string[], exclude: string[]): string[] =>
   disksToBackUp(domain, { include, exclude }).map(({ target }) => target);
 
 describe("the choice of disks", () => {
-  it("takes all with media that the guest can write, but for those left out", () => {
+  it("takes all writable disks with media, except the excluded ones", () => {
     expect(choose([], [])).toEqual(["vda", "vdb"]);
     expect(choose([], ["vda"])).toEqual(["vdb"]);
     expect(choose(["vdb", "vda"], ["vda"])).toEqual(["vdb"]);

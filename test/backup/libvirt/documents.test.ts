@@ -6,7 +6,7 @@ import { parseJobInfo } from "../../../src/backup/libvirt/job-info.js";
 import { CHECKPOINT, DOMAIN } from "./dumps.js";
 
 describe("the XML of a checkpoint", () => {
-  it("gives its time, its parent, and which disks it covers", () => {
+  it("gives its time, its parent and the disks it covers", () => {
     expect(parseCheckpoint(CHECKPOINT)).toEqual({
       name: "cp3",
       creationTime: 1795185949,
@@ -15,7 +15,7 @@ describe("the XML of a checkpoint", () => {
     } satisfies Checkpoint);
   });
 
-  it("is read although the domain's definition is in it, as without --no-domain", () => {
+  it("is read even if it includes the domain's definition, as without --no-domain", () => {
     const xml = CHECKPOINT.replace("</disks>", `</disks>${DOMAIN}`);
     expect(parseCheckpoint(xml)).toEqual(parseCheckpoint(CHECKPOINT));
   });
@@ -29,11 +29,11 @@ describe("the XML of a checkpoint", () => {
   });
 });
 
-describe("the XML of what a host can do", () => {
+describe("the XML of a host's capabilities", () => {
   const capabilities = (secmodels: string): string =>
     `<capabilities><host><uuid>x</uuid><cpu/>${secmodels}</host><guest/></capabilities>`;
 
-  it("tells whom QEMU runs as, and what else confines it", () => {
+  it("gives QEMU's user, and the security models that confine it", () => {
     const dac =
       "<secmodel><model>dac</model><doi>0</doi><baselabel type='kvm'>+64055:+108</baselabel><baselabel type='qemu'>+64055:+108</baselabel></secmodel>";
     const none = "<secmodel><model>none</model><doi>0</doi></secmodel>";
@@ -47,7 +47,7 @@ describe("the XML of what a host can do", () => {
     );
   });
 
-  it("tells whether there are backups, where libvirt says so", () => {
+  it("tells whether backups are supported, if libvirt reports that", () => {
     const features = (inside: string): string =>
       `<domainCapabilities><path>/q</path><features>${inside}</features></domainCapabilities>`;
     expect(parseBackupSupport(features("<backup supported='yes'/>"))).toBe(true);
@@ -57,7 +57,7 @@ describe("the XML of what a host can do", () => {
 });
 
 describe("the XML of a domain", () => {
-  it("gives its identity and its disks, drives without media among them", () => {
+  it("gives its identity and its disks, including drives without media", () => {
     expect(parseDomain(DOMAIN)).toEqual({
       name: "lab",
       uuid: "02417a03-615c-4678-8d74-105cbe426935",
@@ -91,11 +91,11 @@ describe("the XML of a domain", () => {
     } satisfies DomainDefinition);
   });
 
-  it("has no number while the domain is off", () => {
+  it("has no ID while the domain is off", () => {
     expect(parseDomain(DOMAIN.replace(" id='1'", "")).id).toBeUndefined();
   });
 
-  it("is refused without a UUID, or with a target that is missing", () => {
+  it("is refused if the UUID or a target is missing", () => {
     expect(() => parseDomain(DOMAIN.replace(/<uuid>.*\n/, ""))).toThrow(
       expect.objectContaining({ code: "E_DOMAIN_XML_UUID" }),
     );
@@ -105,8 +105,8 @@ describe("the XML of a domain", () => {
   });
 });
 
-describe("virsh's word on a job", () => {
-  it("tells a running backup", () => {
+describe("virsh's job info", () => {
+  it("describes a running backup", () => {
     const output =
       "Job type: 2\n\noperation: 9\ntime_elapsed: 5104\ndisk_temp_used: 393216\ndisk_temp_total: 117506048";
     expect(parseJobInfo(output)).toEqual({
@@ -119,7 +119,7 @@ describe("virsh's word on a job", () => {
     });
   });
 
-  it("tells a backup that was ended on purpose, and one that failed", () => {
+  it("describes a backup that was ended on purpose, and one that failed", () => {
     const ended = "Job type: 3\n\noperation: 9\ntime_elapsed: 46\nsuccess: 1\nerrmsg: Operation canceled";
     expect(parseJobInfo(ended)).toMatchObject({ active: false, type: "completed", success: true });
     const failed = "Job type: 4\n\noperation: 9\ntime_elapsed: 469\nsuccess: 0\nerrmsg: disk: No space left";
@@ -131,7 +131,7 @@ describe("virsh's word on a job", () => {
     });
   });
 
-  it("tells that there is none, or one of another kind", () => {
+  it("describes the absence of a job, and a job of another kind", () => {
     expect(parseJobInfo("Job type: 0\n")).toEqual({ active: false, type: "none" });
     expect(parseJobInfo("Job type: 1\n\noperation: 5\n")).toMatchObject({
       active: true,
@@ -143,7 +143,7 @@ describe("virsh's word on a job", () => {
     });
   });
 
-  it("is refused where there is none that can be read", () => {
+  it("is refused if it can't be parsed", () => {
     for (const output of ["", "Job type: many", "Job type: 17"]) {
       expect(() => parseJobInfo(output)).toThrow(expect.objectContaining({ code: "E_VIRSH_OUTPUT" }));
     }

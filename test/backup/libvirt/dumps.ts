@@ -1,4 +1,4 @@
-/** What `virsh` of libvirt 9.0 printed, but for the folders. */
+/** What `virsh` of libvirt 9.0 printed, except for the folders. */
 
 export const FULL = `<domainbackup mode='pull'>
   <server transport='unix' socket='/var/tmp/nbd &amp; x&apos;y.sock'/>
@@ -28,7 +28,7 @@ export const INCREMENTAL = `<domainbackup mode='pull'>
 </domainbackup>
 `;
 
-/** Over TCP, with a base for one disk alone, and under other names. */
+/** Over TCP, with a base for one disk only, and under custom names. */
 export const MIXED = `<domainbackup mode='pull'>
   <incremental>cp2</incremental>
   <server transport='tcp' name='127.0.0.1' port='10999'/>
@@ -45,7 +45,7 @@ export const MIXED = `<domainbackup mode='pull'>
 </domainbackup>
 `;
 
-/** An `exportbitmap` was asked for although the disk is full: libvirt keeps the attribute. */
+/** `exportbitmap` was given although the disk is full: libvirt keeps the attribute. */
 export const FULL_WITH_BITMAP_NAME = `<domainbackup mode='pull'>
   <server transport='unix' socket='/var/tmp/nbd.sock'/>
   <disks>

@@ -2,7 +2,7 @@ import { PreconditionError } from "../../../src/backup/base/errors.js";
 import { type DomainRef, Virsh } from "../../../src/backup/libvirt/virsh.js";
 import { DOMAIN } from "./dumps.js";
 
-/** A libvirt with one domain whose answers a test sets: for what a real one can't be made to do at will. */
+/** A libvirt with one domain, whose answers a test sets: for what a real one can't be made to do. */
 export class FakeVirsh extends Virsh {
   backup: string;
   domainNumber = 1;

@@ -1,9 +1,9 @@
 import { describe, expect, it } from "vitest";
 import { hostOf, parseHypervisor } from "../../../src/backup/libvirt/hypervisor.js";
 
-describe("where libvirt is, by its URI", () => {
+describe("the libvirt URI", () => {
   it.each(["qemu:///system", "qemu:///session", "qemu+unix:///system?socket=/x", "hv1", ""])(
-    "is this host: %s",
+    "means this host: %s",
     (uri) => expect(parseHypervisor(uri)).toEqual({ kind: "local" }),
   );
 
@@ -13,9 +13,9 @@ describe("where libvirt is, by its URI", () => {
     ["qemu://hv1/system", "hv1"],
     ["qemu+ssh://root@[::1]/system", "::1"],
     ["qemu+ssh:///system", "localhost"],
-  ])("is another: %s", (uri, host) => expect(hostOf(parseHypervisor(uri))).toBe(host));
+  ])("means another host: %s", (uri, host) => expect(hostOf(parseHypervisor(uri))).toBe(host));
 
-  it("tells ssh all that it tells libvirt's", () => {
+  it("passes to ssh what it passes to libvirt's ssh", () => {
     const target = (uri: string): unknown => {
       const hypervisor = parseHypervisor(uri);
       return hypervisor.kind === "ssh" ? hypervisor.target : hypervisor;

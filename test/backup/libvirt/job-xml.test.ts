@@ -5,7 +5,7 @@ import { BLOCK_SCRATCH, FULL, FULL_WITH_BITMAP_NAME, INCREMENTAL, MIXED } from "
 
 const SOCKET = "<server transport='unix' socket='/s'/>";
 
-/** A job as a person would write it, with as little as possible. */
+/** A minimal job, as a person would write it. */
 function job(disks: string, rest = SOCKET): string {
   return `<domainbackup mode='pull'>${rest}<disks>${disks}</disks></domainbackup>`;
 }
@@ -46,7 +46,7 @@ describe("the XML of a running job", () => {
     } satisfies BackupJob);
   });
 
-  it("gives an incremental job, and keeps the disk that takes no part", () => {
+  it("gives an incremental job, and keeps the disk that is not backed up", () => {
     const parsed = parseBackupJob(INCREMENTAL);
     expect(parsed.incremental).toBe("cp1");
     expect(parsed.disks).toMatchObject([
@@ -56,7 +56,7 @@ describe("the XML of a running job", () => {
     expect(exportedDisks(parsed).map((disk) => disk.name)).toEqual(["vda"]);
   });
 
-  it("gives a mix of full and incremental over TCP, under names that somebody chose", () => {
+  it("gives a mix of full and incremental over TCP, under custom names", () => {
     const { server, disks } = parseBackupJob(MIXED);
     expect(server).toEqual({ transport: "tcp", host: "127.0.0.1", port: 10999, tls: false });
     expect(disks).toMatchObject([
@@ -65,7 +65,7 @@ describe("the XML of a running job", () => {
     ]);
   });
 
-  it("takes a disk for full by its mode, whatever bitmap name it carries", () => {
+  it("takes a disk as full by its mode, whatever its bitmap name", () => {
     const [vda] = parseBackupJob(FULL_WITH_BITMAP_NAME).disks;
     expect(vda).toMatchObject({ name: "vda", mode: "full" });
     expect(vda).not.toHaveProperty("bitmap");
@@ -101,7 +101,7 @@ describe("libvirt's defaults in a job's XML", () => {
     });
   });
 
-  it("makes a disk incremental that names a base of its own in a full job", () => {
+  it("makes a disk with a base of its own incremental in a full job", () => {
     const { disks } = parseBackupJob(job("<disk name='vda' incremental='b'/><disk name='vdb'/>"));
     expect(disks).toMatchObject([
       { mode: "incremental", incremental: "b" },
@@ -116,7 +116,7 @@ describe("libvirt's defaults in a job's XML", () => {
     expect(parsed.disks[1]).not.toHaveProperty("incremental");
   });
 
-  it("takes TCP and localhost for a server that says neither", () => {
+  it("assumes TCP and localhost if the server says neither", () => {
     expect(parseBackupJob(job("<disk name='vda'/>", "<server port='10809'/>")).server).toEqual({
       transport: "tcp",
       host: "localhost",
@@ -125,7 +125,7 @@ describe("libvirt's defaults in a job's XML", () => {
     });
   });
 
-  it("takes a document without a mode for a push job, and says what to do", () => {
+  it("takes a document without a mode as a push job, and says what to do", () => {
     const push = "<domainbackup><disks><disk name='vda'><target file='/t'/></disk></disks></domainbackup>";
     for (const xml of [push, push.replace("<domainbackup>", "<domainbackup mode='push'>")]) {
       expect(errorOf(xml)).toBeInstanceOf(PreconditionError);
@@ -152,13 +152,13 @@ describe("names in a job's XML", () => {
     });
   });
 
-  it("are found behind a byte order mark, a declaration, comments and unknown elements", () => {
+  it("are found after a byte order mark, a declaration, comments and unknown elements", () => {
     const xml = `\uFEFF<?xml version="1.0"?><!-- <disk/> -->${FULL.replace("<disks>", "<future a='1'/><disks>")}`;
     expect(parseBackupJob(xml)).toEqual(parseBackupJob(FULL));
   });
 });
 
-describe("a job's XML that is wrong is refused, and the element named:", () => {
+describe("a job's XML that is wrong is refused, and the element is named:", () => {
   it.each([
     ["no server", "E_BACKUP_XML_SERVER", job("<disk name='vda'/>", "")],
     ["two servers", "E_BACKUP_XML_SERVER", job("<disk name='vda'/>", SOCKET + SOCKET)],
@@ -175,7 +175,7 @@ describe("a job's XML that is wrong is refused, and the element named:", () => {
     ],
     ["no disks", "E_BACKUP_XML_DISKS", `<domainbackup mode='pull'>${SOCKET}</domainbackup>`],
     ["an empty list of disks", "E_BACKUP_XML_DISKS", job("")],
-    ["only disks that take no part", "E_BACKUP_XML_DISKS", job("<disk name='vda' backup='no'/>")],
+    ["only disks that are not backed up", "E_BACKUP_XML_DISKS", job("<disk name='vda' backup='no'/>")],
     ["a disk without a name", "E_BACKUP_XML_DISK", job("<disk backup='yes'/>")],
     ["an empty disk", "E_BACKUP_XML_DISK", job("<disk/>")],
     ["a disk with an empty name", "E_BACKUP_XML_DISK", job("<disk name=''/>")],
@@ -188,8 +188,8 @@ describe("a job's XML that is wrong is refused, and the element named:", () => {
     ],
     ["an increment without a base", "E_BACKUP_XML_DISK", job("<disk name='vda' backupmode='incremental'/>")],
     ["an unknown mode of a disk", "E_BACKUP_XML_DISK", job("<disk name='vda' backupmode='differential'/>")],
-    ["an index that is no number", "E_BACKUP_XML_DISK", job("<disk name='vda' index='1e3'/>")],
-    ["an index beyond all numbers", "E_BACKUP_XML_DISK", job(`<disk name='vda' index='${"9".repeat(40)}'/>`)],
+    ["an index that is not a number", "E_BACKUP_XML_DISK", job("<disk name='vda' index='1e3'/>")],
+    ["an index that is too large", "E_BACKUP_XML_DISK", job(`<disk name='vda' index='${"9".repeat(40)}'/>`)],
     ["an empty base", "E_BACKUP_XML_INCREMENTAL", job("<disk name='vda'/>", `<incremental/>${SOCKET}`)],
     [
       "two bases",
@@ -202,7 +202,7 @@ describe("a job's XML that is wrong is refused, and the element named:", () => {
     ["half a document", "E_BACKUP_XML", FULL.slice(0, 300)],
     ["an attribute given twice", "E_BACKUP_XML", job("<disk name='vda' name='vdb'/>")],
     ["nothing", "E_BACKUP_XML", ""],
-    ["no XML", "E_BACKUP_XML", '{"mode":"pull"}'],
+    ["no XML at all", "E_BACKUP_XML", '{"mode":"pull"}'],
   ])("%s", (_, code, xml) => {
     expect(errorOf(xml)).toMatchObject({ code, message: expect.stringContaining("virsh backup-dumpxml") });
   });
@@ -222,7 +222,7 @@ describe("hostile XML is refused:", () => {
     ["an entity that reads a file", `<!DOCTYPE x [<!ENTITY f SYSTEM "file:///etc/passwd">]>${FULL}`],
     ["a document type alone", `<!doctype domainbackup>${FULL}`],
     ["elements nested without end", job("<a>".repeat(100_000) + "</a>".repeat(100_000))],
-    ["more than any job has to say", job("<disk name='vda'/>", SOCKET + " ".repeat(5_000_000))],
+    ["more than any job needs", job("<disk name='vda'/>", SOCKET + " ".repeat(5_000_000))],
     ["an element called __proto__", job("<__proto__ name='vda'/><disk name='vda'/>")],
     ["an attribute called __proto__", job("<disk name='vda' __proto__='x'/>")],
   ])("%s", (_, xml) => {

@@ -29,7 +29,7 @@ const made = (devices: string, around = "") =>
   restoredDomain(definition(devices, around), "new & <1>", new Map([VDA]));
 
 describe("the definition of a restored domain", () => {
-  it("has another name and UUID, the restored disk, and nothing of the old one's run", () => {
+  it("has another name and UUID and the restored disk, and nothing of the old domain's run", () => {
     const { xml, uuid, warnings } = made("");
     expect(parseDomain(xml)).toEqual({
       name: "new & <1>",
@@ -54,13 +54,13 @@ describe("the definition of a restored domain", () => {
     expect(warnings).toEqual([]);
   });
 
-  it("keeps what it doesn't know, in its order, character by character", () => {
+  it("keeps what it doesn't know, in order and character by character", () => {
     const unknown = `<metadata><a:b xmlns:a="x" t="it&apos;s" n="1&#10;2">x&#10;y &lt; <!-- c --> <![CDATA[<raw>]]></a:b></metadata>
   <cpu mode="custom"><model>x</model></cpu><odd true="true" e=""/>`;
     expect(made("", unknown).xml).toContain(unknown);
   });
 
-  it("gives every interface another MAC address, and forgets what the host gave it", () => {
+  it("gives every interface another MAC address, and drops what the host assigned", () => {
     const nic = (mac: string) =>
       `<interface type='network'><mac address='${mac}'/><source network='default' portid='p' bridge='virbr0'/><target dev='vnet0'/><model type='virtio'/></interface>`;
     const { xml } = made(nic("52:54:00:11:22:33") + nic("52:54:00:44:55:66") + nic("aa:bb:cc:dd:ee:ff"));
@@ -72,7 +72,7 @@ describe("the definition of a restored domain", () => {
     expect(xml).toContain('<source network="default"/>');
   });
 
-  it("makes a network disk, a LUN and an encrypted disk plain files, and says what is not encrypted any more", () => {
+  it("makes a network disk, a LUN and an encrypted disk plain files, and says what is no longer encrypted", () => {
     const devices = `<disk type='network' device='disk'><auth username='u'><secret type='ceph' uuid='x'/></auth><source protocol='rbd' name='p/x'><host name='h'/><encryption format='luks'/></source><target dev='vdb'/></disk>
     <disk type='block' device='lun' rawio='yes' sgio='unfiltered'><source dev='/dev/sdx'/><target dev='sda' bus='scsi'/></disk>`;
     const file = (name: string): RestoredPlace => ({ kind: "file", path: `/r/${name}.raw`, format: "raw" });
@@ -96,7 +96,7 @@ describe("the definition of a restored domain", () => {
     expect(xml).toContain('<source dev="/dev/vg/new"/>');
   });
 
-  it("leaves out disks that were not restored, but for those that are only read", () => {
+  it("leaves out disks that were not restored, except read-only ones", () => {
     const { xml, warnings } =
       made(`<disk type='file' device='disk'><source file='/old/vdb'/><target dev='vdb'/></disk>
       <disk type='file' device='floppy'><source file='/old/fd'/><target dev='fda'/></disk>
@@ -110,13 +110,13 @@ describe("the definition of a restored domain", () => {
     ]);
   });
 
-  it("says which restored disk the definition has no place for", () => {
+  it("names a restored disk that the definition does not contain", () => {
     const place: RestoredPlace = { kind: "file", path: "/r/vdz.raw", format: "raw" };
     const { warnings } = restoredDomain(definition(""), "new", new Map([VDA, ["vdz", place]]));
     expect(warnings).toEqual(["disk vdz is not in the point's definition: attach it by hand"]);
   });
 
-  it("never shares the firmware's variables, and says that they begin anew", () => {
+  it("never shares the firmware's variables, and says that they start afresh", () => {
     const os = (nvram: string) => made("", `<os><loader type='pflash'>/x.fd</loader>${nvram}</os>`);
     const path = "/var/lib/libvirt/qemu/nvram/web_VARS.fd";
     const templated = os(`<nvram template='/t.fd'>${path}</nvram>`);
@@ -129,7 +129,7 @@ describe("the definition of a restored domain", () => {
     }
   });
 
-  it("starts with the restored files, and says which of the old domain's it still names", () => {
+  it("boots from the restored files, and names files of the old domain that it still uses", () => {
     const around = (nvram: string): string =>
       `<os><loader readonly='yes' type='pflash'>/x.fd</loader>${nvram}` +
       "<kernel>/boot/k&amp;1</kernel><initrd>/boot/initrd</initrd></os>";
@@ -151,7 +151,7 @@ describe("the definition of a restored domain", () => {
     }
   });
 
-  it("renews ids that a guest or the host goes by", () => {
+  it("renews IDs that identify the guest or the host's resources", () => {
     const around = `<genid>aaaaaaaa-2222-3333-4444-555555555555</genid>
       <sysinfo type='smbios'><system><entry name='serial'>s1</entry><entry name='uuid'>${UUID}</entry></system></sysinfo>`;
     const { xml, uuid } = made("<vsock model='virtio'><cid auto='no' address='3'/></vsock>", around);
@@ -161,7 +161,7 @@ describe("the definition of a restored domain", () => {
     expect(xml).not.toContain(UUID);
   });
 
-  it("drops sockets and terminals that libvirt made, and names what somebody chose", () => {
+  it("drops sockets and terminals that libvirt made, and names those that somebody chose", () => {
     const { xml, warnings } =
       made(`<channel type='unix'><source mode='bind' path='/run/libvirt/qemu/channel/3-web/a'/><target type='virtio' name='a' state='connected'/></channel>
       <console type='pty' tty='/dev/pts/1'><source path='/dev/pts/1'/><target type='serial' port='0'/></console>
@@ -190,14 +190,14 @@ describe("the definition of a restored domain", () => {
     ]);
   });
 
-  it("drops labels that were made for one run, and keeps those that somebody set", () => {
+  it("drops labels that were made for one run, and keeps static ones", () => {
     const label = (type: string) =>
       `<seclabel type='${type}' model='dac' relabel='yes'><label>+1:+1</label><imagelabel>+1:+1</imagelabel></seclabel>`;
     expect(made("", label("dynamic")).xml).toContain('<seclabel type="dynamic" model="dac" relabel="yes"/>');
     expect(made("", label("static")).xml).toContain("<label>+1:+1</label>");
   });
 
-  it("is not made of what is no domain's definition", () => {
+  it("is not made from anything but a domain's definition", () => {
     expect(() => restoredDomain("<network/>", "new", new Map())).toThrow(/root/);
     expect(() => restoredDomain("<domain><name>x</name></domain>", "new", new Map())).toThrow(/uuid/);
   });

@@ -3,7 +3,7 @@ import { openRunningJob } from "../../../src/backup/libvirt/running-job.js";
 import { CHECKPOINT, FULL, INCREMENTAL, MIXED } from "./dumps.js";
 import { FakeVirsh } from "./fake-virsh.js";
 
-/** 10:00:00.600 of some day: what a job has been found running at. */
+/** 10:00:00.600 on some day: the time at which the job started. */
 const STARTED = Date.UTC(2026, 10, 20, 10, 0, 0, 600);
 
 let virsh: FakeVirsh;
@@ -24,7 +24,7 @@ describe("a running job is still the same", () => {
     await job.assertAlive();
   });
 
-  it("after libvirtd was restarted, which dates it anew and forgets how its exports are called", async () => {
+  it("after libvirtd was restarted, which gives it a new start time and forgets its export names", async () => {
     virsh.backup = MIXED;
     const job = await openRunningJob({ domain: "lab", virsh });
     virsh.backup = MIXED.replaceAll(/ export(?:name|bitmap)='[^']*'/g, "");
@@ -39,7 +39,7 @@ describe("a running job is still the same", () => {
   });
 });
 
-describe("a running job is not the same any more", () => {
+describe("a running job is no longer the same", () => {
   it.each([
     [
       "when its description changed",
@@ -50,7 +50,7 @@ describe("a running job is not the same any more", () => {
       () => Object.assign(virsh, { domainNumber: 2 }),
     ],
     [
-      "when it counts from another base",
+      "when it has another base",
       () => Object.assign(virsh, { backup: INCREMENTAL.replaceAll("cp1", "cp2") }),
     ],
   ])("%s", async (_, change) => {
@@ -62,7 +62,7 @@ describe("a running job is not the same any more", () => {
     });
   });
 
-  it("when it began later, although all else is equal, and libvirt gives no numbers", async () => {
+  it("when it began later, even if all else is equal and libvirt gives no index", async () => {
     virsh.backup = INCREMENTAL.replace(" index='5'", "");
     const job = await openRunningJob({ domain: "lab", virsh });
     virsh.startedAt = STARTED + 30_000;
@@ -77,7 +77,7 @@ describe("a running job is not the same any more", () => {
 });
 
 describe("a checkpoint that the user names", () => {
-  /** Asks for a checkpoint of that second of 10 o'clock, counted from the job's. */
+  /** Asks for a checkpoint created at this second, relative to the job's start. */
   async function createdAt(second: number, name = "cp3") {
     const creationTime = Math.floor(STARTED / 1000) + second;
     virsh.checkpoint = CHECKPOINT.replace("cp3", name).replace("1795185949", String(creationTime));
@@ -85,7 +85,7 @@ describe("a checkpoint that the user names", () => {
   }
 
   it.each([0, -1, -5])(
-    "passes if it was created in the job's second, or a few before it (%i s)",
+    "passes if it was created in the job's second, or a few seconds before (%i s)",
     async (second) => {
       await expect(createdAt(second)).resolves.toMatchObject({ name: "cp3", parent: "cp2" });
     },
@@ -93,7 +93,7 @@ describe("a checkpoint that the user names", () => {
 
   it.each([1, 2, 3600])("is refused if it is newer than the job (%i s)", async (second) => {
     vi.setSystemTime(STARTED + 7_200_000);
-    // Half a second is forgiven, so the job begins at .300.
+    // Half a second is tolerated, so the job begins at .300.
     virsh.startedAt = STARTED - 300;
     await expect(createdAt(second)).rejects.toMatchObject({
       code: "E_CHECKPOINT_NEWER",
@@ -114,7 +114,7 @@ describe("a checkpoint that the user names", () => {
     await expect(createdAt(0, "cp1")).rejects.toMatchObject({ code: "E_CHECKPOINT_IS_BASE" });
   });
 
-  it("may have a base's name where the job is full", async () => {
+  it("may have a base's name if the job is full", async () => {
     virsh.backup = FULL;
     await expect(createdAt(0, "cp1")).resolves.toMatchObject({ name: "cp1" });
   });

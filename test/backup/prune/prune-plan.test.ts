@@ -2,7 +2,7 @@ import { describe, expect, it } from "vitest";
 import { planPrune } from "../../../src/backup/prune/prune-plan.js";
 import type { Manifest } from "../../../src/backup/repository/manifest.js";
 
-/** Each disk's parent, by the point's id. */
+/** Each disk's parent, by point ID. */
 function points(parents: Record<string, Record<string, string | null>>): Manifest[] {
   return Object.entries(parents).map(
     ([id, disks]) =>
@@ -14,7 +14,7 @@ function points(parents: Record<string, Record<string, string | null>>): Manifes
 }
 
 describe("the plan of a prune", () => {
-  it("merges a row of dropped points into the one that stays above them", () => {
+  it("merges a row of dropped points into the kept one above them", () => {
     const chain = points({ a: { vda: null }, b: { vda: "a" }, c: { vda: "b" }, d: { vda: "c" } });
     const plan = planPrune(chain, new Set(["c", "d"]));
     expect(plan).toEqual({
@@ -24,12 +24,12 @@ describe("the plan of a prune", () => {
     });
   });
 
-  it("drops what nobody needs without a merge", () => {
+  it("drops without a merge what no kept point needs", () => {
     const chain = points({ a: { vda: null }, b: { vda: "a" }, c: { vda: null } });
     expect(planPrune(chain, new Set(["c"]))).toEqual({ drop: ["a", "b"], needed: new Map(), merges: [] });
   });
 
-  it("stops a row at a point that stays", () => {
+  it("ends a row at a kept point", () => {
     const chain = points({ a: { vda: null }, b: { vda: "a" }, c: { vda: "b" }, d: { vda: "c" } });
     expect(planPrune(chain, new Set(["b", "d"])).merges).toEqual([
       { disk: "vda", child: "b", dropped: ["a"] },
@@ -37,7 +37,7 @@ describe("the plan of a prune", () => {
     ]);
   });
 
-  it("leaves a point on which several kept ones stand, even over dropped ones", () => {
+  it("keeps a point that several kept ones are based on, even through dropped ones", () => {
     const tree = points({ a: { vda: null }, b: { vda: "a" }, c: { vda: "b" }, d: { vda: "a" } });
     const plan = planPrune(tree, new Set(["c", "d"]));
     expect(plan.drop).toEqual(["b"]);
@@ -53,7 +53,7 @@ describe("the plan of a prune", () => {
     });
   });
 
-  it("goes by each disk's own chain, and keeps a point whole where one disk needs it", () => {
+  it("follows each disk's own chain, and keeps a whole point if one disk needs it", () => {
     const mixed = points({
       a: { vda: null, vdb: null },
       b: { vda: "a", vdb: null },

@@ -7,12 +7,12 @@ const at = (year: number, month: number, day: number, hour = 12): { id: string; 
 };
 
 describe("retention", () => {
-  it("keeps the newest points by number", () => {
+  it("keeps the given number of newest points", () => {
     const points = [at(2026, 1, 1), at(2026, 1, 2), at(2026, 1, 3)];
     expect([...keptBy(points, { last: 2 }).keys()].sort()).toEqual(["2026-1-2T12", "2026-1-3T12"]);
   });
 
-  it("keeps the newest point of each of the last days that have points, whatever lies between", () => {
+  it("keeps the newest point of each of the last days that have points, whatever the gaps", () => {
     const points = [
       at(2026, 1, 1),
       at(2026, 1, 5, 1),
@@ -24,7 +24,7 @@ describe("retention", () => {
   });
 
   it("counts weeks from Monday, across the turn of the year", () => {
-    // The 28th of December 2026 is a Monday.
+    // 28 December 2026 is a Monday.
     const points = [at(2026, 12, 27), at(2026, 12, 28), at(2027, 1, 1), at(2027, 1, 3), at(2027, 1, 4)];
     expect([...keptBy(points, { weekly: 3 }).keys()].sort()).toEqual([
       "2026-12-27T12",
@@ -33,7 +33,7 @@ describe("retention", () => {
     ]);
   });
 
-  it("keeps what any rule keeps, and tells which", () => {
+  it("keeps what any rule keeps, and says which rules", () => {
     const points = [at(2026, 1, 31), at(2026, 2, 27), at(2026, 2, 28)];
     expect(Object.fromEntries(keptBy(points, { last: 2, monthly: 5 }))).toEqual({
       "2026-2-28T12": ["last", "monthly"],
@@ -42,7 +42,7 @@ describe("retention", () => {
     });
   });
 
-  it("keeps nothing by no rule", () => {
+  it("keeps nothing if no rule does", () => {
     expect(keptBy([at(2026, 1, 1)], { last: 0 }).size).toBe(0);
   });
 });

@@ -15,13 +15,13 @@ const RUNS: readonly PlannedRun[] = [
   { kind: "data", cluster: 13, count: 1 },
 ];
 const SEGMENT: Segment = { index: 0, runs: RUNS, firstRank: 0, clusters: 4 };
-/** The last cluster is cut off. */
+/** The last cluster is truncated. */
 const GEOMETRY = { clusterSize: CLUSTER, virtualSize: 14 * CLUSTER - 512 };
 const DISK = Buffer.from(
   Uint8Array.from({ length: 14 * CLUSTER }, (_, i) => 1 + ((i * 31 + (i >> 9)) % 255)),
 );
 
-/** The slots as they should be, as far as the disk reaches. */
+/** The expected slots, up to the end of the disk. */
 function expectedSlots(): Buffer {
   const slots = Buffer.alloc(SEGMENT.clusters * CLUSTER);
   let slot = 0;
@@ -37,8 +37,8 @@ function expectedSlots(): Buffer {
   return slots.subarray(0, slots.length - 512);
 }
 
-describe("CollectLanding", () => {
-  it("puts pieces of any size and order, and what was read along, into the slots of a used buffer", async () => {
+describe("BufferedLanding", () => {
+  it("puts pieces of any size and order into the slots of a used buffer, and drops what is read through", async () => {
     await fc.assert(
       fc.asyncProperty(
         fc.uniqueArray(fc.nat(DISK.length - 512), { maxLength: 12 }),
@@ -57,7 +57,7 @@ describe("CollectLanding", () => {
           const shuffled = pieces
             .map((piece) => ({ piece, key: order.next().value }))
             .sort((a, b) => a.key - b.key);
-          // The whole disk as one read: everything between the places is read along.
+          // The whole disk as one read: everything between the ranges is read through.
           for (const { piece } of shuffled) landing.data(piece.start, DISK.subarray(piece.start, piece.end));
           await landing.outcome();
           expect(filled).toEqual([buffer]);
@@ -70,7 +70,7 @@ describe("CollectLanding", () => {
     );
   });
 
-  it("takes the server's word for zeroes, and the later bytes where some come twice", async () => {
+  it("believes the server about zeroes, and keeps the later bytes if some come twice", async () => {
     const buffer = new ArrayBuffer(SEGMENT.clusters * CLUSTER);
     new Uint8Array(buffer).fill(0xee);
     const landing = new BufferedLanding(SEGMENT, GEOMETRY, buffer, (full) =>
@@ -89,7 +89,7 @@ describe("CollectLanding", () => {
 describe("BufferPool", () => {
   const never = new AbortController().signal;
 
-  it("grants no more than there are, in the order in which they were asked for", async () => {
+  it("grants only as many buffers as it has, in the order of the requests", async () => {
     const pool = new BufferPool(512, 2);
     const first = await pool.take(never);
     const second = await pool.take(never);
@@ -112,7 +112,7 @@ describe("BufferPool", () => {
     expect(granted).toEqual([0, 1, 2]);
   });
 
-  it("passes over whoever has given up", async () => {
+  it("skips requests that were aborted", async () => {
     const pool = new BufferPool(512, 1);
     const buffer = await pool.take(never);
     const stop = new AbortController();
@@ -125,7 +125,7 @@ describe("BufferPool", () => {
     await expect(pool.take(stop.signal)).rejects.toThrow("enough");
   });
 
-  it("refuses all who wait and all who come when it is closed", async () => {
+  it("rejects pending and later requests once it is closed", async () => {
     const pool = new BufferPool(512, 1);
     await pool.take(never);
     const waiting = pool.take(never);

@@ -26,7 +26,7 @@ function noise(length: number): Buffer {
   return createCipheriv("aes-128-ctr", Buffer.alloc(16), Buffer.alloc(16)).update(Buffer.alloc(length));
 }
 
-describe("a compressed image with hardly any buffers", () => {
+describe("a compressed image with very few buffers", () => {
   const geometry = { virtualSize: 64 * CLUSTER, clusterSize: CLUSTER };
   const disk = Buffer.alloc(geometry.virtualSize);
   for (let at = 0; at < disk.length; at += CLUSTER) disk.fill(`cluster ${at} `, at, at + CLUSTER);
@@ -40,7 +40,7 @@ describe("a compressed image with hardly any buffers", () => {
     yield [{ offset: 0, length: geometry.virtualSize, state: "data" as const }];
   }
 
-  /** Answers whenever it likes, and so in another order than it was asked. */
+  /** Answers after arbitrary delays, and so out of order. */
   function moody(fail?: (offset: number) => void): ByteSource {
     return {
       async readPieces(stretches, sink, { signal }) {
@@ -84,7 +84,7 @@ describe("a compressed image with hardly any buffers", () => {
     expect((await guestBytes(at("disk.qcow2"))).equals(disk)).toBe(true);
   });
 
-  it.each([0, 5, 63])("ends with the reason when segment %i cannot be read", async (bad) => {
+  it.each([0, 5, 63])("fails with the reason if segment %i cannot be read", async (bad) => {
     const at = await scratch();
     await using files = new NewFiles();
     const options = { path: at("x.qcow2"), geometry, complete: true, segmentBytes } as const;
@@ -97,7 +97,7 @@ describe("a compressed image with hardly any buffers", () => {
     await expect(filled).rejects.toThrow("no such bytes");
   });
 
-  it("ends with the signal's reason while lanes wait for buffers", async () => {
+  it("fails with the signal's reason while lanes wait for buffers", async () => {
     const at = await scratch();
     await using files = new NewFiles();
     const options = { path: at("x.qcow2"), geometry, complete: true, segmentBytes } as const;
@@ -136,7 +136,7 @@ describe("a compressed pull", () => {
   const left = async (): Promise<string[]> =>
     (await readdir(chain.folder)).filter((name) => !["nbd.sock", "repo", "worker.cjs"].includes(name));
 
-  /** Workers that do the first `good` jobs, then `body` happens. */
+  /** Threads that run `body` when the first job comes. */
   async function dying(body: string): Promise<CompressThreads> {
     const path = join(chain.folder, "worker.cjs");
     await writeFile(path, `require("node:worker_threads").parentPort.once("message", () => { ${body} });`);
@@ -162,7 +162,7 @@ describe("a compressed pull", () => {
     expect(await left()).toEqual([]);
   });
 
-  it("makes the digests that an uncompressed one makes", async () => {
+  it("makes the same digests as an uncompressed one", async () => {
     for (const digests of ["xxh64", "sha256"] as const) {
       const results = [];
       for (const [name, compress] of [
@@ -185,7 +185,7 @@ describe("a compressed pull", () => {
     }
   });
 
-  it("takes segments of any size", async () => {
+  it("works with requests of any size", async () => {
     for (const requestSize of [512, CLUSTER, 3 * CLUSTER + 512, 64 * 1024 * KiB]) {
       await using client = await openExport(chain.uri, undefined, {});
       const imagePath = join(chain.folder, `${requestSize}.qcow2`);
@@ -199,7 +199,7 @@ describe("a compressed pull", () => {
     }
   });
 
-  it("shares one thread among the disks of a point", async () => {
+  it("compresses several disks of a point alike", async () => {
     const disks = Array.from({ length: 9 }, (_, i) => ({ name: `vd${i}`, address: parseNbdUri(chain.uri) }));
     const { manifest, folder } = await takePoint({
       repository: chain.repository,
@@ -218,7 +218,7 @@ describe("a compressed pull", () => {
     for (const { file } of manifest.disks) await assertSound(join(folder, file));
   });
 
-  it("is refused for what can't be compressed", async () => {
+  it("is refused for a raw image", async () => {
     expect(() => assertCompressible("raw", "deflate")).toThrow(UsageError);
     await using client = await openExport(chain.uri, undefined, {});
     const imagePath = join(chain.folder, "x.raw");

@@ -17,10 +17,10 @@ import { inPiecesOf, MemoryImage } from "../../support/memory-image.js";
 const CLUSTER = 16 * 1024;
 const SUB = CLUSTER / 32;
 
-/** The disk in subclusters: what the maps say of each, and what it really holds. */
+/** A subcluster of the disk: what the maps call it, and what it really holds. */
 interface Sub {
   readonly state: "clean" | "zero" | "data";
-  /** Of what the maps call data, this much is zeroes all the same. */
+  /** The maps may call it data although it is zeroes. */
   readonly empty: boolean;
 }
 
@@ -33,7 +33,7 @@ const story = fc.record({
   subs: fc
     .array(run, { minLength: 1, maxLength: 14 })
     .map((runs) => runs.flatMap(([one, count]) => new Array<Sub>(count).fill(one))),
-  /** Bytes that the disk ends before its last subcluster does. */
+  /** Bytes that are missing from the last subcluster of the disk. */
   missing: fc.constantFrom(0, 1, 200, SUB - 1),
   clusters: fc.constantFrom(1, 2, 5, 100),
   readThrough: fc.constantFrom(0, SUB, 4 * SUB, CLUSTER),
@@ -55,8 +55,8 @@ async function* extentsOf(subs: readonly Sub[], size: number): AsyncGenerator<re
   }
 }
 
-describe("writing through", () => {
-  it("stores what the maps call data, and nothing else, however it comes", async () => {
+describe("DirectLanding", () => {
+  it("stores what the maps call data and nothing else, however it arrives", async () => {
     await fc.assert(
       fc.asyncProperty(story, async ({ subs, missing, clusters, readThrough, sizes, again, shuffle }) => {
         const size = subs.length * SUB - missing;
@@ -105,7 +105,7 @@ describe("writing through", () => {
     return [image, landing.outcome()];
   }
 
-  it("writes nothing for zeroes, and makes zero clusters of them", () => {
+  it("writes nothing for zeroes, and makes them zero clusters", () => {
     const [image, runs] = landed(segmentOf({ kind: "data", cluster: 2, count: 3 }), (landing) => {
       landing.data(2 * CLUSTER, Buffer.alloc(CLUSTER));
       landing.zeroes(3 * CLUSTER, CLUSTER / 2);
@@ -119,7 +119,7 @@ describe("writing through", () => {
     ]);
   });
 
-  it("writes neighbouring clusters at once", () => {
+  it("writes neighbouring clusters in one write", () => {
     const [image] = landed(segmentOf({ kind: "data", cluster: 0, count: 4 }), (landing) => {
       landing.data(100, Buffer.alloc(4 * CLUSTER - 100, 7));
       landing.data(0, Buffer.alloc(100));
@@ -127,7 +127,7 @@ describe("writing through", () => {
     expect(image.writes[0]).toEqual({ hostOffset: CLUSTER + 100, length: 4 * CLUSTER - 100 });
   });
 
-  it("takes no segment for complete of which bytes are missing", () => {
+  it("refuses to complete a segment with missing bytes", () => {
     const short = () =>
       landed(segmentOf({ kind: "data", cluster: 0, count: 2 }), (landing) => {
         landing.data(0, Buffer.alloc(2 * CLUSTER - 1, 7));
@@ -135,7 +135,7 @@ describe("writing through", () => {
     expect(short).toThrow(`${2 * CLUSTER} bytes should have come`);
   });
 
-  it("keeps clean bytes out that were read along", () => {
+  it("drops clean bytes that were read through", () => {
     const segment = segmentOf(
       { kind: "data", cluster: 0, count: 1 },
       { kind: "partial", cluster: 2, count: 1, dataMask: 0b1010, zeroMask: 0 },
@@ -148,7 +148,7 @@ describe("writing through", () => {
     ]);
   });
 
-  it("makes zero subclusters of a partial cluster without any data", () => {
+  it("makes a partial cluster's subclusters zero if no data comes", () => {
     const partial = { kind: "partial", cluster: 1, count: 1, dataMask: 0x80000001, zeroMask: 2 } as const;
     const [image, runs] = landed(segmentOf(partial), (landing) => {
       landing.zeroes(CLUSTER, SUB);
@@ -158,7 +158,7 @@ describe("writing through", () => {
     expect(runs).toEqual([{ ...partial, dataMask: 0, zeroMask: 0x80000003, hostOffset: 0 }]);
   });
 
-  it("cuts the last cluster off at the end of the disk", () => {
+  it("truncates the last cluster at the end of the disk", () => {
     const segment = segmentOf({ kind: "data", cluster: 9, count: 1 });
     const [image, runs] = landed(segment, (landing) => {
       expect(landing.ranges).toEqual([{ offset: 9 * CLUSTER, end: 10 * CLUSTER - 300, slot: 0 }]);
@@ -168,7 +168,7 @@ describe("writing through", () => {
     expect(runs).toEqual([{ kind: "data", cluster: 9, count: 1, hostOffset: CLUSTER }]);
   });
 
-  it("believes the later one of two deliveries, also where that is zeroes", () => {
+  it("believes the later of two deliveries, even if it is zeroes", () => {
     const [image, runs] = landed(segmentOf({ kind: "data", cluster: 0, count: 2 }), (landing) => {
       landing.data(0, Buffer.alloc(CLUSTER + 100, 0xaa));
       landing.data(0, Buffer.alloc(CLUSTER));
@@ -192,7 +192,7 @@ describe("writing through", () => {
     expect(first).toBeGreaterThanOrEqual(before);
   });
 
-  it("passes on what writing throws", () => {
+  it("passes on an error of the write", () => {
     const image = new MemoryImage(geometry);
     image.writeNow = () => {
       throw new Error("no space left");
@@ -209,7 +209,7 @@ function shuffled(pieces: readonly Stretch[], keys: readonly number[]): Stretch[
     .map(({ piece }) => piece);
 }
 
-/** No byte of the file is written that no data subcluster of the plan has. */
+/** Writes touch only bytes of the file that belong to data subclusters of the plan. */
 function expectInPlaces(image: MemoryImage, segments: readonly Segment[]): void {
   const allowed = new Uint8Array(image.bytes.length);
   for (const { runs, firstRank } of segments) {

@@ -5,7 +5,7 @@ import { basename, join } from "node:path";
 import { afterEach, beforeEach, expect, it, vi } from "vitest";
 import { importImages } from "../../../src/backup/take/import.js";
 
-/** What was flushed or got a name, oldest first: all of it is really done, too. */
+/** What was flushed or renamed, oldest first. The real calls are made too. */
 const log = vi.hoisted(() => ({ events: [] as string[] }));
 
 function flushed(fd: number): void {
@@ -35,7 +35,7 @@ beforeEach(async () => {
   folder = await mkdtemp(join(tmpdir(), "nbdpull-flush-"));
   const image = join(folder, "disk.raw");
   await writeFile(image, Buffer.alloc(1024 ** 2, 0x11));
-  // Those of the promises API flush by their handles.
+  // File handles of the promises API flush by a method of their own.
   await using file = await open(image);
   const handles = Object.getPrototypeOf(file) as FileHandle;
   const { sync } = handles;
@@ -49,7 +49,7 @@ afterEach(async () => {
   await rm(folder, { recursive: true });
 });
 
-it("a point gets its name when all that is in it is on stable storage, and not before", async () => {
+it("a point gets its name only after everything in it is on stable storage", async () => {
   const { manifest } = await importImages({
     images: [{ disk: "vda", path: join(folder, "disk.raw"), format: "raw", formatAsked: false }],
     repositoryPath: join(folder, "repo"),
@@ -66,7 +66,7 @@ it("a point gets its name when all that is in it is on stable storage, and not b
   const files = await readdir(join(folder, "repo", "web", manifest.id));
   expect(files.toSorted()).toEqual(["point.json", "vda.digests", "vda.qcow2"]);
   for (const file of [...files, `.${manifest.id}.partial`]) expect(before).toContain(`flush ${file}`);
-  // The folder's names can only be durable once the last of its files is there.
+  // The folder's entries are durable only if it is flushed after the last file is there.
   expect(before.lastIndexOf(`flush .${manifest.id}.partial`)).toBeGreaterThan(
     before.indexOf("flush point.json"),
   );

@@ -2,7 +2,8 @@ import { truncate } from "node:fs/promises";
 import { describe, expect, it, onTestFinished } from "vitest";
 import { createDigester, type DigestAlgorithm, digestClusters } from "../../../src/backup/digest/digest.js";
 import { DigestBehind } from "../../../src/backup/digest/digest-behind.js";
-import { DigestFileReader, DigestFileWriter } from "../../../src/backup/digest/digest-file.js";
+import { DigestFileReader } from "../../../src/backup/digest/digest-file-reader.js";
+import { DigestFileWriter } from "../../../src/backup/digest/digest-file-writer.js";
 import { DigestThreads } from "../../../src/backup/digest/digest-threads.js";
 import type { ClusterRun, Geometry, ImageWriter } from "../../../src/backup/image/image.js";
 import { createImage } from "../../../src/backup/pull/create-image.js";
@@ -13,7 +14,7 @@ import { fillCluster, KiB, scratch } from "../image/support.js";
 const CLUSTER = 64 * KiB;
 const geometry: Geometry = { virtualSize: 40 * CLUSTER, clusterSize: CLUSTER };
 
-/** An image with one stored cluster for every rank up to 20, and the runs that were noted. */
+/** An image with a stored cluster for each of the first 20 ranks, and the runs that were added to it. */
 async function laidOut(): Promise<{
   path: string;
   file: (name: string) => string;
@@ -58,18 +59,21 @@ describe("the ledger", () => {
   it.each([
     [true, RUNS.flat().filter(({ kind }) => kind !== "zero")],
     [false, RUNS.flat()],
-  ])("notes the runs in the image, without zeroes where all else is zero: %s", async (complete, expected) => {
-    const { writer, added } = await laidOut();
-    const ledger = new ImageLedger({ writer, complete });
-    for (const runs of RUNS) {
-      await ledger.capacity();
-      ledger.record(runs);
-    }
-    await ledger.complete();
-    expect(added).toEqual(expected);
-  });
+  ])(
+    "adds the runs to the image, without zeroes if everything else is zero: %s",
+    async (complete, expected) => {
+      const { writer, added } = await laidOut();
+      const ledger = new ImageLedger({ writer, complete });
+      for (const runs of RUNS) {
+        await ledger.capacity();
+        ledger.record(runs);
+      }
+      await ledger.complete();
+      expect(added).toEqual(expected);
+    },
+  );
 
-  it("notes digests with the runs, in the order of the runs", async () => {
+  it("adds digests with the runs, in the order of the runs", async () => {
     const { path, file, writer, added } = await laidOut();
     const algorithm = "xxh64";
     const digests = file("digests");
@@ -111,7 +115,7 @@ describe("the ledger", () => {
     ]);
   });
 
-  it("digests a cluster whose last bytes were left out, since they are zeroes at the end of the file", async () => {
+  it("digests a cluster whose last bytes are zeroes past the end of the file", async () => {
     const { path, file, writer } = await laidOut();
     const algorithm = "xxh64";
     const entries = await DigestFileWriter.create(file("digests"), { algorithm, geometry, complete: true });
@@ -139,14 +143,14 @@ describe("the ledger", () => {
     ]);
   });
 
-  it("fails where digests can't be made: whoever wants room, and whoever wants it complete", async () => {
+  it("fails waits for capacity and for completion if digests can't be made", async () => {
     const { path, file, writer } = await laidOut();
     const algorithm = "sha256";
     const entries = await DigestFileWriter.create(file("digests"), { algorithm, geometry, complete: true });
     onTestFinished(() => entries.close());
     const behind = behindOf(path, algorithm);
     const ledger = new ImageLedger({ writer, complete: true, digests: { algorithm, behind, file: entries } });
-    // As if what was stored had been lost since: the writer knows nothing of it.
+    // As if stored data had been lost since: the writer does not know.
     await truncate(path, 0);
     ledger.record([{ kind: "data", cluster: 0, count: 1, hostOffset: host(3) }]);
     await expect(ledger.complete()).rejects.toMatchObject({ code: "E_DIGEST_READ" });
@@ -155,7 +159,7 @@ describe("the ledger", () => {
     await expect(ledger.complete()).rejects.toMatchObject({ code: "E_DIGEST_READ" });
   });
 
-  it("fails where the tables can't hold a run, and not before it is asked", async () => {
+  it("fails if the tables can't hold a run, but only when it is asked", async () => {
     const { path, file, writer } = await laidOut();
     const algorithm = "xxh64";
     const entries = await DigestFileWriter.create(file("digests"), { algorithm, geometry, complete: true });

@@ -29,7 +29,7 @@ function toExtents(states: readonly (readonly [ExtentState, number])[]): Extent[
   });
 }
 
-/** In batches of one, two, three ... items: how they are batched must not matter. */
+/** In batches of one, two, three ... items: batching must not matter. */
 async function* inBatches<T>(items: readonly T[]): AsyncGenerator<readonly T[]> {
   for (let at = 0, count = 1; at < items.length; at += count - 1) {
     yield items.slice(at, at + count);
@@ -60,7 +60,7 @@ describe("plan", () => {
     ]);
   });
 
-  it("cuts long data into segments of the size asked for, ranks counted on", async () => {
+  it("cuts long data into segments of the requested size, with consecutive ranks", async () => {
     const segments = await planned([["data", 10 * CLUSTER]]);
     expect(segments.map(({ firstRank, clusters }) => [firstRank, clusters])).toEqual([
       [0, 4],
@@ -69,7 +69,7 @@ describe("plan", () => {
     ]);
   });
 
-  it("makes a segment of the first run that is long enough to be asked for at once", async () => {
+  it("makes one large segment of the first run that is long enough for it", async () => {
     const segments = await planned(
       [
         ["data", 9 * CLUSTER],
@@ -86,7 +86,7 @@ describe("plan", () => {
     expect(shape).toEqual([
       [0, 4, undefined],
       [4, 4, undefined],
-      // The zeroes come along, the long run begins anew.
+      // The zeroes are included; the long run begins a new segment.
       [8, 1, undefined],
       [9, 10, 10 * CLUSTER],
       [19, 4, undefined],
@@ -101,7 +101,7 @@ describe("plan", () => {
     expect(segments.map(({ index }) => index)).toEqual(segments.map((_, at) => at));
   });
 
-  it("goes on after a run that was asked for at once to its end", async () => {
+  it("goes on after a run that one large segment covers to its end", async () => {
     const states = [
       ["data", 8 * CLUSTER],
       ["data", 8 * CLUSTER],
@@ -113,7 +113,7 @@ describe("plan", () => {
     ]);
   });
 
-  it("reads a cluster whole that is defined throughout and has any data", async () => {
+  it("reads a whole cluster if all of it is defined and any of it is data", async () => {
     const segments = await planned([
       ["zero", 100],
       ["data", 1],
@@ -134,7 +134,7 @@ describe("plan", () => {
     ]);
   });
 
-  it("gives masks without a sign where the last subcluster is concerned", async () => {
+  it("gives unsigned masks if the last subcluster is set", async () => {
     const segments = await planned([
       ["clean", CLUSTER - SUBCLUSTER],
       ["data", SUBCLUSTER],
@@ -142,7 +142,7 @@ describe("plan", () => {
     expect(segments[0]?.runs).toMatchObject([{ kind: "partial", dataMask: 0x80000000, zeroMask: 0 }]);
   });
 
-  it("refuses a bitmap that is finer than a subcluster, naming the place", async () => {
+  it("refuses a bitmap finer than a subcluster, and names the place", async () => {
     const torn = planned([
       ["clean", 3 * SUBCLUSTER + 7],
       ["data", CLUSTER - 3 * SUBCLUSTER - 7],
@@ -151,7 +151,7 @@ describe("plan", () => {
     await expect(torn).rejects.toMatchObject({ details: { guestOffset: 3 * SUBCLUSTER } });
   });
 
-  it("takes the cut-off last cluster as a whole one", async () => {
+  it("treats the truncated last cluster as a whole one", async () => {
     expect((await planned([["data", CLUSTER + 577]]))[0]?.runs).toEqual([
       { kind: "data", cluster: 0, count: 2 },
     ]);
@@ -165,12 +165,12 @@ describe("plan", () => {
     ]);
   });
 
-  it("says nothing of a clean disk and of an empty one", async () => {
+  it("plans nothing for a clean disk or an empty one", async () => {
     expect(await planned([["clean", 5 * CLUSTER]])).toEqual([]);
     expect(await planned([])).toEqual([]);
   });
 
-  it("ends a segment of zero runs without number, so that memory stays bounded", async () => {
+  it("ends a segment of countless zero runs, so that memory stays bounded", async () => {
     const states = Array.from({ length: 5000 }, (_, i): [ExtentState, number] => [
       i % 2 ? "clean" : "zero",
       CLUSTER,
@@ -180,7 +180,7 @@ describe("plan", () => {
     expect(segments.flatMap(({ runs }) => runs)).toHaveLength(2500);
   });
 
-  it("covers every defined byte exactly once, in order, whatever the extents", async () => {
+  it("covers every defined byte exactly once, in order, for any extents", async () => {
     const states = fc.array(
       fc.tuple(fc.constantFrom<ExtentState>("clean", "zero", "data"), fc.integer({ min: 1, max: 100 })),
       { minLength: 1, maxLength: 40 },
@@ -212,7 +212,7 @@ describe("plan", () => {
           }
         }
         for (const [i, state] of defined.entries()) {
-          // A cluster without clean parts may be read as data where it is zero, never the other way round.
+          // A fully defined cluster may be read as data where it is zero, never the other way round.
           if (state === "clean") expect(seen[i]).toBe("clean");
           else expect(["data", state]).toContain(seen[i]);
         }

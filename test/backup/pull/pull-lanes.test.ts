@@ -36,7 +36,7 @@ describe("the lanes of a pull", () => {
   const limits = { readThrough: 0, mostRead: CLUSTER };
   const requestWindow = () => new RequestWindow({ inFlight: 4 * CLUSTER }, CLUSTER);
 
-  it("note what came of the segments in guest order", async () => {
+  it("record the outcomes of the segments in guest order", async () => {
     const notes = new List();
     await pull({
       source: random,
@@ -49,7 +49,7 @@ describe("the lanes of a pull", () => {
     expect(notes.isComplete).toBe(true);
   });
 
-  it("ask for a segment that is to come at once by one request, whatever requests are like", async () => {
+  it("read a segment with a limit of its own in one request, whatever the general limit", async () => {
     const asked: number[] = [];
     const source = {
       async readPieces(stretches: readonly Stretch[]) {
@@ -77,7 +77,7 @@ describe("the lanes of a pull", () => {
     expect(told.filter(Boolean)).toEqual([true]);
   });
 
-  it("stop at the first failure, once no read is under way any more", async () => {
+  it("stop at the first failure, after all reads have ended", async () => {
     const notes = new List();
     let open = 0;
     const source = {
@@ -100,7 +100,7 @@ describe("the lanes of a pull", () => {
     expect([open, notes.isComplete, notes.noted.length < 10]).toEqual([0, false, true]);
   });
 
-  it("stop where nothing more can be noted", async () => {
+  it("stop when nothing more can be recorded", async () => {
     const notes = new List();
     notes.capacity = async () => {
       if (notes.noted.length > 5) throw new Error("no room");
@@ -116,7 +116,7 @@ describe("the lanes of a pull", () => {
     expect(notes.isComplete).toBe(false);
   });
 
-  it("end what they are reading when the plan fails, and fail with the plan's error", async () => {
+  it("finish their reads when the plan fails, and fail with the plan's error", async () => {
     let read = 0;
     const source = {
       async readPieces() {

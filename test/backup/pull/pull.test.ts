@@ -11,7 +11,7 @@ import { guestBytes, KiB } from "../image/support.js";
 const CLUSTER = 64 * KiB;
 const RECONNECT = { attempts: 3, delayMs: 1, maxDelayMs: 5 };
 
-/** Clusters that are told apart. */
+/** Clusters with different content. */
 function clusters(count: number): Buffer {
   return Buffer.concat(Array.from({ length: count }, (_, at) => Buffer.alloc(CLUSTER, at + 1)));
 }
@@ -38,20 +38,20 @@ async function pulled(disk: MockDisk, options: object = {}, bitmap?: string): Pr
 
 describe("a pull", () => {
   it.each([undefined, "xxh64", "sha256"])(
-    "is right whatever the order of the replies; digests: %s",
+    "is right for any order of replies, with digests: %s",
     async (digests) => {
       const content = clusters(40);
       const held: (() => void)[] = [];
       const onRequest = (_request: unknown, answer: () => void) => {
         held.push(answer);
-        // All eight lanes ask at once; the answers come the other way round.
+        // All eight lanes ask at once; the answers come in reverse order.
         if (held.length % 8 === 0) for (const release of held.splice(0).reverse()) release();
       };
       expect((await pulled({ content, onRequest }, { digests })).equals(content)).toBe(true);
     },
   );
 
-  it("stores what a new connection brings, not what the lost one did", async () => {
+  it("stores what the new connection delivers, not what the lost one did", async () => {
     const content = clusters(8);
     content.fill(0, 2 * CLUSTER, 4 * CLUSTER);
     let reads = 0;
@@ -63,7 +63,7 @@ describe("a pull", () => {
         onRequest: (request, answer, peer, index) => {
           reads += 1;
           if (index > 0) return answer();
-          // Of a cluster that is zeroes now, much of something else; of the others nothing.
+          // Much wrong data for a cluster that is zeroes, and nothing for the others.
           if (request.offset === 2 * CLUSTER)
             peer.socket.write(wrong(request.cookie, request.offset, request.length).subarray(0, 40_000));
           if (reads === 8) setTimeout(() => peer.socket.end(), 10);
@@ -74,7 +74,7 @@ describe("a pull", () => {
     expect(bytes.equals(content)).toBe(true);
   });
 
-  it("makes digests of a cluster whose last part came first, and is zeroes", async () => {
+  it("digests a cluster whose last part came first and is zeroes", async () => {
     const content = clusters(3);
     content.fill(0, 2 * CLUSTER + 32 * KiB);
     const bytes = await pulled(
@@ -91,7 +91,7 @@ describe("a pull", () => {
     expect(bytes.equals(content)).toBe(true);
   });
 
-  it("leaves nothing when the file is truncated under the digests", async () => {
+  it("leaves nothing if the file is truncated before it is digested", async () => {
     const content = clusters(8);
     const folder = await makeFolder();
     onTestFinished(() => folder[Symbol.asyncDispose]());
@@ -119,7 +119,7 @@ describe("a pull", () => {
     expect(await readdir(folder.path)).toEqual([]);
   });
 
-  it("that is aborted in the middle of a payload leaves nothing, and its connection good", async () => {
+  it("that is aborted in the middle of a payload leaves nothing, and its connection stays good", async () => {
     const content = clusters(32);
     const abort = new AbortController();
     const folder = await makeFolder();
@@ -130,7 +130,7 @@ describe("a pull", () => {
       content,
       onRequest: ({ offset, cookie, length }, answer, peer) => {
         if (offset >= 4 * CLUSTER) expect(isOver).toBe(false);
-        // What is asked after the abort has to wait for the rest of what was aborted.
+        // A request after the abort waits for the rest of the aborted payload.
         if (isOver) return void setTimeout(answer, 40);
         if (offset < 4 * CLUSTER) return answer();
         const reply = wrong(cookie, offset, length);
@@ -159,7 +159,7 @@ describe("a pull", () => {
   });
 });
 
-describe("a pull of a disk that is mapped", () => {
+describe("a pull of a mapped disk", () => {
   const status = (log: readonly number[]) => log.lastIndexOf(COMMAND.BLOCK_STATUS);
   async function logged(flags: readonly number[], limits: Partial<MockDisk>): Promise<number[]> {
     const log: number[] = [];
@@ -179,14 +179,14 @@ describe("a pull of a disk that is mapped", () => {
     return log;
   }
 
-  it("reads before all of the map is there", async () => {
+  it("reads before the map is complete", async () => {
     const flags = Array.from({ length: 256 }, (_, at) => (at % 2) * 3);
     const log = await logged(flags, { extentsInReply: 4 });
     expect(status(log)).toBeGreaterThan(10);
     expect(log.indexOf(COMMAND.READ)).toBeLessThan(status(log) - 5);
   });
 
-  it("reads before all of the map is there, also where the whole disk is alike", async () => {
+  it("reads before the map is complete even if the whole disk is alike", async () => {
     const log = await logged(new Array<number>(256).fill(0), { statusBytes: 4 * CLUSTER });
     expect(status(log)).toBeGreaterThan(10);
     expect(log.indexOf(COMMAND.READ)).toBeLessThan(status(log) - 5);
@@ -194,7 +194,7 @@ describe("a pull of a disk that is mapped", () => {
 });
 
 describe("requests", () => {
-  /** The longest read, and the most bytes that were asked for and not answered. */
+  /** The longest read, and the most bytes that were requested and not yet answered. */
   async function measured(disk: Omit<MockDisk, "onRequest">, window: object, bitmap?: string) {
     const most = { read: 0, outstanding: 0 };
     let outstanding = 0;
@@ -218,7 +218,7 @@ describe("requests", () => {
     return most;
   }
 
-  it("keep to the size and to the bytes in flight that were asked for", async () => {
+  it("keep to the given size and bytes in flight", async () => {
     const window = { requestSize: 2 * CLUSTER, inFlight: 6 * CLUSTER };
     expect(await measured({ content: clusters(60) }, window)).toEqual({
       read: 2 * CLUSTER,
@@ -226,9 +226,9 @@ describe("requests", () => {
     });
   });
 
-  /** What is asked for where clean bytes are read along. */
+  /** Measures a pull that reads through clean bytes. */
   function readThrough() {
-    // So fine that clusters have 16 KiB: of each three of them, one is dirty.
+    // Fine enough for clusters of 16 KiB, of which every third is dirty.
     const flags = Array.from({ length: 64 * 64 }, (_, at) => (at % 48 < 16 || at === 20 ? 1 : 0));
     const contexts = [
       { name: "base:allocation", unit: 64 * CLUSTER, flags: [0] },
@@ -238,13 +238,13 @@ describe("requests", () => {
     return measured({ content: clusters(64), contexts }, window, "b");
   }
 
-  it("keep to that size where clean bytes are read along", async () => {
+  it("keep to that size when they read through clean bytes", async () => {
     const { read } = await readThrough();
     expect(read).toBeGreaterThan(CLUSTER);
     expect(read).toBeLessThanOrEqual(4 * CLUSTER);
   });
 
-  it("are counted by what they store: what is read along comes on top", async () => {
+  it("are counted by what they store, not by the clean bytes that they read through", async () => {
     // A third of what is read is stored.
     const { outstanding } = await readThrough();
     expect(outstanding).toBeGreaterThan(8 * CLUSTER);
@@ -252,7 +252,7 @@ describe("requests", () => {
   });
 });
 
-/** A reply of a server that has other bytes. */
+/** Makes the reply of a server that has other bytes. */
 function serveWrong(content: Uint8Array) {
   return (cookie: number, offset: number, length: number): Buffer => {
     const head = Buffer.alloc(28);

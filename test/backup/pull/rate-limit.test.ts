@@ -4,15 +4,15 @@ import { RateLimit } from "../../../src/backup/pull/rate-limit.js";
 describe("a rate limit", () => {
   const never = new AbortController().signal;
 
-  it("spreads what several takers ask for over the time that it takes", async () => {
+  it("spreads the requests of several callers over time", async () => {
     const limit = new RateLimit(1_000_000);
     const started = performance.now();
     await Promise.all(Array.from({ length: 6 }, () => limit.take(100_000, never)));
-    // The last one's turn comes when the five before it are due, less what was saved up.
+    // The last turn comes after the five before it, less the credit.
     expect(performance.now() - started).toBeGreaterThan(350);
   });
 
-  it("does not save up for a burst", async () => {
+  it("does not save up credit for a burst", async () => {
     const limit = new RateLimit(1_000_000);
     await new Promise((resolve) => setTimeout(resolve, 400));
     const started = performance.now();
@@ -20,7 +20,7 @@ describe("a rate limit", () => {
     expect(performance.now() - started).toBeGreaterThan(250);
   });
 
-  it("lets go when the work is aborted", async () => {
+  it("stops waiting when the work is aborted", async () => {
     const limit = new RateLimit(10);
     const stop = new AbortController();
     await limit.take(1000, stop.signal);

@@ -3,7 +3,7 @@ import { describe, expect, it } from "vitest";
 import { ReorderBuffer } from "../../../src/backup/pull/reorder.js";
 
 describe("values in order", () => {
-  it("are handed on by their index, whatever comes first", () => {
+  it("are passed on by index, in whatever order they come", () => {
     const seen: string[] = [];
     const inOrder = new ReorderBuffer((value: string) => seen.push(value));
     inOrder.put(2, "c");
@@ -13,7 +13,7 @@ describe("values in order", () => {
     expect(seen).toEqual(["a", "b", "c"]);
   });
 
-  it("do not pile up without bound behind one that is late", async () => {
+  it("do not pile up without bound behind a late one", async () => {
     const seen: number[] = [];
     const inOrder = new ReorderBuffer((value: number) => seen.push(value));
     let put = 0;
@@ -35,7 +35,7 @@ describe("values in order", () => {
     expect(seen).toEqual(Array.from({ length: 5001 }, (_, i) => i));
   });
 
-  it("let everybody go when the missing one will never come", async () => {
+  it("release all waits when the missing one will never come", async () => {
     const inOrder = new ReorderBuffer((_: number) => undefined);
     let waits = true;
     const worker = (async () => {

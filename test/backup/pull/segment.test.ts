@@ -10,8 +10,8 @@ function segmentOf(...runs: PlannedRun[]): Segment {
   return { index: 3, firstRank: 17, clusters: 9, runs };
 }
 
-describe("places", () => {
-  it("are what data and partial runs have to have read, with their slots", () => {
+describe("read ranges", () => {
+  it("are what data and partial runs need, with their slots", () => {
     const places = readRangesOf(
       segmentOf(
         { kind: "zero", cluster: 0, count: 2 },
@@ -47,7 +47,7 @@ describe("reads", () => {
   const place = (offset: number, end: number) => ({ offset, end, slot: 0 });
   const only = (readThrough: number) => ({ readThrough, mostRead: 1000 });
 
-  it("are the places, where clean bytes must not be read; neighbours are one", () => {
+  it("are the ranges if clean bytes must not be read, with neighbours joined", () => {
     const places = [place(0, 10), place(10, 20), place(21, 30)];
     expect(requestsOf(places, only(0))).toEqual([
       { offset: 0, length: 20 },
@@ -56,7 +56,7 @@ describe("reads", () => {
     expect(requestsOf([], only(0))).toEqual([]);
   });
 
-  it("go on through gaps that are small enough", () => {
+  it("cover gaps that are small enough", () => {
     const places = [place(0, 10), place(110, 120), place(221, 230), place(331, 340)];
     expect(requestsOf(places, only(100))).toEqual([
       { offset: 0, length: 120 },
@@ -66,7 +66,7 @@ describe("reads", () => {
     expect(requestsOf(places, only(101))).toEqual([{ offset: 0, length: 340 }]);
   });
 
-  it("join places up to the most that is read at a time, be there a gap between them or not", () => {
+  it("join ranges up to the limit of one read, with or without a gap between them", () => {
     const places = [place(0, 40), place(40, 80), place(90, 100), place(110, 130), place(130, 211)];
     expect(requestsOf(places, { readThrough: 10, mostRead: 100 })).toEqual([
       { offset: 0, length: 100 },
@@ -80,7 +80,7 @@ describe("reads", () => {
     ]);
   });
 
-  it("divide a place that is longer", () => {
+  it("divide a longer range", () => {
     expect(requestsOf([place(0, 250), place(250, 270)], { readThrough: 10, mostRead: 100 })).toEqual([
       { offset: 0, length: 100 },
       { offset: 100, length: 100 },

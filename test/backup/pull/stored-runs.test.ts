@@ -17,7 +17,7 @@ function settled(stored: readonly number[], ...runs: PlannedRun[]) {
   );
 }
 
-it("splits a data run where clusters turned out to be zeroes, whose slots stay empty", () => {
+it("splits a data run at clusters that turned out to be zeroes, whose slots stay empty", () => {
   expect(settled([1, 0, 0, 1, 1], { kind: "data", cluster: 5, count: 5 })).toEqual([
     { kind: "data", cluster: 5, count: 1, hostOffset: 11 * CLUSTER },
     { kind: "zero", cluster: 6, count: 2 },
@@ -25,7 +25,7 @@ it("splits a data run where clusters turned out to be zeroes, whose slots stay e
   ]);
 });
 
-it("keeps count of the slots over runs of every kind", () => {
+it("counts the slots over runs of every kind", () => {
   const partial = { kind: "partial", cluster: 9, count: 1, dataMask: 2, zeroMask: 1 } as const;
   const runs = settled(
     [1, 1, 1],
@@ -44,12 +44,12 @@ it("keeps count of the slots over runs of every kind", () => {
   ]);
 });
 
-it("makes zeroes of a partial cluster's data where none was stored, up to the highest bit", () => {
+it("makes a partial cluster's data zeroes if none was stored, up to the highest bit", () => {
   const run = { kind: "partial", cluster: 1, count: 1, dataMask: 0x80000000, zeroMask: 0x40000000 } as const;
   expect(settled([0], run)).toEqual([{ ...run, dataMask: 0, zeroMask: 0xc0000000, hostOffset: 0 }]);
 });
 
-it("makes nothing of a segment without slots but its zeroes", () => {
+it("returns only the zeroes of a segment without slots", () => {
   expect(settled([], { kind: "zero", cluster: 3, count: 4 })).toEqual([
     { kind: "zero", cluster: 3, count: 4 },
   ]);

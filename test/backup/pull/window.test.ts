@@ -4,7 +4,7 @@ import { RequestWindow, type Window } from "../../../src/backup/pull/window.js";
 
 const MiB = 1024 * 1024;
 
-/** Has segments done as a server would that takes `latencyMs` and delivers `bytesPerMs` at the most. */
+/** Simulates a server with latency `latencyMs` and bandwidth `bytesPerMs`. */
 function run(
   pace: RequestWindow,
   segmentBytes: number,
@@ -14,7 +14,7 @@ function run(
 ): number {
   let now = 1000;
   for (let busy = now; now < 1000 + ms; ) {
-    // All lanes ask at once; the answers come one after the other, the first of them after the latency.
+    // All lanes ask at once; the answers come one after the other, the first after the latency.
     const asked = now;
     busy = Math.max(busy, asked + latencyMs);
     for (let lane = pace.lanes; lane > 0; lane -= 1) {
@@ -31,14 +31,14 @@ function paceOf(window: Window, segmentBytes = MiB): RequestWindow {
   return new RequestWindow(window, segmentBytes);
 }
 
-describe("the pace", () => {
-  it("sends one lane ahead, and stays at the least where the server is near", () => {
+describe("the request window", () => {
+  it("starts with one lane, and stays minimal if the server is near", () => {
     const pace = paceOf({});
     expect(pace.lanes).toBe(1);
     expect(run(pace, MiB, 0.2, 3 * MiB)).toBe(4);
   });
 
-  it("begins with 16 MiB where the first answer took long", () => {
+  it("begins with 16 MiB if the first answer took long", () => {
     const pace = paceOf({});
     for (const asked of [1000, 1010, 1020, 1030]) {
       pace.measured({ bytes: MiB, asked, firstByte: asked + 5, done: asked + 6 });
@@ -46,30 +46,30 @@ describe("the pace", () => {
     expect(pace.lanes).toBe(16);
   });
 
-  it("grows with the latency, up to what the line holds twice, and no further", () => {
-    // 1 MiB/ms over 20 ms: 20 MiB are on the way.
+  it("grows with the latency, up to twice the bandwidth-delay product", () => {
+    // 1 MiB/ms over 20 ms: 20 MiB are in transit.
     const lanes = run(paceOf({}), MiB, 20, MiB);
     expect(lanes).toBeGreaterThanOrEqual(20);
     expect(lanes).toBeLessThanOrEqual(42);
   });
 
-  it("has 64 MiB under way at the most, in segments of any size", () => {
+  it("holds at most 64 MiB in flight, in segments of any size", () => {
     expect(run(paceOf({}), MiB, 500, 100 * MiB)).toBe(64);
     expect(run(paceOf({}, 16 * MiB), 16 * MiB, 500, 100 * MiB)).toBe(4);
   });
 
-  it("keeps to what is asked for, whatever the server does", () => {
+  it("keeps to the requested size, whatever the server does", () => {
     const pace = paceOf({ inFlight: 3 * MiB });
     expect([pace.lanes, run(pace, MiB, 500, 100 * MiB)]).toEqual([3, 3]);
     expect(paceOf({ inFlight: 100 * MiB }).lanes).toBe(100);
   });
 
-  it("has one lane at the least", () => {
+  it("has at least one lane", () => {
     expect(paceOf({ inFlight: 1 }).lanes).toBe(1);
     expect(paceOf({}, 128 * MiB).lanes).toBe(1);
   });
 
-  it("doesn't follow segments of which no byte came", () => {
+  it("ignores segments without any bytes", () => {
     const pace = paceOf({});
     const least = pace.lanes;
     for (let at = 0; at < 1000; at += 1) {
@@ -78,7 +78,7 @@ describe("the pace", () => {
     expect(pace.lanes).toBe(least);
   });
 
-  it("never falls", () => {
+  it("never shrinks", () => {
     const pace = paceOf({});
     const grown = run(pace, MiB, 50, MiB);
     expect(grown).toBeGreaterThan(8);
@@ -86,8 +86,8 @@ describe("the pace", () => {
   });
 });
 
-describe("the connections that the pace wants", () => {
-  it("are two where the server is near, and as many as what is under way takes where it is far", () => {
+describe("the connections of a request window", () => {
+  it("are two if the server is near, and as many as the bytes in flight need if it is far", () => {
     const near = paceOf({});
     expect(near.connections).toBe(CONNECTIONS);
     run(near, MiB, 1.5, MiB);
@@ -103,7 +103,7 @@ describe("the connections that the pace wants", () => {
     expect(farthest.connections).toBe(4);
   });
 
-  it("are one to begin with where that is said, and more where it is far", () => {
+  it("start with one if told so, and become more if the server is far", () => {
     const pace = new RequestWindow({}, MiB, 1);
     expect(pace.connections).toBe(1);
     run(pace, MiB, 20, MiB);
@@ -118,14 +118,14 @@ describe("the connections that the pace wants", () => {
     expect(pace.connections).toBe(4);
   });
 
-  it.each([1, 2, 8])("are %i where that is asked for, however far the server is", (connections) => {
+  it.each([1, 2, 8])("are %i if that is requested, however far the server is", (connections) => {
     const pace = paceOf({ connections });
     expect(pace.connections).toBe(connections);
     run(pace, MiB, 50, MiB);
     expect(pace.connections).toBe(connections);
   });
 
-  it("aren't judged by segments of which no byte came, nor by answers that had to queue", () => {
+  it("ignore segments without any bytes, and answers that had to queue", () => {
     const pace = paceOf({});
     for (let at = 0; at < 1000; at += 1) {
       pace.measured({ bytes: 0, asked: at, firstByte: undefined, done: at + 1 });

@@ -1,4 +1,7 @@
-/** Whatever options QEMU creates an image with, and whatever is written to it: the reader misses no data of QEMU's map, and its bytes are QEMU's. */
+/**
+ * For any creation option and any writes: the reader misses no data of QEMU's map, and reads the same bytes
+ * as QEMU.
+ */
 import fc from "fast-check";
 import { expect, it } from "vitest";
 import { maskStretches } from "../../../src/backup/image/image.js";
@@ -15,7 +18,7 @@ interface MapEntry {
   readonly zero: boolean;
 }
 
-/** 1 for a sector that isn't known to be zeroes. */
+/** 1 for a sector that may hold data. */
 async function sectorsByQemu(path: string): Promise<Uint8Array> {
   const map = JSON.parse(await qemuImg("map", "-f", "qcow2", "--output=json", path)) as MapEntry[];
   const sectors = new Uint8Array(Math.ceil(SIZE / 512));
@@ -46,7 +49,7 @@ const write = fc
   .map(
     ([command, at, count]) => `${command} ${at * 512} ${Math.max(1, count % Math.min(600, 4097 - at)) * 512}`,
   );
-/** QEMU compresses only what has no place yet. */
+/** QEMU compresses only clusters that are not allocated yet. */
 const compressed = "write -c -P 9 1M 1M";
 
 describeWith(["qemu-img", "qemu-io"], "Qcow2Reader beside qemu-img", () => {
@@ -64,7 +67,7 @@ describeWith(["qemu-img", "qemu-io"], "Qcow2Reader beside qemu-img", () => {
     "preallocation=falloc,refcount_bits=8",
     "lazy_refcounts=on,refcount_bits=64",
   ])(
-    "misses nothing of its map, and has the same bytes: %s",
+    "misses no data of QEMU's map, and reads the same bytes: %s",
     async (options) => {
       const at = await scratch();
       await fc.assert(
@@ -73,7 +76,7 @@ describeWith(["qemu-img", "qemu-io"], "Qcow2Reader beside qemu-img", () => {
           await qemuImg("create", "-q", "-f", "qcow2", "-o", options, at("disk"), String(SIZE));
           await qemuIo(at("disk"), "qcow2", ...commands);
           await using reader = await Qcow2Reader.open(at("disk"));
-          // QEMU calls zeroes too what it finds to be a hole of the file itself.
+          // QEMU also reports zeroes where the file itself has a hole.
           const ours = await sectorsByUs(reader);
           const lost = (await sectorsByQemu(at("disk"))).findIndex((data, i) => data > (ours[i] ?? 0));
           expect(lost, "a sector that QEMU calls data").toBe(-1);

@@ -20,7 +20,9 @@ import {
 
 const CLUSTER = 64 * KiB;
 const GEOMETRY = { virtualSize: 16 * CLUSTER, clusterSize: CLUSTER };
-/** Host clusters: 0 header, 1-4 data, 5 a hole, 6 data, 7 L2 table, 8 L1, 9 refcount table, 10 refcount block. */
+/**
+ * Host clusters: 0 header, 1-4 data, 5 hole, 6 data, 7 L2 table, 8 L1, 9 refcount table, 10 refcount block.
+ */
 const WISHES: readonly Wish[] = ["data", "data", "zero", "clean", "data", "data", "unused", "data"];
 const L2 = 7 * CLUSTER;
 const L1 = 8 * CLUSTER;
@@ -51,7 +53,7 @@ function verdictOf(found: readonly Qcow2Finding[]): Verdict {
 }
 
 describeWith(["qemu-img", "qemu-io"], "checkQcow2", () => {
-  it("finds nothing wrong with what the writer makes", async () => {
+  it("finds nothing wrong with images of the writer", async () => {
     const at = await scratch();
     let run = 0;
     await fc.assert(
@@ -74,7 +76,7 @@ describeWith(["qemu-img", "qemu-io"], "checkQcow2", () => {
     ["refcounts of 32 bits", "refcount_bits=32"],
     ["refcounts of 64 bits", "refcount_bits=64"],
     ["preallocated clusters", "preallocation=full"],
-  ])("finds nothing wrong with an image by QEMU with %s", async (_title, options) => {
+  ])("finds nothing wrong with an image created by QEMU with %s", async (_title, options) => {
     const at = await scratch();
     await qemuImg("create", "-q", "-f", "qcow2", "-o", options, at("disk"), "4M");
     await qemuIo(
@@ -88,14 +90,14 @@ describeWith(["qemu-img", "qemu-io"], "checkQcow2", () => {
     expect(await checkQcow2(at("disk"))).toEqual([]);
   });
 
-  it("finds nothing wrong with compressed clusters that share a place", async () => {
+  it("finds nothing wrong with compressed clusters that share a host cluster", async () => {
     const at = await scratch();
     await writeFile(at("plain"), Buffer.alloc(8 * MiB, "compress me "));
     await qemuImg("convert", "-c", "-f", "raw", "-O", "qcow2", at("plain"), at("disk"));
     expect(await checkQcow2(at("disk"))).toEqual([]);
   });
 
-  it("finds an L2 entry that points behind the end of the file", async () => {
+  it("finds an L2 entry that points past the end of the file", async () => {
     expect(await findings((bytes) => bytes.writeBigUInt64BE(COPIED | (1n << 40n), L2 + 5 * 8))).toEqual([
       {
         severity: "damage",
@@ -124,7 +126,7 @@ describeWith(["qemu-img", "qemu-io"], "checkQcow2", () => {
     ["the L1 table", L1],
     ["the refcount table", REFCOUNT_TABLE],
     ["a refcount block", REFCOUNTS],
-  ])("finds data that lies on %s", async (_title, offset) => {
+  ])("finds data stored over %s", async (_title, offset) => {
     const found = await findings((bytes) => bytes.writeBigUInt64BE(COPIED | BigInt(offset), L2 + 8 * 8));
     expect(found).toContainEqual({
       severity: "damage",
@@ -139,7 +141,7 @@ describeWith(["qemu-img", "qemu-io"], "checkQcow2", () => {
     ]);
   });
 
-  it("tells clusters that nobody uses as leaks", async () => {
+  it("reports unused clusters as leaks", async () => {
     expect(await findings((bytes) => bytes.writeUInt16BE(1, REFCOUNTS + 5 * 2))).toEqual([
       { severity: "leak", message: "cluster 5 of the file: the refcount is 1, the references are 0" },
     ]);
@@ -151,13 +153,13 @@ describeWith(["qemu-img", "qemu-io"], "checkQcow2", () => {
     ["the header", 0, "leak"],
     ["the L1 table", 8, "leak"],
     ["a refcount block", 10, "leak"],
-  ] as const)("judges a refcount of %s that is too high as QEMU does", async (_title, cluster, severity) => {
+  ] as const)("judges a refcount of %s that is too high like QEMU", async (_title, cluster, severity) => {
     expect(await findings((bytes) => bytes.writeUInt16BE(2, REFCOUNTS + cluster * 2))).toEqual([
       { severity, message: `cluster ${cluster} of the file: the refcount is 2, the references are 1` },
     ]);
   });
 
-  it("judges refcounts of compressed clusters as QEMU does", async () => {
+  it("judges refcounts of compressed clusters like QEMU", async () => {
     const at = await scratch();
     await writeFile(at("plain"), Buffer.alloc(8 * MiB, "compress me "));
     await qemuImg("convert", "-c", "-f", "raw", "-O", "qcow2", at("plain"), at("disk"));
@@ -188,7 +190,7 @@ describeWith(["qemu-img", "qemu-io"], "checkQcow2", () => {
     ]);
   });
 
-  it("finds an L1 entry that points into the data, or has lost its table", async () => {
+  it("finds an L1 entry that points into the data or has lost its table", async () => {
     const astray = await findings((bytes) => bytes.writeBigUInt64BE(COPIED | BigInt(CLUSTER), L1));
     expect(astray.some(({ severity }) => severity === "damage")).toBe(true);
     const lost = await findings((bytes) => bytes.writeBigUInt64BE(0n, L1));
@@ -201,7 +203,7 @@ describeWith(["qemu-img", "qemu-io"], "checkQcow2", () => {
   it.each([
     ["lost", 0n],
     ["on a table", BigInt(L1)],
-    ["off the file", 1n << 50n],
+    ["outside the file", 1n << 50n],
     ["between clusters", BigInt(REFCOUNTS + 512)],
   ])("finds a refcount block that is %s", async (_title, entry) => {
     const found = await findings((bytes) => bytes.writeBigUInt64BE(entry, REFCOUNT_TABLE));
@@ -217,7 +219,7 @@ describeWith(["qemu-img", "qemu-io"], "checkQcow2", () => {
     expect(await checkQcow2(at("disk"))).toMatchObject([{ message: "the image was not closed (dirty bit)" }]);
   });
 
-  it("tells a damaged header, a foreign feature or a short file as one finding", async () => {
+  it("reports a truncated header or an unsupported feature as one finding", async () => {
     const at = await scratch();
     await image(at("disk"));
     await truncate(at("disk"), 50);
@@ -226,7 +228,7 @@ describeWith(["qemu-img", "qemu-io"], "checkQcow2", () => {
     expect(feature?.message).toContain("incompatible feature bit 63");
   });
 
-  it("finds that a file was cut off in its tables", async () => {
+  it("finds a file truncated in its tables", async () => {
     const at = await scratch();
     for (const length of [L2, L1, REFCOUNT_TABLE, REFCOUNTS]) {
       await image(at(`disk${length}`));
@@ -239,7 +241,7 @@ describeWith(["qemu-img", "qemu-io"], "checkQcow2", () => {
     }
   });
 
-  it("tells what no backup has: snapshots and bitmaps", async () => {
+  it("reports what no backup has: snapshots and bitmaps", async () => {
     const at = await scratch();
     await image(at("disk"));
     await qemuImg("snapshot", "-c", "then", at("disk"));
@@ -251,23 +253,23 @@ describeWith(["qemu-img", "qemu-io"], "checkQcow2", () => {
     });
   });
 
-  it("lists no more than a thousand findings", async () => {
+  it("lists at most a thousand findings", async () => {
     const found = await findings((bytes) => bytes.fill(0xff, L2, L2 + CLUSTER));
     expect(found.length).toBe(1001);
   });
 
-  it("passes on that there is no such file", async () => {
+  it("passes on the error for a missing file", async () => {
     const at = await scratch();
     await expect(checkQcow2(at("nothing"))).rejects.toMatchObject({ code: "ENOENT" });
   });
 
-  it("stops when asked to", async () => {
+  it("stops when aborted", async () => {
     const at = await scratch();
     await image(at("disk"));
     await expect(checkQcow2(at("disk"), { signal: AbortSignal.abort() })).rejects.toThrow("aborted");
   });
 
-  it("takes nothing lighter than qemu-img does, whatever bytes of tables are changed", async () => {
+  it("is never milder than qemu-img, whatever bytes of the tables are changed", async () => {
     const at = await scratch();
     await image(at("sound"));
     const sound = await readFile(at("sound"));

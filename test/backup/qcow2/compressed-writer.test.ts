@@ -29,7 +29,7 @@ import {
   TiB,
 } from "../image/support.js";
 
-/** A number: the share of a cluster's bytes, in percent, that can't be compressed. */
+/** A number is the incompressible share of a cluster's bytes, in percent. */
 type Wish = number | "clean" | "zero" | { readonly dataMask: number; readonly zeroMask: number };
 
 const anyMask = fc.integer({ min: 0, max: 0xffffffff });
@@ -44,7 +44,7 @@ const anyWish = fc.oneof(
   },
 );
 
-/** Bytes that nothing can compress, the same ones for a cluster each time. */
+/** Incompressible bytes, always the same ones for a cluster. */
 function noise(cluster: number, length: number): Buffer {
   const key = Buffer.alloc(16);
   key.writeUInt32BE(cluster);
@@ -82,7 +82,7 @@ async function add(
   }
 }
 
-/** Compresses a cluster in its place, and says how long it is. */
+/** Compresses a cluster in place, and returns the compressed length. */
 async function compressed(cluster: Buffer, method: CompressionMethod): Promise<number> {
   const key = `${method} ${cluster.length}`;
   let compressor = compressors.get(key);
@@ -123,7 +123,7 @@ function expected({ geometry, wishes }: Made, below: Buffer): Buffer {
   return disk.subarray(0, virtualSize);
 }
 
-/** Holds an image against what it was made from: by QEMU's check and reader, and by ours. */
+/** Compares an image with its source by QEMU's check and reader, and by ours. */
 async function judge(file: string, made: Made, below: Buffer = Buffer.alloc(0)): Promise<void> {
   await assertSound(file);
   expect(await checkQcow2(file)).toEqual([]);
@@ -135,7 +135,7 @@ async function judge(file: string, made: Made, below: Buffer = Buffer.alloc(0)):
   expect(disk.equals(ours.subarray(0, virtualSize))).toBe(true);
 }
 
-/** Story after story, with clusters of 16 to 128 KiB, in one method. */
+/** Writes and judges random images with clusters of 16 to 128 KiB, using one method. */
 async function tellStories(method: CompressionMethod): Promise<void> {
   const at = await scratch();
   let run = 0;
@@ -169,11 +169,11 @@ describeWith(["qemu-img"], "Qcow2CompressedWriter", () => {
     await judge(at("disk.qcow2"), made);
   });
 
-  it("writes random mixes over an image below, which its clean clusters show", async () => {
+  it("writes random mixes over a backing image, which shows through clean clusters", async () => {
     await tellStories("deflate");
   });
 
-  it("writes thousands of streams that straddle the file's clusters", async () => {
+  it("writes thousands of streams that cross host cluster boundaries", async () => {
     const at = await scratch();
     const geometry = { virtualSize: 5000 * 16 * KiB, clusterSize: 16 * KiB };
     const wishes = Array.from({ length: 5000 }, (_, i): Wish => (i % 97 === 0 ? 100 : (i * 7) % 80));
@@ -185,7 +185,7 @@ describeWith(["qemu-img"], "Qcow2CompressedWriter", () => {
     expect(size - stored).toBeLessThan(2 * MiB);
   });
 
-  it("wastes little between streams and clusters that don't shrink, in turn", async () => {
+  it("wastes little space when streams and incompressible clusters alternate", async () => {
     const at = await scratch();
     const geometry = { virtualSize: 200 * 64 * KiB, clusterSize: 64 * KiB };
     const made = { geometry, wishes: Array.from({ length: 200 }, (_, i) => (i % 2 === 0 ? 100 : 25)) };
@@ -203,7 +203,7 @@ describeWith(["qemu-img"], "Qcow2CompressedWriter", () => {
     expect((await stat(at("disk.qcow2"))).size).toBeLessThan(MiB);
   });
 
-  it("pads streams so short that a refcount could overflow", async () => {
+  it("pads very short streams, so that no refcount can overflow", async () => {
     const at = await scratch();
     const geometry = { virtualSize: 100 * TiB, clusterSize: 2 * MiB };
     const writer = await Qcow2CompressedWriter.create(at("disk.qcow2"), { geometry, compression: "deflate" });
@@ -214,7 +214,7 @@ describeWith(["qemu-img"], "Qcow2CompressedWriter", () => {
     expect(await checkQcow2(at("disk.qcow2"))).toEqual([]);
   });
 
-  it("holds a few clusters of a disk of 16 TiB in a small file", async () => {
+  it("stores a few clusters of a disk of 16 TiB in a small file", async () => {
     const at = await scratch();
     const geometry = { virtualSize: 16 * TiB, clusterSize: 64 * KiB };
     const writer = await Qcow2CompressedWriter.create(at("disk.qcow2"), { geometry, compression: "deflate" });
@@ -246,7 +246,7 @@ describeWith(["qemu-img"], "Qcow2CompressedWriter", () => {
     }
   });
 
-  it("writes an empty disk, and one with nothing in it", async () => {
+  it("writes an empty disk, and a disk without data", async () => {
     const at = await scratch();
     for (const virtualSize of [0, 512, 10 * MiB]) {
       const made = { geometry: { virtualSize, clusterSize: 64 * KiB }, wishes: [] };
@@ -256,7 +256,7 @@ describeWith(["qemu-img"], "Qcow2CompressedWriter", () => {
     }
   });
 
-  it("leaves no image behind before it is finished", async () => {
+  it("leaves no valid image before it is finished", async () => {
     const at = await scratch();
     const geometry = { virtualSize: 100 * 64 * KiB, clusterSize: 64 * KiB };
     const writer = await Qcow2CompressedWriter.create(at("disk.qcow2"), { geometry, compression: "deflate" });
@@ -267,7 +267,7 @@ describeWith(["qemu-img"], "Qcow2CompressedWriter", () => {
     expect((await readFile(at("disk.qcow2"))).subarray(0, 64 * KiB).every((byte) => byte === 0)).toBe(true);
   });
 
-  it("flushes when asked to", async () => {
+  it("finishes with sync", async () => {
     const at = await scratch();
     const geometry = { virtualSize: 64 * KiB, clusterSize: 64 * KiB };
     await using writer = await Qcow2CompressedWriter.create(at("disk.qcow2"), {
@@ -279,7 +279,7 @@ describeWith(["qemu-img"], "Qcow2CompressedWriter", () => {
     await assertSound(at("disk.qcow2"));
   });
 
-  it("refuses what is out of order, off the disk or no gain", async () => {
+  it("refuses runs that are out of order, off the disk or no gain", async () => {
     const at = await scratch();
     const geometry = { virtualSize: 10 * 64 * KiB, clusterSize: 64 * KiB };
     await using writer = await Qcow2CompressedWriter.create(at("disk.qcow2"), {
@@ -294,7 +294,7 @@ describeWith(["qemu-img"], "Qcow2CompressedWriter", () => {
     expect(() => writer.addCluster(6, Buffer.alloc(64 * KiB + 1))).toThrow("more bytes");
   });
 
-  it("refuses a disk that compressed clusters can't reach all of", async () => {
+  it("refuses a disk with clusters out of reach of compressed entries", async () => {
     const at = await scratch();
     const geometry = { virtualSize: 512 * TiB, clusterSize: 2 * MiB };
     const options = { geometry, compression: "deflate" } as const;
@@ -305,7 +305,7 @@ describeWith(["qemu-img"], "Qcow2CompressedWriter", () => {
 
 const hasZstd = "zstdCompress" in zlib;
 describe.skipIf(!hasZstd)("Qcow2CompressedWriter with zstd (Node 22.15 or newer)", () => {
-  it("writes random mixes over an image below", async () => {
+  it("writes random mixes over a backing image", async () => {
     await tellStories("zstd");
   });
 
@@ -335,8 +335,8 @@ describe.skipIf(!hasZstd)("Qcow2CompressedWriter with zstd (Node 22.15 or newer)
   });
 });
 
-describe.skipIf(hasZstd)("compressing where Node has no zstd", () => {
-  it("says which Node is needed", () => {
+describe.skipIf(hasZstd)("compressing with zstd if Node lacks it", () => {
+  it("says which Node version is needed", () => {
     expect(() => new ClusterCompressor({ method: "zstd", level: 1 }, 64 * KiB)).toThrow(
       expect.objectContaining({ code: "E_NO_ZSTD" }),
     );

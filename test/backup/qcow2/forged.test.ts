@@ -1,4 +1,6 @@
-/** Images that nobody's program would write: each forged field is a typed error, soon, and with little memory. */
+/**
+ * Images that no program would write: each forged field yields a typed error, quickly and with little memory.
+ */
 import { truncate, writeFile } from "node:fs/promises";
 import { deflateRawSync } from "node:zlib";
 import { describe, expect, it } from "vitest";
@@ -12,7 +14,7 @@ const FILE = 6 * CLUSTER;
 const COPIED = 1n << 63n;
 const COMPRESSED = 1n << 62n;
 
-/** 8 MiB; guest cluster 0 at `DATA`, the rest unallocated. */
+/** A disk of 8 MiB: guest cluster 0 is at `DATA`, the rest is unallocated. */
 function forged(change: (image: Buffer) => void, version: 2 | 3 = 3): Buffer {
   const image = Buffer.alloc(FILE);
   image.write("QFI\xfb", 0, "latin1");
@@ -34,7 +36,7 @@ function forged(change: (image: Buffer) => void, version: 2 | 3 = 3): Buffer {
   return image;
 }
 
-/** Reads all of it; a forged image must not take long, nor much memory. */
+/** Reads the whole image; a forged one must take neither much time nor much memory. */
 async function read(image: Buffer): Promise<Buffer> {
   const at = await scratch();
   await writeFile(at("disk"), image);
@@ -58,7 +60,7 @@ const all =
   };
 
 describe("a forged header", () => {
-  it("is none as long as nothing is changed", async () => {
+  it("is read correctly before any field is forged", async () => {
     for (const version of [2, 3] as const) {
       const bytes = await read(forged(() => undefined, version));
       expect([bytes.length, bytes[0], bytes[CLUSTER]]).toEqual([8 * MiB, 0x5a, 0]);
@@ -90,7 +92,7 @@ describe("a forged header", () => {
     ["a header length beyond its cluster", u32(100, CLUSTER + 8), `header is ${CLUSTER + 8} bytes`],
     ["an extension of 2^32-1 bytes", all(u32(104, 1), u32(108, 0xffffffff)), "extension at byte 104"],
     [
-      "extensions that reach over the backing name",
+      "extensions that overlap the backing name",
       all(u64(8, 200n), u32(16, 4), u32(104, 1), u32(108, 100)),
       "extension at byte 104",
     ],
@@ -128,23 +130,23 @@ describe("a forged header", () => {
     ],
     ["an unknown feature", u64(72, 1n << 5n), "bit 5"],
     ["an unknown feature among the high bits", u64(72, 1n << 33n), "bit 33"],
-  ])("is told by name where it can't be read: %s", async (_title, change, message) => {
+  ])("is refused by name if it can't be read: %s", async (_title, change, message) => {
     await expect(read(forged(change))).rejects.toMatchObject({
       code: "E_QCOW2_UNSUPPORTED",
       message: expect.stringContaining(message) as string,
     });
   });
 
-  it("of version 2 is not asked for what only version 3 has", async () => {
+  it("of version 2 is not checked for fields of version 3", async () => {
     const bytes = await read(forged(all(u64(72, 0n), u64(80, 0xffn), u32(96, 99), u32(100, 3)), 2));
     expect(bytes[0]).toBe(0x5a);
   });
 
-  it("of a disk without a byte is an empty disk", async () => {
+  it("of a disk without a byte is read as an empty disk", async () => {
     expect(await read(forged(all(u64(24, 0n), u32(36, 0))))).toHaveLength(0);
   });
 
-  it("may end anywhere", () => {
+  it("may be truncated anywhere", () => {
     const image = forged(() => undefined);
     for (let length = 0; length < 104; length += 1) {
       expect(() => parseHeader(image.subarray(0, length), length)).toThrow(/ends/);
@@ -180,7 +182,7 @@ describe("a forged table", () => {
       all(u64(L2, COMPRESSED | BigInt(DATA)), (i) => void i.fill(0xff, DATA)),
       "can't be decompressed",
     ],
-  ])("is damage with its place on the disk: %s", async (_title, change, message) => {
+  ])("is reported as damage with its guest offset: %s", async (_title, change, message) => {
     await expect(read(forged(change))).rejects.toMatchObject({
       name: "DamageError",
       code: "E_QCOW2_ENTRY",
@@ -189,7 +191,7 @@ describe("a forged table", () => {
     });
   });
 
-  it("is damage in version 2 where it has version 3's zeroes", async () => {
+  it("is damage in version 2 if it has version 3's zero flag", async () => {
     await expect(read(forged(u64(L2 + 8, 1n), 2))).rejects.toThrow("reserved bits");
   });
 
@@ -198,7 +200,7 @@ describe("a forged table", () => {
     ["one byte more", deflateRawSync(Buffer.alloc(CLUSTER + 1, 7))],
     ["one byte less", deflateRawSync(Buffer.alloc(CLUSTER - 1, 7))],
     ["nothing", deflateRawSync(Buffer.alloc(0))],
-  ])("is damage where a stream makes %s than a cluster", async (_title, stream) => {
+  ])("is damage if a stream yields %s than a cluster", async (_title, stream) => {
     const image = forged((bytes) => {
       stream.copy(bytes, DATA, 0, Math.min(stream.length, 2 * CLUSTER));
       u64(L2, COMPRESSED | (127n << 54n) | BigInt(DATA))(bytes);
@@ -206,7 +208,7 @@ describe("a forged table", () => {
     await expect(read(image)).rejects.toMatchObject({ name: "DamageError", code: "E_QCOW2_ENTRY" });
   });
 
-  it("is read where a stream makes one cluster exactly, whatever follows in its last sector", async () => {
+  it("is read if a stream yields exactly one cluster, whatever follows in its last sector", async () => {
     const image = forged((bytes) => {
       deflateRawSync(Buffer.alloc(CLUSTER, 7)).copy(bytes, DATA + 3);
       u64(L2, COMPRESSED | BigInt(DATA + 3))(bytes);
@@ -214,7 +216,7 @@ describe("a forged table", () => {
     expect((await read(image)).subarray(0, CLUSTER).equals(Buffer.alloc(CLUSTER, 7))).toBe(true);
   });
 
-  it("is soon read where a sparse file claims to be enormous", async () => {
+  it("is read quickly even if a sparse file claims an enormous disk", async () => {
     const at = await scratch();
     await writeFile(at("disk"), forged(u32(36, 4 * 1024 * 1024)));
     await truncate(at("disk"), 1024 ** 4);

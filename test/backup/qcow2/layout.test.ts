@@ -3,7 +3,7 @@ import { describe, expect, it } from "vitest";
 import { layOut, refcountClusters } from "../../../src/backup/qcow2/layout.js";
 import { GiB, KiB, MiB } from "../image/support.js";
 
-/** Tries one number of blocks after the other until they count everything. */
+/** Tries rising numbers of blocks until they count everything. */
 function triedOut(others: number, clusterSize: number): { blocks: number; table: number } {
   for (let blocks = 0; ; blocks += 1) {
     const table = Math.ceil((blocks * 8) / clusterSize);
@@ -12,7 +12,7 @@ function triedOut(others: number, clusterSize: number): { blocks: number; table:
 }
 
 describe("refcountClusters", () => {
-  it("finds the fewest blocks that count everything and themselves", () => {
+  it("finds the fewest blocks that count everything, including themselves", () => {
     const clusterSize = fc.integer({ min: 9, max: 21 }).map((bits) => 2 ** bits);
     const others = fc.oneof(fc.integer({ min: 1, max: 5000 }), fc.integer({ min: 1, max: 10_000_000 }));
     fc.assert(
@@ -23,7 +23,7 @@ describe("refcountClusters", () => {
     );
   });
 
-  it("is right where one more cluster takes one more block, or a longer table", () => {
+  it("is right where one more cluster needs one more block, or a longer table", () => {
     for (const size of [512, 16 * KiB]) {
       const perBlock = size / 2;
       for (const blocks of [1, 2, 63, 64, 65, 128]) {
@@ -36,7 +36,7 @@ describe("refcountClusters", () => {
 });
 
 describe("layOut", () => {
-  it("puts tables one after the other behind the data, and nothing after them", () => {
+  it("puts tables one after the other after the data, and nothing after them", () => {
     const contents = fc.record({
       geometry: fc.record({
         virtualSize: fc.integer({ min: 0, max: 1000 * GiB }),

@@ -31,13 +31,13 @@ async function runsOf(path: string): Promise<ClusterRun[]> {
   return await collect(reader.runs());
 }
 
-/** Everything that a stranger's image can do to us: a typed error, or the bytes. */
+/** Reads a stranger's image: the outcome is its bytes or a typed error. */
 async function readAll(path: string): Promise<Buffer> {
   await using reader = await Qcow2Reader.open(path);
   return await bytesOf(reader, Buffer.alloc(0));
 }
 
-/** An image of 4 MiB by QEMU, with whatever `commands` of qemu-io do to it. */
+/** An image of 4 MiB made by QEMU and changed by the qemu-io `commands`. */
 async function qemuImage(path: string, options: string, ...commands: string[]): Promise<void> {
   await qemuImg("create", "-q", "-f", "qcow2", ...(options === "" ? [] : ["-o", options]), path, "4M");
   if (commands.length > 0) await qemuIo(path, "qcow2", ...commands);
@@ -81,7 +81,7 @@ describeWith(["qemu-img", "qemu-io"], "Qcow2Reader on images made by QEMU", () =
     expect(program.equals(await readAll(at("disk.qcow2")))).toBe(true);
   });
 
-  it("gives any piece of a compressed cluster", async () => {
+  it("reads any part of a compressed cluster", async () => {
     const at = await scratch();
     const content = Buffer.from(Array.from({ length: 256 * KiB }, (_, i) => (i * i) >>> 5));
     await writeFile(at("plain.raw"), content);
@@ -94,7 +94,7 @@ describeWith(["qemu-img", "qemu-io"], "Qcow2Reader on images made by QEMU", () =
     expect(target.equals(content.subarray(50_001, 150_001))).toBe(true);
   });
 
-  it("decompresses zstd where Node can, and says so where it can't", async () => {
+  it("decompresses zstd if Node can, and reports it if not", async () => {
     const at = await scratch();
     const content = Buffer.from(Array.from({ length: 256 * KiB }, (_, i) => (i * i) >>> 5));
     await writeFile(at("plain.raw"), content);
@@ -104,7 +104,7 @@ describeWith(["qemu-img", "qemu-io"], "Qcow2Reader on images made by QEMU", () =
     else await expect(readAll(at("disk.qcow2"))).rejects.toThrow("Node 22.15");
   });
 
-  it("tells clean, zero and data apart in an overlay, and neighbours as one", async () => {
+  it("tells clean, zero and data apart, and joins neighbours", async () => {
     const at = await scratch();
     await qemuImage(at("disk.qcow2"), "", "write -P 1 64k 128k", "write -z 192k 64k", "write -P 2 1M 64k");
     expect(await runsOf(at("disk.qcow2"))).toMatchObject([
@@ -114,7 +114,7 @@ describeWith(["qemu-img", "qemu-io"], "Qcow2Reader on images made by QEMU", () =
     ]);
   });
 
-  it("reads the subclusters that extended L2 entries define", async () => {
+  it("reads subclusters from extended L2 entries", async () => {
     const at = await scratch();
     const commands = ["write -P 1 4k 4k", "write -z 10k 2k", "write -P 2 64k 64k", "write -z 128k 64k"];
     await qemuImage(at("disk.qcow2"), "extended_l2=on", ...commands);
@@ -125,7 +125,7 @@ describeWith(["qemu-img", "qemu-io"], "Qcow2Reader on images made by QEMU", () =
     ]);
   });
 
-  it("takes zero clusters with a place in the file for zeroes", async () => {
+  it("treats zero clusters with a host offset as zeroes", async () => {
     const at = await scratch();
     await qemuImage(at("disk.qcow2"), "", "write -P 1 0 128k", "write -z 0 64k");
     expect(await runsOf(at("disk.qcow2"))).toMatchObject([
@@ -146,7 +146,7 @@ describeWith(["qemu-img", "qemu-io"], "Qcow2Reader on images made by QEMU", () =
     expect((await guestBytes(at("disk.qcow2"))).equals(bytes)).toBe(true);
   });
 
-  it("tells the backing file and its format, and whether there is one", async () => {
+  it("reports the backing file and its format, if there is one", async () => {
     const at = await scratch();
     await qemuImg("create", "-q", "-f", "raw", at("base.raw"), "1M");
     await qemuImg("create", "-q", "-f", "qcow2", "-b", "base.raw", "-F", "raw", at("over.qcow2"));
@@ -178,8 +178,8 @@ async function written(path: string, geometry: Geometry, wishes: readonly Wish[]
   await finished(writer);
 }
 
-describe("Qcow2Reader on our own images", () => {
-  it("gives back the runs that were written, and their bytes", async () => {
+describe("Qcow2Reader on images of Qcow2Writer", () => {
+  it("returns the runs that were written, and their bytes", async () => {
     const at = await scratch();
     let run = 0;
     await fc.assert(
@@ -211,7 +211,7 @@ describe("Qcow2Reader on our own images", () => {
   });
 });
 
-/** Header fields, and values that don't belong there. */
+/** Header fields with invalid values. */
 const WRONG: readonly (readonly [string, number, number, readonly number[]])[] = [
   ["the magic", 0, 4, [0, 0x514649fa]],
   ["the version", 4, 4, [0, 1, 4]],
@@ -270,18 +270,13 @@ describe("Qcow2Reader on damaged images", () => {
     await expect(read()).rejects.toThrow(message);
   });
 
-  /** Where the first L2 table's entry of a guest cluster lies. */
+  /** The position of a guest cluster's entry in the first L2 table. */
   const entryAt = (bytes: Buffer, cluster: number): number => {
     const l1 = Number(bytes.readBigUInt64BE(40));
     return Number(bytes.readBigUInt64BE(l1) & 0x00fffffffffffe00n) + cluster * 16;
   };
   it.each([
-    [
-      "behind the end of the file",
-      (1n << 63n) | (1n << 40n),
-      0xffffffffn,
-      "points behind the end of the file",
-    ],
+    ["past the end of the file", (1n << 63n) | (1n << 40n), 0xffffffffn, "points behind the end of the file"],
     ["between clusters", (1n << 63n) | 0x4200n, 0xffffffffn, "points between two clusters"],
     ["to nowhere", 0n, 1n, "has stored subclusters, but no offset"],
     ["copied to nowhere", 1n << 63n, 0n, "is marked as copied, but has no offset"],
@@ -290,7 +285,7 @@ describe("Qcow2Reader on damaged images", () => {
     ["compressed, but copied", (3n << 62n) | 0x4000n, 0n, "marked as copied, but is compressed"],
     ["compressed, with subclusters", (1n << 62n) | 0x4000n, 1n, "has subclusters, but is compressed"],
     ["compressed, in the header", (1n << 62n) | 0x200n, 0n, "points into the header"],
-  ])("says where an L2 entry points %s", async (_title, descriptor, bitmap, message) => {
+  ])("reports an L2 entry that points %s", async (_title, descriptor, bitmap, message) => {
     const read = await damaged((bytes) => {
       bytes.writeBigUInt64BE(descriptor, entryAt(bytes, 5));
       bytes.writeBigUInt64BE(bitmap, entryAt(bytes, 5) + 8);
@@ -303,7 +298,7 @@ describe("Qcow2Reader on damaged images", () => {
     });
   });
 
-  it("refuses compressed data that is none", async () => {
+  it("refuses compressed data that is not a valid stream", async () => {
     const read = await damaged((bytes) => {
       bytes.writeBigUInt64BE((1n << 62n) | 0x4000n, entryAt(bytes, 5));
       bytes.writeBigUInt64BE(0n, entryAt(bytes, 5) + 8);
@@ -315,7 +310,7 @@ describe("Qcow2Reader on damaged images", () => {
     });
   });
 
-  it("refuses an L2 table that several L1 entries share, however large the disk claims to be", async () => {
+  it("refuses an L2 table that several L1 entries share, even on an enormous disk", async () => {
     const at = await scratch();
     const large = { virtualSize: 16 * TiB, clusterSize: 64 * KiB };
     const writer = await Qcow2Writer.create(at("disk"), { geometry: large });
@@ -328,14 +323,14 @@ describe("Qcow2Reader on damaged images", () => {
     await expect(readAllRuns(at("disk"))).rejects.toThrow("points to the L2 table of another");
   });
 
-  it("refuses a file that ends in its header, in its tables or in its data", async () => {
+  it("refuses a file truncated in its header, its tables or its data", async () => {
     for (const length of [0, 3, 71, 103, 5000, 5 * 16 * KiB]) {
       const read = await damaged((bytes) => bytes.subarray(0, length));
       await expect(read(), `${length} bytes`).rejects.toThrow(DamageError);
     }
   });
 
-  it("refuses what is not a regular file, without waiting for it", async () => {
+  it("refuses anything but a regular file, without waiting for it", async () => {
     const at = await scratch();
     await execa("mkfifo", [at("fifo")]);
     await expect(Qcow2Reader.open(at("fifo"))).rejects.toThrow(DamageError);
@@ -343,7 +338,7 @@ describe("Qcow2Reader on damaged images", () => {
     await expect(Qcow2Reader.open(at("nothing"))).rejects.toMatchObject({ code: "ENOENT" });
   });
 
-  it("answers any damage with bytes or a typed error, and soon", async () => {
+  it("answers any damage with bytes or a typed error, within a second", async () => {
     const at = await scratch();
     await written(at("sound"), geometry, wishes);
     const sound = await readFile(at("sound"));
@@ -371,7 +366,7 @@ describe("Qcow2Reader on damaged images", () => {
   });
 });
 
-/** As `readAll`, but for disks of any claimed size: each run's first cluster only. */
+/** Like `readAll`, for disks of any claimed size: reads only the first cluster of each run. */
 async function readAllRuns(path: string): Promise<void> {
   await using reader = await Qcow2Reader.open(path);
   const target = Buffer.alloc(reader.geometry.clusterSize);

@@ -9,14 +9,14 @@ import { KiB, MiB } from "../image/support.js";
 const CLUSTER = 64 * KiB;
 
 describe("StreamPlacement", () => {
-  it("puts streams back to back, across the boundaries of clusters", () => {
+  it("puts streams back to back, across cluster boundaries", () => {
     const placement = new StreamPlacement(CLUSTER);
     const offsets = [40_000, 40_000, 10_000, 51_072].map((size) => placement.stream(size));
     expect(offsets).toEqual([CLUSTER, CLUSTER + 40_000, CLUSTER + 80_000, CLUSTER + 90_000]);
     expect(placement.end).toBe(4 * CLUSTER);
   });
 
-  it("begins a cluster where the one before is full to the last byte", () => {
+  it("begins a new cluster if the one before is full to the last byte", () => {
     const placement = new StreamPlacement(CLUSTER);
     expect([CLUSTER / 2, CLUSTER / 2, 1].map((size) => placement.stream(size))).toEqual([
       CLUSTER,
@@ -26,7 +26,7 @@ describe("StreamPlacement", () => {
     expect(placement.end).toBe(3 * CLUSTER);
   });
 
-  it("fills the room before a whole cluster with later streams as long as they fit", () => {
+  it("fills the space before a whole cluster with later streams as long as they fit", () => {
     const placement = new StreamPlacement(CLUSTER);
     expect(placement.stream(50_000)).toBe(CLUSTER);
     expect(placement.cluster()).toBe(2 * CLUSTER);
@@ -36,7 +36,7 @@ describe("StreamPlacement", () => {
     expect(placement.cluster()).toBe(4 * CLUSTER);
   });
 
-  it("never puts two things into one place, and counts what each cluster holds", () => {
+  it("never overlaps anything, and counts the references to each cluster", () => {
     const items = fc.array(fc.oneof(fc.integer({ min: 1, max: 16 * KiB - 1 }), fc.constant(0)));
     fc.assert(
       fc.property(items, (list) => {

@@ -99,7 +99,7 @@ describeWith(["qemu-img"], "Qcow2Writer", () => {
     );
   });
 
-  it("lets clean clusters, and clean parts of clusters, of an overlay show the image below", async () => {
+  it("lets the backing image show through clean clusters and clean parts of clusters", async () => {
     const at = await scratch();
     let run = 0;
     await fc.assert(
@@ -124,7 +124,7 @@ describeWith(["qemu-img"], "Qcow2Writer", () => {
     );
   });
 
-  it("uses extended L2 entries only where a cluster is defined in part", async () => {
+  it("uses extended L2 entries only if a cluster is partly defined", async () => {
     const at = await scratch();
     await image(at("plain.qcow2"), SMALL, ["data", { dataMask: 0xffffffff, zeroMask: 0 }, "zero"]);
     await image(at("fine.qcow2"), SMALL, ["data", { dataMask: 1, zeroMask: 2 }, "zero"]);
@@ -143,7 +143,7 @@ describeWith(["qemu-img"], "Qcow2Writer", () => {
     expect(told).toMatchObject({ "backing-filename": name, "backing-filename-format": "raw" });
   });
 
-  it("holds a sparse disk of 2 TiB in a few tables", async () => {
+  it("stores a sparse disk of 2 TiB with a few tables", async () => {
     const at = await scratch();
     const geometry = { virtualSize: 2 * TiB, clusterSize: 64 * KiB };
     const writer = await Qcow2Writer.create(at("disk.qcow2"), { geometry });
@@ -180,7 +180,7 @@ describeWith(["qemu-img"], "Qcow2Writer", () => {
     ]);
   });
 
-  it("counts references in as many refcount blocks as a long file needs", async () => {
+  it("counts references in as many refcount blocks as a large file needs", async () => {
     const at = await scratch();
     const geometry = { virtualSize: GiB, clusterSize: 16 * KiB };
     const writer = await Qcow2Writer.create(at("disk.qcow2"), { geometry });
@@ -190,7 +190,7 @@ describeWith(["qemu-img"], "Qcow2Writer", () => {
     await assertSound(at("disk.qcow2"));
   });
 
-  it("cuts off slots behind the last one in use, whatever was written there", async () => {
+  it("truncates slots after the last one in use, whatever was written there", async () => {
     const at = await scratch();
     const writer = await Qcow2Writer.create(at("disk.qcow2"), { geometry: SMALL });
     for (let rank = 0; rank < 20; rank += 1) {
@@ -202,7 +202,7 @@ describeWith(["qemu-img"], "Qcow2Writer", () => {
     expect((await stat(at("disk.qcow2"))).size).toBe((2 + 1 + 1 + 1 + 1) * 64 * KiB);
   });
 
-  it("leaves no image behind before it is finished", async () => {
+  it("leaves no valid image before it is finished", async () => {
     const at = await scratch();
     const writer = await Qcow2Writer.create(at("disk.qcow2"), { geometry: SMALL });
     store(writer, ["data", "data"]);
@@ -211,7 +211,7 @@ describeWith(["qemu-img"], "Qcow2Writer", () => {
     await expect(qemuImg("info", "-f", "qcow2", at("disk.qcow2"))).rejects.toThrow("not in qcow2 format");
   });
 
-  it("flushes when asked to", async () => {
+  it("finishes with sync", async () => {
     const at = await scratch();
     await using writer = await Qcow2Writer.create(at("disk.qcow2"), { geometry: SMALL });
     store(writer, ["data"]);
@@ -246,7 +246,7 @@ describeWith(["qemu-img"], "Qcow2Writer", () => {
     }
   });
 
-  it("refuses a cluster defined in part on a disk that is too large for subclusters", async () => {
+  it("refuses a partly defined cluster on a disk too large for subclusters", async () => {
     const at = await scratch();
     const geometry = { virtualSize: 100 * TiB, clusterSize: 16 * KiB };
     await using writer = await Qcow2Writer.create(at("disk.qcow2"), { geometry });
@@ -254,7 +254,7 @@ describeWith(["qemu-img"], "Qcow2Writer", () => {
     expect(() => writer.addRun(run)).toThrow(UsageError);
   });
 
-  it("refuses runs that are out of order, off the disk or in each other's place", async () => {
+  it("refuses runs that are out of order, off the disk or overlapping in the file", async () => {
     const at = await scratch();
     await using writer = await Qcow2Writer.create(at("disk.qcow2"), { geometry: SMALL });
     const data = (cluster: number, hostCluster: number) =>

@@ -25,7 +25,7 @@ describe("a point in time", () => {
     "2100-01-01T10:00:00Z",
     "2100-01-01T10:00:00.123Z",
     "2100-01-01T10:00+02:00",
-  ])("is named by date, minute or second, with a zone or without: %s", async (time) => {
+  ])("may have a date, minutes or seconds, with or without a zone: %s", async (time) => {
     expect(await chosen(time)).toBe(newest);
   });
 
@@ -42,11 +42,14 @@ describe("a point in time", () => {
     "tomorrow",
     "",
     " ",
-  ])("is not guessed from what is not ISO 8601: %j", async (time) => {
+  ])("is refused if it is not ISO 8601: %j", async (time) => {
     await expect(chosen(time)).rejects.toMatchObject({ code: "E_BAD_POINT" });
   });
 
-  it.each(["1999-12-31", "20000101T000000.000Z"])("is missing where no point is as old: %s", async (time) => {
-    await expect(chosen(time)).rejects.toMatchObject({ code: "E_NO_POINT" });
-  });
+  it.each(["1999-12-31", "20000101T000000.000Z"])(
+    "is not found if every point is newer: %s",
+    async (time) => {
+      await expect(chosen(time)).rejects.toMatchObject({ code: "E_NO_POINT" });
+    },
+  );
 });

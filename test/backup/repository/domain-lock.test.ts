@@ -19,7 +19,7 @@ afterEach(async () => {
 
 const names = (): Promise<string[]> => readdir(join(folder, DOMAIN));
 
-it("keeps the marks of readers and the lock of a writer apart, in one process too", async () => {
+it("keeps readers' marks and the writer's lock apart, even in one process", async () => {
   await repository.writing(DOMAIN, async () => {
     await repository.reading(DOMAIN, async () => {
       await repository.reading(DOMAIN, async () => {
@@ -30,11 +30,11 @@ it("keeps the marks of readers and the lock of a writer apart, in one process to
     expect((await names()).filter((name) => name.startsWith(".reader-"))).toEqual([]);
     expect(await names()).toContain(".lock");
   });
-  // The folder goes with the last of them: nothing is in it.
+  // The empty folder is removed with the last of them.
   expect(await readdir(folder)).toEqual(["nbdpull.json"]);
 });
 
-it("tells a reader whose mark was taken away that points were pruned meanwhile", async () => {
+it("tells a reader that lost its mark that points were pruned meanwhile", async () => {
   const point = join(folder, DOMAIN, "20261120T113205.123Z");
   const loseMark = async (): Promise<void> => {
     for (const name of await names()) {

@@ -67,7 +67,7 @@ describe("a manifest", () => {
     expect(parseManifest(formatManifest(point), "point.json")).toEqual(point);
   });
 
-  it("is read with the files that a domain starts with, and what could not be kept", () => {
+  it("is read with the files that a domain boots with, and with what could not be kept", () => {
     const point = { ...manifest(full), files: [nvram], notKept: [{ what: "TPM state", reason: "swtpm's" }] };
     expect(parseManifest(formatManifest(point), "point.json")).toEqual(point);
   });
@@ -84,15 +84,18 @@ describe("a manifest", () => {
     ["two disks of one name", manifest(full, { ...full, file: "other.qcow2" })],
     ["level full and an incremental disk", { ...manifest(increment), level: "full" }],
     ["level incremental and only full disks", { ...manifest(full), level: "incremental" }],
-    ["itself as its parent", manifest({ ...increment, parent: ID })],
-    ["a parent from its future", manifest({ ...increment, parent: "20261121T020000.005Z" })],
+    ["itself as parent", manifest({ ...increment, parent: ID })],
+    ["a parent newer than itself", manifest({ ...increment, parent: "20261121T020000.005Z" })],
     ["an incremental disk without a parent", manifest({ ...increment, parent: null })],
     ["a full disk with a parent", manifest({ ...full, parent: PARENT })],
     ["a file in another folder", manifest({ ...full, file: "../vda.qcow2" })],
     ["no disk", manifest()],
     ["a kept file in another folder", { ...manifest(full), files: [{ ...nvram, file: "../nvram.fd" }] }],
-    ["a kept file that is a disk's", { ...manifest(full), files: [{ ...nvram, file: "vda.raw" }] }],
-    ["a kept file that is the manifest", { ...manifest(full), files: [{ ...nvram, file: "point.json" }] }],
+    ["a kept file with a disk's name", { ...manifest(full), files: [{ ...nvram, file: "vda.raw" }] }],
+    [
+      "a kept file with the manifest's name",
+      { ...manifest(full), files: [{ ...nvram, file: "point.json" }] },
+    ],
     ["two kept files of one name", { ...manifest(full), files: [nvram, nvram] }],
     ["another version", { ...manifest(full), version: 2 }],
   ])("is refused with %s", (_, value) => {

@@ -32,7 +32,7 @@ async function twoPoints(): Promise<[string, string]> {
   return [first.manifest.id, second.manifest.id];
 }
 
-/** What verify finds, as the ids of the points that it concerns. */
+/** The IDs of the points with findings of verify. */
 async function damaged(domain = DOMAIN): Promise<string[]> {
   const ids = await chain.repository.pointIds(domain);
   const reports = await verifyPoints(chain.repository, domain, ids);
@@ -40,7 +40,7 @@ async function damaged(domain = DOMAIN): Promise<string[]> {
 }
 
 describe("the list of points", () => {
-  it("tells of each what it stands on, and at the end how many the newest does", async () => {
+  it("shows what each point is based on, and at the end how many points the newest one needs", async () => {
     const [first, second] = await twoPoints();
     const ran = await nbdpull("points", chain.repository.path);
     expect(ran.stdout.split("\n")).toEqual([
@@ -57,7 +57,7 @@ describe("the list of points", () => {
   });
 });
 
-describe("what is no point", () => {
+describe("anything but a point", () => {
   it.each([
     [
       "a file that is named like a point",
@@ -65,7 +65,7 @@ describe("what is no point", () => {
     ],
     ["a folder whose name is no date", () => mkdir(join(domainFolder(), "99999999T999999.999Z"))],
     ["a folder of the 31st of February", () => mkdir(join(domainFolder(), "20260231T000000.000Z"))],
-  ])("is passed over, and hinders neither readers nor the next point: %s", async (_, put) => {
+  ])("is skipped, and hinders neither readers nor the next point: %s", async (_, put) => {
     const ids = await twoPoints();
     await put();
     expect(await chain.repository.pointIds(DOMAIN)).toEqual(ids);
@@ -77,7 +77,7 @@ describe("what is no point", () => {
     expect(await chain.repository.pointIds(DOMAIN)).toEqual([...ids, third.manifest.id]);
   });
 
-  it("is a damaged point where only its manifest is no file", async () => {
+  it("is a damaged point if only its manifest is not a file", async () => {
     const [first, second] = await twoPoints();
     await rm(chain.pathOf(await chain.repository.point(DOMAIN, second), "point.json"));
     await mkdir(join(domainFolder(), second, "point.json"));
@@ -94,7 +94,7 @@ describe("what is no point", () => {
 });
 
 describe("a repository's folder", () => {
-  it("may be a fresh file system with lost+found, which is no domain", async () => {
+  it("may be a fresh file system with lost+found, which is not taken for a domain", async () => {
     const path = join(chain.folder, "fresh");
     await mkdir(join(path, "lost+found"), { recursive: true });
     const repository = await Repository.openOrCreate(path);
@@ -102,7 +102,7 @@ describe("a repository's folder", () => {
     expect((await readdir(path)).sort()).toEqual(["lost+found", "nbdpull.json"]);
   });
 
-  it("is not made where something else is", async () => {
+  it("is not made if something else is there", async () => {
     const path = join(chain.folder, "full");
     await mkdir(path);
     await writeFile(join(path, "thesis.txt"), "");
@@ -119,17 +119,17 @@ describe("a repository's folder", () => {
     ["two hundred letters that are too long in bytes", "ü".repeat(200)],
     ["the parent", ".."],
     ["a path", "a/b"],
-    ["a name that hides", ".guest"],
+    ["a hidden name", ".guest"],
     ["nothing", ""],
     ["a null byte", "a\0b"],
-  ])("has no domain of a name that cannot be a folder's: %s", async (_, name) => {
+  ])("has no domain with a name that no folder can have: %s", async (_, name) => {
     const pending = chain.repository.withPendingPoint(name, async () => undefined);
     await expect(pending).rejects.toMatchObject({ code: "E_DOMAIN_NAME" });
     await expect(pending).rejects.toBeInstanceOf(UsageError);
     expect(await readdir(chain.repository.path)).toEqual(["nbdpull.json"]);
   });
 
-  it("gets no folder for a domain whose first point failed", async () => {
+  it("contains no folder for a domain whose first point failed", async () => {
     const failure = chain.take({
       confirm: async () => {
         throw new Error("the job ended");
@@ -139,7 +139,7 @@ describe("a repository's folder", () => {
     expect(await readdir(chain.repository.path)).toEqual(["nbdpull.json"]);
   });
 
-  it("keeps the earlier points of a domain when a later one failed", async () => {
+  it("keeps the earlier points of a domain when a later one fails", async () => {
     const ids = await twoPoints();
     const failure = chain.take({
       confirm: async () => {
@@ -163,11 +163,11 @@ describe("the lock of a domain", () => {
     expect(await chain.repository.pointIds(DOMAIN)).toEqual([]);
   });
 
-  it("keeps who lost it from committing, even before that was noticed", async () => {
+  it("keeps a writer that lost it from committing, even before it has noticed", async () => {
     const { manifest } = await chain.take();
     const work = chain.repository.withPendingPoint(DOMAIN, async (pending) => {
       await rm(join(domainFolder(), ".lock"), { recursive: true });
-      // Another writer comes, finds what looks like a dead run's, and removes it.
+      // Another writer finds what looks like the remains of a dead run, and removes them.
       await chain.repository.withPendingPoint(DOMAIN, async () => undefined);
       await pending.commit({ ...manifest, id: pending.id }, { sync: false });
     });
@@ -185,7 +185,7 @@ describe("a domain's folder that was copied under another name", () => {
     await cp(domainFolder(), join(original.path, "copy"), { recursive: true });
   });
 
-  it("is verified by its own files", async () => {
+  it("is verified from its own files", async () => {
     expect(await damaged("copy")).toEqual([]);
     await writeFile(join(original.path, "copy", ids[0], "vda.qcow2"), "damaged");
     expect(await damaged("copy")).toContain(ids[0]);
@@ -217,7 +217,7 @@ describe("a domain's folder that was copied under another name", () => {
 });
 
 describe("a target inside the repository", () => {
-  it("is refused, also by way of a link", async () => {
+  it("is refused, even through a link", async () => {
     const [first] = await twoPoints();
     const { path } = chain.repository;
     const link = join(chain.folder, "link");

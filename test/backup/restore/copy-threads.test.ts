@@ -8,7 +8,7 @@ import { restore } from "../../../src/backup/restore/restore.js";
 import { MemoryChain } from "../../support/memory-chain.js";
 
 const workers = vi.hoisted((): Worker[] => []);
-/** Whether threads die of the first question. */
+/** Whether threads die on their first request. */
 const lethal = vi.hoisted(() => ({ questions: false }));
 vi.mock("node:worker_threads", async (original) => {
   const real = await original<typeof import("node:worker_threads")>();
@@ -41,7 +41,7 @@ beforeEach(async () => {
   chain.disk.write(5 * MiB, Buffer.alloc(MiB, 0x22));
   await chain.take();
   target = join(chain.folder, "restored.raw");
-  // Those that made the digests.
+  // Forget the threads that made the digests.
   workers.length = 0;
 });
 afterEach(async () => {
@@ -67,14 +67,14 @@ describe("the threads of a restore", () => {
     expect(workers.map(({ threadId }) => threadId)).toEqual(workers.map(() => -1));
   });
 
-  it("end at once when the signal comes, and leave nothing at the target", async () => {
+  it("end at once when the signal fires, and leave nothing at the target", async () => {
     const stop = new AbortController();
     await expect(restoring(stop.signal, () => stop.abort(new Error("enough")))).rejects.toThrow("enough");
     expect(workers.map(({ threadId }) => threadId)).toEqual(workers.map(() => -1));
     expect(await exists(target)).toBe(false);
   });
 
-  it("fail the restore when one of them dies, rather than leave a hole", async () => {
+  it("fail the restore when one of them dies, instead of leaving a hole", async () => {
     lethal.questions = true;
     await expect(restoring()).rejects.toMatchObject({ code: "E_COPY_THREAD" });
     expect(await exists(target)).toBe(false);
@@ -116,7 +116,7 @@ describe("a restore of a small disk", () => {
     expect(await descriptors()).toEqual([]);
   });
 
-  it("finds damage, leaves nothing at the target and no file open", async () => {
+  it("finds damage, and leaves neither a target nor an open file", async () => {
     const [point] = small.points;
     if (!point) throw new Error("no point");
     {
@@ -128,7 +128,7 @@ describe("a restore of a small disk", () => {
     expect(await descriptors()).toEqual([]);
   });
 
-  it("ends when the signal comes", async () => {
+  it("ends when the signal fires", async () => {
     await expect(restoringSmall(AbortSignal.abort(new Error("enough")))).rejects.toThrow("enough");
     expect(await exists(target)).toBe(false);
     expect(await descriptors()).toEqual([]);
@@ -137,9 +137,9 @@ describe("a restore of a small disk", () => {
 
 describe.each([
   ["other threads", SIZE],
-  ["the own thread", 0],
-])("a question to %s", (_, bytes) => {
-  /** The first two clusters of the full point, of which the first is damaged where `damaged` says so. */
+  ["the calling thread", 0],
+])("a request to %s", (_, bytes) => {
+  /** Asks for the first two clusters of the full point; with `damaged`, the first one is damaged. */
   async function ask(path: string, options: { readonly damaged: boolean }) {
     const [point] = chain.points;
     if (!point) throw new Error("no point");
@@ -168,7 +168,7 @@ describe.each([
     });
   }
 
-  it("copies parts of clusters to where they belong, and says which slots hold anything", async () => {
+  it("copies parts of clusters to their places, and says which slots hold data", async () => {
     await writeFile(target, "");
     expect(await ask(target, { damaged: false })).toEqual({ stored: Uint8Array.of(1, 1) });
     const wanted = Buffer.concat([Buffer.alloc(4096), Buffer.alloc(CLUSTER, 0x11)]);
@@ -182,7 +182,7 @@ describe.each([
     expect(await readFile(target)).toHaveLength(0);
   });
 
-  it("is answered with damage where the image was changed after it had been looked at", async () => {
+  it("reports damage if the image was changed after it was checked", async () => {
     await writeFile(target, "");
     const [point] = chain.points;
     if (!point) throw new Error("no point");
@@ -193,7 +193,7 @@ describe.each([
     expect(await readFile(target)).toHaveLength(0);
   });
 
-  it("keeps what the file system says of the target", async () => {
+  it("passes on the file system's error for the target", async () => {
     expect(await exists("/dev/full")).toBe(true);
     await expect(ask("/dev/full", { damaged: false })).rejects.toMatchObject({
       code: "ENOSPC",
@@ -201,7 +201,7 @@ describe.each([
     });
   });
 
-  it("does not make the target", async () => {
+  it("does not create the target", async () => {
     await rm(target, { force: true });
     await expect(ask(target, { damaged: false })).rejects.toMatchObject({
       code: "ENOENT",

@@ -40,7 +40,7 @@ afterEach(async () => {
 
 const fill = (length: number, value: number): Buffer => Buffer.alloc(length, value);
 
-/** Full, then two increments with data, zeroes and a rewritten tail. */
+/** A full and two increments with data, zeroes and a rewritten tail. */
 async function threePoints(
   format: "qcow2" | "raw" = "qcow2",
   algorithm: "xxh64" | "sha256" | "none" = "xxh64",
@@ -89,7 +89,7 @@ async function findings(...ids: string[]): Promise<Finding[]> {
   return (await verifyPoints(chain.repository, DOMAIN, all)).flatMap((report) => report.findings);
 }
 
-/** Changes one byte of a point's file. */
+/** Flips one bit in a point's file. */
 async function flip(path: string, position: number): Promise<void> {
   const file = await open(path, "r+");
   const byte = Buffer.alloc(1);
@@ -105,7 +105,7 @@ describe("restore", () => {
     expect(await findings()).toEqual([]);
   });
 
-  it("goes by the manifests, not by times, in a copied repository", async () => {
+  it("follows the manifests, not modification times, in a copied repository", async () => {
     await threePoints();
     const copy = join(chain.folder, "copy");
     await cp(chain.repository.path, copy, { recursive: true });
@@ -120,7 +120,7 @@ describe("restore", () => {
     );
   });
 
-  it("finds a point by its id, by a time, and as the latest", async () => {
+  it("finds a point by ID, by time and as the latest", async () => {
     await threePoints();
     const { repository } = chain;
     const middle = pointAt(1);
@@ -133,7 +133,7 @@ describe("restore", () => {
     });
   });
 
-  it("never writes what a digest does not prove, and leaves nothing behind", async () => {
+  it("never writes data that a digest does not prove, and leaves nothing behind", async () => {
     await threePoints();
     await flip(chain.pathOf(pointAt(0), "vda.qcow2"), 5 * CLUSTER + 99);
     const before = await readdir(chain.folder);
@@ -155,7 +155,7 @@ describe("restore", () => {
     ]);
   });
 
-  it("restores other points although one manifest is unreadable", async () => {
+  it("restores other points even if one manifest is unreadable", async () => {
     await threePoints();
     await writeFile(chain.pathOf(pointAt(2), "point.json"), "{");
     await expectExact(await choosePoint(chain.repository, DOMAIN, pointAt(1).id));
@@ -170,7 +170,7 @@ describe("restore", () => {
     await expect(restored(pointAt(2))).rejects.toThrow(/not a plain file/);
   });
 
-  it("refuses a chain that runs in a loop", async () => {
+  it("refuses a loop in the chain", async () => {
     await threePoints();
     const path = chain.pathOf(pointAt(0), "point.json");
     const manifest = JSON.parse(await readFile(path, "utf8")) as {
@@ -183,7 +183,7 @@ describe("restore", () => {
     await expect(restored(pointAt(2))).rejects.toThrow(/a parent is older than what is based on it/);
   });
 
-  it("says that a layer without digests was copied unproven", async () => {
+  it("reports that layers without digests were copied unproven", async () => {
     await threePoints("qcow2", "none");
     const result = await restoreDisk({
       repository: chain.repository,
@@ -201,7 +201,7 @@ describe("restore", () => {
 
 describe("verify", () => {
   it.each(["xxh64", "sha256"] as const)(
-    "finds nothing in a sound chain (%s), and a flipped bit of data by its place",
+    "finds nothing in a sound chain (%s), and a flipped bit of data by its guest offset",
     async (algorithm) => {
       await threePoints("qcow2", algorithm);
       expect(await findings()).toEqual([]);
@@ -219,11 +219,11 @@ describe("verify", () => {
     },
   );
 
-  it("finds a table entry that was turned from zero to clean: stale data would come back", async () => {
+  it("finds a table entry changed from zero to clean, which would bring back stale data", async () => {
     await threePoints();
     const image = chain.pathOf(pointAt(1), "vda.qcow2");
     const bytes = await readFile(image);
-    // The L2 table is the one with three neighbouring zero entries.
+    // The L2 table contains three adjacent zero entries.
     const zeroes = Buffer.from("000000000000000100000000000000010000000000000001", "hex");
     const entry = bytes.indexOf(zeroes);
     expect(entry).toBeGreaterThan(0);
@@ -242,7 +242,7 @@ describe("verify", () => {
     await expect(restored(pointAt(2))).rejects.toBeInstanceOf(DamageError);
   });
 
-  it("finds a cluster that the point never had", async () => {
+  it("finds a cluster that the point does not define", async () => {
     await threePoints();
     const image = chain.pathOf(pointAt(1), "vda.qcow2");
     const bytes = await readFile(image);
@@ -255,7 +255,7 @@ describe("verify", () => {
     ]);
   });
 
-  it("finds a file that was cut off, swapped, or is gone", async () => {
+  it("finds a file that is truncated, swapped or missing", async () => {
     await threePoints();
     const image = chain.pathOf(pointAt(2), "vda.qcow2");
     const whole = await readFile(image);
@@ -279,7 +279,7 @@ describe("verify", () => {
     expect(new Set(found.map(({ point }) => point))).toEqual(new Set([pointAt(0).id, pointAt(2).id]));
   });
 
-  it("finds data in a raw image where zeroes should be, in holes too", async () => {
+  it("finds data in a raw image where zeroes should be, even in holes", async () => {
     await threePoints("raw");
     expect(await findings()).toEqual([]);
     await flip(chain.pathOf(pointAt(0), "vda.raw"), 30 * CLUSTER);
@@ -302,7 +302,7 @@ describe("verify", () => {
     ]);
   });
 
-  it("goes on after a damage and names them all, neighbours as one", async () => {
+  it("goes on after damage and reports all of it, with neighbours joined", async () => {
     chain.disk.write(0, fill(SIZE, 0x11));
     await chain.take();
     const image = chain.pathOf(pointAt(0), "vda.qcow2");
@@ -315,7 +315,7 @@ describe("verify", () => {
     ]);
   });
 
-  it("names what a table entry that makes no sense has cost, and looks at all the others", async () => {
+  it("reports what an invalid table entry has cost, and checks all other entries", async () => {
     await threePoints();
     const image = chain.pathOf(pointAt(0), "vda.qcow2");
     const bytes = await readFile(image);
@@ -369,7 +369,7 @@ describe("a point", () => {
     expect(await readdir(chain.repository.path)).toEqual(["nbdpull.json"]);
   });
 
-  it("is not committed when the job turns out to be gone, and nothing is left", async () => {
+  it("is not committed when the job is gone, and nothing is left", async () => {
     chain.disk.write(0, fill(CLUSTER, 1));
     const gone = chain.take({
       confirm: async () => {
@@ -380,7 +380,7 @@ describe("a point", () => {
     expect(await readdir(chain.repository.path)).toEqual(["nbdpull.json"]);
   });
 
-  it("removes what a dead run left, and takes no notice of it", async () => {
+  it("is taken despite the remains of a dead run, which it removes", async () => {
     const dead = join(chain.repository.path, DOMAIN, ".20200101T000000.000Z.partial");
     await mkdir(dead, { recursive: true });
     await writeFile(join(dead, "vda.qcow2"), "half");
@@ -388,7 +388,7 @@ describe("a point", () => {
     expect(await readdir(join(chain.repository.path, DOMAIN))).toEqual([pointAt(0).id]);
   });
 
-  it("comes after the newest one even when the clock does not", async () => {
+  it("gets a later ID than the newest point, even if the clock went back", async () => {
     await chain.take();
     const future = "20990101T000000.000Z";
     const folder = join(chain.repository.path, DOMAIN);
@@ -397,7 +397,7 @@ describe("a point", () => {
     expect(manifest.id).toBe("20990101T000000.001Z");
   });
 
-  it("does not mix formats in a way that stock QEMU would misread", async () => {
+  it("does not mix formats such that stock QEMU would misread them", async () => {
     await chain.take({ format: "raw" });
     await chain.take({ format: "raw" });
     await expect(chain.take({ format: "qcow2" })).rejects.toMatchObject({ code: "E_RAW_PARENT" });

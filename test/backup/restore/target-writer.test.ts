@@ -11,7 +11,7 @@ const KiB = 1024;
 const CLUSTER = 64 * KiB;
 const SIZE = 64 * CLUSTER + 1000;
 
-/** A target in memory that takes its time, and counts what is under way. */
+/** A slow target in memory that counts its concurrent writes. */
 class MemoryTarget implements BlockTarget {
   readonly name = "memory";
   readonly size: number;
@@ -23,7 +23,7 @@ class MemoryTarget implements BlockTarget {
   flushes = 0;
   writing = { now: 0, most: 0 };
   zeroing = { now: 0, most: 0 };
-  /** Fails the write that this byte is in. */
+  /** A write of this byte fails. */
   badByte: number | undefined;
 
   constructor(size: number) {
@@ -90,7 +90,7 @@ async function restoreTo(target: BlockTarget, inFlight = 512 * KiB): Promise<voi
 }
 
 describe("writing over a target", () => {
-  it("leaves exactly the point, whatever was written, zeroed and discarded, and what lies behind it alone", async () => {
+  it("leaves exactly the point, whatever was written, zeroed or discarded, and keeps what follows it", async () => {
     const change = fc.record({
       kind: fc.constantFrom("data", "zeroes", "discard", "zeroes as data"),
       offset: fc.nat(SIZE - 1),
@@ -117,7 +117,7 @@ describe("writing over a target", () => {
     );
   });
 
-  it("has several writes under way, and no more than fit into the window", async () => {
+  it("has several writes in flight, but no more than fit the window", async () => {
     for (let cluster = 0; cluster < 64; cluster += 3) {
       chain.disk.write(cluster * CLUSTER, randomFillSync(Buffer.alloc(CLUSTER)));
     }
@@ -130,7 +130,7 @@ describe("writing over a target", () => {
     expect(target.zeroing.most).toBeLessThanOrEqual(4);
   });
 
-  it("waits for all writes when one fails, and says that the target is half-written", async () => {
+  it("waits for all writes when one fails, and reports the target as half-written", async () => {
     chain.disk.write(0, randomFillSync(Buffer.alloc(SIZE)));
     await chain.take();
     const target = new MemoryTarget(SIZE);

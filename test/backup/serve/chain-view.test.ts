@@ -26,7 +26,7 @@ afterEach(async () => {
   await chain[Symbol.asyncDispose]();
 });
 
-/** Each half KiB says where it is, so that none passes for another. */
+/** Every 512 bytes contain their position, so that none can pass for another. */
 function content(length: number, salt = 0): Buffer {
   const bytes = Buffer.alloc(length, salt);
   for (let at = 0; at + 6 <= length; at += 512) bytes.writeUIntBE(1 + salt * 2 ** 24 + at / 512, at, 6);
@@ -40,7 +40,10 @@ function viewOf(point: Manifest | undefined): Promise<ChainView> {
 
 type Taking = NonNullable<Parameters<MemoryChain["take"]>[0]>;
 
-/** A full and three increments: data, zeroes and discards in whole clusters and in parts, and the ragged end. */
+/**
+ * A full and three increments, with data, zeroes and discards in whole and partial clusters, and the ragged
+ * end.
+ */
 async function fourPoints(options: Taking): Promise<void> {
   chain.disk.write(0, content(50 * CLUSTER));
   chain.disk.write(SIZE - 700, content(700));
@@ -74,35 +77,32 @@ const forms: [string, Taking][] = [
 ];
 
 describe("a view through a chain", () => {
-  it.each(forms)(
-    "gives the bytes of every point at any place, in any order, all at once: %s",
-    async (_, form) => {
-      await fourPoints(form);
-      for (const point of chain.points) {
-        const expected = await bytesAt(point);
-        await using view = await viewOf(point);
-        expect(view.size).toBe(SIZE);
-        expect((await view.read(0, SIZE)).equals(expected)).toBe(true);
-        const places = fc.sample(
-          fc.tuple(
-            fc.nat(SIZE - 1),
-            fc.oneof(fc.integer({ min: 1, max: 5000 }), fc.integer({ min: 1, max: SIZE })),
-          ),
-          { numRuns: 150, seed: 20_261_120 },
-        );
-        const wrong = await Promise.all(
-          places.map(async ([offset, wanted]) => {
-            const length = Math.min(wanted, SIZE - offset);
-            const found = await view.read(offset, length);
-            return found.equals(expected.subarray(offset, offset + length)) ? [] : [{ offset, length }];
-          }),
-        );
-        expect(wrong.flat()).toEqual([]);
-      }
-    },
-  );
+  it.each(forms)("reads the bytes of every point at any offset, concurrently: %s", async (_, form) => {
+    await fourPoints(form);
+    for (const point of chain.points) {
+      const expected = await bytesAt(point);
+      await using view = await viewOf(point);
+      expect(view.size).toBe(SIZE);
+      expect((await view.read(0, SIZE)).equals(expected)).toBe(true);
+      const places = fc.sample(
+        fc.tuple(
+          fc.nat(SIZE - 1),
+          fc.oneof(fc.integer({ min: 1, max: 5000 }), fc.integer({ min: 1, max: SIZE })),
+        ),
+        { numRuns: 150, seed: 20_261_120 },
+      );
+      const wrong = await Promise.all(
+        places.map(async ([offset, wanted]) => {
+          const length = Math.min(wanted, SIZE - offset);
+          const found = await view.read(offset, length);
+          return found.equals(expected.subarray(offset, offset + length)) ? [] : [{ offset, length }];
+        }),
+      );
+      expect(wrong.flat()).toEqual([]);
+    }
+  });
 
-  it.each(forms)("says of no byte that it is zero which isn't, and leaves no gap: %s", async (_, form) => {
+  it.each(forms)("reports no data as zeroes, and leaves no gap: %s", async (_, form) => {
     await fourPoints(form);
     for (const point of chain.points) {
       const expected = await bytesAt(point);
@@ -146,7 +146,7 @@ describe("a view through a chain", () => {
     ]);
   });
 
-  it("keeps a few stretches of a disk that is in few, however large", async () => {
+  it("keeps few pieces for a disk with few extents, however large they are", async () => {
     chain.disk.write(0, content(50 * CLUSTER));
     await chain.take();
     await using full = await viewOf(chain.points[0]);
@@ -161,13 +161,13 @@ describe("a view through a chain", () => {
     ["qcow2", {}],
     ["compressed qcow2", { compress: "deflate" }],
     ["raw", { format: "raw" }],
-  ] as [string, Taking][])("fails where a cluster is damaged, and there only: %s", async (_, form) => {
+  ] as [string, Taking][])("fails only at the damaged cluster: %s", async (_, form) => {
     await fourPoints(form);
     const [first] = chain.points;
     if (!first) throw new Error("no point");
     const suffix = form.format ?? "qcow2";
     const path = chain.pathOf(first, `vda.${suffix}`);
-    // A byte of the full copy's second cluster of data, wherever that is.
+    // A byte in a data cluster of the full copy, wherever it is stored.
     const position =
       form.format === "raw" ? 2 * CLUSTER + 600 : form.compress ? CLUSTER + 3000 : 3 * CLUSTER + 600;
     await using file = await open(path, "r+");
@@ -191,13 +191,13 @@ describe("a view through a chain", () => {
         expect(found.equals(expected.subarray(cluster * CLUSTER + 10, cluster * CLUSTER + 110))).toBe(true);
     }
     expect(bad).toHaveLength(1);
-    // Asked for again, and among others, it is no better.
+    // A second read of it fails too, alone and among others.
     const [cluster = 0] = bad;
     await expect(view.read(cluster * CLUSTER + 10, 100)).rejects.toMatchObject({ name: "DamageError" });
     await expect(view.read(0, SIZE)).rejects.toMatchObject({ details: { guestOffset: cluster * CLUSTER } });
   });
 
-  it("reads and compares a cluster once for many small reads, though they come all at once", async () => {
+  it("reads and checks a cluster once for many small reads, even concurrent ones", async () => {
     await fourPoints({});
     await using view = await viewOf(chain.points[0]);
     const expected = await bytesAt(chain.points[0] as Manifest);
@@ -210,7 +210,7 @@ describe("a view through a chain", () => {
     expect(reads).toHaveBeenCalledTimes(2);
   });
 
-  it("leaves nothing behind for a read on the signal of a connection that lasts", async () => {
+  it("leaves no listener on the signal of a long-lived connection", async () => {
     await fourPoints({});
     await using view = await viewOf(chain.points[0]);
     const derived = vi.spyOn(AbortSignal, "any");
@@ -223,7 +223,7 @@ describe("a view through a chain", () => {
     await expect(view.read(CLUSTER - 300, 600, gone)).rejects.toThrow("the client is gone");
   });
 
-  it("does not open where a table contradicts the digest file", async () => {
+  it("does not open if a table contradicts the digest file", async () => {
     await fourPoints({});
     const second = chain.points[1];
     if (!second) throw new Error("no point");
@@ -239,7 +239,7 @@ describe("a view through a chain", () => {
     });
   });
 
-  it("says where it was when a file turns out to be shorter than it was", async () => {
+  it("reports the guest offset if a file has shrunk", async () => {
     await fourPoints({ format: "raw" });
     const [first] = chain.points;
     await using view = await viewOf(first);
@@ -257,7 +257,7 @@ describe("a view through a chain", () => {
     ).toBe(true);
   });
 
-  it("stops the walk when it is told to", async () => {
+  it("stops opening when aborted", async () => {
     await fourPoints({});
     const stop = AbortSignal.abort(new Error("enough"));
     const point = chain.points[3] as Manifest;
@@ -312,7 +312,7 @@ describe("a disk that was resized between points", () => {
 
   const small = 10 * CLUSTER + 1536;
   it.each(["qcow2", "raw"] as const)(
-    "reads as it was at each point, zeroes where it grew: %s",
+    "reads as it was at each point, with zeroes where it grew: %s",
     async (format) => {
       for (const sizes of [
         [small, 2 * small, 3 * small],

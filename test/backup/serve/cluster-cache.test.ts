@@ -1,7 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { ClusterCache } from "../../../src/backup/serve/cluster-cache.js";
 
-/** A cache of two, and which clusters were read for it. */
+/** A cache of two clusters, and the keys that were read for it. */
 function cacheOfTwo(): { get: (key: string) => Promise<string>; read: string[] } {
   const cache = new ClusterCache(2);
   const read: string[] = [];
@@ -15,21 +15,21 @@ function cacheOfTwo(): { get: (key: string) => Promise<string>; read: string[] }
   return { get, read };
 }
 
-describe("the cache of clusters", () => {
-  it("forgets what was not asked for the longest", async () => {
+describe("the cluster cache", () => {
+  it("evicts the least recently used cluster", async () => {
     const { get, read } = cacheOfTwo();
     for (const key of ["a", "b", "a", "c", "a", "b"]) expect(await get(key)).toBe(`bytes of ${key}`);
     expect(read).toEqual(["a", "b", "c", "b"]);
   });
 
-  it("lets all who want a cluster wait for the same read, although it is pushed out meanwhile", async () => {
+  it("shares one read among concurrent requests for a cluster, even if it is evicted meanwhile", async () => {
     const { get, read } = cacheOfTwo();
     const keys = ["a", "a", "b", "c", "c"];
     expect(await Promise.all(keys.map(get))).toEqual(keys.map((key) => `bytes of ${key}`));
     expect(read).toEqual(["a", "b", "c"]);
   });
 
-  it("keeps no failure: who asks again has it read again", async () => {
+  it("does not cache failures: the next request reads again", async () => {
     const cache = new ClusterCache(2);
     const fail = (): Promise<Buffer> => Promise.reject(new Error("a flipped bit"));
     const outcomes = await Promise.allSettled([cache.get("a", fail), cache.get("a", fail)]);

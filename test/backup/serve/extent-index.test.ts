@@ -9,7 +9,7 @@ const LAYERS = [
   { clusterSize: 65_536, digestSize: 0 },
 ];
 
-/** Pieces as a walk gives them: some continue the one before in every respect, or in all but one. */
+/** Pieces as a walk yields them: some continue the previous one in every respect, or in all but one. */
 const step = fc.record({
   sectors: fc.integer({ min: 1, max: 400 }),
   kind: fc.constantFrom("zero", "continued", "continued", "elsewhere", "partial"),
@@ -17,17 +17,17 @@ const step = fc.record({
   clusters: fc.nat(1000),
 });
 
-describe("the index of pieces", () => {
-  it("finds the place of every byte, in as many pieces as there are places that do not continue each other", () => {
+describe("the extent index", () => {
+  it("finds the place of every byte, and joins pieces that continue each other", () => {
     fc.assert(
       fc.property(fc.array(step, { minLength: 1, maxLength: 40 }), (steps) => {
         const index = new ExtentIndex(LAYERS);
-        /** Of each sector. */
+        /** One entry per sector. */
         const expected: (ExtentSource | undefined)[] = [];
         for (const { sectors, kind, layer, clusters } of steps) {
           const offset = expected.length * 512;
           const { clusterSize, digestSize } = LAYERS[layer] as (typeof LAYERS)[number];
-          // In a continued layer a cluster's place follows from its number.
+          // In a continued layer, the cluster number determines the place.
           const far = kind === "continued" ? 0 : 2000 + clusters;
           const placeOf = (at: number): ExtentSource | undefined => {
             const cluster = Math.floor(at / clusterSize) + far;
@@ -40,7 +40,7 @@ describe("the index of pieces", () => {
               dataMask,
             };
           };
-          // What is defined in part is no longer than its cluster.
+          // A partial piece ends with its cluster.
           const room = (clusterSize - (offset % clusterSize)) / 512;
           const count = kind === "partial" ? Math.min(sectors, room) : sectors;
           index.append(count * 512, placeOf(offset));
@@ -63,7 +63,7 @@ describe("the index of pieces", () => {
     );
   });
 
-  it("joins what continues, in the guest, in the image and in the digest file", () => {
+  it("joins pieces that are adjacent in the guest, in the image and in the digest file", () => {
     const index = new ExtentIndex(LAYERS);
     const place = { layer: 0, hostOffset: 65_536, digestsAt: 100, dataMask: ALL_SUBCLUSTERS };
     index.append(65_536, place);
@@ -79,7 +79,7 @@ describe("the index of pieces", () => {
     expect(index.length).toBe(5);
   });
 
-  it("keeps clusters apart that are defined in part, and joins the stretches of one", () => {
+  it("keeps partial clusters apart, and joins the stretches of one", () => {
     const index = new ExtentIndex(LAYERS);
     const place = { layer: 2, digestsAt: 0, dataMask: 0x8000_0001 };
     index.append(63_488, undefined);

@@ -4,13 +4,13 @@ import { SameThread } from "../../../src/backup/threads/same-thread.js";
 
 const failed = (failure: unknown): BackupError => new BackupError("E_TEST", String(failure));
 
-/** Keeps the thread busy without a turn for anybody else, as reading does. */
+/** Blocks the thread, as reading does. */
 function work(milliseconds: number): void {
   const end = performance.now() + milliseconds;
   while (performance.now() < end);
 }
 
-it("lets timers and signals have their turn between questions that were all asked in one moment", async () => {
+it("gives timers and signals a turn between requests that were made at once", async () => {
   let turns = 0;
   const thread = new SameThread<number, number, never>(
     {
@@ -33,7 +33,7 @@ it("lets timers and signals have their turn between questions that were all aske
   }
 });
 
-it("answers nothing any more once it was closed, and gives back what it holds after the last answer", async () => {
+it("answers nothing after it is closed, and releases what it holds after the last answer", async () => {
   const done: string[] = [];
   const thread = new SameThread<string, string, never>(
     {
@@ -57,7 +57,7 @@ it("answers nothing any more once it was closed, and gives back what it holds af
   expect(done).toEqual(["first", "closed"]);
 });
 
-it("gives a failure the class that its owner gives it, and goes on", async () => {
+it("wraps a failure in its owner's error class, and goes on", async () => {
   const thread = new SameThread<string, string, never>(
     {
       answer: async (question) => {

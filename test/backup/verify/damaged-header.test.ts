@@ -27,7 +27,7 @@ afterEach(async () => {
   await chain[Symbol.asyncDispose]();
 });
 
-/** CopyList bytes of an image's header. */
+/** Overwrites bytes of an image's header. */
 async function patch(point: Manifest, at: number, bytes: Buffer): Promise<void> {
   await using file = await open(chain.pathOf(point, "vda.qcow2"), "r+");
   await file.write(bytes, 0, bytes.length, at);
@@ -62,7 +62,7 @@ const restored = async (point: Manifest): Promise<unknown> =>
     sync: false,
   });
 
-describe("a header that has rotted so far that the image cannot be read", () => {
+describe("a header so damaged that the image cannot be read", () => {
   it.each([
     ["the magic number", 0, bytes32(0x514649fa)],
     ["version 4", 4, bytes32(4)],
@@ -76,14 +76,14 @@ describe("a header that has rotted so far that the image cannot be read", () => 
     ["an unknown incompatible feature among the low bits", 72, bytes64(1n << 7n)],
     ["the L1 table's place", 40, bytes64(2n ** 40n)],
     ["the length of the header", 100, bytes32(120)],
-  ])("is damage of its point, and the other points are looked at all the same: %s", async (_, at, bytes) => {
+  ])("is damage of its point, and the other points are still checked: %s", async (_, at, bytes) => {
     await patch(increment, at, bytes);
     expect(new Set((await findings()).map(({ point }) => point))).toEqual(new Set([increment.id]));
     await expect(restored(increment)).rejects.toBeInstanceOf(DamageError);
     await restored(full);
   });
 
-  it("ends verify and restore with 3", async () => {
+  it("makes verify and restore exit with 3", async () => {
     await patch(full, 72, bytes64(1n << 40n));
     const { path } = chain.repository;
     const verified = await nbdpull("verify", path, "--json");
@@ -98,12 +98,12 @@ describe("a header that has rotted so far that the image cannot be read", () => 
   });
 });
 
-describe("a header byte that only stock QEMU would stumble over", () => {
+describe("a header field that only stock QEMU would stumble over", () => {
   it.each([
-    ["snapshots that are not there", 60, bytes32(1)],
+    ["snapshots that do not exist", 60, bytes32(1)],
     ["a snapshot table", 64, bytes64(BigInt(CLUSTER))],
     ["an unknown autoclear feature", 88, bytes64(1n << 40n)],
-    ["bitmaps that are not there", 88, bytes64(1n)],
+    ["bitmaps that do not exist", 88, bytes64(1n)],
     ["raw external data", 88, bytes64(2n)],
     ["the dirty bit", 72, bytes64(1n)],
     ["a refcount width", 96, bytes32(5)],
@@ -112,7 +112,7 @@ describe("a header byte that only stock QEMU would stumble over", () => {
     expect((await findings()).map(({ point, disk }) => [point, disk])).toContainEqual([increment.id, "vda"]);
   });
 
-  it("is found wherever it is, from the magic number to the backing file's name", async () => {
+  it("is found at every byte, from the magic number to the backing file's name", async () => {
     const path = chain.pathOf(increment, "vda.qcow2");
     const bytes = await readFile(path);
     const name = bytes.readUInt32BE(12);
@@ -131,8 +131,8 @@ describe("a header byte that only stock QEMU would stumble over", () => {
   }, 180_000);
 });
 
-describe("space that nothing uses", () => {
-  it("is a warning of verify, and no damage", async () => {
+describe("unused space", () => {
+  it("is a warning of verify, not damage", async () => {
     const path = chain.pathOf(full, "vda.qcow2");
     const bytes = await readFile(path);
     const block = Number(bytes.readBigUInt64BE(Number(bytes.readBigUInt64BE(48))));
@@ -152,8 +152,8 @@ describe("space that nothing uses", () => {
   });
 });
 
-describe("a disk that fails to give back what it holds", () => {
-  it("is a finding of every point that it touches, never the end of the work", async () => {
+describe("a disk with read errors", () => {
+  it("is a finding of every point that it affects, and never ends the work", async () => {
     const failure = Object.assign(new Error("EIO: i/o error, read"), { code: "EIO" });
     const reads = vi.spyOn(Qcow2Reader.prototype, "readHost").mockRejectedValue(failure);
     const found = await findings();

@@ -17,7 +17,7 @@ import { restoreDisk } from "../../support/restore-disk.js";
 const KiB = 1024;
 const CLUSTER = 64 * KiB;
 const SIZE = 24 * CLUSTER + 5 * 512;
-/** Flips in what is of one kind in a file. */
+/** Flips per kind of content in a file. */
 const { runs: FLIPS, seed: SEED, random } = seededRuns(1);
 
 let chain: MemoryChain;
@@ -35,7 +35,7 @@ interface Kind {
   readonly granularity: number;
 }
 
-/** Data that neither repeats nor resists a compressor. */
+/** Data that neither repeats nor resists compression. */
 function text(length: number, seed: number): Buffer {
   return Buffer.from(Array.from({ length }, (_, i) => 97 + ((i * seed + (i >> 7)) % 23)));
 }
@@ -57,7 +57,7 @@ interface Stretch {
   readonly end: number;
 }
 
-/** What of a qcow2 image means anything, by the format's specification. */
+/** The parts of a qcow2 image that mean anything, by the format's specification. */
 async function usedInQcow2(path: string): Promise<Stretch[]> {
   await using file = Object.assign(await Qcow2File.open(path), {
     async [Symbol.asyncDispose](this: Qcow2File) {
@@ -84,7 +84,7 @@ async function usedInQcow2(path: string): Promise<Stretch[]> {
       const found = decodeL2Entry(table, i, context);
       if (found.kind === "compressed") {
         const stream = await file.readTable(found.hostOffset, found.length);
-        // The last byte of a stream may have bits to spare.
+        // The last byte of a stream may have unused bits.
         add("a stream", found.hostOffset, consumed(stream) - 1);
       } else if (found.kind === "standard") {
         const inside = virtualSize - (index * l2Entries + i) * clusterSize;
@@ -127,7 +127,10 @@ async function usedInRaw(path: string, point: Manifest): Promise<Stretch[]> {
   return used;
 }
 
-/** Without what only people read, and the checkpoint, which tells what can be based on the point. */
+/**
+ * A manifest without what only people read, and without the checkpoint, which decides what can be based on
+ * the point.
+ */
 function meaningOf(manifest: string): unknown {
   const { checkpoint: _c, createdAt: _a, tool: _t, domain: _d, disks, ...rest } = parseManifest(manifest, "");
   return {
@@ -147,7 +150,7 @@ function meaningOf(manifest: string): unknown {
   };
 }
 
-/** Places all over a file: some in each stretch that means something, and as many anywhere. */
+/** Positions all over a file: some in each stretch that means something, and as many anywhere. */
 function* places(used: readonly Stretch[], length: number): Generator<number> {
   const kinds = [...new Set(used.map(({ what }) => what))].map((kind) =>
     used.filter(({ what }) => what === kind),
@@ -165,12 +168,12 @@ async function restored(point: Manifest): Promise<Buffer> {
   const { repository, folder } = chain;
   const targetPath = join(folder, "restored.raw");
   const options = { targetPath, format: "raw", force: true, sync: false } as const;
-  // A domain is known by its folder, whatever its name in the manifest was flipped to.
+  // A domain is known by its folder, even if its name in the manifest was flipped.
   await restoreDisk({ repository, domain: MemoryChain.domain, point, diskName: "vda", ...options });
   return await readFile(targetPath);
 }
 
-/** A restore brings what was backed up, or says that it can't. */
+/** A restore returns what was backed up, or reports that it can't. */
 async function expectNothingWrong({ id }: Manifest): Promise<"restored" | "damage"> {
   try {
     const point = await chain.repository.point(MemoryChain.domain, id);
@@ -183,7 +186,7 @@ async function expectNothingWrong({ id }: Manifest): Promise<"restored" | "damag
   }
 }
 
-/** How verify takes the repository: a point's manifest may harm those that are based on it. */
+/** The verdict of verify on the repository: a point's manifest may harm the points that are based on it. */
 async function verdict(): Promise<"damage" | "leak" | "nothing"> {
   const ids = chain.points.map(({ id }) => id);
   const reports = await verifyPoints(chain.repository, MemoryChain.domain, ids);
@@ -226,7 +229,7 @@ async function expectFound(
 ): Promise<void> {
   const taken = await verdict();
   if (taken === "damage") {
-    // The newest stands on all of them.
+    // The newest point is based on all others.
     await expectNothingWrong(chain.points.at(-1) as Manifest);
     return;
   }
@@ -238,8 +241,8 @@ async function expectFound(
 const never = (): boolean => false;
 
 /**
- * The entry of a compressed cluster may count sectors that its stream doesn't need: whoever reads it stops at the end of
- * the stream. Only bytes of entries like that may differ.
+ * The entry of a compressed cluster may count sectors that its stream doesn't need: a reader stops at the end
+ * of the stream. Only the bytes of such entries may differ.
  */
 async function isSectorCount(
   path: string,
@@ -269,7 +272,7 @@ describe("a single flipped bit in any file of a point", () => {
     { format: "raw", digests: "xxh64", granularity: 64 * KiB },
     { format: "raw", digests: "sha256", granularity: 512 },
   ])(
-    "is found by verify, or lies where nothing is: $format $compress $digests $granularity",
+    "is found by verify, or lies in unused space: $format $compress $digests $granularity",
     async (kind) => {
       await twoPoints(kind);
       for (const point of chain.points) {
@@ -279,7 +282,7 @@ describe("a single flipped bit in any file of a point", () => {
         const path = chain.pathOf(point, disk.file);
         const used = disk.format === "raw" ? await usedInRaw(path, point) : await usedInQcow2(path);
         await flipAll(point, disk.file, used, (before, after, stretch) => {
-          // There are several streams for the same bytes: codes that are not used, other copies of a text.
+          // Different streams can encode the same bytes: unused codes, other copies of a string.
           if (stretch.what === "a stream") return true;
           return stretch.what === "an L2 table" && isSectorCount(path, stretch, before, after);
         });

@@ -6,7 +6,7 @@ import { VerifyThreads } from "../../../src/backup/verify/verify-threads.js";
 import { MemoryChain } from "../../support/memory-chain.js";
 
 const workers = vi.hoisted((): Worker[] => []);
-/** Whether threads die of the first question. */
+/** Whether threads die on their first request. */
 const lethal = vi.hoisted(() => ({ questions: false }));
 vi.mock("node:worker_threads", async (original) => {
   const real = await original<typeof import("node:worker_threads")>();
@@ -35,7 +35,7 @@ beforeEach(async () => {
   await chain.take();
   chain.disk.write(5 * MiB, Buffer.alloc(MiB, 0x22));
   await chain.take();
-  // Those that made the digests.
+  // Forget the threads that made the digests.
   workers.length = 0;
 });
 afterEach(async () => {
@@ -46,15 +46,15 @@ afterEach(async () => {
 const all = (): string[] => chain.points.map(({ id }) => id);
 
 describe("the threads of verify", () => {
-  it("are no more than there are processors, and end with the work", async () => {
+  it("are no more than the processors allow, and end with the work", async () => {
     await verifyPoints(chain.repository, MemoryChain.domain, all());
     expect(workers.length).toBeGreaterThan(0);
     expect(workers.length).toBeLessThanOrEqual(new VerifyThreads(SIZE).most);
-    // A thread that has ended has no number any more.
+    // A thread that has ended has the ID -1.
     expect(workers.map(({ threadId }) => threadId)).toEqual(workers.map(() => -1));
   });
 
-  it("end at once when the signal comes, and nothing is reported", async () => {
+  it("end at once when the signal fires, and nothing is reported", async () => {
     const stop = new AbortController();
     const verified = verifyPoints(chain.repository, MemoryChain.domain, all(), {
       signal: stop.signal,
@@ -64,13 +64,13 @@ describe("the threads of verify", () => {
     expect(workers.map(({ threadId }) => threadId)).toEqual(workers.map(() => -1));
   });
 
-  it("fail the work when one of them dies, rather than call anything sound", async () => {
+  it("fail the work when one of them dies, instead of calling anything sound", async () => {
     lethal.questions = true;
     const verified = verifyPoints(chain.repository, MemoryChain.domain, all());
     await expect(verified).rejects.toMatchObject({ code: "E_VERIFY_THREAD" });
   });
 
-  it("tell of an image that can't be opened any more", async () => {
+  it("report an image that can no longer be opened", async () => {
     await using threads = new VerifyThreads(SIZE);
     const [point] = chain.points;
     if (!point) throw new Error("no point");
@@ -91,9 +91,9 @@ describe("the threads of verify", () => {
 
 describe.each([
   ["other threads", SIZE],
-  ["the own thread", 0],
-])("a question to %s", (_, bytes) => {
-  it("is answered with damage where the image was changed after it had been looked at", async () => {
+  ["the calling thread", 0],
+])("a request to %s", (_, bytes) => {
+  it("reports damage if the image was changed after it was checked", async () => {
     await using threads = new VerifyThreads(bytes);
     const [point] = chain.points;
     if (!point) throw new Error("no point");
@@ -114,7 +114,7 @@ describe.each([
 });
 
 describe("the progress of verify", () => {
-  it("is of each disk, in all points, and comes to its end", async () => {
+  it("covers each disk in all points, and reaches the total", async () => {
     const told: [string, VerifyProgress][] = [];
     const onProgress = (disk: string, progress: VerifyProgress): unknown => told.push([disk, progress]);
     const reports = await verifyPoints(chain.repository, MemoryChain.domain, all(), { onProgress });

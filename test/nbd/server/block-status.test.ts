@@ -20,7 +20,7 @@ describe("extents of a reply", () => {
     ]);
   });
 
-  test("no more is asked of a description than one reply needs", () => {
+  test("no more of a description is read than one reply needs", () => {
     let asked = 0;
     const endless = function* () {
       for (;;) yield { length: 10, flags: asked++ };

@@ -30,7 +30,7 @@ const TOO_BIG = 0x80000009;
 const EXT_HEADER_REQD = 0x8000000a;
 
 const SIZE = 1_000_003;
-/** HAS_FLAGS, READ_ONLY, CAN_MULTI_CONN; and with structured replies DF. */
+/** HAS_FLAGS, READ_ONLY and CAN_MULTI_CONN; DF too with structured replies. */
 const FLAGS = 0x103;
 const FLAGS_WITH_DF = 0x183;
 
@@ -63,7 +63,7 @@ describe("handshake", () => {
     await directory[Symbol.asyncDispose]();
   });
 
-  /** Waits for the end of the connection that was made last, and says why it ended. */
+  /** Waits for the end of the latest connection, and returns the reason. */
   const lastFault = async (client: RawClient): Promise<unknown> => {
     await client.rest();
     const connection = events.findLast(({ type }) => type === "connected");
@@ -91,13 +91,13 @@ describe("handshake", () => {
     expect(await lastFault(client)).toMatchObject({ code: "BAD_MAGIC" });
   });
 
-  test("answers ABORT, and takes it for a proper goodbye", async () => {
+  test("answers ABORT, and accepts it as a proper goodbye", async () => {
     await using client = await RawClient.greeted(server);
     expect(await client.outcome(ABORT)).toBe(ACK);
     expect(await lastFault(client)).toBeUndefined();
   });
 
-  test("names a client that goes away without a word", async () => {
+  test("reports a client that disconnects without a goodbye", async () => {
     await using client = await RawClient.greeted(server);
     client.socket.end();
     expect(await lastFault(client)).toMatchObject({ code: "DISCONNECTED" });
@@ -136,7 +136,7 @@ describe("handshake", () => {
   });
 
   describe("INFO and GO", () => {
-    test.each([INFO, GO])("option %i tells what was asked for, and the export always", async (option) => {
+    test.each([INFO, GO])("option %i returns the requested infos, and always the export", async (option) => {
       await using client = await RawClient.greeted(server);
       await client.option(STRUCTURED_REPLY);
       const replies = await client.option(option, infoQuery("picky", 1, 2, 3, 999));
@@ -212,13 +212,13 @@ describe("handshake", () => {
     });
   });
 
-  test("skips data that is too big to look at", async () => {
+  test("skips data that is too large to read", async () => {
     await using client = await RawClient.greeted(server);
     expect(await client.outcome(GO, Buffer.alloc(1_000_000))).toBe(TOO_BIG);
     expect(await client.outcome(ABORT)).toBe(ACK);
   });
 
-  test("knows no PEEK_EXPORT and no options of the future", async () => {
+  test("refuses PEEK_EXPORT and unknown options", async () => {
     await using client = await RawClient.greeted(server);
     expect(await client.outcome(4)).toBe(UNSUP);
     expect(await client.outcome(4711, Buffer.from("data"))).toBe(UNSUP);
@@ -229,7 +229,7 @@ describe("handshake", () => {
     expect(await client.outcome(STARTTLS)).toBe(POLICY);
   });
 
-  test("structured replies and extended headers are negotiated once, and upwards only", async () => {
+  test("structured replies and extended headers are negotiated once, and only upwards", async () => {
     await using client = await RawClient.greeted(server);
     expect(await client.outcome(STRUCTURED_REPLY)).toBe(ACK);
     expect(await client.outcome(STRUCTURED_REPLY)).toBe(INVALID);
@@ -296,7 +296,7 @@ describe("handshake", () => {
     });
   });
 
-  test("the URI of a server on every interface is one that a client here can use", async () => {
+  test("the URI of a server on all interfaces works for a client on this machine", async () => {
     await using everywhere = await NbdServer.listen({
       exports: new Map([["a b/c", disk.freeze()]]),
       address: { host: "0.0.0.0", port: 0 },

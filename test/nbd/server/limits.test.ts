@@ -16,13 +16,13 @@ const READ = 0;
 const FLUSH = 3;
 const MIB = 1024 * 1024;
 
-/** Keeps the account of its reads, which end when they are told to, or are aborted. */
+/** Counts its reads, which wait for `hold` or an abort. */
 class WatchedExport implements ServedExport {
   readonly size = 64 * MIB;
   started = 0;
   underWay = 0;
   aborted = 0;
-  /** Undefined: reads end at once. */
+  /** Without it, reads end at once. */
   hold: Promise<void> | undefined;
 
   readonly read = async (_offset: number, length: number, signal?: AbortSignal): Promise<Uint8Array> => {
@@ -80,7 +80,7 @@ describe("limits", () => {
   const reads = (count: number, length: number): Buffer[] =>
     Array.from({ length: count }, (_, cookie) => requestFrame({ type: READ, cookie, length }));
 
-  /** Waits until a number has stopped growing. */
+  /** Waits until a number stops growing. */
   async function settled(value: () => number): Promise<number> {
     for (let before = -1; ; ) {
       const now = value();
@@ -90,9 +90,9 @@ describe("limits", () => {
     }
   }
 
-  test("a listener that throws is the caller's affair: the server goes on, and closes", async () => {
+  test("a listener that throws does not stop the server, which still closes", async () => {
     const thrown: unknown[] = [];
-    // In place of the process's uncaught exceptions, which would end the test run.
+    // Catches the errors, which as uncaught exceptions would end the test run.
     vi.stubGlobal("queueMicrotask", (task: () => void) => {
       Promise.resolve()
         .then(task)
@@ -113,17 +113,17 @@ describe("limits", () => {
     }
   });
 
-  test("a client that asks and never reads is held up", async () => {
+  test("a client that never reads its replies is throttled", async () => {
     const disk = new WatchedExport();
     await using client = await connected(await listen(disk));
     client.send(...reads(50_000, MIB));
-    // 16 in flight, and what fits into the buffers of the socket.
+    // 16 in flight, and what fits the socket's buffers.
     expect(await settled(() => disk.started)).toBeLessThan(24);
-    // Of the requests themselves the server takes only as many as it has room for.
+    // The server reads only as many requests as it has room for.
     expect(client.socket.writableLength).toBeGreaterThan(0);
   });
 
-  test("the largest reads are held up two at a time", async () => {
+  test("the largest reads are limited to two at a time", async () => {
     const disk = new WatchedExport();
     disk.hold = FOREVER;
     await using client = await connected(await listen(disk));
@@ -131,26 +131,26 @@ describe("limits", () => {
     expect(await settled(() => disk.started)).toBe(2);
   });
 
-  test("all clients share the room for replies, and one that takes none of its own is hung up on for others", async () => {
+  test("all clients share the space for replies, and a stalled client is disconnected when others need it", async () => {
     const disk = new WatchedExport();
     const server = await listen(disk, { maxReplyBytes: 8 * MIB, stallTimeoutMs: 200 });
     await using greedy = await connected(server);
     greedy.send(...reads(50, MIB));
     const first = await settled(() => disk.started);
     expect(first).toBeLessThan(12);
-    // Nobody minds yet.
+    // No other client needs the space yet.
     await new Promise((resolve) => setTimeout(resolve, 600));
     await using patient = await connected(server);
     patient.send(requestFrame({ type: READ, cookie: 7, length: MIB }));
     expect((await patient.simpleReply(MIB)).error).toBe(0);
     await expect.poll(() => events.at(-1)).toMatchObject({ connection: 1, error: { code: "STALLED" } });
 
-    // Room is given back by whoever leaves, also while it waits.
+    // A client that leaves releases its space, even while it waits.
     patient.send(...reads(5, MIB));
     for (let replies = 0; replies < 5; replies++) await patient.simpleReply(MIB);
   });
 
-  test("a client that reads late gets everything all the same", async () => {
+  test("a client that reads late still gets everything", async () => {
     const disk = new WatchedExport();
     await using client = await connected(await listen(disk));
     client.send(...reads(50, MIB));
@@ -160,14 +160,14 @@ describe("limits", () => {
     }
   });
 
-  test("a flood of refused requests is held up too", async () => {
+  test("a flood of refused requests is throttled too", async () => {
     await using client = await connected(await listen(new WatchedExport()));
     const flood = Buffer.concat(Array.from({ length: 10_000 }, () => requestFrame({ type: FLUSH })));
     for (let sent = 0; sent < 20; sent++) client.send(flood);
     expect(await settled(() => client.socket.writableLength)).toBeGreaterThan(MIB);
   });
 
-  test("replies come in the order in which they get ready", async () => {
+  test("replies are sent in the order in which they become ready", async () => {
     const disk = new WatchedExport();
     let release = (): void => {};
     disk.hold = new Promise((resolve) => {
@@ -186,7 +186,7 @@ describe("limits", () => {
   test.each([
     { title: "closes", leave: (client: RawClient) => client.socket.end() },
     { title: "resets", leave: (client: RawClient) => client.socket.resetAndDestroy() },
-  ])("reads for a client that $title without a word are aborted", async ({ leave }) => {
+  ])("reads for a client that $title without a goodbye are aborted", async ({ leave }) => {
     const disk = new WatchedExport();
     disk.hold = FOREVER;
     const server = await listen(disk, { address: { host: "127.0.0.1", port: 0 } });
@@ -201,7 +201,7 @@ describe("limits", () => {
     expect(events.filter(({ type }) => type === "request-failed")).toEqual([]);
   });
 
-  test("a client that vanishes in the middle of a frame harms nobody", async () => {
+  test("a client that vanishes in the middle of a frame does not affect others", async () => {
     const server = await listen(new WatchedExport(), { address: { host: "127.0.0.1", port: 0 } });
     await using other = await connected(server);
     for (const bytes of [0, 1, 3, 4, 20]) {
@@ -220,7 +220,7 @@ describe("limits", () => {
       title: "starts an option and stops",
       frames: [u32(3), optionFrame(GO, infoQuery("disk")).subarray(0, 25)],
     },
-  ])("a client that $title is hung up on in time", async ({ frames }) => {
+  ])("a client that $title is disconnected in time", async ({ frames }) => {
     const server = await listen(new WatchedExport(), { handshakeTimeoutMs: 200 });
     await using client = await RawClient.connect(server);
     client.send(...frames);
@@ -228,7 +228,7 @@ describe("limits", () => {
     await expect.poll(() => events.at(-1)).toMatchObject({ error: { code: "HANDSHAKE_TIMEOUT" } });
   });
 
-  test("a client that haggles without end is hung up on in time", async () => {
+  test("a client that negotiates without end is disconnected in time", async () => {
     const server = await listen(new WatchedExport(), { handshakeTimeoutMs: 200 });
     await using client = await RawClient.greeted(server);
     const haggle = async () => {
@@ -237,7 +237,7 @@ describe("limits", () => {
     await expect(haggle()).rejects.toThrow("the server hung up");
   });
 
-  test("a client that has an export may be silent for longer than the handshake may take", async () => {
+  test("a client with an open export may be silent for longer than the handshake timeout", async () => {
     const server = await listen(new WatchedExport(), { handshakeTimeoutMs: 100 });
     await using client = await connected(server);
     await new Promise((resolve) => setTimeout(resolve, 300));
@@ -245,7 +245,7 @@ describe("limits", () => {
     expect(await client.simpleReply(3)).toMatchObject({ error: 0 });
   });
 
-  test("one connection too many is turned away, and let in when there is room", async () => {
+  test("one connection too many is turned away, and accepted when there is room", async () => {
     const server = await listen(new WatchedExport(), { maxConnections: 2 });
     const first = await connected(server);
     await using second = await connected(server);
@@ -262,7 +262,7 @@ describe("limits", () => {
     expect(await second.simpleReply(1)).toMatchObject({ error: 0 });
   });
 
-  test("close hangs up, ends all reads, and takes the socket file away", async () => {
+  test("close disconnects, ends all reads, and removes the socket file", async () => {
     const disk = new WatchedExport();
     disk.hold = FOREVER;
     const server = await listen(disk);
@@ -282,7 +282,7 @@ describe("limits", () => {
     await server.close();
   });
 
-  test("an address that is taken is an error of listen", async () => {
+  test("an address that is in use makes listen fail", async () => {
     await listen(new WatchedExport());
     await expect(listen(new WatchedExport())).rejects.toMatchObject({ code: "EADDRINUSE" });
   });

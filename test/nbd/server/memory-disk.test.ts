@@ -14,7 +14,7 @@ const extents = (point: ServedExport, context: string, offset = 0, length = poin
 };
 
 describe("memory disk", () => {
-  test("reads zeroes where nothing was written, and what was written elsewhere", () => {
+  test("reads zeroes where nothing was written, and elsewhere what was written", () => {
     const disk = new MemoryDisk({ size: 20, pageSize: 4 });
     disk.write(6, Buffer.from("abcdefg"));
     expect(text(disk.read(0, 20))).toBe("......abcdefg.......");
@@ -36,14 +36,14 @@ describe("memory disk", () => {
     ]);
   });
 
-  test("gives up the short last page as a whole", () => {
+  test("discards a short last page as a whole", () => {
     const disk = new MemoryDisk({ size: 6, pageSize: 4 });
     disk.write(4, Buffer.from("xy"));
     disk.discard(4, 2);
     expect(extents(disk.freeze(), "base:allocation")).toEqual([{ length: 6, flags: 3 }]);
   });
 
-  test("describes just the range that is asked for", () => {
+  test("describes only the requested range", () => {
     const disk = new MemoryDisk({ size: 16, pageSize: 4 });
     disk.write(8, Buffer.from("x"));
     expect(extents(disk.freeze(), "base:allocation", 6, 5)).toEqual([
@@ -52,7 +52,7 @@ describe("memory disk", () => {
     ]);
   });
 
-  test("notes writes, zeroes and discards in every bitmap, from its start on", () => {
+  test("marks writes, zeroes and discards in every bitmap from its start on", () => {
     const disk = new MemoryDisk({ size: 32, pageSize: 4 });
     disk.write(0, Buffer.from("before"));
     disk.startBitmap("coarse", 8);
@@ -70,7 +70,7 @@ describe("memory disk", () => {
     ]);
   });
 
-  test("a frozen point keeps content, allocation and bitmaps while the disk goes on", () => {
+  test("a frozen point keeps content, allocation and bitmaps while the disk changes", () => {
     const disk = new MemoryDisk({ size: 12, pageSize: 4 });
     disk.startBitmap("b", 4);
     disk.write(0, Buffer.from("one1"));
@@ -90,7 +90,7 @@ describe("memory disk", () => {
     expect(extents(disk.freeze(), "qemu:dirty-bitmap:b")).toEqual([{ length: 12, flags: 0 }]);
   });
 
-  test("refuses ranges outside the disk and sizes that make no sense", () => {
+  test("refuses ranges outside the disk and invalid sizes", () => {
     const disk = new MemoryDisk({ size: 10 });
     expect(() => disk.read(8, 3)).toThrow(RangeError);
     expect(() => disk.write(-1, Buffer.from("x"))).toThrow(RangeError);
@@ -142,7 +142,7 @@ describe("memory disk", () => {
   });
 });
 
-/** One flag for each byte. */
+/** One flag per byte. */
 function spread(list: readonly StatusExtent[]): number[] {
   return list.flatMap(({ length, flags }) => new Array<number>(length).fill(flags));
 }

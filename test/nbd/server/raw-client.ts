@@ -1,6 +1,4 @@
-/**
- * A client by hand: it sends what it is told, right or wrong, and knows nothing of the server's own codec.
- */
+/** A manual client: it sends what it is told, right or wrong, and shares no code with the server's codec. */
 import { once } from "node:events";
 import { connect, type Socket } from "node:net";
 import type { NbdServer } from "../../../src/nbd/server/index.js";
@@ -16,7 +14,7 @@ export const u64 = (value: number | bigint): Buffer => {
   bytes.writeBigUInt64BE(BigInt(value));
   return bytes;
 };
-/** A string with its length in front, as in the data of options. */
+/** A string with a length prefix, as in option data. */
 export const counted = (text: string): Buffer =>
   Buffer.concat([u32(Buffer.byteLength(text)), Buffer.from(text)]);
 
@@ -77,7 +75,7 @@ export class RawClient implements AsyncDisposable {
 
   private constructor(socket: Socket) {
     this.socket = socket;
-    // Resets are part of the game; who waits for bytes learns of them.
+    // Resets are expected; a pending read reports them.
     socket.on("error", () => {});
     for (const event of ["readable", "end", "close"]) socket.on(event, () => this.#wake());
   }
@@ -90,7 +88,7 @@ export class RawClient implements AsyncDisposable {
     return new RawClient(socket);
   }
 
-  /** Connected, greeted, and with the client's flags sent. */
+  /** A connection after the greeting, with the client's flags sent. */
   static async greeted(server: NbdServer, clientFlags = 3): Promise<RawClient> {
     const client = await RawClient.connect(server);
     await client.read(18);
@@ -102,7 +100,7 @@ export class RawClient implements AsyncDisposable {
     this.socket.write(Buffer.concat(frames));
   }
 
-  /** The next `length` bytes; rejects where the server hangs up before. */
+  /** The next `length` bytes; rejects if the server hangs up before. */
   async read(length: number): Promise<Buffer> {
     while (this.#received.length < length) {
       const more: Buffer | null = this.socket.read();
@@ -119,13 +117,13 @@ export class RawClient implements AsyncDisposable {
     return bytes;
   }
 
-  /** All that the server still sends until it hangs up. */
+  /** Everything that the server still sends before it hangs up. */
   async rest(): Promise<Buffer> {
     const bytes: Buffer[] = [this.#received];
     try {
       for await (const chunk of this.socket) bytes.push(chunk);
     } catch {
-      // A reset ends the stream just as well.
+      // A reset ends the stream too.
     }
     return Buffer.concat(bytes);
   }
@@ -139,7 +137,7 @@ export class RawClient implements AsyncDisposable {
     };
   }
 
-  /** Sends an option; its replies up to and with the last one. */
+  /** Sends an option, and returns its replies up to the last one. */
   async option(option: number, ...data: Buffer[]): Promise<OptionReply[]> {
     this.send(optionFrame(option, ...data));
     const replies: OptionReply[] = [];
@@ -150,7 +148,7 @@ export class RawClient implements AsyncDisposable {
     }
   }
 
-  /** The type of an option's last reply: 1, or 2^31 and an error. */
+  /** The type of an option's last reply: 1, or 2^31 plus an error. */
   async outcome(option: number, ...data: Buffer[]): Promise<number | undefined> {
     return (await this.option(option, ...data)).at(-1)?.type;
   }
@@ -182,7 +180,7 @@ export class RawClient implements AsyncDisposable {
     }
   }
 
-  /** The chunks of a reply up to and with the one that is marked as the last. */
+  /** The chunks of a reply up to the last one. */
   async chunks(): Promise<Chunk[]> {
     const chunks: Chunk[] = [];
     for (;;) {

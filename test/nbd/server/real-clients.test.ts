@@ -7,10 +7,10 @@ import { outputOf, runTool, temporaryDirectory, testWith } from "./tools.js";
 
 const KIB = 1024;
 const PAGE = 64 * KIB;
-/** No multiple of anything that clients like. */
+/** Not a multiple of anything that clients expect. */
 const SIZE = 40 * PAGE + 12_345;
 
-/** Pages 0, 1 and 3 are data, 2 is zero, the rest are holes but for the short last one. */
+/** Pages 0, 1 and 3 are data, 2 is zero, and the rest are holes except the short last one. */
 function writtenDisk(): MemoryDisk {
   const disk = new MemoryDisk({ size: SIZE });
   disk.write(0, randomBytes(2 * PAGE));
@@ -51,7 +51,7 @@ describe("real clients on a frozen memory disk", () => {
       onEvent: (event) => events.push(event),
     });
     uri = server.uri("disk");
-    // The served point must not care for what happens to the disk from here on.
+    // Later changes to the disk must not affect the served point.
     disk.write(0, randomBytes(SIZE));
   });
   afterAll(async () => {
@@ -93,7 +93,7 @@ describe("real clients on a frozen memory disk", () => {
     expect(await outputOf("nbdinfo", "--size", server.uri("Fäßchen/1 & 2"))).toBe(`${SIZE}\n`);
   });
 
-  testWith("nbdinfo")("nbdinfo is told that an export is unknown", async () => {
+  testWith("nbdinfo")("nbdinfo reports an unknown export", async () => {
     const { code, stderr } = await runTool("nbdinfo", server.uri("nothing"));
     expect(code).toBe(1);
     expect(stderr).toContain("No such file or directory for export: nothing");
@@ -132,7 +132,7 @@ describe("real clients on a frozen memory disk", () => {
     expect(events.slice(seen).filter(({ type }) => type === "export-opened")).toHaveLength(4);
   });
 
-  testWith("nbdcopy")("nbdcopy by single-threaded synchronous reads copies every byte", async () => {
+  testWith("nbdcopy")("nbdcopy with a single thread and synchronous reads copies every byte", async () => {
     const copy = join(directory.path, "nbdcopy-sync.raw");
     await outputOf("nbdcopy", "--synchronous", "--allocated", uri, copy);
     expect(Buffer.compare(await readFile(copy), expected)).toBe(0);
@@ -143,7 +143,7 @@ describe("real clients on a frozen memory disk", () => {
     const copy = join(directory.path, "convert.raw");
     await writeFile(original, expected);
     await outputOf("qemu-img", "convert", "-f", "raw", "-O", "raw", uri, copy);
-    // qemu rounds sizes up to whole sectors, here as well as in its maps.
+    // QEMU rounds sizes up to whole sectors, in its maps too.
     expect(Buffer.compare((await readFile(copy)).subarray(0, SIZE), expected)).toBe(0);
     expect(await outputOf("qemu-img", "compare", "-f", "raw", "-F", "raw", original, uri)).toContain(
       "identical",
@@ -179,7 +179,7 @@ describe("real clients on a frozen memory disk", () => {
     expect(dirty.map(({ start }) => start)).toEqual([PAGE, 3 * PAGE, 20 * PAGE]);
   });
 
-  testWith("qemu-io")("qemu-io verifies zeroes, and is not let in for writing", async () => {
+  testWith("qemu-io")("qemu-io verifies zeroes, and may not write", async () => {
     const command = `read -P 0 ${2 * PAGE} ${PAGE}`;
     expect(await outputOf("qemu-io", "-r", "-f", "raw", "-c", command, uri)).not.toContain("failed");
     const { code, stderr } = await runTool("qemu-io", "-f", "raw", "-c", command, uri);
@@ -187,7 +187,7 @@ describe("real clients on a frozen memory disk", () => {
     expect(stderr).toContain("Permission denied");
   });
 
-  testWith("nbdcopy")("a server on TCP takes requests of the largest size", async () => {
+  testWith("nbdcopy")("a server on TCP accepts requests of the largest size", async () => {
     const large = new MemoryDisk({ size: 80 * KIB * KIB });
     large.write(KIB, randomBytes(70 * KIB * KIB));
     await using tcp = await NbdServer.listen({

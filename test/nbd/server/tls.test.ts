@@ -48,7 +48,9 @@ describe("TLS", () => {
 
   const presharedKeys = (): ServerTls => ({ presharedKeys: new Map([["alice", KEY]]) });
 
-  /** An authority's certificate and key, and a certificate for "localhost" as server and as client, by certtool. */
+  /**
+   * Makes a CA certificate and key, and certificates of \"localhost\" as server and as client, with certtool.
+   */
   async function makeCertificates(path: string): Promise<void> {
     await mkdir(path);
     const file = (name: string) => join(path, name);
@@ -86,7 +88,7 @@ describe("TLS", () => {
 
   const made = new Map<string, Promise<void>>();
 
-  /** Makes them where a test is the first to want them. */
+  /** Makes the certificates when a test first needs them. */
   function certificatesIn(path: string): Promise<void> {
     const making = made.get(path) ?? makeCertificates(path);
     made.set(path, making);
@@ -98,7 +100,7 @@ describe("TLS", () => {
     key: await readFile(join(certificates, "server-key.pem")),
   });
 
-  /** The URI of a server on 127.0.0.1 by the name in its certificate. */
+  /** The URI of a server on 127.0.0.1 with the name in its certificate. */
   const withCertificates = (server: NbdServer, path: string): string =>
     `${server.uri("disk").replace("127.0.0.1", "localhost")}?tls-certificates=${path}`;
 
@@ -140,7 +142,7 @@ describe("TLS", () => {
         await using server = await listen({ ...(await serverCertificate()), clientCa });
         expect(await outputOf("nbdinfo", "--size", withCertificates(server, certificates))).toBe(`${SIZE}\n`);
 
-        // A stranger that trusts our authority, but comes with a certificate of its own.
+        // A stranger who trusts our authority, but has a certificate of another one.
         await writeFile(join(strangers, "ca-cert.pem"), clientCa);
         expect((await runTool("nbdinfo", withCertificates(server, strangers))).code).toBe(1);
         await expect
@@ -168,7 +170,7 @@ describe("TLS", () => {
       );
     });
 
-    testWith("qemu-img")("qemu-img is let in", async () => {
+    testWith("qemu-img")("qemu-img can connect", async () => {
       await using server = await listen(presharedKeys());
       const path = join(directory.path, "qemu-psk");
       await mkdir(path);
@@ -185,7 +187,7 @@ describe("TLS", () => {
       expect(info).toContain("virtual size");
     });
 
-    testWith("nbdinfo")("a user with a wrong key stays outside", async () => {
+    testWith("nbdinfo")("a user with a wrong key can't connect", async () => {
       await using server = await listen(presharedKeys());
       expect((await runTool("nbdinfo", withKeys(server, "mallory"))).code).toBe(1);
       await expect
@@ -203,7 +205,7 @@ describe("TLS", () => {
         maxVersion: version,
         ciphers: "TLS_AES_128_GCM_SHA256:PSK+HIGH",
         pskCallback: () => ({ identity: "alice", psk: KEY }),
-        // There is no certificate whose name could be checked.
+        // There is no certificate with a name to check.
         checkServerIdentity: () => undefined,
       });
       const reply = new Promise<Buffer>((resolve, reject) => {
@@ -217,7 +219,7 @@ describe("TLS", () => {
   });
 
   describe("before TLS", () => {
-    test("every option is told that TLS is required, and ABORT is honoured", async () => {
+    test("every option except ABORT is refused with TLS_REQD", async () => {
       await using server = await listen(presharedKeys());
       await using client = await RawClient.greeted(server);
       expect(await client.outcome(LIST)).toBe(TLS_REQD);
@@ -227,7 +229,7 @@ describe("TLS", () => {
       expect(await client.rest()).toHaveLength(0);
     });
 
-    test("EXPORT_NAME is hung up on", async () => {
+    test("EXPORT_NAME closes the connection", async () => {
       await using server = await listen(presharedKeys());
       await using client = await RawClient.greeted(server);
       client.send(optionFrame(1, Buffer.from("disk")));
@@ -235,7 +237,7 @@ describe("TLS", () => {
       await expect.poll(() => events.at(-1)).toMatchObject({ error: { code: "EXPORT_REFUSED" } });
     });
 
-    test("plaintext that is smuggled in behind STARTTLS ends the connection", async () => {
+    test("plain text smuggled in after STARTTLS ends the connection", async () => {
       await using server = await listen(presharedKeys());
       await using client = await RawClient.greeted(server);
       client.send(optionFrame(STARTTLS), optionFrame(LIST));
@@ -243,7 +245,7 @@ describe("TLS", () => {
       await expect.poll(() => events.at(-1)).toMatchObject({ error: { code: "PLAINTEXT_BEFORE_TLS" } });
     });
 
-    test("plaintext instead of a TLS handshake ends the connection", async () => {
+    test("plain text instead of a TLS handshake ends the connection", async () => {
       await using server = await listen(presharedKeys());
       await using client = await RawClient.greeted(server);
       expect(await client.outcome(STARTTLS)).toBe(ACK);
@@ -268,7 +270,7 @@ describe("TLS", () => {
           client.socket.resetAndDestroy();
         },
       },
-    ])("a client that leaves $title is done with", async ({ leave }) => {
+    ])("a client that leaves $title is forgotten", async ({ leave }) => {
       await using server = await listen(presharedKeys());
       await using client = await RawClient.greeted(server);
       await leave(client);
@@ -277,7 +279,7 @@ describe("TLS", () => {
         .toMatchObject({ type: "disconnected", error: { name: "ClientFault" } });
     });
 
-    test("a client that stops in the middle of the TLS handshake is hung up on in time", async () => {
+    test("a client that stops in the middle of the TLS handshake is disconnected in time", async () => {
       await using server = await NbdServer.listen({
         exports: new Map(),
         address: { host: "127.0.0.1", port: 0 },

@@ -25,7 +25,7 @@ describe("transmission", () => {
   const disks = serveDisks();
 
   describe("extended headers", () => {
-    test("a read is split just as before, and repeats the request's offset", async () => {
+    test("a read is split as usual, and repeats the request's offset", async () => {
       await using client = await disks.connected("extended");
       client.send(extendedRequestFrame({ type: READ, offset: 4, length: 10 }));
       expect(await client.chunks()).toEqual([
@@ -40,7 +40,7 @@ describe("transmission", () => {
       ]);
     });
 
-    test("an offset beyond all exports comes back exactly, with the error", async () => {
+    test("an offset past all exports is returned exactly, with the error", async () => {
       await using client = await disks.connected("extended");
       const offset = 2n ** 63n + 1n;
       client.send(extendedRequestFrame({ type: READ, offset, length: 2n ** 64n - 1n }));
@@ -49,7 +49,7 @@ describe("transmission", () => {
       expect(errorOf(chunk)).toMatchObject({ error: EINVAL });
     });
 
-    test("block status has 64-bit extents with their number in front", async () => {
+    test("block status has 64-bit extents preceded by their number", async () => {
       const huge: ServedExport = {
         size: 2 ** 52,
         read: (_offset, length) => new Uint8Array(length),
@@ -69,7 +69,7 @@ describe("transmission", () => {
       expect(chunk?.payload.subarray(4)).toEqual(Buffer.concat([u32(1), u64(2 ** 52 - 5), u64(3)]));
     });
 
-    test("a payload where none belongs is skipped and refused", async () => {
+    test("a payload in the wrong place is skipped and refused", async () => {
       await using client = await disks.connected("extended", "disk", "base:allocation");
       client.send(
         extendedRequestFrame({ type: BLOCK_STATUS, flags: PAYLOAD_LEN, length: 12 }),

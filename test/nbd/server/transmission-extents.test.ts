@@ -18,7 +18,7 @@ describe("transmission of extents", () => {
   const disks = serveDisks();
 
   describe("block status", () => {
-    test("there is a chunk for each chosen context, and only the last says done", async () => {
+    test("each chosen context has a chunk, and only the last chunk is marked as done", async () => {
       await using client = await disks.connected(
         "structured",
         "disk",
@@ -57,7 +57,7 @@ describe("transmission of extents", () => {
       expect((await client.chunks()).map(extentsOf)).toEqual([[{ length: 100, flags: 7 }]]);
     });
 
-    test("endless extents end with the size of a reply", async () => {
+    test("endless extents are limited to the size of a reply", async () => {
       await using client = await disks.connected("structured", "moody", "x:stripes");
       client.send(requestFrame({ type: BLOCK_STATUS, length: MIB }));
       const [chunk] = await client.chunks();

@@ -1,4 +1,4 @@
-/** A server with disks of every mood, for the tests of the transmission phase. */
+/** A server with well-behaved and failing disks, for the tests of the transmission phase. */
 
 import { join } from "node:path";
 import { afterAll, beforeAll, beforeEach, expect } from "vitest";
@@ -70,7 +70,7 @@ export const errorOf = (
   text: chunk?.payload.subarray(6).toString() ?? "",
 });
 
-/** Fails at some offsets, with errors that are meant for the client and others that aren't. */
+/** Fails at some offsets, with errors that are meant for the client and errors that are not. */
 const moody: ServedExport = {
   size: 4 * MIB,
   read: (offset, length) => {
@@ -89,7 +89,7 @@ const moody: ServedExport = {
       },
     ],
     ["x:steady", () => [{ length: 8 * MIB, flags: 7 }]],
-    // Every byte is unlike its neighbours.
+    // Every byte differs from its neighbours.
     [
       "x:stripes",
       function* () {
@@ -99,7 +99,7 @@ const moody: ServedExport = {
   ]),
 };
 
-/** Starts the server before the tests of a `describe`, and ends it after them. */
+/** Starts the server before the tests of a `describe`, and stops it after them. */
 export function serveDisks() {
   const point = smallPages().freeze();
   const events: NbdServerEvent[] = [];
@@ -128,7 +128,7 @@ export function serveDisks() {
 
   return {
     point,
-    /** Since the test began. */
+    /** The events since the test began. */
     events,
     get server(): NbdServer {
       return started(server);
@@ -136,7 +136,7 @@ export function serveDisks() {
     get directory(): string {
       return directory?.path ?? "";
     },
-    /** A client that is through with the handshake. */
+    /** A client after the handshake. */
     connected: async (
       mode: "simple" | "structured" | "extended",
       exportName = "disk",

@@ -82,7 +82,7 @@ describe("transmission", () => {
         request: { type: READ, flags: PAYLOAD_LEN, length: 1 },
         error: EINVAL,
       },
-    ])("$title is refused with error $error, and the connection goes on", async ({ request, error }) => {
+    ])("$title is refused with error $error, and the connection continues", async ({ request, error }) => {
       await using client = await disks.connected("simple");
       client.send(
         requestFrame({ ...request, cookie: 1 }),
@@ -100,7 +100,7 @@ describe("transmission", () => {
       expect(await client.simpleReply(1)).toMatchObject({ cookie: 2n, data: Buffer.from("h") });
     });
 
-    test("a write that announces more than any client may send ends the connection", async () => {
+    test("a write larger than any client may send ends the connection", async () => {
       await using client = await disks.connected("simple");
       client.send(requestFrame({ type: WRITE, length: 32 * MIB + 1 }));
       expect(await client.rest()).toHaveLength(0);
@@ -118,13 +118,13 @@ describe("transmission", () => {
         .toMatchObject({ type: "disconnected", error: { code: "BAD_MAGIC" } });
     });
 
-    test("a read of nothing succeeds with nothing", async () => {
+    test("a read of zero bytes succeeds without data", async () => {
       await using client = await disks.connected("simple");
       client.send(requestFrame({ type: READ, offset: 64 * MIB }));
       expect(await client.simpleReply(0)).toMatchObject({ error: 0 });
     });
 
-    test("DISC is the last word: replies in flight are sent, then the server hangs up", async () => {
+    test("DISC ends the conversation: pending replies are sent, then the server hangs up", async () => {
       await using client = await disks.connected("simple");
       const requests = Array.from({ length: 40 }, (_, cookie) =>
         requestFrame({ type: READ, cookie, length: MIB }),
@@ -159,13 +159,13 @@ describe("transmission", () => {
       );
     });
 
-    test("without base:allocation there is nothing to split along", async () => {
+    test("without base:allocation a read is not split", async () => {
       await using client = await disks.connected("structured", "moody");
       client.send(requestFrame({ type: READ, offset: 5, length: 30 }));
       expect(await client.chunks()).toMatchObject([{ type: OFFSET_DATA, flags: DONE }]);
     });
 
-    test("a read of nothing is one empty chunk", async () => {
+    test("a read of zero bytes is one empty chunk", async () => {
       await using client = await disks.connected("structured");
       client.send(requestFrame({ type: READ }));
       expect(await client.chunks()).toMatchObject([{ type: NONE, flags: DONE, payload: Buffer.alloc(0) }]);
@@ -181,7 +181,7 @@ describe("transmission", () => {
       });
     });
 
-    test("block sizes are insisted on", async () => {
+    test("block sizes are enforced", async () => {
       await using client = await disks.connected("structured", "picky");
       for (const request of [
         { offset: 1, length: 512 },
@@ -197,7 +197,7 @@ describe("transmission", () => {
   });
 
   describe("an export that fails", () => {
-    test("chooses error and text of a read", async () => {
+    test("chooses the error and text of a read", async () => {
       await using client = await disks.connected("structured", "moody");
       client.send(requestFrame({ type: READ, length: 1 }));
       expect(errorOf((await client.chunks())[0])).toMatchObject({ error: ENOMEM, text: "too much to ask" });
@@ -208,20 +208,20 @@ describe("transmission", () => {
       });
     });
 
-    test("keeps its secrets where it did not choose", async () => {
+    test("hides errors that are not meant for the client", async () => {
       await using client = await disks.connected("structured", "moody");
       client.send(requestFrame({ type: READ, offset: MIB, length: 1 }));
       expect(errorOf((await client.chunks())[0])).toMatchObject({ error: EIO, text: "the export failed" });
       expect(disks.events.at(-1)).toMatchObject({ error: { message: "secret path /etc/shadow" } });
     });
 
-    test("may say more than fits, and is cut short between two characters", async () => {
+    test("may give a long text, which is cut between two characters", async () => {
       await using client = await disks.connected("structured", "moody");
       client.send(requestFrame({ type: READ, offset: 3 * MIB, length: 1 }));
       expect(errorOf((await client.chunks())[0]).text).toBe(`x${"ä".repeat(2047)}`);
     });
 
-    test("can't put the connection out of step with too few bytes", async () => {
+    test("can't desynchronize the connection with too few bytes", async () => {
       await using client = await disks.connected("simple", "moody");
       client.send(requestFrame({ type: READ, offset: 2 * MIB, length: 9 }));
       client.send(requestFrame({ type: READ, offset: 7, length: 2 }));
@@ -229,7 +229,7 @@ describe("transmission", () => {
       expect(await client.simpleReply(2)).toMatchObject({ error: 0, data: Buffer.from("UU") });
     });
 
-    test("fails a block status as a whole, whichever context it is", async () => {
+    test("fails the whole block status if one context fails", async () => {
       await using client = await disks.connected("structured", "moody", "x:moods", "x:steady");
       client.send(requestFrame({ type: BLOCK_STATUS, length: 1 }));
       expect((await client.chunks()).map(errorOf)).toEqual([{ type: ERROR, error: EIO, text: "in no mood" }]);
@@ -238,7 +238,7 @@ describe("transmission", () => {
     });
   });
 
-  /** A whole conversation, which must not depend on how its bytes are packed. */
+  /** A whole conversation, which must not depend on the segments of its bytes. */
   describe("frames arrive in pieces", () => {
     const conversation = Buffer.concat([
       u32(3),
@@ -251,14 +251,14 @@ describe("transmission", () => {
       requestFrame({ type: BLOCK_STATUS, cookie: 3, length: 20 }),
       requestFrame({ type: DISC }),
     ]);
-    /** Greeting, and the replies to three options. */
+    /** The greeting, and the replies to three options. */
     const HANDSHAKE_BYTES = 18 + 20 + (20 + 19 + 20) + (20 + 12 + 20 + 14 + 20);
 
     async function answersTo(pieces: readonly Buffer[]): Promise<{ handshake: string; chunks: Chunk[] }> {
       await using client = await RawClient.connect(disks.server);
       for (const piece of pieces) {
         client.send(piece);
-        // Two turns of the event loop: one to send the piece, one for the server to take it.
+        // Two turns of the event loop: one to send the piece, one for the server to read it.
         await new Promise((resolve) => setImmediate(() => setImmediate(resolve)));
       }
       const handshake = (await client.read(HANDSHAKE_BYTES)).toString("hex");
