@@ -18,7 +18,7 @@ export type Destination =
   /** A block device or an NBD URI, whose content is overwritten. */
   | { readonly kind: "device" | "export"; readonly name: string; readonly disk: string };
 
-export interface DestinationOptions {
+interface DestinationOptions {
   readonly to: string;
   readonly disk?: readonly string[];
   readonly format?: ImageFormat;

@@ -6,7 +6,7 @@ import { NbdError, type NbdErrorCode } from "../src/nbd/index.js";
 export const EXIT = { done: 0, failed: 1, usage: 2, damaged: 3, precondition: 4, warnings: 5 } as const;
 
 const SIGNAL_EXIT = { SIGHUP: 129, SIGINT: 130, SIGTERM: 143 } as const;
-export type HandledSignal = keyof typeof SIGNAL_EXIT;
+type HandledSignal = keyof typeof SIGNAL_EXIT;
 export const HANDLED_SIGNALS = Object.keys(SIGNAL_EXIT) as readonly HandledSignal[];
 
 /** The abort reason of all work in progress when a signal arrives. */

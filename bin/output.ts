@@ -3,7 +3,7 @@ import prettyBytes from "pretty-bytes";
 import { ResultStream } from "./result-stream.js";
 
 /** How much to log, and the format of the result. */
-export interface OutputOptions {
+interface OutputOptions {
   readonly json: boolean;
   readonly quiet: boolean;
   readonly verbose: boolean;

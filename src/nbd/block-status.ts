@@ -44,7 +44,7 @@ export interface StatusBatch {
 /** Makes one request. `signal` fires when the reply is no longer needed. */
 export type AskStatus = (offset: number, length: number, signal: AbortSignal) => Promise<StatusReply>;
 
-export interface StatusRange {
+interface StatusRange {
   readonly offset: number;
   readonly length: number;
   /** The export's size. */

@@ -15,7 +15,7 @@ import type { Secure } from "./tls.js";
 import type { Endpoint } from "./uri.js";
 import { concatBytes } from "./wire/bytes.js";
 
-export interface DialSettings {
+interface DialSettings {
   readonly endpoint: Endpoint;
   /** Undefined if TLS isn't used. */
   readonly secure: Secure | undefined;
@@ -24,7 +24,7 @@ export interface DialSettings {
   readonly signal: AbortSignal | undefined;
 }
 
-export interface Dialled<T> {
+interface Dialled<T> {
   readonly transport: Transport;
   readonly result: T;
   /** Bytes that the server sent after its last reply; for the next receiver. */

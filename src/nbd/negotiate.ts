@@ -31,14 +31,14 @@ import {
 import type { Protocol } from "./wire/requests.js";
 
 /** The next step of the handshake. Only `receive` returns bytes: exactly `length` of them. */
-export type Step =
+type Step =
   | { readonly kind: "send"; readonly bytes: Uint8Array }
   | { readonly kind: "receive"; readonly length: number; readonly awaiting: string }
   | { readonly kind: "startTls" };
 
 export type Negotiation<T> = Generator<Step, T, Uint8Array>;
 
-export interface Wish {
+interface Wish {
   readonly exportName: string;
   readonly tls: boolean;
   /** The negotiation fails if the server lacks one of these. */

@@ -11,7 +11,7 @@ import type { NbdEvent, Settings } from "./settings.js";
 import { describe } from "./socket.js";
 
 /** Whether and how often a request may be sent again after its connection was lost. */
-export interface Repeat {
+interface Repeat {
   readonly repeatable: boolean;
   /** Attempts already made; default 0. */
   readonly spent?: number;

@@ -13,7 +13,7 @@ import type { RevocableSink } from "./exchange.js";
 import type { Limits } from "./export-info.js";
 
 /** Reads one stretch by one request. */
-export type ReadPiece = (offset: number, target: Uint8Array) => Promise<void>;
+type ReadPiece = (offset: number, target: Uint8Array) => Promise<void>;
 
 /** Pieces of one stretch that are in progress at a time: enough to keep two connections busy. */
 const MAX_UNDER_WAY = 32;

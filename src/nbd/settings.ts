@@ -66,7 +66,7 @@ export type NbdEvent =
   | { readonly type: "reconnect-failed"; readonly error: unknown; readonly attempt: number };
 
 /** Complete settings for reaching the server. */
-export interface Reach {
+interface Reach {
   readonly address: NbdAddress;
   readonly endpoint: NbdAddress["transport"];
   readonly secure: Secure | undefined;

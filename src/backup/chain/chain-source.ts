@@ -5,10 +5,10 @@ import type { DamageOf, Piece, SeenLayer } from "./overlay.js";
 import { seenThrough } from "./overlay.js";
 
 /** Buffers that are kept for later reads. */
-export const MAX_SPARE = 16;
+const MAX_SPARE = 16;
 
 /** A piece of data that the walk has shown, and how much of it was not read yet. */
-export interface SeenPiece<L extends SeenLayer> {
+interface SeenPiece<L extends SeenLayer> {
   readonly piece: Piece<L>;
   unread: number;
 }

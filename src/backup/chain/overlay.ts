@@ -35,7 +35,7 @@ export function seenThrough<L extends SeenLayer>(
 export type DamageOf<L extends SeenLayer = Layer> = (layer: L) => OnDamage;
 
 /** Lays one gapless stream over another of the same length. */
-export async function* overlay<L extends SeenLayer>(
+async function* overlay<L extends SeenLayer>(
   top: AsyncIterable<Piece<L>>,
   below: AsyncIterable<Piece<L>>,
 ): AsyncGenerator<Piece<L>> {

@@ -9,7 +9,7 @@ import { Repository } from "../repository/repository.js";
 import { ask, type CheckResult, failedBy, type Subject } from "./check.js";
 import { CHECKS, LIBVIRT } from "./list.js";
 
-export interface DoctorOptions
+interface DoctorOptions
   extends Pick<
     Subject,
     "virsh" | "scratchParent" | "repositoryPath" | "scratchReserve" | "server" | "freeze" | "signal"

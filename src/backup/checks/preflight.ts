@@ -6,7 +6,7 @@ import { Repository } from "../repository/repository.js";
 import { ask, type Check, type Subject } from "./check.js";
 import { CHECKS, JOB } from "./list.js";
 
-export interface PreflightOptions
+interface PreflightOptions
   extends Pick<
     Subject,
     "virsh" | "ssh" | "scratchParent" | "scratchReserve" | "server" | "freeze" | "signal"

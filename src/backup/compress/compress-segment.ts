@@ -7,13 +7,13 @@ import type { ClusterResult } from "./cluster-job.js";
 import type { CompressThreads } from "./compress-threads.js";
 
 /** What is asked of a plan's segment: neighbouring runs, and how many clusters of theirs stand in its buffer. */
-export interface SegmentRuns {
+interface SegmentRuns {
   readonly runs: readonly PlannedRun[];
   readonly clusters: number;
 }
 
 /** A run as it turned out, ready to be stored. */
-export interface CompressedOutcome {
+interface CompressedOutcome {
   readonly run: PlannedRun;
   /** One a stored cluster, as `digestsOf` makes them; empty where none are wanted. */
   readonly digests: Buffer;
@@ -28,7 +28,7 @@ export interface CompressedSegment {
   readonly buffer: ArrayBuffer;
 }
 
-export interface CompressOptions {
+interface CompressOptions {
   readonly digest?: DigestAlgorithm | undefined;
   readonly compression: Compression;
 }

@@ -2,7 +2,7 @@ import { availableParallelism } from "node:os";
 import { ServiceThreads } from "../threads/service-threads.js";
 import type { ClusterJob, ClusterResult } from "./cluster-job.js";
 
-export interface CompressThreadsOptions {
+interface CompressThreadsOptions {
   /**
    * Default: one thread on up to four processors. It digests, and libuv's threads compress up to four jobs at
    * once for it; a second thread was measured to gain nothing on two processors, and takes 25 MiB. On more

@@ -2,7 +2,7 @@ import { ALLOCATION, DIRTY, type StatusRuns } from "../../nbd/index.js";
 import type { Extent, ExtentState } from "../base/extent.js";
 
 /** The server's block status for one range: each context's runs cover exactly `offset .. offset + length`. */
-export interface RangeStatus {
+interface RangeStatus {
   readonly offset: number;
   readonly length: number;
   /** The runs of `qemu:dirty-bitmap:NAME`; left out for a full copy. */

@@ -9,7 +9,7 @@ import { JobFolder } from "./job-folder.js";
 import { endServersIn } from "./qemu-nbd.js";
 
 /** What a dead backup of this repository may have left: its folders, and its job if that still runs. */
-export interface Left {
+interface Left {
   readonly folders: readonly JobFolder[];
   readonly job: BackupJob | undefined;
 }

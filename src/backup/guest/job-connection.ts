@@ -25,7 +25,7 @@ export interface JobConnection extends AsyncDisposable {
   walk<T>(signal: AbortSignal | undefined, work: (signal: AbortSignal | undefined) => Promise<T>): Promise<T>;
 }
 
-export interface JobConnectionOptions {
+interface JobConnectionOptions {
   readonly hypervisor: Hypervisor;
   /** The host under which a TCP server is reached, if the user gave one. */
   readonly hostOverride: string | undefined;

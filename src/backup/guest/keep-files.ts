@@ -22,7 +22,7 @@ export interface Definition {
 }
 
 /** The kept files and the missing ones, as the manifest lists them. */
-export interface Kept {
+interface Kept {
   readonly files: KeptFile[];
   readonly notKept: NonNullable<Manifest["notKept"]>;
 }

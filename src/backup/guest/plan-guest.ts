@@ -11,7 +11,7 @@ import type { Manifest } from "../repository/manifest.js";
 import type { Guest } from "./guest.js";
 import { bitmapOf, type DiskPlan, type GuestDisk, type Level, planDisk } from "./plan-disk.js";
 
-export interface GuestPlanOptions {
+interface GuestPlanOptions {
   readonly level: Level;
   readonly format: ImageFormat;
   /** Bitmaps that can't be used, by the key that `bitmapOf` gives, and why. */

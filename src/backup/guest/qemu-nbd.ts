@@ -7,7 +7,7 @@ import { ConnectionError, type NbdAddress, NbdClient } from "../../nbd/index.js"
 import { BackupError } from "../base/errors.js";
 import { type DiskFile, refusedByTool } from "./qemu-img.js";
 
-export interface ServedImage {
+interface ServedImage {
   readonly image: DiskFile;
   /** A bitmap of the image, offered as a dirty context. */
   readonly bitmap: string | undefined;

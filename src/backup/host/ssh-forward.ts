@@ -4,11 +4,11 @@ import { execa } from "execa";
 import { BackupError, PreconditionError } from "../base/errors.js";
 import { quote, SSH_PROCESS, type Ssh } from "./ssh.js";
 
-export type ForwardedEnd =
+type ForwardedEnd =
   | { readonly kind: "unix"; readonly path: string }
   | { readonly kind: "tcp"; readonly host: string; readonly port: number };
 
-export interface ForwardOptions {
+interface ForwardOptions {
   readonly to: ForwardedEnd;
   /** Path of the socket on this host. Its folder must exist. */
   readonly socket: string;

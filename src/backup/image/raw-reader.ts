@@ -4,7 +4,7 @@ import { type ClusterRun, clustersIn, type Geometry, type ImageReader } from "./
 import { ImageFile, type ReadOptions } from "./image-file.js";
 import { damagedMap, parseMap, runsOfExtents } from "./raw-map-reader.js";
 
-export interface RawReaderOptions extends ReadOptions {
+interface RawReaderOptions extends ReadOptions {
   /** Not recorded in the file, which must be at least as long as the virtual size. */
   readonly geometry: Geometry;
   /** For an increment, the map of what the file defines. Without it, the file defines the whole disk. */

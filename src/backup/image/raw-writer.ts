@@ -5,7 +5,7 @@ import { Appender, ImageFile } from "./image-file.js";
 import { extentsOfRuns, mapText } from "./raw-map.js";
 import { RunList } from "./run-list.js";
 
-export interface RawWriterOptions {
+interface RawWriterOptions {
   readonly geometry: Geometry;
   /**
    * For an increment, the path of the map that describes the runs. Without it, the image is the whole disk.

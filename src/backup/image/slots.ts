@@ -4,7 +4,7 @@ import { type PlannedRun, slotsOf } from "./image.js";
  * A planned run and the slots of its stored clusters. Slots are places of one cluster each, side by side, in
  * a buffer or in a packed image file. Zero runs get none.
  */
-export interface SlottedRun {
+interface SlottedRun {
   readonly run: PlannedRun;
   /** The first of its slots, counted from the first run's. */
   readonly slot: number;

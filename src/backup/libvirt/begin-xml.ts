@@ -12,7 +12,7 @@ export interface JobRequest {
   readonly checkpoint?: string | undefined;
 }
 
-export type RequestedServer = { readonly transport: "unix"; readonly socket: string } | TcpServer;
+type RequestedServer = { readonly transport: "unix"; readonly socket: string } | TcpServer;
 
 export interface TcpServer {
   readonly transport: "tcp";
@@ -23,7 +23,7 @@ export interface TcpServer {
   readonly tls: boolean;
 }
 
-export interface RequestedDisk {
+interface RequestedDisk {
   /** The disk's target in the domain: `vda`. */
   readonly name: string;
   /** Left out: the disk takes no part. */

@@ -19,7 +19,7 @@ export interface NotKept {
   readonly reason: string;
 }
 
-export interface BootNeeds {
+interface BootNeeds {
   readonly isRunning: boolean;
   readonly files: readonly BootFile[];
   /** State that no file holds that could be copied. */

@@ -11,7 +11,7 @@ export interface Checkpoint {
   readonly disks: readonly CheckpointDisk[];
 }
 
-export interface CheckpointDisk {
+interface CheckpointDisk {
   /** The disk's target in the domain: `vda`. */
   readonly name: string;
   /** The bitmap in the disk's image; absent if the checkpoint leaves the disk out. */

@@ -25,7 +25,7 @@ export interface JobInfo {
 
 /** virDomainJobType, by number. */
 const JOB_TYPES = ["none", "bounded", "unbounded", "completed", "failed", "cancelled"] as const;
-export type JobType = (typeof JOB_TYPES)[number];
+type JobType = (typeof JOB_TYPES)[number];
 
 /** virDomainJobOperation, by number. */
 const OPERATIONS = [

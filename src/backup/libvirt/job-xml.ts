@@ -35,13 +35,13 @@ export type BackupServer =
       readonly tls: boolean;
     };
 
-export type BackupJobDisk = SkippedDisk | FullDisk | IncrementalDisk;
+type BackupJobDisk = SkippedDisk | FullDisk | IncrementalDisk;
 
 /** A disk that the job can pull. */
 export type ExportedDisk = FullDisk | IncrementalDisk;
 
 /** `backup='no'`. */
-export interface SkippedDisk {
+interface SkippedDisk {
   /** The disk's target in the domain: `vda`. */
   readonly name: string;
   readonly backup: false;
@@ -59,12 +59,12 @@ interface ExportedDiskFields {
 }
 
 /** The qcow2 image or device that keeps the data that the guest overwrites while the job runs. */
-export interface Scratch {
+interface Scratch {
   readonly type: "file" | "block";
   readonly path: string;
 }
 
-export interface FullDisk extends ExportedDiskFields {
+interface FullDisk extends ExportedDiskFields {
   readonly mode: "full";
 }
 

@@ -11,7 +11,7 @@ export interface RestoredPlace {
   readonly format: "qcow2" | "raw";
 }
 
-export interface RestoredDomain {
+interface RestoredDomain {
   readonly xml: string;
   readonly uuid: string;
   /** What the user should know before starting the domain. */

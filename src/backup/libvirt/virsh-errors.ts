@@ -1,7 +1,7 @@
 import { BackupError, hasCode, PreconditionError } from "../base/errors.js";
 
 /** What virsh printed, and the facts that the messages name. */
-export interface VirshFailure {
+interface VirshFailure {
   readonly stderr: string;
   readonly domain: string;
   readonly connect: string | undefined;
@@ -80,7 +80,7 @@ const KNOWN_FAILURES: readonly {
 ];
 
 /** The typed error for virsh's message; undefined if it is nothing that a caller could correct. */
-export function knownFailure(failure: VirshFailure): BackupError | undefined {
+function knownFailure(failure: VirshFailure): BackupError | undefined {
   const known = KNOWN_FAILURES.find(({ said }) => said.test(failure.stderr));
   if (known === undefined) return undefined;
   const said = withoutPrefix(failure.stderr);
@@ -90,7 +90,7 @@ export function knownFailure(failure: VirshFailure): BackupError | undefined {
 }
 
 /** virsh's message in one line, without the `error: ` before each part. */
-export function withoutPrefix(stderr: string): string {
+function withoutPrefix(stderr: string): string {
   return stderr
     .replaceAll(/^error: /gm, "")
     .trim()

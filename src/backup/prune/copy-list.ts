@@ -4,7 +4,7 @@ import { type Guard, ImageFile } from "../image/image-file.js";
 import { EventLoopTurn } from "../threads/event-loop-turn.js";
 
 /** Bytes of one image that are to be copied over those of another; offsets are host offsets. */
-export interface ListedCopy {
+interface ListedCopy {
   /** Place in the chain of the image that they come from; or {@link FROM_ZEROES}. */
   readonly layer: number;
   readonly from: number;
@@ -66,7 +66,7 @@ export class CopyList {
 }
 
 /** The copies that a file lists, read piece by piece. */
-export async function* listedCopies(path: string): AsyncGenerator<ListedCopy> {
+async function* listedCopies(path: string): AsyncGenerator<ListedCopy> {
   const file = await ImageFile.open(path);
   try {
     const piece = Buffer.alloc(RECORD_BYTES * 2048);

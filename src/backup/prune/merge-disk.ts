@@ -36,7 +36,7 @@ export interface MergeMethod {
 }
 
 /** The names of what a merge prepares, in the folder that it was given. */
-export interface StagedNames {
+interface StagedNames {
   /** Of a new image; the other way is a changed one, and its header. */
   readonly image: string;
   readonly map: string;
@@ -47,7 +47,7 @@ export interface StagedNames {
   readonly digests: string;
 }
 
-export interface MergeOptions {
+interface MergeOptions {
   /** Where new files are made. */
   readonly folder: string;
   readonly names: StagedNames;

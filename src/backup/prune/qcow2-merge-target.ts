@@ -16,7 +16,7 @@ import type { CopyList } from "./copy-list.js";
 import type { MergeTarget, MixedCluster } from "./merge-target.js";
 import { maskOf, type Origin } from "./merge-walk.js";
 
-export interface Qcow2TargetOptions {
+interface Qcow2TargetOptions {
   readonly geometry: Geometry;
   readonly backing: Backing | undefined;
   /** Top first. */

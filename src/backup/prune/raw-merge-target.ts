@@ -19,7 +19,7 @@ import type { MergeTarget, MixedCluster } from "./merge-target.js";
 import type { Origin } from "./merge-walk.js";
 import { originOf } from "./merge-walk.js";
 
-export interface RawBaseOptions {
+interface RawBaseOptions {
   /** Its clusters are as large as the base's. */
   readonly geometry: Geometry;
   /** Top first. */

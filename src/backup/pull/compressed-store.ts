@@ -32,7 +32,7 @@ export const BUFFER_BYTES = 12 * 1024 * 1024;
 /** One being read, one being compressed, one that waits for its turn. */
 const LEAST_BUFFERS = 3;
 
-export interface CompressedStoreOptions extends Qcow2WriterOptions {
+interface CompressedStoreOptions extends Qcow2WriterOptions {
   readonly path: string;
   /** The image stands for the whole disk; otherwise it has only what changed. */
   readonly complete: boolean;

@@ -4,7 +4,7 @@ import type { DigestFileWriter } from "../digest/digest-file-writer.js";
 import { type ClusterRun, dataBytesOf, type Geometry, type ImageWriter, slotsOf } from "../image/image.js";
 import type { Recorder } from "./lanes.js";
 
-export interface LedgerOptions {
+interface LedgerOptions {
   readonly writer: ImageWriter;
   /** Nothing lies below the image, so zeroes need not be said: what is not stored reads as zeroes. */
   readonly complete: boolean;

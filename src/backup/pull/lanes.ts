@@ -11,7 +11,7 @@ export interface Recorder<T> {
   complete(): Promise<void>;
 }
 
-export interface SegmentDone {
+interface SegmentDone {
   /** Bytes of the segment that were read. */
   readonly readBytes: number;
   /** As it was planned. */
@@ -31,7 +31,7 @@ export interface LaneOptions<T> {
   readonly onSegment?: ((done: SegmentDone) => void) | undefined;
 }
 
-export interface StoredSegment<T> {
+interface StoredSegment<T> {
   readonly outcome: T;
   /** Bytes that were read for it. */
   readonly readBytes: number;

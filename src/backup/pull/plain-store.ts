@@ -10,7 +10,7 @@ import { ImageLedger, type LedgerDigests } from "./image-ledger.js";
 import type { DigestTarget, FinishedStore, ImageStore } from "./image-store.js";
 import type { Segment } from "./segment.js";
 
-export interface PlainStoreOptions extends NewImage {
+interface PlainStoreOptions extends NewImage {
   readonly path: string;
   /** The image stands for the whole disk; otherwise it has only what changed. */
   readonly complete: boolean;

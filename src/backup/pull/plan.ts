@@ -4,7 +4,7 @@ import type { PlannedRun } from "../image/image.js";
 import { type Geometry, SUBCLUSTERS, slotsOf, subclustersOf } from "../image/image.js";
 import type { Segment } from "./segment.js";
 
-export interface SegmentPlanOptions {
+interface SegmentPlanOptions {
   readonly geometry: Geometry;
   /** Bytes of stored clusters in a segment, at the most; at least one cluster. */
   readonly segmentBytes: number;

@@ -125,7 +125,7 @@ export function requestBytesOf(window: Window, clusterSize: number, preferredBlo
   return Math.max(wanted, clusterSize);
 }
 
-export interface RequestSizeOptions {
+interface RequestSizeOptions {
   readonly window: Window;
   readonly clusterSize: number;
   readonly preferredBlock?: number | undefined;

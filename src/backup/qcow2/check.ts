@@ -28,7 +28,7 @@ interface TableLocation {
   readonly length: number;
 }
 
-export interface CheckOptions {
+interface CheckOptions {
   readonly signal?: AbortSignal | undefined;
 }
 

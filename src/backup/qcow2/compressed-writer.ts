@@ -12,7 +12,7 @@ import { SizeList } from "./size-list.js";
 import { placed, StreamPlacement, usesOfPlaced } from "./stream-placement.js";
 import type { TableRun } from "./tables.js";
 
-export interface Qcow2CompressedWriterOptions extends Qcow2WriterOptions {
+interface Qcow2CompressedWriterOptions extends Qcow2WriterOptions {
   /** The method of all streams: an image has only one. */
   readonly compression: CompressionMethod;
 }

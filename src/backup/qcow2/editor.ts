@@ -11,7 +11,7 @@ import { TableRunList } from "./table-run-list.js";
 import type { TableRun } from "./tables.js";
 
 /** What the image will be. */
-export interface EditedImage {
+interface EditedImage {
   readonly geometry: Geometry;
   readonly backing: Backing | undefined;
   /** For an existing image. */

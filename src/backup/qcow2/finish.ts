@@ -44,7 +44,7 @@ export async function createQcow2File(path: string, options: Qcow2WriterOptions)
 }
 
 /** A file with all of its data, which will become an image. */
-export interface Unfinished extends Qcow2WriterOptions {
+interface Unfinished extends Qcow2WriterOptions {
   readonly extended: boolean;
   /** Left out if no cluster is compressed. */
   readonly compression?: Qcow2Header["compression"] | undefined;

@@ -118,15 +118,15 @@ export interface EntryContext {
   readonly fileEnd: number;
 }
 
-export interface Invalid {
+interface Invalid {
   readonly kind: "invalid";
   /** Completes the sentence "the entry ...". */
   readonly problem: string;
 }
 
 /** An entry that points to another table. */
-export type TableEntry = NoTable | { readonly kind: "table"; readonly hostOffset: number } | Invalid;
-export type L1Entry =
+type TableEntry = NoTable | { readonly kind: "table"; readonly hostOffset: number } | Invalid;
+type L1Entry =
   | NoTable
   | { readonly kind: "table"; readonly hostOffset: number; readonly copied: boolean }
   | Invalid;
@@ -156,7 +156,7 @@ export function decodeL1Entry(table: Buffer, index: number, context: EntryContex
 export type L2Entry = StandardEntry | CompressedEntry | Invalid;
 
 /** Subclusters in neither mask are unallocated. Without extended entries each mask is all ones or 0. */
-export interface StandardEntry {
+interface StandardEntry {
   readonly kind: "standard";
   /** 0: none. Clusters of zeroes, and even unallocated ones, may have a place reserved. */
   readonly hostOffset: number;
@@ -165,7 +165,7 @@ export interface StandardEntry {
   readonly zeroMask: number;
 }
 
-export interface CompressedEntry {
+interface CompressedEntry {
   readonly kind: "compressed";
   /** Need not be aligned to anything. */
   readonly hostOffset: number;

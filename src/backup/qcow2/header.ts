@@ -56,7 +56,7 @@ export interface Qcow2Header {
 }
 
 /** What a new image's header says; always version 3. */
-export type NewHeader = Pick<
+type NewHeader = Pick<
   Qcow2Header,
   | "clusterBits"
   | "virtualSize"

@@ -24,7 +24,7 @@ export interface Layout {
   readonly fileSize: number;
 }
 
-export interface Contents {
+interface Contents {
   readonly geometry: Geometry;
   readonly extended: boolean;
   /** Clusters from the beginning of the file to the end of the data. */

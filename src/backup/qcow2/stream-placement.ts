@@ -51,7 +51,7 @@ export class StreamPlacement {
 }
 
 /** What a compressed image stores, before places are assigned. */
-export interface PackedClusters {
+interface PackedClusters {
   readonly clusterSize: number;
   /** Their host clusters are the ranks of stored clusters, from 0. */
   readonly runs: Iterable<StoredRun>;

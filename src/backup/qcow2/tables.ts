@@ -13,7 +13,7 @@ import {
 import type { Layout } from "./layout.js";
 
 /** The properties of an image that decide the form of its tables. */
-export interface TableShape {
+interface TableShape {
   readonly clusterSize: number;
   readonly extended: boolean;
 }
@@ -21,7 +21,7 @@ export interface TableShape {
 /** What L2 entries are made from: clusters in the same state, or one compressed cluster. */
 export type TableRun = (StoredRun & { readonly streamBytes?: undefined }) | StoredStream;
 
-export interface StoredStream {
+interface StoredStream {
   readonly cluster: number;
   readonly count: 1;
   /** In bytes, not necessarily aligned. */

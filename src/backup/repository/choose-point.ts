@@ -43,10 +43,10 @@ export function chooseDisks(point: Manifest, names: readonly string[] | undefine
 /**
  * Times that users can give. A time without a zone is local. Date.parse alone would accept nearly anything.
  */
-export const ISO_TIME = /^\d{4}-\d\d-\d\d(T\d\d:\d\d(:\d\d(\.\d{1,3})?)?(Z|[+-]\d\d:\d\d)?)?$/;
+const ISO_TIME = /^\d{4}-\d\d-\d\d(T\d\d:\d\d(:\d\d(\.\d{1,3})?)?(Z|[+-]\d\d:\d\d)?)?$/;
 
 /** Whether the day exists. Date.parse takes the 30th of February for a day in March. */
-export function isCalendarDay(day: string): boolean {
+function isCalendarDay(day: string): boolean {
   const date = new Date(`${day}T00:00Z`);
   return !Number.isNaN(date.getTime()) && date.toISOString().startsWith(day);
 }

@@ -138,7 +138,7 @@ export async function undoMerges(folder: string, journal: PruneJournal, guard: G
 /** Called after each step; tests end the process there. */
 export type OnStep = (step: string) => void;
 
-export interface Publishing {
+interface Publishing {
   readonly guard: Guard;
   readonly onStep: OnStep;
 }

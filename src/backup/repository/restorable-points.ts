@@ -2,7 +2,7 @@ import { DamageError } from "../base/errors.js";
 import type { Repository } from "./repository.js";
 
 /** A point, or one of its disks, that can't be used. */
-export interface Broken {
+interface Broken {
   readonly point: string;
   /** Undefined: all disks of the point. */
   readonly disk?: string | undefined;
@@ -15,7 +15,7 @@ const NAMED = 5;
  * The points whose disks can be restored without what is broken, as far as manifests tell; newest first.
  * @param disks the disks that each point must have; undefined: those that it has
  */
-export async function restorablePoints(
+async function restorablePoints(
   repository: Repository,
   domain: string,
   broken: Broken,

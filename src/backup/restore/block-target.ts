@@ -28,7 +28,7 @@ export interface BlockTarget extends AsyncDisposable {
 export const ZERO_BLOCK = Buffer.alloc(1024 * 1024);
 
 /** How bytes get to and fro where a target can't zero by itself. */
-export interface PlainAccess {
+interface PlainAccess {
   read(offset: number, target: Uint8Array): Promise<void>;
   write(offset: number, data: Uint8Array): Promise<void>;
 }

@@ -13,7 +13,7 @@ export const COPIED_AT_A_TIME = 4 * 1024 * 1024;
 /** Questions for each thread: the next one lies ready when it is done with one. */
 const QUESTIONS_AHEAD = 2;
 
-export interface CopyOptions
+interface CopyOptions
   extends Pick<LaneOptions<readonly ClusterRun[]>, "segments" | "recorder" | "signal" | "onSegment"> {
   readonly source: ChainSource;
   readonly threads: CopyThreads;

@@ -32,7 +32,7 @@ export interface CopyQuestion {
 }
 
 /** A new file, which reads as zeroes where nothing was written. */
-export interface CopyTarget {
+interface CopyTarget {
   readonly path: string;
   readonly clusterSize: number;
   /** Clusters that pieces go to. */

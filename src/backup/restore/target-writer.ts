@@ -20,7 +20,7 @@ const MOST_UNDER_WAY = 64;
 const ZERO_PIECE = 64 * 1024 * 1024;
 const ZEROES_AT_ONCE = 4;
 
-export interface TargetWriterOptions {
+interface TargetWriterOptions {
   readonly target: BlockTarget;
   readonly geometry: Geometry;
   /** Bytes of clusters that a segment stores at the most. */

@@ -24,7 +24,7 @@ import type { Virsh } from "../libvirt/virsh.js";
 import { Repository } from "../repository/repository.js";
 import { type PointDisk, type TakenPoint, type TakeSettings, takePoint } from "./take-point.js";
 
-export interface StoppedBackupOptions extends TakeSettings {
+interface StoppedBackupOptions extends TakeSettings {
   readonly virsh: Virsh;
   readonly repositoryPath: string;
   readonly level: Level;

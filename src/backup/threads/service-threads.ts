@@ -3,7 +3,7 @@ import { BackupError, messageOf } from "../base/errors.js";
 import { SameThread } from "./same-thread.js";
 import { type Answering, ThreadPool, type ThreadPoolOptions, type ThreadService } from "./thread-pool.js";
 
-export interface ServiceThreadsOptions<Question, Answer, Notice>
+interface ServiceThreadsOptions<Question, Answer, Notice>
   extends Pick<ThreadPoolOptions, "script" | "most" | "workerData" | "oldGenerationMb"> {
   /** Code of the errors. */
   readonly code: string;

@@ -15,7 +15,7 @@ const QUESTION_RUNS = 512;
 /** Questions per thread and image, so that the next one is ready when a thread has finished one. */
 const QUESTIONS_AHEAD = 2;
 
-export interface VerifyDataOptions {
+interface VerifyDataOptions {
   readonly threads: VerifyThreads;
   readonly onDamage: OnDamage;
   /** Called with the number of data bytes that were checked. */

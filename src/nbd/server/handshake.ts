@@ -31,7 +31,7 @@ import type { ReplyMode } from "./transmission-frames.js";
 /** Room for a name and dozens of queries of maximum length. */
 const MAX_OPTION_DATA = 256 * 1024;
 
-export interface HandshakeContext {
+interface HandshakeContext {
   readonly exports: ExportSource;
   /** If present, TLS is required before anything about exports is revealed. */
   readonly upgradeToTls?: () => Promise<ByteChannel>;

@@ -6,7 +6,7 @@ import { ClientFault } from "./errors.js";
  * Bytes of replies that a server holds for all clients together, and how long one client may keep others
  * waiting.
  */
-export interface ReplyRoomOptions {
+interface ReplyRoomOptions {
   readonly maxBytes: number;
   readonly stallTimeoutMs: number;
 }

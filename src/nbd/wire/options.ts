@@ -19,7 +19,7 @@ import {
 export const GREETING_LENGTH = 18;
 export const OPTION_REPLY_LENGTH = 20;
 /** Largest payload of an option reply: two strings, and some slack for infos not yet defined; bytes. */
-export const MAX_OPTION_REPLY = 64 * 1024;
+const MAX_OPTION_REPLY = 64 * 1024;
 
 /** Set in the type of every error reply. */
 export const OPTION_IS_ERROR = 0x80000000;
@@ -107,7 +107,7 @@ export function encodeMetaQueries(exportName: string, queries: readonly string[]
   return concatBytes(encodeString(exportName, "an export name"), count, ...strings);
 }
 
-export interface OptionReplyHeader {
+interface OptionReplyHeader {
   readonly type: number;
   /** Bytes of payload to follow; checked against {@link MAX_OPTION_REPLY}. */
   readonly length: number;
@@ -157,7 +157,7 @@ export function decodeServer(payload: Uint8Array): ListedExport {
   return end === payload.length ? { name } : { name, description: decodeText(payload.subarray(end)) };
 }
 
-export interface MetaContext {
+interface MetaContext {
   /** The id that replies use in place of the name; opaque. */
   readonly id: number;
   readonly name: string;
@@ -181,7 +181,7 @@ export interface BlockSize {
 }
 
 /** Content of an INFO reply. */
-export type ExportFact =
+type ExportFact =
   | { readonly kind: "export"; readonly size: number; readonly flags: number }
   | { readonly kind: "name"; readonly name: string }
   | { readonly kind: "description"; readonly description: string }

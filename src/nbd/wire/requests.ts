@@ -6,7 +6,7 @@ import { COMMAND, EXTENDED_REQUEST_MAGIC, REQUEST_MAGIC } from "./constants.js";
 /** Format of requests and replies, as negotiated. */
 export type Protocol = "simple" | "structured" | "extended";
 
-export interface Request {
+interface Request {
   readonly command: number;
   readonly flags: number;
   readonly cookie: number;
