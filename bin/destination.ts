@@ -62,7 +62,7 @@ function overwritten(kind: "device" | "export", options: DestinationOptions): De
     throw new UsageError("E_TARGET", `${name} is ${what}, which is written raw: leave out --format qcow2`);
   }
   if (!force) {
-    const message = `${name} is ${what}: what it holds would be overwritten, and was not touched. Say --force if that is meant`;
+    const message = `${name} is ${what}: what it holds would be overwritten, and was not touched. Give --force to overwrite it`;
     throw new UsageError("E_EXISTS", message, { details: { target: name } });
   }
   return { kind, name, disk };

@@ -42,7 +42,7 @@ export function tcpServerOf(options: JobServerOptions): TcpServer | undefined {
   }
   const { host, port } = server.tcp;
   if (!tls && !options.allowRemote && !isLocalOnly(host)) {
-    const message = `other machines can reach ${host}, and would read the guest's disks unasked: give --tls, or --allow-remote to serve them to everybody, unencrypted`;
+    const message = `other machines can reach ${host} and read the guest's disks: give --tls, or --allow-remote to serve them to everybody unencrypted`;
     throw new UsageError("E_REMOTE", message, { details: { host } });
   }
   return { transport: "tcp", host, port, tls };

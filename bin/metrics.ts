@@ -15,12 +15,11 @@ import type { BackupResult } from "../src/backup/take/backup.js";
 const METRICS = {
   nbdpull_run_timestamp_seconds: "When the last run of nbdpull backup into the repository ended.",
   nbdpull_run_exit_code: "Its exit code.",
-  nbdpull_backup_timestamp_seconds:
-    "When the last backup of the domain ended, whether it was a success or not.",
+  nbdpull_backup_timestamp_seconds: "End of the last backup of the domain, successful or not.",
   nbdpull_backup_success: "1 if the last backup came to its end, else 0.",
   nbdpull_backup_exit_code: "The exit code of the last backup, were it the only one of its run.",
   nbdpull_backup_last_success_timestamp_seconds:
-    "When the last backup that was a success was begun: what the guest wrote since is in none. 0 if none is known.",
+    "Start of the last successful backup; no backup holds what the guest wrote since. 0 if unknown.",
   nbdpull_backup_duration_seconds: "How long the last backup that was a success took.",
   nbdpull_backup_changed_bytes:
     "Bytes of its disks that it took: all of them, or what was changed since their bases.",

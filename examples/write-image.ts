@@ -17,7 +17,7 @@ if (size > client.export.size)
 
 const bytes = Buffer.alloc(PIECE);
 const back = Buffer.alloc(PIECE);
-// What is written has to be a multiple of the server's unit; the rest of the last one is filled up with zeroes.
+// The length of a write must be a multiple of the server's block size, so zeroes fill the last block.
 const unit = client.export.blockSize?.minimum ?? 512;
 
 /** Fills `bytes` from the file; bytes behind its end are zeroes. */

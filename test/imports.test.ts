@@ -129,9 +129,9 @@ const PURE = [
   /^src\/nbd\/(negotiate|coverage|uri|host|guarded-sink)\./,
   /^src\/nbd\/server\/.*-frames\./,
   /^src\/backup\/(base\/extent|export\/extent-algebra|repository\/manifest|guest\/scratch-space)\./,
-  /^src\/backup\/pull\/(plan|settle|segment|window|reorder)\./,
+  /^src\/backup\/pull\/(plan|segment|window|reorder)\./,
   /^src\/backup\/prune\/(prune-plan|retention)\./,
-  /^src\/backup\/image\/(image|run-list)\./,
+  /^src\/backup\/image\/(image|run-list|run-cursor|slots)\./,
   /^src\/backup\/qcow2\/(format|header|layout|size-list|stream-placement|table-run-list|tables)\./,
   /^src\/backup\/libvirt\/(job-xml|hypervisor)\./,
 ];

@@ -119,13 +119,13 @@ function mayBeRemote(
   output: Output,
 ): void {
   if (tls === undefined && !options.allowRemote) {
-    const message = `other machines can reach ${address}, and would read the backup unasked: give --tls-cert and --tls-key (and --tls-ca, to let in only clients with a certificate), or --allow-remote to serve it to everybody, unencrypted`;
+    const message = `other machines can reach ${address} and read the backup: give --tls-cert and --tls-key (and --tls-ca, to admit only clients with a certificate), or --allow-remote to serve it to everybody unencrypted`;
     throw new UsageError("E_REMOTE", message, { details: { address } });
   }
   if (options.tlsCa !== undefined) return;
   const encrypted = tls === undefined ? ", unencrypted" : "";
   output.note(
-    `whoever reaches ${address} can read the backup${encrypted}: --tls-ca lets in only known clients`,
+    `anyone who reaches ${address} can read the backup${encrypted}: --tls-ca lets in only known clients`,
   );
 }
 

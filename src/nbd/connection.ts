@@ -341,7 +341,7 @@ export class Connection implements Receiver, ReplyHandler, Watched {
       const next = this.#waiting.shift();
       if (next === undefined) return;
       if (!next.settled) this.#send(next);
-      else next.abandon(new ConnectionError("NBD_ABORTED", "nobody wants the reply any more"));
+      else next.abandon(new ConnectionError("NBD_ABORTED", "the reply is no longer wanted"));
     }
   }
 

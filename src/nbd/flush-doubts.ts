@@ -49,7 +49,7 @@ export class FlushDoubts {
     if (upTo <= this.#flushed || this.#since === this.#pool.losses) return;
     this.tell();
     const message =
-      "a connection was lost since the writes that a flush is to cover: make them again, then flush";
+      "a connection was lost after writes that this flush should cover: repeat the writes, then flush";
     throw new ConnectionError("NBD_WRITES_IN_DOUBT", message);
   }
 

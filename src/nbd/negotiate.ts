@@ -127,7 +127,7 @@ function* greet(): Negotiation<number> {
 function* startTls(): Negotiation<void> {
   const { refusal } = yield* ask(OPTION.STARTTLS);
   if (refusal !== undefined) {
-    throw new TlsError("NBD_TLS_REFUSED", `TLS is wanted and not to be had: ${refusal.message}`, {
+    throw new TlsError("NBD_TLS_REFUSED", `TLS is required, but not available: ${refusal.message}`, {
       cause: refusal,
     });
   }
@@ -202,7 +202,7 @@ function requireContexts(mandatory: readonly string[], granted: readonly string[
   const missing = mandatory.filter((name) => !granted.includes(name));
   if (missing.length === 0) return;
   throw new MetaContextError(
-    `meta contexts ${missing.map(quote).join(", ")} are not to be had: ${reason}`,
+    `meta contexts ${missing.map(quote).join(", ")} are not available: ${reason}`,
     missing,
   );
 }
@@ -266,7 +266,7 @@ function* exportName(wish: Wish, handshake: number, protocol: Protocol): Negotia
 /** With a server that isn't "fixed", only EXPORT_NAME is safe. */
 function* withoutOptions(wish: Wish, handshake: number): Negotiation<Negotiated> {
   const reason = "the server speaks a handshake that is too old for it";
-  if (wish.tls) throw new TlsError("NBD_TLS_REFUSED", `TLS is wanted and not to be had: ${reason}`);
+  if (wish.tls) throw new TlsError("NBD_TLS_REFUSED", `TLS is required, but not available: ${reason}`);
   requireContexts(wish.metaContexts, [], reason);
   const selected = yield* exportName(wish, handshake, "simple");
   const availableContexts = wish.listContexts ? [] : undefined;

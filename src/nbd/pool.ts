@@ -164,10 +164,7 @@ export class Pool {
     await connection.close();
     if (change === undefined) throw aborted(this.#closing.signal);
     const where = describe(this.#settings.endpoint);
-    throw new ConnectionError(
-      "NBD_EXPORT_CHANGED",
-      `the export at ${where} is not the same any more: ${change}`,
-    );
+    throw new ConnectionError("NBD_EXPORT_CHANGED", `the export at ${where} has changed: ${change}`);
   }
 
   /** Raises the number of connections to `connections`, if the server allows several. */

@@ -46,6 +46,17 @@ function expectError(ran: Ran, code: number, error: string): void {
   expect([ran.code, ran.json()]).toMatchObject([code, { error: { code: error } }]);
 }
 
+/** The import is refused with this code, by the function that the command calls. */
+async function expectRefused(
+  image: string,
+  code: string,
+  format: "qcow2" | "raw" = "qcow2",
+): Promise<unknown> {
+  const error = await importImages(importOptions(image, format)).catch((error: unknown) => error);
+  expect(error).toMatchObject({ code });
+  return error;
+}
+
 /** No point and no remains of one. */
 async function expectNothingStored(): Promise<void> {
   expect(await readdir(join(repo, "web")).catch(() => [])).toEqual([]);
@@ -62,10 +73,14 @@ async function expectImported(image: string, format: "qcow2" | "raw", ...args: s
 }
 
 /** The same without the command, in a third of the time: for testing many kinds of images. */
-async function expectTaken(image: string, options: Partial<ImportOptions> = {}): Promise<void> {
+async function expectTaken(
+  image: string,
+  options: Partial<ImportOptions> = {},
+  format: "qcow2" | "raw" = "qcow2",
+): Promise<void> {
   await expectUntouched(image, async () => {
-    await importImages({ ...importOptions(image, "qcow2"), ...options });
-    await expectRestored(image, "qcow2");
+    await importImages({ ...importOptions(image, format), ...options });
+    await expectRestored(image, format);
   });
 }
 
@@ -205,7 +220,7 @@ describeWith(["qemu-img", "qemu-io"], "import of a qcow2 image", () => {
     expect(ran.stderr).toContain("qemu-img convert");
     for (const name of ["json:{}", "/etc/passwd", "nbd:localhost:1", "../../x", "over.qcow2"]) {
       await qemuImg("rebase", "-u", "-b", name, "-F", "raw", at("over.qcow2"));
-      expectError(await importing(at("over.qcow2")), 4, "E_HAS_BACKING");
+      await expectRefused(at("over.qcow2"), "E_HAS_BACKING");
     }
     await expectNothingStored();
   });
@@ -218,7 +233,7 @@ describeWith(["qemu-img", "qemu-io"], "import of a qcow2 image", () => {
     const corrupt = Buffer.from(sound);
     corrupt.writeUInt8(2, 79);
     await writeFile(image, corrupt);
-    expectError(await importing(image), 3, "E_QCOW2_HEADER");
+    await expectRefused(image, "E_QCOW2_HEADER");
     await writeFile(image, sound.subarray(0, 2 * MiB));
     expectError(await importing(image), 3, "E_QCOW2_ENTRY");
     await expectNothingStored();
@@ -267,9 +282,9 @@ describeWith(["qemu-img", "qemu-io"], "import of a qcow2 image whose clusters ar
     const image = at("disk.qcow2");
     await qemuImg("convert", ...args, "-f", "raw", "-O", "qcow2", at("plain"), image);
     await shareFirstCluster(image);
-    const ran = await importing(image);
-    expectError(ran, 3, "E_QCOW2_ENTRY");
-    expect(ran.stderr).toMatch(/at guest offset \d+, .*(use|many)/);
+    expect(await expectRefused(image, "E_QCOW2_ENTRY")).toMatchObject({
+      message: expect.stringMatching(/at guest offset \d+, .*(use|many)/),
+    });
     await expectNothingStored();
   });
 
@@ -278,7 +293,7 @@ describeWith(["qemu-img", "qemu-io"], "import of a qcow2 image whose clusters ar
     for (const options of ["cluster_size=4k", "cluster_size=64k", "cluster_size=2M"]) {
       const image = at("disk.qcow2");
       await qemuImg("convert", "-c", "-f", "raw", "-O", "qcow2", "-o", options, at("plain"), image);
-      expect((await importing(image)).code).toBe(0);
+      await importImages(importOptions(image, "qcow2"));
     }
   });
 });
@@ -292,8 +307,9 @@ describeWith(["qemu-img", "qemu-io"], "import of a raw image", () => {
     const image = at("disk.raw");
     await writeFile(image, Buffer.alloc(Math.min(size, 100_000), 0x5a));
     await truncate(image, size);
-    for (const args of [[], ["--compress"], ["--format", "raw"]]) {
-      await expectImported(image, "raw", ...args);
+    const kinds: Partial<ImportOptions>[] = [{}, { compress: "deflate" }, { format: "raw" }];
+    for (const kind of kinds) {
+      await expectTaken(image, kind, "raw");
       expect((await readFile(at("restored.raw"))).equals(await readFile(image))).toBe(true);
     }
   });
@@ -322,9 +338,9 @@ describe("import", () => {
     await execa("mkfifo", [at("fifo")]);
     await symlink("nowhere", at("broken"));
     expectError(await importing(at("nothing")), 4, "E_NO_IMAGE");
-    expectError(await importing(at("broken")), 4, "E_NO_IMAGE");
     expectError(await importing(at("folder")), 2, "E_IMAGE_KIND");
-    expectError(await importing(at("fifo")), 2, "E_IMAGE_KIND");
+    await expectRefused(at("broken"), "E_NO_IMAGE");
+    await expectRefused(at("fifo"), "E_IMAGE_KIND");
     expect(await readdir(folder)).not.toContain("repo");
   });
 

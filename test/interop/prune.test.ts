@@ -316,7 +316,7 @@ describeWith(["qemu-img"], "prune", () => {
       domains: [
         {
           points: [
-            { id: ids[0], action: "keep", reasons: [`${ids[1]} stands on it`, `${ids[2]} stands on it`] },
+            { id: ids[0], action: "keep", reasons: [`${ids[1]} is based on it`, `${ids[2]} is based on it`] },
             {},
             {},
           ],

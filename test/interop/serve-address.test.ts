@@ -142,7 +142,7 @@ describe("the address of nbdpull serve", () => {
     await using client = await NbdClient.connect(server.uris[0] ?? "");
     expect(client.export.size).toBe(SIZE);
     expect((await server.stop()).stderr).toMatch(
-      /whoever reaches 0\.0\.0\.0 can read the backup, unencrypted/,
+      /anyone who reaches 0\.0\.0\.0 can read the backup, unencrypted/,
     );
   });
 

@@ -302,7 +302,7 @@ describeWith(TOOLS, "nbdpull over TLS", () => {
         ["-f", "-p", `${port}`, "-i", "127.0.0.1", "--tls=off", "-r", "file", at("vda.raw")],
         () => listensOn(port),
       );
-      const refusal = /TLS is wanted and not to be had/;
+      const refusal = /TLS is required, but not available/;
       const pulled = await nbdpull("pull", `nbds://localhost:${port}/`, at("plain.raw"), ...flags(ours));
       expect(pulled.code).toBe(1);
       expect(pulled.stderr).toMatch(refusal);
@@ -348,6 +348,6 @@ describeWith(TOOLS, "nbdpull over TLS", () => {
     await using plain = await startNbdkit(folder, "--tls=off", "-r", "file", at("vda.raw"));
     const refused = await nbdpull("info", uriOf(plain.socket, "", "", "nbds"), "--insecure");
     expect(refused.code).toBe(1);
-    expect(refused.stderr).toMatch(/TLS is wanted and not to be had/);
+    expect(refused.stderr).toMatch(/TLS is required, but not available/);
   });
 });

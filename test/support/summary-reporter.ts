@@ -1,6 +1,12 @@
 import type { Reporter, TestModule } from "vitest/node";
 
-/** Ends the run with one plain line, `N passed, N failed, N skipped`, after the names of skipped tests. */
+/** Files whose durations are printed. */
+const SLOWEST = 10;
+
+/**
+ * Ends the run with one plain line, `N passed, N failed, N skipped`, after the slowest files and the names of
+ * skipped tests.
+ */
 export default class SummaryReporter implements Reporter {
   onTestRunEnd(modules: readonly TestModule[], unhandledErrors: readonly unknown[]): void {
     const count = { passed: 0, failed: 0, skipped: 0 };
@@ -19,8 +25,21 @@ export default class SummaryReporter implements Reporter {
       if (!module.ok() && ran === 0) count.failed += 1;
     }
     count.failed += unhandledErrors.length;
-    const lines = skipped.map((name) => `skipped: ${name}`);
+    const lines = [...slowest(modules), ...skipped.map((name) => `skipped: ${name}`)];
     lines.push(`${count.passed} passed, ${count.failed} failed, ${count.skipped} skipped`);
     process.stdout.write(`${lines.join("\n")}\n`);
   }
+}
+
+/** One line for each of the slowest files. Files run side by side, so their sum is more than the run took. */
+function slowest(modules: readonly TestModule[]): string[] {
+  const files = modules.map((module) => {
+    const { duration, collectDuration } = module.diagnostic();
+    const tests = Array.from(module.children.allTests()).length;
+    return { path: module.relativeModuleId, seconds: (duration + collectDuration) / 1000, tests };
+  });
+  files.sort((a, b) => b.seconds - a.seconds);
+  return files
+    .slice(0, SLOWEST)
+    .map(({ path, seconds, tests }) => `slow: ${seconds.toFixed(1)} s, ${tests} tests: ${path}`);
 }

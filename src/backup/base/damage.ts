@@ -1,20 +1,22 @@
 import { DamageError, hasCode } from "./errors.js";
 
-/** Something that is not as it was written. */
+/** A part of a file, or a file as a whole, that is not as it was written. */
 export interface Damage {
   readonly message: string;
-  /** Where on the disk, in bytes; left out, and the length with it, where it concerns the file as a whole. */
+  /** Where the damage begins on the disk, in bytes. Undefined, like `length`, if it concerns a whole file. */
   readonly guestOffset?: number | undefined;
-  /** How much of the disk, in bytes. */
+  /** Bytes of the disk that are damaged. */
   readonly length?: number | undefined;
 }
 
-/** Told of every damage; it may throw to end the work, or note it and return to go on. */
+/** Called for each damage. If it throws, the work ends; if it returns, the work goes on. */
 export type OnDamage = (damage: Damage) => void;
 
 /**
- * What an error says of the bytes that were looked for, in words that are the same for neighbours. Undefined if it
- * says nothing of them.
+ * The message for a damage that an error reports: of a {@link DamageError}, its `details.problem` or else its
+ * message; or that the file system can't read the bytes. A `problem` contains neither path nor guest offset,
+ * so that {@link DamageList} can join neighbours with the same problem.
+ * @returns undefined if the error reports no damage
  */
 export function damageIn(error: unknown): string | undefined {
   if (isUnreadable(error)) return `the file system cannot read it (${error.code})`;
@@ -23,28 +25,29 @@ export function damageIn(error: unknown): string | undefined {
   return typeof problem === "string" ? problem : error.message;
 }
 
-/** What a failing medium says. */
+/** Whether a failing medium or a damaged file system caused the error: EIO, EUCLEAN or EBADMSG. */
 export function isUnreadable(error: unknown): error is NodeJS.ErrnoException {
   return ["EIO", "EUCLEAN", "EBADMSG"].some((code) => hasCode(error, code));
 }
 
-type Growing = { -readonly [K in keyof Damage]: Damage[K] };
+type MutableDamage = { -readonly [K in keyof Damage]: Damage[K] };
 
 /**
- * Damages as a report lists them: neighbours of the same kind are one, with the length of all. Told in guest order, as
- * far as they have the same message.
+ * The list of damages for a report. Adjacent damages with the same message become one, with the length of
+ * all. Damages with the same message must be added in guest order.
  */
 export class DamageList {
   readonly #most: number;
-  readonly #list: Growing[] = [];
-  readonly #lastOf = new Map<string, Growing>();
+  readonly #list: MutableDamage[] = [];
+  readonly #lastOf = new Map<string, MutableDamage>();
   #omitted = false;
 
-  /** @param most how many are listed; a wrecked image has them by the million */
+  /** @param most how many damages are listed at most, because a wrecked image can have millions */
   constructor(most: number) {
     this.#most = most;
   }
 
+  /** Adds a damage. */
   readonly note: OnDamage = (damage) => {
     const last = this.#lastOf.get(damage.message);
     if (last?.guestOffset !== undefined && last.length !== undefined && damage.length !== undefined) {
@@ -62,7 +65,7 @@ export class DamageList {
     this.#lastOf.set(damage.message, listed);
   };
 
-  /** Those of a file as a whole first, then in guest order. */
+  /** Damages of whole files first, then in guest order. If some were left out, the last entry says so. */
   list(): Damage[] {
     const sorted = this.#list.toSorted((a, b) => (a.guestOffset ?? -1) - (b.guestOffset ?? -1));
     return this.#omitted ? [...sorted, { message: "and more; the rest is not listed" }] : sorted;

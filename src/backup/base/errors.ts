@@ -1,11 +1,20 @@
 /**
- * Errors of the backup engine carry what a caller decides by: a stable `code`, and through the class the
- * exit code that the command line ends with. The message says what, where, and the next step.
+ * What every other room of src/backup uses. Read this file first: it has the classes of errors. Then read
+ * `extent.ts` (clean, zero and data) and `damage.ts` (how damage is reported). The other files are helpers:
+ * `progress.ts`, `in-parallel.ts`, `zeroes.ts` and `json.ts`.
+ *
+ * This room imports no other room. Nothing here reads or writes files or uses the network.
+ */
+
+/**
+ * An error of the backup engine. Its `code` is stable. Its class decides the exit code of the command
+ * (bin/exit-codes.ts); for this class itself that is 1. The message says what failed, where, and what to do
+ * next.
  */
 export class BackupError extends Error {
   override readonly name: string = "BackupError";
   readonly code: string;
-  /** Structured facts for `--json`: disk, offset, path and so on. */
+  /** Facts for `--json`, such as the disk, the offset or the path. */
   readonly details: Readonly<Record<string, unknown>>;
 
   constructor(
@@ -18,13 +27,13 @@ export class BackupError extends Error {
     this.details = options.details ?? {};
   }
 
-  /** The same error with another message and more facts; this one is its cause. */
+  /** An error of the same class and code with another message and more details; its cause is this error. */
   of(message: string, details: Record<string, unknown>): BackupError {
     return new BackupError(this.code, message, { cause: this, details: { ...this.details, ...details } });
   }
 }
 
-/** What is stored is not what was written, or does not match: exit code 3. */
+/** Stored data is damaged, missing, or doesn't fit together: exit code 3. */
 export class DamageError extends BackupError {
   override readonly name = "DamageError";
 
@@ -33,7 +42,7 @@ export class DamageError extends BackupError {
   }
 }
 
-/** The world isn't ready for this (no such bitmap, no parent, no job): exit code 4, with what to do. */
+/** A precondition isn't met, such as a bitmap, a parent or a job that must exist: exit code 4. */
 export class PreconditionError extends BackupError {
   override readonly name = "PreconditionError";
 
@@ -45,7 +54,7 @@ export class PreconditionError extends BackupError {
   }
 }
 
-/** The caller asked for something that makes no sense: exit code 2. */
+/** The caller's options are invalid or contradict each other: exit code 2. */
 export class UsageError extends BackupError {
   override readonly name = "UsageError";
 
@@ -54,12 +63,12 @@ export class UsageError extends BackupError {
   }
 }
 
-/** The text of anything that was thrown. */
+/** The message of a thrown value of any type. */
 export function messageOf(error: unknown): string {
   return error instanceof Error ? error.message : String(error);
 }
 
-/** Whether this is an error with this code: one of ours, or the system's. */
+/** Whether `error` is an `Error` with this code: one of ours or the system's. */
 export function hasCode(error: unknown, code: string): error is NodeJS.ErrnoException {
   return error instanceof Error && (error as NodeJS.ErrnoException).code === code;
 }

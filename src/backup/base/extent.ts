@@ -1,14 +1,14 @@
 /**
- * What a guest disk looks like to a backup: every byte is in one of three states.
+ * The state of a guest disk's bytes in a backup. Every byte is in one of three states:
  *
  *     guest   0        64K       128K      192K      256K
  *             |  data   |  clean  |  zero   |  data   |
  *
- *   clean   unchanged since the base: an increment says nothing of it, the parent's bytes are valid
- *   zero    reads as zeroes: an increment must say so, or the parent's old bytes come back at restore
- *   data    has to be read and stored
+ *   clean   unchanged since the base. An increment leaves it out, because the parent's bytes are valid.
+ *   zero    reads as zeroes. An increment must record it, or a restore shows the parent's old bytes.
+ *   data    must be read and stored.
  *
- * In a full copy there is no base, so nothing is ever clean.
+ * A full copy has no base, so nothing in it is clean.
  */
 export type ExtentState = "clean" | "zero" | "data";
 

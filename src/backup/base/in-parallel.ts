@@ -2,8 +2,10 @@ import { setMaxListeners } from "node:events";
 import pLimit from "p-limit";
 
 /**
- * Does `work` for every item, at most `atOnce` at a time. The first failure aborts the others; it is thrown when all
- * have come to an end, so nothing goes on behind the caller's back.
+ * Calls `work` for every item, at most `atOnce` at a time. The first failure aborts the signal that the other
+ * calls received. It is thrown after all calls have ended, so nothing keeps running after the rejection.
+ * @returns the results in the order of the items
+ * @throws the first failure, or the reason of `signal`
  */
 export async function allOrNone<T, R>(
   items: readonly T[],
@@ -13,7 +15,7 @@ export async function allOrNone<T, R>(
 ): Promise<R[]> {
   const stop = new AbortController();
   const either = AbortSignal.any(signal ? [signal, stop.signal] : [stop.signal]);
-  // Every request of every item may listen: many of them are no leak.
+  // Every request of every item may add a listener, so many listeners are not a leak.
   setMaxListeners(0, either);
   const limit = pLimit(atOnce);
   const all = items.map((item) =>
@@ -33,13 +35,13 @@ export async function allOrNone<T, R>(
 }
 
 /**
- * Waits for all of several questions that are asked at the same time. Where more than one fails it is the first one's error
- * that counts, as if they had been asked one after the other.
+ * Waits until all promises are settled. If several reject, the first one in the order of the arguments
+ * decides the error, as if the work had been done one after the other.
  */
 export async function together<T extends readonly unknown[]>(
-  ...asked: { readonly [K in keyof T]: Promise<T[K]> }
+  ...promises: { readonly [K in keyof T]: Promise<T[K]> }
 ): Promise<T> {
-  const failed = (await Promise.allSettled(asked)).find((answer) => answer.status === "rejected");
+  const failed = (await Promise.allSettled(promises)).find((result) => result.status === "rejected");
   if (failed !== undefined) throw failed.reason;
-  return (await Promise.all(asked)) as unknown as T;
+  return (await Promise.all(promises)) as unknown as T;
 }

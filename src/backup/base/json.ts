@@ -1,4 +1,4 @@
-/** Parses JSON; undefined if it is none, which every schema refuses. */
+/** Parses JSON. Returns undefined for invalid JSON; every schema refuses undefined. */
 export function parseJson(text: string): unknown {
   try {
     return JSON.parse(text);

@@ -1,27 +1,28 @@
-/** How often people are told: more than they can see costs, and shows nothing. */
+/** Time between two reports. More reports would cost time, and a user could not see them. */
 const EVERY_MS = 100;
 
-/** Tells of progress now and then, and of the last state in any case. */
+/** Reports progress to a listener: the first state, then one state every 100 ms at most, and the last one. */
 export class Progress<T> {
-  readonly #tell: ((state: T) => void) | undefined;
-  #told = 0;
-  #untold: T | undefined;
+  readonly #report: ((state: T) => void) | undefined;
+  #lastReport = 0;
+  #unreported: T | undefined;
 
-  constructor(tell: ((state: T) => void) | undefined) {
-    this.#tell = tell;
+  constructor(report: ((state: T) => void) | undefined) {
+    this.#report = report;
   }
 
+  /** Takes a new state; reports it if the last report is long enough ago. */
   note(state: T): void {
-    this.#untold = state;
+    this.#unreported = state;
     const now = performance.now();
-    if (now - this.#told < EVERY_MS) return;
-    this.#told = now;
+    if (now - this.#lastReport < EVERY_MS) return;
+    this.#lastReport = now;
     this.finish();
   }
 
-  /** Nothing more will come. */
+  /** Reports the latest state, unless it has been reported. To be called at the end. */
   finish(): void {
-    if (this.#untold !== undefined) this.#tell?.(this.#untold);
-    this.#untold = undefined;
+    if (this.#unreported !== undefined) this.#report?.(this.#unreported);
+    this.#unreported = undefined;
   }
 }

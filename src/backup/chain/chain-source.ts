@@ -4,38 +4,45 @@ import type { Layer } from "./layer.js";
 import type { DamageOf, Piece, SeenLayer } from "./overlay.js";
 import { seenThrough } from "./overlay.js";
 
-/** Buffers that are kept for later reads. */
+/** Unused buffers that are kept for later reads. */
 const MAX_SPARE = 16;
 
-/** A piece of data that the walk has shown, and how much of it was not read yet. */
+/** A piece of data that the walk has passed, and how many of its bytes haven't been read. */
 interface SeenPiece<L extends SeenLayer> {
   readonly piece: Piece<L>;
   unread: number;
 }
 
 /**
- * Reads what `seenThrough` has shown. The walk notes where data lies, and reads find it there; so a read may only
- * ask for what the walk has passed, and every byte of data is read exactly once. In which order does not matter: a
- * piece is forgotten when all of it, and all before it, was read.
+ * A disk, read through its chain. The walk (`extents`) remembers where data is stored, and reads look it up.
+ * So a read may only cover bytes that the walk has passed, and each byte of data must be read exactly once,
+ * in any order. A piece is forgotten when it and all pieces before it have been read.
  */
 export class ChainSource<L extends SeenLayer = Layer> {
   readonly geometry: Geometry;
   readonly #layers: readonly L[];
   readonly #damageOf: DamageOf<L>;
+  /** Pieces of data in guest order, from the first one that isn't read completely. */
   #seen: SeenPiece<L>[] = [];
+  /** The walk has passed all bytes before this one. */
   #walked = 0;
-  /** Buffers that nobody uses. */
+  /** Unused buffers. */
   readonly #spare: Buffer[] = [];
-  /** All data before this byte was read and is forgotten. */
+  /** All data before this byte has been read and is forgotten. */
   #forgotten = 0;
 
+  /** @param layers top first; the last one must be complete. They stay the caller's. */
   constructor(layers: readonly L[], geometry: Geometry, damageOf: DamageOf<L>) {
     this.#layers = layers;
     this.geometry = geometry;
     this.#damageOf = damageOf;
   }
 
-  /** The walk over the whole disk. */
+  /**
+   * Walks over the whole disk, in guest order without gaps. To be called once.
+   * @throws {RangeError} the last layer isn't complete
+   * @throws what the layers throw, and what `damageOf` makes of their damage
+   */
   async *extents(): AsyncGenerator<readonly Piece<L>[]> {
     for await (const piece of seenThrough(this.#layers, this.geometry.virtualSize, this.#damageOf)) {
       if (piece.state === "clean") throw new RangeError("the last layer of a chain has to be complete");
@@ -45,6 +52,11 @@ export class ChainSource<L extends SeenLayer = Layer> {
     }
   }
 
+  /**
+   * Fills `target` from guest offset `offset`. The walk must have passed the range.
+   * @throws {RangeError} the walk hasn't passed the range, or some of its data was read before
+   * @throws what the layers throw, and what `damageOf` makes of their damage
+   */
   async read(offset: number, target: Uint8Array): Promise<void> {
     const end = offset + target.length;
     const bytes = Buffer.from(target.buffer, target.byteOffset, target.length);
@@ -60,14 +72,18 @@ export class ChainSource<L extends SeenLayer = Layer> {
     bytes.fill(0, done - offset);
   }
 
-  /** As `read`, into buffers that are used again, each stretch handed on in one piece. */
+  /**
+   * Reads stretches at the same time and passes each to `sink` in one piece. The buffers are reused when
+   * `sink` returns.
+   * @throws as {@link read}, and the signal's reason
+   */
   async readPieces(
     stretches: readonly Stretch[],
     sink: PieceSink,
     { signal }: { readonly signal: AbortSignal },
   ): Promise<void> {
     const reads = stretches.map((stretch) => this.#readStretch(stretch, sink, signal));
-    // None may still be using a layer's file once this is over.
+    // Wait for all reads, because the caller may close the layers' files after this.
     for (const outcome of await Promise.allSettled(reads)) {
       if (outcome.status === "rejected") throw outcome.reason;
     }
@@ -83,16 +99,20 @@ export class ChainSource<L extends SeenLayer = Layer> {
     if (this.#spare.length < MAX_SPARE) this.#spare.push(buffer);
   }
 
-  /** @throws {RangeError} some data was never read */
+  /** @throws {RangeError} some data that the walk has passed was never read */
   assertAllRead(): void {
     const first = this.#seen.find(({ unread }) => unread > 0);
     if (first) throw new RangeError(`the data at byte ${first.piece.offset} was never read`);
   }
 
-  /** The data in a range, piece by piece, for whoever reads it elsewhere: it counts as read from here on. */
+  /**
+   * The data in a range, piece by piece, for callers that read it themselves. It counts as read from here on.
+   * @param end the first byte after the range
+   * @throws {RangeError} the walk hasn't passed the range, or some of its data was read before
+   */
   take(offset: number, end: number): Piece<L>[] {
-    if (end > this.#walked) throw new RangeError(`the walk has not come to byte ${end} yet`);
-    if (offset < this.#forgotten) throw new RangeError(`what is at byte ${offset} was read before`);
+    if (end > this.#walked) throw new RangeError(`byte ${end} is beyond what the walk has reached`);
+    if (offset < this.#forgotten) throw new RangeError(`byte ${offset} was read before`);
     const taken: Piece<L>[] = [];
     for (const seen of this.#seen) {
       const { piece } = seen;

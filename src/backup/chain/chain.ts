@@ -1,3 +1,16 @@
+/**
+ * One disk of a restore point, read through its backing chain. A *layer* is one image of the chain with its
+ * digest file, if the point has digests; then every read compares the data with them.
+ *
+ * Read this file first: it finds and opens the layers. Then read layer.ts (one layer: where image and digest
+ * file agree), checked-image.ts (data compared with digests), overlay.ts (what the layers show together) and
+ * chain-source.ts (the disk as a source for a pull). open-images.ts opens images in threads. check-chains.ts
+ * checks whole chains before a restore.
+ *
+ * This room reads only: it never writes to the repository. It doesn't use libvirt or the network; of NBD it
+ * knows only the types of a read.
+ */
+
 import { DamageError } from "../base/errors.js";
 import { isFolder } from "../host/durable-files.js";
 import type { ReadOptions } from "../image/image-file.js";
@@ -5,19 +18,20 @@ import type { DiskManifest, Manifest } from "../repository/manifest.js";
 import type { Repository } from "../repository/repository.js";
 import { Layer } from "./layer.js";
 
-/** One disk of one point, by its manifest. */
+/** One disk of one point, as the manifest describes it. */
 export interface Link {
   readonly point: Manifest;
   readonly disk: DiskManifest;
 }
 
 /**
- * The layers that make up a disk at a point, from that point down to the full copy that carries it. Only manifests
- * are followed: never a file's time, nor the backing name inside an image. Parents are older than what is based on
- * them, so a chain cannot run in a loop.
+ * The backing chain of a disk at a point: from that point down to the full copy. The chain follows only
+ * manifests, not file times or the backing names inside images. It can't contain a loop, because a manifest
+ * whose parent isn't older than the point is refused.
  *
- * @param domain by its folder in the repository
- * @throws {DamageError} a point of the chain is missing or unreadable, or has not that disk
+ * @param domain the name of its folder in the repository
+ * @returns top first
+ * @throws {DamageError} a point of the chain is missing or unreadable, or doesn't have the disk
  */
 export async function findChain(
   repository: Repository,
@@ -34,8 +48,9 @@ export async function findChain(
 }
 
 /**
- * One step down the chain.
- * @throws {DamageError} the parent is missing or unreadable, or has not that disk
+ * The next link down the chain.
+ * @param child an increment
+ * @throws {DamageError} the parent is missing or unreadable, or doesn't have the disk
  */
 export async function findParentLink(repository: Repository, domain: string, child: Link): Promise<Link> {
   const { point, disk } = child;
@@ -56,15 +71,16 @@ function linkOf(domain: string, point: Manifest, diskName: string): Link {
   return { point, disk };
 }
 
-/** @param missing the point below that is not there */
+/** @param missing id of the parent, if it is missing */
 function broken(message: string, point: string, disk: string, missing?: string): DamageError {
   return new DamageError("E_CHAIN", message, { details: { point, disk, ...(missing ? { missing } : {}) } });
 }
 
 /**
- * Opens every layer of a chain, top first; if one fails to open, none stays open.
+ * Opens every layer of a chain. The caller closes them. If one fails to open, the others are closed.
  * @param options how their images are read
- * @throws {DamageError} a file is missing or does not fit its manifest
+ * @returns top first, in the order of `links`
+ * @throws {DamageError} a file is missing or doesn't match its manifest
  */
 export async function openChain(
   repository: Repository,
@@ -85,8 +101,9 @@ export async function openChain(
 }
 
 /**
- * Opens all that an increment on this disk would be based on: headers, sizes and digest files, not the data.
- * @throws {DamageError} it could not be restored
+ * Opens every layer that an increment on this disk would depend on, and closes them again. So all files exist
+ * and their headers match the manifests; neither data nor digests are read.
+ * @throws {DamageError} a point or a file of the chain is missing, or doesn't match its manifest
  */
 export async function proveChain(
   repository: Repository,

@@ -6,11 +6,13 @@ import { findChain, type Link } from "./chain.js";
 import { damage, failOnDamage, Layer } from "./layer.js";
 
 /**
- * Looks at everything that a restore goes by, before it touches its targets: that the chains of these disks are whole,
- * that every layer opens and is the one that its manifest describes, and that tables and digest files are sound and fit
- * each other. Everything but the data itself, which is compared on its way.
+ * Checks everything but the data before a restore writes to its targets: the chains of these disks are
+ * complete, every layer opens and matches its manifest, and tables and digest files are valid and agree. The
+ * data is compared with its digests when the restore reads it.
  *
- * @throws {DamageError} names point and disk
+ * @param domain the name of its folder in the repository
+ * @throws {DamageError} the first damage found; the error names point and disk
+ * @throws the signal's reason
  */
 export async function checkChains(
   repository: Repository,
@@ -31,11 +33,11 @@ async function checkLayer(folder: string, { point, disk }: Link, signal?: AbortS
   try {
     await using layer = await Layer.open(folder, point.id, disk);
     const runs = layer.runs(failOnDamage(layer));
-    // To the very end: only there the digest file is proven.
+    // The SHA-256 of the digest file is compared at its end, so all runs must be read.
     for await (const _ of runs) signal?.throwIfAborted();
   } catch (error) {
     if (isUnreadable(error)) throw damage(point.id, disk, `the file system cannot read it: ${error.message}`);
-    // What a file alone says of itself doesn't tell whose it is.
+    // An error about a file alone names neither point nor disk, so they are added here.
     if (error instanceof DamageError && error.details["point"] === undefined) {
       throw error.of(`disk ${disk.name} of point ${point.id} is damaged: ${error.message}`, {
         point: point.id,

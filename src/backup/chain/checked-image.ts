@@ -3,33 +3,41 @@ import { isZero } from "../base/zeroes.js";
 import { type Digester, digestClusters } from "../digest/digest.js";
 import type { ClusterRun, Geometry, ImageReader } from "../image/image.js";
 
-/** Clusters of an image, with their digests where the point has them: one for each cluster that is stored. */
+/** A run with one digest for each stored cluster, or `undefined` if the point has no digests. */
 export type DigestedRun = ClusterRun & { readonly digests: Buffer | undefined };
 
-/** Zeroes are looked for in pieces of this size. */
+/** Bytes of one read that is expected to be zeroes. */
 const ZERO_BYTES = 256 * 1024;
 
-/** An image file whose bytes are held against their digests as they are read. */
+/** An image file whose data is compared with its digests when it is read. */
 export class CheckedImage implements AsyncDisposable {
   readonly #image: ImageReader;
   readonly #geometry: Geometry;
   readonly #digester: Digester | undefined;
 
-  /** @param geometry the disk's; a qcow2 image's own size is that, rounded up to a sector */
+  /**
+   * @param image belongs to this object from here on
+   * @param geometry the disk's; the header of a qcow2 image has its size rounded up to a sector
+   * @param digester undefined: nothing is compared
+   */
   constructor(image: ImageReader, geometry: Geometry, digester: Digester | undefined) {
     this.#image = image;
     this.#geometry = geometry;
     this.#digester = digester;
   }
 
-  /** What the image itself says that it defines. */
+  /** The runs that the image itself defines: by its tables, or for a raw increment by its map. */
   runs(onDamage: OnDamage): AsyncIterable<ClusterRun> {
     return this.#image.runs(onDamage);
   }
 
   /**
-   * Fills `target` from byte `offset` of the guest, which lies in the data of `run`, after the digests of the
-   * clusters that it touches were compared.
+   * Fills `target` from guest offset `offset`, which must be in `run`, and compares the digests of all
+   * clusters that the read touches. Those that it touches only in part are read as a whole.
+   * @param onDamage called for each cluster that can't be read or whose digest differs. If it returns,
+   *   `target` holds the data as it was read, and nothing in particular for clusters that can't be read.
+   * @throws {RangeError} `run` is a zero run
+   * @throws what `onDamage` throws, and errors that don't concern the image
    */
   async read(run: DigestedRun, offset: number, target: Buffer, onDamage: OnDamage): Promise<void> {
     if (run.kind === "zero") throw new RangeError("a zero run has no bytes");
@@ -48,7 +56,7 @@ export class CheckedImage implements AsyncDisposable {
       onDamage({ message: unread, guestOffset: start, length });
       return;
     } else {
-      // Each is judged by itself, and none hides another.
+      // Read cluster by cluster, so that the damage names only the clusters that can't be read.
       for (let at = 0; at < length; at += clusterSize) {
         await this.read(run, start + at, slots.subarray(at, Math.min(at + clusterSize, length)), onDamage);
       }
@@ -56,7 +64,11 @@ export class CheckedImage implements AsyncDisposable {
     if (!whole) slots.copy(target, 0, offset - start, offset - start + target.length);
   }
 
-  /** Looks at a stretch of a raw image that should read as zeroes: only the bytes themselves can tell. */
+  /**
+   * Checks that a stretch of a raw image reads as zeroes. A raw image has no tables, so the bytes are read.
+   * @param offset of the disk and of the file, in bytes; a multiple of the cluster size
+   * @param onDamage called for each cluster that can't be read or has other bytes
+   */
   async expectZeroes(offset: number, length: number, onDamage: OnDamage): Promise<void> {
     const { clusterSize, virtualSize } = this.#geometry;
     const end = Math.min(offset + length, virtualSize);
@@ -81,15 +93,18 @@ export class CheckedImage implements AsyncDisposable {
     return this.close();
   }
 
-  /** @returns what is wrong with the stretch */
+  /** @returns the damage, if the stretch can't be read or isn't all zeroes */
   async #zeroes(offset: number, bytes: Buffer): Promise<Damage | undefined> {
-    const place = { guestOffset: offset, length: bytes.length };
+    const range = { guestOffset: offset, length: bytes.length };
     const unread = await this.#readHost(offset, bytes);
-    if (unread !== undefined) return { message: unread, ...place };
-    return isZero(bytes) ? undefined : { message: "there is data where the point has zeroes", ...place };
+    if (unread !== undefined) return { message: unread, ...range };
+    return isZero(bytes) ? undefined : { message: "there is data where the point has zeroes", ...range };
   }
 
-  /** @returns why it can't be read, if it is the image or its medium that is to blame */
+  /**
+   * @returns the damage that prevents the read, if there is one
+   * @throws an error that doesn't concern the image or its medium
+   */
   async #readHost(hostOffset: number, target: Buffer): Promise<string | undefined> {
     try {
       await this.#image.readHost(hostOffset, target);

@@ -14,15 +14,15 @@ import type { DiskManifest } from "../repository/manifest.js";
 import { CheckedImage, type DigestedRun } from "./checked-image.js";
 import type { StoredImage } from "./open-images.js";
 
-/** What a layer tells of itself: where in the digest file the digests are, too, for {@link Layer.digestsAt}. */
+/** A run of a layer, with the offset of its digests in the digest file, for {@link Layer.digestsAt}. */
 export type LayerRun = DigestedRun & { readonly digestsAt?: number | undefined };
 
-/** One disk of one point: an image file, held against the digest file beside it. */
+/** One disk of one point: an image file, which is compared with the digest file beside it. */
 export class Layer implements AsyncDisposable {
   readonly pointId: string;
   readonly disk: DiskManifest;
   readonly geometry: Geometry;
-  /** For threads, which open the image for themselves. */
+  /** For threads, each of which opens the image itself. */
   readonly stored: StoredImage;
   readonly #image: CheckedImage;
   readonly #digestFile: DigestFileReader | undefined;
@@ -43,9 +43,11 @@ export class Layer implements AsyncDisposable {
   }
 
   /**
+   * Opens the image and its digest file, and compares their headers with the manifest.
    * @param folder the point's folder
    * @param options how its image is read
-   * @throws {DamageError} a file is missing, a link, or does not fit the manifest
+   * @throws {DamageError} a file is missing, is not a plain file, or doesn't match the manifest
+   * @throws the file system's error
    */
   static async open(
     folder: string,
@@ -55,7 +57,7 @@ export class Layer implements AsyncDisposable {
   ): Promise<Layer> {
     const geometry = { virtualSize: disk.virtualSize, clusterSize: disk.clusterSize };
     const image = await openImage(folder, pointId, disk, geometry, options).catch((error: unknown) => {
-      // We wrote it, so whatever it seems to use that we can't read is a flipped bit.
+      // We wrote this image, so a feature that we can't read must be a flipped bit.
       if (hasCode(error, "E_QCOW2_UNSUPPORTED")) throw damage(pointId, disk, error.message);
       throw error;
     });
@@ -70,7 +72,7 @@ export class Layer implements AsyncDisposable {
           header.complete === (disk.mode === "full") &&
           header.geometry.clusterSize === disk.clusterSize &&
           header.geometry.virtualSize === disk.virtualSize;
-        if (!fits) throw damage(pointId, disk, "its digest file is another image's");
+        if (!fits) throw damage(pointId, disk, "its digest file belongs to another image");
       }
       const digester = disk.digests ? await createDigester(disk.digests.algorithm) : undefined;
       const path = join(folder, disk.file);
@@ -83,14 +85,17 @@ export class Layer implements AsyncDisposable {
     }
   }
 
-  /** Nothing lies below: what no run names reads as zeroes. */
+  /** True for a full copy, which has no layer below: a cluster without a run reads as zeroes. */
   get complete(): boolean {
     return this.disk.mode === "full";
   }
 
   /**
-   * What this layer defines, in guest order, as far as image and digest file agree; gaps are clean, or zero in a
-   * complete layer. Where they disagree `onDamage` is told, and if it returns that stretch is left out.
+   * The runs that this layer defines, in guest order. Gaps are clean, or zero in a complete layer. The
+   * SHA-256 of the digest file is compared at the end.
+   * @param onDamage called for each stretch where image and digest file disagree, and for each invalid entry
+   *   of the image's tables. If it returns, the stretch is left out.
+   * @throws {DamageError} the digest file or the map of a raw increment is damaged
    */
   async *runs(onDamage: OnDamage): AsyncGenerator<LayerRun> {
     if (!this.#digestFile || !this.disk.digests) {
@@ -99,30 +104,28 @@ export class Layer implements AsyncDisposable {
     }
     const digests = this.#digestFile.runs(this.disk.digests.sha256);
     if (this.disk.format === "raw") {
-      // A raw file cannot tell what it defines; the digest file can. What it calls zero is looked at when it is read.
+      // Only the digest file says what a raw image defines. Its zero runs are not compared here:
+      // `CheckedImage.expectZeroes` does that.
       for await (const run of digests) yield this.#inRawFile(run);
       return;
     }
     yield* this.#agreed(this.#image.runs(onDamage), digests, onDamage);
   }
 
-  /**
-   * Fills `target` from byte `offset` of the guest, which lies in the data of `run`, after the digests of the
-   * clusters that it touches were compared.
-   */
+  /** As {@link CheckedImage.read}. */
   async read(run: DigestedRun, offset: number, target: Buffer, onDamage: OnDamage): Promise<void> {
     await this.#image.read(run, offset, target, onDamage);
   }
 
-  /** Bytes of one digest; 0 where there are none. */
+  /** Length of one digest in bytes; 0 if the disk has no digests. */
   get digestSize(): number {
     return this.disk.digests ? DIGEST_ALGORITHMS[this.disk.digests.algorithm].bytes : 0;
   }
 
   /**
-   * The digests of `count` clusters, which begin at byte `position` of the digest file, as a run has told; undefined
-   * where the point has none.
-   * @throws {DamageError} the digest file ends before them
+   * The digests of `count` clusters, or undefined if the disk has none.
+   * @param position where they begin in the digest file, in bytes, calculated from the `digestsAt` of a run
+   * @throws {DamageError} the digest file ends too early
    */
   async digestsAt(position: number, count: number): Promise<Buffer | undefined> {
     return await this.#digestFile?.digestsAt(position, count);
@@ -143,7 +146,7 @@ export class Layer implements AsyncDisposable {
     return { ...run, hostOffset };
   }
 
-  /** Walks image and digest file side by side. */
+  /** The runs on which image and digest file agree. Both are read side by side, in guest order. */
   async *#agreed(
     images: AsyncIterable<ClusterRun>,
     digestRuns: AsyncIterable<PlacedDigestRun>,
@@ -160,15 +163,16 @@ export class Layer implements AsyncDisposable {
       const shouldAt = should ? digest.cluster : Number.POSITIVE_INFINITY;
       if (!should || (has && hasAt < shouldAt)) {
         const count = Math.min(image.remaining, shouldAt - hasAt);
+        // In a complete layer, clusters that the digest file leaves out read as zeroes.
         const harmless = this.complete && has?.kind === "zero";
-        const message = "the image defines a cluster that the point left out";
-        if (!harmless) onDamage({ message, ...this.#place(hasAt, count) });
+        const message = "the image defines a cluster that the digest file does not have";
+        if (!harmless) onDamage({ message, ...this.#rangeOf(hasAt, count) });
         image.skip(count);
       } else if (!has || shouldAt < hasAt) {
         const count = Math.min(digest.remaining, hasAt - shouldAt);
         onDamage({
           message: `the image has lost a cluster of ${should.kind}`,
-          ...this.#place(shouldAt, count),
+          ...this.#rangeOf(shouldAt, count),
         });
         digest.skip(count);
       } else {
@@ -177,7 +181,7 @@ export class Layer implements AsyncDisposable {
         if (isSameKind(has, should)) yield this.#joined(has, image.cluster, count, should, start, size);
         else {
           const message = `the image's table says ${has.kind} where the point has ${should.kind}`;
-          onDamage({ message, ...this.#place(shouldAt, count) });
+          onDamage({ message, ...this.#rangeOf(shouldAt, count) });
         }
         image.skip(count);
         digest.skip(count);
@@ -185,12 +189,17 @@ export class Layer implements AsyncDisposable {
     }
   }
 
-  #place(cluster: number, count: number): { guestOffset: number; length: number } {
+  /** Clusters as a range of the disk in bytes, cut off at its end. */
+  #rangeOf(cluster: number, count: number): { guestOffset: number; length: number } {
     const { clusterSize, virtualSize } = this.geometry;
     const guestOffset = cluster * clusterSize;
     return { guestOffset, length: Math.min(count * clusterSize, virtualSize - guestOffset) };
   }
 
+  /**
+   * The part of both runs that is `count` clusters long from `cluster` on. It begins `start` clusters after
+   * the beginning of `should`.
+   */
   #joined(
     has: ClusterRun,
     cluster: number,
@@ -238,7 +247,7 @@ async function openImage(
       if (!disk.map) return await RawReader.open(path, { ...options, geometry });
       const mapPath = await plainFile(folder, disk.map.file, pointId, disk);
       if ((await sha256OfFile(mapPath)) !== disk.map.sha256) {
-        throw damage(pointId, disk, `the SHA-256 of ${mapPath} is not the one in the manifest`);
+        throw damage(pointId, disk, `the SHA-256 of ${mapPath} differs from the one in the manifest`);
       }
       return await RawReader.open(path, { ...options, geometry, mapPath });
     }
@@ -247,18 +256,17 @@ async function openImage(
   }
 }
 
-/** A qcow2 image's own size is the disk's, rounded up to a sector. */
+/** Compares an image's header with the manifest. The size in a qcow2 header is rounded up to a sector. */
 function checkGeometry(found: Geometry, expected: Geometry, pointId: string, disk: DiskManifest): void {
   const size = disk.format === "qcow2" ? Math.ceil(expected.virtualSize / 512) * 512 : expected.virtualSize;
   if (found.virtualSize !== size || found.clusterSize !== expected.clusterSize) {
     const what = `${found.virtualSize} bytes in clusters of ${found.clusterSize}, not ${size} in clusters of ${expected.clusterSize}`;
     throw damage(pointId, disk, `the image's header says ${what}`);
   }
-  if (expected.clusterSize % SUBCLUSTERS !== 0)
-    throw damage(pointId, disk, "its cluster size makes no sense");
+  if (expected.clusterSize % SUBCLUSTERS !== 0) throw damage(pointId, disk, "its cluster size is invalid");
 }
 
-/** Never follows a link: a point's files lie in its folder. */
+/** The path of a point's file. Symbolic links are refused, because a point's files are in its own folder. */
 async function plainFile(folder: string, name: string, pointId: string, disk: DiskManifest): Promise<string> {
   const path = join(folder, name);
   const found = await lstat(path).catch(() => undefined);
@@ -267,7 +275,7 @@ async function plainFile(folder: string, name: string, pointId: string, disk: Di
   return path;
 }
 
-/** A damage of a layer as an error, which names the disk and the point. */
+/** The error `E_DAMAGED` for a layer; it names the disk and the point. `what` ends the message. */
 export function damage(pointId: string, disk: DiskManifest, what: string, guestOffset?: number): DamageError {
   const where = guestOffset === undefined ? "" : ` at guest offset ${guestOffset}`;
   return new DamageError("E_DAMAGED", `disk ${disk.name} of point ${pointId} is damaged${where}: ${what}`, {
@@ -275,7 +283,10 @@ export function damage(pointId: string, disk: DiskManifest, what: string, guestO
   });
 }
 
-/** For work that ends at the first damage: throws it as an error that names disk, point and guest offset. */
+/**
+ * An `onDamage` for work that ends at the first damage: it throws a {@link DamageError} that names disk,
+ * point and guest offset.
+ */
 export function failOnDamage({ pointId, disk }: Pick<Layer, "pointId" | "disk">): OnDamage {
   return ({ message, guestOffset }) => {
     throw damage(pointId, disk, message, guestOffset);

@@ -3,27 +3,35 @@ import type { Geometry, ImageReader } from "../image/image.js";
 import { Qcow2Reader } from "../qcow2/reader.js";
 import { CheckedImage } from "./checked-image.js";
 
-/** An image file that a thread opens for itself. */
+/** What a thread needs to open an image. It can be sent to the thread in a message. */
 export interface StoredImage {
   readonly path: string;
   readonly format: ImageReader["format"];
-  /** The disk's. */
+  /** The disk's; a qcow2 header has its size rounded up to a sector. */
   readonly geometry: Geometry;
-  /** Left out where there are no digests. */
+  /** Undefined if the image has no digests. */
   readonly algorithm: DigestAlgorithm | undefined;
 }
 
-/** More of a long chain are closed and opened again: every thread has its own, and descriptors are limited. */
+/**
+ * The most images that a thread has open. In a longer chain, images are closed and opened again, because
+ * every thread has its own descriptors and their number is limited.
+ */
 const MOST_OPEN = 64;
 
-/** The images that a thread reads, and waits for meanwhile, each opened when it is first asked for. */
+/**
+ * The images that a thread has open. Each is opened at its first `get`, and read synchronously: the thread
+ * waits meanwhile.
+ */
 export class OpenImages {
-  /** By path, the one that was asked for longest ago first. */
+  /** By path, the least recently used first. */
   readonly #open = new Map<string, Promise<CheckedImage>>();
 
   /**
-   * The image is used until the next one is asked for, and no longer.
-   * @throws {DamageError} it can't be opened
+   * An open image, which the caller may use until the next `get`.
+   * @throws {DamageError} the image is damaged
+   * @throws {BackupError} the image uses features that can't be read
+   * @throws the file system's error
    */
   async get(image: StoredImage): Promise<CheckedImage> {
     const known = this.#open.get(image.path);
@@ -58,7 +66,7 @@ async function readerOf({ path, format, geometry }: StoredImage): Promise<ImageR
     case "qcow2":
       return await Qcow2Reader.open(path, { blocking: true });
     case "raw": {
-      // It comes with all that reads maps, which most threads don't need.
+      // Imported here because it brings the code that reads maps, which most threads don't need.
       const { RawReader } = await import("../image/raw-reader.js");
       return await RawReader.open(path, { blocking: true, geometry });
     }

@@ -3,24 +3,29 @@ import type { ExtentState } from "../base/extent.js";
 import { maskStretches } from "../image/image.js";
 import type { Layer, LayerRun } from "./layer.js";
 
-/** What a chain has to know of a layer: a point's, or an image by itself. */
+/** What an overlay needs of a layer. It can also be a single image that belongs to no point. */
 export type SeenLayer = Pick<Layer, "geometry" | "complete" | "runs" | "read">;
 
-/** A stretch of the disk in one state; `data` says where its bytes are. */
+/** A stretch of the disk in one state. Offset and length are bytes. */
 export interface Piece<L extends SeenLayer = Layer> {
   readonly offset: number;
   readonly length: number;
   readonly state: ExtentState;
+  /** Where the bytes are stored; only for data. */
   readonly from?: { readonly layer: L; readonly run: LayerRun } | undefined;
 }
 
 /**
- * What a guest sees through a chain of layers, top first: gapless over `size` bytes, never clean where the last
- * layer is complete.
+ * The disk that a guest sees through a chain of layers. The pieces come in guest order without gaps, from
+ * byte 0 to `size`. If the last layer is complete, no piece is clean.
  *
- *     top      |  data A  |   clean            | zero |  clean  |
+ *     top      |  data A  |   clean            | zero |  clean             |
  *     below    |  data B            |  zero    | data B         |   (ends here: zeroes follow)
- *     seen     |  data A  | data B  |  zero    | zero | data B  | zero
+ *     seen     |  data A  | data B  |  zero    | zero | data B  |   zero   |
+ *
+ * @param layers top first, at least one
+ * @param size the virtual size that is shown, in bytes
+ * @param onDamage makes the listener for the damage of a layer
  */
 export function seenThrough<L extends SeenLayer>(
   layers: readonly L[],
@@ -31,10 +36,10 @@ export function seenThrough<L extends SeenLayer>(
   return streams.reduceRight((below, top) => overlay(top, below));
 }
 
-/** Names a layer's damages. */
+/** Makes the listener for the damage of a layer. */
 export type DamageOf<L extends SeenLayer = Layer> = (layer: L) => OnDamage;
 
-/** Lays one gapless stream over another of the same length. */
+/** Lays one gapless stream over another of the same length: where `top` is clean, `below` shows. */
 async function* overlay<L extends SeenLayer>(
   top: AsyncIterable<Piece<L>>,
   below: AsyncIterable<Piece<L>>,
@@ -58,11 +63,11 @@ async function* overlay<L extends SeenLayer>(
       offset = stop;
     }
   }
-  // To the very end: only there has the layer below proven its digest file.
+  // The layer below compares the SHA-256 of its digest file at its end, so read it to the end.
   while (!(await lower.next()).done);
 }
 
-/** One layer's runs as gapless pieces from byte 0 to `size`. */
+/** A layer's runs as pieces without gaps, from byte 0 to `size`. */
 async function* layerPieces<L extends SeenLayer>(
   layer: L,
   size: number,
@@ -81,7 +86,7 @@ async function* layerPieces<L extends SeenLayer>(
     }
   }
   if (offset < end) yield { offset, length: end - offset, state: gap };
-  // Past the end of a layer that is smaller than the disk is now, its overlays see zeroes.
+  // If the disk has grown, the layers above see zeroes past the end of this layer.
   if (end < size) yield { offset: end, length: size - end, state: "zero" };
 }
 

@@ -8,49 +8,53 @@ import {
   SameThreadCompressor,
 } from "../qcow2/compress-cluster.js";
 
-/** Clusters in slots of one buffer, side by side from its beginning, and what to find out about them. */
+/** Clusters that lie side by side in one buffer, each in its slot, and what a thread does with them. */
 export interface ClusterJob {
-  /** Belongs to the job until the result brings it back. */
+  /** The slots, from its beginning. It belongs to the job until the result returns it. */
   readonly buffer: ArrayBuffer;
   readonly clusterSize: number;
-  /** For each slot the subclusters that have data; the rest of such a slot is zeroes. */
+  /** For each slot the mask of the subclusters that have data. The others must be zeroes. */
   readonly masks: Uint32Array;
-  /** Bytes of the slots that the disk has; only the last slot can go on past its end. */
+  /** Bytes of the slots that are inside the disk. Only the last slot can extend past its end. */
   readonly length: number;
-  /** Left out: no digests. */
+  /** Undefined: no digests are computed. */
   readonly digest?: DigestAlgorithm | undefined;
-  /** Left out: nothing is compressed. Clusters defined in part never are. */
+  /** Undefined: nothing is compressed. Partial clusters are never compressed. */
   readonly compression?: Compression | undefined;
 }
 
 export interface ClusterResult {
   /**
-   * The job's buffer. A cluster that was compressed has given way to its stream; one that was not is as before, with
-   * zeroes after the end of the disk.
+   * The job's buffer. The stream of a compressed cluster is at the beginning of its slot. All other clusters
+   * are unchanged, but bytes after the end of the disk are set to zero.
    */
   readonly buffer: ArrayBuffer;
-  /** For each slot: 0, all zeroes; the cluster size, stored as it is; less, the length of the stream. */
+  /**
+   * For each slot the bytes to store: 0 if the cluster is all zeroes, the cluster size if it isn't
+   * compressed, otherwise the length of the stream.
+   */
   readonly sizes: Uint32Array<ArrayBuffer>;
-  /** One for each slot, as `digestsOf` makes them; those of zeroes are left empty. */
+  /** One for each slot, as `digestClusters` makes them. For a cluster of zeroes its bytes are 0. */
   readonly digests: Buffer<ArrayBuffer>;
 }
 
-/** Does one job at a time; what a job needed is kept for the next. */
+/** Does jobs, one at a time. Keeps digesters and the compressor for the next job. */
 export class ClusterJobs {
   readonly #digesters = new Map<DigestAlgorithm, Digester>();
   #compressor: { readonly key: string; readonly compressor: Compressor } | undefined;
   readonly #ownThread: boolean;
 
-  /** @param options.ownThread compress on the calling thread */
+  /** @param options.ownThread compress on the calling thread; if false, on libuv's threads */
   constructor(options: { readonly ownThread: boolean }) {
     this.#ownThread = options.ownThread;
   }
 
+  /** @throws what the compressor throws; then call `close` before the next job */
   async run(job: ClusterJob): Promise<ClusterResult> {
     const { clusterSize, masks, length, digest } = job;
     const digester = digest && (await this.#digesterFor(digest));
     const compressor = job.compression && this.#compressorFor(job.compression, clusterSize);
-    // Memory of their own, so that it can be handed to another thread.
+    // An ArrayBuffer of its own, so that it can be moved to another thread.
     const digests = Buffer.from(new ArrayBuffer(masks.length * (digester?.size ?? 0)));
     const sizes = new Uint32Array(masks.length);
     const bytes = Buffer.from(job.buffer, 0, masks.length * clusterSize);
@@ -72,6 +76,7 @@ export class ClusterJobs {
     return { buffer: job.buffer, sizes, digests };
   }
 
+  /** Closes the compressor. The next job makes a new one. */
   close(): void {
     this.#compressor?.compressor.close();
     this.#compressor = undefined;

@@ -1,3 +1,15 @@
+/**
+ * Compression of a disk's clusters on their way into a qcow2 image. Threads look for zeroes, compute digests
+ * and compress; this room sends them the clusters and stores the results.
+ *
+ * Read this file first: it compresses a segment and stores the outcome. Then read cluster-job.ts (what a
+ * thread does with the clusters), compress-threads.ts (the threads) and compress-worker.ts (their script).
+ * The compression of one cluster is in qcow2/compress-cluster.ts, the writer in qcow2/compressed-writer.ts.
+ *
+ * Nothing here reads a source or decides the order of segments: the pull room does that. Nothing here knows
+ * NBD, libvirt or repositories.
+ */
+
 import { DIGEST_ALGORITHMS, type DigestAlgorithm } from "../digest/digest.js";
 import { ALL_SUBCLUSTERS, type Geometry, type PlannedRun } from "../image/image.js";
 import { slottedRuns, withoutZeroSlots } from "../image/slots.js";
@@ -6,39 +18,45 @@ import type { Qcow2CompressedWriter } from "../qcow2/compressed-writer.js";
 import type { ClusterResult } from "./cluster-job.js";
 import type { CompressThreads } from "./compress-threads.js";
 
-/** What is asked of a plan's segment: neighbouring runs, and how many clusters of theirs stand in its buffer. */
+/** What is needed of a plan's segment: its runs, in guest order, and the number of clusters in its buffer. */
 interface SegmentRuns {
   readonly runs: readonly PlannedRun[];
   readonly clusters: number;
 }
 
-/** A run as it turned out, ready to be stored. */
+/** A run after its bytes were looked at, ready to be stored. Clusters of zeroes have become zero runs. */
 interface CompressedOutcome {
   readonly run: PlannedRun;
-  /** One a stored cluster, as `digestsOf` makes them; empty where none are wanted. */
+  /** One for each stored cluster, as `digestClusters` makes them; empty if no digests are wanted. */
   readonly digests: Buffer;
-  /** One a stored cluster, views of the segment's buffer: a whole cluster as it is, or a shorter stream. */
+  /**
+   * One for each stored cluster: the cluster itself, or a shorter compressed stream. They are views of the
+   * segment's buffer.
+   */
   readonly stored: readonly Buffer[];
 }
 
 export interface CompressedSegment {
   /** In guest order. */
   readonly outcomes: readonly CompressedOutcome[];
-  /** The segment's buffer, the caller's again: to be used anew when the outcomes have been stored. */
+  /** The segment's buffer, which belongs to the caller again. To be reused after the outcomes are stored. */
   readonly buffer: ArrayBuffer;
 }
 
 interface CompressOptions {
+  /** Undefined: no digests are computed. */
   readonly digest?: DigestAlgorithm | undefined;
   readonly compression: Compression;
 }
 
 /**
- * Has a segment's clusters looked at, digested and compressed by `workers`. They stand in `buffer` in slot order, as
- * `Segment` draws them; what a partial cluster leaves undefined is zeroes. The buffer belongs to the
- * workers until the promise settles.
+ * Sends a segment's clusters to `workers`, which look for zeroes, compute digests and compress.
  *
- * @throws {BackupError} what happened to the workers
+ * @param buffer the clusters in slot order, as `Segment` in pull/segment.ts draws them. Subclusters without
+ *   data must be zeroes in a partial cluster. The buffer is moved to a thread, and the result brings it back;
+ *   after a failure it is lost.
+ * @throws {BackupError} `E_CLUSTER_WORKER`: the clusters could not be digested or compressed, a thread ended,
+ *   or the threads were closed
  */
 export async function compressSegment(
   segment: SegmentRuns,
@@ -60,7 +78,10 @@ export async function compressSegment(
   };
 }
 
-/** Stores outcomes, which come in guest order. In a complete image zeroes need not be said. */
+/**
+ * Stores outcomes, which must come in guest order.
+ * @param options.complete the image is a full copy, so zero runs are left out: gaps read as zeroes
+ */
 export function storeOutcomes(
   outcomes: readonly CompressedOutcome[],
   writer: Qcow2CompressedWriter,
@@ -89,7 +110,7 @@ export function storeOutcomes(
 
 const NONE = Buffer.alloc(0);
 
-/** Which subclusters each slot has data in, and how many bytes of all slots the disk has. */
+/** For each slot the mask of its data subclusters; and how many bytes of all slots are inside the disk. */
 function slotsOfSegment(
   segment: SegmentRuns,
   { clusterSize, virtualSize }: Geometry,

@@ -4,28 +4,29 @@ import type { ClusterJob, ClusterResult } from "./cluster-job.js";
 
 interface CompressThreadsOptions {
   /**
-   * Default: one thread on up to four processors. It digests, and libuv's threads compress up to four jobs at
-   * once for it; a second thread was measured to gain nothing on two processors, and takes 25 MiB. On more
-   * processors, one thread for each, and each compresses by itself.
+   * Number of threads. The default is one thread on up to four processors: it computes digests, and libuv's
+   * threads compress up to four jobs at the same time. A second thread was measured to gain nothing on two
+   * processors, and takes 25 MiB. On more processors the default is one thread for each, up to 16, and each
+   * thread compresses by itself.
    */
   readonly threads?: number | undefined;
-  /** Path of the threads' script, in place of the package's own. */
+  /** Path of the threads' script; default: the package's own. */
   readonly path?: string | undefined;
-  /** The limit of a thread's JavaScript heap in MiB, without buffers. */
+  /** The limit of a thread's JavaScript heap in MiB, without buffers; default: the pool's. */
   readonly oldGenerationMb?: number | undefined;
 }
 
-/** libuv's threads, in the whole process. */
+/** libuv's default number of threads for the whole process. */
 const UV_THREADS = 4;
 const MOST_THREADS = 16;
 
-/** What a thread that compresses clusters is told when it starts. */
+/** The `workerData` of a thread. */
 export interface CompressThreadData {
-  /** The most jobs at a time: 1, and the thread compresses by itself; more, and libuv's threads compress. */
+  /** The most jobs at a time. With 1 the thread compresses by itself, with more libuv's threads compress. */
   readonly jobs: number;
 }
 
-/** Threads that digest and compress clusters. */
+/** Threads that look for zeroes in clusters, compute digests and compress. */
 export class CompressThreads extends ServiceThreads<ClusterJob, ClusterResult> {
   constructor({ threads, path, oldGenerationMb }: CompressThreadsOptions = {}) {
     const processors = Math.min(availableParallelism(), MOST_THREADS);
@@ -43,12 +44,12 @@ export class CompressThreads extends ServiceThreads<ClusterJob, ClusterResult> {
   }
 
   /**
-   * Takes over the job's buffer, which can't be used before the result brings it back.
-   * @throws {BackupError} the job failed, a thread ended, or `close` was called
+   * Does a job on a thread. The job's buffer is moved to the thread, and the result brings it back.
+   * @throws {BackupError} `E_CLUSTER_WORKER`: the job failed, a thread ended, or `close` was called
    */
   async run(job: ClusterJob): Promise<ClusterResult> {
     const result = await this.put(job, [job.buffer]);
-    // A Buffer arrives as a plain Uint8Array.
+    // Between threads, a Buffer becomes a plain Uint8Array.
     return { ...result, digests: Buffer.from(result.digests.buffer) };
   }
 }

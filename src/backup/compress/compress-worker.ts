@@ -1,11 +1,12 @@
-/** The script of the threads that `compress-threads.ts` starts. */
+/** The script of the threads that compress-threads.ts starts. */
+
 import { workerData } from "node:worker_threads";
 import { answerQuestions } from "../threads/thread-side.js";
 import { type ClusterJob, ClusterJobs, type ClusterResult } from "./cluster-job.js";
 import type { CompressThreadData } from "./compress-threads.js";
 
 const { jobs } = workerData as CompressThreadData;
-/** One for each job at a time. */
+/** One for each job that can run at the same time; a running job has taken its own out. */
 const idle = Array.from({ length: jobs }, () => new ClusterJobs({ ownThread: jobs === 1 }));
 
 async function answer(job: ClusterJob): Promise<ClusterResult> {
@@ -13,7 +14,7 @@ async function answer(job: ClusterJob): Promise<ClusterResult> {
   try {
     return await worker.run(job);
   } catch (failure) {
-    // What the failed job was compressing must not end up in the next one.
+    // Otherwise, output of the failed compression could end up in the stream of the next job.
     worker.close();
     throw failure;
   } finally {

@@ -3,57 +3,67 @@ import type { BackupError } from "../base/errors.js";
 import { type ClusterRun, dataStretches, type Geometry } from "../image/image.js";
 import type { DigestThreads } from "./digest-threads.js";
 
-/** Questions a thread under way at a time: the next one lies ready when it is done with one. */
+/** Questions in flight for each thread, so that a thread finds the next one when it has answered one. */
 const QUESTIONS_AHEAD = 2;
-/** Bytes of one question. Small ones are put together, since a message costs as much as digesting a cluster or two. */
+/**
+ * Small requests are combined into questions of about this many bytes, because a message between threads
+ * costs as much as digesting a cluster or two.
+ */
 const QUESTION_BYTES = 8 * 1024 * 1024;
-/** What may be written and not digested yet: it should still be in the page cache when it is read. */
+/** Bytes that may be written but not digested: they should still be in the page cache when they are read. */
 const MAX_BEHIND = 128 * 1024 * 1024;
 
+/** A call of `digest` that isn't answered. */
 interface Waiting {
+  /** As in `DigestQuestion`. */
   readonly stretches: readonly number[];
+  /** Length of the stretches together. */
   readonly bytes: number;
+  /** Number of digests. */
   readonly digests: number;
   resolve(digests: Buffer): void;
   reject(error: unknown): void;
 }
 
 /**
- * Digests of a file that is still being written, by threads that read behind the write front: out of the page cache, and
- * so of what was really stored. The thread that owns the sockets only asks.
+ * Computes the digests of a file while it is being written. Other threads read what is already written, from
+ * the page cache. So the digests are of what was really stored, and the thread that owns the sockets only
+ * sends questions.
  */
 export class DigestBehind {
   readonly #path: string;
   readonly #threads: DigestThreads;
   #queue: Waiting[] = [];
-  /** Questions that are with the threads. */
-  #asked = 0;
+  /** Questions that the threads haven't answered. */
+  #inFlight = 0;
+  /** Bytes for which `digest` was called and that aren't digested. */
   #behind = 0;
   #failure: { readonly reason: unknown } | undefined;
-  #roomWanted: (() => void)[] = [];
+  /** Resolve the calls of `capacity` that wait. */
+  #capacityWaiters: (() => void)[] = [];
 
-  /** @param path the file; it has to be there, and may go on growing */
+  /** @param path the file, which must exist and may grow */
   constructor(path: string, threads: DigestThreads) {
     this.#path = path;
     this.#threads = threads;
   }
 
   /**
-   * Resolves when what was asked for and isn't answered is little enough to go on.
-   * @throws {BackupError} a question failed
+   * Waits until at most 128 MiB are written but not digested.
+   * @throws {BackupError} a question failed, or `close` was called
    */
   async capacity(): Promise<void> {
     while (this.#behind > MAX_BEHIND && this.#failure === undefined) {
       await new Promise<void>((resolve) => {
-        this.#roomWanted.push(resolve);
+        this.#capacityWaiters.push(resolve);
       });
     }
     if (this.#failure !== undefined) throw this.#failure.reason;
   }
 
   /**
-   * The digests of the runs' stored clusters, one after the other.
-   * @throws {BackupError} the file can't be read, or the thread has died
+   * The digests of the runs' stored clusters, one after the other. The clusters must have been written.
+   * @throws {BackupError} the file can't be read, a thread ended, or `close` was called
    */
   digest(runs: readonly ClusterRun[], geometry: Geometry): Promise<Buffer> {
     const stretches: number[] = [];
@@ -74,23 +84,26 @@ export class DigestBehind {
     });
   }
 
-  /** What was asked for and isn't with a thread yet fails. The threads are their owner's, and answer for the rest. */
+  /**
+   * Fails the calls of `digest` that weren't sent to a thread. Those that were sent end when the threads
+   * answer. The threads stay open, because they belong to the caller.
+   */
   close(reason: BackupError): void {
     this.#fail(reason);
     this.#threads.notify(this.#path);
   }
 
   #ask(): void {
-    while (this.#asked < QUESTIONS_AHEAD * this.#threads.most && this.#queue.length > 0) {
+    while (this.#inFlight < QUESTIONS_AHEAD * this.#threads.most && this.#queue.length > 0) {
       let count = 0;
       for (let bytes = 0; count < this.#queue.length && bytes < QUESTION_BYTES; count += 1) {
         bytes += this.#queue[count]?.bytes ?? 0;
       }
       const batch = this.#queue.slice(0, count);
       this.#queue = this.#queue.slice(count);
-      this.#asked += 1;
+      this.#inFlight += 1;
       this.#threads.ask(this.#questionOf(batch)).then(
-        (digests) => this.#take(batch, digests),
+        (digests) => this.#deliver(batch, digests),
         (reason: unknown) => {
           for (const waiting of batch) waiting.reject(reason);
           this.#fail(reason);
@@ -107,14 +120,14 @@ export class DigestBehind {
     };
   }
 
-  #take(batch: readonly Waiting[], made: Buffer): void {
-    this.#asked -= 1;
+  #deliver(batch: readonly Waiting[], received: Buffer): void {
+    this.#inFlight -= 1;
     const wanted = batch.reduce((sum, { digests }) => sum + digests * this.#threads.digestSize, 0);
-    assert.equal(made.length, wanted, "there is not one digest for each cluster");
+    assert.equal(received.length, wanted, "the number of digests is not that of the clusters");
     let at = 0;
     for (const { bytes, digests, resolve } of batch) {
       const end = at + digests * this.#threads.digestSize;
-      resolve(made.subarray(at, end));
+      resolve(received.subarray(at, end));
       at = end;
       this.#behind -= bytes;
     }
@@ -130,15 +143,15 @@ export class DigestBehind {
   }
 
   #wake(): void {
-    const wanted = this.#roomWanted;
-    this.#roomWanted = [];
-    for (const resolve of wanted) resolve();
+    const waiters = this.#capacityWaiters;
+    this.#capacityWaiters = [];
+    for (const resolve of waiters) resolve();
   }
 }
 
 const NONE = Buffer.alloc(0);
 
-/** The stored bytes of a run, cluster by cluster, cut off at the end of the disk. */
+/** Adds the stored bytes of a run, cut off at the end of the disk. A partial run gets one digest. */
 function addStretches(
   run: ClusterRun,
   geometry: Geometry,

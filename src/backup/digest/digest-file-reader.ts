@@ -14,12 +14,7 @@ import {
   READ_BYTES,
 } from "./digest-file.js";
 
-/**
- * Reads a digest file from front to back with bounded memory.
- *
- * `sha256`, where given, is compared after the last record: whoever acts on a run before the end
- * does so on records that were well-formed but not yet proven.
- */
+/** Reads a digest file from front to back with bounded memory. The format is drawn in digest-file.ts. */
 export class DigestFileReader {
   readonly header: DigestHeader;
   readonly #file: FileHandle;
@@ -33,7 +28,11 @@ export class DigestFileReader {
     this.header = decodeHeader(start, path);
   }
 
-  /** @throws {DamageError} not a digest file, or of another version */
+  /**
+   * Opens the file and reads its header.
+   * @throws {DamageError} `E_DIGEST_FILE`: this is no digest file, or its header is invalid
+   * @throws the file system's error
+   */
   static async open(path: string): Promise<DigestFileReader> {
     const file = await open(path, "r");
     try {
@@ -46,7 +45,13 @@ export class DigestFileReader {
     }
   }
 
-  /** @throws {DamageError} a malformed, unordered or missing record, or another SHA-256 than `sha256` */
+  /**
+   * The records, in ascending order of clusters. Until the end is reached, they are only known to be
+   * well-formed, because the SHA-256 of the file is compared after the last record.
+   * @param sha256 the file's SHA-256 in hexadecimal digits; undefined: it is not compared
+   * @throws {DamageError} `E_DIGEST_FILE`: a record is malformed, out of order or missing, bytes follow the
+   *   last record, or the SHA-256 differs
+   */
   async *runs(sha256?: string): AsyncGenerator<PlacedDigestRun> {
     const { algorithm, geometry } = this.header;
     const digestSize = DIGEST_ALGORITHMS[algorithm].bytes;
@@ -60,7 +65,8 @@ export class DigestFileReader {
       const cluster = bytes.uint64(8);
       bytes.skip(HEAD_BYTES);
       if (kind === KIND.end) {
-        if (cluster !== records) throw this.#damage(`it should have ${cluster} records and has ${records}`);
+        if (cluster !== records)
+          throw this.#damage(`its end record counts ${cluster} records, but there are ${records}`);
         break;
       }
       if (count < 1 || cluster < next || cluster + count > clusters) {
@@ -93,23 +99,26 @@ export class DigestFileReader {
           digests: bytes.take(length),
         };
       } else {
-        throw this.#damage(`record ${records} is of the unknown kind ${kind}`);
+        throw this.#damage(
+          `record ${records} has the unknown kind ${kind}, or more clusters than its kind may have`,
+        );
       }
     }
     if (bytes.has(1) || (await bytes.more(1))) throw this.#damage("bytes follow its last record");
     if (sha256 !== undefined && bytes.sha256() !== sha256) {
-      throw this.#damage("its SHA-256 is not the one in the manifest");
+      throw this.#damage("its SHA-256 differs from the one in the manifest");
     }
   }
 
   /**
-   * The digests of `count` clusters, from byte `position` of the file on, where {@link runs} has told that they are.
-   * @throws {DamageError} the file ends before them
+   * The digests of `count` clusters.
+   * @param position where they begin in the file, in bytes, calculated from the `digestsAt` of a run
+   * @throws {DamageError} `E_DIGEST_FILE`: the file ends too early
    */
   async digestsAt(position: number, count: number): Promise<Buffer> {
     const digests = Buffer.allocUnsafe(count * DIGEST_ALGORITHMS[this.header.algorithm].bytes);
     const { bytesRead } = await this.#file.read(digests, 0, digests.length, position);
-    if (bytesRead < digests.length) throw this.#damage("it is shorter than it was");
+    if (bytesRead < digests.length) throw this.#damage("it was truncated after it was opened");
     return digests;
   }
 
@@ -126,33 +135,37 @@ export class DigestFileReader {
   }
 }
 
-/** Reads ahead in large blocks, in which the next bytes can be looked at, and digests what it read. */
+/** Reads a file in large blocks from front to back and computes its SHA-256. */
 class SequentialFile {
   readonly #file: FileHandle;
   readonly #hash = createHash("sha256");
-  /** Read ahead; what comes before `at` was taken. */
+  /** The bytes that were read last; those before `#at` are consumed. */
   #block: Buffer = Buffer.alloc(0);
   #at = 0;
-  /** Of the end of the block, in the file. */
+  /** Offset in the file at which the block ends. */
   #end: number;
 
+  /**
+   * @param position where reading begins
+   * @param before the bytes of the file before `position`, for the SHA-256
+   */
   constructor(file: FileHandle, position: number, before: Buffer) {
     this.#file = file;
     this.#end = position;
     this.#hash.update(before);
   }
 
-  /** Of the next byte, in the file. */
+  /** Offset of the next byte in the file. */
   get position(): number {
     return this.#end - this.#block.length + this.#at;
   }
 
-  /** Whether the next `length` bytes are at hand; if not, {@link more} has to be asked. */
+  /** Whether the next `length` bytes are in memory; if not, call {@link more}. */
   has(length: number): boolean {
     return this.#at + length <= this.#block.length;
   }
 
-  /** Reads on until the next `length` bytes are at hand; false where the file ends before. */
+  /** Reads until the next `length` bytes are in memory. Returns false if the file ends before that. */
   async more(length: number): Promise<boolean> {
     while (!this.has(length)) {
       const rest = this.#block.subarray(this.#at);
@@ -169,6 +182,7 @@ class SequentialFile {
     return true;
   }
 
+  /** The number that begins `at` bytes after the next byte. It must be in memory. */
   uint8(at: number): number {
     return this.#block.readUInt8(this.#at + at);
   }
@@ -181,7 +195,7 @@ class SequentialFile {
     return this.uint32(at) * 2 ** 32 + this.uint32(at + 4);
   }
 
-  /** The next `length` bytes, which have to be at hand. */
+  /** Consumes the next `length` bytes, which must be in memory. */
   take(length: number): Buffer {
     this.skip(length);
     return this.#block.subarray(this.#at - length, this.#at);
@@ -191,11 +205,11 @@ class SequentialFile {
     this.#at += length;
   }
 
-  /** Of everything read; call it at the end. */
+  /** The SHA-256 of everything read. May be called once, at the end. */
   sha256(): string {
     return this.#hash.digest("hex");
   }
 }
 
-/** A run as it was read: its digests begin at byte `digestsAt` of the file, for {@link DigestFileReader.digestsAt}. */
+/** A run, and the offset in the file at which its digests begin, for {@link DigestFileReader.digestsAt}. */
 export type PlacedDigestRun = DigestRun & { readonly digestsAt: number };

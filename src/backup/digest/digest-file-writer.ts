@@ -13,15 +13,17 @@ import {
   WRITE_BYTES,
 } from "./digest-file.js";
 
-/** Writes a digest file from front to back. */
+/** Writes a digest file from front to back. The format is drawn in digest-file.ts. */
 export class DigestFileWriter {
   readonly #file: FileHandle;
   readonly #digestSize: number;
   readonly #hash = createHash("sha256");
   #pending: Buffer[] = [];
   #pendingBytes = 0;
+  /** The last write; each write begins after the one before it. */
   #tail: Promise<void> = Promise.resolve();
   #records = 0;
+  /** The data record that the next data run may extend. */
   #open: { cluster: number; count: number; digests: Buffer[] } | undefined;
 
   private constructor(file: FileHandle, header: DigestHeader) {
@@ -30,18 +32,23 @@ export class DigestFileWriter {
     this.#append(encodeHeader(header));
   }
 
-  /** @throws the file system's error; EEXIST where the file is there already */
+  /** @throws the file system's error: EEXIST if the file exists */
   static async create(path: string, header: DigestHeader): Promise<DigestFileWriter> {
     return new DigestFileWriter(await open(path, "wx", 0o640), header);
   }
 
   /**
-   * Runs come in ascending order; neighbouring data runs are joined. `digests` (of as many clusters as the run
-   * stores) belongs to the file from here on.
+   * Adds a run. Runs must come in ascending order; adjacent data runs are joined.
+   * @param digests one for each stored cluster; belongs to the writer from here on
    */
   add(run: PlannedRun, digests: Buffer): void {
     if (run.kind === "data") {
-      this.#addData(run.cluster, run.count, digests);
+      for (let done = 0; done < run.count; ) {
+        const count = Math.min(run.count - done, MAX_DATA_COUNT);
+        const [from, to] = [done * this.#digestSize, (done + count) * this.#digestSize];
+        this.#addData(run.cluster + done, count, digests.subarray(from, to));
+        done += count;
+      }
       return;
     }
     this.#closeData();
@@ -97,12 +104,12 @@ export class DigestFileWriter {
     this.#pendingBytes = 0;
     this.#hash.update(block);
     this.#tail = this.#tail.then(() => this.#file.appendFile(block));
-    // The failure is thrown by finish(); until then it must not count as unhandled.
+    // finish() throws the failure; until then it must not count as unhandled.
     this.#tail.catch(() => undefined);
   }
 
   /**
-   * Ends the file.
+   * Writes the end record and, with `sync`, flushes the file to stable storage.
    * @returns the SHA-256 of the whole file, in hexadecimal digits
    * @throws the file system's error of this or an earlier write
    */
@@ -115,7 +122,7 @@ export class DigestFileWriter {
     return { sha256: this.#hash.digest("hex") };
   }
 
-  /** Closes the file, finished or not. */
+  /** Waits for pending writes and closes the file, complete or not. */
   async close(): Promise<void> {
     await this.#tail.catch(() => undefined);
     await this.#file.close();

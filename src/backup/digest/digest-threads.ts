@@ -7,57 +7,61 @@ export interface DigestWorkerData {
   readonly algorithm: DigestAlgorithm;
 }
 
-/**
- * Stretches of a file as three numbers each, in bytes: position, length, unit. Every `unit` bytes get a digest; the
- * last one of a stretch is of the bytes that are left. With unit 0, the next stretch continues the same digest.
- */
+/** Stretches of a file whose digests are wanted. */
 export interface DigestQuestion {
   readonly path: string;
+  /**
+   * Three numbers for each stretch, in bytes: position, length and unit. Each `unit` bytes of the stretch get
+   * one digest; the last digest covers the bytes that are left. A stretch with unit 0 has no digest of its
+   * own: the next digest covers it and the stretches after it, up to and including the first one whose unit
+   * isn't 0.
+   */
   readonly stretches: Float64Array<ArrayBuffer>;
-  /** How many digests the stretches have. */
+  /** The number of digests that the stretches get. */
   readonly digests: number;
 }
 
-/** Digests, one after the other. */
+/** Digests in the order of the stretches, one after the other. */
 export type Digests = Uint8Array<ArrayBuffer>;
 
-/** Path of a file that gets no more questions. */
+/** Path of a file about which no more questions come, so that the threads can close it. */
 export type ForgottenPath = string;
 
-/** More threads read no faster. */
+/** More threads don't read faster. */
 const MOST_THREADS = 4;
 
-/** Threads that read files and digest them, shared by the files of a point. */
+/** Threads that read files and compute digests. The disks of a point share them. */
 export class DigestThreads extends ServiceThreads<DigestQuestion, Digests, ForgottenPath> {
   readonly algorithm: DigestAlgorithm;
 
   constructor(algorithm: DigestAlgorithm) {
     super({
       script: "#digest-worker",
-      // One processor is left for the caller.
+      // The caller needs one processor.
       most: Math.max(1, Math.min(availableParallelism() - 1, MOST_THREADS)),
       workerData: { algorithm } satisfies DigestWorkerData,
       code: "E_DIGEST_THREAD",
       failedCode: "E_DIGEST_READ",
       lost: "the thread that digests has ended",
-      failed: "what was stored can't be digested",
-      closed: "the digests were given up",
+      failed: "the stored data can't be digested",
+      closed: "digesting was cancelled",
     });
     this.algorithm = algorithm;
   }
 
-  /** Bytes of one digest. */
+  /** Length of one digest in bytes. */
   get digestSize(): number {
     return DIGEST_ALGORITHMS[this.algorithm].bytes;
   }
 
   /**
-   * Sends a question to a thread. Its stretches are transferred and can't be used afterwards.
-   * @returns the digests, one after the other
-   * @throws {BackupError} the file can't be read, or a thread has died
+   * Asks a question. Its `stretches` are moved to the thread and can't be used afterwards.
+   * @returns the digests in the order of the stretches, one after the other
+   * @throws {BackupError} `E_DIGEST_READ`: the file can't be read; `E_DIGEST_THREAD`: a thread ended, or
+   *   `close` was called
    */
   async ask(question: DigestQuestion): Promise<Buffer> {
-    // A Buffer arrives as a plain Uint8Array.
+    // Between threads, a Buffer becomes a plain Uint8Array.
     return Buffer.from((await this.put(question, [question.stretches.buffer])).buffer);
   }
 }

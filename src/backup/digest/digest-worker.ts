@@ -1,15 +1,16 @@
-/** Runs in a thread of its own: reads stretches of files and answers with their digests (`digest-threads.ts`). */
+/** The script of the threads that digest-threads.ts starts. It reads stretches of files and digests them. */
+
 import { closeSync, openSync, readSync } from "node:fs";
 import { workerData } from "node:worker_threads";
 import { answerQuestions } from "../threads/thread-side.js";
 import { createDigester } from "./digest.js";
 import type { DigestQuestion, Digests, DigestWorkerData, ForgottenPath } from "./digest-threads.js";
 
-/** Small enough to stay in the processor's cache between reading and digesting. */
+/** Bytes of one read, small enough to stay in the processor's cache until they are digested. */
 const BLOCK = 256 * 1024;
 
 const digester = await createDigester((workerData as DigestWorkerData).algorithm);
-/** Descriptors by path. */
+/** Descriptors of open files, by path. */
 const files = new Map<string, number>();
 let buffer = Buffer.allocUnsafeSlow(BLOCK);
 
@@ -27,7 +28,7 @@ answerQuestions<DigestQuestion, Digests, ForgottenPath>({
   },
 });
 
-/** The file's descriptor, opened once. */
+/** The file's descriptor. The file stays open until a notice names it. */
 function open(path: string): number {
   const file = files.get(path) ?? openSync(path, "r");
   files.set(path, file);
@@ -36,8 +37,9 @@ function open(path: string): number {
 
 function digestAll({ path, stretches }: DigestQuestion, digests: Buffer): void {
   const file = open(path);
+  /** Bytes of `digests` that are filled. */
   let made = 0;
-  /** Bytes of earlier stretches that belong to the next digest. */
+  /** Bytes of earlier stretches, with unit 0, that belong to the next digest. */
   let gathered = 0;
   for (let i = 0; i < stretches.length; i += 3) {
     const position = stretches[i] as number;
@@ -64,7 +66,10 @@ function digestAll({ path, stretches }: DigestQuestion, digests: Buffer): void {
   }
 }
 
-/** Reads into the buffer from `at` on, which grows where it has to. */
+/**
+ * Reads `length` bytes from `position` of the file into the buffer, from byte `at` of the buffer on. The
+ * buffer grows if necessary, and keeps the bytes before `at`.
+ */
 function fill(file: number, position: number, at: number, length: number): void {
   if (buffer.length < at + length) {
     const larger = Buffer.allocUnsafeSlow(at + length);
@@ -74,7 +79,7 @@ function fill(file: number, position: number, at: number, length: number): void 
   for (let done = 0; done < length; ) {
     const count = readSync(file, buffer, at + done, length - done, position + done);
     if (count === 0)
-      throw new Error(`the file ends at byte ${position + done}, in the middle of what was stored`);
+      throw new Error(`the file ends at byte ${position + done}, in the middle of the stored data`);
     done += count;
   }
 }

@@ -1,18 +1,32 @@
+/**
+ * The digests of an image's clusters. Beside each image of a point lies a digest file, unless digests were
+ * switched off. Reads of the image are compared with it.
+ *
+ * Read this file first: it has the algorithms, and computes digests on the calling thread. Then read
+ * digest-file.ts (the format of a digest file), digest-file-writer.ts and digest-file-reader.ts.
+ * digest-behind.ts computes the digests of an image that is being written, by the threads of
+ * digest-threads.ts; digest-worker.ts is their script.
+ *
+ * Nothing here compares an image with its digests: the chain room does that. Nothing here knows qcow2, NBD,
+ * libvirt or repositories.
+ */
+
 import { createHash } from "node:crypto";
 import xxhash from "xxhash-wasm";
 import { UsageError } from "../base/errors.js";
 import { type Geometry, maskStretches } from "../image/image.js";
 
 /**
- * `xxh64` (seed 0) finds rot and costs next to nothing; `sha256` finds forgery too and costs as much as the pull.
+ * `xxh64` (seed 0) detects accidental damage and costs almost nothing. `sha256` detects forgery too and costs
+ * as much as the pull. `id` is the number in a digest file, `bytes` the length of one digest.
  */
 export const DIGEST_ALGORITHMS = { xxh64: { id: 1, bytes: 8 }, sha256: { id: 2, bytes: 32 } } as const;
 export type DigestAlgorithm = keyof typeof DIGEST_ALGORITHMS;
 
-/** Digests one piece of memory at a time, on the calling thread. */
+/** Computes digests on the calling thread. */
 export interface Digester {
   readonly algorithm: DigestAlgorithm;
-  /** Bytes of one digest. */
+  /** Length of one digest in bytes. */
   readonly size: number;
   /** Writes the digest of `data` into `target` at `offset`. */
   digestInto(data: Uint8Array, target: Buffer, offset: number): void;
@@ -20,7 +34,7 @@ export interface Digester {
 
 const digesters = new Map<DigestAlgorithm, Promise<Digester>>();
 
-/** The thread's own: it keeps nothing between two digests, so that one is enough for all images. */
+/** The digester of this thread. It has no state between two digests, so all images share it. */
 export function createDigester(algorithm: DigestAlgorithm): Promise<Digester> {
   const known = digesters.get(algorithm) ?? newDigester(algorithm);
   digesters.set(algorithm, known);
@@ -52,15 +66,16 @@ function unknownAlgorithm(algorithm: never): UsageError {
   return new UsageError("E_DIGEST_ALGORITHM", `unknown digest algorithm "${String(algorithm)}"`);
 }
 
-/** @throws {UsageError} for any other text than `xxh64` and `sha256` */
+/** @throws {UsageError} `text` is neither `xxh64` nor `sha256` */
 export function parseDigestAlgorithm(text: string): DigestAlgorithm {
   if (text === "xxh64" || text === "sha256") return text;
   throw new UsageError("E_DIGEST_ALGORITHM", `unknown digest algorithm "${text}": use xxh64 or sha256`);
 }
 
 /**
- * The digests of a run whose clusters lie side by side in `slots`: one a cluster for data; one for a partial
- * cluster, over its data subclusters only; what lies beyond the end of the disk never counts.
+ * The digests of a run: one for each cluster, concatenated. The digest of a partial cluster covers only its
+ * data subclusters. Bytes beyond the end of the disk are left out.
+ * @param slots the run's clusters, side by side; the last one may end with the disk
  */
 export function digestClusters(
   digester: Digester,

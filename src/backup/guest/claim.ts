@@ -118,7 +118,7 @@ function foreignJob(domain: DomainDefinition, job: BackupJob): PreconditionError
   const seen = `${where}${paths.length > 0 ? `, scratch ${paths.join(", ")}` : ""}`;
   return new PreconditionError(
     "E_FOREIGN_JOB",
-    `a backup job that this repository's backups did not begin runs on ${domain.name}: it seems to be ${ownerOf(seen)} (${seen}). Wait for its end; if nobody reads from it any more, \`virsh domjobabort ${domain.name}\``,
+    `a backup job that this repository's backups did not begin runs on ${domain.name}: it seems to be ${ownerOf(seen)} (${seen}). Wait for its end; if nobody reads from it, \`virsh domjobabort ${domain.name}\``,
     { details: { domain: domain.name, server, scratch: paths } },
   );
 }

@@ -111,7 +111,7 @@ export function qemuUserError({ uid }: QemuUser, remedy: string): PreconditionEr
 }
 
 export function noParentError(path: string, cause: unknown): UsageError {
-  const message = `${path} is not there: name a folder with --scratch that the domain's QEMU can reach`;
+  const message = `${path} does not exist: name a folder with --scratch that the domain's QEMU can reach`;
   return new UsageError("E_SCRATCH_PATH", message, { cause, details: { path } });
 }
 

@@ -68,7 +68,7 @@ export function refusedByTool(
 ): BackupError {
   if (code === "ENOENT" || /^setpriv: failed to execute/.test(stderr)) {
     const pack = tool === "setpriv" ? "util-linux" : "qemu-utils";
-    const message = `${tool} isn't installed, and it is how the disks of a domain that is off are read. Install it (Debian: apt install ${pack}), or start the domain`;
+    const message = `${tool} isn't installed, and nbdpull needs it to read the disks of a domain that is off. Install it (Debian: apt install ${pack}), or start the domain`;
     return new PreconditionError("E_NO_QEMU_TOOLS", message, { details: { tool } });
   }
   const said = stderr.trim().replaceAll(/\s*\n\s*/g, ": ");

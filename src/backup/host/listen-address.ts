@@ -42,7 +42,7 @@ export async function resolveHost({ host, port }: TcpAddress): Promise<TcpAddres
   try {
     return { host: (await lookup(host)).address, port };
   } catch (cause) {
-    const message = `nothing is known of the host ${host}: name one of this machine's addresses`;
+    const message = `the host ${host} is unknown: name one of this machine's addresses`;
     throw new UsageError("E_LISTEN", message, { cause });
   }
 }

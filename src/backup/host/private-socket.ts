@@ -18,7 +18,7 @@ export async function clearSocketPath(path: string): Promise<void> {
     throw new UsageError("E_SOCKET", message, { details: { path } });
   }
   if (!(await exists(dirname(path)))) {
-    const message = `the folder that ${path} should be in is not there: make it, or name another path`;
+    const message = `the folder of ${path} does not exist: create it, or name another path`;
     throw new UsageError("E_NO_FOLDER", message, { details: { path } });
   }
   const found = await lstat(path).catch((error: unknown) => {
@@ -27,7 +27,7 @@ export async function clearSocketPath(path: string): Promise<void> {
   });
   if (found === undefined) return;
   if (!found.isSocket()) {
-    const message = `${path} is there and no socket: name a path where nothing is`;
+    const message = `${path} exists and is not a socket: name a path that does not exist`;
     throw new UsageError("E_SOCKET", message, { details: { path } });
   }
   if (!(await isStale(path))) throw addressInUse(path);

@@ -36,7 +36,7 @@ export async function refuseTarget(path: string, force: boolean): Promise<void> 
   if (!found) return;
   if (force && found.isFile()) {
     if (!(await isWrittenByQemu(path))) return;
-    const message = `a QEMU has ${path} open for writing (does a guest run on it?), and would go on with a file that has no name any more: it was not touched. Shut the guest down, or name another file`;
+    const message = `a QEMU has ${path} open for writing (does a guest run on it?) and would keep writing to the old file: it was not replaced. Shut the guest down, or name another file`;
     throw new PreconditionError("E_TARGET_IN_USE", message, { details: { path } });
   }
   const message = found.isFile()

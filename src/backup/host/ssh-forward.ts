@@ -115,7 +115,7 @@ export class SshForward implements AsyncDisposable {
           .join("")
           .trim()
           .replaceAll(/\s*\n\s*/g, "; ");
-        const message = `the ssh connection to ${host}, which the disks were read through, is lost${reason && ` (${reason})`}: nothing was committed. Try again when the way there is sound`;
+        const message = `the ssh connection to ${host}, through which the disks were read, was lost${reason && ` (${reason})`}: nothing was committed. Try again when the way there is sound`;
         lost.abort(new BackupError("E_SSH_LOST", message, { details: { host } }));
       },
       () => undefined,

@@ -81,7 +81,7 @@ export class Ssh {
   failure({ stderr, code, cause }: SshResult): PreconditionError {
     const { host, program = "ssh", user } = this.target;
     if (code === "ENOENT") {
-      const message = `${program} isn't installed, and it is how ${host} is reached. Install it (Debian: apt install openssh-client)`;
+      const message = `${program} isn't installed, and nbdpull needs it to reach ${host}. Install it (Debian: apt install openssh-client)`;
       return new PreconditionError("E_NO_SSH", message, { cause });
     }
     const reason = stderr.trim().replaceAll(/\s*\n\s*/g, "; ") || "it gave no reason";

@@ -98,7 +98,7 @@ export class ImageFile {
     const file = new ImageFile(path, await opened(path, constants.O_RDWR | constants.O_EXCL));
     if ((await status(file.#descriptor)).isBlockDevice()) return file;
     await file.close();
-    throw new UsageError("E_TARGET", `${path} is not a block device any more`, { details: { path } });
+    throw new UsageError("E_TARGET", `${path} is no longer a block device`, { details: { path } });
   }
 
   async size(): Promise<number> {
@@ -124,7 +124,7 @@ export class ImageFile {
     const inside = Math.max(0, Math.min(target.length, end - position));
     const bytes = await this.read(target.subarray(0, inside), position);
     if (bytes < inside) {
-      const message = `${this.path} ends at byte ${position + bytes}, in the middle of what is stored there`;
+      const message = `${this.path} ends at byte ${position + bytes}, in the middle of the stored data`;
       throw new DamageError("E_IMAGE_TRUNCATED", message, {
         details: { path: this.path, hostOffset: position, problem: "the image file ends before it" },
       });

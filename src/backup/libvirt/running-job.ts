@@ -102,7 +102,7 @@ export class RunningJob {
       if (!isUnmistakable(now) && !overlap(startedAt, this.#startedAt, DRIFT_TOLERANCE_MS)) {
         throw replaced(
           name,
-          "libvirt dates it otherwise. Either it is another one, or libvirtd was restarted",
+          "libvirt reports another start. Either it is another job, or libvirtd was restarted",
         );
       }
     } catch (error) {
@@ -171,7 +171,7 @@ export class RunningJob {
     const reason = last?.operation === "backup" ? ` (libvirt: ${last.error ?? last.type})` : "";
     return new PreconditionError(
       "E_JOB_ENDED",
-      `the backup job of ${name} is not running any more${reason}, so what was read can't be trusted. Begin it again`,
+      `the backup job of ${name} has ended${reason}, so what was read can't be trusted. Begin it again`,
       { cause, details: { domain: name } },
     );
   }

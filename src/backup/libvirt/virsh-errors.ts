@@ -21,14 +21,14 @@ const KNOWN_FAILURES: readonly {
     code: "E_LIBVIRT",
     message: ({ connect }) =>
       `libvirt doesn't answer at ${connect ?? "the default URI"}. Is libvirtd running there, and may this user ` +
-      "reach it (group libvirt)? Another one is named with --connect URI",
+      "reach it (group libvirt)? Name another libvirt with --connect URI",
   },
   {
     said: /failed to get domain|Domain not found/i,
     code: "E_NO_SUCH_DOMAIN",
     message: ({ domain, connect }) =>
       `libvirt knows no domain ${domain} at ${connect ?? "the default URI"}. \`virsh list --all\` lists them; ` +
-      "another libvirt is named with --connect URI",
+      "name another libvirt with --connect URI",
   },
   {
     said: /domain is not running/,
@@ -113,7 +113,7 @@ export function failure(
   if (result.code === "ENOENT") {
     return new PreconditionError(
       "E_NO_VIRSH",
-      "virsh isn't installed, and it is how libvirt is reached. Install it (Debian: apt install libvirt-clients)",
+      "virsh isn't installed, and nbdpull needs it to reach libvirt. Install it (Debian: apt install libvirt-clients)",
       { cause },
     );
   }
@@ -121,7 +121,7 @@ export function failure(
   if (timedOut) {
     return new BackupError(
       "E_VIRSH_TIMEOUT",
-      `libvirt gave no answer to \`virsh ${command} ${domain}\` in time: its QEMU may hang, or the way to it is down`,
+      `libvirt gave no answer to \`virsh ${command} ${domain}\` in time: its QEMU may hang, or the connection to it may be down`,
       { cause, details },
     );
   }

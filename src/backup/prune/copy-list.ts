@@ -1,18 +1,19 @@
+import { DamageError } from "../base/errors.js";
 import { isZero } from "../base/zeroes.js";
 import type { ImageReader } from "../image/image.js";
 import { type Guard, ImageFile } from "../image/image-file.js";
 import { EventLoopTurn } from "../threads/event-loop-turn.js";
 
-/** Bytes of one image that are to be copied over those of another; offsets are host offsets. */
+/** A copy from one image into another. Offsets are host offsets, in bytes. */
 interface ListedCopy {
-  /** Place in the chain of the image that they come from; or {@link FROM_ZEROES}. */
+  /** Index of the source image in the chain, or {@link FROM_ZEROES}. */
   readonly layer: number;
   readonly from: number;
   readonly to: number;
   readonly length: number;
 }
 
-/** In place of an image: nothing but zeroes, which are not written where there are some already. */
+/** In place of an index: zeroes, which are written only where the image has other bytes. */
 export const FROM_ZEROES = -1;
 
 /** layer, from, to, length. */
@@ -21,15 +22,17 @@ const RECORD_BYTES = FIELDS * 8;
 const COPY_BYTES = 1024 * 1024;
 
 /**
- * What is to be copied into an image in place. Doing it again, from the beginning or from anywhere, does no harm:
- * the bytes that are replaced are visible nowhere but through those that replace them.
+ * The list of copies that overwrite parts of an image in place. The copying can be repeated, from the
+ * beginning or from any copy on: no kept point shows the bytes that are overwritten, only those that replace
+ * them.
  *
- * The file: for each copy four 64-bit floating point numbers, little-endian.
+ * The file has four 64-bit floating point numbers for each copy, little-endian: layer, from, to, length.
  */
 export class CopyList {
   readonly #records: number[] = [];
   #last: { layer: number; from: number; to: number; length: number } | undefined;
 
+  /** Adds a copy. One that continues the previous copy is joined with it. */
   add(next: ListedCopy): void {
     const last = this.#last;
     if (
@@ -45,7 +48,10 @@ export class CopyList {
     this.#last = { ...next };
   }
 
-  /** Makes the file, which must not exist. */
+  /**
+   * Writes the list to a new file.
+   * @throws the file system's error: EEXIST if `path` exists
+   */
   async save(path: string, { sync }: { readonly sync: boolean }): Promise<void> {
     this.#push();
     const file = await ImageFile.create(path);
@@ -65,14 +71,15 @@ export class CopyList {
   }
 }
 
-/** The copies that a file lists, read piece by piece. */
+/** Reads a list of copies, a block of the file at a time. */
 async function* listedCopies(path: string): AsyncGenerator<ListedCopy> {
   const file = await ImageFile.open(path);
   try {
     const piece = Buffer.alloc(RECORD_BYTES * 2048);
     for (let position = 0; ; position += piece.length) {
       const bytes = await file.read(piece, position);
-      for (let at = 0; at + RECORD_BYTES <= bytes; at += RECORD_BYTES) {
+      if (bytes % RECORD_BYTES !== 0) throw damagedList(path, "it ends in the middle of a record");
+      for (let at = 0; at < bytes; at += RECORD_BYTES) {
         const [layer = 0, from = 0, to = 0, length = 0] = [0, 8, 16, 24].map((field) =>
           piece.readDoubleLE(at + field),
         );
@@ -86,9 +93,11 @@ async function* listedCopies(path: string): AsyncGenerator<ListedCopy> {
 }
 
 /**
- * Copies what the file at `listPath` says into the image at `imagePath`.
- * @param sources the images of the chain
- * @throws the file system's error, with `code`: the copying can be repeated then
+ * Makes the copies in the list at `listPath`, into the image at `imagePath`. After any error they can be
+ * repeated.
+ * @param sources the images of the chain, top first
+ * @throws {DamageError} `E_PRUNE_JOURNAL`: the list is damaged; or a source file ends too early
+ * @throws the file system's error, with `code`; the signal's reason; what the guard throws
  */
 export async function applyCopyList(
   listPath: string,
@@ -105,13 +114,16 @@ export async function applyCopyList(
     const buffer = Buffer.allocUnsafe(COPY_BYTES);
     const breather = new EventLoopTurn();
     for await (const { layer, from, to, length } of listedCopies(listPath)) {
+      const source = sources[layer];
+      if (!source && layer !== FROM_ZEROES) throw damagedList(listPath, `there is no image ${layer}`);
       for (let done = 0; done < length; done += COPY_BYTES) {
         await breather.yieldIfDue(options.signal);
         const bytes = buffer.subarray(0, Math.min(COPY_BYTES, length - done));
-        if (layer === FROM_ZEROES) {
+        if (source) await source.readHost(from + done, bytes);
+        else {
           if (await isZeroThere(file, bytes, to + done)) continue;
           bytes.fill(0);
-        } else await sources[layer]?.readHost(from + done, bytes);
+        }
         if (options.guard) await options.guard();
         file.writeNow(bytes, to + done);
       }
@@ -122,8 +134,17 @@ export async function applyCopyList(
   }
 }
 
-/** @param bytes are overwritten with what is there */
+/**
+ * Whether a stretch of the file reads as zeroes, or lies behind its end.
+ * @param bytes as long as the stretch; overwritten with what is read
+ */
 async function isZeroThere(file: ImageFile, bytes: Buffer, position: number): Promise<boolean> {
   const length = await file.read(bytes, position);
   return isZero(bytes, 0, length);
+}
+
+function damagedList(path: string, what: string): DamageError {
+  return new DamageError("E_PRUNE_JOURNAL", `the list of copies ${path} can't be read: ${what}`, {
+    details: { path },
+  });
 }

@@ -15,64 +15,70 @@ import { CopyList } from "./copy-list.js";
 import type { MergeTarget, MixedCluster } from "./merge-target.js";
 import { type MergedPart, masksOf, mergedParts, type Origin, originOf, visibleBytes } from "./merge-walk.js";
 import { Qcow2Target } from "./qcow2-merge-target.js";
-import { RawBaseTarget, RawTarget } from "./raw-merge-target.js";
+import { NewRawTarget, RawInPlaceTarget } from "./raw-merge-target.js";
 
-/** What a merge is about: a disk of a point that stays, and its chain down to the last point that goes. */
+/**
+ * The layers of a merge: a disk of a point that stays, and its chain down to the oldest point that is
+ * dropped.
+ */
 export interface DiskChain {
   readonly repository: Repository;
   readonly domain: string;
-  /** Newest first: the point that stays, then those that go. */
+  /** Newest first: the staying point, then the dropped ones. */
   readonly links: readonly [Link, ...Link[]];
 }
 
-/** How a merge will be done, found without reading any data. */
+/** How a merge is done. It is chosen from tables and digest files, without reading data. */
 export interface MergeMethod {
-  /** The point whose image takes what it lacks of the others; null: a new image takes everything. */
+  /** The point whose image takes the clusters that it lacks; null: a new image takes all clusters. */
   readonly base: string | null;
-  /** Data that has to be written; bytes of the guest. */
+  /** Guest bytes of data to be written. */
   readonly writeBytes: number;
-  /** Of the merged image. */
+  /** Of the merged image, in bytes. */
   readonly clusterSize: number;
 }
 
-/** The names of what a merge prepares, in the folder that it was given. */
+/** The names of the files that a merge prepares in its folder. */
 interface StagedNames {
-  /** Of a new image; the other way is a changed one, and its header. */
+  /** A new image. */
   readonly image: string;
+  /** The map of a raw increment. */
   readonly map: string;
+  /** The new header of a changed qcow2 image. */
   readonly header: string;
+  /** The list of copies that overwrite parts of a changed image. */
   readonly overwrites: string;
-  /** Of a changed raw image, in place of a header. */
+  /** For a changed raw image, in place of a header. */
   readonly patch: string;
   readonly digests: string;
 }
 
 interface MergeOptions {
-  /** Where new files are made. */
+  /** The folder in which new files are created. */
   readonly folder: string;
   readonly names: StagedNames;
   readonly sync: boolean;
   readonly signal?: AbortSignal | undefined;
-  /** Asked before each change of an image that is there. */
+  /** Called before each change of an existing image. */
   readonly guard?: Guard | undefined;
-  /** Bytes of the disk that have been gone over. */
+  /** Called with the bytes of the disk that have been walked over. */
   readonly onPosition?: ((position: number, virtualSize: number) => void) | undefined;
 }
 
 export interface MergedDisk {
-  /** What the manifest of the point that stays will say. */
+  /** The disk's new entry in the manifest of the staying point. */
   readonly disk: DiskManifest;
-  /** Data that was written, or will be when the overwrites are done. */
+  /** Bytes of data that were written, or that the overwrites and the patch will write. */
   readonly writtenBytes: number;
 }
 
 const COPY_BYTES = 1024 * 1024;
 
 /**
- * Chooses the image that has most of what is visible already, since only the rest has to be written. The kept point's image
- * stays of its format.
+ * Chooses the image that already has most of the visible data, because only the rest must be written. The
+ * format of the staying point's image does not change.
  *
- * @throws {DamageError} a layer is missing, or not what was written as far as tables and digest files tell
+ * @throws {DamageError} a layer is missing, or its tables or digest file are damaged
  */
 export async function chooseMergeMethod(chain: DiskChain): Promise<MergeMethod> {
   const layers = await openChain(chain.repository, chain.domain, chain.links);
@@ -98,25 +104,27 @@ export async function chooseMergeMethod(chain: DiskChain): Promise<MergeMethod> 
   }
 }
 
-/** Whether a layer's image can take what it lacks. */
+/** Whether a layer's image can be the one that takes the other layers' clusters. */
 async function canBeBase(chain: DiskChain, layers: readonly Layer[], index: number): Promise<boolean> {
   const layer = layers[index] as Layer;
   if (layer.disk.format !== chain.links[0].disk.format) return false;
   const finest = finestOf(chain, layers);
-  // Larger clusters have larger subclusters, of which all has to be defined or nothing: certain where nothing is clean.
+  // Larger clusters have larger subclusters, which can't be partly clean. A complete image has no clean ones.
   if (layer.geometry.clusterSize > finest.clusterSize && !layers.at(-1)?.complete) return false;
   if (layer.disk.format === "qcow2") return true;
-  // What lies behind the disk's end would be part of it after it has grown.
+  // Bytes behind the end of the layer's disk would become part of a disk that has grown since.
   return (await stat(imagePath(chain, index))).size === layer.geometry.virtualSize;
 }
 
 /**
- * Prepares what the disk of the point that stays will be: standing where the oldest of the dropped points stands now.
- * No point is harmed: the base's image gets its data where nothing is, and its tables behind all that; what has to
- * be overwritten is listed, and so is the header.
+ * Prepares the merged disk of the staying point. It will have the parent of the oldest dropped point.
  *
- * @throws {DamageError} something that is copied is not what was backed up
- * @throws the file system's error, with `code`
+ * No point changes yet. New data goes into free clusters of a qcow2 base and new tables go behind its end. A
+ * raw base is not written to. Copies that overwrite parts of the base are only listed, and the new header or
+ * the patch is a file of its own.
+ *
+ * @throws {DamageError} data to be copied differs from its digest
+ * @throws the file system's error, with `code`; the signal's reason; what the guard throws
  */
 export async function mergeDisk(
   chain: DiskChain,
@@ -136,7 +144,7 @@ export async function mergeDisk(
   }
 }
 
-/** The image of a link, by its place in the chain. */
+/** The path of a link's image, by the link's index in the chain. */
 export function imagePath({ repository, domain, links }: DiskChain, index: number): string {
   const link = links[index];
   if (!link) throw new RangeError(`the chain has no link ${index}`);
@@ -153,7 +161,7 @@ class DiskMerge {
   readonly #complete: boolean;
   readonly #overwrites = new CopyList();
   readonly #breather = new EventLoopTurn();
-  /** Of what is being copied: the target is done with it before the next is read. */
+  /** Used again for each copy: a target doesn't use the bytes after `store` has resolved. */
   #buffer = Buffer.alloc(0);
   #dataBytes = 0;
   #zeroBytes = 0;
@@ -203,7 +211,7 @@ class DiskMerge {
     if (disk.format === "raw") {
       const map = this.#complete ? undefined : join(folder, names.map);
       if (this.#base) {
-        return await RawBaseTarget.create({
+        return await RawInPlaceTarget.create({
           geometry,
           layers: this.#layers,
           base: this.#base,
@@ -212,7 +220,7 @@ class DiskMerge {
           mapPath: map,
         });
       }
-      return await RawTarget.create(join(folder, names.image), geometry, map);
+      return await NewRawTarget.create(join(folder, names.image), geometry, map);
     }
     const index = this.#base ? this.#layers.indexOf(this.#base) : -1;
     return await Qcow2Target.create({
@@ -227,7 +235,7 @@ class DiskMerge {
     });
   }
 
-  /** What the oldest of them stands on. */
+  /** The backing file of the merged image: that of the oldest dropped point. */
   async #backing(): Promise<{ name: string; format: DiskManifest["format"] } | undefined> {
     const { repository, domain, links } = this.#chain;
     const { disk } = links.at(-1) ?? links[0];
@@ -237,7 +245,7 @@ class DiskMerge {
     return below && { name: `../${disk.parent}/${below.file}`, format: below.format };
   }
 
-  /** Only where every layer has digests: data that nobody could prove must not look proven afterwards. */
+  /** The digest file, if every layer has digests: data that could not be checked must not get a digest. */
   async #createDigests(path: string): Promise<Digests | undefined> {
     const [top] = this.#layers;
     const algorithm = top?.disk.digests?.algorithm;
@@ -269,7 +277,7 @@ class DiskMerge {
     this.#options.onPosition?.(Math.min(cluster * clusterSize, virtualSize), virtualSize);
   }
 
-  /** In a complete image what no table names reads as zeroes anyway. */
+  /** A complete image reads as zeroes where nothing is stored, so it records no zero clusters. */
   async #zero(
     cluster: number,
     count: number,
@@ -289,7 +297,8 @@ class DiskMerge {
     digests: Digests | undefined,
   ): Promise<void> {
     const { clusterSize, virtualSize } = this.#geometry;
-    // In a cluster that the end of the disk cuts off there may be anything behind it; stock QEMU shows some of that.
+    // If the end of the disk cuts off a cluster, any bytes may lie behind the end, and stock QEMU shows some.
+    // Unless the base keeps such a cluster, it is stored with zeroes there.
     const cut = (cluster + count) * clusterSize > virtualSize;
     const stays = from.layer === this.#base && from.layer.geometry.virtualSize === virtualSize;
     const whole = cut && !stays ? count - 1 : count;
@@ -331,7 +340,7 @@ class DiskMerge {
     digests.file.add(run, known ?? digestClusters(digests.digester, run, bytes, this.#geometry));
   }
 
-  /** The digests that the layer has, where they are of the same bytes as ours. */
+  /** The layer's own digests of these clusters, if they are of the same algorithm and cluster size. */
   #knownDigests(
     cluster: number,
     count: number,
@@ -426,13 +435,16 @@ interface Digests {
   readonly file: DigestFileWriter;
 }
 
-/** Clusters as fine as the finest of them; the disk as it is at the point that stays. */
+/** The disk's size at the staying point, with the smallest cluster size of all layers. */
 function finestOf({ links }: DiskChain, layers: readonly Layer[]): Geometry {
   const clusterSize = Math.min(...layers.map(({ geometry }) => geometry.clusterSize));
   return { virtualSize: links[0].disk.virtualSize, clusterSize };
 }
 
-/** What has to be written into a qcow2 image of larger clusters: where it shows a part of a cluster, all of that goes elsewhere. */
+/**
+ * Guest bytes that a merge writes into a qcow2 base with larger clusters. A cluster of which the base shows
+ * only a part counts as a whole, because it is written to a new place.
+ */
 async function bytesInto(base: Layer, layers: readonly Layer[], geometry: Geometry): Promise<number> {
   let bytes = 0;
   for await (const part of mergedParts(layers, geometry, failOnDamage)) {

@@ -1,31 +1,42 @@
 import type { Piece } from "../chain/overlay.js";
 import type { Origin } from "./merge-walk.js";
 
-/** A cluster of which only a part is defined, with its bytes at their places. */
+/** A cluster that consists of several pieces, or that the end of the disk cuts off. */
 export interface MixedCluster {
   readonly cluster: number;
+  /** In guest order, gapless up to the end of the cluster or of the disk. */
   readonly pieces: readonly Piece[];
+  /** Subclusters with data. */
   readonly dataMask: number;
+  /** Subclusters that read as zeroes; in a complete image all that have no data. */
   readonly zeroMask: number;
+  /** The whole cluster, with zeroes where no piece has data. */
   readonly bytes: Buffer;
-  /** Zeroes lie in the same subclusters as data. */
+  /** True if data and zeroes share a subcluster, or the end of the disk cuts off the cluster. */
   readonly blended: boolean;
 }
 
-/** Where the clusters of a merge go; everything comes in guest order. */
+/** Takes the clusters of a merge, in guest order. */
 export interface MergeTarget extends AsyncDisposable {
   /** Bytes of data that were or will be written, without tables. */
   readonly writtenBytes: number;
-  /** Bytes of data clusters as the file has them. */
+  /** Bytes that data clusters occupy in the file. */
   readonly storedBytes: number;
-  /** Whole clusters that nothing has to be written for; false where they have to be stored. */
+  /** Takes whole clusters that the image already has. False if they are to be stored instead. */
   keep(cluster: number, count: number, from: Origin): Promise<boolean>;
-  /** Whole clusters; `bytes` may end at the end of the disk. */
+  /** Stores whole clusters. `bytes` may end at the end of the disk. */
   store(cluster: number, count: number, from: Origin, bytes: Buffer): Promise<void>;
   storeMixed(mixed: MixedCluster): Promise<void>;
+  /** Records whole clusters that read as zeroes. */
   zero(cluster: number, count: number): void;
-  /** Whole clusters that read as zeroes in an image that stands alone, without being named: whatever is there has to go. */
+  /**
+   * Removes the data that the image has in whole clusters which read as zeroes. Called before `zero`, and
+   * alone if the image is complete, because such an image doesn't list its zeroes.
+   */
   erase?(cluster: number, count: number): Promise<void>;
-  /** @returns the header that makes a changed image count; undefined where the file is new and complete by itself */
+  /**
+   * Writes what completes the image: tables, a map or a patch.
+   * @returns the header that puts a changed qcow2 image's new tables into effect; undefined for other images
+   */
   finish(options: { readonly sync: boolean }): Promise<Buffer | undefined>;
 }

@@ -4,21 +4,24 @@ import type { DamageOf, Piece } from "../chain/overlay.js";
 import { seenThrough } from "../chain/overlay.js";
 import { ALL_SUBCLUSTERS, type Geometry, SUBCLUSTERS, subclustersOf } from "../image/image.js";
 
-/** Where visible bytes come from. */
+/** Where visible data is stored. */
 export interface Origin {
   readonly layer: Layer;
   readonly run: Exclude<DigestedRun, { kind: "zero" }>;
 }
 
-/** Neighbouring clusters of several layers seen as one; what no part names is clean. */
+/** Neighbouring clusters as several layers show them together. Clusters that no part mentions are clean. */
 export type MergedPart =
   | { readonly kind: "zero"; readonly cluster: number; readonly count: number }
   | { readonly kind: "data"; readonly cluster: number; readonly count: number; readonly from: Origin }
-  /** A cluster that is not of one piece: its pieces, in order, gapless up to its end or the disk's. */
+  /**
+   * A cluster of several pieces, which are in order and gapless up to the end of the cluster or of the disk.
+   */
   | { readonly kind: "mixed"; readonly cluster: number; readonly pieces: readonly Piece[] };
 
 /**
- * What several layers (top first) say together, in clusters of `geometry`. The last layer may be an increment.
+ * Walks over what several layers (top first) show together, in clusters of `geometry`. The last layer may be
+ * an increment.
  */
 export async function* mergedParts(
   layers: readonly Layer[],
@@ -50,7 +53,10 @@ export async function* mergedParts(
   }
 }
 
-/** How many clusters, from one that begins at `offset`, end at or before `end`; the disk's last may be cut off. */
+/**
+ * How many whole clusters lie from `offset` to `end`; 0 if no cluster begins at `offset`. The disk's last
+ * cluster counts as whole even if the end of the disk cuts it off.
+ */
 function wholeClusters(offset: number, end: number, { clusterSize, virtualSize }: Geometry): number {
   if (offset % clusterSize !== 0) return 0;
   const stop = end === virtualSize ? Math.ceil(end / clusterSize) : Math.floor(end / clusterSize);
@@ -70,14 +76,19 @@ function partOf(piece: Piece, cluster: number, count: number): MergedPart | unde
   }
 }
 
-/** Only for pieces of data. */
+/**
+ * The layer and the run that a piece's data comes from.
+ * @throws {RangeError} the piece has no data
+ */
 export function originOf({ from, offset }: Piece): Origin {
-  if (!from || from.run.kind === "zero")
-    throw new RangeError(`the data at byte ${offset} comes from nowhere`);
+  if (!from || from.run.kind === "zero") throw new RangeError(`the data at byte ${offset} has no layer`);
   return { layer: from.layer, run: from.run };
 }
 
-/** Bytes that each layer shows, by its place in the chain: what need not be written if its image is the one to keep. */
+/**
+ * Bytes of data that each layer shows, by its index in `layers`. If a layer's image is the base of the merge,
+ * these bytes need not be written.
+ */
 export async function visibleBytes(
   layers: readonly Layer[],
   geometry: Geometry,
@@ -94,14 +105,18 @@ export async function visibleBytes(
   return bytes;
 }
 
-/** The mask of the subclusters in which pieces have a byte, in the cluster that begins at byte `start`. */
+/** The mask of the subclusters in which pieces have a byte. The cluster begins at guest offset `start`. */
 export function maskOf(pieces: readonly Piece[], start: number, clusterSize: number): number {
   const bits = (mask: number, { offset, length }: Piece): number =>
     mask | subclustersOf({ offset: offset - start, length }, clusterSize);
   return pieces.reduce(bits, 0) >>> 0;
 }
 
-/** What the pieces of a cluster make of its subclusters. */
+/**
+ * The states of a cluster's subclusters, by its pieces. `blended`: data and zeroes share a subcluster.
+ * @param complete whether the merged image is complete, so that nothing is clean
+ * @throws {RangeError} clean and data share a subcluster
+ */
 export function masksOf(
   pieces: readonly Piece[],
   start: number,
@@ -116,14 +131,15 @@ export function masksOf(
     );
   const [data, zero, clean] = [of("data"), of("zero"), of("clean")];
   if ((data & clean) !== 0) throw new RangeError(`clean and data share a subcluster at byte ${start}`);
-  // Behind the end of the disk nothing can be clean.
+  // Subclusters behind the end of the disk count as data in a cluster of data alone. Otherwise they count as
+  // zero if nothing is clean.
   const behind = subclustersFrom(virtualSize - start, clusterSize);
   const defined = complete ? ~data : (zero | (clean === 0 ? behind : 0)) & ~data;
   const dataMask = (data | (zero === 0 && clean === 0 ? behind : 0)) >>> 0;
   return { dataMask, zeroMask: (defined & ~dataMask) >>> 0, blended: (data & zero) !== 0 };
 }
 
-/** The subclusters that begin at or behind a byte of the cluster. */
+/** The mask of the subclusters that begin at or behind byte `byte` of the cluster. */
 function subclustersFrom(byte: number, clusterSize: number): number {
   const first = Math.ceil(byte / (clusterSize / SUBCLUSTERS));
   return first >= SUBCLUSTERS ? 0 : (ALL_SUBCLUSTERS << first) >>> 0;

@@ -1,37 +1,41 @@
 import type { Manifest } from "../repository/manifest.js";
 
-/** What becomes of a domain's points. */
+/** What a prune does with a domain's points. Points are given by their ids. */
 export interface PrunePlan {
-  /** Points that go, oldest first. */
+  /** The points to be removed, oldest first. */
   readonly drop: readonly string[];
-  /** Points that nobody asked to keep, and who stands on them: several, so there is no one image to merge them into. */
+  /**
+   * The points that no rule keeps but that several staying points are based on, with the ids of those. There
+   * is no single image to merge such a point into, so it stays.
+   */
   readonly needed: ReadonlyMap<string, readonly string[]>;
   readonly merges: readonly Merge[];
 }
 
-/** A disk of a point that stays, and the points right below it that go. */
+/** A disk of a point that stays, with the dropped points directly below it. */
 export interface Merge {
   readonly disk: string;
-  /** The point that takes over what the dropped ones held. */
+  /** The staying point, which takes over the clusters that it needs of the dropped ones. */
   readonly child: string;
   /** Newest first, each the parent of the one before it. */
   readonly dropped: readonly string[];
 }
 
 /**
- * Works out what can go. A dropped point on which just one chain of kept points stands is merged into it, disk by
- * disk; one on which several stand (differentials, siblings) stays as it is, since any merge would copy its data
- * more than once. What no kept point needs goes without a merge.
+ * Decides which points can go. If only one chain of staying points is based on a dropped point, the dropped
+ * point is merged into it, disk by disk. If several are (differentials, siblings), the point stays, because a
+ * merge would copy its data more than once. If none is, the point goes without a merge.
  *
- * @param points all points of a domain, oldest first; parents are older than what is based on them
+ * @param points all points of a domain, oldest first, so that parents come before their children
+ * @param keep ids of the points that the retention rules keep
  */
 export function planPrune(points: readonly Manifest[], keep: ReadonlySet<string>): PrunePlan {
   const staying = new Set(keep);
   const needed = new Map<string, readonly string[]>();
-  // For each disk of a point: the staying points whose chains come to it first, over dropped ones only.
+  // For each disk of a point: the staying points whose chains reach it through dropped points only.
   const heirs = new Map<string, Set<string>>();
   const drop: string[] = [];
-  // Newest first: all that is based on a point has been looked at before it.
+  // Newest first, so that children come before their parents.
   for (const point of points.toReversed()) {
     const wanted = new Set(point.disks.flatMap(({ name }) => [...(heirs.get(key(point.id, name)) ?? [])]));
     const shared = point.disks.some(({ name }) => (heirs.get(key(point.id, name))?.size ?? 0) > 1);

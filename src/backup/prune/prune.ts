@@ -1,3 +1,18 @@
+/**
+ * The prune room removes points that no retention rule keeps. Before that, it merges the clusters of removed
+ * points that kept points still need: into the kept point's image, into the image of a removed point, which
+ * then takes its place, or into a new image.
+ *
+ * Read this file first: it decides, checks, and goes through the phases that `repository/prune-journal.ts`
+ * describes. Then read `retention.ts` (which points the rules keep) and `prune-plan.ts` (which points can go,
+ * and what has to be merged). `merge-disk.ts` merges one disk: it walks over the layers with `merge-walk.ts`
+ * and gives every cluster to a `merge-target.ts`, either `qcow2-merge-target.ts` or `raw-merge-target.ts`.
+ * `copy-list.ts` is the list of the copies that overwrite an image in place.
+ *
+ * Nothing that a kept point shows is overwritten before its replacement is on disk and in the journal. This
+ * room uses no NBD, knows nothing of libvirt and deletes no checkpoints.
+ */
+
 import { mkdir, readdir, stat, statfs, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { DamageError, PreconditionError, UsageError } from "../base/errors.js";
@@ -37,20 +52,21 @@ import { keptBy, type Retention } from "./retention.js";
 
 export interface PruneOptions {
   readonly repository: Repository;
-  /** By its folder in the repository. */
+  /** The name of its folder in the repository. */
   readonly domain: string;
   readonly retention: Retention;
-  /** Only work out what would be done. */
+  /** Only find out what would be done. */
   readonly dryRun: boolean;
+  /** Flush merged data to stable storage. The journal always is flushed. */
   readonly sync: boolean;
   readonly signal?: AbortSignal | undefined;
-  /** How far a disk of a point that stays has been gone over, in bytes. */
+  /** Called with the bytes of a merged disk that have been walked over. */
   readonly onProgress?: ((disk: string, position: number, virtualSize: number) => void) | undefined;
   /** @internal tests end the process at each step */
   readonly onStep?: OnStep | undefined;
 }
 
-/** What became, or would become, of a domain's points. */
+/** What was done with a domain's points; in a dry run what would be done. */
 export interface PruneResult {
   readonly domain: string;
   /** Oldest first. */
@@ -58,37 +74,48 @@ export interface PruneResult {
   readonly merges: readonly DoneMerge[];
   /** Bytes of data that were written, or would be. */
   readonly writtenBytes: number;
-  /** Bytes on the file system that the domain takes less than before; less than 0: more. Null for a dry run. */
+  /**
+   * By how many bytes the domain's use of the file system has shrunk; negative if it has grown; null in a dry
+   * run.
+   */
   readonly freedBytes: number | null;
 }
 
 export interface PrunedPoint {
   readonly id: string;
   readonly action: "keep" | "drop";
-  /** Rules that keep it, `base` (the next increment starts from it), or the points that stand on it. */
+  /**
+   * The rules that keep it, `base` (the next increment starts from it), or the kept points that are based on
+   * it.
+   */
   readonly reasons: readonly string[];
 }
 
 export interface DoneMerge extends Merge {
-  /** The point whose image took what it lacked; null: a new image was written. */
+  /** The point whose image took the clusters that it lacked; null: a new image was written. */
   readonly base: string | null;
   readonly writtenBytes: number;
 }
 
-/** How long others may go on reading before it is given up for this time. */
+/** How long a prune waits for readers before it gives up. */
 const READERS_WAIT_MS = 60_000;
-/** How long new readers are kept waiting for those. */
+/** How long new readers are held up while the prune waits for earlier ones. */
 const LAST_READERS_WAIT_MS = 3_000;
 
 /**
- * Drops the points of a domain that no rule keeps. What kept points need of them is merged into those, whichever
- * direction writes less. Whatever ends it, every kept point can be restored at every moment, and the next command that
- * opens the domain finishes or undoes what was begun.
+ * Drops the points of a domain that no rule keeps. What kept points need of them is merged first, into the
+ * image that needs the fewest new bytes.
  *
- * @throws {UsageError} no rule keeps anything
- * @throws {DamageError} a manifest, or something that would be merged, is not what was written: nothing was changed
- * @throws {PreconditionError} a backup is under way, or points are being read and do not come to an end
- * @throws the file system's error, with `code`
+ * If the prune fails or dies, every kept point can still be restored. The next command that locks the domain
+ * undoes the phase `merge` or finishes the phase `publish`. Only the next prune finishes the phase
+ * `overwrite`.
+ *
+ * @throws {UsageError} `E_KEEP_NOTHING`: no rule keeps anything
+ * @throws {DamageError} a manifest, or something that would be merged, is damaged; no kept point has changed
+ * @throws {PreconditionError} `E_LOCKED`: another process writes points of the domain; `E_READERS`: points
+ *   are still being read; `E_NO_ROOM`: the file system has too little space for the merges
+ * @throws {BackupError} `E_LOCK_LOST`: another process may have taken the domain's lock
+ * @throws the file system's error, with `code`; the signal's reason
  */
 export async function prune(options: PruneOptions): Promise<PruneResult> {
   const { repository, domain, retention } = options;
@@ -103,7 +130,7 @@ export async function prune(options: PruneOptions): Promise<PruneResult> {
     try {
       return await new Prune({ ...options, signal }, held).run();
     } catch (error) {
-      // What others have changed meanwhile looks like damage.
+      // If the lock was lost, changes by its new holder look like damage.
       await held.assertHeld();
       throw error;
     }
@@ -132,18 +159,18 @@ interface Decision {
   readonly plan: PrunePlan;
 }
 
-/** @throws {DamageError} a manifest can't be read: who needs whom would be a guess */
+/** @throws {DamageError} a manifest can't be read, so it is unknown which points need which */
 async function decide({ repository, domain, retention }: PruneOptions): Promise<Decision> {
   const points = await repository.points(domain, (error) => {
     throw error;
   });
   const timed = points.map(({ id }) => ({ id, time: timeOfPointId(id) }));
   const keep = new Map<string, readonly string[]>(keptBy(timed, retention));
-  // Both are what the next increment may be counted from.
+  // The next increment may be based on the newest point with a checkpoint, or on the newest of all.
   for (const base of [points.findLast(({ checkpoint }) => checkpoint !== null), points.at(-1)]) {
     if (base && !keep.has(base.id)) keep.set(base.id, ["base"]);
   }
-  // Only a dry run meets them: a prune that has died has dropped them, and their part is ready to be published.
+  // Only a dry run finds hidden points: a prune that died dropped them, and prepared their merges.
   const hidden = await hiddenPoints(repository.domainFolder(domain));
   const going = await Promise.all(hidden.map((id) => repository.point(domain, id)));
   const all = [...points, ...going].sort((one, other) => (one.id < other.id ? -1 : 1));
@@ -170,12 +197,12 @@ function describe(
     points: points.map(({ id }) => ({
       id,
       action: plan.drop.includes(id) ? "drop" : "keep",
-      reasons: keep.get(id) ?? plan.needed.get(id)?.map((other) => `${other} stands on it`) ?? [],
+      reasons: keep.get(id) ?? plan.needed.get(id)?.map((other) => `${other} is based on it`) ?? [],
     })),
   };
 }
 
-/** The links of a merge, by the manifests. */
+/** The links of a merge, as the manifests describe them: the staying point, then the dropped ones. */
 async function chainOf(
   { repository, domain }: Pick<PruneOptions, "repository" | "domain">,
   merge: Pick<Merge, "child" | "disk" | "dropped">,
@@ -220,7 +247,7 @@ class Prune {
     const { sync } = this.#options;
     const prepared: Prepared[] = [];
     for (const merge of plan.merges) prepared.push(await this.#prepare(merge));
-    await this.#assertRoom(prepared);
+    await this.#assertSpace(prepared);
     const records = prepared.map(({ record }) => record);
     const drop = [...plan.drop];
     const journal: PruneJournal = {
@@ -239,7 +266,7 @@ class Prune {
       merges = await this.#merge(points, prepared);
       await writeJournal(this.#folder, { ...journal, phase: "overwrite" }, this.#guard);
     } catch (error) {
-      // If the next phase has got its name and only flushing that failed, undoing would contradict the journal.
+      // If the journal of the next phase has its name and only the flush failed, nothing must be undone.
       if ((await readJournal(this.#folder))?.phase === "merge") {
         await undoMerges(this.#folder, journal, this.#guard);
       }
@@ -250,22 +277,26 @@ class Prune {
     return merges;
   }
 
-  /** Chooses the method, and looks at the image that will be changed: its refcounts say where nothing is. */
+  /**
+   * Chooses the method of a merge. A qcow2 image that will be changed is checked first, because its refcounts
+   * tell which clusters are free.
+   * @throws {DamageError} a layer or the image that would be changed is damaged
+   */
   async #prepare(merge: Merge): Promise<Prepared> {
     const chain = await chainOf(this.#options, merge);
     const method = await chooseMergeMethod(chain);
     const { disk } = chain.links[0];
-    const standsAlone = chain.links.at(-1)?.disk.mode === "full";
-    const unproven = chain.links.some((link) => link.disk.digests === null);
-    const stale = [standsAlone && disk.map?.file, unproven && disk.digests?.file];
+    const isComplete = chain.links.at(-1)?.disk.mode === "full";
+    const lacksDigests = chain.links.some((link) => link.disk.digests === null);
+    const stale = [isComplete && disk.map?.file, lacksDigests && disk.digests?.file];
     const record: MergeRecord = {
       disk: merge.disk,
       child: merge.child,
       dropped: [...merge.dropped],
       base: null,
       file: disk.file,
-      digests: unproven ? null : (disk.digests?.file ?? null),
-      map: standsAlone ? null : (disk.map?.file ?? null),
+      digests: lacksDigests ? null : (disk.digests?.file ?? null),
+      map: isComplete ? null : (disk.map?.file ?? null),
       stale: stale.filter((file) => typeof file === "string"),
     };
     const index = chain.links.findIndex(({ point }) => point.id === method.base);
@@ -283,12 +314,12 @@ class Prune {
     return { merge, chain, method, record: { ...record, base } };
   }
 
-  /** @throws {PreconditionError} the file system has not room for all that is to be written */
-  async #assertRoom(prepared: readonly Prepared[]): Promise<void> {
+  /** @throws {PreconditionError} `E_NO_ROOM`: the file system has too little space for the merges */
+  async #assertSpace(prepared: readonly Prepared[]): Promise<void> {
     const needed = prepared.reduce((total, { method }) => total + method.writeBytes, 0);
     const { bavail, bsize } = await statfs(this.#folder);
     if (needed <= bavail * bsize) return;
-    const message = `merging writes up to ${needed} bytes, and ${this.#folder} has room for ${bavail * bsize}: make room, or keep more points. Nothing was changed`;
+    const message = `merging writes up to ${needed} bytes, and ${this.#folder} has ${bavail * bsize} bytes left: free some space, or keep more points. Nothing was changed`;
     throw new PreconditionError("E_NO_ROOM", message, { details: { needed, available: bavail * bsize } });
   }
 
@@ -322,10 +353,13 @@ class Prune {
     }));
   }
 
-  /** From here on every step can be repeated, by this prune or the next one. */
+  /**
+   * Goes through the phases `overwrite` and `publish`. Each step can be repeated, by this prune or the next
+   * one.
+   */
   async #finish(journal: PruneJournal): Promise<void> {
     const { domain, signal, sync } = this.#options;
-    // Somebody may be restoring a point that is none any more.
+    // A reader may still be restoring a dropped point.
     await waitForReaders(this.#folder, domain, { waitMs: READERS_WAIT_MS, signal });
     for (const record of journal.merges) await this.#overwrite(record, sync);
     this.#onStep("overwritten");
@@ -333,7 +367,7 @@ class Prune {
     for (let alone = false; !alone; ) {
       await waitForReaders(this.#folder, domain, { waitMs: deadline - performance.now(), signal });
       await writeJournal(this.#folder, { ...journal, phase: "publish" }, this.#guard);
-      // Who came before the journal said so is still at work; who comes now waits for this.
+      // Readers that came before this journal may still read. Later ones wait until the prune is finished.
       alone = await waitForReaders(this.#folder, domain, { waitMs: LAST_READERS_WAIT_MS, signal }).then(
         () => true,
         () => false,
@@ -367,6 +401,7 @@ class Prune {
   }
 }
 
+/** A merge before it begins, with its entry in the journal. */
 interface Prepared {
   readonly merge: Merge;
   readonly chain: DiskChain;
@@ -382,10 +417,10 @@ function sum(merges: readonly DoneMerge[]): number {
   return merges.reduce((total, { writtenBytes }) => total + writtenBytes, 0);
 }
 
-/** What the files in a folder take up on the file system. */
+/** Bytes that the files in a folder and its subfolders occupy on the file system. */
 async function usedBytes(folder: string): Promise<number> {
   let bytes = 0;
-  // Marks of readers come and go meanwhile.
+  // Marks of readers may disappear meanwhile.
   for (const entry of await readdir(folder, { withFileTypes: true }).catch(() => [])) {
     const path = join(folder, entry.name);
     if (entry.isDirectory()) bytes += await usedBytes(path);

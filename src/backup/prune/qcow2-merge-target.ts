@@ -21,17 +21,18 @@ interface Qcow2TargetOptions {
   readonly backing: Backing | undefined;
   /** Top first. */
   readonly layers: readonly Layer[];
-  /** The images of those that are qcow2. */
+  /** The images of the qcow2 layers. */
   readonly images: ReadonlyMap<Layer, Qcow2Reader>;
-  /** Whose image takes the others' clusters; left out: a new one. */
+  /** The layer whose image takes the others' clusters; undefined: a new image takes all clusters. */
   readonly base: Layer | undefined;
-  /** Of the base, or of the image to be made. */
+  /** Path of the base's image, or of the new one. */
   readonly path: string;
+  /** Gets the copies that overwrite clusters of the base. */
   readonly overwrites: CopyList;
   readonly guard?: Guard | undefined;
 }
 
-/** A qcow2 image that takes what it lacks, or a new one. */
+/** An existing qcow2 image that takes the clusters that it lacks, or a new qcow2 image. */
 export class Qcow2Target implements MergeTarget {
   readonly #options: Qcow2TargetOptions;
   readonly #editor: Qcow2Editor;
@@ -91,11 +92,11 @@ export class Qcow2Target implements MergeTarget {
     let hostCluster = 0;
     if (dataMask !== 0) {
       const slot = await this.#slotFor(mixed);
-      const place = slot ?? this.#editor.allocate();
-      hostCluster = place / clusterSize;
+      const hostOffset = slot ?? this.#editor.allocate();
+      hostCluster = hostOffset / clusterSize;
       if (slot === undefined) {
         for (const { offset, length } of maskStretches(dataMask, clusterSize)) {
-          await this.#editor.write(place + offset, bytes.subarray(offset, offset + length));
+          await this.#editor.write(hostOffset + offset, bytes.subarray(offset, offset + length));
           this.writtenBytes += length;
         }
       } else this.#overwritePieces(mixed, slot);
@@ -125,23 +126,24 @@ export class Qcow2Target implements MergeTarget {
     const { clusterSize } = this.#editor.geometry;
     const stream = await this.#streamFrom(cluster, from);
     if (stream) {
-      const place = this.#editor.allocateStream(stream.length);
-      await this.#editor.write(place, stream);
+      const hostOffset = this.#editor.allocateStream(stream.length);
+      await this.#editor.write(hostOffset, stream);
       this.writtenBytes += stream.length;
-      this.#addStream(cluster, place, stream.length);
+      this.#addStream(cluster, hostOffset, stream.length);
       return;
     }
     const slot = await this.#slots?.at(cluster);
-    const place = slot?.place ?? this.#editor.allocate();
-    if (slot) this.#overwrite(from, cluster * clusterSize, data.length, place);
-    else await this.#editor.write(place, data);
-    this.#addWhole(cluster, 1, place / clusterSize);
+    const hostOffset = slot?.hostOffset ?? this.#editor.allocate();
+    if (slot) this.#overwrite(from, cluster * clusterSize, data.length, hostOffset);
+    else await this.#editor.write(hostOffset, data);
+    this.#addWhole(cluster, 1, hostOffset / clusterSize);
     this.writtenBytes += data.length;
   }
 
   /**
-   * The base's own place, if it can take the rest of the cluster: what is visible of the base there is proven by
-   * a digest of all that it has in that cluster, and has to stay so until the new tables count.
+   * The host offset of the base's own cluster, if the other layers' data may be written there. If the staying
+   * point shows a part of the base's cluster, one digest covers all data that the base has in it. So none of
+   * that data may change before the new tables take effect.
    */
   async #slotFor(mixed: MixedCluster): Promise<number | undefined> {
     if (mixed.blended) return undefined;
@@ -150,24 +152,27 @@ export class Qcow2Target implements MergeTarget {
     if (!slot) return undefined;
     const isBase = (piece: Piece): boolean =>
       piece.state === "data" && piece.from?.layer === this.#options.base;
-    if (!mixed.pieces.some(isBase)) return slot.place;
+    if (!mixed.pieces.some(isBase)) return slot.hostOffset;
     const others = mixed.pieces.filter((piece) => piece.state === "data" && !isBase(piece));
     const start = mixed.cluster * clusterSize;
-    return (maskOf(others, start, clusterSize) & slot.dataMask) === 0 ? slot.place : undefined;
+    return (maskOf(others, start, clusterSize) & slot.dataMask) === 0 ? slot.hostOffset : undefined;
   }
 
-  /** The compressed cluster as it is, if this image can hold it so. */
+  /** The compressed stream of a cluster, if this image can hold it unchanged. */
   async #streamFrom(cluster: number, { layer, run }: Origin): Promise<Buffer | undefined> {
     const image = this.#options.images.get(layer);
     if (!image?.isCompressed(run.hostOffset)) return undefined;
     if (image.header.compression !== this.#compression) return undefined;
     if (image.geometry.clusterSize !== this.#editor.geometry.clusterSize) return undefined;
-    // Streams are told in whole sectors: one that hardly shrank may come out longer than a cluster.
+    // Tables give the length of a stream in whole sectors, so it may seem longer than a cluster.
     const { length } = await image.streamOf(cluster);
     return length < this.#editor.geometry.clusterSize ? await image.readStream(cluster) : undefined;
   }
 
-  /** Only what comes from other images: the slot has the rest. */
+  /**
+   * Lists the copies of the pieces that come from other images. The base's own pieces are in the slot
+   * already.
+   */
   #overwritePieces({ cluster, pieces }: MixedCluster, slot: number): void {
     const start = cluster * this.#editor.geometry.clusterSize;
     for (const { state, from, offset, length } of pieces) {
@@ -195,7 +200,10 @@ export class Qcow2Target implements MergeTarget {
   }
 }
 
-/** An image has one method only; the base's clusters stay as they are, so theirs counts first. */
+/**
+ * The compression method of the merged image; undefined if no layer has compressed clusters. An image has
+ * only one method, and the base's streams stay as they are, so the base's method comes first.
+ */
 async function compressionOf({
   layers,
   images,
@@ -212,7 +220,7 @@ async function compressionOf({
   return undefined;
 }
 
-/** The clusters' places in an image, asked for in ascending order. */
+/** Finds clusters in an image. Callers must ask in ascending order. */
 class Slots {
   readonly #image: Qcow2Reader;
   readonly #runs: RunCursor<ClusterRun>;
@@ -222,12 +230,15 @@ class Slots {
     this.#runs = new RunCursor(image.runs());
   }
 
-  /** The place of a cluster, and its data there, visible or not; undefined if it has none of its own. */
-  async at(cluster: number): Promise<{ readonly place: number; readonly dataMask: number } | undefined> {
+  /**
+   * The host offset of a cluster, and the subclusters with data there, visible or not; undefined if the
+   * cluster is not stored, or is compressed.
+   */
+  async at(cluster: number): Promise<{ readonly hostOffset: number; readonly dataMask: number } | undefined> {
     const run = await this.#runs.seek(cluster);
     if (!run || run.cluster > cluster || run.kind === "zero" || run.hostOffset === 0) return undefined;
     if (this.#image.isCompressed(run.hostOffset)) return undefined;
-    const place = run.hostOffset + (cluster - run.cluster) * this.#image.geometry.clusterSize;
-    return { place, dataMask: run.kind === "partial" ? run.dataMask : ALL_SUBCLUSTERS };
+    const hostOffset = run.hostOffset + (cluster - run.cluster) * this.#image.geometry.clusterSize;
+    return { hostOffset, dataMask: run.kind === "partial" ? run.dataMask : ALL_SUBCLUSTERS };
   }
 }

@@ -19,17 +19,18 @@ import type { MergeTarget, MixedCluster } from "./merge-target.js";
 import type { Origin } from "./merge-walk.js";
 import { originOf } from "./merge-walk.js";
 
-interface RawBaseOptions {
-  /** Its clusters are as large as the base's. */
+interface RawInPlaceOptions {
+  /** Its cluster size is the base's. */
   readonly geometry: Geometry;
   /** Top first. */
   readonly layers: readonly Layer[];
-  /** Whose image takes what it lacks. */
+  /** The layer whose image takes the others' clusters. */
   readonly base: Layer;
+  /** Gets the copies that overwrite parts of the image. */
   readonly overwrites: CopyList;
-  /** Of what can be written only when nobody reads. */
+  /** Path of the patch: bytes that may be written only while no point is read. */
   readonly patchPath: string;
-  /** Left out where the image is to stand alone. */
+  /** Path of the new map; undefined if the image becomes complete. */
   readonly mapPath: string | undefined;
 }
 
@@ -40,31 +41,33 @@ interface Stretch {
 }
 
 /**
- * A raw image that takes what it lacks. Every byte has just one place in it, so nothing can be written beside what is
- * there: while points are merged the image stays as it is, and what is to come is listed.
+ * An existing raw image that takes the clusters that it lacks. Each byte of the disk has only one position in
+ * a raw image, so new data can't be written beside the old. While disks are merged the image does not change.
+ * What will be written is listed in two files:
  *
- *     overwrites   where the kept point shows nothing of the image, in whole clusters of its: as soon as the dropped
- *                  points are none any more
- *     patch        in clusters of which the kept point shows a part, which is proven by a digest of all that the image
- *                  has there: in the moment in which the digest file is replaced as well
+ *     patch        bytes that replace data of the image in a cluster of which the staying point shows a part.
+ *                  One digest covers all data that the image has in the cluster, so these bytes are written
+ *                  in the phase `publish`, in which the digest file is replaced too
+ *     overwrites   all other bytes: they are written in the phase `overwrite`, when the dropped points no
+ *                  longer count as points
  */
-export class RawBaseTarget implements MergeTarget {
-  readonly #options: RawBaseOptions;
+export class RawInPlaceTarget implements MergeTarget {
+  readonly #options: RawInPlaceOptions;
   readonly #runs: RunList;
   readonly #covered: Covered;
   readonly #patch: PatchWriter;
   writtenBytes = 0;
   storedBytes = 0;
 
-  private constructor(options: RawBaseOptions, patch: PatchWriter) {
+  private constructor(options: RawInPlaceOptions, patch: PatchWriter) {
     this.#options = options;
     this.#runs = new RunList({ geometry: options.geometry, firstHostCluster: 0 });
     this.#covered = new Covered(options.base);
     this.#patch = patch;
   }
 
-  static async create(options: RawBaseOptions): Promise<RawBaseTarget> {
-    return new RawBaseTarget(options, await PatchWriter.create(options.patchPath));
+  static async create(options: RawInPlaceOptions): Promise<RawInPlaceTarget> {
+    return new RawInPlaceTarget(options, await PatchWriter.create(options.patchPath));
   }
 
   async keep(cluster: number, count: number, from: Origin): Promise<boolean> {
@@ -151,14 +154,14 @@ export class RawBaseTarget implements MergeTarget {
   }
 }
 
-/** The data of an image, asked for in ascending order. */
+/** Finds the stretches of data in an image. Callers must ask in ascending order. */
 class Covered {
   readonly #geometry: Geometry;
   readonly #runs: RunCursor<DigestedRun>;
 
   constructor(layer: Layer) {
     this.#geometry = layer.geometry;
-    // The walk of the merge reports the damage.
+    // The merge walks over the layer too, and reports its damage.
     this.#runs = new RunCursor(layer.runs(() => undefined));
   }
 
@@ -185,7 +188,7 @@ class Covered {
   }
 }
 
-/** From the beginning of the run. */
+/** The stretches of data in a run, with offsets from the beginning of the run. */
 function stretchesOf(run: DigestedRun, clusterSize: number): Stretch[] {
   switch (run.kind) {
     case "zero":
@@ -201,8 +204,8 @@ function stretchesOf(run: DigestedRun, clusterSize: number): Stretch[] {
   }
 }
 
-/** A new raw file, with a map unless it is to be complete. */
-export class RawTarget implements MergeTarget {
+/** A new raw image, with a map unless it is complete. */
+export class NewRawTarget implements MergeTarget {
   readonly #writer: RawWriter;
   readonly #zeroes: Buffer;
   writtenBytes = 0;
@@ -212,8 +215,8 @@ export class RawTarget implements MergeTarget {
     this.#zeroes = Buffer.alloc(writer.geometry.clusterSize);
   }
 
-  static async create(path: string, geometry: Geometry, mapPath: string | undefined): Promise<RawTarget> {
-    return new RawTarget(await RawWriter.create(path, { geometry, mapPath }));
+  static async create(path: string, geometry: Geometry, mapPath: string | undefined): Promise<NewRawTarget> {
+    return new NewRawTarget(await RawWriter.create(path, { geometry, mapPath }));
   }
 
   get storedBytes(): number {
@@ -229,7 +232,7 @@ export class RawTarget implements MergeTarget {
     const hostOffset = cluster * clusterSize;
     for (let at = 0; at < bytes.length; at += clusterSize) {
       const data = bytes.subarray(at, at + clusterSize);
-      // A raw layer without digests is all data: what is zero stays a hole.
+      // A raw layer without digests counts as data throughout. Its clusters of zeroes stay holes.
       if (data.equals(this.#zeroes.subarray(0, data.length))) continue;
       this.#writer.writeNow(hostOffset + at, data);
       this.writtenBytes += data.length;

@@ -1,4 +1,7 @@
-/** How many points to keep, as restic's `forget` counts: each rule by itself, and a point that one of them keeps stays. */
+/**
+ * How many points to keep. Rules count as in restic's `forget`: each by itself, and a point stays if any rule
+ * keeps it.
+ */
 export interface Retention {
   readonly last?: number | undefined;
   readonly daily?: number | undefined;
@@ -9,12 +12,12 @@ export interface Retention {
 
 type Rule = keyof Retention;
 
-/** In the order in which reasons are told. */
+/** In the order in which reasons are reported. */
 const RULES: readonly Rule[] = ["last", "daily", "weekly", "monthly"];
 
 /**
- * Which of the points stay, and by which rules. A rule for `n` days keeps the newest point of each of the latest `n`
- * days that have points; days, weeks and months are those of the local time zone.
+ * Decides which points stay, and by which rules. A rule for `n` days keeps the newest point of each of the
+ * latest `n` days that have points. Days, weeks and months are those of the local time zone.
  *
  * @param points oldest first; `time` in milliseconds since 1970
  * @returns the ids to keep, each with the rules that keep it
@@ -48,7 +51,7 @@ function periodOf(rule: Rule, { id, time }: { readonly id: string; readonly time
     case "daily":
       return `${year}-${month}-${day}`;
     case "weekly": {
-      // Every day of a week has the same Monday.
+      // The Monday identifies the week.
       const monday = new Date(year, month, day - ((date.getDay() + 6) % 7));
       return `${monday.getFullYear()}-${monday.getMonth()}-${monday.getDate()}`;
     }

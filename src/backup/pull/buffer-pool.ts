@@ -1,24 +1,27 @@
 /**
- * A bounded number of buffers of one size, made as they are needed and used again. They are granted in the order in
- * which they were asked for, so whoever asks in the order of a plan, and gives back in that order too, gets each of
- * them in the end: the first that isn't done has its buffer already, or is the next to get one.
+ * A bounded number of buffers of one size, created when needed and reused. They are granted in the order of
+ * the calls of `take`. If segments take buffers in the order of a plan and give them back in that order,
+ * there is no deadlock: the first unfinished segment has its buffer, or is the next to get one.
  */
 export class BufferPool {
   readonly #bufferBytes: number;
   readonly #free: ArrayBuffer[] = [];
   readonly #waiting: { grant(buffer: ArrayBuffer): void; refuse(reason: unknown): void }[] = [];
-  /** How many more may be made. */
+  /** How many more buffers may be created. */
   #unmade: number;
   #closed: { readonly reason: unknown } | undefined;
 
-  /** @param bytes of one buffer */
+  /**
+   * @param bytes size of one buffer
+   * @param count most buffers that exist at a time
+   */
   constructor(bytes: number, count: number) {
     this.#bufferBytes = bytes;
     this.#unmade = count;
   }
 
   /**
-   * Waits for a buffer, with whatever its last user left in it; it is the caller's until `give`.
+   * Waits for a buffer, which still holds the bytes of its last user. It belongs to the caller until `give`.
    * @throws the signal's reason, or that of `close`
    */
   take(signal: AbortSignal): Promise<ArrayBuffer> {
@@ -46,14 +49,14 @@ export class BufferPool {
     });
   }
 
-  /** The buffer is the pool's again. */
+  /** Returns a buffer to the pool. */
   give(buffer: ArrayBuffer): void {
     const next = this.#waiting.shift();
     if (next) next.grant(buffer);
     else this.#free.push(buffer);
   }
 
-  /** Nobody gets a buffer any more, nor waits for one. */
+  /** Rejects all calls of `take`, those that wait and later ones. */
   close(reason: unknown): void {
     this.#closed ??= { reason };
     for (const { refuse } of this.#waiting.splice(0)) refuse(this.#closed.reason);

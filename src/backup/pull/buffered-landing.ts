@@ -4,9 +4,9 @@ import type { Landing } from "./pull.js";
 import { type ReadRange, rangeAt, readRangesOf, type Segment, slotAt } from "./segment.js";
 
 /**
- * Collects a segment's bytes in a buffer, each cluster in its slot, as `Segment` draws them. What a partial cluster leaves
- * undefined is zeroes, whatever the buffer was used for before. When all have come, the buffer is handed on: to be
- * compressed, or written to a target that takes its time.
+ * Collects a segment's bytes in a buffer, each cluster in its slot, as the drawing at `Segment` shows. The
+ * undefined parts of partial clusters are zeroes. When all bytes have arrived, the buffer is handed on, to be
+ * compressed or to be written to a slower target.
  */
 export class BufferedLanding<T> implements Landing<Promise<T>> {
   readonly ranges: readonly ReadRange[];
@@ -15,12 +15,13 @@ export class BufferedLanding<T> implements Landing<Promise<T>> {
   readonly #bytes: Uint8Array;
   readonly #clusterSize: number;
   readonly #handOn: (buffer: ArrayBuffer) => Promise<T>;
-  /** Where the next piece probably goes. */
+  /** Index of the range to which the next piece probably belongs. */
   #hint = 0;
 
   /**
-   * @param buffer with room for the segment's clusters; belongs to the landing until `settle` hands it on
-   * @param handOn takes the buffer over
+   * @param buffer large enough for the segment's clusters, with any content. It belongs to the landing until
+   *   `outcome` hands it on
+   * @param handOn becomes the owner of the buffer
    */
   constructor(
     segment: Segment,
@@ -37,13 +38,13 @@ export class BufferedLanding<T> implements Landing<Promise<T>> {
   }
 
   data(offset: number, bytes: Uint8Array): void {
-    this.#eachPlace(offset, bytes.length, (at, start, stop) => {
+    this.#eachPart(offset, bytes.length, (at, start, stop) => {
       this.#bytes.set(bytes.subarray(start - offset, stop - offset), at);
     });
   }
 
   zeroes(offset: number, length: number): void {
-    this.#eachPlace(offset, length, (at, start, stop) => {
+    this.#eachPart(offset, length, (at, start, stop) => {
       this.#bytes.fill(0, at, at + stop - start);
     });
   }
@@ -52,8 +53,11 @@ export class BufferedLanding<T> implements Landing<Promise<T>> {
     return this.#handOn(this.#buffer);
   }
 
-  /** What of a piece is wanted, as guest offsets `start` to `stop`, and where in the buffer it goes. */
-  #eachPlace(offset: number, length: number, put: (at: number, start: number, stop: number) => void): void {
+  /**
+   * Calls `put` for each part of a piece that lies in a range: the guest offsets `start` to `stop`, which go
+   * to byte `at` of the buffer.
+   */
+  #eachPart(offset: number, length: number, put: (at: number, start: number, stop: number) => void): void {
     this.firstByte ??= performance.now();
     const end = offset + length;
     let index = rangeAt(this.ranges, offset, this.#hint);

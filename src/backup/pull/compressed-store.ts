@@ -17,39 +17,40 @@ export interface ImageCompression {
   /** `zstd` needs Node 22.15 or newer, and QEMU 5.1 or newer to be read. */
   readonly method: CompressionMethod;
   /**
-   * The disks of a point share theirs; left out: a thread for this image alone.
+   * Threads that the disks of a point share; default: threads for this image alone.
    * @internal
    */
   readonly workers?: CompressThreads | undefined;
-  /** Bytes of the buffers that segments wait in; default 12 MiB. */
+  /** Bytes of all buffers that hold segments; default 12 MiB. */
   readonly bufferBytes?: number | undefined;
 }
 
-/** The largest segment: so much is compressed by one thread at a time. */
+/** Most bytes of a segment, which a thread takes as one job. */
 export const MOST_COMPRESSED_AT_A_TIME = 1024 * 1024;
-/** Enough for four segments in flight, four that are being compressed, and as many that wait for either. */
+/** Enough for four segments in flight, four being compressed and four that wait. */
 export const BUFFER_BYTES = 12 * 1024 * 1024;
 /** One being read, one being compressed, one that waits for its turn. */
 const LEAST_BUFFERS = 3;
 
 interface CompressedStoreOptions extends Qcow2WriterOptions {
   readonly path: string;
-  /** The image stands for the whole disk; otherwise it has only what changed. */
+  /** True if the image covers the whole disk; false if it has only what changed. */
   readonly complete: boolean;
   readonly digests?: DigestTarget | undefined;
   readonly compress: ImageCompression;
-  /** Bytes of clusters that a segment stores at the most. */
+  /** Most bytes of clusters that a segment stores. */
   readonly segmentBytes: number;
 }
 
 /**
- * A qcow2 image of compressed clusters. How long a stream becomes is known only when it is there, so segments wait in
- * buffers, of which there are few:
+ * A qcow2 image of compressed clusters. The length of a stream is known only after compression, so segments
+ * wait for their turn in a bounded number of buffers:
  *
- *     plan -> buffer granted -> pieces land -> another thread digests and compresses -> ... its turn ... -> stored, buffer free
+ *     plan -> buffer granted -> pieces land -> thread digests, compresses -> its turn: stored, buffer free
  *
- * Buffers are granted in the order of the plan and come back in that order; what is compressed early keeps its
- * buffer until its turn. So the segment whose turn it is always has one, and nothing can wait for itself.
+ * Buffers are granted in the order of the plan and come back in that order. A segment that is compressed
+ * early keeps its buffer until its turn. So the segment whose turn it is always has a buffer, and there is no
+ * deadlock.
  */
 export class CompressedStore implements ImageStore {
   readonly #writer: Qcow2CompressedWriter;
@@ -58,7 +59,7 @@ export class CompressedStore implements ImageStore {
   readonly #workers: CompressThreads;
   readonly #ownWorkers: CompressThreads | undefined;
   readonly #buffers: BufferPool;
-  /** Everything recorded so far; never rejects. */
+  /** Resolves when everything recorded so far is stored or has failed; never rejects. */
   #tail: Promise<void> = Promise.resolve();
   #failure: { readonly reason: unknown } | undefined;
   #dataBytes = 0;
@@ -79,7 +80,8 @@ export class CompressedStore implements ImageStore {
   }
 
   /**
-   * @param files takes charge of what is made
+   * Creates the files, which must not exist.
+   * @param files becomes the owner of the files
    * @throws {UsageError} the geometry is beyond what qcow2 can hold, or this version of Node lacks the method
    * @throws the file system's error, with `code`
    */
@@ -99,13 +101,13 @@ export class CompressedStore implements ImageStore {
   }
 
   async landing(segment: Segment, signal: AbortSignal): Promise<BufferedLanding<CompressedSegment>> {
-    // A segment of zeroes alone needs no buffer.
+    // A segment of zero runs stores nothing, so its buffer is empty.
     const buffer = segment.clusters === 0 ? new ArrayBuffer(0) : await this.#buffers.take(signal);
     const { geometry } = this.#writer;
     return new BufferedLanding(segment, geometry, buffer, (filled) => this.#compress(segment, filled));
   }
 
-  /** @throws what went wrong with what was recorded */
+  /** @throws the first failure of compressing or storing */
   async capacity(): Promise<void> {
     if (this.#failure !== undefined) throw this.#failure.reason;
   }
@@ -129,13 +131,13 @@ export class CompressedStore implements ImageStore {
     return { storedBytes, digestsSha256 };
   }
 
-  /** Stores nothing from here on, whatever is still being compressed. */
+  /** From here on nothing is stored, even if threads still compress. */
   async [Symbol.asyncDispose](): Promise<void> {
     this.#fail(new BackupError("E_CLUSTER_WORKER", "the image was closed"));
     await this.#ownWorkers?.close();
   }
 
-  /** Takes the buffer over. A failure is known at once, whether or not it is the segment's turn. */
+  /** Becomes the owner of the buffer. A failure counts at once, even before the segment's turn. */
   #compress(segment: Segment, buffer: ArrayBuffer): Promise<CompressedSegment> {
     const { compress, digests } = this.#options;
     const compression = { method: compress.method, level: DEFAULT_LEVEL };
@@ -154,13 +156,13 @@ export class CompressedStore implements ImageStore {
     storeOutcomes(outcomes, this.#writer, { complete });
     for (const { run, digests } of outcomes) {
       this.#dataBytes += dataBytesOf(run, this.#writer.geometry);
-      // In a complete image zeroes need not be said.
+      // A complete image reads as zeroes where nothing is stored, so zero runs are left out.
       if (!complete || run.kind !== "zero") this.#digests?.add(run, digests);
     }
     if (buffer.byteLength > 0) this.#buffers.give(buffer);
   }
 
-  /** Keeps the first failure, and refuses buffers from here on. */
+  /** Keeps the first failure. From here on no buffer is granted. */
   #fail(reason: unknown): void {
     this.#failure ??= { reason };
     this.#buffers.close(this.#failure.reason);
@@ -168,8 +170,9 @@ export class CompressedStore implements ImageStore {
 }
 
 /**
- * To be asked before anything begins.
- * @throws {UsageError} a format that has no compression, or a method that this version of Node lacks
+ * Throws if an image can't be compressed this way. Call it before the work begins.
+ * @throws {UsageError} `E_COMPRESS_FORMAT`: the format has no compression; or this version of Node lacks the
+ *   method
  */
 export function assertCompressible(format: ImageFormat, method: CompressionMethod): void {
   if (format !== "qcow2") {

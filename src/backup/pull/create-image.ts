@@ -5,14 +5,14 @@ import { type Backing, Qcow2Writer } from "../qcow2/writer.js";
 export interface NewImage {
   readonly format: ImageFormat;
   readonly geometry: Geometry;
-  /** qcow2 only: what the header names as the image below. */
+  /** qcow2 only: the backing file that the header names. */
   readonly backing?: Backing | undefined;
-  /** Raw increments only: where the extents are described. */
+  /** Raw increments only: path of the map that describes the extents. */
   readonly mapPath?: string | undefined;
 }
 
 /**
- * Makes a new image at `path`, where nothing may be; after a failure nothing is.
+ * Creates an image at `path`, where nothing may exist. After a failure no new file is left.
  * @throws {UsageError} the geometry is beyond what the format can hold
  * @throws the file system's error, with `code`
  */

@@ -13,27 +13,29 @@ import {
 } from "./segment.js";
 
 /**
- * Stores a segment's bytes in the moment in which they come: each piece is written out of the buffer that it was
- * received in, at the place in the file that its cluster got by the plan, while it is still in the processor's cache.
- * No buffer ever waits for the rest of a cluster or of a request, so that memory does not grow with what is under way.
+ * Writes a segment's bytes to the file when they arrive. Each piece is written from the buffer in which it
+ * was received, while it is still in the processor's cache, to the host offset that its cluster has by the
+ * plan. No buffer waits for the rest of a cluster or a request, so memory does not grow with the bytes in
+ * flight.
  *
- *     received    ...h|pppppppppppppppp|h|pppppppppp...     h header, p payload, 0 zeroes
- *     clusters        |  5   |  6   | 7    ..
- *     written          one write for neighbours; of 000000 nothing, since the file is new
+ *     received    ...h|pppppppppppppp000000|h|pppppp...     h header, p payload, 0 zeroes
+ *     clusters        |  5   |  6   |  7   | |  8   |...
+ *     written         |pppppppppppppp|       |pppppp...     one write for neighbours, none for zeroes
  *
- * A cluster of which no piece was written is a zero cluster. A piece of zeroes is left out only where its cluster has
- * nothing stored yet: should a lost connection bring bytes twice, the later ones count.
+ * A cluster of which no piece was written is a zero cluster, since the file is new. Zeroes are left out only
+ * if nothing is stored in their cluster yet: after a lost connection bytes may arrive twice, and the later
+ * ones count.
  */
 export class DirectLanding implements Landing<ClusterRun[]> {
   readonly ranges: readonly ReadRange[];
   firstByte: number | undefined;
   readonly #segment: Segment;
   readonly #writer: ImageWriter;
-  /** 1 for each slot that something was written to. */
+  /** One byte for each slot, 1 if something was written there. */
   readonly #stored: Uint8Array;
-  /** Bytes that have come; more than there are places for where a lost connection brought some twice. */
+  /** Bytes that have arrived; more than planned if a lost connection delivered some twice. */
   #landed = 0;
-  /** Where the next piece probably goes. */
+  /** Index of the range to which the next piece probably belongs. */
   #hint = 0;
 
   constructor(segment: Segment, writer: ImageWriter) {
@@ -62,10 +64,10 @@ export class DirectLanding implements Landing<ClusterRun[]> {
     }
   }
 
-  /** All bytes have come: what the segment turned out to be, in guest order. */
+  /** The segment's runs as they are stored, in guest order. */
   outcome(): ClusterRun[] {
     const planned = this.ranges.reduce((sum, { offset, end }) => sum + end - offset, 0);
-    if (this.#landed < planned) assert.fail(`${planned} bytes should have come, and ${this.#landed} have`);
+    if (this.#landed < planned) assert.fail(`expected ${planned} bytes, received ${this.#landed}`);
     return storedRuns(this.#segment, this.#stored, this.#writer);
   }
 
@@ -80,7 +82,7 @@ export class DirectLanding implements Landing<ClusterRun[]> {
   }
 }
 
-/** Nearly always it is all of them, for which there is a view already. */
+/** Makes no new view if the part is the whole, as it nearly always is. */
 function partOf(bytes: Uint8Array, from: number, to: number): Uint8Array {
   return from === 0 && to === bytes.length ? bytes : bytes.subarray(from, to);
 }

@@ -6,9 +6,9 @@ import type { Recorder } from "./lanes.js";
 
 interface LedgerOptions {
   readonly writer: ImageWriter;
-  /** Nothing lies below the image, so zeroes need not be said: what is not stored reads as zeroes. */
+  /** True if no image lies below. What is not stored then reads as zeroes, so zero runs are left out. */
   readonly complete: boolean;
-  /** Left out where no digests are wanted. */
+  /** Undefined: no digests are computed. */
   readonly digests?: LedgerDigests | undefined;
 }
 
@@ -19,8 +19,8 @@ export interface LedgerDigests {
 }
 
 /**
- * Notes what was stored, in guest order: in the image's tables, and with its digests in the digest file. The digests
- * come later than the data, since others make them.
+ * Records in guest order what was stored: in the image's tables, and with its digests in the digest file. The
+ * digests come later than the data, because other threads compute them.
  */
 export class ImageLedger implements Recorder<readonly ClusterRun[]> {
   readonly #options: LedgerOptions;
@@ -32,39 +32,39 @@ export class ImageLedger implements Recorder<readonly ClusterRun[]> {
     this.#options = options;
   }
 
-  /** Bytes of the guest that are stored. */
+  /** Guest bytes that are stored. */
   get dataBytes(): number {
     return this.#dataBytes;
   }
 
-  /** Takes the runs that follow in the guest. */
+  /** Takes the next runs in guest order. */
   record(runs: readonly ClusterRun[]): void {
     const { writer, complete, digests } = this.#options;
     for (const run of runs) this.#dataBytes += dataBytesOf(run, writer.geometry);
-    const worth = complete ? runs.filter((run) => run.kind !== "zero") : runs;
+    const listed = complete ? runs.filter((run) => run.kind !== "zero") : runs;
     if (digests === undefined) {
-      for (const run of worth) writer.addRun(run);
+      for (const run of listed) writer.addRun(run);
       return;
     }
-    // The digests are made of what can be read, to the end of the last cluster.
-    writer.reach(hostEndOf(worth, writer.geometry));
-    const digested = digests.behind.digest(worth, writer.geometry);
-    this.#tail = Promise.all([digested, this.#tail]).then(([bytes]) => this.#enter(worth, bytes, digests));
+    // The threads that compute the digests read the file up to the end of the last cluster.
+    writer.reach(hostEndOf(listed, writer.geometry));
+    const digested = digests.behind.digest(listed, writer.geometry);
+    this.#tail = Promise.all([digested, this.#tail]).then(([bytes]) => this.#enter(listed, bytes, digests));
     this.#tail.catch((reason: unknown) => {
       this.#failure ??= { reason };
     });
   }
 
   /**
-   * Resolves when more may be noted.
-   * @throws {BackupError} the digests can't be made, or the tables can't hold what was noted
+   * Resolves when more may be recorded.
+   * @throws {BackupError} the digests can't be computed, or the tables can't hold the runs
    */
   async capacity(): Promise<void> {
     await this.#options.digests?.behind.capacity();
     if (this.#failure !== undefined) throw this.#failure.reason;
   }
 
-  /** Everything noted so far is where it belongs. */
+  /** Resolves when all recorded runs are in the tables and the digest file. */
   async complete(): Promise<void> {
     await this.#tail;
   }
@@ -81,7 +81,7 @@ export class ImageLedger implements Recorder<readonly ClusterRun[]> {
   }
 }
 
-/** Where the highest of the runs' stored bytes ends in the file, cut off at the end of the disk. */
+/** The host offset at which the last stored run ends, cut off at the end of the disk; 0 if none is stored. */
 function hostEndOf(runs: readonly ClusterRun[], { clusterSize, virtualSize }: Geometry): number {
   const last = runs.findLast((run) => slotsOf(run) > 0);
   if (last === undefined || last.kind === "zero") return 0;

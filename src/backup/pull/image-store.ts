@@ -2,30 +2,31 @@ import type { DigestAlgorithm } from "../digest/digest.js";
 import type { DigestThreads } from "../digest/digest-threads.js";
 import type { Destination } from "./pull.js";
 
-/** A new image, and its digest file where one is wanted, that a pull fills. Its files belong to a `NewFiles`. */
+/** A new image that a pull fills, with a digest file if one is wanted. Its files belong to a `NewFiles`. */
 export interface ImageStore extends Destination<unknown>, AsyncDisposable {
-  /** Bytes of the guest that are stored, before any compression. */
+  /** Guest bytes that are stored, before any compression. */
   readonly dataBytes: number;
   /**
-   * Makes the file an image, and ends the digest file.
+   * Writes the tables of the image and completes the digest file. With `sync`, both reach stable storage.
    * @throws the file system's error, with `code`
    */
   finish(options: { readonly sync: boolean }): Promise<FinishedStore>;
 }
 
 export interface FinishedStore {
-  /** Bytes of guest data in the file, as stored: of a compressed cluster the length of its stream. */
+  /** Guest data in the file, in bytes. A compressed cluster counts with the length of its stream. */
   readonly storedBytes: number;
-  /** Of the digest file, in hexadecimal digits; undefined where there is none. */
+  /** SHA-256 of the digest file in hexadecimal; undefined if there is none. */
   readonly digestsSha256: string | undefined;
 }
 
-/** A digest file to be made. */
+/** A digest file to be created. */
 export interface DigestTarget {
   readonly path: string;
   readonly algorithm: DigestAlgorithm;
   /**
-   * The disks of a point share theirs; left out: threads for this image alone.
+   * Threads that the disks of a point share; default: threads for this image alone. Compressed images don't
+   * use them.
    * @internal
    */
   readonly threads?: DigestThreads | undefined;

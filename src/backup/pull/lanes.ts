@@ -2,29 +2,31 @@ import { setMaxListeners } from "node:events";
 import { ReorderBuffer } from "./reorder.js";
 import type { Segment } from "./segment.js";
 
-/** Takes what became of the segments, in guest order. */
+/** Takes the outcomes of segments, in guest order. */
 export interface Recorder<T> {
-  /** Resolves when more may be recorded; throws what went wrong with what was. */
+  /** Resolves when more may be recorded, or rejects with the first failure of recording. */
   capacity(): Promise<void>;
+  /** Takes the next outcome in guest order. */
   record(outcome: T): void;
-  /** Resolves when everything that was recorded is where it belongs. */
+  /** Resolves when everything that was recorded is written, or rejects with the first failure. */
   complete(): Promise<void>;
 }
 
 interface SegmentDone {
-  /** Bytes of the segment that were read. */
+  /** Bytes that were read for the segment, including clean bytes between its ranges. */
   readonly readBytes: number;
-  /** As it was planned. */
+  /** As planned. */
   readonly segment: Segment;
 }
 
 export interface LaneOptions<T> {
   readonly segments: AsyncIterable<Segment>;
   readonly recorder: Recorder<T>;
-  /** How many segments may be under way at a time. Asked again after each segment; never falls. */
+  /** How many lanes should run. Called again after each segment; must not fall. */
   readonly lanes: () => number;
   /**
-   * Stores one segment. An outcome that is a promise is handed on as it is. `signal` fires when the work is given up.
+   * Reads and stores one segment. An outcome that is a promise goes to the recorder without being awaited.
+   * `signal` is aborted when the work is given up.
    */
   readonly store: (segment: Segment, signal: AbortSignal) => Promise<StoredSegment<T>>;
   readonly signal?: AbortSignal | undefined;
@@ -38,21 +40,24 @@ interface StoredSegment<T> {
 }
 
 /**
- * Has lanes share one lazy plan: each takes a segment, stores it, and takes the next. Outcomes are recorded in guest order.
+ * Runs lanes that share one lazy plan: each takes a segment, stores it and takes the next one. Outcomes are
+ * recorded in guest order.
  *
- * @throws what the plan, a segment or the recorder threw first; the other lanes have stopped by then
+ * @throws the first error of the plan, a segment or the recorder; all lanes have stopped by then
  */
 export async function runLanes<T>(options: LaneOptions<T>): Promise<void> {
   const { recorder } = options;
   const segments = options.segments[Symbol.asyncIterator]();
   const stop = new AbortController();
   const signal = AbortSignal.any(options.signal ? [options.signal, stop.signal] : [stop.signal]);
-  // Each read under way listens, so a large number of listeners is no leak.
+  // Each read in flight listens to it, so a large number of listeners is not a leak.
   setMaxListeners(0, signal);
   const reorder = new ReorderBuffer((outcome: T) => recorder.record(outcome));
 
   let planError: unknown;
-  /** A plan that fails ends the lanes, but not what they are reading: the connection stays good for another plan. */
+  /**
+   * If the plan fails, lanes still finish their segments, so the connection stays usable for another plan.
+   */
   async function nextSegment(): Promise<Segment | undefined> {
     await reorder.capacity();
     await recorder.capacity();
@@ -84,7 +89,7 @@ export async function runLanes<T>(options: LaneOptions<T>): Promise<void> {
     reorder.giveUp();
   }
   startLanes();
-  // Lanes may be added while these are awaited.
+  // More lanes may start while these are awaited.
   for (let i = 0; i < lanes.length; i += 1) await lanes[i];
   await Promise.resolve(segments.return?.()).catch((error: unknown) => {
     planError ??= error;

@@ -12,17 +12,17 @@ import type { Segment } from "./segment.js";
 
 interface PlainStoreOptions extends NewImage {
   readonly path: string;
-  /** The image stands for the whole disk; otherwise it has only what changed. */
+  /** True if the image covers the whole disk; false if it has only what changed. */
   readonly complete: boolean;
   readonly digests?: DigestTarget | undefined;
 }
 
-/** An image whose clusters are stored as they are, in the moment in which they come. */
+/** An image whose clusters are stored without compression, when they arrive. */
 export class PlainStore implements ImageStore {
   readonly #writer: ImageWriter;
   readonly #ledger: ImageLedger;
   readonly #digests: LedgerDigests | undefined;
-  /** Those that no other image uses. */
+  /** Threads for this image alone; undefined if the caller's are used. */
   readonly #ownThreads: DigestThreads | undefined;
 
   private constructor(
@@ -38,7 +38,8 @@ export class PlainStore implements ImageStore {
   }
 
   /**
-   * @param files takes charge of what is made
+   * Creates the files, which must not exist.
+   * @param files becomes the owner of the files
    * @throws {UsageError} the geometry is beyond what the format can hold
    * @throws the file system's error, with `code`
    */

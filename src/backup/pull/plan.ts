@@ -6,21 +6,21 @@ import type { Segment } from "./segment.js";
 
 interface SegmentPlanOptions {
   readonly geometry: Geometry;
-  /** Bytes of stored clusters in a segment, at the most; at least one cluster. */
+  /** Most bytes of clusters that a segment stores; less than a cluster counts as one cluster. */
   readonly segmentBytes: number;
   /**
-   * The first run of data that has so many bytes gives a segment of its own, of exactly so many bytes, which is read by one
-   * request; left out: no such segment.
+   * The beginning of the first data run with at least so many bytes becomes a segment of exactly this size,
+   * which one request reads. Undefined: no such segment.
    */
   readonly firstSegmentBytes?: number | undefined;
 }
 
-/** Zero runs store nothing; a segment ends after this many runs all the same, so that memory stays bounded. */
+/** Zero runs store nothing, so only this limit bounds the memory of a segment that has many of them. */
 const MAX_RUNS_IN_SEGMENT = 1024;
 
 /**
- * The dirty bitmap is finer than a subcluster of the chosen cluster size, so that the image cannot say exactly
- * what changed. The remedy is a smaller cluster size.
+ * The dirty bitmap is finer than a subcluster of the chosen cluster size, so the image can't express exactly
+ * what has changed. The remedy is a smaller cluster size.
  */
 export class GranularityError extends BackupError {
   override readonly name = "GranularityError";
@@ -34,20 +34,21 @@ export class GranularityError extends BackupError {
   }
 }
 
-/** What a plan came to, so far; bytes of the guest. */
+/** Totals of what a plan has turned into segments so far. */
 export interface PlanTotals {
-  /** Extents that aren't clean. */
+  /** Number of extents that are not clean. Neighbours in the same state count as one. */
   extents: number;
-  /** Bytes that aren't clean. */
+  /** Guest bytes that are not clean. */
   definedBytes: number;
 }
 
 /**
- * Turns extents into segments, lazily: nothing is held but the segment in the making.
+ * Turns extents into segments. It is lazy: only the segment in the making is in memory.
  *
- * The extents must be gapless from byte 0 to the end of the disk. Where a cluster has clean and defined parts it
- * becomes a `partial` run; a cluster that is defined throughout and has any data in it is read whole.
+ * The extents must be gapless from byte 0 to the end of the disk. A cluster with clean and defined parts
+ * becomes a `partial` run. A cluster that is defined throughout and has any data is read as a whole.
  *
+ * @param totals updated along the way
  * @throws {GranularityError} a subcluster is partly clean
  */
 export async function* plan(
@@ -71,7 +72,7 @@ export async function* plan(
     return segment;
   };
 
-  // One extent may come in several pieces.
+  // The source may report one extent in several pieces.
   let before: Extent["state"] | undefined;
   for await (const batch of extents) {
     for (const extent of batch) {
@@ -91,11 +92,11 @@ export async function* plan(
           wanted = Number.POSITIVE_INFINITY;
           if (rest.count === 0) continue;
         }
-        // Only what is read has to be divided.
-        for (let room = perSegment - clusters; rest.kind === "data" && rest.count > room; room = perSegment) {
-          runs.push({ kind: "data", cluster: rest.cluster, count: room });
-          clusters += room;
-          rest = { kind: "data", cluster: rest.cluster + room, count: rest.count - room };
+        // Only data runs are divided: zero runs are not read.
+        for (let free = perSegment - clusters; rest.kind === "data" && rest.count > free; free = perSegment) {
+          runs.push({ kind: "data", cluster: rest.cluster, count: free });
+          clusters += free;
+          rest = { kind: "data", cluster: rest.cluster + free, count: rest.count - free };
           yield take();
         }
         runs.push(rest);
@@ -107,12 +108,12 @@ export async function* plan(
   if (runs.length > 0) yield take();
 }
 
-/** Cuts extents at cluster boundaries: whole clusters in bulk, the others piece by piece. */
+/** Cuts extents at cluster boundaries. Whole clusters become one run, shared clusters are cut into pieces. */
 class ClusterCutter {
   readonly #geometry: Geometry;
-  /** Of the cluster that the extents so far end in. */
+  /** Pieces of the cluster in which the last extent ended. */
   #pieces: Extent[] = [];
-  /** What the extent at hand comes to; the next one's take its place. */
+  /** The array that every call of `cut` returns. */
   readonly #runs: PlannedRun[] = [];
 
   constructor(geometry: Geometry) {
@@ -120,8 +121,9 @@ class ClusterCutter {
   }
 
   /**
-   * @param extent follows the one before it
-   * @returns good until the next call
+   * @param extent begins where the previous one ended
+   * @returns the runs of the clusters that end in this extent; valid until the next call
+   * @throws {GranularityError} a subcluster is partly clean
    */
   cut(extent: Extent): readonly PlannedRun[] {
     const { clusterSize, virtualSize } = this.#geometry;
@@ -149,7 +151,7 @@ class ClusterCutter {
   }
 }
 
-/** Classifies one cluster that several extents share; undefined where all of it is clean. */
+/** Classifies one cluster that several extents share; undefined if all of it is clean. */
 function clusterOfPieces(
   cluster: number,
   pieces: readonly Extent[],

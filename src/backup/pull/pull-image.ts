@@ -22,48 +22,52 @@ import { RequestSizes, RequestWindow, type Window } from "./window.js";
 export interface PullImageOptions extends CopyImageOptions {
   /** Connected by `openExport`, with the context of `bitmap`. */
   readonly client: NbdClient;
-  /** Only what this dirty bitmap marks; left out: everything. */
+  /** Copy only what this dirty bitmap marks; default: everything. */
   readonly bitmap?: string | undefined;
-  /** With `bitmap`: the size in bytes of the disk that the increment is laid over, which may have grown since. */
+  /** With `bitmap`: the disk's size in bytes at the parent point. The disk may have grown since. */
   readonly parentSize?: number | undefined;
 }
 
-/** What is read, and how: an export, or an image that is imported. */
+/** A disk to be read: an export, or an image that is imported. */
 export interface DiskSource {
   /** Bytes. */
   readonly virtualSize: number;
-  /** Nothing is clean: the image will stand for the whole disk. */
+  /** True if nothing is clean, so the image covers the whole disk. */
   readonly complete: boolean;
-  /** Of all reads, bytes. */
+  /** Preferred size of reads, in bytes. */
   readonly preferredBlock?: number | undefined;
-  /** The most bytes of one read; left out where larger reads bring nothing. */
+  /** Most bytes that one read may return; undefined if larger reads gain nothing. */
   readonly mostRead?: number | undefined;
-  /** Reading that many clean bytes along is cheaper than another read. */
+  /** Reading so many clean bytes costs less than another read. 0 if clean bytes can't be read. */
   readonly readThrough: number;
-  /** Asked for so far. */
+  /** Number of requests sent so far. */
   readonly requests: number;
-  /** Begins a walk over the whole disk, and the reads that it tells of. */
+  /**
+   * Begins a walk over the whole disk. Returns its extents, gapless from byte 0 to the end, and the source of
+   * their bytes.
+   */
   begin(signal: AbortSignal | undefined): {
     readonly extents: AsyncIterable<readonly Extent[]>;
     readonly bytes: ByteSource;
   };
-  /** At the least, where it is read over connections. */
+  /** Least number of connections, for a source that is read over connections. */
   readonly fewestConnections?: number | undefined;
-  /** Called now and then, with how many connections there should be. */
+  /** Called after each segment with the number of connections that there should be. */
   widen(connections: number): void;
 }
 
 export interface CopyImageOptions {
   readonly imagePath: string;
   readonly format: ImageFormat;
-  /** For qcow2: what the header names as the image below. */
+  /** qcow2 only: the backing file that the header names. */
   readonly backing?: Backing | undefined;
-  /** For a raw increment: where its extents are described. */
+  /** Raw increments only: path of the map that describes the extents. */
   readonly mapPath?: string | undefined;
+  /** Undefined: no digest file is made. */
   readonly digests?: DigestTarget | undefined;
-  /** qcow2 only; left out: clusters are stored as they are. */
+  /** qcow2 only; default: clusters are not compressed. */
   readonly compress?: ImageCompression | undefined;
-  /** Runs when all files are complete; if it fails, they are removed like after any other failure. */
+  /** Runs when all files are complete. If it fails, the files are removed as after any other failure. */
   readonly publish?: (() => Promise<void>) | undefined;
   /** Flush to stable storage before returning. */
   readonly sync: boolean;
@@ -73,10 +77,10 @@ export interface CopyImageOptions {
   readonly onProgress?: ((progress: PullProgress) => void) | undefined;
 }
 
-/** Bytes of the guest. */
+/** Sizes and offsets in bytes of the guest. */
 export interface PullProgress {
   readonly virtualSize: number;
-  /** How far the walk over the disk has come. */
+  /** End of the segment that was stored last. Segments may be stored in any order. */
   readonly position: number;
   readonly readBytes: number;
 }
@@ -87,38 +91,54 @@ export interface PullResult {
   readonly mode: "full" | "incremental";
   readonly virtualSize: number;
   readonly clusterSize: number;
-  /** What the image defines: all of the disk for a full copy, for an increment what the bitmap marked, and new data. */
+  /**
+   * What the image defines: the whole disk in a full copy; in an increment what the bitmap marked, and the
+   * data of the part by which the disk has grown.
+   */
   readonly dirtyBytes: number;
-  /** What of that is stored as data: a cluster that is defined throughout counts as a whole if any of it is not zero. */
+  /**
+   * The part of `dirtyBytes` that is stored as data. A cluster that is defined throughout counts as a whole
+   * if any of its bytes is not zero.
+   */
   readonly dataBytes: number;
+  /** The rest of `dirtyBytes`. */
   readonly zeroBytes: number;
-  /** Bytes of guest data in the image file, as stored: of a compressed cluster the length of its stream, without tables. */
+  /**
+   * Guest data in the image file, without tables. A compressed cluster counts with the length of its stream.
+   */
   readonly storedBytes: number;
+  /** Number of extents that are not clean. */
   readonly extents: number;
+  /** Number of requests sent to the source. */
   readonly requests: number;
   readonly seconds: number;
-  /** Of the digest file, in hexadecimal digits. */
+  /** SHA-256 of the digest file in hexadecimal; undefined if there is none. */
   readonly digestsSha256: string | undefined;
 }
 
-/** Reading that many clean bytes along takes less than another request (docs/performance.md). */
+/** Reading so many clean bytes costs about as much as another request (calculated, docs/performance.md). */
 const READ_THROUGH = 32 * 1024;
-/** Measured: one lane's work for twice the bytes; with more at a time the server's memory grows, and its time (docs/performance.md). */
+/**
+ * With two, a lane does the work of one segment for twice the bytes. More were measured to cost the server
+ * memory and time (docs/performance.md).
+ */
 const MOST_REQUESTS_IN_SEGMENT = 2;
 const DEFAULT_CLUSTER_SIZE = 64 * 1024;
-/** With 32 subclusters of 512 bytes: as fine as QEMU's bitmaps can be. */
+/** Its 32 subclusters have 512 bytes each, the finest granularity of QEMU's bitmaps. */
 const FINEST_CLUSTER_SIZE = 16 * 1024;
 
 /**
- * One export into one image, at paths that must not exist yet. After a failure none of the files is left.
+ * Copies one export into one new image. Nothing may exist at the paths yet. After a failure no file is left.
  *
- * The cluster size is 64 KiB; if the bitmap turns out to be finer than what such clusters can express (2 KiB), the
- * work begins again with 16 KiB.
+ * The cluster size is 64 KiB. If the bitmap is finer than the subclusters of such clusters (2 KiB), the work
+ * begins again with 16 KiB.
  *
- * @throws {UsageError} this format or this version of Node can't compress so
+ * @throws {UsageError} `E_COMPRESS_FORMAT`: a raw image can't be compressed; or this version of Node lacks
+ *   the compression method, or the format can't hold a disk of this size
  * @throws {NbdError} a read or a block status failed
- * @throws {BackupError} what the image writer refuses
- * @throws the file system's errors
+ * @throws {BackupError} `E_GRANULARITY`: the bitmap is finer than 512 bytes; or a thread that computes
+ *   digests or compresses failed
+ * @throws the file system's error, with `code`
  */
 export async function pullImage(options: PullImageOptions): Promise<PullResult> {
   const { client, bitmap, parentSize, ...rest } = options;
@@ -126,8 +146,8 @@ export async function pullImage(options: PullImageOptions): Promise<PullResult> 
 }
 
 /**
- * As `pullImage`, from anything that can be read like a disk.
- * @throws what the source throws, and otherwise as `pullImage`
+ * Like `pullImage`, but from any source that can be read like a disk.
+ * @throws what the source throws, and otherwise like `pullImage`
  */
 export async function copyImage(source: DiskSource, options: CopyImageOptions): Promise<PullResult> {
   if (options.compress) assertCompressible(options.format, options.compress.method);
@@ -145,7 +165,7 @@ function exportSource(
   parentSize: number | undefined,
 ): DiskSource {
   const readsClean = mayReadClean(client, bitmap);
-  // Where clean bytes can't be read, what the disk has grown by is what the bitmap says.
+  // Where clean bytes can't be read, only the bitmap tells about the part by which the disk has grown.
   const grownFrom = readsClean ? parentSize : undefined;
   return {
     virtualSize: client.export.size,
@@ -235,15 +255,18 @@ async function copyWithClusters(
   };
 }
 
-/** The guest offset that a segment goes up to. */
+/** The guest offset at which a segment's last run ends, at most the virtual size; 0 without runs. */
 export function endOf(runs: readonly PlannedRun[], { clusterSize, virtualSize }: Geometry): number {
   const last = runs.at(-1);
   return last === undefined ? 0 : Math.min((last.cluster + last.count) * clusterSize, virtualSize);
 }
 
-/** A lane that asks for several things at once costs less for each; as long as there are lanes beside it. */
+/**
+ * Most bytes that a segment stores. A segment of several requests costs less for each of them. But the window
+ * must have room for at least two such segments.
+ */
 function segmentBytesFor({ window = {}, compress }: CopyImageOptions, requestBytes: number): number {
-  // What waits in buffers to be compressed has to be little, whatever is asked for.
+  // Each segment occupies a buffer until it is compressed, so it stays small whatever the request size is.
   if (compress) return Math.min(requestBytes, MOST_COMPRESSED_AT_A_TIME);
   const { inFlight = Number.POSITIVE_INFINITY } = window;
   const count = Math.min(MOST_REQUESTS_IN_SEGMENT, Math.floor(inFlight / (2 * requestBytes)));

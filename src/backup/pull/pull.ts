@@ -1,11 +1,24 @@
 /**
- * The data path, and the room's main file. An export or another source is described by extents (`export/`); `plan.ts` turns
- * them into segments; lanes (`lanes.ts`) take one segment each and ask for its bytes, as much at a time as `window.ts` says;
- * a landing (`direct-landing.ts`, `buffered-landing.ts`) puts them where they belong; the destination (`plain-store.ts`,
- * `compressed-store.ts`) records what each segment turned out to be, and makes the file an image at the end.
+ * The data path: it reads an export, or another disk, and stores it in a new image. This is the room's main
+ * file. Read this comment first, then the files in the order in which the data passes through them:
  *
- * Read this page first, then `pull-image.ts`, which puts the parts together, and `segment.ts` for the words. This room knows
- * neither repositories nor libvirt, and it never reads back what it wrote.
+ *     pull-image.ts         one export into one image: puts all the other parts together
+ *     plan.ts               extents become segments, cut at cluster boundaries
+ *     segment.ts            what a segment is, its requests, and its runs after the bytes have arrived
+ *     window.ts             how large requests are, and how many lanes run
+ *     lanes.ts              each lane takes a segment, stores it and takes the next one
+ *     pull.ts               what a lane does with its segment: the requests go out, the pieces arrive
+ *     direct-landing.ts     writes pieces to the file when they arrive
+ *     buffered-landing.ts   or collects them in a buffer, to be compressed or written later
+ *     reorder.ts            puts the outcomes of the segments back into guest order
+ *     image-ledger.ts       records the outcomes in the image's tables and in the digest file
+ *     image-store.ts        what a pull fills: plain-store.ts, or compressed-store.ts with compression
+ *
+ * `create-image.ts`, `buffer-pool.ts` and `rate-limit.ts` are helpers. The restore room uses parts of this
+ * room with a chain of images as the source, or with a device or an export as the destination.
+ *
+ * This room knows neither libvirt nor repositories and chains, and changes no existing file. It never reads
+ * back what it wrote: digests come from threads of the digest room, which read the new file.
  */
 
 import type { PieceSink } from "../../nbd/index.js";
@@ -15,19 +28,19 @@ import type { RateLimit } from "./rate-limit.js";
 import { type ReadRange, type RequestLimits, requestsOf, type Segment } from "./segment.js";
 import type { RequestWindow } from "./window.js";
 
-/** Where the bytes of one segment go; `T` tells what became of the segment. */
+/** Where the bytes of one segment go. `T` is the outcome of the segment. */
 export interface Landing<T> extends PieceSink {
-  /** What has to be read, in guest order. */
+  /** The stretches of the guest to be read, in guest order. */
   readonly ranges: readonly ReadRange[];
-  /** When its first byte came; undefined before. */
+  /** When the first byte arrived, in milliseconds of `performance.now()`; undefined before. */
   readonly firstByte: number | undefined;
-  /** Called when all bytes have come: what the segment turned out to be. A promise is handed on as it is. */
+  /** Returns the segment's outcome. Called when all bytes have arrived. A promise is not awaited here. */
   outcome(): T;
 }
 
-/** What a pull fills: it gives each segment a landing, and records the outcomes in guest order. */
+/** What a pull fills. It gives each segment a landing, and records the outcomes in guest order. */
 export interface Destination<T> extends Recorder<T> {
-  /** Called in the order of the plan; a promise where the segment has to wait for a buffer. */
+  /** Called in the order of the plan. Returns a promise if the segment may have to wait for a buffer. */
   landing(segment: Segment, signal: AbortSignal): Landing<T> | Promise<Landing<T>>;
 }
 
@@ -40,16 +53,16 @@ export interface PullOptions<T> extends Pick<LaneOptions<T>, "segments" | "signa
 }
 
 /**
- * Reads all that a plan names and stores it. The bytes of a segment are stored at the moment they arrive, in the file or in
- * a buffer:
+ * Reads everything in the plan and stores it. The bytes of a segment are stored when they arrive, in the file
+ * or in a buffer. As many lanes run as the window allows:
  *
  *     plan -> lane 0:  request ... pieces land ... outcome | request ... pieces land ... | ...
- *          -> lane 1:     request ... pieces land ... outcome | request ...           as many lanes as the window allows
+ *          -> lane 1:     request ... pieces land ... outcome | request ...
  *
- * When it returns, every byte that the plan named was read with exact coverage, stored and recorded. The image still lacks
- * its tables, which `finish` of the store writes.
+ * When it returns, every byte in the plan was read with exact coverage, stored and recorded. An image has no
+ * tables yet: its store's `finish` writes them.
  *
- * @throws what the plan, a read, a write or the destination threw first; the other lanes have stopped by then
+ * @throws the first error of the plan, a read, a write or the destination; all lanes have stopped by then
  */
 export async function pull<T>({
   source,

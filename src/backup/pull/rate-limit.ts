@@ -1,12 +1,12 @@
 import { setTimeout as sleep } from "node:timers/promises";
 
-/** Longest time that unused rate is saved up for: a pause is not followed by a burst. */
+/** Unused rate is saved up for no longer than this, so that no burst follows a pause. */
 const MAX_SAVED_MS = 100;
 
-/** Spreads bytes over time; one limit may be shared by several disks. */
+/** Limits a rate of bytes. Several disks may share one limit. */
 export class RateLimit {
   readonly #bytesPerMs: number;
-  /** When all that was taken so far is due, by the monotonic clock. */
+  /** When the next bytes may be read, in milliseconds of `performance.now()`. */
   #due = performance.now();
 
   constructor(bytesPerSecond: number) {
@@ -14,7 +14,7 @@ export class RateLimit {
   }
 
   /**
-   * Waits for the turn of `bytes`.
+   * Waits until `bytes` more may be read.
    * @throws the signal's reason
    */
   async take(bytes: number, signal: AbortSignal): Promise<void> {

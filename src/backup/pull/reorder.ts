@@ -1,11 +1,12 @@
-/** Values that may wait for an earlier one before no more are taken on. */
+/** When so many values wait for an earlier one, `capacity` makes its callers wait. */
 const MAX_EARLY = 1024;
 
-/** Hands values on in the order of their index, whatever the order in which they come. */
+/** Takes values in any order and delivers them in the order of their index, from 0. */
 export class ReorderBuffer<T> {
   readonly #deliver: (value: T) => void;
   readonly #early = new Map<number, T>();
   #waiting: (() => void)[] = [];
+  /** Index of the value to be delivered next. */
   #next = 0;
   #open = false;
 
@@ -23,7 +24,7 @@ export class ReorderBuffer<T> {
     if (this.#early.size < MAX_EARLY) this.#wake();
   }
 
-  /** Resolves when there is room for more work: one value that is late must not let all others pile up. */
+  /** Waits while too many values wait for a late one, so that they don't pile up. */
   async capacity(): Promise<void> {
     while (this.#early.size >= MAX_EARLY && !this.#open) {
       await new Promise<void>((resolve) => {
@@ -32,7 +33,7 @@ export class ReorderBuffer<T> {
     }
   }
 
-  /** The missing value will never come: nobody has to wait any more. */
+  /** Ends all waiting in `capacity`, now and later, because the missing value will never come. */
   giveUp(): void {
     this.#open = true;
     this.#wake();

@@ -10,8 +10,8 @@ import {
 import { slottedRuns, withoutZeroSlots } from "../image/slots.js";
 
 /**
- * What one lane takes at a time: neighbouring runs in guest order, with a bounded number of clusters to be stored. In a
- * buffer, where there is one, and in a packed image file, those clusters stand side by side, each in its slot:
+ * The work that a lane takes at a time: neighbouring runs in guest order, with a bounded number of clusters
+ * to be stored. In a buffer and in a packed image file, these clusters lie side by side, each in its slot:
  *
  *     guest    |data 5,6|  clean  |zero 9|data 10|   clean   |data 14|
  *     runs      data 5 ×2          zero 9 data 10             data 14
@@ -19,26 +19,26 @@ import { slottedRuns, withoutZeroSlots } from "../image/slots.js";
  *     rank      n        n+1      n+2      n+3
  */
 export interface Segment {
-  /** Place in the plan, from 0: outcomes are put back into this order. */
+  /** Position in the plan, from 0. Outcomes are put back into this order. */
   readonly index: number;
   readonly runs: readonly PlannedRun[];
-  /** Number of clusters set aside for storing in all segments before this one. */
+  /** Number of clusters set aside for storing in all earlier segments. */
   readonly firstRank: number;
-  /** Clusters set aside for storing in this one. */
+  /** Number of clusters set aside for storing in this segment. */
   readonly clusters: number;
-  /** Most bytes of one request, in place of the pull's limit. */
+  /** Most bytes of one request for this segment; default: the pull's limit. */
   readonly mostRead?: number | undefined;
 }
 
-/** A stretch of the guest that has to be read and stored. Offsets in bytes. */
+/** A stretch of the guest to be read and stored, from byte `offset` up to byte `end`. */
 export interface ReadRange {
   readonly offset: number;
   readonly end: number;
-  /** The slot of the cluster that `offset` is in; the slots of the clusters after it follow. */
+  /** The slot of the cluster at `offset`. The clusters after it have the following slots. */
   readonly slot: number;
 }
 
-/** The stretches of a segment that have to be read, in guest order. Those of a partial cluster share one slot. */
+/** The stretches of a segment to be read, in guest order. Those of a partial cluster share one slot. */
 export function readRangesOf(segment: Segment, geometry: Geometry): ReadRange[] {
   const { clusterSize, virtualSize } = geometry;
   const ranges: ReadRange[] = [];
@@ -56,7 +56,7 @@ export function readRangesOf(segment: Segment, geometry: Geometry): ReadRange[] 
   return ranges;
 }
 
-/** The slot of the cluster that byte `offset` of a range is in. */
+/** The slot of the cluster at guest offset `offset`, which lies in the range. */
 export function slotAt(
   range: Pick<ReadRange, "offset" | "slot">,
   offset: number,
@@ -66,13 +66,13 @@ export function slotAt(
 }
 
 /**
- * Writes bytes of one range, neighbouring clusters at once. Zeroes are left out where their cluster has nothing
- * stored yet, since the file is new. They are written where it has: after a lost connection bytes may come twice,
- * and the later ones count.
+ * Writes bytes of one range, neighbouring clusters in one call of `write`. Zeroes are left out if nothing is
+ * stored in their cluster yet, since the file is new. Otherwise they are written: after a lost connection
+ * bytes may arrive twice, and the later ones count.
  *
- * @param offset of the first byte, on the disk
- * @param stored 1 for each slot that has something stored, kept here
- * @param write stores `bytes` from index `from` to index `to`; never called with nothing
+ * @param offset guest offset of the first byte
+ * @param stored one byte for each slot, 1 if something is stored there; updated here
+ * @param write stores `bytes` from index `from` up to index `to`, at least one byte
  */
 export function storeInSlots(
   range: Pick<ReadRange, "offset" | "slot">,
@@ -96,8 +96,8 @@ export function storeInSlots(
 }
 
 /**
- * The index of the first range that ends after `offset`; the number of ranges where none does. Pieces of one request come in
- * order, so the range of the piece before, `hint`, is tried first.
+ * The index of the first range that ends after `offset`, or the number of ranges if none does. Pieces mostly
+ * arrive in order, so the range of the previous piece, at index `hint`, is tried first.
  */
 export function rangeAt(ranges: readonly ReadRange[], offset: number, hint: number): number {
   const last = ranges[hint];
@@ -114,15 +114,15 @@ export function rangeAt(ranges: readonly ReadRange[], offset: number, hint: numb
 
 /** How ranges become requests. Sizes in bytes. */
 export interface RequestLimits {
-  /** The largest gap between two ranges that is read along; 0 where clean bytes can't be read. */
+  /** The largest gap between two ranges that one request reads too; 0 if clean bytes can't be read. */
   readonly readThrough: number;
   /** Most bytes of one request. */
   readonly mostRead: number;
 }
 
 /**
- * What to ask for. Where clean bytes may be read as well, gaps of no more than `readThrough` bytes are read along: one
- * larger request costs less than two small ones. The landing drops them. A range longer than `mostRead` is divided.
+ * The requests for ranges. A gap of at most `readThrough` bytes is read too, because one larger request costs
+ * less than two small ones; the landing drops its bytes. A range longer than `mostRead` is divided.
  *
  *     ranges    |xxxx| gap |xx|          large gap           |xxxxxxx|
  *     requests  |-------------|                              |-------|
@@ -151,10 +151,10 @@ export function requestsOf(
 }
 
 /**
- * What became of a segment, once its bytes were looked at: its runs with their places in the image file. Clusters that hold
- * only zeroes get none.
+ * The runs of a segment after its bytes were looked at, with their host offsets. Clusters of zeroes have
+ * become zero runs, and a partial cluster without other bytes has only zero subclusters.
  *
- * @param stored for each of the segment's slots: 0 where it holds only zeroes, else 1
+ * @param stored one byte for each slot of the segment: 0 if it holds only zeroes, else 1
  */
 export function storedRuns(
   segment: Segment,

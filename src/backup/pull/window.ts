@@ -1,39 +1,44 @@
 import { CONNECTIONS } from "../export/open-export.js";
 import type { RequestLimits } from "./segment.js";
 
-/** How much is in flight at a time, in bytes. A property that is left out is chosen, and adapted to the server. */
+/**
+ * Limits on what is in flight. The program chooses those that are undefined and adapts them to the server.
+ */
 export interface Window {
-  /** Most bytes of one request; a cluster at the least. */
+  /** Most bytes of one request; less than a cluster counts as a cluster. */
   readonly requestSize?: number | undefined;
-  /** Most bytes to be stored of all requests in flight; clean bytes that are read along come on top. */
+  /** Most bytes in flight that will be stored. Clean bytes that requests also read don't count. */
   readonly inFlight?: number | undefined;
-  /** Number of connections, where the server allows several. */
+  /** Number of connections, if the server allows several. */
   readonly connections?: number | undefined;
 }
 
-/** A server whose answers take longer is far: its speed depends on how many requests it works on at a time. */
+/** A server with a longer latency is far: its throughput depends on the number of requests in flight. */
 const FAR_MS = 4;
 const MOST_CONNECTIONS = 4;
-/** More connections than one for so much were measured to cost a fifth. */
+/** Bytes in flight for each connection. More connections than that were measured to cost a fifth. */
 const BYTES_OF_A_CONNECTION = 8 * 1024 * 1024;
-/** Least number of bytes in flight to a far server. */
+/** Least bytes in flight to a far server. */
 const FAR_IN_FLIGHT = 16 * 1024 * 1024;
-/** Least number of bytes in flight. Enough for a unix socket: less starves it, more costs cache. */
+/** Least bytes in flight. Enough for a Unix socket: less starves it, more costs cache. */
 const LEAST_IN_FLIGHT = 4 * 1024 * 1024;
-/** Most bytes in flight, for far servers. As bytes are stored when they arrive, this costs the server memory, not us. */
+/**
+ * Most bytes in flight, for far servers. Bytes are stored when they arrive, so only the server needs memory.
+ */
 const MOST_IN_FLIGHT = 64 * 1024 * 1024;
 
-/** Segments that are read one after the other at the beginning: the first finds us, and perhaps the server, cold. */
+/** Segments read one after the other at the start. At the first one, caches of both sides may be cold. */
 const SCOUTS = 4;
-/** How often the rate is looked at. */
+/** Shortest time over which the rate is measured. */
 const SPAN_MS = 50;
-/** Twice what the line and the server hold: one half travels while the server works on the other. */
+/** Factor for rate times latency: one half of the bytes travels while the server works on the other. */
 const HEADROOM = 2;
 
 /**
- * How many lanes there should be: as many as keep the server and the line busy, and no more, since requests that wait in a
- * queue only cost memory and cache. One lane starts alone, so that its first answers tell how far the server is, with empty
- * queues. For a near server the least is enough; for a far one the bytes in flight are the rate times the latency.
+ * Decides how many lanes run: enough to keep the server and the line busy, and no more, because requests that
+ * wait in a queue only cost memory and cache. One lane starts alone, so the first answers show the server's
+ * latency with empty queues. For a near server the least is enough. For a far one, the bytes in flight are
+ * twice the rate times the latency.
  */
 export class RequestWindow {
   readonly #least: number;
@@ -53,22 +58,25 @@ export class RequestWindow {
     this.#fewestConnections = fewestConnections;
     this.#least = lanesOf(window.inFlight ?? LEAST_IN_FLIGHT, segmentBytes);
     this.#most = Math.max(this.#least, lanesOf(window.inFlight ?? MOST_IN_FLIGHT, segmentBytes));
-    // A bound that the caller chose needs no scout.
+    // A limit that the caller chose needs no measurement.
     if (window.inFlight !== undefined) this.#lanes = this.#least;
   }
 
-  /** Never falls. */
+  /** How many lanes should run. Never falls. */
   get lanes(): number {
     return this.#lanes;
   }
 
-  /** How many connections there should be, where the server allows several. Never falls. */
+  /** How many connections there should be, if the server allows several. Never falls. */
   get connections(): number {
     const needed = Math.ceil((this.#lanes * this.#segmentBytes) / BYTES_OF_A_CONNECTION);
     return this.#window.connections ?? Math.max(this.#fewestConnections, Math.min(MOST_CONNECTIONS, needed));
   }
 
-  /** Takes the times of a finished segment, in milliseconds of `performance.now()`. */
+  /**
+   * Takes the bytes that were read for a finished segment, and its times in milliseconds of
+   * `performance.now()`. `firstByte` is undefined if nothing was read.
+   */
   measured(segment: {
     readonly bytes: number;
     readonly asked: number;
@@ -76,10 +84,10 @@ export class RequestWindow {
     readonly done: number;
   }): void {
     const { bytes, asked, firstByte, done } = segment;
-    // The quickest answer of all comes nearest to the way there and back; the others have waited for something.
+    // The quickest answer is the closest to the real latency: the others waited in queues.
     if (firstByte !== undefined) this.#latency = Math.min(this.#latency, firstByte - asked);
     if (this.#scouts < SCOUTS) {
-      // A segment of nothing but zeroes tells nothing, and takes no time.
+      // A segment of zero runs takes no time and shows no latency.
       if (firstByte === undefined) return;
       this.#scouts += 1;
       if (this.#scouts < SCOUTS) return;
@@ -90,8 +98,8 @@ export class RequestWindow {
     this.#since ??= asked;
     const span = done - this.#since;
     if (!this.#isFar || span < SPAN_MS) return;
-    const onTheWay = (this.#bytes / span) * this.#latency;
-    const wanted = Math.ceil((HEADROOM * onTheWay) / this.#segmentBytes);
+    const inFlight = (this.#bytes / span) * this.#latency;
+    const wanted = Math.ceil((HEADROOM * inFlight) / this.#segmentBytes);
     this.#lanes = Math.min(this.#most, Math.max(this.#lanes, wanted));
     this.#since = done;
     this.#bytes = 0;
@@ -102,24 +110,28 @@ export class RequestWindow {
   }
 }
 
-/** How many lanes a window has room for. */
+/** How many segments fit into so many bytes in flight; at least 1. */
 function lanesOf(inFlight: number, segmentBytes: number): number {
   return Math.max(1, Math.floor(inFlight / segmentBytes));
 }
 
-/** Measured: smaller requests cost more of everything (docs/performance.md). */
+/** Smaller requests were measured to cost more in every respect (docs/performance.md). */
 const REQUEST_SIZE = 512 * 1024;
 
 /**
- * A server that uses glibc's malloc gets new memory from the kernel for each request of 1 MiB, at thrice the time, until it
- * has given back a larger piece; from then on it keeps what it has, and large requests cost it less than small ones.
+ * With glibc's malloc, a server gets new memory from the kernel for each request of 1 MiB, at three times the
+ * CPU time, until it has freed a larger block. From then on it keeps its memory, and large requests cost it
+ * less than small ones.
  */
 const LARGER_REQUEST_SIZE = 1024 * 1024;
 
 /** Size of the one request after which such a server keeps its memory. */
 const FIRST_REQUEST_SIZE = 8 * 1024 * 1024;
 
-/** How much one request asks for: whole clusters, and whole blocks as the server prefers them. */
+/**
+ * Most bytes of one request: what the caller chose, otherwise the larger of 512 KiB and the server's
+ * preferred block; at least a cluster.
+ */
 export function requestBytesOf(window: Window, clusterSize: number, preferredBlock = 1): number {
   const wanted = window.requestSize ?? Math.max(REQUEST_SIZE, preferredBlock);
   return Math.max(wanted, clusterSize);
@@ -129,20 +141,21 @@ interface RequestSizeOptions {
   readonly window: Window;
   readonly clusterSize: number;
   readonly preferredBlock?: number | undefined;
-  /** The server answers so much at once; left out: larger requests bring nothing. */
+  /** Most bytes that the server returns for one request; undefined if larger requests gain nothing. */
   readonly maximum?: number | undefined;
   readonly readThrough: number;
 }
 
 /**
- * How much of an export one request asks for, in bytes. The first stretch that is long enough is read by one large request;
- * once that is answered, requests grow to {@link most}. A size or a bound that the caller chose stays as it is.
+ * How large the requests to an export are, in bytes. One large request reads the first data run that is long
+ * enough. When it is answered, requests grow to {@link most}. They never grow if the caller chose their size
+ * or the bytes in flight.
  */
 export class RequestSizes implements RequestLimits {
   readonly readThrough: number;
   /** The size that requests may grow to. */
   readonly most: number;
-  /** Size of the one large request, which the plan makes a segment of; undefined where there is none. */
+  /** Size of the one large request, for which the plan makes a segment; undefined if there is none. */
   readonly firstSegmentBytes: number | undefined;
   #mostRead: number;
 
@@ -155,6 +168,7 @@ export class RequestSizes implements RequestLimits {
     this.most = grows ? LARGER_REQUEST_SIZE : this.#mostRead;
   }
 
+  /** Most bytes of one request at this moment. */
   get mostRead(): number {
     return this.#mostRead;
   }

@@ -1,41 +1,42 @@
 /**
- * What is there already and is written in place: a block device, or an NBD export. What it holds is unknown, so
- * zeroes have to be written as well.
+ * A target that exists and is written in place: a block device or an NBD export. Its content is unknown, so
+ * zeroes must be written too.
  *
- * Any stretch inside it may be read and written, whatever its blocks are. Two that share a block must not be under way at
- * the same time.
+ * Any stretch inside it may be written, whatever its block size is. Two stretches that share a block must not
+ * be in flight at the same time.
  */
 export interface BlockTarget extends AsyncDisposable {
   /** As the user named it. */
   readonly name: string;
   /** Bytes. */
   readonly size: number;
-  /** Bytes from its beginning that can be written: fewer where a server states blocks and the last one is not whole. */
+  /** Bytes from the start that can be written. Less than `size` if a server's last block is not whole. */
   readonly writable: number;
-  /** Undefined where it stated none. */
+  /** Preferred size of writes, in bytes; undefined if the target states none. */
   readonly preferredBlock: number | undefined;
-  /** Something was changed, or may have been. */
+  /** True if the content was changed, or may have been. */
   readonly touched: boolean;
-  /** `data` stays unchanged until the promise settles. */
+  /** Writes `data`, which must stay unchanged until the promise settles. */
   write(offset: number, data: Uint8Array, signal: AbortSignal): Promise<void>;
   /** Makes the stretch read as zeroes. */
   zero(offset: number, length: number, signal: AbortSignal): Promise<void>;
-  /** Brings what was written to stable storage. */
+  /** Flushes what was written to stable storage. */
   flush(signal: AbortSignal | undefined): Promise<void>;
 }
 
-/** Zeroes that are written at a time. Never changed. */
+/** 1 MiB of zeroes to be written from; must not be changed. */
 export const ZERO_BLOCK = Buffer.alloc(1024 * 1024);
 
-/** How bytes get to and fro where a target can't zero by itself. */
+/** Access to a target that can't zero a stretch by itself. */
 interface PlainAccess {
   read(offset: number, target: Uint8Array): Promise<void>;
   write(offset: number, data: Uint8Array): Promise<void>;
 }
 
 /**
- * Zeroes a stretch of a target that can't do so by itself: what reads as zero already is left alone, so that a thinly
- * provisioned target stays thin. Over the rest zeroes are written.
+ * Zeroes a stretch of a target that can't do so by itself. Parts that already read as zeroes are not written,
+ * so that a thinly provisioned target stays thin.
+ * @throws what `access` throws; the signal's reason
  */
 export async function zeroByHand(
   access: PlainAccess,

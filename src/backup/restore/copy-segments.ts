@@ -8,30 +8,32 @@ import { type ReadRange, readRangesOf, type Segment, slotAt, storedRuns } from "
 import type { CopiedPiece } from "./copy-service.js";
 import type { CopyThreads } from "./copy-threads.js";
 
-/** What one question comes to: a message to a thread and back costs as much as copying some clusters. */
+/** Bytes of one question. A message to a thread and back costs as much as copying some clusters. */
 export const COPIED_AT_A_TIME = 4 * 1024 * 1024;
-/** Questions for each thread: the next one lies ready when it is done with one. */
+/** Questions in flight for each thread, so that a thread finds the next one when it has answered one. */
 const QUESTIONS_AHEAD = 2;
 
 interface CopyOptions
   extends Pick<LaneOptions<readonly ClusterRun[]>, "segments" | "recorder" | "signal" | "onSegment"> {
   readonly source: ChainSource;
   readonly threads: CopyThreads;
-  /** Of the file at `path`; the threads write what it would. */
+  /** The writer of the image at `path`. It gives the host offsets; the threads write the data. */
   readonly writer: ImageWriter;
   readonly path: string;
-  /** Bytes of the segments that may be under way; left out: as many as keep the threads busy. */
+  /** Most bytes of segments in flight; default: as many segments as keep the threads busy. */
   readonly inFlight?: number | undefined;
+  /** Most bytes of clusters that a segment stores. */
   readonly segmentBytes: number;
   readonly rateLimit?: RateLimit | undefined;
 }
 
 /**
- * What `pull` is for bytes that come out of a socket, this is for those that lie in files of a chain: threads copy a
- * segment each, and say which of its clusters were not all zeroes.
+ * Does what `pull` does, for bytes in the image files of a chain. Each lane has a thread copy its segment.
+ * The thread answers which clusters it stored, because they are not all zeroes.
  *
- * @throws {DamageError} something is not what was backed up: names disk, point and guest offset
- * @throws {BackupError} the target can't be written, with the file system's code
+ * @throws {DamageError} data differs from its digest or can't be read. The message names disk, point and
+ *   guest offset
+ * @throws {BackupError} the target can't be written, with the file system's code; or a thread failed
  */
 export async function copySegments(options: CopyOptions): Promise<void> {
   const { threads, writer, inFlight, segmentBytes, rateLimit } = options;
@@ -49,13 +51,13 @@ export async function copySegments(options: CopyOptions): Promise<void> {
   });
 }
 
-/** A segment as threads are asked for it, and the layers that its pieces are in. */
+/** The question to a thread about a segment, with the layers of its pieces. */
 interface SegmentQuestion {
   readonly layers: readonly Layer[];
   readonly pieces: readonly CopiedPiece[];
   readonly digests: Uint8Array<ArrayBuffer>;
   readonly slots: number;
-  /** Of the pieces. */
+  /** Length of the pieces together. */
   readonly bytes: number;
 }
 
@@ -65,24 +67,27 @@ function questionOf(segment: Segment, { source, writer }: CopyOptions): SegmentQ
   const digests: Buffer[] = [];
   for (const range of readRangesOf(segment, writer.geometry)) {
     for (const piece of source.take(range.offset, range.end)) {
-      const { layer, run, proof } = originOf(piece);
+      const { layer, run, expected } = originOf(piece);
       if (!layers.includes(layer)) layers.push(layer);
       pieces.push({ image: layers.indexOf(layer), run, ...targetOf(piece, range, segment, writer) });
-      digests.push(proof);
+      digests.push(expected);
     }
   }
   const bytes = pieces.reduce((sum, { length }) => sum + length, 0);
   return { layers, pieces, digests: joined(digests), slots: segment.clusters, bytes };
 }
 
-/** The clusters that a piece touches, and their digests. */
+/**
+ * The clusters that a piece touches, and their expected digests.
+ * @throws {RangeError} the piece has no data
+ */
 function originOf({ offset, length, from }: Piece): {
   layer: Layer;
   run: CopiedPiece["run"];
-  proof: Buffer;
+  expected: Buffer;
 } {
   if (from === undefined || from.run.kind === "zero") {
-    throw new RangeError(`the data at byte ${offset} comes from nowhere`);
+    throw new RangeError(`the data at byte ${offset} has no layer`);
   }
   const { layer } = from;
   const { digests, digestsAt: _, ...run } = from.run;
@@ -91,18 +96,18 @@ function originOf({ offset, length, from }: Piece): {
   const count = Math.ceil((offset + length) / clusterSize) - first;
   const skipped = first - run.cluster;
   const size = layer.digestSize;
-  const proof = digests?.subarray(skipped * size, (skipped + slotsOf({ ...run, count })) * size) ?? NONE;
-  if (run.kind === "partial") return { layer, run, proof };
+  const expected = digests?.subarray(skipped * size, (skipped + slotsOf({ ...run, count })) * size) ?? NONE;
+  if (run.kind === "partial") return { layer, run, expected };
   return {
     layer,
     run: { kind: "data", cluster: first, count, hostOffset: run.hostOffset + skipped * clusterSize },
-    proof,
+    expected,
   };
 }
 
 const NONE = Buffer.alloc(0);
 
-/** Where a piece of a place goes. */
+/** Where a piece of a range goes in the target file. */
 function targetOf(
   { offset, length }: Piece,
   range: ReadRange,
@@ -116,7 +121,7 @@ function targetOf(
   return { offset, length, to, slot };
 }
 
-/** In memory of their own: a copy of a view would take the whole memory that it looks at with it. */
+/** Joins buffers in new memory, because a transfer to a thread moves all the memory behind a view. */
 function joined(parts: readonly Buffer[]): Uint8Array<ArrayBuffer> {
   const all = new Uint8Array(parts.reduce((sum, { length }) => sum + length, 0));
   let at = 0;
@@ -127,7 +132,7 @@ function joined(parts: readonly Buffer[]): Uint8Array<ArrayBuffer> {
   return all;
 }
 
-/** @returns for each slot of the segment, whether anything was stored there */
+/** @returns one byte for each slot of the segment, 1 if something was stored there */
 async function ask(question: SegmentQuestion, { threads, writer, path }: CopyOptions): Promise<Uint8Array> {
   const { layers, pieces, digests, slots } = question;
   if (pieces.length === 0) return new Uint8Array(slots);

@@ -10,23 +10,25 @@ import type { ThreadService } from "../threads/thread-pool.js";
 
 /** Bytes of an image that are to be copied. Offsets and lengths in bytes. */
 export interface CopiedPiece {
-  /** Which of the question's images they are in. */
+  /** Index of the image among those of the question. */
   readonly image: number;
-  /** The clusters that have them, whole ones: only those can be proven. */
+  /** The clusters that the piece touches. Digests are of whole clusters. */
   readonly run: Exclude<ClusterRun, { kind: "zero" }>;
-  /** Where they begin on the disk. */
+  /** Guest offset of the piece. */
   readonly offset: number;
   readonly length: number;
-  /** Where they go in the target file. */
+  /** Host offset in the target file. */
   readonly to: number;
-  /** Which slot of the target they begin in; its clusters' slots follow each other. */
+  /** The slot of the target in which the piece begins. The clusters after it have the following slots. */
   readonly slot: number;
 }
 
 export interface CopyQuestion {
   readonly images: readonly StoredImage[];
   readonly pieces: readonly CopiedPiece[];
-  /** What the clusters of the pieces' runs must be, one after the other; none of images without digests. */
+  /**
+   * Expected digests of the clusters of all pieces' runs, in order; images without digests have none here.
+   */
   readonly digests: Uint8Array<ArrayBuffer>;
   readonly target: CopyTarget;
 }
@@ -35,16 +37,19 @@ export interface CopyQuestion {
 interface CopyTarget {
   readonly path: string;
   readonly clusterSize: number;
-  /** Clusters that pieces go to. */
+  /** Number of clusters that pieces go to. */
   readonly slots: number;
 }
 
 export type CopyAnswer =
-  /** For each slot, 0 where its bytes are all zeroes: nothing was written there. */
+  /** One byte for each slot: 0 if its bytes are all zeroes and nothing was written, else 1. */
   | { readonly stored: Uint8Array<ArrayBuffer> }
-  /** The first piece that is not what it should be; nothing of it was written. */
+  /**
+   * The first damage, and the index of its image. Damaged clusters were not written, but parts of the segment
+   * before them were.
+   */
   | { readonly damage: Damage; readonly image: number }
-  /** What the file system says of the target, or of an image. */
+  /** An error of the file system, about the target or an image. */
   | { readonly failure: CopyFailure };
 
 export interface CopyFailure {
@@ -53,13 +58,16 @@ export interface CopyFailure {
   readonly details: Readonly<Record<string, unknown>>;
 }
 
-/** Path of an image or target that gets no more questions. */
+/** Path of an image or target about which no more questions come, so that it can be closed. */
 export type ForgottenFile = string;
 
-/** Small enough to stay in the processor's cache between reading, digesting and writing. */
+/** Bytes copied at a time: they stay in the processor's cache between reading, digesting and writing. */
 const BLOCK = 256 * 1024;
 
-/** Copies bytes from images which their digests prove. One buffer is enough, since questions come one at a time. */
+/**
+ * Copies bytes from images and compares them with their digests. One buffer is enough, since questions come
+ * one at a time.
+ */
 export class CopyService implements ThreadService<CopyQuestion, CopyAnswer, ForgottenFile> {
   readonly #images = new OpenImages();
   /** By path. */
@@ -108,7 +116,9 @@ export class CopyService implements ThreadService<CopyQuestion, CopyAnswer, Forg
     return { stored };
   }
 
-  /** It was opened before: if it can't be now, it was changed meanwhile, and that is damage as well. */
+  /**
+   * Opens an image. It could be opened before, so if it can't be opened now, it has changed, which is damage.
+   */
   async #opened(source: StoredImage, number: number): Promise<CheckedImage> {
     try {
       return await this.#images.get(source);
@@ -118,7 +128,7 @@ export class CopyService implements ThreadService<CopyQuestion, CopyAnswer, Forg
     }
   }
 
-  /** Reads a piece block by block, each made of whole clusters as far as the piece is. */
+  /** Reads a piece block by block. All blocks but the last end at a cluster boundary. */
   async #copyPiece(
     image: CheckedImage,
     run: DigestedRun,
@@ -152,7 +162,7 @@ export class CopyService implements ThreadService<CopyQuestion, CopyAnswer, Forg
   }
 }
 
-/** Ends a question. */
+/** Ends the work on a question. */
 class Damaged extends Error {
   readonly damage: Damage;
   readonly image: number;
@@ -164,7 +174,7 @@ class Damaged extends Error {
   }
 }
 
-/** Errors lose their class and code on the way between threads. */
+/** An error as an answer, because errors lose their class and code between threads. Throws unknown errors. */
 function answerOf(error: unknown): CopyAnswer {
   if (error instanceof Damaged) return { damage: error.damage, image: error.image };
   if (!(error instanceof BackupError)) throw error;

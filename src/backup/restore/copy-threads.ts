@@ -9,17 +9,20 @@ import {
   type ForgottenFile,
 } from "./copy-service.js";
 
-/** One thread writes while the other reads and digests: two can't write one file at once. Each takes 10 to 25 MiB. */
+/**
+ * One thread writes while the other reads and digests: only one can write to a file at a time. Each takes 10
+ * to 25 MiB of memory.
+ */
 const MOST_THREADS = 2;
-/** Copying this many bytes takes no longer than starting threads. */
+/** Copying so many bytes takes no longer than starting threads, so the calling thread does it. */
 const FEW_BYTES = 32 * 1024 * 1024;
 
 /**
- * Threads that copy bytes from images which their digests prove: they read, digest and write while the bytes are
- * in the processor's cache. The caller only says where the bytes are.
+ * Threads that copy bytes from images and compare them with their digests. They read, digest and write while
+ * the bytes are in the processor's cache. The caller only sends the places of the bytes.
  */
 export class CopyThreads extends ServiceThreads<CopyQuestion, CopyAnswer, ForgottenFile> {
-  /** @param bytes the most bytes that will be copied */
+  /** @param bytes most bytes that will be copied */
   constructor(bytes: number) {
     super({
       script: "#copy-worker",
@@ -28,14 +31,17 @@ export class CopyThreads extends ServiceThreads<CopyQuestion, CopyAnswer, Forgot
       code: "E_COPY_THREAD",
       lost: "a thread that copies has ended",
       failed: "an image could not be copied",
-      closed: "the copying was given up",
+      closed: "copying was cancelled",
     });
   }
 
   /**
-   * Sends a question to a thread. Its digests are transferred and can't be used afterwards.
-   * @returns for each slot of the target whether anything was stored there; or the damage, and its image
-   * @throws {BackupError} the file system's failure, with its code; or a thread has ended
+   * Sends a question to a thread. Its digests are moved to the thread, and the caller can't use them
+   * afterwards.
+   * @returns one byte for each slot of the target, 1 if something was stored there; or the damage and its
+   *   image
+   * @throws {BackupError} the file system's error, with its code; or `E_COPY_THREAD`: a thread ended or
+   *   failed
    */
   async ask(question: CopyQuestion): Promise<Exclude<CopyAnswer, { failure: CopyFailure }>> {
     const answer = await this.put(question, [question.digests.buffer]);

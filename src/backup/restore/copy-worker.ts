@@ -1,4 +1,4 @@
-/** Runs in a thread of its own (`copy-threads.ts`). */
+/** The script of the threads that `copy-threads.ts` starts. */
 
 import { answerQuestions } from "../threads/thread-side.js";
 import { CopyService } from "./copy-service.js";

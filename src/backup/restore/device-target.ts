@@ -5,18 +5,18 @@ import { deviceNumbers, isMissing } from "../host/durable-files.js";
 import { ImageFile } from "../image/image-file.js";
 import { type BlockTarget, zeroByHand } from "./block-target.js";
 
-/** What the kernel counts devices in, whatever their blocks are. */
+/** The kernel gives the sizes of devices in sectors of this size, whatever their block size is. */
 const SECTOR = 512;
 
 /**
- * A block device. Node has no way to have it zero a stretch by itself (`BLKZEROOUT`), so that is done by hand; small
- * stretches go through the page cache, which makes whole blocks of them.
+ * A block device. Node can't ask it to zero a stretch (`BLKZEROOUT`), so zeroes are written where needed.
+ * Writes go through the page cache, which turns small ones into whole blocks.
  */
 export class DeviceTarget implements BlockTarget {
   readonly name: string;
   readonly size: number;
   readonly preferredBlock = undefined;
-  /** The file that a loop device is made of. */
+  /** The file behind a loop device; undefined for other devices. */
   readonly backingFile: string | undefined;
   readonly #file: ImageFile;
   #touched = false;
@@ -29,10 +29,10 @@ export class DeviceTarget implements BlockTarget {
   }
 
   /**
-   * Opens it so that nothing else of the system can begin to use it meanwhile. Programs that don't ask (a QEMU that has
-   * it open) are not noticed.
-   * @throws {UsageError} it is no block device
-   * @throws {PreconditionError} it is mounted or otherwise in use, or read-only
+   * Opens the device exclusively, so that the system can't begin to use it meanwhile (mount, swap, volume).
+   * Programs that have it open but not exclusively, such as a QEMU, are not noticed.
+   * @throws {UsageError} `E_TARGET`: it is not a block device
+   * @throws {PreconditionError} `E_TARGET_IN_USE`: it is mounted or otherwise in use; `E_TARGET_READ_ONLY`
    * @throws the file system's error, with `code`
    */
   static async open(path: string): Promise<DeviceTarget> {
@@ -87,7 +87,10 @@ export class DeviceTarget implements BlockTarget {
   }
 }
 
-/** Where the kernel tells of a device: `/sys/dev/block/7:0`. */
+/**
+ * The kernel's folder about a device, such as `/sys/dev/block/7:0`.
+ * @throws {UsageError} `E_TARGET`: it is not a block device
+ */
 async function kernelFolder(path: string): Promise<string> {
   const found = await stat(path, { bigint: true });
   if (!found.isBlockDevice()) {

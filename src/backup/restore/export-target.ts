@@ -3,14 +3,14 @@ import { PreconditionError } from "../base/errors.js";
 import { CONNECTIONS } from "../export/open-export.js";
 import { type BlockTarget, ZERO_BLOCK, zeroByHand } from "./block-target.js";
 
-/** What a client without better knowledge keeps to. */
+/** Minimum block size in bytes if the server states none. The NBD specification recommends it to clients. */
 const DEFAULT_BLOCK = 512;
 
 /**
- * A writable export. Zeroes are made by WRITE_ZEROES, which leaves it to the server to make holes; where there is no such
- * command, by hand. TRIM is never sent: nothing promises that what was trimmed reads as zeroes.
+ * A writable export. WRITE_ZEROES makes zeroes, and lets the server make holes. If the server doesn't have
+ * it, zeroes are written where needed. TRIM is never sent, because trimmed bytes need not read as zeroes.
  *
- * A connection that is lost fails the restore: what was written over it and not flushed may be lost with it.
+ * A lost connection fails the restore, because writes over it that were not flushed may be lost too.
  */
 export class ExportTarget implements BlockTarget {
   readonly name: string;
@@ -18,7 +18,7 @@ export class ExportTarget implements BlockTarget {
   readonly writable: number;
   readonly preferredBlock: number | undefined;
   readonly #client: NbdClient;
-  /** Writes have to be of whole blocks. */
+  /** Minimum block size in bytes: writes must consist of whole blocks. */
   readonly #block: number;
   #touched = false;
 
@@ -33,9 +33,10 @@ export class ExportTarget implements BlockTarget {
   }
 
   /**
-   * @param name for messages
-   * @throws {PreconditionError} the export is read-only
-   * @throws {NbdError}
+   * @param name the target's name in messages
+   * @param address an NBD URI, or a parsed one
+   * @throws {PreconditionError} `E_TARGET_READ_ONLY`: the export is read-only
+   * @throws {NbdError} the connection or the negotiation failed
    */
   static async open(
     name: string,
@@ -49,12 +50,12 @@ export class ExportTarget implements BlockTarget {
     throw new PreconditionError("E_TARGET_READ_ONLY", message, { details: { target: name } });
   }
 
-  /** False where the server has no FLUSH: when bytes reach stable storage is up to it then. */
+  /** False if the server has no FLUSH. Then only the server decides when bytes reach stable storage. */
   get canFlush(): boolean {
     return this.#client.export.canFlush;
   }
 
-  /** Live ones. */
+  /** Number of live connections. */
   get connections(): number {
     return this.#client.connections;
   }
@@ -70,7 +71,7 @@ export class ExportTarget implements BlockTarget {
       await this.#client.write(offset, data, { signal });
       return;
     }
-    // What lies behind the disk in its last block stays as it is.
+    // In the last block, the bytes behind the disk must stay as they are.
     const last = offset + whole;
     const block = new Uint8Array(Math.min(this.#block, this.size - last));
     await this.#client.read(last, block, { signal });
@@ -102,7 +103,7 @@ export class ExportTarget implements BlockTarget {
     await this.#client.close();
   }
 
-  /** How many of the bytes from `offset` on are whole blocks: all, where they go up to the export's end. */
+  /** How many of the bytes form whole blocks; all of them if they reach the end of the export. */
   #wholeBlocks(offset: number, length: number): number {
     const end = offset + length;
     return end === this.size ? length : length - (end % this.#block);

@@ -14,20 +14,25 @@ export interface RestoreOverOptions extends Omit<RestoreSourceOptions, "preferre
   readonly sync: boolean;
 }
 
-/** Sizes in bytes; `path` is the target's name, and `storedBytes` the data that was written, without zeroes. */
+/**
+ * Sizes in bytes. `path` is the target's name, and `storedBytes` the data that was written, without zeroes.
+ */
 export interface OverwrittenDisk extends RestoredDisk {
-  /** More than `virtualSize` where the target is larger: what lies behind the disk was left as it is. */
+  /** If the target is larger than the disk, its bytes behind the disk stay as they are. */
   readonly targetSize: number;
 }
 
 /**
- * Writes a disk of a point over what a block device or an NBD export holds. Unlike a file that can't be done under
- * another name: a failure after the first write leaves the target half-written, and says so.
+ * Writes a disk of a point over the content of a block device or an NBD export. Unlike a file, the target has
+ * no temporary name: a failure after the first write leaves it half-written, and the error says so.
  *
- * @throws {PreconditionError} the target is smaller than the disk; nothing was written
- * @throws {DamageError} a layer is missing or not what was written: names disk, point and guest offset, and which points
- *   can be restored without it. Manifests, tables and digest files are looked at before anything is written
- * @throws {BackupError} what went wrong with the target, with its code
+ * Manifests, tables and digest files are checked before anything is written. The data is compared with its
+ * digests when it is read.
+ *
+ * @throws {PreconditionError} `E_TARGET_TOO_SMALL`: the target is smaller than the disk; nothing was written
+ * @throws {DamageError} a layer is missing or damaged. The message names disk, point and guest offset, and
+ *   the points that can be restored without it
+ * @throws {BackupError} the target can't be written, with the code of the cause
  */
 export async function restoreOver(options: RestoreOverOptions): Promise<OverwrittenDisk> {
   const { repository, domain, point, disk, target, signal } = options;
@@ -36,8 +41,8 @@ export async function restoreOver(options: RestoreOverOptions): Promise<Overwrit
     await checkChains(repository, domain, point, [disk], signal);
     return await overwrite(options);
   } catch (error) {
-    const told = await withRestorable(error, repository, domain, [disk]);
-    throw target.touched ? halfWritten(told, target.name) : told;
+    const explained = await withRestorable(error, repository, domain, [disk]);
+    throw target.touched ? halfWritten(explained, target.name) : explained;
   }
 }
 
@@ -73,9 +78,9 @@ async function overwrite(options: RestoreOverOptions): Promise<OverwrittenDisk> 
   };
 }
 
-/** The error, with what it means for the target. */
+/** The error, with the state of the target in its message and details. */
 function halfWritten(error: unknown, target: string): BackupError {
-  const message = `${messageOf(error)}. ${target} is half-written: it holds neither what it held nor the point. Restore to it again before anything uses it`;
+  const message = `${messageOf(error)}. ${target} is half-written: it holds neither its old content nor the point. Restore to it again before anything uses it`;
   const details = { target, halfWritten: true };
   if (error instanceof BackupError) return error.of(message, details);
   const { code } = error as { readonly code?: unknown };

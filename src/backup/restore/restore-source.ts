@@ -11,22 +11,23 @@ import { RequestWindow, requestBytesOf, type Window } from "../pull/window.js";
 import type { Manifest } from "../repository/manifest.js";
 import type { Repository } from "../repository/repository.js";
 
-/** Of which disk of which point the bytes are, and how they are read. */
+/** The disk to be read, and how. */
 export interface RestoreSourceOptions {
   readonly repository: Repository;
-  /** By its folder in the repository. */
+  /** The name of its folder in the repository. */
   readonly domain: string;
   readonly point: Manifest;
+  /** The disk's name in the domain. */
   readonly disk: string;
   readonly window?: Window | undefined;
-  /** What the target likes to be written at a time, in bytes. */
+  /** Preferred size of the target's writes, in bytes. */
   readonly preferredBlock?: number | undefined;
   readonly rateLimit?: RateLimit | undefined;
   readonly signal?: AbortSignal | undefined;
   readonly onProgress?: ((progress: PullProgress) => void) | undefined;
 }
 
-/** A chain can also be asked where its bytes are. */
+/** Everything that a pull needs, except its destination. A chain can also tell where its bytes are stored. */
 interface ChainPull extends Omit<PullOptions<never>, "into"> {
   readonly source: ChainSource;
 }
@@ -35,9 +36,9 @@ const RESTORED_CLUSTER_SIZE = 64 * 1024;
 
 /** A disk of a point, opened to be read once from front to back. */
 export class RestoreSource implements AsyncDisposable {
-  /** Of what is made of it. */
+  /** The disk's size, and the cluster size of the segments and of a new image. */
   readonly geometry: Geometry;
-  /** Bytes of clusters that a segment has at the most. */
+  /** Most bytes of clusters that a segment stores. */
   readonly segmentBytes: number;
   readonly #options: RestoreSourceOptions;
   readonly #layers: readonly Layer[];
@@ -55,14 +56,17 @@ export class RestoreSource implements AsyncDisposable {
     this.#source = new ChainSource(layers, this.geometry, failOnDamage);
   }
 
-  /** @throws {DamageError} a layer is missing or does not fit its manifest */
+  /**
+   * Opens all layers of the disk's chain.
+   * @throws {DamageError} a layer is missing or does not fit its manifest
+   */
   static async open(options: RestoreSourceOptions): Promise<RestoreSource> {
     const { repository, domain, point, disk } = options;
     const links = await findChain(repository, domain, point, disk);
     return new RestoreSource(options, await openChain(repository, domain, links));
   }
 
-  /** What a pull or a copy of the whole disk is given, beside where it goes. To be called once. */
+  /** The options for a pull or a copy of the whole disk, without its destination. Call it only once. */
   begin(): ChainPull {
     const { geometry, segmentBytes } = this;
     const { window = {}, rateLimit, signal } = this.#options;
@@ -82,7 +86,7 @@ export class RestoreSource implements AsyncDisposable {
   }
 
   /**
-   * Ends the progress once the pull is over.
+   * Reports the final progress. Call it when the pull or the copy has ended.
    * @throws {RangeError} some data of the chain was never read
    */
   finish(): void {
@@ -90,7 +94,7 @@ export class RestoreSource implements AsyncDisposable {
     this.#source.assertAllRead();
   }
 
-  /** Bytes of the chain that were read and compared so far. */
+  /** Bytes of the chain that were read and compared with their digests so far. */
   get readBytes(): number {
     return this.#readBytes;
   }
@@ -100,12 +104,12 @@ export class RestoreSource implements AsyncDisposable {
     return this.#layers.map((layer) => layer.pointId);
   }
 
-  /** False where a layer has no digests: its data is copied unproven. */
+  /** False if a layer has no digests: its data is copied unchecked. */
   get proven(): boolean {
     return this.#layers.every((layer) => layer.disk.digests !== null);
   }
 
-  /** The files that the bytes are in. */
+  /** Paths of the image files that the bytes come from, newest first. */
   get files(): readonly string[] {
     return this.#layers.map(({ stored }) => stored.path);
   }

@@ -1,3 +1,18 @@
+/**
+ * The restore room rebuilds the disks of a point, into new files or over block devices and NBD exports. It
+ * also restores the files that the domain needs beside its disks, and makes the definition of a domain on
+ * them.
+ *
+ * Read this file first: it restores disks to files. `restore-source.ts` opens a disk of a point, and
+ * `copy-segments.ts` has threads copy it (`copy-threads.ts`, `copy-service.ts`, `copy-worker.ts`). Then read
+ * `restore-over.ts`, which writes over a target that exists: `target-writer.ts` takes the bytes and writes
+ * them to a `block-target.ts`, either `device-target.ts` or `export-target.ts`. Last come `restored-files.ts`
+ * (NVRAM, kernel and the like) and `restored-definition.ts`.
+ *
+ * No disk gets its file name before all of its data has been compared with the digests that the point has of
+ * it. Nothing here changes the repository, starts a domain or touches the old one.
+ */
+
 import { addAbortListener } from "node:events";
 import { realpath } from "node:fs/promises";
 import { basename, dirname, join, relative, resolve } from "node:path";
@@ -29,15 +44,16 @@ export interface RestoreTarget {
 
 export interface RestoreOptions {
   readonly repository: Repository;
-  /** By its folder in the repository. */
+  /** The name of its folder in the repository. */
   readonly domain: string;
   readonly point: Manifest;
   readonly targets: readonly RestoreTarget[];
-  /** Replace files that are at the targets' paths. */
+  /** Replace files that exist at the targets' paths. */
   readonly force: boolean;
+  /** Flush to stable storage before returning. */
   readonly sync: boolean;
   readonly window?: Window | undefined;
-  /** Of what is read from the repository, all disks together. */
+  /** Limit for what is read from the repository, for all disks together. */
   readonly rateLimit?: RateLimit | undefined;
   readonly signal?: AbortSignal | undefined;
   readonly onProgress?: ((disk: string, progress: PullProgress) => void) | undefined;
@@ -49,13 +65,13 @@ export interface RestoredDisk {
   readonly path: string;
   readonly format: ImageFormat;
   readonly virtualSize: number;
-  /** What was read from the chain and compared with its digests. */
+  /** Data that was read from the chain and compared with its digests. */
   readonly readBytes: number;
   /** Guest data in the target, without tables. */
   readonly storedBytes: number;
   /** The points that the bytes came from, newest first. */
   readonly chain: readonly string[];
-  /** False where a layer has no digests: its data was copied unproven. */
+  /** False if a layer has no digests: its data was copied unchecked. */
   readonly proven: boolean;
   readonly seconds: number;
 }
@@ -63,12 +79,16 @@ export interface RestoredDisk {
 const DISKS_AT_ONCE = 2;
 
 /**
- * Rebuilds disks of a point, each standing alone, under temporary names that become the final ones only when every
- * cluster of every disk was found to be what was backed up: all of them, or none.
+ * Restores disks of a point to files, as complete images without backing files. The files have temporary
+ * names until every cluster of every disk has been compared with its digest. Then all get their final names;
+ * after a failure none does.
  *
- * @throws {DamageError} a layer is missing or not what was written: names disk, point and guest offset, and which points
- *   can be restored without it
+ * @throws {DamageError} a layer is missing or damaged. The message names disk, point and guest offset, and
+ *   the points that can be restored without it
  * @throws {UsageError} a target exists, or lies in the repository
+ * @throws {PreconditionError} `E_TARGET_IN_USE`: a QEMU has a target open for writing
+ * @throws {BackupError} a target can't be written, with the file system's code; or a thread failed
+ * @throws the signal's reason
  */
 export async function restore(options: RestoreOptions): Promise<RestoredDisk[]> {
   const { repository, domain, point, targets, signal } = options;
@@ -78,7 +98,7 @@ export async function restore(options: RestoreOptions): Promise<RestoredDisk[]> 
   }
   const disks = targets.map(({ disk }) => disk);
   await using threads = new CopyThreads(sizeOf(point, disks));
-  // A thread may be in the midst of a long read.
+  // Threads don't hear the signal, and one may be in the middle of a long read.
   using _ = signal && addAbortListener(signal, () => void threads.close());
   threads.start();
   try {
@@ -89,7 +109,7 @@ export async function restore(options: RestoreOptions): Promise<RestoredDisk[]> 
   }
 }
 
-/** Bytes of the disks. */
+/** Virtual size of the disks together, in bytes. */
 function sizeOf(point: Manifest, names: readonly string[]): number {
   const disks = point.disks.filter(({ name }) => names.includes(name));
   return disks.reduce((sum, { virtualSize }) => sum + virtualSize, 0);
@@ -146,22 +166,25 @@ async function restoreFile(
 }
 
 /**
- * Whether or not anything is at `path` yet, and whatever links lead there.
- * @throws {UsageError} it lies in the repository, whose files other points may need
+ * Throws if `path` lies in the repository, whose files other points may need. Links are followed, and nothing
+ * has to exist at `path`.
+ * @throws {UsageError} `E_TARGET`
  */
 export async function refuseInside(repository: Repository, path: string): Promise<void> {
-  const inside = relative(await realpath(repository.path), await realPlace(resolve(path)));
+  const inside = relative(await realpath(repository.path), await realPathOf(resolve(path)));
   if (inside === ".." || inside.startsWith("../")) return;
   const message = `${path} lies in the repository, whose files are never replaced: name a place outside`;
   throw new UsageError("E_TARGET", message, { details: { path } });
 }
 
-/** Where a path leads that may not exist yet: the real path of what does, and the rest of it. */
-async function realPlace(path: string): Promise<string> {
+/**
+ * The real path of a file that may not exist yet: the real path of its closest existing folder, and the rest.
+ */
+async function realPathOf(path: string): Promise<string> {
   try {
     return await realpath(path);
   } catch (error) {
     if (!isMissing(error)) throw error;
-    return join(await realPlace(dirname(path)), basename(path));
+    return join(await realPathOf(dirname(path)), basename(path));
   }
 }

@@ -15,35 +15,39 @@ import type { FileTarget } from "./restored-files.js";
 
 export interface RestoredDefinitionOptions {
   readonly repository: Repository;
-  /** By its folder in the repository. */
+  /** The name of its folder in the repository. */
   readonly domain: string;
   readonly point: Manifest;
-  /** Of the new domain; default is the old one's and `-restored`. */
+  /** The name of the new domain; default: the old name with `-restored` behind it. */
   readonly name?: string | undefined;
-  /** Where its XML goes; a folder of files gets `NAME.xml`. */
+  /** Where its XML is written: to a file, or to `NAME.xml` in a folder. */
   readonly place: { readonly folder: string } | { readonly file: string };
-  /** Of the restored disks, by their names in the domain. */
+  /** Where the restored disks are, by their names in the domain. */
   readonly disks: ReadonlyMap<string, RestoredPlace>;
-  /** Where the files go that it starts with, by their own names; left out: beside the XML, by its name and theirs. */
+  /** The folder for its boot files, which keep their names; default: beside the XML, as `NAME.FILE`. */
   readonly filesIn?: string | undefined;
-  /** Where the domain is to be defined; left out: its XML is only written. */
+  /** The libvirt in which the domain is defined; undefined: only the XML is written. */
   readonly virsh?: Virsh | undefined;
-  /** Replace the file that is at the XML's path. */
+  /** Replace a file that exists at the XML's path. */
   readonly force: boolean;
+  /** Flush the XML to stable storage. */
   readonly sync: boolean;
 }
 
-/** Room for the `_VARS.fd` and the like that libvirt makes of it. */
+/** Leaves room in a file's name for what libvirt appends to it, such as `_VARS.fd`. */
 const MAX_NAME_BYTES = 200;
 
-/** A new domain on restored disks: all that can be in its way is asked before anything is restored. */
+/**
+ * The definition of a new domain on restored disks. `prepare` checks everything that could prevent it, before
+ * anything is restored. `apply` writes and defines it, after the disks are restored.
+ */
 export class RestoredDefinition {
   readonly name: string;
   readonly uuid: string;
   readonly xmlPath: string;
-  /** What the domain starts with: to be restored along with the disks. */
+  /** The domain's boot files, to be restored with the disks. */
   readonly files: readonly FileTarget[];
-  /** What whoever starts it should know. */
+  /** What the user should know before starting the domain. */
   readonly warnings: readonly string[];
   readonly #xml: string;
   readonly #options: RestoredDefinitionOptions;
@@ -63,9 +67,12 @@ export class RestoredDefinition {
   }
 
   /**
-   * @throws {PreconditionError} the point has no definition, or there is a domain of that name
-   * @throws {UsageError} the name is none, or the XML's file exists
-   * @throws {BackupError} the stored definition makes no sense; as {@link Virsh} does
+   * Makes the definition. Writes nothing.
+   * @throws {PreconditionError} `E_NO_DEFINITION`: the point has no definition; `E_DOMAIN_EXISTS`: a domain
+   *   has that name; `E_TARGET_IN_USE`: a QEMU has the XML's file open for writing
+   * @throws {UsageError} the name is invalid; the XML's file exists, lies in the repository, or is a disk's
+   * @throws {DamageError} the stored definition is not what was stored
+   * @throws {BackupError} the stored definition can't be parsed; and as {@link Virsh} does
    */
   static async prepare(options: RestoredDefinitionOptions): Promise<RestoredDefinition> {
     const { repository, point, place, disks, filesIn, virsh } = options;
@@ -79,18 +86,19 @@ export class RestoredDefinition {
     await refuseInside(repository, xmlPath);
     await refuseTarget(xmlPath, options.force);
     if (await virsh?.hasDomain(name)) {
-      const message = `there is a domain ${name} already: nothing was restored. Choose another name with --define=NAME`;
+      const message = `a domain ${name} already exists: nothing was restored. Choose another name with --define=NAME`;
       throw new PreconditionError("E_DOMAIN_EXISTS", message, { details: { domain: name } });
     }
-    const files = bootFilesOf(point).map((file) => ({ file, path: placeOf(file, xmlPath, filesIn) }));
+    const files = bootFilesOf(point).map((file) => ({ file, path: pathOf(file, xmlPath, filesIn) }));
     const moved = new Map(files.map(({ file, path }) => [file.source ?? "", resolve(path)]));
     const { xml, uuid, warnings } = restoredDomain(stored, name, disks, moved);
     return new RestoredDefinition({ name, uuid, xmlPath, files, warnings }, xml, options);
   }
 
   /**
-   * Writes the XML, and defines the domain where that was asked for.
-   * @throws {BackupError} the XML can't be written, or libvirt does not take it: the restored disks stay
+   * Writes the XML and, if there is a `virsh`, defines the domain.
+   * @throws {BackupError} `E_DEFINE_FAILED`: the XML can't be written, or libvirt rejects it; the restored
+   *   disks stay
    */
   async apply(): Promise<void> {
     const { virsh, force, sync } = this.#options;
@@ -105,7 +113,7 @@ export class RestoredDefinition {
       throw this.#failure(`its definition could not be written to ${this.xmlPath}`, cause);
     }
     try {
-      // The disks are there: who interrupts now must not be told that nothing was made.
+      // Without the signal: the disks are restored, and an interrupt would report that nothing was made.
       await virsh?.withSignal(undefined).define(this.name, this.xmlPath);
     } catch (cause) {
       const byHand = `Define it by hand: virsh define ${this.xmlPath}`;
@@ -124,15 +132,18 @@ export class RestoredDefinition {
   }
 }
 
-/** What the new domain starts with never lies where the old one's does. */
-function placeOf({ file }: KeptFile, xmlPath: string, filesIn: string | undefined): string {
+/**
+ * The path for a boot file: under its own name in `filesIn`, otherwise beside the XML with the XML's name
+ * before it.
+ */
+function pathOf({ file }: KeptFile, xmlPath: string, filesIn: string | undefined): string {
   if (filesIn !== undefined) return join(filesIn, file);
   return join(dirname(xmlPath), `${basename(xmlPath, ".xml")}.${file}`);
 }
 
 async function readDefinition({ repository, domain, point }: RestoredDefinitionOptions): Promise<string> {
   const folder = repository.pointFolder(domain, point.id);
-  // Earlier versions stored it without its digest.
+  // Earlier versions stored the definition without its digest.
   const kept = point.files?.find(({ role }) => role === "definition");
   const damage = kept && (await damageOf(folder, kept));
   if (damage !== undefined) {
@@ -143,12 +154,15 @@ async function readDefinition({ repository, domain, point }: RestoredDefinitionO
     return await readFile(join(folder, "domain.xml"), "utf8");
   } catch (cause) {
     if (!isMissing(cause)) throw cause;
-    const message = `point ${point.id} of ${domain} has no definition of its domain (libvirt was not asked for it then): nothing was restored. Restore without --define, and define a domain by hand`;
+    const message = `point ${point.id} of ${domain} has no definition of its domain, because libvirt was not asked for one when it was made: nothing was restored. Restore without --define, and define a domain by hand`;
     throw new PreconditionError("E_NO_DEFINITION", message, { cause, details: { domain, point: point.id } });
   }
 }
 
-/** It becomes a file's name here and in libvirt. */
+/**
+ * Throws if a domain can't have this name, which becomes the name of files here and in libvirt.
+ * @throws {UsageError} `E_DEFINE`
+ */
 function refuseName(name: string): void {
   const isName =
     /^[^/\p{Cc}]+$/u.test(name) && !/^[-.]/.test(name) && Buffer.byteLength(name) <= MAX_NAME_BYTES;

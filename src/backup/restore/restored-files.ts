@@ -9,7 +9,7 @@ import type { KeptFile, Manifest } from "../repository/manifest.js";
 import type { Repository } from "../repository/repository.js";
 import { refuseInside } from "./restore.js";
 
-/** Where a kept file of a point goes. */
+/** A kept file of a point, and the path to which it is restored. */
 export interface FileTarget {
   readonly file: KeptFile;
   readonly path: string;
@@ -17,19 +17,21 @@ export interface FileTarget {
 
 export interface RestoredFilesOptions {
   readonly repository: Repository;
-  /** By its folder in the repository. */
+  /** The name of its folder in the repository. */
   readonly domain: string;
   readonly point: Manifest;
   readonly targets: readonly FileTarget[];
-  /** Replace files that are at the targets' paths. */
+  /** Replace files that exist at the targets' paths. */
   readonly force: boolean;
+  /** Flush to stable storage. */
   readonly sync: boolean;
   readonly signal?: AbortSignal | undefined;
 }
 
 /**
- * What a domain starts with beside its disks, restored: copied and proven before the disks are, under temporary names,
- * and named when those are there. What was not published is gone when it is disposed.
+ * The restored files that a domain needs to start, beside its disks: NVRAM, kernel and the like. `stage`
+ * copies and checks them under temporary names before the disks are restored, and `publish` gives them their
+ * final names afterwards. Disposal removes the files that were not published.
  */
 export class RestoredFiles implements AsyncDisposable {
   readonly #options: RestoredFilesOptions;
@@ -41,8 +43,11 @@ export class RestoredFiles implements AsyncDisposable {
   }
 
   /**
+   * Copies the files under temporary names.
    * @throws {DamageError} a file is not what was stored
-   * @throws {UsageError} a target exists, or lies in the repository
+   * @throws {UsageError} a target exists, lies in the repository, or is given twice
+   * @throws {PreconditionError} `E_TARGET_IN_USE`: a QEMU has a target open for writing
+   * @throws the file system's error; the signal's reason
    */
   static async stage(options: RestoredFilesOptions): Promise<RestoredFiles> {
     const staged = new RestoredFiles(options);
@@ -59,7 +64,7 @@ export class RestoredFiles implements AsyncDisposable {
     return this.#options.targets;
   }
 
-  /** @throws {BackupError} the files can't get their names: the disks stay */
+  /** @throws {BackupError} `E_BOOT_FILES`: the files can't get their final names; the restored disks stay */
   async publish(): Promise<void> {
     try {
       await publish(this.#finished, this.#options);

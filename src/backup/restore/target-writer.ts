@@ -10,27 +10,33 @@ import type { Destination, Landing } from "../pull/pull.js";
 import type { Segment } from "../pull/segment.js";
 import type { BlockTarget } from "./block-target.js";
 
-/** What is read and not written yet, where nobody says otherwise: enough for a target that is far. */
+/** Default for the bytes that are read but not written yet. Enough for a far target. */
 const BUFFER_BYTES = 16 * 1024 * 1024;
-/** One that comes, one that is written. */
+/** One that is filled, one that is written. */
 const LEAST_BUFFERS = 2;
-/** Segments that are being written; those of nothing but zeroes need no buffer, so these have to be counted. */
+/**
+ * Most segments that are being written. Those of zero runs have no buffer, so the buffers don't limit them.
+ */
 const MOST_UNDER_WAY = 64;
-/** What is zeroed at a time: a server that has to write the zeroes must be able to answer before it is taken for dead. */
+/**
+ * Most bytes zeroed at a time. A server that must write the zeroes has to answer before it is taken for dead.
+ */
 const ZERO_PIECE = 64 * 1024 * 1024;
 const ZEROES_AT_ONCE = 4;
 
 interface TargetWriterOptions {
   readonly target: BlockTarget;
   readonly geometry: Geometry;
-  /** Bytes of clusters that a segment stores at the most. */
+  /** Most bytes of clusters that a segment stores. */
   readonly segmentBytes: number;
+  /** Bytes of all buffers; default 16 MiB. At least two segments. */
   readonly bufferBytes?: number | undefined;
 }
 
 /**
- * Writes a whole disk over what a target holds, from byte 0 to the disk's end: data where it isn't zero, and zeroes
- * everywhere else. Segments are written side by side, in any order, out of a bounded number of buffers.
+ * Writes a whole disk over a target's content, from byte 0 to the disk's end: data where it isn't zero, and
+ * zeroes everywhere else. Segments are written at the same time and in any order, from a bounded number of
+ * buffers.
  *
  *     plan -> buffer granted -> pieces land -> written, zeroed -> buffer free
  */
@@ -58,14 +64,17 @@ export class TargetWriter implements Destination<Promise<void>>, AsyncDisposable
   }
 
   async landing(segment: Segment, signal: AbortSignal): Promise<Landing<Promise<void>>> {
-    // A segment of zeroes alone needs no buffer.
+    // A segment of zero runs has no data, so its buffer is empty.
     const buffer = segment.clusters === 0 ? new ArrayBuffer(0) : await this.#buffers.take(signal);
     return new BufferedLanding(segment, this.#geometry, buffer, (filled) =>
       this.#begin(this.#write(segment, filled, signal)),
     );
   }
 
-  /** @throws what went wrong with what is being written */
+  /**
+   * Waits while too many segments are being written.
+   * @throws the first failure of a write
+   */
   async capacity(): Promise<void> {
     while (this.#underWay.size >= MOST_UNDER_WAY && this.#failure === undefined) {
       await Promise.race(this.#underWay);
@@ -73,7 +82,7 @@ export class TargetWriter implements Destination<Promise<void>>, AsyncDisposable
     if (this.#failure !== undefined) throw this.#failure.reason;
   }
 
-  /** Does nothing: a segment is written as soon as its bytes are there, in any order. */
+  /** Does nothing: each segment is written when its bytes have arrived, in any order. */
   record(): void {}
 
   async complete(): Promise<void> {
@@ -81,13 +90,13 @@ export class TargetWriter implements Destination<Promise<void>>, AsyncDisposable
     await this.capacity();
   }
 
-  /** Waits for what is being written, so that no work outlives this object. */
+  /** Waits for all writes in flight, so that no work outlives this object. */
   async [Symbol.asyncDispose](): Promise<void> {
     this.#fail(new BackupError("E_FAILED", "the restore has ended"));
     await Promise.all(this.#underWay);
   }
 
-  /** @returns a promise that never rejects: `capacity` and `complete` tell of failures */
+  /** @returns a promise that never rejects: `capacity` and `complete` report failures */
   #begin(writing: Promise<void>): Promise<void> {
     const done: Promise<void> = writing
       .catch((reason: unknown) => this.#fail(reason))
@@ -96,13 +105,13 @@ export class TargetWriter implements Destination<Promise<void>>, AsyncDisposable
     return done;
   }
 
-  /** Keeps the first failure, and refuses buffers from here on. */
+  /** Keeps the first failure. From here on no buffer is granted. */
   #fail(reason: unknown): void {
     this.#failure ??= { reason };
     this.#buffers.close(this.#failure.reason);
   }
 
-  /** Takes the buffer over. */
+  /** Becomes the owner of the buffer, and gives it back to the pool after the writes. */
   async #write(segment: Segment, buffer: ArrayBuffer, signal: AbortSignal): Promise<void> {
     const { data, zeroes } = this.#sort(segment, buffer);
     const steps = data.map(({ offset, bytes }) => this.#target.write(offset, bytes, signal));
@@ -110,7 +119,7 @@ export class TargetWriter implements Destination<Promise<void>>, AsyncDisposable
     for (let i = 0; i < ZEROES_AT_ONCE; i += 1) {
       steps.push(this.#zero(pieces, signal));
     }
-    // None may still use the buffer when the next segment gets it.
+    // No write may still use the buffer when the next segment gets it.
     for (const outcome of await Promise.allSettled(steps)) {
       if (outcome.status === "rejected") throw outcome.reason;
     }
@@ -118,7 +127,7 @@ export class TargetWriter implements Destination<Promise<void>>, AsyncDisposable
     if (buffer.byteLength > 0) this.#buffers.give(buffer);
   }
 
-  /** What of a segment has to be written, neighbouring clusters at once, and what turned out to be nothing but zeroes. */
+  /** Divides a segment into stretches of data, each of neighbouring clusters, and stretches of zeroes. */
   #sort(
     segment: Segment,
     buffer: ArrayBuffer,
@@ -161,7 +170,7 @@ function* piecesOf(stretches: readonly Stretch[]): Generator<Stretch> {
   }
 }
 
-/** Stretches of neighbouring clusters that are all zeroes, or all not. */
+/** Divides bytes into stretches of neighbouring clusters that are all zero, or all not zero. */
 function* alike(
   bytes: Uint8Array,
   clusterSize: number,

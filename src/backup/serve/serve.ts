@@ -225,7 +225,7 @@ function whyNotListening(error: unknown, address: ListenAddress): unknown {
     }
     default: {
       if (!code.startsWith("ERR_OSSL")) return error;
-      const message = `the certificate, its key or the CA is no use: ${error.message}`;
+      const message = `the certificate, its key or the CA can't be used: ${error.message}`;
       return new UsageError("E_TLS_FILE", message, { cause: error });
     }
   }

@@ -128,7 +128,7 @@ function scratchSettings(
 ): Omit<ScratchGuardOptions, "giveUp"> {
   const remedy = endJob
     ? "The job was ended. Begin the next one with scratch files where there is more room, or when the guest writes less"
-    : `The job still runs, and nobody reads from it any more: end it now, \`virsh domjobabort ${name}\`, and begin the next one with scratch files where there is more room`;
+    : `The job still runs, but nobody reads from it: end it now, \`virsh domjobabort ${name}\`, and begin the next one with scratch files where there is more room`;
   return { domain: name, files, reserve, remedy, onWarning, signal };
 }
 

@@ -67,7 +67,7 @@ export async function pullFile(options: PullFileOptions): Promise<PullResult> {
  */
 async function backingName(imagePath: string, backingPath: string): Promise<string> {
   const backing = await realpath(backingPath).catch((cause: unknown) => {
-    const message = `the backing image ${backingPath} is not there: name the image that this increment is based on`;
+    const message = `the backing image ${backingPath} does not exist: name the image that this increment is based on`;
     throw new PreconditionError("E_NO_BACKING", message, { cause, details: { path: backingPath } });
   });
   const folder = await realpath(dirname(imagePath));

@@ -3,8 +3,9 @@ import { EventLoopTurn } from "./event-loop-turn.js";
 import type { Answering, ThreadPoolOptions, ThreadService } from "./thread-pool.js";
 
 /**
- * Answers on the caller's own thread, in place of a `ThreadPool`: for work that ends before a thread has
- * started. Questions are answered one after the other, with a turn for timers and signals in between.
+ * Answers questions on the caller's own thread, in place of a `ThreadPool`. It is for work that takes less
+ * time than the start of a thread. Questions are answered one after the other; timers and signal handlers can
+ * run in between.
  */
 export class SameThread<Question, Answer, Notice> implements Answering<Question, Answer, Notice> {
   readonly #service: ThreadService<Question, Answer, Notice>;
@@ -37,7 +38,7 @@ export class SameThread<Question, Answer, Notice> implements Answering<Question,
       this.#assertOpen();
       return answer;
     } catch (failure) {
-      // A failure after `close` is a consequence of it.
+      // A failure after `close` is a consequence of the closing.
       this.#assertOpen();
       throw this.#failed(failure);
     }

@@ -5,23 +5,26 @@ import { type Answering, ThreadPool, type ThreadPoolOptions, type ThreadService 
 
 interface ServiceThreadsOptions<Question, Answer, Notice>
   extends Pick<ThreadPoolOptions, "script" | "most" | "workerData" | "oldGenerationMb"> {
-  /** Code of the errors. */
+  /** The `code` of the errors. */
   readonly code: string;
-  /** Code of the error for a question that failed, if it is another. */
+  /** The `code` of the error for a question that failed; default: `code`. */
   readonly failedCode?: string | undefined;
-  /** What failed if a thread is lost, as the beginning of a sentence: "a thread that copies has ended". */
+  /** The message for a lost thread, without the reason: "a thread that copies has ended". */
   readonly lost: string;
-  /** What failed if a question can't be answered: "an image could not be copied". */
+  /** The message for a question that failed, without the reason: "an image could not be copied". */
   readonly failed: string;
-  /** The message of what is unanswered when the threads are closed. */
+  /** The message for questions that are unanswered when the threads are closed. */
   readonly closed: string;
-  /** Answers on the caller's own thread in place of others, for work that ends before a thread has started. */
+  /**
+   * If set, it answers on the caller's own thread and no thread is started. For work that takes less time
+   * than the start of a thread.
+   */
   readonly sameThread?: ThreadService<Question, Answer, Notice> | undefined;
 }
 
-/** The threads of one kind of work. Each kind is a subclass with an `ask` of its own. */
+/** The threads for one kind of work. Each kind is a subclass, which adds its own method for questions. */
 export abstract class ServiceThreads<Question, Answer, Notice = never> implements AsyncDisposable {
-  /** The most threads that will run. */
+  /** The most threads that run at a time. */
   readonly most: number;
   readonly #answering: Answering<Question, Answer, Notice>;
   readonly #closed: BackupError;
@@ -39,14 +42,15 @@ export abstract class ServiceThreads<Question, Answer, Notice = never> implement
       : new ThreadPool({ script, most, workerData, oldGenerationMb, lost, failed });
   }
 
-  /** Starts the threads before the first question, because a start takes a while. */
+  /** Starts the threads now, so that the first question doesn't wait for their start. */
   start(): void {
     this.#answering.start();
   }
 
   /**
-   * @param transfer memory of the question, which the caller can't use afterwards
-   * @throws {BackupError} the question can't be answered, a thread has ended, or `close` was called
+   * Asks a question.
+   * @param transfer memory of the question that is moved to the thread; the caller can't use it afterwards
+   * @throws {BackupError} the question failed, a thread ended, or `close` was called
    */
   protected put(question: Question, transfer: readonly Transferable[]): Promise<Answer> {
     return this.#answering.ask(question, transfer);

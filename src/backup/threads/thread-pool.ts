@@ -1,43 +1,47 @@
 /**
- * Threads that work beside the main one. This room knows how threads are started, asked and ended, and nothing
- * of the work: that is a `ThreadService` in the room that needs it.
+ * Threads that work beside the main one. This room starts threads, sends them questions, receives the answers
+ * and ends the threads.
  *
- * Read this file first: `ThreadPool` starts the threads and asks them. thread-side.ts is the same in the thread,
- * same-thread.ts answers without a thread, and service-threads.ts is the base of the four kinds of threads
- * (compress-threads.ts, digest-threads.ts, verify-threads.ts, copy-threads.ts).
+ * Read this file first: `ThreadPool` is the caller's side. Then read thread-side.ts (the thread's side),
+ * same-thread.ts (the same interface without a thread) and service-threads.ts, the base class of the four
+ * kinds of threads: compress-threads.ts, digest-threads.ts, verify-threads.ts and copy-threads.ts in other
+ * rooms. event-loop-turn.ts is for synchronous work on the main thread. The work itself is never here: it is
+ * a `ThreadService` in the room that needs it. Nothing here knows files, images or NBD.
  */
 
 import { createRequire } from "node:module";
 import { type Transferable, Worker } from "node:worker_threads";
 import type { BackupError } from "../base/errors.js";
 
-/** A message to a thread: a question, or a notice, which gets no answer. */
+/** A message to a thread: a question, which gets a reply with the same `id`, or a notice, which gets none. */
 export type ThreadMessage<Question, Notice> =
   | { readonly id: number; readonly question: Question }
   | { readonly notice: Notice };
 
+/** A thread's reply to the question with this `id`. */
 export type ThreadReply<Answer> =
   | { readonly id: number; readonly answer: Answer }
   | { readonly id: number; readonly failure: unknown };
 
-/** The work of a thread. */
+/** The work of a thread: how it answers questions. */
 export interface ThreadService<Question, Answer, Notice> {
-  /** Not called again before it has answered, unless `answerQuestions` was told otherwise. */
+  /** Called for one question at a time, unless `answerQuestions` was given a larger `atOnce`. */
   answer(question: Question): Answer | Promise<Answer>;
-  /** Memory of the answer that is handed over instead of copied. */
+  /** Memory of the answer that is moved to the caller's thread instead of copied. */
   transfer?(answer: Answer): readonly Transferable[];
   onNotice?(notice: Notice): void | Promise<void>;
-  /** Closes what the service has open. Called only on the caller's own thread: other threads just end. */
+  /** Closes the service's files. Called only by `SameThread`: other threads are terminated. */
   close?(): Promise<void>;
 }
 
-/** Answers questions, on other threads or on the caller's own. */
+/** Answers questions, on other threads or on the caller's own thread. */
 export interface Answering<Question, Answer, Notice> {
-  /** Starts the threads before the first question, because a start takes a while. */
+  /** Starts the threads now, so that the first question doesn't wait for their start. */
   start(): void;
   /**
-   * @param transfer memory of the question, which the caller can't use afterwards
-   * @throws {BackupError} the question can't be answered, a thread was lost, or `close` was called
+   * Asks a question.
+   * @param transfer memory of the question that is moved to the thread; the caller can't use it afterwards
+   * @throws {BackupError} the question failed, a thread was lost, or `close` was called
    */
   ask(question: Question, transfer: readonly Transferable[]): Promise<Answer>;
   /** Sends a notice to all threads. */
@@ -49,19 +53,19 @@ export interface Answering<Question, Answer, Notice> {
 export interface ThreadPoolOptions {
   /** The threads' script: a path, or one of the package's imports (`#digest-worker`). */
   readonly script: string;
-  /** The most threads that will run. */
+  /** The most threads that run at a time. */
   readonly most: number;
   /** The `workerData` of each thread. */
   readonly workerData?: unknown;
   /** The limit of a thread's JavaScript heap in MiB, without buffers; default 32. */
   readonly oldGenerationMb?: number | undefined;
-  /** Makes the error for a lost thread; the reason is the end of a sentence. */
+  /** Makes the error for a lost thread. `reason` is the end of a sentence. */
   lost(reason: string, cause?: unknown): BackupError;
-  /** Makes the error for a question that failed. Between threads, errors lose their class and code. */
+  /** Makes the error for a question that failed. An error from a thread has lost its class and code. */
   failed(failure: unknown): BackupError;
 }
 
-/** A thread keeps almost nothing, so this is enough. A small young generation is collected early. */
+/** Limits of a thread's heap, in MiB. Threads keep little; a small young generation is collected early. */
 const OLD_GENERATION_MB = 32;
 const YOUNG_GENERATION_MB = 2;
 
@@ -72,22 +76,24 @@ interface Waiting<Answer> {
 
 interface Thread<Answer> {
   readonly worker: Worker;
-  /** Unanswered questions, by their number. */
+  /** Unanswered questions, by their `id`. */
   readonly waiting: Map<number, Waiting<Answer>>;
 }
 
 /**
- * Threads that answer questions; `answerQuestions` in thread-side.ts is their side. They start when there is
- * work, and don't keep the process alive when there is none. A question goes to a thread at once: the caller
- * limits how many are unanswered.
+ * Threads that answer questions; `answerQuestions` in thread-side.ts is their side. Without `start`, a thread
+ * is started when there is a question and all running threads are busy. A thread keeps the process alive only
+ * while it has unanswered questions. A question is sent to a thread immediately, so the caller limits how
+ * many are unanswered.
  */
 export class ThreadPool<Question, Answer, Notice = never>
   implements Answering<Question, Answer, Notice>, AsyncDisposable
 {
   readonly #options: ThreadPoolOptions;
   readonly #threads: Thread<Answer>[] = [];
+  /** Number of questions so far, which is the `id` of the next. */
   #questions = 0;
-  /** After a thread is lost, all unanswered and all later questions fail. */
+  /** Set when a thread is lost or the pool is closed: all unanswered and all later questions fail with it. */
   #failure: BackupError | undefined;
 
   constructor(options: ThreadPoolOptions) {
@@ -163,7 +169,7 @@ export class ThreadPool<Question, Answer, Notice = never>
     else question?.resolve(reply.answer);
   }
 
-  /** The first failure counts: later ones are its consequences. */
+  /** Keeps the first failure, because later ones are its consequences. */
   #fail(failure: BackupError): void {
     if (this.#failure !== undefined) return;
     this.#failure = failure;

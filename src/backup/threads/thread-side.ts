@@ -3,9 +3,9 @@ import pLimit from "p-limit";
 import type { ThreadMessage, ThreadReply, ThreadService } from "./thread-pool.js";
 
 /**
- * Makes this thread answer the questions of its `ThreadPool`.
- * @param options.atOnce the most questions that are answered at the same time; default: one after the other,
- *   and a notice after the questions before it
+ * Answers the questions that the `ThreadPool` sends to this thread.
+ * @param options.atOnce the most messages that are handled at the same time; default: one after the other, so
+ *   that a notice is handled after the questions before it
  */
 export function answerQuestions<Question, Answer, Notice = never>(
   service: ThreadService<Question, Answer, Notice>,

@@ -23,7 +23,7 @@ export class VerifyThreads extends ServiceThreads<VerifyQuestion, VerifyAnswer, 
       code: "E_VERIFY_THREAD",
       lost: "a thread that verifies has ended",
       failed: "an image could not be verified",
-      closed: "the verification was given up",
+      closed: "verification was cancelled",
     });
   }
 

@@ -74,7 +74,7 @@ export class ReplyRoom {
     const watch = setInterval(() => {
       const keepsOthers = [...this.#waiting].some((waiting) => waiting.channel !== channel);
       if (keepsOthers && channel.partsTaken === taken) {
-        const message = `the client took nothing of its replies for ${stallTimeoutMs / 1000} s while others waited`;
+        const message = `the client read none of its replies for ${stallTimeoutMs / 1000} s while others waited`;
         channel.destroy(new ClientFault("STALLED", message));
       }
       taken = channel.partsTaken;

@@ -313,7 +313,7 @@ export class ReplyParser {
         return;
       case CHUNK.NONE:
         if (length !== 0 || !chunk.done) {
-          throw new ProtocolError("the server sent an empty chunk that isn't empty or isn't the last one");
+          throw new ProtocolError("the server sent a NONE chunk that has a payload or isn't the last one");
         }
         break;
       case CHUNK.OFFSET_HOLE:

@@ -62,6 +62,25 @@ describe("the digest file", () => {
     ]);
   });
 
+  it("divides a run that is longer than a record may be", async () => {
+    const path = join(folder, "long.digests");
+    const clusters = 150_000;
+    const all = Buffer.alloc(clusters * 8);
+    for (let i = 0; i < clusters; i += 1) all.writeUInt32BE(i, i * 8);
+    const large = { virtualSize: clusters * 512, clusterSize: 512 };
+    const writer = await DigestFileWriter.create(path, { ...header, geometry: large });
+    writer.add({ kind: "data", cluster: 0, count: clusters }, all);
+    const { sha256 } = await writer.finish({ sync: false });
+    await writer.close();
+    const runs = await readBack(path, sha256);
+    expect(runs.map(({ cluster, count }) => [cluster, count])).toEqual([
+      [0, 65_536],
+      [65_536, 65_536],
+      [131_072, 18_928],
+    ]);
+    expect(Buffer.concat(runs.flatMap((run) => ("digests" in run ? [run.digests] : [])))).toEqual(all);
+  });
+
   it("detects every flipped bit", async () => {
     const { path, sha256 } = await written(
       { kind: "data", cluster: 1, count: 3, digests: digests(3, 9) },

@@ -132,7 +132,7 @@ describe("DirectLanding", () => {
       landed(segmentOf({ kind: "data", cluster: 0, count: 2 }), (landing) => {
         landing.data(0, Buffer.alloc(2 * CLUSTER - 1, 7));
       });
-    expect(short).toThrow(`${2 * CLUSTER} bytes should have come`);
+    expect(short).toThrow(`expected ${2 * CLUSTER} bytes`);
   });
 
   it("drops clean bytes that were read through", () => {

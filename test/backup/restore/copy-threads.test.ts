@@ -70,6 +70,7 @@ describe("the threads of a restore", () => {
   it("end at once when the signal fires, and leave nothing at the target", async () => {
     const stop = new AbortController();
     await expect(restoring(stop.signal, () => stop.abort(new Error("enough")))).rejects.toThrow("enough");
+    expect(workers.length).toBeGreaterThan(0);
     expect(workers.map(({ threadId }) => threadId)).toEqual(workers.map(() => -1));
     expect(await exists(target)).toBe(false);
   });

@@ -251,7 +251,7 @@ describe("verify", () => {
     bytes.writeBigUInt64BE(1n, entry + 3 * 8);
     await writeFile(image, bytes);
     expect(await findings()).toMatchObject([
-      { guestOffset: 11 * CLUSTER, message: expect.stringContaining("left out") },
+      { guestOffset: 11 * CLUSTER, message: expect.stringContaining("does not have") },
     ]);
   });
 

@@ -61,6 +61,7 @@ describe("the threads of verify", () => {
       onProgress: () => stop.abort(new Error("enough")),
     });
     await expect(verified).rejects.toThrow("enough");
+    expect(workers.length).toBeGreaterThan(0);
     expect(workers.map(({ threadId }) => threadId)).toEqual(workers.map(() => -1));
   });
 
