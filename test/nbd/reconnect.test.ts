@@ -341,7 +341,7 @@ it("doesn't confirm by a flush the writes over a lost connection", async () => {
   await client.write(512, Buffer.alloc(512));
   // The read ends the connection, and is repeated over another one.
   await expectRead(client, 4096, 512);
-  const inDoubt = { code: "NBD_WRITES_IN_DOUBT", message: expect.stringContaining("make them again") };
+  const inDoubt = { code: "NBD_WRITES_IN_DOUBT", message: expect.stringContaining("repeat the writes") };
   await expect(client.flush()).rejects.toMatchObject(inDoubt);
   await expect(client.flush()).rejects.toMatchObject(inDoubt);
   await client.write(512, Buffer.alloc(512));

@@ -1,7 +1,7 @@
 import type { PieceSink, Stretch } from "../../nbd/index.js";
 import type { Geometry } from "../image/image.js";
 import type { Layer } from "./layer.js";
-import type { DamageOf, Piece, SeenLayer } from "./overlay.js";
+import type { DamageOf, SeenLayer, VisibleExtent } from "./overlay.js";
 import { seenThrough } from "./overlay.js";
 
 /** Unused buffers that are kept for later reads. */
@@ -9,7 +9,7 @@ const MAX_SPARE = 16;
 
 /** A piece of data that the walk has passed, and how many of its bytes haven't been read. */
 interface SeenPiece<L extends SeenLayer> {
-  readonly piece: Piece<L>;
+  readonly piece: VisibleExtent<L>;
   unread: number;
 }
 
@@ -43,7 +43,7 @@ export class ChainSource<L extends SeenLayer = Layer> {
    * @throws {RangeError} the last layer isn't complete
    * @throws what the layers throw, and what `damageOf` makes of their damage
    */
-  async *extents(): AsyncGenerator<readonly Piece<L>[]> {
+  async *extents(): AsyncGenerator<readonly VisibleExtent<L>[]> {
     for await (const piece of seenThrough(this.#layers, this.geometry.virtualSize, this.#damageOf)) {
       if (piece.state === "clean") throw new RangeError("the last layer of a chain has to be complete");
       if (piece.state === "data") this.#seen.push({ piece, unread: piece.length });
@@ -110,10 +110,10 @@ export class ChainSource<L extends SeenLayer = Layer> {
    * @param end the first byte after the range
    * @throws {RangeError} the walk hasn't passed the range, or some of its data was read before
    */
-  take(offset: number, end: number): Piece<L>[] {
+  take(offset: number, end: number): VisibleExtent<L>[] {
     if (end > this.#walked) throw new RangeError(`byte ${end} is beyond what the walk has reached`);
     if (offset < this.#forgotten) throw new RangeError(`byte ${offset} was read before`);
-    const taken: Piece<L>[] = [];
+    const taken: VisibleExtent<L>[] = [];
     for (const seen of this.#seen) {
       const { piece } = seen;
       if (piece.offset >= end) break;

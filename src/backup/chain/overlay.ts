@@ -7,7 +7,7 @@ import type { Layer, LayerRun } from "./layer.js";
 export type SeenLayer = Pick<Layer, "geometry" | "complete" | "runs" | "read">;
 
 /** A stretch of the disk in one state. Offset and length are bytes. */
-export interface Piece<L extends SeenLayer = Layer> {
+export interface VisibleExtent<L extends SeenLayer = Layer> {
   readonly offset: number;
   readonly length: number;
   readonly state: ExtentState;
@@ -31,7 +31,7 @@ export function seenThrough<L extends SeenLayer>(
   layers: readonly L[],
   size: number,
   onDamage: DamageOf<L>,
-): AsyncIterable<Piece<L>> {
+): AsyncIterable<VisibleExtent<L>> {
   const streams = layers.map((layer) => layerPieces(layer, size, onDamage(layer)));
   return streams.reduceRight((below, top) => overlay(top, below));
 }
@@ -41,11 +41,11 @@ export type DamageOf<L extends SeenLayer = Layer> = (layer: L) => OnDamage;
 
 /** Lays one gapless stream over another of the same length: where `top` is clean, `below` shows. */
 async function* overlay<L extends SeenLayer>(
-  top: AsyncIterable<Piece<L>>,
-  below: AsyncIterable<Piece<L>>,
-): AsyncGenerator<Piece<L>> {
+  top: AsyncIterable<VisibleExtent<L>>,
+  below: AsyncIterable<VisibleExtent<L>>,
+): AsyncGenerator<VisibleExtent<L>> {
   const lower = below[Symbol.asyncIterator]();
-  let under: Piece<L> | undefined;
+  let under: VisibleExtent<L> | undefined;
   for await (const upper of top) {
     if (upper.state !== "clean") {
       yield upper;
@@ -54,7 +54,7 @@ async function* overlay<L extends SeenLayer>(
     const end = upper.offset + upper.length;
     for (let offset = upper.offset; offset < end; ) {
       while (!under || under.offset + under.length <= offset) {
-        const next: IteratorResult<Piece<L>> = await lower.next();
+        const next: IteratorResult<VisibleExtent<L>> = await lower.next();
         if (next.done) throw new RangeError(`the lower stream ends before byte ${offset}`);
         under = next.value;
       }
@@ -72,7 +72,7 @@ async function* layerPieces<L extends SeenLayer>(
   layer: L,
   size: number,
   onDamage: OnDamage,
-): AsyncGenerator<Piece<L>> {
+): AsyncGenerator<VisibleExtent<L>> {
   const end = Math.min(layer.geometry.virtualSize, size);
   const gap: ExtentState = layer.complete ? "zero" : "clean";
   let offset = 0;
@@ -90,7 +90,7 @@ async function* layerPieces<L extends SeenLayer>(
   if (end < size) yield { offset: end, length: size - end, state: "zero" };
 }
 
-function* runPieces<L extends SeenLayer>(layer: L, run: LayerRun): Generator<Piece<L>> {
+function* runPieces<L extends SeenLayer>(layer: L, run: LayerRun): Generator<VisibleExtent<L>> {
   const { clusterSize } = layer.geometry;
   const offset = run.cluster * clusterSize;
   const length = run.count * clusterSize;

@@ -14,7 +14,6 @@ import { DIGEST_ALGORITHMS, type DigestAlgorithm } from "../digest/digest.js";
 import { ALL_SUBCLUSTERS, type Geometry, type PlannedRun } from "../image/image.js";
 import { slottedRuns, withoutZeroSlots } from "../image/slots.js";
 import type { Compression } from "../qcow2/compress-cluster.js";
-import type { Qcow2CompressedWriter } from "../qcow2/compressed-writer.js";
 import type { ClusterResult } from "./cluster-job.js";
 import type { CompressThreads } from "./compress-threads.js";
 
@@ -25,7 +24,7 @@ interface SegmentRuns {
 }
 
 /** A run after its bytes were looked at, ready to be stored. Clusters of zeroes have become zero runs. */
-interface CompressedOutcome {
+export interface CompressedOutcome {
   readonly run: PlannedRun;
   /** One for each stored cluster, as `digestClusters` makes them; empty if no digests are wanted. */
   readonly digests: Buffer;
@@ -78,37 +77,7 @@ export async function compressSegment(
   };
 }
 
-/**
- * Stores outcomes, which must come in guest order.
- * @param options.complete the image is a full copy, so zero runs are left out: gaps read as zeroes
- */
-export function storeOutcomes(
-  outcomes: readonly CompressedOutcome[],
-  writer: Qcow2CompressedWriter,
-  { complete }: { readonly complete: boolean },
-): void {
-  const { clusterSize } = writer.geometry;
-  for (const { run, stored } of outcomes) {
-    switch (run.kind) {
-      case "zero":
-        if (!complete) writer.addZeroes(run.cluster, run.count);
-        break;
-      case "partial":
-        writer.addPartial(run, stored[0] ?? NONE);
-        break;
-      case "data":
-        for (const [i, bytes] of stored.entries()) {
-          if (bytes.length < clusterSize) writer.addStream(run.cluster + i, bytes);
-          else writer.addCluster(run.cluster + i, bytes);
-        }
-        break;
-      default:
-        run satisfies never;
-    }
-  }
-}
-
-const NONE = Buffer.alloc(0);
+export const NONE = Buffer.alloc(0);
 
 /** For each slot the mask of its data subclusters; and how many bytes of all slots are inside the disk. */
 function slotsOfSegment(

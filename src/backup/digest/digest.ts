@@ -75,6 +75,7 @@ export function parseDigestAlgorithm(text: string): DigestAlgorithm {
 /**
  * The digests of a run: one for each cluster, concatenated. The digest of a partial cluster covers only its
  * data subclusters. Bytes beyond the end of the disk are left out.
+ * `digest-behind.ts` with `digest-worker.ts` makes the same digests from a file, so both have to agree.
  * @param slots the run's clusters, side by side; the last one may end with the disk
  */
 export function digestClusters(

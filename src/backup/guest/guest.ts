@@ -3,10 +3,18 @@
  * an earlier backup left, freezes and thaws the guest, plans each disk (full or increment), connects to a
  * job's exports, watches the scratch files and deletes old checkpoints.
  *
- * Read this file first, then job-folder.ts (where a job works), plan-guest.ts and plan-disk.ts (what is
- * taken) and job-connection.ts (how its exports are reached). qemu-img.ts and qemu-nbd.ts are for domains
- * that are off. This room never begins a backup job, reads no disk data and commits no points: the take room
- * does that.
+ * Read this file first, then:
+ *
+ *     claim.ts               what a dead backup left, whose the running job is, the folder taken over
+ *     job-folder.ts          where a job works; local-job-folder.ts, or ssh-job-folder.ts on another host
+ *     plan-guest.ts          what is taken, and plan-disk.ts of each disk; needed-checkpoints.ts
+ *     freeze.ts              the guest's file systems frozen while the job begins
+ *     job-connection.ts      how the job's exports are reached; ssh-to-hypervisor.ts
+ *     scratch-guard.ts       gives the job up before scratch files fill the disk; scratch-space.ts judges
+ *     keep-files.ts          the files beside the disks that a domain boots with
+ *     qemu-nbd.ts            serves the disks of a domain that is off; qemu-img.ts asks about them
+ *
+ * This room never begins a backup job, reads no disk data and commits no points: the take room does that.
  */
 
 import { messageOf } from "../base/errors.js";

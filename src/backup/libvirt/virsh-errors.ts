@@ -38,7 +38,7 @@ const KNOWN_FAILURES: readonly {
   },
   {
     // QEMU ended in the middle of a command. libvirt may still call the domain running for a moment.
-    said: /(?:read from|write to|End of file from \S*) ?monitor|Missing monitor reply|domain is no longer running/,
+    said: /Unable to (?:read from|write to) monitor|End of file from qemu monitor|QEMU monitor was closed|Error while processing monitor IO|Missing monitor reply|domain is no longer running/i,
     code: "E_DOMAIN_OFF",
     message: ({ domain }) =>
       `the domain ${domain} stopped while libvirt asked its QEMU. /var/log/libvirt/qemu/${domain}.log on its host says ` +

@@ -144,7 +144,11 @@ async function isZeroThere(file: ImageFile, bytes: Buffer, position: number): Pr
 }
 
 function damagedList(path: string, what: string): DamageError {
-  return new DamageError("E_PRUNE_JOURNAL", `the list of copies ${path} can't be read: ${what}`, {
-    details: { path },
-  });
+  return new DamageError(
+    "E_PRUNE_JOURNAL",
+    `the list of copies ${path} can't be read: ${what}. See which points are sound: nbdpull verify`,
+    {
+      details: { path },
+    },
+  );
 }

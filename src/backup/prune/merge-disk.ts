@@ -1,6 +1,6 @@
-import { stat, writeFile } from "node:fs/promises";
+import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import { type Link, openChain } from "../chain/chain.js";
+import { openChain } from "../chain/chain.js";
 import { failOnDamage, type Layer } from "../chain/layer.js";
 import { createDigester, type Digester, digestClusters } from "../digest/digest.js";
 import { DigestFileWriter } from "../digest/digest-file-writer.js";
@@ -9,34 +9,15 @@ import { ALL_SUBCLUSTERS, dataBytesOf, type Geometry } from "../image/image.js";
 import type { Guard } from "../image/image-file.js";
 import { Qcow2Reader } from "../qcow2/reader.js";
 import type { DiskManifest } from "../repository/manifest.js";
-import type { Repository } from "../repository/repository.js";
 import { EventLoopTurn } from "../threads/event-loop-turn.js";
 import { CopyList } from "./copy-list.js";
+import type { DiskChain } from "./disk-chain.js";
+import { imagePath } from "./disk-chain.js";
+import type { MergeMethod } from "./merge-method.js";
 import type { MergeTarget, MixedCluster } from "./merge-target.js";
-import { type MergedPart, masksOf, mergedParts, type Origin, originOf, visibleBytes } from "./merge-walk.js";
+import { type MergedPart, masksOf, mergedParts, type Origin, originOf } from "./merge-walk.js";
 import { Qcow2Target } from "./qcow2-merge-target.js";
 import { NewRawTarget, RawInPlaceTarget } from "./raw-merge-target.js";
-
-/**
- * The layers of a merge: a disk of a point that stays, and its chain down to the oldest point that is
- * dropped.
- */
-export interface DiskChain {
-  readonly repository: Repository;
-  readonly domain: string;
-  /** Newest first: the staying point, then the dropped ones. */
-  readonly links: readonly [Link, ...Link[]];
-}
-
-/** How a merge is done. It is chosen from tables and digest files, without reading data. */
-export interface MergeMethod {
-  /** The point whose image takes the clusters that it lacks; null: a new image takes all clusters. */
-  readonly base: string | null;
-  /** Guest bytes of data to be written. */
-  readonly writeBytes: number;
-  /** Of the merged image, in bytes. */
-  readonly clusterSize: number;
-}
 
 /** The names of the files that a merge prepares in its folder. */
 interface StagedNames {
@@ -75,48 +56,6 @@ export interface MergedDisk {
 const COPY_BYTES = 1024 * 1024;
 
 /**
- * Chooses the image that already has most of the visible data, because only the rest must be written. The
- * format of the staying point's image does not change.
- *
- * @throws {DamageError} a layer is missing, or its tables or digest file are damaged
- */
-export async function chooseMergeMethod(chain: DiskChain): Promise<MergeMethod> {
-  const layers = await openChain(chain.repository, chain.domain, chain.links);
-  try {
-    const finest = finestOf(chain, layers);
-    const visible = await visibleBytes(layers, finest, failOnDamage);
-    const total = visible.reduce((sum, bytes) => sum + bytes, 0);
-    let best: MergeMethod = { base: null, writeBytes: total, clusterSize: finest.clusterSize };
-    for (const [index, layer] of layers.entries()) {
-      if (!(await canBeBase(chain, layers, index))) continue;
-      const { clusterSize } = layer.geometry;
-      let writeBytes = total - (visible[index] ?? 0);
-      if (best.base !== null && writeBytes >= best.writeBytes) continue;
-      if (clusterSize > finest.clusterSize && layer.disk.format === "qcow2") {
-        writeBytes = await bytesInto(layer, layers, { ...finest, clusterSize });
-        if (writeBytes >= best.writeBytes) continue;
-      }
-      best = { base: layer.pointId, writeBytes, clusterSize };
-    }
-    return best;
-  } finally {
-    for (const layer of layers) await layer.close();
-  }
-}
-
-/** Whether a layer's image can be the one that takes the other layers' clusters. */
-async function canBeBase(chain: DiskChain, layers: readonly Layer[], index: number): Promise<boolean> {
-  const layer = layers[index] as Layer;
-  if (layer.disk.format !== chain.links[0].disk.format) return false;
-  const finest = finestOf(chain, layers);
-  // Larger clusters have larger subclusters, which can't be partly clean. A complete image has no clean ones.
-  if (layer.geometry.clusterSize > finest.clusterSize && !layers.at(-1)?.complete) return false;
-  if (layer.disk.format === "qcow2") return true;
-  // Bytes behind the end of the layer's disk would become part of a disk that has grown since.
-  return (await stat(imagePath(chain, index))).size === layer.geometry.virtualSize;
-}
-
-/**
  * Prepares the merged disk of the staying point. It will have the parent of the oldest dropped point.
  *
  * No point changes yet. New data goes into free clusters of a qcow2 base and new tables go behind its end. A
@@ -142,13 +81,6 @@ export async function mergeDisk(
   } finally {
     for (const file of [...layers, ...images.values()]) await file.close();
   }
-}
-
-/** The path of a link's image, by the link's index in the chain. */
-export function imagePath({ repository, domain, links }: DiskChain, index: number): string {
-  const link = links[index];
-  if (!link) throw new RangeError(`the chain has no link ${index}`);
-  return join(repository.pointFolder(domain, link.point.id), link.disk.file);
 }
 
 class DiskMerge {
@@ -433,29 +365,4 @@ class DiskMerge {
 interface Digests {
   readonly digester: Digester;
   readonly file: DigestFileWriter;
-}
-
-/** The disk's size at the staying point, with the smallest cluster size of all layers. */
-function finestOf({ links }: DiskChain, layers: readonly Layer[]): Geometry {
-  const clusterSize = Math.min(...layers.map(({ geometry }) => geometry.clusterSize));
-  return { virtualSize: links[0].disk.virtualSize, clusterSize };
-}
-
-/**
- * Guest bytes that a merge writes into a qcow2 base with larger clusters. A cluster of which the base shows
- * only a part counts as a whole, because it is written to a new place.
- */
-async function bytesInto(base: Layer, layers: readonly Layer[], geometry: Geometry): Promise<number> {
-  let bytes = 0;
-  for await (const part of mergedParts(layers, geometry, failOnDamage)) {
-    if (part.kind === "data" && part.from.layer !== base) {
-      bytes += dataBytesOf(part, geometry);
-    } else if (part.kind === "mixed") {
-      const data = part.pieces.filter(({ state }) => state === "data");
-      const others = data.filter(({ from }) => from?.layer !== base);
-      const isWhole = others.length > 0 && others.length < data.length;
-      bytes += isWhole ? geometry.clusterSize : others.reduce((sum, { length }) => sum + length, 0);
-    }
-  }
-  return bytes;
 }

@@ -1,11 +1,11 @@
-import type { Piece } from "../chain/overlay.js";
+import type { VisibleExtent } from "../chain/overlay.js";
 import type { Origin } from "./merge-walk.js";
 
 /** A cluster that consists of several pieces, or that the end of the disk cuts off. */
 export interface MixedCluster {
   readonly cluster: number;
   /** In guest order, gapless up to the end of the cluster or of the disk. */
-  readonly pieces: readonly Piece[];
+  readonly pieces: readonly VisibleExtent[];
   /** Subclusters with data. */
   readonly dataMask: number;
   /** Subclusters that read as zeroes; in a complete image all that have no data. */

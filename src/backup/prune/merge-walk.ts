@@ -1,6 +1,6 @@
 import type { DigestedRun } from "../chain/checked-image.js";
 import type { Layer } from "../chain/layer.js";
-import type { DamageOf, Piece } from "../chain/overlay.js";
+import type { DamageOf, VisibleExtent } from "../chain/overlay.js";
 import { seenThrough } from "../chain/overlay.js";
 import { ALL_SUBCLUSTERS, type Geometry, SUBCLUSTERS, subclustersOf } from "../image/image.js";
 
@@ -17,7 +17,7 @@ export type MergedPart =
   /**
    * A cluster of several pieces, which are in order and gapless up to the end of the cluster or of the disk.
    */
-  | { readonly kind: "mixed"; readonly cluster: number; readonly pieces: readonly Piece[] };
+  | { readonly kind: "mixed"; readonly cluster: number; readonly pieces: readonly VisibleExtent[] };
 
 /**
  * Walks over what several layers (top first) show together, in clusters of `geometry`. The last layer may be
@@ -29,7 +29,7 @@ export async function* mergedParts(
   onDamage: DamageOf,
 ): AsyncGenerator<MergedPart> {
   const { clusterSize, virtualSize } = geometry;
-  let mixed: Piece[] = [];
+  let mixed: VisibleExtent[] = [];
   for await (const piece of seenThrough(layers, virtualSize, onDamage)) {
     const end = piece.offset + piece.length;
     for (let offset = piece.offset; offset < end; ) {
@@ -63,7 +63,7 @@ function wholeClusters(offset: number, end: number, { clusterSize, virtualSize }
   return stop - offset / clusterSize;
 }
 
-function partOf(piece: Piece, cluster: number, count: number): MergedPart | undefined {
+function partOf(piece: VisibleExtent, cluster: number, count: number): MergedPart | undefined {
   switch (piece.state) {
     case "clean":
       return undefined;
@@ -80,7 +80,7 @@ function partOf(piece: Piece, cluster: number, count: number): MergedPart | unde
  * The layer and the run that a piece's data comes from.
  * @throws {RangeError} the piece has no data
  */
-export function originOf({ from, offset }: Piece): Origin {
+export function originOf({ from, offset }: VisibleExtent): Origin {
   if (!from || from.run.kind === "zero") throw new RangeError(`the data at byte ${offset} has no layer`);
   return { layer: from.layer, run: from.run };
 }
@@ -106,8 +106,8 @@ export async function visibleBytes(
 }
 
 /** The mask of the subclusters in which pieces have a byte. The cluster begins at guest offset `start`. */
-export function maskOf(pieces: readonly Piece[], start: number, clusterSize: number): number {
-  const bits = (mask: number, { offset, length }: Piece): number =>
+export function maskOf(pieces: readonly VisibleExtent[], start: number, clusterSize: number): number {
+  const bits = (mask: number, { offset, length }: VisibleExtent): number =>
     mask | subclustersOf({ offset: offset - start, length }, clusterSize);
   return pieces.reduce(bits, 0) >>> 0;
 }
@@ -118,12 +118,12 @@ export function maskOf(pieces: readonly Piece[], start: number, clusterSize: num
  * @throws {RangeError} clean and data share a subcluster
  */
 export function masksOf(
-  pieces: readonly Piece[],
+  pieces: readonly VisibleExtent[],
   start: number,
   { clusterSize, virtualSize }: Geometry,
   complete: boolean,
 ): { dataMask: number; zeroMask: number; blended: boolean } {
-  const of = (state: Piece["state"]): number =>
+  const of = (state: VisibleExtent["state"]): number =>
     maskOf(
       pieces.filter((piece) => piece.state === state),
       start,

@@ -39,14 +39,9 @@ import {
 } from "../repository/prune-journal.js";
 import type { Repository } from "../repository/repository.js";
 import { applyCopyList } from "./copy-list.js";
-import {
-  chooseMergeMethod,
-  type DiskChain,
-  imagePath,
-  type MergedDisk,
-  type MergeMethod,
-  mergeDisk,
-} from "./merge-disk.js";
+import { type DiskChain, imagePath } from "./disk-chain.js";
+import { type MergedDisk, mergeDisk } from "./merge-disk.js";
+import { chooseMergeMethod, type MergeMethod } from "./merge-method.js";
 import { type Merge, type PrunePlan, planPrune } from "./prune-plan.js";
 import { keptBy, type Retention } from "./retention.js";
 

@@ -1,5 +1,5 @@
 import type { Layer } from "../chain/layer.js";
-import type { Piece } from "../chain/overlay.js";
+import type { VisibleExtent } from "../chain/overlay.js";
 import {
   ALL_SUBCLUSTERS,
   type ClusterRun,
@@ -150,7 +150,7 @@ export class Qcow2Target implements MergeTarget {
     const { clusterSize } = this.#editor.geometry;
     const slot = await this.#slots?.at(mixed.cluster);
     if (!slot) return undefined;
-    const isBase = (piece: Piece): boolean =>
+    const isBase = (piece: VisibleExtent): boolean =>
       piece.state === "data" && piece.from?.layer === this.#options.base;
     if (!mixed.pieces.some(isBase)) return slot.hostOffset;
     const others = mixed.pieces.filter((piece) => piece.state === "data" && !isBase(piece));

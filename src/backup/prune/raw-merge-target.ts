@@ -1,6 +1,6 @@
 import type { DigestedRun } from "../chain/checked-image.js";
 import type { Layer } from "../chain/layer.js";
-import type { Piece } from "../chain/overlay.js";
+import type { VisibleExtent } from "../chain/overlay.js";
 import {
   ALL_SUBCLUSTERS,
   type ClusterRun,
@@ -89,7 +89,7 @@ export class RawInPlaceTarget implements MergeTarget {
     const run: ClusterRun = { kind: "partial", cluster, count: 1, hostOffset, dataMask, zeroMask };
     this.#runs.append(run);
     this.storedBytes += dataBytesOf(run, geometry);
-    const isOfBase = ({ state, from }: Piece): boolean =>
+    const isOfBase = ({ state, from }: VisibleExtent): boolean =>
       state === "data" && from?.layer === this.#options.base;
     const showsBase = pieces.some(isOfBase);
     for (const piece of pieces) {

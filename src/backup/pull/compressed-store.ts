@@ -1,5 +1,6 @@
 import { BackupError, UsageError } from "../base/errors.js";
-import { type CompressedSegment, compressSegment, storeOutcomes } from "../compress/compress-segment.js";
+import type { CompressedOutcome } from "../compress/compress-segment.js";
+import { type CompressedSegment, compressSegment, NONE } from "../compress/compress-segment.js";
 import { CompressThreads } from "../compress/compress-threads.js";
 import { DigestFileWriter } from "../digest/digest-file-writer.js";
 import type { NewFiles } from "../host/new-files.js";
@@ -180,4 +181,34 @@ export function assertCompressible(format: ImageFormat, method: CompressionMetho
     throw new UsageError("E_COMPRESS_FORMAT", message);
   }
   assertCompression(method);
+}
+
+/**
+ * Stores outcomes, which must come in guest order.
+ * @param options.complete the image is a full copy, so zero runs are left out: gaps read as zeroes
+ */
+export function storeOutcomes(
+  outcomes: readonly CompressedOutcome[],
+  writer: Qcow2CompressedWriter,
+  { complete }: { readonly complete: boolean },
+): void {
+  const { clusterSize } = writer.geometry;
+  for (const { run, stored } of outcomes) {
+    switch (run.kind) {
+      case "zero":
+        if (!complete) writer.addZeroes(run.cluster, run.count);
+        break;
+      case "partial":
+        writer.addPartial(run, stored[0] ?? NONE);
+        break;
+      case "data":
+        for (const [i, bytes] of stored.entries()) {
+          if (bytes.length < clusterSize) writer.addStream(run.cluster + i, bytes);
+          else writer.addCluster(run.cluster + i, bytes);
+        }
+        break;
+      default:
+        run satisfies never;
+    }
+  }
 }

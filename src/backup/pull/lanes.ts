@@ -29,6 +29,11 @@ export interface LaneOptions<T> {
    * `signal` is aborted when the work is given up.
    */
   readonly store: (segment: Segment, signal: AbortSignal) => Promise<StoredSegment<T>>;
+  /**
+   * Whether lanes finish their segments if the plan fails, so that the source can serve another plan; default:
+   * they are aborted.
+   */
+  readonly outlivesPlan?: boolean | undefined;
   readonly signal?: AbortSignal | undefined;
   readonly onSegment?: ((done: SegmentDone) => void) | undefined;
 }
@@ -54,10 +59,11 @@ export async function runLanes<T>(options: LaneOptions<T>): Promise<void> {
   setMaxListeners(0, signal);
   const reorder = new ReorderBuffer((outcome: T) => recorder.record(outcome));
 
-  let planError: unknown;
-  /**
-   * If the plan fails, lanes still finish their segments, so the connection stays usable for another plan.
-   */
+  const errors: unknown[] = [];
+  /** After the signal has fired, an error is a consequence of it. */
+  function failed(error: unknown): void {
+    errors.push(signal.aborted ? signal.reason : error);
+  }
   async function nextSegment(): Promise<Segment | undefined> {
     await reorder.capacity();
     await recorder.capacity();
@@ -65,7 +71,8 @@ export async function runLanes<T>(options: LaneOptions<T>): Promise<void> {
       const next = await segments.next();
       return next.done ? undefined : next.value;
     } catch (error) {
-      planError ??= error;
+      if (!options.outlivesPlan) throw error;
+      failed(error);
       return undefined;
     }
   }
@@ -85,16 +92,15 @@ export async function runLanes<T>(options: LaneOptions<T>): Promise<void> {
     while (lanes.length < options.lanes()) lanes.push(lane().catch(stopOthers));
   }
   function stopOthers(error: unknown): void {
+    failed(error);
     stop.abort(error);
     reorder.giveUp();
   }
   startLanes();
   // More lanes may start while these are awaited.
   for (let i = 0; i < lanes.length; i += 1) await lanes[i];
-  await Promise.resolve(segments.return?.()).catch((error: unknown) => {
-    planError ??= error;
-  });
+  await Promise.resolve(segments.return?.()).catch(failed);
+  if (errors.length > 0) throw errors[0];
   signal.throwIfAborted();
-  if (planError !== undefined) throw planError;
   await recorder.complete();
 }

@@ -8,7 +8,8 @@
  *     window.ts             how large requests are, and how many lanes run
  *     lanes.ts              each lane takes a segment, stores it and takes the next one
  *     pull.ts               what a lane does with its segment: the requests go out, the pieces arrive
- *     direct-landing.ts     writes pieces to the file when they arrive
+ *     range-landing.ts      sorts pieces into the ranges that were planned, and counts them
+ *     direct-landing.ts     writes them to the file when they arrive
  *     buffered-landing.ts   or collects them in a buffer, to be compressed or written later
  *     reorder.ts            puts the outcomes of the segments back into guest order
  *     image-ledger.ts       records the outcomes in the image's tables and in the digest file
@@ -17,8 +18,8 @@
  * `create-image.ts`, `buffer-pool.ts` and `rate-limit.ts` are helpers. The restore room uses parts of this
  * room with a chain of images as the source, or with a device or an export as the destination.
  *
- * This room knows neither libvirt nor repositories and chains, and changes no existing file. It never reads
- * back what it wrote: digests come from threads of the digest room, which read the new file.
+ * This room knows neither libvirt nor repositories and chains, and changes no existing file. Digests are made
+ * on other threads: by the digest room from the new file, or by the compress room from the buffer.
  */
 
 import type { PieceSink } from "../../nbd/index.js";
@@ -70,11 +71,13 @@ export async function pull<T>({
   window,
   limits,
   rateLimit,
-  ...plan
+  ...lanes
 }: PullOptions<T>): Promise<void> {
   await runLanes<T>({
-    ...plan,
+    ...lanes,
     recorder: into,
+    // The connection stays usable, for a plan with smaller clusters.
+    outlivesPlan: true,
     lanes: () => window.lanes,
     store: async (segment, signal) => {
       const landing = await into.landing(segment, signal);

@@ -16,9 +16,9 @@ export class ReorderBuffer<T> {
 
   put(index: number, value: T): void {
     this.#early.set(index, value);
-    for (let ready = this.#early.get(this.#next); ready !== undefined; ready = this.#early.get(this.#next)) {
+    for (; this.#early.has(this.#next); this.#next += 1) {
+      const ready = this.#early.get(this.#next) as T;
       this.#early.delete(this.#next);
-      this.#next += 1;
       this.#deliver(ready);
     }
     if (this.#early.size < MAX_EARLY) this.#wake();

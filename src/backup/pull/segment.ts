@@ -66,26 +66,28 @@ export function slotAt(
 }
 
 /**
- * Writes bytes of one range, neighbouring clusters in one call of `write`. Zeroes are left out if nothing is
- * stored in their cluster yet, since the file is new. Otherwise they are written: after a lost connection
- * bytes may arrive twice, and the later ones count.
+ * Writes bytes of one range, neighbouring clusters in one call of `write`. Zeroes are left out, since the file
+ * is new.
  *
  * @param offset guest offset of the first byte
- * @param stored one byte for each slot, 1 if something is stored there; updated here
+ * @param slots.stored one byte for each slot, 1 if something is stored there; updated here
+ * @param slots.mayRepeat bytes may arrive twice, after a lost connection, and the later ones count: zeroes are
+ *   written if their cluster has something stored
  * @param write stores `bytes` from index `from` up to index `to`, at least one byte
  */
 export function storeInSlots(
   range: Pick<ReadRange, "offset" | "slot">,
   offset: number,
   bytes: Uint8Array,
-  { clusterSize, stored }: { readonly clusterSize: number; readonly stored: Uint8Array },
+  slots: { readonly clusterSize: number; readonly stored: Uint8Array; readonly mayRepeat: boolean },
   write: (from: number, to: number) => void,
 ): void {
+  const { clusterSize, stored, mayRepeat } = slots;
   let from = 0;
   for (let at = 0; at < bytes.length; ) {
     const slot = slotAt(range, offset + at, clusterSize);
     const next = Math.min(bytes.length, (Math.floor((offset + at) / clusterSize) + 1) * clusterSize - offset);
-    if (stored[slot] === 1 || !isZero(bytes, at, next)) stored[slot] = 1;
+    if ((mayRepeat && stored[slot] === 1) || !isZero(bytes, at, next)) stored[slot] = 1;
     else {
       if (from < at) write(from, at);
       from = next;

@@ -1,6 +1,6 @@
 import type { ChainSource } from "../chain/chain-source.js";
 import { damage, type Layer } from "../chain/layer.js";
-import type { Piece } from "../chain/overlay.js";
+import type { VisibleExtent } from "../chain/overlay.js";
 import { type ClusterRun, type ImageWriter, slotsOf } from "../image/image.js";
 import { type LaneOptions, runLanes } from "../pull/lanes.js";
 import type { RateLimit } from "../pull/rate-limit.js";
@@ -81,7 +81,7 @@ function questionOf(segment: Segment, { source, writer }: CopyOptions): SegmentQ
  * The clusters that a piece touches, and their expected digests.
  * @throws {RangeError} the piece has no data
  */
-function originOf({ offset, length, from }: Piece): {
+function originOf({ offset, length, from }: VisibleExtent): {
   layer: Layer;
   run: CopiedPiece["run"];
   expected: Buffer;
@@ -109,7 +109,7 @@ const NONE = Buffer.alloc(0);
 
 /** Where a piece of a range goes in the target file. */
 function targetOf(
-  { offset, length }: Piece,
+  { offset, length }: VisibleExtent,
   range: ReadRange,
   { firstRank }: Segment,
   writer: ImageWriter,

@@ -108,9 +108,15 @@ export class CopyService implements ThreadService<CopyQuestion, CopyAnswer, Forg
       const image = await this.#opened(source, piece.image);
       const { clusterSize } = source.geometry;
       await this.#copyPiece(image, run, piece, clusterSize, (offset, bytes) => {
-        storeInSlots(piece, offset, bytes, { clusterSize: target.clusterSize, stored }, (from, to) => {
-          file.writeNow(bytes.subarray(from, to), piece.to + offset - piece.offset + from);
-        });
+        storeInSlots(
+          piece,
+          offset,
+          bytes,
+          { clusterSize: target.clusterSize, stored, mayRepeat: false },
+          (from, to) => {
+            file.writeNow(bytes.subarray(from, to), piece.to + offset - piece.offset + from);
+          },
+        );
       });
     }
     return { stored };

@@ -147,8 +147,15 @@ async function restoreFile(
   const { geometry, segmentBytes, chain, proven } = source;
   const writer = files.add(temporary, await createImage(temporary, { format, geometry }));
   const recorder = new ImageLedger({ writer, complete: true });
-  const into = { writer, path: temporary, threads, segmentBytes, recorder, inFlight: window.inFlight };
-  await copySegments({ ...source.begin(), ...into });
+  await copySegments({
+    ...source.begin(),
+    writer,
+    path: temporary,
+    threads,
+    segmentBytes,
+    recorder,
+    inFlight: window.inFlight,
+  });
   source.finish();
   for (const done of [temporary, ...source.files]) threads.notify(done);
   const { storedBytes } = await writer.finish({ sync: options.sync });

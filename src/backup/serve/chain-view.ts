@@ -3,7 +3,7 @@ import type { ExtentState } from "../base/extent.js";
 import { findChain, openChain } from "../chain/chain.js";
 import type { DigestedRun } from "../chain/checked-image.js";
 import { failOnDamage, type Layer } from "../chain/layer.js";
-import { type Piece, seenThrough } from "../chain/overlay.js";
+import { seenThrough, type VisibleExtent } from "../chain/overlay.js";
 import { ALL_SUBCLUSTERS } from "../image/image.js";
 import type { DiskManifest, Manifest } from "../repository/manifest.js";
 import type { Repository } from "../repository/repository.js";
@@ -184,7 +184,7 @@ async function indexOf(
   return index;
 }
 
-function placeOf(piece: Piece, numbers: ReadonlyMap<Layer, number>): ExtentSource | undefined {
+function placeOf(piece: VisibleExtent, numbers: ReadonlyMap<Layer, number>): ExtentSource | undefined {
   const { offset, state, from } = piece;
   switch (state) {
     case "zero":

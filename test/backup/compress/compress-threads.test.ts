@@ -6,7 +6,7 @@ import { describe, expect, it } from "vitest";
 import { BackupError } from "../../../src/backup/base/errors.js";
 import type { ClusterJob, ClusterResult } from "../../../src/backup/compress/cluster-job.js";
 import { ClusterJobs } from "../../../src/backup/compress/cluster-job.js";
-import { compressSegment, storeOutcomes } from "../../../src/backup/compress/compress-segment.js";
+import { compressSegment } from "../../../src/backup/compress/compress-segment.js";
 import { CompressThreads } from "../../../src/backup/compress/compress-threads.js";
 import { createDigester, digestClusters } from "../../../src/backup/digest/digest.js";
 import {
@@ -16,6 +16,7 @@ import {
   type PlannedRun,
   slotsOf,
 } from "../../../src/backup/image/image.js";
+import { storeOutcomes } from "../../../src/backup/pull/compressed-store.js";
 import type { Segment } from "../../../src/backup/pull/segment.js";
 import { Qcow2CompressedWriter } from "../../../src/backup/qcow2/compressed-writer.js";
 import { qemuImg } from "../../support/qemu-nbd.js";

@@ -14,6 +14,13 @@ const REFUSALS = [
   ],
   ["E_NO_SUCH_DOMAIN", "error: failed to get domain 'lab'"],
   ["E_DOMAIN_OFF", "error: Requested operation is not valid: domain is not running"],
+  ["E_DOMAIN_OFF", "error: Unable to read from monitor: Connection reset by peer"],
+  ["E_DOMAIN_OFF", "error: Unable to write to monitor: Broken pipe"],
+  ["E_DOMAIN_OFF", "error: internal error: End of file from qemu monitor (vm='lab')"],
+  ["E_DOMAIN_OFF", "error: internal error: Missing monitor reply object"],
+  ["E_DOMAIN_OFF", "error: internal error: QEMU monitor was closed"],
+  ["E_DOMAIN_OFF", "error: internal error: Error while processing monitor IO (vm='lab')"],
+  ["E_DOMAIN_OFF", "error: operation failed: domain is no longer running"],
   ["E_NO_JOB", "error: Domain backup job id not found: no domain backup job present"],
   ["E_NO_CHECKPOINT", "error: Domain checkpoint not found: no domain checkpoint with matching name 'x'"],
   [

@@ -44,9 +44,54 @@ describe("lanes over one plan", () => {
     expect(completed).toBe(true);
   });
 
-  it("finish the segments under way if the plan fails, then throw the plan's error", async () => {
+  it("are aborted if the plan fails", async () => {
+    let stopped = false;
+    const { completed, error } = await run({
+      segments: plan(1, new Error("the digest file is damaged")),
+      store: async ({ index }, signal) => {
+        await sleep(1000, undefined, { signal }).catch(() => {
+          stopped = true;
+          throw new Error("the disk is full");
+        });
+        return { outcome: index, readBytes: 1 };
+      },
+    });
+    expect(error).toEqual(new Error("the digest file is damaged"));
+    expect([stopped, completed]).toEqual([true, false]);
+  });
+
+  it("throw the signal's reason if it fires", async () => {
+    const controller = new AbortController();
+    const { error } = await run({
+      segments: plan(10),
+      signal: controller.signal,
+      store: async ({ index }, signal) => {
+        if (index === 3) controller.abort(new Error("Ctrl-C"));
+        await sleep(1, undefined, { signal }).catch(() => {
+          throw new Error("the connection was closed");
+        });
+        return { outcome: index, readBytes: 1 };
+      },
+    });
+    expect(error).toEqual(new Error("Ctrl-C"));
+  });
+
+  it("throw the plan's error, not a later one of a segment that outlives the plan", async () => {
+    const { error } = await run({
+      segments: plan(1, new Error("the digest file is damaged")),
+      outlivesPlan: true,
+      store: async () => {
+        await sleep(20);
+        throw new Error("the disk is full");
+      },
+    });
+    expect(error).toEqual(new Error("the digest file is damaged"));
+  });
+
+  it("finish the segments under way if they outlive the plan", async () => {
     const finished: number[] = [];
     const { completed, error } = await run({
+      outlivesPlan: true,
       segments: plan(2, new Error("the digest file is damaged")),
       store: async ({ index }, signal) => {
         await sleep(index === 0 ? 1 : 50);
