@@ -1,6 +1,6 @@
 /**
- * Copies one export to another of the same size, over several connections and with several requests in flight.
- * Zeroes are not transferred.
+ * Copies one export to another of the same size, over several connections and with several requests in
+ * flight. Zeroes are not transferred.
  *
  *     node dist/examples/copy-export.js SOURCE-URI TARGET-URI
  */
@@ -18,8 +18,8 @@ await using target = await NbdClient.connect(targetUri, { connections: 4 });
 if (target.export.size !== source.export.size) throw new Error("the exports differ in size");
 
 /**
- * Pieces of the disk that begin and end at multiples of PIECE, which suits any server's block size and any extents
- * of the source. A piece is zero if all of it is.
+ * Pieces of the disk that begin and end at multiples of PIECE, which suits any server's block size and any
+ * extents of the source. A piece is zero if all of it is.
  */
 async function* pieces(): AsyncGenerator<{ offset: number; length: number; zero: boolean }> {
   let offset = 0;
@@ -41,7 +41,8 @@ async function* pieces(): AsyncGenerator<{ offset: number; length: number; zero:
   }
 }
 
-// Lanes share one lazy iterator, and each has its own buffer: memory is bounded, and no lane waits for another.
+// Lanes share one lazy iterator, and each has its own buffer: memory is bounded, and no lane waits for
+// another.
 const shared = pieces();
 async function lane(): Promise<void> {
   const buffer = Buffer.alloc(PIECE);

@@ -30,8 +30,8 @@ export interface LaneOptions<T> {
    */
   readonly store: (segment: Segment, signal: AbortSignal) => Promise<StoredSegment<T>>;
   /**
-   * Whether lanes finish their segments if the plan fails, so that the source can serve another plan; default:
-   * they are aborted.
+   * Whether lanes finish their segments if the plan fails, so that the source can serve another plan;
+   * default: they are aborted.
    */
   readonly outlivesPlan?: boolean | undefined;
   readonly signal?: AbortSignal | undefined;

@@ -66,13 +66,13 @@ export function slotAt(
 }
 
 /**
- * Writes bytes of one range, neighbouring clusters in one call of `write`. Zeroes are left out, since the file
- * is new.
+ * Writes bytes of one range, neighbouring clusters in one call of `write`. Zeroes are left out, since the
+ * file is new.
  *
  * @param offset guest offset of the first byte
  * @param slots.stored one byte for each slot, 1 if something is stored there; updated here
- * @param slots.mayRepeat bytes may arrive twice, after a lost connection, and the later ones count: zeroes are
- *   written if their cluster has something stored
+ * @param slots.mayRepeat bytes may arrive twice, after a lost connection, and the later ones count: zeroes
+ *   are written if their cluster has something stored
  * @param write stores `bytes` from index `from` up to index `to`, at least one byte
  */
 export function storeInSlots(

@@ -35,10 +35,10 @@ const SPAN_MS = 50;
 const HEADROOM = 2;
 
 /**
- * Decides how many lanes run: enough to keep the server and the line busy, and no more, because requests that
- * wait in a queue only cost memory and cache. One lane starts alone, so the first answers show the server's
- * latency with empty queues. Each lane has one segment in flight. For a near server the least is enough. For a far one, the bytes in flight are
- * twice the rate times the latency.
+ * Decides how many lanes run: enough to keep the server and the line busy, and no more, because requests
+ * that wait in a queue only cost memory and cache. One lane starts alone, so the first answers show the
+ * server's latency with empty queues. Each lane has one segment in flight. For a near server the least is
+ * enough. For a far one, the bytes in flight are twice the rate times the latency.
  */
 export class RequestWindow {
   readonly #least: number;

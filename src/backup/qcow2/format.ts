@@ -2,8 +2,8 @@
  * The qcow2 image format: this folder reads, writes, checks and edits images, compressed or not. Read this
  * file first: it has the numbers of the format and its table entries, after QEMU's docs/interop/qcow2.txt.
  * Then read `header.ts`, `layout.ts` and `tables.ts` (what a new image consists of) and `finish.ts` (the
- * order in which it is written). On these build `writer.ts` and `compressed-writer.ts` (`compress-cluster.ts`,
- * `stream-placement.ts`, `collected-writes.ts`); `open.ts`, `reader.ts` (`decompress.ts`, `single-use.ts`),
+ * order in which it is written). On these build `writer.ts` and `compressed-writer.ts`
+ * (`compress-cluster.ts`, `stream-placement.ts`, `collected-writes.ts`); `open.ts`, `reader.ts` (`decompress.ts`, `single-use.ts`),
  * `check.ts` (`refcounts.ts`) and `editor.ts` are for existing images.
  *
  * Nothing here knows NBD, libvirt or repositories, and nothing here opens a backing file. This file is pure:
