@@ -2,13 +2,13 @@
  * The qcow2 image format: this folder reads, writes, checks and edits images, compressed or not. Read this
  * file first: it has the numbers of the format and its table entries, after QEMU's docs/interop/qcow2.txt.
  * Then read `header.ts`, `layout.ts` and `tables.ts` (what a new image consists of) and `finish.ts` (the
- * order in which it is written). On these build `writer.ts` and `compressed-writer.ts` (`compress-
- * cluster.ts`, `stream-placement.ts`, `collected-writes.ts`); `open.ts`, `reader.ts` (`decompress.ts`,
- * `single-use.ts`), `check.ts` (`refcounts.ts`) and `editor.ts` are for existing images.
+ * order in which it is written). On these build `writer.ts` and `compressed-writer.ts`
+ * (`compress-cluster.ts`, `stream-placement.ts`, `collected-writes.ts`); `open.ts`, `reader.ts`
+ * (`decompress.ts`, `single-use.ts`), `check.ts` (`refcounts.ts`) and `editor.ts` are for existing images.
  *
  * Nothing here knows NBD, libvirt or repositories, and nothing here opens a backing file. This file is
- * pure: it turns bytes into values and values into bytes. All numbers in the file are unsigned and big-
- * endian; 64-bit entries are handled as two halves.
+ * pure: it turns bytes into values and values into bytes. All numbers in the file are unsigned and
+ * big-endian; 64-bit entries are handled as two halves.
  */
 
 import { ALL_SUBCLUSTERS } from "../image/image.js";
