@@ -4,12 +4,15 @@
  */
 
 import { createHash } from "node:crypto";
-import { constants } from "node:fs";
 import { type FileHandle, open, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { messageOf } from "../base/errors.js";
+import { isZero } from "../base/zeroes.js";
 import { isMissing } from "../host/durable-files.js";
+import { NewFiles } from "../host/new-files.js";
+import { openTrustedFile } from "../host/trusted-file.js";
 import { type BootFile, type NotKept, readBootNeeds, wordFor } from "../libvirt/boot-files.js";
+import type { QemuUser } from "../libvirt/domain-xml.js";
 import type { KeptFile, Manifest } from "../repository/manifest.js";
 
 /** A domain's definition, as libvirt gives it. */
@@ -19,6 +22,8 @@ export interface Definition {
   readonly host: string | undefined;
   /** Other parts of the domain that are not kept. */
   readonly notKept?: readonly NotKept[] | undefined;
+  /** The user that QEMU runs as, whose files are kept; default: the one in the XML of a running domain. */
+  readonly qemuUser?: QemuUser | undefined;
 }
 
 /** The kept files and the missing ones, as the manifest lists them. */
@@ -30,13 +35,23 @@ interface Kept {
 const DEFINITION = "domain.xml";
 /** File names by role; a file of any other role is named after its role. */
 const NAMES: Readonly<Record<string, string>> = { nvram: "nvram.fd", loader: "loader.fd" };
-const CHUNK = 1024 * 1024;
+const MiB = 1024 * 1024;
+const CHUNK = MiB;
+/** What is zero in such a block stays a hole in the copy. */
+const HOLE = 64 * 1024;
+/** Bytes of the largest file that is kept, by role. Real firmware has some 64 MiB, initrds some hundred. */
+const LARGEST: Readonly<Record<string, number>> = { nvram: 64 * MiB };
+const LARGEST_OF_OTHERS = 1024 * MiB;
 /** Copies of a changing file before giving up; firmware writes its variables in a short time. */
 const ATTEMPTS = 3;
 
 /**
  * Stores the definition, and copies of the files that it names, in `folder`. A file that can't be read causes
  * a warning and no failure, because the disks matter more.
+ *
+ * The files lie in folders that QEMU's user can change, and this process can read more than that user. So
+ * only plain files of root and of QEMU's user are kept, up to a size, and no link that others made is
+ * followed.
  *
  * QEMU keeps running meanwhile and nothing freezes the NVRAM, so its copy is from a moment shortly after that
  * of the disks. A file that changes while it is copied is copied again.
@@ -45,7 +60,7 @@ const ATTEMPTS = 3;
  * @throws the file system's error if a copy can't be written
  */
 export async function keepFiles(
-  { xml, host, notKept: beside = [] }: Definition,
+  { xml, host, notKept: beside = [], qemuUser }: Definition,
   folder: string,
   options: {
     readonly sync: boolean;
@@ -56,6 +71,7 @@ export async function keepFiles(
   const needs = readBootNeeds(xml);
   const files = [await keepDefinition(xml, folder, options.sync)];
   const notKept = [...beside, ...needs.notKept];
+  const owners = [needs.qemuUser, qemuUser].flatMap((user) => (user === undefined ? [] : [user.uid]));
   for (const file of needs.files) {
     const what = wordFor(file.role, file.path);
     if (host !== undefined) {
@@ -64,7 +80,7 @@ export async function keepFiles(
     }
     try {
       const name = unusedName(NAMES[file.role] ?? file.role, files);
-      const { steady, ...copy } = await keepFile(file, join(folder, name), options);
+      const { steady, ...copy } = await keepFile(file, join(folder, name), { ...options, owners });
       files.push({ role: file.role, file: name, source: file.path, ...copy });
       if (!steady) options.onWarning?.(`${what} was written to while it was copied: it may be torn`);
     } catch (error) {
@@ -96,27 +112,41 @@ class Unkept extends Error {}
 
 type Copy = Pick<KeptFile, "length" | "sha256"> & { readonly steady: boolean };
 
+interface KeepOptions {
+  readonly sync: boolean;
+  readonly signal?: AbortSignal | undefined;
+  /** Users whose files are kept, beside root. */
+  readonly owners: readonly number[];
+}
+
 async function keepFile(
-  { path }: BootFile,
+  { role, path }: BootFile,
   target: string,
-  { sync, signal }: { readonly sync: boolean; readonly signal?: AbortSignal | undefined },
+  { sync, signal, owners }: KeepOptions,
 ): Promise<Copy> {
-  // Without O_NONBLOCK, opening a pipe of that name would wait forever.
-  const source = await open(path, constants.O_RDONLY | constants.O_NONBLOCK).catch(unkept);
+  const most = LARGEST[role] ?? LARGEST_OF_OTHERS;
+  const source = await openTrustedFile(path, owners).catch(unkept);
   try {
-    if (!(await source.stat()).isFile()) throw new Unkept("it is no plain file");
-    await using copy = await open(target, "wx");
+    const { size } = await source.stat();
+    if (size > most) throw tooLarge(size, most);
+    await using files = new NewFiles();
+    const copy = files.add(target, await open(target, "wx"));
     for (let attempt = 1; ; attempt += 1) {
       const before = await stateOf(source);
-      const { length, sha256 } = await copyBytes(source, copy, signal);
+      const { length, sha256 } = await copyBytes(source, copy, most, signal);
       const steady = (await stateOf(source)) === before;
       if (!steady && attempt < ATTEMPTS) continue;
       if (sync) await copy.sync();
+      files.keep();
       return { length, sha256, steady };
     }
   } finally {
     await source.close();
   }
+}
+
+function tooLarge(size: number, most: number): Unkept {
+  return new Unkept(`it has ${size} bytes, and a file of that kind more than ${most} is not copied`);
 }
 
 /** A string that changes with every write to the file. */
@@ -125,28 +155,39 @@ async function stateOf(file: FileHandle): Promise<string> {
   return `${size} ${mtimeNs} ${ctimeNs}`;
 }
 
+/** Copies a file, with its holes, that may grow meanwhile to at most `most` bytes. */
 async function copyBytes(
   source: FileHandle,
   copy: FileHandle,
+  most: number,
   signal: AbortSignal | undefined,
 ): Promise<Pick<KeptFile, "length" | "sha256">> {
   const hash = createHash("sha256");
   const buffer = Buffer.alloc(CHUNK);
   let length = 0;
+  // An earlier attempt may have written where there is a hole now.
+  await copy.truncate(0);
   for (;;) {
     signal?.throwIfAborted();
     const { bytesRead } = await source.read(buffer, 0, CHUNK, length).catch(unkept);
     if (bytesRead === 0) break;
     const bytes = buffer.subarray(0, bytesRead);
     hash.update(bytes);
-    for (let done = 0; done < bytesRead; ) {
-      done += (await copy.write(bytes, done, bytesRead - done, length + done)).bytesWritten;
+    if (length + bytesRead > most) throw tooLarge(length + bytesRead, most);
+    for (let at = 0; at < bytesRead; at += HOLE) {
+      const block = bytes.subarray(at, at + HOLE);
+      if (!isZero(block)) await writeAll(copy, block, length + at);
     }
     length += bytesRead;
   }
-  // An earlier attempt may have copied more bytes.
   await copy.truncate(length);
   return { length, sha256: hash.digest("hex") };
+}
+
+async function writeAll(file: FileHandle, bytes: Buffer, position: number): Promise<void> {
+  for (let done = 0; done < bytes.length; ) {
+    done += (await file.write(bytes, done, bytes.length - done, position + done)).bytesWritten;
+  }
 }
 
 function unkept(cause: unknown): never {

@@ -1,5 +1,5 @@
 /** Finds the files that a domain needs to start besides its disks, and puts other files in their place. */
-import { parseDomain } from "./domain-xml.js";
+import { parseDomain, type QemuUser } from "./domain-xml.js";
 import { parseTree, type XmlElement } from "./xml-tree.js";
 
 /** A file of the host that QEMU starts the domain with. */
@@ -21,6 +21,8 @@ export interface NotKept {
 
 interface BootNeeds {
   readonly isRunning: boolean;
+  /** The user that its QEMU runs as; absent while the domain is off, or if libvirt doesn't change users. */
+  readonly qemuUser: QemuUser | undefined;
   readonly files: readonly BootFile[];
   /** State that no file holds that could be copied. */
   readonly notKept: readonly NotKept[];
@@ -32,11 +34,12 @@ interface BootNeeds {
  * @throws {BackupError} `E_DOMAIN_XML`, or that followed by an element's name
  */
 export function readBootNeeds(xml: string): BootNeeds {
-  const { id } = parseDomain(xml);
+  const { id, qemuUser } = parseDomain(xml);
   const domain = parseTree(xml, "domain");
   const places = [...placesIn(domain)];
   return {
     isRunning: id !== undefined,
+    qemuUser,
     files: places.flatMap(({ role, path }) => (path === undefined ? [] : [{ role, path }])),
     notKept: [
       ...places.flatMap(({ role, obstacle }) =>

@@ -17,6 +17,7 @@ import { bitmapOf, type DiskPlan, type Level } from "../guest/plan-disk.js";
 import { levelOf, planGuest, refuseNoBase } from "../guest/plan-guest.js";
 import { type DiskFile, inspectImage, type SourceImage } from "../guest/qemu-img.js";
 import { ImageServer } from "../guest/qemu-nbd.js";
+import { parseHostSecurity } from "../libvirt/capabilities-xml.js";
 import { readCheckpoints } from "../libvirt/checkpoints.js";
 import { type DiskChoice, disksToBackUp } from "../libvirt/choose-disks.js";
 import type { DomainDefinition, DomainDisk } from "../libvirt/domain-xml.js";
@@ -157,12 +158,14 @@ async function serveAndTake(
     // The domain may have run between libvirt's answer and the moment when QEMU took its locks.
     await assertStill();
     const saved = (await virsh.hasManagedSave(domain)) ? [MEMORY] : [];
+    // The XML of a domain that is off doesn't say which user owns its NVRAM.
+    const { qemuUser } = parseHostSecurity(await virsh.capabilities());
     return await takePoint({
       ...options,
       connect: {},
       repository,
       domain: { name: domain.name, uuid: domain.uuid },
-      definition: { xml: definition, host: undefined, notKept: saved },
+      definition: { xml: definition, host: undefined, notKept: saved, qemuUser },
       disks,
       checkpoint: null,
       confirm: assertStill,
