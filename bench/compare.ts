@@ -5,6 +5,7 @@
  */
 
 import { parseArgs } from "node:util";
+import { printText } from "../bin/terminal.js";
 import { comparisonReport, differences } from "./comparison.js";
 import { readResult } from "./result-file.js";
 
@@ -14,8 +15,8 @@ if (before === undefined || after === undefined) {
   process.exitCode = 2;
 } else {
   const results = [await readResult(before), await readResult(after)] as const;
-  for (const difference of differences(...results)) process.stdout.write(`Not alike: ${difference}\n`);
+  for (const difference of differences(...results)) printText(process.stdout, `Not alike: ${difference}`);
   for (const metric of ["wall", "cpu"] as const) {
-    process.stdout.write(`\n${comparisonReport(...results, metric)}`);
+    printText(process.stdout, `\n${comparisonReport(...results, metric)}`);
   }
 }

@@ -10,6 +10,7 @@ import { mkdtemp, statfs, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
+import { printable, printText } from "../bin/terminal.js";
 import { Inputs } from "./inputs.js";
 import { describeMachine, fileSystemOf, versions } from "./machine.js";
 import { build } from "./measure.js";
@@ -108,13 +109,14 @@ async function run(options: Settings): Promise<void> {
 /** On a terminal each word takes the place of the one before. */
 function say(what: string): void {
   const { isTTY } = process.stderr;
-  process.stderr.write(isTTY ? `\r\x1b[Kbench: ${what}` : `bench: ${what}\n`);
+  const text = `bench: ${printable(what)}`;
+  process.stderr.write(isTTY ? `\r\x1b[K${text}` : `${text}\n`);
 }
 
 /** The result goes below what was said last. */
 function print(text: string): void {
   if (process.stderr.isTTY) process.stderr.write("\r\x1b[K");
-  process.stdout.write(text);
+  printText(process.stdout, text);
 }
 
 function list(): void {
@@ -122,7 +124,7 @@ function list(): void {
     `${name}: ${title}`,
     ...contenders.map((contender) => `    ${contender.name}`),
   ]);
-  process.stdout.write(`${lines.join("\n")}\n`);
+  printText(process.stdout, lines.join("\n"));
 }
 
 // An orderly exit: servers and clients are ended then, and the folder is removed.
@@ -134,6 +136,6 @@ try {
   if (chosen === "list") list();
   else await run(chosen);
 } catch (error) {
-  process.stderr.write(`bench: ${error instanceof Error ? error.message : String(error)}\n`);
+  printText(process.stderr, `bench: ${error instanceof Error ? error.message : String(error)}`);
   process.exitCode = 1;
 }

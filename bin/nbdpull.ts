@@ -3,17 +3,29 @@ import { Command, CommanderError } from "commander";
 import { exitCodeOf } from "./exit-codes.js";
 import { optimizeLater } from "./optimize-later.js";
 import { fillInDefaults, withTalk } from "./options.js";
-import { surviveClosedPipes } from "./output.js";
+import { reportCrashes, surviveClosedPipes } from "./output.js";
 import { type Run, run } from "./run.js";
+import { printJson, printLines, printText } from "./terminal.js";
 import { version } from "./version.js";
 
 optimizeLater();
+reportCrashes();
 
 const EXIT_CODES = `
 Exit codes: 0 done; 1 failed, nothing was committed; 2 usage; 3 data is damaged or does not match;
 4 the preconditions are not met; 5 with --strict: done, with warnings; 129, 130, 143 ended by a signal.`;
 
+/** An error of commander may quote an argument, which a script may have taken from anywhere. */
+function printUsageError(text: string): void {
+  printLines(process.stderr, text.trimEnd().split(/\n(?=\(Did you mean [^\n]*\)$)/));
+}
+
 const program = new Command("nbdpull")
+  .configureOutput({
+    writeOut: (text) => printText(process.stdout, text),
+    writeErr: (text) => printText(process.stderr, text),
+    outputError: printUsageError,
+  })
   .description(
     "Pull-mode backups over NBD: full and incremental images of running virtual machines, and any point back.",
   )
@@ -58,8 +70,6 @@ try {
   if (!(error instanceof CommanderError)) throw error;
   process.exitCode = exitCodeOf(error);
   if (error.exitCode !== 0 && process.argv.includes("--json")) {
-    process.stdout.write(
-      `${JSON.stringify({ error: { code: "E_USAGE", message: error.message } }, null, 2)}\n`,
-    );
+    printJson(process.stdout, { error: { code: "E_USAGE", message: error.message } });
   }
 }

@@ -1,6 +1,7 @@
 import type { MultiBar, SingleBar } from "cli-progress";
 import prettyBytes from "pretty-bytes";
 import { ResultStream } from "./result-stream.js";
+import { type Line, printable, printJson, printLines, printText } from "./terminal.js";
 
 /** How much to log, and the format of the result. */
 interface OutputOptions {
@@ -21,6 +22,15 @@ export function surviveClosedPipes(): void {
   }
 }
 
+/** A mistake of this program ends it with exit code 1. Node itself would print the error as it is. */
+export function reportCrashes(): void {
+  process.on("uncaughtException", (error: unknown) => {
+    const text = error instanceof Error ? stackOf(error) : String(error);
+    printText(process.stderr, `nbdpull: a fault of the program: ${text}`);
+    process.exit(1);
+  });
+}
+
 const PLAIN_LINE_EVERY_MS = 10_000;
 
 /** Writes the result to stdout, and messages to stderr. */
@@ -33,10 +43,10 @@ export class Output {
     this.#options = options;
   }
 
-  /** Prints the result: `value` as one JSON document, or else the text. */
-  result(value: unknown, text: string): void {
-    if (this.#options.json) process.stdout.write(`${JSON.stringify(value, null, 2)}\n`);
-    else if (text !== "") process.stdout.write(text.endsWith("\n") ? text : `${text}\n`);
+  /** Prints the result: `value` as one JSON document, or else the lines. */
+  result(value: unknown, lines: readonly Line[]): void {
+    if (this.#options.json) printJson(process.stdout, value);
+    else printLines(process.stdout, lines);
   }
 
   /** The format of the result. */
@@ -53,13 +63,13 @@ export class Output {
     return this.#stream;
   }
 
-  note(message: string): void {
-    if (!this.#options.quiet) process.stderr.write(`${message}\n`);
+  note(...lines: readonly string[]): void {
+    if (!this.#options.quiet) printLines(process.stderr, lines);
   }
 
   warn(message: string): void {
     this.#warnings.push(message);
-    process.stderr.write(`warning: ${message}\n`);
+    printLines(process.stderr, [`warning: ${message}`]);
   }
 
   get warnings(): readonly string[] {
@@ -72,18 +82,20 @@ export class Output {
    * `--verbose`.
    */
   failure(error: unknown): void {
-    process.stderr.write(`nbdpull: ${messageOf(error)}\n`);
-    if (this.#options.verbose && error instanceof Error) process.stderr.write(`${stackOf(error)}\n`);
+    this.#tell(messageOf(error), error);
     if (!this.#options.json) return;
-    const stream = this.#stream?.begun ? process.stderr : process.stdout;
-    stream.write(`${JSON.stringify({ error: describe(error) }, null, 2)}\n`);
+    printJson(this.#stream?.begun ? process.stderr : process.stdout, { error: describe(error) });
   }
 
   /** Reports a failure that doesn't end the run; returns its JSON form. */
   fault(about: string, error: unknown): Record<string, unknown> {
-    process.stderr.write(`nbdpull: ${about}: ${messageOf(error)}\n`);
-    if (this.#options.verbose && error instanceof Error) process.stderr.write(`${stackOf(error)}\n`);
+    this.#tell(`${about}: ${messageOf(error)}`, error);
     return describe(error);
+  }
+
+  #tell(message: string, error: unknown): void {
+    printLines(process.stderr, [`nbdpull: ${message}`]);
+    if (this.#options.verbose && error instanceof Error) printText(process.stderr, stackOf(error));
   }
 
   /** Progress of several disks at once: bars on a terminal, otherwise a plain line now and then. */
@@ -123,7 +135,8 @@ class Bars implements Progress {
     return new Bars(bars);
   }
 
-  update(name: string, position: number, total: number, readBytes: number): void {
+  update(disk: string, position: number, total: number, readBytes: number): void {
+    const name = printable(disk);
     const rate = prettyBytes((readBytes * 1000) / Math.max(1, performance.now() - this.#started), {
       binary: true,
     });
@@ -145,7 +158,7 @@ class PlainLines implements Progress {
     if (performance.now() - this.#last < PLAIN_LINE_EVERY_MS) return;
     this.#last = performance.now();
     const percent = total === 0 ? 100 : Math.floor((position / total) * 100);
-    process.stderr.write(`${name}: ${percent}%, ${prettyBytes(readBytes, { binary: true })} read\n`);
+    printLines(process.stderr, [`${name}: ${percent}%, ${prettyBytes(readBytes, { binary: true })} read`]);
   }
 
   stop(): void {}
@@ -193,8 +206,9 @@ function messageOf(error: unknown): string {
   return error.message;
 }
 
-/** The stack traces of an error and of all its causes. */
+/** The stack traces of an error and of all its causes. Lines within a message are indented like the rest. */
 function stackOf(error: Error): string {
   const cause = error.cause instanceof Error ? `\ncaused by: ${stackOf(error.cause)}` : "";
-  return `${error.stack ?? error.message}${cause}`;
+  const [head = "", ...frames] = (error.stack ?? error.message).split("\n");
+  return `${[head, ...frames.map((frame) => `    ${frame.trimStart()}`)].join("\n")}${cause}`;
 }

@@ -106,7 +106,7 @@ export function addAttach(program: Command, run: Run): void {
             `${manifest.domain.name} ${manifest.id}: ${manifest.level} restore point in ${seconds.toFixed(2)} s`,
             ...lines,
             ...keptLines(manifest).map((line) => `  ${line}`),
-          ].join("\n"),
+          ],
         );
       } finally {
         progress.stop();

@@ -65,7 +65,7 @@ async function backUpAsAsked(job: Job, named: readonly string[]): Promise<void> 
   const [only, ...others] = domains;
   if (only === undefined || others.length > 0 || options.all) return await backUpAll(job, domains);
   const result = await backUp(job, only);
-  output.result({ ...describe(result, options), warnings: output.warnings }, sentence(result));
+  output.result({ ...describe(result, options), warnings: output.warnings }, report(result));
 }
 
 /** A committed point doesn't count as failed because its metrics could not be written. */
@@ -109,16 +109,16 @@ async function backUpAll(job: Job, domains: readonly string[]): Promise<void> {
     try {
       const result = await backUp(job, domain);
       entries.push(describe(result, options));
-      lines.push(sentence(result));
+      lines.push(...report(result));
     } catch (error) {
-      if (signal.aborted && lines.length > 0) output.note(`before that:\n${lines.join("\n")}`);
+      if (signal.aborted && lines.length > 0) output.note("before that:", ...lines);
       signal.throwIfAborted();
       errors.push(error);
       entries.push({ domain, error: output.fault(domain, error) });
       lines.push(`${domain}: failed, see above`);
     }
   }
-  output.result({ domains: entries, warnings: output.warnings }, lines.join("\n"));
+  output.result({ domains: entries, warnings: output.warnings }, lines);
   if (errors.length > 0) process.exitCode = worstExitCode(errors);
 }
 
@@ -194,7 +194,7 @@ function describe(result: BackupResult, options: BackupOptions): object {
 }
 
 /** What was done, and why. */
-function sentence({ manifest, level, seconds, retired, isRunning }: BackupResult): string {
+function report({ manifest, level, seconds, retired, isRunning }: BackupResult): string[] {
   const disks = manifest.disks.map((disk) => {
     const what = disk.parent === null ? "full" : `${human(disk.dirtyBytes)} changed since ${disk.parent}`;
     const why = disk.reason === undefined ? "" : ` (${disk.reason})`;
@@ -209,5 +209,5 @@ function sentence({ manifest, level, seconds, retired, isRunning }: BackupResult
     `${manifest.domain.name} ${manifest.id}: ${level} restore point${isRunning ? "" : " of the domain as it is off,"} in ${seconds.toFixed(2)} s; ${next}${gone}`,
     ...disks,
     ...keptLines(manifest).map((line) => `  ${line}`),
-  ].join("\n");
+  ];
 }

@@ -33,10 +33,8 @@ export function addDemo(program: Command, run: Run): void {
         const folder = await mkdtemp(join(tmpdir(), "nbdpull-demo-"));
         try {
           const proofs = await demonstrate(folder, signal);
-          output.result(
-            { proved: proofs },
-            `Proved, on this machine, just now:\n${proofs.map(asText).join("\n")}`,
-          );
+          const lines = ["Proved, on this machine, just now:", ...proofs.map(asText)];
+          output.result({ proved: proofs }, lines);
         } finally {
           await rm(folder, { recursive: true, force: true });
         }

@@ -1,4 +1,3 @@
-import { styleText } from "node:util";
 import type { Command } from "commander";
 import { BackupError } from "../../src/backup/base/errors.js";
 import type { CheckResult, CheckStatus } from "../../src/backup/checks/check.js";
@@ -8,6 +7,7 @@ import { EXIT } from "../exit-codes.js";
 import { disksOf, type GuestOptions, mountpointsOf, withGuest } from "../guest-options.js";
 import { tcpServerOf } from "../job-server.js";
 import type { Run } from "../run.js";
+import type { Line } from "../terminal.js";
 
 interface DoctorOptions extends GuestOptions {
   readonly to?: string;
@@ -34,7 +34,7 @@ export function addDoctor(program: Command, run: Run): void {
         format: "qcow2",
         signal,
       });
-      output.result(findings.map(asJson), asText(findings, inColour()));
+      output.result(findings.map(asJson), asText(findings));
       const has = (wanted: CheckStatus): boolean => findings.some(({ status }) => status === wanted);
       if (has("fail")) process.exitCode = EXIT.precondition;
       else if (options.strict && has("warn")) process.exitCode = EXIT.warnings;
@@ -52,18 +52,12 @@ function asJson({ check, status, cause, mend, error }: CheckResult): object {
   };
 }
 
-function asText(findings: readonly CheckResult[], colour: boolean): string {
+function asText(findings: readonly CheckResult[]): Line[] {
   const width = Math.max(...findings.map(({ check }) => check.length));
-  return findings
-    .map(({ check, status, cause, mend }) => {
-      const line = `${colour ? styleText(COLOURS[status], status) : status}  ${check.padEnd(width)}  ${cause}`;
-      return mend === undefined ? line : `${line}\n${" ".repeat(width + 8)}mend: ${mend}`;
-    })
-    .join("\n");
+  return findings.flatMap(({ check, status, cause, mend }): Line[] => {
+    const line = [{ text: status, colour: COLOURS[status] }, `  ${check.padEnd(width)}  ${cause}`];
+    return mend === undefined ? [line] : [line, `${" ".repeat(width + 8)}mend: ${mend}`];
+  });
 }
 
 const COLOURS = { pass: "green", warn: "yellow", fail: "red" } as const;
-
-function inColour(): boolean {
-  return process.stdout.isTTY && (process.env["NO_COLOR"] ?? "") === "";
-}

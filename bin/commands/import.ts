@@ -91,7 +91,7 @@ export function addImport(program: Command, run: Run): void {
             seconds,
             warnings: output.warnings,
           },
-          [`${domain.name} ${id}: ${level} restore point in ${seconds.toFixed(2)} s`, ...lines].join("\n"),
+          [`${domain.name} ${id}: ${level} restore point in ${seconds.toFixed(2)} s`, ...lines],
         );
       } finally {
         progress.stop();

@@ -36,7 +36,7 @@ export function addInfo(program: Command, run: Run): void {
         extended: exports[0]?.protocol === "extended",
         exports: exports.map((info) => asJson(info, formatNbdUri({ ...address, exportName: info.name }))),
       };
-      output.result(json, exports.map(asText).join("\n"));
+      output.result(json, exports.flatMap(asText));
     }),
   );
 }
@@ -68,7 +68,7 @@ function asJson(info: ExportInfo, uri: string): Record<string, unknown> {
   };
 }
 
-function asText(info: ExportInfo): string {
+function asText(info: ExportInfo): string[] {
   const can = Object.entries({
     "read-only": info.readOnly,
     "multi-conn": info.canMultiConn,
@@ -89,5 +89,5 @@ function asText(info: ExportInfo): string {
     `  flags: ${can.flatMap(([name, yes]) => (yes ? [name] : [])).join(", ") || "none"}`,
     `  block size: ${block ? `minimum ${block.minimum}, preferred ${block.preferred}, maximum ${block.maximum}` : "not told"}`,
     `  contexts: ${info.availableContexts?.join(", ") || "none"}`,
-  ].join("\n");
+  ];
 }

@@ -30,9 +30,9 @@ export function addPoints(program: Command, run: Run): void {
             const read = (): Promise<Manifest[]> => repository.points(name, onDamage);
             const ofDomain = await repository.reading(name, read, signal);
             points.push(...ofDomain);
-            if (ofDomain.length > 0) lines.push(asText(name, ofDomain));
+            if (ofDomain.length > 0) lines.push(...asText(name, ofDomain));
           }
-          output.result(points.map(asJson), lines.join("\n") || "no restore points yet");
+          output.result(points.map(asJson), lines.length > 0 ? lines : ["no restore points yet"]);
         },
       ),
     );
@@ -61,8 +61,8 @@ function asJson(point: Manifest): Record<string, unknown> {
   };
 }
 
-function asText(domain: string, points: readonly Manifest[]): string {
-  return [...points.flatMap(linesOf), summary(domain, points)].join("\n");
+function asText(domain: string, points: readonly Manifest[]): string[] {
+  return [...points.flatMap(linesOf), summary(domain, points)];
 }
 
 function linesOf(point: Manifest): string[] {

@@ -54,10 +54,9 @@ export function addPrune(program: Command, run: Run): void {
           } finally {
             progress.stop();
           }
-          output.result(
-            { dryRun, domains: results },
-            results.flatMap((result) => asText(result, dryRun)).join("\n") || "no restore points yet",
-          );
+          const lines = results.flatMap((result) => asText(result, dryRun));
+          const json = { dryRun, domains: results };
+          output.result(json, lines.length > 0 ? lines : ["no restore points yet"]);
         },
       ),
     );

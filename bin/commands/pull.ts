@@ -69,10 +69,9 @@ export function addPull(program: Command, run: Run): void {
         });
         const { connections } = client;
         const { clusterSize, digestsSha256, ...rest } = result;
-        output.result(
-          { image: imagePath, ...rest, connections },
+        output.result({ image: imagePath, ...rest, connections }, [
           `${imagePath}: ${result.mode} copy of ${human(result.virtualSize)}: ${human(result.dataBytes)} data and ${human(result.zeroBytes)} zeroes in ${result.extents} extents, ${human(result.storedBytes)} stored in ${result.seconds.toFixed(2)} s`,
-        );
+        ]);
       } finally {
         progress.stop();
       }

@@ -291,5 +291,5 @@ async function conclude(
     definition: { domain: definition.name, uuid: definition.uuid, xml: definition.xmlPath, defined },
   };
   const bootFiles = files.targets.map(({ path, file }) => ({ role: file.role, path }));
-  output.result({ domain, point: point.id, disks: restored, files: bootFiles, ...told }, lines.join("\n"));
+  output.result({ domain, point: point.id, disks: restored, files: bootFiles, ...told }, lines);
 }

@@ -72,7 +72,10 @@ function announce({ point, disks }: PointServer, domain: string, output: Output)
   for (const { disk, proven } of disks) {
     if (!proven) output.warn(`${disk}: a layer has no digests, so its data is served unproven`);
   }
-  output.result({ domain, point: point.id, disks }, disks.map(({ uri }) => uri).join("\n"));
+  output.result(
+    { domain, point: point.id, disks },
+    disks.map(({ uri }) => uri),
+  );
   output.note(`serving ${domain} ${point.id}, read-only, until SIGINT or SIGTERM`);
 }
 

@@ -57,10 +57,8 @@ export function addVerify(program: Command, run: Run): void {
               output.warn(`${domain} ${id}: space that nothing uses: ${findingAsText(leak)}`);
           }
           const damaged = reports.some(({ findings }) => !findings.every(isLeak));
-          output.result(
-            { damaged, points: reports },
-            reports.map(asText).join("\n") || "no restore points yet",
-          );
+          const lines = reports.flatMap(asText);
+          output.result({ damaged, points: reports }, lines.length > 0 ? lines : ["no restore points yet"]);
           if (damaged) process.exitCode = EXIT.damaged;
         },
       ),
@@ -82,12 +80,12 @@ async function chainOf(repository: Repository, domain: string, at: string): Prom
   return [...ids].sort();
 }
 
-function asText(report: PointReport & { domain: string }): string {
+function asText(report: PointReport & { domain: string }): string[] {
   const bytes = report.disks.reduce((total, disk) => total + disk.verifiedBytes, 0);
   const damages = report.findings.filter((finding) => !isLeak(finding));
   const state = damages.length === 0 ? "sound" : "DAMAGED";
   const head = `${report.domain} ${report.id}: ${state}, ${human(bytes)} verified`;
-  return [head, ...damages.map((finding) => `    ${findingAsText(finding)}`)].join("\n");
+  return [head, ...damages.map((finding) => `    ${findingAsText(finding)}`)];
 }
 
 function isLeak({ severity }: Finding): boolean {

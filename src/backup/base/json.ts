@@ -1,3 +1,5 @@
+import { z } from "zod";
+
 /** Parses JSON. Returns undefined for invalid JSON; every schema refuses undefined. */
 export function parseJson(text: string): unknown {
   try {
@@ -5,4 +7,9 @@ export function parseJson(text: string): unknown {
   } catch {
     return undefined;
   }
+}
+
+/** What is wrong with a value, as one line. Messages have no line ends, so that none can be forged in them. */
+export function faultsOf(error: z.ZodError): string {
+  return z.prettifyError(error).replaceAll(/\s*\n\s*/g, " ");
 }

@@ -1,5 +1,6 @@
 import { z } from "zod";
 import { DamageError } from "../base/errors.js";
+import { faultsOf } from "../base/json.js";
 import { ALL_SUBCLUSTERS, type ClusterRun, clustersIn, type Geometry, SUBCLUSTERS } from "./image.js";
 import { type DefinedExtent, MAP_TYPES } from "./raw-map.js";
 
@@ -37,7 +38,7 @@ function parseLine(text: string, where: string): DefinedExtent {
   }
   const parsed = LINE.safeParse(value);
   if (!parsed.success) {
-    throw new DamageError("E_RAW_MAP", `${where} is not an extent: ${z.prettifyError(parsed.error)}`);
+    throw new DamageError("E_RAW_MAP", `${where} is not an extent: ${faultsOf(parsed.error)}`);
   }
   const { offset, length, type } = parsed.data;
   return { offset, length, state: type === MAP_TYPES.data.type ? "data" : "zero" };

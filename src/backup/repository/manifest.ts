@@ -1,5 +1,6 @@
 import { z } from "zod";
 import { DamageError, messageOf } from "../base/errors.js";
+import { faultsOf } from "../base/json.js";
 
 /** The version of the manifest's format; readers refuse any other. */
 export const MANIFEST_VERSION = 1;
@@ -135,7 +136,7 @@ export function parseManifest(
     );
   }
   const parsed = manifest.safeParse(value);
-  if (!parsed.success) throw fail(z.prettifyError(parsed.error));
+  if (!parsed.success) throw fail(faultsOf(parsed.error));
   return parsed.data;
 }
 

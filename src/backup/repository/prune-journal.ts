@@ -2,7 +2,7 @@ import { readdir, readFile, rename, rm, unlink, writeFile } from "node:fs/promis
 import { join } from "node:path";
 import { z } from "zod";
 import { DamageError } from "../base/errors.js";
-import { parseJson } from "../base/json.js";
+import { faultsOf, parseJson } from "../base/json.js";
 import { exists, isMissing, syncFolder } from "../host/durable-files.js";
 import { type Guard, ImageFile } from "../image/image-file.js";
 import { applyPatch } from "./raw-patch.js";
@@ -93,13 +93,9 @@ export async function readJournal(folder: string): Promise<PruneJournal | undefi
   }
   const parsed = journalSchema.safeParse(parseJson(text));
   if (parsed.success) return parsed.data;
-  throw new DamageError(
-    "E_PRUNE_JOURNAL",
-    `the journal ${path} can't be read: ${z.prettifyError(parsed.error)}`,
-    {
-      details: { path },
-    },
-  );
+  throw new DamageError("E_PRUNE_JOURNAL", `the journal ${path} can't be read: ${faultsOf(parsed.error)}`, {
+    details: { path },
+  });
 }
 
 /** Writes or replaces the journal; it is on stable storage when this returns. */

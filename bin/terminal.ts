@@ -1,0 +1,51 @@
+/**
+ * All text that the command prints goes through here. Names, descriptions and messages come from servers,
+ * repositories, guests and libvirt, so any of them may have been written to deceive the reader of a terminal:
+ * to erase a warning, to forge a line, to turn a name around. Nothing else in bin writes to stdout or stderr,
+ * except ResultStream, which gets only numbers and words of our own.
+ */
+
+import { styleText } from "node:util";
+
+/** Control characters (C0, DEL, C1), bidi marks and other invisible characters, and separators of lines. */
+const UNPRINTABLE = /[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/gu;
+
+/** The text as one line that a terminal shows as it is: `\u{1b}` takes the place of an escape character. */
+export function printable(text: string): string {
+  return text.replace(UNPRINTABLE, (character) => `\\u{${character.codePointAt(0)?.toString(16)}}`);
+}
+
+/** A part of a line; the colour appears only on a terminal. */
+type Span = string | { readonly text: string; readonly colour: "green" | "yellow" | "red" };
+
+/** One line without its end. A line end inside of it is escaped, so no text can forge a line of its own. */
+export type Line = string | readonly Span[];
+
+type Stream = typeof process.stdout | typeof process.stderr;
+
+export function printLines(stream: Stream, lines: readonly Line[]): void {
+  if (lines.length === 0) return;
+  const isColoured = stream.isTTY && (process.env["NO_COLOR"] ?? "") === "";
+  const show = (span: Span): string => {
+    if (typeof span === "string") return printable(span);
+    return isColoured ? styleText(span.colour, printable(span.text)) : printable(span.text);
+  };
+  const texts = lines.map((line) => (typeof line === "string" ? [line] : line).map(show).join(""));
+  stream.write(`${texts.join("\n")}\n`);
+}
+
+/** Prints text of our own that may have several lines, such as help. */
+export function printText(stream: Stream, text: string): void {
+  printLines(stream, text.replace(/\n$/, "").split("\n"));
+}
+
+/** Prints one JSON document. What a terminal would not show as it is stands there as a JSON escape. */
+export function printJson(stream: Stream, value: unknown): void {
+  const text = JSON.stringify(value, null, 2);
+  stream.write(`${text.replace(UNPRINTABLE, (found) => (found === "\n" ? found : asJsonEscape(found)))}\n`);
+}
+
+function asJsonEscape(character: string): string {
+  const units = Array.from({ length: character.length }, (_, index) => character.charCodeAt(index));
+  return units.map((unit) => `\\u${unit.toString(16).padStart(4, "0")}`).join("");
+}
