@@ -1,4 +1,5 @@
 import type { Command } from "commander";
+import { allOrNone } from "../../src/backup/base/in-parallel.js";
 import { type ExportInfo, formatNbdUri, listExports, NbdClient, parseNbdUri } from "../../src/nbd/index.js";
 import { connectOf, type NetworkOptions, withNetwork } from "../options.js";
 import { human } from "../output.js";
@@ -7,6 +8,10 @@ import type { Run } from "../run.js";
 interface InfoOptions extends NetworkOptions {
   readonly list?: true;
 }
+
+/** A server may list 65,536 names, and each costs a connection. */
+const MOST_DESCRIBED = 1000;
+const AT_ONCE = 4;
 
 export function addInfo(program: Command, run: Run): void {
   const command = program
@@ -21,14 +26,17 @@ export function addInfo(program: Command, run: Run): void {
       const names = options.list
         ? (await listExports(address, connect)).map(({ name }) => name)
         : [address.exportName];
-      const exports: ExportInfo[] = [];
-      for (const exportName of names) {
-        await using client = await NbdClient.connect(
-          { ...address, exportName },
-          { ...connect, listContexts: true },
+      if (names.length > MOST_DESCRIBED) {
+        output.warn(
+          `the server lists ${names.length} exports, of which the first ${MOST_DESCRIBED} are described: name another one in the URI to see it`,
         );
-        exports.push(client.export);
       }
+      const described = names.slice(0, MOST_DESCRIBED);
+      const exports = await allOrNone(described, AT_ONCE, signal, async (exportName, either) => {
+        const options = { ...connect, listContexts: true, signal: either };
+        await using client = await NbdClient.connect({ ...address, exportName }, options);
+        return client.export;
+      });
       const json = {
         protocol: "newstyle-fixed",
         TLS: exports[0]?.tls ?? false,

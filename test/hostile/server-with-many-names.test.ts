@@ -1,0 +1,39 @@
+import { describe, expect, it } from "vitest";
+import { OPTION, OPTION_REPLY } from "../../src/nbd/wire/constants.js";
+import { answeringUpTo, go } from "../support/mock-handshakes.js";
+import { FRAGMENTED } from "../support/mock-replies.js";
+import { infoExport, MockServer, optionReply, u32 } from "../support/mock-server.js";
+import { nbdpull } from "../support/nbdpull.js";
+
+describe("info --list of a server with 65,000 names", () => {
+  it("describes a thousand of them, several at a time, and says so", async () => {
+    const names = Array.from({ length: 65_000 }, (_, index) => `disk-${index}`);
+    let open = 0;
+    let most = 0;
+    await using mock = await MockServer.start(async (peer, index) => {
+      open += 1;
+      most = Math.max(most, open);
+      peer.socket.once("close", () => {
+        open -= 1;
+      });
+      await answeringUpTo(peer, index === 0 ? OPTION.LIST : OPTION.GO);
+      if (index === 0) {
+        const replies = names.map((name) =>
+          optionReply(OPTION.LIST, OPTION_REPLY.SERVER, Buffer.concat([u32(name.length), Buffer.from(name)])),
+        );
+        peer.send(...replies, optionReply(OPTION.LIST, OPTION_REPLY.ACK));
+        await peer.option();
+        return;
+      }
+      peer.send(...go(infoExport(512, FRAGMENTED.flags)));
+      await peer.request();
+    });
+    const ran = await nbdpull("info", "--list", "--json", mock.uri);
+    expect(ran.code).toBe(0);
+    expect(ran.stderr).toContain("lists 65000 exports, of which the first 1000 are described");
+    expect((ran.json() as { exports: unknown[] }).exports).toHaveLength(1000);
+    expect(mock.connections).toBe(1001);
+    expect(most).toBeGreaterThan(1);
+    expect(most).toBeLessThanOrEqual(5);
+  });
+});
