@@ -32,13 +32,16 @@ export function addMap(program: Command, run: Run): void {
   );
 }
 
+/** Extents are printed as they arrive, so their number costs no memory. */
+const ANY_NUMBER = 2 ** 53 - 1;
+
 async function connect(
   uri: string,
   context: string,
   options: Parameters<typeof NbdClient.connect>[1],
 ): Promise<NbdClient> {
   try {
-    return await NbdClient.connect(uri, { ...options, metaContexts: [context] });
+    return await NbdClient.connect(uri, { ...options, metaContexts: [context], maxExtents: ANY_NUMBER });
   } catch (cause) {
     if (!(cause instanceof MetaContextError)) throw cause;
     throw new PreconditionError(

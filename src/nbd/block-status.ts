@@ -11,6 +11,7 @@
 
 import { ProtocolError, quote } from "./errors.js";
 import type { StatusReply } from "./exchange.js";
+import { checkExtentCount, type MapClock, type MapLimits } from "./map-limits.js";
 import type { Descriptors } from "./wire/descriptors.js";
 
 /** `length` bytes (> 0) from `offset`; the context defines the meaning of the flags. */
@@ -54,6 +55,8 @@ interface StatusRange {
   /** Longest range of one request, a multiple of `alignment`. */
   readonly maxRequest: number;
   readonly contexts: readonly string[];
+  readonly limits: MapLimits;
+  readonly clock: MapClock;
 }
 
 /** Requests that run ahead of the reader: few until the first replies are known, then more. */
@@ -93,8 +96,11 @@ async function* walk(range: StatusRange, ask: AskFor): AsyncGenerator<StatusBatc
   const cursors = range.contexts.map((name) => new Cursor(name, position));
   while (position < lookahead.end) {
     const head = lookahead.take();
-    const reply = await head.reply;
-    for (const cursor of cursors) cursor.take(head.offset, head.end, reply);
+    const reply = await range.clock.wait(head.reply, position);
+    for (const cursor of cursors) {
+      cursor.take(head.offset, head.end, reply);
+      checkExtentCount(cursor.extents, range.limits, cursor.name, cursor.end);
+    }
     const upTo = Math.min(...cursors.map((cursor) => cursor.end));
     lookahead.learn(reply, head, position, upTo);
     let from = Math.max(position, range.offset);
@@ -217,6 +223,8 @@ function extentsOf({ ends, flags }: StatusRuns, start: number): StatusExtent[] {
 class Cursor {
   readonly name: string;
   end: number;
+  /** Extents so far, delivered ones included; a delivered one that grows may count twice. */
+  extents = 0;
   /** Extents #first to #count - 1 are known; each begins where the previous one ends. */
   #ends = new Float64Array(0);
   #flags = new Float64Array(0);
@@ -250,6 +258,7 @@ class Cursor {
         flags[count] = flag;
         last = flag;
         count += 1;
+        this.extents += 1;
       }
       ends[count - 1] = at;
     }

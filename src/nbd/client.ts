@@ -4,6 +4,7 @@ import { blockStatus, type StatusBatch } from "./block-status.js";
 import { Changes, type RequestOptions, type WriteOptions, type ZeroOptions } from "./changes.js";
 import type { PieceSink, Stretch } from "./exchange.js";
 import { type ExportInfo, type Limits, limitsOf } from "./export-info.js";
+import { MapClock } from "./map-limits.js";
 import { PieceReads } from "./piece-reads.js";
 import { Pool } from "./pool.js";
 import { fitsOneRequest, readRange, readWhole } from "./range.js";
@@ -108,7 +109,8 @@ export class NbdClient implements AsyncDisposable {
   /**
    * Yields consecutive batches that cover the range exactly, each with all negotiated meta contexts. A
    * limited number of requests run ahead of the reader; if the reader stops early, they are aborted.
-   * @throws {RequestError} the server failed a request, there is no context, or it is out of range
+   * @throws {RequestError} the server failed a request, there is no context, it is out of range, or there are
+   *   more than `maxExtents`
    * @throws {ConnectionError} @throws {ProtocolError}
    */
   async *blockStatus(options: StatusOptions = {}): AsyncGenerator<StatusBatch, void, void> {
@@ -120,7 +122,9 @@ export class NbdClient implements AsyncDisposable {
     if (contexts.length === 0) {
       throw refused("NBD_NOT_OFFERED", COMMAND.BLOCK_STATUS, offset, length, "no meta context was agreed on");
     }
-    const range = { offset, length, size, alignment, maxRequest: maxStatus, contexts };
+    const limits = this.#pool.mapLimits;
+    const clock = new MapClock(limits, () => this.#pool.isBusyWithData);
+    const range = { offset, length, size, alignment, maxRequest: maxStatus, contexts, limits, clock };
     yield* blockStatus(
       range,
       (at, count, over) =>

@@ -217,14 +217,21 @@ export class Connection implements Receiver, ReplyHandler, Watched {
     if (isLoss) this.#onLost?.(error);
   }
 
+  /** Whether a reply to anything but block status is outstanding. */
+  get isBusyWithData(): boolean {
+    if (this.#heldBack.size > 0) return true;
+    for (const { command } of this.#inFlight.values()) if (command !== COMMAND.BLOCK_STATUS) return true;
+    return false;
+  }
+
   // Watched
 
   get peer(): string {
     return this.#transport.peer;
   }
 
-  get activity(): number {
-    return this.#transport.activity;
+  get bytesMoved(): number {
+    return this.#transport.bytesMoved;
   }
 
   get outstanding(): number {
@@ -268,6 +275,7 @@ export class Connection implements Receiver, ReplyHandler, Watched {
     // If the reply doesn't match the request, finish() has thrown: the request is still in flight and fails
     // with the connection.
     this.#inFlight.delete(cookie);
+    this.#watchdog.answered(exchange.worth);
     if (exchange.command === COMMAND.BLOCK_STATUS && this.#contexts.size > 1) this.#noteFinished(cookie);
     this.#sendWaiting();
     this.#noteDrained();
@@ -278,6 +286,7 @@ export class Connection implements Receiver, ReplyHandler, Watched {
     this.#unsent.delete(exchange);
     if (!this.#heldBack.delete(exchange)) return;
     exchange.finish();
+    this.#watchdog.answered(0);
     this.#sendWaiting();
     this.#noteDrained();
   }
@@ -329,7 +338,7 @@ export class Connection implements Receiver, ReplyHandler, Watched {
     this.#transport.write(encodeRequest(this.export.protocol, request), exchange.payload, () =>
       this.#sent(exchange),
     );
-    this.#watchdog.start();
+    this.#watchdog.asked();
   }
 
   #hasRoom(): boolean {

@@ -10,6 +10,7 @@ import {
   TlsError,
 } from "./errors.js";
 import { FAREWELL, type Negotiation } from "./negotiate.js";
+import { countedTimeout } from "./patience/counted-timeout.js";
 import { describe, type Receiver, Transport } from "./socket.js";
 import type { Secure } from "./tls.js";
 import type { Endpoint } from "./uri.js";
@@ -38,10 +39,10 @@ export async function dial<T>(settings: DialSettings, negotiation: Negotiation<T
   const transport = open(endpoint, secure !== undefined);
   const inbox = new Inbox();
   transport.receiver = inbox;
-  const timer = setTimeout(() => {
+  const endTimeout = countedTimeout(connectTimeoutMs, () => {
     const message = `${transport.peer} took longer than ${connectTimeoutMs} ms for ${inbox.awaiting}`;
     transport.destroy(new ConnectionError("NBD_CONNECT_TIMEOUT", `${message}${inbox.advice}`));
-  }, connectTimeoutMs);
+  });
   const forget = signal && onAbort(signal, () => transport.destroy(aborted(signal)));
   try {
     await transport.connected;
@@ -52,7 +53,7 @@ export async function dial<T>(settings: DialSettings, negotiation: Negotiation<T
     transport.destroy(new ConnectionError("NBD_CLOSED", "negotiation failed", { cause: error }));
     throw inbox.isTlsUnproven && isHangUp(error) ? (secure?.explain(error) ?? error) : error;
   } finally {
-    clearTimeout(timer);
+    endTimeout();
     forget?.();
   }
 }

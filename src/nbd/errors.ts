@@ -1,8 +1,8 @@
 /**
  * The class of an error says how far the failure reaches. A {@link ProtocolError} or {@link ConnectionError}
  * ends the connection, a {@link RequestError} fails one request, and an {@link OptionError},
- * {@link MetaContextError} or {@link TlsError} ends the negotiation. Two codes of ConnectionError fail only
- * one call: NBD_ABORTED and NBD_WRITES_IN_DOUBT. The message says what failed, where, on whose side, and the
+ * {@link MetaContextError} or {@link TlsError} ends the negotiation. Three codes of ConnectionError fail
+ * only one call: NBD_ABORTED, NBD_MAP_TIMEOUT and NBD_WRITES_IN_DOUBT. The message says what failed, where, on whose side, and the
  * next step if there is one.
  */
 
@@ -30,6 +30,9 @@
  * | NBD_WRITES_IN_DOUBT | writes were acknowledged over a connection that was lost before they were flushed |
  * | NBD_IDLE_TIMEOUT | no byte came for `idleTimeoutMs` while requests were outstanding |
  * | NBD_REQUEST_TIMEOUT | a request had no complete reply after `requestTimeoutMs` |
+ * | NBD_TOO_SLOW | the server fell a minute behind `minRate` while requests were outstanding |
+ * | NBD_MAP_TIMEOUT | block status alone was waited for longer than `mapTimeoutMs` |
+ * | NBD_TOO_MANY_EXTENTS | the server described more than `maxExtents` extents of a context |
  * | NBD_CLOSED | used after `close` |
  * | NBD_ABORTED | the caller's AbortSignal fired; `cause` is its reason |
  * | NBD_EXPORT_CHANGED | over another connection the export has a different size, flags or contexts |
@@ -61,6 +64,9 @@ export type NbdErrorCode =
   | "NBD_WRITES_IN_DOUBT"
   | "NBD_IDLE_TIMEOUT"
   | "NBD_REQUEST_TIMEOUT"
+  | "NBD_TOO_SLOW"
+  | "NBD_MAP_TIMEOUT"
+  | "NBD_TOO_MANY_EXTENTS"
   | "NBD_CLOSED"
   | "NBD_ABORTED"
   | "NBD_EXPORT_CHANGED"
@@ -150,13 +156,14 @@ export interface RequestFacts {
   readonly serverText: string;
 }
 
-/** All but the first are detected before anything is sent. */
+/** The first is the server's answer, the last is about many answers. The rest are found before sending. */
 export type RequestErrorCode =
   | "NBD_REQUEST_FAILED"
   | "NBD_OUT_OF_RANGE"
   | "NBD_UNALIGNED"
   | "NBD_READ_ONLY"
-  | "NBD_NOT_OFFERED";
+  | "NBD_NOT_OFFERED"
+  | "NBD_TOO_MANY_EXTENTS";
 
 /** One request failed; the connection remains usable. */
 export class RequestError extends NbdError implements RequestFacts {

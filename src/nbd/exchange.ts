@@ -10,6 +10,9 @@ import { COMMAND, COMMAND_FLAG, ERRNO } from "./wire/constants.js";
 import type { Descriptors } from "./wire/descriptors.js";
 import { commandName } from "./wire/requests.js";
 
+/** A small read takes as long as a larger one, so a complete one is worth so many bytes of progress. */
+const WORTH_OF_READ = 4096;
+
 /** Error chunks accepted in one reply; a server has no reason to send more than one or two. */
 const MAX_FAILURES = 64;
 
@@ -34,6 +37,8 @@ export interface OpenRequest extends ReplySink, Inquiry {
   readonly settled: boolean;
   /** The first failure that the server has reported so far. */
   readonly failure: RequestError | undefined;
+  /** Bytes of progress that a complete reply stands for, besides its own. */
+  readonly worth: number;
   /** Called when the reply is complete. Throws a ProtocolError if it doesn't answer the request. */
   finish(): void;
   /** Rejects with `error` at once. */
@@ -75,6 +80,11 @@ export abstract class Exchange<T> implements OpenRequest {
 
   get failure(): RequestError | undefined {
     return this.#failure;
+  }
+
+  /** By default a reply proves that the server works, however few bytes it has. */
+  get worth(): number {
+    return Number.POSITIVE_INFINITY;
   }
 
   /** The result of a reply that reported no failure. Throws a ProtocolError if something is missing. */
@@ -130,6 +140,10 @@ abstract class ReadExchange extends Exchange<void> {
 
   constructor(offset: number, length: number, flags: number) {
     super({ command: COMMAND.READ, flags, offset, length });
+  }
+
+  override get worth(): number {
+    return WORTH_OF_READ;
   }
 
   protected override result(): void {
@@ -261,6 +275,8 @@ export type StatusReply = ReadonlyMap<string, Descriptors>;
 export class StatusExchange extends Exchange<StatusReply> {
   readonly #contexts: ReadonlyMap<number, string>;
   readonly #found = new Map<string, Descriptors>();
+  /** Bytes that every context so far describes. */
+  #described = Number.POSITIVE_INFINITY;
 
   /** @param contexts the names of the negotiated contexts, by id */
   constructor(offset: number, length: number, flags: number, contexts: ReadonlyMap<number, string>) {
@@ -278,8 +294,14 @@ export class StatusExchange extends Exchange<StatusReply> {
     if (this.#found.has(name)) {
       throw new ProtocolError(`the server sent a block status of context ${quote(name)} twice`);
     }
-    descriptors.validate(this.length, (this.flags & COMMAND_FLAG.REQ_ONE) !== 0);
+    const described = descriptors.validate(this.length, (this.flags & COMMAND_FLAG.REQ_ONE) !== 0);
+    this.#described = Math.min(this.#described, described, this.length);
     this.#found.set(name, descriptors);
+  }
+
+  /** Replies of a few bytes each may describe a disk quickly, and an extent of a sector is no progress. */
+  override get worth(): number {
+    return this.#found.size === 0 ? 0 : this.#described;
   }
 
   protected override result(): StatusReply {

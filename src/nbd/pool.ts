@@ -6,6 +6,7 @@ import { Connection } from "./connection.js";
 import { dial } from "./dial.js";
 import { ConnectionError, OptionError, RequestError, TlsError, wasNeverSent } from "./errors.js";
 import { difference, type ExportInfo } from "./export-info.js";
+import type { MapLimits } from "./map-limits.js";
 import { negotiate } from "./negotiate.js";
 import type { NbdEvent, Settings } from "./settings.js";
 import { describe } from "./socket.js";
@@ -60,6 +61,15 @@ export class Pool {
 
   get requests(): number {
     return this.#live.reduce((sum, connection) => sum + connection.requests, this.#pastRequests);
+  }
+
+  get mapLimits(): MapLimits {
+    return this.#settings;
+  }
+
+  /** Whether a reply to anything but block status is outstanding on some connection. */
+  get isBusyWithData(): boolean {
+    return this.#live.some((connection) => connection.isBusyWithData);
   }
 
   /** Connections lost so far. */
@@ -235,7 +245,8 @@ function isLoss(error: unknown): boolean {
     error.code === "NBD_CLOSED_BY_SERVER" ||
     error.code === "NBD_CONNECTION_LOST" ||
     error.code === "NBD_IDLE_TIMEOUT" ||
-    error.code === "NBD_REQUEST_TIMEOUT"
+    error.code === "NBD_REQUEST_TIMEOUT" ||
+    error.code === "NBD_TOO_SLOW"
   );
 }
 

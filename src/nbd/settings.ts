@@ -38,6 +38,18 @@ export interface ConnectOptions extends ReachOptions {
    * bytes arrive. Its requests are sent again if `reconnect` allows it. There is no such limit by default.
    */
   readonly requestTimeoutMs?: number;
+  /**
+   * Bytes per second that the server has to move on each connection while requests are outstanding; default
+   * 1024, and 0 is any rate. It is given up when it has fallen {@link minRateMs} behind. A reply without
+   * payload counts as well: block status with the bytes that it describes, any other by meeting the rate.
+   */
+  readonly minRate?: number;
+  /** How far the server may fall behind {@link minRate}; default 60,000. */
+  readonly minRateMs?: number;
+  /** Limit on the time that one walk over the block status waits for nothing else; default 3,600,000. */
+  readonly mapTimeoutMs?: number;
+  /** Most extents of one context in one walk over the block status; default 32,000,000. */
+  readonly maxExtents?: number;
   /** Replaces lost connections. Without it, requests on a lost connection fail. */
   readonly reconnect?: ReconnectOptions;
   /** Called after each event on the connections. */
@@ -81,6 +93,10 @@ export interface Settings extends Reach {
   readonly connections: number;
   readonly idleTimeoutMs: number;
   readonly requestTimeoutMs: number | undefined;
+  readonly minRate: number;
+  readonly minRateMs: number;
+  readonly mapTimeoutMs: number;
+  readonly maxExtents: number;
   readonly reconnect: Required<ReconnectOptions> | undefined;
   readonly onEvent: (event: NbdEvent) => void;
 }
@@ -136,6 +152,10 @@ export async function resolveSettings(
     idleTimeoutMs: positive("idleTimeoutMs", options.idleTimeoutMs ?? 60_000),
     requestTimeoutMs:
       requestTimeoutMs === undefined ? undefined : positive("requestTimeoutMs", requestTimeoutMs),
+    minRate: options.minRate === 0 ? 0 : positive("minRate", options.minRate ?? 1024),
+    minRateMs: positive("minRateMs", options.minRateMs ?? 60_000),
+    mapTimeoutMs: positive("mapTimeoutMs", options.mapTimeoutMs ?? 3_600_000),
+    maxExtents: count("maxExtents", options.maxExtents ?? 32_000_000),
     reconnect: options.reconnect === undefined ? undefined : resolveReconnect(options.reconnect),
     onEvent: options.onEvent ?? (() => {}),
   };
@@ -147,6 +167,11 @@ function resolveReconnect(options: ReconnectOptions): Required<ReconnectOptions>
     delayMs: positive("reconnect.delayMs", options.delayMs ?? 200),
     maxDelayMs: positive("reconnect.maxDelayMs", options.maxDelayMs ?? 10_000),
   };
+}
+
+function count(name: string, value: number): number {
+  if (Number.isSafeInteger(value) && value >= 1) return value;
+  throw new NbdError("NBD_ARGUMENT", `${name} is ${value}; it has to be a whole number, 1 or more`);
 }
 
 function positive(name: string, value: number): number {

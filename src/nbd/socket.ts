@@ -8,6 +8,7 @@
 import { connect, type Socket } from "node:net";
 import type { Duplex } from "node:stream";
 import { ConnectionError, NbdError } from "./errors.js";
+import { bytesTaken } from "./patience/bytes-taken.js";
 import type { Endpoint } from "./uri.js";
 
 /** Receives bytes. An error that it throws ends the connection. */
@@ -40,13 +41,17 @@ export class Transport {
   readonly peer: string;
   /** Resolves when the connection is established; rejects with a ConnectionError. */
   readonly connected: Promise<void>;
+  readonly #socket: Socket;
+  /** The socket, or TLS on top of it. */
   #stream: Duplex;
   #receiver: Receiver = NOBODY;
   /** The receiver that lent the buffer which the kernel writes to next. */
   #lender: Receiver = NOBODY;
   #failure: NbdError | undefined;
   #isConnected = false;
-  #activity = 0;
+  #received = 0;
+  /** Bytes of messages without their payload. */
+  #headers = 0;
   /** The buffer in which records are gathered, and the number of bytes in it. */
   #gathering: Uint8Array | undefined;
   #gathered = 0;
@@ -70,15 +75,19 @@ export class Transport {
       autoSelectFamilyAttemptTimeout: NEXT_ADDRESS_MS,
       ...(upgradable ? {} : { onread: this.#inPlace() }),
     });
+    this.#socket = socket;
     this.#stream = socket;
     this.connected = this.#establish(socket);
     this.#listen(socket);
     if (upgradable) socket.on("data", this.#onData);
   }
 
-  /** Grows whenever bytes move. If it doesn't change, the peer is silent. */
-  get activity(): number {
-    return this.#activity;
+  /**
+   * Bytes received so far, and payload that the system has taken for sending. If it doesn't grow, the peer is
+   * silent. What TLS adds to messages counts as well.
+   */
+  get bytesMoved(): number {
+    return this.#received + bytesTaken(this.#socket) - this.#headers;
   }
 
   /** Passes all further bytes to `receiver`, or tells it that the stream has ended. */
@@ -100,6 +109,7 @@ export class Transport {
    */
   write(header: Uint8Array, payload?: Uint8Array, onSent?: () => void): void {
     if (this.#failure !== undefined) return;
+    this.#headers += header.length;
     if (payload === undefined) {
       this.#outbox.push(header);
       if (this.#outbox.length === 1) queueMicrotask(() => this.#sendOutbox());
@@ -110,9 +120,7 @@ export class Transport {
     this.#stream.write(header);
     this.#stream.write(payload, (error) => {
       // After a failure, the connection is destroyed with everything outstanding.
-      if (error) return;
-      this.#activity += 1;
-      onSent?.();
+      if (!error) onSent?.();
     });
     this.#stream.uncork();
   }
@@ -244,7 +252,7 @@ export class Transport {
   /** Tells the receiver that `count` bytes are in its buffer. Keeps its errors out of Node's event loop. */
   #take(count: number): void {
     if (this.#failure !== undefined) return;
-    this.#activity += 1;
+    this.#received += count;
     try {
       this.#receiver.received(count);
     } catch (error) {

@@ -2,6 +2,7 @@ import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { onAbort } from "../../src/nbd/abort.js";
 import { type AskStatus, blockStatus, type StatusBatch } from "../../src/nbd/block-status.js";
+import { MapClock } from "../../src/nbd/map-limits.js";
 import { Descriptors } from "../../src/nbd/wire/descriptors.js";
 import { collect } from "../support/collect.js";
 import { statusPayload } from "../support/mock-server.js";
@@ -34,7 +35,13 @@ function server(truth: Truth, reach: (offset: number, length: number, context: n
 }
 
 function range(truth: Truth, offset: number, length: number, alignment: number, maxRequest: number) {
-  return { offset, length, size: SIZE, alignment, maxRequest, contexts: [...truth.keys()] };
+  const contexts = [...truth.keys()];
+  return { offset, length, size: SIZE, alignment, maxRequest, contexts, ...generous() };
+}
+
+function generous() {
+  const limits = { mapTimeoutMs: 60_000, maxExtents: 1_000_000 };
+  return { limits, clock: new MapClock(limits, () => false) };
 }
 
 /**
@@ -155,7 +162,8 @@ describe("block status", () => {
       ["one", new Descriptors(statusPayload(0, [40_000, 7]).subarray(4), 8)],
     ]);
     const wanted = { offset: 5, length: 39_990, size: 40_000, alignment: 40_000, maxRequest: 40_000 };
-    const batches = await collect(blockStatus({ ...wanted, contexts: [...reply.keys()] }, async () => reply));
+    const range = { ...wanted, contexts: [...reply.keys()], ...generous() };
+    const batches = await collect(blockStatus(range, async () => reply));
     expect(batches.map(({ length }) => length)).toEqual([16_384, 16_384, 39_990 - 2 * 16_384]);
     const many = batches.flatMap(({ contexts }) => contexts.get("many") ?? []);
     expect(many.every(({ offset, flags }, index) => offset === 5 + index && flags === offset % 2)).toBe(true);

@@ -57,9 +57,10 @@ export class Descriptors {
   /**
    * Checks the list as the reply to a request of `length` bytes: no empty extent, none after the end of the
    * request.
+   * @returns the bytes that the list covers
    * @throws {ProtocolError}
    */
-  validate(length: number, onlyOne: boolean): void {
+  validate(length: number, onlyOne: boolean): number {
     if (this.count === 0) throw new ProtocolError("the server sent a block status without any extent");
     let covered = 0;
     const { count } = this;
@@ -75,5 +76,6 @@ export class Descriptors {
     if (onlyOne && (this.count !== 1 || covered > length)) {
       throw new ProtocolError("the server sent more than the one extent that was asked for");
     }
+    return covered;
   }
 }
