@@ -1,6 +1,6 @@
 import { once } from "node:events";
 import { resolve } from "node:path";
-import type { Command } from "commander";
+import { type Command, InvalidArgumentError } from "commander";
 import { DamageError, UsageError } from "../../src/backup/base/errors.js";
 import { isLoopback, parseListenAddress, resolveHost } from "../../src/backup/host/listen-address.js";
 import { chooseDomain } from "../../src/backup/repository/choose-point.js";
@@ -27,6 +27,7 @@ interface ServeCommandOptions {
   readonly tlsKey?: string;
   readonly tlsCa?: string;
   readonly once?: true;
+  readonly idleLimit: number;
 }
 
 export function addServe(program: Command, run: Run): void {
@@ -47,6 +48,12 @@ export function addServe(program: Command, run: Run): void {
     .option("--tls-key <file>", "its key")
     .option("--tls-ca <file>", "let in only clients with a certificate of this CA")
     .option("--once", "end when the last client has left")
+    .option(
+      "--idle-limit <seconds>",
+      "disconnect a client that asks for nothing for this time",
+      seconds,
+      86_400,
+    )
     .action(
       run<ServeCommandOptions, [repo: string, domain: string | undefined]>(
         async ({ output, signal }, options, path, wanted) => {
@@ -54,10 +61,11 @@ export function addServe(program: Command, run: Run): void {
           const repository = await Repository.open(path);
           const domain = await chooseDomain(repository, wanted);
           const { at, disk: disks } = options;
+          const idleTimeoutMs = options.idleLimit * 1000;
           const onEvent = reportTo(output);
           await using server = await servePoint({
             ...where,
-            ...{ repository, domain, at, disks, signal, onEvent },
+            ...{ repository, domain, at, disks, idleTimeoutMs, signal, onEvent },
           });
           announce(server, domain, output);
           // A server normally ends by being stopped: that is no failure.
@@ -66,6 +74,15 @@ export function addServe(program: Command, run: Run): void {
         },
       ),
     );
+}
+
+/** Node's timers hold 31 bits of milliseconds. */
+const MOST_SECONDS = 2_000_000;
+
+function seconds(text: string): number {
+  const value = Number(text);
+  if (/^\d+$/.test(text) && value >= 1 && value <= MOST_SECONDS) return value;
+  throw new InvalidArgumentError(`Give whole seconds, from 1 to ${MOST_SECONDS}.`);
 }
 
 function announce({ point, disks }: PointServer, domain: string, output: Output): void {

@@ -37,6 +37,8 @@ export interface ServeOptions extends PointViewOptions {
   readonly host?: string | undefined;
   /** If set, every client must use TLS. */
   readonly tls?: ServerTls | undefined;
+  /** A client that asks for nothing for this time is disconnected; default: a day. */
+  readonly idleTimeoutMs?: number | undefined;
   /** Called just after each event. */
   readonly onEvent?: ((event: ServeEvent) => void) | undefined;
 }
@@ -73,7 +75,7 @@ export interface ServedDisk {
  *   unusable
  */
 export async function servePoint(options: ServeOptions): Promise<PointServer> {
-  const { address, tls } = options;
+  const { address, tls, idleTimeoutMs } = options;
   if ("path" in address) await clearSocketPath(address.path);
   const view = await PointView.open(options);
   const clients = new Clients();
@@ -83,6 +85,7 @@ export async function servePoint(options: ServeOptions): Promise<PointServer> {
         exports: exportsOf(view),
         address,
         ...(tls === undefined ? {} : { tls }),
+        ...(idleTimeoutMs === undefined ? {} : { idleTimeoutMs }),
         onEvent: (event) => {
           clients.note(event);
           const told = asServeEvent(event);
@@ -174,8 +177,11 @@ function asServeEvent(event: NbdServerEvent): ServeEvent | undefined {
     }
     case "accept-failed":
       return event;
-    case "turned-away":
-      return { type: "client-failed", error: new Error("too many connections: a client was turned away") };
+    case "turned-away": {
+      const whose = event.peer === undefined ? "a client" : `a client at ${event.peer}`;
+      const error = new Error(`too many connections, and none of them is idle: ${whose} was turned away`);
+      return { type: "client-failed", error };
+    }
     case "disconnected": {
       const { error } = event;
       const isFault = error instanceof ClientFault && !["DISCONNECTED", "SERVER_CLOSED"].includes(error.code);

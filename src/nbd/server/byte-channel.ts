@@ -1,5 +1,7 @@
 import { setMaxListeners } from "node:events";
+import type { Socket } from "node:net";
 import type { Duplex } from "node:stream";
+import { bytesTaken } from "../patience/bytes-taken.js";
 import { ClientFault } from "./errors.js";
 
 /** Events that may end a wait, for bytes or for room. */
@@ -14,12 +16,14 @@ const STREAM_EVENTS = ["readable", "end", "drain", "finish", "close"] as const;
  */
 export class ByteChannel {
   readonly #stream: Duplex;
+  readonly #socket: Socket;
   readonly #closed = new AbortController();
   #waiting: (() => void)[] = [];
-  #partsTaken = 0;
   #failure: unknown;
 
-  constructor(stream: Duplex) {
+  /** @param stream the socket, or TLS on top of it */
+  constructor(socket: Socket, stream: Duplex = socket) {
+    this.#socket = socket;
     this.#stream = stream;
     // This listener is never removed: a reset between two reads must not be an unhandled 'error' event.
     stream.on("error", (error) => {
@@ -44,9 +48,14 @@ export class ByteChannel {
     return this.#failure;
   }
 
-  /** Number of sent parts that the system has taken. It rises as long as the client reads. */
-  get partsTaken(): number {
-    return this.#partsTaken;
+  /** Sent bytes that the system has taken. The number rises as long as the client reads. */
+  get bytesTaken(): number {
+    return bytesTaken(this.#socket);
+  }
+
+  /** Whether sent bytes wait until the client reads. */
+  get hasUnsentBytes(): boolean {
+    return this.#stream.writableLength > 0;
   }
 
   /** Whether bytes have arrived that were not read yet. */
@@ -84,7 +93,7 @@ export class ByteChannel {
   async send(parts: readonly Uint8Array[]): Promise<void> {
     if (!this.#stream.writable) throw this.#lost();
     this.#stream.cork();
-    for (const part of parts) this.#stream.write(part, this.#noteTaken);
+    for (const part of parts) this.#stream.write(part);
     this.#stream.uncork();
     while (this.#stream.writableNeedDrain) await this.#change();
     if (this.#stream.destroyed) throw this.#lost();
@@ -107,10 +116,6 @@ export class ByteChannel {
   release(): void {
     for (const event of STREAM_EVENTS) this.#stream.removeListener(event, this.#wake);
   }
-
-  readonly #noteTaken = (): void => {
-    this.#partsTaken += 1;
-  };
 
   readonly #wake = (): void => {
     const waiting = this.#waiting;

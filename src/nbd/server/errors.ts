@@ -12,7 +12,9 @@ import type { ERRNO } from "../wire/constants.js";
  *   BAD_PAYLOAD         a request announces more payload than any client may send
  *   EXPORT_REFUSED      NBD_OPT_EXPORT_NAME could not be granted, and has no error reply
  *   HANDSHAKE_TIMEOUT   no export was chosen in time
- *   STALLED             the client took nothing of its replies while others waited for room
+ *   STALLED             the client took hardly any of its replies while others waited for room
+ *   IDLE                the client was idle for too long
+ *   MADE_ROOM           the client was idle, and there was no other place for a new one
  *   PLAINTEXT_BEFORE_TLS  bytes followed NBD_OPT_STARTTLS instead of a TLS handshake
  *   TLS_FAILED          the TLS handshake failed
  *   DISCONNECTED        the client went away without NBD_CMD_DISC or NBD_OPT_ABORT
@@ -25,6 +27,8 @@ export type ClientFaultCode =
   | "EXPORT_REFUSED"
   | "HANDSHAKE_TIMEOUT"
   | "STALLED"
+  | "IDLE"
+  | "MADE_ROOM"
   | "PLAINTEXT_BEFORE_TLS"
   | "TLS_FAILED"
   | "DISCONNECTED"

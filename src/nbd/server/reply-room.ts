@@ -1,5 +1,7 @@
 import { addAbortListener } from "node:events";
+import { Pace } from "../patience/pace.js";
 import type { ByteChannel } from "./byte-channel.js";
+import { MIN_RATE } from "./clients.js";
 import { ClientFault } from "./errors.js";
 
 /**
@@ -19,9 +21,12 @@ interface Waiting {
 
 /**
  * The memory for replies that all connections of a server share, first come, first served. The window of each
- * connection is bounded, but there may be many connections. A client that takes no reply bytes while others
- * wait for room is disconnected, so that none waits forever.
+ * connection is bounded, but there may be many connections. A client that takes hardly any reply bytes while
+ * others wait for room is disconnected, so that none waits forever. A slow one that reads may stay.
  */
+/** How often a client's pace is looked at within the time-out: a suspension of this process counts once. */
+const LOOKS = 4;
+
 export class ReplyRoom {
   readonly #options: ReplyRoomOptions;
   readonly #waiting = new Set<Waiting>();
@@ -70,15 +75,18 @@ export class ReplyRoom {
   /** Like `channel.send`, but disconnects a client that stalls while others wait for room. */
   async send(channel: ByteChannel, parts: readonly Uint8Array[]): Promise<void> {
     const { stallTimeoutMs } = this.#options;
-    let taken = channel.partsTaken;
+    let taken = channel.bytesTaken;
+    let pace = new Pace(MIN_RATE, stallTimeoutMs);
     const watch = setInterval(() => {
+      const before = taken;
+      taken = channel.bytesTaken;
       const keepsOthers = [...this.#waiting].some((waiting) => waiting.channel !== channel);
-      if (keepsOthers && channel.partsTaken === taken) {
-        const message = `the client read none of its replies for ${stallTimeoutMs / 1000} s while others waited`;
-        channel.destroy(new ClientFault("STALLED", message));
-      }
-      taken = channel.partsTaken;
-    }, stallTimeoutMs);
+      if (keepsOthers) pace.note(stallTimeoutMs / LOOKS, taken - before);
+      else pace = new Pace(MIN_RATE, stallTimeoutMs);
+      if (!pace.isTooSlow) return;
+      const message = `the client hardly read its replies: it fell ${stallTimeoutMs / 1000} s behind ${MIN_RATE} bytes a second while others waited`;
+      channel.destroy(new ClientFault("STALLED", message));
+    }, stallTimeoutMs / LOOKS);
     try {
       await channel.send(parts);
     } finally {

@@ -1,6 +1,8 @@
 import { once } from "node:events";
 import { createServer, type Server, type Socket } from "node:net";
+import { countedTimeout } from "../patience/counted-timeout.js";
 import { ByteChannel } from "./byte-channel.js";
+import { type Client, Clients } from "./clients.js";
 import { ClientFault } from "./errors.js";
 import type { ExportSource } from "./export.js";
 import { negotiate } from "./handshake.js";
@@ -16,8 +18,8 @@ export type ListenAddress = { readonly path: string } | { readonly host: string;
 /** `connection` numbers the connections of a server from 1. */
 export type NbdServerEvent =
   | { readonly type: "connected"; readonly connection: number }
-  /** There were more than `maxConnections`: the client was disconnected. */
-  | { readonly type: "turned-away" }
+  /** There were too many connections, none of them idle: the client was disconnected. */
+  | { readonly type: "turned-away"; readonly peer: string | undefined }
   /**
    * The system could not provide a connection, for example for lack of file descriptors; listening continues.
    */
@@ -45,15 +47,27 @@ export interface NbdServerOptions {
   readonly address: ListenAddress;
   /** If present, TLS is required. */
   readonly tls?: ServerTls;
-  /** Default 64. */
+  /**
+   * Default 64. For one more, the connection that has been idle longest is closed, if it is idle for
+   * `spareAfterMs`; otherwise the client is turned away.
+   */
   readonly maxConnections?: number;
+  /**
+   * The same for each remote host, where 2^64 neighbouring IPv6 addresses are one; default 32. Connections
+   * from this host, and over a Unix socket, have no such limit.
+   */
+  readonly maxConnectionsPerPeer?: number;
+  /** A connection that is idle for less time (milliseconds) is not closed for another; default 5000. */
+  readonly spareAfterMs?: number;
+  /** A connection that is idle for this time (milliseconds) is closed; default 86,400,000, which is a day. */
+  readonly idleTimeoutMs?: number;
   /** Time from the connection to the choice of an export, in milliseconds. Default 10 000. */
   readonly handshakeTimeoutMs?: number;
   /** Bytes of replies in memory at a time, for all connections together. Default 256 MiB. */
   readonly maxReplyBytes?: number;
   /**
-   * A client that takes no reply bytes for this time (milliseconds) while others wait for room is
-   * disconnected. Default 60 000.
+   * A client that takes reply bytes more slowly than 1 KiB/s while others wait for room is disconnected when
+   * it has fallen this time (milliseconds) behind. Default 60 000.
    */
   readonly stallTimeoutMs?: number;
   /**
@@ -61,6 +75,8 @@ export interface NbdServerOptions {
    */
   readonly onEvent?: (event: NbdServerEvent) => void;
 }
+
+const KEEP_ALIVE_MS = 30_000;
 
 /**
  * A small, strict, read-only NBD server: fixed newstyle; simple, structured and extended replies; meta
@@ -76,6 +92,7 @@ export class NbdServer implements AsyncDisposable {
   readonly #server: Server;
   readonly #options: NbdServerOptions;
   readonly #room: ReplyRoom;
+  readonly #clients: Clients;
   /** Open connections, each with the promise of its end. */
   readonly #connections = new Map<Socket, Promise<void>>();
   #connectionCount = 0;
@@ -85,8 +102,9 @@ export class NbdServer implements AsyncDisposable {
     this.#options = options;
     const { maxReplyBytes = 256 * 1024 * 1024, stallTimeoutMs = 60_000 } = options;
     this.#room = new ReplyRoom({ maxBytes: maxReplyBytes, stallTimeoutMs });
-    server.maxConnections = options.maxConnections ?? 64;
-    server.on("drop", () => this.#emit({ type: "turned-away" }));
+    const { maxConnections = 64, maxConnectionsPerPeer = 32 } = options;
+    const { spareAfterMs = 5000, idleTimeoutMs = 24 * 3_600_000 } = options;
+    this.#clients = new Clients({ maxConnections, maxConnectionsPerPeer, spareAfterMs, idleTimeoutMs });
     server.on("connection", (socket) => this.#accept(socket));
   }
 
@@ -94,7 +112,13 @@ export class NbdServer implements AsyncDisposable {
   static async listen(options: NbdServerOptions): Promise<NbdServer> {
     if (options.tls !== undefined) checkTls(options.tls);
     // Half-open, so that replies still in flight reach a client that has closed its own side after DISC.
-    const server = createServer({ allowHalfOpen: true, noDelay: true });
+    const server = createServer({
+      allowHalfOpen: true,
+      noDelay: true,
+      // Hosts that vanish without a goodbye must not keep their places.
+      keepAlive: true,
+      keepAliveInitialDelay: KEEP_ALIVE_MS,
+    });
     const listening = new NbdServer(server, options);
     server.listen(options.address);
     await once(server, "listening");
@@ -137,19 +161,29 @@ export class NbdServer implements AsyncDisposable {
   }
 
   #accept(socket: Socket): void {
+    const client = this.#clients.admit(socket);
+    if (client === undefined) {
+      const { remoteAddress: peer } = socket;
+      socket.destroy();
+      this.#emit({ type: "turned-away", peer });
+      return;
+    }
     this.#connectionCount += 1;
-    const over = this.#serve(socket, this.#connectionCount).finally(() => {
+    const over = this.#serve(client, this.#connectionCount).finally(() => {
       this.#connections.delete(socket);
+      this.#clients.left(client);
     });
     this.#connections.set(socket, over);
   }
 
-  async #serve(socket: Socket, connection: number): Promise<void> {
+  async #serve(client: Client, connection: number): Promise<void> {
+    const { socket } = client;
     this.#emit({ type: "connected", connection });
     const channel = new ByteChannel(socket);
     try {
       const session = await this.#negotiate(socket, channel);
       if (session !== undefined) {
+        client.opened(session.channel);
         const { exportName, mode, contexts } = session;
         this.#emit({
           type: "export-opened",
@@ -158,7 +192,7 @@ export class NbdServer implements AsyncDisposable {
           mode,
           contexts: contexts.map(({ name }) => name),
         });
-        await serveRequests(session, this.#room, (error) => {
+        await serveRequests(session, client, this.#room, (error) => {
           this.#emit({ type: "request-failed", connection, exportName, error });
         });
       }
@@ -179,21 +213,21 @@ export class NbdServer implements AsyncDisposable {
 
   async #negotiate(socket: Socket, channel: ByteChannel): Promise<Session | undefined> {
     const { exports, tls, handshakeTimeoutMs = 10_000 } = this.#options;
-    const timeout = setTimeout(() => {
+    const endTimeout = countedTimeout(handshakeTimeoutMs, () => {
       const seconds = handshakeTimeoutMs / 1000;
       socket.destroy(new ClientFault("HANDSHAKE_TIMEOUT", `no export was chosen within ${seconds} s`));
-    }, handshakeTimeoutMs);
+    });
     try {
       if (tls === undefined) return await negotiate(channel, { exports });
       return await negotiate(channel, {
         exports,
         upgradeToTls: async () => {
           channel.release();
-          return new ByteChannel(await upgradeToTls(socket, tls));
+          return new ByteChannel(socket, await upgradeToTls(socket, tls));
         },
       });
     } finally {
-      clearTimeout(timeout);
+      endTimeout();
     }
   }
 }

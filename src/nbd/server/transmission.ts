@@ -1,6 +1,7 @@
 /** The transmission phase: receives requests, and sends each reply as soon as it is ready, in any order. */
 import { ALLOCATION, COMMAND, COMMAND_FLAG, DEFAULT_MAX_PAYLOAD, ERRNO } from "../wire/constants.js";
 import { extentsForReply } from "./block-status.js";
+import type { Client } from "./clients.js";
 import { ClientFault, ServedError } from "./errors.js";
 import type { ReplyRoom } from "./reply-room.js";
 import { blockSizeOf, type Session } from "./session.js";
@@ -27,12 +28,14 @@ const MAX_EXTENTS_IN_REPLY = 8192;
 /**
  * Serves one export until the client sends NBD_CMD_DISC, and then answers the requests still in flight.
  *
+ * @param client is told of each request
  * @param room memory for replies, shared with other connections
  * @param onRequestFailed called for each error that an export threw (not for mistakes of the client)
  * @throws {ClientFault}
  */
 export async function serveRequests(
   session: Session,
+  client: Client,
   room: ReplyRoom,
   onRequestFailed: (error: unknown) => void,
 ): Promise<void> {
@@ -47,6 +50,7 @@ export async function serveRequests(
       // A request that will be refused takes up no room.
       const bytes = request.type === COMMAND.READ && request.length <= maximum ? request.length : 0;
       await window.enter(bytes);
+      client.requestBegun();
       await room.enter(bytes, channel).catch((error: unknown) => {
         window.leave(bytes);
         throw error;
@@ -56,6 +60,7 @@ export async function serveRequests(
         // The next read of this loop reports the error.
         .catch((error: unknown) => channel.destroy(error))
         .finally(() => {
+          client.requestAnswered();
           window.leave(bytes);
           room.leave(bytes);
         });
