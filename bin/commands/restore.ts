@@ -35,6 +35,7 @@ interface RestoreOptions extends CopyOptions, NetworkOptions {
   readonly define?: string;
   readonly xml?: string;
   readonly connect?: string;
+  readonly trustDefinition?: true;
 }
 
 /** What is restored, and from where. */
@@ -69,6 +70,10 @@ export function addRestore(program: Command, run: Run): void {
       "write the domain's definition for the restored disks (new name, UUID, MACs), and define it in libvirt",
     )
     .option("--xml <file>", "where that definition is written; without --define it is only written")
+    .option(
+      "--trust-definition",
+      "let that definition name files, devices and programs of this host, as the stored one does",
+    )
     .option("--connect <uri>", "libvirt connection, as virsh -c");
   withNetwork(withCopy(command)).action(
     run<RestoreOptions, [repo: string, domain: string | undefined]>(
@@ -261,6 +266,7 @@ async function prepareDefinition(
     place,
     disks: new Map(places.map(({ disk, path, ...rest }) => [disk, { ...rest, path: resolve(path) }])),
     virsh: define === undefined ? undefined : new Virsh({ connect, signal: context.signal }),
+    trusted: options.trustDefinition ?? false,
     force: options.force ?? false,
     sync: options.fsync,
   });
@@ -285,6 +291,8 @@ async function conclude(
   for (const { path, file } of files.targets) lines.push(`${path}: ${file.role} of ${point.id}`);
   const defined = options.define !== undefined;
   if (definition) {
+    const { name, networks } = definition;
+    if (networks.length > 0) lines.push(`${name}: its network cards are on ${networks.join(", ")}`);
     lines.push(`${definition.xmlPath}: ${definition.name}${defined ? ", defined in libvirt" : ""}`);
   }
   const told = definition && {

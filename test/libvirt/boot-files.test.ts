@@ -57,7 +57,15 @@ await describeWithLibvirt("the files that a domain boots with", () => {
     const to = join(guest.folder, "restored");
     const name = `${lab.domain}-booted`;
     try {
-      const ran = await nbdpull("restore", repo, "--to", to, `--define=${name}`, "--json");
+      const ran = await nbdpull(
+        "restore",
+        repo,
+        "--to",
+        to,
+        `--define=${name}`,
+        "--trust-definition",
+        "--json",
+      );
       expectExit(ran, 0);
       const path = join(to, "nvram.fd");
       expect(ran.json()).toMatchObject({ files: [{ role: "nvram", path }] });

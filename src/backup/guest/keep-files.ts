@@ -12,7 +12,6 @@ import { isMissing } from "../host/durable-files.js";
 import { NewFiles } from "../host/new-files.js";
 import { openTrustedFile } from "../host/trusted-file.js";
 import { type BootFile, type NotKept, readBootNeeds, wordFor } from "../libvirt/boot-files.js";
-import type { QemuUser } from "../libvirt/domain-xml.js";
 import type { KeptFile, Manifest } from "../repository/manifest.js";
 
 /** A domain's definition, as libvirt gives it. */
@@ -22,8 +21,8 @@ export interface Definition {
   readonly host: string | undefined;
   /** Other parts of the domain that are not kept. */
   readonly notKept?: readonly NotKept[] | undefined;
-  /** The user that QEMU runs as, whose files are kept; default: the one in the XML of a running domain. */
-  readonly qemuUser?: QemuUser | undefined;
+  /** The number of QEMU's user, whose files are kept too; default: the user in the XML of a running domain. */
+  readonly qemuUid?: number | undefined;
 }
 
 /** The kept files and the missing ones, as the manifest lists them. */
@@ -60,7 +59,7 @@ const ATTEMPTS = 3;
  * @throws the file system's error if a copy can't be written
  */
 export async function keepFiles(
-  { xml, host, notKept: beside = [], qemuUser }: Definition,
+  { xml, host, notKept: beside = [], qemuUid }: Definition,
   folder: string,
   options: {
     readonly sync: boolean;
@@ -71,7 +70,7 @@ export async function keepFiles(
   const needs = readBootNeeds(xml);
   const files = [await keepDefinition(xml, folder, options.sync)];
   const notKept = [...beside, ...needs.notKept];
-  const owners = [needs.qemuUser, qemuUser].flatMap((user) => (user === undefined ? [] : [user.uid]));
+  const owners = [needs.qemuUser?.uid, qemuUid].filter((uid) => uid !== undefined);
   for (const file of needs.files) {
     const what = wordFor(file.role, file.path);
     if (host !== undefined) {

@@ -1,6 +1,7 @@
 import { z } from "zod";
 import { type QemuUser, readDacLabel } from "./domain-xml.js";
 import { type DocumentKind, element, parseDocument, text, yesNo } from "./xml.js";
+import { parseTree } from "./xml-tree.js";
 
 const HOST: DocumentKind = {
   code: "E_CAPABILITIES_XML",
@@ -39,6 +40,18 @@ export function parseHostSecurity(xml: string): HostSecurity {
       .map(({ model }) => model)
       .filter((model) => model !== "dac" && model !== "none"),
   };
+}
+
+/**
+ * Reads from `<capabilities>` of a host which programs its libvirt runs guests with.
+ * @throws {BackupError} `E_CAPABILITIES_XML`, or that followed by an element's name
+ */
+export function parseEmulators(xml: string): ReadonlySet<string> {
+  parseDocument(HOST, xml, hostSchema);
+  const found = parseTree(xml, "capabilities")
+    .all("guest", "arch")
+    .flatMap((arch) => [...arch.all("emulator"), ...arch.all("domain", "emulator")]);
+  return new Set(found.map(({ text }) => text));
 }
 
 const DOMAINS: DocumentKind = {

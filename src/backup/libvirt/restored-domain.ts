@@ -1,6 +1,8 @@
 import { randomBytes, randomUUID } from "node:crypto";
-import { moveBootFiles, wordFor } from "./boot-files.js";
+import { type BootFile, moveBootFiles, wordFor } from "./boot-files.js";
+import { OWN_TERMINALS } from "./definition-rules.js";
 import { parseDomain } from "./domain-xml.js";
+import { leaveOutStrange } from "./left-out.js";
 import { formatTree, parseTree, XmlElement } from "./xml-tree.js";
 
 /** Where a disk of the new domain is stored. */
@@ -11,9 +13,22 @@ export interface RestoredPlace {
   readonly format: "qcow2" | "raw";
 }
 
+interface RestoredParts {
+  /** Places of the restored disks, by their names in the domain. */
+  readonly disks: ReadonlyMap<string, RestoredPlace>;
+  /** New paths of restored boot files (NVRAM, kernel, …), by old path. */
+  readonly files: ReadonlyMap<string, string>;
+  /** Whether it may name whatever of the host the old one named. */
+  readonly trusted: boolean;
+  /** Programs that libvirt runs guests with; undefined if libvirt was not asked. */
+  readonly emulators: ReadonlySet<string> | undefined;
+}
+
 interface RestoredDomain {
   readonly xml: string;
   readonly uuid: string;
+  /** What its network cards are connected to: `network default`, `bridge br0`. */
+  readonly networks: readonly string[];
   /** What the user should know before starting the domain. */
   readonly warnings: readonly string[];
 }
@@ -21,21 +36,20 @@ interface RestoredDomain {
 /**
  * Turns the definition of a domain, running or not, into that of another domain that can exist beside the old
  * one. It has another name, UUID, generation id and MAC addresses, and its own disks. It has nothing that was
- * specific to the old domain's run or that only one domain can have. Unknown elements stay as they are.
+ * specific to the old domain's run or that only one domain can have.
  *
- * Disks that were not restored are left out, so that the two domains never write to the same disk. CD drives
- * and read-only disks stay.
+ * Disks that were not restored are left out, so that the two domains never write to the same disk.
  *
- * @param places places of the restored disks, by their names in the domain
- * @param files new paths of restored boot files (NVRAM, kernel, …), by old path
+ * Whoever can write to the repository can change the definition, and libvirt runs as root. So of files,
+ * devices and programs of the host, the new one names only those in `parts`, the host's firmware and emulators
+ * (see `definition-rules.ts`), and what else the old one named is left out. If the definition is trusted, that
+ * stays and so do unknown elements, CD drives with their media and read-only disks.
+ *
  * @throws {BackupError} `E_DOMAIN_XML`, or that followed by an element's name
+ * @throws {PreconditionError} `E_UNTRUSTED_DEFINITION`: it is no virtual machine, and not trusted
  */
-export function restoredDomain(
-  xml: string,
-  name: string,
-  places: ReadonlyMap<string, RestoredPlace>,
-  files: ReadonlyMap<string, string> = new Map(),
-): RestoredDomain {
+export function restoredDomain(xml: string, name: string, parts: RestoredParts): RestoredDomain {
+  const { disks: places, files, trusted, emulators } = parts;
   const known = new Set(parseDomain(xml).disks.map(({ target }) => target));
   const domain = parseTree(xml, "domain");
   const warnings: string[] = [];
@@ -51,18 +65,26 @@ export function restoredDomain(
       for (const part of device.elements) dropAlias(part);
     }
     renewAddresses(devices);
-    forgetSockets(devices, warnings);
-    noteShared(devices, warnings);
+    forgetSockets(devices);
+    if (trusted) noteShared(devices, warnings);
+    else makeOwn(devices, warnings);
   }
-  for (const { role, path } of moveBootFiles(domain, files)) {
-    warnings.push(`its ${wordFor(role, path)} was not restored: the definition names the old domain's`);
-  }
+  const notRestored = moveBootFiles(domain, files);
   forgetFirmwareState(domain, new Set(files.values()), warnings);
   forgetLabels(domain);
-  if (domain.elements.some((element) => element.name === "qemu:commandline")) {
-    warnings.push("its <qemu:commandline> was kept: see whether it names files of the old domain");
+  if (trusted) {
+    for (const { role, path } of notRestored) {
+      warnings.push(`its ${wordFor(role, path)} was not restored: the definition names the old domain's`);
+    }
+    if (domain.elements.some((element) => element.name === "qemu:commandline")) {
+      warnings.push("its <qemu:commandline> was kept: see whether it names files of the old domain");
+    }
+  } else {
+    forgetKernel(domain, notRestored, warnings);
+    const disks = new Set([...places.values()].map(({ path }) => path));
+    warnings.push(...leaveOutStrange(domain, { emulators, disks, files: new Set(files.values()) }));
   }
-  return { xml: formatTree(domain), uuid, warnings };
+  return { xml: formatTree(domain), uuid, networks: networksOf(domain), warnings };
 }
 
 function rename(domain: XmlElement, name: string, uuid: string): void {
@@ -166,11 +188,8 @@ const CHARACTER_DEVICES = ["serial", "parallel", "console", "channel", "redirdev
 /** Types that use nothing on the host over which two domains could conflict. */
 const UNSHARED = new Set(["pty", "null", "vc", "stdio", "spicevmc", "spiceport", "qemu-vdagent"]);
 
-/**
- * Removes sockets, terminals and ports of the old domain's run. Those that the user chose stay, with a
- * warning.
- */
-function forgetSockets(devices: XmlElement, warnings: string[]): void {
+/** Removes sockets, terminals and ports of the old domain's run. Those that the user chose stay. */
+function forgetSockets(devices: XmlElement): void {
   for (const device of devices.elements.filter(({ name }) => CHARACTER_DEVICES.includes(name))) {
     const type = device.attribute("type") ?? "pty";
     device.removeAttribute("tty");
@@ -179,15 +198,9 @@ function forgetSockets(devices: XmlElement, warnings: string[]): void {
       .all("source")
       .some((source) => MADE_BY_LIBVIRT.test(source.attribute("path") ?? ""));
     if (type === "pty" || isMade) device.remove("source");
-    else if (!UNSHARED.has(type) && device.first("source")) {
-      warnings.push(`its <${device.name} type='${type}'> was kept as it is: the old domain uses it too`);
-    }
   }
   for (const graphics of devices.all("graphics")) {
     if (graphics.attribute("autoport") === "yes") graphics.removeAttribute("port", "tlsPort");
-    else if (graphics.attribute("port") !== undefined && graphics.attribute("port") !== "-1") {
-      warnings.push(`its <graphics> keeps port ${graphics.attribute("port")}, which the old domain uses too`);
-    }
     for (const place of [graphics, ...graphics.all("listen")]) {
       if (MADE_BY_LIBVIRT.test(place.attribute("socket") ?? "")) place.removeAttribute("socket");
     }
@@ -196,6 +209,15 @@ function forgetSockets(devices: XmlElement, warnings: string[]): void {
 
 /** Warns of host resources that two running domains can't both have, or that both would write to. */
 function noteShared(devices: XmlElement, warnings: string[]): void {
+  for (const device of devices.elements.filter(({ name }) => CHARACTER_DEVICES.includes(name))) {
+    const type = device.attribute("type") ?? "pty";
+    if (!UNSHARED.has(type) && device.first("source")) {
+      warnings.push(`its <${device.name} type='${type}'> was kept as it is: the old domain uses it too`);
+    }
+  }
+  for (const [, port] of fixedPorts(devices)) {
+    warnings.push(`its <graphics> keeps port ${port}, which the old domain uses too`);
+  }
   const kept = devices.elements.filter(
     (device) =>
       ["hostdev", "filesystem", "shmem"].includes(device.name) ||
@@ -205,6 +227,61 @@ function noteShared(devices: XmlElement, warnings: string[]): void {
   for (const name of new Set(kept.map((device) => device.name))) {
     warnings.push(`its <${name}> was kept: the old domain uses the same of the host`);
   }
+}
+
+function fixedPorts(devices: XmlElement): [graphics: XmlElement, port: string][] {
+  return devices.all("graphics").flatMap((graphics) => {
+    const port = graphics.attribute("port");
+    return port === undefined || port === "-1" ? [] : [[graphics, port] as [XmlElement, string]];
+  });
+}
+
+/**
+ * Gives the domain terminals, sockets, ports and sound of its own in the place of those that somebody chose.
+ * Without such devices the guest would see another machine.
+ */
+function makeOwn(devices: XmlElement, warnings: string[]): void {
+  for (const device of devices.elements) {
+    const type = device.attributeText("type") ?? "pty";
+    if (["serial", "console", "parallel"].includes(device.name) && !OWN_TERMINALS.split(" ").includes(type)) {
+      warnings.push(`its <${device.name} type='${type}'> is a terminal of its own now`);
+      device.setAttribute("type", "pty");
+      device.remove("source", "protocol", "log");
+    }
+    if (device.name === "channel" && type === "unix" && device.first("source")) {
+      warnings.push("its <channel type='unix'> has a socket of its own now, where libvirt makes one");
+      device.remove("source");
+    }
+    if (device.name === "audio" && !["none", "spice"].includes(type)) {
+      warnings.push(`its sound is no longer played by ${type}`);
+      device.clear();
+      device.removeAttribute(...device.attributeNames.filter((name) => name !== "id"));
+      device.setAttribute("type", "none");
+    }
+  }
+  for (const [graphics, port] of fixedPorts(devices)) {
+    warnings.push(`its <graphics> gets a free port, and no longer ${port}`);
+    graphics.removeAttribute("port", "tlsPort");
+    graphics.setAttribute("autoport", "yes");
+  }
+}
+
+/** Without its kernel, a domain starts from its disks. */
+function forgetKernel(domain: XmlElement, notRestored: readonly BootFile[], warnings: string[]): void {
+  const kernel = notRestored.find(({ role }) => role === "kernel");
+  if (!kernel) return;
+  for (const os of domain.all("os")) os.remove("kernel", "initrd", "cmdline");
+  warnings.push(`its ${wordFor("kernel", kernel.path)} was not restored: it starts from its disks`);
+}
+
+function networksOf(domain: XmlElement): string[] {
+  const names = domain.all("devices", "interface", "source").flatMap((source) =>
+    ["network", "bridge"].flatMap((kind) => {
+      const name = source.attributeText(kind);
+      return name === undefined ? [] : [`${kind} ${name}`];
+    }),
+  );
+  return [...new Set(names)].sort();
 }
 
 /** @param restored paths of the new domain's own files */

@@ -64,6 +64,10 @@ export class XmlElement {
     return value === undefined ? undefined : unescaped(value);
   }
 
+  get attributeNames(): readonly string[] {
+    return [...this.#attributes.keys()];
+  }
+
   setAttribute(name: string, value: string): void {
     this.#attributes.set(name, escaped(value));
   }
@@ -122,6 +126,20 @@ export class XmlElement {
     this.removeWhere(({ name }) => names.includes(name));
   }
 
+  /** Removes all comments, and makes CDATA sections text, so that `text` is all that another parser sees. */
+  simplify(): void {
+    this.#children = this.#children.flatMap((child): (XmlElement | Other)[] => {
+      if (child instanceof XmlElement) {
+        child.simplify();
+        return [child];
+      }
+      if (typeof child.raw["#text"] === "string") return [child];
+      const section = child.raw["#cdata"] as readonly Raw[] | undefined;
+      const texts = section?.map((part) => part["#text"]).filter((part) => typeof part === "string") ?? [];
+      return texts.map((text) => ({ raw: { "#text": escaped(text) } }));
+    });
+  }
+
   /** @internal */
   static of(name: string, raw: Raw): XmlElement {
     const attributes = Object.entries((raw[ATTRIBUTES] ?? {}) as Record<string, string>);
@@ -170,12 +188,16 @@ function escaped(text: string): string {
     .replaceAll("'", "&apos;");
 }
 
-/** The five entities that libvirt writes. */
+const ENTITIES: Readonly<Record<string, string>> = { lt: "<", gt: ">", quot: '"', apos: "'", amp: "&" };
+
+/** Resolves XML's five entities, which libvirt writes, and characters given by number, which a person may. */
 function unescaped(text: string): string {
-  return text
-    .replaceAll("&lt;", "<")
-    .replaceAll("&gt;", ">")
-    .replaceAll("&quot;", '"')
-    .replaceAll("&apos;", "'")
-    .replaceAll("&amp;", "&");
+  return text.replaceAll(
+    /&(?:#x([0-9a-f]{1,6})|#(\d{1,7})|(lt|gt|quot|apos|amp));/gi,
+    (whole, hex, digits, name) => {
+      if (name !== undefined) return ENTITIES[name] ?? whole;
+      const code = hex === undefined ? Number(digits) : Number.parseInt(hex, 16);
+      return code <= 0x10ffff ? String.fromCodePoint(code) : whole;
+    },
+  );
 }

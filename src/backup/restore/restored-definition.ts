@@ -4,6 +4,7 @@ import { BackupError, DamageError, messageOf, PreconditionError, UsageError } fr
 import { isMissing } from "../host/durable-files.js";
 import { NewFiles } from "../host/new-files.js";
 import { publish, refuseTarget, temporaryPathFor } from "../host/publish.js";
+import { parseEmulators } from "../libvirt/capabilities-xml.js";
 import { parseDomain } from "../libvirt/domain-xml.js";
 import { type RestoredPlace, restoredDomain } from "../libvirt/restored-domain.js";
 import type { Virsh } from "../libvirt/virsh.js";
@@ -28,6 +29,8 @@ export interface RestoredDefinitionOptions {
   readonly filesIn?: string | undefined;
   /** The libvirt in which the domain is defined; undefined: only the XML is written. */
   readonly virsh?: Virsh | undefined;
+  /** The definition may name files, devices and programs of this host: nobody else can write the repository. */
+  readonly trusted: boolean;
   /** Replace a file that exists at the XML's path. */
   readonly force: boolean;
   /** Flush the XML to stable storage. */
@@ -49,11 +52,13 @@ export class RestoredDefinition {
   readonly files: readonly FileTarget[];
   /** What the user should know before starting the domain. */
   readonly warnings: readonly string[];
+  /** What its network cards are connected to: `network default`, `bridge br0`. */
+  readonly networks: readonly string[];
   readonly #xml: string;
   readonly #options: RestoredDefinitionOptions;
 
   private constructor(
-    facts: Pick<RestoredDefinition, "name" | "uuid" | "xmlPath" | "files" | "warnings">,
+    facts: Pick<RestoredDefinition, "name" | "uuid" | "xmlPath" | "files" | "warnings" | "networks">,
     xml: string,
     options: RestoredDefinitionOptions,
   ) {
@@ -62,6 +67,7 @@ export class RestoredDefinition {
     this.xmlPath = facts.xmlPath;
     this.files = facts.files;
     this.warnings = facts.warnings;
+    this.networks = facts.networks;
     this.#xml = xml;
     this.#options = options;
   }
@@ -69,13 +75,14 @@ export class RestoredDefinition {
   /**
    * Makes the definition. Writes nothing.
    * @throws {PreconditionError} `E_NO_DEFINITION`: the point has no definition; `E_DOMAIN_EXISTS`: a domain
-   *   has that name; `E_TARGET_IN_USE`: a QEMU has the XML's file open for writing
+   *   has that name; `E_TARGET_IN_USE`: a QEMU has the XML's file open for writing;
+   *   `E_UNTRUSTED_DEFINITION`: it is no virtual machine, and not trusted
    * @throws {UsageError} the name is invalid; the XML's file exists, lies in the repository, or is a disk's
    * @throws {DamageError} the stored definition is not what was stored
    * @throws {BackupError} the stored definition can't be parsed; and as {@link Virsh} does
    */
   static async prepare(options: RestoredDefinitionOptions): Promise<RestoredDefinition> {
-    const { repository, point, place, disks, filesIn, virsh } = options;
+    const { repository, point, place, disks, filesIn, virsh, trusted } = options;
     const stored = await readDefinition(options);
     const name = options.name ?? `${parseDomain(stored).name}-restored`;
     refuseName(name);
@@ -91,8 +98,9 @@ export class RestoredDefinition {
     }
     const files = bootFilesOf(point).map((file) => ({ file, path: pathOf(file, xmlPath, filesIn) }));
     const moved = new Map(files.map(({ file, path }) => [file.source ?? "", resolve(path)]));
-    const { xml, uuid, warnings } = restoredDomain(stored, name, disks, moved);
-    return new RestoredDefinition({ name, uuid, xmlPath, files, warnings }, xml, options);
+    const emulators = trusted || !virsh ? undefined : parseEmulators(await virsh.capabilities());
+    const made = restoredDomain(stored, name, { disks, files: moved, trusted, emulators });
+    return new RestoredDefinition({ ...made, name, xmlPath, files }, made.xml, options);
   }
 
   /**

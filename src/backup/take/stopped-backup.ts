@@ -165,7 +165,7 @@ async function serveAndTake(
       connect: {},
       repository,
       domain: { name: domain.name, uuid: domain.uuid },
-      definition: { xml: definition, host: undefined, notKept: saved, qemuUser },
+      definition: { xml: definition, host: undefined, notKept: saved, qemuUid: qemuUser?.uid },
       disks,
       checkpoint: null,
       confirm: assertStill,

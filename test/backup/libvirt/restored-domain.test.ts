@@ -25,8 +25,15 @@ function definition(devices: string, around = ""): string {
 `;
 }
 
-const made = (devices: string, around = "") =>
-  restoredDomain(definition(devices, around), "new & <1>", new Map([VDA]));
+/** What stays of a definition that is trusted; the rest is in left-out.test.ts. */
+const make = (
+  xml: string,
+  name: string,
+  disks: ReadonlyMap<string, RestoredPlace>,
+  files: ReadonlyMap<string, string> = new Map(),
+) => restoredDomain(xml, name, { disks, files, trusted: true, emulators: undefined });
+
+const made = (devices: string, around = "") => make(definition(devices, around), "new & <1>", new Map([VDA]));
 
 describe("the definition of a restored domain", () => {
   it("has another name and UUID and the restored disk, and nothing of the old domain's run", () => {
@@ -77,7 +84,7 @@ describe("the definition of a restored domain", () => {
     <disk type='block' device='lun' rawio='yes' sgio='unfiltered'><source dev='/dev/sdx'/><target dev='sda' bus='scsi'/></disk>`;
     const file = (name: string): RestoredPlace => ({ kind: "file", path: `/r/${name}.raw`, format: "raw" });
     const places = new Map([VDA, ["vdb", file("vdb")], ["sda", file("sda")]] as const);
-    const { xml, warnings } = restoredDomain(definition(devices), "new", places);
+    const { xml, warnings } = make(definition(devices), "new", places);
     expect(
       parseDomain(xml).disks.map(({ target, device, type, source }) => [target, device, type, source]),
     ).toEqual([
@@ -91,7 +98,7 @@ describe("the definition of a restored domain", () => {
 
   it("puts a disk on a block device", () => {
     const place: RestoredPlace = { kind: "block", path: "/dev/vg/new", format: "raw" };
-    const { xml } = restoredDomain(definition(""), "new", new Map([["vda", place]]));
+    const { xml } = make(definition(""), "new", new Map([["vda", place]]));
     expect(xml).toContain('<disk type="block" device="disk">');
     expect(xml).toContain('<source dev="/dev/vg/new"/>');
   });
@@ -112,7 +119,7 @@ describe("the definition of a restored domain", () => {
 
   it("names a restored disk that the definition does not contain", () => {
     const place: RestoredPlace = { kind: "file", path: "/r/vdz.raw", format: "raw" };
-    const { warnings } = restoredDomain(definition(""), "new", new Map([VDA, ["vdz", place]]));
+    const { warnings } = make(definition(""), "new", new Map([VDA, ["vdz", place]]));
     expect(warnings).toEqual(["disk vdz is not in the point's definition: attach it by hand"]);
   });
 
@@ -142,7 +149,7 @@ describe("the definition of a restored domain", () => {
       "<nvram type='file' format='raw'><source file='/n/web_VARS.fd'/></nvram>",
     ];
     for (const nvram of nvrams) {
-      const { xml, warnings } = restoredDomain(definition("", around(nvram)), "new", new Map([VDA]), files);
+      const { xml, warnings } = make(definition("", around(nvram)), "new", new Map([VDA]), files);
       expect(xml).toMatch(/<nvram [^>]*>\/r\/nvram &amp; co\.fd<\/nvram>/);
       expect(xml).not.toContain("web_VARS");
       expect(xml).toContain("<kernel>/r/kernel</kernel><initrd>/boot/initrd</initrd>");
@@ -198,7 +205,7 @@ describe("the definition of a restored domain", () => {
   });
 
   it("is not made from anything but a domain's definition", () => {
-    expect(() => restoredDomain("<network/>", "new", new Map())).toThrow(/root/);
-    expect(() => restoredDomain("<domain><name>x</name></domain>", "new", new Map())).toThrow(/uuid/);
+    expect(() => make("<network/>", "new", new Map())).toThrow(/root/);
+    expect(() => make("<domain><name>x</name></domain>", "new", new Map())).toThrow(/uuid/);
   });
 });

@@ -1,0 +1,380 @@
+import { describe, expect, it } from "vitest";
+import { type RestoredPlace, restoredDomain } from "../../../src/backup/libvirt/restored-domain.js";
+
+const VDA: RestoredPlace = { kind: "file", path: "/r/vda.qcow2", format: "qcow2" };
+const EMULATOR = "/usr/bin/qemu-system-x86_64";
+const QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0";
+
+function definition(devices: string, around = "", root = "type='kvm'"): string {
+  return `<domain ${root} xmlns:qemu='${QEMU_NAMESPACE}'>
+  <name>web</name>
+  <uuid>11111111-2222-3333-4444-555555555555</uuid>
+  ${around}
+  <devices>
+    <disk type='file' device='disk'>
+      <driver name='qemu' type='raw' cache='none'/>
+      <source file='/old/vda.raw'/>
+      <target dev='vda' bus='virtio'/>
+    </disk>
+    ${devices}
+  </devices>
+</domain>
+`;
+}
+
+const restored = (
+  xml: string,
+  files: ReadonlyMap<string, string> = new Map(),
+  emulators?: ReadonlySet<string>,
+) => restoredDomain(xml, "web2", { disks: new Map([["vda", VDA]]), files, trusted: false, emulators });
+
+const made = (devices: string, around = "", files: ReadonlyMap<string, string> = new Map()) =>
+  restored(definition(devices, around), files, new Set([EMULATOR]));
+
+/** What was left out, without the line that says why. */
+function leftOut(warnings: readonly string[]): string[] {
+  return warnings.flatMap((line) => (line.startsWith("left out: ") ? [line.slice("left out: ".length)] : []));
+}
+
+/** What virt-install and virt-manager write for a Linux guest, as libvirt shows it while it runs. */
+const USUAL = `<emulator>${EMULATOR}</emulator>
+    <controller type='usb' index='0' model='qemu-xhci' ports='15'><alias name='usb'/><address type='pci' domain='0x0000' bus='0x02' slot='0x00' function='0x0'/></controller>
+    <controller type='pci' index='1' model='pcie-root-port'><model name='pcie-root-port'/><target chassis='1' port='0x10'/></controller>
+    <interface type='network'><mac address='52:54:00:11:22:33'/><source network='default' portid='p' bridge='virbr0'/><target dev='vnet0'/><model type='virtio'/><link state='up'/></interface>
+    <interface type='bridge'><mac address='52:54:00:11:22:34'/><source bridge='br0'/><virtualport type='openvswitch'><parameters interfaceid='11111111-2222-3333-4444-555555555556'/></virtualport><vlan><tag id='42'/></vlan><model type='virtio'/><driver name='vhost' queues='4'/></interface>
+    <serial type='pty'><source path='/dev/pts/1'/><target type='isa-serial' port='0'><model name='isa-serial'/></target></serial>
+    <console type='pty' tty='/dev/pts/1'><source path='/dev/pts/1'/><target type='serial' port='0'/></console>
+    <channel type='unix'><source mode='bind' path='/run/libvirt/qemu/channel/1-web/org.qemu.guest_agent.0'/><target type='virtio' name='org.qemu.guest_agent.0' state='connected'/></channel>
+    <channel type='spicevmc'><target type='virtio' name='com.redhat.spice.0'/></channel>
+    <input type='tablet' bus='usb'><address type='usb' bus='0' port='1'/></input><input type='mouse' bus='ps2'/>
+    <tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>
+    <graphics type='spice' port='5900' autoport='yes' listen='127.0.0.1'><listen type='address' address='127.0.0.1'/><image compression='off'/><gl enable='no'/></graphics>
+    <sound model='ich9'><audio id='1'/></sound><audio id='1' type='spice'/>
+    <video><model type='virtio' heads='1' primary='yes'/></video>
+    <redirdev bus='usb' type='spicevmc'><address type='usb' bus='0' port='2'/></redirdev>
+    <disk type='file' device='cdrom'><target dev='sda' bus='sata'/><readonly/></disk>
+    <watchdog model='itco' action='reset'/><memballoon model='virtio'><stats period='5'/></memballoon>
+    <rng model='virtio'><backend model='random'>/dev/urandom</backend></rng><vsock model='virtio'><cid auto='yes'/></vsock>`;
+const USUAL_AROUND = `<title>/ web</title>
+  <metadata><libosinfo:libosinfo xmlns:libosinfo="http://libosinfo.org/xmlns/libvirt/domain/1.0"><libosinfo:os id="http://debian.org/debian/12"/></libosinfo:libosinfo></metadata>
+  <memory unit='KiB'>2097152</memory><currentMemory unit='KiB'>2097152</currentMemory><memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>
+  <vcpu placement='static' cpuset='0-3'>2</vcpu><cputune><vcpupin vcpu='0' cpuset='1'/></cputune><resource><partition>/machine</partition></resource>
+  <sysinfo type='smbios'><system><entry name='serial'>s1</entry></system></sysinfo>
+  <os firmware='efi'><type arch='x86_64' machine='pc-q35-8.2'>hvm</type><firmware><feature enabled='yes' name='secure-boot'/></firmware><loader readonly='yes' secure='yes' type='pflash'>/usr/share/OVMF/OVMF_CODE_4M.ms.fd</loader><nvram template='/usr/share/OVMF/OVMF_VARS_4M.ms.fd'>/n/web_VARS.fd</nvram><kernel>/boot/k</kernel><initrd>/boot/i</initrd><cmdline>root=/dev/vda</cmdline><boot dev='hd'/><bootmenu enable='yes'/></os>
+  <features><acpi/><apic/><hyperv mode='custom'><relaxed state='on'/></hyperv><smm state='on'/></features>
+  <cpu mode='host-passthrough' check='none' migratable='on'><topology sockets='1' dies='1' cores='2' threads='1'/></cpu>
+  <clock offset='utc'><timer name='rtc' tickpolicy='catchup'/></clock><on_poweroff>destroy</on_poweroff><on_crash>restart</on_crash>
+  <pm><suspend-to-mem enabled='no'/></pm>
+  <seclabel type='dynamic' model='apparmor' relabel='yes'><label>libvirt-1</label><imagelabel>libvirt-1</imagelabel></seclabel><seclabel type='dynamic' model='dac' relabel='yes'><label>+64055:+994</label><imagelabel>+64055:+994</imagelabel></seclabel>`;
+
+describe("a definition from a repository", () => {
+  it("loses nothing that describes the guest's machine", () => {
+    const files = new Map([
+      ["/n/web_VARS.fd", "/r/nvram.fd"],
+      ["/boot/k", "/r/kernel"],
+      ["/boot/i", "/r/initrd"],
+    ]);
+    const xml = definition(USUAL, USUAL_AROUND);
+    const { warnings, networks, xml: made } = restored(xml, files, new Set([EMULATOR]));
+    expect(warnings).toEqual([expect.stringContaining("TPM begins empty")]);
+    expect(networks).toEqual(["bridge br0", "network default"]);
+    const trusted = restoredDomain(xml, "web2", {
+      disks: new Map([["vda", VDA]]),
+      files,
+      trusted: true,
+      emulators: undefined,
+    });
+    const withoutIds = (text: string): string =>
+      text
+        .replaceAll(/<uuid>[^<]*/g, "")
+        .replaceAll(/mac address="[^"]*/g, "")
+        .replace(` xmlns:qemu="${QEMU_NAMESPACE}"`, "");
+    expect(withoutIds(made)).toBe(withoutIds(trusted.xml));
+  });
+
+  it.each<[string, string, string?]>([
+    ["a program in the emulator's place", "<emulator>/srv/repo/evil</emulator>"],
+    ["an emulator with a path that climbs", "<emulator>/usr/bin/../../srv/repo/evil</emulator>"],
+    ["an emulator in a CDATA section", "<emulator><![CDATA[/srv/repo/evil]]></emulator>"],
+    ["an emulator behind a comment", `<emulator>${EMULATOR}<!-- -->/srv/repo/evil</emulator>`],
+    ["a script that root runs", "<interface type='ethernet'><script path='/srv/repo/evil'/></interface>"],
+    [
+      "a script of a bridge",
+      "<interface type='bridge'><source bridge='br0'/><script path='/srv/repo/evil'/><downscript path='/srv/repo/evil'/></interface>",
+    ],
+    [
+      "a script in another namespace",
+      "<interface type='user'><x:script xmlns:x='y' path='/srv/repo/evil'/></interface>",
+    ],
+    [
+      "a vhost-user socket",
+      "<interface type='vhostuser'><source type='unix' path='/srv/repo/evil' mode='client'/></interface>",
+    ],
+    ["a log of passt", "<interface type='user'><backend type='passt' logFile='/srv/repo/evil'/></interface>"],
+    [
+      "tap and vhost devices",
+      "<interface type='bridge'><source bridge='b'/><backend tap='/srv/repo/evil' vhost='/srv/repo/evil'/></interface>",
+    ],
+    [
+      "forwarded ports",
+      "<interface type='user'><portForward proto='tcp' dev='evil'><range start='22'/></portForward></interface>",
+    ],
+    ["a network device", "<interface type='direct'><source dev='evil' mode='bridge'/></interface>"],
+    [
+      "a PCI card as interface",
+      "<interface type='hostdev'><source><address type='pci' domain='0' bus='0' slot='1' function='0'/></source><mac address='ee:ee:ee:ee:e0:11'/></interface>",
+      "hostdev",
+    ],
+    ["an option ROM", "<interface type='user'><rom file='/srv/repo/evil'/></interface>"],
+    [
+      "a read-only disk",
+      "<disk type='file'><source file='/srv/repo/evil'/><target dev='vdb'/><readonly/></disk>",
+    ],
+    [
+      "a read-only block device",
+      "<disk type='block'><source dev='/srv/repo/evil'/><target dev='vdb'/><readonly/></disk>",
+    ],
+    [
+      "a CD",
+      "<disk type='file' device='cdrom'><source file='/srv/repo/evil'/><target dev='sdb'/><readonly/></disk>",
+    ],
+    [
+      "a CD from the network",
+      "<disk type='network' device='cdrom'><source protocol='https' name='evil'><host name='evil'/></source><target dev='sdb'/></disk>",
+    ],
+    [
+      "a disk in a volume",
+      "<disk type='volume'><source pool='evil' volume='evil'/><target dev='vdb'/><readonly/></disk>",
+    ],
+    [
+      "a vhost-user disk",
+      "<disk type='vhostuser'><source type='unix' path='/srv/repo/evil'/><target dev='vdb'/><readonly/></disk>",
+    ],
+    [
+      "an NVMe disk",
+      "<disk type='nvme'><source type='pci' namespace='1'><address bus='evil'/></source><target dev='vdb'/><readonly/></disk>",
+    ],
+    ["a host device", "<hostdev mode='subsystem' type='usb'><source><vendor id='evil'/></source></hostdev>"],
+    ["a file system", "<filesystem><source dir='/srv/repo/evil'/><target dir='x'/></filesystem>"],
+    ["a virtiofs program", "<filesystem><binary path='/srv/repo/evil'/></filesystem>"],
+    ["shared memory", "<shmem name='evil'><server path='/srv/repo/evil'/></shmem>"],
+    ["an NVDIMM", "<memory model='nvdimm'><source><path>/srv/repo/evil</path></source><target/></memory>"],
+    [
+      "persistent memory",
+      "<memory model='dimm'><source><path>/srv/repo/evil</path></source><target/></memory>",
+    ],
+    ["a serial line to a file", "<serial type='file'><source path='/srv/repo/evil'/></serial>"],
+    ["a serial line to a device", "<serial type='dev'><source path='/srv/repo/evil'/></serial>"],
+    ["a serial line to a pipe", "<serial type='pipe'><source path='/srv/repo/evil'/></serial>"],
+    [
+      "a serial line to a socket",
+      "<serial type='tcp'><source mode='bind' host='0.0.0.0' service='evil'/></serial>",
+    ],
+    ["a log of a console", "<console type='pty'><log file='/srv/repo/evil'/></console>"],
+    [
+      "a channel to a socket",
+      "<channel type='unix'><source mode='connect' path='/srv/repo/evil'/><target type='virtio' name='x'/></channel>",
+    ],
+    [
+      "a log of a channel",
+      "<channel type='spicevmc'><log file='/srv/repo/evil'/><target type='virtio' name='x'/></channel>",
+    ],
+    [
+      "certificates of a smart card",
+      "<smartcard mode='host-certificates'><certificate>evil</certificate><database>/srv/repo/evil</database></smartcard>",
+    ],
+    ["a smart card of the host", "<smartcard mode='host'/>", "smartcard"],
+    [
+      "redirected USB by TCP",
+      "<redirdev bus='usb' type='tcp'><source mode='connect' host='evil'/></redirdev>",
+    ],
+    ["randomness from a file", "<rng model='virtio'><backend model='random'>/srv/repo/evil</backend></rng>"],
+    [
+      "randomness from a socket",
+      "<rng model='virtio'><backend model='egd' type='unix'><source path='/srv/repo/evil'/></backend></rng>",
+    ],
+    ["a TPM of the host", "<tpm><backend type='passthrough'><device path='/srv/repo/evil'/></backend></tpm>"],
+    [
+      "a TPM behind a socket",
+      "<tpm><backend type='external'><source type='unix' path='/srv/repo/evil'/></backend></tpm>",
+    ],
+    [
+      "a TPM's state",
+      "<tpm><backend type='emulator'><source type='dir' path='/srv/repo/evil'/></backend></tpm>",
+    ],
+    ["a secret of a TPM", "<tpm><backend type='emulator'><encryption secret='evil'/></backend></tpm>"],
+    ["an input device", "<input type='evdev'><source dev='/srv/repo/evil'/></input>"],
+    [
+      "a passed input device",
+      "<input type='passthrough' bus='virtio'><source evdev='/srv/repo/evil'/></input>",
+    ],
+    ["a screen on a socket", "<graphics type='vnc' socket='/srv/repo/evil'/>"],
+    [
+      "a screen for everybody",
+      "<graphics type='vnc' autoport='yes' listen='0.0.0.0'><listen type='address' address='0.0.0.0'/></graphics>",
+      "0.0.0.0",
+    ],
+    [
+      "a screen on a listening socket",
+      "<graphics type='spice'><listen type='socket' socket='/srv/repo/evil'/></graphics>",
+    ],
+    ["a render node", "<graphics type='spice'><gl enable='yes' rendernode='/srv/repo/evil'/></graphics>"],
+    ["a screen of the host", "<graphics type='sdl' display=':evil' xauth='/srv/repo/evil'/>"],
+    ["a screen on the bus", "<graphics type='dbus' address='unix:path=/srv/repo/evil'/>"],
+    [
+      "a video helper",
+      "<video><driver name='vhostuser'/><model type='virtio'><acceleration accel3d='yes' rendernode='/srv/repo/evil'/></model></video>",
+      "evil",
+    ],
+    ["sound into a file", "<audio id='1' type='file' path='/srv/repo/evil'/>"],
+    ["sound to a server", "<audio id='1' type='pulseaudio' serverName='evil'/>"],
+    ["a lease", "<lease><lockspace>evil</lockspace><key>evil</key><target path='/srv/repo/evil'/></lease>"],
+    ["a panic store", "<pstore backend='acpi-erst'><path>/srv/repo/evil</path></pstore>"],
+    ["an unknown device", "<newdevice file='/srv/repo/evil'/>"],
+    ["a path in a plain device", "<controller type='usb'><newthing path='/srv/repo/evil'/></controller>"],
+    [
+      "a numbered slash",
+      "<controller type='usb' newthing='&#47;srv/repo/evil' other='&#x2f;srv/repo/evil'/>",
+    ],
+  ])("loses %s, and the warning names it", (_what, devices, sign = "evil") => {
+    expect(definition(devices)).toContain(sign);
+    const { xml, warnings } = made(devices);
+    expect(xml).not.toContain(sign);
+    expect(warnings.join("\n")).not.toBe("");
+  });
+
+  it.each<[string, string, string?]>([
+    ["QEMU's arguments", "<qemu:commandline><qemu:arg value='evil'/></qemu:commandline>"],
+    [
+      "QEMU's arguments under another prefix",
+      `<q:commandline xmlns:q='${QEMU_NAMESPACE}'><q:arg value='evil'/></q:commandline>`,
+    ],
+    [
+      "QEMU's arguments without a prefix",
+      `<commandline xmlns='${QEMU_NAMESPACE}'><arg value='evil'/></commandline>`,
+    ],
+    ["properties of QEMU's devices", "<qemu:override><qemu:device alias='evil'/></qemu:override>"],
+    [
+      "a kernel",
+      "<os><kernel>/srv/repo/evil</kernel><initrd>/srv/repo/evil</initrd><cmdline>evil</cmdline></os>",
+    ],
+    ["a device tree", "<os><dtb>/srv/repo/evil</dtb></os>"],
+    ["a shim", "<os><shim>/srv/repo/evil</shim></os>"],
+    ["an ACPI table", "<os><acpi><table type='slic'>/srv/repo/evil</table></acpi></os>"],
+    ["a firmware", "<os><loader readonly='yes' type='pflash'>/srv/repo/evil</loader></os>"],
+    [
+      "a firmware that can be written",
+      "<os><loader readonly='no' type='pflash'>/usr/share/OVMF/evil</loader></os>",
+    ],
+    [
+      "a firmware behind a climbing path",
+      "<os><loader readonly='yes'>/usr/share/OVMF/../../../srv/evil</loader></os>",
+    ],
+    [
+      "a climbing path in numbers",
+      "<os><loader readonly='yes'>/usr/share/OVMF/&#46;&#46;/&#x2e;./../srv/evil</loader></os>",
+    ],
+    ["a template of the NVRAM", "<os><nvram template='/srv/repo/evil'/></os>"],
+    ["an NVRAM", "<os><nvram>/srv/repo/evil</nvram></os>"],
+    [
+      "an NVRAM on the network",
+      "<os><nvram type='network'><source protocol='iscsi' name='evil'/></nvram></os>",
+    ],
+    ["a boot loader of the host", "<bootloader>/srv/repo/evil</bootloader>"],
+    ["a container's first program", "<os><init>/srv/repo/evil</init></os>"],
+    [
+      "a file of the firmware's configuration",
+      "<sysinfo type='fwcfg'><entry name='opt/x' file='/srv/repo/evil'/></sysinfo>",
+    ],
+    [
+      "root as QEMU's user",
+      "<seclabel type='static' model='dac' relabel='no'><label>+0:+0</label></seclabel>",
+      "+0",
+    ],
+    ["no confinement", "<seclabel type='none' model='apparmor'/>", "seclabel"],
+    [
+      "a base label",
+      "<seclabel type='dynamic' model='selinux' relabel='yes'><baselabel>evil</baselabel></seclabel>",
+    ],
+    ["a cgroup", "<resource><partition>/evil</partition></resource>"],
+    [
+      "limits of a device",
+      "<blkiotune><device><path>/srv/repo/evil</path><weight>1</weight></device></blkiotune>",
+    ],
+    ["metadata that hooks read", "<metadata><hook:run xmlns:hook='x'>evil</hook:run></metadata>"],
+    [
+      "metadata that only looks like libosinfo's",
+      "<metadata><libosinfo:x xmlns:libosinfo='x'>evil</libosinfo:x></metadata>",
+    ],
+    [
+      "a quote service",
+      "<launchSecurity type='tdx'><quoteGenerationService path='/srv/repo/evil'/></launchSecurity>",
+    ],
+    ["mapped users", "<idmap><uid start='0' target='0' count='evil'/></idmap>"],
+    ["an unknown element", "<newthing>evil</newthing>"],
+  ])("loses %s", (_what, around, sign = "evil") => {
+    expect(definition("", around)).toContain(sign);
+    const { xml, warnings } = made("", around);
+    expect(xml).not.toContain(sign);
+    expect(warnings.join("\n")).not.toBe("");
+  });
+
+  it("names what it left out, and says why and how to keep it", () => {
+    const { warnings } = made(
+      "<interface type='ethernet'><script path='/x/evil'/></interface>",
+      "<newthing a='1'/>",
+    );
+    expect(leftOut(warnings)).toEqual([
+      '<newthing a="1"> of <domain>',
+      '<interface type="ethernet"> <script path="/x/evil"> of <devices>',
+    ]);
+    expect(warnings.at(-1)).toContain("--trust-definition");
+    const many = made("<hostdev/>".repeat(1000)).warnings;
+    expect(many.length).toBeLessThan(30);
+    expect(leftOut(many).at(-1)).toBe("980 more");
+  });
+
+  it("says nothing of what only belonged to the old domain's run", () => {
+    const { xml, warnings } = made(
+      "<disk type='file' device='cdrom'><target dev='sdb'/><backingStore type='file'><source file='/srv/repo/evil'/></backingStore></disk>" +
+        "<channel type='unix'><source mode='bind' path='/run/libvirt/../../srv/repo/evil'/><target type='virtio' name='x'/></channel>",
+    );
+    expect([xml.includes("evil"), warnings]).toEqual([false, []]);
+  });
+
+  it("keeps the first of two elements where a guest has one, whichever libvirt would take", () => {
+    const os =
+      "<os><type machine='q35'>hvm</type><loader type='rom'>/usr/share/seabios/bios.bin</loader><loader type='rom'>/usr/share/OVMF/x.fd</loader></os>";
+    const { xml, warnings } = made("", os);
+    expect(xml.match(/<loader/g)).toHaveLength(1);
+    expect(leftOut(warnings)).toEqual([expect.stringContaining("/usr/share/OVMF/x.fd")]);
+  });
+
+  it("gives serial lines, channels, screens and sound that were the host's something of the guest's own", () => {
+    const { xml, warnings } = made(
+      "<serial type='file'><source path='/var/log/web.log'/><target port='0'/></serial><sound model='ich9'><audio id='3'/></sound>" +
+        "<audio id='3' type='oss'><input dev='/dev/dsp'/></audio><graphics type='vnc' port='5901' autoport='no'/>" +
+        "<channel type='unix'><source mode='bind' path='/srv/sock'/><target type='virtio' name='a'/></channel>",
+    );
+    expect(xml).toContain('<serial type="pty"><target port="0"/></serial>');
+    expect(xml).toContain('<audio id="3" type="none"/>');
+    expect(xml).toContain('<graphics type="vnc" autoport="yes"/>');
+    expect(xml).toContain('<channel type="unix"><target type="virtio" name="a"/></channel>');
+    expect(leftOut(warnings)).toEqual([]);
+    expect(warnings).toHaveLength(4);
+  });
+
+  it("may name the usual emulators if libvirt was not asked", () => {
+    const emulated = (path: string): string => restored(definition(`<emulator>${path}</emulator>`)).xml;
+    expect(emulated(EMULATOR)).toContain(EMULATOR);
+    expect(emulated("/usr/libexec/qemu-kvm")).toContain("/usr/libexec/qemu-kvm");
+    expect(emulated("/srv/qemu-system-x86_64")).not.toContain("emulator");
+    expect(made("<emulator>/usr/bin/qemu-system-arm</emulator>").xml).not.toContain("emulator");
+  });
+
+  it("is refused if it is no virtual machine", () => {
+    expect(() => restored(definition("", "", "type='lxc'"))).toThrow(
+      expect.objectContaining({ code: "E_UNTRUSTED_DEFINITION" }),
+    );
+  });
+});
