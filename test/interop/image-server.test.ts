@@ -1,10 +1,12 @@
-import { mkdtemp, rm, truncate, writeFile } from "node:fs/promises";
+import { chown, mkdir, mkdtemp, rm, truncate, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { execa } from "execa";
 import { afterEach, beforeEach, expect, it } from "vitest";
-import { type DiskFile, inspectImage } from "../../src/backup/guest/qemu-img.js";
-import { endServersIn, ImageServer } from "../../src/backup/guest/qemu-nbd.js";
+import { type ToolUsers, toolUsers } from "../../src/backup/guest/confined-tool.js";
+import type { DiskFile } from "../../src/backup/guest/qemu-img.js";
+import { endServersIn, type ImageServer } from "../../src/backup/guest/qemu-nbd.js";
+import { StoppedDisk } from "../../src/backup/guest/stopped-disk.js";
 import { attachLoop, describeWithLoop } from "../support/loop-device.js";
 import { createImage, qemuImg, qemuIo } from "../support/qemu-nbd.js";
 import { describeWith } from "../support/tools.js";
@@ -12,8 +14,12 @@ import { describeWith } from "../support/tools.js";
 const MiB = 1024 * 1024;
 
 let folder: string;
+let users: ToolUsers | undefined;
 beforeEach(async () => {
   folder = await mkdtemp(join(tmpdir(), "nbdpull-image-"));
+  users = await toolUsers(undefined);
+  await mkdir(join(folder, "qemu"));
+  if (users) await chown(join(folder, "qemu"), 0, users.group);
 });
 afterEach(() => rm(folder, { recursive: true, force: true }));
 
@@ -24,8 +30,21 @@ async function newImage(format: "qcow2" | "raw", name = "disk"): Promise<DiskFil
   return { path, kind: "file", format };
 }
 
-const serve = (image: DiskFile, bitmap?: string): Promise<ImageServer> =>
-  ImageServer.start({ image, bitmap, name: "vda", socket: join(folder, "0.sock") }, undefined);
+let sockets = 0;
+
+/** The disk of a domain whose QEMU runs as this user, and whose definition says nothing of the chain. */
+async function open(image: DiskFile): Promise<StoppedDisk> {
+  const newSocket = (): string => {
+    sockets += 1;
+    return join(folder, "qemu", `${sockets}.sock`);
+  };
+  const options = { users, newSocket, signal: undefined };
+  return await StoppedDisk.open(image, { backing: undefined, dataFile: undefined }, options);
+}
+
+async function serve(image: DiskFile, bitmap?: string): Promise<ImageServer> {
+  return await (await open(image)).serve({ name: "vda", bitmap });
+}
 
 const code = (promise: Promise<unknown>): Promise<unknown> =>
   promise.then(
@@ -34,7 +53,7 @@ const code = (promise: Promise<unknown>): Promise<unknown> =>
   );
 
 async function processes(): Promise<string> {
-  return (await execa("pgrep", ["-f", `^qemu-nbd.*--socket=${folder}/`], { reject: false })).stdout;
+  return (await execa("pgrep", ["-f", `^qemu-nbd.*${folder}/`], { reject: false })).stdout;
 }
 
 describeWith(["qemu-nbd", "qemu-img", "qemu-io"], "a server on the image of a stopped domain", () => {
@@ -45,7 +64,7 @@ describeWith(["qemu-nbd", "qemu-img", "qemu-io"], "a server on the image of a st
       expect(server.address.exportName).toBe("vda");
       await server.assertAlive(undefined);
       await expect(qemuIo(image.path, format, "write 0 64k")).rejects.toThrow(/"write" lock/);
-      await inspectImage(image, undefined);
+      await open(image);
     }
     expect(await processes()).toBe("");
     await qemuIo(image.path, format, "write -P 0x22 0 64k");
@@ -56,7 +75,7 @@ describeWith(["qemu-nbd", "qemu-img", "qemu-io"], "a server on the image of a st
     const writer = execa("qemu-nbd", ["-f", "qcow2", `--socket=${join(folder, "w.sock")}`, image.path], {
       reject: false,
     });
-    await expect.poll(() => code(inspectImage(image, undefined))).toBe("E_IMAGE_IN_USE");
+    await expect.poll(() => code(open(image))).toBe("E_IMAGE_IN_USE");
     expect(await code(serve(image))).toBe("E_IMAGE_IN_USE");
     writer.kill();
     await writer;
@@ -64,14 +83,14 @@ describeWith(["qemu-nbd", "qemu-img", "qemu-io"], "a server on the image of a st
     await expect(missing).rejects.toThrow(/Bitmap 'nothing' is not found/);
     await writeFile(image.path, "no image");
     expect(await code(serve(image))).toBe("E_QEMU_TOOL");
-    expect(await code(inspectImage(image, undefined))).toBe("E_QEMU_TOOL");
+    expect(await code(open(image))).toBe("E_QEMU_TOOL");
     expect(await processes()).toBe("");
   });
 
   it("notices that it was ended, and ends servers that a killed process left", async () => {
     const image = await newImage("raw");
     await using server = await serve(image);
-    const left = execa("qemu-nbd", ["-r", "-f", "raw", `--socket=${join(folder, "1.sock")}`, image.path], {
+    const left = execa("qemu-nbd", ["-r", "-f", "raw", `--socket=${join(folder, "l.sock")}`, image.path], {
       reject: false,
     });
     await endServersIn(`${folder}/elsewhere`);
@@ -88,7 +107,7 @@ describeWith(["qemu-img", "qemu-io", "qemu-system-x86_64"], "an image with bitma
     const image = await newImage("qcow2");
     for (const name of ["good", "off", "both"]) await qemuImg("bitmap", "--add", image.path, name);
     await qemuImg("bitmap", "--disable", image.path, "off");
-    const found = await inspectImage(image, undefined);
+    const found = await open(image);
     expect(found.size).toBe(4 * MiB);
     expect(found.bitmapObstacle("good")).toBeUndefined();
     expect(found.bitmapObstacle("off")).toContain("switched off");
@@ -97,7 +116,7 @@ describeWith(["qemu-img", "qemu-io", "qemu-system-x86_64"], "an image with bitma
     await qemuImg("create", "-q", "-f", "qcow2", "-b", image.path, "-F", "qcow2", overlay.path);
     await qemuImg("bitmap", "--add", overlay.path, "both");
     await qemuImg("bitmap", "--add", overlay.path, "own");
-    const top = await inspectImage(overlay, undefined);
+    const top = await open(overlay);
     expect(top.bitmapObstacle("own")).toBeUndefined();
     // QEMU's server would take the lower bitmap for the whole one.
     expect(top.bitmapObstacle("good")).toContain("not in the image");
@@ -108,7 +127,7 @@ describeWith(["qemu-img", "qemu-io", "qemu-system-x86_64"], "an image with bitma
     const path = join(folder, "secret.qcow2");
     const secret = ["--object", "secret,id=s,data=abc", "-o", "encrypt.format=aes,encrypt.key-secret=s"];
     await qemuImg("create", "-q", "-f", "qcow2", ...secret, path, "1M");
-    expect(await code(inspectImage({ path, kind: "file", format: "qcow2" }, undefined))).toBe("E_DISK_UNFIT");
+    expect(await code(open({ path, kind: "file", format: "qcow2" }))).toBe("E_DISK_UNFIT");
   });
 });
 
@@ -124,6 +143,6 @@ describeWithLoop("a server on a block device", () => {
     await using server = await serve(image);
     await server.assertAlive(undefined);
     await expect(qemuIo(loop.path, format, "write 0 64k")).rejects.toThrow(/"write" lock/);
-    expect((await inspectImage(image, undefined)).size).toBe(format === "raw" ? 16 * MiB : 4 * MiB);
+    expect((await open(image)).size).toBe(format === "raw" ? 16 * MiB : 4 * MiB);
   });
 });

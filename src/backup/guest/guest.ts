@@ -12,7 +12,8 @@
  *     job-connection.ts      how the job's exports are reached; ssh-to-hypervisor.ts
  *     scratch-guard.ts       gives the job up before scratch files fill the disk; scratch-space.ts judges
  *     keep-files.ts          the files beside the disks that a domain boots with
- *     qemu-nbd.ts            serves the disks of a domain that is off; qemu-img.ts asks about them
+ *     stopped-disk.ts        the images of a domain that is off; qemu-img.ts asks about them, qemu-nbd.ts serves
+ *                            them, confined-tool.ts says as whom
  *
  * This room never begins a backup job, reads no disk data and commits no points: the take room does that.
  */

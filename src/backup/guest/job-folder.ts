@@ -78,7 +78,7 @@ export class JobFolder {
     return join(this.path, QEMU, "nbd.sock");
   }
 
-  /** Socket of the qemu-nbd that serves one disk of a domain that is off. */
+  /** Socket of a qemu-nbd that serves an image of a domain that is off. */
   serverSocket(index: number): string {
     return join(this.path, QEMU, `${index}.sock`);
   }
@@ -144,6 +144,14 @@ export class JobFolder {
         throw error;
       });
     }
+  }
+
+  /**
+   * Lets only this process and those of a group use QEMU's folder, for the servers of a domain that is off. The
+   * folder must be on this host.
+   */
+  async lend(group: number): Promise<void> {
+    await HERE.lend(this.here, group);
   }
 
   /** Cuts connections to QEMU that outlived their client, as can happen on another host. */

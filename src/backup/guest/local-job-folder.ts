@@ -88,6 +88,13 @@ export class LocalPlace implements JobPlace {
     }
   }
 
+  /** Lets the processes of a group make sockets in QEMU's folder, and nobody else enter it. */
+  async lend(path: string, group: number): Promise<void> {
+    await chown(join(path, QEMU), process.getuid?.() ?? 0, group);
+    await chmod(join(path, QEMU), 0o770);
+    await chmod(path, 0o711);
+  }
+
   async setFrozen(path: string, frozen: boolean): Promise<void> {
     if (frozen) await writeFile(join(path, FROZEN), "");
     else await rm(join(path, FROZEN), { force: true });

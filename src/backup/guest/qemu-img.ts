@@ -1,9 +1,10 @@
-/** The image of a disk whose domain is off, as qemu-img describes it. */
+/** One image of a disk whose domain is off, as qemu-img describes it. */
 import { execa } from "execa";
 import { z } from "zod";
 import { BackupError, PreconditionError } from "../base/errors.js";
+import { confined, type ToolUser } from "./confined-tool.js";
 
-/** Where a disk is stored on this host. */
+/** Where an image is stored on this host. */
 export interface DiskFile {
   readonly path: string;
   readonly kind: "file" | "block";
@@ -11,12 +12,8 @@ export interface DiskFile {
   readonly format: string;
 }
 
-export interface SourceImage {
-  /** Bytes that the guest sees. */
-  readonly size: number;
-  /** Why an increment can't use the bitmap of that name; undefined if it can. */
-  readonly bitmapObstacle: (name: string) => string | undefined;
-}
+/** A node of QEMU's block layer, as its option `json:` takes it. */
+export type BlockNode = Readonly<Record<string, unknown>>;
 
 const info = z.object({
   "virtual-size": z.number().int().nonnegative(),
@@ -27,49 +24,96 @@ const info = z.object({
     .object({
       data: z
         .object({
+          "data-file": z.string().optional(),
           bitmaps: z.array(z.object({ name: z.string(), flags: z.array(z.string()) })).optional(),
         })
         .optional(),
     })
     .optional(),
 });
-type Info = z.infer<typeof info>;
+export type ImageInfo = z.infer<typeof info>;
+
+/** Time to read an image's header and bitmaps, with a margin for slow disks. */
+const TIMEOUT_MS = 120_000;
+/** Stands in for the data file that a header may name: that must be looked at before anything opens it. */
+const NO_DATA = { driver: "null-co", size: 2 ** 50, "read-zeroes": true };
 
 /**
- * Opens the image and its backing files briefly, read-only.
- * @throws {PreconditionError} qemu-img is not installed, another process writes to the image, or it can't be
- *   served
+ * Reads what the header of an image says. Opens nothing that the header names.
+ * @param file the node of the file that holds the image
+ * @throws {PreconditionError} qemu-img is not installed, or another process writes to the image
  * @throws {BackupError} qemu-img can't read the image; the message has its output
  */
-export async function inspectImage(image: DiskFile, signal: AbortSignal | undefined): Promise<SourceImage> {
-  const { path, format } = image;
-  const args = ["info", "--output=json", "--backing-chain", "-f", format, path];
-  const { failed, stdout, stderr, code } = await execa("qemu-img", args, {
-    env: { LC_ALL: "C" },
-    stdin: "ignore",
-    reject: false,
-    ...(signal ? { cancelSignal: signal } : {}),
-  });
-  signal?.throwIfAborted();
-  if (failed) throw refusedByTool("qemu-img", path, { code, stderr });
-  const [top, ...below] = readChain(path, stdout);
-  refuseUnfit(path, [top, ...below]);
-  return {
-    size: top["virtual-size"],
-    bitmapObstacle: (name) => bitmapObstacle(name, top, below),
+export async function readInfo(
+  { path, format }: DiskFile,
+  file: BlockNode,
+  {
+    as,
+    cwd,
+    fd,
+    signal,
+  }: {
+    readonly as: ToolUser | undefined;
+    /** The folder that qemu-img runs in. */
+    readonly cwd: string;
+    /** Becomes the standard input of qemu-img. */
+    readonly fd?: number | undefined;
+    readonly signal: AbortSignal | undefined;
+  },
+): Promise<ImageInfo> {
+  const alone = { driver: format, ...(format === "raw" ? {} : { backing: null }), file };
+  const ask = async (node: BlockNode) => {
+    const command = confined("qemu-img", ["info", "--output=json", asArgument(node)], as);
+    const ran = await execa(...command, {
+      env: { LC_ALL: "C" },
+      cwd,
+      stdin: inputFrom(fd),
+      timeout: TIMEOUT_MS,
+      reject: false,
+      ...(signal ? { cancelSignal: signal } : {}),
+    });
+    signal?.throwIfAborted();
+    return { ...ran, stdout: ran.stdout, stderr: ran.stderr };
   };
+  let ran = await ask(format === "qcow2" ? { ...alone, "data-file": NO_DATA } : alone);
+  // Some versions of QEMU refuse the option for an image that has no data file.
+  if (ran.failed && /'data-file' can only be set/.test(ran.stderr)) ran = await ask(alone);
+  if (ran.timedOut) {
+    throw new BackupError("E_QEMU_TOOL", `qemu-img did not end at ${path}: does its storage answer?`, {
+      details: { path, tool: "qemu-img" },
+    });
+  }
+  if (ran.failed) throw refusedByTool("qemu-img", path, ran);
+  try {
+    return info.parse(JSON.parse(ran.stdout));
+  } catch (cause) {
+    const message = `what qemu-img info printed of ${path} makes no sense: is it another program?`;
+    throw new BackupError("E_QEMU_TOOL", message, { cause, details: { path, tool: "qemu-img" } });
+  }
+}
+
+/** An open file as the standard input of a tool, which finds it there as /proc/self/fd/0. */
+export function inputFrom(fd: number | undefined): "ignore" | 3 {
+  // execa takes any descriptor; its type lists a few.
+  return fd === undefined ? "ignore" : (fd as 3);
+}
+
+/** A file name in it is a file name, also if it is `--help`, `json:{}` or `nbd:host:10809`. */
+export function asArgument(node: BlockNode): string {
+  return `json:${JSON.stringify(node)}`;
 }
 
 /** The error for a tool that failed on an image. */
 export function refusedByTool(
-  tool: "qemu-img" | "qemu-nbd" | "setpriv",
+  tool: "qemu-img" | "qemu-nbd",
   path: string,
   { code, stderr }: { readonly code?: string | undefined; readonly stderr: string },
 ): BackupError {
-  if (code === "ENOENT" || /^setpriv: failed to execute/.test(stderr)) {
-    const pack = tool === "setpriv" ? "util-linux" : "qemu-utils";
-    const message = `${tool} isn't installed, and nbdpull needs it to read the disks of a domain that is off. Install it (Debian: apt install ${pack}), or start the domain`;
-    return new PreconditionError("E_NO_QEMU_TOOLS", message, { details: { tool } });
+  const missing = missingTool(tool, code, stderr);
+  if (missing !== undefined) {
+    const pack = missing === tool ? "qemu-utils" : "util-linux";
+    const message = `${missing} isn't installed, and nbdpull needs it to read the disks of a domain that is off. Install it (Debian: apt install ${pack}), or start the domain`;
+    return new PreconditionError("E_NO_QEMU_TOOLS", message, { details: { tool: missing } });
   }
   const said = stderr.trim().replaceAll(/\s*\n\s*/g, ": ");
   const details = { path, tool };
@@ -82,46 +126,9 @@ export function refusedByTool(
   });
 }
 
-function readChain(path: string, text: string): [Info, ...Info[]] {
-  try {
-    return z.tuple([info], info).parse(JSON.parse(text));
-  } catch (cause) {
-    const message = `what qemu-img info printed of ${path} makes no sense: is it another program?`;
-    throw new BackupError("E_QEMU_TOOL", message, { cause, details: { path, tool: "qemu-img" } });
-  }
-}
-
-function refuseUnfit(path: string, chain: readonly Info[]): void {
-  const unprobed = chain.every(
-    (each) => each["backing-filename"] === undefined || each["backing-filename-format"],
-  );
-  const reason = chain.some(({ encrypted }) => encrypted)
-    ? "it is encrypted, and only its domain's QEMU has the key: start the domain"
-    : unprobed
-      ? undefined
-      : "it, or one below it, names a backing file without its format, which could be anything: qemu-img rebase -u -F FORMAT";
-  if (reason === undefined) return;
-  throw new PreconditionError(
-    "E_DISK_UNFIT",
-    `${path} can't be backed up while its domain is off: ${reason}`,
-    {
-      details: { path },
-    },
-  );
-}
-
-function bitmapObstacle(name: string, top: Info, below: readonly Info[]): string | undefined {
-  const flags = bitmapsOf(top).find((bitmap) => bitmap.name === name)?.flags;
-  if (flags === undefined) return "is not in the image (was the disk replaced, or a snapshot made since?)";
-  if (flags.includes("in-use")) return "is broken (did QEMU die?)";
-  if (!flags.includes("auto")) return "was switched off, and has not counted what changed since";
-  // The bitmap of each layer counts only the writes made while it was the top; a running QEMU merges them.
-  if (below.some((each) => bitmapsOf(each).some((bitmap) => bitmap.name === name))) {
-    return "is spread over the images of a backing chain, which only a running QEMU joins";
-  }
-  return undefined;
-}
-
-function bitmapsOf(image: Info): readonly { readonly name: string; readonly flags: readonly string[] }[] {
-  return image["format-specific"]?.data?.bitmaps ?? [];
+/** `prlimit` runs `setpriv`, and that runs the tool. */
+function missingTool(tool: string, code: string | undefined, stderr: string): string | undefined {
+  if (code === "ENOENT") return "prlimit";
+  if (/^prlimit: failed to execute/.test(stderr)) return "setpriv";
+  return /^setpriv: failed to execute/.test(stderr) ? tool : undefined;
 }

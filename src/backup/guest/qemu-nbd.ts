@@ -1,14 +1,24 @@
 /** Runs qemu-nbd to serve the image of a disk whose domain is off. */
-import { readdir, readFile, stat } from "node:fs/promises";
-import { basename } from "node:path";
+import { lstat, readdir, readFile, stat } from "node:fs/promises";
+import { basename, dirname, join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { execa } from "execa";
 import { ConnectionError, type NbdAddress, NbdClient } from "../../nbd/index.js";
 import { BackupError } from "../base/errors.js";
-import { type DiskFile, refusedByTool } from "./qemu-img.js";
+import { confined, type ToolUser } from "./confined-tool.js";
+import { QEMU } from "./local-job-folder.js";
+import { type BlockNode, inputFrom, refusedByTool } from "./qemu-img.js";
 
 interface ServedImage {
-  readonly image: DiskFile;
+  readonly image: {
+    /** For messages. */
+    readonly path: string;
+    /** What is served, in the form of `asArgument`. */
+    readonly node: string;
+    readonly as: ToolUser | undefined;
+    /** Becomes the server's standard input. */
+    readonly fd?: number | undefined;
+  };
   /** A bitmap of the image, offered as a dirty context. */
   readonly bitmap: string | undefined;
   /** Name of the export. */
@@ -56,11 +66,18 @@ export class ImageServer implements AsyncDisposable {
       const held = await firstClient(address, server, signal);
       if (held) return new ImageServer(address, server, held);
       const { code, stderr } = await server;
-      throw refusedByTool(code === "ENOENT" ? "setpriv" : "qemu-nbd", served.image.path, { code, stderr });
+      throw refusedByTool("qemu-nbd", served.image.path, { code, stderr });
     } catch (error) {
       await end(server);
       throw error;
     }
+  }
+
+  /** The node by which another tool reads what is served, if it runs in the folder of the socket. */
+  get node(): BlockNode {
+    const { transport, exportName } = this.address;
+    const socket = transport.kind === "unix" ? transport.path : "";
+    return { driver: "nbd", server: { type: "unix", path: fromItsFolder(socket) }, export: exportName };
   }
 
   /** @throws {BackupError} the server has exited, so the image may have been written to since */
@@ -83,7 +100,7 @@ export class ImageServer implements AsyncDisposable {
 }
 
 /**
- * Ends this user's qemu-nbd processes whose sockets are below `folder`. A process that was killed just while
+ * Ends our qemu-nbd processes whose sockets are below `folder`. A process that was killed just while
  * it started a server can leave one.
  * @throws {BackupError} a server doesn't exit
  */
@@ -114,12 +131,22 @@ async function isServerIn(folder: string, pid: string): Promise<boolean> {
   try {
     const words = (await readFile(`/proc/${pid}/cmdline`, "utf8")).split("\0");
     if (basename(words[0] ?? "") !== "qemu-nbd") return false;
-    if (!words.some((word) => word.startsWith(`--socket=${folder}/`))) return false;
-    return (await stat(`/proc/${pid}`)).uid === process.getuid?.();
+    const { uid, gid } = await stat(`/proc/${pid}`);
+    if (process.getuid?.() === 0 && gid === (await groupOf(folder))) return true;
+    return uid === process.getuid?.() && words.some((word) => word.startsWith(`--socket=${folder}/`));
   } catch {
     // The process has exited, or it is hidden because it belongs to another user.
     return false;
   }
+}
+
+/**
+ * The group of the folder for sockets, if it was lent to one (see `JobFolder`): only our servers are in that
+ * group.
+ */
+async function groupOf(folder: string): Promise<number | undefined> {
+  const { uid, gid } = await lstat(join(folder, QEMU));
+  return uid === 0 && gid !== 0 ? gid : undefined;
 }
 
 function kill(pid: number, signal: NodeJS.Signals): void {
@@ -137,38 +164,41 @@ type Server = ReturnType<typeof launch>;
  * when a client disconnects during negotiation.
  */
 function launch(served: ServedImage) {
-  return execa("setpriv", ["--pdeathsig", "TERM", "qemu-nbd", ...argumentsFor(served)], {
-    env: { LC_ALL: "C" },
-    stdin: "ignore",
-    stdout: "ignore",
-    reject: false,
-    // Keeps Ctrl-C on the terminal from reaching the server: this process has to disconnect first.
-    detached: true,
-  });
+  const { as, fd } = served.image;
+  // Others of its group must be able to connect to its socket. The folder keeps everybody else out.
+  const umask = as && process.umask(0o007);
+  try {
+    return execa(...confined("qemu-nbd", argumentsFor(served), as), {
+      env: { LC_ALL: "C" },
+      cwd: dirname(served.socket),
+      stdin: inputFrom(fd),
+      stdout: "ignore",
+      reject: false,
+      // Keeps Ctrl-C on the terminal from reaching the server: this process has to disconnect first.
+      detached: true,
+    });
+  } finally {
+    if (umask !== undefined) process.umask(umask);
+  }
+}
+
+/**
+ * The socket's path for a tool that runs in its folder. The tool's user may be unable to pass through the
+ * folders above, which are the caller's affair.
+ */
+function fromItsFolder(socket: string): string {
+  return `/proc/self/cwd/${basename(socket)}`;
 }
 
 function argumentsFor({ image, bitmap, name, socket }: ServedImage): string[] {
   return [
     "--read-only",
-    `--socket=${socket}`,
+    `--socket=${image.as ? fromItsFolder(socket) : socket}`,
     `--shared=${CLIENTS}`,
     `--export-name=${name}`,
     ...(bitmap === undefined ? [] : [`--bitmap=${bitmap}`]),
-    `json:${JSON.stringify(blockNode(image))}`,
+    image.node,
   ];
-}
-
-/**
- * QEMU's format drivers lock the file that they read against writers. The raw driver does not, so the
- * blkdebug driver takes that lock for it: no other driver can be told to.
- */
-function blockNode({ path: filename, kind, format }: DiskFile): object {
-  const file = { driver: kind === "block" ? "host_device" : "file", filename };
-  if (format !== "raw") return { driver: format, file };
-  return {
-    driver: "raw",
-    file: { driver: "blkdebug", image: file, "unshare-child-perms": ["write", "resize"] },
-  };
 }
 
 /**

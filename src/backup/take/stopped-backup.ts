@@ -11,16 +11,19 @@
 import { stat } from "node:fs/promises";
 import { messageOf, PreconditionError } from "../base/errors.js";
 import { claimFolder, clearFolder } from "../guest/claim.js";
+import { toolUsers } from "../guest/confined-tool.js";
 import { type Guest, keyOf } from "../guest/guest.js";
 import { JobFolder } from "../guest/job-folder.js";
 import { bitmapOf, type DiskPlan, type Level } from "../guest/plan-disk.js";
 import { levelOf, planGuest, refuseNoBase } from "../guest/plan-guest.js";
-import { type DiskFile, inspectImage, type SourceImage } from "../guest/qemu-img.js";
-import { ImageServer } from "../guest/qemu-nbd.js";
+import type { DiskFile } from "../guest/qemu-img.js";
+import type { ImageServer } from "../guest/qemu-nbd.js";
+import { StoppedDisk } from "../guest/stopped-disk.js";
 import { parseHostSecurity } from "../libvirt/capabilities-xml.js";
 import { readCheckpoints } from "../libvirt/checkpoints.js";
 import { type DiskChoice, disksToBackUp } from "../libvirt/choose-disks.js";
-import type { DomainDefinition, DomainDisk } from "../libvirt/domain-xml.js";
+import type { DomainDefinition, DomainDisk, QemuUser } from "../libvirt/domain-xml.js";
+import { statedLinks } from "../libvirt/stated-chain.js";
 import type { Virsh } from "../libvirt/virsh.js";
 import { Repository } from "../repository/repository.js";
 import { type PointDisk, type TakenPoint, type TakeSettings, takePoint } from "./take-point.js";
@@ -33,11 +36,11 @@ interface StoppedBackupOptions extends TakeSettings {
   readonly scratchParent: string;
 }
 
-/** A disk, its image, and what qemu-img tells of the image. */
-interface StoppedDisk {
+/** A disk of the domain, and its images. */
+interface FoundDisk {
   readonly name: string;
-  readonly image: DiskFile;
-  readonly found: SourceImage;
+  readonly format: string;
+  readonly found: StoppedDisk;
 }
 
 /** How a disk is taken; `counted` is the bitmap of its image that has the changes since the base. */
@@ -69,17 +72,36 @@ export async function backUpStopped(
   const guest: Guest = { virsh, domain, repository, ssh: undefined };
   const folder = JobFolder.at(options.scratchParent, keyOf(guest), undefined);
   await claimFolder(guest, folder, signal);
+  const disks: FoundDisk[] = [];
   try {
-    const disks: StoppedDisk[] = [];
-    for (const { name, image } of images)
-      disks.push({ name, image, found: await inspectImage(image, signal) });
+    const users = await toolUsers(domain.qemuUser ?? (await hostsUser(virsh)));
+    if (users) await folder.lend(users.group);
+    let sockets = 0;
+    const newSocket = (): string => {
+      sockets += 1;
+      return folder.serverSocket(sockets);
+    };
+    for (const { name, image } of images) {
+      const found = await StoppedDisk.open(image, statedLinks(definition, name), {
+        users,
+        newSocket,
+        signal,
+      });
+      disks.push({ name, format: image.format, found });
+    }
     const plans = await planStopped(guest, disks, options);
     refuseNoBase(domain.name, plans, options.level);
-    const taken = await serveAndTake(guest, definition, { disks, plans, folder }, options);
+    const taken = await serveAndTake(guest, definition, { disks, plans }, options);
     return { ...taken, level: levelOf(taken.manifest, options.level) };
   } finally {
+    for (const { found } of disks) await found.close();
     await clear({ ...guest, virsh: virsh.withSignal(undefined) }, folder, options);
   }
+}
+
+/** The user that libvirt starts QEMU as, unless a domain's definition names another. */
+async function hostsUser(virsh: Virsh): Promise<QemuUser | undefined> {
+  return parseHostSecurity(await virsh.capabilities()).qemuUser;
 }
 
 /** @throws {PreconditionError} the disk's content is not in an image file or block device of this host */
@@ -102,7 +124,7 @@ async function refuseRemote(virsh: Virsh, domain: DomainDefinition): Promise<voi
 
 async function planStopped(
   guest: Guest,
-  disks: readonly StoppedDisk[],
+  disks: readonly FoundDisk[],
   options: StoppedBackupOptions,
 ): Promise<StoppedPlan[]> {
   const checkpoints = await readCheckpoints(guest.virsh, guest.domain);
@@ -116,11 +138,7 @@ async function planStopped(
       if (obstacle !== undefined) broken.set(bitmapOf(disk, checkpoint), obstacle);
     }
   }
-  const guestDisks = disks.map(({ name, image, found }) => ({
-    name,
-    format: image.format,
-    size: found.size,
-  }));
+  const guestDisks = disks.map(({ name, format, found }) => ({ name, format, size: found.size }));
   const plans = await planGuest(guest, guestDisks, { ...options, broken });
   return plans.map((plan) => ({ ...plan, counted: plan.base && bitmapIn(plan.base.checkpoint, plan.name) }));
 }
@@ -129,9 +147,8 @@ async function serveAndTake(
   { virsh, domain, repository }: Guest,
   definition: string,
   wanted: {
-    readonly disks: readonly StoppedDisk[];
+    readonly disks: readonly FoundDisk[];
     readonly plans: readonly StoppedPlan[];
-    readonly folder: JobFolder;
   },
   options: StoppedBackupOptions,
 ): Promise<TakenPoint> {
@@ -139,17 +156,17 @@ async function serveAndTake(
   const servers: ImageServer[] = [];
   try {
     const disks: PointDisk[] = [];
-    for (const [index, { name, image }] of wanted.disks.entries()) {
+    for (const { name, found } of wanted.disks) {
       const { base, counted: bitmap, reason } = wanted.plans.find((plan) => plan.name === name) ?? {};
-      const socket = wanted.folder.serverSocket(index);
-      const server = await ImageServer.start({ image, bitmap, name, socket }, signal);
+      const server = await found.serve({ name, bitmap });
       servers.push(server);
       const increment = base && bitmap !== undefined ? { bitmap, parent: base.parent } : undefined;
       disks.push({ name, address: server.address, increment, reason });
     }
     const states = await statesOf(wanted.disks);
     const assertStill = async (): Promise<void> => {
-      for (const server of servers) await server.assertAlive(signal);
+      for (const server of [...servers, ...wanted.disks.map(({ found }) => found)])
+        await server.assertAlive(signal);
       const isSame = (await virsh.domainXml(domain)) === definition;
       if (isSame && (await statesOf(wanted.disks)) === states) return;
       const message = `${domain.name} was off when the backup began, and was started or changed since: nothing was stored. Begin it again`;
@@ -159,7 +176,7 @@ async function serveAndTake(
     await assertStill();
     const saved = (await virsh.hasManagedSave(domain)) ? [MEMORY] : [];
     // The XML of a domain that is off doesn't say which user owns its NVRAM.
-    const { qemuUser } = parseHostSecurity(await virsh.capabilities());
+    const qemuUser = await hostsUser(virsh);
     return await takePoint({
       ...options,
       connect: {},
@@ -181,8 +198,9 @@ const MEMORY = {
 };
 
 /** A string that changes with every write to one of the images. */
-async function statesOf(disks: readonly StoppedDisk[]): Promise<string> {
-  const states = disks.map(async ({ image: { path } }) => {
+async function statesOf(disks: readonly FoundDisk[]): Promise<string> {
+  const paths = disks.flatMap(({ found }) => found.paths);
+  const states = paths.map(async (path) => {
     // The ctime would not do: even a failed attempt to start the domain changes the file's owner.
     const { size, mtimeNs } = await stat(path, { bigint: true });
     return `${size} ${mtimeNs}`;
