@@ -2,6 +2,7 @@ import { readFile } from "node:fs/promises";
 import { type Command, InvalidArgumentError, Option } from "commander";
 import { UsageError } from "../src/backup/base/errors.js";
 import {
+  DEFAULT_DIGESTS,
   DIGEST_ALGORITHMS,
   type DigestAlgorithm,
   parseDigestAlgorithm,
@@ -112,7 +113,7 @@ export function withDigests(command: Command, otherwise: string): Command {
   return command
     .option(
       "--digests <algorithm>",
-      `digests of every cluster: xxh64 or sha256 (${otherwise})`,
+      `digests of every cluster: sha256, or xxh64, which finds damage but no forgery (${otherwise})`,
       digestAlgorithm,
     )
     .option("--no-digests", "store no digests");
@@ -127,7 +128,7 @@ export function fillInDefaults(argv: readonly string[]): string[] {
   const isDigest = (text: string | undefined): boolean =>
     text !== undefined && Object.hasOwn(DIGEST_ALGORITHMS, text);
   return argv.map((arg, i) => {
-    if (arg === "--digests" && !isDigest(argv[i + 1])) return "--digests=xxh64";
+    if (arg === "--digests" && !isDigest(argv[i + 1])) return `--digests=${DEFAULT_DIGESTS}`;
     if (arg === "--define" || arg === "--freeze") return `${arg}=`;
     return arg === "--compress" ? "--compress=deflate" : arg;
   });

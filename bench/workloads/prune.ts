@@ -1,3 +1,4 @@
+import { DEFAULT_DIGESTS } from "../../src/backup/index.js";
 import { storedScene } from "../chains.js";
 import { nbdpullPrune, qemuImgCommit } from "../contenders/pruning.js";
 import { boundedMemory } from "../targets.js";
@@ -11,5 +12,5 @@ export const prune: Workload = {
   reference: "qemu-img commit",
   contenders: [qemuImgCommit(), nbdpullPrune()],
   targets: boundedMemory("nbdpull prune"),
-  setUp: (stage) => storedScene(stage, { digests: "xxh64" }),
+  setUp: (stage) => storedScene(stage, { digests: DEFAULT_DIGESTS }),
 };

@@ -1,3 +1,4 @@
+import { DEFAULT_DIGESTS } from "../../src/backup/index.js";
 import { storedScene } from "../chains.js";
 import { nbdpullRestore, qemuImgConvertChain } from "../contenders/stored.js";
 import { boundedMemory } from "../targets.js";
@@ -7,7 +8,7 @@ export const restoreChain: Workload = {
   name: "restore-chain",
   title: "The newest of eleven points, restored",
   about:
-    "A full point with 1 GiB of random data in a 2 GiB disk, and ten increments of 64 MiB in pieces of 128 KiB. nbdpull proves every byte by its digest (xxh64).",
+    "A full point with 1 GiB of random data in a 2 GiB disk, and ten increments of 64 MiB in pieces of 128 KiB. nbdpull proves every byte by its digest.",
   reference: "qemu-img convert raw",
   contenders: [
     qemuImgConvertChain("raw"),
@@ -17,5 +18,5 @@ export const restoreChain: Workload = {
     nbdpullRestore("qcow2"),
   ],
   targets: boundedMemory("nbdpull restore raw", "nbdpull restore qcow2"),
-  setUp: (stage) => storedScene(stage, { digests: "xxh64" }),
+  setUp: (stage) => storedScene(stage, { digests: DEFAULT_DIGESTS }),
 };

@@ -1,3 +1,4 @@
+import { DEFAULT_DIGESTS } from "../../src/backup/index.js";
 import { storedScene } from "../chains.js";
 import { nbdpullRestore, qemuImgConvertChain } from "../contenders/stored.js";
 import { boundedMemory } from "../targets.js";
@@ -15,5 +16,5 @@ export const restoreCompressed: Workload = {
     nbdpullRestore("qcow2"),
   ],
   targets: boundedMemory("nbdpull restore raw", "nbdpull restore qcow2"),
-  setUp: (stage) => storedScene(stage, { digests: "xxh64", content: "text", compress: "deflate" }),
+  setUp: (stage) => storedScene(stage, { digests: DEFAULT_DIGESTS, content: "text", compress: "deflate" }),
 };

@@ -3,6 +3,7 @@ import { addAbortSignal } from "node:stream";
 import { text } from "node:stream/consumers";
 import type { Command } from "commander";
 import { UsageError } from "../../src/backup/base/errors.js";
+import { DEFAULT_DIGESTS } from "../../src/backup/digest/digest.js";
 import { Virsh } from "../../src/backup/libvirt/virsh.js";
 import { attach, type JobSource } from "../../src/backup/take/attach.js";
 import { keptLines } from "../kept-lines.js";
@@ -53,7 +54,7 @@ export function addAttach(program: Command, run: Run): void {
       "--end-job",
       "end the job after the commit, or when scratch files are short of room; otherwise it goes on, since somebody else began it",
     );
-  withNetwork(withDigests(withCopy(withScratchReserve(command)), "default xxh64")).action(
+  withNetwork(withDigests(withCopy(withScratchReserve(command)), `default ${DEFAULT_DIGESTS}`)).action(
     run<AttachOptions, [domain: string | undefined]>(async ({ output, signal }, options, domain) => {
       const format = options.format ?? "qcow2";
       const compress = compressOf(options, format);
@@ -68,7 +69,7 @@ export function addAttach(program: Command, run: Run): void {
           endJob: options.endJob ?? false,
           scratchReserve: options.scratchReserve,
           format,
-          digests: digestsOf(options, "xxh64"),
+          digests: digestsOf(options, DEFAULT_DIGESTS),
           compress,
           sync: options.fsync,
           tool: `nbdpull ${version()}`,

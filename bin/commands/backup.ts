@@ -1,6 +1,7 @@
 import { resolve } from "node:path";
 import type { Command } from "commander";
 import { UsageError } from "../../src/backup/base/errors.js";
+import { DEFAULT_DIGESTS } from "../../src/backup/digest/digest.js";
 import { Virsh } from "../../src/backup/libvirt/virsh.js";
 import { type BackupResult, backup } from "../../src/backup/take/backup.js";
 import { EXIT, exitCodeOf, worstExitCode } from "../exit-codes.js";
@@ -44,7 +45,7 @@ export function addBackup(program: Command, run: Run): void {
     .requiredOption("--to <repo>", "the repository; made if the folder is empty or not there")
     .option("--all", "all domains that run, one after the other (not those that are off)")
     .option("--metrics <file>", "keep a metrics file for the node exporter's textfile collector (*.prom)");
-  withGuest(withDigests(withCopy(command), "default xxh64")).action(
+  withGuest(withDigests(withCopy(command), `default ${DEFAULT_DIGESTS}`)).action(
     run<BackupOptions, [domains: readonly string[]]>(async (context, options, named) => {
       const job = { ...context, options, record: await recorderOf(context, options) };
       try {
@@ -155,7 +156,7 @@ async function backUpDomain({ output, signal, options }: Job, domain: string): P
       server,
       freeze: mountpointsOf(options),
       format,
-      digests: digestsOf(options, "xxh64"),
+      digests: digestsOf(options, DEFAULT_DIGESTS),
       compress,
       sync: options.fsync,
       tool: `nbdpull ${version()}`,

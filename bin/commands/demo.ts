@@ -3,6 +3,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { Command } from "commander";
 import { DamageError } from "../../src/backup/base/errors.js";
+import { DEFAULT_DIGESTS } from "../../src/backup/digest/digest.js";
 import type { Manifest } from "../../src/backup/repository/manifest.js";
 import { Repository } from "../../src/backup/repository/repository.js";
 import { restore } from "../../src/backup/restore/restore.js";
@@ -76,7 +77,7 @@ async function demonstrate(folder: string, signal: AbortSignal): Promise<Proof[]
       ],
       checkpoint: null,
       format: "qcow2",
-      digests: "xxh64",
+      digests: DEFAULT_DIGESTS,
       sync: true,
       tool: `nbdpull ${version()}`,
       connect: {},

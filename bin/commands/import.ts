@@ -1,6 +1,7 @@
 import type { Command } from "commander";
 import { Option } from "commander";
 import { UsageError } from "../../src/backup/base/errors.js";
+import { DEFAULT_DIGESTS } from "../../src/backup/digest/digest.js";
 import type { ImageFormat } from "../../src/backup/image/image.js";
 import { Virsh } from "../../src/backup/libvirt/virsh.js";
 import { type ImageToImport, importImages } from "../../src/backup/take/import.js";
@@ -49,7 +50,7 @@ export function addImport(program: Command, run: Run): void {
     .option("--checkpoint <name>", "the checkpoint as of which the image is: makes it a base for increments")
     .option("--connect <uri>", "libvirt connection, as virsh -c; it has to answer then")
     .option("--offline", "do not ask libvirt about the checkpoint");
-  withDigests(withCopy(command), "default xxh64").action(
+  withDigests(withCopy(command), `default ${DEFAULT_DIGESTS}`).action(
     run<ImportOptions, [image: string | undefined]>(async ({ output, signal }, options, image) => {
       const images = imagesOf(image, options);
       const format = options.format ?? "qcow2";
@@ -64,7 +65,7 @@ export function addImport(program: Command, run: Run): void {
           virsh: virshOf(options, signal),
           needLibvirt: options.connect !== undefined,
           format,
-          digests: digestsOf(options, "xxh64"),
+          digests: digestsOf(options, DEFAULT_DIGESTS),
           compress,
           sync: options.fsync,
           tool: `nbdpull ${version()}`,

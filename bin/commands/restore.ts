@@ -52,7 +52,9 @@ interface Job {
 export function addRestore(program: Command, run: Run): void {
   const command = program
     .command("restore")
-    .description("rebuild the disks of a point in time; no file gets its name before every byte was proven")
+    .description(
+      "rebuild the disks of a point in time; no file gets its name before every byte was compared with its digest",
+    )
     .argument("<repo>")
     .argument("[domain]")
     .option("--at <point>", "a point's id, a time (the newest point not after it), or latest", "latest")
@@ -278,15 +280,15 @@ async function conclude(
   files: RestoredFiles,
   definition: RestoredDefinition | undefined,
 ): Promise<void> {
-  for (const { disk, proven } of restored) {
-    if (!proven) output.warn(`${disk}: a layer has no digests, so its data was copied unproven`);
+  for (const { disk, checked } of restored) {
+    if (!checked) output.warn(`${disk}: a layer has no digests, so its data was copied unproven`);
   }
   await files.publish();
   await definition?.apply();
   for (const warning of definition?.warnings ?? []) output.warn(`${definition?.name}: ${warning}`);
   const lines = restored.map(
     (r) =>
-      `${r.path}: ${r.disk} of ${point.id}, ${human(r.virtualSize)}, ${human(r.readBytes)} read from ${r.chain.length} points${r.proven ? " and proven" : ""}, in ${r.seconds.toFixed(2)} s`,
+      `${r.path}: ${r.disk} of ${point.id}, ${human(r.virtualSize)}, ${human(r.readBytes)} read from ${r.chain.length} points${assuranceText(r)}, in ${r.seconds.toFixed(2)} s`,
   );
   for (const { path, file } of files.targets) lines.push(`${path}: ${file.role} of ${point.id}`);
   const defined = options.define !== undefined;
@@ -300,4 +302,10 @@ async function conclude(
   };
   const bootFiles = files.targets.map(({ path, file }) => ({ role: file.role, path }));
   output.result({ domain, point: point.id, disks: restored, files: bootFiles, ...told }, lines);
+}
+
+/** The end of a clause about data that was read. A checksum proves nothing where somebody may have forged it. */
+function assuranceText({ checked, proven }: RestoredDisk): string {
+  if (proven) return " and proven";
+  return checked ? ", matches its checksum" : "";
 }

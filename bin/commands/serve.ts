@@ -86,8 +86,11 @@ function seconds(text: string): number {
 }
 
 function announce({ point, disks }: PointServer, domain: string, output: Output): void {
-  for (const { disk, proven } of disks) {
-    if (!proven) output.warn(`${disk}: a layer has no digests, so its data is served unproven`);
+  for (const { disk, checked, proven } of disks) {
+    if (!checked) output.warn(`${disk}: a layer has no digests, so its data is served unproven`);
+    else if (!proven) {
+      output.note(`${disk}: what is read matches its checksum (xxh64), which finds damage but no forgery`);
+    }
   }
   output.result(
     { domain, point: point.id, disks },

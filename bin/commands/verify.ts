@@ -81,11 +81,23 @@ async function chainOf(repository: Repository, domain: string, at: string): Prom
 }
 
 function asText(report: PointReport & { domain: string }): string[] {
-  const bytes = report.disks.reduce((total, disk) => total + disk.verifiedBytes, 0);
   const damages = report.findings.filter((finding) => !isLeak(finding));
   const state = damages.length === 0 ? "sound" : "DAMAGED";
-  const head = `${report.domain} ${report.id}: ${state}, ${human(bytes)} verified`;
+  const head = `${report.domain} ${report.id}: ${state}, ${comparedText(report.disks)}`;
   return [head, ...damages.map((finding) => `    ${findingAsText(finding)}`)];
+}
+
+/** What was compared. Of checksums (xxh64) it says so: they find damage, but no forgery. */
+function comparedText(disks: PointReport["disks"]): string {
+  const bytesOf = (some: PointReport["disks"]): number =>
+    some.reduce((total, { verifiedBytes }) => total + verifiedBytes, 0);
+  const summed = disks.filter(({ digests, proven }) => digests && !proven);
+  const rest = disks.filter((disk) => !summed.includes(disk));
+  const texts = [
+    ...(rest.length > 0 || summed.length === 0 ? [`${human(bytesOf(rest))} verified`] : []),
+    ...(summed.length > 0 ? [`${human(bytesOf(summed))} matches its checksum`] : []),
+  ];
+  return texts.join(", ");
 }
 
 function isLeak({ severity }: Finding): boolean {

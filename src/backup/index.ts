@@ -2,8 +2,14 @@
 
 export { BackupError, DamageError, PreconditionError, UsageError } from "./base/errors.js";
 export type { Extent, ExtentState } from "./base/extent.js";
+export type { Assurance } from "./chain/assurance.js";
 export { findChain, type Link } from "./chain/chain.js";
-export { DIGEST_ALGORITHMS, type DigestAlgorithm, parseDigestAlgorithm } from "./digest/digest.js";
+export {
+  DEFAULT_DIGESTS,
+  DIGEST_ALGORITHMS,
+  type DigestAlgorithm,
+  parseDigestAlgorithm,
+} from "./digest/digest.js";
 export { ALLOCATION_CONTEXT, dirtyContext, exportExtents } from "./export/export-extents.js";
 export { type ByteSource, type OpenOptions, openExport } from "./export/open-export.js";
 export type { Definition } from "./guest/keep-files.js";

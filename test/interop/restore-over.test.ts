@@ -132,7 +132,8 @@ describeWith(["nbdkit", "qemu-nbd"], "a restore to an export", () => {
             format: "raw",
             virtualSize: SIZE,
             targetSize: TARGET,
-            proven: true,
+            checked: true,
+            proven: false,
           },
         ],
       });

@@ -268,7 +268,8 @@ describeWith(["qemu-img", "nbdcopy", "nbdinfo"], "nbdpull serve", () => {
           uri: expect.stringMatching(/^nbd:\/\/127\.0\.0\.1:\d+\/vda$/),
           virtualSize: SIZE,
           chain: [pointAt(1).id, pointAt(0).id],
-          proven: true,
+          checked: true,
+          proven: false,
         },
       ],
     });

@@ -11,17 +11,29 @@
  * libvirt or repositories.
  */
 
-import { createHash } from "node:crypto";
+import { hash } from "node:crypto";
 import xxhash from "xxhash-wasm";
 import { UsageError } from "../base/errors.js";
 import { type Geometry, maskStretches } from "../image/image.js";
 
 /**
- * `xxh64` (seed 0) detects accidental damage and costs almost nothing. `sha256` detects forgery too and costs
- * as much as the pull. `id` is the number in a digest file, `bytes` the length of one digest.
+ * `sha256` finds damage and forgery. `xxh64` (seed 0) is a checksum: it costs almost nothing and finds damage
+ * by accident, but anyone can make other data with the same value. `id` is the number in a digest file,
+ * `bytes` the length of one digest.
  */
-export const DIGEST_ALGORITHMS = { xxh64: { id: 1, bytes: 8 }, sha256: { id: 2, bytes: 32 } } as const;
+export const DIGEST_ALGORITHMS = {
+  xxh64: { id: 1, bytes: 8, cryptographic: false },
+  sha256: { id: 2, bytes: 32, cryptographic: true },
+} as const;
 export type DigestAlgorithm = keyof typeof DIGEST_ALGORITHMS;
+
+/** What points and images get where nobody names an algorithm. */
+export const DEFAULT_DIGESTS: DigestAlgorithm = "sha256";
+
+/** False for a checksum, which finds damage by accident and no forgery. */
+export function isCryptographic(algorithm: DigestAlgorithm): boolean {
+  return DIGEST_ALGORITHMS[algorithm].cryptographic;
+}
 
 /** Computes digests on the calling thread. */
 export interface Digester {
@@ -53,7 +65,7 @@ async function newDigester(algorithm: DigestAlgorithm): Promise<Digester> {
     }
     case "sha256": {
       const digestInto = (data: Uint8Array, target: Buffer, offset: number): void => {
-        createHash("sha256").update(data).digest().copy(target, offset);
+        hash("sha256", data, "buffer").copy(target, offset);
       };
       return { algorithm, size, digestInto };
     }

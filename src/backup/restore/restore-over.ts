@@ -58,7 +58,7 @@ async function overwrite(options: RestoreOverOptions): Promise<OverwrittenDisk> 
   const started = performance.now();
   const { target, disk } = options;
   await using source = await RestoreSource.open({ ...options, preferredBlock: target.preferredBlock });
-  const { geometry, segmentBytes, chain, proven } = source;
+  const { geometry, segmentBytes, chain, assurance } = source;
   const bufferBytes = options.window?.inFlight;
   await using into = new TargetWriter({ target, geometry, segmentBytes, bufferBytes });
   await pull({ ...source.begin(), into });
@@ -73,7 +73,7 @@ async function overwrite(options: RestoreOverOptions): Promise<OverwrittenDisk> 
     readBytes: source.readBytes,
     storedBytes: into.writtenBytes,
     chain,
-    proven,
+    ...assurance,
     seconds: (performance.now() - started) / 1000,
   };
 }

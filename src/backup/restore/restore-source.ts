@@ -1,4 +1,5 @@
 import { Progress } from "../base/progress.js";
+import { type Assurance, assuranceOf } from "../chain/assurance.js";
 import { findChain, openChain } from "../chain/chain.js";
 import { ChainSource } from "../chain/chain-source.js";
 import { failOnDamage, type Layer } from "../chain/layer.js";
@@ -104,9 +105,9 @@ export class RestoreSource implements AsyncDisposable {
     return this.#layers.map((layer) => layer.pointId);
   }
 
-  /** False if a layer has no digests: its data is copied unchecked. */
-  get proven(): boolean {
-    return this.#layers.every((layer) => layer.disk.digests !== null);
+  /** What the copy proves when it has ended without an error. */
+  get assurance(): Assurance {
+    return assuranceOf(this.#layers);
   }
 
   /** Paths of the image files that the bytes come from, newest first. */

@@ -18,6 +18,7 @@ import { realpath } from "node:fs/promises";
 import { basename, dirname, join, relative, resolve } from "node:path";
 import { UsageError } from "../base/errors.js";
 import { allOrNone } from "../base/in-parallel.js";
+import type { Assurance } from "../chain/assurance.js";
 import { checkChains } from "../chain/check-chains.js";
 import { isMissing } from "../host/durable-files.js";
 import { NewFiles } from "../host/new-files.js";
@@ -60,7 +61,7 @@ export interface RestoreOptions {
 }
 
 /** Sizes in bytes. */
-export interface RestoredDisk {
+export interface RestoredDisk extends Assurance {
   readonly disk: string;
   readonly path: string;
   readonly format: ImageFormat;
@@ -71,8 +72,6 @@ export interface RestoredDisk {
   readonly storedBytes: number;
   /** The points that the bytes came from, newest first. */
   readonly chain: readonly string[];
-  /** False if a layer has no digests: its data was copied unchecked. */
-  readonly proven: boolean;
   readonly seconds: number;
 }
 
@@ -144,7 +143,7 @@ async function restoreFile(
     preferredBlock: COPIED_AT_A_TIME,
     onProgress: (state) => options.onProgress?.(disk, state),
   });
-  const { geometry, segmentBytes, chain, proven } = source;
+  const { geometry, segmentBytes, chain, assurance } = source;
   const writer = files.add(temporary, await createImage(temporary, { format, geometry }));
   const recorder = new ImageLedger({ writer, complete: true });
   await copySegments({
@@ -167,7 +166,7 @@ async function restoreFile(
     readBytes: source.readBytes,
     storedBytes,
     chain,
-    proven,
+    ...assurance,
     seconds: (performance.now() - started) / 1000,
   };
 }

@@ -1,5 +1,6 @@
 import { BackupError } from "../base/errors.js";
 import type { ExtentState } from "../base/extent.js";
+import { type Assurance, assuranceOf } from "../chain/assurance.js";
 import { findChain, openChain } from "../chain/chain.js";
 import type { DigestedRun } from "../chain/checked-image.js";
 import { failOnDamage, type Layer } from "../chain/layer.js";
@@ -35,8 +36,8 @@ export class ChainView implements AsyncDisposable {
   readonly disk: DiskManifest;
   /** The points of the chain, newest first. */
   readonly chain: readonly string[];
-  /** False if a layer has no digests, so that its data can't be checked. */
-  readonly proven: boolean;
+  /** What a read without an error proves. */
+  readonly assurance: Assurance;
   readonly #layers: readonly Layer[];
   readonly #index: ExtentIndex;
   readonly #cache: ClusterCache;
@@ -44,7 +45,7 @@ export class ChainView implements AsyncDisposable {
   private constructor(layers: readonly Layer[], disk: DiskManifest, index: ExtentIndex) {
     this.disk = disk;
     this.chain = layers.map((layer) => layer.pointId);
-    this.proven = layers.every((layer) => layer.disk.digests !== null);
+    this.assurance = assuranceOf(layers);
     this.#layers = layers;
     this.#index = index;
     const largest = Math.max(...layers.map((layer) => layer.geometry.clusterSize));

@@ -22,6 +22,7 @@ import {
   type ServerTls,
 } from "../../nbd/index.js";
 import { UsageError } from "../base/errors.js";
+import type { Assurance } from "../chain/assurance.js";
 import { ALLOCATION_CONTEXT } from "../export/export-extents.js";
 import { addressInUse, bindPrivately, clearSocketPath } from "../host/private-socket.js";
 import type { Manifest } from "../repository/manifest.js";
@@ -54,14 +55,12 @@ export type ServeEvent =
   | { readonly type: "accept-failed"; readonly error: Error };
 
 /** A disk that is served. */
-export interface ServedDisk {
+export interface ServedDisk extends Assurance {
   readonly disk: string;
   readonly uri: string;
   readonly virtualSize: number;
   /** The points that the bytes come from, newest first. */
   readonly chain: readonly string[];
-  /** False if a layer has no digests: its data is served unchecked. */
-  readonly proven: boolean;
 }
 
 /**
@@ -115,12 +114,12 @@ export class PointServer implements AsyncDisposable {
     this.clientsLeft = clientsLeft;
     this.#view = view;
     this.#server = server;
-    this.disks = view.disks.map(({ disk, chain, proven }) => ({
+    this.disks = view.disks.map(({ disk, chain, assurance }) => ({
       disk: disk.name,
       uri: uriOf(server, disk.name, host),
       virtualSize: disk.virtualSize,
       chain,
-      proven,
+      ...assurance,
     }));
   }
 

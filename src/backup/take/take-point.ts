@@ -15,7 +15,7 @@ import type { ConnectOptions, NbdAddress, NbdClient } from "../../nbd/index.js";
 import { BackupError, PreconditionError, UsageError } from "../base/errors.js";
 import { allOrNone } from "../base/in-parallel.js";
 import { CompressThreads } from "../compress/compress-threads.js";
-import type { DigestAlgorithm } from "../digest/digest.js";
+import { DEFAULT_DIGESTS, type DigestAlgorithm } from "../digest/digest.js";
 import { DigestThreads } from "../digest/digest-threads.js";
 import { type OpenOptions, openExport } from "../export/open-export.js";
 import { type Definition, keepFiles } from "../guest/keep-files.js";
@@ -193,7 +193,7 @@ async function pullAll(
 ): Promise<PulledDisk[]> {
   // These start threads only when they get work.
   await using workers = new CompressThreads();
-  await using digestThreads = new DigestThreads(options.digests ?? "xxh64");
+  await using digestThreads = new DigestThreads(options.digests ?? DEFAULT_DIGESTS);
   const compress = options.compress && compressionOf(options.compress, workers, options.disks.length);
   return await allOrNone(options.disks, DISKS_AT_ONCE, options.signal, async (disk, signal) => {
     try {

@@ -15,6 +15,7 @@ import { allOrNone } from "../base/in-parallel.js";
 import { Progress } from "../base/progress.js";
 import { findParentLink, type Link } from "../chain/chain.js";
 import { Layer } from "../chain/layer.js";
+import { isCryptographic } from "../digest/digest.js";
 import { damageOf } from "../repository/kept-files.js";
 import type { DiskManifest, Manifest } from "../repository/manifest.js";
 import type { Repository } from "../repository/repository.js";
@@ -39,6 +40,8 @@ export interface DiskReport {
    * checked.
    */
   readonly digests: boolean;
+  /** True if the digests are cryptographic. Checksums (xxh64) find damage by accident, but no forgery. */
+  readonly proven: boolean;
 }
 
 export interface PointReport {
@@ -180,8 +183,13 @@ class PointVerifier {
     }
     // Data that could not be checked counts as done.
     progress.add(disk, disk.dataBytes - verifiedBytes);
-    const digests = disk.digests !== null;
-    return { disk: disk.name, verifiedBytes: digests ? verifiedBytes : 0, digests };
+    const algorithm = disk.digests?.algorithm;
+    return {
+      disk: disk.name,
+      verifiedBytes: algorithm === undefined ? 0 : verifiedBytes,
+      digests: algorithm !== undefined,
+      proven: algorithm !== undefined && isCryptographic(algorithm),
+    };
   }
 
   /**

@@ -194,7 +194,11 @@ describe("restore", () => {
       force: false,
       sync: false,
     });
-    expect(result).toMatchObject({ proven: false, chain: [...chain.points].reverse().map(({ id }) => id) });
+    expect(result).toMatchObject({
+      checked: false,
+      proven: false,
+      chain: [...chain.points].reverse().map(({ id }) => id),
+    });
     await expectExact(pointAt(2));
   });
 });
