@@ -2,7 +2,13 @@ import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { openChain } from "../chain/chain.js";
 import { failOnDamage, type Layer } from "../chain/layer.js";
-import { createDigester, type Digester, digestClusters } from "../digest/digest.js";
+import {
+  createDigester,
+  type DigestAlgorithm,
+  type Digester,
+  digestClusters,
+  isCryptographic,
+} from "../digest/digest.js";
 import { DigestFileWriter } from "../digest/digest-file-writer.js";
 import { sha256OfFile } from "../host/durable-files.js";
 import { ALL_SUBCLUSTERS, dataBytesOf, type Geometry } from "../image/image.js";
@@ -177,11 +183,10 @@ class DiskMerge {
     return below && { name: `../${disk.parent}/${below.file}`, format: below.format };
   }
 
-  /** The digest file, if every layer has digests: data that could not be checked must not get a digest. */
+  /** The digest file, unless {@link mergedAlgorithm} allows none. */
   async #createDigests(path: string): Promise<Digests | undefined> {
-    const [top] = this.#layers;
-    const algorithm = top?.disk.digests?.algorithm;
-    if (!algorithm || this.#layers.some(({ disk }) => disk.digests === null)) return undefined;
+    const algorithm = mergedAlgorithm(this.#layers);
+    if (!algorithm) return undefined;
     const header = { algorithm, geometry: this.#geometry, complete: this.#complete };
     return { digester: await createDigester(algorithm), file: await DigestFileWriter.create(path, header) };
   }
@@ -337,7 +342,7 @@ class DiskMerge {
     const [{ disk }] = this.#chain.links;
     const oldest = (this.#chain.links.at(-1) ?? this.#chain.links[0]).disk;
     const { virtualSize, clusterSize } = this.#geometry;
-    const { algorithm } = disk.digests ?? {};
+    const algorithm = mergedAlgorithm(this.#layers);
     const hasMap = disk.format === "raw" && !this.#complete;
     const { reason: _reason, ...rest } = disk;
     return {
@@ -360,6 +365,17 @@ class DiskMerge {
           : null,
     };
   }
+}
+
+/**
+ * The algorithm of the merged digests: the newest layer's, unless an older layer has checksums only. Undefined
+ * if a layer has no digests. Digests promise no more than those against which the data was compared when it
+ * was copied: a cryptographic digest of data that only a checksum vouches for would make a forgery a proof.
+ */
+function mergedAlgorithm(layers: readonly Layer[]): DigestAlgorithm | undefined {
+  const known = layers.flatMap(({ disk }) => disk.digests?.algorithm ?? []);
+  if (known.length < layers.length) return undefined;
+  return known.find((algorithm) => !isCryptographic(algorithm)) ?? known[0];
 }
 
 interface Digests {
