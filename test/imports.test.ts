@@ -68,7 +68,7 @@ const ROOMS: Readonly<Record<string, Room>> = {
   },
   digest: {
     what: "what every stored cluster must be: the algorithms, the digest file, and the threads that compute digests",
-    mayImport: words("image threads base"),
+    mayImport: words("image host threads base"),
   },
   qcow2: {
     what: "the qcow2 format: its codec, layout, reader, writers, editor and check",
@@ -76,7 +76,7 @@ const ROOMS: Readonly<Record<string, Room>> = {
   },
   image: {
     what: "what an image is, the file it lies in, and the raw format with its extent map",
-    mayImport: words("base"),
+    mayImport: words("host base"),
   },
   export: {
     what: "an NBD export as a source for backups: opened, and mapped to clean, zero and data",

@@ -148,6 +148,29 @@ describeWith(["qemu-img"], "prune", () => {
     }
   }, 600_000);
 
+  it("finishes a journal of version 0.1, which has no counts, and notices a torn list by those of its own", async () => {
+    await takePoints();
+    const kept = lastIds(3);
+    const pruned = { domain: DOMAIN, retention: { last: 3 }, dryRun: false, sync: false } as const;
+    const left = await leftByPrune({ ...pruned, repository: chain.repository }, chain.folder);
+    const { path } = left.find(({ step }) => step === "overwrite") ?? { path: "" };
+    await ageLocks(join(path, DOMAIN));
+    const prepared = join(path, DOMAIN, ".prune");
+    const list = (await readdir(prepared)).find((name) => name.endsWith(".overwrites")) ?? "";
+    const whole = await readFile(join(prepared, list));
+    await writeFile(join(prepared, list), whole.subarray(0, whole.length - 32));
+    const options = { ...pruned, repository: await Repository.open(path) };
+    await expect(prune(options)).rejects.toMatchObject({ code: "E_PRUNE_JOURNAL" });
+    await writeFile(join(prepared, list), whole);
+    const journal = await readFile(join(prepared, "journal.json"), "utf8");
+    const without = journal.replace(/,\s*"copies": \d+/g, "");
+    expect(without).not.toBe(journal);
+    await writeFile(join(prepared, "journal.json"), without);
+    await prune(options);
+    expect((await readdir(join(path, DOMAIN))).sort()).toEqual(kept);
+    await expectPoints(path, kept);
+  });
+
   it("reports the same points before and after a prune died with everything prepared", async () => {
     await takePoints();
     const { path } = chain.repository;

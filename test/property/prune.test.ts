@@ -131,7 +131,7 @@ describeWith(["qemu-img"], "prune", () => {
           expect(done.points).toEqual(planned.points);
           const kept = done.points.filter(({ action }) => action === "keep").map(({ id }) => id);
           expect(await repository.pointIds(DOMAIN)).toEqual(kept);
-          const left = await readdir(repository.domainFolder(DOMAIN));
+          const left = await readdir(join(repository.path, DOMAIN));
           expect(left.sort()).toEqual(kept);
           for (const id of kept) {
             const content = points.find(({ manifest }) => manifest.id === id)?.content ?? Buffer.alloc(0);

@@ -11,8 +11,7 @@
  * knows only the types of a read.
  */
 
-import { DamageError } from "../base/errors.js";
-import { isFolder } from "../host/durable-files.js";
+import { DamageError, hasCode } from "../base/errors.js";
 import type { ReadOptions } from "../image/image-file.js";
 import type { DiskManifest, Manifest } from "../repository/manifest.js";
 import type { Repository } from "../repository/repository.js";
@@ -55,8 +54,13 @@ export async function findChain(
 export async function findParentLink(repository: Repository, domain: string, child: Link): Promise<Link> {
   const { point, disk } = child;
   const parent = disk.parent ?? "";
-  if (!(await isFolder(repository.pointFolder(domain, parent)))) {
-    const what = `point ${point.id} of ${domain} needs point ${parent} for disk ${disk.name}, which is missing: bring its folder back, or restore a point that does not depend on it`;
+  const needs = `point ${point.id} of ${domain} needs point ${parent} for disk ${disk.name}`;
+  const isThere = await repository.hasPoint(domain, parent).catch((error: unknown) => {
+    if (!hasCode(error, "E_LINK")) throw error;
+    throw broken(`${needs}, and ${error.message}`, point.id, disk.name, parent);
+  });
+  if (!isThere) {
+    const what = `${needs}, which is missing: bring its folder back, or restore a point that does not depend on it`;
     throw broken(what, point.id, disk.name, parent);
   }
   const found = await repository.point(domain, parent).catch((error: unknown) => {
@@ -91,7 +95,7 @@ export async function openChain(
   const layers: Layer[] = [];
   try {
     for (const { point, disk } of links) {
-      layers.push(await Layer.open(repository.pointFolder(domain, point.id), point.id, disk, options));
+      layers.push(await Layer.open(await repository.holdPoint(domain, point.id), point.id, disk, options));
     }
     return layers;
   } catch (error) {

@@ -1,10 +1,8 @@
-import { lstat } from "node:fs/promises";
-import { join } from "node:path";
 import type { OnDamage } from "../base/damage.js";
 import { DamageError, hasCode } from "../base/errors.js";
 import { createDigester, DIGEST_ALGORITHMS } from "../digest/digest.js";
 import { DigestFileReader, type PlacedDigestRun } from "../digest/digest-file-reader.js";
-import { sha256OfFile } from "../host/durable-files.js";
+import { type HeldFolder, sha256OfFile } from "../host/held-folder.js";
 import { type ClusterRun, type Geometry, type ImageReader, SUBCLUSTERS } from "../image/image.js";
 import type { ReadOptions } from "../image/image-file.js";
 import { RawReader } from "../image/raw-reader.js";
@@ -24,16 +22,19 @@ export class Layer implements AsyncDisposable {
   readonly geometry: Geometry;
   /** For threads, each of which opens the image itself. */
   readonly stored: StoredImage;
+  readonly #folder: HeldFolder;
   readonly #image: CheckedImage;
   readonly #digestFile: DigestFileReader | undefined;
 
   private constructor(
+    folder: HeldFolder,
     pointId: string,
     disk: DiskManifest,
     stored: StoredImage,
     image: CheckedImage,
     digestFile: DigestFileReader | undefined,
   ) {
+    this.#folder = folder;
     this.pointId = pointId;
     this.disk = disk;
     this.geometry = stored.geometry;
@@ -44,16 +45,30 @@ export class Layer implements AsyncDisposable {
 
   /**
    * Opens the image and its digest file, and compares their headers with the manifest.
-   * @param folder the point's folder
+   * @param folder the point's folder; belongs to the layer from here on, even if this fails
    * @param options how its image is read
    * @throws {DamageError} a file is missing, is not a plain file, or doesn't match the manifest
    * @throws the file system's error
    */
   static async open(
-    folder: string,
+    folder: HeldFolder,
     pointId: string,
     disk: DiskManifest,
     options: ReadOptions = {},
+  ): Promise<Layer> {
+    try {
+      return await Layer.#open(folder, pointId, disk, options);
+    } catch (error) {
+      await folder.close();
+      throw error;
+    }
+  }
+
+  static async #open(
+    folder: HeldFolder,
+    pointId: string,
+    disk: DiskManifest,
+    options: ReadOptions,
   ): Promise<Layer> {
     const geometry = { virtualSize: disk.virtualSize, clusterSize: disk.clusterSize };
     const image = await openImage(folder, pointId, disk, geometry, options).catch((error: unknown) => {
@@ -75,9 +90,16 @@ export class Layer implements AsyncDisposable {
         if (!fits) throw damage(pointId, disk, "its digest file belongs to another image");
       }
       const digester = disk.digests ? await createDigester(disk.digests.algorithm) : undefined;
-      const path = join(folder, disk.file);
+      const path = folder.at(disk.file);
       const stored = { path, format: disk.format, geometry, algorithm: disk.digests?.algorithm };
-      return new Layer(pointId, disk, stored, new CheckedImage(image, geometry, digester), digestFile);
+      return new Layer(
+        folder,
+        pointId,
+        disk,
+        stored,
+        new CheckedImage(image, geometry, digester),
+        digestFile,
+      );
     } catch (error) {
       await digestFile?.close();
       await image.close();
@@ -134,6 +156,7 @@ export class Layer implements AsyncDisposable {
   async close(): Promise<void> {
     await this.#digestFile?.close();
     await this.#image.close();
+    await this.#folder.close();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -233,7 +256,7 @@ function isSameKind(has: ClusterRun, should: PlacedDigestRun): boolean {
 }
 
 async function openImage(
-  folder: string,
+  folder: HeldFolder,
   pointId: string,
   disk: DiskManifest,
   geometry: Geometry,
@@ -247,7 +270,11 @@ async function openImage(
       if (!disk.map) return await RawReader.open(path, { ...options, geometry });
       const mapPath = await plainFile(folder, disk.map.file, pointId, disk);
       if ((await sha256OfFile(mapPath)) !== disk.map.sha256) {
-        throw damage(pointId, disk, `the SHA-256 of ${mapPath} differs from the one in the manifest`);
+        throw damage(
+          pointId,
+          disk,
+          `the SHA-256 of ${folder.path}/${disk.map.file} differs from the one in the manifest`,
+        );
       }
       return await RawReader.open(path, { ...options, geometry, mapPath });
     }
@@ -267,12 +294,16 @@ function checkGeometry(found: Geometry, expected: Geometry, pointId: string, dis
 }
 
 /** The path of a point's file. Symbolic links are refused, because a point's files are in its own folder. */
-async function plainFile(folder: string, name: string, pointId: string, disk: DiskManifest): Promise<string> {
-  const path = join(folder, name);
-  const found = await lstat(path).catch(() => undefined);
-  if (!found) throw damage(pointId, disk, `the file ${path} is missing`);
-  if (!found.isFile()) throw damage(pointId, disk, `${path} is not a plain file`);
-  return path;
+async function plainFile(
+  folder: HeldFolder,
+  name: string,
+  pointId: string,
+  disk: DiskManifest,
+): Promise<string> {
+  const found = await folder.find(name);
+  if (!found) throw damage(pointId, disk, `the file ${folder.path}/${name} is missing`);
+  if (!found.isFile()) throw damage(pointId, disk, `${folder.path}/${name} is not a plain file`);
+  return folder.at(name);
 }
 
 /** The error `E_DAMAGED` for a layer; it names the disk and the point. `what` ends the message. */

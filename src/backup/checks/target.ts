@@ -1,12 +1,12 @@
 /** Checks the repository, and the free space for new points. */
 
 import { constants } from "node:fs";
-import { access, stat } from "node:fs/promises";
-import { dirname, join, resolve } from "node:path";
+import { access } from "node:fs/promises";
+import { dirname, resolve } from "node:path";
 import prettyBytes from "pretty-bytes";
 import { messageOf } from "../base/errors.js";
 import { exists } from "../host/durable-files.js";
-import { isLockStale } from "../repository/domain-lock.js";
+import { lookAtLock } from "../repository/domain-lock.js";
 import { timeOfPointId } from "../repository/manifest.js";
 import { readJournal } from "../repository/prune-journal.js";
 import type { Repository } from "../repository/repository.js";
@@ -74,7 +74,6 @@ export async function lookAtPoints({
 }
 
 async function lookAtDomain(repository: Repository, domain: string): Promise<Found[]> {
-  const folder = repository.domainFolder(domain);
   const found: Found[] = [];
   const mend = `nbdpull verify ${repository.path} ${domain}`;
   const points = await repository.points(domain, (error) => {
@@ -85,19 +84,17 @@ async function lookAtDomain(repository: Repository, domain: string): Promise<Fou
     const cause = `the newest point, ${newest.id}, is in the future: was a clock wrong?`;
     found.push(warn(cause, "timedatectl", domain));
   }
-  const journal = await readJournal(folder);
-  if (journal) {
+  await using folder = await repository.holdDomain(domain);
+  if (folder && (await readJournal(folder))) {
     found.push(
       warn(`the last prune was interrupted: the next backup finishes or undoes it`, undefined, domain),
     );
   }
-  const lock = await stat(join(folder, ".lock")).catch(() => undefined);
-  if (lock) {
-    found.push(
-      isLockStale(lock.mtimeMs)
-        ? pass("its lock was left by a process that died, and the next one takes it over", domain)
-        : warn("another nbdpull is writing its points", `fuser -v ${folder}`, domain),
-    );
+  const lock = folder && (await lookAtLock(folder));
+  if (lock === "held") {
+    found.push(warn("another nbdpull is writing its points", `fuser -v ${folder?.path}`, domain));
+  } else if (lock !== undefined) {
+    found.push(pass("its lock was left by a process that died, and the next one takes it over", domain));
   }
   if (found.length === 0) found.push(pass(`${points.length}, newest ${newest?.id}`, domain));
   return found;

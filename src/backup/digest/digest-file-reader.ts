@@ -1,6 +1,7 @@
 import { createHash } from "node:crypto";
-import { type FileHandle, open } from "node:fs/promises";
+import type { FileHandle } from "node:fs/promises";
 import type { DamageError } from "../base/errors.js";
+import { openPlain, shownPath } from "../host/held-folder.js";
 import { DIGEST_ALGORITHMS } from "./digest.js";
 import type { DigestHeader, DigestRun } from "./digest-file.js";
 import {
@@ -34,11 +35,12 @@ export class DigestFileReader {
    * @throws the file system's error
    */
   static async open(path: string): Promise<DigestFileReader> {
-    const file = await open(path, "r");
+    const file = await openPlain(path);
     try {
+      if (!(await file.stat()).isFile()) throw damagedFile(shownPath(path), "it is not a regular file");
       const start = Buffer.alloc(HEADER_BYTES);
       const { bytesRead } = await file.read(start, 0, HEADER_BYTES, 0);
-      return new DigestFileReader(file, path, start.subarray(0, bytesRead));
+      return new DigestFileReader(file, shownPath(path), start.subarray(0, bytesRead));
     } catch (error) {
       await file.close();
       throw error;

@@ -34,7 +34,7 @@ export class DigestFileWriter {
 
   /** @throws the file system's error: EEXIST if the file exists */
   static async create(path: string, header: DigestHeader): Promise<DigestFileWriter> {
-    return new DigestFileWriter(await open(path, "wx", 0o640), header);
+    return new DigestFileWriter(await open(path, "wx", 0o600), header);
   }
 
   /**

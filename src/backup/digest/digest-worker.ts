@@ -1,6 +1,6 @@
 /** The script of the threads that digest-threads.ts starts. It reads stretches of files and digests them. */
 
-import { closeSync, openSync, readSync } from "node:fs";
+import { closeSync, constants, openSync, readSync } from "node:fs";
 import { workerData } from "node:worker_threads";
 import { answerQuestions } from "../threads/thread-side.js";
 import { createDigester } from "./digest.js";
@@ -30,7 +30,7 @@ answerQuestions<DigestQuestion, Digests, ForgottenPath>({
 
 /** The file's descriptor. The file stays open until a notice names it. */
 function open(path: string): number {
-  const file = files.get(path) ?? openSync(path, "r");
+  const file = files.get(path) ?? openSync(path, constants.O_RDONLY | constants.O_NOFOLLOW);
   files.set(path, file);
   return file;
 }

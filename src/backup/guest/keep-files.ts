@@ -95,7 +95,7 @@ export async function keepFiles(
 
 async function keepDefinition(xml: string, folder: string, flush: boolean): Promise<KeptFile> {
   const bytes = Buffer.from(xml);
-  await writeFile(join(folder, DEFINITION), bytes, { flag: "wx", flush });
+  await writeFile(join(folder, DEFINITION), bytes, { flag: "wx", flush, mode: 0o600 });
   const sha256 = createHash("sha256").update(bytes).digest("hex");
   return { role: "definition", file: DEFINITION, source: null, length: bytes.length, sha256 };
 }
@@ -129,7 +129,7 @@ async function keepFile(
     const { size } = await source.stat();
     if (size > most) throw tooLarge(size, most);
     await using files = new NewFiles();
-    const copy = files.add(target, await open(target, "wx"));
+    const copy = files.add(target, await open(target, "wx", 0o600));
     for (let attempt = 1; ; attempt += 1) {
       const before = await stateOf(source);
       const { length, sha256 } = await copyBytes(source, copy, most, signal);

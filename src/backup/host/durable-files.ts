@@ -8,11 +8,8 @@
  * Nothing here reads what is in an image, speaks NBD or calls libvirt, and nothing here knows repositories.
  */
 
-import { createHash } from "node:crypto";
-import { createReadStream } from "node:fs";
 import { lstat, mkdir, open } from "node:fs/promises";
 import { dirname, resolve } from "node:path";
-import { pipeline } from "node:stream/promises";
 
 /** Flushes a folder, so that the names in it are durable. */
 export async function syncFolder(path: string): Promise<void> {
@@ -72,11 +69,4 @@ export function deviceNumbers(device: bigint): { readonly major: bigint; readonl
 /** Whether the error says that there is no such file. */
 export function isMissing(error: unknown): boolean {
   return (error as NodeJS.ErrnoException).code === "ENOENT";
-}
-
-/** The SHA-256 of a file, in hexadecimal digits. */
-export async function sha256OfFile(path: string): Promise<string> {
-  const hash = createHash("sha256");
-  await pipeline(createReadStream(path), hash);
-  return hash.digest("hex");
 }

@@ -15,7 +15,8 @@ import {
   writeSync,
 } from "node:fs";
 import { promisify } from "node:util";
-import { BackupError, DamageError, UsageError } from "../base/errors.js";
+import { BackupError, DamageError, hasCode, UsageError } from "../base/errors.js";
+import { shownPath } from "../host/held-folder.js";
 
 const opened = promisify(open);
 const status = promisify(fstat);
@@ -34,7 +35,7 @@ export interface ReadOptions {
 export type Guard = () => Promise<void>;
 
 /** Images hold guests' data, so other users get no access. */
-const NEW_FILE_MODE = 0o640;
+const NEW_FILE_MODE = 0o600;
 
 /**
  * A regular file or a block device that is read and written at positions; all offsets and lengths are bytes.
@@ -56,7 +57,7 @@ export class ImageFile {
   #closed: Promise<void> | undefined;
 
   private constructor(path: string, descriptor: number, blocking = false) {
-    this.path = path;
+    this.path = shownPath(path);
     this.#descriptor = descriptor;
     this.#blocking = blocking;
   }
@@ -67,26 +68,36 @@ export class ImageFile {
     return new ImageFile(path, await opened(path, flags, NEW_FILE_MODE));
   }
 
-  /** @throws {DamageError} for anything but a regular file */
+  /**
+   * A link at the end of the path is not followed.
+   * @throws {DamageError} for anything but a regular file
+   */
   static async open(path: string, { blocking }: ReadOptions = {}): Promise<ImageFile> {
-    // Without O_NONBLOCK, opening a FIFO would wait for a writer.
-    const descriptor = await opened(path, constants.O_RDONLY | constants.O_NONBLOCK);
-    const file = new ImageFile(path, descriptor, blocking);
+    const file = new ImageFile(path, await openUnfollowed(path, constants.O_RDONLY), blocking);
     const stats = await status(file.#descriptor);
     if (stats.isFile()) return file;
     await file.close();
-    throw new DamageError("E_IMAGE_FILE", `${path} is not a regular file`, { details: { path } });
+    throw unsuitable(file.path, "is not a regular file");
   }
 
   /**
-   * Opens an existing file for changes.
+   * Opens an existing file for changes. A link at the end of the path is not followed.
+   * @throws {DamageError} for anything but a regular file, and for one that has other names too: whoever
+   *   gave it to them may have no right to change it
    * @throws the file system's error
    */
   static async openForWriting(path: string, guard?: Guard): Promise<ImageFile> {
-    const file = new ImageFile(path, await opened(path, constants.O_RDWR | constants.O_NOFOLLOW));
-    file.#guard = guard;
-    file.#end = await file.size();
-    return file;
+    const file = new ImageFile(path, await openUnfollowed(path, constants.O_RDWR));
+    const stats = await status(file.#descriptor);
+    if (stats.isFile() && stats.nlink <= 1) {
+      file.#guard = guard;
+      file.#end = stats.size;
+      return file;
+    }
+    await file.close();
+    if (!stats.isFile()) throw unsuitable(file.path, "is not a regular file");
+    const what = `has ${stats.nlink} names (hard links), and a change would show in all of them: copy the file and put the copy in its place`;
+    throw unsuitable(file.path, what);
   }
 
   /**
@@ -259,6 +270,22 @@ export class ImageFile {
       details: { path: this.path },
     });
   }
+}
+
+/** Without O_NONBLOCK, opening a FIFO would wait for its other end. */
+async function openUnfollowed(path: string, flags: number): Promise<number> {
+  try {
+    return await opened(path, flags | constants.O_NOFOLLOW | constants.O_NONBLOCK);
+  } catch (error) {
+    if (hasCode(error, "ELOOP")) throw unsuitable(shownPath(path), "is a symbolic link", error);
+    if (hasCode(error, "ENXIO")) throw unsuitable(shownPath(path), "is not a regular file", error);
+    if (error instanceof Error) error.message = error.message.replaceAll(path, shownPath(path));
+    throw error;
+  }
+}
+
+function unsuitable(path: string, what: string, cause?: unknown): DamageError {
+  return new DamageError("E_IMAGE_FILE", `${path} ${what}`, { cause, details: { path } });
 }
 
 /** Appended bytes are collected into writes of this size. */

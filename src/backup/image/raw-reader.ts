@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { DamageError } from "../base/errors.js";
+import { shownPath } from "../host/held-folder.js";
 import { type ClusterRun, clustersIn, type Geometry, type ImageReader } from "./image.js";
 import { ImageFile, type ReadOptions } from "./image-file.js";
 import { damagedMap, parseMap, runsOfExtents } from "./raw-map-reader.js";
@@ -38,14 +39,15 @@ export class RawReader implements ImageReader, AsyncDisposable {
     const size = await file.size();
     if (size >= virtualSize) return new RawReader(file, options);
     await file.close();
-    throw new DamageError("E_IMAGE_TRUNCATED", `${path} has ${size} bytes, its disk ${virtualSize}`, {
-      details: { path, size, virtualSize },
+    throw new DamageError("E_IMAGE_TRUNCATED", `${file.path} has ${size} bytes, its disk ${virtualSize}`, {
+      details: { path: file.path, size, virtualSize },
     });
   }
 
   async *runs(): AsyncGenerator<ClusterRun> {
     if (this.#mapPath !== undefined) {
-      yield* runsOfExtents(parseMap(lines(this.#mapPath), this.#mapPath), this.geometry, this.#mapPath);
+      const shown = shownPath(this.#mapPath);
+      yield* runsOfExtents(parseMap(lines(this.#mapPath), shown), this.geometry, shown);
       return;
     }
     const count = clustersIn(this.geometry);
@@ -80,7 +82,8 @@ async function* lines(path: string): AsyncGenerator<string> {
       bytes = await file.read(piece, position);
       const complete = (rest + piece.toString("latin1", 0, bytes)).split("\n");
       rest = complete.pop() ?? "";
-      if (rest.length > MAX_LINE) throw damagedMap(path, `near byte ${position} is a line that never ends`);
+      if (rest.length > MAX_LINE)
+        throw damagedMap(file.path, `near byte ${position} is a line that never ends`);
       yield* complete;
     }
     yield rest;

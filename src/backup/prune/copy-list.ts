@@ -50,9 +50,10 @@ export class CopyList {
 
   /**
    * Writes the list to a new file.
+   * @returns how many copies it has
    * @throws the file system's error: EEXIST if `path` exists
    */
-  async save(path: string, { sync }: { readonly sync: boolean }): Promise<void> {
+  async save(path: string, { sync }: { readonly sync: boolean }): Promise<number> {
     this.#push();
     const file = await ImageFile.create(path);
     try {
@@ -63,6 +64,7 @@ export class CopyList {
     } finally {
       await file.close();
     }
+    return this.#records.length / FIELDS;
   }
 
   #push(): void {
@@ -72,65 +74,125 @@ export class CopyList {
 }
 
 /** Reads a list of copies, a block of the file at a time. */
-async function* listedCopies(path: string): AsyncGenerator<ListedCopy> {
-  const file = await ImageFile.open(path);
-  try {
-    const piece = Buffer.alloc(RECORD_BYTES * 2048);
-    for (let position = 0; ; position += piece.length) {
-      const bytes = await file.read(piece, position);
-      if (bytes % RECORD_BYTES !== 0) throw damagedList(path, "it ends in the middle of a record");
-      for (let at = 0; at < bytes; at += RECORD_BYTES) {
-        const [layer = 0, from = 0, to = 0, length = 0] = [0, 8, 16, 24].map((field) =>
-          piece.readDoubleLE(at + field),
-        );
-        yield { layer, from, to, length };
-      }
-      if (bytes < piece.length) return;
+async function* listedCopies(file: ImageFile): AsyncGenerator<ListedCopy> {
+  const piece = Buffer.alloc(RECORD_BYTES * 2048);
+  for (let position = 0; ; position += piece.length) {
+    const bytes = await file.read(piece, position);
+    if (bytes % RECORD_BYTES !== 0) throw damagedList(file, "it ends in the middle of a record");
+    for (let at = 0; at < bytes; at += RECORD_BYTES) {
+      const [layer = 0, from = 0, to = 0, length = 0] = [0, 8, 16, 24].map((field) =>
+        piece.readDoubleLE(at + field),
+      );
+      yield { layer, from, to, length };
     }
-  } finally {
-    await file.close();
+    if (bytes < piece.length) return;
   }
+}
+
+/** An image that copies come from. */
+export interface CopySource {
+  readonly reader: ImageReader;
+  /** Host offsets of its data are smaller. */
+  readonly end: number;
 }
 
 /**
  * Makes the copies in the list at `listPath`, into the image at `imagePath`. After any error they can be
- * repeated.
+ * repeated. The whole list is checked before the first byte is written, because others may have written it.
  * @param sources the images of the chain, top first
- * @throws {DamageError} `E_PRUNE_JOURNAL`: the list is damaged; or a source file ends too early
+ * @throws {DamageError} `E_PRUNE_JOURNAL`: the list is torn, or no prune has written it for these images;
+ *   `E_IMAGE_FILE`: the list or the image is not a regular file; or a source file ends too early
  * @throws the file system's error, with `code`; the signal's reason; what the guard throws
  */
 export async function applyCopyList(
   listPath: string,
   imagePath: string,
-  sources: readonly ImageReader[],
+  sources: readonly CopySource[],
   options: {
+    /** How many copies the list must have; undefined: not known. */
+    readonly copies: number | undefined;
+    /** The length that the image has, or may get by the copies, in bytes; default: the one it has. */
+    readonly imageBytes?: number | undefined;
     readonly sync: boolean;
     readonly signal?: AbortSignal | undefined;
     readonly guard?: Guard | undefined;
   },
 ): Promise<void> {
-  const file = await ImageFile.openForWriting(imagePath);
+  const list = await ImageFile.open(listPath);
   try {
-    const buffer = Buffer.allocUnsafe(COPY_BYTES);
-    const breather = new EventLoopTurn();
-    for await (const { layer, from, to, length } of listedCopies(listPath)) {
-      const source = sources[layer];
-      if (!source && layer !== FROM_ZEROES) throw damagedList(listPath, `there is no image ${layer}`);
-      for (let done = 0; done < length; done += COPY_BYTES) {
-        await breather.yieldIfDue(options.signal);
-        const bytes = buffer.subarray(0, Math.min(COPY_BYTES, length - done));
-        if (source) await source.readHost(from + done, bytes);
-        else {
-          if (await isZeroThere(file, bytes, to + done)) continue;
-          bytes.fill(0);
-        }
-        if (options.guard) await options.guard();
-        file.writeNow(bytes, to + done);
-      }
+    const file = await ImageFile.openForWriting(imagePath);
+    try {
+      const end = Math.max(options.imageBytes ?? 0, await file.size());
+      const bounds = { sources, end, copies: options.copies };
+      for await (const _ of checkedCopies(list, bounds));
+      await copyAll(list, file, bounds, options);
+      if (options.sync) await file.sync();
+    } finally {
+      await file.close();
     }
-    if (options.sync) await file.sync();
   } finally {
-    await file.close();
+    await list.close();
+  }
+}
+
+/** What a list of copies must fit. */
+interface ListBounds {
+  readonly sources: readonly CopySource[];
+  /** Of the image that is written to, in bytes. */
+  readonly end: number;
+  readonly copies: number | undefined;
+}
+
+/** @throws {DamageError} a copy leaves its image, or there are more bytes or fewer copies than there can be */
+async function* checkedCopies(list: ImageFile, bounds: ListBounds): AsyncGenerator<ListedCopy> {
+  let copies = 0;
+  let bytes = 0;
+  for await (const copy of listedCopies(list)) {
+    const { layer, from, to, length } = copy;
+    const source = layer === FROM_ZEROES ? { end: Number.MAX_SAFE_INTEGER } : bounds.sources[layer];
+    if (!source) throw damagedList(list, `there is no image ${layer}`);
+    const isInside = length > 0 && isRange(from, length, source.end) && isRange(to, length, bounds.end);
+    if (!isInside) {
+      throw damagedList(list, `copy ${copies} of ${length} bytes from ${from} to ${to} does not fit`);
+    }
+    copies += 1;
+    bytes += length;
+    // No byte of an image is written twice.
+    if (bytes > bounds.end) throw damagedList(list, "it copies more bytes than the image has");
+    yield copy;
+  }
+  if (bounds.copies !== undefined && copies !== bounds.copies) {
+    throw damagedList(list, `it has ${copies} copies of ${bounds.copies}`);
+  }
+}
+
+function isRange(offset: number, length: number, end: number): boolean {
+  return (
+    Number.isSafeInteger(offset) && Number.isSafeInteger(length) && offset >= 0 && offset + length <= end
+  );
+}
+
+async function copyAll(
+  list: ImageFile,
+  file: ImageFile,
+  bounds: ListBounds,
+  options: { readonly signal?: AbortSignal | undefined; readonly guard?: Guard | undefined },
+): Promise<void> {
+  const buffer = Buffer.allocUnsafe(COPY_BYTES);
+  const breather = new EventLoopTurn();
+  for await (const { layer, from, to, length } of checkedCopies(list, bounds)) {
+    const source = bounds.sources[layer]?.reader;
+    for (let done = 0; done < length; done += COPY_BYTES) {
+      await breather.yieldIfDue(options.signal);
+      const bytes = buffer.subarray(0, Math.min(COPY_BYTES, length - done));
+      if (source) await source.readHost(from + done, bytes);
+      else {
+        if (await isZeroThere(file, bytes, to + done)) continue;
+        bytes.fill(0);
+      }
+      if (options.guard) await options.guard();
+      file.writeNow(bytes, to + done);
+    }
   }
 }
 
@@ -143,12 +205,7 @@ async function isZeroThere(file: ImageFile, bytes: Buffer, position: number): Pr
   return isZero(bytes, 0, length);
 }
 
-function damagedList(path: string, what: string): DamageError {
-  return new DamageError(
-    "E_PRUNE_JOURNAL",
-    `the list of copies ${path} can't be read: ${what}. See which points are sound: nbdpull verify`,
-    {
-      details: { path },
-    },
-  );
+function damagedList({ path }: ImageFile, what: string): DamageError {
+  const message = `the list of copies ${path} is not what a prune wrote: ${what}. Nothing of it was copied. See which points are sound: nbdpull verify`;
+  return new DamageError("E_PRUNE_JOURNAL", message, { details: { path } });
 }

@@ -1,4 +1,3 @@
-import { join } from "node:path";
 import type { Link } from "../chain/chain.js";
 import type { Repository } from "../repository/repository.js";
 
@@ -11,11 +10,4 @@ export interface DiskChain {
   readonly domain: string;
   /** Newest first: the staying point, then the dropped ones. */
   readonly links: readonly [Link, ...Link[]];
-}
-
-/** The path of a link's image, by the link's index in the chain. */
-export function imagePath({ repository, domain, links }: DiskChain, index: number): string {
-  const link = links[index];
-  if (!link) throw new RangeError(`the chain has no link ${index}`);
-  return join(repository.pointFolder(domain, link.point.id), link.disk.file);
 }

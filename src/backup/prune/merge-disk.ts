@@ -1,5 +1,3 @@
-import { writeFile } from "node:fs/promises";
-import { join } from "node:path";
 import { openChain } from "../chain/chain.js";
 import { failOnDamage, type Layer } from "../chain/layer.js";
 import {
@@ -10,39 +8,24 @@ import {
   isCryptographic,
 } from "../digest/digest.js";
 import { DigestFileWriter } from "../digest/digest-file-writer.js";
-import { sha256OfFile } from "../host/durable-files.js";
+import { type HeldFolder, sha256OfFile } from "../host/held-folder.js";
 import { ALL_SUBCLUSTERS, dataBytesOf, type Geometry } from "../image/image.js";
 import type { Guard } from "../image/image-file.js";
 import { Qcow2Reader } from "../qcow2/reader.js";
 import type { DiskManifest } from "../repository/manifest.js";
+import type { StagedNames } from "../repository/prune-journal.js";
 import { EventLoopTurn } from "../threads/event-loop-turn.js";
 import { CopyList } from "./copy-list.js";
 import type { DiskChain } from "./disk-chain.js";
-import { imagePath } from "./disk-chain.js";
 import type { MergeMethod } from "./merge-method.js";
 import type { MergeTarget, MixedCluster } from "./merge-target.js";
 import { type MergedPart, masksOf, mergedParts, type Origin, originOf } from "./merge-walk.js";
 import { Qcow2Target } from "./qcow2-merge-target.js";
 import { NewRawTarget, RawInPlaceTarget } from "./raw-merge-target.js";
 
-/** The names of the files that a merge prepares in its folder. */
-interface StagedNames {
-  /** A new image. */
-  readonly image: string;
-  /** The map of a raw increment. */
-  readonly map: string;
-  /** The new header of a changed qcow2 image. */
-  readonly header: string;
-  /** The list of copies that overwrite parts of a changed image. */
-  readonly overwrites: string;
-  /** For a changed raw image, in place of a header. */
-  readonly patch: string;
-  readonly digests: string;
-}
-
 interface MergeOptions {
   /** The folder in which new files are created. */
-  readonly folder: string;
+  readonly folder: HeldFolder;
   readonly names: StagedNames;
   readonly sync: boolean;
   readonly signal?: AbortSignal | undefined;
@@ -57,6 +40,8 @@ export interface MergedDisk {
   readonly disk: DiskManifest;
   /** Bytes of data that were written, or that the overwrites and the patch will write. */
   readonly writtenBytes: number;
+  /** How many copies the list of copies has; undefined: there is no list. */
+  readonly copies: number | undefined;
 }
 
 const COPY_BYTES = 1024 * 1024;
@@ -79,9 +64,9 @@ export async function mergeDisk(
   const layers = await openChain(chain.repository, chain.domain, chain.links, { blocking: true });
   const images = new Map<Layer, Qcow2Reader>();
   try {
-    for (const [index, layer] of layers.entries()) {
+    for (const layer of layers) {
       if (layer.disk.format === "qcow2")
-        images.set(layer, await Qcow2Reader.open(imagePath(chain, index), { blocking: true }));
+        images.set(layer, await Qcow2Reader.open(layer.stored.path, { blocking: true }));
     }
     return await new DiskMerge(chain, layers, images, method, options).run();
   } finally {
@@ -123,23 +108,23 @@ class DiskMerge {
   async run(): Promise<MergedDisk> {
     const { folder, names, sync } = this.#options;
     await using target = await this.#openTarget();
-    const digests = await this.#createDigests(join(folder, names.digests));
+    const digests = await this.#createDigests(folder.at(names.digests));
     let digestsSha256: string | undefined;
+    let copies: number | undefined;
     try {
       for await (const part of mergedParts(this.#layers, this.#geometry, failOnDamage)) {
         await this.#breather.yieldIfDue(this.#options.signal);
         await this.#take(part, target, digests);
       }
       const header = await target.finish({ sync });
-      if (header) await writeFile(join(folder, names.header), header, { flag: "wx", flush: sync });
-      if (this.#base) {
-        await this.#overwrites.save(join(folder, names.overwrites), { sync });
-      }
+      if (header) await folder.create(names.header, header, { sync });
+      if (this.#base) copies = await this.#overwrites.save(folder.at(names.overwrites), { sync });
       digestsSha256 = (await digests?.file.finish({ sync }))?.sha256;
     } finally {
       await digests?.file.close();
     }
-    return { disk: await this.#describe(target, digestsSha256), writtenBytes: target.writtenBytes };
+    const disk = await this.#describe(target, digestsSha256);
+    return { disk, writtenBytes: target.writtenBytes, copies };
   }
 
   async #openTarget(): Promise<MergeTarget> {
@@ -147,27 +132,26 @@ class DiskMerge {
     const [{ disk }] = this.#chain.links;
     const geometry = this.#geometry;
     if (disk.format === "raw") {
-      const map = this.#complete ? undefined : join(folder, names.map);
+      const map = this.#complete ? undefined : folder.at(names.map);
       if (this.#base) {
         return await RawInPlaceTarget.create({
           geometry,
           layers: this.#layers,
           base: this.#base,
           overwrites: this.#overwrites,
-          patchPath: join(folder, names.patch),
+          patchPath: folder.at(names.patch),
           mapPath: map,
         });
       }
-      return await NewRawTarget.create(join(folder, names.image), geometry, map);
+      return await NewRawTarget.create(folder.at(names.image), geometry, map);
     }
-    const index = this.#base ? this.#layers.indexOf(this.#base) : -1;
     return await Qcow2Target.create({
       geometry,
       backing: await this.#backing(),
       layers: this.#layers,
       images: this.#images,
       base: this.#base,
-      path: this.#base ? imagePath(this.#chain, index) : join(folder, names.image),
+      path: this.#base ? this.#base.stored.path : folder.at(names.image),
       overwrites: this.#overwrites,
       guard: this.#options.guard,
     });
@@ -357,7 +341,7 @@ class DiskMerge {
       storedBytes: target.storedBytes,
       bitmap: this.#complete ? null : disk.bitmap,
       map: hasMap
-        ? { file: disk.map?.file ?? `${disk.name}.map`, sha256: await sha256OfFile(join(folder, names.map)) }
+        ? { file: disk.map?.file ?? `${disk.name}.map`, sha256: await sha256OfFile(folder.at(names.map)) }
         : null,
       digests:
         digestsSha256 !== undefined && algorithm !== undefined

@@ -1,8 +1,8 @@
-import { stat } from "node:fs/promises";
 import { openChain } from "../chain/chain.js";
 import { failOnDamage, type Layer } from "../chain/layer.js";
 import { dataBytesOf, type Geometry } from "../image/image.js";
-import { type DiskChain, imagePath } from "./disk-chain.js";
+import { ImageFile } from "../image/image-file.js";
+import type { DiskChain } from "./disk-chain.js";
 import { mergedParts, visibleBytes } from "./merge-walk.js";
 
 /** How a merge is done. It is chosen from tables and digest files, without reading data. */
@@ -54,7 +54,12 @@ async function canBeBase(chain: DiskChain, layers: readonly Layer[], index: numb
   if (layer.geometry.clusterSize > finest.clusterSize && !layers.at(-1)?.complete) return false;
   if (layer.disk.format === "qcow2") return true;
   // Bytes behind the end of the layer's disk would become part of a disk that has grown since.
-  return (await stat(imagePath(chain, index))).size === layer.geometry.virtualSize;
+  const file = await ImageFile.open(layer.stored.path);
+  try {
+    return (await file.size()) === layer.geometry.virtualSize;
+  } finally {
+    await file.close();
+  }
 }
 
 /**

@@ -13,33 +13,33 @@
  * room uses no NBD, knows nothing of libvirt and deletes no checkpoints.
  */
 
-import { mkdir, readdir, stat, statfs, writeFile } from "node:fs/promises";
-import { join } from "node:path";
+import { statfs } from "node:fs/promises";
 import { DamageError, PreconditionError, UsageError } from "../base/errors.js";
 import { findParentLink, type Link } from "../chain/chain.js";
-import { syncFolder } from "../host/durable-files.js";
-import type { ImageReader } from "../image/image.js";
+import type { HeldFolder } from "../host/held-folder.js";
+import { clustersIn } from "../image/image.js";
+import { ImageFile } from "../image/image-file.js";
 import { RawReader } from "../image/raw-reader.js";
 import { checkQcow2 } from "../qcow2/check.js";
 import { Qcow2Reader } from "../qcow2/reader.js";
 import { type HeldLock, waitForReaders } from "../repository/domain-lock.js";
-import { formatManifest, type Manifest, timeOfPointId } from "../repository/manifest.js";
+import { type OnStep, publishMerges, undoMerges } from "../repository/finish-prune.js";
+import { type DiskManifest, formatManifest, type Manifest, timeOfPointId } from "../repository/manifest.js";
+import { plannedMerges } from "../repository/planned-merges.js";
 import {
+  heldJournal,
   hiddenPoints,
-  journalFolder,
+  JOURNAL_FOLDER,
   type MergeRecord,
-  type OnStep,
   type PruneJournal,
-  publishMerges,
   readJournal,
   stagedManifest,
   stagedNames,
-  undoMerges,
   writeJournal,
 } from "../repository/prune-journal.js";
 import type { Repository } from "../repository/repository.js";
-import { applyCopyList } from "./copy-list.js";
-import { type DiskChain, imagePath } from "./disk-chain.js";
+import { applyCopyList, type CopySource } from "./copy-list.js";
+import type { DiskChain } from "./disk-chain.js";
 import { type MergedDisk, mergeDisk } from "./merge-disk.js";
 import { chooseMergeMethod, type MergeMethod } from "./merge-method.js";
 import { type Merge, type PrunePlan, planPrune } from "./prune-plan.js";
@@ -166,7 +166,8 @@ async function decide({ repository, domain, retention }: PruneOptions): Promise<
     if (base && !keep.has(base.id)) keep.set(base.id, ["base"]);
   }
   // Only a dry run finds hidden points: a prune that died dropped them, and prepared their merges.
-  const hidden = await hiddenPoints(repository.domainFolder(domain));
+  await using folder = await repository.holdDomain(domain);
+  const hidden = folder ? await hiddenPoints(folder) : [];
   const going = await Promise.all(hidden.map((id) => repository.point(domain, id)));
   const all = [...points, ...going].sort((one, other) => (one.id < other.id ? -1 : 1));
   const plan = planPrune(all, new Set(keep.keys()));
@@ -207,33 +208,36 @@ async function chainOf(
   if (!disk) throw new RangeError(`${merge.child} has no disk ${merge.disk}`);
   const links: [Link, ...Link[]] = [{ point, disk }];
   for (const id of merge.dropped) {
-    const link = await findParentLink(repository, domain, links.at(-1) ?? links[0]);
-    if (link.point.id !== id) throw new RangeError(`the parent is ${link.point.id}, not ${id}`);
-    links.push(link);
+    const child = links.at(-1) ?? links[0];
+    if (child.disk.parent !== id) {
+      const message = `${merge.disk} of point ${child.point.id} is based on ${child.disk.parent}, and the prune takes it to be based on ${id}: nothing was changed`;
+      throw new DamageError("E_PRUNE_JOURNAL", message, { details: { domain, point: child.point.id } });
+    }
+    links.push(await findParentLink(repository, domain, child));
   }
   return { repository, domain, links };
 }
 
 class Prune {
   readonly #options: PruneOptions;
-  readonly #folder: string;
+  readonly #folder: HeldFolder;
   readonly #onStep: OnStep;
   readonly #guard: HeldLock["assertHeld"];
 
   constructor(options: PruneOptions, held: HeldLock) {
     this.#guard = held.assertHeld;
     this.#options = options;
-    this.#folder = options.repository.domainFolder(options.domain);
+    this.#folder = held.folder;
     this.#onStep = options.onStep ?? (() => undefined);
   }
 
   async run(): Promise<PruneResult> {
-    const before = await usedBytes(this.#folder);
+    const before = await this.#folder.usedBytes();
     const unfinished = await readJournal(this.#folder);
     if (unfinished) await this.#finish(unfinished);
     const { points, keep, plan } = await decide(this.#options);
     const merges = plan.drop.length === 0 ? [] : await this.#drop(points, plan);
-    const freedBytes = before - (await usedBytes(this.#folder));
+    const freedBytes = before - (await this.#folder.usedBytes());
     const { domain } = this.#options;
     return { ...describe(domain, points, keep, plan), merges, writtenBytes: sum(merges), freedBytes };
   }
@@ -253,13 +257,17 @@ class Prune {
       merges: records,
       sync,
     };
-    await mkdir(journalFolder(this.#folder));
+    await this.#folder.makeFolder(JOURNAL_FOLDER);
     await writeJournal(this.#folder, journal, this.#guard);
     this.#onStep("journal");
-    let merges: DoneMerge[];
+    let merged: Merged;
     try {
-      merges = await this.#merge(points, prepared);
-      await writeJournal(this.#folder, { ...journal, phase: "overwrite" }, this.#guard);
+      merged = await this.#merge(points, prepared);
+      await writeJournal(
+        this.#folder,
+        { ...journal, merges: merged.records, phase: "overwrite" },
+        this.#guard,
+      );
     } catch (error) {
       // If the journal of the next phase has its name and only the flush failed, nothing must be undone.
       if ((await readJournal(this.#folder))?.phase === "merge") {
@@ -268,8 +276,8 @@ class Prune {
       throw error;
     }
     this.#onStep("overwrite");
-    await this.#finish({ ...journal, phase: "overwrite" });
-    return merges;
+    await this.#finish({ ...journal, merges: merged.records, phase: "overwrite" });
+    return merged.merges;
   }
 
   /**
@@ -297,8 +305,9 @@ class Prune {
     const index = chain.links.findIndex(({ point }) => point.id === method.base);
     const link = chain.links[index];
     if (!link) return { merge, chain, method, record };
-    const path = imagePath(chain, index);
-    const { size: bytes } = await stat(path);
+    await using folder = await this.#options.repository.holdPoint(this.#options.domain, link.point.id);
+    const path = folder.at(link.disk.file);
+    const bytes = await changeableBytes(path);
     const base = { point: link.point.id, file: link.disk.file, bytes };
     if (isRawBase(chain, method)) return { merge, chain, method, record: { ...record, base } };
     const [damaged] = (await checkQcow2(path, this.#options)).filter(({ severity }) => severity === "damage");
@@ -312,15 +321,15 @@ class Prune {
   /** @throws {PreconditionError} `E_NO_ROOM`: the file system has too little space for the merges */
   async #assertSpace(prepared: readonly Prepared[]): Promise<void> {
     const needed = prepared.reduce((total, { method }) => total + method.writeBytes, 0);
-    const { bavail, bsize } = await statfs(this.#folder);
+    const { bavail, bsize } = await statfs(this.#folder.reach);
     if (needed <= bavail * bsize) return;
-    const message = `merging writes up to ${needed} bytes, and ${this.#folder} has ${bavail * bsize} bytes left: free some space, or keep more points. Nothing was changed`;
+    const message = `merging writes up to ${needed} bytes, and ${this.#folder.path} has ${bavail * bsize} bytes left: free some space, or keep more points. Nothing was changed`;
     throw new PreconditionError("E_NO_ROOM", message, { details: { needed, available: bavail * bsize } });
   }
 
-  async #merge(points: readonly Manifest[], prepared: readonly Prepared[]): Promise<DoneMerge[]> {
+  async #merge(points: readonly Manifest[], prepared: readonly Prepared[]): Promise<Merged> {
     const { sync, signal, onProgress } = this.#options;
-    const folder = journalFolder(this.#folder);
+    await using folder = await heldJournal(this.#folder);
     const merged = new Map<Merge, MergedDisk>();
     for (const { merge, chain, method, record } of prepared) {
       const onPosition = (position: number, size: number): void => onProgress?.(merge.disk, position, size);
@@ -337,15 +346,18 @@ class Prune {
       });
       const level = disks.every(({ mode }) => mode === "full") ? "full" : "incremental";
       const text = formatManifest({ ...old, level, disks });
-      await writeFile(join(folder, stagedManifest(child)), text, { flag: "wx", flush: sync });
+      await folder.create(stagedManifest(child), text, { sync });
     }
-    if (sync) await syncFolder(folder);
+    if (sync) await folder.sync();
     this.#onStep("staged");
-    return prepared.map(({ merge, method }) => ({
-      ...merge,
-      base: method.base,
-      writtenBytes: merged.get(merge)?.writtenBytes ?? 0,
-    }));
+    return {
+      merges: prepared.map(({ merge, method }) => ({
+        ...merge,
+        base: method.base,
+        writtenBytes: merged.get(merge)?.writtenBytes ?? 0,
+      })),
+      records: prepared.map(({ merge, record }) => ({ ...record, copies: merged.get(merge)?.copies })),
+    };
   }
 
   /**
@@ -354,6 +366,7 @@ class Prune {
    */
   async #finish(journal: PruneJournal): Promise<void> {
     const { domain, signal, sync } = this.#options;
+    await plannedMerges(this.#folder, journal);
     // A reader may still be restoring a dropped point.
     await waitForReaders(this.#folder, domain, { waitMs: READERS_WAIT_MS, signal });
     for (const record of journal.merges) await this.#overwrite(record, sync);
@@ -376,24 +389,38 @@ class Prune {
   async #overwrite(record: MergeRecord, sync: boolean): Promise<void> {
     if (!record.base) return;
     const chain = await chainOf(this.#options, record);
-    const sources: ImageReader[] = [];
+    const folders: HeldFolder[] = [];
+    const sources: CopySource[] = [];
+    let base: string | undefined;
     try {
-      for (const [index, { disk }] of chain.links.entries()) {
-        const geometry = { virtualSize: disk.virtualSize, clusterSize: disk.clusterSize };
-        const path = imagePath(chain, index);
-        sources.push(
-          disk.format === "qcow2"
-            ? await Qcow2Reader.open(path, { blocking: true })
-            : await RawReader.open(path, { geometry, blocking: true }),
-        );
+      for (const { point, disk } of chain.links) {
+        const folder = await this.#options.repository.holdPoint(this.#options.domain, point.id);
+        folders.push(folder);
+        const path = folder.at(disk.file);
+        sources.push(await copySourceOf(path, disk));
+        if (point.id === record.base.point) base = path;
       }
-      const base = join(this.#folder, record.base.point, record.base.file);
-      const list = join(journalFolder(this.#folder), stagedNames(record).overwrites);
-      await applyCopyList(list, base, sources, { sync, signal: this.#options.signal, guard: this.#guard });
+      if (base === undefined) throw new RangeError(`${record.base.point} has no part in the merge`);
+      await using staged = await heldJournal(this.#folder);
+      const { format, virtualSize } = chain.links[0].disk;
+      await applyCopyList(staged.at(stagedNames(record).overwrites), base, sources, {
+        copies: record.copies,
+        imageBytes: format === "raw" ? virtualSize : undefined,
+        sync,
+        signal: this.#options.signal,
+        guard: this.#guard,
+      });
     } finally {
-      for (const source of sources) await source.close();
+      for (const { reader } of sources) await reader.close();
+      for (const folder of folders) await folder.close();
     }
   }
+}
+
+/** What the merges have done, and their entries in the journal of the next phase. */
+interface Merged {
+  readonly merges: DoneMerge[];
+  readonly records: MergeRecord[];
 }
 
 /** A merge before it begins, with its entry in the journal. */
@@ -412,16 +439,27 @@ function sum(merges: readonly DoneMerge[]): number {
   return merges.reduce((total, { writtenBytes }) => total + writtenBytes, 0);
 }
 
-/** Bytes that the files in a folder and its subfolders occupy on the file system. */
-async function usedBytes(folder: string): Promise<number> {
-  let bytes = 0;
-  // Marks of readers may disappear meanwhile.
-  for (const entry of await readdir(folder, { withFileTypes: true }).catch(() => [])) {
-    const path = join(folder, entry.name);
-    if (entry.isDirectory()) bytes += await usedBytes(path);
-    if (!entry.isFile()) continue;
-    const found = await stat(path).catch(() => undefined);
-    bytes += (found?.blocks ?? 0) * 512;
+/**
+ * The length of an image that will be changed.
+ * @throws {DamageError} `E_IMAGE_FILE`: it is not a regular file, or has other names too
+ */
+async function changeableBytes(path: string): Promise<number> {
+  const file = await ImageFile.openForWriting(path);
+  try {
+    return await file.size();
+  } finally {
+    await file.close();
   }
-  return bytes;
+}
+
+/** An image that copies come from, and the end of the host offsets that its reader knows. */
+async function copySourceOf(path: string, disk: DiskManifest): Promise<CopySource> {
+  const geometry = { virtualSize: disk.virtualSize, clusterSize: disk.clusterSize };
+  const whole = clustersIn(geometry) * disk.clusterSize;
+  if (disk.format === "raw") {
+    return { reader: await RawReader.open(path, { geometry, blocking: true }), end: whole };
+  }
+  const reader = await Qcow2Reader.open(path, { blocking: true });
+  // Compressed clusters have offsets behind the end of the file.
+  return { reader, end: reader.fileEnd + whole };
 }

@@ -41,7 +41,7 @@ export class Qcow2File {
       return new Qcow2File(file, parseHeader(head, size), size);
     } catch (error) {
       await file.close();
-      throw error instanceof BackupError ? withPath(error, path) : error;
+      throw error instanceof BackupError ? withPath(error, file.path) : error;
     }
   }
 

@@ -78,6 +78,11 @@ export class Qcow2Reader implements ImageReader, AsyncDisposable {
     return this.#file.path;
   }
 
+  /** The file's length in whole clusters, in bytes. Host offsets of compressed data begin there. */
+  get fileEnd(): number {
+    return this.#file.context.fileEnd;
+  }
+
   async *runs(onDamage?: OnDamage): AsyncGenerator<ClusterRun> {
     this.#assertDistinctTables();
     let last: Draft | undefined;

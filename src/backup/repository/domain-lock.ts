@@ -1,15 +1,16 @@
 import { randomUUID } from "node:crypto";
-import { mkdir, readdir, rm, rmdir, stat } from "node:fs/promises";
-import { join } from "node:path";
+import fs from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import { lock } from "proper-lockfile";
 import { BackupError, hasCode, PreconditionError } from "../base/errors.js";
-import { exists, isMissing, makeFolders } from "../host/durable-files.js";
+import { isMissing } from "../host/durable-files.js";
+import type { HeldFolder } from "../host/held-folder.js";
 
 /** A dead process loses its lock after LOCK_STALE_MS; others wait a little longer for it. */
 const LOCK_STALE_MS = 10_000;
 const LOCK_WAIT_MS = 13_000;
 const LOCK_RETRY_MS = 500;
+const LOCK = ".lock";
 const READER = ".reader-";
 /** Prefix of the lock holder's mark. The next holder removes the mark of one that was taken for dead. */
 const HOLDER = ".holder-";
@@ -21,6 +22,8 @@ const LOOK_AGAIN_MS = 1_000;
 
 /** The right to write a domain's points, which one process has at a time. */
 export interface HeldLock {
+  /** The domain's folder; open until `release`. */
+  readonly folder: HeldFolder;
   /** Aborted when the lock was lost, because this process was suspended or the lock was removed. */
   readonly lost: AbortSignal;
   /**
@@ -32,59 +35,32 @@ export interface HeldLock {
   release(): Promise<void>;
 }
 
+/** Like the library's own, but nothing of ours follows a link that somebody puts in the place of a lock. */
+const WITHOUT_LINKS = { ...fs, stat: fs.lstat, utimes: fs.lutimes };
+
 /**
  * Takes the lock of a domain. A dead process loses it after some seconds. It works on network file systems.
+ * @param hold opens the domain's folder, and creates it if it is missing. The lock closes it.
  * @throws {PreconditionError} another process has it
  */
 export async function takeLock(
-  folder: string,
+  hold: () => Promise<HeldFolder>,
   domain: string,
   signal: AbortSignal | undefined,
 ): Promise<HeldLock> {
-  const lost = new AbortController();
-  const lose = (cause?: Error): void => {
-    const message = `the lock on ${folder} was lost: another process may have taken it (was this one suspended?)`;
-    lost.abort(new BackupError("E_LOCK_LOST", message, { cause }));
-  };
   const deadline = performance.now() + LOCK_WAIT_MS;
   for (;;) {
     signal?.throwIfAborted();
+    const folder = await hold();
     try {
-      const release = await lock(folder, {
-        lockfilePath: join(folder, ".lock"),
-        stale: LOCK_STALE_MS,
-        update: LOCK_STALE_MS / 5,
-        onCompromised: lose,
-      });
-      const mark = await markHolder(folder).catch(async (error: unknown) => {
-        await release().catch(() => undefined);
-        throw error;
-      });
-      let looked = Date.now();
-      return {
-        lost: lost.signal,
-        assertHeld: async () => {
-          lost.signal.throwIfAborted();
-          const now = Date.now();
-          if (Math.abs(now - looked) < LOOK_AGAIN_MS) return;
-          if (!(await exists(mark))) lose();
-          lost.signal.throwIfAborted();
-          looked = now;
-        },
-        release: async () => {
-          await rmdir(mark).catch(() => undefined);
-          if (!lost.signal.aborted) await release().catch(() => undefined);
-        },
-      };
+      return await lockFolder(folder);
     } catch (cause) {
-      if (isMissing(cause)) {
-        // Another holder's first point failed, and that holder removed the empty folder.
-        await makeFolders(folder);
-        continue;
-      }
+      await folder.close();
+      // Another holder's first point failed, and that holder removed the empty folder.
+      if (isMissing(cause)) continue;
       if (!hasCode(cause, "ELOCKED")) throw cause;
       if (performance.now() > deadline) {
-        const message = `another nbdpull is writing points of ${domain} (${folder}): try again when it has ended`;
+        const message = `another nbdpull is writing points of ${domain} (${folder.path}): try again when it has ended`;
         throw new PreconditionError("E_LOCKED", message, { cause, details: { domain } });
       }
     }
@@ -92,21 +68,69 @@ export async function takeLock(
   }
 }
 
+async function lockFolder(folder: HeldFolder): Promise<HeldLock> {
+  const lost = new AbortController();
+  const lose = (cause?: Error): void => {
+    const message = `the lock on ${folder.path} was lost: another process may have taken it (was this one suspended?)`;
+    lost.abort(new BackupError("E_LOCK_LOST", message, { cause }));
+  };
+  const { dev, ino } = await folder.status();
+  // The library confuses two locks of one process that have the same first argument.
+  const release = await lock(`${dev}:${ino}`, {
+    lockfilePath: folder.at(LOCK),
+    realpath: false,
+    fs: WITHOUT_LINKS,
+    stale: LOCK_STALE_MS,
+    update: LOCK_STALE_MS / 5,
+    onCompromised: lose,
+  });
+  const mark = await markHolder(folder).catch(async (error: unknown) => {
+    await release().catch(() => undefined);
+    throw error;
+  });
+  let looked = Date.now();
+  return {
+    folder,
+    lost: lost.signal,
+    assertHeld: async () => {
+      lost.signal.throwIfAborted();
+      const now = Date.now();
+      if (Math.abs(now - looked) < LOOK_AGAIN_MS) return;
+      if (!(await folder.find(mark))) lose();
+      lost.signal.throwIfAborted();
+      looked = now;
+    },
+    release: async () => {
+      await folder.removeEmpty(mark).catch(() => undefined);
+      if (!lost.signal.aborted) await release().catch(() => undefined);
+      await folder.close();
+    },
+  };
+}
+
+/** The state of a domain's lock; undefined if it has none. */
+export async function lookAtLock(folder: HeldFolder): Promise<"held" | "left by a dead process" | undefined> {
+  const found = await folder.find(LOCK);
+  if (!found) return undefined;
+  return isLockStale(found.mtimeMs) ? "left by a dead process" : "held";
+}
+
 /** Whether a lock that was last renewed at `mtimeMs` belongs to a dead process. */
-export function isLockStale(mtimeMs: number): boolean {
+function isLockStale(mtimeMs: number): boolean {
   return Date.now() - mtimeMs >= LOCK_STALE_MS;
 }
 
 /**
  * Replaces older marks by ours, so that an earlier holder that was only suspended notices that it lost the
  * lock.
+ * @returns the mark's name
  */
-async function markHolder(folder: string): Promise<string> {
-  for (const name of await readdir(folder)) {
-    if (name.startsWith(HOLDER)) await rm(join(folder, name), { recursive: true, force: true });
+async function markHolder(folder: HeldFolder): Promise<string> {
+  for (const name of await folder.names()) {
+    if (name.startsWith(HOLDER)) await folder.remove(name);
   }
-  const mark = join(folder, `${HOLDER}${randomUUID()}`);
-  await mkdir(mark);
+  const mark = `${HOLDER}${randomUUID()}`;
+  await folder.makeFolder(mark);
   return mark;
 }
 
@@ -123,19 +147,22 @@ export interface ReaderMark {
  * Marks the domain as being read. If nothing can be written there (no permission, read-only, full) there is
  * no mark, and the repository can be read all the same.
  */
-export async function markReader(folder: string): Promise<ReaderMark> {
-  const path = join(folder, `${READER}${randomUUID()}`);
+export async function markReader(folder: HeldFolder): Promise<ReaderMark> {
+  const name = `${READER}${randomUUID()}`;
   try {
-    // Each lock needs a path of its own: the library confuses two locks with the same path.
-    const release = await lock(path, {
-      lockfilePath: path,
+    const release = await lock(name, {
+      lockfilePath: folder.at(name),
       realpath: false,
+      fs: WITHOUT_LINKS,
       stale: LOCK_STALE_MS,
       update: LOCK_STALE_MS / 5,
       // The reader calls `isThere` at its end.
       onCompromised: () => undefined,
     });
-    return { isThere: () => exists(path), release: () => release().catch(() => undefined) };
+    return {
+      isThere: async () => (await folder.find(name)) !== undefined,
+      release: () => release().catch(() => undefined),
+    };
   } catch (error) {
     const cannotWrite = ["EACCES", "EPERM", "EROFS", "ENOSPC", "EDQUOT"];
     if (!cannotWrite.some((code) => hasCode(error, code)) && !isMissing(error)) throw error;
@@ -149,7 +176,7 @@ export async function markReader(folder: string): Promise<ReaderMark> {
  * @throws the signal's reason
  */
 export async function waitForReaders(
-  folder: string,
+  folder: HeldFolder,
   domain: string,
   { waitMs, signal }: { readonly waitMs: number; readonly signal?: AbortSignal | undefined },
 ): Promise<void> {
@@ -166,15 +193,14 @@ export async function waitForReaders(
   }
 }
 
-async function livingReaders(folder: string): Promise<number> {
+async function livingReaders(folder: HeldFolder): Promise<number> {
   let count = 0;
-  for (const name of await readdir(folder)) {
+  for (const name of await folder.names()) {
     if (!name.startsWith(READER)) continue;
-    const path = join(folder, name);
-    const marked = await stat(path).catch(() => undefined);
+    const marked = await folder.find(name);
     if (!marked) continue;
     if (!isLockStale(marked.mtimeMs)) count += 1;
-    else await rm(path, { recursive: true, force: true });
+    else await folder.remove(name);
   }
   return count;
 }

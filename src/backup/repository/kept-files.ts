@@ -1,7 +1,7 @@
-import { lstat } from "node:fs/promises";
-import { join } from "node:path";
 import { isUnreadable } from "../base/damage.js";
-import { isMissing, sha256OfFile } from "../host/durable-files.js";
+import { hasCode } from "../base/errors.js";
+import { isMissing } from "../host/durable-files.js";
+import { type HeldFolder, sha256OfFile } from "../host/held-folder.js";
 import type { KeptFile, Manifest } from "./manifest.js";
 
 /**
@@ -9,17 +9,18 @@ import type { KeptFile, Manifest } from "./manifest.js";
  * @throws the file system's error, except for a failing medium, which counts as damage
  */
 export async function damageOf(
-  folder: string,
+  folder: HeldFolder,
   { file, length, sha256 }: KeptFile,
 ): Promise<string | undefined> {
-  const path = join(folder, file);
   try {
-    const found = await lstat(path);
+    const found = await folder.find(file);
+    if (!found) return `${file} is missing`;
     if (!found.isFile()) return `${file} is no plain file`;
     if (found.size !== length) return `${file} has ${found.size} bytes, of ${length} that were stored`;
-    return (await sha256OfFile(path)) === sha256 ? undefined : `${file} is not what was stored`;
+    return (await sha256OfFile(folder.at(file))) === sha256 ? undefined : `${file} is not what was stored`;
   } catch (error) {
     if (isMissing(error)) return `${file} is missing`;
+    if (hasCode(error, "E_LINK")) return `${file} is no plain file`;
     if (isUnreadable(error)) return `${file}: the file system cannot read it (${error.code})`;
     throw error;
   }

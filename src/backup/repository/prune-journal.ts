@@ -1,11 +1,10 @@
-import { readdir, readFile, rename, rm, unlink, writeFile } from "node:fs/promises";
-import { join } from "node:path";
 import { z } from "zod";
-import { DamageError } from "../base/errors.js";
+import { DamageError, hasCode } from "../base/errors.js";
 import { faultsOf, parseJson } from "../base/json.js";
-import { exists, isMissing, syncFolder } from "../host/durable-files.js";
-import { type Guard, ImageFile } from "../image/image-file.js";
-import { applyPatch } from "./raw-patch.js";
+import { isMissing } from "../host/durable-files.js";
+import type { HeldFolder } from "../host/held-folder.js";
+import type { Guard } from "../image/image-file.js";
+import { isDiskName, isPointId } from "./manifest.js";
 
 /**
  * What a prune is about to do, in `DOMAIN/.prune/journal.json`, so that the next command can finish or undo
@@ -16,51 +15,90 @@ import { applyPatch } from "./raw-patch.js";
  *                count as points. All others can be restored at any moment. Repeating this phase finishes it
  *     publish    headers, names, digests and manifests change, which takes moments; then the dropped points
  *                are removed. Points must not be read meanwhile. Each step is repeated or found done
+ *
+ * Whoever may write to the repository can write a journal. So it only names points and disks;
+ * `planned-merges.ts` looks in the manifests for the files that are meant.
  */
 const PHASES = ["merge", "overwrite", "publish"] as const;
 
-const FOLDER = ".prune";
+/** In the domain's folder: the journal, and the files that a prune prepares. */
+export const JOURNAL_FOLDER = ".prune";
 const JOURNAL = "journal.json";
-const PARTIAL = ".partial";
-const DEAD = ".dead-";
+/** Longer than any journal. */
+const MOST_BYTES = 64 * 1024 * 1024;
 
-const name = z.string().regex(/^[^/\\\0.][^/\\\0]*$/);
+const pointId = z.string().refine(isPointId, "is not the id of a point");
+const bytes = z.number().int().nonnegative().max(Number.MAX_SAFE_INTEGER);
+/** For programs of version 0.1, which take names of files from the journal. This one does not read them. */
+const fileName = z.string();
+
 const mergeRecord = z.object({
-  disk: name,
-  child: name,
+  disk: z.string().refine(isDiskName, "is not the name of a disk"),
+  child: pointId,
   /** Newest first. */
-  dropped: z.array(name),
+  dropped: z.array(pointId).min(1),
   /** The image that is changed, and its length before the prune; null: a new image is made. */
-  base: z.object({ point: name, file: name, bytes: z.number().int().nonnegative() }).nullable(),
-  /** The names of the child's files, which stay the same; null: it has no such file after the prune. */
-  file: name,
-  digests: name.nullable(),
-  map: name.nullable(),
-  /** Files of the child that the prune removes. */
-  stale: z.array(name),
+  base: z.object({ point: pointId, file: fileName, bytes }).nullable(),
+  /** How many copies the list of copies has. Journals of version 0.1 lack it. */
+  copies: bytes.optional(),
+  file: fileName,
+  digests: fileName.nullable(),
+  map: fileName.nullable(),
+  stale: z.array(fileName),
 });
-const journalSchema = z.object({
-  format: z.literal("nbdpull-prune"),
-  /** Version 2: a raw image is changed, which older programs don't know of. */
-  version: z.literal([1, 2]),
-  phase: z.enum(PHASES),
-  drop: z.array(name),
-  merges: z.array(mergeRecord),
-  sync: z.boolean(),
-});
+const journalSchema = z
+  .object({
+    format: z.literal("nbdpull-prune"),
+    /** Version 2: a raw image is changed, which older programs don't know of. */
+    version: z.literal([1, 2]),
+    phase: z.enum(PHASES),
+    drop: z.array(pointId).min(1),
+    merges: z.array(mergeRecord),
+    sync: z.boolean(),
+  })
+  .refine(({ drop }) => new Set(drop).size === drop.length, "a point is dropped twice")
+  .refine(
+    ({ drop, merges }) => merges.every(({ child }) => !drop.includes(child)),
+    "a point that is dropped takes over data",
+  )
+  .refine(
+    ({ drop, merges }) => merges.every(({ dropped }) => dropped.every((id) => drop.includes(id))),
+    "a point that stays gives its data away",
+  )
+  .refine(
+    ({ merges }) =>
+      merges.every(({ child, dropped }) => dropped.every((id, i) => id < (dropped[i - 1] ?? child))),
+    "a chain is not in the order of time",
+  )
+  .refine(
+    ({ merges }) =>
+      merges.every(({ base, child, dropped }) => !base || [child, ...dropped].includes(base.point)),
+    "an image would be changed that has no part in the merge",
+  )
+  .refine(
+    ({ merges }) => new Set(merges.map(({ child, disk }) => `${child}/${disk}`)).size === merges.length,
+    "a disk is merged twice",
+  );
 
 export type MergeRecord = z.infer<typeof mergeRecord>;
 export type PruneJournal = z.infer<typeof journalSchema>;
 
 /** The names of the files that a merge prepares in the journal's folder. */
-export function stagedNames({ child, disk }: Pick<MergeRecord, "child" | "disk">): {
-  image: string;
-  map: string;
-  header: string;
-  overwrites: string;
-  patch: string;
-  digests: string;
-} {
+export interface StagedNames {
+  /** A new image. */
+  readonly image: string;
+  /** The map of a raw increment. */
+  readonly map: string;
+  /** The new header of a changed qcow2 image. */
+  readonly header: string;
+  /** The list of copies that overwrite parts of a changed image. */
+  readonly overwrites: string;
+  /** For a changed raw image, in place of a header. */
+  readonly patch: string;
+  readonly digests: string;
+}
+
+export function stagedNames({ child, disk }: Pick<MergeRecord, "child" | "disk">): StagedNames {
   const of = (what: string): string => `${child}.${disk}.${what}`;
   return {
     image: of("image"),
@@ -76,205 +114,57 @@ export function stagedManifest(child: string): string {
   return `${child}.point.json`;
 }
 
-/** The folder in which a prune of the domain keeps its journal and the files that it prepares. */
-export function journalFolder(folder: string): string {
-  return join(folder, FOLDER);
-}
-
-/** @throws {DamageError} the journal exists and can't be parsed */
-export async function readJournal(folder: string): Promise<PruneJournal | undefined> {
-  const path = join(folder, FOLDER, JOURNAL);
+/**
+ * @param domain the domain's folder
+ * @throws {DamageError} the journal exists, and is not what a prune writes
+ */
+export async function readJournal(domain: HeldFolder): Promise<PruneJournal | undefined> {
+  await using folder = await domain.folder(JOURNAL_FOLDER);
+  if (!folder) return undefined;
   let text: string;
   try {
-    text = await readFile(path, "utf8");
+    text = (await folder.read(JOURNAL, MOST_BYTES)).toString("utf8");
   } catch (error) {
     if (isMissing(error)) return undefined;
+    if (hasCode(error, "E_LINK")) throw wrongJournal(domain, error.message, error);
     throw error;
   }
   const parsed = journalSchema.safeParse(parseJson(text));
   if (parsed.success) return parsed.data;
-  throw new DamageError("E_PRUNE_JOURNAL", `the journal ${path} can't be read: ${faultsOf(parsed.error)}`, {
-    details: { path },
-  });
+  throw wrongJournal(domain, faultsOf(parsed.error));
+}
+
+/** The error for a journal that no prune has written, or that does not fit the points. */
+export function wrongJournal(domain: HeldFolder, what: string, cause?: unknown): DamageError {
+  const path = `${domain.path}/${JOURNAL_FOLDER}/${JOURNAL}`;
+  const message = `${path} is not the journal of a prune here (${what}): nothing was changed. Find out who has written it. If nobody can tell, move the folder ${JOURNAL_FOLDER} away, and see with "nbdpull verify" which points are sound`;
+  return new DamageError("E_PRUNE_JOURNAL", message, { cause, details: { path } });
 }
 
 /** Writes or replaces the journal; it is on stable storage when this returns. */
-export async function writeJournal(folder: string, journal: PruneJournal, guard: Guard): Promise<void> {
-  const path = join(folder, FOLDER, JOURNAL);
-  const temporary = `${path}.new`;
-  await writeFile(temporary, `${JSON.stringify(journal, null, 2)}\n`, { flush: true });
-  await guard();
-  await rename(temporary, path);
-  await syncFolder(join(folder, FOLDER));
-  await syncFolder(folder);
+export async function writeJournal(domain: HeldFolder, journal: PruneJournal, guard: Guard): Promise<void> {
+  await using folder = await heldJournal(domain);
+  await folder.replace(JOURNAL, `${JSON.stringify(journal, null, 2)}\n`, guard);
+  await folder.sync();
+  await domain.sync();
+}
+
+/** The folder of the journal. @throws {DamageError} it is missing, or a link */
+export async function heldJournal(domain: HeldFolder): Promise<HeldFolder> {
+  const folder = await domain.folder(JOURNAL_FOLDER);
+  if (folder) return folder;
+  const path = `${domain.path}/${JOURNAL_FOLDER}`;
+  throw new DamageError("E_PRUNE_JOURNAL", `${path} was removed while a prune ran`, { details: { path } });
+}
+
+/** Whether a prune has written a journal, valid or not. */
+export async function hasJournal(domain: HeldFolder): Promise<boolean> {
+  await using folder = await domain.folder(JOURNAL_FOLDER);
+  return (await folder?.find(JOURNAL)) !== undefined;
 }
 
 /** Points that a prune has given up, though their folders are still needed. */
-export async function hiddenPoints(folder: string): Promise<readonly string[]> {
-  const journal = await readJournal(folder);
+export async function hiddenPoints(domain: HeldFolder): Promise<readonly string[]> {
+  const journal = await readJournal(domain);
   return journal && journal.phase !== "merge" ? journal.drop : [];
-}
-
-/** Truncates the images to their lengths before the merge, which restores them, and removes the journal. */
-export async function undoMerges(folder: string, journal: PruneJournal, guard: Guard): Promise<void> {
-  for (const { base } of journal.merges) {
-    if (!base) continue;
-    const path = join(folder, base.point, base.file);
-    const file = await ImageFile.openForWriting(path, guard);
-    try {
-      if ((await file.size()) > base.bytes) await file.truncate(base.bytes);
-      if (journal.sync) await file.sync();
-    } finally {
-      await file.close();
-    }
-  }
-  await removeJournal(folder, guard);
-}
-
-/** Called after each step; tests end the process there. */
-export type OnStep = (step: string) => void;
-
-interface Publishing {
-  readonly guard: Guard;
-  readonly onStep: OnStep;
-}
-
-/**
- * Moves the merged images to the kept points and removes the dropped points. Skips steps that are already
- * done.
- */
-export async function publishMerges(
-  folder: string,
-  journal: PruneJournal,
-  { guard, onStep }: Publishing,
-): Promise<void> {
-  const staged = join(folder, FOLDER);
-  const children = new Set(journal.merges.map(({ child }) => child));
-  for (const merge of journal.merges) await publishMerge(folder, merge, journal.sync, { guard, onStep });
-  for (const child of children) {
-    await moveIfThere(join(staged, stagedManifest(child)), join(folder, child, "point.json"), guard);
-    if (journal.sync) await syncFolder(join(folder, child));
-    onStep(`manifest of ${child}`);
-  }
-  for (const { child, stale } of journal.merges) {
-    for (const file of stale) {
-      await guard();
-      await unlink(join(folder, child, file)).catch(ignoreMissing);
-    }
-  }
-  for (const id of journal.drop) {
-    await moveIfThere(join(folder, id), join(folder, `${DEAD}${id}`), guard);
-    onStep(`drop ${id}`);
-  }
-  if (journal.sync) await syncFolder(folder);
-  await removeJournal(folder, guard);
-  onStep("journal removed");
-  await removeDead(folder);
-}
-
-async function publishMerge(
-  folder: string,
-  merge: MergeRecord,
-  sync: boolean,
-  { guard, onStep }: Publishing,
-): Promise<void> {
-  const staged = join(folder, FOLDER);
-  const names = stagedNames(merge);
-  const child = join(folder, merge.child);
-  const final = join(child, merge.file);
-  if (merge.base) {
-    const base = join(folder, merge.base.point, merge.base.file);
-    const header = join(staged, names.header);
-    const patch = join(staged, names.patch);
-    // The header and patch files are deleted last, so while one exists this step may be unfinished. If the
-    // base is missing, it was already renamed.
-    const [hasHeader, hasPatch] = [await exists(header), await exists(patch)];
-    if ((hasHeader || hasPatch) && (await exists(base))) {
-      if (hasHeader) await writeHeader(base, await readFile(header), sync, guard);
-      else await applyPatch(patch, base, { sync, guard });
-      onStep(`${hasHeader ? "header" : "patch"} of ${merge.disk}`);
-      await guard();
-      if (base !== final) await rename(base, final);
-      if (sync) await syncFolder(child);
-      onStep(`image of ${merge.disk}`);
-    }
-    await guard();
-    await unlink(header).catch(ignoreMissing);
-    await unlink(patch).catch(ignoreMissing);
-  } else {
-    await moveIfThere(join(staged, names.image), final, guard);
-    onStep(`new image of ${merge.disk}`);
-  }
-  await replace(join(staged, names.map), child, merge.map, guard);
-  onStep(`map of ${merge.disk}`);
-  await replace(join(staged, names.digests), child, merge.digests, guard);
-  onStep(`digests of ${merge.disk}`);
-}
-
-async function writeHeader(path: string, header: Buffer, sync: boolean, guard: Guard): Promise<void> {
-  const file = await ImageFile.openForWriting(path, guard);
-  try {
-    // Zeroes overwrite the rest of an older, longer header.
-    const rest = Buffer.alloc(HEADER_ROOM);
-    header.copy(rest);
-    await file.write(rest, 0);
-    if (sync) await file.sync();
-  } finally {
-    await file.close();
-  }
-}
-
-/** Longer than any header, even with extensions and the longest backing name. */
-const HEADER_ROOM = 4096;
-
-async function replace(staged: string, child: string, file: string | null, guard: Guard): Promise<void> {
-  if (file !== null) await moveIfThere(staged, join(child, file), guard);
-}
-
-async function moveIfThere(from: string, to: string, guard: Guard): Promise<void> {
-  await guard();
-  await rename(from, to).catch(ignoreMissing);
-}
-
-function ignoreMissing(error: unknown): void {
-  if (!isMissing(error)) throw error;
-}
-
-async function removeJournal(folder: string, guard: Guard): Promise<void> {
-  await guard();
-  await rename(join(folder, FOLDER), join(folder, `${DEAD}prune-${process.pid}-${Date.now()}`));
-  await syncFolder(folder);
-  await removeDead(folder);
-}
-
-/**
- * Removes partial points and aborted prunes. The caller holds the domain's lock, so a partial point belongs
- * to a run that died, or that lost its lock while it was suspended. It is renamed first, so that such a run
- * can't commit it later. A prune without a journal has changed nothing.
- */
-export async function removeLeftovers(folder: string): Promise<void> {
-  for (const name of await readdir(folder)) {
-    const isPartial = name.startsWith(".") && name.endsWith(PARTIAL);
-    const isAborted = name === FOLDER && !(await exists(join(folder, FOLDER, JOURNAL)));
-    if (isPartial || isAborted) await rename(join(folder, name), join(folder, `${DEAD}${name.slice(1)}`));
-  }
-  await removeDead(folder);
-}
-
-async function removeDead(folder: string): Promise<void> {
-  for (const name of await readdir(folder)) {
-    if (name.startsWith(DEAD)) await rm(join(folder, name), { recursive: true, force: true });
-  }
-}
-
-/**
- * Undoes or finishes a prune that died, unless that takes long. The caller holds the domain's lock.
- * @returns the journal of a prune that the next prune has to finish; no point is in danger until then
- */
-export async function finishJournal(folder: string, guard: Guard): Promise<PruneJournal | undefined> {
-  const journal = await readJournal(folder);
-  if (journal?.phase === "overwrite") return journal;
-  if (journal?.phase === "merge") await undoMerges(folder, journal, guard);
-  if (journal?.phase === "publish") await publishMerges(folder, journal, { guard, onStep: () => undefined });
-  return undefined;
 }

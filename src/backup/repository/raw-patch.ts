@@ -51,37 +51,33 @@ function headOf(offset: number, length: number): Buffer {
 }
 
 /**
- * Applies the patch file to the image. Applying it again does no harm.
- * @throws {DamageError} the file ends before its last entry
+ * Applies the patch file to the image. Applying it again does no harm. The whole patch is checked before the
+ * first byte is written, because others may have written it.
+ * @param imageBytes the length that the image must have at the end
+ * @throws {DamageError} `E_PRUNE_JOURNAL`: the patch is not what {@link PatchWriter} writes for such an image;
+ *   `E_IMAGE_FILE`: one of them is not a regular file. The image has not changed.
  * @throws the file system's error, with `code`
  */
 export async function applyPatch(
   patchPath: string,
   imagePath: string,
+  imageBytes: number,
   { sync, guard }: { readonly sync: boolean; readonly guard: Guard },
 ): Promise<void> {
   const patch = await ImageFile.open(patchPath);
   try {
+    for await (const _ of stretchesOf(patch, imageBytes));
     const image = await ImageFile.openForWriting(imagePath, guard);
     try {
-      const head = Buffer.alloc(HEAD_BYTES);
       const buffer = Buffer.allocUnsafe(COPY_BYTES);
-      for (let at = 0; ; ) {
-        await readAll(patch, head, at);
-        at += HEAD_BYTES;
-        const offset = head.readDoubleLE(0);
-        const length = head.readDoubleLE(8);
-        if (length === 0) {
-          await image.truncate(offset);
-          break;
-        }
+      for await (const { offset, length, at } of stretchesOf(patch, imageBytes)) {
         for (let done = 0; done < length; done += COPY_BYTES) {
           const bytes = buffer.subarray(0, Math.min(COPY_BYTES, length - done));
           await readAll(patch, bytes, at + done);
           await image.write(bytes, offset + done);
         }
-        at += length;
       }
+      await image.truncate(imageBytes);
       if (sync) await image.sync();
     } finally {
       await image.close();
@@ -91,10 +87,49 @@ export async function applyPatch(
   }
 }
 
+interface PatchStretch {
+  /** In the image, in bytes. */
+  readonly offset: number;
+  readonly length: number;
+  /** Where its bytes begin in the patch. */
+  readonly at: number;
+}
+
+/** @throws {DamageError} a stretch leaves the image or overlaps another, or bytes follow the last entry */
+async function* stretchesOf(patch: ImageFile, imageBytes: number): AsyncGenerator<PatchStretch> {
+  const size = await patch.size();
+  const head = Buffer.alloc(HEAD_BYTES);
+  let end = 0;
+  for (let at = 0; ; ) {
+    await readAll(patch, head, at);
+    at += HEAD_BYTES;
+    const offset = head.readDoubleLE(0);
+    const length = head.readDoubleLE(8);
+    if (length === 0) {
+      if (offset !== imageBytes)
+        throw damagedPatch(patch, `is for an image of ${offset} bytes, not ${imageBytes}`);
+      if (at !== size) throw damagedPatch(patch, "goes on behind its last entry");
+      return;
+    }
+    const isInside = isCount(offset) && isCount(length) && offset >= end && offset + length <= imageBytes;
+    if (!isInside || at + length > size) {
+      throw damagedPatch(patch, `has an entry of ${length} bytes at ${offset}, which do not fit`);
+    }
+    yield { offset, length, at };
+    end = offset + length;
+    at += length;
+  }
+}
+
+function isCount(value: number): boolean {
+  return Number.isSafeInteger(value) && value >= 0;
+}
+
 async function readAll(file: ImageFile, target: Buffer, position: number): Promise<void> {
   if ((await file.read(target, position)) === target.length) return;
-  const { path } = file;
-  throw new DamageError("E_PRUNE_JOURNAL", `the patch ${path} ends before its last entry`, {
-    details: { path },
-  });
+  throw damagedPatch(file, "ends before its last entry");
+}
+
+function damagedPatch({ path }: ImageFile, what: string): DamageError {
+  return new DamageError("E_PRUNE_JOURNAL", `the patch ${path} ${what}`, { details: { path } });
 }

@@ -10,32 +10,23 @@
  */
 
 import { randomUUID } from "node:crypto";
-import { link, mkdir, readdir, readFile, rename, rm, rmdir, unlink, writeFile } from "node:fs/promises";
+import { link, rename, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { z } from "zod";
 import { BackupError, DamageError, hasCode, PreconditionError, UsageError } from "../base/errors.js";
 import { parseJson } from "../base/json.js";
-import { isMissing, makeFolders, syncFolder } from "../host/durable-files.js";
+import { isMissing, makeFolders } from "../host/durable-files.js";
+import { HeldFolder } from "../host/held-folder.js";
 import { type HeldLock, markReader, type ReaderMark, takeLock } from "./domain-lock.js";
-import {
-  formatManifest,
-  isPointId,
-  type Manifest,
-  parseManifest,
-  pointIdAt,
-  timeOfPointId,
-} from "./manifest.js";
-import {
-  finishJournal,
-  hiddenPoints,
-  type PruneJournal,
-  readJournal,
-  removeLeftovers,
-} from "./prune-journal.js";
+import { finishJournal } from "./finish-prune.js";
+import { PARTIAL, removeLeftovers } from "./leftovers.js";
+import { formatManifest, isPointId, type Manifest, pointIdAt, timeOfPointId } from "./manifest.js";
+import { hiddenPoints, type PruneJournal, readJournal } from "./prune-journal.js";
+import { MANIFEST, readManifest } from "./read-manifest.js";
 
 const MARKER = "nbdpull.json";
-const MANIFEST = "point.json";
-const PARTIAL = ".partial";
+/** Longer than any marker. */
+const MOST_MARKER_BYTES = 64 * 1024;
 /** Folder that some file systems create in their root. */
 const LOST_AND_FOUND = "lost+found";
 /** Leaves room for suffixes in a name of 255 bytes. */
@@ -50,8 +41,8 @@ const marker = z.object({
 /** A point that is still being made, in a folder that readers ignore. */
 export interface PendingPoint {
   readonly id: string;
-  /** The folder in which its files are created. */
-  readonly folder: string;
+  /** The folder in which its files are created. It is open until the work ends. */
+  readonly folder: HeldFolder;
   /** Aborted when the domain's lock was lost; a commit then fails. */
   readonly signal: AbortSignal;
   /** Set if the clock is behind the newest point. */
@@ -73,7 +64,8 @@ export interface Reading {
 /**
  * The folder that points are kept in, as docs/repository-format.md describes it. A point exists when its
  * folder has its final name. Afterwards only a prune changes it, and a prune waits for readers that use
- * `reading`. Links are not followed.
+ * `reading`. Others may write to it: everything below its folder is opened by {@link HeldFolder}, and a link is
+ * never followed.
  *
  * A domain is known by the name of its folder, not by what its manifests say, because a folder may be copied.
  */
@@ -99,17 +91,32 @@ export class Repository {
 
   /** Undefined if there is no repository. @throws {DamageError} the marker file exists and cannot be read */
   static async openIfThere(path: string): Promise<Repository | undefined> {
+    const folder = await HeldFolder.open(path).catch((cause: unknown) => {
+      if (isMissing(cause) || hasCode(cause, "ENOTDIR")) return undefined;
+      throw cause;
+    });
+    await using _ = folder;
+    if (!folder) return undefined;
+    const wrong = (why: string, cause?: unknown): DamageError =>
+      new DamageError(
+        "E_REPOSITORY",
+        `${join(path, MARKER)} is not the mark of a repository of version 1${why}`,
+        {
+          cause,
+          details: { path },
+        },
+      );
     let text: string;
     try {
-      text = await readFile(join(path, MARKER), "utf8");
+      text = (await folder.read(MARKER, MOST_MARKER_BYTES)).toString("utf8");
     } catch (cause) {
-      if (isMissing(cause) || hasCode(cause, "ENOTDIR")) return undefined;
+      if (isMissing(cause)) return undefined;
+      if (hasCode(cause, "E_LINK")) throw wrong(`: ${cause.message}`, cause);
       throw cause;
     }
     const parsed = marker.safeParse(parseJson(text));
     if (parsed.success) return new Repository(path, parsed.data.id);
-    const message = `${join(path, MARKER)} is not the mark of a repository of version 1`;
-    throw new DamageError("E_REPOSITORY", message, { details: { path } });
+    throw wrong("");
   }
 
   /**
@@ -117,30 +124,37 @@ export class Repository {
    * @throws {UsageError} `path` is something else
    */
   static async openOrCreate(path: string): Promise<Repository> {
-    const present = await foldersAndFiles(path);
+    await using folder = await newOrExisting(path);
+    const present = await folder.names();
     if (present.includes(MARKER)) return await Repository.open(path);
     if (present.some((name) => !name.startsWith(".") && name !== LOST_AND_FOUND)) throw notARepository(path);
     const id = randomUUID();
-    const temporary = join(path, `.${MARKER}.${id}`);
+    const temporary = `.${MARKER}.${id}`;
     const text = `${JSON.stringify({ format: "nbdpull-repository", version: 1, id }, null, 2)}\n`;
-    await writeFile(temporary, text, { flush: true });
+    await folder.create(temporary, text, { sync: true });
     // Unlike rename, link never replaces a marker that another process may have made meanwhile.
-    await link(temporary, join(path, MARKER)).catch((error: unknown) => {
-      if (!hasCode(error, "EEXIST")) return rename(temporary, join(path, MARKER));
+    await link(folder.at(temporary), folder.at(MARKER)).catch((error: unknown) => {
+      if (!hasCode(error, "EEXIST")) return rename(folder.at(temporary), folder.at(MARKER));
       return undefined;
     });
-    await unlink(temporary).catch(() => undefined);
-    await syncFolder(path);
+    await folder.unlink(temporary);
+    await folder.sync();
     return await Repository.open(path);
   }
 
-  /** Names of the domains that have points, sorted. */
+  /**
+   * Names of the domains that have points, sorted.
+   * @throws {DamageError} `E_LINK`: a symbolic link leads to a folder that would be a domain's
+   */
   async domains(): Promise<string[]> {
-    const entries = await readdir(this.path, { withFileTypes: true });
-    const names = entries
-      .filter((entry) => entry.isDirectory() && isDomainName(entry.name) && entry.name !== LOST_AND_FOUND)
-      .map((entry) => entry.name)
-      .sort();
+    await using folder = await HeldFolder.open(this.path);
+    const names: string[] = [];
+    for (const entry of await folder.entries()) {
+      const isFolder =
+        entry.isDirectory() || (entry.isSymbolicLink() && (await leadsToFolder(folder, entry.name)));
+      if (isFolder && isDomainName(entry.name) && entry.name !== LOST_AND_FOUND) names.push(entry.name);
+    }
+    names.sort();
     const counts = await Promise.all(names.map((name) => this.pointIds(name)));
     return names.filter((_, i) => counts[i]?.length !== 0);
   }
@@ -164,19 +178,8 @@ export class Repository {
 
   /** The ids of a domain's points, oldest first, whether their manifests can be read or not. */
   async pointIds(domain: string): Promise<string[]> {
-    const entries = await readdir(this.domainFolder(domain), { withFileTypes: true }).catch(
-      (error: unknown) => {
-        if (isMissing(error)) return [];
-        throw error;
-      },
-    );
-    const ids = entries
-      .filter((entry) => entry.isDirectory() && isPointId(entry.name))
-      .map((entry) => entry.name)
-      .sort();
-    if (ids.length === 0) return ids;
-    const hidden = await hiddenPoints(this.domainFolder(domain));
-    return ids.filter((id) => !hidden.includes(id));
+    await using folder = await this.holdDomain(domain);
+    return folder ? await pointIdsIn(folder) : [];
   }
 
   /**
@@ -197,30 +200,51 @@ export class Repository {
 
   /** Like `reading`, but until the caller releases it. */
   async beginReading(domain: string, signal?: AbortSignal): Promise<Reading> {
-    const folder = this.domainFolder(domain);
     for (;;) {
-      const mark = await markReader(folder);
+      const folder = await this.holdDomain(domain);
+      // Nothing can be read there, and nothing pruned.
+      if (!folder) return { assertUnpruned: async () => undefined, release: async () => undefined };
+      const mark = await markReader(folder).catch(async (error: unknown) => {
+        await folder.close();
+        throw error;
+      });
       try {
         // Read after the mark was made, since a prune looks for marks after it has written the journal.
         const journal = await readJournal(folder);
-        if (journal?.phase !== "publish") return await this.#readingOf(domain, mark, journal);
+        if (journal?.phase !== "publish") return await this.#readingOf(domain, { folder, mark, journal });
       } catch (error) {
         await mark.release();
+        await folder.close();
         throw error;
       }
       await mark.release();
+      await folder.close();
       // `writing` finishes the prune.
       await this.writing(domain, async () => undefined, signal);
     }
   }
 
-  async #readingOf(domain: string, mark: ReaderMark, journal: PruneJournal | undefined): Promise<Reading> {
-    const ids = await this.pointIds(domain);
+  async #readingOf(
+    domain: string,
+    {
+      folder,
+      mark,
+      journal,
+    }: {
+      readonly folder: HeldFolder;
+      readonly mark: ReaderMark;
+      readonly journal: PruneJournal | undefined;
+    },
+  ): Promise<Reading> {
+    const ids = await pointIdsIn(folder);
     return {
       assertUnpruned: async () => {
         if (!(await mark.isThere())) await this.#assertUnpruned(domain, ids, journal);
       },
-      release: () => mark.release(),
+      release: async () => {
+        await mark.release();
+        await folder.close();
+      },
     };
   }
 
@@ -230,8 +254,9 @@ export class Repository {
     ids: readonly string[],
     journal: PruneJournal | undefined,
   ): Promise<void> {
-    const now = await this.pointIds(domain);
-    const phase = (await readJournal(this.domainFolder(domain)))?.phase;
+    await using folder = await this.holdDomain(domain);
+    const now = folder ? await pointIdsIn(folder) : [];
+    const phase = folder && (await readJournal(folder))?.phase;
     const ended = journal?.phase === "overwrite" && phase !== "overwrite";
     if (!ended && ids.every((id) => now.includes(id))) return;
     const message = `points of ${domain} were pruned while they were read, and the prune could not know of it (was this process suspended, or the repository not writable?): what was read may be wrong, read it again`;
@@ -243,42 +268,73 @@ export class Repository {
    * @throws {PreconditionError} another process writes this domain's points
    */
   async writing<T>(domain: string, work: (held: HeldLock) => Promise<T>, signal?: AbortSignal): Promise<T> {
-    const folder = this.domainFolder(domain);
-    await makeFolders(folder);
-    const held = await takeLock(folder, domain, signal);
+    const held = await takeLock(() => this.#makeDomain(domain), domain, signal);
     try {
-      await finishJournal(folder, held.assertHeld);
-      await removeLeftovers(folder);
+      await finishJournal(held.folder, held.assertHeld);
+      await removeLeftovers(held.folder);
       return await work(held);
     } finally {
       await held.release();
+      await using root = await HeldFolder.open(this.path);
       // Removes the folder only if it is empty, as after a first point that failed.
-      await rmdir(folder).catch(() => undefined);
+      await root.removeEmpty(domain).catch(() => undefined);
     }
   }
 
+  async #makeDomain(domain: string): Promise<HeldFolder> {
+    assertDomainName(domain);
+    await makeFolders(this.path);
+    await using root = await HeldFolder.open(this.path);
+    for (;;) {
+      const folder = await root.folder(domain);
+      if (folder) return folder;
+      await root.makeFolder(domain).catch((error: unknown) => {
+        if (!hasCode(error, "EEXIST")) throw error;
+      });
+      await root.sync();
+    }
+  }
+
+  /**
+   * Opens a domain's folder. The caller closes it.
+   * @returns undefined if there is none
+   * @throws {DamageError} `E_LINK`: it is a symbolic link, or no folder
+   */
+  async holdDomain(domain: string): Promise<HeldFolder | undefined> {
+    assertDomainName(domain);
+    await using root = await HeldFolder.open(this.path);
+    return await root.folder(domain);
+  }
+
+  /**
+   * Opens a point's folder. The caller closes it.
+   * @throws {DamageError} `E_MANIFEST`: there is none; `E_LINK`: it is a symbolic link, or no folder
+   */
+  async holdPoint(domain: string, id: string): Promise<HeldFolder> {
+    await using folder = await this.holdDomain(domain);
+    const point = await folder?.folder(id);
+    if (point) return point;
+    const message = `there is no point ${id} of ${domain}: ${this.pointFolder(domain, id)} is missing`;
+    throw new DamageError("E_MANIFEST", message, { details: { domain, point: id } });
+  }
+
+  /** Whether there is a folder of that point. @throws {DamageError} `E_LINK`: as `holdPoint` */
+  async hasPoint(domain: string, id: string): Promise<boolean> {
+    await using folder = await this.holdDomain(domain);
+    await using point = await folder?.folder(id);
+    return point !== undefined;
+  }
+
+  /** The path of a point's folder, for messages. */
   pointFolder(domain: string, id: string): string {
-    return join(this.domainFolder(domain), id);
+    assertDomainName(domain);
+    return join(this.path, domain, id);
   }
 
   /** @throws {DamageError} the manifest is missing, unreadable, wrong, or another point's */
   async point(domain: string, id: string): Promise<Manifest> {
-    const path = join(this.pointFolder(domain, id), MANIFEST);
-    const fail = (what: string, cause?: unknown): DamageError =>
-      new DamageError("E_MANIFEST", what, { cause, details: { domain, point: id } });
-    let text: string;
-    try {
-      text = await readFile(path, "utf8");
-    } catch (cause) {
-      if (hasCode(cause, "EACCES")) throw cause;
-      if (isMissing(cause)) throw fail(`point ${id} of ${domain} has no manifest: ${path} is missing`, cause);
-      throw fail(`the manifest of point ${id} of ${domain} cannot be read: ${String(cause)}`, cause);
-    }
-    const manifest = parseManifest(text, path, { domain, point: id });
-    if (manifest.id !== id) {
-      throw fail(`${path} is the manifest of point ${manifest.id}: the folder was renamed`);
-    }
-    return manifest;
+    await using folder = await this.holdPoint(domain, id);
+    return await readManifest(folder, id, MANIFEST, { domain });
   }
 
   /**
@@ -293,12 +349,14 @@ export class Repository {
     work: (point: PendingPoint) => Promise<T>,
     signal?: AbortSignal,
   ): Promise<T> {
-    const folder = this.domainFolder(domain);
     const inLock = async (held: HeldLock): Promise<T> => {
-      const { id, clockWarning } = await this.#newId(domain);
-      const partial = join(folder, `.${id}${PARTIAL}`);
-      await mkdir(partial);
+      const { folder } = held;
+      const { id, clockWarning } = await newId(folder);
+      const name = `.${id}${PARTIAL}`;
+      await folder.makeFolder(name);
       try {
+        await using partial = await folder.folder(name);
+        if (!partial) throw exchanged(folder, name);
         return await work({
           id,
           folder: partial,
@@ -306,32 +364,43 @@ export class Repository {
           clockWarning,
           commit: async (manifest, options) => {
             held.lost.throwIfAborted();
-            await commit(partial, join(folder, id), manifest, options);
+            await commit({ domain: folder, name, partial, id }, manifest, options);
           },
         });
       } finally {
-        await rm(partial, { recursive: true, force: true });
+        await folder.remove(name);
       }
     };
     return await this.writing(domain, inLock, signal);
   }
+}
 
-  async #newId(domain: string): Promise<{ id: string; clockWarning: string | undefined }> {
-    const now = pointIdAt(new Date());
-    const newest = (await this.pointIds(domain)).at(-1);
-    if (newest === undefined || now > newest) return { id: now, clockWarning: undefined };
-    const id = pointIdAt(new Date(timeOfPointId(newest) + 1));
-    return {
-      id,
-      clockWarning: `the clock stands before the newest point ${newest}: this point is called ${id}`,
-    };
-  }
+/** The ids of the points in a domain's folder, oldest first. */
+async function pointIdsIn(folder: HeldFolder): Promise<string[]> {
+  const ids = (await folder.entries())
+    .filter((entry) => entry.isDirectory() && isPointId(entry.name))
+    .map((entry) => entry.name)
+    .sort();
+  if (ids.length === 0) return ids;
+  const hidden = await hiddenPoints(folder);
+  return ids.filter((id) => !hidden.includes(id));
+}
 
-  /** @throws {UsageError} the name cannot be a folder's name */
-  domainFolder(domain: string): string {
-    if (isDomainName(domain)) return join(this.path, domain);
-    throw new UsageError("E_DOMAIN_NAME", `"${domain}" cannot be the name of a domain's folder`);
-  }
+async function newId(folder: HeldFolder): Promise<{ id: string; clockWarning: string | undefined }> {
+  const now = pointIdAt(new Date());
+  const newest = (await pointIdsIn(folder)).at(-1);
+  if (newest === undefined || now > newest) return { id: now, clockWarning: undefined };
+  const id = pointIdAt(new Date(timeOfPointId(newest) + 1));
+  return {
+    id,
+    clockWarning: `the clock stands before the newest point ${newest}: this point is called ${id}`,
+  };
+}
+
+/** @throws {UsageError} the name cannot be a folder's name */
+function assertDomainName(domain: string): void {
+  if (isDomainName(domain)) return;
+  throw new UsageError("E_DOMAIN_NAME", `"${domain}" cannot be the name of a domain's folder`);
 }
 
 function isDomainName(name: string): boolean {
@@ -339,11 +408,19 @@ function isDomainName(name: string): boolean {
   return name !== "" && !isOurs && !/[/\0]/.test(name) && Buffer.byteLength(name) <= MAX_DOMAIN_BYTES;
 }
 
-/** The names in the folder at `path`, which is created if missing. */
-async function foldersAndFiles(path: string): Promise<string[]> {
+/** Only looks where a link leads; nothing is opened there. */
+async function leadsToFolder(folder: HeldFolder, name: string): Promise<boolean> {
+  return await stat(folder.at(name)).then(
+    (found) => found.isDirectory(),
+    () => false,
+  );
+}
+
+/** The folder at `path`, which is created if missing. */
+async function newOrExisting(path: string): Promise<HeldFolder> {
   try {
     await makeFolders(path);
-    return await readdir(path);
+    return await HeldFolder.open(path);
   } catch (error) {
     if (hasCode(error, "EEXIST") || hasCode(error, "ENOTDIR")) throw notARepository(path);
     throw error;
@@ -355,17 +432,36 @@ function notARepository(path: string): UsageError {
   return new UsageError("E_NOT_A_REPOSITORY", message, { details: { path } });
 }
 
+interface Pending {
+  readonly domain: HeldFolder;
+  /** Of the folder in which the point was made. */
+  readonly name: string;
+  readonly partial: HeldFolder;
+  readonly id: string;
+}
+
 /**
  * With `sync`, flushes the folder's content before it gets its final name, and that name before this returns.
+ * @throws {DamageError} `E_LINK`: somebody has put something else in the place of the folder
  */
 async function commit(
-  partial: string,
-  final: string,
+  { domain, name, partial, id }: Pending,
   manifest: Manifest,
-  options: { readonly sync: boolean },
+  { sync }: { readonly sync: boolean },
 ): Promise<void> {
-  await writeFile(join(partial, MANIFEST), formatManifest(manifest), { flag: "wx", flush: options.sync });
-  if (options.sync) await syncFolder(partial);
-  await rename(partial, final);
-  if (options.sync) await syncFolder(join(final, ".."));
+  await partial.create(MANIFEST, formatManifest(manifest), { sync });
+  if (sync) await partial.sync();
+  if (!(await domain.leadsTo(name, partial))) throw exchanged(domain, name);
+  await domain.rename(name, id);
+  if (!(await domain.leadsTo(id, partial))) {
+    await domain.remove(id);
+    throw exchanged(domain, name);
+  }
+  if (sync) await domain.sync();
+}
+
+function exchanged(domain: HeldFolder, name: string): DamageError {
+  const path = join(domain.path, name);
+  const message = `${path} was exchanged or removed while the point was made in it, so there is no point: find out who writes to ${domain.path}, and try again`;
+  return new DamageError("E_LINK", message, { details: { path } });
 }

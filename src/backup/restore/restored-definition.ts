@@ -1,4 +1,4 @@
-import { readFile, writeFile } from "node:fs/promises";
+import { writeFile } from "node:fs/promises";
 import { basename, dirname, join, resolve } from "node:path";
 import { BackupError, DamageError, messageOf, PreconditionError, UsageError } from "../base/errors.js";
 import { isMissing } from "../host/durable-files.js";
@@ -39,6 +39,8 @@ export interface RestoredDefinitionOptions {
 
 /** Leaves room in a file's name for what libvirt appends to it, such as `_VARS.fd`. */
 const MAX_NAME_BYTES = 200;
+/** Longer than any definition. */
+const MOST_BYTES = 64 * 1024 * 1024;
 
 /**
  * The definition of a new domain on restored disks. `prepare` checks everything that could prevent it, before
@@ -114,7 +116,7 @@ export class RestoredDefinition {
     try {
       await using files = new NewFiles();
       files.expect(temporary);
-      await writeFile(temporary, this.#xml, { flag: "wx", flush: sync, mode: 0o640 });
+      await writeFile(temporary, this.#xml, { flag: "wx", flush: sync, mode: 0o600 });
       await publish([{ temporary, final: this.xmlPath }], { force, sync });
       files.keep();
     } catch (cause) {
@@ -150,7 +152,7 @@ function pathOf({ file }: KeptFile, xmlPath: string, filesIn: string | undefined
 }
 
 async function readDefinition({ repository, domain, point }: RestoredDefinitionOptions): Promise<string> {
-  const folder = repository.pointFolder(domain, point.id);
+  await using folder = await repository.holdPoint(domain, point.id);
   // Earlier versions stored the definition without its digest.
   const kept = point.files?.find(({ role }) => role === "definition");
   const damage = kept && (await damageOf(folder, kept));
@@ -159,7 +161,7 @@ async function readDefinition({ repository, domain, point }: RestoredDefinitionO
     throw new DamageError("E_DAMAGED", message, { details: { point: point.id, file: kept?.file } });
   }
   try {
-    return await readFile(join(folder, "domain.xml"), "utf8");
+    return (await folder.read("domain.xml", MOST_BYTES)).toString("utf8");
   } catch (cause) {
     if (!isMissing(cause)) throw cause;
     const message = `point ${point.id} of ${domain} has no definition of its domain, because libvirt was not asked for one when it was made: nothing was restored. Restore without --define, and define a domain by hand`;

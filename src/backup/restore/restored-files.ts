@@ -1,7 +1,9 @@
-import { constants, copyFile } from "node:fs/promises";
-import { basename, dirname, join, resolve } from "node:path";
+import { open } from "node:fs/promises";
+import { basename, dirname, resolve } from "node:path";
+import { pipeline } from "node:stream/promises";
 import { BackupError, DamageError, messageOf, UsageError } from "../base/errors.js";
 import { syncFile } from "../host/durable-files.js";
+import { HeldFolder, openPlain } from "../host/held-folder.js";
 import { NewFiles } from "../host/new-files.js";
 import { type Finished, publish, refuseTarget, temporaryPathFor } from "../host/publish.js";
 import { damageOf } from "../repository/kept-files.js";
@@ -89,16 +91,17 @@ export class RestoredFiles implements AsyncDisposable {
       throw new UsageError("E_TARGET", `two files would be restored to ${path}`, { details: { path } });
     }
     const temporary = temporaryPathFor(path);
-    const folder = repository.pointFolder(domain, point.id);
+    await using folder = await repository.holdPoint(domain, point.id);
     await this.#refuseDamage(folder, file);
     this.#files.expect(temporary);
-    await copyFile(join(folder, file.file), temporary, constants.COPYFILE_EXCL);
+    await copyPrivately(folder.at(file.file), temporary);
     if (sync) await syncFile(temporary);
-    await this.#refuseDamage(dirname(temporary), { ...file, file: basename(temporary) });
+    await using target = await HeldFolder.open(dirname(temporary));
+    await this.#refuseDamage(target, { ...file, file: basename(temporary) });
     this.#finished.push({ temporary, final: path });
   }
 
-  async #refuseDamage(folder: string, file: KeptFile): Promise<void> {
+  async #refuseDamage(folder: HeldFolder, file: KeptFile): Promise<void> {
     const { point, signal } = this.#options;
     signal?.throwIfAborted();
     const damage = await damageOf(folder, file);
@@ -106,4 +109,14 @@ export class RestoredFiles implements AsyncDisposable {
     const message = `the ${file.role} of point ${point.id} is damaged (${damage}): nothing was restored. The disks alone can be: name them with --disk, without --define and --xml`;
     throw new DamageError("E_DAMAGED", message, { details: { point: point.id, file: file.file } });
   }
+}
+
+/** Copies the bytes into a new file, and nothing else: a file in a repository may be setuid. */
+async function copyPrivately(from: string, to: string): Promise<void> {
+  await using source = await openPlain(from);
+  await using target = await open(to, "wx", 0o600);
+  await pipeline(
+    source.createReadStream({ autoClose: false }),
+    target.createWriteStream({ autoClose: false }),
+  );
 }

@@ -1,4 +1,4 @@
-import { stat } from "node:fs/promises";
+import { realpath, stat } from "node:fs/promises";
 import type { Stretch } from "../../nbd/index.js";
 import type { OnDamage } from "../base/damage.js";
 import { BackupError, DamageError, PreconditionError, UsageError } from "../base/errors.js";
@@ -61,15 +61,17 @@ export class ForeignImage implements DiskSource, AsyncDisposable {
   static async open(path: string, format: ImageFormat, asked: boolean): Promise<ForeignImage> {
     const state = await stateOf(path);
     await refuseInUse(path);
+    // The user has named it, perhaps by a link; images in a repository are opened without following any.
+    const file = await realpath(path);
     if (format === "raw") {
-      if (!asked && (await looksLikeQcow2(path))) {
+      if (!asked && (await looksLikeQcow2(file))) {
         const message = `${path} begins like a qcow2 image, but its name does not end in .qcow2: say which it is with --image-format qcow2, or --image-format raw`;
         throw new UsageError("E_IMAGE_FORMAT", message, { details: { path } });
       }
       const geometry = { virtualSize: Number(state.size), clusterSize: RAW_CLUSTER_SIZE };
-      return new ForeignImage(path, await RawReader.open(path, { geometry }), state);
+      return new ForeignImage(path, await RawReader.open(file, { geometry }), state);
     }
-    const image = await Qcow2Reader.open(path);
+    const image = await Qcow2Reader.open(file);
     const { backingFile } = image.header;
     if (backingFile === undefined) return new ForeignImage(path, image, state);
     await image.close();

@@ -10,7 +10,6 @@
  * of the disks.
  */
 
-import { join } from "node:path";
 import type { ConnectOptions, NbdAddress, NbdClient } from "../../nbd/index.js";
 import { BackupError, PreconditionError, UsageError } from "../base/errors.js";
 import { allOrNone } from "../base/in-parallel.js";
@@ -19,7 +18,7 @@ import { DEFAULT_DIGESTS, type DigestAlgorithm } from "../digest/digest.js";
 import { DigestThreads } from "../digest/digest-threads.js";
 import { type OpenOptions, openExport } from "../export/open-export.js";
 import { type Definition, keepFiles } from "../guest/keep-files.js";
-import { sha256OfFile } from "../host/durable-files.js";
+import { sha256OfFile } from "../host/held-folder.js";
 import type { ImageFormat } from "../image/image.js";
 import { assertCompressible, BUFFER_BYTES, type ImageCompression } from "../pull/compressed-store.js";
 import {
@@ -151,7 +150,8 @@ export async function takePoint(options: TakePointOptions): Promise<TakenPoint> 
     try {
       // Before the disks, because the NVRAM keeps changing.
       const kept =
-        options.definition && (await keepFiles(options.definition, pending.folder, { ...options, signal }));
+        options.definition &&
+        (await keepFiles(options.definition, pending.folder.reach, { ...options, signal }));
       const pulled = await pullAll({ ...options, signal }, pending, clients);
       for (const client of clients) await stillAnswers(client, signal);
       await options.confirm();
@@ -230,12 +230,12 @@ async function pullDisk(
   const mapFile = increment && format === "raw" ? `${disk.name}.map` : undefined;
   const digestFile = options.digests && { file: `${disk.name}.digests`, algorithm: options.digests };
   const result = await copy({
-    imagePath: join(pending.folder, file),
+    imagePath: pending.folder.at(file),
     format,
     backing: increment && format === "qcow2" ? backingOf(increment.parent, disk.name) : undefined,
-    mapPath: mapFile && join(pending.folder, mapFile),
+    mapPath: mapFile && pending.folder.at(mapFile),
     digests: digestFile && {
-      path: join(pending.folder, digestFile.file),
+      path: pending.folder.at(digestFile.file),
       algorithm: digestFile.algorithm,
       threads: digestThreads,
     },
@@ -267,7 +267,7 @@ async function pullDisk(
       map:
         mapFile === undefined
           ? null
-          : { file: mapFile, sha256: await sha256OfFile(join(pending.folder, mapFile)) },
+          : { file: mapFile, sha256: await sha256OfFile(pending.folder.at(mapFile)) },
       digests: digestFile && result.digestsSha256 ? { ...digestFile, sha256: result.digestsSha256 } : null,
     },
   };

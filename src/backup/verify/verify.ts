@@ -122,23 +122,24 @@ class PointVerifier {
   readonly #repository: Repository;
   readonly #domain: string;
   readonly #point: Manifest;
-  readonly #folder: string;
   readonly #tools: Tools;
 
   constructor(repository: Repository, domain: string, point: Manifest, tools: Tools) {
     this.#repository = repository;
     this.#domain = domain;
     this.#point = point;
-    this.#folder = repository.pointFolder(domain, point.id);
     this.#tools = tools;
   }
 
   async report(): Promise<PointReport> {
     const { id, disks, files = [] } = this.#point;
     const findings: Finding[] = [];
-    for (const file of files) {
-      const message = await damageOf(this.#folder, file);
-      if (message !== undefined) findings.push({ point: id, severity: "damage", message });
+    {
+      await using folder = await this.#repository.holdPoint(this.#domain, id);
+      for (const file of files) {
+        const message = await damageOf(folder, file);
+        if (message !== undefined) findings.push({ point: id, severity: "damage", message });
+      }
     }
     const reports: DiskReport[] = [];
     for (const disk of disks) {
@@ -157,7 +158,8 @@ class PointVerifier {
     let verifiedBytes = 0;
     try {
       const backing = await this.#backingOf({ point: this.#point, disk });
-      await using layer = await Layer.open(this.#folder, this.#point.id, disk);
+      const folder = await this.#repository.holdPoint(this.#domain, this.#point.id);
+      await using layer = await Layer.open(folder, this.#point.id, disk);
       const told = new Set<string>();
       if (disk.format === "qcow2") {
         const note: OnDamage = (damage) => {

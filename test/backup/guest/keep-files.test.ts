@@ -5,7 +5,9 @@ import { join } from "node:path";
 import { execa } from "execa";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { keepFiles } from "../../../src/backup/guest/keep-files.js";
-import { damageOf } from "../../../src/backup/repository/kept-files.js";
+import { HeldFolder } from "../../../src/backup/host/held-folder.js";
+import { damageOf as damageIn } from "../../../src/backup/repository/kept-files.js";
+import type { KeptFile } from "../../../src/backup/repository/manifest.js";
 
 let folder: string;
 let point: string;
@@ -21,6 +23,11 @@ afterEach(() => rm(folder, { recursive: true, force: true }));
 const onWarning = (message: string): void => {
   warnings.push(message);
 };
+
+async function damageOf(path: string, file: KeptFile): Promise<string | undefined> {
+  await using held = await HeldFolder.open(path);
+  return await damageIn(held, file);
+}
 
 function xml(os: string, devices = "", id = "id='3'"): string {
   const uuid = "7f2f3c7e-7c0e-4f0a-9f33-0c8a2d0e1f10";

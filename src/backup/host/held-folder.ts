@@ -1,0 +1,299 @@
+import { createHash, randomUUID } from "node:crypto";
+import { constants, type Dirent, readlinkSync, type Stats } from "node:fs";
+import { type FileHandle, lstat, mkdir, open, readdir, rename, rmdir, stat, unlink } from "node:fs/promises";
+import { join } from "node:path";
+import { pipeline } from "node:stream/promises";
+import { DamageError, hasCode, PreconditionError } from "../base/errors.js";
+import { isMissing, syncFile } from "./durable-files.js";
+
+/** Read and written by their owner only. */
+const PRIVATE_FILE = 0o600;
+const PRIVATE_FOLDER = 0o700;
+/** Deeper folders are not removed: each level keeps a descriptor open. */
+const MOST_LEVELS = 32;
+/** A path through a descriptor of this process: the descriptor, and the names below the folder. */
+const HELD = /^\/proc\/self\/fd\/(\d+)(?=\/|$)/;
+
+/**
+ * A folder that is kept open while it is used. Others may write to it, so its path is used only once: what is
+ * in it is opened below the descriptor, as `openat` does, one name at a time and without following links. If
+ * somebody puts a link in the folder's place meanwhile, nothing is read or written where that link leads.
+ */
+export class HeldFolder implements AsyncDisposable {
+  /** For messages. */
+  readonly path: string;
+  readonly #handle: FileHandle;
+
+  private constructor(path: string, handle: FileHandle) {
+    this.path = path;
+    this.#handle = handle;
+  }
+
+  /**
+   * Opens a folder that the user has named. Links are followed, because the user trusts them.
+   * @throws {PreconditionError} `E_NO_PROC`: `/proc` is not mounted
+   * @throws the file system's error: ENOENT, ENOTDIR
+   */
+  static async open(path: string): Promise<HeldFolder> {
+    const folder = new HeldFolder(path, await open(path, constants.O_RDONLY | constants.O_DIRECTORY));
+    const [held, reached] = [await folder.#handle.stat(), await stat(folder.reach).catch(() => undefined)];
+    if (reached && isSameFile(held, reached)) return folder;
+    await folder.close();
+    const message = `${path} cannot be read safely, because /proc/self/fd is missing: mount /proc`;
+    throw new PreconditionError("E_NO_PROC", message, { details: { path } });
+  }
+
+  /** A path to the folder that stays right when the folder is renamed. It ends with `close`. */
+  get reach(): string {
+    return `/proc/self/fd/${this.#handle.fd}`;
+  }
+
+  /**
+   * A path of something in this folder, for code that opens files by path. It ends with `close`. Whoever opens
+   * it must not follow a link at its end.
+   * @throws {RangeError} `name` is a path
+   */
+  at(name: string): string {
+    if (name === "" || name === "." || name === ".." || /[/\0]/.test(name)) {
+      throw new RangeError(`${JSON.stringify(name)} is not the name of a file`);
+    }
+    return `${this.reach}/${name}`;
+  }
+
+  /**
+   * Opens a folder in this one.
+   * @returns undefined if nothing has that name
+   * @throws {DamageError} `E_LINK`: it is a symbolic link, or no folder
+   */
+  async folder(name: string): Promise<HeldFolder | undefined> {
+    const flags = constants.O_RDONLY | constants.O_DIRECTORY | constants.O_NOFOLLOW;
+    try {
+      return new HeldFolder(join(this.path, name), await open(this.at(name), flags));
+    } catch (error) {
+      if (isMissing(error)) return undefined;
+      if (hasCode(error, "ELOOP") || hasCode(error, "ENOTDIR")) throw await this.#notAFolder(name, error);
+      throw this.#named(error);
+    }
+  }
+
+  /**
+   * Creates a folder in this one, for its owner only.
+   * @throws the file system's error: EEXIST
+   */
+  async makeFolder(name: string): Promise<void> {
+    await mkdir(this.at(name), PRIVATE_FOLDER).catch(this.#fail);
+  }
+
+  /** What is in the folder. */
+  async entries(): Promise<Dirent[]> {
+    return await readdir(this.reach, { withFileTypes: true }).catch(this.#fail);
+  }
+
+  async names(): Promise<string[]> {
+    return await readdir(this.reach).catch(this.#fail);
+  }
+
+  /** What has this name; undefined: nothing. A link is not followed. */
+  async find(name: string): Promise<Stats | undefined> {
+    return await lstat(this.at(name)).catch((error: unknown) => {
+      if (isMissing(error)) return undefined;
+      return this.#fail(error);
+    });
+  }
+
+  /** The folder itself. */
+  async status(): Promise<Stats> {
+    return await this.#handle.stat();
+  }
+
+  /** Whether the name still leads to `folder`, which was opened by it. */
+  async leadsTo(name: string, folder: HeldFolder): Promise<boolean> {
+    const [found, held] = [await this.find(name), await folder.status()];
+    return found !== undefined && isSameFile(found, held);
+  }
+
+  /**
+   * The content of a regular file.
+   * @param most bytes that it may have
+   * @throws {DamageError} `E_LINK`: it is a link, a FIFO, a folder or the like, or it is longer
+   * @throws the file system's error: ENOENT
+   */
+  async read(name: string, most: number): Promise<Buffer> {
+    const refuse = (what: string, cause?: unknown): DamageError => {
+      const path = join(this.path, name);
+      return new DamageError("E_LINK", `${path} ${what}`, { cause, details: { path } });
+    };
+    try {
+      await using file = await openPlain(this.at(name));
+      const found = await file.stat();
+      if (!found.isFile()) throw refuse("is not a regular file");
+      if (found.size > most) throw refuse(`has ${found.size} bytes, and at most ${most} make sense`);
+      const bytes = Buffer.alloc(found.size);
+      let filled = 0;
+      for (let read = -1; read !== 0 && filled < bytes.length; filled += read) {
+        read = (await file.read(bytes, filled, bytes.length - filled, filled)).bytesRead;
+      }
+      return bytes.subarray(0, filled);
+    } catch (error) {
+      if (hasCode(error, "ELOOP")) throw refuse("is a symbolic link", error);
+      if (hasCode(error, "ENXIO")) throw refuse("is not a regular file", error);
+      throw this.#named(error);
+    }
+  }
+
+  /**
+   * Creates a file with this content.
+   * @throws the file system's error: EEXIST
+   */
+  async create(name: string, content: string | Uint8Array, { sync }: { sync: boolean }): Promise<void> {
+    try {
+      await using file = await open(this.at(name), "wx", PRIVATE_FILE);
+      await file.writeFile(content);
+      if (sync) await file.sync();
+    } catch (error) {
+      throw this.#named(error);
+    }
+  }
+
+  /** Creates a file, or replaces what has its name, at once. The content is on stable storage then. */
+  async replace(name: string, content: string, beforeRename?: () => Promise<void>): Promise<void> {
+    const temporary = `.${name}.${randomUUID()}`;
+    try {
+      await this.create(temporary, content, { sync: true });
+      await beforeRename?.();
+      await this.rename(temporary, name);
+    } catch (error) {
+      await this.unlink(temporary).catch(() => undefined);
+      throw error;
+    }
+  }
+
+  /** Renames something in this folder, or moves it to another one. A link is moved as a link. */
+  async rename(from: string, to: string, into: HeldFolder = this): Promise<void> {
+    await rename(this.at(from), into.at(to)).catch(this.#fail);
+  }
+
+  /** Removes a file or a link; it may be missing. */
+  async unlink(name: string): Promise<void> {
+    await unlink(this.at(name)).catch((error: unknown) => {
+      if (!isMissing(error)) this.#fail(error);
+    });
+  }
+
+  /** Removes an empty folder. */
+  async removeEmpty(name: string): Promise<void> {
+    await rmdir(this.at(name)).catch(this.#fail);
+  }
+
+  /**
+   * Removes whatever has this name, and all that is in it; nothing may have it. Links are removed, and what
+   * they lead to stays.
+   */
+  async remove(name: string, levels = MOST_LEVELS): Promise<void> {
+    const found = await this.find(name);
+    if (!found) return;
+    if (!found.isDirectory()) return await this.unlink(name);
+    if (levels === 0) {
+      const message = `${join(this.path, name)} has too many folders in each other: remove it yourself`;
+      throw new DamageError("E_LINK", message, { details: { path: join(this.path, name) } });
+    }
+    {
+      await using folder = await this.folder(name);
+      for (const inside of (await folder?.names()) ?? []) await folder?.remove(inside, levels - 1);
+    }
+    await rmdir(this.at(name)).catch((error: unknown) => {
+      if (!isMissing(error)) this.#fail(error);
+    });
+  }
+
+  /** Bytes that the files in this folder and its subfolders occupy on the file system. */
+  async usedBytes(levels = MOST_LEVELS): Promise<number> {
+    let bytes = 0;
+    for (const entry of await this.entries()) {
+      if (entry.isFile()) bytes += ((await this.find(entry.name))?.blocks ?? 0) * 512;
+      if (!entry.isDirectory() || levels === 0) continue;
+      await using folder = await this.folder(entry.name);
+      bytes += (await folder?.usedBytes(levels - 1)) ?? 0;
+    }
+    return bytes;
+  }
+
+  /** Flushes the folder, so that the names in it are durable. */
+  async sync(): Promise<void> {
+    await syncFile(this.reach);
+  }
+
+  async close(): Promise<void> {
+    await this.#handle.close();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close();
+  }
+
+  async #notAFolder(name: string, cause: unknown): Promise<DamageError> {
+    const path = join(this.path, name);
+    const isLink = (await this.find(name))?.isSymbolicLink() ?? false;
+    const message = isLink
+      ? `${path} is a symbolic link, and nothing in a repository may be one: move the folder itself there, or mount it there. Nothing was read or changed`
+      : `${path} is no folder`;
+    return new DamageError("E_LINK", message, { cause, details: { path } });
+  }
+
+  /** Throws the error, with the folder's path in place of its descriptor. */
+  readonly #fail = (error: unknown): never => {
+    throw this.#named(error);
+  };
+
+  #named(error: unknown): unknown {
+    if (error instanceof Error) error.message = error.message.replaceAll(this.reach, this.path);
+    return error;
+  }
+}
+
+/**
+ * Opens a file to be read, without following a link at the end of the path, and without waiting for the writer
+ * of a FIFO.
+ * @throws the file system's error: ELOOP for a link
+ */
+export async function openPlain(path: string): Promise<FileHandle> {
+  return await open(path, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK);
+}
+
+/**
+ * The SHA-256 of a regular file, in hexadecimal digits. A link at the end of the path is not followed.
+ * @throws {DamageError} `E_LINK`: it is a link, or no regular file
+ */
+export async function sha256OfFile(path: string): Promise<string> {
+  const file = await openPlain(path).catch((error: unknown) => {
+    throw hasCode(error, "ELOOP") ? notAFile(path, error) : error;
+  });
+  try {
+    if (!(await file.stat()).isFile()) throw notAFile(path);
+    const hash = createHash("sha256");
+    await pipeline(file.createReadStream({ autoClose: false }), hash);
+    return hash.digest("hex");
+  } finally {
+    await file.close();
+  }
+}
+
+function notAFile(path: string, cause?: unknown): DamageError {
+  const shown = shownPath(path);
+  return new DamageError("E_LINK", `${shown} is not a regular file`, { cause, details: { path: shown } });
+}
+
+/** A path for messages: a held folder's own path in place of its descriptor. */
+export function shownPath(path: string): string {
+  return path.replace(HELD, (held) => {
+    try {
+      return readlinkSync(held);
+    } catch {
+      return held;
+    }
+  });
+}
+
+function isSameFile(one: Stats, other: Stats): boolean {
+  return one.dev === other.dev && one.ino === other.ino;
+}

@@ -1,0 +1,42 @@
+import { randomUUID } from "node:crypto";
+import type { HeldFolder } from "../host/held-folder.js";
+import type { Guard } from "../image/image-file.js";
+import { hasJournal, JOURNAL_FOLDER } from "./prune-journal.js";
+
+/** Suffix of a point that is being made. */
+export const PARTIAL = ".partial";
+/** Prefix of what is being removed. */
+const DEAD = ".dead-";
+
+/**
+ * Removes partial points and aborted prunes. The caller holds the domain's lock, so a partial point belongs
+ * to a run that died, or that lost its lock while it was suspended. It is renamed first, so that such a run
+ * can't commit it later. A prune without a journal has changed nothing.
+ */
+export async function removeLeftovers(domain: HeldFolder): Promise<void> {
+  for (const name of await domain.names()) {
+    const isPartial = name.startsWith(".") && name.endsWith(PARTIAL);
+    const isAborted = name === JOURNAL_FOLDER && !(await hasJournal(domain));
+    if (isPartial || isAborted) await setAside(domain, name);
+  }
+  await removeDead(domain);
+}
+
+/** Removes the journal and everything that the prune has prepared. */
+export async function removeJournal(domain: HeldFolder, guard: Guard): Promise<void> {
+  await guard();
+  await setAside(domain, JOURNAL_FOLDER);
+  await domain.sync();
+  await removeDead(domain);
+}
+
+/** Gives something the name of what will be removed. */
+export async function setAside(domain: HeldFolder, name: string): Promise<void> {
+  await domain.rename(name, `${DEAD}${name.replace(/^\./, "")}-${randomUUID()}`);
+}
+
+export async function removeDead(domain: HeldFolder): Promise<void> {
+  for (const name of await domain.names()) {
+    if (name.startsWith(DEAD)) await domain.remove(name);
+  }
+}

@@ -1,0 +1,36 @@
+import { DamageError, hasCode, messageOf } from "../base/errors.js";
+import { isMissing } from "../host/durable-files.js";
+import type { HeldFolder } from "../host/held-folder.js";
+import { type Manifest, parseManifest } from "./manifest.js";
+
+export const MANIFEST = "point.json";
+/** Longer than any manifest. */
+const MOST_BYTES = 64 * 1024 * 1024;
+
+/**
+ * Reads the manifest of a point.
+ * @param folder in which it lies
+ * @param facts for the error's details
+ * @throws {DamageError} `E_MANIFEST`: it is missing, unreadable, wrong, or another point's
+ */
+export async function readManifest(
+  folder: HeldFolder,
+  id: string,
+  name = MANIFEST,
+  facts: Readonly<Record<string, unknown>> = {},
+): Promise<Manifest> {
+  const path = `${folder.path}/${name}`;
+  const fail = (what: string, cause?: unknown): DamageError =>
+    new DamageError("E_MANIFEST", what, { cause, details: { ...facts, point: id } });
+  let text: string;
+  try {
+    text = (await folder.read(name, MOST_BYTES)).toString("utf8");
+  } catch (cause) {
+    if (hasCode(cause, "EACCES")) throw cause;
+    if (isMissing(cause)) throw fail(`point ${id} has no manifest: ${path} is missing`, cause);
+    throw fail(`the manifest of point ${id} cannot be read: ${messageOf(cause)}`, cause);
+  }
+  const manifest = parseManifest(text, path, { ...facts, point: id });
+  if (manifest.id === id) return manifest;
+  throw fail(`${path} is the manifest of point ${manifest.id}: the folder was renamed`);
+}
