@@ -1,5 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { type RestoredPlace, restoredDomain } from "../../../src/backup/libvirt/restored-domain.js";
+import { formatTree } from "../../../src/backup/libvirt/xml-tree.js";
+import { DomainSchema, hasSchemas } from "./schema-names.js";
 
 const VDA: RestoredPlace = { kind: "file", path: "/r/vda.qcow2", format: "qcow2" };
 const EMULATOR = "/usr/bin/qemu-system-x86_64";
@@ -378,3 +380,45 @@ describe("a definition from a repository", () => {
     );
   });
 });
+
+/** More than any attribute has listed values. */
+const VARIANTS = 40;
+
+describe.skipIf(!hasSchemas)("whatever libvirt's schema has room for", () => {
+  const schema = hasSchemas ? new DomainSchema() : undefined;
+
+  it.each((schema?.childrenOf("devices") ?? []).filter((name) => name !== "emulator"))(
+    "names no path of the host in <%s>",
+    (name) => {
+      let longest = 0;
+      for (let variant = 0; variant < VARIANTS; variant += 1) {
+        const device = formatTree(schema?.filled("devices", name, "/srv/evil", variant) ?? fail());
+        longest = Math.max(longest, device.length);
+        expect(made(withTarget(device)).xml).not.toContain("/srv/evil");
+      }
+      expect(longest).toBeGreaterThan(name.length + 20);
+    },
+  );
+
+  it.each((schema?.childrenOf("domain") ?? []).filter((name) => !["name", "uuid", "devices"].includes(name)))(
+    "names no path of the host in <%s> of the domain",
+    (name) => {
+      for (let variant = 0; variant < VARIANTS; variant += 1) {
+        const part = formatTree(schema?.filled("domain", name, "/srv/evil", variant) ?? fail());
+        const { xml } = made("", part);
+        // Text that the guest or a person reads.
+        const elsewhere = xml.replaceAll(/<(title|description|cmdline|entry|dhCert|session)[ >][^<]*/g, "");
+        expect(elsewhere).not.toContain("/srv/evil");
+      }
+    },
+  );
+});
+
+function fail(): never {
+  throw new Error("no schema");
+}
+
+/** A disk without a proper target would be refused as a whole. */
+function withTarget(device: string): string {
+  return device.startsWith("<disk") ? device.replace(/<target [^>]*>/, '<target dev="vdz">') : device;
+}
