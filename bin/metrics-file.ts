@@ -1,10 +1,13 @@
+import { randomBytes } from "node:crypto";
 import { constants } from "node:fs";
-import { access, chmod, readFile, rename, rm, writeFile } from "node:fs/promises";
+import { access, open, rename, rm } from "node:fs/promises";
 import { basename, dirname, join, resolve } from "node:path";
 import { lock } from "proper-lockfile";
 import { UsageError } from "../src/backup/base/errors.js";
 import { type MetricsUpdate, updatedMetrics } from "./metrics.js";
 
+/** More than the series of ten thousand domains take. */
+const MOST_BYTES = 64 * 1024 ** 2;
 const NOTHING: MetricsUpdate = { samples: [], otherwise: [] };
 
 /** A metrics file, which other runs may write as well. */
@@ -44,22 +47,38 @@ export class MetricsFile {
       retries: { retries: 30, minTimeout: 20, maxTimeout: 500 },
     });
     // The collector reads every file that ends in .prom.
-    const temporary = join(dirname(this.#path), `.${basename(this.#path)}.${process.pid}`);
+    const unique = randomBytes(8).toString("hex");
+    const temporary = join(dirname(this.#path), `.${basename(this.#path)}.${unique}`);
+    let made = false;
     try {
-      await writeFile(temporary, updatedMetrics(await this.#text(), update, this.#path));
+      const text = updatedMetrics(await this.#text(), update, this.#path);
+      // Others may write to the folder: a link or a file that waits at this name is no place to write to.
+      await using file = await open(temporary, "wx", 0o600);
+      made = true;
+      await file.writeFile(text);
       // The collector runs as another user, so the mode must not depend on the umask.
-      await chmod(temporary, 0o644);
+      await file.chmod(0o644);
       await rename(temporary, this.#path);
+      made = false;
     } finally {
-      await rm(temporary, { force: true });
+      if (made) await rm(temporary, { force: true });
       await release();
     }
   }
 
+  /** The file as it is, empty if there is none. Follows no link, and waits for nobody at a pipe. */
   async #text(): Promise<string> {
-    return await readFile(this.#path, "utf8").catch((error: NodeJS.ErrnoException) => {
-      if (error.code === "ENOENT") return "";
-      throw error;
-    });
+    const { O_RDONLY, O_NOFOLLOW, O_NONBLOCK } = constants;
+    try {
+      await using file = await open(this.#path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK);
+      const found = await file.stat();
+      if (found.isFile() && found.size <= MOST_BYTES) return await file.readFile("utf8");
+    } catch (error) {
+      const { code } = error as NodeJS.ErrnoException;
+      if (code === "ENOENT") return "";
+      if (code !== "ELOOP" && code !== "ENXIO") throw error;
+    }
+    const message = `${this.#path} is no plain file of metrics: name another one, or remove it`;
+    throw new UsageError("E_METRICS", message, { details: { path: this.#path } });
   }
 }
