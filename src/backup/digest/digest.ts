@@ -78,10 +78,10 @@ function unknownAlgorithm(algorithm: never): UsageError {
   return new UsageError("E_DIGEST_ALGORITHM", `unknown digest algorithm "${String(algorithm)}"`);
 }
 
-/** @throws {UsageError} `text` is neither `xxh64` nor `sha256` */
+/** @throws {UsageError} `text` is neither `sha256` nor `xxh64` */
 export function parseDigestAlgorithm(text: string): DigestAlgorithm {
   if (text === "xxh64" || text === "sha256") return text;
-  throw new UsageError("E_DIGEST_ALGORITHM", `unknown digest algorithm "${text}": use xxh64 or sha256`);
+  throw new UsageError("E_DIGEST_ALGORITHM", `unknown digest algorithm "${text}": use sha256 or xxh64`);
 }
 
 /**
