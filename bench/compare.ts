@@ -5,7 +5,7 @@
  */
 
 import { parseArgs } from "node:util";
-import { printText } from "../bin/terminal.js";
+import { printableLines } from "../src/backup/base/printable.js";
 import { comparisonReport, differences } from "./comparison.js";
 import { readResult } from "./result-file.js";
 
@@ -15,8 +15,9 @@ if (before === undefined || after === undefined) {
   process.exitCode = 2;
 } else {
   const results = [await readResult(before), await readResult(after)] as const;
-  for (const difference of differences(...results)) printText(process.stdout, `Not alike: ${difference}`);
+  for (const difference of differences(...results))
+    process.stdout.write(`Not alike: ${printableLines(difference)}\n`);
   for (const metric of ["wall", "cpu"] as const) {
-    printText(process.stdout, `\n${comparisonReport(...results, metric)}`);
+    process.stdout.write(`\n${printableLines(comparisonReport(...results, metric))}`);
   }
 }

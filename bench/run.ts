@@ -10,7 +10,7 @@ import { mkdtemp, statfs, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
-import { printable, printText } from "../bin/terminal.js";
+import { printable, printableLines } from "../src/backup/base/printable.js";
 import { Inputs } from "./inputs.js";
 import { describeMachine, fileSystemOf, versions } from "./machine.js";
 import { build } from "./measure.js";
@@ -116,7 +116,7 @@ function say(what: string): void {
 /** The result goes below what was said last. */
 function print(text: string): void {
   if (process.stderr.isTTY) process.stderr.write("\r\x1b[K");
-  printText(process.stdout, text);
+  process.stdout.write(printableLines(text));
 }
 
 function list(): void {
@@ -124,7 +124,7 @@ function list(): void {
     `${name}: ${title}`,
     ...contenders.map((contender) => `    ${contender.name}`),
   ]);
-  printText(process.stdout, lines.join("\n"));
+  process.stdout.write(`${lines.join("\n")}\n`);
 }
 
 // An orderly exit: servers and clients are ended then, and the folder is removed.
@@ -136,6 +136,7 @@ try {
   if (chosen === "list") list();
   else await run(chosen);
 } catch (error) {
-  printText(process.stderr, `bench: ${error instanceof Error ? error.message : String(error)}`);
+  const message = error instanceof Error ? error.message : String(error);
+  process.stderr.write(`bench: ${printableLines(message)}\n`);
   process.exitCode = 1;
 }

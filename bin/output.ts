@@ -1,7 +1,8 @@
 import type { MultiBar, SingleBar } from "cli-progress";
 import prettyBytes from "pretty-bytes";
+import { printable } from "../src/backup/base/printable.js";
 import { ResultStream } from "./result-stream.js";
-import { type Line, printable, printJson, printLines, printText } from "./terminal.js";
+import { type Line, printJson, printLines, printText } from "./terminal.js";
 
 /** How much to log, and the format of the result. */
 interface OutputOptions {

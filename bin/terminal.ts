@@ -6,14 +6,7 @@
  */
 
 import { styleText } from "node:util";
-
-/** Control characters (C0, DEL, C1), bidi marks and other invisible characters, and separators of lines. */
-const UNPRINTABLE = /[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/gu;
-
-/** The text as one line that a terminal shows as it is: `\u{1b}` takes the place of an escape character. */
-export function printable(text: string): string {
-  return text.replace(UNPRINTABLE, (character) => `\\u{${character.codePointAt(0)?.toString(16)}}`);
-}
+import { printable, UNPRINTABLE } from "../src/backup/base/printable.js";
 
 /** A part of a line; the colour appears only on a terminal. */
 type Span = string | { readonly text: string; readonly colour: "green" | "yellow" | "red" };

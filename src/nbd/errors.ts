@@ -1,9 +1,9 @@
 /**
  * The class of an error says how far the failure reaches. A {@link ProtocolError} or {@link ConnectionError}
  * ends the connection, a {@link RequestError} fails one request, and an {@link OptionError},
- * {@link MetaContextError} or {@link TlsError} ends the negotiation. Three codes of ConnectionError fail
- * only one call: NBD_ABORTED, NBD_MAP_TIMEOUT and NBD_WRITES_IN_DOUBT. The message says what failed, where, on whose side, and the
- * next step if there is one.
+ * {@link MetaContextError} or {@link TlsError} ends the negotiation. Three codes of ConnectionError fail only
+ * one call: NBD_ABORTED, NBD_MAP_TIMEOUT and NBD_WRITES_IN_DOUBT. The message says what failed, where, on
+ * whose side, and the next step if there is one.
  */
 
 /**

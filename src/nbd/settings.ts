@@ -40,11 +40,11 @@ export interface ConnectOptions extends ReachOptions {
   readonly requestTimeoutMs?: number;
   /**
    * Bytes per second that the server has to move on each connection while requests are outstanding; default
-   * 1024, and 0 is any rate. It is given up when it has fallen {@link minRateMs} behind. A reply without
+   * 1024, and 0 is any rate. It is given up when it has fallen `minRateMs` behind. A reply without
    * payload counts as well: block status with the bytes that it describes, any other by meeting the rate.
    */
   readonly minRate?: number;
-  /** How far the server may fall behind {@link minRate}; default 60,000. */
+  /** How far the server may fall behind `minRate`; default 60,000. */
   readonly minRateMs?: number;
   /** Limit on the time that one walk over the block status waits for nothing else; default 3,600,000. */
   readonly mapTimeoutMs?: number;

@@ -64,9 +64,10 @@ export class Watchdog {
     this.#limits = limits;
     this.#watched = watched;
     this.#giveUp = giveUp;
-    this.#pace = new Pace(minRate, minRateMs);
     const shortest = Math.min(idleTimeoutMs, requestTimeoutMs, minRate > 0 ? minRateMs : idleTimeoutMs);
     this.#intervalMs = Math.max(1, shortest / CHECKS);
+    // One more interval, so that silence is noticed as silence.
+    this.#pace = new Pace(minRate, minRateMs + this.#intervalMs);
   }
 
   /** Checks so far. */

@@ -75,6 +75,28 @@ describe("a server that dawdles", () => {
     for (let round = 0; round < 5; round += 1) await client.flush();
   });
 
+  it("is not taken for silent while it takes a large write slowly", async () => {
+    const length = 2 ** 20;
+    await using mock = await MockServer.start(async (peer) => {
+      await handshake(peer, { flags: TRANSMISSION.HAS_FLAGS, size: length });
+      peer.socket.removeAllListeners("data").pause();
+      const taken: Buffer[] = [];
+      for (let count = 0; count < 28 + length; ) {
+        await sleep(30);
+        const bytes = peer.socket.read(Math.min(32_768, peer.socket.readableLength)) as Buffer | null;
+        if (bytes !== null) taken.push(bytes);
+        count += bytes?.length ?? 0;
+      }
+      const cookie = Number(Buffer.concat(taken).readBigUInt64BE(8));
+      peer.send(chunk(cookie, CHUNK.NONE));
+      await sleep(100);
+    });
+    await using client = await NbdClient.connect(mock.uri, { idleTimeoutMs: 200, minRateMs: 200 });
+    const before = Date.now();
+    await client.write(0, Buffer.alloc(length));
+    expect(Date.now() - before).toBeGreaterThan(400);
+  });
+
   it("is given up when it describes the disk a sector at a time", async () => {
     await using mock = await oneExtent(512, 20);
     await using client = await NbdClient.connect(mock.uri, {
@@ -118,7 +140,8 @@ describe("a server that dawdles", () => {
     let sent = 0;
     await using mock = await replying((request) => {
       if (request.command !== COMMAND.BLOCK_STATUS) return undefined;
-      const extents = Array.from({ length: 1000 }, (_, index) => [65_536, index % 2] as const);
+      const count = Math.ceil(Math.min(1000, request.length / 65_536));
+      const extents = Array.from({ length: count }, (_, index) => [65_536, index % 2] as const);
       sent += extents.length;
       return chunk(request.cookie, CHUNK.BLOCK_STATUS, statusPayload(1, ...extents));
     }, MAP);
@@ -140,6 +163,7 @@ describe("a server that dawdles", () => {
       await peer.gone();
     });
     const late = NbdClient.connect(mock.uri, { connectTimeoutMs: 400 }).catch((error: unknown) => error);
+    await sleep(50);
     block(500);
     const resumed = Date.now();
     expect(await late).toMatchObject({ code: "NBD_CONNECT_TIMEOUT" });

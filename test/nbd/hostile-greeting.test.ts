@@ -205,6 +205,10 @@ describe("an address", () => {
   it.each([
     { connectTimeoutMs: 0 },
     { idleTimeoutMs: 2 ** 31 },
+    { minRate: -1 },
+    { minRateMs: 0 },
+    { mapTimeoutMs: 0 },
+    { maxExtents: 1.5 },
     { connections: 0 },
     { reconnect: { attempts: 0 } },
     { hostOverride: "" },
