@@ -232,7 +232,7 @@ const DEVICES = rule("", {
     interface: INTERFACE,
     graphics: GRAPHICS,
     video: VIDEO,
-    audio: rule("any", { fits: hasType("none spice") }),
+    audio: rule("id type timerPeriod", { one: plain("input output"), fits: hasType("none spice") }),
     input: rule("type bus model", {
       one: { ...DEVICE, driver: PLAIN },
       fits: hasType("tablet mouse keyboard"),

@@ -5,6 +5,8 @@ import type { XmlElement } from "./xml-tree.js";
 /** How many of the things that were left out are named. */
 const MOST_NAMED = 20;
 const MOST_CHARACTERS = 120;
+/** A name that every parser takes for the same one. */
+const NAME = /^[A-Za-z_][\w.:-]*$/;
 const TYPES = ["kvm", "qemu", "hvf"];
 
 /**
@@ -62,6 +64,7 @@ function clean(element: XmlElement, rule: Rule, allowed: Allowed, note: (what: s
 }
 
 function ruleFor(child: XmlElement, { children, others }: Rule): Rule | undefined {
+  if (!NAME.test(child.name)) return undefined;
   return Object.hasOwn(children, child.name) ? children[child.name] : others;
 }
 
@@ -72,12 +75,15 @@ function fits(element: XmlElement, rule: Rule, allowed: Allowed): boolean {
 
 function mayHave(element: XmlElement, name: string, rule: Rule, allowed: Allowed): boolean {
   const value = element.attributeText(name) ?? "";
+  if (!NAME.test(name)) return false;
   if (Object.hasOwn(rule.values, name)) return rule.values[name]?.(value, allowed) ?? false;
   return (rule.attributes === "any" || rule.attributes.has(name)) && !isPath(value);
 }
 
+/** Absolute, or one that climbs out of the folder where the value would be looked for. */
 function isPath(value: string): boolean {
-  return value.trimStart().startsWith("/");
+  const text = value.trim();
+  return text.startsWith("/") || text.split("/").includes("..");
 }
 
 /** An element as messages show it: `<interface type="ethernet"> (<script path="/x"/>)`. */

@@ -4,10 +4,11 @@
  * (how a command is run) and `virsh-errors.ts` (what its failures mean). `domain-xml.ts`, `job-xml.ts` and
  * `checkpoint-xml.ts` read libvirt's documents, and `begin-xml.ts` writes those that begin a job.
  * `running-job.ts` watches over a job (`same-job.ts`, `job-info.ts`), and `restored-domain.ts` makes the
- * definition of a restored domain. `checkpoints.ts` and `checkpoint-edit.ts` delete and mend checkpoints,
- * `freeze.ts` freezes and thaws, `choose-disks.ts` picks a domain's disks, `boot-files.ts` and
- * `capabilities-xml.ts` say what else a domain needs. `hypervisor.ts` reads connection URIs, `virsh-batch.ts`
- * joins commands to one process, and `xml.ts` on `xml-tree.ts` reads XML.
+ * definition of a restored domain, of which `left-out.ts` leaves only what `definition-rules.ts` allows.
+ * `checkpoints.ts` and `checkpoint-edit.ts` delete and mend checkpoints, `freeze.ts` freezes and thaws,
+ * `choose-disks.ts` picks a domain's disks, `boot-files.ts` and `capabilities-xml.ts` say what else a domain
+ * needs. `hypervisor.ts` reads connection URIs, `virsh-batch.ts` joins commands to one process, and `xml.ts`
+ * on `xml-tree.ts` reads XML.
  *
  * Nothing here reads a disk's data, opens an NBD connection or opens a repository. Only the id of a
  * repository is known here, because the names of its checkpoints contain it.

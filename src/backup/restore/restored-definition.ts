@@ -29,8 +29,11 @@ export interface RestoredDefinitionOptions {
   readonly filesIn?: string | undefined;
   /** The libvirt in which the domain is defined; undefined: only the XML is written. */
   readonly virsh?: Virsh | undefined;
-  /** The definition may name files, devices and programs of this host: nobody else can write the repository. */
-  readonly trusted: boolean;
+  /**
+   * It may name files, devices and programs of this host, because nobody else can write to the repository.
+   * Default: false.
+   */
+  readonly trusted?: boolean | undefined;
   /** Replace a file that exists at the XML's path. */
   readonly force: boolean;
   /** Flush the XML to stable storage. */
@@ -84,7 +87,7 @@ export class RestoredDefinition {
    * @throws {BackupError} the stored definition can't be parsed; and as {@link Virsh} does
    */
   static async prepare(options: RestoredDefinitionOptions): Promise<RestoredDefinition> {
-    const { repository, point, place, disks, filesIn, virsh, trusted } = options;
+    const { repository, point, place, disks, filesIn, virsh, trusted = false } = options;
     const stored = await readDefinition(options);
     const name = options.name ?? `${parseDomain(stored).name}-restored`;
     refuseName(name);

@@ -234,9 +234,10 @@ describe("a definition from a repository", () => {
     ["a panic store", "<pstore backend='acpi-erst'><path>/srv/repo/evil</path></pstore>"],
     ["an unknown device", "<newdevice file='/srv/repo/evil'/>"],
     ["a path in a plain device", "<controller type='usb'><newthing path='/srv/repo/evil'/></controller>"],
+    ["a keymap that climbs", "<graphics type='vnc' keymap='../../srv/repo/evil'/>"],
     [
       "a numbered slash",
-      "<controller type='usb' newthing='&#47;srv/repo/evil' other='&#x2f;srv/repo/evil'/>",
+      "<controller type='usb' newthing='&#47;srv/repo/evil' other='&#x00000002f;srv/repo/evil'/>",
     ],
   ])("loses %s, and the warning names it", (_what, devices, sign = "evil") => {
     expect(definition(devices)).toContain(sign);
