@@ -48,6 +48,15 @@ export function tcpServerOf(options: JobServerOptions): TcpServer | undefined {
   return { transport: "tcp", host, port, tls };
 }
 
+/** Who else can read the guest's disks while the job runs; undefined if nobody can. */
+export function readersOf(server: TcpServer | undefined): string | undefined {
+  if (server === undefined || server.tls) return undefined;
+  const { host } = server;
+  return isLocalOnly(host)
+    ? `every user of the machine that the domain runs on can connect to ${host} and read its disks while the job runs: without --server, QEMU serves on a socket that lets in only root`
+    : `anyone who reaches ${host} can read the domain's disks while the job runs, unencrypted: --tls lets in only clients with a certificate`;
+}
+
 function server(text: string): JobServerOptions["server"] {
   if (text === "unix") return { tcp: undefined };
   if (text === "tcp") return { tcp: parseListenAddress("127.0.0.1") };

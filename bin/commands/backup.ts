@@ -6,7 +6,7 @@ import { Virsh } from "../../src/backup/libvirt/virsh.js";
 import { type BackupResult, backup } from "../../src/backup/take/backup.js";
 import { EXIT, exitCodeOf, worstExitCode } from "../exit-codes.js";
 import { disksOf, type GuestOptions, mountpointsOf, withGuest } from "../guest-options.js";
-import { tcpServerOf } from "../job-server.js";
+import { readersOf, tcpServerOf } from "../job-server.js";
 import { keptLines } from "../kept-lines.js";
 import { type MetricsUpdate, updateOfFailure, updateOfRun, updateOfSuccess } from "../metrics.js";
 import { MetricsFile } from "../metrics-file.js";
@@ -48,6 +48,8 @@ export function addBackup(program: Command, run: Run): void {
   withGuest(withDigests(withCopy(command), `default ${DEFAULT_DIGESTS}`)).action(
     run<BackupOptions, [domains: readonly string[]]>(async (context, options, named) => {
       const job = { ...context, options, record: await recorderOf(context, options) };
+      const readers = readersOf(tcpServerOf(options));
+      if (readers !== undefined) context.output.note(readers);
       try {
         await backUpAsAsked(job, named);
         const code = options.strict && context.output.warnings.length > 0 ? EXIT.warnings : EXIT.done;
