@@ -1,4 +1,5 @@
 import { PreconditionError } from "../base/errors.js";
+import { domainWord } from "../base/shell-word.js";
 import type { DomainDefinition } from "../libvirt/domain-xml.js";
 import { type BackupJob, exportedDisks, parseBackupJob } from "../libvirt/job-xml.js";
 import type { Virsh } from "../libvirt/virsh.js";
@@ -103,7 +104,7 @@ export async function runningBackup(virsh: Virsh, domain: DomainDefinition): Pro
   if (info?.active && info.operation !== "backup") {
     throw new PreconditionError(
       "E_DOMAIN_BUSY",
-      `another job runs on ${name} (${info.operation}): wait for its end. \`virsh domjobinfo ${name}\` shows it`,
+      `another job runs on ${name} (${info.operation}): wait for its end. \`virsh domjobinfo ${domainWord(name)}\` shows it`,
       { details: { domain: name } },
     );
   }
@@ -118,13 +119,14 @@ function foreignJob(domain: DomainDefinition, job: BackupJob): PreconditionError
   const seen = `${where}${paths.length > 0 ? `, scratch ${paths.join(", ")}` : ""}`;
   return new PreconditionError(
     "E_FOREIGN_JOB",
-    `a backup job that this repository's backups did not begin runs on ${domain.name}: it seems to be ${ownerOf(seen)} (${seen}). Wait for its end; if nobody reads from it, \`virsh domjobabort ${domain.name}\``,
+    `a backup job that this repository's backups did not begin runs on ${domain.name}: it seems to be ${ownerOf(seen)} (${seen}). Wait for its end; if nobody reads from it, \`virsh domjobabort ${domainWord(domain.name)}\``,
     { details: { domain: domain.name, server, scratch: paths } },
   );
 }
 
 function ownerOf(seen: string): string {
-  if (/\/nbdpull-[0-9a-f]{8}-[0-9a-f]{8}\//.test(seen)) return "nbdpull's, of another repository or domain";
+  if (/\/nbdpull-[0-9a-f]{8}-[0-9a-f]{8,12}\//.test(seen))
+    return "nbdpull's, of another repository or domain";
   if (/virtnbdbackup/.test(seen)) return "virtnbdbackup's";
   return "somebody else's, begun by virsh or by a backup program";
 }

@@ -2,7 +2,7 @@
  * The folder that a backup's job works in: one for each repository and domain, so that the next backup finds
  * it.
  *
- *     /var/tmp/nbdpull-1a2b3c4d-f00dcafe/     (repository, domain)
+ *     /var/tmp/nbdpull-1a2b3c4d-0123456789ab/     (repository; repository and domain)
  *       owner.json                            the process that works here
  *       frozen                                exists while the guest's file systems may be frozen
  *       qemu/                                 QEMU's own: the sockets, and the scratch files
@@ -11,6 +11,7 @@
  * host among the temporary files, then holds this process's own files: libvirt's documents and the local
  * socket of the ssh forward.
  */
+import { createHash } from "node:crypto";
 import { readFile } from "node:fs/promises";
 import { hostname, tmpdir } from "node:os";
 import { basename, dirname, isAbsolute, join, resolve } from "node:path";
@@ -193,7 +194,9 @@ function refuseOthers(path: string, found: FoundFolder | undefined): void {
 }
 
 function nameOf({ repositoryId, domainUuid }: JobFolderKey): string {
-  return `nbdpull-${repositoryId.slice(0, 8)}-${domainUuid.slice(0, 8)}`;
+  // The whole of both, shortened: a socket's path has few bytes, and two UUIDs may begin alike.
+  const both = createHash("sha256").update(`${repositoryId} ${domainUuid}`).digest("hex");
+  return `nbdpull-${repositoryId.slice(0, 8)}-${both.slice(0, 12)}`;
 }
 
 /** Undefined if the note is incomplete, for example after a power cut. */

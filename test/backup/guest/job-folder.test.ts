@@ -24,8 +24,14 @@ describe("the folder of a job", () => {
     await expect(folder.claim(undefined)).rejects.toMatchObject({
       code: expect.stringMatching(/ENOTEMPTY|EEXIST/),
     });
-    expect(await readdir(parent)).toEqual(["nbdpull-1a2b3c4d-f00dcafe"]);
+    expect(await readdir(parent)).toEqual([expect.stringMatching(/^nbdpull-1a2b3c4d-[0-9a-f]{12}$/)]);
     expect((await stat(join(folder.path, "qemu"))).mode & 0o777).toBe(0o700);
+  });
+
+  it("is another one for a domain whose UUID begins alike", () => {
+    const other = JobFolder.at(parent, { ...key, domainUuid: "f00dcafe-0000-4000-8000-000000000001" });
+    expect(other.path).not.toBe(folder.path);
+    expect(JobFolder.at(parent, key).path).toBe(folder.path);
   });
 
   it.each([
