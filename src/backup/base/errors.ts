@@ -1,7 +1,7 @@
 /**
  * What every other room of src/backup uses. Read this file first: it has the classes of errors. Then read
  * `extent.ts` (clean, zero and data) and `damage.ts` (how damage is reported). The other files are helpers:
- * `progress.ts`, `in-parallel.ts`, `zeroes.ts` and `json.ts`.
+ * `progress.ts`, `in-parallel.ts`, `zeroes.ts`, `shell-word.ts` and `json.ts`.
  *
  * This room imports no other room. Nothing here reads or writes files or uses the network.
  */

@@ -1,5 +1,6 @@
 /** Checks libvirt's checkpoints, and what the next backup would do with them. */
 import prettyBytes from "pretty-bytes";
+import { domainWord, shellWord } from "../base/shell-word.js";
 import { changedSince, refuseNoBase } from "../guest/plan-guest.js";
 import { checkpointPrefix, readCheckpoints } from "../libvirt/checkpoints.js";
 import { type Found, pass, type Subject, warn } from "./check.js";
@@ -28,7 +29,7 @@ export async function lookAtCheckpoints({
       const cause = `${whose}; its bitmaps of ${broken.join(", ")} are lost or broken (did QEMU die?), and no increment can start from them`;
       const mend = isOurs
         ? `nbdpull backup ${domain.name} --to ${repositoryPath} (takes in full what has no base, and deletes it)`
-        : `virsh checkpoint-delete ${domain.name} ${name}`;
+        : `virsh checkpoint-delete ${domainWord(domain.name)} ${shellWord(name)}`;
       found.push(warn(cause, mend, name));
       continue;
     }

@@ -10,6 +10,7 @@
  */
 
 import { BackupError, messageOf, PreconditionError } from "../base/errors.js";
+import { domainWord } from "../base/shell-word.js";
 import type { GuestDisk, Level } from "../guest/plan-disk.js";
 import type { Forecast } from "../guest/plan-guest.js";
 import type { Ssh } from "../host/ssh.js";
@@ -140,13 +141,13 @@ const MENDS: Readonly<Record<string, (domain: string) => string>> = {
   E_NO_VIRSH: () => "apt install libvirt-clients",
   E_LIBVIRT: () => "systemctl start libvirtd",
   E_NO_SUCH_DOMAIN: () => "virsh list --all",
-  E_DOMAIN_OFF: (domain) => `virsh start ${domain}`,
-  E_DOMAIN_BUSY: (domain) => `virsh domjobinfo ${domain}`,
-  E_FOREIGN_JOB: (domain) => `virsh domjobinfo ${domain}`,
-  E_BACKUP_RUNNING: (domain) => `virsh domjobinfo ${domain}`,
-  E_PUSH_MODE: (domain) => `virsh domjobinfo ${domain}`,
-  E_NO_SUCH_DISK: (domain) => `virsh domblklist ${domain}`,
-  E_DISK_UNFIT: (domain) => `virsh domblklist --details ${domain}`,
-  E_NO_DISKS: (domain) => `virsh domblklist --details ${domain}`,
+  E_DOMAIN_OFF: (domain) => `virsh start ${domainWord(domain)}`,
+  E_DOMAIN_BUSY: (domain) => `virsh domjobinfo ${domainWord(domain)}`,
+  E_FOREIGN_JOB: (domain) => `virsh domjobinfo ${domainWord(domain)}`,
+  E_BACKUP_RUNNING: (domain) => `virsh domjobinfo ${domainWord(domain)}`,
+  E_PUSH_MODE: (domain) => `virsh domjobinfo ${domainWord(domain)}`,
+  E_NO_SUCH_DISK: (domain) => `virsh domblklist ${domainWord(domain)}`,
+  E_DISK_UNFIT: (domain) => `virsh domblklist --details ${domainWord(domain)}`,
+  E_NO_DISKS: (domain) => `virsh domblklist --details ${domainWord(domain)}`,
   E_NO_AGENT: () => "apt install qemu-guest-agent (in the guest)",
 };

@@ -2,6 +2,7 @@
 
 import { createServer } from "node:net";
 import { hasCode, messageOf } from "../base/errors.js";
+import { domainWord, shellWord } from "../base/shell-word.js";
 import { findLeft, refuseAnyJob, runningBackup } from "../guest/claim.js";
 import { keyOf } from "../guest/guest.js";
 import { JobFolder } from "../guest/job-folder.js";
@@ -50,7 +51,7 @@ export async function lookAtDisks({ domain, disks }: Subject): Promise<readonly 
     }
     const what = `${format}, ${source ?? `on ${type}`}`;
     if (canKeepBitmaps({ format })) return pass(what, target);
-    const mend = `qemu-img convert -p -O qcow2 ${source ?? "IMAGE"} NEW.qcow2 (while it is off); virsh edit ${domain?.name}`;
+    const mend = `qemu-img convert -p -O qcow2 ${source === undefined ? "IMAGE" : shellWord(source)} NEW.qcow2 (while it is off); virsh edit ${domainWord(domain?.name ?? "DOMAIN")}`;
     return warn(
       `${what}: ${format} images can't keep a dirty bitmap, so every backup of it is full`,
       mend,
@@ -74,7 +75,7 @@ export async function lookAtAgent({ virsh, domain, freeze }: Subject): Promise<r
   const unknown = (freeze ?? []).filter((mountpoint) => !mountpoints.includes(mountpoint));
   if (unknown.length > 0) {
     const cause = `the guest has nothing mounted at ${unknown.join(", ")}, and its agent freezes only what there is`;
-    return [warn(cause, `virsh domfsinfo ${domain.name}`)];
+    return [warn(cause, `virsh domfsinfo ${domainWord(domain.name)}`)];
   }
   return [pass(`it answers, and can freeze ${mountpoints.join(", ")}`)];
 }

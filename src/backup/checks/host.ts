@@ -1,5 +1,6 @@
 /** Checks the programs on this host, and libvirt. */
 import { execa } from "execa";
+import { shellWord } from "../base/shell-word.js";
 import { parseBackupSupport } from "../libvirt/capabilities-xml.js";
 import { canCompress } from "../qcow2/compress-cluster.js";
 import { type Found, fail, pass, type Subject, warn } from "./check.js";
@@ -84,6 +85,6 @@ export async function lookAtConfinement({
 
 const MEND_CONFINEMENT: Readonly<Record<string, (scratch: string) => string>> = {
   apparmor: (scratch) =>
-    `echo '${scratch}/nbdpull-*/qemu/nbd.sock rw,' >> /etc/apparmor.d/local/abstractions/libvirt-qemu`,
+    `echo ${shellWord(`${scratch}/nbdpull-*/qemu/nbd.sock rw,`)} >> /etc/apparmor.d/local/abstractions/libvirt-qemu`,
   selinux: () => "ausearch -m avc -c qemu-kvm | audit2allow -M nbdpull && semodule -i nbdpull.pp",
 };

@@ -6,6 +6,7 @@ import { resolve } from "node:path";
 import { execa } from "execa";
 import prettyBytes from "pretty-bytes";
 import { BackupError, messageOf } from "../base/errors.js";
+import { shellWord } from "../base/shell-word.js";
 import { JobFolder } from "../guest/job-folder.js";
 import { judgeScratch } from "../guest/scratch-space.js";
 import type { QemuUser } from "../libvirt/domain-xml.js";
@@ -45,7 +46,7 @@ export async function lookAtScratchFolder(subject: Subject): Promise<readonly Fo
     return [noAccess(parent, `nothing can be written below ${parent}`, "--scratch /var/tmp")];
   }
   const cause = `QEMU's user (${asQemu?.uid}) can't pass through ${closed} to ${parent}`;
-  return [noAccess(closed, cause, `chmod o+x ${closed}`)];
+  return [noAccess(closed, cause, `chmod o+x ${shellWord(closed)}`)];
 }
 
 function noAccess(path: string, cause: string, mend: string): Found {
@@ -96,7 +97,7 @@ export async function lookAtScratchSpace({
     return [
       fail("E_SCRATCH_FULL", `${what}, and scratch files need ${prettyBytes(least, { binary: true })}`, {
         advice: "make room, or name a folder with more of it (--scratch)",
-        mend: `du -xh ${scratchParent} | sort -h | tail`,
+        mend: `du -xh ${shellWord(scratchParent)} | sort -h | tail`,
         details: { path: scratchParent, freeBytes: free },
       }),
     ];

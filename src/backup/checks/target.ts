@@ -5,6 +5,7 @@ import { access } from "node:fs/promises";
 import { dirname, resolve } from "node:path";
 import prettyBytes from "pretty-bytes";
 import { messageOf } from "../base/errors.js";
+import { shellWord } from "../base/shell-word.js";
 import { exists } from "../host/durable-files.js";
 import { lookAtLock } from "../repository/domain-lock.js";
 import { timeOfPointId } from "../repository/manifest.js";
@@ -27,14 +28,14 @@ export async function lookAtTarget({ repositoryPath, forecast }: Subject): Promi
     return [
       fail("E_REPOSITORY_READ_ONLY", `no points can be written to ${repositoryPath} (${reason})`, {
         advice: "mount it writable, or run it as a user who may",
-        mend: `findmnt -T ${folder}; ls -ld ${folder}`,
+        mend: `findmnt -T ${shellWord(folder)}; ls -ld ${shellWord(folder)}`,
         details: { path: folder },
       }),
     ];
   }
   const free = await freeBytes(folder);
   const what = `${repositoryPath} has ${prettyBytes(free, { binary: true })} free`;
-  const mend = `nbdpull prune ${repositoryPath} --keep-last 7 --dry-run`;
+  const mend = `nbdpull prune ${shellWord(repositoryPath)} --keep-last 7 --dry-run`;
   if (free < LEAST) {
     const advice = "make room, or let old points go (nbdpull prune)";
     return [fail("E_NO_ROOM", what, { advice, mend, details: { path: folder, freeBytes: free } })];
@@ -75,7 +76,7 @@ export async function lookAtPoints({
 
 async function lookAtDomain(repository: Repository, domain: string): Promise<Found[]> {
   const found: Found[] = [];
-  const mend = `nbdpull verify ${repository.path} ${domain}`;
+  const mend = `nbdpull verify ${shellWord(repository.path)} ${shellWord(domain)}`;
   const points = await repository.points(domain, (error) => {
     found.push({ of: domain, status: "fail", cause: error.message, mend, error });
   });

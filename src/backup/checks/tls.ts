@@ -1,6 +1,7 @@
 /** Checks QEMU's certificates for a job with TLS. libvirt notices most problems only when the job begins. */
 import { access, readFile } from "node:fs/promises";
 import { join } from "node:path";
+import { shellWord } from "../base/shell-word.js";
 import { exists } from "../host/durable-files.js";
 import { type Found, fail, pass, type Subject, warn } from "./check.js";
 
@@ -33,7 +34,7 @@ export async function lookAtTls({ server, ssh }: Subject): Promise<readonly Foun
   return [
     fail("E_NO_CERTIFICATES", `QEMU has no certificate to serve with: ${missing.join(", ")} missing`, {
       advice: `put them there, or name another folder as backup_tls_x509_cert_dir in ${CONFIGURATION}`,
-      mend: `grep -n tls_x509 ${CONFIGURATION}; ls -l ${folder}`,
+      mend: `grep -n tls_x509 ${CONFIGURATION}; ls -l ${shellWord(folder)}`,
       details: { missing },
     }),
   ];

@@ -1,4 +1,5 @@
 import { BackupError, hasCode, messageOf } from "../base/errors.js";
+import { domainWord } from "../base/shell-word.js";
 import { freeze, thaw } from "../libvirt/freeze.js";
 import { isJobGone } from "../libvirt/virsh.js";
 import type { Guest } from "./guest.js";
@@ -43,7 +44,7 @@ export async function thawGuest(
   } catch (cause) {
     // A guest that is off is no longer frozen.
     if (!isJobGone(cause)) {
-      const message = `file systems of ${domain.name} may still be frozen, thawing failed (${messageOf(cause)}): run \`virsh domfsthaw ${domain.name}\` now`;
+      const message = `file systems of ${domain.name} may still be frozen, thawing failed (${messageOf(cause)}): run \`virsh domfsthaw ${domainWord(domain.name)}\` now`;
       throw new BackupError("E_STILL_FROZEN", message, { cause, details: { domain: domain.name } });
     }
   }

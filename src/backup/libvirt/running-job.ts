@@ -1,5 +1,6 @@
 import { BackupError, PreconditionError } from "../base/errors.js";
 import { together } from "../base/in-parallel.js";
+import { domainWord } from "../base/shell-word.js";
 import { type Checkpoint, parseCheckpoint } from "./checkpoint-xml.js";
 import { type DomainDefinition, parseDomain } from "./domain-xml.js";
 import type { JobInfo } from "./job-info.js";
@@ -133,7 +134,7 @@ export class RunningJob {
       new PreconditionError(
         code,
         `the checkpoint ${name} of ${domain} ${reason}. Name the one that \`virsh backup-begin\` created with this job ` +
-          `(\`virsh checkpoint-list ${domain}\` shows when each was created), or leave --checkpoint out: ` +
+          `(\`virsh checkpoint-list ${domainWord(domain)}\` shows when each was created), or leave --checkpoint out: ` +
           "the point is then complete, but no base for increments",
         { details: { domain, checkpoint: name, creationTime: checkpoint.creationTime } },
       );
@@ -197,7 +198,7 @@ function noBackupJob(domain: string, job: JobInfo): PreconditionError {
   const other = job.active ? ` (but another one: ${job.operation})` : "";
   return new PreconditionError(
     "E_NO_JOB",
-    `no backup job runs on the domain ${domain}${other}. Begin one: virsh backup-begin ${domain} BACKUP.xml CHECKPOINT.xml`,
+    `no backup job runs on the domain ${domain}${other}. Begin one: virsh backup-begin ${domainWord(domain)} BACKUP.xml CHECKPOINT.xml`,
     { details: { domain } },
   );
 }

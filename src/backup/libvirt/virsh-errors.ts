@@ -1,4 +1,5 @@
 import { BackupError, hasCode, PreconditionError } from "../base/errors.js";
+import { domainWord } from "../base/shell-word.js";
 
 /** What virsh printed, and the facts that the messages name. */
 interface VirshFailure {
@@ -34,7 +35,7 @@ const KNOWN_FAILURES: readonly {
     said: /domain is not running/,
     code: "E_DOMAIN_OFF",
     message: ({ domain }) =>
-      `the domain ${domain} isn't running, so it has no job. Start it: virsh start ${domain}`,
+      `the domain ${domain} isn't running, so it has no job. Start it: virsh start ${domainWord(domain)}`,
   },
   {
     // QEMU ended in the middle of a command. libvirt may still call the domain running for a moment.
@@ -42,19 +43,19 @@ const KNOWN_FAILURES: readonly {
     code: "E_DOMAIN_OFF",
     message: ({ domain }) =>
       `the domain ${domain} stopped while libvirt asked its QEMU. /var/log/libvirt/qemu/${domain}.log on its host says ` +
-      `why; start it again: virsh start ${domain}`,
+      `why; start it again: virsh start ${domainWord(domain)}`,
   },
   {
     said: /no domain backup job present|no job is active/,
     code: "E_NO_JOB",
     message: ({ domain }) =>
-      `no backup job runs on the domain ${domain}. Begin one: virsh backup-begin ${domain} BACKUP.xml CHECKPOINT.xml`,
+      `no backup job runs on the domain ${domain}. Begin one: virsh backup-begin ${domainWord(domain)} BACKUP.xml CHECKPOINT.xml`,
   },
   {
     said: /Domain checkpoint not found/,
     code: "E_NO_CHECKPOINT",
     message: ({ domain }) =>
-      `the domain ${domain} has no such checkpoint. \`virsh checkpoint-list ${domain}\` lists them`,
+      `the domain ${domain} has no such checkpoint. \`virsh checkpoint-list ${domainWord(domain)}\` lists them`,
   },
   {
     said: /QEMU guest agent is not (?:configured|connected)|Guest agent is not responding/,
@@ -75,7 +76,7 @@ const KNOWN_FAILURES: readonly {
     said: /cannot acquire state change lock/,
     code: "E_DOMAIN_BUSY",
     message: ({ domain }) =>
-      `another operation holds the domain ${domain}. See \`virsh domjobinfo ${domain}\`, and try again when it is over`,
+      `another operation holds the domain ${domain}. See \`virsh domjobinfo ${domainWord(domain)}\`, and try again when it is over`,
   },
 ];
 

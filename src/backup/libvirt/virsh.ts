@@ -17,6 +17,7 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { BackupError, hasCode } from "../base/errors.js";
 import { together } from "../base/in-parallel.js";
+import { domainWord } from "../base/shell-word.js";
 import type { Platform } from "./domain-xml.js";
 import { type Hypervisor, hostOf, parseHypervisor } from "./hypervisor.js";
 import { type JobInfo, parseJobInfo } from "./job-info.js";
@@ -34,6 +35,9 @@ export type { VirshOptions } from "./virsh-process.js";
 export type DomainRef = string | { readonly uuid: string; readonly name: string };
 
 const UUID_CHARACTERS = 36;
+const NUMBER = /^\s*[-+]?\d+$/;
+/** As libvirt reads one, without its hyphens and blanks. */
+const UUID = /^[0-9a-f]{32}$/i;
 
 /** Time between two checks whether a job has ended. */
 const POLL_MS = 100;
@@ -74,7 +78,7 @@ export class Virsh {
   }
 
   async domainUuid(domain: DomainRef): Promise<string> {
-    const called = typeof domain === "string" ? await this.#calledByNumber(domain) : domain.uuid;
+    const called = typeof domain === "string" ? await this.#calledLikeAnother(domain) : domain.uuid;
     // `domuuid` is the one command that doesn't take a UUID.
     return called ?? (await this.run("domuuid", domain)).trim();
   }
@@ -276,7 +280,7 @@ export class Virsh {
     for (let asked = isKnown; await this.#hasBackupJob(domain); asked = true) {
       if (performance.now() > deadline) {
         const name = nameOf(domain);
-        const message = `the backup job of ${name} was cancelled but doesn't end: \`virsh domjobinfo ${name}\` shows it`;
+        const message = `the backup job of ${name} was cancelled but doesn't end: \`virsh domjobinfo ${domainWord(name)}\` shows it`;
         throw new BackupError("E_JOB_STUCK", message, { details: { domain: name } });
       }
       // The job is usually gone once libvirt has answered.
@@ -323,17 +327,18 @@ export class Virsh {
   async run(command: string, domain: DomainRef, args: readonly string[] = []): Promise<string> {
     // With the option's name in front, a domain called `--all` isn't taken for an option.
     const wanted =
-      typeof domain === "string" ? ((await this.#calledByNumber(domain)) ?? domain) : domain.uuid;
+      typeof domain === "string" ? ((await this.#calledLikeAnother(domain)) ?? domain) : domain.uuid;
     const named = `--domain=${wanted}`;
     return await this.#process.run(command, [named, ...args], nameOf(domain));
   }
 
   /**
-   * virsh takes a number as that of a run, even if a domain has this name. Here the name takes precedence.
+   * virsh takes a number as that of a run, and 32 digits as a UUID, even if a domain has this name. Here the
+   * name takes precedence.
    * @returns the UUID of the domain called so
    */
-  async #calledByNumber(name: string): Promise<string | undefined> {
-    if (!/^\s*[-+]?\d+$/.test(name)) return undefined;
+  async #calledLikeAnother(name: string): Promise<string | undefined> {
+    if (!NUMBER.test(name) && !UUID.test(name.replaceAll(/[-\s]/g, ""))) return undefined;
     const output = await this.#process.run("list", ["--all", "--uuid", "--name"], name);
     const called = output.split("\n").find((line) => line.slice(UUID_CHARACTERS + 1) === name);
     return called?.slice(0, UUID_CHARACTERS);

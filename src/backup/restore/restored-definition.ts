@@ -1,6 +1,7 @@
 import { writeFile } from "node:fs/promises";
 import { basename, dirname, join, resolve } from "node:path";
 import { BackupError, DamageError, messageOf, PreconditionError, UsageError } from "../base/errors.js";
+import { shellWord } from "../base/shell-word.js";
 import { isMissing } from "../host/durable-files.js";
 import { NewFiles } from "../host/new-files.js";
 import { publish, refuseTarget, temporaryPathFor } from "../host/publish.js";
@@ -129,7 +130,7 @@ export class RestoredDefinition {
       // Without the signal: the disks are restored, and an interrupt would report that nothing was made.
       await virsh?.withSignal(undefined).define(this.name, this.xmlPath);
     } catch (cause) {
-      const byHand = `Define it by hand: virsh define ${this.xmlPath}`;
+      const byHand = `Define it by hand: virsh define ${shellWord(this.xmlPath)}`;
       throw this.#failure(`libvirt did not take its definition ${this.xmlPath}`, cause, byHand);
     }
   }

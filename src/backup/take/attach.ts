@@ -1,6 +1,7 @@
 import { isDeepStrictEqual } from "node:util";
 import type { NbdClient } from "../../nbd/index.js";
 import { DamageError, hasCode, messageOf, PreconditionError, UsageError } from "../base/errors.js";
+import { domainWord } from "../base/shell-word.js";
 import { proveChain } from "../chain/chain.js";
 import { connectJobAnywhere, directConnection, type JobConnection } from "../guest/job-connection.js";
 import type { Definition } from "../guest/keep-files.js";
@@ -128,7 +129,7 @@ function scratchSettings(
 ): Omit<ScratchGuardOptions, "giveUp"> {
   const remedy = endJob
     ? "The job was ended. Begin the next one with scratch files where there is more room, or when the guest writes less"
-    : `The job still runs, but nobody reads from it: end it now, \`virsh domjobabort ${name}\`, and begin the next one with scratch files where there is more room`;
+    : `The job still runs, but nobody reads from it: end it now, \`virsh domjobabort ${domainWord(name)}\`, and begin the next one with scratch files where there is more room`;
   return { domain: name, files, reserve, remedy, onWarning, signal };
 }
 

@@ -1,4 +1,5 @@
 import { hasCode, PreconditionError } from "../base/errors.js";
+import { domainWord, shellWord } from "../base/shell-word.js";
 import type { ImageFormat } from "../image/image.js";
 import { parseCheckpoint } from "../libvirt/checkpoint-xml.js";
 import type { Virsh } from "../libvirt/virsh.js";
@@ -101,7 +102,7 @@ async function originByLibvirt(
   const { creationTime, disks } = parseCheckpoint(await virsh.checkpointXml({ uuid, name }, checkpoint));
   for (const { disk } of images) {
     if (disks.some((known) => known.name === disk && known.bitmap !== undefined)) continue;
-    const message = `the checkpoint ${checkpoint} of ${name} has no disk ${disk}, so no increment can be based on it: see virsh checkpoint-dumpxml ${name} ${checkpoint}, or leave --checkpoint out`;
+    const message = `the checkpoint ${checkpoint} of ${name} has no disk ${disk}, so no increment can be based on it: see virsh checkpoint-dumpxml ${domainWord(name)} ${shellWord(checkpoint)}, or leave --checkpoint out`;
     throw new PreconditionError("E_CHECKPOINT_DISK", message, {
       details: { domain: name, checkpoint, disk },
     });
