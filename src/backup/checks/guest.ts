@@ -31,7 +31,7 @@ export async function lookAtJob({
     return [pass("none runs")];
   }
   const guest = { virsh, domain, repository, ssh };
-  const here = JobFolder.at(scratchParent, keyOf(guest), ssh);
+  const here = await JobFolder.find(scratchParent, keyOf(guest), ssh);
   const { folders, job } = await findLeft(guest, here);
   if (job) {
     return [pass(`one that a dead backup left, in ${folders.at(-1)?.path}: the next backup ends it first`)];

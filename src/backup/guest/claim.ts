@@ -125,7 +125,7 @@ function foreignJob(domain: DomainDefinition, job: BackupJob): PreconditionError
 }
 
 function ownerOf(seen: string): string {
-  if (/\/nbdpull-[0-9a-f]{8}-[0-9a-f]{8,12}\//.test(seen))
+  if (/\/nbdpull-[0-9a-f]{8}-[0-9a-f]{8,12}(-[0-9a-f]{8})?\//.test(seen))
     return "nbdpull's, of another repository or domain";
   if (/virtnbdbackup/.test(seen)) return "virtnbdbackup's";
   return "somebody else's, begun by virsh or by a backup program";

@@ -11,8 +11,8 @@
  * host among the temporary files, then holds this process's own files: libvirt's documents and the local
  * socket of the ssh forward.
  */
-import { createHash } from "node:crypto";
-import { readFile } from "node:fs/promises";
+import { createHash, randomBytes } from "node:crypto";
+import { readdir, readFile } from "node:fs/promises";
 import { hostname, tmpdir } from "node:os";
 import { basename, dirname, isAbsolute, join, resolve } from "node:path";
 import { z } from "zod";
@@ -65,13 +65,31 @@ export class JobFolder {
   }
 
   /**
+   * Like `at`, but another user can't keep this one from working by making something of that name first: then
+   * the folder's name gets a random end. The folder that a dead backup left is found by either name.
+   */
+  static async find(parent: string, key: JobFolderKey, ssh?: Ssh): Promise<JobFolder> {
+    const usual = JobFolder.at(parent, key, ssh);
+    if (ssh !== undefined) return usual;
+    const folder = dirname(usual.path);
+    // If there is no such parent, `claim` says so.
+    const names = await readdir(folder).catch((): string[] => []);
+    for (const name of names.filter((each) => isNamed(each, key)).sort()) {
+      const found = await HERE.look(join(folder, name));
+      if (found?.isFolder && found.ours) return new JobFolder(join(folder, name), undefined);
+    }
+    if (!names.includes(basename(usual.path))) return usual;
+    return new JobFolder(`${usual.path}-${randomBytes(4).toString("hex")}`, undefined);
+  }
+
+  /**
    * The folder that a running job works in, below any parent, if it belongs to this repository and domain.
    */
   static ofJob(job: BackupJob, key: JobFolderKey, ssh?: Ssh): JobFolder | undefined {
     const paths = exportedDisks(job).flatMap(({ scratch }) =>
       scratch ? [dirname(dirname(scratch.path))] : [],
     );
-    const path = paths.find((each) => basename(each) === nameOf(key));
+    const path = paths.find((each) => isNamed(basename(each), key));
     return path === undefined ? undefined : new JobFolder(path, ssh);
   }
 
@@ -197,6 +215,14 @@ function nameOf({ repositoryId, domainUuid }: JobFolderKey): string {
   // The whole of both, shortened: a socket's path has few bytes, and two UUIDs may begin alike.
   const both = createHash("sha256").update(`${repositoryId} ${domainUuid}`).digest("hex");
   return `nbdpull-${repositoryId.slice(0, 8)}-${both.slice(0, 12)}`;
+}
+
+/** Whether it is the name of this repository's and domain's folder, with or without a random end. */
+function isNamed(name: string, key: JobFolderKey): boolean {
+  const usual = nameOf(key);
+  return (
+    name === usual || (name.startsWith(`${usual}-`) && /^[0-9a-f]{8}$/.test(name.slice(usual.length + 1)))
+  );
 }
 
 /** Undefined if the note is incomplete, for example after a power cut. */

@@ -81,7 +81,7 @@ export async function backup(options: BackupOptions): Promise<BackupResult> {
   const forecast = await preflight({ ...options, domain, disks, ssh });
   const repository = await Repository.openOrCreate(options.repositoryPath);
   const guest: Guest = { virsh, domain, repository, ssh };
-  const folder = JobFolder.at(options.scratchParent, keyOf(guest), ssh);
+  const folder = await JobFolder.find(options.scratchParent, keyOf(guest), ssh);
   await claimFolder(guest, folder, signal);
   const cleaner: Guest = { ...guest, virsh: virsh.withSignal(undefined).withPatience(PATIENCE_MS) };
   const made: string[] = [];

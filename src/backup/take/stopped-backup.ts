@@ -70,7 +70,7 @@ export async function backUpStopped(
   await refuseRemote(virsh, domain);
   const repository = await Repository.openOrCreate(options.repositoryPath);
   const guest: Guest = { virsh, domain, repository, ssh: undefined };
-  const folder = JobFolder.at(options.scratchParent, keyOf(guest), undefined);
+  const folder = await JobFolder.find(options.scratchParent, keyOf(guest), undefined);
   await claimFolder(guest, folder, signal);
   const disks: FoundDisk[] = [];
   try {
