@@ -23,9 +23,10 @@ import {
 } from "../options.js";
 import { human } from "../output.js";
 import type { Run } from "../run.js";
+import { prepareToWrite, type TrustOptions, withTrust } from "../trust.js";
 import { version } from "../version.js";
 
-interface AttachOptions extends CopyOptions, NetworkOptions, ScratchOptions {
+interface AttachOptions extends CopyOptions, NetworkOptions, ScratchOptions, TrustOptions {
   readonly to: string;
   readonly xml?: string;
   readonly domain?: string;
@@ -54,11 +55,14 @@ export function addAttach(program: Command, run: Run): void {
       "--end-job",
       "end the job after the commit, or when scratch files are short of room; otherwise it goes on, since somebody else began it",
     );
-  withNetwork(withDigests(withCopy(withScratchReserve(command)), `default ${DEFAULT_DIGESTS}`)).action(
+  withTrust(
+    withNetwork(withDigests(withCopy(withScratchReserve(command)), `default ${DEFAULT_DIGESTS}`)),
+  ).action(
     run<AttachOptions, [domain: string | undefined]>(async ({ output, signal }, options, domain) => {
       const format = options.format ?? "qcow2";
       const compress = compressOf(options, format);
       const source = await jobSource(domain, options, signal);
+      await prepareToWrite(options.to, undefined, options, output);
       const progress = await output.progress();
       try {
         const { signal: _, ...connect } = await connectOf(options, signal);

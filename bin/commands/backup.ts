@@ -22,9 +22,10 @@ import {
 } from "../options.js";
 import { human } from "../output.js";
 import type { Context, Run } from "../run.js";
+import { prepareToWrite, type TrustOptions, withTrust } from "../trust.js";
 import { version } from "../version.js";
 
-interface BackupOptions extends CopyOptions, GuestOptions {
+interface BackupOptions extends CopyOptions, GuestOptions, TrustOptions {
   readonly to: string;
   readonly all?: true;
   readonly metrics?: string;
@@ -45,7 +46,7 @@ export function addBackup(program: Command, run: Run): void {
     .requiredOption("--to <repo>", "the repository; made if the folder is empty or not there")
     .option("--all", "all domains that run, one after the other (not those that are off)")
     .option("--metrics <file>", "keep a metrics file for the node exporter's textfile collector (*.prom)");
-  withGuest(withDigests(withCopy(command), `default ${DEFAULT_DIGESTS}`)).action(
+  withTrust(withGuest(withDigests(withCopy(command), `default ${DEFAULT_DIGESTS}`))).action(
     run<BackupOptions, [domains: readonly string[]]>(async (context, options, named) => {
       const job = { ...context, options, record: await recorderOf(context, options) };
       const readers = readersOf(tcpServerOf(options));
@@ -64,6 +65,7 @@ export function addBackup(program: Command, run: Run): void {
 
 async function backUpAsAsked(job: Job, named: readonly string[]): Promise<void> {
   const { output, options } = job;
+  await prepareToWrite(options.to, undefined, options, output);
   const domains = await domainsOf(named, options, job);
   const [only, ...others] = domains;
   if (only === undefined || others.length > 0 || options.all) return await backUpAll(job, domains);

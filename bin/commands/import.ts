@@ -17,9 +17,10 @@ import {
 } from "../options.js";
 import { human } from "../output.js";
 import type { Run } from "../run.js";
+import { prepareToWrite, type TrustOptions, withTrust } from "../trust.js";
 import { version } from "../version.js";
 
-interface ImportOptions extends CopyOptions {
+interface ImportOptions extends CopyOptions, TrustOptions {
   readonly to: string;
   readonly domain: string;
   readonly disk: readonly string[];
@@ -50,11 +51,12 @@ export function addImport(program: Command, run: Run): void {
     .option("--checkpoint <name>", "the checkpoint as of which the image is: makes it a base for increments")
     .option("--connect <uri>", "libvirt connection, as virsh -c; it has to answer then")
     .option("--offline", "do not ask libvirt about the checkpoint");
-  withDigests(withCopy(command), `default ${DEFAULT_DIGESTS}`).action(
+  withTrust(withDigests(withCopy(command), `default ${DEFAULT_DIGESTS}`)).action(
     run<ImportOptions, [image: string | undefined]>(async ({ output, signal }, options, image) => {
       const images = imagesOf(image, options);
       const format = options.format ?? "qcow2";
       const compress = compressOf(options, format);
+      await prepareToWrite(options.to, [options.domain], options, output);
       const progress = await output.progress();
       try {
         const { manifest, folder, extents, seconds } = await importImages({

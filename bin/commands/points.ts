@@ -7,6 +7,7 @@ import { EXIT } from "../exit-codes.js";
 import { keptLines } from "../kept-lines.js";
 import { human } from "../output.js";
 import type { Run } from "../run.js";
+import { warnOfStrangers } from "../trust.js";
 
 export function addPoints(program: Command, run: Run): void {
   program
@@ -20,6 +21,7 @@ export function addPoints(program: Command, run: Run): void {
           const repository = await Repository.open(path);
           const domains =
             domain === undefined ? await repository.domains() : [await chooseDomain(repository, domain)];
+          await warnOfStrangers(path, domains, output);
           const points: Manifest[] = [];
           const lines: string[] = [];
           const onDamage = (error: DamageError): void => {

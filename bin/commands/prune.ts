@@ -4,8 +4,9 @@ import { chooseDomain } from "../../src/backup/repository/choose-point.js";
 import { Repository } from "../../src/backup/repository/repository.js";
 import { human } from "../output.js";
 import type { Run } from "../run.js";
+import { prepareToWrite, type TrustOptions, warnOfStrangers, withTrust } from "../trust.js";
 
-interface PruneCommandOptions {
+interface PruneCommandOptions extends TrustOptions {
   readonly keepLast?: number;
   readonly keepDaily?: number;
   readonly keepWeekly?: number;
@@ -15,7 +16,7 @@ interface PruneCommandOptions {
 }
 
 export function addPrune(program: Command, run: Run): void {
-  program
+  const command = program
     .command("prune")
     .description("drop old points, and merge what later ones need of them; every kept point stays restorable")
     .argument("<repo>")
@@ -25,41 +26,43 @@ export function addPrune(program: Command, run: Run): void {
     .option("--keep-weekly <n>", "the same of weeks, which begin on Monday", count)
     .option("--keep-monthly <n>", "the same of months", count)
     .option("--dry-run", "only tell what would be done")
-    .option("--no-fsync", "do not flush to stable storage: faster, and not safe against a power cut")
-    .action(
-      run<PruneCommandOptions, [repo: string, domain: string | undefined]>(
-        async ({ output, signal }, options, path, wanted) => {
-          const repository = await Repository.open(path);
-          const domains =
-            wanted === undefined ? await repository.domains() : [await chooseDomain(repository, wanted)];
-          const dryRun = options.dryRun ?? false;
-          const { keepLast: last, keepDaily: daily, keepWeekly: weekly, keepMonthly: monthly } = options;
-          const results: PruneResult[] = [];
-          const progress = await output.progress();
-          try {
-            for (const domain of domains) {
-              results.push(
-                await prune({
-                  repository,
-                  domain,
-                  retention: { last, daily, weekly, monthly },
-                  dryRun,
-                  sync: options.fsync,
-                  signal,
-                  onProgress: (disk, position, size) =>
-                    progress.update(`${domain} ${disk}`, position, size, position),
-                }),
-              );
-            }
-          } finally {
-            progress.stop();
+    .option("--no-fsync", "do not flush to stable storage: faster, and not safe against a power cut");
+  withTrust(command).action(
+    run<PruneCommandOptions, [repo: string, domain: string | undefined]>(
+      async ({ output, signal }, options, path, wanted) => {
+        const repository = await Repository.open(path);
+        const domains =
+          wanted === undefined ? await repository.domains() : [await chooseDomain(repository, wanted)];
+        const dryRun = options.dryRun ?? false;
+        if (dryRun) await warnOfStrangers(path, domains, output);
+        else await prepareToWrite(path, domains, options, output);
+        const { keepLast: last, keepDaily: daily, keepWeekly: weekly, keepMonthly: monthly } = options;
+        const results: PruneResult[] = [];
+        const progress = await output.progress();
+        try {
+          for (const domain of domains) {
+            results.push(
+              await prune({
+                repository,
+                domain,
+                retention: { last, daily, weekly, monthly },
+                dryRun,
+                sync: options.fsync,
+                signal,
+                onProgress: (disk, position, size) =>
+                  progress.update(`${domain} ${disk}`, position, size, position),
+              }),
+            );
           }
-          const lines = results.flatMap((result) => asText(result, dryRun));
-          const json = { dryRun, domains: results };
-          output.result(json, lines.length > 0 ? lines : ["no restore points yet"]);
-        },
-      ),
-    );
+        } finally {
+          progress.stop();
+        }
+        const lines = results.flatMap((result) => asText(result, dryRun));
+        const json = { dryRun, domains: results };
+        output.result(json, lines.length > 0 ? lines : ["no restore points yet"]);
+      },
+    ),
+  );
 }
 
 function count(text: string): number {

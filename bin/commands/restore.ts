@@ -25,8 +25,9 @@ import {
 } from "../options.js";
 import { human, type Progress } from "../output.js";
 import type { Context, Run } from "../run.js";
+import { requireTrust, type TrustOptions, warnOfStrangers, withTrust } from "../trust.js";
 
-interface RestoreOptions extends CopyOptions, NetworkOptions {
+interface RestoreOptions extends CopyOptions, NetworkOptions, TrustOptions {
   readonly at: string;
   readonly disk?: string[];
   readonly to: string;
@@ -77,11 +78,13 @@ export function addRestore(program: Command, run: Run): void {
       "let that definition name files, devices and programs of this host, as the stored one does",
     )
     .option("--connect <uri>", "libvirt connection, as virsh -c");
-  withNetwork(withCopy(command)).action(
+  withTrust(withNetwork(withCopy(command))).action(
     run<RestoreOptions, [repo: string, domain: string | undefined]>(
       async (context, options, path, wanted) => {
         const repository = await Repository.open(path);
         const domain = await chooseDomain(repository, wanted);
+        if (isDefinitionWanted(options)) await requireTrust(path, [domain], options, context.output);
+        else if (!options.trustRepository) await warnOfStrangers(path, [domain], context.output);
         const read = async (): Promise<void> => {
           const point = await choosePoint(repository, domain, options.at).catch(async (error: unknown) => {
             throw await withRestorable(error, repository, domain, options.disk);

@@ -16,6 +16,7 @@ import { EXIT } from "../exit-codes.js";
 import { readPem } from "../options.js";
 import type { Output } from "../output.js";
 import type { Run } from "../run.js";
+import { warnOfStrangers } from "../trust.js";
 
 interface ServeCommandOptions {
   readonly at: string;
@@ -60,6 +61,7 @@ export function addServe(program: Command, run: Run): void {
           const where = await whereToListen(options, output);
           const repository = await Repository.open(path);
           const domain = await chooseDomain(repository, wanted);
+          await warnOfStrangers(path, [domain], output);
           const { at, disk: disks } = options;
           const idleTimeoutMs = options.idleLimit * 1000;
           const onEvent = reportTo(output);

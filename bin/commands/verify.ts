@@ -12,6 +12,7 @@ import {
 import { EXIT } from "../exit-codes.js";
 import { human } from "../output.js";
 import type { Run } from "../run.js";
+import { warnOfStrangers } from "../trust.js";
 
 interface VerifyOptions {
   readonly at?: string;
@@ -30,6 +31,7 @@ export function addVerify(program: Command, run: Run): void {
           const repository = await Repository.open(path);
           const domains =
             wanted === undefined ? await repository.domains() : [await chooseDomain(repository, wanted)];
+          await warnOfStrangers(path, domains, output);
           const reports: (PointReport & { domain: string })[] = [];
           const progress = await output.progress();
           try {

@@ -31,10 +31,13 @@ afterEach(async () => {
 const ways = {
   points: () => ["points", repo],
   verify: () => ["verify", repo],
-  prune: () => ["prune", repo, "--keep-last", "1"],
+  prune: () => ["prune", repo, "--keep-last", "1", "--trust-repository"],
   restore: () => ["restore", repo, "--to", join(chain.folder, "restored")],
   serve: () => ["serve", repo, "--socket", join(chain.folder, "serve.sock"), "--once"],
-  import: () => ["import", join(chain.folder, "image"), "--to", repo, "--domain", DOMAIN, "--disk", "vda"],
+  import: () => [
+    ...["import", join(chain.folder, "image"), "--to", repo, "--domain", DOMAIN, "--disk", "vda"],
+    "--trust-repository",
+  ],
 } as const;
 
 /** Fails if the command doesn't end by itself. `SIGTERM` alone would not end one that waits in `open`. */

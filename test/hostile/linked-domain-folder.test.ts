@@ -32,12 +32,15 @@ describeUnless(NO_ATTACKER, "a link in the place of a domain's folder", () => {
     ["points", () => ["points", repo]],
     ["points of the domain", () => ["points", repo, LINK]],
     ["verify", () => ["verify", repo]],
-    ["prune", () => ["prune", repo, "--keep-last", "1"]],
+    ["prune", () => ["prune", repo, "--keep-last", "1", "--trust-repository"]],
     ["restore", () => ["restore", repo, LINK, "--to", join(chain.folder, "restored")]],
     ["serve", () => ["serve", repo, LINK, "--socket", join(chain.folder, "serve.sock"), "--once"]],
     [
       "import",
-      () => ["import", join(chain.folder, "image"), "--to", repo, "--domain", LINK, "--disk", "vda"],
+      () => [
+        ...["import", join(chain.folder, "image"), "--to", repo, "--domain", LINK, "--disk", "vda"],
+        "--trust-repository",
+      ],
     ],
   ])("is an error that names it, and is not followed: %s", async (_, args) => {
     await writeFile(join(chain.folder, "image"), Buffer.alloc(1024 * 1024, 1));

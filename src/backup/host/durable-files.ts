@@ -23,11 +23,11 @@ export async function syncFile(path: string): Promise<void> {
 }
 
 /**
- * Creates a folder and its missing parents. Their names are durable when this returns.
+ * Creates a folder and its missing parents, for their owner only. Their names are durable when this returns.
  * @returns the path of the topmost folder created; undefined if none was missing
  */
-export async function makeFolders(path: string): Promise<string | undefined> {
-  const first = await mkdir(path, { recursive: true });
+export async function makeFolders(path: string, mode = 0o700): Promise<string | undefined> {
+  const first = await mkdir(path, { recursive: true, mode });
   if (first === undefined) return undefined;
   const top = dirname(resolve(first));
   for (let folder = dirname(resolve(path)); ; folder = dirname(folder)) {

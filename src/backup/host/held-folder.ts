@@ -2,13 +2,14 @@ import { createHash, randomUUID } from "node:crypto";
 import { constants, type Dirent, readlinkSync, type Stats } from "node:fs";
 import { type FileHandle, lstat, mkdir, open, readdir, rename, rmdir, stat, unlink } from "node:fs/promises";
 import { join } from "node:path";
-import { pipeline } from "node:stream/promises";
 import { DamageError, hasCode, PreconditionError } from "../base/errors.js";
 import { isMissing, syncFile } from "./durable-files.js";
 
 /** Read and written by their owner only. */
 const PRIVATE_FILE = 0o600;
 const PRIVATE_FOLDER = 0o700;
+const SETGID = 0o2000;
+const PIECE_BYTES = 1024 * 1024;
 /** Deeper folders are not removed: each level keeps a descriptor open. */
 const MOST_LEVELS = 32;
 /** A path through a descriptor of this process: the descriptor, and the names below the folder. */
@@ -23,20 +24,26 @@ export class HeldFolder implements AsyncDisposable {
   /** For messages. */
   readonly path: string;
   readonly #handle: FileHandle;
+  /** The rights that the group gets to what is made here: bits of a mode. */
+  readonly #group: number;
 
-  private constructor(path: string, handle: FileHandle) {
+  private constructor(path: string, handle: FileHandle, group: number) {
     this.path = path;
     this.#handle = handle;
+    this.#group = group;
   }
 
   /**
-   * Opens a folder that the user has named. Links are followed, because the user trusts them.
+   * Opens a folder that the user has named. Links are followed, because the user trusts them. What is made in it
+   * is for its owner only. If the folder has the setgid bit, its group gets the rights that it has here.
    * @throws {PreconditionError} `E_NO_PROC`: `/proc` is not mounted
    * @throws the file system's error: ENOENT, ENOTDIR
    */
   static async open(path: string): Promise<HeldFolder> {
-    const folder = new HeldFolder(path, await open(path, constants.O_RDONLY | constants.O_DIRECTORY));
-    const [held, reached] = [await folder.#handle.stat(), await stat(folder.reach).catch(() => undefined)];
+    const handle = await open(path, constants.O_RDONLY | constants.O_DIRECTORY);
+    const held = await handle.stat();
+    const folder = new HeldFolder(path, handle, (held.mode & SETGID) === 0 ? 0 : held.mode & 0o070);
+    const reached = await stat(folder.reach).catch(() => undefined);
     if (reached && isSameFile(held, reached)) return folder;
     await folder.close();
     const message = `${path} cannot be read safely, because /proc/self/fd is missing: mount /proc`;
@@ -68,7 +75,7 @@ export class HeldFolder implements AsyncDisposable {
   async folder(name: string): Promise<HeldFolder | undefined> {
     const flags = constants.O_RDONLY | constants.O_DIRECTORY | constants.O_NOFOLLOW;
     try {
-      return new HeldFolder(join(this.path, name), await open(this.at(name), flags));
+      return new HeldFolder(join(this.path, name), await open(this.at(name), flags), this.#group);
     } catch (error) {
       if (isMissing(error)) return undefined;
       if (hasCode(error, "ELOOP") || hasCode(error, "ENOTDIR")) throw await this.#notAFolder(name, error);
@@ -77,11 +84,34 @@ export class HeldFolder implements AsyncDisposable {
   }
 
   /**
-   * Creates a folder in this one, for its owner only.
+   * Creates a folder in this one.
    * @throws the file system's error: EEXIST
    */
   async makeFolder(name: string): Promise<void> {
     await mkdir(this.at(name), PRIVATE_FOLDER).catch(this.#fail);
+    if (this.#group === 0) return;
+    await using made = await this.folder(name);
+    if (made) await made.#handle.chmod(PRIVATE_FOLDER | SETGID | this.#group);
+  }
+
+  /** Gives the group its rights to the files in this folder, which were made for their owner only. */
+  async shareFiles(): Promise<void> {
+    if (this.#group !== 0) await this.#chmodFiles(PRIVATE_FILE | (this.#group & 0o060));
+  }
+
+  /** Leaves rights to this folder and its files to their owner only. */
+  async makePrivate(): Promise<void> {
+    await this.#chmodFiles(PRIVATE_FILE);
+    await this.#handle.chmod(PRIVATE_FOLDER);
+  }
+
+  async #chmodFiles(mode: number): Promise<void> {
+    for (const entry of await this.entries()) {
+      if (!entry.isFile()) continue;
+      await using file = await openPlain(this.at(entry.name));
+      const found = await file.stat();
+      if (found.isFile() && found.uid === process.geteuid?.()) await file.chmod(mode);
+    }
   }
 
   /** What is in the folder. */
@@ -149,6 +179,7 @@ export class HeldFolder implements AsyncDisposable {
     try {
       await using file = await open(this.at(name), "wx", PRIVATE_FILE);
       await file.writeFile(content);
+      if (this.#group !== 0) await file.chmod(PRIVATE_FILE | (this.#group & 0o060));
       if (sync) await file.sync();
     } catch (error) {
       throw this.#named(error);
@@ -271,10 +302,32 @@ export async function sha256OfFile(path: string): Promise<string> {
   try {
     if (!(await file.stat()).isFile()) throw notAFile(path);
     const hash = createHash("sha256");
-    await pipeline(file.createReadStream({ autoClose: false }), hash);
+    for await (const bytes of bytesOf(file)) hash.update(bytes);
     return hash.digest("hex");
   } finally {
     await file.close();
+  }
+}
+
+/**
+ * Copies the bytes of a regular file into a new one, and nothing else of it: neither its mode nor its owner. Only
+ * the owner of the new file may read and write it.
+ * @throws the file system's error: EEXIST
+ */
+export async function copyPrivately(from: string, to: string): Promise<void> {
+  await using source = await openPlain(from);
+  await using target = await open(to, "wx", PRIVATE_FILE);
+  for await (const bytes of bytesOf(source)) await target.writeFile(bytes);
+}
+
+/** The content of a file, piece by piece. A piece is valid until the next one is asked for. */
+async function* bytesOf(file: FileHandle): AsyncGenerator<Buffer> {
+  const buffer = Buffer.allocUnsafe(PIECE_BYTES);
+  for (let position = 0; ; ) {
+    const { bytesRead } = await file.read(buffer, 0, buffer.length, position);
+    if (bytesRead === 0) return;
+    yield buffer.subarray(0, bytesRead);
+    position += bytesRead;
   }
 }
 

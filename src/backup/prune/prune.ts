@@ -348,6 +348,7 @@ class Prune {
       const text = formatManifest({ ...old, level, disks });
       await folder.create(stagedManifest(child), text, { sync });
     }
+    await folder.shareFiles();
     if (sync) await folder.sync();
     this.#onStep("staged");
     return {

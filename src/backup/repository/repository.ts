@@ -450,6 +450,7 @@ async function commit(
   { sync }: { readonly sync: boolean },
 ): Promise<void> {
   await partial.create(MANIFEST, formatManifest(manifest), { sync });
+  await partial.shareFiles();
   if (sync) await partial.sync();
   if (!(await domain.leadsTo(name, partial))) throw exchanged(domain, name);
   await domain.rename(name, id);

@@ -1,9 +1,7 @@
-import { open } from "node:fs/promises";
 import { basename, dirname, resolve } from "node:path";
-import { pipeline } from "node:stream/promises";
 import { BackupError, DamageError, messageOf, UsageError } from "../base/errors.js";
 import { syncFile } from "../host/durable-files.js";
-import { HeldFolder, openPlain } from "../host/held-folder.js";
+import { copyPrivately, HeldFolder } from "../host/held-folder.js";
 import { NewFiles } from "../host/new-files.js";
 import { type Finished, publish, refuseTarget, temporaryPathFor } from "../host/publish.js";
 import { damageOf } from "../repository/kept-files.js";
@@ -109,14 +107,4 @@ export class RestoredFiles implements AsyncDisposable {
     const message = `the ${file.role} of point ${point.id} is damaged (${damage}): nothing was restored. The disks alone can be: name them with --disk, without --define and --xml`;
     throw new DamageError("E_DAMAGED", message, { details: { point: point.id, file: file.file } });
   }
-}
-
-/** Copies the bytes into a new file, and nothing else: a file in a repository may be setuid. */
-async function copyPrivately(from: string, to: string): Promise<void> {
-  await using source = await openPlain(from);
-  await using target = await open(to, "wx", 0o600);
-  await pipeline(
-    source.createReadStream({ autoClose: false }),
-    target.createWriteStream({ autoClose: false }),
-  );
 }

@@ -1,0 +1,62 @@
+import type { Command } from "commander";
+import { findStranger, refuseStranger, tighten } from "../src/backup/repository/strangers.js";
+import type { Output } from "./output.js";
+
+export interface TrustOptions {
+  readonly trustRepository?: true;
+}
+
+/** For commands that write to a repository as root, or let it decide what runs on this host. */
+export function withTrust(command: Command): Command {
+  return command.option(
+    "--trust-repository",
+    "as root too, use a repository that belongs to others or that they can write to",
+  );
+}
+
+/**
+ * Warns if others can write to the repository.
+ * @param domains whose points are read; undefined: all
+ */
+export async function warnOfStrangers(
+  path: string,
+  domains: readonly string[] | undefined,
+  output: Output,
+): Promise<void> {
+  const stranger = await findStranger(path, domains);
+  if (stranger !== undefined) output.warn(stranger);
+}
+
+/**
+ * Call it before something is written to the repository, or defined from it. As root, refuses a repository that
+ * others can write to; otherwise warns of it.
+ * @throws {PreconditionError} `E_STRANGERS`
+ */
+export async function requireTrust(
+  path: string,
+  domains: readonly string[] | undefined,
+  { trustRepository }: TrustOptions,
+  output: Output,
+): Promise<void> {
+  if (trustRepository) return;
+  const stranger = await findStranger(path, domains);
+  if (stranger === undefined) return;
+  refuseStranger(stranger);
+  output.warn(stranger);
+}
+
+/** The same for a command that adds or removes points. Takes others' rights to an older repository away. */
+export async function prepareToWrite(
+  path: string,
+  domains: readonly string[] | undefined,
+  options: TrustOptions,
+  output: Output,
+): Promise<void> {
+  await requireTrust(path, domains, options, output);
+  const tightened = await tighten(path);
+  if (tightened === 0) return;
+  const domainsOf = tightened === 1 ? "one domain" : `${tightened} domains`;
+  output.note(
+    `${path}: the points of ${domainsOf} were open to other users, and are for their owner only now (share them with a group by chmod g+s on the repository's folder)`,
+  );
+}
