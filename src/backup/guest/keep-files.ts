@@ -6,9 +6,8 @@
 import { createHash } from "node:crypto";
 import { type FileHandle, open, writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import { messageOf } from "../base/errors.js";
+import { hasCode, messageOf } from "../base/errors.js";
 import { isZero } from "../base/zeroes.js";
-import { isMissing } from "../host/durable-files.js";
 import { NewFiles } from "../host/new-files.js";
 import { openTrustedFile } from "../host/trusted-file.js";
 import { type BootFile, type NotKept, readBootNeeds, wordFor } from "../libvirt/boot-files.js";
@@ -85,7 +84,7 @@ export async function keepFiles(
     } catch (error) {
       if (!(error instanceof Unkept)) throw error;
       // A domain that never ran has no NVRAM: libvirt creates it at the first start.
-      const isNoneYet = file.role === "nvram" && !needs.isRunning && isMissing(error.cause);
+      const isNoneYet = file.role === "nvram" && !needs.isRunning && hasCode(error.cause, "ENOENT");
       if (!isNoneYet) notKept.push({ what, reason: error.message });
     }
   }
