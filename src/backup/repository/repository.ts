@@ -2,8 +2,9 @@
  * The repository room knows how points are stored: the folder layout (docs/repository-format.md), manifests,
  * locks, reader marks and the journal of a prune. Everything that reads or writes points uses it.
  *
- * Read this file first, then manifest.ts (what a point says of itself), domain-lock.ts (writers and readers)
- * and prune-journal.ts with raw-patch.ts (how a dead prune is undone or finished). choose-point.ts finds the
+ * Read this file first, then pending-point.ts (a point that is being made), manifest.ts (what a point says of
+ * itself), domain-lock.ts (writers and readers), and prune-journal.ts, planned-merges.ts and finish-prune.ts with
+ * raw-patch.ts (how a dead prune is undone or finished). strangers.ts looks who else can write there. choose-point.ts finds the
  * point that a user names, restorable-points.ts what can be restored in spite of damage, kept-files.ts checks
  * a domain's files. This room knows nothing of libvirt or NBD: it never starts a job and never opens a
  * connection.
@@ -19,9 +20,10 @@ import { isMissing, makeFolders } from "../host/durable-files.js";
 import { HeldFolder } from "../host/held-folder.js";
 import { type HeldLock, markReader, type ReaderMark, takeLock } from "./domain-lock.js";
 import { finishJournal } from "./finish-prune.js";
-import { PARTIAL, removeLeftovers } from "./leftovers.js";
-import { formatManifest, isPointId, type Manifest, pointIdAt, timeOfPointId } from "./manifest.js";
-import { hiddenPoints, type PruneJournal, readJournal } from "./prune-journal.js";
+import { removeLeftovers } from "./leftovers.js";
+import type { Manifest } from "./manifest.js";
+import { makePoint, type PendingPoint, pointIdsIn } from "./pending-point.js";
+import { type PruneJournal, readJournal } from "./prune-journal.js";
 import { MANIFEST, readManifest } from "./read-manifest.js";
 
 const MARKER = "nbdpull.json";
@@ -37,22 +39,6 @@ const marker = z.object({
   version: z.literal(1),
   id: z.uuid(),
 });
-
-/** A point that is still being made, in a folder that readers ignore. */
-export interface PendingPoint {
-  readonly id: string;
-  /** The folder in which its files are created. It is open until the work ends. */
-  readonly folder: HeldFolder;
-  /** Aborted when the domain's lock was lost; a commit then fails. */
-  readonly signal: AbortSignal;
-  /** Set if the clock is behind the newest point. */
-  readonly clockWarning: string | undefined;
-  /**
-   * Writes the manifest, flushes everything to stable storage and gives the folder its final name. From then
-   * on the point exists.
-   */
-  commit(manifest: Manifest, options: { readonly sync: boolean }): Promise<void>;
-}
 
 /** A reader of a domain's points, from `beginReading` to `release`. */
 export interface Reading {
@@ -349,52 +335,8 @@ export class Repository {
     work: (point: PendingPoint) => Promise<T>,
     signal?: AbortSignal,
   ): Promise<T> {
-    const inLock = async (held: HeldLock): Promise<T> => {
-      const { folder } = held;
-      const { id, clockWarning } = await newId(folder);
-      const name = `.${id}${PARTIAL}`;
-      await folder.makeFolder(name);
-      try {
-        await using partial = await folder.folder(name);
-        if (!partial) throw exchanged(folder, name);
-        return await work({
-          id,
-          folder: partial,
-          signal: held.lost,
-          clockWarning,
-          commit: async (manifest, options) => {
-            held.lost.throwIfAborted();
-            await commit({ domain: folder, name, partial, id }, manifest, options);
-          },
-        });
-      } finally {
-        await folder.remove(name);
-      }
-    };
-    return await this.writing(domain, inLock, signal);
+    return await this.writing(domain, (held) => makePoint(held, work), signal);
   }
-}
-
-/** The ids of the points in a domain's folder, oldest first. */
-async function pointIdsIn(folder: HeldFolder): Promise<string[]> {
-  const ids = (await folder.entries())
-    .filter((entry) => entry.isDirectory() && isPointId(entry.name))
-    .map((entry) => entry.name)
-    .sort();
-  if (ids.length === 0) return ids;
-  const hidden = await hiddenPoints(folder);
-  return ids.filter((id) => !hidden.includes(id));
-}
-
-async function newId(folder: HeldFolder): Promise<{ id: string; clockWarning: string | undefined }> {
-  const now = pointIdAt(new Date());
-  const newest = (await pointIdsIn(folder)).at(-1);
-  if (newest === undefined || now > newest) return { id: now, clockWarning: undefined };
-  const id = pointIdAt(new Date(timeOfPointId(newest) + 1));
-  return {
-    id,
-    clockWarning: `the clock stands before the newest point ${newest}: this point is called ${id}`,
-  };
 }
 
 /** @throws {UsageError} the name cannot be a folder's name */
@@ -430,39 +372,4 @@ async function newOrExisting(path: string): Promise<HeldFolder> {
 function notARepository(path: string): UsageError {
   const message = `${path} is not empty and not a repository: name an empty folder, a new one, or a repository`;
   return new UsageError("E_NOT_A_REPOSITORY", message, { details: { path } });
-}
-
-interface Pending {
-  readonly domain: HeldFolder;
-  /** Of the folder in which the point was made. */
-  readonly name: string;
-  readonly partial: HeldFolder;
-  readonly id: string;
-}
-
-/**
- * With `sync`, flushes the folder's content before it gets its final name, and that name before this returns.
- * @throws {DamageError} `E_LINK`: somebody has put something else in the place of the folder
- */
-async function commit(
-  { domain, name, partial, id }: Pending,
-  manifest: Manifest,
-  { sync }: { readonly sync: boolean },
-): Promise<void> {
-  await partial.create(MANIFEST, formatManifest(manifest), { sync });
-  await partial.shareFiles();
-  if (sync) await partial.sync();
-  if (!(await domain.leadsTo(name, partial))) throw exchanged(domain, name);
-  await domain.rename(name, id);
-  if (!(await domain.leadsTo(id, partial))) {
-    await domain.remove(id);
-    throw exchanged(domain, name);
-  }
-  if (sync) await domain.sync();
-}
-
-function exchanged(domain: HeldFolder, name: string): DamageError {
-  const path = join(domain.path, name);
-  const message = `${path} was exchanged or removed while the point was made in it, so there is no point: find out who writes to ${domain.path}, and try again`;
-  return new DamageError("E_LINK", message, { details: { path } });
 }

@@ -41,7 +41,8 @@ import {
   type Manifest,
   timeOfPointId,
 } from "../repository/manifest.js";
-import type { PendingPoint, Repository } from "../repository/repository.js";
+import type { PendingPoint } from "../repository/pending-point.js";
+import type { Repository } from "../repository/repository.js";
 
 /** A disk to take into a point. */
 export type PointDisk = ExportedPointDisk | ImportedPointDisk;

@@ -1,4 +1,4 @@
-import { open, readdir, readFile, readlink, rm, writeFile } from "node:fs/promises";
+import { mkdir, open, readdir, readFile, readlink, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import type { Worker } from "node:worker_threads";
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
@@ -6,6 +6,7 @@ import { exists } from "../../../src/backup/host/durable-files.js";
 import { CopyThreads } from "../../../src/backup/restore/copy-threads.js";
 import { restore } from "../../../src/backup/restore/restore.js";
 import { MemoryChain } from "../../support/memory-chain.js";
+import { mountSmall } from "../../support/small-file-system.js";
 
 const workers = vi.hoisted((): Worker[] => []);
 /** Whether threads die on their first request. */
@@ -194,12 +195,21 @@ describe.each([
     expect(await readFile(target)).toHaveLength(0);
   });
 
-  it("passes on the file system's error for the target", async () => {
-    expect(await exists("/dev/full")).toBe(true);
-    await expect(ask("/dev/full", { damaged: false })).rejects.toMatchObject({
+  it("passes on the file system's error for the target", async (context) => {
+    if (process.getuid?.() !== 0) return context.skip("mounting needs root");
+    const small = join(chain.folder, "small");
+    await mkdir(small);
+    await using _ = await mountSmall(small, 4096);
+    const full = join(small, "target");
+    await writeFile(full, "");
+    await expect(ask(full, { damaged: false })).rejects.toMatchObject({
       code: "ENOSPC",
-      details: { path: "/dev/full" },
+      details: { path: full },
     });
+  });
+
+  it("writes to nothing but a plain file", async () => {
+    await expect(ask("/dev/full", { damaged: false })).rejects.toMatchObject({ code: "E_IMAGE_FILE" });
   });
 
   it("does not create the target", async () => {

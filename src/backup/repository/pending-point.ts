@@ -1,0 +1,105 @@
+import { join } from "node:path";
+import { DamageError } from "../base/errors.js";
+import type { HeldFolder } from "../host/held-folder.js";
+import type { HeldLock } from "./domain-lock.js";
+import { PARTIAL } from "./leftovers.js";
+import { formatManifest, isPointId, type Manifest, pointIdAt, timeOfPointId } from "./manifest.js";
+import { hiddenPoints } from "./prune-journal.js";
+import { MANIFEST } from "./read-manifest.js";
+
+/** A point that is still being made, in a folder that readers ignore. */
+export interface PendingPoint {
+  readonly id: string;
+  /** The folder in which its files are created. It is open until the work ends. */
+  readonly folder: HeldFolder;
+  /** Aborted when the domain's lock was lost; a commit then fails. */
+  readonly signal: AbortSignal;
+  /** Set if the clock is behind the newest point. */
+  readonly clockWarning: string | undefined;
+  /**
+   * Writes the manifest, flushes everything to stable storage and gives the folder its final name. From then
+   * on the point exists.
+   */
+  commit(manifest: Manifest, options: { readonly sync: boolean }): Promise<void>;
+}
+
+/** Runs `work` with a new pending point. If `work` ends without a commit, nothing is left. */
+export async function makePoint<T>(held: HeldLock, work: (point: PendingPoint) => Promise<T>): Promise<T> {
+  const { folder } = held;
+  const { id, clockWarning } = await newId(folder);
+  const name = `.${id}${PARTIAL}`;
+  await folder.makeFolder(name);
+  try {
+    await using partial = await folder.folder(name);
+    if (!partial) throw exchanged(folder, name);
+    return await work({
+      id,
+      folder: partial,
+      signal: held.lost,
+      clockWarning,
+      commit: async (manifest, options) => {
+        held.lost.throwIfAborted();
+        await commit({ domain: folder, name, partial, id }, manifest, options);
+      },
+    });
+  } finally {
+    await folder.remove(name);
+  }
+}
+
+/** The ids of the points in a domain's folder, oldest first. */
+export async function pointIdsIn(folder: HeldFolder): Promise<string[]> {
+  const ids = (await folder.entries())
+    .filter((entry) => entry.isDirectory() && isPointId(entry.name))
+    .map((entry) => entry.name)
+    .sort();
+  if (ids.length === 0) return ids;
+  const hidden = await hiddenPoints(folder);
+  return ids.filter((id) => !hidden.includes(id));
+}
+
+async function newId(folder: HeldFolder): Promise<{ id: string; clockWarning: string | undefined }> {
+  const now = pointIdAt(new Date());
+  const newest = (await pointIdsIn(folder)).at(-1);
+  if (newest === undefined || now > newest) return { id: now, clockWarning: undefined };
+  const id = pointIdAt(new Date(timeOfPointId(newest) + 1));
+  return {
+    id,
+    clockWarning: `the clock stands before the newest point ${newest}: this point is called ${id}`,
+  };
+}
+
+interface Pending {
+  readonly domain: HeldFolder;
+  /** Of the folder in which the point was made. */
+  readonly name: string;
+  readonly partial: HeldFolder;
+  readonly id: string;
+}
+
+/**
+ * With `sync`, flushes the folder's content before it gets its final name, and that name before this returns.
+ * @throws {DamageError} `E_LINK`: somebody has put something else in the place of the folder
+ */
+async function commit(
+  { domain, name, partial, id }: Pending,
+  manifest: Manifest,
+  { sync }: { readonly sync: boolean },
+): Promise<void> {
+  await partial.create(MANIFEST, formatManifest(manifest), { sync });
+  await partial.shareFiles();
+  if (sync) await partial.sync();
+  if (!(await domain.leadsTo(name, partial))) throw exchanged(domain, name);
+  await domain.rename(name, id);
+  if (!(await domain.leadsTo(id, partial))) {
+    await domain.remove(id);
+    throw exchanged(domain, name);
+  }
+  if (sync) await domain.sync();
+}
+
+function exchanged(domain: HeldFolder, name: string): DamageError {
+  const path = join(domain.path, name);
+  const message = `${path} was exchanged or removed while the point was made in it, so there is no point: find out who writes to ${domain.path}, and try again`;
+  return new DamageError("E_LINK", message, { details: { path } });
+}
