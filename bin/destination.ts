@@ -68,12 +68,15 @@ function overwritten(kind: "device" | "export", options: DestinationOptions): De
   return { kind, name, disk };
 }
 
+/** Others may not list the folder, but QEMU's user has to reach the disks of a domain that runs on them. */
+const PASSABLE = 0o711;
+
 /**
  * Runs `work` with an existing folder. A folder created for it is removed if `work` fails and leaves it
  * empty.
  */
 export async function inFolder<T>(folder: string, work: () => Promise<T>): Promise<T> {
-  const first = await makeFolders(folder);
+  const first = await makeFolders(folder, PASSABLE);
   try {
     return await work();
   } catch (error) {
