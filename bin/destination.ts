@@ -68,15 +68,20 @@ function overwritten(kind: "device" | "export", options: DestinationOptions): De
   return { kind, name, disk };
 }
 
-/** Others may not list the folder, but QEMU's user has to reach the disks of a domain that runs on them. */
+const PRIVATE = 0o700;
+/** QEMU's user has to reach the disks of a domain that runs on them, but not to list the folder. */
 const PASSABLE = 0o711;
 
 /**
  * Runs `work` with an existing folder. A folder created for it is removed if `work` fails and leaves it
  * empty.
  */
-export async function inFolder<T>(folder: string, work: () => Promise<T>): Promise<T> {
-  const first = await makeFolders(folder, PASSABLE);
+export async function inFolder<T>(
+  folder: string,
+  { forDomain }: { readonly forDomain: boolean },
+  work: () => Promise<T>,
+): Promise<T> {
+  const first = await makeFolders(folder, forDomain ? PASSABLE : PRIVATE);
   try {
     return await work();
   } catch (error) {

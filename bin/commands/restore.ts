@@ -107,8 +107,10 @@ export function addRestore(program: Command, run: Run): void {
 async function restoreTo(destination: Destination, job: Job): Promise<void> {
   switch (destination.kind) {
     case "files":
-      if (destination.make) await inFolder(destination.folder, () => restoreToFiles(destination, job));
-      else await restoreToFiles(destination, job);
+      if (destination.make) {
+        const forDomain = isDefinitionWanted(job.options);
+        await inFolder(destination.folder, { forDomain }, () => restoreToFiles(destination, job));
+      } else await restoreToFiles(destination, job);
       return;
     case "device":
       await restoreToTarget(destination, job, () => openDeviceTarget(destination.name, job));

@@ -1,5 +1,5 @@
 import { createHash } from "node:crypto";
-import { mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { mkdtemp, readdir, readFile, rm, stat, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, expect, it } from "vitest";
@@ -106,6 +106,8 @@ await describeWithLibvirt("restore --define", () => {
       expect(ran.json()).toMatchObject({
         definition: { domain: name, xml: join(to, `${name}.xml`), defined: true },
       });
+      // QEMU's user passes through, and can't list it.
+      expect((await stat(to)).mode & 0o777).toBe(0o711);
       await virsh("start", name);
       const before =
         (await readFile(await storedFile("domain.xml"), "utf8")) + (await virsh("dumpxml", lab.domain));
