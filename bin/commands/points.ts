@@ -85,7 +85,7 @@ function summary(domain: string, points: readonly Manifest[]): string {
   const stored = points.flatMap(({ disks }) => disks).reduce((total, disk) => total + disk.storedBytes, 0);
   const needed = neededBy(points.at(-1), points).size;
   const count = points.length === 1 ? "1 point" : `${points.length} points`;
-  return `${domain}: ${count}, ${human(stored)} stored; the newest stands on ${needed - 1} of the others`;
+  return `${domain}: ${count}, ${human(stored)} stored; the newest is based on ${needed - 1} of the others`;
 }
 
 /** The ids of a point and of all points that its disks depend on, as far as known. */

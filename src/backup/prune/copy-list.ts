@@ -1,7 +1,11 @@
 import { DamageError } from "../base/errors.js";
 import { isZero } from "../base/zeroes.js";
 import type { ImageReader } from "../image/image.js";
+import { clustersIn } from "../image/image.js";
 import { type Guard, ImageFile } from "../image/image-file.js";
+import { RawReader } from "../image/raw-reader.js";
+import { Qcow2Reader } from "../qcow2/reader.js";
+import type { DiskManifest } from "../repository/manifest.js";
 import { EventLoopTurn } from "../threads/event-loop-turn.js";
 
 /** A copy from one image into another. Offsets are host offsets, in bytes. */
@@ -208,4 +212,16 @@ async function isZeroThere(file: ImageFile, bytes: Buffer, position: number): Pr
 function damagedList({ path }: ImageFile, what: string): DamageError {
   const message = `the list of copies ${path} is not what a prune wrote: ${what}. Nothing of it was copied. See which points are sound: nbdpull verify`;
   return new DamageError("E_PRUNE_JOURNAL", message, { details: { path } });
+}
+
+/** An image that copies come from, and the end of the host offsets that its reader knows. */
+export async function copySourceOf(path: string, disk: DiskManifest): Promise<CopySource> {
+  const geometry = { virtualSize: disk.virtualSize, clusterSize: disk.clusterSize };
+  const whole = clustersIn(geometry) * disk.clusterSize;
+  if (disk.format === "raw") {
+    return { reader: await RawReader.open(path, { geometry, blocking: true }), end: whole };
+  }
+  const reader = await Qcow2Reader.open(path, { blocking: true });
+  // Compressed clusters have offsets behind the end of the file.
+  return { reader, end: reader.fileEnd + whole };
 }

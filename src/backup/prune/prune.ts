@@ -15,16 +15,12 @@
 
 import { statfs } from "node:fs/promises";
 import { DamageError, PreconditionError, UsageError } from "../base/errors.js";
-import { findParentLink, type Link } from "../chain/chain.js";
 import type { HeldFolder } from "../host/held-folder.js";
-import { clustersIn } from "../image/image.js";
 import { ImageFile } from "../image/image-file.js";
-import { RawReader } from "../image/raw-reader.js";
 import { checkQcow2 } from "../qcow2/check.js";
-import { Qcow2Reader } from "../qcow2/reader.js";
 import { type HeldLock, waitForReaders } from "../repository/domain-lock.js";
 import { type OnStep, publishMerges, undoMerges } from "../repository/finish-prune.js";
-import { type DiskManifest, formatManifest, type Manifest, timeOfPointId } from "../repository/manifest.js";
+import { formatManifest, type Manifest, timeOfPointId } from "../repository/manifest.js";
 import { plannedMerges } from "../repository/planned-merges.js";
 import {
   heldJournal,
@@ -38,8 +34,9 @@ import {
   writeJournal,
 } from "../repository/prune-journal.js";
 import type { Repository } from "../repository/repository.js";
-import { applyCopyList, type CopySource } from "./copy-list.js";
+import { applyCopyList, type CopySource, copySourceOf } from "./copy-list.js";
 import type { DiskChain } from "./disk-chain.js";
+import { chainOf } from "./disk-chain.js";
 import { type MergedDisk, mergeDisk } from "./merge-disk.js";
 import { chooseMergeMethod, type MergeMethod } from "./merge-method.js";
 import { type Merge, type PrunePlan, planPrune } from "./prune-plan.js";
@@ -196,26 +193,6 @@ function describe(
       reasons: keep.get(id) ?? plan.needed.get(id)?.map((other) => `${other} is based on it`) ?? [],
     })),
   };
-}
-
-/** The links of a merge, as the manifests describe them: the staying point, then the dropped ones. */
-async function chainOf(
-  { repository, domain }: Pick<PruneOptions, "repository" | "domain">,
-  merge: Pick<Merge, "child" | "disk" | "dropped">,
-): Promise<DiskChain> {
-  const point = await repository.point(domain, merge.child);
-  const disk = point.disks.find(({ name }) => name === merge.disk);
-  if (!disk) throw new RangeError(`${merge.child} has no disk ${merge.disk}`);
-  const links: [Link, ...Link[]] = [{ point, disk }];
-  for (const id of merge.dropped) {
-    const child = links.at(-1) ?? links[0];
-    if (child.disk.parent !== id) {
-      const message = `${merge.disk} of point ${child.point.id} is based on ${child.disk.parent}, and the prune takes it to be based on ${id}: nothing was changed`;
-      throw new DamageError("E_PRUNE_JOURNAL", message, { details: { domain, point: child.point.id } });
-    }
-    links.push(await findParentLink(repository, domain, child));
-  }
-  return { repository, domain, links };
 }
 
 class Prune {
@@ -451,16 +428,4 @@ async function changeableBytes(path: string): Promise<number> {
   } finally {
     await file.close();
   }
-}
-
-/** An image that copies come from, and the end of the host offsets that its reader knows. */
-async function copySourceOf(path: string, disk: DiskManifest): Promise<CopySource> {
-  const geometry = { virtualSize: disk.virtualSize, clusterSize: disk.clusterSize };
-  const whole = clustersIn(geometry) * disk.clusterSize;
-  if (disk.format === "raw") {
-    return { reader: await RawReader.open(path, { geometry, blocking: true }), end: whole };
-  }
-  const reader = await Qcow2Reader.open(path, { blocking: true });
-  // Compressed clusters have offsets behind the end of the file.
-  return { reader, end: reader.fileEnd + whole };
 }

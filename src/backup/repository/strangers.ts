@@ -40,7 +40,7 @@ export async function findStranger(
 /** @throws {PreconditionError} `E_STRANGERS`: this is root, and others can write to the repository */
 export function refuseStranger(stranger: string): void {
   if (process.geteuid?.() !== 0) return;
-  const message = `${stranger}. So root does nothing with it that others could turn against this host. If you trust them, give --trust-repository; otherwise look at what is there, and take it over: chown -R root, chmod -R go-w`;
+  const message = `${stranger}: root neither writes to it nor defines a domain from it. If you trust them, give --trust-repository; otherwise look at what is there, and take it over: chown -R root, chmod -R go-w`;
   throw new PreconditionError("E_STRANGERS", message);
 }
 

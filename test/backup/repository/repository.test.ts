@@ -51,7 +51,7 @@ describe("the list of points", () => {
       expect.stringContaining(`  ${second}  `),
       expect.stringMatching(new RegExp(`^ {4}vda {2}.* changed since ${first}, .* stored$`)),
       expect.stringMatching(
-        new RegExp(`^${DOMAIN}: 2 points, .* stored; the newest stands on 1 of the others$`),
+        new RegExp(`^${DOMAIN}: 2 points, .* stored; the newest is based on 1 of the others$`),
       ),
     ]);
   });
