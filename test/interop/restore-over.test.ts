@@ -233,36 +233,47 @@ describeWith(["nbdkit", "qemu-nbd"], "a restore to an export", () => {
       { error: { code: "NBD_REQUEST_FAILED", halfWritten: true, target: failing.uri } },
     ]);
 
-    const slow = ["--filter=delay", "memory", String(SIZE), "delay-write=300ms", "delay-zero=300ms"];
+    const image = join(folder.path, "target");
+    const before = garbage();
+    await writeFile(image, before);
     const log = join(folder.path, "log");
+    const startSlow = () =>
+      startNbdkit(
+        folder,
+        ...["--filter=log", "--filter=delay", "file", image, `logfile=${log}`],
+        ...["delay-write=300ms", "delay-zero=300ms"],
+      );
     const hasBegun = () =>
       readFile(log, "utf8").then(
         (text) => / (?:Write|Zero) /.test(text),
         () => false,
       );
-    await using dying = await startNbdkit(folder, "--filter=log", ...slow, `logfile=${log}`);
     const args = (uri: string) => [
       ...["restore", repo(), "--disk", "vda", "--to", uri, "--force", "--json"],
       ...["--limit-rate", "1M", "--request-size", "64K"],
     ];
+    await using dying = await startSlow();
     const lost = startNbdpull(args(dying.uri));
     await expect.poll(hasBegun).toBe(true);
     await dying.kill();
     expect(await finished(lost)).toMatchObject({ code: 1, stderr: expect.stringContaining("half-written") });
 
     await rm(log);
-    await using server = await startNbdkit(folder, "--filter=log", ...slow, `logfile=${log}`);
+    await using server = await startSlow();
     const interrupted = startNbdpull(args(server.uri));
     await expect.poll(hasBegun).toBe(true);
     interrupted.kill("SIGINT");
     const ran = await finished(interrupted);
     expect(ran).toMatchObject({ code: 130, stderr: expect.stringContaining("half-written") });
     expect(ran.stderr).not.toContain("removed");
-    // Running the same command again is enough.
-    expect((await restoreTo(server.uri)).code).toBe(0);
-    const copy = join(folder.path, "copy");
-    await execa("nbdcopy", [server.uri, copy]);
-    await expectRestored(await readFile(copy), Buffer.alloc(SIZE));
+
+    // Running the same command again is enough. The server is another one: nbdkit 1.32 with these filters
+    // sometimes dies when a client leaves in the middle of a request.
+    await server.kill();
+    await using next = await startNbdkit(folder, "file", image);
+    const again = await restoreTo(next.uri);
+    expect(again.code, `${again.stdout}${again.stderr}`).toBe(0);
+    await expectRestored(await readFile(image), before);
   });
 });
 
