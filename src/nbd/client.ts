@@ -175,6 +175,14 @@ export class NbdClient implements AsyncDisposable {
     return this.#changes.flush(options);
   }
 
+  /**
+   * Waits until no reply is outstanding, not even to an aborted request. The connections stay open. A server
+   * may be unable to end an export while replies to its clients are on their way.
+   */
+  idle(): Promise<void> {
+    return this.#pool.idle();
+  }
+
   /** Waits for outstanding replies, then disconnects from the server. */
   close(): Promise<void> {
     return this.#pool.close();

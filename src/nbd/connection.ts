@@ -58,6 +58,8 @@ export class Connection implements Receiver, ReplyHandler, Watched {
   #onLost: ((error: NbdError) => void) | undefined;
   #leaving: Promise<void> | undefined;
   #whenDrained: (() => void) | undefined;
+  /** Called once no reply is outstanding. */
+  readonly #whenIdle: (() => void)[] = [];
 
   /** @param rest bytes that arrived after the last reply of the negotiation */
   constructor(transport: Transport, negotiated: Negotiated, rest: Uint8Array, limits: TimeLimits) {
@@ -139,6 +141,12 @@ export class Connection implements Receiver, ReplyHandler, Watched {
     return this.#submit(new PlainExchange(inquiry, payload), signal);
   }
 
+  /** Resolves when no reply is outstanding, not even to an aborted request, or the connection has ended. */
+  idle(): Promise<void> {
+    if (this.load === 0) return Promise.resolve();
+    return new Promise((resolve) => this.#whenIdle.push(resolve));
+  }
+
   /**
    * Waits for the replies that callers await, sends NBD_CMD_DISC and hangs up. If replies to aborted requests
    * are still outstanding then, hangs up without NBD_CMD_DISC.
@@ -213,6 +221,7 @@ export class Connection implements Receiver, ReplyHandler, Watched {
     for (const exchange of heldBack) exchange.abandon(exchange.failure ?? error);
     for (const exchange of failed) exchange.abandon(error);
     for (const exchange of this.#waiting.splice(0)) exchange.abandon(neverSent(error));
+    this.#noteIdle();
     this.#whenDrained?.();
     if (isLoss) this.#onLost?.(error);
   }
@@ -308,7 +317,13 @@ export class Connection implements Receiver, ReplyHandler, Watched {
   }
 
   #noteDrained(): void {
+    this.#noteIdle();
     if (this.#whenDrained !== undefined && !this.#isAwaited()) this.#whenDrained();
+  }
+
+  #noteIdle(): void {
+    if (this.load > 0) return;
+    for (const resolve of this.#whenIdle.splice(0)) resolve();
   }
 
   #submit<T>(exchange: Exchange<T>, signal: AbortSignal | undefined): Promise<T> {

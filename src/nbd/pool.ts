@@ -104,6 +104,11 @@ export class Pool {
     for (const connection of [...this.#live, ...this.#retiring.keys()]) connection.noteAbandoned();
   }
 
+  /** Resolves when no reply is outstanding on any connection, not even to an aborted request. */
+  async idle(): Promise<void> {
+    await Promise.all([...this.#live, ...this.#retiring.keys()].map((connection) => connection.idle()));
+  }
+
   async close(): Promise<void> {
     this.#closing.abort();
     await Promise.allSettled([this.#extras, this.#reconnecting]);

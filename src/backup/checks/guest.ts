@@ -9,6 +9,7 @@ import { JobFolder } from "../guest/job-folder.js";
 import { canKeepBitmaps } from "../guest/plan-disk.js";
 import type { TcpServer } from "../libvirt/begin-xml.js";
 import { obstacleOf } from "../libvirt/choose-disks.js";
+import { FRAGILE, fragileDisks } from "../libvirt/fragile-disks.js";
 import { type Found, fail, failedBy, pass, type Subject, warn } from "./check.js";
 
 export async function lookAtState({ virsh, domain }: Subject): Promise<readonly Found[]> {
@@ -58,6 +59,15 @@ export async function lookAtDisks({ domain, disks }: Subject): Promise<readonly 
       target,
     );
   });
+}
+
+/** Nothing can be done about it but not to kill the backup: `backup` itself disconnects in the right order. */
+export async function lookAtIothreads({ virsh, domain }: Subject): Promise<readonly Found[]> {
+  if (domain?.id === undefined) return [];
+  const fragile = await fragileDisks(virsh, domain);
+  if (fragile.length === 0) return [pass("no disk for which an order of disconnecting matters")];
+  const cause = `${fragile.join(", ")}: ${FRAGILE}. nbdpull ends the job first, but if it is killed (SIGKILL), or its ssh connection is lost, the guest dies`;
+  return [warn(cause)];
 }
 
 /** The agent is needed for `--freeze` only. */

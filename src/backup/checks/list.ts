@@ -1,6 +1,6 @@
 import { lookAtCheckpoints, lookAtForecast } from "./bitmaps.js";
 import type { Check } from "./check.js";
-import { lookAtAgent, lookAtDisks, lookAtJob, lookAtPort, lookAtState } from "./guest.js";
+import { lookAtAgent, lookAtDisks, lookAtIothreads, lookAtJob, lookAtPort, lookAtState } from "./guest.js";
 import { lookAtConfinement, lookAtLibvirt, lookAtNode, lookAtQemuTools, lookAtSupport } from "./host.js";
 import { lookAtScratchFolder, lookAtScratchSpace } from "./scratch.js";
 import { lookAtPoints, lookAtTarget } from "./target.js";
@@ -40,6 +40,7 @@ export const CHECKS: readonly Check[] = [
   { name: "domain", asksLibvirt: true, beforeBackup: never, look: lookAtState },
   JOB,
   { name: "disk", asksLibvirt: true, beforeBackup: never, look: lookAtDisks },
+  { name: "iothreads", asksLibvirt: true, beforeBackup: always, look: lookAtIothreads },
   {
     name: "guest agent",
     asksLibvirt: true,

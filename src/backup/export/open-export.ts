@@ -28,6 +28,8 @@ export type OpenOptions = Omit<ConnectOptions, "metaContexts" | "optionalContext
  * Connects to an export for a backup. A bitmap that is named is mandatory. The allocation is used if the
  * server has it and can report it everywhere that it can report the bitmap.
  *
+ * @param opened receives every client as soon as it is connected, and the caller closes it. Without it, only
+ *   the client that is returned stays open.
  * @throws {PreconditionError} no such export, no such bitmap
  * @throws {NbdError} anything else that goes wrong on the wire
  */
@@ -35,17 +37,21 @@ export async function openExport(
   target: string | NbdAddress,
   bitmap: string | undefined,
   options: OpenOptions,
+  opened?: NbdClient[],
 ): Promise<NbdClient> {
   const client = await connect(target, bitmap, [ALLOCATION_CONTEXT], options);
+  opened?.push(client);
   if (bitmap === undefined || !client.export.contexts.includes(ALLOCATION_CONTEXT)) return client;
+  let isMapped = false;
   try {
-    if (await isMappedWhereClean(client, dirtyContext(bitmap), options.signal)) return client;
-  } catch (error) {
-    await client.close();
-    throw error;
+    isMapped = await isMappedWhereClean(client, dirtyContext(bitmap), options.signal);
+    if (isMapped) return client;
+  } finally {
+    if (!isMapped && !opened) await client.close();
   }
-  await client.close();
-  return await connect(target, bitmap, [], options);
+  const other = await connect(target, bitmap, [], options);
+  opened?.push(other);
+  return other;
 }
 
 /**

@@ -6,8 +6,12 @@ import type { Virsh } from "../libvirt/virsh.js";
 import { thawGuest } from "./freeze.js";
 import type { Guest } from "./guest.js";
 import { keyOf } from "./guest.js";
+import type { JobClients } from "./job-clients.js";
 import { JobFolder } from "./job-folder.js";
 import { endServersIn } from "./qemu-nbd.js";
+
+/** An abort that goes well takes libvirt some 0.2 s. */
+const STUCK_AFTER_MS = 3000;
 
 /** What a dead backup of this repository may have left: its folders, and its job if that still runs. */
 interface Left {
@@ -40,7 +44,12 @@ export async function claimFolder(guest: Guest, folder: JobFolder, signal?: Abor
   const claim = async (): Promise<void> => {
     const { folders, job } = await findLeft(guest, folder);
     // The lock keeps other backups to this repository from beginning a job meanwhile.
-    for (const left of folders) await clearLeft(guest, left, { jobMayRun: job !== undefined });
+    for (const left of folders) {
+      // QEMU 7.2 hangs while a job is ended under a client that reads no more, but see `JobClients`.
+      if (!guest.domain.disks.some(({ hasIothread }) => hasIothread)) await left.sever();
+      await endJobIn(guest, left, { jobMayRun: job !== undefined });
+      await removeFolder(left);
+    }
     await folder.claim(guest.domain.qemuUser);
   };
   await guest.repository.writing(guest.domain.name, claim, signal);
@@ -57,14 +66,17 @@ export async function refuseAnyJob({ virsh, domain }: Pick<Guest, "virsh" | "dom
 
 /**
  * Thaws the guest if it was left frozen, ends the job that works in `folder` and waits until it is gone, ends
- * the qemu-nbd servers that were left there, and removes the folder. All our NBD clients must be closed
- * before: otherwise QEMU 7.2 can hang, and the guest with it.
+ * the qemu-nbd servers that were left there, and removes the folder.
+ *
+ * @param way our connections to the job; closed after the job has ended, whether that succeeds or not
  */
-export async function clearFolder(guest: Guest, folder: JobFolder): Promise<void> {
-  await clearLeft(guest, folder, { jobMayRun: true });
+export async function clearFolder(guest: Guest, folder: JobFolder, way?: JobClients): Promise<void> {
+  const end = (): Promise<void> => endJobIn(guest, folder, { jobMayRun: true });
+  await (way ? way.outlive(end) : end());
+  await removeFolder(folder);
 }
 
-async function clearLeft(
+async function endJobIn(
   { virsh, domain }: Guest,
   folder: JobFolder,
   { jobMayRun }: { readonly jobMayRun: boolean },
@@ -75,11 +87,25 @@ async function clearLeft(
     const job = jobMayRun ? await runningBackup(virsh, domain) : undefined;
     const worksThere =
       job && exportedDisks(job).some(({ scratch }) => scratch?.path.startsWith(`${folder.path}/`));
-    if (worksThere) {
-      await folder.sever();
-      await virsh.abortJob(domain, { isKnown: true });
-    }
+    if (worksThere) await cutOffIfStuck(folder, virsh.abortJob(domain, { isKnown: true }));
   }
+}
+
+/**
+ * Waits for the end of a job. An ssh connection that a dead backup left on another host is cut only when the
+ * job doesn't end: replies that nobody reads keep QEMU 7.2 from ending it, and its guest stands still.
+ */
+async function cutOffIfStuck(folder: JobFolder, end: Promise<void>): Promise<void> {
+  const timer = setTimeout(() => folder.sever().catch(() => undefined), STUCK_AFTER_MS);
+  try {
+    await end;
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+async function removeFolder(folder: JobFolder): Promise<void> {
+  await folder.sever();
   await endServersIn(folder.path);
   await folder.remove();
 }

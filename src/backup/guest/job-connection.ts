@@ -13,7 +13,7 @@ import { type Hypervisor, hostOf } from "../libvirt/hypervisor.js";
 import { addressOf } from "../libvirt/job-address.js";
 import type { BackupServer } from "../libvirt/job-xml.js";
 
-/** The caller disposes of it after the last client has disconnected and before the job is ended. */
+/** `JobClients` disposes of it after the job has ended and the last client has disconnected. */
 export interface JobConnection extends AsyncDisposable {
   addressOf(exportName: string): NbdAddress;
   /** Host and port of a TCP server that is reached without ssh. */

@@ -44,6 +44,8 @@ export interface DomainDisk {
   /** The image's format (`qcow2`, `raw`). */
   readonly format?: string | undefined;
   readonly readOnly: boolean;
+  /** Whether QEMU works on it in a thread of its own, by the disk's definition or by its controller's. */
+  readonly hasIothread: boolean;
   /** A layer between the image and what the guest sees, if there is one. */
   readonly between?: "encryption" | "slices" | undefined;
 }
@@ -53,15 +55,26 @@ const DOMAIN: DocumentKind = { code: "E_DOMAIN_XML", root: "domain", source: "vi
 const diskSchema = element(
   { type: text.default("file"), device: oneOf("disk", "cdrom", "floppy", "lun").default("disk") },
   {
-    target: element({ dev: text }, {}),
+    target: element({ dev: text, bus: text.optional() }, {}),
     source: element(
       { file: text.optional(), dev: text.optional() },
       // Only their presence counts.
       { slices: z.unknown().optional(), encryption: z.unknown().optional() },
     ).optional(),
     encryption: z.unknown().optional(),
-    driver: element({ type: text.optional() }, {}).optional(),
+    driver: element(
+      { type: text.optional(), iothread: text.optional() },
+      { iothreads: z.unknown().optional() },
+    ).optional(),
+    address: element({ controller: text.optional() }, {}).optional(),
     readonly: z.unknown().optional(),
+  },
+);
+
+const controllerSchema = element(
+  { type: text.optional(), index: text.optional() },
+  {
+    driver: element({ iothread: text.optional() }, { iothreads: z.unknown().optional() }).optional(),
   },
 );
 
@@ -75,7 +88,14 @@ const domainSchema = element(
     // Any 128 bits: libvirt accepts UUIDs that conform to no version of the standard.
     uuid: z.guid("must be a UUID"),
     os: element({}, { type: osType.optional() }).optional(),
-    devices: element({}, { disk: z.array(diskSchema).default([]), emulator: text.optional() }).optional(),
+    devices: element(
+      {},
+      {
+        disk: z.array(diskSchema).default([]),
+        controller: z.array(controllerSchema).default([]),
+        emulator: text.optional(),
+      },
+    ).optional(),
     seclabel: z.array(element({ model: text.optional() }, { label: text.optional() })).default([]),
   },
 );
@@ -90,7 +110,7 @@ export function parseDomain(xml: string): DomainDefinition {
     name: domain.name,
     uuid: domain.uuid,
     id: domain.$.id,
-    disks: (domain.devices?.disk ?? []).map(readDisk),
+    disks: (domain.devices?.disk ?? []).map((disk) => readDisk(disk, domain.devices?.controller ?? [])),
     qemuUser: readQemuUser(domain.seclabel),
     platform: readPlatform(domain),
     confinedBy: domain.seclabel.flatMap(({ $, label }) =>
@@ -124,7 +144,14 @@ function readBetween({ source, encryption }: z.infer<typeof diskSchema>): Domain
   return source?.slices === undefined ? undefined : "slices";
 }
 
-function readDisk(disk: z.infer<typeof diskSchema>): DomainDisk {
+function readDisk(
+  disk: z.infer<typeof diskSchema>,
+  controllers: readonly z.infer<typeof controllerSchema>[],
+): DomainDisk {
+  const controller = controllers.find(
+    ({ $ }) =>
+      $.type === disk.target.$.bus && $.index !== undefined && $.index === disk.address?.$.controller,
+  );
   return {
     target: disk.target.$.dev,
     device: disk.$.device,
@@ -132,6 +159,12 @@ function readDisk(disk: z.infer<typeof diskSchema>): DomainDisk {
     source: disk.source?.$.file ?? disk.source?.$.dev,
     format: disk.driver?.$.type,
     readOnly: disk.readonly !== undefined,
+    hasIothread: [disk, controller].some((device) => usesIothread(device?.driver)),
     between: readBetween(disk),
   };
+}
+
+/** Newer versions of libvirt spread a device over several iothreads, which are children of its driver. */
+function usesIothread(driver: z.infer<typeof controllerSchema>["driver"]): boolean {
+  return driver?.$.iothread !== undefined || driver?.iothreads !== undefined;
 }

@@ -6,7 +6,7 @@
  * `running-job.ts` watches over a job (`same-job.ts`, `job-info.ts`), and `restored-domain.ts` makes the
  * definition of a restored domain, of which `left-out.ts` leaves only what `definition-rules.ts` allows.
  * `checkpoints.ts` and `checkpoint-edit.ts` delete and mend checkpoints, `freeze.ts` freezes and thaws,
- * `choose-disks.ts` picks a domain's disks, `boot-files.ts` and `capabilities-xml.ts` say what else a domain
+ * `fragile-disks.ts` names disks that QEMU dies of, `choose-disks.ts` picks a domain's disks, `boot-files.ts` and `capabilities-xml.ts` say what else a domain
  * needs. `hypervisor.ts` reads connection URIs, `virsh-batch.ts` joins commands to one process, and `xml.ts`
  * on `xml-tree.ts` reads XML.
  *

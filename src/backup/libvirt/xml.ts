@@ -27,7 +27,7 @@ export interface DocumentKind {
 const MAX_CHARACTERS = 4 * 1024 * 1024;
 
 /** Elements that may occur several times. */
-const LISTS: ReadonlySet<string> = new Set(["disk", "seclabel", "secmodel", "baselabel"]);
+const LISTS: ReadonlySet<string> = new Set(["disk", "controller", "seclabel", "secmodel", "baselabel"]);
 
 const parser = new XMLParser({
   ignoreAttributes: false,

@@ -1,12 +1,14 @@
 import { isDeepStrictEqual } from "node:util";
-import type { NbdClient } from "../../nbd/index.js";
 import { DamageError, hasCode, messageOf, PreconditionError, UsageError } from "../base/errors.js";
 import { domainWord } from "../base/shell-word.js";
 import { proveChain } from "../chain/chain.js";
+import { JobClients } from "../guest/job-clients.js";
 import { connectJobAnywhere, directConnection, type JobConnection } from "../guest/job-connection.js";
 import type { Definition } from "../guest/keep-files.js";
 import { type ScratchGuardOptions, whileScratchLasts } from "../guest/scratch-guard.js";
 import { parseCheckpoint } from "../libvirt/checkpoint-xml.js";
+import { parseDomain } from "../libvirt/domain-xml.js";
+import { FRAGILE, fragileDisks } from "../libvirt/fragile-disks.js";
 import {
   type BackupJob,
   type BackupServer,
@@ -79,16 +81,42 @@ export async function attach(options: AttachOptions): Promise<AttachResult> {
   }
   if (options.compress) assertCompressible(options.format, options.compress);
   const view = source.kind === "xml" ? viewOfXml(source) : await viewOfLibvirt(source);
-  const taken = await take(source, view, options);
+  const fragile = await view.fragileDisks();
+  if (fragile.length > 0 && !options.endJob) throw refuseToLeave(view.domain.name, fragile);
+  const job: AttachedJob = { source, view, clients: new JobClients() };
+  let taken: TakenPoint;
+  try {
+    taken = await take(job, options);
+  } catch (error) {
+    if (fragile.length > 0 && (await endJob(job, options, "the backup failed"))) {
+      options.onWarning?.(`the job was ended although the backup failed: ${FRAGILE}`);
+    }
+    await job.clients.disconnect();
+    throw error;
+  }
   // The point is committed: nothing from here on, not even Ctrl-C, makes the backup fail.
-  const jobEnded = options.endJob && (await endJob(source, view, options, "the point was committed"));
+  const jobEnded = options.endJob && (await endJob(job, options, "the point was committed"));
+  await job.clients.disconnect();
   return { ...taken, jobEnded };
 }
 
-async function take(source: JobSource, view: JobView, options: AttachOptions): Promise<TakenPoint> {
+/** The job, and this program's connections to it. */
+interface AttachedJob {
+  readonly source: JobSource;
+  readonly view: JobView;
+  readonly clients: JobClients;
+}
+
+function refuseToLeave(name: string, disks: readonly string[]): PreconditionError {
+  const message = `${FRAGILE}: ${name} has iothreads (${disks.join(", ")}), so attach must be the one that ends the job, while it is still connected. Nothing was stored: give --end-job, or let a newer QEMU run the domain`;
+  return new PreconditionError("E_FRAGILE_GUEST", message, { details: { domain: name, disks } });
+}
+
+async function take(job: AttachedJob, options: AttachOptions): Promise<TakenPoint> {
+  const { source, view, clients } = job;
   const { checkpoint, repositoryPath, signal } = options;
-  // Closed before the job is ended, like the clients.
-  await using connection = await connectionTo(source, view, options);
+  const connection = await connectionTo(source, view, options);
+  clients.connection = connection;
   const existing = await Repository.openIfThere(repositoryPath);
   const chosen = (): Promise<PointDisk[]> => pointDisks(view, connection, existing, options);
   const disks = existing ? await existing.reading(view.domain.name, chosen, signal) : await chosen();
@@ -98,14 +126,13 @@ async function take(source: JobSource, view: JobView, options: AttachOptions): P
   const point = checkpoint === undefined ? null : await view.checkpoint(checkpoint);
   const repository = existing ?? (await Repository.openOrCreate(repositoryPath));
   const { domain, definition, confirm } = view;
-  const clients: NbdClient[] = [];
   const giveUp = async (): Promise<void> => {
-    await Promise.allSettled(clients.map((client) => client.close()));
-    if (options.endJob) await endJob(source, view, options, "the backup was given up");
+    if (options.endJob) await endJob(job, options, "the backup was given up");
+    else await clients.disconnect();
   };
-  const job = { repository, domain, definition, disks, checkpoint: point, clients, confirm };
+  const known = { repository, domain, definition, disks, checkpoint: point, clients: clients.all, confirm };
   return await whileScratchLasts({ ...scratchSettings(view, options), giveUp }, (lasting) =>
-    connection.walk(lasting, (walking) => takePoint({ ...options, ...job, signal: walking })),
+    connection.walk(lasting, (walking) => takePoint({ ...options, ...known, signal: walking })),
   );
 }
 
@@ -133,17 +160,20 @@ function scratchSettings(
   return { domain: name, files, reserve, remedy, onWarning, signal };
 }
 
-/** @param what happened to the backup, for the warning if the job can't be ended */
+/**
+ * Ends the job and then disconnects from it.
+ * @param what happened to the backup, for the warning if the job can't be ended
+ */
 async function endJob(
-  source: JobSource,
-  view: JobView,
+  { source, view, clients }: AttachedJob,
   options: AttachOptions,
   what: string,
 ): Promise<boolean> {
   if (source.kind === "xml") return false;
   const { uuid, name } = view.domain;
+  const virsh = source.virsh.withSignal(undefined).withPatience(PATIENCE_MS);
   try {
-    await source.virsh.withPatience(PATIENCE_MS).abortJob(uuid ?? name);
+    await clients.outlive(() => virsh.abortJob(uuid ?? name));
     return true;
   } catch (error) {
     const reason = messageOf(error);
@@ -165,6 +195,8 @@ interface JobView {
   /** When the checkpoint that an increment starts from was created; undefined if unknown. */
   readonly creationTime: (name: string) => Promise<number | undefined>;
   readonly confirm: () => Promise<void>;
+  /** The disks that `fragileDisks` names; none if the domain is unknown. */
+  readonly fragileDisks: () => Promise<readonly string[]>;
 }
 
 /**
@@ -181,6 +213,7 @@ function viewOfXml({ xml, domain }: Extract<JobSource, { kind: "xml" }>): JobVie
     checkpoint: async (name) => ({ name, creationTime: null }),
     creationTime: async () => undefined,
     confirm: async () => undefined,
+    fragileDisks: async () => [],
   };
 }
 
@@ -214,6 +247,7 @@ async function viewOfLibvirt({
     },
     creationTime,
     confirm: () => running.assertAlive(),
+    fragileDisks: () => fragileDisks(virsh, parseDomain(running.domainXml)),
   };
 }
 

@@ -6,6 +6,7 @@ import { preflight } from "../checks/preflight.js";
 import { claimFolder, clearFolder } from "../guest/claim.js";
 import { whileFrozen } from "../guest/freeze.js";
 import { type Guest, keyOf, retireCheckpoints } from "../guest/guest.js";
+import { JobClients } from "../guest/job-clients.js";
 import { connectJob, type JobConnection, refuseUnreachable } from "../guest/job-connection.js";
 import { JobFolder } from "../guest/job-folder.js";
 import { neededCheckpoints } from "../guest/needed-checkpoints.js";
@@ -84,39 +85,37 @@ export async function backup(options: BackupOptions): Promise<BackupResult> {
   const folder = await JobFolder.find(options.scratchParent, keyOf(guest), ssh);
   await claimFolder(guest, folder, signal);
   const cleaner: Guest = { ...guest, virsh: virsh.withSignal(undefined).withPatience(PATIENCE_MS) };
-  const made: string[] = [];
+  const traces: Traces = { folder, made: [], clients: new JobClients() };
+  const { made, clients } = traces;
   let taken: TakenPoint;
   try {
     const scratch = scratchSettings(guest, folder, disks, options);
     refuseShortScratch(scratch);
     await deleteOrphans(guest, made, options);
     const server = serverOf(folder, options);
-    await using connection = await connectJob(server, {
+    const connection = await connectJob(server, {
       hypervisor,
       hostOverride: options.connect.hostOverride,
       socket: folder.file("nbd.sock"),
       note: folder.fileThere(WAY),
       signal,
     });
+    clients.connection = connection;
     if (connection.straightTo) await refuseUnreachable(connection.straightTo, signal);
-    const begun = await begin(guest, { disks, forecast }, { folder, made, server }, options);
+    const begun = await begin(guest, { disks, forecast }, { ...traces, server }, options);
     signal?.throwIfAborted();
-    const clients: NbdClient[] = [];
-    const giveUp = async (): Promise<void> => {
-      await Promise.allSettled(clients.map((client) => client.close()));
-      await clearFolder(cleaner, folder);
-    };
+    const giveUp = (): Promise<void> => clearFolder(cleaner, folder, clients);
     taken = await whileScratchLasts({ ...scratch, signal, giveUp }, (lasting) =>
       connection.walk(lasting, (walking) =>
-        pullDisks(guest, begun, { connection, clients }, { ...options, signal: walking }),
+        pullDisks(guest, begun, { connection, clients: clients.all }, { ...options, signal: walking }),
       ),
     );
   } catch (error) {
-    await clearAfterFailure(cleaner, { folder, made }, options);
+    await clearAfterFailure(cleaner, traces, options);
     throw error;
   }
   // The point is committed: nothing from here on, not even Ctrl-C, makes the backup fail.
-  const retired = await endJob(cleaner, folder, options);
+  const retired = await endJob(cleaner, traces, options);
   return { ...taken, level: levelOf(taken.manifest, options.level), isRunning: true, retired };
 }
 
@@ -169,6 +168,7 @@ interface Traces {
   readonly folder: JobFolder;
   /** Names of the checkpoints that it tried to create. */
   readonly made: string[];
+  readonly clients: JobClients;
 }
 
 /** A running job, with the plans and the checkpoint that it was begun with. */
@@ -300,23 +300,27 @@ function scratchSettings(
   return { domain: domain.name, files, reserve, remedy, onWarning };
 }
 
-/** Called after all clients are closed. The next backup removes what this can't. */
+/** The next backup removes what this can't. */
 async function clearAfterFailure(
   guest: Guest,
-  { folder, made }: Traces,
+  { folder, made, clients }: Traces,
   options: BackupOptions,
 ): Promise<void> {
   try {
-    await clearFolder(guest, folder);
+    await clearFolder(guest, folder, clients);
     await deleteOrphans(guest, made, options);
   } catch (error) {
     options.onWarning?.(`not everything was cleared away, the next backup will do it: ${messageOf(error)}`);
   }
 }
 
-async function endJob(guest: Guest, folder: JobFolder, options: BackupOptions): Promise<readonly string[]> {
+async function endJob(
+  guest: Guest,
+  { folder, clients }: Traces,
+  options: BackupOptions,
+): Promise<readonly string[]> {
   try {
-    await clearFolder(guest, folder);
+    await clearFolder(guest, folder, clients);
     const names = guest.domain.disks.map(({ target }) => target);
     return await retire(guest, [], options, (points) => neededCheckpoints(points, names));
   } catch (error) {

@@ -93,7 +93,8 @@ export interface TakePointOptions {
    */
   readonly confirm: () => Promise<void>;
   /**
-   * Receives the opened clients, so that the caller can close them early. `takePoint` closes them at its end.
+   * Receives the opened clients as soon as they are open, and the caller closes them. Undefined: `takePoint`
+   * closes them at its end.
    */
   readonly clients?: NbdClient[] | undefined;
   readonly onProgress?: ((disk: string, progress: PullProgress) => void) | undefined;
@@ -169,7 +170,7 @@ export async function takePoint(options: TakePointOptions): Promise<TakenPoint> 
         seconds: (performance.now() - started) / 1000,
       };
     } finally {
-      await Promise.allSettled(clients.map((client) => client.close()));
+      if (!options.clients) await Promise.allSettled(clients.map((client) => client.close()));
     }
   };
   return await repository.withPendingPoint(domain.name, take, options.signal);
@@ -214,8 +215,7 @@ async function copierOf(disk: PointDisk, connect: OpenOptions, clients: NbdClien
   const { increment } = disk;
   const bitmap = increment?.bitmap;
   const parentSize = increment && diskOf(increment.parent, disk.name)?.virtualSize;
-  const client = await openExport(disk.address, bitmap, connect);
-  clients.push(client);
+  const client = await openExport(disk.address, bitmap, connect, clients);
   return (options) => pullImage({ ...options, client, bitmap, parentSize });
 }
 

@@ -2,7 +2,14 @@ import { describe, expect, it } from "vitest";
 import { disksToBackUp } from "../../../src/backup/libvirt/choose-disks.js";
 import type { DomainDefinition } from "../../../src/backup/libvirt/domain-xml.js";
 
-const disk = { device: "disk", type: "file", source: "/i", format: "qcow2", readOnly: false } as const;
+const disk = {
+  device: "disk",
+  type: "file",
+  source: "/i",
+  format: "qcow2",
+  readOnly: false,
+  hasIothread: false,
+} as const;
 const domain: DomainDefinition = {
   name: "web",
   uuid: "8a1b0c7e-0d2e-4b6f-9c1a-3f5d7e9b1c2d",

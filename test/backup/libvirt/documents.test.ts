@@ -57,6 +57,28 @@ describe("the XML of a host's capabilities", () => {
 });
 
 describe("the XML of a domain", () => {
+  it("tells which disks have an iothread: of their own, several, or their controller's", () => {
+    const disk = (target: string, driver: string, address = "") =>
+      `<disk type='file' device='disk'>${driver}<target ${target}/>${address}</disk>`;
+    const onScsi = (index: number) => `<address type='drive' controller='${index}' bus='0' unit='0'/>`;
+    const xml = `<domain type='kvm'><name>lab</name><uuid>02417a03-615c-4678-8d74-105cbe426935</uuid><devices>
+      ${disk("dev='vda' bus='virtio'", "<driver name='qemu' type='qcow2' iothread='1'/>")}
+      ${disk("dev='vdb' bus='virtio'", "<driver type='qcow2'><iothreads><iothread id='1'/></iothreads></driver>")}
+      ${disk("dev='vdc' bus='virtio'", "<driver type='qcow2'/>", "<address type='pci' bus='0x01'/>")}
+      ${disk("dev='sda' bus='scsi'", "<driver type='qcow2'/>", onScsi(0))}
+      ${disk("dev='sdb' bus='scsi'", "<driver type='qcow2'/>", onScsi(1))}
+      ${disk("dev='sdc' bus='sata'", "<driver type='qcow2'/>", onScsi(1))}
+      <controller type='scsi' index='0' model='virtio-scsi'/>
+      <controller type='scsi' index='1' model='virtio-scsi'><driver iothread='2' queues='2'/></controller>
+    </devices></domain>`;
+    const { disks } = parseDomain(xml);
+    expect(disks.flatMap(({ target, hasIothread }) => (hasIothread ? [target] : []))).toEqual([
+      "vda",
+      "vdb",
+      "sdb",
+    ]);
+  });
+
   it("gives its identity and its disks, including drives without media", () => {
     expect(parseDomain(DOMAIN)).toEqual({
       name: "lab",
@@ -70,8 +92,9 @@ describe("the XML of a domain", () => {
           source: "/var/lib/libvirt/images/vda.qcow2",
           format: "qcow2",
           readOnly: false,
+          hasIothread: false,
         },
-        { target: "sda", device: "cdrom", type: "file", readOnly: true },
+        { target: "sda", device: "cdrom", type: "file", readOnly: true, hasIothread: false },
         {
           target: "vdb",
           device: "disk",
@@ -79,6 +102,7 @@ describe("the XML of a domain", () => {
           source: "/dev/vg/lv",
           format: "raw",
           readOnly: false,
+          hasIothread: false,
         },
       ],
       platform: {

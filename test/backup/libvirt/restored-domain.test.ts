@@ -51,6 +51,7 @@ describe("the definition of a restored domain", () => {
           source: "/r/it's & more.qcow2",
           format: "qcow2",
           readOnly: false,
+          hasIothread: false,
         },
       ],
     });

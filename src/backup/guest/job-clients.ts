@@ -1,0 +1,50 @@
+import { setTimeout as sleep } from "node:timers/promises";
+import type { NbdClient } from "../../nbd/index.js";
+import type { JobConnection } from "./job-connection.js";
+
+/** Long enough for all replies that QEMU has promised, however slow its disks are. */
+const IDLE_WITHIN_MS = 10_000;
+
+/**
+ * This program's connections to the exports of one job. They have to outlive the job, idle:
+ *
+ * - QEMU 7.2 (Debian 12's 7.2.22) dies, and its guest with it, when a client leaves an export of a disk that
+ *   has an iothread while the job runs: `nbd_blockdev_client_closed: Assertion … failed`.
+ * - It hangs, and its guest with it, when the job is ended while a client doesn't read the replies that it
+ *   asked for (`blk_exp_close_all_type` waits for them).
+ *
+ * Both were seen each time, and neither with clients that were idle and left after the end of the job.
+ */
+export class JobClients {
+  /** Receives every client that is opened to the job. */
+  readonly all: NbdClient[] = [];
+  /** The way to the job, if it is not that of each client alone. */
+  connection: JobConnection | undefined;
+
+  /**
+   * Waits for the replies that are on their way, ends the job by `end`, and disconnects, even if that failed.
+   * @throws what `end` throws
+   */
+  async outlive(end: () => Promise<void>): Promise<void> {
+    try {
+      await this.#idle();
+      await end();
+    } finally {
+      await this.disconnect();
+    }
+  }
+
+  /** Only for a job that has ended, or that another program ends. */
+  async disconnect(): Promise<void> {
+    await Promise.allSettled(this.all.splice(0).map((client) => client.close()));
+    await this.connection?.[Symbol.asyncDispose]();
+    this.connection = undefined;
+  }
+
+  async #idle(): Promise<void> {
+    const timer = new AbortController();
+    const tooLate = sleep(IDLE_WITHIN_MS, undefined, { signal: timer.signal }).catch(() => undefined);
+    await Promise.race([Promise.all(this.all.map((client) => client.idle())), tooLate]);
+    timer.abort();
+  }
+}

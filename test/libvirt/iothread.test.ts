@@ -1,0 +1,89 @@
+import { writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { expect, it } from "vitest";
+import { BackupLab, expectExit } from "../support/backup-lab.js";
+import { describeWithLibvirt, LAB_DISKS, virsh } from "../support/libvirt-lab.js";
+import { finished, nbdpull } from "../support/nbdpull.js";
+import { qemuImg } from "../support/qemu-nbd.js";
+
+const MiB = 1024 * 1024;
+
+/** QEMU 7.2 survives everything before its firmware has given up booting. */
+const FIRMWARE_MS = 10_000;
+
+/** vda gets an iothread of its own, vdb that of its controller. */
+function withIothreads(xml: string): string {
+  return xml
+    .replace("<vcpu", "<iothreads>2</iothreads><vcpu")
+    .replace(/(<driver name='qemu' type='qcow2'[^/]*)(\/>\s*<source file='[^']*vda)/, "$1 iothread='1'$2")
+    .replace(/<target dev='vdb' bus='virtio'\/>\s*<address[^>]*>/, "<target dev='vdb' bus='scsi'/>")
+    .replace(
+      "</devices>",
+      "<controller type='scsi' index='0' model='virtio-scsi'><driver iothread='2'/></controller></devices>",
+    );
+}
+
+await describeWithLibvirt("a guest with iothreads, whose QEMU 7.2 dies when a client leaves its job", () => {
+  it("survives backups, one that is interrupted, doctor, and attach", async () => {
+    await using guest = await BackupLab.start();
+    const { lab } = guest;
+    await lab.powerOff();
+    await lab.redefine(withIothreads);
+    await lab.powerOn();
+    const id = await virsh("domid", lab.domain);
+    const expectAlive = async (): Promise<void> => {
+      await sleep(200);
+      expect([await virsh("domid", lab.domain), await virsh("domstate", lab.domain)]).toEqual([
+        id,
+        expect.stringContaining("running"),
+      ]);
+    };
+    await lab.write("vda", 0, 30 * MiB, 0x11);
+    await sleep(FIRMWARE_MS);
+
+    const isFragile = (await virsh("version")).includes("QEMU 7.2.");
+    const warning = isFragile ? [expect.stringContaining("vda, vdb: QEMU 7.2 dies")] : [];
+    const full = await guest.take();
+    await expectAlive();
+    expect(full.warnings).toEqual(warning);
+    const looked = await nbdpull("doctor", lab.domain, "--scratch", guest.scratch, "--json");
+    expect(JSON.stringify(looked.json())).toContain(isFragile ? "QEMU 7.2 dies" : "no disk for which");
+    await expectAlive();
+
+    await lab.write("vda", 10 * MiB, 10 * MiB, 0x22);
+    const interrupted = await guest.startSlowly();
+    interrupted.kill("SIGINT");
+    expectExit(await finished(interrupted), 130);
+    await expectAlive();
+    await guest.expectNothingLeft();
+
+    // Without room in the repository the backup fails while it is connected.
+    await writeFile(join(guest.folder, "in-the-way"), "");
+    const to = join(guest.folder, "in-the-way", "repo");
+    const job = await lab.beginBackup();
+    const plain = ["attach", lab.domain, "--to", guest.repo, "--json"];
+    if (isFragile) {
+      const refused = await nbdpull(...plain);
+      expectExit(refused, 4);
+      expect(refused.json()).toMatchObject({ error: { code: "E_FRAGILE_GUEST", disks: [...LAB_DISKS] } });
+      await expectAlive();
+    }
+    expect((await nbdpull("attach", lab.domain, "--to", to, "--end-job")).code).not.toBe(0);
+    await expectAlive();
+    await job[Symbol.asyncDispose]();
+    await lab.beginBackup();
+    expectExit(await nbdpull(...plain, "--end-job"), 0);
+    await expectAlive();
+
+    const last = await guest.take();
+    expect(last.disks[0]).toMatchObject({ parent: full.id, dirtyBytes: 10 * MiB });
+    await expectAlive();
+    await lab.powerOff();
+    const target = join(guest.folder, "restored");
+    expectExit(await nbdpull("restore", guest.repo, lab.domain, "--at", last.id, "--to", target), 0);
+    for (const disk of LAB_DISKS) {
+      await qemuImg("compare", "-f", "raw", "-F", "qcow2", join(target, `${disk}.raw`), lab.image(disk));
+    }
+  });
+});
