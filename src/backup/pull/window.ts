@@ -11,6 +11,8 @@ export interface Window {
   readonly inFlight?: number | undefined;
   /** Number of connections, if the server allows several. */
   readonly connections?: number | undefined;
+  /** Most connections that the program may choose; never more than 4. */
+  readonly mostConnections?: number | undefined;
 }
 
 /** A server with a longer latency is far: its throughput depends on the number of requests in flight. */
@@ -69,8 +71,10 @@ export class RequestWindow {
 
   /** How many connections there should be, if the server allows several. Never falls. */
   get connections(): number {
+    const { connections, mostConnections = MOST_CONNECTIONS } = this.#window;
     const needed = Math.ceil((this.#lanes * this.#segmentBytes) / BYTES_OF_A_CONNECTION);
-    return this.#window.connections ?? Math.max(this.#fewestConnections, Math.min(MOST_CONNECTIONS, needed));
+    const most = Math.min(MOST_CONNECTIONS, mostConnections);
+    return connections ?? Math.min(most, Math.max(this.#fewestConnections, needed));
   }
 
   /**

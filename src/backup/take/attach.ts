@@ -82,13 +82,14 @@ export async function attach(options: AttachOptions): Promise<AttachResult> {
   if (options.compress) assertCompressible(options.format, options.compress);
   const view = source.kind === "xml" ? viewOfXml(source) : await viewOfLibvirt(source);
   const fragile = await view.fragileDisks();
-  if (fragile.length > 0 && !options.endJob) throw refuseToLeave(view.domain.name, fragile);
-  const job: AttachedJob = { source, view, clients: new JobClients() };
+  const isFragile = fragile.length > 0;
+  if (isFragile && !options.endJob) throw refuseToLeave(view.domain.name, fragile);
+  const job: AttachedJob = { source, view, clients: new JobClients(), isFragile };
   let taken: TakenPoint;
   try {
     taken = await take(job, options);
   } catch (error) {
-    if (fragile.length > 0 && (await endJob(job, options, "the backup failed"))) {
+    if (isFragile && (await endJob(job, options, "the backup failed"))) {
       options.onWarning?.(`the job was ended although the backup failed: ${FRAGILE}`);
     }
     await job.clients.disconnect();
@@ -105,6 +106,8 @@ interface AttachedJob {
   readonly source: JobSource;
   readonly view: JobView;
   readonly clients: JobClients;
+  /** Whether the guest dies if they leave before the job has ended. */
+  readonly isFragile: boolean;
 }
 
 function refuseToLeave(name: string, disks: readonly string[]): PreconditionError {
@@ -132,7 +135,9 @@ async function take(job: AttachedJob, options: AttachOptions): Promise<TakenPoin
   };
   const known = { repository, domain, definition, disks, checkpoint: point, clients: clients.all, confirm };
   return await whileScratchLasts({ ...scratchSettings(view, options), giveUp }, (lasting) =>
-    connection.walk(lasting, (walking) => takePoint({ ...options, ...known, signal: walking })),
+    connection.walk(lasting, (walking) =>
+      takePoint({ ...options, ...known, clientsStay: job.isFragile, signal: walking }),
+    ),
   );
 }
 

@@ -283,6 +283,7 @@ async function pullDisks(
     disks,
     checkpoint,
     clients,
+    clientsStay: domain.disks.some(({ hasIothread }) => hasIothread),
     confirm: () => job.assertAlive(),
   });
 }

@@ -97,6 +97,8 @@ export interface TakePointOptions {
    * closes them at its end.
    */
   readonly clients?: NbdClient[] | undefined;
+  /** Whether every client has to stay connected until the caller closes it. */
+  readonly clientsStay?: boolean | undefined;
   readonly onProgress?: ((disk: string, progress: PullProgress) => void) | undefined;
   readonly onWarning?: ((message: string) => void) | undefined;
 }
@@ -128,6 +130,8 @@ export interface TakenPoint {
 }
 
 const DISKS_AT_ONCE = 8;
+/** Most connections of all disks together. QEMU's server takes 100 clients, and others may want some. */
+const CONNECTIONS_OF_ALL = 64;
 
 /**
  * Pulls all disks in parallel and commits them as one restore point: all of them, or nothing.
@@ -164,7 +168,7 @@ export async function takePoint(options: TakePointOptions): Promise<TakenPoint> 
       return {
         manifest,
         folder: repository.pointFolder(domain.name, pending.id),
-        connections: clients.reduce((total, client) => total + client.connections, 0),
+        connections: pulled.reduce((total, { connections }) => total + connections, 0),
         requests: pulled.reduce((total, { requests }) => total + requests, 0),
         extents: pulled.reduce((total, { extents }) => total + extents, 0),
         seconds: (performance.now() - started) / 1000,
@@ -178,6 +182,7 @@ export async function takePoint(options: TakePointOptions): Promise<TakenPoint> 
 
 interface PulledDisk {
   readonly disk: DiskManifest;
+  readonly connections: number;
   readonly requests: number;
   readonly extents: number;
 }
@@ -197,26 +202,62 @@ async function pullAll(
   await using workers = new CompressThreads();
   await using digestThreads = new DigestThreads(options.digests ?? DEFAULT_DIGESTS);
   const compress = options.compress && compressionOf(options.compress, workers, options.disks.length);
+  const { connect, window, mustLeave } = sharesOf(options);
   return await allOrNone(options.disks, DISKS_AT_ONCE, options.signal, async (disk, signal) => {
     try {
-      const copy = await copierOf(disk, { ...options.connect, signal }, clients);
-      return await pullDisk({ ...options, signal }, pending, disk, copy, { compress, digestThreads });
+      const { copy, client } = await copierOf(disk, { ...connect, signal }, clients, options.clientsStay);
+      const shared = { compress, digestThreads };
+      const pulled = await pullDisk({ ...options, window, signal }, pending, disk, copy, shared);
+      const connections = client?.connections ?? 0;
+      if (client && mustLeave) await leaveEarly(client, clients, signal);
+      return { ...pulled, connections };
     } catch (error) {
       throw ofDisk(disk.name, error);
     }
   });
 }
 
+/** The limits of each disk's connections, so that those of all together stay within the bound. */
+function sharesOf({
+  connect,
+  window,
+  disks,
+  clientsStay = false,
+}: TakePointOptions): Pick<TakePointOptions, "connect" | "window"> & { readonly mustLeave: boolean } {
+  const most = Math.max(1, Math.floor(CONNECTIONS_OF_ALL / disks.length));
+  const atMost = (wanted: number | undefined): number | undefined =>
+    most === 1 ? 1 : wanted && Math.min(wanted, most);
+  const connections = atMost(connect.connections);
+  return {
+    connect: connections === undefined ? connect : { ...connect, connections },
+    window: { ...window, connections: atMost(window?.connections), mostConnections: most },
+    mustLeave: disks.length > CONNECTIONS_OF_ALL && !clientsStay,
+  };
+}
+
+/** Closes the client of a disk that is done, to make room for those of the next. */
+async function leaveEarly(client: NbdClient, clients: NbdClient[], signal: AbortSignal): Promise<void> {
+  await stillAnswers(client, signal);
+  clients.splice(clients.indexOf(client), 1);
+  await client.close();
+}
+
 type Copier = (options: CopyImageOptions) => Promise<PullResult>;
 
-/** @param clients receives the disk's client, if it has one */
-async function copierOf(disk: PointDisk, connect: OpenOptions, clients: NbdClient[]): Promise<Copier> {
-  if (disk.address === undefined) return (options) => copyImage(disk.source, options);
+/** @param clients receives the disk's client, if it has one; if they have to stay, as soon as it is open */
+async function copierOf(
+  disk: PointDisk,
+  connect: OpenOptions,
+  clients: NbdClient[],
+  clientsStay = false,
+): Promise<{ readonly copy: Copier; readonly client?: NbdClient }> {
+  if (disk.address === undefined) return { copy: (options) => copyImage(disk.source, options) };
   const { increment } = disk;
   const bitmap = increment?.bitmap;
   const parentSize = increment && diskOf(increment.parent, disk.name)?.virtualSize;
-  const client = await openExport(disk.address, bitmap, connect, clients);
-  return (options) => pullImage({ ...options, client, bitmap, parentSize });
+  const client = await openExport(disk.address, bitmap, connect, clientsStay ? clients : undefined);
+  if (!clientsStay) clients.push(client);
+  return { copy: (options) => pullImage({ ...options, client, bitmap, parentSize }), client };
 }
 
 async function pullDisk(
@@ -225,7 +266,7 @@ async function pullDisk(
   disk: PointDisk,
   copy: Copier,
   { compress, digestThreads }: Shared,
-): Promise<PulledDisk> {
+): Promise<Omit<PulledDisk, "connections">> {
   const { format, increment } = { format: options.format, increment: disk.increment };
   const file = `${disk.name}.${format}`;
   const mapFile = increment && format === "raw" ? `${disk.name}.map` : undefined;
