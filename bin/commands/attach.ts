@@ -6,6 +6,7 @@ import { UsageError } from "../../src/backup/base/errors.js";
 import { DEFAULT_DIGESTS } from "../../src/backup/digest/digest.js";
 import { Virsh } from "../../src/backup/libvirt/virsh.js";
 import { attach, type JobSource } from "../../src/backup/take/attach.js";
+import { withUuid } from "../domain-options.js";
 import { keptLines } from "../kept-lines.js";
 import {
   type CopyOptions,
@@ -30,6 +31,7 @@ interface AttachOptions extends CopyOptions, NetworkOptions, ScratchOptions, Tru
   readonly to: string;
   readonly xml?: string;
   readonly domain?: string;
+  readonly uuid?: string;
   readonly checkpoint?: string;
   readonly connect?: string;
   readonly endJob?: true;
@@ -55,6 +57,7 @@ export function addAttach(program: Command, run: Run): void {
       "--end-job",
       "end the job after the commit, or when scratch files are short of room; otherwise it goes on, since somebody else began it",
     );
+  withUuid(command, "with --domain");
   withTrust(
     withNetwork(withDigests(withCopy(withScratchReserve(command)), `default ${DEFAULT_DIGESTS}`)),
   ).action(
@@ -93,6 +96,7 @@ export function addAttach(program: Command, run: Run): void {
           {
             id: manifest.id,
             domain: manifest.domain.name,
+            uuid: manifest.domain.uuid,
             level: manifest.level,
             checkpoint: manifest.checkpoint?.name ?? null,
             createdAt: manifest.createdAt,
@@ -129,6 +133,8 @@ async function jobSource(
   if (domain !== undefined) {
     if (options.domain !== undefined)
       throw new UsageError("E_DOMAIN", "name the domain once: as argument, or with --domain");
+    if (options.uuid !== undefined)
+      throw new UsageError("E_USAGE", "--uuid goes with --domain: libvirt knows the UUID of its domains");
     return {
       kind: "libvirt",
       virsh: new Virsh({ signal, ...(options.connect === undefined ? {} : { connect: options.connect }) }),
@@ -141,7 +147,7 @@ async function jobSource(
   if (options.domain === undefined) {
     throw new UsageError("E_DOMAIN", "--xml alone does not say whose job it is: add --domain NAME");
   }
-  return { kind: "xml", xml, domain: options.domain };
+  return { kind: "xml", xml, domain: options.domain, uuid: options.uuid };
 }
 
 async function readXml(path: string, signal: AbortSignal): Promise<string> {

@@ -181,6 +181,7 @@ function describe(result: BackupResult, options: BackupOptions): object {
   return {
     id: manifest.id,
     domain: manifest.domain.name,
+    uuid: manifest.domain.uuid,
     level,
     levelAsked: options.level,
     checkpoint: manifest.checkpoint?.name ?? null,
@@ -199,7 +200,7 @@ function describe(result: BackupResult, options: BackupOptions): object {
 }
 
 /** What was done, and why. */
-function report({ manifest, level, seconds, retired, isRunning }: BackupResult): string[] {
+function report({ manifest, domainFolder, level, seconds, retired, isRunning }: BackupResult): string[] {
   const disks = manifest.disks.map((disk) => {
     const what = disk.parent === null ? "full" : `${human(disk.dirtyBytes)} changed since ${disk.parent}`;
     const why = disk.reason === undefined ? "" : ` (${disk.reason})`;
@@ -214,5 +215,8 @@ function report({ manifest, level, seconds, retired, isRunning }: BackupResult):
     `${manifest.domain.name} ${manifest.id}: ${level} restore point${isRunning ? "" : " of the domain as it is off,"} in ${seconds.toFixed(2)} s; ${next}${gone}`,
     ...disks,
     ...keptLines(manifest).map((line) => `  ${line}`),
+    ...(domainFolder === manifest.domain.name
+      ? []
+      : [`  in ${domainFolder}: another domain of this name was there before`]),
   ];
 }

@@ -5,6 +5,7 @@ import { DEFAULT_DIGESTS } from "../../src/backup/digest/digest.js";
 import type { ImageFormat } from "../../src/backup/image/image.js";
 import { Virsh } from "../../src/backup/libvirt/virsh.js";
 import { type ImageToImport, importImages } from "../../src/backup/take/import.js";
+import { withUuid } from "../domain-options.js";
 import {
   type CopyOptions,
   compressOf,
@@ -23,6 +24,7 @@ import { version } from "../version.js";
 interface ImportOptions extends CopyOptions, TrustOptions {
   readonly to: string;
   readonly domain: string;
+  readonly uuid?: string;
   readonly disk: readonly string[];
   readonly imageFormat?: ImageFormat;
   readonly checkpoint?: string;
@@ -51,18 +53,20 @@ export function addImport(program: Command, run: Run): void {
     .option("--checkpoint <name>", "the checkpoint as of which the image is: makes it a base for increments")
     .option("--connect <uri>", "libvirt connection, as virsh -c; it has to answer then")
     .option("--offline", "do not ask libvirt about the checkpoint");
+  withUuid(command, "where libvirt does not tell it");
   withTrust(withDigests(withCopy(command), `default ${DEFAULT_DIGESTS}`)).action(
     run<ImportOptions, [image: string | undefined]>(async ({ output, signal }, options, image) => {
       const images = imagesOf(image, options);
       const format = options.format ?? "qcow2";
       const compress = compressOf(options, format);
-      await prepareToWrite(options.to, [options.domain], options, output);
+      await prepareToWrite(options.to, undefined, options, output);
       const progress = await output.progress();
       try {
         const { manifest, folder, extents, seconds } = await importImages({
           images,
           repositoryPath: options.to,
           domain: options.domain,
+          uuid: options.uuid,
           checkpoint: options.checkpoint,
           virsh: virshOf(options, signal),
           needLibvirt: options.connect !== undefined,
@@ -85,6 +89,7 @@ export function addImport(program: Command, run: Run): void {
           {
             id,
             domain: domain.name,
+            uuid: domain.uuid,
             level,
             checkpoint: checkpoint?.name ?? null,
             createdAt,

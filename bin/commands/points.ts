@@ -1,52 +1,85 @@
 import type { Command } from "commander";
 import type { DamageError } from "../../src/backup/base/errors.js";
-import { chooseDomain } from "../../src/backup/repository/choose-point.js";
+import { chooseDomains } from "../../src/backup/repository/choose-domain.js";
 import type { Manifest } from "../../src/backup/repository/manifest.js";
+import { isOwner, ownersOf } from "../../src/backup/repository/point-owners.js";
 import { Repository } from "../../src/backup/repository/repository.js";
+import { type WhoseOptions, withWhose } from "../domain-options.js";
 import { EXIT } from "../exit-codes.js";
 import { keptLines } from "../kept-lines.js";
 import { human } from "../output.js";
-import type { Run } from "../run.js";
+import type { Context, Run } from "../run.js";
 import { warnOfStrangers } from "../trust.js";
 
+/** The points of one domain in one folder, oldest first. */
+interface Series {
+  readonly folder: string;
+  readonly uuid: string | null;
+  /** Whether the folder has points of other domains too. */
+  readonly isMixed: boolean;
+  readonly points: readonly Manifest[];
+}
+
 export function addPoints(program: Command, run: Run): void {
-  program
+  const command = program
     .command("points")
     .description("the restore points of a repository, oldest first, and how they hang together")
     .argument("<repo>")
-    .argument("[domain]")
-    .action(
-      run<object, [repo: string, domain: string | undefined]>(
-        async ({ output, signal }, _options, path, domain) => {
-          const repository = await Repository.open(path);
-          const domains =
-            domain === undefined ? await repository.domains() : [await chooseDomain(repository, domain)];
-          await warnOfStrangers(path, domains, output);
-          const points: Manifest[] = [];
-          const lines: string[] = [];
-          const onDamage = (error: DamageError): void => {
-            output.warn(error.message);
-            process.exitCode = EXIT.damaged;
-          };
-          for (const name of domains) {
-            const read = (): Promise<Manifest[]> => repository.points(name, onDamage);
-            const ofDomain = await repository.reading(name, read, signal);
-            points.push(...ofDomain);
-            if (ofDomain.length > 0) lines.push(...asText(name, ofDomain));
-          }
-          output.result(points.map(asJson), lines.length > 0 ? lines : ["no restore points yet"]);
-        },
-      ),
-    );
+    .argument("[domain]");
+  withWhose(command).action(
+    run<WhoseOptions, [repo: string, domain: string | undefined]>(async (context, options, path, domain) => {
+      const repository = await Repository.open(path);
+      const domains = await chooseDomains(repository, domain, options.uuid);
+      await warnOfStrangers(path, domains, context.output);
+      await list(repository, domains, options.uuid, context);
+    }),
+  );
 }
 
-function asJson(point: Manifest): Record<string, unknown> {
+async function list(
+  repository: Repository,
+  domains: readonly string[],
+  uuid: string | undefined,
+  { output, signal }: Context,
+): Promise<void> {
+  const onDamage = (error: DamageError): void => {
+    output.warn(error.message);
+    process.exitCode = EXIT.damaged;
+  };
+  const all: Series[] = [];
+  for (const folder of domains) {
+    const read = (): Promise<Manifest[]> => repository.points(folder, onDamage);
+    const found = seriesOf(folder, await repository.reading(folder, read, signal));
+    all.push(...found.filter((series) => uuid === undefined || isOwner(series.uuid, uuid)));
+  }
+  const json = all.flatMap((series) =>
+    series.points.map((point) => asJson(point, series, repository.pointFolder(series.folder, point.id))),
+  );
+  const lines = all.flatMap(asText);
+  output.result(json, lines.length > 0 ? lines : ["no restore points yet"]);
+}
+
+/** The points of each domain that has some in the folder. */
+function seriesOf(folder: string, points: readonly Manifest[]): Series[] {
+  const owners = ownersOf(points);
+  const uuids = [...new Set(owners.values())];
+  return uuids.map((uuid) => ({
+    folder,
+    uuid,
+    isMixed: uuids.length > 1,
+    points: points.filter(({ id }) => owners.get(id) === uuid),
+  }));
+}
+
+function asJson(point: Manifest, { uuid }: Series, folder: string): Record<string, unknown> {
   return {
     id: point.id,
     domain: point.domain.name,
+    uuid,
     level: point.level,
     checkpoint: point.checkpoint?.name ?? null,
     createdAt: point.createdAt,
+    folder,
     disks: point.disks.map((disk) => ({
       name: disk.name,
       mode: disk.mode,
@@ -63,14 +96,15 @@ function asJson(point: Manifest): Record<string, unknown> {
   };
 }
 
-function asText(domain: string, points: readonly Manifest[]): string[] {
-  return [...points.flatMap(linesOf), summary(domain, points)];
+function asText({ folder, uuid, isMixed, points }: Series): string[] {
+  const whose = isMixed ? `${folder}, ${uuid === null ? "no UUID" : `UUID ${uuid}`}` : folder;
+  return [...points.flatMap((point) => linesOf(folder, point)), summary(whose, points)];
 }
 
-function linesOf(point: Manifest): string[] {
+function linesOf(folder: string, point: Manifest): string[] {
   const base = point.checkpoint ? `checkpoint ${point.checkpoint.name}` : "no base for increments";
   return [
-    `${point.domain.name}  ${point.id}  ${localTime(point.createdAt)}  ${point.level}  ${base}`,
+    `${folder}  ${point.id}  ${localTime(point.createdAt)}  ${point.level}  ${base}`,
     ...point.disks.map((disk) => {
       const what = disk.parent === null ? "full" : `${human(disk.dirtyBytes)} changed since ${disk.parent}`;
       const why = disk.reason === undefined ? "" : ` (${disk.reason})`;

@@ -1,12 +1,13 @@
 import { type Command, InvalidArgumentError } from "commander";
 import { type PruneResult, prune } from "../../src/backup/prune/prune.js";
-import { chooseDomain } from "../../src/backup/repository/choose-point.js";
+import { chooseDomains } from "../../src/backup/repository/choose-domain.js";
 import { Repository } from "../../src/backup/repository/repository.js";
+import { type WhoseOptions, withWhose } from "../domain-options.js";
 import { human } from "../output.js";
 import type { Run } from "../run.js";
 import { prepareToWrite, type TrustOptions, warnOfStrangers, withTrust } from "../trust.js";
 
-interface PruneCommandOptions extends TrustOptions {
+interface PruneCommandOptions extends TrustOptions, WhoseOptions {
   readonly keepLast?: number;
   readonly keepDaily?: number;
   readonly keepWeekly?: number;
@@ -27,12 +28,11 @@ export function addPrune(program: Command, run: Run): void {
     .option("--keep-monthly <n>", "the same of months", count)
     .option("--dry-run", "only tell what would be done")
     .option("--no-fsync", "do not flush to stable storage: faster, and not safe against a power cut");
-  withTrust(command).action(
+  withTrust(withWhose(command)).action(
     run<PruneCommandOptions, [repo: string, domain: string | undefined]>(
       async ({ output, signal }, options, path, wanted) => {
         const repository = await Repository.open(path);
-        const domains =
-          wanted === undefined ? await repository.domains() : [await chooseDomain(repository, wanted)];
+        const domains = await chooseDomains(repository, wanted, options.uuid);
         const dryRun = options.dryRun ?? false;
         if (dryRun) await warnOfStrangers(path, domains, output);
         else await prepareToWrite(path, domains, options, output);
@@ -45,6 +45,7 @@ export function addPrune(program: Command, run: Run): void {
               await prune({
                 repository,
                 domain,
+                uuid: options.uuid,
                 retention: { last, daily, weekly, monthly },
                 dryRun,
                 sync: options.fsync,
@@ -78,10 +79,11 @@ function asText(
   const dropped = points.filter(({ action }) => action === "drop").length;
   const verb = dryRun ? "would drop" : "dropped";
   const won = freedBytes === null ? "" : `, ${spaceText(freedBytes)}`;
-  const lines = points.map(
-    ({ id, action, reasons }) =>
-      `    ${id}  ${action}${reasons.length > 0 ? `  (${reasons.join(", ")})` : ""}`,
-  );
+  const areMixed = new Set(points.map(({ uuid }) => uuid)).size > 1;
+  const lines = points.map(({ id, uuid, action, reasons }) => {
+    const whose = areMixed ? `  ${uuid ?? "no UUID"}` : "";
+    return `    ${id}${whose}  ${action}${reasons.length > 0 ? `  (${reasons.join(", ")})` : ""}`;
+  });
   const merged = merges.map(({ disk, child, dropped: from, base, writtenBytes: bytes }) => {
     const into = base === null ? "a new image" : base === child ? "its own image" : `the image of ${base}`;
     return `    ${disk} of ${child} ${dryRun ? "would take" : "took"} what it needs of ${from.join(", ")}: ${human(bytes)} written into ${into}`;

@@ -1,7 +1,8 @@
 import { join, resolve } from "node:path";
 import type { Command } from "commander";
 import { BackupError, UsageError } from "../../src/backup/base/errors.js";
-import { chooseDisks, chooseDomain, choosePoint } from "../../src/backup/repository/choose-point.js";
+import { chooseDomain } from "../../src/backup/repository/choose-domain.js";
+import { chooseDisks, choosePoint } from "../../src/backup/repository/choose-point.js";
 import { bootFilesOf } from "../../src/backup/repository/kept-files.js";
 import type { Manifest } from "../../src/backup/repository/manifest.js";
 import { Repository } from "../../src/backup/repository/repository.js";
@@ -12,6 +13,7 @@ import { type RestoredDisk, refuseInside, restore } from "../../src/backup/resto
 import type { RestoredDefinition } from "../../src/backup/restore/restored-definition.js";
 import { type FileTarget, RestoredFiles } from "../../src/backup/restore/restored-files.js";
 import { type Destination, destinationOf, inFolder } from "../destination.js";
+import { type WhoseOptions, withWhose } from "../domain-options.js";
 import { InterruptedError } from "../exit-codes.js";
 import {
   type CopyOptions,
@@ -27,7 +29,7 @@ import { human, type Progress } from "../output.js";
 import type { Context, Run } from "../run.js";
 import { requireTrust, type TrustOptions, warnOfStrangers, withTrust } from "../trust.js";
 
-interface RestoreOptions extends CopyOptions, NetworkOptions, TrustOptions {
+interface RestoreOptions extends CopyOptions, NetworkOptions, TrustOptions, WhoseOptions {
   readonly at: string;
   readonly disk?: string[];
   readonly to: string;
@@ -78,17 +80,19 @@ export function addRestore(program: Command, run: Run): void {
       "let that definition name files, devices and programs of this host, as the stored one does",
     )
     .option("--connect <uri>", "libvirt connection, as virsh -c");
-  withTrust(withNetwork(withCopy(command))).action(
+  withTrust(withNetwork(withCopy(withWhose(command)))).action(
     run<RestoreOptions, [repo: string, domain: string | undefined]>(
       async (context, options, path, wanted) => {
         const repository = await Repository.open(path);
-        const domain = await chooseDomain(repository, wanted);
+        const domain = await chooseDomain(repository, wanted, options);
         if (isDefinitionWanted(options)) await requireTrust(path, [domain], options, context.output);
         else if (!options.trustRepository) await warnOfStrangers(path, [domain], context.output);
         const read = async (): Promise<void> => {
-          const point = await choosePoint(repository, domain, options.at).catch(async (error: unknown) => {
-            throw await withRestorable(error, repository, domain, options.disk);
-          });
+          const point = await choosePoint(repository, domain, options.at, options.uuid).catch(
+            async (error: unknown) => {
+              throw await withRestorable(error, repository, domain, options.disk);
+            },
+          );
           const disks = chooseDisks(point, options.disk);
           const destination = await destinationOf(repository, options);
           const progress = await context.output.progress();
@@ -306,7 +310,10 @@ async function conclude(
     definition: { domain: definition.name, uuid: definition.uuid, xml: definition.xmlPath, defined },
   };
   const bootFiles = files.targets.map(({ path, file }) => ({ role: file.role, path }));
-  output.result({ domain, point: point.id, disks: restored, files: bootFiles, ...told }, lines);
+  output.result(
+    { domain, uuid: point.domain.uuid, point: point.id, disks: restored, files: bootFiles, ...told },
+    lines,
+  );
 }
 
 /** The end of a clause about data that was read. A checksum proves nothing where somebody may have forged it. */

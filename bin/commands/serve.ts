@@ -3,7 +3,7 @@ import { resolve } from "node:path";
 import { type Command, InvalidArgumentError } from "commander";
 import { DamageError, UsageError } from "../../src/backup/base/errors.js";
 import { isLoopback, parseListenAddress, resolveHost } from "../../src/backup/host/listen-address.js";
-import { chooseDomain } from "../../src/backup/repository/choose-point.js";
+import { chooseDomain } from "../../src/backup/repository/choose-domain.js";
 import { Repository } from "../../src/backup/repository/repository.js";
 import {
   type PointServer,
@@ -12,13 +12,14 @@ import {
   servePoint,
 } from "../../src/backup/serve/serve.js";
 import type { ServerTls } from "../../src/nbd/index.js";
+import { type WhoseOptions, withWhose } from "../domain-options.js";
 import { EXIT } from "../exit-codes.js";
 import { readPem } from "../options.js";
 import type { Output } from "../output.js";
 import type { Run } from "../run.js";
 import { warnOfStrangers } from "../trust.js";
 
-interface ServeCommandOptions {
+interface ServeCommandOptions extends WhoseOptions {
   readonly at: string;
   readonly disk?: string[];
   readonly listen?: string;
@@ -32,7 +33,7 @@ interface ServeCommandOptions {
 }
 
 export function addServe(program: Command, run: Run): void {
-  program
+  const command = program
     .command("serve")
     .description("serve the disks of a point by NBD, read-only; every byte is compared with its digest")
     .argument("<repo>")
@@ -54,28 +55,28 @@ export function addServe(program: Command, run: Run): void {
       "disconnect a client that asks for nothing for this time",
       seconds,
       86_400,
-    )
-    .action(
-      run<ServeCommandOptions, [repo: string, domain: string | undefined]>(
-        async ({ output, signal }, options, path, wanted) => {
-          const where = await whereToListen(options, output);
-          const repository = await Repository.open(path);
-          const domain = await chooseDomain(repository, wanted);
-          await warnOfStrangers(path, [domain], output);
-          const { at, disk: disks } = options;
-          const idleTimeoutMs = options.idleLimit * 1000;
-          const onEvent = reportTo(output);
-          await using server = await servePoint({
-            ...where,
-            ...{ repository, domain, at, disks, idleTimeoutMs, signal, onEvent },
-          });
-          announce(server, domain, output);
-          // A server normally ends by being stopped: that is no failure.
-          const stopped = signal.aborted ? Promise.resolve() : once(signal, "abort");
-          await (options.once ? Promise.race([stopped, server.clientsLeft]) : stopped);
-        },
-      ),
     );
+  withWhose(command).action(
+    run<ServeCommandOptions, [repo: string, domain: string | undefined]>(
+      async ({ output, signal }, options, path, wanted) => {
+        const where = await whereToListen(options, output);
+        const repository = await Repository.open(path);
+        const domain = await chooseDomain(repository, wanted, options);
+        await warnOfStrangers(path, [domain], output);
+        const { at, uuid, disk: disks } = options;
+        const idleTimeoutMs = options.idleLimit * 1000;
+        const onEvent = reportTo(output);
+        await using server = await servePoint({
+          ...where,
+          ...{ repository, domain, at, uuid, disks, idleTimeoutMs, signal, onEvent },
+        });
+        announce(server, domain, output);
+        // A server normally ends by being stopped: that is no failure.
+        const stopped = signal.aborted ? Promise.resolve() : once(signal, "abort");
+        await (options.once ? Promise.race([stopped, server.clientsLeft]) : stopped);
+      },
+    ),
+  );
 }
 
 /** Node's timers hold 31 bits of milliseconds. */
@@ -95,7 +96,7 @@ function announce({ point, disks }: PointServer, domain: string, output: Output)
     }
   }
   output.result(
-    { domain, point: point.id, disks },
+    { domain, uuid: point.domain.uuid, point: point.id, disks },
     disks.map(({ uri }) => uri),
   );
   output.note(`serving ${domain} ${point.id}, read-only, until SIGINT or SIGTERM`);

@@ -1,7 +1,9 @@
 import type { Command } from "commander";
 import { DamageError } from "../../src/backup/base/errors.js";
 import { findChain } from "../../src/backup/chain/chain.js";
-import { chooseDomain, choosePoint } from "../../src/backup/repository/choose-point.js";
+import { chooseDomain, chooseDomains } from "../../src/backup/repository/choose-domain.js";
+import { choosePoint } from "../../src/backup/repository/choose-point.js";
+import { isOwner, ownersOf } from "../../src/backup/repository/point-owners.js";
 import { Repository } from "../../src/backup/repository/repository.js";
 import {
   type Finding,
@@ -9,67 +11,87 @@ import {
   type VerifyProgress,
   verifyPoints,
 } from "../../src/backup/verify/verify.js";
+import { type WhoseOptions, withWhose } from "../domain-options.js";
 import { EXIT } from "../exit-codes.js";
 import { human } from "../output.js";
 import type { Run } from "../run.js";
 import { warnOfStrangers } from "../trust.js";
 
-interface VerifyOptions {
+interface VerifyOptions extends WhoseOptions {
   readonly at?: string;
 }
 
 export function addVerify(program: Command, run: Run): void {
-  program
+  const command = program
     .command("verify")
     .description("hold every stored byte against its digest, look at chains and images; exit 3 on damage")
     .argument("<repo>")
     .argument("[domain]")
-    .option("--at <point>", "only this point and those it depends on: an id, a time, or latest")
-    .action(
-      run<VerifyOptions, [repo: string, domain: string | undefined]>(
-        async ({ output, signal }, options, path, wanted) => {
-          const repository = await Repository.open(path);
-          const domains =
-            wanted === undefined ? await repository.domains() : [await chooseDomain(repository, wanted)];
-          await warnOfStrangers(path, domains, output);
-          const reports: (PointReport & { domain: string })[] = [];
-          const progress = await output.progress();
-          try {
-            for (const domain of domains) {
-              const onProgress = (disk: string, { verifiedBytes, totalBytes }: VerifyProgress): void =>
-                progress.update(`${domain} ${disk}`, verifiedBytes, totalBytes, verifiedBytes);
-              const read = async (): Promise<PointReport[]> => {
-                const ids =
-                  options.at === undefined
-                    ? await repository.pointIds(domain)
-                    : await chainOf(repository, domain, options.at);
-                return await verifyPoints(repository, domain, ids, { signal, onProgress });
-              };
-              const found = await repository.reading(domain, read, signal);
-              reports.push(...found.map((report) => ({ domain, ...report })));
-            }
-          } finally {
-            progress.stop();
+    .option("--at <point>", "only this point and those it depends on: an id, a time, or latest");
+  withWhose(command).action(
+    run<VerifyOptions, [repo: string, domain: string | undefined]>(
+      async ({ output, signal }, options, path, wanted) => {
+        const repository = await Repository.open(path);
+        const { at, uuid } = options;
+        const domains =
+          at === undefined || wanted === undefined
+            ? await chooseDomains(repository, wanted, uuid)
+            : [await chooseDomain(repository, wanted, { at, uuid })];
+        await warnOfStrangers(path, domains, output);
+        const reports: (PointReport & { domain: string })[] = [];
+        const progress = await output.progress();
+        try {
+          for (const domain of domains) {
+            const onProgress = (disk: string, { verifiedBytes, totalBytes }: VerifyProgress): void =>
+              progress.update(`${domain} ${disk}`, verifiedBytes, totalBytes, verifiedBytes);
+            const read = async (): Promise<PointReport[]> => {
+              const ids =
+                at === undefined
+                  ? await idsOf(repository, domain, uuid)
+                  : await chainOf(repository, domain, at, uuid);
+              return await verifyPoints(repository, domain, ids, { signal, onProgress });
+            };
+            const found = await repository.reading(domain, read, signal);
+            reports.push(...found.map((report) => ({ domain, ...report })));
           }
-          for (const { domain, id, disks, findings } of reports) {
-            const bare = disks.filter((disk) => !disk.digests).map((disk) => disk.disk);
-            if (bare.length > 0)
-              output.warn(`${domain} ${id}: no digests for ${bare.join(", ")}, only structure was looked at`);
-            for (const leak of findings.filter(isLeak))
-              output.warn(`${domain} ${id}: space that nothing uses: ${findingAsText(leak)}`);
-          }
-          const damaged = reports.some(({ findings }) => !findings.every(isLeak));
-          const lines = reports.flatMap(asText);
-          output.result({ damaged, points: reports }, lines.length > 0 ? lines : ["no restore points yet"]);
-          if (damaged) process.exitCode = EXIT.damaged;
-        },
-      ),
-    );
+        } finally {
+          progress.stop();
+        }
+        for (const { domain, id, disks, findings } of reports) {
+          const bare = disks.filter((disk) => !disk.digests).map((disk) => disk.disk);
+          if (bare.length > 0)
+            output.warn(`${domain} ${id}: no digests for ${bare.join(", ")}, only structure was looked at`);
+          for (const leak of findings.filter(isLeak))
+            output.warn(`${domain} ${id}: space that nothing uses: ${findingAsText(leak)}`);
+        }
+        const damaged = reports.some(({ findings }) => !findings.every(isLeak));
+        const lines = reports.flatMap(asText);
+        output.result({ damaged, points: reports }, lines.length > 0 ? lines : ["no restore points yet"]);
+        if (damaged) process.exitCode = EXIT.damaged;
+      },
+    ),
+  );
+}
+
+/** The points of the domain with that UUID, or all; those that can't be read are of any. */
+async function idsOf(repository: Repository, domain: string, uuid: string | undefined): Promise<string[]> {
+  const ids = await repository.pointIds(domain);
+  if (uuid === undefined) return ids;
+  const owners = ownersOf(await repository.points(domain, () => undefined));
+  return ids.filter((id) => {
+    const owner = owners.get(id);
+    return owner === undefined || isOwner(owner, uuid);
+  });
 }
 
 /** A point and all points that its disks depend on. */
-async function chainOf(repository: Repository, domain: string, at: string): Promise<string[]> {
-  const point = await choosePoint(repository, domain, at);
+async function chainOf(
+  repository: Repository,
+  domain: string,
+  at: string,
+  uuid: string | undefined,
+): Promise<string[]> {
+  const point = await choosePoint(repository, domain, at, uuid);
   const ids = new Set<string>([point.id]);
   for (const disk of point.disks) {
     try {

@@ -26,9 +26,9 @@ export type { Hypervisor } from "./libvirt/hypervisor.js";
 export type { JobInfo } from "./libvirt/job-info.js";
 export type { RestoredPlace } from "./libvirt/restored-domain.js";
 export { type DomainRef, Virsh, type VirshOptions } from "./libvirt/virsh.js";
+export type { PrunedPoint } from "./prune/decide.js";
 export {
   type DoneMerge,
-  type PrunedPoint,
   type PruneOptions,
   type PruneResult,
   prune,
@@ -48,7 +48,9 @@ export { RateLimit } from "./pull/rate-limit.js";
 export type { Window } from "./pull/window.js";
 export type { CompressionMethod } from "./qcow2/compress-cluster.js";
 export type { Backing } from "./qcow2/writer.js";
-export { chooseDisks, chooseDomain, choosePoint } from "./repository/choose-point.js";
+export { chooseDomain, type DomainChoice } from "./repository/choose-domain.js";
+export { chooseDisks, choosePoint } from "./repository/choose-point.js";
+export { domainFolder } from "./repository/domain-folder.js";
 export type { HeldLock } from "./repository/domain-lock.js";
 export { type DiskManifest, type KeptFile, type Manifest, parseManifest } from "./repository/manifest.js";
 export type { PendingPoint } from "./repository/pending-point.js";

@@ -40,6 +40,7 @@ function success(domain: string, level: "full" | "incremental", createdAt: strin
       tool: "test",
       disks: [disk, increment],
     },
+    domainFolder: domain,
     folder: "/x",
     connections: 1,
     requests: 1,

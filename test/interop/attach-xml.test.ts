@@ -100,6 +100,34 @@ async function patch(path: string, at: number, value: number): Promise<void> {
   await file.write(Buffer.from([value]), 0, 1, at);
 }
 
+describe("a job of one of two domains of a name", () => {
+  const A = "aaaaaaaa-1111-4111-8111-111111111111";
+  const B = "bbbbbbbb-2222-4222-8222-222222222222";
+
+  it("is based on points of its own domain only, which --uuid tells", async () => {
+    expect((await attached({}, "--checkpoint", "cp0", "--uuid", A)).code).toBe(0);
+    // This point has no UUID, and is of A because it is based on a point of A.
+    expect((await attached({ incremental: "cp0" }, "--checkpoint", "cp1")).code).toBe(0);
+    for (const base of ["cp0", "cp1"]) {
+      const ran = await attached({ incremental: base }, "--uuid", B);
+      expect([ran.code, ran.json()]).toMatchObject([4, { error: { code: "E_OTHER_DOMAIN" } }]);
+    }
+    const other = await attached({}, "--checkpoint", "cp1", "--uuid", B);
+    expect(other.json()).toMatchObject({ uuid: B, folder: expect.stringContaining(`${DOMAIN}@bbbbbbbb/`) });
+    const unsaid = await attached({ incremental: "cp1" });
+    expect([unsaid.code, unsaid.json()]).toMatchObject([
+      2,
+      { error: { code: "E_WHICH_DOMAIN", uuids: [A, B] } },
+    ]);
+    const [, second] = await stored();
+    const third = await attached({ incremental: "cp1" }, "--uuid", A);
+    expect(third.json()).toMatchObject({ disks: [{ parent: second }] });
+    expect((await nbdpull("verify", repo())).code).toBe(0);
+    expect((await nbdpull("attach", "--to", repo(), "--uuid", "aaaaaaaa", "--domain", DOMAIN)).code).toBe(2);
+    expect((await nbdpull("attach", DOMAIN, "--to", repo(), "--uuid", A)).code).toBe(2);
+  });
+});
+
 describe("two writers of one domain", () => {
   it("take turns, and both points are stored", async () => {
     const xml = await jobXml({ disks: ["vda", "vdb"] });

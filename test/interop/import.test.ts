@@ -364,6 +364,19 @@ describe("import", () => {
     expect(await readdir(join(repo, "web"))).toHaveLength(1);
   });
 
+  it("belongs to the domain with the given UUID", async () => {
+    const image = at("vda.raw");
+    await writeFile(image, Buffer.alloc(MiB, 1));
+    const uuid = "aaaaaaaa-1111-4111-8111-111111111111";
+    const other = "bbbbbbbb-2222-4222-8222-222222222222";
+    expect((await importing(image, "--uuid", uuid.toUpperCase())).json()).toMatchObject({ uuid });
+    expect((await importing(image, "--uuid", other)).json()).toMatchObject({
+      uuid: other,
+      folder: expect.stringContaining("/web@bbbbbbbb/"),
+    });
+    expectError(await importing(image), 2, "E_WHICH_DOMAIN");
+  });
+
   it("stores nothing if the image changes meanwhile", async () => {
     const image = at("disk.raw");
     await writeFile(image, Buffer.alloc(4 * MiB, 7));

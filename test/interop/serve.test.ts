@@ -261,6 +261,7 @@ describeWith(["qemu-img", "nbdcopy", "nbdinfo"], "nbdpull serve", () => {
     );
     expect(JSON.parse(server.ready)).toEqual({
       domain: "guest",
+      uuid: null,
       point: pointAt(1).id,
       disks: [
         {

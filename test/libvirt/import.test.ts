@@ -83,7 +83,7 @@ await describeWithLibvirt("import as of a libvirt checkpoint", () => {
     await expectIncrementOn({ vda: id, vdb: id });
   }, 480_000);
 
-  it("is refused if libvirt does not know the checkpoint, or if it excludes the disk", async () => {
+  it("is refused if libvirt does not know the checkpoint, if that excludes the disk, or if the UUID is another", async () => {
     const { vda } = await copiesAsOfCp0();
     await lab.createCheckpoint("half", ["vdb"]);
     for (const [checkpoint, code] of [
@@ -93,6 +93,9 @@ await describeWithLibvirt("import as of a libvirt checkpoint", () => {
       const ran = await importing(vda, "--disk", "vda", "--checkpoint", checkpoint);
       expect([ran.code, ran.json()]).toMatchObject([4, { error: { code } }]);
     }
+    const uuid = "bbbbbbbb-2222-4222-8222-222222222222";
+    const ran = await importing(vda, "--disk", "vda", "--checkpoint", "cp0", "--uuid", uuid);
+    expect([ran.code, ran.json()]).toMatchObject([4, { error: { code: "E_OTHER_DOMAIN", uuid: lab.uuid } }]);
     expect(await readdir(folder)).not.toContain("repo");
   }, 480_000);
 

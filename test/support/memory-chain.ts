@@ -1,4 +1,4 @@
-import { cp, mkdtemp, rm } from "node:fs/promises";
+import { cp, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { DigestAlgorithm } from "../../src/backup/digest/digest.js";
@@ -55,7 +55,7 @@ export class MemoryChain implements AsyncDisposable {
   /** Copies the points to a new folder, which is faster than taking them again; the disk is shared. */
   async copy(): Promise<MemoryChain> {
     const folder = await newFolder();
-    await cp(this.repository.path, join(folder, "repo"), { recursive: true });
+    await cp(this.repository.path, join(folder, "repo"), { recursive: true, preserveTimestamps: true });
     return await MemoryChain.#around(this.disk, folder, await Repository.open(join(folder, "repo")), this);
   }
 
@@ -90,6 +90,9 @@ export class MemoryChain implements AsyncDisposable {
       readonly digests?: DigestAlgorithm | undefined;
       readonly compress?: CompressionMethod;
       readonly full?: boolean;
+      /** Default: that of the class, of no known UUID. */
+      readonly domain?: Manifest["domain"];
+      readonly onWarning?: (message: string) => void;
       /** The granularity of the next increment's bitmap; default 64 KiB. */
       readonly granularity?: number;
       readonly confirm?: () => Promise<void>;
@@ -99,7 +102,7 @@ export class MemoryChain implements AsyncDisposable {
     const parent = options.full ? undefined : this.points.at(-1);
     const taken = await takePoint({
       repository: this.repository,
-      domain: { name: MemoryChain.domain, uuid: null },
+      domain: options.domain ?? { name: MemoryChain.domain, uuid: null },
       disks: [
         { name: "vda", address: parseNbdUri(this.uri), increment: parent && { bitmap: BITMAP, parent } },
       ],
@@ -111,11 +114,19 @@ export class MemoryChain implements AsyncDisposable {
       tool: "test",
       connect: {},
       confirm: options.confirm ?? (async () => undefined),
+      onWarning: options.onWarning,
     });
     this.points.push(taken.manifest);
     this.contents.set(taken.manifest.id, frozen);
     this.disk.startBitmap(BITMAP, options.granularity);
     return taken;
+  }
+
+  /** Changes the manifest of a point, as another version or an older state of it would have it. */
+  async rewrite(id: string, changes: Readonly<Record<string, unknown>>): Promise<void> {
+    const path = join(this.repository.pointFolder(MemoryChain.domain, id), "point.json");
+    const manifest: object = JSON.parse(await readFile(path, "utf8"));
+    await writeFile(path, JSON.stringify({ ...manifest, ...changes }));
   }
 
   pathOf(point: Manifest, file: string): string {

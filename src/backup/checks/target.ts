@@ -7,8 +7,10 @@ import prettyBytes from "pretty-bytes";
 import { messageOf } from "../base/errors.js";
 import { shellWord } from "../base/shell-word.js";
 import { exists } from "../host/durable-files.js";
+import { foldersNamed } from "../repository/domain-folder.js";
 import { lookAtLock } from "../repository/domain-lock.js";
-import { timeOfPointId } from "../repository/manifest.js";
+import { timeOf } from "../repository/manifest.js";
+import { domainsAmong, ownersOf } from "../repository/point-owners.js";
 import { readJournal } from "../repository/prune-journal.js";
 import type { Repository } from "../repository/repository.js";
 import { type Found, fail, pass, type Subject, warn } from "./check.js";
@@ -66,8 +68,7 @@ export async function lookAtPoints({
       ? []
       : [pass("there is no repository yet, the first backup makes it")];
   }
-  const all = await repository.domains();
-  const domains = domain ? all.filter((name) => name === domain.name) : all;
+  const domains = domain ? await foldersNamed(repository, domain.name) : await repository.domains();
   if (domains.length === 0) return [pass("there are none yet")];
   const found: Found[] = [];
   for (const name of domains) found.push(...(await lookAtDomain(repository, name)));
@@ -81,7 +82,12 @@ async function lookAtDomain(repository: Repository, domain: string): Promise<Fou
     found.push({ of: domain, status: "fail", cause: error.message, mend, error });
   });
   const newest = points.at(-1);
-  if (newest && timeOfPointId(newest.id) > Date.now()) {
+  const owners = domainsAmong(ownersOf(points));
+  if (owners.length > 1) {
+    const uuids = owners.map((uuid) => uuid ?? "no UUID").join(", ");
+    found.push(pass(`it has points of ${owners.length} domains of this name (${uuids})`, domain));
+  }
+  if (newest && timeOf(newest) > Date.now()) {
     const cause = `the newest point, ${newest.id}, is in the future: was a clock wrong?`;
     found.push(warn(cause, "timedatectl", domain));
   }
@@ -97,6 +103,7 @@ async function lookAtDomain(repository: Repository, domain: string): Promise<Fou
   } else if (lock !== undefined) {
     found.push(pass("its lock was left by a process that died, and the next one takes it over", domain));
   }
-  if (found.length === 0) found.push(pass(`${points.length}, newest ${newest?.id}`, domain));
+  if (found.every(({ status }) => status === "pass"))
+    found.push(pass(`${points.length}, newest ${newest?.id}`, domain));
   return found;
 }

@@ -3,6 +3,7 @@ import { domainWord } from "../base/shell-word.js";
 import type { DomainDefinition } from "../libvirt/domain-xml.js";
 import { type BackupJob, exportedDisks, parseBackupJob } from "../libvirt/job-xml.js";
 import type { Virsh } from "../libvirt/virsh.js";
+import { domainFolder } from "../repository/domain-folder.js";
 import { thawGuest } from "./freeze.js";
 import type { Guest } from "./guest.js";
 import { keyOf } from "./guest.js";
@@ -52,7 +53,7 @@ export async function claimFolder(guest: Guest, folder: JobFolder, signal?: Abor
     }
     await folder.claim(guest.domain.qemuUser);
   };
-  await guest.repository.writing(guest.domain.name, claim, signal);
+  await guest.repository.writing(await domainFolder(guest.repository, guest.domain), claim, signal);
 }
 
 /**

@@ -7,7 +7,9 @@ import { parseCheckpoint } from "../libvirt/checkpoint-xml.js";
 import { readCheckpoints } from "../libvirt/checkpoints.js";
 import type { DomainDefinition } from "../libvirt/domain-xml.js";
 import type { Virsh } from "../libvirt/virsh.js";
+import { domainFolder } from "../repository/domain-folder.js";
 import type { Manifest } from "../repository/manifest.js";
+import { pointsOf } from "../repository/point-owners.js";
 import type { Guest } from "./guest.js";
 import { bitmapOf, type DiskPlan, type GuestDisk, type Level, planDisk } from "./plan-disk.js";
 
@@ -35,20 +37,22 @@ export async function planGuest(
     for (const disk of disks) plans.push(await planDisk(disk, options, none));
     return plans;
   }
+  const folder = await domainFolder(repository, domain);
   const read = async (): Promise<void> => {
+    const points = await repository.points(folder, ({ message }) => onWarning?.(message));
     const history = {
       ...none,
-      points: await repository.points(domain.name, ({ message }) => onWarning?.(message)),
+      points: pointsOf(points, domain.uuid),
       checkpoints: await readCheckpoints(virsh, domain),
       prove: async (point: Manifest, disk: string) => {
         const chain = `${disk} ${point.id}`;
-        if (!proven.has(chain)) await proveChain(repository, domain.name, point, disk);
+        if (!proven.has(chain)) await proveChain(repository, folder, point, disk);
         proven.add(chain);
       },
     };
     for (const disk of disks) plans.push(await planDisk(disk, options, history));
   };
-  await repository.reading(domain.name, read, signal);
+  await repository.reading(folder, read, signal);
   return plans;
 }
 

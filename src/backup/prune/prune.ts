@@ -4,7 +4,7 @@
  * then takes its place, or into a new image.
  *
  * Read this file first: it decides, checks, and goes through the phases that `repository/prune-journal.ts`
- * describes. Then read `retention.ts` (which points the rules keep) and `prune-plan.ts` (which points can go,
+ * describes. Then read `decide.ts` (which points stay), `retention.ts` (which points the rules keep) and `prune-plan.ts` (which points can go,
  * and what has to be merged). `merge-disk.ts` merges one disk: it walks over the layers with `merge-walk.ts`
  * and gives every cluster to a `merge-target.ts`, either `qcow2-merge-target.ts` or `raw-merge-target.ts`.
  * `copy-list.ts` is the list of the copies that overwrite an image in place.
@@ -20,11 +20,10 @@ import { ImageFile } from "../image/image-file.js";
 import { checkQcow2 } from "../qcow2/check.js";
 import { type HeldLock, waitForReaders } from "../repository/domain-lock.js";
 import { type OnStep, publishMerges, undoMerges } from "../repository/finish-prune.js";
-import { formatManifest, type Manifest, timeOfPointId } from "../repository/manifest.js";
+import { formatManifest, type Manifest } from "../repository/manifest.js";
 import { plannedMerges } from "../repository/planned-merges.js";
 import {
   heldJournal,
-  hiddenPoints,
   JOURNAL_FOLDER,
   type MergeRecord,
   type PruneJournal,
@@ -35,17 +34,23 @@ import {
 } from "../repository/prune-journal.js";
 import type { Repository } from "../repository/repository.js";
 import { applyCopyList, type CopySource, copySourceOf } from "./copy-list.js";
+import { decide, describe, type PrunedPoint } from "./decide.js";
 import type { DiskChain } from "./disk-chain.js";
 import { chainOf } from "./disk-chain.js";
 import { type MergedDisk, mergeDisk } from "./merge-disk.js";
 import { chooseMergeMethod, type MergeMethod } from "./merge-method.js";
-import { type Merge, type PrunePlan, planPrune } from "./prune-plan.js";
-import { keptBy, type Retention } from "./retention.js";
+import type { Merge, PrunePlan } from "./prune-plan.js";
+import type { Retention } from "./retention.js";
 
 export interface PruneOptions {
   readonly repository: Repository;
   /** The name of its folder in the repository. */
   readonly domain: string;
+  /**
+   * Only points of this domain may go, where the folder has points of several: the UUID, its first digits, or
+   * `none` for points of no known UUID. Undefined: of all of them, each domain by itself.
+   */
+  readonly uuid?: string | undefined;
   readonly retention: Retention;
   /** Only find out what would be done. */
   readonly dryRun: boolean;
@@ -71,16 +76,6 @@ export interface PruneResult {
    * run.
    */
   readonly freedBytes: number | null;
-}
-
-export interface PrunedPoint {
-  readonly id: string;
-  readonly action: "keep" | "drop";
-  /**
-   * The rules that keep it, `base` (the next increment starts from it), or the kept points that are based on
-   * it.
-   */
-  readonly reasons: readonly string[];
 }
 
 export interface DoneMerge extends Merge {
@@ -131,67 +126,18 @@ export async function prune(options: PruneOptions): Promise<PruneResult> {
 }
 
 async function dryRun(options: PruneOptions): Promise<PruneResult> {
-  const { points, keep, plan } = await decide(options);
+  const decision = await decide(options);
+  const { plan } = decision;
   const merges: DoneMerge[] = [];
   for (const merge of plan.merges) {
     const { base, writeBytes } = await chooseMergeMethod(await chainOf(options, merge));
     merges.push({ ...merge, base, writtenBytes: writeBytes });
   }
   return {
-    ...describe(options.domain, points, keep, plan),
+    ...describe(options.domain, decision),
     merges,
     writtenBytes: sum(merges),
     freedBytes: null,
-  };
-}
-
-interface Decision {
-  readonly points: readonly Manifest[];
-  readonly keep: ReadonlyMap<string, readonly string[]>;
-  readonly plan: PrunePlan;
-}
-
-/** @throws {DamageError} a manifest can't be read, so it is unknown which points need which */
-async function decide({ repository, domain, retention }: PruneOptions): Promise<Decision> {
-  const points = await repository.points(domain, (error) => {
-    throw error;
-  });
-  const timed = points.map(({ id }) => ({ id, time: timeOfPointId(id) }));
-  const keep = new Map<string, readonly string[]>(keptBy(timed, retention));
-  // The next increment may be based on the newest point with a checkpoint, or on the newest of all.
-  for (const base of [points.findLast(({ checkpoint }) => checkpoint !== null), points.at(-1)]) {
-    if (base && !keep.has(base.id)) keep.set(base.id, ["base"]);
-  }
-  // Only a dry run finds hidden points: a prune that died dropped them, and prepared their merges.
-  await using folder = await repository.holdDomain(domain);
-  const hidden = folder ? await hiddenPoints(folder) : [];
-  const going = await Promise.all(hidden.map((id) => repository.point(domain, id)));
-  const all = [...points, ...going].sort((one, other) => (one.id < other.id ? -1 : 1));
-  const plan = planPrune(all, new Set(keep.keys()));
-  return {
-    points,
-    keep,
-    plan: {
-      ...plan,
-      drop: plan.drop.filter((id) => !hidden.includes(id)),
-      merges: plan.merges.filter(({ dropped }) => dropped.some((id) => !hidden.includes(id))),
-    },
-  };
-}
-
-function describe(
-  domain: string,
-  points: readonly Manifest[],
-  keep: Decision["keep"],
-  plan: PrunePlan,
-): Pick<PruneResult, "domain" | "points"> {
-  return {
-    domain,
-    points: points.map(({ id }) => ({
-      id,
-      action: plan.drop.includes(id) ? "drop" : "keep",
-      reasons: keep.get(id) ?? plan.needed.get(id)?.map((other) => `${other} is based on it`) ?? [],
-    })),
   };
 }
 
@@ -212,11 +158,12 @@ class Prune {
     const before = await this.#folder.usedBytes();
     const unfinished = await readJournal(this.#folder);
     if (unfinished) await this.#finish(unfinished);
-    const { points, keep, plan } = await decide(this.#options);
+    const decision = await decide(this.#options);
+    const { points, plan } = decision;
     const merges = plan.drop.length === 0 ? [] : await this.#drop(points, plan);
     const freedBytes = before - (await this.#folder.usedBytes());
     const { domain } = this.#options;
-    return { ...describe(domain, points, keep, plan), merges, writtenBytes: sum(merges), freedBytes };
+    return { ...describe(domain, decision), merges, writtenBytes: sum(merges), freedBytes };
   }
 
   async #drop(points: readonly Manifest[], plan: PrunePlan): Promise<DoneMerge[]> {

@@ -1,19 +1,34 @@
 import { PreconditionError, UsageError } from "../base/errors.js";
-import { isPointId, type Manifest, timeOfPointId } from "./manifest.js";
+import type { Manifest } from "./manifest.js";
+import { isOwner, whichOwner } from "./point-owners.js";
 import type { Repository } from "./repository.js";
+import { pick, type TimedPoint, timedPoints, wantedBy } from "./timed-points.js";
 
 /**
- * The point that `at` names: an id, `latest`, or a time (the newest point not after it). Reads only that
- * point's manifest, so a damaged manifest of another point does no harm.
+ * The point that `at` names: an id, `latest`, or a time (the newest point not made after it). A damaged manifest
+ * of another point does no harm.
  *
- * @throws {UsageError} `at` is not an id, a time, or `latest`
+ * @param domain the name of its folder in the repository
+ * @param uuid whose points are meant, where the folder has those of several domains: the UUID, its first digits,
+ *   or `none` for points of no known UUID
+ * @throws {UsageError} `E_BAD_POINT`: `at` is not an id, a time, or `latest`; `E_WHICH_DOMAIN`: the folder has
+ *   points of several domains, and neither an id nor `uuid` says which is meant
  * @throws {PreconditionError} there is no such point
  * @throws {DamageError} its manifest is missing or wrong
  */
-export async function choosePoint(repository: Repository, domain: string, at: string): Promise<Manifest> {
-  const ids = await repository.pointIds(domain);
-  const id = chooseId(ids, at);
-  if (id !== undefined) return await repository.point(domain, id);
+export async function choosePoint(
+  repository: Repository,
+  domain: string,
+  at: string,
+  uuid?: string,
+): Promise<Manifest> {
+  const wanted = wantedBy(at);
+  const all = await timedPoints(repository, domain);
+  const points =
+    uuid === undefined ? all : all.filter(({ owner }) => owner === undefined || isOwner(owner, uuid));
+  if (wanted.kind !== "id") refuseSeveral(domain, points);
+  const chosen = pick(points, wanted);
+  if (chosen) return await repository.point(domain, chosen.id);
   const what = at === "latest" ? "no restore point yet" : `no restore point ${at}, nor one as old`;
   throw new PreconditionError(
     "E_NO_POINT",
@@ -22,6 +37,11 @@ export async function choosePoint(repository: Repository, domain: string, at: st
       details: { domain, at },
     },
   );
+}
+
+function refuseSeveral(domain: string, points: readonly TimedPoint[]): void {
+  const owners = new Set(points.flatMap(({ owner }) => (owner === undefined ? [] : [owner])));
+  if (owners.size > 1) throw whichOwner(`several domains in the folder ${domain}`, owners);
 }
 
 /**
@@ -38,57 +58,4 @@ export function chooseDisks(point: Manifest, names: readonly string[] | undefine
     }
   }
   return [...new Set(names)];
-}
-
-/**
- * Times that users can give. A time without a zone is local. Date.parse alone would accept nearly anything.
- */
-const ISO_TIME = /^\d{4}-\d\d-\d\d(T\d\d:\d\d(:\d\d(\.\d{1,3})?)?(Z|[+-]\d\d:\d\d)?)?$/;
-
-/** Whether the day exists. Date.parse takes the 30th of February for a day in March. */
-function isCalendarDay(day: string): boolean {
-  const date = new Date(`${day}T00:00Z`);
-  return !Number.isNaN(date.getTime()) && date.toISOString().startsWith(day);
-}
-
-function chooseId(ids: readonly string[], at: string): string | undefined {
-  if (at === "latest") return ids.at(-1);
-  if (isPointId(at)) return ids.find((id) => id === at);
-  // Date.parse would take a date alone for midnight UTC.
-  const text = at.includes("T") ? at : `${at}T00:00`;
-  const time = ISO_TIME.test(at) && isCalendarDay(at.slice(0, 10)) ? Date.parse(text) : Number.NaN;
-  if (Number.isNaN(time)) {
-    const message = `"${at}" is neither a point's id, nor a time such as 2026-11-20T11:32 or 2026-11-20T11:32:05Z, nor latest`;
-    throw new UsageError("E_BAD_POINT", message);
-  }
-  return ids.findLast((id) => timeOfPointId(id) <= time);
-}
-
-/**
- * The domain to work on: the named one, or the repository's only domain.
- * @throws {UsageError} there are several domains, and none was named
- * @throws {PreconditionError} no such domain
- */
-export async function chooseDomain(repository: Repository, name: string | undefined): Promise<string> {
-  const domains = await repository.domains();
-  if (name !== undefined) {
-    if (domains.includes(name)) return name;
-    throw new PreconditionError(
-      "E_NO_DOMAIN",
-      `the repository has no domain ${name}: it has ${listed(domains)}`,
-    );
-  }
-  const [only, ...others] = domains;
-  if (only === undefined) throw new PreconditionError("E_NO_DOMAIN", "the repository has no points yet");
-  if (others.length > 0) {
-    throw new UsageError(
-      "E_WHICH_DOMAIN",
-      `the repository has several domains, name one: ${listed(domains)}`,
-    );
-  }
-  return only;
-}
-
-function listed(names: readonly string[]): string {
-  return names.length === 0 ? "none" : names.join(", ");
 }

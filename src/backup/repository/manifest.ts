@@ -5,7 +5,10 @@ import { faultsOf } from "../base/json.js";
 /** The version of the manifest's format; readers refuse any other. */
 export const MANIFEST_VERSION = 1;
 
-/** Ids are the time of the point and sort by age: `20261120T113205.123Z`. */
+/**
+ * Ids sort as the points were made: `20261120T113205.123Z`. They look like times, and mostly are the time of the
+ * point; `createdAt` is it always.
+ */
 const POINT_ID = /^\d{8}T\d{6}\.\d{3}Z$/;
 /** libvirt's targets (`vda`, `sdb`); excludes paths, and dots, which could imitate our suffixes. */
 const DISK_NAME = /^[A-Za-z0-9_-]{1,64}$/;
@@ -79,6 +82,7 @@ const manifest = z
     checkpoint: z
       .strictObject({ name: z.string().min(1), creationTime: z.number().int().nullable() })
       .nullable(),
+    /** When it was made, by the clock of that moment; version 0.1 wrote the time of the id. */
     createdAt: z.iso.datetime(),
     tool: z.string(),
     disks: z.array(disk).min(1),
@@ -153,6 +157,11 @@ export function pointIdAt(time: Date): string {
 export function timeOfPointId(id: string): number {
   const [, y, mo, d, h, mi, s] = /^(\d{4})(\d\d)(\d\d)T(\d\d)(\d\d)([\d.]+Z)$/.exec(id) ?? [];
   return Date.parse(`${y}-${mo}-${d}T${h}:${mi}:${s}`);
+}
+
+/** When a point was made, by the clock of that moment, in milliseconds since 1970. */
+export function timeOf({ createdAt }: Pick<Manifest, "createdAt">): number {
+  return Date.parse(createdAt);
 }
 
 export function isDiskName(text: string): boolean {

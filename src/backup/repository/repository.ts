@@ -5,7 +5,8 @@
  * Read this file first, then pending-point.ts (a point that is being made), manifest.ts (what a point says of
  * itself), domain-lock.ts (writers and readers), and prune-journal.ts, planned-merges.ts and finish-prune.ts with
  * raw-patch.ts (how a dead prune is undone or finished). strangers.ts looks who else can write there. choose-point.ts finds the
- * point that a user names, restorable-points.ts what can be restored in spite of damage, kept-files.ts checks
+ * point that a user names and choose-domain.ts its domain, domain-folder.ts the folder for a domain's next point,
+ * point-owners.ts whose the points of a folder are, restorable-points.ts what can be restored in spite of damage, kept-files.ts checks
  * a domain's files. This room knows nothing of libvirt or NBD: it never starts a job and never opens a
  * connection.
  */
@@ -33,6 +34,8 @@ const MOST_MARKER_BYTES = 64 * 1024;
 const LOST_AND_FOUND = "lost+found";
 /** Leaves room for suffixes in a name of 255 bytes. */
 const MAX_DOMAIN_BYTES = 200;
+/** What a folder's name has more than its domain's, where another domain of that name was there before. */
+const UUID_SUFFIX = /@[0-9a-f-]{8,36}$/;
 
 const marker = z.object({
   format: z.literal("nbdpull-repository"),
@@ -133,6 +136,13 @@ export class Repository {
    * @throws {DamageError} `E_LINK`: a symbolic link leads to a folder that would be a domain's
    */
   async domains(): Promise<string[]> {
+    const names = await this.folders();
+    const counts = await Promise.all(names.map((name) => this.pointIds(name)));
+    return names.filter((_, i) => counts[i]?.length !== 0);
+  }
+
+  /** Names of the folders that may have points, sorted; a link to a folder is one of them. */
+  async folders(): Promise<string[]> {
     await using folder = await HeldFolder.open(this.path);
     const names: string[] = [];
     for (const entry of await folder.entries()) {
@@ -140,9 +150,7 @@ export class Repository {
         entry.isDirectory() || (entry.isSymbolicLink() && (await leadsToFolder(folder, entry.name)));
       if (isFolder && isDomainName(entry.name) && entry.name !== LOST_AND_FOUND) names.push(entry.name);
     }
-    names.sort();
-    const counts = await Promise.all(names.map((name) => this.pointIds(name)));
-    return names.filter((_, i) => counts[i]?.length !== 0);
+    return names.sort();
   }
 
   /**
@@ -347,7 +355,8 @@ function assertDomainName(domain: string): void {
 
 function isDomainName(name: string): boolean {
   const isOurs = name === MARKER || name.startsWith(".");
-  return name !== "" && !isOurs && !/[/\0]/.test(name) && Buffer.byteLength(name) <= MAX_DOMAIN_BYTES;
+  const bytes = Buffer.byteLength(name.replace(UUID_SUFFIX, ""));
+  return name !== "" && !isOurs && !/[/\0]/.test(name) && bytes <= MAX_DOMAIN_BYTES;
 }
 
 /** Only looks where a link leads; nothing is opened there. */

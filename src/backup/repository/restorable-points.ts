@@ -1,4 +1,5 @@
 import { DamageError } from "../base/errors.js";
+import { ownersOf } from "./point-owners.js";
 import type { Repository } from "./repository.js";
 
 /** A point, or one of its disks, that can't be used. */
@@ -23,13 +24,18 @@ async function restorablePoints(
 ): Promise<string[]> {
   const sound = new Set<string>();
   const restorable: string[] = [];
+  const points = await repository.points(domain, () => undefined);
+  const owners = ownersOf(points);
+  const owner = owners.get(broken.point);
   // Points come oldest first, so a parent is always looked at before its child.
-  for (const point of await repository.points(domain, () => undefined)) {
+  for (const point of points) {
     for (const { name, parent } of point.disks) {
       const isHit = point.id === broken.point && (broken.disk ?? name) === name;
       if (!isHit && (parent === null || sound.has(`${parent}/${name}`))) sound.add(`${point.id}/${name}`);
     }
     const wanted = disks ?? point.disks.map(({ name }) => name);
+    // A point of another domain would be no help. Whose a damaged one was, its manifest doesn't tell any more.
+    if (owner !== undefined && owners.get(point.id) !== owner) continue;
     if (wanted.every((name) => sound.has(`${point.id}/${name}`))) restorable.unshift(point.id);
   }
   return restorable;

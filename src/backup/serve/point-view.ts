@@ -7,6 +7,8 @@ export interface PointViewOptions {
   readonly repository: Repository;
   /** The name of its folder in the repository. */
   readonly domain: string;
+  /** Whose points are meant, where the folder has those of several domains, as for `choosePoint`. */
+  readonly uuid?: string | undefined;
   /** An id, a time (the newest point not after it), or `latest`. */
   readonly at: string;
   /** Undefined: all disks of the point. */
@@ -39,7 +41,7 @@ export class PointView implements AsyncDisposable {
     const reading = await repository.beginReading(domain, signal);
     const disks: ChainView[] = [];
     try {
-      const point = await choosePoint(repository, domain, options.at);
+      const point = await choosePoint(repository, domain, options.at, options.uuid);
       for (const name of chooseDisks(point, options.disks)) {
         disks.push(await ChainView.open(repository, domain, point, name, signal));
       }

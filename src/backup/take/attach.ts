@@ -20,7 +20,9 @@ import {
 import { openRunningJob } from "../libvirt/running-job.js";
 import { PATIENCE_MS, type Virsh } from "../libvirt/virsh.js";
 import { assertCompressible } from "../pull/compressed-store.js";
+import { domainFolder } from "../repository/domain-folder.js";
 import { isSame, type Manifest } from "../repository/manifest.js";
+import { pointsOf } from "../repository/point-owners.js";
 import { Repository } from "../repository/repository.js";
 import {
   type PointDisk,
@@ -38,7 +40,13 @@ export type JobSource =
       readonly domain: string;
       readonly xml?: string | undefined;
     }
-  | { readonly kind: "xml"; readonly xml: string; readonly domain: string };
+  | {
+      readonly kind: "xml";
+      readonly xml: string;
+      readonly domain: string;
+      /** The domain's UUID, if it is known. */
+      readonly uuid?: string | undefined;
+    };
 
 export interface AttachOptions extends TakeSettings {
   readonly source: JobSource;
@@ -121,8 +129,9 @@ async function take(job: AttachedJob, options: AttachOptions): Promise<TakenPoin
   const connection = await connectionTo(source, view, options);
   clients.connection = connection;
   const existing = await Repository.openIfThere(repositoryPath);
-  const chosen = (): Promise<PointDisk[]> => pointDisks(view, connection, existing, options);
-  const disks = existing ? await existing.reading(view.domain.name, chosen, signal) : await chosen();
+  const home = existing ? await domainFolder(existing, view.domain) : view.domain.name;
+  const chosen = (): Promise<PointDisk[]> => pointDisks(view, connection, existing, home, options);
+  const disks = existing ? await existing.reading(home, chosen, signal) : await chosen();
   if (checkpoint === undefined) {
     options.onWarning?.("no --checkpoint was given: this point will be no base for increments");
   }
@@ -205,13 +214,13 @@ interface JobView {
 }
 
 /**
- * A job known by XML alone: UUID and creation times are unknown, and nothing confirms that the job still
- * runs.
+ * A job known by XML alone: creation times are unknown, and the UUID if the user has not given it. Nothing confirms
+ * that the job still runs.
  */
-function viewOfXml({ xml, domain }: Extract<JobSource, { kind: "xml" }>): JobView {
+function viewOfXml({ xml, domain, uuid }: Extract<JobSource, { kind: "xml" }>): JobView {
   const job = parseBackupJob(xml);
   return {
-    domain: { name: domain, uuid: null },
+    domain: { name: domain, uuid: uuid?.toLowerCase() ?? null },
     server: job.server,
     disks: someDisks(exportedDisks(job)),
     scratchFiles: [],
@@ -284,17 +293,18 @@ async function pointDisks(
   view: JobView,
   connection: JobConnection,
   repository: Repository | undefined,
+  home: string,
   options: AttachOptions,
 ): Promise<PointDisk[]> {
   const warn = ({ message }: DamageError): void => options.onWarning?.(message);
-  const points = (await repository?.points(view.domain.name, warn)) ?? [];
+  const points = (await repository?.points(home, warn)) ?? [];
   const others = view.disks.some((disk) => disk.mode === "incremental");
   const disks: PointDisk[] = [];
   for (const disk of view.disks) {
     const { name } = disk;
     const address = connection.addressOf(disk.exportName);
     if (disk.mode === "incremental") {
-      const parent = await findParent(disk, view, points, repository);
+      const parent = await findParent(disk, view, points, repository, home);
       disks.push({ name, address, increment: { bitmap: disk.bitmap, parent } });
     } else {
       disks.push({ name, address, reason: others ? "the job backs this disk up in full" : undefined });
@@ -316,6 +326,7 @@ async function findParent(
   view: JobView,
   points: readonly Manifest[],
   repository: Repository | undefined,
+  home: string,
 ): Promise<Manifest> {
   const base = disk.incremental;
   const remedy = `begin the job with backupmode='full' for ${disk.name}, or attach to the repository that has that point`;
@@ -324,14 +335,13 @@ async function findParent(
       cause,
       details: { disk: disk.name, checkpoint: base },
     });
-  const named = points.filter(
-    (point) => point.checkpoint?.name === base && point.disks.some(({ name }) => name === disk.name),
-  );
-  const ofDomain = named.filter(({ domain }) => isSame(domain.uuid, view.domain.uuid));
+  const isNamed = (point: Manifest): boolean =>
+    point.checkpoint?.name === base && point.disks.some(({ name }) => name === disk.name);
+  const ofDomain = pointsOf(points, view.domain.uuid).filter(isNamed);
   const created = await view.creationTime(base);
   const parent = ofDomain.findLast(({ checkpoint }) => isSame(checkpoint?.creationTime, created));
   if (repository && parent) {
-    await proveChain(repository, view.domain.name, parent, disk.name).catch((error: unknown) => {
+    await proveChain(repository, home, parent, disk.name).catch((error: unknown) => {
       if (!(error instanceof DamageError)) throw error;
       const what = `an increment on ${parent.id} could not be restored: ${error.message}`;
       throw refuse("E_BROKEN_CHAIN", what, error);
@@ -342,7 +352,9 @@ async function findParent(
     const what = `checkpoint ${base} was made anew since the repository's point of it was taken`;
     throw refuse("E_OTHER_CHECKPOINT", `${what}${created === undefined ? "" : ` (at ${asTime(created)})`}`);
   }
-  if (named.length > 0) {
+  const { name } = view.domain;
+  const others = home === name ? [] : ((await repository?.points(name, () => undefined)) ?? []);
+  if ([...points, ...others].some(isNamed)) {
     throw refuse(
       "E_OTHER_DOMAIN",
       `the point of checkpoint ${base} is of another domain of this name, by its UUID`,

@@ -24,7 +24,9 @@ import { type BackupServer, exportedDisks } from "../libvirt/job-xml.js";
 import { openRunningJob, type RunningJob } from "../libvirt/running-job.js";
 import { PATIENCE_MS, type Virsh } from "../libvirt/virsh.js";
 import { assertCompressible } from "../pull/compressed-store.js";
+import { domainFolder } from "../repository/domain-folder.js";
 import type { Manifest } from "../repository/manifest.js";
+import { pointsOf } from "../repository/point-owners.js";
 import { Repository } from "../repository/repository.js";
 import { backUpStopped } from "./stopped-backup.js";
 import { type PointDisk, type TakenPoint, type TakeSettings, takePoint } from "./take-point.js";
@@ -151,10 +153,11 @@ async function retire(
   neededBy: (points: readonly Manifest[]) => ReadonlySet<string>,
 ): Promise<readonly string[]> {
   let damaged = false;
-  const points = await guest.repository.points(guest.domain.name, () => {
+  const { repository, domain } = guest;
+  const points = await repository.points(await domainFolder(repository, domain), () => {
     damaged = true;
   });
-  const needed = neededBy(points);
+  const needed = neededBy(pointsOf(points, domain.uuid));
   const { retired, failed } = await retireCheckpoints(
     guest,
     (name) => !needed.has(name) && (!damaged || made.includes(name)),

@@ -23,6 +23,8 @@ export interface ImportOptions extends Omit<TakeSettings, "connect"> {
   readonly repositoryPath: string;
   /** The domain's name; with `virsh`, anything that virsh accepts. */
   readonly domain: string;
+  /** The domain's UUID; undefined: what libvirt says, if it is asked, or unknown. */
+  readonly uuid?: string | undefined;
   /** The checkpoint of the images' moment; without it the point can't be a base for increments. */
   readonly checkpoint?: string | undefined;
   /** Used to look up the checkpoint; undefined: libvirt is not asked. */
@@ -51,7 +53,7 @@ export async function importImages(options: ImportOptions): Promise<TakenPoint> 
       for (const warning of source.warnings) options.onWarning?.(warning);
     }
     const { domain, checkpoint } = await originOf(options);
-    const { images: _, domain: __, checkpoint: ___, ...rest } = options;
+    const { images: _, domain: __, uuid: ___, checkpoint: ____, ...rest } = options;
     return await takePoint({
       ...rest,
       repository: await Repository.openOrCreate(options.repositoryPath),
@@ -75,29 +77,33 @@ interface Origin {
 
 async function originOf(options: ImportOptions): Promise<Origin> {
   const { domain, checkpoint, virsh, needLibvirt } = options;
+  const uuid = options.uuid?.toLowerCase() ?? null;
   if (checkpoint === undefined) {
     options.onWarning?.("no --checkpoint was given: this point will be no base for increments");
-    return { domain: { name: domain, uuid: null }, checkpoint: null };
+    return { domain: { name: domain, uuid }, checkpoint: null };
   }
   try {
-    if (virsh) return await originByLibvirt(virsh, domain, checkpoint, options.images);
+    if (virsh) return await originByLibvirt(virsh, checkpoint, options);
   } catch (error) {
     const silent = ["E_NO_VIRSH", "E_LIBVIRT", "E_VIRSH_TIMEOUT"].some((code) => hasCode(error, code));
     if (needLibvirt || !silent) throw error;
   }
   const message = `libvirt was not asked about the checkpoint ${checkpoint}: an increment will be matched by its name alone`;
   options.onWarning?.(message);
-  return { domain: { name: domain, uuid: null }, checkpoint: { name: checkpoint, creationTime: null } };
+  return { domain: { name: domain, uuid }, checkpoint: { name: checkpoint, creationTime: null } };
 }
 
 /** @throws {PreconditionError} no such domain or checkpoint, or the checkpoint lacks one of the disks */
 async function originByLibvirt(
   virsh: Virsh,
-  domain: string,
   checkpoint: string,
-  images: readonly ImageToImport[],
+  { domain, images, uuid: asked }: ImportOptions,
 ): Promise<Origin> {
   const uuid = await virsh.domainUuid(domain);
+  if (asked !== undefined && asked.toLowerCase() !== uuid) {
+    const message = `libvirt's domain ${domain} has the UUID ${uuid}, not ${asked}: leave --uuid out, or give --offline if its images are another's`;
+    throw new PreconditionError("E_OTHER_DOMAIN", message, { details: { domain, uuid } });
+  }
   const name = await virsh.domainName({ uuid, name: domain });
   const { creationTime, disks } = parseCheckpoint(await virsh.checkpointXml({ uuid, name }, checkpoint));
   for (const { disk } of images) {

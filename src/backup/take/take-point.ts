@@ -33,15 +33,18 @@ import type { RateLimit } from "../pull/rate-limit.js";
 import type { Window } from "../pull/window.js";
 import type { CompressionMethod } from "../qcow2/compress-cluster.js";
 import type { Backing } from "../qcow2/writer.js";
+import { domainFolder, firstPointNotices } from "../repository/domain-folder.js";
 import {
   type DiskManifest,
   diskOf,
   isDiskName,
+  isSame,
   MANIFEST_VERSION,
   type Manifest,
   timeOfPointId,
 } from "../repository/manifest.js";
 import type { PendingPoint } from "../repository/pending-point.js";
+import { uuidOf } from "../repository/point-owners.js";
 import type { Repository } from "../repository/repository.js";
 
 /** A disk to take into a point. */
@@ -121,6 +124,12 @@ export type TakeSettings = Pick<
 
 export interface TakenPoint {
   readonly manifest: Manifest;
+  /**
+   * The name of the domain's folder in the repository; not the domain's, if another one of that name was there
+   * before.
+   */
+  readonly domainFolder: string;
+  /** The path of the point. */
   readonly folder: string;
   /** Connections of all disks together; likewise requests and extents. */
   readonly connections: number;
@@ -148,11 +157,15 @@ export async function takePoint(options: TakePointOptions): Promise<TakenPoint> 
   refuseStrangeNames(options.disks);
   for (const disk of options.disks) refuseMixedChain(disk, options.format);
   if (options.compress) assertCompressible(options.format, options.compress);
+  refuseForeignParents(options);
+  const home = await domainFolder(repository, domain);
   const take = async (pending: PendingPoint): Promise<TakenPoint> => {
+    await refuseOtherFolder(options, home);
+    for (const notice of await firstPointNotices(repository, domain, home)) options.onWarning?.(notice);
     if (pending.clockWarning !== undefined) options.onWarning?.(pending.clockWarning);
     const signal = AbortSignal.any(options.signal ? [options.signal, pending.signal] : [pending.signal]);
     const clients = options.clients ?? [];
-    await refuseMissingParents(options);
+    await refuseMissingParents(options, home);
     try {
       // Before the disks, because the NVRAM keeps changing.
       const kept =
@@ -167,7 +180,8 @@ export async function takePoint(options: TakePointOptions): Promise<TakenPoint> 
       await pending.commit(manifest, { sync: options.sync });
       return {
         manifest,
-        folder: repository.pointFolder(domain.name, pending.id),
+        domainFolder: home,
+        folder: repository.pointFolder(home, pending.id),
         connections: pulled.reduce((total, { connections }) => total + connections, 0),
         requests: pulled.reduce((total, { requests }) => total + requests, 0),
         extents: pulled.reduce((total, { extents }) => total + extents, 0),
@@ -177,7 +191,7 @@ export async function takePoint(options: TakePointOptions): Promise<TakenPoint> 
       if (!options.clients) await Promise.allSettled(clients.map((client) => client.close()));
     }
   };
-  return await repository.withPendingPoint(domain.name, take, options.signal);
+  return await repository.withPendingPoint(home, take, options.signal);
 }
 
 interface PulledDisk {
@@ -339,13 +353,29 @@ function refuseStrangeNames(disks: readonly PointDisk[]): void {
 }
 
 /** Parents were chosen before the lock was taken, so a prune may have merged them into other points since. */
-async function refuseMissingParents({ repository, domain, disks }: TakePointOptions): Promise<void> {
-  const ids = await repository.pointIds(domain.name);
+async function refuseMissingParents({ repository, disks }: TakePointOptions, home: string): Promise<void> {
+  const ids = await repository.pointIds(home);
   for (const { name, increment } of disks) {
     if (!increment || ids.includes(increment.parent.id)) continue;
     const message = `${name}: its parent ${increment.parent.id} was pruned meanwhile: try again`;
     throw new PreconditionError("E_NO_PARENT", message, { details: { disk: name } });
   }
+}
+
+/** A chain never leads from one guest's disk to another's. */
+function refuseForeignParents({ domain, disks }: TakePointOptions): void {
+  for (const { name, increment } of disks) {
+    if (!increment || isSame(uuidOf(increment.parent.domain), uuidOf(domain))) continue;
+    const message = `${name}: its parent ${increment.parent.id} is of another domain, by its UUID`;
+    throw new PreconditionError("E_OTHER_DOMAIN", message, { details: { disk: name } });
+  }
+}
+
+/** Another domain of this name may have got its first point since the folder was chosen. */
+async function refuseOtherFolder({ repository, domain }: TakePointOptions, home: string): Promise<void> {
+  if ((await domainFolder(repository, domain)) === home) return;
+  const message = `another domain called ${domain.name} was backed up for the first time meanwhile, and nothing was stored: try again`;
+  throw new PreconditionError("E_OTHER_DOMAIN", message, { details: { domain: domain.name } });
 }
 
 /** QEMU would read the clean areas of a raw increment as zeroes if it were a backing file. */

@@ -1,0 +1,99 @@
+import { type Manifest, timeOf } from "../repository/manifest.js";
+import { domainsAmong, isOwner, type Owners, ownersOf } from "../repository/point-owners.js";
+import { hiddenPoints } from "../repository/prune-journal.js";
+import type { Repository } from "../repository/repository.js";
+import { type PrunePlan, planPrune } from "./prune-plan.js";
+import { keptBy, type Retention } from "./retention.js";
+
+interface DecideOptions {
+  readonly repository: Repository;
+  /** The name of its folder in the repository. */
+  readonly domain: string;
+  /** Whose points may go, as in `PruneOptions`; undefined: those of all domains in the folder. */
+  readonly uuid?: string | undefined;
+  readonly retention: Retention;
+}
+
+export interface PrunedPoint {
+  readonly id: string;
+  /** Of its domain; null: unknown. */
+  readonly uuid: string | null;
+  readonly action: "keep" | "drop";
+  /**
+   * The rules that keep it, `base` (the next increment starts from it), `another domain`, or the kept points that
+   * are based on it.
+   */
+  readonly reasons: readonly string[];
+}
+
+/** Which points of a folder stay and which go. */
+export interface Decision {
+  readonly points: readonly Manifest[];
+  readonly owners: Owners;
+  readonly keep: ReadonlyMap<string, readonly string[]>;
+  readonly plan: PrunePlan;
+}
+
+/**
+ * Decides which points of a folder go. Only reads.
+ * @throws {DamageError} a manifest can't be read, so it is unknown which points need which
+ */
+export async function decide(options: DecideOptions): Promise<Decision> {
+  const { repository, domain } = options;
+  const points = await repository.points(domain, (error) => {
+    throw error;
+  });
+  // Only a dry run finds hidden points: a prune that died dropped them, and prepared their merges.
+  await using folder = await repository.holdDomain(domain);
+  const hidden = folder ? await hiddenPoints(folder) : [];
+  const going = await Promise.all(hidden.map((id) => repository.point(domain, id)));
+  const all = [...points, ...going].sort((one, other) => (one.id < other.id ? -1 : 1));
+  const owners = ownersOf(all);
+  const keep = new Map(domainsAmong(owners).flatMap((owner) => [...kept(points, owners, owner, options)]));
+  const plan = planPrune(all, new Set(keep.keys()));
+  return {
+    points,
+    owners,
+    keep,
+    plan: {
+      ...plan,
+      drop: plan.drop.filter((id) => !hidden.includes(id)),
+      merges: plan.merges.filter(({ dropped }) => dropped.some((id) => !hidden.includes(id))),
+    },
+  };
+}
+
+/** The points of one domain that stay, each with the reasons. Points of other domains don't count for it. */
+function kept(
+  points: readonly Manifest[],
+  owners: Owners,
+  owner: string | null,
+  { retention, uuid }: DecideOptions,
+): Map<string, readonly string[]> {
+  const ours = points.filter(({ id }) => owners.get(id) === owner);
+  if (uuid !== undefined && !isOwner(owner, uuid))
+    return new Map(ours.map(({ id }) => [id, ["another domain"]]));
+  const timed = ours.map((point) => ({ id: point.id, time: timeOf(point) }));
+  const keep = new Map<string, readonly string[]>(keptBy(timed, retention));
+  // The next increment may be based on the newest point with a checkpoint, or on the newest of all.
+  for (const base of [ours.findLast(({ checkpoint }) => checkpoint !== null), ours.at(-1)]) {
+    if (base && !keep.has(base.id)) keep.set(base.id, ["base"]);
+  }
+  return keep;
+}
+
+/** The points and why they stay, as a prune reports them. */
+export function describe(
+  domain: string,
+  { points, owners, keep, plan }: Decision,
+): { domain: string; points: PrunedPoint[] } {
+  return {
+    domain,
+    points: points.map(({ id }) => ({
+      id,
+      uuid: owners.get(id) ?? null,
+      action: plan.drop.includes(id) ? "drop" : "keep",
+      reasons: keep.get(id) ?? plan.needed.get(id)?.map((other) => `${other} is based on it`) ?? [],
+    })),
+  };
+}
