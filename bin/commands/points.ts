@@ -1,15 +1,21 @@
 import type { Command } from "commander";
-import type { DamageError } from "../../src/backup/base/errors.js";
+import { type DamageError, UsageError } from "../../src/backup/base/errors.js";
 import { chooseDomains } from "../../src/backup/repository/choose-domain.js";
 import type { Manifest } from "../../src/backup/repository/manifest.js";
 import { isOwner, ownersOf } from "../../src/backup/repository/point-owners.js";
 import { Repository } from "../../src/backup/repository/repository.js";
 import { type WhoseOptions, withWhose } from "../domain-options.js";
 import { EXIT } from "../exit-codes.js";
+import { fixClock } from "../fixed-clock.js";
 import { keptLines } from "../kept-lines.js";
 import { human } from "../output.js";
 import type { Context, Run } from "../run.js";
-import { warnOfStrangers } from "../trust.js";
+import { prepareToWrite, type TrustOptions, warnOfStrangers, withTrust } from "../trust.js";
+
+interface PointsOptions extends TrustOptions, WhoseOptions {
+  readonly fixClock?: true;
+  readonly dryRun?: true;
+}
 
 /** The points of one domain in one folder, oldest first. */
 interface Series {
@@ -25,12 +31,18 @@ export function addPoints(program: Command, run: Run): void {
     .command("points")
     .description("the restore points of a repository, oldest first, and how they hang together")
     .argument("<repo>")
-    .argument("[domain]");
-  withWhose(command).action(
-    run<WhoseOptions, [repo: string, domain: string | undefined]>(async (context, options, path, domain) => {
+    .argument("[domain]")
+    .option("--fix-clock", "date points anew that were made while a clock was wrong; their ids stay")
+    .option("--dry-run", "with --fix-clock: only tell what would be done");
+  withTrust(withWhose(command)).action(
+    run<PointsOptions, [repo: string, domain: string | undefined]>(async (context, options, path, domain) => {
       const repository = await Repository.open(path);
       const domains = await chooseDomains(repository, domain, options.uuid);
-      await warnOfStrangers(path, domains, context.output);
+      const { fixClock: isWrite = false, dryRun = false } = options;
+      if (dryRun && !isWrite) throw new UsageError("E_USAGE", "--dry-run is for --fix-clock");
+      if (isWrite && !dryRun) await prepareToWrite(path, domains, options, context.output);
+      else await warnOfStrangers(path, domains, context.output);
+      if (isWrite) return await fixClock(repository, domains, dryRun, context);
       await list(repository, domains, options.uuid, context);
     }),
   );

@@ -53,6 +53,7 @@ export { chooseDisks, choosePoint } from "./repository/choose-point.js";
 export { domainFolder } from "./repository/domain-folder.js";
 export type { HeldLock } from "./repository/domain-lock.js";
 export { type DiskManifest, type KeptFile, type Manifest, parseManifest } from "./repository/manifest.js";
+export { type MendClockOptions, type MendedTime, mendClock } from "./repository/mend-clock.js";
 export type { PendingPoint } from "./repository/pending-point.js";
 export { type Reading, Repository } from "./repository/repository.js";
 export type { BlockTarget } from "./restore/block-target.js";

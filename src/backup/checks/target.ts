@@ -9,8 +9,8 @@ import { shellWord } from "../base/shell-word.js";
 import { exists } from "../host/durable-files.js";
 import { foldersNamed } from "../repository/domain-folder.js";
 import { lookAtLock } from "../repository/domain-lock.js";
-import { timeOf } from "../repository/manifest.js";
 import { domainsAmong, ownersOf } from "../repository/point-owners.js";
+import { aheadText, fixClockCommand, pointsAhead } from "../repository/points-ahead.js";
 import { readJournal } from "../repository/prune-journal.js";
 import type { Repository } from "../repository/repository.js";
 import { type Found, fail, pass, type Subject, warn } from "./check.js";
@@ -87,11 +87,10 @@ async function lookAtDomain(repository: Repository, domain: string): Promise<Fou
     const uuids = owners.map((uuid) => uuid ?? "no UUID").join(", ");
     found.push(pass(`it has points of ${owners.length} domains of this name (${uuids})`, domain));
   }
-  if (newest && timeOf(newest) > Date.now()) {
-    const cause = `the newest point, ${newest.id}, is in the future: was a clock wrong?`;
-    found.push(warn(cause, "timedatectl", domain));
-  }
   await using folder = await repository.holdDomain(domain);
+  const now = new Date();
+  const ahead = folder ? await pointsAhead(folder, await repository.pointIds(domain), now) : [];
+  if (folder && ahead.length > 0) found.push(warn(aheadText(ahead, now), fixClockCommand(folder), domain));
   if (folder && (await readJournal(folder))) {
     found.push(
       warn(`the last prune was interrupted: the next backup finishes or undoes it`, undefined, domain),

@@ -20,8 +20,8 @@ export interface PrunedPoint {
   readonly uuid: string | null;
   readonly action: "keep" | "drop";
   /**
-   * The rules that keep it, `base` (the next increment starts from it), `another domain`, or the kept points that
-   * are based on it.
+   * The rules that keep it, `ahead of the clock` (it says that it was made later than now), `base` (the next
+   * increment starts from it), `another domain`, or the kept points that are based on it.
    */
   readonly reasons: readonly string[];
 }
@@ -74,7 +74,7 @@ function kept(
   if (uuid !== undefined && !isOwner(owner, uuid))
     return new Map(ours.map(({ id }) => [id, ["another domain"]]));
   const timed = ours.map((point) => ({ id: point.id, time: timeOf(point) }));
-  const keep = new Map<string, readonly string[]>(keptBy(timed, retention));
+  const keep = new Map<string, readonly string[]>(keptBy(timed, retention, Date.now()));
   // The next increment may be based on the newest point with a checkpoint, or on the newest of all.
   for (const base of [ours.findLast(({ checkpoint }) => checkpoint !== null), ours.at(-1)]) {
     if (base && !keep.has(base.id)) keep.set(base.id, ["base"]);

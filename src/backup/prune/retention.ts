@@ -12,6 +12,9 @@ export interface Retention {
 
 type Rule = keyof Retention;
 
+/** Why a point stays: a rule, or its time is later than now, so that no rule can tell whether it may go. */
+type Reason = Rule | "ahead of the clock";
+
 /** In the order in which reasons are reported. */
 const RULES: readonly Rule[] = ["last", "daily", "weekly", "monthly"];
 
@@ -19,26 +22,37 @@ const RULES: readonly Rule[] = ["last", "daily", "weekly", "monthly"];
  * Decides which points stay, and by which rules. A rule for `n` days keeps the newest point of each of the
  * latest `n` days that have points. Days, weeks and months are those of the local time zone.
  *
- * @param points oldest first; `time` in milliseconds since 1970
+ * Where a rule goes by time, points that were made later than now stay and are not counted: a clock was wrong.
+ *
+ * @param points in the order in which they were made, which their times need not be in; `time` in milliseconds
+ *   since 1970
+ * @param now in milliseconds since 1970
  * @returns the ids to keep, each with the rules that keep it
  */
 export function keptBy(
   points: readonly { readonly id: string; readonly time: number }[],
   retention: Retention,
-): Map<string, Rule[]> {
-  const kept = new Map<string, Rule[]>();
+  now: number,
+): Map<string, Reason[]> {
+  const kept = new Map<string, Reason[]>();
+  const keep = ({ id }: { readonly id: string }, reason: Reason): void => {
+    kept.set(id, [...(kept.get(id) ?? []), reason]);
+  };
+  const newestFirst = points.toReversed();
   for (const rule of RULES) {
-    let left = retention[rule] ?? 0;
-    let latest: string | undefined;
-    for (const point of points.toReversed()) {
+    const most = retention[rule] ?? 0;
+    const periods = new Set<string>();
+    for (const point of newestFirst) {
+      if (rule !== "last" && point.time > now) continue;
       const period = periodOf(rule, point);
-      if (left === 0) break;
-      if (period === latest) continue;
-      latest = period;
-      left -= 1;
-      kept.set(point.id, [...(kept.get(point.id) ?? []), rule]);
+      if (periods.size === most) break;
+      if (periods.has(period)) continue;
+      periods.add(period);
+      keep(point, rule);
     }
   }
+  const goesByTime = RULES.some((rule) => rule !== "last" && (retention[rule] ?? 0) > 0);
+  if (goesByTime) for (const point of newestFirst) if (point.time > now) keep(point, "ahead of the clock");
   return kept;
 }
 

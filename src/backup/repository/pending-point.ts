@@ -4,17 +4,20 @@ import type { HeldFolder } from "../host/held-folder.js";
 import type { HeldLock } from "./domain-lock.js";
 import { PARTIAL } from "./leftovers.js";
 import { formatManifest, isPointId, type Manifest, pointIdAt, timeOfPointId } from "./manifest.js";
+import { aheadText, fixClockCommand, pointsAhead } from "./points-ahead.js";
 import { hiddenPoints } from "./prune-journal.js";
 import { MANIFEST } from "./read-manifest.js";
 
 /** A point that is still being made, in a folder that readers ignore. */
 export interface PendingPoint {
   readonly id: string;
+  /** What the clock says, even if the id is that of a later time. */
+  readonly createdAt: Date;
   /** The folder in which its files are created. It is open until the work ends. */
   readonly folder: HeldFolder;
   /** Aborted when the domain's lock was lost; a commit then fails. */
   readonly signal: AbortSignal;
-  /** Set if the clock is behind the newest point. */
+  /** Set if a point was made later than now, by its manifest: a clock was wrong, then or now. */
   readonly clockWarning: string | undefined;
   /**
    * Writes the manifest, flushes everything to stable storage and gives the folder its final name. From then
@@ -26,7 +29,8 @@ export interface PendingPoint {
 /** Runs `work` with a new pending point. If `work` ends without a commit, nothing is left. */
 export async function makePoint<T>(held: HeldLock, work: (point: PendingPoint) => Promise<T>): Promise<T> {
   const { folder } = held;
-  const { id, clockWarning } = await newId(folder);
+  const createdAt = new Date();
+  const { id, clockWarning } = await newId(folder, createdAt);
   const name = `.${id}${PARTIAL}`;
   await folder.makeFolder(name);
   try {
@@ -34,6 +38,7 @@ export async function makePoint<T>(held: HeldLock, work: (point: PendingPoint) =
     if (!partial) throw exchanged(folder, name);
     return await work({
       id,
+      createdAt,
       folder: partial,
       signal: held.lost,
       clockWarning,
@@ -58,15 +63,23 @@ export async function pointIdsIn(folder: HeldFolder): Promise<string[]> {
   return ids.filter((id) => !hidden.includes(id));
 }
 
-async function newId(folder: HeldFolder): Promise<{ id: string; clockWarning: string | undefined }> {
-  const now = pointIdAt(new Date());
-  const newest = (await pointIdsIn(folder)).at(-1);
-  if (newest === undefined || now > newest) return { id: now, clockWarning: undefined };
+interface NewId {
+  readonly id: string;
+  readonly clockWarning: string | undefined;
+}
+
+/** An id that sorts behind those of all points. It is the time, unless a point has a later one. */
+async function newId(domain: HeldFolder, now: Date): Promise<NewId> {
+  const ids = await pointIdsIn(domain);
+  const newest = ids.at(-1);
+  const ofNow = pointIdAt(now);
+  if (newest === undefined || ofNow > newest) return { id: ofNow, clockWarning: undefined };
   const id = pointIdAt(new Date(timeOfPointId(newest) + 1));
-  return {
-    id,
-    clockWarning: `the clock stands before the newest point ${newest}: this point is called ${id}`,
-  };
+  const ahead = await pointsAhead(domain, ids, now);
+  // The time of such a point may have been mended, which leaves its id as it is.
+  if (ahead.length === 0) return { id, clockWarning: undefined };
+  const clockWarning = `${aheadText(ahead, now)}. The new point is called ${id}, so as to come after it, and is dated by the clock. When the clock is right, "${fixClockCommand(domain)}" mends the times that are not`;
+  return { id, clockWarning };
 }
 
 interface Pending {

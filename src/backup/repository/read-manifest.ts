@@ -34,3 +34,22 @@ export async function readManifest(
   if (manifest.id === id) return manifest;
   throw fail(`${path} is the manifest of point ${manifest.id}: the folder was renamed`);
 }
+
+/**
+ * Gives the manifest of a point another `createdAt`, in one step. All else stays as it is, also what this program
+ * knows nothing of.
+ * @param beforeRename called right before the change
+ * @throws {DamageError} `E_LINK`: something else is in its place
+ */
+export async function redate(
+  folder: HeldFolder,
+  createdAt: string,
+  beforeRename: () => Promise<void>,
+): Promise<void> {
+  // What a run that was killed has left.
+  for (const name of await folder.names()) if (name.startsWith(`.${MANIFEST}.`)) await folder.unlink(name);
+  const before: unknown = JSON.parse((await folder.read(MANIFEST, MOST_BYTES)).toString("utf8"));
+  const after = { ...(before as object), createdAt };
+  await folder.replace(MANIFEST, `${JSON.stringify(after, null, 2)}\n`, beforeRename);
+  await folder.sync();
+}

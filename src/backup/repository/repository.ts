@@ -6,7 +6,7 @@
  * itself), domain-lock.ts (writers and readers), and prune-journal.ts, planned-merges.ts and finish-prune.ts with
  * raw-patch.ts (how a dead prune is undone or finished). strangers.ts looks who else can write there. choose-point.ts finds the
  * point that a user names and choose-domain.ts its domain, domain-folder.ts the folder for a domain's next point,
- * point-owners.ts whose the points of a folder are, restorable-points.ts what can be restored in spite of damage, kept-files.ts checks
+ * point-owners.ts whose the points of a folder are, mend-clock.ts mends times of points, restorable-points.ts what can be restored in spite of damage, kept-files.ts checks
  * a domain's files. This room knows nothing of libvirt or NBD: it never starts a job and never opens a
  * connection.
  */

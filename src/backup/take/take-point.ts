@@ -41,7 +41,6 @@ import {
   isSame,
   MANIFEST_VERSION,
   type Manifest,
-  timeOfPointId,
 } from "../repository/manifest.js";
 import type { PendingPoint } from "../repository/pending-point.js";
 import { uuidOf } from "../repository/point-owners.js";
@@ -431,7 +430,7 @@ function describe(options: TakePointOptions, pending: PendingPoint, disks: DiskM
     domain: options.domain,
     level: disks.every((disk) => disk.mode === "full") ? "full" : "incremental",
     checkpoint: options.checkpoint,
-    createdAt: new Date(timeOfPointId(pending.id)).toISOString(),
+    createdAt: pending.createdAt.toISOString(),
     tool: options.tool,
     disks,
   };
