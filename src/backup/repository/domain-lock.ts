@@ -49,13 +49,18 @@ export async function takeLock(
   signal: AbortSignal | undefined,
 ): Promise<HeldLock> {
   const deadline = performance.now() + LOCK_WAIT_MS;
+  const watch = new Watch();
   for (;;) {
     signal?.throwIfAborted();
     const folder = await hold();
     try {
       return await lockFolder(folder);
     } catch (cause) {
+      const left = hasCode(cause, "ELOCKED") ? await folder.find(LOCK).catch(() => undefined) : undefined;
+      const isLeft = left !== undefined && isAhead(left.mtimeMs) && watch.isDead(LOCK, left.mtimeMs);
+      if (isLeft) await folder.remove(LOCK);
       await folder.close();
+      if (isLeft) continue;
       // Another holder's first point failed, and that holder removed the empty folder.
       if (isMissing(cause)) continue;
       if (!hasCode(cause, "ELOCKED")) throw cause;
@@ -120,6 +125,28 @@ function isLockStale(mtimeMs: number): boolean {
   return Date.now() - mtimeMs >= LOCK_STALE_MS;
 }
 
+/** Whether it was renewed later than now, as if by a process whose clock was ahead. */
+function isAhead(mtimeMs: number): boolean {
+  return mtimeMs > Date.now() + LOCK_STALE_MS;
+}
+
+/**
+ * Tells the locks and marks of dead processes from others. Where a clock was ahead when a process died, its mark
+ * is of the future, and would seem to be renewed until then. So it counts as left if it isn't renewed while this
+ * looks on.
+ */
+class Watch {
+  readonly #seen = new Map<string, { readonly mtimeMs: number; readonly since: number }>();
+
+  isDead(name: string, mtimeMs: number): boolean {
+    if (!isAhead(mtimeMs)) return isLockStale(mtimeMs);
+    const seen = this.#seen.get(name);
+    if (seen?.mtimeMs === mtimeMs) return performance.now() - seen.since >= LOCK_STALE_MS;
+    this.#seen.set(name, { mtimeMs, since: performance.now() });
+    return false;
+  }
+}
+
 /**
  * Replaces older marks by ours, so that an earlier holder that was only suspended notices that it lost the
  * lock.
@@ -181,8 +208,9 @@ export async function waitForReaders(
   { waitMs, signal }: { readonly waitMs: number; readonly signal?: AbortSignal | undefined },
 ): Promise<void> {
   const deadline = performance.now() + waitMs;
+  const watch = new Watch();
   for (;;) {
-    const readers = await livingReaders(folder);
+    const readers = await livingReaders(folder, watch);
     if (readers === 0) return;
     signal?.throwIfAborted();
     if (performance.now() > deadline) {
@@ -193,14 +221,14 @@ export async function waitForReaders(
   }
 }
 
-async function livingReaders(folder: HeldFolder): Promise<number> {
+async function livingReaders(folder: HeldFolder, watch: Watch): Promise<number> {
   let count = 0;
   for (const name of await folder.names()) {
     if (!name.startsWith(READER)) continue;
     const marked = await folder.find(name);
     if (!marked) continue;
-    if (!isLockStale(marked.mtimeMs)) count += 1;
-    else await folder.remove(name);
+    if (watch.isDead(name, marked.mtimeMs)) await folder.remove(name);
+    else count += 1;
   }
   return count;
 }

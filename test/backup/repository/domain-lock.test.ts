@@ -1,8 +1,10 @@
-import { mkdir, mkdtemp, readdir, rm, writeFile } from "node:fs/promises";
+import { mkdir, mkdtemp, readdir, rm, utimes, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import { execa } from "execa";
-import { afterEach, beforeEach, expect, it } from "vitest";
+import { afterEach, beforeEach, expect, it, vi } from "vitest";
+import { waitForReaders } from "../../../src/backup/repository/domain-lock.js";
 import { Repository } from "../../../src/backup/repository/repository.js";
 
 const DOMAIN = "guest";
@@ -48,6 +50,39 @@ it("tells a reader that lost its mark that points were pruned meanwhile", async 
     await rm(point, { recursive: true });
   });
   await expect(pruned).rejects.toMatchObject({ code: "E_PRUNED_MEANWHILE" });
+});
+
+it.each([
+  ["lock", ".lock", (work: () => Promise<void>) => repository.writing(DOMAIN, work)],
+  [
+    "reader's mark",
+    ".reader-0f0e7e0a-0000-4000-8000-000000000000",
+    (work: () => Promise<void>) =>
+      repository.writing(DOMAIN, async ({ folder: domain }) => {
+        await waitForReaders(domain, DOMAIN, { waitMs: 20_000 });
+        await work();
+      }),
+  ],
+])("is not hindered by the %s of a run that died while the clock was ahead", async (_, name, use) => {
+  await mkdir(join(folder, DOMAIN, name), { recursive: true });
+  const ahead = Date.now() / 1000 + 86_400 * 3653;
+  await utimes(join(folder, DOMAIN, name), ahead, ahead);
+  // Nobody renews it for eleven seconds.
+  let now = performance.now();
+  const clock = vi.spyOn(performance, "now").mockImplementation(() => now);
+  try {
+    let isAlone = false;
+    const used = use(async () => {
+      isAlone = true;
+    });
+    await sleep(300);
+    expect(isAlone).toBe(false);
+    now += 11_000;
+    await used;
+    expect(isAlone).toBe(true);
+  } finally {
+    clock.mockRestore();
+  }
 });
 
 it("can be read when the file system is full", async (context) => {
