@@ -4,6 +4,7 @@
  * and `setText` escape.
  */
 import { XMLBuilder, XMLParser } from "fast-xml-parser";
+import { LIBVIRT_NAMES, readableXml, unmarked } from "./xml-source.js";
 
 const SHARED = {
   preserveOrder: true,
@@ -16,14 +17,18 @@ const SHARED = {
 
 const parser = new XMLParser({
   ...SHARED,
+  ...LIBVIRT_NAMES,
   parseTagValue: false,
   parseAttributeValue: false,
   trimValues: false,
-  ignoreDeclaration: true,
-  ignorePiTags: true,
 });
 
-const builder = new XMLBuilder({ ...SHARED, suppressEmptyNode: true, suppressBooleanAttributes: false });
+const builder = new XMLBuilder({
+  ...SHARED,
+  maxNestedTags: LIBVIRT_NAMES.maxNestedTags,
+  suppressEmptyNode: true,
+  suppressBooleanAttributes: false,
+});
 
 /**
  * The parser's form: an element under its name, its attributes under `:@`, text and the like under `#` names.
@@ -145,9 +150,12 @@ export class XmlElement {
     const attributes = Object.entries((raw[ATTRIBUTES] ?? {}) as Record<string, string>);
     const children = (raw[name] as Raw[]).map((child) => {
       const key = Object.keys(child).find((candidate) => candidate !== ATTRIBUTES) ?? "#text";
-      return key.startsWith("#") ? { raw: child } : XmlElement.of(key, child);
+      if (!key.startsWith("#")) return XmlElement.of(key, child);
+      const text = child["#text"];
+      return { raw: typeof text === "string" ? { "#text": resolvable(text) } : child };
     });
-    return new XmlElement(name, new Map(attributes), children);
+    const values = attributes.map(([key, value]) => [unmarked(key), resolvable(value)] as const);
+    return new XmlElement(unmarked(name), new Map(values), children);
   }
 
   /** @internal */
@@ -163,7 +171,7 @@ export class XmlElement {
 
 /** @param xml well-formed, with one root called `root`: see `parseDocument` */
 export function parseTree(xml: string, root: string): XmlElement {
-  const nodes = parser.parse(xml.replace(/^\uFEFF/, "")) as Raw[];
+  const nodes = parser.parse(readableXml(xml)) as Raw[];
   const raw = nodes.find((node) => Object.hasOwn(node, root));
   if (!raw) throw new RangeError(`the document has no root <${root}>`);
   return XmlElement.of(root, raw);
@@ -190,7 +198,12 @@ function escaped(text: string): string {
 
 const ENTITIES: Readonly<Record<string, string>> = { lt: "<", gt: ">", quot: '"', apos: "'", amp: "&" };
 
-/** Resolves XML's five entities, which libvirt writes, and characters given by number, which a person may. */
+/** References that mean nothing without a document type become text; libvirt would not read them again. */
+function resolvable(value: string): string {
+  return value.replaceAll(/&(?!(?:#x[0-9a-fA-F]+|#\d+|lt|gt|quot|apos|amp);)/g, "&amp;");
+}
+
+/** Resolves XML's five entities and characters given by number. */
 function unescaped(text: string): string {
   return text.replaceAll(/&(?:#x([0-9a-f]+)|#(\d+)|(lt|gt|quot|apos|amp));/gi, (whole, hex, digits, name) => {
     if (name !== undefined) return ENTITIES[name] ?? whole;

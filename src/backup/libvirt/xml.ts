@@ -1,7 +1,7 @@
 /**
  * Parses libvirt's XML into checked values. XML from a user is not trusted more than other input: it must
  * have no document type (and so no entities of its own) and the expected root, its size and depth are
- * limited, and every value passes a schema.
+ * limited, and every value passes a schema. `xml-source.ts` says what libvirt may write.
  *
  * The parser turns an element into an object: its attributes under `$`, its children by name (always a list
  * for elements that may occur several times), text alone into a string.
@@ -13,6 +13,7 @@
 import { XMLParser } from "fast-xml-parser";
 import { z } from "zod";
 import { BackupError, messageOf } from "../base/errors.js";
+import { LIBVIRT_NAMES, readableXml } from "./xml-source.js";
 
 /** A kind of document that libvirt writes. */
 export interface DocumentKind {
@@ -30,6 +31,7 @@ const MAX_CHARACTERS = 4 * 1024 * 1024;
 const LISTS: ReadonlySet<string> = new Set(["disk", "controller", "seclabel", "secmodel", "baselabel"]);
 
 const parser = new XMLParser({
+  ...LIBVIRT_NAMES,
   ignoreAttributes: false,
   attributesGroupName: "$",
   attributeNamePrefix: "",
@@ -38,9 +40,7 @@ const parser = new XMLParser({
   parseAttributeValue: false,
   // Names are taken as they are, blanks included.
   trimValues: false,
-  ignoreDeclaration: true,
-  ignorePiTags: true,
-  // Also decodes numeric references (&#10;), which libvirt never writes but a person may.
+  // Also decodes numeric references, as libvirt writes line ends (&#10;) in attributes.
   htmlEntities: true,
   isArray: (name, _path, _isLeaf, isAttribute) => LISTS.has(name) && !isAttribute,
 });
@@ -53,10 +53,7 @@ export function parseDocument<T>(kind: DocumentKind, xml: string, schema: z.ZodT
   if (xml.length > MAX_CHARACTERS) {
     throw malformed(kind, [], `has ${xml.length} characters, more than ${MAX_CHARACTERS}`);
   }
-  if (/<!(?:DOCTYPE|ENTITY)/i.test(xml)) {
-    throw malformed(kind, [], "has a document type, which libvirt never writes");
-  }
-  const tree = parseTree(kind, xml);
+  const tree = parseTree(kind, readable(kind, xml));
   const roots = Object.keys(tree).filter((name) => name !== "#text");
   if (roots.length !== 1 || roots[0] !== kind.root) {
     throw malformed(kind, [], `has the root ${roots.map((root) => `<${root}>`).join("") || "(none)"}`);
@@ -67,9 +64,17 @@ export function parseDocument<T>(kind: DocumentKind, xml: string, schema: z.ZodT
   throw malformed(kind, issue?.path ?? [], issue?.message ?? "is not valid");
 }
 
+function readable(kind: DocumentKind, xml: string): string {
+  try {
+    return readableXml(xml);
+  } catch (cause) {
+    throw malformed(kind, [], messageOf(cause), cause);
+  }
+}
+
 function parseTree(kind: DocumentKind, xml: string): Record<string, unknown> {
   try {
-    return z.record(z.string(), z.unknown()).parse(parser.parse(xml.replace(/^\uFEFF/, ""), true));
+    return z.record(z.string(), z.unknown()).parse(parser.parse(xml, true));
   } catch (cause) {
     const reason = messageOf(cause);
     throw malformed(kind, [], `is not well-formed XML: ${reason}`, cause);

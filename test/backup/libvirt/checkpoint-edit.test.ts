@@ -14,10 +14,10 @@ const XML = `<domaincheckpoint>
 describe("a checkpoint without one disk's bitmap", () => {
   it("is otherwise unchanged", () => {
     expect(withoutBitmap(XML, "vdb")?.replaceAll('"', "'")).toBe(
-      XML.replace(
+      `${XML.replace(
         "<disk name='vdb' checkpoint='bitmap' bitmap='a &amp; b'/>",
         "<disk name='vdb' checkpoint='no'/>",
-      ),
+      )}\n`,
     );
   });
 
