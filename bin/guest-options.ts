@@ -1,9 +1,10 @@
 /** Options that `backup` and `doctor` share: where a job would run, and on which domains and disks. */
 import { type Command, Option } from "commander";
+import type { EncryptedPolicy } from "../src/backup/guest/encrypted-disks.js";
 import { LEVELS, type Level } from "../src/backup/guest/plan-disk.js";
 import type { DiskChoice } from "../src/backup/libvirt/choose-disks.js";
 import { type JobServerOptions, withJobServer } from "./job-server.js";
-import { type ScratchOptions, withScratchReserve } from "./options.js";
+import { type ScratchOptions, withEncrypted, withScratchReserve } from "./options.js";
 
 const SCRATCH_PARENT = "/var/tmp";
 
@@ -13,6 +14,7 @@ export interface GuestOptions extends JobServerOptions, ScratchOptions {
   readonly exclude?: readonly string[];
   readonly scratch: string;
   readonly freeze?: string | true;
+  readonly encrypted: EncryptedPolicy;
   readonly connect?: string;
 }
 
@@ -31,7 +33,7 @@ export function withGuest(command: Command): Command {
     )
     .option("--scratch <dir>", "where the job's folder is made, for socket and scratch files", SCRATCH_PARENT)
     .option("--connect <uri>", "libvirt connection, as virsh -c");
-  return withJobServer(withScratchReserve(command));
+  return withJobServer(withScratchReserve(withEncrypted(command)));
 }
 
 export function disksOf({ include = [], exclude = [] }: GuestOptions): DiskChoice {

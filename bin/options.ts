@@ -7,6 +7,7 @@ import {
   type DigestAlgorithm,
   parseDigestAlgorithm,
 } from "../src/backup/digest/digest.js";
+import { ENCRYPTED_POLICIES } from "../src/backup/guest/encrypted-disks.js";
 import type { ImageFormat } from "../src/backup/image/image.js";
 import { assertCompressible } from "../src/backup/pull/compressed-store.js";
 import { RateLimit } from "../src/backup/pull/rate-limit.js";
@@ -106,6 +107,17 @@ export function withScratchReserve(command: Command): Command {
     "--scratch-reserve <bytes>",
     "give the backup up when less is left for scratch files (default a tenth of the room, at most 4G; 0: only warn)",
     (text) => (text === "0" ? 0 : size(text)),
+  );
+}
+
+export function withEncrypted(command: Command): Command {
+  return command.addOption(
+    new Option(
+      "--encrypted <policy>",
+      "disks that are encrypted on the host, and would be plain text in the point: stored with a warning, refused, or stored",
+    )
+      .choices([...ENCRYPTED_POLICIES])
+      .default("warn"),
   );
 }
 

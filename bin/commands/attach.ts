@@ -4,6 +4,7 @@ import { text } from "node:stream/consumers";
 import type { Command } from "commander";
 import { UsageError } from "../../src/backup/base/errors.js";
 import { DEFAULT_DIGESTS } from "../../src/backup/digest/digest.js";
+import type { EncryptedPolicy } from "../../src/backup/guest/encrypted-disks.js";
 import { Virsh } from "../../src/backup/libvirt/virsh.js";
 import { attach, type JobSource } from "../../src/backup/take/attach.js";
 import { withUuid } from "../domain-options.js";
@@ -19,6 +20,7 @@ import {
   windowOf,
   withCopy,
   withDigests,
+  withEncrypted,
   withNetwork,
   withScratchReserve,
 } from "../options.js";
@@ -28,6 +30,7 @@ import { prepareToWrite, type TrustOptions, withTrust } from "../trust.js";
 import { version } from "../version.js";
 
 interface AttachOptions extends CopyOptions, NetworkOptions, ScratchOptions, TrustOptions {
+  readonly encrypted: EncryptedPolicy;
   readonly to: string;
   readonly xml?: string;
   readonly domain?: string;
@@ -59,7 +62,9 @@ export function addAttach(program: Command, run: Run): void {
     );
   withUuid(command, "with --domain");
   withTrust(
-    withNetwork(withDigests(withCopy(withScratchReserve(command)), `default ${DEFAULT_DIGESTS}`)),
+    withNetwork(
+      withDigests(withCopy(withScratchReserve(withEncrypted(command))), `default ${DEFAULT_DIGESTS}`),
+    ),
   ).action(
     run<AttachOptions, [domain: string | undefined]>(async ({ output, signal }, options, domain) => {
       const format = options.format ?? "qcow2";
@@ -73,6 +78,7 @@ export function addAttach(program: Command, run: Run): void {
           source,
           repositoryPath: options.to,
           checkpoint: options.checkpoint,
+          encrypted: options.encrypted,
           endJob: options.endJob ?? false,
           scratchReserve: options.scratchReserve,
           format,

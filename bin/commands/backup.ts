@@ -1,6 +1,6 @@
 import { resolve } from "node:path";
 import type { Command } from "commander";
-import { UsageError } from "../../src/backup/base/errors.js";
+import { BackupError, hasCode, UsageError } from "../../src/backup/base/errors.js";
 import { DEFAULT_DIGESTS } from "../../src/backup/digest/digest.js";
 import { Virsh } from "../../src/backup/libvirt/virsh.js";
 import { type BackupResult, backup } from "../../src/backup/take/backup.js";
@@ -44,7 +44,7 @@ export function addBackup(program: Command, run: Run): void {
     .description("back libvirt domains up, running or off, each as one restore point")
     .argument("[domains...]", "the domains, as virsh knows them")
     .requiredOption("--to <repo>", "the repository; made if the folder is empty or not there")
-    .option("--all", "all domains that run, one after the other (not those that are off)")
+    .option("--all", "all domains that run and have disks, one after the other (not those that are off)")
     .option("--metrics <file>", "keep a metrics file for the node exporter's textfile collector (*.prom)");
   withTrust(withGuest(withDigests(withCopy(command), `default ${DEFAULT_DIGESTS}`))).action(
     run<BackupOptions, [domains: readonly string[]]>(async (context, options, named) => {
@@ -118,6 +118,11 @@ async function backUpAll(job: Job, domains: readonly string[]): Promise<void> {
     } catch (error) {
       if (signal.aborted && lines.length > 0) output.note("before that:", ...lines);
       signal.throwIfAborted();
+      if (isDiskless(job, error)) {
+        output.warn(`${error.message}: it was passed over`);
+        entries.push({ domain, passedOver: error.message });
+        continue;
+      }
       errors.push(error);
       entries.push({ domain, error: output.fault(domain, error) });
       lines.push(`${domain}: failed, see above`);
@@ -127,6 +132,11 @@ async function backUpAll(job: Job, domains: readonly string[]): Promise<void> {
   if (errors.length > 0) process.exitCode = worstExitCode(errors);
 }
 
+/** Nobody has asked for the backup of this domain, and it has nothing to back up. */
+function isDiskless({ options }: Job, error: unknown): error is BackupError {
+  return options.all === true && error instanceof BackupError && hasCode(error, "E_NO_DISKS");
+}
+
 async function backUp(job: Job, domain: string): Promise<BackupResult> {
   const repository = resolve(job.options.to);
   try {
@@ -134,6 +144,7 @@ async function backUp(job: Job, domain: string): Promise<BackupResult> {
     await job.record(updateOfSuccess(result, repository, Date.now()));
     return result;
   } catch (error) {
+    if (isDiskless(job, error)) throw error;
     const virsh = new Virsh({ connect: job.options.connect });
     const name =
       job.options.metrics === undefined ? domain : await virsh.domainName(domain).catch(() => domain);
@@ -155,6 +166,7 @@ async function backUpDomain({ output, signal, options }: Job, domain: string): P
       repositoryPath: options.to,
       level: options.level,
       disks: disksOf(options),
+      encrypted: options.encrypted,
       scratchParent: options.scratch,
       scratchReserve: options.scratchReserve,
       server,
@@ -178,6 +190,7 @@ async function backUpDomain({ output, signal, options }: Job, domain: string): P
 
 function describe(result: BackupResult, options: BackupOptions): object {
   const { manifest, folder, extents, requests, connections, seconds, level, retired, isRunning } = result;
+  const { leftOut, plainText } = result;
   return {
     id: manifest.id,
     domain: manifest.domain.name,
@@ -196,15 +209,19 @@ function describe(result: BackupResult, options: BackupOptions): object {
     connections,
     seconds,
     retiredCheckpoints: retired,
+    leftOut: leftOut.map(({ disk, reason }) => ({ disk, reason })),
+    plainText,
   };
 }
 
 /** What was done, and why. */
-function report({ manifest, domainFolder, level, seconds, retired, isRunning }: BackupResult): string[] {
+function report(result: BackupResult): string[] {
+  const { manifest, domainFolder, level, seconds, retired, isRunning, leftOut, plainText } = result;
   const disks = manifest.disks.map((disk) => {
     const what = disk.parent === null ? "full" : `${human(disk.dirtyBytes)} changed since ${disk.parent}`;
     const why = disk.reason === undefined ? "" : ` (${disk.reason})`;
-    return `  ${disk.name}: ${human(disk.virtualSize)}, ${what}${why}, ${human(disk.storedBytes)} stored`;
+    const plain = plainText.includes(disk.name) ? " as plain text (it is encrypted on the host)" : "";
+    return `  ${disk.name}: ${human(disk.virtualSize)}, ${what}${why}, ${human(disk.storedBytes)} stored${plain}`;
   });
   const next =
     manifest.checkpoint === null
@@ -214,6 +231,7 @@ function report({ manifest, domainFolder, level, seconds, retired, isRunning }: 
   return [
     `${manifest.domain.name} ${manifest.id}: ${level} restore point${isRunning ? "" : " of the domain as it is off,"} in ${seconds.toFixed(2)} s; ${next}${gone}`,
     ...disks,
+    ...leftOut.map(({ disk, reason }) => `  ${disk}: left out, ${reason}`),
     ...keptLines(manifest).map((line) => `  ${line}`),
     ...(domainFolder === manifest.domain.name
       ? []

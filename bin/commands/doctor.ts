@@ -30,6 +30,7 @@ export function addDoctor(program: Command, run: Run): void {
         server: tcpServerOf(options),
         freeze: mountpointsOf(options),
         choice: disksOf(options),
+        encrypted: options.encrypted,
         level: options.level,
         format: "qcow2",
         signal,

@@ -49,6 +49,8 @@ function success(domain: string, level: "full" | "incremental", createdAt: strin
     isRunning: true,
     level,
     retired: [],
+    leftOut: [],
+    plainText: [],
   };
 }
 

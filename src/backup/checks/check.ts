@@ -11,11 +11,13 @@
 
 import { BackupError, messageOf, PreconditionError } from "../base/errors.js";
 import { domainWord } from "../base/shell-word.js";
+import type { EncryptedPolicy } from "../guest/encrypted-disks.js";
 import type { GuestDisk, Level } from "../guest/plan-disk.js";
 import type { Forecast } from "../guest/plan-guest.js";
 import type { Ssh } from "../host/ssh.js";
 import type { TcpServer } from "../libvirt/begin-xml.js";
 import type { HostSecurity } from "../libvirt/capabilities-xml.js";
+import type { DiskChoice } from "../libvirt/choose-disks.js";
 import type { DomainDefinition } from "../libvirt/domain-xml.js";
 import type { Virsh } from "../libvirt/virsh.js";
 import type { Repository } from "../repository/repository.js";
@@ -42,6 +44,9 @@ export interface Subject {
   readonly domain?: DomainDefinition | undefined;
   /** The disks that would be backed up. */
   readonly disks?: readonly GuestDisk[] | undefined;
+  readonly choice?: DiskChoice | undefined;
+  /** What the backup would do with disks that are encrypted on their host; default: warn. */
+  readonly encrypted?: EncryptedPolicy | undefined;
   /** Only for a running domain. */
   readonly forecast?: Forecast | undefined;
   readonly level?: Level | undefined;

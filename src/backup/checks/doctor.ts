@@ -12,7 +12,14 @@ import { CHECKS, LIBVIRT } from "./list.js";
 interface DoctorOptions
   extends Pick<
     Subject,
-    "virsh" | "scratchParent" | "repositoryPath" | "scratchReserve" | "server" | "freeze" | "signal"
+    | "virsh"
+    | "scratchParent"
+    | "repositoryPath"
+    | "scratchReserve"
+    | "server"
+    | "freeze"
+    | "encrypted"
+    | "signal"
   > {
   /** Any name that virsh accepts; undefined: only host and repository are checked. */
   readonly domainName?: string | undefined;

@@ -4,11 +4,13 @@ import { createServer } from "node:net";
 import { hasCode, messageOf } from "../base/errors.js";
 import { domainWord, shellWord } from "../base/shell-word.js";
 import { findLeft, refuseAnyJob, runningBackup } from "../guest/claim.js";
+import { judgeEncrypted } from "../guest/encrypted-disks.js";
 import { keyOf } from "../guest/guest.js";
 import { JobFolder } from "../guest/job-folder.js";
 import { canKeepBitmaps } from "../guest/plan-disk.js";
 import type { TcpServer } from "../libvirt/begin-xml.js";
-import { obstacleOf } from "../libvirt/choose-disks.js";
+import { disksLeftOut, obstacleOf } from "../libvirt/choose-disks.js";
+import type { DomainDisk } from "../libvirt/domain-xml.js";
 import { FRAGILE, fragileDisks } from "../libvirt/fragile-disks.js";
 import { type Found, fail, failedBy, pass, type Subject, warn } from "./check.js";
 
@@ -44,21 +46,43 @@ export async function lookAtJob({
 }
 
 /** Reports on every disk, including those that are not backed up. */
-export async function lookAtDisks({ domain, disks }: Subject): Promise<readonly Found[]> {
-  return (domain?.disks ?? []).map((disk): Found => {
+export async function lookAtDisks(subject: Subject): Promise<readonly Found[]> {
+  const { domain, disks, choice = { include: [], exclude: [] } } = subject;
+  const leftOut = domain ? disksLeftOut(domain, choice) : [];
+  return (domain?.disks ?? []).flatMap((disk): Found[] => {
     const { target, format = "raw", type, source } = disk;
     if (!disks?.some(({ name }) => name === target)) {
-      return pass(`takes no part: ${obstacleOf(disk) ?? "it was left out"}`, target);
+      const cause = `takes no part: ${obstacleOf(disk, []) ?? "it was left out"}`;
+      const isMissed = leftOut.some((each) => each.disk === target && each.isWritable);
+      return [
+        isMissed ? warn(cause, `--include ${target} and all other disks`, target) : pass(cause, target),
+      ];
     }
+    const encrypted = disk.isEncrypted ? [lookAtEncrypted(disk, subject)] : [];
     const what = `${format}, ${source ?? `on ${type}`}`;
-    if (canKeepBitmaps({ format })) return pass(what, target);
-    const mend = `qemu-img convert -p -O qcow2 ${source === undefined ? "IMAGE" : shellWord(source)} NEW.qcow2 (while it is off); virsh edit ${domainWord(domain?.name ?? "DOMAIN")}`;
-    return warn(
-      `${what}: ${format} images can't keep a dirty bitmap, so every backup of it is full`,
-      mend,
-      target,
-    );
+    if (canKeepBitmaps({ format })) return [pass(what, target), ...encrypted];
+    // Converted like this an encrypted image would keep its encryption, below that of the new one.
+    const mend = disk.isEncrypted
+      ? undefined
+      : `qemu-img convert -p -O qcow2 ${source === undefined ? "IMAGE" : shellWord(source)} NEW.qcow2 (while it is off); virsh edit ${domainWord(domain?.name ?? "DOMAIN")}`;
+    const cause = `${what}: ${format} images can't keep a dirty bitmap, so every backup of it is full`;
+    return [warn(cause, mend, target), ...encrypted];
   });
+}
+
+function lookAtEncrypted({ target }: DomainDisk, { domain, encrypted }: Subject): Found {
+  if (!domain) return pass("encrypted on the host", target);
+  const warnings: string[] = [];
+  try {
+    judgeEncrypted(domain, [target], { encrypted, onWarning: (message) => warnings.push(message) });
+  } catch (error) {
+    return { ...failedBy(error, { domain }), of: target };
+  }
+  const [warning] = warnings;
+  const mend = `--exclude ${target}`;
+  return warning === undefined
+    ? pass("encrypted on the host, and stored as plain text", target)
+    : warn(warning, mend, target);
 }
 
 /** Nothing can be done about it but not to kill the backup: `backup` itself disconnects in the right order. */

@@ -8,8 +8,17 @@ export interface DiskChoice {
   readonly exclude: readonly string[];
 }
 
+/** A disk with media that takes no part, although nobody has excluded it. */
+export interface LeftOutDisk {
+  readonly disk: string;
+  readonly reason: string;
+  /** Whether the guest can write to it, so that something is missing in the point. */
+  readonly isWritable: boolean;
+}
+
 /**
- * The disks that take part, in the domain's order: all chosen disks with media that the guest can write.
+ * The disks that take part, in the domain's order: all chosen disks with media that the guest can write, and
+ * of floppies those that are included by name.
  * @throws {PreconditionError} a named disk doesn't exist or can't take part, or no disk is left
  */
 export function disksToBackUp(domain: DomainDefinition, { include, exclude }: DiskChoice): DomainDisk[] {
@@ -24,21 +33,38 @@ export function disksToBackUp(domain: DomainDefinition, { include, exclude }: Di
   const wanted = domain.disks.filter(({ target }) => include.length === 0 || include.includes(target));
   const chosen = wanted.filter(({ target }) => !exclude.includes(target));
   for (const disk of chosen) {
-    const reason = obstacleOf(disk);
+    const reason = obstacleOf(disk, include);
     if (reason !== undefined && include.includes(disk.target)) {
       const message = `the disk ${disk.target} of ${domain.name} can't be backed up: ${reason}`;
       throw new PreconditionError("E_DISK_UNFIT", message, { details: { disk: disk.target } });
     }
   }
-  const fit = chosen.filter((disk) => obstacleOf(disk) === undefined);
+  const fit = chosen.filter((disk) => obstacleOf(disk, include) === undefined);
   if (fit.length > 0) return fit;
-  throw new PreconditionError("E_NO_DISKS", `no disk of ${domain.name} is left to back up`);
+  throw new PreconditionError("E_NO_DISKS", `no disk of ${domain.name} is left to back up`, {
+    details: { domain: domain.name },
+  });
+}
+
+/** The disks that neither take part nor are excluded, but for empty drives. */
+export function disksLeftOut(domain: DomainDefinition, { include, exclude }: DiskChoice): LeftOutDisk[] {
+  if (include.length > 0) return [];
+  return domain.disks.flatMap((disk) => {
+    const reason = obstacleOf(disk, include);
+    if (reason === undefined || isEmpty(disk) || exclude.includes(disk.target)) return [];
+    return [{ disk: disk.target, reason, isWritable: disk.device !== "cdrom" && !disk.readOnly }];
+  });
 }
 
 /** Why a disk can't take part in a backup; undefined if it can. */
-export function obstacleOf(disk: DomainDisk): string | undefined {
-  if (disk.device !== "disk" && disk.device !== "lun") return `it is a ${disk.device}`;
+export function obstacleOf(disk: DomainDisk, include: readonly string[]): string | undefined {
+  if (disk.device === "cdrom") return "it is a cdrom";
   if (disk.readOnly) return "the guest can't write to it";
-  if (disk.source === undefined && (disk.type === "file" || disk.type === "block")) return "it is empty";
-  return undefined;
+  if (isEmpty(disk)) return "it is empty";
+  if (disk.device !== "floppy" || include.includes(disk.target)) return undefined;
+  return "it is a floppy, which takes part only if --include names it";
+}
+
+function isEmpty({ source, type }: DomainDisk): boolean {
+  return source === undefined && (type === "file" || type === "block");
 }

@@ -48,6 +48,8 @@ export interface DomainDisk {
   readonly hasIothread: boolean;
   /** A layer between the image and what the guest sees, if there is one. */
   readonly between?: "encryption" | "slices" | undefined;
+  /** QEMU decrypts its image or one below it, so what a backup reads is plain text. */
+  readonly isEncrypted?: true | undefined;
 }
 
 const DOMAIN: DocumentKind = { code: "E_DOMAIN_XML", root: "domain", source: "virsh dumpxml DOMAIN" };
@@ -62,6 +64,8 @@ const diskSchema = element(
       { slices: z.unknown().optional(), encryption: z.unknown().optional() },
     ).optional(),
     encryption: z.unknown().optional(),
+    // How many there are, and of what, is of no interest here.
+    backingStore: z.unknown().optional(),
     driver: element(
       { type: text.optional(), iothread: text.optional() },
       { iothreads: z.unknown().optional() },
@@ -144,6 +148,12 @@ function readBetween({ source, encryption }: z.infer<typeof diskSchema>): Domain
   return source?.slices === undefined ? undefined : "slices";
 }
 
+/** Whether an image below is encrypted: libvirt says so in its format or its source. */
+function hasEncryption(backingStore: unknown): boolean {
+  if (typeof backingStore !== "object" || backingStore === null) return false;
+  return Object.entries(backingStore).some(([name, part]) => name === "encryption" || hasEncryption(part));
+}
+
 function readDisk(
   disk: z.infer<typeof diskSchema>,
   controllers: readonly z.infer<typeof controllerSchema>[],
@@ -152,6 +162,8 @@ function readDisk(
     ({ $ }) =>
       $.type === disk.target.$.bus && $.index !== undefined && $.index === disk.address?.$.controller,
   );
+  const between = readBetween(disk);
+  const isEncrypted = between === "encryption" || hasEncryption(disk.backingStore);
   return {
     target: disk.target.$.dev,
     device: disk.$.device,
@@ -160,7 +172,8 @@ function readDisk(
     format: disk.driver?.$.type,
     readOnly: disk.readonly !== undefined,
     hasIothread: [disk, controller].some((device) => usesIothread(device?.driver)),
-    between: readBetween(disk),
+    between,
+    ...(isEncrypted ? { isEncrypted } : {}),
   };
 }
 

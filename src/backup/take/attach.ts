@@ -2,12 +2,13 @@ import { isDeepStrictEqual } from "node:util";
 import { DamageError, hasCode, messageOf, PreconditionError, UsageError } from "../base/errors.js";
 import { domainWord } from "../base/shell-word.js";
 import { proveChain } from "../chain/chain.js";
+import { type EncryptedPolicy, judgeEncrypted } from "../guest/encrypted-disks.js";
 import { JobClients } from "../guest/job-clients.js";
 import { connectJobAnywhere, directConnection, type JobConnection } from "../guest/job-connection.js";
 import type { Definition } from "../guest/keep-files.js";
 import { type ScratchGuardOptions, whileScratchLasts } from "../guest/scratch-guard.js";
 import { parseCheckpoint } from "../libvirt/checkpoint-xml.js";
-import { parseDomain } from "../libvirt/domain-xml.js";
+import type { DomainDefinition } from "../libvirt/domain-xml.js";
 import { FRAGILE, fragileDisks } from "../libvirt/fragile-disks.js";
 import {
   type BackupJob,
@@ -57,6 +58,8 @@ export interface AttachOptions extends TakeSettings {
    * increments.
    */
   readonly checkpoint?: string | undefined;
+  /** What becomes of disks that are encrypted on their host; default: stored, with a warning. */
+  readonly encrypted?: EncryptedPolicy | undefined;
   /** End the job after the commit. By default it keeps running, since another program began it. */
   readonly endJob: boolean;
   /**
@@ -75,8 +78,8 @@ export type AttachResult = TakenPoint & { readonly jobEnded: boolean };
  * is ended then too.
  *
  * @throws {UsageError} `endJob` without libvirt, or compression for what can't be compressed
- * @throws {PreconditionError} no such job, no parent for an increment, the checkpoint isn't the job's, or the
- *   job ended
+ * @throws {PreconditionError} no such job, no parent for an increment, the checkpoint isn't the job's, a
+ *   disk is encrypted, or the job ended
  * @throws as `takePoint` does
  */
 export async function attach(options: AttachOptions): Promise<AttachResult> {
@@ -126,6 +129,8 @@ function refuseToLeave(name: string, disks: readonly string[]): PreconditionErro
 async function take(job: AttachedJob, options: AttachOptions): Promise<TakenPoint> {
   const { source, view, clients } = job;
   const { checkpoint, repositoryPath, signal } = options;
+  const names = view.disks.map(({ name }) => name);
+  if (view.running) judgeEncrypted(view.running, names, options);
   const connection = await connectionTo(source, view, options);
   clients.connection = connection;
   const existing = await Repository.openIfThere(repositoryPath);
@@ -199,6 +204,8 @@ async function endJob(
 /** What `attach` needs to know of a job, from libvirt or from XML. */
 interface JobView {
   readonly domain: TakePointOptions["domain"];
+  /** The domain as libvirt has it; undefined if it is not asked. */
+  readonly running?: DomainDefinition | undefined;
   readonly definition?: Definition | undefined;
   readonly server: BackupServer;
   readonly disks: readonly ExportedDisk[];
@@ -251,6 +258,7 @@ async function viewOfLibvirt({
   const host = await virsh.remoteHost();
   return {
     domain: { name: running.domain.name, uuid: running.domain.uuid },
+    running: running.domain,
     definition: { xml: running.domainXml, host },
     server: job.server,
     disks: someDisks(exportedDisks(job)),
@@ -261,7 +269,7 @@ async function viewOfLibvirt({
     },
     creationTime,
     confirm: () => running.assertAlive(),
-    fragileDisks: () => fragileDisks(virsh, parseDomain(running.domainXml)),
+    fragileDisks: () => fragileDisks(virsh, running.domain),
   };
 }
 

@@ -4,6 +4,7 @@ import { hasCode, messageOf } from "../base/errors.js";
 import { together } from "../base/in-parallel.js";
 import { preflight } from "../checks/preflight.js";
 import { claimFolder, clearFolder } from "../guest/claim.js";
+import { type EncryptedPolicy, judgeEncrypted } from "../guest/encrypted-disks.js";
 import { whileFrozen } from "../guest/freeze.js";
 import { type Guest, keyOf, retireCheckpoints } from "../guest/guest.js";
 import { JobClients } from "../guest/job-clients.js";
@@ -18,7 +19,7 @@ import { sshTo } from "../guest/ssh-to-hypervisor.js";
 import { formatBackup, formatCheckpoint, type JobRequest, type TcpServer } from "../libvirt/begin-xml.js";
 import { parseCheckpoint } from "../libvirt/checkpoint-xml.js";
 import { checkpointName } from "../libvirt/checkpoints.js";
-import { type DiskChoice, disksToBackUp } from "../libvirt/choose-disks.js";
+import { type DiskChoice, disksLeftOut, disksToBackUp, type LeftOutDisk } from "../libvirt/choose-disks.js";
 import { type DomainDefinition, type DomainDisk, parseDomain } from "../libvirt/domain-xml.js";
 import { type BackupServer, exportedDisks } from "../libvirt/job-xml.js";
 import { openRunningJob, type RunningJob } from "../libvirt/running-job.js";
@@ -39,6 +40,8 @@ export interface BackupOptions extends TakeSettings {
   readonly repositoryPath: string;
   readonly level: Level;
   readonly disks: DiskChoice;
+  /** What becomes of disks that are encrypted on their host; default: stored, with a warning. */
+  readonly encrypted?: EncryptedPolicy | undefined;
   /** The folder under which the job gets a folder of its own, for its socket and scratch files. */
   readonly scratchParent: string;
   /**
@@ -59,6 +62,10 @@ export interface BackupResult extends TakenPoint {
   readonly isRunning: boolean;
   /** This repository's checkpoints that were deleted because no increment starts from them any longer. */
   readonly retired: readonly string[];
+  /** Disks with media that took no part, although nobody had excluded them. */
+  readonly leftOut: readonly LeftOutDisk[];
+  /** The disks that are encrypted on their host, and are plain text in the point. */
+  readonly plainText: readonly string[];
 }
 
 /**
@@ -67,8 +74,8 @@ export interface BackupResult extends TakenPoint {
  * `backUpStopped`. What a dead backup to the same repository left is removed first; a backup that fails
  * removes everything it made.
  *
- * @throws {PreconditionError} the domain is busy, another backup runs, a disk can't take part, no base for an
- *   increment
+ * @throws {PreconditionError} the domain is busy, another backup runs, a disk can't take part or is encrypted, no
+ *   base for an increment
  * @throws as `takePoint` does
  */
 export async function backup(options: BackupOptions): Promise<BackupResult> {
@@ -76,11 +83,15 @@ export async function backup(options: BackupOptions): Promise<BackupResult> {
   if (options.compress) assertCompressible(options.format, options.compress);
   const [hypervisor, definition] = await together(virsh.hypervisor(), virsh.domainXml(options.domain));
   const domain = parseDomain(definition);
+  const leftOut = leaveOut(domain, options);
   if (domain.id === undefined) {
-    return { ...(await backUpStopped(domain, definition, options)), isRunning: false, retired: [] };
+    const taken = await backUpStopped(domain, definition, options);
+    return { ...taken, isRunning: false, retired: [], leftOut, plainText: [] };
   }
   const ssh = await sshTo(hypervisor, signal);
   const disks = await guestDisks(virsh, domain, options.disks);
+  const names = disks.map(({ name }) => name);
+  const plainText = judgeEncrypted(domain, names, options);
   const forecast = await preflight({ ...options, domain, disks, ssh });
   const repository = await Repository.openOrCreate(options.repositoryPath);
   const guest: Guest = { virsh, domain, repository, ssh };
@@ -118,7 +129,21 @@ export async function backup(options: BackupOptions): Promise<BackupResult> {
   }
   // The point is committed: nothing from here on, not even Ctrl-C, makes the backup fail.
   const retired = await endJob(cleaner, traces, options);
-  return { ...taken, level: levelOf(taken.manifest, options.level), isRunning: true, retired };
+  const level = levelOf(taken.manifest, options.level);
+  return { ...taken, level, isRunning: true, retired, leftOut, plainText };
+}
+
+/** The disks that are left out unasked. There is a warning for those that the guest can write to. */
+function leaveOut(domain: DomainDefinition, { disks, onWarning }: BackupOptions): readonly LeftOutDisk[] {
+  const taken = disksToBackUp(domain, disks);
+  const leftOut = disksLeftOut(domain, disks);
+  for (const { disk, reason } of leftOut.filter(({ isWritable }) => isWritable)) {
+    const all = [...taken.map(({ target }) => target), disk].map((name) => `--include ${name}`).join(" ");
+    onWarning?.(
+      `${disk} of ${domain.name} is left out: ${reason}. Take it too with ${all}; --exclude ${disk} says nothing more of it`,
+    );
+  }
+  return leftOut;
 }
 
 async function guestDisks(virsh: Virsh, domain: DomainDefinition, chosen: DiskChoice): Promise<GuestDisk[]> {

@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { disksToBackUp } from "../../../src/backup/libvirt/choose-disks.js";
+import { disksLeftOut, disksToBackUp } from "../../../src/backup/libvirt/choose-disks.js";
 import type { DomainDefinition } from "../../../src/backup/libvirt/domain-xml.js";
 
 const disk = {
@@ -20,6 +20,8 @@ const domain: DomainDefinition = {
     { ...disk, target: "vdc", readOnly: true },
     { ...disk, target: "vdd", source: undefined },
     { ...disk, target: "sda", device: "cdrom" },
+    { ...disk, target: "fda", device: "floppy" },
+    { ...disk, target: "fdb", device: "floppy", source: undefined },
   ],
 };
 const choose = (include: string[], exclude: string[]): string[] =>
@@ -32,12 +34,26 @@ describe("the choice of disks", () => {
     expect(choose(["vdb", "vda"], ["vda"])).toEqual(["vdb"]);
   });
 
+  it("takes a floppy that is included by name, and else says that it is left out, as read-only media are", () => {
+    const leftOut = (include: string[], exclude: string[]): [string, boolean][] =>
+      disksLeftOut(domain, { include, exclude }).map(({ disk, isWritable }) => [disk, isWritable]);
+    expect(choose(["fda"], [])).toEqual(["fda"]);
+    expect(leftOut([], [])).toEqual([
+      ["vdc", false],
+      ["sda", false],
+      ["fda", true],
+    ]);
+    expect(leftOut([], ["fda", "sda"])).toEqual([["vdc", false]]);
+    expect(leftOut(["vda"], [])).toEqual([]);
+  });
+
   it.each([
     [["vdx"], [], "E_NO_SUCH_DISK"],
     [[], ["vdx"], "E_NO_SUCH_DISK"],
     [["vdc"], [], "E_DISK_UNFIT"],
     [["vdd"], [], "E_DISK_UNFIT"],
     [["sda"], [], "E_DISK_UNFIT"],
+    [["fdb"], [], "E_DISK_UNFIT"],
     [[], ["vda", "vdb"], "E_NO_DISKS"],
   ])("refuses to include %j and exclude %j: %s", (include, exclude, code) => {
     expect(() => choose(include, exclude)).toThrow(expect.objectContaining({ code }));

@@ -115,6 +115,20 @@ describe("the XML of a domain", () => {
     } satisfies DomainDefinition);
   });
 
+  it("tells of encrypted images, whether libvirt says it of the disk, its source or an image below", () => {
+    const encryption = "<encryption format='luks'><secret type='passphrase' uuid='x'/></encryption>";
+    const below = `<backingStore type='file'><format type='qcow2'/><source file='/a'/><backingStore type='file'><format type='raw'/><source file='/b'>${encryption}</source></backingStore></backingStore>`;
+    for (const part of [encryption, `<source file='/c'>${encryption}</source>`, below]) {
+      const disk = `<disk type='file'>${part}<target dev='vdz'/></disk>`;
+      const found = parseDomain(DOMAIN.replace("<devices>", `<devices>${disk}`)).disks;
+      expect(found.map(({ target, isEncrypted }) => [target, isEncrypted ?? false])).toContainEqual([
+        "vdz",
+        true,
+      ]);
+      expect(found.filter(({ isEncrypted }) => isEncrypted)).toHaveLength(1);
+    }
+  });
+
   it("has no ID while the domain is off", () => {
     expect(parseDomain(DOMAIN.replace(" id='1'", "")).id).toBeUndefined();
   });
