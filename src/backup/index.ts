@@ -20,7 +20,7 @@ export type { SshTarget } from "./host/ssh.js";
 export type { ImageFormat } from "./image/image.js";
 export type { TcpServer } from "./libvirt/begin-xml.js";
 export type { NotKept } from "./libvirt/boot-files.js";
-export type { DiskChoice } from "./libvirt/choose-disks.js";
+export type { DiskChoice, LeftOutDisk } from "./libvirt/choose-disks.js";
 export type { Platform } from "./libvirt/domain-xml.js";
 export type { Hypervisor } from "./libvirt/hypervisor.js";
 export type { JobInfo } from "./libvirt/job-info.js";
