@@ -233,8 +233,6 @@ function report(result: BackupResult): string[] {
     ...disks,
     ...leftOut.map(({ disk, reason }) => `  ${disk}: left out, ${reason}`),
     ...keptLines(manifest).map((line) => `  ${line}`),
-    ...(domainFolder === manifest.domain.name
-      ? []
-      : [`  in ${domainFolder}: another domain of this name was there before`]),
+    ...(domainFolder === manifest.domain.name ? [] : [`  in the folder ${domainFolder} of the repository`]),
   ];
 }

@@ -103,13 +103,17 @@ function asJson(point: Manifest, { uuid }: Series, folder: string): Record<strin
       dirtyBytes: disk.dirtyBytes,
       storedBytes: disk.storedBytes,
     })),
+    ...(folder === point.domain.name ? {} : { folder }),
     ...(point.files ? { files: point.files } : {}),
     ...(point.notKept ? { notKept: point.notKept } : {}),
   };
 }
 
 function asText({ folder, uuid, isMixed, points }: Series): string[] {
-  const whose = isMixed ? `${folder}, ${uuid === null ? "no UUID" : `UUID ${uuid}`}` : folder;
+  const name = points.at(-1)?.domain.name ?? folder;
+  // No folder can be called as some domains are.
+  const called = folder === name || folder.startsWith(`${name}@`) ? folder : `${folder} (${name})`;
+  const whose = isMixed ? `${called}, ${uuid === null ? "no UUID" : `UUID ${uuid}`}` : called;
   return [...points.flatMap((point) => linesOf(folder, point)), summary(whose, points)];
 }
 
@@ -131,7 +135,9 @@ function summary(domain: string, points: readonly Manifest[]): string {
   const stored = points.flatMap(({ disks }) => disks).reduce((total, disk) => total + disk.storedBytes, 0);
   const needed = neededBy(points.at(-1), points).size;
   const count = points.length === 1 ? "1 point" : `${points.length} points`;
-  return `${domain}: ${count}, ${human(stored)} stored; the newest is based on ${needed - 1} of the others`;
+  const name = points.at(-1)?.domain.name ?? domain;
+  const whose = name === domain ? "" : ` (a folder of points of ${name})`;
+  return `${domain}${whose}: ${count}, ${human(stored)} stored; the newest is based on ${needed - 1} of the others`;
 }
 
 /** The ids of a point and of all points that its disks depend on, as far as known. */

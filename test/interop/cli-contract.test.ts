@@ -276,13 +276,24 @@ describe("a mistake in the command", () => {
     expect(await leftBehind()).toEqual(["file"]);
   });
 
-  it("may be a domain name that can't be a folder's name", async () => {
+  it("may be a domain name that can't be a folder's name, and `points` says where its points are", async () => {
     const xml = await jobXml("vda");
-    for (const name of ["nbdpull.json", "x".repeat(300), "a/b", ".."]) {
-      const ran = await nbdpull("attach", "--to", repo(), "--domain", name, "--xml", xml, "--json");
-      expectError(ran, 2, "E_DOMAIN_NAME");
+    for (const name of ["nbdpull.json", "x".repeat(300), "a/../../b", ".."]) {
+      const taken = await nbdpull("attach", "--to", repo(), "--domain", name, "--xml", xml, "--json");
+      expect([taken.code, taken.stderr]).toEqual([0, expect.any(String)]);
+      const listed = await nbdpull("points", repo(), name, "--json");
+      const [point] = listed.json() as { domain: string; folder: string }[];
+      expect(point).toMatchObject({ domain: name, folder: expect.stringMatching(/^[^/]*~[0-9a-f]{16}$/) });
+      const folder = point?.folder ?? "";
+      expect((await nbdpull("points", repo(), folder)).stdout).toContain(`${folder} (`);
+      expect(await readdir(join(repo(), folder))).toHaveLength(1);
     }
-    expect(await readdir(repo())).toEqual(["nbdpull.json"]);
+    expect((await nbdpull("verify", repo())).code).toBe(0);
+    expectError(
+      await nbdpull("attach", "--to", repo(), "--domain", "", "--xml", xml, "--json"),
+      2,
+      "E_DOMAIN_NAME",
+    );
   });
 
   it("may be an image in a missing folder", async () => {

@@ -147,6 +147,23 @@ await describeWithLibvirt("a domain with odd disks", () => {
     }
   });
 
+  it("has points in a folder that is not hidden, whatever the domain is called", async () => {
+    const hidden = `.${odd}`;
+    const disk = `<disk type='file'><driver name='qemu' type='raw'/><source file='${folder}/plain.raw'/><target dev='vda'/></disk>`;
+    await define("domain", definition(hidden, disk, ""));
+    try {
+      const taken = await backup(hidden);
+      expectExit(taken, 0);
+      const { folder: point } = taken.json() as { folder: string };
+      expect(point).toMatch(new RegExp(`^${repo}/_${odd}~[0-9a-f]{16}/`));
+      const out = join(folder, "hidden.raw");
+      expectExit(await nbdpull("restore", repo, hidden, "--disk", "vda", "--to", out), 0);
+      expect(await readFile(out)).toEqual(PLAIN);
+    } finally {
+      await removeLab(hidden);
+    }
+  });
+
   it("does not make --all fail if it has no disks, but is an error where it is named", async () => {
     const env = (await virshInFront(folder)).env({ RUNNING: `${diskless}\n${odd}` });
     const metrics = join(folder, "nbdpull.prom");

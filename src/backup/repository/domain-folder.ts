@@ -1,4 +1,5 @@
 import { DamageError, PreconditionError } from "../base/errors.js";
+import { folderNameOf } from "./folder-name.js";
 import type { Manifest } from "./manifest.js";
 import { domainsAmong, ownersOf, uuidOf, whichOwner } from "./point-owners.js";
 import type { Repository } from "./repository.js";
@@ -12,7 +13,8 @@ const SUFFIX = /@([0-9a-f]{8}(?:-[0-9a-f]{4}){0,3}(?:-[0-9a-f]{12})?)$/;
 
 /**
  * The name of the folder that new points of a domain belong in. The first domain of a name gets a folder of
- * that name; another one that is called the same gets `NAME@` and the first eight digits of its UUID.
+ * that name (as far as a folder can be called so, see `folderNameOf`); another one that is called the same gets
+ * `NAME@` and the first eight digits of its UUID.
  *
  * An older version put the points of all of them into one folder. It stays with the domain of the newest point
  * in it; the others get folders of their own. A folder whose points have no UUID is taken over.
@@ -24,13 +26,14 @@ export async function domainFolder(repository: Repository, domain: Domain): Prom
   const { name } = domain;
   const uuid = uuidOf(domain);
   if (uuid === null) return await onlyFolder(repository, name);
-  const own = [`${name}@${uuid.slice(0, DIGITS)}`, `${name}@${uuid}`];
+  const base = folderNameOf(name);
+  const own = [`${base}@${uuid.slice(0, DIGITS)}`, `${base}@${uuid}`];
   for (const folder of own) if ((await newestOwner(repository, folder)) === uuid) return folder;
-  for (const folder of [name, ...own]) {
+  for (const folder of [base, ...own]) {
     const owner: string | null | undefined = await newestOwner(repository, folder);
     if ((owner ?? uuid) === uuid) return folder;
   }
-  const message = `the folders ${[name, ...own].join(", ")} of ${repository.path} have points of other domains: give ${name} another repository, or another name`;
+  const message = `the folders ${[base, ...own].join(", ")} of ${repository.path} have points of other domains: give ${name} another repository, or another name`;
   throw new PreconditionError("E_OTHER_DOMAIN", message, { details: { domain: name, uuid } });
 }
 
@@ -41,7 +44,7 @@ async function onlyFolder(repository: Repository, name: string): Promise<string>
     const points = await repository.points(folder, () => undefined);
     for (const owner of domainsAmong(ownersOf(points))) owners.add(owner);
   }
-  if (owners.size <= 1) return folders[0] ?? name;
+  if (owners.size <= 1) return folders[0] ?? folderNameOf(name);
   throw whichOwner(`several domains called ${name}`, owners);
 }
 
@@ -50,11 +53,12 @@ async function onlyFolder(repository: Repository, name: string): Promise<string>
  * domains of this name.
  */
 export async function foldersNamed(repository: Repository, name: string): Promise<string[]> {
+  const base = folderNameOf(name);
   const folders: string[] = [];
   for (const folder of await repository.folders()) {
-    if (folder === name && (await repository.pointIds(folder)).length > 0) folders.push(folder);
+    if (folder === base && (await repository.pointIds(folder)).length > 0) folders.push(folder);
     const [, digits] = SUFFIX.exec(folder) ?? [];
-    if (digits === undefined || folder !== `${name}@${digits}`) continue;
+    if (digits === undefined || folder !== `${base}@${digits}`) continue;
     // A domain may itself be called NAME@12345678.
     if ((await newestOwner(repository, folder))?.startsWith(digits)) folders.push(folder);
   }
@@ -74,8 +78,9 @@ export async function firstPointNotices(
   const uuid = uuidOf(domain);
   if (uuid === null || (await repository.pointIds(folder)).length > 0) return [];
   const notices: string[] = [];
-  if (folder !== name) {
-    const taken = `the folder ${name} of the repository has points of another domain of this name`;
+  const base = folderNameOf(name);
+  if (folder !== base) {
+    const taken = `the folder ${base} of the repository has points of another domain of this name`;
     notices.push(
       `${taken}, so those of ${name} with the UUID ${uuid} go to ${folder}: name it so, or give --uuid`,
     );

@@ -4,9 +4,10 @@
  *
  * Read this file first, then pending-point.ts (a point that is being made), manifest.ts (what a point says of
  * itself), domain-lock.ts (writers and readers), and prune-journal.ts, planned-merges.ts and finish-prune.ts with
- * raw-patch.ts (how a dead prune is undone or finished). strangers.ts looks who else can write there. choose-point.ts finds the
- * point that a user names and choose-domain.ts its domain, domain-folder.ts the folder for a domain's next point,
- * point-owners.ts whose the points of a folder are, mend-clock.ts mends times of points, restorable-points.ts what can be restored in spite of damage, kept-files.ts checks
+ * raw-patch.ts (how a dead prune is undone or finished). strangers.ts looks who else can write there.
+ * choose-point.ts finds the point that a user names and choose-domain.ts its domain, domain-folder.ts the folder
+ * for a domain's next point, folder-name.ts how it may be called, point-owners.ts whose the points of a folder
+ * are, mend-clock.ts mends times of points, restorable-points.ts what can be restored in spite of damage, kept-files.ts checks
  * a domain's files. This room knows nothing of libvirt or NBD: it never starts a job and never opens a
  * connection.
  */
@@ -21,21 +22,15 @@ import { isMissing, makeFolders } from "../host/durable-files.js";
 import { HeldFolder } from "../host/held-folder.js";
 import { type HeldLock, markReader, type ReaderMark, takeLock } from "./domain-lock.js";
 import { finishJournal } from "./finish-prune.js";
+import { folderNameOf, isFolderName, LOST_AND_FOUND, MARKER } from "./folder-name.js";
 import { removeLeftovers } from "./leftovers.js";
 import type { Manifest } from "./manifest.js";
 import { makePoint, type PendingPoint, pointIdsIn } from "./pending-point.js";
 import { type PruneJournal, readJournal } from "./prune-journal.js";
 import { MANIFEST, readManifest } from "./read-manifest.js";
 
-const MARKER = "nbdpull.json";
 /** Longer than any marker. */
 const MOST_MARKER_BYTES = 64 * 1024;
-/** Folder that some file systems create in their root. */
-const LOST_AND_FOUND = "lost+found";
-/** Leaves room for suffixes in a name of 255 bytes. */
-const MAX_DOMAIN_BYTES = 200;
-/** What a folder's name has more than its domain's, where another domain of that name was there before. */
-const UUID_SUFFIX = /@[0-9a-f-]{8,36}$/;
 
 const marker = z.object({
   format: z.literal("nbdpull-repository"),
@@ -57,6 +52,7 @@ export interface Reading {
  * never followed.
  *
  * A domain is known by the name of its folder, not by what its manifests say, because a folder may be copied.
+ * Wherever a domain is asked for, either its own name or that of its folder can be given.
  */
 export class Repository {
   readonly path: string;
@@ -132,13 +128,13 @@ export class Repository {
   }
 
   /**
-   * Names of the domains that have points, sorted.
+   * Names of the folders of domains that have points, sorted.
    * @throws {DamageError} `E_LINK`: a symbolic link leads to a folder that would be a domain's
    */
   async domains(): Promise<string[]> {
     const names = await this.folders();
-    const counts = await Promise.all(names.map((name) => this.pointIds(name)));
-    return names.filter((_, i) => counts[i]?.length !== 0);
+    const has = await Promise.all(names.map((name) => this.#hasPoints(name)));
+    return names.filter((_, i) => has[i]);
   }
 
   /** Names of the folders that may have points, sorted; a link to a folder is one of them. */
@@ -148,9 +144,19 @@ export class Repository {
     for (const entry of await folder.entries()) {
       const isFolder =
         entry.isDirectory() || (entry.isSymbolicLink() && (await leadsToFolder(folder, entry.name)));
-      if (isFolder && isDomainName(entry.name) && entry.name !== LOST_AND_FOUND) names.push(entry.name);
+      if (isFolder && isFolderName(entry.name)) names.push(entry.name);
     }
     return names.sort();
+  }
+
+  async #hasPoints(folder: string): Promise<boolean> {
+    try {
+      return (await this.pointIds(folder)).length > 0;
+    } catch (error) {
+      // The file system's own, which only root may read. A domain may be called so, though.
+      if (folder === LOST_AND_FOUND && hasCode(error, "EACCES")) return false;
+      throw error;
+    }
   }
 
   /**
@@ -271,18 +277,19 @@ export class Repository {
       await held.release();
       await using root = await HeldFolder.open(this.path);
       // Removes the folder only if it is empty, as after a first point that failed.
-      await root.removeEmpty(domain).catch(() => undefined);
+      const name = folderNameOf(domain);
+      if (name !== LOST_AND_FOUND) await root.removeEmpty(name).catch(() => undefined);
     }
   }
 
   async #makeDomain(domain: string): Promise<HeldFolder> {
-    assertDomainName(domain);
+    const name = folderNameOf(domain);
     await makeFolders(this.path);
     await using root = await HeldFolder.open(this.path);
     for (;;) {
-      const folder = await root.folder(domain);
+      const folder = await root.folder(name);
       if (folder) return folder;
-      await root.makeFolder(domain).catch((error: unknown) => {
+      await root.makeFolder(name).catch((error: unknown) => {
         if (!hasCode(error, "EEXIST")) throw error;
       });
       await root.sync();
@@ -295,9 +302,9 @@ export class Repository {
    * @throws {DamageError} `E_LINK`: it is a symbolic link, or no folder
    */
   async holdDomain(domain: string): Promise<HeldFolder | undefined> {
-    assertDomainName(domain);
+    const name = folderNameOf(domain);
     await using root = await HeldFolder.open(this.path);
-    return await root.folder(domain);
+    return await root.folder(name);
   }
 
   /**
@@ -321,8 +328,7 @@ export class Repository {
 
   /** The path of a point's folder, for messages. */
   pointFolder(domain: string, id: string): string {
-    assertDomainName(domain);
-    return join(this.path, domain, id);
+    return join(this.path, folderNameOf(domain), id);
   }
 
   /** @throws {DamageError} the manifest is missing, unreadable, wrong, or another point's */
@@ -345,18 +351,6 @@ export class Repository {
   ): Promise<T> {
     return await this.writing(domain, (held) => makePoint(held, work), signal);
   }
-}
-
-/** @throws {UsageError} the name cannot be a folder's name */
-function assertDomainName(domain: string): void {
-  if (isDomainName(domain)) return;
-  throw new UsageError("E_DOMAIN_NAME", `"${domain}" cannot be the name of a domain's folder`);
-}
-
-function isDomainName(name: string): boolean {
-  const isOurs = name === MARKER || name.startsWith(".");
-  const bytes = Buffer.byteLength(name.replace(UUID_SUFFIX, ""));
-  return name !== "" && !isOurs && !/[/\0]/.test(name) && bytes <= MAX_DOMAIN_BYTES;
 }
 
 /** Only looks where a link leads; nothing is opened there. */

@@ -2,6 +2,7 @@ import { constants, type Stats } from "node:fs";
 import { hasCode, PreconditionError } from "../base/errors.js";
 import { isMissing } from "../host/durable-files.js";
 import { HeldFolder } from "../host/held-folder.js";
+import { LOST_AND_FOUND, MARKER } from "./folder-name.js";
 
 /** Rights of the group and of all others. */
 const OTHERS = 0o077;
@@ -68,12 +69,12 @@ export async function tighten(path: string): Promise<number> {
     throw error;
   });
   await using _ = root;
-  if (!root || !(await root.find("nbdpull.json")) || isShared(await root.status())) return 0;
+  if (!root || !(await root.find(MARKER)) || isShared(await root.status())) return 0;
   let changed = 0;
   for (const { name, status } of await foldersIn(root)) {
     if ((status.mode & OTHERS) === 0 || isShared(status) || status.uid !== process.geteuid?.()) continue;
     await using domain = await root.folder(name);
-    if (!domain || name.startsWith(".") || name === "lost+found") continue;
+    if (!domain || name.startsWith(".") || name === LOST_AND_FOUND) continue;
     for (const { name: point } of await foldersIn(domain)) {
       await using folder = await domain.folder(point);
       await folder?.makePrivate();

@@ -181,6 +181,6 @@ function refuseName(name: string): void {
   const isName =
     /^[^/\p{Cc}]+$/u.test(name) && !/^[-.]/.test(name) && Buffer.byteLength(name) <= MAX_NAME_BYTES;
   if (isName) return;
-  const message = `"${name}" can't be the name of a domain: no slash, no control characters, nothing that begins with "-" or "."`;
+  const message = `"${name}" can't be the name of a domain: no slash, no control characters, nothing that begins with "-" or ".", at most ${MAX_NAME_BYTES} bytes. Choose another one with --define=NAME`;
   throw new UsageError("E_DEFINE", message, { details: { domain: name } });
 }

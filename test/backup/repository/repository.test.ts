@@ -4,6 +4,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { DamageError, UsageError } from "../../../src/backup/base/errors.js";
 import { choosePoint } from "../../../src/backup/repository/choose-point.js";
+import { folderNameOf } from "../../../src/backup/repository/folder-name.js";
 import { Repository } from "../../../src/backup/repository/repository.js";
 import { verifyPoints } from "../../../src/backup/verify/verify.js";
 import { MemoryChain } from "../../support/memory-chain.js";
@@ -120,13 +121,38 @@ describe("a repository's folder", () => {
     ["the parent", ".."],
     ["a path", "a/b"],
     ["a hidden name", ".guest"],
-    ["nothing", ""],
     ["a null byte", "a\0b"],
-  ])("has no domain with a name that no folder can have: %s", async (_, name) => {
-    const pending = chain.repository.withPendingPoint(name, async () => undefined);
+  ])("has another folder for a domain with a name that no folder can have: %s", async (_, name) => {
+    const { repository } = chain;
+    let inside: string[] = [];
+    await repository.withPendingPoint(name, async () => {
+      inside = await readdir(repository.path);
+    });
+    const [folder = ""] = inside.filter((each) => each !== "nbdpull.json");
+    expect(inside).toHaveLength(2);
+    expect(folder).toMatch(/^[^./][^/]*~[0-9a-f]{16}$/);
+    expect(folder).toBe(folderNameOf(name));
+    // It can be called by the folder's name too.
+    expect(folderNameOf(folder)).toBe(folder);
+    expect(Buffer.byteLength(folder)).toBeLessThan(180);
+    // Nothing was stored, so the folder is gone.
+    expect(await readdir(repository.path)).toEqual(["nbdpull.json"]);
+  });
+
+  it("has no domain without a name, and different folders for names that look alike", async () => {
+    const pending = chain.repository.withPendingPoint("", async () => undefined);
     await expect(pending).rejects.toMatchObject({ code: "E_DOMAIN_NAME" });
-    await expect(pending).rejects.toBeInstanceOf(UsageError);
-    expect(await readdir(chain.repository.path)).toEqual(["nbdpull.json"]);
+    const alike = [".a", "_a", "./a", "/.a", "..a", `${"x".repeat(200)}1`, `${"x".repeat(200)}2`];
+    expect(new Set(alike.map(folderNameOf)).size).toBe(alike.length);
+    for (const name of ["web", "a b", "-x", "%2e", "lost+found", "x".repeat(200)]) {
+      expect(folderNameOf(name)).toBe(name);
+    }
+  });
+
+  it("lists the points of a domain called like a folder that a file system has made", async () => {
+    await twoPoints();
+    await cp(domainFolder(), join(chain.repository.path, "lost+found"), { recursive: true });
+    expect(await chain.repository.domains()).toEqual([DOMAIN, "lost+found"].sort());
   });
 
   it("contains no folder for a domain whose first point failed", async () => {
