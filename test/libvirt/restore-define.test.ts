@@ -1,11 +1,12 @@
 import { createHash } from "node:crypto";
-import { mkdtemp, readdir, readFile, rm, stat, writeFile } from "node:fs/promises";
+import { mkdir, mkdtemp, readdir, readFile, rm, stat, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, expect, it } from "vitest";
 import { describeWithLibvirt, LAB_DISKS, Lab, virsh } from "../support/libvirt-lab.js";
-import { nbdpull, type Ran } from "../support/nbdpull.js";
+import { finished, nbdpull, type Ran, startNbdpull } from "../support/nbdpull.js";
 import { qemuImg } from "../support/qemu-nbd.js";
+import { findTool } from "../support/tools.js";
 
 const MiB = 1024 * 1024;
 
@@ -82,6 +83,8 @@ async function addDevices(): Promise<void> {
   const devices = [
     "<interface type='user'><mac address='52:54:00:aa:bb:cc'/><model type='virtio'/><alias name='net0'/></interface>",
     "<serial type='pty'><source path='/dev/pts/7'/><target port='0'/></serial>",
+    "<serial type='file'><source path='/var/lib/libvirt/qemu/x.log' append='on'/><target port='1'/></serial>",
+    "<serial type='unix'><source mode='bind' path='/var/lib/libvirt/qemu/x.sock'/><target port='2'/></serial>",
     "<channel type='unix'><source mode='bind' path='/var/lib/libvirt/qemu/channel/target/domain-1-x/org.qemu.guest_agent.0'/>" +
       "<target type='virtio' name='org.qemu.guest_agent.0' state='connected'/></channel>",
   ];
@@ -102,7 +105,12 @@ await describeWithLibvirt("restore --define", () => {
       await addDevices();
       // The lab's domain runs as root, which a definition that is not trusted may not ask for.
       const ran = await restore("--to", to, "--format", format, "--define", "--trust-definition");
-      expect([ran.code, ran.stderr]).toEqual([0, ""]);
+      const [log, socket] = [join(to, `${name}.serial1.log`), join(to, `${name}.serial2.sock`)];
+      expect(ran.code).toBe(0);
+      expect(ran.stderr.trim().split("\n")).toEqual([
+        expect.stringContaining(`its <serial type='file'> is ${log} now`),
+        expect.stringContaining(`its <serial type='unix'> is ${socket} now`),
+      ]);
       expect(ran.json()).toMatchObject({
         definition: { domain: name, xml: join(to, `${name}.xml`), defined: true },
       });
@@ -117,6 +125,7 @@ await describeWithLibvirt("restore --define", () => {
       expect(macsOf(after)).toEqual([expect.stringMatching(/^52:54:00:/)]);
       expect(macsOf(before)).not.toContain(macsOf(after)[0]);
       expect(pathsOf(after).length).toBeGreaterThan(LAB_DISKS.length);
+      expect([(await stat(log)).isFile(), (await stat(socket)).isSocket()]).toEqual([true, true]);
       const shared = pathsOf(after).filter((path) => pathsOf(before).includes(path));
       expect(shared).toEqual([]);
       expect(all(after, /<source file='([^']+)'/g)).toEqual(
@@ -175,12 +184,26 @@ await describeWithLibvirt("restore --define", () => {
     expect(await readdir(folder)).not.toContain("restored");
   });
 
-  it("keeps the restored disks if libvirt rejects the definition, and says how to continue", async () => {
+  it("restores nothing if libvirt would not take the definition, and leaves no domain behind", async () => {
     await changeStoredXml((xml) => xml.replace(/machine='[^']*'/, "machine='no-such-machine'"));
+    const ran = await restore("--to", join(folder, "restored"), `--define=${newName("odd")}`);
+    expect([ran.code, ran.json()]).toMatchObject([4, { error: { code: "E_DEFINITION_REFUSED" } }]);
+    expect(ran.stderr).toMatch(/no-such-machine.*Nothing was restored\. Use --xml FILE/);
+    expect(await readdir(folder)).not.toContain("restored");
+    expect(await virsh("list", "--all", "--name")).not.toMatch(/nbdpull-trial|-odd/);
+  });
+
+  it("keeps the restored disks if libvirt takes the definition no longer, and says how to continue", async () => {
     const name = newName("odd");
     const to = join(folder, "restored");
-    const ran = await restore("--to", to, `--define=${name}`);
     const xml = join(to, `${name}.xml`);
+    const bin = join(folder, "bin");
+    await mkdir(bin);
+    const refusing = `#!/bin/sh\ncase "$*" in *"define --file=${xml}") echo "error: refused" >&2; exit 1; esac\nexec ${findTool("virsh")} "$@"\n`;
+    await writeFile(join(bin, "virsh"), refusing, { mode: 0o755 });
+    const env = { PATH: `${bin}:${process.env["PATH"]}` };
+    const args = ["restore", repo, lab.domain, "--json", "--to", to, `--define=${name}`];
+    const ran = await finished(startNbdpull(args, { env }));
     expect([ran.code, ran.json()]).toMatchObject([
       1,
       { error: { code: "E_DEFINE_FAILED", domain: name, xml } },

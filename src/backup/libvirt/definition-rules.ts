@@ -202,8 +202,13 @@ const VIDEO = rule("", {
 function characterDevice(types: string): Rule {
   return rule("type", {
     one: { ...DEVICE, target: PLAIN, source: SPICE_SOURCE },
-    fits: hasType(types, "pty"),
+    fits: (device, allowed) => hasType(types, "pty")(device, allowed) && needsNoSource(device),
   });
+}
+/** A socket that no virtio channel leads to (`guestfwd`) has to have a path, which libvirt doesn't make. */
+function needsNoSource(device: XmlElement): boolean {
+  const isVirtio = device.first("target")?.attributeText("type") === "virtio";
+  return device.attributeText("type") !== "unix" || isVirtio;
 }
 /** Only names a channel, or what a channel does. */
 const SPICE_SOURCE = rule("channel", { one: plain("clipboard mouse") });

@@ -1,6 +1,6 @@
 import { randomBytes, randomUUID } from "node:crypto";
 import { type BootFile, moveBootFiles, wordFor } from "./boot-files.js";
-import { OWN_TERMINALS } from "./definition-rules.js";
+import { forgetLines, isLibvirts, makeLinesOwn, moveLines } from "./character-devices.js";
 import { parseDomain } from "./domain-xml.js";
 import { leaveOutStrange } from "./left-out.js";
 import { formatTree, parseTree, XmlElement } from "./xml-tree.js";
@@ -18,6 +18,8 @@ interface RestoredParts {
   readonly disks: ReadonlyMap<string, RestoredPlace>;
   /** New paths of restored boot files (NVRAM, kernel, …), by old path. */
   readonly files: ReadonlyMap<string, string>;
+  /** What the paths of its own sockets and files for serial lines begin with: absolute. */
+  readonly lines: string;
   /** Whether it may name whatever of the host the old one named. */
   readonly trusted: boolean;
   /** Programs that libvirt runs guests with; undefined if libvirt was not asked. */
@@ -29,6 +31,8 @@ interface RestoredDomain {
   readonly uuid: string;
   /** What its network cards are connected to: `network default`, `bridge br0`. */
   readonly networks: readonly string[];
+  /** Files and sockets that its serial lines will make. */
+  readonly lines: readonly string[];
   /** What the user should know before starting the domain. */
   readonly warnings: readonly string[];
 }
@@ -53,6 +57,7 @@ export function restoredDomain(xml: string, name: string, parts: RestoredParts):
   const known = new Set(parseDomain(xml).disks.map(({ target }) => target));
   const domain = parseTree(xml, "domain");
   const warnings: string[] = [];
+  const lines: string[] = [];
   const uuid = randomUUID();
   for (const disk of places.keys()) {
     if (!known.has(disk)) warnings.push(`disk ${disk} is not in the point's definition: attach it by hand`);
@@ -65,9 +70,12 @@ export function restoredDomain(xml: string, name: string, parts: RestoredParts):
       for (const part of device.elements) dropAlias(part);
     }
     renewAddresses(devices);
-    forgetSockets(devices);
-    if (trusted) noteShared(devices, warnings);
-    else makeOwn(devices, warnings);
+    forgetLines(devices);
+    forgetScreens(devices);
+    if (trusted) {
+      lines.push(...moveLines(devices, parts.lines, warnings));
+      noteShared(devices, warnings);
+    } else makeOwn(devices, warnings);
   }
   const notRestored = moveBootFiles(domain, files);
   forgetFirmwareState(domain, new Set(files.values()), warnings);
@@ -84,7 +92,7 @@ export function restoredDomain(xml: string, name: string, parts: RestoredParts):
     const disks = new Set([...places.values()].map(({ path }) => path));
     warnings.push(...leaveOutStrange(domain, { emulators, disks, files: new Set(files.values()) }));
   }
-  return { xml: formatTree(domain), uuid, networks: networksOf(domain), warnings };
+  return { xml: formatTree(domain), uuid, networks: networksOf(domain), lines, warnings };
 }
 
 function rename(domain: XmlElement, name: string, uuid: string): void {
@@ -182,39 +190,18 @@ function newMac(used: ReadonlySet<string | undefined>): string {
   }
 }
 
-/** What libvirt creates at every start, under a path with the domain's name or the number of its run. */
-const MADE_BY_LIBVIRT = /^\/(var\/lib|run|var\/run)\/libvirt\//;
-const CHARACTER_DEVICES = ["serial", "parallel", "console", "channel", "redirdev", "smartcard"];
-/** Types that use nothing on the host over which two domains could conflict. */
-const UNSHARED = new Set(["pty", "null", "vc", "stdio", "spicevmc", "spiceport", "qemu-vdagent"]);
-
-/** Removes sockets, terminals and ports of the old domain's run. Those that the user chose stay. */
-function forgetSockets(devices: XmlElement): void {
-  for (const device of devices.elements.filter(({ name }) => CHARACTER_DEVICES.includes(name))) {
-    const type = device.attribute("type") ?? "pty";
-    device.removeAttribute("tty");
-    for (const target of device.all("target")) target.removeAttribute("state");
-    const isMade = device
-      .all("source")
-      .some((source) => MADE_BY_LIBVIRT.test(source.attribute("path") ?? ""));
-    if (type === "pty" || isMade) device.remove("source");
-  }
+/** Removes ports and sockets of the old domain's run. Those that the user chose stay. */
+function forgetScreens(devices: XmlElement): void {
   for (const graphics of devices.all("graphics")) {
     if (graphics.attribute("autoport") === "yes") graphics.removeAttribute("port", "tlsPort");
     for (const place of [graphics, ...graphics.all("listen")]) {
-      if (MADE_BY_LIBVIRT.test(place.attribute("socket") ?? "")) place.removeAttribute("socket");
+      if (isLibvirts(place.attribute("socket"))) place.removeAttribute("socket");
     }
   }
 }
 
 /** Warns of host resources that two running domains can't both have, or that both would write to. */
 function noteShared(devices: XmlElement, warnings: string[]): void {
-  for (const device of devices.elements.filter(({ name }) => CHARACTER_DEVICES.includes(name))) {
-    const type = device.attribute("type") ?? "pty";
-    if (!UNSHARED.has(type) && device.first("source")) {
-      warnings.push(`its <${device.name} type='${type}'> was kept as it is: the old domain uses it too`);
-    }
-  }
   for (const [, port] of fixedPorts(devices)) {
     warnings.push(`its <graphics> keeps port ${port}, which the old domain uses too`);
   }
@@ -241,23 +228,14 @@ function fixedPorts(devices: XmlElement): [graphics: XmlElement, port: string][]
  * Without such devices the guest would see another machine.
  */
 function makeOwn(devices: XmlElement, warnings: string[]): void {
-  for (const device of devices.elements) {
-    const type = device.attributeText("type") ?? "pty";
-    if (["serial", "console", "parallel"].includes(device.name) && !OWN_TERMINALS.split(" ").includes(type)) {
-      warnings.push(`its <${device.name} type='${type}'> is a terminal of its own now`);
-      device.setAttribute("type", "pty");
-      device.remove("source", "protocol", "log");
-    }
-    if (device.name === "channel" && type === "unix" && device.first("source")) {
-      warnings.push("its <channel type='unix'> has a socket of its own now, where libvirt makes one");
-      device.remove("source");
-    }
-    if (device.name === "audio" && !["none", "spice"].includes(type)) {
-      warnings.push(`its sound is no longer played by ${type}`);
-      device.clear();
-      device.removeAttribute(...device.attributeNames.filter((name) => name !== "id"));
-      device.setAttribute("type", "none");
-    }
+  makeLinesOwn(devices, warnings);
+  for (const device of devices.all("audio")) {
+    const type = device.attributeText("type") ?? "";
+    if (["none", "spice"].includes(type)) continue;
+    warnings.push(`its sound is no longer played by ${type}`);
+    device.clear();
+    device.removeAttribute(...device.attributeNames.filter((name) => name !== "id"));
+    device.setAttribute("type", "none");
   }
   for (const [graphics, port] of fixedPorts(devices)) {
     warnings.push(`its <graphics> gets a free port, and no longer ${port}`);

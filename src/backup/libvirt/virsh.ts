@@ -3,8 +3,9 @@
  * XML. Read this file first: its class `Virsh` has a method for each command. Then read `virsh-process.ts`
  * (how a command is run) and `virsh-errors.ts` (what its failures mean). `domain-xml.ts`, `job-xml.ts` and
  * `checkpoint-xml.ts` read libvirt's documents, and `begin-xml.ts` writes those that begin a job.
- * `running-job.ts` watches over a job (`same-job.ts`, `job-info.ts`), and `restored-domain.ts` makes the
- * definition of a restored domain, of which `left-out.ts` leaves only what `definition-rules.ts` allows.
+ * `running-job.ts` watches over a job (`same-job.ts`, `job-info.ts`). `restored-domain.ts` makes the definition
+ * of a restored domain (`character-devices.ts`), of which `left-out.ts` leaves only what `definition-rules.ts`
+ * allows, and `try-definition.ts` asks libvirt about it.
  * `checkpoints.ts` and `checkpoint-edit.ts` delete and mend checkpoints, `freeze.ts` freezes and thaws,
  * `fragile-disks.ts` names disks that QEMU dies of, `choose-disks.ts` picks a domain's disks, `boot-files.ts` and `capabilities-xml.ts` say what else a domain
  * needs. `hypervisor.ts` reads connection URIs, `virsh-batch.ts` joins commands to one process, and `xml.ts`
@@ -321,6 +322,11 @@ export class Virsh {
   /** Defines the domain `name` from the XML file at `path`. */
   async define(name: string, path: string): Promise<void> {
     await this.#process.run("define", [`--file=${path}`], name);
+  }
+
+  /** Makes libvirt forget a domain. What belongs to it stays: disks and NVRAM. */
+  async undefine(domain: DomainRef): Promise<void> {
+    await this.run("undefine", domain, ["--keep-nvram"]);
   }
 
   /** Runs a virsh command on a domain and resolves with its output. For commands that have no method here. */

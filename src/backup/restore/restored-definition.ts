@@ -1,6 +1,13 @@
 import { writeFile } from "node:fs/promises";
 import { basename, dirname, join, resolve } from "node:path";
-import { BackupError, DamageError, messageOf, PreconditionError, UsageError } from "../base/errors.js";
+import {
+  BackupError,
+  DamageError,
+  hasCode,
+  messageOf,
+  PreconditionError,
+  UsageError,
+} from "../base/errors.js";
 import { shellWord } from "../base/shell-word.js";
 import { isMissing } from "../host/durable-files.js";
 import { NewFiles } from "../host/new-files.js";
@@ -8,6 +15,7 @@ import { publish, refuseTarget, temporaryPathFor } from "../host/publish.js";
 import { parseEmulators } from "../libvirt/capabilities-xml.js";
 import { parseDomain } from "../libvirt/domain-xml.js";
 import { type RestoredPlace, restoredDomain } from "../libvirt/restored-domain.js";
+import { tryDefinition } from "../libvirt/try-definition.js";
 import type { Virsh } from "../libvirt/virsh.js";
 import { bootFilesOf, damageOf } from "../repository/kept-files.js";
 import type { KeptFile, Manifest } from "../repository/manifest.js";
@@ -82,8 +90,10 @@ export class RestoredDefinition {
    * Makes the definition. Writes nothing.
    * @throws {PreconditionError} `E_NO_DEFINITION`: the point has no definition; `E_DOMAIN_EXISTS`: a domain
    *   has that name; `E_TARGET_IN_USE`: a QEMU has the XML's file open for writing;
-   *   `E_UNTRUSTED_DEFINITION`: it is no virtual machine, and not trusted
-   * @throws {UsageError} the name is invalid; the XML's file exists, lies in the repository, or is a disk's
+   *   `E_UNTRUSTED_DEFINITION`: it is no virtual machine, and not trusted; `E_DEFINITION_REFUSED`: libvirt
+   *   doesn't take it
+   * @throws {UsageError} the name is invalid; the XML's file or that of a serial line exists; the XML's lies in
+   *   the repository, or is a disk's
    * @throws {DamageError} the stored definition is not what was stored
    * @throws {BackupError} the stored definition can't be parsed; and as {@link Virsh} does
    */
@@ -105,8 +115,16 @@ export class RestoredDefinition {
     const files = bootFilesOf(point).map((file) => ({ file, path: pathOf(file, xmlPath, filesIn) }));
     const moved = new Map(files.map(({ file, path }) => [file.source ?? "", resolve(path)]));
     const emulators = trusted || !virsh ? undefined : parseEmulators(await virsh.capabilities());
-    const made = restoredDomain(stored, name, { disks, files: moved, trusted, emulators });
-    return new RestoredDefinition({ ...made, name, xmlPath, files }, made.xml, options);
+    const lines = resolve(filesIn ?? dirname(xmlPath), name);
+    const parts = { disks, files: moved, lines, trusted, emulators };
+    const made = restoredDomain(stored, name, parts);
+    // libvirt appends to a file that is there, and replaces a socket.
+    if (!options.force) for (const path of made.lines) await refuseTarget(path, false);
+    const trial = `nbdpull-trial-${made.uuid.slice(0, 8)}`;
+    const left =
+      virsh && (await tryOut(virsh, name, { ...restoredDomain(stored, trial, parts), name: trial }));
+    const warnings = left === undefined ? made.warnings : [...made.warnings, left];
+    return new RestoredDefinition({ ...made, warnings, name, xmlPath, files }, made.xml, options);
   }
 
   /**
@@ -143,6 +161,25 @@ export class RestoredDefinition {
       cause,
       details: { domain: this.name, xml: this.xmlPath },
     });
+  }
+}
+
+/**
+ * Has libvirt take the definition under another name and forget it, before a long restore ends in a refusal.
+ * @returns a warning
+ * @throws {PreconditionError} `E_DEFINITION_REFUSED`
+ */
+async function tryOut(
+  virsh: Virsh,
+  name: string,
+  trial: { readonly name: string; readonly uuid: string; readonly xml: string },
+): Promise<string | undefined> {
+  try {
+    return await tryDefinition(virsh, trial);
+  } catch (cause) {
+    if (!hasCode(cause, "E_VIRSH")) throw cause;
+    const message = `libvirt would not take the definition of ${name}: ${messageOf(cause)}. Nothing was restored. Use --xml FILE instead of --define, mend that file, then \`virsh define\` it`;
+    throw new PreconditionError("E_DEFINITION_REFUSED", message, { cause, details: { domain: name } });
   }
 }
 

@@ -28,7 +28,14 @@ const restored = (
   xml: string,
   files: ReadonlyMap<string, string> = new Map(),
   emulators?: ReadonlySet<string>,
-) => restoredDomain(xml, "web2", { disks: new Map([["vda", VDA]]), files, trusted: false, emulators });
+) =>
+  restoredDomain(xml, "web2", {
+    disks: new Map([["vda", VDA]]),
+    files,
+    lines: "/r/web2",
+    trusted: false,
+    emulators,
+  });
 
 const made = (devices: string, around = "", files: ReadonlyMap<string, string> = new Map()) =>
   restored(definition(devices, around), files, new Set([EMULATOR]));
@@ -83,6 +90,7 @@ describe("a definition from a repository", () => {
     const trusted = restoredDomain(xml, "web2", {
       disks: new Map([["vda", VDA]]),
       files,
+      lines: "/r/web2",
       trusted: true,
       emulators: undefined,
     });
@@ -176,6 +184,10 @@ describe("a definition from a repository", () => {
     [
       "a channel to a socket",
       "<channel type='unix'><source mode='connect' path='/srv/repo/evil'/><target type='virtio' name='x'/></channel>",
+    ],
+    [
+      "a socket that the guest reaches by TCP",
+      "<channel type='unix'><source mode='bind' path='/var/lib/libvirt/evil'/><target type='guestfwd' address='10.0.2.1' port='7'/></channel>",
     ],
     [
       "a log of a channel",

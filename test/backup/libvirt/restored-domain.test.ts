@@ -31,7 +31,7 @@ const make = (
   name: string,
   disks: ReadonlyMap<string, RestoredPlace>,
   files: ReadonlyMap<string, string> = new Map(),
-) => restoredDomain(xml, name, { disks, files, trusted: true, emulators: undefined });
+) => restoredDomain(xml, name, { disks, files, lines: "/r/new", trusted: true, emulators: undefined });
 
 const made = (devices: string, around = "") => make(definition(devices, around), "new & <1>", new Map([VDA]));
 
@@ -182,6 +182,46 @@ describe("the definition of a restored domain", () => {
       "its <serial type='file'> was kept as it is: the old domain uses it too",
       "its <graphics> keeps port 5930, which the old domain uses too",
     ]);
+  });
+
+  it("has files and sockets of its own where the old domain's lie in libvirt's folders", () => {
+    const folder = "/var/lib/libvirt/qemu";
+    const { xml, warnings, lines } =
+      made(`<serial type='file'><source path='${folder}/web.log' append='on'/><target port='0'/></serial>
+      <serial type='unix'><source mode='bind' path='${folder}/web.sock'/></serial>
+      <serial type='unix'><source mode='connect' path='${folder}/server.sock'/></serial>
+      <console type='file'><source path='${folder}/web.log'/><target type='serial' port='0'/></console>
+      <channel type='unix'><source mode='bind' path='${folder}/fwd'/><target type='guestfwd' address='10.0.2.1' port='7'/></channel>
+      <channel type='file'><source path='${folder}/c.log'/><target type='virtio' name='c'/></channel>`);
+    expect(lines).toEqual([
+      "/r/new.serial0.log",
+      "/r/new.serial1.sock",
+      "/r/new.channel0.sock",
+      "/r/new.channel1.log",
+    ]);
+    expect(xml).toContain('<source path="/r/new.serial0.log" append="on"/><target port="0"/>');
+    expect(xml).toContain('<source path="/r/new.serial0.log"/><target type="serial" port="0"/></console>');
+    expect(xml).toContain('<source mode="bind" path="/r/new.channel0.sock"/>');
+    expect(xml).toContain(`<source mode="connect" path="${folder}/server.sock"/>`);
+    expect(warnings).toEqual([
+      expect.stringContaining("<serial type='file'> is /r/new.serial0.log now"),
+      expect.stringContaining("<serial type='unix'> is /r/new.serial1.sock now"),
+      expect.stringContaining("<serial type='unix'> was kept as it is"),
+      expect.stringContaining("<channel type='unix'> is /r/new.channel0.sock now"),
+      expect.stringContaining("<channel type='file'> is /r/new.channel1.log now"),
+    ]);
+  });
+
+  it("has a terminal where a socket's path would be too long", () => {
+    const socket =
+      "<serial type='unix'><source mode='bind' path='/run/libvirt/web.sock'/><protocol type='raw'/><target port='0'/></serial>";
+    const parts = { disks: new Map([VDA]), files: new Map(), trusted: true, emulators: undefined };
+    const { xml, warnings } = restoredDomain(definition(socket), "new", {
+      ...parts,
+      lines: `/${"r".repeat(99)}`,
+    });
+    expect(xml).toContain('<serial type="pty"><target port="0"/></serial>');
+    expect(warnings).toEqual([expect.stringMatching(/terminal of its own now: .* is too long/)]);
   });
 
   it("names what two running domains can't share", () => {
