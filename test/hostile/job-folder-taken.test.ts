@@ -36,12 +36,12 @@ describe.skipIf(process.getuid?.() !== 0)("a job's folder whose name another use
     expect(basename(folder.path)).toMatch(/^nbdpull-1a2b3c4d-[0-9a-f]{12}-[0-9a-f]{8}$/);
     expect(await folder.livingOwner()).toBeUndefined();
     await folder.claim(undefined);
-    await folder.markFrozen();
+    await folder.markFrozen({ id: 7 });
     // The attacker can make more, but not what root would believe.
     await asNobody(`mkdir ${usual.path}-00000000`);
     const next = await JobFolder.find(parent, key);
     expect(next.path).toBe(folder.path);
-    expect(await next.isMarkedFrozen()).toBe(true);
+    expect(await next.isMarkedFrozen({ id: 7 })).toBe(true);
     expect(await next.livingOwner()).toContain(String(process.pid));
     const note = JSON.parse(await readFile(next.file("owner.json"), "utf8")) as object;
     await writeFile(next.file("owner.json"), JSON.stringify({ ...note, pid: 2 ** 22 + 1 }));

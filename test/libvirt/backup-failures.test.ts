@@ -3,7 +3,7 @@ import { type AddressInfo, createServer } from "node:net";
 import { join } from "node:path";
 import { afterEach, beforeEach, expect, it } from "vitest";
 import { BackupLab, expectExit } from "../support/backup-lab.js";
-import { describeWithLibvirt, LAB_DISKS } from "../support/libvirt-lab.js";
+import { describeWithLibvirt, LAB_DISKS, virsh } from "../support/libvirt-lab.js";
 import { finished } from "../support/nbdpull.js";
 
 const MiB = 1024 * 1024;
@@ -138,11 +138,18 @@ await describeWithLibvirt("a backup that fails", () => {
     await guest.expectNothingLeft();
   });
 
-  it("reports a missing agent for --freeze, and begins nothing", async () => {
+  it("reports a missing agent or a paused guest for --freeze, and begins nothing", async () => {
     const ran = await guest.run("--freeze");
     expectExit(ran, 4);
     expect(ran.json()).toMatchObject({ error: { code: "E_NO_AGENT" } });
     expect(await guest.checkpoints()).toEqual([]);
     await guest.expectNothingLeft();
+    expect(ran.stderr).toContain("has no channel to a guest agent");
+    await virsh("suspend", guest.lab.domain);
+    const paused = await guest.run("--freeze");
+    expectExit(paused, 4);
+    expect(paused.json()).toMatchObject({ error: { code: "E_GUEST_PAUSED" } });
+    expect(paused.stderr).toContain(`\`virsh resume ${guest.lab.domain}\``);
+    expectExit(await guest.run("--level", "copy"), 0);
   });
 });

@@ -37,17 +37,29 @@ await describeWithLibvirt("a backup with --freeze", () => {
     await guest.expectNothingLeft();
   });
 
-  it("gives up if the guest can't be thawed, reports that, and the next backup thaws it", async () => {
-    const ran = await finished(start(front.env({ FAIL: "domfsthaw" }), "--freeze"));
-    expectExit(ran, 1);
-    expect(ran.json()).toMatchObject({ error: { code: "E_STILL_FROZEN" } });
-    await expect(virsh("backup-dumpxml", guest.lab.domain)).rejects.toThrow(/no domain backup job/);
-    const before = (await front.asked()).length;
-    expectExit(await finished(start(front.env())), 0);
-    expect((await front.asked())[before]).toBe("domfsthaw");
-    expect(await guest.checkpoints()).toHaveLength(1);
-    await guest.expectNothingLeft();
-  });
+  it.each([
+    ["the agent refuses it", "refused", /`virsh domfsthaw/],
+    [
+      "it is paused",
+      "Requested operation is not valid: domain is not running",
+      /the guest is paused.*`virsh resume \S+; virsh domfsthaw/,
+    ],
+  ])(
+    "gives up if the guest can't be thawed since %s, and the next backup thaws it",
+    async (_, SAID, advice) => {
+      const ran = await finished(start(front.env({ FAIL: "domfsthaw", SAID }), "--freeze"));
+      expectExit(ran, 1);
+      expect(ran.json()).toMatchObject({
+        error: { code: "E_STILL_FROZEN", message: expect.stringMatching(advice) },
+      });
+      await expect(virsh("backup-dumpxml", guest.lab.domain)).rejects.toThrow(/no domain backup job/);
+      const before = (await front.asked()).length;
+      expectExit(await finished(start(front.env())), 0);
+      expect((await front.asked())[before]).toBe("domfsthaw");
+      expect(await guest.checkpoints()).toHaveLength(1);
+      await guest.expectNothingLeft();
+    },
+  );
 
   it("first thaws a guest that a killed backup left frozen", async () => {
     const run = start(front.env({ HANG: "backup-begin" }), "--freeze");
@@ -55,10 +67,58 @@ await describeWithLibvirt("a backup with --freeze", () => {
     run.kill("SIGKILL");
     await run.ended;
     expect(await front.asked()).toEqual(["domfsfreeze", "backup-begin"]);
-    expectExit(await finished(start(front.env())), 0);
-    expect((await front.asked()).slice(2)).toEqual(["domfsthaw", "backup-begin", "domjobabort"]);
+    expect(await front.isFrozen()).toBe(true);
+    expectExit(await finished(start(front.env(), "--freeze")), 0);
+    const thawed = ["domfsthaw", "domfsfreeze", "backup-begin", "domfsthaw", "domjobabort"];
+    expect((await front.asked()).slice(2)).toEqual(thawed);
     await guest.expectNothingLeft();
   }, 480_000);
+
+  it("leaves a guest frozen that was started anew after a killed backup, and frozen by somebody else", async () => {
+    const run = start(front.env({ HANG: "backup-begin" }), "--freeze");
+    await expect.poll(front.asked).toContain("backup-begin");
+    run.kill("SIGKILL");
+    await run.ended;
+    await guest.lab.powerOff();
+    await guest.lab.powerOn();
+    const ran = await finished(start(front.env(), "--freeze"));
+    expect([ran.code, ran.json()]).toMatchObject([4, { error: { code: "E_GUEST_FROZEN" } }]);
+    expectExit(await finished(start(front.env())), 0);
+    expect((await front.asked()).slice(2)).toEqual(["backup-begin", "domjobabort"]);
+    expect(await front.isFrozen()).toBe(true);
+    await guest.expectNothingLeft();
+  }, 480_000);
+
+  it("never thaws what somebody else froze, and freezes no mountpoint that isn't there", async () => {
+    const frozenLater =
+      "internal error: unable to execute QEMU agent command 'guest-fsfreeze-freeze': Command guest-fsfreeze-freeze has been disabled: the agent is in frozen state";
+    const late = await finished(start(front.env({ FAIL: "domfsfreeze", SAID: frozenLater }), "--freeze"));
+    expect([late.code, late.json()]).toMatchObject([4, { error: { code: "E_GUEST_FROZEN" } }]);
+    expect(await front.asked()).toEqual(["domfsfreeze"]);
+
+    const nowhere = await finished(start(front.env(), "--freeze=/,/nonexistent"));
+    expect([nowhere.code, nowhere.json()]).toMatchObject([4, { error: { code: "E_NO_MOUNTPOINT" } }]);
+    expect(nowhere.stderr).toMatch(/nothing mounted at \/nonexistent .* It has \/, \/srv\./);
+
+    await front.freeze();
+    const ran = await finished(start(front.env(), "--freeze"));
+    expect([ran.code, ran.json()]).toMatchObject([4, { error: { code: "E_GUEST_FROZEN" } }]);
+    const doctor = ["doctor", guest.lab.domain, "--to", guest.repo, "--scratch", guest.scratch, "--json"];
+    const looked = await finished(startNbdpull(doctor, { env: front.env() }));
+    expect(looked.json()).toContainEqual(
+      expect.objectContaining({
+        check: "guest agent",
+        status: "warn",
+        cause: expect.stringContaining("file systems are frozen"),
+        mend: `virsh domfsthaw ${guest.lab.domain}`,
+      }),
+    );
+    // Without --freeze the backup is as good as the freeze.
+    expectExit(await finished(start(front.env())), 0);
+    expect(await front.asked()).toEqual(["domfsfreeze", "backup-begin", "domjobabort"]);
+    expect(await front.isFrozen()).toBe(true);
+    await guest.expectNothingLeft();
+  });
 });
 
 await describeWithLibvirt("a backup that is ended while libvirt begins its job", () => {

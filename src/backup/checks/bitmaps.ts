@@ -26,7 +26,7 @@ export async function lookAtCheckpoints({
     const changed = await changedSince(virsh, domain, name);
     const broken = marked.filter((disk) => !changed.has(disk));
     if (broken.length > 0) {
-      const cause = `${whose}; its bitmaps of ${broken.join(", ")} are lost or broken (did QEMU die?), and no increment can start from them`;
+      const cause = `${whose}; its bitmaps of ${broken.join(", ")} are lost or broken (QEMU writes them only when it ends: was it killed?), and no increment can start from them`;
       const mend = isOurs
         ? `nbdpull backup ${domain.name} --to ${repositoryPath} (takes in full what has no base, and deletes it)`
         : `virsh checkpoint-delete ${domainWord(domain.name)} ${shellWord(name)}`;

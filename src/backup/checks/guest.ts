@@ -1,7 +1,6 @@
-/** Checks the domain: its state, jobs, disks and guest agent, and the port that its job would listen on. */
+/** Checks the domain: its state, jobs and disks, and the port that its job would listen on. */
 
 import { createServer } from "node:net";
-import { hasCode, messageOf } from "../base/errors.js";
 import { domainWord, shellWord } from "../base/shell-word.js";
 import { findLeft, refuseAnyJob, runningBackup } from "../guest/claim.js";
 import { judgeEncrypted } from "../guest/encrypted-disks.js";
@@ -93,28 +92,6 @@ export async function lookAtIothreads({ virsh, domain }: Subject): Promise<reado
   const cause = `${fragile.join(", ")}: ${FRAGILE}. nbdpull ends the job first, but if it is killed (SIGKILL), or its ssh connection is lost, the guest dies`;
   return [warn(cause)];
 }
-
-/** The agent is needed for `--freeze` only. */
-export async function lookAtAgent({ virsh, domain, freeze }: Subject): Promise<readonly Found[]> {
-  if (domain?.id === undefined) return [];
-  let mountpoints: readonly string[];
-  try {
-    mountpoints = await virsh.mountpoints(domain);
-  } catch (error) {
-    if (freeze === undefined) return [pass("none answers; only --freeze needs one")];
-    if (hasCode(error, "E_NO_AGENT")) return [failedBy(error, { domain })];
-    // Some agents can freeze file systems but not list them.
-    return [warn(`it answers, but not which file systems there are (${messageOf(error)})`, MEND_AGENT)];
-  }
-  const unknown = (freeze ?? []).filter((mountpoint) => !mountpoints.includes(mountpoint));
-  if (unknown.length > 0) {
-    const cause = `the guest has nothing mounted at ${unknown.join(", ")}, and its agent freezes only what there is`;
-    return [warn(cause, `virsh domfsinfo ${domainWord(domain.name)}`)];
-  }
-  return [pass(`it answers, and can freeze ${mountpoints.join(", ")}`)];
-}
-
-const MEND_AGENT = "systemctl restart qemu-guest-agent (in the guest)";
 
 /**
  * Checks whether QEMU can listen on the port. A port that is held by the job of a dead backup is fine: the

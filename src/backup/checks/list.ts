@@ -1,6 +1,7 @@
+import { lookAtAgent } from "./agent.js";
 import { lookAtCheckpoints, lookAtForecast } from "./bitmaps.js";
 import type { Check } from "./check.js";
-import { lookAtAgent, lookAtDisks, lookAtIothreads, lookAtJob, lookAtPort, lookAtState } from "./guest.js";
+import { lookAtDisks, lookAtIothreads, lookAtJob, lookAtPort, lookAtState } from "./guest.js";
 import { lookAtConfinement, lookAtLibvirt, lookAtNode, lookAtQemuTools, lookAtSupport } from "./host.js";
 import { lookAtScratchFolder, lookAtScratchSpace } from "./scratch.js";
 import { lookAtPoints, lookAtTarget } from "./target.js";

@@ -83,7 +83,7 @@ async function endJobIn(
   { jobMayRun }: { readonly jobMayRun: boolean },
 ): Promise<void> {
   try {
-    if (await folder.isMarkedFrozen()) await thawGuest({ virsh, domain }, folder);
+    if (await folder.isMarkedFrozen(domain)) await thawGuest({ virsh, domain }, folder);
   } finally {
     const job = jobMayRun ? await runningBackup(virsh, domain) : undefined;
     const worksThere =

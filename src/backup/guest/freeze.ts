@@ -1,7 +1,8 @@
 import { BackupError, hasCode, messageOf } from "../base/errors.js";
 import { domainWord } from "../base/shell-word.js";
+import type { DomainDefinition } from "../libvirt/domain-xml.js";
 import { freeze, thaw } from "../libvirt/freeze.js";
-import { isJobGone } from "../libvirt/virsh.js";
+import type { Virsh } from "../libvirt/virsh.js";
 import type { Guest } from "./guest.js";
 import type { JobFolder } from "./job-folder.js";
 
@@ -9,7 +10,8 @@ import type { JobFolder } from "./job-folder.js";
  * Runs `work` while the guest's file systems are frozen, and thaws them even if it fails.
  *
  * @param mountpoints in the guest; empty: all; undefined: nothing is frozen
- * @throws {PreconditionError} no agent answers in the guest
+ * @throws {PreconditionError} no agent answers in the guest; `E_GUEST_FROZEN`: somebody else froze it, and it
+ *   stays frozen; `E_NO_MOUNTPOINT`
  */
 export async function whileFrozen(
   guest: Pick<Guest, "virsh" | "domain">,
@@ -18,12 +20,11 @@ export async function whileFrozen(
   work: () => Promise<void>,
 ): Promise<void> {
   if (mountpoints === undefined) return await work();
-  await folder.markFrozen();
+  await folder.markFrozen(guest.domain);
   try {
     await freeze(guest.virsh, guest.domain, mountpoints);
   } catch (error) {
-    // Without an agent nothing was frozen; after any other error some file systems may be.
-    if (hasCode(error, "E_NO_AGENT")) await folder.unmarkFrozen();
+    if (isBeforeFreezing(error)) await folder.unmarkFrozen();
     else await thawGuest(guest, folder);
     throw error;
   }
@@ -42,11 +43,30 @@ export async function thawGuest(
   try {
     await thaw(virsh, domain);
   } catch (cause) {
-    // A guest that is off is no longer frozen.
-    if (!isJobGone(cause)) {
-      const message = `file systems of ${domain.name} may still be frozen, thawing failed (${messageOf(cause)}): run \`virsh domfsthaw ${domainWord(domain.name)}\` now`;
+    // A guest that is off is no longer frozen, but one that is paused is, and its agent doesn't answer either.
+    if (!(await isOff(virsh, domain, cause))) {
+      const name = domainWord(domain.name);
+      const isPaused = hasCode(cause, "E_DOMAIN_OFF");
+      const why = isPaused ? "the guest is paused" : messageOf(cause);
+      const mend = `${isPaused ? `virsh resume ${name}; ` : ""}virsh domfsthaw ${name}`;
+      const message = `file systems of ${domain.name} may still be frozen, thawing failed (${why}): run \`${mend}\` now`;
       throw new BackupError("E_STILL_FROZEN", message, { cause, details: { domain: domain.name } });
     }
   }
   await folder.unmarkFrozen();
+}
+
+/**
+ * Whether the run of the domain has ended that was frozen.
+ * @param cause what libvirt refused the thawing with
+ */
+async function isOff(virsh: Virsh, domain: DomainDefinition, cause: unknown): Promise<boolean> {
+  if (hasCode(cause, "E_NO_SUCH_DOMAIN")) return true;
+  return hasCode(cause, "E_DOMAIN_OFF") && (await virsh.domainId(domain)) !== domain.id;
+}
+
+/** Whether the agent has certainly not frozen anything. After other errors some file systems may be frozen. */
+function isBeforeFreezing(error: unknown): boolean {
+  const codes = ["E_NO_AGENT", "E_GUEST_FROZEN", "E_NO_MOUNTPOINT"];
+  return codes.some((code) => hasCode(error, code)) && !messageOf(error).includes("disappeared");
 }

@@ -4,7 +4,8 @@
  *
  *     /var/tmp/nbdpull-1a2b3c4d-0123456789ab/     (repository; repository and domain)
  *       owner.json                            the process that works here
- *       frozen                                exists while the guest's file systems may be frozen
+ *       frozen                                exists while the guest's file systems may be frozen: the number
+ *                                             of the domain's run
  *       qemu/                                 QEMU's own: the sockets, and the scratch files
  *
  * If QEMU runs on another host, that folder is on that host and is reached by ssh. A second folder, on this
@@ -20,7 +21,7 @@ import { PreconditionError, UsageError } from "../base/errors.js";
 import { parseJson } from "../base/json.js";
 import { isMissing } from "../host/durable-files.js";
 import type { Ssh } from "../host/ssh.js";
-import type { QemuUser } from "../libvirt/domain-xml.js";
+import type { DomainDefinition, QemuUser } from "../libvirt/domain-xml.js";
 import { type BackupJob, exportedDisks } from "../libvirt/job-xml.js";
 import { type FoundFolder, type JobPlace, LocalPlace, QEMU } from "./local-job-folder.js";
 import { SshPlace } from "./ssh-job-folder.js";
@@ -121,16 +122,19 @@ export class JobFolder {
   }
 
   /** Must be called before the guest is frozen, so that the next backup thaws it if this one dies. */
-  async markFrozen(): Promise<void> {
-    await this.#place.setFrozen(this.path, true);
+  async markFrozen({ id }: Pick<DomainDefinition, "id">): Promise<void> {
+    await this.#place.setFrozen(this.path, id);
   }
 
   async unmarkFrozen(): Promise<void> {
-    await this.#place.setFrozen(this.path, false);
+    await this.#place.setFrozen(this.path, undefined);
   }
 
-  async isMarkedFrozen(): Promise<boolean> {
-    return (await this.#place.look(this.path))?.frozen ?? false;
+  /** Whether this run of the domain may have been left frozen. What froze a later run was somebody else. */
+  async isMarkedFrozen({ id }: Pick<DomainDefinition, "id">): Promise<boolean> {
+    const run = (await this.#place.look(this.path))?.frozen;
+    // Earlier versions didn't note the run.
+    return run === "" || (run !== undefined && run === String(id));
   }
 
   /**

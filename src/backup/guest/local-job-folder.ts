@@ -15,7 +15,7 @@ import {
 } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { PreconditionError, UsageError } from "../base/errors.js";
-import { exists, isMissing } from "../host/durable-files.js";
+import { isMissing } from "../host/durable-files.js";
 import type { QemuUser } from "../libvirt/domain-xml.js";
 
 /** Names inside the folder; the note names the process that works there. */
@@ -31,7 +31,8 @@ export interface FoundFolder {
   readonly ours: boolean;
   /** Undefined unless it is a folder and ours. */
   readonly note: string | undefined;
-  readonly frozen: boolean;
+  /** The number of the domain's run that may be frozen; empty: any; undefined: none is. */
+  readonly frozen: string | undefined;
 }
 
 /** A file system that can hold job folders. All paths are absolute. */
@@ -44,7 +45,8 @@ export interface JobPlace {
    * @throws {UsageError} `E_SCRATCH_PATH`: its parent folder does not exist
    */
   create(path: string, note: string, qemu: QemuUser | undefined): Promise<void>;
-  setFrozen(path: string, frozen: boolean): Promise<void>;
+  /** @param run the number of the domain's run; undefined: it is frozen no longer */
+  setFrozen(path: string, run: number | undefined): Promise<void>;
   /** Cuts connections that outlived their client, if there are any. */
   sever(path: string): Promise<void>;
   /** Removes it, if it exists. Does not follow links, because QEMU's user can write to a part of it. */
@@ -57,13 +59,13 @@ export class LocalPlace implements JobPlace {
     if (!found) return undefined;
     const isFolder = found.isDirectory();
     const ours = [0, process.getuid?.()].includes(found.uid);
-    if (!isFolder || !ours) return { isFolder, uid: found.uid, ours, note: undefined, frozen: false };
+    if (!isFolder || !ours) return { isFolder, uid: found.uid, ours, note: undefined, frozen: undefined };
     return {
       isFolder,
       uid: found.uid,
       ours,
       note: await readFile(join(path, NOTE), "utf8").catch(undefinedIfMissing),
-      frozen: await exists(join(path, FROZEN)),
+      frozen: await readFile(join(path, FROZEN), "utf8").catch(undefinedIfMissing),
     };
   }
 
@@ -95,9 +97,9 @@ export class LocalPlace implements JobPlace {
     await chmod(path, 0o711);
   }
 
-  async setFrozen(path: string, frozen: boolean): Promise<void> {
-    if (frozen) await writeFile(join(path, FROZEN), "");
-    else await rm(join(path, FROZEN), { force: true });
+  async setFrozen(path: string, run: number | undefined): Promise<void> {
+    if (run === undefined) await rm(join(path, FROZEN), { force: true });
+    else await writeFile(join(path, FROZEN), String(run));
   }
 
   /** Does nothing: connections on this host end with their client. */

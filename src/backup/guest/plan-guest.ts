@@ -79,7 +79,8 @@ export function levelOf(manifest: Manifest, asked: Level): Exclude<Level, "auto"
 }
 
 /** The reason for a bitmap that libvirt can't use. libvirt gives no details. */
-export const LOST = "is lost or broken (did QEMU die, or was the disk replaced?)";
+export const LOST =
+  "is lost or broken (QEMU writes it only when it ends: was it killed? Or was the disk replaced?)";
 
 /** What is known of a backup before it begins. */
 export interface Forecast {

@@ -19,6 +19,8 @@ export const WAY = "way";
 /** Exit codes of the scripts themselves, besides those of the commands that they run. */
 const NO_PARENT = 90;
 const NOT_ROOT = 91;
+/** Begins the word for a guest that may be frozen; the number of its run follows. */
+const IS_FROZEN = "frozen:";
 
 /** Another host's file system, reached by a shell there with the tools of GNU or busybox. */
 export class SshPlace implements JobPlace {
@@ -38,7 +40,7 @@ export class SshPlace implements JobPlace {
       uid: Number(uid),
       ours: uid === "0" || uid === me,
       note: noted === "noted" ? note.join("\n") : undefined,
-      frozen: frozen === "frozen",
+      frozen: frozen?.startsWith(IS_FROZEN) ? frozen.slice(IS_FROZEN.length) : undefined,
     };
   }
 
@@ -52,8 +54,9 @@ export class SshPlace implements JobPlace {
     }
   }
 
-  async setFrozen(path: string, frozen: boolean): Promise<void> {
-    await this.#ssh.run(frozen ? `: > "$path/${FROZEN}"` : `rm -f "$path/${FROZEN}"`, { path });
+  async setFrozen(path: string, run: number | undefined): Promise<void> {
+    const file = `"$path/${FROZEN}"`;
+    await this.#ssh.run(run === undefined ? `rm -f ${file}` : `printf %s ${run} > ${file}`, { path });
   }
 
   async sever(path: string): Promise<void> {
@@ -88,7 +91,7 @@ uid=$(stat -c %u -- "$path")
 kind=folder; frozen=no; noted=no
 if [ -L "$path" ] || [ ! -d "$path" ]; then kind=other; fi
 if [ $kind = folder ] && { [ "$uid" = 0 ] || [ "$uid" = "$me" ]; }; then
-  [ ! -e "$path/${FROZEN}" ] || frozen=frozen
+  [ ! -f "$path/${FROZEN}" ] || frozen=${IS_FROZEN}$(tr -cd 0-9 < "$path/${FROZEN}")
   [ ! -f "$path/${NOTE}" ] || noted=noted
 fi
 echo "$kind $uid $me $frozen $noted"

@@ -97,7 +97,9 @@ export class StoppedDisk implements AsyncDisposable {
   bitmapObstacle(name: string): string | undefined {
     const [top, ...below] = this.#infos;
     const flags = bitmapsOf(top).find((bitmap) => bitmap.name === name)?.flags;
-    if (flags === undefined) return "is not in the image (was the disk replaced, or a snapshot made since?)";
+    if (flags === undefined) {
+      return "is not in the image (QEMU writes it only when it ends: was it killed? Or was the disk replaced, or a snapshot made since?)";
+    }
     if (flags.includes("in-use")) return "is broken (did QEMU die?)";
     if (!flags.includes("auto")) return "was switched off, and has not counted what changed since";
     // The bitmap of each layer counts only the writes made while it was the top; a running QEMU merges them.

@@ -58,11 +58,49 @@ const KNOWN_FAILURES: readonly {
       `the domain ${domain} has no such checkpoint. \`virsh checkpoint-list ${domainWord(domain)}\` lists them`,
   },
   {
-    said: /QEMU guest agent is not (?:configured|connected)|Guest agent is not responding/,
+    said: /QEMU guest agent is not configured/,
     code: "E_NO_AGENT",
     message: ({ domain }) =>
-      `the guest agent of ${domain} doesn't answer, and only it can freeze file systems. Install and start ` +
-      "qemu-guest-agent in the guest, with its channel in the domain's definition, or leave --freeze out",
+      `${domain} has no channel to a guest agent, and only that can freeze file systems. Add one (\`virsh edit ` +
+      `${domainWord(domain)}\`: <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>), ` +
+      "with qemu-guest-agent in the guest, or leave --freeze out",
+  },
+  {
+    // Nobody in the guest has opened the channel.
+    said: /QEMU guest agent is not connected/,
+    code: "E_NO_AGENT",
+    message: ({ domain }) =>
+      `no guest agent is connected in ${domain}, and only that can freeze file systems. Install and start ` +
+      "qemu-guest-agent in the guest (systemctl start qemu-guest-agent), or leave --freeze out",
+  },
+  {
+    // libvirt 9 says so from a reset of the guest during a job on, though the agent runs.
+    said: /Guest agent disappeared/,
+    code: "E_NO_AGENT",
+    message: ({ domain }) =>
+      `libvirt has lost the guest agent of ${domain}, as it does when a guest is reset during a backup. Restart the ` +
+      `guest (\`virsh reboot ${domainWord(domain)}\`), or leave --freeze out`,
+  },
+  {
+    said: /Guest agent is not responding/,
+    code: "E_NO_AGENT",
+    message: ({ domain }) =>
+      `the guest agent of ${domain} doesn't answer, and only that can freeze file systems. Restart it in the guest ` +
+      "(systemctl restart qemu-guest-agent), or leave --freeze out",
+  },
+  {
+    said: /has been disabled: the agent is in frozen state|'guest-fsfreeze-freeze': The command .* has been disabled/,
+    code: "E_GUEST_FROZEN",
+    message: ({ domain }) =>
+      `the file systems of ${domain} are frozen already, and not by a backup to this repository: they were neither ` +
+      `frozen nor thawed. Wait until they are thawed; if nobody will, \`virsh domfsthaw ${domainWord(domain)}\``,
+  },
+  {
+    said: /'guest-fsfreeze-freeze': .* has been disabled/,
+    code: "E_NO_AGENT",
+    message: ({ domain }) =>
+      `the guest agent of ${domain} is told not to freeze file systems. Allow it in the guest (block-rpcs in ` +
+      "qemu-ga.conf), or leave --freeze out",
   },
   {
     said: /object-add'.*(?:credentials|certificate)|Unable to (?:access credentials|import server certificate)/i,

@@ -49,11 +49,14 @@ describeUnless(process.getuid?.() === 0 ? obstacle : "an sshd needs root", "a ho
     expect(await stat(join(folder.path, "qemu"))).toMatchObject({ uid: 64_055, gid: 108, mode: 0o40700 });
     expect((await stat(folder.path)).mode & 0o777).toBe(0o711);
 
-    expect(await folder.isMarkedFrozen()).toBe(false);
-    await folder.markFrozen();
-    expect(await folder.isMarkedFrozen()).toBe(true);
+    expect(await folder.isMarkedFrozen({ id: 7 })).toBe(false);
+    await folder.markFrozen({ id: 7 });
+    expect(await folder.isMarkedFrozen({ id: 7 })).toBe(true);
+    expect(await folder.isMarkedFrozen({ id: 8 })).toBe(false);
+    await writeFile(join(folder.path, "frozen"), "");
+    expect(await folder.isMarkedFrozen({ id: 8 })).toBe(true);
     await folder.unmarkFrozen();
-    expect(await folder.isMarkedFrozen()).toBe(false);
+    expect(await folder.isMarkedFrozen({ id: 7 })).toBe(false);
 
     const kept = join(parent, "kept");
     await writeFile(kept, "");

@@ -3,9 +3,11 @@ import { tmpdir } from "node:os";
 import { delimiter, join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { PreconditionError } from "../../../src/backup/base/errors.js";
+import { freeze } from "../../../src/backup/libvirt/freeze.js";
 import { Virsh } from "../../../src/backup/libvirt/virsh.js";
 import { describeWith, findTool } from "../../support/tools.js";
 
+const AGENT = "error: internal error: unable to execute QEMU agent command";
 /** Each with libvirt 9.0's message, as virsh prints it. */
 const REFUSALS = [
   [
@@ -23,6 +25,16 @@ const REFUSALS = [
   ["E_DOMAIN_OFF", "error: operation failed: domain is no longer running"],
   ["E_NO_JOB", "error: Domain backup job id not found: no domain backup job present"],
   ["E_NO_CHECKPOINT", "error: Domain checkpoint not found: no domain checkpoint with matching name 'x'"],
+  ["E_NO_AGENT", "error: argument unsupported: QEMU guest agent is not configured"],
+  ["E_NO_AGENT", "error: Guest agent is not responding: QEMU guest agent is not connected"],
+  ["E_NO_AGENT", "error: Guest agent is not responding: Guest agent disappeared while executing command"],
+  ["E_NO_AGENT", "error: Guest agent is not responding: Guest agent not available for now"],
+  ["E_NO_AGENT", `${AGENT} 'guest-fsfreeze-freeze': Command x has been disabled: the command is not allowed`],
+  [
+    "E_GUEST_FROZEN",
+    `${AGENT} 'guest-get-fsinfo': Command x has been disabled: the agent is in frozen state`,
+  ],
+  ["E_GUEST_FROZEN", `${AGENT} 'guest-fsfreeze-freeze': The command x has been disabled for this instance`],
   [
     "E_DOMAIN_BUSY",
     "error: Timed out during operation: cannot acquire state change lock (held by monitor=…)",
@@ -224,7 +236,30 @@ describe("virsh", () => {
 
   it("reports a cancelled job that doesn't end", async () => {
     await install("printf 'Job type: 2\\n\\noperation: 9\\n'");
-    await expect(new Virsh().abortJob("lab", { timeoutMs: 200 })).rejects.toMatchObject({
+    const patience = { stillMs: 100_000, libvirtMs: 200 };
+    await expect(new Virsh().abortJob("lab", { patience })).rejects.toMatchObject({ code: "E_JOB_STUCK" });
+  });
+
+  it("refuses mountpoints of which the agent froze none", async () => {
+    await install("printf 'Froze 0 filesystem(s)\\n'");
+    await expect(freeze(new Virsh(), "lab", ["/x"])).rejects.toMatchObject({ code: "E_NO_MOUNTPOINT" });
+    await freeze(new Virsh(), "lab", []);
+  });
+
+  it("waits for a cancelled job as long as QEMU's part of it moves, and while libvirt is busy", async () => {
+    // The scratch file grows, then libvirt can't answer, then the job is QEMU's no longer, then it is gone.
+    await install(
+      `cd ${folder}; case "$*" in *domjobabort*) touch aborted; exit 0;; *--rawstats*) echo >> asked;; *) echo "error: no domain backup job present" >&2; exit 1;; esac\n` +
+        "n=$(wc -l < asked); if [ $n -ge 24 ]; then printf 'Job type: 0\\n'; exit 0; fi\n" +
+        "[ $n -ge 8 ] && [ $n -le 12 ] && { echo 'error: Timed out during operation: cannot acquire state change lock' >&2; exit 1; }\n" +
+        "printf 'Job type: 2\\n\\noperation: 9\\n'; [ $n -lt 8 ] && echo disk_temp_used: $n; exit 0",
+    );
+    const patience = { stillMs: 250, libvirtMs: 5000 };
+    await new Virsh().abortJob("lab", { patience });
+    await rm(join(folder, "aborted"));
+    await writeFile(join(folder, "asked"), "\n".repeat(13));
+    const hasty = { stillMs: 250, libvirtMs: 0 };
+    await expect(new Virsh().abortJob("lab", { patience: hasty })).rejects.toMatchObject({
       code: "E_JOB_STUCK",
     });
   });
