@@ -276,7 +276,10 @@ await describeWithLibvirt("attach to a running libvirt job", () => {
     await untilPartial();
     await lab.crash();
     const ran = await finished(run);
-    expect([1, 4]).toContain(ran.code);
+    expect([ran.code, ran.stderr]).toEqual([
+      1,
+      expect.stringContaining("ended during the backup (libvirt: shut off (crashed))"),
+    ]);
     expect(await points()).toEqual([]);
     expect(await leftovers()).toEqual([]);
   });

@@ -38,8 +38,18 @@ export async function findLeft(guest: Guest, here: JobFolder): Promise<Left> {
   return { folders: [here, theirs], job };
 }
 
+interface ClearOptions {
+  readonly signal?: AbortSignal | undefined;
+  /** Receives a message if the job takes long to end. */
+  readonly onWarning?: ((message: string) => void) | undefined;
+}
+
 /** Removes what a dead backup left and creates the folder anew, while holding the domain's lock. */
-export async function claimFolder(guest: Guest, folder: JobFolder, signal?: AbortSignal): Promise<void> {
+export async function claimFolder(
+  guest: Guest,
+  folder: JobFolder,
+  { signal, onWarning }: ClearOptions,
+): Promise<void> {
   // Checked before waiting for the lock, because a running backup holds it as long as it pulls.
   await refuseLivingOwner(folder, guest.domain);
   const claim = async (): Promise<void> => {
@@ -48,7 +58,7 @@ export async function claimFolder(guest: Guest, folder: JobFolder, signal?: Abor
     for (const left of folders) {
       // QEMU 7.2 hangs while a job is ended under a client that reads no more, but see `JobClients`.
       if (!guest.domain.disks.some(({ hasIothread }) => hasIothread)) await left.sever();
-      await endJobIn(guest, left, { jobMayRun: job !== undefined });
+      await endJobIn(guest, left, { jobMayRun: job !== undefined, onWarning });
       await removeFolder(left);
     }
     await folder.claim(guest.domain.qemuUser);
@@ -69,18 +79,22 @@ export async function refuseAnyJob({ virsh, domain }: Pick<Guest, "virsh" | "dom
  * Thaws the guest if it was left frozen, ends the job that works in `folder` and waits until it is gone, ends
  * the qemu-nbd servers that were left there, and removes the folder.
  *
- * @param way our connections to the job; closed after the job has ended, whether that succeeds or not
+ * @param options.clients our connections to the job; closed after the job has ended, whether that succeeds or not
  */
-export async function clearFolder(guest: Guest, folder: JobFolder, way?: JobClients): Promise<void> {
-  const end = (): Promise<void> => endJobIn(guest, folder, { jobMayRun: true });
-  await (way ? way.outlive(end) : end());
+export async function clearFolder(
+  guest: Guest,
+  folder: JobFolder,
+  { onWarning, clients }: Pick<ClearOptions, "onWarning"> & { readonly clients?: JobClients } = {},
+): Promise<void> {
+  const end = (): Promise<void> => endJobIn(guest, folder, { jobMayRun: true, onWarning });
+  await (clients ? clients.outlive(end) : end());
   await removeFolder(folder);
 }
 
 async function endJobIn(
   { virsh, domain }: Guest,
   folder: JobFolder,
-  { jobMayRun }: { readonly jobMayRun: boolean },
+  { jobMayRun, onWarning }: Pick<ClearOptions, "onWarning"> & { readonly jobMayRun: boolean },
 ): Promise<void> {
   try {
     if (await folder.isMarkedFrozen(domain)) await thawGuest({ virsh, domain }, folder);
@@ -88,7 +102,9 @@ async function endJobIn(
     const job = jobMayRun ? await runningBackup(virsh, domain) : undefined;
     const worksThere =
       job && exportedDisks(job).some(({ scratch }) => scratch?.path.startsWith(`${folder.path}/`));
-    if (worksThere) await cutOffIfStuck(folder, virsh.abortJob(domain, { isKnown: true }));
+    if (worksThere) {
+      await cutOffIfStuck(folder, virsh.abortJob(domain, { isKnown: true, onWait: onWarning }));
+    }
   }
 }
 

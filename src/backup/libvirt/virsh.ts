@@ -3,9 +3,10 @@
  * XML. Read this file first: its class `Virsh` has a method for each command. Then read `virsh-process.ts`
  * (how a command is run) and `virsh-errors.ts` (what its failures mean). `domain-xml.ts`, `job-xml.ts` and
  * `checkpoint-xml.ts` read libvirt's documents, and `begin-xml.ts` writes those that begin a job.
- * `running-job.ts` watches over a job (`same-job.ts`, `job-info.ts`). `restored-domain.ts` makes the definition
- * of a restored domain (`character-devices.ts`), of which `left-out.ts` leaves only what `definition-rules.ts`
- * allows, and `try-definition.ts` asks libvirt about it.
+ * `running-job.ts` watches over a job (`same-job.ts`, `job-info.ts`), `job-end.ts` waits for its end, and
+ * `guest-end.ts` says how a guest ended. `restored-domain.ts` makes the definition of a restored domain
+ * (`character-devices.ts`), of which `left-out.ts` leaves only what `definition-rules.ts` allows, and
+ * `try-definition.ts` asks libvirt about it.
  * `checkpoints.ts` and `checkpoint-edit.ts` delete and mend checkpoints, `freeze.ts` freezes and thaws,
  * `fragile-disks.ts` names disks that QEMU dies of, `choose-disks.ts` picks a domain's disks, `boot-files.ts` and `capabilities-xml.ts` say what else a domain
  * needs. `hypervisor.ts` reads connection URIs, `virsh-batch.ts` joins commands to one process, and `xml.ts`
@@ -15,12 +16,12 @@
  * repository is known here, because the names of its checkpoints contain it.
  */
 
-import { setTimeout as sleep } from "node:timers/promises";
 import { BackupError, hasCode } from "../base/errors.js";
 import { together } from "../base/in-parallel.js";
 import { domainWord } from "../base/shell-word.js";
 import type { Platform } from "./domain-xml.js";
 import { type Hypervisor, hostOf, parseHypervisor } from "./hypervisor.js";
+import { JobEnd, unlessBusy } from "./job-end.js";
 import { type JobInfo, parseJobInfo } from "./job-info.js";
 import { isJobGone } from "./virsh-errors.js";
 import { type VirshOptions, VirshProcess } from "./virsh-process.js";
@@ -40,8 +41,6 @@ const NUMBER = /^\s*[-+]?\d+$/;
 /** As libvirt reads one, without its hyphens and blanks. */
 const UUID = /^[0-9a-f]{32}$/i;
 
-/** Time between two checks whether a job has ended. */
-const POLL_MS = 100;
 /** Longer than a restart of libvirtd takes on a host with many domains. */
 export const PATIENCE_MS = 60_000;
 
@@ -268,43 +267,49 @@ export class Virsh {
   /**
    * Ends the backup job of a domain and waits until it is gone. Resolves at once if there is none. Jobs of
    * other kinds (a migration, for instance) are left alone.
+   * @param options.patience how long it may stand still, while QEMU works on it and while libvirt does
    * @param options.isKnown a backup job was just seen: it is ended before libvirt is asked again
-   * @throws {BackupError} `E_JOB_STUCK`: it was still there after `timeoutMs` (default 60 s)
+   * @param options.onWait called once with a message, if the job takes long to end
+   * @throws {BackupError} `E_JOB_STUCK`: it no longer moves; see `JobEnd`
    */
   async abortJob(
     domain: DomainRef,
-    options: { readonly timeoutMs?: number; readonly isKnown?: boolean } = {},
+    options: {
+      readonly patience?: { readonly stillMs: number; readonly libvirtMs: number };
+      readonly isKnown?: boolean;
+      readonly onWait?: ((message: string) => void) | undefined;
+    } = {},
   ): Promise<void> {
-    const { timeoutMs = 60_000, isKnown = false } = options;
-    const deadline = performance.now() + timeoutMs;
-    if (isKnown) await this.#cancelJob(domain);
-    for (let asked = isKnown; await this.#hasBackupJob(domain); asked = true) {
-      if (performance.now() > deadline) {
-        const name = nameOf(domain);
+    const { patience, isKnown = false, onWait } = options;
+    const name = nameOf(domain);
+    const end = new JobEnd(patience, () =>
+      onWait?.(
+        `the backup job of ${name} was cancelled and takes long to end: it is waited for as long as it moves`,
+      ),
+    );
+    for (let asked = isKnown && (await this.#cancelJob(domain)); ; ) {
+      const job = await unlessBusy(this.runningJob(domain));
+      if (job && !isBackupJob(job)) return;
+      if (!asked) {
+        asked = await this.#cancelJob(domain);
+        // The job is usually gone once libvirt has answered.
+        if (asked) continue;
+      }
+      if (!(await end.wait(job))) {
         const message = `the backup job of ${name} was cancelled but doesn't end: \`virsh domjobinfo ${domainWord(name)}\` shows it`;
         throw new BackupError("E_JOB_STUCK", message, { details: { domain: name } });
       }
-      // The job is usually gone once libvirt has answered.
-      if (asked) await sleep(POLL_MS);
-      else await this.#cancelJob(domain);
     }
   }
 
-  /**
-   * A job is gone only if both answers say so: its description goes first, and only then can the next job
-   * begin.
-   */
-  async #hasBackupJob(domain: DomainRef): Promise<boolean> {
-    const { info, backupXml } = await this.runningJob(domain);
-    return info?.active ? info.operation === "backup" : backupXml !== undefined;
-  }
-
-  async #cancelJob(domain: DomainRef): Promise<void> {
+  /** @returns false if libvirt was too busy to take it */
+  async #cancelJob(domain: DomainRef): Promise<boolean> {
     try {
-      await this.run("domjobabort", domain);
+      return (await unlessBusy(this.run("domjobabort", domain))) !== undefined;
     } catch (error) {
       // The job may have ended since libvirt was asked.
-      if (!isJobGone(error)) throw error;
+      if (isJobGone(error)) return true;
+      throw error;
     }
   }
 
@@ -349,6 +354,14 @@ export class Virsh {
     const called = output.split("\n").find((line) => line.slice(UUID_CHARACTERS + 1) === name);
     return called?.slice(0, UUID_CHARACTERS);
   }
+}
+
+/**
+ * Whether a backup job runs. It is gone only if both answers say so: its description goes first, and only then
+ * can the next job begin.
+ */
+function isBackupJob({ info, backupXml }: Awaited<ReturnType<Virsh["runningJob"]>>): boolean {
+  return info?.active ? info.operation === "backup" : backupXml !== undefined;
 }
 
 function nameOf(domain: DomainRef): string {

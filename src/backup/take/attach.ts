@@ -1,5 +1,12 @@
 import { isDeepStrictEqual } from "node:util";
-import { DamageError, hasCode, messageOf, PreconditionError, UsageError } from "../base/errors.js";
+import {
+  type BackupError,
+  DamageError,
+  hasCode,
+  messageOf,
+  PreconditionError,
+  UsageError,
+} from "../base/errors.js";
 import { domainWord } from "../base/shell-word.js";
 import { proveChain } from "../chain/chain.js";
 import { type EncryptedPolicy, judgeEncrypted } from "../guest/encrypted-disks.js";
@@ -10,6 +17,7 @@ import { type ScratchGuardOptions, whileScratchLasts } from "../guest/scratch-gu
 import { parseCheckpoint } from "../libvirt/checkpoint-xml.js";
 import type { DomainDefinition } from "../libvirt/domain-xml.js";
 import { FRAGILE, fragileDisks } from "../libvirt/fragile-disks.js";
+import { guestEnd } from "../libvirt/guest-end.js";
 import {
   type BackupJob,
   type BackupServer,
@@ -100,11 +108,12 @@ export async function attach(options: AttachOptions): Promise<AttachResult> {
   try {
     taken = await take(job, options);
   } catch (error) {
-    if (isFragile && (await endJob(job, options, "the backup failed"))) {
+    const ended = options.signal?.aborted ? undefined : await view.ended(error);
+    if (isFragile && !ended && (await endJob(job, options, "the backup failed"))) {
       options.onWarning?.(`the job was ended although the backup failed: ${FRAGILE}`);
     }
     await job.clients.disconnect();
-    throw error;
+    throw ended ?? error;
   }
   // The point is committed: nothing from here on, not even Ctrl-C, makes the backup fail.
   const jobEnded = options.endJob && (await endJob(job, options, "the point was committed"));
@@ -192,7 +201,7 @@ async function endJob(
   const { uuid, name } = view.domain;
   const virsh = source.virsh.withSignal(undefined).withPatience(PATIENCE_MS);
   try {
-    await clients.outlive(() => virsh.abortJob(uuid ?? name));
+    await clients.outlive(() => virsh.abortJob(uuid ?? name, { onWait: options.onWarning }));
     return true;
   } catch (error) {
     const reason = messageOf(error);
@@ -218,6 +227,8 @@ interface JobView {
   readonly confirm: () => Promise<void>;
   /** The disks that `fragileDisks` names; none if the domain is unknown. */
   readonly fragileDisks: () => Promise<readonly string[]>;
+  /** The error that names the end of the guest, if that is why the backup failed. */
+  readonly ended: (error: unknown) => Promise<BackupError | undefined>;
 }
 
 /**
@@ -235,6 +246,7 @@ function viewOfXml({ xml, domain, uuid }: Extract<JobSource, { kind: "xml" }>): 
     creationTime: async () => undefined,
     confirm: async () => undefined,
     fragileDisks: async () => [],
+    ended: async () => undefined,
   };
 }
 
@@ -270,6 +282,7 @@ async function viewOfLibvirt({
     creationTime,
     confirm: () => running.assertAlive(),
     fragileDisks: () => fragileDisks(virsh, running.domain),
+    ended: (error) => guestEnd(virsh.withSignal(undefined), running.domain, error),
   };
 }
 

@@ -21,6 +21,7 @@ import { parseCheckpoint } from "../libvirt/checkpoint-xml.js";
 import { checkpointName } from "../libvirt/checkpoints.js";
 import { type DiskChoice, disksLeftOut, disksToBackUp, type LeftOutDisk } from "../libvirt/choose-disks.js";
 import { type DomainDefinition, type DomainDisk, parseDomain } from "../libvirt/domain-xml.js";
+import { guestEnd } from "../libvirt/guest-end.js";
 import { type BackupServer, exportedDisks } from "../libvirt/job-xml.js";
 import { openRunningJob, type RunningJob } from "../libvirt/running-job.js";
 import { PATIENCE_MS, type Virsh } from "../libvirt/virsh.js";
@@ -76,6 +77,7 @@ export interface BackupResult extends TakenPoint {
  *
  * @throws {PreconditionError} the domain is busy, another backup runs, a disk can't take part or is encrypted, no
  *   base for an increment
+ * @throws {BackupError} `E_GUEST_ENDED`: the guest crashed, was shut down or destroyed meanwhile
  * @throws as `takePoint` does
  */
 export async function backup(options: BackupOptions): Promise<BackupResult> {
@@ -96,7 +98,7 @@ export async function backup(options: BackupOptions): Promise<BackupResult> {
   const repository = await Repository.openOrCreate(options.repositoryPath);
   const guest: Guest = { virsh, domain, repository, ssh };
   const folder = await JobFolder.find(options.scratchParent, keyOf(guest), ssh);
-  await claimFolder(guest, folder, signal);
+  await claimFolder(guest, folder, options);
   const cleaner: Guest = { ...guest, virsh: virsh.withSignal(undefined).withPatience(PATIENCE_MS) };
   const traces: Traces = { folder, made: [], clients: new JobClients() };
   const { made, clients } = traces;
@@ -117,15 +119,17 @@ export async function backup(options: BackupOptions): Promise<BackupResult> {
     if (connection.straightTo) await refuseUnreachable(connection.straightTo, signal);
     const begun = await begin(guest, { disks, forecast }, { ...traces, server }, options);
     signal?.throwIfAborted();
-    const giveUp = (): Promise<void> => clearFolder(cleaner, folder, clients);
+    const giveUp = (): Promise<void> => clearFolder(cleaner, folder, { ...options, clients });
     taken = await whileScratchLasts({ ...scratch, signal, giveUp }, (lasting) =>
       connection.walk(lasting, (walking) =>
         pullDisks(guest, begun, { connection, clients: clients.all }, { ...options, signal: walking }),
       ),
     );
   } catch (error) {
-    await clearAfterFailure(cleaner, traces, options);
-    throw error;
+    const ended = signal?.aborted ? undefined : await guestEnd(cleaner.virsh, domain, error);
+    // The checkpoint of a domain that is off can't be deleted.
+    await clearAfterFailure(cleaner, { ...traces, made: ended ? undefined : made }, options);
+    throw ended ?? error;
   }
   // The point is committed: nothing from here on, not even Ctrl-C, makes the backup fail.
   const retired = await endJob(cleaner, traces, options);
@@ -332,12 +336,12 @@ function scratchSettings(
 /** The next backup removes what this can't. */
 async function clearAfterFailure(
   guest: Guest,
-  { folder, made, clients }: Traces,
+  { folder, made, clients }: Omit<Traces, "made"> & { readonly made: readonly string[] | undefined },
   options: BackupOptions,
 ): Promise<void> {
   try {
-    await clearFolder(guest, folder, clients);
-    await deleteOrphans(guest, made, options);
+    await clearFolder(guest, folder, { ...options, clients });
+    if (made) await deleteOrphans(guest, made, options);
   } catch (error) {
     options.onWarning?.(`not everything was cleared away, the next backup will do it: ${messageOf(error)}`);
   }
@@ -349,7 +353,7 @@ async function endJob(
   options: BackupOptions,
 ): Promise<readonly string[]> {
   try {
-    await clearFolder(guest, folder, clients);
+    await clearFolder(guest, folder, { ...options, clients });
     const names = guest.domain.disks.map(({ target }) => target);
     return await retire(guest, [], options, (points) => neededCheckpoints(points, names));
   } catch (error) {

@@ -71,7 +71,7 @@ export async function backUpStopped(
   const repository = await Repository.openOrCreate(options.repositoryPath);
   const guest: Guest = { virsh, domain, repository, ssh: undefined };
   const folder = await JobFolder.find(options.scratchParent, keyOf(guest), undefined);
-  await claimFolder(guest, folder, signal);
+  await claimFolder(guest, folder, options);
   const disks: FoundDisk[] = [];
   try {
     const users = await toolUsers(domain.qemuUser ?? (await hostsUser(virsh)));

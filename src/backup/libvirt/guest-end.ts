@@ -1,0 +1,51 @@
+import { setTimeout as sleep } from "node:timers/promises";
+import { BackupError, hasCode, messageOf } from "../base/errors.js";
+import { domainWord } from "../base/shell-word.js";
+import type { DomainDefinition } from "./domain-xml.js";
+import type { Virsh } from "./virsh.js";
+
+/** QEMU's connections are closed a moment before libvirt knows that QEMU has ended. */
+const NOTICE_MS = 500;
+/** `shut off (crashed)` and the like; the reason says who ended it. */
+const ENDED = /^(?:shut off|crashed|in shutdown)/;
+
+/**
+ * The error that names the end of the guest, if that is why a backup of it failed.
+ * @param error what the backup failed with
+ * @param domain as it was when the backup began
+ * @returns `E_GUEST_ENDED`; undefined while the same run of the domain goes on, or if libvirt doesn't say
+ */
+export async function guestEnd(
+  virsh: Virsh,
+  domain: DomainDefinition,
+  error: unknown,
+): Promise<BackupError | undefined> {
+  let end = await endOf(virsh, domain);
+  if (end === undefined && isLostConnection(error)) {
+    await sleep(NOTICE_MS);
+    end = await endOf(virsh, domain);
+  }
+  if (end === undefined) return undefined;
+  const { name } = domain;
+  const message =
+    `${name} ended during the backup (${end}), so nothing was committed. /var/log/libvirt/qemu/${name}.log on its ` +
+    `host says more. What this backup has left goes with the next one: virsh start ${domainWord(name)}, and back it up again`;
+  const details = { domain: name, state: end, failedWith: messageOf(error) };
+  return new BackupError("E_GUEST_ENDED", message, { cause: error, details });
+}
+
+async function endOf(virsh: Virsh, domain: DomainDefinition): Promise<string | undefined> {
+  try {
+    const state = (await virsh.run("domstate", domain, ["--reason"])).trim();
+    if (ENDED.test(state)) return `libvirt: ${state}`;
+    return (await virsh.domainId(domain)) === domain.id ? undefined : "it was started anew since";
+  } catch (error) {
+    return hasCode(error, "E_NO_SUCH_DOMAIN") ? "libvirt has forgotten it" : undefined;
+  }
+}
+
+function isLostConnection(error: unknown): boolean {
+  return ["NBD_CLOSED_BY_SERVER", "NBD_CONNECTION_LOST", "NBD_CONNECT_FAILED"].some((code) =>
+    hasCode(error, code),
+  );
+}
