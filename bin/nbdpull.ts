@@ -5,6 +5,7 @@ import { optimizeLater } from "./optimize-later.js";
 import { fillInDefaults, withTalk } from "./options.js";
 import { reportCrashes, surviveClosedPipes } from "./output.js";
 import { type Run, run } from "./run.js";
+import { endIfAbandoned } from "./standard-output.js";
 import { printJson, printLines, printText } from "./terminal.js";
 import { version } from "./version.js";
 
@@ -70,6 +71,9 @@ try {
   if (!(error instanceof CommanderError)) throw error;
   process.exitCode = exitCodeOf(error);
   if (error.exitCode !== 0 && process.argv.includes("--json")) {
-    printJson(process.stdout, { error: { code: "E_USAGE", message: error.message } });
+    const isDiskOnStdout = called === "pull" && process.argv.includes("-");
+    const stream = isDiskOnStdout ? process.stderr : process.stdout;
+    printJson(stream, { error: { code: "E_USAGE", message: error.message } });
   }
 }
+endIfAbandoned();

@@ -2,6 +2,7 @@ import type { MultiBar, SingleBar } from "cli-progress";
 import prettyBytes from "pretty-bytes";
 import { printable } from "../src/backup/base/printable.js";
 import { ResultStream } from "./result-stream.js";
+import { isReaderGone } from "./standard-output.js";
 import { type Line, printJson, printLines, printText } from "./terminal.js";
 
 /** How much to log, and the format of the result. */
@@ -18,7 +19,7 @@ interface OutputOptions {
 export function surviveClosedPipes(): void {
   for (const stream of [process.stdout, process.stderr]) {
     stream.on("error", (error: NodeJS.ErrnoException) => {
-      if (error.code !== "EPIPE") throw error;
+      if (!isReaderGone(error)) throw error;
     });
   }
 }
@@ -39,6 +40,7 @@ export class Output {
   readonly #options: OutputOptions;
   #warnings: string[] = [];
   #stream: ResultStream | undefined;
+  #isStdoutTaken = false;
 
   constructor(options: OutputOptions) {
     this.#options = options;
@@ -46,8 +48,14 @@ export class Output {
 
   /** Prints the result: `value` as one JSON document, or else the lines. */
   result(value: unknown, lines: readonly Line[]): void {
-    if (this.#options.json) printJson(process.stdout, value);
-    else printLines(process.stdout, lines);
+    const stream = this.#isStdoutTaken ? process.stderr : process.stdout;
+    if (this.#options.json) printJson(stream, value);
+    else if (!this.#isStdoutTaken || !this.#options.quiet) printLines(stream, lines);
+  }
+
+  /** From here on stdout has other data, and JSON documents go to stderr. */
+  leaveStdout(): void {
+    this.#isStdoutTaken = true;
   }
 
   /** The format of the result. */
@@ -85,7 +93,8 @@ export class Output {
   failure(error: unknown): void {
     this.#tell(messageOf(error), error);
     if (!this.#options.json) return;
-    printJson(this.#stream?.begun ? process.stderr : process.stdout, { error: describe(error) });
+    const isTaken = this.#isStdoutTaken || this.#stream?.begun;
+    printJson(isTaken ? process.stderr : process.stdout, { error: describe(error) });
   }
 
   /** Reports a failure that doesn't end the run; returns its JSON form. */

@@ -1,4 +1,4 @@
-import { fstatSync, write as writeToFile } from "node:fs";
+import { isReaderGone, StandardOutput } from "./standard-output.js";
 
 /** Large enough for few system calls, small enough for the processor's cache. */
 const BLOCK = 256 * 1024;
@@ -6,7 +6,6 @@ const BLOCK = 256 * 1024;
 const HELD_BACK = 4 * 1024 * 1024;
 /** Most blocks that wait for the operating system. */
 const AHEAD = 2;
-const STDOUT = 1;
 
 /**
  * A result on stdout that is too large to hold in memory. It is collected in blocks, which are reused, and
@@ -22,7 +21,7 @@ export class ResultStream {
   #failure: { readonly reason: unknown } | undefined;
   #isGone = false;
   #isBegun = false;
-  #isFile: boolean | undefined;
+  readonly #stdout = new StandardOutput();
 
   /** Whether a part of it has been written to stdout. */
   get begun(): boolean {
@@ -79,36 +78,16 @@ export class ResultStream {
   async #writeFull(): Promise<void> {
     for (let block = this.#full.shift(); block !== undefined; block = this.#full.shift()) {
       try {
-        if (!this.#isGone) await this.#write(block);
+        if (!this.#isGone) await this.#stdout.write(block);
       } catch (reason) {
-        if ((reason as NodeJS.ErrnoException).code !== "EPIPE") this.#failure ??= { reason };
+        if (!isReaderGone(reason)) this.#failure ??= { reason };
         this.#isGone = true;
       }
       this.#free.push(block.buffer);
     }
   }
 
-  /** If stdout is a file, `process.stdout` would write on the main thread and block everything else. */
-  async #write(block: Uint8Array): Promise<void> {
-    this.#isFile ??= fstatSync(STDOUT).isFile();
-    if (!this.#isFile) return await written((done) => process.stdout.write(block, done));
-    for (let at = 0; at < block.length; ) {
-      at += await written<number>((done) => writeToFile(STDOUT, block, at, block.length - at, null, done));
-    }
-  }
-
   #check(): void {
     if (this.#failure !== undefined) throw this.#failure.reason;
   }
-}
-
-function written<T = void>(
-  start: (done: (error: Error | null | undefined, result: T) => void) => void,
-): Promise<T> {
-  return new Promise((resolve, reject) => {
-    start((error, result) => {
-      if (error) reject(error);
-      else resolve(result);
-    });
-  });
 }

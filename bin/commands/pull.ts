@@ -1,4 +1,5 @@
 import type { Command } from "commander";
+import { UsageError } from "../../src/backup/base/errors.js";
 import { openExport } from "../../src/backup/export/open-export.js";
 import { refuseTarget } from "../../src/backup/host/publish.js";
 import type { ImageFormat } from "../../src/backup/image/image.js";
@@ -26,12 +27,18 @@ interface PullOptions extends CopyOptions, NetworkOptions {
   readonly force?: true;
 }
 
+/** The name of standard output; a file of that name is ./- */
+const STDOUT = "-";
+
 export function addPull(program: Command, run: Run): void {
   const command = program
     .command("pull")
     .description("copy one export into one image: everything, or with --bitmap what has changed")
     .argument("<uri>", "nbd://HOST/EXPORT or nbd+unix:///EXPORT?socket=PATH")
-    .argument("<image>", "the image to write: .qcow2, anything else is raw")
+    .argument(
+      "<image>",
+      "the image to write: .qcow2, anything else is raw; - writes the whole disk to standard output, raw",
+    )
     .option(
       "--bitmap <name>",
       "only what this dirty bitmap marks; a missing bitmap is exit 4, never a full copy",
@@ -40,7 +47,14 @@ export function addPull(program: Command, run: Run): void {
     .option("--backing-format <format>", "its format; by default its suffix decides, it is never probed")
     .option("--force", "replace the image if it exists");
   withNetwork(withDigests(withCopy(command), "by default none for a single image")).action(
-    run<PullOptions, [uri: string, image: string]>(async ({ output, signal }, options, uri, imagePath) => {
+    run<PullOptions, [uri: string, image: string]>(async (context, options, uri, imagePath) => {
+      if (imagePath === STDOUT) {
+        context.output.leaveStdout();
+        refuseImageOptions(options);
+        const { pullToStdout } = await import("../pull-to-stdout.js");
+        return await pullToStdout(context, uri, options);
+      }
+      const { output, signal } = context;
       const format = formatOf(imagePath, options.format);
       const compress = compressOf(options, format);
       const { bitmap, backing } = options;
@@ -77,4 +91,21 @@ export function addPull(program: Command, run: Run): void {
       }
     }),
   );
+}
+
+/** @throws {UsageError} an option that only an image file can have */
+function refuseImageOptions(options: PullOptions): void {
+  const given = {
+    "--bitmap": options.bitmap,
+    "--backing": options.backing,
+    "--backing-format": options.backingFormat,
+    "--compress": options.compress,
+    "--digests": options.digests || undefined,
+    "--force": options.force,
+    "--format qcow2": options.format === "qcow2" ? true : undefined,
+  };
+  const wrong = Object.entries(given).flatMap(([flag, value]) => (value === undefined ? [] : [flag]));
+  if (wrong.length === 0) return;
+  const message = `standard output gets the whole disk, raw, without ${wrong.join(" and ")}: name a file instead of "-", or leave that out`;
+  throw new UsageError("E_STDOUT", message, { details: { options: wrong } });
 }

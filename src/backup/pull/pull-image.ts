@@ -159,7 +159,10 @@ export async function copyImage(source: DiskSource, options: CopyImageOptions): 
   }
 }
 
-function exportSource(
+/** An export as a source.
+ * @param parentSize with `bitmap`: the disk's size in bytes at the parent point
+ */
+export function exportSource(
   client: NbdClient,
   bitmap: string | undefined,
   parentSize: number | undefined,
