@@ -1,6 +1,7 @@
-import { ALLOCATION_CONTEXT } from "../src/backup/export/export-extents.js";
 import type { MapForm } from "./map-printer.js";
 import type { RecordLayout } from "./map-record.js";
+import { MapTotals, type Total } from "./map-totals.js";
+import { describeFlags, isShown } from "./map-types.js";
 import { human } from "./output.js";
 import { Picture } from "./picture.js";
 
@@ -16,11 +17,12 @@ export class JsonForm implements MapForm {
 
   layoutOf(flags: number): RecordLayout {
     this.#isEmpty = false;
-    const description = JSON.stringify(describeFlags(this.#context, flags));
+    const description = describeFlags(this.#context, flags);
+    const described = description === undefined ? "" : `,\n    "description": ${JSON.stringify(description)}`;
     return {
       before: '\n  {\n    "offset": ',
       between: ',\n    "length": ',
-      after: `,\n    "type": ${flags},\n    "description": ${description}\n  },`,
+      after: `,\n    "type": ${flags}${described}\n  },`,
       width: 0,
     };
   }
@@ -30,75 +32,89 @@ export class JsonForm implements MapForm {
   }
 }
 
-const PICTURE_COLUMNS = 64;
-/** What the picture shows. */
-const MARKED: readonly string[] = ["data", "dirty", "local"];
+/** The array that `nbdinfo --map --totals --json` prints, ordered by type. */
+export class JsonTotalsForm implements MapForm {
+  readonly start = "";
+  readonly #size: number;
+  readonly #totals: MapTotals;
 
-interface Total {
-  readonly description: string;
-  bytes: number;
-  extents: number;
+  constructor(context: string, size: number) {
+    this.#size = size;
+    this.#totals = new MapTotals(context);
+  }
+
+  readonly note = (_offset: number, length: number, flags: number): void => {
+    this.#totals.add(length, flags);
+  };
+
+  end(): string {
+    const inOrder = [...this.#totals.all].sort((a, b) => (a.type ?? Infinity) - (b.type ?? Infinity));
+    const entries = inOrder.map(({ bytes, type, description }) => {
+      const percent = Number(((bytes / this.#size) * 100).toPrecision(6));
+      return { size: bytes, percent, type, description };
+    });
+    return `${JSON.stringify(entries, null, 2)}\n`;
+  }
 }
 
-/** Prints a line for each extent, then the totals and the picture. */
-export class TextForm implements MapForm {
+const PICTURE_COLUMNS = 64;
+
+/** Prints the totals and the picture. */
+export class TextTotalsForm implements MapForm {
   readonly start = "";
   readonly #context: string;
   readonly #size: number;
   readonly #picture: Picture;
-  readonly #totals = new Map<string, Total>();
-  /** The total for these flags; their description is looked up only once. */
-  readonly #byFlags = new Map<number, Total>();
+  readonly #totals: MapTotals;
 
   constructor(context: string, size: number) {
     this.#context = context;
     this.#size = size;
     this.#picture = new Picture(size, PICTURE_COLUMNS);
+    this.#totals = new MapTotals(context);
+  }
+
+  readonly note = (offset: number, length: number, flags: number): void => {
+    this.#totals.add(length, flags);
+    if (isShown(this.#context, flags)) this.#picture.add(offset, length);
+  };
+
+  end(): string {
+    const lines = this.#totals.all.map((total) => {
+      const percent = ((total.bytes / this.#size) * 100).toFixed(1);
+      return `${nameOf(total)}: ${human(total.bytes)} (${percent}%) in ${total.extents} extents\n`;
+    });
+    return `${lines.join("")}[${this.#picture}]\n`;
+  }
+}
+
+/** Prints a line for each extent before the totals and the picture. */
+export class TextForm extends TextTotalsForm {
+  readonly #context: string;
+  #isEmpty = true;
+
+  constructor(context: string, size: number) {
+    super(context, size);
+    this.#context = context;
   }
 
   layoutOf(flags: number): RecordLayout {
+    this.#isEmpty = false;
     const type = String(flags).padStart(4);
+    const description = describeFlags(this.#context, flags);
     return {
       before: "",
       between: " ",
-      after: ` ${type}  ${describeFlags(this.#context, flags)}\n`,
+      after: ` ${type}${description === undefined ? "" : `  ${description}`}\n`,
       width: 14,
     };
   }
 
-  readonly note = (offset: number, length: number, flags: number): void => {
-    const total = this.#byFlags.get(flags) ?? this.#totalOf(flags);
-    total.bytes += length;
-    total.extents += 1;
-    if (MARKED.includes(total.description)) this.#picture.add(offset, length);
-  };
-
-  end(): string {
-    const lines = Array.from(this.#totals.values(), ({ description, bytes, extents }) => {
-      const percent = ((bytes / this.#size) * 100).toFixed(1);
-      return `${description || "(no name)"}: ${human(bytes)} (${percent}%) in ${extents} extents\n`;
-    });
-    return `${this.#totals.size > 0 ? "\n" : ""}${lines.join("")}[${this.#picture}]\n`;
-  }
-
-  #totalOf(flags: number): Total {
-    const description = describeFlags(this.#context, flags);
-    const total = this.#totals.get(description) ?? { description, bytes: 0, extents: 0 };
-    this.#totals.set(description, total);
-    if (this.#byFlags.size < MAX_KNOWN_FLAGS) this.#byFlags.set(flags, total);
-    return total;
+  override end(): string {
+    return `${this.#isEmpty ? "" : "\n"}${super.end()}`;
   }
 }
 
-/** An unknown context may have any number of different flags. */
-const MAX_KNOWN_FLAGS = 256;
-
-/** The descriptions that nbdinfo uses. */
-function describeFlags(context: string, flags: number): string {
-  if (context === ALLOCATION_CONTEXT) return ["data", "hole", "zero", "hole,zero"][flags & 3] ?? "";
-  if (context.startsWith("qemu:dirty-bitmap:")) return (flags & 1) === 0 ? "clean" : "dirty";
-  if (context === "qemu:allocation-depth") {
-    return flags === 0 ? "unallocated" : flags === 1 ? "local" : `backing depth ${flags}`;
-  }
-  return "";
+function nameOf({ type, description }: Total): string {
+  return description ?? `type ${type}`;
 }

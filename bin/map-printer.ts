@@ -5,8 +5,8 @@ import type { ResultStream } from "./result-stream.js";
 /** The format of a map: records that end with a one-byte separator, and the text around them. */
 export interface MapForm {
   readonly start: string;
-  /** The record format for extents with these flags, including the separator. */
-  layoutOf(flags: number): RecordLayout;
+  /** The record format for extents with these flags, including the separator. Absent: no records. */
+  layoutOf?(flags: number): RecordLayout;
   /** Called for each extent, if present. */
   readonly note?: (offset: number, length: number, flags: number) => void;
   /** Replaces the last separator. */
@@ -63,15 +63,16 @@ export class MapPrinter {
 
   end(): void {
     const length = this.#end - this.#offset;
+    if (length > 0) this.#form.note?.(this.#offset, length, this.#flags);
     if (this.#record !== undefined) {
       this.#stream.append(this.#record.of(this.#offset, length));
-      this.#form.note?.(this.#offset, length, this.#flags);
       this.#stream.takeBack(1);
     }
     this.#stream.append(Buffer.from(this.#form.end()));
   }
 
-  #newRecord(flags: number): MapRecord {
+  #newRecord(flags: number): MapRecord | undefined {
+    if (this.#form.layoutOf === undefined) return undefined;
     if (this.#records.size >= MAX_RECORDS) this.#records.clear();
     const record = new MapRecord(this.#form.layoutOf(flags));
     this.#records.set(flags, record);

@@ -2,15 +2,16 @@ import { type Command, Option } from "commander";
 import { PreconditionError } from "../../src/backup/base/errors.js";
 import { ALLOCATION_CONTEXT, dirtyContext } from "../../src/backup/export/export-extents.js";
 import { MetaContextError, NbdClient } from "../../src/nbd/index.js";
-import { JsonForm, TextForm } from "../map-forms.js";
-import { MapPrinter } from "../map-printer.js";
-import { connectOf, type NetworkOptions, withNetwork } from "../options.js";
+import { JsonForm, JsonTotalsForm, TextForm, TextTotalsForm } from "../map-forms.js";
+import { type MapForm, MapPrinter } from "../map-printer.js";
+import { connectOf, type NetworkOptions, type TalkOptions, withNetwork } from "../options.js";
 import type { Output } from "../output.js";
 import type { Run } from "../run.js";
 
 interface MapOptions extends NetworkOptions {
   readonly bitmap?: string;
   readonly context?: string;
+  readonly totals?: true;
 }
 
 export function addMap(program: Command, run: Run): void {
@@ -21,15 +22,21 @@ export function addMap(program: Command, run: Run): void {
     )
     .argument("<uri>")
     .addOption(new Option("--bitmap <name>", "the dirty bitmap of this name").conflicts("context"))
-    .option("--context <name>", "any meta context, by its full name");
+    .option("--context <name>", "any meta context, by its full name")
+    .option("--totals", "only the totals, no line for each extent");
   withNetwork(command).action(
     run<MapOptions, [uri: string]>(async ({ output, signal }, options, uri) => {
       const context =
         options.bitmap === undefined ? (options.context ?? ALLOCATION_CONTEXT) : dirtyContext(options.bitmap);
       await using client = await connect(uri, context, await connectOf(options, signal));
-      await printMap(client, context, output, signal);
+      await printMap(client, formOf(context, client.export.size, options), context, output, signal);
     }),
   );
+}
+
+function formOf(context: string, size: number, { json, totals }: MapOptions & TalkOptions): MapForm {
+  if (totals) return json ? new JsonTotalsForm(context, size) : new TextTotalsForm(context, size);
+  return json ? new JsonForm(context) : new TextForm(context, size);
 }
 
 /** Extents are printed as they arrive, so their number costs no memory. */
@@ -55,12 +62,12 @@ async function connect(
 /** Prints the extents as they arrive; a disk may have more of them than fit in memory. */
 async function printMap(
   client: NbdClient,
+  form: MapForm,
   context: string,
   output: Output,
   signal: AbortSignal,
 ): Promise<void> {
   const stream = output.stream();
-  const form = output.json ? new JsonForm(context) : new TextForm(context, client.export.size);
   const printer = new MapPrinter(form, stream);
   for await (const batch of client.blockStatus({ signal })) {
     const runs = batch.runs.get(context);

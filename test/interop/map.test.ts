@@ -9,6 +9,7 @@ import { execa } from "execa";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { NbdServer, ServedError } from "../../src/nbd/index.js";
 import { nbdpull } from "../support/nbdpull.js";
+import { describeWith } from "../support/tools.js";
 
 const GiB = 1024 ** 3;
 const BLOCK = 64 * 1024;
@@ -155,5 +156,44 @@ describe("the map of an empty export", () => {
     expect([json.code, json.stdout]).toEqual([0, "[]"]);
     const text = await nbdpull("map", server.uri(""), "--bitmap", "b0");
     expect([text.code, text.stdout]).toEqual([0, `[${" ".repeat(64)}]`]);
+  });
+});
+
+describeWith(["nbdinfo"], "a map's words", () => {
+  it("are those of nbdinfo, for all flags in all contexts, and so are the totals", async () => {
+    const contexts = ["base:allocation", CONTEXT, "qemu:allocation-depth", "x-other:context"];
+    const types = [0, 1, 2, 3, 4, 5, 0, 7];
+    function* describeFrom(offset: number): Generator<{ length: number; flags: number }> {
+      for (let at = offset; at < types.length * BLOCK; at += BLOCK) {
+        yield { length: BLOCK, flags: types[at / BLOCK] ?? 0 };
+      }
+    }
+    await using server = await NbdServer.listen({
+      exports: () => ({
+        size: types.length * BLOCK,
+        read: (_offset, length) => new Uint8Array(length),
+        contexts: new Map(contexts.map((name) => [name, describeFrom])),
+      }),
+      address: { path: join(folder, "nbd.sock") },
+    });
+    const nbdinfo = async (...args: string[]): Promise<string> =>
+      (await execa("nbdinfo", [...args, server.uri("")])).stdout;
+    for (const context of contexts) {
+      const map = ["map", server.uri(""), "--context", context];
+      const json = (await nbdpull(...map, "--json")).json();
+      expect(json).toEqual(JSON.parse(await nbdinfo(`--map=${context}`, "--json")));
+      const totals = (await nbdpull(...map, "--totals", "--json")).json();
+      expect(totals).toEqual(JSON.parse(await nbdinfo(`--map=${context}`, "--totals", "--json")));
+      const { stdout } = await nbdpull(...map);
+      const lines = stdout.split("\n").slice(0, types.length);
+      const theirs = (await nbdinfo(`--map=${context}`)).split("\n");
+      const words = (line: string): string => line.trim().replace(/ +/g, " ");
+      expect(lines.map(words)).toEqual(theirs.map(words));
+    }
+    const text = await nbdpull("map", server.uri(""), "--context", "x-other:context", "--totals");
+    expect(text.stdout.split("\n").slice(0, 2)).toEqual([
+      "type 0: 128 KiB (25.0%) in 2 extents",
+      "type 1: 64 KiB (12.5%) in 1 extents",
+    ]);
   });
 });
