@@ -1,8 +1,18 @@
 import type { Command } from "commander";
 import { allOrNone } from "../../src/backup/base/in-parallel.js";
-import { type ExportInfo, formatNbdUri, listExports, NbdClient, parseNbdUri } from "../../src/nbd/index.js";
+import {
+  type ConnectOptions,
+  type ExportInfo,
+  formatNbdUri,
+  listExports,
+  type NbdAddress,
+  NbdClient,
+  NbdError,
+  parseNbdUri,
+} from "../../src/nbd/index.js";
+import { EXIT } from "../exit-codes.js";
 import { connectOf, type NetworkOptions, withNetwork } from "../options.js";
-import { human } from "../output.js";
+import { human, type Output } from "../output.js";
 import type { Run } from "../run.js";
 
 interface InfoOptions extends NetworkOptions {
@@ -22,31 +32,71 @@ export function addInfo(program: Command, run: Run): void {
   withNetwork(command).action(
     run<InfoOptions, [uri: string]>(async ({ output, signal }, options, uri) => {
       const address = parseNbdUri(uri);
-      const connect = await connectOf(options, signal);
-      const names = options.list
-        ? (await listExports(address, connect)).map(({ name }) => name)
-        : [address.exportName];
-      if (names.length > MOST_DESCRIBED) {
-        output.warn(
-          `the server lists ${names.length} exports, of which the first ${MOST_DESCRIBED} are described: name another one in the URI to see it`,
-        );
-      }
-      const described = names.slice(0, MOST_DESCRIBED);
-      const exports = await allOrNone(described, AT_ONCE, signal, async (exportName, either) => {
-        const options = { ...connect, listContexts: true, signal: either };
-        await using client = await NbdClient.connect({ ...address, exportName }, options);
-        return client.export;
-      });
+      const connect = { ...(await connectOf(options, signal)), listContexts: true };
+      const found = options.list
+        ? await describeAll(address, connect, output)
+        : { exports: [await describe(address, connect)], errors: [] };
+      const [first] = found.exports;
       const json = {
-        protocol: "newstyle-fixed",
-        TLS: exports[0]?.tls ?? false,
-        structured: exports[0] !== undefined && exports[0].protocol !== "simple",
-        extended: exports[0]?.protocol === "extended",
-        exports: exports.map((info) => asJson(info, formatNbdUri({ ...address, exportName: info.name }))),
+        protocol: first?.handshake ?? "newstyle-fixed",
+        TLS: first?.tls ?? false,
+        structured: first !== undefined && first.protocol !== "simple",
+        extended: first?.protocol === "extended",
+        exports: found.exports.map((info) =>
+          asJson(info, formatNbdUri({ ...address, exportName: info.name })),
+        ),
+        ...(found.errors.length === 0 ? {} : { errors: found.errors }),
       };
-      output.result(json, exports.flatMap(asText));
+      output.result(json, found.exports.flatMap(asText));
+      if (found.errors.length > 0) process.exitCode = EXIT.precondition;
     }),
   );
+}
+
+async function describe(address: NbdAddress, connect: ConnectOptions): Promise<ExportInfo> {
+  await using client = await NbdClient.connect(address, connect);
+  return client.export;
+}
+
+interface Described {
+  readonly exports: readonly ExportInfo[];
+  /** Those that the server lists and doesn't open, in JSON. */
+  readonly errors: readonly Record<string, unknown>[];
+}
+
+/** Describes what the server lists. What it doesn't open is named on stderr, and hides nothing else. */
+async function describeAll(address: NbdAddress, connect: ConnectOptions, output: Output): Promise<Described> {
+  const listed = await listExports(address, connect);
+  if (listed.length > MOST_DESCRIBED) {
+    output.warn(
+      `the server lists ${listed.length} exports, of which the first ${MOST_DESCRIBED} are described: name another one in the URI to see it`,
+    );
+  }
+  const outcomes = await allOrNone(
+    listed.slice(0, MOST_DESCRIBED),
+    AT_ONCE,
+    connect.signal,
+    async ({ name, description }, signal) => {
+      try {
+        const info = await describe({ ...address, exportName: name }, { ...connect, signal });
+        // Some servers tell the description in the list alone.
+        return { info: description === undefined ? info : { description, ...info } };
+      } catch (error) {
+        if (signal.aborted || isServerGone(error)) throw error;
+        return { name, error };
+      }
+    },
+  );
+  const exports = outcomes.flatMap(({ info }) => info ?? []);
+  const errors = outcomes.flatMap(({ info, name, error }) =>
+    info ? [] : [{ "export-name": name, ...output.fault(`export "${name}"`, error) }],
+  );
+  return { exports, errors };
+}
+
+/** Then no other export can be opened either. */
+function isServerGone(error: unknown): boolean {
+  return error instanceof NbdError && error.code === "NBD_CONNECT_FAILED";
 }
 
 /** The field names of `nbdinfo --json`. */

@@ -1,6 +1,6 @@
 /** Properties of an open export. */
 
-import type { Negotiated } from "./negotiate.js";
+import type { Handshake, Negotiated } from "./negotiate.js";
 import { DEFAULT_MAX_PAYLOAD, TRANSMISSION } from "./wire/constants.js";
 import type { BlockSize } from "./wire/options.js";
 import type { Protocol } from "./wire/requests.js";
@@ -24,6 +24,8 @@ export interface ExportInfo {
   readonly rotational: boolean;
   /** Undefined if the server stated none. */
   readonly blockSize?: BlockSize;
+  /** The handshake by which the export was reached, by libnbd's names. */
+  readonly handshake: Handshake;
   readonly protocol: Protocol;
   readonly tls: boolean;
   /** The meta contexts that were granted. */
@@ -33,8 +35,8 @@ export interface ExportInfo {
 }
 
 export function exportInfo(negotiated: Negotiated): ExportInfo {
-  const { name, description, size, flags, blockSize, protocol, tls, contexts, availableContexts } =
-    negotiated;
+  const { name, description, size, flags, blockSize, contexts, availableContexts } = negotiated;
+  const { handshake, protocol, tls } = negotiated;
   // Without HAS_FLAGS, the other flags have no meaning.
   const has = (flag: number) => (flags & TRANSMISSION.HAS_FLAGS) !== 0 && (flags & flag) !== 0;
   return {
@@ -54,6 +56,7 @@ export function exportInfo(negotiated: Negotiated): ExportInfo {
     canCache: has(TRANSMISSION.SEND_CACHE),
     rotational: has(TRANSMISSION.ROTATIONAL),
     ...(blockSize === undefined ? {} : { blockSize }),
+    handshake,
     protocol,
     tls,
     contexts: [...contexts.values()],

@@ -19,6 +19,7 @@ export {
 } from "./errors.js";
 export type { PieceSink, Stretch } from "./exchange.js";
 export type { ExportInfo } from "./export-info.js";
+export type { Handshake } from "./negotiate.js";
 export { type DescribeOptions, describeExport, listExports } from "./queries.js";
 export {
   type BlockSize as ServedBlockSize,

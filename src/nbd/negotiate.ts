@@ -49,6 +49,9 @@ interface Wish {
   readonly listContexts: boolean;
 }
 
+/** The handshake that server and client agreed on; without "fixed", EXPORT_NAME is the only option. */
+export type Handshake = "newstyle" | "newstyle-fixed";
+
 export interface Negotiated {
   /** The canonical name if the server sent one, else the requested name. */
   readonly name: string;
@@ -56,6 +59,7 @@ export interface Negotiated {
   readonly size: number;
   readonly flags: number;
   readonly blockSize: BlockSize | undefined;
+  readonly handshake: Handshake;
   readonly protocol: Protocol;
   readonly tls: boolean;
   /** Names of the granted contexts, by the ids used in replies. */
@@ -63,6 +67,7 @@ export interface Negotiated {
   readonly availableContexts: readonly string[] | undefined;
 }
 
+const FIXED: Handshake = "newstyle-fixed";
 /** Most replies to one option, and most bytes of their payload: a server that sends more may never stop. */
 const MAX_REPLIES = 65_536;
 const MAX_REPLY_BYTES = 16 * 1024 * 1024;
@@ -75,7 +80,7 @@ export function* negotiate(wish: Wish): Negotiation<Negotiated> {
   const protocol = yield* chooseProtocol();
   const availableContexts = wish.listContexts ? yield* listContexts(wish, protocol) : undefined;
   const contexts = yield* setContexts(wish, protocol);
-  const granted = { protocol, tls: wish.tls, contexts, availableContexts };
+  const granted = { handshake: FIXED, protocol, tls: wish.tls, contexts, availableContexts };
   const { refusal, type, selected } = yield* select(OPTION.GO, wish);
   if (refusal !== undefined && type !== OPTION_ERROR.UNSUP) throw refusal;
   return { ...(selected ?? (yield* exportName(wish, handshake, protocol))), ...granted };
@@ -110,7 +115,7 @@ export function* negotiateInfo(wish: Wish): Negotiation<Negotiated> {
   const contexts = yield* setContexts(wish, protocol);
   const { refusal, selected } = yield* select(OPTION.INFO, wish);
   if (selected === undefined) throw refusal;
-  return { ...selected, protocol, tls: wish.tls, contexts, availableContexts };
+  return { ...selected, handshake: FIXED, protocol, tls: wish.tls, contexts, availableContexts };
 }
 
 /** NBD_OPT_ABORT, the goodbye during negotiation. Not every server acknowledges it: no reply is awaited. */
@@ -270,7 +275,8 @@ function* withoutOptions(wish: Wish, handshake: number): Negotiation<Negotiated>
   requireContexts(wish.metaContexts, [], reason);
   const selected = yield* exportName(wish, handshake, "simple");
   const availableContexts = wish.listContexts ? [] : undefined;
-  return { ...selected, protocol: "simple", tls: false, contexts: new Map(), availableContexts };
+  const plain = { handshake: "newstyle", protocol: "simple", tls: false, contexts: new Map() } as const;
+  return { ...selected, ...plain, availableContexts };
 }
 
 interface Answer {
