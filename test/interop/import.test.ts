@@ -207,8 +207,42 @@ describeWith(["qemu-img", "qemu-io"], "import of a qcow2 image", () => {
     await qemuIo(image, "qcow2", "write -P 2 0 64k");
     await expectImported(image, "qcow2");
     expect((await importing(image)).json()).toMatchObject({
-      warnings: [expect.stringContaining("1 internal snapshots"), expect.stringContaining("--checkpoint")],
+      warnings: [
+        expect.stringMatching(/1 internal snapshots.*qemu-img convert -l SNAPSHOT/),
+        expect.stringContaining("--checkpoint"),
+      ],
     });
+  });
+
+  it("whose clusters are shared, as its refcounts say, is refused with the way out, which works", async () => {
+    const image = at("shared.qcow2");
+    await qemuImg("create", "-q", "-f", "qcow2", image, "4M");
+    await qemuIo(image, "qcow2", "write -P 7 0 128k", "write -P 9 1M 64k");
+    const bytes = await readFile(image);
+    const offsetAt = (at: number): number => Number(bytes.readBigUInt64BE(at) & 0x00ff_ffff_ffff_fe00n);
+    const l2 = offsetAt(offsetAt(40));
+    const refcounts = offsetAt(offsetAt(48));
+    const [first, second] = [offsetAt(l2), offsetAt(l2 + 8)];
+    // Both guest clusters are at `first` now: two references, none of them marked as the only one.
+    bytes.writeBigUInt64BE(BigInt(first), l2);
+    bytes.writeBigUInt64BE(BigInt(first), l2 + 8);
+    bytes.writeUInt16BE(2, refcounts + (first / 65_536) * 2);
+    bytes.writeUInt16BE(0, refcounts + (second / 65_536) * 2);
+    await writeFile(image, bytes);
+    expect(await qemuImg("check", image)).toContain("No errors were found");
+
+    const ran = await importing(image);
+    expectError(ran, 4, "E_SHARED_CLUSTERS");
+    const advice = `qemu-img convert -O qcow2 ${image} UNSHARED.qcow2`;
+    expect(ran.stderr).toContain(advice);
+    await expectNothingStored();
+    await execa("bash", ["-c", advice], { cwd: folder });
+    await expectImported(at("UNSHARED.qcow2"), "qcow2");
+
+    // Shared, but with a refcount of 1, it is damaged.
+    bytes.writeUInt16BE(1, refcounts + (first / 65_536) * 2);
+    await writeFile(image, bytes);
+    expectError(await importing(image), 3, "E_QCOW2_ENTRY");
   });
 
   it("is refused if it has a backing file, which is never followed", async () => {

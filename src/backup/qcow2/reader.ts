@@ -12,7 +12,14 @@ import {
 } from "../image/image.js";
 import type { ReadOptions } from "../image/image-file.js";
 import { decompressCluster } from "./decompress.js";
-import { decodeL1Entry, decodeL2Entry, ENTRY_BYTES, type L2Entry } from "./format.js";
+import {
+  decodeL1Entry,
+  decodeL2Entry,
+  decodeRefcount,
+  decodeRefcountTableEntry,
+  ENTRY_BYTES,
+  type L2Entry,
+} from "./format.js";
 import type { Qcow2Header } from "./header.js";
 import { Qcow2File } from "./open.js";
 
@@ -138,6 +145,35 @@ export class Qcow2Reader implements ImageReader, AsyncDisposable {
     return entry;
   }
 
+  /** An L2 table that several L1 entries point to, and the first guest cluster of the last of them. */
+  sharedTable(): { readonly hostOffset: number; readonly cluster: number } | undefined {
+    const offsets = new Float64Array(this.#l1.length / ENTRY_BYTES);
+    for (let index = 0; index < offsets.length; index += 1) {
+      const entry = decodeL1Entry(this.#l1, index, this.#file.context);
+      if (entry.kind === "table") offsets[index] = entry.hostOffset;
+    }
+    const shared = offsets.toSorted().find((offset, i, sorted) => offset !== 0 && offset === sorted[i - 1]);
+    if (shared === undefined) return undefined;
+    return { hostOffset: shared, cluster: offsets.lastIndexOf(shared) * this.#file.l2Entries };
+  }
+
+  /**
+   * The refcount of the cluster at `hostOffset` of the file, as the image has it; 0 if its entry is invalid.
+   * @throws {DamageError} the refcount table or block is not in the file
+   */
+  async refcountAt(hostOffset: number): Promise<number> {
+    const { clusterSize, refcountOrder, refcountTableOffset, refcountTableClusters } = this.#file.header;
+    const cluster = hostOffset / clusterSize;
+    const perBlock = (clusterSize * 8) / 2 ** refcountOrder;
+    const index = Math.floor(cluster / perBlock);
+    if (index >= (refcountTableClusters * clusterSize) / ENTRY_BYTES) return 0;
+    const table = await this.#file.readTable(refcountTableOffset + index * ENTRY_BYTES, ENTRY_BYTES);
+    const entry = decodeRefcountTableEntry(table, 0, this.#file.context);
+    if (entry.kind !== "table") return 0;
+    const block = await this.#file.readTable(entry.hostOffset, clusterSize);
+    return decodeRefcount(block, cluster % perBlock, refcountOrder);
+  }
+
   /** The stream of a compressed cluster as it is in the file, possibly with some bytes of what follows. */
   async readStream(cluster: number): Promise<Buffer> {
     const { hostOffset, length } = await this.streamOf(cluster);
@@ -154,15 +190,10 @@ export class Qcow2Reader implements ImageReader, AsyncDisposable {
 
   /** If several entries shared a table, a small file could describe a disk that takes for ever to walk. */
   #assertDistinctTables(): void {
-    const offsets = new Float64Array(this.#l1.length / ENTRY_BYTES);
-    for (let index = 0; index < offsets.length; index += 1) {
-      const entry = decodeL1Entry(this.#l1, index, this.#file.context);
-      if (entry.kind === "table") offsets[index] = entry.hostOffset;
-    }
-    const shared = offsets.toSorted().find((offset, i, sorted) => offset !== 0 && offset === sorted[i - 1]);
+    const shared = this.sharedTable();
     if (shared === undefined) return;
-    const cluster = offsets.lastIndexOf(shared) * this.#file.l2Entries;
-    throw this.#damage(cluster, `the L1 entry points to the L2 table of another, at ${shared}`);
+    const problem = `the L1 entry points to the L2 table of another, at ${shared.hostOffset}`;
+    throw this.#damage(shared.cluster, problem);
   }
 
   async #readL2Table(index: number): Promise<Buffer | undefined> {

@@ -11,9 +11,11 @@ const COPIED = 0x4000;
 const COUNT = 0x7fff;
 const WHOLE_COUNT = 0x3fff;
 
-/** Counts the references to each cluster of a file, in 16 bits a cluster. */
+/** Counts the references to each cluster of a file, in 16 bits a cluster; few clusters have more than fit. */
 export class ClusterUses {
   readonly #pages = new Map<number, Uint16Array>();
+  /** By cluster: the uses that its counter has no room for. */
+  readonly #beyond = new Map<number, number>();
 
   /**
    * Counts a use of the cluster as a whole.
@@ -32,7 +34,7 @@ export class ClusterUses {
   }
 
   of(cluster: number): number {
-    return countIn(this.#counter(cluster));
+    return countIn(this.#counter(cluster)) + (this.#beyond.get(cluster) ?? 0);
   }
 
   /** Whether an entry says that nothing else uses the cluster. */
@@ -83,7 +85,9 @@ export class ClusterUses {
     const before = page[cluster % PAGE_CLUSTERS] ?? 0;
     const marks = (before & WHOLE) !== 0 ? (before & (WHOLE | COPIED)) | mark : mark;
     const most = marks === 0 ? COUNT : WHOLE_COUNT;
-    page[cluster % PAGE_CLUSTERS] = marks | Math.min(countIn(before) + 1, most);
+    const count = countIn(before) + (this.#beyond.get(cluster) ?? 0) + 1;
+    page[cluster % PAGE_CLUSTERS] = marks | Math.min(count, most);
+    if (count > most) this.#beyond.set(cluster, count - most);
     return before;
   }
 }

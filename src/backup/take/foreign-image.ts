@@ -2,6 +2,7 @@ import { realpath, stat } from "node:fs/promises";
 import type { Stretch } from "../../nbd/index.js";
 import type { OnDamage } from "../base/damage.js";
 import { BackupError, DamageError, PreconditionError, UsageError } from "../base/errors.js";
+import { shellWord } from "../base/shell-word.js";
 import { ChainSource } from "../chain/chain-source.js";
 import type { LayerRun } from "../chain/layer.js";
 import type { SeenLayer } from "../chain/overlay.js";
@@ -75,7 +76,7 @@ export class ForeignImage implements DiskSource, AsyncDisposable {
     const { backingFile } = image.header;
     if (backingFile === undefined) return new ForeignImage(path, image, state);
     await image.close();
-    const message = `${path} has a backing file (${backingFile}), so it is no full image: flatten it first, with qemu-img convert -O qcow2 ${path} FLAT.qcow2`;
+    const message = `${path} has a backing file (${backingFile}), so it is no full image: flatten it first, with qemu-img convert -O qcow2 ${shellWord(path)} FLAT.qcow2`;
     throw new PreconditionError("E_HAS_BACKING", message, { details: { path, backingFile } });
   }
 
@@ -156,7 +157,9 @@ function warningsOf(path: string, image: ImageReader): readonly string[] {
       : [`${path} was not closed properly, or is in use (dirty bit): check that no guest runs on it`]),
     ...(snapshots === 0
       ? []
-      : [`${path} has ${snapshots} internal snapshots: only its active state is imported`]),
+      : [
+          `${path} has ${snapshots} internal snapshots: only its active state is imported. For that of a snapshot: qemu-img convert -l SNAPSHOT -O qcow2 ${shellWord(path)} SNAPSHOT.qcow2, and import that`,
+        ]),
   ];
 }
 
