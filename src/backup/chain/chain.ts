@@ -12,10 +12,9 @@
  */
 
 import { DamageError, hasCode } from "../base/errors.js";
-import type { ReadOptions } from "../image/image-file.js";
 import type { DiskManifest, Manifest } from "../repository/manifest.js";
 import type { Repository } from "../repository/repository.js";
-import { Layer } from "./layer.js";
+import { Layer, type LayerOptions } from "./layer.js";
 
 /** One disk of one point, as the manifest describes it. */
 export interface Link {
@@ -90,7 +89,7 @@ export async function openChain(
   repository: Repository,
   domain: string,
   links: readonly Link[],
-  options: ReadOptions = {},
+  options: LayerOptions = {},
 ): Promise<Layer[]> {
   const layers: Layer[] = [];
   try {

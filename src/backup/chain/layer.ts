@@ -15,6 +15,10 @@ import type { StoredImage } from "./open-images.js";
 /** A run of a layer, with the offset of its digests in the digest file, for {@link Layer.digestsAt}. */
 export type LayerRun = DigestedRun & { readonly digestsAt?: number | undefined };
 
+export interface LayerOptions extends ReadOptions {
+  readonly signal?: AbortSignal | undefined;
+}
+
 /** One disk of one point: an image file, which is compared with the digest file beside it. */
 export class Layer implements AsyncDisposable {
   readonly pointId: string;
@@ -48,13 +52,13 @@ export class Layer implements AsyncDisposable {
    * @param folder the point's folder; belongs to the layer from here on, even if this fails
    * @param options how its image is read
    * @throws {DamageError} a file is missing, is not a plain file, or doesn't match the manifest
-   * @throws the file system's error
+   * @throws the file system's error; the signal's reason
    */
   static async open(
     folder: HeldFolder,
     pointId: string,
     disk: DiskManifest,
-    options: ReadOptions = {},
+    options: LayerOptions = {},
   ): Promise<Layer> {
     try {
       return await Layer.#open(folder, pointId, disk, options);
@@ -68,7 +72,7 @@ export class Layer implements AsyncDisposable {
     folder: HeldFolder,
     pointId: string,
     disk: DiskManifest,
-    options: ReadOptions,
+    options: LayerOptions,
   ): Promise<Layer> {
     const geometry = { virtualSize: disk.virtualSize, clusterSize: disk.clusterSize };
     const image = await openImage(folder, pointId, disk, geometry, options).catch((error: unknown) => {
@@ -260,7 +264,7 @@ async function openImage(
   pointId: string,
   disk: DiskManifest,
   geometry: Geometry,
-  options: ReadOptions,
+  { signal, ...options }: LayerOptions,
 ): Promise<ImageReader> {
   const path = await plainFile(folder, disk.file, pointId, disk);
   switch (disk.format) {
@@ -269,7 +273,7 @@ async function openImage(
     case "raw": {
       if (!disk.map) return await RawReader.open(path, { ...options, geometry });
       const mapPath = await plainFile(folder, disk.map.file, pointId, disk);
-      if ((await sha256OfFile(mapPath)) !== disk.map.sha256) {
+      if ((await sha256OfFile(mapPath, signal)) !== disk.map.sha256) {
         throw damage(
           pointId,
           disk,

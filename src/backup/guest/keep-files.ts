@@ -11,6 +11,7 @@ import { isZero } from "../base/zeroes.js";
 import { NewFiles } from "../host/new-files.js";
 import { openTrustedFile } from "../host/trusted-file.js";
 import { type BootFile, type NotKept, readBootNeeds, wordFor } from "../libvirt/boot-files.js";
+import { largestKept } from "../repository/kept-files.js";
 import type { KeptFile, Manifest } from "../repository/manifest.js";
 
 /** A domain's definition, as libvirt gives it. */
@@ -37,9 +38,6 @@ const MiB = 1024 * 1024;
 const CHUNK = MiB;
 /** What is zero in such a block stays a hole in the copy. */
 const HOLE = 64 * 1024;
-/** Bytes of the largest file that is kept, by role. Real firmware has some 64 MiB, initrds some hundred. */
-const LARGEST: Readonly<Record<string, number>> = { nvram: 64 * MiB };
-const LARGEST_OF_OTHERS = 1024 * MiB;
 /** Copies of a changing file before giving up; firmware writes its variables in a short time. */
 const ATTEMPTS = 3;
 
@@ -122,7 +120,7 @@ async function keepFile(
   target: string,
   { sync, signal, owners }: KeepOptions,
 ): Promise<Copy> {
-  const most = LARGEST[role] ?? LARGEST_OF_OTHERS;
+  const most = largestKept(role);
   const source = await openTrustedFile(path, owners).catch(unkept);
   try {
     const { size } = await source.stat();

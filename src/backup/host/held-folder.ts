@@ -292,17 +292,22 @@ export async function openPlain(path: string): Promise<FileHandle> {
 }
 
 /**
- * The SHA-256 of a regular file, in hexadecimal digits. A link at the end of the path is not followed.
+ * The SHA-256 of a regular file, in hexadecimal digits. A link at the end of the path is not followed. The
+ * file may be a hole of any size that somebody has made, so give a signal if others can write to it.
  * @throws {DamageError} `E_LINK`: it is a link, or no regular file
+ * @throws the signal's reason
  */
-export async function sha256OfFile(path: string): Promise<string> {
+export async function sha256OfFile(path: string, signal?: AbortSignal): Promise<string> {
   const file = await openPlain(path).catch((error: unknown) => {
     throw hasCode(error, "ELOOP") ? notAFile(path, error) : error;
   });
   try {
     if (!(await file.stat()).isFile()) throw notAFile(path);
     const hash = createHash("sha256");
-    for await (const bytes of bytesOf(file)) hash.update(bytes);
+    for await (const bytes of bytesOf(file)) {
+      signal?.throwIfAborted();
+      hash.update(bytes);
+    }
     return hash.digest("hex");
   } finally {
     await file.close();
@@ -312,12 +317,23 @@ export async function sha256OfFile(path: string): Promise<string> {
 /**
  * Copies the bytes of a regular file into a new one, and nothing else of it: neither its mode nor its owner. Only
  * the owner of the new file may read and write it.
- * @throws the file system's error: EEXIST
+ * @param most bytes that are copied; the file may have been exchanged for a longer one
+ * @throws the file system's error: EEXIST; the signal's reason
  */
-export async function copyPrivately(from: string, to: string): Promise<void> {
+export async function copyPrivately(
+  from: string,
+  to: string,
+  { most, signal }: { readonly most: number; readonly signal?: AbortSignal | undefined },
+): Promise<void> {
   await using source = await openPlain(from);
   await using target = await open(to, "wx", PRIVATE_FILE);
-  for await (const bytes of bytesOf(source)) await target.writeFile(bytes);
+  let left = most;
+  for await (const bytes of bytesOf(source)) {
+    signal?.throwIfAborted();
+    await target.writeFile(bytes.subarray(0, left));
+    left -= bytes.length;
+    if (left <= 0) return;
+  }
 }
 
 /** The content of a file, piece by piece. A piece is valid until the next one is asked for. */

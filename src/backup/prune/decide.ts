@@ -45,8 +45,8 @@ export async function decide(options: DecideOptions): Promise<Decision> {
   });
   // Only a dry run finds hidden points: a prune that died dropped them, and prepared their merges.
   await using folder = await repository.holdDomain(domain);
-  const hidden = folder ? await hiddenPoints(folder) : [];
-  const going = await Promise.all(hidden.map((id) => repository.point(domain, id)));
+  const hidden = folder ? await hiddenPoints(folder) : new Set<string>();
+  const going = await Promise.all([...hidden].map((id) => repository.point(domain, id)));
   const all = [...points, ...going].sort((one, other) => (one.id < other.id ? -1 : 1));
   const owners = ownersOf(all);
   const keep = new Map(domainsAmong(owners).flatMap((owner) => [...kept(points, owners, owner, options)]));
@@ -57,8 +57,8 @@ export async function decide(options: DecideOptions): Promise<Decision> {
     keep,
     plan: {
       ...plan,
-      drop: plan.drop.filter((id) => !hidden.includes(id)),
-      merges: plan.merges.filter(({ dropped }) => dropped.some((id) => !hidden.includes(id))),
+      drop: plan.drop.filter((id) => !hidden.has(id)),
+      merges: plan.merges.filter(({ dropped }) => dropped.some((id) => !hidden.has(id))),
     },
   };
 }

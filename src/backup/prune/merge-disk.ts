@@ -61,7 +61,10 @@ export async function mergeDisk(
   method: MergeMethod,
   options: MergeOptions,
 ): Promise<MergedDisk> {
-  const layers = await openChain(chain.repository, chain.domain, chain.links, { blocking: true });
+  const layers = await openChain(chain.repository, chain.domain, chain.links, {
+    blocking: true,
+    signal: options.signal,
+  });
   const images = new Map<Layer, Qcow2Reader>();
   try {
     for (const layer of layers) {

@@ -60,7 +60,7 @@ export async function pointIdsIn(folder: HeldFolder): Promise<string[]> {
     .sort();
   if (ids.length === 0) return ids;
   const hidden = await hiddenPoints(folder);
-  return ids.filter((id) => !hidden.includes(id));
+  return ids.filter((id) => !hidden.has(id));
 }
 
 interface NewId {

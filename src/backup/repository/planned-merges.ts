@@ -46,14 +46,16 @@ export interface PlannedMerge {
  *   a regular file; `E_MANIFEST`; `E_LINK`: a point's folder is a link
  */
 export async function plannedMerges(domain: HeldFolder, journal: PruneJournal): Promise<PlannedMerge[]> {
+  const there = new Set(await domain.names());
   for (const id of journal.drop) {
-    await using point = await domain.folder(id);
+    await using point = there.has(id) ? await domain.folder(id) : undefined;
     // While it publishes, a prune removes the dropped points one after the other.
     if (!point && journal.phase !== "publish") throw wrongJournal(domain, `there is no point ${id}`);
   }
   await using folder = await heldJournal(domain);
+  const place = { domain, folder, journal, manifests: new Map(), staged: new Map() };
   const planned: PlannedMerge[] = [];
-  for (const record of journal.merges) planned.push(await plannedMerge({ domain, folder, journal }, record));
+  for (const record of journal.merges) planned.push(await plannedMerge(place, record));
   return planned;
 }
 
@@ -62,15 +64,21 @@ interface Place {
   /** The journal's. */
   readonly folder: HeldFolder;
   readonly journal: PruneJournal;
+  /** Those that were read already, by point: many merges may name the same one. */
+  readonly manifests: Map<string, Manifest | undefined>;
+  readonly staged: Map<string, Manifest | undefined>;
 }
 
 async function plannedMerge(place: Place, record: MergeRecord): Promise<PlannedMerge> {
   const { domain, folder, journal } = place;
   const { child, disk } = record;
-  const now = await manifestOf(domain, child);
+  const now = await once(place.manifests, child, () => manifestOf(domain, child));
   if (!now) throw wrongJournal(domain, `there is no point ${child}`);
   const before = diskIn(domain, now, disk);
-  const then = (journal.phase === "publish" && (await stagedManifestOf(place, child))) || now;
+  const then =
+    (journal.phase === "publish" &&
+      (await once(place.staged, child, () => stagedManifestOf(place, child)))) ||
+    now;
   const after = diskIn(domain, then, disk);
   if (after.file !== before.file)
     throw wrongJournal(domain, `the image of ${disk} of ${child} has two names`);
@@ -83,7 +91,7 @@ async function plannedMerge(place: Place, record: MergeRecord): Promise<PlannedM
     disk,
     child,
     staged,
-    base: await baseOf(domain, record),
+    base: await baseOf(place, record),
     inPlace: record.base !== null,
     image: after.file,
     digests: after.digests?.file ?? null,
@@ -103,9 +111,12 @@ function staleFiles(before: DiskManifest, then: Manifest): string[] {
   return [...new Set(names)].filter((name) => name !== undefined).filter((name) => !used.has(name));
 }
 
-async function baseOf(domain: HeldFolder, { disk, base }: MergeRecord): Promise<PlannedMerge["base"]> {
+async function baseOf(
+  { domain, manifests }: Place,
+  { disk, base }: MergeRecord,
+): Promise<PlannedMerge["base"]> {
   if (!base) return undefined;
-  const manifest = await manifestOf(domain, base.point);
+  const manifest = await once(manifests, base.point, () => manifestOf(domain, base.point));
   if (!manifest) return undefined;
   return { point: base.point, file: diskIn(domain, manifest, disk).file, bytes: base.bytes };
 }
@@ -114,6 +125,15 @@ function diskIn(domain: HeldFolder, manifest: Manifest, disk: string): DiskManif
   const found = diskOf(manifest, disk);
   if (!found) throw wrongJournal(domain, `point ${manifest.id} has no disk ${disk}`);
   return found;
+}
+
+async function once(
+  known: Map<string, Manifest | undefined>,
+  id: string,
+  read: () => Promise<Manifest | undefined>,
+): Promise<Manifest | undefined> {
+  if (!known.has(id)) known.set(id, await read());
+  return known.get(id);
 }
 
 /** Undefined if the point is not there. */

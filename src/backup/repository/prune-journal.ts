@@ -57,14 +57,15 @@ const journalSchema = z
     sync: z.boolean(),
   })
   .refine(({ drop }) => new Set(drop).size === drop.length, "a point is dropped twice")
-  .refine(
-    ({ drop, merges }) => merges.every(({ child }) => !drop.includes(child)),
-    "a point that is dropped takes over data",
-  )
-  .refine(
-    ({ drop, merges }) => merges.every(({ dropped }) => dropped.every((id) => drop.includes(id))),
-    "a point that stays gives its data away",
-  )
+  .refine(({ drop, merges }) => {
+    // Sets here, because whoever has written the journal decides how long both are.
+    const dropped = new Set(drop);
+    return merges.every(({ child }) => !dropped.has(child));
+  }, "a point that is dropped takes over data")
+  .refine(({ drop, merges }) => {
+    const all = new Set(drop);
+    return merges.every(({ dropped }) => dropped.every((id) => all.has(id)));
+  }, "a point that stays gives its data away")
   .refine(
     ({ merges }) =>
       merges.every(({ child, dropped }) => dropped.every((id, i) => id < (dropped[i - 1] ?? child))),
@@ -164,7 +165,7 @@ export async function hasJournal(domain: HeldFolder): Promise<boolean> {
 }
 
 /** Points that a prune has given up, though their folders are still needed. */
-export async function hiddenPoints(domain: HeldFolder): Promise<readonly string[]> {
+export async function hiddenPoints(domain: HeldFolder): Promise<ReadonlySet<string>> {
   const journal = await readJournal(domain);
-  return journal && journal.phase !== "merge" ? journal.drop : [];
+  return new Set(journal && journal.phase !== "merge" ? journal.drop : []);
 }

@@ -62,9 +62,9 @@ export class RestoreSource implements AsyncDisposable {
    * @throws {DamageError} a layer is missing or does not fit its manifest
    */
   static async open(options: RestoreSourceOptions): Promise<RestoreSource> {
-    const { repository, domain, point, disk } = options;
+    const { repository, domain, point, disk, signal } = options;
     const links = await findChain(repository, domain, point, disk);
-    return new RestoreSource(options, await openChain(repository, domain, links));
+    return new RestoreSource(options, await openChain(repository, domain, links, { signal }));
   }
 
   /** The options for a pull or a copy of the whole disk, without its destination. Call it only once. */

@@ -51,8 +51,8 @@ export interface RestoredDefinitionOptions {
 
 /** Leaves room in a file's name for what libvirt appends to it, such as `_VARS.fd`. */
 const MAX_NAME_BYTES = 200;
-/** Longer than any definition. */
-const MOST_BYTES = 64 * 1024 * 1024;
+/** Longer than any definition: libvirt itself takes no more than 4 MiB from a client. */
+const MOST_BYTES = 4 * 1024 * 1024;
 
 /**
  * The definition of a new domain on restored disks. `prepare` checks everything that could prevent it, before

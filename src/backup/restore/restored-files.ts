@@ -82,7 +82,7 @@ export class RestoredFiles implements AsyncDisposable {
   }
 
   async #stage({ file, path }: FileTarget): Promise<void> {
-    const { repository, domain, point, force, sync } = this.#options;
+    const { repository, domain, point, force, sync, signal } = this.#options;
     await refuseInside(repository, path);
     await refuseTarget(path, force);
     if (this.#finished.some(({ final }) => resolve(final) === resolve(path))) {
@@ -92,7 +92,7 @@ export class RestoredFiles implements AsyncDisposable {
     await using folder = await repository.holdPoint(domain, point.id);
     await this.#refuseDamage(folder, file);
     this.#files.expect(temporary);
-    await copyPrivately(folder.at(file.file), temporary);
+    await copyPrivately(folder.at(file.file), temporary, { most: file.length, signal });
     if (sync) await syncFile(temporary);
     await using target = await HeldFolder.open(dirname(temporary));
     await this.#refuseDamage(target, { ...file, file: basename(temporary) });
@@ -102,7 +102,7 @@ export class RestoredFiles implements AsyncDisposable {
   async #refuseDamage(folder: HeldFolder, file: KeptFile): Promise<void> {
     const { point, signal } = this.#options;
     signal?.throwIfAborted();
-    const damage = await damageOf(folder, file);
+    const damage = await damageOf(folder, file, signal);
     if (damage === undefined) return;
     const message = `the ${file.role} of point ${point.id} is damaged (${damage}): nothing was restored. The disks alone can be: name them with --disk, without --define and --xml`;
     throw new DamageError("E_DAMAGED", message, { details: { point: point.id, file: file.file } });

@@ -64,7 +64,7 @@ export class ChainView implements AsyncDisposable {
     signal?: AbortSignal,
   ): Promise<ChainView> {
     const links = await findChain(repository, domain, point, diskName);
-    const layers = await openChain(repository, domain, links);
+    const layers = await openChain(repository, domain, links, { signal });
     try {
       const disk = links[0]?.disk;
       if (!disk) throw new RangeError("a chain has one link at least");

@@ -137,7 +137,7 @@ class PointVerifier {
     {
       await using folder = await this.#repository.holdPoint(this.#domain, id);
       for (const file of files) {
-        const message = await damageOf(folder, file);
+        const message = await damageOf(folder, file, this.#tools.signal);
         if (message !== undefined) findings.push({ point: id, severity: "damage", message });
       }
     }
@@ -159,7 +159,7 @@ class PointVerifier {
     try {
       const backing = await this.#backingOf({ point: this.#point, disk });
       const folder = await this.#repository.holdPoint(this.#domain, this.#point.id);
-      await using layer = await Layer.open(folder, this.#point.id, disk);
+      await using layer = await Layer.open(folder, this.#point.id, disk, { signal });
       const told = new Set<string>();
       if (disk.format === "qcow2") {
         const note: OnDamage = (damage) => {

@@ -1,0 +1,83 @@
+/**
+ * The attack: whoever can write to the repository makes files that take a second to write and hours to read. A
+ * command must end at the first SIGTERM all the same, and do in proportion what is there.
+ */
+import { mkdir, truncate, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { afterEach, beforeEach, expect, it } from "vitest";
+import type { Manifest } from "../../src/backup/repository/manifest.js";
+import { MemoryChain } from "../support/memory-chain.js";
+import { nbdpull, type Ran, startNbdpull } from "../support/nbdpull.js";
+
+const TiB = 1024 ** 4;
+/** More than any command needs to start, or to end once it has been told to. */
+const MOMENT_MS = 8_000;
+
+let chain: MemoryChain;
+let point: Manifest;
+let repo: string;
+beforeEach(async () => {
+  chain = await MemoryChain.start(1024 * 1024);
+  chain.disk.write(0, Buffer.alloc(256 * 1024, 0x11));
+  await chain.take({ format: "raw" });
+  chain.disk.write(0, Buffer.alloc(512, 0x22));
+  point = (await chain.take({ format: "raw" })).manifest;
+  repo = chain.repository.path;
+});
+afterEach(async () => {
+  await chain[Symbol.asyncDispose]();
+});
+
+async function hole(name: string, bytes: number): Promise<void> {
+  await writeFile(chain.pathOf(point, name), "");
+  await truncate(chain.pathOf(point, name), bytes);
+}
+
+/** Tells the command to end after a moment; undefined if it did not within another one. */
+async function interrupted(...args: readonly string[]): Promise<Ran | "deaf"> {
+  const run = startNbdpull(args);
+  const ended = run.ended.then((ran) => ran ?? ("deaf" as const));
+  const first = await Promise.race([ended, sleep(MOMENT_MS / 4, "running" as const)]);
+  if (first !== "running") return first;
+  run.kill("SIGTERM");
+  const kill = setTimeout(() => run.kill("SIGKILL"), MOMENT_MS);
+  return await ended.finally(() => clearTimeout(kill));
+}
+
+it.each(["verify", "restore"] as const)("%s doesn't read a kept file without end", async (command) => {
+  await hole("nvram.fd", 15 * TiB);
+  const file = {
+    role: "nvram",
+    file: "nvram.fd",
+    source: "/vars.fd",
+    length: 15 * TiB,
+    sha256: "0".repeat(64),
+  };
+  await writeFile(chain.pathOf(point, "point.json"), JSON.stringify({ ...point, files: [file] }));
+  const to = command === "restore" ? ["--to", join(chain.folder, "restored")] : [];
+  const ran = await interrupted(command, repo, ...to);
+  expect(ran).toMatchObject({ code: 3 });
+  expect(ran === "deaf" ? "" : ran.stderr + ran.stdout).toContain("never more than");
+});
+
+it.each(["verify", "restore"] as const)("%s ends while it reads a map without end", async (command) => {
+  await hole("vda.map", 15 * TiB);
+  const to = command === "restore" ? ["--to", join(chain.folder, "restored")] : [];
+  expect(await interrupted(command, repo, ...to)).toMatchObject({ code: 143 });
+});
+
+it("a journal with ten thousands of points and merges takes no longer than its length", async () => {
+  const idAt = (n: number): string =>
+    new Date(Date.UTC(2020, 0, 1) + n).toISOString().replaceAll(/[-:]/g, "");
+  const drop = Array.from({ length: 60_000 }, (_, n) => idAt(n));
+  const merge = { child: point.id, dropped: [drop.at(-1)], base: null, file: "", digests: null, map: null };
+  const merges = Array.from({ length: 20_000 }, (_, n) => ({ ...merge, disk: `d${n}`, stale: [] }));
+  const journal = { format: "nbdpull-prune", version: 1, phase: "overwrite", drop, merges, sync: false };
+  const folder = join(repo, MemoryChain.domain, ".prune");
+  await mkdir(folder);
+  await writeFile(join(folder, "journal.json"), JSON.stringify(journal));
+  const began = performance.now();
+  expect((await nbdpull("points", repo)).code).toBe(0);
+  expect(performance.now() - began).toBeLessThan(MOMENT_MS);
+});
