@@ -45,6 +45,23 @@ const ways: [string, () => Promise<string>][] = [
       return point;
     },
   ],
+  [
+    "a point's file belongs to somebody",
+    async () => {
+      const manifest = join(chain.repository.pointFolder(DOMAIN, chain.points[0]?.id ?? ""), "point.json");
+      await chown(manifest, 65_534, 65_534);
+      return manifest;
+    },
+  ],
+  [
+    "everybody can write to the repository's mark",
+    () => chmod(join(repo, "nbdpull.json"), 0o666).then(() => join(repo, "nbdpull.json")),
+  ],
+  [
+    "the folder above it is somebody's, who can put another repository there",
+    () => chown(chain.folder, 65_534, 65_534).then(() => chain.folder),
+  ],
+  ["everybody can exchange it", () => chmod(chain.folder, 0o777).then(() => chain.folder)],
 ];
 
 describeUnless(NO_ATTACKER, "a repository that others can write to", () => {
@@ -90,6 +107,24 @@ describeUnless(NO_ATTACKER, "a repository that others can write to", () => {
     const ran = await finished(startNbdpull(args, { inside: as }));
     expect([ran.code, ran.stderr]).toEqual([0, expect.stringContaining(`everybody can write to ${repo}`)]);
     expect((await stat(join(repo, "theirs"))).uid).toBe(65_534);
+  });
+
+  it("is none that root makes either where somebody else can exchange it", async () => {
+    await chown(chain.folder, 65_534, 65_534);
+    const fresh = join(chain.folder, "fresh");
+    const ran = await nbdpull("import", image, "--to", fresh, "--domain", DOMAIN, "--disk", "vda", "--json");
+    expect([ran.code, ran.json()]).toMatchObject([4, { error: { code: "E_STRANGERS" } }]);
+    expect(await readdir(chain.folder)).not.toContain("fresh");
+  });
+
+  it("is no such repository because a folder above it is sticky, unless somebody's link leads to it", async () => {
+    await chmod(chain.folder, 0o1777);
+    const ran = await importImage();
+    expect([ran.code, ran.stderr]).toEqual([0, expect.not.stringContaining("can change")]);
+    const link = join(chain.folder, "link");
+    await attack(`ln -s '${repo}' '${link}'`);
+    const through = await nbdpull("prune", link, "--keep-last", "1");
+    expect([through.code, through.stderr]).toEqual([4, expect.stringContaining(chain.folder)]);
   });
 
   it("is no such repository if it is root's own", async () => {

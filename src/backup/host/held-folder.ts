@@ -110,7 +110,9 @@ export class HeldFolder implements AsyncDisposable {
       if (!entry.isFile()) continue;
       await using file = await openPlain(this.at(entry.name));
       const found = await file.stat();
-      if (found.isFile() && found.uid === process.geteuid?.()) await file.chmod(mode);
+      // A file with another name may lie elsewhere too, where others need it as it is.
+      const isOurs = found.isFile() && found.nlink === 1 && found.uid === process.geteuid?.();
+      if (isOurs) await file.chmod(mode);
     }
   }
 

@@ -1,29 +1,34 @@
 import { constants, type Stats } from "node:fs";
+import { resolve } from "node:path";
 import { hasCode, PreconditionError } from "../base/errors.js";
 import { isMissing } from "../host/durable-files.js";
 import { HeldFolder } from "../host/held-folder.js";
+import { ChangeablePath, unchangeablePath } from "../host/unchangeable-path.js";
 import { LOST_AND_FOUND, MARKER } from "./folder-name.js";
 
 /** Rights of the group and of all others. */
 const OTHERS = 0o077;
 
 /**
- * Looks for a folder of a repository that others than root and this process's user can write to. Whoever can may
- * forge points: digests show what has rotted, and not what somebody has written on purpose.
+ * Looks for a folder or file of a repository that others than root and this process's user can write to, and for
+ * a folder above it that they can change. Whoever can may forge points: digests show what has rotted, and not what
+ * somebody has written on purpose.
  * @param domains whose points are looked at too; undefined: all
- * @returns the first such folder, as a sentence; undefined: there is none, or no folder at `path`
+ * @returns the first such place, as a sentence; undefined: there is none
  */
 export async function findStranger(
   path: string,
   domains: readonly string[] | undefined,
 ): Promise<string | undefined> {
+  const above = await strangerAbove(path);
+  if (above !== undefined) return above;
   const root = await HeldFolder.open(path).catch((error: unknown) => {
     if (isMissing(error) || hasCode(error, "ENOTDIR")) return undefined;
     throw error;
   });
   await using _ = root;
   if (!root) return undefined;
-  const found = strangersIn(path, await root.status());
+  const found = strangersIn(path, await root.status()) ?? (await strangerToFiles(root));
   if (found !== undefined) return found;
   for (const { name } of await foldersIn(root)) {
     await using domain = await root.folder(name);
@@ -33,6 +38,9 @@ export async function findStranger(
     for (const { name: point, status } of await foldersIn(domain)) {
       const inside = strangersIn(`${domain.path}/${point}`, status);
       if (inside !== undefined) return inside;
+      await using folder = await domain.folder(point);
+      const toFile = folder && (await strangerToFiles(folder));
+      if (toFile !== undefined) return toFile;
     }
   }
   return undefined;
@@ -49,6 +57,30 @@ function strangersIn(path: string, { uid, mode }: Stats): string | undefined {
   if (uid !== 0 && uid !== process.geteuid?.()) return `${path} belongs to user ${uid}, who can forge points`;
   if ((mode & 0o002) !== 0) return `everybody can write to ${path}, and so forge points`;
   return (mode & 0o020) === 0 ? undefined : `its group can write to ${path}, and so forge points`;
+}
+
+/** Whoever can change a folder above the repository can put another one in its place. */
+async function strangerAbove(path: string): Promise<string | undefined> {
+  try {
+    await unchangeablePath(resolve(path), [0, process.geteuid?.() ?? 0]);
+    return undefined;
+  } catch (error) {
+    if (!(error instanceof ChangeablePath)) {
+      if (isMissing(error) || hasCode(error, "ENOTDIR")) return undefined;
+      throw error;
+    }
+    const { who, folder } = error;
+    return `${who === "its group" ? `the group of ${folder}` : who} can change ${folder}, and so put another repository at ${path}`;
+  }
+}
+
+async function strangerToFiles(folder: HeldFolder): Promise<string | undefined> {
+  for (const entry of await folder.entries()) {
+    const status = entry.isFile() ? await folder.find(entry.name) : undefined;
+    const stranger = status?.isFile() ? strangersIn(`${folder.path}/${entry.name}`, status) : undefined;
+    if (stranger !== undefined) return stranger;
+  }
+  return undefined;
 }
 
 async function foldersIn(folder: HeldFolder): Promise<{ name: string; status: Stats }[]> {
