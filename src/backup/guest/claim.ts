@@ -61,7 +61,9 @@ export async function claimFolder(
       await endJobIn(guest, left, { jobMayRun: job !== undefined, onWarning });
       await removeFolder(left);
     }
-    await folder.claim(guest.domain.qemuUser);
+    // Of a domain that is off, nobody else gets into the folder before it is lent to the tools.
+    const user = guest.domain.id === undefined ? undefined : guest.domain.qemuUser;
+    await folder.claim(user);
   };
   await guest.repository.writing(await domainFolder(guest.repository, guest.domain), claim, signal);
 }

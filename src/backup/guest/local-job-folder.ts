@@ -1,21 +1,12 @@
 /** Access to the file system that a job's folder is in, on this host or another; here for this host. */
-import {
-  chmod,
-  chown,
-  lstat,
-  mkdir,
-  mkdtemp,
-  readdir,
-  readFile,
-  rename,
-  rm,
-  rmdir,
-  unlink,
-  writeFile,
-} from "node:fs/promises";
-import { dirname, join } from "node:path";
+import { chmod, chown, lstat, mkdir, mkdtemp, readFile, rename, rm, writeFile } from "node:fs/promises";
+import { basename, dirname, join } from "node:path";
 import { PreconditionError, UsageError } from "../base/errors.js";
+
 import { isMissing } from "../host/durable-files.js";
+import { HeldFolder } from "../host/held-folder.js";
+import { ChangeablePath, unchangeablePath } from "../host/unchangeable-path.js";
+
 import type { QemuUser } from "../libvirt/domain-xml.js";
 
 /** Names inside the folder; the note names the process that works there. */
@@ -37,11 +28,15 @@ export interface FoundFolder {
 
 /** A file system that can hold job folders. All paths are absolute. */
 export interface JobPlace {
-  /** Undefined if nothing exists there. */
+  /**
+   * Undefined if nothing exists there.
+   * @throws {PreconditionError} `E_SCRATCH_OWNER`: another user can put anything there at any moment
+   */
   look(path: string): Promise<FoundFolder | undefined>;
   /**
    * Makes the folder atomically, with the note and QEMU's own folder in it.
    * @throws {PreconditionError} `E_QEMU_USER`: QEMU could not write there
+   * @throws {PreconditionError} `E_SCRATCH_OWNER`: as `look`
    * @throws {UsageError} `E_SCRATCH_PATH`: its parent folder does not exist
    */
   create(path: string, note: string, qemu: QemuUser | undefined): Promise<void>;
@@ -55,6 +50,7 @@ export interface JobPlace {
 
 export class LocalPlace implements JobPlace {
   async look(path: string): Promise<FoundFolder | undefined> {
+    await refuseParentOfOthers(path);
     const found = await lstat(path).catch(undefinedIfMissing);
     if (!found) return undefined;
     const isFolder = found.isDirectory();
@@ -72,6 +68,7 @@ export class LocalPlace implements JobPlace {
   async create(path: string, note: string, qemu: QemuUser | undefined): Promise<void> {
     const uid = process.getuid?.() ?? 0;
     if (qemu && uid !== 0 && qemu.uid !== uid) throw qemuUserError(qemu, "run nbdpull as root");
+    await refuseParentOfOthers(path);
     const fresh = await mkdtemp(join(dirname(path), ".nbdpull-")).catch((cause: unknown) => {
       throw isMissing(cause) ? noParentError(dirname(path), cause) : cause;
     });
@@ -106,11 +103,26 @@ export class LocalPlace implements JobPlace {
   async sever(): Promise<void> {}
 
   async remove(path: string): Promise<void> {
-    for (const folder of [join(path, QEMU), path]) {
-      const entries = (await readdir(folder, { withFileTypes: true }).catch(undefinedIfMissing)) ?? [];
-      for (const entry of entries) if (!entry.isDirectory()) await unlink(join(folder, entry.name));
-      await rmdir(folder).catch(undefinedIfMissing);
-    }
+    const parent = await HeldFolder.open(dirname(path)).catch(undefinedIfMissing);
+    await using _ = parent;
+    await parent?.remove(basename(path));
+  }
+}
+
+/**
+ * What is in a job's folder is used by its path: libvirt gets it, and so does QEMU. Whoever could exchange the
+ * folder would have root write wherever his links lead, and change the owner of what is there.
+ */
+async function refuseParentOfOthers(path: string): Promise<void> {
+  const parent = dirname(path);
+  try {
+    // The name is of nothing, so this looks at who may make files in the parent, and exchange them.
+    await unchangeablePath(join(parent, ".nbdpull-"), [0, process.geteuid?.() ?? 0]);
+  } catch (cause) {
+    if (!(cause instanceof ChangeablePath)) return;
+    const who = cause.who === "its group" ? `the group of ${cause.folder}` : cause.who;
+    const message = `${who} can change ${cause.folder}, and so exchange the folder for socket and scratch files below ${parent}: name another place with --scratch (default /var/tmp), or give ${cause.folder} to root`;
+    throw new PreconditionError("E_SCRATCH_OWNER", message, { cause, details: { path: cause.folder } });
   }
 }
 

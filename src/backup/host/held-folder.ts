@@ -10,7 +10,7 @@ const PRIVATE_FILE = 0o600;
 const PRIVATE_FOLDER = 0o700;
 const SETGID = 0o2000;
 const PIECE_BYTES = 1024 * 1024;
-/** Deeper folders are not removed: each level keeps a descriptor open. */
+/** How deep folders are removed at a time: each level keeps a descriptor open. */
 const MOST_LEVELS = 32;
 /** A path through a descriptor of this process: the descriptor, and the names below the folder. */
 const HELD = /^\/proc\/self\/fd\/(\d+)(?=\/|$)/;
@@ -220,19 +220,33 @@ export class HeldFolder implements AsyncDisposable {
 
   /**
    * Removes whatever has this name, and all that is in it; nothing may have it. Links are removed, and what
-   * they lead to stays.
+   * they lead to stays. Folders that lie very deep in others are moved here first.
    */
-  async remove(name: string, levels = MOST_LEVELS): Promise<void> {
+  async remove(name: string): Promise<void> {
+    const left = [name];
+    for (let next = left.pop(); next !== undefined; next = left.pop()) {
+      await this.#remove(next, { levels: MOST_LEVELS, top: this, deep: left });
+    }
+  }
+
+  async #remove(
+    name: string,
+    { levels, top, deep }: { readonly levels: number; readonly top: HeldFolder; readonly deep: string[] },
+  ): Promise<void> {
     const found = await this.find(name);
     if (!found) return;
     if (!found.isDirectory()) return await this.unlink(name);
     if (levels === 0) {
-      const message = `${join(this.path, name)} has too many folders in each other: remove it yourself`;
-      throw new DamageError("E_LINK", message, { details: { path: join(this.path, name) } });
+      const moved = `.dead-${randomUUID()}`;
+      await this.rename(name, moved, top);
+      deep.push(moved);
+      return;
     }
     {
       await using folder = await this.folder(name);
-      for (const inside of (await folder?.names()) ?? []) await folder?.remove(inside, levels - 1);
+      if (!folder) return;
+      const within = { levels: levels - 1, top, deep };
+      for (const inside of await folder.names()) await folder.#remove(inside, within);
     }
     await rmdir(this.at(name)).catch((error: unknown) => {
       if (!isMissing(error)) this.#fail(error);
