@@ -135,9 +135,7 @@ function summary(domain: string, points: readonly Manifest[]): string {
   const stored = points.flatMap(({ disks }) => disks).reduce((total, disk) => total + disk.storedBytes, 0);
   const needed = neededBy(points.at(-1), points).size;
   const count = points.length === 1 ? "1 point" : `${points.length} points`;
-  const name = points.at(-1)?.domain.name ?? domain;
-  const whose = name === domain ? "" : ` (a folder of points of ${name})`;
-  return `${domain}${whose}: ${count}, ${human(stored)} stored; the newest is based on ${needed - 1} of the others`;
+  return `${domain}: ${count}, ${human(stored)} stored; the newest is based on ${needed - 1} of the others`;
 }
 
 /** The ids of a point and of all points that its disks depend on, as far as known. */
