@@ -45,3 +45,23 @@ export async function together<T extends readonly unknown[]>(
   if (failed !== undefined) throw failed.reason;
   return (await Promise.all(promises)) as unknown as T;
 }
+
+interface Closable {
+  close(): Promise<void>;
+}
+
+/**
+ * Closes everything, one after the other, also if something can't be closed.
+ * @throws the first failure
+ */
+export async function closeAll(...open: readonly (Closable | undefined)[]): Promise<void> {
+  let failure: { readonly reason: unknown } | undefined;
+  for (const each of open) {
+    try {
+      await each?.close();
+    } catch (reason) {
+      failure ??= { reason };
+    }
+  }
+  if (failure !== undefined) throw failure.reason;
+}

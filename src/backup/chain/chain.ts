@@ -12,6 +12,7 @@
  */
 
 import { DamageError, hasCode } from "../base/errors.js";
+import { closeAll } from "../base/in-parallel.js";
 import type { DiskManifest, Manifest } from "../repository/manifest.js";
 import type { Repository } from "../repository/repository.js";
 import { Layer, type LayerOptions } from "./layer.js";
@@ -98,7 +99,7 @@ export async function openChain(
     }
     return layers;
   } catch (error) {
-    for (const layer of layers) await layer.close();
+    await closeAll(...layers).catch(() => undefined);
     throw error;
   }
 }
@@ -115,5 +116,5 @@ export async function proveChain(
   disk: string,
 ): Promise<void> {
   const layers = await openChain(repository, domain, await findChain(repository, domain, point, disk));
-  for (const layer of layers) await layer.close();
+  await closeAll(...layers);
 }

@@ -1,5 +1,6 @@
 import type { OnDamage } from "../base/damage.js";
 import { DamageError, hasCode } from "../base/errors.js";
+import { closeAll } from "../base/in-parallel.js";
 import { createDigester, DIGEST_ALGORITHMS } from "../digest/digest.js";
 import { DigestFileReader, type PlacedDigestRun } from "../digest/digest-file-reader.js";
 import { type HeldFolder, sha256OfFile } from "../host/held-folder.js";
@@ -63,7 +64,7 @@ export class Layer implements AsyncDisposable {
     try {
       return await Layer.#open(folder, pointId, disk, options);
     } catch (error) {
-      await folder.close();
+      await folder.close().catch(() => undefined);
       throw error;
     }
   }
@@ -105,8 +106,7 @@ export class Layer implements AsyncDisposable {
         digestFile,
       );
     } catch (error) {
-      await digestFile?.close();
-      await image.close();
+      await closeAll(digestFile, image).catch(() => undefined);
       throw error;
     }
   }
@@ -157,10 +157,9 @@ export class Layer implements AsyncDisposable {
     return await this.#digestFile?.digestsAt(position, count);
   }
 
+  /** Closes everything, also if one of the files can't be closed. @throws the first failure */
   async close(): Promise<void> {
-    await this.#digestFile?.close();
-    await this.#image.close();
-    await this.#folder.close();
+    await closeAll(this.#digestFile, this.#image, this.#folder);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -17,6 +17,7 @@ import { constants } from "node:fs";
 import { type FileHandle, open } from "node:fs/promises";
 import { dirname, resolve } from "node:path";
 import { messageOf, PreconditionError } from "../base/errors.js";
+import { closeAll } from "../base/in-parallel.js";
 import { ChangeablePath, unchangeablePath } from "../host/unchangeable-path.js";
 import type { StatedImage, StatedLinks } from "../libvirt/stated-chain.js";
 import { mayRead, type ToolUser, type ToolUsers } from "./confined-tool.js";
@@ -127,8 +128,7 @@ export class StoppedDisk implements AsyncDisposable {
   }
 
   async close(): Promise<void> {
-    for (const server of this.#servers.splice(0)) await server.close();
-    for (const handle of this.#handles.splice(0)) await handle.close();
+    await closeAll(...this.#servers.splice(0), ...this.#handles.splice(0));
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

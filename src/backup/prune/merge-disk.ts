@@ -1,3 +1,4 @@
+import { closeAll } from "../base/in-parallel.js";
 import { openChain } from "../chain/chain.js";
 import { failOnDamage, type Layer } from "../chain/layer.js";
 import {
@@ -73,7 +74,7 @@ export async function mergeDisk(
     }
     return await new DiskMerge(chain, layers, images, method, options).run();
   } finally {
-    for (const file of [...layers, ...images.values()]) await file.close();
+    await closeAll(...layers, ...images.values());
   }
 }
 

@@ -1,3 +1,4 @@
+import { closeAll } from "../base/in-parallel.js";
 import { openChain } from "../chain/chain.js";
 import { failOnDamage, type Layer } from "../chain/layer.js";
 import { dataBytesOf, type Geometry } from "../image/image.js";
@@ -41,7 +42,7 @@ export async function chooseMergeMethod(chain: DiskChain): Promise<MergeMethod> 
     }
     return best;
   } finally {
-    for (const layer of layers) await layer.close();
+    await closeAll(...layers);
   }
 }
 

@@ -1,3 +1,4 @@
+import { closeAll } from "../base/in-parallel.js";
 import type { DigestedRun } from "../chain/checked-image.js";
 import type { Layer } from "../chain/layer.js";
 import type { VisibleExtent } from "../chain/overlay.js";
@@ -126,8 +127,7 @@ export class RawInPlaceTarget implements MergeTarget {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    await this.#covered.close();
-    await this.#patch.close();
+    await closeAll(this.#covered, this.#patch);
   }
 
   #addWhole(cluster: number, count: number): void {

@@ -1,5 +1,6 @@
 import { BackupError } from "../base/errors.js";
 import type { ExtentState } from "../base/extent.js";
+import { closeAll } from "../base/in-parallel.js";
 import { type Assurance, assuranceOf } from "../chain/assurance.js";
 import { findChain, openChain } from "../chain/chain.js";
 import type { DigestedRun } from "../chain/checked-image.js";
@@ -70,7 +71,7 @@ export class ChainView implements AsyncDisposable {
       if (!disk) throw new RangeError("a chain has one link at least");
       return new ChainView(layers, disk, await indexOf(layers, disk.virtualSize, signal));
     } catch (error) {
-      for (const layer of layers) await layer.close();
+      await closeAll(...layers).catch(() => undefined);
       throw error;
     }
   }
@@ -104,7 +105,7 @@ export class ChainView implements AsyncDisposable {
   }
 
   async close(): Promise<void> {
-    for (const layer of this.#layers) await layer.close();
+    await closeAll(...this.#layers);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

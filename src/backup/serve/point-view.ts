@@ -1,3 +1,4 @@
+import { closeAll } from "../base/in-parallel.js";
 import { chooseDisks, choosePoint } from "../repository/choose-point.js";
 import type { Manifest } from "../repository/manifest.js";
 import type { Reading, Repository } from "../repository/repository.js";
@@ -47,15 +48,13 @@ export class PointView implements AsyncDisposable {
       }
       return new PointView(point, disks, reading);
     } catch (error) {
-      for (const disk of disks) await disk.close();
-      await reading.release();
+      await closeAll(...disks, { close: () => reading.release() }).catch(() => undefined);
       throw error;
     }
   }
 
   async close(): Promise<void> {
-    for (const disk of this.disks) await disk.close();
-    await this.#reading.release();
+    await closeAll(...this.disks, { close: () => this.#reading.release() });
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -22,6 +22,7 @@ import {
   type ServerTls,
 } from "../../nbd/index.js";
 import { UsageError } from "../base/errors.js";
+import { closeAll } from "../base/in-parallel.js";
 import type { Assurance } from "../chain/assurance.js";
 import { ALLOCATION_CONTEXT } from "../export/export-extents.js";
 import { addressInUse, bindPrivately, clearSocketPath } from "../host/private-socket.js";
@@ -125,8 +126,7 @@ export class PointServer implements AsyncDisposable {
 
   /** Hangs up on all clients, removes the socket and closes the images. */
   async close(): Promise<void> {
-    await this.#server.close();
-    await this.#view.close();
+    await closeAll(this.#server, this.#view);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -1,4 +1,5 @@
 import { hasCode, PreconditionError } from "../base/errors.js";
+import { closeAll } from "../base/in-parallel.js";
 import { domainWord, shellWord } from "../base/shell-word.js";
 import type { ImageFormat } from "../image/image.js";
 import { parseCheckpoint } from "../libvirt/checkpoint-xml.js";
@@ -66,7 +67,7 @@ export async function importImages(options: ImportOptions): Promise<TakenPoint> 
       },
     });
   } finally {
-    for (const { source } of sources) await source.close();
+    await closeAll(...sources.map(({ source }) => source));
   }
 }
 

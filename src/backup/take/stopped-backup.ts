@@ -10,6 +10,7 @@
 
 import { stat } from "node:fs/promises";
 import { messageOf, PreconditionError } from "../base/errors.js";
+import { closeAll } from "../base/in-parallel.js";
 import { claimFolder, clearFolder } from "../guest/claim.js";
 import { toolUsers } from "../guest/confined-tool.js";
 import { type Guest, keyOf } from "../guest/guest.js";
@@ -94,7 +95,7 @@ export async function backUpStopped(
     const taken = await serveAndTake(guest, definition, { disks, plans }, options);
     return { ...taken, level: levelOf(taken.manifest, options.level) };
   } finally {
-    for (const { found } of disks) await found.close();
+    await closeAll(...disks.map(({ found }) => found));
     await clear({ ...guest, virsh: virsh.withSignal(undefined) }, folder, options);
   }
 }
@@ -188,7 +189,7 @@ async function serveAndTake(
       confirm: assertStill,
     });
   } finally {
-    for (const server of servers) await server.close();
+    await closeAll(...servers);
   }
 }
 
