@@ -80,7 +80,7 @@ export interface CopyImageOptions {
 /** Sizes and offsets in bytes of the guest. */
 export interface PullProgress {
   readonly virtualSize: number;
-  /** End of the segment that was stored last. Segments may be stored in any order. */
+  /** Where the furthest segment that was stored ends: segments before it may still be under way. Never falls. */
   readonly position: number;
   readonly readBytes: number;
 }
@@ -215,6 +215,7 @@ async function copyWithClusters(
   const progress = new Progress(options.onProgress);
   const { extents, bytes } = source.begin(signal);
   let readBytes = 0;
+  let position = 0;
   await pull({
     source: bytes,
     into: store,
@@ -230,7 +231,7 @@ async function copyWithClusters(
     onSegment: ({ readBytes: bytesOfSegment, segment }) => {
       if (segment.mostRead !== undefined) requestSizes.enlarge();
       readBytes += bytesOfSegment;
-      const position = endOf(segment.runs, geometry);
+      position = Math.max(position, endOf(segment.runs, geometry));
       progress.note({ virtualSize, position, readBytes });
       source.widen(requestWindow.connections);
     },

@@ -1,3 +1,4 @@
+import { closeAll } from "../base/in-parallel.js";
 import { Progress } from "../base/progress.js";
 import { type Assurance, assuranceOf } from "../chain/assurance.js";
 import { findChain, openChain } from "../chain/chain.js";
@@ -46,6 +47,7 @@ export class RestoreSource implements AsyncDisposable {
   readonly #source: ChainSource;
   readonly #progress: Progress<PullProgress>;
   #readBytes = 0;
+  #position = 0;
 
   private constructor(options: RestoreSourceOptions, layers: readonly Layer[]) {
     const virtualSize = layers[0]?.disk.virtualSize ?? 0;
@@ -80,8 +82,12 @@ export class RestoreSource implements AsyncDisposable {
       signal,
       onSegment: ({ readBytes, segment }) => {
         this.#readBytes += readBytes;
-        const position = endOf(segment.runs, geometry);
-        this.#progress.note({ virtualSize: geometry.virtualSize, position, readBytes: this.#readBytes });
+        this.#position = Math.max(this.#position, endOf(segment.runs, geometry));
+        this.#progress.note({
+          virtualSize: geometry.virtualSize,
+          position: this.#position,
+          readBytes: this.#readBytes,
+        });
       },
     };
   }
@@ -116,6 +122,6 @@ export class RestoreSource implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    for (const layer of this.#layers) await layer.close();
+    await closeAll(...this.#layers);
   }
 }
