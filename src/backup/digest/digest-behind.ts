@@ -102,13 +102,13 @@ export class DigestBehind {
       const batch = this.#queue.slice(0, count);
       this.#queue = this.#queue.slice(count);
       this.#inFlight += 1;
-      this.#threads.ask(this.#questionOf(batch)).then(
-        (digests) => this.#deliver(batch, digests),
-        (reason: unknown) => {
+      this.#threads
+        .ask(this.#questionOf(batch))
+        .then((digests) => this.#deliver(batch, digests))
+        .catch((reason: unknown) => {
           for (const waiting of batch) waiting.reject(reason);
           this.#fail(reason);
-        },
-      );
+        });
     }
   }
 

@@ -185,6 +185,15 @@ describe("digests behind the write front", () => {
     await expect(digests.digest([first], geometry)).rejects.toMatchObject({ code: "E_DIGEST_THREAD" });
   });
 
+  it("fail if a thread sends more or fewer than were asked for", async () => {
+    const threads = threadsOf("xxh64");
+    const [digests] = await behind("xxh64", CONTENT, threads);
+    vi.spyOn(threads, "ask").mockResolvedValueOnce(Buffer.alloc(7));
+    const failure = { message: expect.stringContaining("the number of digests") };
+    await expect(digests.digest([first], geometry)).rejects.toMatchObject(failure);
+    await expect(digests.capacity()).rejects.toMatchObject(failure);
+  });
+
   it("fail everything that no thread has taken yet, and all later requests, once they are closed", async () => {
     const [digests] = await behind("sha256", Buffer.alloc(64 * MiB));
     const all: ClusterRun = { kind: "data", cluster: 0, count: 1024, hostOffset: 0 };
