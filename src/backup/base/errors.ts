@@ -72,3 +72,14 @@ export function messageOf(error: unknown): string {
 export function hasCode(error: unknown, code: string): error is NodeJS.ErrnoException {
   return error instanceof Error && (error as NodeJS.ErrnoException).code === code;
 }
+
+/**
+ * An error of the same code with another message and more details; its cause is `error`. One of ours keeps its
+ * class too.
+ */
+export function explained(error: unknown, message: string, details: Record<string, unknown>): BackupError {
+  if (error instanceof BackupError) return error.of(message, details);
+  const { code } = error as { readonly code?: unknown };
+  const known = typeof code === "string" ? code : "E_FAILED";
+  return new BackupError(known, message, { cause: error, details });
+}

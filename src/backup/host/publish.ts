@@ -1,7 +1,7 @@
 import { randomBytes } from "node:crypto";
 import { link, lstat, rename, stat, unlink } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
-import { PreconditionError, UsageError } from "../base/errors.js";
+import { explained, messageOf, PreconditionError, UsageError } from "../base/errors.js";
 import { isMissing, syncFolder } from "./durable-files.js";
 import { isWrittenByQemu } from "./qemu-locks.js";
 
@@ -48,8 +48,8 @@ export async function refuseTarget(path: string, force: boolean): Promise<void> 
 /**
  * Gives finished files their final names. The last file gets its name last: it marks the whole as complete.
  * The files at `stale` no longer match the content, so they are removed first. If a name can't be given, the
- * new files are removed and the files that they replaced are restored. If a folder can't be flushed, this
- * throws, but the new files stay in place.
+ * new files are removed and the files that they replaced are restored; the error says where one is that could
+ * not be. If a folder can't be flushed, this throws, but the new files stay in place.
  *
  * @throws {UsageError} meanwhile something has appeared that must not be replaced
  */
@@ -74,11 +74,12 @@ export async function publish(
       done.push(final);
     }
   } catch (error) {
-    for (const path of done) await unlinkIfThere(path);
-    for (const { temporary, final } of old) await rename(temporary, final);
-    // If the old file was not replaced yet, both names are the same file, and the rename leaves both.
-    for (const { temporary } of old) await unlinkIfThere(temporary);
-    throw error;
+    for (const path of done) await unlinkIfThere(path).catch(() => undefined);
+    const failures = await putBack(old);
+    if (failures.length === 0) throw error;
+    const what = failures.map(({ temporary, final, reason }) => `${final} is at ${temporary} (${reason})`);
+    const message = `${messageOf(error)}. Old files could not be put back, and have to be renamed by hand: ${what.join("; ")}`;
+    throw explained(error, message, { putBack: failures });
   }
   for (const { temporary } of old) await unlinkIfThere(temporary);
   // The new files are complete and the old ones are gone, so a folder that can't be flushed is no reason to
@@ -86,6 +87,21 @@ export async function publish(
   if (options.sync) {
     for (const folder of new Set(files.map(({ final }) => dirname(final)))) await syncFolder(folder);
   }
+}
+
+/** Gives files their old names back. @returns those for which that failed, and why */
+async function putBack(old: readonly Finished[]): Promise<(Finished & { readonly reason: string })[]> {
+  const failures: (Finished & { readonly reason: string })[] = [];
+  for (const file of old) {
+    try {
+      await rename(file.temporary, file.final);
+      // If the old file was not replaced yet, both names are the same file, and the rename leaves both.
+      await unlinkIfThere(file.temporary);
+    } catch (reason) {
+      failures.push({ ...file, reason: messageOf(reason) });
+    }
+  }
+  return failures;
 }
 
 /** Gives the file at `path`, if there is one, a second name, so that it survives being replaced. */

@@ -1,4 +1,4 @@
-import { BackupError, messageOf, PreconditionError } from "../base/errors.js";
+import { type BackupError, explained, messageOf, PreconditionError } from "../base/errors.js";
 import { checkChains } from "../chain/check-chains.js";
 import { pull } from "../pull/pull.js";
 import { withRestorable } from "../repository/restorable-points.js";
@@ -41,8 +41,8 @@ export async function restoreOver(options: RestoreOverOptions): Promise<Overwrit
     await checkChains(repository, domain, point, [disk], signal);
     return await overwrite(options);
   } catch (error) {
-    const explained = await withRestorable(error, repository, domain, [disk]);
-    throw target.touched ? halfWritten(explained, target.name) : explained;
+    const told = await withRestorable(error, repository, domain, [disk]);
+    throw target.touched ? halfWritten(told, target.name) : told;
   }
 }
 
@@ -81,9 +81,5 @@ async function overwrite(options: RestoreOverOptions): Promise<OverwrittenDisk> 
 /** The error, with the state of the target in its message and details. */
 function halfWritten(error: unknown, target: string): BackupError {
   const message = `${messageOf(error)}. ${target} is half-written: it holds neither its old content nor the point. Restore to it again before anything uses it`;
-  const details = { target, halfWritten: true };
-  if (error instanceof BackupError) return error.of(message, details);
-  const { code } = error as { readonly code?: unknown };
-  const known = typeof code === "string" ? code : "E_FAILED";
-  return new BackupError(known, message, { cause: error, details });
+  return explained(error, message, { target, halfWritten: true });
 }

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import type { NbdClient } from "../../nbd/index.js";
-import { BackupError, messageOf } from "../base/errors.js";
+import { type BackupError, explained, messageOf } from "../base/errors.js";
 import { Progress } from "../base/progress.js";
 import { type ByteSink, OrderedWriter } from "../pull/ordered-writer.js";
 import { type PlanTotals, plan } from "../pull/plan.js";
@@ -99,9 +99,5 @@ export async function pullStream(options: PullStreamOptions): Promise<PullStream
 /** The error, with what the stream has got in its message and details. */
 function incomplete(error: unknown, writtenBytes: number, virtualSize: number): BackupError {
   const message = `${messageOf(error)}. The output is incomplete: it has got at least ${writtenBytes} of ${virtualSize} bytes`;
-  const details = { writtenBytes, virtualSize };
-  if (error instanceof BackupError) return error.of(message, details);
-  const { code } = error as { readonly code?: unknown };
-  const known = typeof code === "string" ? code : "E_FAILED";
-  return new BackupError(known, message, { cause: error, details });
+  return explained(error, message, { writtenBytes, virtualSize });
 }

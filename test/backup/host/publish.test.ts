@@ -1,7 +1,8 @@
-import { writeFileSync } from "node:fs";
+import { mkdirSync, rmSync, writeFileSync } from "node:fs";
 import { mkdir, readdir, readFile, rm, symlink, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import type { BackupError } from "../../../src/backup/base/errors.js";
 import { openExport } from "../../../src/backup/export/open-export.js";
 import { publish, temporaryPathFor } from "../../../src/backup/host/publish.js";
 import { type PullFileOptions, pullFile } from "../../../src/backup/take/pull-file.js";
@@ -109,6 +110,35 @@ describe("publishing", () => {
     await expect(failure).rejects.toMatchObject({ code: "ENOENT" });
     expect(await names()).toEqual(["vda", "vda.map", "vdb"]);
     for (const name of await names()) expect(await readFile(at(name), "utf8")).toBe(`old ${name}`);
+  });
+
+  it("says why it failed and where an old file is that can't be put back, and puts the others back", async () => {
+    for (const name of ["vda", "vdb"]) await writeFile(at(name), `old ${name}`);
+    const files = [
+      await finished("vda"),
+      await finished("vdb"),
+      {
+        final: at("new"),
+        // Read when the others have their names.
+        get temporary(): string {
+          rmSync(at("vda"));
+          mkdirSync(join(at("vda"), "in the way"), { recursive: true });
+          return at(".gone");
+        },
+      },
+    ];
+    const failure = await publish(files, { sync: false, force: true }).catch((error: unknown) => error);
+    expect(failure).toMatchObject({
+      code: "ENOENT",
+      message: expect.stringMatching(/\.gone.*renamed by hand/),
+    });
+    const { putBack } = (failure as BackupError).details as {
+      putBack: { temporary: string; final: string }[];
+    };
+    expect(putBack.map(({ final }) => final)).toEqual([at("vda")]);
+    expect(await readFile(putBack[0]?.temporary ?? "", "utf8")).toBe("old vda");
+    expect((failure as BackupError).message).toContain(putBack[0]?.temporary);
+    expect(await readFile(at("vdb"), "utf8")).toBe("old vdb");
   });
 
   it("replaces nothing but plain files, even with force", async () => {
