@@ -1,7 +1,6 @@
 /** Checks the folder in which QEMU makes its socket and scratch files. */
 
 import { randomUUID } from "node:crypto";
-import { statfs } from "node:fs/promises";
 import { resolve } from "node:path";
 import { execa } from "execa";
 import prettyBytes from "pretty-bytes";
@@ -9,6 +8,7 @@ import { BackupError, messageOf } from "../base/errors.js";
 import { shellWord } from "../base/shell-word.js";
 import { JobFolder } from "../guest/job-folder.js";
 import { judgeScratch } from "../guest/scratch-space.js";
+import { freeBytesOfUsers } from "../host/free-bytes.js";
 import type { QemuUser } from "../libvirt/domain-xml.js";
 import { type Found, fail, pass, type Subject, warn } from "./check.js";
 
@@ -88,7 +88,8 @@ export async function lookAtScratchSpace({
   ssh,
 }: Subject): Promise<readonly Found[]> {
   if (ssh) return [pass("it is on another host, and not looked at")];
-  const free = await freeBytes(scratchParent);
+  // QEMU writes there, and the guard of a backup judges by the same.
+  const free = await freeBytesOfUsers(scratchParent);
   const what = `${scratchParent} has ${prettyBytes(free, { binary: true })} free`;
   const count = Math.max(1, disks?.length ?? 1);
   const { kind, needed } = judgeScratch(free, [], scratchReserve);
@@ -109,10 +110,4 @@ export async function lookAtScratchSpace({
     return [warn(cause, "--scratch DIR, on a file system with more room")];
   }
   return [pass(`${what} for what a guest overwrites during its backup`)];
-}
-
-/** Bytes that an unprivileged user can still write there. */
-export async function freeBytes(path: string): Promise<number> {
-  const { bavail, bsize } = await statfs(path);
-  return bavail * bsize;
 }

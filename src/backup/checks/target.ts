@@ -7,6 +7,7 @@ import prettyBytes from "pretty-bytes";
 import { messageOf } from "../base/errors.js";
 import { shellWord } from "../base/shell-word.js";
 import { exists } from "../host/durable-files.js";
+import { freeBytes } from "../host/free-bytes.js";
 import { foldersNamed } from "../repository/domain-folder.js";
 import { lookAtLock } from "../repository/domain-lock.js";
 import { domainsAmong, ownersOf } from "../repository/point-owners.js";
@@ -14,7 +15,6 @@ import { aheadText, fixClockCommand, pointsAhead } from "../repository/points-ah
 import { readJournal } from "../repository/prune-journal.js";
 import type { Repository } from "../repository/repository.js";
 import { type Found, fail, pass, type Subject, warn } from "./check.js";
-import { freeBytes } from "./scratch.js";
 
 /** The least bytes that a point takes: manifest, digests and tables. */
 const LEAST = 1024 ** 2;

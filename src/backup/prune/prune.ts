@@ -13,8 +13,9 @@
  * room uses no NBD, knows nothing of libvirt and deletes no checkpoints.
  */
 
-import { statfs } from "node:fs/promises";
 import { DamageError, PreconditionError, UsageError } from "../base/errors.js";
+import { closeAll } from "../base/in-parallel.js";
+import { freeBytes } from "../host/free-bytes.js";
 import type { HeldFolder } from "../host/held-folder.js";
 import { ImageFile } from "../image/image-file.js";
 import { checkQcow2 } from "../qcow2/check.js";
@@ -245,10 +246,10 @@ class Prune {
   /** @throws {PreconditionError} `E_NO_ROOM`: the file system has too little space for the merges */
   async #assertSpace(prepared: readonly Prepared[]): Promise<void> {
     const needed = prepared.reduce((total, { method }) => total + method.writeBytes, 0);
-    const { bavail, bsize } = await statfs(this.#folder.reach);
-    if (needed <= bavail * bsize) return;
-    const message = `merging writes up to ${needed} bytes, and ${this.#folder.path} has ${bavail * bsize} bytes left: free some space, or keep more points. Nothing was changed`;
-    throw new PreconditionError("E_NO_ROOM", message, { details: { needed, available: bavail * bsize } });
+    const available = await freeBytes(this.#folder.reach);
+    if (needed <= available) return;
+    const message = `merging writes up to ${needed} bytes, and ${this.#folder.path} has ${available} bytes left: free some space, or keep more points. Nothing was changed`;
+    throw new PreconditionError("E_NO_ROOM", message, { details: { needed, available } });
   }
 
   async #merge(points: readonly Manifest[], prepared: readonly Prepared[]): Promise<Merged> {
@@ -336,8 +337,7 @@ class Prune {
         guard: this.#guard,
       });
     } finally {
-      for (const { reader } of sources) await reader.close();
-      for (const folder of folders) await folder.close();
+      await closeAll(...sources.map(({ reader }) => reader), ...folders);
     }
   }
 }
