@@ -175,6 +175,13 @@ await describeWithLibvirt("restore --define", () => {
         error: { code: "E_DEFINE" },
       });
     }
+    const long = (await restore("--to", to, `--define=${"ä".repeat(101)}`)).json();
+    expect(long).toMatchObject({
+      error: {
+        code: "E_DEFINE",
+        message: expect.stringMatching(/has 202 bytes,.* at most 200 bytes.*--define=NAME/),
+      },
+    });
     await rm(await storedFile("domain.xml"));
     const lost = await restore("--to", to, "--define");
     expect([lost.code, lost.json()]).toMatchObject([3, { error: { code: "E_DAMAGED" } }]);

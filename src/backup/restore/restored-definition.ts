@@ -215,9 +215,11 @@ async function readDefinition({ repository, domain, point }: RestoredDefinitionO
  * @throws {UsageError} `E_DEFINE`
  */
 function refuseName(name: string): void {
-  const isName =
-    /^[^/\p{Cc}]+$/u.test(name) && !/^[-.]/.test(name) && Buffer.byteLength(name) <= MAX_NAME_BYTES;
-  if (isName) return;
-  const message = `"${name}" can't be the name of a domain: no slash, no control characters, nothing that begins with "-" or ".", at most ${MAX_NAME_BYTES} bytes. Choose another one with --define=NAME`;
+  const bytes = Buffer.byteLength(name);
+  const isName = /^[^/\p{Cc}]+$/u.test(name) && !/^[-.]/.test(name);
+  if (isName && bytes <= MAX_NAME_BYTES) return;
+  const message = isName
+    ? `"${name}" has ${bytes} bytes, and the name of a restored domain can have at most ${MAX_NAME_BYTES} bytes. Choose another one with --define=NAME`
+    : `"${name}" can't be the name of a domain: no slash, no control characters, nothing that begins with "-" or ".". Choose another one with --define=NAME`;
   throw new UsageError("E_DEFINE", message, { details: { domain: name } });
 }
