@@ -196,6 +196,14 @@ describe("Ctrl-C", () => {
   });
 });
 
+describe("standard error", () => {
+  it("has nothing that nobody asked for, whatever the version of Node", async () => {
+    const ran = await nbdpull("--version");
+    expect([ran.code, ran.stderr]).toEqual([0, ""]);
+    expect((await nbdpull("pull", chain.uri, at("x.raw"), "--quiet")).stderr).toBe("");
+  });
+});
+
 describe("a reader that goes away", () => {
   async function withClosed(stream: "stdout" | "stderr", ...args: string[]): Promise<number | undefined> {
     const program = join(import.meta.dirname, "../../dist/bin/nbdpull.js");
