@@ -1,0 +1,45 @@
+#!/bin/busybox sh
+# The guest's first and only program. On each of two disks a database is written to, a transaction at a time; each is
+# acknowledged on the serial line once it is on stable storage. At the start, what is there is checked and told.
+busybox=/bin/busybox
+$busybox mkdir -p /bin && $busybox --install -s /bin
+export PATH=/bin LD_LIBRARY_PATH=/libs
+mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
+for module in virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_blk virtio_console; do
+  for file in /modules/$module.ko*; do [ -e "$file" ] && insmod "$file"; done
+done
+while [ ! -e /dev/vda ] || [ ! -e /dev/vdb ]; do sleep 1; done
+
+# Both values follow from the row's number, so a wrong one is known.
+VALUE="replace(hex(zeroblob(400)), '00', printf('%09d', n))"
+load() {
+  disk=$1 journal=$2 db=/$1/db.sqlite
+  mount -t ext4 /dev/$disk /$disk || echo "BAD $disk can't be mounted"
+  sqlite3 $db "pragma journal_mode=$journal; create table if not exists t(n integer primary key, v text)" >/dev/null
+  n=$(sqlite3 $db "select coalesce(max(n), 0) from t")
+  echo "START $disk $(sqlite3 $db "pragma integrity_check") $n $(sqlite3 $db "select count(*) from t where v <> $VALUE")"
+  while :; do
+    n=$((n + 1))
+    sqlite3 $db "pragma synchronous=full; insert into t(n, v) select n, $VALUE from (select $n as n)" && echo "ACK $disk $n"
+  done
+}
+churn() {
+  i=0
+  while :; do
+    i=$(((i + 1) % 7))
+    dd if=/dev/urandom of=/$1/churn.$i bs=64k count=$((i * 4 + 1)) 2>/dev/null
+    sync
+    rm -f /$1/churn.$(((i + 3) % 7))
+  done
+}
+load vda delete &
+load vdb wal &
+sleep 2
+churn vda &
+churn vdb &
+mkdir -p /dev/virtio-ports
+while :; do
+  for port in /sys/class/virtio-ports/*; do ln -sf /dev/${port##*/} /dev/virtio-ports/$(cat $port/name); done
+  qemu-ga -m virtio-serial -p /dev/virtio-ports/org.qemu.guest_agent.0 -t /run
+  sleep 1
+done
