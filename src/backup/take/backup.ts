@@ -126,7 +126,7 @@ export async function backup(options: BackupOptions): Promise<BackupResult> {
       ),
     );
   } catch (error) {
-    const ended = signal?.aborted ? undefined : await guestEnd(cleaner.virsh, domain, error);
+    const ended = signal?.aborted ? undefined : await guestEnd(virsh.withSignal(undefined), domain, error);
     // The checkpoint of a domain that is off can't be deleted.
     await clearAfterFailure(cleaner, { ...traces, made: ended ? undefined : made }, options);
     throw ended ?? error;

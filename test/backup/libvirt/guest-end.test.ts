@@ -1,0 +1,59 @@
+import { describe, expect, it } from "vitest";
+import { BackupError, PreconditionError } from "../../../src/backup/base/errors.js";
+import { parseDomain } from "../../../src/backup/libvirt/domain-xml.js";
+import { guestEnd } from "../../../src/backup/libvirt/guest-end.js";
+import { Virsh } from "../../../src/backup/libvirt/virsh.js";
+import { DOMAIN } from "./dumps.js";
+
+const domain = parseDomain(DOMAIN);
+
+/** A libvirt that gives a domain's state and the number of its run. */
+class StateVirsh extends Virsh {
+  readonly #answers: (string | Error)[];
+  readonly #run: number;
+
+  constructor(answers: (string | Error)[], run: number | undefined) {
+    super();
+    this.#answers = answers;
+    this.#run = run ?? 0;
+  }
+
+  override async run(command: string): Promise<string> {
+    if (command !== "domstate") return `${this.#run}\n`;
+    const answer = this.#answers.length > 1 ? this.#answers.shift() : this.#answers[0];
+    if (answer instanceof Error) throw answer;
+    return `${answer}\n\n`;
+  }
+}
+
+const ask = (answers: (string | Error)[], run = domain.id, error = new Error("broken")) =>
+  guestEnd(new StateVirsh(answers, run), domain, error);
+
+describe("the end of a guest", () => {
+  it.each([
+    ["shut off (crashed)", domain.id, "libvirt: shut off (crashed)"],
+    ["shut off (destroyed)", undefined, "libvirt: shut off (destroyed)"],
+    ["in shutdown (unknown)", domain.id, "libvirt: in shutdown (unknown)"],
+    ["running (booted)", (domain.id ?? 0) + 1, "it was started anew since"],
+  ])("is named, with libvirt's reason: %s", async (state, run, told) => {
+    const ended = await ask([state], run);
+    expect(ended).toMatchObject({ code: "E_GUEST_ENDED", details: { state: told, failedWith: "broken" } });
+    expect(ended?.message).toContain(`(${told})`);
+  });
+
+  it("is named for a domain that libvirt forgets when it ends", async () => {
+    const gone = new PreconditionError("E_NO_SUCH_DOMAIN", "gone");
+    expect(await ask([gone])).toMatchObject({ details: { state: "libvirt has forgotten it" } });
+  });
+
+  it("is noticed a moment after the connection is lost", async () => {
+    const lost = new BackupError("NBD_CLOSED_BY_SERVER", "closed");
+    expect(await ask(["running (booted)", "shut off (crashed)"], domain.id, lost)).toBeDefined();
+  });
+
+  it("is not why a backup failed while its run goes on, or if libvirt doesn't answer", async () => {
+    expect(await ask(["running (booted)"])).toBeUndefined();
+    expect(await ask(["paused (I/O error)"])).toBeUndefined();
+    expect(await ask([new PreconditionError("E_LIBVIRT", "no answer")])).toBeUndefined();
+  });
+});
