@@ -18,6 +18,7 @@ import { Layer } from "../chain/layer.js";
 import { isCryptographic } from "../digest/digest.js";
 import { damageOf } from "../repository/kept-files.js";
 import type { DiskManifest, Manifest } from "../repository/manifest.js";
+import { uuidOf } from "../repository/point-owners.js";
 import type { Repository } from "../repository/repository.js";
 import { verifyData } from "./verify-data.js";
 import { type ExpectedBacking, verifyStructure } from "./verify-structure.js";
@@ -157,7 +158,10 @@ class PointVerifier {
     const { progress, threads, signal } = this.#tools;
     let verifiedBytes = 0;
     try {
-      const backing = await this.#backingOf({ point: this.#point, disk });
+      const link = { point: this.#point, disk };
+      const backing = await this.#backingOf(link);
+      const stranger = await this.#strangerBelow(link);
+      if (stranger !== undefined) onDamage({ message: stranger });
       const folder = await this.#repository.holdPoint(this.#domain, this.#point.id);
       await using layer = await Layer.open(folder, this.#point.id, disk, { signal });
       const told = new Set<string>();
@@ -201,6 +205,24 @@ class PointVerifier {
     if (link.disk.parent === null) return undefined;
     const { point, disk } = await findParentLink(this.#repository, this.#domain, link);
     return { name: `../${point.id}/${disk.file}`, format: disk.format };
+  }
+
+  /**
+   * Version 0.1 could base an increment on a point of another domain of the same name, by way of a point without
+   * UUID. What it restores is of two guests.
+   */
+  async #strangerBelow(top: Link): Promise<string | undefined> {
+    const uuid = uuidOf(top.point.domain);
+    if (uuid === null) return undefined;
+    for (let link = top; link.disk.parent !== null; ) {
+      link = await findParentLink(this.#repository, this.#domain, link);
+      const other = uuidOf(link.point.domain);
+      if (other === uuid) return undefined;
+      if (other !== null) {
+        return `its chain leads to point ${link.point.id}, which is of another domain, by its UUID ${other}: take a full backup`;
+      }
+    }
+    return undefined;
   }
 }
 

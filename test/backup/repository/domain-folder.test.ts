@@ -4,6 +4,7 @@ import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { chooseDomain } from "../../../src/backup/repository/choose-domain.js";
 import { choosePoint } from "../../../src/backup/repository/choose-point.js";
 import { domainFolder } from "../../../src/backup/repository/domain-folder.js";
+import { verifyPoints } from "../../../src/backup/verify/verify.js";
 import { MemoryChain } from "../../support/memory-chain.js";
 import { nbdpull } from "../../support/nbdpull.js";
 
@@ -134,6 +135,25 @@ describe("a chain", () => {
     const increment = chain.take({ domain: { name: NAME, uuid: B } });
     await expect(increment).rejects.toMatchObject({ code: "E_OTHER_DOMAIN" });
     expect(await folders()).toEqual([NAME]);
+  });
+});
+
+describe("a chain of version 0.1 that leads to a point of another domain", () => {
+  it("is damage, which verify finds", async () => {
+    for (const full of [true, false, false]) await chain.take({ full });
+    const ids = chain.points.map(({ id }) => id);
+    for (const [i, uuid] of [A, null, B].entries()) {
+      await chain.rewrite(ids[i] ?? "", { domain: { name: NAME, uuid } });
+    }
+    const reports = await verifyPoints(chain.repository, NAME, ids);
+    expect(reports.flatMap(({ findings }) => findings)).toEqual([
+      {
+        point: ids[2],
+        disk: "vda",
+        severity: "damage",
+        message: expect.stringContaining(`point ${ids[0]}, which is of another domain`),
+      },
+    ]);
   });
 });
 
