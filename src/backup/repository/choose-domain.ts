@@ -53,7 +53,9 @@ export async function chooseDomain(
   const owners = new Set(candidates.flatMap(ownersAmong));
   if (owners.size > 1)
     throw whichOwner(name === undefined ? "several domains" : `several domains called ${name}`, owners);
-  // Version 0.1 put the points of a domain beside those of another of its name, so it may have two folders.
+  // Version 0.1 put the points of a domain beside those of another of its name, so it may have two folders. Its
+  // newest points are in its own one, which comes last.
+  if (wanted.kind === "latest") return found.at(-1)?.folder ?? only;
   const times = found.map(({ point }) => point.time);
   return found[times.lastIndexOf(Math.max(...times))]?.folder ?? only;
 }

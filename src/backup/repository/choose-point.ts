@@ -23,6 +23,9 @@ export async function choosePoint(
   uuid?: string,
 ): Promise<Manifest> {
   const wanted = wantedBy(at);
+  if (wanted.kind === "id" && uuid === undefined && (await repository.pointIds(domain)).includes(at)) {
+    return await repository.point(domain, at);
+  }
   const all = await timedPoints(repository, domain);
   const points =
     uuid === undefined ? all : all.filter(({ owner }) => owner === undefined || isOwner(owner, uuid));

@@ -190,6 +190,9 @@ describe("a name that several domains have", () => {
     await take(A);
     expect(await chooseDomain(repository, NAME, { uuid: A })).toBe("guest@aaaaaaaa");
     expect(await chooseDomain(repository, NAME, { uuid: A, at: a1 ?? "" })).toBe(NAME);
+    // Even if a clock was ahead before.
+    await chain.rewrite(a2 ?? "", { createdAt: "2099-01-01T00:00:00.000Z" });
+    expect(await chooseDomain(repository, NAME, { uuid: A })).toBe("guest@aaaaaaaa");
   });
 
   it("is asked about by every command, each of which takes --uuid", async () => {
