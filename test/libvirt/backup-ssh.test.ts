@@ -2,8 +2,9 @@ import { readdir } from "node:fs/promises";
 import { join } from "node:path";
 import { expect, it } from "vitest";
 import { BackupLab, expectExit } from "../support/backup-lab.js";
-import { describeWithLibvirt, freePort, LAB_DISKS } from "../support/libvirt-lab.js";
+import { describeWithLibvirt, freePort, LAB_DISKS, virsh } from "../support/libvirt-lab.js";
 import { finished, startNbdpull } from "../support/nbdpull.js";
+import { createImage } from "../support/qemu-nbd.js";
 import { SshHost } from "../support/ssh-host.js";
 
 const MiB = 1024 * 1024;
@@ -38,6 +39,11 @@ await describeWithLibvirt("a backup from another host", () => {
     await guest.expectNothingLeft();
     expect(await guest.checkpoints()).toEqual([full.checkpoint, next.checkpoint]);
 
+    // Its version is looked at only once QEMU has refused to keep a bitmap in it.
+    const old = join(guest.lab.folder, "old.qcow2");
+    await createImage(old, { format: "qcow2", size: MiB, options: { compat: "0.10" } });
+    const hotAdded = [old, "vdc", "--subdriver", "qcow2", "--targetbus", "virtio"];
+    await virsh("attach-disk", guest.lab.domain, ...hotAdded);
     await guest.lab.write("vda", 18 * MiB, MiB, 0x13);
     const copies = await guest.copyNow();
     const open = ["--server", `tcp:0.0.0.0:${port}`, "--allow-remote"];
@@ -45,7 +51,11 @@ await describeWithLibvirt("a backup from another host", () => {
     expectExit(unreachable, 4);
     expect(unreachable.json()).toMatchObject({ error: { code: "E_UNREACHABLE" } });
     const last = await guest.take(...remote, ...open);
-    expect(last.disks[0]).toMatchObject({ parent: next.id, dirtyBytes: MiB });
+    expect(last.disks).toMatchObject([
+      { parent: next.id, dirtyBytes: MiB },
+      { parent: next.id },
+      { name: "vdc", mode: "full", reason: expect.stringContaining("qcow2 images of version 2") },
+    ]);
     await guest.expectPoint(last.id, copies);
     await guest.expectNothingLeft();
 

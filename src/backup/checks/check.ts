@@ -153,6 +153,7 @@ const MENDS: Readonly<Record<string, (domain: string) => string>> = {
   E_PUSH_MODE: (domain) => `virsh domjobinfo ${domainWord(domain)}`,
   E_NO_SUCH_DISK: (domain) => `virsh domblklist ${domainWord(domain)}`,
   E_DISK_UNFIT: (domain) => `virsh domblklist --details ${domainWord(domain)}`,
+  E_NO_VOLUME: () => "virsh pool-list --all",
   E_NO_DISKS: (domain) => `virsh domblklist --details ${domainWord(domain)}`,
   E_NO_MOUNTPOINT: (domain) => `virsh domfsinfo ${domainWord(domain)}`,
   E_GUEST_FROZEN: (domain) => `virsh domfsthaw ${domainWord(domain)}`,

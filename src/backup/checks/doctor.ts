@@ -1,4 +1,6 @@
-import type { GuestDisk, Level } from "../guest/plan-disk.js";
+import { together } from "../base/in-parallel.js";
+import { lookAtDisk, versionHere, versionThere } from "../guest/look-at-disk.js";
+import type { Level } from "../guest/plan-disk.js";
 import { forecast } from "../guest/plan-guest.js";
 import { sshTo } from "../guest/ssh-to-hypervisor.js";
 import type { ImageFormat } from "../image/image.js";
@@ -54,13 +56,12 @@ const LESSONS: readonly Lesson[] = [
   },
   {
     name: "disks",
-    learn: async ({ virsh, domain }, { choice }) => {
+    learn: async ({ virsh, domain, ssh }, { choice }) => {
       if (!domain) return {};
-      const disks: GuestDisk[] = [];
-      for (const { target, format = "raw" } of disksToBackUp(domain, choice)) {
-        disks.push({ name: target, format, size: await virsh.diskSize(domain, target) });
-      }
-      return { disks };
+      const chosen = disksToBackUp(domain, choice);
+      const isHere = (await virsh.remoteHost()) === undefined;
+      const readVersion = ssh ? versionThere(ssh) : isHere ? versionHere : undefined;
+      return { disks: await together(...chosen.map((disk) => lookAtDisk(virsh, domain, disk, readVersion))) };
     },
   },
   {

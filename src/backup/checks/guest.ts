@@ -1,16 +1,18 @@
 /** Checks the domain: its state, jobs and disks, and the port that its job would listen on. */
 
 import { createServer } from "node:net";
+import { PreconditionError } from "../base/errors.js";
 import { domainWord, shellWord } from "../base/shell-word.js";
 import { findLeft, refuseAnyJob, runningBackup } from "../guest/claim.js";
 import { judgeEncrypted } from "../guest/encrypted-disks.js";
 import { keyOf } from "../guest/guest.js";
 import { JobFolder } from "../guest/job-folder.js";
-import { canKeepBitmaps } from "../guest/plan-disk.js";
+import { bitmapObstacle } from "../guest/plan-disk.js";
 import type { TcpServer } from "../libvirt/begin-xml.js";
 import { disksLeftOut, obstacleOf } from "../libvirt/choose-disks.js";
-import type { DomainDisk } from "../libvirt/domain-xml.js";
+import type { DomainDefinition, DomainDisk } from "../libvirt/domain-xml.js";
 import { FRAGILE, fragileDisks } from "../libvirt/fragile-disks.js";
+import { blockJobMessage } from "../libvirt/virsh-errors.js";
 import { type Found, fail, failedBy, pass, type Subject, warn } from "./check.js";
 
 export async function lookAtState({ virsh, domain }: Subject): Promise<readonly Found[]> {
@@ -47,25 +49,50 @@ export async function lookAtJob({
 /** Reports on every disk, including those that are not backed up. */
 export async function lookAtDisks(subject: Subject): Promise<readonly Found[]> {
   const { domain, disks, choice = { include: [], exclude: [] } } = subject;
-  const leftOut = domain ? disksLeftOut(domain, choice) : [];
-  return (domain?.disks ?? []).flatMap((disk): Found[] => {
-    const { target, format = "raw", type, source } = disk;
-    if (!disks?.some(({ name }) => name === target)) {
+  if (!domain) return [];
+  const leftOut = disksLeftOut(domain, choice);
+  // Why the disks could not be looked at was said before.
+  const told = disks ? domain.disks : domain.disks.filter((disk) => obstacleOf(disk, []) !== undefined);
+  return told.flatMap((disk): Found[] => {
+    const { target, format = "raw", type, source, volume } = disk;
+    const chosen = disks?.find(({ name }) => name === target);
+    if (!chosen) {
       const cause = `takes no part: ${obstacleOf(disk, []) ?? "it was left out"}`;
       const isMissed = leftOut.some((each) => each.disk === target && each.isWritable);
+      if (!isMissed) return [pass(cause, target)];
+      const canTake = obstacleOf(disk, [target]) === undefined;
       return [
-        isMissed ? warn(cause, `--include ${target} and all other disks`, target) : pass(cause, target),
+        warn(cause, canTake ? `--include ${target} and all other disks` : `--exclude ${target}`, target),
       ];
     }
     const encrypted = disk.isEncrypted ? [lookAtEncrypted(disk, subject)] : [];
-    const what = `${format}, ${source ?? `on ${type}`}`;
-    if (canKeepBitmaps({ format })) return [pass(what, target), ...encrypted];
-    // Converted like this an encrypted image would keep its encryption, below that of the new one.
-    const mend = disk.isEncrypted
-      ? undefined
-      : `qemu-img convert -p -O qcow2 ${source === undefined ? "IMAGE" : shellWord(source)} NEW.qcow2 (while it is off); virsh edit ${domainWord(domain?.name ?? "DOMAIN")}`;
-    const cause = `${what}: ${format} images can't keep a dirty bitmap, so every backup of it is full`;
-    return [warn(cause, mend, target), ...encrypted];
+    const what = `${format}, ${volume ? `volume ${volume.name} of the pool ${volume.pool}` : (source ?? `on ${type}`)}`;
+    const obstacle = bitmapObstacle(chosen);
+    if (obstacle === undefined) return [pass(what, target), ...encrypted];
+    const cause = `${what}: ${obstacle}, so every backup of it is full`;
+    return [warn(cause, mendImage(domain, disk, chosen.path), target), ...encrypted];
+  });
+}
+
+/** How an image that can't keep bitmaps becomes one that can; undefined: not by one command. */
+function mendImage(domain: DomainDefinition, disk: DomainDisk, path: string | undefined): string | undefined {
+  const image = path === undefined ? "IMAGE" : shellWord(path);
+  if (disk.format === "qcow2") return `qemu-img amend -f qcow2 -o compat=v3 ${image} (while it is off)`;
+  // Converted like this an encrypted image would keep its encryption, below that of the new one.
+  if (disk.isEncrypted) return undefined;
+  return `qemu-img convert -p -O qcow2 ${image} NEW.qcow2 (while it is off); virsh edit ${domainWord(domain.name)}`;
+}
+
+/** A block job on a disk (copy, commit, pull) keeps it from being backed up. */
+export async function lookAtBlockJobs({ virsh, domain, disks }: Subject): Promise<readonly Found[]> {
+  if (domain?.id === undefined || !disks) return [];
+  const looks = disks.map(async ({ name }) => ({ name, kind: await virsh.blockJob(domain, name) }));
+  const running = (await Promise.all(looks)).filter(({ kind }) => kind !== undefined);
+  if (running.length === 0) return [pass("none runs")];
+  return running.map(({ name, kind }): Found => {
+    const error = new PreconditionError("E_DOMAIN_BUSY", blockJobMessage(domain.name, name, kind));
+    const mend = `virsh blockjob ${domainWord(domain.name)} ${name} --info`;
+    return { status: "fail", cause: error.message, mend, of: name, error };
   });
 }
 

@@ -1,7 +1,14 @@
 import { lookAtAgent } from "./agent.js";
 import { lookAtCheckpoints, lookAtForecast } from "./bitmaps.js";
 import type { Check } from "./check.js";
-import { lookAtDisks, lookAtIothreads, lookAtJob, lookAtPort, lookAtState } from "./guest.js";
+import {
+  lookAtBlockJobs,
+  lookAtDisks,
+  lookAtIothreads,
+  lookAtJob,
+  lookAtPort,
+  lookAtState,
+} from "./guest.js";
 import { lookAtConfinement, lookAtLibvirt, lookAtNode, lookAtQemuTools, lookAtSupport } from "./host.js";
 import { lookAtScratchFolder, lookAtScratchSpace } from "./scratch.js";
 import { lookAtPoints, lookAtTarget } from "./target.js";
@@ -42,6 +49,8 @@ export const CHECKS: readonly Check[] = [
   JOB,
   { name: "disk", asksLibvirt: true, beforeBackup: never, look: lookAtDisks },
   { name: "iothreads", asksLibvirt: true, beforeBackup: always, look: lookAtIothreads },
+  // A backup doesn't ask: libvirt refuses to begin it, and says so of the disk.
+  { name: "block job", asksLibvirt: true, beforeBackup: never, look: lookAtBlockJobs },
   {
     name: "guest agent",
     asksLibvirt: true,

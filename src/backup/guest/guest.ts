@@ -8,6 +8,7 @@
  *     claim.ts               what a dead backup left, whose the running job is, the folder taken over
  *     job-folder.ts          where a job works; local-job-folder.ts, or ssh-job-folder.ts on another host
  *     encrypted-disks.ts     disks that a backup would store as plain text
+ *     look-at-disk.ts        size and qcow2 version of a disk; volume-of.ts finds those in storage pools
  *     plan-guest.ts          what is taken, and plan-disk.ts of each disk; needed-checkpoints.ts
  *     freeze.ts              the guest's file systems frozen while the job begins
  *     job-connection.ts      how the job's exports are reached; ssh-to-hypervisor.ts

@@ -14,6 +14,10 @@ export interface GuestDisk {
   readonly format: string;
   /** Bytes that the guest sees. */
   readonly size: number;
+  /** The version of a qcow2 image; undefined: not known, or another format. */
+  readonly version?: number | undefined;
+  /** The image's path on the hypervisor, if it has one. */
+  readonly path?: string | undefined;
 }
 
 /** How a disk is taken. */
@@ -49,15 +53,16 @@ export async function planDisk(
   const { name } = disk;
   const { level } = options;
   if (level === "copy") return { name, bitmap: false };
-  const bitmap = canKeepBitmaps(disk);
+  const obstacle = bitmapObstacle(disk);
+  const bitmap = obstacle === undefined;
   if (level === "full") return { name, bitmap };
-  if (!bitmap) return { name, bitmap, reason: `${disk.format} images can't keep a dirty bitmap` };
+  if (!bitmap) return { name, bitmap, reason: obstacle };
   let reason: string | undefined;
   for (const parent of candidates(name, level, history)) {
-    const obstacle = await obstacleOf(disk, parent, options.format, history);
+    const why = await obstacleOf(disk, parent, options.format, history);
     const checkpoint = parent.checkpoint?.name ?? "";
-    if (obstacle === undefined) return { name, bitmap, base: { checkpoint, parent } };
-    reason ??= obstacle;
+    if (why === undefined) return { name, bitmap, base: { checkpoint, parent } };
+    reason ??= why;
     if (sizeOf(parent, name) !== disk.size) break;
   }
   if (reason === undefined && history.points.length > 0) reason = "no point with a checkpoint has this disk";
@@ -69,8 +74,17 @@ export function bitmapOf(disk: string, checkpoint: string): string {
   return `${disk} ${checkpoint}`;
 }
 
-export function canKeepBitmaps({ format }: Pick<GuestDisk, "format">): boolean {
-  return format === "qcow2";
+/** Versions of qcow2 before this one have no bitmaps. */
+const VERSION_WITH_BITMAPS = 3;
+
+/** Why the disk's image can't keep a dirty bitmap, so that every backup of it is full; undefined if it can. */
+export function bitmapObstacle({
+  format,
+  version = VERSION_WITH_BITMAPS,
+}: Pick<GuestDisk, "format" | "version">): string | undefined {
+  if (format !== "qcow2") return `${format} images can't keep a dirty bitmap`;
+  if (version >= VERSION_WITH_BITMAPS) return undefined;
+  return `qcow2 images of version ${version} can't keep a dirty bitmap; while the domain is off, \`qemu-img amend -f qcow2 -o compat=v3\` makes them version 3`;
 }
 
 /** Points that the disk could be an increment on, best first. */

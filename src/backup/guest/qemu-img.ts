@@ -24,6 +24,8 @@ const info = z.object({
     .object({
       data: z
         .object({
+          /** Of qcow2: `0.10` is version 2, `1.1` version 3. */
+          compat: z.string().optional(),
           "data-file": z.string().optional(),
           bitmaps: z.array(z.object({ name: z.string(), flags: z.array(z.string()) })).optional(),
         })

@@ -94,6 +94,12 @@ export class StoppedDisk implements AsyncDisposable {
     }
   }
 
+  /** The version of the disk's image if it is qcow2: those of version 2 have no bitmaps. */
+  get version(): number | undefined {
+    const compat = this.#infos[0]?.["format-specific"]?.data?.compat;
+    return compat === undefined ? undefined : compat === "0.10" ? 2 : 3;
+  }
+
   /** Why an increment can't use the bitmap of that name; undefined if it can. */
   bitmapObstacle(name: string): string | undefined {
     const [top, ...below] = this.#infos;

@@ -61,6 +61,9 @@ export function obstacleOf(disk: DomainDisk, include: readonly string[]): string
   if (disk.device === "cdrom") return "it is a cdrom";
   if (disk.readOnly) return "the guest can't write to it";
   if (isEmpty(disk)) return "it is empty";
+  if (disk.transient) {
+    return "it is transient, and libvirt backs up no such disk while the domain runs (its image can be while it is off)";
+  }
   if (disk.device !== "floppy" || include.includes(disk.target)) return undefined;
   return "it is a floppy, which takes part only if --include names it";
 }

@@ -1,6 +1,12 @@
 import { z } from "zod";
 import { type DocumentKind, element, oneOf, parseDocument, text, wholeNumber } from "./xml.js";
 
+/** A volume of one of libvirt's storage pools. */
+export interface Volume {
+  readonly pool: string;
+  readonly name: string;
+}
+
 /** The parts of a domain's definition that a backup needs. */
 export interface DomainDefinition {
   readonly name: string;
@@ -46,6 +52,10 @@ export interface DomainDisk {
   readonly readOnly: boolean;
   /** Whether QEMU works on it in a thread of its own, by the disk's definition or by its controller's. */
   readonly hasIothread: boolean;
+  /** The domain runs, and what it writes to the disk is dropped when it ends: libvirt backs up no such disk. */
+  readonly transient?: true | undefined;
+  /** The volume that a disk of type `volume` is. */
+  readonly volume?: Volume | undefined;
   /** A layer between the image and what the guest sees, if there is one. */
   readonly between?: "encryption" | "slices" | undefined;
   /** QEMU decrypts its image or one below it, so what a backup reads is plain text. */
@@ -59,7 +69,7 @@ const diskSchema = element(
   {
     target: element({ dev: text, bus: text.optional() }, {}),
     source: element(
-      { file: text.optional(), dev: text.optional() },
+      { file: text.optional(), dev: text.optional(), pool: text.optional(), volume: text.optional() },
       // Only their presence counts.
       { slices: z.unknown().optional(), encryption: z.unknown().optional() },
     ).optional(),
@@ -72,6 +82,7 @@ const diskSchema = element(
     ).optional(),
     address: element({ controller: text.optional() }, {}).optional(),
     readonly: z.unknown().optional(),
+    transient: z.unknown().optional(),
   },
 );
 
@@ -114,7 +125,9 @@ export function parseDomain(xml: string): DomainDefinition {
     name: domain.name,
     uuid: domain.uuid,
     id: domain.$.id,
-    disks: (domain.devices?.disk ?? []).map((disk) => readDisk(disk, domain.devices?.controller ?? [])),
+    disks: (domain.devices?.disk ?? []).map((disk) =>
+      readDisk(disk, domain.devices?.controller ?? [], domain.$.id !== undefined),
+    ),
     qemuUser: readQemuUser(domain.seclabel),
     platform: readPlatform(domain),
     confinedBy: domain.seclabel.flatMap(({ $, label }) =>
@@ -148,6 +161,11 @@ function readBetween({ source, encryption }: z.infer<typeof diskSchema>): Domain
   return source?.slices === undefined ? undefined : "slices";
 }
 
+function readVolume({ $, source }: z.infer<typeof diskSchema>): Volume | undefined {
+  const { pool, volume: name } = source?.$ ?? {};
+  return $.type === "volume" && pool !== undefined && name !== undefined ? { pool, name } : undefined;
+}
+
 /** Whether an image below is encrypted: libvirt says so in its format or its source. */
 function hasEncryption(backingStore: unknown): boolean {
   if (typeof backingStore !== "object" || backingStore === null) return false;
@@ -157,6 +175,7 @@ function hasEncryption(backingStore: unknown): boolean {
 function readDisk(
   disk: z.infer<typeof diskSchema>,
   controllers: readonly z.infer<typeof controllerSchema>[],
+  isRunning: boolean,
 ): DomainDisk {
   const controller = controllers.find(
     ({ $ }) =>
@@ -171,6 +190,8 @@ function readDisk(
     source: disk.source?.$.file ?? disk.source?.$.dev,
     format: disk.driver?.$.type,
     readOnly: disk.readonly !== undefined,
+    transient: isRunning && disk.transient !== undefined ? true : undefined,
+    volume: readVolume(disk),
     hasIothread: [disk, controller].some((device) => usesIothread(device?.driver)),
     between,
     ...(isEncrypted ? { isEncrypted } : {}),

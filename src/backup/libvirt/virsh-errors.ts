@@ -1,6 +1,17 @@
 import { BackupError, hasCode, PreconditionError } from "../base/errors.js";
 import { domainWord } from "../base/shell-word.js";
 
+const BLOCK_JOB = /disk '([^']*)' has a blockjob assigned/;
+
+/** Why a disk can't be backed up now: a block job (copy, commit, pull) runs on it. */
+export function blockJobMessage(domain: string, disk: string, kind = "copy, commit or pull"): string {
+  const command = `virsh blockjob ${domainWord(domain)} ${disk}`;
+  return (
+    `a block job (${kind}) runs on the disk ${disk} of ${domain}, and libvirt backs up no disk with one. Wait for its ` +
+    `end (\`${command} --info\` shows it), complete it (--pivot) or end it (--abort), or leave the disk out with --exclude ${disk}`
+  );
+}
+
 /** What virsh printed, and the facts that the messages name. */
 interface VirshFailure {
   readonly stderr: string;
@@ -109,6 +120,11 @@ const KNOWN_FAILURES: readonly {
       `the hypervisor can't serve the disks of ${domain} by TLS: ca-cert.pem, server-cert.pem and server-key.pem ` +
       "have to be in its /etc/pki/libvirt-backup or /etc/pki/qemu (`backup_tls_x509_cert_dir` in qemu.conf), be valid, " +
       "and QEMU's user has to be able to read them",
+  },
+  {
+    said: BLOCK_JOB,
+    code: "E_DOMAIN_BUSY",
+    message: ({ domain, stderr }) => blockJobMessage(domain, BLOCK_JOB.exec(stderr)?.[1] ?? "DISK"),
   },
   {
     said: /cannot acquire state change lock/,

@@ -29,6 +29,7 @@ const RETRY_MS = 500;
 const QUESTIONS: ReadonlySet<string> = new Set([
   ...["uri", "dumpxml", "domid", "domblkinfo", "domcapabilities"],
   ...["domjobinfo", "backup-dumpxml", "checkpoint-list", "checkpoint-dumpxml"],
+  ...["vol-path", "vol-info"],
 ]);
 /** Commands in one argument of a process, since its length is limited. */
 const MOST_AT_ONCE = 50;

@@ -159,7 +159,8 @@ export class Virsh {
     const output = await this.run("domblkinfo", domain, [`--device=${target}`]);
     const capacity = /^Capacity:\s*(\d+)$/m.exec(output)?.[1];
     const allocation = /^Allocation:\s*(\d+)$/m.exec(output)?.[1];
-    // libvirt may print "-" as the allocation of a disk on a network.
+    // libvirt prints "-" for a disk that is empty, and may print it as the allocation of a disk on a network.
+    if (/^Capacity:\s*-$/m.test(output)) return { capacity: 0, allocation: 0 };
     if (capacity !== undefined) {
       return { capacity: Number(capacity), allocation: Number(allocation ?? capacity) };
     }
@@ -167,6 +168,30 @@ export class Virsh {
       "E_VIRSH_OUTPUT",
       `virsh domblkinfo of ${nameOf(domain)} ${target} printed no capacity`,
     );
+  }
+
+  /**
+   * The kind of the block job that runs on a disk, as virsh calls it (`Block Copy`); undefined if none runs. A
+   * backup job, which is one of the domain, is no block job here.
+   */
+  async blockJob(domain: DomainRef, target: string): Promise<string | undefined> {
+    const output = await this.run("blockjob", domain, [`--path=${target}`, "--raw"]);
+    return /^\s*type=(?!Backup$)(.*)$/m.exec(output)?.[1];
+  }
+
+  /** Where a volume of a storage pool is on the hypervisor, of which kind (`file`, `block`, …), and its bytes. */
+  async volume(
+    pool: string,
+    name: string,
+  ): Promise<{ readonly path: string; readonly kind: string; readonly capacity: number | undefined }> {
+    const args = [`--vol=${name}`, `--pool=${pool}`];
+    const about = `${name} of the pool ${pool}`;
+    const ask = (command: string, more: readonly string[]): Promise<string> =>
+      this.#process.run(command, [...args, ...more], about);
+    const [path, info] = await together(ask("vol-path", []), ask("vol-info", ["--bytes"]));
+    const kind = /^Type:\s*(\S+)$/m.exec(info)?.[1] ?? "unknown";
+    const capacity = /^Capacity:\s*(\d+)/m.exec(info)?.[1];
+    return { path: path.trim(), kind, capacity: capacity === undefined ? undefined : Number(capacity) };
   }
 
   /** Whether the domain is off and its memory is saved for the next start. */

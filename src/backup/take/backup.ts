@@ -10,6 +10,7 @@ import { type Guest, keyOf, retireCheckpoints } from "../guest/guest.js";
 import { JobClients } from "../guest/job-clients.js";
 import { connectJob, type JobConnection, refuseUnreachable } from "../guest/job-connection.js";
 import { JobFolder } from "../guest/job-folder.js";
+import { lookAtDisk, versionHere, versionThere, withOldQcow2 } from "../guest/look-at-disk.js";
 import { neededCheckpoints } from "../guest/needed-checkpoints.js";
 import { bitmapOf, type DiskPlan, type GuestDisk, type Level } from "../guest/plan-disk.js";
 import { type Forecast, LOST, levelOf, planGuest, refuseNoBase } from "../guest/plan-guest.js";
@@ -19,8 +20,14 @@ import { sshTo } from "../guest/ssh-to-hypervisor.js";
 import { formatBackup, formatCheckpoint, type JobRequest, type TcpServer } from "../libvirt/begin-xml.js";
 import { parseCheckpoint } from "../libvirt/checkpoint-xml.js";
 import { checkpointName } from "../libvirt/checkpoints.js";
-import { type DiskChoice, disksLeftOut, disksToBackUp, type LeftOutDisk } from "../libvirt/choose-disks.js";
-import { type DomainDefinition, type DomainDisk, parseDomain } from "../libvirt/domain-xml.js";
+import {
+  type DiskChoice,
+  disksLeftOut,
+  disksToBackUp,
+  type LeftOutDisk,
+  obstacleOf,
+} from "../libvirt/choose-disks.js";
+import { type DomainDefinition, parseDomain } from "../libvirt/domain-xml.js";
 import { guestEnd } from "../libvirt/guest-end.js";
 import { type BackupServer, exportedDisks } from "../libvirt/job-xml.js";
 import { openRunningJob, type RunningJob } from "../libvirt/running-job.js";
@@ -91,7 +98,10 @@ export async function backup(options: BackupOptions): Promise<BackupResult> {
     return { ...taken, isRunning: false, retired: [], leftOut, plainText: [] };
   }
   const ssh = await sshTo(hypervisor, signal);
-  const disks = await guestDisks(virsh, domain, options.disks);
+  const chosen = disksToBackUp(domain, options.disks);
+  // On another host each look takes a connection, and images of version 2 are rare.
+  const readVersion = ssh ? undefined : versionHere;
+  const disks = await together(...chosen.map((disk) => lookAtDisk(virsh, domain, disk, readVersion)));
   const names = disks.map(({ name }) => name);
   const plainText = judgeEncrypted(domain, names, options);
   const forecast = await preflight({ ...options, domain, disks, ssh });
@@ -143,20 +153,13 @@ function leaveOut(domain: DomainDefinition, { disks, onWarning }: BackupOptions)
   const leftOut = disksLeftOut(domain, disks);
   for (const { disk, reason } of leftOut.filter(({ isWritable }) => isWritable)) {
     const all = [...taken.map(({ target }) => target), disk].map((name) => `--include ${name}`).join(" ");
+    const canTake = domain.disks.some((each) => each.target === disk && !obstacleOf(each, [disk]));
+    const remedy = canTake ? ` Take it too with ${all};` : "";
     onWarning?.(
-      `${disk} of ${domain.name} is left out: ${reason}. Take it too with ${all}; --exclude ${disk} says nothing more of it`,
+      `${disk} of ${domain.name} is left out: ${reason}.${remedy} --exclude ${disk} says nothing more of it`,
     );
   }
   return leftOut;
-}
-
-async function guestDisks(virsh: Virsh, domain: DomainDefinition, chosen: DiskChoice): Promise<GuestDisk[]> {
-  const look = async ({ target, format = "raw" }: DomainDisk): Promise<GuestDisk> => ({
-    name: target,
-    format,
-    size: await virsh.diskSize(domain, target),
-  });
-  return await together(...disksToBackUp(domain, chosen).map(look));
 }
 
 /** The server that the job is asked to start. */
@@ -222,8 +225,9 @@ async function begin(
 ): Promise<Begun> {
   const { domain, repository, virsh } = guest;
   const broken = new Map(forecast.broken);
+  let known = disks;
   for (;;) {
-    const plans = await planGuest(guest, disks, { ...options, broken, proven: forecast.proven });
+    const plans = await planGuest(guest, known, { ...options, broken, proven: forecast.proven });
     refuseNoBase(domain.name, plans, options.level);
     const checkpoint = plans.some(({ bitmap }) => bitmap)
       ? checkpointName(repository.id, new Date())
@@ -237,6 +241,11 @@ async function begin(
         beginJob(steady, { plans, checkpoint, server }, folder),
       );
     } catch (error) {
+      const old = await withOldQcow2(error, known, guest.ssh ? versionThere(guest.ssh) : versionHere);
+      if (old) {
+        known = old;
+        continue;
+      }
       const bitmap = brokenBitmap(error, plans);
       if (bitmap === undefined || broken.has(bitmap)) throw error;
       broken.set(bitmap, LOST);

@@ -10,7 +10,7 @@
 
 import { stat } from "node:fs/promises";
 import { messageOf, PreconditionError } from "../base/errors.js";
-import { closeAll } from "../base/in-parallel.js";
+import { closeAll, together } from "../base/in-parallel.js";
 import { claimFolder, clearFolder } from "../guest/claim.js";
 import { toolUsers } from "../guest/confined-tool.js";
 import { type Guest, keyOf } from "../guest/guest.js";
@@ -20,6 +20,7 @@ import { levelOf, planGuest, refuseNoBase } from "../guest/plan-guest.js";
 import type { DiskFile } from "../guest/qemu-img.js";
 import type { ImageServer } from "../guest/qemu-nbd.js";
 import { StoppedDisk } from "../guest/stopped-disk.js";
+import { volumeOf } from "../guest/volume-of.js";
 import { parseHostSecurity } from "../libvirt/capabilities-xml.js";
 import { readCheckpoints } from "../libvirt/checkpoints.js";
 import { type DiskChoice, disksToBackUp } from "../libvirt/choose-disks.js";
@@ -64,11 +65,12 @@ export async function backUpStopped(
   options: StoppedBackupOptions,
 ): Promise<TakenPoint & { readonly level: Exclude<Level, "auto"> }> {
   const { virsh, signal } = options;
-  const images = disksToBackUp(domain, options.disks).map((disk) => ({
-    name: disk.target,
-    image: imageOf(domain, disk),
-  }));
+  const chosen = disksToBackUp(domain, options.disks);
+  for (const disk of chosen) refuseUnfit(domain, disk);
   await refuseRemote(virsh, domain);
+  const images = await together(
+    ...chosen.map(async (disk) => ({ name: disk.target, image: await imageOf(virsh, domain, disk) })),
+  );
   const repository = await Repository.openOrCreate(options.repositoryPath);
   const guest: Guest = { virsh, domain, repository, ssh: undefined };
   const folder = await JobFolder.find(options.scratchParent, keyOf(guest), undefined);
@@ -106,14 +108,24 @@ async function hostsUser(virsh: Virsh): Promise<QemuUser | undefined> {
 }
 
 /** @throws {PreconditionError} the disk's content is not in an image file or block device of this host */
-function imageOf(domain: DomainDefinition, disk: DomainDisk): DiskFile {
-  const { target, type, source, format = "raw", between } = disk;
-  if ((type === "file" || type === "block") && source !== undefined && between === undefined) {
-    return { path: source, kind: type, format };
-  }
-  const what = between === undefined ? `is of type ${type}` : `has ${between}`;
-  const message = `the disk ${target} of ${domain.name} ${what}, and can't be read while the domain is off: start it, or leave the disk out with --exclude ${target}`;
-  throw new PreconditionError("E_DISK_UNFIT", message, { details: { disk: target } });
+function refuseUnfit(domain: DomainDefinition, { target, type, source, volume, between }: DomainDisk): void {
+  const isHere = ((type === "file" || type === "block") && source !== undefined) || volume !== undefined;
+  if (isHere && between === undefined) return;
+  throw unfit(domain, target, between === undefined ? `is of type ${type}` : `has ${between}`);
+}
+
+/** @throws {PreconditionError} `E_NO_VOLUME`; `E_DISK_UNFIT`: it is a volume on a network */
+async function imageOf(virsh: Virsh, domain: DomainDefinition, disk: DomainDisk): Promise<DiskFile> {
+  const { target, type, source = "", format = "raw" } = disk;
+  const volume = await volumeOf(virsh, domain, disk);
+  const { kind, path } = volume ?? { kind: type, path: source };
+  if (kind === "file" || kind === "block") return { path, kind, format };
+  throw unfit(domain, target, `is a volume of kind ${kind}`);
+}
+
+function unfit(domain: DomainDefinition, disk: string, what: string): PreconditionError {
+  const message = `the disk ${disk} of ${domain.name} ${what}, and can't be read while the domain is off: start it, or leave the disk out with --exclude ${disk}`;
+  return new PreconditionError("E_DISK_UNFIT", message, { details: { disk } });
 }
 
 async function refuseRemote(virsh: Virsh, domain: DomainDefinition): Promise<void> {
@@ -139,7 +151,12 @@ async function planStopped(
       if (obstacle !== undefined) broken.set(bitmapOf(disk, checkpoint), obstacle);
     }
   }
-  const guestDisks = disks.map(({ name, format, found }) => ({ name, format, size: found.size }));
+  const guestDisks = disks.map(({ name, format, found }) => ({
+    name,
+    format,
+    size: found.size,
+    version: found.version,
+  }));
   const plans = await planGuest(guest, guestDisks, { ...options, broken });
   return plans.map((plan) => ({ ...plan, counted: plan.base && bitmapIn(plan.base.checkpoint, plan.name) }));
 }

@@ -118,6 +118,21 @@ describe("the plan of a disk", () => {
     );
     expect(raw).toMatchObject({ bitmap: false, reason: expect.stringContaining("raw") });
   });
+
+  it("is full for a qcow2 image of version 2, with the command that mends it", async () => {
+    const planned = async (version: number): Promise<DiskPlan> =>
+      planDisk(
+        { name: "vda", format: "qcow2", size: MiB, version },
+        { level: "auto", format: "qcow2" },
+        history(),
+      );
+    expect(await planned(3)).toMatchObject({ bitmap: true, base: { checkpoint: "cp3" } });
+    expect(await planned(2)).toEqual({
+      name: "vda",
+      bitmap: false,
+      reason: expect.stringContaining("qemu-img amend -f qcow2 -o compat=v3"),
+    });
+  });
 });
 
 describe("the checkpoints that are needed", () => {

@@ -47,6 +47,23 @@ describe("the choice of disks", () => {
     expect(leftOut(["vda"], [])).toEqual([]);
   });
 
+  it("leaves a transient disk of a running domain out, and can't be told to take it", () => {
+    const running: DomainDefinition = {
+      ...domain,
+      id: 3,
+      disks: [
+        { ...disk, target: "vda" },
+        { ...disk, target: "vde", transient: true },
+      ],
+    };
+    const none = { include: [], exclude: [] };
+    expect(disksToBackUp(running, none).map(({ target }) => target)).toEqual(["vda"]);
+    expect(disksLeftOut(running, none)).toMatchObject([{ disk: "vde", isWritable: true }]);
+    expect(() => disksToBackUp(running, { include: ["vde"], exclude: [] })).toThrow(
+      expect.objectContaining({ code: "E_DISK_UNFIT" }),
+    );
+  });
+
   it.each([
     [["vdx"], [], "E_NO_SUCH_DISK"],
     [[], ["vdx"], "E_NO_SUCH_DISK"],
