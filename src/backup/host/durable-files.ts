@@ -2,7 +2,8 @@
  * What a backup needs of the machine it runs on, and of other hosts through ssh. Read this file first: it
  * makes files and folders durable. Then read `publish.ts`, which gives finished files their final names, with
  * `new-files.ts` (a job's files are all kept or all removed) and `qemu-locks.ts` (is a QEMU writing to a
- * file). `trusted-file.ts` opens files in folders that others can change. `listen-address.ts` and
+ * file). `block-device.ts` is what the kernel says of a device, and `device-users.ts` who may write to it.
+ * `trusted-file.ts` opens files in folders that others can change. `listen-address.ts` and
  * `private-socket.ts` are for servers; `ssh.ts` and `ssh-forward.ts` reach other hosts.
  *
  * Nothing here reads what is in an image, speaks NBD or calls libvirt, and nothing here knows repositories.

@@ -1,7 +1,9 @@
-import { readFile, stat } from "node:fs/promises";
+import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { PreconditionError, UsageError } from "../base/errors.js";
-import { deviceNumbers, isMissing } from "../host/durable-files.js";
+import { blockDeviceAt, kernelFolderOf } from "../host/block-device.js";
+import { writersOf } from "../host/device-users.js";
+import { isMissing } from "../host/durable-files.js";
 import { ImageFile } from "../image/image-file.js";
 import { type BlockTarget, zeroByHand } from "./block-target.js";
 
@@ -30,17 +32,25 @@ export class DeviceTarget implements BlockTarget {
 
   /**
    * Opens the device exclusively, so that the system can't begin to use it meanwhile (mount, swap, volume).
-   * Programs that have it open but not exclusively, such as a QEMU, are not noticed.
+   * Programs that have it open for writing but not exclusively, such as a QEMU, are noticed only before.
    * @throws {UsageError} `E_TARGET`: it is not a block device
-   * @throws {PreconditionError} `E_TARGET_IN_USE`: it is mounted or otherwise in use; `E_TARGET_READ_ONLY`
+   * @throws {PreconditionError} `E_TARGET_IN_USE`: it is mounted or otherwise in use, for example by a guest;
+   *   `E_TARGET_READ_ONLY`
    * @throws the file system's error, with `code`
    */
   static async open(path: string): Promise<DeviceTarget> {
-    const folder = await kernelFolder(path);
+    const device = await blockDeviceAt(path);
+    if (!device) throw new UsageError("E_TARGET", `${path} is not a block device`, { details: { path } });
+    const folder = kernelFolderOf(device.number);
     if ((await readNumber(folder, "ro")) === 1) {
       throw new PreconditionError("E_TARGET_READ_ONLY", `${path} is read-only: nothing was written`, {
         details: { target: path },
       });
+    }
+    const [writer] = await writersOf([device]);
+    if (writer !== undefined) {
+      const message = `${path} is in use and was not touched: ${writer}. Shut that guest down, end what uses the device, or name another one`;
+      throw new PreconditionError("E_TARGET_IN_USE", message, { details: { target: path } });
     }
     const file = await ImageFile.openDevice(path).catch((cause: unknown) => {
       if ((cause as NodeJS.ErrnoException).code !== "EBUSY") throw cause;
@@ -85,19 +95,6 @@ export class DeviceTarget implements BlockTarget {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#file.close();
   }
-}
-
-/**
- * The kernel's folder about a device, such as `/sys/dev/block/7:0`.
- * @throws {UsageError} `E_TARGET`: it is not a block device
- */
-async function kernelFolder(path: string): Promise<string> {
-  const found = await stat(path, { bigint: true });
-  if (!found.isBlockDevice()) {
-    throw new UsageError("E_TARGET", `${path} is not a block device`, { details: { path } });
-  }
-  const { major, minor } = deviceNumbers(found.rdev);
-  return join("/sys/dev/block", `${major}:${minor}`);
 }
 
 async function readNumber(folder: string, name: string): Promise<number> {
