@@ -9,7 +9,8 @@
  * `try-definition.ts` asks libvirt about it.
  * `checkpoints.ts` and `checkpoint-edit.ts` delete and mend checkpoints, `freeze.ts` freezes and thaws,
  * `fragile-disks.ts` names disks that QEMU dies of, `choose-disks.ts` picks a domain's disks, `boot-files.ts` and `capabilities-xml.ts` say what else a domain
- * needs. `hypervisor.ts` reads connection URIs, `virsh-batch.ts` joins commands to one process, and `xml.ts`
+ * needs. `start-watch.ts` hears of a domain's start.
+ * `hypervisor.ts` reads connection URIs, `virsh-batch.ts` joins commands to one process, and `xml.ts`
  * on `xml-tree.ts` reads XML.
  *
  * Nothing here reads a disk's data, opens an NBD connection or opens a repository. Only the id of a

@@ -8,12 +8,12 @@
  *          ^---------------------------------------- the next one, whether the domain runs by then or not
  */
 
-import { stat } from "node:fs/promises";
 import { messageOf, PreconditionError } from "../base/errors.js";
 import { closeAll, together } from "../base/in-parallel.js";
 import { claimFolder, clearFolder } from "../guest/claim.js";
 import { toolUsers } from "../guest/confined-tool.js";
 import { type Guest, keyOf } from "../guest/guest.js";
+import { ImageUse } from "../guest/image-use.js";
 import { JobFolder } from "../guest/job-folder.js";
 import { bitmapOf, type DiskPlan, type Level } from "../guest/plan-disk.js";
 import { levelOf, planGuest, refuseNoBase } from "../guest/plan-guest.js";
@@ -25,6 +25,7 @@ import { parseHostSecurity } from "../libvirt/capabilities-xml.js";
 import { readCheckpoints } from "../libvirt/checkpoints.js";
 import { type DiskChoice, disksToBackUp } from "../libvirt/choose-disks.js";
 import type { DomainDefinition, DomainDisk, QemuUser } from "../libvirt/domain-xml.js";
+import { StartWatch } from "../libvirt/start-watch.js";
 import { statedLinks } from "../libvirt/stated-chain.js";
 import type { Virsh } from "../libvirt/virsh.js";
 import { Repository } from "../repository/repository.js";
@@ -51,12 +52,13 @@ interface StoppedPlan extends DiskPlan {
 }
 
 /**
- * Backs up a domain that is off. While its images are read, QEMU's locks keep the domain from being started.
- * On a file system without locks, a start is noticed before anything is committed.
+ * Backs up a domain that is off. While its image files are read, QEMU's locks keep the domain from being
+ * started. On block devices, and on a file system without locks, a start is noticed before anything is
+ * committed.
  *
  * @param domain parsed from `definition`, which libvirt gave just now
- * @throws {PreconditionError} another backup runs, a disk can't be read, the domain was started, no base for
- *   an increment
+ * @throws {PreconditionError} another backup runs, a disk can't be read or is used by others, the domain was
+ *   started, no base for an increment
  * @throws as `takePoint` does
  */
 export async function backUpStopped(
@@ -170,8 +172,17 @@ async function serveAndTake(
   },
   options: StoppedBackupOptions,
 ): Promise<TakenPoint> {
-  const { signal } = options;
   const servers: ImageServer[] = [];
+  const images = await ImageUse.of(
+    virsh,
+    wanted.disks.flatMap(({ found }) => found.paths),
+  );
+  // QEMU's locks keep a domain on image files from being started.
+  const isOnDevices = images.devices.length > 0;
+  await using watch = isOnDevices ? new StartWatch(domain.uuid, await virsh.uri()) : undefined;
+  const started = watch ? [watch.started] : [];
+  const signal = AbortSignal.any(options.signal ? [options.signal, ...started] : started);
+  for (const path of await images.uncounted()) options.onWarning?.(uncounted(path));
   try {
     const disks: PointDisk[] = [];
     for (const { name, found } of wanted.disks) {
@@ -181,14 +192,13 @@ async function serveAndTake(
       const increment = base && bitmap !== undefined ? { bitmap, parent: base.parent } : undefined;
       disks.push({ name, address: server.address, increment, reason });
     }
-    const states = await statesOf(wanted.disks);
+    const state = await images.state();
     const assertStill = async (): Promise<void> => {
       for (const server of [...servers, ...wanted.disks.map(({ found }) => found)])
         await server.assertAlive(signal);
-      const isSame = (await virsh.domainXml(domain)) === definition;
-      if (isSame && (await statesOf(wanted.disks)) === states) return;
-      const message = `${domain.name} was off when the backup began, and was started or changed since: nothing was stored. Begin it again`;
-      throw new PreconditionError("E_DOMAIN_CHANGED", message, { details: { domain: domain.name } });
+      if ((await virsh.domainXml(domain)) !== definition) throw changed(domain);
+      await images.refuseOthers();
+      if ((await images.state()) !== state || watch?.started.aborted) throw changed(domain);
     };
     // The domain may have run between libvirt's answer and the moment when QEMU took its locks.
     await assertStill();
@@ -197,6 +207,7 @@ async function serveAndTake(
     const qemuUser = await hostsUser(virsh);
     return await takePoint({
       ...options,
+      signal,
       connect: {},
       repository,
       domain: { name: domain.name, uuid: domain.uuid },
@@ -205,26 +216,27 @@ async function serveAndTake(
       checkpoint: null,
       confirm: assertStill,
     });
+  } catch (error) {
+    if (watch?.started.aborted && !options.signal?.aborted) throw changed(domain);
+    throw error;
   } finally {
     await closeAll(...servers);
   }
+}
+
+function changed({ name }: DomainDefinition): PreconditionError {
+  const message = `${name} was off when the backup began, and was started or changed since, or its disks were: nothing was stored. Begin it again`;
+  return new PreconditionError("E_DOMAIN_CHANGED", message, { details: { domain: name } });
+}
+
+function uncounted(path: string): string {
+  return `the kernel doesn't count what is written to ${path} (queue/iostats is 0), so a short use of it by others while it is read would not be noticed`;
 }
 
 const MEMORY = {
   what: "memory of its managed save",
   reason: "restored, its disks are as after a power cut",
 };
-
-/** A string that changes with every write to one of the images. */
-async function statesOf(disks: readonly FoundDisk[]): Promise<string> {
-  const paths = disks.flatMap(({ found }) => found.paths);
-  const states = paths.map(async (path) => {
-    // The ctime would not do: even a failed attempt to start the domain changes the file's owner.
-    const { size, mtimeNs } = await stat(path, { bigint: true });
-    return `${size} ${mtimeNs}`;
-  });
-  return (await Promise.all(states)).join();
-}
 
 /**
  * Called after all clients are closed, whether the backup succeeded or not. The next backup removes what this
