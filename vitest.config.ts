@@ -1,3 +1,4 @@
+import { join } from "node:path";
 import { defineConfig } from "vitest/config";
 
 const LIBVIRT = "test/libvirt/**/*.test.ts";
@@ -9,6 +10,8 @@ const SLOWEST_TEST = 360_000;
 
 export default defineConfig({
   test: {
+    // What a backup records of its checkpoints outside of the repository.
+    env: { NBDPULL_STATE_FOLDER: join(import.meta.dirname, "node_modules", ".cache", "nbdpull-state") },
     pool: "forks",
     hookTimeout: 180_000,
     // What is waited for comes within milliseconds, but not on a machine that is busy with other things.

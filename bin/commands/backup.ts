@@ -29,6 +29,7 @@ interface BackupOptions extends CopyOptions, GuestOptions, TrustOptions {
   readonly to: string;
   readonly all?: true;
   readonly metrics?: string;
+  readonly moved?: true;
 }
 
 /** One run of the command. */
@@ -45,6 +46,7 @@ export function addBackup(program: Command, run: Run): void {
     .argument("[domains...]", "the domains, as virsh knows them")
     .requiredOption("--to <repo>", "the repository; made if the folder is empty or not there")
     .option("--all", "all domains that run and have disks, one after the other (not those that are off)")
+    .option("--moved", "the repository was moved to where it is now, or is reached by another path")
     .option("--metrics <file>", "keep a metrics file for the node exporter's textfile collector (*.prom)");
   withTrust(withGuest(withDigests(withCopy(command), `default ${DEFAULT_DIGESTS}`))).action(
     run<BackupOptions, [domains: readonly string[]]>(async (context, options, named) => {
@@ -171,6 +173,7 @@ async function backUpDomain({ output, signal, options }: Job, domain: string): P
       scratchReserve: options.scratchReserve,
       server,
       freeze: mountpointsOf(options),
+      moved: options.moved ?? false,
       format,
       digests: digestsOf(options, DEFAULT_DIGESTS),
       compress,

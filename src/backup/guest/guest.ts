@@ -9,6 +9,7 @@
  *     job-folder.ts          where a job works; local-job-folder.ts, or ssh-job-folder.ts on another host
  *     encrypted-disks.ts     disks that a backup would store as plain text
  *     look-at-disk.ts        size and qcow2 version of a disk; volume-of.ts finds those in storage pools
+ *     checkpoint-record.ts   which checkpoints this host has made for a repository
  *     plan-guest.ts          what is taken, and plan-disk.ts of each disk; needed-checkpoints.ts
  *     freeze.ts              the guest's file systems frozen while the job begins
  *     job-connection.ts      how the job's exports are reached; ssh-to-hypervisor.ts
@@ -23,10 +24,11 @@
 
 import { messageOf } from "../base/errors.js";
 import type { Ssh } from "../host/ssh.js";
-import { checkpointPrefix, deleteCheckpoint } from "../libvirt/checkpoints.js";
+import { deleteCheckpoint } from "../libvirt/checkpoints.js";
 import type { DomainDefinition } from "../libvirt/domain-xml.js";
 import type { Virsh } from "../libvirt/virsh.js";
 import type { Repository } from "../repository/repository.js";
+import type { CheckpointRecord } from "./checkpoint-record.js";
 import type { JobFolderKey } from "./job-folder.js";
 
 /** One repository's view of one domain. */
@@ -44,18 +46,19 @@ export function keyOf({ repository, domain }: Guest): JobFolderKey {
 }
 
 /**
- * Deletes those of this repository's checkpoints for which `mayGo` is true. Never touches other checkpoints.
+ * Deletes those checkpoints that this host has made for the repository and for which `mayGo` is true. Never
+ * touches other checkpoints.
  * @returns the names of the deleted checkpoints, and a message for each that could not be deleted
  */
 export async function retireCheckpoints(
-  { virsh, domain, repository }: Guest,
+  { virsh, domain }: Pick<Guest, "virsh" | "domain">,
+  record: CheckpointRecord,
   mayGo: (name: string) => boolean,
 ): Promise<{ retired: string[]; failed: string[] }> {
-  const prefix = checkpointPrefix(repository.id);
   const retired: string[] = [];
   const failed: string[] = [];
   for (const name of await virsh.checkpointNames(domain)) {
-    if (!name.startsWith(prefix) || !mayGo(name)) continue;
+    if (!record.has(name) || !mayGo(name)) continue;
     try {
       await deleteCheckpoint(virsh, domain, name);
       retired.push(name);
@@ -63,5 +66,6 @@ export async function retireCheckpoints(
       failed.push(`checkpoint ${name} could not be deleted: ${messageOf(error)}`);
     }
   }
+  await record.forget(retired);
   return { retired, failed };
 }

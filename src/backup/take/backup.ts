@@ -3,6 +3,7 @@ import type { NbdClient } from "../../nbd/index.js";
 import { hasCode, messageOf } from "../base/errors.js";
 import { together } from "../base/in-parallel.js";
 import { preflight } from "../checks/preflight.js";
+import { CheckpointRecord } from "../guest/checkpoint-record.js";
 import { claimFolder, clearFolder } from "../guest/claim.js";
 import { type EncryptedPolicy, judgeEncrypted } from "../guest/encrypted-disks.js";
 import { whileFrozen } from "../guest/freeze.js";
@@ -17,9 +18,10 @@ import { type Forecast, LOST, levelOf, planGuest, refuseNoBase } from "../guest/
 import { refuseShortScratch, type ScratchSettings, whileScratchLasts } from "../guest/scratch-guard.js";
 import { WAY } from "../guest/ssh-job-folder.js";
 import { sshTo } from "../guest/ssh-to-hypervisor.js";
+import { usualStateFolder } from "../host/state-folder.js";
 import { formatBackup, formatCheckpoint, type JobRequest, type TcpServer } from "../libvirt/begin-xml.js";
 import { parseCheckpoint } from "../libvirt/checkpoint-xml.js";
-import { checkpointName } from "../libvirt/checkpoints.js";
+import { checkpointName, checkpointPrefix } from "../libvirt/checkpoints.js";
 import {
   type DiskChoice,
   disksLeftOut,
@@ -61,6 +63,10 @@ export interface BackupOptions extends TakeSettings {
   readonly server?: TcpServer | undefined;
   /** Mountpoints in the guest that are frozen while the job begins; empty: all; undefined: none. */
   readonly freeze?: readonly string[] | undefined;
+  /** Where this host records which checkpoints are whose; default: `usualStateFolder`. */
+  readonly stateFolder?: string | undefined;
+  /** The repository was moved to where it is now, and keeps its checkpoints. Default: false. */
+  readonly moved?: boolean | undefined;
 }
 
 export interface BackupResult extends TakenPoint {
@@ -108,10 +114,13 @@ export async function backup(options: BackupOptions): Promise<BackupResult> {
   const repository = await Repository.openOrCreate(options.repositoryPath);
   const guest: Guest = { virsh, domain, repository, ssh };
   const folder = await JobFolder.find(options.scratchParent, keyOf(guest), ssh);
+  const record = await recordOf(guest, options);
   await claimFolder(guest, folder, options);
+  await record.refresh();
   const cleaner: Guest = { ...guest, virsh: virsh.withSignal(undefined).withPatience(PATIENCE_MS) };
-  const traces: Traces = { folder, made: [], clients: new JobClients() };
-  const { made, clients } = traces;
+  const made: Made = { names: [], record };
+  const clients = new JobClients();
+  const traces: Traces = { folder, made, clients };
   let taken: TakenPoint;
   try {
     const scratch = scratchSettings(guest, folder, disks, options);
@@ -167,8 +176,20 @@ function serverOf(folder: JobFolder, { server }: BackupOptions): BackupServer {
   return server ?? { transport: "unix", socket: folder.socket, tls: false };
 }
 
+async function recordOf(guest: Guest, options: BackupOptions): Promise<CheckpointRecord> {
+  const { virsh, domain, repository } = guest;
+  const { stateFolder = usualStateFolder(), moved = false, onWarning } = options;
+  const prefix = checkpointPrefix(repository.id);
+  const found = async (): Promise<string[]> =>
+    (await virsh.checkpointNames(domain)).filter((name) => name.startsWith(prefix));
+  return await CheckpointRecord.open({
+    ...{ stateFolder, repository, moved, found, onWarning },
+    domainUuid: domain.uuid,
+  });
+}
+
 /** Deletes checkpoints without a point: those of this run (`made`), and those of runs that died. */
-async function deleteOrphans(guest: Guest, made: readonly string[], options: BackupOptions): Promise<void> {
+async function deleteOrphans(guest: Guest, made: Made, options: BackupOptions): Promise<void> {
   const named = (points: readonly Manifest[]): Set<string> =>
     new Set(points.flatMap(({ checkpoint }) => (checkpoint ? [checkpoint.name] : [])));
   await retire(guest, made, options, named);
@@ -180,7 +201,7 @@ async function deleteOrphans(guest: Guest, made: readonly string[], options: Bac
  */
 async function retire(
   guest: Guest,
-  made: readonly string[],
+  { names: made, record }: Made,
   options: BackupOptions,
   neededBy: (points: readonly Manifest[]) => ReadonlySet<string>,
 ): Promise<readonly string[]> {
@@ -192,17 +213,25 @@ async function retire(
   const needed = neededBy(pointsOf(points, domain.uuid));
   const { retired, failed } = await retireCheckpoints(
     guest,
+    record,
     (name) => !needed.has(name) && (!damaged || made.includes(name)),
   );
   for (const message of failed) options.onWarning?.(message);
   return retired;
 }
 
+/** The checkpoints of a run. */
+interface Made {
+  /** Names of those that it tried to create. */
+  readonly names: string[];
+  /** Those of earlier runs too. */
+  readonly record: CheckpointRecord;
+}
+
 /** What a run has made outside of the repository and has to remove. */
 interface Traces {
   readonly folder: JobFolder;
-  /** Names of the checkpoints that it tried to create. */
-  readonly made: string[];
+  readonly made: Made;
   readonly clients: JobClients;
 }
 
@@ -233,7 +262,10 @@ async function begin(
       ? checkpointName(repository.id, new Date())
       : undefined;
     options.signal?.throwIfAborted();
-    if (checkpoint !== undefined) made.push(checkpoint);
+    if (checkpoint !== undefined) {
+      await made.record.add(checkpoint);
+      made.names.push(checkpoint);
+    }
     try {
       // Not interrupted by the signal: killing virsh would not stop what libvirt has begun.
       const steady = { ...guest, virsh: virsh.withSignal(undefined) };
@@ -345,7 +377,7 @@ function scratchSettings(
 /** The next backup removes what this can't. */
 async function clearAfterFailure(
   guest: Guest,
-  { folder, made, clients }: Omit<Traces, "made"> & { readonly made: readonly string[] | undefined },
+  { folder, made, clients }: Omit<Traces, "made"> & { readonly made: Made | undefined },
   options: BackupOptions,
 ): Promise<void> {
   try {
@@ -358,13 +390,14 @@ async function clearAfterFailure(
 
 async function endJob(
   guest: Guest,
-  { folder, clients }: Traces,
+  { folder, made, clients }: Traces,
   options: BackupOptions,
 ): Promise<readonly string[]> {
   try {
     await clearFolder(guest, folder, { ...options, clients });
     const names = guest.domain.disks.map(({ target }) => target);
-    return await retire(guest, [], options, (points) => neededCheckpoints(points, names));
+    const { record } = made;
+    return await retire(guest, { names: [], record }, options, (points) => neededCheckpoints(points, names));
   } catch (error) {
     options.onWarning?.(
       `the point was committed, but not everything was cleared away (the next backup will do it): ${messageOf(error)}`,
