@@ -2,7 +2,7 @@
  * The attack: whoever can write to the repository makes files that take a second to write and hours to read. A
  * command must end at the first SIGTERM all the same, and do in proportion what is there.
  */
-import { mkdir, truncate, writeFile } from "node:fs/promises";
+import { lstat, lutimes, mkdir, symlink, truncate, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, beforeEach, expect, it } from "vitest";
@@ -67,6 +67,25 @@ it.each(["verify", "restore"] as const)("%s ends while it reads a map without en
   expect(await interrupted(command, repo, ...to)).toMatchObject({ code: 143 });
 });
 
+it("more folders than there can be open files are no obstacle", async () => {
+  for (let n = 0; n < 2_000; n += 1) await mkdir(join(repo, `domain${n}`));
+  const run = startNbdpull(["points", repo], { inside: ["prlimit", "--nofile=256:256"] });
+  expect(await run.ended).toMatchObject({ code: 0 });
+});
+
+it.each([
+  ["a file", (lock: string) => writeFile(lock, "")],
+  ["a folder with something in it", (lock: string) => mkdir(join(lock, "x"), { recursive: true })],
+  ["a link", (lock: string) => symlink("/tmp", lock)],
+])("%s in the place of the lock is an error that names it", async (_, make) => {
+  const lock = join(repo, MemoryChain.domain, ".lock");
+  await make(lock);
+  await lutimes(lock, 0, 0);
+  const ran = await nbdpull("prune", repo, "--keep-last", "1", "--json");
+  expect([ran.code, ran.json()]).toMatchObject([3, { error: { code: "E_LINK", path: lock } }]);
+  expect((await lstat(lock)).mtimeMs).toBe(0);
+});
+
 it("a journal with ten thousands of points and merges takes no longer than its length", async () => {
   const idAt = (n: number): string =>
     new Date(Date.UTC(2020, 0, 1) + n).toISOString().replaceAll(/[-:]/g, "");
@@ -79,5 +98,6 @@ it("a journal with ten thousands of points and merges takes no longer than its l
   await writeFile(join(folder, "journal.json"), JSON.stringify(journal));
   const began = performance.now();
   expect((await nbdpull("points", repo)).code).toBe(0);
-  expect(performance.now() - began).toBeLessThan(MOMENT_MS);
+  // It took forty seconds when each was compared with each.
+  expect(performance.now() - began).toBeLessThan(20_000);
 });

@@ -2,7 +2,7 @@ import { randomUUID } from "node:crypto";
 import fs from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import { lock } from "proper-lockfile";
-import { BackupError, hasCode, PreconditionError } from "../base/errors.js";
+import { BackupError, DamageError, hasCode, PreconditionError } from "../base/errors.js";
 import { isMissing } from "../host/durable-files.js";
 import type { HeldFolder } from "../host/held-folder.js";
 
@@ -42,6 +42,7 @@ const WITHOUT_LINKS = { ...fs, stat: fs.lstat, utimes: fs.lutimes };
  * Takes the lock of a domain. A dead process loses it after some seconds. It works on network file systems.
  * @param hold opens the domain's folder, and creates it if it is missing. The lock closes it.
  * @throws {PreconditionError} another process has it
+ * @throws {DamageError} `E_LINK`: something that is no lock is in its place
  */
 export async function takeLock(
   hold: () => Promise<HeldFolder>,
@@ -63,6 +64,7 @@ export async function takeLock(
       if (isLeft) continue;
       // Another holder's first point failed, and that holder removed the empty folder.
       if (isMissing(cause)) continue;
+      if (hasCode(cause, "ENOTDIR") || hasCode(cause, "ENOTEMPTY")) throw strangeLock(folder, cause);
       if (!hasCode(cause, "ELOCKED")) throw cause;
       if (performance.now() > deadline) {
         const message = `another nbdpull is writing points of ${domain} (${folder.path}): try again when it has ended`;
@@ -71,6 +73,13 @@ export async function takeLock(
     }
     await sleep(LOCK_RETRY_MS, undefined, signal ? { signal } : {}).catch(() => signal?.throwIfAborted());
   }
+}
+
+/** A lock is an empty folder. */
+function strangeLock(folder: HeldFolder, cause: unknown): DamageError {
+  const path = `${folder.path}/${LOCK}`;
+  const message = `${path} is no lock of this program's, and was not touched: see who made it, and remove it`;
+  return new DamageError("E_LINK", message, { cause, details: { path } });
 }
 
 async function lockFolder(folder: HeldFolder): Promise<HeldLock> {

@@ -133,8 +133,10 @@ export class Repository {
    */
   async domains(): Promise<string[]> {
     const names = await this.folders();
-    const has = await Promise.all(names.map((name) => this.#hasPoints(name)));
-    return names.filter((_, i) => has[i]);
+    const withPoints: string[] = [];
+    // One after the other: each takes descriptors, and others may have made any number of folders.
+    for (const name of names) if (await this.#hasPoints(name)) withPoints.push(name);
+    return withPoints;
   }
 
   /** Names of the folders that may have points, sorted; a link to a folder is one of them. */
