@@ -3,8 +3,11 @@ import { chmod, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promis
 import { tmpdir } from "node:os";
 import { basename, join } from "node:path";
 import { execa } from "execa";
-import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { afterEach, beforeEach, expect, it } from "vitest";
 import { JobFolder } from "../../src/backup/guest/job-folder.js";
+import { Ssh } from "../../src/backup/host/ssh.js";
+import { NO_ATTACKER } from "../support/attacker.js";
+import { describeUnless } from "../support/tools.js";
 
 const NOBODY = "65534";
 const key = {
@@ -24,7 +27,7 @@ async function asNobody(script: string): Promise<void> {
   await execa("setpriv", [...asUser, "sh", "-ec", script]);
 }
 
-describe.skipIf(process.getuid?.() !== 0)("a job's folder whose name another user has taken", () => {
+describeUnless(NO_ATTACKER, "a job's folder whose name another user has taken", () => {
   it.each([
     ["a folder", (path: string) => `mkdir ${path}; echo '{}' > ${path}/owner.json; touch ${path}/frozen`],
     ["a file", (path: string) => `echo > ${path}`],
@@ -50,6 +53,20 @@ describe.skipIf(process.getuid?.() !== 0)("a job's folder whose name another use
     // What the attacker made stays, and the next backup isn't stopped either.
     expect(await readdir(parent)).toHaveLength(2);
     expect((await JobFolder.find(parent, key)).path).not.toBe(usual.path);
+  });
+
+  it("gets a random end on this host too, if the job is on another", async () => {
+    const ssh = new Ssh({ host: "elsewhere", settings: [] });
+    const usual = JobFolder.at(parent, key, ssh);
+    expect(usual.here).not.toBe(usual.path);
+    await asNobody(`mkdir '${usual.here}'`);
+    try {
+      const found = await JobFolder.find(parent, key, ssh);
+      expect(found.path).toBe(usual.path);
+      expect(found.here.slice(usual.here.length)).toMatch(/^-[0-9a-f]{8}$/);
+    } finally {
+      await rm(usual.here, { recursive: true });
+    }
   });
 
   it("has its usual name again once the name is free", async () => {

@@ -46,9 +46,9 @@ export class JobFolder {
   readonly here: string;
   readonly #place: JobPlace;
 
-  private constructor(path: string, ssh: Ssh | undefined) {
+  private constructor(path: string, ssh: Ssh | undefined, here = ssh === undefined ? path : wayTo(path)) {
     this.path = path;
-    this.here = ssh === undefined ? path : join(tmpdir(), `${basename(path)}-way`);
+    this.here = here;
     this.#place = ssh === undefined ? HERE : new SshPlace(ssh);
   }
 
@@ -67,20 +67,13 @@ export class JobFolder {
 
   /**
    * Like `at`, but another user can't keep this one from working by making something of that name first: then
-   * the folder's name gets a random end. The folder that a dead backup left is found by either name.
+   * the name of the folder on this host gets a random end. The one that a dead backup left is found by either
+   * name.
    */
   static async find(parent: string, key: JobFolderKey, ssh?: Ssh): Promise<JobFolder> {
     const usual = JobFolder.at(parent, key, ssh);
-    if (ssh !== undefined) return usual;
-    const folder = dirname(usual.path);
-    // If there is no such parent, `claim` says so.
-    const names = await readdir(folder).catch((): string[] => []);
-    for (const name of names.filter((each) => isNamed(each, key)).sort()) {
-      const found = await HERE.look(join(folder, name));
-      if (found?.isFolder && found.ours) return new JobFolder(join(folder, name), undefined);
-    }
-    if (!names.includes(basename(usual.path))) return usual;
-    return new JobFolder(`${usual.path}-${randomBytes(4).toString("hex")}`, undefined);
+    const here = await oursOrUnused(usual.here);
+    return new JobFolder(ssh === undefined ? here : usual.path, ssh, here);
   }
 
   /**
@@ -221,9 +214,29 @@ function nameOf({ repositoryId, domainUuid }: JobFolderKey): string {
   return `nbdpull-${repositoryId.slice(0, 8)}-${both.slice(0, 12)}`;
 }
 
+/** The folder on this host for a job on another. */
+function wayTo(path: string): string {
+  return join(tmpdir(), `${basename(path)}-way`);
+}
+
+/** The path, or the same with a random end; it leads to a folder of ours, or to nothing. */
+async function oursOrUnused(usual: string): Promise<string> {
+  const folder = dirname(usual);
+  // If there is no such parent, `claim` says so.
+  const names = await readdir(folder).catch((): string[] => []);
+  for (const name of names.filter((each) => isVariant(each, basename(usual))).sort()) {
+    const found = await HERE.look(join(folder, name));
+    if (found?.isFolder && found.ours) return join(folder, name);
+  }
+  return names.includes(basename(usual)) ? `${usual}-${randomBytes(4).toString("hex")}` : usual;
+}
+
 /** Whether it is the name of this repository's and domain's folder, with or without a random end. */
 function isNamed(name: string, key: JobFolderKey): boolean {
-  const usual = nameOf(key);
+  return isVariant(name, nameOf(key));
+}
+
+function isVariant(name: string, usual: string): boolean {
   return (
     name === usual || (name.startsWith(`${usual}-`) && /^[0-9a-f]{8}$/.test(name.slice(usual.length + 1)))
   );
