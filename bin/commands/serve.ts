@@ -52,9 +52,9 @@ export function addServe(program: Command, run: Run): void {
     .option("--once", "end when the last client has left")
     .option(
       "--idle-limit <seconds>",
-      "disconnect a client that asks for nothing for this time",
+      "disconnect a client that asks for nothing for this time; 0: never",
       seconds,
-      86_400,
+      0,
     );
   withWhose(command).action(
     run<ServeCommandOptions, [repo: string, domain: string | undefined]>(
@@ -64,7 +64,7 @@ export function addServe(program: Command, run: Run): void {
         const domain = await chooseDomain(repository, wanted, options);
         await warnOfStrangers(path, [domain], output);
         const { at, uuid, disk: disks } = options;
-        const idleTimeoutMs = options.idleLimit * 1000;
+        const idleTimeoutMs = options.idleLimit === 0 ? undefined : options.idleLimit * 1000;
         const onEvent = reportTo(output);
         await using server = await servePoint({
           ...where,
@@ -84,8 +84,8 @@ const MOST_SECONDS = 2_000_000;
 
 function seconds(text: string): number {
   const value = Number(text);
-  if (/^\d+$/.test(text) && value >= 1 && value <= MOST_SECONDS) return value;
-  throw new InvalidArgumentError(`Give whole seconds, from 1 to ${MOST_SECONDS}.`);
+  if (/^\d+$/.test(text) && value <= MOST_SECONDS) return value;
+  throw new InvalidArgumentError(`Give whole seconds, from 1 to ${MOST_SECONDS}, or 0 for no limit.`);
 }
 
 function announce({ point, disks }: PointServer, domain: string, output: Output): void {

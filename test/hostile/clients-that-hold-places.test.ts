@@ -127,6 +127,15 @@ describe("clients that hold places", () => {
     clearInterval(dribble);
   });
 
+  it("stay without a limit, as a guest does that serve's disk lies below", async () => {
+    const server = await listen({ idleTimeoutMs: Number.POSITIVE_INFINITY, spareAfterMs: 40 });
+    await using client = await connected(server);
+    await sleep(500);
+    client.send(requestFrame({ type: READ, length: 3 }));
+    expect(await client.simpleReply(3)).toMatchObject({ error: 0 });
+    expect(faults()).toEqual([]);
+  });
+
   testWith("ip")("from one host get only their share, and take it from each other", async () => {
     await outputOf("ip", "address", "replace", `${FOREIGN}/32`, "dev", "lo");
     try {

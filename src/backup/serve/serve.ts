@@ -39,7 +39,10 @@ export interface ServeOptions extends PointViewOptions {
   readonly host?: string | undefined;
   /** If set, every client must use TLS. */
   readonly tls?: ServerTls | undefined;
-  /** A client that asks for nothing for this time is disconnected; default: a day. */
+  /**
+   * A client that asks for nothing for this time is disconnected; default: never, because a guest that runs on an
+   * overlay of the disk may read nothing for days, and would have I/O errors then.
+   */
   readonly idleTimeoutMs?: number | undefined;
   /** Called just after each event. */
   readonly onEvent?: ((event: ServeEvent) => void) | undefined;
@@ -75,7 +78,7 @@ export interface ServedDisk extends Assurance {
  *   unusable
  */
 export async function servePoint(options: ServeOptions): Promise<PointServer> {
-  const { address, tls, idleTimeoutMs } = options;
+  const { address, tls, idleTimeoutMs = Number.POSITIVE_INFINITY } = options;
   if ("path" in address) await clearSocketPath(address.path);
   const view = await PointView.open(options);
   const clients = new Clients();
@@ -85,7 +88,7 @@ export async function servePoint(options: ServeOptions): Promise<PointServer> {
         exports: exportsOf(view),
         address,
         ...(tls === undefined ? {} : { tls }),
-        ...(idleTimeoutMs === undefined ? {} : { idleTimeoutMs }),
+        idleTimeoutMs,
         onEvent: (event) => {
           clients.note(event);
           const told = asServeEvent(event);
