@@ -252,6 +252,8 @@ function forgetKernel(domain: XmlElement, notRestored: readonly BootFile[], warn
   warnings.push(`its ${wordFor("kernel", kernel.path)} was not restored: it starts from its disks`);
 }
 
+const USER_NETWORK = "a user network (which reaches services of this host that listen on loopback only)";
+
 function networksOf(domain: XmlElement): string[] {
   const names = domain.all("devices", "interface", "source").flatMap((source) =>
     ["network", "bridge"].flatMap((kind) => {
@@ -259,7 +261,9 @@ function networksOf(domain: XmlElement): string[] {
       return name === undefined ? [] : [`${kind} ${name}`];
     }),
   );
-  return [...new Set(names)].sort();
+  // Such a card needs no network of libvirt's, and is easily overlooked.
+  const isUsers = domain.all("devices", "interface").some((nic) => nic.attributeText("type") === "user");
+  return [...new Set([...names, ...(isUsers ? [USER_NETWORK] : [])])].sort();
 }
 
 /** @param restored paths of the new domain's own files */

@@ -1,6 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { type RestoredPlace, restoredDomain } from "../../../src/backup/libvirt/restored-domain.js";
 import { formatTree } from "../../../src/backup/libvirt/xml-tree.js";
+import { describeUnless } from "../../support/tools.js";
 import { DomainSchema, hasSchemas } from "./schema-names.js";
 
 const VDA: RestoredPlace = { kind: "file", path: "/r/vda.qcow2", format: "qcow2" };
@@ -100,6 +101,11 @@ describe("a definition from a repository", () => {
         .replaceAll(/mac address="[^"]*/g, "")
         .replace(` xmlns:qemu="${QEMU_NAMESPACE}"`, "");
     expect(withoutIds(made)).toBe(withoutIds(trusted.xml));
+  });
+
+  it("is said to reach the host's own services if it has a card of QEMU's user network", () => {
+    const { networks } = restored(definition("<interface type='user'/>"));
+    expect(networks).toEqual([expect.stringContaining("loopback")]);
   });
 
   it.each<[string, string, string?]>([
@@ -397,25 +403,28 @@ describe("a definition from a repository", () => {
 /** More than any attribute has listed values. */
 const VARIANTS = 40;
 
-describe.skipIf(!hasSchemas)("whatever libvirt's schema has room for", () => {
-  const schema = hasSchemas ? new DomainSchema() : undefined;
+describeUnless(
+  hasSchemas ? undefined : "libvirt's schemas are not installed",
+  "whatever libvirt's schema has room for",
+  () => {
+    const schema = hasSchemas ? new DomainSchema() : undefined;
 
-  it.each((schema?.childrenOf("devices") ?? []).filter((name) => name !== "emulator"))(
-    "names no path of the host in <%s>",
-    (name) => {
-      let longest = 0;
-      for (let variant = 0; variant < VARIANTS; variant += 1) {
-        const device = formatTree(schema?.filled("devices", name, "/srv/evil", variant) ?? fail());
-        longest = Math.max(longest, device.length);
-        expect(made(withTarget(device)).xml).not.toContain("/srv/evil");
-      }
-      expect(longest).toBeGreaterThan(name.length + 20);
-    },
-  );
+    it.each((schema?.childrenOf("devices") ?? []).filter((name) => name !== "emulator"))(
+      "names no path of the host in <%s>",
+      (name) => {
+        let longest = 0;
+        for (let variant = 0; variant < VARIANTS; variant += 1) {
+          const device = formatTree(schema?.filled("devices", name, "/srv/evil", variant) ?? fail());
+          longest = Math.max(longest, device.length);
+          expect(made(withTarget(device)).xml).not.toContain("/srv/evil");
+        }
+        expect(longest).toBeGreaterThan(name.length + 20);
+      },
+    );
 
-  it.each((schema?.childrenOf("domain") ?? []).filter((name) => !["name", "uuid", "devices"].includes(name)))(
-    "names no path of the host in <%s> of the domain",
-    (name) => {
+    it.each(
+      (schema?.childrenOf("domain") ?? []).filter((name) => !["name", "uuid", "devices"].includes(name)),
+    )("names no path of the host in <%s> of the domain", (name) => {
       for (let variant = 0; variant < VARIANTS; variant += 1) {
         const part = formatTree(schema?.filled("domain", name, "/srv/evil", variant) ?? fail());
         const { xml } = made("", part);
@@ -423,9 +432,9 @@ describe.skipIf(!hasSchemas)("whatever libvirt's schema has room for", () => {
         const elsewhere = xml.replaceAll(/<(title|description|cmdline|entry|dhCert|session)[ >][^<]*/g, "");
         expect(elsewhere).not.toContain("/srv/evil");
       }
-    },
-  );
-});
+    });
+  },
+);
 
 function fail(): never {
   throw new Error("no schema");
