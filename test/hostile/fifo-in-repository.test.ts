@@ -5,7 +5,7 @@ import { afterEach, beforeEach, expect, it } from "vitest";
 import { attack, giveAway, NO_ATTACKER } from "../support/attacker.js";
 import { MemoryChain } from "../support/memory-chain.js";
 import { finished, startNbdpull } from "../support/nbdpull.js";
-import { describeUnless } from "../support/tools.js";
+import { describeUnless, skipUnable } from "../support/tools.js";
 
 const DOMAIN = MemoryChain.domain;
 
@@ -82,7 +82,7 @@ describeUnless(NO_ATTACKER, "a FIFO in a repository", () => {
   it("is an error at once as a device without end, too", async (context) => {
     await rm(join(point, "point.json"));
     const made = await execa("mknod", [join(point, "point.json"), "c", "1", "5"], { reject: false });
-    if (made.failed) return context.skip("no device can be made here");
+    if (made.failed) skipUnable(context, "mknod", "no device can be made here");
     for (const way of ["points", "verify"] as const) await expectDamage(ways[way](), "point.json");
   });
 });

@@ -3,9 +3,11 @@ import { chmod, chown, mkdtemp, readdir, readFile, rm, stat, symlink, writeFile 
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { execa } from "execa";
-import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { afterEach, beforeEach, expect, it } from "vitest";
 import { updateOfRun } from "../../bin/metrics.js";
 import { MetricsFile } from "../../bin/metrics-file.js";
+import { NO_ATTACKER } from "../support/attacker.js";
+import { describeUnless } from "../support/tools.js";
 
 const NOBODY = 65534;
 const UPDATE = updateOfRun("/srv/backups", 0, 1_700_000_000_000);
@@ -44,7 +46,7 @@ async function expectUntouched(): Promise<void> {
   expect((await stat(victim)).mode & 0o777).toBe(0o600);
 }
 
-describe.skipIf(process.getuid?.() !== 0)("a metrics file in a folder that another user can write to", () => {
+describeUnless(NO_ATTACKER, "a metrics file in a folder that another user can write to", () => {
   it("is not written through a link that waits at the temporary name", async () => {
     const collector = await collectorsFolder();
     // The name of old: with the process ID, which can be seen or guessed.

@@ -7,7 +7,7 @@ import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { listensOn, startServer } from "../nbd/servers.js";
 import { MemoryChain } from "../support/memory-chain.js";
 import { finished, nbdpull, type Ran, startNbdpull } from "../support/nbdpull.js";
-import { describeWith } from "../support/tools.js";
+import { describeWith, SKIP_WITHOUT_ROOT } from "../support/tools.js";
 
 const CLUSTER = 64 * 1024;
 const SIZE = 64 * CLUSTER;
@@ -183,7 +183,7 @@ describeWith(["nbdkit"], "an export that fails", () => {
   });
 });
 
-describe.skipIf(process.getuid?.() !== 0)("a full file system (needs root)", () => {
+describe.skipIf(SKIP_WITHOUT_ROOT)("a full file system (needs root)", () => {
   it("makes attach exit with 1 and leave nothing", async () => {
     const small = join(chain.folder, "small");
     await mkdir(small);

@@ -9,7 +9,7 @@ import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { MemoryChain } from "../support/memory-chain.js";
 import { finished, nbdpull, type Ran, startNbdpull } from "../support/nbdpull.js";
 import { createImage, qemuImg, qemuIo, startQemuNbd } from "../support/qemu-nbd.js";
-import { describeWith, findTool } from "../support/tools.js";
+import { describeWith, findTool, SKIP_WITHOUT_ROOT } from "../support/tools.js";
 
 const KiB = 1024;
 const MiB = 1024 * KiB;
@@ -305,7 +305,7 @@ describeWith(["nbdkit"], "a compressed pull that fails half-way", () => {
     ]);
   });
 
-  it.skipIf(process.getuid?.() !== 0)(
+  it.skipIf(SKIP_WITHOUT_ROOT)(
     "exits with 1 when the target's file system is full (needs root)",
     async () => {
       const small = at("small");

@@ -20,7 +20,7 @@ import {
 } from "../nbd/servers.js";
 import { startNbdpull } from "../support/nbdpull.js";
 import { choppedRelay, PieceCollector } from "../support/piece-collector.js";
-import { describeWith } from "../support/tools.js";
+import { describeWith, SKIP_WITHOUT_ROOT } from "../support/tools.js";
 
 const MiB = 1024 * 1024;
 const SIZE = 3 * MiB + 512;
@@ -228,7 +228,7 @@ describeWith(["nbdkit", "qemu-nbd", "qemu-img"], "a pull", () => {
     });
   });
 
-  it.skipIf(process.getuid?.() !== 0).each(["qcow2", "raw"] as const)(
+  it.skipIf(SKIP_WITHOUT_ROOT).each(["qcow2", "raw"] as const)(
     "into %s with digests leaves nothing if the disk is full (needs root)",
     async (format) => {
       const small = join(folder.path, `small-${format}`);

@@ -13,7 +13,7 @@ import { MemoryChain } from "../support/memory-chain.js";
 import { nbdpull, startNbdpull } from "../support/nbdpull.js";
 import { qemuImg } from "../support/qemu-nbd.js";
 import { restoreDisk } from "../support/restore-disk.js";
-import { describeWith } from "../support/tools.js";
+import { describeWith, skipUnable } from "../support/tools.js";
 
 const KiB = 1024;
 const MiB = 1024 * KiB;
@@ -231,7 +231,7 @@ describeWith(["qemu-img"], "prune", () => {
     const mounted = await execa("mount", ["-t", "tmpfs", "-o", "size=64M", "small", small], {
       reject: false,
     });
-    if (mounted.failed) return context.skip("only root may mount");
+    if (mounted.failed) skipUnable(context, "mount", "only root may mount");
     try {
       const path = join(small, "repo");
       await cp(chain.repository.path, path, { recursive: true });

@@ -6,7 +6,7 @@ import { execa } from "execa";
 import { afterEach, beforeEach, expect, it } from "vitest";
 import { finished, nbdpull, startNbdpull } from "../support/nbdpull.js";
 import { createImage, qemuIo, startQemuNbd } from "../support/qemu-nbd.js";
-import { describeWith } from "../support/tools.js";
+import { describeWith, SKIP_WITHOUT_ROOT } from "../support/tools.js";
 
 let folder: string;
 let image: string;
@@ -173,7 +173,7 @@ describeWith(["nbdkit"], "a pull that fails half-way", () => {
     expect(await leftBehind()).toEqual([]);
   });
 
-  it.skipIf(process.getuid?.() !== 0)(
+  it.skipIf(SKIP_WITHOUT_ROOT)(
     "exits with 1 when the target's file system is full (needs root)",
     async () => {
       const small = join(folder, "small");

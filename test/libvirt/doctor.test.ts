@@ -6,6 +6,7 @@ import { afterAll, beforeAll, expect, it } from "vitest";
 import { type BackupJson, BackupLab, expectExit } from "../support/backup-lab.js";
 import { describeWithLibvirt } from "../support/libvirt-lab.js";
 import { finished, NBDPULL, nbdpull, type Ran, startNbdpull } from "../support/nbdpull.js";
+import { skipUnable } from "../support/tools.js";
 import { virshInFront } from "../support/virsh-in-front.js";
 
 interface Finding {
@@ -95,7 +96,7 @@ await describeWithLibvirt("doctor and backup", () => {
     const mounted = await execa("mount", ["-t", "tmpfs", "-o", "size=256k,mode=0711", "none", small], {
       reject: false,
     });
-    if (mounted.failed) context.skip("no file system can be mounted here");
+    if (mounted.failed) skipUnable(context, "mount", "no file system can be mounted here");
     try {
       await expectObstacle("E_SCRATCH_FULL", 4, "--scratch", small);
       await expectObstacle("E_NO_ROOM", 4, "--to", join(small, "repo"));

@@ -2,8 +2,7 @@ import { closeSync, mkdtempSync, openSync, rmSync, writeFileSync } from "node:fs
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { execa, execaSync } from "execa";
-import { describe } from "vitest";
-import { findTool } from "./tools.js";
+import { describeIfAble, findTool } from "./tools.js";
 
 const losetup = findTool("losetup");
 
@@ -23,12 +22,11 @@ export async function attachLoop(file: string, ...args: readonly string[]): Prom
 }
 
 /**
- * `describe` if loop devices can be made, which needs root and a permissive kernel; otherwise a skip by name.
+ * `describe` if loop devices can be made, which needs root and a permissive kernel; otherwise a skip by name, or a
+ * failure with `CI=true`.
  */
 export function describeWithLoop(title: string, body: () => void): void {
-  const obstacle = obstacleToLoops();
-  if (obstacle === undefined) describe(title, body);
-  else describe.skip(`${title} (${obstacle})`, body);
+  describeIfAble("loop", obstacleToLoops(), title, body);
 }
 
 function obstacleToLoops(): string | undefined {

@@ -1,5 +1,5 @@
 import { execa } from "execa";
-import { describeUnless, findTool } from "./tools.js";
+import { describeIfAble, findTool } from "./tools.js";
 
 /** Mounts a new file system of that size on a folder, until it is disposed of. Needs root. */
 export async function mountSmall(folder: string, bytes: number): Promise<AsyncDisposable> {
@@ -11,7 +11,7 @@ export async function mountSmall(folder: string, bytes: number): Promise<AsyncDi
   };
 }
 
-/** `describe` if file systems can be mounted; otherwise a skip by name. */
+/** `describe` if file systems can be mounted; otherwise a skip by name, or a failure with `CI=true`. */
 export function describeWithMounts(title: string, body: () => void): void {
-  describeUnless(process.getuid?.() === 0 ? undefined : "mounting needs root", title, body);
+  describeIfAble("mount", process.getuid?.() === 0 ? undefined : "mounting needs root", title, body);
 }

@@ -29,6 +29,36 @@ export function describeWith(tools: readonly string[], title: string, body: () =
   describeUnless(missing.length === 0 ? undefined : `not installed: ${missing.join(", ")}`, title, body);
 }
 
+/** What some machines don't let a test do, whoever runs it and whatever is installed. */
+type Ability = "root" | "mount" | "loop" | "mknod";
+
+/** With `CI=true` a test is skipped only for what `NBDPULL_CANNOT=loop,mount` says the machine can't do. */
+function mayLack(ability: Ability): boolean {
+  const named = (process.env["NBDPULL_CANNOT"] ?? "").split(",").map((each) => each.trim());
+  return process.env["CI"] !== "true" || named.includes(ability);
+}
+
+/** Whether to skip a test that needs root, for `skipIf`. */
+export const SKIP_WITHOUT_ROOT = process.getuid?.() !== 0 && mayLack("root");
+
+/** Skips the test that runs, or fails it with `CI=true` unless the machine is known to be unable. */
+export function skipUnable(context: { skip(note: string): never }, ability: Ability, why: string): never {
+  if (mayLack(ability)) context.skip(why);
+  throw new Error(`${why}. If this machine can't do it: NBDPULL_CANNOT=${ability}`);
+}
+
+/** `describe`; with an obstacle, a skip that names it, or with `CI=true` a failure unless the machine is unable. */
+export function describeIfAble(
+  ability: Ability,
+  obstacle: string | undefined,
+  title: string,
+  body: () => void,
+): void {
+  if (obstacle !== undefined && mayLack(ability)) describe.skip(`${title} (${obstacle})`, body);
+  else
+    describeUnless(obstacle && `${obstacle}; if this machine can't: NBDPULL_CANNOT=${ability}`, title, body);
+}
+
 /** `describe`; with an `obstacle`, a skip that names it, or a failure with `CI=true`. */
 export function describeUnless(obstacle: string | undefined, title: string, body: () => void): void {
   if (obstacle === undefined) {

@@ -3,6 +3,7 @@ import { execa } from "execa";
 import { describe, expect, it, onTestFinished } from "vitest";
 import { Appender, ImageFile } from "../../../src/backup/image/image-file.js";
 import { Qcow2Writer } from "../../../src/backup/qcow2/writer.js";
+import { skipUnable } from "../../support/tools.js";
 import { fillCluster, KiB, MiB, scratch } from "./support.js";
 
 describe("ImageFile", () => {
@@ -85,7 +86,8 @@ async function tinyFileSystem(folder: string, size: string): Promise<boolean> {
 describe("a full disk", () => {
   it("fails the write that no longer fits, with ENOSPC", async (context) => {
     const at = await scratch();
-    context.skip(!(await tinyFileSystem(at("tiny"), "256k")), "mounting is not allowed here");
+    if (!(await tinyFileSystem(at("tiny"), "256k")))
+      skipUnable(context, "mount", "mounting is not allowed here");
     const geometry = { virtualSize: MiB, clusterSize: 64 * KiB };
     await using writer = await Qcow2Writer.create(at("tiny/disk"), { geometry });
     const write = (rank: number) =>
@@ -98,7 +100,8 @@ describe("a full disk", () => {
 
   it("fails to finish if the tables no longer fit, and leaves no image", async (context) => {
     const at = await scratch();
-    context.skip(!(await tinyFileSystem(at("tiny"), "256k")), "mounting is not allowed here");
+    if (!(await tinyFileSystem(at("tiny"), "256k")))
+      skipUnable(context, "mount", "mounting is not allowed here");
     const geometry = { virtualSize: MiB, clusterSize: 64 * KiB };
     await using writer = await Qcow2Writer.create(at("tiny/disk"), { geometry });
     for (let rank = 0; rank < 3; rank += 1) {

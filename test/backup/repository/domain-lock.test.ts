@@ -6,6 +6,7 @@ import { execa } from "execa";
 import { afterEach, beforeEach, expect, it, vi } from "vitest";
 import { waitForReaders } from "../../../src/backup/repository/domain-lock.js";
 import { Repository } from "../../../src/backup/repository/repository.js";
+import { skipUnable } from "../../support/tools.js";
 
 const DOMAIN = "guest";
 
@@ -87,7 +88,8 @@ it.each([
 
 it("can be read when the file system is full", async (context) => {
   const options = ["-t", "tmpfs", "-o", "nr_inodes=8", "small", folder];
-  if ((await execa("mount", options, { reject: false })).failed) return context.skip("only root may mount");
+  const mounted = await execa("mount", options, { reject: false });
+  if (mounted.failed) skipUnable(context, "mount", "only root may mount");
   try {
     const full = await Repository.openOrCreate(folder);
     await mkdir(join(folder, DOMAIN));

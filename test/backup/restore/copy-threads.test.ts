@@ -7,6 +7,7 @@ import { CopyThreads } from "../../../src/backup/restore/copy-threads.js";
 import { restore } from "../../../src/backup/restore/restore.js";
 import { MemoryChain } from "../../support/memory-chain.js";
 import { mountSmall } from "../../support/small-file-system.js";
+import { skipUnable } from "../../support/tools.js";
 
 const workers = vi.hoisted((): Worker[] => []);
 /** Whether threads die on their first request. */
@@ -196,7 +197,7 @@ describe.each([
   });
 
   it("passes on the file system's error for the target", async (context) => {
-    if (process.getuid?.() !== 0) return context.skip("mounting needs root");
+    if (process.getuid?.() !== 0) skipUnable(context, "mount", "mounting needs root");
     const small = join(chain.folder, "small");
     await mkdir(small);
     await using _ = await mountSmall(small, 4096);
