@@ -22,6 +22,8 @@ interface InfoOptions extends NetworkOptions {
 /** A server may list 65,536 names, and each costs a connection. */
 const MOST_DESCRIBED = 1000;
 const AT_ONCE = 4;
+/** Characters of the contexts of all exports together: each export may have 16 MiB of them. */
+const MOST_CONTEXT_CHARACTERS = 16 * 1024 * 1024;
 
 export function addInfo(program: Command, run: Run): void {
   const command = program
@@ -72,13 +74,16 @@ async function describeAll(address: NbdAddress, connect: ConnectOptions, output:
       `the server lists ${listed.length} exports, of which the first ${MOST_DESCRIBED} are described: name another one in the URI to see it`,
     );
   }
+  let room = MOST_CONTEXT_CHARACTERS;
   const outcomes = await allOrNone(
     listed.slice(0, MOST_DESCRIBED),
     AT_ONCE,
     connect.signal,
     async ({ name, description }, signal) => {
       try {
-        const info = await describe({ ...address, exportName: name }, { ...connect, signal });
+        const told = await describe({ ...address, exportName: name }, { ...connect, signal });
+        room -= (told.availableContexts ?? []).reduce((sum, { length }) => sum + length, 0);
+        const info = room >= 0 ? told : { ...told, availableContexts: [] };
         // Some servers tell the description in the list alone.
         return { info: description === undefined ? info : { description, ...info } };
       } catch (error) {
@@ -87,6 +92,7 @@ async function describeAll(address: NbdAddress, connect: ConnectOptions, output:
       }
     },
   );
+  if (room < 0) output.warn("the server has more contexts than make sense: some exports are without theirs");
   const exports = outcomes.flatMap(({ info }) => info ?? []);
   const errors = outcomes.flatMap(({ info, name, error }) =>
     info ? [] : [{ "export-name": name, ...output.fault(`export "${name}"`, error) }],

@@ -37,3 +37,33 @@ describe("info --list of a server with 65,000 names", () => {
     expect(most).toBeLessThanOrEqual(5);
   });
 });
+
+describe("info --list of a server with many contexts of each export", () => {
+  it("holds a bounded number of them, and says so", async () => {
+    const many = Array.from({ length: 500 }, (_, index) => Buffer.from(`x:${index}-${"y".repeat(4000)}`));
+    const lists = many.map((name, index) =>
+      optionReply(OPTION.LIST_META_CONTEXT, OPTION_REPLY.META_CONTEXT, Buffer.concat([u32(index), name])),
+    );
+    await using mock = await MockServer.start(async (peer, index) => {
+      if (index === 0) {
+        await answeringUpTo(peer, OPTION.LIST);
+        for (let n = 0; n < 40; n += 1) {
+          const name = Buffer.from(`disk-${n}`);
+          peer.send(optionReply(OPTION.LIST, OPTION_REPLY.SERVER, Buffer.concat([u32(name.length), name])));
+        }
+        peer.send(optionReply(OPTION.LIST, OPTION_REPLY.ACK));
+        await peer.option();
+        return;
+      }
+      await answeringUpTo(peer, OPTION.LIST_META_CONTEXT);
+      peer.send(...lists, optionReply(OPTION.LIST_META_CONTEXT, OPTION_REPLY.ACK));
+      await peer.option();
+      peer.send(...go(infoExport(512, FRAGMENTED.flags)));
+      await peer.request();
+    });
+    const ran = await nbdpull("info", "--list", "--json", mock.uri);
+    expect([ran.code, ran.stderr]).toEqual([0, expect.stringContaining("more contexts than make sense")]);
+    expect(ran.stdout.length).toBeLessThan(20 * 1024 * 1024);
+    expect((ran.json() as { exports: unknown[] }).exports).toHaveLength(40);
+  });
+});
