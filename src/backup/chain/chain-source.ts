@@ -1,14 +1,14 @@
 import type { PieceSink, Stretch } from "../../nbd/index.js";
 import type { Geometry } from "../image/image.js";
 import type { Layer } from "./layer.js";
-import type { DamageOf, SeenLayer, VisibleExtent } from "./overlay.js";
+import type { DamageOf, ReadableLayer, VisibleExtent } from "./overlay.js";
 import { seenThrough } from "./overlay.js";
 
 /** Unused buffers that are kept for later reads. */
 const MAX_SPARE = 16;
 
 /** A piece of data that the walk has passed, and how many of its bytes haven't been read. */
-interface SeenPiece<L extends SeenLayer> {
+interface SeenPiece<L extends ReadableLayer> {
   readonly piece: VisibleExtent<L>;
   unread: number;
 }
@@ -18,7 +18,7 @@ interface SeenPiece<L extends SeenLayer> {
  * So a read may only cover bytes that the walk has passed, and each byte of data must be read exactly once,
  * in any order. A piece is forgotten when it and all pieces before it have been read.
  */
-export class ChainSource<L extends SeenLayer = Layer> {
+export class ChainSource<L extends ReadableLayer = Layer> {
   readonly geometry: Geometry;
   readonly #layers: readonly L[];
   readonly #damageOf: DamageOf<L>;

@@ -2,6 +2,7 @@ import type { OnDamage } from "../base/damage.js";
 import { DamageError, hasCode } from "../base/errors.js";
 import { closeAll } from "../base/in-parallel.js";
 import { createDigester, DIGEST_ALGORITHMS } from "../digest/digest.js";
+import type { DigestHeader } from "../digest/digest-file.js";
 import { DigestFileReader, type PlacedDigestRun } from "../digest/digest-file-reader.js";
 import { type HeldFolder, sha256OfFile } from "../host/held-folder.js";
 import { type ClusterRun, type Geometry, type ImageReader, SUBCLUSTERS } from "../image/image.js";
@@ -86,13 +87,7 @@ export class Layer implements AsyncDisposable {
       checkGeometry(image.geometry, geometry, pointId, disk);
       if (disk.digests) {
         digestFile = await DigestFileReader.open(await plainFile(folder, disk.digests.file, pointId, disk));
-        const { header } = digestFile;
-        const fits =
-          header.algorithm === disk.digests.algorithm &&
-          header.complete === (disk.mode === "full") &&
-          header.geometry.clusterSize === disk.clusterSize &&
-          header.geometry.virtualSize === disk.virtualSize;
-        if (!fits) throw damage(pointId, disk, "its digest file belongs to another image");
+        checkDigestHeader(digestFile.header, pointId, disk);
       }
       const digester = disk.digests ? await createDigester(disk.digests.algorithm) : undefined;
       const path = folder.at(disk.file);
@@ -286,6 +281,16 @@ async function openImage(
   }
 }
 
+/** Compares the header of a digest file with the manifest. @throws {DamageError} it is another image's */
+export function checkDigestHeader(header: DigestHeader, pointId: string, disk: DiskManifest): void {
+  const fits =
+    header.algorithm === disk.digests?.algorithm &&
+    header.complete === (disk.mode === "full") &&
+    header.geometry.clusterSize === disk.clusterSize &&
+    header.geometry.virtualSize === disk.virtualSize;
+  if (!fits) throw damage(pointId, disk, "its digest file belongs to another image");
+}
+
 /** Compares an image's header with the manifest. The size in a qcow2 header is rounded up to a sector. */
 function checkGeometry(found: Geometry, expected: Geometry, pointId: string, disk: DiskManifest): void {
   const size = disk.format === "qcow2" ? Math.ceil(expected.virtualSize / 512) * 512 : expected.virtualSize;
@@ -297,7 +302,7 @@ function checkGeometry(found: Geometry, expected: Geometry, pointId: string, dis
 }
 
 /** The path of a point's file. Symbolic links are refused, because a point's files are in its own folder. */
-async function plainFile(
+export async function plainFile(
   folder: HeldFolder,
   name: string,
   pointId: string,

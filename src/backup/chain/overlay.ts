@@ -4,7 +4,9 @@ import { maskStretches } from "../image/image.js";
 import type { Layer, LayerRun } from "./layer.js";
 
 /** What an overlay needs of a layer. It can also be a single image that belongs to no point. */
-export type SeenLayer = Pick<Layer, "geometry" | "complete" | "runs" | "read">;
+export type SeenLayer = Pick<Layer, "geometry" | "complete" | "runs">;
+/** A layer whose data can be read too. */
+export type ReadableLayer = SeenLayer & Pick<Layer, "read">;
 
 /** A stretch of the disk in one state. Offset and length are bytes. */
 export interface VisibleExtent<L extends SeenLayer = Layer> {

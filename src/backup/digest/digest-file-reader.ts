@@ -1,4 +1,4 @@
-import { createHash } from "node:crypto";
+import { createHash, type Hash } from "node:crypto";
 import type { FileHandle } from "node:fs/promises";
 import type { DamageError } from "../base/errors.js";
 import { openPlain, shownPath } from "../host/held-folder.js";
@@ -54,11 +54,34 @@ export class DigestFileReader {
    * @throws {DamageError} `E_DIGEST_FILE`: a record is malformed, out of order or missing, bytes follow the
    *   last record, or the SHA-256 differs
    */
-  async *runs(sha256?: string): AsyncGenerator<PlacedDigestRun> {
+  runs(sha256?: string): AsyncGenerator<PlacedDigestRun> {
+    const bytes = new SequentialFile(this.#file, HEADER_BYTES, this.#start);
+    return this.#records(bytes, (length) => this.#taken(bytes, length), sha256);
+  }
+
+  /**
+   * Like {@link runs}, but jumps over the digests, which {@link digestsAt} reads: for callers that need only
+   * some of them. `digests` is empty, and the SHA-256 of the file is not compared.
+   * @throws {DamageError} `E_DIGEST_FILE`: a record is malformed, out of order or missing, or bytes follow the
+   *   last record
+   */
+  heads(): AsyncGenerator<PlacedDigestRun> {
+    const bytes = new SequentialFile(this.#file, HEADER_BYTES);
+    return this.#records(bytes, (length) => {
+      bytes.jump(length);
+      return NO_DIGESTS;
+    });
+  }
+
+  /** @param take consumes that many bytes of digests; returns a promise only if it has to read the file */
+  async *#records(
+    bytes: SequentialFile,
+    take: (length: number) => Buffer | Promise<Buffer>,
+    sha256?: string,
+  ): AsyncGenerator<PlacedDigestRun> {
     const { algorithm, geometry } = this.header;
     const digestSize = DIGEST_ALGORITHMS[algorithm].bytes;
     const clusters = Math.ceil(geometry.virtualSize / geometry.clusterSize);
-    const bytes = new SequentialFile(this.#file, HEADER_BYTES, this.#start);
     let next = 0;
     for (let records = 0; ; records += 1) {
       if (!bytes.has(HEAD_BYTES)) await this.#more(bytes, HEAD_BYTES);
@@ -76,10 +99,10 @@ export class DigestFileReader {
       }
       next = cluster + count;
       if (kind === KIND.data && count <= MAX_DATA_COUNT) {
-        const length = count * digestSize;
-        if (!bytes.has(length)) await this.#more(bytes, length);
         const digestsAt = bytes.position;
-        yield { kind: "data", cluster, count, digestsAt, digests: bytes.take(length) };
+        const taken = take(count * digestSize);
+        const digests = taken instanceof Promise ? await taken : taken;
+        yield { kind: "data", cluster, count, digestsAt, digests };
       } else if (kind === KIND.zero) {
         yield { kind: "zero", cluster, count, digestsAt: bytes.position };
       } else if (kind === KIND.partial && count === 1) {
@@ -88,18 +111,10 @@ export class DigestFileReader {
         const zeroMask = bytes.uint32(4);
         bytes.skip(MASKS_BYTES);
         if ((dataMask & zeroMask) !== 0) throw this.#damage(`the masks of record ${records} overlap`);
-        const length = dataMask === 0 ? 0 : digestSize;
-        if (!bytes.has(length)) await this.#more(bytes, length);
         const digestsAt = bytes.position;
-        yield {
-          kind: "partial",
-          cluster,
-          count: 1,
-          dataMask,
-          zeroMask,
-          digestsAt,
-          digests: bytes.take(length),
-        };
+        const taken = take(dataMask === 0 ? 0 : digestSize);
+        const digests = taken instanceof Promise ? await taken : taken;
+        yield { kind: "partial", cluster, count: 1, dataMask, zeroMask, digestsAt, digests };
       } else {
         throw this.#damage(
           `record ${records} has the unknown kind ${kind}, or more clusters than its kind may have`,
@@ -128,6 +143,11 @@ export class DigestFileReader {
     await this.#file.close();
   }
 
+  #taken(bytes: SequentialFile, length: number): Buffer | Promise<Buffer> {
+    if (bytes.has(length)) return bytes.take(length);
+    return this.#more(bytes, length).then(() => bytes.take(length));
+  }
+
   async #more(bytes: SequentialFile, length: number): Promise<void> {
     if (!(await bytes.more(length))) throw this.#damage("it ends before its last record");
   }
@@ -137,10 +157,12 @@ export class DigestFileReader {
   }
 }
 
-/** Reads a file in large blocks from front to back and computes its SHA-256. */
+const NO_DIGESTS = Buffer.alloc(0);
+
+/** Reads a file in large blocks from front to back, and can compute its SHA-256. */
 class SequentialFile {
   readonly #file: FileHandle;
-  readonly #hash = createHash("sha256");
+  readonly #hash: Hash | undefined;
   /** The bytes that were read last; those before `#at` are consumed. */
   #block: Buffer = Buffer.alloc(0);
   #at = 0;
@@ -149,12 +171,12 @@ class SequentialFile {
 
   /**
    * @param position where reading begins
-   * @param before the bytes of the file before `position`, for the SHA-256
+   * @param before the bytes of the file before `position`, for the SHA-256; undefined: it is not computed
    */
-  constructor(file: FileHandle, position: number, before: Buffer) {
+  constructor(file: FileHandle, position: number, before?: Buffer) {
     this.#file = file;
     this.#end = position;
-    this.#hash.update(before);
+    this.#hash = before && createHash("sha256").update(before);
   }
 
   /** Offset of the next byte in the file. */
@@ -179,7 +201,7 @@ class SequentialFile {
       this.#end += bytesRead;
       this.#block = block.subarray(0, rest.length + bytesRead);
       this.#at = 0;
-      this.#hash.update(this.#block.subarray(rest.length));
+      this.#hash?.update(this.#block.subarray(rest.length));
     }
     return true;
   }
@@ -207,9 +229,20 @@ class SequentialFile {
     this.#at += length;
   }
 
-  /** The SHA-256 of everything read. May be called once, at the end. */
-  sha256(): string {
-    return this.#hash.digest("hex");
+  /** Like {@link skip}, but the bytes need not be in memory. The SHA-256 would lack them. */
+  jump(length: number): void {
+    if (this.has(length)) {
+      this.skip(length);
+      return;
+    }
+    this.#end = this.position + length;
+    this.#block = NO_DIGESTS;
+    this.#at = 0;
+  }
+
+  /** The SHA-256 of everything read, if it is computed. May be called once, at the end. */
+  sha256(): string | undefined {
+    return this.#hash?.digest("hex");
   }
 }
 

@@ -5,7 +5,7 @@ import { BackupError, DamageError, PreconditionError, UsageError } from "../base
 import { shellWord } from "../base/shell-word.js";
 import { ChainSource } from "../chain/chain-source.js";
 import type { LayerRun } from "../chain/layer.js";
-import type { SeenLayer } from "../chain/overlay.js";
+import type { ReadableLayer } from "../chain/overlay.js";
 import type { ByteSource } from "../export/open-export.js";
 import { isMissing } from "../host/durable-files.js";
 import { isWrittenByQemu } from "../host/qemu-locks.js";
@@ -163,7 +163,7 @@ function warningsOf(path: string, image: ImageReader): readonly string[] {
   ];
 }
 
-function layerOf(image: ImageReader): SeenLayer {
+function layerOf(image: ImageReader): ReadableLayer {
   const { clusterSize } = image.geometry;
   return {
     geometry: image.geometry,

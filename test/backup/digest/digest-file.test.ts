@@ -46,6 +46,42 @@ async function readBack(path: string, sha256?: string): Promise<DigestRun[]> {
 }
 
 describe("the digest file", () => {
+  it("is read without its digests too, which are then read one by one", async () => {
+    const runs: DigestRun[] = [
+      { kind: "data", cluster: 0, count: 50, digests: Buffer.from(Array.from({ length: 400 }, (_, i) => i)) },
+      { kind: "partial", cluster: 50, count: 1, dataMask: 1, zeroMask: 2, digests: digests(1, 3) },
+      { kind: "zero", cluster: 60, count: 3 },
+      { kind: "data", cluster: 70, count: 2, digests: digests(2, 9) },
+    ];
+    const { path } = await written(...runs);
+    const reader = await DigestFileReader.open(path);
+    try {
+      const heads = await collect(reader.heads());
+      expect(heads.map(({ kind, cluster, count }) => ({ kind, cluster, count }))).toEqual(
+        runs.map(({ kind, cluster, count }) => ({ kind, cluster, count })),
+      );
+      for (const [i, { kind, count, digestsAt }] of heads.entries()) {
+        const run = runs[i];
+        if (kind === "zero" || run === undefined || run.kind === "zero") continue;
+        expect(await reader.digestsAt(digestsAt, count)).toEqual(run.digests);
+      }
+    } finally {
+      await reader.close();
+    }
+  });
+
+  it("is read beyond digests that are larger than a block, and refused where it ends early", async () => {
+    const many: DigestRun = { kind: "data", cluster: 0, count: 100, digests: digests(100, 1) };
+    const { path } = await written(many);
+    const bytes = await readFile(path);
+    // Ends inside the digests.
+    const cut = join(folder, "cut.digests");
+    await writeFile(cut, bytes.subarray(0, 64 + 16 + 400));
+    const reader = await DigestFileReader.open(cut);
+    await expect(collect(reader.heads())).rejects.toThrow("it ends before its last record");
+    await reader.close();
+  });
+
   it("returns what was written, with neighbouring data joined", async () => {
     const { path, sha256 } = await written(
       { kind: "data", cluster: 0, count: 2, digests: digests(2, 1) },
