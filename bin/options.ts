@@ -13,6 +13,7 @@ import { assertCompressible } from "../src/backup/pull/compressed-store.js";
 import { RateLimit } from "../src/backup/pull/rate-limit.js";
 import type { Window } from "../src/backup/pull/window.js";
 import type { CompressionMethod } from "../src/backup/qcow2/compress-cluster.js";
+import type { ProveSettings } from "../src/backup/take/prove-disk.js";
 import type { ConnectOptions } from "../src/nbd/index.js";
 import { parseSize } from "./sizes.js";
 
@@ -44,6 +45,12 @@ export interface CopyOptions {
   readonly inFlight?: number;
   readonly requestSize?: number;
   readonly limitRate?: number;
+}
+
+/** Options of every command that may take increments. */
+export interface ProofOptions {
+  readonly proveBase?: ProveSettings["amount"];
+  readonly proveSeed?: string;
 }
 
 /** Options of every command whose job has scratch files. */
@@ -121,6 +128,33 @@ export function withEncrypted(command: Command): Command {
   );
 }
 
+export function withProof(command: Command): Command {
+  return command
+    .option(
+      "--prove-base <n>",
+      "before an increment, compare so many clean clusters of each disk with its base, or all, or none (default 64)",
+      proofAmount,
+    )
+    .option(
+      "--prove-seed <seed>",
+      "choose the clusters that an earlier backup chose by this seed",
+      proofSeed,
+    );
+}
+
+export function proofOf({ proveBase: amount, proveSeed: seed }: ProofOptions): ProveSettings {
+  return { amount, seed };
+}
+
+function proofAmount(text: string): ProveSettings["amount"] {
+  return text === "all" || text === "none" ? text : positive(text);
+}
+
+function proofSeed(text: string): string {
+  if (/^[0-9a-f]{16}$/.test(text)) return text;
+  throw new InvalidArgumentError("a seed has 16 hexadecimal digits, as a backup tells it.");
+}
+
 export function withDigests(command: Command, otherwise: string): Command {
   return command
     .option(
@@ -165,7 +199,7 @@ export function windowOf(options: CopyOptions & NetworkOptions): Window {
   return { requestSize, inFlight, connections };
 }
 
-export function rateLimitOf(options: CopyOptions): RateLimit | undefined {
+export function rateLimitOf(options: Pick<CopyOptions, "limitRate">): RateLimit | undefined {
   return options.limitRate === undefined ? undefined : new RateLimit(options.limitRate);
 }
 
@@ -228,7 +262,7 @@ function upTo(most: number): (text: string) => number {
   };
 }
 
-function size(text: string): number {
+export function size(text: string): number {
   return argument(() => parseSize(text));
 }
 

@@ -19,7 +19,7 @@ const ROOMS: Readonly<Record<string, Room>> = {
   take: {
     what: "the jobs that make something: a file of one export; a point of a running guest, a stopped one, a foreign job, or images",
     mayImport: words(
-      "checks guest pull chain compress export repository libvirt digest qcow2 image host base",
+      "checks prove guest pull chain compress export repository libvirt digest qcow2 image host base",
     ),
   },
   checks: {
@@ -33,6 +33,10 @@ const ROOMS: Readonly<Record<string, Room>> = {
   verify: {
     what: "every stored byte of points compared with what the point says: structure, tables, digests",
     mayImport: words("chain repository digest qcow2 image threads base"),
+  },
+  prove: {
+    what: "a disk compared with the chain that an increment of it would be based on, by the chain's digests",
+    mayImport: words("chain export repository base"),
   },
   prune: {
     what: "which points go, and how the points that stay take over the clusters that they need",

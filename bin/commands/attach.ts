@@ -15,6 +15,8 @@ import {
   connectOf,
   digestsOf,
   type NetworkOptions,
+  type ProofOptions,
+  proofOf,
   rateLimitOf,
   type ScratchOptions,
   windowOf,
@@ -22,14 +24,16 @@ import {
   withDigests,
   withEncrypted,
   withNetwork,
+  withProof,
   withScratchReserve,
 } from "../options.js";
 import { human } from "../output.js";
+import { proofText } from "../proof-text.js";
 import type { Run } from "../run.js";
 import { prepareToWrite, type TrustOptions, withTrust } from "../trust.js";
 import { version } from "../version.js";
 
-interface AttachOptions extends CopyOptions, NetworkOptions, ScratchOptions, TrustOptions {
+interface AttachOptions extends CopyOptions, NetworkOptions, ProofOptions, ScratchOptions, TrustOptions {
   readonly encrypted: EncryptedPolicy;
   readonly to: string;
   readonly xml?: string;
@@ -63,7 +67,9 @@ export function addAttach(program: Command, run: Run): void {
   withUuid(command, "with --domain");
   withTrust(
     withNetwork(
-      withDigests(withCopy(withScratchReserve(withEncrypted(command))), `default ${DEFAULT_DIGESTS}`),
+      withProof(
+        withDigests(withCopy(withScratchReserve(withEncrypted(command))), `default ${DEFAULT_DIGESTS}`),
+      ),
     ),
   ).action(
     run<AttachOptions, [domain: string | undefined]>(async ({ output, signal }, options, domain) => {
@@ -74,7 +80,7 @@ export function addAttach(program: Command, run: Run): void {
       const progress = await output.progress();
       try {
         const { signal: _, ...connect } = await connectOf(options, signal);
-        const { manifest, folder, seconds, extents, requests, connections, jobEnded } = await attach({
+        const { manifest, folder, proofs, seconds, extents, requests, connections, jobEnded } = await attach({
           source,
           repositoryPath: options.to,
           checkpoint: options.checkpoint,
@@ -85,6 +91,7 @@ export function addAttach(program: Command, run: Run): void {
           digests: digestsOf(options, DEFAULT_DIGESTS),
           compress,
           sync: options.fsync,
+          proveBase: proofOf(options),
           tool: `nbdpull ${version()}`,
           connect,
           window: windowOf(options),
@@ -96,7 +103,8 @@ export function addAttach(program: Command, run: Run): void {
         const lines = manifest.disks.map((disk) => {
           const what =
             disk.parent === null ? "full" : `${human(disk.dirtyBytes)} changed since ${disk.parent}`;
-          return `  ${disk.name}: ${human(disk.virtualSize)}, ${what}, ${human(disk.storedBytes)} stored`;
+          const why = disk.reason === undefined ? "" : ` (${disk.reason})`;
+          return `  ${disk.name}: ${human(disk.virtualSize)}, ${what}${why}, ${human(disk.storedBytes)} stored${proofText(proofs, disk.name)}`;
         });
         output.result(
           {
@@ -110,6 +118,7 @@ export function addAttach(program: Command, run: Run): void {
             disks: manifest.disks,
             files: manifest.files,
             notKept: manifest.notKept,
+            proofs,
             extents,
             requests,
             connections,

@@ -15,17 +15,21 @@ import {
   compressOf,
   connectOf,
   digestsOf,
+  type ProofOptions,
+  proofOf,
   rateLimitOf,
   windowOf,
   withCopy,
   withDigests,
+  withProof,
 } from "../options.js";
 import { human } from "../output.js";
+import { proofText } from "../proof-text.js";
 import type { Context, Run } from "../run.js";
 import { prepareToWrite, type TrustOptions, withTrust } from "../trust.js";
 import { version } from "../version.js";
 
-interface BackupOptions extends CopyOptions, GuestOptions, TrustOptions {
+interface BackupOptions extends CopyOptions, GuestOptions, ProofOptions, TrustOptions {
   readonly to: string;
   readonly all?: true;
   readonly metrics?: string;
@@ -48,7 +52,7 @@ export function addBackup(program: Command, run: Run): void {
     .option("--all", "all domains that run and have disks, one after the other (not those that are off)")
     .option("--moved", "the repository was moved to where it is now, or is reached by another path")
     .option("--metrics <file>", "keep a metrics file for the node exporter's textfile collector (*.prom)");
-  withTrust(withGuest(withDigests(withCopy(command), `default ${DEFAULT_DIGESTS}`))).action(
+  withTrust(withGuest(withProof(withDigests(withCopy(command), `default ${DEFAULT_DIGESTS}`)))).action(
     run<BackupOptions, [domains: readonly string[]]>(async (context, options, named) => {
       const job = { ...context, options, record: await recorderOf(context, options) };
       const readers = readersOf(tcpServerOf(options));
@@ -178,6 +182,7 @@ async function backUpDomain({ output, signal, options }: Job, domain: string): P
       digests: digestsOf(options, DEFAULT_DIGESTS),
       compress,
       sync: options.fsync,
+      proveBase: proofOf(options),
       tool: `nbdpull ${version()}`,
       connect,
       window: windowOf(options),
@@ -192,7 +197,8 @@ async function backUpDomain({ output, signal, options }: Job, domain: string): P
 }
 
 function describe(result: BackupResult, options: BackupOptions): object {
-  const { manifest, folder, extents, requests, connections, seconds, level, retired, isRunning } = result;
+  const { manifest, folder, proofs, extents, requests, connections, seconds, level, retired, isRunning } =
+    result;
   const { leftOut, plainText } = result;
   return {
     id: manifest.id,
@@ -207,6 +213,7 @@ function describe(result: BackupResult, options: BackupOptions): object {
     disks: manifest.disks,
     files: manifest.files,
     notKept: manifest.notKept,
+    proofs,
     extents,
     requests,
     connections,
@@ -219,12 +226,12 @@ function describe(result: BackupResult, options: BackupOptions): object {
 
 /** What was done, and why. */
 function report(result: BackupResult): string[] {
-  const { manifest, domainFolder, level, seconds, retired, isRunning, leftOut, plainText } = result;
+  const { manifest, domainFolder, proofs, level, seconds, retired, isRunning, leftOut, plainText } = result;
   const disks = manifest.disks.map((disk) => {
     const what = disk.parent === null ? "full" : `${human(disk.dirtyBytes)} changed since ${disk.parent}`;
     const why = disk.reason === undefined ? "" : ` (${disk.reason})`;
     const plain = plainText.includes(disk.name) ? " as plain text (it is encrypted on the host)" : "";
-    return `  ${disk.name}: ${human(disk.virtualSize)}, ${what}${why}, ${human(disk.storedBytes)} stored${plain}`;
+    return `  ${disk.name}: ${human(disk.virtualSize)}, ${what}${why}, ${human(disk.storedBytes)} stored${plain}${proofText(proofs, disk.name)}`;
   });
   const next =
     manifest.checkpoint === null

@@ -26,6 +26,7 @@ export type { Hypervisor } from "./libvirt/hypervisor.js";
 export type { JobInfo } from "./libvirt/job-info.js";
 export type { RestoredPlace } from "./libvirt/restored-domain.js";
 export { type DomainRef, Virsh, type VirshOptions } from "./libvirt/virsh.js";
+export type { Proof, ProofAmount } from "./prove/prove-base.js";
 export type { PrunedPoint } from "./prune/decide.js";
 export {
   type DoneMerge,
@@ -52,7 +53,13 @@ export { chooseDomain, type DomainChoice } from "./repository/choose-domain.js";
 export { chooseDisks, choosePoint } from "./repository/choose-point.js";
 export { domainFolder } from "./repository/domain-folder.js";
 export type { HeldLock } from "./repository/domain-lock.js";
-export { type DiskManifest, type KeptFile, type Manifest, parseManifest } from "./repository/manifest.js";
+export {
+  type DiskIdentity,
+  type DiskManifest,
+  type KeptFile,
+  type Manifest,
+  parseManifest,
+} from "./repository/manifest.js";
 export { type MendClockOptions, type MendedTime, mendClock } from "./repository/mend-clock.js";
 export type { PendingPoint } from "./repository/pending-point.js";
 export { type Reading, Repository } from "./repository/repository.js";
@@ -82,6 +89,7 @@ export {
 export { type AttachOptions, type AttachResult, attach, type JobSource } from "./take/attach.js";
 export { type BackupOptions, type BackupResult, backup } from "./take/backup.js";
 export { type ImageToImport, type ImportOptions, importImages } from "./take/import.js";
+export type { DiskProof, ProveSettings } from "./take/prove-disk.js";
 export { type PullFileOptions, pullFile } from "./take/pull-file.js";
 export {
   type ExportedPointDisk,

@@ -42,6 +42,7 @@ function success(domain: string, level: "full" | "incremental", createdAt: strin
     },
     domainFolder: domain,
     folder: "/x",
+    proofs: [],
     connections: 1,
     requests: 1,
     extents: 1,

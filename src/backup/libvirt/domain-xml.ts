@@ -56,6 +56,8 @@ export interface DomainDisk {
   readonly transient?: true | undefined;
   /** The volume that a disk of type `volume` is. */
   readonly volume?: Volume | undefined;
+  /** The serial number that the guest sees, if the definition gives one. */
+  readonly serial?: string | undefined;
   /** A layer between the image and what the guest sees, if there is one. */
   readonly between?: "encryption" | "slices" | undefined;
   /** QEMU decrypts its image or one below it, so what a backup reads is plain text. */
@@ -83,6 +85,7 @@ const diskSchema = element(
     address: element({ controller: text.optional() }, {}).optional(),
     readonly: z.unknown().optional(),
     transient: z.unknown().optional(),
+    serial: text.optional(),
   },
 );
 
@@ -192,6 +195,7 @@ function readDisk(
     readOnly: disk.readonly !== undefined,
     transient: isRunning && disk.transient !== undefined ? true : undefined,
     volume: readVolume(disk),
+    serial: disk.serial,
     hasIothread: [disk, controller].some((device) => usesIothread(device?.driver)),
     between,
     ...(isEncrypted ? { isEncrypted } : {}),

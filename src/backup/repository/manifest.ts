@@ -26,6 +26,25 @@ const pointId = z.string().regex(POINT_ID, "is not the id of a point");
 const fileName = z.string().max(255).regex(FILE_NAME, "is not a plain file name");
 const sha256 = z.string().regex(/^[0-9a-f]{64}$/);
 
+/** What tells a disk from others; null where it was not found out. */
+const identity = z.object({
+  /** The path of its file or block device. */
+  source: z.string().min(1).max(4096).nullable(),
+  format: z.string().max(64).nullable(),
+  /** `MAJOR:MINOR` of the block device, or of the file system that the file lies on. */
+  device: z
+    .string()
+    .regex(/^\d{1,10}:\d{1,10}$/)
+    .nullable(),
+  /** Of a file. */
+  inode: z
+    .string()
+    .regex(/^\d{1,20}$/)
+    .nullable(),
+  /** The serial number that the guest sees. */
+  serial: z.string().max(256).nullable(),
+});
+
 const disk = z
   .object({
     /** The disk's target in the domain, for example `vda`. */
@@ -52,6 +71,8 @@ const disk = z
     /** Raw increments only: the file that lists the defined extents. */
     map: z.object({ file: fileName, sha256 }).nullable(),
     digests: z.object({ file: fileName, algorithm: z.enum(["xxh64", "sha256"]), sha256 }).nullable(),
+    /** Where the disk was when the point was taken. Points of earlier versions lack this. */
+    identity: identity.optional(),
   })
   .refine((d) => (d.mode === "incremental") === (d.parent !== null), {
     error: "an incremental disk has a parent, a full one has none",
@@ -110,6 +131,7 @@ const manifest = z
 /** One restore point, as `point.json` holds it. Sizes in bytes. */
 export type Manifest = Readonly<z.infer<typeof manifest>>;
 export type DiskManifest = Manifest["disks"][number];
+export type DiskIdentity = Readonly<z.infer<typeof identity>>;
 export type KeptFile = NonNullable<Manifest["files"]>[number];
 
 /**

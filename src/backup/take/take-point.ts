@@ -16,7 +16,8 @@ import { allOrNone } from "../base/in-parallel.js";
 import { CompressThreads } from "../compress/compress-threads.js";
 import { DEFAULT_DIGESTS, type DigestAlgorithm } from "../digest/digest.js";
 import { DigestThreads } from "../digest/digest-threads.js";
-import { type OpenOptions, openExport } from "../export/open-export.js";
+import { openExport } from "../export/open-export.js";
+import { diskIdentities } from "../guest/disk-identity.js";
 import { type Definition, keepFiles } from "../guest/keep-files.js";
 import { sha256OfFile } from "../host/held-folder.js";
 import type { ImageFormat } from "../image/image.js";
@@ -35,6 +36,7 @@ import type { CompressionMethod } from "../qcow2/compress-cluster.js";
 import type { Backing } from "../qcow2/writer.js";
 import { domainFolder, firstPointNotices } from "../repository/domain-folder.js";
 import {
+  type DiskIdentity,
   type DiskManifest,
   diskOf,
   isDiskName,
@@ -45,6 +47,7 @@ import {
 import type { PendingPoint } from "../repository/pending-point.js";
 import { uuidOf } from "../repository/point-owners.js";
 import type { Repository } from "../repository/repository.js";
+import { type DiskProof, type ProveSettings, proveDisk } from "./prove-disk.js";
 
 /** A disk to take into a point. */
 export type PointDisk = ExportedPointDisk | ImportedPointDisk;
@@ -83,6 +86,8 @@ export interface TakePointOptions {
   /** qcow2 only: compress every cluster that shrinks by it. Undefined: no compression. */
   readonly compress?: CompressionMethod | undefined;
   readonly sync: boolean;
+  /** How much of the bases of increments is compared with the disks. */
+  readonly proveBase?: ProveSettings | undefined;
   readonly tool: string;
   readonly connect: Omit<ConnectOptions, "metaContexts" | "optionalContexts" | "signal">;
   readonly window?: Window | undefined;
@@ -112,6 +117,7 @@ export type TakeSettings = Pick<
   | "digests"
   | "compress"
   | "sync"
+  | "proveBase"
   | "tool"
   | "connect"
   | "window"
@@ -130,6 +136,8 @@ export interface TakenPoint {
   readonly domainFolder: string;
   /** The path of the point. */
   readonly folder: string;
+  /** Of each disk for which an increment was wanted: whether its base fits. */
+  readonly proofs: readonly DiskProof[];
   /** Connections of all disks together; likewise requests and extents. */
   readonly connections: number;
   readonly requests: number;
@@ -170,7 +178,8 @@ export async function takePoint(options: TakePointOptions): Promise<TakenPoint> 
       const kept =
         options.definition &&
         (await keepFiles(options.definition, pending.folder.reach, { ...options, signal }));
-      const pulled = await pullAll({ ...options, signal }, pending, clients);
+      const identities = options.definition ? await diskIdentities(options.definition) : new Map();
+      const pulled = await pullAll({ ...options, home, signal, identities }, pending, clients);
       for (const client of clients) await stillAnswers(client, signal);
       await options.confirm();
       signal.throwIfAborted();
@@ -181,6 +190,7 @@ export async function takePoint(options: TakePointOptions): Promise<TakenPoint> 
         manifest,
         domainFolder: home,
         folder: repository.pointFolder(home, pending.id),
+        proofs: pulled.flatMap(({ proof }) => proof ?? []),
         connections: pulled.reduce((total, { connections }) => total + connections, 0),
         requests: pulled.reduce((total, { requests }) => total + requests, 0),
         extents: pulled.reduce((total, { extents }) => total + extents, 0),
@@ -193,9 +203,18 @@ export async function takePoint(options: TakePointOptions): Promise<TakenPoint> 
   return await repository.withPendingPoint(home, take, options.signal);
 }
 
+interface PullOptions extends TakePointOptions {
+  readonly signal: AbortSignal;
+  /** Name of the domain's folder. */
+  readonly home: string;
+  /** By the disks' names; those that are not known are missing. */
+  readonly identities: ReadonlyMap<string, DiskIdentity>;
+}
+
 interface PulledDisk {
   readonly disk: DiskManifest;
   readonly connections: number;
+  readonly proof?: DiskProof | undefined;
   readonly requests: number;
   readonly extents: number;
 }
@@ -207,7 +226,7 @@ interface Shared {
 }
 
 async function pullAll(
-  options: TakePointOptions,
+  options: PullOptions,
   pending: PendingPoint,
   clients: NbdClient[],
 ): Promise<PulledDisk[]> {
@@ -218,12 +237,13 @@ async function pullAll(
   const { connect, window, mustLeave } = sharesOf(options);
   return await allOrNone(options.disks, DISKS_AT_ONCE, options.signal, async (disk, signal) => {
     try {
-      const { copy, client } = await copierOf(disk, { ...connect, signal }, clients, options.clientsStay);
+      const opened = await copierOf(disk, { ...options, connect, signal }, clients);
+      const { disk: proven, copy, client, proof } = opened;
       const shared = { compress, digestThreads };
-      const pulled = await pullDisk({ ...options, window, signal }, pending, disk, copy, shared);
+      const pulled = await pullDisk({ ...options, window, signal }, pending, proven, copy, shared);
       const connections = client?.connections ?? 0;
       if (client && mustLeave) await leaveEarly(client, clients, signal);
-      return { ...pulled, connections };
+      return { ...pulled, connections, proof };
     } catch (error) {
       throw ofDisk(disk.name, error);
     }
@@ -255,35 +275,56 @@ async function leaveEarly(client: NbdClient, clients: NbdClient[], signal: Abort
   await client.close();
 }
 
-type Copier = (options: CopyImageOptions) => Promise<PullResult>;
+interface Copier {
+  /** The disk as it is taken: in full, if its base does not fit. */
+  readonly disk: PointDisk;
+  readonly copy: (options: CopyImageOptions) => Promise<PullResult>;
+  readonly client?: NbdClient;
+  readonly proof?: DiskProof | undefined;
+}
 
 /** @param clients receives the disk's client, if it has one; if they have to stay, as soon as it is open */
-async function copierOf(
-  disk: PointDisk,
-  connect: OpenOptions,
-  clients: NbdClient[],
-  clientsStay = false,
-): Promise<{ readonly copy: Copier; readonly client?: NbdClient }> {
-  if (disk.address === undefined) return { copy: (options) => copyImage(disk.source, options) };
-  const { increment } = disk;
-  const bitmap = increment?.bitmap;
-  const parentSize = increment && diskOf(increment.parent, disk.name)?.virtualSize;
-  const client = await openExport(disk.address, bitmap, connect, clientsStay ? clients : undefined);
+async function copierOf(disk: PointDisk, options: PullOptions, clients: NbdClient[]): Promise<Copier> {
+  if (disk.address === undefined) return { disk, copy: (copying) => copyImage(disk.source, copying) };
+  const { connect, signal, clientsStay } = options;
+  const opening = { ...connect, signal };
+  const bitmap = disk.increment?.bitmap;
+  const client = await openExport(disk.address, bitmap, opening, clientsStay ? clients : undefined);
   if (!clientsStay) clients.push(client);
-  return { copy: (options) => pullImage({ ...options, client, bitmap, parentSize }), client };
+  const { proof, reason } = await proveBaseOf(disk, client, options);
+  // A full copy goes over the same connections: some servers end when their last client disconnects.
+  const proven = reason === undefined ? disk : { ...disk, increment: undefined, reason };
+  const { increment } = proven;
+  const parentSize = increment && diskOf(increment.parent, disk.name)?.virtualSize;
+  const copy: Copier["copy"] = (copying) =>
+    pullImage({ ...copying, client, bitmap: increment?.bitmap, parentSize });
+  return { disk: proven, copy, client, proof };
+}
+
+async function proveBaseOf(
+  { name: disk, increment }: ExportedPointDisk,
+  client: NbdClient,
+  options: PullOptions,
+): ReturnType<typeof proveDisk> {
+  if (increment === undefined) return {};
+  const { repository, home, rateLimit, signal, proveBase: settings } = options;
+  const identity = options.identities.get(disk);
+  const base = { ...increment, repository, domain: home, disk };
+  return await proveDisk({ ...base, client, settings, identity, rateLimit, signal });
 }
 
 async function pullDisk(
-  options: TakePointOptions,
+  options: PullOptions,
   pending: PendingPoint,
   disk: PointDisk,
-  copy: Copier,
+  copy: Copier["copy"],
   { compress, digestThreads }: Shared,
-): Promise<Omit<PulledDisk, "connections">> {
+): Promise<Omit<PulledDisk, "connections" | "proof">> {
   const { format, increment } = { format: options.format, increment: disk.increment };
   const file = `${disk.name}.${format}`;
   const mapFile = increment && format === "raw" ? `${disk.name}.map` : undefined;
   const digestFile = options.digests && { file: `${disk.name}.digests`, algorithm: options.digests };
+  const identity = options.identities.get(disk.name);
   const result = await copy({
     imagePath: pending.folder.at(file),
     format,
@@ -324,6 +365,7 @@ async function pullDisk(
           ? null
           : { file: mapFile, sha256: await sha256OfFile(pending.folder.at(mapFile)) },
       digests: digestFile && result.digestsSha256 ? { ...digestFile, sha256: result.digestsSha256 } : null,
+      ...(identity === undefined ? {} : { identity }),
     },
   };
 }

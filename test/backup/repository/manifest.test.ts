@@ -26,6 +26,7 @@ const full: Disk = {
   digests: null,
 };
 const increment: Disk = { ...full, mode: "incremental", parent: PARENT, bitmap: "b0" };
+const identity = { source: "/i/vda.qcow2", format: "qcow2", device: "8:1", inode: "12", serial: null };
 const nvram = { role: "nvram", file: "nvram.fd", source: "/n/web_VARS.fd", length: 3, sha256: SHA256 };
 const map = { file: "vda.map", sha256: SHA256 };
 
@@ -60,6 +61,7 @@ describe("a manifest", () => {
     ["an increment", [increment]],
     ["a raw increment with its map", [{ ...increment, file: "vda.raw", format: "raw", map }]],
     ["a disk that is full in an increment", [increment, { ...full, name: "vdb", file: "vdb.qcow2" }]],
+    ["where a disk was", [{ ...full, identity }]],
     ["the smallest clusters", [{ ...full, clusterSize: 16_384 }]],
     ["the largest clusters", [{ ...full, clusterSize: 2 ** 21 }]],
   ] satisfies [string, Disk[]][])("is read with %s", (_, disks) => {
@@ -97,6 +99,8 @@ describe("a manifest", () => {
       { ...manifest(full), files: [{ ...nvram, file: "point.json" }] },
     ],
     ["two kept files of one name", { ...manifest(full), files: [nvram, nvram] }],
+    ["a disk's path without end", manifest({ ...full, identity: { ...identity, source: "x".repeat(5000) } })],
+    ["a device that is no number", manifest({ ...full, identity: { ...identity, device: "8" } })],
     ["another version", { ...manifest(full), version: 2 }],
   ])("is refused with %s", (_, value) => {
     const error = refusal(value);
