@@ -6,7 +6,7 @@ import type { DiskChoice } from "../src/backup/libvirt/choose-disks.js";
 import { type JobServerOptions, withJobServer } from "./job-server.js";
 import { type ScratchOptions, withEncrypted, withScratchReserve } from "./options.js";
 
-const SCRATCH_PARENT = "/var/tmp";
+export const SCRATCH_PARENT = "/var/tmp";
 
 export interface GuestOptions extends JobServerOptions, ScratchOptions {
   readonly level: Level;

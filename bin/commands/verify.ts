@@ -16,8 +16,9 @@ import { EXIT } from "../exit-codes.js";
 import { human } from "../output.js";
 import type { Run } from "../run.js";
 import { warnOfStrangers } from "../trust.js";
+import { type LiveOptions, refuseLiveOptions, verifyLiveDomain, withLive } from "../verify-live.js";
 
-interface VerifyOptions extends WhoseOptions {
+interface VerifyOptions extends LiveOptions, WhoseOptions {
   readonly at?: string;
 }
 
@@ -28,48 +29,49 @@ export function addVerify(program: Command, run: Run): void {
     .argument("<repo>")
     .argument("[domain]")
     .option("--at <point>", "only this point and those it depends on: an id, a time, or latest");
-  withWhose(command).action(
-    run<VerifyOptions, [repo: string, domain: string | undefined]>(
-      async ({ output, signal }, options, path, wanted) => {
-        const repository = await Repository.open(path);
-        const { at, uuid } = options;
-        const domains =
-          at === undefined || wanted === undefined
-            ? await chooseDomains(repository, wanted, uuid)
-            : [await chooseDomain(repository, wanted, { at, uuid })];
-        await warnOfStrangers(path, domains, output);
-        const reports: (PointReport & { domain: string })[] = [];
-        const progress = await output.progress();
-        try {
-          for (const domain of domains) {
-            const onProgress = (disk: string, { verifiedBytes, totalBytes }: VerifyProgress): void =>
-              progress.update(`${domain} ${disk}`, verifiedBytes, totalBytes, verifiedBytes);
-            const read = async (): Promise<PointReport[]> => {
-              const ids =
-                at === undefined
-                  ? await idsOf(repository, domain, uuid)
-                  : await chainOf(repository, domain, at, uuid);
-              return await verifyPoints(repository, domain, ids, { signal, onProgress });
-            };
-            const found = await repository.reading(domain, read, signal);
-            reports.push(...found.map((report) => ({ domain, ...report })));
-          }
-        } finally {
-          progress.stop();
+  withLive(withWhose(command)).action(
+    run<VerifyOptions, [repo: string, domain: string | undefined]>(async (context, options, path, wanted) => {
+      const { output, signal } = context;
+      if (options.live) return await verifyLiveDomain(context, options, path, wanted);
+      refuseLiveOptions(options);
+      const repository = await Repository.open(path);
+      const { at, uuid } = options;
+      const domains =
+        at === undefined || wanted === undefined
+          ? await chooseDomains(repository, wanted, uuid)
+          : [await chooseDomain(repository, wanted, { at, uuid })];
+      await warnOfStrangers(path, domains, output);
+      const reports: (PointReport & { domain: string })[] = [];
+      const progress = await output.progress();
+      try {
+        for (const domain of domains) {
+          const onProgress = (disk: string, { verifiedBytes, totalBytes }: VerifyProgress): void =>
+            progress.update(`${domain} ${disk}`, verifiedBytes, totalBytes, verifiedBytes);
+          const read = async (): Promise<PointReport[]> => {
+            const ids =
+              at === undefined
+                ? await idsOf(repository, domain, uuid)
+                : await chainOf(repository, domain, at, uuid);
+            return await verifyPoints(repository, domain, ids, { signal, onProgress });
+          };
+          const found = await repository.reading(domain, read, signal);
+          reports.push(...found.map((report) => ({ domain, ...report })));
         }
-        for (const { domain, id, disks, findings } of reports) {
-          const bare = disks.filter((disk) => !disk.digests).map((disk) => disk.disk);
-          if (bare.length > 0)
-            output.warn(`${domain} ${id}: no digests for ${bare.join(", ")}, only structure was looked at`);
-          for (const leak of findings.filter(isLeak))
-            output.warn(`${domain} ${id}: space that nothing uses: ${findingAsText(leak)}`);
-        }
-        const damaged = reports.some(({ findings }) => !findings.every(isLeak));
-        const lines = reports.flatMap(asText);
-        output.result({ damaged, points: reports }, lines.length > 0 ? lines : ["no restore points yet"]);
-        if (damaged) process.exitCode = EXIT.damaged;
-      },
-    ),
+      } finally {
+        progress.stop();
+      }
+      for (const { domain, id, disks, findings } of reports) {
+        const bare = disks.filter((disk) => !disk.digests).map((disk) => disk.disk);
+        if (bare.length > 0)
+          output.warn(`${domain} ${id}: no digests for ${bare.join(", ")}, only structure was looked at`);
+        for (const leak of findings.filter(isLeak))
+          output.warn(`${domain} ${id}: space that nothing uses: ${findingAsText(leak)}`);
+      }
+      const damaged = reports.some(({ findings }) => !findings.every(isLeak));
+      const lines = reports.flatMap(asText);
+      output.result({ damaged, points: reports }, lines.length > 0 ? lines : ["no restore points yet"]);
+      if (damaged) process.exitCode = EXIT.damaged;
+    }),
   );
 }
 

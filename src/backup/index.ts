@@ -101,6 +101,13 @@ export {
   takePoint,
 } from "./take/take-point.js";
 export {
+  type LiveDiskReport,
+  type LiveProgress,
+  type LiveReport,
+  type VerifyLiveOptions,
+  verifyLive,
+} from "./take/verify-live.js";
+export {
   type DiskReport,
   type Finding,
   type PointReport,

@@ -4,8 +4,8 @@ import { copyFile, open } from "node:fs/promises";
 import { join } from "node:path";
 import { afterAll, beforeAll, expect, it } from "vitest";
 import { type BackupJson, BackupLab, expectExit } from "../support/backup-lab.js";
-import { describeWithLibvirt } from "../support/libvirt-lab.js";
-import { nbdpull } from "../support/nbdpull.js";
+import { describeWithLibvirt, virsh } from "../support/libvirt-lab.js";
+import { finished, nbdpull, startNbdpull } from "../support/nbdpull.js";
 import { qemuImg } from "../support/qemu-nbd.js";
 
 const MiB = 1024 * 1024;
@@ -132,9 +132,60 @@ await describeWithLibvirt("an increment of a disk that is not the one of its bas
     await guest.expectPoint(point.id, copies);
   }, 480_000);
 
+  it("compares the living disks with their chain, and leaves nothing but what was there", async () => {
+    const { lab } = guest;
+    const live = ["verify", guest.repo, "--live", lab.domain, "--scratch", guest.scratch];
+    await guest.take();
+    await lab.write("vda", 5 * MiB, MiB, 0x55);
+    const [points, checkpoints] = [await guest.points(), await guest.checkpoints()];
+    const sound = await nbdpull(...live, "--json");
+    expectExit(sound, 0);
+    expect(sound.json()).toMatchObject({
+      differs: false,
+      disks: [
+        { disk: "vda", point: points.at(-1)?.id, comparedBytes: SIZE - MiB, findings: [] },
+        { disk: "vdb", point: points.at(-1)?.id, comparedBytes: SIZE, findings: [] },
+      ],
+    });
+    await guest.expectNothingLeft();
+    // Writes without QEMU, in the middle of what the guest has written.
+    await lab.powerOff();
+    const map = JSON.parse(await qemuImg("map", "--output=json", "-f", "qcow2", lab.image("vdb"))) as {
+      data: boolean;
+      offset: number;
+      start: number;
+    }[];
+    const data = map.find((extent) => extent.data);
+    {
+      await using file = await open(lab.image("vdb"), "r+");
+      await file.write(Buffer.alloc(128 * 1024, 0x78), 0, 128 * 1024, (data?.offset ?? 0) + 3 * 65_536);
+    }
+    await lab.powerOn();
+    const differing = await nbdpull(...live, "--json");
+    expectExit(differing, 3);
+    const finding = { guestOffset: (data?.start ?? 0) + 3 * 65_536, length: 128 * 1024 };
+    expect(differing.json()).toMatchObject({
+      differs: true,
+      disks: [{ findings: [finding] }, { findings: [] }],
+    });
+    expect((await nbdpull(...live)).stdout).toContain(`guest offset ${finding.guestOffset}, 131072 bytes: `);
+    await guest.expectNothingLeft();
+    expect(await guest.points()).toEqual(points);
+    expect(await guest.checkpoints()).toEqual(checkpoints);
+    // Interrupted, it leaves nothing either.
+    const slow = startNbdpull([...live, "--limit-rate", "1M"]);
+    await expect.poll(() => virsh("domjobinfo", lab.domain), { timeout: 60_000 }).toContain("Backup");
+    slow.kill("SIGINT");
+    expectExit(await finished(slow), 130);
+    await guest.expectNothingLeft();
+    expectExit(await nbdpull("verify", guest.repo, lab.domain, "--scratch", guest.scratch), 2);
+    expectExit(await nbdpull(...live, "--at", "latest"), 2);
+  }, 480_000);
+
   it("takes a disk in full that was shrunk and has grown again, though its bitmap is silent", async () => {
     const { lab } = guest;
-    expect(modes(await takeRight())).toEqual(["incremental", "incremental"]);
+    // What was written without QEMU, above.
+    expect(modes(await takeRight("--prove-base", "all"))).toEqual(["full", "incremental"]);
     await lab.powerOff();
     for (const size of [6 * MiB, SIZE]) {
       await qemuImg("resize", "-q", "--shrink", "-f", "qcow2", lab.image("vdb"), String(size));

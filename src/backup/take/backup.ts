@@ -172,7 +172,7 @@ function leaveOut(domain: DomainDefinition, { disks, onWarning }: BackupOptions)
 }
 
 /** The server that the job is asked to start. */
-function serverOf(folder: JobFolder, { server }: BackupOptions): BackupServer {
+export function serverOf(folder: JobFolder, { server }: Pick<BackupOptions, "server">): BackupServer {
   return server ?? { transport: "unix", socket: folder.socket, tls: false };
 }
 
@@ -189,7 +189,11 @@ async function recordOf(guest: Guest, options: BackupOptions): Promise<Checkpoin
 }
 
 /** Deletes checkpoints without a point: those of this run (`made`), and those of runs that died. */
-async function deleteOrphans(guest: Guest, made: Made, options: BackupOptions): Promise<void> {
+async function deleteOrphans(
+  guest: Guest,
+  made: Made,
+  options: Pick<BackupOptions, "onWarning">,
+): Promise<void> {
   const named = (points: readonly Manifest[]): Set<string> =>
     new Set(points.flatMap(({ checkpoint }) => (checkpoint ? [checkpoint.name] : [])));
   await retire(guest, made, options, named);
@@ -202,7 +206,7 @@ async function deleteOrphans(guest: Guest, made: Made, options: BackupOptions): 
 async function retire(
   guest: Guest,
   { names: made, record }: Made,
-  options: BackupOptions,
+  options: Pick<BackupOptions, "onWarning">,
   neededBy: (points: readonly Manifest[]) => ReadonlySet<string>,
 ): Promise<readonly string[]> {
   let damaged = false;
@@ -236,21 +240,31 @@ interface Traces {
 }
 
 /** A running job, with the plans and the checkpoint that it was begun with. */
-interface Begun {
+export interface Begun {
   readonly job: RunningJob;
   readonly plans: readonly DiskPlan[];
   readonly checkpoint: Manifest["checkpoint"];
 }
 
+type BeginOptions = Pick<BackupOptions, "level" | "format" | "freeze" | "signal" | "onWarning">;
+
 /**
  * Begins the job and its checkpoint, both of the same moment. If libvirt finds a disk's bitmap broken, this
  * tries again with another base for the disk, or with none.
  */
-async function begin(
+export async function begin(
   guest: Guest,
   { disks, forecast }: { readonly disks: readonly GuestDisk[]; readonly forecast: Forecast },
-  { folder, made, server }: Traces & { readonly server: BackupServer },
-  options: BackupOptions,
+  {
+    folder,
+    made,
+    server,
+  }: Pick<Traces, "folder"> & {
+    /** Receives the checkpoint. Undefined: none is made, and only disks that have a base take part. */
+    readonly made: Made | undefined;
+    readonly server: BackupServer;
+  },
+  options: BeginOptions,
 ): Promise<Begun> {
   const { domain, repository, virsh } = guest;
   const broken = new Map(forecast.broken);
@@ -258,11 +272,10 @@ async function begin(
   for (;;) {
     const plans = await planGuest(guest, known, { ...options, broken, proven: forecast.proven });
     refuseNoBase(domain.name, plans, options.level);
-    const checkpoint = plans.some(({ bitmap }) => bitmap)
-      ? checkpointName(repository.id, new Date())
-      : undefined;
+    const keeps = made && plans.some(({ bitmap }) => bitmap);
+    const checkpoint = keeps ? checkpointName(repository.id, new Date()) : undefined;
     options.signal?.throwIfAborted();
-    if (checkpoint !== undefined) {
+    if (made && checkpoint !== undefined) {
       await made.record.add(checkpoint);
       made.names.push(checkpoint);
     }
@@ -270,7 +283,7 @@ async function begin(
       // Not interrupted by the signal: killing virsh would not stop what libvirt has begun.
       const steady = { ...guest, virsh: virsh.withSignal(undefined) };
       await whileFrozen(steady, folder, options.freeze, () =>
-        beginJob(steady, { plans, checkpoint, server }, folder),
+        beginJob(steady, { plans: made ? plans : comparable(plans), checkpoint, server }, folder),
       );
     } catch (error) {
       const old = await withOldQcow2(error, known, guest.ssh ? versionThere(guest.ssh) : versionHere);
@@ -289,6 +302,11 @@ async function begin(
     const { creationTime } = parseCheckpoint(created);
     return { job, plans, checkpoint: { name: checkpoint, creationTime } };
   }
+}
+
+/** Without a checkpoint nothing keeps bitmaps, and a disk without a base has nothing to be compared with. */
+function comparable(plans: readonly DiskPlan[]): readonly DiskPlan[] {
+  return plans.filter(({ base }) => base).map((plan) => ({ ...plan, bitmap: false }));
 }
 
 async function beginJob(
@@ -361,11 +379,11 @@ async function pullDisks(
   });
 }
 
-function scratchSettings(
+export function scratchSettings(
   { domain, ssh }: Guest,
   folder: JobFolder,
   disks: readonly GuestDisk[],
-  { scratchReserve: reserve, onWarning }: BackupOptions,
+  { scratchReserve: reserve, onWarning }: Pick<BackupOptions, "scratchReserve" | "onWarning">,
 ): ScratchSettings {
   const remedy =
     "Name a folder with more room (--scratch), take the backup when the guest writes less, or make it shorter: a faster target, no --limit-rate";
@@ -375,10 +393,10 @@ function scratchSettings(
 }
 
 /** The next backup removes what this can't. */
-async function clearAfterFailure(
+export async function clearAfterFailure(
   guest: Guest,
   { folder, made, clients }: Omit<Traces, "made"> & { readonly made: Made | undefined },
-  options: BackupOptions,
+  options: Pick<BackupOptions, "onWarning">,
 ): Promise<void> {
   try {
     await clearFolder(guest, folder, { ...options, clients });

@@ -1,0 +1,86 @@
+/** `nbdpull verify --live`: the disks of a running domain compared with their chain. */
+
+import type { Command } from "commander";
+import { UsageError } from "../src/backup/base/errors.js";
+import { Virsh } from "../src/backup/libvirt/virsh.js";
+import { type LiveDiskReport, verifyLive } from "../src/backup/take/verify-live.js";
+import { EXIT } from "./exit-codes.js";
+import { SCRATCH_PARENT } from "./guest-options.js";
+import { rateLimitOf, type ScratchOptions, size, withScratchReserve } from "./options.js";
+import { human } from "./output.js";
+import type { Context } from "./run.js";
+import { warnOfStrangers } from "./trust.js";
+
+export interface LiveOptions extends ScratchOptions {
+  readonly at?: string;
+  readonly uuid?: string;
+  readonly live?: true;
+  readonly scratch?: string;
+  readonly connect?: string;
+  readonly limitRate?: number;
+}
+
+export function withLive(command: Command): Command {
+  return withScratchReserve(
+    command
+      .option("--live", "compare the running domain with its newest chain instead, and take no point")
+      .option("--connect <uri>", "with --live: libvirt connection, as virsh -c")
+      .option("--scratch <dir>", `with --live: where the job's folder is made (default: "${SCRATCH_PARENT}")`)
+      .option("--limit-rate <bytes/s>", "with --live: read no faster than this, all disks together", size),
+  );
+}
+
+/** @throws {UsageError} there is an option that only means something with `--live` */
+export function refuseLiveOptions({ connect, scratch, scratchReserve, limitRate }: LiveOptions): void {
+  const given = { connect, scratch, "scratch-reserve": scratchReserve, "limit-rate": limitRate };
+  const [name] = Object.entries(given).find(([, value]) => value !== undefined) ?? [];
+  if (name !== undefined) throw new UsageError("E_USAGE", `--${name} means something with --live only`);
+}
+
+/** Exits with 3 if a disk differs, and with 4 if none could be compared. */
+export async function verifyLiveDomain(
+  { output, signal }: Context,
+  options: LiveOptions,
+  repositoryPath: string,
+  domain: string | undefined,
+): Promise<void> {
+  if (domain === undefined) throw new UsageError("E_DOMAIN", "--live needs the domain: name it");
+  for (const name of ["at", "uuid"] as const) {
+    if (options[name] === undefined) continue;
+    throw new UsageError("E_USAGE", `--live compares the domain with its newest chain: leave --${name} out`);
+  }
+  await warnOfStrangers(repositoryPath, undefined, output);
+  const progress = await output.progress();
+  const report = await verifyLive({
+    virsh: new Virsh({ signal, connect: options.connect }),
+    domain,
+    repositoryPath,
+    scratchParent: options.scratch ?? SCRATCH_PARENT,
+    scratchReserve: options.scratchReserve,
+    rateLimit: rateLimitOf(options),
+    signal,
+    onProgress: (disk, p) => progress.update(disk, p.comparedBytes, p.virtualSize, p.comparedBytes),
+    onWarning: (message) => output.warn(message),
+  }).finally(() => progress.stop());
+  for (const { disk, unread } of report.disks) {
+    if (unread > 0) output.warn(`${disk}: ${unread} clusters could not be read, and were not compared`);
+  }
+  const differs = report.disks.some(({ findings }) => findings.length > 0);
+  output.result({ ...report, differs, warnings: output.warnings }, report.disks.flatMap(asText));
+  if (differs) process.exitCode = EXIT.damaged;
+  else if (report.disks.every(({ reason }) => reason !== undefined)) process.exitCode = EXIT.precondition;
+}
+
+function asText({ disk, point, reason, comparedBytes, findings }: LiveDiskReport): string[] {
+  if (reason !== undefined) return [`${disk}: not compared: ${reason}`];
+  const state = findings.length === 0 ? "as" : "NOT AS";
+  const head = `${disk}: ${state} its chain up to ${point} has it, apart from what changed since: ${human(comparedBytes)} compared`;
+  return [
+    head,
+    ...findings.map(({ guestOffset, length, message }) =>
+      guestOffset === undefined
+        ? `    ${message}`
+        : `    guest offset ${guestOffset}, ${length} bytes: ${message}`,
+    ),
+  ];
+}

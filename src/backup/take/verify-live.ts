@@ -1,0 +1,245 @@
+import type { NbdClient } from "../../nbd/index.js";
+import { type Damage, DamageList } from "../base/damage.js";
+import { DamageError, PreconditionError } from "../base/errors.js";
+import { allOrNone, together } from "../base/in-parallel.js";
+import { Progress } from "../base/progress.js";
+import { openExport } from "../export/open-export.js";
+import { claimFolder, clearFolder } from "../guest/claim.js";
+import { type Guest, keyOf } from "../guest/guest.js";
+import { JobClients } from "../guest/job-clients.js";
+import { connectJob, type JobConnection } from "../guest/job-connection.js";
+import { JobFolder } from "../guest/job-folder.js";
+import { lookAtDisk, versionHere } from "../guest/look-at-disk.js";
+import { forecast } from "../guest/plan-guest.js";
+import { refuseShortScratch, whileScratchLasts } from "../guest/scratch-guard.js";
+import { WAY } from "../guest/ssh-job-folder.js";
+import { sshTo } from "../guest/ssh-to-hypervisor.js";
+import { disksToBackUp } from "../libvirt/choose-disks.js";
+import { parseDomain } from "../libvirt/domain-xml.js";
+import { guestEnd } from "../libvirt/guest-end.js";
+import { exportedDisks, type IncrementalDisk } from "../libvirt/job-xml.js";
+import { PATIENCE_MS } from "../libvirt/virsh.js";
+import { proveBase } from "../prove/prove-base.js";
+import { domainFolder } from "../repository/domain-folder.js";
+import { diskOf, type Manifest } from "../repository/manifest.js";
+import { Repository } from "../repository/repository.js";
+import {
+  type BackupOptions,
+  type Begun,
+  begin,
+  clearAfterFailure,
+  scratchSettings,
+  serverOf,
+} from "./backup.js";
+
+export interface VerifyLiveOptions
+  extends Pick<
+    BackupOptions,
+    | "virsh"
+    | "domain"
+    | "repositoryPath"
+    | "scratchParent"
+    | "scratchReserve"
+    | "rateLimit"
+    | "signal"
+    | "onWarning"
+  > {
+  readonly onProgress?: ((disk: string, progress: LiveProgress) => void) | undefined;
+}
+
+/** Bytes of a disk. */
+export interface LiveProgress {
+  readonly comparedBytes: number;
+  readonly virtualSize: number;
+}
+
+export interface LiveDiskReport {
+  readonly disk: string;
+  /** The point whose chain the disk was compared with; null if there is none that it can be compared with. */
+  readonly point: string | null;
+  /** Why it was not compared. */
+  readonly reason?: string | undefined;
+  /** Guest bytes that were compared. */
+  readonly comparedBytes: number;
+  /** Clusters that the server could not read. */
+  readonly unread: number;
+  /** Where disk and chain differ, though the bitmap calls it clean; up to 1000 places. */
+  readonly findings: readonly Damage[];
+}
+
+export interface LiveReport {
+  readonly domain: string;
+  readonly disks: readonly LiveDiskReport[];
+}
+
+/** Most places that are listed of a disk. */
+const MAX_FINDINGS = 1000;
+
+/**
+ * Compares every disk of a running domain with the newest chain that an increment of it could be based on,
+ * apart from what has changed since. Takes no point and makes no checkpoint: it begins a backup job with the
+ * bitmaps of the chain's checkpoint, reads from that, and ends it. What a dead backup to the same repository
+ * left is removed first; a failure removes everything that was made.
+ *
+ * @throws {PreconditionError} the domain is off or busy, another backup runs, or no disk has a base
+ * @throws {DamageError} a chain is damaged, so nothing can be compared with it
+ */
+export async function verifyLive(options: VerifyLiveOptions): Promise<LiveReport> {
+  const { virsh, signal } = options;
+  const [hypervisor, definition] = await together(virsh.hypervisor(), virsh.domainXml(options.domain));
+  const domain = parseDomain(definition);
+  if (domain.id === undefined) {
+    const message = `${domain.name} is off, and only a running domain's disks can be compared: start it, or take a backup with --prove-base=all, which compares them while it is off`;
+    throw new PreconditionError("E_DOMAIN_OFF", message, { details: { domain: domain.name } });
+  }
+  const ssh = await sshTo(hypervisor, signal);
+  const repository = await Repository.open(options.repositoryPath);
+  const guest: Guest = { virsh, domain, repository, ssh };
+  const home = await domainFolder(repository, domain);
+  const chosen = disksToBackUp(domain, { include: [], exclude: [] });
+  const readVersion = ssh ? undefined : versionHere;
+  const disks = await together(...chosen.map((disk) => lookAtDisk(virsh, domain, disk, readVersion)));
+  // An increment is planned for its base alone: its format does not matter, and there has to be one.
+  const planned = { level: "incremental", format: "raw", signal, onWarning: options.onWarning } as const;
+  const foreseen = await forecast(guest, disks, { ...planned, broken: new Map() });
+  const folder = await JobFolder.find(options.scratchParent, keyOf(guest), ssh);
+  await claimFolder(guest, folder, options);
+  const cleaner: Guest = { ...guest, virsh: virsh.withSignal(undefined).withPatience(PATIENCE_MS) };
+  const traces = { folder, made: undefined, clients: new JobClients() };
+  const { clients } = traces;
+  let report: LiveReport;
+  try {
+    const scratch = scratchSettings(guest, folder, disks, options);
+    refuseShortScratch(scratch);
+    const server = serverOf(folder, { server: undefined });
+    const connection = await connectJob(server, {
+      hypervisor,
+      hostOverride: undefined,
+      socket: folder.file("nbd.sock"),
+      note: folder.fileThere(WAY),
+      signal,
+    });
+    clients.connection = connection;
+    const giveUp = (): Promise<void> => clearFolder(cleaner, folder, { ...options, clients });
+    const compare = async (begun: Begun, lasting: AbortSignal | undefined): Promise<LiveReport> => {
+      const found = await compareDisks(
+        guest,
+        begun,
+        { home, connection, clients: clients.all },
+        { ...options, signal: lasting },
+      );
+      await begun.job.assertAlive();
+      return { domain: domain.name, disks: found };
+    };
+    // Until the end no prune may change the chains.
+    report = await repository.reading(
+      home,
+      async () => {
+        const begun = await begin(guest, { disks, forecast: foreseen }, { ...traces, server }, planned);
+        signal?.throwIfAborted();
+        return await whileScratchLasts({ ...scratch, signal, giveUp }, (lasting) =>
+          connection.walk(lasting, (walking) => compare(begun, walking)),
+        );
+      },
+      signal,
+    );
+  } catch (error) {
+    const ended = signal?.aborted ? undefined : await guestEnd(cleaner.virsh, domain, error);
+    await clearAfterFailure(cleaner, traces, options);
+    throw ended ?? error;
+  }
+  await clearAfterFailure(cleaner, traces, options);
+  return report;
+}
+
+const DISKS_AT_ONCE = 4;
+/** The comparison of a disk ends after so many clusters that differ: it is another disk. */
+const MOST_DIFFERING = 262_144;
+
+interface Cluster {
+  readonly guestOffset: number;
+  readonly length: number;
+}
+
+interface JobToCompare {
+  /** Name of the domain's folder. */
+  readonly home: string;
+  readonly connection: JobConnection;
+  /** Receives the clients; the caller closes them. */
+  readonly clients: NbdClient[];
+}
+
+async function compareDisks(
+  guest: Guest,
+  { job, plans }: Begun,
+  { home, connection, clients }: JobToCompare,
+  options: VerifyLiveOptions,
+): Promise<LiveDiskReport[]> {
+  // The disconnect of a client ends a guest with an iothread, if the job still runs.
+  const opened = guest.domain.disks.some(({ hasIothread }) => hasIothread) ? clients : undefined;
+  const exported = exportedDisks(job.job);
+  return await allOrNone(plans, DISKS_AT_ONCE, options.signal, async (plan, signal) => {
+    const disk = exported.find(({ name }) => name === plan.name);
+    if (plan.base === undefined || disk?.mode !== "incremental") {
+      return {
+        ...{ disk: plan.name, point: null, comparedBytes: 0, unread: 0, findings: [] },
+        reason: plan.reason ?? "it took no part in the job",
+      };
+    }
+    const client = await openExport(connection.addressOf(disk.exportName), disk.bitmap, { signal }, opened);
+    if (opened === undefined) clients.push(client);
+    const { parent } = plan.base;
+    return await compareDisk(guest, { home, disk, parent, client }, { ...options, signal });
+  });
+}
+
+async function compareDisk(
+  { repository }: Guest,
+  {
+    home,
+    disk: { name, bitmap },
+    parent,
+    client,
+  }: Pick<JobToCompare, "home"> & {
+    readonly disk: IncrementalDisk;
+    readonly parent: Manifest;
+    readonly client: NbdClient;
+  },
+  { rateLimit, onProgress, signal }: VerifyLiveOptions & { readonly signal: AbortSignal },
+): Promise<LiveDiskReport> {
+  const differing: Cluster[] = [];
+  const virtualSize = diskOf(parent, name)?.virtualSize ?? 0;
+  const progress = new Progress<LiveProgress>((state) => onProgress?.(name, state));
+  let comparedBytes = 0;
+  const { impossible, unread } = await proveBase({
+    ...{ client, bitmap, repository, domain: home, parent, disk: name, rateLimit, signal },
+    amount: "all",
+    onDiffering: (cluster) => {
+      differing.push(cluster);
+      return differing.length < MOST_DIFFERING;
+    },
+    onBytes: (bytes) => {
+      comparedBytes += bytes;
+      progress.note({ comparedBytes, virtualSize });
+    },
+  }).catch((error: unknown) => {
+    if (!(error instanceof DamageError)) throw error;
+    throw error.of(`${name}: ${error.message}`, { point: parent.id, disk: name });
+  });
+  progress.finish();
+  return {
+    ...{ disk: name, point: parent.id, comparedBytes, unread, findings: findingsOf(differing) },
+    ...(impossible === undefined ? {} : { reason: impossible }),
+  };
+}
+
+/** The places where clusters differ. Neighbours become one. */
+function findingsOf(differing: readonly Cluster[]): Damage[] {
+  const list = new DamageList(MAX_FINDINGS);
+  const message = "the disk is not as the chain has it, though its bitmap calls it clean";
+  for (const cluster of differing.toSorted((a, b) => a.guestOffset - b.guestOffset))
+    list.note({ message, ...cluster });
+  if (differing.length >= MOST_DIFFERING)
+    list.note({ message: "so much differs that the comparison ended here" });
+  return list.list();
+}
