@@ -19,14 +19,15 @@ function backupCommand(level: "full" | "incremental", { domain, folder }: Guest,
 
 const repository = (task: Task): string => join(task.output, "repository");
 
-/** A domain of libvirt as a restore point, with its digests. */
-export function nbdpullBackup(level: "full" | "incremental"): Contender {
+/** A domain of libvirt as a restore point, with its digests. @param options of the measured backup */
+export function nbdpullBackup(level: "full" | "incremental", ...options: readonly string[]): Contender {
   return {
-    name: "nbdpull backup",
+    name: ["nbdpull backup", ...options].join(" "),
     needs: [PROGRAMS.libvirt],
     command: async (task) => {
       if (level === "incremental") await fullThenChange(NBDPULL_BACKUP, guestOf(task), repository(task));
-      return NBDPULL_BACKUP[level](guestOf(task), repository(task));
+      const { program, args } = NBDPULL_BACKUP[level](guestOf(task), repository(task));
+      return { program, args: [...args, ...options] };
     },
     verify: async (task) => {
       const { before, after } = guestOf(task);
