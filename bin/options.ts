@@ -246,7 +246,7 @@ export function formatOf(path: string, asked: ImageFormat | undefined): ImageFor
 const MAX_IN_FLIGHT = 1024 ** 3;
 const MAX_REQUEST = 64 * 1024 ** 2;
 
-function positive(text: string): number {
+export function positive(text: string): number {
   const number = Number(text);
   if (!Number.isInteger(number) || number < 1 || number > 64)
     throw new InvalidArgumentError("give a number from 1 to 64");

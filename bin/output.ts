@@ -53,6 +53,11 @@ export class Output {
     else if (!this.#isStdoutTaken || !this.#options.quiet) printLines(stream, lines);
   }
 
+  /** Prints a part of the result as soon as it is known. With `--json` all of it comes in the end. */
+  part(lines: readonly Line[]): void {
+    if (!this.#options.json) printLines(process.stdout, lines);
+  }
+
   /** From here on stdout has other data, and JSON documents go to stderr. */
   leaveStdout(): void {
     this.#isStdoutTaken = true;
@@ -108,10 +113,13 @@ export class Output {
     if (this.#options.verbose && error instanceof Error) printText(process.stderr, stackOf(error));
   }
 
-  /** Progress of several disks at once: bars on a terminal, otherwise a plain line now and then. */
-  async progress(): Promise<Progress> {
+  /**
+   * Progress of several disks at once: bars on a terminal, otherwise a plain line now and then.
+   * @param options.plain no bars, between which other lines could not be read
+   */
+  async progress({ plain = false }: { readonly plain?: boolean } = {}): Promise<Progress> {
     if (this.#options.quiet || this.#options.json) return SILENT;
-    return process.stderr.isTTY ? await Bars.create() : new PlainLines();
+    return process.stderr.isTTY && !plain ? await Bars.create() : new PlainLines();
   }
 }
 

@@ -1,8 +1,10 @@
 import { resolve } from "node:path";
 import type { Command } from "commander";
+import pLimit from "p-limit";
 import { BackupError, hasCode, UsageError } from "../../src/backup/base/errors.js";
 import { DEFAULT_DIGESTS } from "../../src/backup/digest/digest.js";
 import { Virsh } from "../../src/backup/libvirt/virsh.js";
+import type { RateLimit } from "../../src/backup/pull/rate-limit.js";
 import { type BackupResult, backup } from "../../src/backup/take/backup.js";
 import { EXIT, exitCodeOf, worstExitCode } from "../exit-codes.js";
 import { disksOf, type GuestOptions, mountpointsOf, withGuest } from "../guest-options.js";
@@ -16,6 +18,7 @@ import {
   connectOf,
   digestsOf,
   type ProofOptions,
+  positive,
   proofOf,
   rateLimitOf,
   windowOf,
@@ -23,7 +26,7 @@ import {
   withDigests,
   withProof,
 } from "../options.js";
-import { human } from "../output.js";
+import { human, type Progress } from "../output.js";
 import { proofText } from "../proof-text.js";
 import type { Context, Run } from "../run.js";
 import { prepareToWrite, type TrustOptions, withTrust } from "../trust.js";
@@ -32,13 +35,22 @@ import { version } from "../version.js";
 interface BackupOptions extends CopyOptions, GuestOptions, ProofOptions, TrustOptions {
   readonly to: string;
   readonly all?: true;
+  readonly jobs?: number;
   readonly metrics?: string;
   readonly moved?: true;
 }
 
+/** Domains that are backed up side by side, unless the user says. */
+const JOBS = 2;
+
 /** One run of the command. */
 interface Job extends Context {
   readonly options: BackupOptions;
+  /** Shared by all domains. */
+  readonly progress: Progress;
+  readonly rateLimit: RateLimit | undefined;
+  /** Put before messages and names of disks, where they could be of several domains. */
+  readonly prefixOf: (domain: string) => string;
   /** Updates the metrics file, if there is one. */
   readonly record: (update: MetricsUpdate) => Promise<void>;
 }
@@ -49,34 +61,53 @@ export function addBackup(program: Command, run: Run): void {
     .description("back libvirt domains up, running or off, each as one restore point")
     .argument("[domains...]", "the domains, as virsh knows them")
     .requiredOption("--to <repo>", "the repository; made if the folder is empty or not there")
-    .option("--all", "all domains that run and have disks, one after the other (not those that are off)")
+    .option("--all", "all domains that run and have disks (not those that are off)")
+    .option("--jobs <n>", "of several domains, how many at once; default 2, with --server 1", positive)
     .option("--moved", "the repository was moved to where it is now, or is reached by another path")
     .option("--metrics <file>", "keep a metrics file for the node exporter's textfile collector (*.prom)");
   withTrust(withGuest(withProof(withDigests(withCopy(command), `default ${DEFAULT_DIGESTS}`)))).action(
     run<BackupOptions, [domains: readonly string[]]>(async (context, options, named) => {
-      const job = { ...context, options, record: await recorderOf(context, options) };
-      const readers = readersOf(tcpServerOf(options));
+      const record = await recorderOf(context, options);
+      const job = { ...context, options, record, rateLimit: rateLimitOf(options) };
+      const server = tcpServerOf(options);
+      const readers = readersOf(server);
       if (readers !== undefined) context.output.note(readers);
+      if (server && (options.jobs ?? 1) > 1) {
+        const message =
+          "--jobs makes several jobs listen at once, but --server names one port: leave one out";
+        throw new UsageError("E_USAGE", message);
+      }
       try {
         await backUpAsAsked(job, named);
         const code = options.strict && context.output.warnings.length > 0 ? EXIT.warnings : EXIT.done;
-        await job.record(updateOfRun(resolve(options.to), Number(process.exitCode ?? code), Date.now()));
+        await record(updateOfRun(resolve(options.to), Number(process.exitCode ?? code), Date.now()));
       } catch (error) {
-        await job.record(updateOfRun(resolve(options.to), exitCodeIn(context, error), Date.now()));
+        await record(updateOfRun(resolve(options.to), exitCodeIn(context, error), Date.now()));
         throw error;
       }
     }),
   );
 }
 
-async function backUpAsAsked(job: Job, named: readonly string[]): Promise<void> {
-  const { output, options } = job;
+async function backUpAsAsked(
+  asked: Omit<Job, "progress" | "prefixOf">,
+  named: readonly string[],
+): Promise<void> {
+  const { output, options } = asked;
   await prepareToWrite(options.to, undefined, options, output);
-  const domains = await domainsOf(named, options, job);
+  const domains = await domainsOf(named, options, asked);
   const [only, ...others] = domains;
-  if (only === undefined || others.length > 0 || options.all) return await backUpAll(job, domains);
-  const result = await backUp(job, only);
-  output.result({ ...describe(result, options), warnings: output.warnings }, report(result));
+  const isSeveral = others.length > 0;
+  const progress = await output.progress({ plain: isSeveral });
+  const job: Job = { ...asked, progress, prefixOf: (domain) => (isSeveral ? `${domain}: ` : "") };
+  try {
+    if (only === undefined || isSeveral || options.all) return await backUpAll(job, domains);
+    const result = await backUp(job, only);
+    progress.stop();
+    output.result({ ...describe(result, options), warnings: output.warnings }, report(result));
+  } finally {
+    progress.stop();
+  }
 }
 
 /** A committed point doesn't count as failed because its metrics could not be written. */
@@ -110,31 +141,39 @@ async function domainsOf(
   return [...new Set(named)];
 }
 
-/** Backs up domains one after the other; a failure of one doesn't stop the others. */
+/**
+ * Backs up domains, several at once, and prints the result of each as soon as there is one. A failure of one
+ * doesn't stop the others; a signal stops all.
+ */
 async function backUpAll(job: Job, domains: readonly string[]): Promise<void> {
-  const { output, signal, options } = job;
+  const { output, signal, options, progress } = job;
   const entries: object[] = [];
-  const lines: string[] = [];
   const errors: unknown[] = [];
-  for (const domain of domains) {
+  const backUpOne = async (domain: string, index: number): Promise<void> => {
+    signal.throwIfAborted();
     try {
       const result = await backUp(job, domain);
-      entries.push(describe(result, options));
-      lines.push(...report(result));
+      entries[index] = describe(result, options);
+      output.part(report(result));
     } catch (error) {
-      if (signal.aborted && lines.length > 0) output.note("before that:", ...lines);
       signal.throwIfAborted();
       if (isDiskless(job, error)) {
         output.warn(`${error.message}: it was passed over`);
-        entries.push({ domain, passedOver: error.message });
-        continue;
+        entries[index] = { domain, passedOver: error.message };
+        return;
       }
       errors.push(error);
-      entries.push({ domain, error: output.fault(domain, error) });
-      lines.push(`${domain}: failed, see above`);
+      entries[index] = { domain, error: output.fault(domain, error) };
+      output.part([`${domain}: failed, see above`]);
     }
-  }
-  output.result({ domains: entries, warnings: output.warnings }, lines);
+  };
+  const atOnce = pLimit(options.jobs ?? (options.server === undefined ? JOBS : 1));
+  await Promise.allSettled(domains.map((domain, index) => atOnce(backUpOne, domain, index)));
+  progress.stop();
+  const done = domains.filter((_, index) => entries[index] !== undefined);
+  if (signal.aborted && done.length > 0) output.note(`ended before that: ${done.join(", ")}`);
+  signal.throwIfAborted();
+  if (output.json) output.result({ domains: entries, warnings: output.warnings }, []);
   if (errors.length > 0) process.exitCode = worstExitCode(errors);
 }
 
@@ -159,41 +198,38 @@ async function backUp(job: Job, domain: string): Promise<BackupResult> {
   }
 }
 
-async function backUpDomain({ output, signal, options }: Job, domain: string): Promise<BackupResult> {
+async function backUpDomain(job: Job, domain: string): Promise<BackupResult> {
+  const { output, signal, options, progress, rateLimit, prefixOf } = job;
   const format = options.format ?? "qcow2";
   const compress = compressOf(options, format);
   const server = tcpServerOf(options);
   const { signal: _, ...connect } = await connectOf(options, signal);
-  const progress = await output.progress();
-  try {
-    return await backup({
-      virsh: new Virsh({ signal, connect: options.connect }),
-      domain,
-      repositoryPath: options.to,
-      level: options.level,
-      disks: disksOf(options),
-      encrypted: options.encrypted,
-      scratchParent: options.scratch,
-      scratchReserve: options.scratchReserve,
-      server,
-      freeze: mountpointsOf(options),
-      moved: options.moved ?? false,
-      format,
-      digests: digestsOf(options, DEFAULT_DIGESTS),
-      compress,
-      sync: options.fsync,
-      proveBase: proofOf(options),
-      tool: `nbdpull ${version()}`,
-      connect,
-      window: windowOf(options),
-      rateLimit: rateLimitOf(options),
-      signal,
-      onProgress: (disk, p) => progress.update(disk, p.position, p.virtualSize, p.readBytes),
-      onWarning: (message) => output.warn(message),
-    });
-  } finally {
-    progress.stop();
-  }
+  return await backup({
+    virsh: new Virsh({ signal, connect: options.connect }),
+    domain,
+    repositoryPath: options.to,
+    level: options.level,
+    disks: disksOf(options),
+    encrypted: options.encrypted,
+    scratchParent: options.scratch,
+    scratchReserve: options.scratchReserve,
+    server,
+    freeze: mountpointsOf(options),
+    moved: options.moved ?? false,
+    format,
+    digests: digestsOf(options, DEFAULT_DIGESTS),
+    compress,
+    sync: options.fsync,
+    proveBase: proofOf(options),
+    tool: `nbdpull ${version()}`,
+    connect,
+    window: windowOf(options),
+    rateLimit,
+    signal,
+    onProgress: (disk, p) =>
+      progress.update(`${prefixOf(domain)}${disk}`, p.position, p.virtualSize, p.readBytes),
+    onWarning: (message) => output.warn(`${prefixOf(domain)}${message}`),
+  });
 }
 
 function describe(result: BackupResult, options: BackupOptions): object {

@@ -2,9 +2,12 @@ import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { afterEach, beforeEach, expect, it } from "vitest";
 import { BackupLab, expectExit } from "../support/backup-lab.js";
-import { describeWithLibvirt, virsh } from "../support/libvirt-lab.js";
-import { finished, type Running, startNbdpull } from "../support/nbdpull.js";
+import { describeWithLibvirt, Lab, virsh } from "../support/libvirt-lab.js";
+import { finished, nbdpull, type Running, startNbdpull } from "../support/nbdpull.js";
 import { type InFront, virshInFront } from "../support/virsh-in-front.js";
+
+const KiB = 1024;
+const MiB = 1024 * KiB;
 
 await describeWithLibvirt("a backup with --freeze", () => {
   let guest: BackupLab;
@@ -212,4 +215,39 @@ await describeWithLibvirt("a backup of all domains", () => {
     expectExit(both, 2);
     expect(both.stderr).toContain("not both");
   }, 480_000);
+
+  it("backs several up side by side, and after a signal says which are done", async () => {
+    await using guest = await BackupLab.start();
+    const small = { vda: 64 * KiB, vdb: 64 * KiB };
+    await using other = await Lab.start({ sizes: small });
+    await guest.lab.write("vda", 0, 40 * MiB, 0x11);
+    const { repo, scratch } = guest;
+    const args = ["backup", guest.lab.domain, other.domain, "--to", repo, "--scratch", scratch];
+    const slow = ["--limit-rate", "1M", "--request-size", "64K"];
+    const run = startNbdpull([...args, ...slow]);
+    // The first one takes most of a minute, and the second doesn't wait for it.
+    await expect
+      .poll(async () => (await nbdpull("points", repo, other.domain)).code, {
+        timeout: 60_000,
+        interval: 500,
+      })
+      .toBe(0);
+    run.kill("SIGTERM");
+    const ended = await finished(run);
+    expectExit(ended, 143);
+    expect(ended.stdout).toMatch(new RegExp(`^${other.domain} \\S+: full restore point in `));
+    expect(ended.stderr).toContain(`ended before that: ${other.domain}\n`);
+    await guest.expectNothingLeft();
+
+    const both = await finished(startNbdpull([...args, "nosuchdomain", "--jobs", "3", "--json"]));
+    expectExit(both, 4);
+    expect(both.json()).toMatchObject({
+      domains: [
+        { domain: guest.lab.domain, level: "full" },
+        { domain: other.domain, level: "incremental" },
+        { domain: "nosuchdomain", error: { code: "E_NO_SUCH_DOMAIN" } },
+      ],
+    });
+    expectExit(await nbdpull(...args, "--jobs", "2", "--server", "tcp:127.0.0.1:10999"), 2);
+  });
 });
