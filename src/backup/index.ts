@@ -1,5 +1,6 @@
 /** The backup engine: pull an export into an image, keep points in a repository, rebuild and verify them. */
 
+export type { Damage } from "./base/damage.js";
 export { BackupError, DamageError, PreconditionError, UsageError } from "./base/errors.js";
 export type { Extent, ExtentState } from "./base/extent.js";
 export type { Assurance } from "./chain/assurance.js";

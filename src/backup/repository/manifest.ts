@@ -131,7 +131,7 @@ const manifest = z
 /** One restore point, as `point.json` holds it. Sizes in bytes. */
 export type Manifest = Readonly<z.infer<typeof manifest>>;
 export type DiskManifest = Manifest["disks"][number];
-export type DiskIdentity = Readonly<z.infer<typeof identity>>;
+export type DiskIdentity = NonNullable<DiskManifest["identity"]>;
 export type KeptFile = NonNullable<Manifest["files"]>[number];
 
 /**

@@ -5,7 +5,7 @@ import { type DiskIdentity, diskOf } from "../repository/manifest.js";
 
 /** How much of a base is proven before an increment on it is taken. */
 export interface ProveSettings {
-  /** Clusters, or `none`: nothing is compared. Default: {@link DEFAULT_CLUSTERS}. */
+  /** Clusters, or `none`: nothing is compared. Default 64. */
   readonly amount?: ProofAmount | "none" | undefined;
   /** Makes the choice of an earlier run again. */
   readonly seed?: string | undefined;
