@@ -147,7 +147,7 @@ function byLabels(a: Sample, b: Sample): number {
 function parseMetrics(text: string, path: string): Sample[] {
   const lines = text.split("\n").filter((line) => line !== "" && !line.startsWith("#"));
   return lines.map((line) => {
-    const [, metric = "", labels = "", value] = /^(\w+)\{(.*)\} (\S+)$/.exec(line) ?? [];
+    const [, metric = "", labels = "", value] = /^(\w+)\{(.*)\} (\S+)$/s.exec(line) ?? [];
     if (isMetric(metric)) return { metric, labels, value: Number(value) };
     const message = `${path} is no metrics file of nbdpull's, since it has the line "${line}": name another one, or remove it`;
     throw new UsageError("E_METRICS", message, { details: { path } });

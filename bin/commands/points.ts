@@ -39,6 +39,10 @@ export function addPoints(program: Command, run: Run): void {
       const repository = await Repository.open(path);
       const domains = await chooseDomains(repository, domain, options.uuid);
       const { fixClock: isWrite = false, dryRun = false } = options;
+      if (isWrite && options.uuid !== undefined) {
+        const message = "--fix-clock mends all points of a folder: name the folder, and leave --uuid out";
+        throw new UsageError("E_USAGE", message);
+      }
       if (dryRun && !isWrite) throw new UsageError("E_USAGE", "--dry-run is for --fix-clock");
       if (isWrite && !dryRun) await prepareToWrite(path, domains, options, context.output);
       else await warnOfStrangers(path, domains, context.output);

@@ -4,6 +4,7 @@
  */
 
 import type { OnDamage } from "../base/damage.js";
+import { closeAll } from "../base/in-parallel.js";
 import { createDigester, digestClusters } from "../digest/digest.js";
 import { DigestFileReader } from "../digest/digest-file-reader.js";
 import { type HeldFolder, sha256OfFile } from "../host/held-folder.js";
@@ -63,7 +64,7 @@ export class KnownChain implements AsyncDisposable {
       }
       return new KnownChain(layers);
     } catch (error) {
-      for (const layer of layers) await layer.close();
+      await closeAll(...layers);
       throw error;
     }
   }
@@ -125,7 +126,7 @@ export class KnownChain implements AsyncDisposable {
   }
 
   async close(): Promise<void> {
-    for (const layer of this.#layers) await layer.close();
+    await closeAll(...this.#layers);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

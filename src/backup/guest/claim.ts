@@ -1,6 +1,7 @@
 import { PreconditionError } from "../base/errors.js";
 import { domainWord } from "../base/shell-word.js";
 import type { DomainDefinition } from "../libvirt/domain-xml.js";
+import { JobEnd, unlessBusy } from "../libvirt/job-end.js";
 import { type BackupJob, exportedDisks, parseBackupJob } from "../libvirt/job-xml.js";
 import type { Virsh } from "../libvirt/virsh.js";
 import { domainFolder } from "../repository/domain-folder.js";
@@ -58,7 +59,7 @@ export async function claimFolder(
     for (const left of folders) {
       // QEMU 7.2 hangs while a job is ended under a client that reads no more, but see `JobClients`.
       if (!guest.domain.disks.some(({ hasIothread }) => hasIothread)) await left.sever();
-      await endJobIn(guest, left, { jobMayRun: job !== undefined, onWarning });
+      await endJobIn(guest, left, { jobMayRun: job !== undefined, isDead: true, onWarning });
       await removeFolder(left);
     }
     // Of a domain that is off, nobody else gets into the folder before it is lent to the tools.
@@ -88,7 +89,7 @@ export async function clearFolder(
   folder: JobFolder,
   { onWarning, clients }: Pick<ClearOptions, "onWarning"> & { readonly clients?: JobClients } = {},
 ): Promise<void> {
-  const end = (): Promise<void> => endJobIn(guest, folder, { jobMayRun: true, onWarning });
+  const end = (): Promise<void> => endJobIn(guest, folder, { jobMayRun: true, isDead: false, onWarning });
   await (clients ? clients.outlive(end) : end());
   await removeFolder(folder);
 }
@@ -96,17 +97,41 @@ export async function clearFolder(
 async function endJobIn(
   { virsh, domain }: Guest,
   folder: JobFolder,
-  { jobMayRun, onWarning }: Pick<ClearOptions, "onWarning"> & { readonly jobMayRun: boolean },
+  {
+    jobMayRun,
+    isDead,
+    onWarning,
+  }: Pick<ClearOptions, "onWarning"> & {
+    readonly jobMayRun: boolean;
+    /** The process that began the job is gone, but maybe not its connections. */
+    readonly isDead: boolean;
+  },
 ): Promise<void> {
   try {
     if (await folder.isMarkedFrozen(domain)) await thawGuest({ virsh, domain }, folder);
   } finally {
-    const job = jobMayRun ? await runningBackup(virsh, domain) : undefined;
+    const job = jobMayRun ? await jobToEnd({ virsh, domain }, onWarning) : undefined;
     const worksThere =
       job && exportedDisks(job).some(({ scratch }) => scratch?.path.startsWith(`${folder.path}/`));
     if (worksThere) {
-      await cutOffIfStuck(folder, virsh.abortJob(domain, { isKnown: true, onWait: onWarning }));
+      const ended = virsh.abortJob(domain, { isKnown: true, onWait: onWarning });
+      await (isDead ? cutOffIfStuck(folder, ended) : ended);
     }
+  }
+}
+
+/** The backup job that runs. libvirt can be too busy to tell, as after a reset of the guest: then it is asked again. */
+async function jobToEnd(
+  { virsh, domain }: Pick<Guest, "virsh" | "domain">,
+  onWarning: ClearOptions["onWarning"],
+): Promise<BackupJob | undefined> {
+  const wait = new JobEnd(undefined, () =>
+    onWarning?.(`libvirt is busy with ${domain.name}: its backup job is ended as soon as it answers`),
+  );
+  for (;;) {
+    const seen = await unlessBusy(virsh.runningJob(domain));
+    if (seen) return seen.backupXml === undefined ? undefined : parseBackupJob(seen.backupXml);
+    if (!(await wait.wait(undefined))) return await runningBackup(virsh, domain);
   }
 }
 

@@ -65,8 +65,11 @@ async function isOff(virsh: Virsh, domain: DomainDefinition, cause: unknown): Pr
   return hasCode(cause, "E_DOMAIN_OFF") && (await virsh.domainId(domain)) !== domain.id;
 }
 
-/** Whether the agent has certainly not frozen anything. After other errors some file systems may be frozen. */
+/**
+ * Whether the agent has certainly not begun to freeze. After other errors some file systems may be frozen; where
+ * it found none to freeze, it has run its hooks, and waits to be thawed.
+ */
 function isBeforeFreezing(error: unknown): boolean {
-  const codes = ["E_NO_AGENT", "E_GUEST_FROZEN", "E_NO_MOUNTPOINT"];
+  const codes = ["E_NO_AGENT", "E_GUEST_FROZEN"];
   return codes.some((code) => hasCode(error, code)) && !messageOf(error).includes("disappeared");
 }

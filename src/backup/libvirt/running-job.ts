@@ -62,10 +62,12 @@ export class RunningJob {
   readonly domain: DomainDefinition;
   /** The definition of the running domain at that time. */
   readonly domainXml: string;
+  readonly #facts: RunningJobFacts;
   readonly #virsh: Virsh;
   readonly #startedAt: Moment;
 
   constructor(facts: RunningJobFacts) {
+    this.#facts = facts;
     this.job = facts.job;
     this.backupXml = facts.backupXml;
     this.domain = facts.domain;
@@ -73,6 +75,11 @@ export class RunningJob {
     // A job that has run for hours must not fail because libvirtd restarts in its last minutes.
     this.#virsh = facts.virsh.withPatience(PATIENCE_MS);
     this.#startedAt = facts.startedAt;
+  }
+
+  /** The same job, asked about with another signal or none. */
+  withSignal(signal: AbortSignal | undefined): RunningJob {
+    return new RunningJob({ ...this.#facts, virsh: this.#facts.virsh.withSignal(signal) });
   }
 
   /**

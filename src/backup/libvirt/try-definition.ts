@@ -1,7 +1,7 @@
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { hasCode, messageOf } from "../base/errors.js";
+import { messageOf } from "../base/errors.js";
 import type { Virsh } from "./virsh.js";
 
 /** A domain that is defined only to see whether libvirt takes it. */
@@ -29,8 +29,8 @@ export async function tryDefinition(virsh: Virsh, trial: Trial): Promise<string 
     await writeFile(path, trial.xml, { flag: "wx", mode: 0o600 });
     await steady.define(trial.name, path);
   } catch (error) {
-    // After any other error libvirt may have defined it.
-    if (!hasCode(error, "E_VIRSH")) await steady.undefine(trial).catch(() => undefined);
+    // libvirt may have defined it: a virsh that was killed says nothing. Nobody else's domain has this UUID.
+    await steady.undefine(trial).catch(() => undefined);
     throw error;
   } finally {
     await rm(folder, { recursive: true, force: true });

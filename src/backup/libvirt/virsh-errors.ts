@@ -100,14 +100,14 @@ const KNOWN_FAILURES: readonly {
       "(systemctl restart qemu-guest-agent), or leave --freeze out",
   },
   {
-    said: /has been disabled: the agent is in frozen state|'guest-fsfreeze-freeze': The command .* has been disabled/,
+    said: /has been disabled: the agent is in frozen state|'guest-fsfreeze-freeze(?:-list)?': The command .* has been disabled/,
     code: "E_GUEST_FROZEN",
     message: ({ domain }) =>
       `the file systems of ${domain} are frozen already, and not by a backup to this repository: they were neither ` +
       `frozen nor thawed. Wait until they are thawed; if nobody will, \`virsh domfsthaw ${domainWord(domain)}\``,
   },
   {
-    said: /'guest-fsfreeze-freeze': .* has been disabled/,
+    said: /'guest-fsfreeze-freeze(?:-list)?': .* has been disabled/,
     code: "E_NO_AGENT",
     message: ({ domain }) =>
       `the guest agent of ${domain} is told not to freeze file systems. Allow it in the guest (block-rpcs in ` +

@@ -161,9 +161,11 @@ export class VirshProcess {
   async #spawn(words: readonly string[], commands = 1): Promise<Ran> {
     const { connect, signal, timeoutMs = 90_000 } = this.#options;
     signal?.throwIfAborted();
+    // How many file systems were frozen is told only without it.
+    const quiet = words[0] === "domfsfreeze" ? [] : ["--quiet"];
     return await execa(
       "virsh",
-      ["--quiet", ...(connect === undefined ? [] : [`--connect=${connect}`]), ...words],
+      [...quiet, ...(connect === undefined ? [] : [`--connect=${connect}`]), ...words],
       {
         // Messages are recognized by their texts, so they must not be translated.
         env: { LC_ALL: "C" },

@@ -183,7 +183,8 @@ class Comparison {
     await this.#options.rateLimit?.take(length, signal);
     const bytes = buffer.subarray(0, length);
     try {
-      await this.#options.client.read(offset, bytes, { signal });
+      // Without the signal: an abort in mid-reply closes the connection, which not every guest survives.
+      await this.#options.client.read(offset, bytes);
     } catch (error) {
       if (!(error instanceof RequestError) || error.code !== "NBD_REQUEST_FAILED") throw error;
       this.refusal ??= error;
@@ -197,6 +198,7 @@ class Comparison {
       if (this.compared === 0 && this.unread > LANES) this.#isOver = true;
       return;
     }
+    signal.throwIfAborted();
     const wrong = await run.differing(first, bytes);
     this.compared += count;
     this.#options.onBytes?.(length);

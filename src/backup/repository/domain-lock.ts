@@ -59,9 +59,9 @@ export async function takeLock(
     } catch (cause) {
       const left = hasCode(cause, "ELOCKED") ? await folder.find(LOCK).catch(() => undefined) : undefined;
       const isLeft = left !== undefined && isAhead(left.mtimeMs) && watch.isDead(LOCK, left.mtimeMs);
-      if (isLeft) await folder.remove(LOCK);
+      const isRemoved = isLeft && (await removeLock(folder, left.mtimeMs));
       await folder.close();
-      if (isLeft) continue;
+      if (isRemoved) continue;
       // Another holder's first point failed, and that holder removed the empty folder.
       if (isMissing(cause)) continue;
       if (hasCode(cause, "ENOTDIR") || hasCode(cause, "ENOTEMPTY")) throw strangeLock(folder, cause);
@@ -73,6 +73,15 @@ export async function takeLock(
     }
     await sleep(LOCK_RETRY_MS, undefined, signal ? { signal } : {}).catch(() => signal?.throwIfAborted());
   }
+}
+
+/** Removes a lock, unless another process that waits has put its own there since, or it is none. */
+async function removeLock(folder: HeldFolder, mtimeMs: number): Promise<boolean> {
+  if ((await folder.find(LOCK))?.mtimeMs !== mtimeMs) return false;
+  return await folder.removeEmpty(LOCK).then(
+    () => true,
+    () => false,
+  );
 }
 
 /** A lock is an empty folder. */

@@ -118,9 +118,9 @@ export class Repository {
     const text = `${JSON.stringify({ format: "nbdpull-repository", version: 1, id }, null, 2)}\n`;
     await folder.create(temporary, text, { sync: true });
     // Unlike rename, link never replaces a marker that another process may have made meanwhile.
-    await link(folder.at(temporary), folder.at(MARKER)).catch((error: unknown) => {
-      if (!hasCode(error, "EEXIST")) return rename(folder.at(temporary), folder.at(MARKER));
-      return undefined;
+    await link(folder.at(temporary), folder.at(MARKER)).catch(async (error: unknown) => {
+      if (hasCode(error, "EEXIST") || (await folder.find(MARKER))) return;
+      await rename(folder.at(temporary), folder.at(MARKER));
     });
     await folder.unlink(temporary);
     await folder.sync();

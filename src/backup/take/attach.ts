@@ -201,9 +201,14 @@ async function endJob(
   const { uuid, name } = view.domain;
   const virsh = source.virsh.withSignal(undefined).withPatience(PATIENCE_MS);
   try {
-    await clients.outlive(() => virsh.abortJob(uuid ?? name, { onWait: options.onWarning }));
+    await clients.outlive(async () => {
+      // Its owner may have ended it, and begun another one.
+      await view.assertStillThere();
+      await virsh.abortJob(uuid ?? name, { onWait: options.onWarning });
+    });
     return true;
   } catch (error) {
+    if (hasCode(error, "E_JOB_ENDED")) return true;
     const reason = messageOf(error);
     options.onWarning?.(`${what}, but the job could not be ended: ${reason}`);
     return false;
@@ -225,6 +230,8 @@ interface JobView {
   /** When the checkpoint that an increment starts from was created; undefined if unknown. */
   readonly creationTime: (name: string) => Promise<number | undefined>;
   readonly confirm: () => Promise<void>;
+  /** Like `confirm`, whatever the signal says. */
+  readonly assertStillThere: () => Promise<void>;
   /** The disks that `fragileDisks` names; none if the domain is unknown. */
   readonly fragileDisks: () => Promise<readonly string[]>;
   /** The error that names the end of the guest, if that is why the backup failed. */
@@ -245,6 +252,7 @@ function viewOfXml({ xml, domain, uuid }: Extract<JobSource, { kind: "xml" }>): 
     checkpoint: async (name) => ({ name, creationTime: null }),
     creationTime: async () => undefined,
     confirm: async () => undefined,
+    assertStillThere: async () => undefined,
     fragileDisks: async () => [],
     ended: async () => undefined,
   };
@@ -281,6 +289,7 @@ async function viewOfLibvirt({
     },
     creationTime,
     confirm: () => running.assertAlive(),
+    assertStillThere: () => running.withSignal(undefined).assertAlive(),
     fragileDisks: () => fragileDisks(virsh, running.domain),
     ended: (error) => guestEnd(virsh.withSignal(undefined), running.domain, error),
   };

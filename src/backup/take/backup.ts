@@ -35,7 +35,7 @@ import { type BackupServer, exportedDisks } from "../libvirt/job-xml.js";
 import { openRunningJob, type RunningJob } from "../libvirt/running-job.js";
 import { PATIENCE_MS, type Virsh } from "../libvirt/virsh.js";
 import { assertCompressible } from "../pull/compressed-store.js";
-import { domainFolder } from "../repository/domain-folder.js";
+import { domainFolder, foldersNamed } from "../repository/domain-folder.js";
 import type { Manifest } from "../repository/manifest.js";
 import { pointsOf } from "../repository/point-owners.js";
 import { Repository } from "../repository/repository.js";
@@ -116,13 +116,15 @@ export async function backup(options: BackupOptions): Promise<BackupResult> {
   const folder = await JobFolder.find(options.scratchParent, keyOf(guest), ssh);
   const record = await recordOf(guest, options);
   await claimFolder(guest, folder, options);
-  await record.refresh();
-  const cleaner: Guest = { ...guest, virsh: virsh.withSignal(undefined).withPatience(PATIENCE_MS) };
+  const clientsStay = domain.disks.some(({ hasIothread }) => hasIothread);
+  const patience = clientsStay ? PATIENCE_FOR_CLIENTS_MS : PATIENCE_MS;
+  const cleaner: Guest = { ...guest, virsh: virsh.withSignal(undefined).withPatience(patience) };
   const made: Made = { names: [], record };
   const clients = new JobClients();
-  const traces: Traces = { folder, made, clients };
+  const traces: Traces = { folder, made, clients, isCleared: false };
   let taken: TakenPoint;
   try {
+    await record.refresh();
     const scratch = scratchSettings(guest, folder, disks, options);
     refuseShortScratch(scratch);
     await deleteOrphans(guest, made, options);
@@ -138,7 +140,10 @@ export async function backup(options: BackupOptions): Promise<BackupResult> {
     if (connection.straightTo) await refuseUnreachable(connection.straightTo, signal);
     const begun = await begin(guest, { disks, forecast }, { ...traces, server }, options);
     signal?.throwIfAborted();
-    const giveUp = (): Promise<void> => clearFolder(cleaner, folder, { ...options, clients });
+    const giveUp = async (): Promise<void> => {
+      await clearFolder(cleaner, folder, { ...options, clients });
+      traces.isCleared = true;
+    };
     taken = await whileScratchLasts({ ...scratch, signal, giveUp }, (lasting) =>
       connection.walk(lasting, (walking) =>
         pullDisks(guest, begun, { connection, clients: clients.all }, { ...options, signal: walking }),
@@ -211,9 +216,15 @@ async function retire(
 ): Promise<readonly string[]> {
   let damaged = false;
   const { repository, domain } = guest;
-  const points = await repository.points(await domainFolder(repository, domain), () => {
+  const home = await domainFolder(repository, domain);
+  const onDamage = (): void => {
     damaged = true;
-  });
+  };
+  const points = await repository.points(home, onDamage);
+  // A point that can't be read may be this domain's in another folder of its name, too.
+  for (const folder of await foldersNamed(repository, domain.name)) {
+    if (folder !== home) await repository.points(folder, onDamage);
+  }
   const needed = neededBy(pointsOf(points, domain.uuid));
   const { retired, failed } = await retireCheckpoints(
     guest,
@@ -237,7 +248,12 @@ interface Traces {
   readonly folder: JobFolder;
   readonly made: Made;
   readonly clients: JobClients;
+  /** The job has ended, and the folder is gone: what is there from now on is another backup's. */
+  isCleared: boolean;
 }
+
+/** How long a libvirt that is away is waited for where the guest would not survive that the clients leave. */
+const PATIENCE_FOR_CLIENTS_MS = 10 * PATIENCE_MS;
 
 /** A running job, with the plans and the checkpoint that it was begun with. */
 export interface Begun {
@@ -395,11 +411,11 @@ export function scratchSettings(
 /** The next backup removes what this can't. */
 export async function clearAfterFailure(
   guest: Guest,
-  { folder, made, clients }: Omit<Traces, "made"> & { readonly made: Made | undefined },
+  { folder, made, clients, isCleared }: Omit<Traces, "made"> & { readonly made: Made | undefined },
   options: Pick<BackupOptions, "onWarning">,
 ): Promise<void> {
   try {
-    await clearFolder(guest, folder, { ...options, clients });
+    if (!isCleared) await clearFolder(guest, folder, { ...options, clients });
     if (made) await deleteOrphans(guest, made, options);
   } catch (error) {
     options.onWarning?.(`not everything was cleared away, the next backup will do it: ${messageOf(error)}`);
@@ -408,11 +424,11 @@ export async function clearAfterFailure(
 
 async function endJob(
   guest: Guest,
-  { folder, made, clients }: Traces,
+  { folder, made, clients, isCleared }: Traces,
   options: BackupOptions,
 ): Promise<readonly string[]> {
   try {
-    await clearFolder(guest, folder, { ...options, clients });
+    if (!isCleared) await clearFolder(guest, folder, { ...options, clients });
     const names = guest.domain.disks.map(({ target }) => target);
     const { record } = made;
     return await retire(guest, { names: [], record }, options, (points) => neededCheckpoints(points, names));

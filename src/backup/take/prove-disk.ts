@@ -1,3 +1,4 @@
+import { damageIn } from "../base/damage.js";
 import { DamageError } from "../base/errors.js";
 import { changedIdentity } from "../guest/disk-identity.js";
 import { type Proof, type ProofAmount, type ProofOptions, proveBase } from "../prove/prove-base.js";
@@ -53,7 +54,8 @@ export async function proveDisk({
     const reason = `the disk is not the one that its base was taken from: guest offset ${found.differing} is not as in point ${parent.id}, though the bitmap calls it clean`;
     return { proof, reason };
   } catch (error) {
-    if (!(error instanceof DamageError)) throw error;
-    return { reason: `an increment on ${parent.id} could not be restored: ${error.message}` };
+    const damage = error instanceof DamageError ? error.message : damageIn(error);
+    if (damage === undefined) throw error;
+    return { reason: `an increment on ${parent.id} could not be restored: ${damage}` };
   }
 }

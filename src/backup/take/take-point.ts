@@ -172,14 +172,18 @@ export async function takePoint(options: TakePointOptions): Promise<TakenPoint> 
     if (pending.clockWarning !== undefined) options.onWarning?.(pending.clockWarning);
     const signal = AbortSignal.any(options.signal ? [options.signal, pending.signal] : [pending.signal]);
     const clients = options.clients ?? [];
-    await refuseMissingParents(options, home);
+    const disksNow = await withParentsOfNow(options, home);
     try {
       // Before the disks, because the NVRAM keeps changing.
       const kept =
         options.definition &&
         (await keepFiles(options.definition, pending.folder.reach, { ...options, signal }));
       const identities = options.definition ? await diskIdentities(options.definition) : new Map();
-      const pulled = await pullAll({ ...options, home, signal, identities }, pending, clients);
+      const pulled = await pullAll(
+        { ...options, disks: disksNow, home, signal, identities },
+        pending,
+        clients,
+      );
       for (const client of clients) await stillAnswers(client, signal);
       await options.confirm();
       signal.throwIfAborted();
@@ -393,14 +397,30 @@ function refuseStrangeNames(disks: readonly PointDisk[]): void {
   }
 }
 
-/** Parents were chosen before the lock was taken, so a prune may have merged them into other points since. */
-async function refuseMissingParents({ repository, disks }: TakePointOptions, home: string): Promise<void> {
+/**
+ * The disks with their parents as they are now. Parents were chosen before the lock was taken, so a prune may
+ * have merged them into other points since, or other points into them.
+ */
+async function withParentsOfNow(
+  { repository, disks }: TakePointOptions,
+  home: string,
+): Promise<readonly PointDisk[]> {
   const ids = await repository.pointIds(home);
-  for (const { name, increment } of disks) {
-    if (!increment || ids.includes(increment.parent.id)) continue;
-    const message = `${name}: its parent ${increment.parent.id} was pruned meanwhile: try again`;
-    throw new PreconditionError("E_NO_PARENT", message, { details: { disk: name } });
+  const now: PointDisk[] = [];
+  for (const disk of disks) {
+    const { name, increment } = disk;
+    if (!increment) {
+      now.push(disk);
+      continue;
+    }
+    const { id } = increment.parent;
+    if (!ids.includes(id)) {
+      const message = `${name}: its parent ${id} was pruned meanwhile: try again`;
+      throw new PreconditionError("E_NO_PARENT", message, { details: { disk: name } });
+    }
+    now.push({ ...disk, increment: { ...increment, parent: await repository.point(home, id) } });
   }
+  return now;
 }
 
 /** A chain never leads from one guest's disk to another's. */

@@ -105,7 +105,7 @@ export async function verifyLive(options: VerifyLiveOptions): Promise<LiveReport
   const folder = await JobFolder.find(options.scratchParent, keyOf(guest), ssh);
   await claimFolder(guest, folder, options);
   const cleaner: Guest = { ...guest, virsh: virsh.withSignal(undefined).withPatience(PATIENCE_MS) };
-  const traces = { folder, made: undefined, clients: new JobClients() };
+  const traces = { folder, made: undefined, clients: new JobClients(), isCleared: false };
   const { clients } = traces;
   let report: LiveReport;
   try {
@@ -120,7 +120,10 @@ export async function verifyLive(options: VerifyLiveOptions): Promise<LiveReport
       signal,
     });
     clients.connection = connection;
-    const giveUp = (): Promise<void> => clearFolder(cleaner, folder, { ...options, clients });
+    const giveUp = async (): Promise<void> => {
+      await clearFolder(cleaner, folder, { ...options, clients });
+      traces.isCleared = true;
+    };
     const compare = async (begun: Begun, lasting: AbortSignal | undefined): Promise<LiveReport> => {
       const found = await compareDisks(
         guest,
@@ -144,7 +147,7 @@ export async function verifyLive(options: VerifyLiveOptions): Promise<LiveReport
       signal,
     );
   } catch (error) {
-    const ended = signal?.aborted ? undefined : await guestEnd(cleaner.virsh, domain, error);
+    const ended = signal?.aborted ? undefined : await guestEnd(virsh.withSignal(undefined), domain, error);
     await clearAfterFailure(cleaner, traces, options);
     throw ended ?? error;
   }
