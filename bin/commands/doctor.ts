@@ -1,26 +1,40 @@
 import type { Command } from "commander";
-import { BackupError } from "../../src/backup/base/errors.js";
+import { BackupError, UsageError } from "../../src/backup/base/errors.js";
 import type { CheckResult, CheckStatus } from "../../src/backup/checks/check.js";
 import { examine } from "../../src/backup/checks/doctor.js";
+import { retireRepository } from "../../src/backup/guest/retire-repository.js";
 import { Virsh } from "../../src/backup/libvirt/virsh.js";
+import { Repository } from "../../src/backup/repository/repository.js";
 import { EXIT } from "../exit-codes.js";
 import { disksOf, type GuestOptions, mountpointsOf, withGuest } from "../guest-options.js";
 import { tcpServerOf } from "../job-server.js";
-import type { Run } from "../run.js";
+import type { Context, Run } from "../run.js";
 import type { Line } from "../terminal.js";
 
 interface DoctorOptions extends GuestOptions {
   readonly to?: string;
+  readonly retire?: string;
+  readonly dryRun?: boolean;
 }
 
 export function addDoctor(program: Command, run: Run): void {
   const command = program
     .command("doctor")
-    .description("what stands in the way of a backup, each with the command that mends it; changes nothing")
+    .description(
+      "what stands in the way of a backup, each with the command that mends it; changes nothing without --retire",
+    )
     .argument("[domain]", "what a backup of it would rest on; left out: only the host and the repository")
-    .option("--to <repo>", "the repository that it would go to");
+    .option("--to <repo>", "the repository that it would go to")
+    .option(
+      "--retire <id>",
+      "delete the checkpoints of a repository that is no more, by its id, from the domain or all that run",
+    )
+    .option("--dry-run", "with --retire: only tell what would be deleted");
   withGuest(command).action(
-    run<DoctorOptions, [domain: string | undefined]>(async ({ output, signal }, options, domainName) => {
+    run<DoctorOptions, [domain: string | undefined]>(async (context, options, domainName) => {
+      const { output, signal } = context;
+      if (options.retire !== undefined) return await retire(context, options, options.retire, domainName);
+      if (options.dryRun) throw new UsageError("E_REPOSITORY_ID", "--dry-run is for --retire ID");
       const findings = await examine({
         virsh: new Virsh({ signal, connect: options.connect }),
         domainName,
@@ -41,6 +55,28 @@ export function addDoctor(program: Command, run: Run): void {
       else if (options.strict && has("warn")) process.exitCode = EXIT.warnings;
     }),
   );
+}
+
+async function retire(
+  { output, signal }: Context,
+  { to, connect, dryRun = false }: DoctorOptions,
+  repositoryId: string,
+  domainName: string | undefined,
+): Promise<void> {
+  const virsh = new Virsh({ signal, connect });
+  const alive = to === undefined ? undefined : await Repository.openIfThere(to);
+  const domains = await retireRepository({ virsh, domainName, repositoryId, alive, dryRun, signal });
+  for (const message of domains.flatMap(({ failed }) => failed)) output.warn(message);
+  const verb = dryRun ? "would delete" : "deleted";
+  const lines = domains
+    .filter(({ checkpoints }) => checkpoints.length > 0)
+    .flatMap(({ domain, checkpoints }) => [
+      `${domain}: ${verb} ${checkpoints.length} ${checkpoints.length === 1 ? "checkpoint" : "checkpoints"}`,
+      ...checkpoints.map((name) => `    ${name}`),
+    ]);
+  const none = `no checkpoint of repository ${repositoryId}`;
+  output.result({ repositoryId, dryRun, domains }, lines.length > 0 ? lines : [none]);
+  if (domains.some(({ failed }) => failed.length > 0)) process.exitCode = EXIT.failed;
 }
 
 function asJson({ check, status, cause, mend, error }: CheckResult): object {

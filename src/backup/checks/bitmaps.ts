@@ -3,6 +3,7 @@ import prettyBytes from "pretty-bytes";
 import { domainWord, shellWord } from "../base/shell-word.js";
 import { changedSince, refuseNoBase } from "../guest/plan-guest.js";
 import { checkpointPrefix, readCheckpoints } from "../libvirt/checkpoints.js";
+import { ownerOf } from "./bitmaps-in-images.js";
 import { type Found, pass, type Subject, warn } from "./check.js";
 
 /** Lists the checkpoints. Whether their bitmaps are usable is known only for a running domain. */
@@ -17,7 +18,7 @@ export async function lookAtCheckpoints({
   const found: Found[] = [];
   for (const { name, disks } of await readCheckpoints(virsh, domain)) {
     const isOurs = prefix !== undefined && name.startsWith(prefix);
-    const whose = isOurs ? "this repository's" : ownerOf(name);
+    const whose = ownerOf(name, prefix);
     const marked = disks.flatMap((disk) => (disk.bitmap === undefined ? [] : [disk.name]));
     if (domain.id === undefined) {
       found.push(pass(`${whose}, of ${marked.join(", ")}`, name));
@@ -37,11 +38,6 @@ export async function lookAtCheckpoints({
     found.push(pass(`${whose}; changed since: ${sizes.join(", ")}`, name));
   }
   return found.length === 0 ? [pass("there are none")] : found;
-}
-
-function ownerOf(name: string): string {
-  if (/^nbdpull-[0-9a-f]{8}-/.test(name)) return "another repository's";
-  return /^virtnbdbackup\./.test(name) ? "virtnbdbackup's" : "somebody else's";
 }
 
 /** Reports how the next backup would take each disk, and why. */

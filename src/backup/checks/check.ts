@@ -1,7 +1,7 @@
 /**
  * The checks room finds out, before a backup begins, what would make it fail. This file defines what a check
  * is: a `Check` looks at a `Subject` and returns what it `Found`. The other files hold the checks by topic
- * (host, guest, agent, bitmaps, scratch, target, tls).
+ * (host, guest, agent, bitmaps, bitmaps-in-images, scratch, target, tls).
  *
  * Read this file first, then list.ts, which has all checks in their order. preflight.ts runs them before a
  * backup of a running domain, doctor.ts runs all of them for `nbdpull doctor`. Checks never begin a job and

@@ -1,5 +1,6 @@
 import { lookAtAgent } from "./agent.js";
 import { lookAtCheckpoints, lookAtForecast } from "./bitmaps.js";
+import { lookAtBitmapsInImages } from "./bitmaps-in-images.js";
 import type { Check } from "./check.js";
 import {
   lookAtBlockJobs,
@@ -58,5 +59,6 @@ export const CHECKS: readonly Check[] = [
     look: lookAtAgent,
   },
   { name: "checkpoint", asksLibvirt: true, beforeBackup: never, look: lookAtCheckpoints },
+  { name: "bitmaps", asksLibvirt: true, beforeBackup: never, look: lookAtBitmapsInImages },
   { name: "next backup", asksLibvirt: true, beforeBackup: always, look: lookAtForecast },
 ];

@@ -15,7 +15,7 @@ import { parseJson } from "../base/json.js";
 import { shellWord } from "../base/shell-word.js";
 import { isMissing, makeFolders } from "../host/durable-files.js";
 import { HeldFolder } from "../host/held-folder.js";
-import type { Repository } from "../repository/repository.js";
+import { Repository } from "../repository/repository.js";
 
 const REPOSITORIES = "repositories";
 const PLACE = "place.json";
@@ -91,6 +91,24 @@ export class CheckpointRecord {
     }
   }
 
+  /** The domain's records of those repositories; none is made. @throws {DamageError} `E_CHECKPOINT_RECORD` */
+  static async existing(
+    repositories: readonly RecordedRepository[],
+    domainUuid: string,
+  ): Promise<readonly CheckpointRecord[]> {
+    const file = `${domainUuid}.json`;
+    const records: CheckpointRecord[] = [];
+    for (const { folder } of repositories) {
+      const names = await namesIn(folder, file);
+      if (names) records.push(new CheckpointRecord(folder, file, names));
+    }
+    return records;
+  }
+
+  get names(): ReadonlySet<string> {
+    return this.#names;
+  }
+
   /** Whether this host made the checkpoint for this repository. */
   has(name: string): boolean {
     return this.#names.has(name);
@@ -125,6 +143,38 @@ export class CheckpointRecord {
     await folder.replace(this.#file, `${JSON.stringify(value, null, 2)}\n`);
     await folder.sync();
   }
+}
+
+/** A repository that this host has backed up to. */
+export interface RecordedRepository {
+  readonly id: string;
+  /** The folder of its records. */
+  readonly folder: string;
+}
+
+/** All repositories that this host has backed up to. */
+export async function recordedRepositories(stateFolder: string): Promise<readonly RecordedRepository[]> {
+  const path = join(stateFolder, REPOSITORIES);
+  try {
+    await using folder = await HeldFolder.open(path);
+    return (await folder.entries())
+      .filter((entry) => entry.isDirectory())
+      .map(({ name }) => ({ id: name, folder: join(path, name) }));
+  } catch (error) {
+    if (isMissing(error)) return [];
+    throw error;
+  }
+}
+
+/**
+ * The repository itself, if it still is where this host last backed up to it.
+ * @throws {DamageError} `E_CHECKPOINT_RECORD`; `E_REPOSITORY`: something is there, and can't be read
+ */
+export async function whereItWas({ id, folder }: RecordedRepository): Promise<Repository | undefined> {
+  await using held = await HeldFolder.open(folder);
+  const known = await read(held, PLACE, place);
+  const there = known && (await Repository.openIfThere(known.path));
+  return there?.id === id ? there : undefined;
 }
 
 /** Notes the repository's place at the first time, and compares it later. */

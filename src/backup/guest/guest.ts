@@ -11,6 +11,7 @@
  *     look-at-disk.ts        size and qcow2 version of a disk; volume-of.ts finds those in storage pools
  *     checkpoint-record.ts   which checkpoints this host has made for a repository
  *     plan-guest.ts          what is taken, and plan-disk.ts of each disk; needed-checkpoints.ts
+ *     retire-repository.ts   checkpoints of a repository that is no more
  *     freeze.ts              the guest's file systems frozen while the job begins
  *     job-connection.ts      how the job's exports are reached; ssh-to-hypervisor.ts
  *     job-clients.ts         the clients that outlive the job

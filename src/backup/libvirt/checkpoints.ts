@@ -14,6 +14,11 @@ export function checkpointPrefix(repositoryId: string): string {
   return `nbdpull-${repositoryId.slice(0, 8)}-`;
 }
 
+/** The first eight digits of the id of the repository that a checkpoint belongs to; undefined: it is none's. */
+export function checkpointIdOf(name: string): string | undefined {
+  return /^nbdpull-([0-9a-f]{8})-/.exec(name)?.[1];
+}
+
 /** The name of a checkpoint created at `time`. Names sort in order of creation. */
 export function checkpointName(repositoryId: string, time: Date): string {
   return `${checkpointPrefix(repositoryId)}${time.toISOString().replaceAll(/[-:.]/g, "")}`;

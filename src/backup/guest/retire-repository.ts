@@ -1,0 +1,131 @@
+import { BackupError, messageOf, PreconditionError, UsageError } from "../base/errors.js";
+import { domainWord } from "../base/shell-word.js";
+import { usualStateFolder } from "../host/state-folder.js";
+import { checkpointPrefix, deleteCheckpoint } from "../libvirt/checkpoints.js";
+import { parseDomain } from "../libvirt/domain-xml.js";
+import type { Virsh } from "../libvirt/virsh.js";
+import type { Repository } from "../repository/repository.js";
+import {
+  CheckpointRecord,
+  type RecordedRepository,
+  recordedRepositories,
+  whereItWas,
+} from "./checkpoint-record.js";
+import { refuseAnyJob } from "./claim.js";
+
+interface RetireOptions {
+  readonly virsh: Virsh;
+  /** Name, UUID or ID, as virsh accepts it. Undefined: all domains that run. */
+  readonly domainName: string | undefined;
+  /** The repository's id, or its first eight digits, as the names of its checkpoints have them. */
+  readonly repositoryId: string;
+  /** A repository that is known to be in use. */
+  readonly alive?: Repository | undefined;
+  /** Only tell what would be deleted. */
+  readonly dryRun: boolean;
+  /** Where this host records which checkpoints are whose; default: `usualStateFolder`. */
+  readonly stateFolder?: string | undefined;
+  readonly signal?: AbortSignal | undefined;
+}
+
+interface RetiredCheckpoints {
+  readonly domain: string;
+  /** Names of the checkpoints that were deleted, or would be. */
+  readonly checkpoints: readonly string[];
+  /** A message for each that could not be deleted, or why none of the domain could. */
+  readonly failed: readonly string[];
+}
+
+/**
+ * Deletes the checkpoints that a repository which is no more has left in a domain, with their dirty bitmaps, and
+ * takes them out of this host's record. Whether a repository exists that this host has not backed up to, or that
+ * was moved, nothing here can tell: that is the caller's word. Each checkpoint goes by itself, so whatever
+ * interrupts this, it can be run again.
+ *
+ * @returns an entry for each domain. Of several, one that can't be worked on now does not keep it from the others
+ * @throws {UsageError} `E_REPOSITORY_ID`: no id of a repository
+ * @throws {PreconditionError} `E_REPOSITORY_ALIVE`: it is the id of `alive`, or the repository still is where this
+ *   host last backed up to it; `E_DOMAIN_OFF`, `E_FOREIGN_JOB` and the like: libvirt can't delete checkpoints of
+ *   the one domain now
+ * @throws {DamageError} `E_CHECKPOINT_RECORD`; `E_REPOSITORY`: what is at its place can't be read
+ */
+export async function retireRepository(options: RetireOptions): Promise<readonly RetiredCheckpoints[]> {
+  const { virsh, domainName, alive, stateFolder = usualStateFolder() } = options;
+  const id = options.repositoryId.toLowerCase();
+  const prefix = checkpointPrefix(id);
+  assertId(options.repositoryId);
+  if (alive && prefix === checkpointPrefix(alive.id)) throw isAlive(alive);
+  const recorded = await recordedRepositories(stateFolder);
+  const dead = recorded.filter((each) => each.id.startsWith(id));
+  for (const each of dead) {
+    const there = await whereItWas(each);
+    if (there) throw isAlive(there, each);
+  }
+  // The names of checkpoints have only the first digits, and another repository's may begin likewise.
+  const others = recorded.filter((each) => !dead.includes(each) && checkpointPrefix(each.id) === prefix);
+  const search: Search = { ...options, prefix, dead, others };
+  if (domainName !== undefined) return [await retireFrom(domainName, search)];
+  const retired: RetiredCheckpoints[] = [];
+  for (const name of await virsh.runningDomains()) {
+    try {
+      retired.push(await retireFrom(name, search));
+    } catch (error) {
+      if (!(error instanceof BackupError)) throw error;
+      retired.push({ domain: name, checkpoints: [], failed: [messageOf(error)] });
+    }
+  }
+  return retired;
+}
+
+interface Search extends RetireOptions {
+  readonly prefix: string;
+  readonly dead: readonly RecordedRepository[];
+  readonly others: readonly RecordedRepository[];
+}
+
+async function retireFrom(name: string, search: Search): Promise<RetiredCheckpoints> {
+  const { virsh, prefix, dead, others, dryRun, signal } = search;
+  const domain = parseDomain(await virsh.domainXml(name));
+  const theirs = await CheckpointRecord.existing(others, domain.uuid);
+  const present = (await virsh.checkpointNames(domain)).filter((each) => each.startsWith(prefix));
+  const found = present.filter((each) => !theirs.some((record) => record.has(each)));
+  if (dryRun) return { domain: domain.name, checkpoints: found, failed: [] };
+  if (found.length > 0 && domain.id === undefined) {
+    const message = `${domain.name} is off, and libvirt deletes checkpoints and their bitmaps only while a domain runs. Start it first: virsh start ${domainWord(domain.name)}`;
+    throw new PreconditionError("E_DOMAIN_OFF", message, { details: { domain: domain.name } });
+  }
+  // Otherwise libvirt would let each deletion wait for half a minute.
+  if (found.length > 0) await refuseAnyJob({ virsh, domain });
+  const deleted = new Set<string>();
+  const failed: string[] = [];
+  for (const each of found) {
+    try {
+      await deleteCheckpoint(virsh, domain, each);
+      deleted.add(each);
+    } catch (error) {
+      signal?.throwIfAborted();
+      failed.push(`checkpoint ${each} of ${domain.name} could not be deleted: ${messageOf(error)}`);
+    }
+  }
+  // Also those that an earlier run deleted before it was killed.
+  const isGone = (each: string): boolean => deleted.has(each) || !present.includes(each);
+  for (const record of await CheckpointRecord.existing(dead, domain.uuid)) {
+    await record.forget([...record.names].filter(isGone));
+  }
+  return { domain: domain.name, checkpoints: [...deleted], failed };
+}
+
+function isAlive({ id, path }: Repository, recorded?: RecordedRepository): PreconditionError {
+  const why = recorded ? ", where this host last backed up to it" : "";
+  const message = `repository ${id} is alive: it is at ${path}${why}. Its next increment needs its checkpoints, and its backups delete those that none needs. Nothing was deleted`;
+  const record = recorded ? { record: recorded.folder } : {};
+  return new PreconditionError("E_REPOSITORY_ALIVE", message, { details: { path, ...record } });
+}
+
+function assertId(repositoryId: string): void {
+  if (/^[0-9a-f]{8}((-[0-9a-f]{4}){3}-[0-9a-f]{12})?$/i.test(repositoryId)) return;
+  throw new UsageError(
+    "E_REPOSITORY_ID",
+    `"${repositoryId}" is no repository's id: it has to be a UUID, as in its nbdpull.json, or the eight digits after "nbdpull-" in the names of its checkpoints`,
+  );
+}
