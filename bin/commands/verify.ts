@@ -77,7 +77,7 @@ export function addVerify(program: Command, run: Run): void {
 
 /** The points of the domain with that UUID, or all; those that can't be read are of any. */
 async function idsOf(repository: Repository, domain: string, uuid: string | undefined): Promise<string[]> {
-  const ids = await repository.pointIds(domain);
+  const ids = await repository.pointNames(domain);
   if (uuid === undefined) return ids;
   const owners = ownersOf(await repository.points(domain, () => undefined));
   return ids.filter((id) => {

@@ -1,3 +1,4 @@
+import type { Dirent } from "node:fs";
 import { join } from "node:path";
 import { DamageError } from "../base/errors.js";
 import type { HeldFolder } from "../host/held-folder.js";
@@ -54,8 +55,17 @@ export async function makePoint<T>(held: HeldLock, work: (point: PendingPoint) =
 
 /** The ids of the points in a domain's folder, oldest first. */
 export async function pointIdsIn(folder: HeldFolder): Promise<string[]> {
+  return await idsOf(folder, (entry) => entry.isDirectory());
+}
+
+/** Like `pointIdsIn`, with links that are called like points. */
+export async function pointNamesIn(folder: HeldFolder): Promise<string[]> {
+  return await idsOf(folder, (entry) => entry.isDirectory() || entry.isSymbolicLink());
+}
+
+async function idsOf(folder: HeldFolder, fits: (entry: Dirent) => boolean): Promise<string[]> {
   const ids = (await folder.entries())
-    .filter((entry) => entry.isDirectory() && isPointId(entry.name))
+    .filter((entry) => fits(entry) && isPointId(entry.name))
     .map((entry) => entry.name)
     .sort();
   if (ids.length === 0) return ids;

@@ -25,7 +25,7 @@ import { finishJournal } from "./finish-prune.js";
 import { folderNameOf, isFolderName, LOST_AND_FOUND, MARKER } from "./folder-name.js";
 import { removeLeftovers } from "./leftovers.js";
 import type { Manifest } from "./manifest.js";
-import { makePoint, type PendingPoint, pointIdsIn } from "./pending-point.js";
+import { makePoint, type PendingPoint, pointIdsIn, pointNamesIn } from "./pending-point.js";
 import { type PruneJournal, readJournal } from "./prune-journal.js";
 import { MANIFEST, readManifest } from "./read-manifest.js";
 
@@ -153,7 +153,7 @@ export class Repository {
 
   async #hasPoints(folder: string): Promise<boolean> {
     try {
-      return (await this.pointIds(folder)).length > 0;
+      return (await this.pointNames(folder)).length > 0;
     } catch (error) {
       // The file system's own, which only root may read. A domain may be called so, though.
       if (folder === LOST_AND_FOUND && hasCode(error, "EACCES")) return false;
@@ -163,11 +163,11 @@ export class Repository {
 
   /**
    * The points of a domain, oldest first. A point whose manifest is missing or wrong is left out and reported
-   * to `onDamage`.
+   * to `onDamage`, and so is a link that is called like a point.
    */
   async points(domain: string, onDamage: (error: DamageError) => void): Promise<Manifest[]> {
     const points: Manifest[] = [];
-    for (const id of await this.pointIds(domain)) {
+    for (const id of await this.pointNames(domain)) {
       try {
         points.push(await this.point(domain, id));
       } catch (error) {
@@ -182,6 +182,12 @@ export class Repository {
   async pointIds(domain: string): Promise<string[]> {
     await using folder = await this.holdDomain(domain);
     return folder ? await pointIdsIn(folder) : [];
+  }
+
+  /** Like `pointIds`, with links that are called like points: nothing follows them, and they are damage. */
+  async pointNames(domain: string): Promise<string[]> {
+    await using folder = await this.holdDomain(domain);
+    return folder ? await pointNamesIn(folder) : [];
   }
 
   /**
