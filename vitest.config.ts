@@ -37,7 +37,7 @@ export default defineConfig({
           include: [LIBVIRT],
           exclude: [ALONE],
           // Half of the time they wait.
-          maxWorkers: 4,
+          maxWorkers: 5,
           sequence: { groupOrder: 1 },
         },
       },

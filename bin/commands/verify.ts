@@ -37,7 +37,7 @@ export function addVerify(program: Command, run: Run): void {
       const repository = await Repository.open(path);
       const { at, uuid } = options;
       const domains =
-        at === undefined || wanted === undefined
+        at === undefined || (wanted === undefined && uuid === undefined)
           ? await chooseDomains(repository, wanted, uuid)
           : [await chooseDomain(repository, wanted, { at, uuid })];
       await warnOfStrangers(path, domains, output);

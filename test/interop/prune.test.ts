@@ -325,7 +325,8 @@ describeWith(["qemu-img"], "prune", () => {
     const [full] = chain.points;
     for (let i = 0; i < 2; i += 1) {
       chain.disk.write(2 * MiB + i * MiB, pattern(300 * KiB, i));
-      // Both are based on the full point.
+      // Both are based on the full point, and the second one's bitmap has what the first one changed.
+      if (i === 1) chain.disk.writeZeroes(2 * MiB, 300 * KiB);
       chain.points.splice(1);
       const second = await chain.take();
       chain.points[0] = full as Manifest;

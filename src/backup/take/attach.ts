@@ -193,17 +193,19 @@ function scratchSettings(
  * @param what happened to the backup, for the warning if the job can't be ended
  */
 async function endJob(
-  { source, view, clients }: AttachedJob,
+  { source, view, clients, isFragile }: AttachedJob,
   options: AttachOptions,
   what: string,
 ): Promise<boolean> {
   if (source.kind === "xml") return false;
   const { uuid, name } = view.domain;
-  const virsh = source.virsh.withSignal(undefined).withPatience(PATIENCE_MS);
+  // Who interrupts need not wait for a libvirt that is away, unless the guest would not survive it.
+  const signal = isFragile || options.signal?.aborted ? undefined : options.signal;
+  const virsh = source.virsh.withSignal(signal).withPatience(PATIENCE_MS);
   try {
     await clients.outlive(async () => {
       // Its owner may have ended it, and begun another one.
-      await view.assertStillThere();
+      await view.assertStillThere(signal);
       await virsh.abortJob(uuid ?? name, { onWait: options.onWarning });
     });
     return true;
@@ -230,8 +232,8 @@ interface JobView {
   /** When the checkpoint that an increment starts from was created; undefined if unknown. */
   readonly creationTime: (name: string) => Promise<number | undefined>;
   readonly confirm: () => Promise<void>;
-  /** Like `confirm`, whatever the signal says. */
-  readonly assertStillThere: () => Promise<void>;
+  /** Like `confirm`, with another signal or none. */
+  readonly assertStillThere: (signal: AbortSignal | undefined) => Promise<void>;
   /** The disks that `fragileDisks` names; none if the domain is unknown. */
   readonly fragileDisks: () => Promise<readonly string[]>;
   /** The error that names the end of the guest, if that is why the backup failed. */
@@ -289,7 +291,7 @@ async function viewOfLibvirt({
     },
     creationTime,
     confirm: () => running.assertAlive(),
-    assertStillThere: () => running.withSignal(undefined).assertAlive(),
+    assertStillThere: (signal) => running.withSignal(signal).assertAlive(),
     fragileDisks: () => fragileDisks(virsh, running.domain),
     ended: (error) => guestEnd(virsh.withSignal(undefined), running.domain, error),
   };
