@@ -39,17 +39,20 @@ export async function openExport(
   options: OpenOptions,
   opened?: NbdClient[],
 ): Promise<NbdClient> {
-  const client = await connect(target, bitmap, [ALLOCATION_CONTEXT], options);
+  // An abort would hang up in the moment in which the server opens the export, which not every guest survives.
+  const { signal, ...unsignalled } = options;
+  const connecting = opened ? unsignalled : options;
+  const client = await connect(target, bitmap, [ALLOCATION_CONTEXT], connecting);
   opened?.push(client);
   if (bitmap === undefined || !client.export.contexts.includes(ALLOCATION_CONTEXT)) return client;
   let isMapped = false;
   try {
-    isMapped = await isMappedWhereClean(client, dirtyContext(bitmap), options.signal);
+    isMapped = await isMappedWhereClean(client, dirtyContext(bitmap), signal);
     if (isMapped) return client;
   } finally {
     if (!isMapped && !opened) await client.close();
   }
-  const other = await connect(target, bitmap, [], options);
+  const other = await connect(target, bitmap, [], connecting);
   opened?.push(other);
   return other;
 }

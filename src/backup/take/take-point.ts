@@ -480,8 +480,10 @@ async function stillAnswers(client: NbdClient, signal: AbortSignal): Promise<voi
   const { size, contexts, blockSize } = client.export;
   const length = Math.min(size, blockSize?.minimum ?? 512, 65_536);
   if (length === 0) return;
-  if (contexts.length === 0) await client.read(0, Buffer.alloc(length), { signal });
+  // Without the signal: an abort in mid-reply closes the connection, which not every guest survives.
+  if (contexts.length === 0) await client.read(0, Buffer.alloc(length));
   else for await (const _ of client.blockStatus({ length, signal }));
+  signal.throwIfAborted();
 }
 
 function describe(options: TakePointOptions, pending: PendingPoint, disks: DiskManifest[]): Manifest {

@@ -48,7 +48,9 @@ describe("the end of a guest", () => {
 
   it("is noticed a moment after the connection is lost", async () => {
     const lost = new BackupError("NBD_CLOSED_BY_SERVER", "closed");
-    expect(await ask(["running (booted)", "shut off (crashed)"], domain.id, lost)).toBeDefined();
+    expect(await ask(["running (booted)", "shut off (crashed)"], domain.id, lost)).toMatchObject({
+      code: "E_GUEST_ENDED",
+    });
   });
 
   it("is not why a backup failed while its run goes on, or if libvirt doesn't answer", async () => {
