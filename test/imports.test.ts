@@ -67,7 +67,7 @@ const ROOMS: Readonly<Record<string, Room>> = {
     mayImport: words("image host base"),
   },
   libvirt: {
-    what: "virsh called, libvirt's documents read and written, its backup job recognized; knows of no repository",
+    what: "libvirt's protocol spoken, its documents read and written, its backup job recognized and watched; knows of no repository",
     mayImport: words("host base"),
   },
   digest: {
@@ -139,6 +139,7 @@ const PURE = [
   /^src\/backup\/image\/(image|run-list|run-cursor|slots)\./,
   /^src\/backup\/qcow2\/(format|header|layout|size-list|stream-placement|table-run-list|tables)\./,
   /^src\/backup\/libvirt\/(job-xml|hypervisor)\./,
+  /^src\/backup\/libvirt\/rpc\/(xdr|packets|procedures|typed-params|events|errors|daemon-address)\./,
 ];
 const IO =
   /^node:(net|tls|fs|fs\/promises|http|dgram|child_process|worker_threads|timers|timers\/promises)$|^execa$/;

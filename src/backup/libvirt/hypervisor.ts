@@ -13,7 +13,7 @@ export type Hypervisor =
   | { readonly kind: "network"; readonly host: string };
 const SSH_TRANSPORTS = ["ssh", "libssh", "libssh2"];
 
-/** Parses a connection URI. Other text is an alias or a default, which `virsh uri` resolves. */
+/** Parses a connection URI. Pure. */
 export function parseHypervisor(uri: string): Hypervisor {
   if (!URL.canParse(uri)) return { kind: "local" };
   const { protocol, hostname, port, username, search } = new URL(uri);
@@ -61,7 +61,7 @@ function isOn(flag: string | undefined): boolean {
 }
 
 /** Unlike in a web form, a plus sign here is not a blank. */
-function parametersOf(search: string): ReadonlyMap<string, string> {
+export function parametersOf(search: string): ReadonlyMap<string, string> {
   const pairs = search.replace(/^\?/, "").split(/[&;]/);
   return new Map(
     pairs.map((pair): [string, string] => {

@@ -1,0 +1,216 @@
+/**
+ * libvirt's protocol as its daemons speak it. Read this file first: one connection, its calls and its events.
+ * `packets.ts` divides its bytes, `xdr.ts` and `typed-params.ts` are the values in them, `procedures.ts` has
+ * what can be called, `events.ts` what libvirt tells by itself, and `errors.ts` what becomes of a call
+ * otherwise. `daemon-address.ts` reads a URI, `dial.ts` connects, `open.ts` authenticates,
+ * and `session.ts` connects again after a loss. Nothing here knows what a backup is.
+ */
+
+import type { Duplex } from "node:stream";
+import pLimit from "p-limit";
+import { messageOf } from "../../base/errors.js";
+import { decodeError, LateError, LostError } from "./errors.js";
+import { type DomainEvent, decodeEvent } from "./events.js";
+import { encodePacket, type Packet, PacketSplitter, PROGRAM, STATUS, TYPE } from "./packets.js";
+import type { Procedure } from "./procedures.js";
+import { UnreadableError, XdrReader, XdrWriter } from "./xdr.js";
+
+/** A way to a daemon: bytes in both directions. */
+export interface Transport {
+  readonly stream: Duplex;
+  /** Whether the process may end although the transport is open. */
+  readonly keepAwake: (awake: boolean) => void;
+  /** Why the other end is gone, if the transport knows more than the stream's error says. */
+  readonly reason: () => Promise<string | undefined>;
+  readonly close: () => void;
+}
+
+export interface CallOptions {
+  readonly signal?: AbortSignal | undefined;
+  readonly timeoutMs: number;
+}
+
+/**
+ * libvirt answers five calls of one client at a time, and reads nothing more from it meanwhile, not even that
+ * it is alive (`max_client_requests` in libvirtd.conf).
+ */
+const MOST_CALLS = 4;
+/** As virsh does: a daemon that is silent for 35 s is taken for dead. */
+const KEEPALIVE = { everyMs: 5000, unanswered: 6 };
+export type Keepalive = typeof KEEPALIVE;
+
+const PING = 1;
+const PONG = 2;
+
+interface Call {
+  readonly procedure: Procedure<never, unknown>;
+  readonly resolve: (answer: unknown) => void;
+  readonly reject: (error: unknown) => void;
+}
+
+/**
+ * One connection to a libvirt daemon. Calls are answered in any order, and several can be under way. When the
+ * connection ends, for whatever reason, every call is settled.
+ *
+ * @throws from `call`: {@link RpcError}, {@link LostError}, {@link LateError}, {@link UnreadableError} or the
+ * signal's reason
+ */
+export class RpcConnection {
+  readonly #transport: Transport;
+  readonly #splitter = new PacketSplitter();
+  readonly #calls = new Map<number, Call>();
+  /** Serials of calls whose answer nobody waits for any longer. */
+  readonly #abandoned = new Map<number, Procedure<never, unknown>>();
+  readonly #limit = pLimit(MOST_CALLS);
+  readonly #lost = new AbortController();
+  readonly #listeners = new Set<(event: DomainEvent) => void>();
+  #serial = 0;
+  #heartbeat: NodeJS.Timeout | undefined;
+  #silence = 0;
+
+  constructor(transport: Transport) {
+    this.#transport = transport;
+    const { stream } = transport;
+    stream.on("data", (bytes: Buffer) => this.#received(bytes));
+    stream.on("error", (error) => void this.#ended(messageOf(error)));
+    stream.on("close", () => void this.#ended("it was closed by libvirt"));
+    stream.on("end", () => void this.#ended("it was closed by libvirt"));
+    transport.keepAwake(false);
+  }
+
+  /** Fires when the connection has ended; its reason is a {@link LostError} or {@link UnreadableError}. */
+  get lost(): AbortSignal {
+    return this.#lost.signal;
+  }
+
+  /** @returns a function that ends the listening */
+  listen(listener: (event: DomainEvent) => void): () => void {
+    this.#listeners.add(listener);
+    return () => this.#listeners.delete(listener);
+  }
+
+  /** From now on, a silent daemon is asked whether it lives, and taken for dead if it doesn't answer. */
+  startHeartbeat({ everyMs, unanswered }: Keepalive = KEEPALIVE): void {
+    clearInterval(this.#heartbeat);
+    this.#heartbeat = setInterval(() => {
+      this.#silence += 1;
+      if (this.#silence <= unanswered) this.#keepalive(PING);
+      else this.#lose(new LostError(`libvirt was silent for ${(everyMs * this.#silence) / 1000} s`));
+    }, everyMs).unref();
+  }
+
+  async call<Args, Answer>(
+    procedure: Procedure<Args, Answer>,
+    args: Args,
+    { signal, timeoutMs }: CallOptions,
+  ): Promise<Answer> {
+    return await this.#limit(async () => {
+      signal?.throwIfAborted();
+      this.#lost.signal.throwIfAborted();
+      const out = new XdrWriter();
+      procedure.encode(out, args);
+      this.#serial += 1;
+      const serial = this.#serial;
+      const answer = new Promise<Answer>((resolve, reject) => {
+        this.#calls.set(serial, { procedure, resolve: resolve as Call["resolve"], reject });
+      });
+      this.#transport.keepAwake(true);
+      this.#send({ ...HEADER, procedure: procedure.number, serial, payload: out.finish() });
+      const giveUp = (reason: unknown): void => {
+        const call = this.#calls.get(serial);
+        if (!call) return;
+        this.#calls.delete(serial);
+        this.#abandoned.set(serial, procedure);
+        call.reject(reason);
+      };
+      const abort = (): void => giveUp(signal?.reason);
+      signal?.addEventListener("abort", abort, { once: true });
+      const timer = setTimeout(() => giveUp(new LateError(`no answer in ${timeoutMs / 1000} s`)), timeoutMs);
+      try {
+        return await answer;
+      } finally {
+        clearTimeout(timer);
+        signal?.removeEventListener("abort", abort);
+        if (this.#calls.size === 0) this.#transport.keepAwake(false);
+      }
+    });
+  }
+
+  close(): void {
+    this.#lose(new LostError("this end has closed it"));
+  }
+
+  #received(bytes: Buffer): void {
+    this.#silence = 0;
+    try {
+      for (const packet of this.#splitter.push(bytes)) this.#take(packet);
+    } catch (error) {
+      // After this, nothing that comes can be understood.
+      this.#lose(error);
+    }
+  }
+
+  #take(packet: Packet): void {
+    if (packet.program === PROGRAM.keepalive) {
+      if (packet.procedure === PING) this.#keepalive(PONG);
+    } else if (packet.type === TYPE.message) this.#event(packet);
+    else if (packet.type === TYPE.reply) this.#reply(packet);
+    else throw new UnreadableError(`a packet of type ${packet.type}`);
+  }
+
+  #event({ program, procedure, payload }: Packet): void {
+    if (program !== PROGRAM.remote) return;
+    const message = new XdrReader(payload);
+    const event = decodeEvent(procedure, message);
+    if (event === undefined) return;
+    message.end();
+    for (const listener of this.#listeners) listener(event);
+  }
+
+  #reply({ program, procedure, serial, status, payload }: Packet): void {
+    const call = this.#calls.get(serial);
+    const expected = call?.procedure ?? this.#abandoned.get(serial);
+    if (expected === undefined) throw new UnreadableError(`an answer to call ${serial}, which nobody made`);
+    if (program !== PROGRAM.remote || procedure !== expected.number) {
+      throw new UnreadableError(`an answer of procedure ${procedure} to ${expected.name}`);
+    }
+    if (status !== STATUS.ok && status !== STATUS.error) {
+      throw new UnreadableError(`an answer of status ${status}`);
+    }
+    const reader = new XdrReader(payload);
+    const error = status === STATUS.error ? decodeError(reader) : undefined;
+    const answer = error ?? expected.decode(reader);
+    reader.end();
+    this.#calls.delete(serial);
+    this.#abandoned.delete(serial);
+    if (error) call?.reject(error);
+    else call?.resolve(answer);
+  }
+
+  #keepalive(procedure: number): void {
+    const payload = Buffer.alloc(0);
+    this.#send({ ...HEADER, program: PROGRAM.keepalive, type: TYPE.message, procedure, serial: 0, payload });
+  }
+
+  #send(packet: Packet): void {
+    if (!this.#lost.signal.aborted) this.#transport.stream.write(encodePacket(packet));
+  }
+
+  async #ended(what: string): Promise<void> {
+    if (this.#lost.signal.aborted) return;
+    const reason = await this.#transport.reason();
+    this.#lose(new LostError(reason ?? what));
+  }
+
+  #lose(reason: unknown): void {
+    if (this.#lost.signal.aborted) return;
+    this.#lost.abort(reason);
+    clearInterval(this.#heartbeat);
+    for (const { reject } of this.#calls.values()) reject(reason);
+    this.#calls.clear();
+    this.#abandoned.clear();
+    this.#transport.close();
+  }
+}
+
+const HEADER = { program: PROGRAM.remote, type: TYPE.call, status: STATUS.ok } as const;

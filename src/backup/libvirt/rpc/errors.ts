@@ -1,0 +1,62 @@
+/** What can become of a call other than its answer. Pure. */
+
+import { readDomain } from "./procedures.js";
+import type { XdrReader } from "./xdr.js";
+
+/** The error that libvirt answered with (`remote_error`). */
+export class RpcError extends Error {
+  override readonly name = "RpcError";
+  /** virErrorNumber. */
+  readonly number: number;
+
+  constructor(number: number, message: string) {
+    super(message);
+    this.number = number;
+  }
+}
+
+/** The connection ended, or was never made. */
+export class LostError extends Error {
+  override readonly name = "LostError";
+}
+
+/** The answer did not come in time. It may still come; what was asked for may have been done. */
+export class LateError extends Error {
+  override readonly name = "LateError";
+}
+
+/** The numbers that this program tells apart (`include/libvirt/virterror.h`). */
+export const NUMBER = {
+  noSupport: 3,
+  noConnect: 5,
+  operationDenied: 29,
+  noDomain: 42,
+  authFailed: 45,
+  operationInvalid: 55,
+  operationTimeout: 68,
+  argumentUnsupported: 74,
+  authCancelled: 79,
+  agentUnresponsive: 86,
+  accessDenied: 88,
+  authUnavailable: 94,
+  noCheckpoint: 103,
+  noBackup: 104,
+} as const;
+
+export function decodeError(payload: XdrReader): RpcError {
+  const number = payload.int();
+  payload.int();
+  const message = payload.optionalString() ?? "it gave no reason";
+  // level, dom, str1 to str3, int1, int2, net: all of it is in the message.
+  payload.int();
+  payload.optional(() => readDomain(payload));
+  for (let text = 1; text <= 3; text += 1) payload.optionalString();
+  payload.int();
+  payload.int();
+  payload.optional(() => {
+    payload.string();
+    payload.fixed(16);
+  });
+  payload.end();
+  return new RpcError(number, message.trim());
+}

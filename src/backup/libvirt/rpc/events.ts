@@ -1,0 +1,42 @@
+/** The events that libvirt sends to who has registered for them. Pure functions. */
+
+import { readDomain, type WireDomain } from "./procedures.js";
+import { type TypedParams, typedParams } from "./typed-params.js";
+import type { XdrReader } from "./xdr.js";
+
+/** virDomainEventID: what to register for. */
+export const EVENT = { lifecycle: 0, jobCompleted: 21 } as const;
+
+export type DomainEvent =
+  | {
+      readonly kind: "lifecycle";
+      readonly domain: WireDomain;
+      /** virDomainEventType, and its detail. */
+      readonly event: number;
+      readonly detail: number;
+    }
+  | { readonly kind: "jobCompleted"; readonly domain: WireDomain; readonly params: TypedParams };
+
+/** By the number of the procedure: `remote_domain_event_callback_..._msg`. */
+const EVENTS: Readonly<Record<number, (message: XdrReader) => DomainEvent>> = {
+  // DOMAIN_EVENT_CALLBACK_LIFECYCLE
+  318: (message) => {
+    message.int();
+    return {
+      kind: "lifecycle",
+      domain: readDomain(message),
+      event: message.int(),
+      detail: message.int(),
+    };
+  },
+  // DOMAIN_EVENT_CALLBACK_JOB_COMPLETED
+  363: (message) => {
+    message.int();
+    return { kind: "jobCompleted", domain: readDomain(message), params: typedParams(message) };
+  },
+};
+
+/** @returns undefined for an event that nobody here registers for */
+export function decodeEvent(procedure: number, message: XdrReader): DomainEvent | undefined {
+  return EVENTS[procedure]?.(message);
+}

@@ -1,0 +1,101 @@
+/**
+ * The packets of libvirt's protocol (src/rpc/virnetprotocol.x). All numbers are big-endian and have 4 bytes:
+ *
+ *     length | program | version | procedure | type | serial | status | payload: XDR ...
+ *     '--- the length counts all of it, itself too ----------------------------------'
+ *
+ * Pure: bytes in, packets out.
+ */
+
+import { UnreadableError } from "./xdr.js";
+
+/** `unsigned prog`: whose procedures are meant. */
+export const PROGRAM = { remote: 0x20008086, keepalive: 0x6b656570 } as const;
+
+/** `virNetMessageType`. A stream, or file descriptors, come only to who asked for them. */
+export const TYPE = { call: 0, reply: 1, message: 2 } as const;
+
+/** `virNetMessageStatus`. */
+export const STATUS = { ok: 0, error: 1 } as const;
+
+export interface Packet {
+  readonly program: number;
+  readonly procedure: number;
+  readonly type: number;
+  /** A reply has the serial of its call; a message has 0. */
+  readonly serial: number;
+  readonly status: number;
+  readonly payload: Buffer;
+}
+
+const LENGTH_BYTES = 4;
+const HEADER_BYTES = 28;
+/** Both programs have this one only. */
+const VERSION = 1;
+/** `VIR_NET_MESSAGE_MAX`, with the length. */
+export const MAX_PACKET = 32 * 1024 * 1024 + LENGTH_BYTES;
+
+export function encodePacket(packet: Packet): Buffer {
+  const bytes = Buffer.alloc(HEADER_BYTES + packet.payload.length);
+  const { program, procedure, type, serial, status } = packet;
+  for (const [index, value] of [bytes.length, program, VERSION, procedure, type, serial, status].entries()) {
+    bytes.writeUInt32BE(value, index * 4);
+  }
+  bytes.set(packet.payload, HEADER_BYTES);
+  return bytes;
+}
+
+/** Divides a stream of bytes into packets, wherever the bytes were split. */
+export class PacketSplitter {
+  #pieces: Buffer[] = [];
+  #length = 0;
+
+  /**
+   * @returns the packets that are complete with these bytes
+   * @throws {UnreadableError} a length or a version that can't be; the splitter must not be used again
+   */
+  push(bytes: Buffer): Packet[] {
+    this.#pieces.push(bytes);
+    this.#length += bytes.length;
+    const packets: Packet[] = [];
+    while (this.#length >= LENGTH_BYTES) {
+      const length = this.#peekLength();
+      if (this.#length < length) break;
+      const joined = this.#join();
+      packets.push(decode(joined.subarray(0, length)));
+      this.#pieces = [joined.subarray(length)];
+      this.#length -= length;
+    }
+    return packets;
+  }
+
+  #peekLength(): number {
+    if ((this.#pieces[0]?.length ?? 0) < LENGTH_BYTES) this.#join();
+    const length = this.#pieces[0]?.readUInt32BE(0) ?? 0;
+    if (length < HEADER_BYTES || length > MAX_PACKET) {
+      throw new UnreadableError(`a packet of ${length} bytes`);
+    }
+    return length;
+  }
+
+  #join(): Buffer {
+    const joined = this.#pieces.length === 1 ? this.#pieces[0] : undefined;
+    if (joined !== undefined) return joined;
+    const all = Buffer.concat(this.#pieces);
+    this.#pieces = [all];
+    return all;
+  }
+}
+
+function decode(bytes: Buffer): Packet {
+  const at = (index: number): number => bytes.readUInt32BE(index * 4);
+  if (at(2) !== VERSION) throw new UnreadableError(`version ${at(2)} of program 0x${at(1).toString(16)}`);
+  return {
+    program: at(1),
+    procedure: at(3),
+    type: at(4),
+    serial: at(5),
+    status: at(6),
+    payload: bytes.subarray(HEADER_BYTES),
+  };
+}
