@@ -2,7 +2,7 @@
 
 import type { Command } from "commander";
 import { UsageError } from "../src/backup/base/errors.js";
-import { Virsh } from "../src/backup/libvirt/virsh.js";
+import { Libvirt } from "../src/backup/libvirt/libvirt.js";
 import { type LiveDiskReport, verifyLive } from "../src/backup/take/verify-live.js";
 import { EXIT } from "./exit-codes.js";
 import { SCRATCH_PARENT } from "./guest-options.js";
@@ -52,7 +52,7 @@ export async function verifyLiveDomain(
   await warnOfStrangers(repositoryPath, undefined, output);
   const progress = await output.progress();
   const report = await verifyLive({
-    virsh: new Virsh({ signal, connect: options.connect }),
+    libvirt: new Libvirt({ signal, connect: options.connect }),
     domain,
     repositoryPath,
     scratchParent: options.scratch ?? SCRATCH_PARENT,

@@ -5,7 +5,7 @@ import type { Command } from "commander";
 import { UsageError } from "../../src/backup/base/errors.js";
 import { DEFAULT_DIGESTS } from "../../src/backup/digest/digest.js";
 import type { EncryptedPolicy } from "../../src/backup/guest/encrypted-disks.js";
-import { Virsh } from "../../src/backup/libvirt/virsh.js";
+import { Libvirt } from "../../src/backup/libvirt/libvirt.js";
 import { attach, type JobSource } from "../../src/backup/take/attach.js";
 import { withUuid } from "../domain-options.js";
 import { keptLines } from "../kept-lines.js";
@@ -48,7 +48,7 @@ export function addAttach(program: Command, run: Run): void {
   const command = program
     .command("attach")
     .description("take all disks of a pull backup that is already running as one restore point")
-    .argument("[domain]", "the domain whose job it is, as virsh knows it")
+    .argument("[domain]", "the domain whose job it is: its name, UUID, or the number of its run")
     .requiredOption("--to <repo>", "the repository; made if the folder is empty or not there")
     .option(
       "--xml <file>",
@@ -152,7 +152,10 @@ async function jobSource(
       throw new UsageError("E_USAGE", "--uuid goes with --domain: libvirt knows the UUID of its domains");
     return {
       kind: "libvirt",
-      virsh: new Virsh({ signal, ...(options.connect === undefined ? {} : { connect: options.connect }) }),
+      libvirt: new Libvirt({
+        signal,
+        ...(options.connect === undefined ? {} : { connect: options.connect }),
+      }),
       domain,
       xml,
     };

@@ -3,7 +3,7 @@ import type { Command } from "commander";
 import pLimit from "p-limit";
 import { BackupError, hasCode, UsageError } from "../../src/backup/base/errors.js";
 import { DEFAULT_DIGESTS } from "../../src/backup/digest/digest.js";
-import { Virsh } from "../../src/backup/libvirt/virsh.js";
+import { Libvirt } from "../../src/backup/libvirt/libvirt.js";
 import type { RateLimit } from "../../src/backup/pull/rate-limit.js";
 import { type BackupResult, backup } from "../../src/backup/take/backup.js";
 import { EXIT, exitCodeOf, worstExitCode } from "../exit-codes.js";
@@ -59,7 +59,7 @@ export function addBackup(program: Command, run: Run): void {
   const command = program
     .command("backup")
     .description("back libvirt domains up, running or off, each as one restore point")
-    .argument("[domains...]", "the domains, as virsh knows them")
+    .argument("[domains...]", "the domains: names, UUIDs, or numbers of their runs")
     .requiredOption("--to <repo>", "the repository; made if the folder is empty or not there")
     .option("--all", "all domains that run and have disks (not those that are off)")
     .option("--jobs <n>", "of several domains, how many at once; default 2, with --server 1", positive)
@@ -136,7 +136,10 @@ async function domainsOf(
   if (options.all && named.length > 0) {
     throw new UsageError("E_DOMAIN", "name domains, or give --all: not both");
   }
-  if (options.all) return await new Virsh({ signal, connect: options.connect }).runningDomains();
+  if (options.all) {
+    await using libvirt = new Libvirt({ signal, connect: options.connect });
+    return await libvirt.runningDomains();
+  }
   if (named.length === 0) throw new UsageError("E_DOMAIN", "name a domain, or give --all");
   return [...new Set(named)];
 }
@@ -190,9 +193,9 @@ async function backUp(job: Job, domain: string): Promise<BackupResult> {
     return result;
   } catch (error) {
     if (isDiskless(job, error)) throw error;
-    const virsh = new Virsh({ connect: job.options.connect });
+    await using libvirt = new Libvirt({ connect: job.options.connect });
     const name =
-      job.options.metrics === undefined ? domain : await virsh.domainName(domain).catch(() => domain);
+      job.options.metrics === undefined ? domain : await libvirt.domainName(domain).catch(() => domain);
     await job.record(updateOfFailure(name, repository, exitCodeIn(job, error), Date.now()));
     throw error;
   }
@@ -204,8 +207,10 @@ async function backUpDomain(job: Job, domain: string): Promise<BackupResult> {
   const compress = compressOf(options, format);
   const server = tcpServerOf(options);
   const { signal: _, ...connect } = await connectOf(options, signal);
+  // Each domain has a connection of its own: a libvirt that is slow with one does not hold up the others.
+  await using libvirt = new Libvirt({ signal, connect: options.connect });
   return await backup({
-    virsh: new Virsh({ signal, connect: options.connect }),
+    libvirt,
     domain,
     repositoryPath: options.to,
     level: options.level,

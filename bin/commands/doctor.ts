@@ -3,7 +3,7 @@ import { BackupError, UsageError } from "../../src/backup/base/errors.js";
 import type { CheckResult, CheckStatus } from "../../src/backup/checks/check.js";
 import { examine } from "../../src/backup/checks/doctor.js";
 import { retireRepository } from "../../src/backup/guest/retire-repository.js";
-import { Virsh } from "../../src/backup/libvirt/virsh.js";
+import { Libvirt } from "../../src/backup/libvirt/libvirt.js";
 import { Repository } from "../../src/backup/repository/repository.js";
 import { EXIT } from "../exit-codes.js";
 import { disksOf, type GuestOptions, mountpointsOf, withGuest } from "../guest-options.js";
@@ -36,7 +36,7 @@ export function addDoctor(program: Command, run: Run): void {
       if (options.retire !== undefined) return await retire(context, options, options.retire, domainName);
       if (options.dryRun) throw new UsageError("E_REPOSITORY_ID", "--dry-run is for --retire ID");
       const findings = await examine({
-        virsh: new Virsh({ signal, connect: options.connect }),
+        libvirt: new Libvirt({ signal, connect: options.connect }),
         domainName,
         repositoryPath: options.to,
         scratchParent: options.scratch,
@@ -63,9 +63,9 @@ async function retire(
   repositoryId: string,
   domainName: string | undefined,
 ): Promise<void> {
-  const virsh = new Virsh({ signal, connect });
+  const libvirt = new Libvirt({ signal, connect });
   const alive = to === undefined ? undefined : await Repository.openIfThere(to);
-  const domains = await retireRepository({ virsh, domainName, repositoryId, alive, dryRun, signal });
+  const domains = await retireRepository({ libvirt, domainName, repositoryId, alive, dryRun, signal });
   for (const message of domains.flatMap(({ failed }) => failed)) output.warn(message);
   const verb = dryRun ? "would delete" : "deleted";
   const lines = domains

@@ -3,7 +3,7 @@ import { Option } from "commander";
 import { UsageError } from "../../src/backup/base/errors.js";
 import { DEFAULT_DIGESTS } from "../../src/backup/digest/digest.js";
 import type { ImageFormat } from "../../src/backup/image/image.js";
-import { Virsh } from "../../src/backup/libvirt/virsh.js";
+import { Libvirt } from "../../src/backup/libvirt/libvirt.js";
 import { type ImageToImport, importImages } from "../../src/backup/take/import.js";
 import { withUuid } from "../domain-options.js";
 import {
@@ -68,7 +68,7 @@ export function addImport(program: Command, run: Run): void {
           domain: options.domain,
           uuid: options.uuid,
           checkpoint: options.checkpoint,
-          virsh: virshOf(options, signal),
+          libvirt: libvirtOf(options, signal),
           needLibvirt: options.connect !== undefined,
           format,
           digests: digestsOf(options, DEFAULT_DIGESTS),
@@ -129,8 +129,8 @@ function imagesOf(image: string | undefined, { disk, imageFormat }: ImportOption
   });
 }
 
-function virshOf({ connect, offline }: ImportOptions, signal: AbortSignal): Virsh | undefined {
-  if (offline === undefined) return new Virsh({ signal, ...(connect === undefined ? {} : { connect }) });
+function libvirtOf({ connect, offline }: ImportOptions, signal: AbortSignal): Libvirt | undefined {
+  if (offline === undefined) return new Libvirt({ signal, ...(connect === undefined ? {} : { connect }) });
   if (connect === undefined) return undefined;
   throw new UsageError("E_USAGE", "--offline asks nobody: leave --connect out");
 }

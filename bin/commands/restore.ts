@@ -267,7 +267,7 @@ async function prepareDefinition(
     );
   }
   const { RestoredDefinition } = await import("../../src/backup/restore/restored-definition.js");
-  const { Virsh } = await import("../../src/backup/libvirt/virsh.js");
+  const { Libvirt } = await import("../../src/backup/libvirt/libvirt.js");
   return await RestoredDefinition.prepare({
     repository,
     domain,
@@ -276,7 +276,7 @@ async function prepareDefinition(
     name: define || undefined,
     place,
     disks: new Map(places.map(({ disk, path, ...rest }) => [disk, { ...rest, path: resolve(path) }])),
-    virsh: define === undefined ? undefined : new Virsh({ connect, signal: context.signal }),
+    libvirt: define === undefined ? undefined : new Libvirt({ connect, signal: context.signal }),
     trusted: options.trustDefinition ?? false,
     force: options.force ?? false,
     sync: options.fsync,

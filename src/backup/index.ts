@@ -25,8 +25,8 @@ export type { DiskChoice, LeftOutDisk } from "./libvirt/choose-disks.js";
 export type { Platform } from "./libvirt/domain-xml.js";
 export type { Hypervisor } from "./libvirt/hypervisor.js";
 export type { JobInfo } from "./libvirt/job-info.js";
+export { type DomainRef, Libvirt, type LibvirtOptions } from "./libvirt/libvirt.js";
 export type { RestoredPlace } from "./libvirt/restored-domain.js";
-export { type DomainRef, Virsh, type VirshOptions } from "./libvirt/virsh.js";
 export type { Proof, ProofAmount } from "./prove/prove-base.js";
 export type { PrunedPoint } from "./prune/decide.js";
 export {

@@ -7,7 +7,7 @@ import { CheckpointRecord } from "../../src/backup/guest/checkpoint-record.js";
 import { retireCheckpoints } from "../../src/backup/guest/guest.js";
 import { checkpointPrefix } from "../../src/backup/libvirt/checkpoints.js";
 import type { DomainDefinition } from "../../src/backup/libvirt/domain-xml.js";
-import type { Virsh } from "../../src/backup/libvirt/virsh.js";
+import type { Libvirt } from "../../src/backup/libvirt/libvirt.js";
 import { Repository } from "../../src/backup/repository/repository.js";
 
 const domain = { name: "web", uuid: "f00dcafe-0000-4000-8000-000000000000" } as DomainDefinition;
@@ -23,12 +23,12 @@ beforeEach(async () => {
 afterEach(() => rm(folder, { recursive: true, force: true }));
 
 /** Libvirt as far as its list of checkpoints goes. */
-const virsh = {
+const libvirt = {
   checkpointNames: async () => [...present],
   deleteCheckpoint: async (_: unknown, name: string) => {
     present = present.filter((other) => other !== name);
   },
-} as unknown as Virsh;
+} as unknown as Libvirt;
 
 async function recordOf(of: Repository, moved = false): Promise<CheckpointRecord> {
   const prefix = checkpointPrefix(of.id);
@@ -74,10 +74,10 @@ describe("a repository with the id of another", () => {
     await takeCheckpoint(repository, name);
     const like = await forged("like", `${repository.id.slice(0, 8)}-0000-4000-8000-000000000000`);
     expect(checkpointPrefix(like.id)).toBe(checkpointPrefix(repository.id));
-    const deleted = await retireCheckpoints({ virsh, domain }, await recordOf(like), () => true);
+    const deleted = await retireCheckpoints({ libvirt, domain }, await recordOf(like), () => true);
     expect([deleted.retired, present]).toEqual([[], [name]]);
     // The repository itself does what it always did.
-    const retired = await retireCheckpoints({ virsh, domain }, await recordOf(repository), () => true);
+    const retired = await retireCheckpoints({ libvirt, domain }, await recordOf(repository), () => true);
     expect([retired.retired, present]).toEqual([[name], []]);
     expect((await recordOf(repository)).has(name)).toBe(false);
   });
@@ -86,7 +86,7 @@ describe("a repository with the id of another", () => {
 describe("the record of a repository's checkpoints", () => {
   it("takes over what an earlier version has made", async () => {
     present = [`${checkpointPrefix(repository.id)}1`, "virtnbdbackup.0", "nbdpull-00000000-1"];
-    const { retired } = await retireCheckpoints({ virsh, domain }, await recordOf(repository), () => true);
+    const { retired } = await retireCheckpoints({ libvirt, domain }, await recordOf(repository), () => true);
     expect(retired).toEqual([`${checkpointPrefix(repository.id)}1`]);
   });
 
@@ -113,7 +113,7 @@ describe("the record of a repository's checkpoints", () => {
     const record = await recordOf(repository);
     await record.add("mine");
     present.push("mine");
-    const { retired } = await retireCheckpoints({ virsh, domain }, record, () => true);
+    const { retired } = await retireCheckpoints({ libvirt, domain }, record, () => true);
     expect([retired, present]).toEqual([["mine"], [`${checkpointPrefix(repository.id)}1`]]);
   });
 });

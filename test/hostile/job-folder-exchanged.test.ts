@@ -79,8 +79,8 @@ describeUnless(NO_ATTACKER, "the folder of a job", () => {
       qemuUser: QEMU,
       disks: [],
     } as unknown as DomainDefinition;
-    const virsh = { runningJob: async () => ({}) } as unknown as Guest["virsh"];
-    const guest: Guest = { virsh, domain, repository, ssh: undefined };
+    const libvirt = { runningJob: async () => ({}) } as unknown as Guest["libvirt"];
+    const guest: Guest = { libvirt, domain, repository, ssh: undefined };
     const folder = await JobFolder.find(parent, key);
     await claimFolder(guest, folder, {});
     await expect(attack(`touch '${folder.path}/qemu/1.sock'`)).rejects.toThrow();

@@ -17,7 +17,7 @@ import { join } from "node:path";
 import * as zlib from "node:zlib";
 import { execa } from "execa";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
-import { Virsh } from "../../src/backup/libvirt/virsh.js";
+import { Libvirt } from "../../src/backup/libvirt/libvirt.js";
 import { Repository } from "../../src/backup/repository/repository.js";
 import { type ImportOptions, importImages } from "../../src/backup/take/import.js";
 import { verifyPoints } from "../../src/backup/verify/verify.js";
@@ -438,22 +438,27 @@ describe("import", () => {
       checkpoint: "cp0",
       warnings: [expect.stringContaining("libvirt was not asked")],
     });
-    const env = { PATH: "/nowhere" };
+    const nowhere = `qemu+unix:///system?socket=${at("no-libvirt")}`;
+    const env = { LIBVIRT_DEFAULT_URI: nowhere };
     const args = ["--to", repo, "--domain", "web", "--disk", "vda", "--checkpoint", "cp0", "--json"];
     const without = await finished(startNbdpull(["import", at("a.raw"), ...args], { env }));
     expect([without.code, without.json()]).toMatchObject([0, { checkpoint: "cp0" }]);
-    const asked = ["import", at("a.raw"), ...args, "--connect", "qemu:///system"];
-    expectError(await finished(startNbdpull(asked, { env })), 4, "E_NO_VIRSH");
+    const asked = ["import", at("a.raw"), ...args, "--connect", nowhere];
+    expectError(await nbdpull(...asked), 4, "E_LIBVIRT");
     expectError(await importing(at("a.raw"), "--offline", "--connect", "qemu:///system"), 2, "E_USAGE");
     expect(await readdir(join(repo, "web"))).toHaveLength(3);
   });
 
   it("refuses a checkpoint that excludes the disk", async () => {
     await writeFile(at("a.raw"), Buffer.alloc(MiB, 1));
-    class OneDisk extends Virsh {
-      override async run(command: string): Promise<string> {
-        if (command === "domuuid") return "8c2d5f0e-3f0b-4d5c-9a55-4a1c0f0f6a10";
-        if (command === "domname") return "web";
+    class OneDisk extends Libvirt {
+      override async domainUuid(): Promise<string> {
+        return "8c2d5f0e-3f0b-4d5c-9a55-4a1c0f0f6a10";
+      }
+      override async domainName(): Promise<string> {
+        return "web";
+      }
+      override async checkpointXml(): Promise<string> {
         return "<domaincheckpoint><name>cp0</name><creationTime>1700000000</creationTime><disks><disk name='vda' checkpoint='bitmap' bitmap='cp0'/><disk name='vdb' checkpoint='no'/></disks></domaincheckpoint>";
       }
     }
@@ -461,7 +466,7 @@ describe("import", () => {
       repositoryPath: repo,
       domain: "web",
       checkpoint: "cp0",
-      virsh: new OneDisk(),
+      libvirt: new OneDisk(),
       needLibvirt: false,
       format: "qcow2" as const,
       digests: "xxh64" as const,

@@ -2,21 +2,22 @@ import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { afterEach, beforeEach, expect, it } from "vitest";
 import { BackupLab, expectExit } from "../support/backup-lab.js";
+import { LibvirtInFront } from "../support/libvirt-in-front.js";
 import { describeWithLibvirt, Lab, virsh } from "../support/libvirt-lab.js";
 import { finished, nbdpull, type Running, startNbdpull } from "../support/nbdpull.js";
-import { type InFront, virshInFront } from "../support/virsh-in-front.js";
 
 const KiB = 1024;
 const MiB = 1024 * KiB;
 
 await describeWithLibvirt("a backup with --freeze", () => {
   let guest: BackupLab;
-  let front: InFront;
+  let front: LibvirtInFront;
   beforeEach(async () => {
     guest = await BackupLab.start();
-    front = await virshInFront(guest.folder);
+    front = new LibvirtInFront(guest.folder);
   });
   afterEach(async () => {
+    front[Symbol.dispose]();
     await guest[Symbol.asyncDispose]();
   });
 
@@ -26,17 +27,17 @@ await describeWithLibvirt("a backup with --freeze", () => {
 
   it("freezes before the job begins, and thaws right after", async () => {
     expectExit(await finished(start(front.env(), "--freeze=/,/srv")), 0);
-    const frozen = ["backup-begin", "domfsthaw", "domjobabort"];
-    expect(await front.asked()).toEqual(["domfsfreeze --mountpoint / --mountpoint /srv", ...frozen]);
+    const frozen = ["begin", "thaw", "abort"];
+    expect(front.asked).toEqual(["freeze / /srv", ...frozen]);
     expectExit(await finished(start(front.env(), "--freeze")), 0);
-    expect((await front.asked()).slice(4)).toEqual(["domfsfreeze", ...frozen]);
+    expect(front.asked.slice(4)).toEqual(["freeze", ...frozen]);
   });
 
   it("thaws if the job can't begin, and if freezing fails half-way", async () => {
-    expectExit(await finished(start(front.env({ FAIL: "backup-begin" }), "--freeze")), 1);
-    expect(await front.asked()).toEqual(["domfsfreeze", "backup-begin", "domfsthaw"]);
-    expectExit(await finished(start(front.env({ FAIL: "domfsfreeze" }), "--freeze")), 1);
-    expect((await front.asked()).slice(3)).toEqual(["domfsfreeze", "domfsthaw"]);
+    expectExit(await finished(start(front.env({ fail: "begin" }), "--freeze")), 1);
+    expect(front.asked).toEqual(["freeze", "begin", "thaw"]);
+    expectExit(await finished(start(front.env({ fail: "freeze" }), "--freeze")), 1);
+    expect(front.asked.slice(3)).toEqual(["freeze", "thaw"]);
     await guest.expectNothingLeft();
   });
 
@@ -49,37 +50,37 @@ await describeWithLibvirt("a backup with --freeze", () => {
     ],
   ])(
     "gives up if the guest can't be thawed since %s, and the next backup thaws it",
-    async (_, SAID, advice) => {
-      const ran = await finished(start(front.env({ FAIL: "domfsthaw", SAID }), "--freeze"));
+    async (_, said, advice) => {
+      const ran = await finished(start(front.env({ fail: "thaw", said }), "--freeze"));
       expectExit(ran, 1);
       expect(ran.json()).toMatchObject({
         error: { code: "E_STILL_FROZEN", message: expect.stringMatching(advice) },
       });
       await expect(virsh("backup-dumpxml", guest.lab.domain)).rejects.toThrow(/no domain backup job/);
-      const before = (await front.asked()).length;
+      const before = front.asked.length;
       expectExit(await finished(start(front.env())), 0);
-      expect((await front.asked())[before]).toBe("domfsthaw");
+      expect(front.asked[before]).toBe("thaw");
       expect(await guest.checkpoints()).toHaveLength(1);
       await guest.expectNothingLeft();
     },
   );
 
   it("first thaws a guest that a killed backup left frozen", async () => {
-    const run = start(front.env({ HANG: "backup-begin" }), "--freeze");
-    await expect.poll(front.asked).toContain("backup-begin");
+    const run = start(front.env({ hang: "begin" }), "--freeze");
+    await expect.poll(() => front.asked).toContain("begin");
     run.kill("SIGKILL");
     await run.ended;
-    expect(await front.asked()).toEqual(["domfsfreeze", "backup-begin"]);
-    expect(await front.isFrozen()).toBe(true);
+    expect(front.asked).toEqual(["freeze", "begin"]);
+    expect(front.isFrozen).toBe(true);
     expectExit(await finished(start(front.env(), "--freeze")), 0);
-    const thawed = ["domfsthaw", "domfsfreeze", "backup-begin", "domfsthaw", "domjobabort"];
-    expect((await front.asked()).slice(2)).toEqual(thawed);
+    const thawed = ["thaw", "freeze", "begin", "thaw", "abort"];
+    expect(front.asked.slice(2)).toEqual(thawed);
     await guest.expectNothingLeft();
   }, 480_000);
 
   it("leaves a guest frozen that was started anew after a killed backup, and frozen by somebody else", async () => {
-    const run = start(front.env({ HANG: "backup-begin" }), "--freeze");
-    await expect.poll(front.asked).toContain("backup-begin");
+    const run = start(front.env({ hang: "begin" }), "--freeze");
+    await expect.poll(() => front.asked).toContain("begin");
     run.kill("SIGKILL");
     await run.ended;
     await guest.lab.powerOff();
@@ -87,23 +88,23 @@ await describeWithLibvirt("a backup with --freeze", () => {
     const ran = await finished(start(front.env(), "--freeze"));
     expect([ran.code, ran.json()]).toMatchObject([4, { error: { code: "E_GUEST_FROZEN" } }]);
     expectExit(await finished(start(front.env())), 0);
-    expect((await front.asked()).slice(2)).toEqual(["backup-begin", "domjobabort"]);
-    expect(await front.isFrozen()).toBe(true);
+    expect(front.asked.slice(2)).toEqual(["begin", "abort"]);
+    expect(front.isFrozen).toBe(true);
     await guest.expectNothingLeft();
   }, 480_000);
 
   it("never thaws what somebody else froze, and freezes no mountpoint that isn't there", async () => {
     const frozenLater =
       "internal error: unable to execute QEMU agent command 'guest-fsfreeze-freeze': Command guest-fsfreeze-freeze has been disabled: the agent is in frozen state";
-    const late = await finished(start(front.env({ FAIL: "domfsfreeze", SAID: frozenLater }), "--freeze"));
+    const late = await finished(start(front.env({ fail: "freeze", said: frozenLater }), "--freeze"));
     expect([late.code, late.json()]).toMatchObject([4, { error: { code: "E_GUEST_FROZEN" } }]);
-    expect(await front.asked()).toEqual(["domfsfreeze"]);
+    expect(front.asked).toEqual(["freeze"]);
 
     const nowhere = await finished(start(front.env(), "--freeze=/,/nonexistent"));
     expect([nowhere.code, nowhere.json()]).toMatchObject([4, { error: { code: "E_NO_MOUNTPOINT" } }]);
     expect(nowhere.stderr).toMatch(/nothing mounted at \/nonexistent .* It has \/, \/srv\./);
 
-    await front.freeze();
+    front.isFrozen = true;
     const ran = await finished(start(front.env(), "--freeze"));
     expect([ran.code, ran.json()]).toMatchObject([4, { error: { code: "E_GUEST_FROZEN" } }]);
     const doctor = ["doctor", guest.lab.domain, "--to", guest.repo, "--scratch", guest.scratch, "--json"];
@@ -118,8 +119,8 @@ await describeWithLibvirt("a backup with --freeze", () => {
     );
     // Without --freeze the backup is as good as the freeze.
     expectExit(await finished(start(front.env())), 0);
-    expect(await front.asked()).toEqual(["domfsfreeze", "backup-begin", "domjobabort"]);
-    expect(await front.isFrozen()).toBe(true);
+    expect(front.asked).toEqual(["freeze", "begin", "abort"]);
+    expect(front.isFrozen).toBe(true);
     await guest.expectNothingLeft();
   });
 });
@@ -129,9 +130,9 @@ await describeWithLibvirt("a backup that is ended while libvirt begins its job",
     "leaves no checkpoint without a point, and leaves nothing once the next backup has run: %s",
     async (signal) => {
       await using guest = await BackupLab.start();
-      const front = await virshInFront(guest.folder);
-      const run = startNbdpull(guest.arguments(), { env: front.env({ LATE: "backup-begin" }) });
-      await expect.poll(front.asked).toContain("backup-begin done");
+      using front = new LibvirtInFront(guest.folder);
+      const run = startNbdpull(guest.arguments(), { env: front.env({ late: "begin" }) });
+      await expect.poll(() => front.asked).toContain("begin done");
       run.kill(signal);
       const ran = await run.ended;
       if (signal === "SIGTERM") {
@@ -151,9 +152,9 @@ await describeWithLibvirt("a backup that is ended while libvirt begins its job",
 await describeWithLibvirt("a backup whose point is committed", () => {
   it("is the base of the next one, even if it was killed before its job ended", async () => {
     await using guest = await BackupLab.start();
-    const front = await virshInFront(guest.folder);
-    const run = startNbdpull(guest.arguments(), { env: front.env({ HANG: "domjobabort" }) });
-    await expect.poll(front.asked).toContain("domjobabort");
+    using front = new LibvirtInFront(guest.folder);
+    const run = startNbdpull(guest.arguments(), { env: front.env({ hang: "abort" }) });
+    await expect.poll(() => front.asked).toContain("abort");
     run.kill("SIGKILL");
     await run.ended;
     const [killed] = await guest.points();
@@ -167,9 +168,9 @@ await describeWithLibvirt("a backup whose point is committed", () => {
 
   it("succeeds with a warning if its job can't be ended, and no signal makes it fail", async () => {
     await using guest = await BackupLab.start();
-    const front = await virshInFront(guest.folder);
-    const run = startNbdpull(guest.arguments(), { env: front.env({ HANG: "domjobabort" }) });
-    await expect.poll(front.asked).toContain("domjobabort");
+    using front = new LibvirtInFront(guest.folder);
+    const run = startNbdpull(guest.arguments(), { env: front.env({ hang: "abort" }) });
+    await expect.poll(() => front.asked).toContain("abort");
     run.kill("SIGTERM");
     const ran = await finished(run);
     expectExit(ran, 0);
@@ -186,10 +187,10 @@ await describeWithLibvirt("a backup of all domains", () => {
   it("backs up the running ones, and reports for each what was done and why", async () => {
     await using guest = await BackupLab.start();
     const { lab, repo, scratch } = guest;
-    const front = await virshInFront(guest.folder);
+    using front = new LibvirtInFront(guest.folder);
     const args = ["backup", "--all", "--to", repo, "--scratch", scratch];
     const run = (...more: readonly string[]): Running =>
-      startNbdpull([...args, ...more], { env: front.env({ RUNNING: lab.domain }) });
+      startNbdpull([...args, ...more], { env: front.env({ running: [lab.domain] }) });
     const metrics = join(guest.folder, "nbdpull.prom");
     const first = await finished(run("--json", "--exclude", "vdb", "--metrics", metrics));
     expectExit(first, 0);
@@ -204,7 +205,7 @@ await describeWithLibvirt("a backup of all domains", () => {
       ),
     );
     expect(await readFile(metrics, "utf8")).toMatch(/^nbdpull_backup_success\{domain=".*",.*\} 1$/m);
-    const failing = front.env({ RUNNING: lab.domain, FAIL: "backup-begin" });
+    const failing = front.env({ running: [lab.domain], fail: "begin" });
     expectExit(await finished(startNbdpull([...args, "--metrics", metrics], { env: failing })), 1);
     const text = await readFile(metrics, "utf8");
     expect(text).toMatch(/^nbdpull_backup_exit_code\{domain=".*",.*\} 1$/m);

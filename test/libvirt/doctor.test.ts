@@ -4,10 +4,10 @@ import { join } from "node:path";
 import { execa } from "execa";
 import { afterAll, beforeAll, expect, it } from "vitest";
 import { type BackupJson, BackupLab, expectExit } from "../support/backup-lab.js";
+import { LibvirtInFront } from "../support/libvirt-in-front.js";
 import { describeWithLibvirt } from "../support/libvirt-lab.js";
 import { finished, NBDPULL, nbdpull, type Ran, startNbdpull } from "../support/nbdpull.js";
 import { skipUnable } from "../support/tools.js";
-import { virshInFront } from "../support/virsh-in-front.js";
 
 interface Finding {
   readonly check: string;
@@ -150,10 +150,10 @@ await describeWithLibvirt("doctor and backup", () => {
     const foreseen = found.get("next backup vda")?.cause ?? "";
     expect(foreseen).toMatch(/^full, up to .*is lost or broken/);
     expectExit(await doctor("--strict"), 5);
-    const front = await virshInFront(guest.folder);
+    using front = new LibvirtInFront(guest.folder);
     const taken = await finished(startNbdpull(guest.arguments(), { env: front.env() }));
     expectExit(taken, 0);
-    expect((await front.asked()).filter((command) => command === "backup-begin")).toHaveLength(1);
+    expect(front.asked.filter((call) => call === "begin")).toHaveLength(1);
     const { disks } = taken.json() as BackupJson;
     expect(foreseen).toContain(disks[0]?.reason);
   }, 240_000);

@@ -3,13 +3,13 @@ import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { expect, it } from "vitest";
-import { Virsh } from "../../src/backup/libvirt/virsh.js";
+import { Libvirt } from "../../src/backup/libvirt/libvirt.js";
 import { describeWithLibvirt, Lab, virsh } from "../support/libvirt-lab.js";
 
 await describeWithLibvirt("a domain whose name is another's UUID", () => {
   it("is the one that the name means, and the other is found by its own", async () => {
     await using lab = await Lab.start();
-    const libvirt = new Virsh({ connect: "qemu:///system" });
+    const libvirt = new Libvirt({ connect: "qemu:///system" });
     expect(await libvirt.domainName(lab.uuid)).toBe(lab.domain);
     const folder = await mkdtemp(join(tmpdir(), "nbdpull-names-"));
     const file = join(folder, "other.xml");

@@ -6,10 +6,10 @@ import { execa } from "execa";
 import { afterAll, beforeAll, expect, it } from "vitest";
 import { expectExit } from "../support/backup-lab.js";
 import { removeLab } from "../support/libvirt-daemon.js";
+import { LibvirtInFront } from "../support/libvirt-in-front.js";
 import { describeWithLibvirt, virsh } from "../support/libvirt-lab.js";
 import { finished, nbdpull, type Ran, startNbdpull } from "../support/nbdpull.js";
 import { qemuImg } from "../support/qemu-nbd.js";
-import { virshInFront } from "../support/virsh-in-front.js";
 
 interface Json {
   readonly disks: readonly { readonly name: string }[];
@@ -165,7 +165,8 @@ await describeWithLibvirt("a domain with odd disks", () => {
   });
 
   it("does not make --all fail if it has no disks, but is an error where it is named", async () => {
-    const env = (await virshInFront(folder)).env({ RUNNING: `${diskless}\n${odd}` });
+    using front = new LibvirtInFront(folder);
+    const env = front.env({ running: [diskless, odd] });
     const metrics = join(folder, "nbdpull.prom");
     const args = ["backup", "--all", "--to", repo, "--json", "--metrics", metrics];
     const all = await finished(startNbdpull(args, { env }));

@@ -1,12 +1,12 @@
 import { createHash } from "node:crypto";
-import { mkdir, mkdtemp, readdir, readFile, rm, stat, writeFile } from "node:fs/promises";
+import { mkdtemp, readdir, readFile, rm, stat, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, expect, it } from "vitest";
+import { LibvirtInFront } from "../support/libvirt-in-front.js";
 import { describeWithLibvirt, LAB_DISKS, Lab, virsh } from "../support/libvirt-lab.js";
 import { finished, nbdpull, type Ran, startNbdpull } from "../support/nbdpull.js";
 import { qemuImg } from "../support/qemu-nbd.js";
-import { findTool } from "../support/tools.js";
 
 const MiB = 1024 * 1024;
 
@@ -204,11 +204,8 @@ await describeWithLibvirt("restore --define", () => {
     const name = newName("odd");
     const to = join(folder, "restored");
     const xml = join(to, `${name}.xml`);
-    const bin = join(folder, "bin");
-    await mkdir(bin);
-    const refusing = `#!/bin/sh\ncase "$*" in *"define --file=${xml}") echo "error: refused" >&2; exit 1; esac\nexec ${findTool("virsh")} "$@"\n`;
-    await writeFile(join(bin, "virsh"), refusing, { mode: 0o755 });
-    const env = { PATH: `${bin}:${process.env["PATH"]}` };
+    using front = new LibvirtInFront(folder);
+    const env = front.env({ refuseDefinition: name });
     const args = ["restore", repo, lab.domain, "--json", "--to", to, `--define=${name}`];
     const ran = await finished(startNbdpull(args, { env }));
     expect([ran.code, ran.json()]).toMatchObject([

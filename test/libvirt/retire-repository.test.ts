@@ -1,10 +1,10 @@
-import { chmod, cp, mkdir, readdir, readFile, rename, rm, writeFile } from "node:fs/promises";
-import { delimiter, join } from "node:path";
+import { cp, readdir, readFile, rename, rm, writeFile } from "node:fs/promises";
+import { join } from "node:path";
 import { afterAll, beforeAll, expect, it } from "vitest";
 import { BackupLab, expectExit } from "../support/backup-lab.js";
+import { LibvirtInFront } from "../support/libvirt-in-front.js";
 import { describeWithLibvirt, virsh } from "../support/libvirt-lab.js";
 import { finished, type Ran, startNbdpull } from "../support/nbdpull.js";
-import { findTool } from "../support/tools.js";
 
 interface Finding {
   readonly check: string;
@@ -12,12 +12,6 @@ interface Finding {
   readonly cause: string;
   readonly mend?: string;
 }
-
-/** A virsh that kills the program which calls it when that deletes its second checkpoint. */
-const KILLER = `#!/bin/sh
-case "$*" in *checkpoint-delete*) [ -e "$FLAG" ] && { kill -9 $PPID; exit 1; }; : > "$FLAG";; esac
-exec "$VIRSH" "$@"
-`;
 
 /** The order matters: the repository goes in the first test, and its checkpoints in the last. */
 await describeWithLibvirt("the checkpoints of a repository that is no more", () => {
@@ -143,16 +137,14 @@ await describeWithLibvirt("the checkpoints of a repository that is no more", () 
   });
 
   it("go with the next command if the first one was killed, and leave the living one's increments", async () => {
-    const bin = join(guest.folder, "bin");
-    await mkdir(bin);
-    await writeFile(join(bin, "virsh"), KILLER);
-    await chmod(join(bin, "virsh"), 0o755);
-    const env = {
-      ...guest.start.env,
-      PATH: `${bin}${delimiter}${process.env["PATH"]}`,
-      VIRSH: findTool("virsh") ?? "",
-      FLAG: join(guest.folder, "flag"),
+    using front = new LibvirtInFront(guest.folder);
+    let deletions = 0;
+    const swallowDeletion = (): boolean => {
+      deletions += 1;
+      if (deletions === 2) killed.kill("SIGKILL");
+      return deletions === 2;
     };
+    const env = { ...guest.start.env, ...front.env({ swallowDeletion }) };
     const killed = startNbdpull(["doctor", guest.lab.domain, "--retire", dead], { env });
     expect(await killed.ended).toBeUndefined();
     expect(await guest.checkpoints()).toHaveLength(2);

@@ -2,17 +2,17 @@ import { readFile } from "node:fs/promises";
 import { setTimeout as sleep } from "node:timers/promises";
 import { expect, it } from "vitest";
 import { exportedDisks } from "../../src/backup/libvirt/job-xml.js";
+import { Libvirt } from "../../src/backup/libvirt/libvirt.js";
 import { openRunningJob } from "../../src/backup/libvirt/running-job.js";
-import { Virsh } from "../../src/backup/libvirt/virsh.js";
 import { describeWithLibvirt, Lab } from "../support/libvirt-lab.js";
 
-const virsh = new Virsh({ connect: "qemu:///system" });
+const libvirt = new Libvirt({ connect: "qemu:///system" });
 
 await describeWithLibvirt("a job that is already running", () => {
   it("is found by the domain's name, and is alive while it runs", async () => {
     await using lab = await Lab.start();
     await using backup = await lab.beginBackup({ checkpoint: "cp1" });
-    const job = await openRunningJob({ domain: lab.domain, virsh });
+    const job = await openRunningJob({ domain: lab.domain, libvirt });
     expect(job.domain).toMatchObject({ name: lab.domain, uuid: lab.uuid });
     expect(job.domain.disks).toMatchObject([
       { target: "vda", source: lab.image("vda"), format: "qcow2" },
@@ -32,7 +32,7 @@ await describeWithLibvirt("a job that is already running", () => {
       incremental: "cp1",
       perDisk: { vda: { exportName: "a <b> & 'c'", exportBitmap: "changes" }, vdb: { mode: "full" } },
     });
-    const { job } = await openRunningJob({ domain: lab.uuid, virsh });
+    const { job } = await openRunningJob({ domain: lab.uuid, libvirt });
     expect(job.server).toEqual({ ...backup.server, tls: false });
     expect(exportedDisks(job)).toMatchObject([
       { name: "vda", mode: "incremental", incremental: "cp1", exportName: "a <b> & 'c'", bitmap: "changes" },
@@ -42,7 +42,7 @@ await describeWithLibvirt("a job that is already running", () => {
 
   it("is not found if none runs, the domain does not exist, or it is off", async () => {
     await using lab = await Lab.start();
-    const open = (domain: string) => openRunningJob({ domain, virsh });
+    const open = (domain: string) => openRunningJob({ domain, libvirt });
     await expect(open(lab.domain)).rejects.toMatchObject({ code: "E_NO_JOB" });
     await expect(open("no-such-domain")).rejects.toMatchObject({ code: "E_NO_SUCH_DOMAIN" });
     await lab.powerOff();
@@ -52,19 +52,19 @@ await describeWithLibvirt("a job that is already running", () => {
   it("is dead after it was aborted, and reports how it ended", async () => {
     await using lab = await Lab.start();
     await lab.beginBackup();
-    const job = await openRunningJob({ domain: lab.domain, virsh });
-    await virsh.abortJob(lab.domain);
+    const job = await openRunningJob({ domain: lab.domain, libvirt });
+    await libvirt.abortJob(lab.domain);
     await expect(job.assertAlive()).rejects.toMatchObject({
       code: "E_JOB_ENDED",
       message: expect.stringContaining("Operation canceled"),
     });
-    await virsh.abortJob(lab.domain);
+    await libvirt.abortJob(lab.domain);
   });
 
   it("is dead after the guest was destroyed, even if it runs again", async () => {
     await using lab = await Lab.start();
     await lab.beginBackup();
-    const job = await openRunningJob({ domain: lab.domain, virsh });
+    const job = await openRunningJob({ domain: lab.domain, libvirt });
     await lab.powerOff();
     await expect(job.assertAlive()).rejects.toMatchObject({ code: "E_JOB_ENDED" });
     await lab.powerOn();
@@ -74,9 +74,9 @@ await describeWithLibvirt("a job that is already running", () => {
   });
 
   it.each<[string, (domain: string) => Promise<unknown>]>([
-    ["what runs", (domain) => virsh.runningJob(domain)],
-    ["for a job's end", (domain) => virsh.abortJob(domain)],
-    ["for a known job's end", (domain) => virsh.abortJob(domain, { isKnown: true })],
+    ["what runs", (domain) => libvirt.runningJob(domain)],
+    ["for a job's end", (domain) => libvirt.abortJob(domain)],
+    ["for a known job's end", (domain) => libvirt.abortJob(domain, { isKnown: true })],
   ])(
     "counts as gone if QEMU dies while libvirt asks it %s",
     async (_, ask) => {
@@ -96,7 +96,7 @@ await describeWithLibvirt("a job that is already running", () => {
   it("is distinguished from another job in its place", async () => {
     await using lab = await Lab.start();
     const first = await lab.beginBackup({ checkpoint: "cp1" });
-    const job = await openRunningJob({ domain: lab.domain, virsh });
+    const job = await openRunningJob({ domain: lab.domain, libvirt });
     await first.end();
     await lab.beginBackup({ checkpoint: "cp2" });
     await expect(job.assertAlive()).rejects.toMatchObject({ code: "E_JOB_REPLACED" });
@@ -110,7 +110,7 @@ await describeWithLibvirt("a job that is already running", () => {
     await lab.beginBackup({ checkpoint: "own", incremental: "base" });
     await sleep(2500);
     await lab.createCheckpoint("newer");
-    const job = await openRunningJob({ domain: lab.domain, virsh });
+    const job = await openRunningJob({ domain: lab.domain, libvirt });
 
     await expect(job.checkpoint("own")).resolves.toMatchObject({
       name: "own",

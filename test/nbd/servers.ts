@@ -115,18 +115,22 @@ export interface Authority {
   readonly path: string;
 }
 
-/** A certificate authority with a server's certificate for `hosts` and a client's certificate. */
+/**
+ * A certificate authority with a server's certificate for `hosts` and a client's certificate.
+ * @param kind of the keys; libvirt takes certificates for the encipherment of keys only, which are of RSA
+ */
 export async function makeAuthority(
   folder: Folder,
   name: string,
   hosts: readonly string[] = ["localhost"],
+  kind: "ecc" | "rsa" = "ecc",
 ): Promise<Authority> {
   const path = join(folder.path, name);
   const { mkdir } = await import("node:fs/promises");
   await mkdir(path);
   const file = (suffix: string) => join(path, suffix);
   const certtool = (...args: string[]) => execa(findTool("certtool") ?? "certtool", args);
-  const key = (to: string) => certtool("--generate-privkey", "--ecc", "--outfile", file(to));
+  const key = (to: string) => certtool("--generate-privkey", `--${kind}`, "--outfile", file(to));
   const template = async (to: string, ...lines: string[]) => {
     await writeFile(file(to), [`cn = ${name}`, "expiration_days = 2", ...lines, ""].join("\n"));
     return file(to);
@@ -138,7 +142,8 @@ export async function makeAuthority(
     ...["--load-privkey", file("ca-key.pem"), "--template", ca, "--outfile", file("ca-cert.pem")],
   );
   const sign = async (role: "server" | "client", ...lines: string[]) => {
-    const info = await template(`${role}.info`, `tls_www_${role}`, "signing_key", ...lines);
+    const uses = [`tls_www_${role}`, "signing_key", ...(kind === "rsa" ? ["encryption_key"] : [])];
+    const info = await template(`${role}.info`, ...uses, ...lines);
     await certtool(
       "--generate-certificate",
       ...["--load-ca-certificate", file("ca-cert.pem"), "--load-ca-privkey", file("ca-key.pem")],

@@ -12,10 +12,10 @@ import { type Found, fail, failedBy, pass, type Subject, warn } from "./check.js
 const MEND = "systemctl restart qemu-guest-agent (in the guest)";
 
 export async function lookAtAgent(subject: Subject): Promise<readonly Found[]> {
-  const { virsh, domain, freeze } = subject;
+  const { libvirt, domain, freeze } = subject;
   if (domain?.id === undefined) return [];
   try {
-    const there = await virsh.mountpoints(domain);
+    const there = await libvirt.mountpoints(domain);
     const missing = (freeze ?? []).filter((mountpoint) => !there.includes(mountpoint));
     if (missing.length > 0) return [failedBy(noMountpoint(domain, missing, there), { domain })];
     return [pass(`it answers, and can freeze ${there.join(", ")}`)];
@@ -26,7 +26,7 @@ export async function lookAtAgent(subject: Subject): Promise<readonly Found[]> {
 
 /** @param error why the agent's file systems are not known */
 async function withoutAnswer(error: unknown, domain: DomainDefinition, subject: Subject): Promise<Found> {
-  const { virsh, freeze } = subject;
+  const { libvirt, freeze } = subject;
   if (hasCode(error, "E_GUEST_FROZEN")) {
     if (await wasLeftFrozen(domain, subject)) {
       return pass("a dead backup left the file systems frozen: the next backup thaws them first");
@@ -37,7 +37,7 @@ async function withoutAnswer(error: unknown, domain: DomainDefinition, subject: 
     return warn(cause, `virsh domfsthaw ${domainWord(domain.name)}`);
   }
   // libvirt says of a paused domain that it isn't running.
-  const state = (await virsh.run("domstate", domain)).trim();
+  const state = await libvirt.domainState(domain);
   if (state === "paused") {
     if (freeze === undefined) return pass("the guest is paused, so none answers; only --freeze needs one");
     const mend = `virsh resume ${domainWord(domain.name)}`;
@@ -53,9 +53,9 @@ async function withoutAnswer(error: unknown, domain: DomainDefinition, subject: 
 
 /** Whether a backup to this repository died while the guest was frozen. */
 async function wasLeftFrozen(domain: DomainDefinition, subject: Subject): Promise<boolean> {
-  const { virsh, repository, scratchParent, ssh } = subject;
+  const { libvirt, repository, scratchParent, ssh } = subject;
   if (!repository) return false;
-  const guest = { virsh, domain, repository, ssh };
+  const guest = { libvirt, domain, repository, ssh };
   const { folders } = await findLeft(guest, await JobFolder.find(scratchParent, keyOf(guest), ssh));
   for (const folder of folders) if (await folder.isMarkedFrozen(domain)) return true;
   return false;

@@ -21,9 +21,9 @@ export function ownerOf(name: string, ownPrefix: string | undefined): string {
 }
 
 export async function lookAtBitmapsInImages(subject: Subject): Promise<readonly Found[]> {
-  const { virsh, domain, ssh } = subject;
+  const { libvirt, domain, ssh } = subject;
   if (!domain) return [];
-  const checkpoints = await readCheckpoints(virsh, domain);
+  const checkpoints = await readCheckpoints(libvirt, domain);
   const found: Found[] = [];
   for (const disk of domain.disks) {
     if (disk.format !== "qcow2") continue;

@@ -8,7 +8,7 @@ import { type Found, pass, type Subject, warn } from "./check.js";
 
 /** Lists the checkpoints. Whether their bitmaps are usable is known only for a running domain. */
 export async function lookAtCheckpoints({
-  virsh,
+  libvirt,
   domain,
   repository,
   repositoryPath,
@@ -16,7 +16,7 @@ export async function lookAtCheckpoints({
   if (!domain) return [];
   const prefix = repository && checkpointPrefix(repository.id);
   const found: Found[] = [];
-  for (const { name, disks } of await readCheckpoints(virsh, domain)) {
+  for (const { name, disks } of await readCheckpoints(libvirt, domain)) {
     const isOurs = prefix !== undefined && name.startsWith(prefix);
     const whose = ownerOf(name, prefix);
     const marked = disks.flatMap((disk) => (disk.bitmap === undefined ? [] : [disk.name]));
@@ -24,7 +24,7 @@ export async function lookAtCheckpoints({
       found.push(pass(`${whose}, of ${marked.join(", ")}`, name));
       continue;
     }
-    const changed = await changedSince(virsh, domain, name);
+    const changed = await changedSince(libvirt, domain, name);
     const broken = marked.filter((disk) => !changed.has(disk));
     if (broken.length > 0) {
       const cause = `${whose}; its bitmaps of ${broken.join(", ")} are lost or broken (QEMU writes them only when it ends: was it killed?), and no increment can start from them`;

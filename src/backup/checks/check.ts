@@ -19,14 +19,14 @@ import type { TcpServer } from "../libvirt/begin-xml.js";
 import type { HostSecurity } from "../libvirt/capabilities-xml.js";
 import type { DiskChoice } from "../libvirt/choose-disks.js";
 import type { DomainDefinition } from "../libvirt/domain-xml.js";
-import type { Virsh } from "../libvirt/virsh.js";
+import type { Libvirt } from "../libvirt/libvirt.js";
 import type { Repository } from "../repository/repository.js";
 
 /**
  * What the checks look at. Optional fields are absent if they were not asked for or could not be found out.
  */
 export interface Subject {
-  readonly virsh: Virsh;
+  readonly libvirt: Libvirt;
   /** Connection to the domain's host, if that is another host. */
   readonly ssh?: Ssh | undefined;
   /** The folder under which a job would get a folder of its own. */
@@ -143,8 +143,8 @@ export function fail(
 
 /** Commands that mend errors of other rooms, whose messages say only in words what to do. */
 const MENDS: Readonly<Record<string, (domain: string) => string>> = {
-  E_NO_VIRSH: () => "apt install libvirt-clients",
   E_LIBVIRT: () => "systemctl start libvirtd",
+  E_LIBVIRT_ACCESS: () => 'sudo usermod -aG libvirt "$USER"',
   E_NO_SUCH_DOMAIN: () => "virsh list --all",
   E_DOMAIN_OFF: (domain) => `virsh start ${domainWord(domain)}`,
   E_DOMAIN_BUSY: (domain) => `virsh domjobinfo ${domainWord(domain)}`,

@@ -14,7 +14,7 @@ import { CHECKS, LIBVIRT } from "./list.js";
 interface DoctorOptions
   extends Pick<
     Subject,
-    | "virsh"
+    | "libvirt"
     | "scratchParent"
     | "repositoryPath"
     | "scratchReserve"
@@ -23,7 +23,7 @@ interface DoctorOptions
     | "encrypted"
     | "signal"
   > {
-  /** Any name that virsh accepts; undefined: only host and repository are checked. */
+  /** Name, UUID or the number of its run; undefined: only host and repository are checked. */
   readonly domainName?: string | undefined;
   readonly choice: DiskChoice;
   readonly level: Level;
@@ -43,32 +43,34 @@ interface Lesson {
 const LESSONS: readonly Lesson[] = [
   {
     name: "shell",
-    learn: async ({ virsh, signal }) => ({ ssh: await sshTo(await virsh.hypervisor(), signal) }),
+    learn: async ({ libvirt, signal }) => ({ ssh: await sshTo(await libvirt.hypervisor(), signal) }),
   },
   {
     name: "host",
-    learn: async ({ virsh }) => ({ security: parseHostSecurity(await virsh.capabilities()) }),
+    learn: async ({ libvirt }) => ({ security: parseHostSecurity(await libvirt.capabilities()) }),
   },
   {
     name: "domain",
-    learn: async ({ virsh }, { domainName }) =>
-      domainName === undefined ? {} : { domain: parseDomain(await virsh.domainXml(domainName)) },
+    learn: async ({ libvirt }, { domainName }) =>
+      domainName === undefined ? {} : { domain: parseDomain(await libvirt.domainXml(domainName)) },
   },
   {
     name: "disks",
-    learn: async ({ virsh, domain, ssh }, { choice }) => {
+    learn: async ({ libvirt, domain, ssh }, { choice }) => {
       if (!domain) return {};
       const chosen = disksToBackUp(domain, choice);
-      const isHere = (await virsh.remoteHost()) === undefined;
+      const isHere = (await libvirt.remoteHost()) === undefined;
       const readVersion = ssh ? versionThere(ssh) : isHere ? versionHere : undefined;
-      return { disks: await together(...chosen.map((disk) => lookAtDisk(virsh, domain, disk, readVersion))) };
+      return {
+        disks: await together(...chosen.map((disk) => lookAtDisk(libvirt, domain, disk, readVersion))),
+      };
     },
   },
   {
     name: "next backup",
-    learn: async ({ virsh, domain, disks, repository, signal }, { level, format }) => {
+    learn: async ({ libvirt, domain, disks, repository, signal }, { level, format }) => {
       if (domain?.id === undefined || !disks) return {};
-      const guest = { virsh, domain, ...(repository ? { repository } : {}) };
+      const guest = { libvirt, domain, ...(repository ? { repository } : {}) };
       return { forecast: await forecast(guest, disks, { level, format, broken: new Map(), signal }) };
     },
   },

@@ -12,18 +12,18 @@ import type { TcpServer } from "../libvirt/begin-xml.js";
 import { disksLeftOut, obstacleOf } from "../libvirt/choose-disks.js";
 import type { DomainDefinition, DomainDisk } from "../libvirt/domain-xml.js";
 import { FRAGILE, fragileDisks } from "../libvirt/fragile-disks.js";
-import { blockJobMessage } from "../libvirt/virsh-errors.js";
+import { blockJobMessage } from "../libvirt/libvirt-errors.js";
 import { type Found, fail, failedBy, pass, type Subject, warn } from "./check.js";
 
-export async function lookAtState({ virsh, domain }: Subject): Promise<readonly Found[]> {
+export async function lookAtState({ libvirt, domain }: Subject): Promise<readonly Found[]> {
   if (!domain) return [];
-  const state = (await virsh.run("domstate", domain)).trim();
+  const state = await libvirt.domainState(domain);
   if (domain.id !== undefined) return [pass(state)];
   return [pass(`${state}: its images are read by qemu-nbd, and what is taken is known only then`)];
 }
 
 export async function lookAtJob({
-  virsh,
+  libvirt,
   domain,
   repository,
   scratchParent,
@@ -31,10 +31,10 @@ export async function lookAtJob({
 }: Subject): Promise<readonly Found[]> {
   if (!domain) return [];
   if (!repository) {
-    await refuseAnyJob({ virsh, domain });
+    await refuseAnyJob({ libvirt, domain });
     return [pass("none runs")];
   }
-  const guest = { virsh, domain, repository, ssh };
+  const guest = { libvirt, domain, repository, ssh };
   const here = await JobFolder.find(scratchParent, keyOf(guest), ssh);
   const { folders, job } = await findLeft(guest, here);
   if (job) {
@@ -84,9 +84,9 @@ function mendImage(domain: DomainDefinition, disk: DomainDisk, path: string | un
 }
 
 /** A block job on a disk (copy, commit, pull) keeps it from being backed up. */
-export async function lookAtBlockJobs({ virsh, domain, disks }: Subject): Promise<readonly Found[]> {
+export async function lookAtBlockJobs({ libvirt, domain, disks }: Subject): Promise<readonly Found[]> {
   if (domain?.id === undefined || !disks) return [];
-  const looks = disks.map(async ({ name }) => ({ name, kind: await virsh.blockJob(domain, name) }));
+  const looks = disks.map(async ({ name }) => ({ name, kind: await libvirt.blockJob(domain, name) }));
   const running = (await Promise.all(looks)).filter(({ kind }) => kind !== undefined);
   if (running.length === 0) return [pass("none runs")];
   return running.map(({ name, kind }): Found => {
@@ -112,9 +112,9 @@ function lookAtEncrypted({ target }: DomainDisk, { domain, encrypted }: Subject)
 }
 
 /** Nothing can be done about it but not to kill the backup: `backup` itself disconnects in the right order. */
-export async function lookAtIothreads({ virsh, domain }: Subject): Promise<readonly Found[]> {
+export async function lookAtIothreads({ libvirt, domain }: Subject): Promise<readonly Found[]> {
   if (domain?.id === undefined) return [];
-  const fragile = await fragileDisks(virsh, domain);
+  const fragile = await fragileDisks(libvirt, domain);
   if (fragile.length === 0) return [pass("no disk for which an order of disconnecting matters")];
   const cause = `${fragile.join(", ")}: ${FRAGILE}. nbdpull ends the job first, but if it is killed (SIGKILL), or its ssh connection is lost, the guest dies`;
   return [warn(cause)];
@@ -146,12 +146,12 @@ export async function lookAtPort(subject: Subject): Promise<readonly Found[]> {
 }
 
 async function isHeldByOurs(
-  { virsh, domain, repository, ssh }: Subject,
+  { libvirt, domain, repository, ssh }: Subject,
   { port }: TcpServer,
 ): Promise<boolean> {
   if (!domain || !repository) return false;
-  const job = await runningBackup(virsh, domain);
-  if (!job || !JobFolder.ofJob(job, keyOf({ virsh, domain, repository, ssh }))) return false;
+  const job = await runningBackup(libvirt, domain);
+  if (!job || !JobFolder.ofJob(job, keyOf({ libvirt, domain, repository, ssh }))) return false;
   return job.server.transport === "tcp" && job.server.port === port;
 }
 

@@ -27,12 +27,10 @@ export async function lookAtQemuTools(): Promise<readonly Found[]> {
 
 const INSTALL_TOOLS = "apt install qemu-utils";
 
-export async function lookAtLibvirt({ virsh }: Subject): Promise<readonly Found[]> {
-  const text = await virsh.version();
-  const version = (of: string): string =>
-    new RegExp(`^${of}: (?:\\S+ )?(\\d\\S*)`, "m").exec(text)?.[1] ?? "of unknown version";
-  const uri = await virsh.uri();
-  const what = `libvirt ${version("Running against daemon")} with QEMU ${version("Running hypervisor")} at ${uri}`;
+export async function lookAtLibvirt({ libvirt }: Subject): Promise<readonly Found[]> {
+  const versions = await libvirt.versions();
+  const uri = await libvirt.uri();
+  const what = `libvirt ${versions.libvirt} with QEMU ${versions.hypervisor} at ${uri}`;
   if (!/^qemu(\+\w+)?:/.test(uri)) {
     return [
       fail("E_NOT_QEMU", `${uri} is no libvirt of QEMU's`, {
@@ -50,8 +48,8 @@ export async function lookAtLibvirt({ virsh }: Subject): Promise<readonly Found[
 const SYSTEM = "sudo nbdpull doctor --connect qemu:///system";
 
 /** Asks libvirt whether this QEMU supports backups with checkpoints. */
-export async function lookAtSupport({ virsh, domain }: Subject): Promise<readonly Found[]> {
-  const supported = parseBackupSupport(await virsh.domainCapabilities(domain?.platform));
+export async function lookAtSupport({ libvirt, domain }: Subject): Promise<readonly Found[]> {
+  const supported = parseBackupSupport(await libvirt.domainCapabilities(domain?.platform));
   const whose = domain?.platform?.emulator ?? "the host's QEMU";
   if (supported === undefined) {
     return [pass(`libvirt doesn't say whether it makes backups with ${whose}, as older ones don't`)];

@@ -9,7 +9,7 @@ import { CHECKS, JOB } from "./list.js";
 interface PreflightOptions
   extends Pick<
     Subject,
-    "virsh" | "ssh" | "scratchParent" | "scratchReserve" | "server" | "freeze" | "signal"
+    "libvirt" | "ssh" | "scratchParent" | "scratchReserve" | "server" | "freeze" | "signal"
   > {
   readonly repositoryPath: string;
   /** A running domain. */
@@ -27,11 +27,11 @@ interface PreflightOptions
  * @throws {PreconditionError} or another error of the backup, for the first check that fails
  */
 export async function preflight(options: PreflightOptions): Promise<Forecast> {
-  const { virsh, domain, disks } = options;
+  const { libvirt, domain, disks } = options;
   const repository = await Repository.openIfThere(options.repositoryPath);
   const subject: Subject = { ...options, repository };
   await pass(JOB, subject, options);
-  const guest = { virsh, domain, ...(repository ? { repository } : {}) };
+  const guest = { libvirt, domain, ...(repository ? { repository } : {}) };
   // No warnings about damaged points here: the backup itself plans again and gives them then.
   const foreseen = await forecast(guest, disks, { ...options, broken: new Map(), onWarning: undefined });
   for (const check of CHECKS) {

@@ -3,7 +3,7 @@ import { domainWord } from "../base/shell-word.js";
 import type { DomainDefinition } from "../libvirt/domain-xml.js";
 import { JobEnd, unlessBusy } from "../libvirt/job-end.js";
 import { type BackupJob, exportedDisks, parseBackupJob } from "../libvirt/job-xml.js";
-import type { Virsh } from "../libvirt/virsh.js";
+import type { Libvirt } from "../libvirt/libvirt.js";
 import { domainFolder } from "../repository/domain-folder.js";
 import { thawGuest } from "./freeze.js";
 import type { Guest } from "./guest.js";
@@ -28,9 +28,9 @@ interface Left {
  * @throws {PreconditionError} `E_BACKUP_RUNNING`, `E_FOREIGN_JOB`, `E_DOMAIN_BUSY`, `E_PUSH_MODE`
  */
 export async function findLeft(guest: Guest, here: JobFolder): Promise<Left> {
-  const { virsh, domain } = guest;
+  const { libvirt, domain } = guest;
   await refuseLivingOwner(here, domain);
-  const job = await runningBackup(virsh, domain);
+  const job = await runningBackup(libvirt, domain);
   if (!job) return { folders: [here], job };
   const theirs = JobFolder.ofJob(job, keyOf(guest), guest.ssh);
   if (!theirs) throw foreignJob(domain, job);
@@ -73,8 +73,8 @@ export async function claimFolder(
  * Throws if any job runs on the domain: without a repository no job is ours.
  * @throws {PreconditionError} `E_FOREIGN_JOB`, `E_DOMAIN_BUSY`, `E_PUSH_MODE`
  */
-export async function refuseAnyJob({ virsh, domain }: Pick<Guest, "virsh" | "domain">): Promise<void> {
-  const job = await runningBackup(virsh, domain);
+export async function refuseAnyJob({ libvirt, domain }: Pick<Guest, "libvirt" | "domain">): Promise<void> {
+  const job = await runningBackup(libvirt, domain);
   if (job) throw foreignJob(domain, job);
 }
 
@@ -95,7 +95,7 @@ export async function clearFolder(
 }
 
 async function endJobIn(
-  { virsh, domain }: Guest,
+  { libvirt, domain }: Guest,
   folder: JobFolder,
   {
     jobMayRun,
@@ -108,13 +108,13 @@ async function endJobIn(
   },
 ): Promise<void> {
   try {
-    if (await folder.isMarkedFrozen(domain)) await thawGuest({ virsh, domain }, folder);
+    if (await folder.isMarkedFrozen(domain)) await thawGuest({ libvirt, domain }, folder);
   } finally {
-    const job = jobMayRun ? await jobToEnd({ virsh, domain }, onWarning) : undefined;
+    const job = jobMayRun ? await jobToEnd({ libvirt, domain }, onWarning) : undefined;
     const worksThere =
       job && exportedDisks(job).some(({ scratch }) => scratch?.path.startsWith(`${folder.path}/`));
     if (worksThere) {
-      const ended = virsh.abortJob(domain, { isKnown: true, onWait: onWarning });
+      const ended = libvirt.abortJob(domain, { isKnown: true, onWait: onWarning });
       await (isDead ? cutOffIfStuck(folder, ended) : ended);
     }
   }
@@ -122,16 +122,16 @@ async function endJobIn(
 
 /** The backup job that runs. libvirt can be too busy to tell, as after a reset of the guest: then it is asked again. */
 async function jobToEnd(
-  { virsh, domain }: Pick<Guest, "virsh" | "domain">,
+  { libvirt, domain }: Pick<Guest, "libvirt" | "domain">,
   onWarning: ClearOptions["onWarning"],
 ): Promise<BackupJob | undefined> {
   const wait = new JobEnd(undefined, () =>
     onWarning?.(`libvirt is busy with ${domain.name}: its backup job is ended as soon as it answers`),
   );
   for (;;) {
-    const seen = await unlessBusy(virsh.runningJob(domain));
+    const seen = await unlessBusy(libvirt.runningJob(domain));
     if (seen) return seen.backupXml === undefined ? undefined : parseBackupJob(seen.backupXml);
-    if (!(await wait.wait(undefined))) return await runningBackup(virsh, domain);
+    if (!(await wait.wait(undefined))) return await runningBackup(libvirt, domain);
   }
 }
 
@@ -168,9 +168,12 @@ async function refuseLivingOwner(folder: JobFolder, domain: DomainDefinition): P
  * The backup job that runs on the domain, if any. No job runs on a domain that is off.
  * @throws {PreconditionError} `E_DOMAIN_BUSY`: a job of another kind runs
  */
-export async function runningBackup(virsh: Virsh, domain: DomainDefinition): Promise<BackupJob | undefined> {
+export async function runningBackup(
+  libvirt: Libvirt,
+  domain: DomainDefinition,
+): Promise<BackupJob | undefined> {
   const { name } = domain;
-  const { info, backupXml } = await virsh.runningJob(domain);
+  const { info, backupXml } = await libvirt.runningJob(domain);
   if (info?.active && info.operation !== "backup") {
     throw new PreconditionError(
       "E_DOMAIN_BUSY",

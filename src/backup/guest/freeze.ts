@@ -2,7 +2,7 @@ import { BackupError, hasCode, messageOf } from "../base/errors.js";
 import { domainWord } from "../base/shell-word.js";
 import type { DomainDefinition } from "../libvirt/domain-xml.js";
 import { freeze, thaw } from "../libvirt/freeze.js";
-import type { Virsh } from "../libvirt/virsh.js";
+import type { Libvirt } from "../libvirt/libvirt.js";
 import type { Guest } from "./guest.js";
 import type { JobFolder } from "./job-folder.js";
 
@@ -14,7 +14,7 @@ import type { JobFolder } from "./job-folder.js";
  *   stays frozen; `E_NO_MOUNTPOINT`
  */
 export async function whileFrozen(
-  guest: Pick<Guest, "virsh" | "domain">,
+  guest: Pick<Guest, "libvirt" | "domain">,
   folder: JobFolder,
   mountpoints: readonly string[] | undefined,
   work: () => Promise<void>,
@@ -22,7 +22,7 @@ export async function whileFrozen(
   if (mountpoints === undefined) return await work();
   await folder.markFrozen(guest.domain);
   try {
-    await freeze(guest.virsh, guest.domain, mountpoints);
+    await freeze(guest.libvirt, guest.domain, mountpoints);
   } catch (error) {
     if (isBeforeFreezing(error)) await folder.unmarkFrozen();
     else await thawGuest(guest, folder);
@@ -37,14 +37,14 @@ export async function whileFrozen(
 
 /** @throws {BackupError} `E_STILL_FROZEN` */
 export async function thawGuest(
-  { virsh, domain }: Pick<Guest, "virsh" | "domain">,
+  { libvirt, domain }: Pick<Guest, "libvirt" | "domain">,
   folder: JobFolder,
 ): Promise<void> {
   try {
-    await thaw(virsh, domain);
+    await thaw(libvirt, domain);
   } catch (cause) {
     // A guest that is off is no longer frozen, but one that is paused is, and its agent doesn't answer either.
-    if (!(await isOff(virsh, domain, cause))) {
+    if (!(await isOff(libvirt, domain, cause))) {
       const name = domainWord(domain.name);
       const isPaused = hasCode(cause, "E_DOMAIN_OFF");
       const why = isPaused ? "the guest is paused" : messageOf(cause);
@@ -60,9 +60,9 @@ export async function thawGuest(
  * Whether the run of the domain has ended that was frozen.
  * @param cause what libvirt refused the thawing with
  */
-async function isOff(virsh: Virsh, domain: DomainDefinition, cause: unknown): Promise<boolean> {
+async function isOff(libvirt: Libvirt, domain: DomainDefinition, cause: unknown): Promise<boolean> {
   if (hasCode(cause, "E_NO_SUCH_DOMAIN")) return true;
-  return hasCode(cause, "E_DOMAIN_OFF") && (await virsh.domainId(domain)) !== domain.id;
+  return hasCode(cause, "E_DOMAIN_OFF") && (await libvirt.domainId(domain)) !== domain.id;
 }
 
 /**

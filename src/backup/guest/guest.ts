@@ -27,14 +27,14 @@ import { messageOf } from "../base/errors.js";
 import type { Ssh } from "../host/ssh.js";
 import { deleteCheckpoint } from "../libvirt/checkpoints.js";
 import type { DomainDefinition } from "../libvirt/domain-xml.js";
-import type { Virsh } from "../libvirt/virsh.js";
+import type { Libvirt } from "../libvirt/libvirt.js";
 import type { Repository } from "../repository/repository.js";
 import type { CheckpointRecord } from "./checkpoint-record.js";
 import type { JobFolderKey } from "./job-folder.js";
 
 /** One repository's view of one domain. */
 export interface Guest {
-  readonly virsh: Virsh;
+  readonly libvirt: Libvirt;
   readonly domain: DomainDefinition;
   readonly repository: Repository;
   /** Connection to the host where the domain runs, if that is another host. */
@@ -52,16 +52,16 @@ export function keyOf({ repository, domain }: Guest): JobFolderKey {
  * @returns the names of the deleted checkpoints, and a message for each that could not be deleted
  */
 export async function retireCheckpoints(
-  { virsh, domain }: Pick<Guest, "virsh" | "domain">,
+  { libvirt, domain }: Pick<Guest, "libvirt" | "domain">,
   record: CheckpointRecord,
   mayGo: (name: string) => boolean,
 ): Promise<{ retired: string[]; failed: string[] }> {
   const retired: string[] = [];
   const failed: string[] = [];
-  for (const name of await virsh.checkpointNames(domain)) {
+  for (const name of await libvirt.checkpointNames(domain)) {
     if (!record.has(name) || !mayGo(name)) continue;
     try {
-      await deleteCheckpoint(virsh, domain, name);
+      await deleteCheckpoint(libvirt, domain, name);
       retired.push(name);
     } catch (error) {
       failed.push(`checkpoint ${name} could not be deleted: ${messageOf(error)}`);

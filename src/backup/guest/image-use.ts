@@ -11,26 +11,26 @@ import { together } from "../base/in-parallel.js";
 import { type BlockDevice, blockDeviceAt, countsWrites, deviceState } from "../host/block-device.js";
 import { writersOf } from "../host/device-users.js";
 import { parseDomain } from "../libvirt/domain-xml.js";
-import type { Virsh } from "../libvirt/virsh.js";
+import type { Libvirt } from "../libvirt/libvirt.js";
 
 /** The images of a domain that is off. */
 export class ImageUse {
   /** Those of them that are block devices. */
   readonly devices: readonly BlockDevice[];
   readonly #paths: readonly string[];
-  readonly #virsh: Virsh;
+  readonly #libvirt: Libvirt;
 
-  private constructor(virsh: Virsh, paths: readonly string[], devices: readonly BlockDevice[]) {
-    this.#virsh = virsh;
+  private constructor(libvirt: Libvirt, paths: readonly string[], devices: readonly BlockDevice[]) {
+    this.#libvirt = libvirt;
     this.#paths = paths;
     this.devices = devices;
   }
 
   /** @param paths the paths of all images, on this host */
-  static async of(virsh: Virsh, paths: readonly string[]): Promise<ImageUse> {
+  static async of(libvirt: Libvirt, paths: readonly string[]): Promise<ImageUse> {
     const found = await Promise.all(paths.map(blockDeviceAt));
     return new ImageUse(
-      virsh,
+      libvirt,
       paths.filter((_, index) => found[index] === undefined),
       found.filter((device) => device !== undefined),
     );
@@ -68,7 +68,7 @@ export class ImageUse {
 
   /** The running domains that have one of the devices as a disk. */
   async #domainsWriting(): Promise<string[]> {
-    const names = await this.#virsh.runningDomains();
+    const names = await this.#libvirt.runningDomains();
     return (await together(...names.map((name) => this.#devicesOf(name)))).flat();
   }
 
@@ -85,7 +85,7 @@ export class ImageUse {
 
   async #disksOf(name: string) {
     try {
-      return parseDomain(await this.#virsh.domainXml(name)).disks;
+      return parseDomain(await this.#libvirt.domainXml(name)).disks;
     } catch (error) {
       if (hasCode(error, "E_NO_SUCH_DOMAIN")) return [];
       throw error;

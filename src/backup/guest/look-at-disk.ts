@@ -4,7 +4,7 @@ import { open, stat } from "node:fs/promises";
 import { hasCode, messageOf } from "../base/errors.js";
 import { ScriptError, type Ssh } from "../host/ssh.js";
 import type { DomainDefinition, DomainDisk } from "../libvirt/domain-xml.js";
-import type { Virsh } from "../libvirt/virsh.js";
+import type { Libvirt } from "../libvirt/libvirt.js";
 import type { GuestDisk } from "./plan-disk.js";
 import { volumeOf } from "./volume-of.js";
 
@@ -20,10 +20,10 @@ const HEAD_BYTES = 8;
  * @param readVersion undefined: the image's version stays unknown
  * @throws {PreconditionError} `E_NO_VOLUME`: the disk is a volume that libvirt doesn't find, and the domain is
  *   off
- * @throws as methods of `Virsh` do
+ * @throws as methods of `Libvirt` do
  */
 export async function lookAtDisk(
-  virsh: Virsh,
+  libvirt: Libvirt,
   domain: DomainDefinition,
   disk: DomainDisk,
   readVersion: ReadVersion | undefined,
@@ -31,14 +31,14 @@ export async function lookAtDisk(
   const { target: name, format = "raw" } = disk;
   const isRunning = domain.id !== undefined;
   // A volume of a running domain may be unknown to its pool by now: QEMU has it open all the same.
-  const volume = await volumeOf(virsh, domain, disk).catch((error: unknown) => {
+  const volume = await volumeOf(libvirt, domain, disk).catch((error: unknown) => {
     if (isRunning && hasCode(error, "E_NO_VOLUME")) return undefined;
     throw error;
   });
   const path = volume?.path ?? disk.source;
   // libvirt can't tell the size of a disk that is a volume while the domain is off.
   const known = isRunning ? undefined : volume?.capacity;
-  const size = known ?? (await virsh.diskSize(domain, name));
+  const size = known ?? (await libvirt.diskSize(domain, name));
   const version = format === "qcow2" && path !== undefined ? await readVersion?.(path) : undefined;
   return { name, format, size, version, path };
 }
@@ -86,7 +86,8 @@ export async function withOldQcow2(
   disks: readonly GuestDisk[],
   readVersion: ReadVersion,
 ): Promise<readonly GuestDisk[] | undefined> {
-  if (!hasCode(error, "E_VIRSH") || !/bitmaps in qcow2 v2 files/.test(messageOf(error))) return undefined;
+  if (!hasCode(error, "E_LIBVIRT_REFUSED") || !/bitmaps in qcow2 v2 files/.test(messageOf(error)))
+    return undefined;
   const look = async (disk: GuestDisk): Promise<GuestDisk> => {
     if (disk.format !== "qcow2" || disk.version !== undefined) return disk;
     const version = disk.path === undefined ? undefined : await readVersion(disk.path);

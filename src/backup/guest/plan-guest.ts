@@ -6,7 +6,7 @@ import type { ImageFormat } from "../image/image.js";
 import { parseCheckpoint } from "../libvirt/checkpoint-xml.js";
 import { readCheckpoints } from "../libvirt/checkpoints.js";
 import type { DomainDefinition } from "../libvirt/domain-xml.js";
-import type { Virsh } from "../libvirt/virsh.js";
+import type { Libvirt } from "../libvirt/libvirt.js";
 import { domainFolder } from "../repository/domain-folder.js";
 import type { Manifest } from "../repository/manifest.js";
 import { pointsOf } from "../repository/point-owners.js";
@@ -26,7 +26,7 @@ interface GuestPlanOptions {
 
 /** Plans every disk. Without a repository there are no points, so every disk is full. */
 export async function planGuest(
-  { virsh, domain, repository }: Pick<Guest, "virsh" | "domain"> & Partial<Pick<Guest, "repository">>,
+  { libvirt, domain, repository }: Pick<Guest, "libvirt" | "domain"> & Partial<Pick<Guest, "repository">>,
   disks: readonly GuestDisk[],
   options: GuestPlanOptions,
 ): Promise<DiskPlan[]> {
@@ -43,7 +43,7 @@ export async function planGuest(
     const history = {
       ...none,
       points: pointsOf(points, domain.uuid),
-      checkpoints: await readCheckpoints(virsh, domain),
+      checkpoints: await readCheckpoints(libvirt, domain),
       prove: async (point: Manifest, disk: string) => {
         const chain = `${disk} ${point.id}`;
         if (!proven.has(chain)) await proveChain(repository, folder, point, disk);
@@ -98,11 +98,11 @@ export interface Forecast {
 
 /** Like `planGuest`, for a running domain. Does not use bitmaps that libvirt finds broken. */
 export async function forecast(
-  guest: Pick<Guest, "virsh" | "domain"> & Partial<Pick<Guest, "repository">>,
+  guest: Pick<Guest, "libvirt" | "domain"> & Partial<Pick<Guest, "repository">>,
   disks: readonly GuestDisk[],
   options: GuestPlanOptions,
 ): Promise<Forecast> {
-  const { virsh, domain } = guest;
+  const { libvirt, domain } = guest;
   const broken = new Map(options.broken);
   const proven = new Set(options.proven);
   const changed = new Map<string, ReadonlyMap<string, number>>();
@@ -112,10 +112,10 @@ export async function forecast(
     const sizes = new Map<string, number>();
     for (const { name, base } of plans) {
       if (!base) {
-        sizes.set(name, await virsh.allocatedBytes(domain, name));
+        sizes.set(name, await libvirt.allocatedBytes(domain, name));
         continue;
       }
-      const ofBase = changed.get(base.checkpoint) ?? (await changedSince(virsh, domain, base.checkpoint));
+      const ofBase = changed.get(base.checkpoint) ?? (await changedSince(libvirt, domain, base.checkpoint));
       changed.set(base.checkpoint, ofBase);
       const size = ofBase.get(name);
       if (size === undefined) broken.set(bitmapOf(name, base.checkpoint), LOST);
@@ -127,12 +127,12 @@ export async function forecast(
 
 /** Bytes that changed since a checkpoint, for each disk whose bitmap can be used. */
 export async function changedSince(
-  virsh: Virsh,
+  libvirt: Libvirt,
   domain: DomainDefinition,
   checkpoint: string,
 ): Promise<ReadonlyMap<string, number>> {
   try {
-    const { disks } = parseCheckpoint(await virsh.checkpointXml(domain, checkpoint, { sizes: true }));
+    const { disks } = parseCheckpoint(await libvirt.checkpointXml(domain, checkpoint, { sizes: true }));
     return new Map(disks.flatMap(({ name, size }) => (size === undefined ? [] : [[name, size] as const])));
   } catch (error) {
     // The checkpoint was deleted after it was listed.

@@ -3,7 +3,7 @@ import { domainWord } from "../base/shell-word.js";
 import { usualStateFolder } from "../host/state-folder.js";
 import { checkpointPrefix, deleteCheckpoint } from "../libvirt/checkpoints.js";
 import { parseDomain } from "../libvirt/domain-xml.js";
-import type { Virsh } from "../libvirt/virsh.js";
+import type { Libvirt } from "../libvirt/libvirt.js";
 import type { Repository } from "../repository/repository.js";
 import {
   CheckpointRecord,
@@ -14,8 +14,8 @@ import {
 import { refuseAnyJob } from "./claim.js";
 
 interface RetireOptions {
-  readonly virsh: Virsh;
-  /** Name, UUID or ID, as virsh accepts it. Undefined: all domains that run. */
+  readonly libvirt: Libvirt;
+  /** Name, UUID or the number of its run. Undefined: all domains that run. */
   readonly domainName: string | undefined;
   /** The repository's id, or its first eight digits, as the names of its checkpoints have them. */
   readonly repositoryId: string;
@@ -50,7 +50,7 @@ interface RetiredCheckpoints {
  * @throws {DamageError} `E_CHECKPOINT_RECORD`; `E_REPOSITORY`: what is at its place can't be read
  */
 export async function retireRepository(options: RetireOptions): Promise<readonly RetiredCheckpoints[]> {
-  const { virsh, domainName, alive, stateFolder = usualStateFolder() } = options;
+  const { libvirt, domainName, alive, stateFolder = usualStateFolder() } = options;
   const id = options.repositoryId.toLowerCase();
   const prefix = checkpointPrefix(id);
   assertId(options.repositoryId);
@@ -66,7 +66,7 @@ export async function retireRepository(options: RetireOptions): Promise<readonly
   const search: Search = { ...options, prefix, dead, others };
   if (domainName !== undefined) return [await retireFrom(domainName, search)];
   const retired: RetiredCheckpoints[] = [];
-  for (const name of await virsh.runningDomains()) {
+  for (const name of await libvirt.runningDomains()) {
     try {
       retired.push(await retireFrom(name, search));
     } catch (error) {
@@ -84,10 +84,10 @@ interface Search extends RetireOptions {
 }
 
 async function retireFrom(name: string, search: Search): Promise<RetiredCheckpoints> {
-  const { virsh, prefix, dead, others, dryRun, signal } = search;
-  const domain = parseDomain(await virsh.domainXml(name));
+  const { libvirt, prefix, dead, others, dryRun, signal } = search;
+  const domain = parseDomain(await libvirt.domainXml(name));
   const theirs = await CheckpointRecord.existing(others, domain.uuid);
-  const present = (await virsh.checkpointNames(domain)).filter((each) => each.startsWith(prefix));
+  const present = (await libvirt.checkpointNames(domain)).filter((each) => each.startsWith(prefix));
   const found = present.filter((each) => !theirs.some((record) => record.has(each)));
   if (dryRun) return { domain: domain.name, checkpoints: found, failed: [] };
   if (found.length > 0 && domain.id === undefined) {
@@ -95,12 +95,12 @@ async function retireFrom(name: string, search: Search): Promise<RetiredCheckpoi
     throw new PreconditionError("E_DOMAIN_OFF", message, { details: { domain: domain.name } });
   }
   // Otherwise libvirt would let each deletion wait for half a minute.
-  if (found.length > 0) await refuseAnyJob({ virsh, domain });
+  if (found.length > 0) await refuseAnyJob({ libvirt, domain });
   const deleted = new Set<string>();
   const failed: string[] = [];
   for (const each of found) {
     try {
-      await deleteCheckpoint(virsh, domain, each);
+      await deleteCheckpoint(libvirt, domain, each);
       deleted.add(each);
     } catch (error) {
       signal?.throwIfAborted();

@@ -1,4 +1,4 @@
-/** The two documents that `virsh backup-begin` takes. */
+/** The two documents that begin a backup job and create its checkpoint. */
 import { XMLBuilder } from "fast-xml-parser";
 
 /**

@@ -1,7 +1,7 @@
 import { formatTree, parseTree } from "./xml-tree.js";
 
 /**
- * Removes the bitmap of one disk from the XML of a checkpoint, as `virsh checkpoint-dumpxml` prints it. The
+ * Removes the bitmap of one disk from the XML of a checkpoint, with the domain's definition in it. The
  * result is undefined if no other disk has a bitmap.
  */
 export function withoutBitmap(xml: string, disk: string): string | undefined {

@@ -1,19 +1,19 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { PreconditionError } from "../base/errors.js";
 import { domainWord } from "../base/shell-word.js";
-import type { DomainRef, Virsh } from "./virsh.js";
+import type { DomainRef, Libvirt } from "./libvirt.js";
 
 const THAW_ATTEMPTS = 3;
 const THAW_RETRY_MS = 1000;
 
 /**
  * Thaws the guest's file systems. Retries, since a guest that stays frozen is worse than any failed backup.
- * @throws the error of `Virsh` at the last attempt
+ * @throws the error of `Libvirt` at the last attempt
  */
-export async function thaw(virsh: Virsh, domain: DomainRef): Promise<void> {
+export async function thaw(libvirt: Libvirt, domain: DomainRef): Promise<void> {
   for (let attempt = 1; ; attempt += 1) {
     try {
-      await virsh.run("domfsthaw", domain);
+      await libvirt.thaw(domain);
       return;
     } catch (error) {
       if (attempt === THAW_ATTEMPTS) throw error;
@@ -27,11 +27,14 @@ export async function thaw(virsh: Virsh, domain: DomainRef): Promise<void> {
  * @param mountpoints in the guest; empty: all
  * @throws {PreconditionError} `E_NO_MOUNTPOINT`: of `mountpoints`, none is there; `E_GUEST_FROZEN`
  */
-export async function freeze(virsh: Virsh, domain: DomainRef, mountpoints: readonly string[]): Promise<void> {
-  const named = mountpoints.flatMap((mountpoint) => ["--mountpoint", mountpoint]);
-  const said = await virsh.run("domfsfreeze", domain, named);
+export async function freeze(
+  libvirt: Libvirt,
+  domain: DomainRef,
+  mountpoints: readonly string[],
+): Promise<void> {
+  const frozen = await libvirt.freeze(domain, mountpoints);
   // The agent passes over mountpoints that it doesn't know.
-  if (mountpoints.length > 0 && /^Froze 0 /m.test(said)) throw noMountpoint(domain, mountpoints);
+  if (mountpoints.length > 0 && frozen === 0) throw noMountpoint(domain, mountpoints);
 }
 
 /** @param there what the guest has, if that is known */

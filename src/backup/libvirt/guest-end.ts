@@ -2,7 +2,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { BackupError, hasCode, messageOf } from "../base/errors.js";
 import { domainWord } from "../base/shell-word.js";
 import type { DomainDefinition } from "./domain-xml.js";
-import type { Virsh } from "./virsh.js";
+import type { Libvirt } from "./libvirt.js";
 
 /** QEMU's connections are closed a moment before libvirt knows that QEMU has ended. */
 const NOTICE_MS = 500;
@@ -16,14 +16,14 @@ const ENDED = /^(?:shut off|crashed|in shutdown)/;
  * @returns `E_GUEST_ENDED`; undefined while the same run of the domain goes on, or if libvirt doesn't say
  */
 export async function guestEnd(
-  virsh: Virsh,
+  libvirt: Libvirt,
   domain: DomainDefinition,
   error: unknown,
 ): Promise<BackupError | undefined> {
-  let end = await endOf(virsh, domain);
-  if (end === undefined && isLostConnection(error)) {
+  let end = await endOf(libvirt, domain);
+  if (end === undefined && mayComeBefore(error)) {
     await sleep(NOTICE_MS);
-    end = await endOf(virsh, domain);
+    end = await endOf(libvirt, domain);
   }
   if (end === undefined) return undefined;
   const { name } = domain;
@@ -34,18 +34,22 @@ export async function guestEnd(
   return new BackupError("E_GUEST_ENDED", message, { cause: error, details });
 }
 
-async function endOf(virsh: Virsh, domain: DomainDefinition): Promise<string | undefined> {
+async function endOf(libvirt: Libvirt, domain: DomainDefinition): Promise<string | undefined> {
   try {
-    const state = (await virsh.run("domstate", domain, ["--reason"])).trim();
+    const state = await libvirt.domainState(domain, { reason: true });
     if (ENDED.test(state)) return `libvirt: ${state}`;
-    return (await virsh.domainId(domain)) === domain.id ? undefined : "it was started anew since";
+    const run = await libvirt.domainId(domain);
+    if (run === domain.id) return undefined;
+    if (run !== undefined) return "it was started anew since";
+    // It ended between the two questions.
+    return `libvirt: ${await libvirt.domainState(domain, { reason: true })}`;
   } catch (error) {
     return hasCode(error, "E_NO_SUCH_DOMAIN") ? "libvirt has forgotten it" : undefined;
   }
 }
 
-function isLostConnection(error: unknown): boolean {
-  return ["NBD_CLOSED_BY_SERVER", "NBD_CONNECTION_LOST", "NBD_CONNECT_FAILED"].some((code) =>
-    hasCode(error, code),
-  );
+/** Whether it is what the end of a guest shows itself by, a moment before. */
+function mayComeBefore(error: unknown): boolean {
+  const lost = ["NBD_CLOSED_BY_SERVER", "NBD_CONNECTION_LOST", "NBD_CONNECT_FAILED"];
+  return lost.some((code) => hasCode(error, code));
 }

@@ -1,4 +1,5 @@
 import { BackupError } from "../base/errors.js";
+import type { TypedParams } from "./rpc/typed-params.js";
 
 /** libvirt's information about a domain's job: the running one, or the last one that ended. */
 export interface JobInfo {
@@ -43,40 +44,38 @@ const OPERATIONS = [
 ];
 
 /**
- * Reads the output of `virsh domjobinfo --rawstats`: libvirt's own numbers and names, one per line.
+ * Reads the answer of `virDomainGetJobStats`: a number of virDomainJobType, and facts such as `operation`,
+ * `time_elapsed` (in ms) or `disk_temp_used` (in bytes).
  *
- *     Job type: 2
- *     operation: 9
- *     time_elapsed: 5104
- *     disk_temp_used: 0
- *
- * @throws {BackupError} `E_VIRSH_OUTPUT`
+ * @throws {BackupError} `E_LIBVIRT_ANSWER`
  */
-export function parseJobInfo(output: string): JobInfo {
-  const fields = new Map<string, string>();
-  for (const line of output.split("\n")) {
-    const [, key, value] = /^([^:]+):\s*(.*)$/.exec(line) ?? [];
-    if (key !== undefined && value !== undefined) fields.set(key, value.trim());
-  }
-  const type = JOB_TYPES[numberOf(fields, "Job type") ?? -1];
+export function jobInfoOf(jobType: number, params: TypedParams): JobInfo {
+  const type = JOB_TYPES[jobType];
   if (type === undefined) {
-    throw new BackupError("E_VIRSH_OUTPUT", `virsh domjobinfo printed no job type that is known: ${output}`);
+    throw new BackupError("E_LIBVIRT_ANSWER", `libvirt named a job of a type that is not known: ${jobType}`);
   }
   if (type === "none") return { active: false, type };
-  const success = fields.get("success");
   return {
     active: type === "bounded" || type === "unbounded",
     type,
-    operation: OPERATIONS[numberOf(fields, "operation") ?? 0] ?? "unknown",
-    elapsedMs: numberOf(fields, "time_elapsed"),
-    scratchUsed: numberOf(fields, "disk_temp_used"),
-    scratchTotal: numberOf(fields, "disk_temp_total"),
-    success: success === undefined ? undefined : success === "1",
-    error: fields.get("errmsg"),
+    ...jobFactsOf(params),
   };
 }
 
-function numberOf(fields: ReadonlyMap<string, string>, key: string): number | undefined {
-  const value = fields.get(key);
-  return value !== undefined && /^\d+$/.test(value) ? Number(value) : undefined;
+/** What libvirt tells about a job that runs or ended. */
+export function jobFactsOf(params: TypedParams): Omit<JobInfo, "active" | "type"> {
+  const number = (name: string): number | undefined => {
+    const value = params.get(name);
+    return typeof value === "number" ? value : undefined;
+  };
+  const success = params.get("success");
+  const error = params.get("errmsg");
+  return {
+    operation: OPERATIONS[number("operation") ?? 0] ?? "unknown",
+    elapsedMs: number("time_elapsed"),
+    scratchUsed: number("disk_temp_used"),
+    scratchTotal: number("disk_temp_total"),
+    success: typeof success === "boolean" ? success : undefined,
+    error: typeof error === "string" ? error : undefined,
+  };
 }

@@ -1,12 +1,11 @@
 import { BackupError, PreconditionError } from "../base/errors.js";
-import { together } from "../base/in-parallel.js";
 import { domainWord } from "../base/shell-word.js";
 import { type Checkpoint, parseCheckpoint } from "./checkpoint-xml.js";
 import { type DomainDefinition, parseDomain } from "./domain-xml.js";
 import type { JobInfo } from "./job-info.js";
 import { type BackupJob, exportedDisks, parseBackupJob } from "./job-xml.js";
+import { type DomainRef, isJobGone, type Libvirt, PATIENCE_MS } from "./libvirt.js";
 import { canBeSameJob, isUnmistakable } from "./same-job.js";
-import { type DomainRef, isJobGone, PATIENCE_MS, type Virsh } from "./virsh.js";
 
 /** A point in time that lies between two known ones, in milliseconds since 1970. */
 interface Moment {
@@ -29,25 +28,24 @@ const BEGIN_TOLERANCE_MS = 5000;
 /**
  * Finds the pull-mode job that runs on a domain and records what identifies it.
  *
- * @param options.domain as virsh takes it (name, UUID or the number of its run), or a known domain
+ * @param options.domain its name, UUID or the number of its run, or a known domain
  * @throws {PreconditionError} no such domain, it is off, no backup job runs (`E_NO_JOB`), it is in push mode
  * @throws {BackupError} libvirt's documents can't be used
  */
 export async function openRunningJob(options: {
   readonly domain: DomainRef;
-  readonly virsh: Virsh;
+  readonly libvirt: Libvirt;
 }): Promise<RunningJob> {
-  const { virsh } = options;
-  const asked = { domainXml: virsh.domainXml(options.domain), backupXml: virsh.backupXml(options.domain) };
-  // Asked last, so that only its own answer comes before the second reading of the clock: see `checkpoint`.
-  const start = askStart(virsh, options.domain);
-  const [domainXml, startedAt, backupXml] = await together(asked.domainXml, start, asked.backupXml);
+  const { libvirt } = options;
+  const domainXml = await libvirt.domainXml(options.domain);
+  const startedAt = await askStart(libvirt, options.domain);
+  const backupXml = await libvirt.backupXml(options.domain);
   const domain = parseDomain(domainXml);
-  return new RunningJob({ virsh, job: parseBackupJob(backupXml), backupXml, domain, domainXml, startedAt });
+  return new RunningJob({ libvirt, job: parseBackupJob(backupXml), backupXml, domain, domainXml, startedAt });
 }
 
 interface RunningJobFacts {
-  readonly virsh: Virsh;
+  readonly libvirt: Libvirt;
   readonly job: BackupJob;
   readonly backupXml: string;
   readonly domain: DomainDefinition;
@@ -63,7 +61,7 @@ export class RunningJob {
   /** The definition of the running domain at that time. */
   readonly domainXml: string;
   readonly #facts: RunningJobFacts;
-  readonly #virsh: Virsh;
+  readonly #libvirt: Libvirt;
   readonly #startedAt: Moment;
 
   constructor(facts: RunningJobFacts) {
@@ -73,13 +71,13 @@ export class RunningJob {
     this.domain = facts.domain;
     this.domainXml = facts.domainXml;
     // A job that has run for hours must not fail because libvirtd restarts in its last minutes.
-    this.#virsh = facts.virsh.withPatience(PATIENCE_MS);
+    this.#libvirt = facts.libvirt.withPatience(PATIENCE_MS);
     this.#startedAt = facts.startedAt;
   }
 
   /** The same job, asked about with another signal or none. */
   withSignal(signal: AbortSignal | undefined): RunningJob {
-    return new RunningJob({ ...this.#facts, virsh: this.#facts.virsh.withSignal(signal) });
+    return new RunningJob({ ...this.#facts, libvirt: this.#facts.libvirt.withSignal(signal) });
   }
 
   /**
@@ -92,18 +90,16 @@ export class RunningJob {
    * difference. A restarted libvirtd counts from 0 again, and then such a job can't be distinguished from
    * another one.
    *
-   * @throws {PreconditionError} `E_JOB_ENDED`, `E_JOB_REPLACED`, or what `Virsh` throws if libvirt doesn't
+   * @throws {PreconditionError} `E_JOB_ENDED`, `E_JOB_REPLACED`, or what `Libvirt` throws if libvirt doesn't
    * answer
    */
   async assertAlive(): Promise<void> {
     const { name, id } = this.domain;
     try {
-      // libvirt answers in this order, so an unchanged run means that the description belongs to it.
-      const [startedAt, backupXml, run] = await together(
-        askStart(this.#virsh, this.domain),
-        this.#virsh.backupXml(this.domain),
-        this.#virsh.domainId(this.domain),
-      );
+      // In this order, an unchanged run means that the description belongs to it.
+      const startedAt = await askStart(this.#libvirt, this.domain);
+      const backupXml = await this.#libvirt.backupXml(this.domain);
+      const run = await this.#libvirt.domainId(this.domain);
       const sameRun = run === id;
       const now = parseBackupJob(backupXml);
       if (!sameRun || !canBeSameJob(now, this.job)) throw replaced(name, "another one runs in its place");
@@ -136,7 +132,7 @@ export class RunningJob {
    */
   async checkpoint(name: string): Promise<Checkpoint> {
     const domain = this.domain.name;
-    const checkpoint = parseCheckpoint(await this.#virsh.checkpointXml(this.domain, name));
+    const checkpoint = parseCheckpoint(await this.#libvirt.checkpointXml(this.domain, name));
     const fail = (code: string, reason: string): PreconditionError =>
       new PreconditionError(
         code,
@@ -175,26 +171,30 @@ export class RunningJob {
   /** The error for a job that has ended, with libvirt's reason. */
   async #ended(cause: unknown): Promise<PreconditionError> {
     const { name } = this.domain;
-    const last = await this.#virsh.lastJobInfo(this.domain).catch(() => undefined);
+    const last = await this.#libvirt.lastJobInfo(this.domain).catch(() => undefined);
     const reason = last?.operation === "backup" ? ` (libvirt: ${last.error ?? last.type})` : "";
-    return new PreconditionError(
-      "E_JOB_ENDED",
-      `the backup job of ${name} has ended${reason}, so what was read can't be trusted. Begin it again`,
-      { cause, details: { domain: name } },
-    );
+    return jobEnded(name, reason, cause);
   }
 }
 
+function jobEnded(domain: string, reason: string, cause: unknown): PreconditionError {
+  return new PreconditionError(
+    "E_JOB_ENDED",
+    `the backup job of ${domain} has ended${reason}, so what was read can't be trusted. Begin it again`,
+    { cause, details: { domain } },
+  );
+}
+
 /** When the running backup job began. libvirt answered between our two readings of the clock. */
-async function askStart(virsh: Virsh, domain: DomainRef): Promise<Moment> {
+async function askStart(libvirt: Libvirt, domain: DomainRef): Promise<Moment> {
   const before = Date.now();
-  const job = await virsh.jobInfo(domain);
+  const job = await libvirt.jobInfo(domain);
   const after = Date.now();
   const name = typeof domain === "string" ? domain : domain.name;
   if (!job.active || job.operation !== "backup") throw noBackupJob(name, job);
   if (job.elapsedMs === undefined) {
     throw new BackupError(
-      "E_VIRSH_OUTPUT",
+      "E_LIBVIRT_ANSWER",
       `libvirt doesn't say how long the job of ${name} has been running`,
     );
   }

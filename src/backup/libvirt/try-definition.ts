@@ -1,8 +1,5 @@
-import { mkdtemp, rm, writeFile } from "node:fs/promises";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
 import { messageOf } from "../base/errors.js";
-import type { Virsh } from "./virsh.js";
+import type { Libvirt } from "./libvirt.js";
 
 /** A domain that is defined only to see whether libvirt takes it. */
 interface Trial {
@@ -18,22 +15,17 @@ interface Trial {
  * now.
  *
  * @returns a warning if the domain stays defined
- * @throws {BackupError} `E_VIRSH`: libvirt doesn't take the definition; or as {@link Virsh} does
+ * @throws {BackupError} `E_LIBVIRT_REFUSED`: libvirt doesn't take the definition; or as {@link Libvirt} does
  */
-export async function tryDefinition(virsh: Virsh, trial: Trial): Promise<string | undefined> {
+export async function tryDefinition(libvirt: Libvirt, trial: Trial): Promise<string | undefined> {
   // Without the signal, which could leave the domain defined.
-  const steady = virsh.withSignal(undefined);
-  const folder = await mkdtemp(join(tmpdir(), "nbdpull-define-"));
+  const steady = libvirt.withSignal(undefined);
   try {
-    const path = join(folder, "trial.xml");
-    await writeFile(path, trial.xml, { flag: "wx", mode: 0o600 });
-    await steady.define(trial.name, path);
+    await steady.define(trial.name, trial.xml);
   } catch (error) {
-    // libvirt may have defined it: a virsh that was killed says nothing. Nobody else's domain has this UUID.
+    // Where its answer was lost, libvirt may have defined it. Nobody else's domain has this UUID.
     await steady.undefine(trial).catch(() => undefined);
     throw error;
-  } finally {
-    await rm(folder, { recursive: true, force: true });
   }
   try {
     await steady.undefine(trial);

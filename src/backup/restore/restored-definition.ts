@@ -14,9 +14,9 @@ import { NewFiles } from "../host/new-files.js";
 import { publish, refuseTarget, temporaryPathFor } from "../host/publish.js";
 import { parseEmulators } from "../libvirt/capabilities-xml.js";
 import { parseDomain } from "../libvirt/domain-xml.js";
+import type { Libvirt } from "../libvirt/libvirt.js";
 import { type RestoredPlace, restoredDomain } from "../libvirt/restored-domain.js";
 import { tryDefinition } from "../libvirt/try-definition.js";
-import type { Virsh } from "../libvirt/virsh.js";
 import { bootFilesOf, damageOf } from "../repository/kept-files.js";
 import type { KeptFile, Manifest } from "../repository/manifest.js";
 import type { Repository } from "../repository/repository.js";
@@ -37,7 +37,7 @@ export interface RestoredDefinitionOptions {
   /** The folder for its boot files, which keep their names; default: beside the XML, as `NAME.FILE`. */
   readonly filesIn?: string | undefined;
   /** The libvirt in which the domain is defined; undefined: only the XML is written. */
-  readonly virsh?: Virsh | undefined;
+  readonly libvirt?: Libvirt | undefined;
   /**
    * It may name files, devices and programs of this host, because nobody else can write to the repository.
    * Default: false.
@@ -95,10 +95,10 @@ export class RestoredDefinition {
    * @throws {UsageError} the name is invalid; the XML's file or that of a serial line exists; the XML's lies in
    *   the repository, or is a disk's
    * @throws {DamageError} the stored definition is not what was stored
-   * @throws {BackupError} the stored definition can't be parsed; and as {@link Virsh} does
+   * @throws {BackupError} the stored definition can't be parsed; and as {@link Libvirt} does
    */
   static async prepare(options: RestoredDefinitionOptions): Promise<RestoredDefinition> {
-    const { repository, point, place, disks, filesIn, virsh, trusted = false } = options;
+    const { repository, point, place, disks, filesIn, libvirt, trusted = false } = options;
     const stored = await readDefinition(options);
     const name = options.name ?? `${parseDomain(stored).name}-restored`;
     refuseName(name);
@@ -108,13 +108,13 @@ export class RestoredDefinition {
     }
     await refuseInside(repository, xmlPath);
     await refuseTarget(xmlPath, options.force);
-    if (await virsh?.hasDomain(name)) {
+    if (await libvirt?.hasDomain(name)) {
       const message = `a domain ${name} already exists: nothing was restored. Choose another name with --define=NAME`;
       throw new PreconditionError("E_DOMAIN_EXISTS", message, { details: { domain: name } });
     }
     const files = bootFilesOf(point).map((file) => ({ file, path: pathOf(file, xmlPath, filesIn) }));
     const moved = new Map(files.map(({ file, path }) => [file.source ?? "", resolve(path)]));
-    const emulators = trusted || !virsh ? undefined : parseEmulators(await virsh.capabilities());
+    const emulators = trusted || !libvirt ? undefined : parseEmulators(await libvirt.capabilities());
     const lines = resolve(filesIn ?? dirname(xmlPath), name);
     const parts = { disks, files: moved, lines, trusted, emulators };
     const made = restoredDomain(stored, name, parts);
@@ -122,18 +122,18 @@ export class RestoredDefinition {
     if (!options.force) for (const path of made.lines) await refuseTarget(path, false);
     const trial = `nbdpull-trial-${made.uuid.slice(0, 8)}`;
     const left =
-      virsh && (await tryOut(virsh, name, { ...restoredDomain(stored, trial, parts), name: trial }));
+      libvirt && (await tryOut(libvirt, name, { ...restoredDomain(stored, trial, parts), name: trial }));
     const warnings = left === undefined ? made.warnings : [...made.warnings, left];
     return new RestoredDefinition({ ...made, warnings, name, xmlPath, files }, made.xml, options);
   }
 
   /**
-   * Writes the XML and, if there is a `virsh`, defines the domain.
+   * Writes the XML and, if there is a `libvirt`, defines the domain.
    * @throws {BackupError} `E_DEFINE_FAILED`: the XML can't be written, or libvirt rejects it; the restored
    *   disks stay
    */
   async apply(): Promise<void> {
-    const { virsh, force, sync } = this.#options;
+    const { libvirt, force, sync } = this.#options;
     const temporary = temporaryPathFor(this.xmlPath);
     try {
       await using files = new NewFiles();
@@ -146,7 +146,7 @@ export class RestoredDefinition {
     }
     try {
       // Without the signal: the disks are restored, and an interrupt would report that nothing was made.
-      await virsh?.withSignal(undefined).define(this.name, this.xmlPath);
+      await libvirt?.withSignal(undefined).define(this.name, this.#xml);
     } catch (cause) {
       const byHand = `Define it by hand: virsh define ${shellWord(this.xmlPath)}`;
       throw this.#failure(`libvirt did not take its definition ${this.xmlPath}`, cause, byHand);
@@ -170,14 +170,14 @@ export class RestoredDefinition {
  * @throws {PreconditionError} `E_DEFINITION_REFUSED`
  */
 async function tryOut(
-  virsh: Virsh,
+  libvirt: Libvirt,
   name: string,
   trial: { readonly name: string; readonly uuid: string; readonly xml: string },
 ): Promise<string | undefined> {
   try {
-    return await tryDefinition(virsh, trial);
+    return await tryDefinition(libvirt, trial);
   } catch (cause) {
-    if (!hasCode(cause, "E_VIRSH")) throw cause;
+    if (!hasCode(cause, "E_LIBVIRT_REFUSED")) throw cause;
     const message = `libvirt would not take the definition of ${name}: ${messageOf(cause)}. Nothing was restored. Use --xml FILE instead of --define, mend that file, then \`virsh define\` it`;
     throw new PreconditionError("E_DEFINITION_REFUSED", message, { cause, details: { domain: name } });
   }

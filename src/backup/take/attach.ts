@@ -26,8 +26,8 @@ import {
   type IncrementalDisk,
   parseBackupJob,
 } from "../libvirt/job-xml.js";
+import { type Libvirt, PATIENCE_MS } from "../libvirt/libvirt.js";
 import { openRunningJob } from "../libvirt/running-job.js";
-import { PATIENCE_MS, type Virsh } from "../libvirt/virsh.js";
 import { assertCompressible } from "../pull/compressed-store.js";
 import { domainFolder } from "../repository/domain-folder.js";
 import { isSame, type Manifest } from "../repository/manifest.js";
@@ -45,7 +45,7 @@ import {
 export type JobSource =
   | {
       readonly kind: "libvirt";
-      readonly virsh: Virsh;
+      readonly libvirt: Libvirt;
       readonly domain: string;
       readonly xml?: string | undefined;
     }
@@ -174,7 +174,7 @@ async function connectionTo(
 ): Promise<JobConnection> {
   if (source.kind === "xml" || source.xml !== undefined) return directConnection(server);
   const { hostOverride } = options.connect;
-  const hypervisor = await source.virsh.hypervisor();
+  const hypervisor = await source.libvirt.hypervisor();
   return await connectJobAnywhere(server, { hypervisor, hostOverride, signal: options.signal });
 }
 
@@ -201,12 +201,12 @@ async function endJob(
   const { uuid, name } = view.domain;
   // Who interrupts need not wait for a libvirt that is away, unless the guest would not survive it.
   const signal = isFragile || options.signal?.aborted ? undefined : options.signal;
-  const virsh = source.virsh.withSignal(signal).withPatience(PATIENCE_MS);
+  const libvirt = source.libvirt.withSignal(signal).withPatience(PATIENCE_MS);
   try {
     await clients.outlive(async () => {
       // Its owner may have ended it, and begun another one.
       await view.assertStillThere(signal);
-      await virsh.abortJob(uuid ?? name, { onWait: options.onWarning });
+      await libvirt.abortJob(uuid ?? name, { onWait: options.onWarning });
     });
     return true;
   } catch (error) {
@@ -261,11 +261,11 @@ function viewOfXml({ xml, domain, uuid }: Extract<JobSource, { kind: "xml" }>): 
 }
 
 async function viewOfLibvirt({
-  virsh,
+  libvirt,
   domain,
   xml,
 }: Extract<JobSource, { kind: "libvirt" }>): Promise<JobView> {
-  const running = await openRunningJob({ virsh, domain });
+  const running = await openRunningJob({ libvirt, domain });
   const job = xml === undefined ? running.job : parseBackupJob(xml);
   if (!isDeepStrictEqual(rolesOf(job), rolesOf(running.job))) {
     const message = `the XML is not of the job that runs on ${running.domain.name}: its disks, modes, bases, exports or bitmaps differ. Only where the server is reached may; take the XML from virsh backup-dumpxml`;
@@ -273,11 +273,11 @@ async function viewOfLibvirt({
   }
   const times = new Map<string, Promise<number | undefined>>();
   const creationTime = (name: string): Promise<number | undefined> => {
-    const time = times.get(name) ?? creationTimeOf(virsh, running.domain.uuid, name);
+    const time = times.get(name) ?? creationTimeOf(libvirt, running.domain.uuid, name);
     times.set(name, time);
     return time;
   };
-  const host = await virsh.remoteHost();
+  const host = await libvirt.remoteHost();
   return {
     domain: { name: running.domain.name, uuid: running.domain.uuid },
     running: running.domain,
@@ -292,8 +292,8 @@ async function viewOfLibvirt({
     creationTime,
     confirm: () => running.assertAlive(),
     assertStillThere: (signal) => running.withSignal(signal).assertAlive(),
-    fragileDisks: () => fragileDisks(virsh, running.domain),
-    ended: (error) => guestEnd(virsh.withSignal(undefined), running.domain, error),
+    fragileDisks: () => fragileDisks(libvirt, running.domain),
+    ended: (error) => guestEnd(libvirt.withSignal(undefined), running.domain, error),
   };
 }
 
@@ -302,9 +302,13 @@ function scratchFilesOf(job: BackupJob): readonly string[] {
 }
 
 /** Undefined if the checkpoint was deleted after the job began. */
-async function creationTimeOf(virsh: Virsh, domain: string, checkpoint: string): Promise<number | undefined> {
+async function creationTimeOf(
+  libvirt: Libvirt,
+  domain: string,
+  checkpoint: string,
+): Promise<number | undefined> {
   try {
-    return parseCheckpoint(await virsh.checkpointXml(domain, checkpoint)).creationTime;
+    return parseCheckpoint(await libvirt.checkpointXml(domain, checkpoint)).creationTime;
   } catch (error) {
     if (hasCode(error, "E_NO_CHECKPOINT")) return undefined;
     throw error;

@@ -1,4 +1,3 @@
-import { writeFile } from "node:fs/promises";
 import type { NbdClient } from "../../nbd/index.js";
 import { hasCode, messageOf } from "../base/errors.js";
 import { together } from "../base/in-parallel.js";
@@ -32,8 +31,8 @@ import {
 import { type DomainDefinition, parseDomain } from "../libvirt/domain-xml.js";
 import { guestEnd } from "../libvirt/guest-end.js";
 import { type BackupServer, exportedDisks } from "../libvirt/job-xml.js";
+import { type Libvirt, PATIENCE_MS } from "../libvirt/libvirt.js";
 import { openRunningJob, type RunningJob } from "../libvirt/running-job.js";
-import { PATIENCE_MS, type Virsh } from "../libvirt/virsh.js";
 import { assertCompressible } from "../pull/compressed-store.js";
 import { domainFolder, foldersNamed } from "../repository/domain-folder.js";
 import type { Manifest } from "../repository/manifest.js";
@@ -43,8 +42,8 @@ import { backUpStopped } from "./stopped-backup.js";
 import { type PointDisk, type TakenPoint, type TakeSettings, takePoint } from "./take-point.js";
 
 export interface BackupOptions extends TakeSettings {
-  readonly virsh: Virsh;
-  /** Name, UUID or ID, as virsh accepts it. */
+  readonly libvirt: Libvirt;
+  /** Name, UUID or the number of its run. */
   readonly domain: string;
   /** Created if the path does not exist or is an empty folder. */
   readonly repositoryPath: string;
@@ -94,9 +93,9 @@ export interface BackupResult extends TakenPoint {
  * @throws as `takePoint` does
  */
 export async function backup(options: BackupOptions): Promise<BackupResult> {
-  const { virsh, signal } = options;
+  const { libvirt, signal } = options;
   if (options.compress) assertCompressible(options.format, options.compress);
-  const [hypervisor, definition] = await together(virsh.hypervisor(), virsh.domainXml(options.domain));
+  const [hypervisor, definition] = await together(libvirt.hypervisor(), libvirt.domainXml(options.domain));
   const domain = parseDomain(definition);
   const leftOut = leaveOut(domain, options);
   if (domain.id === undefined) {
@@ -107,18 +106,18 @@ export async function backup(options: BackupOptions): Promise<BackupResult> {
   const chosen = disksToBackUp(domain, options.disks);
   // On another host each look takes a connection, and images of version 2 are rare.
   const readVersion = ssh ? undefined : versionHere;
-  const disks = await together(...chosen.map((disk) => lookAtDisk(virsh, domain, disk, readVersion)));
+  const disks = await together(...chosen.map((disk) => lookAtDisk(libvirt, domain, disk, readVersion)));
   const names = disks.map(({ name }) => name);
   const plainText = judgeEncrypted(domain, names, options);
   const forecast = await preflight({ ...options, domain, disks, ssh });
   const repository = await Repository.openOrCreate(options.repositoryPath);
-  const guest: Guest = { virsh, domain, repository, ssh };
+  const guest: Guest = { libvirt, domain, repository, ssh };
   const folder = await JobFolder.find(options.scratchParent, keyOf(guest), ssh);
   const record = await recordOf(guest, options);
   await claimFolder(guest, folder, options);
   const clientsStay = domain.disks.some(({ hasIothread }) => hasIothread);
   const patience = clientsStay ? PATIENCE_FOR_CLIENTS_MS : PATIENCE_MS;
-  const cleaner: Guest = { ...guest, virsh: virsh.withSignal(undefined).withPatience(patience) };
+  const cleaner: Guest = { ...guest, libvirt: libvirt.withSignal(undefined).withPatience(patience) };
   const made: Made = { names: [], record };
   const clients = new JobClients();
   const traces: Traces = { folder, made, clients, isCleared: false };
@@ -150,7 +149,7 @@ export async function backup(options: BackupOptions): Promise<BackupResult> {
       ),
     );
   } catch (error) {
-    const ended = signal?.aborted ? undefined : await guestEnd(virsh.withSignal(undefined), domain, error);
+    const ended = signal?.aborted ? undefined : await guestEnd(libvirt.withSignal(undefined), domain, error);
     // The checkpoint of a domain that is off can't be deleted.
     await clearAfterFailure(cleaner, { ...traces, made: ended ? undefined : made }, options);
     throw ended ?? error;
@@ -182,11 +181,11 @@ export function serverOf(folder: JobFolder, { server }: Pick<BackupOptions, "ser
 }
 
 async function recordOf(guest: Guest, options: BackupOptions): Promise<CheckpointRecord> {
-  const { virsh, domain, repository } = guest;
+  const { libvirt, domain, repository } = guest;
   const { stateFolder = usualStateFolder(), moved = false, onWarning } = options;
   const prefix = checkpointPrefix(repository.id);
   const found = async (): Promise<string[]> =>
-    (await virsh.checkpointNames(domain)).filter((name) => name.startsWith(prefix));
+    (await libvirt.checkpointNames(domain)).filter((name) => name.startsWith(prefix));
   return await CheckpointRecord.open({
     ...{ stateFolder, repository, moved, found, onWarning },
     domainUuid: domain.uuid,
@@ -282,7 +281,7 @@ export async function begin(
   },
   options: BeginOptions,
 ): Promise<Begun> {
-  const { domain, repository, virsh } = guest;
+  const { domain, repository, libvirt } = guest;
   const broken = new Map(forecast.broken);
   let known = disks;
   for (;;) {
@@ -296,8 +295,8 @@ export async function begin(
       made.names.push(checkpoint);
     }
     try {
-      // Not interrupted by the signal: killing virsh would not stop what libvirt has begun.
-      const steady = { ...guest, virsh: virsh.withSignal(undefined) };
+      // Not interrupted by the signal: not waiting for its answer would not stop what libvirt has begun.
+      const steady = { ...guest, libvirt: libvirt.withSignal(undefined) };
       await whileFrozen(steady, folder, options.freeze, () =>
         beginJob(steady, { plans: made ? plans : comparable(plans), checkpoint, server }, folder),
       );
@@ -312,9 +311,9 @@ export async function begin(
       broken.set(bitmap, LOST);
       continue;
     }
-    const opening = openRunningJob({ virsh, domain });
+    const opening = openRunningJob({ libvirt, domain });
     if (checkpoint === undefined) return { job: await opening, plans, checkpoint: null };
-    const [job, created] = await together(opening, virsh.checkpointXml(domain, checkpoint));
+    const [job, created] = await together(opening, libvirt.checkpointXml(domain, checkpoint));
     const { creationTime } = parseCheckpoint(created);
     return { job, plans, checkpoint: { name: checkpoint, creationTime } };
   }
@@ -326,7 +325,7 @@ function comparable(plans: readonly DiskPlan[]): readonly DiskPlan[] {
 }
 
 async function beginJob(
-  { virsh, domain }: Guest,
+  { libvirt, domain }: Guest,
   wanted: {
     readonly plans: readonly DiskPlan[];
     readonly checkpoint: string | undefined;
@@ -346,17 +345,13 @@ async function beginJob(
       };
     }),
   };
-  const backupFile = folder.file("backup.xml");
-  await writeFile(backupFile, formatBackup(request));
-  if (checkpoint === undefined) return await virsh.beginBackup(domain, backupFile);
-  const checkpointFile = folder.file("checkpoint.xml");
-  await writeFile(checkpointFile, formatCheckpoint(request, checkpoint));
-  await virsh.beginBackup(domain, backupFile, checkpointFile);
+  const checkpointXml = checkpoint === undefined ? undefined : formatCheckpoint(request, checkpoint);
+  await libvirt.beginBackup(domain, formatBackup(request), checkpointXml);
 }
 
 /** The bitmap that libvirt found broken, if that is why the job could not begin. */
 function brokenBitmap(error: unknown, plans: readonly DiskPlan[]): string | undefined {
-  if (!hasCode(error, "E_VIRSH")) return undefined;
+  if (!hasCode(error, "E_LIBVIRT_REFUSED")) return undefined;
   const [, disk] = /missing or broken bitmap '[^']*' for disk '([^']*)'/.exec(messageOf(error)) ?? [];
   const base = plans.find(({ name }) => name === disk)?.base;
   return disk && base && bitmapOf(disk, base.checkpoint);

@@ -3,7 +3,7 @@ import { closeAll } from "../base/in-parallel.js";
 import { domainWord, shellWord } from "../base/shell-word.js";
 import type { ImageFormat } from "../image/image.js";
 import { parseCheckpoint } from "../libvirt/checkpoint-xml.js";
-import type { Virsh } from "../libvirt/virsh.js";
+import type { Libvirt } from "../libvirt/libvirt.js";
 import type { Manifest } from "../repository/manifest.js";
 import { Repository } from "../repository/repository.js";
 import { ForeignImage } from "./foreign-image.js";
@@ -22,14 +22,14 @@ export interface ImportOptions extends Omit<TakeSettings, "connect"> {
   /** Images of the same moment. */
   readonly images: readonly ImageToImport[];
   readonly repositoryPath: string;
-  /** The domain's name; with `virsh`, anything that virsh accepts. */
+  /** The domain's name; with `libvirt`, its UUID or the number of its run too. */
   readonly domain: string;
   /** The domain's UUID; undefined: what libvirt says, if it is asked, or unknown. */
   readonly uuid?: string | undefined;
   /** The checkpoint of the images' moment; without it the point can't be a base for increments. */
   readonly checkpoint?: string | undefined;
   /** Used to look up the checkpoint; undefined: libvirt is not asked. */
-  readonly virsh?: Virsh | undefined;
+  readonly libvirt?: Libvirt | undefined;
   /** Fail if libvirt does not answer, instead of continuing without the checkpoint's creation time. */
   readonly needLibvirt: boolean;
 }
@@ -77,16 +77,18 @@ interface Origin {
 }
 
 async function originOf(options: ImportOptions): Promise<Origin> {
-  const { domain, checkpoint, virsh, needLibvirt } = options;
+  const { domain, checkpoint, libvirt, needLibvirt } = options;
   const uuid = options.uuid?.toLowerCase() ?? null;
   if (checkpoint === undefined) {
     options.onWarning?.("no --checkpoint was given: this point will be no base for increments");
     return { domain: { name: domain, uuid }, checkpoint: null };
   }
   try {
-    if (virsh) return await originByLibvirt(virsh, checkpoint, options);
+    if (libvirt) return await originByLibvirt(libvirt, checkpoint, options);
   } catch (error) {
-    const silent = ["E_NO_VIRSH", "E_LIBVIRT", "E_VIRSH_TIMEOUT"].some((code) => hasCode(error, code));
+    const silent = ["E_LIBVIRT", "E_LIBVIRT_ACCESS", "E_LIBVIRT_TIMEOUT"].some((code) =>
+      hasCode(error, code),
+    );
     if (needLibvirt || !silent) throw error;
   }
   const message = `libvirt was not asked about the checkpoint ${checkpoint}: an increment will be matched by its name alone`;
@@ -96,17 +98,17 @@ async function originOf(options: ImportOptions): Promise<Origin> {
 
 /** @throws {PreconditionError} no such domain or checkpoint, or the checkpoint lacks one of the disks */
 async function originByLibvirt(
-  virsh: Virsh,
+  libvirt: Libvirt,
   checkpoint: string,
   { domain, images, uuid: asked }: ImportOptions,
 ): Promise<Origin> {
-  const uuid = await virsh.domainUuid(domain);
+  const uuid = await libvirt.domainUuid(domain);
   if (asked !== undefined && asked.toLowerCase() !== uuid) {
     const message = `libvirt's domain ${domain} has the UUID ${uuid}, not ${asked}: leave --uuid out, or give --offline if its images are another's`;
     throw new PreconditionError("E_OTHER_DOMAIN", message, { details: { domain, uuid } });
   }
-  const name = await virsh.domainName({ uuid, name: domain });
-  const { creationTime, disks } = parseCheckpoint(await virsh.checkpointXml({ uuid, name }, checkpoint));
+  const name = await libvirt.domainName({ uuid, name: domain });
+  const { creationTime, disks } = parseCheckpoint(await libvirt.checkpointXml({ uuid, name }, checkpoint));
   for (const { disk } of images) {
     if (disks.some((known) => known.name === disk && known.bitmap !== undefined)) continue;
     const message = `the checkpoint ${checkpoint} of ${name} has no disk ${disk}, so no increment can be based on it: see virsh checkpoint-dumpxml ${domainWord(name)} ${shellWord(checkpoint)}, or leave --checkpoint out`;

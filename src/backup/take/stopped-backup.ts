@@ -25,14 +25,14 @@ import { parseHostSecurity } from "../libvirt/capabilities-xml.js";
 import { readCheckpoints } from "../libvirt/checkpoints.js";
 import { type DiskChoice, disksToBackUp } from "../libvirt/choose-disks.js";
 import type { DomainDefinition, DomainDisk, QemuUser } from "../libvirt/domain-xml.js";
+import type { Libvirt } from "../libvirt/libvirt.js";
 import { StartWatch } from "../libvirt/start-watch.js";
 import { statedLinks } from "../libvirt/stated-chain.js";
-import type { Virsh } from "../libvirt/virsh.js";
 import { Repository } from "../repository/repository.js";
 import { type PointDisk, type TakenPoint, type TakeSettings, takePoint } from "./take-point.js";
 
 interface StoppedBackupOptions extends TakeSettings {
-  readonly virsh: Virsh;
+  readonly libvirt: Libvirt;
   readonly repositoryPath: string;
   readonly level: Level;
   readonly disks: DiskChoice;
@@ -66,20 +66,20 @@ export async function backUpStopped(
   definition: string,
   options: StoppedBackupOptions,
 ): Promise<TakenPoint & { readonly level: Exclude<Level, "auto"> }> {
-  const { virsh, signal } = options;
+  const { libvirt, signal } = options;
   const chosen = disksToBackUp(domain, options.disks);
   for (const disk of chosen) refuseUnfit(domain, disk);
-  await refuseRemote(virsh, domain);
+  await refuseRemote(libvirt, domain);
   const images = await together(
-    ...chosen.map(async (disk) => ({ name: disk.target, image: await imageOf(virsh, domain, disk) })),
+    ...chosen.map(async (disk) => ({ name: disk.target, image: await imageOf(libvirt, domain, disk) })),
   );
   const repository = await Repository.openOrCreate(options.repositoryPath);
-  const guest: Guest = { virsh, domain, repository, ssh: undefined };
+  const guest: Guest = { libvirt, domain, repository, ssh: undefined };
   const folder = await JobFolder.find(options.scratchParent, keyOf(guest), undefined);
   await claimFolder(guest, folder, options);
   const disks: FoundDisk[] = [];
   try {
-    const users = await toolUsers(domain.qemuUser ?? (await hostsUser(virsh)));
+    const users = await toolUsers(domain.qemuUser ?? (await hostsUser(libvirt)));
     if (users) await folder.lend(users.group);
     let sockets = 0;
     const newSocket = (): string => {
@@ -100,13 +100,13 @@ export async function backUpStopped(
     return { ...taken, level: levelOf(taken.manifest, options.level) };
   } finally {
     await closeAll(...disks.map(({ found }) => found));
-    await clear({ ...guest, virsh: virsh.withSignal(undefined) }, folder, options);
+    await clear({ ...guest, libvirt: libvirt.withSignal(undefined) }, folder, options);
   }
 }
 
 /** The user that libvirt starts QEMU as, unless a domain's definition names another. */
-async function hostsUser(virsh: Virsh): Promise<QemuUser | undefined> {
-  return parseHostSecurity(await virsh.capabilities()).qemuUser;
+async function hostsUser(libvirt: Libvirt): Promise<QemuUser | undefined> {
+  return parseHostSecurity(await libvirt.capabilities()).qemuUser;
 }
 
 /** @throws {PreconditionError} the disk's content is not in an image file or block device of this host */
@@ -117,9 +117,9 @@ function refuseUnfit(domain: DomainDefinition, { target, type, source, volume, b
 }
 
 /** @throws {PreconditionError} `E_NO_VOLUME`; `E_DISK_UNFIT`: it is a volume on a network */
-async function imageOf(virsh: Virsh, domain: DomainDefinition, disk: DomainDisk): Promise<DiskFile> {
+async function imageOf(libvirt: Libvirt, domain: DomainDefinition, disk: DomainDisk): Promise<DiskFile> {
   const { target, type, source = "", format = "raw" } = disk;
-  const volume = await volumeOf(virsh, domain, disk);
+  const volume = await volumeOf(libvirt, domain, disk);
   const { kind, path } = volume ?? { kind: type, path: source };
   if (kind === "file" || kind === "block") return { path, kind, format };
   throw unfit(domain, target, `is a volume of kind ${kind}`);
@@ -130,8 +130,8 @@ function unfit(domain: DomainDefinition, disk: string, what: string): Preconditi
   return new PreconditionError("E_DISK_UNFIT", message, { details: { disk } });
 }
 
-async function refuseRemote(virsh: Virsh, domain: DomainDefinition): Promise<void> {
-  const host = await virsh.remoteHost();
+async function refuseRemote(libvirt: Libvirt, domain: DomainDefinition): Promise<void> {
+  const host = await libvirt.remoteHost();
   if (host === undefined) return;
   const message = `${domain.name} is off, and libvirt runs on ${host}: its disks can be read there only. Run nbdpull there, or start the domain`;
   throw new PreconditionError("E_REMOTE", message, { details: { host } });
@@ -142,7 +142,7 @@ async function planStopped(
   disks: readonly FoundDisk[],
   options: StoppedBackupOptions,
 ): Promise<StoppedPlan[]> {
-  const checkpoints = await readCheckpoints(guest.virsh, guest.domain);
+  const checkpoints = await readCheckpoints(guest.libvirt, guest.domain);
   const bitmapIn = (checkpoint: string, disk: string): string | undefined =>
     checkpoints.find(({ name }) => name === checkpoint)?.disks.find(({ name }) => name === disk)?.bitmap;
   const broken = new Map<string, string>();
@@ -164,7 +164,7 @@ async function planStopped(
 }
 
 async function serveAndTake(
-  { virsh, domain, repository }: Guest,
+  { libvirt, domain, repository }: Guest,
   definition: string,
   wanted: {
     readonly disks: readonly FoundDisk[];
@@ -174,12 +174,12 @@ async function serveAndTake(
 ): Promise<TakenPoint> {
   const servers: ImageServer[] = [];
   const images = await ImageUse.of(
-    virsh,
+    libvirt,
     wanted.disks.flatMap(({ found }) => found.paths),
   );
   // QEMU's locks keep a domain on image files from being started.
   const isOnDevices = images.devices.length > 0;
-  await using watch = isOnDevices ? new StartWatch(domain.uuid, await virsh.uri()) : undefined;
+  await using watch = isOnDevices ? await StartWatch.of(libvirt, domain) : undefined;
   const started = watch ? [watch.started] : [];
   const signal = AbortSignal.any(options.signal ? [options.signal, ...started] : started);
   for (const path of await images.uncounted()) options.onWarning?.(uncounted(path));
@@ -196,15 +196,15 @@ async function serveAndTake(
     const assertStill = async (): Promise<void> => {
       for (const server of [...servers, ...wanted.disks.map(({ found }) => found)])
         await server.assertAlive(signal);
-      if ((await virsh.domainXml(domain)) !== definition) throw changed(domain);
+      if ((await libvirt.domainXml(domain)) !== definition) throw changed(domain);
       await images.refuseOthers();
       if ((await images.state()) !== state || watch?.started.aborted) throw changed(domain);
     };
     // The domain may have run between libvirt's answer and the moment when QEMU took its locks.
     await assertStill();
-    const saved = (await virsh.hasManagedSave(domain)) ? [MEMORY] : [];
+    const saved = (await libvirt.hasManagedSave(domain)) ? [MEMORY] : [];
     // The XML of a domain that is off doesn't say which user owns its NVRAM.
-    const qemuUser = await hostsUser(virsh);
+    const qemuUser = await hostsUser(libvirt);
     return await takePoint({
       ...options,
       signal,

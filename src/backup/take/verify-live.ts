@@ -18,7 +18,7 @@ import { disksToBackUp } from "../libvirt/choose-disks.js";
 import { parseDomain } from "../libvirt/domain-xml.js";
 import { guestEnd } from "../libvirt/guest-end.js";
 import { exportedDisks, type IncrementalDisk } from "../libvirt/job-xml.js";
-import { PATIENCE_MS } from "../libvirt/virsh.js";
+import { PATIENCE_MS } from "../libvirt/libvirt.js";
 import { proveBase } from "../prove/prove-base.js";
 import { domainFolder } from "../repository/domain-folder.js";
 import { diskOf, type Manifest } from "../repository/manifest.js";
@@ -35,7 +35,7 @@ import {
 export interface VerifyLiveOptions
   extends Pick<
     BackupOptions,
-    | "virsh"
+    | "libvirt"
     | "domain"
     | "repositoryPath"
     | "scratchParent"
@@ -85,8 +85,8 @@ const MAX_FINDINGS = 1000;
  * @throws {DamageError} a chain is damaged, so nothing can be compared with it
  */
 export async function verifyLive(options: VerifyLiveOptions): Promise<LiveReport> {
-  const { virsh, signal } = options;
-  const [hypervisor, definition] = await together(virsh.hypervisor(), virsh.domainXml(options.domain));
+  const { libvirt, signal } = options;
+  const [hypervisor, definition] = await together(libvirt.hypervisor(), libvirt.domainXml(options.domain));
   const domain = parseDomain(definition);
   if (domain.id === undefined) {
     const message = `${domain.name} is off, and only a running domain's disks can be compared: start it, or take a backup with --prove-base=all, which compares them while it is off`;
@@ -94,17 +94,17 @@ export async function verifyLive(options: VerifyLiveOptions): Promise<LiveReport
   }
   const ssh = await sshTo(hypervisor, signal);
   const repository = await Repository.open(options.repositoryPath);
-  const guest: Guest = { virsh, domain, repository, ssh };
+  const guest: Guest = { libvirt, domain, repository, ssh };
   const home = await domainFolder(repository, domain);
   const chosen = disksToBackUp(domain, { include: [], exclude: [] });
   const readVersion = ssh ? undefined : versionHere;
-  const disks = await together(...chosen.map((disk) => lookAtDisk(virsh, domain, disk, readVersion)));
+  const disks = await together(...chosen.map((disk) => lookAtDisk(libvirt, domain, disk, readVersion)));
   // An increment is planned for its base alone: its format does not matter, and there has to be one.
   const planned = { level: "incremental", format: "raw", signal, onWarning: options.onWarning } as const;
   const foreseen = await forecast(guest, disks, { ...planned, broken: new Map() });
   const folder = await JobFolder.find(options.scratchParent, keyOf(guest), ssh);
   await claimFolder(guest, folder, options);
-  const cleaner: Guest = { ...guest, virsh: virsh.withSignal(undefined).withPatience(PATIENCE_MS) };
+  const cleaner: Guest = { ...guest, libvirt: libvirt.withSignal(undefined).withPatience(PATIENCE_MS) };
   const traces = { folder, made: undefined, clients: new JobClients(), isCleared: false };
   const { clients } = traces;
   let report: LiveReport;
@@ -147,7 +147,7 @@ export async function verifyLive(options: VerifyLiveOptions): Promise<LiveReport
       signal,
     );
   } catch (error) {
-    const ended = signal?.aborted ? undefined : await guestEnd(virsh.withSignal(undefined), domain, error);
+    const ended = signal?.aborted ? undefined : await guestEnd(libvirt.withSignal(undefined), domain, error);
     await clearAfterFailure(cleaner, traces, options);
     throw ended ?? error;
   }

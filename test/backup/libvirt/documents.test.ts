@@ -2,7 +2,7 @@ import { describe, expect, it } from "vitest";
 import { parseBackupSupport, parseHostSecurity } from "../../../src/backup/libvirt/capabilities-xml.js";
 import { type Checkpoint, parseCheckpoint } from "../../../src/backup/libvirt/checkpoint-xml.js";
 import { type DomainDefinition, parseDomain } from "../../../src/backup/libvirt/domain-xml.js";
-import { parseJobInfo } from "../../../src/backup/libvirt/job-info.js";
+import { jobInfoOf } from "../../../src/backup/libvirt/job-info.js";
 import { CHECKPOINT, DOMAIN } from "./dumps.js";
 
 describe("the XML of a checkpoint", () => {
@@ -143,11 +143,18 @@ describe("the XML of a domain", () => {
   });
 });
 
-describe("virsh's job info", () => {
+describe("libvirt's job info", () => {
+  const info = (type: number, facts: Record<string, number | string | boolean>) =>
+    jobInfoOf(type, new Map(Object.entries(facts)));
+
   it("describes a running backup", () => {
-    const output =
-      "Job type: 2\n\noperation: 9\ntime_elapsed: 5104\ndisk_temp_used: 393216\ndisk_temp_total: 117506048";
-    expect(parseJobInfo(output)).toEqual({
+    const facts = {
+      operation: 9,
+      time_elapsed: 5104,
+      disk_temp_used: 393216,
+      disk_temp_total: 117506048,
+    };
+    expect(info(2, facts)).toEqual({
       active: true,
       type: "unbounded",
       operation: "backup",
@@ -158,10 +165,10 @@ describe("virsh's job info", () => {
   });
 
   it("describes a backup that was ended on purpose, and one that failed", () => {
-    const ended = "Job type: 3\n\noperation: 9\ntime_elapsed: 46\nsuccess: 1\nerrmsg: Operation canceled";
-    expect(parseJobInfo(ended)).toMatchObject({ active: false, type: "completed", success: true });
-    const failed = "Job type: 4\n\noperation: 9\ntime_elapsed: 469\nsuccess: 0\nerrmsg: disk: No space left";
-    expect(parseJobInfo(failed)).toMatchObject({
+    const ended = { operation: 9, time_elapsed: 46, success: true, errmsg: "Operation canceled" };
+    expect(info(3, ended)).toMatchObject({ active: false, type: "completed", success: true });
+    const failed = { operation: 9, time_elapsed: 469, success: false, errmsg: "disk: No space left" };
+    expect(info(4, failed)).toMatchObject({
       active: false,
       type: "failed",
       success: false,
@@ -170,20 +177,14 @@ describe("virsh's job info", () => {
   });
 
   it("describes the absence of a job, and a job of another kind", () => {
-    expect(parseJobInfo("Job type: 0\n")).toEqual({ active: false, type: "none" });
-    expect(parseJobInfo("Job type: 1\n\noperation: 5\n")).toMatchObject({
-      active: true,
-      operation: "migration-out",
-    });
-    expect(parseJobInfo("Job type: 1\n\noperation: 99\n")).toMatchObject({
-      active: true,
-      operation: "unknown",
-    });
+    expect(info(0, {})).toEqual({ active: false, type: "none" });
+    expect(info(1, { operation: 5 })).toMatchObject({ active: true, operation: "migration-out" });
+    expect(info(1, { operation: 99 })).toMatchObject({ active: true, operation: "unknown" });
   });
 
-  it("is refused if it can't be parsed", () => {
-    for (const output of ["", "Job type: many", "Job type: 17"]) {
-      expect(() => parseJobInfo(output)).toThrow(expect.objectContaining({ code: "E_VIRSH_OUTPUT" }));
+  it("is refused if its type is not known", () => {
+    for (const type of [-1, 6, 17]) {
+      expect(() => info(type, {})).toThrow(expect.objectContaining({ code: "E_LIBVIRT_ANSWER" }));
     }
   });
 });

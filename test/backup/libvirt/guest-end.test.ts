@@ -2,32 +2,35 @@ import { describe, expect, it } from "vitest";
 import { BackupError, PreconditionError } from "../../../src/backup/base/errors.js";
 import { parseDomain } from "../../../src/backup/libvirt/domain-xml.js";
 import { guestEnd } from "../../../src/backup/libvirt/guest-end.js";
-import { Virsh } from "../../../src/backup/libvirt/virsh.js";
+import { Libvirt } from "../../../src/backup/libvirt/libvirt.js";
 import { DOMAIN } from "./dumps.js";
 
 const domain = parseDomain(DOMAIN);
 
 /** A libvirt that gives a domain's state and the number of its run. */
-class StateVirsh extends Virsh {
+class StateLibvirt extends Libvirt {
   readonly #answers: (string | Error)[];
-  readonly #run: number;
+  readonly #run: number | undefined;
 
   constructor(answers: (string | Error)[], run: number | undefined) {
     super();
     this.#answers = answers;
-    this.#run = run ?? 0;
+    this.#run = run;
   }
 
-  override async run(command: string): Promise<string> {
-    if (command !== "domstate") return `${this.#run}\n`;
+  override async domainId(): Promise<number | undefined> {
+    return this.#run;
+  }
+
+  override async domainState(): Promise<string> {
     const answer = this.#answers.length > 1 ? this.#answers.shift() : this.#answers[0];
     if (answer instanceof Error) throw answer;
-    return `${answer}\n\n`;
+    return answer ?? "";
   }
 }
 
 const ask = (answers: (string | Error)[], run = domain.id, error = new Error("broken")) =>
-  guestEnd(new StateVirsh(answers, run), domain, error);
+  guestEnd(new StateLibvirt(answers, run), domain, error);
 
 describe("the end of a guest", () => {
   it.each([
@@ -51,6 +54,12 @@ describe("the end of a guest", () => {
     expect(await ask(["running (booted)", "shut off (crashed)"], domain.id, lost)).toMatchObject({
       code: "E_GUEST_ENDED",
     });
+  });
+
+  it("is named, too, if it comes between two questions", async () => {
+    const answers = ["running (booted)", "shut off (crashed)"];
+    const ended = await guestEnd(new StateLibvirt(answers, undefined), domain, new Error("broken"));
+    expect(ended).toMatchObject({ details: { state: "libvirt: shut off (crashed)" } });
   });
 
   it("is not why a backup failed while its run goes on, or if libvirt doesn't answer", async () => {

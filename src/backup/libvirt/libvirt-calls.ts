@@ -1,0 +1,170 @@
+import { setTimeout as sleep } from "node:timers/promises";
+import { hasCode } from "../base/errors.js";
+import { resolveConnectionUri, runtimeFolder } from "./connection-uri.js";
+import { type Asked, failure } from "./libvirt-errors.js";
+import { parseDaemonAddress } from "./rpc/daemon-address.js";
+import type { DomainEvent } from "./rpc/events.js";
+import * as remote from "./rpc/procedures.js";
+import { RpcSession } from "./rpc/session.js";
+
+export interface LibvirtOptions {
+  /**
+   * The connection URI, or an alias from libvirt.conf. Default: `LIBVIRT_DEFAULT_URI`, `uri_default` of
+   * libvirt.conf, or the system's libvirt for root and the user's own for others.
+   */
+  readonly connect?: string | undefined;
+  /** Ends the waiting for an answer and refuses further calls. Clean-up needs another: see `withSignal`. */
+  readonly signal?: AbortSignal | undefined;
+  /** How long to retry while libvirt doesn't answer, since it may be starting; by default not at all. */
+  readonly patienceMs?: number | undefined;
+  /** Limit for one answer; default 90 s, since libvirt itself waits 30 s for a busy domain. */
+  readonly timeoutMs?: number | undefined;
+}
+
+/**
+ * A domain by its name, UUID or the number of its run (in this order), or a known domain. A known domain is
+ * addressed by its UUID, so that it can be renamed, and messages give its name.
+ */
+export type DomainRef = string | { readonly uuid: string; readonly name: string };
+
+type Procedure<Args, Answer> = remote.Procedure<Args, Answer>;
+type Domain = remote.WireDomain;
+
+/** A number as libvirt reads that of a run. */
+const NUMBER = /^\d{1,9}$/;
+/** As libvirt reads one, without its hyphens and blanks. */
+const UUID = /^[0-9a-f]{32}$/i;
+
+/** Time between two attempts while libvirt doesn't answer. */
+const RETRY_MS = 500;
+const TIMEOUT_MS = 90_000;
+/** For what libvirt also does by itself when the connection ends. */
+const FAREWELL_MS = 5000;
+
+/** Calls to one libvirt: domains found by any name, patience, and typed errors. */
+export class LibvirtCalls {
+  readonly #options: LibvirtOptions;
+  readonly #session: RpcSession;
+
+  constructor(options: LibvirtOptions, session = newSession(options)) {
+    this.#options = options;
+    this.#session = session;
+  }
+
+  /** The same connection with other options. */
+  with(options: LibvirtOptions): LibvirtCalls {
+    return new LibvirtCalls({ ...this.#options, ...options }, this.#session);
+  }
+
+  /** Ends the connection, for all that share it. */
+  async close(): Promise<void> {
+    await this.#session.close();
+  }
+
+  /** The URI of the connection, also if none was named. */
+  async uri(): Promise<string> {
+    return await resolveConnectionUri(this.#options.connect);
+  }
+
+  /**
+   * Registers for an event of a domain (`EVENT`). Resolves once libvirt sends them.
+   * @returns the signal that fires when the connection is lost, and the events with it
+   */
+  async listen(
+    domain: DomainRef,
+    events: readonly number[],
+    listener: (event: DomainEvent) => void,
+  ): Promise<{ readonly lost: AbortSignal; readonly stop: () => Promise<void> }> {
+    const found = await this.find(domain);
+    const register = remote.CONNECT_DOMAIN_EVENT_CALLBACK_REGISTER_ANY;
+    const forget = remote.CONNECT_DOMAIN_EVENT_CALLBACK_DEREGISTER_ANY;
+    const { signal, timeoutMs = TIMEOUT_MS } = this.#options;
+    return await this.#patiently({ procedure: register, about: nameOf(domain) }, async () => {
+      const connection = await this.#session.connection(signal);
+      const silence = connection.listen((event) => {
+        if (event.domain.uuid === found.uuid) listener(event);
+      });
+      const registering = events.map((event) =>
+        connection.call(register, { event, domain: found }, { signal, timeoutMs }),
+      );
+      const callbacks = await Promise.all(registering).catch((error: unknown) => {
+        silence();
+        throw error;
+      });
+      const stop = async (): Promise<void> => {
+        silence();
+        // A daemon that is gone has forgotten them.
+        await Promise.allSettled(
+          callbacks.map((callback) => connection.call(forget, callback, { timeoutMs: FAREWELL_MS })),
+        );
+      };
+      return { lost: connection.lost, stop };
+    });
+  }
+
+  /** Asks about a domain. */
+  async ask<Args extends object, Answer>(
+    procedure: Procedure<Args & { readonly domain: Domain }, Answer>,
+    domain: DomainRef,
+    args: Args,
+  ): Promise<Answer> {
+    const found = await this.find(domain);
+    return await this.call(procedure, { ...args, domain: found }, nameOf(domain));
+  }
+
+  /** A domain for a call. A known one needs no question: libvirt finds it by its UUID. */
+  async find(domain: DomainRef): Promise<Domain> {
+    return typeof domain === "string" ? await this.lookUp(domain) : { ...domain, id: -1 };
+  }
+
+  /** The domain as libvirt knows it now. A name takes precedence over a UUID or a number that looks alike. */
+  async lookUp(domain: DomainRef): Promise<Domain> {
+    if (typeof domain !== "string") {
+      return await this.call(remote.DOMAIN_LOOKUP_BY_UUID, domain.uuid, domain.name);
+    }
+    try {
+      return await this.call(remote.DOMAIN_LOOKUP_BY_NAME, domain, domain);
+    } catch (error) {
+      if (!hasCode(error, "E_NO_SUCH_DOMAIN")) throw error;
+      const digits = domain.replaceAll(/[-\s]/g, "");
+      if (UUID.test(digits)) return await this.call(remote.DOMAIN_LOOKUP_BY_UUID, digits, domain);
+      if (NUMBER.test(domain)) return await this.call(remote.DOMAIN_LOOKUP_BY_ID, Number(domain), domain);
+      throw error;
+    }
+  }
+
+  /** Asks about no domain, or about one that `args` contain; messages name `about`. */
+  call<Args, Answer>(procedure: Procedure<Args, Answer>, args: Args, about: string): Promise<Answer> {
+    const { signal, timeoutMs = TIMEOUT_MS } = this.#options;
+    return this.#patiently({ procedure, about }, () =>
+      this.#session.call(procedure, args, { signal, timeoutMs }),
+    );
+  }
+
+  /** Tries again while libvirt doesn't answer, and says by typed errors what was wrong. */
+  async #patiently<T>(asked: Omit<Asked, "uri">, work: () => Promise<T>): Promise<T> {
+    const { signal, patienceMs = 0 } = this.#options;
+    const deadline = performance.now() + patienceMs;
+    for (;;) {
+      signal?.throwIfAborted();
+      try {
+        return await work();
+      } catch (error) {
+        signal?.throwIfAborted();
+        const failed = failure(error, { ...asked, uri: await this.uri() });
+        if (!hasCode(failed, "E_LIBVIRT") || performance.now() >= deadline) throw failed;
+      }
+      await sleep(RETRY_MS, undefined, signal && { signal }).catch(() => signal?.throwIfAborted());
+    }
+  }
+}
+
+function newSession({ connect, timeoutMs = TIMEOUT_MS }: LibvirtOptions): RpcSession {
+  const address = async () =>
+    parseDaemonAddress(await resolveConnectionUri(connect), { runtimeFolder: runtimeFolder() });
+  return new RpcSession(address, { timeoutMs });
+}
+
+export function nameOf(domain: DomainRef): string {
+  return typeof domain === "string" ? domain : domain.name;
+}

@@ -1,0 +1,416 @@
+/**
+ * Everything that the program asks of libvirt: one connection to its daemon, by its own protocol, and its XML
+ * read and written. Read this file first: its class `Libvirt` has a method for each question. Then read
+ * `libvirt-calls.ts` (domains found, patience), `rpc` (the protocol: `connection.ts`, `procedures.ts`) and
+ * `libvirt-errors.ts` (what libvirt's errors mean). `connection-uri.ts` finds the URI of the connection, and
+ * `hypervisor.ts` reads it. `domain-xml.ts`, `job-xml.ts` and `checkpoint-xml.ts` read its documents, and
+ * `begin-xml.ts` writes those that begin a job. `running-job.ts` watches over a job (`same-job.ts`,
+ * `job-info.ts`), `job-end.ts` waits for its end, and `guest-end.ts` says how a guest ended
+ * (`domain-state.ts`). `restored-domain.ts` makes the definition of a restored domain
+ * (`character-devices.ts`), of which `left-out.ts` leaves only what `definition-rules.ts` allows, and
+ * `try-definition.ts` asks libvirt about it. `checkpoints.ts` and `checkpoint-edit.ts` delete and mend
+ * checkpoints, `freeze.ts` freezes and thaws, `fragile-disks.ts` names disks that QEMU dies of,
+ * `choose-disks.ts` picks a domain's disks, `boot-files.ts` and `capabilities-xml.ts` say what else a domain
+ * needs, `start-watch.ts` hears of a domain's start, and `xml.ts` on `xml-tree.ts` reads XML.
+ *
+ * Nothing here reads a disk's data, opens an NBD connection or opens a repository. Only the id of a
+ * repository is known here, because the names of its checkpoints contain it.
+ */
+
+import { BackupError, hasCode } from "../base/errors.js";
+import { domainWord } from "../base/shell-word.js";
+import { stateText } from "./domain-state.js";
+import type { Platform } from "./domain-xml.js";
+import { type Hypervisor, hostOf, parseHypervisor } from "./hypervisor.js";
+import { JobEnd, unlessBusy } from "./job-end.js";
+import { type JobInfo, jobInfoOf } from "./job-info.js";
+import { type DomainRef, LibvirtCalls, type LibvirtOptions, nameOf } from "./libvirt-calls.js";
+import { isJobGone } from "./libvirt-errors.js";
+import * as remote from "./rpc/procedures.js";
+
+export type { DomainRef, LibvirtOptions } from "./libvirt-calls.js";
+export { isJobGone } from "./libvirt-errors.js";
+
+/** Longer than a restart of libvirtd takes on a host with many domains. */
+export const PATIENCE_MS = 60_000;
+
+/** VIR_DOMAIN_XML_INACTIVE. */
+const INACTIVE = 2;
+/** VIR_DOMAIN_CHECKPOINT_XML_*. */
+const CHECKPOINT_XML = { noDomain: 2, size: 4 };
+/** VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE. */
+const REDEFINE = 1;
+/** VIR_DOMAIN_CHECKPOINT_LIST_TOPOLOGICAL: a checkpoint comes after its parent. */
+const TOPOLOGICAL = 2;
+/** VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY. */
+const METADATA_ONLY = 2;
+/** VIR_DOMAIN_JOB_STATS_COMPLETED and _KEEP_COMPLETED. */
+const LAST_JOB = 1 | 2;
+/** VIR_DOMAIN_UNDEFINE_KEEP_NVRAM. */
+const KEEP_NVRAM = 8;
+/** virDomainBlockJobType, by number, as virsh names them. */
+const BLOCK_JOBS = ["Unknown job", "Block Pull", "Block Copy", "Block Commit", "Active Block Commit"];
+/** VIR_DOMAIN_BLOCK_JOB_TYPE_BACKUP. */
+const BACKUP_JOB = 5;
+/** virStorageVolType, by number, as virsh names them. */
+const VOLUMES = ["file", "block", "dir", "network", "net-dir", "ploop"];
+/** VIR_CONNECT_LIST_DOMAINS_ACTIVE. */
+const ACTIVE = 1;
+
+/**
+ * Access to a libvirt, on this host or another, over one connection by its own protocol. The connection is
+ * made with the first question, and again after it was lost. It does not keep the process from ending;
+ * `close` ends it at once.
+ *
+ * Every method rejects with
+ *
+ * - {@link PreconditionError}: `E_LIBVIRT` (no answer), `E_LIBVIRT_ACCESS`, `E_LIBVIRT_SASL`,
+ *   `E_LIBVIRT_TLS`, `E_NO_SSH`, `E_NO_SUCH_DOMAIN`, `E_DOMAIN_OFF`, `E_NO_JOB`, `E_NO_CHECKPOINT`,
+ *   `E_DOMAIN_BUSY`, `E_NO_AGENT`, `E_GUEST_FROZEN`, `E_NO_CERTIFICATES`
+ * - {@link UsageError}: `E_LIBVIRT_URI`
+ * - {@link BackupError}: `E_LIBVIRT_TIMEOUT`, `E_LIBVIRT_REFUSED` (anything else that libvirt refused),
+ *   `E_LIBVIRT_ANSWER` (an answer that makes no sense)
+ * - the signal's reason
+ */
+export class Libvirt implements AsyncDisposable {
+  /** `withSignal` and `withPatience` replace it by one over the same connection. */
+  #calls: LibvirtCalls;
+
+  constructor(options: LibvirtOptions = {}) {
+    this.#calls = new LibvirtCalls(options);
+  }
+
+  /** The same connection with another signal or none: clean-up must run even after the work was aborted. */
+  withSignal(signal: AbortSignal | undefined): Libvirt {
+    return this.#with({ signal });
+  }
+
+  /**
+   * The same connection, with retries for this long while libvirt doesn't answer. Not for what must not be
+   * done twice.
+   */
+  withPatience(patienceMs: number): Libvirt {
+    return this.#with({ patienceMs });
+  }
+
+  #with(options: LibvirtOptions): Libvirt {
+    const other = new Libvirt();
+    other.#calls = this.#calls.with(options);
+    return other;
+  }
+
+  /** Ends the connection, for all that share it. */
+  async close(): Promise<void> {
+    await this.#calls.close();
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+
+  async domainUuid(domain: DomainRef): Promise<string> {
+    return (await this.#calls.find(domain)).uuid;
+  }
+
+  async domainName(domain: DomainRef): Promise<string> {
+    return (await this.#calls.lookUp(domain)).name;
+  }
+
+  /** The number of the domain's run, a new one at every start; undefined while it is off. */
+  async domainId(domain: DomainRef): Promise<number | undefined> {
+    const { id } = await this.#calls.lookUp(domain);
+    return id >= 0 ? id : undefined;
+  }
+
+  /** The domain's state as virsh names it: running, paused, shut off; with its reason: shut off (crashed). */
+  async domainState(domain: DomainRef, options: { readonly reason?: boolean } = {}): Promise<string> {
+    return stateText(await this.#calls.ask(remote.DOMAIN_GET_STATE, domain, {}), options.reason === true);
+  }
+
+  /** The domain's definition: as it runs now, or with `inactive` as it will be at its next start. */
+  domainXml(domain: DomainRef, options: { readonly inactive?: boolean } = {}): Promise<string> {
+    return this.#calls.ask(remote.DOMAIN_GET_XML_DESC, domain, {
+      flags: options.inactive === true ? INACTIVE : 0,
+    });
+  }
+
+  /**
+   * The XML of the running backup job. Rejects with `E_NO_JOB` if there is none, also for a domain that is
+   * off.
+   */
+  backupXml(domain: DomainRef): Promise<string> {
+    return this.#calls.ask(remote.DOMAIN_BACKUP_GET_XML_DESC, domain, {});
+  }
+
+  /**
+   * The XML of a checkpoint, without the domain's definition unless `whole`. With `sizes` it says how much of
+   * each disk changed since; the domain must run then.
+   */
+  async checkpointXml(
+    domain: DomainRef,
+    name: string,
+    options: { readonly sizes?: boolean; readonly whole?: boolean } = {},
+  ): Promise<string> {
+    const flags =
+      (options.sizes === true ? CHECKPOINT_XML.size : 0) |
+      (options.whole === true ? 0 : CHECKPOINT_XML.noDomain);
+    const checkpoint = { name, domain: await this.#calls.find(domain) };
+    return await this.#calls.call(
+      remote.DOMAIN_CHECKPOINT_GET_XML_DESC,
+      { checkpoint, flags },
+      nameOf(domain),
+    );
+  }
+
+  /** The names of all checkpoints of the domain, a parent before its children. */
+  async checkpointNames(domain: DomainRef): Promise<string[]> {
+    const checkpoints = await this.#calls.ask(remote.DOMAIN_LIST_ALL_CHECKPOINTS, domain, {
+      flags: TOPOLOGICAL,
+    });
+    return checkpoints.map(({ name }) => name);
+  }
+
+  /**
+   * Deletes a checkpoint and its bitmaps, for which the domain must run. With `metadata`, deletes only
+   * libvirt's record of it.
+   */
+  async deleteCheckpoint(
+    domain: DomainRef,
+    name: string,
+    options: { readonly metadata?: boolean } = {},
+  ): Promise<void> {
+    const flags = options.metadata === true ? METADATA_ONLY : 0;
+    const checkpoint = { name, domain: await this.#calls.find(domain) };
+    await this.#calls.call(remote.DOMAIN_CHECKPOINT_DELETE, { checkpoint, flags }, nameOf(domain));
+  }
+
+  /** Records a checkpoint that libvirt has forgotten: its bitmaps are not made, they have to be there. */
+  async redefineCheckpoint(domain: DomainRef, xml: string): Promise<void> {
+    await this.#calls.ask(remote.DOMAIN_CHECKPOINT_CREATE_XML, domain, { xml, flags: REDEFINE });
+  }
+
+  /** Begins a backup job. With `checkpointXml`, also creates that checkpoint at the same moment. */
+  async beginBackup(domain: DomainRef, backupXml: string, checkpointXml?: string): Promise<void> {
+    await this.#calls.ask(remote.DOMAIN_BACKUP_BEGIN, domain, { backupXml, checkpointXml });
+  }
+
+  /** The size of a disk in bytes, as the guest sees it. */
+  async diskSize(domain: DomainRef, target: string): Promise<number> {
+    return (await this.#diskInfo(domain, target)).capacity;
+  }
+
+  /** Bytes that a disk's image occupies, at most the size of the disk. */
+  async allocatedBytes(domain: DomainRef, target: string): Promise<number> {
+    const { capacity, allocation } = await this.#diskInfo(domain, target);
+    return Math.min(capacity, allocation);
+  }
+
+  /** Zeroes for a disk that is empty, or of which libvirt knows nothing. */
+  #diskInfo(domain: DomainRef, target: string): Promise<{ capacity: number; allocation: number }> {
+    return this.#calls.ask(remote.DOMAIN_GET_BLOCK_INFO, domain, { path: target });
+  }
+
+  /**
+   * The kind of the block job that runs on a disk, as virsh calls it (`Block Copy`); undefined if none runs. A
+   * backup job, which is one of the domain, is no block job here.
+   */
+  async blockJob(domain: DomainRef, target: string): Promise<string | undefined> {
+    const type = await this.#calls.ask(remote.DOMAIN_GET_BLOCK_JOB_INFO, domain, { path: target });
+    return type === undefined || type === BACKUP_JOB ? undefined : (BLOCK_JOBS[type] ?? "Unknown job");
+  }
+
+  /** Where a volume of a storage pool is on the hypervisor, of which kind (`file`, `block`, …), and its bytes. */
+  async volume(
+    pool: string,
+    name: string,
+  ): Promise<{ readonly path: string; readonly kind: string; readonly capacity: number | undefined }> {
+    const about = `${name} of the pool ${pool}`;
+    const found = await this.#calls.call(remote.STORAGE_POOL_LOOKUP_BY_NAME, pool, about);
+    const volume = await this.#calls.call(remote.STORAGE_VOL_LOOKUP_BY_NAME, { pool: found, name }, about);
+    const path = await this.#calls.call(remote.STORAGE_VOL_GET_PATH, volume, about);
+    const { type, capacity } = await this.#calls.call(remote.STORAGE_VOL_GET_INFO, volume, about);
+    return { path, kind: VOLUMES[type] ?? "unknown", capacity };
+  }
+
+  /** Whether the domain is off and its memory is saved for the next start. */
+  hasManagedSave(domain: DomainRef): Promise<boolean> {
+    return this.#calls.ask(remote.DOMAIN_HAS_MANAGED_SAVE_IMAGE, domain, {});
+  }
+
+  /** The mountpoints of the guest's file systems, as its agent reports them. */
+  mountpoints(domain: DomainRef): Promise<string[]> {
+    return this.#calls.ask(remote.DOMAIN_GET_FSINFO, domain, {});
+  }
+
+  /**
+   * Has the guest's agent flush and freeze file systems; no mountpoints: all.
+   * @returns how many were frozen
+   */
+  freeze(domain: DomainRef, mountpoints: readonly string[]): Promise<number> {
+    return this.#calls.ask(remote.DOMAIN_FSFREEZE, domain, { mountpoints });
+  }
+
+  /** Has the guest's agent thaw all file systems. */
+  async thaw(domain: DomainRef): Promise<void> {
+    await this.#calls.ask(remote.DOMAIN_FSTHAW, domain, { mountpoints: [] });
+  }
+
+  /** The names of all running domains, including paused ones, in the order in which they were started. */
+  async runningDomains(): Promise<string[]> {
+    const domains = await this.#calls.call(remote.CONNECT_LIST_ALL_DOMAINS, ACTIVE, "");
+    return domains.toSorted((a, b) => a.id - b.id).map(({ name }) => name);
+  }
+
+  /** The URI of the connection, also if none was named. */
+  async uri(): Promise<string> {
+    return await this.#calls.uri();
+  }
+
+  /** Where libvirt runs. */
+  async hypervisor(): Promise<Hypervisor> {
+    return parseHypervisor(await this.uri());
+  }
+
+  /** The host that libvirt runs on, as the URI names it; undefined for this host. */
+  async remoteHost(): Promise<string | undefined> {
+    return hostOf(await this.hypervisor());
+  }
+
+  /** Versions of libvirt and of the hypervisor, as in 9.0.0. Also tells whether libvirt answers at all. */
+  async versions(): Promise<{ readonly libvirt: string; readonly hypervisor: string }> {
+    const libvirt = await this.#calls.call(remote.CONNECT_GET_LIB_VERSION, undefined, "");
+    const hypervisor = await this.#calls.call(remote.CONNECT_GET_VERSION, undefined, "");
+    return { libvirt: versionText(libvirt), hypervisor: versionText(hypervisor) };
+  }
+
+  /** The capabilities of the host, as XML. */
+  capabilities(): Promise<string> {
+    return this.#calls.call(remote.CONNECT_GET_CAPABILITIES, undefined, "");
+  }
+
+  /** The capabilities of domains, as XML: for this emulator and machine, or for the host's default. */
+  domainCapabilities(platform: Platform | undefined): Promise<string> {
+    return this.#calls.call(remote.CONNECT_GET_DOMAIN_CAPABILITIES, platform ?? {}, "");
+  }
+
+  /** The running job of any kind; `active` is false if there is none. */
+  async jobInfo(domain: DomainRef): Promise<JobInfo> {
+    const { type, params } = await this.#calls.ask(remote.DOMAIN_GET_JOB_STATS, domain, { flags: 0 });
+    return jobInfoOf(type, params);
+  }
+
+  /**
+   * How the last job ended; type `none` while a job runs, or if libvirt has no record. libvirt keeps its
+   * record, since other programs may ask too.
+   */
+  async lastJobInfo(domain: DomainRef): Promise<JobInfo> {
+    const { type, params } = await this.#calls.ask(remote.DOMAIN_GET_JOB_STATS, domain, { flags: LAST_JOB });
+    return jobInfoOf(type, params);
+  }
+
+  /**
+   * The running job of any kind, and its XML if it is a backup. If none runs, `info` says that none is
+   * active, and `backupXml` is undefined. If the domain is off or gone, both are undefined.
+   */
+  async runningJob(
+    domain: DomainRef,
+  ): Promise<{ readonly info: JobInfo | undefined; readonly backupXml: string | undefined }> {
+    const unlessGone = <T>(answer: Promise<T>): Promise<T | undefined> =>
+      answer.catch((error: unknown) => {
+        if (isJobGone(error)) return undefined;
+        throw error;
+      });
+    // One after the other: libvirt may answer questions that are under way together in any order.
+    const info = await unlessGone(this.jobInfo(domain));
+    return { info, backupXml: await unlessGone(this.backupXml(domain)) };
+  }
+
+  /**
+   * Ends the backup job of a domain and waits until it is gone. Resolves at once if there is none. Jobs of
+   * other kinds (a migration, for instance) are left alone.
+   * @param options.patience how long it may stand still, while QEMU works on it and while libvirt does
+   * @param options.isKnown a backup job was just seen: it is ended before libvirt is asked again
+   * @param options.onWait called once with a message, if the job takes long to end
+   * @throws {BackupError} `E_JOB_STUCK`: it no longer moves; see `JobEnd`
+   */
+  async abortJob(
+    domain: DomainRef,
+    options: {
+      readonly patience?: { readonly stillMs: number; readonly libvirtMs: number };
+      readonly isKnown?: boolean;
+      readonly onWait?: ((message: string) => void) | undefined;
+    } = {},
+  ): Promise<void> {
+    const { patience, isKnown = false, onWait } = options;
+    const name = nameOf(domain);
+    const end = new JobEnd(patience, () =>
+      onWait?.(
+        `the backup job of ${name} was cancelled and takes long to end: it is waited for as long as it moves`,
+      ),
+    );
+    for (let asked = isKnown && (await this.#cancelJob(domain)); ; ) {
+      const job = await unlessBusy(this.runningJob(domain));
+      if (job && !isBackupJob(job)) return;
+      if (!asked) {
+        asked = await this.#cancelJob(domain);
+        // The job is usually gone once libvirt has answered.
+        if (asked) continue;
+      }
+      if (!(await end.wait(job))) {
+        const message = `the backup job of ${name} was cancelled but doesn't end: \`virsh domjobinfo ${domainWord(name)}\` shows it`;
+        throw new BackupError("E_JOB_STUCK", message, { details: { domain: name } });
+      }
+    }
+  }
+
+  /** @returns false if libvirt was too busy to take it */
+  async #cancelJob(domain: DomainRef): Promise<boolean> {
+    try {
+      const cancelling = this.#calls.ask(remote.DOMAIN_ABORT_JOB, domain, {}).then(() => true);
+      return (await unlessBusy(cancelling)) ?? false;
+    } catch (error) {
+      // The job may have ended since libvirt was asked.
+      if (isJobGone(error)) return true;
+      throw error;
+    }
+  }
+
+  /** Whether `name` refers to a domain, running or off. */
+  async hasDomain(name: string): Promise<boolean> {
+    try {
+      await this.domainUuid(name);
+      return true;
+    } catch (error) {
+      if (hasCode(error, "E_NO_SUCH_DOMAIN")) return false;
+      throw error;
+    }
+  }
+
+  /** Defines the domain `name` from its XML. */
+  async define(name: string, xml: string): Promise<void> {
+    await this.#calls.call(remote.DOMAIN_DEFINE_XML_FLAGS, xml, name);
+  }
+
+  /** Makes libvirt forget a domain. What belongs to it stays: disks and NVRAM. */
+  async undefine(domain: DomainRef): Promise<void> {
+    await this.#calls.ask(remote.DOMAIN_UNDEFINE_FLAGS, domain, { flags: KEEP_NVRAM });
+  }
+
+  /** @internal Registers for events: see `LibvirtCalls`. */
+  listen(...args: Parameters<LibvirtCalls["listen"]>): ReturnType<LibvirtCalls["listen"]> {
+    return this.#calls.listen(...args);
+  }
+}
+
+/**
+ * Whether a backup job runs. It is gone only if both answers say so: its description goes first, and only
+ * then can the next job begin.
+ */
+function isBackupJob({ info, backupXml }: Awaited<ReturnType<Libvirt["runningJob"]>>): boolean {
+  return info?.active ? info.operation === "backup" : backupXml !== undefined;
+}
+
+/** libvirt counts a version as major * 1,000,000 + minor * 1000 + release. */
+function versionText(version: number): string {
+  return [version / 1e6, (version / 1000) % 1000, version % 1000].map(Math.floor).join(".");
+}

@@ -1,0 +1,49 @@
+import type { JobInfo } from "../../../src/backup/libvirt/job-info.js";
+import { Libvirt } from "../../../src/backup/libvirt/libvirt.js";
+import { DOMAIN } from "./dumps.js";
+
+/** A libvirt with one domain, whose answers a test sets: for what a real one can't be made to do. */
+export class FakeLibvirt extends Libvirt {
+  backup: string;
+  domainNumber = 1;
+  checkpoint = "";
+  operation = "backup";
+  /** When the job began, by the hypervisor's clock. */
+  startedAt = Date.now();
+  /** How far the hypervisor's clock is ahead of ours. */
+  aheadMs = 0;
+
+  constructor(backup: string) {
+    super();
+    this.backup = backup;
+  }
+
+  override withPatience(): FakeLibvirt {
+    return this;
+  }
+
+  override async domainXml(): Promise<string> {
+    return DOMAIN;
+  }
+
+  override async domainId(): Promise<number> {
+    return this.domainNumber;
+  }
+
+  override async backupXml(): Promise<string> {
+    return this.backup;
+  }
+
+  override async checkpointXml(): Promise<string> {
+    return this.checkpoint;
+  }
+
+  override async jobInfo(): Promise<JobInfo> {
+    const elapsedMs = Date.now() + this.aheadMs - this.startedAt;
+    return { active: true, type: "unbounded", operation: this.operation, elapsedMs };
+  }
+
+  override async lastJobInfo(): Promise<JobInfo> {
+    return { active: false, type: "none" };
+  }
+}

@@ -1,0 +1,143 @@
+/** Every way to a libvirt, with real daemons: ssh, TLS and its refusals, SASL; and no other program started. */
+import { chmod, cp, mkdir, readFile, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { execa } from "execa";
+import { expect, it } from "vitest";
+import { Libvirt } from "../../src/backup/libvirt/libvirt.js";
+import { listensOn, makeAuthority, makeFolder, type RunningServer, startServer } from "../nbd/servers.js";
+import { BackupLab, expectExit } from "../support/backup-lab.js";
+import { describeWithLibvirt, freePort } from "../support/libvirt-lab.js";
+import { finished, nbdpull, startNbdpull } from "../support/nbdpull.js";
+import { SshHost } from "../support/ssh-host.js";
+
+/** Logs each program that Node starts. */
+const LOG_PROGRAMS = `
+const child = require("node:child_process");
+const { spawn } = child;
+child.spawn = (file, ...rest) => {
+  require("node:fs").appendFileSync(process.env.PROGRAMS, file + "\\n");
+  return spawn(file, ...rest);
+};
+`;
+
+/** A libvirtd of its own that listens on ports; of the system's it shares neither sockets nor domains. */
+async function startDaemon(folder: string, ports: { tls: number; tcp: number }): Promise<RunningServer> {
+  const config = [
+    ...["listen_tls = 1", `tls_port = "${ports.tls}"`, 'auth_tls = "none"', 'listen_addr = "127.0.0.1"'],
+    ...["listen_tcp = 1", `tcp_port = "${ports.tcp}"`, 'auth_tcp = "sasl"', 'auth_unix_rw = "none"'],
+    ...[`key_file = "${folder}/server-key.pem"`, `cert_file = "${folder}/server-cert.pem"`],
+    ...[`ca_file = "${folder}/ca-cert.pem"`, ""],
+  ];
+  await writeFile(join(folder, "libvirtd.conf"), config.join("\n"));
+  const hidden = ["/run/libvirt", "/var/lib/libvirt", "/etc/libvirt", "/var/cache/libvirt"];
+  const mounts = hidden.map((path) => `mount -t tmpfs none ${path}`).join(" && ");
+  const script = `${mounts} && exec libvirtd -l -f "$0/libvirtd.conf" -p "$0/pid"`;
+  return await startServer("unshare", ["--mount", "sh", "-c", script, folder], () => listensOn(ports.tls));
+}
+
+const answerOf = async (connect: string): Promise<unknown> => {
+  await using libvirt = new Libvirt({ connect });
+  return await libvirt.versions();
+};
+const VERSIONS = { libvirt: expect.stringMatching(/^\d+\.\d+\.\d+$/), hypervisor: expect.any(String) };
+
+await describeWithLibvirt("libvirt", () => {
+  it("is reached by TLS with certificates both ways, and says what is wrong with them", async () => {
+    await using folder = await makeFolder();
+    const { path } = await makeAuthority(folder, "pki", ["localhost"], "rsa");
+    const ports = { tls: await freePort(), tcp: await freePort() };
+    await using _ = await startDaemon(path, ports);
+    const pki = async (name: string, from: string, ...files: string[]): Promise<string> => {
+      await mkdir(join(folder.path, name));
+      for (const file of files) {
+        const theirs = file.replace("cacert", "ca-cert").replace("client", "client-");
+        await cp(join(from, theirs), join(folder.path, name, file));
+      }
+      return `?pkipath=${join(folder.path, name)}`;
+    };
+    const all = ["cacert.pem", "clientcert.pem", "clientkey.pem"];
+    const good = await pki("good", path, ...all);
+    const tls = `qemu+tls://localhost:${ports.tls}/system`;
+    expect(await answerOf(tls + good)).toEqual(VERSIONS);
+    expect(await answerOf(`qemu://localhost:${ports.tls}/system${good}`)).toEqual(VERSIONS);
+
+    const refused = { code: "E_LIBVIRT_TLS" };
+    const stranger = (await makeAuthority(folder, "stranger", ["localhost"], "rsa")).path;
+    await expect(answerOf(tls + (await pki("bare", path, "cacert.pem")))).rejects.toMatchObject(refused);
+    await expect(answerOf(tls + (await pki("other", stranger, ...all)))).rejects.toMatchObject(refused);
+    await expect(answerOf(`${tls}?pkipath=/nowhere`)).rejects.toMatchObject(refused);
+    const named = `qemu+tls://127.0.0.1:${ports.tls}/system`;
+    await expect(answerOf(named + good)).rejects.toMatchObject(refused);
+    expect(await answerOf(`${named}${good}&no_verify=1`)).toEqual(VERSIONS);
+
+    const sasl = `qemu+tcp://localhost:${ports.tcp}/system`;
+    await expect(answerOf(sasl)).rejects.toMatchObject({ code: "E_LIBVIRT_SASL" });
+    const nobody = `qemu+tls://localhost:${await freePort()}/system${good}`;
+    await expect(answerOf(nobody)).rejects.toMatchObject({ code: "E_LIBVIRT" });
+    const shown = await nbdpull("doctor", "--connect", tls + good, "--json");
+    expect(shown.json()).toContainEqual(
+      expect.objectContaining({ check: "libvirt", cause: expect.stringContaining("localhost") }),
+    );
+  }, 120_000);
+
+  it("is reached by ssh through virt-ssh-helper, or through nc where there is none", async () => {
+    await using host = await SshHost.start();
+    expect(await answerOf(host.uri)).toEqual(VERSIONS);
+    await using folder = await makeFolder();
+    // As nc does, it ends at the end of its input.
+    const netcat = join(folder.path, "nc");
+    const script = `if (process.argv[2] === "-U") {
+  const socket = require("node:net").connect(process.argv[3]);
+  process.stdin.pipe(socket).pipe(process.stdout);
+}`;
+    await writeFile(netcat, `#!${process.execPath}\n${script}\n`);
+    await chmod(netcat, 0o755);
+    expect(await answerOf(`${host.uri}&proxy=netcat&netcat=${netcat}`)).toEqual(VERSIONS);
+    const missing = { code: "E_LIBVIRT", message: expect.stringContaining("not found") };
+    await expect(answerOf(`${host.uri}&proxy=netcat&netcat=/no/nc`)).rejects.toMatchObject(missing);
+    await host.cut();
+    await host.end();
+    await expect(answerOf(host.uri)).rejects.toMatchObject({
+      code: "E_LIBVIRT",
+      message: expect.stringContaining("can't be reached by ssh"),
+    });
+    await expect(answerOf("qemu+ssh://x/system?command=/no/ssh")).rejects.toMatchObject({ code: "E_NO_SSH" });
+  }, 60_000);
+
+  it("does not let in who may not use its socket, and says what would help", async () => {
+    await using folder = await makeFolder();
+    const socket = join(folder.path, "libvirt.sock");
+    const { createServer } = await import("node:net");
+    const server = createServer().listen(socket);
+    await chmod(folder.path, 0o755);
+    await chmod(socket, 0o600);
+    const nobody = Number((await execa("id", ["-u", "nobody"])).stdout);
+    try {
+      process.seteuid?.(nobody);
+      await expect(answerOf(`qemu+unix:///system?socket=${socket}`)).rejects.toMatchObject({
+        code: "E_LIBVIRT_ACCESS",
+        message: expect.stringMatching(/group libvirt.*sudo.*qemu:\/\/\/session/s),
+      });
+    } finally {
+      process.seteuid?.(0);
+      server.close();
+    }
+  });
+
+  it("takes no process of another program, for a backup, doctor and attach", async () => {
+    await using guest = await BackupLab.start();
+    const programs = join(guest.folder, "programs");
+    const hook = join(guest.folder, "hook.cjs");
+    await writeFile(hook, LOG_PROGRAMS);
+    const env = { NODE_OPTIONS: `--require ${hook}`, PROGRAMS: programs };
+    expectExit(await finished(startNbdpull(guest.arguments(), { env })), 0);
+    await using _ = await guest.lab.beginBackup();
+    const attached = ["attach", guest.lab.domain, "--to", join(guest.folder, "attached"), "--end-job"];
+    expectExit(await finished(startNbdpull(attached, { env })), 0);
+    const doctor = ["doctor", guest.lab.domain, "--scratch", guest.scratch];
+    expectExit(await finished(startNbdpull(doctor, { env })), 0);
+    const started = new Set((await readFile(programs, "utf8")).trim().split("\n"));
+    // `touch` tries whether QEMU can write in the scratch folder; the others are asked for their versions.
+    expect([...started].sort()).toEqual(["qemu-img", "qemu-nbd", "touch"]);
+  }, 120_000);
+});
