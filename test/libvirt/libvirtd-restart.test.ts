@@ -2,7 +2,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { expect, it } from "vitest";
 import { BackupLab, expectExit } from "../support/backup-lab.js";
 import { stopLibvirtd } from "../support/libvirt-daemon.js";
-import { describeWithLibvirt } from "../support/libvirt-lab.js";
+import { describeWithLibvirt, virsh } from "../support/libvirt-lab.js";
 import { finished } from "../support/nbdpull.js";
 
 const MiB = 1024 * 1024;
@@ -28,4 +28,23 @@ await describeWithLibvirt("a backup during which libvirtd is restarted", () => {
     expect(next.disks[0]).toMatchObject({ mode: "incremental", dirtyBytes: 0 });
     await guest.expectPoint(next.id, copies);
   }, 480_000);
+
+  it("is told of its job's end, too", async () => {
+    await using guest = await BackupLab.start({ sizes: { vda: 64 * MiB, vdb: MiB } });
+    await guest.lab.write("vda", 0, 64 * MiB, 0x11);
+    const run = await guest.startSlowly();
+    {
+      await using _ = await stopLibvirtd();
+      await sleep(500);
+    }
+    // It asks twice a second whether libvirtd is back.
+    await sleep(2000);
+    await virsh("domjobabort", guest.lab.domain);
+    const ended = performance.now();
+    const ran = await finished(run);
+    // At 1 MiB/s the disk would take a minute.
+    expect(performance.now() - ended).toBeLessThan(20_000);
+    expect([ran.code, ran.json()]).toMatchObject([4, { error: { code: "E_JOB_ENDED" } }]);
+    await guest.expectNothingLeft();
+  }, 240_000);
 });

@@ -4,7 +4,7 @@ import { domainWord } from "../base/shell-word.js";
 import type { DomainDefinition } from "./domain-xml.js";
 import type { Libvirt } from "./libvirt.js";
 
-/** QEMU's connections are closed a moment before libvirt knows that QEMU has ended. */
+/** QEMU's connections are closed, and the job has ended, a moment before libvirt knows that QEMU has. */
 const NOTICE_MS = 500;
 /** `shut off (crashed)` and the like; the reason says who ended it. */
 const ENDED = /^(?:shut off|crashed|in shutdown)/;
@@ -51,5 +51,5 @@ async function endOf(libvirt: Libvirt, domain: DomainDefinition): Promise<string
 /** Whether it is what the end of a guest shows itself by, a moment before. */
 function mayComeBefore(error: unknown): boolean {
   const lost = ["NBD_CLOSED_BY_SERVER", "NBD_CONNECTION_LOST", "NBD_CONNECT_FAILED"];
-  return lost.some((code) => hasCode(error, code));
+  return [...lost, "E_JOB_ENDED"].some((code) => hasCode(error, code));
 }

@@ -4,8 +4,8 @@
  * `libvirt-calls.ts` (domains found, patience), `rpc` (the protocol: `connection.ts`, `procedures.ts`) and
  * `libvirt-errors.ts` (what libvirt's errors mean). `connection-uri.ts` finds the URI of the connection, and
  * `hypervisor.ts` reads it. `domain-xml.ts`, `job-xml.ts` and `checkpoint-xml.ts` read its documents, and
- * `begin-xml.ts` writes those that begin a job. `running-job.ts` watches over a job (`same-job.ts`,
- * `job-info.ts`), `job-end.ts` waits for its end, and `guest-end.ts` says how a guest ended
+ * `begin-xml.ts` writes those that begin a job. `running-job.ts` watches over a job (`job-watch.ts`,
+ * `same-job.ts`, `job-info.ts`), `job-end.ts` waits for its end, and `guest-end.ts` says how a guest ended
  * (`domain-state.ts`). `restored-domain.ts` makes the definition of a restored domain
  * (`character-devices.ts`), of which `left-out.ts` leaves only what `definition-rules.ts` allows, and
  * `try-definition.ts` asks libvirt about it. `checkpoints.ts` and `checkpoint-edit.ts` delete and mend

@@ -3,6 +3,7 @@ import { domainWord } from "../base/shell-word.js";
 import { type Checkpoint, parseCheckpoint } from "./checkpoint-xml.js";
 import { type DomainDefinition, parseDomain } from "./domain-xml.js";
 import type { JobInfo } from "./job-info.js";
+import { whileJobRuns } from "./job-watch.js";
 import { type BackupJob, exportedDisks, parseBackupJob } from "./job-xml.js";
 import { type DomainRef, isJobGone, type Libvirt, PATIENCE_MS } from "./libvirt.js";
 import { canBeSameJob, isUnmistakable } from "./same-job.js";
@@ -113,6 +114,18 @@ export class RunningJob {
       if (isJobGone(error)) throw await this.#ended(error);
       throw error;
     }
+  }
+
+  /**
+   * Runs `work` with a signal that also fires in the moment in which libvirt tells that the job has ended.
+   * @throws what `work` throws, or `E_JOB_ENDED` with libvirt's reason
+   */
+  whileItRuns<T>(signal: AbortSignal | undefined, work: (signal: AbortSignal) => Promise<T>): Promise<T> {
+    const { domain } = this;
+    const libvirt = this.#libvirt;
+    const ended = (reason: string): Error => jobEnded(domain.name, ` (libvirt: ${reason})`, undefined);
+    const assertAlive = (until: AbortSignal): Promise<void> => this.withSignal(until).assertAlive();
+    return whileJobRuns({ libvirt, domain, ended, assertAlive, signal }, work);
   }
 
   /**

@@ -27,7 +27,7 @@ import {
   parseBackupJob,
 } from "../libvirt/job-xml.js";
 import { type Libvirt, PATIENCE_MS } from "../libvirt/libvirt.js";
-import { openRunningJob } from "../libvirt/running-job.js";
+import { openRunningJob, type RunningJob } from "../libvirt/running-job.js";
 import { assertCompressible } from "../pull/compressed-store.js";
 import { domainFolder } from "../repository/domain-folder.js";
 import { isSame, type Manifest } from "../repository/manifest.js";
@@ -159,7 +159,9 @@ async function take(job: AttachedJob, options: AttachOptions): Promise<TakenPoin
   const known = { repository, domain, definition, disks, checkpoint: point, clients: clients.all, confirm };
   return await whileScratchLasts({ ...scratchSettings(view, options), giveUp }, (lasting) =>
     connection.walk(lasting, (walking) =>
-      takePoint({ ...options, ...known, clientsStay: job.isFragile, signal: walking }),
+      view.whileItRuns(walking, (running) =>
+        takePoint({ ...options, ...known, clientsStay: job.isFragile, signal: running }),
+      ),
     ),
   );
 }
@@ -234,6 +236,8 @@ interface JobView {
   readonly confirm: () => Promise<void>;
   /** Like `confirm`, with another signal or none. */
   readonly assertStillThere: (signal: AbortSignal | undefined) => Promise<void>;
+  /** Runs `work` with a signal that also fires when the job ends. */
+  readonly whileItRuns: RunningJob["whileItRuns"];
   /** The disks that `fragileDisks` names; none if the domain is unknown. */
   readonly fragileDisks: () => Promise<readonly string[]>;
   /** The error that names the end of the guest, if that is why the backup failed. */
@@ -255,6 +259,7 @@ function viewOfXml({ xml, domain, uuid }: Extract<JobSource, { kind: "xml" }>): 
     creationTime: async () => undefined,
     confirm: async () => undefined,
     assertStillThere: async () => undefined,
+    whileItRuns: (signal, work) => work(signal ?? new AbortController().signal),
     fragileDisks: async () => [],
     ended: async () => undefined,
   };
@@ -292,6 +297,7 @@ async function viewOfLibvirt({
     creationTime,
     confirm: () => running.assertAlive(),
     assertStillThere: (signal) => running.withSignal(signal).assertAlive(),
+    whileItRuns: (signal, work) => running.whileItRuns(signal, work),
     fragileDisks: () => fragileDisks(libvirt, running.domain),
     ended: (error) => guestEnd(libvirt.withSignal(undefined), running.domain, error),
   };

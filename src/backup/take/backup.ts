@@ -145,7 +145,9 @@ export async function backup(options: BackupOptions): Promise<BackupResult> {
     };
     taken = await whileScratchLasts({ ...scratch, signal, giveUp }, (lasting) =>
       connection.walk(lasting, (walking) =>
-        pullDisks(guest, begun, { connection, clients: clients.all }, { ...options, signal: walking }),
+        begun.job.whileItRuns(walking, (running) =>
+          pullDisks(guest, begun, { connection, clients: clients.all }, { ...options, signal: running }),
+        ),
       ),
     );
   } catch (error) {

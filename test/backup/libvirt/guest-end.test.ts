@@ -49,8 +49,8 @@ describe("the end of a guest", () => {
     expect(await ask([gone])).toMatchObject({ details: { state: "libvirt has forgotten it" } });
   });
 
-  it("is noticed a moment after the connection is lost", async () => {
-    const lost = new BackupError("NBD_CLOSED_BY_SERVER", "closed");
+  it.each(["NBD_CLOSED_BY_SERVER", "E_JOB_ENDED"])("is noticed a moment after %s", async (code) => {
+    const lost = new BackupError(code, "closed");
     expect(await ask(["running (booted)", "shut off (crashed)"], domain.id, lost)).toMatchObject({
       code: "E_GUEST_ENDED",
     });

@@ -1,0 +1,97 @@
+import { hasCode } from "../base/errors.js";
+import { jobFactsOf } from "./job-info.js";
+import type { DomainRef, Libvirt } from "./libvirt.js";
+import { type DomainEvent, EVENT } from "./rpc/events.js";
+
+/** virDomainEventType: VIR_DOMAIN_EVENT_STOPPED. */
+const STOPPED = 5;
+/** virDomainEventStoppedDetailType, by number. */
+const STOPPED_BY = [
+  "it was shut down",
+  "it was destroyed",
+  "it crashed",
+  "it was migrated away",
+  "it was saved",
+  "its QEMU failed",
+  "a snapshot was loaded",
+];
+/** How long libvirt may take to tell of the end, after something else has shown it. */
+const NOTICE_MS = 500;
+
+interface WatchOptions {
+  readonly libvirt: Libvirt;
+  readonly domain: DomainRef;
+  /** The error for a job that ended; the reason is libvirt's. */
+  readonly ended: (reason: string) => Error;
+  /** Asked when events may have been missed: at first, and after a lost connection. Throws if it has ended. */
+  readonly assertAlive: (signal: AbortSignal) => Promise<void>;
+  readonly signal: AbortSignal | undefined;
+}
+
+/**
+ * Runs `work` with a signal that also fires in the moment in which libvirt tells that the domain's backup job
+ * has ended: it failed, somebody ended it, or the domain stopped. Events can be lost, so a result still takes
+ * a last look.
+ *
+ * @throws what `work` throws, or the end of the job that caused it
+ */
+export async function whileJobRuns<T>(
+  { libvirt, domain, ended, assertAlive, signal }: WatchOptions,
+  work: (signal: AbortSignal) => Promise<T>,
+): Promise<T> {
+  const end = new AbortController();
+  const done = new AbortController();
+  const seen = (event: DomainEvent): void => {
+    const reason = endOf(event);
+    if (reason !== undefined && !end.signal.aborted) end.abort(ended(reason));
+  };
+  const listen = () =>
+    libvirt.withSignal(done.signal).listen(domain, [EVENT.lifecycle, EVENT.jobCompleted], seen);
+  const watch = async (): Promise<void> => {
+    for (;;) {
+      // libvirt may be restarting. If it doesn't come back, the last look finds it.
+      const listening = await listen();
+      void assertAlive(done.signal).catch((error: unknown) => {
+        if (hasCode(error, "E_JOB_ENDED") || hasCode(error, "E_JOB_REPLACED")) end.abort(error);
+      });
+      const wasLost = await firstOf(listening.lost, done.signal);
+      if (!wasLost) return await listening.stop();
+    }
+  };
+  const watching = watch().catch(() => undefined);
+  try {
+    return await work(AbortSignal.any(signal ? [signal, end.signal] : [end.signal]));
+  } catch (error) {
+    signal?.throwIfAborted();
+    // The server of the exports may be gone a moment before libvirt says why.
+    await firstOf(end.signal, AbortSignal.timeout(NOTICE_MS));
+    throw end.signal.aborted ? end.signal.reason : error;
+  } finally {
+    done.abort();
+    await watching;
+  }
+}
+
+function endOf(event: DomainEvent): string | undefined {
+  if (event.kind === "lifecycle") {
+    if (event.event !== STOPPED) return undefined;
+    return `the domain has stopped: ${STOPPED_BY[event.detail] ?? "it did not say why"}`;
+  }
+  const { operation, error, success } = jobFactsOf(event.params);
+  if (operation !== "backup") return undefined;
+  return error ?? (success === false ? "it failed" : "it was ended");
+}
+
+/** @returns whether the first one fired, at the latest when the second one does */
+function firstOf(first: AbortSignal, second: AbortSignal): Promise<boolean> {
+  return new Promise((resolve) => {
+    const settle = (): void => {
+      first.removeEventListener("abort", settle);
+      second.removeEventListener("abort", settle);
+      resolve(first.aborted);
+    };
+    if (first.aborted || second.aborted) return settle();
+    first.addEventListener("abort", settle);
+    second.addEventListener("abort", settle);
+  });
+}

@@ -1,0 +1,35 @@
+/** A job that ends while its disks are read: the pull stops in that moment, with libvirt's reason. */
+import { afterAll, beforeAll, expect, it } from "vitest";
+import { BackupLab } from "../support/backup-lab.js";
+import { describeWithLibvirt, virsh } from "../support/libvirt-lab.js";
+import { finished, type Running } from "../support/nbdpull.js";
+
+const MiB = 1024 * 1024;
+
+await describeWithLibvirt("a backup whose job ends while it pulls", () => {
+  let guest: BackupLab;
+  beforeAll(async () => {
+    guest = await BackupLab.start({ sizes: { vda: 64 * MiB, vdb: MiB } });
+    await guest.lab.write("vda", 0, 64 * MiB, 0x11);
+  });
+  afterAll(async () => {
+    await guest[Symbol.asyncDispose]();
+  });
+
+  /** At 1 MiB/s the whole disk would take a minute. */
+  async function expectStopped(run: Running, code: number, error: object): Promise<void> {
+    const began = performance.now();
+    const ran = await finished(run);
+    expect(performance.now() - began).toBeLessThan(20_000);
+    expect([ran.code, ran.json()]).toMatchObject([code, { error }]);
+    expect(await guest.points()).toEqual([]);
+    expect(await guest.beside()).toEqual([]);
+  }
+
+  it("stops when the domain is destroyed", async () => {
+    const run = await guest.startSlowly();
+    await virsh("destroy", guest.lab.domain);
+    const message = expect.stringContaining("(libvirt: shut off (destroyed))");
+    await expectStopped(run, 1, { code: "E_GUEST_ENDED", message });
+  }, 120_000);
+});
