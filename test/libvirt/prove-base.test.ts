@@ -2,6 +2,7 @@
 
 import { copyFile, open } from "node:fs/promises";
 import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, beforeAll, expect, it } from "vitest";
 import { type BackupJson, BackupLab, expectExit } from "../support/backup-lab.js";
 import { describeWithLibvirt, virsh } from "../support/libvirt-lab.js";
@@ -177,6 +178,16 @@ await describeWithLibvirt("an increment of a disk that is not the one of its bas
     await expect.poll(() => virsh("domjobinfo", lab.domain), { timeout: 60_000 }).toContain("Backup");
     slow.kill("SIGINT");
     expectExit(await finished(slow), 130);
+    await guest.expectNothingLeft();
+    // At 1 MiB/s the comparison takes a minute.
+    const ended = startNbdpull([...live, "--limit-rate", "1M", "--json"]);
+    await expect.poll(() => virsh("domjobinfo", lab.domain), { timeout: 60_000 }).toContain("Backup");
+    await sleep(1500);
+    const began = performance.now();
+    await virsh("domjobabort", lab.domain);
+    const ran = await finished(ended);
+    expect(performance.now() - began).toBeLessThan(20_000);
+    expect([ran.code, ran.json()]).toMatchObject([4, { error: { code: "E_JOB_ENDED" } }]);
     await guest.expectNothingLeft();
     expectExit(await nbdpull("verify", guest.repo, lab.domain, "--scratch", guest.scratch), 2);
     expectExit(await nbdpull(...live, "--at", "latest"), 2);

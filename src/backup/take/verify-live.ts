@@ -124,12 +124,12 @@ export async function verifyLive(options: VerifyLiveOptions): Promise<LiveReport
       await clearFolder(cleaner, folder, { ...options, clients });
       traces.isCleared = true;
     };
-    const compare = async (begun: Begun, lasting: AbortSignal | undefined): Promise<LiveReport> => {
+    const compare = async (begun: Begun, running: AbortSignal): Promise<LiveReport> => {
       const found = await compareDisks(
         guest,
         begun,
         { home, connection, clients: clients.all },
-        { ...options, signal: lasting },
+        { ...options, signal: running },
       );
       await begun.job.assertAlive();
       return { domain: domain.name, disks: found };
@@ -141,7 +141,9 @@ export async function verifyLive(options: VerifyLiveOptions): Promise<LiveReport
         const begun = await begin(guest, { disks, forecast: foreseen }, { ...traces, server }, planned);
         signal?.throwIfAborted();
         return await whileScratchLasts({ ...scratch, signal, giveUp }, (lasting) =>
-          connection.walk(lasting, (walking) => compare(begun, walking)),
+          connection.walk(lasting, (walking) =>
+            begun.job.whileItRuns(walking, (running) => compare(begun, running)),
+          ),
         );
       },
       signal,
