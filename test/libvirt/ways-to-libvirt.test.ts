@@ -137,7 +137,7 @@ await describeWithLibvirt("libvirt", () => {
     const doctor = ["doctor", guest.lab.domain, "--scratch", guest.scratch];
     expectExit(await finished(startNbdpull(doctor, { env })), 0);
     const started = new Set((await readFile(programs, "utf8")).trim().split("\n"));
-    // `touch` tries whether QEMU can write in the scratch folder; the others are asked for their versions.
-    expect([...started].sort()).toEqual(["qemu-img", "qemu-nbd", "touch"]);
+    // `touch` tries whether QEMU can write in the scratch folder; the others are QEMU's tools, and what bounds them.
+    expect([...started].sort()).toEqual(["prlimit", "qemu-img", "qemu-nbd", "touch"]);
   }, 120_000);
 });

@@ -39,7 +39,8 @@ export function startNbdpull(
   { inside = [], ...options }: StartOptions = {},
 ): Running {
   const [program = process.execPath, ...rest] = [...inside, process.execPath, NBDPULL, ...args];
-  const child = execa(program, rest, { ...options, reject: false });
+  // What a signal began is waited for, and never cut short by a SIGKILL that no test asked for.
+  const child = execa(program, rest, { ...options, reject: false, forceKillAfterDelay: false });
   const ended = child.then(({ exitCode, stdout, stderr }): Ran | undefined =>
     exitCode === undefined
       ? undefined

@@ -8,6 +8,9 @@ import type { Libvirt } from "./libvirt.js";
 const NOTICE_MS = 500;
 /** `shut off (crashed)` and the like; the reason says who ended it. */
 const ENDED = /^(?:shut off|crashed|in shutdown)/;
+/** For how long libvirt is asked again while it ends the guest, and has no reason yet. */
+const ENDING_MS = 2000;
+const LOOK_MS = 100;
 
 /**
  * The error that names the end of the guest, if that is why a backup of it failed.
@@ -36,7 +39,11 @@ export async function guestEnd(
 
 async function endOf(libvirt: Libvirt, domain: DomainDefinition): Promise<string | undefined> {
   try {
-    const state = await libvirt.domainState(domain, { reason: true });
+    let state = await libvirt.domainState(domain, { reason: true });
+    for (let waited = 0; state.startsWith("in shutdown") && waited < ENDING_MS; waited += LOOK_MS) {
+      await sleep(LOOK_MS);
+      state = await libvirt.domainState(domain, { reason: true });
+    }
     if (ENDED.test(state)) return `libvirt: ${state}`;
     const run = await libvirt.domainId(domain);
     if (run === domain.id) return undefined;

@@ -56,6 +56,11 @@ describe("the end of a guest", () => {
     });
   });
 
+  it("is named with its reason once libvirt has one", async () => {
+    const ended = await ask(["in shutdown (unknown)", "in shutdown (unknown)", "shut off (destroyed)"]);
+    expect(ended).toMatchObject({ details: { state: "libvirt: shut off (destroyed)" } });
+  });
+
   it("is named, too, if it comes between two questions", async () => {
     const answers = ["running (booted)", "shut off (crashed)"];
     const ended = await guestEnd(new StateLibvirt(answers, undefined), domain, new Error("broken"));
