@@ -92,15 +92,14 @@ export { type BackupOptions, type BackupResult, backup } from "./take/backup.js"
 export { type ImageToImport, type ImportOptions, importImages } from "./take/import.js";
 export type { DiskProof, ProveSettings } from "./take/prove-disk.js";
 export { type PullFileOptions, pullFile } from "./take/pull-file.js";
-export {
-  type ExportedPointDisk,
-  type ImportedPointDisk,
-  type PointDisk,
-  type TakenPoint,
-  type TakePointOptions,
-  type TakeSettings,
-  takePoint,
-} from "./take/take-point.js";
+export type {
+  ExportedPointDisk,
+  ImportedPointDisk,
+  PointDisk,
+  TakePointOptions,
+  TakeSettings,
+} from "./take/take-options.js";
+export { type TakenPoint, takePoint } from "./take/take-point.js";
 export {
   type LiveDiskReport,
   type LiveProgress,

@@ -33,13 +33,8 @@ import { domainFolder } from "../repository/domain-folder.js";
 import { isSame, type Manifest } from "../repository/manifest.js";
 import { pointsOf } from "../repository/point-owners.js";
 import { Repository } from "../repository/repository.js";
-import {
-  type PointDisk,
-  type TakenPoint,
-  type TakePointOptions,
-  type TakeSettings,
-  takePoint,
-} from "./take-point.js";
+import type { PointDisk, TakePointOptions, TakeSettings } from "./take-options.js";
+import { type TakenPoint, takePoint } from "./take-point.js";
 
 /** The source of the job's description: libvirt, or an XML document alone. */
 export type JobSource =

@@ -1,26 +1,22 @@
 import type { NbdClient } from "../../nbd/index.js";
-import { hasCode, messageOf } from "../base/errors.js";
 import { together } from "../base/in-parallel.js";
 import { preflight } from "../checks/preflight.js";
 import { CheckpointRecord } from "../guest/checkpoint-record.js";
 import { claimFolder, clearFolder } from "../guest/claim.js";
 import { type EncryptedPolicy, judgeEncrypted } from "../guest/encrypted-disks.js";
-import { whileFrozen } from "../guest/freeze.js";
-import { type Guest, keyOf, retireCheckpoints } from "../guest/guest.js";
+import { type Guest, keyOf } from "../guest/guest.js";
 import { JobClients } from "../guest/job-clients.js";
 import { connectJob, type JobConnection, refuseUnreachable } from "../guest/job-connection.js";
 import { JobFolder } from "../guest/job-folder.js";
-import { lookAtDisk, versionHere, versionThere, withOldQcow2 } from "../guest/look-at-disk.js";
-import { neededCheckpoints } from "../guest/needed-checkpoints.js";
-import { bitmapOf, type DiskPlan, type GuestDisk, type Level } from "../guest/plan-disk.js";
-import { type Forecast, LOST, levelOf, planGuest, refuseNoBase } from "../guest/plan-guest.js";
-import { refuseShortScratch, type ScratchSettings, whileScratchLasts } from "../guest/scratch-guard.js";
+import { lookAtDisk, versionHere } from "../guest/look-at-disk.js";
+import type { Level } from "../guest/plan-disk.js";
+import { levelOf } from "../guest/plan-guest.js";
+import { refuseShortScratch, whileScratchLasts } from "../guest/scratch-guard.js";
 import { WAY } from "../guest/ssh-job-folder.js";
 import { sshTo } from "../guest/ssh-to-hypervisor.js";
 import { usualStateFolder } from "../host/state-folder.js";
-import { formatBackup, formatCheckpoint, type JobRequest, type TcpServer } from "../libvirt/begin-xml.js";
-import { parseCheckpoint } from "../libvirt/checkpoint-xml.js";
-import { checkpointName, checkpointPrefix } from "../libvirt/checkpoints.js";
+import type { TcpServer } from "../libvirt/begin-xml.js";
+import { checkpointPrefix } from "../libvirt/checkpoints.js";
 import {
   type DiskChoice,
   disksLeftOut,
@@ -30,16 +26,15 @@ import {
 } from "../libvirt/choose-disks.js";
 import { type DomainDefinition, parseDomain } from "../libvirt/domain-xml.js";
 import { guestEnd } from "../libvirt/guest-end.js";
-import { type BackupServer, exportedDisks } from "../libvirt/job-xml.js";
+import { exportedDisks } from "../libvirt/job-xml.js";
 import { type Libvirt, PATIENCE_MS } from "../libvirt/libvirt.js";
-import { openRunningJob, type RunningJob } from "../libvirt/running-job.js";
 import { assertCompressible } from "../pull/compressed-store.js";
-import { domainFolder, foldersNamed } from "../repository/domain-folder.js";
-import type { Manifest } from "../repository/manifest.js";
-import { pointsOf } from "../repository/point-owners.js";
 import { Repository } from "../repository/repository.js";
+import { type Begun, begin, scratchSettings, serverOf } from "./begin-job.js";
+import { clearAfterFailure, deleteOrphans, endJob, type Made, type Traces } from "./clear-traces.js";
 import { backUpStopped } from "./stopped-backup.js";
-import { type PointDisk, type TakenPoint, type TakeSettings, takePoint } from "./take-point.js";
+import type { PointDisk, TakeSettings } from "./take-options.js";
+import { type TakenPoint, takePoint } from "./take-point.js";
 
 export interface BackupOptions extends TakeSettings {
   readonly libvirt: Libvirt;
@@ -177,11 +172,6 @@ function leaveOut(domain: DomainDefinition, { disks, onWarning }: BackupOptions)
   return leftOut;
 }
 
-/** The server that the job is asked to start. */
-export function serverOf(folder: JobFolder, { server }: Pick<BackupOptions, "server">): BackupServer {
-  return server ?? { transport: "unix", socket: folder.socket, tls: false };
-}
-
 async function recordOf(guest: Guest, options: BackupOptions): Promise<CheckpointRecord> {
   const { libvirt, domain, repository } = guest;
   const { stateFolder = usualStateFolder(), moved = false, onWarning } = options;
@@ -194,170 +184,8 @@ async function recordOf(guest: Guest, options: BackupOptions): Promise<Checkpoin
   });
 }
 
-/** Deletes checkpoints without a point: those of this run (`made`), and those of runs that died. */
-async function deleteOrphans(
-  guest: Guest,
-  made: Made,
-  options: Pick<BackupOptions, "onWarning">,
-): Promise<void> {
-  const named = (points: readonly Manifest[]): Set<string> =>
-    new Set(points.flatMap(({ checkpoint }) => (checkpoint ? [checkpoint.name] : [])));
-  await retire(guest, made, options, named);
-}
-
-/**
- * Deletes checkpoints that are not needed. If a manifest can't be read, its checkpoint is unknown and may be
- * needed, so only those in `made` are deleted.
- */
-async function retire(
-  guest: Guest,
-  { names: made, record }: Made,
-  options: Pick<BackupOptions, "onWarning">,
-  neededBy: (points: readonly Manifest[]) => ReadonlySet<string>,
-): Promise<readonly string[]> {
-  let damaged = false;
-  const { repository, domain } = guest;
-  const home = await domainFolder(repository, domain);
-  const onDamage = (): void => {
-    damaged = true;
-  };
-  const points = await repository.points(home, onDamage);
-  // A point that can't be read may be this domain's in another folder of its name, too.
-  for (const folder of await foldersNamed(repository, domain.name)) {
-    if (folder !== home) await repository.points(folder, onDamage);
-  }
-  const needed = neededBy(pointsOf(points, domain.uuid));
-  const { retired, failed } = await retireCheckpoints(
-    guest,
-    record,
-    (name) => !needed.has(name) && (!damaged || made.includes(name)),
-  );
-  for (const message of failed) options.onWarning?.(message);
-  return retired;
-}
-
-/** The checkpoints of a run. */
-interface Made {
-  /** Names of those that it tried to create. */
-  readonly names: string[];
-  /** Those of earlier runs too. */
-  readonly record: CheckpointRecord;
-}
-
-/** What a run has made outside of the repository and has to remove. */
-interface Traces {
-  readonly folder: JobFolder;
-  readonly made: Made;
-  readonly clients: JobClients;
-  /** The job has ended, and the folder is gone: what is there from now on is another backup's. */
-  isCleared: boolean;
-}
-
 /** How long a libvirt that is away is waited for where the guest would not survive that the clients leave. */
 const PATIENCE_FOR_CLIENTS_MS = 10 * PATIENCE_MS;
-
-/** A running job, with the plans and the checkpoint that it was begun with. */
-export interface Begun {
-  readonly job: RunningJob;
-  readonly plans: readonly DiskPlan[];
-  readonly checkpoint: Manifest["checkpoint"];
-}
-
-type BeginOptions = Pick<BackupOptions, "level" | "format" | "freeze" | "signal" | "onWarning">;
-
-/**
- * Begins the job and its checkpoint, both of the same moment. If libvirt finds a disk's bitmap broken, this
- * tries again with another base for the disk, or with none.
- */
-export async function begin(
-  guest: Guest,
-  { disks, forecast }: { readonly disks: readonly GuestDisk[]; readonly forecast: Forecast },
-  {
-    folder,
-    made,
-    server,
-  }: Pick<Traces, "folder"> & {
-    /** Receives the checkpoint. Undefined: none is made, and only disks that have a base take part. */
-    readonly made: Made | undefined;
-    readonly server: BackupServer;
-  },
-  options: BeginOptions,
-): Promise<Begun> {
-  const { domain, repository, libvirt } = guest;
-  const broken = new Map(forecast.broken);
-  let known = disks;
-  for (;;) {
-    const plans = await planGuest(guest, known, { ...options, broken, proven: forecast.proven });
-    refuseNoBase(domain.name, plans, options.level);
-    const keeps = made && plans.some(({ bitmap }) => bitmap);
-    const checkpoint = keeps ? checkpointName(repository.id, new Date()) : undefined;
-    options.signal?.throwIfAborted();
-    if (made && checkpoint !== undefined) {
-      await made.record.add(checkpoint);
-      made.names.push(checkpoint);
-    }
-    try {
-      // Not interrupted by the signal: not waiting for its answer would not stop what libvirt has begun.
-      const steady = { ...guest, libvirt: libvirt.withSignal(undefined) };
-      await whileFrozen(steady, folder, options.freeze, () =>
-        beginJob(steady, { plans: made ? plans : comparable(plans), checkpoint, server }, folder),
-      );
-    } catch (error) {
-      const old = await withOldQcow2(error, known, guest.ssh ? versionThere(guest.ssh) : versionHere);
-      if (old) {
-        known = old;
-        continue;
-      }
-      const bitmap = brokenBitmap(error, plans);
-      if (bitmap === undefined || broken.has(bitmap)) throw error;
-      broken.set(bitmap, LOST);
-      continue;
-    }
-    const opening = openRunningJob({ libvirt, domain });
-    if (checkpoint === undefined) return { job: await opening, plans, checkpoint: null };
-    const [job, created] = await together(opening, libvirt.checkpointXml(domain, checkpoint));
-    const { creationTime } = parseCheckpoint(created);
-    return { job, plans, checkpoint: { name: checkpoint, creationTime } };
-  }
-}
-
-/** Without a checkpoint nothing keeps bitmaps, and a disk without a base has nothing to be compared with. */
-function comparable(plans: readonly DiskPlan[]): readonly DiskPlan[] {
-  return plans.filter(({ base }) => base).map((plan) => ({ ...plan, bitmap: false }));
-}
-
-async function beginJob(
-  { libvirt, domain }: Guest,
-  wanted: {
-    readonly plans: readonly DiskPlan[];
-    readonly checkpoint: string | undefined;
-    readonly server: BackupServer;
-  },
-  folder: JobFolder,
-): Promise<void> {
-  const { plans, checkpoint, server } = wanted;
-  const request: JobRequest = {
-    server,
-    disks: domain.disks.map(({ target: name }) => {
-      const planned = plans.find((each) => each.name === name);
-      if (!planned) return { name };
-      return {
-        name,
-        take: { scratch: folder.scratch(name), base: planned.base?.checkpoint, bitmap: planned.bitmap },
-      };
-    }),
-  };
-  const checkpointXml = checkpoint === undefined ? undefined : formatCheckpoint(request, checkpoint);
-  await libvirt.beginBackup(domain, formatBackup(request), checkpointXml);
-}
-
-/** The bitmap that libvirt found broken, if that is why the job could not begin. */
-function brokenBitmap(error: unknown, plans: readonly DiskPlan[]): string | undefined {
-  if (!hasCode(error, "E_LIBVIRT_REFUSED")) return undefined;
-  const [, disk] = /missing or broken bitmap '[^']*' for disk '([^']*)'/.exec(messageOf(error)) ?? [];
-  const base = plans.find(({ name }) => name === disk)?.base;
-  return disk && base && bitmapOf(disk, base.checkpoint);
-}
 
 async function pullDisks(
   guest: Guest,
@@ -390,49 +218,4 @@ async function pullDisks(
     clientsStay: domain.disks.some(({ hasIothread }) => hasIothread),
     confirm: () => job.assertAlive(),
   });
-}
-
-export function scratchSettings(
-  { domain, ssh }: Guest,
-  folder: JobFolder,
-  disks: readonly GuestDisk[],
-  { scratchReserve: reserve, onWarning }: Pick<BackupOptions, "scratchReserve" | "onWarning">,
-): ScratchSettings {
-  const remedy =
-    "Name a folder with more room (--scratch), take the backup when the guest writes less, or make it shorter: a faster target, no --limit-rate";
-  // Scratch files on another host are not watched.
-  const files = ssh ? [] : disks.map(({ name }) => folder.scratch(name));
-  return { domain: domain.name, files, reserve, remedy, onWarning };
-}
-
-/** The next backup removes what this can't. */
-export async function clearAfterFailure(
-  guest: Guest,
-  { folder, made, clients, isCleared }: Omit<Traces, "made"> & { readonly made: Made | undefined },
-  options: Pick<BackupOptions, "onWarning">,
-): Promise<void> {
-  try {
-    if (!isCleared) await clearFolder(guest, folder, { ...options, clients });
-    if (made) await deleteOrphans(guest, made, options);
-  } catch (error) {
-    options.onWarning?.(`not everything was cleared away, the next backup will do it: ${messageOf(error)}`);
-  }
-}
-
-async function endJob(
-  guest: Guest,
-  { folder, made, clients, isCleared }: Traces,
-  options: BackupOptions,
-): Promise<readonly string[]> {
-  try {
-    if (!isCleared) await clearFolder(guest, folder, { ...options, clients });
-    const names = guest.domain.disks.map(({ target }) => target);
-    const { record } = made;
-    return await retire(guest, { names: [], record }, options, (points) => neededCheckpoints(points, names));
-  } catch (error) {
-    options.onWarning?.(
-      `the point was committed, but not everything was cleared away (the next backup will do it): ${messageOf(error)}`,
-    );
-    return [];
-  }
 }

@@ -7,7 +7,8 @@ import type { Libvirt } from "../libvirt/libvirt.js";
 import type { Manifest } from "../repository/manifest.js";
 import { Repository } from "../repository/repository.js";
 import { ForeignImage } from "./foreign-image.js";
-import { type TakenPoint, type TakePointOptions, type TakeSettings, takePoint } from "./take-point.js";
+import type { TakePointOptions, TakeSettings } from "./take-options.js";
+import { type TakenPoint, takePoint } from "./take-point.js";
 
 export interface ImageToImport {
   /** The disk's target in the domain, `vda`. */

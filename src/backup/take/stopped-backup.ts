@@ -29,7 +29,8 @@ import type { Libvirt } from "../libvirt/libvirt.js";
 import { StartWatch } from "../libvirt/start-watch.js";
 import { statedLinks } from "../libvirt/stated-chain.js";
 import { Repository } from "../repository/repository.js";
-import { type PointDisk, type TakenPoint, type TakeSettings, takePoint } from "./take-point.js";
+import type { PointDisk, TakeSettings } from "./take-options.js";
+import { type TakenPoint, takePoint } from "./take-point.js";
 
 interface StoppedBackupOptions extends TakeSettings {
   readonly libvirt: Libvirt;

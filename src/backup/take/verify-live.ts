@@ -23,14 +23,9 @@ import { proveBase } from "../prove/prove-base.js";
 import { domainFolder } from "../repository/domain-folder.js";
 import { diskOf, type Manifest } from "../repository/manifest.js";
 import { Repository } from "../repository/repository.js";
-import {
-  type BackupOptions,
-  type Begun,
-  begin,
-  clearAfterFailure,
-  scratchSettings,
-  serverOf,
-} from "./backup.js";
+import type { BackupOptions } from "./backup.js";
+import { type Begun, begin, scratchSettings, serverOf } from "./begin-job.js";
+import { clearAfterFailure } from "./clear-traces.js";
 
 export interface VerifyLiveOptions
   extends Pick<

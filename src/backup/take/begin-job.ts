@@ -1,0 +1,154 @@
+import { hasCode, messageOf } from "../base/errors.js";
+import { together } from "../base/in-parallel.js";
+import { whileFrozen } from "../guest/freeze.js";
+import type { Guest } from "../guest/guest.js";
+import type { JobFolder } from "../guest/job-folder.js";
+import { versionHere, versionThere, withOldQcow2 } from "../guest/look-at-disk.js";
+import { bitmapOf, type DiskPlan, type GuestDisk, type Level } from "../guest/plan-disk.js";
+import { type Forecast, LOST, planGuest, refuseNoBase } from "../guest/plan-guest.js";
+import type { ScratchSettings } from "../guest/scratch-guard.js";
+import type { ImageFormat } from "../image/image.js";
+import { formatBackup, formatCheckpoint, type JobRequest, type TcpServer } from "../libvirt/begin-xml.js";
+import { parseCheckpoint } from "../libvirt/checkpoint-xml.js";
+import { checkpointName } from "../libvirt/checkpoints.js";
+import type { BackupServer } from "../libvirt/job-xml.js";
+import { openRunningJob, type RunningJob } from "../libvirt/running-job.js";
+import type { Manifest } from "../repository/manifest.js";
+import type { Made } from "./clear-traces.js";
+
+/** A running job, with the plans and the checkpoint that it was begun with. */
+export interface Begun {
+  readonly job: RunningJob;
+  readonly plans: readonly DiskPlan[];
+  readonly checkpoint: Manifest["checkpoint"];
+}
+
+interface BeginOptions {
+  readonly level: Level;
+  readonly format: ImageFormat;
+  /** Mountpoints in the guest that are frozen while the job begins; empty: all; undefined: none. */
+  readonly freeze?: readonly string[] | undefined;
+  readonly signal?: AbortSignal | undefined;
+  readonly onWarning?: ((message: string) => void) | undefined;
+}
+
+/** The server that the job is asked to start. */
+export function serverOf(
+  folder: JobFolder,
+  { server }: { readonly server?: TcpServer | undefined },
+): BackupServer {
+  return server ?? { transport: "unix", socket: folder.socket, tls: false };
+}
+
+export function scratchSettings(
+  { domain, ssh }: Guest,
+  folder: JobFolder,
+  disks: readonly GuestDisk[],
+  options: {
+    /** Bytes that must stay free. */
+    readonly scratchReserve?: number | undefined;
+    readonly onWarning?: ((message: string) => void) | undefined;
+  },
+): ScratchSettings {
+  const { scratchReserve: reserve, onWarning } = options;
+  const remedy =
+    "Name a folder with more room (--scratch), take the backup when the guest writes less, or make it shorter: a faster target, no --limit-rate";
+  // Scratch files on another host are not watched.
+  const files = ssh ? [] : disks.map(({ name }) => folder.scratch(name));
+  return { domain: domain.name, files, reserve, remedy, onWarning };
+}
+
+/**
+ * Begins the job and its checkpoint, both of the same moment. If libvirt finds a disk's bitmap broken, this
+ * tries again with another base for the disk, or with none.
+ */
+export async function begin(
+  guest: Guest,
+  { disks, forecast }: { readonly disks: readonly GuestDisk[]; readonly forecast: Forecast },
+  {
+    folder,
+    made,
+    server,
+  }: {
+    readonly folder: JobFolder;
+    /** Receives the checkpoint. Undefined: none is made, and only disks that have a base take part. */
+    readonly made: Made | undefined;
+    readonly server: BackupServer;
+  },
+  options: BeginOptions,
+): Promise<Begun> {
+  const { domain, repository, libvirt } = guest;
+  const broken = new Map(forecast.broken);
+  let known = disks;
+  for (;;) {
+    const plans = await planGuest(guest, known, { ...options, broken, proven: forecast.proven });
+    refuseNoBase(domain.name, plans, options.level);
+    const keeps = made && plans.some(({ bitmap }) => bitmap);
+    const checkpoint = keeps ? checkpointName(repository.id, new Date()) : undefined;
+    options.signal?.throwIfAborted();
+    if (made && checkpoint !== undefined) {
+      await made.record.add(checkpoint);
+      made.names.push(checkpoint);
+    }
+    try {
+      // Not interrupted by the signal: not waiting for its answer would not stop what libvirt has begun.
+      const steady = { ...guest, libvirt: libvirt.withSignal(undefined) };
+      await whileFrozen(steady, folder, options.freeze, () =>
+        beginJob(steady, { plans: made ? plans : comparable(plans), checkpoint, server }, folder),
+      );
+    } catch (error) {
+      const old = await withOldQcow2(error, known, guest.ssh ? versionThere(guest.ssh) : versionHere);
+      if (old) {
+        known = old;
+        continue;
+      }
+      const bitmap = brokenBitmap(error, plans);
+      if (bitmap === undefined || broken.has(bitmap)) throw error;
+      broken.set(bitmap, LOST);
+      continue;
+    }
+    const opening = openRunningJob({ libvirt, domain });
+    if (checkpoint === undefined) return { job: await opening, plans, checkpoint: null };
+    const [job, created] = await together(opening, libvirt.checkpointXml(domain, checkpoint));
+    const { creationTime } = parseCheckpoint(created);
+    return { job, plans, checkpoint: { name: checkpoint, creationTime } };
+  }
+}
+
+/** Without a checkpoint nothing keeps bitmaps, and a disk without a base has nothing to be compared with. */
+function comparable(plans: readonly DiskPlan[]): readonly DiskPlan[] {
+  return plans.filter(({ base }) => base).map((plan) => ({ ...plan, bitmap: false }));
+}
+
+async function beginJob(
+  { libvirt, domain }: Guest,
+  wanted: {
+    readonly plans: readonly DiskPlan[];
+    readonly checkpoint: string | undefined;
+    readonly server: BackupServer;
+  },
+  folder: JobFolder,
+): Promise<void> {
+  const { plans, checkpoint, server } = wanted;
+  const request: JobRequest = {
+    server,
+    disks: domain.disks.map(({ target: name }) => {
+      const planned = plans.find((each) => each.name === name);
+      if (!planned) return { name };
+      return {
+        name,
+        take: { scratch: folder.scratch(name), base: planned.base?.checkpoint, bitmap: planned.bitmap },
+      };
+    }),
+  };
+  const checkpointXml = checkpoint === undefined ? undefined : formatCheckpoint(request, checkpoint);
+  await libvirt.beginBackup(domain, formatBackup(request), checkpointXml);
+}
+
+/** The bitmap that libvirt found broken, if that is why the job could not begin. */
+function brokenBitmap(error: unknown, plans: readonly DiskPlan[]): string | undefined {
+  if (!hasCode(error, "E_LIBVIRT_REFUSED")) return undefined;
+  const [, disk] = /missing or broken bitmap '[^']*' for disk '([^']*)'/.exec(messageOf(error)) ?? [];
+  const base = plans.find(({ name }) => name === disk)?.base;
+  return disk && base && bitmapOf(disk, base.checkpoint);
+}

@@ -1,0 +1,244 @@
+import type { NbdClient } from "../../nbd/index.js";
+import { BackupError } from "../base/errors.js";
+import { allOrNone } from "../base/in-parallel.js";
+import { CompressThreads } from "../compress/compress-threads.js";
+import { DEFAULT_DIGESTS } from "../digest/digest.js";
+import { DigestThreads } from "../digest/digest-threads.js";
+import { openExport } from "../export/open-export.js";
+import { sha256OfFile } from "../host/held-folder.js";
+import { BUFFER_BYTES, type ImageCompression } from "../pull/compressed-store.js";
+import { type CopyImageOptions, copyImage, type PullResult, pullImage } from "../pull/pull-image.js";
+import type { CompressionMethod } from "../qcow2/compress-cluster.js";
+import type { Backing } from "../qcow2/writer.js";
+import { type DiskIdentity, type DiskManifest, diskOf, type Manifest } from "../repository/manifest.js";
+import type { PendingPoint } from "../repository/pending-point.js";
+import { type DiskProof, proveDisk } from "./prove-disk.js";
+import type { ExportedPointDisk, PointDisk, TakePointOptions } from "./take-options.js";
+
+const DISKS_AT_ONCE = 8;
+/** Most connections of all disks together. QEMU's server takes 100 clients, and others may want some. */
+const CONNECTIONS_OF_ALL = 64;
+
+export interface PullOptions extends TakePointOptions {
+  readonly signal: AbortSignal;
+  /** Name of the domain's folder. */
+  readonly home: string;
+  /** By the disks' names; those that are not known are missing. */
+  readonly identities: ReadonlyMap<string, DiskIdentity>;
+}
+
+export interface PulledDisk {
+  readonly disk: DiskManifest;
+  readonly connections: number;
+  readonly proof?: DiskProof | undefined;
+  readonly requests: number;
+  readonly extents: number;
+}
+
+/** What the disks of a point have in common. */
+interface Shared {
+  readonly compress: ImageCompression | undefined;
+  readonly digestThreads: DigestThreads;
+}
+
+/**
+ * Pulls all disks into a pending point, some at a time: all of them, or it fails with the first that does.
+ *
+ * @param clients receives the clients that are open
+ * @throws {BackupError} with the name of the disk in its message and details; keeps the class and the code
+ */
+export async function pullAll(
+  options: PullOptions,
+  pending: PendingPoint,
+  clients: NbdClient[],
+): Promise<PulledDisk[]> {
+  // These start threads only when they get work.
+  await using workers = new CompressThreads();
+  await using digestThreads = new DigestThreads(options.digests ?? DEFAULT_DIGESTS);
+  const compress = options.compress && compressionOf(options.compress, workers, options.disks.length);
+  const { connect, window, mustLeave } = sharesOf(options);
+  return await allOrNone(options.disks, DISKS_AT_ONCE, options.signal, async (disk, signal) => {
+    try {
+      const opened = await copierOf(disk, { ...options, connect, signal }, clients);
+      const { disk: proven, copy, client, proof } = opened;
+      const shared = { compress, digestThreads };
+      const pulled = await pullDisk({ ...options, window, signal }, pending, proven, copy, shared);
+      const connections = client?.connections ?? 0;
+      if (client && mustLeave) await leaveEarly(client, clients, signal);
+      return { ...pulled, connections, proof };
+    } catch (error) {
+      throw ofDisk(disk.name, error);
+    }
+  });
+}
+
+/** The limits of each disk's connections, so that those of all together stay within the bound. */
+function sharesOf({
+  connect,
+  window,
+  disks,
+  clientsStay = false,
+}: TakePointOptions): Pick<TakePointOptions, "connect" | "window"> & { readonly mustLeave: boolean } {
+  const most = Math.max(1, Math.floor(CONNECTIONS_OF_ALL / disks.length));
+  const atMost = (wanted: number | undefined): number | undefined =>
+    most === 1 ? 1 : wanted && Math.min(wanted, most);
+  const connections = atMost(connect.connections);
+  return {
+    connect: connections === undefined ? connect : { ...connect, connections },
+    window: { ...window, connections: atMost(window?.connections), mostConnections: most },
+    mustLeave: disks.length > CONNECTIONS_OF_ALL && !clientsStay,
+  };
+}
+
+/** Closes the client of a disk that is done, to make room for those of the next. */
+async function leaveEarly(client: NbdClient, clients: NbdClient[], signal: AbortSignal): Promise<void> {
+  await stillAnswers(client, signal);
+  clients.splice(clients.indexOf(client), 1);
+  await client.close();
+}
+
+interface Copier {
+  /** The disk as it is taken: in full, if its base does not fit. */
+  readonly disk: PointDisk;
+  readonly copy: (options: CopyImageOptions) => Promise<PullResult>;
+  readonly client?: NbdClient;
+  readonly proof?: DiskProof | undefined;
+}
+
+/** @param clients receives the disk's client, if it has one; if they have to stay, as soon as it is open */
+async function copierOf(disk: PointDisk, options: PullOptions, clients: NbdClient[]): Promise<Copier> {
+  if (disk.address === undefined) return { disk, copy: (copying) => copyImage(disk.source, copying) };
+  const { connect, signal, clientsStay } = options;
+  const opening = { ...connect, signal };
+  const bitmap = disk.increment?.bitmap;
+  const client = await openExport(disk.address, bitmap, opening, clientsStay ? clients : undefined);
+  if (!clientsStay) clients.push(client);
+  const { proof, reason } = await proveBaseOf(disk, client, options);
+  // A full copy goes over the same connections: some servers end when their last client disconnects.
+  const proven = reason === undefined ? disk : { ...disk, increment: undefined, reason };
+  const { increment } = proven;
+  const parentSize = increment && diskOf(increment.parent, disk.name)?.virtualSize;
+  const copy: Copier["copy"] = (copying) =>
+    pullImage({ ...copying, client, bitmap: increment?.bitmap, parentSize });
+  return { disk: proven, copy, client, proof };
+}
+
+async function proveBaseOf(
+  { name: disk, increment }: ExportedPointDisk,
+  client: NbdClient,
+  options: PullOptions,
+): ReturnType<typeof proveDisk> {
+  if (increment === undefined) return {};
+  const { repository, home, rateLimit, signal, proveBase: settings } = options;
+  const identity = options.identities.get(disk);
+  const base = { ...increment, repository, domain: home, disk };
+  return await proveDisk({ ...base, client, settings, identity, rateLimit, signal });
+}
+
+async function pullDisk(
+  options: PullOptions,
+  pending: PendingPoint,
+  disk: PointDisk,
+  copy: Copier["copy"],
+  { compress, digestThreads }: Shared,
+): Promise<Omit<PulledDisk, "connections" | "proof">> {
+  const { format, increment } = { format: options.format, increment: disk.increment };
+  const file = `${disk.name}.${format}`;
+  const mapFile = increment && format === "raw" ? `${disk.name}.map` : undefined;
+  const digestFile = options.digests && { file: `${disk.name}.digests`, algorithm: options.digests };
+  const identity = options.identities.get(disk.name);
+  const result = await copy({
+    imagePath: pending.folder.at(file),
+    format,
+    backing: increment && format === "qcow2" ? backingOf(increment.parent, disk.name) : undefined,
+    mapPath: mapFile && pending.folder.at(mapFile),
+    digests: digestFile && {
+      path: pending.folder.at(digestFile.file),
+      algorithm: digestFile.algorithm,
+      threads: digestThreads,
+    },
+    compress,
+    sync: options.sync,
+    window: options.window,
+    rateLimit: options.rateLimit,
+    signal: options.signal,
+    onProgress: (progress) => options.onProgress?.(disk.name, progress),
+  });
+  return {
+    requests: result.requests,
+    extents: result.extents,
+    disk: {
+      name: disk.name,
+      file,
+      format,
+      mode: result.mode,
+      ...(disk.reason === undefined ? {} : { reason: disk.reason }),
+      parent: increment?.parent.id ?? null,
+      virtualSize: result.virtualSize,
+      clusterSize: result.clusterSize,
+      dirtyBytes: result.dirtyBytes,
+      dataBytes: result.dataBytes,
+      zeroBytes: result.zeroBytes,
+      storedBytes: result.storedBytes,
+      exportName: disk.address?.exportName ?? "",
+      bitmap: increment?.bitmap ?? null,
+      map:
+        mapFile === undefined
+          ? null
+          : { file: mapFile, sha256: await sha256OfFile(pending.folder.at(mapFile)) },
+      digests: digestFile && result.digestsSha256 ? { ...digestFile, sha256: result.digestsSha256 } : null,
+      ...(identity === undefined ? {} : { identity }),
+    },
+  };
+}
+
+/** All disks share the compression threads. Their buffers take no more memory than those of a single disk. */
+function compressionOf(method: CompressionMethod, workers: CompressThreads, disks: number): ImageCompression {
+  return { method, workers, bufferBytes: BUFFER_BYTES / Math.min(disks, DISKS_AT_ONCE) };
+}
+
+/**
+ * The parent's image as the overlay's header names it: a relative path, so that the repository can be moved.
+ */
+function backingOf(parent: Manifest, diskName: string): Backing | undefined {
+  const disk = diskOf(parent, diskName);
+  return disk && { name: `../${parent.id}/${disk.file}`, format: disk.format };
+}
+
+/** Adds the disk's name to an error. Keeps class and code, because callers decide by them. */
+function ofDisk(disk: string, cause: unknown): unknown {
+  if (!(cause instanceof Error)) return cause;
+  const message = `${disk}: ${cause.message}`;
+  if (cause instanceof BackupError) return cause.of(message, { disk });
+  const { code } = cause as NodeJS.ErrnoException;
+  return new BackupError(code ?? "E_FAILED", message, { cause, details: { ...factsOf(cause), disk } });
+}
+
+/** The extra fields of an NBD or system error, besides its message. */
+function factsOf(error: Error): Record<string, unknown> {
+  const {
+    name: _name,
+    code: _code,
+    message: _message,
+    stack: _stack,
+    cause: _cause,
+    ...facts
+  } = error as Error & {
+    code?: unknown;
+  };
+  return facts;
+}
+
+/**
+ * Finds a server that died after its last reply. If the export has meta contexts, this asks for the block
+ * status of its first bytes instead of reading them, because some exports don't allow clean bytes to be read.
+ */
+export async function stillAnswers(client: NbdClient, signal: AbortSignal): Promise<void> {
+  const { size, contexts, blockSize } = client.export;
+  const length = Math.min(size, blockSize?.minimum ?? 512, 65_536);
+  if (length === 0) return;
+  // Without the signal: an abort in mid-reply closes the connection, which not every guest survives.
+  if (contexts.length === 0) await client.read(0, Buffer.alloc(length));
+  else for await (const _ of client.blockStatus({ length, signal }));
+  signal.throwIfAborted();
+}

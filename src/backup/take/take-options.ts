@@ -1,0 +1,89 @@
+import type { ConnectOptions, NbdAddress, NbdClient } from "../../nbd/index.js";
+import type { DigestAlgorithm } from "../digest/digest.js";
+import type { Definition } from "../guest/keep-files.js";
+import type { ImageFormat } from "../image/image.js";
+import type { DiskSource, PullProgress } from "../pull/pull-image.js";
+import type { RateLimit } from "../pull/rate-limit.js";
+import type { Window } from "../pull/window.js";
+import type { CompressionMethod } from "../qcow2/compress-cluster.js";
+import type { Manifest } from "../repository/manifest.js";
+import type { Repository } from "../repository/repository.js";
+import type { ProveSettings } from "./prove-disk.js";
+
+/** A disk to take into a point. */
+export type PointDisk = ExportedPointDisk | ImportedPointDisk;
+
+interface AnyPointDisk {
+  /** The disk's target in the domain, for example `vda`. */
+  readonly name: string;
+  /** Why the disk is full although an increment might have been expected. */
+  readonly reason?: string | undefined;
+}
+
+/** A disk that a server exports. */
+export interface ExportedPointDisk extends AnyPointDisk {
+  readonly address: NbdAddress;
+  /** Take only what changed since the point `parent`. Undefined: a full copy. */
+  readonly increment?: { readonly bitmap: string; readonly parent: Manifest } | undefined;
+}
+
+/** A disk that exists as a full image. The caller closes `source`. */
+export interface ImportedPointDisk extends AnyPointDisk {
+  readonly source: DiskSource;
+  readonly address?: undefined;
+  readonly increment?: undefined;
+}
+
+export interface TakePointOptions {
+  readonly repository: Repository;
+  readonly domain: { readonly name: string; readonly uuid: string | null };
+  readonly disks: readonly PointDisk[];
+  readonly checkpoint: Manifest["checkpoint"];
+  /** Stored besides the disks, with the files that the domain starts with. */
+  readonly definition?: Definition | undefined;
+  readonly format: ImageFormat;
+  /** Undefined: no digests. */
+  readonly digests: DigestAlgorithm | undefined;
+  /** qcow2 only: compress every cluster that shrinks by it. Undefined: no compression. */
+  readonly compress?: CompressionMethod | undefined;
+  readonly sync: boolean;
+  /** How much of the bases of increments is compared with the disks. */
+  readonly proveBase?: ProveSettings | undefined;
+  readonly tool: string;
+  readonly connect: Omit<ConnectOptions, "metaContexts" | "optionalContexts" | "signal">;
+  readonly window?: Window | undefined;
+  /** Shared by all disks. */
+  readonly rateLimit?: RateLimit | undefined;
+  readonly signal?: AbortSignal | undefined;
+  /**
+   * Called before the commit, after the last byte was read and everything is on disk. Throws if the exports
+   * may no longer show the same moment; then nothing is committed.
+   */
+  readonly confirm: () => Promise<void>;
+  /**
+   * Receives the opened clients as soon as they are open, and the caller closes them. Undefined: `takePoint`
+   * closes them at its end.
+   */
+  readonly clients?: NbdClient[] | undefined;
+  /** Whether every client has to stay connected until the caller closes it. */
+  readonly clientsStay?: boolean | undefined;
+  readonly onProgress?: ((disk: string, progress: PullProgress) => void) | undefined;
+  readonly onWarning?: ((message: string) => void) | undefined;
+}
+
+/** The options of `takePoint` that are the same for every way to make a point. */
+export type TakeSettings = Pick<
+  TakePointOptions,
+  | "format"
+  | "digests"
+  | "compress"
+  | "sync"
+  | "proveBase"
+  | "tool"
+  | "connect"
+  | "window"
+  | "rateLimit"
+  | "signal"
+  | "onProgress"
+  | "onWarning"
+>;
