@@ -52,7 +52,7 @@ export function addAttach(program: Command, run: Run): void {
     .requiredOption("--to <repo>", "the repository; made if the folder is empty or not there")
     .option(
       "--xml <file>",
-      "the job's description from a file, or - for standard input, instead of virsh backup-dumpxml",
+      "the job's description from a file, or - for standard input, instead of asking libvirt",
     )
     .option("--domain <name>", "with --xml alone: whose points these are; libvirt is not asked")
     .option(
