@@ -52,7 +52,7 @@ await describeWithLibvirt("attach to somebody else's job", () => {
     await lab.write("vdb", 0, 4 * MiB, 0x12);
   });
   afterAll(async () => {
-    await lab.destroy();
+    await lab[Symbol.asyncDispose]();
   });
 
   describe("with an XML document besides the domain", () => {

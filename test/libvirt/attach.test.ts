@@ -32,7 +32,7 @@ beforeEach(async () => {
   repo = join(folder, "repo");
 });
 afterEach(async () => {
-  await lab.destroy();
+  await lab[Symbol.asyncDispose]();
   await rm(folder, { recursive: true, force: true });
 });
 

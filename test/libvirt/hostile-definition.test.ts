@@ -36,7 +36,7 @@ afterEach(async () => {
   await virsh("destroy", name).catch(() => undefined);
   await virsh("undefine", "--nvram", name).catch(() => undefined);
   await rm(`/var/log/libvirt/qemu/${name}.log`, { force: true });
-  await lab.destroy();
+  await lab[Symbol.asyncDispose]();
   await rm(folder, { recursive: true, force: true });
   await rm(flag, { force: true });
 });

@@ -31,7 +31,7 @@ afterEach(async () => {
     await virsh("undefine", "--nvram", name).catch(() => undefined);
     await rm(`/var/log/libvirt/qemu/${name}.log`, { force: true });
   }
-  await lab.destroy();
+  await lab[Symbol.asyncDispose]();
   await rm(folder, { recursive: true, force: true });
 });
 

@@ -3,6 +3,7 @@ import { mkdtemp, readdir, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { expect } from "vitest";
+import { removeMeanwhile } from "./libvirt-daemon.js";
 import { LAB_DISKS, Lab, type LabDisk, type LabOptions, virsh } from "./libvirt-lab.js";
 import { finished, nbdpull, type Ran, type Running, type StartOptions, startNbdpull } from "./nbdpull.js";
 import { qemuImg } from "./qemu-nbd.js";
@@ -52,11 +53,14 @@ export class BackupLab implements AsyncDisposable {
     return new BackupLab(lab, await mkdtemp(join(tmpdir(), "nbdpull-backup-")), scratch, mounted);
   }
 
+  /** Begins to remove everything; see {@link Lab}. */
   async [Symbol.asyncDispose](): Promise<void> {
-    await this.lab.destroy();
-    await this.#mounted?.[Symbol.asyncDispose]();
-    await rm(this.folder, { recursive: true, force: true });
-    await rm(this.scratch, { recursive: true, force: true });
+    removeMeanwhile(async () => {
+      await this.lab.destroy();
+      await this.#mounted?.[Symbol.asyncDispose]();
+      await rm(this.folder, { recursive: true, force: true });
+      await rm(this.scratch, { recursive: true, force: true });
+    });
   }
 
   arguments(...more: readonly string[]): string[] {

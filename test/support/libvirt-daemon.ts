@@ -127,3 +127,21 @@ export async function removeLab(domain: string): Promise<void> {
   await rm(labLog(domain), { force: true });
   await rm(labFolder(domain), { recursive: true, force: true });
 }
+
+const removals: Promise<void>[] = [];
+
+/**
+ * Removes something of a lab's while the tests go on: libvirt ends a domain only once the system has forgotten
+ * QEMU's process, and where the first process of a container is slow to notice, that takes two seconds.
+ */
+export function removeMeanwhile(remove: () => Promise<void>): void {
+  const removed = remove();
+  // Whoever waits for it gets the error.
+  removed.catch(() => undefined);
+  removals.push(removed);
+}
+
+/** Waits until everything is removed. */
+export async function labsRemoved(): Promise<void> {
+  await Promise.all(removals.splice(0));
+}

@@ -12,12 +12,20 @@
  *         …
  */
 import { randomBytes, randomUUID } from "node:crypto";
-import { mkdir, open, readFile, stat, writeFile } from "node:fs/promises";
+import { mkdir, readFile, stat, writeFile } from "node:fs/promises";
 import { createServer } from "node:net";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { execa } from "execa";
-import { ensureLibvirt, labFolder, labLog, removeLab } from "./libvirt-daemon.js";
+import { afterAll } from "vitest";
+import {
+  ensureLibvirt,
+  labFolder,
+  labLog,
+  labsRemoved,
+  removeLab,
+  removeMeanwhile,
+} from "./libvirt-daemon.js";
 import {
   type BeginOptions,
   backupXml,
@@ -36,9 +44,16 @@ import { describeUnless } from "./tools.js";
 
 export { LAB_DISKS, type LabDisk } from "./libvirt-lab-xml.js";
 
-/** `describe` for tests that need a {@link Lab}; if there can't be one, they are skipped by name. */
+/**
+ * `describe` for tests that need a {@link Lab}; if there can't be one, they are skipped by name. It ends when all
+ * labs are removed that were disposed of, and fails if one couldn't be.
+ */
 export async function describeWithLibvirt(title: string, body: () => void): Promise<void> {
-  describeUnless(await ensureLibvirt(), title, body);
+  describeUnless(await ensureLibvirt(), title, () => {
+    // Hooks that were registered first run last: at the end no lab is left.
+    afterAll(labsRemoved);
+    body();
+  });
 }
 
 export interface LabOptions {
@@ -57,7 +72,7 @@ export interface LabOptions {
   readonly unprivileged?: boolean;
 }
 
-/** One running domain and its folder. The owner calls `destroy`, which leaves nothing behind. */
+/** One running domain and its folder. Disposing leaves nothing behind. */
 export class Lab implements LabFacts, AsyncDisposable {
   readonly domain: string;
   readonly uuid: string;
@@ -90,8 +105,7 @@ export class Lab implements LabFacts, AsyncDisposable {
         const settings = format === "qcow2" ? { cluster_size: String(clusterSize) } : {};
         await createImage(lab.image(disk), { format, size: lab.sizes[disk], options: settings });
       }
-      const definition = domainXml(lab, (await canUseKvm()) ? "kvm" : "qemu");
-      await virsh("define", await lab.#file("domain.xml", definition));
+      await virsh("define", await lab.#file("domain.xml", domainXml(lab)));
       await lab.powerOn();
       return lab;
     } catch (error) {
@@ -210,8 +224,9 @@ export class Lab implements LabFacts, AsyncDisposable {
     await removeLab(this.domain);
   }
 
-  [Symbol.asyncDispose](): Promise<void> {
-    return this.destroy();
+  /** Begins what {@link destroy} does; it has ended at the end of the `describe`. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    removeMeanwhile(() => this.destroy());
   }
 
   #guestIo(disk: LabDisk, command: string): Promise<void> {
@@ -295,16 +310,6 @@ async function monitorIo(domain: string, disk: LabDisk, command: string): Promis
       throw new Error(`${domain} ${disk} "${command}": ${reply.trim() || said.trim() || "no answer"}`);
     }
     await sleep(5);
-  }
-}
-
-async function canUseKvm(): Promise<boolean> {
-  if (process.arch !== "x64") return false;
-  try {
-    await (await open("/dev/kvm", "r+")).close();
-    return true;
-  } catch {
-    return false;
   }
 }
 
