@@ -65,7 +65,8 @@ describe("the documentation", () => {
   it("has an API reference that matches the docstrings", async () => {
     const folder = await mkdtemp(join(tmpdir(), "nbdpull-docs-"));
     try {
-      await execa("npx", ["typedoc", "--out", folder], { cwd: root });
+      const typedoc = join(root, "node_modules", "typedoc", "bin", "typedoc");
+      await execa(process.execPath, [typedoc, "--out", folder], { cwd: root });
       for (const name of ["nbd.md", "backup.md"]) {
         const fresh = await readFile(join(folder, name), "utf8");
         expect(
