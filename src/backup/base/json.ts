@@ -1,4 +1,8 @@
 import { z } from "zod";
+import { oneLine } from "./one-line.js";
+
+/** Characters of a list of faults, which is as long as who wrote the file wants it to be. */
+const MOST = 4000;
 
 /** Parses JSON. Returns undefined for invalid JSON; every schema refuses undefined. */
 export function parseJson(text: string): unknown {
@@ -11,5 +15,5 @@ export function parseJson(text: string): unknown {
 
 /** What is wrong with a value, as one line. Messages have no line ends, so that none can be forged in them. */
 export function faultsOf(error: z.ZodError): string {
-  return z.prettifyError(error).replaceAll(/\s*\n\s*/g, " ");
+  return oneLine(z.prettifyError(error).slice(0, MOST), " ");
 }

@@ -46,7 +46,7 @@ export async function lookAtTls({ server, ssh }: Subject): Promise<readonly Foun
  */
 async function folderOf(configuration: string): Promise<string> {
   const setting = (name: string): string | undefined =>
-    new RegExp(`^\\s*${name}\\s*=\\s*"([^"]*)"`, "m").exec(configuration)?.[1];
+    new RegExp(`^[ \\t]*${name}[ \\t]*=\\s*"([^"]*)"`, "m").exec(configuration)?.[1];
   const own = setting("backup_tls_x509_cert_dir");
   if (own !== undefined) return own;
   if (await exists(FOLDER_OF_BACKUPS)) return FOLDER_OF_BACKUPS;

@@ -2,6 +2,7 @@
 import { execa } from "execa";
 import { z } from "zod";
 import { BackupError, PreconditionError } from "../base/errors.js";
+import { oneLine } from "../base/one-line.js";
 import { confined, type ToolUser } from "./confined-tool.js";
 
 /** Where an image is stored on this host. */
@@ -117,7 +118,7 @@ export function refusedByTool(
     const message = `${missing} isn't installed, and nbdpull needs it to read the disks of a domain that is off. Install it (Debian: apt install ${pack}), or start the domain`;
     return new PreconditionError("E_NO_QEMU_TOOLS", message, { details: { tool: missing } });
   }
-  const said = stderr.trim().replaceAll(/\s*\n\s*/g, ": ");
+  const said = oneLine(stderr, ": ");
   const details = { path, tool };
   if (/Failed to get .* lock/.test(said)) {
     const message = `${path} is in use by another process that writes to it: was its domain started just now, or does another one have the disk? (${said})`;

@@ -2,6 +2,8 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { execa } from "execa";
 import { BackupError, PreconditionError } from "../base/errors.js";
+import { oneLine } from "../base/one-line.js";
+import { LastWords } from "./last-words.js";
 import { quote, SSH_PROCESS, type Ssh } from "./ssh.js";
 
 type ForwardedEnd =
@@ -65,12 +67,12 @@ export async function openForward(ssh: Ssh, { to, socket, note }: ForwardOptions
     {
       ...SSH_PROCESS,
       stdin: "pipe",
-      buffer: { stdout: false },
+      buffer: false,
       cancelSignal: opening.signal,
     },
   );
-  const said: string[] = [];
-  child.stderr.setEncoding("utf8").on("data", (text: string) => said.push(text));
+  const said = new LastWords();
+  child.stderr.setEncoding("utf8").on("data", (text: string) => said.add(text));
   child.stdin.on("error", () => undefined);
   const ended = child.then((result) => result);
   await new Promise<void>((resolve, reject) => {
@@ -80,7 +82,10 @@ export async function openForward(ssh: Ssh, { to, socket, note }: ForwardOptions
       if (out.includes(READY)) resolve();
     });
     ended.then(
-      (result) => reject(opening.signal.aborted ? opening.signal.reason : ssh.failure(result)),
+      ({ code, cause }) =>
+        reject(
+          opening.signal.aborted ? opening.signal.reason : ssh.failure({ stderr: said.text, code, cause }),
+        ),
       reject,
     );
   }).finally(() => signal?.removeEventListener("abort", giveUp));
@@ -99,10 +104,10 @@ export class SshForward implements AsyncDisposable {
   readonly #host: string;
   readonly #child: Session;
   readonly #ended: Promise<unknown>;
-  readonly #said: readonly string[];
+  readonly #said: LastWords;
   #closed = false;
 
-  constructor(host: string, child: Session, ended: Promise<unknown>, said: readonly string[]) {
+  constructor(host: string, child: Session, ended: Promise<unknown>, said: LastWords) {
     const lost = new AbortController();
     this.#host = host;
     this.#child = child;
@@ -111,10 +116,7 @@ export class SshForward implements AsyncDisposable {
     this.#ended = ended.then(
       () => {
         if (this.#closed) return;
-        const reason = said
-          .join("")
-          .trim()
-          .replaceAll(/\s*\n\s*/g, "; ");
+        const reason = oneLine(said.text);
         const message = `the ssh connection to ${host}, through which the disks were read, was lost${reason && ` (${reason})`}: nothing was committed. Try again when the way there is sound`;
         lost.abort(new BackupError("E_SSH_LOST", message, { details: { host } }));
       },
@@ -126,7 +128,7 @@ export class SshForward implements AsyncDisposable {
   async explain(error: unknown): Promise<unknown> {
     await Promise.race([this.#ended, sleep(NOTICE_MS)]);
     if (this.lost.aborted) return this.lost.reason;
-    const refused = /open failed: .*/.exec(this.#said.join(""))?.[0];
+    const refused = /open failed: .*/.exec(this.#said.text)?.[0];
     if (refused === undefined) return error;
     const message = `ssh to ${this.#host} works, but not to the job's socket or port there (${refused}): sshd_config there has to allow it (AllowStreamLocalForwarding, AllowTcpForwarding); or let QEMU serve by \`--server tcp:ADDRESS:PORT\``;
     return new PreconditionError("E_SSH_FORWARD", message, { cause: error, details: { host: this.#host } });

@@ -4,6 +4,8 @@
  */
 import { execa } from "execa";
 import { BackupError, PreconditionError } from "../base/errors.js";
+import { oneLine } from "../base/one-line.js";
+import { shellWord } from "../base/shell-word.js";
 
 /** A shell script on the other host failed with its own exit code. */
 export class ScriptError extends BackupError {
@@ -11,7 +13,7 @@ export class ScriptError extends BackupError {
   readonly said: string;
 
   constructor(host: string, exitCode: number, said: string) {
-    const reason = said.trim().replaceAll(/\s*\n\s*/g, "; ") || `exit code ${exitCode}`;
+    const reason = oneLine(said) || `exit code ${exitCode}`;
     super("E_SSH_COMMAND", `a command on ${host} failed: ${reason}`, { details: { host } });
     this.exitCode = exitCode;
     this.said = reason;
@@ -84,11 +86,11 @@ export class Ssh {
       const message = `${program} isn't installed, and nbdpull needs it to reach ${host}. Install it (Debian: apt install openssh-client)`;
       return new PreconditionError("E_NO_SSH", message, { cause });
     }
-    const reason = stderr.trim().replaceAll(/\s*\n\s*/g, "; ") || "it gave no reason";
+    const reason = oneLine(stderr) || "it gave no reason";
     const login = user === undefined ? host : `${user}@${host}`;
     return new PreconditionError(
       "E_SSH",
-      `${login} can't be reached by ssh (${reason}). It has to be possible without a question: \`ssh -o BatchMode=yes ${login} true\` shows it`,
+      `${login} can't be reached by ssh (${reason}). It has to be possible without a question: \`ssh -o BatchMode=yes ${shellWord(login)} true\` shows it`,
       { cause, details: { host } },
     );
   }

@@ -49,12 +49,12 @@ async function readConfig(): Promise<ClientConfig> {
  * lines; `#` begins a comment. Pure.
  */
 export function parseClientConfig(text: string): ClientConfig {
-  const bare = text.replaceAll(/^\s*#.*$/gm, "");
-  const list = /^\s*uri_aliases\s*=\s*\[([^\]]*)\]/m.exec(bare)?.[1] ?? "";
+  const bare = text.replaceAll(/^[ \t]*#.*$/gm, "");
+  const list = /^[ \t]*uri_aliases\s*=\s*\[([^\]]*)\]/m.exec(bare)?.[1] ?? "";
   const entries = [...list.matchAll(/["']([^"'=]+)=([^"']*)["']/g)];
   return {
     aliases: new Map(entries.map(([, name = "", uri = ""]): [string, string] => [name, uri])),
-    default: /^\s*uri_default\s*=\s*["']([^"']+)["']/m.exec(bare)?.[1],
+    default: /^[ \t]*uri_default\s*=\s*["']([^"']+)["']/m.exec(bare)?.[1],
   };
 }
 

@@ -1,3 +1,4 @@
+import { UsageError } from "../base/errors.js";
 import type { SshTarget } from "../host/ssh.js";
 
 /**
@@ -13,7 +14,19 @@ export type Hypervisor =
   | { readonly kind: "network"; readonly host: string };
 const SSH_TRANSPORTS = ["ssh", "libssh", "libssh2"];
 
-/** Parses a connection URI. Pure. */
+/**
+ * Characters that a shell gives a meaning. ssh_config may hand host and user to one (%h and %r in ProxyCommand
+ * and `Match exec`), and OpenSSH itself refuses them only since 9.6.
+ */
+// biome-ignore lint/suspicious/noControlCharactersInRegex: those are meant
+const NEVER_IN_A_LOGIN = /^-|[\s\u0000-\u001f\u007f'"`$;&<>|(){}\\]/;
+
+/**
+ * Parses a connection URI. Pure.
+ *
+ * @throws {UsageError} `E_LIBVIRT_URI`: a host or user that ssh, or a shell that ssh runs, could take for
+ *   something else
+ */
 export function parseHypervisor(uri: string): Hypervisor {
   if (!URL.canParse(uri)) return { kind: "local" };
   const { protocol, hostname, port, username, search } = new URL(uri);
@@ -21,17 +34,29 @@ export function parseHypervisor(uri: string): Hypervisor {
   const host = hostname.replace(/^\[(.*)\]$/, "$1");
   if (!SSH_TRANSPORTS.includes(transport)) return host === "" ? { kind: "local" } : { kind: "network", host };
   const parameters = parametersOf(search);
+  const user = username === "" ? undefined : decode(username);
+  for (const [what, text] of [
+    ["host", decode(host)],
+    ["user", user],
+  ]) {
+    if (text !== undefined && NEVER_IN_A_LOGIN.test(text)) throw unusableLogin(uri, `${what} "${text}"`);
+  }
   return {
     kind: "ssh",
     target: {
       host: host || "localhost",
       port: port === "" ? undefined : Number(port),
-      user: username === "" ? undefined : decode(username),
+      user,
       keyFile: parameters.get("keyfile"),
       program: transport === "ssh" ? parameters.get("command") : undefined,
       settings: settingsOf(transport, parameters),
     },
   };
+}
+
+function unusableLogin(uri: string, what: string): UsageError {
+  const message = `the connection URI ${uri} names the ${what}, which ssh or a shell could take for an option or a command: a name that begins with a letter, without blanks and quotes, works`;
+  return new UsageError("E_LIBVIRT_URI", message, { details: { uri } });
 }
 
 /** The host's name in the URI; undefined for this host. */

@@ -64,8 +64,8 @@ const ACTIVE = 1;
  *
  * Every method rejects with
  *
- * - {@link PreconditionError}: `E_LIBVIRT` (no answer), `E_LIBVIRT_ACCESS`, `E_LIBVIRT_SASL`,
- *   `E_LIBVIRT_TLS`, `E_NO_SSH`, `E_NO_SUCH_DOMAIN`, `E_DOMAIN_OFF`, `E_NO_JOB`, `E_NO_CHECKPOINT`,
+ * - {@link PreconditionError}: `E_LIBVIRT` (no answer), `E_LIBVIRT_ACCESS`, `E_LIBVIRT_OWNER`,
+ *   `E_LIBVIRT_SASL`, `E_LIBVIRT_TLS`, `E_NO_SSH`, `E_NO_SUCH_DOMAIN`, `E_DOMAIN_OFF`, `E_NO_JOB`, `E_NO_CHECKPOINT`,
  *   `E_DOMAIN_BUSY`, `E_NO_AGENT`, `E_GUEST_FROZEN`, `E_NO_CERTIFICATES`
  * - {@link UsageError}: `E_LIBVIRT_URI`
  * - {@link BackupError}: `E_LIBVIRT_TIMEOUT`, `E_LIBVIRT_REFUSED` (anything else that libvirt refused),

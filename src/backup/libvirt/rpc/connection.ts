@@ -41,6 +41,8 @@ export type Keepalive = typeof KEEPALIVE;
 
 const PING = 1;
 const PONG = 2;
+/** Bytes that wait for a daemon that reads nothing; beyond them, its pings get no answer. */
+const MOST_WAITING = 64 * 1024;
 
 interface Call {
   readonly procedure: Procedure<never, unknown>;
@@ -152,7 +154,8 @@ export class RpcConnection {
 
   #take(packet: Packet): void {
     if (packet.program === PROGRAM.keepalive) {
-      if (packet.procedure === PING) this.#keepalive(PONG);
+      const isReading = this.#transport.stream.writableLength < MOST_WAITING;
+      if (packet.procedure === PING && isReading) this.#keepalive(PONG);
     } else if (packet.type === TYPE.message) this.#event(packet);
     else if (packet.type === TYPE.reply) this.#reply(packet);
     else throw new UnreadableError(`a packet of type ${packet.type}`);

@@ -55,6 +55,7 @@ export function parseDaemonAddress(uri: string, { runtimeFolder }: Places): Daem
   const parameters = parametersOf(url.search);
   const isSession = url.pathname === "/session";
   const there = parameters.get("name") ?? `${driver}://${url.pathname}`;
+  if (!URL.canParse(there)) throw unusable(uri, `its name ${there} is no URI`);
   const socket = parameters.get("socket");
   const folder = isSession ? `${runtimeFolder}/libvirt` : "/run/libvirt";
   const sockets = socket === undefined ? DAEMONS.map((name) => `${folder}/${name}`) : [socket];

@@ -2,6 +2,8 @@ import type { Socket } from "node:net";
 import { Duplex } from "node:stream";
 import { setTimeout as sleep } from "node:timers/promises";
 import { execa } from "execa";
+import { oneLine } from "../../base/one-line.js";
+import { LastWords } from "../../host/last-words.js";
 import { quote, SSH_PROCESS, Ssh } from "../../host/ssh.js";
 import type { Transport } from "./connection.js";
 import type { DaemonWay } from "./daemon-address.js";
@@ -10,8 +12,6 @@ import type { DaemonWay } from "./daemon-address.js";
 const NOTICE_MS = 2000;
 /** ssh's own exit code for when it could not connect, or was disconnected. */
 const SSH_FAILED = 255;
-/** Characters of ssh's messages that are kept, the last ones. */
-const MOST_SAID = 4000;
 
 /**
  * One ssh, whose standard input and output are the connection. The program at the other end is
@@ -30,15 +30,13 @@ export async function dialSsh(way: DaemonWay & { kind: "ssh" }, uri: string): Pr
     buffer: false,
     encoding: "buffer",
   });
-  let said = "";
-  child.stderr.setEncoding("utf8").on("data", (text: string) => {
-    said = (said + text).slice(-MOST_SAID);
-  });
+  const said = new LastWords();
+  child.stderr.setEncoding("utf8").on("data", (text: string) => said.add(text));
   child.stdin.on("error", () => undefined);
   const exit = new Promise<number | null>((resolve) => child.once("exit", resolve));
   await new Promise<void>((resolve, reject) => {
     child.once("spawn", resolve);
-    child.then(({ code, cause }) => reject(ssh.failure({ stderr: said, code, cause })), reject);
+    child.then(({ code, cause }) => reject(ssh.failure({ stderr: said.text, code, cause })), reject);
   });
   // Pipes to a process are sockets.
   const { stdin, stdout, stderr } = child as unknown as Record<"stdin" | "stdout" | "stderr", Socket>;
@@ -50,8 +48,8 @@ export async function dialSsh(way: DaemonWay & { kind: "ssh" }, uri: string): Pr
     },
     reason: async () => {
       const code = await Promise.race([exit, sleep(NOTICE_MS, undefined, { ref: false })]);
-      if (code === SSH_FAILED) return ssh.failure({ stderr: said }).message;
-      return said.trim().replaceAll(/\s*\n\s*/g, "; ") || undefined;
+      if (code === SSH_FAILED) return ssh.failure({ stderr: said.text }).message;
+      return oneLine(said.text) || undefined;
     },
     close: () => {
       stream.destroy();
@@ -69,7 +67,7 @@ function scriptOf({ sockets, netcat, proxy }: DaemonWay & { kind: "ssh" }, uri: 
   nc=${quote(netcat)}
   if "$nc" -q 2>&1 | grep -q "requires an argument"; then exec "$nc" -q0 -U "$socket"; else exec "$nc" -U "$socket"; fi
 done
-echo "no libvirt listens at ${sockets.join(" or ")}" >&2
+printf '%s\\n' ${quote(`no libvirt listens at ${sockets.join(" or ")}`)} >&2
 exit 1`;
   if (proxy === "native") return native;
   if (proxy === "netcat") return through;

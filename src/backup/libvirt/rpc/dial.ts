@@ -1,7 +1,10 @@
 /** Ways to a daemon: a Unix socket and TCP; ssh and TLS have files of their own. */
 
 import { connect } from "node:net";
+import { resolve } from "node:path";
 import { hasCode, messageOf, PreconditionError } from "../../base/errors.js";
+import { isMissing } from "../../host/durable-files.js";
+import { ChangeablePath, unchangeablePath } from "../../host/unchangeable-path.js";
 import type { Transport } from "./connection.js";
 import type { DaemonAddress, DaemonWay } from "./daemon-address.js";
 import { dialSsh } from "./dial-ssh.js";
@@ -12,7 +15,7 @@ import { opened, overSocket } from "./socket-transport.js";
  * Connects, without a word of the protocol yet.
  *
  * @throws {LostError} nobody answers there
- * @throws {PreconditionError} `E_LIBVIRT_ACCESS`, `E_LIBVIRT_TLS`, `E_NO_SSH`
+ * @throws {PreconditionError} `E_LIBVIRT_ACCESS`, `E_LIBVIRT_OWNER`, `E_LIBVIRT_TLS`, `E_NO_SSH`
  * @throws the signal's reason
  */
 export async function dial({ way, uri }: DaemonAddress, signal: AbortSignal): Promise<Transport> {
@@ -35,14 +38,22 @@ async function dialUnix(sockets: readonly string[], signal: AbortSignal): Promis
   const refusals: string[] = [];
   for (const path of sockets) {
     try {
-      return overSocket(await opened(connect({ path }), signal));
+      const real = await unchangeablePath(resolve(path), [0, process.geteuid?.() ?? 0]);
+      return overSocket(await opened(connect({ path: real }), signal));
     } catch (error) {
       signal.throwIfAborted();
+      if (error instanceof ChangeablePath) throw strangersSocket(path, error);
       if (hasCode(error, "EACCES") || hasCode(error, "EPERM")) throw noAccess(path, error);
-      refusals.push(messageOf(error));
+      refusals.push(isMissing(error) ? `connect ENOENT ${path}` : messageOf(error));
     }
   }
   throw new LostError(refusals.join("; "));
+}
+
+/** What a daemon says names the files that are read here, so nobody else may answer in its place. */
+function strangersSocket(socket: string, cause: ChangeablePath): PreconditionError {
+  const message = `${cause.who} can change ${cause.folder}, and so answer at ${socket} in the place of libvirt, and have any file read: run nbdpull as the user whose libvirt it is, or name another with --connect URI`;
+  return new PreconditionError("E_LIBVIRT_OWNER", message, { cause, details: { socket } });
 }
 
 function noAccess(path: string, cause: unknown): PreconditionError {

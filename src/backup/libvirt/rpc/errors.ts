@@ -43,6 +43,9 @@ export const NUMBER = {
   noBackup: 104,
 } as const;
 
+/** Characters of a message; libvirt's own have 1,024 at most, and may be the words of a guest's agent. */
+const MOST = 4096;
+
 export function decodeError(payload: XdrReader): RpcError {
   const number = payload.int();
   payload.int();
@@ -58,5 +61,5 @@ export function decodeError(payload: XdrReader): RpcError {
     payload.fixed(16);
   });
   payload.end();
-  return new RpcError(number, message.trim());
+  return new RpcError(number, message.slice(0, MOST).trim());
 }

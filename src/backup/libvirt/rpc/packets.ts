@@ -47,7 +47,8 @@ export function encodePacket(packet: Packet): Buffer {
 
 /** Divides a stream of bytes into packets, wherever the bytes were split. */
 export class PacketSplitter {
-  #pieces: Buffer[] = [];
+  /** Its first `#length` bytes are what has come of a packet that is not complete. */
+  #held: Buffer = Buffer.alloc(0);
   #length = 0;
 
   /**
@@ -55,35 +56,39 @@ export class PacketSplitter {
    * @throws {UnreadableError} a length or a version that can't be; the splitter must not be used again
    */
   push(bytes: Buffer): Packet[] {
-    this.#pieces.push(bytes);
-    this.#length += bytes.length;
+    this.#append(bytes);
     const packets: Packet[] = [];
-    while (this.#length >= LENGTH_BYTES) {
-      const length = this.#peekLength();
-      if (this.#length < length) break;
-      const joined = this.#join();
-      packets.push(decode(joined.subarray(0, length)));
-      this.#pieces = [joined.subarray(length)];
-      this.#length -= length;
+    let at = 0;
+    while (this.#length - at >= LENGTH_BYTES) {
+      const length = this.#held.readUInt32BE(at);
+      if (length < HEADER_BYTES || length > MAX_PACKET) {
+        throw new UnreadableError(`a packet of ${length} bytes`);
+      }
+      if (this.#length - at < length) break;
+      packets.push(decode(this.#held.subarray(at, at + length)));
+      at += length;
+    }
+    if (at > 0) {
+      // Without room behind it: what is appended goes elsewhere, and the packets keep their bytes.
+      this.#held = this.#held.subarray(at, this.#length);
+      this.#length -= at;
     }
     return packets;
   }
 
-  #peekLength(): number {
-    if ((this.#pieces[0]?.length ?? 0) < LENGTH_BYTES) this.#join();
-    const length = this.#pieces[0]?.readUInt32BE(0) ?? 0;
-    if (length < HEADER_BYTES || length > MAX_PACKET) {
-      throw new UnreadableError(`a packet of ${length} bytes`);
+  /** The room doubles, so that a packet that comes byte by byte costs neither a buffer a byte nor a copy. */
+  #append(bytes: Buffer): void {
+    const length = this.#length + bytes.length;
+    if (this.#length === 0) this.#held = bytes;
+    else {
+      if (length > this.#held.length) {
+        const larger = Buffer.allocUnsafe(Math.max(length, 2 * this.#held.length));
+        this.#held.copy(larger, 0, 0, this.#length);
+        this.#held = larger;
+      }
+      this.#held.set(bytes, this.#length);
     }
-    return length;
-  }
-
-  #join(): Buffer {
-    const joined = this.#pieces.length === 1 ? this.#pieces[0] : undefined;
-    if (joined !== undefined) return joined;
-    const all = Buffer.concat(this.#pieces);
-    this.#pieces = [all];
-    return all;
+    this.#length = length;
   }
 }
 
