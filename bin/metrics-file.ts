@@ -1,9 +1,11 @@
 import { randomBytes } from "node:crypto";
 import { constants } from "node:fs";
-import { access, open, rename, rm } from "node:fs/promises";
-import { basename, dirname, join, resolve } from "node:path";
+import { access, open } from "node:fs/promises";
+import { basename, dirname, resolve } from "node:path";
 import { lock } from "proper-lockfile";
 import { UsageError } from "../src/backup/base/errors.js";
+import { HeldFolder, openPlain } from "../src/backup/host/held-folder.js";
+import { LOCK_FS } from "../src/backup/host/lock-fs.js";
 import { type MetricsUpdate, updatedMetrics } from "./metrics.js";
 
 /** More than the series of ten thousand domains take. */
@@ -41,36 +43,41 @@ export class MetricsFile {
 
   /** Replaces the file atomically: the collector sees either the old or the new one. */
   async update(update: MetricsUpdate): Promise<void> {
+    // Held open, since others may write to it: what is in it is reached below the descriptor.
+    await using folder = await HeldFolder.open(dirname(this.#path));
+    const name = basename(this.#path);
     const release = await lock(this.#path, {
-      lockfilePath: `${this.#path}.lock`,
+      lockfilePath: folder.at(`${name}.lock`),
       realpath: false,
+      fs: LOCK_FS,
+      // The file is replaced in one step, so without the lock the worst is that another run's update is lost.
+      onCompromised: () => undefined,
       retries: { retries: 30, minTimeout: 20, maxTimeout: 500 },
     });
     // The collector reads every file that ends in .prom.
-    const unique = randomBytes(8).toString("hex");
-    const temporary = join(dirname(this.#path), `.${basename(this.#path)}.${unique}`);
+    const temporary = `.${name}.${randomBytes(8).toString("hex")}`;
     let made = false;
     try {
-      const text = updatedMetrics(await this.#text(), update, this.#path);
+      const text = updatedMetrics(await this.#read(folder.at(name)), update, this.#path);
       // Others may write to the folder: a link or a file that waits at this name is no place to write to.
-      await using file = await open(temporary, "wx", 0o600);
+      await using file = await open(folder.at(temporary), "wx", 0o600);
       made = true;
       await file.writeFile(text);
       // The collector runs as another user, so the mode must not depend on the umask.
       await file.chmod(0o644);
-      await rename(temporary, this.#path);
+      await folder.rename(temporary, name);
       made = false;
     } finally {
-      if (made) await rm(temporary, { force: true });
-      await release();
+      if (made) await folder.unlink(temporary);
+      // Whoever may write to the folder can have removed the lock, or put something else there.
+      await release().catch(() => undefined);
     }
   }
 
   /** The file as it is, empty if there is none. Follows no link, and waits for nobody at a pipe. */
-  async #text(): Promise<string> {
-    const { O_RDONLY, O_NOFOLLOW, O_NONBLOCK } = constants;
+  async #read(path: string): Promise<string> {
     try {
-      await using file = await open(this.#path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK);
+      await using file = await openPlain(path);
       const found = await file.stat();
       if (found.isFile() && found.size <= MOST_BYTES) return await file.readFile("utf8");
     } catch (error) {

@@ -1,10 +1,10 @@
 import { randomUUID } from "node:crypto";
-import fs from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import { lock } from "proper-lockfile";
 import { BackupError, DamageError, hasCode, PreconditionError } from "../base/errors.js";
 import { isMissing } from "../host/durable-files.js";
 import type { HeldFolder } from "../host/held-folder.js";
+import { LOCK_FS } from "../host/lock-fs.js";
 
 /** A dead process loses its lock after LOCK_STALE_MS; others wait a little longer for it. */
 const LOCK_STALE_MS = 10_000;
@@ -34,9 +34,6 @@ export interface HeldLock {
   assertHeld(): Promise<void>;
   release(): Promise<void>;
 }
-
-/** Like the library's own, but nothing of ours follows a link that somebody puts in the place of a lock. */
-const WITHOUT_LINKS = { ...fs, stat: fs.lstat, utimes: fs.lutimes };
 
 /**
  * Takes the lock of a domain. A dead process loses it after some seconds. It works on network file systems.
@@ -102,7 +99,7 @@ async function lockFolder(folder: HeldFolder): Promise<HeldLock> {
   const release = await lock(`${dev}:${ino}`, {
     lockfilePath: folder.at(LOCK),
     realpath: false,
-    fs: WITHOUT_LINKS,
+    fs: LOCK_FS,
     stale: LOCK_STALE_MS,
     update: LOCK_STALE_MS / 5,
     onCompromised: lose,
@@ -198,7 +195,7 @@ export async function markReader(folder: HeldFolder): Promise<ReaderMark> {
     const release = await lock(name, {
       lockfilePath: folder.at(name),
       realpath: false,
-      fs: WITHOUT_LINKS,
+      fs: LOCK_FS,
       stale: LOCK_STALE_MS,
       update: LOCK_STALE_MS / 5,
       // The reader calls `isThere` at its end.
