@@ -1,6 +1,7 @@
 import { chmod, chown, readdir, stat, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { afterEach, beforeEach, expect, it } from "vitest";
+import { findStranger } from "../../src/backup/repository/strangers.js";
 import { attack, giveAway, NO_ATTACKER } from "../support/attacker.js";
 import { MemoryChain } from "../support/memory-chain.js";
 import { finished, nbdpull, type Ran, startNbdpull } from "../support/nbdpull.js";
@@ -65,7 +66,14 @@ const ways: [string, () => Promise<string>][] = [
 ];
 
 describeUnless(NO_ATTACKER, "a repository that others can write to", () => {
-  it.each(ways)(
+  it.each(ways)("is found, with the place where they can: %s", async (_, give) => {
+    expect(await findStranger(repo, undefined)).toBeUndefined();
+    const path = await give();
+    for (const domains of [undefined, [DOMAIN]]) expect(await findStranger(repo, domains)).toContain(path);
+  });
+
+  // The place that is looked at last, and one outside of the repository: each command looks at all of them.
+  it.each(ways.filter(([place]) => /point's file|folder above/.test(place)))(
     "is read with one warning, and root neither writes to it nor defines from it: %s",
     async (_, give) => {
       const path = await give();
