@@ -1,4 +1,4 @@
-import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
+import { afterAll, afterEach, beforeAll, describe, expect, it, vi } from "vitest";
 import { Repository } from "../../../src/backup/repository/repository.js";
 import { verifyPoints } from "../../../src/backup/verify/verify.js";
 import { MemoryChain } from "../../support/memory-chain.js";
@@ -7,16 +7,18 @@ import { restoreDisk } from "../../support/restore-disk.js";
 const POINTS = 60;
 
 let chain: MemoryChain;
-beforeEach(async () => {
+beforeAll(async () => {
   chain = await MemoryChain.start(1024 * 1024);
   for (let i = 0; i < POINTS; i += 1) {
     chain.disk.write(i * 512, Buffer.alloc(512, i + 1));
     await chain.take();
   }
 });
-afterEach(async () => {
-  vi.restoreAllMocks();
+afterAll(async () => {
   await chain[Symbol.asyncDispose]();
+});
+afterEach(() => {
+  vi.restoreAllMocks();
 });
 
 describe("a long chain", () => {
