@@ -70,7 +70,8 @@ function feed(parser: ReplyParser, bytes: Uint8Array, sizes: readonly number[]):
   let calls = 0;
   for (let at = 0; at < bytes.length; calls += 1) {
     const target = parser.target();
-    expect(target.length).toBeGreaterThan(0);
+    // Not by `expect`, which costs more than the parser.
+    if (target.length === 0) throw new Error(`the parser takes nothing more at byte ${at}`);
     const count = Math.min(target.length, bytes.length - at, sizes[calls % sizes.length] ?? 1);
     target.set(bytes.subarray(at, at + count));
     at += count;

@@ -2,7 +2,7 @@
 
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { connect } from "node:net";
-import { tmpdir } from "node:os";
+import { endianness, tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { execa } from "execa";
@@ -99,15 +99,17 @@ export function uriOf(socket: string, exportName = "", parameters = "", scheme =
 
 /** Bytes that depend on their position: every 8 contain their own offset. */
 export function pattern(offset: number, length: number): Buffer {
-  const bytes = Buffer.alloc(length);
-  const view = Buffer.alloc(8);
-  for (let at = 0; at < length; ) {
-    const word = Math.floor((offset + at) / 8) * 8;
-    view.writeBigUInt64BE(BigInt(word));
-    const skip = offset + at - word;
-    at += view.copy(bytes, at, skip);
+  const first = Math.floor(offset / 8);
+  const words = Math.ceil((offset + length) / 8) - first;
+  const halves = new Uint32Array(2 * words);
+  for (let i = 0; i < words; i += 1) {
+    const value = (first + i) * 8;
+    halves[2 * i] = Math.floor(value / 2 ** 32);
+    halves[2 * i + 1] = value;
   }
-  return bytes;
+  const bytes = Buffer.from(halves.buffer);
+  if (endianness() === "LE") bytes.swap32();
+  return bytes.subarray(offset - first * 8).subarray(0, length);
 }
 
 export interface Authority {
