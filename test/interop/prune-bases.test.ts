@@ -1,4 +1,4 @@
-import { readdir, readFile, rm } from "node:fs/promises";
+import { readdir, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { afterEach, beforeEach, expect, it } from "vitest";
 import { prune } from "../../src/backup/prune/prune.js";
@@ -8,6 +8,7 @@ import { ageLocks, leftByPrune } from "../support/left-by-prune.js";
 import { MemoryChain } from "../support/memory-chain.js";
 import { qemuImg } from "../support/qemu-nbd.js";
 import { restoreDisk } from "../support/restore-disk.js";
+import { beginsWith, hasBytes } from "../support/same-bytes.js";
 import { describeWith } from "../support/tools.js";
 
 const KiB = 1024;
@@ -82,8 +83,7 @@ async function expectPoints(path: string, ids: readonly string[], restored = ids
       const targetPath = join(chain.folder, "ours.raw");
       const options = { repository, point, diskName: "vda", targetPath, format: "raw" } as const;
       await restoreDisk({ ...options, force: true, sync: false });
-      const content = Buffer.from((await chain.contents.get(id)?.read(0, SIZE)) ?? []);
-      expect((await readFile(targetPath)).equals(content)).toBe(true);
+      expect(hasBytes(targetPath, await chain.contentOf(id))).toBe(true);
     }
     const reports = await verifyPoints(repository, DOMAIN, ids);
     expect(reports.flatMap(({ findings }) => findings)).toEqual([]);
@@ -97,8 +97,7 @@ async function expectStock(repository: Repository, id: string): Promise<void> {
   if (disk?.format === "qcow2") await qemuImg("check", image);
   const theirs = join(chain.folder, "theirs.raw");
   await qemuImg("convert", "-f", disk?.format ?? "", "-O", "raw", image, theirs);
-  const content = Buffer.from((await chain.contents.get(id)?.read(0, SIZE)) ?? []);
-  expect((await readFile(theirs)).subarray(0, SIZE).equals(content)).toBe(true);
+  expect(beginsWith(theirs, await chain.contentOf(id))).toBe(true);
 }
 
 const pruned = { domain: DOMAIN, retention: { last: 2 }, dryRun: false, sync: false } as const;

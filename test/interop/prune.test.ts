@@ -13,6 +13,7 @@ import { MemoryChain } from "../support/memory-chain.js";
 import { nbdpull, startNbdpull } from "../support/nbdpull.js";
 import { qemuImg } from "../support/qemu-nbd.js";
 import { restoreDisk } from "../support/restore-disk.js";
+import { beginsWith, hasBytes } from "../support/same-bytes.js";
 import { describeWith, skipUnable } from "../support/tools.js";
 
 const KiB = 1024;
@@ -52,12 +53,6 @@ function pattern(length: number, seed: number): Buffer {
   return Buffer.alloc(length, Buffer.from(`${seed} is what was written here; `));
 }
 
-async function contentOf(id: string): Promise<Buffer> {
-  const frozen = chain.contents.get(id);
-  if (!frozen) throw new Error(`there is no point ${id}`);
-  return Buffer.from(await frozen.read(0, chain.disk.size));
-}
-
 /** Every expected point exists, is sound, and restores with nbdpull and with stock QEMU. */
 async function expectPoints(path: string, ids: readonly string[], restored = ids): Promise<void> {
   const repository = await Repository.open(path);
@@ -66,11 +61,11 @@ async function expectPoints(path: string, ids: readonly string[], restored = ids
     for (const id of ids) expect(present).toContain(id);
     for (const id of restored) {
       const point = await repository.point(DOMAIN, id);
-      const content = await contentOf(id);
+      const content = await chain.contentOf(id);
       const targetPath = join(chain.folder, "ours.raw");
       const options = { repository, point, diskName: "vda", targetPath, format: "raw" } as const;
       await restoreDisk({ ...options, force: true, sync: false });
-      expect((await readFile(targetPath)).equals(content)).toBe(true);
+      expect(hasBytes(targetPath, content)).toBe(true);
       await expectStock(repository, point, content);
     }
     const reports = await verifyPoints(repository, DOMAIN, ids);
@@ -82,7 +77,7 @@ async function expectStock(repository: Repository, point: Manifest, content: Buf
   const image = join(repository.pointFolder(DOMAIN, point.id), point.disks[0]?.file ?? "");
   const theirs = join(chain.folder, "theirs.raw");
   await qemuImg("convert", "-O", "raw", image, theirs);
-  expect((await readFile(theirs)).subarray(0, content.length).equals(content)).toBe(true);
+  expect(beginsWith(theirs, content)).toBe(true);
 }
 
 const lastIds = (count: number): string[] => chain.points.slice(-count).map(({ id }) => id);
@@ -250,7 +245,8 @@ describeWith(["qemu-img"], "prune", () => {
       for (let more = 0; more <= 2 * MiB; more += 4 * KiB) {
         await rm(join(small, "filler"));
         const { bavail, bsize } = await statfs(small);
-        await writeFile(join(small, "filler"), Buffer.alloc(bavail * bsize - writtenBytes - more));
+        const filled = String(bavail * bsize - writtenBytes - more);
+        await execa("fallocate", ["--length", filled, join(small, "filler")]);
         const code = await prune(options).then(
           () => undefined,
           (error: NodeJS.ErrnoException) => error.code,
@@ -363,7 +359,7 @@ describeWith(["qemu-img"], "prune", () => {
     await sleep(500);
     expect((await nbdpull("points", chain.repository.path)).code).toBe(0);
     expect((await restore.ended)?.code).toBe(0);
-    expect((await readFile(target)).equals(await contentOf(oldest))).toBe(true);
+    expect((await readFile(target)).equals(await chain.contentOf(oldest))).toBe(true);
     expect((await pruning).code).toBe(0);
     await expectPoints(chain.repository.path, lastIds(2));
   }, 480_000);

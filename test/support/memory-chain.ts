@@ -24,6 +24,7 @@ export class MemoryChain implements AsyncDisposable {
   /** The content of each point, by ID. */
   readonly contents: Map<string, ServedExport>;
   static readonly domain = "guest";
+  readonly #bytes = new Map<string, Buffer>();
   readonly #server: NbdServer;
   /** What the server exports. */
   readonly #shown: { frozen: ServedExport };
@@ -120,6 +121,17 @@ export class MemoryChain implements AsyncDisposable {
     this.contents.set(taken.manifest.id, frozen);
     this.disk.startBitmap(BITMAP, options.granularity);
     return taken;
+  }
+
+  /** The bytes of a point. They are read once: tests compare them again and again. */
+  async contentOf(id: string): Promise<Buffer> {
+    const known = this.#bytes.get(id);
+    if (known !== undefined) return known;
+    const frozen = this.contents.get(id);
+    if (!frozen) throw new Error(`there is no point ${id}`);
+    const bytes = Buffer.from(await frozen.read(0, frozen.size));
+    this.#bytes.set(id, bytes);
+    return bytes;
   }
 
   /** Changes the manifest of a point, as another version or an older state of it would have it. */

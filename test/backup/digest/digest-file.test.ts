@@ -114,7 +114,9 @@ describe("the digest file", () => {
       [65_536, 65_536],
       [131_072, 18_928],
     ]);
-    expect(Buffer.concat(runs.flatMap((run) => ("digests" in run ? [run.digests] : [])))).toEqual(all);
+    const read = Buffer.concat(runs.flatMap((run) => ("digests" in run ? [run.digests] : [])));
+    // `toEqual` compares byte by byte, for seconds.
+    expect(read.equals(all)).toBe(true);
   });
 
   it("detects every flipped bit", async () => {

@@ -61,8 +61,8 @@ async function fourPoints(options: Taking): Promise<void> {
   await chain.take(options);
 }
 
-async function bytesAt(point: Manifest): Promise<Buffer> {
-  return Buffer.from((await chain.contents.get(point.id)?.read(0, SIZE)) ?? []);
+function bytesAt(point: Manifest): Promise<Buffer> {
+  return chain.contentOf(point.id);
 }
 
 const forms: [string, Taking][] = [
@@ -89,7 +89,7 @@ describe("a view through a chain", () => {
           fc.nat(SIZE - 1),
           fc.oneof(fc.integer({ min: 1, max: 5000 }), fc.integer({ min: 1, max: SIZE })),
         ),
-        { numRuns: 150, seed: 20_261_120 },
+        { numRuns: 60, seed: 20_261_120 },
       );
       const wrong = await Promise.all(
         places.map(async ([offset, wanted]) => {
@@ -115,7 +115,7 @@ describe("a view through a chain", () => {
         let at = from;
         for (const extent of view.extents(from, length)) {
           const bytes = expected.subarray(at, at + extent.length);
-          if (extent.state === "zero") expect(bytes.every((byte) => byte === 0)).toBe(true);
+          if (extent.state === "zero") expect(bytes.equals(Buffer.alloc(bytes.length))).toBe(true);
           at += extent.length;
         }
         expect(at).toBe(from + length);
