@@ -1,5 +1,16 @@
 /** What scripts rely on: exit codes, output streams, and that nothing is left behind. */
-import { cp, mkdir, open, readdir, readFile, rename, stat, symlink, writeFile } from "node:fs/promises";
+import {
+  cp,
+  mkdir,
+  open,
+  readdir,
+  readFile,
+  readlink,
+  rename,
+  stat,
+  symlink,
+  writeFile,
+} from "node:fs/promises";
 import { dirname, join, relative } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { execa } from "execa";
@@ -8,7 +19,7 @@ import { takePoint } from "../../src/backup/take/take-point.js";
 import { parseNbdUri } from "../../src/nbd/index.js";
 import { listensOn, startServer, uriOf } from "../nbd/servers.js";
 import { MemoryChain } from "../support/memory-chain.js";
-import { finished, nbdpull, type Ran, startNbdpull } from "../support/nbdpull.js";
+import { finished, nbdpull, type Ran, type Running, startNbdpull } from "../support/nbdpull.js";
 import { createImage, qemuImg, qemuIo, startQemuNbd } from "../support/qemu-nbd.js";
 import { describeWith } from "../support/tools.js";
 
@@ -164,9 +175,28 @@ describe("a restore of several disks", () => {
 });
 
 describe("Ctrl-C", () => {
-  /** @param waitMs on a slow machine, Node takes seconds to start and to listen for signals */
-  async function expectPrompt(run: ReturnType<typeof startNbdpull>, waitMs: number): Promise<void> {
-    await sleep(waitMs);
+  /** Waits until the process has started and waits for something: it sleeps, and hardly needs the processor. */
+  async function untilWaiting({ pid }: Running): Promise<void> {
+    let before = 0;
+    for (let still = 0; still < 5; await sleep(100)) {
+      const fields = (await readFile(`/proc/${pid}/stat`, "utf8")).replace(/^.*\) /s, "").split(" ");
+      const ticks = Number(fields[11]) + Number(fields[12]);
+      still = fields[0] === "S" && ticks > 5 && ticks <= before + 1 ? still + 1 : 0;
+      before = ticks;
+    }
+  }
+
+  async function untilOpen({ pid }: Running, name: string): Promise<void> {
+    const open = async (): Promise<string[]> => {
+      const folder = `/proc/${pid}/fd`;
+      const links = (await readdir(folder)).map((fd) => readlink(join(folder, fd)).catch(() => ""));
+      return await Promise.all(links);
+    };
+    await expect.poll(open).toContainEqual(expect.stringContaining(name));
+  }
+
+  async function expectPrompt(run: Running, ready: Promise<void>): Promise<void> {
+    await ready;
     const started = performance.now();
     run.kill("SIGINT");
     const ran = await finished(run);
@@ -178,19 +208,24 @@ describe("Ctrl-C", () => {
   it("ends the verification of a large sparse raw image", async () => {
     await using large = await MemoryChain.start(64 * 1024 ** 3);
     await large.take({ format: "raw" });
-    await expectPrompt(startNbdpull(["verify", large.repository.path]), 4000);
+    const verifying = startNbdpull(["verify", large.repository.path]);
+    await expectPrompt(
+      verifying,
+      untilOpen(verifying, "vda.raw").then(() => sleep(500)),
+    );
   });
 
   it("ends the wait for a job's XML on standard input", async () => {
     const child = startNbdpull(["attach", "--to", join(out, "repo"), "--domain", DOMAIN, "--xml", "-"]);
-    await expectPrompt(child, 4000);
+    await expectPrompt(child, untilWaiting(child));
     expect(await leftBehind()).toEqual([]);
   });
 
   it("ends the wait for another writer of the domain", async () => {
     const xml = await jobXml("vda");
     await chain.repository.withPendingPoint(DOMAIN, async () => {
-      await expectPrompt(startNbdpull(["attach", "--to", repo(), "--domain", DOMAIN, "--xml", xml]), 4000);
+      const run = startNbdpull(["attach", "--to", repo(), "--domain", DOMAIN, "--xml", xml]);
+      await expectPrompt(run, untilWaiting(run));
     });
     expect(await readdir(repo())).toEqual(["nbdpull.json"]);
   });

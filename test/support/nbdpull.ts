@@ -14,6 +14,7 @@ export interface Ran {
 }
 
 export interface Running {
+  readonly pid: number;
   readonly kill: (signal: NodeJS.Signals) => void;
   /** The outcome; undefined if a signal killed the process. */
   readonly ended: Promise<Ran | undefined>;
@@ -46,7 +47,7 @@ export function startNbdpull(
       ? undefined
       : { code: exitCode, stdout, stderr, json: () => JSON.parse(stdout) as unknown },
   );
-  return { kill: (signal) => child.kill(signal), ended };
+  return { pid: child.pid ?? 0, kill: (signal) => child.kill(signal), ended };
 }
 
 export async function finished(run: Running): Promise<Ran> {
