@@ -150,9 +150,12 @@ async function expectSound({ points }: Guest): Promise<void> {
       const image = join(repository.pointFolder(DOMAIN, point.id), disk.file);
       await qemuImg("check", "-q", "-f", "qcow2", image);
       await qemuImg("compare", "-f", "qcow2", "-F", "raw", image, reference);
-      const stock = join(folder, "stock.raw");
-      await qemuImg("convert", "-f", "qcow2", "-O", "raw", image, stock);
-      await qemuImg("compare", "-f", "raw", "-F", "raw", stock, reference);
+      // A conversion reads what the comparison has read.
+      if (isNewest) {
+        const stock = join(folder, "stock.raw");
+        await qemuImg("convert", "-f", "qcow2", "-O", "raw", image, stock);
+        await qemuImg("compare", "-f", "raw", "-F", "raw", stock, reference);
+      }
       expect(disk.dataBytes).toBe(await ownDataBytes(image, disk.virtualSize));
     }
   }
