@@ -84,10 +84,15 @@ export class BackupLab implements AsyncDisposable {
       this.arguments("--limit-rate", "1M", "--request-size", "64K", ...more),
       this.start,
     );
-    await expect
-      .poll(() => this.beside(), { timeout: 60_000 })
-      .toContainEqual(expect.stringMatching(/\.partial$/));
+    await expect.poll(() => this.#isStoring(), { timeout: 60_000 }).toBe(true);
     return run;
+  }
+
+  /** Whether a point that isn't finished has an image: its disk's export is open. */
+  async #isStoring(): Promise<boolean> {
+    const partial = (await this.beside()).filter((name) => name.endsWith(".partial"));
+    const files = partial.map((name) => readdir(join(this.repo, this.lab.domain, name)).catch(() => []));
+    return (await Promise.all(files)).flat().some((name) => /^\.?vd[ab]\./.test(name));
   }
 
   async points(): Promise<BackupJson[]> {
