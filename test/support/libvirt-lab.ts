@@ -185,7 +185,8 @@ export class Lab implements LabFacts, AsyncDisposable {
     const deadline = Date.now() + 120_000;
     while (await this.#hasJob()) {
       if (Date.now() > deadline) throw new Error(`the job of ${this.domain} does not end`);
-      await sleep(20);
+      // Each question is a process.
+      await sleep(50);
     }
   }
 
@@ -216,7 +217,7 @@ export class Lab implements LabFacts, AsyncDisposable {
   async crash(): Promise<void> {
     await this.#writes;
     process.kill(Number(await readFile(`/run/libvirt/qemu/${this.domain}.pid`, "utf8")), "SIGKILL");
-    while ((await virsh("domstate", this.domain)).trim() !== "shut off") await sleep(20);
+    while ((await virsh("domstate", this.domain)).trim() !== "shut off") await sleep(100);
   }
 
   /** Removes the domain, its checkpoints, its log and the folder; may be called more than once. */
