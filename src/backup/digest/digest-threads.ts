@@ -1,45 +1,38 @@
 import { availableParallelism } from "node:os";
 import { ServiceThreads } from "../threads/service-threads.js";
 import { DIGEST_ALGORITHMS, type DigestAlgorithm } from "./digest.js";
+import { type DigestQuestion, DigestService, type Digests, type ForgottenPath } from "./digest-service.js";
 
 /** The `workerData` of a thread. */
 export interface DigestWorkerData {
   readonly algorithm: DigestAlgorithm;
 }
 
-/** Stretches of a file whose digests are wanted. */
-export interface DigestQuestion {
-  readonly path: string;
-  /**
-   * Three numbers for each stretch, in bytes: position, length and unit. Each `unit` bytes of the stretch get
-   * one digest; the last digest covers the bytes that are left. A stretch with unit 0 has no digest of its
-   * own: the next digest covers it and the stretches after it, up to and including the first one whose unit
-   * isn't 0.
-   */
-  readonly stretches: Float64Array<ArrayBuffer>;
-  /** The number of digests that the stretches get. */
-  readonly digests: number;
-}
-
-/** Digests in the order of the stretches, one after the other. */
-export type Digests = Uint8Array<ArrayBuffer>;
-
-/** Path of a file about which no more questions come, so that the threads can close it. */
-export type ForgottenPath = string;
-
 /** More threads don't read faster. */
 const MOST_THREADS = 4;
+/** Starting a thread takes longer than digesting so many bytes, so the calling thread digests the first ones. */
+const FEW_BYTES = 8 * 1024 * 1024;
 
-/** Threads that read files and compute digests. The disks of a point share them. */
+/**
+ * Threads that read files and compute digests. The disks of a point share them. The calling thread digests the
+ * first few bytes itself, so that a small point needs no thread.
+ */
 export class DigestThreads extends ServiceThreads<DigestQuestion, Digests, ForgottenPath> {
   readonly algorithm: DigestAlgorithm;
 
-  constructor(algorithm: DigestAlgorithm) {
+  /** @param fewBytes how many bytes the calling thread digests; default 8 MiB */
+  constructor(algorithm: DigestAlgorithm, fewBytes = FEW_BYTES) {
+    let asked = 0;
     super({
       script: "#digest-worker",
       // The caller needs one processor.
       most: Math.max(1, Math.min(availableParallelism() - 1, MOST_THREADS)),
       workerData: { algorithm } satisfies DigestWorkerData,
+      sameThread: new DigestService(algorithm),
+      isForSameThread: ({ stretches }) => {
+        for (let i = 1; i < stretches.length; i += 3) asked += stretches[i] as number;
+        return asked <= fewBytes;
+      },
       code: "E_DIGEST_THREAD",
       failedCode: "E_DIGEST_READ",
       lost: "the thread that digests has ended",
@@ -55,7 +48,7 @@ export class DigestThreads extends ServiceThreads<DigestQuestion, Digests, Forgo
   }
 
   /**
-   * Asks a question. Its `stretches` are moved to the thread and can't be used afterwards.
+   * Asks a question. Its `stretches` may be moved to a thread and can't be used afterwards.
    * @returns the digests in the order of the stretches, one after the other
    * @throws {BackupError} `E_DIGEST_READ`: the file can't be read; `E_DIGEST_THREAD`: a thread ended, or
    *   `close` was called

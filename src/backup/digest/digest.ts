@@ -5,7 +5,7 @@
  * Read this file first: it has the algorithms, and computes digests on the calling thread. Then read
  * digest-file.ts (the format of a digest file), digest-file-writer.ts and digest-file-reader.ts.
  * digest-behind.ts computes the digests of an image that is being written, by the threads of
- * digest-threads.ts; digest-worker.ts is their script.
+ * digest-threads.ts, or on the calling thread if they are few; digest-service.ts does the work.
  *
  * Nothing here compares an image with its digests: the chain room does that. Nothing here knows qcow2, NBD,
  * libvirt or repositories.
@@ -87,7 +87,7 @@ export function parseDigestAlgorithm(text: string): DigestAlgorithm {
 /**
  * The digests of a run: one for each cluster, concatenated. The digest of a partial cluster covers only its
  * data subclusters. Bytes beyond the end of the disk are left out.
- * `digest-behind.ts` with `digest-worker.ts` makes the same digests from a file, so both have to agree.
+ * `digest-behind.ts` with `digest-service.ts` makes the same digests from a file, so both have to agree.
  * @param slots the run's clusters, side by side; the last one may end with the disk
  */
 export function digestClusters(

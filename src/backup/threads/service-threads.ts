@@ -1,7 +1,7 @@
 import type { Transferable } from "node:worker_threads";
 import { BackupError, messageOf } from "../base/errors.js";
 import { SameThread } from "./same-thread.js";
-import { type Answering, ThreadPool, type ThreadPoolOptions, type ThreadService } from "./thread-pool.js";
+import { ThreadPool, type ThreadPoolOptions, type ThreadService } from "./thread-pool.js";
 
 interface ServiceThreadsOptions<Question, Answer, Notice>
   extends Pick<ThreadPoolOptions, "script" | "most" | "workerData" | "oldGenerationMb"> {
@@ -20,13 +20,18 @@ interface ServiceThreadsOptions<Question, Answer, Notice>
    * than the start of a thread.
    */
   readonly sameThread?: ThreadService<Question, Answer, Notice> | undefined;
+  /** Which questions `sameThread` answers, asked once for each; by default all. Threads answer the others. */
+  readonly isForSameThread?: ((question: Question) => boolean) | undefined;
 }
 
 /** The threads for one kind of work. Each kind is a subclass, which adds its own method for questions. */
 export abstract class ServiceThreads<Question, Answer, Notice = never> implements AsyncDisposable {
   /** The most threads that run at a time. */
   readonly most: number;
-  readonly #answering: Answering<Question, Answer, Notice>;
+  readonly #sameThread: SameThread<Question, Answer, Notice> | undefined;
+  /** Starts threads only when it gets questions. */
+  readonly #pool: ThreadPool<Question, Answer, Notice>;
+  readonly #isForSameThread: (question: Question) => boolean;
   readonly #closed: BackupError;
 
   constructor(options: ServiceThreadsOptions<Question, Answer, Notice>) {
@@ -37,14 +42,14 @@ export abstract class ServiceThreads<Question, Answer, Notice = never> implement
       new BackupError(failedCode, `${options.failed}: ${messageOf(cause)}`, { cause });
     const lost = (reason: string, cause?: unknown): BackupError =>
       new BackupError(code, `${options.lost}: ${reason}`, { cause });
-    this.#answering = sameThread
-      ? new SameThread(sameThread, { failed })
-      : new ThreadPool({ script, most, workerData, oldGenerationMb, lost, failed });
+    this.#sameThread = sameThread && new SameThread(sameThread, { failed });
+    this.#pool = new ThreadPool({ script, most, workerData, oldGenerationMb, lost, failed });
+    this.#isForSameThread = options.isForSameThread ?? (() => true);
   }
 
   /** Starts the threads now, so that the first question doesn't wait for their start. */
   start(): void {
-    this.#answering.start();
+    if (!this.#sameThread) this.#pool.start();
   }
 
   /**
@@ -53,17 +58,19 @@ export abstract class ServiceThreads<Question, Answer, Notice = never> implement
    * @throws {BackupError} the question failed, a thread ended, or `close` was called
    */
   protected put(question: Question, transfer: readonly Transferable[]): Promise<Answer> {
-    return this.#answering.ask(question, transfer);
+    const sameThread = this.#sameThread && this.#isForSameThread(question) ? this.#sameThread : undefined;
+    return sameThread?.ask(question) ?? this.#pool.ask(question, transfer);
   }
 
   /** Sends a notice to all threads. */
   notify(notice: Notice): void {
-    this.#answering.notify(notice);
+    this.#sameThread?.notify(notice);
+    this.#pool.notify(notice);
   }
 
   /** Ends the threads; unanswered questions fail. May be called again. */
-  close(): Promise<void> {
-    return this.#answering.close(this.#closed);
+  async close(): Promise<void> {
+    await Promise.all([this.#sameThread?.close(this.#closed), this.#pool.close(this.#closed)]);
   }
 
   [Symbol.asyncDispose](): Promise<void> {

@@ -30,8 +30,9 @@ for (let at = 0, state = 1; at < CONTENT.length; at += 4) {
   CONTENT.writeUInt32LE(state, at);
 }
 
-function threadsOf(algorithm: DigestAlgorithm): DigestThreads {
-  const threads = new DigestThreads(algorithm);
+/** By default the calling thread digests nothing. */
+function threadsOf(algorithm: DigestAlgorithm, fewBytes = 0): DigestThreads {
+  const threads = new DigestThreads(algorithm, fewBytes);
   onTestFinished(() => threads.close());
   return threads;
 }
@@ -92,9 +93,14 @@ function runsOf(
   return runs;
 }
 
-describe.each(["xxh64", "sha256"] as const)("%s digests behind the write front", (algorithm) => {
+describe.each([
+  ["xxh64", "on a thread", 0],
+  ["sha256", "on a thread", 0],
+  ["sha256", "on the calling thread", Number.POSITIVE_INFINITY],
+  ["xxh64", "on both", 20 * MiB],
+] as const)("%s digests behind the write front, %s", (algorithm, _, fewBytes) => {
   it("match the clusters, whether whole, ragged or partial", async () => {
-    const [digests] = await behind(algorithm);
+    const [digests] = await behind(algorithm, CONTENT, threadsOf(algorithm, fewBytes));
     const cases = fc.tuple(clusterSizes, fc.array(wish, { minLength: 1, maxLength: 8 }), fc.nat(300));
     await fc.assert(
       fc.asyncProperty(cases, async ([clusterSize, wishes, missing]) => {
@@ -109,7 +115,7 @@ describe.each(["xxh64", "sha256"] as const)("%s digests behind the write front",
   });
 
   it("belong to their own requests, however many run at once", async () => {
-    const [digests] = await behind(algorithm);
+    const [digests] = await behind(algorithm, CONTENT, threadsOf(algorithm, fewBytes));
     const geometry = { virtualSize: CONTENT.length, clusterSize: 16 * KiB };
     const questions = Array.from({ length: 200 }, (_, at): ClusterRun[] => [
       { kind: "data", cluster: at, count: 1 + (at % 7), hostOffset: at * 16 * KiB },
@@ -132,6 +138,17 @@ describe("digests behind the write front", () => {
     expect(await digests.digest([], geometry)).toHaveLength(0);
     expect(await digests.digest([{ kind: "zero", cluster: 0, count: 9 }], geometry)).toHaveLength(0);
     expect(workers).toHaveLength(before);
+  });
+
+  it("need no thread for the first bytes, and one for the rest", async () => {
+    const before = workers.length;
+    const [digests] = await behind("sha256", CONTENT, threadsOf("sha256", 8 * MiB));
+    const few: ClusterRun = { kind: "data", cluster: 0, count: 40, hostOffset: 0 };
+    for (let i = 0; i < 3; i += 1) await digests.digest([few], geometry);
+    expect(workers).toHaveLength(before);
+    await digests.digest([few], geometry);
+    expect(workers).toHaveLength(before + 1);
+    expect(await digests.digest([few], geometry)).toEqual(await expected("sha256", [few], geometry));
   });
 
   it("cover what the file holds at the time of the request", async () => {
@@ -213,7 +230,10 @@ describe("digests behind the write front", () => {
   });
 });
 
-describe("digest threads", () => {
+describe.each([
+  ["digest threads", 0],
+  ["digests on the calling thread", 16 * MiB],
+] as const)("%s", (_, fewBytes) => {
   const geometry = { virtualSize: 64 * MiB, clusterSize: 64 * KiB };
   const first: ClusterRun = { kind: "data", cluster: 0, count: 1, hostOffset: 0 };
   const isOpen = async (path: string): Promise<boolean> => {
@@ -223,7 +243,7 @@ describe("digest threads", () => {
   };
 
   it("serve several files, each of which can fail or close on its own", async () => {
-    const threads = threadsOf("xxh64");
+    const threads = threadsOf("xxh64", fewBytes);
     const [one, onePath] = await behind("xxh64", CONTENT, threads);
     const [two] = await behind("xxh64", CONTENT.subarray(64 * KiB), threads);
     const [broken] = await behind("xxh64", Buffer.alloc(10), threads);
@@ -241,7 +261,7 @@ describe("digest threads", () => {
 
   it("are no more than the processors allow, however much is requested", async () => {
     const before = workers.length;
-    const threads = threadsOf("xxh64");
+    const threads = threadsOf("xxh64", fewBytes);
     const [digests] = await behind("xxh64", Buffer.alloc(64 * MiB), threads);
     const all: ClusterRun = { kind: "data", cluster: 0, count: 1024, hostOffset: 0 };
     await Promise.all(Array.from({ length: 12 }, () => digests.digest([all], geometry)));
@@ -250,7 +270,7 @@ describe("digest threads", () => {
   });
 
   it("fail pending and later requests once they are closed, and can be closed twice", async () => {
-    const threads = threadsOf("sha256");
+    const threads = threadsOf("sha256", fewBytes);
     const [digests] = await behind("sha256", CONTENT, threads);
     const asked = digests.digest([first], geometry);
     const given = expect(asked).rejects.toMatchObject({ code: "E_DIGEST_THREAD" });
