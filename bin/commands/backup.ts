@@ -6,8 +6,9 @@ import { DEFAULT_DIGESTS } from "../../src/backup/digest/digest.js";
 import { Libvirt } from "../../src/backup/libvirt/libvirt.js";
 import type { RateLimit } from "../../src/backup/pull/rate-limit.js";
 import { type BackupResult, backup } from "../../src/backup/take/backup.js";
+import { type ChosenDomain, chosenDomains } from "../chosen-domains.js";
 import { EXIT, exitCodeOf, worstExitCode } from "../exit-codes.js";
-import { disksOf, type GuestOptions, mountpointsOf, withGuest } from "../guest-options.js";
+import { type GuestOptions, mountpointsOf, withGuest } from "../guest-options.js";
 import { readersOf, tcpServerOf } from "../job-server.js";
 import { keptLines } from "../kept-lines.js";
 import { type MetricsUpdate, updateOfFailure, updateOfRun, updateOfSuccess } from "../metrics.js";
@@ -95,7 +96,7 @@ async function backUpAsAsked(
 ): Promise<void> {
   const { output, options } = asked;
   await prepareToWrite(options.to, undefined, options, output);
-  const domains = await domainsOf(named, options, asked);
+  const domains = await chosenDomains(named, options, asked);
   const [only, ...others] = domains;
   const isSeveral = others.length > 0;
   const progress = await output.progress({ plain: isSeveral });
@@ -128,39 +129,24 @@ function exitCodeIn({ signal }: Context, error: unknown): number {
   return exitCodeOf(signal.aborted ? signal.reason : error);
 }
 
-async function domainsOf(
-  named: readonly string[],
-  options: BackupOptions,
-  { signal }: Context,
-): Promise<readonly string[]> {
-  if (options.all && named.length > 0) {
-    throw new UsageError("E_DOMAIN", "name domains, or give --all: not both");
-  }
-  if (options.all) {
-    await using libvirt = new Libvirt({ signal, connect: options.connect });
-    return await libvirt.runningDomains();
-  }
-  if (named.length === 0) throw new UsageError("E_DOMAIN", "name a domain, or give --all");
-  return [...new Set(named)];
-}
-
 /**
  * Backs up domains, several at once, and prints the result of each as soon as there is one. A failure of one
  * doesn't stop the others; a signal stops all.
  */
-async function backUpAll(job: Job, domains: readonly string[]): Promise<void> {
+async function backUpAll(job: Job, domains: readonly ChosenDomain[]): Promise<void> {
   const { output, signal, options, progress } = job;
   const entries: object[] = [];
   const errors: unknown[] = [];
-  const backUpOne = async (domain: string, index: number): Promise<void> => {
+  const backUpOne = async (chosen: ChosenDomain, index: number): Promise<void> => {
     signal.throwIfAborted();
+    const domain = chosen.name;
     try {
-      const result = await backUp(job, domain);
+      const result = await backUp(job, chosen);
       entries[index] = describe(result, options);
       output.part(report(result));
     } catch (error) {
       signal.throwIfAborted();
-      if (isDiskless(job, error)) {
+      if (hasNothing(job, error)) {
         output.warn(`${error.message}: it was passed over`);
         entries[index] = { domain, passedOver: error.message };
         return;
@@ -173,26 +159,28 @@ async function backUpAll(job: Job, domains: readonly string[]): Promise<void> {
   const atOnce = pLimit(options.jobs ?? (options.server === undefined ? JOBS : 1));
   await Promise.allSettled(domains.map((domain, index) => atOnce(backUpOne, domain, index)));
   progress.stop();
-  const done = domains.filter((_, index) => entries[index] !== undefined);
+  const done = domains.flatMap(({ name }, index) => (entries[index] === undefined ? [] : [name]));
   if (signal.aborted && done.length > 0) output.note(`ended before that: ${done.join(", ")}`);
   signal.throwIfAborted();
   if (output.json) output.result({ domains: entries, warnings: output.warnings }, []);
   if (errors.length > 0) process.exitCode = worstExitCode(errors);
 }
 
-/** Nobody has asked for the backup of this domain, and it has nothing to back up. */
-function isDiskless({ options }: Job, error: unknown): error is BackupError {
-  return options.all === true && error instanceof BackupError && hasCode(error, "E_NO_DISKS");
+/** Nobody has asked for the backup of this domain, and it has nothing to back up, or none of the included disks. */
+function hasNothing({ options }: Job, error: unknown): error is BackupError {
+  const codes = ["E_NO_DISKS", "E_NO_SUCH_DISK"];
+  return options.all === true && error instanceof BackupError && codes.some((code) => hasCode(error, code));
 }
 
-async function backUp(job: Job, domain: string): Promise<BackupResult> {
+async function backUp(job: Job, chosen: ChosenDomain): Promise<BackupResult> {
   const repository = resolve(job.options.to);
   try {
-    const result = await backUpDomain(job, domain);
+    const result = await backUpDomain(job, chosen);
     await job.record(updateOfSuccess(result, repository, Date.now()));
     return result;
   } catch (error) {
-    if (isDiskless(job, error)) throw error;
+    if (hasNothing(job, error)) throw error;
+    const domain = chosen.name;
     await using libvirt = new Libvirt({ connect: job.options.connect });
     const name =
       job.options.metrics === undefined ? domain : await libvirt.domainName(domain).catch(() => domain);
@@ -201,7 +189,7 @@ async function backUp(job: Job, domain: string): Promise<BackupResult> {
   }
 }
 
-async function backUpDomain(job: Job, domain: string): Promise<BackupResult> {
+async function backUpDomain(job: Job, { name: domain, disks }: ChosenDomain): Promise<BackupResult> {
   const { output, signal, options, progress, rateLimit, prefixOf } = job;
   const format = options.format ?? "qcow2";
   const compress = compressOf(options, format);
@@ -214,7 +202,7 @@ async function backUpDomain(job: Job, domain: string): Promise<BackupResult> {
     domain,
     repositoryPath: options.to,
     level: options.level,
-    disks: disksOf(options),
+    disks,
     encrypted: options.encrypted,
     scratchParent: options.scratch,
     scratchReserve: options.scratchReserve,

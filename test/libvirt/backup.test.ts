@@ -98,7 +98,7 @@ await describeWithLibvirt("backup of a running domain", () => {
     const fourth = await guest.take();
     expect(fourth.disks.map(({ parent }) => parent)).toEqual([second.id, third.id]);
     await guest.expectPoint(fourth.id, await guest.copyNow());
-    const strange = await guest.run("--exclude", "vdx");
+    const strange = await guest.run("--include", "vdx");
     expectExit(strange, 4);
     expect(strange.json()).toMatchObject({ error: { code: "E_NO_SUCH_DISK" } });
   }, 480_000);
@@ -201,6 +201,17 @@ await describeWithLibvirt("backup of several domains", () => {
     await guest.expectNothingLeft();
     const neither = await nbdpull("backup", "--to", guest.repo);
     expectExit(neither, 2);
+
+    const twice = await nbdpull(
+      ...guest.arguments("--exclude", "vdb", "--exclude", "vdx").toSpliced(1, 0, guest.lab.uuid),
+    );
+    expectExit(twice, 0);
+    expect(twice.stderr).toContain(`${guest.lab.uuid} and ${guest.lab.domain} are the same domain`);
+    expect(twice.json()).toMatchObject({
+      disks: [{ name: "vda", mode: "incremental" }],
+      warnings: [`--exclude vdx leaves nothing out: ${guest.lab.domain} has no disk vdx`],
+    });
+    expect(await guest.points()).toHaveLength(2);
   }, 480_000);
 });
 

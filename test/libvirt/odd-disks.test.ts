@@ -177,6 +177,18 @@ await describeWithLibvirt("a domain with odd disks", () => {
       domains: expect.arrayContaining([{ domain: diskless, passedOver: expect.stringContaining("no disk") }]),
     });
     expectExit(await backup(diskless, odd), 4);
+    const some = ["--include", "vda", "--include", "vdx", "--exclude", "vdy"];
+    const none = await finished(startNbdpull([...args, ...some], { env }));
+    expectExit(none, 4);
+    expect(none.json()).toMatchObject({ error: { code: "E_NO_SUCH_DISK", disk: "vdx" } });
+    const included = await finished(startNbdpull([...args, "--include", "vda", "--exclude", "vdc"], { env }));
+    expectExit(included, 0);
+    expect(included.json()).toMatchObject({
+      domains: expect.arrayContaining([
+        { domain: diskless, passedOver: expect.stringContaining("has no disk vda") },
+        expect.objectContaining({ domain: odd, disks: [expect.objectContaining({ name: "vda" })] }),
+      ]),
+    });
     const named = await backup(diskless);
     expectExit(named, 4);
     expect(named.json()).toMatchObject({ error: { code: "E_NO_DISKS" } });

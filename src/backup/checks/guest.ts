@@ -53,7 +53,11 @@ export async function lookAtDisks(subject: Subject): Promise<readonly Found[]> {
   const leftOut = disksLeftOut(domain, choice);
   // Why the disks could not be looked at was said before.
   const told = disks ? domain.disks : domain.disks.filter((disk) => obstacleOf(disk, []) !== undefined);
-  return told.flatMap((disk): Found[] => {
+  const missing = choice.exclude.filter((name) => !domain.disks.some(({ target }) => target === name));
+  const needless = missing.map((name) =>
+    warn(`${domain.name} has no disk ${name}: --exclude ${name} leaves nothing out`, undefined, name),
+  );
+  const found = told.flatMap((disk): Found[] => {
     const { target, format = "raw", type, source, volume } = disk;
     const chosen = disks?.find(({ name }) => name === target);
     if (!chosen) {
@@ -72,6 +76,7 @@ export async function lookAtDisks(subject: Subject): Promise<readonly Found[]> {
     const cause = `${what}: ${obstacle}, so every backup of it is full`;
     return [warn(cause, mendImage(domain, disk, chosen.path), target), ...encrypted];
   });
+  return [...found, ...needless];
 }
 
 /** How an image that can't keep bitmaps becomes one that can; undefined: not by one command. */

@@ -5,6 +5,7 @@ import type { DomainDefinition, DomainDisk } from "./domain-xml.js";
 export interface DiskChoice {
   /** Only these disks; empty: all that can take part. */
   readonly include: readonly string[];
+  /** Not these. The domain need not have them. */
   readonly exclude: readonly string[];
 }
 
@@ -19,10 +20,10 @@ export interface LeftOutDisk {
 /**
  * The disks that take part, in the domain's order: all chosen disks with media that the guest can write, and
  * of floppies those that are included by name.
- * @throws {PreconditionError} a named disk doesn't exist or can't take part, or no disk is left
+ * @throws {PreconditionError} an included disk doesn't exist or can't take part, or no disk is left
  */
 export function disksToBackUp(domain: DomainDefinition, { include, exclude }: DiskChoice): DomainDisk[] {
-  for (const name of [...include, ...exclude]) {
+  for (const name of include) {
     if (!domain.disks.some(({ target }) => target === name)) {
       const names = domain.disks.map(({ target }) => target).join(", ");
       throw new PreconditionError("E_NO_SUCH_DISK", `${domain.name} has no disk ${name}: it has ${names}`, {
