@@ -1,9 +1,10 @@
 import { readFile } from "node:fs/promises";
 import { setTimeout as sleep } from "node:timers/promises";
 import { expect, it } from "vitest";
-import { exportedDisks } from "../../src/backup/libvirt/job-xml.js";
+import { exportedDisks, parseBackupJob } from "../../src/backup/libvirt/job-xml.js";
 import { Libvirt } from "../../src/backup/libvirt/libvirt.js";
 import { openRunningJob } from "../../src/backup/libvirt/running-job.js";
+import { canBeSameJob } from "../../src/backup/libvirt/same-job.js";
 import { describeWithLibvirt, Lab } from "../support/libvirt-lab.js";
 
 const libvirt = new Libvirt({ connect: "qemu:///system" });
@@ -59,6 +60,13 @@ await describeWithLibvirt("a job that is already running", () => {
       message: expect.stringContaining("Operation canceled"),
     });
     await libvirt.abortJob(lab.domain);
+    // Somebody else's job in its place isn't ended for it.
+    await lab.beginBackup();
+    const theirs = await openRunningJob({ domain: lab.domain, libvirt });
+    await libvirt.abortJob(lab.domain, { isOurs: (xml) => canBeSameJob(parseBackupJob(xml), job.job) });
+    await theirs.assertAlive();
+    await libvirt.abortJob(lab.domain, { isOurs: (xml) => canBeSameJob(parseBackupJob(xml), theirs.job) });
+    await expect(theirs.assertAlive()).rejects.toMatchObject({ code: "E_JOB_ENDED" });
   });
 
   it("is dead after the guest was destroyed, even if it runs again", async () => {

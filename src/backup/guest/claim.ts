@@ -111,10 +111,11 @@ async function endJobIn(
     if (await folder.isMarkedFrozen(domain)) await thawGuest({ libvirt, domain }, folder);
   } finally {
     const job = jobMayRun ? await jobToEnd({ libvirt, domain }, onWarning) : undefined;
-    const worksThere =
-      job && exportedDisks(job).some(({ scratch }) => scratch?.path.startsWith(`${folder.path}/`));
-    if (worksThere) {
-      const ended = libvirt.abortJob(domain, { isKnown: true, onWait: onWarning });
+    const worksThere = (each: BackupJob): boolean =>
+      exportedDisks(each).some(({ scratch }) => scratch?.path.startsWith(`${folder.path}/`));
+    if (job && worksThere(job)) {
+      const isOurs = (backupXml: string): boolean => worksThere(parseBackupJob(backupXml));
+      const ended = libvirt.abortJob(domain, { isKnown: true, isOurs, onWait: onWarning });
       await (isDead ? cutOffIfStuck(folder, ended) : ended);
     }
   }

@@ -5,7 +5,7 @@
  * `libvirt-errors.ts` (what libvirt's errors mean). `connection-uri.ts` finds the URI of the connection, and
  * `hypervisor.ts` reads it. `domain-xml.ts`, `job-xml.ts` and `checkpoint-xml.ts` read its documents, and
  * `begin-xml.ts` writes those that begin a job. `running-job.ts` watches over a job (`job-watch.ts`,
- * `same-job.ts`, `job-info.ts`), `job-end.ts` waits for its end, and `guest-end.ts` says how a guest ended
+ * `same-job.ts`, `job-info.ts`), `job-end.ts` waits for its end (`job-to-end.ts`: and not for another's), and `guest-end.ts` says how a guest ended
  * (`domain-state.ts`). `restored-domain.ts` makes the definition of a restored domain
  * (`character-devices.ts`), of which `left-out.ts` leaves only what `definition-rules.ts` allows, and
  * `try-definition.ts` asks libvirt about it. `checkpoints.ts` and `checkpoint-edit.ts` delete and mend
@@ -24,6 +24,7 @@ import type { Platform } from "./domain-xml.js";
 import { type Hypervisor, hostOf, parseHypervisor } from "./hypervisor.js";
 import { JobEnd, unlessBusy } from "./job-end.js";
 import { type JobInfo, jobInfoOf } from "./job-info.js";
+import { judgeJob } from "./job-to-end.js";
 import { type DomainRef, LibvirtCalls, type LibvirtOptions, nameOf } from "./libvirt-calls.js";
 import { isJobGone } from "./libvirt-errors.js";
 import * as remote from "./rpc/procedures.js";
@@ -327,9 +328,14 @@ export class Libvirt implements AsyncDisposable {
 
   /**
    * Ends the backup job of a domain and waits until it is gone. Resolves at once if there is none. Jobs of
-   * other kinds (a migration, for instance) are left alone.
+   * other kinds (a migration, for instance) are left alone, and so is one that begins after ours has ended.
+   * libvirt cancels whatever job runs: one that takes the place of ours between the last look and the
+   * cancelling, some milliseconds (or 30 s, if libvirt is busy with the domain), is cancelled for it.
+   *
    * @param options.patience how long it may stand still, while QEMU works on it and while libvirt does
-   * @param options.isKnown a backup job was just seen: it is ended before libvirt is asked again
+   * @param options.isKnown the job was just seen: it is cancelled before libvirt is asked again
+   * @param options.isOurs tells the job, by its XML, from one that another program began after it; throws or returns
+   * false for that. Default: any is meant
    * @param options.onWait called once with a message, if the job takes long to end
    * @throws {BackupError} `E_JOB_STUCK`: it no longer moves; see `JobEnd`
    */
@@ -338,20 +344,23 @@ export class Libvirt implements AsyncDisposable {
     options: {
       readonly patience?: { readonly stillMs: number; readonly libvirtMs: number };
       readonly isKnown?: boolean;
+      readonly isOurs?: ((backupXml: string) => boolean) | undefined;
       readonly onWait?: ((message: string) => void) | undefined;
     } = {},
   ): Promise<void> {
-    const { patience, isKnown = false, onWait } = options;
+    const { patience, isKnown = false, isOurs, onWait } = options;
     const name = nameOf(domain);
     const end = new JobEnd(patience, () =>
+      readonly isOurs?: IsOurs | undefined;
       onWait?.(
         `the backup job of ${name} was cancelled and takes long to end: it is waited for as long as it moves`,
       ),
     );
     for (let asked = isKnown && (await this.#cancelJob(domain)); ; ) {
       const job = await unlessBusy(this.runningJob(domain));
-      if (job && !isBackupJob(job)) return;
-      if (!asked) {
+      const state = judgeJob(job, isOurs);
+      if (state === "gone") return;
+      if (!asked && state === "there") {
         asked = await this.#cancelJob(domain);
         // The job is usually gone once libvirt has answered.
         if (asked) continue;
@@ -400,14 +409,6 @@ export class Libvirt implements AsyncDisposable {
   listen(...args: Parameters<LibvirtCalls["listen"]>): ReturnType<LibvirtCalls["listen"]> {
     return this.#calls.listen(...args);
   }
-}
-
-/**
- * Whether a backup job runs. It is gone only if both answers say so: its description goes first, and only
- * then can the next job begin.
- */
-function isBackupJob({ info, backupXml }: Awaited<ReturnType<Libvirt["runningJob"]>>): boolean {
-  return info?.active ? info.operation === "backup" : backupXml !== undefined;
 }
 
 /** libvirt counts a version as major * 1,000,000 + minor * 1000 + release. */

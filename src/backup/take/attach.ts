@@ -28,6 +28,7 @@ import {
 } from "../libvirt/job-xml.js";
 import { type Libvirt, PATIENCE_MS } from "../libvirt/libvirt.js";
 import { openRunningJob, type RunningJob } from "../libvirt/running-job.js";
+import { canBeSameJob } from "../libvirt/same-job.js";
 import { assertCompressible } from "../pull/compressed-store.js";
 import { domainFolder } from "../repository/domain-folder.js";
 import { isSame, type Manifest } from "../repository/manifest.js";
@@ -203,7 +204,7 @@ async function endJob(
     await clients.outlive(async () => {
       // Its owner may have ended it, and begun another one.
       await view.assertStillThere(signal);
-      await libvirt.abortJob(uuid ?? name, { onWait: options.onWarning });
+      await libvirt.abortJob(uuid ?? name, { isOurs: view.isThisJob, onWait: options.onWarning });
     });
     return true;
   } catch (error) {
@@ -228,6 +229,8 @@ interface JobView {
   readonly checkpoint: (name: string) => Promise<NonNullable<Manifest["checkpoint"]>>;
   /** When the checkpoint that an increment starts from was created; undefined if unknown. */
   readonly creationTime: (name: string) => Promise<number | undefined>;
+  /** Whether the XML of a job can be of this one. */
+  readonly isThisJob: (backupXml: string) => boolean;
   readonly confirm: () => Promise<void>;
   /** Like `confirm`, with another signal or none. */
   readonly assertStillThere: (signal: AbortSignal | undefined) => Promise<void>;
@@ -252,6 +255,7 @@ function viewOfXml({ xml, domain, uuid }: Extract<JobSource, { kind: "xml" }>): 
     scratchFiles: [],
     checkpoint: async (name) => ({ name, creationTime: null }),
     creationTime: async () => undefined,
+    isThisJob: () => true,
     confirm: async () => undefined,
     assertStillThere: async () => undefined,
     whileItRuns: (signal, work) => work(signal ?? new AbortController().signal),
@@ -290,6 +294,7 @@ async function viewOfLibvirt({
       return { name, creationTime };
     },
     creationTime,
+    isThisJob: (backupXml) => canBeSameJob(parseBackupJob(backupXml), running.job),
     confirm: () => running.assertAlive(),
     assertStillThere: (signal) => running.withSignal(signal).assertAlive(),
     whileItRuns: (signal, work) => running.whileItRuns(signal, work),

@@ -2,6 +2,7 @@
 import { describe, expect, it } from "vitest";
 import { PreconditionError } from "../../../src/backup/base/errors.js";
 import { freeze } from "../../../src/backup/libvirt/freeze.js";
+import { exportedDisks, parseBackupJob } from "../../../src/backup/libvirt/job-xml.js";
 import { Libvirt } from "../../../src/backup/libvirt/libvirt.js";
 import { XdrWriter } from "../../../src/backup/libvirt/rpc/xdr.js";
 import { domainOf, type Script, ScriptedLibvirt, UUID } from "../../support/scripted-libvirt.js";
@@ -285,6 +286,36 @@ describe("libvirt", () => {
       asked = 13;
       const hasty = { stillMs: 250, libvirtMs: 0 };
       await expect(libvirt.abortJob(LAB, { patience: hasty })).rejects.toMatchObject({ code: "E_JOB_STUCK" });
+    });
+  });
+
+  it("neither waits for nor cancels a job that another program began after ours", async () => {
+    const theirs = `<domainbackup mode='pull'><server transport='unix' socket='/theirs'/><disks>
+      <disk name='vda' backup='yes' type='file' backupmode='full' exportname='vda' index='7'>
+        <driver type='qcow2'/><scratch file='/theirs/vda'/></disk></disks></domainbackup>`;
+    const busy = { refuse: 68, message: "Timed out during operation: cannot acquire state change lock" };
+    const isOurs = (xml: string): boolean =>
+      exportedDisks(parseBackupJob(xml)).some(({ scratch }) => scratch?.path === "/ours");
+    let isTaken = true;
+    let isDescribed = true;
+    const script: Script = {
+      [JOB_STATS]: () => job(2, 9),
+      [BACKUP_XML]: () => (isDescribed ? text(theirs) : NO_BACKUP),
+      [ABORT]: () => (isTaken ? new XdrWriter() : busy),
+    };
+    await withLibvirt(script, async (libvirt, server) => {
+      const patience = { stillMs: 300, libvirtMs: 300 };
+      await libvirt.abortJob(LAB, { isKnown: true, isOurs, patience });
+      await libvirt.abortJob(LAB, { isOurs, patience });
+      isTaken = false;
+      await libvirt.abortJob(LAB, { isKnown: true, isOurs, patience });
+      expect(server.calls.filter((call) => call === ABORT)).toHaveLength(2);
+      // It may be ours on its way out as well as theirs that begins.
+      isDescribed = false;
+      await expect(libvirt.abortJob(LAB, { isOurs, patience })).rejects.toMatchObject({
+        code: "E_JOB_STUCK",
+      });
+      expect(server.calls.filter((call) => call === ABORT)).toHaveLength(2);
     });
   });
 
