@@ -26,6 +26,7 @@ async function asNobody(script: string): Promise<void> {
   const asUser = ["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups"];
   await execa("setpriv", [...asUser, "sh", "-ec", script]);
 }
+const run = (id: number) => ({ id, name: "web", uuid: key.domainUuid });
 
 describeUnless(NO_ATTACKER, "a job's folder whose name another user has taken", () => {
   it.each([
@@ -39,12 +40,12 @@ describeUnless(NO_ATTACKER, "a job's folder whose name another user has taken", 
     expect(basename(folder.path)).toMatch(/^nbdpull-1a2b3c4d-[0-9a-f]{12}-[0-9a-f]{8}$/);
     expect(await folder.livingOwner()).toBeUndefined();
     await folder.claim(undefined);
-    await folder.markFrozen({ id: 7 });
+    await folder.markFrozen(run(7));
     // The attacker can make more, but not what root would believe.
     await asNobody(`mkdir ${usual.path}-00000000`);
     const next = await JobFolder.find(parent, key);
     expect(next.path).toBe(folder.path);
-    expect(await next.isMarkedFrozen({ id: 7 })).toBe(true);
+    expect(await next.isMarkedFrozen(run(7))).toBe(true);
     expect(await next.livingOwner()).toContain(String(process.pid));
     const note = JSON.parse(await readFile(next.file("owner.json"), "utf8")) as object;
     await writeFile(next.file("owner.json"), JSON.stringify({ ...note, pid: 2 ** 22 + 1 }));

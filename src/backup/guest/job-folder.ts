@@ -4,8 +4,8 @@
  *
  *     /var/tmp/nbdpull-1a2b3c4d-0123456789ab/     (repository; repository and domain)
  *       owner.json                            the process that works here
- *       frozen                                exists while the guest's file systems may be frozen: the number
- *                                             of the domain's run
+ *       frozen                                exists while the guest's file systems may be frozen: which run
+ *                                             of the domain it is (`frozen-mark.ts`)
  *       qemu/                                 QEMU's own: the sockets, and the scratch files
  *
  * If QEMU runs on another host, that folder is on that host and is reached by ssh. A second folder, on this
@@ -13,25 +13,22 @@
  * socket of the ssh forward.
  */
 import { createHash, randomBytes } from "node:crypto";
-import { readdir, readFile } from "node:fs/promises";
+import { readdir } from "node:fs/promises";
 import { hostname, tmpdir } from "node:os";
 import { basename, dirname, isAbsolute, join, resolve } from "node:path";
-import { z } from "zod";
 import { PreconditionError, UsageError } from "../base/errors.js";
 import { parseJson } from "../base/json.js";
-import { isMissing } from "../host/durable-files.js";
+import { isAlive, type ProcessIdentity, processIdentity, thisProcess } from "../host/process-identity.js";
 import type { Ssh } from "../host/ssh.js";
-import type { DomainDefinition, QemuUser } from "../libvirt/domain-xml.js";
+import type { QemuUser } from "../libvirt/domain-xml.js";
 import { type BackupJob, exportedDisks } from "../libvirt/job-xml.js";
+import { canBeSameRun, type MarkedDomain, markOf } from "./frozen-mark.js";
 import { type FoundFolder, type JobPlace, LocalPlace, QEMU } from "./local-job-folder.js";
 import { SshPlace } from "./ssh-job-folder.js";
 
 /** Bytes of the longest socket path that the kernel accepts. */
 const MAX_SOCKET_PATH = 107;
 const HERE = new LocalPlace();
-
-const owner = z.object({ host: z.string(), pid: z.number().int().positive(), startedAt: z.string() });
-type Owner = z.infer<typeof owner>;
 
 /** The repository and domain that a folder belongs to. */
 export interface JobFolderKey {
@@ -115,8 +112,8 @@ export class JobFolder {
   }
 
   /** Must be called before the guest is frozen, so that the next backup thaws it if this one dies. */
-  async markFrozen({ id }: Pick<DomainDefinition, "id">): Promise<void> {
-    await this.#place.setFrozen(this.path, id);
+  async markFrozen(domain: MarkedDomain): Promise<void> {
+    await this.#place.setFrozen(this.path, markOf(domain, await this.#place.runThere(domain)));
   }
 
   async unmarkFrozen(): Promise<void> {
@@ -124,10 +121,9 @@ export class JobFolder {
   }
 
   /** Whether this run of the domain may have been left frozen. What froze a later run was somebody else. */
-  async isMarkedFrozen({ id }: Pick<DomainDefinition, "id">): Promise<boolean> {
-    const run = (await this.#place.look(this.path))?.frozen;
-    // Earlier versions didn't note the run.
-    return run === "" || (run !== undefined && run === String(id));
+  async isMarkedFrozen(domain: MarkedDomain): Promise<boolean> {
+    const mark = (await this.#place.look(this.path))?.frozen;
+    return mark !== undefined && canBeSameRun(mark, markOf(domain, await this.#place.runThere(domain)));
   }
 
   /**
@@ -137,8 +133,8 @@ export class JobFolder {
   async livingOwner(): Promise<string | undefined> {
     const found = await this.#note();
     if (!found) return undefined;
-    if (found.host !== hostname()) return `process ${found.pid} on ${found.host}`;
-    return (await startOf(found.pid)) === found.startedAt ? `process ${found.pid}` : undefined;
+    if (!(await isAlive(found))) return undefined;
+    return found.host === hostname() ? `process ${found.pid}` : `process ${found.pid} on ${found.host}`;
   }
 
   /**
@@ -151,8 +147,7 @@ export class JobFolder {
       const message = `${this.socket} is too long for a socket's path: name a shorter folder with --scratch`;
       throw new UsageError("E_SCRATCH_PATH", message, { details: { path: this.socket } });
     }
-    const me: Owner = { host: hostname(), pid: process.pid, startedAt: (await startOf(process.pid)) ?? "" };
-    const note = `${JSON.stringify(me)}\n`;
+    const note = `${JSON.stringify(await thisProcess())}\n`;
     await this.#place.create(this.path, note, qemu);
     if (this.here !== this.path) {
       await HERE.create(this.here, note, undefined).catch(async (error: unknown) => {
@@ -189,7 +184,7 @@ export class JobFolder {
     if (found) await this.#place.remove(this.path);
   }
 
-  async #note(): Promise<Owner | undefined> {
+  async #note(): Promise<ProcessIdentity | undefined> {
     const found = await this.#place.look(this.path);
     refuseOthers(this.path, found);
     return found?.note === undefined ? undefined : parseOwner(found.note);
@@ -243,23 +238,6 @@ function isVariant(name: string, usual: string): boolean {
 }
 
 /** Undefined if the note is incomplete, for example after a power cut. */
-function parseOwner(text: string): Owner | undefined {
-  return owner.safeParse(parseJson(text)).data;
-}
-
-/**
- * Boot ID and start time of a process, which tell it from a later process with the same number. Undefined if
- * there is no such process.
- */
-async function startOf(pid: number): Promise<string | undefined> {
-  try {
-    const boot = (await readFile("/proc/sys/kernel/random/boot_id", "utf8")).trim();
-    const stat = await readFile(`/proc/${pid}/stat`, "utf8");
-    // The process name in parentheses may contain spaces. The start time is field 22, so the 20th after the
-    // name.
-    return `${boot} ${stat.slice(stat.lastIndexOf(")") + 2).split(" ")[19]}`;
-  } catch (error) {
-    if (isMissing(error) || (error as NodeJS.ErrnoException).code === "ESRCH") return undefined;
-    throw error;
-  }
+function parseOwner(text: string): ProcessIdentity | undefined {
+  return processIdentity.safeParse(parseJson(text)).data;
 }

@@ -8,6 +8,7 @@ import { HeldFolder } from "../host/held-folder.js";
 import { ChangeablePath, unchangeablePath } from "../host/unchangeable-path.js";
 
 import type { QemuUser } from "../libvirt/domain-xml.js";
+import { type MarkedDomain, runHere } from "./frozen-mark.js";
 
 /** Names inside the folder; the note names the process that works there. */
 export const NOTE = "owner.json";
@@ -22,7 +23,7 @@ export interface FoundFolder {
   readonly ours: boolean;
   /** Undefined unless it is a folder and ours. */
   readonly note: string | undefined;
-  /** The number of the domain's run that may be frozen; empty: any; undefined: none is. */
+  /** The mark of the domain's run that may be frozen; undefined: none is. */
   readonly frozen: string | undefined;
 }
 
@@ -40,8 +41,10 @@ export interface JobPlace {
    * @throws {UsageError} `E_SCRATCH_PATH`: its parent folder does not exist
    */
   create(path: string, note: string, qemu: QemuUser | undefined): Promise<void>;
-  /** @param run the number of the domain's run; undefined: it is frozen no longer */
-  setFrozen(path: string, run: number | undefined): Promise<void>;
+  /** @param mark undefined: it is frozen no longer */
+  setFrozen(path: string, mark: string | undefined): Promise<void>;
+  /** The boot of that host, and the start of the domain's QEMU there, as in a mark. */
+  runThere(domain: MarkedDomain): Promise<string>;
   /** Cuts connections that outlived their client, if there are any. */
   sever(path: string): Promise<void>;
   /** Removes it, if it exists. Does not follow links, because QEMU's user can write to a part of it. */
@@ -94,9 +97,13 @@ export class LocalPlace implements JobPlace {
     await chmod(path, 0o711);
   }
 
-  async setFrozen(path: string, run: number | undefined): Promise<void> {
-    if (run === undefined) await rm(join(path, FROZEN), { force: true });
-    else await writeFile(join(path, FROZEN), String(run));
+  async setFrozen(path: string, mark: string | undefined): Promise<void> {
+    if (mark === undefined) await rm(join(path, FROZEN), { force: true });
+    else await writeFile(join(path, FROZEN), mark);
+  }
+
+  runThere(domain: MarkedDomain): Promise<string> {
+    return runHere(domain);
   }
 
   /** Does nothing: connections on this host end with their client. */

@@ -1,8 +1,10 @@
 import { dirname } from "node:path/posix";
 import type { PreconditionError, UsageError } from "../base/errors.js";
+import { BOOT_ID } from "../host/process-identity.js";
 import { ScriptError, type Ssh } from "../host/ssh.js";
 import { sever } from "../host/ssh-forward.js";
 import type { QemuUser } from "../libvirt/domain-xml.js";
+import { type MarkedDomain, PID_FILES } from "./frozen-mark.js";
 import {
   type FoundFolder,
   FROZEN,
@@ -19,7 +21,7 @@ export const WAY = "way";
 /** Exit codes of the scripts themselves, besides those of the commands that they run. */
 const NO_PARENT = 90;
 const NOT_ROOT = 91;
-/** Begins the word for a guest that may be frozen; the number of its run follows. */
+/** Begins the word for a guest that may be frozen; the mark of its run follows. */
 const IS_FROZEN = "frozen:";
 
 /** Another host's file system, reached by a shell there with the tools of GNU or busybox. */
@@ -54,9 +56,14 @@ export class SshPlace implements JobPlace {
     }
   }
 
-  async setFrozen(path: string, run: number | undefined): Promise<void> {
+  async setFrozen(path: string, mark: string | undefined): Promise<void> {
     const file = `"$path/${FROZEN}"`;
-    await this.#ssh.run(run === undefined ? `rm -f ${file}` : `printf %s ${run} > ${file}`, { path });
+    if (mark === undefined) await this.#ssh.run(`rm -f ${file}`, { path });
+    else await this.#ssh.run(`printf %s "$mark" > ${file}`, { path, mark });
+  }
+
+  async runThere({ name, uuid }: MarkedDomain): Promise<string> {
+    return await this.#ssh.run(RUN, { pidFile: `${PID_FILES}/${name}.pid`, uuid });
   }
 
   async sever(path: string): Promise<void> {
@@ -91,11 +98,20 @@ uid=$(stat -c %u -- "$path")
 kind=folder; frozen=no; noted=no
 if [ -L "$path" ] || [ ! -d "$path" ]; then kind=other; fi
 if [ $kind = folder ] && { [ "$uid" = 0 ] || [ "$uid" = "$me" ]; }; then
-  [ ! -f "$path/${FROZEN}" ] || frozen=${IS_FROZEN}$(tr -cd 0-9 < "$path/${FROZEN}")
+  [ ! -f "$path/${FROZEN}" ] || frozen=${IS_FROZEN}$(tr -cd 0-9a-f/- < "$path/${FROZEN}")
   [ ! -f "$path/${NOTE}" ] || noted=noted
 fi
 echo "$kind $uid $me $frozen $noted"
 [ $noted = no ] || cat -- "$path/${NOTE}"`;
+
+/** Prints what `runHere` tells of this host. */
+const RUN = `
+start=
+pid=$(cat -- "$pidFile" 2>/dev/null || :)
+if [ -n "$pid" ] && tr '\\0' ' ' 2>/dev/null < "/proc/$pid/cmdline" | grep -q -F -e "$uuid"; then
+  start=$(sed 's/.*) //' "/proc/$pid/stat" | cut -d ' ' -f 20)
+fi
+echo "$(cat ${BOOT_ID})/$start"`;
 
 /** `mv -T` works like rename(2): it fails if the target is a folder with content, and never moves into it. */
 const CREATE = `

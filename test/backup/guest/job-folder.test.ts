@@ -2,6 +2,7 @@ import { lchown, mkdir, mkdtemp, readdir, readFile, rm, stat, symlink, writeFile
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { canBeSameRun } from "../../../src/backup/guest/frozen-mark.js";
 import { JobFolder } from "../../../src/backup/guest/job-folder.js";
 
 const key = {
@@ -50,6 +51,31 @@ describe("the folder of a job", () => {
     expect(await folder.livingOwner()).toContain("other");
     await writeFile(folder.file("owner.json"), '{"host":');
     expect(await folder.livingOwner()).toBeUndefined();
+  });
+
+  it("is no longer that of a frozen guest after a boot of the host, though libvirt counts runs anew", async () => {
+    const domain = { id: 3, name: "web", uuid: key.domainUuid };
+    await folder.claim(undefined);
+    await folder.markFrozen(domain);
+    expect(await folder.isMarkedFrozen(domain)).toBe(true);
+    expect(await folder.isMarkedFrozen({ ...domain, id: 4 })).toBe(false);
+    const mark = await readFile(folder.file("frozen"), "utf8");
+    const boot = (await readFile("/proc/sys/kernel/random/boot_id", "utf8")).trim();
+    await writeFile(folder.file("frozen"), mark.replace(boot, "1b0c9a4e-5d7f-4f0e-9e42-2f6b1c3d5e7f"));
+    expect(await folder.isMarkedFrozen(domain)).toBe(false);
+  });
+
+  it.each([
+    ["7/boot/12", true],
+    ["7/boot/", true],
+    ["7", true],
+    ["", true],
+    ["7/boot/13", false],
+    ["7/other/12", false],
+    ["8/boot/12", false],
+    ["8", false],
+  ])("was left by the run 7/boot/12 of a domain, by its mark %j: %s", (mark, expected) => {
+    expect(canBeSameRun(mark, "7/boot/12")).toBe(expected);
   });
 
   it("is removed with everything that QEMU left in it, but not what its links point to", async () => {

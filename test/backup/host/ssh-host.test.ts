@@ -19,6 +19,7 @@ describeUnless(process.getuid?.() === 0 ? obstacle : "an sshd needs root", "a ho
     repositoryId: "1a2b3c4d-0000-4000-8000-000000000000",
     domainUuid: "f00dcafe-0000-4000-8000-000000000000",
   };
+  const run = (id: number) => ({ id, name: "it's off", uuid: key.domainUuid });
   let host: SshHost;
   let ssh: Ssh;
   let parent: string;
@@ -49,14 +50,18 @@ describeUnless(process.getuid?.() === 0 ? obstacle : "an sshd needs root", "a ho
     expect(await stat(join(folder.path, "qemu"))).toMatchObject({ uid: 64_055, gid: 108, mode: 0o40700 });
     expect((await stat(folder.path)).mode & 0o777).toBe(0o711);
 
-    expect(await folder.isMarkedFrozen({ id: 7 })).toBe(false);
-    await folder.markFrozen({ id: 7 });
-    expect(await folder.isMarkedFrozen({ id: 7 })).toBe(true);
-    expect(await folder.isMarkedFrozen({ id: 8 })).toBe(false);
+    expect(await folder.isMarkedFrozen(run(7))).toBe(false);
+    await folder.markFrozen(run(7));
+    expect(await folder.isMarkedFrozen(run(7))).toBe(true);
+    expect(await folder.isMarkedFrozen(run(8))).toBe(false);
+    const boot = (await readFile("/proc/sys/kernel/random/boot_id", "utf8")).trim();
+    expect(await readFile(join(folder.path, "frozen"), "utf8")).toBe(`7/${boot}/`);
+    await writeFile(join(folder.path, "frozen"), `7/${key.domainUuid}/`);
+    expect(await folder.isMarkedFrozen(run(7))).toBe(false);
     await writeFile(join(folder.path, "frozen"), "");
-    expect(await folder.isMarkedFrozen({ id: 8 })).toBe(true);
+    expect(await folder.isMarkedFrozen(run(8))).toBe(true);
     await folder.unmarkFrozen();
-    expect(await folder.isMarkedFrozen({ id: 7 })).toBe(false);
+    expect(await folder.isMarkedFrozen(run(7))).toBe(false);
 
     const kept = join(parent, "kept");
     await writeFile(kept, "");
