@@ -1,4 +1,5 @@
-import { type MendedTime, mendClock } from "../src/backup/repository/mend-clock.js";
+import { shellWord } from "../src/backup/base/shell-word.js";
+import { type ClockDoubt, type MendedTime, mendClock } from "../src/backup/repository/mend-clock.js";
 import type { Repository } from "../src/backup/repository/repository.js";
 import type { Context } from "./run.js";
 
@@ -6,19 +7,39 @@ import type { Context } from "./run.js";
 export async function fixClock(
   repository: Repository,
   domains: readonly string[],
-  dryRun: boolean,
+  { dryRun, wrong }: { readonly dryRun: boolean; readonly wrong: readonly string[] },
   { output, signal }: Context,
 ): Promise<void> {
   const mended: (MendedTime & { readonly domain: string })[] = [];
+  const doubtful: (ClockDoubt & { readonly domain: string })[] = [];
   for (const domain of domains) {
-    const done = await mendClock(repository, domain, { dryRun, signal });
+    const onDoubt = (doubt: ClockDoubt): void => {
+      doubtful.push({ domain, ...doubt });
+      output.warn(doubtText(repository, domain, doubt));
+    };
+    const done = await mendClock(repository, domain, { dryRun, wrong, onDoubt, signal });
     mended.push(...done.map((time) => ({ domain, ...time })));
   }
   const lines = mended.map(
     ({ domain, id, was, createdAt, by }) => `${domain}  ${id}  ${was} -> ${createdAt}  (${SOURCES[by]})`,
   );
-  output.result({ dryRun, mended }, lines.length > 0 ? lines : ["all times fit, nothing to mend"]);
+  const none = doubtful.length > 0 ? "nothing was mended" : "all times fit, nothing to mend";
+  output.result({ dryRun, mended, doubtful }, lines.length > 0 ? lines : [none]);
 }
+
+/** What can't be known, and how the user says it. */
+function doubtText({ path }: Repository, domain: string, { tooLate, tooEarly }: ClockDoubt): string {
+  const command = `nbdpull points ${shellWord(path)} ${shellWord(domain)} --fix-clock --wrong ID`;
+  return `${domain}: the times of some points don't sort as the points were made. Either a clock was ahead at ${some(tooLate)}, or one was behind at ${some(tooEarly)}. Nothing tells which, so their times stay; if you know it, name those whose time is wrong, each with --wrong: ${command}`;
+}
+
+function some(ids: readonly string[]): string {
+  const more = ids.length - SHOWN;
+  return ids.slice(0, SHOWN).join(", ") + (more > 0 ? ` and ${more} more (--json names all)` : "");
+}
+
+/** Points that a message names. */
+const SHOWN = 5;
 
 /** What tells the new time. */
 const SOURCES: Readonly<Record<MendedTime["by"], string>> = {

@@ -14,6 +14,7 @@ import { prepareToWrite, type TrustOptions, warnOfStrangers, withTrust } from ".
 
 interface PointsOptions extends TrustOptions, WhoseOptions {
   readonly fixClock?: true;
+  readonly wrong?: readonly string[];
   readonly dryRun?: true;
 }
 
@@ -33,20 +34,30 @@ export function addPoints(program: Command, run: Run): void {
     .argument("<repo>")
     .argument("[domain]")
     .option("--fix-clock", "date points anew that were made while a clock was wrong; their ids stay")
+    .option(
+      "--wrong <id>",
+      "with --fix-clock: the time of this point is wrong; may be given several times",
+      collect,
+    )
     .option("--dry-run", "with --fix-clock: only tell what would be done");
   withTrust(withWhose(command)).action(
     run<PointsOptions, [repo: string, domain: string | undefined]>(async (context, options, path, domain) => {
       const repository = await Repository.open(path);
       const domains = await chooseDomains(repository, domain, options.uuid);
-      const { fixClock: isWrite = false, dryRun = false } = options;
+      const { fixClock: isWrite = false, dryRun = false, wrong = [] } = options;
       if (isWrite && options.uuid !== undefined) {
         const message = "--fix-clock mends all points of a folder: name the folder, and leave --uuid out";
         throw new UsageError("E_USAGE", message);
       }
       if (dryRun && !isWrite) throw new UsageError("E_USAGE", "--dry-run is for --fix-clock");
+      if (wrong.length > 0 && !isWrite) throw new UsageError("E_USAGE", "--wrong is for --fix-clock");
+      if (wrong.length > 0 && domains.length > 1) {
+        const message = `--wrong names points of one domain, and here are several: ${domains.join(", ")}. Name one`;
+        throw new UsageError("E_WHICH_DOMAIN", message);
+      }
       if (isWrite && !dryRun) await prepareToWrite(path, domains, options, context.output);
       else await warnOfStrangers(path, domains, context.output);
-      if (isWrite) return await fixClock(repository, domains, dryRun, context);
+      if (isWrite) return await fixClock(repository, domains, { dryRun, wrong }, context);
       await list(repository, domains, options.uuid, context);
     }),
   );
@@ -160,4 +171,8 @@ function neededBy(point: Manifest | undefined, points: readonly Manifest[]): Rea
 /** Local time, such as `2026-11-20 16:22:16`. */
 function localTime(iso: string): string {
   return new Date(iso).toLocaleString("sv-SE");
+}
+
+function collect(id: string, before: readonly string[] = []): readonly string[] {
+  return [...before, id];
 }

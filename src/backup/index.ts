@@ -61,7 +61,12 @@ export {
   type Manifest,
   parseManifest,
 } from "./repository/manifest.js";
-export { type MendClockOptions, type MendedTime, mendClock } from "./repository/mend-clock.js";
+export {
+  type ClockDoubt,
+  type MendClockOptions,
+  type MendedTime,
+  mendClock,
+} from "./repository/mend-clock.js";
 export type { PendingPoint } from "./repository/pending-point.js";
 export { type Reading, Repository } from "./repository/repository.js";
 export type { BlockTarget } from "./restore/block-target.js";

@@ -2,6 +2,7 @@ import { PreconditionError } from "../base/errors.js";
 import { shellWord } from "../base/shell-word.js";
 import type { HeldFolder } from "../host/held-folder.js";
 import type { HeldLock } from "./domain-lock.js";
+import { judgeTimes, type ToldTimes } from "./judge-times.js";
 import { type Manifest, timeOf } from "./manifest.js";
 import { readJournal } from "./prune-journal.js";
 import { redate } from "./read-manifest.js";
@@ -10,6 +11,10 @@ import type { Repository } from "./repository.js";
 export interface MendClockOptions {
   /** Only find out what would be done. */
   readonly dryRun: boolean;
+  /** Ids of points whose times the user says are wrong. */
+  readonly wrong?: readonly string[] | undefined;
+  /** Receives what can't be known. Those points stay as they are. */
+  readonly onDoubt?: ((doubt: ClockDoubt) => void) | undefined;
   readonly signal?: AbortSignal | undefined;
   /** @internal called after each point that was dated anew; tests end the process there */
   readonly onStep?: ((id: string) => void) | undefined;
@@ -28,20 +33,23 @@ export interface MendedTime {
   readonly by: "checkpoint" | "files" | "next" | "now";
 }
 
-/** What tells when a point was made, besides its manifest; milliseconds since 1970. */
-interface Evidence {
-  readonly checkpoint: number | undefined;
-  readonly files: number | undefined;
+/** Points whose times don't sort as the points were made, and nothing tells which of them are wrong. */
+export interface ClockDoubt {
+  /** Ids of points that are later than one that was made after them: their clock was ahead, … */
+  readonly tooLate: readonly string[];
+  /** … or that of these was behind. */
+  readonly tooEarly: readonly string[];
 }
 
 /**
- * Gives points a right `createdAt` where a clock was wrong. Ids stay as they are, since they sort as the points
- * were made, and say with that which times are wrong: those that are later than now, and those that don't fit the
- * most others. Each manifest is replaced in one step, the newest first, so that a run that dies can be repeated.
+ * Gives points a right `createdAt` where a clock was wrong: where a time is later than now or impossibly early,
+ * where it doesn't sort as the points were made and another clock says otherwise, and where the user says so; see
+ * `judgeTimes`. Ids stay as they are. Each manifest is replaced in one step, the newest first, so that a run that
+ * dies can be repeated.
  *
  * @param domain the name of its folder in the repository
  * @returns what was done, newest first
- * @throws {PreconditionError} `E_CLOCK`: the clock is wrong now; `E_PRUNE_UNFINISHED`: a prune has to be finished
+ * @throws {PreconditionError} `E_NO_POINT`: one of `wrong` is not there; `E_CLOCK`: the clock is wrong now; `E_PRUNE_UNFINISHED`: a prune has to be finished
  *   before; `E_LOCKED`: another process writes this domain's points
  */
 export async function mendClock(
@@ -50,10 +58,10 @@ export async function mendClock(
   options: MendClockOptions,
 ): Promise<MendedTime[]> {
   const { dryRun, signal, onStep } = options;
-  if (dryRun) return await repository.reading(domain, () => plan(repository, domain), signal);
+  if (dryRun) return await repository.reading(domain, () => plan(repository, domain, options), signal);
   const mend = async ({ folder, assertHeld }: HeldLock): Promise<MendedTime[]> => {
     if (await readJournal(folder)) throw unfinishedPrune(repository, domain);
-    const mended = await plan(repository, domain);
+    const mended = await plan(repository, domain, options);
     for (const { id, createdAt } of mended) {
       signal?.throwIfAborted();
       await using point = await repository.holdPoint(domain, id);
@@ -65,80 +73,62 @@ export async function mendClock(
   return await repository.writing(domain, mend, signal);
 }
 
-async function plan(repository: Repository, domain: string): Promise<MendedTime[]> {
+async function plan(
+  repository: Repository,
+  domain: string,
+  { wrong: named = [], onDoubt }: MendClockOptions,
+): Promise<MendedTime[]> {
   const now = Date.now();
   const points = await repository.points(domain, () => undefined);
-  const evidence = await Promise.all(points.map((point) => evidenceOf(repository, domain, point)));
-  const times = points.map(timeOf);
-  const right = inOrder(times, now);
-  if (right.size === points.length) return [];
-  const past = points.filter((point, i) => {
-    const told = [timeOf(point), evidence[i]?.checkpoint, evidence[i]?.files];
-    return told.some((time) => time !== undefined && time <= now);
-  });
+  const ids = points.map(({ id }) => id);
+  const strange = named.find((id) => !ids.includes(id));
+  if (strange !== undefined) throw noPoint(domain, strange);
+  const told = await Promise.all(points.map((point) => toldBy(repository, domain, point)));
+  const { wrong, tooLate, tooEarly } = judgeTimes(told, now, (i) => named.includes(ids[i] ?? ""));
+  const idsOf = (places: readonly number[]): string[] => places.flatMap((i) => ids[i] ?? []);
+  if (tooLate.length > 0) onDoubt?.({ tooLate: idsOf(tooLate), tooEarly: idsOf(tooEarly) });
+  if (wrong.size === 0) return [];
+  const past = told.filter(({ time, checkpoint, files }) =>
+    [time, checkpoint, files].some((each) => each !== undefined && each <= now),
+  );
   if (past.length * 2 < points.length) throw wrongClock(domain, now);
+  const doubtful = new Set([...tooLate, ...tooEarly]);
+  const isRight = (i: number): boolean => !wrong.has(i) && !doubtful.has(i);
   const mended: MendedTime[] = [];
   let next: { readonly time: number; readonly by: "next" | "now" } = { time: now, by: "now" };
   for (const [i, point] of [...points.entries()].reverse()) {
-    const time = times[i] ?? now;
-    if (right.has(i)) {
-      next = { time, by: "next" };
-      continue;
+    const time = told[i]?.time ?? now;
+    if (isRight(i)) next = { time, by: "next" };
+    if (!wrong.has(i)) continue;
+    const earliest = Math.max(...told.flatMap((each, j) => (j < i && isRight(j) ? [each.time] : [])));
+    const found = timeIn(told[i], earliest, next.time) ?? next;
+    if (found.time !== time) {
+      const createdAt = new Date(found.time).toISOString();
+      mended.push({ id: point.id, was: point.createdAt, createdAt, by: found.by });
     }
-    const earliest = Math.max(...times.filter((_, before) => before < i && right.has(before)));
-    const found = told(evidence[i], earliest, next.time) ?? next;
-    mended.push({
-      id: point.id,
-      was: point.createdAt,
-      createdAt: new Date(found.time).toISOString(),
-      by: found.by,
-    });
     next = { time: found.time, by: "next" };
   }
   return mended;
 }
 
 /** The time that the evidence tells, if it can be right. */
-function told(
-  evidence: Evidence | undefined,
+function timeIn(
+  told: ToldTimes | undefined,
   earliest: number,
   latest: number,
 ): (Pick<MendedTime, "by"> & { readonly time: number }) | undefined {
   for (const by of ["checkpoint", "files"] as const) {
-    const time = evidence?.[by];
+    const time = told?.[by];
     if (time !== undefined && time >= earliest && time <= latest) return { time, by };
   }
   return undefined;
 }
 
-/**
- * The places of most times that are in order, none of them after `now`. Of several choices that with the later
- * places: a clock that was wrong has mostly been mended.
- */
-function inOrder(times: readonly number[], now: number): ReadonlySet<number> {
-  /** For each place: how many times are in order from there on, and the place of the next one. */
-  const chains: { readonly length: number; readonly next: number }[] = [];
-  let longest = { length: 0, next: -1 };
-  for (let i = times.length - 1; i >= 0; i -= 1) {
-    const time = times[i] ?? now;
-    let best = { length: 0, next: -1 };
-    for (let j = times.length - 1; j > i; j -= 1) {
-      const length = chains[j]?.length ?? 0;
-      if (time <= (times[j] ?? now) && length > best.length) best = { length, next: j };
-    }
-    const fits = time <= now;
-    chains[i] = { length: fits ? best.length + 1 : 0, next: best.next };
-    if (fits && best.length + 1 > longest.length) longest = { length: best.length + 1, next: i };
-  }
-  const places = new Set<number>();
-  for (let i = longest.next; i >= 0; i = chains[i]?.next ?? -1) places.add(i);
-  return places;
-}
-
-async function evidenceOf(repository: Repository, domain: string, point: Manifest): Promise<Evidence> {
+async function toldBy(repository: Repository, domain: string, point: Manifest): Promise<ToldTimes> {
   await using folder = await repository.holdPoint(domain, point.id);
   const seconds = isImported(point) ? undefined : (point.checkpoint?.creationTime ?? undefined);
-  return { checkpoint: seconds === undefined ? undefined : seconds * 1000, files: await oldestFile(folder) };
+  const checkpoint = seconds === undefined ? undefined : seconds * 1000;
+  return { time: timeOf(point), checkpoint, files: await oldestFile(folder) };
 }
 
 /** Imported points are dated when they are imported; their checkpoint is older. */
@@ -154,6 +144,11 @@ async function oldestFile(folder: HeldFolder): Promise<number | undefined> {
     if (found?.isFile()) oldest = Math.min(oldest ?? found.mtimeMs, found.mtimeMs);
   }
   return oldest;
+}
+
+function noPoint(domain: string, id: string): PreconditionError {
+  const message = `${domain} has no restore point ${id}. List what there is with "nbdpull points". Nothing was changed`;
+  return new PreconditionError("E_NO_POINT", message, { details: { domain, at: id } });
 }
 
 function wrongClock(domain: string, now: number): PreconditionError {

@@ -4,7 +4,12 @@ import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { prune } from "../../../src/backup/prune/prune.js";
 import { choosePoint } from "../../../src/backup/repository/choose-point.js";
 import { timeOfPointId } from "../../../src/backup/repository/manifest.js";
-import { type MendedTime, mendClock } from "../../../src/backup/repository/mend-clock.js";
+import {
+  type ClockDoubt,
+  type MendClockOptions,
+  type MendedTime,
+  mendClock,
+} from "../../../src/backup/repository/mend-clock.js";
 import { Repository } from "../../../src/backup/repository/repository.js";
 import { ageLocks, leftByPrune } from "../../support/left-by-prune.js";
 import { MemoryChain } from "../../support/memory-chain.js";
@@ -40,9 +45,7 @@ async function at(time: string): Promise<string> {
   return (await choosePoint(chain.repository, NAME, time)).id;
 }
 
-function mend(
-  options: { readonly dryRun?: boolean; readonly onStep?: () => void } = {},
-): Promise<MendedTime[]> {
+function mend(options: Partial<MendClockOptions> = {}): Promise<MendedTime[]> {
   return mendClock(chain.repository, NAME, { dryRun: false, ...options });
 }
 
@@ -195,9 +198,47 @@ describe("the mend of times", () => {
     expect(await readdir(folder)).toEqual(names);
   });
 
-  it("finds the point that was made while the clock was slow", async () => {
-    for (const days of [0, 1, -3000, 3]) await leaveTraces((await takeAt(days)).id, days);
-    expect(await mend()).toMatchObject([{ was: day(-3000), createdAt: day(3), by: "next" }]);
+  it("finds the point that is older than any can be, as its clock stood where clocks begin", async () => {
+    for (const days of [0, 1, -9000, 3]) await leaveTraces((await takeAt(days)).id, days);
+    expect(await mend()).toMatchObject([{ was: day(-9000), createdAt: day(3), by: "next" }]);
+  });
+
+  it.each([
+    ["as many points on either side", [0, 1, 10, 11, 2, 3], [2, 3], [4, 5]],
+    ["a clock that was slow for long", [0, 5, 1, 2, 3, 4], [1], [2, 3, 4, 5]],
+  ])("changes nothing where it can't be known which clock was wrong: %s", async (_, days, late, early) => {
+    const ids: string[] = [];
+    for (const each of days) {
+      const { id } = await takeAt(each);
+      await leaveTraces(id, each);
+      ids.push(id);
+    }
+    vi.setSystemTime(NOON + 20 * DAY_MS);
+    const doubts: ClockDoubt[] = [];
+    expect(await mend({ onDoubt: (doubt) => doubts.push(doubt) })).toEqual([]);
+    expect(doubts).toEqual([{ tooLate: late.map((i) => ids[i]), tooEarly: early.map((i) => ids[i]) }]);
+    expect(await times()).toEqual(days.map(day));
+    // Then the user says it.
+    await mend({ wrong: early.map((i) => ids[i] ?? "") });
+    expect(await times()).toEqual(days.map((each, i) => day(early.includes(i) ? 20 : each)));
+    await expect(mend({ wrong: ["20260101T000000.000Z"] })).rejects.toMatchObject({ code: "E_NO_POINT" });
+  });
+
+  it("goes by another clock, where there is one: that of the hypervisor, or of the host of the files", async () => {
+    const ids: string[] = [];
+    for (const days of [0, 1, 10, 2, 12, 3]) ids.push((await takeAt(days)).id);
+    await leaveTraces(ids[0] ?? "", 0);
+    await leaveTraces(ids[1] ?? "", 1);
+    await leaveTraces(ids[2] ?? "", 10, 1.5);
+    await leaveTraces(ids[3] ?? "", 2);
+    await leaveTraces(ids[4] ?? "", 2.5);
+    await leaveTraces(ids[5] ?? "", 3);
+    vi.setSystemTime(NOON + 20 * DAY_MS);
+    expect((await mend()).map(({ id, createdAt, by }) => [id, createdAt, by])).toEqual([
+      [ids[4], day(2.5), "files"],
+      [ids[2], day(1.5), "checkpoint"],
+    ]);
+    expect(await mend()).toEqual([]);
   });
 
   it("is refused while the clock seems to be wrong, or a prune has to be finished", async () => {
@@ -225,7 +266,7 @@ describe("the mend of times", () => {
   it("is done by the command, which shows what it would do before", async () => {
     await takeAt(0);
     const ahead = await takeAt(TEN_YEARS);
-    await takeAt(1);
+    const last = await takeAt(1);
     vi.useRealTimers();
     const { path } = chain.repository;
     const shown = await nbdpull("points", path, NAME, "--fix-clock", "--dry-run", "--json");
@@ -238,6 +279,16 @@ describe("the mend of times", () => {
       new RegExp(`^${NAME}  ${ahead.id}  ${day(TEN_YEARS)} -> ${day(1)}  \\(that of`),
     );
     expect((await nbdpull("points", path, "--fix-clock")).stdout).toBe("all times fit, nothing to mend");
+    await chain.rewrite(ahead.id, { createdAt: day(1.5) });
+    const unknown = await nbdpull("points", path, "--fix-clock", "--json");
+    expect(unknown.json()).toMatchObject({
+      mended: [],
+      doubtful: [{ domain: NAME, tooLate: [ahead.id], tooEarly: [last.id] }],
+    });
+    expect(unknown.stderr).toContain(`points ${path} ${NAME} --fix-clock --wrong ID`);
+    const said = await nbdpull("points", path, NAME, "--fix-clock", "--wrong", ahead.id, "--json");
+    expect(said.json()).toMatchObject({ mended: [{ id: ahead.id, createdAt: day(1) }], doubtful: [] });
+    expect((await nbdpull("points", path, "--wrong", ahead.id)).code).toBe(2);
     expect((await nbdpull("points", path, "--dry-run")).code).toBe(2);
   });
 });
