@@ -1,7 +1,7 @@
 import type { Command } from "commander";
 import { DamageError } from "../../src/backup/base/errors.js";
 import { findChain } from "../../src/backup/chain/chain.js";
-import { chooseDomain, chooseDomains } from "../../src/backup/repository/choose-domain.js";
+import { chooseDomain, chooseDomains, foldersWithPoint } from "../../src/backup/repository/choose-domain.js";
 import { choosePoint } from "../../src/backup/repository/choose-point.js";
 import { isOwner, ownersOf } from "../../src/backup/repository/point-owners.js";
 import { Repository } from "../../src/backup/repository/repository.js";
@@ -36,10 +36,7 @@ export function addVerify(program: Command, run: Run): void {
       refuseLiveOptions(options);
       const repository = await Repository.open(path);
       const { at, uuid } = options;
-      const domains =
-        at === undefined || (wanted === undefined && uuid === undefined)
-          ? await chooseDomains(repository, wanted, uuid)
-          : [await chooseDomain(repository, wanted, { at, uuid })];
+      const domains = await domainsOf(repository, wanted, options);
       await warnOfStrangers(path, domains, output);
       const reports: (PointReport & { domain: string })[] = [];
       const progress = await output.progress();
@@ -73,6 +70,19 @@ export function addVerify(program: Command, run: Run): void {
       if (damaged) process.exitCode = EXIT.damaged;
     }),
   );
+}
+
+/** The domains to look at: with --at those that have such a point, unless one is named. */
+async function domainsOf(
+  repository: Repository,
+  wanted: string | undefined,
+  { at, uuid }: VerifyOptions,
+): Promise<readonly string[]> {
+  if (at === undefined) return await chooseDomains(repository, wanted, uuid);
+  if (wanted !== undefined || uuid !== undefined)
+    return [await chooseDomain(repository, wanted, { at, uuid })];
+  const all = await repository.domains();
+  return all.length === 0 ? [] : await foldersWithPoint(repository, all, at);
 }
 
 /** The points of the domain with that UUID, or all; those that can't be read are of any. */

@@ -23,8 +23,8 @@ export interface DomainChoice {
  * @param name the domain's name, or that of its folder
  * @returns the name of its folder
  * @throws {UsageError} `E_WHICH_DOMAIN`: there are several domains, and none was named, or several of that name,
- *   and neither their UUID nor a point's id was given
- * @throws {PreconditionError} no such domain
+ *   and neither their UUID nor the id of a point of just one of them was given
+ * @throws {PreconditionError} no such domain; `E_NO_POINT`: no domain has the point of that id
  */
 export async function chooseDomain(
   repository: Repository,
@@ -35,12 +35,7 @@ export async function chooseDomain(
   const [only, ...others] = folders;
   if (only === undefined) throw new PreconditionError("E_NO_DOMAIN", "the repository has no points yet");
   if (others.length === 0 && uuid === undefined) return only;
-  if (name === undefined && uuid === undefined) {
-    throw new UsageError(
-      "E_WHICH_DOMAIN",
-      `the repository has several domains, name one: ${listed(folders)}`,
-    );
-  }
+  if (name === undefined && uuid === undefined) return await onlyOneWith(repository, folders, at);
   const candidates = await candidatesIn(repository, folders, uuid);
   if (uuid !== undefined && candidates.length === 0) throw noDomain(name, folders, uuid);
   const wanted = wantedBy(at);
@@ -76,6 +71,37 @@ export async function chooseDomains(
   const candidates = await candidatesIn(repository, folders, uuid);
   if (candidates.length === 0) throw noDomain(name, folders, uuid);
   return candidates.map(({ folder }) => folder);
+}
+
+/**
+ * The folders of those domains that have a point such as `at` names.
+ * @throws {UsageError} `E_BAD_POINT`
+ * @throws {PreconditionError} `E_NO_POINT`: none has
+ */
+export async function foldersWithPoint(
+  repository: Repository,
+  folders: readonly string[],
+  at: string,
+): Promise<string[]> {
+  const wanted = wantedBy(at);
+  const having: string[] = [];
+  for (const folder of folders) {
+    if (pick(await timedPoints(repository, folder), wanted)) having.push(folder);
+  }
+  if (having.length > 0) return having;
+  const what = wanted.kind === "time" ? `as old as ${at}` : at;
+  const message = `no domain of the repository has a restore point ${what}. List what there is with "nbdpull points"`;
+  throw new PreconditionError("E_NO_POINT", message, { details: { at } });
+}
+
+/** Of several domains the one whose point has that id. */
+async function onlyOneWith(repository: Repository, folders: readonly string[], at: string): Promise<string> {
+  const isId = wantedBy(at).kind === "id";
+  const having = isId ? await foldersWithPoint(repository, folders, at) : folders;
+  const [only, ...others] = having;
+  if (only !== undefined && others.length === 0) return only;
+  const what = isId ? `a point ${at} of several domains` : "several domains";
+  throw new UsageError("E_WHICH_DOMAIN", `the repository has ${what}, name one: ${listed(having)}`);
 }
 
 /** The folders with points of that UUID, and those points. Of a damaged point nobody knows whose it is. */

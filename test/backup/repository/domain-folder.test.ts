@@ -1,4 +1,4 @@
-import { readdir } from "node:fs/promises";
+import { cp, readdir } from "node:fs/promises";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { chooseDomain } from "../../../src/backup/repository/choose-domain.js";
@@ -14,6 +14,9 @@ const [A, B, C] = [
   "bbbbbbbb-2222-4222-8222-222222222222",
   "bbbbbbbb-3333-4333-8333-333333333333",
 ];
+
+/** The id of no point. */
+const NEVER = "20200115T000000.000Z";
 
 let chain: MemoryChain;
 beforeEach(async () => {
@@ -174,6 +177,31 @@ describe("a name that several domains have", () => {
     expect(await chooseDomain(repository, "guest@bbbbbbbb")).toBe("guest@bbbbbbbb");
     await expect(chooseDomain(repository, NAME, { uuid: "cccccccc" })).rejects.toMatchObject({
       code: "E_NO_DOMAIN",
+    });
+  });
+
+  it("need not be given where just one domain of the repository has the point of that id", async () => {
+    const first = (await take(A)).split("/")[1] ?? "";
+    const second = (await take(B)).split("/")[1] ?? "";
+    const { repository } = chain;
+    expect(await chooseDomain(repository, undefined, { at: first })).toBe(NAME);
+    expect(await chooseDomain(repository, undefined, { at: second })).toBe("guest@bbbbbbbb");
+    const which = { code: "E_WHICH_DOMAIN" };
+    await expect(chooseDomain(repository, undefined, { at: "2100-01-01" })).rejects.toMatchObject(which);
+    const noPoint = { code: "E_NO_POINT" };
+    await expect(chooseDomain(repository, undefined, { at: NEVER })).rejects.toMatchObject(noPoint);
+
+    const verified = async (at: string): Promise<unknown> =>
+      (await nbdpull("verify", repository.path, "--at", at, "--json")).json();
+    expect(await verified(second)).toMatchObject({ points: [{ domain: "guest@bbbbbbbb", id: second }] });
+    expect(await verified("latest")).toMatchObject({ points: [{ id: first }, { id: second }] });
+    expect(await verified(NEVER)).toMatchObject({ error: noPoint });
+    // Two domains may have points of one id.
+    const twin = repository.pointFolder(NAME, second);
+    await cp(repository.pointFolder("guest@bbbbbbbb", second), twin, { recursive: true });
+    await expect(chooseDomain(repository, undefined, { at: second })).rejects.toMatchObject({
+      ...which,
+      message: expect.stringContaining(`${NAME}, guest@bbbbbbbb`),
     });
   });
 
