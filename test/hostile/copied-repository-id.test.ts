@@ -117,3 +117,19 @@ describe("the record of a repository's checkpoints", () => {
     expect([retired, present]).toEqual([["mine"], [`${checkpointPrefix(repository.id)}1`]]);
   });
 });
+
+it("keeps a checkpoint in the record that one of two first runs makes while the other opens it", async () => {
+  const prefix = checkpointPrefix(repository.id);
+  const stateFolder = join(folder, "state");
+  const options = { stateFolder, repository, domainUuid: domain.uuid, moved: false };
+  // The slower one has looked for a record, and now asks libvirt; the other one is done with that.
+  const slow = await CheckpointRecord.open({
+    ...options,
+    found: async () => {
+      await (await recordOf(repository)).add(`${prefix}1`);
+      return [];
+    },
+  });
+  expect(slow.has(`${prefix}1`)).toBe(true);
+  expect((await recordOf(repository)).has(`${prefix}1`)).toBe(true);
+});

@@ -79,7 +79,8 @@ export class CheckpointRecord {
       const others = await namesOfOthers(join(stateFolder, REPOSITORIES), repository.id, file);
       const names = (await options.found()).filter((name) => !others.has(name));
       const record = new CheckpointRecord(folder, file, names);
-      await record.#write();
+      // Another first run may have written it meanwhile, and may have made a checkpoint.
+      if (!(await record.#create())) await record.refresh();
       return record;
     } catch (error) {
       const cannotWrite = ["EACCES", "EPERM", "EROFS", "ENOSPC", "EDQUOT", "ENOTDIR", "EEXIST"];
@@ -137,11 +138,23 @@ export class CheckpointRecord {
   async #write(): Promise<void> {
     if (this.#folder === undefined) return;
     await using folder = await HeldFolder.open(this.#folder);
+    await folder.replace(this.#file, this.#text());
+    await folder.sync();
+  }
+
+  /** @returns false if there is a record by now, which stays */
+  async #create(): Promise<boolean> {
+    if (this.#folder === undefined) return true;
+    await using folder = await HeldFolder.open(this.#folder);
+    const isNew = await folder.createWhole(this.#file, this.#text());
+    await folder.sync();
+    return isNew;
+  }
+
+  #text(): string {
     // Their names sort by age.
     const names = [...this.#names].sort().slice(-MOST_NAMES);
-    const value = { format: "nbdpull-checkpoints", version: 1, checkpoints: names };
-    await folder.replace(this.#file, `${JSON.stringify(value, null, 2)}\n`);
-    await folder.sync();
+    return textOf({ format: "nbdpull-checkpoints", version: 1, checkpoints: names });
   }
 }
 
@@ -181,6 +194,10 @@ export async function whereItWas({ id, folder }: RecordedRepository): Promise<Re
 async function bindToPlace(path: string, { repository, moved }: RecordOptions): Promise<void> {
   await using folder = await HeldFolder.open(path);
   const here = await realpath(repository.path);
+  const text = textOf({ format: "nbdpull-place", version: 1, path: here });
+  // Of two first runs at once, only one notes its place.
+  const isFirst = !(await folder.find(PLACE)) && (await folder.createWhole(PLACE, text));
+  if (isFirst) return await folder.sync();
   const known = await read(folder, PLACE, place);
   if (known?.path === here) return;
   if (known && !moved) {
@@ -188,9 +205,12 @@ async function bindToPlace(path: string, { repository, moved }: RecordOptions): 
     const details = { path: here, recorded: known.path, record: join(path, PLACE) };
     throw new PreconditionError("E_REPOSITORY_MOVED", message, { details });
   }
-  const value = { format: "nbdpull-place", version: 1, path: here };
-  await folder.replace(PLACE, `${JSON.stringify(value, null, 2)}\n`);
+  await folder.replace(PLACE, text);
   await folder.sync();
+}
+
+function textOf(value: object): string {
+  return `${JSON.stringify(value, null, 2)}\n`;
 }
 
 async function namesIn(path: string, file: string): Promise<readonly string[] | undefined> {

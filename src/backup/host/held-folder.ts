@@ -1,6 +1,17 @@
 import { createHash, randomUUID } from "node:crypto";
 import { constants, type Dirent, readlinkSync, type Stats } from "node:fs";
-import { type FileHandle, lstat, mkdir, open, readdir, rename, rmdir, stat, unlink } from "node:fs/promises";
+import {
+  type FileHandle,
+  link,
+  lstat,
+  mkdir,
+  open,
+  readdir,
+  rename,
+  rmdir,
+  stat,
+  unlink,
+} from "node:fs/promises";
 import { join } from "node:path";
 import { DamageError, hasCode, PreconditionError } from "../base/errors.js";
 import { isMissing, syncFile } from "./durable-files.js";
@@ -198,6 +209,27 @@ export class HeldFolder implements AsyncDisposable {
     } catch (error) {
       await this.unlink(temporary).catch(() => undefined);
       throw error;
+    }
+  }
+
+  /**
+   * Creates a file at once, with its content on stable storage, unless something has its name.
+   * @returns whether it was created
+   */
+  async createWhole(name: string, content: string): Promise<boolean> {
+    const temporary = `.${name}.${randomUUID()}`;
+    await this.create(temporary, content, { sync: true });
+    try {
+      // Unlike rename, link never replaces what another process may have made meanwhile.
+      await link(this.at(temporary), this.at(name));
+      return true;
+    } catch (error) {
+      if (hasCode(error, "EEXIST") || (await this.find(name))) return false;
+      // A file system without hard links.
+      await this.rename(temporary, name);
+      return true;
+    } finally {
+      await this.unlink(temporary);
     }
   }
 

@@ -13,7 +13,7 @@
  */
 
 import { randomUUID } from "node:crypto";
-import { link, rename, stat } from "node:fs/promises";
+import { stat } from "node:fs/promises";
 import { join } from "node:path";
 import { z } from "zod";
 import { BackupError, DamageError, hasCode, PreconditionError, UsageError } from "../base/errors.js";
@@ -114,15 +114,9 @@ export class Repository {
     if (present.includes(MARKER)) return await Repository.open(path);
     if (present.some((name) => !name.startsWith(".") && name !== LOST_AND_FOUND)) throw notARepository(path);
     const id = randomUUID();
-    const temporary = `.${MARKER}.${id}`;
     const text = `${JSON.stringify({ format: "nbdpull-repository", version: 1, id }, null, 2)}\n`;
-    await folder.create(temporary, text, { sync: true });
-    // Unlike rename, link never replaces a marker that another process may have made meanwhile.
-    await link(folder.at(temporary), folder.at(MARKER)).catch(async (error: unknown) => {
-      if (hasCode(error, "EEXIST") || (await folder.find(MARKER))) return;
-      await rename(folder.at(temporary), folder.at(MARKER));
-    });
-    await folder.unlink(temporary);
+    // Another process may make it meanwhile, too.
+    await folder.createWhole(MARKER, text);
     await folder.sync();
     return await Repository.open(path);
   }
