@@ -46,6 +46,33 @@ const newName = (suffix: string): string => {
   return name;
 };
 
+/** The name of a trial, for a domain of somebody else's. */
+const newTrial = (): string => {
+  const name = `nbdpull-trial-${lab.uuid.slice(0, 8)}`;
+  defined.push(name);
+  return name;
+};
+
+/** The domains called like trials that a restore into the folder left, or the test made. */
+async function trials(): Promise<string[]> {
+  const names = (await virsh("list", "--all", "--name")).split("\n");
+  const found: string[] = [];
+  for (const name of names.filter((each) => each.startsWith("nbdpull-trial-"))) {
+    // Those of tests beside this one come and go.
+    const xml = await virsh("dumpxml", "--inactive", name).catch(() => "");
+    if (xml.includes(folder) || xml.includes(lab.folder)) found.push(name);
+  }
+  return found.sort();
+}
+
+/** A file with the lab's definition, changed so that it is another domain. */
+async function edited(change: (xml: string) => string): Promise<string> {
+  const xml = change(await virsh("dumpxml", "--inactive", lab.domain));
+  const file = join(folder, "edited.xml");
+  await writeFile(file, xml.replace(/<uuid>.*<\/uuid>/, "").replace(/<mac address=.*/g, ""));
+  return file;
+}
+
 /** A file of the only point. */
 async function storedFile(name: string): Promise<string> {
   const [point] = (await readdir(join(repo, lab.domain))).filter((entry) => /^\d/.test(entry));
@@ -197,7 +224,25 @@ await describeWithLibvirt("restore --define", () => {
     expect([ran.code, ran.json()]).toMatchObject([4, { error: { code: "E_DEFINITION_REFUSED" } }]);
     expect(ran.stderr).toMatch(/no-such-machine.*Nothing was restored\. Use --xml FILE/);
     expect(await readdir(folder)).not.toContain("restored");
-    expect(await virsh("list", "--all", "--name")).not.toMatch(/nbdpull-trial|-odd/);
+    expect(await trials()).toEqual([]);
+    expect(await virsh("list", "--all", "--name")).not.toContain("-odd");
+  });
+
+  it("clears a trial away that a killed restore left defined, and nothing that is only called so", async () => {
+    const others = newTrial();
+    await virsh("define", await edited((xml) => xml.replace(lab.domain, others)));
+    using front = new LibvirtInFront(folder);
+    const args = ["restore", repo, lab.domain, "--to", join(folder, "never"), "--define"];
+    const run = startNbdpull(args, { env: front.env({ late: "define" }) });
+    await expect.poll(() => front.asked).toContain("define done");
+    run.kill("SIGKILL");
+    await run.ended;
+    const left = await trials();
+    expect(left).toHaveLength(2);
+    defined.push(...left);
+    const again = await restore("--to", join(folder, "restored"), `--define=${newName("restored")}`);
+    expect(again.code).toBe(0);
+    expect(await trials()).toEqual([others]);
   });
 
   it("keeps the restored disks if libvirt takes the definition no longer, and says how to continue", async () => {

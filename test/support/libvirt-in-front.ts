@@ -22,9 +22,10 @@ const LOGGED: Readonly<Record<number, string>> = {
   164: "abort",
   335: "freeze",
   336: "thaw",
+  350: "define",
   421: "begin",
 };
-type Logged = "abort" | "freeze" | "thaw" | "begin";
+type Logged = "abort" | "freeze" | "thaw" | "define" | "begin";
 
 interface Trouble {
   /** Refused, without asking the daemon; with the error `said`. */

@@ -8,7 +8,7 @@
  * `same-job.ts`, `job-info.ts`), `job-end.ts` waits for its end (`job-to-end.ts`: and not for another's), and `guest-end.ts` says how a guest ended
  * (`domain-state.ts`). `restored-domain.ts` makes the definition of a restored domain
  * (`character-devices.ts`), of which `left-out.ts` leaves only what `definition-rules.ts` allows, and
- * `try-definition.ts` asks libvirt about it. `checkpoints.ts` and `checkpoint-edit.ts` delete and mend
+ * `try-definition.ts` asks libvirt about it (`left-trials.ts`). `checkpoints.ts` and `checkpoint-edit.ts` delete and mend
  * checkpoints, `freeze.ts` freezes and thaws, `fragile-disks.ts` names disks that QEMU dies of,
  * `choose-disks.ts` picks a domain's disks, `boot-files.ts` and `capabilities-xml.ts` say what else a domain
  * needs, `start-watch.ts` hears of a domain's start, and `xml.ts` on `xml-tree.ts` reads XML.
@@ -55,8 +55,9 @@ const BLOCK_JOBS = ["Unknown job", "Block Pull", "Block Copy", "Block Commit", "
 const BACKUP_JOB = 5;
 /** virStorageVolType, by number, as virsh names them. */
 const VOLUMES = ["file", "block", "dir", "network", "net-dir", "ploop"];
-/** VIR_CONNECT_LIST_DOMAINS_ACTIVE. */
+/** VIR_CONNECT_LIST_DOMAINS_ACTIVE and _INACTIVE. */
 const ACTIVE = 1;
+const INACTIVE_DOMAINS = 2;
 
 /**
  * Access to a libvirt, on this host or another, over one connection by its own protocol. The connection is
@@ -262,6 +263,11 @@ export class Libvirt implements AsyncDisposable {
     return domains.toSorted((a, b) => a.id - b.id).map(({ name }) => name);
   }
 
+  /** All domains that are off. */
+  async stoppedDomains(): Promise<{ readonly name: string; readonly uuid: string }[]> {
+    return await this.#calls.call(remote.CONNECT_LIST_ALL_DOMAINS, INACTIVE_DOMAINS, "");
+  }
+
   /** The URI of the connection, also if none was named. */
   async uri(): Promise<string> {
     return await this.#calls.uri();
@@ -351,7 +357,6 @@ export class Libvirt implements AsyncDisposable {
     const { patience, isKnown = false, isOurs, onWait } = options;
     const name = nameOf(domain);
     const end = new JobEnd(patience, () =>
-      readonly isOurs?: IsOurs | undefined;
       onWait?.(
         `the backup job of ${name} was cancelled and takes long to end: it is waited for as long as it moves`,
       ),
