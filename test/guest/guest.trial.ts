@@ -50,8 +50,8 @@ describe("a guest under load", () => {
     for (const disk of DISKS) {
       const raw = join(to, `${disk}.raw`);
       await expectSame(raw, join(repo, guest.domain, id, `${disk}.qcow2`));
-      const found = await inspect(raw, folder);
-      expect(found).toMatchObject({ integrity: "ok", wrong: 0 });
+      const found = await inspect(disk, raw, folder);
+      expect(found).toMatchObject({ integrity: "ok", wrong: 0, sound: true });
       expect(found.rows).toBeGreaterThanOrEqual(rows[disk]);
       if (frozen) expect(found.clean).toBe(true);
     }
@@ -68,7 +68,7 @@ describe("a guest under load", () => {
 
   it("gives a full and three increments, frozen or not, with every acknowledged row", async () => {
     await guest.work(20);
-    for (const [index, options] of [["--freeze"], [], ["--freeze=/vda,/vdb"], []].entries()) {
+    for (const [index, options] of [["--freeze"], [], ["--freeze=/vda,/vdb,/vdc"], []].entries()) {
       const rows = await guest.acknowledged();
       const point = await take(...options);
       expect(point).toMatchObject({ level: index === 0 ? "full" : "incremental", warnings: [] });
@@ -81,7 +81,7 @@ describe("a guest under load", () => {
     await virsh("domfsfreeze", guest.domain);
     const frozen = await run("--freeze");
     expect([frozen.code, frozen.json()]).toMatchObject([4, { error: { code: "E_GUEST_FROZEN" } }]);
-    expect(await virsh("domfsthaw", guest.domain)).toContain("Thawed 2");
+    expect(await virsh("domfsthaw", guest.domain)).toContain("Thawed 3");
     const nowhere = await run("--freeze=/vda,/nonexistent");
     expect([nowhere.code, nowhere.json()]).toMatchObject([4, { error: { code: "E_NO_MOUNTPOINT" } }]);
     await virsh("suspend", guest.domain);
@@ -98,6 +98,7 @@ describe("a guest under load", () => {
     expect(point.disks).toMatchObject([
       { name: "vda", mode: "incremental" },
       { name: "vdb", mode: "full", reason: expect.stringContaining("resized") },
+      { name: "vdc", mode: "incremental" },
     ]);
     await expectPoint(point, rows, { frozen: true });
   });

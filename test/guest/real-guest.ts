@@ -1,9 +1,9 @@
 /**
- * A guest with an operating system, for the trial: two disks with ext4, on each a database under load, and the
- * guest's agent. build-guest.sh makes it, and init.sh is what runs in it.
+ * A guest with an operating system, for the trial: two disks with ext4, on each an SQLite database under load, one
+ * with PostgreSQL on XFS on LVM, and the guest's agent. build-guest.sh makes it, and init.sh is what runs in it.
  */
 import { randomBytes } from "node:crypto";
-import { copyFile, mkdir, readFile, writeFile } from "node:fs/promises";
+import { copyFile, mkdir, readFile, rmdir, writeFile } from "node:fs/promises";
 import { homedir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -13,13 +13,19 @@ import { ensureLibvirt, labFolder, removeLab } from "../support/libvirt-daemon.j
 import { virsh } from "../support/libvirt-lab.js";
 import { qemuImg } from "../support/qemu-nbd.js";
 
-export const DISKS = ["vda", "vdb"] as const;
+export const DISKS = ["vda", "vdb", "vdc"] as const;
 export type Disk = (typeof DISKS)[number];
 
 const BUILT = join(process.env["XDG_CACHE_HOME"] ?? join(homedir(), ".cache"), "nbd-client-ts", "guest");
 /** KVM is faster, except in some virtual machines: TCG works everywhere. */
 const TYPE = process.env["GUEST_TYPE"] ?? "qemu";
 const PATIENCE_MS = 240_000;
+
+/** Where the data of the volume begin on the disk that LVM has to itself. */
+const VOLUME_OFFSET = 1024 * 1024;
+/** What `xfs_repair -n` says of a file system that is frozen: its log has a record, and its counters are behind. */
+const FROZEN_XFS =
+  /^( *- |Phase|ALERT|ignored because|which may be|sb_fdblocks|sb_ifree|sb_icount|No modify|destroyed because)/;
 
 /** What the guest told of a database at its start. */
 export interface Started {
@@ -43,7 +49,7 @@ export class RealGuest implements AsyncDisposable {
     if (obstacle !== undefined) throw new Error(obstacle);
     const guest = new RealGuest();
     await mkdir(guest.folder);
-    for (const file of ["vmlinuz", "initrd.img", "vda.qcow2", "vdb.qcow2"]) {
+    for (const file of ["vmlinuz", "initrd.img", ...DISKS.map((disk) => `${disk}.qcow2`)]) {
       await copyFile(join(BUILT, file), join(guest.folder, file));
     }
     const xml = join(guest.folder, "domain.xml");
@@ -62,7 +68,7 @@ export class RealGuest implements AsyncDisposable {
     return join(this.folder, `${disk}.qcow2`);
   }
 
-  /** Starts it, and waits until both databases are written to and its agent answers. */
+  /** Starts it, and waits until all databases are written to and its agent answers. */
   async powerOn(): Promise<void> {
     await writeFile(this.serialLog, "");
     await virsh("start", this.domain);
@@ -106,7 +112,7 @@ export class RealGuest implements AsyncDisposable {
       (disk) =>
         `<disk type='file' device='disk'><driver name='qemu' type='qcow2' discard='unmap'/><source file='${this.image(disk)}'/><target dev='${disk}' bus='virtio'/></disk>`,
     );
-    return `<domain type='${TYPE}'><name>${this.domain}</name><memory unit='MiB'>256</memory><vcpu>1</vcpu>
+    return `<domain type='${TYPE}'><name>${this.domain}</name><memory unit='MiB'>768</memory><vcpu>1</vcpu>
   <os><type arch='x86_64' machine='q35'>hvm</type><kernel>${this.folder}/vmlinuz</kernel><initrd>${this.folder}/initrd.img</initrd><cmdline>console=ttyS0 quiet mitigations=off no_timer_check tsc=nowatchdog</cmdline></os>
   <features><acpi/><apic/></features>
   <devices>${disks.join("")}
@@ -120,13 +126,13 @@ export class RealGuest implements AsyncDisposable {
   }
 }
 
-/** Waits until a guest has told of both databases in the log of its serial line. */
+/** Waits until a guest has told of all databases in the log of its serial line. */
 export async function startsOf(serialLog: string): Promise<Record<Disk, Started>> {
   const told = async (): Promise<string[][]> => {
     const text = await readFile(serialLog, "latin1").catch(() => "");
-    return [...text.matchAll(/START (vd[ab]) (\S+) (\d+) (\d+)/g)].map((match) => match.slice(1));
+    return [...text.matchAll(/START (vd[abc]) (\S+) (\d+) (\d+)/g)].map((match) => match.slice(1));
   };
-  await until("both databases", async () => {
+  await until("word of its databases", async () => {
     const lines = await told();
     return DISKS.every((disk) => lines.some(([name]) => name === disk));
   });
@@ -135,7 +141,7 @@ export async function startsOf(serialLog: string): Promise<Record<Disk, Started>
     const [, integrity = "", rows, wrong] = all.findLast(([name]) => name === disk) ?? [];
     return { integrity, rows: Number(rows), wrong: Number(wrong) };
   };
-  return { vda: of("vda"), vdb: of("vdb") };
+  return { vda: of("vda"), vdb: of("vdb"), vdc: of("vdc") };
 }
 
 async function acknowledgedIn(serialLog: string): Promise<Record<Disk, number>> {
@@ -147,33 +153,76 @@ async function acknowledgedIn(serialLog: string): Promise<Record<Disk, number>> 
         ?.at(-1)
         ?.slice(8) ?? 0,
     );
-  return { vda: last("vda"), vdb: last("vdb") };
+  return { vda: last("vda"), vdb: last("vdb"), vdc: last("vdc") };
 }
 
-/** What is in the database of a restored disk, which is raw, and what `e2fsck` says of its file system. */
-export async function inspect(
-  raw: string,
-  folder: string,
-): Promise<{ readonly clean: boolean; readonly sound: boolean } & Started> {
-  const check = async (): Promise<number> =>
-    (await execa("e2fsck", ["-fn", raw], { reject: false })).exitCode ?? -1;
+/** What is in a restored disk, which is raw. */
+export interface Inspected extends Started {
+  /** Whether the file system needs nothing, not even that its log is replayed. */
+  readonly clean: boolean;
+  /** Whether it needs nothing once its log was replayed. */
+  readonly sound: boolean;
+}
+
+/** What is in the database of a restored disk, and what `e2fsck` or `xfs_repair` says of its file system. */
+export async function inspect(disk: Disk, raw: string, folder: string): Promise<Inspected> {
+  return disk === "vdc" ? await inspectPostgres(raw) : await inspectSqlite(raw, folder);
+}
+
+async function inspectSqlite(raw: string, folder: string): Promise<Inspected> {
+  const check = async (): Promise<boolean> =>
+    (await execa("e2fsck", ["-fn", raw], { reject: false })).exitCode === 0;
   const header = await execa("dumpe2fs", ["-h", raw]);
-  const clean = !header.stdout.includes("needs_recovery") && (await check()) === 0;
+  const clean = !header.stdout.includes("needs_recovery") && (await check());
   const mountpoint = join(folder, `mnt-${randomBytes(4).toString("hex")}`);
   await mkdir(mountpoint);
-  // Mounting replays the journal.
-  await execa("mount", ["-o", "loop", raw, mountpoint]);
-  try {
+  const found = await mounted(["-o", "loop", raw], mountpoint, async () => {
     const ask = async (sql: string): Promise<string> =>
       (await execa(join(BUILT, "sqlite3"), [join(mountpoint, "db.sqlite"), sql])).stdout.trim();
     const integrity = await ask("pragma integrity_check");
     const rows = Number(await ask("select count(*) from t"));
     const value = "replace(hex(zeroblob(400)), '00', printf('%09d', n))";
     const wrong = Number(await ask(`select count(*) from t where v <> ${value}`));
-    return { clean, integrity, rows, wrong, sound: true };
+    return { integrity, rows, wrong };
+  });
+  return { ...found, clean, sound: await check() };
+}
+
+/** PostgreSQL recovers in a copy of the guest's programs, on this host: checks of indexes, a dump, sums, checksums. */
+async function inspectPostgres(raw: string): Promise<Inspected> {
+  const loop = (await execa("losetup", ["--find", "--show", "-o", String(VOLUME_OFFSET), raw])).stdout.trim();
+  const check = () => execa(join(BUILT, "xfs_repair"), ["-n", loop], { reject: false, all: true });
+  try {
+    const before = await check();
+    const said = before.all.split("\n").filter((line) => line !== "" && !FROZEN_XFS.test(line));
+    const tree = join(BUILT, "tree");
+    const name = `mnt-${randomBytes(4).toString("hex")}`;
+    const mountpoint = join(tree, name);
+    await mkdir(mountpoint);
+    const judged = await mounted([loop], mountpoint, () =>
+      execa("chroot", ["--userspec=999:999", tree, "/bin/sh", "/postgres.sh", "judge", `/${name}/data`], { all: true }),
+    );
+    await rmdir(mountpoint);
+    const [integrity = "", rows, wrong] = judged.stdout.trim().split("\n").at(0)?.split(" ") ?? [];
+    expect(judged.all).not.toContain("BAD");
+    const after = await check();
+    const isClean = before.exitCode === 0 || said.length === 0;
+    return {
+      ...{ integrity, rows: Number(rows), wrong: Number(wrong) },
+      ...{ clean: isClean, sound: after.exitCode === 0 },
+    };
+  } finally {
+    await execa("losetup", ["-d", loop]);
+  }
+}
+
+/** Mounting replays the log. */
+async function mounted<T>(what: readonly string[], mountpoint: string, work: () => Promise<T>): Promise<T> {
+  await execa("mount", [...what, mountpoint]);
+  try {
+    return await work();
   } finally {
     await execa("umount", [mountpoint]);
-    expect(await check()).toBe(0);
   }
 }
 
