@@ -65,7 +65,10 @@ async function retire(
 ): Promise<void> {
   const libvirt = new Libvirt({ signal, connect });
   const alive = to === undefined ? undefined : await Repository.openIfThere(to);
-  const domains = await retireRepository({ libvirt, domainName, repositoryId, alive, dryRun, signal });
+  const onWarning = (message: string): void => output.warn(message);
+  const domains = await retireRepository({
+    ...{ libvirt, domainName, repositoryId, alive, dryRun, signal, onWarning },
+  });
   for (const message of domains.flatMap(({ failed }) => failed)) output.warn(message);
   const verb = dryRun ? "would delete" : "deleted";
   const lines = domains

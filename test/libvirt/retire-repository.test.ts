@@ -5,6 +5,7 @@ import { BackupLab, expectExit } from "../support/backup-lab.js";
 import { LibvirtInFront } from "../support/libvirt-in-front.js";
 import { describeWithLibvirt, virsh } from "../support/libvirt-lab.js";
 import { finished, type Ran, startNbdpull } from "../support/nbdpull.js";
+import { SshHost } from "../support/ssh-host.js";
 
 interface Finding {
   readonly check: string;
@@ -134,6 +135,20 @@ await describeWithLibvirt("the checkpoints of a repository that is no more", () 
       startNbdpull(["doctor", "--retire", id, "--dry-run", "--json"], guest.start),
     );
     expect(everywhere.json()).toMatchObject({ domains: expect.arrayContaining(all.domains) });
+  });
+
+  it("are told through ssh too, with a warning of what is not known here", async () => {
+    await using host = await SshHost.start();
+    const ran = await doctor("--retire", dead, "--dry-run", "--connect", host.uri);
+    expectExit(ran, 0);
+    expect(ran.json()).toMatchObject({ domains: [{ checkpoints: left }] });
+    expect(ran.stderr).toMatch(/alive is known of this user's backups from this host only/);
+    // Nobody else may read the record, or learn of it that no repository is alive.
+    const inside = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"];
+    const nobody = startNbdpull(["doctor", "--retire", dead, "--json"], { ...guest.start, inside });
+    const refused = await finished(nobody);
+    expectExit(refused, 4);
+    expect(refused.json()).toMatchObject({ error: { code: "E_STATE_FOLDER" } });
   });
 
   it("go with the next command if the first one was killed, and leave the living one's increments", async () => {

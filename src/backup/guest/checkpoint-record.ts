@@ -165,7 +165,10 @@ export interface RecordedRepository {
   readonly folder: string;
 }
 
-/** All repositories that this host has backed up to. */
+/**
+ * All repositories that this host has backed up to.
+ * @throws {PreconditionError} `E_STATE_FOLDER`: the records are another user's
+ */
 export async function recordedRepositories(stateFolder: string): Promise<readonly RecordedRepository[]> {
   const path = join(stateFolder, REPOSITORIES);
   try {
@@ -175,7 +178,9 @@ export async function recordedRepositories(stateFolder: string): Promise<readonl
       .map(({ name }) => ({ id: name, folder: join(path, name) }));
   } catch (error) {
     if (isMissing(error)) return [];
-    throw error;
+    if (!hasCode(error, "EACCES") && !hasCode(error, "EPERM")) throw error;
+    const message = `${path}, where it is recorded which checkpoints are whose, is closed to this user: run it as the user who makes the backups (sudo, if that is root). Nothing was changed`;
+    throw new PreconditionError("E_STATE_FOLDER", message, { cause: error, details: { path } });
   }
 }
 

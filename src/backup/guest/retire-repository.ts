@@ -25,6 +25,8 @@ interface RetireOptions {
   readonly dryRun: boolean;
   /** Where this host records which checkpoints are whose; default: `usualStateFolder`. */
   readonly stateFolder?: string | undefined;
+  /** Receives what this host's record can't tell. */
+  readonly onWarning?: ((message: string) => void) | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 
@@ -47,6 +49,7 @@ interface RetiredCheckpoints {
  * @throws {PreconditionError} `E_REPOSITORY_ALIVE`: it is the id of `alive`, or the repository still is where this
  *   host last backed up to it; `E_DOMAIN_OFF`, `E_FOREIGN_JOB` and the like: libvirt can't delete checkpoints of
  *   the one domain now
+ * @throws {PreconditionError} `E_STATE_FOLDER`: this host's record is another user's
  * @throws {DamageError} `E_CHECKPOINT_RECORD`; `E_REPOSITORY`: what is at its place can't be read
  */
 export async function retireRepository(options: RetireOptions): Promise<readonly RetiredCheckpoints[]> {
@@ -56,6 +59,12 @@ export async function retireRepository(options: RetireOptions): Promise<readonly
   assertId(options.repositoryId);
   if (alive && prefix === checkpointPrefix(alive.id)) throw isAlive(alive);
   const recorded = await recordedRepositories(stateFolder);
+  const unknown = await unknownBackups(libvirt);
+  if (unknown !== undefined) {
+    options.onWarning?.(
+      `whether repository ${id} is alive is known of this user's backups from this host only, not of ${unknown}`,
+    );
+  }
   const dead = recorded.filter((each) => each.id.startsWith(id));
   for (const each of dead) {
     const there = await whereItWas(each);
@@ -113,6 +122,16 @@ async function retireFrom(name: string, search: Search): Promise<RetiredCheckpoi
     await record.forget([...record.names].filter(isGone));
   }
   return { domain: domain.name, checkpoints: [...deleted], failed };
+}
+
+/** Whose backups may be of the same domains, and are recorded elsewhere; undefined: nobody's that is known of. */
+async function unknownBackups(libvirt: Libvirt): Promise<string | undefined> {
+  const host = await libvirt.remoteHost();
+  if (host !== undefined) return `those that are made on ${host}, or from other hosts: see there first`;
+  const isSystems = (await libvirt.uri()).split("?")[0]?.endsWith("/system") ?? false;
+  return isSystems && process.geteuid?.() !== 0
+    ? "root's: run it as root, if root makes the backups"
+    : undefined;
 }
 
 function isAlive({ id, path }: Repository, recorded?: RecordedRepository): PreconditionError {
