@@ -68,5 +68,28 @@ await describeWithLibvirt("the images of a domain that is off, where QEMU is not
     // The same header is no obstacle once it names what may be read.
     await qemuImg("rebase", "-u", "-b", "", lab.image("vda"));
     expect(await guest.take()).toMatchObject({ level: "full" });
+
+    // LUKS below: libvirt calls it a raw image that has encryption. Read as such it would be cipher text.
+    const luks = join(lab.folder, "base.luks");
+    const passphrase = join(guest.folder, "passphrase");
+    await writeFile(passphrase, "geheim");
+    const key = ["--object", `secret,id=s0,file=${passphrase}`, "-o", "key-secret=s0,iter-time=10"];
+    await qemuImg("create", "-f", "luks", ...key, luks, "64M");
+    await chmod(luks, 0o644);
+    await qemuImg("rebase", "-u", "-b", luks, "-F", "raw", lab.image("vda"));
+    const encryption = `<encryption format='luks'><secret type='passphrase' uuid='${lab.uuid}'/></encryption>`;
+    const below = `<backingStore type='file'><format type='raw'/><source file='${luks}'>${encryption}</source><backingStore/></backingStore>`;
+    await lab.redefine((xml) =>
+      xml.replace("<backingStore/>", "").replace(/<source file='[^']*vda[^']*'\/>/, `$&${below}`),
+    );
+    const encrypted = await guest.run();
+    expectExit(encrypted, 4);
+    expect(encrypted.json()).toMatchObject({
+      error: {
+        code: "E_DISK_UNFIT",
+        disk: "vda",
+        message: expect.stringContaining("encrypted image in its"),
+      },
+    });
   }, 480_000);
 });

@@ -111,10 +111,13 @@ async function hostsUser(libvirt: Libvirt): Promise<QemuUser | undefined> {
 }
 
 /** @throws {PreconditionError} the disk's content is not in an image file or block device of this host */
-function refuseUnfit(domain: DomainDefinition, { target, type, source, volume, between }: DomainDisk): void {
+function refuseUnfit(domain: DomainDefinition, disk: DomainDisk): void {
+  const { target, type, source, volume, between, isEncrypted } = disk;
+  if (between !== undefined) throw unfit(domain, target, `has ${between}`);
+  // libvirt calls LUKS a raw image that has encryption, and read as a raw one it is cipher text.
+  if (isEncrypted) throw unfit(domain, target, "has an encrypted image in its backing chain");
   const isHere = ((type === "file" || type === "block") && source !== undefined) || volume !== undefined;
-  if (isHere && between === undefined) return;
-  throw unfit(domain, target, between === undefined ? `is of type ${type}` : `has ${between}`);
+  if (!isHere) throw unfit(domain, target, `is of type ${type}`);
 }
 
 /** @throws {PreconditionError} `E_NO_VOLUME`; `E_DISK_UNFIT`: it is a volume on a network */
