@@ -42,8 +42,9 @@ export function forgetLines(devices: XmlElement): void {
 }
 
 /**
- * Gives the new domain files and sockets of its own where the old one has some in libvirt's folders. A console
- * that mirrors a serial line has the path of that line. The rest stays as it is, with a warning.
+ * Gives the new domain files and sockets of its own where the old one has some in libvirt's folders, and log
+ * files wherever they are. A console that mirrors a serial line has the paths of that line. The rest stays as it
+ * is, with a warning.
  *
  * @param beginning of the new paths
  * @returns the new paths
@@ -53,6 +54,15 @@ export function moveLines(devices: XmlElement, beginning: string, warnings: stri
   for (const name of KINDS) {
     for (const [index, device] of devices.all(name).entries()) {
       const type = typeOf(device);
+      const log = device.first("log");
+      const logged = log?.attribute("file");
+      if (log && logged !== undefined) {
+        const file = moved.get(logged) ?? `${beginning}.${name}${index}.record.log`;
+        if (!moved.has(logged))
+          warnings.push(`what passes its <${name}> is logged to ${file} now, not to ${logged}`);
+        moved.set(logged, file);
+        log.setAttribute("file", file);
+      }
       const source = device.first("source");
       if (!source || UNSHARED.has(type)) continue;
       const what = `its <${name} type='${type}'>`;

@@ -212,6 +212,18 @@ describe("the definition of a restored domain", () => {
     ]);
   });
 
+  it("has a log of its own of what passes a line, wherever the old domain's is", () => {
+    const log = "<log file='/srv/logs/web.log' append='on'/>";
+    const { xml, warnings, lines } = made(`<serial type='pty'>${log}<target port='0'/></serial>
+      <console type='pty'>${log}<target type='serial' port='0'/></console>`);
+    expect(lines).toEqual(["/r/new.serial0.record.log"]);
+    expect(xml).not.toContain("/srv/logs");
+    expect(xml.match(/<log file="\/r\/new\.serial0\.record\.log" append="on"\/>/g)).toHaveLength(2);
+    expect(warnings).toEqual([
+      expect.stringContaining("/r/new.serial0.record.log now, not to /srv/logs/web.log"),
+    ]);
+  });
+
   it("has a terminal where a socket's path would be too long", () => {
     const socket =
       "<serial type='unix'><source mode='bind' path='/run/libvirt/web.sock'/><protocol type='raw'/><target port='0'/></serial>";
