@@ -14,6 +14,7 @@ import type { Repository } from "../repository/repository.js";
 import type { Link } from "./chain.js";
 import { checkDigestHeader, damage, failOnDamage, Layer, type LayerRun, plainFile } from "./layer.js";
 import { type SeenLayer, seenThrough } from "./overlay.js";
+import { SeenParts } from "./seen-parts.js";
 
 /** A stretch of the disk whose content is known. Offsets and lengths are bytes of the guest. */
 export type KnownRun = KnownZeroes | KnownClusters;
@@ -93,8 +94,7 @@ export class KnownChain implements AsyncDisposable {
    * @throws {DamageError} a digest file is malformed. Only {@link assertIntact} compares its SHA-256.
    */
   async *runs(size: number): AsyncGenerator<KnownRun> {
-    /** Bytes that were seen of partial clusters. */
-    const partial = new Map<LayerRun, number>();
+    const partial = new SeenParts<LayerRun>();
     const damageOf = (layer: DigestLayer | Layer): OnDamage => failOnDamage(layer);
     for await (const extent of seenThrough<DigestLayer | Layer>(this.#layers, size, damageOf)) {
       const { offset, length, from } = extent;
@@ -106,11 +106,10 @@ export class KnownChain implements AsyncDisposable {
         const known = wholeClusters(layer, run, offset, offset + length);
         if (known) yield known;
       } else if (run.kind === "partial") {
-        const seen = (partial.get(run) ?? 0) + length;
-        partial.set(run, seen);
+        const { clusterSize } = layer.geometry;
+        const start = run.cluster * clusterSize;
+        const seen = partial.add(run, { offset, length, end: start + clusterSize });
         if (seen < dataBytesOf(run, layer.geometry)) continue;
-        partial.delete(run);
-        const start = run.cluster * layer.geometry.clusterSize;
         const known = wholeClusters(layer, run, start, Number.POSITIVE_INFINITY);
         if (known && start + known.length <= size) yield known;
       }
