@@ -34,8 +34,10 @@ tree=$folder/tree
 mkdir -p "$tree"/{bin,dev,etc/lvm,lib64,libs,modules,proc,root,run,sys,tmp,usr/lib/postgresql,usr/share/postgresql,vda,vdb,vdc}
 chmod 1777 "$tree/tmp"
 cp "$root/bin/busybox" "$tree/bin/" 2>/dev/null || cp "$root/usr/bin/busybox" "$tree/bin/"
+programs=()
 for program in usr/sbin/qemu-ga usr/bin/sqlite3 sbin/lvm sbin/mkfs.xfs sbin/xfs_repair; do
   cp "$root/$program" "$tree/bin/" 2>/dev/null || cp "$root/usr/$program" "$tree/bin/"
+  programs+=("$tree/bin/${program##*/}")
 done
 cp -r "$root/usr/lib/postgresql/15" "$tree/usr/lib/postgresql/"
 cp -r "$root/usr/share/postgresql/15" "$tree/usr/share/postgresql/"
@@ -45,7 +47,7 @@ libraries_of() {
   # Of a script, or a program without libraries, the loader lists none.
   { "$loader" --library-path "$libraries" --list "$1" 2>/dev/null || :; } | awk '$2 == "=>" && $3 ~ /^\// { print $3 }'
 }
-for program in "$tree"/bin/* "$tree"/usr/lib/postgresql/15/bin/* "$tree"/usr/lib/postgresql/15/lib/*.so; do
+for program in "${programs[@]}" "$tree"/usr/lib/postgresql/15/bin/* "$tree"/usr/lib/postgresql/15/lib/*.so; do
   libraries_of "$program"
 done | sort -u | xargs -I{} cp -L {} "$tree/libs/"
 cp -L "$loader" "$tree/lib64/ld-linux-x86-64.so.2"
@@ -72,7 +74,8 @@ mknod -m 666 "$tree/dev/null" c 1 3
 # The guest would take minutes for it.
 install -d -o 999 -g 999 -m 700 "$tree/pgdata"
 postgres() { chroot --userspec=999:999 "$tree" /bin/env LD_LIBRARY_PATH=/libs TZ=UTC "$@"; }
-postgres /usr/lib/postgresql/15/bin/initdb -U postgres -D /pgdata -E UTF8 --locale=C --data-checksums --wal-segsize=1 >/dev/null
+postgres /usr/lib/postgresql/15/bin/initdb -U postgres -D /pgdata -E UTF8 --locale=C --data-checksums --wal-segsize=1 \
+  >"$folder/initdb.log" 2>&1 || { cat "$folder/initdb.log" >&2 && exit 1; }
 cat >>"$tree/pgdata/postgresql.conf" <<END
 listen_addresses = ''
 unix_socket_directories = '/tmp'
@@ -102,6 +105,6 @@ exec "$tree/lib64/ld-linux-x86-64.so.2" --library-path "$tree/libs" "$tree/bin/$
 END
   chmod +x "$folder/$program"
 done
-rm -rf "$folder"/{debs,root,status}
+rm -rf "$folder"/{debs,root,status,initdb.log,lock,lock-frontend}
 chmod 755 "$folder"
 echo "$made_for" >"$folder/made-for"

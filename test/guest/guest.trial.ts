@@ -60,7 +60,7 @@ describe("a guest under load", () => {
 
   /** Starts a backup that takes long, and waits until its job runs. */
   async function startSlowly(): Promise<Running> {
-    const running = startNbdpull(args("--level", "copy", "--limit-rate", "400K", "--request-size", "64K"));
+    const running = startNbdpull(args("--level", "copy", "--limit-rate", "8M", "--request-size", "64K"));
     await until("job", async () => (await virsh("backup-dumpxml", guest.domain).catch(() => "")) !== "");
     await sleep(3000);
     return running;
