@@ -8,7 +8,7 @@ const FOLDER_ITSELF = fs.constants.O_RDONLY | fs.constants.O_DIRECTORY | fs.cons
  * folder that a lock lies in, and put a link or another name of root's file in the lock's place: only of a folder
  * that lies there itself are the times changed.
  */
-export const LOCK_FS = {
+export const LOCK_FS: object = {
   ...fs,
   stat: fs.lstat,
   utimes: (path: string, atime: Date, mtime: Date, done: Done): void => {
