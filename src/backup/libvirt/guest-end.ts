@@ -4,12 +4,16 @@ import { domainWord } from "../base/shell-word.js";
 import type { DomainDefinition } from "./domain-xml.js";
 import type { Libvirt } from "./libvirt.js";
 
-/** QEMU's connections are closed, and the job has ended, a moment before libvirt knows that QEMU has. */
-const NOTICE_MS = 500;
+/**
+ * QEMU's connections are closed, and the job has ended, before libvirt knows that QEMU has: where the first
+ * process is slow to reap others, two seconds before.
+ */
+const NOTICE_MS = 4000;
 /** `shut off (crashed)` and the like; the reason says who ended it. */
 const ENDED = /^(?:shut off|crashed|in shutdown)/;
 /** For how long libvirt is asked again while it ends the guest, and has no reason yet. */
 const ENDING_MS = 2000;
+/** Between two questions. */
 const LOOK_MS = 100;
 
 /**
@@ -24,8 +28,8 @@ export async function guestEnd(
   error: unknown,
 ): Promise<BackupError | undefined> {
   let end = await endOf(libvirt, domain);
-  if (end === undefined && mayComeBefore(error)) {
-    await sleep(NOTICE_MS);
+  for (let ms = 0; end === undefined && mayComeBefore(error) && ms < NOTICE_MS; ms += LOOK_MS) {
+    await sleep(LOOK_MS);
     end = await endOf(libvirt, domain);
   }
   if (end === undefined) return undefined;

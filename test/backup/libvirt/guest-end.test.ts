@@ -61,6 +61,14 @@ describe("the end of a guest", () => {
     expect(ended).toMatchObject({ details: { state: "libvirt: shut off (destroyed)" } });
   });
 
+  it("is noticed where libvirt learns of it late", async () => {
+    const lost = new BackupError("NBD_CLOSED_BY_SERVER", "closed");
+    const answers = [...Array<string>(6).fill("running (booted)"), "shut off (crashed)"];
+    expect(await ask(answers, domain.id, lost)).toMatchObject({
+      details: { state: "libvirt: shut off (crashed)" },
+    });
+  });
+
   it("is named, too, if it comes between two questions", async () => {
     const answers = ["running (booted)", "shut off (crashed)"];
     const ended = await guestEnd(new StateLibvirt(answers, undefined), domain, new Error("broken"));
