@@ -83,6 +83,7 @@ export function addAttach(program: Command, run: Run): void {
         const { manifest, folder, proofs, seconds, extents, requests, connections, jobEnded } = await attach({
           source,
           repositoryPath: options.to,
+          trustRepository: options.trustRepository,
           checkpoint: options.checkpoint,
           encrypted: options.encrypted,
           endJob: options.endJob ?? false,

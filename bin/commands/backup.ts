@@ -201,6 +201,7 @@ async function backUpDomain(job: Job, { name: domain, disks }: ChosenDomain): Pr
     libvirt,
     domain,
     repositoryPath: options.to,
+    trustRepository: options.trustRepository,
     level: options.level,
     disks,
     encrypted: options.encrypted,

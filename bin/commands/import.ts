@@ -65,6 +65,7 @@ export function addImport(program: Command, run: Run): void {
         const { manifest, folder, extents, seconds } = await importImages({
           images,
           repositoryPath: options.to,
+          trustRepository: options.trustRepository,
           domain: options.domain,
           uuid: options.uuid,
           checkpoint: options.checkpoint,

@@ -42,7 +42,7 @@ export function addPoints(program: Command, run: Run): void {
     .option("--dry-run", "with --fix-clock: only tell what would be done");
   withTrust(withWhose(command)).action(
     run<PointsOptions, [repo: string, domain: string | undefined]>(async (context, options, path, domain) => {
-      const repository = await Repository.open(path);
+      const repository = await Repository.open(path, { trusted: options.trustRepository });
       const domains = await chooseDomains(repository, domain, options.uuid);
       const { fixClock: isWrite = false, dryRun = false, wrong = [] } = options;
       if (isWrite && options.uuid !== undefined) {

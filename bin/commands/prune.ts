@@ -31,7 +31,7 @@ export function addPrune(program: Command, run: Run): void {
   withTrust(withWhose(command)).action(
     run<PruneCommandOptions, [repo: string, domain: string | undefined]>(
       async ({ output, signal }, options, path, wanted) => {
-        const repository = await Repository.open(path);
+        const repository = await Repository.open(path, { trusted: options.trustRepository });
         const domains = await chooseDomains(repository, wanted, options.uuid);
         const dryRun = options.dryRun ?? false;
         if (dryRun) await warnOfStrangers(path, domains, output);

@@ -83,7 +83,7 @@ export function addRestore(program: Command, run: Run): void {
   withTrust(withNetwork(withCopy(withWhose(command)))).action(
     run<RestoreOptions, [repo: string, domain: string | undefined]>(
       async (context, options, path, wanted) => {
-        const repository = await Repository.open(path);
+        const repository = await Repository.open(path, { trusted: options.trustRepository });
         const domain = await chooseDomain(repository, wanted, options);
         if (isDefinitionWanted(options)) await requireTrust(path, [domain], options, context.output);
         else if (!options.trustRepository) await warnOfStrangers(path, [domain], context.output);

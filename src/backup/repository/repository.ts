@@ -28,6 +28,7 @@ import type { Manifest } from "./manifest.js";
 import { makePoint, type PendingPoint, pointIdsIn, pointNamesIn } from "./pending-point.js";
 import { type PruneJournal, readJournal } from "./prune-journal.js";
 import { MANIFEST, readManifest } from "./read-manifest.js";
+import { refuseStrangers, tighten } from "./strangers.js";
 
 /** Longer than any marker. */
 const MOST_MARKER_BYTES = 64 * 1024;
@@ -37,6 +38,11 @@ const marker = z.object({
   version: z.literal(1),
   id: z.uuid(),
 });
+
+export interface RepositoryOptions {
+  /** As root too, write to a repository that other users can write to. Default: refuse it. */
+  readonly trusted?: boolean | undefined;
+}
 
 /** A reader of a domain's points, from `beginReading` to `release`. */
 export interface Reading {
@@ -57,25 +63,27 @@ export interface Reading {
 export class Repository {
   readonly path: string;
   readonly id: string;
+  readonly #trusted: boolean;
 
-  private constructor(path: string, id: string) {
+  private constructor(path: string, id: string, trusted: boolean) {
     this.path = path;
     this.id = id;
+    this.#trusted = trusted;
   }
 
   /**
    * @throws {PreconditionError} there is no repository at `path`
    * @throws {DamageError} its marker file cannot be read
    */
-  static async open(path: string): Promise<Repository> {
-    const repository = await Repository.openIfThere(path);
+  static async open(path: string, options: RepositoryOptions = {}): Promise<Repository> {
+    const repository = await Repository.openIfThere(path, options);
     if (repository) return repository;
     const message = `there is no repository at ${path}: ${MARKER} is not there`;
     throw new PreconditionError("E_NO_REPOSITORY", message, { details: { path } });
   }
 
   /** Undefined if there is no repository. @throws {DamageError} the marker file exists and cannot be read */
-  static async openIfThere(path: string): Promise<Repository | undefined> {
+  static async openIfThere(path: string, options: RepositoryOptions = {}): Promise<Repository | undefined> {
     const folder = await HeldFolder.open(path).catch((cause: unknown) => {
       if (isMissing(cause) || hasCode(cause, "ENOTDIR")) return undefined;
       throw cause;
@@ -100,25 +108,33 @@ export class Repository {
       throw cause;
     }
     const parsed = marker.safeParse(parseJson(text));
-    if (parsed.success) return new Repository(path, parsed.data.id);
+    if (parsed.success) return new Repository(path, parsed.data.id, options.trusted ?? false);
     throw wrong("");
   }
 
   /**
    * Opens the repository at `path`, or creates one if the path does not exist or is an empty folder.
    * @throws {UsageError} `path` is something else
+   * @throws {PreconditionError} `E_STRANGERS`: as {@link assertTrusted}
    */
-  static async openOrCreate(path: string): Promise<Repository> {
+  static async openOrCreate(path: string, options: RepositoryOptions = {}): Promise<Repository> {
+    if (!options.trusted) await refuseStrangers(path, []);
     await using folder = await newOrExisting(path);
     const present = await folder.names();
-    if (present.includes(MARKER)) return await Repository.open(path);
+    if (present.includes(MARKER)) return await Repository.open(path, options);
     if (present.some((name) => !name.startsWith(".") && name !== LOST_AND_FOUND)) throw notARepository(path);
     const id = randomUUID();
     const text = `${JSON.stringify({ format: "nbdpull-repository", version: 1, id }, null, 2)}\n`;
     // Another process may make it meanwhile, too.
     await folder.createWhole(MARKER, text);
     await folder.sync();
-    return await Repository.open(path);
+    return await Repository.open(path, options);
+  }
+
+  /** The path of its folder without links. */
+  async realPath(): Promise<string> {
+    await using folder = await HeldFolder.open(this.path);
+    return folder.realPath;
   }
 
   /**
@@ -221,8 +237,8 @@ export class Repository {
       }
       await mark.release();
       await folder.close();
-      // `writing` finishes the prune.
-      await this.writing(domain, async () => undefined, signal);
+      // This finishes the prune, whoever began it: the journal is checked like everything that is read.
+      await this.#writing(domain, async () => undefined, signal);
     }
   }
 
@@ -266,10 +282,30 @@ export class Repository {
   }
 
   /**
-   * Runs `work` as the only writer of the domain.
-   * @throws {PreconditionError} another process writes this domain's points
+   * Call it before something is written for a domain, or defined from its points.
+   * @throws {PreconditionError} `E_STRANGERS`: this is root, others can write to the repository, and it was not
+   *   opened as a trusted one
+   */
+  async assertTrusted(domain: string): Promise<void> {
+    if (!this.#trusted) await refuseStrangers(this.path, [folderNameOf(domain)]);
+  }
+
+  /**
+   * Runs `work` as the only writer of the domain. Takes the rights of others to an older repository away first.
+   * @throws {PreconditionError} another process writes this domain's points; `E_STRANGERS`: as
+   *   {@link assertTrusted}
    */
   async writing<T>(domain: string, work: (held: HeldLock) => Promise<T>, signal?: AbortSignal): Promise<T> {
+    await this.assertTrusted(domain);
+    await tighten(this.path);
+    return await this.#writing(domain, work, signal);
+  }
+
+  async #writing<T>(
+    domain: string,
+    work: (held: HeldLock) => Promise<T>,
+    signal: AbortSignal | undefined,
+  ): Promise<T> {
     const held = await takeLock(() => this.#makeDomain(domain), domain, signal);
     try {
       await finishJournal(held.folder, held.assertHeld);
@@ -343,7 +379,7 @@ export class Repository {
    * Runs `work` with a new pending point, as the only writer of the domain. Removes first what a dead run
    * left. If `work` ends without a commit, nothing is left.
    *
-   * @throws {PreconditionError} another process writes this domain's points
+   * @throws {PreconditionError} as `writing` does
    * @throws the signal's reason, while waiting for the lock
    */
   async withPendingPoint<T>(

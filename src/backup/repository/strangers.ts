@@ -53,6 +53,16 @@ export function refuseStranger(stranger: string): void {
   throw new PreconditionError("E_STRANGERS", message);
 }
 
+/**
+ * Both together, for whoever writes without a word to the user: others than root are not asked.
+ * @throws {PreconditionError} `E_STRANGERS`
+ */
+export async function refuseStrangers(path: string, domains: readonly string[]): Promise<void> {
+  if (process.geteuid?.() !== 0) return;
+  const stranger = await findStranger(path, domains);
+  if (stranger !== undefined) refuseStranger(stranger);
+}
+
 function strangersIn(path: string, { uid, mode }: Stats): string | undefined {
   if (uid !== 0 && uid !== process.geteuid?.()) return `${path} belongs to user ${uid}, who can forge points`;
   if ((mode & 0o002) !== 0) return `everybody can write to ${path}, and so forge points`;

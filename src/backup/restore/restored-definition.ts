@@ -90,6 +90,7 @@ export class RestoredDefinition {
    * Makes the definition. Writes nothing.
    * @throws {PreconditionError} `E_NO_DEFINITION`: the point has no definition; `E_DOMAIN_EXISTS`: a domain
    *   has that name; `E_TARGET_IN_USE`: a QEMU has the XML's file open for writing;
+   *   `E_STRANGERS`: others can write to the repository, and this is root;
    *   `E_UNTRUSTED_DEFINITION`: it is no virtual machine, and not trusted; `E_DEFINITION_REFUSED`: libvirt
    *   doesn't take it
    * @throws {UsageError} the name is invalid; the XML's file or that of a serial line exists; the XML's lies in
@@ -98,7 +99,8 @@ export class RestoredDefinition {
    * @throws {BackupError} the stored definition can't be parsed; and as {@link Libvirt} does
    */
   static async prepare(options: RestoredDefinitionOptions): Promise<RestoredDefinition> {
-    const { repository, point, place, disks, filesIn, libvirt, trusted = false } = options;
+    const { repository, domain, point, place, disks, filesIn, libvirt, trusted = false } = options;
+    await repository.assertTrusted(domain);
     const stored = await readDefinition(options);
     const name = options.name ?? `${parseDomain(stored).name}-restored`;
     refuseName(name);

@@ -57,6 +57,8 @@ export interface AttachOptions extends TakeSettings {
   readonly source: JobSource;
   /** Created after the job was found, if the path does not exist or is an empty folder. */
   readonly repositoryPath: string;
+  /** As root too, write to a repository that other users can write to; default: refuse it (`E_STRANGERS`). */
+  readonly trustRepository?: boolean | undefined;
   /**
    * The checkpoint that was created together with the job; without it the point can't be a base for
    * increments.
@@ -133,12 +135,12 @@ function refuseToLeave(name: string, disks: readonly string[]): PreconditionErro
 
 async function take(job: AttachedJob, options: AttachOptions): Promise<TakenPoint> {
   const { source, view, clients } = job;
-  const { checkpoint, repositoryPath, signal } = options;
+  const { checkpoint, repositoryPath, trustRepository: trusted, signal } = options;
   const names = view.disks.map(({ name }) => name);
   if (view.running) judgeEncrypted(view.running, names, options);
   const connection = await connectionTo(source, view, options);
   clients.connection = connection;
-  const existing = await Repository.openIfThere(repositoryPath);
+  const existing = await Repository.openIfThere(repositoryPath, { trusted });
   const home = existing ? await domainFolder(existing, view.domain) : view.domain.name;
   const chosen = (): Promise<PointDisk[]> => pointDisks(view, connection, existing, home, options);
   const disks = existing ? await existing.reading(home, chosen, signal) : await chosen();
@@ -146,7 +148,7 @@ async function take(job: AttachedJob, options: AttachOptions): Promise<TakenPoin
     options.onWarning?.("no --checkpoint was given: this point will be no base for increments");
   }
   const point = checkpoint === undefined ? null : await view.checkpoint(checkpoint);
-  const repository = existing ?? (await Repository.openOrCreate(repositoryPath));
+  const repository = existing ?? (await Repository.openOrCreate(repositoryPath, { trusted }));
   const { domain, definition, confirm } = view;
   const giveUp = async (): Promise<void> => {
     if (options.endJob) await endJob(job, options, "the backup was given up");

@@ -42,6 +42,8 @@ export interface BackupOptions extends TakeSettings {
   readonly domain: string;
   /** Created if the path does not exist or is an empty folder. */
   readonly repositoryPath: string;
+  /** As root too, write to a repository that other users can write to; default: refuse it (`E_STRANGERS`). */
+  readonly trustRepository?: boolean | undefined;
   readonly level: Level;
   readonly disks: DiskChoice;
   /** What becomes of disks that are encrypted on their host; default: stored, with a warning. */
@@ -105,7 +107,9 @@ export async function backup(options: BackupOptions): Promise<BackupResult> {
   const names = disks.map(({ name }) => name);
   const plainText = judgeEncrypted(domain, names, options);
   const forecast = await preflight({ ...options, domain, disks, ssh });
-  const repository = await Repository.openOrCreate(options.repositoryPath);
+  const repository = await Repository.openOrCreate(options.repositoryPath, {
+    trusted: options.trustRepository,
+  });
   const guest: Guest = { libvirt, domain, repository, ssh };
   const folder = await JobFolder.find(options.scratchParent, keyOf(guest), ssh);
   const record = await recordOf(guest, options);

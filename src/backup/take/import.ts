@@ -23,6 +23,8 @@ export interface ImportOptions extends Omit<TakeSettings, "connect"> {
   /** Images of the same moment. */
   readonly images: readonly ImageToImport[];
   readonly repositoryPath: string;
+  /** As root too, write to a repository that other users can write to; default: refuse it (`E_STRANGERS`). */
+  readonly trustRepository?: boolean | undefined;
   /** The domain's name; with `libvirt`, its UUID or the number of its run too. */
   readonly domain: string;
   /** The domain's UUID; undefined: what libvirt says, if it is asked, or unknown. */
@@ -58,7 +60,7 @@ export async function importImages(options: ImportOptions): Promise<TakenPoint> 
     const { images: _, domain: __, uuid: ___, checkpoint: ____, ...rest } = options;
     return await takePoint({
       ...rest,
-      repository: await Repository.openOrCreate(options.repositoryPath),
+      repository: await Repository.openOrCreate(options.repositoryPath, { trusted: options.trustRepository }),
       domain,
       checkpoint,
       disks: sources,

@@ -35,6 +35,7 @@ import { type TakenPoint, takePoint } from "./take-point.js";
 interface StoppedBackupOptions extends TakeSettings {
   readonly libvirt: Libvirt;
   readonly repositoryPath: string;
+  readonly trustRepository?: boolean | undefined;
   readonly level: Level;
   readonly disks: DiskChoice;
   readonly scratchParent: string;
@@ -74,7 +75,9 @@ export async function backUpStopped(
   const images = await together(
     ...chosen.map(async (disk) => ({ name: disk.target, image: await imageOf(libvirt, domain, disk) })),
   );
-  const repository = await Repository.openOrCreate(options.repositoryPath);
+  const repository = await Repository.openOrCreate(options.repositoryPath, {
+    trusted: options.trustRepository,
+  });
   const guest: Guest = { libvirt, domain, repository, ssh: undefined };
   const folder = await JobFolder.find(options.scratchParent, keyOf(guest), undefined);
   await claimFolder(guest, folder, options);
