@@ -200,7 +200,9 @@ async function inspectPostgres(raw: string): Promise<Inspected> {
     const mountpoint = join(tree, name);
     await mkdir(mountpoint);
     const judged = await mounted([loop], mountpoint, () =>
-      execa("chroot", ["--userspec=999:999", tree, "/bin/sh", "/postgres.sh", "judge", `/${name}/data`], { all: true }),
+      execa("chroot", ["--userspec=999:999", tree, "/bin/sh", "/postgres.sh", "judge", `/${name}/data`], {
+        all: true,
+      }),
     );
     await rmdir(mountpoint);
     const [integrity = "", rows, wrong] = judged.stdout.trim().split("\n").at(0)?.split(" ") ?? [];

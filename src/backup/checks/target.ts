@@ -1,13 +1,12 @@
 /** Checks the repository, and the free space for new points. */
 
-import { constants } from "node:fs";
-import { access } from "node:fs/promises";
 import { dirname, resolve } from "node:path";
 import prettyBytes from "pretty-bytes";
 import { messageOf } from "../base/errors.js";
 import { shellWord } from "../base/shell-word.js";
 import { exists } from "../host/durable-files.js";
 import { freeBytes } from "../host/free-bytes.js";
+import { HeldFolder } from "../host/held-folder.js";
 import { foldersNamed } from "../repository/domain-folder.js";
 import { lookAtLock } from "../repository/domain-lock.js";
 import { domainsAmong, ownersOf } from "../repository/point-owners.js";
@@ -24,7 +23,8 @@ export async function lookAtTarget({ repositoryPath, forecast }: Subject): Promi
   if (repositoryPath === undefined) return [];
   const folder = await nearestFolder(resolve(repositoryPath));
   try {
-    await access(folder, constants.W_OK);
+    await using held = await HeldFolder.open(folder);
+    await held.assertWritable();
   } catch (cause) {
     const reason = messageOf(cause);
     return [

@@ -1,5 +1,6 @@
 import { createHash } from "node:crypto";
-import { type FileHandle, open } from "node:fs/promises";
+import type { FileHandle } from "node:fs/promises";
+import { createPrivate } from "../host/held-folder.js";
 import type { PlannedRun } from "../image/image.js";
 import { DIGEST_ALGORITHMS } from "./digest.js";
 import type { DigestHeader } from "./digest-file.js";
@@ -34,7 +35,7 @@ export class DigestFileWriter {
 
   /** @throws the file system's error: EEXIST if the file exists */
   static async create(path: string, header: DigestHeader): Promise<DigestFileWriter> {
-    return new DigestFileWriter(await open(path, "wx", 0o600), header);
+    return new DigestFileWriter(await createPrivate(path), header);
   }
 
   /**

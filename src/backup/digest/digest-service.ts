@@ -1,4 +1,5 @@
-import { closeSync, constants, openSync, readSync } from "node:fs";
+import { closeSync, readSync } from "node:fs";
+import { openPlainNow } from "../host/held-folder.js";
 import type { ThreadService } from "../threads/thread-pool.js";
 import { createDigester, type DigestAlgorithm, type Digester } from "./digest.js";
 
@@ -93,7 +94,7 @@ export class DigestService implements ThreadService<DigestQuestion, Digests, For
   }
 
   #open(path: string): number {
-    const file = this.#files.get(path) ?? openSync(path, constants.O_RDONLY | constants.O_NOFOLLOW);
+    const file = this.#files.get(path) ?? openPlainNow(path);
     this.#files.set(path, file);
     return file;
   }

@@ -7,7 +7,6 @@
  *         place.json                     where the repository is
  *         f00dcafe-….json                the checkpoints of a domain (its UUID)
  */
-import { realpath } from "node:fs/promises";
 import { join } from "node:path";
 import { z } from "zod";
 import { DamageError, hasCode, messageOf, PreconditionError } from "../base/errors.js";
@@ -195,10 +194,44 @@ export async function whereItWas({ id, folder }: RecordedRepository): Promise<Re
   return there?.id === id ? there : undefined;
 }
 
+/**
+ * What this host has recorded about a repository. Nothing is made.
+ * @throws {DamageError} `E_CHECKPOINT_RECORD`
+ */
+export async function lookAtRecord(
+  stateFolder: string,
+  id: string,
+  domainUuid: string | undefined,
+): Promise<{
+  readonly folder: string;
+  /** Where it was last backed up to; undefined: there is no record. */
+  readonly path: string | undefined;
+  /** Whether a repository with this id is there. */
+  readonly isThere: boolean;
+  /** How many checkpoints of the domain are recorded. */
+  readonly checkpoints: number;
+}> {
+  const folder = join(stateFolder, REPOSITORIES, id);
+  const known = await unlessMissing(HeldFolder.open(folder));
+  await using held = known;
+  const path = held && (await read(held, PLACE, place))?.path;
+  if (path === undefined) return { folder, path, isThere: false, checkpoints: 0 };
+  const names = domainUuid === undefined ? undefined : await namesIn(folder, `${domainUuid}.json`);
+  const there = await Repository.openIfThere(path).catch(() => undefined);
+  return { folder, path, isThere: there?.id === id, checkpoints: names?.length ?? 0 };
+}
+
+async function unlessMissing<T>(opening: Promise<T>): Promise<T | undefined> {
+  return await opening.catch((error: unknown) => {
+    if (isMissing(error)) return undefined;
+    throw error;
+  });
+}
+
 /** Notes the repository's place at the first time, and compares it later. */
 async function bindToPlace(path: string, { repository, moved }: RecordOptions): Promise<void> {
   await using folder = await HeldFolder.open(path);
-  const here = await realpath(repository.path);
+  const here = await repository.realPath();
   const text = textOf({ format: "nbdpull-place", version: 1, path: here });
   // Of two first runs at once, only one notes its place.
   const isFirst = !(await folder.find(PLACE)) && (await folder.createWhole(PLACE, text));

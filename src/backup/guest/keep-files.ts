@@ -4,10 +4,11 @@
  */
 
 import { createHash } from "node:crypto";
-import { type FileHandle, open, writeFile } from "node:fs/promises";
+import type { FileHandle } from "node:fs/promises";
 import { join } from "node:path";
 import { hasCode, messageOf } from "../base/errors.js";
 import { isZero } from "../base/zeroes.js";
+import { createPrivate } from "../host/held-folder.js";
 import { NewFiles } from "../host/new-files.js";
 import { openTrustedFile } from "../host/trusted-file.js";
 import { type BootFile, type NotKept, readBootNeeds, wordFor } from "../libvirt/boot-files.js";
@@ -92,7 +93,9 @@ export async function keepFiles(
 
 async function keepDefinition(xml: string, folder: string, flush: boolean): Promise<KeptFile> {
   const bytes = Buffer.from(xml);
-  await writeFile(join(folder, DEFINITION), bytes, { flag: "wx", flush, mode: 0o600 });
+  await using file = await createPrivate(join(folder, DEFINITION));
+  await file.writeFile(bytes);
+  if (flush) await file.sync();
   const sha256 = createHash("sha256").update(bytes).digest("hex");
   return { role: "definition", file: DEFINITION, source: null, length: bytes.length, sha256 };
 }
@@ -126,7 +129,7 @@ async function keepFile(
     const { size } = await source.stat();
     if (size > most) throw tooLarge(size, most);
     await using files = new NewFiles();
-    const copy = files.add(target, await open(target, "wx", 0o600));
+    const copy = files.add(target, await createPrivate(target));
     for (let attempt = 1; ; attempt += 1) {
       const before = await stateOf(source);
       const { length, sha256 } = await copyBytes(source, copy, most, signal);

@@ -1,6 +1,7 @@
 import { createHash, randomUUID } from "node:crypto";
-import { constants, type Dirent, readlinkSync, type Stats } from "node:fs";
+import { closeSync, constants, type Dirent, fstatSync, openSync, readlinkSync, type Stats } from "node:fs";
 import {
+  access,
   type FileHandle,
   link,
   lstat,
@@ -66,6 +67,16 @@ export class HeldFolder implements AsyncDisposable {
     return `/proc/self/fd/${this.#handle.fd}`;
   }
 
+  /** Its path without links. */
+  get realPath(): string {
+    return readlinkSync(this.reach);
+  }
+
+  /** @throws the file system's error if this user may not write to it: EACCES, EROFS */
+  async assertWritable(): Promise<void> {
+    await access(this.reach, constants.W_OK).catch(this.#fail);
+  }
+
   /**
    * A path of something in this folder, for code that opens files by path. It ends with `close`. Whoever opens
    * it must not follow a link at its end.
@@ -110,6 +121,11 @@ export class HeldFolder implements AsyncDisposable {
     if (this.#group !== 0) await this.#chmodFiles(PRIVATE_FILE | (this.#group & 0o060));
   }
 
+  /** The same for one file. What is no file of ours with one name only stays as it is. */
+  async shareFile(name: string): Promise<void> {
+    if (this.#group !== 0) await chmodOurs(this.at(name), PRIVATE_FILE | (this.#group & 0o060));
+  }
+
   /** Leaves rights to this folder and its files to their owner only. */
   async makePrivate(): Promise<void> {
     await this.#chmodFiles(PRIVATE_FILE);
@@ -118,12 +134,7 @@ export class HeldFolder implements AsyncDisposable {
 
   async #chmodFiles(mode: number): Promise<void> {
     for (const entry of await this.entries()) {
-      if (!entry.isFile()) continue;
-      await using file = await openPlain(this.at(entry.name));
-      const found = await file.stat();
-      // A file with another name may lie elsewhere too, where others need it as it is.
-      const isOurs = found.isFile() && found.nlink === 1 && found.uid === process.geteuid?.();
-      if (isOurs) await file.chmod(mode);
+      if (entry.isFile()) await chmodOurs(this.at(entry.name), mode);
     }
   }
 
@@ -330,6 +341,14 @@ export class HeldFolder implements AsyncDisposable {
   }
 }
 
+async function chmodOurs(path: string, mode: number): Promise<void> {
+  await using file = await openPlain(path);
+  const found = await file.stat();
+  // A file with another name may lie elsewhere too, where others need it as it is.
+  const isOurs = found.isFile() && found.nlink === 1 && found.uid === process.geteuid?.();
+  if (isOurs) await file.chmod(mode);
+}
+
 /**
  * Opens a file to be read, without following a link at the end of the path, and without waiting for the writer
  * of a FIFO.
@@ -337,6 +356,31 @@ export class HeldFolder implements AsyncDisposable {
  */
 export async function openPlain(path: string): Promise<FileHandle> {
   return await open(path, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK);
+}
+
+/**
+ * Creates a file for its owner only; nothing may have that name, not even a link.
+ * @throws the file system's error: EEXIST
+ */
+export async function createPrivate(path: string): Promise<FileHandle> {
+  return await open(path, "wx", PRIVATE_FILE);
+}
+
+/**
+ * Like {@link openPlain}, for a thread that waits: only a regular file, since nothing could end the waiting.
+ * @returns its descriptor
+ * @throws {DamageError} `E_LINK`: it is a link, or no regular file
+ */
+export function openPlainNow(path: string): number {
+  let file: number;
+  try {
+    file = openSync(path, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK);
+  } catch (error) {
+    throw hasCode(error, "ELOOP") || hasCode(error, "ENXIO") ? notAFile(path, error) : error;
+  }
+  if (fstatSync(file).isFile()) return file;
+  closeSync(file);
+  throw notAFile(path);
 }
 
 /**
@@ -374,7 +418,7 @@ export async function copyPrivately(
   { most, signal }: { readonly most: number; readonly signal?: AbortSignal | undefined },
 ): Promise<void> {
   await using source = await openPlain(from);
-  await using target = await open(to, "wx", PRIVATE_FILE);
+  await using target = await createPrivate(to);
   let left = most;
   for await (const bytes of bytesOf(source)) {
     signal?.throwIfAborted();

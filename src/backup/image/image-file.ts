@@ -11,6 +11,7 @@ import {
   open,
   read,
   readSync,
+  unlink,
   write,
   writeSync,
 } from "node:fs";
@@ -20,6 +21,7 @@ import { shownPath } from "../host/held-folder.js";
 
 const opened = promisify(open);
 const status = promisify(fstat);
+const removed = promisify(unlink);
 
 export interface ReadOptions {
   /**
@@ -197,6 +199,12 @@ export class ImageFile {
   close(): Promise<void> {
     this.#closed ??= this.#close();
     return this.#closed;
+  }
+
+  /** Closes a file that was just made at `path`, and removes it. */
+  async discard(path: string): Promise<void> {
+    await this.close();
+    await removed(path);
   }
 
   async #close(): Promise<void> {

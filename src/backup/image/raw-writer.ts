@@ -1,5 +1,4 @@
 import assert from "node:assert/strict";
-import { unlink } from "node:fs/promises";
 import { type ClusterRun, clustersIn, type Geometry, type ImageWriter } from "./image.js";
 import { Appender, ImageFile } from "./image-file.js";
 import { extentsOfRuns, mapText } from "./raw-map.js";
@@ -45,8 +44,7 @@ export class RawWriter implements ImageWriter, AsyncDisposable {
       const map = mapPath === undefined ? undefined : await ImageFile.create(mapPath);
       return new RawWriter(file, map, geometry);
     } catch (error) {
-      await file.close();
-      await unlink(path);
+      await file.discard(path);
       throw error;
     }
   }

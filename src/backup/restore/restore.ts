@@ -177,7 +177,7 @@ async function restoreFile(
  * @throws {UsageError} `E_TARGET`
  */
 export async function refuseInside(repository: Repository, path: string): Promise<void> {
-  const inside = relative(await realpath(repository.path), await realPathOf(resolve(path)));
+  const inside = relative(await repository.realPath(), await realPathOf(resolve(path)));
   if (inside === ".." || inside.startsWith("../")) return;
   const message = `${path} lies in the repository, whose files are never replaced: name a place outside`;
   throw new UsageError("E_TARGET", message, { details: { path } });
