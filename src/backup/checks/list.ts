@@ -11,6 +11,7 @@ import {
   lookAtState,
 } from "./guest.js";
 import { lookAtConfinement, lookAtLibvirt, lookAtNode, lookAtQemuTools, lookAtSupport } from "./host.js";
+import { lookAtRecord } from "./record.js";
 import { lookAtScratchFolder, lookAtScratchSpace } from "./scratch.js";
 import { lookAtPoints, lookAtTarget } from "./target.js";
 import { lookAtTls } from "./tls.js";
@@ -45,6 +46,8 @@ export const CHECKS: readonly Check[] = [
   { name: "port", asksLibvirt: false, beforeBackup: always, look: lookAtPort },
   { name: "tls", asksLibvirt: false, beforeBackup: always, look: lookAtTls },
   { name: "repository", asksLibvirt: false, beforeBackup: always, look: lookAtTarget },
+  // A backup finds out when it opens its record, before anything is begun.
+  { name: "record", asksLibvirt: false, beforeBackup: never, look: lookAtRecord },
   { name: "points", asksLibvirt: false, beforeBackup: never, look: lookAtPoints },
   { name: "domain", asksLibvirt: true, beforeBackup: never, look: lookAtState },
   JOB,
