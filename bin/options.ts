@@ -15,6 +15,7 @@ import type { Window } from "../src/backup/pull/window.js";
 import type { CompressionMethod } from "../src/backup/qcow2/compress-cluster.js";
 import type { ProveSettings } from "../src/backup/take/prove-disk.js";
 import type { ConnectOptions } from "../src/nbd/index.js";
+import { type LimitOptions, limitsOf, withLimits } from "./network-limits.js";
 import { parseSize } from "./sizes.js";
 
 /** Options of every command. */
@@ -26,7 +27,7 @@ export interface TalkOptions {
 }
 
 /** Options of every command that speaks to an NBD server. */
-export interface NetworkOptions {
+export interface NetworkOptions extends LimitOptions {
   readonly connections?: number;
   readonly hostOverride?: string;
   readonly tlsCa?: string;
@@ -67,7 +68,7 @@ export function withTalk(command: Command): Command {
 }
 
 export function withNetwork(command: Command): Command {
-  return command
+  return withLimits(command)
     .option(
       "--connections <n>",
       "NBD connections an export, where the server allows several (default 2, with TLS 1, up to 4 where it is far)",
@@ -212,6 +213,7 @@ export async function connectOf(options: NetworkOptions, signal: AbortSignal): P
     ...(connections === undefined ? {} : { connections }),
     ...(hostOverride === undefined ? {} : { hostOverride }),
     ...(tls === undefined ? {} : { tls }),
+    ...limitsOf(options),
   };
 }
 

@@ -1,6 +1,6 @@
 import { once } from "node:events";
 import { resolve } from "node:path";
-import { type Command, InvalidArgumentError } from "commander";
+import type { Command } from "commander";
 import { DamageError, UsageError } from "../../src/backup/base/errors.js";
 import { isLoopback, parseListenAddress, resolveHost } from "../../src/backup/host/listen-address.js";
 import { chooseDomain } from "../../src/backup/repository/choose-domain.js";
@@ -14,6 +14,7 @@ import {
 import type { ServerTls } from "../../src/nbd/index.js";
 import { type WhoseOptions, withWhose } from "../domain-options.js";
 import { EXIT } from "../exit-codes.js";
+import { MOST_SECONDS, wholeNumber } from "../network-limits.js";
 import { readPem } from "../options.js";
 import type { Output } from "../output.js";
 import type { Run } from "../run.js";
@@ -30,6 +31,8 @@ interface ServeCommandOptions extends WhoseOptions {
   readonly tlsCa?: string;
   readonly once?: true;
   readonly idleLimit: number;
+  readonly maxClients?: number;
+  readonly maxClientsPerHost?: number;
 }
 
 export function addServe(program: Command, run: Run): void {
@@ -53,8 +56,14 @@ export function addServe(program: Command, run: Run): void {
     .option(
       "--idle-limit <seconds>",
       "disconnect a client that asks for nothing for this time; 0: never",
-      seconds,
+      wholeNumber(0, MOST_SECONDS),
       0,
+    )
+    .option("--max-clients <n>", "connections at once (default 64)", wholeNumber(1, MOST_CLIENTS))
+    .option(
+      "--max-clients-per-host <n>",
+      "connections at once from one other host (default 32)",
+      wholeNumber(1, MOST_CLIENTS),
     );
   withWhose(command).action(
     run<ServeCommandOptions, [repo: string, domain: string | undefined]>(
@@ -63,12 +72,13 @@ export function addServe(program: Command, run: Run): void {
         const repository = await Repository.open(path);
         const domain = await chooseDomain(repository, wanted, options);
         await warnOfStrangers(path, [domain], output);
-        const { at, uuid, disk: disks } = options;
+        const { at, uuid, disk: disks, maxClients, maxClientsPerHost } = options;
         const idleTimeoutMs = options.idleLimit === 0 ? undefined : options.idleLimit * 1000;
         const onEvent = reportTo(output);
         await using server = await servePoint({
           ...where,
           ...{ repository, domain, at, uuid, disks, idleTimeoutMs, signal, onEvent },
+          ...{ maxClients, maxClientsPerHost },
         });
         announce(server, domain, output);
         // A server normally ends by being stopped: that is no failure.
@@ -79,14 +89,8 @@ export function addServe(program: Command, run: Run): void {
   );
 }
 
-/** Node's timers hold 31 bits of milliseconds. */
-const MOST_SECONDS = 2_000_000;
-
-function seconds(text: string): number {
-  const value = Number(text);
-  if (/^\d+$/.test(text) && value <= MOST_SECONDS) return value;
-  throw new InvalidArgumentError(`Give whole seconds, from 1 to ${MOST_SECONDS}, or 0 for no limit.`);
-}
+/** Each takes descriptors and buffers. */
+const MOST_CLIENTS = 10_000;
 
 function announce({ point, disks }: PointServer, domain: string, output: Output): void {
   for (const { disk, checked, proven } of disks) {

@@ -44,6 +44,9 @@ export interface ServeOptions extends PointViewOptions {
    * overlay of the disk may read nothing for days, and would have I/O errors then.
    */
   readonly idleTimeoutMs?: number | undefined;
+  /** Connections at once, default 64; and from one other host, default 32. */
+  readonly maxClients?: number | undefined;
+  readonly maxClientsPerHost?: number | undefined;
   /** Called just after each event. */
   readonly onEvent?: ((event: ServeEvent) => void) | undefined;
 }
@@ -79,6 +82,7 @@ export interface ServedDisk extends Assurance {
  */
 export async function servePoint(options: ServeOptions): Promise<PointServer> {
   const { address, tls, idleTimeoutMs = Number.POSITIVE_INFINITY } = options;
+  const { maxClients, maxClientsPerHost } = options;
   if ("path" in address) await clearSocketPath(address.path);
   const view = await PointView.open(options);
   const clients = new Clients();
@@ -89,6 +93,8 @@ export async function servePoint(options: ServeOptions): Promise<PointServer> {
         address,
         ...(tls === undefined ? {} : { tls }),
         idleTimeoutMs,
+        ...(maxClients === undefined ? {} : { maxConnections: maxClients }),
+        ...(maxClientsPerHost === undefined ? {} : { maxConnectionsPerPeer: maxClientsPerHost }),
         onEvent: (event) => {
           clients.note(event);
           const told = asServeEvent(event);
