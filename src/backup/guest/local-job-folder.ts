@@ -127,10 +127,25 @@ async function refuseParentOfOthers(path: string): Promise<void> {
     await unchangeablePath(join(parent, ".nbdpull-"), [0, process.geteuid?.() ?? 0]);
   } catch (cause) {
     if (!(cause instanceof ChangeablePath)) return;
-    const who = cause.who === "its group" ? `the group of ${cause.folder}` : cause.who;
-    const message = `${who} can change ${cause.folder}, and so exchange the folder for socket and scratch files below ${parent}: name another place with --scratch (default /var/tmp), or give ${cause.folder} to root`;
-    throw new PreconditionError("E_SCRATCH_OWNER", message, { cause, details: { path: cause.folder } });
+    throw othersParentError(path, { who: cause.who, folder: cause.folder, cause });
   }
+}
+
+export function othersParentError(
+  path: string,
+  changed: {
+    readonly who: string;
+    readonly folder: string;
+    /** If it is another host's. */
+    readonly host?: string;
+    readonly cause: unknown;
+  },
+): PreconditionError {
+  const { folder, host, cause } = changed;
+  const who = changed.who === "its group" ? `the group of ${folder}` : changed.who;
+  const where = host === undefined ? "" : ` on ${host}`;
+  const message = `${who} can change ${folder}${where}, and so exchange the folder for socket and scratch files below ${dirname(path)}: name another place with --scratch (default /var/tmp), or give ${folder} to root`;
+  return new PreconditionError("E_SCRATCH_OWNER", message, { cause, details: { path: folder } });
 }
 
 export function qemuUserError({ uid }: QemuUser, remedy: string): PreconditionError {

@@ -11,6 +11,7 @@ import {
   type JobPlace,
   NOTE,
   noParentError,
+  othersParentError,
   QEMU,
   qemuUserError,
 } from "./local-job-folder.js";
@@ -21,6 +22,7 @@ export const WAY = "way";
 /** Exit codes of the scripts themselves, besides those of the commands that they run. */
 const NO_PARENT = 90;
 const NOT_ROOT = 91;
+const CHANGEABLE = 92;
 /** Begins the word for a guest that may be frozen; the mark of its run follows. */
 const IS_FROZEN = "frozen:";
 
@@ -33,7 +35,9 @@ export class SshPlace implements JobPlace {
   }
 
   async look(path: string): Promise<FoundFolder | undefined> {
-    const printed = await this.#ssh.run(LOOK, { path });
+    const printed = await this.#ssh.run(LOOK, { path, parent: dirname(path) }).catch((error: unknown) => {
+      throw (error instanceof ScriptError && this.#known(error, path, undefined)) || error;
+    });
     if (printed === "") return undefined;
     const [facts = "", ...note] = printed.split("\n");
     const [kind, uid, me, frozen, noted] = facts.split(" ");
@@ -81,6 +85,11 @@ export class SshPlace implements JobPlace {
   ): PreconditionError | UsageError | undefined {
     const { host } = this.#ssh.target;
     if (error.exitCode === NO_PARENT) return noParentError(`${dirname(path)} on ${host}`, error);
+    if (error.exitCode === CHANGEABLE) {
+      const [, who = "another user", folder = dirname(path)] =
+        /^(.*) can change (.*)$/.exec(error.said) ?? [];
+      return othersParentError(path, { who, folder, host, cause: error });
+    }
     if (error.exitCode === NOT_ROOT && qemu) {
       return qemuUserError(qemu, `let the connection's URI log in to ${host} as root`);
     }
@@ -89,9 +98,48 @@ export class SshPlace implements JobPlace {
 }
 
 /**
+ * What `unchangeablePath` does, there: follows `$parent` name by name, and ends if another user than root and this
+ * one can change a folder on the way, or `$parent` itself.
+ */
+const REFUSE_CHANGEABLE = `
+me=$(id -u)
+ours() { [ "$1" = 0 ] || [ "$1" = "$me" ]; }
+refuse() { echo "$1 can change $2" >&2; exit ${CHANGEABLE}; }
+left=$parent/.; real=; links=0
+while [ -n "$left" ]; do
+  name=\${left%%/*}
+  case $left in */*) left=\${left#*/} ;; *) left= ;; esac
+  case $name in "") continue ;; ..) real=\${real%/*}; continue ;; esac
+  entry=$real/$name
+  owner=$(stat -c %u -- "\${real:-/}"); mode=$(stat -c %a -- "\${real:-/}")
+  ours "$owner" || refuse "user $owner" "\${real:-/}"
+  if [ $((0$mode & 0022)) != 0 ]; then
+    safe=no
+    # In a sticky folder others can't exchange what is ours; what is not there yet will be.
+    if [ $((0$mode & 01000)) != 0 ]; then
+      if [ "$name" = . ] || ours "$(stat -c %u -- "$entry")"; then safe=yes; fi
+    fi
+    if [ $safe = no ]; then
+      if [ $((0$mode & 0002)) != 0 ]; then refuse everybody "\${real:-/}"; else refuse "its group" "\${real:-/}"; fi
+    fi
+  fi
+  [ "$name" != . ] || continue
+  if [ -L "$entry" ]; then
+    links=$((links + 1)); [ "$links" -le 40 ] || exit ${NO_PARENT}
+    target=$(readlink -- "$entry")
+    case $target in /*) real= ;; esac
+    left=$target/$left
+  else
+    real=$entry
+  fi
+done`;
+
+/**
  * Prints nothing if the path does not exist; otherwise a line `KIND UID MYUID FROZEN NOTED`, then the note.
  */
 const LOOK = `
+[ ! -d "$parent" ] || { ${REFUSE_CHANGEABLE}
+}
 [ -e "$path" ] || [ -L "$path" ] || exit 0
 me=$(id -u)
 uid=$(stat -c %u -- "$path")
@@ -116,7 +164,7 @@ echo "$(cat ${BOOT_ID})/$start"`;
 /** `mv -T` works like rename(2): it fails if the target is a folder with content, and never moves into it. */
 const CREATE = `
 [ -d "$parent" ] || exit ${NO_PARENT}
-me=$(id -u)
+${REFUSE_CHANGEABLE}
 if [ -n "$owner" ] && [ "$me" != 0 ] && [ "$me" != "$owner" ]; then exit ${NOT_ROOT}; fi
 fresh=$(mktemp -d "$parent/.nbdpull-XXXXXX")
 trap 'rm -rf "$fresh"' EXIT

@@ -1,6 +1,7 @@
 import fs from "node:fs";
 
 type Done = (error: NodeJS.ErrnoException | null) => void;
+type SetTimes = (path: string, atime: Date, mtime: Date, done: Done) => void;
 const FOLDER_ITSELF = fs.constants.O_RDONLY | fs.constants.O_DIRECTORY | fs.constants.O_NOFOLLOW;
 
 /**
@@ -8,10 +9,10 @@ const FOLDER_ITSELF = fs.constants.O_RDONLY | fs.constants.O_DIRECTORY | fs.cons
  * folder that a lock lies in, and put a link or another name of root's file in the lock's place: only of a folder
  * that lies there itself are the times changed.
  */
-export const LOCK_FS: object = {
+export const LOCK_FS: { readonly utimes: SetTimes } = {
   ...fs,
   stat: fs.lstat,
-  utimes: (path: string, atime: Date, mtime: Date, done: Done): void => {
+  utimes: (path, atime, mtime, done) => {
     fs.open(path, FOLDER_ITSELF, (failed, fd) => {
       if (failed) return done(failed);
       fs.futimes(fd, atime, mtime, (error) => fs.close(fd, () => done(error)));
