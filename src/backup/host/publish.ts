@@ -3,6 +3,7 @@ import { link, lstat, rename, stat, unlink } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { explained, messageOf, PreconditionError, UsageError } from "../base/errors.js";
 import { isMissing, syncFolder } from "./durable-files.js";
+import { HeldFolder } from "./held-folder.js";
 import { isWrittenByQemu } from "./qemu-locks.js";
 
 /** A file that was made under a temporary name. */
@@ -69,6 +70,7 @@ export async function publish(
     for (const path of [...stale, ...inTheWay]) old.push(...(await setAside(path)));
     for (const path of stale) await unlinkIfThere(path);
     for (const { temporary, final } of files) {
+      await share(temporary, dirname(final));
       if (force) await rename(temporary, final);
       else await place(temporary, final);
       done.push(final);
@@ -87,6 +89,14 @@ export async function publish(
   if (options.sync) {
     for (const folder of new Set(files.map(({ final }) => dirname(final)))) await syncFolder(folder);
   }
+}
+
+/** In a folder with the setgid bit, its group gets the rights to the file that it has to the folder. */
+async function share(path: string, folder: string): Promise<void> {
+  // Where this user can't list the folder, nobody has set that bit for him.
+  const held = await HeldFolder.open(folder).catch(() => undefined);
+  await using _ = held;
+  if (dirname(path) === folder) await held?.shareFile(basename(path));
 }
 
 /** Gives files their old names back. @returns those for which that failed, and why */

@@ -1,5 +1,5 @@
 import { mkdirSync, rmSync, writeFileSync } from "node:fs";
-import { mkdir, readdir, readFile, rm, symlink, writeFile } from "node:fs/promises";
+import { chmod, link, mkdir, readdir, readFile, rm, stat, symlink, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import type { BackupError } from "../../../src/backup/base/errors.js";
@@ -158,5 +158,35 @@ describe("publishing", () => {
     await publish(files, { sync: true, force: true });
     expect(await names()).toEqual(["x", "x.map"]);
     expect(await readFile(at("x"), "utf8")).toBe("new x");
+  });
+});
+
+describe("a folder that is shared with a group", () => {
+  const modeOf = async (name: string): Promise<number> => (await stat(at(name))).mode & 0o7777;
+
+  it.each([
+    [0o2770, 0o660],
+    [0o2750, 0o640],
+    [0o2700, 0o600],
+    [0o770, 0o600],
+  ])("of mode %o gives its group the rights to what is made in it: %o", async (ofFolder, ofFile) => {
+    await chmod(folder, ofFolder);
+    await pulled("disk.raw");
+    await pulled("disk.raw", { force: true });
+    expect(await modeOf("disk.raw")).toBe(ofFile);
+  });
+
+  it("lets nobody in it give rights to another file through a link", async () => {
+    const victim = join(chain.folder, "victim");
+    await writeFile(victim, "root's own", { mode: 0o600 });
+    await chmod(folder, 0o2770);
+    const [temporary, final] = [temporaryPathFor(at("disk.raw")), at("disk.raw")];
+    for (const exchange of [symlink, link]) {
+      await exchange(victim, temporary);
+      await publish([{ temporary, final }], { sync: false, force: false }).catch(() => undefined);
+      expect((await stat(victim)).mode & 0o777).toBe(0o600);
+      await rm(temporary, { force: true });
+      await rm(final, { force: true });
+    }
   });
 });
