@@ -149,6 +149,7 @@ export class StoppedDisk implements AsyncDisposable {
         throw unfit(
           link.path,
           `an image of format ${link.format} can name further files, which could be anything`,
+          `convert it once (qemu-img convert -O qcow2)`,
         );
       }
       const isTop = link === top;
@@ -259,7 +260,11 @@ function kindOf(path: string): DiskFile["kind"] {
 /** The path of a file that a header names: relative names count from the image's folder. */
 function besideOf(link: DiskFile, named: string, what: string): string {
   if (!PROTOCOL.test(named)) return resolve(dirname(link.path), named);
-  throw unfit(link.path, `it names ${JSON.stringify(named)} as its ${what}, which is no plain file name`);
+  const reason = `it names ${JSON.stringify(named)} as its ${what}, which is no plain file name`;
+  // What the definition states is taken in its place.
+  const way =
+    what === "backing file" ? "state its backing file in the definition (<backingStore>)" : undefined;
+  throw unfit(link.path, reason, way);
 }
 
 /**
@@ -282,8 +287,14 @@ function bitmapsOf(
   return image?.["format-specific"]?.data?.bitmaps ?? [];
 }
 
-function unfit(path: string, reason: string): PreconditionError {
-  const message = `${path} can't be backed up while its domain is off: ${reason}. Start the domain, or leave the disk out with --exclude`;
+/** @param way what lets the image be read, if more than a start of the domain does */
+function unfit(path: string, reason: string, way?: string): PreconditionError {
+  const ways = [
+    "start the domain",
+    ...(way === undefined ? [] : [way]),
+    "or leave the disk out with --exclude",
+  ];
+  const message = `${path} can't be backed up while its domain is off: ${reason}. ${ways.join(", ").replace(/^s/, "S")}`;
   return new PreconditionError("E_DISK_UNFIT", message, { details: { path } });
 }
 

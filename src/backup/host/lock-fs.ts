@@ -1,15 +1,20 @@
 import fs from "node:fs";
 
 type Done = (error: NodeJS.ErrnoException | null) => void;
-type SetTimes = (path: string, atime: Date, mtime: Date, done: Done) => void;
 const FOLDER_ITSELF = fs.constants.O_RDONLY | fs.constants.O_DIRECTORY | fs.constants.O_NOFOLLOW;
+
+interface LockFs {
+  readonly utimes: (path: string, atime: Date, mtime: Date, done: Done) => void;
+  /** The rest of `node:fs`, as it is. */
+  readonly [name: string]: unknown;
+}
 
 /**
  * For `fs` of proper-lockfile, whose locks are folders that it renews by their times. Others may write to the
  * folder that a lock lies in, and put a link or another name of root's file in the lock's place: only of a folder
  * that lies there itself are the times changed.
  */
-export const LOCK_FS: { readonly utimes: SetTimes } = {
+export const LOCK_FS: LockFs = {
   ...fs,
   stat: fs.lstat,
   utimes: (path, atime, mtime, done) => {
