@@ -133,6 +133,22 @@ describeUnless(NO_ATTACKER, "a libvirt's socket", () => {
   });
 });
 
+describeUnless(NO_ATTACKER, "a certificate authority", () => {
+  it("is not taken from the home of another user, which su and sudo may keep", async () => {
+    // Whatever is read there shows in the message: this can't be read.
+    await mkdir(join(folder, ".pki/libvirt/cacert.pem"), { recursive: true });
+    const before = process.env["HOME"];
+    process.env["HOME"] = folder;
+    try {
+      const refusal = await refusalOf("qemu+tls://127.0.0.1:1/system");
+      expect(refusal).toBeInstanceOf(Error);
+      expect((refusal as Error).message).not.toContain(folder);
+    } finally {
+      process.env["HOME"] = before;
+    }
+  });
+});
+
 describe("a libvirt that wants this process's memory", () => {
   it("gets no more of it for a packet that comes byte by byte", () => {
     const packet = Buffer.alloc(4 * 1024 * 1024);

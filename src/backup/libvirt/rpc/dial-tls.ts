@@ -63,8 +63,9 @@ async function readCertificates({
   });
   const own = inFolder(join(homedir(), ".pki", "libvirt"));
   const read = async (name: keyof typeof own): Promise<Buffer | undefined> => {
-    // As libvirt does: each file of the user's own, or else the system's.
-    const paths = pki === undefined ? [own[name], SYSTEM_PKI[name]] : [inFolder(pki)[name]];
+    // As libvirt does: each file of the user's own, or else the system's. Root's HOME may be another user's.
+    const usual = process.geteuid?.() === 0 ? [SYSTEM_PKI[name]] : [own[name], SYSTEM_PKI[name]];
+    const paths = pki === undefined ? usual : [inFolder(pki)[name]];
     for (const path of paths) {
       try {
         return await readFile(path);
