@@ -10,6 +10,8 @@ import { type TakenPoint, takePoint } from "../../src/backup/take/take-point.js"
 import { MemoryDisk, NbdServer, parseNbdUri, type ServedExport } from "../../src/nbd/index.js";
 
 const BITMAP = "since";
+/** Some tests let others write to the repository, and take points all the same. */
+const TRUSTED = { trusted: true };
 
 function newFolder(): Promise<string> {
   return mkdtemp(join(tmpdir(), "nbdpull-chain-"));
@@ -48,7 +50,7 @@ export class MemoryChain implements AsyncDisposable {
 
   static async start(size: number): Promise<MemoryChain> {
     const folder = await newFolder();
-    const repository = await Repository.openOrCreate(join(folder, "repo"));
+    const repository = await Repository.openOrCreate(join(folder, "repo"), TRUSTED);
     const nothing = { points: [], contents: new Map<string, ServedExport>() };
     return await MemoryChain.#around(new MemoryDisk({ size }), folder, repository, nothing);
   }
@@ -57,7 +59,12 @@ export class MemoryChain implements AsyncDisposable {
   async copy(): Promise<MemoryChain> {
     const folder = await newFolder();
     await cp(this.repository.path, join(folder, "repo"), { recursive: true, preserveTimestamps: true });
-    return await MemoryChain.#around(this.disk, folder, await Repository.open(join(folder, "repo")), this);
+    return await MemoryChain.#around(
+      this.disk,
+      folder,
+      await Repository.open(join(folder, "repo"), TRUSTED),
+      this,
+    );
   }
 
   static async #around(
