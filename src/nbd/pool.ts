@@ -104,8 +104,12 @@ export class Pool {
     for (const connection of [...this.#live, ...this.#retiring.keys()]) connection.noteAbandoned();
   }
 
-  /** Resolves when no reply is outstanding on any connection, not even to an aborted request. */
+  /**
+   * Resolves when no reply is outstanding on any connection, not even to an aborted request, and no extra
+   * connection is in its handshake.
+   */
   async idle(): Promise<void> {
+    await this.#extras;
     await Promise.all([...this.#live, ...this.#retiring.keys()].map((connection) => connection.idle()));
   }
 

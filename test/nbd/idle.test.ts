@@ -51,3 +51,31 @@ it("idle ends with the connection", async () => {
   expect(await lost).toMatchObject({ code: "NBD_CLOSED_BY_SERVER" });
   await client.close();
 });
+
+it("idle waits for extra connections that are in their handshake", async () => {
+  const flags = TRANSMISSION.HAS_FLAGS | TRANSMISSION.CAN_MULTI_CONN;
+  let peers = 0;
+  let goOn: (() => void) | undefined;
+  await using server = await MockServer.start(async (peer) => {
+    peers += 1;
+    if (peers > 1) {
+      await new Promise<void>((resolve) => {
+        goOn = resolve;
+      });
+    }
+    await handshake(peer, { flags });
+    await peer.gone();
+  });
+  const client = await NbdClient.connect(server.uri, { connections: 2 });
+  await expect.poll(() => goOn).toBeDefined();
+  let isIdle = false;
+  const idle = client.idle().then(() => {
+    isIdle = true;
+  });
+  await new Promise((resolve) => setTimeout(resolve, 50));
+  expect(isIdle).toBe(false);
+  goOn?.();
+  await idle;
+  expect(client.connections).toBe(2);
+  await client.close();
+});

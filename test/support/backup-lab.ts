@@ -111,6 +111,12 @@ export class BackupLab implements AsyncDisposable {
     return names.filter((name) => !/^\d{8}T/.test(name));
   }
 
+  /** The files of the point that is being made. */
+  async inPartial(): Promise<string[]> {
+    const partial = (await this.beside()).find((name) => name.endsWith(".partial"));
+    return partial === undefined ? [] : await readdir(join(this.repo, this.lab.domain, partial));
+  }
+
   /** Expects no job, scratch file, folder or partial point to be left. */
   async expectNothingLeft(): Promise<void> {
     await expect(virsh("backup-dumpxml", this.lab.domain)).rejects.toThrow(

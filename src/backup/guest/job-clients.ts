@@ -13,7 +13,10 @@ const IDLE_WITHIN_MS = 10_000;
  * - It hangs, and its guest with it, when the job is ended while a client doesn't read the replies that it
  *   asked for (`blk_exp_close_all_type` waits for them).
  *
- * Both were seen each time, and neither with clients that were idle and left after the end of the job.
+ * - It hangs for ever, and its guest with it, when the job is ended while a client is in its handshake
+ *   (`nbd_server_free` waits for a client whose socket nobody polls).
+ *
+ * All were seen each time, and none with clients that were idle and left after the end of the job.
  */
 export class JobClients {
   /** Receives every client that is opened to the job. */

@@ -61,6 +61,12 @@ async function endOf(libvirt: Libvirt, domain: DomainDefinition): Promise<string
 
 /** Whether it is what the end of a guest shows itself by, a moment before. */
 function mayComeBefore(error: unknown): boolean {
-  const lost = ["NBD_CLOSED_BY_SERVER", "NBD_CONNECTION_LOST", "NBD_CONNECT_FAILED"];
-  return [...lost, "E_JOB_ENDED"].some((code) => hasCode(error, code));
+  return isHangUp(error) || hasCode(error, "E_JOB_ENDED");
+}
+
+/** Whether the server of the exports has hung up, as it does when the job or the guest ends. */
+export function isHangUp(error: unknown): boolean {
+  return ["NBD_CLOSED_BY_SERVER", "NBD_CONNECTION_LOST", "NBD_CONNECT_FAILED"].some((code) =>
+    hasCode(error, code),
+  );
 }

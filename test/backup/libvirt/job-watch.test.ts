@@ -92,13 +92,13 @@ it("lets the work go on after the end of other jobs, of other domains, and of a 
 
 it("gives libvirt's reason for a failure that comes a moment before it", async () => {
   const fail = async (): Promise<never> => {
-    throw new Error("the server hung up");
+    throw Object.assign(new Error("the server hung up"), { code: "NBD_CLOSED_BY_SERVER" });
   };
   await using server = await ScriptedLibvirt.start({
     ...LISTENING,
     [REGISTER]: (args, _call, client) => {
       const event = args.int();
-      if (event === 21) setTimeout(() => client.tell(JOB_COMPLETED, jobEnded(9, "cancelled")), 50);
+      if (event === 21) setTimeout(() => client.tell(JOB_COMPLETED, jobEnded(9, "cancelled")), 1000);
       return new XdrWriter().int(event);
     },
   });
