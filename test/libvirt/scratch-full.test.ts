@@ -1,7 +1,11 @@
+import { open } from "node:fs/promises";
+import { join } from "node:path";
 import { expect, it } from "vitest";
 import { BackupLab, expectExit } from "../support/backup-lab.js";
 import { describeWithLibvirt, virsh } from "../support/libvirt-lab.js";
+import { attachLoop } from "../support/loop-device.js";
 import { finished, type Ran, type Running, startNbdpull } from "../support/nbdpull.js";
+import { SshHost } from "../support/ssh-host.js";
 
 const MiB = 1024 * 1024;
 const SLOWLY = ["--limit-rate", "1M", "--request-size", "64K"] as const;
@@ -68,4 +72,41 @@ await describeWithLibvirt("a guest that would fill the scratch files of a slow b
     expect(await guest.points()).toEqual([]);
     expect(await guest.beside()).toEqual([]);
   }, 480_000);
+
+  it("sees no write fail with scratch files on another host, of which QEMU tells", async () => {
+    await using host = await SshHost.start();
+    await using guest = await BackupLab.start({ sizes: { vda: 32 * MiB, vdb: MiB } }, 24 * MiB);
+    guest.start = { inside: host.inside(guest.scratch) };
+    await guest.lab.write("vda", 0, 32 * MiB, 0x11);
+    const ran = await writeUntilEnd(guest, await guest.startSlowly("--connect", host.uri));
+    expectExit(ran, 4);
+    expect(ran.json()).toMatchObject({
+      error: {
+        code: "E_SCRATCH_FULL",
+        message: expect.stringMatching(/the scratch images of .* left there/),
+      },
+    });
+    await guest.expectNothingLeft();
+    const refused = await guest.run("--connect", host.uri, "--scratch-reserve", "25M");
+    expectExit(refused, 4);
+    expect(refused.json()).toMatchObject({ error: { code: "E_SCRATCH_FULL" } });
+  }, 240_000);
+
+  it("sees no write fail with scratch images on devices, of which QEMU tells", async () => {
+    await using guest = await BackupLab.start({ sizes: { vda: 32 * MiB, vdb: MiB } });
+    const { lab, repo, folder } = guest;
+    await lab.write("vda", 0, 32 * MiB, 0x11);
+    const file = join(folder, "device");
+    await using handle = await open(file, "w");
+    await handle.truncate(24 * MiB);
+    await using device = await attachLoop(file);
+    await using _ = await lab.beginBackup({ perDisk: { vda: { scratchDevice: device.path } } });
+    const run = startNbdpull(["attach", lab.domain, "--to", repo, "--json", ...SLOWLY, "--end-job"]);
+    await expect.poll(() => guest.beside()).toContainEqual(expect.stringMatching(/\.partial$/));
+    const ran = await writeUntilEnd(guest, run);
+    expectExit(ran, 4);
+    expect(ran.json()).toMatchObject({
+      error: { code: "E_SCRATCH_FULL", folder: device.path, message: expect.stringContaining(device.path) },
+    });
+  }, 240_000);
 });

@@ -41,6 +41,8 @@ export interface LabDiskOptions {
   readonly incremental?: string;
   readonly exportName?: string;
   readonly exportBitmap?: string;
+  /** A block device for its scratch image; by default that is a file. */
+  readonly scratchDevice?: string;
 }
 
 export function imagePath(lab: LabFacts, disk: LabDisk): string {
@@ -80,15 +82,15 @@ export function backupXml(lab: LabFacts, job: number, server: LabServer, options
     const settings = attributes({
       name,
       backup: "yes",
-      type: "file",
+      type: own.scratchDevice === undefined ? "file" : "block",
       backupmode: own.mode,
       incremental: own.incremental,
       exportname: own.exportName,
       exportbitmap: own.exportBitmap,
     });
-    const scratch = attributes({
-      file: join(options.scratchFolder ?? lab.folder, `scratch-${name}-${job}.qcow2`),
-    });
+    const file = join(options.scratchFolder ?? lab.folder, `scratch-${name}-${job}.qcow2`);
+    const { scratchDevice: dev } = own;
+    const scratch = attributes(dev === undefined ? { file } : { dev });
     return `<disk${settings}><driver type='qcow2'/><scratch${scratch}/></disk>`;
   });
   const address =

@@ -73,9 +73,14 @@ export class ScriptedLibvirt implements AsyncDisposable {
     return libvirt;
   }
 
+  /** Says other things from now on. */
+  say(script: Script): void {
+    this.#script = { ...GREETING, ...script };
+  }
+
   /** Listens; with a script, says other things from now on. */
   async up(script?: Script): Promise<void> {
-    if (script) this.#script = { ...GREETING, ...script };
+    if (script) this.say(script);
     const server = createServer((socket) => this.#serve(socket));
     this.#server = server;
     await new Promise<void>((resolve) => server.listen(this.socket, resolve));

@@ -7,6 +7,7 @@ import prettyBytes from "pretty-bytes";
 import { BackupError, messageOf } from "../base/errors.js";
 import { shellWord } from "../base/shell-word.js";
 import { JobFolder } from "../guest/job-folder.js";
+import { freeBytesThere } from "../guest/scratch-rooms.js";
 import { judgeScratch } from "../guest/scratch-space.js";
 import { freeBytesOfUsers } from "../host/free-bytes.js";
 import type { QemuUser } from "../libvirt/domain-xml.js";
@@ -87,10 +88,9 @@ export async function lookAtScratchSpace({
   forecast,
   ssh,
 }: Subject): Promise<readonly Found[]> {
-  if (ssh) return [pass("it is on another host, and not looked at")];
   // QEMU writes there, and the guard of a backup judges by the same.
-  const free = await freeBytesOfUsers(scratchParent);
-  const what = `${scratchParent} has ${prettyBytes(free, { binary: true })} free`;
+  const free = await (ssh ? freeBytesThere(ssh, scratchParent) : freeBytesOfUsers(scratchParent));
+  const what = `${scratchParent}${ssh ? ` on ${ssh.target.host}` : ""} has ${prettyBytes(free, { binary: true })} free`;
   const count = Math.max(1, disks?.length ?? 1);
   const { kind, needed } = judgeScratch(free, [], scratchReserve);
   if (kind === "short" || free < count * LEAST_PER_DISK) {

@@ -1,28 +1,24 @@
 import { statfsSync, statSync } from "node:fs";
 import { dirname } from "node:path";
-import prettyBytes from "pretty-bytes";
-import { PreconditionError } from "../base/errors.js";
-import { judgeScratch, recentSamples, type ScratchSample, type ScratchVerdict } from "./scratch-space.js";
+import type { PreconditionError } from "../base/errors.js";
+import { ScratchPlace, type ScratchPolicy } from "./scratch-place.js";
+import type { ScratchSample } from "./scratch-space.js";
+import { type ScratchThresholds, watchThresholds } from "./scratch-thresholds.js";
 
 /** Interval of the checks; each takes a few system calls. */
 const LOOK_EVERY_MS = 250;
 /** Bytes of the unit that `st_blocks` counts in. */
 const STAT_BLOCK = 512;
 
-export interface ScratchSettings {
-  /** The domain's name, for messages. */
-  readonly domain: string;
+export interface ScratchSettings extends ScratchPolicy {
   /** Paths of the scratch files, on this host. */
   readonly files: readonly string[];
-  /** Bytes that must stay free; see `judgeScratch`. */
-  readonly reserve?: number | undefined;
-  /** The end of the error's message: what happened to the job, and what to do. */
-  readonly remedy: string;
-  readonly onWarning?: ((message: string) => void) | undefined;
 }
 
 export interface ScratchGuardOptions extends ScratchSettings {
   readonly signal?: AbortSignal | undefined;
+  /** Scratch images whose room can't be seen from here: libvirt tells how they grow. */
+  readonly thresholds?: ScratchThresholds | undefined;
   /**
    * Called once, after the signal of `work` has fired for lack of room. Closes all clients and ends the job.
    */
@@ -42,26 +38,32 @@ export async function whileScratchLasts<T>(
   options: ScratchGuardOptions,
   work: (signal: AbortSignal) => Promise<T>,
 ): Promise<T> {
-  const { signal, giveUp } = options;
+  const { signal, giveUp, thresholds } = options;
   const short = new AbortController();
+  const done = new AbortController();
   let givenUp: Promise<void> | undefined;
   const folders = foldersOf(options);
-  const look = (): void => {
-    if (givenUp) return;
-    const error = firstError(folders);
-    if (!error) return;
+  const stop = (error: PreconditionError | undefined): void => {
+    if (givenUp || !error) return;
     short.abort(error);
     // If this fails, the caller's cleanup after the error tries again.
     givenUp = giveUp().catch(() => undefined);
   };
+  const look = (): void => {
+    if (!givenUp) stop(firstError(folders));
+  };
   look();
   const timer = setInterval(look, LOOK_EVERY_MS);
+  const watching =
+    thresholds && thresholds.rooms.length > 0 && watchThresholds(thresholds, options, done.signal, stop);
   try {
     return await work(AbortSignal.any(signal ? [signal, short.signal] : [short.signal]));
   } catch (error) {
     throw short.signal.aborted ? short.signal.reason : error;
   } finally {
     clearInterval(timer);
+    done.abort();
+    await watching;
     await givenUp;
   }
 }
@@ -79,57 +81,23 @@ function firstError(folders: readonly ScratchFolder[]): PreconditionError | unde
   return folders.map((folder) => folder.look()).find((error) => error !== undefined);
 }
 
-/** A folder with scratch files, and the recent samples of their sizes. */
+/** A folder with scratch files on this host. */
 class ScratchFolder {
   readonly #path: string;
   readonly #files: readonly string[];
-  readonly #options: ScratchSettings;
-  /** Bytes used by the scratch files or free, at the first look. */
-  #room: number | undefined;
-  #recent: readonly ScratchSample[] = [];
-  #hasWarned = false;
+  readonly #place: ScratchPlace;
 
-  constructor(path: string, files: readonly string[], options: ScratchSettings) {
+  constructor(path: string, files: readonly string[], policy: ScratchPolicy) {
     this.#path = path;
     this.#files = files;
-    this.#options = options;
+    this.#place = new ScratchPlace(`the scratch files of ${policy.domain} in ${path}`, path, policy);
   }
 
   /** Warns at most once; returns the error if the room is short. */
   look(): PreconditionError | undefined {
-    const { reserve, onWarning, remedy, domain } = this.#options;
     const sample = sampleOf(this.#path, this.#files);
-    if (!sample) return undefined;
-    this.#room ??= sample.used + sample.left;
-    this.#recent = recentSamples(this.#recent, sample);
-    const verdict = judgeScratch(this.#room, this.#recent, reserve);
-    const state = this.#describe(sample, verdict);
-    switch (verdict.kind) {
-      case "enough":
-        return undefined;
-      case "scarce":
-        if (!this.#hasWarned) onWarning?.(`${state}. ${forecast(verdict)}`);
-        this.#hasWarned = true;
-        return undefined;
-      case "short": {
-        const message = `${state}: soon the guest's writes would have failed, so the backup was given up, and nothing was committed. ${remedy}`;
-        const { used, left } = sample;
-        const { fall, needed } = verdict;
-        const details = { domain, folder: this.#path, used, left, fall, needed };
-        return new PreconditionError("E_SCRATCH_FULL", message, { details });
-      }
-    }
+    return sample && this.#place.judge(sample).error;
   }
-
-  #describe({ used, left }: ScratchSample, { fall }: ScratchVerdict): string {
-    const pace = fall > 0 ? `, going by ${human(fall)} a second` : "";
-    return `the scratch files of ${this.#options.domain} in ${this.#path} take ${human(used)}, and ${human(left)} is left there${pace}`;
-  }
-}
-
-function forecast({ needed }: ScratchVerdict): string {
-  if (needed === 0) return "When it is full the guest's writes fail";
-  return `The backup is given up when less than ${human(needed)} is left, since the guest's writes fail when it is full`;
 }
 
 function foldersOf(options: ScratchSettings): ScratchFolder[] {
@@ -161,8 +129,4 @@ function sampleOf(folder: string, files: readonly string[]): ScratchSample | und
   } catch {
     return undefined;
   }
-}
-
-function human(bytes: number): string {
-  return prettyBytes(bytes, { binary: true });
 }

@@ -56,6 +56,20 @@ export function judgeScratch(
   return { kind: left < room * SCARCE_PART ? "scarce" : "enough", fall, needed };
 }
 
+/**
+ * Bytes by which `left` may fall until it reaches the next line of `judgeScratch`; undefined: none is ahead.
+ *
+ * @param room, verdict as `judgeScratch` took and gave them for `left`
+ */
+export function fallToNextLine(
+  room: number,
+  left: number,
+  { kind, needed }: ScratchVerdict,
+): number | undefined {
+  if (kind === "enough") return left - Math.max(room * SCARCE_PART, needed);
+  return kind === "short" || needed === 0 ? undefined : left - needed;
+}
+
 /** Drops the samples that are too old and adds `newest`. */
 export function recentSamples(samples: readonly ScratchSample[], newest: ScratchSample): ScratchSample[] {
   return [...samples.filter(({ time }) => newest.time - time <= RECENT_MS), newest];

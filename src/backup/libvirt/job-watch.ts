@@ -1,4 +1,5 @@
 import { hasCode } from "../base/errors.js";
+import { isHangUp } from "./guest-end.js";
 import { jobFactsOf } from "./job-info.js";
 import type { DomainRef, Libvirt } from "./libvirt.js";
 import { type DomainEvent, EVENT } from "./rpc/events.js";
@@ -15,8 +16,11 @@ const STOPPED_BY = [
   "its QEMU failed",
   "a snapshot was loaded",
 ];
-/** How long libvirt may take to tell of the end, after something else has shown it. */
-const NOTICE_MS = 500;
+/**
+ * How long libvirt may take to tell of the end, after something else has failed. QEMU hangs up on all clients
+ * for hardly any other reason; on a busy host libvirt takes a second to say so.
+ */
+const NOTICE_MS = { afterHangUp: 5000, otherwise: 500 };
 
 interface WatchOptions {
   readonly libvirt: Libvirt;
@@ -64,7 +68,8 @@ export async function whileJobRuns<T>(
   } catch (error) {
     signal?.throwIfAborted();
     // The server of the exports may be gone a moment before libvirt says why.
-    await firstOf(end.signal, AbortSignal.timeout(NOTICE_MS));
+    const noticeMs = NOTICE_MS[isHangUp(error) ? "afterHangUp" : "otherwise"];
+    await firstOf(end.signal, AbortSignal.any([AbortSignal.timeout(noticeMs), ...(signal ? [signal] : [])]));
     throw end.signal.aborted ? end.signal.reason : error;
   } finally {
     done.abort();
@@ -77,6 +82,7 @@ function endOf(event: DomainEvent): string | undefined {
     if (event.event !== STOPPED) return undefined;
     return `the domain has stopped: ${STOPPED_BY[event.detail] ?? "it did not say why"}`;
   }
+  if (event.kind !== "jobCompleted") return undefined;
   const { operation, error, success } = jobFactsOf(event.params);
   if (operation !== "backup") return undefined;
   return error ?? (success === false ? "it failed" : "it was ended");

@@ -3,7 +3,7 @@ import { hasCode } from "../base/errors.js";
 import { resolveConnectionUri, runtimeFolder } from "./connection-uri.js";
 import { type Asked, failure } from "./libvirt-errors.js";
 import { parseDaemonAddress } from "./rpc/daemon-address.js";
-import type { DomainEvent } from "./rpc/events.js";
+import { type DomainEvent, EVENT } from "./rpc/events.js";
 import * as remote from "./rpc/procedures.js";
 import { RpcSession } from "./rpc/session.js";
 
@@ -82,7 +82,7 @@ export class LibvirtCalls {
     return await this.#patiently({ procedure: register, about: nameOf(domain) }, async () => {
       const connection = await this.#session.connection(signal);
       const silence = connection.listen((event) => {
-        if (event.domain.uuid === found.uuid) listener(event);
+        if (event.domain.uuid === found.uuid && events.includes(EVENT[event.kind])) listener(event);
       });
       const registering = events.map((event) =>
         connection.call(register, { event, domain: found }, { signal, timeoutMs }),

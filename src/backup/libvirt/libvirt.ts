@@ -5,8 +5,9 @@
  * `libvirt-errors.ts` (what libvirt's errors mean). `connection-uri.ts` finds the URI of the connection, and
  * `hypervisor.ts` reads it. `domain-xml.ts`, `job-xml.ts` and `checkpoint-xml.ts` read its documents, and
  * `begin-xml.ts` writes those that begin a job. `running-job.ts` watches over a job (`job-watch.ts`,
- * `same-job.ts`, `job-info.ts`), `job-end.ts` waits for its end (`job-to-end.ts`: and not for another's), and `guest-end.ts` says how a guest ended
- * (`domain-state.ts`). `restored-domain.ts` makes the definition of a restored domain
+ * `same-job.ts`, `job-info.ts`), `job-end.ts` waits for its end (`job-to-end.ts`: and not for another's), and
+ * `guest-end.ts` says how a guest ended (`domain-state.ts`); `image-sizes.ts` reads how large images are.
+ * `restored-domain.ts` makes the definition of a restored domain
  * (`character-devices.ts`), of which `left-out.ts` leaves only what `definition-rules.ts` allows, and
  * `try-definition.ts` asks libvirt about it (`left-trials.ts`). `checkpoints.ts` and `checkpoint-edit.ts` delete and mend
  * checkpoints, `freeze.ts` freezes and thaws, `fragile-disks.ts` names disks that QEMU dies of,
@@ -22,6 +23,7 @@ import { domainWord } from "../base/shell-word.js";
 import { stateText } from "./domain-state.js";
 import type { Platform } from "./domain-xml.js";
 import { type Hypervisor, hostOf, parseHypervisor } from "./hypervisor.js";
+import { type ImageName, type ImageSize, imageSizesOf } from "./image-sizes.js";
 import { JobEnd, unlessBusy } from "./job-end.js";
 import { type JobInfo, jobInfoOf } from "./job-info.js";
 import { judgeJob } from "./job-to-end.js";
@@ -55,6 +57,8 @@ const BLOCK_JOBS = ["Unknown job", "Block Pull", "Block Copy", "Block Commit", "
 const BACKUP_JOB = 5;
 /** virStorageVolType, by number, as virsh names them. */
 const VOLUMES = ["file", "block", "dir", "network", "net-dir", "ploop"];
+/** VIR_DOMAIN_STATS_BLOCK, and VIR_CONNECT_GET_ALL_DOMAINS_STATS_BACKING. */
+const IMAGE_STATS = { stats: 1 << 5, flags: 1 << 30 };
 /** VIR_CONNECT_LIST_DOMAINS_ACTIVE and _INACTIVE. */
 const ACTIVE = 1;
 const INACTIVE_DOMAINS = 2;
@@ -194,6 +198,17 @@ export class Libvirt implements AsyncDisposable {
   /** Begins a backup job. With `checkpointXml`, also creates that checkpoint at the same moment. */
   async beginBackup(domain: DomainRef, backupXml: string, checkpointXml?: string): Promise<void> {
     await this.#calls.ask(remote.DOMAIN_BACKUP_BEGIN, domain, { backupXml, checkpointXml });
+  }
+
+  /** @internal Every image of the domain's disks: what they are based on, and scratch images too. */
+  async imageSizes(domain: DomainRef): Promise<readonly ImageSize[]> {
+    return imageSizesOf(await this.#calls.ask(remote.CONNECT_GET_ALL_DOMAIN_STATS, domain, IMAGE_STATS));
+  }
+
+  /** @internal Has libvirt tell (`EVENT.blockThreshold`), once, that a write has passed this offset. */
+  async setThreshold(domain: DomainRef, { target, index }: ImageName, bytes: number): Promise<void> {
+    const device = `${target}[${index}]`;
+    await this.#calls.ask(remote.DOMAIN_SET_BLOCK_THRESHOLD, domain, { device, bytes });
   }
 
   /** The size of a disk in bytes, as the guest sees it. */

@@ -14,10 +14,14 @@ import { JobClients } from "../guest/job-clients.js";
 import { connectJobAnywhere, directConnection, type JobConnection } from "../guest/job-connection.js";
 import type { Definition } from "../guest/keep-files.js";
 import { type ScratchGuardOptions, whileScratchLasts } from "../guest/scratch-guard.js";
+import { scratchRooms } from "../guest/scratch-rooms.js";
+import type { ScratchThresholds } from "../guest/scratch-thresholds.js";
+import { Ssh } from "../host/ssh.js";
 import { parseCheckpoint } from "../libvirt/checkpoint-xml.js";
 import type { DomainDefinition } from "../libvirt/domain-xml.js";
 import { FRAGILE, fragileDisks } from "../libvirt/fragile-disks.js";
 import { guestEnd } from "../libvirt/guest-end.js";
+import { hostOf } from "../libvirt/hypervisor.js";
 import {
   type BackupJob,
   type BackupServer,
@@ -179,13 +183,13 @@ async function connectionTo(
 }
 
 function scratchSettings(
-  { domain: { name }, scratchFiles: files }: JobView,
+  { domain: { name }, scratchFiles: files, thresholds }: JobView,
   { endJob, scratchReserve: reserve, onWarning, signal }: AttachOptions,
 ): Omit<ScratchGuardOptions, "giveUp"> {
   const remedy = endJob
     ? "The job was ended. Begin the next one with scratch files where there is more room, or when the guest writes less"
     : `The job still runs, but nobody reads from it: end it now, \`virsh domjobabort ${domainWord(name)}\`, and begin the next one with scratch files where there is more room`;
-  return { domain: name, files, reserve, remedy, onWarning, signal };
+  return { domain: name, files, thresholds, reserve, remedy, onWarning, signal };
 }
 
 /**
@@ -227,6 +231,8 @@ interface JobView {
   readonly disks: readonly ExportedDisk[];
   /** The job's scratch files on this host. */
   readonly scratchFiles: readonly string[];
+  /** For scratch images that can't be looked at from here. */
+  readonly thresholds?: ScratchThresholds | undefined;
   /** Looks up the checkpoint that was created together with the job. */
   readonly checkpoint: (name: string) => Promise<NonNullable<Manifest["checkpoint"]>>;
   /** When the checkpoint that an increment starts from was created; undefined if unknown. */
@@ -283,7 +289,9 @@ async function viewOfLibvirt({
     times.set(name, time);
     return time;
   };
-  const host = await libvirt.remoteHost();
+  const hypervisor = await libvirt.hypervisor();
+  const host = hostOf(hypervisor);
+  const ssh = hypervisor.kind === "ssh" ? new Ssh(hypervisor.target) : undefined;
   return {
     domain: { name: running.domain.name, uuid: running.domain.uuid },
     running: running.domain,
@@ -291,6 +299,7 @@ async function viewOfLibvirt({
     server: job.server,
     disks: someDisks(exportedDisks(job)),
     scratchFiles: host === undefined ? scratchFilesOf(running.job) : [],
+    thresholds: { libvirt, domain: running.domain, rooms: scratchRooms(running.job, ssh) },
     checkpoint: async (name) => {
       const { creationTime } = await running.checkpoint(name);
       return { name, creationTime };

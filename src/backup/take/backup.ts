@@ -12,6 +12,7 @@ import { lookAtDisk, versionHere } from "../guest/look-at-disk.js";
 import type { Level } from "../guest/plan-disk.js";
 import { levelOf } from "../guest/plan-guest.js";
 import { refuseShortScratch, whileScratchLasts } from "../guest/scratch-guard.js";
+import { freeBytesThere, scratchRooms } from "../guest/scratch-rooms.js";
 import { WAY } from "../guest/ssh-job-folder.js";
 import { sshTo } from "../guest/ssh-to-hypervisor.js";
 import { usualStateFolder } from "../host/state-folder.js";
@@ -125,6 +126,8 @@ export async function backup(options: BackupOptions): Promise<BackupResult> {
     await record.refresh();
     const scratch = scratchSettings(guest, folder, disks, options);
     refuseShortScratch(scratch);
+    const before = ssh && freeBytesThere(ssh, folder.path);
+    before?.catch(() => undefined);
     await deleteOrphans(guest, made, options);
     const server = serverOf(folder, options);
     const connection = await connectJob(server, {
@@ -142,7 +145,8 @@ export async function backup(options: BackupOptions): Promise<BackupResult> {
       await clearFolder(cleaner, folder, { ...options, clients });
       traces.isCleared = true;
     };
-    taken = await whileScratchLasts({ ...scratch, signal, giveUp }, (lasting) =>
+    const thresholds = { libvirt, domain, rooms: scratchRooms(begun.job.job, ssh, before) };
+    taken = await whileScratchLasts({ ...scratch, thresholds, signal, giveUp }, (lasting) =>
       connection.walk(lasting, (walking) =>
         begun.job.whileItRuns(walking, (running) =>
           pullDisks(guest, begun, { connection, clients: clients.all }, { ...options, signal: running }),

@@ -53,7 +53,7 @@ export function scratchSettings(
   const { scratchReserve: reserve, onWarning } = options;
   const remedy =
     "Name a folder with more room (--scratch), take the backup when the guest writes less, or make it shorter: a faster target, no --limit-rate";
-  // Scratch files on another host are not watched.
+  // For those on another host there are thresholds.
   const files = ssh ? [] : disks.map(({ name }) => folder.scratch(name));
   return { domain: domain.name, files, reserve, remedy, onWarning };
 }

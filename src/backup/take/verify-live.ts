@@ -12,6 +12,7 @@ import { JobFolder } from "../guest/job-folder.js";
 import { lookAtDisk, versionHere } from "../guest/look-at-disk.js";
 import { forecast } from "../guest/plan-guest.js";
 import { refuseShortScratch, whileScratchLasts } from "../guest/scratch-guard.js";
+import { freeBytesThere, scratchRooms } from "../guest/scratch-rooms.js";
 import { WAY } from "../guest/ssh-job-folder.js";
 import { sshTo } from "../guest/ssh-to-hypervisor.js";
 import { disksToBackUp } from "../libvirt/choose-disks.js";
@@ -106,6 +107,8 @@ export async function verifyLive(options: VerifyLiveOptions): Promise<LiveReport
   try {
     const scratch = scratchSettings(guest, folder, disks, options);
     refuseShortScratch(scratch);
+    const before = ssh && freeBytesThere(ssh, folder.path);
+    before?.catch(() => undefined);
     const server = serverOf(folder, { server: undefined });
     const connection = await connectJob(server, {
       hypervisor,
@@ -135,7 +138,8 @@ export async function verifyLive(options: VerifyLiveOptions): Promise<LiveReport
       async () => {
         const begun = await begin(guest, { disks, forecast: foreseen }, { ...traces, server }, planned);
         signal?.throwIfAborted();
-        return await whileScratchLasts({ ...scratch, signal, giveUp }, (lasting) =>
+        const thresholds = { libvirt, domain, rooms: scratchRooms(begun.job.job, ssh, before) };
+        return await whileScratchLasts({ ...scratch, thresholds, signal, giveUp }, (lasting) =>
           connection.walk(lasting, (walking) =>
             begun.job.whileItRuns(walking, (running) => compare(begun, running)),
           ),

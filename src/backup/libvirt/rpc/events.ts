@@ -5,7 +5,7 @@ import { type TypedParams, typedParams } from "./typed-params.js";
 import type { XdrReader } from "./xdr.js";
 
 /** virDomainEventID: what to register for. */
-export const EVENT = { lifecycle: 0, jobCompleted: 21 } as const;
+export const EVENT = { lifecycle: 0, jobCompleted: 21, blockThreshold: 24 } as const;
 
 export type DomainEvent =
   | {
@@ -15,7 +15,16 @@ export type DomainEvent =
       readonly event: number;
       readonly detail: number;
     }
-  | { readonly kind: "jobCompleted"; readonly domain: WireDomain; readonly params: TypedParams };
+  | { readonly kind: "jobCompleted"; readonly domain: WireDomain; readonly params: TypedParams }
+  | {
+      /** A write has passed the threshold of an image, which has none from then on. */
+      readonly kind: "blockThreshold";
+      readonly domain: WireDomain;
+      /** `vda[5]`. */
+      readonly device: string;
+      /** Where the write ends, an offset in bytes. */
+      readonly end: number;
+    };
 
 /** By the number of the procedure: `remote_domain_event_callback_..._msg`. */
 const EVENTS: Readonly<Record<number, (message: XdrReader) => DomainEvent>> = {
@@ -33,6 +42,16 @@ const EVENTS: Readonly<Record<number, (message: XdrReader) => DomainEvent>> = {
   363: (message) => {
     message.int();
     return { kind: "jobCompleted", domain: readDomain(message), params: typedParams(message) };
+  },
+  // DOMAIN_EVENT_BLOCK_THRESHOLD
+  385: (message) => {
+    message.int();
+    const domain = readDomain(message);
+    const device = message.string();
+    // The image's path.
+    message.optionalString();
+    const [threshold, excess] = [message.size("a threshold"), message.size("an excess")];
+    return { kind: "blockThreshold", domain, device, end: threshold + excess };
   },
 };
 

@@ -261,6 +261,19 @@ export const CONNECT_GET_DOMAIN_CAPABILITIES = ask(
   (answer) => answer.string(),
 );
 
+/** `stats`: virDomainStatsTypes; `flags`: virConnectGetAllDomainStatsFlags. */
+export const CONNECT_GET_ALL_DOMAIN_STATS = ask(
+  344,
+  "CONNECT_GET_ALL_DOMAIN_STATS",
+  (out, args: { readonly domain: WireDomain; readonly stats: number; readonly flags: number }) =>
+    writeDomain(out.int(1), args.domain).int(args.stats).int(args.flags),
+  (answer) =>
+    answer.list(() => {
+      readDomain(answer);
+      return typedParams(answer);
+    })[0] ?? new Map(),
+);
+
 /** The answer has the mountpoint of each of the guest's file systems. */
 export const DOMAIN_GET_FSINFO = ask(
   349,
@@ -284,6 +297,15 @@ export const DOMAIN_DEFINE_XML_FLAGS = act(
   "DOMAIN_DEFINE_XML_FLAGS",
   (out, xml: string) => out.string(xml).int(0),
   readDomain,
+);
+
+/** `device`: `vda`, or `vda[5]` for another image of it; `bytes`: the offset in the image that a write passes. */
+export const DOMAIN_SET_BLOCK_THRESHOLD = act(
+  386,
+  "DOMAIN_SET_BLOCK_THRESHOLD",
+  (out, args: { readonly domain: WireDomain; readonly device: string; readonly bytes: number }) =>
+    writeDomain(out, args.domain).string(args.device).size(args.bytes).int(0),
+  nothing,
 );
 
 /** `flags`: virDomainCheckpointCreateFlags. */

@@ -35,6 +35,13 @@ export class XdrWriter {
     return this;
   }
 
+  /** An unsigned 64-bit number up to 2^53 - 1. */
+  size(value: number): this {
+    const at = this.#grow(8);
+    this.#bytes.writeBigUInt64BE(BigInt(value), at);
+    return this;
+  }
+
   string(value: string): this {
     const bytes = Buffer.from(value);
     if (bytes.length > MAX_STRING) throw new RangeError(`a text of ${bytes.length} bytes is too long`);

@@ -203,6 +203,7 @@ describe("the table of procedures", () => {
           "DOMAIN_DEFINE_XML_FLAGS",
           "DOMAIN_FSFREEZE",
           "DOMAIN_FSTHAW",
+          "DOMAIN_SET_BLOCK_THRESHOLD",
           "DOMAIN_UNDEFINE_FLAGS",
         ],
       ].sort(),
