@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from "node:timers/promises";
 import { hasCode, messageOf, type PreconditionError } from "../base/errors.js";
 import type { ImageName, ImageSize } from "../libvirt/image-sizes.js";
 import { type DomainRef, isJobGone, type Libvirt, PATIENCE_MS } from "../libvirt/libvirt.js";
@@ -85,6 +86,8 @@ export async function watchThresholds(
       } finally {
         await stop();
       }
+      // A daemon that hangs up each time must not be asked all the time.
+      await sleep(LOOK_EVERY_MS, undefined, { signal: done });
     }
   } catch (error) {
     // A job that is gone needs no scratch space.

@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from "node:timers/promises";
 import { hasCode } from "../base/errors.js";
 import { isHangUp } from "./guest-end.js";
 import { jobFactsOf } from "./job-info.js";
@@ -21,6 +22,8 @@ const STOPPED_BY = [
  * for hardly any other reason; on a busy host libvirt takes a second to say so.
  */
 const NOTICE_MS = { afterHangUp: 5000, otherwise: 500 };
+/** Time between the loss of a connection to libvirt and the next one to listen over. */
+const AGAIN_MS = 500;
 
 interface WatchOptions {
   readonly libvirt: Libvirt;
@@ -60,6 +63,8 @@ export async function whileJobRuns<T>(
       });
       const wasLost = await firstOf(listening.lost, done.signal);
       if (!wasLost) return await listening.stop();
+      // A daemon that hangs up each time must not be asked all the time.
+      await sleep(AGAIN_MS, undefined, { signal: done.signal });
     }
   };
   const watching = watch().catch(() => undefined);

@@ -3,7 +3,7 @@ import { expect, it } from "vitest";
 import { whileJobRuns } from "../../../src/backup/libvirt/job-watch.js";
 import { Libvirt } from "../../../src/backup/libvirt/libvirt.js";
 import { XdrWriter } from "../../../src/backup/libvirt/rpc/xdr.js";
-import { type Script, ScriptedLibvirt, UUID } from "../../support/scripted-libvirt.js";
+import { type Client, type Script, ScriptedLibvirt, UUID } from "../../support/scripted-libvirt.js";
 
 const REGISTER = 316;
 const DEREGISTER = 317;
@@ -132,5 +132,39 @@ it("listens again after libvirt was restarted, and looks whether it has missed t
     await server.up();
     await expect(outcome).rejects.toThrow("seen by looking");
     expect(alive.asked).toBe(2);
+  });
+});
+
+it.each<[string, (client: Client | undefined) => void]>([
+  ["talks nonsense", (client) => client?.socket.write(Buffer.alloc(64, 0xff))],
+  ["hangs up", (client) => client?.socket.destroy()],
+])("lets the work go on, and listens again after a while, if libvirt %s each time", async (_, misbehave) => {
+  let registered = 0;
+  await using server = await ScriptedLibvirt.start({
+    ...LISTENING,
+    [REGISTER]: (args, _call, client) => {
+      registered += 1;
+      if (registered % 2 === 0) setTimeout(() => misbehave(client), 10);
+      return new XdrWriter().int(args.int());
+    },
+  });
+  await using libvirt = new Libvirt({ connect: server.uri, patienceMs: 5000 });
+  const watch = {
+    ...{ libvirt, domain: LAB, signal: undefined },
+    ended: (reason: string) => new Error(reason),
+    assertAlive: async () => undefined,
+  };
+  const work = () => new Promise<string>((resolve) => setTimeout(() => resolve("read"), 1300));
+  expect(await whileJobRuns(watch, work)).toBe("read");
+  expect(registered).toBeGreaterThanOrEqual(4);
+  expect(registered).toBeLessThanOrEqual(6);
+});
+
+it("is not held up by a flood of events", async () => {
+  await watching(async ({ server, outcome }) => {
+    const client = server.clients[0];
+    for (let event = 0; event < 20_000; event += 1) client?.tell(LIFECYCLE, about(UUID).int(4).int(0));
+    client?.tell(JOB_COMPLETED, jobEnded(9, "cancelled"));
+    await expect(outcome).rejects.toThrow("cancelled");
   });
 });

@@ -10,6 +10,7 @@ import { RpcSession } from "../../../../src/backup/libvirt/rpc/session.js";
 import { XdrWriter } from "../../../../src/backup/libvirt/rpc/xdr.js";
 import {
   type Answer,
+  type Client,
   domainOf,
   reply,
   type Script,
@@ -161,6 +162,31 @@ describe("a connection to libvirt", () => {
     clearInterval(pongs);
     other.close();
   });
+});
+
+it("keeps few answers for a daemon that sends pings and reads nothing", async () => {
+  const connection = await open({});
+  const { socket, tell } = server.clients[0] as Client;
+  socket.pause();
+  const ping = encodePacket({
+    ...{ program: PROGRAM.keepalive, procedure: 1, type: 2, serial: 0, status: 0 },
+    payload: Buffer.alloc(0),
+  });
+  const before = process.memoryUsage().rss;
+  const flood = Buffer.concat(Array.from({ length: 10_000 }, () => ping));
+  for (let round = 0; round < 30; round += 1) {
+    await new Promise((resolve) => socket.write(flood, resolve));
+  }
+  expect(process.memoryUsage().rss - before).toBeLessThan(150 * 1024 ** 2);
+  socket.resume();
+  const seen: unknown[] = [];
+  connection.listen((event) => seen.push(event));
+  tell(318, lifecycle(5, 1));
+  await expect.poll(() => seen).toHaveLength(1);
+  // Those that were kept have come by now.
+  await sleep(500);
+  expect(server.told.length).toBeLessThan(100_000);
+  connection.close();
 });
 
 function lifecycle(event: number, detail: number): XdrWriter {
