@@ -1,4 +1,5 @@
-/** Every way to a libvirt, with real daemons: ssh, TLS and its refusals, SASL; and no other program started. */
+/** Every way to a libvirt, with real daemons: sessions, polkit, ssh, TLS, SASL; and no other program started. */
+import { existsSync } from "node:fs";
 import { chmod, cp, mkdir, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { execa } from "execa";
@@ -33,6 +34,42 @@ async function startDaemon(folder: string, ports: { tls: number; tcp: number }):
   const mounts = hidden.map((path) => `mount -t tmpfs none ${path}`).join(" && ");
   const script = `${mounts} && exec libvirtd -l -f "$0/libvirtd.conf" -p "$0/pid"`;
   return await startServer("unshare", ["--mount", "sh", "-c", script, folder], () => listensOn(ports.tls));
+}
+
+const POLKITD = "/usr/lib/polkit-1/polkitd";
+/** A libvirtd, and a system bus with polkit that only it sees. All end with the shell. */
+const WITH_POLKIT = `
+for path in /run/libvirt /var/lib/libvirt /etc/libvirt /var/cache/libvirt /run/dbus; do mount -t tmpfs none $path; done
+dbus-daemon --system --nofork --nopidfile & bus=$!
+while [ ! -S /run/dbus/system_bus_socket ]; do sleep 0.05; done
+${POLKITD} --no-debug > /dev/null 2>&1 & polkit=$!
+libvirtd -f "$0/libvirtd.conf" -p "$0/pid" & libvirt=$!
+trap 'kill $libvirt $polkit $bus' TERM
+wait; wait`;
+
+interface Ids {
+  readonly uid: number;
+  readonly gid: number;
+}
+
+async function idsOfNobody(): Promise<Ids> {
+  const [uid, gid] = await Promise.all(["-u", "-g"].map((of) => execa("id", [of, "nobody"])));
+  return { uid: Number(uid?.stdout), gid: Number(gid?.stdout) };
+}
+
+/** What libvirt answers to another user, with these variables in the environment. */
+async function as({ uid }: Ids, env: Record<string, string>, connect: string | undefined): Promise<unknown> {
+  const ours = { ...process.env };
+  process.seteuid?.(uid);
+  Object.assign(process.env, env);
+  try {
+    await using libvirt = new Libvirt({ connect });
+    return await libvirt.versions();
+  } finally {
+    process.seteuid?.(0);
+    for (const name of Object.keys(env)) delete process.env[name];
+    Object.assign(process.env, ours);
+  }
 }
 
 const answerOf = async (connect: string): Promise<unknown> => {
@@ -123,6 +160,27 @@ await describeWithLibvirt("libvirt", () => {
       server.close();
     }
   });
+
+  it.skipIf(!existsSync(POLKITD))(
+    "asks polkit, which lets root in and nobody else without an agent",
+    async () => {
+      await using folder = await makeFolder();
+      await chmod(folder.path, 0o755);
+      const config = `auth_unix_rw = "polkit"\nunix_sock_rw_perms = "0777"\nunix_sock_dir = "${folder.path}"\n`;
+      await writeFile(join(folder.path, "libvirtd.conf"), config);
+      const socket = join(folder.path, "libvirt-sock");
+      await using _ = await startServer("unshare", ["--mount", "sh", "-c", WITH_POLKIT, folder.path], () =>
+        listensOn(socket),
+      );
+      const uri = `qemu+unix:///system?socket=${socket}`;
+      expect(await answerOf(uri)).toEqual(VERSIONS);
+      await expect(as(await idsOfNobody(), {}, uri)).rejects.toMatchObject({
+        code: "E_LIBVIRT_ACCESS",
+        message: expect.stringMatching(/polkit.*group libvirt.*sudo.*qemu:\/\/\/session/s),
+      });
+    },
+    60_000,
+  );
 
   it("takes no process of another program, for a backup, doctor and attach", async () => {
     await using guest = await BackupLab.start();

@@ -108,9 +108,15 @@ export function failedBy(error: unknown, { domain }: Pick<Subject, "domain">): F
   return {
     status: "fail",
     cause: messageOf(error),
-    mend: MENDS[code]?.(name),
+    mend: isOfSession(error) ? "libvirtd --timeout 120 -d" : MENDS[code]?.(name),
     error,
   };
+}
+
+/** Whether a session's libvirt doesn't answer, which no service of the system starts. */
+function isOfSession(error: unknown): boolean {
+  if (!(error instanceof BackupError) || error.code !== "E_LIBVIRT") return false;
+  return String(error.details["connect"]).endsWith("///session");
 }
 
 export function pass(cause: string, of?: string): Found {

@@ -59,5 +59,5 @@ export function parseClientConfig(text: string): ClientConfig {
 }
 
 function isRoot(): boolean {
-  return process.getuid?.() === 0;
+  return process.geteuid?.() === 0;
 }
