@@ -1,6 +1,6 @@
 /** Every way to a libvirt, with real daemons: sessions, polkit, ssh, TLS, SASL; and no other program started. */
 import { existsSync } from "node:fs";
-import { chmod, cp, mkdir, readFile, writeFile } from "node:fs/promises";
+import { chmod, chown, cp, mkdir, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { execa } from "execa";
 import { expect, it } from "vitest";
@@ -160,6 +160,34 @@ await describeWithLibvirt("libvirt", () => {
       server.close();
     }
   });
+
+  it("is an own one for each user, by URI, default or alias", async () => {
+    await using folder = await makeFolder();
+    const nobody = await idsOfNobody();
+    await chown(folder.path, nobody.uid, nobody.gid);
+    const env = { HOME: folder.path, XDG_RUNTIME_DIR: folder.path };
+    await mkdir(join(folder.path, ".config", "libvirt"), { recursive: true });
+    await writeFile(
+      join(folder.path, ".config", "libvirt", "libvirt.conf"),
+      'uri_aliases = [ "mine=qemu:///session" ]\n',
+    );
+    for (const name of [".config", ".config/libvirt"]) {
+      await chown(join(folder.path, name), nobody.uid, nobody.gid);
+    }
+    const nowhere = { XDG_RUNTIME_DIR: join(folder.path, "nothing") };
+    await expect(as(nobody, { ...env, ...nowhere }, undefined)).rejects.toMatchObject({
+      code: "E_LIBVIRT",
+      message: expect.stringContaining("libvirtd --timeout 120 -d"),
+    });
+    const user = ["--reuid", String(nobody.uid), "--regid", String(nobody.gid), "--clear-groups"];
+    const variables = [`HOME=${folder.path}`, `XDG_RUNTIME_DIR=${folder.path}`];
+    await using _ = await startServer("setpriv", [...user, "env", ...variables, "libvirtd"], () =>
+      listensOn(join(folder.path, "libvirt", "libvirt-sock")),
+    );
+    expect(await as(nobody, env, undefined)).toEqual(VERSIONS);
+    expect(await as(nobody, env, "mine")).toEqual(VERSIONS);
+    expect(await as(nobody, { ...env, LIBVIRT_DEFAULT_URI: "mine" }, undefined)).toEqual(VERSIONS);
+  }, 60_000);
 
   it.skipIf(!existsSync(POLKITD))(
     "asks polkit, which lets root in and nobody else without an agent",
