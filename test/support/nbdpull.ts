@@ -32,14 +32,16 @@ export interface StartOptions {
   readonly env?: Readonly<Record<string, string>>;
   /** A command that prepares an environment and then executes the program given after it. */
   readonly inside?: readonly string[];
+  /** Another Node than the one that runs the tests. */
+  readonly node?: string;
 }
 
 /** Starts `nbdpull`; for tests that kill it. */
 export function startNbdpull(
   args: readonly string[],
-  { inside = [], ...options }: StartOptions = {},
+  { inside = [], node = process.execPath, ...options }: StartOptions = {},
 ): Running {
-  const [program = process.execPath, ...rest] = [...inside, process.execPath, NBDPULL, ...args];
+  const [program = node, ...rest] = [...inside, node, NBDPULL, ...args];
   // What a signal began is waited for, and never cut short by a SIGKILL that no test asked for.
   const child = execa(program, rest, { ...options, reject: false, forceKillAfterDelay: false });
   const ended = child.then(({ exitCode, stdout, stderr }): Ran | undefined =>

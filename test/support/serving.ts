@@ -24,8 +24,13 @@ export interface Serving extends AsyncDisposable {
 }
 
 /** Starts it and waits until it has printed its result; rejects with its error output if it ends before. */
-export async function startServing(...args: readonly string[]): Promise<Serving> {
-  const child = execa(process.execPath, [NBDPULL, "serve", ...args], { reject: false });
+export function startServing(...args: readonly string[]): Promise<Serving> {
+  return startServingBy(process.execPath, ...args);
+}
+
+/** Likewise, with this Node. */
+export async function startServingBy(node: string, ...args: readonly string[]): Promise<Serving> {
+  const child = execa(node, [NBDPULL, "serve", ...args], { reject: false });
   const ended = child.then(({ exitCode: code, signal, stdout, stderr }): Ended => {
     return { code, signal, stdout, stderr };
   });

@@ -44,7 +44,7 @@ export async function decompressCluster(
 ): Promise<Buffer> {
   const decompress = DECOMPRESS[method];
   if (decompress === undefined) {
-    const message = "clusters compressed with zstd can be read with Node 22.15 or newer";
+    const message = `reading clusters compressed with zstd needs Node 22.15 or newer, this is ${process.versions.node}: use a newer Node`;
     throw new BackupError("E_QCOW2_UNSUPPORTED", message);
   }
   // If the output has room left at the end of the stream, the decompressor stops there. Otherwise it takes
