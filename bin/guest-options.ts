@@ -1,7 +1,7 @@
 /** Options that `backup` and `doctor` share: where a job would run, and on which domains and disks. */
 import { type Command, Option } from "commander";
 import type { EncryptedPolicy } from "../src/backup/guest/encrypted-disks.js";
-import { LEVELS, type Level } from "../src/backup/guest/plan-disk.js";
+import { LEVELS, type Level } from "../src/backup/guest/levels.js";
 import type { DiskChoice } from "../src/backup/libvirt/choose-disks.js";
 import { type JobServerOptions, withJobServer } from "./job-server.js";
 import { type ScratchOptions, withEncrypted, withScratchReserve } from "./options.js";

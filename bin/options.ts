@@ -1,4 +1,3 @@
-import { readFile } from "node:fs/promises";
 import { type Command, InvalidArgumentError, Option } from "commander";
 import { UsageError } from "../src/backup/base/errors.js";
 import {
@@ -6,16 +5,12 @@ import {
   DIGEST_ALGORITHMS,
   type DigestAlgorithm,
   parseDigestAlgorithm,
-} from "../src/backup/digest/digest.js";
+} from "../src/backup/digest/algorithms.js";
 import { ENCRYPTED_POLICIES } from "../src/backup/guest/encrypted-disks.js";
 import type { ImageFormat } from "../src/backup/image/image.js";
-import { assertCompressible } from "../src/backup/pull/compressed-store.js";
-import { RateLimit } from "../src/backup/pull/rate-limit.js";
-import type { Window } from "../src/backup/pull/window.js";
 import type { CompressionMethod } from "../src/backup/qcow2/compress-cluster.js";
 import type { ProveSettings } from "../src/backup/take/prove-disk.js";
-import type { ConnectOptions } from "../src/nbd/index.js";
-import { type LimitOptions, limitsOf, withLimits } from "./network-limits.js";
+import { type LimitOptions, withLimits } from "./network-limits.js";
 import { parseSize } from "./sizes.js";
 
 /** Options of every command. */
@@ -57,6 +52,11 @@ export interface ProofOptions {
 /** Options of every command whose job has scratch files. */
 export interface ScratchOptions {
   readonly scratchReserve?: number;
+}
+
+/** Options of every command that writes to a repository, or defines what is in it. */
+export interface TrustOptions {
+  readonly trustRepository?: true;
 }
 
 export function withTalk(command: Command): Command {
@@ -143,10 +143,6 @@ export function withProof(command: Command): Command {
     );
 }
 
-export function proofOf({ proveBase: amount, proveSeed: seed }: ProofOptions): ProveSettings {
-  return { amount, seed };
-}
-
 function proofAmount(text: string): ProveSettings["amount"] {
   return text === "all" || text === "none" ? text : positive(text);
 }
@@ -166,6 +162,14 @@ export function withDigests(command: Command, otherwise: string): Command {
     .option("--no-digests", "store no digests");
 }
 
+/** For commands that write to a repository as root, or let it decide what runs on this host. */
+export function withTrust(command: Command): Command {
+  return command.option(
+    "--trust-repository",
+    "as root too, use a repository that belongs to others or that they can write to",
+  );
+}
+
 /**
  * `--digests`, `--compress`, `--define` and `--freeze` may have no value. Commander would then take the next
  * argument for it, even the URI, so the defaults are inserted here first. Except for `--digests`, values are
@@ -179,70 +183,6 @@ export function fillInDefaults(argv: readonly string[]): string[] {
     if (arg === "--define" || arg === "--freeze") return `${arg}=`;
     return arg === "--compress" ? "--compress=deflate" : arg;
   });
-}
-
-/** @throws {UsageError} if this format, or this version of Node, doesn't support the compression */
-export function compressOf(options: CopyOptions, format: ImageFormat): CompressionMethod | undefined {
-  if (options.compress !== undefined) assertCompressible(format, options.compress);
-  return options.compress;
-}
-
-/** Undefined for no digests. Without either flag, the command's own default `otherwise` applies. */
-export function digestsOf(
-  options: CopyOptions,
-  otherwise: DigestAlgorithm | undefined,
-): DigestAlgorithm | undefined {
-  return options.digests === false ? undefined : (options.digests ?? otherwise);
-}
-
-export function windowOf(options: CopyOptions & NetworkOptions): Window {
-  const { requestSize, inFlight, connections } = options;
-  return { requestSize, inFlight, connections };
-}
-
-export function rateLimitOf(options: Pick<CopyOptions, "limitRate">): RateLimit | undefined {
-  return options.limitRate === undefined ? undefined : new RateLimit(options.limitRate);
-}
-
-/** @throws {UsageError} a certificate or key file cannot be read */
-export async function connectOf(options: NetworkOptions, signal: AbortSignal): Promise<ConnectOptions> {
-  const { connections, hostOverride } = options;
-  const tls = await tlsOf(options);
-  return {
-    signal,
-    ...(connections === undefined ? {} : { connections }),
-    ...(hostOverride === undefined ? {} : { hostOverride }),
-    ...(tls === undefined ? {} : { tls }),
-    ...limitsOf(options),
-  };
-}
-
-/** Undefined if no flag concerns TLS: then only the URI decides. */
-async function tlsOf(options: NetworkOptions): Promise<ConnectOptions["tls"]> {
-  const { tlsCa, tlsCert, tlsKey, tlsPskFile, insecure } = options;
-  if ([tlsCa, tlsCert, tlsKey, tlsPskFile, insecure].every((flag) => flag === undefined)) return undefined;
-  return {
-    ...(tlsCa === undefined ? {} : { ca: await readPem("--tls-ca", tlsCa) }),
-    ...(tlsCert === undefined ? {} : { cert: await readPem("--tls-cert", tlsCert) }),
-    ...(tlsKey === undefined ? {} : { key: await readPem("--tls-key", tlsKey) }),
-    ...(tlsPskFile === undefined ? {} : { pskFile: tlsPskFile }),
-    ...(insecure === undefined ? {} : { insecureSkipVerification: true }),
-  };
-}
-
-/** @throws {UsageError} if it can't be read */
-export async function readPem(flag: string, path: string): Promise<Buffer> {
-  try {
-    return await readFile(path);
-  } catch (cause) {
-    const message = cause instanceof Error ? cause.message : String(cause);
-    throw new UsageError("E_TLS_FILE", `${flag}: ${message}`, { cause });
-  }
-}
-
-/** The requested format, or else that of the suffix: `.qcow2`; anything else is raw. */
-export function formatOf(path: string, asked: ImageFormat | undefined): ImageFormat {
-  return asked ?? (path.endsWith(".qcow2") ? "qcow2" : "raw");
 }
 
 const MAX_IN_FLIGHT = 1024 ** 3;

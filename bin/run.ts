@@ -12,10 +12,11 @@ export interface Context {
 }
 
 /**
- * Wraps a command's action: handles signals, prints the result or error, and sets the documented exit code.
+ * Wraps a command's work: handles signals, prints the result or error, and sets the documented exit code.
+ * @param load loads the work, which the command's help does without
  */
 export function run<O, A extends (string | readonly string[] | undefined)[]>(
-  action: (context: Context, options: O & TalkOptions, ...args: A) => Promise<void>,
+  load: () => Promise<(context: Context, options: O & TalkOptions, ...args: A) => Promise<void>>,
 ): (...all: unknown[]) => Promise<void> {
   return async (...all) => {
     const command = all.at(-1) as Command;
@@ -38,6 +39,7 @@ export function run<O, A extends (string | readonly string[] | undefined)[]>(
       return { name, handler };
     });
     try {
+      const action = await load();
       await action({ output, signal: interrupted.signal }, options, ...args);
       if (options.strict && output.warnings.length > 0) process.exitCode ??= EXIT.warnings;
     } catch (error) {

@@ -1,18 +1,6 @@
-import type { Command } from "commander";
 import { findStranger, refuseStranger, tighten } from "../src/backup/repository/strangers.js";
+import type { TrustOptions } from "./options.js";
 import type { Output } from "./output.js";
-
-export interface TrustOptions {
-  readonly trustRepository?: true;
-}
-
-/** For commands that write to a repository as root, or let it decide what runs on this host. */
-export function withTrust(command: Command): Command {
-  return command.option(
-    "--trust-repository",
-    "as root too, use a repository that belongs to others or that they can write to",
-  );
-}
 
 /**
  * Warns if others can write to the repository.

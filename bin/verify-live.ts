@@ -1,12 +1,12 @@
 /** `nbdpull verify --live`: the disks of a running domain compared with their chain. */
 
-import type { Command } from "commander";
 import { UsageError } from "../src/backup/base/errors.js";
 import { Libvirt } from "../src/backup/libvirt/libvirt.js";
 import { type LiveDiskReport, verifyLive } from "../src/backup/take/verify-live.js";
 import { EXIT } from "./exit-codes.js";
 import { SCRATCH_PARENT } from "./guest-options.js";
-import { rateLimitOf, type ScratchOptions, size, withScratchReserve } from "./options.js";
+import { rateLimitOf } from "./option-values.js";
+import type { ScratchOptions } from "./options.js";
 import { human } from "./output.js";
 import type { Context } from "./run.js";
 import { warnOfStrangers } from "./trust.js";
@@ -18,16 +18,6 @@ export interface LiveOptions extends ScratchOptions {
   readonly scratch?: string;
   readonly connect?: string;
   readonly limitRate?: number;
-}
-
-export function withLive(command: Command): Command {
-  return withScratchReserve(
-    command
-      .option("--live", "compare the running domain with its newest chain instead, and take no point")
-      .option("--connect <uri>", "with --live: libvirt connection, as virsh -c")
-      .option("--scratch <dir>", `with --live: where the job's folder is made (default: "${SCRATCH_PARENT}")`)
-      .option("--limit-rate <bytes/s>", "with --live: read no faster than this, all disks together", size),
-  );
 }
 
 /** @throws {UsageError} there is an option that only means something with `--live` */

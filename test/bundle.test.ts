@@ -1,22 +1,43 @@
 import { readdirSync, readFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
+import { execa } from "execa";
 import { describe, expect, it } from "vitest";
 
 const bundle = join(dirname(fileURLToPath(import.meta.url)), "../dist/bin");
+/** Prints which of Node's own modules a program has loaded. */
+const PRINT = "process.once('exit', () => process.stderr.write(process.moduleLoadList.join('\\n') + '\\n'))";
+const LOADED = `data:text/javascript,${encodeURIComponent(PRINT)}`;
 
 describe("the command's bundle", () => {
   it("imports only its own files and Node, so that it works without node_modules", () => {
     const scripts = readdirSync(bundle).filter((name) => name.endsWith(".js"));
-    const loaded = scripts.flatMap((name) =>
-      [
-        ...readFileSync(join(bundle, name), "utf8").matchAll(
-          /^(?:import|export) (?:.* from )?"([^"]+)";?$/gm,
-        ),
-      ].map(([, from]) => from ?? ""),
-    );
+    const loaded = scripts.flatMap((name) => {
+      const script = readFileSync(join(bundle, name), "utf8");
+      return [
+        ...script.matchAll(/^(?:import|export) (?:.* from )?"([^"]+)";?$/gm),
+        ...script.matchAll(/\bimport\("([^"]+)"\)/g),
+        ...script.matchAll(/\bgetBuiltinModule\("([^"]+)"\)/g),
+      ].map(([, from]) => from ?? "");
+    });
     expect(loaded).toContain("node:net");
     expect(loaded.filter((from) => !/^(?:node:|\.\/)/.test(from))).toEqual([]);
+  });
+
+  it("takes Node's modules without their ES module faces, which load all that they could ever need", () => {
+    for (const name of readdirSync(bundle).filter((name) => name.endsWith(".js"))) {
+      expect(readFileSync(join(bundle, name), "utf8"), name).not.toMatch(/^import .*"node:/m);
+    }
+  });
+
+  it("loads for a command's help nothing that only its work needs", async () => {
+    for (const name of ["pull", "backup", "restore"]) {
+      const args = ["--import", LOADED, join(bundle, "nbdpull.js"), name, "--help"];
+      const { stderr } = await execa(process.execPath, args);
+      expect(stderr).toContain("NativeModule path");
+      // Not net: the pipe that the help goes to is one of its sockets.
+      expect(stderr.match(/^NativeModule (?:tls|child_process|crypto|worker_threads|zlib)$/gm)).toBeNull();
+    }
   });
 
   it("has the licences of its dependencies", () => {

@@ -1,36 +1,18 @@
 import { readFile } from "node:fs/promises";
 import { addAbortSignal } from "node:stream";
 import { text } from "node:stream/consumers";
-import type { Command } from "commander";
 import { UsageError } from "../../src/backup/base/errors.js";
-import { DEFAULT_DIGESTS } from "../../src/backup/digest/digest.js";
+import { DEFAULT_DIGESTS } from "../../src/backup/digest/algorithms.js";
 import type { EncryptedPolicy } from "../../src/backup/guest/encrypted-disks.js";
 import { Libvirt } from "../../src/backup/libvirt/libvirt.js";
 import { attach, type JobSource } from "../../src/backup/take/attach.js";
-import { withUuid } from "../domain-options.js";
 import { keptLines } from "../kept-lines.js";
-import {
-  type CopyOptions,
-  compressOf,
-  connectOf,
-  digestsOf,
-  type NetworkOptions,
-  type ProofOptions,
-  proofOf,
-  rateLimitOf,
-  type ScratchOptions,
-  windowOf,
-  withCopy,
-  withDigests,
-  withEncrypted,
-  withNetwork,
-  withProof,
-  withScratchReserve,
-} from "../options.js";
+import { compressOf, connectOf, digestsOf, proofOf, rateLimitOf, windowOf } from "../option-values.js";
+import type { CopyOptions, NetworkOptions, ProofOptions, ScratchOptions, TrustOptions } from "../options.js";
 import { human } from "../output.js";
 import { proofText } from "../proof-text.js";
-import type { Run } from "../run.js";
-import { prepareToWrite, type TrustOptions, withTrust } from "../trust.js";
+import type { Context } from "../run.js";
+import { prepareToWrite } from "../trust.js";
 import { version } from "../version.js";
 
 interface AttachOptions extends CopyOptions, NetworkOptions, ProofOptions, ScratchOptions, TrustOptions {
@@ -44,100 +26,73 @@ interface AttachOptions extends CopyOptions, NetworkOptions, ProofOptions, Scrat
   readonly endJob?: true;
 }
 
-export function addAttach(program: Command, run: Run): void {
-  const command = program
-    .command("attach")
-    .description("take all disks of a pull backup that is already running as one restore point")
-    .argument("[domain]", "the domain whose job it is: its name, UUID, or the number of its run")
-    .requiredOption("--to <repo>", "the repository; made if the folder is empty or not there")
-    .option(
-      "--xml <file>",
-      "the job's description from a file, or - for standard input, instead of asking libvirt",
-    )
-    .option("--domain <name>", "with --xml alone: whose points these are; libvirt is not asked")
-    .option(
-      "--checkpoint <name>",
-      "the checkpoint created together with the job: makes the point a base for increments",
-    )
-    .option("--connect <uri>", "libvirt connection, as virsh -c")
-    .option(
-      "--end-job",
-      "end the job after the commit, or when scratch files are short of room; otherwise it goes on, since somebody else began it",
+export async function runAttach(
+  { output, signal }: Context,
+  options: AttachOptions,
+  domain: string | undefined,
+): Promise<void> {
+  const format = options.format ?? "qcow2";
+  const compress = compressOf(options, format);
+  const source = await jobSource(domain, options, signal);
+  await prepareToWrite(options.to, undefined, options, output);
+  const progress = await output.progress();
+  try {
+    const { signal: _, ...connect } = await connectOf(options, signal);
+    const { manifest, folder, proofs, seconds, extents, requests, connections, jobEnded } = await attach({
+      source,
+      repositoryPath: options.to,
+      trustRepository: options.trustRepository,
+      checkpoint: options.checkpoint,
+      encrypted: options.encrypted,
+      endJob: options.endJob ?? false,
+      scratchReserve: options.scratchReserve,
+      format,
+      digests: digestsOf(options, DEFAULT_DIGESTS),
+      compress,
+      sync: options.fsync,
+      proveBase: proofOf(options),
+      tool: `nbdpull ${version()}`,
+      connect,
+      window: windowOf(options),
+      rateLimit: rateLimitOf(options),
+      signal,
+      onProgress: (disk, p) => progress.update(disk, p.position, p.virtualSize, p.readBytes),
+      onWarning: (message) => output.warn(message),
+    });
+    const lines = manifest.disks.map((disk) => {
+      const what = disk.parent === null ? "full" : `${human(disk.dirtyBytes)} changed since ${disk.parent}`;
+      const why = disk.reason === undefined ? "" : ` (${disk.reason})`;
+      return `  ${disk.name}: ${human(disk.virtualSize)}, ${what}${why}, ${human(disk.storedBytes)} stored${proofText(proofs, disk.name)}`;
+    });
+    output.result(
+      {
+        id: manifest.id,
+        domain: manifest.domain.name,
+        uuid: manifest.domain.uuid,
+        level: manifest.level,
+        checkpoint: manifest.checkpoint?.name ?? null,
+        createdAt: manifest.createdAt,
+        folder,
+        disks: manifest.disks,
+        files: manifest.files,
+        notKept: manifest.notKept,
+        proofs,
+        extents,
+        requests,
+        connections,
+        seconds,
+        jobEnded,
+        warnings: output.warnings,
+      },
+      [
+        `${manifest.domain.name} ${manifest.id}: ${manifest.level} restore point in ${seconds.toFixed(2)} s`,
+        ...lines,
+        ...keptLines(manifest).map((line) => `  ${line}`),
+      ],
     );
-  withUuid(command, "with --domain");
-  withTrust(
-    withNetwork(
-      withProof(
-        withDigests(withCopy(withScratchReserve(withEncrypted(command))), `default ${DEFAULT_DIGESTS}`),
-      ),
-    ),
-  ).action(
-    run<AttachOptions, [domain: string | undefined]>(async ({ output, signal }, options, domain) => {
-      const format = options.format ?? "qcow2";
-      const compress = compressOf(options, format);
-      const source = await jobSource(domain, options, signal);
-      await prepareToWrite(options.to, undefined, options, output);
-      const progress = await output.progress();
-      try {
-        const { signal: _, ...connect } = await connectOf(options, signal);
-        const { manifest, folder, proofs, seconds, extents, requests, connections, jobEnded } = await attach({
-          source,
-          repositoryPath: options.to,
-          trustRepository: options.trustRepository,
-          checkpoint: options.checkpoint,
-          encrypted: options.encrypted,
-          endJob: options.endJob ?? false,
-          scratchReserve: options.scratchReserve,
-          format,
-          digests: digestsOf(options, DEFAULT_DIGESTS),
-          compress,
-          sync: options.fsync,
-          proveBase: proofOf(options),
-          tool: `nbdpull ${version()}`,
-          connect,
-          window: windowOf(options),
-          rateLimit: rateLimitOf(options),
-          signal,
-          onProgress: (disk, p) => progress.update(disk, p.position, p.virtualSize, p.readBytes),
-          onWarning: (message) => output.warn(message),
-        });
-        const lines = manifest.disks.map((disk) => {
-          const what =
-            disk.parent === null ? "full" : `${human(disk.dirtyBytes)} changed since ${disk.parent}`;
-          const why = disk.reason === undefined ? "" : ` (${disk.reason})`;
-          return `  ${disk.name}: ${human(disk.virtualSize)}, ${what}${why}, ${human(disk.storedBytes)} stored${proofText(proofs, disk.name)}`;
-        });
-        output.result(
-          {
-            id: manifest.id,
-            domain: manifest.domain.name,
-            uuid: manifest.domain.uuid,
-            level: manifest.level,
-            checkpoint: manifest.checkpoint?.name ?? null,
-            createdAt: manifest.createdAt,
-            folder,
-            disks: manifest.disks,
-            files: manifest.files,
-            notKept: manifest.notKept,
-            proofs,
-            extents,
-            requests,
-            connections,
-            seconds,
-            jobEnded,
-            warnings: output.warnings,
-          },
-          [
-            `${manifest.domain.name} ${manifest.id}: ${manifest.level} restore point in ${seconds.toFixed(2)} s`,
-            ...lines,
-            ...keptLines(manifest).map((line) => `  ${line}`),
-          ],
-        );
-      } finally {
-        progress.stop();
-      }
-    }),
-  );
+  } finally {
+    progress.stop();
+  }
 }
 
 async function jobSource(

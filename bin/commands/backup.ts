@@ -1,36 +1,23 @@
 import { resolve } from "node:path";
-import type { Command } from "commander";
 import pLimit from "p-limit";
 import { BackupError, hasCode, UsageError } from "../../src/backup/base/errors.js";
-import { DEFAULT_DIGESTS } from "../../src/backup/digest/digest.js";
+import { DEFAULT_DIGESTS } from "../../src/backup/digest/algorithms.js";
 import { Libvirt } from "../../src/backup/libvirt/libvirt.js";
 import type { RateLimit } from "../../src/backup/pull/rate-limit.js";
 import { type BackupResult, backup } from "../../src/backup/take/backup.js";
 import { type ChosenDomain, chosenDomains } from "../chosen-domains.js";
 import { EXIT, exitCodeOf, worstExitCode } from "../exit-codes.js";
-import { type GuestOptions, mountpointsOf, withGuest } from "../guest-options.js";
+import { type GuestOptions, mountpointsOf } from "../guest-options.js";
 import { readersOf, tcpServerOf } from "../job-server.js";
 import { keptLines } from "../kept-lines.js";
 import { type MetricsUpdate, updateOfFailure, updateOfRun, updateOfSuccess } from "../metrics.js";
 import { MetricsFile } from "../metrics-file.js";
-import {
-  type CopyOptions,
-  compressOf,
-  connectOf,
-  digestsOf,
-  type ProofOptions,
-  positive,
-  proofOf,
-  rateLimitOf,
-  windowOf,
-  withCopy,
-  withDigests,
-  withProof,
-} from "../options.js";
+import { compressOf, connectOf, digestsOf, proofOf, rateLimitOf, windowOf } from "../option-values.js";
+import type { CopyOptions, ProofOptions, TalkOptions, TrustOptions } from "../options.js";
 import { human, type Progress } from "../output.js";
 import { proofText } from "../proof-text.js";
-import type { Context, Run } from "../run.js";
-import { prepareToWrite, type TrustOptions, withTrust } from "../trust.js";
+import type { Context } from "../run.js";
+import { prepareToWrite } from "../trust.js";
 import { version } from "../version.js";
 
 interface BackupOptions extends CopyOptions, GuestOptions, ProofOptions, TrustOptions {
@@ -56,38 +43,28 @@ interface Job extends Context {
   readonly record: (update: MetricsUpdate) => Promise<void>;
 }
 
-export function addBackup(program: Command, run: Run): void {
-  const command = program
-    .command("backup")
-    .description("back libvirt domains up, running or off, each as one restore point")
-    .argument("[domains...]", "the domains: names, UUIDs, or numbers of their runs")
-    .requiredOption("--to <repo>", "the repository; made if the folder is empty or not there")
-    .option("--all", "all domains that run and have disks (not those that are off)")
-    .option("--jobs <n>", "of several domains, how many at once; default 2, with --server 1", positive)
-    .option("--moved", "the repository was moved to where it is now, or is reached by another path")
-    .option("--metrics <file>", "keep a metrics file for the node exporter's textfile collector (*.prom)");
-  withTrust(withGuest(withProof(withDigests(withCopy(command), `default ${DEFAULT_DIGESTS}`)))).action(
-    run<BackupOptions, [domains: readonly string[]]>(async (context, options, named) => {
-      const record = await recorderOf(context, options);
-      const job = { ...context, options, record, rateLimit: rateLimitOf(options) };
-      const server = tcpServerOf(options);
-      const readers = readersOf(server);
-      if (readers !== undefined) context.output.note(readers);
-      if (server && (options.jobs ?? 1) > 1) {
-        const message =
-          "--jobs makes several jobs listen at once, but --server names one port: leave one out";
-        throw new UsageError("E_USAGE", message);
-      }
-      try {
-        await backUpAsAsked(job, named);
-        const code = options.strict && context.output.warnings.length > 0 ? EXIT.warnings : EXIT.done;
-        await record(updateOfRun(resolve(options.to), Number(process.exitCode ?? code), Date.now()));
-      } catch (error) {
-        await record(updateOfRun(resolve(options.to), exitCodeIn(context, error), Date.now()));
-        throw error;
-      }
-    }),
-  );
+export async function runBackup(
+  context: Context,
+  options: BackupOptions & TalkOptions,
+  named: readonly string[],
+): Promise<void> {
+  const record = await recorderOf(context, options);
+  const job = { ...context, options, record, rateLimit: rateLimitOf(options) };
+  const server = tcpServerOf(options);
+  const readers = readersOf(server);
+  if (readers !== undefined) context.output.note(readers);
+  if (server && (options.jobs ?? 1) > 1) {
+    const message = "--jobs makes several jobs listen at once, but --server names one port: leave one out";
+    throw new UsageError("E_USAGE", message);
+  }
+  try {
+    await backUpAsAsked(job, named);
+    const code = options.strict && context.output.warnings.length > 0 ? EXIT.warnings : EXIT.done;
+    await record(updateOfRun(resolve(options.to), Number(process.exitCode ?? code), Date.now()));
+  } catch (error) {
+    await record(updateOfRun(resolve(options.to), exitCodeIn(context, error), Date.now()));
+    throw error;
+  }
 }
 
 async function backUpAsAsked(

@@ -1,9 +1,8 @@
 import { mkdtemp, open, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import type { Command } from "commander";
 import { DamageError } from "../../src/backup/base/errors.js";
-import { DEFAULT_DIGESTS } from "../../src/backup/digest/digest.js";
+import { DEFAULT_DIGESTS } from "../../src/backup/digest/algorithms.js";
 import type { Manifest } from "../../src/backup/repository/manifest.js";
 import { Repository } from "../../src/backup/repository/repository.js";
 import { restore } from "../../src/backup/restore/restore.js";
@@ -11,7 +10,7 @@ import { type TakenPoint, takePoint } from "../../src/backup/take/take-point.js"
 import { verifyPoints } from "../../src/backup/verify/verify.js";
 import { MemoryDisk, NbdServer, parseNbdUri, type ServedExport } from "../../src/nbd/index.js";
 import { human } from "../output.js";
-import type { Run } from "../run.js";
+import type { Context } from "../run.js";
 import { version } from "../version.js";
 
 const MiB = 1024 * 1024;
@@ -25,22 +24,15 @@ interface Proof {
   readonly figures: string;
 }
 
-export function addDemo(program: Command, run: Run): void {
-  program
-    .command("demo")
-    .description("the main job against the built-in server, end to end, and what it proved")
-    .action(
-      run<object, []>(async ({ output, signal }) => {
-        const folder = await mkdtemp(join(tmpdir(), "nbdpull-demo-"));
-        try {
-          const proofs = await demonstrate(folder, signal);
-          const lines = ["Proved, on this machine, just now:", ...proofs.map(asText)];
-          output.result({ proved: proofs }, lines);
-        } finally {
-          await rm(folder, { recursive: true, force: true });
-        }
-      }),
-    );
+export async function runDemo({ output, signal }: Context): Promise<void> {
+  const folder = await mkdtemp(join(tmpdir(), "nbdpull-demo-"));
+  try {
+    const proofs = await demonstrate(folder, signal);
+    const lines = ["Proved, on this machine, just now:", ...proofs.map(asText)];
+    output.result({ proved: proofs }, lines);
+  } finally {
+    await rm(folder, { recursive: true, force: true });
+  }
 }
 
 function asText({ step, figures }: Proof): string {

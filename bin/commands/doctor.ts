@@ -1,4 +1,3 @@
-import type { Command } from "commander";
 import { BackupError, UsageError } from "../../src/backup/base/errors.js";
 import type { CheckResult, CheckStatus } from "../../src/backup/checks/check.js";
 import { examine } from "../../src/backup/checks/doctor.js";
@@ -6,9 +5,10 @@ import { retireRepository } from "../../src/backup/guest/retire-repository.js";
 import { Libvirt } from "../../src/backup/libvirt/libvirt.js";
 import { Repository } from "../../src/backup/repository/repository.js";
 import { EXIT } from "../exit-codes.js";
-import { disksOf, type GuestOptions, mountpointsOf, withGuest } from "../guest-options.js";
+import { disksOf, type GuestOptions, mountpointsOf } from "../guest-options.js";
 import { tcpServerOf } from "../job-server.js";
-import type { Context, Run } from "../run.js";
+import type { TalkOptions } from "../options.js";
+import type { Context } from "../run.js";
 import type { Line } from "../terminal.js";
 
 interface DoctorOptions extends GuestOptions {
@@ -17,44 +17,32 @@ interface DoctorOptions extends GuestOptions {
   readonly dryRun?: boolean;
 }
 
-export function addDoctor(program: Command, run: Run): void {
-  const command = program
-    .command("doctor")
-    .description(
-      "what stands in the way of a backup, each with the command that mends it; changes nothing without --retire",
-    )
-    .argument("[domain]", "what a backup of it would rest on; left out: only the host and the repository")
-    .option("--to <repo>", "the repository that it would go to")
-    .option(
-      "--retire <id>",
-      "delete the checkpoints of a repository that is no more, by its id, from the domain or all that run",
-    )
-    .option("--dry-run", "with --retire: only tell what would be deleted");
-  withGuest(command).action(
-    run<DoctorOptions, [domain: string | undefined]>(async (context, options, domainName) => {
-      const { output, signal } = context;
-      if (options.retire !== undefined) return await retire(context, options, options.retire, domainName);
-      if (options.dryRun) throw new UsageError("E_REPOSITORY_ID", "--dry-run is for --retire ID");
-      const findings = await examine({
-        libvirt: new Libvirt({ signal, connect: options.connect }),
-        domainName,
-        repositoryPath: options.to,
-        scratchParent: options.scratch,
-        scratchReserve: options.scratchReserve,
-        server: tcpServerOf(options),
-        freeze: mountpointsOf(options),
-        choice: disksOf(options),
-        encrypted: options.encrypted,
-        level: options.level,
-        format: "qcow2",
-        signal,
-      });
-      output.result(findings.map(asJson), asText(findings));
-      const has = (wanted: CheckStatus): boolean => findings.some(({ status }) => status === wanted);
-      if (has("fail")) process.exitCode = EXIT.precondition;
-      else if (options.strict && has("warn")) process.exitCode = EXIT.warnings;
-    }),
-  );
+export async function runDoctor(
+  context: Context,
+  options: DoctorOptions & TalkOptions,
+  domainName: string | undefined,
+): Promise<void> {
+  const { output, signal } = context;
+  if (options.retire !== undefined) return await retire(context, options, options.retire, domainName);
+  if (options.dryRun) throw new UsageError("E_REPOSITORY_ID", "--dry-run is for --retire ID");
+  const findings = await examine({
+    libvirt: new Libvirt({ signal, connect: options.connect }),
+    domainName,
+    repositoryPath: options.to,
+    scratchParent: options.scratch,
+    scratchReserve: options.scratchReserve,
+    server: tcpServerOf(options),
+    freeze: mountpointsOf(options),
+    choice: disksOf(options),
+    encrypted: options.encrypted,
+    level: options.level,
+    format: "qcow2",
+    signal,
+  });
+  output.result(findings.map(asJson), asText(findings));
+  const has = (wanted: CheckStatus): boolean => findings.some(({ status }) => status === wanted);
+  if (has("fail")) process.exitCode = EXIT.precondition;
+  else if (options.strict && has("warn")) process.exitCode = EXIT.warnings;
 }
 
 async function retire(

@@ -1,4 +1,3 @@
-import type { Command } from "commander";
 import { allOrNone } from "../../src/backup/base/in-parallel.js";
 import {
   type ConnectOptions,
@@ -11,9 +10,10 @@ import {
   parseNbdUri,
 } from "../../src/nbd/index.js";
 import { EXIT } from "../exit-codes.js";
-import { connectOf, type NetworkOptions, withNetwork } from "../options.js";
+import { connectOf } from "../option-values.js";
+import type { NetworkOptions } from "../options.js";
 import { human, type Output } from "../output.js";
-import type { Run } from "../run.js";
+import type { Context } from "../run.js";
 
 interface InfoOptions extends NetworkOptions {
   readonly list?: true;
@@ -25,34 +25,23 @@ const AT_ONCE = 4;
 /** Characters of the contexts of all exports together: each export may have 16 MiB of them. */
 const MOST_CONTEXT_CHARACTERS = 16 * 1024 * 1024;
 
-export function addInfo(program: Command, run: Run): void {
-  const command = program
-    .command("info")
-    .description("an export (or with --list all of them): size, flags, block sizes, protocol, meta contexts")
-    .argument("<uri>")
-    .option("--list", "all exports that the server lists");
-  withNetwork(command).action(
-    run<InfoOptions, [uri: string]>(async ({ output, signal }, options, uri) => {
-      const address = parseNbdUri(uri);
-      const connect = { ...(await connectOf(options, signal)), listContexts: true };
-      const found = options.list
-        ? await describeAll(address, connect, output)
-        : { exports: [await describe(address, connect)], errors: [] };
-      const [first] = found.exports;
-      const json = {
-        protocol: first?.handshake ?? "newstyle-fixed",
-        TLS: first?.tls ?? false,
-        structured: first !== undefined && first.protocol !== "simple",
-        extended: first?.protocol === "extended",
-        exports: found.exports.map((info) =>
-          asJson(info, formatNbdUri({ ...address, exportName: info.name })),
-        ),
-        ...(found.errors.length === 0 ? {} : { errors: found.errors }),
-      };
-      output.result(json, found.exports.flatMap(asText));
-      if (found.errors.length > 0) process.exitCode = EXIT.precondition;
-    }),
-  );
+export async function runInfo({ output, signal }: Context, options: InfoOptions, uri: string): Promise<void> {
+  const address = parseNbdUri(uri);
+  const connect = { ...(await connectOf(options, signal)), listContexts: true };
+  const found = options.list
+    ? await describeAll(address, connect, output)
+    : { exports: [await describe(address, connect)], errors: [] };
+  const [first] = found.exports;
+  const json = {
+    protocol: first?.handshake ?? "newstyle-fixed",
+    TLS: first?.tls ?? false,
+    structured: first !== undefined && first.protocol !== "simple",
+    extended: first?.protocol === "extended",
+    exports: found.exports.map((info) => asJson(info, formatNbdUri({ ...address, exportName: info.name }))),
+    ...(found.errors.length === 0 ? {} : { errors: found.errors }),
+  };
+  output.result(json, found.exports.flatMap(asText));
+  if (found.errors.length > 0) process.exitCode = EXIT.precondition;
 }
 
 async function describe(address: NbdAddress, connect: ConnectOptions): Promise<ExportInfo> {

@@ -1,12 +1,12 @@
-import { type Command, Option } from "commander";
 import { PreconditionError } from "../../src/backup/base/errors.js";
 import { ALLOCATION_CONTEXT, dirtyContext } from "../../src/backup/export/export-extents.js";
 import { MetaContextError, NbdClient } from "../../src/nbd/index.js";
 import { JsonForm, JsonTotalsForm, TextForm, TextTotalsForm } from "../map-forms.js";
 import { type MapForm, MapPrinter } from "../map-printer.js";
-import { connectOf, type NetworkOptions, type TalkOptions, withNetwork } from "../options.js";
+import { connectOf } from "../option-values.js";
+import type { NetworkOptions, TalkOptions } from "../options.js";
 import type { Output } from "../output.js";
-import type { Run } from "../run.js";
+import type { Context } from "../run.js";
 
 interface MapOptions extends NetworkOptions {
   readonly bitmap?: string;
@@ -14,24 +14,11 @@ interface MapOptions extends NetworkOptions {
   readonly totals?: true;
 }
 
-export function addMap(program: Command, run: Run): void {
-  const command = program
-    .command("map")
-    .description(
-      "the extents of a meta context (base:allocation by default), totals, and where on the disk they lie",
-    )
-    .argument("<uri>")
-    .addOption(new Option("--bitmap <name>", "the dirty bitmap of this name").conflicts("context"))
-    .option("--context <name>", "any meta context, by its full name")
-    .option("--totals", "only the totals, no line for each extent");
-  withNetwork(command).action(
-    run<MapOptions, [uri: string]>(async ({ output, signal }, options, uri) => {
-      const context =
-        options.bitmap === undefined ? (options.context ?? ALLOCATION_CONTEXT) : dirtyContext(options.bitmap);
-      await using client = await connect(uri, context, await connectOf(options, signal));
-      await printMap(client, formOf(context, client.export.size, options), context, output, signal);
-    }),
-  );
+export async function runMap({ output, signal }: Context, options: MapOptions, uri: string): Promise<void> {
+  const context =
+    options.bitmap === undefined ? (options.context ?? ALLOCATION_CONTEXT) : dirtyContext(options.bitmap);
+  await using client = await connect(uri, context, await connectOf(options, signal));
+  await printMap(client, formOf(context, client.export.size, options), context, output, signal);
 }
 
 function formOf(context: string, size: number, { json, totals }: MapOptions & TalkOptions): MapForm {

@@ -1,16 +1,16 @@
-import type { Command } from "commander";
 import { type DamageError, UsageError } from "../../src/backup/base/errors.js";
 import { chooseDomains } from "../../src/backup/repository/choose-domain.js";
 import type { Manifest } from "../../src/backup/repository/manifest.js";
 import { isOwner, ownersOf } from "../../src/backup/repository/point-owners.js";
 import { Repository } from "../../src/backup/repository/repository.js";
-import { type WhoseOptions, withWhose } from "../domain-options.js";
+import type { WhoseOptions } from "../domain-options.js";
 import { EXIT } from "../exit-codes.js";
 import { fixClock } from "../fixed-clock.js";
 import { keptLines } from "../kept-lines.js";
+import type { TrustOptions } from "../options.js";
 import { human } from "../output.js";
-import type { Context, Run } from "../run.js";
-import { prepareToWrite, type TrustOptions, warnOfStrangers, withTrust } from "../trust.js";
+import type { Context } from "../run.js";
+import { prepareToWrite, warnOfStrangers } from "../trust.js";
 
 interface PointsOptions extends TrustOptions, WhoseOptions {
   readonly fixClock?: true;
@@ -27,40 +27,29 @@ interface Series {
   readonly points: readonly Manifest[];
 }
 
-export function addPoints(program: Command, run: Run): void {
-  const command = program
-    .command("points")
-    .description("the restore points of a repository, oldest first, and how they hang together")
-    .argument("<repo>")
-    .argument("[domain]")
-    .option("--fix-clock", "date points anew that were made while a clock was wrong; their ids stay")
-    .option(
-      "--wrong <id>",
-      "with --fix-clock: the time of this point is wrong; may be given several times",
-      collect,
-    )
-    .option("--dry-run", "with --fix-clock: only tell what would be done");
-  withTrust(withWhose(command)).action(
-    run<PointsOptions, [repo: string, domain: string | undefined]>(async (context, options, path, domain) => {
-      const repository = await Repository.open(path, { trusted: options.trustRepository });
-      const domains = await chooseDomains(repository, domain, options.uuid);
-      const { fixClock: isWrite = false, dryRun = false, wrong = [] } = options;
-      if (isWrite && options.uuid !== undefined) {
-        const message = "--fix-clock mends all points of a folder: name the folder, and leave --uuid out";
-        throw new UsageError("E_USAGE", message);
-      }
-      if (dryRun && !isWrite) throw new UsageError("E_USAGE", "--dry-run is for --fix-clock");
-      if (wrong.length > 0 && !isWrite) throw new UsageError("E_USAGE", "--wrong is for --fix-clock");
-      if (wrong.length > 0 && domains.length > 1) {
-        const message = `--wrong names points of one domain, and here are several: ${domains.join(", ")}. Name one`;
-        throw new UsageError("E_WHICH_DOMAIN", message);
-      }
-      if (isWrite && !dryRun) await prepareToWrite(path, domains, options, context.output);
-      else await warnOfStrangers(path, domains, context.output);
-      if (isWrite) return await fixClock(repository, domains, { dryRun, wrong }, context);
-      await list(repository, domains, options.uuid, context);
-    }),
-  );
+export async function runPoints(
+  context: Context,
+  options: PointsOptions,
+  path: string,
+  domain: string | undefined,
+): Promise<void> {
+  const repository = await Repository.open(path, { trusted: options.trustRepository });
+  const domains = await chooseDomains(repository, domain, options.uuid);
+  const { fixClock: isWrite = false, dryRun = false, wrong = [] } = options;
+  if (isWrite && options.uuid !== undefined) {
+    const message = "--fix-clock mends all points of a folder: name the folder, and leave --uuid out";
+    throw new UsageError("E_USAGE", message);
+  }
+  if (dryRun && !isWrite) throw new UsageError("E_USAGE", "--dry-run is for --fix-clock");
+  if (wrong.length > 0 && !isWrite) throw new UsageError("E_USAGE", "--wrong is for --fix-clock");
+  if (wrong.length > 0 && domains.length > 1) {
+    const message = `--wrong names points of one domain, and here are several: ${domains.join(", ")}. Name one`;
+    throw new UsageError("E_WHICH_DOMAIN", message);
+  }
+  if (isWrite && !dryRun) await prepareToWrite(path, domains, options, context.output);
+  else await warnOfStrangers(path, domains, context.output);
+  if (isWrite) return await fixClock(repository, domains, { dryRun, wrong }, context);
+  await list(repository, domains, options.uuid, context);
 }
 
 async function list(
@@ -171,8 +160,4 @@ function neededBy(point: Manifest | undefined, points: readonly Manifest[]): Rea
 /** Local time, such as `2026-11-20 16:22:16`. */
 function localTime(iso: string): string {
   return new Date(iso).toLocaleString("sv-SE");
-}
-
-function collect(id: string, before: readonly string[] = []): readonly string[] {
-  return [...before, id];
 }

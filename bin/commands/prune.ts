@@ -1,11 +1,11 @@
-import { type Command, InvalidArgumentError } from "commander";
 import { type PruneResult, prune } from "../../src/backup/prune/prune.js";
 import { chooseDomains } from "../../src/backup/repository/choose-domain.js";
 import { Repository } from "../../src/backup/repository/repository.js";
-import { type WhoseOptions, withWhose } from "../domain-options.js";
+import type { WhoseOptions } from "../domain-options.js";
+import type { TrustOptions } from "../options.js";
 import { human } from "../output.js";
-import type { Run } from "../run.js";
-import { prepareToWrite, type TrustOptions, warnOfStrangers, withTrust } from "../trust.js";
+import type { Context } from "../run.js";
+import { prepareToWrite, warnOfStrangers } from "../trust.js";
 
 interface PruneCommandOptions extends TrustOptions, WhoseOptions {
   readonly keepLast?: number;
@@ -16,60 +16,42 @@ interface PruneCommandOptions extends TrustOptions, WhoseOptions {
   readonly fsync: boolean;
 }
 
-export function addPrune(program: Command, run: Run): void {
-  const command = program
-    .command("prune")
-    .description("drop old points, and merge what later ones need of them; every kept point stays restorable")
-    .argument("<repo>")
-    .argument("[domain]", "left out: every domain, each by itself")
-    .option("--keep-last <n>", "keep the newest N points", count)
-    .option("--keep-daily <n>", "keep the newest point of each of the last N days that have points", count)
-    .option("--keep-weekly <n>", "the same of weeks, which begin on Monday", count)
-    .option("--keep-monthly <n>", "the same of months", count)
-    .option("--dry-run", "only tell what would be done")
-    .option("--no-fsync", "do not flush to stable storage: faster, and not safe against a power cut");
-  withTrust(withWhose(command)).action(
-    run<PruneCommandOptions, [repo: string, domain: string | undefined]>(
-      async ({ output, signal }, options, path, wanted) => {
-        const repository = await Repository.open(path, { trusted: options.trustRepository });
-        const domains = await chooseDomains(repository, wanted, options.uuid);
-        const dryRun = options.dryRun ?? false;
-        if (dryRun) await warnOfStrangers(path, domains, output);
-        else await prepareToWrite(path, domains, options, output);
-        const { keepLast: last, keepDaily: daily, keepWeekly: weekly, keepMonthly: monthly } = options;
-        const results: PruneResult[] = [];
-        const progress = await output.progress();
-        try {
-          for (const domain of domains) {
-            results.push(
-              await prune({
-                repository,
-                domain,
-                uuid: options.uuid,
-                retention: { last, daily, weekly, monthly },
-                dryRun,
-                sync: options.fsync,
-                signal,
-                onProgress: (disk, position, size) =>
-                  progress.update(`${domain} ${disk}`, position, size, position),
-              }),
-            );
-          }
-        } finally {
-          progress.stop();
-        }
-        const lines = results.flatMap((result) => asText(result, dryRun));
-        const json = { dryRun, domains: results };
-        output.result(json, lines.length > 0 ? lines : ["no restore points yet"]);
-      },
-    ),
-  );
-}
-
-function count(text: string): number {
-  const value = Number(text);
-  if (Number.isSafeInteger(value) && value >= 0 && /^\d+$/.test(text)) return value;
-  throw new InvalidArgumentError("It has to be a whole number, 0 or more.");
+export async function runPrune(
+  { output, signal }: Context,
+  options: PruneCommandOptions,
+  path: string,
+  wanted: string | undefined,
+): Promise<void> {
+  const repository = await Repository.open(path, { trusted: options.trustRepository });
+  const domains = await chooseDomains(repository, wanted, options.uuid);
+  const dryRun = options.dryRun ?? false;
+  if (dryRun) await warnOfStrangers(path, domains, output);
+  else await prepareToWrite(path, domains, options, output);
+  const { keepLast: last, keepDaily: daily, keepWeekly: weekly, keepMonthly: monthly } = options;
+  const results: PruneResult[] = [];
+  const progress = await output.progress();
+  try {
+    for (const domain of domains) {
+      results.push(
+        await prune({
+          repository,
+          domain,
+          uuid: options.uuid,
+          retention: { last, daily, weekly, monthly },
+          dryRun,
+          sync: options.fsync,
+          signal,
+          onProgress: (disk, position, size) =>
+            progress.update(`${domain} ${disk}`, position, size, position),
+        }),
+      );
+    }
+  } finally {
+    progress.stop();
+  }
+  const lines = results.flatMap((result) => asText(result, dryRun));
+  const json = { dryRun, domains: results };
+  output.result(json, lines.length > 0 ? lines : ["no restore points yet"]);
 }
 
 function asText(

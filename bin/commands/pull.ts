@@ -1,24 +1,12 @@
-import type { Command } from "commander";
 import { UsageError } from "../../src/backup/base/errors.js";
 import { openExport } from "../../src/backup/export/open-export.js";
 import { refuseTarget } from "../../src/backup/host/publish.js";
 import type { ImageFormat } from "../../src/backup/image/image.js";
 import { pullFile } from "../../src/backup/take/pull-file.js";
-import {
-  type CopyOptions,
-  compressOf,
-  connectOf,
-  digestsOf,
-  formatOf,
-  type NetworkOptions,
-  rateLimitOf,
-  windowOf,
-  withCopy,
-  withDigests,
-  withNetwork,
-} from "../options.js";
+import { compressOf, connectOf, digestsOf, formatOf, rateLimitOf, windowOf } from "../option-values.js";
+import type { CopyOptions, NetworkOptions } from "../options.js";
 import { human } from "../output.js";
-import type { Run } from "../run.js";
+import type { Context } from "../run.js";
 
 interface PullOptions extends CopyOptions, NetworkOptions {
   readonly bitmap?: string;
@@ -30,67 +18,53 @@ interface PullOptions extends CopyOptions, NetworkOptions {
 /** The name of standard output; a file of that name is ./- */
 const STDOUT = "-";
 
-export function addPull(program: Command, run: Run): void {
-  const command = program
-    .command("pull")
-    .description("copy one export into one image: everything, or with --bitmap what has changed")
-    .argument("<uri>", "nbd://HOST/EXPORT or nbd+unix:///EXPORT?socket=PATH")
-    .argument(
-      "<image>",
-      "the image to write: .qcow2, anything else is raw; - writes the whole disk to standard output, raw",
-    )
-    .option(
-      "--bitmap <name>",
-      "only what this dirty bitmap marks; a missing bitmap is exit 4, never a full copy",
-    )
-    .option("--backing <image>", "name this image as the one below (incremental qcow2 only)")
-    .option("--backing-format <format>", "its format; by default its suffix decides, it is never probed")
-    .option("--force", "replace the image if it exists");
-  withNetwork(withDigests(withCopy(command), "by default none for a single image")).action(
-    run<PullOptions, [uri: string, image: string]>(async (context, options, uri, imagePath) => {
-      if (imagePath === STDOUT) {
-        context.output.leaveStdout();
-        refuseImageOptions(options);
-        const { pullToStdout } = await import("../pull-to-stdout.js");
-        return await pullToStdout(context, uri, options);
-      }
-      const { output, signal } = context;
-      const format = formatOf(imagePath, options.format);
-      const compress = compressOf(options, format);
-      const { bitmap, backing } = options;
-      await refuseTarget(imagePath, options.force ?? false);
-      await using client = await openExport(uri, bitmap, await connectOf(options, signal));
-      const progress = await output.progress();
-      try {
-        const result = await pullFile({
-          client,
-          bitmap,
-          imagePath,
-          format,
-          backing:
-            backing === undefined
-              ? undefined
-              : { path: backing, format: formatOf(backing, options.backingFormat) },
-          digests: digestsOf(options, undefined),
-          compress,
-          force: options.force ?? false,
-          sync: options.fsync,
-          window: windowOf(options),
-          rateLimit: rateLimitOf(options),
-          signal,
-          onProgress: ({ position, virtualSize, readBytes }) =>
-            progress.update(imagePath, position, virtualSize, readBytes),
-        });
-        const { connections } = client;
-        const { clusterSize, digestsSha256, ...rest } = result;
-        output.result({ image: imagePath, ...rest, connections }, [
-          `${imagePath}: ${result.mode} copy of ${human(result.virtualSize)}: ${human(result.dataBytes)} data and ${human(result.zeroBytes)} zeroes in ${result.extents} extents, ${human(result.storedBytes)} stored in ${result.seconds.toFixed(2)} s`,
-        ]);
-      } finally {
-        progress.stop();
-      }
-    }),
-  );
+export async function runPull(
+  context: Context,
+  options: PullOptions,
+  uri: string,
+  imagePath: string,
+): Promise<void> {
+  if (imagePath === STDOUT) {
+    context.output.leaveStdout();
+    refuseImageOptions(options);
+    const { pullToStdout } = await import("../pull-to-stdout.js");
+    return await pullToStdout(context, uri, options);
+  }
+  const { output, signal } = context;
+  const format = formatOf(imagePath, options.format);
+  const compress = compressOf(options, format);
+  const { bitmap, backing } = options;
+  await refuseTarget(imagePath, options.force ?? false);
+  await using client = await openExport(uri, bitmap, await connectOf(options, signal));
+  const progress = await output.progress();
+  try {
+    const result = await pullFile({
+      client,
+      bitmap,
+      imagePath,
+      format,
+      backing:
+        backing === undefined
+          ? undefined
+          : { path: backing, format: formatOf(backing, options.backingFormat) },
+      digests: digestsOf(options, undefined),
+      compress,
+      force: options.force ?? false,
+      sync: options.fsync,
+      window: windowOf(options),
+      rateLimit: rateLimitOf(options),
+      signal,
+      onProgress: ({ position, virtualSize, readBytes }) =>
+        progress.update(imagePath, position, virtualSize, readBytes),
+    });
+    const { connections } = client;
+    const { clusterSize, digestsSha256, ...rest } = result;
+    output.result({ image: imagePath, ...rest, connections }, [
+      `${imagePath}: ${result.mode} copy of ${human(result.virtualSize)}: ${human(result.dataBytes)} data and ${human(result.zeroBytes)} zeroes in ${result.extents} extents, ${human(result.storedBytes)} stored in ${result.seconds.toFixed(2)} s`,
+    ]);
+  } finally {
+    progress.stop();
+  }
 }
 
 /** @throws {UsageError} an option that only an image file can have */

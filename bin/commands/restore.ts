@@ -1,5 +1,4 @@
 import { join, resolve } from "node:path";
-import type { Command } from "commander";
 import { BackupError, UsageError } from "../../src/backup/base/errors.js";
 import { chooseDomain } from "../../src/backup/repository/choose-domain.js";
 import { chooseDisks, choosePoint } from "../../src/backup/repository/choose-point.js";
@@ -13,21 +12,13 @@ import { type RestoredDisk, refuseInside, restore } from "../../src/backup/resto
 import type { RestoredDefinition } from "../../src/backup/restore/restored-definition.js";
 import { type FileTarget, RestoredFiles } from "../../src/backup/restore/restored-files.js";
 import { type Destination, destinationOf, inFolder } from "../destination.js";
-import { type WhoseOptions, withWhose } from "../domain-options.js";
+import type { WhoseOptions } from "../domain-options.js";
 import { InterruptedError } from "../exit-codes.js";
-import {
-  type CopyOptions,
-  connectOf,
-  formatOf,
-  type NetworkOptions,
-  rateLimitOf,
-  windowOf,
-  withCopy,
-  withNetwork,
-} from "../options.js";
+import { connectOf, formatOf, rateLimitOf, windowOf } from "../option-values.js";
+import type { CopyOptions, NetworkOptions, TrustOptions } from "../options.js";
 import { human, type Progress } from "../output.js";
-import type { Context, Run } from "../run.js";
-import { requireTrust, type TrustOptions, warnOfStrangers, withTrust } from "../trust.js";
+import type { Context } from "../run.js";
+import { requireTrust, warnOfStrangers } from "../trust.js";
 
 interface RestoreOptions extends CopyOptions, NetworkOptions, TrustOptions, WhoseOptions {
   readonly at: string;
@@ -52,60 +43,32 @@ interface Job {
   readonly progress: Progress;
 }
 
-export function addRestore(program: Command, run: Run): void {
-  const command = program
-    .command("restore")
-    .description(
-      "rebuild the disks of a point in time; no file gets its name before every byte was compared with its digest",
-    )
-    .argument("<repo>")
-    .argument("[domain]")
-    .option("--at <point>", "a point's id, a time (the newest point not after it), or latest", "latest")
-    .option("--disk <name>", "only this disk; may be given several times", (name, before: string[] = []) => [
-      ...before,
-      name,
-    ])
-    .requiredOption(
-      "--to <target>",
-      "a folder for vda.raw and so on; with one --disk a file, a block device or an NBD URI, too",
-    )
-    .option("--force", "replace files that exist, or write over a block device or an NBD export")
-    .option(
-      "--define [name]",
-      "write the domain's definition for the restored disks (new name, UUID, MACs), and define it in libvirt",
-    )
-    .option("--xml <file>", "where that definition is written; without --define it is only written")
-    .option(
-      "--trust-definition",
-      "let that definition name files, devices and programs of this host, as the stored one does",
-    )
-    .option("--connect <uri>", "libvirt connection, as virsh -c");
-  withTrust(withNetwork(withCopy(withWhose(command)))).action(
-    run<RestoreOptions, [repo: string, domain: string | undefined]>(
-      async (context, options, path, wanted) => {
-        const repository = await Repository.open(path, { trusted: options.trustRepository });
-        const domain = await chooseDomain(repository, wanted, options);
-        if (isDefinitionWanted(options)) await requireTrust(path, [domain], options, context.output);
-        else if (!options.trustRepository) await warnOfStrangers(path, [domain], context.output);
-        const read = async (): Promise<void> => {
-          const point = await choosePoint(repository, domain, options.at, options.uuid).catch(
-            async (error: unknown) => {
-              throw await withRestorable(error, repository, domain, options.disk);
-            },
-          );
-          const disks = chooseDisks(point, options.disk);
-          const destination = await destinationOf(repository, options);
-          const progress = await context.output.progress();
-          try {
-            await restoreTo(destination, { repository, domain, point, disks, options, context, progress });
-          } finally {
-            progress.stop();
-          }
-        };
-        await repository.reading(domain, read, context.signal);
+export async function runRestore(
+  context: Context,
+  options: RestoreOptions,
+  path: string,
+  wanted: string | undefined,
+): Promise<void> {
+  const repository = await Repository.open(path, { trusted: options.trustRepository });
+  const domain = await chooseDomain(repository, wanted, options);
+  if (isDefinitionWanted(options)) await requireTrust(path, [domain], options, context.output);
+  else if (!options.trustRepository) await warnOfStrangers(path, [domain], context.output);
+  const read = async (): Promise<void> => {
+    const point = await choosePoint(repository, domain, options.at, options.uuid).catch(
+      async (error: unknown) => {
+        throw await withRestorable(error, repository, domain, options.disk);
       },
-    ),
-  );
+    );
+    const disks = chooseDisks(point, options.disk);
+    const destination = await destinationOf(repository, options);
+    const progress = await context.output.progress();
+    try {
+      await restoreTo(destination, { repository, domain, point, disks, options, context, progress });
+    } finally {
+      progress.stop();
+    }
+  };
+  await repository.reading(domain, read, context.signal);
 }
 
 async function restoreTo(destination: Destination, job: Job): Promise<void> {

@@ -1,6 +1,5 @@
 import { once } from "node:events";
 import { resolve } from "node:path";
-import type { Command } from "commander";
 import { DamageError, UsageError } from "../../src/backup/base/errors.js";
 import { isLoopback, parseListenAddress, resolveHost } from "../../src/backup/host/listen-address.js";
 import { chooseDomain } from "../../src/backup/repository/choose-domain.js";
@@ -12,12 +11,11 @@ import {
   servePoint,
 } from "../../src/backup/serve/serve.js";
 import type { ServerTls } from "../../src/nbd/index.js";
-import { type WhoseOptions, withWhose } from "../domain-options.js";
+import type { WhoseOptions } from "../domain-options.js";
 import { EXIT } from "../exit-codes.js";
-import { MOST_SECONDS, wholeNumber } from "../network-limits.js";
-import { readPem } from "../options.js";
+import { readPem } from "../option-values.js";
 import type { Output } from "../output.js";
-import type { Run } from "../run.js";
+import type { Context } from "../run.js";
 import { warnOfStrangers } from "../trust.js";
 
 interface ServeCommandOptions extends WhoseOptions {
@@ -35,62 +33,29 @@ interface ServeCommandOptions extends WhoseOptions {
   readonly maxClientsPerHost?: number;
 }
 
-export function addServe(program: Command, run: Run): void {
-  const command = program
-    .command("serve")
-    .description("serve the disks of a point by NBD, read-only; every byte is compared with its digest")
-    .argument("<repo>")
-    .argument("[domain]")
-    .option("--at <point>", "a point's id, a time (the newest point not after it), or latest", "latest")
-    .option("--disk <name>", "only this disk; may be given several times", (name, before: string[] = []) => [
-      ...before,
-      name,
-    ])
-    .option("--listen <address>", "TCP: HOST:PORT or PORT (default 127.0.0.1:10809)")
-    .option("--socket <path>", "a Unix socket instead, which only this user may connect to")
-    .option("--allow-remote", "let other machines read, without TLS")
-    .option("--tls-cert <file>", "require TLS: the server's certificate")
-    .option("--tls-key <file>", "its key")
-    .option("--tls-ca <file>", "let in only clients with a certificate of this CA")
-    .option("--once", "end when the last client has left")
-    .option(
-      "--idle-limit <seconds>",
-      "disconnect a client that asks for nothing for this time; 0: never",
-      wholeNumber(0, MOST_SECONDS),
-      0,
-    )
-    .option("--max-clients <n>", "connections at once (default 64)", wholeNumber(1, MOST_CLIENTS))
-    .option(
-      "--max-clients-per-host <n>",
-      "connections at once from one other host (default 32)",
-      wholeNumber(1, MOST_CLIENTS),
-    );
-  withWhose(command).action(
-    run<ServeCommandOptions, [repo: string, domain: string | undefined]>(
-      async ({ output, signal }, options, path, wanted) => {
-        const where = await whereToListen(options, output);
-        const repository = await Repository.open(path);
-        const domain = await chooseDomain(repository, wanted, options);
-        await warnOfStrangers(path, [domain], output);
-        const { at, uuid, disk: disks, maxClients, maxClientsPerHost } = options;
-        const idleTimeoutMs = options.idleLimit === 0 ? undefined : options.idleLimit * 1000;
-        const onEvent = reportTo(output);
-        await using server = await servePoint({
-          ...where,
-          ...{ repository, domain, at, uuid, disks, idleTimeoutMs, signal, onEvent },
-          ...{ maxClients, maxClientsPerHost },
-        });
-        announce(server, domain, output);
-        // A server normally ends by being stopped: that is no failure.
-        const stopped = signal.aborted ? Promise.resolve() : once(signal, "abort");
-        await (options.once ? Promise.race([stopped, server.clientsLeft]) : stopped);
-      },
-    ),
-  );
+export async function runServe(
+  { output, signal }: Context,
+  options: ServeCommandOptions,
+  path: string,
+  wanted: string | undefined,
+): Promise<void> {
+  const where = await whereToListen(options, output);
+  const repository = await Repository.open(path);
+  const domain = await chooseDomain(repository, wanted, options);
+  await warnOfStrangers(path, [domain], output);
+  const { at, uuid, disk: disks, maxClients, maxClientsPerHost } = options;
+  const idleTimeoutMs = options.idleLimit === 0 ? undefined : options.idleLimit * 1000;
+  const onEvent = reportTo(output);
+  await using server = await servePoint({
+    ...where,
+    ...{ repository, domain, at, uuid, disks, idleTimeoutMs, signal, onEvent },
+    ...{ maxClients, maxClientsPerHost },
+  });
+  announce(server, domain, output);
+  // A server normally ends by being stopped: that is no failure.
+  const stopped = signal.aborted ? Promise.resolve() : once(signal, "abort");
+  await (options.once ? Promise.race([stopped, server.clientsLeft]) : stopped);
 }
-
-/** Each takes descriptors and buffers. */
-const MOST_CLIENTS = 10_000;
 
 function announce({ point, disks }: PointServer, domain: string, output: Output): void {
   for (const { disk, checked, proven } of disks) {

@@ -1,4 +1,3 @@
-import type { Command } from "commander";
 import { DamageError } from "../../src/backup/base/errors.js";
 import { findChain } from "../../src/backup/chain/chain.js";
 import { chooseDomain, chooseDomains, foldersWithPoint } from "../../src/backup/repository/choose-domain.js";
@@ -11,65 +10,60 @@ import {
   type VerifyProgress,
   verifyPoints,
 } from "../../src/backup/verify/verify.js";
-import { type WhoseOptions, withWhose } from "../domain-options.js";
+import type { WhoseOptions } from "../domain-options.js";
 import { EXIT } from "../exit-codes.js";
 import { human } from "../output.js";
-import type { Run } from "../run.js";
+import type { Context } from "../run.js";
 import { warnOfStrangers } from "../trust.js";
-import { type LiveOptions, refuseLiveOptions, verifyLiveDomain, withLive } from "../verify-live.js";
+import { type LiveOptions, refuseLiveOptions, verifyLiveDomain } from "../verify-live.js";
 
 interface VerifyOptions extends LiveOptions, WhoseOptions {
   readonly at?: string;
 }
 
-export function addVerify(program: Command, run: Run): void {
-  const command = program
-    .command("verify")
-    .description("hold every stored byte against its digest, look at chains and images; exit 3 on damage")
-    .argument("<repo>")
-    .argument("[domain]")
-    .option("--at <point>", "only this point and those it depends on: an id, a time, or latest");
-  withLive(withWhose(command)).action(
-    run<VerifyOptions, [repo: string, domain: string | undefined]>(async (context, options, path, wanted) => {
-      const { output, signal } = context;
-      if (options.live) return await verifyLiveDomain(context, options, path, wanted);
-      refuseLiveOptions(options);
-      const repository = await Repository.open(path);
-      const { at, uuid } = options;
-      const domains = await domainsOf(repository, wanted, options);
-      await warnOfStrangers(path, domains, output);
-      const reports: (PointReport & { domain: string })[] = [];
-      const progress = await output.progress();
-      try {
-        for (const domain of domains) {
-          const onProgress = (disk: string, { verifiedBytes, totalBytes }: VerifyProgress): void =>
-            progress.update(`${domain} ${disk}`, verifiedBytes, totalBytes, verifiedBytes);
-          const read = async (): Promise<PointReport[]> => {
-            const ids =
-              at === undefined
-                ? await idsOf(repository, domain, uuid)
-                : await chainOf(repository, domain, at, uuid);
-            return await verifyPoints(repository, domain, ids, { signal, onProgress });
-          };
-          const found = await repository.reading(domain, read, signal);
-          reports.push(...found.map((report) => ({ domain, ...report })));
-        }
-      } finally {
-        progress.stop();
-      }
-      for (const { domain, id, disks, findings } of reports) {
-        const bare = disks.filter((disk) => !disk.digests).map((disk) => disk.disk);
-        if (bare.length > 0)
-          output.warn(`${domain} ${id}: no digests for ${bare.join(", ")}, only structure was looked at`);
-        for (const leak of findings.filter(isLeak))
-          output.warn(`${domain} ${id}: space that nothing uses: ${findingAsText(leak)}`);
-      }
-      const damaged = reports.some(({ findings }) => !findings.every(isLeak));
-      const lines = reports.flatMap(asText);
-      output.result({ damaged, points: reports }, lines.length > 0 ? lines : ["no restore points yet"]);
-      if (damaged) process.exitCode = EXIT.damaged;
-    }),
-  );
+export async function runVerify(
+  context: Context,
+  options: VerifyOptions,
+  path: string,
+  wanted: string | undefined,
+): Promise<void> {
+  const { output, signal } = context;
+  if (options.live) return await verifyLiveDomain(context, options, path, wanted);
+  refuseLiveOptions(options);
+  const repository = await Repository.open(path);
+  const { at, uuid } = options;
+  const domains = await domainsOf(repository, wanted, options);
+  await warnOfStrangers(path, domains, output);
+  const reports: (PointReport & { domain: string })[] = [];
+  const progress = await output.progress();
+  try {
+    for (const domain of domains) {
+      const onProgress = (disk: string, { verifiedBytes, totalBytes }: VerifyProgress): void =>
+        progress.update(`${domain} ${disk}`, verifiedBytes, totalBytes, verifiedBytes);
+      const read = async (): Promise<PointReport[]> => {
+        const ids =
+          at === undefined
+            ? await idsOf(repository, domain, uuid)
+            : await chainOf(repository, domain, at, uuid);
+        return await verifyPoints(repository, domain, ids, { signal, onProgress });
+      };
+      const found = await repository.reading(domain, read, signal);
+      reports.push(...found.map((report) => ({ domain, ...report })));
+    }
+  } finally {
+    progress.stop();
+  }
+  for (const { domain, id, disks, findings } of reports) {
+    const bare = disks.filter((disk) => !disk.digests).map((disk) => disk.disk);
+    if (bare.length > 0)
+      output.warn(`${domain} ${id}: no digests for ${bare.join(", ")}, only structure was looked at`);
+    for (const leak of findings.filter(isLeak))
+      output.warn(`${domain} ${id}: space that nothing uses: ${findingAsText(leak)}`);
+  }
+  const damaged = reports.some(({ findings }) => !findings.every(isLeak));
+  const lines = reports.flatMap(asText);
+  output.result({ damaged, points: reports }, lines.length > 0 ? lines : ["no restore points yet"]);
+  if (damaged) process.exitCode = EXIT.damaged;
 }
 
 /** The domains to look at: with --at those that have such a point, unless one is named. */

@@ -10,11 +10,11 @@ export {
   DIGEST_ALGORITHMS,
   type DigestAlgorithm,
   parseDigestAlgorithm,
-} from "./digest/digest.js";
+} from "./digest/algorithms.js";
 export { ALLOCATION_CONTEXT, dirtyContext, exportExtents } from "./export/export-extents.js";
 export { type ByteSource, type OpenOptions, openExport } from "./export/open-export.js";
 export type { Definition } from "./guest/keep-files.js";
-export { LEVELS, type Level } from "./guest/plan-disk.js";
+export { LEVELS, type Level } from "./guest/levels.js";
 export type { HeldFolder } from "./host/held-folder.js";
 export { refuseTarget } from "./host/publish.js";
 export type { SshTarget } from "./host/ssh.js";

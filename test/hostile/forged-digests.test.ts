@@ -5,7 +5,8 @@
 import { open, readFile, unlink } from "node:fs/promises";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
-import { createDigester, DEFAULT_DIGESTS, type DigestAlgorithm } from "../../src/backup/digest/digest.js";
+import { DEFAULT_DIGESTS, type DigestAlgorithm } from "../../src/backup/digest/algorithms.js";
+import { createDigester } from "../../src/backup/digest/digest.js";
 import type { ImageFormat } from "../../src/backup/image/image.js";
 import type { Manifest } from "../../src/backup/repository/manifest.js";
 import { NbdClient } from "../../src/nbd/index.js";

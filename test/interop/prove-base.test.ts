@@ -7,7 +7,7 @@ import { copyFile, mkdtemp, open, rename, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, expect, it } from "vitest";
-import type { DigestAlgorithm } from "../../src/backup/digest/digest.js";
+import type { DigestAlgorithm } from "../../src/backup/digest/algorithms.js";
 import { RateLimit } from "../../src/backup/pull/rate-limit.js";
 import type { Manifest } from "../../src/backup/repository/manifest.js";
 import { Repository } from "../../src/backup/repository/repository.js";

@@ -1,7 +1,7 @@
 import { cp, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import type { DigestAlgorithm } from "../../src/backup/digest/digest.js";
+import type { DigestAlgorithm } from "../../src/backup/digest/algorithms.js";
 import type { ImageFormat } from "../../src/backup/image/image.js";
 import type { CompressionMethod } from "../../src/backup/qcow2/compress-cluster.js";
 import type { Manifest } from "../../src/backup/repository/manifest.js";

@@ -1,4 +1,4 @@
-import { isCryptographic } from "../digest/digest.js";
+import { isCryptographic } from "../digest/algorithms.js";
 import type { Layer } from "./layer.js";
 
 /** What it means that data was read through all layers of a chain without an error. */

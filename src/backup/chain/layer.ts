@@ -1,7 +1,8 @@
 import type { OnDamage } from "../base/damage.js";
 import { DamageError, hasCode } from "../base/errors.js";
 import { closeAll } from "../base/in-parallel.js";
-import { createDigester, DIGEST_ALGORITHMS } from "../digest/digest.js";
+import { DIGEST_ALGORITHMS } from "../digest/algorithms.js";
+import { createDigester } from "../digest/digest.js";
 import type { DigestHeader } from "../digest/digest-file.js";
 import { DigestFileReader, type PlacedDigestRun } from "../digest/digest-file-reader.js";
 import { type HeldFolder, sha256OfFile } from "../host/held-folder.js";

@@ -1,4 +1,5 @@
-import { createDigester, type DigestAlgorithm } from "../digest/digest.js";
+import type { DigestAlgorithm } from "../digest/algorithms.js";
+import { createDigester } from "../digest/digest.js";
 import type { Geometry, ImageReader } from "../image/image.js";
 import { Qcow2Reader } from "../qcow2/reader.js";
 import { CheckedImage } from "./checked-image.js";

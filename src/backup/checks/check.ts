@@ -12,7 +12,8 @@
 import { BackupError, messageOf, PreconditionError } from "../base/errors.js";
 import { domainWord } from "../base/shell-word.js";
 import type { EncryptedPolicy } from "../guest/encrypted-disks.js";
-import type { GuestDisk, Level } from "../guest/plan-disk.js";
+import type { Level } from "../guest/levels.js";
+import type { GuestDisk } from "../guest/plan-disk.js";
 import type { Forecast } from "../guest/plan-guest.js";
 import type { Ssh } from "../host/ssh.js";
 import type { TcpServer } from "../libvirt/begin-xml.js";

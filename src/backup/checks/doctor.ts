@@ -1,6 +1,6 @@
 import { together } from "../base/in-parallel.js";
+import type { Level } from "../guest/levels.js";
 import { lookAtDisk, versionHere, versionThere } from "../guest/look-at-disk.js";
-import type { Level } from "../guest/plan-disk.js";
 import { forecast } from "../guest/plan-guest.js";
 import { sshTo } from "../guest/ssh-to-hypervisor.js";
 import type { ImageFormat } from "../image/image.js";

@@ -1,4 +1,5 @@
-import type { GuestDisk, Level } from "../guest/plan-disk.js";
+import type { Level } from "../guest/levels.js";
+import type { GuestDisk } from "../guest/plan-disk.js";
 import { type Forecast, forecast } from "../guest/plan-guest.js";
 import type { ImageFormat } from "../image/image.js";
 import type { DomainDefinition } from "../libvirt/domain-xml.js";

@@ -1,5 +1,6 @@
 import { isZero } from "../base/zeroes.js";
-import { createDigester, type DigestAlgorithm, type Digester, digestClusters } from "../digest/digest.js";
+import type { DigestAlgorithm } from "../digest/algorithms.js";
+import { createDigester, type Digester, digestClusters } from "../digest/digest.js";
 import { ALL_SUBCLUSTERS } from "../image/image.js";
 import {
   ClusterCompressor,

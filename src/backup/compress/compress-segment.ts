@@ -10,7 +10,7 @@
  * NBD, libvirt or repositories.
  */
 
-import { DIGEST_ALGORITHMS, type DigestAlgorithm } from "../digest/digest.js";
+import { DIGEST_ALGORITHMS, type DigestAlgorithm } from "../digest/algorithms.js";
 import { ALL_SUBCLUSTERS, type Geometry, type PlannedRun } from "../image/image.js";
 import { slottedRuns, withoutZeroSlots } from "../image/slots.js";
 import type { Compression } from "../qcow2/compress-cluster.js";

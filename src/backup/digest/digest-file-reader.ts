@@ -2,7 +2,7 @@ import { createHash, type Hash } from "node:crypto";
 import type { FileHandle } from "node:fs/promises";
 import type { DamageError } from "../base/errors.js";
 import { openPlain, shownPath } from "../host/held-folder.js";
-import { DIGEST_ALGORITHMS } from "./digest.js";
+import { DIGEST_ALGORITHMS } from "./algorithms.js";
 import type { DigestHeader, DigestRun } from "./digest-file.js";
 import {
   damagedFile,

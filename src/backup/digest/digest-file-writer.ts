@@ -2,7 +2,7 @@ import { createHash } from "node:crypto";
 import type { FileHandle } from "node:fs/promises";
 import { createPrivate } from "../host/held-folder.js";
 import type { PlannedRun } from "../image/image.js";
-import { DIGEST_ALGORITHMS } from "./digest.js";
+import { DIGEST_ALGORITHMS } from "./algorithms.js";
 import type { DigestHeader } from "./digest-file.js";
 import {
   encodeHead,

@@ -26,7 +26,7 @@
 
 import { DamageError } from "../base/errors.js";
 import type { Geometry } from "../image/image.js";
-import { DIGEST_ALGORITHMS, type DigestAlgorithm } from "./digest.js";
+import { DIGEST_ALGORITHMS, type DigestAlgorithm } from "./algorithms.js";
 
 /** A record of a digest file. `digests` holds the digests of the stored clusters, one after the other. */
 export type DigestRun =

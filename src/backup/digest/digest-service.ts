@@ -1,7 +1,8 @@
 import { closeSync, readSync } from "node:fs";
 import { openPlainNow } from "../host/held-folder.js";
 import type { ThreadService } from "../threads/thread-pool.js";
-import { createDigester, type DigestAlgorithm, type Digester } from "./digest.js";
+import type { DigestAlgorithm } from "./algorithms.js";
+import { createDigester, type Digester } from "./digest.js";
 
 /** Stretches of a file whose digests are wanted. */
 export interface DigestQuestion {

@@ -1,6 +1,6 @@
 import { availableParallelism } from "node:os";
 import { ServiceThreads } from "../threads/service-threads.js";
-import { DIGEST_ALGORITHMS, type DigestAlgorithm } from "./digest.js";
+import { DIGEST_ALGORITHMS, type DigestAlgorithm } from "./algorithms.js";
 import { type DigestQuestion, DigestService, type Digests, type ForgottenPath } from "./digest-service.js";
 
 /** The `workerData` of a thread. */

@@ -2,7 +2,7 @@
  * The digests of an image's clusters. Beside each image of a point lies a digest file, unless digests were
  * switched off. Reads of the image are compared with it.
  *
- * Read this file first: it has the algorithms, and computes digests on the calling thread. Then read
+ * Read this file first: it computes digests on the calling thread, by the algorithms of algorithms.ts. Then read
  * digest-file.ts (the format of a digest file), digest-file-writer.ts and digest-file-reader.ts.
  * digest-behind.ts computes the digests of an image that is being written, by the threads of
  * digest-threads.ts, or on the calling thread if they are few; digest-service.ts does the work.
@@ -15,25 +15,7 @@ import { hash } from "node:crypto";
 import xxhash from "xxhash-wasm";
 import { UsageError } from "../base/errors.js";
 import { type Geometry, maskStretches } from "../image/image.js";
-
-/**
- * `sha256` finds damage and forgery. `xxh64` (seed 0) is a checksum: it costs almost nothing and finds damage
- * by accident, but anyone can make other data with the same value. `id` is the number in a digest file,
- * `bytes` the length of one digest.
- */
-export const DIGEST_ALGORITHMS = {
-  xxh64: { id: 1, bytes: 8, cryptographic: false },
-  sha256: { id: 2, bytes: 32, cryptographic: true },
-} as const;
-export type DigestAlgorithm = keyof typeof DIGEST_ALGORITHMS;
-
-/** What points and images get where nobody names an algorithm. */
-export const DEFAULT_DIGESTS: DigestAlgorithm = "sha256";
-
-/** False for a checksum, which finds damage by accident and no forgery. */
-export function isCryptographic(algorithm: DigestAlgorithm): boolean {
-  return DIGEST_ALGORITHMS[algorithm].cryptographic;
-}
+import { DIGEST_ALGORITHMS, type DigestAlgorithm } from "./algorithms.js";
 
 /** Computes digests on the calling thread. */
 export interface Digester {
@@ -76,12 +58,6 @@ async function newDigester(algorithm: DigestAlgorithm): Promise<Digester> {
 
 function unknownAlgorithm(algorithm: never): UsageError {
   return new UsageError("E_DIGEST_ALGORITHM", `unknown digest algorithm "${String(algorithm)}"`);
-}
-
-/** @throws {UsageError} `text` is neither `sha256` nor `xxh64` */
-export function parseDigestAlgorithm(text: string): DigestAlgorithm {
-  if (text === "xxh64" || text === "sha256") return text;
-  throw new UsageError("E_DIGEST_ALGORITHM", `unknown digest algorithm "${text}": use sha256 or xxh64`);
 }
 
 /**

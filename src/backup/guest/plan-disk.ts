@@ -2,10 +2,7 @@ import { DamageError } from "../base/errors.js";
 import type { ImageFormat } from "../image/image.js";
 import type { Checkpoint } from "../libvirt/checkpoint-xml.js";
 import { diskOf, isSame, type Manifest } from "../repository/manifest.js";
-
-/** `auto` is incremental if possible; `copy` is a full backup outside of all chains, without a checkpoint. */
-export const LEVELS = ["auto", "full", "incremental", "differential", "copy"] as const;
-export type Level = (typeof LEVELS)[number];
+import type { Level } from "./levels.js";
 
 /** A disk that is backed up, as the domain has it now. */
 export interface GuestDisk {

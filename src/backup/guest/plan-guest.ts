@@ -11,7 +11,8 @@ import { domainFolder } from "../repository/domain-folder.js";
 import type { Manifest } from "../repository/manifest.js";
 import { pointsOf } from "../repository/point-owners.js";
 import type { Guest } from "./guest.js";
-import { bitmapOf, type DiskPlan, type GuestDisk, type Level, planDisk } from "./plan-disk.js";
+import type { Level } from "./levels.js";
+import { bitmapOf, type DiskPlan, type GuestDisk, planDisk } from "./plan-disk.js";
 
 interface GuestPlanOptions {
   readonly level: Level;

@@ -1,13 +1,8 @@
 import { closeAll } from "../base/in-parallel.js";
 import { openChain } from "../chain/chain.js";
 import { failOnDamage, type Layer } from "../chain/layer.js";
-import {
-  createDigester,
-  type DigestAlgorithm,
-  type Digester,
-  digestClusters,
-  isCryptographic,
-} from "../digest/digest.js";
+import { type DigestAlgorithm, isCryptographic } from "../digest/algorithms.js";
+import { createDigester, type Digester, digestClusters } from "../digest/digest.js";
 import { DigestFileWriter } from "../digest/digest-file-writer.js";
 import { type HeldFolder, sha256OfFile } from "../host/held-folder.js";
 import { ALL_SUBCLUSTERS, dataBytesOf, type Geometry } from "../image/image.js";

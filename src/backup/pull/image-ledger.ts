@@ -1,4 +1,4 @@
-import { DIGEST_ALGORITHMS, type DigestAlgorithm } from "../digest/digest.js";
+import { DIGEST_ALGORITHMS, type DigestAlgorithm } from "../digest/algorithms.js";
 import type { DigestBehind } from "../digest/digest-behind.js";
 import type { DigestFileWriter } from "../digest/digest-file-writer.js";
 import { type ClusterRun, dataBytesOf, type Geometry, type ImageWriter, slotsOf } from "../image/image.js";

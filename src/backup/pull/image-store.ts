@@ -1,4 +1,4 @@
-import type { DigestAlgorithm } from "../digest/digest.js";
+import type { DigestAlgorithm } from "../digest/algorithms.js";
 import type { DigestThreads } from "../digest/digest-threads.js";
 import type { Destination } from "./pull.js";
 

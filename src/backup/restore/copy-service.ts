@@ -2,7 +2,7 @@ import { type Damage, damageIn } from "../base/damage.js";
 import { BackupError } from "../base/errors.js";
 import type { CheckedImage, DigestedRun } from "../chain/checked-image.js";
 import { OpenImages, type StoredImage } from "../chain/open-images.js";
-import { DIGEST_ALGORITHMS } from "../digest/digest.js";
+import { DIGEST_ALGORITHMS } from "../digest/algorithms.js";
 import { type ClusterRun, slotsOf } from "../image/image.js";
 import { ImageFile } from "../image/image-file.js";
 import { storeInSlots } from "../pull/segment.js";

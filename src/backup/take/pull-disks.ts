@@ -2,7 +2,7 @@ import type { NbdClient } from "../../nbd/index.js";
 import { BackupError } from "../base/errors.js";
 import { allOrNone } from "../base/in-parallel.js";
 import { CompressThreads } from "../compress/compress-threads.js";
-import { DEFAULT_DIGESTS } from "../digest/digest.js";
+import { DEFAULT_DIGESTS } from "../digest/algorithms.js";
 import { DigestThreads } from "../digest/digest-threads.js";
 import { openExport } from "../export/open-export.js";
 import { sha256OfFile } from "../host/held-folder.js";

@@ -1,5 +1,5 @@
 import type { ConnectOptions, NbdAddress, NbdClient } from "../../nbd/index.js";
-import type { DigestAlgorithm } from "../digest/digest.js";
+import type { DigestAlgorithm } from "../digest/algorithms.js";
 import type { Definition } from "../guest/keep-files.js";
 import type { ImageFormat } from "../image/image.js";
 import type { DiskSource, PullProgress } from "../pull/pull-image.js";

@@ -1,7 +1,7 @@
 import { type Damage, DamageList, damageIn, type OnDamage } from "../base/damage.js";
 import type { CheckedImage, DigestedRun } from "../chain/checked-image.js";
 import { OpenImages, type StoredImage } from "../chain/open-images.js";
-import { DIGEST_ALGORITHMS } from "../digest/digest.js";
+import { DIGEST_ALGORITHMS } from "../digest/algorithms.js";
 import { type ClusterRun, type Geometry, slotsOf } from "../image/image.js";
 import type { ThreadService } from "../threads/thread-pool.js";
 

@@ -15,7 +15,7 @@ import { allOrNone } from "../base/in-parallel.js";
 import { Progress } from "../base/progress.js";
 import { findParentLink, type Link } from "../chain/chain.js";
 import { Layer } from "../chain/layer.js";
-import { isCryptographic } from "../digest/digest.js";
+import { isCryptographic } from "../digest/algorithms.js";
 import { damageOf } from "../repository/kept-files.js";
 import type { DiskManifest, Manifest } from "../repository/manifest.js";
 import { uuidOf } from "../repository/point-owners.js";

@@ -1,7 +1,8 @@
 import { describe, expect, it } from "vitest";
 import { DamageError } from "../../../src/backup/base/errors.js";
+import type { Level } from "../../../src/backup/guest/levels.js";
 import { neededCheckpoints } from "../../../src/backup/guest/needed-checkpoints.js";
-import { type DiskPlan, type History, type Level, planDisk } from "../../../src/backup/guest/plan-disk.js";
+import { type DiskPlan, type History, planDisk } from "../../../src/backup/guest/plan-disk.js";
 import type { Manifest } from "../../../src/backup/repository/manifest.js";
 
 const MiB = 1024 * 1024;

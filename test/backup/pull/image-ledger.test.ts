@@ -1,6 +1,7 @@
 import { truncate } from "node:fs/promises";
 import { describe, expect, it, onTestFinished } from "vitest";
-import { createDigester, type DigestAlgorithm, digestClusters } from "../../../src/backup/digest/digest.js";
+import type { DigestAlgorithm } from "../../../src/backup/digest/algorithms.js";
+import { createDigester, digestClusters } from "../../../src/backup/digest/digest.js";
 import { DigestBehind } from "../../../src/backup/digest/digest-behind.js";
 import { DigestFileReader } from "../../../src/backup/digest/digest-file-reader.js";
 import { DigestFileWriter } from "../../../src/backup/digest/digest-file-writer.js";

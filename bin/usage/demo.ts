@@ -1,0 +1,9 @@
+import type { Command } from "commander";
+import type { Run } from "../run.js";
+
+export function addDemo(program: Command, run: Run): void {
+  program
+    .command("demo")
+    .description("the main job against the built-in server, end to end, and what it proved")
+    .action(run(async () => (await import("../commands/demo.js")).runDemo));
+}

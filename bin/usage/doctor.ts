@@ -1,0 +1,19 @@
+import type { Command } from "commander";
+import { withGuest } from "../guest-options.js";
+import type { Run } from "../run.js";
+
+export function addDoctor(program: Command, run: Run): void {
+  const command = program
+    .command("doctor")
+    .description(
+      "what stands in the way of a backup, each with the command that mends it; changes nothing without --retire",
+    )
+    .argument("[domain]", "what a backup of it would rest on; left out: only the host and the repository")
+    .option("--to <repo>", "the repository that it would go to")
+    .option(
+      "--retire <id>",
+      "delete the checkpoints of a repository that is no more, by its id, from the domain or all that run",
+    )
+    .option("--dry-run", "with --retire: only tell what would be deleted");
+  withGuest(command).action(run(async () => (await import("../commands/doctor.js")).runDoctor));
+}

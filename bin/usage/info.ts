@@ -1,0 +1,12 @@
+import type { Command } from "commander";
+import { withNetwork } from "../options.js";
+import type { Run } from "../run.js";
+
+export function addInfo(program: Command, run: Run): void {
+  const command = program
+    .command("info")
+    .description("an export (or with --list all of them): size, flags, block sizes, protocol, meta contexts")
+    .argument("<uri>")
+    .option("--list", "all exports that the server lists");
+  withNetwork(command).action(run(async () => (await import("../commands/info.js")).runInfo));
+}

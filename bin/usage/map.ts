@@ -1,0 +1,16 @@
+import { type Command, Option } from "commander";
+import { withNetwork } from "../options.js";
+import type { Run } from "../run.js";
+
+export function addMap(program: Command, run: Run): void {
+  const command = program
+    .command("map")
+    .description(
+      "the extents of a meta context (base:allocation by default), totals, and where on the disk they lie",
+    )
+    .argument("<uri>")
+    .addOption(new Option("--bitmap <name>", "the dirty bitmap of this name").conflicts("context"))
+    .option("--context <name>", "any meta context, by its full name")
+    .option("--totals", "only the totals, no line for each extent");
+  withNetwork(command).action(run(async () => (await import("../commands/map.js")).runMap));
+}

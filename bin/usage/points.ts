@@ -1,0 +1,24 @@
+import type { Command } from "commander";
+import { withWhose } from "../domain-options.js";
+import { withTrust } from "../options.js";
+import type { Run } from "../run.js";
+
+export function addPoints(program: Command, run: Run): void {
+  const command = program
+    .command("points")
+    .description("the restore points of a repository, oldest first, and how they hang together")
+    .argument("<repo>")
+    .argument("[domain]")
+    .option("--fix-clock", "date points anew that were made while a clock was wrong; their ids stay")
+    .option(
+      "--wrong <id>",
+      "with --fix-clock: the time of this point is wrong; may be given several times",
+      collect,
+    )
+    .option("--dry-run", "with --fix-clock: only tell what would be done");
+  withTrust(withWhose(command)).action(run(async () => (await import("../commands/points.js")).runPoints));
+}
+
+function collect(id: string, before: readonly string[] = []): readonly string[] {
+  return [...before, id];
+}

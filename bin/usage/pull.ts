@@ -1,0 +1,24 @@
+import type { Command } from "commander";
+import { withCopy, withDigests, withNetwork } from "../options.js";
+import type { Run } from "../run.js";
+
+export function addPull(program: Command, run: Run): void {
+  const command = program
+    .command("pull")
+    .description("copy one export into one image: everything, or with --bitmap what has changed")
+    .argument("<uri>", "nbd://HOST/EXPORT or nbd+unix:///EXPORT?socket=PATH")
+    .argument(
+      "<image>",
+      "the image to write: .qcow2, anything else is raw; - writes the whole disk to standard output, raw",
+    )
+    .option(
+      "--bitmap <name>",
+      "only what this dirty bitmap marks; a missing bitmap is exit 4, never a full copy",
+    )
+    .option("--backing <image>", "name this image as the one below (incremental qcow2 only)")
+    .option("--backing-format <format>", "its format; by default its suffix decides, it is never probed")
+    .option("--force", "replace the image if it exists");
+  withNetwork(withDigests(withCopy(command), "by default none for a single image")).action(
+    run(async () => (await import("../commands/pull.js")).runPull),
+  );
+}

@@ -1,0 +1,37 @@
+import type { Command } from "commander";
+import { withWhose } from "../domain-options.js";
+import { withCopy, withNetwork, withTrust } from "../options.js";
+import type { Run } from "../run.js";
+
+export function addRestore(program: Command, run: Run): void {
+  const command = program
+    .command("restore")
+    .description(
+      "rebuild the disks of a point in time; no file gets its name before every byte was compared with its digest",
+    )
+    .argument("<repo>")
+    .argument("[domain]")
+    .option("--at <point>", "a point's id, a time (the newest point not after it), or latest", "latest")
+    .option("--disk <name>", "only this disk; may be given several times", (name, before: string[] = []) => [
+      ...before,
+      name,
+    ])
+    .requiredOption(
+      "--to <target>",
+      "a folder for vda.raw and so on; with one --disk a file, a block device or an NBD URI, too",
+    )
+    .option("--force", "replace files that exist, or write over a block device or an NBD export")
+    .option(
+      "--define [name]",
+      "write the domain's definition for the restored disks (new name, UUID, MACs), and define it in libvirt",
+    )
+    .option("--xml <file>", "where that definition is written; without --define it is only written")
+    .option(
+      "--trust-definition",
+      "let that definition name files, devices and programs of this host, as the stored one does",
+    )
+    .option("--connect <uri>", "libvirt connection, as virsh -c");
+  withTrust(withNetwork(withCopy(withWhose(command)))).action(
+    run(async () => (await import("../commands/restore.js")).runRestore),
+  );
+}

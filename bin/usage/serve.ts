@@ -1,0 +1,40 @@
+import type { Command } from "commander";
+import { withWhose } from "../domain-options.js";
+import { MOST_SECONDS, wholeNumber } from "../network-limits.js";
+import type { Run } from "../run.js";
+
+/** Each takes descriptors and buffers. */
+const MOST_CLIENTS = 10_000;
+
+export function addServe(program: Command, run: Run): void {
+  const command = program
+    .command("serve")
+    .description("serve the disks of a point by NBD, read-only; every byte is compared with its digest")
+    .argument("<repo>")
+    .argument("[domain]")
+    .option("--at <point>", "a point's id, a time (the newest point not after it), or latest", "latest")
+    .option("--disk <name>", "only this disk; may be given several times", (name, before: string[] = []) => [
+      ...before,
+      name,
+    ])
+    .option("--listen <address>", "TCP: HOST:PORT or PORT (default 127.0.0.1:10809)")
+    .option("--socket <path>", "a Unix socket instead, which only this user may connect to")
+    .option("--allow-remote", "let other machines read, without TLS")
+    .option("--tls-cert <file>", "require TLS: the server's certificate")
+    .option("--tls-key <file>", "its key")
+    .option("--tls-ca <file>", "let in only clients with a certificate of this CA")
+    .option("--once", "end when the last client has left")
+    .option(
+      "--idle-limit <seconds>",
+      "disconnect a client that asks for nothing for this time; 0: never",
+      wholeNumber(0, MOST_SECONDS),
+      0,
+    )
+    .option("--max-clients <n>", "connections at once (default 64)", wholeNumber(1, MOST_CLIENTS))
+    .option(
+      "--max-clients-per-host <n>",
+      "connections at once from one other host (default 32)",
+      wholeNumber(1, MOST_CLIENTS),
+    );
+  withWhose(command).action(run(async () => (await import("../commands/serve.js")).runServe));
+}

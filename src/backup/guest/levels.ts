@@ -1,0 +1,3 @@
+/** `auto` is incremental if possible; `copy` is a full backup outside of all chains, without a checkpoint. */
+export const LEVELS = ["auto", "full", "incremental", "differential", "copy"] as const;
+export type Level = (typeof LEVELS)[number];
