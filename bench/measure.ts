@@ -32,15 +32,13 @@ const reportSchema = z.object({
   signal: z.number(),
 });
 
-/** Longer than any contender that still works. */
-const TIMEOUT_MS = 600_000;
-
 export interface MeasureOptions {
   readonly built: Built;
   /** Left out where nothing is served. */
   readonly serverPid: number | undefined;
   /** Where the runner may leave its report. */
   readonly scratch: string;
+  readonly timeoutMs: number;
 }
 
 /**
@@ -56,9 +54,9 @@ export async function measure(command: Command, options: MeasureOptions): Promis
   const runner = await execa(
     options.built.measure,
     ["-s", command.stdout ?? "/dev/null", "-o", report, "--", command.program, ...command.args],
-    { reject: false, stdin: "ignore", timeout: TIMEOUT_MS },
+    { reject: false, stdin: "ignore", timeout: options.timeoutMs },
   );
-  if (runner.timedOut) throw new Error(`did not end within ${TIMEOUT_MS / 1000} s`);
+  if (runner.timedOut) throw new Error(`did not end within ${(options.timeoutMs / 1000).toFixed(0)} s`);
   if (runner.exitCode !== 0) throw new Error(lastLines(runner.stderr));
   const measured = reportSchema.parse(JSON.parse(await readFile(report, "utf8")));
   if (measured.exitCode !== 0) {

@@ -51,9 +51,12 @@ export function circumstances({ machine, versions, settings }: BenchResult): str
   const { cpu, cores, memoryGiB, kernel, fileSystem } = machine;
   const tools = Object.entries(versions).map(([name, version]) => `${name} ${version}`);
   const size = settings.scale === 1 ? "" : ` Sizes × ${settings.scale}: good for trying out only.`;
+  const used = settings.usedServers
+    ? " Before each of them QEMU's server has answered one read of 8 MiB."
+    : "";
   return [
     `${cores} × ${cpu}, ${memoryGiB} GiB, Linux ${kernel}; inputs and outputs on ${fileSystem}.`,
-    `Medians of ${settings.runs} interleaved runs after a warm-up.${size}`,
+    `Medians of ${settings.runs} interleaved runs after a warm-up.${used}${size}`,
     `${tools.join("; ")}.`,
   ].join(" ");
 }
@@ -83,6 +86,9 @@ export function workloadReport(workload: WorkloadResult): string {
         rows,
       ),
     );
+  }
+  if (workload.rounds !== undefined) {
+    lines.push("", `There was time for ${workload.rounds} of the rounds only.`);
   }
   for (const { name, state, reason } of workload.contenders) {
     if (state !== "measured") lines.push("", `${name} is ${state}: ${reason ?? ""}`);

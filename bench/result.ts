@@ -55,6 +55,8 @@ const workloadSchema = z.object({
   reference: z.string(),
   contenders: z.array(contenderSchema),
   targets: z.array(targetSchema),
+  /** Where the time limit left room for fewer than were asked for. */
+  rounds: z.number().optional(),
 });
 
 export const resultSchema = z.object({
@@ -70,7 +72,12 @@ export const resultSchema = z.object({
   }),
   /** By the name of the program. Left out: what is not installed. */
   versions: z.record(z.string(), z.string()),
-  settings: z.object({ runs: z.number(), scale: z.number() }),
+  settings: z.object({
+    runs: z.number(),
+    scale: z.number(),
+    /** Whether QEMU's servers had answered one large read before each run. */
+    usedServers: z.boolean().optional(),
+  }),
   workloads: z.array(workloadSchema),
 });
 

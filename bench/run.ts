@@ -1,15 +1,10 @@
-/**
- * The bench harness: the same work by nbdpull and by its peers, side by side in one run. See bench/README.md.
- *
- *     npm run bench -- [--only PATTERN[,PATTERN]] [--contenders PATTERN[,PATTERN]] [--runs N] [--scale 0..1]
- *                      [--json FILE] [--list]
- */
+/** The bench harness: the same work by nbdpull and by its peers, side by side in one run. See bench/README.md. */
 
 import { rmSync } from "node:fs";
 import { mkdtemp, statfs, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { parseArgs } from "node:util";
+import { execa } from "execa";
 import { printable, printableLines } from "../src/backup/base/printable.js";
 import { Inputs } from "./inputs.js";
 import { describeMachine, fileSystemOf, versions } from "./machine.js";
@@ -18,52 +13,12 @@ import { demand, PROGRAMS } from "./programs.js";
 import { circumstances, targetsReport, workloadReport } from "./report.js";
 import type { BenchResult, WorkloadResult } from "./result.js";
 import { runWorkload } from "./runner.js";
-import type { Workload } from "./workload.js";
+import { HELP, type Settings, settingsOf } from "./settings.js";
 import { WORKLOADS } from "./workloads/index.js";
 
 const GiB = 1024 ** 3;
 /** Inputs and outputs of the largest workload, at scale 1. */
 const ROOM_BYTES = 16 * GiB;
-
-interface Settings {
-  readonly workloads: readonly Workload[];
-  readonly takesPart: (contender: string) => boolean;
-  readonly runs: number;
-  readonly scale: number;
-  readonly json: string | undefined;
-}
-
-function settings(): Settings | "list" {
-  const { values } = parseArgs({
-    options: {
-      only: { type: "string" },
-      contenders: { type: "string" },
-      runs: { type: "string", default: "7" },
-      scale: { type: "string", default: "1" },
-      json: { type: "string" },
-      list: { type: "boolean", default: false },
-    },
-  });
-  if (values.list) return "list";
-  const runs = Number(values.runs);
-  const scale = Number(values.scale);
-  if (!Number.isInteger(runs) || runs < 1) throw new Error("--runs takes a number from 1 on");
-  if (!(scale > 0 && scale <= 1)) throw new Error("--scale takes a number above 0, at most 1");
-  const workloads = WORKLOADS.filter(({ name }) => matches(name, values.only));
-  if (workloads.length === 0) throw new Error(`no workload is called ${values.only}: see --list`);
-  return {
-    workloads,
-    takesPart: (contender) => matches(contender, values.contenders),
-    runs,
-    scale,
-    json: values.json,
-  };
-}
-
-/** Whether a name has one of the patterns in it. */
-function matches(name: string, patterns: string | undefined): boolean {
-  return patterns === undefined || patterns.split(",").some((pattern) => name.includes(pattern));
-}
 
 /** Memory, where there is enough of it: a disk's own mood would drown the differences. */
 async function placeToWork(scale: number): Promise<string> {
@@ -89,7 +44,7 @@ async function run(options: Settings): Promise<void> {
       startedAt: new Date().toISOString(),
       machine: await describeMachine(folder),
       versions: await versions(),
-      settings: { runs: options.runs, scale: options.scale },
+      settings: { runs: options.runs, scale: options.scale, usedServers: true },
       workloads: done,
     };
     print(`${circumstances(result)}\n\n`);
@@ -119,6 +74,15 @@ function print(text: string): void {
   process.stdout.write(printableLines(text));
 }
 
+/** The harness is started anew by that Node, so that it is the one that runs everything. */
+async function runBy(node: string, args: readonly string[]): Promise<void> {
+  const [, script = ""] = process.argv;
+  const child = execa(node, [script, ...args], { stdio: "inherit", reject: false });
+  const { exitCode, message } = await child;
+  if (exitCode === undefined) throw new Error(message ?? `${node} can't be run`);
+  process.exitCode = exitCode;
+}
+
 function list(): void {
   const lines = WORKLOADS.flatMap(({ name, title, contenders }) => [
     `${name}: ${title}`,
@@ -132,8 +96,10 @@ process.once("SIGINT", () => process.exit(130));
 process.once("SIGTERM", () => process.exit(143));
 
 try {
-  const chosen = settings();
-  if (chosen === "list") list();
+  const chosen = settingsOf(process.argv.slice(2));
+  if (chosen === "help") process.stdout.write(HELP);
+  else if (chosen === "list") list();
+  else if ("node" in chosen) await runBy(chosen.node, chosen.args);
   else await run(chosen);
 } catch (error) {
   const message = error instanceof Error ? error.message : String(error);

@@ -17,6 +17,8 @@ export interface RunnerOptions {
   readonly scale: number;
   /** Measured rounds; the warm-up comes on top. */
   readonly runs: number;
+  /** When that is over no other round begins. A single command that takes as long has failed. */
+  readonly limitMs: number;
   /** Which contenders take part. */
   readonly takesPart: (contender: string) => boolean;
   readonly say: (what: string) => void;
@@ -50,7 +52,7 @@ export async function runWorkload(workload: Workload, options: RunnerOptions): P
       // Without its server no contender can run; the other workloads can.
       for (const entry of able(entries)) fail(entry, error);
     });
-    return resultOf(workload, entries);
+    return resultOf(workload, entries, options.runs);
   } finally {
     await rm(folder, { recursive: true, force: true });
   }
@@ -63,7 +65,8 @@ async function runRounds(
   options: RunnerOptions,
 ): Promise<void> {
   if (able(entries).length === 0) return;
-  const bench: Bench = { ...options, workload, work: folder };
+  const bench: Bench = { ...options, workload, work: folder, endsAt: performance.now() + options.limitMs };
+  let lastRoundMs = 0;
   options.say("making the inputs");
   const canCount = await firstLook(bench);
 
@@ -76,6 +79,8 @@ async function runRounds(
     await attempt(entry, () => countTraffic(entry, bench));
   }
   for (let round = 1; round <= options.runs; round += 1) {
+    const began = performance.now();
+    if (round > 1 && began + lastRoundMs > bench.endsAt) return;
     for (const entry of able(entries)) {
       options.say(`round ${round} of ${options.runs}: ${entry.contender.name}`);
       await attempt(entry, async () => {
@@ -83,6 +88,7 @@ async function runRounds(
         entry.runs.push((await runOnce(entry, taskOf(scene, bench), scene, bench)).result);
       });
     }
+    lastRoundMs = performance.now() - began;
   }
 }
 
@@ -90,6 +96,8 @@ async function runRounds(
 interface Bench extends RunnerOptions {
   readonly workload: Workload;
   readonly work: string;
+  /** By `performance.now()`. */
+  readonly endsAt: number;
 }
 
 /** A new server for every run: none finds what another has left in its memory. */
@@ -169,7 +177,7 @@ async function runOnce(entry: Entry, task: Task, scene: Scene, bench: Bench): Pr
   const { serverPid } = scene;
   const crumbs = await touchMemory(folder, entry.outputBytes);
   try {
-    return { command, result: await measure(command, { built, serverPid, scratch: folder }) };
+    return { command, result: await measure(command, { built, serverPid, scratch: folder, timeoutMs: bench.limitMs }) };
   } finally {
     await rm(crumbs);
   }
@@ -228,13 +236,15 @@ async function countTraffic(entry: Entry, bench: Bench): Promise<void> {
   entry.traffic = relay.traffic;
 }
 
-function resultOf(workload: Workload, entries: readonly Entry[]): WorkloadResult {
+function resultOf(workload: Workload, entries: readonly Entry[], asked: number): WorkloadResult {
   const { name, title, about, reference, targets } = workload;
+  const rounds = Math.max(...able(entries).map(({ runs }) => runs.length));
   return {
     name,
     title,
     about,
     reference,
+    ...(rounds < asked && rounds > 0 ? { rounds } : {}),
     targets: [...targets],
     contenders: entries.map(({ contender, outputBytes: _, ...rest }) => ({
       name: contender.name,

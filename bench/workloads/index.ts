@@ -17,6 +17,7 @@ import { readOnly } from "./read-only.js";
 import { restoreChain } from "./restore-chain.js";
 import { restoreCompressed } from "./restore-compressed.js";
 import { scattered } from "./scattered.js";
+import { starts } from "./start.js";
 import { tcp } from "./tcp.js";
 import { tenthDirty } from "./tenth-dirty.js";
 import { tls } from "./tls.js";
@@ -53,4 +54,5 @@ export const WORKLOADS: readonly Workload[] = [
   libvirtFull,
   libvirtIncremental,
   libvirtRestore,
+  ...starts,
 ];

@@ -85,6 +85,34 @@ describeWith(TOOLS, "the bench harness", () => {
     expect(printed).toContain("| full-raw | nbdpull raw | wall time | nbdcopy | ≤ 0.80 |");
   });
 
+  it("says that QEMU's servers have answered a large read before each run", () => {
+    expect(result.settings.usedServers).toBe(true);
+    expect(printed).toContain("Before each of them QEMU's server has answered one read of 8 MiB.");
+  });
+
+  it("starts each command in turn, and leaves rounds out for which there is no time", async () => {
+    const only = ["--only", `start-node-${process.versions.node}`, "--contenders", "node -e,64 KiB"];
+    const limits = ["--runs", "1000", "--minutes", "0.1", "--json", at("start.json")];
+    await execa(process.execPath, [script("run"), ...only, ...limits], { env: { BENCH_DIR: folder } });
+    const [start] = (await readResult(at("start.json"))).workloads;
+    expect(start?.contenders.map(({ name, state, reason }) => [name, state, reason])).toEqual(
+      ["node -e 0", "pull of 64 KiB"].map((name) => [name, "measured", undefined]),
+    );
+    expect(start?.rounds).toBeGreaterThan(0);
+    expect(start?.rounds).toBeLessThan(1000);
+  });
+
+  it("is run by the Node that is named", async () => {
+    const node = await execa(process.execPath, [script("run"), "--node", process.execPath, "--help"]);
+    expect(node.stdout).toContain("npm run bench");
+    const refused = await execa(process.execPath, [script("run"), "--node", "/bin/false", "--list"], {
+      reject: false,
+    });
+    expect(refused.exitCode).toBe(1);
+    const listed = await execa(process.execPath, [script("run"), "--node", process.execPath, "--list"]);
+    expect(listed.stdout).toContain(`start-node-${process.versions.node}`);
+  });
+
   it("compares two results", async () => {
     const { stdout } = await execa(process.execPath, [
       script("compare"),

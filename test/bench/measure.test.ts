@@ -11,7 +11,10 @@ describeWith(["cc"], "measuring a command", () => {
   let scratch: string;
   let built: Built;
   const shell = (script: string) =>
-    measure({ program: "bash", args: ["-c", script] }, { built, serverPid: undefined, scratch });
+    measure(
+      { program: "bash", args: ["-c", script] },
+      { built, serverPid: undefined, scratch, timeoutMs: 60_000 },
+    );
   /** Uses 150 MiB. */
   const large = `"${process.execPath}" -e "Buffer.alloc(150 * 2 ** 20, 1)"`;
 
@@ -42,6 +45,12 @@ describeWith(["cc"], "measuring a command", () => {
     running.kill("SIGTERM");
     expect((await running).exitCode).toBe(1);
     expect(() => process.kill(Number(daemon), 0)).toThrow("ESRCH");
+  });
+
+  it("gives up a command that takes longer than it may", async () => {
+    const command = { program: "sleep", args: ["1010"] };
+    const options = { built, serverPid: undefined, scratch, timeoutMs: 1000 };
+    await expect(measure(command, options)).rejects.toThrow("did not end within 1 s");
   });
 
   it("reports a command that fails, with the end of its output", async () => {

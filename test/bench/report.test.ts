@@ -36,6 +36,12 @@ describe("the report of a workload", () => {
     expect(report).toContain("broken is failed: exit code 1");
   });
 
+  it("tells where the time limit left room for fewer rounds", () => {
+    const report = workloadReport(workloadOf([theirs, ours], { rounds: 2 }));
+    expect(report).toContain("There was time for 2 of the rounds only.");
+    expect(workloadReport(workloadOf([theirs, ours]))).not.toContain("There was time");
+  });
+
   it("shows no ratios if the reference has no figures", () => {
     expect(workloadReport(workloadOf([ours]))).toContain("| ours | 1.50 | – |  | 0.75 | – |");
   });
@@ -92,6 +98,8 @@ describe("the circumstances", () => {
       "2 × Some CPU, 8 GiB, Linux 6.1; inputs and outputs on tmpfs. Medians of 3 interleaved runs after a warm-up. Node 20.19.0; QEMU 7.2.",
     );
     expect(circumstances({ ...result, settings: { runs: 1, scale: 0.1 } })).toContain("Sizes × 0.1");
+    const used = { ...result, settings: { runs: 1, scale: 1, usedServers: true } };
+    expect(circumstances(used)).toContain("QEMU's server has answered one read of 8 MiB");
   });
 });
 

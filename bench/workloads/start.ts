@@ -1,0 +1,40 @@
+import { join } from "node:path";
+import { emptyProgram, printed, smallPull } from "../contenders/start.js";
+import { makeRaw } from "../images.js";
+import { type Node, nodesHere } from "../nodes.js";
+import { serveByQemuNbd } from "../servers.js";
+import type { Workload } from "../workload.js";
+
+const KiB = 1024;
+const COMMANDS = "pull map info backup attach import points restore verify prune serve doctor demo".split(
+  " ",
+);
+
+/** How long each command takes to start, with each Node that is here. */
+export const starts: readonly Workload[] = nodesHere().map((node) => startWith(node));
+
+function startWith(node: Node): Workload {
+  return {
+    name: `start-node-${node.version}`,
+    title: `Starting, with Node ${node.version}`,
+    about:
+      "From the start of the process to its end, which comes with the first byte: Node by itself, the help of each command, and a pull of next to nothing by qemu-nbd. After the warm-up, Node has our compiled code from its last run, where it keeps any.",
+    reference: "node -e 0",
+    contenders: [
+      emptyProgram(node),
+      printed(node, "--version"),
+      printed(node, "--help"),
+      ...COMMANDS.map((command) => printed(node, command, "--help")),
+      smallPull(node),
+    ],
+    targets: [
+      { contender: "pull --help", metric: "wall", against: "node -e 0", atMost: 1.74 },
+      { contender: "backup --help", metric: "wall", against: "node -e 0", atMost: 2.6 },
+    ],
+    setUp: async ({ folder }) => {
+      const stretches = [{ offset: 0, length: 64 * KiB }];
+      const image = await makeRaw(join(folder, "small.raw"), 64 * KiB, stretches);
+      return await serveByQemuNbd({ image, virtualSize: 64 * KiB }, { folder });
+    },
+  };
+}
