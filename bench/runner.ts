@@ -177,7 +177,10 @@ async function runOnce(entry: Entry, task: Task, scene: Scene, bench: Bench): Pr
   const { serverPid } = scene;
   const crumbs = await touchMemory(folder, entry.outputBytes);
   try {
-    return { command, result: await measure(command, { built, serverPid, scratch: folder, timeoutMs: bench.limitMs }) };
+    return {
+      command,
+      result: await measure(command, { built, serverPid, scratch: folder, timeoutMs: bench.limitMs }),
+    };
   } finally {
     await rm(crumbs);
   }

@@ -68,7 +68,7 @@ export {
   mendClock,
 } from "./repository/mend-clock.js";
 export type { PendingPoint } from "./repository/pending-point.js";
-export { type Reading, Repository } from "./repository/repository.js";
+export { type Reading, Repository, type RepositoryOptions } from "./repository/repository.js";
 export type { BlockTarget } from "./restore/block-target.js";
 export { DeviceTarget } from "./restore/device-target.js";
 export { ExportTarget } from "./restore/export-target.js";
