@@ -43,15 +43,7 @@ describe("limits for a server", () => {
 
   it("bound the extents of a map, and let a disk through that is just as fragmented", async () => {
     const pull = (most: number) =>
-      nbdpull(
-        "pull",
-        chain.uri,
-        "--to",
-        join(chain.folder, `${most}.raw`),
-        "--max-extents",
-        `${most}`,
-        "--json",
-      );
+      nbdpull("pull", chain.uri, join(chain.folder, `${most}.raw`), "--max-extents", `${most}`, "--json");
     const refused = await pull(63);
     expect([refused.code, refused.json()]).toMatchObject([1, { error: { code: "NBD_TOO_MANY_EXTENTS" } }]);
     expect((await pull(64)).code).toBe(0);

@@ -111,8 +111,8 @@ while [ -n "$left" ]; do
   case $left in */*) left=\${left#*/} ;; *) left= ;; esac
   case $name in "") continue ;; ..) real=\${real%/*}; continue ;; esac
   entry=$real/$name
-  owner=$(stat -c %u -- "\${real:-/}"); mode=$(stat -c %a -- "\${real:-/}")
-  ours "$owner" || refuse "user $owner" "\${real:-/}"
+  holder=$(stat -c %u -- "\${real:-/}"); mode=$(stat -c %a -- "\${real:-/}")
+  ours "$holder" || refuse "user $holder" "\${real:-/}"
   if [ $((0$mode & 0022)) != 0 ]; then
     safe=no
     # In a sticky folder others can't exchange what is ours; what is not there yet will be.

@@ -31,7 +31,7 @@ describe("the connection URI", () => {
 
   it("is the one asked for, or the environment's, or the user's default, or the usual one", async () => {
     const folder = await mkdtemp(join(tmpdir(), "nbdpull-uri-"));
-    const user = vi.spyOn(process, "getuid").mockReturnValue(1000);
+    const user = vi.spyOn(process, "geteuid").mockReturnValue(1000);
     try {
       vi.stubEnv("XDG_CONFIG_HOME", folder);
       vi.stubEnv("LIBVIRT_DEFAULT_URI", undefined);

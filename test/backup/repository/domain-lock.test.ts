@@ -87,7 +87,7 @@ it.each([
 });
 
 it("can be read when the file system is full", async (context) => {
-  const options = ["-t", "tmpfs", "-o", "nr_inodes=8", "small", folder];
+  const options = ["-t", "tmpfs", "-o", "nr_inodes=8,mode=0700", "small", folder];
   const mounted = await execa("mount", options, { reject: false });
   if (mounted.failed) skipUnable(context, "mount", "only root may mount");
   try {
