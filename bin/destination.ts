@@ -2,6 +2,7 @@ import { rmdir, stat } from "node:fs/promises";
 import { dirname, join, resolve } from "node:path";
 import { UsageError } from "../src/backup/base/errors.js";
 import { makeFolders } from "../src/backup/host/durable-files.js";
+import { refuseAddress } from "../src/backup/host/local-path.js";
 import type { ImageFormat } from "../src/backup/image/image.js";
 import type { Repository } from "../src/backup/repository/repository.js";
 import { refuseInside } from "../src/backup/restore/restore.js";
@@ -27,15 +28,18 @@ interface DestinationOptions {
 
 /**
  * Interprets `--to`: an NBD URI, a block device, a file (with one `--disk`, unless it is an existing folder),
- * or else a folder that gets one file per disk.
+ * or else a folder that gets one file per disk, in the disk's original format unless the user says another.
+ * @param originals by the names of the disks
  * @throws {UsageError}
  */
 export async function destinationOf(
   repository: Repository,
   options: DestinationOptions,
+  originals: ReadonlyMap<string, ImageFormat>,
 ): Promise<Destination> {
   const { to, disk: wanted, format } = options;
   if (/^nbds?(\+\w+)?:\/\//i.test(to)) return overwritten("export", options);
+  await refuseAddress(to);
   const found = await stat(resolve(to)).catch(() => undefined);
   if (found?.isBlockDevice()) return overwritten("device", options);
   await refuseInside(repository, to);
@@ -47,7 +51,12 @@ export async function destinationOf(
     throw new UsageError("E_TARGET", `${to} is a file: name a folder for all disks, or one --disk`);
   }
   if (!isFolder) return { kind: "files", folder: dirname(to), make: false, pathOf: () => to };
-  return { kind: "files", folder: to, make: true, pathOf: (disk) => join(to, `${disk}.${format ?? "raw"}`) };
+  return {
+    kind: "files",
+    folder: to,
+    make: true,
+    pathOf: (disk) => join(to, `${disk}.${format ?? originals.get(disk) ?? "raw"}`),
+  };
 }
 
 /** These destinations always exist, so `--force` is required. */

@@ -25,6 +25,9 @@ const METRICS = {
     "Bytes of its disks that it took: all of them, or what was changed since their bases.",
   nbdpull_backup_stored_bytes: "Bytes that it stored of its disks.",
   nbdpull_backup_full_disks: "How many of its disks it took in full.",
+  nbdpull_points: "Restore points of the domain when it was last backed up.",
+  nbdpull_points_unrestorable:
+    "How many of them can't be restored, as far as manifests, missing files and earlier verifies tell.",
 } as const;
 type Metric = keyof typeof METRICS;
 
@@ -42,10 +45,12 @@ export interface MetricsUpdate {
   readonly otherwise: readonly Sample[];
 }
 
+/** @param points of the domain: whether each can be restored; undefined: not known */
 export function updateOfSuccess(
   { manifest, level, seconds }: BackupResult,
   repository: string,
   now: number,
+  points?: readonly boolean[],
 ): MetricsUpdate {
   const labels = labelsOf({ domain: manifest.domain.name, repository });
   const withLevel = `${labels},${labelsOf({ level })}`;
@@ -67,6 +72,16 @@ export function updateOfSuccess(
         labels: withLevel,
         value: total(({ parent }) => (parent === null ? 1 : 0)),
       },
+      ...(points === undefined
+        ? []
+        : [
+            { metric: "nbdpull_points" as const, labels, value: points.length },
+            {
+              metric: "nbdpull_points_unrestorable" as const,
+              labels,
+              value: points.filter((isRestorable) => !isRestorable).length,
+            },
+          ]),
     ],
     otherwise: [],
   };

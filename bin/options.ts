@@ -59,6 +59,11 @@ export interface TrustOptions {
   readonly trustRepository?: true;
 }
 
+/** Options of every command that adds points to a repository. */
+export interface CreateOptions {
+  readonly create?: true;
+}
+
 export function withTalk(command: Command): Command {
   return command
     .option("--json", "print one JSON document on stdout at the end, errors included")
@@ -168,6 +173,11 @@ export function withTrust(command: Command): Command {
     "--trust-repository",
     "as root too, use a repository that belongs to others or that they can write to",
   );
+}
+
+/** For commands that add points. */
+export function withCreate(command: Command): Command {
+  return command.option("--create", "make the repository if there is none, as nbdpull init does");
 }
 
 /**

@@ -34,6 +34,10 @@ const ROOMS: Readonly<Record<string, Room>> = {
     what: "every stored byte of points compared with what the point says: structure, tables, digests",
     mayImport: words("chain repository digest qcow2 image threads base"),
   },
+  repair: {
+    what: "damage of points mended, where a digest says what is right: clusters, digest files, refcounts",
+    mayImport: words("chain repository digest qcow2 image host base"),
+  },
   prove: {
     what: "a disk compared with the chain that an increment of it would be based on, by the chain's digests",
     mayImport: words("chain export repository base"),

@@ -14,7 +14,7 @@ export const NBDPULL_BACKUP: BackupCommands = {
 
 function backupCommand(level: "full" | "incremental", { domain, folder }: Guest, to: string): Command {
   const how = ["--level", level, "--scratch", folder, "--no-fsync", "--quiet"];
-  return { program: process.execPath, args: [NBDPULL, "backup", domain, "--to", to, ...how] };
+  return { program: process.execPath, args: [NBDPULL, "backup", domain, "--to", to, "--create", ...how] };
 }
 
 const repository = (task: Task): string => join(task.output, "repository");

@@ -53,7 +53,7 @@ export function nbdpullAttach(...more: readonly string[]): Contender {
     command: async (task) => {
       const xml = join(dirname(task.output), "job.xml");
       await writeFile(xml, jobXml(task.sources));
-      const to = ["--to", join(task.output, "repository")];
+      const to = ["--to", join(task.output, "repository"), "--create"];
       return {
         program: process.execPath,
         args: [NBDPULL, "attach", "--xml", xml, "--domain", DOMAIN, ...to, "--no-fsync", "--quiet", ...more],

@@ -8,14 +8,28 @@ import { Libvirt } from "../../src/backup/libvirt/libvirt.js";
 import { attach, type JobSource } from "../../src/backup/take/attach.js";
 import { keptLines } from "../kept-lines.js";
 import { compressOf, connectOf, digestsOf, proofOf, rateLimitOf, windowOf } from "../option-values.js";
-import type { CopyOptions, NetworkOptions, ProofOptions, ScratchOptions, TrustOptions } from "../options.js";
+import type {
+  CopyOptions,
+  CreateOptions,
+  NetworkOptions,
+  ProofOptions,
+  ScratchOptions,
+  TrustOptions,
+} from "../options.js";
 import { human } from "../output.js";
 import { proofText } from "../proof-text.js";
 import type { Context } from "../run.js";
+import { requireRepository } from "../target-repository.js";
 import { prepareToWrite } from "../trust.js";
 import { version } from "../version.js";
 
-interface AttachOptions extends CopyOptions, NetworkOptions, ProofOptions, ScratchOptions, TrustOptions {
+interface AttachOptions
+  extends CopyOptions,
+    CreateOptions,
+    NetworkOptions,
+    ProofOptions,
+    ScratchOptions,
+    TrustOptions {
   readonly encrypted: EncryptedPolicy;
   readonly to: string;
   readonly xml?: string;
@@ -34,6 +48,7 @@ export async function runAttach(
   const format = options.format ?? "qcow2";
   const compress = compressOf(options, format);
   const source = await jobSource(domain, options, signal);
+  await requireRepository(options.to, options);
   await prepareToWrite(options.to, undefined, options, output);
   const progress = await output.progress();
   try {

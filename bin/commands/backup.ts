@@ -4,6 +4,8 @@ import { BackupError, hasCode, UsageError } from "../../src/backup/base/errors.j
 import { DEFAULT_DIGESTS } from "../../src/backup/digest/algorithms.js";
 import { Libvirt } from "../../src/backup/libvirt/libvirt.js";
 import type { RateLimit } from "../../src/backup/pull/rate-limit.js";
+import { type JudgedPoint, judgePoints } from "../../src/backup/repository/judged-points.js";
+import { Repository } from "../../src/backup/repository/repository.js";
 import { type BackupResult, backup } from "../../src/backup/take/backup.js";
 import { type ChosenDomain, chosenDomains } from "../chosen-domains.js";
 import { EXIT, exitCodeOf, worstExitCode } from "../exit-codes.js";
@@ -13,14 +15,15 @@ import { keptLines } from "../kept-lines.js";
 import { type MetricsUpdate, updateOfFailure, updateOfRun, updateOfSuccess } from "../metrics.js";
 import { MetricsFile } from "../metrics-file.js";
 import { compressOf, connectOf, digestsOf, proofOf, rateLimitOf, windowOf } from "../option-values.js";
-import type { CopyOptions, ProofOptions, TalkOptions, TrustOptions } from "../options.js";
+import type { CopyOptions, CreateOptions, ProofOptions, TalkOptions, TrustOptions } from "../options.js";
 import { human, type Progress } from "../output.js";
 import { proofText } from "../proof-text.js";
 import type { Context } from "../run.js";
+import { requireRepository } from "../target-repository.js";
 import { prepareToWrite } from "../trust.js";
 import { version } from "../version.js";
 
-interface BackupOptions extends CopyOptions, GuestOptions, ProofOptions, TrustOptions {
+interface BackupOptions extends CopyOptions, CreateOptions, GuestOptions, ProofOptions, TrustOptions {
   readonly to: string;
   readonly all?: true;
   readonly jobs?: number;
@@ -72,6 +75,7 @@ async function backUpAsAsked(
   named: readonly string[],
 ): Promise<void> {
   const { output, options } = asked;
+  await requireRepository(options.to, options);
   await prepareToWrite(options.to, undefined, options, output);
   const domains = await chosenDomains(named, options, asked);
   const [only, ...others] = domains;
@@ -153,7 +157,8 @@ async function backUp(job: Job, chosen: ChosenDomain): Promise<BackupResult> {
   const repository = resolve(job.options.to);
   try {
     const result = await backUpDomain(job, chosen);
-    await job.record(updateOfSuccess(result, repository, Date.now()));
+    const points = job.options.metrics === undefined ? undefined : await restorability(result, repository);
+    await job.record(updateOfSuccess(result, repository, Date.now(), points));
     return result;
   } catch (error) {
     if (hasNothing(job, error)) throw error;
@@ -163,6 +168,22 @@ async function backUp(job: Job, chosen: ChosenDomain): Promise<BackupResult> {
       job.options.metrics === undefined ? domain : await libvirt.domainName(domain).catch(() => domain);
     await job.record(updateOfFailure(name, repository, exitCodeIn(job, error), Date.now()));
     throw error;
+  }
+}
+
+/** Whether each point of the domain can be restored; undefined if that can't be found out. */
+async function restorability(
+  { domainFolder }: BackupResult,
+  path: string,
+): Promise<readonly boolean[] | undefined> {
+  try {
+    const repository = await Repository.open(path);
+    const judge = (): Promise<JudgedPoint[]> => judgePoints(repository, domainFolder);
+    const points = await repository.reading(domainFolder, judge);
+    return points.map(({ obstacles }) => obstacles.length === 0);
+  } catch {
+    // The point is committed, and the metric is left out.
+    return undefined;
   }
 }
 

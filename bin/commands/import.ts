@@ -4,13 +4,14 @@ import type { ImageFormat } from "../../src/backup/image/image.js";
 import { Libvirt } from "../../src/backup/libvirt/libvirt.js";
 import { type ImageToImport, importImages } from "../../src/backup/take/import.js";
 import { compressOf, digestsOf, formatOf, rateLimitOf, windowOf } from "../option-values.js";
-import type { CopyOptions, TrustOptions } from "../options.js";
+import type { CopyOptions, CreateOptions, TrustOptions } from "../options.js";
 import { human } from "../output.js";
 import type { Context } from "../run.js";
+import { requireRepository } from "../target-repository.js";
 import { prepareToWrite } from "../trust.js";
 import { version } from "../version.js";
 
-interface ImportOptions extends CopyOptions, TrustOptions {
+interface ImportOptions extends CopyOptions, CreateOptions, TrustOptions {
   readonly to: string;
   readonly domain: string;
   readonly uuid?: string;
@@ -29,6 +30,7 @@ export async function runImport(
   const images = imagesOf(image, options);
   const format = options.format ?? "qcow2";
   const compress = compressOf(options, format);
+  await requireRepository(options.to, options);
   await prepareToWrite(options.to, undefined, options, output);
   const progress = await output.progress();
   try {

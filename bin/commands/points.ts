@@ -1,9 +1,16 @@
-import { type DamageError, UsageError } from "../../src/backup/base/errors.js";
+import { UsageError } from "../../src/backup/base/errors.js";
 import { chooseDomains } from "../../src/backup/repository/choose-domain.js";
+import {
+  type JudgedPoint,
+  judgePoints,
+  type Obstacle,
+  obstacleText,
+} from "../../src/backup/repository/judged-points.js";
 import type { Manifest } from "../../src/backup/repository/manifest.js";
 import { isOwner, ownersOf } from "../../src/backup/repository/point-owners.js";
 import { Repository } from "../../src/backup/repository/repository.js";
 import type { WhoseOptions } from "../domain-options.js";
+import { eachDomain } from "../each-domain.js";
 import { EXIT } from "../exit-codes.js";
 import { fixClock } from "../fixed-clock.js";
 import { keptLines } from "../kept-lines.js";
@@ -25,6 +32,8 @@ interface Series {
   /** Whether the folder has points of other domains too. */
   readonly isMixed: boolean;
   readonly points: readonly Manifest[];
+  /** What keeps points from being restored, by their ids. */
+  readonly obstacles: ReadonlyMap<string, readonly Obstacle[]>;
 }
 
 export async function runPoints(
@@ -56,38 +65,42 @@ async function list(
   repository: Repository,
   domains: readonly string[],
   uuid: string | undefined,
-  { output, signal }: Context,
+  context: Context,
 ): Promise<void> {
-  const onDamage = (error: DamageError): void => {
-    output.warn(error.message);
-    process.exitCode = EXIT.damaged;
+  const { output, signal } = context;
+  const look = async (folder: string): Promise<Series[]> => {
+    const judged = await repository.reading(folder, () => judgePoints(repository, folder), signal);
+    const found = seriesOf(folder, judged);
+    for (const { manifest, obstacles } of judged) {
+      if (manifest === undefined) for (const { message } of obstacles) output.warn(message);
+      if (obstacles.length > 0) process.exitCode = EXIT.damaged;
+    }
+    return found.filter((series) => uuid === undefined || isOwner(series.uuid, uuid));
   };
-  const all: Series[] = [];
-  for (const folder of domains) {
-    const read = (): Promise<Manifest[]> => repository.points(folder, onDamage);
-    const found = seriesOf(folder, await repository.reading(folder, read, signal));
-    all.push(...found.filter((series) => uuid === undefined || isOwner(series.uuid, uuid)));
-  }
+  const results = await eachDomain(domains, context, look, (found) => output.part(found.flatMap(asText)));
+  const all = results.flatMap((each) => ("error" in each ? [] : each.result));
   const json = all.flatMap((series) =>
     series.points.map((point) => asJson(point, series, repository.pointFolder(series.folder, point.id))),
   );
-  const lines = all.flatMap(asText);
-  output.result(json, lines.length > 0 ? lines : ["no restore points yet"]);
+  output.result(json, all.length > 0 ? [] : ["no restore points yet"]);
 }
 
 /** The points of each domain that has some in the folder. */
-function seriesOf(folder: string, points: readonly Manifest[]): Series[] {
+function seriesOf(folder: string, judged: readonly JudgedPoint[]): Series[] {
+  const points = judged.flatMap(({ manifest }) => manifest ?? []);
+  const obstacles = new Map(judged.map((point) => [point.id, point.obstacles]));
   const owners = ownersOf(points);
   const uuids = [...new Set(owners.values())];
   return uuids.map((uuid) => ({
     folder,
     uuid,
     isMixed: uuids.length > 1,
+    obstacles,
     points: points.filter(({ id }) => owners.get(id) === uuid),
   }));
 }
 
-function asJson(point: Manifest, { uuid }: Series, folder: string): Record<string, unknown> {
+function asJson(point: Manifest, { uuid, obstacles }: Series, folder: string): Record<string, unknown> {
   return {
     id: point.id,
     domain: point.domain.name,
@@ -95,6 +108,8 @@ function asJson(point: Manifest, { uuid }: Series, folder: string): Record<strin
     level: point.level,
     checkpoint: point.checkpoint?.name ?? null,
     createdAt: point.createdAt,
+    restorable: obstaclesOf(point, obstacles).length === 0,
+    obstacles: obstaclesOf(point, obstacles),
     folder,
     disks: point.disks.map((disk) => ({
       name: disk.name,
@@ -113,15 +128,22 @@ function asJson(point: Manifest, { uuid }: Series, folder: string): Record<strin
   };
 }
 
-function asText({ folder, uuid, isMixed, points }: Series): string[] {
+function obstaclesOf({ id }: Manifest, obstacles: Series["obstacles"]): readonly Obstacle[] {
+  return obstacles.get(id) ?? [];
+}
+
+function asText({ folder, uuid, isMixed, points, obstacles }: Series): string[] {
   const name = points.at(-1)?.domain.name ?? folder;
   // No folder can be called as some domains are.
   const called = folder === name || folder.startsWith(`${name}@`) ? folder : `${folder} (${name})`;
   const whose = isMixed ? `${called}, ${uuid === null ? "no UUID" : `UUID ${uuid}`}` : called;
-  return [...points.flatMap((point) => linesOf(folder, point)), summary(whose, points)];
+  const lines = points.flatMap((point) => linesOf(folder, point, obstaclesOf(point, obstacles)));
+  const lost = points.filter((point) => obstaclesOf(point, obstacles).length > 0).length;
+  const warning = lost === 0 ? "" : `; ${lost} CAN'T BE RESTORED (nbdpull repair)`;
+  return [...lines, `${summary(whose, points)}${warning}`];
 }
 
-function linesOf(folder: string, point: Manifest): string[] {
+function linesOf(folder: string, point: Manifest, obstacles: readonly Obstacle[]): string[] {
   const base = point.checkpoint ? `checkpoint ${point.checkpoint.name}` : "no base for increments";
   return [
     `${folder}  ${point.id}  ${localTime(point.createdAt)}  ${point.level}  ${base}`,
@@ -131,6 +153,7 @@ function linesOf(folder: string, point: Manifest): string[] {
       return `    ${disk.name}  ${human(disk.virtualSize)}, ${what}, ${human(disk.storedBytes)} stored${why}`;
     }),
     ...keptLines(point).map((line) => `    ${line}`),
+    ...obstacles.map((obstacle) => `    CAN'T BE RESTORED: ${obstacleText(obstacle, point.id)}`),
   ];
 }
 

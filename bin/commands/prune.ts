@@ -2,6 +2,7 @@ import { type PruneResult, prune } from "../../src/backup/prune/prune.js";
 import { chooseDomains } from "../../src/backup/repository/choose-domain.js";
 import { Repository } from "../../src/backup/repository/repository.js";
 import type { WhoseOptions } from "../domain-options.js";
+import { eachDomain } from "../each-domain.js";
 import type { TrustOptions } from "../options.js";
 import { human } from "../output.js";
 import type { Context } from "../run.js";
@@ -17,41 +18,39 @@ interface PruneCommandOptions extends TrustOptions, WhoseOptions {
 }
 
 export async function runPrune(
-  { output, signal }: Context,
+  context: Context,
   options: PruneCommandOptions,
   path: string,
   wanted: string | undefined,
 ): Promise<void> {
+  const { output, signal } = context;
   const repository = await Repository.open(path, { trusted: options.trustRepository });
   const domains = await chooseDomains(repository, wanted, options.uuid);
   const dryRun = options.dryRun ?? false;
   if (dryRun) await warnOfStrangers(path, domains, output);
   else await prepareToWrite(path, domains, options, output);
   const { keepLast: last, keepDaily: daily, keepWeekly: weekly, keepMonthly: monthly } = options;
-  const results: PruneResult[] = [];
-  const progress = await output.progress();
+  const progress = await output.progress({ plain: domains.length > 1 });
+  const pruneOne = (domain: string): Promise<PruneResult> =>
+    prune({
+      repository,
+      domain,
+      uuid: options.uuid,
+      retention: { last, daily, weekly, monthly },
+      dryRun,
+      sync: options.fsync,
+      signal,
+      onProgress: (disk, position, size) => progress.update(`${domain} ${disk}`, position, size, position),
+    });
   try {
-    for (const domain of domains) {
-      results.push(
-        await prune({
-          repository,
-          domain,
-          uuid: options.uuid,
-          retention: { last, daily, weekly, monthly },
-          dryRun,
-          sync: options.fsync,
-          signal,
-          onProgress: (disk, position, size) =>
-            progress.update(`${domain} ${disk}`, position, size, position),
-        }),
-      );
-    }
+    const results = await eachDomain(domains, context, pruneOne, (result) =>
+      output.part(asText(result, dryRun)),
+    );
+    const json = results.map((each) => ("error" in each ? each : each.result));
+    output.result({ dryRun, domains: json }, domains.length > 0 ? [] : ["no restore points yet"]);
   } finally {
     progress.stop();
   }
-  const lines = results.flatMap((result) => asText(result, dryRun));
-  const json = { dryRun, domains: results };
-  output.result(json, lines.length > 0 ? lines : ["no restore points yet"]);
 }
 
 function asText(

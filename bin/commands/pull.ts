@@ -1,5 +1,6 @@
 import { UsageError } from "../../src/backup/base/errors.js";
 import { openExport } from "../../src/backup/export/open-export.js";
+import { refuseAddress } from "../../src/backup/host/local-path.js";
 import { refuseTarget } from "../../src/backup/host/publish.js";
 import type { ImageFormat } from "../../src/backup/image/image.js";
 import { pullFile } from "../../src/backup/take/pull-file.js";
@@ -34,6 +35,7 @@ export async function runPull(
   const format = formatOf(imagePath, options.format);
   const compress = compressOf(options, format);
   const { bitmap, backing } = options;
+  await refuseAddress(imagePath);
   await refuseTarget(imagePath, options.force ?? false);
   await using client = await openExport(uri, bitmap, await connectOf(options, signal));
   const progress = await output.progress();

@@ -8,12 +8,13 @@ import { Repository } from "../../src/backup/repository/repository.js";
 import { withRestorable } from "../../src/backup/repository/restorable-points.js";
 import type { BlockTarget } from "../../src/backup/restore/block-target.js";
 import type { ExportTarget } from "../../src/backup/restore/export-target.js";
+import { originalFormats } from "../../src/backup/restore/original-formats.js";
 import { type RestoredDisk, refuseInside, restore } from "../../src/backup/restore/restore.js";
 import type { RestoredDefinition } from "../../src/backup/restore/restored-definition.js";
 import { type FileTarget, RestoredFiles } from "../../src/backup/restore/restored-files.js";
 import { type Destination, destinationOf, inFolder } from "../destination.js";
 import type { WhoseOptions } from "../domain-options.js";
-import { InterruptedError } from "../exit-codes.js";
+import { EXIT, InterruptedError } from "../exit-codes.js";
 import { connectOf, formatOf, rateLimitOf, windowOf } from "../option-values.js";
 import type { CopyOptions, NetworkOptions, TrustOptions } from "../options.js";
 import { human, type Progress } from "../output.js";
@@ -25,8 +26,10 @@ interface RestoreOptions extends CopyOptions, NetworkOptions, TrustOptions, Whos
   readonly disk?: string[];
   readonly to: string;
   readonly force?: true;
+  readonly salvage?: true;
   /** If empty, the program chooses a name. */
   readonly define?: string;
+  readonly keepIdentity?: true;
   readonly xml?: string;
   readonly connect?: string;
   readonly trustDefinition?: true;
@@ -49,6 +52,9 @@ export async function runRestore(
   path: string,
   wanted: string | undefined,
 ): Promise<void> {
+  if (options.keepIdentity && !isDefinitionWanted(options)) {
+    throw new UsageError("E_DEFINE", "--keep-identity is about a definition: give --define or --xml too");
+  }
   const repository = await Repository.open(path, { trusted: options.trustRepository });
   const domain = await chooseDomain(repository, wanted, options);
   if (isDefinitionWanted(options)) await requireTrust(path, [domain], options, context.output);
@@ -60,7 +66,8 @@ export async function runRestore(
       },
     );
     const disks = chooseDisks(point, options.disk);
-    const destination = await destinationOf(repository, options);
+    const originals = await originalFormats(repository, domain, point);
+    const destination = await destinationOf(repository, options, originals);
     const progress = await context.output.progress();
     try {
       await restoreTo(destination, { repository, domain, point, disks, options, context, progress });
@@ -72,6 +79,16 @@ export async function runRestore(
 }
 
 async function restoreTo(destination: Destination, job: Job): Promise<void> {
+  if (job.options.salvage) {
+    if (destination.kind !== "files" || isDefinitionWanted(job.options)) {
+      const message =
+        "--salvage writes files of disks alone: name a folder or a file, and leave out --define and --xml";
+      throw new UsageError("E_USAGE", message);
+    }
+    const { folder, make } = destination;
+    if (!make) return await salvageToFiles(destination, job);
+    return await inFolder(folder, { forDomain: false }, () => salvageToFiles(destination, job));
+  }
   switch (destination.kind) {
     case "files":
       if (destination.make) {
@@ -88,6 +105,34 @@ async function restoreTo(destination: Destination, job: Job): Promise<void> {
     default:
       destination satisfies never;
   }
+}
+
+/** @throws {UsageError} `E_USAGE`: options that make no sense for what may be incomplete */
+async function salvageToFiles(
+  { pathOf }: Extract<Destination, { kind: "files" }>,
+  { repository, domain, point, disks, options, context, progress }: Job,
+): Promise<void> {
+  const { salvage } = await import("../../src/backup/restore/salvage.js");
+  const { output } = context;
+  const targets = disks.map((disk) => {
+    const path = pathOf(disk);
+    return { disk, path, format: formatOf(path, options.format) };
+  });
+  const salvaged = await salvage({
+    ...{ repository, domain, point, targets, signal: context.signal },
+    ...{ force: options.force ?? false, sync: options.fsync, window: windowOf(options) },
+    rateLimit: rateLimitOf(options),
+    onProgress: (disk, p) => progress.update(disk, p.position, p.virtualSize, p.readBytes),
+  });
+  const lines = salvaged.flatMap(({ disk, path, virtualSize, lostBytes, lost }) => [
+    `${path}: ${disk} of ${point.id}, ${human(virtualSize)}, ${lostBytes === 0 ? "nothing lost" : `${human(lostBytes)} LOST, which are zeroes there`}`,
+    ...lost.map(
+      (extent) =>
+        `    guest offset ${extent.offset}, ${extent.length} bytes, by point ${extent.point}: ${extent.message}`,
+    ),
+  ]);
+  output.result({ domain, uuid: point.domain.uuid, point: point.id, salvaged }, lines);
+  if (salvaged.some(({ lostBytes }) => lostBytes > 0)) process.exitCode = EXIT.damaged;
 }
 
 async function restoreToFiles(
@@ -237,6 +282,7 @@ async function prepareDefinition(
     point,
     filesIn: beside?.filesIn,
     name: define || undefined,
+    keepIdentity: options.keepIdentity ?? false,
     place,
     disks: new Map(places.map(({ disk, path, ...rest }) => [disk, { ...rest, path: resolve(path) }])),
     libvirt: define === undefined ? undefined : new Libvirt({ connect, signal: context.signal }),

@@ -2,6 +2,7 @@ import { DamageError } from "../../src/backup/base/errors.js";
 import { findChain } from "../../src/backup/chain/chain.js";
 import { chooseDomain, chooseDomains, foldersWithPoint } from "../../src/backup/repository/choose-domain.js";
 import { choosePoint } from "../../src/backup/repository/choose-point.js";
+import { judgePoints, type Obstacle, obstacleText } from "../../src/backup/repository/judged-points.js";
 import { isOwner, ownersOf } from "../../src/backup/repository/point-owners.js";
 import { Repository } from "../../src/backup/repository/repository.js";
 import {
@@ -11,11 +12,20 @@ import {
   verifyPoints,
 } from "../../src/backup/verify/verify.js";
 import type { WhoseOptions } from "../domain-options.js";
+import { eachDomain } from "../each-domain.js";
 import { EXIT } from "../exit-codes.js";
+import { isDamage, noteDamage } from "../noted-damage.js";
 import { human } from "../output.js";
 import type { Context } from "../run.js";
 import { warnOfStrangers } from "../trust.js";
 import { type LiveOptions, refuseLiveOptions, verifyLiveDomain } from "../verify-live.js";
+
+/** What was found in a point, and whether it can be restored. */
+interface Verified extends PointReport {
+  readonly domain: string;
+  /** Of the point itself and of those that it is based on. */
+  readonly obstacles: readonly Obstacle[];
+}
 
 interface VerifyOptions extends LiveOptions, WhoseOptions {
   readonly at?: string;
@@ -34,25 +44,52 @@ export async function runVerify(
   const { at, uuid } = options;
   const domains = await domainsOf(repository, wanted, options);
   await warnOfStrangers(path, domains, output);
-  const reports: (PointReport & { domain: string })[] = [];
-  const progress = await output.progress();
+  const progress = await output.progress({ plain: domains.length > 1 });
+  const verify = async (domain: string): Promise<readonly Verified[]> => {
+    const onProgress = (disk: string, { verifiedBytes, totalBytes }: VerifyProgress): void =>
+      progress.update(`${domain} ${disk}`, verifiedBytes, totalBytes, verifiedBytes);
+    const read = async (): Promise<Verified[]> => {
+      const ids =
+        at === undefined
+          ? await idsOf(repository, domain, uuid)
+          : await chainOf(repository, domain, at, uuid);
+      const found = await verifyPoints(repository, domain, ids, { signal, onProgress });
+      return await judge(repository, domain, found, context);
+    };
+    return await repository.reading(domain, read, signal);
+  };
   try {
-    for (const domain of domains) {
-      const onProgress = (disk: string, { verifiedBytes, totalBytes }: VerifyProgress): void =>
-        progress.update(`${domain} ${disk}`, verifiedBytes, totalBytes, verifiedBytes);
-      const read = async (): Promise<PointReport[]> => {
-        const ids =
-          at === undefined
-            ? await idsOf(repository, domain, uuid)
-            : await chainOf(repository, domain, at, uuid);
-        return await verifyPoints(repository, domain, ids, { signal, onProgress });
-      };
-      const found = await repository.reading(domain, read, signal);
-      reports.push(...found.map((report) => ({ domain, ...report })));
-    }
+    const reports = await eachDomain(domains, context, verify, (found) => tell(found, context));
+    const all = reports.flatMap((report) => ("error" in report ? [] : report.result));
+    const damaged = all.some(({ findings, obstacles }) => findings.some(isDamage) || obstacles.length > 0);
+    const failed = reports.flatMap((report) => ("error" in report ? [report] : []));
+    const points = all.map(({ obstacles, ...report }) => ({
+      ...report,
+      restorable: obstacles.length === 0,
+      obstacles,
+    }));
+    const json = { damaged, points, ...(failed.length > 0 ? { failed } : {}) };
+    output.result(json, domains.length > 0 ? [] : ["no restore points yet"]);
+    if (damaged) process.exitCode = EXIT.damaged;
   } finally {
     progress.stop();
   }
+}
+
+/** Keeps what was found beside the points, and finds out which points can't be restored because of it. */
+async function judge(
+  repository: Repository,
+  domain: string,
+  reports: readonly PointReport[],
+  { output }: Context,
+): Promise<Verified[]> {
+  const found = new Map(reports.map(({ id, findings }) => [id, findings.filter(isDamage)]));
+  await noteDamage(repository, domain, found, output);
+  const judged = new Map((await judgePoints(repository, domain, found)).map((point) => [point.id, point]));
+  return reports.map((report) => ({ ...report, domain, obstacles: judged.get(report.id)?.obstacles ?? [] }));
+}
+
+function tell(reports: readonly Verified[], { output }: Context): void {
   for (const { domain, id, disks, findings } of reports) {
     const bare = disks.filter((disk) => !disk.digests).map((disk) => disk.disk);
     if (bare.length > 0)
@@ -60,10 +97,7 @@ export async function runVerify(
     for (const leak of findings.filter(isLeak))
       output.warn(`${domain} ${id}: space that nothing uses: ${findingAsText(leak)}`);
   }
-  const damaged = reports.some(({ findings }) => !findings.every(isLeak));
-  const lines = reports.flatMap(asText);
-  output.result({ damaged, points: reports }, lines.length > 0 ? lines : ["no restore points yet"]);
-  if (damaged) process.exitCode = EXIT.damaged;
+  output.part(reports.flatMap(asText));
 }
 
 /** The domains to look at: with --at those that have such a point, unless one is named. */
@@ -110,11 +144,16 @@ async function chainOf(
   return [...ids].sort();
 }
 
-function asText(report: PointReport & { domain: string }): string[] {
-  const damages = report.findings.filter((finding) => !isLeak(finding));
-  const state = damages.length === 0 ? "sound" : "DAMAGED";
-  const head = `${report.domain} ${report.id}: ${state}, ${comparedText(report.disks)}`;
-  return [head, ...damages.map((finding) => `    ${findingAsText(finding)}`)];
+function asText({ domain, id, disks, findings, obstacles }: Verified): string[] {
+  const damages = findings.filter(isDamage);
+  const below = obstacles.filter(({ point }) => point !== id);
+  const itself = damages.length > 0 ? "DAMAGED" : "sound";
+  const state = damages.length === 0 && below.length > 0 ? "sound itself, but CAN'T BE RESTORED" : itself;
+  return [
+    `${domain} ${id}: ${state}, ${comparedText(disks)}`,
+    ...damages.map((finding) => `    ${findingAsText(finding)}`),
+    ...below.map((obstacle) => `    ${obstacleText(obstacle, id)}`),
+  ];
 }
 
 /** What was compared. Of checksums (xxh64) it says so: they find damage, but no forgery. */

@@ -3,6 +3,7 @@ import { DEFAULT_DIGESTS } from "../../src/backup/digest/algorithms.js";
 import { withUuid } from "../domain-options.js";
 import {
   withCopy,
+  withCreate,
   withDigests,
   withEncrypted,
   withNetwork,
@@ -17,7 +18,7 @@ export function addAttach(program: Command, run: Run): void {
     .command("attach")
     .description("take all disks of a pull backup that is already running as one restore point")
     .argument("[domain]", "the domain whose job it is: its name, UUID, or the number of its run")
-    .requiredOption("--to <repo>", "the repository; made if the folder is empty or not there")
+    .requiredOption("--to <repo>", "the repository (nbdpull init makes one)")
     .option(
       "--xml <file>",
       "the job's description from a file, or - for standard input, instead of asking libvirt",
@@ -33,10 +34,12 @@ export function addAttach(program: Command, run: Run): void {
       "end the job after the commit, or when scratch files are short of room; otherwise it goes on, since somebody else began it",
     );
   withUuid(command, "with --domain");
-  withTrust(
-    withNetwork(
-      withProof(
-        withDigests(withCopy(withScratchReserve(withEncrypted(command))), `default ${DEFAULT_DIGESTS}`),
+  withCreate(
+    withTrust(
+      withNetwork(
+        withProof(
+          withDigests(withCopy(withScratchReserve(withEncrypted(command))), `default ${DEFAULT_DIGESTS}`),
+        ),
       ),
     ),
   ).action(run(async () => (await import("../commands/attach.js")).runAttach));

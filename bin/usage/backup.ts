@@ -1,7 +1,7 @@
 import type { Command } from "commander";
 import { DEFAULT_DIGESTS } from "../../src/backup/digest/algorithms.js";
 import { withGuest } from "../guest-options.js";
-import { positive, withCopy, withDigests, withProof, withTrust } from "../options.js";
+import { positive, withCopy, withCreate, withDigests, withProof, withTrust } from "../options.js";
 import type { Run } from "../run.js";
 
 export function addBackup(program: Command, run: Run): void {
@@ -9,12 +9,12 @@ export function addBackup(program: Command, run: Run): void {
     .command("backup")
     .description("back libvirt domains up, running or off, each as one restore point")
     .argument("[domains...]", "the domains: names, UUIDs, or numbers of their runs")
-    .requiredOption("--to <repo>", "the repository; made if the folder is empty or not there")
+    .requiredOption("--to <repo>", "the repository (nbdpull init makes one)")
     .option("--all", "all domains that run and have disks (not those that are off)")
     .option("--jobs <n>", "of several domains, how many at once; default 2, with --server 1", positive)
     .option("--moved", "the repository was moved to where it is now, or is reached by another path")
     .option("--metrics <file>", "keep a metrics file for the node exporter's textfile collector (*.prom)");
-  withTrust(withGuest(withProof(withDigests(withCopy(command), `default ${DEFAULT_DIGESTS}`)))).action(
-    run(async () => (await import("../commands/backup.js")).runBackup),
-  );
+  withCreate(
+    withTrust(withGuest(withProof(withDigests(withCopy(command), `default ${DEFAULT_DIGESTS}`)))),
+  ).action(run(async () => (await import("../commands/backup.js")).runBackup));
 }

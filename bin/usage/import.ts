@@ -2,7 +2,7 @@ import type { Command } from "commander";
 import { Option } from "commander";
 import { DEFAULT_DIGESTS } from "../../src/backup/digest/algorithms.js";
 import { withUuid } from "../domain-options.js";
-import { withCopy, withDigests, withTrust } from "../options.js";
+import { withCopy, withCreate, withDigests, withTrust } from "../options.js";
 import type { Run } from "../run.js";
 
 export function addImport(program: Command, run: Run): void {
@@ -10,7 +10,7 @@ export function addImport(program: Command, run: Run): void {
     .command("import")
     .description("take an existing full image as a restore point, so that no new full backup is needed")
     .argument("[image]", "the image, which must not change meanwhile; or several as --disk NAME=IMAGE")
-    .requiredOption("--to <repo>", "the repository; made if the folder is empty or not there")
+    .requiredOption("--to <repo>", "the repository (nbdpull init makes one)")
     .requiredOption("--domain <name>", "whose disk it is")
     .requiredOption(
       "--disk <name>",
@@ -27,7 +27,7 @@ export function addImport(program: Command, run: Run): void {
     .option("--connect <uri>", "libvirt connection, as virsh -c; it has to answer then")
     .option("--offline", "do not ask libvirt about the checkpoint");
   withUuid(command, "where libvirt does not tell it");
-  withTrust(withDigests(withCopy(command), `default ${DEFAULT_DIGESTS}`)).action(
+  withCreate(withTrust(withDigests(withCopy(command), `default ${DEFAULT_DIGESTS}`))).action(
     run(async () => (await import("../commands/import.js")).runImport),
   );
 }

@@ -18,12 +18,20 @@ export function addRestore(program: Command, run: Run): void {
     ])
     .requiredOption(
       "--to <target>",
-      "a folder for vda.raw and so on; with one --disk a file, a block device or an NBD URI, too",
+      "a folder for vda.qcow2 and so on; with one --disk a file, a block device or an NBD URI, too",
     )
     .option("--force", "replace files that exist, or write over a block device or an NBD export")
     .option(
+      "--salvage",
+      "of a damaged point: write what is provable, zeroes for the rest, and list that; exit 3",
+    )
+    .option(
       "--define [name]",
       "write the domain's definition for the restored disks (new name, UUID, MACs), and define it in libvirt",
+    )
+    .option(
+      "--keep-identity",
+      "with --define: for a domain that is gone, with its own name, UUID and MACs; refused while it is there",
     )
     .option("--xml <file>", "where that definition is written; without --define it is only written")
     .option(

@@ -46,7 +46,7 @@ describe("a guest under load", () => {
     { frozen = false } = {},
   ): Promise<void> {
     const to = join(folder, `restored-${id}`);
-    expectExit(await nbdpull("restore", repo, guest.domain, "--at", id, "--to", to), 0);
+    expectExit(await nbdpull("restore", repo, guest.domain, "--at", id, "--to", to, "--format", "raw"), 0);
     for (const disk of DISKS) {
       const raw = join(to, `${disk}.raw`);
       await expectSame(raw, join(repo, guest.domain, id, `${disk}.qcow2`));
@@ -169,7 +169,7 @@ describe("a guest under load", () => {
     await virsh("destroy", "--graceful", guest.domain);
     const { id } = await take();
     const to = join(folder, "off");
-    expectExit(await nbdpull("restore", repo, guest.domain, "--at", id, "--to", to), 0);
+    expectExit(await nbdpull("restore", repo, guest.domain, "--at", id, "--to", to, "--format", "raw"), 0);
     for (const disk of DISKS) await expectSame(join(to, `${disk}.raw`), guest.image(disk));
     expectExit(await nbdpull("verify", repo, guest.domain), 0);
   });

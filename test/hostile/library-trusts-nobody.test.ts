@@ -10,6 +10,7 @@ import {
   RestoredDefinition,
   type RestoredDefinitionOptions,
 } from "../../src/backup/index.js";
+import { repairPoints } from "../../src/backup/repair/repair.js";
 import { ATTACKER, NO_ATTACKER } from "../support/attacker.js";
 import { MemoryChain } from "../support/memory-chain.js";
 import { describeUnless } from "../support/tools.js";
@@ -56,6 +57,10 @@ describeUnless(NO_ATTACKER, "the library, called by root", () => {
     const repository = await Repository.open(path);
     await expect(pruneTo(repository)).rejects.toMatchObject(REFUSED);
     await expect(importTo(path)).rejects.toMatchObject(REFUSED);
+    const ids = await repository.pointIds(DOMAIN);
+    await expect(repairPoints({ repository, domain: DOMAIN, ids, dryRun: false })).rejects.toMatchObject(
+      REFUSED,
+    );
     await expect(mendClock(repository, DOMAIN, { dryRun: false })).rejects.toMatchObject(REFUSED);
     const definition = {
       ...{

@@ -258,7 +258,7 @@ describe("a reader that goes away", () => {
   it.each(["stdout", "stderr"] as const)(
     "does not hinder attach, whose warning does not crash it: %s",
     async (stream) => {
-      const args = ["--to", join(out, "repo"), "--domain", DOMAIN, "--xml", await jobXml("vda")];
+      const args = ["--to", join(out, "repo"), "--create", "--domain", DOMAIN, "--xml", await jobXml("vda")];
       expect(await withClosed(stream, "attach", ...args)).toBe(0);
       expect((await readdir(join(out, "repo", DOMAIN))).filter((name) => name.startsWith("."))).toEqual([]);
       expect(await withClosed(stream, "points", join(out, "repo"))).toBe(0);

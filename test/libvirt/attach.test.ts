@@ -44,7 +44,18 @@ async function references(backup: LabBackup): Promise<Record<LabDisk, string>> {
 /** Restores a point by us and by stock QEMU, and compares both with the copies of the frozen exports. */
 async function expectPoint(id: string, copies: Record<LabDisk, string>): Promise<void> {
   const target = join(folder, `restored-${id}`);
-  const ran = await nbdpull("restore", repo, lab.domain, "--at", id, "--to", target, "--json");
+  const ran = await nbdpull(
+    "restore",
+    repo,
+    lab.domain,
+    "--at",
+    id,
+    "--to",
+    target,
+    "--format",
+    "raw",
+    "--json",
+  );
   expect([ran.code, ran.stderr]).toEqual([0, ""]);
   for (const disk of LAB_DISKS) {
     await qemuImg("compare", "-f", "raw", "-F", "raw", join(target, `${disk}.raw`), copies[disk]);

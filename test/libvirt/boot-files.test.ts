@@ -51,7 +51,7 @@ await describeWithLibvirt("the files that a domain boots with", () => {
 
     const plain = join(guest.folder, "plain");
     expectExit(await nbdpull("restore", repo, "--to", plain, "--at", first.id), 0);
-    expect((await readdir(plain)).sort()).toEqual(["nvram.fd", "vda.raw", "vdb.raw"]);
+    expect((await readdir(plain)).sort()).toEqual(["nvram.fd", "vda.qcow2", "vdb.qcow2"]);
     expect((await readFile(join(plain, "nvram.fd"))).equals(VARIABLES)).toBe(true);
 
     const to = join(guest.folder, "restored");
@@ -109,6 +109,6 @@ await describeWithLibvirt("the files that a domain boots with", () => {
     expect(refused.json()).toMatchObject({ error: { code: "E_DAMAGED", file: "nvram.fd" } });
     expect(await readdir(guest.folder)).not.toContain("late");
     expectExit(await nbdpull("restore", repo, "--disk", "vda", "--disk", "vdb", "--to", late), 0);
-    expect((await readdir(late)).sort()).toEqual(["vda.raw", "vdb.raw"]);
+    expect((await readdir(late)).sort()).toEqual(["vda.qcow2", "vdb.qcow2"]);
   }, 480_000);
 });

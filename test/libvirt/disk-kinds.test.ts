@@ -65,7 +65,7 @@ await describeWithLibvirt("disks of rare kinds", () => {
     };
     const expectVolumes = async (id: string): Promise<void> => {
       const target = join(guest.folder, `restored-${id}`);
-      expectExit(await nbdpull("restore", guest.repo, "--at", id, "--to", target), 0);
+      expectExit(await nbdpull("restore", guest.repo, "--at", id, "--to", target, "--format", "raw"), 0);
       await qemuImg("compare", "-f", "raw", "-F", "qcow2", join(target, "vdc.raw"), old);
       await qemuImg("compare", "-f", "raw", "-F", "raw", join(target, "vdd.raw"), join(folder, "plain"));
     };

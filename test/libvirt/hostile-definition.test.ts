@@ -148,7 +148,7 @@ await describeWithLibvirt("a forged definition", () => {
     ]) {
       expect(ran.stderr).toContain(place);
     }
-    expect(await virsh("domblklist", name)).toContain(join(folder, "restored", "vda.raw"));
+    expect(await virsh("domblklist", name)).toContain(join(folder, "restored", "vda.qcow2"));
     expect(await wasRun()).toBe(false);
   });
 

@@ -57,7 +57,7 @@ async function expectIncrementOn(parents: Readonly<Record<string, string>>): Pro
   expect(point.level).toBe("incremental");
   expect(Object.fromEntries(point.disks.map(({ name, parent }) => [name, parent]))).toEqual(parents);
   const target = join(folder, "restored");
-  expect((await nbdpull("restore", repo, lab.domain, "--to", target)).code).toBe(0);
+  expect((await nbdpull("restore", repo, lab.domain, "--to", target, "--format", "raw")).code).toBe(0);
   for (const disk of LAB_DISKS) {
     const copy = await backup.referenceCopy(disk);
     await qemuImg("compare", "-f", "raw", "-F", "raw", join(target, `${disk}.raw`), copy);

@@ -80,7 +80,10 @@ await describeWithLibvirt("a guest with iothreads, whose QEMU 7.2 dies when a cl
     await expectAlive();
     await lab.powerOff();
     const target = join(guest.folder, "restored");
-    expectExit(await nbdpull("restore", guest.repo, lab.domain, "--at", last.id, "--to", target), 0);
+    expectExit(
+      await nbdpull("restore", guest.repo, lab.domain, "--at", last.id, "--to", target, "--format", "raw"),
+      0,
+    );
     for (const disk of LAB_DISKS) {
       await qemuImg("compare", "-f", "raw", "-F", "qcow2", join(target, `${disk}.raw`), lab.image(disk));
     }

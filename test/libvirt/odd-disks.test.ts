@@ -134,7 +134,17 @@ await describeWithLibvirt("a domain with odd disks", () => {
     await mkdir(target);
     try {
       expectExit(
-        await nbdpull("restore", repo, odd, "--to", target, `--define=${name}`, "--trust-definition"),
+        await nbdpull(
+          "restore",
+          repo,
+          odd,
+          "--to",
+          target,
+          `--define=${name}`,
+          "--trust-definition",
+          "--format",
+          "raw",
+        ),
         0,
       );
       expect(hasBytes(join(target, "vdb.raw"), PLAIN)).toBe(true);

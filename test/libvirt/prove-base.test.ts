@@ -111,7 +111,10 @@ await describeWithLibvirt("an increment of a disk that is not the one of its bas
     const off = (await guest.take()) as ProvenJson;
     expect(off.disks).toMatchObject([{ mode: "full", reason: OTHER }, { mode: "incremental" }]);
     const target = join(guest.folder, "off");
-    expectExit(await nbdpull("restore", guest.repo, lab.domain, "--at", off.id, "--to", target), 0);
+    expectExit(
+      await nbdpull("restore", guest.repo, lab.domain, "--at", off.id, "--to", target, "--format", "raw"),
+      0,
+    );
     // Of the exchanged disks again.
     await qemuImg("compare", "-F", "qcow2", join(target, "vda.raw"), lab.image("vdb"));
     await qemuImg("compare", "-F", "qcow2", join(target, "vdb.raw"), lab.image("vda"));

@@ -245,6 +245,37 @@ await describeWithLibvirt("restore --define", () => {
     expect(await trials()).toEqual([others]);
   });
 
+  it("puts a domain that is gone back with its name, UUID, MACs and formats, so that increments go on; never beside it", async () => {
+    const mac = "52:54:00:aa:bb:cc";
+    await changeStoredXml((xml) =>
+      xml.replace("</devices>", `<interface type='user'><mac address='${mac}'/></interface></devices>`),
+    );
+    const to = join(folder, "restored");
+    const args = ["--to", to, "--define", "--keep-identity", "--trust-definition"];
+    const refused = await restore(...args);
+    expect([refused.code, refused.json()]).toMatchObject([4, { error: { code: "E_DOMAIN_EXISTS" } }]);
+    expect(await readdir(folder)).not.toContain("restored");
+    expect((await restore("--to", to, "--keep-identity")).code).toBe(2);
+    expect((await restore(...args, "--define=other")).code).toBe(2);
+    const { domain } = lab;
+    const uuid = (await virsh("domuuid", domain)).trim();
+    await virsh("destroy", domain);
+    await virsh("undefine", "--checkpoints-metadata", domain);
+    const ran = await restore(...args);
+    expect([ran.code, ran.stderr]).toEqual([0, ""]);
+    expect(ran.json()).toMatchObject({ definition: { domain, uuid, defined: true } });
+    const xml = await virsh("dumpxml", domain);
+    expect(macsOf(xml)).toEqual([mac]);
+    expect(xml).toContain(`<uuid>${uuid}</uuid>`);
+    expect((await readdir(to)).sort()).toEqual([`${domain}.xml`, "vda.qcow2", "vdb.qcow2"]);
+    await virsh("start", domain);
+    for (const mode of ["full", "incremental"]) {
+      const backup = await nbdpull("backup", domain, "--to", repo, "--json", "--scratch", "/var/tmp");
+      expect([backup.code, backup.json()]).toMatchObject([0, { level: mode }]);
+    }
+    expect(await nbdpull("points", repo, "--json").then((points) => points.json())).toHaveLength(3);
+  });
+
   it("keeps the restored disks if libvirt takes the definition no longer, and says how to continue", async () => {
     const name = newName("odd");
     const to = join(folder, "restored");
@@ -258,7 +289,7 @@ await describeWithLibvirt("restore --define", () => {
       { error: { code: "E_DEFINE_FAILED", domain: name, xml } },
     ]);
     expect(ran.stderr).toContain(`virsh define ${xml}`);
-    expect((await readdir(to)).sort()).toEqual([`${name}.xml`, "vda.raw", "vdb.raw"]);
-    await qemuImg("compare", "-f", "raw", "-F", "raw", copies.vda, join(to, "vda.raw"));
+    expect((await readdir(to)).sort()).toEqual([`${name}.xml`, "vda.qcow2", "vdb.qcow2"]);
+    await qemuImg("compare", "-f", "raw", "-F", "qcow2", copies.vda, join(to, "vda.qcow2"));
   });
 });

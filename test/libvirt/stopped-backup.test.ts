@@ -151,7 +151,7 @@ await describeWithLibvirt("backup of a domain that is off", () => {
     const to = join(guest.folder, "restored");
     const xml = join(guest.folder, "web.xml");
     expectExit(await nbdpull("restore", guest.repo, "--to", to, "--xml", xml), 0);
-    expect((await readdir(to)).sort()).toEqual(["initrd", "kernel", "vda.raw", "vdb.raw"]);
+    expect((await readdir(to)).sort()).toEqual(["initrd", "kernel", "vda.qcow2", "vdb.qcow2"]);
     expect(await readFile(join(to, "initrd"), "utf8")).toBe("no initrd");
     expect(await readFile(xml, "utf8")).toContain(
       `<kernel>${join(to, "kernel")}</kernel><initrd>${join(to, "initrd")}</initrd>`.replace(

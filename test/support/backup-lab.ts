@@ -64,7 +64,8 @@ export class BackupLab implements AsyncDisposable {
   }
 
   arguments(...more: readonly string[]): string[] {
-    return ["backup", this.lab.domain, "--to", this.repo, "--scratch", this.scratch, "--json", ...more];
+    const to = ["--to", this.repo, "--create"];
+    return ["backup", this.lab.domain, ...to, "--scratch", this.scratch, "--json", ...more];
   }
 
   run(...more: readonly string[]): Promise<Ran> {
@@ -135,7 +136,10 @@ export class BackupLab implements AsyncDisposable {
   /** Expects the restored point to equal the copies. */
   async expectPoint(id: string, copies: Partial<Record<LabDisk, string>>): Promise<void> {
     const target = join(this.folder, `restored-${id}`);
-    expectExit(await nbdpull("restore", this.repo, this.lab.domain, "--at", id, "--to", target), 0);
+    expectExit(
+      await nbdpull("restore", this.repo, this.lab.domain, "--at", id, "--to", target, "--format", "raw"),
+      0,
+    );
     for (const disk of LAB_DISKS) {
       const copy = copies[disk];
       if (copy === undefined) continue;

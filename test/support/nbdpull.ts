@@ -34,14 +34,21 @@ export interface StartOptions {
   readonly inside?: readonly string[];
   /** Another Node than the one that runs the tests. */
   readonly node?: string;
+  /** Commands that add points make the repository, as most tests have none before. Default: true. */
+  readonly create?: boolean;
 }
+
+/** Commands that add points to a repository. */
+const ADDING = ["backup", "attach", "import"];
 
 /** Starts `nbdpull`; for tests that kill it. */
 export function startNbdpull(
   args: readonly string[],
-  { inside = [], node = process.execPath, ...options }: StartOptions = {},
+  { inside = [], node = process.execPath, create = true, ...options }: StartOptions = {},
 ): Running {
-  const [program = node, ...rest] = [...inside, node, NBDPULL, ...args];
+  const isAdding = create && ADDING.includes(args[0] ?? "") && args.includes("--to");
+  const all = isAdding ? [...args, "--create"] : args;
+  const [program = node, ...rest] = [...inside, node, NBDPULL, ...all];
   // What a signal began is waited for, and never cut short by a SIGKILL that no test asked for.
   const child = execa(program, rest, { ...options, reject: false, forceKillAfterDelay: false });
   const ended = child.then(({ exitCode, stdout, stderr }): Ran | undefined =>

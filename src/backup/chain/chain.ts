@@ -11,11 +11,14 @@
  * knows only the types of a read.
  */
 
+import { isUnreadable } from "../base/damage.js";
 import { DamageError, hasCode } from "../base/errors.js";
 import { closeAll } from "../base/in-parallel.js";
+import type { HeldFolder } from "../host/held-folder.js";
+import { type RecordedDamage, readDamage } from "../repository/damage-record.js";
 import type { DiskManifest, Manifest } from "../repository/manifest.js";
 import type { Repository } from "../repository/repository.js";
-import { Layer, type LayerOptions } from "./layer.js";
+import { damage, Layer, type LayerOptions } from "./layer.js";
 
 /** One disk of one point, as the manifest describes it. */
 export interface Link {
@@ -105,9 +108,10 @@ export async function openChain(
 }
 
 /**
- * Opens every layer that an increment on this disk would depend on, and closes them again. So all files exist
- * and their headers match the manifests; neither data nor digests are read.
- * @throws {DamageError} a point or a file of the chain is missing, or doesn't match its manifest
+ * Looks at every layer that an increment on this disk would depend on: its files exist and have their ends, their
+ * headers match the manifest, each entry of the image's tables is valid and leads into the file, and no verify has
+ * found damage in it. Neither data nor digests are read.
+ * @throws {DamageError} a point or a file of the chain is missing or damaged
  */
 export async function proveChain(
   repository: Repository,
@@ -115,6 +119,34 @@ export async function proveChain(
   point: Manifest,
   disk: string,
 ): Promise<void> {
-  const layers = await openChain(repository, domain, await findChain(repository, domain, point, disk));
-  await closeAll(...layers);
+  for (const link of await findChain(repository, domain, point, disk)) {
+    await proveLink(repository, domain, link);
+  }
+}
+
+async function proveLink(repository: Repository, domain: string, { point, disk }: Link): Promise<void> {
+  const folder = await repository.holdPoint(domain, point.id);
+  try {
+    await refuseRecordedDamage(folder, point.id, disk);
+    await using layer = await Layer.open(await repository.holdPoint(domain, point.id), point.id, disk);
+    await layer.checkTables();
+  } catch (error) {
+    if (isUnreadable(error)) throw damage(point.id, disk, `the file system cannot read it: ${error.message}`);
+    throw error;
+  } finally {
+    await folder.close();
+  }
+}
+
+/** @throws {DamageError} a verify has found the disk of this point damaged */
+async function refuseRecordedDamage(folder: HeldFolder, pointId: string, disk: DiskManifest): Promise<void> {
+  const record = await readDamage(folder);
+  // No increment depends on what concerns the point as a whole, such as its NVRAM; but a record that can't be read
+  // may be of the disk.
+  const isOfDisk = (each: RecordedDamage): boolean =>
+    each.disk === disk.name || record?.foundAt === undefined;
+  const found = record?.places.find(isOfDisk);
+  if (!found) return;
+  const when = record?.foundAt === undefined ? "" : ` (found by the verify of ${record.foundAt})`;
+  throw damage(pointId, disk, `${found.message}${when}`, found.guestOffset);
 }

@@ -2,6 +2,7 @@ import { type Damage, damageIn, type OnDamage } from "../base/damage.js";
 import { isZero } from "../base/zeroes.js";
 import { type Digester, digestClusters } from "../digest/digest.js";
 import type { ClusterRun, Geometry, ImageReader } from "../image/image.js";
+import { Qcow2Reader } from "../qcow2/reader.js";
 
 /** A run with one digest for each stored cluster, or `undefined` if the point has no digests. */
 export type DigestedRun = ClusterRun & { readonly digests: Buffer | undefined };
@@ -83,6 +84,11 @@ export class CheckedImage implements AsyncDisposable {
         if (damage !== undefined) onDamage(damage);
       }
     }
+  }
+
+  /** Whether the data of a run is compressed. */
+  isCompressed({ hostOffset }: { readonly hostOffset: number }): boolean {
+    return this.#image instanceof Qcow2Reader && this.#image.isCompressed(hostOffset);
   }
 
   close(): Promise<void> {

@@ -134,9 +134,24 @@ export class Layer implements AsyncDisposable {
     yield* this.#agreed(this.#image.runs(onDamage), digests, onDamage);
   }
 
+  /**
+   * Checks what can be checked without reading data or digests: each entry of the image's tables is valid and
+   * leads into the file, and the digest file has its end.
+   * @throws {DamageError} the first damage
+   */
+  async checkTables(): Promise<void> {
+    for await (const _ of this.#image.runs(failOnDamage(this)));
+    await this.#digestFile?.assertComplete();
+  }
+
   /** As {@link CheckedImage.read}. */
   async read(run: DigestedRun, offset: number, target: Buffer, onDamage: OnDamage): Promise<void> {
     await this.#image.read(run, offset, target, onDamage);
+  }
+
+  /** Whether the data of a run is compressed, so that it has no place of its own in the file. */
+  isCompressed(run: { readonly hostOffset: number }): boolean {
+    return this.#image.isCompressed(run);
   }
 
   /** Length of one digest in bytes; 0 if the disk has no digests. */

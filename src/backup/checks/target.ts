@@ -9,6 +9,7 @@ import { freeBytes } from "../host/free-bytes.js";
 import { HeldFolder } from "../host/held-folder.js";
 import { foldersNamed } from "../repository/domain-folder.js";
 import { lookAtLock } from "../repository/domain-lock.js";
+import { judgePoints, obstacleText } from "../repository/judged-points.js";
 import { domainsAmong, ownersOf } from "../repository/point-owners.js";
 import { aheadText, fixClockCommand, pointsAhead } from "../repository/points-ahead.js";
 import { readJournal } from "../repository/prune-journal.js";
@@ -64,9 +65,9 @@ export async function lookAtPoints({
   domain,
 }: Subject): Promise<readonly Found[]> {
   if (!repository) {
-    return repositoryPath === undefined
-      ? []
-      : [pass("there is no repository yet, the first backup makes it")];
+    if (repositoryPath === undefined) return [];
+    const cause = `there is no repository at ${repositoryPath}: mount it, or make a new one; a backup makes none without --create`;
+    return [warn(cause, `nbdpull init ${shellWord(repositoryPath)}`)];
   }
   const domains = domain ? await foldersNamed(repository, domain.name) : await repository.domains();
   if (domains.length === 0) return [pass("there are none yet")];
@@ -88,10 +89,21 @@ async function lookAtDomain(repository: Repository, domain: string): Promise<Fou
     found.push(pass(`it has points of ${owners.length} domains of this name (${uuids})`, domain));
   }
   await using folder = await repository.holdDomain(domain);
+  const journal = folder && (await readJournal(folder));
+  // Files change their names meanwhile; the next command finishes it first.
+  const judged = journal?.phase === "publish" ? [] : await judgePoints(repository, domain);
+  for (const { id, manifest, obstacles } of judged) {
+    const [first, ...others] = obstacles;
+    if (!first || manifest === undefined) continue;
+    const more = others.length === 0 ? "" : ` (and ${others.length} more)`;
+    const cause = `point ${id} can't be restored, and no increment is based on it: ${obstacleText(first, id)}${more}`;
+    const repair = `nbdpull repair ${shellWord(repository.path)} ${shellWord(domain)}`;
+    found.push(warn(cause, repair, domain));
+  }
   const now = new Date();
   const ahead = folder ? await pointsAhead(folder, await repository.pointIds(domain), now) : [];
   if (folder && ahead.length > 0) found.push(warn(aheadText(ahead, now), fixClockCommand(folder), domain));
-  if (folder && (await readJournal(folder))) {
+  if (journal) {
     found.push(
       warn(`the last prune was interrupted: the next backup finishes or undoes it`, undefined, domain),
     );

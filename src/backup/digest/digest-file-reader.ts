@@ -139,6 +139,17 @@ export class DigestFileReader {
     return digests;
   }
 
+  /**
+   * Looks whether the file ends as a digest file does, without reading it: a truncated one doesn't.
+   * @throws {DamageError} `E_DIGEST_FILE`: it doesn't
+   */
+  async assertComplete(): Promise<void> {
+    const { size } = await this.#file.stat();
+    const end = Buffer.alloc(HEAD_BYTES);
+    await this.#file.read(end, 0, HEAD_BYTES, Math.max(HEADER_BYTES, size - HEAD_BYTES));
+    if (end.readUInt8(0) !== KIND.end || end.readUInt32BE(4) !== 0) throw this.#damage("its end is missing");
+  }
+
   async close(): Promise<void> {
     await this.#file.close();
   }

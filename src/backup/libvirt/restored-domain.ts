@@ -22,6 +22,8 @@ interface RestoredParts {
   readonly lines: string;
   /** Whether it may name whatever of the host the old one named. */
   readonly trusted: boolean;
+  /** It takes the old one's place, which is gone: with its UUID and MAC addresses. Default: false. */
+  readonly keepsIdentity?: boolean;
   /** Programs that libvirt runs guests with; undefined if libvirt was not asked. */
   readonly emulators: ReadonlySet<string> | undefined;
 }
@@ -40,7 +42,8 @@ interface RestoredDomain {
 /**
  * Turns the definition of a domain, running or not, into that of another domain that can exist beside the old
  * one. It has another name, UUID, generation id and MAC addresses, and its own disks. It has nothing that was
- * specific to the old domain's run or that only one domain can have.
+ * specific to the old domain's run or that only one domain can have. If it keeps the old one's identity, it has the
+ * old UUID and MAC addresses, and `name` should be the old one.
  *
  * Disks that were not restored are left out, so that the two domains never write to the same disk.
  *
@@ -58,7 +61,7 @@ export function restoredDomain(xml: string, name: string, parts: RestoredParts):
   const domain = parseTree(xml, "domain");
   const warnings: string[] = [];
   const lines: string[] = [];
-  const uuid = randomUUID();
+  const uuid = parts.keepsIdentity ? uuidIn(domain) : randomUUID();
   for (const disk of places.keys()) {
     if (!known.has(disk)) warnings.push(`disk ${disk} is not in the point's definition: attach it by hand`);
   }
@@ -69,7 +72,8 @@ export function restoredDomain(xml: string, name: string, parts: RestoredParts):
       dropAlias(device);
       for (const part of device.elements) dropAlias(part);
     }
-    renewAddresses(devices);
+    if (!parts.keepsIdentity) renewMacs(devices);
+    forgetAddresses(devices);
     forgetLines(devices);
     forgetScreens(devices);
     if (trusted) {
@@ -153,7 +157,11 @@ function dropAlias(element: XmlElement): void {
   element.removeWhere((child) => child.name === "alias" && !child.attribute("name")?.startsWith("ua-"));
 }
 
-function renewAddresses(devices: XmlElement): void {
+function uuidIn(domain: XmlElement): string {
+  return domain.first("uuid")?.text.trim() ?? randomUUID();
+}
+
+function renewMacs(devices: XmlElement): void {
   const used = new Set(devices.all("interface", "mac").map((mac) => mac.attribute("address")?.toLowerCase()));
   for (const nic of devices.all("interface")) {
     for (const mac of nic.all("mac")) {
@@ -161,6 +169,12 @@ function renewAddresses(devices: XmlElement): void {
       used.add(address);
       mac.setAttribute("address", address);
     }
+  }
+}
+
+/** What the host has given to the old domain's run. */
+function forgetAddresses(devices: XmlElement): void {
+  for (const nic of devices.all("interface")) {
     for (const source of nic.all("source")) source.removeAttribute("portid");
     if (nic.attribute("type") === "network") nic.first("source")?.removeAttribute("bridge");
     for (const parameters of nic.all("virtualport", "parameters")) parameters.removeAttribute("interfaceid");

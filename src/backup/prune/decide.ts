@@ -1,3 +1,4 @@
+import { readDamage } from "../repository/damage-record.js";
 import { type Manifest, timeOf } from "../repository/manifest.js";
 import { domainsAmong, isOwner, type Owners, ownersOf } from "../repository/point-owners.js";
 import { hiddenPoints } from "../repository/prune-journal.js";
@@ -21,7 +22,8 @@ export interface PrunedPoint {
   readonly action: "keep" | "drop";
   /**
    * The rules that keep it, `ahead of the clock` (it says that it was made later than now), `base` (the next
-   * increment starts from it), `another domain`, or the kept points that are based on it.
+   * increment starts from it), `another domain`, `damaged` chains that nothing is merged in, or the kept points
+   * that are based on it.
    */
   readonly reasons: readonly string[];
 }
@@ -50,7 +52,8 @@ export async function decide(options: DecideOptions): Promise<Decision> {
   const all = [...points, ...going].sort((one, other) => (one.id < other.id ? -1 : 1));
   const owners = ownersOf(all);
   const keep = new Map(domainsAmong(owners).flatMap((owner) => [...kept(points, owners, owner, options)]));
-  const plan = planPrune(all, new Set(keep.keys()));
+  const damaged = await damagedDisks(repository, domain, all);
+  const plan = planSparing(all, keep, damaged);
   return {
     points,
     owners,
@@ -96,4 +99,42 @@ export function describe(
       reasons: keep.get(id) ?? plan.needed.get(id)?.map((other) => `${other} is based on it`) ?? [],
     })),
   };
+}
+
+/** Disks of points in which a verify has found damage, as `POINT/DISK`. */
+async function damagedDisks(
+  repository: Repository,
+  domain: string,
+  points: readonly Manifest[],
+): Promise<ReadonlySet<string>> {
+  const damaged = new Set<string>();
+  for (const { id, disks } of points) {
+    await using folder = await repository.holdPoint(domain, id);
+    const record = await readDamage(folder);
+    if (!record) continue;
+    const isUnknown = record.foundAt === undefined;
+    for (const { name } of disks) {
+      if (isUnknown || record.places.some(({ disk }) => disk === name)) damaged.add(`${id}/${name}`);
+    }
+  }
+  return damaged;
+}
+
+/**
+ * Plans a prune that merges nothing out of or into a damaged image, since the damage would live on in the merged
+ * one, where nobody knows of it. What such a merge would drop stays. Its points are added to `keep`.
+ */
+function planSparing(
+  points: readonly Manifest[],
+  keep: Map<string, readonly string[]>,
+  damaged: ReadonlySet<string>,
+): PrunePlan {
+  for (;;) {
+    const plan = planPrune(points, new Set(keep.keys()));
+    const merge = plan.merges.find(({ disk, child, dropped }) =>
+      [child, ...dropped].some((id) => damaged.has(`${id}/${disk}`)),
+    );
+    if (!merge) return plan;
+    for (const id of merge.dropped) keep.set(id, [`${merge.child} is based on it`, "damaged"]);
+  }
 }

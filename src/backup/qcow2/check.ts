@@ -6,6 +6,8 @@ import {
   decodeRefcountTableEntry,
   ENTRY_BYTES,
   type L2Entry,
+  REFCOUNT_BYTES,
+  REFCOUNT_ORDER,
 } from "./format.js";
 import { INCOMPATIBLE } from "./header.js";
 import { Qcow2File } from "./open.js";
@@ -34,6 +36,9 @@ interface CheckOptions {
 
 /** A broken table causes thousands of findings, and the first ones say enough. */
 const MAX_FINDINGS = 1000;
+/** Most refcounts that are listed to be mended. An image with more is no longer ours. */
+const MAX_WRONG = 1_000_000;
+const MOST_REFCOUNT = 0xffff;
 /** The L1 table is read in pieces. */
 const L1_PIECE_BYTES = 64 * 1024;
 
@@ -61,6 +66,35 @@ export async function checkQcow2(path: string, options: CheckOptions = {}): Prom
   }
 }
 
+/** What can be mended in an image whose tables are sound. */
+export interface WrongRefcounts {
+  /** Whether anything else is damaged; then the references that were counted may be wrong. */
+  readonly isDamaged: boolean;
+  /** Where in the file an entry is, in bytes, and the refcount that it should have. Entries have 16 bits. */
+  readonly entries: readonly { readonly position: number; readonly refcount: number }[];
+}
+
+/**
+ * The refcounts of an image that differ from the references to its clusters: leaks, and refcounts that are too low.
+ * @throws the file system's error
+ */
+export async function findWrongRefcounts(path: string, options: CheckOptions = {}): Promise<WrongRefcounts> {
+  let file: Qcow2File;
+  try {
+    file = await Qcow2File.open(path);
+  } catch (error) {
+    if (!isOfImage(error)) throw error;
+    return { isDamaged: true, entries: [] };
+  }
+  try {
+    const check = new Check(file, options.signal);
+    await check.run();
+    return { isDamaged: check.isDamaged, entries: check.wrong };
+  } finally {
+    await file.close();
+  }
+}
+
 /** Errors with our own codes concern the image, those with the system's codes the file system. */
 function isOfImage(error: unknown): error is BackupError {
   return error instanceof BackupError && error.code.startsWith("E_");
@@ -73,6 +107,10 @@ class Check {
   readonly #file: Qcow2File;
   readonly #signal: AbortSignal | undefined;
   readonly #uses = new ClusterUses();
+  /** Whether anything but a refcount is damaged. */
+  isDamaged = false;
+  /** The refcounts that differ from the references. */
+  readonly wrong: { readonly position: number; readonly refcount: number }[] = [];
 
   constructor(file: Qcow2File, signal: AbortSignal | undefined) {
     this.#file = file;
@@ -182,11 +220,17 @@ class Check {
       const count = Math.min(perBlock, clusters - index * perBlock);
       for (let i = 0; i < count; i += 1) {
         const cluster = index * perBlock + i;
-        stretch.add(cluster, decodeRefcount(block, i, refcountOrder), this.#uses);
+        const refcount = decodeRefcount(block, i, refcountOrder);
+        stretch.add(cluster, refcount, this.#uses);
+        if (refcount !== this.#uses.of(cluster)) {
+          this.#wrongRefcount(offset + i * REFCOUNT_BYTES, cluster);
+        }
       }
     }
     for (const cluster of this.#uses.used()) {
-      if ((blocks[Math.floor(cluster / perBlock)] ?? 0) === 0) stretch.add(cluster, 0, this.#uses);
+      if ((blocks[Math.floor(cluster / perBlock)] ?? 0) !== 0) continue;
+      stretch.add(cluster, 0, this.#uses);
+      this.isDamaged = true;
     }
     stretch.end();
   }
@@ -207,7 +251,15 @@ class Check {
     this.#damage(`the cluster at byte ${offset} of the file, ${what}, is in use for something else`, place);
   }
 
+  #wrongRefcount(position: number, cluster: number): void {
+    const refcount = this.#uses.of(cluster);
+    const isListed = this.#file.header.refcountOrder === REFCOUNT_ORDER && this.wrong.length < MAX_WRONG;
+    if (isListed && refcount <= MOST_REFCOUNT) this.wrong.push({ position, refcount });
+    else this.isDamaged = true;
+  }
+
   #damage(message: string, place?: TableLocation): void {
+    this.isDamaged = true;
     this.#note({ severity: "damage", message, ...place });
   }
 

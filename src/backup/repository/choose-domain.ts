@@ -44,7 +44,8 @@ export async function chooseDomain(
     return point ? [{ folder, point }] : [];
   });
   const [first, ...more] = found;
-  if (first && more.length === 0 && wanted.kind === "id") return first.folder;
+  const isId = wanted.kind === "id" || wanted.kind === "prefix";
+  if (first && more.length === 0 && isId) return first.folder;
   const owners = new Set(candidates.flatMap(ownersAmong));
   if (owners.size > 1)
     throw whichOwner(name === undefined ? "several domains" : `several domains called ${name}`, owners);
@@ -94,9 +95,10 @@ export async function foldersWithPoint(
   throw new PreconditionError("E_NO_POINT", message, { details: { at } });
 }
 
-/** Of several domains the one whose point has that id. */
+/** Of several domains the one whose point has that id, or an id that begins so. */
 async function onlyOneWith(repository: Repository, folders: readonly string[], at: string): Promise<string> {
-  const isId = wantedBy(at).kind === "id";
+  const { kind } = wantedBy(at);
+  const isId = kind === "id" || kind === "prefix";
   const having = isId ? await foldersWithPoint(repository, folders, at) : folders;
   const [only, ...others] = having;
   if (only !== undefined && others.length === 0) return only;

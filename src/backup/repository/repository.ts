@@ -20,6 +20,7 @@ import { BackupError, DamageError, hasCode, PreconditionError, UsageError } from
 import { parseJson } from "../base/json.js";
 import { isMissing, makeFolders } from "../host/durable-files.js";
 import { HeldFolder } from "../host/held-folder.js";
+import { refuseAddress } from "../host/local-path.js";
 import { type HeldLock, markReader, type ReaderMark, takeLock } from "./domain-lock.js";
 import { finishJournal } from "./finish-prune.js";
 import { folderNameOf, isFolderName, LOST_AND_FOUND, MARKER } from "./folder-name.js";
@@ -72,12 +73,14 @@ export class Repository {
   }
 
   /**
-   * @throws {PreconditionError} there is no repository at `path`
+   * @throws {PreconditionError} `E_NO_REPOSITORY`: there is no repository at `path`
+   * @throws {UsageError} `E_SCHEME`: `path` looks like an address
    * @throws {DamageError} its marker file cannot be read
    */
   static async open(path: string, options: RepositoryOptions = {}): Promise<Repository> {
     const repository = await Repository.openIfThere(path, options);
     if (repository) return repository;
+    await refuseAddress(path);
     const message = `there is no repository at ${path}: ${MARKER} is not there`;
     throw new PreconditionError("E_NO_REPOSITORY", message, { details: { path } });
   }

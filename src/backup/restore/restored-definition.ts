@@ -1,3 +1,4 @@
+import { randomUUID } from "node:crypto";
 import { writeFile } from "node:fs/promises";
 import { basename, dirname, join, resolve } from "node:path";
 import {
@@ -30,6 +31,8 @@ export interface RestoredDefinitionOptions {
   readonly point: Manifest;
   /** The name of the new domain; default: the old name with `-restored` behind it. */
   readonly name?: string | undefined;
+  /** It takes the place of the old domain, which must be gone: with its name, UUID and MACs. Default: false. */
+  readonly keepIdentity?: boolean | undefined;
   /** Where its XML is written: to a file, or to `NAME.xml` in a folder. */
   readonly place: { readonly folder: string } | { readonly file: string };
   /** Where the restored disks are, by their names in the domain. */
@@ -102,7 +105,13 @@ export class RestoredDefinition {
     const { repository, domain, point, place, disks, filesIn, libvirt, trusted = false } = options;
     await repository.assertTrusted(domain);
     const stored = await readDefinition(options);
-    const name = options.name ?? `${parseDomain(stored).name}-restored`;
+    const { keepIdentity = false } = options;
+    const old = parseDomain(stored);
+    if (keepIdentity && options.name !== undefined && options.name !== old.name) {
+      const message = `--keep-identity keeps the name ${old.name} too: leave =${options.name} out`;
+      throw new UsageError("E_DEFINE", message);
+    }
+    const name = keepIdentity ? old.name : (options.name ?? `${old.name}-restored`);
     refuseName(name);
     const xmlPath = "file" in place ? place.file : join(place.folder, `${name}.xml`);
     if ([...disks.values()].some(({ path }) => path === resolve(xmlPath))) {
@@ -110,6 +119,7 @@ export class RestoredDefinition {
     }
     await refuseInside(repository, xmlPath);
     await refuseTarget(xmlPath, options.force);
+    if (keepIdentity && libvirt) await refuseOld(libvirt, old);
     if (await libvirt?.hasDomain(name)) {
       const message = `a domain ${name} already exists: nothing was restored. Choose another name with --define=NAME`;
       throw new PreconditionError("E_DOMAIN_EXISTS", message, { details: { domain: name } });
@@ -119,10 +129,10 @@ export class RestoredDefinition {
     const emulators = trusted || !libvirt ? undefined : parseEmulators(await libvirt.capabilities());
     const lines = resolve(filesIn ?? dirname(xmlPath), name);
     const parts = { disks, files: moved, lines, trusted, emulators };
-    const made = restoredDomain(stored, name, parts);
+    const made = restoredDomain(stored, name, { ...parts, keepsIdentity: keepIdentity });
     // libvirt appends to a file that is there, and replaces a socket.
     if (!options.force) for (const path of made.lines) await refuseTarget(path, false);
-    const trial = `nbdpull-trial-${made.uuid.slice(0, 8)}`;
+    const trial = `nbdpull-trial-${randomUUID().slice(0, 8)}`;
     const left =
       libvirt && (await tryOut(libvirt, name, { ...restoredDomain(stored, trial, parts), name: trial }));
     const warnings = left === undefined ? made.warnings : [...made.warnings, left];
@@ -163,6 +173,18 @@ export class RestoredDefinition {
       cause,
       details: { domain: this.name, xml: this.xmlPath },
     });
+  }
+}
+
+/** @throws {PreconditionError} `E_DOMAIN_EXISTS`: the old domain is there, by its name or its UUID */
+async function refuseOld(
+  libvirt: Libvirt,
+  { name, uuid }: { readonly name: string; readonly uuid: string },
+): Promise<void> {
+  for (const known of [uuid, name]) {
+    if (!(await libvirt.hasDomain(known))) continue;
+    const message = `${name} is there still (${known}), and two domains can't have one identity: nothing was restored. Undefine it first (virsh undefine; its disks stay), or leave --keep-identity out, which makes a domain that can run beside it`;
+    throw new PreconditionError("E_DOMAIN_EXISTS", message, { details: { domain: name, uuid } });
   }
 }
 

@@ -1,0 +1,140 @@
+import { UsageError } from "../../src/backup/base/errors.js";
+import { type Mend, repairPoints } from "../../src/backup/repair/repair.js";
+import { chooseDomains } from "../../src/backup/repository/choose-domain.js";
+import { judgePoints, type Obstacle, obstacleText } from "../../src/backup/repository/judged-points.js";
+import { Repository } from "../../src/backup/repository/repository.js";
+import { type Finding, type PointReport, verifyPoints } from "../../src/backup/verify/verify.js";
+import { eachDomain } from "../each-domain.js";
+import { EXIT } from "../exit-codes.js";
+import { LivingDisks } from "../living-disks.js";
+import { isDamage, noteDamage } from "../noted-damage.js";
+import type { TrustOptions } from "../options.js";
+import { human, type Progress } from "../output.js";
+import type { Context } from "../run.js";
+import { prepareToWrite, requireTrust } from "../trust.js";
+
+interface RepairOptions extends TrustOptions {
+  readonly dryRun?: true;
+  readonly from?: readonly string[];
+}
+
+/** What was done for the points of a domain. */
+interface Repaired {
+  readonly domain: string;
+  /** How many points there are. */
+  readonly points: number;
+  readonly mended: readonly Mend[];
+  /** Damage and leaks that are still there. */
+  readonly left: readonly Finding[];
+  /** Points that can't be restored because of it. */
+  readonly unrestorable: readonly { readonly id: string; readonly obstacles: readonly Obstacle[] }[];
+}
+
+export async function runRepair(
+  context: Context,
+  options: RepairOptions,
+  path: string,
+  wanted: string | undefined,
+): Promise<void> {
+  const { output } = context;
+  const repository = await Repository.open(path, { trusted: options.trustRepository });
+  const domains = await chooseDomains(repository, wanted);
+  const { from = [] } = options;
+  if (from.length > 0 && domains.length !== 1) {
+    throw new UsageError("E_USAGE", "--from is about the disks of one domain: name it");
+  }
+  await using living = await LivingDisks.connect(from, context.signal);
+  const dryRun = options.dryRun ?? false;
+  // A dry run writes, too: whether a digest file can be made again is known once it is made.
+  if (dryRun) await requireTrust(path, domains, options, output);
+  else await prepareToWrite(path, domains, options, output);
+  const progress = await output.progress({ plain: domains.length > 1 });
+  const work = (domain: string): Promise<Repaired> =>
+    repair(repository, domain, { dryRun, progress, living, ...context });
+  try {
+    const results = await eachDomain(domains, context, work, (done) => output.part(asText(done, dryRun)));
+    const json = results.map((each) => ("error" in each ? each : each.result));
+    output.result({ dryRun, domains: json }, domains.length > 0 ? [] : ["no restore points yet"]);
+    const isDamaged = (each: (typeof results)[number]): boolean =>
+      "result" in each && (each.result.unrestorable.length > 0 || each.result.left.some(isDamage));
+    if (results.some(isDamaged)) process.exitCode = EXIT.damaged;
+  } finally {
+    progress.stop();
+  }
+}
+
+interface Job extends Context {
+  readonly dryRun: boolean;
+  readonly progress: Progress;
+  readonly living: LivingDisks;
+}
+
+async function repair(repository: Repository, domain: string, job: Job): Promise<Repaired> {
+  const { dryRun, signal, living } = job;
+  const ids = await repository.pointNames(domain);
+  const before = await verify(repository, domain, ids, job);
+  const bad = before.filter(({ findings }) => findings.length > 0).map(({ id }) => id);
+  const mended =
+    bad.length === 0
+      ? []
+      : await repairPoints({
+          repository,
+          domain,
+          ids: bad,
+          dryRun,
+          signal,
+          sourcesOf: (disk) => living.sourcesOf(disk),
+        });
+  const touched = dryRun ? [] : bad.filter((id) => mended.some(({ point }) => point === id));
+  const after = touched.length === 0 ? [] : await verify(repository, domain, touched, job);
+  const reports = before.map((report) => after.find(({ id }) => id === report.id) ?? report);
+  const damages = new Map(reports.map(({ id, findings }) => [id, findings.filter(isDamage)]));
+  if (!dryRun) await noteDamage(repository, domain, damages, job.output);
+  const judged = await repository.reading(domain, () => judgePoints(repository, domain, damages), signal);
+  return {
+    domain,
+    points: ids.length,
+    mended,
+    left: reports.flatMap(({ findings }) => findings),
+    unrestorable: judged
+      .filter(({ obstacles }) => obstacles.length > 0)
+      .map(({ id, obstacles }) => ({ id, obstacles })),
+  };
+}
+
+async function verify(
+  repository: Repository,
+  domain: string,
+  ids: readonly string[],
+  { signal, progress }: Job,
+): Promise<PointReport[]> {
+  const onProgress = (disk: string, done: { verifiedBytes: number; totalBytes: number }): void =>
+    progress.update(`${domain} ${disk}`, done.verifiedBytes, done.totalBytes, done.verifiedBytes);
+  const read = (): Promise<PointReport[]> => verifyPoints(repository, domain, ids, { signal, onProgress });
+  return await repository.reading(domain, read, signal);
+}
+
+function asText({ domain, points, mended, left, unrestorable }: Repaired, dryRun: boolean): string[] {
+  const damages = left.filter(isDamage).length;
+  const outcome =
+    mended.length === 0 && left.length === 0
+      ? "sound, nothing to mend"
+      : `${mended.length} ${dryRun ? "places would be" : "places"} mended, ${damages} ${dryRun ? "damages before that" : "damages left"}`;
+  return [
+    `${domain}: ${points} ${points === 1 ? "point" : "points"}, ${outcome}`,
+    ...mended.map((mend) => `    ${mend.point} ${mend.disk}: ${mendText(mend)}`),
+    ...left.map(
+      ({ point, disk, severity, message, guestOffset, length }) =>
+        `    ${point}${disk === undefined ? "" : ` ${disk}`}: ${dryRun ? severity : `${severity} left`}${guestOffset === undefined ? "" : ` at guest offset ${guestOffset}, ${length} bytes`}: ${message}`,
+    ),
+    ...unrestorable.flatMap(({ id, obstacles }) =>
+      obstacles.slice(0, 1).map((obstacle) => `    ${id} CAN'T BE RESTORED: ${obstacleText(obstacle, id)}`),
+    ),
+  ];
+}
+
+function mendText({ what, guestOffset, length = 0, from }: Mend): string {
+  if (what === "digests") return `the digest file, made again out of ${from}`;
+  if (what === "refcounts") return `refcounts and leaks, by ${from}`;
+  return `guest offset ${guestOffset}, ${human(length)} from ${from}`;
+}

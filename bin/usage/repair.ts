@@ -1,0 +1,18 @@
+import type { Command } from "commander";
+import { withTrust } from "../options.js";
+import type { Run } from "../run.js";
+
+export function addRepair(program: Command, run: Run): void {
+  const command = program
+    .command("repair")
+    .description("verify points, and mend what is known for certain; exit 3 if damage is left")
+    .argument("<repo>")
+    .argument("[domain]", "left out: every domain, each by itself")
+    .option("--dry-run", "only tell what would be mended")
+    .option(
+      "--from <disk=uri>",
+      "an NBD export of the disk as it is now, which may have what is damaged; with DOMAIN; may be given several times",
+      (text, before: readonly string[] = []) => [...before, text],
+    );
+  withTrust(command).action(run(async () => (await import("../commands/repair.js")).runRepair));
+}
