@@ -5,7 +5,7 @@ import { basename, dirname, resolve } from "node:path";
 import { lock } from "proper-lockfile";
 import { UsageError } from "../src/backup/base/errors.js";
 import { HeldFolder, openPlain } from "../src/backup/host/held-folder.js";
-import { LOCK_FS } from "../src/backup/host/lock-fs.js";
+import { lockFiles } from "../src/backup/host/lock-fs.js";
 import { type MetricsUpdate, updatedMetrics } from "./metrics.js";
 
 /** More than the series of ten thousand domains take. */
@@ -46,10 +46,11 @@ export class MetricsFile {
     // Held open, since others may write to it: what is in it is reached below the descriptor.
     await using folder = await HeldFolder.open(dirname(this.#path));
     const name = basename(this.#path);
+    const { fs, stopRenewing } = lockFiles();
     const release = await lock(this.#path, {
       lockfilePath: folder.at(`${name}.lock`),
       realpath: false,
-      fs: LOCK_FS,
+      fs,
       // The file is replaced in one step, so without the lock the worst is that another run's update is lost.
       onCompromised: () => undefined,
       retries: { retries: 30, minTimeout: 20, maxTimeout: 500 },
@@ -70,6 +71,7 @@ export class MetricsFile {
     } finally {
       if (made) await folder.unlink(temporary);
       // Whoever may write to the folder can have removed the lock, or put something else there.
+      stopRenewing();
       await release().catch(() => undefined);
     }
   }

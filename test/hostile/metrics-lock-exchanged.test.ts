@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { expect, it } from "vitest";
 import { MetricsFile } from "../../bin/metrics-file.js";
-import { LOCK_FS } from "../../src/backup/host/lock-fs.js";
+import { lockFiles } from "../../src/backup/host/lock-fs.js";
 import { attackMeanwhile, giveAway, NO_ATTACKER } from "../support/attacker.js";
 import { describeUnless } from "../support/tools.js";
 
@@ -31,7 +31,7 @@ describeUnless(NO_ATTACKER, "the lock of a metrics file in a folder of another u
       expect((await stat(victim)).mtime).toEqual(LONG_AGO);
       // Without the race: what the library is given to renew locks with.
       const renewed = new Promise<NodeJS.ErrnoException | null>((resolve) =>
-        LOCK_FS.utimes(`${path}.lock`, new Date(), new Date(), resolve),
+        lockFiles().fs.utimes(`${path}.lock`, new Date(), new Date(), resolve),
       );
       expect((await renewed)?.code).toMatch(/ELOOP|ENOTDIR|ENOENT/);
       expect((await stat(victim)).mtime).toEqual(LONG_AGO);

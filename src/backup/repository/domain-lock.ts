@@ -4,7 +4,7 @@ import { lock } from "proper-lockfile";
 import { BackupError, DamageError, hasCode, PreconditionError } from "../base/errors.js";
 import { isMissing } from "../host/durable-files.js";
 import type { HeldFolder } from "../host/held-folder.js";
-import { LOCK_FS } from "../host/lock-fs.js";
+import { lockFiles } from "../host/lock-fs.js";
 
 /** A dead process loses its lock after LOCK_STALE_MS; others wait a little longer for it. */
 const LOCK_STALE_MS = 10_000;
@@ -96,16 +96,21 @@ async function lockFolder(folder: HeldFolder): Promise<HeldLock> {
   };
   const { dev, ino } = await folder.status();
   // The library confuses two locks of one process that have the same first argument.
-  const release = await lock(`${dev}:${ino}`, {
+  const { fs, stopRenewing } = lockFiles();
+  const unlock = await lock(`${dev}:${ino}`, {
     lockfilePath: folder.at(LOCK),
     realpath: false,
-    fs: LOCK_FS,
+    fs,
     stale: LOCK_STALE_MS,
     update: LOCK_STALE_MS / 5,
     onCompromised: lose,
   });
+  const release = (): Promise<void> => {
+    stopRenewing();
+    return unlock().catch(() => undefined);
+  };
   const mark = await markHolder(folder).catch(async (error: unknown) => {
-    await release().catch(() => undefined);
+    await release();
     throw error;
   });
   let looked = Date.now();
@@ -122,7 +127,8 @@ async function lockFolder(folder: HeldFolder): Promise<HeldLock> {
     },
     release: async () => {
       await folder.removeEmpty(mark).catch(() => undefined);
-      if (!lost.signal.aborted) await release().catch(() => undefined);
+      if (lost.signal.aborted) stopRenewing();
+      else await release();
       await folder.close();
     },
   };
@@ -192,10 +198,11 @@ export interface ReaderMark {
 export async function markReader(folder: HeldFolder): Promise<ReaderMark> {
   const name = `${READER}${randomUUID()}`;
   try {
+    const { fs, stopRenewing } = lockFiles();
     const release = await lock(name, {
       lockfilePath: folder.at(name),
       realpath: false,
-      fs: LOCK_FS,
+      fs,
       stale: LOCK_STALE_MS,
       update: LOCK_STALE_MS / 5,
       // The reader calls `isThere` at its end.
@@ -203,7 +210,10 @@ export async function markReader(folder: HeldFolder): Promise<ReaderMark> {
     });
     return {
       isThere: async () => (await folder.find(name)) !== undefined,
-      release: () => release().catch(() => undefined),
+      release: () => {
+        stopRenewing();
+        return release().catch(() => undefined);
+      },
     };
   } catch (error) {
     const cannotWrite = ["EACCES", "EPERM", "EROFS", "ENOSPC", "EDQUOT"];
