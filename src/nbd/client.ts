@@ -7,7 +7,7 @@ import { type ExportInfo, type Limits, limitsOf } from "./export-info.js";
 import { MapClock } from "./map-limits.js";
 import { PieceReads } from "./piece-reads.js";
 import { Pool } from "./pool.js";
-import { fitsOneRequest, readRange, readWhole } from "./range.js";
+import { fitsOneRequest, readAgainIfLost, readRange, readWhole } from "./range.js";
 import { checkRange, refused } from "./refusal.js";
 import { type ConnectOptions, resolveSettings } from "./settings.js";
 import type { NbdAddress } from "./uri.js";
@@ -193,9 +193,15 @@ export class NbdClient implements AsyncDisposable {
   }
 
   #readPiece(offset: number, target: Uint8Array, signal: AbortSignal | undefined): Promise<void> {
-    return readWhole(this.#limits, offset, target.length, (at, length) => {
+    const pool = this.#pool;
+    const once = (at: number, length: number): Promise<void> => {
       const piece = target.subarray(at - offset, at - offset + length);
-      return this.#pool.run((connection) => connection.read(at, piece, signal), { repeatable: true, signal });
-    });
+      return pool.run((connection) => connection.read(at, piece, signal), { repeatable: false, signal });
+    };
+    return readWhole(this.#limits, offset, target.length, (at, length) =>
+      readAgainIfLost(this.#limits, { offset: at, length }, once, (error, spent) =>
+        pool.mayRepeat(error, spent),
+      ),
+    );
   }
 }

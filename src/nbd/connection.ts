@@ -58,6 +58,7 @@ export class Connection implements Receiver, ReplyHandler, Watched {
   #onLost: ((error: NbdError) => void) | undefined;
   #leaving: Promise<void> | undefined;
   #whenDrained: (() => void) | undefined;
+  #whenAnswered: (() => void) | undefined;
   /** Called once no reply is outstanding. */
   readonly #whenIdle: (() => void)[] = [];
 
@@ -81,6 +82,11 @@ export class Connection implements Receiver, ReplyHandler, Watched {
   set onLost(listener: (error: NbdError) => void) {
     this.#onLost = listener;
     if (this.#ended !== undefined) listener(this.#ended);
+  }
+
+  /** Called once, when the next reply is complete. Undefined: nobody waits for it. */
+  set whenAnswered(listener: (() => void) | undefined) {
+    this.#whenAnswered = listener;
   }
 
   /** Requests that are not answered yet. */
@@ -284,6 +290,7 @@ export class Connection implements Receiver, ReplyHandler, Watched {
     // If the reply doesn't match the request, finish() has thrown: the request is still in flight and fails
     // with the connection.
     this.#inFlight.delete(cookie);
+    if (this.#whenAnswered !== undefined && exchange.failure?.errno !== "ESHUTDOWN") this.#noteAnswered();
     this.#watchdog.answered(exchange.worth);
     if (exchange.command === COMMAND.BLOCK_STATUS && this.#contexts.size > 1) this.#noteFinished(cookie);
     this.#sendWaiting();
@@ -298,6 +305,12 @@ export class Connection implements Receiver, ReplyHandler, Watched {
     this.#watchdog.answered(0);
     this.#sendWaiting();
     this.#noteDrained();
+  }
+
+  #noteAnswered(): void {
+    const listener = this.#whenAnswered;
+    this.#whenAnswered = undefined;
+    listener?.();
   }
 
   #noteFinished(cookie: number): void {

@@ -6,12 +6,20 @@ import type { PieceSink, Settlement, Stretch } from "./exchange.js";
 import { type Limits, limitsOf } from "./export-info.js";
 import { GuardedSink } from "./guarded-sink.js";
 import type { Pool } from "./pool.js";
-import { fitsOneRequest, isOverflow, readInSmallPieces, readRangePieces, readWhole } from "./range.js";
+import {
+  fitsOneRequest,
+  isOverflow,
+  readAgainIfLost,
+  readInSmallPieces,
+  readRangePieces,
+  readWhole,
+  repeatRead,
+} from "./range.js";
 
 /** What the first attempt has shown. */
 interface Known {
-  /** Attempts already made. */
-  readonly spent?: number;
+  /** The connection was lost. */
+  readonly isLost?: boolean;
   /** The server can't return that much unfragmented. */
   readonly tooLarge?: boolean;
 }
@@ -84,7 +92,8 @@ export class PieceReads {
     signal: AbortSignal | undefined,
     settlement: Settlement<void>,
   ): boolean {
-    if (this.#pool.mayRepeat(error)) this.#readWithCare(stretch, sink, signal, settlement, { spent: 1 });
+    if (this.#pool.mayRepeat(error, 0))
+      this.#readWithCare(stretch, sink, signal, settlement, { isLost: true });
     else if (isOverflow(error)) this.#readWithCare(stretch, sink, signal, settlement, { tooLarge: true });
     else return false;
     return true;
@@ -110,15 +119,23 @@ export class PieceReads {
     signal: AbortSignal | undefined,
     known: Known,
   ): Promise<void> {
+    const limits = this.#limits;
+    const mayRepeat = (error: unknown, spent: number): boolean => this.#pool.mayRepeat(error, spent);
     const readUnfragmented = known.tooLarge === true ? readInSmallPieces : readWhole;
-    await readRangePieces(this.#limits, offset, length, sink, (from, count, into) =>
-      readUnfragmented(this.#limits, from, count, (at, some) => {
+    await readRangePieces(limits, offset, length, sink, (from, count, into) => {
+      const once = (at: number, some: number): Promise<void> => {
         sink.assertOpen();
         const piece = { offset: at, length: some };
         const read = (connection: Connection) =>
           new Promise<void>((resolve, reject) => connection.readPieces(piece, into, { resolve, reject }));
-        return this.#pool.run(read, { repeatable: true, signal, spent: known.spent ?? 0 });
-      }),
-    );
+        return this.#pool.run(read, { repeatable: false, signal });
+      };
+      return readUnfragmented(limits, from, count, (at, some) => {
+        const piece = { offset: at, length: some };
+        return known.isLost === true
+          ? repeatRead(limits, piece, once, mayRepeat, 1)
+          : readAgainIfLost(limits, piece, once, mayRepeat);
+      });
+    });
   }
 }

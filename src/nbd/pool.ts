@@ -4,20 +4,38 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { abortable, aborted } from "./abort.js";
 import { Connection } from "./connection.js";
 import { dial } from "./dial.js";
-import { ConnectionError, OptionError, RequestError, TlsError, wasNeverSent } from "./errors.js";
+import {
+  ConnectionError,
+  MetaContextError,
+  type NbdErrorCode,
+  OptionError,
+  RequestError,
+  TlsError,
+  wasNeverSent,
+} from "./errors.js";
 import { difference, type ExportInfo } from "./export-info.js";
 import type { MapLimits } from "./map-limits.js";
 import { negotiate } from "./negotiate.js";
-import type { NbdEvent, Settings } from "./settings.js";
+import { Outage } from "./outage.js";
+import { SameServer } from "./same-server.js";
+import type { NbdEvent, Reconnect, Settings } from "./settings.js";
 import { describe } from "./socket.js";
 
-/** Whether and how often a request may be sent again after its connection was lost. */
+/** Whether a request may be sent again after its connection was lost. */
 interface Repeat {
   readonly repeatable: boolean;
-  /** Attempts already made; default 0. */
-  readonly spent?: number;
   readonly signal: AbortSignal | undefined;
 }
+
+/** How the watchdog ends a connection. */
+const WATCHED_LOSSES: ReadonlySet<NbdErrorCode> = new Set([
+  "NBD_IDLE_TIMEOUT",
+  "NBD_REQUEST_TIMEOUT",
+  "NBD_TOO_SLOW",
+]);
+
+/** The longest time that Node's timers hold. */
+const MOST_MS = 2 ** 31 - 1;
 
 export class Pool {
   readonly export: ExportInfo;
@@ -29,8 +47,17 @@ export class Pool {
   readonly #retiring = new Map<Connection, Promise<void>>();
   /** Requests sent over connections that have ended. */
   #pastRequests = 0;
-  #lastLoss: Error | undefined;
   #losses = 0;
+  /** Since a connection was lost, until the next answer. */
+  #outage: Outage | undefined;
+  /** Bytes moved over connections that have ended. */
+  #pastBytes = 0;
+  /** When a connection was last given up as too slow or silent, and the bytes moved until then. */
+  #slow: { readonly at: number; readonly bytes: number } | undefined;
+  #isTooSlow = false;
+  /** Why a wait for a connection failed. */
+  readonly #inVain = new WeakSet<Error>();
+  readonly #server: SameServer | undefined;
   #reconnecting: Promise<void> | undefined;
   /** Ends background work when it fires. */
   readonly #closing = new AbortController();
@@ -39,7 +66,8 @@ export class Pool {
   #opening = 0;
   #wanted: number;
 
-  private constructor(settings: Settings, first: Connection) {
+  private constructor(settings: Settings, first: Connection, server: SameServer | undefined) {
+    this.#server = server;
     this.export = first.export;
     this.#settings = settings;
     this.#wanted = settings.connections;
@@ -48,7 +76,8 @@ export class Pool {
   }
 
   static async open(settings: Settings): Promise<Pool> {
-    return new Pool(settings, await openConnection(settings, settings.signal));
+    const server = settings.reconnect?.sameServer ? await SameServer.of(settings.endpoint) : undefined;
+    return new Pool(settings, await openConnection(settings, settings.signal), server);
   }
 
   get connections(): number {
@@ -81,22 +110,35 @@ export class Pool {
    * Makes one request over the least busy connection, and repeats it over another one if that one is lost.
    */
   async run<T>(request: (connection: Connection) => Promise<T>, repeat: Repeat): Promise<T> {
-    const { reconnect } = this.#settings;
-    const attempts = reconnect?.attempts ?? 0;
-    for (let attempt = repeat.spent ?? 0; ; attempt++) {
-      const connection = this.idlest ?? (await this.#wait(repeat.signal));
+    for (let spent = 0; ; spent++) {
+      const connection =
+        this.idlest ?? (await this.#wait(repeat.signal).catch((error) => this.#final(error)));
       try {
         return await request(connection);
       } catch (error) {
         const isHarmless = repeat.repeatable || wasNeverSent(error);
-        if (attempt >= attempts || !isHarmless || !isLoss(error) || this.#closing.signal.aborted) throw error;
+        if (!isHarmless || !this.mayRepeat(error, spent)) throw error;
       }
     }
   }
 
-  /** Whether a failed request that may be repeated could succeed over another connection. */
-  mayRepeat(error: unknown): boolean {
-    return (this.#settings.reconnect?.attempts ?? 0) > 0 && isLoss(error) && !this.#closing.signal.aborted;
+  /**
+   * Whether a failed request that may be repeated could succeed over another connection.
+   * @param spent how often it was repeated already
+   */
+  mayRepeat(error: unknown, spent: number): boolean {
+    const { reconnect } = this.#settings;
+    if (reconnect === undefined || !isLoss(error) || this.#inVain.has(error as Error)) return false;
+    if (this.#closing.signal.aborted || reconnect.signal?.aborted) return false;
+    if (reconnect.withinMs === undefined) return spent < reconnect.attempts;
+    this.#outage?.needed();
+    return !this.#isTooSlow && this.#outage?.isOver !== true;
+  }
+
+  /** After a failed wait for a connection there is no repetition. */
+  #final(error: Error): never {
+    this.#inVain.add(error);
+    throw error;
   }
 
   /** To be called after sinks were closed: perhaps no caller waits for the remaining replies. */
@@ -133,57 +175,102 @@ export class Pool {
 
   /** A connection when there is none: reconnects if that is enabled. */
   async #wait(signal: AbortSignal | undefined): Promise<Connection> {
-    if (this.#closing.signal.aborted) throw this.#closed();
-    if (signal?.aborted) throw aborted(signal);
-    if (this.#settings.reconnect !== undefined) {
-      this.#reconnecting ??= this.#reconnect().finally(() => {
-        this.#reconnecting = undefined;
-      });
-      await abortable(this.#reconnecting, signal);
+    const { reconnect, endpoint } = this.#settings;
+    for (;;) {
+      if (this.#closing.signal.aborted) throw this.#closed();
+      if (signal?.aborted) throw aborted(signal);
+      if (reconnect !== undefined) {
+        this.#reconnecting ??= this.#reconnect(reconnect).finally(() => {
+          this.#reconnecting = undefined;
+        });
+        await abortable(abortable(this.#reconnecting, signal), reconnect.signal);
+      }
+      const connection = this.idlest;
+      if (connection !== undefined) return connection;
+      // The new connection may be lost already.
+      const outage = this.#outage;
+      if (reconnect?.withinMs !== undefined && outage && !outage.isOver) continue;
+      if (outage === undefined) {
+        throw new ConnectionError("NBD_CONNECTION_LOST", `the connection to ${describe(endpoint)} is gone`);
+      }
+      throw reconnect?.withinMs === undefined ? outage.loss : outage.giveUp(outage.loss);
     }
-    const connection = this.idlest;
-    if (connection !== undefined) return connection;
-    const where = describe(this.#settings.endpoint);
-    throw this.#lastLoss ?? new ConnectionError("NBD_CONNECTION_LOST", `the connection to ${where} is gone`);
   }
 
   #closed(): ConnectionError {
     return new ConnectionError("NBD_CLOSED", `the client of ${describe(this.#settings.endpoint)} is closed`);
   }
 
-  async #reconnect(): Promise<void> {
-    const { attempts, delayMs, maxDelayMs } = this.#settings.reconnect ?? {
-      attempts: 0,
-      delayMs: 0,
-      maxDelayMs: 0,
-    };
+  async #reconnect({ attempts, delayMs, maxDelayMs, withinMs, prepare }: Reconnect): Promise<void> {
     const { signal } = this.#closing;
+    const gone = new ConnectionError("NBD_CONNECTION_LOST", "the connection is gone");
+    this.#outage ??= new Outage(gone, withinMs);
+    const outage = this.#outage;
+    outage.needed();
+    if (!outage.isTold) this.#tell({ type: "waiting", error: outage.loss, withinMs });
+    outage.isTold = true;
     for (let attempt = 1; ; attempt++) {
+      const delay = outage.failures === 0 ? 0 : Math.min(delayMs * 2 ** (outage.failures - 1), maxDelayMs);
+      await sleep(Math.min(delay, outage.leftMs), undefined, { signal }).catch(() => {
+        throw this.#closed();
+      });
       try {
         // Requests on the old connection must have ended: their effect might not be visible over the new one.
         if (!this.export.canMultiConn) await Promise.all(this.#retiring.values());
-        this.#adopt(await this.#openSame());
+        await this.#prepare(prepare, outage);
+        this.#adopt(await this.#openSame(outage.leftMs));
         this.#openExtras();
         return;
       } catch (error) {
+        outage.failures += 1;
         this.#tell({ type: "reconnect-failed", error, attempt });
-        if (isHopeless(error) || attempt >= attempts || signal.aborted) throw error;
+        const isLast = withinMs === undefined ? attempt >= attempts : outage.isOver;
+        if (!isLast && !signal.aborted && !isHopeless(error) && !this.#server?.isGone(error)) continue;
+        throw withinMs === undefined || signal.aborted || isChange(error) ? error : outage.giveUp(error);
       }
-      await sleep(Math.min(delayMs * 2 ** (attempt - 1), maxDelayMs), undefined, { signal }).catch(() => {
-        throw this.#closed();
-      });
     }
   }
 
-  /** Opens another connection and checks that it leads to the same export. */
-  async #openSame(): Promise<Connection> {
-    const connection = await openConnection(this.#settings, this.#closing.signal);
-    const change = difference(this.export, connection.export);
-    if (change === undefined && !this.#closing.signal.aborted) return connection;
-    await connection.close();
-    if (change === undefined) throw aborted(this.#closing.signal);
+  /** Its failure counts as one to connect. */
+  async #prepare(prepare: Reconnect["prepare"], outage: Outage): Promise<void> {
+    if (prepare === undefined) return;
+    const late = new AbortController();
+    const timer = setTimeout(() => late.abort(), Math.min(outage.leftMs, MOST_MS));
+    try {
+      await prepare(AbortSignal.any([this.#closing.signal, late.signal]));
+    } catch (cause) {
+      const reason = cause instanceof Error ? cause.message : String(cause);
+      throw new ConnectionError("NBD_CONNECT_FAILED", reason, { cause });
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+
+  /**
+   * Opens another connection and checks that it leads to the same export.
+   * @param leftMs the time for it, if that is less than `connectTimeoutMs`
+   */
+  async #openSame(leftMs: number = MOST_MS): Promise<Connection> {
+    const connectTimeoutMs = Math.min(this.#settings.connectTimeoutMs, leftMs);
     const where = describe(this.#settings.endpoint);
-    throw new ConnectionError("NBD_EXPORT_CHANGED", `the export at ${where} has changed: ${change}`);
+    const changed = (change: string) =>
+      new ConnectionError("NBD_EXPORT_CHANGED", `the export at ${where} has changed: ${change}`);
+    const connection = await openConnection(
+      { ...this.#settings, connectTimeoutMs },
+      this.#closing.signal,
+    ).catch((error: unknown) => {
+      throw error instanceof MetaContextError ? changed(error.message) : error;
+    });
+    try {
+      await this.#server?.assert();
+      const change = difference(this.export, connection.export);
+      if (change !== undefined) throw changed(change);
+      if (this.#closing.signal.aborted) throw aborted(this.#closing.signal);
+      return connection;
+    } catch (error) {
+      await connection.close();
+      throw error;
+    }
   }
 
   /** Raises the number of connections to `connections`, if the server allows several. */
@@ -215,18 +302,48 @@ export class Pool {
   #adopt(connection: Connection): void {
     this.#live.push(connection);
     this.#tell({ type: "opened", connections: this.#live.length });
+    const during = this.#outage;
+    if (during !== undefined) connection.whenAnswered = this.#answered;
+    const openedAt = performance.now();
     connection.onLost = (error) => {
       this.#forget(connection);
-      this.#lastLoss = error;
       this.#losses += 1;
+      if (WATCHED_LOSSES.has(error.code)) this.#noteSlow(openedAt);
+      if (during !== undefined && during === this.#outage) during.failures += 1;
+      this.#outage ??= new Outage(error, this.#settings.reconnect?.withinMs);
+      for (const other of this.#live) other.whenAnswered = this.#answered;
       this.#awaitLeave(connection);
       this.#tell({ type: "lost", error, connections: this.#live.length });
       // While other connections live, no request waits for a new one, so it is opened in the background. If
       // none is left, the next request opens one. A connection on which the server hung up before it got a
-      // request is not replaced in the background either, because the server might do that again and again.
+      // request is not replaced in the background either, because the server might do that again and again;
+      // nor is one after several that were lost without any answer.
       const isMissed = this.#settings.reconnect !== undefined && connection.requests > 0;
-      if (isMissed && this.#live.length > 0 && !this.#closing.signal.aborted) this.#openExtras();
+      const isHealthy = this.#live.length > 0 && (this.#outage?.failures ?? 0) < this.#wanted;
+      if (isMissed && isHealthy && !this.#closing.signal.aborted) this.#openExtras();
     };
+  }
+
+  /** The next answer over any connection ends an outage. */
+  readonly #answered = (): void => {
+    const outage = this.#outage;
+    this.#outage = undefined;
+    for (const connection of this.#live) connection.whenAnswered = undefined;
+    if (outage?.isTold) this.#tell({ type: "back", afterMs: outage.lastedMs });
+  };
+
+  /**
+   * A new connection forgives the old one's delay, so a server could stay below `minRate` for ever. If it has
+   * answered since, but moved too little since the last such loss, it is too slow for good.
+   */
+  #noteSlow(openedAt: number): void {
+    const at = performance.now();
+    const bytes = this.#live.reduce((sum, { bytesMoved }) => sum + bytesMoved, this.#pastBytes);
+    const last = this.#slow;
+    if (last !== undefined && this.#outage === undefined && openedAt > last.at) {
+      this.#isTooSlow = bytes - last.bytes < (this.#settings.minRate * (at - last.at)) / 1000;
+    }
+    this.#slow = { at, bytes };
   }
 
   /** A lost connection takes no more requests, but may still wait for replies. */
@@ -238,6 +355,7 @@ export class Pool {
   #forget(connection: Connection): void {
     this.#live = this.#live.filter((other) => other !== connection);
     this.#pastRequests += connection.requests;
+    this.#pastBytes += connection.bytesMoved;
   }
 
   /** Deferred to a microtask, so that nothing the listener does or throws can interfere with the caller. */
@@ -253,15 +371,18 @@ function isLoss(error: unknown): boolean {
   return (
     error.code === "NBD_CLOSED_BY_SERVER" ||
     error.code === "NBD_CONNECTION_LOST" ||
-    error.code === "NBD_IDLE_TIMEOUT" ||
-    error.code === "NBD_REQUEST_TIMEOUT" ||
-    error.code === "NBD_TOO_SLOW"
+    WATCHED_LOSSES.has(error.code)
   );
+}
+
+/** Whether another connection has led to something else than the first. */
+function isChange(error: unknown): boolean {
+  return error instanceof ConnectionError && error.code === "NBD_EXPORT_CHANGED";
 }
 
 /** Whether another attempt to connect would fail in the same way. */
 function isHopeless(error: unknown): boolean {
-  if (error instanceof ConnectionError) return error.code === "NBD_EXPORT_CHANGED";
+  if (error instanceof ConnectionError) return isChange(error);
   if (error instanceof OptionError) return error.reply !== "SHUTDOWN";
   // A server that is restarting hangs up, too.
   return !(error instanceof TlsError && error.hangUp);

@@ -9,7 +9,7 @@
  */
 
 import { RequestError } from "./errors.js";
-import type { RevocableSink } from "./exchange.js";
+import type { RevocableSink, Stretch } from "./exchange.js";
 import type { Limits } from "./export-info.js";
 
 /** Reads one stretch by one request. */
@@ -152,6 +152,45 @@ export function readInSmallPieces(
   read: ReadStretch,
 ): Promise<void> {
   return inPieces(offset, length, smallPiece(limits), read);
+}
+
+/** Repetitions ask for a part at a time, so that a line that is cut again and again lets some through. */
+const PARTS_OF_REPEAT = 4;
+
+/**
+ * Reads by one request. If its connection is lost, all of it is asked for again, in smaller pieces: what had
+ * arrived of an incomplete reply can't be relied upon, since an error chunk might have followed.
+ *
+ * @param mayRepeat whether the failure is a loss, and another attempt may be made after so many repetitions
+ */
+export async function readAgainIfLost(
+  limits: Limits,
+  { offset, length }: Stretch,
+  read: ReadStretch,
+  mayRepeat: (error: unknown, spent: number) => boolean,
+  spent = 0,
+): Promise<void> {
+  try {
+    await read(offset, length);
+  } catch (error) {
+    if (!mayRepeat(error, spent)) throw error;
+    await repeatRead(limits, { offset, length }, read, mayRepeat, spent + 1);
+  }
+}
+
+/** Reads what a lost connection has left unanswered; see {@link readAgainIfLost}. */
+export function repeatRead(
+  limits: Limits,
+  { offset, length }: Stretch,
+  read: ReadStretch,
+  mayRepeat: (error: unknown, spent: number) => boolean,
+  spent: number,
+): Promise<void> {
+  const part = length / PARTS_OF_REPEAT;
+  const step = Math.max(smallPiece(limits), part - (part % limits.alignment));
+  return inPieces(offset, length, step, (at, count) =>
+    readAgainIfLost(limits, { offset: at, length: count }, read, mayRepeat, spent),
+  );
 }
 
 function smallPiece(limits: Limits): number {

@@ -68,14 +68,38 @@ export interface ReconnectOptions {
   readonly delayMs?: number;
   /** Largest delay; default 10,000. */
   readonly maxDelayMs?: number;
+  /**
+   * How long the server may answer nothing, counted from when a request needs a lost connection to the next
+   * complete reply. Until then there is any number of attempts and repetitions, so `attempts` has no effect.
+   */
+  readonly withinMs?: number;
+  /**
+   * Only the server of the first connection will do. Over a Unix socket one that is gone isn't waited for,
+   * and one that has made the socket anew is refused. Over TCP nothing tells one server from another.
+   */
+  readonly sameServer?: boolean;
+  /** Makes the way to the server again, such as a tunnel; called before each attempt to connect. */
+  readonly prepare?: (signal: AbortSignal) => Promise<void>;
+  /** Ends all waiting for a lost connection, without harm to the living ones. */
+  readonly signal?: AbortSignal;
 }
+
+/** The complete settings; what has no default stays undefined. */
+export type Reconnect = Required<
+  Pick<ReconnectOptions, "attempts" | "delayMs" | "maxDelayMs" | "sameServer">
+> &
+  Pick<ReconnectOptions, "withinMs" | "prepare" | "signal">;
 
 /** Events on the connections of a client; `connections` is the number that live afterwards. */
 export type NbdEvent =
   | { readonly type: "opened"; readonly connections: number }
   | { readonly type: "not-opened"; readonly error: unknown; readonly connections: number }
   | { readonly type: "lost"; readonly error: NbdError; readonly connections: number }
-  | { readonly type: "reconnect-failed"; readonly error: unknown; readonly attempt: number };
+  | { readonly type: "reconnect-failed"; readonly error: unknown; readonly attempt: number }
+  /** Requests wait, since no connection is left. */
+  | { readonly type: "waiting"; readonly error: NbdError; readonly withinMs: number | undefined }
+  /** The first reply has come after that. */
+  | { readonly type: "back"; readonly afterMs: number };
 
 /** Complete settings for reaching the server. */
 interface Reach {
@@ -97,7 +121,7 @@ export interface Settings extends Reach {
   readonly minRateMs: number;
   readonly mapTimeoutMs: number;
   readonly maxExtents: number;
-  readonly reconnect: Required<ReconnectOptions> | undefined;
+  readonly reconnect: Reconnect | undefined;
   readonly onEvent: (event: NbdEvent) => void;
 }
 
@@ -161,8 +185,13 @@ export async function resolveSettings(
   };
 }
 
-function resolveReconnect(options: ReconnectOptions): Required<ReconnectOptions> {
+function resolveReconnect(options: ReconnectOptions): Reconnect {
+  const { withinMs, prepare, signal, sameServer = false } = options;
   return {
+    sameServer,
+    ...(withinMs === undefined ? {} : { withinMs: positive("reconnect.withinMs", withinMs) }),
+    ...(prepare === undefined ? {} : { prepare }),
+    ...(signal === undefined ? {} : { signal }),
     attempts: positive("reconnect.attempts", options.attempts ?? 5),
     delayMs: positive("reconnect.delayMs", options.delayMs ?? 200),
     maxDelayMs: positive("reconnect.maxDelayMs", options.maxDelayMs ?? 10_000),

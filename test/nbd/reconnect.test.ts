@@ -58,7 +58,7 @@ it("sends unanswered reads again over a new connection", async () => {
   });
   await Promise.all([0, 1, 2, 3].map((index) => expectRead(client, index * 8192, 8192)));
   expect(mock.connections).toBe(2);
-  expect(events.map(({ type }) => type)).toEqual(["opened", "lost", "opened"]);
+  expect(events.map(({ type }) => type)).toEqual(["opened", "lost", "waiting", "opened", "back"]);
 });
 
 it("fails the requests of a lost connection if reconnecting is off", async () => {

@@ -106,7 +106,9 @@ describe("a request that is never answered", () => {
     expect(events).toMatchObject([
       { type: "opened" },
       { type: "lost", error: { code: "NBD_REQUEST_TIMEOUT" } },
+      { type: "waiting", error: { code: "NBD_REQUEST_TIMEOUT" } },
       { type: "opened" },
+      { type: "back" },
     ]);
   });
 
