@@ -10,7 +10,13 @@ import type { CompressionMethod } from "../src/backup/qcow2/compress-cluster.js"
 import type { ProveSettings } from "../src/backup/take/prove-disk.js";
 import type { ConnectOptions } from "../src/nbd/index.js";
 import { limitsOf } from "./network-limits.js";
-import type { CopyOptions, NetworkOptions, ProofOptions } from "./options.js";
+import {
+  type CopyOptions,
+  type NetworkOptions,
+  type ProofOptions,
+  RECONNECT_SECONDS,
+  type ReconnectOptions,
+} from "./options.js";
 
 export function proofOf({ proveBase: amount, proveSeed: seed }: ProofOptions): ProveSettings {
   return { amount, seed };
@@ -39,8 +45,20 @@ export function rateLimitOf(options: Pick<CopyOptions, "limitRate">): RateLimit 
   return options.limitRate === undefined ? undefined : new RateLimit(options.limitRate);
 }
 
+/** Undefined: a loss is a failure. */
+export function reconnectOf({
+  reconnect = RECONNECT_SECONDS,
+}: ReconnectOptions): ConnectOptions["reconnect"] {
+  if (reconnect === 0) return undefined;
+  return { withinMs: reconnect * 1000, delayMs: 200, maxDelayMs: 2000, sameServer: true };
+}
+
 /** @throws {UsageError} a certificate or key file cannot be read */
-export async function connectOf(options: NetworkOptions, signal: AbortSignal): Promise<ConnectOptions> {
+export async function connectOf(
+  options: NetworkOptions,
+  signal: AbortSignal,
+  reconnect?: ConnectOptions["reconnect"],
+): Promise<ConnectOptions> {
   const { connections, hostOverride } = options;
   const tls = await tlsOf(options);
   return {
@@ -49,6 +67,7 @@ export async function connectOf(options: NetworkOptions, signal: AbortSignal): P
     ...(hostOverride === undefined ? {} : { hostOverride }),
     ...(tls === undefined ? {} : { tls }),
     ...limitsOf(options),
+    ...(reconnect === undefined ? {} : { reconnect }),
   };
 }
 

@@ -10,7 +10,7 @@ import { ENCRYPTED_POLICIES } from "../src/backup/guest/encrypted-disks.js";
 import type { ImageFormat } from "../src/backup/image/image.js";
 import type { CompressionMethod } from "../src/backup/qcow2/compress-cluster.js";
 import type { ProveSettings } from "../src/backup/take/prove-disk.js";
-import { type LimitOptions, withLimits } from "./network-limits.js";
+import { type LimitOptions, MOST_SECONDS, wholeNumber, withLimits } from "./network-limits.js";
 import { parseSize } from "./sizes.js";
 
 /** Options of every command. */
@@ -30,6 +30,11 @@ export interface NetworkOptions extends LimitOptions {
   readonly tlsKey?: string;
   readonly tlsPskFile?: string;
   readonly insecure?: true;
+}
+
+/** Options of every command that reads exports for a long time. */
+export interface ReconnectOptions {
+  readonly reconnect?: number;
 }
 
 /** Options of every command that writes images. */
@@ -88,6 +93,14 @@ export function withNetwork(command: Command): Command {
     .option("--tls-key <file>", "its key")
     .option("--tls-psk-file <file>", "pre-shared key instead of certificates: USERNAME:HEXKEY lines")
     .option("--insecure", "encrypt, but take any certificate: to whom is unknown");
+}
+
+export function withReconnect(command: Command): Command {
+  return command.option(
+    "--reconnect <seconds>",
+    `how long a lost connection may be away (default ${RECONNECT_SECONDS}; 0: a loss is a failure)`,
+    wholeNumber(0, MOST_SECONDS),
+  );
 }
 
 export function withCopy(command: Command): Command {
@@ -195,6 +208,8 @@ export function fillInDefaults(argv: readonly string[]): string[] {
   });
 }
 
+/** How long a lost connection is waited for, unless the user says otherwise. */
+export const RECONNECT_SECONDS = 60;
 const MAX_IN_FLIGHT = 1024 ** 3;
 const MAX_REQUEST = 64 * 1024 ** 2;
 

@@ -126,10 +126,12 @@ export class Output {
 /** Receives the progress of long jobs; sizes in bytes. */
 export interface Progress {
   update(name: string, position: number, total: number, readBytes: number): void;
+  /** Shows whether the connection of `name` is away. */
+  away(name: string, isAway: boolean): void;
   stop(): void;
 }
 
-const SILENT: Progress = { update: () => undefined, stop: () => undefined };
+const SILENT: Progress = { update: () => undefined, away: () => undefined, stop: () => undefined };
 
 class Bars implements Progress {
   readonly #bars: MultiBar;
@@ -164,6 +166,11 @@ class Bars implements Progress {
     else this.#byName.set(name, this.#bars.create(total, position, payload));
   }
 
+  away(disk: string, isAway: boolean): void {
+    const name = printable(disk);
+    this.#byName.get(name)?.update({ name: isAway ? `${name} (connection lost)` : name });
+  }
+
   stop(): void {
     this.#bars.stop();
   }
@@ -178,6 +185,8 @@ class PlainLines implements Progress {
     const percent = total === 0 ? 100 : Math.floor((position / total) * 100);
     printLines(process.stderr, [`${name}: ${percent}%, ${prettyBytes(readBytes, { binary: true })} read`]);
   }
+
+  away(): void {}
 
   stop(): void {}
 }

@@ -1,24 +1,32 @@
 import { openExport } from "../src/backup/export/open-export.js";
+import { Outages } from "../src/backup/export/outages.js";
 import { type PullStreamResult, pullStream } from "../src/backup/take/pull-stream.js";
 import type { NbdClient } from "../src/nbd/index.js";
 import { InterruptedError } from "./exit-codes.js";
-import { connectOf, rateLimitOf, windowOf } from "./option-values.js";
-import type { CopyOptions, NetworkOptions } from "./options.js";
-import { human, type Output } from "./output.js";
+import { connectOf, rateLimitOf, reconnectOf, windowOf } from "./option-values.js";
+import type { CopyOptions, NetworkOptions, ReconnectOptions } from "./options.js";
+import { OutageNotes, outagesOf } from "./outage-notes.js";
+import { human, type Progress } from "./output.js";
 import type { Context } from "./run.js";
 import { DiskOnStdout } from "./standard-output.js";
+
+const NAME = "standard output";
 
 /** `nbdpull pull URI -`: a whole export, raw, on standard output. */
 export async function pullToStdout(
   { output, signal }: Context,
   uri: string,
-  options: CopyOptions & NetworkOptions,
+  options: CopyOptions & NetworkOptions & ReconnectOptions,
 ): Promise<void> {
   const disk = new DiskOnStdout();
-  await using client = await openExport(uri, undefined, await connectOf(options, signal));
-  const result = await copy(client, disk, output, signal, options);
+  const connect = await connectOf(options, signal, reconnectOf(options));
+  const progress = await output.progress();
+  const notes = new OutageNotes(output, progress);
+  const outages = new Outages((news) => notes.note(NAME, news));
+  await using client = await openExport(uri, undefined, outages.watch(connect, signal));
+  const result = await copy(client, disk, progress, signal, options);
   const { connections } = client;
-  output.result({ image: "-", format: "raw", mode: "full", ...result, connections }, [
+  output.result({ image: "-", format: "raw", mode: "full", ...result, connections, ...outagesOf(outages) }, [
     `standard output: full copy of ${human(result.virtualSize)}: ${human(result.readBytes)} read, the rest zeroes, in ${result.extents} extents in ${result.seconds.toFixed(2)} s`,
   ]);
 }
@@ -26,11 +34,10 @@ export async function pullToStdout(
 async function copy(
   client: NbdClient,
   disk: DiskOnStdout,
-  output: Output,
+  progress: Progress,
   signal: AbortSignal,
   options: CopyOptions & NetworkOptions,
 ): Promise<PullStreamResult> {
-  const progress = await output.progress();
   try {
     const result = await pullStream({
       client,
@@ -39,7 +46,7 @@ async function copy(
       rateLimit: rateLimitOf(options),
       signal,
       onProgress: ({ position, virtualSize, readBytes }) =>
-        progress.update("standard output", position, virtualSize, readBytes),
+        progress.update(NAME, position, virtualSize, readBytes),
     });
     if (options.fsync) await disk.sync();
     return result;

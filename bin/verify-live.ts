@@ -5,13 +5,14 @@ import { Libvirt } from "../src/backup/libvirt/libvirt.js";
 import { type LiveDiskReport, verifyLive } from "../src/backup/take/verify-live.js";
 import { EXIT } from "./exit-codes.js";
 import { SCRATCH_PARENT } from "./guest-options.js";
-import { rateLimitOf } from "./option-values.js";
-import type { ScratchOptions } from "./options.js";
+import { rateLimitOf, reconnectOf } from "./option-values.js";
+import type { ReconnectOptions, ScratchOptions } from "./options.js";
+import { OutageNotes } from "./outage-notes.js";
 import { human } from "./output.js";
 import type { Context } from "./run.js";
 import { warnOfStrangers } from "./trust.js";
 
-export interface LiveOptions extends ScratchOptions {
+export interface LiveOptions extends ReconnectOptions, ScratchOptions {
   readonly at?: string;
   readonly uuid?: string;
   readonly live?: true;
@@ -21,8 +22,14 @@ export interface LiveOptions extends ScratchOptions {
 }
 
 /** @throws {UsageError} there is an option that only means something with `--live` */
-export function refuseLiveOptions({ connect, scratch, scratchReserve, limitRate }: LiveOptions): void {
-  const given = { connect, scratch, "scratch-reserve": scratchReserve, "limit-rate": limitRate };
+export function refuseLiveOptions({
+  connect,
+  scratch,
+  scratchReserve,
+  limitRate,
+  reconnect,
+}: LiveOptions): void {
+  const given = { connect, scratch, "scratch-reserve": scratchReserve, "limit-rate": limitRate, reconnect };
   const [name] = Object.entries(given).find(([, value]) => value !== undefined) ?? [];
   if (name !== undefined) throw new UsageError("E_USAGE", `--${name} means something with --live only`);
 }
@@ -41,6 +48,7 @@ export async function verifyLiveDomain(
   }
   await warnOfStrangers(repositoryPath, undefined, output);
   const progress = await output.progress();
+  const notes = new OutageNotes(output, progress);
   const report = await verifyLive({
     libvirt: new Libvirt({ signal, connect: options.connect }),
     domain,
@@ -50,6 +58,8 @@ export async function verifyLiveDomain(
     rateLimit: rateLimitOf(options),
     signal,
     onProgress: (disk, p) => progress.update(disk, p.comparedBytes, p.virtualSize, p.comparedBytes),
+    reconnect: reconnectOf(options),
+    onOutage: notes.note,
     onWarning: (message) => output.warn(message),
   }).finally(() => progress.stop());
   for (const { disk, unread } of report.disks) {

@@ -7,15 +7,25 @@ import type { EncryptedPolicy } from "../../src/backup/guest/encrypted-disks.js"
 import { Libvirt } from "../../src/backup/libvirt/libvirt.js";
 import { attach, type JobSource } from "../../src/backup/take/attach.js";
 import { keptLines } from "../kept-lines.js";
-import { compressOf, connectOf, digestsOf, proofOf, rateLimitOf, windowOf } from "../option-values.js";
+import {
+  compressOf,
+  connectOf,
+  digestsOf,
+  proofOf,
+  rateLimitOf,
+  reconnectOf,
+  windowOf,
+} from "../option-values.js";
 import type {
   CopyOptions,
   CreateOptions,
   NetworkOptions,
   ProofOptions,
+  ReconnectOptions,
   ScratchOptions,
   TrustOptions,
 } from "../options.js";
+import { OutageNotes } from "../outage-notes.js";
 import { human } from "../output.js";
 import { proofText } from "../proof-text.js";
 import type { Context } from "../run.js";
@@ -28,6 +38,7 @@ interface AttachOptions
     CreateOptions,
     NetworkOptions,
     ProofOptions,
+    ReconnectOptions,
     ScratchOptions,
     TrustOptions {
   readonly encrypted: EncryptedPolicy;
@@ -51,8 +62,9 @@ export async function runAttach(
   await requireRepository(options.to, options);
   await prepareToWrite(options.to, undefined, options, output);
   const progress = await output.progress();
+  const notes = new OutageNotes(output, progress);
   try {
-    const { signal: _, ...connect } = await connectOf(options, signal);
+    const { signal: _, ...connect } = await connectOf(options, signal, reconnectOf(options));
     const { manifest, folder, proofs, seconds, extents, requests, connections, jobEnded } = await attach({
       source,
       repositoryPath: options.to,
@@ -72,6 +84,7 @@ export async function runAttach(
       rateLimit: rateLimitOf(options),
       signal,
       onProgress: (disk, p) => progress.update(disk, p.position, p.virtualSize, p.readBytes),
+      onOutage: notes.note,
       onWarning: (message) => output.warn(message),
     });
     const lines = manifest.disks.map((disk) => {

@@ -14,8 +14,24 @@ import { readersOf, tcpServerOf } from "../job-server.js";
 import { keptLines } from "../kept-lines.js";
 import { type MetricsUpdate, updateOfFailure, updateOfRun, updateOfSuccess } from "../metrics.js";
 import { MetricsFile } from "../metrics-file.js";
-import { compressOf, connectOf, digestsOf, proofOf, rateLimitOf, windowOf } from "../option-values.js";
-import type { CopyOptions, CreateOptions, ProofOptions, TalkOptions, TrustOptions } from "../options.js";
+import {
+  compressOf,
+  connectOf,
+  digestsOf,
+  proofOf,
+  rateLimitOf,
+  reconnectOf,
+  windowOf,
+} from "../option-values.js";
+import type {
+  CopyOptions,
+  CreateOptions,
+  ProofOptions,
+  ReconnectOptions,
+  TalkOptions,
+  TrustOptions,
+} from "../options.js";
+import { OutageNotes } from "../outage-notes.js";
 import { human, type Progress } from "../output.js";
 import { proofText } from "../proof-text.js";
 import type { Context } from "../run.js";
@@ -23,7 +39,13 @@ import { requireRepository } from "../target-repository.js";
 import { prepareToWrite } from "../trust.js";
 import { version } from "../version.js";
 
-interface BackupOptions extends CopyOptions, CreateOptions, GuestOptions, ProofOptions, TrustOptions {
+interface BackupOptions
+  extends CopyOptions,
+    CreateOptions,
+    GuestOptions,
+    ProofOptions,
+    ReconnectOptions,
+    TrustOptions {
   readonly to: string;
   readonly all?: true;
   readonly jobs?: number;
@@ -192,7 +214,8 @@ async function backUpDomain(job: Job, { name: domain, disks }: ChosenDomain): Pr
   const format = options.format ?? "qcow2";
   const compress = compressOf(options, format);
   const server = tcpServerOf(options);
-  const { signal: _, ...connect } = await connectOf(options, signal);
+  const notes = new OutageNotes(output, progress);
+  const { signal: _, ...connect } = await connectOf(options, signal, reconnectOf(options));
   // Each domain has a connection of its own: a libvirt that is slow with one does not hold up the others.
   await using libvirt = new Libvirt({ signal, connect: options.connect });
   return await backup({
@@ -220,6 +243,7 @@ async function backUpDomain(job: Job, { name: domain, disks }: ChosenDomain): Pr
     signal,
     onProgress: (disk, p) =>
       progress.update(`${prefixOf(domain)}${disk}`, p.position, p.virtualSize, p.readBytes),
+    onOutage: (disk, news) => notes.note(`${prefixOf(domain)}${disk}`, news),
     onWarning: (message) => output.warn(`${prefixOf(domain)}${message}`),
   });
 }

@@ -1,15 +1,25 @@
 import { UsageError } from "../../src/backup/base/errors.js";
 import { openExport } from "../../src/backup/export/open-export.js";
+import { Outages } from "../../src/backup/export/outages.js";
 import { refuseAddress } from "../../src/backup/host/local-path.js";
 import { refuseTarget } from "../../src/backup/host/publish.js";
 import type { ImageFormat } from "../../src/backup/image/image.js";
 import { pullFile } from "../../src/backup/take/pull-file.js";
-import { compressOf, connectOf, digestsOf, formatOf, rateLimitOf, windowOf } from "../option-values.js";
-import type { CopyOptions, NetworkOptions } from "../options.js";
+import {
+  compressOf,
+  connectOf,
+  digestsOf,
+  formatOf,
+  rateLimitOf,
+  reconnectOf,
+  windowOf,
+} from "../option-values.js";
+import type { CopyOptions, NetworkOptions, ReconnectOptions } from "../options.js";
+import { OutageNotes, outagesOf } from "../outage-notes.js";
 import { human } from "../output.js";
 import type { Context } from "../run.js";
 
-interface PullOptions extends CopyOptions, NetworkOptions {
+interface PullOptions extends CopyOptions, NetworkOptions, ReconnectOptions {
   readonly bitmap?: string;
   readonly backing?: string;
   readonly backingFormat?: ImageFormat;
@@ -37,8 +47,11 @@ export async function runPull(
   const { bitmap, backing } = options;
   await refuseAddress(imagePath);
   await refuseTarget(imagePath, options.force ?? false);
-  await using client = await openExport(uri, bitmap, await connectOf(options, signal));
+  const connect = await connectOf(options, signal, reconnectOf(options));
   const progress = await output.progress();
+  const notes = new OutageNotes(output, progress);
+  const outages = new Outages((news) => notes.note(imagePath, news));
+  await using client = await openExport(uri, bitmap, outages.watch(connect, signal));
   try {
     const result = await pullFile({
       client,
@@ -61,7 +74,7 @@ export async function runPull(
     });
     const { connections } = client;
     const { clusterSize, digestsSha256, ...rest } = result;
-    output.result({ image: imagePath, ...rest, connections }, [
+    output.result({ image: imagePath, ...rest, connections, ...outagesOf(outages) }, [
       `${imagePath}: ${result.mode} copy of ${human(result.virtualSize)}: ${human(result.dataBytes)} data and ${human(result.zeroBytes)} zeroes in ${result.extents} extents, ${human(result.storedBytes)} stored in ${result.seconds.toFixed(2)} s`,
     ]);
   } finally {

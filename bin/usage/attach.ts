@@ -8,6 +8,7 @@ import {
   withEncrypted,
   withNetwork,
   withProof,
+  withReconnect,
   withScratchReserve,
   withTrust,
 } from "../options.js";
@@ -36,9 +37,11 @@ export function addAttach(program: Command, run: Run): void {
   withUuid(command, "with --domain");
   withCreate(
     withTrust(
-      withNetwork(
-        withProof(
-          withDigests(withCopy(withScratchReserve(withEncrypted(command))), `default ${DEFAULT_DIGESTS}`),
+      withReconnect(
+        withNetwork(
+          withProof(
+            withDigests(withCopy(withScratchReserve(withEncrypted(command))), `default ${DEFAULT_DIGESTS}`),
+          ),
         ),
       ),
     ),

@@ -1,7 +1,15 @@
 import type { Command } from "commander";
 import { DEFAULT_DIGESTS } from "../../src/backup/digest/algorithms.js";
 import { withGuest } from "../guest-options.js";
-import { positive, withCopy, withCreate, withDigests, withProof, withTrust } from "../options.js";
+import {
+  positive,
+  withCopy,
+  withCreate,
+  withDigests,
+  withProof,
+  withReconnect,
+  withTrust,
+} from "../options.js";
 import type { Run } from "../run.js";
 
 export function addBackup(program: Command, run: Run): void {
@@ -15,6 +23,8 @@ export function addBackup(program: Command, run: Run): void {
     .option("--moved", "the repository was moved to where it is now, or is reached by another path")
     .option("--metrics <file>", "keep a metrics file for the node exporter's textfile collector (*.prom)");
   withCreate(
-    withTrust(withGuest(withProof(withDigests(withCopy(command), `default ${DEFAULT_DIGESTS}`)))),
+    withTrust(
+      withReconnect(withGuest(withProof(withDigests(withCopy(command), `default ${DEFAULT_DIGESTS}`)))),
+    ),
   ).action(run(async () => (await import("../commands/backup.js")).runBackup));
 }

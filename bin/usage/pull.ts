@@ -1,5 +1,5 @@
 import type { Command } from "commander";
-import { withCopy, withDigests, withNetwork } from "../options.js";
+import { withCopy, withDigests, withNetwork, withReconnect } from "../options.js";
 import type { Run } from "../run.js";
 
 export function addPull(program: Command, run: Run): void {
@@ -18,7 +18,7 @@ export function addPull(program: Command, run: Run): void {
     .option("--backing <image>", "name this image as the one below (incremental qcow2 only)")
     .option("--backing-format <format>", "its format; by default its suffix decides, it is never probed")
     .option("--force", "replace the image if it exists");
-  withNetwork(withDigests(withCopy(command), "by default none for a single image")).action(
+  withReconnect(withNetwork(withDigests(withCopy(command), "by default none for a single image"))).action(
     run(async () => (await import("../commands/pull.js")).runPull),
   );
 }

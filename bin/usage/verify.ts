@@ -1,7 +1,7 @@
 import type { Command } from "commander";
 import { withWhose } from "../domain-options.js";
 import { SCRATCH_PARENT } from "../guest-options.js";
-import { size, withScratchReserve } from "../options.js";
+import { size, withReconnect, withScratchReserve } from "../options.js";
 import type { Run } from "../run.js";
 
 export function addVerify(program: Command, run: Run): void {
@@ -15,11 +15,16 @@ export function addVerify(program: Command, run: Run): void {
 }
 
 function withLive(command: Command): Command {
-  return withScratchReserve(
-    command
-      .option("--live", "compare the running domain with its newest chain instead, and take no point")
-      .option("--connect <uri>", "with --live: libvirt connection, as virsh -c")
-      .option("--scratch <dir>", `with --live: where the job's folder is made (default: "${SCRATCH_PARENT}")`)
-      .option("--limit-rate <bytes/s>", "with --live: read no faster than this, all disks together", size),
+  return withReconnect(
+    withScratchReserve(
+      command
+        .option("--live", "compare the running domain with its newest chain instead, and take no point")
+        .option("--connect <uri>", "with --live: libvirt connection, as virsh -c")
+        .option(
+          "--scratch <dir>",
+          `with --live: where the job's folder is made (default: "${SCRATCH_PARENT}")`,
+        )
+        .option("--limit-rate <bytes/s>", "with --live: read no faster than this, all disks together", size),
+    ),
   );
 }

@@ -13,6 +13,7 @@ export {
 } from "./digest/algorithms.js";
 export { ALLOCATION_CONTEXT, dirtyContext, exportExtents } from "./export/export-extents.js";
 export { type ByteSource, type OpenOptions, openExport } from "./export/open-export.js";
+export type { OutageNews } from "./export/outages.js";
 export type { Definition } from "./guest/keep-files.js";
 export { LEVELS, type Level } from "./guest/levels.js";
 export type { HeldFolder } from "./host/held-folder.js";

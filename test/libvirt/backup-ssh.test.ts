@@ -1,7 +1,7 @@
 import { readdir } from "node:fs/promises";
 import { join } from "node:path";
 import { expect, it } from "vitest";
-import { BackupLab, expectExit } from "../support/backup-lab.js";
+import { type BackupJson, BackupLab, expectExit } from "../support/backup-lab.js";
 import { describeWithLibvirt, freePort, LAB_DISKS, virsh } from "../support/libvirt-lab.js";
 import { finished, startNbdpull } from "../support/nbdpull.js";
 import { createImage } from "../support/qemu-nbd.js";
@@ -10,7 +10,7 @@ import { SshHost } from "../support/ssh-host.js";
 const MiB = 1024 * 1024;
 
 await describeWithLibvirt("a backup from another host", () => {
-  it("connects through ssh or directly, commits nothing if ssh is lost, and clears away what a killed backup left", async () => {
+  it("connects through ssh or directly, opens ssh again if it is lost or commits nothing, and clears away what a killed backup left", async () => {
     await using host = await SshHost.start();
     await using guest = await BackupLab.start();
     guest.start = { inside: host.inside(guest.scratch) };
@@ -20,7 +20,7 @@ await describeWithLibvirt("a backup from another host", () => {
     const full = await guest.take(...remote);
     await guest.expectNothingLeft();
     await guest.lab.write("vda", 0, 16 * MiB, 0x12);
-    const cut = await guest.startSlowly(...remote);
+    const cut = await guest.startSlowly(...remote, "--reconnect", "0");
     await host.cut();
     const lost = await finished(cut);
     expectExit(lost, 1);
@@ -28,6 +28,20 @@ await describeWithLibvirt("a backup from another host", () => {
     await guest.expectNothingLeft();
     expect(await guest.checkpoints()).toEqual([full.checkpoint]);
 
+    const frozen = await guest.copyNow();
+    const goesOn = await guest.startSlowly(...remote, "--limit-rate", "8M");
+    await host.cut();
+    const went = await finished(goesOn);
+    expectExit(went, 0);
+    const kept = went.json() as BackupJson;
+    expect(kept.disks[0]).toMatchObject({
+      parent: full.id,
+      outages: { connectionsLost: expect.any(Number) },
+    });
+    await guest.expectPoint(kept.id, frozen);
+    await guest.expectNothingLeft();
+
+    await guest.lab.write("vda", 0, 16 * MiB, 0x14);
     const killed = await guest.startSlowly(...remote);
     killed.kill("SIGKILL");
     await killed.ended;
@@ -35,7 +49,7 @@ await describeWithLibvirt("a backup from another host", () => {
     // This backup clears up, and connects directly to a port of the other host.
     const port = await freePort();
     const next = await guest.take(...remote, "--server", `tcp:${port}`);
-    expect(next.disks[0]).toMatchObject({ parent: full.id, dirtyBytes: 16 * MiB });
+    expect(next.disks[0]).toMatchObject({ parent: kept.id, dirtyBytes: 16 * MiB });
     await guest.expectNothingLeft();
     expect(await guest.checkpoints()).toEqual([full.checkpoint, next.checkpoint]);
 

@@ -3,12 +3,12 @@ import { mkdtemp, rm } from "node:fs/promises";
 import { connect } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import type { NbdAddress } from "../../nbd/index.js";
-import { PreconditionError } from "../base/errors.js";
+import type { NbdAddress, ReconnectOptions } from "../../nbd/index.js";
+import { BackupError, hasCode, messageOf, PreconditionError } from "../base/errors.js";
+import { LastingForward } from "../host/lasting-forward.js";
 import { isLocalOnly } from "../host/listen-address.js";
 import { addressInUse } from "../host/private-socket.js";
 import { Ssh } from "../host/ssh.js";
-import { openForward, type SshForward } from "../host/ssh-forward.js";
 import { type Hypervisor, hostOf } from "../libvirt/hypervisor.js";
 import { addressOf } from "../libvirt/job-address.js";
 import type { BackupServer } from "../libvirt/job-xml.js";
@@ -19,7 +19,12 @@ export interface JobConnection extends AsyncDisposable {
   /** Host and port of a TCP server that is reached without ssh. */
   readonly straightTo: { readonly host: string; readonly port: number } | undefined;
   /**
-   * Runs `work` with a signal that also fires when the ssh forward is lost.
+   * How clients get a lost connection back, if that is wanted: `wanted`, after the ssh forward was opened
+   * again if need be.
+   */
+  reconnect(wanted: ReconnectOptions | undefined): ReconnectOptions | undefined;
+  /**
+   * Runs `work` with a signal that also fires when the ssh forward is lost, unless clients reconnect.
    * @throws what `work` throws, or the failure of the forward that caused it: `E_SSH_LOST`, `E_SSH_FORWARD`
    */
   walk<T>(signal: AbortSignal | undefined, work: (signal: AbortSignal | undefined) => Promise<T>): Promise<T>;
@@ -31,6 +36,8 @@ interface JobConnectionOptions {
   readonly hostOverride: string | undefined;
   /** Path for a socket on this host, used if ssh forwards the connection. */
   readonly socket: string;
+  /** Whether clients reconnect after a loss. */
+  readonly reconnects: boolean;
   /** Passed to `openForward`. */
   readonly note?: string | undefined;
   readonly signal: AbortSignal | undefined;
@@ -49,7 +56,7 @@ export async function connectJob(
   server: BackupServer,
   options: JobConnectionOptions,
 ): Promise<JobConnection> {
-  const { hypervisor, hostOverride, socket, note, signal } = options;
+  const { hypervisor, hostOverride, socket, reconnects, note, signal } = options;
   const remote = hostOf(hypervisor);
   if (remote === undefined) return directConnection(server);
   if (server.transport === "tcp" && (hostOverride !== undefined || !isLocalOnly(server.host))) {
@@ -62,11 +69,8 @@ export async function connectJob(
     server.transport === "unix"
       ? ({ kind: "unix", path: server.socket } as const)
       : ({ kind: "tcp", host: server.host, port: server.port } as const);
-  return forwardedConnection(
-    server,
-    socket,
-    await openForward(new Ssh(hypervisor.target, signal), { to, socket, note }),
-  );
+  const forward = await LastingForward.open(new Ssh(hypervisor.target, signal), { to, socket, note });
+  return forwardedConnection(server, { socket, reconnects }, forward);
 }
 
 /** Like `connectJob`, but creates a temporary folder for the socket and removes it at the end. */
@@ -99,12 +103,17 @@ export function directConnection(
   return {
     addressOf: (exportName) => addressOf(server, exportName),
     straightTo,
+    reconnect: (wanted) => wanted,
     walk: (signal, work) => work(signal),
     [Symbol.asyncDispose]: async () => undefined,
   };
 }
 
-function forwardedConnection(server: BackupServer, socket: string, forward: SshForward): JobConnection {
+function forwardedConnection(
+  server: BackupServer,
+  { socket, reconnects }: Pick<JobConnectionOptions, "socket" | "reconnects">,
+  forward: LastingForward,
+): JobConnection {
   // The certificate names the remote host, not this end of the forward.
   const hostname = server.transport === "tcp" ? { hostname: server.host } : {};
   return {
@@ -114,12 +123,22 @@ function forwardedConnection(server: BackupServer, socket: string, forward: SshF
       ...(server.tls ? { tls: hostname } : {}),
     }),
     straightTo: undefined,
+    // ssh makes the socket anew, so it says nothing about the server.
+    reconnect: (wanted) =>
+      wanted && { ...wanted, sameServer: false, prepare: (signal) => forward.restore(signal) },
     walk: async (signal, work) => {
+      const ends = [...(signal ? [signal] : []), ...(reconnects ? [] : [forward.lost])];
       try {
-        return await work(AbortSignal.any(signal ? [signal, forward.lost] : [forward.lost]));
+        return await work(AbortSignal.any(ends));
       } catch (error) {
         signal?.throwIfAborted();
-        throw await forward.explain(error);
+        // Attempts to reconnect after the end of a job are refused, too; then its end is the reason.
+        const { code } = error as NodeJS.ErrnoException;
+        const isOfLine = !reconnects || code?.startsWith("NBD_") === true;
+        if (!isOfLine) throw error;
+        const why = await forward.explain(error);
+        const isAway = reconnects && why instanceof BackupError && hasCode(why, "E_SSH_LOST");
+        throw isAway ? why.of(`${why.message}. It did not come back: ${messageOf(error)}`, {}) : why;
       }
     },
     [Symbol.asyncDispose]: () => forward.close(),
@@ -160,4 +179,13 @@ export async function refuseUnreachable(
   if (code === undefined) throw addressInUse(`${host}:${port}`);
   const message = `QEMU's port ${port} on ${host} can't be reached from here (${code}), so no job was begun: check the firewall and the host name, give another address with --server tcp:ADDRESS:PORT or --host-override, or leave --server out to go through ssh`;
   throw new PreconditionError("E_UNREACHABLE", message, { details: { host, port } });
+}
+
+/** The options of clients that get a lost connection back by way of `connection`, if they shall. */
+export function patientBy<T extends object>(
+  connection: JobConnection,
+  { reconnect: wanted, ...connect }: T & { readonly reconnect: ReconnectOptions | undefined },
+): Omit<T, "reconnect"> & { readonly reconnect?: ReconnectOptions } {
+  const reconnect = connection.reconnect(wanted);
+  return reconnect === undefined ? connect : { ...connect, reconnect };
 }

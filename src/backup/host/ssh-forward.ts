@@ -10,7 +10,7 @@ type ForwardedEnd =
   | { readonly kind: "unix"; readonly path: string }
   | { readonly kind: "tcp"; readonly host: string; readonly port: number };
 
-interface ForwardOptions {
+export interface ForwardOptions {
   readonly to: ForwardedEnd;
   /** Path of the socket on this host. Its folder must exist. */
   readonly socket: string;

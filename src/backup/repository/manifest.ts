@@ -73,6 +73,8 @@ const disk = z
     digests: z.object({ file: fileName, algorithm: z.enum(["xxh64", "sha256"]), sha256 }).nullable(),
     /** Where the disk was when the point was taken. Points of earlier versions lack this. */
     identity: identity.optional(),
+    /** Connections that were lost while the disk was read, if any, and how long reads waited for one. */
+    outages: z.object({ connectionsLost: bytes, secondsWaited: z.number().nonnegative() }).optional(),
   })
   .refine((d) => (d.mode === "incremental") === (d.parent !== null), {
     error: "an incremental disk has a parent, a full one has none",

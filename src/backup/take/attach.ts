@@ -1,4 +1,5 @@
 import { isDeepStrictEqual } from "node:util";
+import type { ReconnectOptions } from "../../nbd/index.js";
 import {
   type BackupError,
   DamageError,
@@ -11,7 +12,12 @@ import { domainWord } from "../base/shell-word.js";
 import { proveChain } from "../chain/chain.js";
 import { type EncryptedPolicy, judgeEncrypted } from "../guest/encrypted-disks.js";
 import { JobClients } from "../guest/job-clients.js";
-import { connectJobAnywhere, directConnection, type JobConnection } from "../guest/job-connection.js";
+import {
+  connectJobAnywhere,
+  directConnection,
+  type JobConnection,
+  patientBy,
+} from "../guest/job-connection.js";
 import type { Definition } from "../guest/keep-files.js";
 import { type ScratchGuardOptions, whileScratchLasts } from "../guest/scratch-guard.js";
 import { scratchRooms } from "../guest/scratch-rooms.js";
@@ -138,11 +144,11 @@ function refuseToLeave(name: string, disks: readonly string[]): PreconditionErro
 }
 
 async function take(job: AttachedJob, options: AttachOptions): Promise<TakenPoint> {
-  const { source, view, clients } = job;
+  const { view, clients } = job;
   const { checkpoint, repositoryPath, trustRepository: trusted, signal } = options;
   const names = view.disks.map(({ name }) => name);
   if (view.running) judgeEncrypted(view.running, names, options);
-  const connection = await connectionTo(source, view, options);
+  const connection = await connectionTo(job, options);
   clients.connection = connection;
   const existing = await Repository.openIfThere(repositoryPath, { trusted });
   const home = existing ? await domainFolder(existing, view.domain) : view.domain.name;
@@ -158,11 +164,12 @@ async function take(job: AttachedJob, options: AttachOptions): Promise<TakenPoin
     if (options.endJob) await endJob(job, options, "the backup was given up");
     else await clients.disconnect();
   };
+  const connect = patientBy(connection, { ...options.connect, reconnect: reconnectOf(job, options) });
   const known = { repository, domain, definition, disks, checkpoint: point, clients: clients.all, confirm };
   return await whileScratchLasts({ ...scratchSettings(view, options), giveUp }, (lasting) =>
     connection.walk(lasting, (walking) =>
       view.whileItRuns(walking, (running) =>
-        takePoint({ ...options, ...known, clientsStay: job.isFragile, signal: running }),
+        takePoint({ ...options, ...known, connect, clientsStay: job.isFragile, signal: running }),
       ),
     ),
   );
@@ -171,15 +178,26 @@ async function take(job: AttachedJob, options: AttachOptions): Promise<TakenPoin
 /**
  * The user's XML has the server's address as seen from here; libvirt's XML has the address on libvirt's host.
  */
-async function connectionTo(
-  source: JobSource,
-  { server }: JobView,
-  options: AttachOptions,
-): Promise<JobConnection> {
+async function connectionTo(job: AttachedJob, options: AttachOptions): Promise<JobConnection> {
+  const { source, view } = job;
+  const { server } = view;
   if (source.kind === "xml" || source.xml !== undefined) return directConnection(server);
   const { hostOverride } = options.connect;
   const hypervisor = await source.libvirt.hypervisor();
-  return await connectJobAnywhere(server, { hypervisor, hostOverride, signal: options.signal });
+  const reconnects = reconnectOf(job, options) !== undefined;
+  return await connectJobAnywhere(server, { hypervisor, hostOverride, reconnects, signal: options.signal });
+}
+
+/**
+ * A client that left costs a fragile guest its life. Without libvirt nothing can confirm that the job is still
+ * the same; over TCP, another one may listen on its port.
+ */
+function reconnectOf(
+  { source, view, isFragile }: AttachedJob,
+  { connect }: AttachOptions,
+): ReconnectOptions | undefined {
+  const isUnknown = source.kind === "xml" && view.server.transport === "tcp";
+  return isFragile || isUnknown ? undefined : connect.reconnect;
 }
 
 function scratchSettings(

@@ -6,7 +6,7 @@ import { claimFolder, clearFolder } from "../guest/claim.js";
 import { type EncryptedPolicy, judgeEncrypted } from "../guest/encrypted-disks.js";
 import { type Guest, keyOf } from "../guest/guest.js";
 import { JobClients } from "../guest/job-clients.js";
-import { connectJob, type JobConnection, refuseUnreachable } from "../guest/job-connection.js";
+import { connectJob, type JobConnection, patientBy, refuseUnreachable } from "../guest/job-connection.js";
 import { JobFolder } from "../guest/job-folder.js";
 import type { Level } from "../guest/levels.js";
 import { lookAtDisk, versionHere } from "../guest/look-at-disk.js";
@@ -26,6 +26,7 @@ import {
   obstacleOf,
 } from "../libvirt/choose-disks.js";
 import { type DomainDefinition, parseDomain } from "../libvirt/domain-xml.js";
+import { fragileDisks } from "../libvirt/fragile-disks.js";
 import { guestEnd } from "../libvirt/guest-end.js";
 import { exportedDisks } from "../libvirt/job-xml.js";
 import { type Libvirt, PATIENCE_MS } from "../libvirt/libvirt.js";
@@ -116,6 +117,9 @@ export async function backup(options: BackupOptions): Promise<BackupResult> {
   const record = await recordOf(guest, options);
   await claimFolder(guest, folder, options);
   const clientsStay = domain.disks.some(({ hasIothread }) => hasIothread);
+  // A client that left costs such a guest its life: one that comes back only delays the end of the job.
+  const isFragile = (await fragileDisks(libvirt, domain)).length > 0;
+  const reconnect = isFragile ? undefined : options.connect.reconnect;
   const patience = clientsStay ? PATIENCE_FOR_CLIENTS_MS : PATIENCE_MS;
   const cleaner: Guest = { ...guest, libvirt: libvirt.withSignal(undefined).withPatience(patience) };
   const made: Made = { names: [], record };
@@ -135,6 +139,7 @@ export async function backup(options: BackupOptions): Promise<BackupResult> {
       hostOverride: options.connect.hostOverride,
       socket: folder.file("nbd.sock"),
       note: folder.fileThere(WAY),
+      reconnects: reconnect !== undefined,
       signal,
     });
     clients.connection = connection;
@@ -149,7 +154,16 @@ export async function backup(options: BackupOptions): Promise<BackupResult> {
     taken = await whileScratchLasts({ ...scratch, thresholds, signal, giveUp }, (lasting) =>
       connection.walk(lasting, (walking) =>
         begun.job.whileItRuns(walking, (running) =>
-          pullDisks(guest, begun, { connection, clients: clients.all }, { ...options, signal: running }),
+          pullDisks(
+            guest,
+            begun,
+            { connection, clients: clients.all },
+            {
+              ...options,
+              connect: patientBy(connection, { ...options.connect, reconnect }),
+              signal: running,
+            },
+          ),
         ),
       ),
     );

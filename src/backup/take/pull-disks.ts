@@ -4,7 +4,8 @@ import { allOrNone } from "../base/in-parallel.js";
 import { CompressThreads } from "../compress/compress-threads.js";
 import { DEFAULT_DIGESTS } from "../digest/algorithms.js";
 import { DigestThreads } from "../digest/digest-threads.js";
-import { openExport } from "../export/open-export.js";
+import { openPatiently } from "../export/open-patiently.js";
+import { Outages } from "../export/outages.js";
 import { sha256OfFile } from "../host/held-folder.js";
 import { BUFFER_BYTES, type ImageCompression } from "../pull/compressed-store.js";
 import { type CopyImageOptions, copyImage, type PullResult, pullImage } from "../pull/pull-image.js";
@@ -60,9 +61,9 @@ export async function pullAll(
   return await allOrNone(options.disks, DISKS_AT_ONCE, options.signal, async (disk, signal) => {
     try {
       const opened = await copierOf(disk, { ...options, connect, signal }, clients);
-      const { disk: proven, copy, client, proof } = opened;
+      const { client, proof } = opened;
       const shared = { compress, digestThreads };
-      const pulled = await pullDisk({ ...options, window, signal }, pending, proven, copy, shared);
+      const pulled = await pullDisk({ ...options, window, signal }, pending, opened, shared);
       const connections = client?.connections ?? 0;
       if (client && mustLeave) await leaveEarly(client, clients, signal);
       return { ...pulled, connections, proof };
@@ -102,16 +103,18 @@ interface Copier {
   readonly disk: PointDisk;
   readonly copy: (options: CopyImageOptions) => Promise<PullResult>;
   readonly client?: NbdClient;
+  readonly outages?: Outages;
   readonly proof?: DiskProof | undefined;
 }
 
 /** @param clients receives the disk's client, if it has one; if they have to stay, as soon as it is open */
 async function copierOf(disk: PointDisk, options: PullOptions, clients: NbdClient[]): Promise<Copier> {
   if (disk.address === undefined) return { disk, copy: (copying) => copyImage(disk.source, copying) };
-  const { connect, signal, clientsStay } = options;
-  const opening = { ...connect, signal };
+  const { connect, signal, clientsStay, onOutage } = options;
+  const outages = new Outages(onOutage && ((news) => onOutage(disk.name, news)));
   const bitmap = disk.increment?.bitmap;
-  const client = await openExport(disk.address, bitmap, opening, clientsStay ? clients : undefined);
+  const opened = clientsStay ? clients : undefined;
+  const client = await openPatiently(disk.address, bitmap, { ...connect, signal }, { outages, opened });
   if (!clientsStay) clients.push(client);
   const { proof, reason } = await proveBaseOf(disk, client, options);
   // A full copy goes over the same connections: some servers end when their last client disconnects.
@@ -120,7 +123,7 @@ async function copierOf(disk: PointDisk, options: PullOptions, clients: NbdClien
   const parentSize = increment && diskOf(increment.parent, disk.name)?.virtualSize;
   const copy: Copier["copy"] = (copying) =>
     pullImage({ ...copying, client, bitmap: increment?.bitmap, parentSize });
-  return { disk: proven, copy, client, proof };
+  return { disk: proven, copy, client, outages, proof };
 }
 
 async function proveBaseOf(
@@ -138,8 +141,7 @@ async function proveBaseOf(
 async function pullDisk(
   options: PullOptions,
   pending: PendingPoint,
-  disk: PointDisk,
-  copy: Copier["copy"],
+  { disk, copy, outages }: Copier,
   { compress, digestThreads }: Shared,
 ): Promise<Omit<PulledDisk, "connections" | "proof">> {
   const { format, increment } = { format: options.format, increment: disk.increment };
@@ -188,6 +190,7 @@ async function pullDisk(
           : { file: mapFile, sha256: await sha256OfFile(pending.folder.at(mapFile)) },
       digests: digestFile && result.digestsSha256 ? { ...digestFile, sha256: result.digestsSha256 } : null,
       ...(identity === undefined ? {} : { identity }),
+      ...(outages?.counts === undefined ? {} : { outages: outages.counts }),
     },
   };
 }

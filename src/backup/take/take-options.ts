@@ -1,5 +1,6 @@
 import type { ConnectOptions, NbdAddress, NbdClient } from "../../nbd/index.js";
 import type { DigestAlgorithm } from "../digest/algorithms.js";
+import type { OutageNews } from "../export/outages.js";
 import type { Definition } from "../guest/keep-files.js";
 import type { ImageFormat } from "../image/image.js";
 import type { DiskSource, PullProgress } from "../pull/pull-image.js";
@@ -68,6 +69,8 @@ export interface TakePointOptions {
   /** Whether every client has to stay connected until the caller closes it. */
   readonly clientsStay?: boolean | undefined;
   readonly onProgress?: ((disk: string, progress: PullProgress) => void) | undefined;
+  /** Called when the reads of a disk wait for a lost connection, and when it is back. */
+  readonly onOutage?: ((disk: string, news: OutageNews) => void) | undefined;
   readonly onWarning?: ((message: string) => void) | undefined;
 }
 
@@ -85,5 +88,6 @@ export type TakeSettings = Pick<
   | "rateLimit"
   | "signal"
   | "onProgress"
+  | "onOutage"
   | "onWarning"
 >;

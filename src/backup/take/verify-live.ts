@@ -1,13 +1,14 @@
-import type { NbdClient } from "../../nbd/index.js";
+import type { NbdClient, ReconnectOptions } from "../../nbd/index.js";
 import { type Damage, DamageList } from "../base/damage.js";
 import { DamageError, PreconditionError } from "../base/errors.js";
 import { allOrNone, together } from "../base/in-parallel.js";
 import { Progress } from "../base/progress.js";
-import { openExport } from "../export/open-export.js";
+import { openPatiently } from "../export/open-patiently.js";
+import { Outages } from "../export/outages.js";
 import { claimFolder, clearFolder } from "../guest/claim.js";
 import { type Guest, keyOf } from "../guest/guest.js";
 import { JobClients } from "../guest/job-clients.js";
-import { connectJob, type JobConnection } from "../guest/job-connection.js";
+import { connectJob, type JobConnection, patientBy } from "../guest/job-connection.js";
 import { JobFolder } from "../guest/job-folder.js";
 import { lookAtDisk, versionHere } from "../guest/look-at-disk.js";
 import { forecast } from "../guest/plan-guest.js";
@@ -17,6 +18,7 @@ import { WAY } from "../guest/ssh-job-folder.js";
 import { sshTo } from "../guest/ssh-to-hypervisor.js";
 import { disksToBackUp } from "../libvirt/choose-disks.js";
 import { parseDomain } from "../libvirt/domain-xml.js";
+import { fragileDisks } from "../libvirt/fragile-disks.js";
 import { guestEnd } from "../libvirt/guest-end.js";
 import { exportedDisks, type IncrementalDisk } from "../libvirt/job-xml.js";
 import { PATIENCE_MS } from "../libvirt/libvirt.js";
@@ -38,8 +40,11 @@ export interface VerifyLiveOptions
     | "scratchReserve"
     | "rateLimit"
     | "signal"
+    | "onOutage"
     | "onWarning"
   > {
+  /** How a lost connection is got back; undefined: it fails the comparison. */
+  readonly reconnect?: ReconnectOptions | undefined;
   readonly onProgress?: ((disk: string, progress: LiveProgress) => void) | undefined;
 }
 
@@ -100,6 +105,8 @@ export async function verifyLive(options: VerifyLiveOptions): Promise<LiveReport
   const foreseen = await forecast(guest, disks, { ...planned, broken: new Map() });
   const folder = await JobFolder.find(options.scratchParent, keyOf(guest), ssh);
   await claimFolder(guest, folder, options);
+  const isFragile = (await fragileDisks(libvirt, domain)).length > 0;
+  const reconnect = isFragile ? undefined : options.reconnect;
   const cleaner: Guest = { ...guest, libvirt: libvirt.withSignal(undefined).withPatience(PATIENCE_MS) };
   const traces = { folder, made: undefined, clients: new JobClients(), isCleared: false };
   const { clients } = traces;
@@ -115,6 +122,7 @@ export async function verifyLive(options: VerifyLiveOptions): Promise<LiveReport
       hostOverride: undefined,
       socket: folder.file("nbd.sock"),
       note: folder.fileThere(WAY),
+      reconnects: reconnect !== undefined,
       signal,
     });
     clients.connection = connection;
@@ -127,7 +135,7 @@ export async function verifyLive(options: VerifyLiveOptions): Promise<LiveReport
         guest,
         begun,
         { home, connection, clients: clients.all },
-        { ...options, signal: running },
+        { ...options, reconnect, signal: running },
       );
       await begun.job.assertAlive();
       return { domain: domain.name, disks: found };
@@ -190,7 +198,10 @@ async function compareDisks(
         reason: plan.reason ?? "it took no part in the job",
       };
     }
-    const client = await openExport(connection.addressOf(disk.exportName), disk.bitmap, { signal }, opened);
+    const outages = new Outages((news) => options.onOutage?.(disk.name, news));
+    const opening = { ...patientBy(connection, { reconnect: options.reconnect }), signal };
+    const address = connection.addressOf(disk.exportName);
+    const client = await openPatiently(address, disk.bitmap, opening, { outages, opened });
     if (opened === undefined) clients.push(client);
     const { parent } = plan.base;
     return await compareDisk(guest, { home, disk, parent, client }, { ...options, signal });
