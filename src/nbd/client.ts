@@ -176,8 +176,18 @@ export class NbdClient implements AsyncDisposable {
   }
 
   /**
-   * Waits until no reply is outstanding, not even to an aborted request. The connections stay open. A server
-   * may be unable to end an export while replies to its clients are on their way.
+   * Makes no new connection from now on. Requests that wait for a lost one fail with NBD_CLOSED; the living
+   * connections go on. A handshake that has begun goes on as well, for at most `withinMs` milliseconds: a
+   * server may be unable to end an export before it is over. {@link idle} waits for it.
+   */
+  stopConnecting(withinMs: number): void {
+    this.#pool.stopConnecting(withinMs);
+  }
+
+  /**
+   * Waits until no reply is outstanding, not even to an aborted request, and no connection is being made. The
+   * connections stay open. A server may be unable to end an export while replies to its clients are on their
+   * way.
    */
   idle(): Promise<void> {
     return this.#pool.idle();

@@ -23,6 +23,8 @@ interface DialSettings {
   /** Time limit for connecting and negotiating together. */
   readonly connectTimeoutMs: number;
   readonly signal: AbortSignal | undefined;
+  /** Aborts connecting, but no handshake that has begun. */
+  readonly stop?: AbortSignal | undefined;
 }
 
 interface Dialled<T> {
@@ -34,8 +36,9 @@ interface Dialled<T> {
 
 /** @throws {NbdError} after closing the connection */
 export async function dial<T>(settings: DialSettings, negotiation: Negotiation<T>): Promise<Dialled<T>> {
-  const { endpoint, secure, connectTimeoutMs, signal } = settings;
+  const { endpoint, secure, connectTimeoutMs, signal, stop } = settings;
   if (signal?.aborted) throw aborted(signal);
+  if (stop?.aborted) throw aborted(stop);
   const transport = open(endpoint, secure !== undefined);
   const inbox = new Inbox();
   transport.receiver = inbox;
@@ -44,8 +47,10 @@ export async function dial<T>(settings: DialSettings, negotiation: Negotiation<T
     transport.destroy(new ConnectionError("NBD_CONNECT_TIMEOUT", `${message}${inbox.advice}`));
   });
   const forget = signal && onAbort(signal, () => transport.destroy(aborted(signal)));
+  const forgetStop = stop && onAbort(stop, () => transport.destroy(aborted(stop)));
   try {
     await transport.connected;
+    forgetStop?.();
     const result = await converse(transport, inbox, negotiation, secure);
     return { transport, result, rest: inbox.takeRest() };
   } catch (error) {
@@ -55,6 +60,7 @@ export async function dial<T>(settings: DialSettings, negotiation: Negotiation<T
   } finally {
     endTimeout();
     forget?.();
+    forgetStop?.();
   }
 }
 

@@ -4,16 +4,9 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { abortable, aborted } from "./abort.js";
 import { Connection } from "./connection.js";
 import { dial } from "./dial.js";
-import {
-  ConnectionError,
-  MetaContextError,
-  type NbdErrorCode,
-  OptionError,
-  RequestError,
-  TlsError,
-  wasNeverSent,
-} from "./errors.js";
+import { ConnectionError, MetaContextError, wasNeverSent } from "./errors.js";
 import { difference, type ExportInfo } from "./export-info.js";
+import { isChange, isHopeless, isLoss, WATCHED_LOSSES } from "./losses.js";
 import type { MapLimits } from "./map-limits.js";
 import { negotiate } from "./negotiate.js";
 import { Outage } from "./outage.js";
@@ -26,13 +19,6 @@ interface Repeat {
   readonly repeatable: boolean;
   readonly signal: AbortSignal | undefined;
 }
-
-/** How the watchdog ends a connection. */
-const WATCHED_LOSSES: ReadonlySet<NbdErrorCode> = new Set([
-  "NBD_IDLE_TIMEOUT",
-  "NBD_REQUEST_TIMEOUT",
-  "NBD_TOO_SLOW",
-]);
 
 /** The longest time that Node's timers hold. */
 const MOST_MS = 2 ** 31 - 1;
@@ -59,8 +45,10 @@ export class Pool {
   readonly #inVain = new WeakSet<Error>();
   readonly #server: SameServer | undefined;
   #reconnecting: Promise<void> | undefined;
-  /** Ends background work when it fires. */
-  readonly #closing = new AbortController();
+  /** When it fires, no connection is made any more; handshakes that have begun go on. */
+  readonly #stop = new AbortController();
+  /** Ends handshakes, too. */
+  readonly #hangUp = new AbortController();
   #extras: Promise<unknown> = Promise.resolve();
   /** Extra connections that are being opened. */
   #opening = 0;
@@ -129,7 +117,7 @@ export class Pool {
   mayRepeat(error: unknown, spent: number): boolean {
     const { reconnect } = this.#settings;
     if (reconnect === undefined || !isLoss(error) || this.#inVain.has(error as Error)) return false;
-    if (this.#closing.signal.aborted || reconnect.signal?.aborted) return false;
+    if (this.#stop.signal.aborted || reconnect.signal?.aborted) return false;
     if (reconnect.withinMs === undefined) return spent < reconnect.attempts;
     this.#outage?.needed();
     return !this.#isTooSlow && this.#outage?.isOver !== true;
@@ -147,16 +135,24 @@ export class Pool {
   }
 
   /**
-   * Resolves when no reply is outstanding on any connection, not even to an aborted request, and no extra
-   * connection is in its handshake.
+   * Resolves when no reply is outstanding on any connection, not even to an aborted request, and no connection
+   * is being made.
    */
   async idle(): Promise<void> {
+    await Promise.allSettled([this.#reconnecting]);
     await this.#extras;
     await Promise.all([...this.#live, ...this.#retiring.keys()].map((connection) => connection.idle()));
   }
 
+  /** See `NbdClient.stopConnecting`. */
+  stopConnecting(withinMs: number): void {
+    this.#stop.abort();
+    setTimeout(() => this.#hangUp.abort(), withinMs).unref();
+  }
+
   async close(): Promise<void> {
-    this.#closing.abort();
+    this.#stop.abort();
+    this.#hangUp.abort();
     await Promise.allSettled([this.#extras, this.#reconnecting]);
     await Promise.all([...this.#live.map((connection) => connection.close()), ...this.#retiring.values()]);
     for (const connection of this.#live) this.#forget(connection);
@@ -177,13 +173,13 @@ export class Pool {
   async #wait(signal: AbortSignal | undefined): Promise<Connection> {
     const { reconnect, endpoint } = this.#settings;
     for (;;) {
-      if (this.#closing.signal.aborted) throw this.#closed();
+      if (this.#stop.signal.aborted) throw this.#closed();
       if (signal?.aborted) throw aborted(signal);
       if (reconnect !== undefined) {
         this.#reconnecting ??= this.#reconnect(reconnect).finally(() => {
           this.#reconnecting = undefined;
         });
-        await abortable(abortable(this.#reconnecting, signal), reconnect.signal);
+        await this.#unlessStopped(abortable(abortable(this.#reconnecting, signal), reconnect.signal));
       }
       const connection = this.idlest;
       if (connection !== undefined) return connection;
@@ -198,11 +194,20 @@ export class Pool {
   }
 
   #closed(): ConnectionError {
-    return new ConnectionError("NBD_CLOSED", `the client of ${describe(this.#settings.endpoint)} is closed`);
+    const message = `the client of ${describe(this.#settings.endpoint)} is closed or makes no connection any more`;
+    return new ConnectionError("NBD_CLOSED", message);
+  }
+
+  /** Settles as `promise` does, or rejects when no connection is to be made any more. */
+  #unlessStopped<T>(promise: Promise<T>): Promise<T> {
+    const { signal } = this.#stop;
+    return abortable(promise, signal).catch((error: unknown) => {
+      throw error instanceof ConnectionError && error.cause === signal.reason ? this.#closed() : error;
+    });
   }
 
   async #reconnect({ attempts, delayMs, maxDelayMs, withinMs, prepare }: Reconnect): Promise<void> {
-    const { signal } = this.#closing;
+    const { signal } = this.#stop;
     const gone = new ConnectionError("NBD_CONNECTION_LOST", "the connection is gone");
     this.#outage ??= new Outage(gone, withinMs);
     const outage = this.#outage;
@@ -216,7 +221,7 @@ export class Pool {
       });
       try {
         // Requests on the old connection must have ended: their effect might not be visible over the new one.
-        if (!this.export.canMultiConn) await Promise.all(this.#retiring.values());
+        if (!this.export.canMultiConn) await this.#unlessStopped(Promise.all(this.#retiring.values()));
         await this.#prepare(prepare, outage);
         this.#adopt(await this.#openSame(outage.leftMs));
         this.#openExtras();
@@ -237,7 +242,7 @@ export class Pool {
     const late = new AbortController();
     const timer = setTimeout(() => late.abort(), Math.min(outage.leftMs, MOST_MS));
     try {
-      await prepare(AbortSignal.any([this.#closing.signal, late.signal]));
+      await prepare(AbortSignal.any([this.#stop.signal, late.signal]));
     } catch (cause) {
       const reason = cause instanceof Error ? cause.message : String(cause);
       throw new ConnectionError("NBD_CONNECT_FAILED", reason, { cause });
@@ -257,7 +262,8 @@ export class Pool {
       new ConnectionError("NBD_EXPORT_CHANGED", `the export at ${where} has changed: ${change}`);
     const connection = await openConnection(
       { ...this.#settings, connectTimeoutMs },
-      this.#closing.signal,
+      this.#hangUp.signal,
+      this.#stop.signal,
     ).catch((error: unknown) => {
       throw error instanceof MetaContextError ? changed(error.message) : error;
     });
@@ -265,7 +271,7 @@ export class Pool {
       await this.#server?.assert();
       const change = difference(this.export, connection.export);
       if (change !== undefined) throw changed(change);
-      if (this.#closing.signal.aborted) throw aborted(this.#closing.signal);
+      if (this.#hangUp.signal.aborted) throw aborted(this.#hangUp.signal);
       return connection;
     } catch (error) {
       await connection.close();
@@ -275,21 +281,21 @@ export class Pool {
 
   /** Raises the number of connections to `connections`, if the server allows several. */
   widen(connections: number): void {
-    if (connections <= this.#wanted || this.#closing.signal.aborted) return;
+    if (connections <= this.#wanted) return;
     this.#wanted = connections;
     this.#openExtras();
   }
 
   /** Opens missing connections in the background. Failures to open one are ignored. */
   #openExtras(): void {
-    if (!this.export.canMultiConn) return;
+    if (!this.export.canMultiConn || this.#stop.signal.aborted) return;
     const missing = Math.max(0, this.#wanted - this.#live.length - this.#opening);
     this.#opening += missing;
     const openings = Array.from({ length: missing }, async () => {
       try {
         this.#adopt(await this.#openSame());
       } catch (error) {
-        if (!this.#closing.signal.aborted) {
+        if (!this.#stop.signal.aborted) {
           this.#tell({ type: "not-opened", error, connections: this.#live.length });
         }
       } finally {
@@ -320,7 +326,7 @@ export class Pool {
       // nor is one after several that were lost without any answer.
       const isMissed = this.#settings.reconnect !== undefined && connection.requests > 0;
       const isHealthy = this.#live.length > 0 && (this.#outage?.failures ?? 0) < this.#wanted;
-      if (isMissed && isHealthy && !this.#closing.signal.aborted) this.#openExtras();
+      if (isMissed && isHealthy) this.#openExtras();
     };
   }
 
@@ -364,31 +370,11 @@ export class Pool {
   }
 }
 
-/** Whether a failure concerns only the connection, not the request. */
-function isLoss(error: unknown): boolean {
-  if (error instanceof RequestError) return error.errno === "ESHUTDOWN";
-  if (!(error instanceof ConnectionError)) return false;
-  return (
-    error.code === "NBD_CLOSED_BY_SERVER" ||
-    error.code === "NBD_CONNECTION_LOST" ||
-    WATCHED_LOSSES.has(error.code)
-  );
-}
-
-/** Whether another connection has led to something else than the first. */
-function isChange(error: unknown): boolean {
-  return error instanceof ConnectionError && error.code === "NBD_EXPORT_CHANGED";
-}
-
-/** Whether another attempt to connect would fail in the same way. */
-function isHopeless(error: unknown): boolean {
-  if (error instanceof ConnectionError) return isChange(error);
-  if (error instanceof OptionError) return error.reply !== "SHUTDOWN";
-  // A server that is restarting hangs up, too.
-  return !(error instanceof TlsError && error.hangUp);
-}
-
-async function openConnection(settings: Settings, signal: AbortSignal | undefined): Promise<Connection> {
+async function openConnection(
+  settings: Settings,
+  signal: AbortSignal | undefined,
+  stop?: AbortSignal,
+): Promise<Connection> {
   const { address, secure, metaContexts, optionalContexts, listContexts } = settings;
   const wish = {
     exportName: address.exportName,
@@ -397,6 +383,6 @@ async function openConnection(settings: Settings, signal: AbortSignal | undefine
     optionalContexts,
     listContexts,
   };
-  const { transport, result, rest } = await dial({ ...settings, signal }, negotiate(wish));
+  const { transport, result, rest } = await dial({ ...settings, signal, stop }, negotiate(wish));
   return new Connection(transport, result, rest, settings);
 }

@@ -4,6 +4,8 @@ import type { JobConnection } from "./job-connection.js";
 
 /** Long enough for all replies that QEMU has promised, however slow its disks are. */
 const IDLE_WITHIN_MS = 10_000;
+/** For a handshake, which QEMU answers at once; then we hang up. Less than `IDLE_WITHIN_MS`. */
+const HANDSHAKE_WITHIN_MS = 5000;
 
 /**
  * This program's connections to the exports of one job. They have to outlive the job, idle:
@@ -12,7 +14,6 @@ const IDLE_WITHIN_MS = 10_000;
  *   has an iothread while the job runs: `nbd_blockdev_client_closed: Assertion … failed`.
  * - It hangs, and its guest with it, when the job is ended while a client doesn't read the replies that it
  *   asked for (`blk_exp_close_all_type` waits for them).
- *
  * - It hangs for ever, and its guest with it, when the job is ended while a client is in its handshake
  *   (`nbd_server_free` waits for a client whose socket nobody polls).
  *
@@ -25,11 +26,13 @@ export class JobClients {
   connection: JobConnection | undefined;
 
   /**
-   * Waits for the replies that are on their way, ends the job by `end`, and disconnects, even if that failed.
+   * Reconnects no client any more, waits for handshakes and for the replies that are on their way, ends the
+   * job by `end`, and disconnects, even if that failed.
    * @throws what `end` throws
    */
   async outlive(end: () => Promise<void>): Promise<void> {
     try {
+      for (const client of this.all) client.stopConnecting(HANDSHAKE_WITHIN_MS);
       await this.#idle();
       await end();
     } finally {
