@@ -202,7 +202,8 @@ export class Pool {
   #unlessStopped<T>(promise: Promise<T>): Promise<T> {
     const { signal } = this.#stop;
     return abortable(promise, signal).catch((error: unknown) => {
-      throw error instanceof ConnectionError && error.cause === signal.reason ? this.#closed() : error;
+      const isStop = signal.aborted && error instanceof ConnectionError && error.cause === signal.reason;
+      throw isStop ? this.#closed() : error;
     });
   }
 
