@@ -21,18 +21,21 @@ export function keepCompiledCode(): void {
   }
 }
 
+/** The name of the file that all commands share, which its content is part of. */
+const BUILD = /^command-line-.+\.js$/;
+
 /** `~/.cache/nbdpull/BUILD`, made if it isn't there; undefined where the files are no build. */
 function folderOfThisBuild(): string | undefined {
-  const build = readdirSync(import.meta.dirname).find((name) => /^command-line-.+\.js$/.test(name));
+  const build = readdirSync(import.meta.dirname).find((name) => BUILD.test(name));
   if (build === undefined) return undefined;
   const told = process.env["XDG_CACHE_HOME"] ?? "";
   const cache = told.startsWith("/") ? unchangeable(told) : within(unchangeable(homedir()), ".cache").path;
   const ours = within(cache, "nbdpull");
   const folder = within(ours.path, build);
-  // The files of an older build are of no use to this one.
+  // The files of an older build are of no use to this one. Whatever else is there is not ours to remove.
   if (folder.isNew) {
     for (const name of readdirSync(ours.path)) {
-      if (name !== build) rmSync(join(ours.path, name), { recursive: true, force: true });
+      if (name !== build && BUILD.test(name)) rmSync(join(ours.path, name), { recursive: true, force: true });
     }
   }
   return folder.path;

@@ -1,5 +1,6 @@
 /** How long a server is waited for, and how much it may say. */
 import { type Command, InvalidArgumentError } from "commander";
+import { UsageError } from "../src/backup/base/errors.js";
 import type { ConnectOptions } from "../src/nbd/index.js";
 import { parseSize } from "./sizes.js";
 
@@ -26,7 +27,7 @@ export function withLimits(command: Command): Command {
     .option(
       "--min-rate <bytes/s>",
       "give up a server that falls a minute behind this rate, while asked (default 1K; 0: any)",
-      (text) => (text === "0" ? 0 : parseSize(text)),
+      (text) => (text === "0" ? 0 : rate(text)),
     )
     .option(
       "--map-timeout <seconds>",
@@ -53,6 +54,15 @@ export function limitsOf(options: LimitOptions): ConnectOptions {
 
 function seconds(text: string): number {
   return wholeNumber(1, MOST_SECONDS)(text);
+}
+
+function rate(text: string): number {
+  try {
+    return parseSize(text);
+  } catch (error) {
+    if (error instanceof UsageError) throw new InvalidArgumentError(error.message);
+    throw error;
+  }
 }
 
 export function wholeNumber(least: number, most: number): (text: string) => number {

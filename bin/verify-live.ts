@@ -6,13 +6,13 @@ import { type LiveDiskReport, verifyLive } from "../src/backup/take/verify-live.
 import { EXIT } from "./exit-codes.js";
 import { SCRATCH_PARENT } from "./guest-options.js";
 import { rateLimitOf, reconnectOf } from "./option-values.js";
-import type { ReconnectOptions, ScratchOptions } from "./options.js";
+import type { ReconnectOptions, ScratchOptions, TrustOptions } from "./options.js";
 import { OutageNotes } from "./outage-notes.js";
 import { human } from "./output.js";
 import type { Context } from "./run.js";
-import { warnOfStrangers } from "./trust.js";
+import { prepareToWrite } from "./trust.js";
 
-export interface LiveOptions extends ReconnectOptions, ScratchOptions {
+export interface LiveOptions extends ReconnectOptions, ScratchOptions, TrustOptions {
   readonly at?: string;
   readonly uuid?: string;
   readonly live?: true;
@@ -46,13 +46,14 @@ export async function verifyLiveDomain(
     if (options[name] === undefined) continue;
     throw new UsageError("E_USAGE", `--live compares the domain with its newest chain: leave --${name} out`);
   }
-  await warnOfStrangers(repositoryPath, undefined, output);
+  await prepareToWrite(repositoryPath, undefined, options, output);
   const progress = await output.progress();
   const notes = new OutageNotes(output, progress);
   const report = await verifyLive({
     libvirt: new Libvirt({ signal, connect: options.connect }),
     domain,
     repositoryPath,
+    trustRepository: options.trustRepository,
     scratchParent: options.scratch ?? SCRATCH_PARENT,
     scratchReserve: options.scratchReserve,
     rateLimit: rateLimitOf(options),

@@ -35,7 +35,7 @@ async function connect(
   options: Parameters<typeof NbdClient.connect>[1],
 ): Promise<NbdClient> {
   try {
-    return await NbdClient.connect(uri, { ...options, metaContexts: [context], maxExtents: ANY_NUMBER });
+    return await NbdClient.connect(uri, { maxExtents: ANY_NUMBER, ...options, metaContexts: [context] });
   } catch (cause) {
     if (!(cause instanceof MetaContextError)) throw cause;
     throw new PreconditionError(

@@ -40,7 +40,7 @@ export async function runVerify(
   const { output, signal } = context;
   if (options.live) return await verifyLiveDomain(context, options, path, wanted);
   refuseLiveOptions(options);
-  const repository = await Repository.open(path);
+  const repository = await Repository.open(path, { trusted: options.trustRepository });
   const { at, uuid } = options;
   const domains = await domainsOf(repository, wanted, options);
   await warnOfStrangers(path, domains, output);

@@ -1,7 +1,7 @@
 import type { Command } from "commander";
 import { withWhose } from "../domain-options.js";
 import { SCRATCH_PARENT } from "../guest-options.js";
-import { size, withReconnect, withScratchReserve } from "../options.js";
+import { size, withReconnect, withScratchReserve, withTrust } from "../options.js";
 import type { Run } from "../run.js";
 
 export function addVerify(program: Command, run: Run): void {
@@ -11,7 +11,9 @@ export function addVerify(program: Command, run: Run): void {
     .argument("<repo>")
     .argument("[domain]")
     .option("--at <point>", "only this point and those it depends on: an id, a time, or latest");
-  withLive(withWhose(command)).action(run(async () => (await import("../commands/verify.js")).runVerify));
+  withTrust(withLive(withWhose(command))).action(
+    run(async () => (await import("../commands/verify.js")).runVerify),
+  );
 }
 
 function withLive(command: Command): Command {

@@ -22,6 +22,8 @@ interface Repeat {
 
 /** The longest time that Node's timers hold. */
 const MOST_MS = 2 ** 31 - 1;
+/** A server that hangs up on the same request each time must not be asked for ever. */
+const MOST_REPEATS = 100;
 
 export class Pool {
   readonly export: ExportInfo;
@@ -118,6 +120,7 @@ export class Pool {
     const { reconnect } = this.#settings;
     if (reconnect === undefined || !isLoss(error) || this.#inVain.has(error as Error)) return false;
     if (this.#stop.signal.aborted || reconnect.signal?.aborted) return false;
+    if (spent >= MOST_REPEATS) return false;
     if (reconnect.withinMs === undefined) return spent < reconnect.attempts;
     this.#outage?.needed();
     return !this.#isTooSlow && this.#outage?.isOver !== true;

@@ -42,11 +42,13 @@ describeEachNode("compiled code", (node, version) => {
   const canKeep = version !== NODE_VERSIONS[0];
 
   it("is kept in the user's cache folder, for this user alone, and harms nothing when it is damaged", async () => {
-    await mkdir(join(home, ".cache", "nbdpull", "older-build"), { recursive: true, mode: 0o755 });
+    await mkdir(join(home, ".cache", "nbdpull", "command-line-older.js"), { recursive: true, mode: 0o755 });
+    // A folder of that name may be a repository: nothing but what is called like a build is removed from it.
+    await mkdir(join(home, ".cache", "nbdpull", "web"));
     await run({ HOME: home });
-    if (!canKeep) return expect(await filesIn(home)).toHaveLength(3);
-    const [build = "", ...others] = await readdir(join(home, ".cache", "nbdpull"));
-    expect([build, others]).toEqual([expect.stringMatching(/^command-line-/), []]);
+    if (!canKeep) return expect(await filesIn(home)).toHaveLength(4);
+    const [build = "", ...others] = (await readdir(join(home, ".cache", "nbdpull"))).sort();
+    expect([build, others]).toEqual([expect.stringMatching(/^command-line-(?!older)/), ["web"]]);
     const folder = join(home, ".cache", "nbdpull", build);
     expect((await stat(folder)).mode & 0o777).toBe(0o700);
     const kept = (await filesIn(folder)).map((name) => join(folder, name));

@@ -44,6 +44,7 @@ const ELSEWHERE: Readonly<Record<string, string>> = {
   "src/backup/restore/restored-definition.ts": "where the user wants the XML",
   "src/backup/take/foreign-image.ts": "images that the user named",
   "src/backup/take/pull-file.ts": "images that the user named",
+  "src/nbd/same-server.ts": "an NBD server's socket",
   "src/nbd/tls.ts": "certificates that the user named",
 };
 

@@ -41,6 +41,11 @@ describe("limits for a server", () => {
     expect([ran.code, ran.stderr]).toEqual([2, expect.stringContaining("whole number")]);
   });
 
+  it.each(["1x", "0K", "1 KB"])("are no rate of %s, which is an error of usage", async (text) => {
+    const ran = await nbdpull("info", chain.uri, "--min-rate", text);
+    expect([ran.code, ran.stderr]).toEqual([2, expect.stringContaining("--min-rate")]);
+  });
+
   it("bound the extents of a map, and let a disk through that is just as fragmented", async () => {
     const pull = (most: number) =>
       nbdpull("pull", chain.uri, join(chain.folder, `${most}.raw`), "--max-extents", `${most}`, "--json");

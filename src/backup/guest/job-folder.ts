@@ -42,6 +42,8 @@ export class JobFolder {
   /** The folder on this host; equal to `path` if QEMU runs here. */
   readonly here: string;
   readonly #place: JobPlace;
+  /** Whether this process has marked the guest. */
+  #isFrozenByUs = false;
 
   private constructor(path: string, ssh: Ssh | undefined, here = ssh === undefined ? path : wayTo(path)) {
     this.path = path;
@@ -114,15 +116,24 @@ export class JobFolder {
   /** Must be called before the guest is frozen, so that the next backup thaws it if this one dies. */
   async markFrozen(domain: MarkedDomain): Promise<void> {
     await this.#place.setFrozen(this.path, markOf(domain, await this.#place.runThere(domain)));
+    this.#isFrozenByUs = true;
   }
 
   async unmarkFrozen(): Promise<void> {
+    this.#isFrozenByUs = false;
     await this.#place.setFrozen(this.path, undefined);
   }
 
   /** Whether this run of the domain may have been left frozen. What froze a later run was somebody else. */
   async isMarkedFrozen(domain: MarkedDomain): Promise<boolean> {
-    const mark = (await this.#place.look(this.path))?.frozen;
+    let mark: string | undefined;
+    try {
+      mark = (await this.#place.look(this.path))?.frozen;
+    } catch (error) {
+      // That host may be out of reach, and libvirt not: then what this process knows counts.
+      if (this.#isFrozenByUs) return true;
+      throw error;
+    }
     return mark !== undefined && canBeSameRun(mark, markOf(domain, await this.#place.runThere(domain)));
   }
 

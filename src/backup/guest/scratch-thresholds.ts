@@ -68,6 +68,7 @@ export async function watchThresholds(
     let areSet = true;
     for (const room of watched) {
       report(await room.look(sizes, hasRung));
+      areSet &&= room.isKnown;
       for (const alarm of room.alarms()) {
         const isSet = await setAlarm(asking, domain, alarm);
         if (isSet) room.isSet(alarm);
@@ -76,8 +77,9 @@ export async function watchThresholds(
     }
     return areSet;
   };
-  try {
-    while (!done.aborted) {
+  let isTold = false;
+  while (!done.aborted) {
+    try {
       const { lost, stop } = await asking.listen(domain, [EVENT.blockThreshold], passed);
       // What went off while nobody listened is found by looking.
       bell.ring();
@@ -86,13 +88,15 @@ export async function watchThresholds(
       } finally {
         await stop();
       }
-      // A daemon that hangs up each time must not be asked all the time.
-      await sleep(LOOK_EVERY_MS, undefined, { signal: done });
+    } catch (error) {
+      // A job that is gone needs no scratch space.
+      if (done.aborted || isJobGone(error)) return;
+      const message = `the scratch space of ${policy.domain} can't be watched now, and is looked at again as soon as that is possible: ${messageOf(error)}`;
+      if (!isTold) policy.onWarning?.(message);
+      isTold = true;
     }
-  } catch (error) {
-    // A job that is gone needs no scratch space.
-    if (done.aborted || isJobGone(error)) return;
-    policy.onWarning?.(`the scratch space of ${policy.domain} is no longer watched: ${messageOf(error)}`);
+    // A daemon that hangs up each time must not be asked all the time.
+    await sleep(LOOK_EVERY_MS, undefined, { signal: done }).catch(() => undefined);
   }
 }
 
@@ -155,6 +159,11 @@ class WatchedRoom {
     );
   }
 
+  /** Whether libvirt has told of all its images: it leaves them out while it is busy with the domain. */
+  get isKnown(): boolean {
+    return this.#images.size === this.#room.images.length;
+  }
+
   /** Takes into account that a write passed a threshold. @returns the error if the room is short */
   passed({ device, end }: DomainEvent & { kind: "blockThreshold" }): PreconditionError | undefined {
     const index = Number(/\[(\d+)\]$/.exec(device)?.[1]);
@@ -176,9 +185,9 @@ class WatchedRoom {
     if (found.length === 0) return undefined;
     const { folder } = this.#room;
     if (folder && this.#measured === undefined) {
-      this.#measured = folder.before
-        ? { left: await folder.before, used: 0 }
-        : { used: this.#used, left: await folder.free() };
+      const before = await folder.before?.catch(() => undefined);
+      this.#measured =
+        before === undefined ? { used: this.#used, left: await folder.free() } : { left: before, used: 0 };
     } else if (folder && hasRung) void this.#measure(folder.free);
     return this.#judge();
   }

@@ -19,7 +19,7 @@ const SSH_TRANSPORTS = ["ssh", "libssh", "libssh2"];
  * and `Match exec`), and OpenSSH itself refuses them only since 9.6.
  */
 // biome-ignore lint/suspicious/noControlCharactersInRegex: those are meant
-const NEVER_IN_A_LOGIN = /^-|[\s\u0000-\u001f\u007f'"`$;&<>|(){}\\]/;
+const NEVER_IN_A_LOGIN = /^-|\\$|[\s\u0000-\u001f\u007f'"`$;&<>|(){}]/;
 
 /**
  * Parses a connection URI. Pure.

@@ -54,15 +54,18 @@ export async function whileJobRuns<T>(
   };
   const listen = () =>
     libvirt.withSignal(done.signal).listen(domain, [EVENT.lifecycle, EVENT.jobCompleted], seen);
+  const listenOnce = async (): Promise<void> => {
+    const listening = await listen();
+    void assertAlive(done.signal).catch((error: unknown) => {
+      if (hasCode(error, "E_JOB_ENDED") || hasCode(error, "E_JOB_REPLACED")) end.abort(error);
+    });
+    const wasLost = await firstOf(listening.lost, done.signal);
+    if (!wasLost) await listening.stop();
+  };
   const watch = async (): Promise<void> => {
-    for (;;) {
-      // libvirt may be restarting. If it doesn't come back, the last look finds it.
-      const listening = await listen();
-      void assertAlive(done.signal).catch((error: unknown) => {
-        if (hasCode(error, "E_JOB_ENDED") || hasCode(error, "E_JOB_REPLACED")) end.abort(error);
-      });
-      const wasLost = await firstOf(listening.lost, done.signal);
-      if (!wasLost) return await listening.stop();
+    while (!done.signal.aborted) {
+      // libvirt may be away for longer than it is waited for. If it doesn't come back, the last look finds it.
+      await listenOnce().catch(() => undefined);
       // A daemon that hangs up each time must not be asked all the time.
       await sleep(AGAIN_MS, undefined, { signal: done.signal });
     }

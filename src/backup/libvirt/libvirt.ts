@@ -395,11 +395,14 @@ export class Libvirt implements AsyncDisposable {
   /** @returns false if libvirt was too busy to take it */
   async #cancelJob(domain: DomainRef): Promise<boolean> {
     try {
-      const cancelling = this.#calls.ask(remote.DOMAIN_ABORT_JOB, domain, {}).then(() => true);
+      // Asked once: if the answer is lost, whose job runs then has to be looked at again.
+      const once = this.#calls.with({ patienceMs: 0 });
+      const cancelling = once.ask(remote.DOMAIN_ABORT_JOB, domain, {}).then(() => true);
       return (await unlessBusy(cancelling)) ?? false;
     } catch (error) {
       // The job may have ended since libvirt was asked.
       if (isJobGone(error)) return true;
+      if (hasCode(error, "E_LIBVIRT")) return false;
       throw error;
     }
   }

@@ -158,6 +158,6 @@ function wrongClock(domain: string, now: number): PreconditionError {
 }
 
 function unfinishedPrune({ path }: Repository, domain: string): PreconditionError {
-  const message = `a prune of ${domain} was interrupted, and has to be finished first: nbdpull prune ${shellWord(path)} ${shellWord(domain)}. Nothing was changed`;
+  const message = `a prune of ${domain} was interrupted, and has to be finished first: nbdpull prune ${shellWord(path)} ${shellWord(domain)} (with the rules that you keep points by). Nothing was changed`;
   return new PreconditionError("E_PRUNE_UNFINISHED", message, { details: { domain } });
 }

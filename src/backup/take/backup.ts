@@ -115,11 +115,11 @@ export async function backup(options: BackupOptions): Promise<BackupResult> {
   const guest: Guest = { libvirt, domain, repository, ssh };
   const folder = await JobFolder.find(options.scratchParent, keyOf(guest), ssh);
   const record = await recordOf(guest, options);
-  await claimFolder(guest, folder, options);
   const clientsStay = domain.disks.some(({ hasIothread }) => hasIothread);
   // A client that left costs such a guest its life: one that comes back only delays the end of the job.
   const isFragile = (await fragileDisks(libvirt, domain)).length > 0;
   const reconnect = isFragile ? undefined : options.connect.reconnect;
+  await claimFolder(guest, folder, options);
   const patience = clientsStay ? PATIENCE_FOR_CLIENTS_MS : PATIENCE_MS;
   const cleaner: Guest = { ...guest, libvirt: libvirt.withSignal(undefined).withPatience(patience) };
   const made: Made = { names: [], record };

@@ -38,6 +38,7 @@ export interface VerifyLiveOptions
     | "repositoryPath"
     | "scratchParent"
     | "scratchReserve"
+    | "trustRepository"
     | "rateLimit"
     | "signal"
     | "onOutage"
@@ -94,7 +95,9 @@ export async function verifyLive(options: VerifyLiveOptions): Promise<LiveReport
     throw new PreconditionError("E_DOMAIN_OFF", message, { details: { domain: domain.name } });
   }
   const ssh = await sshTo(hypervisor, signal);
-  const repository = await Repository.open(options.repositoryPath);
+  const repository = await Repository.open(options.repositoryPath, {
+    trusted: options.trustRepository,
+  });
   const guest: Guest = { libvirt, domain, repository, ssh };
   const home = await domainFolder(repository, domain);
   const chosen = disksToBackUp(domain, { include: [], exclude: [] });
@@ -104,9 +107,9 @@ export async function verifyLive(options: VerifyLiveOptions): Promise<LiveReport
   const planned = { level: "incremental", format: "raw", signal, onWarning: options.onWarning } as const;
   const foreseen = await forecast(guest, disks, { ...planned, broken: new Map() });
   const folder = await JobFolder.find(options.scratchParent, keyOf(guest), ssh);
-  await claimFolder(guest, folder, options);
   const isFragile = (await fragileDisks(libvirt, domain)).length > 0;
   const reconnect = isFragile ? undefined : options.reconnect;
+  await claimFolder(guest, folder, options);
   const cleaner: Guest = { ...guest, libvirt: libvirt.withSignal(undefined).withPatience(PATIENCE_MS) };
   const traces = { folder, made: undefined, clients: new JobClients(), isCleared: false };
   const { clients } = traces;

@@ -173,13 +173,19 @@ it("looks every second where a threshold can't be set, and goes on after a resta
   expect(error).toMatchObject({ code: "E_SCRATCH_FULL" });
 });
 
-it("says that it can't watch, and the work goes on", async () => {
+it("says that it can't watch, and the work goes on, and so does the watching once it can", async () => {
   const watched = new Watched();
-  const folder = { free: () => Promise.reject(new Error("no ssh")) };
+  let asked = 0;
+  const free = async (): Promise<number> => {
+    asked += 1;
+    if (asked === 1) throw new Error("no ssh");
+    return 24 * 1024 ** 3;
+  };
+  const folder = { free };
   const check = async (_: ScriptedLibvirt, end: () => void): Promise<void> => {
-    await expect
-      .poll(() => watched.warnings)
-      .toEqual(["the scratch space of web is no longer watched: no ssh"]);
+    await expect.poll(() => watched.warnings).toHaveLength(1);
+    expect(watched.warnings[0]).toMatch(/scratch space of web can't be watched now.*: no ssh/);
+    await expect.poll(() => asked, { timeout: 5000 }).toBe(2);
     end();
   };
   expect(await watched.while([{ ...DEVICE, folder }], check)).toBe("done");

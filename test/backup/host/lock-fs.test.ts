@@ -15,9 +15,10 @@ it("a lock that is released while it is being renewed is not renewed once more",
     const stat = fs["stat"] as (path: string, done: (...answer: unknown[]) => void) => void;
     // Slow, and then an error that is no "not found": what a closed descriptor's number can lead to.
     const slow = (path: string, done: (...answer: unknown[]) => void): void => {
-      if (!isTaken) return stat(path, done);
-      looks += 1;
-      setTimeout(() => stat("/dev/null/lock", done), 200);
+      if (isTaken) {
+        looks += 1;
+        setTimeout(() => stat("/dev/null/lock", done), 200);
+      } else stat(path, done);
     };
     const release = await lock("a lock", {
       ...{ lockfilePath: join(folder, "lock"), realpath: false, stale: 2000, update: 1000 },
