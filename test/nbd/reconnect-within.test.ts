@@ -32,6 +32,27 @@ async function readsTruth(client: NbdClient, length: number, offset = 0): Promis
   expect(sink.bytes.subarray(offset, offset + length).equals(pattern(offset, length))).toBe(true);
 }
 
+it("gives a read up that ends the connection each time, though others succeed", async () => {
+  await using mock = await MockServer.start(async (peer) => {
+    await handshake(peer, FRAGMENTED);
+    while (true) {
+      const request = await peer.request();
+      if (request.command === COMMAND.DISC || request.offset === 0) return;
+      peer.send(whole(request));
+    }
+  });
+  await using client = await NbdClient.connect(mock.uri, { reconnect: { ...PATIENT, withinMs: 60_000 } });
+  let isOver = false;
+  const others = (async (): Promise<void> => {
+    while (!isOver) await client.read(64 * 1024, Buffer.alloc(512)).catch(() => undefined);
+  })();
+  await expect(client.read(0, Buffer.alloc(512))).rejects.toMatchObject({
+    code: expect.stringMatching(/^NBD_/),
+  });
+  isOver = true;
+  await others;
+});
+
 describe("a read whose connection is cut", () => {
   const LENGTH = 4096;
   /** Two stretches of data around a stretch that the server first calls a hole, and then takes that back. */

@@ -121,7 +121,10 @@ async function endJobIn(
   }
 }
 
-/** The backup job that runs. libvirt can be too busy to tell, as after a reset of the guest: then it is asked again. */
+/**
+ * The backup job that runs. libvirt is asked again while it is too busy to tell, as after a reset of the guest, and
+ * while a job begins, or ends, of which it has no description: a beginning that we no longer waited for goes on.
+ */
 async function jobToEnd(
   { libvirt, domain }: Pick<Guest, "libvirt" | "domain">,
   onWarning: ClearOptions["onWarning"],
@@ -131,8 +134,10 @@ async function jobToEnd(
   );
   for (;;) {
     const seen = await unlessBusy(libvirt.runningJob(domain));
-    if (seen) return seen.backupXml === undefined ? undefined : parseBackupJob(seen.backupXml);
-    if (!(await wait.wait(undefined))) return await runningBackup(libvirt, domain);
+    if (seen?.backupXml !== undefined) return parseBackupJob(seen.backupXml);
+    const isUnclear = seen === undefined || (seen.info?.active && seen.info.operation === "backup");
+    if (!isUnclear) return undefined;
+    if (!(await wait.wait(seen))) return await runningBackup(libvirt, domain);
   }
 }
 

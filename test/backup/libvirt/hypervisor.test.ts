@@ -32,6 +32,8 @@ describe("the libvirt URI", () => {
       ...{ host: "hv1", port: 2222, user: "a@b", keyFile: "/k +e", program: "/opt/ssh" },
       settings: ["StrictHostKeyChecking=no"],
     });
+    expect(target("qemu+ssh://EXAMPLE%5Cjane@hv1/system")).toMatchObject({ user: "EXAMPLE\\jane" });
+    expect(() => target("qemu+ssh://jane%5C@hv1/system")).toThrow(/jane/);
     expect(
       target("qemu+libssh://hv1/system?known_hosts=/x&known_hosts_verify=auto&no_verify=0"),
     ).toMatchObject({ settings: ["UserKnownHostsFile=/x", "StrictHostKeyChecking=accept-new"] });

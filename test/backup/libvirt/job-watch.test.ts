@@ -1,4 +1,5 @@
 /** The end of a job, as libvirt tells it while the job's disks are read. */
+import { setTimeout as sleep } from "node:timers/promises";
 import { expect, it } from "vitest";
 import { whileJobRuns } from "../../../src/backup/libvirt/job-watch.js";
 import { Libvirt } from "../../../src/backup/libvirt/libvirt.js";
@@ -43,9 +44,10 @@ interface Watched {
 async function watching(
   check: (watched: Watched) => Promise<void>,
   work: (signal: AbortSignal) => Promise<string> = forEver,
+  patienceMs = 5000,
 ): Promise<void> {
   await using server = await ScriptedLibvirt.start(LISTENING);
-  await using libvirt = new Libvirt({ connect: server.uri, patienceMs: 5000 });
+  await using libvirt = new Libvirt({ connect: server.uri, patienceMs });
   const alive = { ended: false, asked: 0 };
   const ended = (reason: string): Error => Object.assign(new Error(reason), { code: "E_JOB_ENDED" });
   const assertAlive = async (): Promise<void> => {
@@ -133,6 +135,21 @@ it("listens again after libvirt was restarted, and looks whether it has missed t
     await expect(outcome).rejects.toThrow("seen by looking");
     expect(alive.asked).toBe(2);
   });
+});
+
+it("listens again after libvirt was away for longer than it is waited for", async () => {
+  await watching(
+    async ({ server, outcome }) => {
+      await server.down();
+      await sleep(1500);
+      await server.up(LISTENING);
+      await expect.poll(() => server.calls.length).toBeGreaterThanOrEqual(4);
+      server.clients.at(-1)?.tell(JOB_COMPLETED, jobEnded(9, "cancelled"));
+      await expect(outcome).rejects.toThrow("cancelled");
+    },
+    forEver,
+    100,
+  );
 });
 
 it.each<[string, (client: Client | undefined) => void]>([

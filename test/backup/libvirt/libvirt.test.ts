@@ -319,6 +319,24 @@ describe("libvirt", () => {
     });
   });
 
+  it("cancels no job of another program's that began while libvirt was restarted", async () => {
+    let hasAnswered = false;
+    const script: Script = {
+      [JOB_STATS]: () => job(2, 9),
+      [BACKUP_XML]: () => text("<domainbackup mode='pull'/>"),
+      // It is done, but the answer is lost.
+      [ABORT]: () => {
+        hasAnswered = true;
+        return "hang up";
+      },
+    };
+    await withLibvirt(script, async (libvirt, server) => {
+      const isOurs = (): boolean => !hasAnswered;
+      await libvirt.withPatience(5000).abortJob(LAB, { isKnown: true, isOurs });
+      expect(server.calls.filter((call) => call === ABORT)).toHaveLength(1);
+    });
+  });
+
   it("refuses mountpoints of which the agent froze none", async () => {
     await withLibvirt({ [FREEZE]: () => new XdrWriter().int(0) }, async (libvirt) => {
       await expect(freeze(libvirt, LAB, ["/x"])).rejects.toMatchObject({ code: "E_NO_MOUNTPOINT" });
