@@ -3,7 +3,7 @@ import { lchown, mkdir, mkdtemp, readdir, readFile, rm, stat, symlink, writeFile
 import { connect, createServer, type Server, type Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { afterAll, afterEach, beforeAll, beforeEach, expect, it } from "vitest";
+import { afterAll, afterEach, beforeAll, beforeEach, expect, it, vi } from "vitest";
 import { JobFolder } from "../../../src/backup/guest/job-folder.js";
 import { Ssh } from "../../../src/backup/host/ssh.js";
 import { openForward, sever } from "../../../src/backup/host/ssh-forward.js";
@@ -60,6 +60,10 @@ describeUnless(process.getuid?.() === 0 ? obstacle : "an sshd needs root", "a ho
     expect(await folder.isMarkedFrozen(run(7))).toBe(false);
     await writeFile(join(folder.path, "frozen"), "");
     expect(await folder.isMarkedFrozen(run(8))).toBe(true);
+    // The host is out of reach: what this process knows counts, so that libvirt is asked to thaw.
+    const unreachable = vi.spyOn(Ssh.prototype, "run").mockRejectedValue(new Error("no route to host"));
+    expect(await folder.isMarkedFrozen(run(7))).toBe(true);
+    unreachable.mockRestore();
     await folder.unmarkFrozen();
     expect(await folder.isMarkedFrozen(run(7))).toBe(false);
 
