@@ -1,6 +1,13 @@
 import { join } from "node:path";
 import { defineConfig } from "vitest/config";
 
+/** They put other functions in the place of Node's before our modules are loaded. */
+const MOCKING = [
+  "test/backup/digest/digest-behind.test.ts",
+  "test/backup/pull/flush-order.test.ts",
+  "test/backup/restore/copy-threads.test.ts",
+  "test/backup/verify/verify-threads.test.ts",
+];
 const LIBVIRT = "test/libvirt/**/*.test.ts";
 /** Stops libvirtd, which all others need. */
 const ALONE = "test/libvirt/libvirtd-restart.test.ts";
@@ -13,6 +20,8 @@ export default defineConfig({
     // What a backup records of its checkpoints outside of the repository.
     env: { NBDPULL_STATE_FOLDER: join(import.meta.dirname, "node_modules", ".cache", "nbdpull-state") },
     pool: "forks",
+    // A process takes one file after the other: to start it and to load our modules takes longer than most files.
+    isolate: false,
     hookTimeout: 180_000,
     // What is waited for comes within milliseconds, but not on a machine that is busy with other things.
     expect: { poll: { timeout: 20_000 } },
@@ -25,7 +34,17 @@ export default defineConfig({
         test: {
           name: "main",
           include: ["test/**/*.test.ts"],
-          exclude: [LIBVIRT],
+          exclude: [LIBVIRT, ...MOCKING],
+          maxWorkers: 2,
+          sequence: { groupOrder: 0 },
+        },
+      },
+      {
+        extends: true,
+        test: {
+          name: "mocking",
+          include: MOCKING,
+          isolate: true,
           maxWorkers: 2,
           sequence: { groupOrder: 0 },
         },
