@@ -22,6 +22,7 @@ export default defineConfig({
     pool: "forks",
     // A process takes one file after the other: to start it and to load our modules takes longer than most files.
     isolate: false,
+    setupFiles: ["test/support/equal-bytes.ts"],
     hookTimeout: 180_000,
     // What is waited for comes within milliseconds, but not on a machine that is busy with other things.
     expect: { poll: { timeout: 20_000 } },
