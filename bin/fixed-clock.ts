@@ -1,30 +1,40 @@
 import { shellWord } from "../src/backup/base/shell-word.js";
 import { type ClockDoubt, type MendedTime, mendClock } from "../src/backup/repository/mend-clock.js";
 import type { Repository } from "../src/backup/repository/repository.js";
+import { eachDomain } from "./each-domain.js";
 import type { Context } from "./run.js";
 
-/** Dates the points of some domains anew, or only tells what it would do, and prints it. */
+/**
+ * Dates the points of some domains anew, or only tells what it would do, and prints it. A failure of one domain
+ * doesn't stop the others.
+ */
 export async function fixClock(
   repository: Repository,
   domains: readonly string[],
   { dryRun, wrong }: { readonly dryRun: boolean; readonly wrong: readonly string[] },
-  { output, signal }: Context,
+  context: Context,
 ): Promise<void> {
-  const mended: (MendedTime & { readonly domain: string })[] = [];
+  const { output, signal } = context;
   const doubtful: (ClockDoubt & { readonly domain: string })[] = [];
-  for (const domain of domains) {
+  const fixOne = async (domain: string): Promise<MendedIn[]> => {
     const onDoubt = (doubt: ClockDoubt): void => {
       doubtful.push({ domain, ...doubt });
       output.warn(doubtText(repository, domain, doubt));
     };
     const done = await mendClock(repository, domain, { dryRun, wrong, onDoubt, signal });
-    mended.push(...done.map((time) => ({ domain, ...time })));
-  }
-  const lines = mended.map(
-    ({ domain, id, was, createdAt, by }) => `${domain}  ${id}  ${was} -> ${createdAt}  (${SOURCES[by]})`,
-  );
-  const none = doubtful.length > 0 ? "nothing was mended" : "all times fit, nothing to mend";
-  output.result({ dryRun, mended, doubtful }, lines.length > 0 ? lines : [none]);
+    return done.map((time) => ({ domain, ...time }));
+  };
+  const results = await eachDomain(domains, context, fixOne, (mended) => output.part(mended.map(asText)));
+  const mended = results.flatMap((each) => ("error" in each ? [] : each.result));
+  const failed = results.filter((each) => "error" in each);
+  const none = doubtful.length + failed.length > 0 ? "nothing was mended" : "all times fit, nothing to mend";
+  output.result({ dryRun, mended, doubtful, failed }, mended.length > 0 ? [] : [none]);
+}
+
+type MendedIn = MendedTime & { readonly domain: string };
+
+function asText({ domain, id, was, createdAt, by }: MendedIn): string {
+  return `${domain}  ${id}  ${was} -> ${createdAt}  (${SOURCES[by]})`;
 }
 
 /** What can't be known, and how the user says it. */

@@ -1,4 +1,4 @@
-import { readdir, readFile, utimes, writeFile } from "node:fs/promises";
+import { cp, readdir, readFile, rm, utimes, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { prune } from "../../../src/backup/prune/prune.js";
@@ -290,5 +290,27 @@ describe("the mend of times", () => {
     expect(said.json()).toMatchObject({ mended: [{ id: ahead.id, createdAt: day(1) }], doubtful: [] });
     expect((await nbdpull("points", path, "--wrong", ahead.id)).code).toBe(2);
     expect((await nbdpull("points", path, "--dry-run")).code).toBe(2);
+  });
+
+  it("mends the points of other domains though those of one can't be", async () => {
+    const first = await takeAt(0);
+    const ahead = await takeAt(TEN_YEARS);
+    vi.useRealTimers();
+    const { path } = chain.repository;
+    await cp(join(path, NAME), join(path, "early"), { recursive: true });
+    // By all that is left of it, the clock is wrong now.
+    await rm(join(path, "early", first.id), { recursive: true });
+    const folder = join(path, "early", ahead.id);
+    const time = new Date(day(TEN_YEARS));
+    for (const name of await readdir(folder)) await utimes(join(folder, name), time, time);
+    const done = await nbdpull("points", path, "--fix-clock", "--json");
+    expect(done.code).toBe(4);
+    expect(done.stderr).toMatch(/^nbdpull: early: .*clock/);
+    expect(done.json()).toMatchObject({
+      mended: [{ domain: NAME, id: ahead.id }],
+      failed: [{ domain: "early", error: { code: "E_CLOCK" } }],
+    });
+    const alone = await nbdpull("points", path, "early", "--fix-clock", "--json");
+    expect([alone.code, alone.json()]).toMatchObject([4, { error: { code: "E_CLOCK" } }]);
   });
 });
