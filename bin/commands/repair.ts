@@ -11,7 +11,7 @@ import { isDamage, noteDamage } from "../noted-damage.js";
 import type { TrustOptions } from "../options.js";
 import { human, type Progress } from "../output.js";
 import type { Context } from "../run.js";
-import { prepareToWrite, requireTrust } from "../trust.js";
+import { prepareToWrite, warnOfStrangers } from "../trust.js";
 
 interface RepairOptions extends TrustOptions {
   readonly dryRun?: true;
@@ -45,8 +45,7 @@ export async function runRepair(
   }
   await using living = await LivingDisks.connect(from, context.signal);
   const dryRun = options.dryRun ?? false;
-  // A dry run writes, too: whether a digest file can be made again is known once it is made.
-  if (dryRun) await requireTrust(path, domains, options, output);
+  if (dryRun) await warnOfStrangers(path, domains, output);
   else await prepareToWrite(path, domains, options, output);
   const progress = await output.progress({ plain: domains.length > 1 });
   const work = (domain: string): Promise<Repaired> =>

@@ -1,5 +1,5 @@
 import { createHash } from "node:crypto";
-import { chmod, chown, mkdir, readdir, stat, writeFile } from "node:fs/promises";
+import { appendFile, chmod, chown, mkdir, readdir, stat, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { formatManifest, type Manifest } from "../../src/backup/repository/manifest.js";
@@ -78,14 +78,27 @@ describe("a repository", () => {
     }
   });
 
-  it("of version 0.1 is tightened by the next write, which says so once", async () => {
+  it("of version 0.1 is tightened by the next write, which says so once, and by no dry run", async () => {
     const repo = chain.repository.path;
     const folder = join(repo, DOMAIN, point.id);
     for (const path of [repo, join(repo, DOMAIN), folder]) await chmod(path, 0o755);
     for (const name of await readdir(folder)) await chmod(join(folder, name), 0o644);
     await writeFile(join(chain.folder, "image"), Buffer.alloc(65_536, 1));
-    const read = await nbdpull("points", repo);
-    expect([read.stderr, await modeOf(join(repo, DOMAIN))]).toEqual(["", "755"]);
+    // Something that a repair would mend.
+    await appendFile(chain.pathOf(point, "vda.digests"), "x");
+    const before = [await modesIn(join(repo, DOMAIN)), await modesIn(folder)];
+    const dry: [number, ...string[]][] = [
+      [0, "points", repo],
+      [0, "points", repo, "--fix-clock", "--dry-run"],
+      [0, "prune", repo, "--keep-last", "1", "--dry-run"],
+      [3, "repair", repo, "--dry-run"],
+    ];
+    for (const [code, ...command] of dry) {
+      const ran = await nbdpull(...command);
+      expect([ran.code, ran.stderr], command.join(" ")).toEqual([code, ""]);
+      if (command[0] === "repair") expect(ran.stdout).toContain("the digest file, made again");
+      expect([await modesIn(join(repo, DOMAIN)), await modesIn(folder)]).toEqual(before);
+    }
     const args = ["--to", repo, "--domain", "web", "--disk", "vda", "--checkpoint", "c", "--offline"];
     const write = await nbdpull("import", join(chain.folder, "image"), ...args);
     expect([write.code, write.stderr]).toEqual([0, expect.stringContaining("open to other users")]);

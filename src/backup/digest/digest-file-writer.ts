@@ -16,7 +16,8 @@ import {
 
 /** Writes a digest file from front to back. The format is drawn in digest-file.ts. */
 export class DigestFileWriter {
-  readonly #file: FileHandle;
+  /** Undefined: only the file's SHA-256 is wanted. */
+  readonly #file: FileHandle | undefined;
   readonly #digestSize: number;
   readonly #hash = createHash("sha256");
   #pending: Buffer[] = [];
@@ -27,7 +28,7 @@ export class DigestFileWriter {
   /** The data record that the next data run may extend. */
   #open: { cluster: number; count: number; digests: Buffer[] } | undefined;
 
-  private constructor(file: FileHandle, header: DigestHeader) {
+  private constructor(file: FileHandle | undefined, header: DigestHeader) {
     this.#file = file;
     this.#digestSize = DIGEST_ALGORITHMS[header.algorithm].bytes;
     this.#append(encodeHeader(header));
@@ -36,6 +37,11 @@ export class DigestFileWriter {
   /** @throws the file system's error: EEXIST if the file exists */
   static async create(path: string, header: DigestHeader): Promise<DigestFileWriter> {
     return new DigestFileWriter(await createPrivate(path), header);
+  }
+
+  /** A writer without a file, which only tells the SHA-256 that the file would have. */
+  static withoutFile(header: DigestHeader): DigestFileWriter {
+    return new DigestFileWriter(undefined, header);
   }
 
   /**
@@ -104,7 +110,7 @@ export class DigestFileWriter {
     this.#pending = [];
     this.#pendingBytes = 0;
     this.#hash.update(block);
-    this.#tail = this.#tail.then(() => this.#file.appendFile(block));
+    this.#tail = this.#tail.then(() => this.#file?.appendFile(block));
     // finish() throws the failure; until then it must not count as unhandled.
     this.#tail.catch(() => undefined);
   }
@@ -119,13 +125,13 @@ export class DigestFileWriter {
     this.#append(encodeHead(KIND.end, 0, this.#records));
     this.#flush();
     await this.#tail;
-    if (options.sync) await this.#file.sync();
+    if (options.sync) await this.#file?.sync();
     return { sha256: this.#hash.digest("hex") };
   }
 
   /** Waits for pending writes and closes the file, complete or not. */
   async close(): Promise<void> {
     await this.#tail.catch(() => undefined);
-    await this.#file.close();
+    await this.#file?.close();
   }
 }

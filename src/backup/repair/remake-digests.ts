@@ -12,11 +12,13 @@ import { RawReader } from "../image/raw-reader.js";
 import { Qcow2Reader } from "../qcow2/reader.js";
 import type { DiskManifest } from "../repository/manifest.js";
 
+type DiskDigests = NonNullable<DiskManifest["digests"]>;
+
 /** Most clusters whose digests are made at a time. */
 const MOST_CLUSTERS = 64;
 
 interface RemakeOptions {
-  /** Only find out whether it can be made again. */
+  /** Only find out whether it can be made again: nothing is written. */
   readonly dryRun: boolean;
   readonly guard: Guard;
   readonly signal?: AbortSignal | undefined;
@@ -51,27 +53,37 @@ export async function remakeDigests(
 ): Promise<boolean> {
   const { digests } = disk;
   if (!digests) return false;
-  const prefix = `.${digests.file}.`;
-  for (const name of await folder.names()) if (name.startsWith(prefix)) await folder.unlink(name);
   // The records of runs of zeroes lie as the backup had them. Where they were not joined, only the old file tells.
   for (const shape of [shapeOfImage, shapeOfOldFile]) {
-    const temporary = `${prefix}${randomUUID()}`;
     try {
-      const sha256 = await write(folder, disk, temporary, shape, options.signal);
-      if (sha256 !== digests.sha256) continue;
-      if (options.dryRun) return true;
-      await options.guard();
-      await folder.rename(temporary, digests.file);
-      await folder.shareFiles();
-      await folder.sync();
-      return true;
+      if (await remakeIn(shape, folder, disk, { ...options, digests })) return true;
     } catch (error) {
       if (!(error instanceof DamageError)) throw error;
-    } finally {
-      await folder.unlink(temporary);
     }
   }
   return false;
+}
+
+async function remakeIn(
+  shape: Shape,
+  folder: HeldFolder,
+  disk: DiskManifest,
+  { digests, dryRun, guard, signal }: RemakeOptions & { readonly digests: DiskDigests },
+): Promise<boolean> {
+  if (dryRun) return (await write(folder, disk, undefined, shape, signal)) === digests.sha256;
+  const prefix = `.${digests.file}.`;
+  for (const name of await folder.names()) if (name.startsWith(prefix)) await folder.unlink(name);
+  const temporary = `${prefix}${randomUUID()}`;
+  try {
+    if ((await write(folder, disk, temporary, shape, signal)) !== digests.sha256) return false;
+    await guard();
+    await folder.rename(temporary, digests.file);
+    await folder.shareFiles();
+    await folder.sync();
+    return true;
+  } finally {
+    await folder.unlink(temporary);
+  }
 }
 
 /** The runs of an image, as the records of its digest file divide them. */
@@ -128,11 +140,11 @@ async function* shapeOfOldFile(
   }
 }
 
-/** @returns the SHA-256 of the new file */
+/** @param temporary the name of the new file; undefined: there is to be none. @returns its SHA-256 */
 async function write(
   folder: HeldFolder,
   disk: DiskManifest,
-  temporary: string,
+  temporary: string | undefined,
   shape: Shape,
   signal: AbortSignal | undefined,
 ): Promise<string> {
@@ -142,7 +154,10 @@ async function write(
   const image = await readerOf(folder, disk);
   await using checked = new CheckedImage(image, geometry, undefined);
   const header = { algorithm, geometry, complete: disk.mode === "full" };
-  const writer = await DigestFileWriter.create(folder.at(temporary), header);
+  const writer =
+    temporary === undefined
+      ? DigestFileWriter.withoutFile(header)
+      : await DigestFileWriter.create(folder.at(temporary), header);
   try {
     for await (const run of shape(folder, disk, image)) {
       signal?.throwIfAborted();

@@ -43,7 +43,7 @@ export interface RepairOptions {
   readonly domain: string;
   /** The points to be mended, by their ids. */
   readonly ids: readonly string[];
-  /** Only find out what would be mended. */
+  /** Only find out what would be mended, as any reader of the points. */
   readonly dryRun: boolean;
   /** Other places that may have the content of a disk, which come first. */
   readonly sourcesOf?: ((disk: string) => readonly ClusterSource[]) | undefined;
@@ -59,28 +59,40 @@ export interface RepairOptions {
  * @throws the file system's error; the signal's reason
  */
 export async function repairPoints(options: RepairOptions): Promise<Mend[]> {
-  const { repository, domain, signal } = options;
-  const work = async (held: HeldLock): Promise<Mend[]> => {
-    if (await readJournal(held.folder)) {
-      const command = `nbdpull prune ${shellWord(repository.path)} ${shellWord(domain)}`;
-      const message = `a prune of ${domain} was interrupted, and has to be finished first: repeat it (${command} with the rules that you keep points by)`;
-      throw new PreconditionError("E_PRUNE_UNFINISHED", message, { details: { domain } });
-    }
-    const both = AbortSignal.any(signal ? [signal, held.lost] : [held.lost]);
-    const mends: Mend[] = [];
-    for (const id of options.ids) {
-      const point = await repository.point(domain, id).catch((error: unknown) => {
-        if (error instanceof DamageError) return undefined;
-        throw error;
-      });
-      for (const disk of point?.disks ?? []) {
-        if (point)
-          mends.push(...(await mendDisk(point, disk, held.assertHeld, { ...options, signal: both })));
-      }
-    }
-    return mends;
+  const { repository, domain, dryRun, signal } = options;
+  if (dryRun) {
+    const look = async (): Promise<Mend[]> => {
+      await using folder = await repository.holdDomain(domain);
+      return folder ? await mendPoints(folder, async () => undefined, options) : [];
+    };
+    return await repository.reading(domain, look, signal);
+  }
+  const work = async ({ folder, assertHeld, lost }: HeldLock): Promise<Mend[]> => {
+    const both = AbortSignal.any(signal ? [signal, lost] : [lost]);
+    return await mendPoints(folder, assertHeld, { ...options, signal: both });
   };
   return await repository.writing(domain, work, signal);
+}
+
+/** @param domainFolder the domain's, in which a journal is looked for */
+async function mendPoints(domainFolder: HeldFolder, guard: Guard, options: RepairOptions): Promise<Mend[]> {
+  const { repository, domain } = options;
+  if (await readJournal(domainFolder)) {
+    const command = `nbdpull prune ${shellWord(repository.path)} ${shellWord(domain)}`;
+    const message = `a prune of ${domain} was interrupted, and has to be finished first: repeat it (${command} with the rules that you keep points by)`;
+    throw new PreconditionError("E_PRUNE_UNFINISHED", message, { details: { domain } });
+  }
+  const mends: Mend[] = [];
+  for (const id of options.ids) {
+    const point = await repository.point(domain, id).catch((error: unknown) => {
+      if (error instanceof DamageError) return undefined;
+      throw error;
+    });
+    for (const disk of point?.disks ?? []) {
+      if (point) mends.push(...(await mendDisk(point, disk, guard, options)));
+    }
+  }
+  return mends;
 }
 
 async function mendDisk(
