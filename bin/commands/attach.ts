@@ -5,7 +5,8 @@ import { UsageError } from "../../src/backup/base/errors.js";
 import { DEFAULT_DIGESTS } from "../../src/backup/digest/algorithms.js";
 import type { EncryptedPolicy } from "../../src/backup/guest/encrypted-disks.js";
 import { Libvirt } from "../../src/backup/libvirt/libvirt.js";
-import { attach, type JobSource } from "../../src/backup/take/attach.js";
+import { attach } from "../../src/backup/take/attach.js";
+import type { JobSource } from "../../src/backup/take/job-view.js";
 import { keptLines } from "../kept-lines.js";
 import {
   compressOf,

@@ -93,9 +93,10 @@ export {
   type ServeOptions,
   servePoint,
 } from "./serve/serve.js";
-export { type AttachOptions, type AttachResult, attach, type JobSource } from "./take/attach.js";
+export { type AttachOptions, type AttachResult, attach } from "./take/attach.js";
 export { type BackupOptions, type BackupResult, backup } from "./take/backup.js";
 export { type ImageToImport, type ImportOptions, importImages } from "./take/import.js";
+export type { JobSource } from "./take/job-view.js";
 export type { DiskProof, ProveSettings } from "./take/prove-disk.js";
 export { type PullFileOptions, pullFile } from "./take/pull-file.js";
 export type {

@@ -1,12 +1,13 @@
 /** Attach by a job's XML alone, with the built-in server in place of QEMU. It needs no libvirt. */
 import { mkdir, open, readdir, readFile, rm, writeFile } from "node:fs/promises";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { execa } from "execa";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { listensOn, startServer } from "../nbd/servers.js";
 import { MemoryChain } from "../support/memory-chain.js";
 import { finished, nbdpull, type Ran, startNbdpull } from "../support/nbdpull.js";
+import { qemuImg } from "../support/qemu-nbd.js";
 import { describeWith, SKIP_WITHOUT_ROOT } from "../support/tools.js";
 
 const CLUSTER = 64 * 1024;
@@ -86,12 +87,26 @@ describe("an increment on a parent that cannot be restored", () => {
     ["its header has an unknown feature", (image: string) => patch(image, 72, 0x80)],
     ["its header is of version 4", (image: string) => patch(image, 7, 4)],
     ["its header has a wrong magic number", (image: string) => patch(image, 0, 0)],
-  ])("is refused, and nothing is stored: %s", async (_, damage) => {
+    ["its manifest can't be read", (image: string) => writeFile(join(dirname(image), "point.json"), "{")],
+  ])("is no increment but a full copy, which says why: %s", async (_, damage) => {
     await damage(join(repo(), DOMAIN, parent, "vda.qcow2"));
+    chain.disk.write(CLUSTER, Buffer.alloc(CLUSTER, 0x77));
+    const content = chain.show();
     const ran = await attached({ incremental: "cp0" }, "--checkpoint", "cp1");
-    expect([ran.code, ran.json()]).toMatchObject([4, { error: { code: "E_BROKEN_CHAIN", disk: "vda" } }]);
-    expect(ran.stderr).toMatch(/nbdpull: vda: .*backupmode='full'/s);
-    expect(await stored()).toEqual([parent]);
+    const reason = expect.stringMatching(
+      new RegExp(`^an increment on ${parent} could not be restored: |^no point that can be read is of .*cp0`),
+    );
+    expect([ran.code, ran.json()]).toMatchObject([
+      0,
+      { level: "full", disks: [{ mode: "full", parent: null, reason }] },
+    ]);
+    const image = join(repo(), DOMAIN, (await stored())[1] ?? "", "vda.qcow2");
+    const raw = join(chain.folder, "restored.raw");
+    await qemuImg("convert", "-O", "raw", image, raw);
+    expect(await readFile(raw)).toEqual(Buffer.from(await content.read(0, content.size)));
+    // And on from there.
+    const next = await attached({ incremental: "cp1" }, "--checkpoint", "cp2");
+    expect([next.code, next.json()]).toMatchObject([0, { level: "incremental" }]);
   });
 });
 

@@ -1,15 +1,6 @@
-import { isDeepStrictEqual } from "node:util";
 import type { ReconnectOptions } from "../../nbd/index.js";
-import {
-  type BackupError,
-  DamageError,
-  hasCode,
-  messageOf,
-  PreconditionError,
-  UsageError,
-} from "../base/errors.js";
+import { hasCode, messageOf, PreconditionError, UsageError } from "../base/errors.js";
 import { domainWord } from "../base/shell-word.js";
-import { proveChain } from "../chain/chain.js";
 import { type EncryptedPolicy, judgeEncrypted } from "../guest/encrypted-disks.js";
 import { JobClients } from "../guest/job-clients.js";
 import {
@@ -18,50 +9,16 @@ import {
   type JobConnection,
   patientBy,
 } from "../guest/job-connection.js";
-import type { Definition } from "../guest/keep-files.js";
 import { type ScratchGuardOptions, whileScratchLasts } from "../guest/scratch-guard.js";
-import { scratchRooms } from "../guest/scratch-rooms.js";
-import type { ScratchThresholds } from "../guest/scratch-thresholds.js";
-import { Ssh } from "../host/ssh.js";
-import { parseCheckpoint } from "../libvirt/checkpoint-xml.js";
-import type { DomainDefinition } from "../libvirt/domain-xml.js";
-import { FRAGILE, fragileDisks } from "../libvirt/fragile-disks.js";
-import { guestEnd } from "../libvirt/guest-end.js";
-import { hostOf } from "../libvirt/hypervisor.js";
-import {
-  type BackupJob,
-  type BackupServer,
-  type ExportedDisk,
-  exportedDisks,
-  type IncrementalDisk,
-  parseBackupJob,
-} from "../libvirt/job-xml.js";
-import { type Libvirt, PATIENCE_MS } from "../libvirt/libvirt.js";
-import { openRunningJob, type RunningJob } from "../libvirt/running-job.js";
-import { canBeSameJob } from "../libvirt/same-job.js";
+import { FRAGILE } from "../libvirt/fragile-disks.js";
+import { PATIENCE_MS } from "../libvirt/libvirt.js";
 import { assertCompressible } from "../pull/compressed-store.js";
 import { domainFolder } from "../repository/domain-folder.js";
-import { isSame, type Manifest } from "../repository/manifest.js";
-import { pointsOf } from "../repository/point-owners.js";
 import { Repository } from "../repository/repository.js";
-import type { PointDisk, TakePointOptions, TakeSettings } from "./take-options.js";
+import { attachedDisks } from "./attached-disks.js";
+import { type JobSource, type JobView, viewOf } from "./job-view.js";
+import type { PointDisk, TakeSettings } from "./take-options.js";
 import { type TakenPoint, takePoint } from "./take-point.js";
-
-/** The source of the job's description: libvirt, or an XML document alone. */
-export type JobSource =
-  | {
-      readonly kind: "libvirt";
-      readonly libvirt: Libvirt;
-      readonly domain: string;
-      readonly xml?: string | undefined;
-    }
-  | {
-      readonly kind: "xml";
-      readonly xml: string;
-      readonly domain: string;
-      /** The domain's UUID, if it is known. */
-      readonly uuid?: string | undefined;
-    };
 
 export interface AttachOptions extends TakeSettings {
   readonly source: JobSource;
@@ -107,7 +64,7 @@ export async function attach(options: AttachOptions): Promise<AttachResult> {
     );
   }
   if (options.compress) assertCompressible(options.format, options.compress);
-  const view = source.kind === "xml" ? viewOfXml(source) : await viewOfLibvirt(source);
+  const view = await viewOf(source);
   const fragile = await view.fragileDisks();
   const isFragile = fragile.length > 0;
   if (isFragile && !options.endJob) throw refuseToLeave(view.domain.name, fragile);
@@ -152,7 +109,8 @@ async function take(job: AttachedJob, options: AttachOptions): Promise<TakenPoin
   clients.connection = connection;
   const existing = await Repository.openIfThere(repositoryPath, { trusted });
   const home = existing ? await domainFolder(existing, view.domain) : view.domain.name;
-  const chosen = (): Promise<PointDisk[]> => pointDisks(view, connection, existing, home, options);
+  const chosen = (): Promise<PointDisk[]> =>
+    attachedDisks(view, connection, existing, home, options.onWarning);
   const disks = existing ? await existing.reading(home, chosen, signal) : await chosen();
   if (checkpoint === undefined) {
     options.onWarning?.("no --checkpoint was given: this point will be no base for increments");
@@ -237,206 +195,4 @@ async function endJob(
     options.onWarning?.(`${what}, but the job could not be ended: ${reason}`);
     return false;
   }
-}
-
-/** What `attach` needs to know of a job, from libvirt or from XML. */
-interface JobView {
-  readonly domain: TakePointOptions["domain"];
-  /** The domain as libvirt has it; undefined if it is not asked. */
-  readonly running?: DomainDefinition | undefined;
-  readonly definition?: Definition | undefined;
-  readonly server: BackupServer;
-  readonly disks: readonly ExportedDisk[];
-  /** The job's scratch files on this host. */
-  readonly scratchFiles: readonly string[];
-  /** For scratch images that can't be looked at from here. */
-  readonly thresholds?: ScratchThresholds | undefined;
-  /** Looks up the checkpoint that was created together with the job. */
-  readonly checkpoint: (name: string) => Promise<NonNullable<Manifest["checkpoint"]>>;
-  /** When the checkpoint that an increment starts from was created; undefined if unknown. */
-  readonly creationTime: (name: string) => Promise<number | undefined>;
-  /** Whether the XML of a job can be of this one. */
-  readonly isThisJob: (backupXml: string) => boolean;
-  readonly confirm: () => Promise<void>;
-  /** Like `confirm`, with another signal or none. */
-  readonly assertStillThere: (signal: AbortSignal | undefined) => Promise<void>;
-  /** Runs `work` with a signal that also fires when the job ends. */
-  readonly whileItRuns: RunningJob["whileItRuns"];
-  /** The disks that `fragileDisks` names; none if the domain is unknown. */
-  readonly fragileDisks: () => Promise<readonly string[]>;
-  /** The error that names the end of the guest, if that is why the backup failed. */
-  readonly ended: (error: unknown) => Promise<BackupError | undefined>;
-}
-
-/**
- * A job known by XML alone: creation times are unknown, and the UUID if the user has not given it. Nothing confirms
- * that the job still runs.
- */
-function viewOfXml({ xml, domain, uuid }: Extract<JobSource, { kind: "xml" }>): JobView {
-  const job = parseBackupJob(xml);
-  return {
-    domain: { name: domain, uuid: uuid?.toLowerCase() ?? null },
-    server: job.server,
-    disks: someDisks(exportedDisks(job)),
-    scratchFiles: [],
-    checkpoint: async (name) => ({ name, creationTime: null }),
-    creationTime: async () => undefined,
-    isThisJob: () => true,
-    confirm: async () => undefined,
-    assertStillThere: async () => undefined,
-    whileItRuns: (signal, work) => work(signal ?? new AbortController().signal),
-    fragileDisks: async () => [],
-    ended: async () => undefined,
-  };
-}
-
-async function viewOfLibvirt({
-  libvirt,
-  domain,
-  xml,
-}: Extract<JobSource, { kind: "libvirt" }>): Promise<JobView> {
-  const running = await openRunningJob({ libvirt, domain });
-  const job = xml === undefined ? running.job : parseBackupJob(xml);
-  if (!isDeepStrictEqual(rolesOf(job), rolesOf(running.job))) {
-    const message = `the XML is not of the job that runs on ${running.domain.name}: its disks, modes, bases, exports or bitmaps differ. Only where the server is reached may; take the XML from virsh backup-dumpxml`;
-    throw new PreconditionError("E_XML_DIFFERS", message, { details: { domain: running.domain.name } });
-  }
-  const times = new Map<string, Promise<number | undefined>>();
-  const creationTime = (name: string): Promise<number | undefined> => {
-    const time = times.get(name) ?? creationTimeOf(libvirt, running.domain.uuid, name);
-    times.set(name, time);
-    return time;
-  };
-  const hypervisor = await libvirt.hypervisor();
-  const host = hostOf(hypervisor);
-  const ssh = hypervisor.kind === "ssh" ? new Ssh(hypervisor.target) : undefined;
-  return {
-    domain: { name: running.domain.name, uuid: running.domain.uuid },
-    running: running.domain,
-    definition: { xml: running.domainXml, host },
-    server: job.server,
-    disks: someDisks(exportedDisks(job)),
-    scratchFiles: host === undefined ? scratchFilesOf(running.job) : [],
-    thresholds: { libvirt, domain: running.domain, rooms: scratchRooms(running.job, ssh) },
-    checkpoint: async (name) => {
-      const { creationTime } = await running.checkpoint(name);
-      return { name, creationTime };
-    },
-    creationTime,
-    isThisJob: (backupXml) => canBeSameJob(parseBackupJob(backupXml), running.job),
-    confirm: () => running.assertAlive(),
-    assertStillThere: (signal) => running.withSignal(signal).assertAlive(),
-    whileItRuns: (signal, work) => running.whileItRuns(signal, work),
-    fragileDisks: () => fragileDisks(libvirt, running.domain),
-    ended: (error) => guestEnd(libvirt.withSignal(undefined), running.domain, error),
-  };
-}
-
-function scratchFilesOf(job: BackupJob): readonly string[] {
-  return exportedDisks(job).flatMap(({ scratch }) => (scratch?.type === "file" ? [scratch.path] : []));
-}
-
-/** Undefined if the checkpoint was deleted after the job began. */
-async function creationTimeOf(
-  libvirt: Libvirt,
-  domain: string,
-  checkpoint: string,
-): Promise<number | undefined> {
-  try {
-    return parseCheckpoint(await libvirt.checkpointXml(domain, checkpoint)).creationTime;
-  } catch (error) {
-    if (hasCode(error, "E_NO_CHECKPOINT")) return undefined;
-    throw error;
-  }
-}
-
-function someDisks(disks: readonly ExportedDisk[]): readonly ExportedDisk[] {
-  if (disks.length > 0) return disks;
-  throw new PreconditionError("E_NO_DISKS", "the backup job has no disk that takes part: nothing was stored");
-}
-
-/** The disks of a job without the fields that can differ between two descriptions of the same job. */
-function rolesOf(job: BackupJob): readonly object[] {
-  return exportedDisks(job).map((disk) => ({ ...disk, index: undefined, scratch: undefined }));
-}
-
-async function pointDisks(
-  view: JobView,
-  connection: JobConnection,
-  repository: Repository | undefined,
-  home: string,
-  options: AttachOptions,
-): Promise<PointDisk[]> {
-  const warn = ({ message }: DamageError): void => options.onWarning?.(message);
-  const points = (await repository?.points(home, warn)) ?? [];
-  const others = view.disks.some((disk) => disk.mode === "incremental");
-  const disks: PointDisk[] = [];
-  for (const disk of view.disks) {
-    const { name } = disk;
-    const address = connection.addressOf(disk.exportName);
-    if (disk.mode === "incremental") {
-      const parent = await findParent(disk, view, points, repository, home);
-      disks.push({ name, address, increment: { bitmap: disk.bitmap, parent } });
-    } else {
-      disks.push({ name, address, reason: others ? "the job backs this disk up in full" : undefined });
-    }
-  }
-  return disks;
-}
-
-/**
- * The newest point of the checkpoint that the job's increment of this disk starts from.
- *
- * A checkpoint can be deleted and another made with the same name, so the domain's UUID and the creation time
- * must match too, as far as they are known.
- *
- * @throws {PreconditionError} no point matches, or the chain of the point is broken
- */
-async function findParent(
-  disk: IncrementalDisk,
-  view: JobView,
-  points: readonly Manifest[],
-  repository: Repository | undefined,
-  home: string,
-): Promise<Manifest> {
-  const base = disk.incremental;
-  const remedy = `begin the job with backupmode='full' for ${disk.name}, or attach to the repository that has that point`;
-  const refuse = (code: string, what: string, cause?: unknown): PreconditionError =>
-    new PreconditionError(code, `${disk.name}: ${what}. Nothing was stored: ${remedy}`, {
-      cause,
-      details: { disk: disk.name, checkpoint: base },
-    });
-  const isNamed = (point: Manifest): boolean =>
-    point.checkpoint?.name === base && point.disks.some(({ name }) => name === disk.name);
-  const ofDomain = pointsOf(points, view.domain.uuid).filter(isNamed);
-  const created = await view.creationTime(base);
-  const parent = ofDomain.findLast(({ checkpoint }) => isSame(checkpoint?.creationTime, created));
-  if (repository && parent) {
-    await proveChain(repository, home, parent, disk.name).catch((error: unknown) => {
-      if (!(error instanceof DamageError)) throw error;
-      const what = `an increment on ${parent.id} could not be restored: ${error.message}`;
-      throw refuse("E_BROKEN_CHAIN", what, error);
-    });
-    return parent;
-  }
-  if (ofDomain.length > 0) {
-    const what = `checkpoint ${base} was made anew since the repository's point of it was taken`;
-    throw refuse("E_OTHER_CHECKPOINT", `${what}${created === undefined ? "" : ` (at ${asTime(created)})`}`);
-  }
-  const { name } = view.domain;
-  const others = home === name ? [] : ((await repository?.points(name, () => undefined)) ?? []);
-  if ([...points, ...others].some(isNamed)) {
-    throw refuse(
-      "E_OTHER_DOMAIN",
-      `the point of checkpoint ${base} is of another domain of this name, by its UUID`,
-    );
-  }
-  throw refuse(
-    "E_NO_PARENT",
-    `the job counts its changes from checkpoint ${base}, of which the repository has no point`,
-  );
-}
-
-function asTime(seconds: number): string {
-  return new Date(seconds * 1000).toISOString();
 }
