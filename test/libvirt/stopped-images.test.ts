@@ -5,6 +5,7 @@ import { execa } from "execa";
 import { expect, it } from "vitest";
 import { BackupLab, expectExit } from "../support/backup-lab.js";
 import { describeWithLibvirt, LAB_DISKS } from "../support/libvirt-lab.js";
+import { nbdpull } from "../support/nbdpull.js";
 import { qemuImg } from "../support/qemu-nbd.js";
 
 const MiB = 1024 * 1024;
@@ -91,5 +92,11 @@ await describeWithLibvirt("the images of a domain that is off, where QEMU is not
         message: expect.stringContaining("encrypted image in its"),
       },
     });
+    const looked = await nbdpull("doctor", lab.domain, "--to", guest.repo, "--json");
+    expect(looked.code).toBe(4);
+    const ofDisk = (looked.json() as { check: string }[]).filter(({ check }) => check.endsWith(" vda"));
+    expect(ofDisk).toMatchObject([
+      { status: "fail", cause: expect.stringContaining("encrypted image in its") },
+    ]);
   }, 480_000);
 });

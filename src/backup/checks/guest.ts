@@ -8,6 +8,7 @@ import { judgeEncrypted } from "../guest/encrypted-disks.js";
 import { keyOf } from "../guest/guest.js";
 import { JobFolder } from "../guest/job-folder.js";
 import { bitmapObstacle } from "../guest/plan-disk.js";
+import { refuseRemote, refuseUnfit } from "../guest/unfit-while-off.js";
 import type { TcpServer } from "../libvirt/begin-xml.js";
 import { disksLeftOut, obstacleOf } from "../libvirt/choose-disks.js";
 import type { DomainDefinition, DomainDisk } from "../libvirt/domain-xml.js";
@@ -19,6 +20,7 @@ export async function lookAtState({ libvirt, domain }: Subject): Promise<readonl
   if (!domain) return [];
   const state = await libvirt.domainState(domain);
   if (domain.id !== undefined) return [pass(state)];
+  await refuseRemote(libvirt, domain);
   return [pass(`${state}: its images are read by qemu-nbd, and what is taken is known only then`)];
 }
 
@@ -69,6 +71,8 @@ export async function lookAtDisks(subject: Subject): Promise<readonly Found[]> {
         warn(cause, canTake ? `--include ${target} and all other disks` : `--exclude ${target}`, target),
       ];
     }
+    const unfit = domain.id === undefined ? unfitWhileOff(domain, disk) : undefined;
+    if (unfit) return [unfit];
     const encrypted = disk.isEncrypted ? [lookAtEncrypted(disk, subject)] : [];
     const what = `${format}, ${volume ? `volume ${volume.name} of the pool ${volume.pool}` : (source ?? `on ${type}`)}`;
     const obstacle = bitmapObstacle(chosen);
@@ -77,6 +81,16 @@ export async function lookAtDisks(subject: Subject): Promise<readonly Found[]> {
     return [warn(cause, mendImage(domain, disk, chosen.path), target), ...encrypted];
   });
   return [...found, ...needless];
+}
+
+/** What a backup of a domain that is off would say of the disk. */
+function unfitWhileOff(domain: DomainDefinition, disk: DomainDisk): Found | undefined {
+  try {
+    refuseUnfit(domain, disk);
+    return undefined;
+  } catch (error) {
+    return { ...failedBy(error, { domain }), mend: `--exclude ${disk.target}`, of: disk.target };
+  }
 }
 
 /** How an image that can't keep bitmaps becomes one that can; undefined: not by one command. */

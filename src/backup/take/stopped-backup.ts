@@ -21,6 +21,7 @@ import { levelOf, planGuest, refuseNoBase } from "../guest/plan-guest.js";
 import type { DiskFile } from "../guest/qemu-img.js";
 import type { ImageServer } from "../guest/qemu-nbd.js";
 import { StoppedDisk } from "../guest/stopped-disk.js";
+import { refuseRemote, refuseUnfit, unfit } from "../guest/unfit-while-off.js";
 import { volumeOf } from "../guest/volume-of.js";
 import { parseHostSecurity } from "../libvirt/capabilities-xml.js";
 import { readCheckpoints } from "../libvirt/checkpoints.js";
@@ -114,16 +115,6 @@ async function hostsUser(libvirt: Libvirt): Promise<QemuUser | undefined> {
   return parseHostSecurity(await libvirt.capabilities()).qemuUser;
 }
 
-/** @throws {PreconditionError} the disk's content is not in an image file or block device of this host */
-function refuseUnfit(domain: DomainDefinition, disk: DomainDisk): void {
-  const { target, type, source, volume, between, isEncrypted } = disk;
-  if (between !== undefined) throw unfit(domain, target, `has ${between}`);
-  // libvirt calls LUKS a raw image that has encryption, and read as a raw one it is cipher text.
-  if (isEncrypted) throw unfit(domain, target, "has an encrypted image in its backing chain");
-  const isHere = ((type === "file" || type === "block") && source !== undefined) || volume !== undefined;
-  if (!isHere) throw unfit(domain, target, `is of type ${type}`);
-}
-
 /** @throws {PreconditionError} `E_NO_VOLUME`; `E_DISK_UNFIT`: it is a volume on a network */
 async function imageOf(libvirt: Libvirt, domain: DomainDefinition, disk: DomainDisk): Promise<DiskFile> {
   const { target, type, source = "", format = "raw" } = disk;
@@ -131,18 +122,6 @@ async function imageOf(libvirt: Libvirt, domain: DomainDefinition, disk: DomainD
   const { kind, path } = volume ?? { kind: type, path: source };
   if (kind === "file" || kind === "block") return { path, kind, format };
   throw unfit(domain, target, `is a volume of kind ${kind}`);
-}
-
-function unfit(domain: DomainDefinition, disk: string, what: string): PreconditionError {
-  const message = `the disk ${disk} of ${domain.name} ${what}, and can't be read while the domain is off: start it, or leave the disk out with --exclude ${disk}`;
-  return new PreconditionError("E_DISK_UNFIT", message, { details: { disk } });
-}
-
-async function refuseRemote(libvirt: Libvirt, domain: DomainDefinition): Promise<void> {
-  const host = await libvirt.remoteHost();
-  if (host === undefined) return;
-  const message = `${domain.name} is off, and libvirt runs on ${host}: its disks can be read there only. Run nbdpull there, or start the domain`;
-  throw new PreconditionError("E_REMOTE", message, { details: { host } });
 }
 
 async function planStopped(
