@@ -70,7 +70,10 @@ export async function judgePoints(
 
 async function goingPoints(repository: Repository, domain: string): Promise<ReadonlySet<string>> {
   await using folder = await repository.holdDomain(domain);
-  return folder ? await hiddenPoints(folder) : new Set();
+  if (!folder) return new Set();
+  // Whoever wrote the journal may have named any number of points.
+  const there = new Set(await folder.names());
+  return new Set([...(await hiddenPoints(folder))].filter((id) => there.has(id)));
 }
 
 /** What is wrong in the point's own folder. */
