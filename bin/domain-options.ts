@@ -1,5 +1,5 @@
-/** Options that tell domains of one name apart. */
-import { type Command, InvalidArgumentError } from "commander";
+/** Options that tell domains of one name apart, and name a point and its disks. */
+import { type Command, InvalidArgumentError, Option } from "commander";
 
 const UUID = /^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$/;
 
@@ -19,6 +19,17 @@ export function withWhose(command: Command): Command {
 /** Of commands that make points without asking libvirt. */
 export function withUuid(command: Command, when: string): Command {
   return command.option("--uuid <uuid>", `the domain's UUID, ${when}`, wholeUuid);
+}
+
+/** Of commands that read one point. */
+export function atPoint(): Option {
+  const described = "a point's id, a time (the newest point not after it), or latest";
+  return new Option("--at <point>", described).default("latest");
+}
+
+export function onlyDisks(): Option {
+  const collect = (name: string, before: readonly string[] = []): readonly string[] => [...before, name];
+  return new Option("--disk <name>", "only this disk; may be given several times").argParser(collect);
 }
 
 function firstDigits(text: string): string {

@@ -1,13 +1,14 @@
 /** What the options of several commands mean to the engine. Loaded with a command's work, not with its help. */
 import { readFile } from "node:fs/promises";
 import { UsageError } from "../src/backup/base/errors.js";
-import type { DigestAlgorithm } from "../src/backup/digest/algorithms.js";
+import { DEFAULT_DIGESTS, type DigestAlgorithm } from "../src/backup/digest/algorithms.js";
 import type { ImageFormat } from "../src/backup/image/image.js";
 import { assertCompressible } from "../src/backup/pull/compressed-store.js";
 import { RateLimit } from "../src/backup/pull/rate-limit.js";
 import type { Window } from "../src/backup/pull/window.js";
 import type { CompressionMethod } from "../src/backup/qcow2/compress-cluster.js";
 import type { ProveSettings } from "../src/backup/take/prove-disk.js";
+import type { TakeSettings } from "../src/backup/take/take-options.js";
 import type { ConnectOptions } from "../src/nbd/index.js";
 import { limitsOf } from "./network-limits.js";
 import {
@@ -17,8 +18,25 @@ import {
   RECONNECT_SECONDS,
   type ReconnectOptions,
 } from "./options.js";
+import { version } from "./version.js";
 
-export function proofOf({ proveBase: amount, proveSeed: seed }: ProofOptions): ProveSettings {
+/** How points of a job's disks are stored: what `backup` and `attach` have in common. */
+export function storageOf(
+  options: CopyOptions & NetworkOptions & ProofOptions,
+): Omit<TakeSettings, "connect" | "signal"> {
+  const format = options.format ?? "qcow2";
+  return {
+    format,
+    digests: digestsOf(options, DEFAULT_DIGESTS),
+    compress: compressOf(options, format),
+    sync: options.fsync,
+    proveBase: proofOf(options),
+    tool: `nbdpull ${version()}`,
+    window: windowOf(options),
+  };
+}
+
+function proofOf({ proveBase: amount, proveSeed: seed }: ProofOptions): ProveSettings {
   return { amount, seed };
 }
 

@@ -2,21 +2,12 @@ import { readFile } from "node:fs/promises";
 import { addAbortSignal } from "node:stream";
 import { text } from "node:stream/consumers";
 import { UsageError } from "../../src/backup/base/errors.js";
-import { DEFAULT_DIGESTS } from "../../src/backup/digest/algorithms.js";
 import type { EncryptedPolicy } from "../../src/backup/guest/encrypted-disks.js";
 import { Libvirt } from "../../src/backup/libvirt/libvirt.js";
 import { attach } from "../../src/backup/take/attach.js";
 import type { JobSource } from "../../src/backup/take/job-view.js";
 import { keptLines } from "../kept-lines.js";
-import {
-  compressOf,
-  connectOf,
-  digestsOf,
-  proofOf,
-  rateLimitOf,
-  reconnectOf,
-  windowOf,
-} from "../option-values.js";
+import { connectOf, rateLimitOf, reconnectOf, storageOf } from "../option-values.js";
 import type {
   CopyOptions,
   CreateOptions,
@@ -32,7 +23,6 @@ import { proofText } from "../proof-text.js";
 import type { Context } from "../run.js";
 import { requireRepository } from "../target-repository.js";
 import { prepareToWrite } from "../trust.js";
-import { version } from "../version.js";
 
 interface AttachOptions
   extends CopyOptions,
@@ -57,8 +47,7 @@ export async function runAttach(
   options: AttachOptions,
   domain: string | undefined,
 ): Promise<void> {
-  const format = options.format ?? "qcow2";
-  const compress = compressOf(options, format);
+  const storage = storageOf(options);
   const source = await jobSource(domain, options, signal);
   await requireRepository(options.to, options);
   await prepareToWrite(options.to, undefined, options, output);
@@ -74,14 +63,8 @@ export async function runAttach(
       encrypted: options.encrypted,
       endJob: options.endJob ?? false,
       scratchReserve: options.scratchReserve,
-      format,
-      digests: digestsOf(options, DEFAULT_DIGESTS),
-      compress,
-      sync: options.fsync,
-      proveBase: proofOf(options),
-      tool: `nbdpull ${version()}`,
+      ...storage,
       connect,
-      window: windowOf(options),
       rateLimit: rateLimitOf(options),
       signal,
       onProgress: (disk, p) => progress.update(disk, p.position, p.virtualSize, p.readBytes),

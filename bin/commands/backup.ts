@@ -1,7 +1,6 @@
 import { resolve } from "node:path";
 import pLimit from "p-limit";
 import { BackupError, hasCode, UsageError } from "../../src/backup/base/errors.js";
-import { DEFAULT_DIGESTS } from "../../src/backup/digest/algorithms.js";
 import { Libvirt } from "../../src/backup/libvirt/libvirt.js";
 import type { RateLimit } from "../../src/backup/pull/rate-limit.js";
 import { type JudgedPoint, judgePoints } from "../../src/backup/repository/judged-points.js";
@@ -14,15 +13,7 @@ import { readersOf, tcpServerOf } from "../job-server.js";
 import { keptLines } from "../kept-lines.js";
 import { type MetricsUpdate, updateOfFailure, updateOfRun, updateOfSuccess } from "../metrics.js";
 import { MetricsFile } from "../metrics-file.js";
-import {
-  compressOf,
-  connectOf,
-  digestsOf,
-  proofOf,
-  rateLimitOf,
-  reconnectOf,
-  windowOf,
-} from "../option-values.js";
+import { connectOf, rateLimitOf, reconnectOf, storageOf } from "../option-values.js";
 import type {
   CopyOptions,
   CreateOptions,
@@ -37,7 +28,6 @@ import { proofText } from "../proof-text.js";
 import type { Context } from "../run.js";
 import { requireRepository } from "../target-repository.js";
 import { prepareToWrite } from "../trust.js";
-import { version } from "../version.js";
 
 interface BackupOptions
   extends CopyOptions,
@@ -211,8 +201,7 @@ async function restorability(
 
 async function backUpDomain(job: Job, { name: domain, disks }: ChosenDomain): Promise<BackupResult> {
   const { output, signal, options, progress, rateLimit, prefixOf } = job;
-  const format = options.format ?? "qcow2";
-  const compress = compressOf(options, format);
+  const storage = storageOf(options);
   const server = tcpServerOf(options);
   const notes = new OutageNotes(output, progress);
   const { signal: _, ...connect } = await connectOf(options, signal, reconnectOf(options));
@@ -231,14 +220,8 @@ async function backUpDomain(job: Job, { name: domain, disks }: ChosenDomain): Pr
     server,
     freeze: mountpointsOf(options),
     moved: options.moved ?? false,
-    format,
-    digests: digestsOf(options, DEFAULT_DIGESTS),
-    compress,
-    sync: options.fsync,
-    proveBase: proofOf(options),
-    tool: `nbdpull ${version()}`,
+    ...storage,
     connect,
-    window: windowOf(options),
     rateLimit,
     signal,
     onProgress: (disk, p) =>

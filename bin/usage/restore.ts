@@ -1,5 +1,5 @@
 import type { Command } from "commander";
-import { withWhose } from "../domain-options.js";
+import { atPoint, onlyDisks, withWhose } from "../domain-options.js";
 import { withCopy, withNetwork, withTrust } from "../options.js";
 import type { Run } from "../run.js";
 
@@ -11,11 +11,8 @@ export function addRestore(program: Command, run: Run): void {
     )
     .argument("<repo>")
     .argument("[domain]")
-    .option("--at <point>", "a point's id, a time (the newest point not after it), or latest", "latest")
-    .option("--disk <name>", "only this disk; may be given several times", (name, before: string[] = []) => [
-      ...before,
-      name,
-    ])
+    .addOption(atPoint())
+    .addOption(onlyDisks())
     .requiredOption(
       "--to <target>",
       "a folder for vda.qcow2 and so on; with one --disk a file, a block device or an NBD URI, too",

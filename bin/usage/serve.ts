@@ -1,5 +1,5 @@
 import type { Command } from "commander";
-import { withWhose } from "../domain-options.js";
+import { atPoint, onlyDisks, withWhose } from "../domain-options.js";
 import { MOST_SECONDS, wholeNumber } from "../network-limits.js";
 import type { Run } from "../run.js";
 
@@ -12,11 +12,8 @@ export function addServe(program: Command, run: Run): void {
     .description("serve the disks of a point by NBD, read-only; every byte is compared with its digest")
     .argument("<repo>")
     .argument("[domain]")
-    .option("--at <point>", "a point's id, a time (the newest point not after it), or latest", "latest")
-    .option("--disk <name>", "only this disk; may be given several times", (name, before: string[] = []) => [
-      ...before,
-      name,
-    ])
+    .addOption(atPoint())
+    .addOption(onlyDisks())
     .option("--listen <address>", "TCP: HOST:PORT or PORT (default 127.0.0.1:10809)")
     .option("--socket <path>", "a Unix socket instead, which only this user may connect to")
     .option("--allow-remote", "let other machines read, without TLS")
