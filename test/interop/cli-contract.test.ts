@@ -1,25 +1,13 @@
 /** What scripts rely on: exit codes, output streams, and that nothing is left behind. */
-import {
-  cp,
-  mkdir,
-  open,
-  readdir,
-  readFile,
-  readlink,
-  rename,
-  stat,
-  symlink,
-  writeFile,
-} from "node:fs/promises";
+import { cp, mkdir, open, readdir, readFile, rename, stat, symlink, writeFile } from "node:fs/promises";
 import { dirname, join, relative } from "node:path";
-import { setTimeout as sleep } from "node:timers/promises";
 import { execa } from "execa";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { takePoint } from "../../src/backup/take/take-point.js";
 import { parseNbdUri } from "../../src/nbd/index.js";
 import { listensOn, startServer, uriOf } from "../nbd/servers.js";
 import { MemoryChain } from "../support/memory-chain.js";
-import { finished, nbdpull, type Ran, type Running, startNbdpull } from "../support/nbdpull.js";
+import { nbdpull, type Ran } from "../support/nbdpull.js";
 import { createImage, qemuImg, qemuIo, startQemuNbd } from "../support/qemu-nbd.js";
 import { describeWith } from "../support/tools.js";
 
@@ -58,18 +46,6 @@ function expectError(ran: Ran, code: number, error: string): void {
     document: { error: { code: error } },
     stderr: expect.stringMatching(/^(?!.*\n\s+at )/s),
   });
-}
-
-/** A job's XML whose exports all show the chain's disk. */
-async function jobXml(...disks: string[]): Promise<string> {
-  const path = join(chain.folder, "job.xml");
-  const socket = join(chain.folder, "nbd.sock");
-  const list = disks.map(
-    (name) => `<disk name='${name}' backup='yes' type='file' backupmode='full' exportname='${name}'/>`,
-  );
-  const xml = `<domainbackup mode='pull'><server transport='unix' socket='${socket}'/><disks>${list.join("")}</disks></domainbackup>`;
-  await writeFile(path, xml);
-  return path;
 }
 
 describe("an existing image", () => {
@@ -174,63 +150,6 @@ describe("a restore of several disks", () => {
   });
 });
 
-describe("Ctrl-C", () => {
-  /** Waits until the process has started and waits for something: it sleeps, and hardly needs the processor. */
-  async function untilWaiting({ pid }: Running): Promise<void> {
-    let before = 0;
-    for (let still = 0; still < 5; await sleep(100)) {
-      const fields = (await readFile(`/proc/${pid}/stat`, "utf8")).replace(/^.*\) /s, "").split(" ");
-      const ticks = Number(fields[11]) + Number(fields[12]);
-      still = fields[0] === "S" && ticks > 5 && ticks <= before + 1 ? still + 1 : 0;
-      before = ticks;
-    }
-  }
-
-  async function untilOpen({ pid }: Running, name: string): Promise<void> {
-    const open = async (): Promise<string[]> => {
-      const folder = `/proc/${pid}/fd`;
-      const links = (await readdir(folder)).map((fd) => readlink(join(folder, fd)).catch(() => ""));
-      return await Promise.all(links);
-    };
-    await expect.poll(open).toContainEqual(expect.stringContaining(name));
-  }
-
-  async function expectPrompt(run: Running, ready: Promise<void>): Promise<void> {
-    await ready;
-    const started = performance.now();
-    run.kill("SIGINT");
-    const ran = await finished(run);
-    expect(ran.code).toBe(130);
-    expect(ran.stderr).toContain("SIGINT");
-    expect(performance.now() - started).toBeLessThan(5000);
-  }
-
-  it("ends the verification of a large sparse raw image", async () => {
-    await using large = await MemoryChain.start(64 * 1024 ** 3);
-    await large.take({ format: "raw" });
-    const verifying = startNbdpull(["verify", large.repository.path]);
-    await expectPrompt(
-      verifying,
-      untilOpen(verifying, "vda.raw").then(() => sleep(500)),
-    );
-  });
-
-  it("ends the wait for a job's XML on standard input", async () => {
-    const child = startNbdpull(["attach", "--to", join(out, "repo"), "--domain", DOMAIN, "--xml", "-"]);
-    await expectPrompt(child, untilWaiting(child));
-    expect(await leftBehind()).toEqual([]);
-  });
-
-  it("ends the wait for another writer of the domain", async () => {
-    const xml = await jobXml("vda");
-    await chain.repository.withPendingPoint(DOMAIN, async () => {
-      const run = startNbdpull(["attach", "--to", repo(), "--domain", DOMAIN, "--xml", xml]);
-      await expectPrompt(run, untilWaiting(run));
-    });
-    expect(await readdir(repo())).toEqual(["nbdpull.json"]);
-  });
-});
-
 describe("standard error", () => {
   it("has nothing that nobody asked for, whatever the version of Node", async () => {
     const ran = await nbdpull("--version");
@@ -258,7 +177,15 @@ describe("a reader that goes away", () => {
   it.each(["stdout", "stderr"] as const)(
     "does not hinder attach, whose warning does not crash it: %s",
     async (stream) => {
-      const args = ["--to", join(out, "repo"), "--create", "--domain", DOMAIN, "--xml", await jobXml("vda")];
+      const args = [
+        "--to",
+        join(out, "repo"),
+        "--create",
+        "--domain",
+        DOMAIN,
+        "--xml",
+        await chain.jobXml("vda"),
+      ];
       expect(await withClosed(stream, "attach", ...args)).toBe(0);
       expect((await readdir(join(out, "repo", DOMAIN))).filter((name) => name.startsWith("."))).toEqual([]);
       expect(await withClosed(stream, "points", join(out, "repo"))).toBe(0);
@@ -313,14 +240,14 @@ describe("a mistake in the command", () => {
       const [command = "", ...rest] = args;
       expectError(await nbdpull(command, file, ...rest, "--json"), 4, "E_NO_REPOSITORY");
     }
-    const ran = await nbdpull("attach", "--to", file, "--domain", DOMAIN, "--xml", await jobXml("vda"));
+    const ran = await nbdpull("attach", "--to", file, "--domain", DOMAIN, "--xml", await chain.jobXml("vda"));
     expect(ran.code).toBe(2);
     expect(ran.stderr).toContain(file);
     expect(await leftBehind()).toEqual(["file"]);
   });
 
   it("may be a domain name that can't be a folder's name, and `points` says where its points are", async () => {
-    const xml = await jobXml("vda");
+    const xml = await chain.jobXml("vda");
     for (const name of ["nbdpull.json", "x".repeat(300), "a/../../b", ".."]) {
       const taken = await nbdpull("attach", "--to", repo(), "--domain", name, "--xml", xml, "--json");
       expect([taken.code, taken.stderr]).toEqual([0, expect.any(String)]);

@@ -24,15 +24,9 @@ afterEach(async () => {
   await chain[Symbol.asyncDispose]();
 });
 
-function file(point: number, name = "vda.qcow2"): string {
-  const manifest = chain.points[point];
-  if (!manifest) throw new Error(`there is no point ${point}`);
-  return chain.pathOf(manifest, name);
-}
-
 /** Changes a byte of the data of a point, which QEMU's tools don't notice. */
 async function damage(point: number, at = CLUSTER + 100): Promise<void> {
-  await using handle = await open(file(point), "r+");
+  await using handle = await open(chain.file(point), "r+");
   await handle.write(Buffer.from([0xee]), 0, 1, at);
 }
 
@@ -55,7 +49,7 @@ async function restorable(): Promise<readonly boolean[]> {
 
 describe("damage that a verify finds", () => {
   it("is told of each point that can't be restored because of it, until it is gone", async () => {
-    await copyFile(file(0), join(chain.folder, "kept"));
+    await copyFile(chain.file(0), join(chain.folder, "kept"));
     await damage(0);
     expect(await restorable()).toEqual([true, true, true, true]);
     const verified = await run("verify");
@@ -82,10 +76,10 @@ describe("damage that a verify finds", () => {
     expect(causes).toHaveLength(3);
     expect(causes[0]?.mend).toMatch(/^nbdpull repair /);
 
-    await copyFile(join(chain.folder, "kept"), file(0));
+    await copyFile(join(chain.folder, "kept"), chain.file(0));
     expect((await run("verify")).code).toBe(0);
     expect(await restorable()).toEqual([true, true, true, true]);
-    expect(await readdir(join(file(0), ".."))).not.toContain(DAMAGE_RECORD);
+    expect(await readdir(join(chain.file(0), ".."))).not.toContain(DAMAGE_RECORD);
   });
 
   it("counts for a verify of the newest chain alone, and a missing file or point needs none", async () => {
@@ -93,9 +87,9 @@ describe("damage that a verify finds", () => {
     expect((await run("verify", NAME, "--at", ids[2] ?? "")).code).toBe(3);
     expect((await run("verify", NAME, "--at", "latest")).code).toBe(0);
     expect(await restorable()).toEqual([false, false, false, true]);
-    await rm(file(3, "vda.digests"));
+    await rm(chain.file(3, "vda.digests"));
     expect(await restorable()).toEqual([false, false, false, false]);
-    await rm(join(file(1), ".."), { recursive: true });
+    await rm(join(chain.file(1), ".."), { recursive: true });
     expect(await restorable()).toEqual([false, false, false]);
   });
 });
@@ -118,14 +112,14 @@ describe("what an increment would be based on", () => {
   });
 
   it.each(["vda.qcow2", "vda.digests"])("is refused if %s of its base is cut off or gone", async (name) => {
-    await truncate(file(0, name), name === "vda.qcow2" ? 2 * CLUSTER : 80);
+    await truncate(chain.file(0, name), name === "vda.qcow2" ? 2 * CLUSTER : 80);
     await expect(prove(2)).rejects.toMatchObject({ name: "DamageError" });
-    await rm(file(0, name));
+    await rm(chain.file(0, name));
     await expect(prove(2)).rejects.toThrow(/missing/);
   });
 
   it("is refused if a table of it leads out of the file", async () => {
-    await using handle = await open(file(1), "r+");
+    await using handle = await open(chain.file(1), "r+");
     const { size } = await handle.stat();
     const bytes = Buffer.alloc(size);
     await handle.read(bytes, 0, size, 0);
@@ -148,7 +142,7 @@ describe("what an increment would be based on", () => {
       },
     ],
   ])("is refused, and called damaged, while its record is %s; a verify replaces it", async (_, forge) => {
-    await forge(file(1, DAMAGE_RECORD));
+    await forge(chain.file(1, DAMAGE_RECORD));
     await expect(prove(2)).rejects.toThrow(/record of damage/);
     expect(await restorable()).toEqual([true, false, true, true]);
     expect((await run("verify")).code).toBe(0);

@@ -30,12 +30,6 @@ afterEach(async () => {
   await chain[Symbol.asyncDispose]();
 });
 
-function file(point: number, name = "vda.qcow2"): string {
-  const manifest = chain.points[point];
-  if (!manifest) throw new Error(`there is no point ${point}`);
-  return chain.pathOf(manifest, name);
-}
-
 async function flip(path: string, at: number, length = 1): Promise<void> {
   await using handle = await open(path, "r+");
   await handle.write(Buffer.alloc(length, 0xee), 0, length, at);
@@ -85,13 +79,13 @@ async function refcountsOf(path: string): Promise<{ block: number; end: number }
 
 describe("nbdpull repair", () => {
   it("mends clusters of which another point has the content, and says which it can't mend", async () => {
-    const before = await readFile(file(0));
+    const before = await readFile(chain.file(0));
     // The clusters 1 and 2 of the full point, and cluster 9 of the second increment, its only one.
-    await flip(file(0), 2 * CLUSTER + 5, 2 * CLUSTER - 10);
-    await flip(file(2), CLUSTER + 5);
-    const damaged = await readFile(file(0));
+    await flip(chain.file(0), 2 * CLUSTER + 5, 2 * CLUSTER - 10);
+    await flip(chain.file(2), CLUSTER + 5);
+    const damaged = await readFile(chain.file(0));
     const dry = await repair(3, "--dry-run");
-    expect(await readFile(file(0))).toEqual(damaged);
+    expect(await readFile(chain.file(0))).toEqual(damaged);
     expect(dry.mended.map(({ point, guestOffset }) => [point, guestOffset])).toEqual([
       [ids[0], CLUSTER],
       [ids[0], 2 * CLUSTER],
@@ -101,45 +95,45 @@ describe("nbdpull repair", () => {
     expect(done.mended[0]?.from).toBe(`point ${ids[3]}`);
     expect(done.left).toMatchObject([{ point: ids[2], severity: "damage", guestOffset: 9 * CLUSTER }]);
     expect(done.unrestorable.map(({ id }) => id)).toEqual([ids[2]]);
-    expect(await readFile(file(0))).toEqual(before);
+    expect(await readFile(chain.file(0))).toEqual(before);
     const points = (await run("points", "--json")).json() as { restorable: boolean }[];
     expect(points.map(({ restorable }) => restorable)).toEqual([true, true, false, true]);
     expect((await run("repair")).stdout).toMatch(/0 places mended, 1 damages left/);
   });
 
   it("takes what no other point has from the disk as it is now, if its digest is right", async () => {
-    const before = await readFile(file(3));
-    await flip(file(3), await placeOf(file(3), 9), 8);
-    await flip(file(2), CLUSTER + 5);
+    const before = await readFile(chain.file(3));
+    await flip(chain.file(3), await placeOf(chain.file(3), 9), 8);
+    await flip(chain.file(2), CLUSTER + 5);
     const from = (uri: string): string[] => ["guest", "--from", `vda=${uri}`];
     const { mended, left } = await repair(3, ...from(chain.uri));
     expect(mended).toMatchObject([{ point: ids[3], guestOffset: 9 * CLUSTER, from: "the living disk" }]);
     expect(left).toMatchObject([{ point: ids[2], guestOffset: 9 * CLUSTER }]);
-    expect(await readFile(file(3))).toEqual(before);
+    expect(await readFile(chain.file(3))).toEqual(before);
     expect((await run("repair", "guest", "--from", "vda")).code).toBe(2);
     expect((await run("repair", ...from("nbd+unix:///vda?socket=/nowhere"))).code).toBe(1);
   });
 
   it("makes a digest file again that was lost or damaged, if image and manifest agree on it", async () => {
     for (const point of [0, 1]) {
-      const right = await readFile(file(point, "vda.digests"));
-      await flip(file(point, "vda.digests"), 100);
+      const right = await readFile(chain.file(point, "vda.digests"));
+      await flip(chain.file(point, "vda.digests"), 100);
       expect((await repair(0)).mended).toMatchObject([{ point: ids[point], what: "digests" }]);
-      expect(await readFile(file(point, "vda.digests"))).toEqual(right);
-      await rm(file(point, "vda.digests"));
+      expect(await readFile(chain.file(point, "vda.digests"))).toEqual(right);
+      await rm(chain.file(point, "vda.digests"));
       expect((await repair(0)).mended).toMatchObject([{ point: ids[point], what: "digests" }]);
-      expect(await readFile(file(point, "vda.digests"))).toEqual(right);
+      expect(await readFile(chain.file(point, "vda.digests"))).toEqual(right);
     }
-    await rm(file(0, "vda.digests"));
-    await flip(file(0), 2 * CLUSTER);
+    await rm(chain.file(0, "vda.digests"));
+    await flip(chain.file(0), 2 * CLUSTER);
     const { mended, left } = await repair(3);
     expect(mended).toEqual([]);
     expect(left).not.toEqual([]);
-    expect((await readdir(join(file(0), ".."))).filter((name) => /digests/.test(name))).toEqual([]);
+    expect((await readdir(join(chain.file(0), ".."))).filter((name) => /digests/.test(name))).toEqual([]);
   });
 
   it("frees space that nothing uses, and mends refcounts, as qemu-img sees it", async () => {
-    const path = file(0);
+    const path = chain.file(0);
     const { block, end } = await refcountsOf(path);
     await truncate(path, Math.ceil(end / CLUSTER) * CLUSTER + CLUSTER);
     await using handle = await open(path, "r+");
@@ -153,22 +147,23 @@ describe("nbdpull repair", () => {
   });
 
   it("leaves an image alone in which two places claim a cluster: mending one would destroy the other", async () => {
-    const bytes = await readFile(file(0));
+    const bytes = await readFile(chain.file(0));
     const l1 = Number(bytes.readBigUInt64BE(40));
     const l2 = Number(bytes.readBigUInt64BE(l1) & 0x00fffffffffffe00n);
     bytes.writeBigUInt64BE(bytes.readBigUInt64BE(l2 + 8), l2);
-    await writeFile(file(0), bytes);
+    await writeFile(chain.file(0), bytes);
     const { mended, left } = await repair(3);
     expect(mended).toEqual([]);
     expect(left).not.toEqual([]);
-    expect(await readFile(file(0))).toEqual(bytes);
+    expect(await readFile(chain.file(0))).toEqual(bytes);
   });
 
   it("goes on after it was killed at any moment, and nothing is lost", async () => {
-    const before = await readFile(file(0));
-    await copyFile(file(0), join(chain.folder, "kept"));
+    const before = await readFile(chain.file(0));
+    await copyFile(chain.file(0), join(chain.folder, "kept"));
     for (const delay of [350, 500, 650]) {
-      for (let cluster = 1; cluster < 28; cluster += 2) await flip(file(0), (cluster + 1) * CLUSTER, 4096);
+      for (let cluster = 1; cluster < 28; cluster += 2)
+        await flip(chain.file(0), (cluster + 1) * CLUSTER, 4096);
       const running = startNbdpull(["repair", chain.repository.path]);
       await sleep(delay);
       running.kill("SIGKILL");
@@ -179,7 +174,7 @@ describe("nbdpull repair", () => {
     const lost = [3, 7, 9].map((cluster) => cluster * CLUSTER);
     const { left } = await repair(again.code === 0 ? 0 : 3);
     expect(left.map(({ guestOffset }) => guestOffset)).toEqual(lost);
-    const now = await readFile(file(0));
+    const now = await readFile(chain.file(0));
     for (let cluster = 0; cluster < 30; cluster += 1) {
       if (lost.includes(cluster * CLUSTER)) continue;
       const at = (cluster + 1) * CLUSTER;
@@ -220,8 +215,8 @@ describe("restore --salvage", () => {
   });
 
   it("gives what can be proven, zeroes for the rest, and lists that", async () => {
-    await flip(file(0), 2 * CLUSTER);
-    await flip(file(1), CLUSTER + 100);
+    await flip(chain.file(0), 2 * CLUSTER);
+    await flip(chain.file(1), CLUSTER + 100);
     const { told, found } = await salvage(2, 3);
     const [disk] = told.salvaged;
     expect(disk?.lost.map(({ offset, length, point }) => [offset, length, point])).toEqual([
@@ -235,9 +230,9 @@ describe("restore --salvage", () => {
   });
 
   it.each([
-    ["is missing", (): Promise<void> => rm(join(file(1), ".."), { recursive: true })],
-    ["lost its digests", (): Promise<void> => rm(file(1, "vda.digests"))],
-    ["was cut off", (): Promise<void> => truncate(file(1), CLUSTER)],
+    ["is missing", (): Promise<void> => rm(join(chain.file(1), ".."), { recursive: true })],
+    ["lost its digests", (): Promise<void> => rm(chain.file(1, "vda.digests"))],
+    ["was cut off", (): Promise<void> => truncate(chain.file(1), CLUSTER)],
   ])("shows nothing of what lies below a layer that %s", async (_, break_) => {
     await break_();
     const { told, found } = await salvage(2, 3);

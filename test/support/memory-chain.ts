@@ -148,6 +148,27 @@ export class MemoryChain implements AsyncDisposable {
     await writeFile(path, JSON.stringify({ ...manifest, ...changes }));
   }
 
+  /** The path of a job's XML whose exports, one of each name, all show the disk. */
+  async jobXml(...disks: readonly string[]): Promise<string> {
+    const path = join(this.folder, "job.xml");
+    const list = disks.map(
+      (name) => `<disk name='${name}' backup='yes' type='file' backupmode='full' exportname='${name}'/>`,
+    );
+    const server = `<server transport='unix' socket='${join(this.folder, "nbd.sock")}'/>`;
+    await writeFile(
+      path,
+      `<domainbackup mode='pull'>${server}<disks>${list.join("")}</disks></domainbackup>`,
+    );
+    return path;
+  }
+
+  /** The path of a file of a point, by the number of the point; by default of its image. */
+  file(number: number, name = "vda.qcow2"): string {
+    const point = this.points[number];
+    if (!point) throw new Error(`there is no point ${number}`);
+    return this.pathOf(point, name);
+  }
+
   pathOf(point: Manifest, file: string): string {
     return join(this.repository.pointFolder(MemoryChain.domain, point.id), file);
   }

@@ -1,6 +1,8 @@
+import { readdir, readlink } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { execa } from "execa";
+import { expect } from "vitest";
 
 /** The built program, as a user runs it. */
 export const NBDPULL = join(dirname(fileURLToPath(import.meta.url)), "..", "..", "dist", "bin", "nbdpull.js");
@@ -63,4 +65,14 @@ export async function finished(run: Running): Promise<Ran> {
   const ran = await run.ended;
   if (!ran) throw new Error("nbdpull was killed");
   return ran;
+}
+
+/** Waits until the process has opened a file with this in its path. */
+export async function untilOpen({ pid }: Running, name: string): Promise<void> {
+  const open = async (): Promise<string[]> => {
+    const folder = `/proc/${pid}/fd`;
+    const links = (await readdir(folder)).map((fd) => readlink(join(folder, fd)).catch(() => ""));
+    return await Promise.all(links);
+  };
+  await expect.poll(open).toContainEqual(expect.stringContaining(name));
 }
