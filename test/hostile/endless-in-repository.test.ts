@@ -8,7 +8,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, beforeEach, expect, it } from "vitest";
 import type { Manifest } from "../../src/backup/repository/manifest.js";
 import { MemoryChain } from "../support/memory-chain.js";
-import { nbdpull, type Ran, startNbdpull } from "../support/nbdpull.js";
+import { nbdpull, type Ran, type Running, startNbdpull, untilOpen } from "../support/nbdpull.js";
 
 const TiB = 1024 ** 4;
 /** More than any command needs to start, or to end once it has been told to. */
@@ -40,9 +40,14 @@ async function interrupted(...args: readonly string[]): Promise<Ran | "deaf"> {
   const ended = run.ended.then((ran) => ran ?? ("deaf" as const));
   const first = await Promise.race([ended, sleep(MOMENT_MS / 4, "running" as const)]);
   if (first !== "running") return first;
+  return await endedBySignal(run);
+}
+
+/** Tells the command to end; "deaf" if it did not within a moment. */
+async function endedBySignal(run: Running): Promise<Ran | "deaf"> {
   run.kill("SIGTERM");
   const kill = setTimeout(() => run.kill("SIGKILL"), MOMENT_MS);
-  return await ended.finally(() => clearTimeout(kill));
+  return (await run.ended.finally(() => clearTimeout(kill))) ?? "deaf";
 }
 
 it.each(["verify", "restore"] as const)("%s doesn't read a kept file without end", async (command) => {
@@ -64,7 +69,10 @@ it.each(["verify", "restore"] as const)("%s doesn't read a kept file without end
 it.each(["verify", "restore"] as const)("%s ends while it reads a map without end", async (command) => {
   await hole("vda.map", 15 * TiB);
   const to = command === "restore" ? ["--to", join(chain.folder, "restored")] : [];
-  expect(await interrupted(command, repo, ...to)).toMatchObject({ code: 143 });
+  const run = startNbdpull([command, repo, ...to]);
+  await untilOpen(run, "vda.map");
+  await sleep(200);
+  expect(await endedBySignal(run)).toMatchObject({ code: 143 });
 });
 
 it("more folders than there can be open files are no obstacle", async () => {

@@ -6,6 +6,7 @@ import { afterEach, beforeEach, expect, it } from "vitest";
 import { describeWithLibvirt, LAB_DISKS, Lab, type LabBackup, type LabDisk } from "../support/libvirt-lab.js";
 import { finished, nbdpull, type Ran, startNbdpull } from "../support/nbdpull.js";
 import { qemuImg } from "../support/qemu-nbd.js";
+import { restoreRaw, type StoredPoint, storedPoints } from "../support/restore-disk.js";
 
 const KiB = 1024;
 const MiB = 1024 * KiB;
@@ -44,19 +45,7 @@ async function references(backup: LabBackup): Promise<Record<LabDisk, string>> {
 /** Restores a point by us and by stock QEMU, and compares both with the copies of the frozen exports. */
 async function expectPoint(id: string, copies: Record<LabDisk, string>): Promise<void> {
   const target = join(folder, `restored-${id}`);
-  const ran = await nbdpull(
-    "restore",
-    repo,
-    lab.domain,
-    "--at",
-    id,
-    "--to",
-    target,
-    "--format",
-    "raw",
-    "--json",
-  );
-  expect([ran.code, ran.stderr]).toEqual([0, ""]);
+  await restoreRaw(repo, lab.domain, id, target);
   for (const disk of LAB_DISKS) {
     await qemuImg("compare", "-f", "raw", "-F", "raw", join(target, `${disk}.raw`), copies[disk]);
     const image = join(repo, lab.domain, id, `${disk}.qcow2`);
@@ -67,16 +56,7 @@ async function expectPoint(id: string, copies: Record<LabDisk, string>): Promise
   }
 }
 
-/** Empty if there is no repository or the domain has no points yet; any other error fails the test. */
-async function points(): Promise<PointJson[]> {
-  const ran = await nbdpull("points", repo, lab.domain, "--json");
-  if (ran.code === 0) return ran.json() as PointJson[];
-  expect([ran.code, ran.json()]).toMatchObject([
-    4,
-    { error: { code: expect.stringMatching(/^E_NO_(?:REPOSITORY|DOMAIN)$/) } },
-  ]);
-  return [];
-}
+const points = (): Promise<StoredPoint[]> => storedPoints(repo, lab.domain);
 
 /** Everything in the domain's folder except points; empty if the folder does not exist. */
 async function leftovers(): Promise<string[]> {

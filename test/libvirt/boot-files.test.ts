@@ -45,8 +45,8 @@ await describeWithLibvirt("the files that a domain boots with", () => {
       await using _ = await lab.beginBackup({ checkpoint: "theirs", incremental: first.checkpoint ?? "" });
       expectExit(await nbdpull("attach", lab.domain, "--to", repo, "--checkpoint", "theirs"), 0);
     }
-    const points = (await guest.points()) as WithFiles[];
-    expect(points.map(({ files }) => files.length)).toEqual([2, 2]);
+    const points = await guest.points();
+    expect(points.map(({ files }) => files?.length)).toEqual([2, 2]);
     expect((await nbdpull("points", repo)).stdout).toContain("kept too: nvram (128 KiB)");
 
     const plain = join(guest.folder, "plain");

@@ -5,8 +5,9 @@ import { join } from "node:path";
 import { expect } from "vitest";
 import { removeMeanwhile } from "./libvirt-daemon.js";
 import { LAB_DISKS, Lab, type LabDisk, type LabOptions, virsh } from "./libvirt-lab.js";
-import { finished, nbdpull, type Ran, type Running, type StartOptions, startNbdpull } from "./nbdpull.js";
+import { finished, type Ran, type Running, type StartOptions, startNbdpull } from "./nbdpull.js";
 import { qemuImg } from "./qemu-nbd.js";
+import { restoreRaw, type StoredPoint, storedPoints } from "./restore-disk.js";
 import { mountSmall } from "./small-file-system.js";
 
 export interface BackupJson {
@@ -96,9 +97,9 @@ export class BackupLab implements AsyncDisposable {
     return (await Promise.all(files)).flat().some((name) => /^\.?vd[ab]\./.test(name));
   }
 
-  async points(): Promise<BackupJson[]> {
-    const ran = await nbdpull("points", this.repo, this.lab.domain, "--json");
-    return ran.code === 0 ? (ran.json() as BackupJson[]) : [];
+  /** The domain's points, oldest first, as their manifests have them; none if there is no repository. */
+  points(): Promise<StoredPoint[]> {
+    return storedPoints(this.repo, this.lab.domain);
   }
 
   async checkpoints(): Promise<string[]> {
@@ -136,10 +137,7 @@ export class BackupLab implements AsyncDisposable {
   /** Expects the restored point to equal the copies. */
   async expectPoint(id: string, copies: Partial<Record<LabDisk, string>>): Promise<void> {
     const target = join(this.folder, `restored-${id}`);
-    expectExit(
-      await nbdpull("restore", this.repo, this.lab.domain, "--at", id, "--to", target, "--format", "raw"),
-      0,
-    );
+    await restoreRaw(this.repo, this.lab.domain, id, target);
     for (const disk of LAB_DISKS) {
       const copy = copies[disk];
       if (copy === undefined) continue;
