@@ -2,10 +2,11 @@ import { once } from "node:events";
 import { connect, type Socket } from "node:net";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
-import { NbdClient, NbdServer, type NbdServerEvent, type NbdServerOptions } from "../../src/nbd/index.js";
+import { describe, expect, it } from "vitest";
+import { NbdClient, type NbdServer, type NbdServerOptions } from "../../src/nbd/index.js";
 import { infoQuery, optionFrame, RawClient, requestFrame, u32 } from "../nbd/server/raw-client.js";
-import { outputOf, temporaryDirectory, testWith } from "../nbd/server/tools.js";
+import { connected, recordServers } from "../nbd/server/recorded-servers.js";
+import { outputOf, testWith } from "../nbd/server/tools.js";
 import { MemoryChain } from "../support/memory-chain.js";
 import { startServing } from "../support/serving.js";
 
@@ -23,36 +24,9 @@ async function open(path: string): Promise<Socket> {
 }
 
 describe("clients that hold places", () => {
-  let directory: Awaited<ReturnType<typeof temporaryDirectory>>;
-  const servers: NbdServer[] = [];
-  const events: NbdServerEvent[] = [];
-
-  beforeAll(async () => {
-    directory = await temporaryDirectory();
-  });
-  afterEach(async () => {
-    await Promise.all(servers.splice(0).map((server) => server.close()));
-    events.length = 0;
-  });
-  afterAll(() => directory[Symbol.asyncDispose]());
-
-  async function listen(options: Partial<NbdServerOptions> = {}): Promise<NbdServer> {
-    const disk = { size: 64 * MIB, read: async (_offset: number, length: number) => new Uint8Array(length) };
-    const server = await NbdServer.listen({
-      exports: new Map([["disk", disk]]),
-      address: { path: join(directory.path, "nbd.sock") },
-      onEvent: (event) => events.push(event),
-      ...options,
-    });
-    servers.push(server);
-    return server;
-  }
-
-  async function connected(server: NbdServer): Promise<RawClient> {
-    const client = await RawClient.greeted(server);
-    expect(await client.outcome(GO, infoQuery("disk"))).toBe(1);
-    return client;
-  }
+  const { events, listen: listenWith } = recordServers();
+  const disk = { size: 64 * MIB, read: async (_offset: number, length: number) => new Uint8Array(length) };
+  const listen = (options: Partial<NbdServerOptions> = {}): Promise<NbdServer> => listenWith(disk, options);
 
   const faults = () =>
     events.flatMap((event) => (event.type === "disconnected" && event.error ? [event] : []));

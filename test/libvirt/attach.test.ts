@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, beforeEach, expect, it } from "vitest";
 import { describeWithLibvirt, LAB_DISKS, Lab, type LabBackup, type LabDisk } from "../support/libvirt-lab.js";
-import { finished, nbdpull, type Ran, startNbdpull } from "../support/nbdpull.js";
+import { finished, nbdpull, type Ran, type Running, startNbdpull } from "../support/nbdpull.js";
 import { qemuImg } from "../support/qemu-nbd.js";
 import { restoreRaw, type StoredPoint, storedPoints } from "../support/restore-disk.js";
 
@@ -65,6 +65,12 @@ async function leftovers(): Promise<string[]> {
     throw error;
   });
   return names.filter((name) => !/^\d{8}T/.test(name));
+}
+
+/** Attaches to the job of checkpoint cp0 with one small request at a time. */
+function startSlowly(): Running {
+  const slowly = ["--request-size", "64K", "--in-flight", "64K"];
+  return startNbdpull(["attach", lab.domain, "--to", repo, "--checkpoint", "cp0", ...slowly]);
 }
 
 /** Waits until a run has begun to store a point; fails if that never happens. */
@@ -252,18 +258,7 @@ await describeWithLibvirt("attach to a running libvirt job", () => {
   it("commits nothing when the guest dies during the backup", async () => {
     for (const disk of LAB_DISKS) await lab.write(disk, 0, 48 * MiB, 0x41);
     await using _ = await lab.beginBackup({ checkpoint: "cp0" });
-    const run = startNbdpull([
-      "attach",
-      lab.domain,
-      "--to",
-      repo,
-      "--checkpoint",
-      "cp0",
-      "--request-size",
-      "64K",
-      "--in-flight",
-      "64K",
-    ]);
+    const run = startSlowly();
     await untilPartial();
     await lab.crash();
     const ran = await finished(run);
@@ -278,25 +273,13 @@ await describeWithLibvirt("attach to a running libvirt job", () => {
   it("leaves job, repository and locks clean when it is interrupted, and works after a kill", async () => {
     for (const disk of LAB_DISKS) await lab.write(disk, 0, 48 * MiB, 0x51);
     await using backup = await lab.beginBackup({ checkpoint: "cp0" });
-    const slowly = [
-      "attach",
-      lab.domain,
-      "--to",
-      repo,
-      "--checkpoint",
-      "cp0",
-      "--request-size",
-      "64K",
-      "--in-flight",
-      "64K",
-    ];
-    const interrupted = startNbdpull(slowly);
+    const interrupted = startSlowly();
     await untilPartial();
     interrupted.kill("SIGTERM");
     expectExit(await finished(interrupted), 143);
     expect(await leftovers()).toEqual([]);
 
-    const killed = startNbdpull(slowly);
+    const killed = startSlowly();
     await untilPartial();
     killed.kill("SIGKILL");
     await killed.ended;

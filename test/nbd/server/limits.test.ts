@@ -1,14 +1,8 @@
 import { access } from "node:fs/promises";
-import { join } from "node:path";
-import { afterAll, afterEach, beforeAll, describe, expect, test, vi } from "vitest";
-import {
-  NbdServer,
-  type NbdServerEvent,
-  type NbdServerOptions,
-  type ServedExport,
-} from "../../../src/nbd/server/index.js";
+import { describe, expect, test, vi } from "vitest";
+import type { NbdServerEvent, ServedExport } from "../../../src/nbd/server/index.js";
 import { infoQuery, optionFrame, RawClient, requestFrame, u32 } from "./raw-client.js";
-import { temporaryDirectory } from "./tools.js";
+import { connected, recordServers } from "./recorded-servers.js";
 
 const GO = 7;
 const LIST = 3;
@@ -47,35 +41,7 @@ class WatchedExport implements ServedExport {
 const FOREVER = new Promise<void>(() => {});
 
 describe("limits", () => {
-  let directory: Awaited<ReturnType<typeof temporaryDirectory>>;
-  const servers: NbdServer[] = [];
-  const events: NbdServerEvent[] = [];
-
-  beforeAll(async () => {
-    directory = await temporaryDirectory();
-  });
-  afterEach(async () => {
-    await Promise.all(servers.splice(0).map((server) => server.close()));
-    events.length = 0;
-  });
-  afterAll(() => directory[Symbol.asyncDispose]());
-
-  async function listen(served: ServedExport, options: Partial<NbdServerOptions> = {}): Promise<NbdServer> {
-    const server = await NbdServer.listen({
-      exports: new Map([["disk", served]]),
-      address: { path: join(directory.path, "nbd.sock") },
-      onEvent: (event) => events.push(event),
-      ...options,
-    });
-    servers.push(server);
-    return server;
-  }
-
-  async function connected(server: NbdServer): Promise<RawClient> {
-    const client = await RawClient.greeted(server);
-    expect(await client.outcome(GO, infoQuery("disk"))).toBe(1);
-    return client;
-  }
+  const { events, listen, socket } = recordServers();
 
   const reads = (count: number, length: number): Buffer[] =>
     Array.from({ length: count }, (_, cookie) => requestFrame({ type: READ, cookie, length }));
@@ -278,7 +244,7 @@ describe("limits", () => {
       { error: { code: "SERVER_CLOSED" } },
       { error: { code: "SERVER_CLOSED" } },
     ]);
-    await expect(access(join(directory.path, "nbd.sock"))).rejects.toMatchObject({ code: "ENOENT" });
+    await expect(access(socket())).rejects.toMatchObject({ code: "ENOENT" });
     await server.close();
   });
 
