@@ -28,7 +28,7 @@ const ROOMS: Readonly<Record<string, Room>> = {
   },
   restore: {
     what: "the disks of a point rebuilt, into files, over devices or over exports, and the domain beside them",
-    mayImport: words("pull chain export repository libvirt digest image threads host base"),
+    mayImport: words("pull chain export repository storage libvirt digest image threads host base"),
   },
   verify: {
     what: "every stored byte of points compared with what the point says: structure, tables, digests",
@@ -60,7 +60,7 @@ const ROOMS: Readonly<Record<string, Room>> = {
   },
   chain: {
     what: "one disk of a point through its backing chain: layers checked against their digests, and what they show together",
-    mayImport: words("repository digest qcow2 image host base"),
+    mayImport: words("repository storage digest qcow2 image base"),
   },
   compress: {
     what: "clusters on their way into a compressed image: examined, digested and compressed on other threads",
@@ -68,7 +68,11 @@ const ROOMS: Readonly<Record<string, Room>> = {
   },
   repository: {
     what: "the folder of points: manifests, the lock, the atomic commit, and the journal that finishes an interrupted prune",
-    mayImport: words("image host base"),
+    mayImport: words("storage image host base"),
+  },
+  storage: {
+    what: "what a repository lies in, seen by those who read it: folders, what is in them, and files read at positions",
+    mayImport: words("image"),
   },
   libvirt: {
     what: "libvirt's protocol spoken, its documents read and written, its backup job recognized and watched; knows of no repository",

@@ -14,10 +14,10 @@
 import { isUnreadable } from "../base/damage.js";
 import { DamageError, hasCode } from "../base/errors.js";
 import { closeAll } from "../base/in-parallel.js";
-import type { HeldFolder } from "../host/held-folder.js";
 import { type RecordedDamage, readDamage } from "../repository/damage-record.js";
 import type { DiskManifest, Manifest } from "../repository/manifest.js";
 import type { Repository } from "../repository/repository.js";
+import type { StoredFolder } from "../storage/stored-folder.js";
 import { damage, Layer, type LayerOptions } from "./layer.js";
 
 /** One disk of one point, as the manifest describes it. */
@@ -98,7 +98,7 @@ export async function openChain(
   const layers: Layer[] = [];
   try {
     for (const { point, disk } of links) {
-      layers.push(await Layer.open(await repository.holdPoint(domain, point.id), point.id, disk, options));
+      layers.push(await Layer.open(await repository.openPoint(domain, point.id), point.id, disk, options));
     }
     return layers;
   } catch (error) {
@@ -125,10 +125,10 @@ export async function proveChain(
 }
 
 async function proveLink(repository: Repository, domain: string, { point, disk }: Link): Promise<void> {
-  const folder = await repository.holdPoint(domain, point.id);
+  const folder = await repository.openPoint(domain, point.id);
   try {
     await refuseRecordedDamage(folder, point.id, disk);
-    await using layer = await Layer.open(await repository.holdPoint(domain, point.id), point.id, disk);
+    await using layer = await Layer.open(await repository.openPoint(domain, point.id), point.id, disk);
     await layer.checkTables();
   } catch (error) {
     if (isUnreadable(error)) throw damage(point.id, disk, `the file system cannot read it: ${error.message}`);
@@ -139,7 +139,11 @@ async function proveLink(repository: Repository, domain: string, { point, disk }
 }
 
 /** @throws {DamageError} a verify has found the disk of this point damaged */
-async function refuseRecordedDamage(folder: HeldFolder, pointId: string, disk: DiskManifest): Promise<void> {
+async function refuseRecordedDamage(
+  folder: StoredFolder,
+  pointId: string,
+  disk: DiskManifest,
+): Promise<void> {
   const record = await readDamage(folder);
   // No increment depends on what concerns the point as a whole, such as its NVRAM; but a record that can't be read
   // may be of the disk.

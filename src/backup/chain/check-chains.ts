@@ -1,8 +1,8 @@
 import { isUnreadable } from "../base/damage.js";
 import { DamageError } from "../base/errors.js";
-import type { HeldFolder } from "../host/held-folder.js";
 import type { Manifest } from "../repository/manifest.js";
 import type { Repository } from "../repository/repository.js";
+import type { StoredFolder } from "../storage/stored-folder.js";
 import { findChain, type Link } from "./chain.js";
 import { damage, failOnDamage, Layer } from "./layer.js";
 
@@ -25,12 +25,12 @@ export async function checkChains(
   for (const disk of disks) {
     for (const link of await findChain(repository, domain, point, disk)) {
       signal?.throwIfAborted();
-      await checkLayer(await repository.holdPoint(domain, link.point.id), link, signal);
+      await checkLayer(await repository.openPoint(domain, link.point.id), link, signal);
     }
   }
 }
 
-async function checkLayer(folder: HeldFolder, { point, disk }: Link, signal?: AbortSignal): Promise<void> {
+async function checkLayer(folder: StoredFolder, { point, disk }: Link, signal?: AbortSignal): Promise<void> {
   try {
     await using layer = await Layer.open(folder, point.id, disk, { signal });
     const runs = layer.runs(failOnDamage(layer));

@@ -7,10 +7,11 @@ import type { OnDamage } from "../base/damage.js";
 import { closeAll } from "../base/in-parallel.js";
 import { createDigester, digestClusters } from "../digest/digest.js";
 import { DigestFileReader } from "../digest/digest-file-reader.js";
-import { type HeldFolder, sha256OfFile } from "../host/held-folder.js";
 import { dataBytesOf, type Geometry } from "../image/image.js";
+import { sha256Of } from "../image/readable-file.js";
 import type { DiskManifest } from "../repository/manifest.js";
 import type { Repository } from "../repository/repository.js";
+import type { StoredFolder } from "../storage/stored-folder.js";
 import type { Link } from "./chain.js";
 import { checkDigestHeader, damage, failOnDamage, Layer, type LayerRun, plainFile } from "./layer.js";
 import { type SeenLayer, seenThrough } from "./overlay.js";
@@ -59,7 +60,7 @@ export class KnownChain implements AsyncDisposable {
     const layers: (DigestLayer | Layer)[] = [];
     try {
       for (const { point, disk } of links) {
-        const folder = await repository.holdPoint(domain, point.id);
+        const folder = await repository.openPoint(domain, point.id);
         const open = disk.digests ? DigestLayer.open : Layer.open;
         layers.push(await open(folder, point.id, disk));
       }
@@ -138,10 +139,10 @@ class DigestLayer implements SeenLayer {
   readonly pointId: string;
   readonly disk: DiskManifest;
   readonly geometry: Geometry;
-  readonly #folder: HeldFolder;
+  readonly #folder: StoredFolder;
   readonly #file: DigestFileReader;
 
-  private constructor(folder: HeldFolder, pointId: string, disk: DiskManifest, file: DigestFileReader) {
+  private constructor(folder: StoredFolder, pointId: string, disk: DiskManifest, file: DigestFileReader) {
     this.#folder = folder;
     this.pointId = pointId;
     this.disk = disk;
@@ -150,7 +151,7 @@ class DigestLayer implements SeenLayer {
   }
 
   /** @param folder the point's folder; belongs to the layer from here on, even if this fails */
-  static async open(folder: HeldFolder, pointId: string, disk: DiskManifest): Promise<DigestLayer> {
+  static async open(folder: StoredFolder, pointId: string, disk: DiskManifest): Promise<DigestLayer> {
     let file: DigestFileReader | undefined;
     try {
       file = await DigestFileReader.open(await plainFile(folder, disk.digests?.file ?? "", pointId, disk));
@@ -185,7 +186,7 @@ class DigestLayer implements SeenLayer {
 
   async assertIntact(): Promise<void> {
     const { digests } = this.disk;
-    if (!digests || (await sha256OfFile(this.#folder.at(digests.file))) === digests.sha256) return;
+    if (!digests || (await sha256Of(this.#folder.at(digests.file))) === digests.sha256) return;
     throw damage(
       this.pointId,
       this.disk,

@@ -5,15 +5,16 @@ import { DIGEST_ALGORITHMS } from "../digest/algorithms.js";
 import { createDigester } from "../digest/digest.js";
 import type { DigestHeader } from "../digest/digest-file.js";
 import { DigestFileReader, type PlacedDigestRun } from "../digest/digest-file-reader.js";
-import { type HeldFolder, sha256OfFile } from "../host/held-folder.js";
 import { type ClusterRun, type Geometry, type ImageReader, SUBCLUSTERS } from "../image/image.js";
 import type { ReadOptions } from "../image/image-file.js";
 import { RawReader } from "../image/raw-reader.js";
+import { type FilePlace, sha256Of } from "../image/readable-file.js";
 import { RunCursor } from "../image/run-cursor.js";
 import { Qcow2Reader } from "../qcow2/reader.js";
 import type { DiskManifest } from "../repository/manifest.js";
+import type { StoredFolder } from "../storage/stored-folder.js";
 import { CheckedImage, type DigestedRun } from "./checked-image.js";
-import type { StoredImage } from "./open-images.js";
+import { type StoredImage, storedAt } from "./open-images.js";
 
 /** A run of a layer, with the offset of its digests in the digest file, for {@link Layer.digestsAt}. */
 export type LayerRun = DigestedRun & { readonly digestsAt?: number | undefined };
@@ -29,12 +30,12 @@ export class Layer implements AsyncDisposable {
   readonly geometry: Geometry;
   /** For threads, each of which opens the image itself. */
   readonly stored: StoredImage;
-  readonly #folder: HeldFolder;
+  readonly #folder: StoredFolder;
   readonly #image: CheckedImage;
   readonly #digestFile: DigestFileReader | undefined;
 
   private constructor(
-    folder: HeldFolder,
+    folder: StoredFolder,
     pointId: string,
     disk: DiskManifest,
     stored: StoredImage,
@@ -58,7 +59,7 @@ export class Layer implements AsyncDisposable {
    * @throws the file system's error; the signal's reason
    */
   static async open(
-    folder: HeldFolder,
+    folder: StoredFolder,
     pointId: string,
     disk: DiskManifest,
     options: LayerOptions = {},
@@ -72,7 +73,7 @@ export class Layer implements AsyncDisposable {
   }
 
   static async #open(
-    folder: HeldFolder,
+    folder: StoredFolder,
     pointId: string,
     disk: DiskManifest,
     options: LayerOptions,
@@ -91,8 +92,10 @@ export class Layer implements AsyncDisposable {
         checkDigestHeader(digestFile.header, pointId, disk);
       }
       const digester = disk.digests ? await createDigester(disk.digests.algorithm) : undefined;
-      const path = folder.at(disk.file);
-      const stored = { path, format: disk.format, geometry, algorithm: disk.digests?.algorithm };
+      const stored = {
+        ...storedAt(folder.at(disk.file)),
+        ...{ format: disk.format, geometry, algorithm: disk.digests?.algorithm },
+      };
       return new Layer(
         folder,
         pointId,
@@ -270,27 +273,27 @@ function isSameKind(has: ClusterRun, should: PlacedDigestRun): boolean {
 }
 
 async function openImage(
-  folder: HeldFolder,
+  folder: StoredFolder,
   pointId: string,
   disk: DiskManifest,
   geometry: Geometry,
   { signal, ...options }: LayerOptions,
 ): Promise<ImageReader> {
-  const path = await plainFile(folder, disk.file, pointId, disk);
+  const place = await plainFile(folder, disk.file, pointId, disk);
   switch (disk.format) {
     case "qcow2":
-      return await Qcow2Reader.open(path, options);
+      return await Qcow2Reader.open(place, options);
     case "raw": {
-      if (!disk.map) return await RawReader.open(path, { ...options, geometry });
+      if (!disk.map) return await RawReader.open(place, { ...options, geometry });
       const mapPath = await plainFile(folder, disk.map.file, pointId, disk);
-      if ((await sha256OfFile(mapPath, signal)) !== disk.map.sha256) {
+      if ((await sha256Of(mapPath, signal)) !== disk.map.sha256) {
         throw damage(
           pointId,
           disk,
           `the SHA-256 of ${folder.path}/${disk.map.file} differs from the one in the manifest`,
         );
       }
-      return await RawReader.open(path, { ...options, geometry, mapPath });
+      return await RawReader.open(place, { ...options, geometry, mapPath });
     }
     default:
       return disk.format satisfies never;
@@ -317,13 +320,13 @@ function checkGeometry(found: Geometry, expected: Geometry, pointId: string, dis
   if (expected.clusterSize % SUBCLUSTERS !== 0) throw damage(pointId, disk, "its cluster size is invalid");
 }
 
-/** The path of a point's file. Symbolic links are refused, because a point's files are in its own folder. */
+/** Where a point's file is. Symbolic links are refused, because a point's files are in its own folder. */
 export async function plainFile(
-  folder: HeldFolder,
+  folder: StoredFolder,
   name: string,
   pointId: string,
   disk: DiskManifest,
-): Promise<string> {
+): Promise<FilePlace> {
   const found = await folder.find(name);
   if (!found) throw damage(pointId, disk, `the file ${folder.path}/${name} is missing`);
   if (!found.isFile()) throw damage(pointId, disk, `${folder.path}/${name} is not a plain file`);

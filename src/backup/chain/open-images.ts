@@ -1,12 +1,16 @@
 import type { DigestAlgorithm } from "../digest/algorithms.js";
 import { createDigester } from "../digest/digest.js";
 import type { Geometry, ImageReader } from "../image/image.js";
+import { type FilePlace, pathOf, type RemoteFile } from "../image/readable-file.js";
 import { Qcow2Reader } from "../qcow2/reader.js";
 import { CheckedImage } from "./checked-image.js";
 
-/** What a thread needs to open an image. It can be sent to the thread in a message. */
+/** What a thread needs to open an image. It can be sent to the thread in a message, unless it is `remote`. */
 export interface StoredImage {
+  /** No two images have the same. */
   readonly path: string;
+  /** Undefined if the image is at `path` of this machine. */
+  readonly remote?: RemoteFile | undefined;
   readonly format: ImageReader["format"];
   /** The disk's; a qcow2 header has its size rounded up to a sector. */
   readonly geometry: Geometry;
@@ -21,8 +25,8 @@ export interface StoredImage {
 const MOST_OPEN = 64;
 
 /**
- * The images that a thread has open. Each is opened at its first `get`, and read synchronously: the thread
- * waits meanwhile.
+ * The images that a thread has open. Each is opened at its first `get`, and read synchronously if it is on this
+ * machine: the thread waits meanwhile.
  */
 export class OpenImages {
   /** By path, the least recently used first. */
@@ -62,14 +66,22 @@ async function open(image: StoredImage): Promise<CheckedImage> {
   return new CheckedImage(await readerOf(image), geometry, digester);
 }
 
-async function readerOf({ path, format, geometry }: StoredImage): Promise<ImageReader> {
+/** Where an image is, as {@link StoredImage} tells it. */
+export function storedAt(place: FilePlace): Pick<StoredImage, "path" | "remote"> {
+  return { path: pathOf(place), remote: typeof place === "string" ? undefined : place };
+}
+
+async function readerOf({ path, remote, format, geometry }: StoredImage): Promise<ImageReader> {
+  const place = remote ?? path;
+  // A read from elsewhere can't be waited for.
+  const blocking = remote === undefined;
   switch (format) {
     case "qcow2":
-      return await Qcow2Reader.open(path, { blocking: true });
+      return await Qcow2Reader.open(place, { blocking });
     case "raw": {
       // Imported here because it brings the code that reads maps, which most threads don't need.
       const { RawReader } = await import("../image/raw-reader.js");
-      return await RawReader.open(path, { blocking: true, geometry });
+      return await RawReader.open(place, { blocking, geometry });
     }
     default:
       return format satisfies never;

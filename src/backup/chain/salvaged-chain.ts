@@ -103,7 +103,7 @@ async function openWhole(
 ): Promise<Layer | string> {
   let layer: Layer | undefined;
   try {
-    const folder = await repository.holdPoint(domain, point.id);
+    const folder = await repository.openPoint(domain, point.id);
     layer = await Layer.open(folder, point.id, disk, { signal });
     let whole: Damage | undefined;
     // The SHA-256 of the digest file is compared at its end.

@@ -1,7 +1,6 @@
 import { createHash, type Hash } from "node:crypto";
-import type { FileHandle } from "node:fs/promises";
 import type { DamageError } from "../base/errors.js";
-import { openPlain, shownPath } from "../host/held-folder.js";
+import { type FilePlace, openPlace, type ReadableFile } from "../image/readable-file.js";
 import { DIGEST_ALGORITHMS } from "./algorithms.js";
 import type { DigestHeader, DigestRun } from "./digest-file.js";
 import {
@@ -18,29 +17,27 @@ import {
 /** Reads a digest file from front to back with bounded memory. The format is drawn in digest-file.ts. */
 export class DigestFileReader {
   readonly header: DigestHeader;
-  readonly #file: FileHandle;
-  readonly #path: string;
+  readonly #file: ReadableFile;
   readonly #start: Buffer;
 
-  private constructor(file: FileHandle, path: string, start: Buffer) {
+  private constructor(file: ReadableFile, start: Buffer) {
     this.#file = file;
-    this.#path = path;
     this.#start = start;
-    this.header = decodeHeader(start, path);
+    this.header = decodeHeader(start, file.path);
   }
 
   /**
    * Opens the file and reads its header.
-   * @throws {DamageError} `E_DIGEST_FILE`: this is no digest file, or its header is invalid
-   * @throws the file system's error
+   * @throws {DamageError} `E_DIGEST_FILE`: this is no digest file, or its header is invalid; `E_IMAGE_FILE`: it
+   *   is no regular file
+   * @throws the file system's or the store's error
    */
-  static async open(path: string): Promise<DigestFileReader> {
-    const file = await openPlain(path);
+  static async open(place: FilePlace): Promise<DigestFileReader> {
+    const file = await openPlace(place);
     try {
-      if (!(await file.stat()).isFile()) throw damagedFile(shownPath(path), "it is not a regular file");
       const start = Buffer.alloc(HEADER_BYTES);
-      const { bytesRead } = await file.read(start, 0, HEADER_BYTES, 0);
-      return new DigestFileReader(file, shownPath(path), start.subarray(0, bytesRead));
+      const bytes = await file.read(start, 0);
+      return new DigestFileReader(file, start.subarray(0, bytes));
     } catch (error) {
       await file.close();
       throw error;
@@ -134,8 +131,8 @@ export class DigestFileReader {
    */
   async digestsAt(position: number, count: number): Promise<Buffer> {
     const digests = Buffer.allocUnsafe(count * DIGEST_ALGORITHMS[this.header.algorithm].bytes);
-    const { bytesRead } = await this.#file.read(digests, 0, digests.length, position);
-    if (bytesRead < digests.length) throw this.#damage("it was truncated after it was opened");
+    const bytes = await this.#file.read(digests, position);
+    if (bytes < digests.length) throw this.#damage("it was truncated after it was opened");
     return digests;
   }
 
@@ -144,9 +141,9 @@ export class DigestFileReader {
    * @throws {DamageError} `E_DIGEST_FILE`: it doesn't
    */
   async assertComplete(): Promise<void> {
-    const { size } = await this.#file.stat();
+    const size = await this.#file.size();
     const end = Buffer.alloc(HEAD_BYTES);
-    await this.#file.read(end, 0, HEAD_BYTES, Math.max(HEADER_BYTES, size - HEAD_BYTES));
+    await this.#file.read(end, Math.max(HEADER_BYTES, size - HEAD_BYTES));
     if (end.readUInt8(0) !== KIND.end || end.readUInt32BE(4) !== 0) throw this.#damage("its end is missing");
   }
 
@@ -164,7 +161,7 @@ export class DigestFileReader {
   }
 
   #damage(what: string): DamageError {
-    return damagedFile(this.#path, what);
+    return damagedFile(this.#file.path, what);
   }
 }
 
@@ -172,7 +169,7 @@ const NO_DIGESTS = Buffer.alloc(0);
 
 /** Reads a file in large blocks from front to back, and can compute its SHA-256. */
 class SequentialFile {
-  readonly #file: FileHandle;
+  readonly #file: ReadableFile;
   readonly #hash: Hash | undefined;
   /** The bytes that were read last; those before `#at` are consumed. */
   #block: Buffer = Buffer.alloc(0);
@@ -184,7 +181,7 @@ class SequentialFile {
    * @param position where reading begins
    * @param before the bytes of the file before `position`, for the SHA-256; undefined: it is not computed
    */
-  constructor(file: FileHandle, position: number, before?: Buffer) {
+  constructor(file: ReadableFile, position: number, before?: Buffer) {
     this.#file = file;
     this.#end = position;
     this.#hash = before && createHash("sha256").update(before);
@@ -206,11 +203,10 @@ class SequentialFile {
       const rest = this.#block.subarray(this.#at);
       const block = Buffer.allocUnsafe(Math.max(READ_BYTES, length));
       rest.copy(block);
-      const free = block.length - rest.length;
-      const { bytesRead } = await this.#file.read(block, rest.length, free, this.#end);
-      if (bytesRead === 0) return false;
-      this.#end += bytesRead;
-      this.#block = block.subarray(0, rest.length + bytesRead);
+      const bytes = await this.#file.read(block.subarray(rest.length), this.#end);
+      if (bytes === 0) return false;
+      this.#end += bytes;
+      this.#block = block.subarray(0, rest.length + bytes);
       this.#at = 0;
       this.#hash?.update(this.#block.subarray(rest.length));
     }

@@ -1,15 +1,15 @@
 import assert from "node:assert/strict";
 import { DamageError } from "../base/errors.js";
-import { shownPath } from "../host/held-folder.js";
 import { type ClusterRun, clustersIn, type Geometry, type ImageReader } from "./image.js";
-import { ImageFile, type ReadOptions } from "./image-file.js";
+import type { ReadOptions } from "./image-file.js";
 import { damagedMap, parseMap, runsOfExtents } from "./raw-map-reader.js";
+import { type FilePlace, openPlace, type ReadableFile } from "./readable-file.js";
 
 interface RawReaderOptions extends ReadOptions {
   /** Not recorded in the file, which must be at least as long as the virtual size. */
   readonly geometry: Geometry;
   /** For an increment, the map of what the file defines. Without it, the file defines the whole disk. */
-  readonly mapPath?: string | undefined;
+  readonly mapPath?: FilePlace | undefined;
 }
 
 const MAP_PIECE_BYTES = 64 * 1024;
@@ -20,10 +20,10 @@ const MAX_LINE = 1024;
 export class RawReader implements ImageReader, AsyncDisposable {
   readonly geometry: Geometry;
   readonly format = "raw";
-  readonly #file: ImageFile;
-  readonly #mapPath: string | undefined;
+  readonly #file: ReadableFile;
+  readonly #mapPath: FilePlace | undefined;
 
-  private constructor(file: ImageFile, { geometry, mapPath }: RawReaderOptions) {
+  private constructor(file: ReadableFile, { geometry, mapPath }: RawReaderOptions) {
     this.geometry = geometry;
     this.#file = file;
     this.#mapPath = mapPath;
@@ -33,8 +33,8 @@ export class RawReader implements ImageReader, AsyncDisposable {
    * @throws {DamageError} the file is shorter than the disk
    * @throws the file system's error
    */
-  static async open(path: string, options: RawReaderOptions): Promise<RawReader> {
-    const file = await ImageFile.open(path, options);
+  static async open(place: FilePlace, options: RawReaderOptions): Promise<RawReader> {
+    const file = await openPlace(place, options);
     const { virtualSize } = options.geometry;
     const size = await file.size();
     if (size >= virtualSize) return new RawReader(file, options);
@@ -46,8 +46,12 @@ export class RawReader implements ImageReader, AsyncDisposable {
 
   async *runs(): AsyncGenerator<ClusterRun> {
     if (this.#mapPath !== undefined) {
-      const shown = shownPath(this.#mapPath);
-      yield* runsOfExtents(parseMap(lines(this.#mapPath), shown), this.geometry, shown);
+      const map = await openPlace(this.#mapPath);
+      try {
+        yield* runsOfExtents(parseMap(lines(map), map.path), this.geometry, map.path);
+      } finally {
+        await map.close();
+      }
       return;
     }
     const count = clustersIn(this.geometry);
@@ -73,21 +77,16 @@ export class RawReader implements ImageReader, AsyncDisposable {
 /**
  * The lines of a text file, one after the other. The file isn't trusted, so the length of a line is limited.
  */
-async function* lines(path: string): AsyncGenerator<string> {
-  const file = await ImageFile.open(path);
-  try {
-    const piece = Buffer.allocUnsafe(MAP_PIECE_BYTES);
-    let rest = "";
-    for (let position = 0, bytes = piece.length; bytes === piece.length; position += bytes) {
-      bytes = await file.read(piece, position);
-      const complete = (rest + piece.toString("latin1", 0, bytes)).split("\n");
-      rest = complete.pop() ?? "";
-      if (rest.length > MAX_LINE)
-        throw damagedMap(file.path, `near byte ${position} is a line that never ends`);
-      yield* complete;
-    }
-    yield rest;
-  } finally {
-    await file.close();
+async function* lines(file: ReadableFile): AsyncGenerator<string> {
+  const piece = Buffer.allocUnsafe(MAP_PIECE_BYTES);
+  let rest = "";
+  for (let position = 0, bytes = piece.length; bytes === piece.length; position += bytes) {
+    bytes = await file.read(piece, position);
+    const complete = (rest + piece.toString("latin1", 0, bytes)).split("\n");
+    rest = complete.pop() ?? "";
+    if (rest.length > MAX_LINE)
+      throw damagedMap(file.path, `near byte ${position} is a line that never ends`);
+    yield* complete;
   }
+  yield rest;
 }

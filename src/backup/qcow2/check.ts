@@ -1,4 +1,5 @@
 import { BackupError } from "../base/errors.js";
+import type { FilePlace } from "../image/readable-file.js";
 import {
   decodeL1Entry,
   decodeL2Entry,
@@ -51,10 +52,10 @@ const L1_PIECE_BYTES = 64 * 1024;
  *
  * @throws the file system's error; everything wrong with the image is a finding
  */
-export async function checkQcow2(path: string, options: CheckOptions = {}): Promise<Qcow2Finding[]> {
+export async function checkQcow2(place: FilePlace, options: CheckOptions = {}): Promise<Qcow2Finding[]> {
   let file: Qcow2File;
   try {
-    file = await Qcow2File.open(path);
+    file = await Qcow2File.open(place);
   } catch (error) {
     if (!isOfImage(error)) throw error;
     return [{ severity: "damage", message: error.message }];

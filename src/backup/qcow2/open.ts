@@ -1,5 +1,6 @@
 import { BackupError, DamageError } from "../base/errors.js";
-import { ImageFile, type ReadOptions } from "../image/image-file.js";
+import type { ReadOptions } from "../image/image-file.js";
+import { type FilePlace, openPlace, type ReadableFile } from "../image/readable-file.js";
 import { type EntryContext, l2Entries } from "./format.js";
 import { HEADER_FIRST_BYTES, headerBytesOf, INCOMPATIBLE, parseHeader, type Qcow2Header } from "./header.js";
 
@@ -10,11 +11,11 @@ export class Qcow2File {
   readonly context: EntryContext;
   /** Guest clusters that one L2 table describes. */
   readonly l2Entries: number;
-  readonly #file: ImageFile;
+  readonly #file: ReadableFile;
   /** Length of the file when it was opened. */
   readonly #size: number;
 
-  private constructor(file: ImageFile, header: Qcow2Header, size: number) {
+  private constructor(file: ReadableFile, header: Qcow2Header, size: number) {
     const { version, clusterBits, clusterSize } = header;
     const extended = (header.incompatible & INCOMPATIBLE.EXTENDED_L2) !== 0;
     const fileEnd = Math.ceil(size / clusterSize) * clusterSize;
@@ -31,8 +32,8 @@ export class Qcow2File {
    * @throws {BackupError} the image uses features that can't be read
    * @throws the file system's error
    */
-  static async open(path: string, options?: ReadOptions): Promise<Qcow2File> {
-    const file = await ImageFile.open(path, options);
+  static async open(place: FilePlace, options?: ReadOptions): Promise<Qcow2File> {
+    const file = await openPlace(place, options);
     try {
       const size = await file.size();
       let head = await beginningOf(file, HEADER_FIRST_BYTES, size);
@@ -67,7 +68,7 @@ export class Qcow2File {
 }
 
 /** The first `length` bytes, or all if the file is shorter. */
-async function beginningOf(file: ImageFile, length: number, size: number): Promise<Buffer> {
+async function beginningOf(file: ReadableFile, length: number, size: number): Promise<Buffer> {
   const bytes = Buffer.allocUnsafe(Math.min(length, size));
   await file.fill(bytes, 0, size);
   return bytes;

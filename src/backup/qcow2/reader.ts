@@ -11,6 +11,7 @@ import {
   type ZeroRun,
 } from "../image/image.js";
 import type { ReadOptions } from "../image/image-file.js";
+import type { FilePlace } from "../image/readable-file.js";
 import { decompressCluster } from "./decompress.js";
 import {
   decodeL1Entry,
@@ -67,8 +68,8 @@ export class Qcow2Reader implements ImageReader, AsyncDisposable {
    * @throws {BackupError} the image uses features that can't be read
    * @throws the file system's error
    */
-  static async open(path: string, options: ReadOptions = {}): Promise<Qcow2Reader> {
-    const file = await Qcow2File.open(path, options);
+  static async open(place: FilePlace, options: ReadOptions = {}): Promise<Qcow2Reader> {
+    const file = await Qcow2File.open(place, options);
     try {
       const { virtualSize, clusterSize, l1Offset } = file.header;
       const geometry = { virtualSize, clusterSize };

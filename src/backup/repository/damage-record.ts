@@ -2,6 +2,7 @@ import { z } from "zod";
 import { DamageError, hasCode, messageOf } from "../base/errors.js";
 import { parseJson } from "../base/json.js";
 import type { HeldFolder } from "../host/held-folder.js";
+import type { StoredFolder } from "../storage/stored-folder.js";
 
 /** The record of a point's damage. No file that a manifest names can be called so. */
 export const DAMAGE_RECORD = ".damage.json";
@@ -46,7 +47,7 @@ export interface DamageRecord {
  * @returns undefined if there is no record. One that can't be read counts as damage of the whole point.
  * @throws the file system's error
  */
-export async function readDamage(folder: HeldFolder): Promise<DamageRecord | undefined> {
+export async function readDamage(folder: StoredFolder): Promise<DamageRecord | undefined> {
   const unknown = (why: string): DamageRecord => ({
     foundAt: undefined,
     places: [{ message: `its record of damage (${DAMAGE_RECORD}) ${why}: verify the point again` }],

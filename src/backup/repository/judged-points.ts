@@ -69,7 +69,7 @@ export async function judgePoints(
 }
 
 async function goingPoints(repository: Repository, domain: string): Promise<ReadonlySet<string>> {
-  await using folder = await repository.holdDomain(domain);
+  await using folder = await repository.openDomain(domain);
   if (!folder) return new Set();
   // Whoever wrote the journal may have named any number of points.
   const there = new Set(await folder.names());
@@ -83,7 +83,7 @@ async function ownObstacles(
   { id, disks, files = [] }: Manifest,
   found: readonly RecordedDamage[] | undefined,
 ): Promise<Obstacle[]> {
-  await using folder = await repository.holdPoint(domain, id);
+  await using folder = await repository.openPoint(domain, id);
   const names = new Set(await folder.names());
   const missing = (file: string, disk?: string): Obstacle[] =>
     names.has(file) ? [] : [{ point: id, disk, message: `${file} is missing` }];

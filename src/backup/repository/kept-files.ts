@@ -1,7 +1,8 @@
 import { isUnreadable } from "../base/damage.js";
 import { hasCode } from "../base/errors.js";
 import { isMissing } from "../host/durable-files.js";
-import { type HeldFolder, sha256OfFile } from "../host/held-folder.js";
+import { sha256Of } from "../image/readable-file.js";
+import type { StoredFolder } from "../storage/stored-folder.js";
 import type { KeptFile, Manifest } from "./manifest.js";
 
 const MiB = 1024 * 1024;
@@ -20,7 +21,7 @@ export function largestKept(role: string): number {
  * @throws the file system's error, except for a failing medium, which counts as damage
  */
 export async function damageOf(
-  folder: HeldFolder,
+  folder: StoredFolder,
   { role, file, length, sha256 }: KeptFile,
   signal?: AbortSignal,
 ): Promise<string | undefined> {
@@ -31,7 +32,7 @@ export async function damageOf(
     if (found.size !== length) return `${file} has ${found.size} bytes, of ${length} that were stored`;
     const most = largestKept(role);
     if (length > most) return `${file} has ${length} bytes, and a file of that kind never more than ${most}`;
-    return (await sha256OfFile(folder.at(file), signal)) === sha256
+    return (await sha256Of(folder.at(file), signal)) === sha256
       ? undefined
       : `${file} is not what was stored`;
   } catch (error) {

@@ -1,7 +1,7 @@
-import type { Dirent } from "node:fs";
 import { join } from "node:path";
 import { DamageError } from "../base/errors.js";
 import type { HeldFolder } from "../host/held-folder.js";
+import type { StoredEntry, StoredFolder } from "../storage/stored-folder.js";
 import type { HeldLock } from "./domain-lock.js";
 import { PARTIAL } from "./leftovers.js";
 import { formatManifest, isPointId, type Manifest, pointIdAt, timeOfPointId } from "./manifest.js";
@@ -54,16 +54,16 @@ export async function makePoint<T>(held: HeldLock, work: (point: PendingPoint) =
 }
 
 /** The ids of the points in a domain's folder, oldest first. */
-export async function pointIdsIn(folder: HeldFolder): Promise<string[]> {
+export async function pointIdsIn(folder: StoredFolder): Promise<string[]> {
   return await idsOf(folder, (entry) => entry.isDirectory());
 }
 
 /** Like `pointIdsIn`, with links that are called like points. */
-export async function pointNamesIn(folder: HeldFolder): Promise<string[]> {
+export async function pointNamesIn(folder: StoredFolder): Promise<string[]> {
   return await idsOf(folder, (entry) => entry.isDirectory() || entry.isSymbolicLink());
 }
 
-async function idsOf(folder: HeldFolder, fits: (entry: Dirent) => boolean): Promise<string[]> {
+async function idsOf(folder: StoredFolder, fits: (entry: StoredEntry) => boolean): Promise<string[]> {
   const ids = (await folder.entries())
     .filter((entry) => fits(entry) && isPointId(entry.name))
     .map((entry) => entry.name)

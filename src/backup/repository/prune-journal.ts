@@ -4,6 +4,7 @@ import { faultsOf, parseJson } from "../base/json.js";
 import { isMissing } from "../host/durable-files.js";
 import type { HeldFolder } from "../host/held-folder.js";
 import type { Guard } from "../image/image-file.js";
+import type { StoredFolder } from "../storage/stored-folder.js";
 import { isDiskName, isPointId } from "./manifest.js";
 
 /**
@@ -119,7 +120,7 @@ export function stagedManifest(child: string): string {
  * @param domain the domain's folder
  * @throws {DamageError} the journal exists, and is not what a prune writes
  */
-export async function readJournal(domain: HeldFolder): Promise<PruneJournal | undefined> {
+export async function readJournal(domain: StoredFolder): Promise<PruneJournal | undefined> {
   await using folder = await domain.folder(JOURNAL_FOLDER);
   if (!folder) return undefined;
   let text: string;
@@ -136,7 +137,7 @@ export async function readJournal(domain: HeldFolder): Promise<PruneJournal | un
 }
 
 /** The error for a journal that no prune has written, or that does not fit the points. */
-export function wrongJournal(domain: HeldFolder, what: string, cause?: unknown): DamageError {
+export function wrongJournal(domain: Pick<StoredFolder, "path">, what: string, cause?: unknown): DamageError {
   const path = `${domain.path}/${JOURNAL_FOLDER}/${JOURNAL}`;
   const message = `${path} is not the journal of a prune here (${what}): nothing was changed. Find out who has written it. If nobody can tell, move the folder ${JOURNAL_FOLDER} away, and see with "nbdpull verify" which points are sound`;
   return new DamageError("E_PRUNE_JOURNAL", message, { cause, details: { path } });
@@ -165,7 +166,7 @@ export async function hasJournal(domain: HeldFolder): Promise<boolean> {
 }
 
 /** Points that a prune has given up, though their folders are still needed. */
-export async function hiddenPoints(domain: HeldFolder): Promise<ReadonlySet<string>> {
+export async function hiddenPoints(domain: StoredFolder): Promise<ReadonlySet<string>> {
   const journal = await readJournal(domain);
   return new Set(journal && journal.phase !== "merge" ? journal.drop : []);
 }

@@ -1,6 +1,7 @@
 import { DamageError, hasCode, messageOf } from "../base/errors.js";
 import { isMissing } from "../host/durable-files.js";
 import type { HeldFolder } from "../host/held-folder.js";
+import type { StoredFolder } from "../storage/stored-folder.js";
 import { type Manifest, parseManifest } from "./manifest.js";
 
 export const MANIFEST = "point.json";
@@ -14,7 +15,7 @@ const MOST_BYTES = 4 * 1024 * 1024;
  * @throws {DamageError} `E_MANIFEST`: it is missing, unreadable, wrong, or another point's
  */
 export async function readManifest(
-  folder: HeldFolder,
+  folder: StoredFolder,
   id: string,
   name = MANIFEST,
   facts: Readonly<Record<string, unknown>> = {},

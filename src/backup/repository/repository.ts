@@ -21,6 +21,8 @@ import { parseJson } from "../base/json.js";
 import { isMissing, makeFolders } from "../host/durable-files.js";
 import { HeldFolder } from "../host/held-folder.js";
 import { refuseAddress } from "../host/local-path.js";
+import type { FilePlace } from "../image/readable-file.js";
+import type { StoredFolder } from "../storage/stored-folder.js";
 import { type HeldLock, markReader, type ReaderMark, takeLock } from "./domain-lock.js";
 import { finishJournal } from "./finish-prune.js";
 import { folderNameOf, isFolderName, LOST_AND_FOUND, MARKER } from "./folder-name.js";
@@ -136,7 +138,7 @@ export class Repository {
 
   /** The path of its folder without links. */
   async realPath(): Promise<string> {
-    await using folder = await HeldFolder.open(this.path);
+    await using folder = await this.#holdRoot();
     return folder.realPath;
   }
 
@@ -154,11 +156,11 @@ export class Repository {
 
   /** Names of the folders that may have points, sorted; a link to a folder is one of them. */
   async folders(): Promise<string[]> {
-    await using folder = await HeldFolder.open(this.path);
+    await using root = await this.#openRoot();
     const names: string[] = [];
-    for (const entry of await folder.entries()) {
+    for (const entry of await root.entries()) {
       const isFolder =
-        entry.isDirectory() || (entry.isSymbolicLink() && (await leadsToFolder(folder, entry.name)));
+        entry.isDirectory() || (entry.isSymbolicLink() && (await leadsToFolder(root.at(entry.name))));
       if (isFolder && isFolderName(entry.name)) names.push(entry.name);
     }
     return names.sort();
@@ -193,13 +195,13 @@ export class Repository {
 
   /** The ids of a domain's points, oldest first, whether their manifests can be read or not. */
   async pointIds(domain: string): Promise<string[]> {
-    await using folder = await this.holdDomain(domain);
+    await using folder = await this.openDomain(domain);
     return folder ? await pointIdsIn(folder) : [];
   }
 
   /** Like `pointIds`, with links that are called like points: nothing follows them, and they are damage. */
   async pointNames(domain: string): Promise<string[]> {
-    await using folder = await this.holdDomain(domain);
+    await using folder = await this.openDomain(domain);
     return folder ? await pointNamesIn(folder) : [];
   }
 
@@ -275,7 +277,7 @@ export class Repository {
     ids: readonly string[],
     journal: PruneJournal | undefined,
   ): Promise<void> {
-    await using folder = await this.holdDomain(domain);
+    await using folder = await this.openDomain(domain);
     const now = folder ? await pointIdsIn(folder) : [];
     const phase = folder && (await readJournal(folder))?.phase;
     const ended = journal?.phase === "overwrite" && phase !== "overwrite";
@@ -316,7 +318,7 @@ export class Repository {
       return await work(held);
     } finally {
       await held.release();
-      await using root = await HeldFolder.open(this.path);
+      await using root = await this.#holdRoot();
       // Removes the folder only if it is empty, as after a first point that failed.
       const name = folderNameOf(domain);
       if (name !== LOST_AND_FOUND) await root.removeEmpty(name).catch(() => undefined);
@@ -326,7 +328,7 @@ export class Repository {
   async #makeDomain(domain: string): Promise<HeldFolder> {
     const name = folderNameOf(domain);
     await makeFolders(this.path);
-    await using root = await HeldFolder.open(this.path);
+    await using root = await this.#holdRoot();
     for (;;) {
       const folder = await root.folder(name);
       if (folder) return folder;
@@ -338,33 +340,56 @@ export class Repository {
   }
 
   /**
-   * Opens a domain's folder. The caller closes it.
+   * Opens a domain's folder to be read. The caller closes it.
    * @returns undefined if there is none
    * @throws {DamageError} `E_LINK`: it is a symbolic link, or no folder
    */
+  async openDomain(domain: string): Promise<StoredFolder | undefined> {
+    const name = folderNameOf(domain);
+    await using root = await this.#openRoot();
+    return await root.folder(name);
+  }
+
+  /** Like `openDomain`, for changes. */
   async holdDomain(domain: string): Promise<HeldFolder | undefined> {
     const name = folderNameOf(domain);
-    await using root = await HeldFolder.open(this.path);
+    await using root = await this.#holdRoot();
     return await root.folder(name);
   }
 
   /**
-   * Opens a point's folder. The caller closes it.
+   * Opens a point's folder to be read. The caller closes it.
    * @throws {DamageError} `E_MANIFEST`: there is none; `E_LINK`: it is a symbolic link, or no folder
    */
+  async openPoint(domain: string, id: string): Promise<StoredFolder> {
+    await using folder = await this.openDomain(domain);
+    return (await folder?.folder(id)) ?? this.#noPoint(domain, id);
+  }
+
+  /** Like `openPoint`, for changes. */
   async holdPoint(domain: string, id: string): Promise<HeldFolder> {
     await using folder = await this.holdDomain(domain);
-    const point = await folder?.folder(id);
-    if (point) return point;
+    return (await folder?.folder(id)) ?? this.#noPoint(domain, id);
+  }
+
+  #noPoint(domain: string, id: string): never {
     const message = `there is no point ${id} of ${domain}: ${this.pointFolder(domain, id)} is missing`;
     throw new DamageError("E_MANIFEST", message, { details: { domain, point: id } });
   }
 
-  /** Whether there is a folder of that point. @throws {DamageError} `E_LINK`: as `holdPoint` */
+  /** Whether there is a folder of that point. @throws {DamageError} `E_LINK`: as `openPoint` */
   async hasPoint(domain: string, id: string): Promise<boolean> {
-    await using folder = await this.holdDomain(domain);
+    await using folder = await this.openDomain(domain);
     await using point = await folder?.folder(id);
     return point !== undefined;
+  }
+
+  async #openRoot(): Promise<StoredFolder> {
+    return await this.#holdRoot();
+  }
+
+  async #holdRoot(): Promise<HeldFolder> {
+    return await HeldFolder.open(this.path);
   }
 
   /** The path of a point's folder, for messages. */
@@ -374,7 +399,7 @@ export class Repository {
 
   /** @throws {DamageError} the manifest is missing, unreadable, wrong, or another point's */
   async point(domain: string, id: string): Promise<Manifest> {
-    await using folder = await this.holdPoint(domain, id);
+    await using folder = await this.openPoint(domain, id);
     return await readManifest(folder, id, MANIFEST, { domain });
   }
 
@@ -395,8 +420,9 @@ export class Repository {
 }
 
 /** Only looks where a link leads; nothing is opened there. */
-async function leadsToFolder(folder: HeldFolder, name: string): Promise<boolean> {
-  return await stat(folder.at(name)).then(
+async function leadsToFolder(place: FilePlace): Promise<boolean> {
+  if (typeof place !== "string") return false;
+  return await stat(place).then(
     (found) => found.isDirectory(),
     () => false,
   );

@@ -35,7 +35,7 @@ async function formatsInDefinition(
   domain: string,
   point: Manifest,
 ): Promise<ReadonlyMap<string, string>> {
-  await using folder = await repository.holdPoint(domain, point.id);
+  await using folder = await repository.openPoint(domain, point.id);
   try {
     const xml = (await folder.read("domain.xml", MOST_BYTES)).toString("utf8");
     return new Map(parseDomain(xml).disks.map(({ target, format = "raw" }) => [target, format]));

@@ -217,7 +217,7 @@ function pathOf({ file }: KeptFile, xmlPath: string, filesIn: string | undefined
 }
 
 async function readDefinition({ repository, domain, point }: RestoredDefinitionOptions): Promise<string> {
-  await using folder = await repository.holdPoint(domain, point.id);
+  await using folder = await repository.openPoint(domain, point.id);
   // Earlier versions stored the definition without its digest.
   const kept = point.files?.find(({ role }) => role === "definition");
   const damage = kept && (await damageOf(folder, kept));

@@ -1,12 +1,14 @@
 import { basename, dirname, resolve } from "node:path";
 import { BackupError, DamageError, messageOf, UsageError } from "../base/errors.js";
 import { syncFile } from "../host/durable-files.js";
-import { copyPrivately, HeldFolder } from "../host/held-folder.js";
+import { HeldFolder } from "../host/held-folder.js";
 import { NewFiles } from "../host/new-files.js";
 import { type Finished, publish, refuseTarget, temporaryPathFor } from "../host/publish.js";
+import { copyFrom } from "../image/readable-file.js";
 import { damageOf } from "../repository/kept-files.js";
 import type { KeptFile, Manifest } from "../repository/manifest.js";
 import type { Repository } from "../repository/repository.js";
+import type { StoredFolder } from "../storage/stored-folder.js";
 import { refuseInside } from "./restore.js";
 
 /** A kept file of a point, and the path to which it is restored. */
@@ -89,17 +91,17 @@ export class RestoredFiles implements AsyncDisposable {
       throw new UsageError("E_TARGET", `two files would be restored to ${path}`, { details: { path } });
     }
     const temporary = temporaryPathFor(path);
-    await using folder = await repository.holdPoint(domain, point.id);
+    await using folder = await repository.openPoint(domain, point.id);
     await this.#refuseDamage(folder, file);
     this.#files.expect(temporary);
-    await copyPrivately(folder.at(file.file), temporary, { most: file.length, signal });
+    await copyFrom(folder.at(file.file), temporary, { most: file.length, signal });
     if (sync) await syncFile(temporary);
     await using target = await HeldFolder.open(dirname(temporary));
     await this.#refuseDamage(target, { ...file, file: basename(temporary) });
     this.#finished.push({ temporary, final: path });
   }
 
-  async #refuseDamage(folder: HeldFolder, file: KeptFile): Promise<void> {
+  async #refuseDamage(folder: StoredFolder, file: KeptFile): Promise<void> {
     const { point, signal } = this.#options;
     signal?.throwIfAborted();
     const damage = await damageOf(folder, file, signal);

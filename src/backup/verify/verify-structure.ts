@@ -1,5 +1,6 @@
 import type { Damage, OnDamage } from "../base/damage.js";
 import { clustersIn, type ImageFormat } from "../image/image.js";
+import type { FilePlace } from "../image/readable-file.js";
 import { checkQcow2 } from "../qcow2/check.js";
 import { l2Entries } from "../qcow2/format.js";
 import { encodeHeader, INCOMPATIBLE } from "../qcow2/header.js";
@@ -19,16 +20,16 @@ export interface ExpectedBacking {
  * @throws the file system's error
  */
 export async function verifyStructure(
-  path: string,
+  place: FilePlace,
   backing: ExpectedBacking | undefined,
   { onDamage, onLeak }: { readonly onDamage: OnDamage; readonly onLeak: OnDamage },
   signal: AbortSignal | undefined,
 ): Promise<void> {
-  for (const { severity, ...damage } of await checkQcow2(path, signal ? { signal } : {})) {
+  for (const { severity, ...damage } of await checkQcow2(place, signal ? { signal } : {})) {
     if (severity === "damage") onDamage(damage);
     else onLeak(damage);
   }
-  await using image = await Qcow2Reader.open(path);
+  await using image = await Qcow2Reader.open(place);
   for (const message of [wrongBacking(image, backing), await wrongHeader(image)]) {
     if (message !== undefined) onDamage({ message });
   }

@@ -136,7 +136,7 @@ class PointVerifier {
     const { id, disks, files = [] } = this.#point;
     const findings: Finding[] = [];
     {
-      await using folder = await this.#repository.holdPoint(this.#domain, id);
+      await using folder = await this.#repository.openPoint(this.#domain, id);
       for (const file of files) {
         const message = await damageOf(folder, file, this.#tools.signal);
         if (message !== undefined) findings.push({ point: id, severity: "damage", message });
@@ -162,7 +162,7 @@ class PointVerifier {
       const backing = await this.#backingOf(link);
       const stranger = await this.#strangerBelow(link);
       if (stranger !== undefined) onDamage({ message: stranger });
-      const folder = await this.#repository.holdPoint(this.#domain, this.#point.id);
+      const folder = await this.#repository.openPoint(this.#domain, this.#point.id);
       await using layer = await Layer.open(folder, this.#point.id, disk, { signal });
       const told = new Set<string>();
       if (disk.format === "qcow2") {
@@ -170,7 +170,12 @@ class PointVerifier {
           told.add(keyOf(damage));
           onDamage(damage);
         };
-        await verifyStructure(layer.stored.path, backing, { onDamage: note, onLeak }, signal);
+        await verifyStructure(
+          layer.stored.remote ?? layer.stored.path,
+          backing,
+          { onDamage: note, onLeak },
+          signal,
+        );
       }
       await verifyData(layer, {
         threads,
