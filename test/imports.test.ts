@@ -94,6 +94,10 @@ const ROOMS: Readonly<Record<string, Room>> = {
     what: "an NBD export as a source for backups: opened, and mapped to clean, zero and data",
     mayImport: words("base"),
   },
+  s3: {
+    what: "an S3-compatible object store, spoken to by AWS's SDK: objects, uploads in parts, leases; knows of no points",
+    mayImport: words("base"),
+  },
   host: {
     what: "the machine below: durable files, names published atomically, QEMU's locks, sockets, ssh to another machine",
     mayImport: words("base"),

@@ -1,0 +1,115 @@
+import { UsageError } from "../base/errors.js";
+
+/** Where a repository lies in an object store. */
+export interface S3Address {
+  readonly bucket: string;
+  /** What all keys begin with: empty, or names that each end with a slash. */
+  readonly prefix: string;
+  /** The store's URL; undefined: as AWS's variables and files say, or AWS itself. */
+  readonly endpoint?: string | undefined;
+  readonly region?: string | undefined;
+  /** The section of AWS's files that has the credentials. */
+  readonly profile?: string | undefined;
+  /** Whether the bucket is part of the path rather than of the host's name. Undefined: as the endpoint needs it. */
+  readonly pathStyle?: boolean | undefined;
+}
+
+const SCHEME = "s3://";
+/** A key has at most 1,024 bytes, and what follows the prefix needs its share. */
+const MOST_PREFIX_BYTES = 512;
+const EXAMPLE =
+  "s3://BUCKET/PREFIX, with options such as ?endpoint=https://host:port&region=R&profile=P&path-style=yes";
+
+/** Whether this text names an object store and not a path. */
+export function isS3Address(text: string): boolean {
+  return text.startsWith(SCHEME);
+}
+
+/**
+ * Reads `s3://BUCKET/PREFIX?endpoint=…&region=…&profile=…&path-style=yes|no`.
+ * @throws {UsageError} `E_S3_ADDRESS`
+ */
+export function parseS3Address(text: string): S3Address {
+  const refuse = (why: string): UsageError =>
+    new UsageError("E_S3_ADDRESS", `${text} is no address of a repository: ${why}. It is ${EXAMPLE}`, {
+      details: { address: text },
+    });
+  if (!isS3Address(text)) throw refuse(`it does not begin with ${SCHEME}`);
+  const [path = "", options, ...more] = text.slice(SCHEME.length).split("?");
+  if (more.length > 0) throw refuse("it has two question marks");
+  const [bucket = "", ...names] = path.split("/");
+  if (bucket === "") throw refuse("the bucket is missing");
+  if (bucket.includes("@")) {
+    throw refuse(
+      "credentials do not belong into an address, where others see them: put them into ~/.aws/credentials",
+    );
+  }
+  if (!/^[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]$/.test(bucket)) {
+    throw refuse(`no bucket can be called ${JSON.stringify(bucket)}`);
+  }
+  return { bucket, prefix: prefixOf(names, refuse), ...optionsOf(options ?? "", refuse) };
+}
+
+/** The address in the form that `parseS3Address` reads. */
+export function formatS3Address({ bucket, prefix, endpoint, region, profile, pathStyle }: S3Address): string {
+  const style = pathStyle === undefined ? undefined : pathStyle ? "yes" : "no";
+  const options = Object.entries({ endpoint, region, profile, "path-style": style })
+    .filter(([, value]) => value !== undefined)
+    .map(([name, value]) => `${name}=${value}`);
+  const path = `${SCHEME}${bucket}/${prefix}`.replace(/\/$/, "");
+  return options.length === 0 ? path : `${path}?${options.join("&")}`;
+}
+
+function prefixOf(names: readonly string[], refuse: (why: string) => UsageError): string {
+  const given = names.at(-1) === "" ? names.slice(0, -1) : names;
+  for (const name of given) {
+    if (name === "" || name === "." || name === "..") {
+      throw refuse(`${JSON.stringify(name)} is no name in a prefix`);
+    }
+    // biome-ignore lint/suspicious/noControlCharactersInRegex: these are what must not be there.
+    if (/[\u0000-\u001f\u007f-\u009f\\]/.test(name)) {
+      throw refuse("a prefix has no control characters and no backslash");
+    }
+  }
+  const prefix = given.map((name) => `${name}/`).join("");
+  if (Buffer.byteLength(prefix) > MOST_PREFIX_BYTES) {
+    throw refuse(`a prefix has at most ${MOST_PREFIX_BYTES} bytes`);
+  }
+  return prefix;
+}
+
+function optionsOf(
+  text: string,
+  refuse: (why: string) => UsageError,
+): Pick<S3Address, "endpoint" | "region" | "profile" | "pathStyle"> {
+  const found = new Map<string, string>();
+  for (const option of text === "" ? [] : text.split("&")) {
+    const [name = "", ...values] = option.split("=");
+    const value = values.join("=");
+    if (!["endpoint", "region", "profile", "path-style"].includes(name)) {
+      throw refuse(`there is no option ${JSON.stringify(name)}`);
+    }
+    if (value === "" || found.has(name)) throw refuse(`${name} needs one value`);
+    found.set(name, value);
+  }
+  const style = found.get("path-style");
+  if (style !== undefined && style !== "yes" && style !== "no") throw refuse("path-style is yes or no");
+  return {
+    endpoint: endpointOf(found.get("endpoint"), refuse),
+    region: found.get("region"),
+    profile: found.get("profile"),
+    pathStyle: style === undefined ? undefined : style === "yes",
+  };
+}
+
+function endpointOf(text: string | undefined, refuse: (why: string) => UsageError): string | undefined {
+  if (text === undefined) return undefined;
+  const url = URL.canParse(text) ? new URL(text) : undefined;
+  if (!url || (url.protocol !== "https:" && url.protocol !== "http:")) {
+    throw refuse("an endpoint is a URL that begins with https:// or http://");
+  }
+  if (url.username !== "" || url.password !== "") {
+    throw refuse("credentials do not belong into an endpoint, where others see them");
+  }
+  return text;
+}

@@ -1,0 +1,79 @@
+import { readFile } from "node:fs/promises";
+import { Agent as PlainAgent } from "node:http";
+import { Agent as TlsAgent } from "node:https";
+import { S3Client, type S3ClientConfig } from "@aws-sdk/client-s3";
+import { UsageError } from "../base/errors.js";
+import type { S3Address } from "./address.js";
+
+const MOST_CONNECTIONS = 48;
+const CONNECT_MS = 10_000;
+/** A connection on which nothing moves for so long is given up. */
+const IDLE_MS = 30_000;
+/** Where a store is not AWS, the region is part of the signature only. */
+const ANY_REGION = "us-east-1";
+
+/**
+ * A client for the store of an address. Credentials come from where AWS's own tools look for them: variables,
+ * files, a container or the machine's role. It tries each request once.
+ * @throws {UsageError} `E_S3_CA`: the file that AWS_CA_BUNDLE names cannot be read
+ */
+export async function clientFor(address: S3Address): Promise<S3Client> {
+  // It would write a warning to standard error with older versions of Node, once a process.
+  process.env["AWS_SDK_JS_NODE_VERSION_SUPPORT_WARNING_DISABLED"] ??= "true";
+  const endpoint = endpointOf(address);
+  const agent = { keepAlive: true, maxSockets: MOST_CONNECTIONS };
+  const config: S3ClientConfig = {
+    maxAttempts: 1,
+    // An older store refuses checksums that it does not know. Every request is signed with the digest of its body.
+    requestChecksumCalculation: "WHEN_REQUIRED",
+    responseChecksumValidation: "WHEN_REQUIRED",
+    followRegionRedirects: true,
+    forcePathStyle: address.pathStyle ?? (endpoint !== undefined || !isHostName(address.bucket)),
+    requestHandler: {
+      connectionTimeout: CONNECT_MS,
+      socketTimeout: IDLE_MS,
+      httpAgent: new PlainAgent(agent),
+      httpsAgent: new TlsAgent({ ...agent, ca: await trustedRoots() }),
+      logger: SILENT,
+    },
+    logger: SILENT,
+  };
+  if (address.endpoint !== undefined) config.endpoint = address.endpoint;
+  if (address.profile !== undefined) config.profile = address.profile;
+  const region = address.region ?? process.env["AWS_REGION"] ?? process.env["AWS_DEFAULT_REGION"];
+  if (region !== undefined) return new S3Client({ ...config, region });
+  const client = new S3Client(config);
+  const isKnown = await client.config.region().then(
+    () => true,
+    () => false,
+  );
+  if (isKnown) return client;
+  client.destroy();
+  return new S3Client({ ...config, region: ANY_REGION });
+}
+
+const nothing = (): void => undefined;
+/** The library never writes to the terminal. */
+const SILENT = { trace: nothing, debug: nothing, info: nothing, warn: nothing, error: nothing };
+
+/** The store's URL if it is not AWS, as far as the address and the variables say. */
+export function endpointOf({ endpoint }: S3Address): string | undefined {
+  return endpoint ?? process.env["AWS_ENDPOINT_URL_S3"] ?? process.env["AWS_ENDPOINT_URL"];
+}
+
+/** Whether a certificate for AWS's hosts covers the bucket as a part of the host's name. */
+function isHostName(bucket: string): boolean {
+  return /^[a-z0-9-]+$/.test(bucket);
+}
+
+/** As AWS's command line has it: these roots instead of the usual ones. */
+async function trustedRoots(): Promise<Buffer | undefined> {
+  const path = process.env["AWS_CA_BUNDLE"];
+  if (path === undefined || path === "") return undefined;
+  try {
+    return await readFile(path);
+  } catch (cause) {
+    const message = `AWS_CA_BUNDLE names ${path}, which cannot be read: correct the variable, or remove it`;
+    throw new UsageError("E_S3_CA", message, { cause, details: { path } });
+  }
+}

@@ -1,0 +1,33 @@
+import { setTimeout as sleep } from "node:timers/promises";
+import { isPassing } from "./errors.js";
+
+/** The first pause; each further one is twice as long. */
+const FIRST_PAUSE_MS = 100;
+const LONGEST_PAUSE_MS = 10_000;
+
+export interface Patience {
+  /** Begins no further try after so many milliseconds. */
+  readonly patienceMs: number;
+  readonly signal?: AbortSignal | undefined;
+}
+
+/**
+ * Repeats `request` with growing pauses while it fails in a way that may pass: a network or a store that is down
+ * for a moment, or that asks to be spared.
+ * @throws the last failure, or the signal's reason
+ */
+export async function patiently<T>(request: () => Promise<T>, { patienceMs, signal }: Patience): Promise<T> {
+  const deadline = performance.now() + patienceMs;
+  for (let longest = FIRST_PAUSE_MS; ; longest = Math.min(2 * longest, LONGEST_PAUSE_MS)) {
+    signal?.throwIfAborted();
+    try {
+      return await request();
+    } catch (error) {
+      signal?.throwIfAborted();
+      // Many who were refused together must not come back together.
+      const pause = longest * (0.5 + Math.random() / 2);
+      if (!isPassing(error) || performance.now() + pause > deadline) throw error;
+      await sleep(pause, undefined, signal ? { signal } : {}).catch(() => signal?.throwIfAborted());
+    }
+  }
+}

@@ -1,0 +1,88 @@
+import { randomBytes, randomUUID } from "node:crypto";
+import { BackupError, PreconditionError } from "../base/errors.js";
+import type { AskOptions, Bucket } from "./bucket.js";
+import { ObjectUpload } from "./upload.js";
+
+const MIB = 1024 * 1024;
+
+/** What a store was found to do. */
+export interface StoreAbilities {
+  /** One of many who create an object with the same key wins, and the others are told. */
+  readonly conditionalCreate: boolean;
+  /** An object is replaced only if it is still the one that was read. */
+  readonly conditionalReplace: boolean;
+}
+
+/**
+ * Tries with small objects of its own what a repository needs of a store, and removes them.
+ * @throws {PreconditionError} `E_S3_LACKS`: uploads in parts, ranges or removing do not work; or the credentials
+ *   may not do it: `E_S3_ACCESS`
+ */
+export async function probe(bucket: Bucket, options: AskOptions = {}): Promise<StoreAbilities> {
+  const base = `${bucket.address.prefix}.probe-${randomUUID()}`;
+  const keys = [`${base}/small`, `${base}/parts`];
+  const [small = "", large = ""] = keys;
+  try {
+    const abilities = await tryConditions(bucket, small, options);
+    await tryParts(bucket, large, options);
+    await bucket.remove(keys, options);
+    for (const key of keys) {
+      if (await bucket.find(key, options)) throw lacks(bucket, "remove an object");
+    }
+    return abilities;
+  } catch (error) {
+    await bucket.remove(keys).catch(() => undefined);
+    throw error;
+  }
+}
+
+async function tryConditions(bucket: Bucket, key: string, options: AskOptions): Promise<StoreAbilities> {
+  const [first, second, third] = [Buffer.from("first"), Buffer.from("second"), Buffer.from("third")];
+  if (!(await supported(bucket.putIfAbsent(key, first, options)))) await bucket.put(key, first, options);
+  const again = await supported(bucket.putIfAbsent(key, second, options));
+  await bucket.put(key, first, options);
+  const before = await bucket.find(key, options);
+  await bucket.put(key, third, options);
+  const etag = before?.etag ?? "";
+  const overwritten = await supported(bucket.replaceIfUnchanged(key, second, { ...options, etag }));
+  const now = await bucket.find(key, options);
+  const right =
+    now && (await supported(bucket.replaceIfUnchanged(key, second, { ...options, etag: now.etag })));
+  return {
+    conditionalCreate: again === false,
+    conditionalReplace: overwritten === undefined && typeof right === "string",
+  };
+}
+
+/** Undefined where the store does not know the condition. */
+async function supported<T>(request: Promise<T>): Promise<T | undefined> {
+  try {
+    return await request;
+  } catch (error) {
+    if (error instanceof PreconditionError && error.code === "E_S3_LACKS") return undefined;
+    throw error;
+  }
+}
+
+/** An object in two parts, and a range across them. */
+async function tryParts(bucket: Bucket, key: string, options: AskOptions): Promise<void> {
+  const bytes = randomBytes(9 * MIB);
+  await using upload = new ObjectUpload(bucket, key, { ...options, mostBytes: bytes.length });
+  for (let done = 0; done < bytes.length; done += MIB)
+    upload.writeNow(bytes.subarray(done, done + MIB), done);
+  const { etag } = await upload.finish();
+  const range = Buffer.alloc(MIB);
+  const from = 7.5 * MIB;
+  await bucket.readRange(key, range, from, { ...options, etag });
+  if (!range.equals(bytes.subarray(from, from + MIB))) {
+    throw new BackupError(
+      "E_S3_FAILED",
+      `${bucket.store} returned other bytes than were written: do not use it`,
+    );
+  }
+}
+
+function lacks(bucket: Bucket, what: string): PreconditionError {
+  const message = `${bucket.store} does not ${what}: docs/stores.md says what is needed`;
+  return new PreconditionError("E_S3_LACKS", message);
+}

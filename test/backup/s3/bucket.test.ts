@@ -1,0 +1,336 @@
+import { randomBytes } from "node:crypto";
+import { ListPartsCommand } from "@aws-sdk/client-s3";
+import { afterAll, afterEach, beforeAll, expect, it } from "vitest";
+import type { S3Address } from "../../../src/backup/s3/address.js";
+import { Bucket } from "../../../src/backup/s3/bucket.js";
+import { probe } from "../../../src/backup/s3/probe.js";
+import { ObjectUpload } from "../../../src/backup/s3/upload.js";
+import { BreakingStore } from "../../support/breaking-store.js";
+import { collect } from "../../support/collect.js";
+import { OTHER, Store } from "../../support/store.js";
+import { describeWith } from "../../support/tools.js";
+
+const MIB = 1024 * 1024;
+
+describeWith(["radosgw", "ceph-mon", "ceph-osd"], "a bucket of Ceph's", () => {
+  let store: Store;
+  let line: BreakingStore;
+  const before = { ...process.env };
+
+  beforeAll(async () => {
+    store = await Store.start();
+    line = await BreakingStore.start(store);
+    await store.makeBucket("backups");
+    await store.makeBucket("others", OTHER);
+    Object.assign(process.env, store.environment, { AWS_ENDPOINT_URL: line.endpoint });
+  });
+  afterAll(async () => {
+    process.env = before;
+    await line?.[Symbol.asyncDispose]();
+    await store?.[Symbol.asyncDispose]();
+  });
+  afterEach(() => {
+    line.fault = () => undefined;
+    line.seen.length = 0;
+  });
+
+  const address = (prefix: string, more: Partial<S3Address> = {}): S3Address => ({
+    bucket: "backups",
+    prefix,
+    ...more,
+  });
+  const opened = async (prefix: string): Promise<Bucket> => await Bucket.open(address(prefix));
+
+  it("holds objects that are listed by page and by folder", async () => {
+    using bucket = await opened("list/");
+    const names = Array.from({ length: 12 }, (_, i) => `list/${i % 3}/é ${i}`);
+    await Promise.all(names.map((name) => bucket.put(name, Buffer.from(name))));
+    expect(await bucket.folders("list/")).toEqual(["0", "1", "2"]);
+    const listed = await collect(bucket.list("list/"));
+    expect(listed.map(({ key }) => key).toSorted()).toEqual(names.toSorted());
+    expect(listed[0]).toMatchObject({ size: Buffer.byteLength(listed[0]?.key ?? "") });
+    await bucket.remove([...names, "list/never"]);
+    expect(await collect(bucket.list("list/"))).toEqual([]);
+    expect(await bucket.find(names[0] ?? "")).toBeUndefined();
+    expect(await bucket.get(names[0] ?? "", 10)).toBeUndefined();
+  });
+
+  it("lets one of many create an object, and one replace it", async () => {
+    using bucket = await opened("race/");
+    const many = Array.from({ length: 8 }, (_, i) => Buffer.from(`writer ${i}`));
+    const created = await Promise.all(many.map((bytes) => bucket.putIfAbsent("race/one", bytes)));
+    expect(created.filter(Boolean)).toHaveLength(1);
+    const found = await bucket.get("race/one", 100);
+    expect(found?.bytes).toEqual(many[created.indexOf(true)]);
+    const etag = found?.etag ?? "";
+    const replaced = await Promise.all(
+      many.map((bytes) => bucket.replaceIfUnchanged("race/one", bytes, { etag })),
+    );
+    const winners = many.filter((_, i) => replaced[i] !== undefined);
+    const now = await bucket.get("race/one", 100);
+    expect(now?.bytes).toEqual(winners.at(-1));
+    // A writer whose bytes were there before may not tell its own success from it.
+    expect(winners.length).toBeLessThanOrEqual(2);
+    expect(await bucket.replaceIfUnchanged("race/none", Buffer.from("x"), { etag })).toBeUndefined();
+  });
+
+  it("knows its own write although the answer was lost", async () => {
+    using bucket = await opened("lost/");
+    line.breakFirst(1, /^PUT .*lost\/one/, "lose answer");
+    expect(await bucket.putIfAbsent("lost/one", Buffer.from("mine"))).toBe(true);
+    const { etag } = (await bucket.get("lost/one", 10)) ?? { etag: "" };
+    line.breakFirst(1, /^PUT .*lost\/one/, "lose answer");
+    expect(await bucket.replaceIfUnchanged("lost/one", Buffer.from("mine 2"), { etag })).toMatch(
+      /^[0-9a-f]{32}$/,
+    );
+    expect(await bucket.putIfAbsent("lost/one", Buffer.from("other"))).toBe(false);
+    expect((await bucket.get("lost/one", 10))?.bytes.toString()).toBe("mine 2");
+  });
+
+  it("is read by ranges, through answers that are cut, refused and lost", async () => {
+    using bucket = await opened("range/");
+    const bytes = randomBytes(3 * MIB);
+    const etag = await bucket.put("range/one", bytes);
+    const target = Buffer.alloc(MIB);
+    for (const fault of [
+      undefined,
+      "cut answer",
+      "hang up",
+      { answer: 503, code: "SlowDown" },
+      { answer: 500, code: "InternalError" },
+    ] as const) {
+      target.fill(0);
+      if (fault) line.breakFirst(2, /^GET .*range\/one/, fault);
+      await bucket.readRange("range/one", target, 12_345, { etag });
+      expect(target.equals(bytes.subarray(12_345, 12_345 + MIB))).toBe(true);
+    }
+    line.breakFirst(1, /^GET/, "ignore range");
+    await expect(bucket.readRange("range/one", target, 0, { etag })).rejects.toMatchObject({
+      code: "E_S3_RANGE",
+    });
+    await expect(bucket.readRange("range/one", target, 2.5 * MIB, { etag })).rejects.toMatchObject({
+      code: "E_S3_RANGE",
+    });
+    await expect(bucket.readRange("range/one", target, 5 * MIB, { etag })).rejects.toMatchObject({
+      code: "E_S3_RANGE",
+    });
+    await expect(bucket.get("range/one", MIB)).rejects.toMatchObject({ code: "E_S3_TOO_LARGE" });
+    await bucket.put("range/one", randomBytes(3 * MIB));
+    await expect(bucket.readRange("range/one", target, 0, { etag })).rejects.toMatchObject({
+      code: "E_S3_CHANGED",
+    });
+    await bucket.remove(["range/one"]);
+    await expect(bucket.readRange("range/one", target, 0, { etag })).rejects.toMatchObject({
+      code: "E_S3_MISSING",
+    });
+  });
+
+  it("ends a request at once when it is aborted", async () => {
+    using bucket = await opened("abort/");
+    line.fault = () => "never answer";
+    const stop = new AbortController();
+    const asked = bucket.put("abort/one", Buffer.from("x"), { signal: stop.signal });
+    setTimeout(() => stop.abort(new Error("enough")), 50);
+    await expect(asked).rejects.toThrow("enough");
+    line.fault = () => ({ answer: 503, code: "SlowDown" });
+    const again = new AbortController();
+    setTimeout(() => again.abort(new Error("enough")), 50);
+    await expect(bucket.put("abort/one", Buffer.from("x"), { signal: again.signal })).rejects.toThrow(
+      "enough",
+    );
+  });
+
+  it.each([
+    ["no such bucket", { bucket: "nowhere" }, {}, "E_S3_BUCKET", "there is no bucket nowhere"],
+    ["somebody else's bucket", { bucket: "others" }, {}, "E_S3_ACCESS", "somebody else's bucket"],
+    ["an unknown key", {}, { AWS_ACCESS_KEY_ID: "AKIDNONE" }, "E_S3_ACCESS", "does not know this access key"],
+    [
+      "a wrong secret",
+      {},
+      { AWS_SECRET_ACCESS_KEY: "wrongwrong" },
+      "E_S3_ACCESS",
+      "the secret key is not that",
+    ],
+  ])("says of %s what is wrong, without a secret", async (_, place, variables, code, text) => {
+    const saved = { ...process.env };
+    Object.assign(process.env, variables);
+    try {
+      const failure = await Bucket.open(address("", place)).catch((error: unknown) => error as Error);
+      expect(failure).toMatchObject({ name: "PreconditionError", code });
+      expect((failure as Error).message).toContain(text);
+      expect((failure as Error).message).not.toMatch(/secretsecret|wrongwrong/);
+    } finally {
+      process.env = saved;
+    }
+  });
+
+  it.each([
+    [{ answer: 400, code: "ExpiredToken" }, "E_S3_ACCESS", "expired"],
+    [{ answer: 301, code: "PermanentRedirect" }, "E_S3_REGION", "another region"],
+    [{ answer: 403, code: "RequestTimeTooSkewed" }, "E_S3_CLOCK", "set the clock"],
+    [{ answer: 501, code: "NotImplemented" }, "E_S3_LACKS", "cannot do that"],
+  ] as const)("says what to do about %o", async (fault, code, text) => {
+    line.fault = () => fault;
+    await expect(Bucket.open(address(""))).rejects.toMatchObject({ name: "PreconditionError", code });
+    await expect(Bucket.open(address(""))).rejects.toThrow(text);
+  });
+
+  it("says that nobody answers", async () => {
+    const nobody = address("", { endpoint: "http://127.0.0.1:9" });
+    await expect(Bucket.open(nobody)).rejects.toMatchObject({
+      name: "BackupError",
+      code: "E_S3_UNREACHABLE",
+    });
+    const noTls = address("", { endpoint: line.endpoint.replace("http:", "https:") });
+    await expect(Bucket.open(noTls)).rejects.toMatchObject({ name: "PreconditionError", code: "E_S3_TLS" });
+  });
+
+  it("finds out what the store can do, and leaves nothing", async () => {
+    using bucket = await opened("probe/");
+    expect(await probe(bucket)).toEqual({ conditionalCreate: true, conditionalReplace: true });
+    line.fault = () => "ignore conditions";
+    expect(await probe(bucket)).toEqual({ conditionalCreate: false, conditionalReplace: false });
+    line.breakFirst(1, /^POST .*uploads/, { answer: 501, code: "NotImplemented" });
+    await expect(probe(bucket)).rejects.toMatchObject({ code: "E_S3_LACKS" });
+    line.fault = ({ method }) => (method === "DELETE" ? { answer: 403, code: "AccessDenied" } : undefined);
+    await expect(probe(bucket)).rejects.toMatchObject({ code: "E_S3_ACCESS" });
+    line.fault = () => undefined;
+    for await (const { key } of bucket.list("probe/")) await bucket.remove([key]);
+    expect(await collect(bucket.pendingUploads("probe/"))).toEqual([]);
+  });
+
+  const pieces = async (upload: ObjectUpload, bytes: Buffer, from: number): Promise<void> => {
+    for (let at = from; at < bytes.length; at += 300_000) {
+      await upload.capacity();
+      upload.writeNow(bytes.subarray(at, at + 300_000), at);
+    }
+  };
+
+  it.each([
+    ["a small object", 100_000],
+    ["just a part", 8 * MIB],
+    ["several parts", 43 * MIB + 17],
+  ])("uploads %s with its head last, though the line breaks", async (_, length) => {
+    using bucket = await opened("upload/");
+    const bytes = randomBytes(length);
+    const head = Math.min(length, 65_536);
+    await using upload = new ObjectUpload(bucket, "upload/one", { mostBytes: length });
+    let broken = 0;
+    line.fault = ({ method }) => {
+      if (method !== "PUT" && method !== "POST") return undefined;
+      broken += 1;
+      return (
+        [
+          "lose answer",
+          undefined,
+          "hang up",
+          undefined,
+          { answer: 503, code: "SlowDown" },
+          undefined,
+        ] as const
+      )[broken % 6];
+    };
+    await pieces(upload, bytes, head);
+    upload.writeNow(bytes.subarray(0, head), 0);
+    const { size, etag } = await upload.finish();
+    line.fault = () => undefined;
+    expect(size).toBe(length);
+    const back = Buffer.alloc(length);
+    await bucket.readRange("upload/one", back, 0, { etag });
+    expect(back.equals(bytes)).toBe(true);
+    expect(await collect(bucket.pendingUploads("upload/"))).toEqual([]);
+  });
+
+  it("uploads the part with the head after all others", async () => {
+    using bucket = await opened("order/");
+    const bytes = randomBytes(30 * MIB);
+    await using upload = new ObjectUpload(bucket, "order/one", { mostBytes: bytes.length });
+    await pieces(upload, bytes, 0);
+    await upload.finish();
+    const parts = line.seen.flatMap((each) => /^PUT .*partNumber=(\d+)/.exec(each)?.[1] ?? []);
+    expect(parts).toHaveLength(4);
+    expect(parts.at(-1)).toBe("1");
+  });
+
+  it("cuts off what was written behind the end", async () => {
+    using bucket = await opened("cut/");
+    const bytes = randomBytes(21 * MIB);
+    await using upload = new ObjectUpload(bucket, "cut/one", { mostBytes: bytes.length });
+    await pieces(upload, bytes, 0);
+    upload.truncate(20 * MIB + 5);
+    const { size, etag } = await upload.finish();
+    const back = Buffer.alloc(size);
+    await bucket.readRange("cut/one", back, 0, { etag });
+    expect(back.equals(bytes.subarray(0, 20 * MIB + 5))).toBe(true);
+  });
+
+  it("leaves neither an object nor parts when it is not finished", async () => {
+    using bucket = await opened("left/");
+    const bytes = randomBytes(30 * MIB);
+    {
+      await using upload = new ObjectUpload(bucket, "left/one", { mostBytes: bytes.length });
+      await pieces(upload, bytes, 0);
+    }
+    expect(await bucket.find("left/one")).toBeUndefined();
+    expect(await collect(bucket.pendingUploads("left/"))).toEqual([]);
+    line.fault = ({ url }) =>
+      url.includes("partNumber=2") ? { answer: 403, code: "AccessDenied" } : undefined;
+    {
+      await using upload = new ObjectUpload(bucket, "left/two", { mostBytes: bytes.length });
+      const all = pieces(upload, bytes, 0).then(() => upload.finish());
+      await expect(all).rejects.toMatchObject({ code: "E_S3_ACCESS" });
+    }
+    expect(await bucket.find("left/two")).toBeUndefined();
+    expect(await collect(bucket.pendingUploads("left/"))).toEqual([]);
+  });
+
+  it("knows a completion whose answer was lost", async () => {
+    using bucket = await opened("completed/");
+    const bytes = randomBytes(20 * MIB);
+    await using upload = new ObjectUpload(bucket, "completed/one", { mostBytes: bytes.length });
+    await pieces(upload, bytes, 0);
+    line.breakFirst(1, /^POST .*uploadId=/, "lose answer");
+    expect(await upload.finish()).toMatchObject({ size: bytes.length });
+    expect(await bucket.find("completed/one")).toMatchObject({ size: bytes.length });
+  });
+
+  it("finds and aborts uploads that a dead process left", async () => {
+    using bucket = await opened("dead/");
+    const bytes = randomBytes(20 * MIB);
+    const upload = new ObjectUpload(bucket, "dead/one", { mostBytes: bytes.length });
+    await pieces(upload, bytes, 0);
+    await expect
+      .poll(() => line.seen.filter((each) => each.includes("partNumber")).length)
+      .toBeGreaterThan(0);
+    const pending = await collect(bucket.pendingUploads("dead/"));
+    expect(pending).toMatchObject([{ key: "dead/one" }]);
+    const { uploadId = "" } = pending[0] ?? {};
+    await bucket.abortUpload({ key: "dead/one", uploadId });
+    await bucket.abortUpload({ key: "dead/one", uploadId });
+    const parts = new ListPartsCommand({ Bucket: "backups", Key: "dead/one", UploadId: uploadId });
+    await expect(store.client().send(parts)).rejects.toMatchObject({ $metadata: { httpStatusCode: 404 } });
+    await expect(upload.finish()).rejects.toMatchObject({ code: "E_S3_FAILED" });
+    await upload[Symbol.asyncDispose]();
+  });
+
+  it.each([
+    ["an object of another place", (text: string) => text.replaceAll("<Key>nonsense/", "<Key>elsewhere/")],
+    ["a list without an end", (text: string) => text.replace("<IsTruncated>false", "<IsTruncated>true")],
+    [
+      "a list that begins again",
+      (text: string) =>
+        text.replace(
+          "<IsTruncated>false</IsTruncated>",
+          "<IsTruncated>true</IsTruncated><NextContinuationToken>x</NextContinuationToken>",
+        ),
+    ],
+  ])("refuses %s", async (_, rewrite) => {
+    using bucket = await opened("nonsense/");
+    await bucket.put("nonsense/one", Buffer.from("x"));
+    line.fault = () => ({ rewrite });
+    await expect(collect(bucket.list("nonsense/o"))).rejects.toMatchObject({
+      name: "DamageError",
+      code: "E_S3_NONSENSE",
+    });
+  });
+});

@@ -1,0 +1,116 @@
+import { createServer, type IncomingMessage, request, type Server, type ServerResponse } from "node:http";
+import type { AddressInfo } from "node:net";
+import { buffer, text } from "node:stream/consumers";
+import { PutObjectCommand } from "@aws-sdk/client-s3";
+import type { Store } from "./store.js";
+
+/** What may happen to a request on its way to a store, or to the answer. */
+export type StoreFault =
+  /** The store is not asked, and this is the answer. */
+  | { readonly answer: number; readonly code: string }
+  /** The store is asked, and its answer is lost. */
+  | "lose answer"
+  /** The store is not asked, and nothing is answered. */
+  | "hang up"
+  | "never answer"
+  /** Half of the answer's body arrives. */
+  | "cut answer"
+  /** The whole object is sent in place of a range. */
+  | "ignore range"
+  /** The text of the answer is changed. */
+  | { readonly rewrite: (text: string) => string }
+  /** As a store does that does not know conditions. */
+  | "ignore conditions";
+
+/** A line to a store that breaks as it is told. */
+export class BreakingStore implements AsyncDisposable {
+  readonly endpoint: string;
+  /** All requests, as `METHOD URL`. */
+  readonly seen: string[] = [];
+  /** Decides what happens to a request. Default: nothing does. */
+  fault: (asked: { readonly method: string; readonly url: string }) => StoreFault | undefined = () =>
+    undefined;
+  readonly #server: Server;
+  readonly #store: Store;
+
+  private constructor(server: Server, store: Store) {
+    this.#store = store;
+    this.#server = server;
+    this.endpoint = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
+  }
+
+  static async start(store: Store): Promise<BreakingStore> {
+    let breaking: BreakingStore | undefined;
+    const server = createServer((asked, answer) => breaking?.pass(asked, answer, new URL(store.endpoint)));
+    await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+    breaking = new BreakingStore(server, store);
+    return breaking;
+  }
+
+  /** A fault for the first `times` requests that match. */
+  breakFirst(times: number, pattern: RegExp, fault: StoreFault): void {
+    let left = times;
+    this.fault = ({ method, url }) => (pattern.test(`${method} ${url}`) && left-- > 0 ? fault : undefined);
+  }
+
+  pass(asked: IncomingMessage, answer: ServerResponse, store: URL): void {
+    const [method, url] = [asked.method ?? "", asked.url ?? ""];
+    this.seen.push(`${method} ${url}`);
+    const fault = this.fault({ method, url });
+    if (fault === "never answer") return;
+    if (fault === "hang up") return void asked.socket.destroy();
+    if (typeof fault === "object" && "answer" in fault) {
+      asked.resume();
+      const body = `<?xml version="1.0"?><Error><Code>${fault.code}</Code><Message>as told</Message></Error>`;
+      answer.writeHead(fault.answer, { "content-type": "application/xml", date: new Date().toUTCString() });
+      return void answer.end(method === "HEAD" ? undefined : body);
+    }
+    const isPut = method === "PUT" && !url.includes("partNumber");
+    if (fault === "ignore conditions" && isPut) return void this.#putAnyway(asked, answer);
+    const { hostname, port } = store;
+    const onward = request(
+      { hostname, port, method, path: url, headers: asked.headers, agent: false },
+      (answered) => {
+        if (fault === "lose answer") {
+          answered.resume();
+          answered.on("end", () => asked.socket.destroy());
+          return;
+        }
+        if (typeof fault === "object" && "rewrite" in fault) {
+          void text(answered).then((body) => answer.end(fault.rewrite(body)));
+          return;
+        }
+        if (fault === "ignore range") {
+          delete answered.headers["content-range"];
+          answered.statusCode = 200;
+        }
+        answer.writeHead(answered.statusCode ?? 502, answered.headers);
+        if (fault !== "cut answer") return void answered.pipe(answer);
+        const half = Number(answered.headers["content-length"]) >> 1;
+        let sent = 0;
+        answered.on("data", (bytes: Buffer) => {
+          answer.write(bytes.subarray(0, half - sent));
+          sent += bytes.length;
+          if (sent >= half) answer.destroy();
+        });
+      },
+    );
+    onward.on("error", () => asked.socket.destroy());
+    asked.pipe(onward);
+  }
+
+  /** The conditions are part of the signature, so it is another request. */
+  async #putAnyway(asked: IncomingMessage, answer: ServerResponse): Promise<void> {
+    const [, Bucket, Key] = /^\/([^/]+)\/([^?]+)/.exec(decodeURIComponent(asked.url ?? "")) ?? [];
+    const { ETag = "" } = await this.#store
+      .client()
+      .send(new PutObjectCommand({ Bucket, Key, Body: await buffer(asked) }));
+    answer.writeHead(200, { etag: ETag });
+    answer.end();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#server.closeAllConnections();
+    await new Promise((resolve) => this.#server.close(resolve));
+  }
+}
