@@ -1,3 +1,4 @@
+import { refuseStore } from "../src/backup/repository/refuse-store.js";
 import { findStranger, refuseStranger, tighten } from "../src/backup/repository/strangers.js";
 import type { TrustOptions } from "./options.js";
 import type { Output } from "./output.js";
@@ -33,13 +34,17 @@ export async function requireTrust(
   output.warn(stranger);
 }
 
-/** The same for a command that adds or removes points. Takes others' rights to an older repository away. */
+/**
+ * The same for a command that adds or removes points. Takes others' rights to an older repository away.
+ * @throws {PreconditionError} `E_STORE_READ_ONLY`: it lies in an object store
+ */
 export async function prepareToWrite(
   path: string,
   domains: readonly string[] | undefined,
   options: TrustOptions,
   output: Output,
 ): Promise<void> {
+  refuseStore(path);
   await requireTrust(path, domains, options, output);
   const tightened = await tighten(path);
   if (tightened === 0) return;

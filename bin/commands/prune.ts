@@ -1,5 +1,6 @@
 import { type PruneResult, prune } from "../../src/backup/prune/prune.js";
 import { chooseDomains } from "../../src/backup/repository/choose-domain.js";
+import { refuseStore } from "../../src/backup/repository/refuse-store.js";
 import { Repository } from "../../src/backup/repository/repository.js";
 import type { WhoseOptions } from "../domain-options.js";
 import { eachDomain } from "../each-domain.js";
@@ -24,6 +25,7 @@ export async function runPrune(
   wanted: string | undefined,
 ): Promise<void> {
   const { output, signal } = context;
+  refuseStore(path);
   const repository = await Repository.open(path, { trusted: options.trustRepository });
   const domains = await chooseDomains(repository, wanted, options.uuid);
   const dryRun = options.dryRun ?? false;

@@ -2,6 +2,7 @@ import { UsageError } from "../../src/backup/base/errors.js";
 import { type Mend, repairPoints } from "../../src/backup/repair/repair.js";
 import { chooseDomains } from "../../src/backup/repository/choose-domain.js";
 import { judgePoints, type Obstacle, obstacleText } from "../../src/backup/repository/judged-points.js";
+import { refuseStore } from "../../src/backup/repository/refuse-store.js";
 import { Repository } from "../../src/backup/repository/repository.js";
 import { type Finding, type PointReport, verifyPoints } from "../../src/backup/verify/verify.js";
 import { eachDomain } from "../each-domain.js";
@@ -37,6 +38,7 @@ export async function runRepair(
   wanted: string | undefined,
 ): Promise<void> {
   const { output } = context;
+  refuseStore(path);
   const repository = await Repository.open(path, { trusted: options.trustRepository });
   const domains = await chooseDomains(repository, wanted);
   const { from = [] } = options;

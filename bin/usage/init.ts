@@ -5,7 +5,7 @@ import type { Run } from "../run.js";
 export function addInit(program: Command, run: Run): void {
   const command = program
     .command("init")
-    .description("make a repository, in a new folder or an empty one")
-    .argument("<repo>");
+    .description("make a repository, in a new folder, an empty one, or an object store")
+    .argument("<repo>", "a folder, or s3://BUCKET/PREFIX");
   withTrust(command).action(run(async () => (await import("../commands/init.js")).runInit));
 }

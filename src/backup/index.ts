@@ -20,6 +20,7 @@ export type { HeldFolder } from "./host/held-folder.js";
 export { refuseTarget } from "./host/publish.js";
 export type { SshTarget } from "./host/ssh.js";
 export type { ImageFormat } from "./image/image.js";
+export type { FilePlace, ReadableFile, RemoteFile } from "./image/readable-file.js";
 export type { TcpServer } from "./libvirt/begin-xml.js";
 export type { NotKept } from "./libvirt/boot-files.js";
 export type { DiskChoice, LeftOutDisk } from "./libvirt/choose-disks.js";
@@ -69,7 +70,8 @@ export {
   mendClock,
 } from "./repository/mend-clock.js";
 export type { PendingPoint } from "./repository/pending-point.js";
-export { type Reading, Repository, type RepositoryOptions } from "./repository/repository.js";
+export type { Reading } from "./repository/reading.js";
+export { Repository, type RepositoryOptions } from "./repository/repository.js";
 export type { BlockTarget } from "./restore/block-target.js";
 export { DeviceTarget } from "./restore/device-target.js";
 export { ExportTarget } from "./restore/export-target.js";
@@ -93,6 +95,7 @@ export {
   type ServeOptions,
   servePoint,
 } from "./serve/serve.js";
+export type { StoredEntry, StoredFolder, StoredStatus } from "./storage/stored-folder.js";
 export { type AttachOptions, type AttachResult, attach } from "./take/attach.js";
 export { type BackupOptions, type BackupResult, backup } from "./take/backup.js";
 export { type ImageToImport, type ImportOptions, importImages } from "./take/import.js";

@@ -90,13 +90,21 @@ export class ChainSource<L extends ReadableLayer = Layer> {
   }
 
   async #readStretch({ offset, length }: Stretch, sink: PieceSink, signal: AbortSignal): Promise<void> {
-    const spare = this.#spare.pop();
-    const buffer = spare && spare.length >= length ? spare : Buffer.allocUnsafeSlow(length);
+    const buffer = this.#bufferFor(length);
     const bytes = buffer.subarray(0, length);
     await this.read(offset, bytes);
     signal.throwIfAborted();
     sink.data(offset, bytes);
     if (this.#spare.length < MAX_SPARE) this.#spare.push(buffer);
+  }
+
+  /** The smallest unused buffer that is large enough. New ones have few sizes, so that they fit other reads later. */
+  #bufferFor(length: number): Buffer {
+    const fitting = this.#spare.filter((buffer) => buffer.length >= length);
+    const [first] = fitting.toSorted((a, b) => a.length - b.length);
+    if (!first) return Buffer.allocUnsafeSlow(2 ** Math.ceil(Math.log2(Math.max(1, length))));
+    this.#spare.splice(this.#spare.indexOf(first), 1);
+    return first;
   }
 
   /** @throws {RangeError} some data that the walk has passed was never read */

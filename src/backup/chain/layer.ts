@@ -19,9 +19,8 @@ import { type StoredImage, storedAt } from "./open-images.js";
 /** A run of a layer, with the offset of its digests in the digest file, for {@link Layer.digestsAt}. */
 export type LayerRun = DigestedRun & { readonly digestsAt?: number | undefined };
 
-export interface LayerOptions extends ReadOptions {
-  readonly signal?: AbortSignal | undefined;
-}
+/** How a layer is read. */
+export type LayerOptions = ReadOptions;
 
 /** One disk of one point: an image file, which is compared with the digest file beside it. */
 export class Layer implements AsyncDisposable {
@@ -88,7 +87,10 @@ export class Layer implements AsyncDisposable {
     try {
       checkGeometry(image.geometry, geometry, pointId, disk);
       if (disk.digests) {
-        digestFile = await DigestFileReader.open(await plainFile(folder, disk.digests.file, pointId, disk));
+        digestFile = await DigestFileReader.open(
+          await plainFile(folder, disk.digests.file, pointId, disk),
+          options,
+        );
         checkDigestHeader(digestFile.header, pointId, disk);
       }
       const digester = disk.digests ? await createDigester(disk.digests.algorithm) : undefined;
@@ -277,7 +279,7 @@ async function openImage(
   pointId: string,
   disk: DiskManifest,
   geometry: Geometry,
-  { signal, ...options }: LayerOptions,
+  options: LayerOptions,
 ): Promise<ImageReader> {
   const place = await plainFile(folder, disk.file, pointId, disk);
   switch (disk.format) {
@@ -286,7 +288,7 @@ async function openImage(
     case "raw": {
       if (!disk.map) return await RawReader.open(place, { ...options, geometry });
       const mapPath = await plainFile(folder, disk.map.file, pointId, disk);
-      if ((await sha256Of(mapPath, signal)) !== disk.map.sha256) {
+      if ((await sha256Of(mapPath, options.signal)) !== disk.map.sha256) {
         throw damage(
           pointId,
           disk,

@@ -1,5 +1,6 @@
 import { createHash, type Hash } from "node:crypto";
 import type { DamageError } from "../base/errors.js";
+import type { ReadOptions } from "../image/image-file.js";
 import { type FilePlace, openPlace, type ReadableFile } from "../image/readable-file.js";
 import { DIGEST_ALGORITHMS } from "./algorithms.js";
 import type { DigestHeader, DigestRun } from "./digest-file.js";
@@ -32,8 +33,8 @@ export class DigestFileReader {
    *   is no regular file
    * @throws the file system's or the store's error
    */
-  static async open(place: FilePlace): Promise<DigestFileReader> {
-    const file = await openPlace(place);
+  static async open(place: FilePlace, { signal }: ReadOptions = {}): Promise<DigestFileReader> {
+    const file = await openPlace(place, { signal });
     try {
       const start = Buffer.alloc(HEADER_BYTES);
       const bytes = await file.read(start, 0);

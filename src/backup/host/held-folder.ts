@@ -35,6 +35,8 @@ const HELD = /^\/proc\/self\/fd\/(\d+)(?=\/|$)/;
 export class HeldFolder implements AsyncDisposable {
   /** For messages. */
   readonly path: string;
+  /** A folder can be renamed, so it gets its name when everything in it is complete. */
+  readonly foldersAppearWhole = true;
   readonly #handle: FileHandle;
   /** The rights that the group gets to what is made here: bits of a mode. */
   readonly #group: number;

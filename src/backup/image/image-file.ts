@@ -29,6 +29,8 @@ export interface ReadOptions {
    * else, since libuv has four threads for the whole process.
    */
   readonly blocking?: boolean | undefined;
+  /** Ends reads of a file that is elsewhere. Those of this machine's files are not waited for so long. */
+  readonly signal?: AbortSignal | undefined;
 }
 
 /**

@@ -25,8 +25,8 @@ export interface ReadableFile {
 export interface RemoteFile {
   /** For messages; two files never have the same. */
   readonly path: string;
-  /** @throws {DamageError} it is missing, or was replaced since it was found */
-  open(): Promise<ReadableFile>;
+  /** @throws {DamageError} it is missing */
+  open(options?: Pick<ReadOptions, "signal">): Promise<ReadableFile>;
 }
 
 /** Where a file is: a path of this machine, or elsewhere. */
@@ -41,7 +41,7 @@ const PIECE_BYTES = 1024 * 1024;
  * @throws the file system's or the store's error
  */
 export async function openPlace(place: FilePlace, options?: ReadOptions): Promise<ReadableFile> {
-  return typeof place === "string" ? await ImageFile.open(place, options) : await place.open();
+  return typeof place === "string" ? await ImageFile.open(place, options) : await place.open(options);
 }
 
 /** A path that tells one place from another. Only of a place on this machine does it lead to the file. */
@@ -57,7 +57,7 @@ export function pathOf(place: FilePlace): string {
 export async function sha256Of(place: FilePlace, signal?: AbortSignal): Promise<string> {
   if (typeof place === "string") return await sha256OfFile(place, signal);
   const hash = createHash("sha256");
-  for await (const bytes of piecesOf(place)) {
+  for await (const bytes of piecesOf(place, signal)) {
     signal?.throwIfAborted();
     hash.update(bytes);
   }
@@ -77,7 +77,7 @@ export async function copyFrom(
   if (typeof place === "string") return await copyPrivately(place, to, { most, signal });
   await using target = await createPrivate(to);
   let left = most;
-  for await (const bytes of piecesOf(place)) {
+  for await (const bytes of piecesOf(place, signal)) {
     signal?.throwIfAborted();
     await target.writeFile(bytes.subarray(0, left));
     left -= bytes.length;
@@ -86,8 +86,8 @@ export async function copyFrom(
 }
 
 /** The content of a file elsewhere, from front to back. A piece is valid until the next one is asked for. */
-async function* piecesOf(place: RemoteFile): AsyncGenerator<Buffer> {
-  const file = await place.open();
+async function* piecesOf(place: RemoteFile, signal: AbortSignal | undefined): AsyncGenerator<Buffer> {
+  const file = await place.open({ signal });
   try {
     const piece = Buffer.allocUnsafe(PIECE_BYTES);
     for (let position = 0; ; ) {

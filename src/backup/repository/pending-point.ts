@@ -64,13 +64,28 @@ export async function pointNamesIn(folder: StoredFolder): Promise<string[]> {
 }
 
 async function idsOf(folder: StoredFolder, fits: (entry: StoredEntry) => boolean): Promise<string[]> {
-  const ids = (await folder.entries())
+  const names = (await folder.entries())
     .filter((entry) => fits(entry) && isPointId(entry.name))
     .map((entry) => entry.name)
     .sort();
+  const ids = folder.foldersAppearWhole ? names : await thosePublished(folder, names);
   if (ids.length === 0) return ids;
   const hidden = await hiddenPoints(folder);
   return ids.filter((id) => !hidden.has(id));
+}
+
+/** In an object store, a point exists when its manifest does, which is written last. */
+async function thosePublished(folder: StoredFolder, names: readonly string[]): Promise<string[]> {
+  const published: string[] = [];
+  for (const name of names) if (await isPoint(folder, name)) published.push(name);
+  return published;
+}
+
+/** Whether a domain's folder has that point. @throws {DamageError} `E_LINK`: it is a symbolic link, or no folder */
+export async function isPoint(folder: StoredFolder, id: string): Promise<boolean> {
+  await using point = await folder.folder(id);
+  if (!point || folder.foldersAppearWhole) return point !== undefined;
+  return (await point.find(MANIFEST)) !== undefined;
 }
 
 interface NewId {

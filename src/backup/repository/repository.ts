@@ -3,55 +3,44 @@
  * locks, reader marks and the journal of a prune. Everything that reads or writes points uses it.
  *
  * Read this file first, then pending-point.ts (a point that is being made), manifest.ts (what a point says of
- * itself), domain-lock.ts (writers and readers), and prune-journal.ts, planned-merges.ts and finish-prune.ts with
+ * itself), domain-lock.ts (writers and readers) with reading.ts, and prune-journal.ts, planned-merges.ts and finish-prune.ts with
  * raw-patch.ts (how a dead prune is undone or finished). strangers.ts looks who else can write there.
  * choose-point.ts finds the point that a user names and choose-domain.ts its domain, domain-folder.ts the folder
  * for a domain's next point, folder-name.ts how it may be called, point-owners.ts whose the points of a folder
  * are, mend-clock.ts mends times of points, restorable-points.ts what can be restored in spite of damage, kept-files.ts checks
- * a domain's files. This room knows nothing of libvirt or NBD: it never starts a job and never opens a
+ * a domain's files. marker.ts marks a repository, and init-store.ts makes one in an object store. This room knows nothing of libvirt or NBD: it never starts a job and never opens a
  * connection.
  */
 
-import { randomUUID } from "node:crypto";
 import { stat } from "node:fs/promises";
 import { join } from "node:path";
-import { z } from "zod";
-import { BackupError, DamageError, hasCode, PreconditionError, UsageError } from "../base/errors.js";
-import { parseJson } from "../base/json.js";
+import { DamageError, hasCode, PreconditionError, UsageError } from "../base/errors.js";
+import { allOrNone } from "../base/in-parallel.js";
 import { isMissing, makeFolders } from "../host/durable-files.js";
 import { HeldFolder } from "../host/held-folder.js";
 import { refuseAddress } from "../host/local-path.js";
 import type { FilePlace } from "../image/readable-file.js";
-import type { StoredFolder } from "../storage/stored-folder.js";
-import { type HeldLock, markReader, type ReaderMark, takeLock } from "./domain-lock.js";
+import { namesStore, openStore } from "../storage/open-store.js";
+import type { StoredFolder, StoreRoot } from "../storage/stored-folder.js";
+import { type HeldLock, markReader, takeLock } from "./domain-lock.js";
 import { finishJournal } from "./finish-prune.js";
 import { folderNameOf, isFolderName, LOST_AND_FOUND, MARKER } from "./folder-name.js";
 import { removeLeftovers } from "./leftovers.js";
 import type { Manifest } from "./manifest.js";
-import { makePoint, type PendingPoint, pointIdsIn, pointNamesIn } from "./pending-point.js";
-import { type PruneJournal, readJournal } from "./prune-journal.js";
+import { newMarker, readMarker } from "./marker.js";
+import { isPoint, makePoint, type PendingPoint, pointIdsIn, pointNamesIn } from "./pending-point.js";
+import { readJournal } from "./prune-journal.js";
 import { MANIFEST, readManifest } from "./read-manifest.js";
+import { type Reading, readingInStore, readingOf } from "./reading.js";
+import { refuseStore } from "./refuse-store.js";
 import { refuseStrangers, tighten } from "./strangers.js";
 
-/** Longer than any marker. */
-const MOST_MARKER_BYTES = 64 * 1024;
-
-const marker = z.object({
-  format: z.literal("nbdpull-repository"),
-  version: z.literal(1),
-  id: z.uuid(),
-});
+/** Manifests that are asked of a store at the same time. */
+const MANIFESTS_AT_ONCE = 16;
 
 export interface RepositoryOptions {
   /** As root too, write to a repository that other users can write to. Default: refuse it. */
   readonly trusted?: boolean | undefined;
-}
-
-/** A reader of a domain's points, from `beginReading` to `release`. */
-export interface Reading {
-  /** @throws {BackupError} a prune did not see this reader's mark, and has changed points meanwhile */
-  assertUnpruned(): Promise<void>;
-  release(): Promise<void>;
 }
 
 /**
@@ -64,14 +53,18 @@ export interface Reading {
  * Wherever a domain is asked for, either its own name or that of its folder can be given.
  */
 export class Repository {
+  /** The path of its folder, or the address in an object store. */
   readonly path: string;
   readonly id: string;
   readonly #trusted: boolean;
+  /** Undefined: it is a folder of this machine. */
+  readonly #store: StoreRoot | undefined;
 
-  private constructor(path: string, id: string, trusted: boolean) {
+  private constructor(path: string, id: string, { trusted = false }: RepositoryOptions, store?: StoreRoot) {
     this.path = path;
     this.id = id;
     this.#trusted = trusted;
+    this.#store = store;
   }
 
   /**
@@ -82,39 +75,29 @@ export class Repository {
   static async open(path: string, options: RepositoryOptions = {}): Promise<Repository> {
     const repository = await Repository.openIfThere(path, options);
     if (repository) return repository;
-    await refuseAddress(path);
+    if (!namesStore(path)) await refuseAddress(path);
     const message = `there is no repository at ${path}: ${MARKER} is not there`;
     throw new PreconditionError("E_NO_REPOSITORY", message, { details: { path } });
   }
 
-  /** Undefined if there is no repository. @throws {DamageError} the marker file exists and cannot be read */
+  /**
+   * Undefined if there is no repository.
+   * @throws {DamageError} the marker file exists and cannot be read
+   * @throws for an object store as `openStore`
+   */
   static async openIfThere(path: string, options: RepositoryOptions = {}): Promise<Repository | undefined> {
+    if (namesStore(path)) {
+      const store = await openStore(path);
+      const id = await readMarker(store);
+      return id === undefined ? undefined : new Repository(path, id, options, store);
+    }
     const folder = await HeldFolder.open(path).catch((cause: unknown) => {
       if (isMissing(cause) || hasCode(cause, "ENOTDIR")) return undefined;
       throw cause;
     });
     await using _ = folder;
-    if (!folder) return undefined;
-    const wrong = (why: string, cause?: unknown): DamageError =>
-      new DamageError(
-        "E_REPOSITORY",
-        `${join(path, MARKER)} is not the mark of a repository of version 1${why}`,
-        {
-          cause,
-          details: { path },
-        },
-      );
-    let text: string;
-    try {
-      text = (await folder.read(MARKER, MOST_MARKER_BYTES)).toString("utf8");
-    } catch (cause) {
-      if (isMissing(cause)) return undefined;
-      if (hasCode(cause, "E_LINK")) throw wrong(`: ${cause.message}`, cause);
-      throw cause;
-    }
-    const parsed = marker.safeParse(parseJson(text));
-    if (parsed.success) return new Repository(path, parsed.data.id, options.trusted ?? false);
-    throw wrong("");
+    const id = folder && (await readMarker(folder));
+    return id === undefined ? undefined : new Repository(path, id, options);
   }
 
   /**
@@ -123,17 +106,21 @@ export class Repository {
    * @throws {PreconditionError} `E_STRANGERS`: as {@link assertTrusted}
    */
   static async openOrCreate(path: string, options: RepositoryOptions = {}): Promise<Repository> {
+    refuseStore(path);
     if (!options.trusted) await refuseStrangers(path, []);
     await using folder = await newOrExisting(path);
     const present = await folder.names();
     if (present.includes(MARKER)) return await Repository.open(path, options);
     if (present.some((name) => !name.startsWith(".") && name !== LOST_AND_FOUND)) throw notARepository(path);
-    const id = randomUUID();
-    const text = `${JSON.stringify({ format: "nbdpull-repository", version: 1, id }, null, 2)}\n`;
     // Another process may make it meanwhile, too.
-    await folder.createWhole(MARKER, text);
+    await folder.createWhole(MARKER, newMarker());
     await folder.sync();
     return await Repository.open(path, options);
+  }
+
+  /** Whether it lies in an object store. */
+  get isInStore(): boolean {
+    return this.#store !== undefined;
   }
 
   /** The path of its folder without links. */
@@ -181,16 +168,19 @@ export class Repository {
    * to `onDamage`, and so is a link that is called like a point.
    */
   async points(domain: string, onDamage: (error: DamageError) => void): Promise<Manifest[]> {
-    const points: Manifest[] = [];
-    for (const id of await this.pointNames(domain)) {
-      try {
-        points.push(await this.point(domain, id));
-      } catch (error) {
-        if (!(error instanceof DamageError)) throw error;
-        onDamage(error);
-      }
-    }
-    return points;
+    const ids = await this.pointNames(domain);
+    const atOnce = this.#store ? MANIFESTS_AT_ONCE : 1;
+    const points = await allOrNone(ids, atOnce, undefined, async (id) => {
+      return await this.point(domain, id).catch((error: unknown) => {
+        if (error instanceof DamageError) return error;
+        throw error;
+      });
+    });
+    return points.flatMap((point) => {
+      if (!(point instanceof DamageError)) return [point];
+      onDamage(point);
+      return [];
+    });
   }
 
   /** The ids of a domain's points, oldest first, whether their manifests can be read or not. */
@@ -223,6 +213,8 @@ export class Repository {
 
   /** Like `reading`, but until the caller releases it. */
   async beginReading(domain: string, signal?: AbortSignal): Promise<Reading> {
+    const open = (): Promise<StoredFolder | undefined> => this.openDomain(domain);
+    if (this.#store) return await readingInStore(this.#store, folderNameOf(domain), open);
     for (;;) {
       const folder = await this.holdDomain(domain);
       // Nothing can be read there, and nothing pruned.
@@ -234,7 +226,7 @@ export class Repository {
       try {
         // Read after the mark was made, since a prune looks for marks after it has written the journal.
         const journal = await readJournal(folder);
-        if (journal?.phase !== "publish") return await this.#readingOf(domain, { folder, mark, journal });
+        if (journal?.phase !== "publish") return await readingOf({ domain, folder, mark, journal, open });
       } catch (error) {
         await mark.release();
         await folder.close();
@@ -245,45 +237,6 @@ export class Repository {
       // This finishes the prune, whoever began it: the journal is checked like everything that is read.
       await this.#writing(domain, async () => undefined, signal);
     }
-  }
-
-  async #readingOf(
-    domain: string,
-    {
-      folder,
-      mark,
-      journal,
-    }: {
-      readonly folder: HeldFolder;
-      readonly mark: ReaderMark;
-      readonly journal: PruneJournal | undefined;
-    },
-  ): Promise<Reading> {
-    const ids = await pointIdsIn(folder);
-    return {
-      assertUnpruned: async () => {
-        if (!(await mark.isThere())) await this.#assertUnpruned(domain, ids, journal);
-      },
-      release: async () => {
-        await mark.release();
-        await folder.close();
-      },
-    };
-  }
-
-  /** @throws {BackupError} points are gone, or a prune that was running has ended */
-  async #assertUnpruned(
-    domain: string,
-    ids: readonly string[],
-    journal: PruneJournal | undefined,
-  ): Promise<void> {
-    await using folder = await this.openDomain(domain);
-    const now = folder ? await pointIdsIn(folder) : [];
-    const phase = folder && (await readJournal(folder))?.phase;
-    const ended = journal?.phase === "overwrite" && phase !== "overwrite";
-    if (!ended && ids.every((id) => now.includes(id))) return;
-    const message = `points of ${domain} were pruned while they were read, and the prune could not know of it (was this process suspended, or the repository not writable?): what was read may be wrong, read it again`;
-    throw new BackupError("E_PRUNED_MEANWHILE", message, { details: { domain } });
   }
 
   /**
@@ -301,6 +254,7 @@ export class Repository {
    *   {@link assertTrusted}
    */
   async writing<T>(domain: string, work: (held: HeldLock) => Promise<T>, signal?: AbortSignal): Promise<T> {
+    refuseStore(this.path);
     await this.assertTrusted(domain);
     await tighten(this.path);
     return await this.#writing(domain, work, signal);
@@ -380,21 +334,23 @@ export class Repository {
   /** Whether there is a folder of that point. @throws {DamageError} `E_LINK`: as `openPoint` */
   async hasPoint(domain: string, id: string): Promise<boolean> {
     await using folder = await this.openDomain(domain);
-    await using point = await folder?.folder(id);
-    return point !== undefined;
+    return folder !== undefined && (await isPoint(folder, id));
   }
 
   async #openRoot(): Promise<StoredFolder> {
-    return await this.#holdRoot();
+    return this.#store ?? (await this.#holdRoot());
   }
 
+  /** @throws {PreconditionError} `E_STORE_READ_ONLY` */
   async #holdRoot(): Promise<HeldFolder> {
+    refuseStore(this.path);
     return await HeldFolder.open(this.path);
   }
 
   /** The path of a point's folder, for messages. */
   pointFolder(domain: string, id: string): string {
-    return join(this.path, folderNameOf(domain), id);
+    const folder = `${folderNameOf(domain)}/${id}`;
+    return this.#store ? `${this.#store.path}/${folder}` : join(this.path, folder);
   }
 
   /** @throws {DamageError} the manifest is missing, unreadable, wrong, or another point's */

@@ -4,6 +4,7 @@ import { hasCode, PreconditionError } from "../base/errors.js";
 import { isMissing } from "../host/durable-files.js";
 import { HeldFolder } from "../host/held-folder.js";
 import { ChangeablePath, unchangeablePath } from "../host/unchangeable-path.js";
+import { namesStore } from "../storage/open-store.js";
 import { LOST_AND_FOUND, MARKER } from "./folder-name.js";
 
 /** Rights of the group and of all others. */
@@ -20,6 +21,8 @@ export async function findStranger(
   path: string,
   domains: readonly string[] | undefined,
 ): Promise<string | undefined> {
+  // Who else can write to a store is nothing that this machine knows.
+  if (namesStore(path)) return undefined;
   const above = await strangerAbove(path);
   if (above !== undefined) return above;
   const root = await HeldFolder.open(path).catch((error: unknown) => {

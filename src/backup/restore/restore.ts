@@ -26,6 +26,8 @@ import { type Finished, publish, refuseTarget, temporaryPathFor } from "../host/
 import type { ImageFormat } from "../image/image.js";
 import { createImage } from "../pull/create-image.js";
 import { ImageLedger } from "../pull/image-ledger.js";
+import { PlainStore } from "../pull/plain-store.js";
+import { pull } from "../pull/pull.js";
 import type { PullProgress } from "../pull/pull-image.js";
 import type { RateLimit } from "../pull/rate-limit.js";
 import type { Window } from "../pull/window.js";
@@ -76,6 +78,8 @@ export interface RestoredDisk extends Assurance {
 }
 
 const DISKS_AT_ONCE = 2;
+/** Bytes that are asked of an object store at the same time, for each disk. */
+const STORE_IN_FLIGHT = 16 * 1024 * 1024;
 
 /**
  * Restores disks of a point to files, as complete images without backing files. The files have temporary
@@ -99,7 +103,7 @@ export async function restore(options: RestoreOptions): Promise<RestoredDisk[]> 
   await using threads = new CopyThreads(sizeOf(point, disks));
   // Threads don't hear the signal, and one may be in the middle of a long read.
   using _ = signal && addAbortListener(signal, () => void threads.close());
-  threads.start();
+  if (!repository.isInStore) threads.start();
   try {
     await checkChains(repository, domain, point, disks, signal);
     return await restoreFiles(options, threads);
@@ -136,28 +140,17 @@ async function restoreFile(
 ): Promise<RestoredDisk> {
   const started = performance.now();
   const { disk, path, format } = target;
-  const { threads, window = {} } = options;
+  const { repository, window = {} } = options;
   await using source = await RestoreSource.open({
     ...options,
     disk,
+    window: repository.isInStore ? { inFlight: STORE_IN_FLIGHT, ...window } : window,
     preferredBlock: COPIED_AT_A_TIME,
     onProgress: (state) => options.onProgress?.(disk, state),
   });
-  const { geometry, segmentBytes, chain, assurance } = source;
-  const writer = files.add(temporary, await createImage(temporary, { format, geometry }));
-  const recorder = new ImageLedger({ writer, complete: true });
-  await copySegments({
-    ...source.begin(),
-    writer,
-    path: temporary,
-    threads,
-    segmentBytes,
-    recorder,
-    inFlight: window.inFlight,
-  });
-  source.finish();
-  for (const done of [temporary, ...source.files]) threads.notify(done);
-  const { storedBytes } = await writer.finish({ sync: options.sync });
+  const { geometry, chain, assurance } = source;
+  const copy = repository.isInStore ? pullFromStore : copyHere;
+  const { storedBytes } = await copy(source, options, { format, temporary }, files);
   return {
     disk,
     path,
@@ -171,12 +164,50 @@ async function restoreFile(
   };
 }
 
+interface NewDisk {
+  readonly format: ImageFormat;
+  /** Its path until it is published. */
+  readonly temporary: string;
+}
+
+/** Has threads copy the bytes of image files of this machine. */
+async function copyHere(
+  source: RestoreSource,
+  { threads, window, sync }: RestoreOptions & { readonly threads: CopyThreads },
+  { format, temporary }: NewDisk,
+  files: NewFiles,
+): Promise<{ readonly storedBytes: number }> {
+  const { geometry, segmentBytes } = source;
+  const writer = files.add(temporary, await createImage(temporary, { format, geometry }));
+  const recorder = new ImageLedger({ writer, complete: true });
+  const copying = { writer, path: temporary, threads, segmentBytes, recorder, inFlight: window?.inFlight };
+  await copySegments({ ...source.begin(), ...copying });
+  source.finish();
+  for (const done of [temporary, ...source.files]) threads.notify(done);
+  return await writer.finish({ sync });
+}
+
+/** Reads an object store on this thread, where its connections are. Many reads are under way at the same time. */
+async function pullFromStore(
+  source: RestoreSource,
+  { sync }: RestoreOptions,
+  { format, temporary: path }: NewDisk,
+  files: NewFiles,
+): Promise<{ readonly storedBytes: number }> {
+  const { geometry } = source;
+  await using into = await PlainStore.create({ path, format, geometry, complete: true }, files);
+  await pull<unknown>({ ...source.begin(), into });
+  source.finish();
+  return await into.finish({ sync });
+}
+
 /**
  * Throws if `path` lies in the repository, whose files other points may need. Links are followed, and nothing
  * has to exist at `path`.
  * @throws {UsageError} `E_TARGET`
  */
 export async function refuseInside(repository: Repository, path: string): Promise<void> {
+  if (repository.isInStore) return;
   const inside = relative(await repository.realPath(), await realPathOf(resolve(path)));
   if (inside === ".." || inside.startsWith("../")) return;
   const message = `${path} lies in the repository, whose files are never replaced: name a place outside`;

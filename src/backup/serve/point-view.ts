@@ -1,7 +1,8 @@
 import { closeAll } from "../base/in-parallel.js";
 import { chooseDisks, choosePoint } from "../repository/choose-point.js";
 import type { Manifest } from "../repository/manifest.js";
-import type { Reading, Repository } from "../repository/repository.js";
+import type { Reading } from "../repository/reading.js";
+import type { Repository } from "../repository/repository.js";
 import { ChainView } from "./chain-view.js";
 
 export interface PointViewOptions {

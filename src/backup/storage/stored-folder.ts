@@ -24,10 +24,43 @@ export interface StoredStatus extends Kind {
   readonly size: number;
 }
 
+/** What an object store was found to do. */
+export interface StoreAbilities {
+  /** Of many who create an object of one name at the same time, one succeeds and the others are told. */
+  readonly conditionalCreate: boolean;
+  /** An object is replaced only if it is still the one that was read. */
+  readonly conditionalReplace: boolean;
+}
+
+/** The folder of a repository in an object store. What was listed of the folders in it is remembered. */
+export interface StoreRoot extends StoredFolder {
+  /** Lists what is in a folder anew when it is opened next. */
+  refresh(name: string): void;
+  /**
+   * Tries what the store can do, with small objects that it removes again.
+   * @throws {PreconditionError} `E_S3_LACKS`: too little for a repository; `E_S3_ACCESS`: these credentials may not
+   *   do it
+   */
+  probe(): Promise<StoreAbilities>;
+  /** Whether anything is there, but for names that begin with a dot. */
+  isEmpty(): Promise<boolean>;
+  /**
+   * Creates a file.
+   * @param abilities of the store: where it can't create on condition, two who do it at the same time are not told
+   * @returns whether it was created; false if something had that name
+   */
+  create(name: string, content: string, abilities: StoreAbilities): Promise<boolean>;
+}
+
 /** A folder of a repository, to be read. Nothing that lies in it is trusted. */
 export interface StoredFolder extends AsyncDisposable {
   /** For messages. */
   readonly path: string;
+  /**
+   * Whether a folder in this one gets its name when everything in it is complete. In an object store there are no
+   * folders: one is seen as soon as the first file in it is there.
+   */
+  readonly foldersAppearWhole: boolean;
   /**
    * A folder in this one, which the caller closes.
    * @returns undefined if nothing has that name

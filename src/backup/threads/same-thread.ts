@@ -1,33 +1,43 @@
+import pLimit from "p-limit";
 import type { BackupError } from "../base/errors.js";
 import { EventLoopTurn } from "./event-loop-turn.js";
 import type { Answering, ThreadPoolOptions, ThreadService } from "./thread-pool.js";
 
 /**
  * Answers questions on the caller's own thread, in place of a `ThreadPool`. It is for work that takes less
- * time than the start of a thread. Questions are answered one after the other; timers and signal handlers can
- * run in between.
+ * time than the start of a thread, or that waits for others most of the time. Timers and signal handlers can run
+ * between two questions.
  */
 export class SameThread<Question, Answer, Notice> implements Answering<Question, Answer, Notice> {
   readonly #service: ThreadService<Question, Answer, Notice>;
   readonly #failed: ThreadPoolOptions["failed"];
   readonly #eventLoop = new EventLoopTurn();
-  #last: Promise<unknown> = Promise.resolve();
+  readonly #limit: ReturnType<typeof pLimit>;
+  readonly #running = new Set<Promise<unknown>>();
   #closed: BackupError | undefined;
 
+  /** @param atOnce the most messages that are handled at the same time; default: one after the other */
   constructor(
     service: ThreadService<Question, Answer, Notice>,
-    { failed }: Pick<ThreadPoolOptions, "failed">,
+    { failed, atOnce = 1 }: Pick<ThreadPoolOptions, "failed"> & { readonly atOnce?: number | undefined },
   ) {
     this.#service = service;
     this.#failed = failed;
+    this.#limit = pLimit(atOnce);
   }
 
   start(): void {}
 
   ask(question: Question): Promise<Answer> {
-    const answer = this.#last.then(() => this.#answer(question));
-    this.#last = answer.catch(() => undefined);
-    return answer;
+    return this.#run(() => this.#answer(question));
+  }
+
+  #run<T>(work: () => Promise<T>): Promise<T> {
+    const running = this.#limit(work);
+    this.#running.add(running);
+    const ended = (): void => void this.#running.delete(running);
+    running.then(ended, ended);
+    return running;
   }
 
   async #answer(question: Question): Promise<Answer> {
@@ -49,12 +59,12 @@ export class SameThread<Question, Answer, Notice> implements Answering<Question,
   }
 
   notify(notice: Notice): void {
-    this.#last = this.#last.then(() => this.#service.onNotice?.(notice));
+    this.#run(async () => this.#service.onNotice?.(notice)).catch(() => undefined);
   }
 
   async close(reason: BackupError): Promise<void> {
     this.#closed ??= reason;
-    await this.#last;
+    await Promise.allSettled(this.#running);
     await this.#service.close?.();
   }
 }

@@ -20,6 +20,8 @@ interface ServiceThreadsOptions<Question, Answer, Notice>
    * than the start of a thread.
    */
   readonly sameThread?: ThreadService<Question, Answer, Notice> | undefined;
+  /** How many questions `sameThread` answers at the same time; default: one after the other. */
+  readonly atOnce?: number | undefined;
   /** Which questions `sameThread` answers, asked once for each; by default all. Threads answer the others. */
   readonly isForSameThread?: ((question: Question) => boolean) | undefined;
 }
@@ -42,7 +44,7 @@ export abstract class ServiceThreads<Question, Answer, Notice = never> implement
       new BackupError(failedCode, `${options.failed}: ${messageOf(cause)}`, { cause });
     const lost = (reason: string, cause?: unknown): BackupError =>
       new BackupError(code, `${options.lost}: ${reason}`, { cause });
-    this.#sameThread = sameThread && new SameThread(sameThread, { failed });
+    this.#sameThread = sameThread && new SameThread(sameThread, { failed, atOnce: options.atOnce });
     this.#pool = new ThreadPool({ script, most, workerData, oldGenerationMb, lost, failed });
     this.#isForSameThread = options.isForSameThread ?? (() => true);
   }

@@ -22,10 +22,16 @@ export type ForgottenImage = string;
 /** Bytes of one read, small enough to stay in the processor's cache until they are digested. */
 const BLOCK = 256 * 1024;
 
-/** Reads stretches of images and reports damage. One buffer is enough, since questions come one at a time. */
+/** Reads stretches of images and reports damage. Each question under way has a buffer. */
 export class VerifyService implements ThreadService<VerifyQuestion, VerifyAnswer, ForgottenImage> {
   readonly #images = new OpenImages();
-  #buffer = Buffer.allocUnsafeSlow(BLOCK);
+  readonly #block: number;
+  readonly #spare: Buffer[] = [];
+
+  /** @param block bytes of one read */
+  constructor(block = BLOCK) {
+    this.#block = block;
+  }
 
   async onNotice(path: ForgottenImage): Promise<void> {
     await this.#images.close(path);
@@ -48,30 +54,37 @@ export class VerifyService implements ThreadService<VerifyQuestion, VerifyAnswer
       return [{ message }];
     }
     const found = new DamageList(Number.POSITIVE_INFINITY);
+    const spare = this.#spare.pop();
+    const least = Math.max(this.#block, geometry.clusterSize);
+    const buffer = spare && spare.length >= least ? spare : Buffer.allocUnsafeSlow(least);
     let rest = Buffer.from(digests.buffer);
-    for (const run of runs) {
-      const expected = rest.subarray(0, slotsOf(run) * digestSize);
-      rest = rest.subarray(expected.length);
-      await this.#lookAtRun(proven, { ...run, digests: algorithm && expected }, geometry, found.note);
+    try {
+      for (const run of runs) {
+        const expected = rest.subarray(0, slotsOf(run) * digestSize);
+        rest = rest.subarray(expected.length);
+        await lookAtRun(proven, { ...run, digests: algorithm && expected }, { geometry, buffer }, found.note);
+      }
+    } finally {
+      this.#spare.push(buffer);
     }
     return found.list();
   }
+}
 
-  async #lookAtRun(
-    image: CheckedImage,
-    run: DigestedRun,
-    { clusterSize, virtualSize }: Geometry,
-    note: OnDamage,
-  ): Promise<void> {
-    const offset = run.cluster * clusterSize;
-    const end = Math.min(offset + run.count * clusterSize, virtualSize);
-    if (run.kind === "zero") {
-      await image.expectZeroes(offset, end - offset, note);
-      return;
-    }
-    if (this.#buffer.length < clusterSize) this.#buffer = Buffer.allocUnsafeSlow(clusterSize);
-    for (let at = offset; at < end; at += this.#buffer.length) {
-      await image.read(run, at, this.#buffer.subarray(0, Math.min(this.#buffer.length, end - at)), note);
-    }
+async function lookAtRun(
+  image: CheckedImage,
+  run: DigestedRun,
+  { geometry, buffer }: { readonly geometry: Geometry; readonly buffer: Buffer },
+  note: OnDamage,
+): Promise<void> {
+  const { clusterSize, virtualSize } = geometry;
+  const offset = run.cluster * clusterSize;
+  const end = Math.min(offset + run.count * clusterSize, virtualSize);
+  if (run.kind === "zero") {
+    await image.expectZeroes(offset, end - offset, note);
+    return;
+  }
+  for (let at = offset; at < end; at += buffer.length) {
+    await image.read(run, at, buffer.subarray(0, Math.min(buffer.length, end - at)), note);
   }
 }

@@ -12,14 +12,23 @@ const MOST_THREADS = 16;
 /** Starting threads takes as long as reading this many bytes. */
 const FEW_BYTES = 24 * 1024 * 1024;
 
+/** Reads from a store that are under way at the same time, and the bytes of each. */
+const STORE_READS = 6;
+const STORE_BLOCK = 4 * 1024 * 1024;
+
 /** Threads that read images and compare them with their digests, one for each processor. */
 export class VerifyThreads extends ServiceThreads<VerifyQuestion, VerifyAnswer, ForgottenImage> {
-  /** @param bytes the most bytes that will be read */
-  constructor(bytes: number) {
+  /**
+   * @param bytes the most bytes that will be read
+   * @param isInStore whether the images lie in an object store, whose connections belong to the calling thread
+   */
+  constructor(bytes: number, isInStore = false) {
+    const here = bytes <= FEW_BYTES ? new VerifyService() : undefined;
     super({
       script: "#verify-worker",
-      most: Math.min(availableParallelism(), MOST_THREADS),
-      sameThread: bytes <= FEW_BYTES ? new VerifyService() : undefined,
+      most: isInStore ? STORE_READS : Math.min(availableParallelism(), MOST_THREADS),
+      sameThread: isInStore ? new VerifyService(STORE_BLOCK) : here,
+      atOnce: isInStore ? STORE_READS : 1,
       code: "E_VERIFY_THREAD",
       lost: "a thread that verifies has ended",
       failed: "an image could not be verified",

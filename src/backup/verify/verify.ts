@@ -86,7 +86,7 @@ export async function verifyPoints(
 ): Promise<PointReport[]> {
   const points = await Promise.all(ids.map((id) => readable(repository, domain, id)));
   const progress = new DiskProgress(points, options.onProgress);
-  await using threads = new VerifyThreads(bytesOf(points));
+  await using threads = new VerifyThreads(bytesOf(points), repository.isInStore);
   // A thread may be in the middle of a long read.
   using _ = options.signal && addAbortListener(options.signal, () => void threads.close());
   const reports = await allOrNone(points, POINTS_AT_ONCE, options.signal, async (point, signal) => {

@@ -1,0 +1,70 @@
+import { BackupError } from "../base/errors.js";
+import type { HeldFolder } from "../host/held-folder.js";
+import type { StoredFolder, StoreRoot } from "../storage/stored-folder.js";
+import type { ReaderMark } from "./domain-lock.js";
+import { pointIdsIn } from "./pending-point.js";
+import { type PruneJournal, readJournal } from "./prune-journal.js";
+
+/** A reader of a domain's points, from `beginReading` to `release`. */
+export interface Reading {
+  /** @throws {BackupError} a prune did not see this reader's mark, and has changed points meanwhile */
+  assertUnpruned(): Promise<void>;
+  release(): Promise<void>;
+}
+
+/** Opens the domain's folder as it is now; undefined: it is gone. */
+type OpenDomain = () => Promise<StoredFolder | undefined>;
+
+interface MarkedReading {
+  readonly domain: string;
+  /** Of the domain; closed with the reading. */
+  readonly folder: HeldFolder;
+  readonly mark: ReaderMark;
+  /** As it was when the mark had been made. */
+  readonly journal: PruneJournal | undefined;
+  readonly open: OpenDomain;
+}
+
+/** A reader who has a mark, for which a prune waits. */
+export async function readingOf({ domain, folder, mark, journal, open }: MarkedReading): Promise<Reading> {
+  const ids = await pointIdsIn(folder);
+  return {
+    assertUnpruned: async () => {
+      if (!(await mark.isThere())) await assertUnpruned(domain, ids, journal, open);
+    },
+    release: async () => {
+      await mark.release();
+      await folder.close();
+    },
+  };
+}
+
+/** A reader in an object store, where nobody makes marks: what is read is held to what was listed, by its ETag. */
+export async function readingInStore(store: StoreRoot, domain: string, open: OpenDomain): Promise<Reading> {
+  store.refresh(domain);
+  const folder = await open();
+  const ids = folder ? await pointIdsIn(folder) : [];
+  return {
+    assertUnpruned: async () => {
+      store.refresh(domain);
+      await assertUnpruned(domain, ids, undefined, open);
+    },
+    release: async () => undefined,
+  };
+}
+
+/** @throws {BackupError} points are gone, or a prune that was running has ended */
+async function assertUnpruned(
+  domain: string,
+  ids: readonly string[],
+  journal: PruneJournal | undefined,
+  open: OpenDomain,
+): Promise<void> {
+  await using folder = await open();
+  const now = folder ? await pointIdsIn(folder) : [];
+  const phase = folder && (await readJournal(folder))?.phase;
+  const ended = journal?.phase === "overwrite" && phase !== "overwrite";
+  if (!ended && ids.every((id) => now.includes(id))) return;
+  const message = `points of ${domain} were pruned while they were read, and the prune could not know of it (was this process suspended, or the repository not writable?): what was read may be wrong, read it again`;
+  throw new BackupError("E_PRUNED_MEANWHILE", message, { details: { domain } });
+}

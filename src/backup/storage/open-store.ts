@@ -1,0 +1,19 @@
+import { isS3Address, parseS3Address } from "../s3/address.js";
+import type { StoreRoot } from "./stored-folder.js";
+
+/** Whether this is the address of an object store and no path of this machine. */
+export function namesStore(path: string): boolean {
+  return isS3Address(path);
+}
+
+/**
+ * Opens the place in an object store that an address names. AWS's SDK is loaded only here.
+ * @throws {UsageError} `E_S3_ADDRESS`, `E_S3_CA`
+ * @throws {PreconditionError} the bucket is not there, or these credentials may not use it
+ * @throws {BackupError} `E_S3_UNREACHABLE`
+ */
+export async function openStore(address: string): Promise<StoreRoot> {
+  const parsed = parseS3Address(address);
+  const [{ Bucket }, { S3Root }] = await Promise.all([import("../s3/bucket.js"), import("./s3-folder.js")]);
+  return new S3Root(await Bucket.open(parsed));
+}

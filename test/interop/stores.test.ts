@@ -1,0 +1,322 @@
+/** Repositories in an object store: Ceph, with qemu-img and nbdcopy as judges. */
+import { mkdtemp, readdir, readFile, rm, stat, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { dirname, join } from "node:path";
+import {
+  DeleteObjectCommand,
+  GetObjectCommand,
+  ListObjectsV2Command,
+  PutObjectCommand,
+  type S3Client,
+} from "@aws-sdk/client-s3";
+import { execa } from "execa";
+import { afterAll, afterEach, beforeAll, expect, it } from "vitest";
+import { Repository } from "../../src/backup/repository/repository.js";
+import { BreakingStore } from "../support/breaking-store.js";
+import { MemoryChain } from "../support/memory-chain.js";
+import { nbdpull } from "../support/nbdpull.js";
+import { restoreDisk } from "../support/restore-disk.js";
+import { startServing } from "../support/serving.js";
+import { Store } from "../support/store.js";
+import { describeWith } from "../support/tools.js";
+
+const MiB = 1024 * 1024;
+const BUCKET = "backups";
+
+describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a repository in an object store", () => {
+  let store: Store;
+  let line: BreakingStore;
+  let client: S3Client;
+  let chain: MemoryChain;
+  let folder: string;
+  const before = { ...process.env };
+
+  beforeAll(async () => {
+    [store, chain] = await Promise.all([Store.start(), chainOfFour()]);
+    line = await BreakingStore.start(store);
+    client = store.client();
+    await store.makeBucket(BUCKET);
+    folder = await mkdtemp(join(tmpdir(), "nbdpull-stores-"));
+    Object.assign(process.env, store.environment, { AWS_ENDPOINT_URL: line.endpoint });
+  });
+  afterAll(async () => {
+    process.env = before;
+    await line?.[Symbol.asyncDispose]();
+    await store?.[Symbol.asyncDispose]();
+    await chain?.[Symbol.asyncDispose]();
+    if (folder) await rm(folder, { recursive: true, force: true });
+  });
+  afterEach(() => {
+    line.fault = () => undefined;
+  });
+
+  /** Puts the points of the chain below a prefix, as another program would copy them there. */
+  async function stored(prefix: string): Promise<string> {
+    const path = chain.repository.path;
+    for (const name of await readdir(path, { recursive: true })) {
+      if (!(await stat(join(path, name))).isFile()) continue;
+      await put(`${prefix}/${name}`, await readFile(join(path, name)));
+    }
+    return `s3://${BUCKET}/${prefix}`;
+  }
+
+  async function put(Key: string, Body: Buffer | string): Promise<void> {
+    await client.send(new PutObjectCommand({ Bucket: BUCKET, Key, Body }));
+  }
+
+  async function get(Key: string): Promise<Buffer> {
+    const { Body } = await client.send(new GetObjectCommand({ Bucket: BUCKET, Key }));
+    return Buffer.from((await Body?.transformToByteArray()) ?? []);
+  }
+
+  async function remove(Key: string): Promise<void> {
+    await client.send(new DeleteObjectCommand({ Bucket: BUCKET, Key }));
+  }
+
+  async function keys(Prefix: string): Promise<string[]> {
+    const { Contents = [] } = await client.send(new ListObjectsV2Command({ Bucket: BUCKET, Prefix }));
+    return Contents.map(({ Key = "" }) => Key);
+  }
+
+  /** The bytes of a point, as a raw file for qemu-img. */
+  async function expected(id: string): Promise<string> {
+    const path = join(folder, `${id}.expected`);
+    await writeFile(path, await chain.contentOf(id));
+    return path;
+  }
+
+  const ids = (): string[] => chain.points.map(({ id }) => id);
+  const newest = (): string => ids().at(-1) ?? "";
+  const isThere = (path: string): Promise<boolean> =>
+    stat(path).then(
+      () => true,
+      () => false,
+    );
+
+  it("is made, and made only once and only where nothing is", async () => {
+    const address = `s3://${BUCKET}/made/here`;
+    const made = await nbdpull("init", address, "--json");
+    expect(made).toMatchObject({ code: 0 });
+    expect(made.json()).toMatchObject({ path: address, conditionalCreate: true, conditionalReplace: true });
+    expect(await keys("made/")).toEqual(["made/here/nbdpull.json"]);
+    const marker = JSON.parse((await get("made/here/nbdpull.json")).toString()) as { id: string };
+    expect(made.json()).toMatchObject({ id: marker.id });
+    expect(marker).toMatchObject({
+      format: "nbdpull-repository",
+      version: 1,
+      store: { conditionalCreate: true },
+    });
+    expect(await nbdpull("points", address)).toMatchObject({ code: 0, stdout: "no restore points yet" });
+    const again = await nbdpull("init", address);
+    expect(again).toMatchObject({ code: 4 });
+    expect(again.stderr).toContain(marker.id);
+    await put("full/of/other/things", "x");
+    expect(await nbdpull("init", `s3://${BUCKET}/full`)).toMatchObject({ code: 2 });
+    expect(await keys("full/")).toEqual(["full/of/other/things"]);
+  });
+
+  it("warns where the store takes no notice of conditions", async () => {
+    line.fault = () => "ignore conditions";
+    const made = await nbdpull("init", `s3://${BUCKET}/unconditional`);
+    expect(made).toMatchObject({ code: 0 });
+    expect(made.stderr).toContain("only one host");
+  });
+
+  it("has points that are listed, verified and restored as from a folder", async () => {
+    const address = await stored("whole");
+    const listed = await nbdpull("points", address, "--json");
+    const inFolder = await nbdpull("points", chain.repository.path, "--json");
+    const rows = (ran: typeof listed) =>
+      (ran.json() as { folder: string }[]).map((row) => ({ ...row, path: "" }));
+    expect(listed.code).toBe(0);
+    expect(rows(listed).length).toBe(4);
+    expect(JSON.stringify(rows(listed)).replaceAll(address, "R")).toBe(
+      JSON.stringify(rows(inFolder)).replaceAll(chain.repository.path, "R"),
+    );
+    const verified = await nbdpull("verify", address, "--json");
+    expect(verified).toMatchObject({ code: 0 });
+    expect(verified.json()).toMatchObject({ damaged: false });
+    for (const [id, format] of ids().map((id, i) => [id, i % 2 === 0 ? "raw" : "qcow2"] as const)) {
+      const to = join(folder, `restored.${format}`);
+      const args = [
+        "restore",
+        address,
+        "--at",
+        id,
+        "--disk",
+        "vda",
+        "--to",
+        to,
+        "--format",
+        format,
+        "--force",
+      ];
+      expect(await nbdpull(...args)).toMatchObject({ code: 0 });
+      await execa("qemu-img", ["compare", "-f", format, "-F", "raw", to, await expected(id)]);
+    }
+  });
+
+  it("is a repository for stock QEMU when its objects are copied into a folder", async () => {
+    await stored("copied");
+    const to = join(folder, "copied");
+    for (const key of await keys("copied/")) {
+      const path = join(folder, key);
+      await execa("mkdir", ["-p", dirname(path)]);
+      await writeFile(path, await get(key));
+    }
+    // The last point is raw, which has no backing file of its own.
+    const id = ids().at(-2) ?? "";
+    await execa("qemu-img", [
+      ...["compare", "-f", "qcow2", "-F", "raw"],
+      ...[join(to, MemoryChain.domain, id, "vda.qcow2"), await expected(id)],
+    ]);
+    expect(await nbdpull("verify", to)).toMatchObject({ code: 0 });
+  });
+
+  it("is served from", async () => {
+    const address = await stored("served");
+    await using serving = await startServing(address, "--socket", join(folder, "serve.sock"));
+    const uri = serving.uris[0] ?? "";
+    await execa("qemu-img", ["compare", "-f", "raw", "-F", "raw", uri, await expected(newest())]);
+  });
+
+  it("gives the right bytes though the store fails, is slow to answer and hangs up", async () => {
+    const address = await stored("failing");
+    let asked = 0;
+    line.fault = ({ url }) => {
+      asked += 1;
+      if (!url.includes("vda") || asked % 3 !== 0) return undefined;
+      return (["cut answer", "hang up", { answer: 503, code: "SlowDown" }] as const)[asked % 2];
+    };
+    const to = join(folder, "failing.raw");
+    const args = ["restore", address, "--disk", "vda", "--to", to];
+    expect(await nbdpull(...args)).toMatchObject({ code: 0 });
+    await execa("qemu-img", ["compare", "-f", "raw", "-F", "raw", to, await expected(newest())]);
+  });
+
+  it("has no point where a manifest is missing, as one that is being made", async () => {
+    const address = await stored("unfinished");
+    await remove(`unfinished/${MemoryChain.domain}/${newest()}/point.json`);
+    const listed = await nbdpull("points", address, "--json");
+    expect((listed.json() as { id: string }[]).map(({ id }) => id)).toEqual(ids().slice(0, -1));
+    await remove(`unfinished/${MemoryChain.domain}/${ids()[1]}/point.json`);
+    const to = join(folder, "unfinished.raw");
+    const restored = await nbdpull("restore", address, "--disk", "vda", "--to", to);
+    expect(restored).toMatchObject({ code: 3 });
+    expect(restored.stderr).toContain(ids()[1]);
+    expect(await isThere(to)).toBe(false);
+  });
+
+  it("tells what is damaged by its key, and restores nothing of it", async () => {
+    const address = await stored("damaged");
+    const base = `damaged/${MemoryChain.domain}/${ids()[0]}`;
+    const image = await get(`${base}/vda.qcow2`);
+    const digests = await get(`${base}/vda.digests`);
+    const manifest = await get(`${base}/point.json`);
+    const to = join(folder, "damaged.raw");
+    const flipped = Buffer.from(image);
+    flipped.writeUInt8(flipped.readUInt8(3 * MiB) ^ 1, 3 * MiB);
+    const forged = manifest.toString().replace('"file": "vda.qcow2"', '"file": "../../other/vda.qcow2"');
+    expect(forged).not.toBe(manifest.toString());
+    const cases: [key: string, content: Buffer | undefined, original: Buffer][] = [
+      ["vda.qcow2", image.subarray(0, image.length / 2), image],
+      ["vda.qcow2", undefined, image],
+      ["vda.qcow2", flipped, image],
+      ["vda.digests", digests.subarray(0, 100), digests],
+      ["vda.digests", undefined, digests],
+      ["point.json", Buffer.from(forged), manifest],
+      ["point.json", Buffer.alloc(5 * MiB), manifest],
+    ];
+    for (const [name, content, original] of cases) {
+      const key = `${base}/${name}`;
+      await (content === undefined ? remove(key) : put(key, content));
+      const restored = await nbdpull("restore", address, "--disk", "vda", "--to", to, "--json");
+      expect(restored, `${name} of ${content?.length} bytes`).toMatchObject({ code: 3 });
+      expect(restored.stdout + restored.stderr).toContain(ids()[0]);
+      if (content !== flipped) expect(restored.stdout + restored.stderr).toContain(key);
+      expect(await isThere(to)).toBe(false);
+      if (name === "vda.qcow2") expect(await nbdpull("verify", address)).toMatchObject({ code: 3 });
+      await put(key, original);
+    }
+    expect(await nbdpull("verify", address)).toMatchObject({ code: 0 });
+  });
+
+  it("finds out that an object was replaced after it was listed", async () => {
+    const address = await stored("replaced");
+    const repository = await Repository.open(address);
+    const point = (await repository.points(MemoryChain.domain, () => undefined)).at(-1);
+    if (!point) throw new Error("there is no point");
+    const key = `replaced/${MemoryChain.domain}/${ids()[0]}/vda.qcow2`;
+    await put(key, Buffer.concat([await get(key), Buffer.alloc(MiB)]));
+    const targetPath = join(folder, "replaced.raw");
+    const restoring = restoreDisk({
+      ...{ repository, point, diskName: "vda", targetPath, format: "raw", force: false, sync: false },
+    });
+    await expect(restoring).rejects.toMatchObject({
+      name: "DamageError",
+      message: expect.stringContaining(key),
+    });
+    expect(await isThere(targetPath)).toBe(false);
+  });
+
+  it("takes no keys for files that no file could have", async () => {
+    const address = await stored("odd");
+    for (const key of ["odd/", "odd/guest/", "odd/guest//x", "odd/../point.json", "odd/guest/../../x"]) {
+      await put(key, "x");
+    }
+    expect(await nbdpull("verify", address)).toMatchObject({ code: 0 });
+  });
+
+  it("is refused by commands that write, with what works there", async () => {
+    const address = await stored("refused");
+    const there = await keys("refused/");
+    for (const args of [
+      ["backup", "guest", "--to", address],
+      ["import", "--to", address, "--domain", "guest", "--disk", "vda=x.raw"],
+      ["attach", "guest", "--to", address],
+      ["prune", address, "--keep-last", "1"],
+      ["prune", address, "--keep-last", "1", "--dry-run"],
+      ["repair", address],
+      ["repair", address, "--dry-run"],
+      ["points", address, "--fix-clock"],
+      ["doctor", "guest", "--to", address],
+    ]) {
+      const ran = await nbdpull(...args, "--json");
+      expect(ran, args.join(" ")).toMatchObject({ code: 4 });
+      expect(ran.stdout + ran.stderr).toContain("E_STORE_READ_ONLY");
+    }
+    expect(await keys("refused/")).toEqual(there);
+  });
+
+  it("is refused where the bucket or the key is wrong, in one line", async () => {
+    for (const [address, env] of [
+      ["s3://nobodys-bucket/x", {}],
+      [`s3://${BUCKET}/whole`, { AWS_SECRET_ACCESS_KEY: "wrong" }],
+      [`s3://${BUCKET}/nothing-here`, {}],
+    ] as const) {
+      Object.assign(process.env, env);
+      const ran = await nbdpull("points", address);
+      Object.assign(process.env, store.environment, { AWS_ENDPOINT_URL: line.endpoint });
+      expect(ran, address).toMatchObject({ code: 4 });
+      expect(ran.stderr.trim().split("\n")).toHaveLength(1);
+    }
+  });
+});
+
+/** A full point, an increment, a compressed one and a raw one. */
+async function chainOfFour(): Promise<MemoryChain> {
+  const chain = await MemoryChain.start(12 * MiB);
+  const change = (seed: number, from: number, length: number): void => {
+    const bytes = Buffer.alloc(length, `change ${seed} `);
+    chain.disk.write(from, bytes);
+  };
+  change(1, 0, 5 * MiB);
+  await chain.take();
+  for (let i = 0; i < 20; i += 1) change(2, (i * 541 + 3) * 1024, 700);
+  await chain.take();
+  change(3, 6 * MiB, 2 * MiB);
+  await chain.take({ compress: "deflate" });
+  for (let i = 0; i < 20; i += 1) change(4, (i * 389 + 7) * 1024, 9000);
+  await chain.take({ format: "raw" });
+  return chain;
+}
