@@ -47,6 +47,7 @@ const COMMANDS: Readonly<Record<string, () => Promise<(program: Command, run: Ru
   restore: async () => (await import("./usage/restore.js")).addRestore,
   verify: async () => (await import("./usage/verify.js")).addVerify,
   repair: async () => (await import("./usage/repair.js")).addRepair,
+  copy: async () => (await import("./usage/copy.js")).addCopy,
   prune: async () => (await import("./usage/prune.js")).addPrune,
   serve: async () => (await import("./usage/serve.js")).addServe,
   doctor: async () => (await import("./usage/doctor.js")).addDoctor,

@@ -30,9 +30,13 @@ const ROOMS: Readonly<Record<string, Room>> = {
     what: "the disks of a point rebuilt, into files, over devices or over exports, and the domain beside them",
     mayImport: words("pull chain export repository storage libvirt digest image threads host base"),
   },
+  copy: {
+    what: "one repository kept in step with another: whole points, proven while they are copied",
+    mayImport: words("verify pull chain repository storage image host base"),
+  },
   verify: {
     what: "every stored byte of points compared with what the point says: structure, tables, digests",
-    mayImport: words("chain repository digest qcow2 image threads base"),
+    mayImport: words("chain repository storage digest qcow2 image threads base"),
   },
   repair: {
     what: "damage of points mended, where a digest says what is right: clusters, digest files, refcounts",

@@ -18,6 +18,7 @@ const MODULE = [
 
 const ELSEWHERE: Readonly<Record<string, string>> = {
   "bin/commands/attach.ts": "the XML that the user named",
+  "bin/commands/copy.ts": "whether two repositories are the same folder",
   "bin/commands/demo.ts": "a folder of its own",
   "bin/compiled-code.ts": "the user's cache folder",
   "bin/destination.ts": "where the user wants a restore",

@@ -5,6 +5,7 @@
 
 import type { OnDamage } from "../base/damage.js";
 import { closeAll } from "../base/in-parallel.js";
+import { DIGEST_ALGORITHMS, type DigestAlgorithm } from "../digest/algorithms.js";
 import { createDigester, digestClusters } from "../digest/digest.js";
 import { DigestFileReader } from "../digest/digest-file-reader.js";
 import { dataBytesOf, type Geometry } from "../image/image.js";
@@ -34,6 +35,15 @@ interface KnownClusters {
   readonly length: number;
   readonly clusterSize: number;
   readonly count: number;
+  readonly algorithm: DigestAlgorithm;
+  /** Of a cluster that is defined in part: its data subclusters, since its digest covers nothing else. */
+  readonly dataMask?: number | undefined;
+  /**
+   * The digests of `count` clusters, one after the other.
+   * @param first index of the first cluster
+   * @throws {DamageError} the digest file ends too early
+   */
+  digests(first: number, count: number): Promise<Buffer>;
   /**
    * The indexes of those clusters whose digests differ from `bytes`.
    * @param first index of the first cluster
@@ -176,8 +186,12 @@ class DigestLayer implements SeenLayer {
     }
   }
 
+  get algorithm(): DigestAlgorithm {
+    return this.#file.header.algorithm;
+  }
+
   async digester(): ReturnType<typeof createDigester> {
-    return await createDigester(this.#file.header.algorithm);
+    return await createDigester(this.algorithm);
   }
 
   digestsAt(position: number, count: number): Promise<Buffer> {
@@ -216,6 +230,10 @@ function wholeClusters(
   );
   if (from >= to || run.digestsAt === undefined) return undefined;
   const { digestsAt } = run;
+  const digests = async (first: number, count: number): Promise<Buffer> => {
+    const { bytes: size } = DIGEST_ALGORITHMS[layer.algorithm];
+    return await layer.digestsAt(digestsAt + (from + first - run.cluster) * size, count);
+  };
   const masked = run.kind === "partial" ? { dataMask: run.dataMask } : {};
   return {
     kind: "digests",
@@ -223,12 +241,14 @@ function wholeClusters(
     length: Math.min(to * clusterSize, virtualSize) - from * clusterSize,
     clusterSize,
     count: to - from,
+    algorithm: layer.algorithm,
+    ...masked,
+    digests,
     differing: async (first, bytes) => {
       const digester = await layer.digester();
       const count = Math.ceil(bytes.length / clusterSize);
       const cluster = from + first;
-      const at = digestsAt + (cluster - run.cluster) * digester.size;
-      const expected = await layer.digestsAt(at, count);
+      const expected = await digests(first, count);
       const found = digestClusters(digester, { kind: run.kind, cluster, count, ...masked }, bytes, geometry);
       return Array.from({ length: count }, (_, i) => i)
         .filter((i) => {

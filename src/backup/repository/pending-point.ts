@@ -9,6 +9,11 @@ import { aheadText, fixClockCommand, pointsAhead } from "./points-ahead.js";
 import { hiddenPoints } from "./prune-journal.js";
 import { MANIFEST } from "./read-manifest.js";
 
+/** The manifest of a copy, as the original has it: also what this program knows nothing of. */
+interface ManifestText {
+  readonly text: string;
+}
+
 /** A point that is still being made, in a folder that readers ignore. */
 export interface PendingPoint {
   readonly id: string;
@@ -24,14 +29,21 @@ export interface PendingPoint {
    * Writes the manifest, flushes everything to stable storage and gives the folder its final name. From then
    * on the point exists.
    */
-  commit(manifest: Manifest, options: { readonly sync: boolean }): Promise<void>;
+  commit(manifest: Manifest | ManifestText, options: { readonly sync: boolean }): Promise<void>;
 }
 
-/** Runs `work` with a new pending point. If `work` ends without a commit, nothing is left. */
-export async function makePoint<T>(held: HeldLock, work: (point: PendingPoint) => Promise<T>): Promise<T> {
+/**
+ * Runs `work` with a new pending point. If `work` ends without a commit, nothing is left.
+ * @param as of a copy: the id of the original. The domain must have no point of that id
+ */
+export async function makePoint<T>(
+  held: HeldLock,
+  as: { readonly id: string } | undefined,
+  work: (point: PendingPoint) => Promise<T>,
+): Promise<T> {
   const { folder } = held;
   const createdAt = new Date();
-  const { id, clockWarning } = await newId(folder, createdAt);
+  const { id, clockWarning } = as ? { ...as, clockWarning: undefined } : await newId(folder, createdAt);
   const name = `.${id}${PARTIAL}`;
   await folder.makeFolder(name);
   try {
@@ -121,10 +133,11 @@ interface Pending {
  */
 async function commit(
   { domain, name, partial, id }: Pending,
-  manifest: Manifest,
+  manifest: Manifest | ManifestText,
   { sync }: { readonly sync: boolean },
 ): Promise<void> {
-  await partial.create(MANIFEST, formatManifest(manifest), { sync });
+  const text = "text" in manifest ? manifest.text : formatManifest(manifest);
+  await partial.create(MANIFEST, text, { sync });
   await partial.shareFiles();
   if (sync) await partial.sync();
   if (!(await domain.leadsTo(name, partial))) throw exchanged(domain, name);

@@ -1,3 +1,4 @@
+import { isDeepStrictEqual } from "node:util";
 import { DamageError, hasCode, messageOf } from "../base/errors.js";
 import { isMissing } from "../host/durable-files.js";
 import type { HeldFolder } from "../host/held-folder.js";
@@ -34,6 +35,17 @@ export async function readManifest(
   const manifest = parseManifest(text, path, { ...facts, point: id });
   if (manifest.id === id) return manifest;
   throw fail(`${path} is the manifest of point ${manifest.id}: the folder was renamed`);
+}
+
+/**
+ * The text of a manifest that was read as `known`.
+ * @throws {DamageError} `E_MANIFEST`: it is another one now
+ */
+export async function manifestText(folder: StoredFolder, known: Manifest): Promise<string> {
+  const text = (await folder.read(MANIFEST, MOST_BYTES)).toString("utf8");
+  const path = `${folder.path}/${MANIFEST}`;
+  if (isDeepStrictEqual(parseManifest(text, path), known)) return text;
+  throw new DamageError("E_MANIFEST", `${path} was changed meanwhile`, { details: { point: known.id } });
 }
 
 /**

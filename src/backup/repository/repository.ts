@@ -371,7 +371,7 @@ export class Repository {
     work: (point: PendingPoint) => Promise<T>,
     signal?: AbortSignal,
   ): Promise<T> {
-    return await this.writing(domain, (held) => makePoint(held, work), signal);
+    return await this.writing(domain, (held) => makePoint(held, undefined, work), signal);
   }
 }
 

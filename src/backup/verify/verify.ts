@@ -20,6 +20,7 @@ import { damageOf } from "../repository/kept-files.js";
 import type { DiskManifest, Manifest } from "../repository/manifest.js";
 import { uuidOf } from "../repository/point-owners.js";
 import type { Repository } from "../repository/repository.js";
+import type { StoredFolder } from "../storage/stored-folder.js";
 import { verifyData } from "./verify-data.js";
 import { type ExpectedBacking, verifyStructure } from "./verify-structure.js";
 import { VerifyThreads } from "./verify-threads.js";
@@ -97,6 +98,29 @@ export async function verifyPoints(
   return reports;
 }
 
+/**
+ * The same for one point whose manifest is known.
+ * @param options.openFolder where its files are; default: in the repository
+ */
+export async function verifyPoint(
+  repository: Repository,
+  domain: string,
+  point: Manifest,
+  {
+    signal,
+    openFolder,
+  }: { readonly signal: AbortSignal; readonly openFolder?: (() => Promise<StoredFolder>) | undefined },
+): Promise<PointReport> {
+  await using threads = new VerifyThreads(bytesOf([point]), openFolder !== undefined);
+  const progress = new DiskProgress([point], undefined);
+  return await new PointVerifier(repository, domain, point, {
+    threads,
+    progress,
+    signal,
+    openFolder,
+  }).report();
+}
+
 /** The manifest, or what is wrong with it. */
 async function readable(repository: Repository, domain: string, id: string): Promise<Manifest | PointReport> {
   try {
@@ -117,6 +141,7 @@ interface Tools {
   readonly threads: VerifyThreads;
   readonly progress: DiskProgress;
   readonly signal: AbortSignal;
+  readonly openFolder?: (() => Promise<StoredFolder>) | undefined;
 }
 
 class PointVerifier {
@@ -136,7 +161,7 @@ class PointVerifier {
     const { id, disks, files = [] } = this.#point;
     const findings: Finding[] = [];
     {
-      await using folder = await this.#repository.openPoint(this.#domain, id);
+      await using folder = await this.#open();
       for (const file of files) {
         const message = await damageOf(folder, file, this.#tools.signal);
         if (message !== undefined) findings.push({ point: id, severity: "damage", message });
@@ -154,6 +179,11 @@ class PointVerifier {
     return { id, disks: reports, findings };
   }
 
+  async #open(): Promise<StoredFolder> {
+    const { openFolder } = this.#tools;
+    return (await openFolder?.()) ?? (await this.#repository.openPoint(this.#domain, this.#point.id));
+  }
+
   async #verifyDisk(disk: DiskManifest, onDamage: OnDamage, onLeak: OnDamage): Promise<DiskReport> {
     const { progress, threads, signal } = this.#tools;
     let verifiedBytes = 0;
@@ -162,7 +192,7 @@ class PointVerifier {
       const backing = await this.#backingOf(link);
       const stranger = await this.#strangerBelow(link);
       if (stranger !== undefined) onDamage({ message: stranger });
-      const folder = await this.#repository.openPoint(this.#domain, this.#point.id);
+      const folder = await this.#open();
       await using layer = await Layer.open(folder, this.#point.id, disk, { signal });
       const told = new Set<string>();
       if (disk.format === "qcow2") {

@@ -1,0 +1,28 @@
+import { type Command, InvalidArgumentError } from "commander";
+import { size, withCreate, withTrust } from "../options.js";
+import type { Run } from "../run.js";
+
+export function addCopy(program: Command, run: Run): void {
+  const command = program
+    .command("copy")
+    .description(
+      "copy the points that another repository lacks, each with its chain and proven; exit 3 on damage",
+    )
+    .argument("<from>", "the repository that is copied")
+    .argument("<to>", "the one that is kept in step")
+    .argument("[domain...]", "left out: every domain, each by itself")
+    .option("--latest", "only the newest point of each domain, and what it is based on")
+    .option("--since <time>", "only points made since then, and what they are based on", time)
+    .option("--limit-rate <bytes/s>", "copy no faster than this", size)
+    .option("--dry-run", "only tell what would be copied");
+  withCreate(withTrust(command)).action(run(async () => (await import("../commands/copy.js")).runCopy));
+}
+
+/** As users write times for --at; without a zone it is local. */
+function time(text: string): Date {
+  const [, day = "", rest = "T00:00"] =
+    /^(\d{4}-\d\d-\d\d)([T ]\d\d:\d\d(?::\d\d(?:\.\d{1,3})?)?(?:Z|[+-]\d\d:\d\d)?)?$/.exec(text) ?? [];
+  const date = new Date(`${day}${rest.replace(" ", "T")}`);
+  if (!Number.isNaN(date.getTime())) return date;
+  throw new InvalidArgumentError("Give a time such as 2026-11-20, or 2026-11-20T11:32.");
+}
