@@ -1,5 +1,6 @@
 /** Runs qemu-nbd to serve the image of a disk whose domain is off. */
-import { lstat, readdir, readFile, stat } from "node:fs/promises";
+import { readdirSync, readFileSync } from "node:fs";
+import { lstat, readFile, stat } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { execa } from "execa";
@@ -121,10 +122,25 @@ export async function endServersIn(folder: string): Promise<void> {
 
 async function serversIn(folder: string): Promise<number[]> {
   const found: number[] = [];
-  for (const name of await readdir("/proc")) {
-    if (/^\d+$/.test(name) && (await isServerIn(folder, name))) found.push(Number(name));
+  for (const name of readdirSync("/proc")) {
+    if (/^\d+$/.test(name) && isCalledServer(name) && (await isServerIn(folder, name)))
+      found.push(Number(name));
   }
   return found;
+}
+
+/**
+ * Synchronous: a host has hundreds of processes, and the kernel tells their names without waiting for anything. A
+ * command line it tells only once the process lets its memory be read, which one that is stuck does not.
+ */
+function isCalledServer(pid: string): boolean {
+  try {
+    // A wrapper may have given it a name around its own.
+    return readFileSync(`/proc/${pid}/comm`, "utf8").includes("qemu-nbd");
+  } catch {
+    // The process has exited.
+    return false;
+  }
 }
 
 async function isServerIn(folder: string, pid: string): Promise<boolean> {
