@@ -130,6 +130,9 @@ const manifest = z
     error: "a parent is older than what is based on it",
   });
 
+/** Of any version. */
+const versioned = z.looseObject({ version: z.number() });
+
 /** One restore point, as `point.json` holds it. Sizes in bytes. */
 export type Manifest = Readonly<z.infer<typeof manifest>>;
 export type DiskManifest = Manifest["disks"][number];
@@ -157,7 +160,7 @@ export function parseManifest(
   } catch (cause) {
     throw fail(`it is not JSON (${messageOf(cause)})`);
   }
-  const version = z.looseObject({ version: z.number() }).safeParse(value).data?.version;
+  const version = versioned.safeParse(value).data?.version;
   if (version !== undefined && version !== MANIFEST_VERSION) {
     throw fail(
       `its version is ${version}; this program knows version ${MANIFEST_VERSION}. Use a newer nbdpull`,

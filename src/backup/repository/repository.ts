@@ -35,8 +35,9 @@ import { type Reading, readingInStore, readingOf } from "./reading.js";
 import { refuseStore } from "./refuse-store.js";
 import { refuseStrangers, tighten } from "./strangers.js";
 
-/** Manifests that are asked of a store at the same time. */
-const MANIFESTS_AT_ONCE = 16;
+/** Manifests that are read side by side: as many as Node has threads for files, and more of a store. */
+const READS_AT_ONCE = 4;
+const READS_OF_STORE = 16;
 
 export interface RepositoryOptions {
   /** As root too, write to a repository that other users can write to. Default: refuse it. */
@@ -168,19 +169,26 @@ export class Repository {
    * to `onDamage`, and so is a link that is called like a point.
    */
   async points(domain: string, onDamage: (error: DamageError) => void): Promise<Manifest[]> {
-    const ids = await this.pointNames(domain);
-    const atOnce = this.#store ? MANIFESTS_AT_ONCE : 1;
-    const points = await allOrNone(ids, atOnce, undefined, async (id) => {
-      return await this.point(domain, id).catch((error: unknown) => {
+    await using folder = await this.openDomain(domain);
+    if (!folder) return [];
+    const names = await pointNamesIn(folder);
+    const atOnce = this.#store ? READS_OF_STORE : READS_AT_ONCE;
+    const read = async (id: string): Promise<Manifest | DamageError> => {
+      try {
+        await using point = await folder.folder(id);
+        if (!point) return this.#noPoint(domain, id);
+        return await readManifest(point, id, MANIFEST, { domain });
+      } catch (error) {
         if (error instanceof DamageError) return error;
         throw error;
-      });
-    });
-    return points.flatMap((point) => {
-      if (!(point instanceof DamageError)) return [point];
-      onDamage(point);
-      return [];
-    });
+      }
+    };
+    const points: Manifest[] = [];
+    for (const found of await allOrNone(names, atOnce, undefined, read)) {
+      if (found instanceof DamageError) onDamage(found);
+      else points.push(found);
+    }
+    return points;
   }
 
   /** The ids of a domain's points, oldest first, whether their manifests can be read or not. */
