@@ -13,6 +13,9 @@ import type { Image } from "./images.js";
 import { demand, LIBVIRT, PROGRAMS } from "./programs.js";
 
 export const DISK = "vda";
+/** Each domain that runs is removed when the process exits: that many listeners are no leak. */
+const MOST_DOMAINS = 100;
+process.setMaxListeners(MOST_DOMAINS);
 const DEVICE = "/machine/peripheral/virtio-disk0/virtio-backend";
 
 /** The caller that starts it disposes of it. However the harness ends, no domain or checkpoint remains. */

@@ -16,6 +16,7 @@ const KiB = 1024;
 const MiB = 1024 * KiB;
 const GiB = 1024 * MiB;
 
+const SMALL_DISK = 64 * MiB;
 const CHANGES = 800;
 const CHANGE_BYTES = 128 * KiB;
 
@@ -29,6 +30,29 @@ interface ChangingDisk extends Disk {
 /** A domain of its own for each run: virtnbdbackup refuses one that has others' checkpoints. */
 export async function guestScene({ folder, inputs, scale }: Stage): Promise<Scene> {
   return { sources: [], ...(await startGuest(await changingDisk(inputs, scale), folder)) };
+}
+
+/** Small domains, which one run is to back up together: each with a copy of the same disk. */
+export async function manyGuestsScene({ folder, inputs, scale }: Stage, count: number): Promise<Scene> {
+  const disk = await inputs.make("small", async (place): Promise<ChangingDisk> => {
+    const virtualSize = scaled(SMALL_DISK, scale, 8 * MiB);
+    const quarter = evenly(virtualSize, 4, virtualSize / 16);
+    const image = await convert(await makeRaw(join(place, "disk.raw"), virtualSize, quarter), place);
+    return { image, virtualSize, after: image, changes: [] };
+  });
+  const scenes: Awaited<ReturnType<typeof startGuest>>[] = [];
+  const end = async (): Promise<void> => {
+    await Promise.all(scenes.map((scene) => scene[Symbol.asyncDispose]()));
+  };
+  try {
+    for (let index = 0; index < count; index += 1) {
+      scenes.push(await startGuest(disk, folder, `guest-${index}`));
+    }
+  } catch (error) {
+    await end();
+    throw error;
+  }
+  return { sources: [], guests: scenes.map(({ guest }) => guest), [Symbol.asyncDispose]: end };
 }
 
 /** How a tool is told to back a guest up into a folder. */
@@ -101,8 +125,9 @@ function changingDisk(inputs: Inputs, scale: number): Promise<ChangingDisk> {
 async function startGuest(
   { image, after, changes }: ChangingDisk,
   parent: string,
+  called = "guest",
 ): Promise<Pick<Scene, "serverPid"> & { readonly guest: Guest } & AsyncDisposable> {
-  const folder = join(parent, "guest");
+  const folder = join(parent, called);
   await mkdir(folder);
   const own: Image = { path: join(folder, "disk.qcow2"), format: "qcow2" };
   await copyFile(image.path, own.path);

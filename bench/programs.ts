@@ -63,6 +63,7 @@ export const PROGRAMS = {
   nbdinfo: onPath("nbdinfo", "apt-get install libnbd-bin"),
   certtool: onPath("certtool", "apt-get install gnutls-bin"),
   sha256sum: onPath("sha256sum", "apt-get install coreutils"),
+  strace: onPath("strace", "apt-get install strace"),
   cc: onPath("cc", "apt-get install gcc libc6-dev"),
   libnbdModule,
   libvirt,

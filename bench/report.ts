@@ -64,9 +64,15 @@ export function circumstances({ machine, versions, settings }: BenchResult): str
 /** One workload: its table, and what the figures don't show. */
 export function workloadReport(workload: WorkloadResult): string {
   const reference = measuredContender(workload, workload.reference);
+  const counts = workload.contenders.some(({ outside }) => outside) ? OUTSIDE : TRAFFIC;
+  const jobs = workload.contenders.find(({ outside }) => outside?.jobs)?.outside?.jobs;
   const rows = workload.contenders
     .filter(({ runs }) => runs.length > 0)
-    .map((contender) => row(contender, reference));
+    .map((contender) => [
+      ...row(contender, reference),
+      ...counts.of(contender),
+      ...(jobs === undefined ? [] : [number(spreadOf(valuesOf(contender, "wall")).median / jobs)]),
+    ]);
   const lines = [`### ${workload.title}`, "", workload.about, ""];
   if (rows.length > 0) {
     lines.push(
@@ -80,8 +86,8 @@ export function workloadReport(workload: WorkloadResult): string {
           "× CPU",
           "server CPU s",
           "peak RSS MiB",
-          "requests",
-          "round trips",
+          ...counts.names,
+          ...(jobs === undefined ? [] : [`wall s for each of ${jobs}`]),
         ],
         rows,
       ),
@@ -102,7 +108,6 @@ function row(contender: ContenderResult, reference: ContenderResult | undefined)
     reference === undefined ? undefined : ratiosOf(contender, reference, metric);
   const wall = ratios("wall");
   const isReference = contender === reference;
-  const { traffic } = contender;
   return [
     contender.name,
     seconds("wall"),
@@ -112,10 +117,27 @@ function row(contender: ContenderResult, reference: ContenderResult | undefined)
     isReference ? "1" : spread(ratios("cpu")),
     seconds("server"),
     Math.max(...valuesOf(contender, "rss")).toFixed(0),
-    traffic === undefined ? "–" : String(traffic.reads + traffic.blockStatus + traffic.others),
-    traffic === undefined ? "–" : String(traffic.roundTrips),
   ];
 }
+
+/** The columns of what was counted in a run that isn't timed. */
+interface Counts {
+  readonly names: readonly string[];
+  of(contender: ContenderResult): string[];
+}
+
+const TRAFFIC: Counts = {
+  names: ["requests", "round trips"],
+  of: ({ traffic }) =>
+    traffic === undefined
+      ? ["–", "–"]
+      : [String(traffic.reads + traffic.blockStatus + traffic.others), String(traffic.roundTrips)],
+};
+
+const OUTSIDE: Counts = {
+  names: ["calls to libvirt", "processes"],
+  of: ({ outside }) => [String(outside?.libvirtCalls ?? "–"), String(outside?.processes ?? "–")],
+};
 
 const VERDICTS = { less: "faster", more: "slower", none: "no difference", open: "too few runs" } as const;
 

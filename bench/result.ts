@@ -26,6 +26,17 @@ const trafficSchema = z.object({
   roundTrips: z.number(),
 });
 
+/** What a client of libvirt does outside of itself, from one run that isn't timed. */
+const outsideSchema = z.object({
+  /** Calls to libvirt over its own protocol, with those that open a connection. */
+  libvirtCalls: z.number(),
+  libvirtConnections: z.number(),
+  /** Programs that it started, itself among them. Left out where no strace is installed. */
+  processes: z.number().optional(),
+  /** Backups that one run makes, if there are several. */
+  jobs: z.number().optional(),
+});
+
 const contenderSchema = z.object({
   name: z.string(),
   /** "missing": not installed; "failed": it can't do the work, or did it wrong. `reason` says more. */
@@ -37,6 +48,7 @@ const contenderSchema = z.object({
   /** In the order of the rounds; the warm-up is not among them. */
   runs: z.array(runSchema),
   traffic: trafficSchema.optional(),
+  outside: outsideSchema.optional(),
 });
 
 const targetSchema = z.object({
@@ -83,6 +95,7 @@ export const resultSchema = z.object({
 
 export type RunResult = z.infer<typeof runSchema>;
 export type Traffic = z.infer<typeof trafficSchema>;
+export type Outside = z.infer<typeof outsideSchema>;
 export type ContenderResult = z.infer<typeof contenderSchema>;
 export type Target = z.infer<typeof targetSchema>;
 export type WorkloadResult = z.infer<typeof workloadSchema>;

@@ -3,10 +3,11 @@ import { join } from "node:path";
 import { storedBytes } from "./images.js";
 import type { Inputs } from "./inputs.js";
 import { type Built, measure } from "./measure.js";
+import { countOutside } from "./outside.js";
 import { PROJECT } from "./paths.js";
 import { missingOf } from "./programs.js";
 import { CountingRelay } from "./relay.js";
-import type { ContenderResult, RunResult, Traffic, WorkloadResult } from "./result.js";
+import type { ContenderResult, Outside, RunResult, Traffic, WorkloadResult } from "./result.js";
 import { withAddress } from "./servers.js";
 import type { Command, Contender, Scene, Source, Task, Workload } from "./workload.js";
 
@@ -31,6 +32,7 @@ interface Entry {
   command?: string;
   verified?: string;
   traffic?: Traffic;
+  outside?: Outside;
   readonly runs: RunResult[];
   /** Of its outputs, after the warm-up. */
   outputBytes: number;
@@ -68,15 +70,19 @@ async function runRounds(
   const bench: Bench = { ...options, workload, work: folder, endsAt: performance.now() + options.limitMs };
   let lastRoundMs = 0;
   options.say("making the inputs");
-  const canCount = await firstLook(bench);
+  const counted = await firstLook(bench);
 
   for (const entry of able(entries)) {
     options.say(`warming up: ${entry.contender.name}`);
     await attempt(entry, () => warmUp(entry, bench));
   }
-  for (const entry of canCount ? able(entries) : []) {
+  for (const entry of counted === "requests" ? able(entries) : []) {
     options.say(`counting requests: ${entry.contender.name}`);
     await attempt(entry, () => countTraffic(entry, bench));
+  }
+  for (const entry of counted === "calls" ? able(entries) : []) {
+    options.say(`counting calls to libvirt: ${entry.contender.name}`);
+    await attempt(entry, () => countCalls(entry, bench));
   }
   for (let round = 1; round <= options.runs; round += 1) {
     const began = performance.now();
@@ -106,19 +112,27 @@ function setUp({ workload, work, inputs, scale }: Bench): Promise<Scene> {
 }
 
 /**
- * Whether the requests of this workload can be counted: only over Unix sockets without TLS. Makes the inputs
- * first.
+ * What can be counted of this workload: requests only over Unix sockets without TLS, calls to libvirt where
+ * domains are backed up. Makes the inputs first.
  */
-async function firstLook(bench: Bench): Promise<boolean> {
+async function firstLook(bench: Bench): Promise<"requests" | "calls" | "nothing"> {
   await using scene = await setUp(bench);
+  if (scene.guest ?? scene.guests) return "calls";
   const [first] = scene.sources;
-  return first !== undefined && first.at.kind === "unix" && first.tls === undefined;
+  return first !== undefined && first.at.kind === "unix" && first.tls === undefined ? "requests" : "nothing";
 }
 
-type Setting = Pick<Scene, "sources" | "stored" | "guest">;
+type Setting = Pick<Scene, "sources" | "stored" | "guest" | "guests">;
 
-function taskOf({ sources, stored, guest }: Setting, { work, built }: Bench): Task {
-  return { sources, ...(stored && { stored }), ...(guest && { guest }), output: join(work, "output"), built };
+function taskOf({ sources, stored, guest, guests }: Setting, { work, built }: Bench): Task {
+  return {
+    sources,
+    ...(stored && { stored }),
+    ...(guest && { guest }),
+    ...(guests && { guests }),
+    output: join(work, "output"),
+    built,
+  };
 }
 
 async function entryOf(contender: Contender): Promise<Entry> {
@@ -237,6 +251,14 @@ async function countTraffic(entry: Entry, bench: Bench): Promise<void> {
   const throughRelay = (source: Source): Source => withAddress({ ...source, at: { kind: "unix", socket } });
   await runOnce(entry, taskOf({ sources: scene.sources.map(throughRelay) }, bench), scene, bench);
   entry.traffic = relay.traffic;
+}
+
+/** One run that isn't timed. */
+async function countCalls(entry: Entry, bench: Bench): Promise<void> {
+  await using scene = await setUp(bench);
+  const task = taskOf(scene, bench);
+  await emptyFolder(task.output);
+  entry.outside = await countOutside(entry.contender, task, bench.folder, bench.limitMs);
 }
 
 function resultOf(workload: Workload, entries: readonly Entry[], asked: number): WorkloadResult {

@@ -43,6 +43,8 @@ export interface Scene extends AsyncDisposable {
   readonly sources: readonly Source[];
   readonly stored?: Stored;
   readonly guest?: Guest;
+  /** Several domains that are backed up by one run. */
+  readonly guests?: readonly Guest[];
 }
 
 /** A running libvirt domain that has not been backed up yet. It has one disk. */
@@ -57,6 +59,8 @@ export interface Guest {
   readonly after: Image;
   /** The guest writes. */
   change(): Promise<void>;
+  /** The URI of libvirt, where the program is not to take its own. */
+  readonly uri?: string;
 }
 
 /** One disk in all points of a repository. */
@@ -113,6 +117,7 @@ export interface Task {
   readonly sources: readonly Source[];
   readonly stored?: Stored;
   readonly guest?: Guest;
+  readonly guests?: readonly Guest[];
   /** Empty before every run. All outputs go there. */
   readonly output: string;
   /** Programs that the harness has built. */
@@ -137,6 +142,12 @@ export function onlySource(task: Pick<Task, "sources">): Source {
 export function storedIn({ stored }: Pick<Task, "stored">): Stored {
   if (stored === undefined) throw new Error("this contender works on a repository");
   return stored;
+}
+
+/** The domains of a workload that is about several. */
+export function guestsOf({ guests }: Pick<Task, "guests">): readonly Guest[] {
+  if (guests === undefined) throw new Error("this contender backs several domains up");
+  return guests;
 }
 
 /** The domain of a workload that is about one. */

@@ -4,7 +4,7 @@ import { type BackupCommands, fullThenChange } from "../guests.js";
 import { compareImages, type Image } from "../images.js";
 import { NBDPULL } from "../paths.js";
 import { PROGRAMS } from "../programs.js";
-import { type Command, type Contender, type Guest, guestOf, type Task } from "../workload.js";
+import { type Command, type Contender, type Guest, guestOf, guestsOf, type Task } from "../workload.js";
 
 /** As its users run it, but for the flush at the end, which virtnbdbackup doesn't make either. */
 export const NBDPULL_BACKUP: BackupCommands = {
@@ -12,9 +12,21 @@ export const NBDPULL_BACKUP: BackupCommands = {
   incremental: (guest, to) => backupCommand("incremental", guest, to),
 };
 
-function backupCommand(level: "full" | "incremental", { domain, folder }: Guest, to: string): Command {
+function backupCommand(level: "full" | "incremental", guest: Guest, to: string): Command {
+  return backupsCommand(level, [guest], guest, to);
+}
+
+function backupsCommand(
+  level: "full" | "incremental",
+  guests: readonly Guest[],
+  { folder, uri }: Guest,
+  to: string,
+): Command {
   const how = ["--level", level, "--scratch", folder, "--no-fsync", "--quiet"];
-  return { program: process.execPath, args: [NBDPULL, "backup", domain, "--to", to, "--create", ...how] };
+  const through = uri === undefined ? [] : ["--connect", uri];
+  const names = guests.map(({ domain }) => domain);
+  const args = [NBDPULL, "backup", ...names, "--to", to, "--create", ...how, ...through];
+  return { program: process.execPath, args };
 }
 
 const repository = (task: Task): string => join(task.output, "repository");
@@ -34,6 +46,30 @@ export function nbdpullBackup(level: "full" | "incremental", ...options: readonl
       const points = level === "full" ? 1 : 2;
       await compareImages(await newestImage(task, points), level === "full" ? before : after);
       return `qemu-img compare of the point's image${level === "full" ? "" : ", based on the full one,"} with the disk`;
+    },
+  };
+}
+
+/**
+ * Several domains by one run, as `--all` takes them; named, since the host may have others.
+ * @param options of the measured backup
+ */
+export function nbdpullBackups(...options: readonly string[]): Contender {
+  return {
+    name: ["nbdpull backup", ...options].join(" "),
+    needs: [PROGRAMS.libvirt],
+    command: (task) => {
+      const guests = guestsOf(task);
+      const [first] = guests;
+      if (first === undefined) throw new Error("there is no domain");
+      const { program, args } = backupsCommand("full", guests, first, repository(task));
+      return { program, args: [...args, ...options] };
+    },
+    verify: async (task) => {
+      for (const guest of guestsOf(task)) {
+        await compareImages(await newestImage({ ...task, guest }, 1), guest.before);
+      }
+      return "qemu-img compare of each point's image with its disk";
     },
   };
 }

@@ -1,10 +1,18 @@
-import { readdir } from "node:fs/promises";
+import { mkdir, readdir } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { execa } from "execa";
 import { type BackupCommands, fullThenChange } from "../guests.js";
 import { compareImages, type Image } from "../images.js";
 import { PROGRAMS } from "../programs.js";
-import { type Command, type Contender, type Guest, guestOf, storedIn, type Task } from "../workload.js";
+import {
+  type Command,
+  type Contender,
+  type Guest,
+  guestOf,
+  guestsOf,
+  storedIn,
+  type Task,
+} from "../workload.js";
 
 const needs = [PROGRAMS.libvirt, PROGRAMS.virtnbdbackup];
 
@@ -14,9 +22,13 @@ export const VIRTNBDBACKUP: BackupCommands = {
   incremental: (guest, to) => backupCommand("inc", guest, to),
 };
 
-function backupCommand(level: "full" | "inc", { domain, folder }: Guest, to: string): Command {
+function backupCommand(level: "full" | "inc", { domain, folder, uri }: Guest, to: string): Command {
   const places = ["-S", folder, "-f", join(folder, "nbd.sock")];
-  return { program: "virtnbdbackup", args: ["-d", domain, "-l", level, "-o", to, ...places, "-n"] };
+  const through = uri === undefined ? [] : ["-U", uri];
+  return {
+    program: "virtnbdbackup",
+    args: ["-d", domain, "-l", level, "-o", to, ...places, ...through, "-n"],
+  };
 }
 
 /** An increment goes into the folder of the full backup that it needs. */
@@ -36,6 +48,32 @@ export function virtnbdbackup(level: "full" | "incremental"): Contender {
       const { before, after } = guestOf(task);
       await compareImages(await restored(task), level === "full" ? before : after);
       return "virtnbdrestore, then qemu-img compare with the disk";
+    },
+  };
+}
+
+/** Several domains, one after the other: it takes one at a time. */
+export function virtnbdbackupEach(): Contender {
+  const toOf = (task: Task, { domain }: Guest): string => join(task.output, domain);
+  return {
+    name: "virtnbdbackup",
+    needs,
+    command: (task) => {
+      const lines = guestsOf(task).map((guest) => {
+        const { program, args } = VIRTNBDBACKUP.full(guest, toOf(task, guest));
+        return [program, ...args].map((word) => `'${word}'`).join(" ");
+      });
+      return { program: "sh", args: ["-e", "-c", lines.join("\n")] };
+    },
+    verify: async (task) => {
+      for (const guest of guestsOf(task)) {
+        const output = join(task.output, `${guest.domain}-restored`);
+        await mkdir(output);
+        const { program, args } = restoreCommand(toOf(task, guest), output);
+        await execa(program, args);
+        await compareImages(await restored({ ...task, output }), guest.before);
+      }
+      return "virtnbdrestore of each, then qemu-img compare with its disk";
     },
   };
 }

@@ -10,6 +10,7 @@ import { hugePull } from "./huge-pull.js";
 import { latency } from "./latency.js";
 import { libvirtFull } from "./libvirt-full.js";
 import { libvirtIncremental } from "./libvirt-incremental.js";
+import { libvirtMany } from "./libvirt-many.js";
 import { libvirtRestore } from "./libvirt-restore.js";
 import { limitedRate } from "./limited-rate.js";
 import { prune } from "./prune.js";
@@ -53,6 +54,7 @@ export const WORKLOADS: readonly Workload[] = [
   prune,
   libvirtFull,
   libvirtIncremental,
+  libvirtMany,
   libvirtRestore,
   ...starts,
 ];

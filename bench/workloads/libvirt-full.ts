@@ -12,7 +12,7 @@ export const libvirtFull: Workload = {
   reference: "virtnbdbackup",
   contenders: [virtnbdbackup("full"), nbdpullBackup("full")],
   targets: [
-    { contender: "nbdpull backup", metric: "wall", against: "virtnbdbackup", atMost: 0.8 },
+    { contender: "nbdpull backup", metric: "wall", against: "virtnbdbackup", atMost: 0.5 },
     ...boundedMemory("nbdpull backup"),
   ],
   setUp: guestScene,

@@ -1,7 +1,6 @@
 import { nbdpullBackup } from "../contenders/nbdpull-backup.js";
 import { virtnbdbackup } from "../contenders/virtnbdbackup.js";
 import { guestScene } from "../guests.js";
-import { boundedMemory } from "../targets.js";
 import type { Workload } from "../workload.js";
 
 const TRUSTING = "--prove-base=none";
@@ -18,9 +17,10 @@ export const libvirtIncremental: Workload = {
     nbdpullBackup("incremental", TRUSTING),
   ],
   targets: [
-    { contender: "nbdpull backup", metric: "wall", against: "virtnbdbackup", atMost: 0.8 },
+    { contender: "nbdpull backup", metric: "wall", against: "virtnbdbackup", atMost: 0.35 },
+    { contender: "nbdpull backup", metric: "cpu", against: "virtnbdbackup", atMost: 1.5 },
     { contender: "nbdpull backup", metric: "wall", against: `nbdpull backup ${TRUSTING}`, atMost: 1.03 },
-    ...boundedMemory("nbdpull backup"),
+    { contender: "nbdpull backup", metric: "rss", atMost: 90 },
   ],
   setUp: guestScene,
 };

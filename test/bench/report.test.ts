@@ -3,6 +3,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { compare, comparisonReport, differences } from "../../bench/comparison.js";
+import { startedIn } from "../../bench/outside.js";
 import { targetsPlot, workloadPlot } from "../../bench/plots.js";
 import { fillMarkers, publish } from "../../bench/publication.js";
 import { circumstances, judgeTargets, targetsReport, workloadReport } from "../../bench/report.js";
@@ -57,6 +58,27 @@ describe("the report of a workload", () => {
       roundTrips: 7,
     };
     expect(workloadReport(workloadOf([{ ...theirs, traffic }]))).toMatch(/\| 13 \| 7 \|$/m);
+  });
+});
+
+describe("the report of a workload that backs domains up", () => {
+  it("shows calls to libvirt and processes, and the time for each of several jobs", () => {
+    const outside = { libvirtCalls: 39, libvirtConnections: 1, processes: 2, jobs: 20 };
+    const report = workloadReport(workloadOf([{ ...theirs, outside }, ours]));
+    expect(report).toContain("| calls to libvirt | processes | wall s for each of 20 |");
+    expect(report).toMatch(/^\| theirs \|.*\| 39 \| 2 \| 0\.15 \|$/m);
+    expect(report).toMatch(/^\| ours \|.*\| – \| – \| 0\.075 \|$/m);
+  });
+
+  it("counts programs that were started, and none that was only looked for", () => {
+    const said = [
+      `7424  execve("/usr/bin/node", ["node"], 0x7ffd /* 35 vars */) = 0`,
+      `7480  execve("/usr/local/bin/touch", ["touch"], 0x2af /* 35 vars */) = -1 ENOENT (No such file or directory)`,
+      `7480  execve("/usr/bin/touch", ["touch"], 0x2af /* 35 vars */ <unfinished ...>`,
+      `7480  <... execve resumed>)             = 0`,
+      "",
+    ];
+    expect(startedIn(said.join("\n"))).toBe(2);
   });
 });
 

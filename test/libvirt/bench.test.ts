@@ -32,12 +32,13 @@ await describeWithLibvirt("the bench harness with a domain", () => {
       const { workloads } = await readResult(json);
       expect(workloads.map(({ name }) => name)).toEqual(only);
       for (const { contenders } of workloads) {
-        for (const { name, state, reason, verified, runs } of contenders) {
+        for (const { name, state, reason, verified, runs, outside } of contenders) {
           // virtnbdbackup need not be installed.
           if (state === "missing" && name.startsWith("virtnbd")) continue;
           expect([name, state, reason]).toEqual([name, "measured", undefined]);
           expect(verified).toContain("qemu-img compare");
           expect(runs).toHaveLength(1);
+          if (name.startsWith("nbdpull backup")) expect(outside).toMatchObject({ libvirtConnections: 1 });
         }
       }
       expect(await leftBy(harness.pid, folder)).toEqual([]);
