@@ -5,7 +5,7 @@ import { type Asked, failure } from "./libvirt-errors.js";
 import { parseDaemonAddress } from "./rpc/daemon-address.js";
 import { type DomainEvent, EVENT } from "./rpc/events.js";
 import * as remote from "./rpc/procedures.js";
-import { RpcSession } from "./rpc/session.js";
+import { RpcSession, unlessAborted } from "./rpc/session.js";
 
 export interface LibvirtOptions {
   /**
@@ -84,20 +84,25 @@ export class LibvirtCalls {
       const silence = connection.listen((event) => {
         if (event.domain.uuid === found.uuid && events.includes(EVENT[event.kind])) listener(event);
       });
+      // Without the signal: what libvirt has registered can only be taken back once it has said as what.
       const registering = events.map((event) =>
-        connection.call(register, { event, domain: found }, { signal, timeoutMs }),
+        connection.call(register, { event, domain: found }, { timeoutMs }),
       );
-      const callbacks = await Promise.all(registering).catch((error: unknown) => {
-        silence();
-        throw error;
-      });
       const stop = async (): Promise<void> => {
         silence();
         // A daemon that is gone has forgotten them.
         await Promise.allSettled(
-          callbacks.map((callback) => connection.call(forget, callback, { timeoutMs: FAREWELL_MS })),
+          registering.map(async (callback) =>
+            connection.call(forget, await callback, { timeoutMs: FAREWELL_MS }),
+          ),
         );
       };
+      try {
+        await unlessAborted(Promise.all(registering), signal);
+      } catch (error) {
+        void stop();
+        throw error;
+      }
       return { lost: connection.lost, stop };
     });
   }

@@ -15,6 +15,7 @@ interface Opening {
   readonly connection: Promise<RpcConnection>;
   readonly giveUp: AbortController;
   waiting: number;
+  isOpen: boolean;
 }
 
 /**
@@ -48,7 +49,11 @@ export class RpcSession {
         this.#forget(opening);
       } finally {
         opening.waiting -= 1;
-        if (signal?.aborted && opening.waiting === 0) opening.giveUp.abort(signal.reason);
+        if (signal?.aborted && opening.waiting === 0 && !opening.isOpen) {
+          // Who comes now opens another one: this one ends by a reason that is not theirs.
+          this.#forget(opening);
+          opening.giveUp.abort(signal.reason);
+        }
       }
     }
   }
@@ -93,8 +98,15 @@ export class RpcSession {
     const connection = this.#address().then((address) =>
       openConnection(address, { ...this.#options, signal }),
     );
-    const opening = { connection, giveUp, waiting: 0 };
-    connection.catch(() => this.#forget(opening));
+    const opening: Opening = { connection, giveUp, waiting: 0, isOpen: false };
+    connection.then(
+      (open) => {
+        opening.isOpen = true;
+        // It was given up just as it was done: nobody else would close it.
+        if (signal.aborted) open.close();
+      },
+      () => this.#forget(opening),
+    );
     return opening;
   }
 
@@ -104,7 +116,7 @@ export class RpcSession {
 }
 
 /** Settles as `promise` does, or rejects when the signal fires first. */
-async function unlessAborted<T>(promise: Promise<T>, signal: AbortSignal | undefined): Promise<T> {
+export async function unlessAborted<T>(promise: Promise<T>, signal: AbortSignal | undefined): Promise<T> {
   if (signal === undefined) return await promise;
   signal.throwIfAborted();
   let stop: () => void = () => undefined;

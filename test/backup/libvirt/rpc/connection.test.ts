@@ -1,8 +1,10 @@
 /** A connection to libvirt, and daemons that misbehave: a clear error or patience, nothing lost, no hang. */
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, describe, expect, it } from "vitest";
+import { Libvirt } from "../../../../src/backup/libvirt/libvirt.js";
 import type { Keepalive, RpcConnection } from "../../../../src/backup/libvirt/rpc/connection.js";
 import { parseDaemonAddress } from "../../../../src/backup/libvirt/rpc/daemon-address.js";
+import { EVENT } from "../../../../src/backup/libvirt/rpc/events.js";
 import { openConnection } from "../../../../src/backup/libvirt/rpc/open.js";
 import { encodePacket, type Packet, PROGRAM } from "../../../../src/backup/libvirt/rpc/packets.js";
 import * as remote from "../../../../src/backup/libvirt/rpc/procedures.js";
@@ -348,11 +350,43 @@ describe("a session", () => {
       one.call(remote.DOMAIN_LOOKUP_BY_NAME, "lab", { ...LIMIT, signal }),
     );
     await expect.poll(() => greetings).toBe(1);
+    const given = Promise.all(waiting.map((call) => expect(call).rejects.toThrow("enough")));
     for (const stop of stops) stop.abort(new Error("enough"));
-    for (const call of waiting) await expect(call).rejects.toThrow("enough");
+    // It comes while that opening is being given up, and is no part of it.
+    const late = waiting[1]?.catch(() => one.call(remote.DOMAIN_LOOKUP_BY_NAME, "lab", LIMIT));
+    expect(await late).toMatchObject({ uuid: UUID });
+    await given;
     await expect.poll(() => server.clients[0]?.socket.destroyed).toBe(true);
     expect(await one.call(remote.DOMAIN_LOOKUP_BY_NAME, "lab", LIMIT)).toMatchObject({ uuid: UUID });
     await one.close();
+  });
+
+  it("takes back what was registered for a listener that was given up meanwhile", async () => {
+    const [REGISTER, DEREGISTER] = [316, 317];
+    const gone: number[] = [];
+    let answer = (): void => undefined;
+    server = await ScriptedLibvirt.start({
+      [REGISTER]: (_, call, client) => {
+        answer = () => client.answer(call, new XdrWriter().int(41));
+        return "silence";
+      },
+      [DEREGISTER]: (args) => {
+        gone.push(args.int());
+        return new XdrWriter();
+      },
+    });
+    await using libvirt = new Libvirt({ connect: server.uri });
+    const stop = new AbortController();
+    const heard: unknown[] = [];
+    const listening = libvirt
+      .withSignal(stop.signal)
+      .listen(DOMAIN, [EVENT.lifecycle], (event) => heard.push(event));
+    await expect.poll(() => server.calls).toEqual([REGISTER]);
+    stop.abort(new Error("enough"));
+    await expect(listening).rejects.toThrow("enough");
+    answer();
+    await expect.poll(() => gone).toEqual([41]);
+    expect(heard).toEqual([]);
   });
 
   it("settles everything when it is closed", async () => {
