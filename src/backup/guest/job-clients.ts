@@ -24,6 +24,17 @@ export class JobClients {
   readonly all: NbdClient[] = [];
   /** The way to the job, if it is not that of each client alone. */
   connection: JobConnection | undefined;
+  /** Clients that are being opened, and are in no list yet. */
+  readonly #opening = new Set<Promise<unknown>>();
+
+  /** Takes note of a client that is being opened to the job, which must not end in the middle of its handshake. */
+  isOpening(client: Promise<unknown>): void {
+    const forget = (): void => {
+      this.#opening.delete(settled);
+    };
+    const settled: Promise<void> = client.then(forget, forget);
+    this.#opening.add(settled);
+  }
 
   /**
    * Reconnects no client any more, waits for handshakes and for the replies that are on their way, ends the
@@ -33,6 +44,7 @@ export class JobClients {
   async outlive(end: () => Promise<void>): Promise<void> {
     try {
       for (const client of this.all) client.stopConnecting(HANDSHAKE_WITHIN_MS);
+      await this.#within(HANDSHAKE_WITHIN_MS, Promise.all(this.#opening));
       await this.#idle();
       await end();
     } finally {
@@ -48,9 +60,13 @@ export class JobClients {
   }
 
   async #idle(): Promise<void> {
+    await this.#within(IDLE_WITHIN_MS, Promise.all(this.all.map((client) => client.idle())));
+  }
+
+  async #within(ms: number, work: Promise<unknown>): Promise<void> {
     const timer = new AbortController();
-    const tooLate = sleep(IDLE_WITHIN_MS, undefined, { signal: timer.signal }).catch(() => undefined);
-    await Promise.race([Promise.all(this.all.map((client) => client.idle())), tooLate]);
+    const tooLate = sleep(ms, undefined, { signal: timer.signal }).catch(() => undefined);
+    await Promise.race([work, tooLate]);
     timer.abort();
   }
 }

@@ -123,7 +123,9 @@ async function take(job: AttachedJob, options: AttachOptions): Promise<TakenPoin
     else await clients.disconnect();
   };
   const connect = patientBy(connection, { ...options.connect, reconnect: reconnectOf(job, options) });
-  const known = { repository, domain, definition, disks, checkpoint: point, clients: clients.all, confirm };
+  const onOpening = (client: Promise<unknown>): void => clients.isOpening(client);
+  const taken = { clients: clients.all, onOpening };
+  const known = { repository, domain, definition, disks, checkpoint: point, ...taken, confirm };
   return await whileScratchLasts({ ...scratchSettings(view, options), giveUp }, (lasting) =>
     connection.walk(lasting, (walking) =>
       view.whileItRuns(walking, (running) =>

@@ -1,4 +1,3 @@
-import type { NbdClient } from "../../nbd/index.js";
 import { together } from "../base/in-parallel.js";
 import { preflight } from "../checks/preflight.js";
 import { CheckpointRecord } from "../guest/checkpoint-record.js";
@@ -157,7 +156,7 @@ export async function backup(options: BackupOptions): Promise<BackupResult> {
           pullDisks(
             guest,
             begun,
-            { connection, clients: clients.all },
+            { connection, clients },
             {
               ...options,
               connect: patientBy(connection, { ...options.connect, reconnect }),
@@ -212,7 +211,7 @@ const PATIENCE_FOR_CLIENTS_MS = 10 * PATIENCE_MS;
 async function pullDisks(
   guest: Guest,
   { job, plans, checkpoint }: Begun,
-  { connection, clients }: { readonly connection: JobConnection; readonly clients: NbdClient[] },
+  { connection, clients }: { readonly connection: JobConnection; readonly clients: JobClients },
   options: BackupOptions,
 ): Promise<TakenPoint> {
   const { domain, repository, ssh } = guest;
@@ -236,7 +235,8 @@ async function pullDisks(
     definition: { xml: job.domainXml, host: ssh?.target.host },
     disks,
     checkpoint,
-    clients,
+    clients: clients.all,
+    onOpening: (client) => clients.isOpening(client),
     clientsStay: domain.disks.some(({ hasIothread }) => hasIothread),
     confirm: () => job.assertAlive(),
   });

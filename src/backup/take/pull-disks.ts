@@ -114,7 +114,9 @@ async function copierOf(disk: PointDisk, options: PullOptions, clients: NbdClien
   const outages = new Outages(onOutage && ((news) => onOutage(disk.name, news)));
   const bitmap = disk.increment?.bitmap;
   const opened = clientsStay ? clients : undefined;
-  const client = await openPatiently(disk.address, bitmap, { ...connect, signal }, { outages, opened });
+  const opening = openPatiently(disk.address, bitmap, { ...connect, signal }, { outages, opened });
+  options.onOpening?.(opening);
+  const client = await opening;
   if (!clientsStay) clients.push(client);
   const { proof, reason } = await proveBaseOf(disk, client, options);
   // A full copy goes over the same connections: some servers end when their last client disconnects.

@@ -66,6 +66,8 @@ export interface TakePointOptions {
    * closes them at its end.
    */
   readonly clients?: NbdClient[] | undefined;
+  /** Called with every client that is being opened, before the server hears of it. */
+  readonly onOpening?: ((client: Promise<NbdClient>) => void) | undefined;
   /** Whether every client has to stay connected until the caller closes it. */
   readonly clientsStay?: boolean | undefined;
   readonly onProgress?: ((disk: string, progress: PullProgress) => void) | undefined;

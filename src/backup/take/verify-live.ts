@@ -137,7 +137,7 @@ export async function verifyLive(options: VerifyLiveOptions): Promise<LiveReport
       const found = await compareDisks(
         guest,
         begun,
-        { home, connection, clients: clients.all },
+        { home, connection, clients },
         { ...options, reconnect, signal: running },
       );
       await begun.job.assertAlive();
@@ -180,8 +180,8 @@ interface JobToCompare {
   /** Name of the domain's folder. */
   readonly home: string;
   readonly connection: JobConnection;
-  /** Receives the clients; the caller closes them. */
-  readonly clients: NbdClient[];
+  /** Gets the clients; the caller closes them. */
+  readonly clients: JobClients;
 }
 
 async function compareDisks(
@@ -191,7 +191,7 @@ async function compareDisks(
   options: VerifyLiveOptions,
 ): Promise<LiveDiskReport[]> {
   // The disconnect of a client ends a guest with an iothread, if the job still runs.
-  const opened = guest.domain.disks.some(({ hasIothread }) => hasIothread) ? clients : undefined;
+  const opened = guest.domain.disks.some(({ hasIothread }) => hasIothread) ? clients.all : undefined;
   const exported = exportedDisks(job.job);
   return await allOrNone(plans, DISKS_AT_ONCE, options.signal, async (plan, signal) => {
     const disk = exported.find(({ name }) => name === plan.name);
@@ -204,8 +204,10 @@ async function compareDisks(
     const outages = new Outages((news) => options.onOutage?.(disk.name, news));
     const opening = { ...patientBy(connection, { reconnect: options.reconnect }), signal };
     const address = connection.addressOf(disk.exportName);
-    const client = await openPatiently(address, disk.bitmap, opening, { outages, opened });
-    if (opened === undefined) clients.push(client);
+    const opens = openPatiently(address, disk.bitmap, opening, { outages, opened });
+    clients.isOpening(opens);
+    const client = await opens;
+    if (opened === undefined) clients.all.push(client);
     const { parent } = plan.base;
     return await compareDisk(guest, { home, disk, parent, client }, { ...options, signal });
   });

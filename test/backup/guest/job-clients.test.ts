@@ -101,3 +101,38 @@ it("a client that makes no connections any more uses the living ones, and replac
   expect(mock.connections).toBe(1);
   await client.close();
 });
+
+it("a job is ended only when the first handshake of a client is over", async () => {
+  const order: string[] = [];
+  let goOn: (() => void) | undefined;
+  await using mock = await MockServer.start(async (peer) => {
+    await new Promise<void>((resolve) => {
+      goOn = resolve;
+    });
+    await handshake(peer);
+    order.push("handshake");
+    await peer.gone();
+    order.push("gone");
+  });
+  const clients = new JobClients();
+  const opening = NbdClient.connect(mock.uri);
+  clients.isOpening(opening);
+  const kept = opening.then((client) => clients.all.push(client));
+  await expect.poll(() => goOn !== undefined).toBe(true);
+  const ended = clients.outlive(async () => {
+    order.push(`end with ${clients.all.length}`);
+  });
+  await new Promise((resolve) => setTimeout(resolve, 50));
+  expect(order).toEqual([]);
+  goOn?.();
+  await Promise.all([ended, kept]);
+  await expect.poll(() => order).toEqual(["handshake", "end with 1", "gone"]);
+});
+
+it("a job is not kept from its end by a client that can't be opened", async () => {
+  const clients = new JobClients();
+  clients.isOpening(NbdClient.connect("nbd+unix:///x?socket=/nowhere/nbd.sock"));
+  const began = performance.now();
+  await clients.outlive(async () => undefined);
+  expect(performance.now() - began).toBeLessThan(4000);
+});
