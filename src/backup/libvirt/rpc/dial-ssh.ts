@@ -58,18 +58,20 @@ export async function dialSsh(way: DaemonWay & { kind: "ssh" }, uri: string): Pr
   };
 }
 
-/** Run by a POSIX shell on the other host. */
-function scriptOf({ sockets, netcat, proxy }: DaemonWay & { kind: "ssh" }, uri: string): string {
+/**
+ * Run by a POSIX shell on the other host. It is one line: the login shell that starts that shell may be csh, which
+ * takes no line end between quotes.
+ */
+export function scriptOf(
+  { sockets, netcat, proxy }: Pick<DaemonWay & { kind: "ssh" }, "sockets" | "netcat" | "proxy">,
+  uri: string,
+): string {
   const native = `exec virt-ssh-helper ${quote(uri)}`;
   // Without -q0, some versions of nc don't end at the end of their input.
-  const through = `for socket in ${sockets.map(quote).join(" ")}; do
-  [ -S "$socket" ] || continue
-  nc=${quote(netcat)}
-  if "$nc" -q 2>&1 | grep -q "requires an argument"; then exec "$nc" -q0 -U "$socket"; else exec "$nc" -U "$socket"; fi
-done
-printf '%s\\n' ${quote(`no libvirt listens at ${sockets.join(" or ")}`)} >&2
-exit 1`;
+  const connect = `if "$nc" -q 2>&1 | grep -q "requires an argument"; then exec "$nc" -q0 -U "$socket"; else exec "$nc" -U "$socket"; fi`;
+  const none = quote(`no libvirt listens at ${sockets.join(" or ")}`);
+  const through = `nc=${quote(netcat)}; for socket in ${sockets.map(quote).join(" ")}; do [ -S "$socket" ] || continue; ${connect}; done; echo ${none} >&2; exit 1`;
   if (proxy === "native") return native;
   if (proxy === "netcat") return through;
-  return `if command -v virt-ssh-helper >/dev/null 2>&1; then ${native}; fi\n${through}`;
+  return `if command -v virt-ssh-helper >/dev/null 2>&1; then ${native}; fi; ${through}`;
 }
