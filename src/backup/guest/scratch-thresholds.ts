@@ -24,11 +24,15 @@ export interface ScratchThresholds {
   readonly libvirt: Libvirt;
   readonly domain: DomainRef;
   readonly rooms: readonly ScratchRoom[];
+  /** Milliseconds after which what is free in a folder is measured again, though nothing happens; default 10 s. */
+  readonly restMs?: number | undefined;
 }
 
 /** Time between two looks that show how fast the room goes, and for how long they follow an event. */
 const LOOK_EVERY_MS = 1000;
 const MOVING_MS = 10_000;
+/** What others write into a folder raises no alarm: jobs of other domains, for example. */
+const REST_MS = 10_000;
 /** An image grows by this many bytes between two events at least, or by this part of a small room. */
 const LEAST_STEP = 1024 ** 2;
 const LEAST_PART = 1 / 64;
@@ -46,7 +50,7 @@ const LEAST_PART = 1 / 64;
  * @param onShort called when the room is so short that the job has to be given up
  */
 export async function watchThresholds(
-  { libvirt, domain, rooms }: ScratchThresholds,
+  { libvirt, domain, rooms, restMs = REST_MS }: ScratchThresholds,
   policy: ScratchPolicy,
   done: AbortSignal,
   onShort: (error: PreconditionError) => void,
@@ -63,11 +67,11 @@ export async function watchThresholds(
   const report = (error: PreconditionError | undefined): void => {
     if (error && !done.aborted) onShort(error);
   };
-  const look = async (hasRung: boolean): Promise<boolean> => {
+  const look = async (mustMeasure: boolean): Promise<boolean> => {
     const sizes = await asking.imageSizes(domain);
     let areSet = true;
     for (const room of watched) {
-      report(await room.look(sizes, hasRung));
+      report(await room.look(sizes, mustMeasure ? report : undefined));
       areSet &&= room.isKnown;
       for (const alarm of room.alarms()) {
         const isSet = await setAlarm(asking, domain, alarm);
@@ -84,7 +88,7 @@ export async function watchThresholds(
       // What went off while nobody listened is found by looking.
       bell.ring();
       try {
-        await lookAtEachRing(bell, AbortSignal.any([done, lost]), look);
+        await lookAtEachRing(bell, { until: AbortSignal.any([done, lost]), restMs }, look);
       } finally {
         await stop();
       }
@@ -101,21 +105,26 @@ export async function watchThresholds(
 }
 
 /**
- * @param look resolves with whether it need not be called again before the next ring
+ * @param look called with whether what is free has to be measured; resolves with whether it need not be called
+ *   again before the next ring or the end of a rest
  */
 async function lookAtEachRing(
   bell: Bell,
-  until: AbortSignal,
-  look: (hasRung: boolean) => Promise<boolean>,
+  { until, restMs }: { readonly until: AbortSignal; readonly restMs: number },
+  look: (mustMeasure: boolean) => Promise<boolean>,
 ): Promise<void> {
   let rungAt = performance.now();
+  let measuredAt = rungAt;
   let mayRest = true;
   while (!until.aborted) {
     const isMoving = !mayRest || performance.now() - rungAt < MOVING_MS;
-    const hasRung = await bell.heard(until, isMoving ? LOOK_EVERY_MS : undefined);
+    const hasRung = await bell.heard(until, isMoving ? LOOK_EVERY_MS : restMs);
     if (until.aborted) return;
-    if (hasRung) rungAt = performance.now();
-    mayRest = await look(hasRung);
+    const now = performance.now();
+    if (hasRung) rungAt = now;
+    const mustMeasure = hasRung || now - measuredAt >= restMs;
+    if (mustMeasure) measuredAt = now;
+    mayRest = await look(mustMeasure);
   }
 }
 
@@ -175,10 +184,14 @@ class WatchedRoom {
 
   /**
    * @param sizes all images of the domain
-   * @param hasRung whether what is free has to be measured anew
+   * @param onMeasured called with the error, if the room is short, once what is free was measured anew; undefined:
+   *   that is not to be measured
    * @returns the error if the room is short
    */
-  async look(sizes: readonly ImageSize[], hasRung: boolean): Promise<PreconditionError | undefined> {
+  async look(
+    sizes: readonly ImageSize[],
+    onMeasured: ((error: PreconditionError | undefined) => void) | undefined,
+  ): Promise<PreconditionError | undefined> {
     const found = sizes.filter(({ index }) => this.#room.images.some((image) => image.index === index));
     for (const image of found) this.#images.set(image.index, image);
     // They are gone with the job.
@@ -188,7 +201,7 @@ class WatchedRoom {
       const before = await folder.before?.catch(() => undefined);
       this.#measured =
         before === undefined ? { used: this.#used, left: await folder.free() } : { left: before, used: 0 };
-    } else if (folder && hasRung) void this.#measure(folder.free);
+    } else if (folder && onMeasured) void this.#measure(folder.free).then(() => onMeasured(this.#judge()));
     return this.#judge();
   }
 
@@ -251,10 +264,10 @@ class Bell {
   }
 
   /** Waits for a ring, at the longest for `timeoutMs` or until the signal fires. @returns whether it rang */
-  async heard(until: AbortSignal, timeoutMs: number | undefined): Promise<boolean> {
+  async heard(until: AbortSignal, timeoutMs: number): Promise<boolean> {
     if (!this.#hasRung && !until.aborted) {
       await new Promise<void>((resolve) => {
-        const timer = timeoutMs === undefined ? undefined : setTimeout(wake, timeoutMs);
+        const timer = setTimeout(wake, timeoutMs);
         function wake(): void {
           clearTimeout(timer);
           until.removeEventListener("abort", wake);

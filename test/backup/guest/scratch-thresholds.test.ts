@@ -69,6 +69,7 @@ class Watched {
     rooms: readonly ScratchRoom[],
     check: (server: ScriptedLibvirt, end: () => void) => Promise<void>,
     reserve?: number,
+    restMs?: number,
   ): Promise<unknown> {
     await using server = await ScriptedLibvirt.start(this.script);
     await using libvirt = new Libvirt({ connect: server.uri });
@@ -80,7 +81,7 @@ class Watched {
       {
         ...{ domain: "web", files: [], remedy: "Do.", reserve },
         onWarning: (message) => this.warnings.push(message),
-        thresholds: { libvirt, domain: { name: "lab", uuid: UUID }, rooms },
+        thresholds: { libvirt, domain: { name: "lab", uuid: UUID }, rooms, restMs },
         giveUp: async () => end(),
       },
       async (signal) => {
@@ -156,6 +157,23 @@ it("divides what is free in a folder between its images, and counts what others 
     end();
   };
   expect(await watched.while([{ path: "/scratch", images, folder }], check, 0)).toBe("done");
+});
+
+it("sees what other jobs write into the folder, which raises no alarm", async () => {
+  const watched = new Watched();
+  watched.images = [["vda", 5, 0, 0]];
+  let free = 100;
+  const folder = { before: Promise.resolve(100 * MiB), free: async () => free * MiB };
+  const room = { path: "/scratch", images: [{ target: "vda", index: 5 }], folder };
+  const check = async (): Promise<void> => {
+    await expect.poll(() => watched.thresholds).toEqual(["vda[5] 75"]);
+    free = 5;
+  };
+  expect(await watched.while([room], check, undefined, 100)).toMatchObject({
+    code: "E_SCRATCH_FULL",
+    details: { used: 0, left: 5 * MiB },
+  });
+  expect(watched.warnings).toEqual([]);
 });
 
 it("looks every second where a threshold can't be set, and goes on after a restart of libvirt", async () => {
