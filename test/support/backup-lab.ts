@@ -90,11 +90,19 @@ export class BackupLab implements AsyncDisposable {
     return run;
   }
 
-  /** Whether a point that isn't finished has an image: its disk's export is open. */
+  /**
+   * Whether a point that isn't finished has the images of all disks of the job: their exports are open. A job that is
+   * ended while one is being opened takes the guest of QEMU 7.2.22 with it.
+   */
   async #isStoring(): Promise<boolean> {
+    const job = await virsh("backup-dumpxml", this.lab.domain).catch(() => "");
+    const exported = job.match(/ backup='yes'/g)?.length ?? 1;
     const partial = (await this.beside()).filter((name) => name.endsWith(".partial"));
     const files = partial.map((name) => readdir(join(this.repo, this.lab.domain, name)).catch(() => []));
-    return (await Promise.all(files)).flat().some((name) => /^\.?vd[ab]\./.test(name));
+    const images = (await Promise.all(files))
+      .flat()
+      .flatMap((name) => /^\.?(vd[ab])\./.exec(name)?.[1] ?? []);
+    return new Set(images).size >= exported;
   }
 
   /** The domain's points, oldest first, as their manifests have them; none if there is no repository. */

@@ -1,0 +1,79 @@
+/** The end of our own job, when libvirt can't say yet that it is ours. */
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterEach, beforeEach, expect, it } from "vitest";
+import { PreconditionError } from "../../../src/backup/base/errors.js";
+import { clearFolder } from "../../../src/backup/guest/claim.js";
+import { JobFolder } from "../../../src/backup/guest/job-folder.js";
+import { parseDomain } from "../../../src/backup/libvirt/domain-xml.js";
+import { Libvirt } from "../../../src/backup/libvirt/libvirt.js";
+import { Repository } from "../../../src/backup/repository/repository.js";
+import { DOMAIN } from "../libvirt/dumps.js";
+
+type Seen = Awaited<ReturnType<Libvirt["runningJob"]>>;
+
+const NONE: Seen = { info: { active: false, type: "none" }, backupXml: undefined };
+const BEGINNING: Seen = {
+  info: { active: true, type: "unbounded", operation: "backup" },
+  backupXml: undefined,
+};
+const jobIn = (folder: string): Seen => ({
+  ...BEGINNING,
+  backupXml: `<domainbackup mode='pull'><server transport='unix' socket='${folder}/qemu/nbd.sock'/><disks>
+    <disk name='vda' backup='yes' type='file' backupmode='full' exportname='vda' index='5'>
+      <driver type='qcow2'/><scratch file='${folder}/qemu/vda.scratch.qcow2'/>
+    </disk></disks></domainbackup>`,
+});
+
+/** Says one thing after the other of the job that runs, and the last of them for ever. */
+class Saying extends Libvirt {
+  aborts = 0;
+  readonly #said: (Seen | Error)[];
+
+  constructor(...said: (Seen | Error)[]) {
+    super();
+    this.#said = said;
+  }
+
+  override async runningJob(): Promise<Seen> {
+    const seen = this.#said.length > 1 ? this.#said.shift() : this.#said[0];
+    if (seen === undefined || seen instanceof Error) throw seen ?? new Error("nothing is scripted");
+    return seen;
+  }
+
+  override async abortJob(...[, options]: Parameters<Libvirt["abortJob"]>): Promise<void> {
+    const { backupXml = "" } = await this.runningJob();
+    if (options?.isOurs?.(backupXml)) this.aborts += 1;
+  }
+}
+
+let parent: string;
+let folder: JobFolder;
+beforeEach(async () => {
+  parent = await mkdtemp(join(tmpdir(), "nbdpull-claim-"));
+  const key = { repositoryId: "8c2d5f0e-3f0b-4d5c-9a55-4a1c0f0f6a10", domainUuid: parseDomain(DOMAIN).uuid };
+  folder = JobFolder.at(parent, key);
+});
+afterEach(() => rm(parent, { recursive: true }));
+
+async function aborted(...said: (Seen | Error)[]): Promise<number> {
+  await using libvirt = new Saying(...said);
+  const repository = await Repository.openOrCreate(join(parent, "repo"), { trusted: true });
+  await clearFolder({ libvirt, domain: parseDomain(DOMAIN), repository, ssh: undefined }, folder);
+  return libvirt.aborts;
+}
+
+it("a job that is just beginning is waited for, and ended", async () => {
+  expect(await aborted(BEGINNING, BEGINNING, jobIn(folder.path))).toBe(1);
+});
+
+it("a job is ended once libvirt is no longer too busy to tell of it", async () => {
+  const busy = new PreconditionError("E_DOMAIN_BUSY", "busy");
+  expect(await aborted(busy, busy, jobIn(folder.path))).toBe(1);
+});
+
+it("a beginning that comes to nothing, and a job of another folder, are left alone", async () => {
+  expect(await aborted(BEGINNING, NONE)).toBe(0);
+  expect(await aborted(BEGINNING, jobIn("/elsewhere"))).toBe(0);
+});
