@@ -161,8 +161,10 @@ export class ImageFile {
     assert(this.#closed === undefined, "the file is closed");
     this.#end = Math.max(this.#end, position + data.length);
     for (let done = 0; done < data.length; ) {
+      // Without an offset and a length Node has less to look at.
+      const rest = done === 0 ? data : data.subarray(done);
       try {
-        done += writeSync(this.#descriptor, data, done, data.length - done, position + done);
+        done += writeSync(this.#descriptor, rest, undefined, undefined, position + done);
       } catch (error) {
         throw this.#failure(`writing byte ${position + done} of`, error as NodeJS.ErrnoException);
       }
