@@ -1,6 +1,5 @@
 import { Command, CommanderError } from "commander";
 import { exitCodeOf } from "./exit-codes.js";
-import { optimizeLater } from "./optimize-later.js";
 import { fillInDefaults, withTalk } from "./options.js";
 import { reportCrashes, surviveClosedPipes } from "./output.js";
 import { type Run, run } from "./run.js";
@@ -8,7 +7,6 @@ import { endIfAbandoned } from "./standard-output.js";
 import { printJson, printLines, printText } from "./terminal.js";
 import { version } from "./version.js";
 
-optimizeLater();
 reportCrashes();
 
 const EXIT_CODES = `

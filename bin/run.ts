@@ -1,6 +1,7 @@
 import { setMaxListeners } from "node:events";
 import type { Command } from "commander";
 import { EXIT, exitCodeOf, HANDLED_SIGNALS, InterruptedError } from "./exit-codes.js";
+import { optimizeLater } from "./optimize-later.js";
 import type { TalkOptions } from "./options.js";
 import { Output } from "./output.js";
 
@@ -40,6 +41,7 @@ export function run<O, A extends (string | readonly string[] | undefined)[]>(
     });
     try {
       const action = await load();
+      optimizeLater();
       await action({ output, signal: interrupted.signal }, options, ...args);
       if (options.strict && output.warnings.length > 0) process.exitCode ??= EXIT.warnings;
     } catch (error) {
