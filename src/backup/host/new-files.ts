@@ -1,4 +1,5 @@
 import { unlink } from "node:fs/promises";
+import { isMissing } from "./durable-files.js";
 
 interface Closable {
   close(): Promise<void>;
@@ -22,6 +23,13 @@ export class NewFiles implements AsyncDisposable {
   /** Registers a file that a later step creates. It is unlinked if it exists. */
   expect(path: string): void {
     this.#paths.push(path);
+  }
+
+  /** Removes what an earlier run has left in the place of a file that is created now. */
+  async removeOld(path: string): Promise<void> {
+    await unlink(path).catch((error: unknown) => {
+      if (!isMissing(error)) throw error;
+    });
   }
 
   async close(): Promise<void> {

@@ -205,6 +205,21 @@ export interface ImageWriter {
   close(): Promise<void>;
 }
 
+/** A writer whose file the next run can continue, if this run is killed. */
+export interface ResumableWriter extends ImageWriter {
+  /** Has all data that was stored so far in the file, with `sync` on stable storage. */
+  settle(options: { readonly sync: boolean }): Promise<void>;
+  /** Bytes of the file. */
+  size(): Promise<number>;
+  /**
+   * After the runs that an earlier run has stored were recorded: removes everything else from the file, so that
+   * it is as new behind them.
+   * @param position the guest cluster behind the last recorded one
+   * @returns the rank of the next cluster that is set aside for storing
+   */
+  cutBehind(position: number): Promise<number>;
+}
+
 /** Reads one image file by itself, without its backing file. */
 export interface ImageReader {
   readonly geometry: Geometry;

@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { type ClusterRun, clustersIn, type Geometry, type ImageWriter } from "./image.js";
+import { type ClusterRun, clustersIn, type Geometry, type ResumableWriter } from "./image.js";
 import { Appender, ImageFile } from "./image-file.js";
 import { extentsOfRuns, mapText } from "./raw-map.js";
 import { RunList } from "./run-list.js";
@@ -19,7 +19,7 @@ interface RawWriterOptions {
  * A raw file alone can't distinguish clean from zero, so an increment has a map beside it (`raw-map.ts`
  * describes it).
  */
-export class RawWriter implements ImageWriter, AsyncDisposable {
+export class RawWriter implements ResumableWriter, AsyncDisposable {
   readonly geometry: Geometry;
   readonly format = "raw";
   readonly #file: ImageFile;
@@ -47,6 +47,37 @@ export class RawWriter implements ImageWriter, AsyncDisposable {
       await file.discard(path);
       throw error;
     }
+  }
+
+  /**
+   * Opens a file that a run left which was killed. The map must not exist.
+   * @throws {DamageError} `E_IMAGE_FILE`: it is no regular file, or has other names too
+   * @throws the file system's error, with `code`
+   */
+  static async reopen(path: string, { geometry, mapPath }: RawWriterOptions): Promise<RawWriter> {
+    const file = await ImageFile.openForWriting(path);
+    try {
+      const map = mapPath === undefined ? undefined : await ImageFile.create(mapPath);
+      return new RawWriter(file, map, geometry);
+    } catch (error) {
+      await file.close();
+      throw error;
+    }
+  }
+
+  async settle({ sync }: { readonly sync: boolean }): Promise<void> {
+    if (sync) await this.#file.datasync();
+  }
+
+  size(): Promise<number> {
+    return this.#file.size();
+  }
+
+  async cutBehind(position: number): Promise<number> {
+    const { virtualSize, clusterSize } = this.geometry;
+    await this.#file.truncate(Math.min(position * clusterSize, virtualSize));
+    await this.#file.truncate(virtualSize);
+    return 0;
   }
 
   hostOffset(cluster: number, _rank: number): number {

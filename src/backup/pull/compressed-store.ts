@@ -1,16 +1,22 @@
-import { BackupError, UsageError } from "../base/errors.js";
+import { BackupError, DamageError, UsageError } from "../base/errors.js";
 import type { CompressedOutcome } from "../compress/compress-segment.js";
 import { type CompressedSegment, compressSegment, NONE } from "../compress/compress-segment.js";
 import { CompressThreads } from "../compress/compress-threads.js";
+import { DEFAULT_DIGESTS, DIGEST_ALGORITHMS } from "../digest/algorithms.js";
+import { createDigester, type Digester, digestClusters } from "../digest/digest.js";
 import { DigestFileWriter } from "../digest/digest-file-writer.js";
 import type { NewFiles } from "../host/new-files.js";
-import { dataBytesOf, type ImageFormat } from "../image/image.js";
+import { dataBytesOf, type Geometry, type ImageFormat, slotsOf } from "../image/image.js";
 import { assertCompression, type CompressionMethod, DEFAULT_LEVEL } from "../qcow2/compress-cluster.js";
 import { Qcow2CompressedWriter } from "../qcow2/compressed-writer.js";
 import type { Qcow2WriterOptions } from "../qcow2/finish.js";
+import type { StoredClusters } from "../qcow2/stored-clusters.js";
 import { BufferPool } from "./buffer-pool.js";
 import { BufferedLanding } from "./buffered-landing.js";
-import type { DigestTarget, FinishedStore, ImageStore } from "./image-store.js";
+import type { ImageJournal } from "./image-journal.js";
+import type { Begun, DigestTarget, FinishedStore, ImageStore } from "./image-store.js";
+import { endOfRuns, type JournalEntry } from "./journal-entry.js";
+import type { LeftJournal } from "./left-journal.js";
 import type { Segment } from "./segment.js";
 
 /** How an image is compressed. */
@@ -39,6 +45,8 @@ interface CompressedStoreOptions extends Qcow2WriterOptions {
   readonly complete: boolean;
   readonly digests?: DigestTarget | undefined;
   readonly compress: ImageCompression;
+  /** Undefined: none is kept. It needs digests. */
+  readonly journal?: ImageJournal | undefined;
   /** Most bytes of clusters that a segment stores. */
   readonly segmentBytes: number;
 }
@@ -72,6 +80,7 @@ export class CompressedStore implements ImageStore {
   ) {
     const { compress, segmentBytes } = options;
     this.#writer = writer;
+    options.journal?.follow(writer);
     this.#digests = digests;
     this.#options = options;
     this.#ownWorkers = compress.workers ? undefined : new CompressThreads();
@@ -87,10 +96,49 @@ export class CompressedStore implements ImageStore {
    * @throws the file system's error, with `code`
    */
   static async create(options: CompressedStoreOptions, files: NewFiles): Promise<CompressedStore> {
-    const { path, geometry, complete, digests, compress } = options;
+    const { path, geometry, compress } = options;
     assertCompression(compress.method);
     const writerOptions = { geometry, backing: options.backing, compression: compress.method };
     const writer = files.add(path, await Qcow2CompressedWriter.create(path, writerOptions));
+    return await CompressedStore.#of(writer, options, files);
+  }
+
+  /**
+   * Continues the image that a killed run left, as far as it is there. No other file of it may be left.
+   * @throws {DamageError} the image is no regular file, or has other names too
+   * @throws the file system's error, with `code`
+   */
+  static async resume(
+    options: CompressedStoreOptions,
+    files: NewFiles,
+    left: LeftJournal,
+  ): Promise<{ readonly store: CompressedStore; readonly from: Begun }> {
+    const { path, geometry, compress, digests } = options;
+    assertCompression(compress.method);
+    const writerOptions = { geometry, backing: options.backing, compression: compress.method };
+    const writer = files.add(path, await Qcow2CompressedWriter.reopen(path, writerOptions));
+    const store = await CompressedStore.#of(writer, options, files);
+    const stored = writer.readBack();
+    const digester = await createDigester(digests?.algorithm ?? DEFAULT_DIGESTS);
+    let cluster = 0;
+    const journal = await left.replay(async (entry) => {
+      const isKept = await isThere(stored, entry, digester, geometry);
+      if (!isKept) return false;
+      store.#keep(entry);
+      cluster = entry.position;
+      return true;
+    });
+    await writer.cutBehind();
+    options.journal?.continue(journal);
+    return { store, from: { cluster, rank: writer.stored } };
+  }
+
+  static async #of(
+    writer: Qcow2CompressedWriter,
+    options: CompressedStoreOptions,
+    files: NewFiles,
+  ): Promise<CompressedStore> {
+    const { geometry, complete, digests } = options;
     if (digests === undefined) return new CompressedStore(writer, undefined, options);
     const header = { algorithm: digests.algorithm, geometry, complete };
     const file = files.add(digests.path, await DigestFileWriter.create(digests.path, header));
@@ -111,6 +159,7 @@ export class CompressedStore implements ImageStore {
   /** @throws the first failure of compressing or storing */
   async capacity(): Promise<void> {
     if (this.#failure !== undefined) throw this.#failure.reason;
+    this.#options.journal?.assertWhole();
   }
 
   record(outcome: Promise<CompressedSegment>): void {
@@ -127,6 +176,7 @@ export class CompressedStore implements ImageStore {
   }
 
   async finish(options: { readonly sync: boolean }): Promise<FinishedStore> {
+    await this.#options.journal?.complete();
     const { storedBytes } = await this.#writer.finish(options);
     const digestsSha256 = (await this.#digests?.finish(options))?.sha256;
     return { storedBytes, digestsSha256 };
@@ -153,14 +203,42 @@ export class CompressedStore implements ImageStore {
   async #store(segment: Promise<CompressedSegment>): Promise<void> {
     const { outcomes, buffer } = await segment;
     if (this.#failure !== undefined) return;
-    const { complete } = this.#options;
+    const { complete, journal } = this.#options;
+    const first = this.#writer.stored;
     storeOutcomes(outcomes, this.#writer, { complete });
-    for (const { run, digests } of outcomes) {
-      this.#dataBytes += dataBytesOf(run, this.#writer.geometry);
-      // A complete image reads as zeroes where nothing is stored, so zero runs are left out.
-      if (!complete || run.kind !== "zero") this.#digests?.add(run, digests);
+    // A complete image reads as zeroes where nothing is stored, so zero runs are left out.
+    const listed = outcomes.filter(({ run }) => !complete || run.kind !== "zero");
+    let bytes = 0;
+    for (const { run, digests } of listed) {
+      bytes += dataBytesOf(run, this.#writer.geometry);
+      this.#digests?.add(run, digests);
     }
+    this.#dataBytes += bytes;
+    journal?.add(
+      {
+        runs: listed.map(({ run }) => ({ ...run, hostOffset: 0 })),
+        // The threads' buffer has those of all clusters of the segment.
+        digests: Buffer.concat(listed.map(({ digests }) => digests)),
+        position: endOfRuns(outcomes.map(({ run }) => run)),
+        sizes: this.#writer.sizesFrom(first),
+      },
+      bytes,
+    );
     if (buffer.byteLength > 0) this.#buffers.give(buffer);
+  }
+
+  /** Enters what an earlier run has stored. */
+  #keep({ runs, digests, sizes }: JournalEntry): void {
+    const { algorithm } = this.#options.digests ?? { algorithm: DEFAULT_DIGESTS };
+    const { bytes } = DIGEST_ALGORITHMS[algorithm];
+    let slot = 0;
+    for (const run of runs) {
+      const next = slot + slotsOf(run);
+      this.#writer.keep(run, sizes.slice(slot, next));
+      this.#digests?.add(run, digests.subarray(slot * bytes, next * bytes));
+      this.#dataBytes += dataBytesOf(run, this.#writer.geometry);
+      slot = next;
+    }
   }
 
   /** Keeps the first failure. From here on no buffer is granted. */
@@ -168,6 +246,28 @@ export class CompressedStore implements ImageStore {
     this.#failure ??= { reason };
     this.#buffers.close(this.#failure.reason);
   }
+}
+
+/** Whether the file has the clusters of an entry: they are read back and compared with their digests. */
+async function isThere(
+  stored: StoredClusters,
+  { runs, sizes, digests }: JournalEntry,
+  digester: Digester,
+  geometry: Geometry,
+): Promise<boolean> {
+  let at = 0;
+  try {
+    for await (const { run, cluster, bytes } of stored.read(runs, sizes)) {
+      const one = run.kind === "partial" ? run : { kind: "data" as const, cluster, count: 1 };
+      const digest = digestClusters(digester, one, bytes, geometry);
+      if (!digest.equals(digests.subarray(at, at + digest.length))) return false;
+      at += digest.length;
+    }
+  } catch (error) {
+    if (error instanceof DamageError) return false;
+    throw error;
+  }
+  return at === digests.length;
 }
 
 /**

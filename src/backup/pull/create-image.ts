@@ -1,4 +1,4 @@
-import type { Geometry, ImageFormat, ImageWriter } from "../image/image.js";
+import type { Geometry, ImageFormat, ResumableWriter } from "../image/image.js";
 import { RawWriter } from "../image/raw-writer.js";
 import { type Backing, Qcow2Writer } from "../qcow2/writer.js";
 
@@ -16,12 +16,28 @@ export interface NewImage {
  * @throws {UsageError} the geometry is beyond what the format can hold
  * @throws the file system's error, with `code`
  */
-export async function createImage(path: string, image: NewImage): Promise<ImageWriter> {
+export async function createImage(path: string, image: NewImage): Promise<ResumableWriter> {
   switch (image.format) {
     case "qcow2":
       return await Qcow2Writer.create(path, image);
     case "raw":
       return await RawWriter.create(path, image);
+    default:
+      return image.format satisfies never;
+  }
+}
+
+/**
+ * Opens an image that a run left which was killed. Nothing may exist at the map's path.
+ * @throws {DamageError} `E_IMAGE_FILE`: it is no regular file, or has other names too
+ * @throws the file system's error, with `code`: ENOENT
+ */
+export async function reopenImage(path: string, image: NewImage): Promise<ResumableWriter> {
+  switch (image.format) {
+    case "qcow2":
+      return await Qcow2Writer.reopen(path, image);
+    case "raw":
+      return await RawWriter.reopen(path, image);
     default:
       return image.format satisfies never;
   }

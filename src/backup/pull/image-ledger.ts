@@ -2,6 +2,8 @@ import { DIGEST_ALGORITHMS, type DigestAlgorithm } from "../digest/algorithms.js
 import type { DigestBehind } from "../digest/digest-behind.js";
 import type { DigestFileWriter } from "../digest/digest-file-writer.js";
 import { type ClusterRun, dataBytesOf, type Geometry, type ImageWriter, slotsOf } from "../image/image.js";
+import type { ImageJournal } from "./image-journal.js";
+import { endOfRuns, type JournalEntry, type JournaledRun } from "./journal-entry.js";
 import type { Recorder } from "./lanes.js";
 
 interface LedgerOptions {
@@ -10,6 +12,8 @@ interface LedgerOptions {
   readonly complete: boolean;
   /** Undefined: no digests are computed. */
   readonly digests?: LedgerDigests | undefined;
+  /** Undefined: no journal is kept. It needs digests. */
+  readonly journal?: ImageJournal | undefined;
 }
 
 export interface LedgerDigests {
@@ -39,8 +43,9 @@ export class ImageLedger implements Recorder<readonly ClusterRun[]> {
 
   /** Takes the next runs in guest order. */
   record(runs: readonly ClusterRun[]): void {
-    const { writer, complete, digests } = this.#options;
-    for (const run of runs) this.#dataBytes += dataBytesOf(run, writer.geometry);
+    const { writer, complete, digests, journal } = this.#options;
+    const storedBytes = runs.reduce((sum, run) => sum + dataBytesOf(run, writer.geometry), 0);
+    this.#dataBytes += storedBytes;
     const listed = complete ? runs.filter((run) => run.kind !== "zero") : runs;
     if (digests === undefined) {
       for (const run of listed) writer.addRun(run);
@@ -49,7 +54,11 @@ export class ImageLedger implements Recorder<readonly ClusterRun[]> {
     // The threads that compute the digests read the file up to the end of the last cluster.
     writer.reach(hostEndOf(listed, writer.geometry));
     const digested = digests.behind.digest(listed, writer.geometry);
-    this.#tail = Promise.all([digested, this.#tail]).then(([bytes]) => this.#enter(listed, bytes, digests));
+    const position = endOfRuns(runs);
+    this.#tail = Promise.all([digested, this.#tail]).then(([bytes]) => {
+      this.#enter(listed, bytes, digests);
+      journal?.add({ runs: listed.map(placed), digests: bytes, position, sizes: [] }, storedBytes);
+    });
     this.#tail.catch((reason: unknown) => {
       this.#failure ??= { reason };
     });
@@ -62,6 +71,23 @@ export class ImageLedger implements Recorder<readonly ClusterRun[]> {
   async capacity(): Promise<void> {
     await this.#options.digests?.behind.capacity();
     if (this.#failure !== undefined) throw this.#failure.reason;
+    this.#options.journal?.assertWhole();
+  }
+
+  /**
+   * Enters what an earlier run has stored, if the file has it still: it is read back and compared with its
+   * digests.
+   * @param fileBytes length of the file
+   */
+  async keep({ runs, digests: noted }: JournalEntry, fileBytes: number): Promise<boolean> {
+    const { writer, digests } = this.#options;
+    const stored = runs as readonly ClusterRun[];
+    if (digests === undefined || hostEndOf(stored, writer.geometry) > fileBytes) return false;
+    const found = await digests.behind.digest(stored, writer.geometry);
+    if (!found.equals(noted)) return false;
+    for (const run of stored) this.#dataBytes += dataBytesOf(run, writer.geometry);
+    this.#enter(stored, noted, digests);
+    return true;
   }
 
   /** Resolves when all recorded runs are in the tables and the digest file. */
@@ -87,4 +113,9 @@ function hostEndOf(runs: readonly ClusterRun[], { clusterSize, virtualSize }: Ge
   if (last === undefined || last.kind === "zero") return 0;
   const length = Math.min(last.count * clusterSize, virtualSize - last.cluster * clusterSize);
   return last.hostOffset + length;
+}
+
+/** A run as a journal has it. */
+function placed(run: ClusterRun): JournaledRun {
+  return run.kind === "zero" ? { ...run, hostOffset: 0 } : run;
 }

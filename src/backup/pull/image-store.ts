@@ -13,6 +13,14 @@ export interface ImageStore extends Destination<unknown>, AsyncDisposable {
   finish(options: { readonly sync: boolean }): Promise<FinishedStore>;
 }
 
+/** How far an image is that an earlier run began. */
+export interface Begun {
+  /** The guest cluster at which the rest of the disk begins. */
+  readonly cluster: number;
+  /** The number of clusters that are set aside for storing before it. */
+  readonly rank: number;
+}
+
 export interface FinishedStore {
   /** Guest data in the file, in bytes. A compressed cluster counts with the length of its stream. */
   readonly storedBytes: number;

@@ -3,11 +3,13 @@ import { DigestBehind } from "../digest/digest-behind.js";
 import { DigestFileWriter } from "../digest/digest-file-writer.js";
 import { DigestThreads } from "../digest/digest-threads.js";
 import type { NewFiles } from "../host/new-files.js";
-import type { ClusterRun, ImageWriter } from "../image/image.js";
-import { createImage, type NewImage } from "./create-image.js";
+import type { ClusterRun, ResumableWriter } from "../image/image.js";
+import { createImage, type NewImage, reopenImage } from "./create-image.js";
 import { DirectLanding } from "./direct-landing.js";
+import type { ImageJournal } from "./image-journal.js";
 import { ImageLedger, type LedgerDigests } from "./image-ledger.js";
-import type { DigestTarget, FinishedStore, ImageStore } from "./image-store.js";
+import type { Begun, DigestTarget, FinishedStore, ImageStore } from "./image-store.js";
+import type { LeftJournal } from "./left-journal.js";
 import type { Segment } from "./segment.js";
 
 interface PlainStoreOptions extends NewImage {
@@ -15,24 +17,29 @@ interface PlainStoreOptions extends NewImage {
   /** True if the image covers the whole disk; false if it has only what changed. */
   readonly complete: boolean;
   readonly digests?: DigestTarget | undefined;
+  /** Undefined: none is kept. It needs digests. */
+  readonly journal?: ImageJournal | undefined;
 }
 
 /** An image whose clusters are stored without compression, when they arrive. */
 export class PlainStore implements ImageStore {
-  readonly #writer: ImageWriter;
+  readonly #writer: ResumableWriter;
   readonly #ledger: ImageLedger;
   readonly #digests: LedgerDigests | undefined;
   /** Threads for this image alone; undefined if the caller's are used. */
   readonly #ownThreads: DigestThreads | undefined;
+  readonly #journal: ImageJournal | undefined;
 
   private constructor(
-    writer: ImageWriter,
-    complete: boolean,
+    writer: ResumableWriter,
+    { complete, journal }: Pick<PlainStoreOptions, "complete" | "journal">,
     digests?: LedgerDigests,
     ownThreads?: DigestThreads,
   ) {
     this.#writer = writer;
-    this.#ledger = new ImageLedger({ writer, complete, digests });
+    this.#journal = journal;
+    journal?.follow(writer);
+    this.#ledger = new ImageLedger({ writer, complete, digests, journal });
     this.#digests = digests;
     this.#ownThreads = ownThreads;
   }
@@ -44,16 +51,50 @@ export class PlainStore implements ImageStore {
    * @throws the file system's error, with `code`
    */
   static async create(options: PlainStoreOptions, files: NewFiles): Promise<PlainStore> {
-    const { path, geometry, complete, digests } = options;
+    const { path, mapPath } = options;
     const writer = files.add(path, await createImage(path, options));
-    if (options.mapPath !== undefined) files.expect(options.mapPath);
-    if (digests === undefined) return new PlainStore(writer, complete);
+    if (mapPath !== undefined) files.expect(mapPath);
+    return await PlainStore.#of(writer, options, files);
+  }
+
+  /**
+   * Continues the image that a killed run left, as far as it is there. No other file of it may be left.
+   * @throws {DamageError} the image is no regular file, or has other names too
+   * @throws the file system's error, with `code`
+   */
+  static async resume(
+    options: PlainStoreOptions,
+    files: NewFiles,
+    left: LeftJournal,
+  ): Promise<{ readonly store: PlainStore; readonly from: Begun }> {
+    const { path, mapPath } = options;
+    const writer = files.add(path, await reopenImage(path, options));
+    if (mapPath !== undefined) files.expect(mapPath);
+    const store = await PlainStore.#of(writer, options, files);
+    const bytes = await writer.size();
+    let cluster = 0;
+    const journal = await left.replay(async (entry) => {
+      const isKept = await store.#ledger.keep(entry, bytes);
+      if (isKept) cluster = entry.position;
+      return isKept;
+    });
+    options.journal?.continue(journal);
+    return { store, from: { cluster, rank: await writer.cutBehind(cluster) } };
+  }
+
+  static async #of(
+    writer: ResumableWriter,
+    options: PlainStoreOptions,
+    files: NewFiles,
+  ): Promise<PlainStore> {
+    const { path, geometry, complete, digests } = options;
+    if (digests === undefined) return new PlainStore(writer, options);
     const { algorithm } = digests;
     const header = { algorithm, geometry, complete };
     const file = files.add(digests.path, await DigestFileWriter.create(digests.path, header));
     const ownThreads = digests.threads ? undefined : new DigestThreads(algorithm);
     const behind = new DigestBehind(path, digests.threads ?? (ownThreads as DigestThreads));
-    return new PlainStore(writer, complete, { algorithm, file, behind }, ownThreads);
+    return new PlainStore(writer, options, { algorithm, file, behind }, ownThreads);
   }
 
   get dataBytes(): number {
@@ -77,6 +118,7 @@ export class PlainStore implements ImageStore {
   }
 
   async finish(options: { readonly sync: boolean }): Promise<FinishedStore> {
+    await this.#journal?.complete();
     const { storedBytes } = await this.#writer.finish(options);
     const digestsSha256 = (await this.#digests?.file.finish(options))?.sha256;
     return { storedBytes, digestsSha256 };

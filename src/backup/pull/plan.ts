@@ -13,6 +13,8 @@ interface SegmentPlanOptions {
    * which one request reads. Undefined: no such segment.
    */
   readonly firstSegmentBytes?: number | undefined;
+  /** Where the segments begin: what lies before is stored already, and counts only in the totals. */
+  readonly from?: { readonly cluster: number; readonly rank: number } | undefined;
 }
 
 /** Zero runs store nothing, so only this limit bounds the memory of a segment that has many of them. */
@@ -62,7 +64,8 @@ export async function* plan(
   const cutter = new ClusterCutter(options.geometry);
   let runs: PlannedRun[] = [];
   let clusters = 0;
-  let rank = 0;
+  const { cluster: begin, rank: firstRank } = options.from ?? { cluster: 0, rank: 0 };
+  let rank = firstRank;
   let index = 0;
   const take = (): Segment => {
     const segment = { index: index++, runs, firstRank: rank, clusters };
@@ -82,7 +85,8 @@ export async function* plan(
       }
       before = extent.state;
       for (const run of cutter.cut(extent)) {
-        let rest = run;
+        if (run.cluster + run.count <= begin) continue;
+        let rest = run.cluster < begin ? behind(run, begin) : run;
         if (rest.kind === "data" && rest.count >= wanted) {
           if (runs.length > 0) yield take();
           runs.push({ kind: "data", cluster: rest.cluster, count: wanted });
@@ -106,6 +110,12 @@ export async function* plan(
     }
   }
   if (runs.length > 0) yield take();
+}
+
+/** The part of a run from a cluster on. A run of one cluster is never cut. */
+function behind(run: PlannedRun, cluster: number): PlannedRun {
+  if (run.kind === "partial") return run;
+  return { kind: run.kind, cluster, count: run.cluster + run.count - cluster };
 }
 
 /** Cuts extents at cluster boundaries. Whole clusters become one run, shared clusters are cut into pieces. */

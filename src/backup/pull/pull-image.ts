@@ -5,15 +5,8 @@ import { exportExtents } from "../export/export-extents.js";
 import { type ByteSource, fewestConnections, mayReadClean, readerOf } from "../export/open-export.js";
 import { NewFiles } from "../host/new-files.js";
 import type { Geometry, ImageFormat, PlannedRun } from "../image/image.js";
-import type { Backing } from "../qcow2/writer.js";
-import {
-  assertCompressible,
-  CompressedStore,
-  type ImageCompression,
-  MOST_COMPRESSED_AT_A_TIME,
-} from "./compressed-store.js";
-import type { DigestTarget, ImageStore } from "./image-store.js";
-import { PlainStore } from "./plain-store.js";
+import { assertCompressible, MOST_COMPRESSED_AT_A_TIME } from "./compressed-store.js";
+import { journalOf, leftHeaderOf, type NewImageOptions, openStore } from "./open-store.js";
 import { GranularityError, type PlanTotals, plan } from "./plan.js";
 import { pull } from "./pull.js";
 import type { RateLimit } from "./rate-limit.js";
@@ -56,21 +49,9 @@ export interface DiskSource {
   widen(connections: number): void;
 }
 
-export interface CopyImageOptions {
-  readonly imagePath: string;
-  readonly format: ImageFormat;
-  /** qcow2 only: the backing file that the header names. */
-  readonly backing?: Backing | undefined;
-  /** Raw increments only: path of the map that describes the extents. */
-  readonly mapPath?: string | undefined;
-  /** Undefined: no digest file is made. */
-  readonly digests?: DigestTarget | undefined;
-  /** qcow2 only; default: clusters are not compressed. */
-  readonly compress?: ImageCompression | undefined;
+export interface CopyImageOptions extends NewImageOptions {
   /** Runs when all files are complete. If it fails, the files are removed as after any other failure. */
   readonly publish?: (() => Promise<void>) | undefined;
-  /** Flush to stable storage before returning. */
-  readonly sync: boolean;
   readonly window?: Window | undefined;
   readonly rateLimit?: RateLimit | undefined;
   readonly signal?: AbortSignal | undefined;
@@ -111,6 +92,10 @@ export interface PullResult {
   readonly extents: number;
   /** Number of requests sent to the source. */
   readonly requests: number;
+  /** Bytes that were asked from the source, including clean ones between the ranges. */
+  readonly readBytes: number;
+  /** The part of `dataBytes` that was in an image that a killed run had left; undefined: there was none. */
+  readonly keptBytes: number | undefined;
   readonly seconds: number;
   /** SHA-256 of the digest file in hexadecimal; undefined if there is none. */
   readonly digestsSha256: string | undefined;
@@ -151,8 +136,9 @@ export async function pullImage(options: PullImageOptions): Promise<PullResult> 
  */
 export async function copyImage(source: DiskSource, options: CopyImageOptions): Promise<PullResult> {
   if (options.compress) assertCompressible(options.format, options.compress.method);
+  const left = await leftHeaderOf(options.journal);
   try {
-    return await copyWithClusters(source, options, DEFAULT_CLUSTER_SIZE);
+    return await copyWithClusters(source, options, left?.geometry.clusterSize ?? DEFAULT_CLUSTER_SIZE);
   } catch (error) {
     if (!(error instanceof GranularityError)) throw error;
     return await copyWithClusters(source, options, FINEST_CLUSTER_SIZE);
@@ -210,7 +196,12 @@ async function copyWithClusters(
   const segmentBytes = segmentBytesFor(options, requestSizes.most);
 
   await using files = new NewFiles();
-  await using store = await createStore(options, { geometry, complete, segmentBytes }, files);
+  const journal = journalOf(options, { geometry, complete });
+  await using _ = journal;
+  const opened = await openStore(options, { geometry, complete, segmentBytes, journal }, files);
+  const { from } = opened;
+  await using store = opened.store;
+  const keptBytes = from && store.dataBytes;
   const requestWindow = new RequestWindow(window, segmentBytes, source.fewestConnections);
   const progress = new Progress(options.onProgress);
   const { extents, bytes } = source.begin(signal);
@@ -221,7 +212,7 @@ async function copyWithClusters(
     into: store,
     segments: plan(
       extents,
-      { geometry, segmentBytes, firstSegmentBytes: requestSizes.firstSegmentBytes },
+      { geometry, segmentBytes, firstSegmentBytes: requestSizes.firstSegmentBytes, from },
       totals,
     ),
     window: requestWindow,
@@ -254,6 +245,8 @@ async function copyWithClusters(
     storedBytes,
     extents: totals.extents,
     requests: source.requests - requestsBefore,
+    readBytes,
+    keptBytes,
     seconds: (performance.now() - started) / 1000,
     digestsSha256,
   };
@@ -275,14 +268,4 @@ function segmentBytesFor({ window = {}, compress }: CopyImageOptions, requestByt
   const { inFlight = Number.POSITIVE_INFINITY } = window;
   const count = Math.min(MOST_REQUESTS_IN_SEGMENT, Math.floor(inFlight / (2 * requestBytes)));
   return requestBytes * Math.max(1, count);
-}
-
-async function createStore(
-  options: CopyImageOptions,
-  image: { readonly geometry: Geometry; readonly complete: boolean; readonly segmentBytes: number },
-  files: NewFiles,
-): Promise<ImageStore> {
-  const { imagePath: path, format, backing, mapPath, digests, compress } = options;
-  if (compress) return await CompressedStore.create({ ...image, path, backing, digests, compress }, files);
-  return await PlainStore.create({ ...image, path, format, backing, mapPath, digests }, files);
 }

@@ -1,14 +1,28 @@
 import assert from "node:assert/strict";
 import { UsageError } from "../base/errors.js";
-import { type ClusterRun, clustersIn, dataBytesOf, type Geometry, maskStretches } from "../image/image.js";
-import type { ImageFile } from "../image/image-file.js";
+import {
+  type ClusterRun,
+  clustersIn,
+  dataBytesOf,
+  type Geometry,
+  maskStretches,
+  type PlannedRun,
+} from "../image/image.js";
+import { ImageFile } from "../image/image-file.js";
 import { RunList } from "../image/run-list.js";
 import { CollectedWrites } from "./collected-writes.js";
 import type { CompressionMethod } from "./compress-cluster.js";
-import { type Backing, createQcow2File, finishQcow2, type Qcow2WriterOptions } from "./finish.js";
+import {
+  type Backing,
+  createQcow2File,
+  cutQcow2File,
+  finishQcow2,
+  type Qcow2WriterOptions,
+} from "./finish.js";
 import { compressedOffsetBits } from "./format.js";
 import { assertFits } from "./layout.js";
 import { SizeList } from "./size-list.js";
+import { StoredClusters } from "./stored-clusters.js";
 import { placed, StreamPlacement, usesOfPlaced } from "./stream-placement.js";
 import type { TableRun } from "./tables.js";
 
@@ -66,6 +80,58 @@ export class Qcow2CompressedWriter implements AsyncDisposable {
   static async create(path: string, options: Qcow2CompressedWriterOptions): Promise<Qcow2CompressedWriter> {
     assertInReach(options.geometry);
     return new Qcow2CompressedWriter(await createQcow2File(path, options), options);
+  }
+
+  /**
+   * Opens a file that a run left which was killed.
+   * @throws {DamageError} `E_IMAGE_FILE`: it is no regular file, or has other names too
+   */
+  static async reopen(path: string, options: Qcow2CompressedWriterOptions): Promise<Qcow2CompressedWriter> {
+    assertInReach(options.geometry);
+    return new Qcow2CompressedWriter(await ImageFile.openForWriting(path), options);
+  }
+
+  /** Number of clusters that are stored, as streams or whole. */
+  get stored(): number {
+    return this.#sizes.length;
+  }
+
+  /** Of the stored clusters from that one on: the length of the stream, 0 if it is stored whole. */
+  sizesFrom(first: number): number[] {
+    return Array.from({ length: this.stored - first }, (_, i) => this.#sizes.at(first + i));
+  }
+
+  /** Reads what an earlier run has stored, from the first cluster on. */
+  readBack(): StoredClusters {
+    return new StoredClusters(this.#file, this.geometry, this.compression);
+  }
+
+  /**
+   * Records a run that the file has already.
+   * @param sizes of its stored clusters, as `sizesFrom` gives them
+   */
+  keep(run: PlannedRun, sizes: readonly number[]): void {
+    const hostOffset = sizes.length === 0 ? 0 : this.stored * this.geometry.clusterSize;
+    const kept = { ...run, hostOffset } as ClusterRun;
+    this.#addRun(kept);
+    for (const [i, size] of sizes.entries()) {
+      this.#sizes.push(size);
+      if (size === WHOLE) this.#placement.cluster();
+      else this.#placement.stream(size);
+      const one = run.kind === "data" ? { ...run, cluster: run.cluster + i, count: 1 } : run;
+      this.#storedBytes += size === WHOLE ? dataBytesOf(one, this.geometry) : size;
+    }
+  }
+
+  /** Removes from the file what was not kept. */
+  async cutBehind(): Promise<void> {
+    await cutQcow2File(this.#file, this.#placement.end, this.geometry);
+  }
+
+  /** Has everything that was stored so far in the file, with `sync` on stable storage. */
+  async settle({ sync }: { readonly sync: boolean }): Promise<void> {
+    this.#writes.flush();
+    if (sync) await this.#file.datasync();
   }
 
   /** Stores a cluster as a compressed stream, which is shorter than a cluster and yields exactly one. */

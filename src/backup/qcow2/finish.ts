@@ -43,6 +43,19 @@ export async function createQcow2File(path: string, options: Qcow2WriterOptions)
   return await ImageFile.create(path);
 }
 
+/**
+ * Makes a file again what it was before its tables were written, and cuts it off at byte `end`. Its first cluster
+ * becomes zeroes, so that it is no image.
+ */
+export async function cutQcow2File(
+  file: ImageFile,
+  end: number,
+  { clusterSize }: Pick<Geometry, "clusterSize">,
+): Promise<void> {
+  await file.truncate(end);
+  await file.write(Buffer.alloc(Math.min(end, clusterSize)), 0);
+}
+
 /** A file with all of its data, which will become an image. */
 interface Unfinished extends Qcow2WriterOptions {
   readonly extended: boolean;

@@ -1,8 +1,14 @@
 import assert from "node:assert/strict";
-import { type ClusterRun, clustersIn, type Geometry, type ImageWriter } from "../image/image.js";
-import type { ImageFile } from "../image/image-file.js";
+import { type ClusterRun, clustersIn, type Geometry, type ResumableWriter } from "../image/image.js";
+import { ImageFile } from "../image/image-file.js";
 import { RunList } from "../image/run-list.js";
-import { type Backing, createQcow2File, finishQcow2, type Qcow2WriterOptions } from "./finish.js";
+import {
+  type Backing,
+  createQcow2File,
+  cutQcow2File,
+  finishQcow2,
+  type Qcow2WriterOptions,
+} from "./finish.js";
 import { assertFits } from "./layout.js";
 import { usesOfRuns } from "./tables.js";
 
@@ -15,7 +21,7 @@ export type { Backing, Qcow2WriterOptions };
  * image. Slots that no run mentions stay unreferenced. If some clusters are defined in part, the tables have
  * extended entries (QEMU 5.2 or newer can read them), otherwise standard ones.
  */
-export class Qcow2Writer implements ImageWriter, AsyncDisposable {
+export class Qcow2Writer implements ResumableWriter, AsyncDisposable {
   readonly geometry: Geometry;
   readonly format = "qcow2";
   readonly #file: ImageFile;
@@ -36,6 +42,28 @@ export class Qcow2Writer implements ImageWriter, AsyncDisposable {
    */
   static async create(path: string, options: Qcow2WriterOptions): Promise<Qcow2Writer> {
     return new Qcow2Writer(await createQcow2File(path, options), options);
+  }
+
+  /**
+   * Opens a file that a run left which was killed.
+   * @throws {DamageError} `E_IMAGE_FILE`: it is no regular file, or has other names too
+   */
+  static async reopen(path: string, options: Qcow2WriterOptions): Promise<Qcow2Writer> {
+    return new Qcow2Writer(await ImageFile.openForWriting(path), options);
+  }
+
+  async settle({ sync }: { readonly sync: boolean }): Promise<void> {
+    if (sync) await this.#file.datasync();
+  }
+
+  size(): Promise<number> {
+    return this.#file.size();
+  }
+
+  async cutBehind(_position: number): Promise<number> {
+    const end = this.#runs.hostEnd;
+    await cutQcow2File(this.#file, end * this.geometry.clusterSize, this.geometry);
+    return end - 1;
   }
 
   hostOffset(_cluster: number, rank: number): number {

@@ -1,0 +1,121 @@
+import { z } from "zod";
+import { hasCode } from "../base/errors.js";
+import { isMissing } from "../host/durable-files.js";
+import type { NewFiles } from "../host/new-files.js";
+import type { Geometry, ImageFormat } from "../image/image.js";
+import type { Backing } from "../qcow2/writer.js";
+import { CompressedStore, type ImageCompression } from "./compressed-store.js";
+import { ImageJournal } from "./image-journal.js";
+import type { Begun, DigestTarget, ImageStore } from "./image-store.js";
+import { JournalFile } from "./journal-file.js";
+import { type JournalTarget, LeftJournal } from "./left-journal.js";
+import { PlainStore } from "./plain-store.js";
+
+/** The image to be made, and its files. */
+export interface NewImageOptions {
+  readonly imagePath: string;
+  readonly format: ImageFormat;
+  /** qcow2 only: the backing file that the header names. */
+  readonly backing?: Backing | undefined;
+  /** Raw increments only: path of the map that describes the extents. */
+  readonly mapPath?: string | undefined;
+  /** Undefined: no digest file is made. */
+  readonly digests?: DigestTarget | undefined;
+  /** qcow2 only; default: clusters are not compressed. */
+  readonly compress?: ImageCompression | undefined;
+  /** Kept while the image is pulled. It needs digests. Undefined: none is kept. */
+  readonly journal?: JournalTarget | undefined;
+  /** Flush to stable storage before returning. */
+  readonly sync: boolean;
+}
+
+interface StoreImage {
+  readonly geometry: Geometry;
+  readonly complete: boolean;
+  readonly segmentBytes: number;
+  readonly journal: ImageJournal | undefined;
+}
+
+interface OpenedStore {
+  readonly store: ImageStore;
+  /** Undefined: the image is new. */
+  readonly from?: Begun | undefined;
+}
+
+/** Continues the image that a killed run left, if its journal is of this very image; otherwise makes a new one. */
+export async function openStore(
+  options: NewImageOptions,
+  image: StoreImage,
+  files: NewFiles,
+): Promise<OpenedStore> {
+  const { imagePath: path, format, backing, mapPath, digests, compress, journal: target } = options;
+  const all = { ...image, path, backing, digests };
+  const kind = compress
+    ? {
+        create: () => CompressedStore.create({ ...all, compress }, files),
+        resume: (left: LeftJournal) => CompressedStore.resume({ ...all, compress }, files, left),
+      }
+    : {
+        create: () => PlainStore.create({ ...all, format, mapPath }, files),
+        resume: (left: LeftJournal) => PlainStore.resume({ ...all, format, mapPath }, files, left),
+      };
+  if (target === undefined || image.journal === undefined) return { store: await kind.create() };
+  files.expect(target.path);
+  if (target.resume) {
+    const left = await LeftJournal.open(target);
+    // These are written anew.
+    for (const each of [mapPath, digests?.path]) if (each !== undefined) await files.removeOld(each);
+    if (left?.isOf(headerOf(options, image))) {
+      try {
+        return await kind.resume(left);
+      } catch (error) {
+        await left.close();
+        if (!isMissing(error) && !hasCode(error, "E_IMAGE_FILE")) throw error;
+      }
+    } else await left?.close();
+    for (const each of [target.path, path]) await files.removeOld(each);
+  }
+  return { store: await kind.create() };
+}
+
+/** What must be the same, so that an image can be continued. */
+function headerOf(
+  { format, compress, digests, journal }: NewImageOptions,
+  { geometry, complete }: Pick<StoreImage, "geometry" | "complete">,
+): object {
+  return {
+    ...journal?.facts,
+    format,
+    compress: compress?.method ?? null,
+    digests: digests?.algorithm ?? null,
+    geometry,
+    complete,
+  };
+}
+
+/** Undefined if no journal is wanted. It makes its file with the first flush. */
+export function journalOf(
+  options: NewImageOptions,
+  image: Pick<StoreImage, "geometry" | "complete">,
+): ImageJournal | undefined {
+  const { journal, digests, sync } = options;
+  if (journal === undefined || digests === undefined) return undefined;
+  const create = (): Promise<JournalFile> =>
+    JournalFile.create(journal.path, journal.key, headerOf(options, image));
+  return new ImageJournal({ create, sync });
+}
+
+const leftHeader = z.object({
+  complete: z.boolean(),
+  geometry: z.object({ clusterSize: z.number() }),
+  reason: z.string().nullish(),
+});
+
+/** What the journal says of an image that a killed run has begun, if there is one to go on with. */
+export async function leftHeaderOf(
+  target: Pick<JournalTarget, "path" | "key" | "resume"> | undefined,
+): Promise<z.infer<typeof leftHeader> | undefined> {
+  const left = target?.resume ? await LeftJournal.open(target) : undefined;
+  await left?.close();
+  return leftHeader.safeParse(left?.header).data;
+}
