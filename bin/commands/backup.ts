@@ -41,6 +41,7 @@ interface BackupOptions
   readonly jobs?: number;
   readonly metrics?: string;
   readonly moved?: true;
+  readonly resume: boolean;
 }
 
 /** Domains that are backed up side by side, unless the user says. */
@@ -220,6 +221,7 @@ async function backUpDomain(job: Job, { name: domain, disks }: ChosenDomain): Pr
     server,
     freeze: mountpointsOf(options),
     moved: options.moved ?? false,
+    resume: options.resume,
     ...storage,
     connect,
     rateLimit,
@@ -243,6 +245,7 @@ function describe(result: BackupResult, options: BackupOptions): object {
     levelAsked: options.level,
     checkpoint: manifest.checkpoint?.name ?? null,
     createdAt: manifest.createdAt,
+    resumed: manifest.resumed ?? null,
     folder,
     isRunning,
     disks: manifest.disks,
@@ -257,6 +260,15 @@ function describe(result: BackupResult, options: BackupOptions): object {
     leftOut: leftOut.map(({ disk, reason }) => ({ disk, reason })),
     plainText,
   };
+}
+
+/** What was left of a run that was killed. */
+function resumedText(
+  { times, keptBytes, readBytes }: NonNullable<BackupResult["manifest"]["resumed"]>,
+  createdAt: string,
+): string {
+  const runs = times === 1 ? "a run that was killed" : `${times} runs that were killed`;
+  return `of ${createdAt}, resumed after ${runs}: ${human(keptBytes)} of data were stored already, ${human(readBytes)} read now`;
 }
 
 /** What was done, and why. */
@@ -275,6 +287,7 @@ function report(result: BackupResult): string[] {
   const gone = retired.length === 0 ? "" : `, ${retired.length} older deleted`;
   return [
     `${manifest.domain.name} ${manifest.id}: ${level} restore point${isRunning ? "" : " of the domain as it is off,"} in ${seconds.toFixed(2)} s; ${next}${gone}`,
+    ...(manifest.resumed === undefined ? [] : [`  ${resumedText(manifest.resumed, manifest.createdAt)}`]),
     ...disks,
     ...leftOut.map(({ disk, reason }) => `  ${disk}: left out, ${reason}`),
     ...keptLines(manifest).map((line) => `  ${line}`),

@@ -97,7 +97,8 @@ export {
 } from "./serve/serve.js";
 export type { StoredEntry, StoredFolder, StoredStatus } from "./storage/stored-folder.js";
 export { type AttachOptions, type AttachResult, attach } from "./take/attach.js";
-export { type BackupOptions, type BackupResult, backup } from "./take/backup.js";
+export { type BackupResult, backup } from "./take/backup.js";
+export type { BackupOptions } from "./take/backup-options.js";
 export { type ImageToImport, type ImportOptions, importImages } from "./take/import.js";
 export type { JobSource } from "./take/job-view.js";
 export type { DiskProof, ProveSettings } from "./take/prove-disk.js";

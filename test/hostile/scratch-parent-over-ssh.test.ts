@@ -1,5 +1,5 @@
 /** The attack: who can change the scratch folder on the hypervisor has root write there through his links. */
-import { chmod, chown, mkdir, mkdtemp, readdir, rm, symlink, writeFile } from "node:fs/promises";
+import { chmod, chown, mkdir, mkdtemp, readdir, rm, stat, symlink, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, expect, it } from "vitest";
@@ -68,17 +68,26 @@ describeUnless(NO_ATTACKER, "a scratch folder on another host", () => {
         message: expect.stringMatching(/can change .* on hv1, .*--scratch/),
       };
       await expect(place.look(path), parent).rejects.toMatchObject(refused);
-      await expect(place.create(path, "{}", QEMU), parent).rejects.toMatchObject(refused);
+      await expect(place.create(path, { note: "{}", secret: "ab" }, QEMU), parent).rejects.toMatchObject(
+        refused,
+      );
       expect(await readdir(parent)).not.toContain(NAME);
     }
     for (const parent of [ours, sticky, join(folder, "to-ours")]) {
       const path = `${parent}/${NAME}`;
       expect(await place.look(path)).toBeUndefined();
-      await place.create(path, "{}", QEMU);
+      await place.create(path, { note: "{}", secret: "ab" }, QEMU);
       expect(await place.look(path), parent).toMatchObject({ isFolder: true, ours: true, note: "{}" });
+      await place.renote(path, "[]");
+      expect(await place.look(path), parent).toMatchObject({ note: "[]" });
+      expect(await place.secret(path)).toBe("ab");
+      expect((await stat(`${path}/secret`)).mode & 0o777).toBe(0o600);
       await place.remove(path);
+      expect(await place.secret(path)).toBeUndefined();
     }
-    await expect(place.create(join(folder, "nowhere", NAME), "{}", QEMU)).rejects.toMatchObject({
+    await expect(
+      place.create(join(folder, "nowhere", NAME), { note: "{}", secret: "ab" }, QEMU),
+    ).rejects.toMatchObject({
       code: "E_SCRATCH_PATH",
     });
     expect(await place.look(join(folder, "nowhere", NAME))).toBeUndefined();

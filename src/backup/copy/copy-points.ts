@@ -14,7 +14,7 @@ import type { RateLimit } from "../pull/rate-limit.js";
 import type { HeldLock } from "../repository/domain-lock.js";
 import { type JudgedPoint, judgePoints } from "../repository/judged-points.js";
 import { formatManifest, type Manifest, timeOf } from "../repository/manifest.js";
-import { makePoint } from "../repository/pending-point.js";
+import { makePoint, type PendingPoint } from "../repository/pending-point.js";
 import { domainsAmong, ownersOf } from "../repository/point-owners.js";
 import { manifestText } from "../repository/read-manifest.js";
 import type { Repository } from "../repository/repository.js";
@@ -191,7 +191,7 @@ class DomainCopy {
   async #copyPoint(manifest: Manifest, held: HeldLock): Promise<void> {
     const { from, domain, signal: stop, limit } = this.#options;
     const { id } = manifest;
-    await makePoint(held, { id }, async (pending) => {
+    const copy = async (pending: PendingPoint): Promise<void> => {
       const signal = AbortSignal.any([stop, pending.signal]);
       const files = new Map<string, CopiedFile>();
       let text: string;
@@ -214,7 +214,8 @@ class DomainCopy {
         await this.#prove(manifest, files, signal);
       }
       await pending.commit({ text }, { sync: true });
-    });
+    };
+    await makePoint(held, copy, { copyOf: id });
   }
 
   /** @throws {DamageError} what was copied is damaged */

@@ -1,10 +1,13 @@
 import { PreconditionError } from "../base/errors.js";
 import { domainWord } from "../base/shell-word.js";
+import type { HeldFolder } from "../host/held-folder.js";
 import type { DomainDefinition } from "../libvirt/domain-xml.js";
 import { JobEnd, unlessBusy } from "../libvirt/job-end.js";
 import { type BackupJob, exportedDisks, parseBackupJob } from "../libvirt/job-xml.js";
 import type { Libvirt } from "../libvirt/libvirt.js";
 import { domainFolder } from "../repository/domain-folder.js";
+import type { HeldLock } from "../repository/domain-lock.js";
+import { removeLeftovers } from "../repository/leftovers.js";
 import { thawGuest } from "./freeze.js";
 import type { Guest } from "./guest.js";
 import { keyOf } from "./guest.js";
@@ -45,16 +48,43 @@ interface ClearOptions {
   readonly onWarning?: ((message: string) => void) | undefined;
 }
 
-/** Removes what a dead backup left and creates the folder anew, while holding the domain's lock. */
-export async function claimFolder(
+/** A job that a dead backup of this repository has left. */
+export interface LeftJob {
+  readonly job: BackupJob;
+  /** The folder that it works in. */
+  readonly folder: JobFolder;
+  /** The domain's folder in the repository, with the partial point. It is open until the claim ends. */
+  readonly points: HeldFolder;
+}
+
+interface ClaimOptions<T> extends ClearOptions {
+  /** Judges whether to go on with what a dead backup left; undefined: it is removed, as it is by default. */
+  readonly goOn?: ((left: LeftJob) => Promise<T | undefined>) | undefined;
+}
+
+/**
+ * Removes what a dead backup left and creates the folder anew, while holding the domain's lock; or takes over
+ * the folder of its job, and leaves the partial point, if `goOn` says so.
+ * @returns the folder, and what `goOn` gave
+ */
+export async function claimFolder<T = undefined>(
   guest: Guest,
   folder: JobFolder,
-  { signal, onWarning }: ClearOptions,
-): Promise<void> {
+  { signal, onWarning, goOn }: ClaimOptions<T>,
+): Promise<{ readonly folder: JobFolder; readonly left: T | undefined }> {
   // Checked before waiting for the lock, because a running backup holds it as long as it pulls.
   await refuseLivingOwner(folder, guest.domain);
-  const claim = async (): Promise<void> => {
+  const claim = async ({ folder: points }: Pick<HeldLock, "folder">) => {
     const { folders, job } = await findLeft(guest, folder);
+    const theirs = folders.at(-1) ?? folder;
+    const left = job && (await goOn?.({ job, folder: theirs, points }));
+    if (left !== undefined) {
+      // As below. A client that is connected still would only disturb.
+      if (!guest.domain.disks.some(({ hasIothread }) => hasIothread)) await theirs.sever();
+      await theirs.takeOver();
+      return { folder: theirs, left };
+    }
+    await removeLeftovers(points);
     // The lock keeps other backups to this repository from beginning a job meanwhile.
     for (const left of folders) {
       // QEMU 7.2 hangs while a job is ended under a client that reads no more, but see `JobClients`.
@@ -65,8 +95,10 @@ export async function claimFolder(
     // Of a domain that is off, nobody else gets into the folder before it is lent to the tools.
     const user = guest.domain.id === undefined ? undefined : guest.domain.qemuUser;
     await folder.claim(user);
+    return { folder, left: undefined };
   };
-  await guest.repository.writing(await domainFolder(guest.repository, guest.domain), claim, signal);
+  const home = await domainFolder(guest.repository, guest.domain);
+  return await guest.repository.writing(home, claim, signal, async () => undefined);
 }
 
 /**

@@ -4,6 +4,7 @@
  *
  *     /var/tmp/nbdpull-1a2b3c4d-0123456789ab/     (repository; repository and domain)
  *       owner.json                            the process that works here
+ *       secret                                of the job: what the next backup may go on with is sealed by it
  *       frozen                                exists while the guest's file systems may be frozen: which run
  *                                             of the domain it is (`frozen-mark.ts`)
  *       qemu/                                 QEMU's own: the sockets, and the scratch files
@@ -28,6 +29,8 @@ import { SshPlace } from "./ssh-job-folder.js";
 
 /** Bytes of the longest socket path that the kernel accepts. */
 const MAX_SOCKET_PATH = 107;
+const SECRET_BYTES = 32;
+const SECRET_TEXT = /^[0-9a-f]{64}$/;
 const HERE = new LocalPlace();
 
 /** The repository and domain that a folder belongs to. */
@@ -44,6 +47,7 @@ export class JobFolder {
   readonly #place: JobPlace;
   /** Whether this process has marked the guest. */
   #isFrozenByUs = false;
+  #secret: Buffer | undefined;
 
   private constructor(path: string, ssh: Ssh | undefined, here = ssh === undefined ? path : wayTo(path)) {
     this.path = path;
@@ -158,14 +162,37 @@ export class JobFolder {
       const message = `${this.socket} is too long for a socket's path: name a shorter folder with --scratch`;
       throw new UsageError("E_SCRATCH_PATH", message, { details: { path: this.socket } });
     }
-    const note = `${JSON.stringify(await thisProcess())}\n`;
-    await this.#place.create(this.path, note, qemu);
+    this.#secret = randomBytes(SECRET_BYTES);
+    const note = await noteOfThisProcess();
+    await this.#place.create(this.path, { note, secret: this.#secret.toString("hex") }, qemu);
     if (this.here !== this.path) {
-      await HERE.create(this.here, note, undefined).catch(async (error: unknown) => {
+      await HERE.create(this.here, { note }, undefined).catch(async (error: unknown) => {
         await this.#place.remove(this.path);
         throw error;
       });
     }
+  }
+
+  /**
+   * The secret of the job that works here, which outlives the process and which only this user can read. Undefined:
+   * there is none, as earlier versions made none.
+   */
+  async secret(): Promise<Buffer | undefined> {
+    if (this.#secret) return this.#secret;
+    refuseOthers(this.path, await this.#place.look(this.path));
+    const text = await this.#place.secret(this.path);
+    return text !== undefined && SECRET_TEXT.test(text) ? Buffer.from(text, "hex") : undefined;
+  }
+
+  /** Makes this process the owner of what a dead one has left. */
+  async takeOver(): Promise<void> {
+    const note = await noteOfThisProcess();
+    if (this.here !== this.path) {
+      refuseOthers(this.here, await HERE.look(this.here));
+      await HERE.remove(this.here);
+      await HERE.create(this.here, { note }, undefined);
+    }
+    await this.#place.renote(this.path, note);
   }
 
   /**
@@ -246,6 +273,10 @@ function isVariant(name: string, usual: string): boolean {
   return (
     name === usual || (name.startsWith(`${usual}-`) && /^[0-9a-f]{8}$/.test(name.slice(usual.length + 1)))
   );
+}
+
+async function noteOfThisProcess(): Promise<string> {
+  return `${JSON.stringify(await thisProcess())}\n`;
 }
 
 /** Undefined if the note is incomplete, for example after a power cut. */

@@ -1,7 +1,7 @@
 /** Access to the file system that a job's folder is in, on this host or another; here for this host. */
 import { chmod, chown, lstat, mkdir, mkdtemp, readFile, rename, rm, writeFile } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
-import { PreconditionError, UsageError } from "../base/errors.js";
+import { hasCode, PreconditionError, UsageError } from "../base/errors.js";
 
 import { isMissing } from "../host/durable-files.js";
 import { HeldFolder } from "../host/held-folder.js";
@@ -14,6 +14,7 @@ import { type MarkedDomain, runHere } from "./frozen-mark.js";
 export const NOTE = "owner.json";
 export const QEMU = "qemu";
 export const FROZEN = "frozen";
+export const SECRET = "secret";
 
 /** What exists at the path of a job's folder. */
 export interface FoundFolder {
@@ -27,6 +28,13 @@ export interface FoundFolder {
   readonly frozen: string | undefined;
 }
 
+/** What a new folder has in it. */
+export interface NewContent {
+  readonly note: string;
+  /** Only its owner can read it, though QEMU's user may enter the folder. */
+  readonly secret?: string | undefined;
+}
+
 /** A file system that can hold job folders. All paths are absolute. */
 export interface JobPlace {
   /**
@@ -35,12 +43,16 @@ export interface JobPlace {
    */
   look(path: string): Promise<FoundFolder | undefined>;
   /**
-   * Makes the folder atomically, with the note and QEMU's own folder in it.
+   * Makes the folder atomically, with the note and QEMU's own folder in it, and with the secret if there is one.
    * @throws {PreconditionError} `E_QEMU_USER`: QEMU could not write there
    * @throws {PreconditionError} `E_SCRATCH_OWNER`: as `look`
    * @throws {UsageError} `E_SCRATCH_PATH`: its parent folder does not exist
    */
-  create(path: string, note: string, qemu: QemuUser | undefined): Promise<void>;
+  create(path: string, content: NewContent, qemu: QemuUser | undefined): Promise<void>;
+  /** Undefined: there is none, or this user can't read it. */
+  secret(path: string): Promise<string | undefined>;
+  /** Puts another note in the place of the folder's. */
+  renote(path: string, note: string): Promise<void>;
   /** @param mark undefined: it is frozen no longer */
   setFrozen(path: string, mark: string | undefined): Promise<void>;
   /** The boot of that host, and the start of the domain's QEMU there, as in a mark. */
@@ -68,7 +80,7 @@ export class LocalPlace implements JobPlace {
     };
   }
 
-  async create(path: string, note: string, qemu: QemuUser | undefined): Promise<void> {
+  async create(path: string, { note, secret }: NewContent, qemu: QemuUser | undefined): Promise<void> {
     const uid = process.getuid?.() ?? 0;
     if (qemu && uid !== 0 && qemu.uid !== uid) throw qemuUserError(qemu, "run nbdpull as root");
     await refuseParentOfOthers(path);
@@ -77,6 +89,7 @@ export class LocalPlace implements JobPlace {
     });
     try {
       await writeFile(join(fresh, NOTE), note);
+      if (secret !== undefined) await writeFile(join(fresh, SECRET), secret, { mode: 0o600 });
       await mkdir(join(fresh, QEMU), { mode: 0o700 });
       if (qemu && uid === 0) {
         await chown(join(fresh, QEMU), qemu.uid, qemu.gid);
@@ -88,6 +101,19 @@ export class LocalPlace implements JobPlace {
       await rm(fresh, { recursive: true, force: true });
       throw error;
     }
+  }
+
+  async secret(path: string): Promise<string | undefined> {
+    return await readFile(join(path, SECRET), "utf8").catch((error: unknown) => {
+      if (isMissing(error) || hasCode(error, "EACCES")) return undefined;
+      throw error;
+    });
+  }
+
+  async renote(path: string, note: string): Promise<void> {
+    const fresh = join(path, `${NOTE}.new`);
+    await writeFile(fresh, note);
+    await rename(fresh, join(path, NOTE));
   }
 
   /** Lets the processes of a group make sockets in QEMU's folder, and nobody else enter it. */

@@ -9,11 +9,13 @@ import {
   type FoundFolder,
   FROZEN,
   type JobPlace,
+  type NewContent,
   NOTE,
   noParentError,
   othersParentError,
   QEMU,
   qemuUserError,
+  SECRET,
 } from "./local-job-folder.js";
 
 /** File in a job's folder on another host that names the process there that holds the ssh connections. */
@@ -50,14 +52,22 @@ export class SshPlace implements JobPlace {
     };
   }
 
-  async create(path: string, note: string, qemu: QemuUser | undefined): Promise<void> {
+  async create(path: string, { note, secret = "" }: NewContent, qemu: QemuUser | undefined): Promise<void> {
     const owner = qemu === undefined ? "" : String(qemu.uid);
     const group = qemu === undefined ? "" : String(qemu.gid);
     try {
-      await this.#ssh.run(CREATE, { path, parent: dirname(path), note, owner, group });
+      await this.#ssh.run(CREATE, { path, parent: dirname(path), note, secret, owner, group });
     } catch (error) {
       throw (error instanceof ScriptError && this.#known(error, path, qemu)) || error;
     }
+  }
+
+  async secret(path: string): Promise<string | undefined> {
+    return (await this.#ssh.run(`cat -- "$path/${SECRET}" 2>/dev/null || :`, { path })) || undefined;
+  }
+
+  async renote(path: string, note: string): Promise<void> {
+    await this.#ssh.run(RENOTE, { path, note });
   }
 
   async setFrozen(path: string, mark: string | undefined): Promise<void> {
@@ -169,12 +179,17 @@ if [ -n "$owner" ] && [ "$me" != 0 ] && [ "$me" != "$owner" ]; then exit ${NOT_R
 fresh=$(mktemp -d "$parent/.nbdpull-XXXXXX")
 trap 'rm -rf "$fresh"' EXIT
 printf %s "$note" > "$fresh/${NOTE}"
+[ -z "$secret" ] || (umask 077; printf %s "$secret" > "$fresh/${SECRET}")
 mkdir -m 700 "$fresh/${QEMU}"
 if [ -n "$owner" ] && [ "$me" = 0 ]; then
   chown "$owner:$group" "$fresh/${QEMU}"
   chmod 711 "$fresh"
 fi
 mv -T -- "$fresh" "$path"`;
+
+const RENOTE = `
+printf %s "$note" > "$path/${NOTE}.new"
+mv -T -- "$path/${NOTE}.new" "$path/${NOTE}"`;
 
 const REMOVE = `
 for folder in "$path/${QEMU}" "$path"; do

@@ -8,14 +8,20 @@ export const PARTIAL = ".partial";
 /** Prefix of what is being removed. */
 const DEAD = ".dead-";
 
+/** Whether a folder of this name is a point that is being made, or that a dead run has left. */
+export function isPartialPoint(name: string): boolean {
+  return name.startsWith(".") && name.endsWith(PARTIAL);
+}
+
 /**
  * Removes partial points and aborted prunes. The caller holds the domain's lock, so a partial point belongs
  * to a run that died, or that lost its lock while it was suspended. It is renamed first, so that such a run
  * can't commit it later. A prune without a journal has changed nothing.
+ * @param kept the name of a partial point that stays
  */
-export async function removeLeftovers(domain: HeldFolder): Promise<void> {
+export async function removeLeftovers(domain: HeldFolder, kept?: string): Promise<void> {
   for (const name of await domain.names()) {
-    const isPartial = name.startsWith(".") && name.endsWith(PARTIAL);
+    const isPartial = isPartialPoint(name) && name !== kept;
     const isAborted = name === JOURNAL_FOLDER && !(await hasJournal(domain));
     if (isPartial || isAborted) await setAside(domain, name);
   }

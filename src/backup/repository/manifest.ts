@@ -109,6 +109,17 @@ const manifest = z
     createdAt: z.iso.datetime(),
     tool: z.string(),
     disks: z.array(disk).min(1),
+    /** Of a point that a later run completed, because the one that began it was killed. Sizes in bytes. */
+    resumed: z
+      .object({
+        /** How many runs went on with it. */
+        times: z.number().int().positive(),
+        /** The data that the last of them found stored. */
+        keptBytes: bytes,
+        /** What the last of them read. */
+        readBytes: bytes,
+      })
+      .optional(),
     /** The definition and the files that the domain needs to start. Points of earlier versions lack this. */
     files: z.array(keptFile).optional(),
     /** Files and state of the domain that could not be kept. */

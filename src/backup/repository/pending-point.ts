@@ -32,20 +32,34 @@ export interface PendingPoint {
   commit(manifest: Manifest | ManifestText, options: { readonly sync: boolean }): Promise<void>;
 }
 
+/** A point that a run has begun which was killed. */
+export interface BegunPoint {
+  readonly id: string;
+  readonly createdAt: Date;
+}
+
+/** The name of the folder in which a point is made. */
+export function partialName(id: string): string {
+  return `.${id}${PARTIAL}`;
+}
+
 /**
- * Runs `work` with a new pending point. If `work` ends without a commit, nothing is left.
- * @param as of a copy: the id of the original. The domain must have no point of that id
+ * Runs `work` with a pending point. If `work` ends without a commit, nothing is left.
+ * @param as.begun the point to go on with, whose folder is there; default: a new one
+ * @param as.copyOf the id that a new point gets, which the domain must not have yet; default: by the clock
  */
 export async function makePoint<T>(
   held: HeldLock,
-  as: { readonly id: string } | undefined,
   work: (point: PendingPoint) => Promise<T>,
+  { begun, copyOf }: { readonly begun?: BegunPoint | undefined; readonly copyOf?: string } = {},
 ): Promise<T> {
   const { folder } = held;
-  const createdAt = new Date();
-  const { id, clockWarning } = as ? { ...as, clockWarning: undefined } : await newId(folder, createdAt);
-  const name = `.${id}${PARTIAL}`;
-  await folder.makeFolder(name);
+  const createdAt = begun?.createdAt ?? new Date();
+  const known = begun?.id ?? copyOf;
+  const { id, clockWarning } =
+    known === undefined ? await newId(folder, createdAt) : { id: known, clockWarning: undefined };
+  const name = partialName(id);
+  if (!begun) await folder.makeFolder(name);
   try {
     await using partial = await folder.folder(name);
     if (!partial) throw exchanged(folder, name);

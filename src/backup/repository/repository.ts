@@ -28,7 +28,15 @@ import { folderNameOf, isFolderName, LOST_AND_FOUND, MARKER } from "./folder-nam
 import { removeLeftovers } from "./leftovers.js";
 import type { Manifest } from "./manifest.js";
 import { newMarker, readMarker } from "./marker.js";
-import { isPoint, makePoint, type PendingPoint, pointIdsIn, pointNamesIn } from "./pending-point.js";
+import {
+  type BegunPoint,
+  isPoint,
+  makePoint,
+  type PendingPoint,
+  partialName,
+  pointIdsIn,
+  pointNamesIn,
+} from "./pending-point.js";
 import { readJournal } from "./prune-journal.js";
 import { MANIFEST, readManifest } from "./read-manifest.js";
 import { type Reading, readingInStore, readingOf } from "./reading.js";
@@ -38,6 +46,9 @@ import { refuseStrangers, tighten } from "./strangers.js";
 /** Manifests that are read side by side: as many as Node has threads for files, and more of a store. */
 const READS_AT_ONCE = 4;
 const READS_OF_STORE = 16;
+
+/** Removes what dead runs have left in the folder of a domain. */
+type Clear = (folder: HeldFolder) => Promise<void>;
 
 export interface RepositoryOptions {
   /** As root too, write to a repository that other users can write to. Default: refuse it. */
@@ -258,25 +269,32 @@ export class Repository {
 
   /**
    * Runs `work` as the only writer of the domain. Takes the rights of others to an older repository away first.
+   * @param clear what becomes of partial points that dead runs have left; default: they are removed
    * @throws {PreconditionError} another process writes this domain's points; `E_STRANGERS`: as
    *   {@link assertTrusted}
    */
-  async writing<T>(domain: string, work: (held: HeldLock) => Promise<T>, signal?: AbortSignal): Promise<T> {
+  async writing<T>(
+    domain: string,
+    work: (held: HeldLock) => Promise<T>,
+    signal?: AbortSignal,
+    clear: Clear = removeLeftovers,
+  ): Promise<T> {
     refuseStore(this.path);
     await this.assertTrusted(domain);
     await tighten(this.path);
-    return await this.#writing(domain, work, signal);
+    return await this.#writing(domain, work, signal, clear);
   }
 
   async #writing<T>(
     domain: string,
     work: (held: HeldLock) => Promise<T>,
-    signal: AbortSignal | undefined,
+    signal?: AbortSignal,
+    clear: Clear = removeLeftovers,
   ): Promise<T> {
     const held = await takeLock(() => this.#makeDomain(domain), domain, signal);
     try {
       await finishJournal(held.folder, held.assertHeld);
-      await removeLeftovers(held.folder);
+      await clear(held.folder);
       return await work(held);
     } finally {
       await held.release();
@@ -368,9 +386,10 @@ export class Repository {
   }
 
   /**
-   * Runs `work` with a new pending point, as the only writer of the domain. Removes first what a dead run
+   * Runs `work` with a pending point, as the only writer of the domain. Removes first what a dead run
    * left. If `work` ends without a commit, nothing is left.
    *
+   * @param begun a point that a dead run has left, to go on with; default: a new one
    * @throws {PreconditionError} as `writing` does
    * @throws the signal's reason, while waiting for the lock
    */
@@ -378,8 +397,10 @@ export class Repository {
     domain: string,
     work: (point: PendingPoint) => Promise<T>,
     signal?: AbortSignal,
+    begun?: BegunPoint,
   ): Promise<T> {
-    return await this.writing(domain, (held) => makePoint(held, undefined, work), signal);
+    const clear: Clear = (folder) => removeLeftovers(folder, begun && partialName(begun.id));
+    return await this.writing(domain, (held) => makePoint(held, work, { begun }), signal, clear);
   }
 }
 

@@ -2,7 +2,7 @@ import { together } from "../base/in-parallel.js";
 import { preflight } from "../checks/preflight.js";
 import { CheckpointRecord } from "../guest/checkpoint-record.js";
 import { claimFolder, clearFolder } from "../guest/claim.js";
-import { type EncryptedPolicy, judgeEncrypted } from "../guest/encrypted-disks.js";
+import { judgeEncrypted } from "../guest/encrypted-disks.js";
 import { type Guest, keyOf } from "../guest/guest.js";
 import { JobClients } from "../guest/job-clients.js";
 import { connectJob, type JobConnection, patientBy, refuseUnreachable } from "../guest/job-connection.js";
@@ -15,56 +15,22 @@ import { freeBytesThere, scratchRooms } from "../guest/scratch-rooms.js";
 import { WAY } from "../guest/ssh-job-folder.js";
 import { sshTo } from "../guest/ssh-to-hypervisor.js";
 import { usualStateFolder } from "../host/state-folder.js";
-import type { TcpServer } from "../libvirt/begin-xml.js";
 import { checkpointPrefix } from "../libvirt/checkpoints.js";
-import {
-  type DiskChoice,
-  disksLeftOut,
-  disksToBackUp,
-  type LeftOutDisk,
-  obstacleOf,
-} from "../libvirt/choose-disks.js";
+import { disksLeftOut, disksToBackUp, type LeftOutDisk, obstacleOf } from "../libvirt/choose-disks.js";
 import { type DomainDefinition, parseDomain } from "../libvirt/domain-xml.js";
 import { fragileDisks } from "../libvirt/fragile-disks.js";
 import { guestEnd } from "../libvirt/guest-end.js";
 import { exportedDisks } from "../libvirt/job-xml.js";
-import { type Libvirt, PATIENCE_MS } from "../libvirt/libvirt.js";
+import { PATIENCE_MS } from "../libvirt/libvirt.js";
 import { assertCompressible } from "../pull/compressed-store.js";
 import { Repository } from "../repository/repository.js";
+import type { BackupOptions } from "./backup-options.js";
 import { type Begun, begin, scratchSettings, serverOf } from "./begin-job.js";
 import { clearAfterFailure, deleteOrphans, endJob, type Made, type Traces } from "./clear-traces.js";
+import { findLeftPoint, resumableOf } from "./left-point.js";
 import { backUpStopped } from "./stopped-backup.js";
-import type { PointDisk, TakeSettings } from "./take-options.js";
+import type { PointDisk, TakePointOptions } from "./take-options.js";
 import { type TakenPoint, takePoint } from "./take-point.js";
-
-export interface BackupOptions extends TakeSettings {
-  readonly libvirt: Libvirt;
-  /** Name, UUID or the number of its run. */
-  readonly domain: string;
-  /** Created if the path does not exist or is an empty folder. */
-  readonly repositoryPath: string;
-  /** As root too, write to a repository that other users can write to; default: refuse it (`E_STRANGERS`). */
-  readonly trustRepository?: boolean | undefined;
-  readonly level: Level;
-  readonly disks: DiskChoice;
-  /** What becomes of disks that are encrypted on their host; default: stored, with a warning. */
-  readonly encrypted?: EncryptedPolicy | undefined;
-  /** The folder under which the job gets a folder of its own, for its socket and scratch files. */
-  readonly scratchParent: string;
-  /**
-   * Bytes that must stay free for scratch files, or the backup is given up; default a tenth of the room at
-   * the beginning, at most 4 GiB.
-   */
-  readonly scratchReserve?: number | undefined;
-  /** Undefined: the job is served on a Unix socket in its folder. */
-  readonly server?: TcpServer | undefined;
-  /** Mountpoints in the guest that are frozen while the job begins; empty: all; undefined: none. */
-  readonly freeze?: readonly string[] | undefined;
-  /** Where this host records which checkpoints are whose; default: `usualStateFolder`. */
-  readonly stateFolder?: string | undefined;
-  /** The repository was moved to where it is now, and keeps its checkpoints. Default: false. */
-  readonly moved?: boolean | undefined;
-}
 
 export interface BackupResult extends TakenPoint {
   /** The level of the point that was made, which may differ from the level that was asked for. */
@@ -82,8 +48,9 @@ export interface BackupResult extends TakenPoint {
 /**
  * Backs up one domain. If the domain runs, this begins a job and its checkpoint, pulls all disks as one
  * restore point, ends the job, and deletes the checkpoints that are no longer needed. If it is off, see
- * `backUpStopped`. What a dead backup to the same repository left is removed first; a backup that fails
- * removes everything it made.
+ * `backUpStopped`. If a dead backup to the same repository has left its job and a part of its point, and both
+ * fit, this goes on with that point; otherwise what it left is removed first. A backup that fails removes
+ * everything it made.
  *
  * @throws {PreconditionError} the domain is busy, another backup runs, a disk can't take part or is encrypted, no
  *   base for an increment
@@ -112,16 +79,20 @@ export async function backup(options: BackupOptions): Promise<BackupResult> {
     trusted: options.trustRepository,
   });
   const guest: Guest = { libvirt, domain, repository, ssh };
-  const folder = await JobFolder.find(options.scratchParent, keyOf(guest), ssh);
+  const usual = await JobFolder.find(options.scratchParent, keyOf(guest), ssh);
   const record = await recordOf(guest, options);
   const clientsStay = domain.disks.some(({ hasIothread }) => hasIothread);
   // A client that left costs such a guest its life: one that comes back only delays the end of the job.
   const isFragile = (await fragileDisks(libvirt, domain)).length > 0;
   const reconnect = isFragile ? undefined : options.connect.reconnect;
-  await claimFolder(guest, folder, options);
+  const { folder, left } = await claimFolder(guest, usual, {
+    ...options,
+    goOn: (job) => findLeftPoint(guest, job, disks, options),
+  });
   const patience = clientsStay ? PATIENCE_FOR_CLIENTS_MS : PATIENCE_MS;
   const cleaner: Guest = { ...guest, libvirt: libvirt.withSignal(undefined).withPatience(patience) };
-  const made: Made = { names: [], record };
+  const ofLeft = left?.begun.checkpoint?.name;
+  const made: Made = { names: ofLeft === undefined ? [] : [ofLeft], record };
   const clients = new JobClients();
   const traces: Traces = { folder, made, clients, isCleared: false };
   let taken: TakenPoint;
@@ -131,7 +102,8 @@ export async function backup(options: BackupOptions): Promise<BackupResult> {
     refuseShortScratch(scratch);
     const before = ssh && freeBytesThere(ssh, folder.path);
     before?.catch(() => undefined);
-    await deleteOrphans(guest, made, options);
+    // The checkpoint of a point that is gone on with has no point yet.
+    if (!left) await deleteOrphans(guest, made, options);
     const server = serverOf(folder, options);
     const connection = await connectJob(server, {
       hypervisor,
@@ -142,8 +114,9 @@ export async function backup(options: BackupOptions): Promise<BackupResult> {
       signal,
     });
     clients.connection = connection;
-    if (connection.straightTo) await refuseUnreachable(connection.straightTo, signal);
-    const begun = await begin(guest, { disks, forecast }, { ...traces, server }, options);
+    if (connection.straightTo && !left) await refuseUnreachable(connection.straightTo, signal);
+    const begun = left?.begun ?? (await begin(guest, { disks, forecast }, { ...traces, server }, options));
+    const resumable = await resumableOf(guest, begun, { ...options, folder, left });
     signal?.throwIfAborted();
     const giveUp = async (): Promise<void> => {
       await clearFolder(cleaner, folder, { ...options, clients });
@@ -155,7 +128,7 @@ export async function backup(options: BackupOptions): Promise<BackupResult> {
         begun.job.whileItRuns(walking, (running) =>
           pullDisks(
             guest,
-            begun,
+            { ...begun, resumable },
             { connection, clients },
             {
               ...options,
@@ -210,12 +183,18 @@ const PATIENCE_FOR_CLIENTS_MS = 10 * PATIENCE_MS;
 
 async function pullDisks(
   guest: Guest,
-  { job, plans, checkpoint }: Begun,
+  {
+    job,
+    plans,
+    checkpoint,
+    exported,
+    resumable,
+  }: Begun & { readonly resumable: TakePointOptions["resumable"] },
   { connection, clients }: { readonly connection: JobConnection; readonly clients: JobClients },
   options: BackupOptions,
 ): Promise<TakenPoint> {
   const { domain, repository, ssh } = guest;
-  const disks = exportedDisks(job.job).map((disk): PointDisk => {
+  const disks = (exported ?? exportedDisks(job.job)).map((disk): PointDisk => {
     const planned = plans.find(({ name }) => name === disk.name);
     const increment =
       planned?.base && disk.mode === "incremental"
@@ -237,6 +216,7 @@ async function pullDisks(
     checkpoint,
     clients: clients.all,
     onOpening: (client) => clients.isOpening(client),
+    resumable,
     clientsStay: domain.disks.some(({ hasIothread }) => hasIothread),
     confirm: () => job.assertAlive(),
   });

@@ -12,7 +12,7 @@ import type { ImageFormat } from "../image/image.js";
 import { formatBackup, formatCheckpoint, type JobRequest, type TcpServer } from "../libvirt/begin-xml.js";
 import { parseCheckpoint } from "../libvirt/checkpoint-xml.js";
 import { checkpointName } from "../libvirt/checkpoints.js";
-import type { BackupServer } from "../libvirt/job-xml.js";
+import type { BackupServer, ExportedDisk } from "../libvirt/job-xml.js";
 import { openRunningJob, type RunningJob } from "../libvirt/running-job.js";
 import type { Manifest } from "../repository/manifest.js";
 import type { Made } from "./clear-traces.js";
@@ -22,6 +22,8 @@ export interface Begun {
   readonly job: RunningJob;
   readonly plans: readonly DiskPlan[];
   readonly checkpoint: Manifest["checkpoint"];
+  /** Its disks as libvirt described them when it began; a restarted libvirtd forgets some of it. */
+  readonly exported?: readonly ExportedDisk[] | undefined;
 }
 
 interface BeginOptions {

@@ -8,13 +8,20 @@ import { openPatiently } from "../export/open-patiently.js";
 import { Outages } from "../export/outages.js";
 import { sha256OfFile } from "../host/held-folder.js";
 import { BUFFER_BYTES, type ImageCompression } from "../pull/compressed-store.js";
+import type { JournalTarget } from "../pull/left-journal.js";
+import { leftHeaderOf } from "../pull/open-store.js";
 import { type CopyImageOptions, copyImage, type PullResult, pullImage } from "../pull/pull-image.js";
 import type { CompressionMethod } from "../qcow2/compress-cluster.js";
 import type { Backing } from "../qcow2/writer.js";
 import { type DiskIdentity, type DiskManifest, diskOf, type Manifest } from "../repository/manifest.js";
 import type { PendingPoint } from "../repository/pending-point.js";
 import { type DiskProof, proveDisk } from "./prove-disk.js";
-import type { ExportedPointDisk, PointDisk, TakePointOptions } from "./take-options.js";
+import {
+  type ExportedPointDisk,
+  journalName,
+  type PointDisk,
+  type TakePointOptions,
+} from "./take-options.js";
 
 const DISKS_AT_ONCE = 8;
 /** Most connections of all disks together. QEMU's server takes 100 clients, and others may want some. */
@@ -34,6 +41,8 @@ export interface PulledDisk {
   readonly proof?: DiskProof | undefined;
   readonly requests: number;
   readonly extents: number;
+  readonly keptBytes: number;
+  readonly readBytes: number;
 }
 
 /** What the disks of a point have in common. */
@@ -60,9 +69,10 @@ export async function pullAll(
   const { connect, window, mustLeave } = sharesOf(options);
   return await allOrNone(options.disks, DISKS_AT_ONCE, options.signal, async (disk, signal) => {
     try {
-      const opened = await copierOf(disk, { ...options, connect, signal }, clients);
+      const journal = journalOf(disk, options, pending);
+      const opened = await copierOf(disk, { ...options, connect, signal }, clients, journal);
       const { client, proof } = opened;
-      const shared = { compress, digestThreads };
+      const shared = { compress, digestThreads, journal };
       const pulled = await pullDisk({ ...options, window, signal }, pending, opened, shared);
       const connections = client?.connections ?? 0;
       if (client && mustLeave) await leaveEarly(client, clients, signal);
@@ -108,7 +118,12 @@ interface Copier {
 }
 
 /** @param clients receives the disk's client, if it has one; if they have to stay, as soon as it is open */
-async function copierOf(disk: PointDisk, options: PullOptions, clients: NbdClient[]): Promise<Copier> {
+async function copierOf(
+  disk: PointDisk,
+  options: PullOptions,
+  clients: NbdClient[],
+  journal: Pick<JournalTarget, "path" | "key" | "resume"> | undefined,
+): Promise<Copier> {
   if (disk.address === undefined) return { disk, copy: (copying) => copyImage(disk.source, copying) };
   const { connect, signal, clientsStay, onOutage } = options;
   const outages = new Outages(onOutage && ((news) => onOutage(disk.name, news)));
@@ -118,7 +133,10 @@ async function copierOf(disk: PointDisk, options: PullOptions, clients: NbdClien
   options.onOpening?.(opening);
   const client = await opening;
   if (!clientsStay) clients.push(client);
-  const { proof, reason } = await proveBaseOf(disk, client, options);
+  const left = journal && (await leftHeaderOf(journal));
+  // The run that began the image has found that the base does not fit.
+  const found = left?.complete ? { proof: undefined, reason: left.reason ?? disk.reason } : undefined;
+  const { proof, reason } = found ?? (await proveBaseOf(disk, client, options));
   // A full copy goes over the same connections: some servers end when their last client disconnects.
   const proven = reason === undefined ? disk : { ...disk, increment: undefined, reason };
   const { increment } = proven;
@@ -144,7 +162,7 @@ async function pullDisk(
   options: PullOptions,
   pending: PendingPoint,
   { disk, copy, outages }: Copier,
-  { compress, digestThreads }: Shared,
+  { compress, digestThreads, journal }: Shared & { readonly journal: ReturnType<typeof journalOf> },
 ): Promise<Omit<PulledDisk, "connections" | "proof">> {
   const { format, increment } = { format: options.format, increment: disk.increment };
   const file = `${disk.name}.${format}`;
@@ -162,6 +180,16 @@ async function pullDisk(
       threads: digestThreads,
     },
     compress,
+    journal: journal && {
+      ...journal,
+      facts: {
+        point: pending.id,
+        disk: disk.name,
+        bitmap: increment?.bitmap ?? null,
+        parent: increment?.parent.id ?? null,
+        reason: disk.reason ?? null,
+      },
+    },
     sync: options.sync,
     window: options.window,
     rateLimit: options.rateLimit,
@@ -171,6 +199,8 @@ async function pullDisk(
   return {
     requests: result.requests,
     extents: result.extents,
+    keptBytes: result.keptBytes ?? 0,
+    readBytes: result.readBytes,
     disk: {
       name: disk.name,
       file,
@@ -195,6 +225,16 @@ async function pullDisk(
       ...(outages?.counts === undefined ? {} : { outages: outages.counts }),
     },
   };
+}
+
+/** Where the disk's journal is, if the point is to be gone on with after a crash. */
+function journalOf(
+  { name }: PointDisk,
+  { resumable }: PullOptions,
+  { folder }: PendingPoint,
+): Omit<JournalTarget, "facts"> | undefined {
+  if (!resumable) return undefined;
+  return { path: folder.at(journalName(name)), key: resumable.key, resume: resumable.begun !== undefined };
 }
 
 /** All disks share the compression threads. Their buffers take no more memory than those of a single disk. */

@@ -9,6 +9,7 @@ import type { Window } from "../pull/window.js";
 import type { CompressionMethod } from "../qcow2/compress-cluster.js";
 import type { Manifest } from "../repository/manifest.js";
 import type { Repository } from "../repository/repository.js";
+import type { BegunNote } from "./begun-note.js";
 import type { ProveSettings } from "./prove-disk.js";
 
 /** A disk to take into a point. */
@@ -70,6 +71,19 @@ export interface TakePointOptions {
   readonly onOpening?: ((client: Promise<NbdClient>) => void) | undefined;
   /** Whether every client has to stay connected until the caller closes it. */
   readonly clientsStay?: boolean | undefined;
+  /**
+   * What a later run needs to go on with this point, if this one is killed, and the point to go on with.
+   * Undefined: nothing is kept for that. It needs digests.
+   */
+  readonly resumable?:
+    | {
+        /** The secret of the job: whoever does not know it can't make up a point that was begun. */
+        readonly key: Buffer;
+        /** What the later run compares. JSON. */
+        readonly about: Readonly<Record<string, unknown>>;
+        readonly begun: BegunNote | undefined;
+      }
+    | undefined;
   readonly onProgress?: ((disk: string, progress: PullProgress) => void) | undefined;
   /** Called when the reads of a disk wait for a lost connection, and when it is back. */
   readonly onOutage?: ((disk: string, news: OutageNews) => void) | undefined;
@@ -93,3 +107,8 @@ export type TakeSettings = Pick<
   | "onOutage"
   | "onWarning"
 >;
+
+/** The name of a disk's journal in the folder of a point that is being made. */
+export function journalName(disk: string): string {
+  return `${disk}.journal`;
+}

@@ -17,6 +17,7 @@ import { assertCompressible } from "../pull/compressed-store.js";
 import { domainFolder, firstPointNotices } from "../repository/domain-folder.js";
 import { type DiskManifest, MANIFEST_VERSION, type Manifest } from "../repository/manifest.js";
 import type { PendingPoint } from "../repository/pending-point.js";
+import { type BegunNote, removeNote, writeNote } from "./begun-note.js";
 import {
   refuseForeignParents,
   refuseMixedChain,
@@ -25,8 +26,8 @@ import {
   withParentsOfNow,
 } from "./check-disks.js";
 import type { DiskProof } from "./prove-disk.js";
-import { pullAll, stillAnswers } from "./pull-disks.js";
-import type { TakePointOptions } from "./take-options.js";
+import { type PulledDisk, pullAll, stillAnswers } from "./pull-disks.js";
+import { journalName, type TakePointOptions } from "./take-options.js";
 
 export interface TakenPoint {
   readonly manifest: Manifest;
@@ -73,8 +74,10 @@ export async function takePoint(options: TakePointOptions): Promise<TakenPoint> 
     try {
       // Before the disks, because the NVRAM keeps changing.
       const kept =
-        options.definition &&
-        (await keepFiles(options.definition, pending.folder.reach, { ...options, signal }));
+        options.resumable?.begun?.kept ??
+        (options.definition &&
+          (await keepFiles(options.definition, pending.folder.reach, { ...options, signal })));
+      await noteBegun(options, pending, kept);
       const identities = options.definition ? await diskIdentities(options.definition) : new Map();
       const pulled = await pullAll(
         { ...options, disks: disksNow, home, signal, identities },
@@ -85,7 +88,8 @@ export async function takePoint(options: TakePointOptions): Promise<TakenPoint> 
       await options.confirm();
       signal.throwIfAborted();
       const disks = pulled.map(({ disk }) => disk);
-      const manifest = { ...describe(options, pending, disks), ...kept };
+      const manifest = { ...describe(options, pending, disks), ...kept, ...resumedOf(options, pulled) };
+      await removeNotes(options, pending);
       await pending.commit(manifest, { sync: options.sync });
       return {
         manifest,
@@ -101,7 +105,43 @@ export async function takePoint(options: TakePointOptions): Promise<TakenPoint> 
       if (!options.clients) await Promise.allSettled(clients.map((client) => client.close()));
     }
   };
-  return await repository.withPendingPoint(home, take, options.signal);
+  const begun = options.resumable?.begun;
+  return await repository.withPendingPoint(
+    home,
+    take,
+    options.signal,
+    begun && { id: begun.id, createdAt: new Date(begun.createdAt) },
+  );
+}
+
+/** Leaves what a later run needs, if this one is killed. */
+async function noteBegun(
+  { resumable }: TakePointOptions,
+  { id, createdAt, folder }: PendingPoint,
+  kept: BegunNote["kept"] = {},
+): Promise<void> {
+  if (!resumable) return;
+  const { key, about, begun } = resumable;
+  const resumed = begun ? begun.resumed + 1 : 0;
+  await writeNote(folder, key, { id, createdAt: createdAt.toISOString(), resumed, about, kept });
+}
+
+/** A point has nothing of it. */
+async function removeNotes({ resumable, disks }: TakePointOptions, { folder }: PendingPoint): Promise<void> {
+  if (!resumable) return;
+  await removeNote(folder);
+  for (const { name } of disks) await folder.unlink(journalName(name));
+}
+
+function resumedOf(
+  { resumable }: TakePointOptions,
+  pulled: readonly PulledDisk[],
+): Pick<Manifest, "resumed"> {
+  const begun = resumable?.begun;
+  if (!begun) return {};
+  const keptBytes = pulled.reduce((total, disk) => total + disk.keptBytes, 0);
+  const readBytes = pulled.reduce((total, disk) => total + disk.readBytes, 0);
+  return { resumed: { times: begun.resumed + 1, keptBytes, readBytes } };
 }
 
 function describe(options: TakePointOptions, pending: PendingPoint, disks: DiskManifest[]): Manifest {

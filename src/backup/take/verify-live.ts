@@ -26,7 +26,7 @@ import { proveBase } from "../prove/prove-base.js";
 import { domainFolder } from "../repository/domain-folder.js";
 import { diskOf, type Manifest } from "../repository/manifest.js";
 import { Repository } from "../repository/repository.js";
-import type { BackupOptions } from "./backup.js";
+import type { BackupOptions } from "./backup-options.js";
 import { type Begun, begin, scratchSettings, serverOf } from "./begin-job.js";
 import { clearAfterFailure } from "./clear-traces.js";
 

@@ -1,5 +1,5 @@
 import { lchown, mkdir, mkdtemp, readdir, readFile, rm, stat, symlink, writeFile } from "node:fs/promises";
-import { tmpdir } from "node:os";
+import { hostname, tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { canBeSameRun } from "../../../src/backup/guest/frozen-mark.js";
@@ -27,6 +27,25 @@ describe("the folder of a job", () => {
     });
     expect(await readdir(parent)).toEqual([expect.stringMatching(/^nbdpull-1a2b3c4d-[0-9a-f]{12}$/)]);
     expect((await stat(join(folder.path, "qemu"))).mode & 0o777).toBe(0o700);
+  });
+
+  it("keeps a secret that only its user can read, also for the process that takes it over", async () => {
+    expect(await folder.secret()).toBeUndefined();
+    await folder.claim(undefined);
+    const secret = await folder.secret();
+    expect(secret).toHaveLength(32);
+    expect((await stat(folder.file("secret"))).mode & 0o777).toBe(0o600);
+    const dead = { host: hostname(), pid: 2 ** 22 + 1, startedAt: "x" };
+    await writeFile(folder.file("owner.json"), JSON.stringify(dead));
+    const later = JobFolder.at(parent, key);
+    expect(await later.livingOwner()).toBeUndefined();
+    await later.takeOver();
+    expect(await JobFolder.at(parent, key).livingOwner()).toContain(String(process.pid));
+    expect(await later.secret()).toEqual(secret);
+    await writeFile(folder.file("secret"), "half");
+    expect(await JobFolder.at(parent, key).secret()).toBeUndefined();
+    await folder.remove();
+    expect(await readdir(parent)).toEqual([]);
   });
 
   it("is another one for a domain whose UUID begins alike", () => {
