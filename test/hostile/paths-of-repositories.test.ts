@@ -28,6 +28,7 @@ const ELSEWHERE: Readonly<Record<string, string>> = {
   "src/backup/checks/bitmaps-in-images.ts": "a guest's images",
   "src/backup/checks/tls.ts": "QEMU's certificates",
   "src/backup/guest/confined-tool.ts": "/proc and /etc",
+  "src/backup/guest/dead-trials.ts": "folders of trials below the job's",
   "src/backup/guest/disk-identity.ts": "a guest's images",
   "src/backup/guest/frozen-mark.ts": "/proc",
   "src/backup/guest/image-use.ts": "a guest's images",

@@ -84,6 +84,8 @@ describeUnless(NO_ATTACKER, "a scratch folder on another host", () => {
       expect((await stat(`${path}/secret`)).mode & 0o777).toBe(0o600);
       await place.remove(path);
       expect(await place.secret(path)).toBeUndefined();
+      await place.tryOut(path, QEMU);
+      expect((await readdir(parent)).filter((name) => name.includes("nbdpull"))).toEqual([]);
     }
     await expect(
       place.create(join(folder, "nowhere", NAME), { note: "{}", secret: "ab" }, QEMU),

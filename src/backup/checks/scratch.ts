@@ -1,14 +1,15 @@
 /** Checks the folder in which QEMU makes its socket and scratch files. */
 
-import { randomUUID } from "node:crypto";
 import { resolve } from "node:path";
 import { execa } from "execa";
 import prettyBytes from "pretty-bytes";
 import { BackupError, messageOf } from "../base/errors.js";
 import { shellWord } from "../base/shell-word.js";
+import { removeDeadTrials } from "../guest/dead-trials.js";
 import { JobFolder } from "../guest/job-folder.js";
 import { freeBytesThere } from "../guest/scratch-rooms.js";
 import { judgeScratch } from "../guest/scratch-space.js";
+import { SshPlace } from "../guest/ssh-job-folder.js";
 import { freeBytesOfUsers } from "../host/free-bytes.js";
 import type { QemuUser } from "../libvirt/domain-xml.js";
 import { type Found, fail, pass, type Subject, warn } from "./check.js";
@@ -26,8 +27,14 @@ const DOUBTFUL_AT_MOST = 4 * 1024 ** 3;
 export async function lookAtScratchFolder(subject: Subject): Promise<readonly Found[]> {
   const { scratchParent: parent, domain, security, ssh } = subject;
   const qemu = domain?.qemuUser ?? security?.qemuUser;
-  const trial = JobFolder.at(parent, { repositoryId: randomUUID(), domainUuid: randomUUID() }, ssh);
+  const trial = JobFolder.trial(parent, ssh);
   try {
+    if (ssh) {
+      trial.assertShort();
+      await new SshPlace(ssh).tryOut(trial.path, qemu);
+      return [pass(`QEMU's user can be given a folder below ${parent} on its host`)];
+    }
+    await removeDeadTrials(resolve(parent));
     await trial.claim(qemu);
   } catch (cause) {
     if (cause instanceof BackupError) throw cause;
@@ -35,7 +42,6 @@ export async function lookAtScratchFolder(subject: Subject): Promise<readonly Fo
   }
   const asQemu = qemu && process.getuid?.() === 0 ? qemu : undefined;
   try {
-    if (ssh) return [pass(`QEMU's user can be given a folder below ${parent} on its host`)];
     if (await canDo("touch", trial.scratch("probe"), asQemu)) {
       return [pass(`${asQemu ? `QEMU's user (${asQemu.uid})` : "this user"} can write below ${parent}`)];
     }

@@ -23,6 +23,7 @@ import { isAlive, type ProcessIdentity, processIdentity, thisProcess } from "../
 import type { Ssh } from "../host/ssh.js";
 import type { QemuUser } from "../libvirt/domain-xml.js";
 import { type BackupJob, exportedDisks } from "../libvirt/job-xml.js";
+import { trialName } from "./dead-trials.js";
 import { canBeSameRun, type MarkedDomain, markOf } from "./frozen-mark.js";
 import { type FoundFolder, type JobPlace, LocalPlace, QEMU } from "./local-job-folder.js";
 import { SshPlace } from "./ssh-job-folder.js";
@@ -61,11 +62,23 @@ export class JobFolder {
    * @throws {UsageError} `E_SCRATCH_PATH`: `parent` is on another host and not absolute
    */
   static at(parent: string, key: JobFolderKey, ssh?: Ssh): JobFolder {
+    return JobFolder.#below(parent, nameOf(key), ssh);
+  }
+
+  static #below(parent: string, name: string, ssh: Ssh | undefined): JobFolder {
     if (ssh !== undefined && !isAbsolute(parent)) {
       const message = `--scratch ${parent} would be on ${ssh.target.host}: give an absolute path`;
       throw new UsageError("E_SCRATCH_PATH", message, { details: { path: parent } });
     }
-    return new JobFolder(join(resolve(parent), nameOf(key)), ssh);
+    return new JobFolder(join(resolve(parent), name), ssh);
+  }
+
+  /**
+   * A folder that is made only to see whether it can be: as `at`, with a name of its own, by which `dead-trials.ts`
+   * knows what a killed process has left.
+   */
+  static trial(parent: string, ssh?: Ssh): JobFolder {
+    return JobFolder.#below(parent, trialName(), ssh);
   }
 
   /**
@@ -113,6 +126,13 @@ export class JobFolder {
     return join(this.path, name);
   }
 
+  /** @throws {UsageError} `E_SCRATCH_PATH`: the path is too long for a socket */
+  assertShort(): void {
+    if (Buffer.byteLength(this.socket) <= MAX_SOCKET_PATH) return;
+    const message = `${this.socket} is too long for a socket's path: name a shorter folder with --scratch`;
+    throw new UsageError("E_SCRATCH_PATH", message, { details: { path: this.socket } });
+  }
+
   async isThere(): Promise<boolean> {
     return (await this.#place.look(this.path)) !== undefined;
   }
@@ -155,13 +175,10 @@ export class JobFolder {
   /**
    * Makes the folder atomically, with this process as its owner.
    * @throws {PreconditionError} QEMU could not write there
-   * @throws {UsageError} the path is too long for a socket
+   * @throws {UsageError} as `assertShort` does
    */
   async claim(qemu: QemuUser | undefined): Promise<void> {
-    if (Buffer.byteLength(this.socket) > MAX_SOCKET_PATH) {
-      const message = `${this.socket} is too long for a socket's path: name a shorter folder with --scratch`;
-      throw new UsageError("E_SCRATCH_PATH", message, { details: { path: this.socket } });
-    }
+    this.assertShort();
     this.#secret = randomBytes(SECRET_BYTES);
     const note = await noteOfThisProcess();
     await this.#place.create(this.path, { note, secret: this.#secret.toString("hex") }, qemu);

@@ -52,11 +52,28 @@ export class SshPlace implements JobPlace {
     };
   }
 
-  async create(path: string, { note, secret = "" }: NewContent, qemu: QemuUser | undefined): Promise<void> {
+  async create(path: string, content: NewContent, qemu: QemuUser | undefined): Promise<void> {
+    await this.#create(CREATE, path, content, qemu);
+  }
+
+  /**
+   * Makes a folder as `create` does and removes it, in one command: it is not left if this process is killed.
+   * @throws as `create` does
+   */
+  async tryOut(path: string, qemu: QemuUser | undefined): Promise<void> {
+    await this.#create(`${CREATE}\n${REMOVE}`, path, { note: "" }, qemu);
+  }
+
+  async #create(
+    script: string,
+    path: string,
+    { note, secret = "" }: NewContent,
+    qemu: QemuUser | undefined,
+  ): Promise<void> {
     const owner = qemu === undefined ? "" : String(qemu.uid);
     const group = qemu === undefined ? "" : String(qemu.gid);
     try {
-      await this.#ssh.run(CREATE, { path, parent: dirname(path), note, secret, owner, group });
+      await this.#ssh.run(script, { path, parent: dirname(path), note, secret, owner, group });
     } catch (error) {
       throw (error instanceof ScriptError && this.#known(error, path, qemu)) || error;
     }
