@@ -6,6 +6,7 @@ import prettyBytes from "pretty-bytes";
 import { BackupError, messageOf } from "../base/errors.js";
 import { shellWord } from "../base/shell-word.js";
 import { removeDeadTrials } from "../guest/dead-trials.js";
+import { keyOf } from "../guest/guest.js";
 import { JobFolder } from "../guest/job-folder.js";
 import { freeBytesThere } from "../guest/scratch-rooms.js";
 import { judgeScratch } from "../guest/scratch-space.js";
@@ -87,33 +88,37 @@ async function firstClosed(path: string, user: QemuUser): Promise<string | undef
   return undefined;
 }
 
-export async function lookAtScratchSpace({
-  scratchParent,
-  scratchReserve,
-  disks,
-  forecast,
-  ssh,
-}: Subject): Promise<readonly Found[]> {
+export async function lookAtScratchSpace(subject: Subject): Promise<readonly Found[]> {
+  const { scratchParent, scratchReserve, disks, forecast, ssh } = subject;
   // QEMU writes there, and the guard of a backup judges by the same.
-  const free = await (ssh ? freeBytesThere(ssh, scratchParent) : freeBytesOfUsers(scratchParent));
+  const unused = await (ssh ? freeBytesThere(ssh, scratchParent) : freeBytesOfUsers(scratchParent));
+  const least = Math.max(1, disks?.length ?? 1) * LEAST_PER_DISK;
+  const read = [...(forecast?.sizes.values() ?? [])].reduce((total, size) => total + size, 0);
+  const doubtful = Math.min(read * DOUBTFUL_PART, DOUBTFUL_AT_MOST);
+  const isShort = (bytes: number): boolean =>
+    bytes < least || judgeScratch(bytes, [], scratchReserve).kind === "short";
+  const free = unused + (isShort(unused) || unused < doubtful ? await bytesOfDead(subject) : 0);
   const what = `${scratchParent}${ssh ? ` on ${ssh.target.host}` : ""} has ${prettyBytes(free, { binary: true })} free`;
-  const count = Math.max(1, disks?.length ?? 1);
-  const { kind, needed } = judgeScratch(free, [], scratchReserve);
-  if (kind === "short" || free < count * LEAST_PER_DISK) {
-    const least = Math.max(needed, count * LEAST_PER_DISK);
+  if (isShort(free)) {
+    const needed = Math.max(judgeScratch(free, [], scratchReserve).needed, least);
     return [
-      fail("E_SCRATCH_FULL", `${what}, and scratch files need ${prettyBytes(least, { binary: true })}`, {
+      fail("E_SCRATCH_FULL", `${what}, and scratch files need ${prettyBytes(needed, { binary: true })}`, {
         advice: "make room, or name a folder with more of it (--scratch)",
         mend: `du -xh ${shellWord(scratchParent)} | sort -h | tail`,
         details: { path: scratchParent, freeBytes: free },
       }),
     ];
   }
-  const read = [...(forecast?.sizes.values() ?? [])].reduce((total, size) => total + size, 0);
-  const doubtful = Math.min(read * DOUBTFUL_PART, DOUBTFUL_AT_MOST);
   if (free < doubtful) {
     const cause = `${what} for what the guest overwrites meanwhile, while some ${prettyBytes(read, { binary: true })} are read`;
     return [warn(cause, "--scratch DIR, on a file system with more room")];
   }
   return [pass(`${what} for what a guest overwrites during its backup`)];
+}
+
+/** What a dead backup of this repository has left there: it goes before the next begins, unless that goes on with it. */
+async function bytesOfDead({ scratchParent, domain, repository, libvirt, ssh }: Subject): Promise<number> {
+  if (!domain || !repository) return 0;
+  const folder = await JobFolder.find(scratchParent, keyOf({ libvirt, domain, repository, ssh }), ssh);
+  return (await folder.livingOwner()) === undefined ? await folder.usedBytes() : 0;
 }

@@ -220,6 +220,12 @@ export class JobFolder {
     await HERE.lend(this.here, group);
   }
 
+  /** Bytes that the scratch files occupy; 0 if there are none. */
+  async usedBytes(): Promise<number> {
+    const found = await this.#place.look(this.path);
+    return found?.isFolder && found.ours ? await this.#place.usedBytes(this.path) : 0;
+  }
+
   /** Cuts connections to QEMU that outlived their client, as can happen on another host. */
   async sever(): Promise<void> {
     await this.#place.sever(this.path);

@@ -57,6 +57,8 @@ export interface JobPlace {
   setFrozen(path: string, mark: string | undefined): Promise<void>;
   /** The boot of that host, and the start of the domain's QEMU there, as in a mark. */
   runThere(domain: MarkedDomain): Promise<string>;
+  /** Bytes that the files in QEMU's own folder occupy. */
+  usedBytes(path: string): Promise<number>;
   /** Cuts connections that outlived their client, if there are any. */
   sever(path: string): Promise<void>;
   /** Removes it, if it exists. Does not follow links, because QEMU's user can write to a part of it. */
@@ -130,6 +132,11 @@ export class LocalPlace implements JobPlace {
 
   runThere(domain: MarkedDomain): Promise<string> {
     return runHere(domain);
+  }
+
+  async usedBytes(path: string): Promise<number> {
+    await using folder = await HeldFolder.open(join(path, QEMU)).catch(undefinedIfMissing);
+    return (await folder?.usedBytes()) ?? 0;
   }
 
   /** Does nothing: connections on this host end with their client. */

@@ -97,6 +97,11 @@ export class SshPlace implements JobPlace {
     return await this.#ssh.run(RUN, { pidFile: `${PID_FILES}/${name}.pid`, uuid });
   }
 
+  async usedBytes(path: string): Promise<number> {
+    const printed = await this.#ssh.run(`du -s -k -- "$path/${QEMU}" 2>/dev/null || echo 0`, { path });
+    return Number.parseInt(printed, 10) * 1024;
+  }
+
   async sever(path: string): Promise<void> {
     await sever(this.#ssh, `${path}/${WAY}`);
   }
