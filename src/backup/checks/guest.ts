@@ -40,7 +40,11 @@ export async function lookAtJob({
   const here = await JobFolder.find(scratchParent, keyOf(guest), ssh);
   const { folders, job } = await findLeft(guest, here);
   if (job) {
-    return [pass(`one that a dead backup left, in ${folders.at(-1)?.path}: the next backup ends it first`)];
+    return [
+      pass(
+        `one that a dead backup left, in ${folders.at(-1)?.path}: the next backup goes on with its point, or ends it first`,
+      ),
+    ];
   }
   if (await here.isThere()) {
     return [pass(`none runs; ${here.path} was left by a dead backup, the next one clears it away`)];

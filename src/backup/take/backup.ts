@@ -27,7 +27,7 @@ import { Repository } from "../repository/repository.js";
 import type { BackupOptions } from "./backup-options.js";
 import { type Begun, begin, scratchSettings, serverOf } from "./begin-job.js";
 import { clearAfterFailure, deleteOrphans, endJob, type Made, type Traces } from "./clear-traces.js";
-import { findLeftPoint, resumableOf } from "./left-point.js";
+import { judgeLeftPoint, resumableOf } from "./left-point.js";
 import { backUpStopped } from "./stopped-backup.js";
 import type { PointDisk, TakePointOptions } from "./take-options.js";
 import { type TakenPoint, takePoint } from "./take-point.js";
@@ -87,7 +87,14 @@ export async function backup(options: BackupOptions): Promise<BackupResult> {
   const reconnect = isFragile ? undefined : options.connect.reconnect;
   const { folder, left } = await claimFolder(guest, usual, {
     ...options,
-    goOn: (job) => findLeftPoint(guest, job, disks, options),
+    goOn: async (job) => {
+      const found = await judgeLeftPoint(guest, job, disks, options);
+      if (!found || "note" in found) return found;
+      options.onWarning?.(
+        `what a killed backup has stored of ${found.createdAt} is cleared away, and a new point is begun: ${found.because}`,
+      );
+      return undefined;
+    },
   });
   const patience = clientsStay ? PATIENCE_FOR_CLIENTS_MS : PATIENCE_MS;
   const cleaner: Guest = { ...guest, libvirt: libvirt.withSignal(undefined).withPatience(patience) };

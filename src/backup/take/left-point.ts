@@ -1,10 +1,13 @@
 import { isDeepStrictEqual } from "node:util";
-import { hasCode } from "../base/errors.js";
+import { BackupError, hasCode } from "../base/errors.js";
+import { proveChain } from "../chain/chain.js";
 import type { LeftJob } from "../guest/claim.js";
 import type { Guest } from "../guest/guest.js";
 import type { JobFolder } from "../guest/job-folder.js";
 import type { DiskPlan, GuestDisk } from "../guest/plan-disk.js";
 import { refuseShortScratch } from "../guest/scratch-guard.js";
+import { freeBytesThere } from "../guest/scratch-rooms.js";
+import { judgeScratch } from "../guest/scratch-space.js";
 import type { HeldFolder } from "../host/held-folder.js";
 import { parseCheckpoint } from "../libvirt/checkpoint-xml.js";
 import { type BackupJob, exportedDisks } from "../libvirt/job-xml.js";
@@ -78,64 +81,89 @@ export async function resumableOf(
   return { key, about: about as unknown as Record<string, unknown>, begun: left?.note };
 }
 
+/** A point that a killed run has begun, and that can't be gone on with. */
+export interface LostPoint {
+  readonly because: string;
+  /** The moment of its job. */
+  readonly createdAt: string;
+}
+
 /**
  * Looks whether the job and the partial point that a killed run has left belong together, and whether this run
- * would have begun the same. Changes nothing.
+ * would have begun the same. Changes nothing. If not, both have to be cleared away.
  *
- * @returns undefined if not: then both have to be cleared away
+ * @returns undefined: next to nothing is lost, or the user wants it so
  * @throws what libvirt and the file system throw
  */
-export async function findLeftPoint(
+export async function judgeLeftPoint(
   guest: Guest,
   { job: found, folder, points }: LeftJob,
   disks: readonly GuestDisk[],
   options: BackupOptions,
-): Promise<LeftPoint | undefined> {
+): Promise<LeftPoint | LostPoint | undefined> {
   const { domain, libvirt } = guest;
-  if (options.resume === false || options.digests === undefined || domain.id === undefined) return undefined;
-  const key = await folder.secret();
-  if (key === undefined || (await folder.isMarkedFrozen(domain))) return undefined;
-  const note = await noteIn(points, key);
-  if (note === undefined) return undefined;
+  const secret = options.resume === false ? undefined : await folder.secret();
+  const note = secret && (await noteIn(points, secret));
+  if (secret === undefined || note === undefined) return undefined;
+  if (!(await hasJournal(points, secret, note))) return undefined;
   const about = note.about as unknown as About;
-  const names = disks.map(({ name }) => name);
-  const isSame =
-    about.run === domain.id &&
-    about.uuid === domain.uuid &&
-    isDeepStrictEqual(about.settings, JSON.parse(JSON.stringify(settingsOf(options, names)))) &&
-    isSameJob(found, about.job);
-  if (!isSame || !hasRoom(guest, folder, disks, options)) return undefined;
+  const not = (because: string): LostPoint => ({ because, createdAt: note.createdAt });
+  const other = differing(
+    about.settings,
+    settingsOf(
+      options,
+      disks.map(({ name }) => name),
+    ),
+  );
+  if (other.length > 0) return not(`other ${other.join(", ")}`);
+  if (about.run !== domain.id || about.uuid !== domain.uuid) return not("the domain was started anew");
+  if (!isSameJob(found, about.job)) return not("the job that runs is another one");
+  if (await folder.isMarkedFrozen(domain)) return not("the guest may have been left frozen");
+  if ((await pointNamesIn(points)).some((id) => id >= note.id)) return not("there is a newer point");
+  const damage = await damageIn(points, note);
+  if (damage !== undefined) return not(damage);
+  if (!(await hasRoom(guest, folder, disks, options)))
+    return not("too little room is left for scratch files");
   const plans = await plansOf(guest, about);
-  if (plans === undefined || !(await hasCheckpoint(guest, about))) return undefined;
+  if (typeof plans === "string") return not(plans);
+  if (!(await hasCheckpoint(guest, about))) return not("its checkpoint is gone");
   const job = await openRunningJob({ libvirt, domain });
-  if (!isSameJob(job.job, about.job)) return undefined;
-  return { begun: { job, plans, checkpoint: about.checkpoint, exported: exportedDisks(about.job) }, note };
+  if (!isSameJob(job.job, about.job)) return not("the job that runs is another one");
+  const { checkpoint } = about;
+  return { begun: { job, plans, checkpoint, exported: exportedDisks(about.job) }, note };
 }
 
-/** The note of the partial point that this key has sealed, if the point's files fit it and it is the newest. */
-async function noteIn(points: HeldFolder, key: Buffer): Promise<BegunNote | undefined> {
+/** The note of the partial point that this secret has sealed. */
+async function noteIn(points: HeldFolder, secret: Buffer): Promise<BegunNote | undefined> {
   for (const entry of await points.entries()) {
     if (!entry.isDirectory() || !isPartialPoint(entry.name)) continue;
     await using partial = await points.folder(entry.name);
-    if (!partial) continue;
-    const note = await readNote(partial, key);
-    if (note === undefined || partialName(note.id) !== entry.name) continue;
-    const isNewest = (await pointNamesIn(points)).every((id) => id < note.id);
-    return isNewest && (await isWhole(partial, key, note)) ? note : undefined;
+    const note = partial && (await readNote(partial, secret));
+    if (note !== undefined && partialName(note.id) === entry.name) return note;
   }
   return undefined;
 }
 
-/** Whether the files beside the disks are there, and the journal of a disk: else nothing would be gained. */
-async function isWhole(partial: HeldFolder, key: Buffer, { kept, about }: BegunNote): Promise<boolean> {
-  for (const file of kept.files ?? []) if ((await damageOf(partial, file)) !== undefined) return false;
-  let hasJournal = false;
+/** Whether a disk has its journal, which comes some seconds after the first data: else nothing is gained. */
+async function hasJournal(points: HeldFolder, secret: Buffer, { id, about }: BegunNote): Promise<boolean> {
+  await using partial = await points.folder(partialName(id));
   for (const { name } of (about as unknown as About).plans) {
-    const left = await LeftJournal.open({ path: partial.at(journalName(name)), key });
+    const path = partial?.at(journalName(name));
+    const left = path === undefined ? undefined : await LeftJournal.open({ path, key: secret });
     await left?.close();
-    hasJournal ||= left !== undefined;
+    if (left !== undefined) return true;
   }
-  return hasJournal;
+  return false;
+}
+
+/** Undefined if the files beside the disks are as they were. */
+async function damageIn(points: HeldFolder, { id, kept }: BegunNote): Promise<string | undefined> {
+  await using partial = await points.folder(partialName(id));
+  if (!partial) return "its folder is gone";
+  for (const file of kept.files ?? []) {
+    if ((await damageOf(partial, file)) !== undefined) return `its ${file.file} was changed`;
+  }
+  return undefined;
 }
 
 /** A job of an old libvirt can't be told from another one with the same description. */
@@ -144,12 +172,16 @@ function isSameJob(now: BackupJob, then: BackupJob): boolean {
 }
 
 /** Whether the scratch guard would let the job go on. */
-function hasRoom(
+async function hasRoom(
   guest: Guest,
   folder: JobFolder,
   disks: readonly GuestDisk[],
   options: BackupOptions,
-): boolean {
+): Promise<boolean> {
+  if (guest.ssh) {
+    const free = await freeBytesThere(guest.ssh, folder.path);
+    return judgeScratch(free, [], options.scratchReserve).kind !== "short";
+  }
   try {
     refuseShortScratch(scratchSettings(guest, folder, disks, { ...options, onWarning: undefined }));
     return true;
@@ -159,26 +191,29 @@ function hasRoom(
   }
 }
 
-/** Undefined if a parent is not there any longer. */
+/** Why the parents can't be built on, if so. */
 async function plansOf(
   { repository, domain }: Guest,
   { plans }: About,
-): Promise<readonly DiskPlan[] | undefined> {
+): Promise<readonly DiskPlan[] | string> {
   const home = await domainFolder(repository, domain);
-  const ids = await repository.pointIds(home);
-  if (plans.some(({ base }) => base && !ids.includes(base.parent))) return undefined;
-  return await Promise.all(
-    plans.map(
-      async ({ name, bitmap, base, reason }): Promise<DiskPlan> => ({
-        name,
-        bitmap,
-        base: base
-          ? { checkpoint: base.checkpoint, parent: await repository.point(home, base.parent) }
-          : undefined,
-        reason: reason ?? undefined,
-      }),
-    ),
-  );
+  const found: DiskPlan[] = [];
+  for (const { name, bitmap, base, reason } of plans) {
+    const plan = { name, bitmap, reason: reason ?? undefined };
+    if (!base) {
+      found.push({ ...plan, base: undefined });
+      continue;
+    }
+    try {
+      const parent = await repository.point(home, base.parent);
+      await proveChain(repository, home, parent, name);
+      found.push({ ...plan, base: { checkpoint: base.checkpoint, parent } });
+    } catch (error) {
+      if (!(error instanceof BackupError)) throw error;
+      return `the parent of ${name} can't be built on (${error.message})`;
+    }
+  }
+  return found;
 }
 
 async function hasCheckpoint({ libvirt, domain }: Guest, { checkpoint }: About): Promise<boolean> {
@@ -187,6 +222,14 @@ async function hasCheckpoint({ libvirt, domain }: Guest, { checkpoint }: About):
   const now = parseCheckpoint(await libvirt.checkpointXml(domain, checkpoint.name));
   return now.creationTime === checkpoint.creationTime;
 }
+
+/** The settings' names for users, where they are called otherwise. */
+const NAMES: Readonly<Record<string, string>> = {
+  compress: "compression",
+  server: "--server",
+  freeze: "--freeze",
+  tool: "version of nbdpull",
+};
 
 type Settings = Pick<
   BackupOptions,
@@ -200,4 +243,13 @@ function settingsOf(
 ): object {
   const all = { level, format, compress, digests, server, freeze, tool };
   return { ...all, disks: [...disks].sort() };
+}
+
+/** The names of the settings that are not the same. */
+function differing(then: object, now: object): string[] {
+  const [one, other] = [then, JSON.parse(JSON.stringify(now))] as Record<string, unknown>[];
+  const names = Object.keys({ ...one, ...other });
+  return names
+    .filter((name) => !isDeepStrictEqual(one?.[name], other?.[name]))
+    .map((name) => NAMES[name] ?? name);
 }
