@@ -1,7 +1,7 @@
 import { Command, CommanderError } from "commander";
 import { exitCodeOf } from "./exit-codes.js";
 import { fillInDefaults, withTalk } from "./options.js";
-import { reportCrashes, surviveClosedPipes } from "./output.js";
+import { errorLine, reportCrashes, surviveClosedPipes } from "./output.js";
 import { type Run, run } from "./run.js";
 import { endIfAbandoned } from "./standard-output.js";
 import { printJson, printLines, printText } from "./terminal.js";
@@ -15,7 +15,8 @@ Exit codes: 0 done; 1 failed, nothing was committed; 2 usage; 3 data is damaged 
 
 /** An error of commander may quote an argument, which a script may have taken from anywhere. */
 function printUsageError(text: string): void {
-  printLines(process.stderr, text.trimEnd().split(/\n(?=\(Did you mean [^\n]*\)$)/));
+  const [message = "", ...more] = text.trimEnd().split(/\n(?=\(Did you mean [^\n]*\)$)/);
+  printLines(process.stderr, [errorLine("E_USAGE", message.replace(/^error: /, "")), ...more]);
 }
 
 const program = new Command("nbdpull")

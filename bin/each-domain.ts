@@ -27,11 +27,13 @@ export async function eachDomain<T>(
     try {
       const result = await work(domain);
       results.push({ domain, result });
+      output.ended(domain);
       tell(result);
     } catch (error) {
       signal.throwIfAborted();
       if (error instanceof UsageError || domains.length === 1) throw error;
       errors.push(error);
+      output.ended(domain);
       results.push({ domain, error: output.fault(domain, error) });
     }
   }

@@ -12,6 +12,7 @@ import type { CompressionMethod } from "../src/backup/qcow2/compress-cluster.js"
 import type { ProveSettings } from "../src/backup/take/prove-disk.js";
 import { type LimitOptions, MOST_SECONDS, wholeNumber, withLimits } from "./network-limits.js";
 import { parseSize } from "./sizes.js";
+import type { ColourChoice } from "./terminal.js";
 
 /** Options of every command. */
 export interface TalkOptions {
@@ -19,6 +20,7 @@ export interface TalkOptions {
   readonly quiet?: true;
   readonly verbose?: true;
   readonly strict?: true;
+  readonly color?: ColourChoice;
 }
 
 /** Options of every command that speaks to an NBD server. */
@@ -74,7 +76,13 @@ export function withTalk(command: Command): Command {
     .option("--json", "print one JSON document on stdout at the end, errors included")
     .option("--quiet", "no progress and no notes on stderr")
     .option("--verbose", "stack traces and causes of errors")
-    .option("--strict", "exit 5 when there were warnings");
+    .option("--strict", "exit 5 when there were warnings")
+    .addOption(
+      new Option(
+        "--color <when>",
+        "colours: auto (on a terminal, unless NO_COLOR is set), always or never",
+      ).choices(["auto", "always", "never"]),
+    );
 }
 
 export function withNetwork(command: Command): Command {

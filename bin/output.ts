@@ -1,9 +1,10 @@
-import type { MultiBar, SingleBar } from "cli-progress";
 import prettyBytes from "pretty-bytes";
-import { printable } from "../src/backup/base/printable.js";
+import { type Progress, SILENT } from "./progress.js";
 import { ResultStream } from "./result-stream.js";
 import { isReaderGone } from "./standard-output.js";
-import { type Line, printJson, printLines, printText } from "./terminal.js";
+import { isScreen, type Line, printJson, printLines, printText } from "./terminal.js";
+
+export type { Progress } from "./progress.js";
 
 /** How much to log, and the format of the result. */
 interface OutputOptions {
@@ -28,7 +29,7 @@ export function surviveClosedPipes(): void {
 export function reportCrashes(): void {
   process.on("uncaughtException", (error: unknown) => {
     const text = error instanceof Error ? stackOf(error) : String(error);
-    printText(process.stderr, `nbdpull: a fault of the program: ${text}`);
+    printText(process.stderr, `nbdpull: ${codeOf(error)}: a fault of the program: ${text}`);
     process.exit(1);
   });
 }
@@ -41,6 +42,7 @@ export class Output {
   #warnings: string[] = [];
   #stream: ResultStream | undefined;
   #isStdoutTaken = false;
+  #progress: Progress = SILENT;
 
   constructor(options: OutputOptions) {
     this.#options = options;
@@ -83,7 +85,7 @@ export class Output {
 
   warn(message: string): void {
     this.#warnings.push(message);
-    printLines(process.stderr, [`warning: ${message}`]);
+    printLines(process.stderr, [[{ text: "warning:", colour: "yellow" }, ` ${message}`]]);
   }
 
   get warnings(): readonly string[] {
@@ -109,70 +111,25 @@ export class Output {
   }
 
   #tell(message: string, error: unknown): void {
-    printLines(process.stderr, [`nbdpull: ${message}`]);
+    printLines(process.stderr, [errorLine(codeOf(error), message)]);
     if (this.#options.verbose && error instanceof Error) printText(process.stderr, stackOf(error));
   }
 
   /**
-   * Progress of several disks at once: bars on a terminal, otherwise a plain line now and then.
-   * @param options.plain no bars, between which other lines could not be read
+   * Progress of several disks at once: a line for each on a terminal, otherwise a plain line now and then. Where
+   * results go elsewhere, their reader may print on the same terminal, so nothing is replaced there.
    */
-  async progress({ plain = false }: { readonly plain?: boolean } = {}): Promise<Progress> {
+  async progress(): Promise<Progress> {
     if (this.#options.quiet || this.#options.json) return SILENT;
-    return process.stderr.isTTY && !plain ? await Bars.create() : new PlainLines();
-  }
-}
-
-/** Receives the progress of long jobs; sizes in bytes. */
-export interface Progress {
-  update(name: string, position: number, total: number, readBytes: number): void;
-  /** Shows whether the connection of `name` is away. */
-  away(name: string, isAway: boolean): void;
-  stop(): void;
-}
-
-const SILENT: Progress = { update: () => undefined, away: () => undefined, stop: () => undefined };
-
-class Bars implements Progress {
-  readonly #bars: MultiBar;
-  readonly #byName = new Map<string, SingleBar>();
-  readonly #started = performance.now();
-
-  private constructor(bars: MultiBar) {
-    this.#bars = bars;
+    const isShown = isScreen(process.stderr) && (this.#isStdoutTaken || isScreen(process.stdout));
+    // The library is loaded only if it is shown.
+    this.#progress = isShown ? new (await import("./display.js")).Display() : new PlainLines();
+    return this.#progress;
   }
 
-  /** The library is loaded only if bars are shown. */
-  static async create(): Promise<Bars> {
-    const { MultiBar } = await import("cli-progress");
-    const bars = new MultiBar({
-      format: "{name} {bar} {percentage}% {read} {rate}/s eta {eta_formatted}",
-      stream: process.stderr,
-      hideCursor: true,
-      clearOnComplete: false,
-      emptyOnZero: true,
-    });
-    return new Bars(bars);
-  }
-
-  update(disk: string, position: number, total: number, readBytes: number): void {
-    const name = printable(disk);
-    const rate = prettyBytes((readBytes * 1000) / Math.max(1, performance.now() - this.#started), {
-      binary: true,
-    });
-    const payload = { name, read: prettyBytes(readBytes, { binary: true }), rate };
-    const bar = this.#byName.get(name);
-    if (bar) bar.update(position, payload);
-    else this.#byName.set(name, this.#bars.create(total, position, payload));
-  }
-
-  away(disk: string, isAway: boolean): void {
-    const name = printable(disk);
-    this.#byName.get(name)?.update({ name: isAway ? `${name} (connection lost)` : name });
-  }
-
-  stop(): void {
-    this.#bars.stop();
+  /** Of this subject, such as a domain, no more progress is shown: its result comes next. */
+  ended(subject: string): void {
+    this.#progress.end(subject);
   }
 }
 
@@ -188,7 +145,20 @@ class PlainLines implements Progress {
 
   away(): void {}
 
+  end(): void {}
+
   stop(): void {}
+}
+
+/** An error as text. Codes stand where they can be searched for: docs/errors.md says more of each. */
+export function errorLine(code: string, message: string): Line {
+  return [{ text: "nbdpull:", colour: "red" }, ` ${code}: ${message}`];
+}
+
+function codeOf(error: unknown): string {
+  if (!(error instanceof Error)) return "E_UNKNOWN";
+  const { code } = error as Error & { readonly code?: unknown };
+  return typeof code === "string" ? code : "E_FAILED";
 }
 
 /** A size for humans, such as `1.5 GiB`. */
@@ -198,12 +168,12 @@ export function human(bytes: number): string {
 
 /** The JSON form of an error: stable code, message and details. */
 function describe(error: unknown): Record<string, unknown> {
-  if (!(error instanceof Error)) return { code: "E_UNKNOWN", message: String(error) };
+  if (!(error instanceof Error)) return { code: codeOf(error), message: String(error) };
   const {
     name: _name,
     stack: _stack,
     cause: _cause,
-    code,
+    code: _code,
     details,
     ...facts
   } = error as Error & {
@@ -213,7 +183,7 @@ function describe(error: unknown): Record<string, unknown> {
   return {
     ...facts,
     ...(typeof details === "object" && details !== null ? details : {}),
-    code: typeof code === "string" ? code : "E_FAILED",
+    code: codeOf(error),
     message: messageOf(error),
   };
 }

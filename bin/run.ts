@@ -4,6 +4,7 @@ import { EXIT, exitCodeOf, HANDLED_SIGNALS, InterruptedError } from "./exit-code
 import { optimizeLater } from "./optimize-later.js";
 import type { TalkOptions } from "./options.js";
 import { Output } from "./output.js";
+import { chooseColours } from "./terminal.js";
 
 /** What a command's action gets in addition to its options and arguments. */
 export interface Context {
@@ -23,6 +24,7 @@ export function run<O, A extends (string | readonly string[] | undefined)[]>(
     const command = all.at(-1) as Command;
     const args = all.slice(0, -2) as A;
     const options = command.opts<O & TalkOptions>();
+    if (options.color !== undefined) chooseColours(options.color);
     const output = new Output({
       json: options.json ?? false,
       quiet: options.quiet ?? false,

@@ -93,7 +93,7 @@ async function backUpAsAsked(
   const domains = await chosenDomains(named, options, asked);
   const [only, ...others] = domains;
   const isSeveral = others.length > 0;
-  const progress = await output.progress({ plain: isSeveral });
+  const progress = await output.progress();
   const job: Job = { ...asked, progress, prefixOf: (domain) => (isSeveral ? `${domain}: ` : "") };
   try {
     if (only === undefined || isSeveral || options.all) return await backUpAll(job, domains);
@@ -137,9 +137,11 @@ async function backUpAll(job: Job, domains: readonly ChosenDomain[]): Promise<vo
     try {
       const result = await backUp(job, chosen);
       entries[index] = describe(result, options);
+      output.ended(domain);
       output.part(report(result));
     } catch (error) {
       signal.throwIfAborted();
+      output.ended(domain);
       if (hasNothing(job, error)) {
         output.warn(`${error.message}: it was passed over`);
         entries[index] = { domain, passedOver: error.message };

@@ -32,7 +32,7 @@ export async function runPrune(
   if (dryRun) await warnOfStrangers(path, domains, output);
   else await prepareToWrite(path, domains, options, output);
   const { keepLast: last, keepDaily: daily, keepWeekly: weekly, keepMonthly: monthly } = options;
-  const progress = await output.progress({ plain: domains.length > 1 });
+  const progress = await output.progress();
   const pruneOne = (domain: string): Promise<PruneResult> =>
     prune({
       repository,

@@ -49,7 +49,7 @@ export async function runRepair(
   const dryRun = options.dryRun ?? false;
   if (dryRun) await warnOfStrangers(path, domains, output);
   else await prepareToWrite(path, domains, options, output);
-  const progress = await output.progress({ plain: domains.length > 1 });
+  const progress = await output.progress();
   const work = (domain: string): Promise<Repaired> =>
     repair(repository, domain, { dryRun, progress, living, ...context });
   try {

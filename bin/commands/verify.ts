@@ -44,7 +44,7 @@ export async function runVerify(
   const { at, uuid } = options;
   const domains = await domainsOf(repository, wanted, options);
   await warnOfStrangers(path, domains, output);
-  const progress = await output.progress({ plain: domains.length > 1 });
+  const progress = await output.progress();
   const verify = async (domain: string): Promise<readonly Verified[]> => {
     const onProgress = (disk: string, { verifiedBytes, totalBytes }: VerifyProgress): void =>
       progress.update(`${domain} ${disk}`, verifiedBytes, totalBytes, verifiedBytes);

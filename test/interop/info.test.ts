@@ -33,7 +33,7 @@ describeWith(["nbdkit", "nbdinfo"], "information about exports", () => {
 
     const ran = await nbdpull("info", "--list", "--json", server.uri);
     expect(ran.code).toBe(4);
-    expect(ran.stderr).toMatch(/^nbdpull: export "locked": the server refused GO/);
+    expect(ran.stderr).toMatch(/^nbdpull: NBD_\w+: export "locked": the server refused GO/);
     const { exports, errors } = ran.json() as Info;
     expect(exports.map((each) => [each["export-name"], each["description"]])).toEqual([
       ["first", "the first disk"],

@@ -95,7 +95,9 @@ describeWith(["qemu-nbd", "qemu-img", "qemu-io"], "a disk on standard output", (
     const { stdout: terminal } = await execa("script", ["-qec", `${PULL} '${server.uri}' -`, "/dev/null"], {
       reject: false,
     });
-    expect(terminal.trim()).toMatch(/^nbdpull: the disk would be printed on the terminal: send [^\n]*$/);
+    expect(terminal.trim()).toMatch(
+      /^nbdpull: E_STDOUT: the disk would be printed on the terminal: send [^\n]*$/,
+    );
   });
 });
 
@@ -217,7 +219,7 @@ describe("a reader of standard output", () => {
     expect(code).toBe(1);
     const [message = "", ...document] = stderr.split("\n");
     expect(message).toMatch(
-      /^nbdpull: the program that reads standard output closed it .* of 1099511627776 bytes$/,
+      /^nbdpull: E_STDOUT_CLOSED: the program that reads standard output closed it .* of 1099511627776 bytes$/,
     );
     const { error } = JSON.parse(document.join("\n")) as { error: Record<string, unknown> };
     expect(error).toMatchObject({ code: "E_STDOUT_CLOSED", virtualSize: SIZE });
@@ -240,7 +242,10 @@ describe("a reader of standard output", () => {
     expect(performance.now() - started).toBeLessThan(3000);
     child.stdout.destroy();
     const { code, stderr } = await ended;
-    expect([code, stderr]).toEqual([exit, `nbdpull: interrupted by ${signal}: the output is incomplete\n`]);
+    expect([code, stderr]).toEqual([
+      exit,
+      `nbdpull: E_INTERRUPTED: interrupted by ${signal}: the output is incomplete\n`,
+    ]);
   });
 
   it("gets no false end from a server that fails: exit 1, and how much of the disk it has", async () => {
