@@ -19,6 +19,8 @@ export class Pace {
 
   /** @param now in milliseconds, of a clock that never goes back */
   note(position: number, readBytes: number, now: number): void {
+    // Another point of the disk begins.
+    if (position < this.position) this.#samples = [];
     this.position = position;
     this.readBytes = readBytes;
     const last = this.#samples.at(-1);

@@ -92,9 +92,13 @@ describeWith(["qemu-nbd", "qemu-img", "qemu-io"], "a disk on standard output", (
     }
     const wrong = await nbdpull("pull", server.uri, "-", "--no-such-flag", "--json");
     expect([wrong.code, wrong.stdout]).toEqual([2, ""]);
-    const { stdout: terminal } = await execa("script", ["-qec", `${PULL} '${server.uri}' -`, "/dev/null"], {
-      reject: false,
-    });
+    const { stdout: terminal } = await execa(
+      "script",
+      ["-qec", `${PULL} '${server.uri}' - --color never`, "/dev/null"],
+      {
+        reject: false,
+      },
+    );
     expect(terminal.trim()).toMatch(
       /^nbdpull: E_STDOUT: the disk would be printed on the terminal: send [^\n]*$/,
     );

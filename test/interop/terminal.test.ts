@@ -17,13 +17,13 @@ async function slowJob(folder: Folder): Promise<AsyncDisposable & { readonly xml
   const disks = join(folder.path, "disks");
   await mkdir(disks);
   for (const name of ["vda", "vdb"])
-    await writeFile(join(disks, name), randomFillSync(Buffer.alloc(8 * MiB)));
+    await writeFile(join(disks, name), randomFillSync(Buffer.alloc(16 * MiB)));
   const server = await startNbdkit(
     folder,
     "--filter=rate",
     "file",
     `dir=${disks}`,
-    "connection-rate=60M",
+    "connection-rate=44M",
     "burstiness=0.01",
   );
   const list = ["vda", "vdb"].map(
@@ -72,8 +72,8 @@ describeWith(["tmux", "nbdkit"], "the display", () => {
       [
         "warning: no --checkpoint was given: this point will be no base for increments",
         expect.stringMatching(/^web \S+: full restore point in [\d.]+ s$/),
-        "  vda: 8 MiB, full, 8 MiB stored",
-        "  vdb: 8 MiB, full, 8 MiB stored",
+        "  vda: 16 MiB, full, 16 MiB stored",
+        "  vdb: 16 MiB, full, 16 MiB stored",
         "exit 0",
         "$ ",
       ].map((line) => (line === "$ " ? expect.stringMatching(/^\$ ?$/) : line)),
@@ -99,7 +99,7 @@ describeWith(["tmux", "nbdkit"], "the display", () => {
     };
     await expect.poll(ended, { interval: 100 }).toContainEqual("exit 0");
     expect(seen.filter((row) => UNDER_WAY.test(row) || BAR.test(row))).toEqual([]);
-    expect(seen).toContainEqual("  vda: 8 MiB, full, 8 MiB stored");
+    expect(seen).toContainEqual("  vda: 16 MiB, full, 16 MiB stored");
   });
 });
 
