@@ -36,7 +36,7 @@ const withoutCommandFiles: Plugin = {
 
 /** What every command loads, but for what loads the commands: that waits for them, and they for this. */
 const ALWAYS =
-  /\/node_modules\/(?:commander|pretty-bytes)\/|\/dist\/bin\/(?:domain-options|exit-codes|options|output|progress|result-stream|run|sizes|standard-output|terminal|version)\.js$/;
+  /\/node_modules\/(?:commander|pretty-bytes)\/|\/dist\/bin\/(?:domain-options|exit-codes|options|output|progress|result-stream|run|settings|sizes|standard-output|terminal|version)\.js$/;
 
 /**
  * The command and its threads in few files instead of several hundred, which Node loads faster (docs/performance.md). Other

@@ -13,7 +13,8 @@ export interface ChosenDomain {
 }
 
 interface ChoiceOptions extends Pick<GuestOptions, "include" | "exclude" | "connect"> {
-  readonly all?: true;
+  readonly all?: true | undefined;
+  readonly skip?: readonly string[];
 }
 
 interface FoundDomain {
@@ -24,10 +25,11 @@ interface FoundDomain {
 
 /**
  * The domains to back up. One that is named twice, maybe by its name and its UUID, is told and taken once. Of
- * several domains each takes those included disks that it has. An excluded disk that no domain has is a warning.
+ * several domains each takes those included disks that it has, and need not have those that are excluded.
  *
  * @throws {UsageError} `E_DOMAIN`: none was named, or some beside `--all`
- * @throws {PreconditionError} `E_NO_SUCH_DISK`: a disk is included that none of several domains has
+ * @throws {PreconditionError} `E_NO_SUCH_DISK`: a disk is included, or excluded, that none of several domains has;
+ *   `E_NO_SUCH_DOMAIN`: one that is to be skipped
  */
 export async function chosenDomains(
   named: readonly string[],
@@ -39,7 +41,10 @@ export async function chosenDomains(
   }
   if (!options.all && named.length === 0) throw new UsageError("E_DOMAIN", "name a domain, or give --all");
   await using libvirt = new Libvirt({ signal, connect: options.connect });
-  const names = options.all ? await libvirt.runningDomains() : [...new Set(named)];
+  const { skip = [] } = options;
+  if (skip.length > 0 && !options.all) throw new UsageError("E_USAGE", "--skip is for --all");
+  const running = options.all ? await libvirt.runningDomains() : [];
+  const names = options.all ? await withoutSkipped(running, skip, libvirt) : [...new Set(named)];
   const choice: DiskChoice = { include: options.include ?? [], exclude: options.exclude ?? [] };
   const mayNeedLook = names.length > 1 || options.all || choice.exclude.length > 0;
   const found = mayNeedLook ? await definitionsOf(names, libvirt) : [];
@@ -47,19 +52,74 @@ export async function chosenDomains(
   if (found.length === 0) return names.map((name) => ({ name, disks: choice }));
 
   const domains = eachOnce(found, (message) => output.note(message));
-  for (const disk of missingFrom(domains, choice.exclude)) {
-    output.warn(`--exclude ${disk} leaves nothing out: ${whichOf(domains)} has no disk ${disk}`);
-  }
+  await refuseUnknown(choice.exclude, domains, options, { output, libvirt });
   if (domains.length === 1 && !options.all) return domains.map(({ name }) => ({ name, disks: choice }));
   for (const disk of missingFrom(domains, choice.include)) {
     const message = `--include ${disk}: ${whichOf(domains)} has no disk ${disk}. \`virsh domblklist DOMAIN\` shows what a domain has`;
-    throw new PreconditionError("E_NO_SUCH_DISK", message, { details: { disk } });
+    throw new PreconditionError("E_NO_SUCH_DISK", message, { details: { disk, known: disksOf(domains) } });
   }
   return domains.map(({ name, definition }) => {
     const theirs = choice.include.filter((disk) => has(definition, disk));
     // A domain that has none of them can't be backed up, and its backup says so.
     return { name, disks: { ...choice, include: theirs.length > 0 ? theirs : choice.include } };
   });
+}
+
+/**
+ * An excluded disk that no domain has is a mistyped one. Of a single domain that is named it may be meant for others:
+ * services share their options.
+ * @throws {PreconditionError} `E_NO_SUCH_DISK`
+ */
+async function refuseUnknown(
+  excluded: readonly string[],
+  domains: readonly FoundDomain[],
+  { all }: ChoiceOptions,
+  { output, libvirt }: Pick<Context, "output"> & { readonly libvirt: Libvirt },
+): Promise<void> {
+  const missing = missingFrom(domains, excluded);
+  if (missing.length === 0) return;
+  if (domains.length === 1 && !all) {
+    for (const disk of missing) {
+      output.warn(`--exclude ${disk} leaves nothing out: ${whichOf(domains)} has no disk ${disk}`);
+    }
+    return;
+  }
+  // A domain that is off tonight may have it.
+  const off = all ? (await libvirt.stoppedDomains()).map(({ name }) => name) : [];
+  const known = [...domains, ...(await definitionsOf(off, libvirt))];
+  const [disk] = missingFrom(known, missing);
+  if (disk === undefined) return;
+  const message = `--exclude ${disk}: no domain has a disk ${disk}. \`virsh domblklist DOMAIN\` shows what a domain has`;
+  throw new PreconditionError("E_NO_SUCH_DISK", message, { details: { disk, known: disksOf(known) } });
+}
+
+/** @throws {PreconditionError} `E_NO_SUCH_DOMAIN`: one that is to be skipped is neither running nor off */
+async function withoutSkipped(
+  running: readonly string[],
+  skip: readonly string[],
+  libvirt: Libvirt,
+): Promise<string[]> {
+  const uuids = new Map<string, string>();
+  const isUuid = skip.some((word) => /^[0-9a-f-]{36}$/.test(word));
+  if (isUuid) for (const name of running) uuids.set(await libvirt.domainUuid(name), name);
+  const skipped = new Set(skip.map((word) => uuids.get(word) ?? word));
+  const unknown = [...skipped].filter((word) => !running.includes(word));
+  if (unknown.length > 0) {
+    const off = await libvirt.stoppedDomains();
+    const known = [...running, ...off.map(({ name }) => name)];
+    const domain = unknown.find((word) => !known.includes(word) && !off.some(({ uuid }) => uuid === word));
+    if (domain !== undefined) {
+      const message = `--skip ${domain}: libvirt has no domain ${domain}. \`virsh list --all\` shows what there is`;
+      throw new PreconditionError("E_NO_SUCH_DOMAIN", message, { details: { domain, known } });
+    }
+  }
+  return running.filter((name) => !skipped.has(name));
+}
+
+function disksOf(domains: readonly FoundDomain[]): string[] {
+  return [
+    ...new Set(domains.flatMap(({ definition }) => definition?.disks.map(({ target }) => target) ?? [])),
+  ];
 }
 
 async function definitionsOf(names: readonly string[], libvirt: Libvirt): Promise<FoundDomain[]> {

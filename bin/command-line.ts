@@ -1,8 +1,10 @@
-import { Command, CommanderError } from "commander";
+import { Command, CommanderError, Help } from "commander";
+import { BackupError } from "../src/backup/base/errors.js";
 import { exitCodeOf } from "./exit-codes.js";
-import { fillInDefaults, withTalk } from "./options.js";
-import { errorLine, reportCrashes, surviveClosedPipes } from "./output.js";
+import { defineHint, fillInDefaults, withTalk } from "./options.js";
+import { errorLine, Output, reportCrashes, surviveClosedPipes } from "./output.js";
 import { type Run, run } from "./run.js";
+import { applySettings } from "./settings.js";
 import { endIfAbandoned } from "./standard-output.js";
 import { printJson, printLines, printText } from "./terminal.js";
 import { version } from "./version.js";
@@ -16,7 +18,9 @@ Exit codes: 0 done; 1 failed, nothing was committed; 2 usage; 3 data is damaged 
 /** An error of commander may quote an argument, which a script may have taken from anywhere. */
 function printUsageError(text: string): void {
   const [message = "", ...more] = text.trimEnd().split(/\n(?=\(Did you mean [^\n]*\)$)/);
-  printLines(process.stderr, [errorLine("E_USAGE", message.replace(/^error: /, "")), ...more]);
+  const define = message.includes("too many arguments") ? defineHint(process.argv, process.argv) : "";
+  const hints = define === "" ? more : [...more, define];
+  printLines(process.stderr, [errorLine("E_USAGE", message.replace(/^error: /, "")), ...hints]);
 }
 
 const program = new Command("nbdpull")
@@ -40,6 +44,7 @@ const COMMANDS: Readonly<Record<string, () => Promise<(program: Command, run: Ru
   info: async () => (await import("./usage/info.js")).addInfo,
   init: async () => (await import("./usage/init.js")).addInit,
   backup: async () => (await import("./usage/backup.js")).addBackup,
+  run: async () => (await import("./usage/run.js")).addRun,
   attach: async () => (await import("./usage/attach.js")).addAttach,
   import: async () => (await import("./usage/import.js")).addImport,
   points: async () => (await import("./usage/points.js")).addPoints,
@@ -59,7 +64,18 @@ const needsAll = !Object.hasOwn(COMMANDS, called) && !["--version", "-V"].includ
 for (const [name, load] of Object.entries(COMMANDS)) {
   if (name === called || needsAll) (await load())(program, run);
 }
-for (const command of program.commands) withTalk(command).exitOverride();
+for (const command of program.commands) {
+  withTalk(command)
+    .exitOverride()
+    .configureHelp({
+      optionDescription: (option) =>
+        `${new Help().optionDescription(option)}${option.mandatory ? " (required)" : ""}`,
+    });
+}
+program.hook("preSubcommand", async (_, command) => {
+  const isHelp = process.argv.some((word) => word === "--help" || word === "-h");
+  if (!isHelp) await applySettings(command, process.argv, process.env);
+});
 
 surviveClosedPipes();
 // All work is finished. Exiting now spares Node from tearing down its heap, which took a tenth of a small
@@ -68,13 +84,16 @@ process.once("beforeExit", () => process.exit());
 try {
   await program.parseAsync(fillInDefaults(process.argv));
 } catch (error) {
-  // Commander has already printed the error; with --json, it must appear on stdout as well.
-  if (!(error instanceof CommanderError)) throw error;
+  if (!(error instanceof CommanderError || error instanceof BackupError)) throw error;
   process.exitCode = exitCodeOf(error);
-  if (error.exitCode !== 0 && process.argv.includes("--json")) {
+  if (error instanceof BackupError) {
+    const has = (flag: string): boolean => process.argv.includes(flag);
+    new Output({ json: has("--json"), quiet: has("--quiet"), verbose: has("--verbose") }).failure(error);
+    // Of commander's errors the text is printed already; with --json, they must appear on stdout as well.
+  } else if (error.exitCode !== 0 && process.argv.includes("--json")) {
     const isDiskOnStdout = called === "pull" && process.argv.includes("-");
     const stream = isDiskOnStdout ? process.stderr : process.stdout;
-    printJson(stream, { error: { code: "E_USAGE", message: error.message } });
+    printJson(stream, { version: 1, error: { code: "E_USAGE", message: error.message } });
   }
 }
 endIfAbandoned();

@@ -1,5 +1,5 @@
 import { UsageError } from "../src/backup/base/errors.js";
-import { EXIT, worstExitCode } from "./exit-codes.js";
+import { EXIT, throwIfInterrupted, worstExitCode } from "./exit-codes.js";
 import type { Context } from "./run.js";
 
 /** A domain of which there is a result, or an error in its JSON form. */
@@ -22,15 +22,19 @@ export async function eachDomain<T>(
 ): Promise<DomainResult<T>[]> {
   const results: DomainResult<T>[] = [];
   const errors: unknown[] = [];
+  const interrupted = (): void => {
+    const done = results.map((result) => result.domain);
+    throwIfInterrupted(signal, done, domains.length);
+  };
   for (const domain of domains) {
-    signal.throwIfAborted();
+    interrupted();
     try {
       const result = await work(domain);
       results.push({ domain, result });
       output.ended(domain);
       tell(result);
     } catch (error) {
-      signal.throwIfAborted();
+      interrupted();
       if (error instanceof UsageError || domains.length === 1) throw error;
       errors.push(error);
       output.ended(domain);

@@ -26,6 +26,19 @@ export class InterruptedError extends Error {
   }
 }
 
+/**
+ * Of work on several domains, which are independent: those that were done stay done.
+ * @param done their names
+ * @throws the signal's reason, which names them
+ */
+export function throwIfInterrupted(signal: AbortSignal, done: readonly string[], all: number): void {
+  if (!signal.aborted) return;
+  const { reason } = signal;
+  if (!(reason instanceof InterruptedError) || done.length === 0) throw reason;
+  const rest = done.length === all ? "nothing was left to do" : "of the others nothing is half made";
+  throw reason.leaving(`${done.join(", ")} ended before that (${done.length} of ${all} domains); ${rest}`);
+}
+
 /** Errors of the NBD client with an exit code of their own, also if a job has wrapped them. */
 const NBD_EXIT: Readonly<Partial<Record<NbdErrorCode, number>>> = {
   NBD_URI_INVALID: EXIT.usage,
@@ -59,6 +72,9 @@ const BY_GRAVITY: readonly number[] = [
 
 /** The exit code of a run in which several operations may have failed. */
 export function worstExitCode(errors: readonly unknown[]): number {
-  const ranks = errors.map((error) => BY_GRAVITY.indexOf(exitCodeOf(error)));
-  return BY_GRAVITY[Math.max(0, ...ranks)] ?? EXIT.failed;
+  return worstOf(errors.map(exitCodeOf));
+}
+
+export function worstOf(codes: readonly number[]): number {
+  return BY_GRAVITY[Math.max(0, ...codes.map((code) => BY_GRAVITY.indexOf(code)))] ?? EXIT.failed;
 }

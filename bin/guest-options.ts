@@ -28,8 +28,8 @@ export function withGuest(command: Command): Command {
     .option("--include <disk>", "only this disk; may be given several times", collect)
     .option("--exclude <disk>", "not this disk; may be given several times", collect)
     .option(
-      "--freeze [mountpoints]",
-      "freeze the guest's file systems (=A,B: only these) while the job begins",
+      "--freeze [what]",
+      "freeze the guest's file systems while the job begins: all of them, /A,/B only these, auto where an agent answers; default no",
     )
     .option("--scratch <dir>", "where the job's folder is made, for socket and scratch files", SCRATCH_PARENT)
     .option("--connect <uri>", "libvirt connection, as virsh -c");
@@ -40,11 +40,7 @@ export function disksOf({ include = [], exclude = [] }: GuestOptions): DiskChoic
   return { include, exclude };
 }
 
-/** An empty list means all of them. */
-export function mountpointsOf({ freeze }: GuestOptions): readonly string[] | undefined {
-  return freeze === true ? [] : freeze?.split(",").filter((mountpoint) => mountpoint !== "");
-}
-
-function collect(value: string, before: readonly string[] = []): readonly string[] {
+/** For options that may be given several times. */
+export function collect(value: string, before: readonly string[] = []): readonly string[] {
   return [...before, value];
 }

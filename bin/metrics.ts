@@ -15,6 +15,10 @@ import type { BackupResult } from "../src/backup/take/backup.js";
 const METRICS = {
   nbdpull_run_timestamp_seconds: "When the last run of nbdpull backup into the repository ended.",
   nbdpull_run_exit_code: "Its exit code.",
+  nbdpull_prune_timestamp_seconds: "When the last nbdpull prune of the repository ended.",
+  nbdpull_prune_exit_code: "Its exit code.",
+  nbdpull_verify_timestamp_seconds: "When the last nbdpull verify of the repository ended.",
+  nbdpull_verify_exit_code: "Its exit code: 3 if damage was found.",
   nbdpull_backup_timestamp_seconds: "End of the last backup of the domain, successful or not.",
   nbdpull_backup_success: "1 if the last backup came to its end, else 0.",
   nbdpull_backup_exit_code: "The exit code of the last backup, were it the only one of its run.",
@@ -108,6 +112,23 @@ export function updateOfRun(repository: string, exitCode: number, now: number): 
     samples: [
       { metric: "nbdpull_run_timestamp_seconds", labels, value: now / 1000 },
       { metric: "nbdpull_run_exit_code", labels, value: exitCode },
+    ],
+    otherwise: [],
+  };
+}
+
+/** Of a job that is about a whole repository. */
+export function updateOfJob(
+  job: "prune" | "verify",
+  repository: string,
+  exitCode: number,
+  now: number,
+): MetricsUpdate {
+  const labels = labelsOf({ repository });
+  return {
+    samples: [
+      { metric: `nbdpull_${job}_timestamp_seconds`, labels, value: now / 1000 },
+      { metric: `nbdpull_${job}_exit_code`, labels, value: exitCode },
     ],
     otherwise: [],
   };

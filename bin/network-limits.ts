@@ -16,6 +16,9 @@ export interface LimitOptions {
 /** Node's timers hold 31 bits of milliseconds. */
 export const MOST_SECONDS = 2_000_000;
 
+/** Days in which `verify` comes to all points. */
+export const MOST_SHARES = 1000;
+
 export function withLimits(command: Command): Command {
   return command
     .option("--handshake-timeout <seconds>", "limit for connecting and the handshake (default 10)", seconds)

@@ -71,12 +71,21 @@ export interface CreateOptions {
   readonly create?: true;
 }
 
+/** Of commands that take the repository as an argument. */
+export const REPO = "the repository; left out where NBDPULL_REPOSITORY or the configuration file names it";
+
+/** The end of a command's help. */
+export function examples(...commands: readonly string[]): string {
+  return `\n${commands.length === 1 ? "Example" : "Examples"}:\n${commands.map((command) => `  ${command}`).join("\n")}`;
+}
+
 export function withTalk(command: Command): Command {
   return command
     .option("--json", "print one JSON document on stdout at the end, errors included")
     .option("--quiet", "no progress and no notes on stderr")
     .option("--verbose", "stack traces and causes of errors")
     .option("--strict", "exit 5 when there were warnings")
+    .option("--config <file>", "settings, instead of /etc/nbdpull.toml")
     .addOption(
       new Option(
         "--color <when>",
@@ -117,10 +126,9 @@ export function withCopy(command: Command): Command {
       new Option("--format <format>", "image format; wins over the suffix").choices(["qcow2", "raw"]),
     )
     .addOption(
-      new Option("--compress [method]", "compress a qcow2 image; without =METHOD by deflate").choices([
-        "deflate",
-        "zstd",
-      ]),
+      new Option("--compress [method]", "compress a qcow2 image, by deflate (default) or zstd").choices(
+        COMPRESSION_METHODS,
+      ),
     )
     .option("--no-fsync", "do not flush to stable storage: faster, and lost at a power cut")
     .option(
@@ -203,18 +211,39 @@ export function withCreate(command: Command): Command {
 
 /**
  * `--digests`, `--compress`, `--define` and `--freeze` may have no value. Commander would then take the next
- * argument for it, even the URI, so the defaults are inserted here first. Except for `--digests`, values are
- * only accepted after `=`.
+ * argument for it, even the URI, so the defaults are inserted here first. The next word is a value where it can be
+ * nothing else; a name for `--define` has to be given as `--define=NAME`.
  */
 export function fillInDefaults(argv: readonly string[]): string[] {
-  const isDigest = (text: string | undefined): boolean =>
-    text !== undefined && Object.hasOwn(DIGEST_ALGORITHMS, text);
   return argv.map((arg, i) => {
-    if (arg === "--digests" && !isDigest(argv[i + 1])) return `--digests=${DEFAULT_DIGESTS}`;
-    if (arg === "--define" || arg === "--freeze") return `${arg}=`;
-    return arg === "--compress" ? "--compress=deflate" : arg;
+    const next = argv[i + 1] ?? "";
+    switch (arg) {
+      case "--digests":
+        return Object.hasOwn(DIGEST_ALGORITHMS, next) ? arg : `${arg}=${DEFAULT_DIGESTS}`;
+      case "--compress":
+        return COMPRESSION_METHODS.includes(next) ? arg : `${arg}=deflate`;
+      case "--freeze":
+        // Mountpoints begin with a slash, which no domain's name can have.
+        return next === "auto" || next === "no" || next.startsWith("/") ? arg : `${arg}=`;
+      case "--define":
+        return `${arg}=`;
+      default:
+        return arg;
+    }
   });
 }
+
+/**
+ * What to say of a word after `--define` that was taken for an argument.
+ * @returns a sentence in brackets; empty: there is none
+ */
+export function defineHint(argv: readonly string[], args: readonly string[]): string {
+  const word = argv[argv.indexOf("--define") + 1];
+  if (!argv.includes("--define") || word === undefined || !args.includes(word)) return "";
+  return `(A name for --define is given as --define=${word})`;
+}
+
+const COMPRESSION_METHODS = ["deflate", "zstd"];
 
 /** How long a lost connection is waited for, unless the user says otherwise. */
 export const RECONNECT_SECONDS = 60;

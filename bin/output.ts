@@ -11,6 +11,8 @@ interface OutputOptions {
   readonly json: boolean;
   readonly quiet: boolean;
   readonly verbose: boolean;
+  /** Receives the result instead of standard output, as it is a part of another one. */
+  readonly onResult?: (value: unknown) => void;
 }
 
 /**
@@ -51,8 +53,18 @@ export class Output {
   /** Prints the result: `value` as one JSON document, or else the lines. */
   result(value: unknown, lines: readonly Line[]): void {
     const stream = this.#isStdoutTaken ? process.stderr : process.stdout;
-    if (this.#options.json) printJson(stream, value);
-    else if (!this.#isStdoutTaken || !this.#options.quiet) printLines(stream, lines);
+    const { json, onResult } = this.#options;
+    onResult?.(value);
+    if (json && onResult === undefined) printJson(stream, versioned(value));
+    if (json) return;
+    if (!this.#isStdoutTaken || !this.#options.quiet) printLines(stream, lines);
+  }
+
+  /** For a step of a job: what is printed is the same, but its result is a part of the job's, and warnings are the job's. */
+  step(onResult: (value: unknown) => void): Output {
+    const step = new Output({ ...this.#options, onResult });
+    step.#warnings = this.#warnings;
+    return step;
   }
 
   /** Prints a part of the result as soon as it is known. With `--json` all of it comes in the end. */
@@ -96,12 +108,16 @@ export class Output {
    * Prints an error. With `--json`, the error is also the document on stdout. If a part of the result is
    * already there, it stays incomplete, and the error is a document on stderr. Prints a stack trace only with
    * `--verbose`.
+   * @param hint what the user may have meant
    */
-  failure(error: unknown): void {
-    this.#tell(messageOf(error), error);
+  failure(error: unknown, hint = ""): void {
+    this.#tell(`${messageOf(error)}${hint}`, error);
     if (!this.#options.json) return;
     const isTaken = this.#isStdoutTaken || this.#stream?.begun;
-    printJson(isTaken ? process.stderr : process.stdout, { error: describe(error) });
+    printJson(isTaken ? process.stderr : process.stdout, {
+      version: JSON_VERSION,
+      error: { ...describe(error), ...(hint === "" ? {} : { hint: hint.trim() }) },
+    });
   }
 
   /** Reports a failure that doesn't end the run; returns its JSON form. */
@@ -148,6 +164,20 @@ class PlainLines implements Progress {
   end(): void {}
 
   stop(): void {}
+}
+
+/** Of the JSON documents: it changes if a field goes away or means something else. */
+const JSON_VERSION = 1;
+
+/** Lists have no room for it. */
+function versioned(value: unknown): unknown {
+  const isObject = typeof value === "object" && value !== null && !Array.isArray(value);
+  return isObject ? { version: JSON_VERSION, ...value } : value;
+}
+
+/** Disks of a manifest as JSON documents have them: a disk is called `disk` in each. */
+export function asDisks<T extends { readonly name: string }>(disks: readonly T[]): (T & { disk: string })[] {
+  return disks.map((disk) => ({ disk: disk.name, ...disk }));
 }
 
 /** An error as text. Codes stand where they can be searched for: docs/errors.md says more of each. */

@@ -18,7 +18,7 @@ import type {
   TrustOptions,
 } from "../options.js";
 import { OutageNotes } from "../outage-notes.js";
-import { human } from "../output.js";
+import { asDisks, human } from "../output.js";
 import { proofText } from "../proof-text.js";
 import type { Context } from "../run.js";
 import { requireRepository } from "../target-repository.js";
@@ -85,7 +85,7 @@ export async function runAttach(
         checkpoint: manifest.checkpoint?.name ?? null,
         createdAt: manifest.createdAt,
         folder,
-        disks: manifest.disks,
+        disks: asDisks(manifest.disks),
         files: manifest.files,
         notKept: manifest.notKept,
         proofs,

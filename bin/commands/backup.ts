@@ -7,8 +7,9 @@ import { type JudgedPoint, judgePoints } from "../../src/backup/repository/judge
 import { Repository } from "../../src/backup/repository/repository.js";
 import { type BackupResult, backup } from "../../src/backup/take/backup.js";
 import { type ChosenDomain, chosenDomains } from "../chosen-domains.js";
-import { EXIT, exitCodeOf, worstExitCode } from "../exit-codes.js";
-import { type GuestOptions, mountpointsOf } from "../guest-options.js";
+import { EXIT, exitCodeOf, throwIfInterrupted, worstExitCode } from "../exit-codes.js";
+import { freezeOf } from "../freeze-choice.js";
+import type { GuestOptions } from "../guest-options.js";
 import { readersOf, tcpServerOf } from "../job-server.js";
 import { keptLines } from "../kept-lines.js";
 import { type MetricsUpdate, updateOfFailure, updateOfRun, updateOfSuccess } from "../metrics.js";
@@ -23,13 +24,13 @@ import type {
   TrustOptions,
 } from "../options.js";
 import { OutageNotes } from "../outage-notes.js";
-import { human, type Progress } from "../output.js";
+import { asDisks, human, type Progress } from "../output.js";
 import { proofText } from "../proof-text.js";
 import type { Context } from "../run.js";
 import { requireRepository } from "../target-repository.js";
 import { prepareToWrite } from "../trust.js";
 
-interface BackupOptions
+export interface BackupOptions
   extends CopyOptions,
     CreateOptions,
     GuestOptions,
@@ -37,7 +38,8 @@ interface BackupOptions
     ReconnectOptions,
     TrustOptions {
   readonly to: string;
-  readonly all?: true;
+  readonly all?: true | undefined;
+  readonly skip?: readonly string[];
   readonly jobs?: number;
   readonly metrics?: string;
   readonly moved?: true;
@@ -156,9 +158,8 @@ async function backUpAll(job: Job, domains: readonly ChosenDomain[]): Promise<vo
   await Promise.allSettled(domains.map((domain, index) => atOnce(backUpOne, domain, index)));
   progress.stop();
   const done = domains.flatMap(({ name }, index) => (entries[index] === undefined ? [] : [name]));
-  if (signal.aborted && done.length > 0) output.note(`ended before that: ${done.join(", ")}`);
-  signal.throwIfAborted();
-  if (output.json) output.result({ domains: entries, warnings: output.warnings }, []);
+  throwIfInterrupted(signal, done, domains.length);
+  output.result({ domains: entries, warnings: output.warnings }, []);
   if (errors.length > 0) process.exitCode = worstExitCode(errors);
 }
 
@@ -210,6 +211,7 @@ async function backUpDomain(job: Job, { name: domain, disks }: ChosenDomain): Pr
   const { signal: _, ...connect } = await connectOf(options, signal, reconnectOf(options));
   // Each domain has a connection of its own: a libvirt that is slow with one does not hold up the others.
   await using libvirt = new Libvirt({ signal, connect: options.connect });
+  const freeze = await freezeOf(libvirt, domain, options, (why) => output.note(`${domain}: ${why}`));
   return await backup({
     libvirt,
     domain,
@@ -221,7 +223,7 @@ async function backUpDomain(job: Job, { name: domain, disks }: ChosenDomain): Pr
     scratchParent: options.scratch,
     scratchReserve: options.scratchReserve,
     server,
-    freeze: mountpointsOf(options),
+    freeze,
     moved: options.moved ?? false,
     resume: options.resume,
     ...storage,
@@ -250,7 +252,7 @@ function describe(result: BackupResult, options: BackupOptions): object {
     resumed: manifest.resumed ?? null,
     folder,
     isRunning,
-    disks: manifest.disks,
+    disks: asDisks(manifest.disks),
     files: manifest.files,
     notKept: manifest.notKept,
     proofs,

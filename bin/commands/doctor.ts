@@ -6,7 +6,8 @@ import { Libvirt } from "../../src/backup/libvirt/libvirt.js";
 import { refuseStore } from "../../src/backup/repository/refuse-store.js";
 import { Repository } from "../../src/backup/repository/repository.js";
 import { EXIT } from "../exit-codes.js";
-import { disksOf, type GuestOptions, mountpointsOf } from "../guest-options.js";
+import { freezeOf } from "../freeze-choice.js";
+import { disksOf, type GuestOptions } from "../guest-options.js";
 import { tcpServerOf } from "../job-server.js";
 import type { TalkOptions } from "../options.js";
 import type { Context } from "../run.js";
@@ -27,14 +28,17 @@ export async function runDoctor(
   if (options.to !== undefined) refuseStore(options.to);
   if (options.retire !== undefined) return await retire(context, options, options.retire, domainName);
   if (options.dryRun) throw new UsageError("E_REPOSITORY_ID", "--dry-run is for --retire ID");
+  const libvirt = new Libvirt({ signal, connect: options.connect });
+  const freeze =
+    domainName === undefined ? undefined : await freezeOf(libvirt, domainName, options, () => undefined);
   const findings = await examine({
-    libvirt: new Libvirt({ signal, connect: options.connect }),
+    libvirt,
     domainName,
     repositoryPath: options.to,
     scratchParent: options.scratch,
     scratchReserve: options.scratchReserve,
     server: tcpServerOf(options),
-    freeze: mountpointsOf(options),
+    freeze,
     choice: disksOf(options),
     encrypted: options.encrypted,
     level: options.level,

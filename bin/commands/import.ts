@@ -5,7 +5,7 @@ import { Libvirt } from "../../src/backup/libvirt/libvirt.js";
 import { type ImageToImport, importImages } from "../../src/backup/take/import.js";
 import { compressOf, digestsOf, formatOf, rateLimitOf, windowOf } from "../option-values.js";
 import type { CopyOptions, CreateOptions, TrustOptions } from "../options.js";
-import { human } from "../output.js";
+import { asDisks, human } from "../output.js";
 import type { Context } from "../run.js";
 import { requireRepository } from "../target-repository.js";
 import { prepareToWrite } from "../trust.js";
@@ -67,7 +67,7 @@ export async function runImport(
         checkpoint: checkpoint?.name ?? null,
         createdAt,
         folder,
-        disks,
+        disks: asDisks(disks),
         extents,
         seconds,
         warnings: output.warnings,

@@ -112,6 +112,7 @@ function asJson(point: Manifest, { uuid, obstacles }: Series, folder: string): R
     obstacles: obstaclesOf(point, obstacles),
     folder,
     disks: point.disks.map((disk) => ({
+      disk: disk.name,
       name: disk.name,
       mode: disk.mode,
       ...(disk.reason === undefined ? {} : { reason: disk.reason }),

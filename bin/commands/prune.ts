@@ -6,14 +6,20 @@ import type { WhoseOptions } from "../domain-options.js";
 import { eachDomain } from "../each-domain.js";
 import type { TrustOptions } from "../options.js";
 import { human } from "../output.js";
+import { recordedJob } from "../recorded-job.js";
+import type { RetentionOptions } from "../retention-options.js";
 import type { Context } from "../run.js";
 import { prepareToWrite, warnOfStrangers } from "../trust.js";
 
-interface PruneCommandOptions extends TrustOptions, WhoseOptions {
-  readonly keepLast?: number;
-  readonly keepDaily?: number;
-  readonly keepWeekly?: number;
-  readonly keepMonthly?: number;
+export interface PrunedDomain {
+  readonly domain: string;
+  readonly uuid: string | undefined;
+}
+
+interface PruneCommandOptions extends RetentionOptions, TrustOptions, WhoseOptions {
+  readonly metrics?: string;
+  /** Undefined: as the user names them. */
+  readonly only?: readonly PrunedDomain[];
   readonly dryRun?: true;
   readonly fsync: boolean;
 }
@@ -24,10 +30,21 @@ export async function runPrune(
   path: string,
   wanted: string | undefined,
 ): Promise<void> {
+  await recordedJob("prune", context, options, path, () => pruneAsAsked(context, options, path, wanted));
+}
+
+async function pruneAsAsked(
+  context: Context,
+  options: PruneCommandOptions,
+  path: string,
+  wanted: string | undefined,
+): Promise<void> {
   const { output, signal } = context;
   refuseStore(path);
   const repository = await Repository.open(path, { trusted: options.trustRepository });
-  const domains = await chooseDomains(repository, wanted, options.uuid);
+  const among = options.only ?? [{ domain: wanted, uuid: options.uuid }];
+  const folders = await Promise.all(among.map(({ domain, uuid }) => chooseDomains(repository, domain, uuid)));
+  const domains = [...new Set(folders.flat())];
   const dryRun = options.dryRun ?? false;
   if (dryRun) await warnOfStrangers(path, domains, output);
   else await prepareToWrite(path, domains, options, output);

@@ -1,4 +1,4 @@
-import { DamageError } from "../../src/backup/base/errors.js";
+import { DamageError, UsageError } from "../../src/backup/base/errors.js";
 import { findChain } from "../../src/backup/chain/chain.js";
 import { chooseDomain, chooseDomains, foldersWithPoint } from "../../src/backup/repository/choose-domain.js";
 import { choosePoint } from "../../src/backup/repository/choose-point.js";
@@ -16,7 +16,9 @@ import { eachDomain } from "../each-domain.js";
 import { EXIT } from "../exit-codes.js";
 import { isDamage, noteDamage } from "../noted-damage.js";
 import { human } from "../output.js";
+import { recordedJob } from "../recorded-job.js";
 import type { Context } from "../run.js";
+import { shareOfToday } from "../share-of-points.js";
 import { warnOfStrangers } from "../trust.js";
 import { type LiveOptions, refuseLiveOptions, verifyLiveDomain } from "../verify-live.js";
 
@@ -29,6 +31,9 @@ interface Verified extends PointReport {
 
 interface VerifyOptions extends LiveOptions, WhoseOptions {
   readonly at?: string;
+  /** In so many days every point is verified. */
+  readonly share?: number;
+  readonly metrics?: string;
 }
 
 export async function runVerify(
@@ -37,7 +42,19 @@ export async function runVerify(
   path: string,
   wanted: string | undefined,
 ): Promise<void> {
+  await recordedJob("verify", context, options, path, () => verifyAsAsked(context, options, path, wanted));
+}
+
+async function verifyAsAsked(
+  context: Context,
+  options: VerifyOptions,
+  path: string,
+  wanted: string | undefined,
+): Promise<void> {
   const { output, signal } = context;
+  if (options.share !== undefined && (options.at !== undefined || options.live)) {
+    throw new UsageError("E_USAGE", "--share is of all points: leave --at and --live out");
+  }
   if (options.live) return await verifyLiveDomain(context, options, path, wanted);
   refuseLiveOptions(options);
   const repository = await Repository.open(path, { trusted: options.trustRepository });
@@ -45,13 +62,16 @@ export async function runVerify(
   const domains = await domainsOf(repository, wanted, options);
   await warnOfStrangers(path, domains, output);
   const progress = await output.progress();
+  const today = new Date();
+  const chosen = (domain: string, ids: readonly string[]): readonly string[] =>
+    options.share === undefined ? ids : shareOfToday(domain, ids, options.share, today);
   const verify = async (domain: string): Promise<readonly Verified[]> => {
     const onProgress = (disk: string, { verifiedBytes, totalBytes }: VerifyProgress): void =>
       progress.update(`${domain} ${disk}`, verifiedBytes, totalBytes, verifiedBytes);
     const read = async (): Promise<Verified[]> => {
       const ids =
         at === undefined
-          ? await idsOf(repository, domain, uuid)
+          ? chosen(domain, await idsOf(repository, domain, uuid))
           : await chainOf(repository, domain, at, uuid);
       const found = await verifyPoints(repository, domain, ids, { signal, onProgress });
       return await judge(repository, domain, found, context);
@@ -69,7 +89,9 @@ export async function runVerify(
       obstacles,
     }));
     const json = { damaged, points, ...(failed.length > 0 ? { failed } : {}) };
-    output.result(json, domains.length > 0 ? [] : ["no restore points yet"]);
+    const none = domains.length === 0 ? ["no restore points yet"] : [];
+    const notToday = options.share !== undefined && all.length === 0 && none.length === 0;
+    output.result(json, notToday ? ["no point's turn to be verified is today"] : none);
     if (damaged) process.exitCode = EXIT.damaged;
   } finally {
     progress.stop();

@@ -2,6 +2,7 @@ import type { Command } from "commander";
 import { DEFAULT_DIGESTS } from "../../src/backup/digest/algorithms.js";
 import { withUuid } from "../domain-options.js";
 import {
+  examples,
   withCopy,
   withCreate,
   withDigests,
@@ -17,6 +18,13 @@ import type { Run } from "../run.js";
 export function addAttach(program: Command, run: Run): void {
   const command = program
     .command("attach")
+    .addHelpText(
+      "after",
+      examples(
+        "nbdpull attach web --to /srv/backups",
+        "nbdpull attach --xml job.xml --domain web --checkpoint monday --to /srv/backups",
+      ),
+    )
     .description("take all disks of a pull backup that is already running as one restore point")
     .argument("[domain]", "the domain whose job it is: its name, UUID, or the number of its run")
     .requiredOption("--to <repo>", "the repository (nbdpull init makes one)")

@@ -1,7 +1,8 @@
 import type { Command } from "commander";
 import { DEFAULT_DIGESTS } from "../../src/backup/digest/algorithms.js";
-import { withGuest } from "../guest-options.js";
+import { collect, withGuest } from "../guest-options.js";
 import {
+  examples,
   positive,
   withCopy,
   withCreate,
@@ -15,10 +16,19 @@ import type { Run } from "../run.js";
 export function addBackup(program: Command, run: Run): void {
   const command = program
     .command("backup")
+    .addHelpText(
+      "after",
+      examples(
+        "nbdpull backup web --to /srv/backups",
+        "nbdpull backup --all --skip scratch --to /srv/backups --freeze auto --compress zstd",
+        "nbdpull backup web db --to /srv/backups --exclude vdb --level full",
+      ),
+    )
     .description("back libvirt domains up, running or off, each as one restore point")
     .argument("[domains...]", "the domains: names, UUIDs, or numbers of their runs")
     .requiredOption("--to <repo>", "the repository (nbdpull init makes one)")
     .option("--all", "all domains that run and have disks (not those that are off)")
+    .option("--skip <domain>", "with --all: not this domain; may be given several times", collect)
     .option("--jobs <n>", "of several domains, how many at once; default 2, with --server 1", positive)
     .option("--moved", "the repository was moved to where it is now, or is reached by another path")
     .option("--no-resume", "clear away what a killed backup has left, instead of going on with its point")

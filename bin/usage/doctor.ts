@@ -1,10 +1,12 @@
 import type { Command } from "commander";
 import { withGuest } from "../guest-options.js";
+import { examples } from "../options.js";
 import type { Run } from "../run.js";
 
 export function addDoctor(program: Command, run: Run): void {
   const command = program
     .command("doctor")
+    .addHelpText("after", examples("nbdpull doctor", "nbdpull doctor web --to /srv/backups"))
     .description(
       "what stands in the way of a backup, each with the command that mends it; changes nothing without --retire",
     )

@@ -2,12 +2,19 @@ import type { Command } from "commander";
 import { Option } from "commander";
 import { DEFAULT_DIGESTS } from "../../src/backup/digest/algorithms.js";
 import { withUuid } from "../domain-options.js";
-import { withCopy, withCreate, withDigests, withTrust } from "../options.js";
+import { examples, withCopy, withCreate, withDigests, withTrust } from "../options.js";
 import type { Run } from "../run.js";
 
 export function addImport(program: Command, run: Run): void {
   const command = program
     .command("import")
+    .addHelpText(
+      "after",
+      examples(
+        "nbdpull import web.qcow2 --domain web --disk vda --to /srv/backups",
+        "nbdpull import --domain web --disk vda=a.qcow2 --disk vdb=b.qcow2 --to /srv/backups",
+      ),
+    )
     .description("take an existing full image as a restore point, so that no new full backup is needed")
     .argument("[image]", "the image, which must not change meanwhile; or several as --disk NAME=IMAGE")
     .requiredOption("--to <repo>", "the repository (nbdpull init makes one)")

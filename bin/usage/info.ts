@@ -1,10 +1,11 @@
 import type { Command } from "commander";
-import { withNetwork } from "../options.js";
+import { examples, withNetwork } from "../options.js";
 import type { Run } from "../run.js";
 
 export function addInfo(program: Command, run: Run): void {
   const command = program
     .command("info")
+    .addHelpText("after", examples("nbdpull info nbd://host/vda", "nbdpull info nbd://host --list"))
     .description("an export (or with --list all of them): size, flags, block sizes, protocol, meta contexts")
     .argument("<uri>")
     .option("--list", "all exports that the server lists");

@@ -1,10 +1,14 @@
 import { type Command, Option } from "commander";
-import { withNetwork } from "../options.js";
+import { examples, withNetwork } from "../options.js";
 import type { Run } from "../run.js";
 
 export function addMap(program: Command, run: Run): void {
   const command = program
     .command("map")
+    .addHelpText(
+      "after",
+      examples("nbdpull map nbd://host/vda --totals", "nbdpull map nbd://host/vda --bitmap monday --json"),
+    )
     .description(
       "the extents of a meta context (base:allocation by default), totals, and where on the disk they lie",
     )

@@ -1,13 +1,14 @@
 import type { Command } from "commander";
 import { withWhose } from "../domain-options.js";
-import { withTrust } from "../options.js";
+import { examples, REPO, withTrust } from "../options.js";
 import type { Run } from "../run.js";
 
 export function addPoints(program: Command, run: Run): void {
   const command = program
     .command("points")
+    .addHelpText("after", examples("nbdpull points /srv/backups", "nbdpull points /srv/backups web --json"))
     .description("the restore points of a repository, oldest first, and how they hang together")
-    .argument("<repo>")
+    .argument("[repo]", REPO)
     .argument("[domain]")
     .option("--fix-clock", "date points anew that were made while a clock was wrong; their ids stay")
     .option(

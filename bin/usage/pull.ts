@@ -1,10 +1,18 @@
 import type { Command } from "commander";
-import { withCopy, withDigests, withNetwork, withReconnect } from "../options.js";
+import { examples, withCopy, withDigests, withNetwork, withReconnect } from "../options.js";
 import type { Run } from "../run.js";
 
 export function addPull(program: Command, run: Run): void {
   const command = program
     .command("pull")
+    .addHelpText(
+      "after",
+      examples(
+        "nbdpull pull nbd://host/vda vda.qcow2",
+        "nbdpull pull nbd://host/vda since-monday.qcow2 --bitmap monday --backing vda.qcow2",
+        "nbdpull pull nbd://host/vda - | zstd > vda.raw.zst",
+      ),
+    )
     .description("copy one export into one image: everything, or with --bitmap what has changed")
     .argument("<uri>", "nbd://HOST/EXPORT or nbd+unix:///EXPORT?socket=PATH")
     .argument(

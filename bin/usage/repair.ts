@@ -1,12 +1,19 @@
 import type { Command } from "commander";
-import { withTrust } from "../options.js";
+import { examples, REPO, withTrust } from "../options.js";
 import type { Run } from "../run.js";
 
 export function addRepair(program: Command, run: Run): void {
   const command = program
     .command("repair")
+    .addHelpText(
+      "after",
+      examples(
+        "nbdpull repair /srv/backups --dry-run",
+        "nbdpull repair /srv/backups web --from vda=nbd://localhost/vda",
+      ),
+    )
     .description("verify points, and mend what is known for certain; exit 3 if damage is left")
-    .argument("<repo>")
+    .argument("[repo]", REPO)
     .argument("[domain]", "left out: every domain, each by itself")
     .option("--dry-run", "only tell what would be mended")
     .option(

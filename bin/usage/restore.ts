@@ -1,15 +1,23 @@
 import type { Command } from "commander";
 import { atPoint, onlyDisks, withWhose } from "../domain-options.js";
-import { withCopy, withNetwork, withTrust } from "../options.js";
+import { examples, REPO, withCopy, withNetwork, withTrust } from "../options.js";
 import type { Run } from "../run.js";
 
 export function addRestore(program: Command, run: Run): void {
   const command = program
     .command("restore")
+    .addHelpText(
+      "after",
+      examples(
+        "nbdpull restore /srv/backups web --to /var/lib/libvirt/images/web",
+        "nbdpull restore /srv/backups web --at 2026-11-28 --disk vda --to vda.qcow2",
+        "nbdpull restore /srv/backups web --to /var/lib/libvirt/images/web2 --define=web2",
+      ),
+    )
     .description(
       "rebuild the disks of a point in time; no file gets its name before every byte was compared with its digest",
     )
-    .argument("<repo>")
+    .argument("[repo]", REPO)
     .argument("[domain]")
     .addOption(atPoint())
     .addOption(onlyDisks())
@@ -24,7 +32,7 @@ export function addRestore(program: Command, run: Run): void {
     )
     .option(
       "--define [name]",
-      "write the domain's definition for the restored disks (new name, UUID, MACs), and define it in libvirt",
+      "write the domain's definition for the restored disks (new name, UUID, MACs), and define it in libvirt; a name is given as --define=NAME",
     )
     .option(
       "--keep-identity",

@@ -1,6 +1,7 @@
 import type { Command } from "commander";
 import { atPoint, onlyDisks, withWhose } from "../domain-options.js";
 import { MOST_SECONDS, wholeNumber } from "../network-limits.js";
+import { examples, REPO } from "../options.js";
 import type { Run } from "../run.js";
 
 /** Each takes descriptors and buffers. */
@@ -9,8 +10,15 @@ const MOST_CLIENTS = 10_000;
 export function addServe(program: Command, run: Run): void {
   const command = program
     .command("serve")
+    .addHelpText(
+      "after",
+      examples(
+        "nbdpull serve /srv/backups web --socket /run/web.sock",
+        "nbdpull serve /srv/backups web --at 2026-11-28 --disk vda --once",
+      ),
+    )
     .description("serve the disks of a point by NBD, read-only; every byte is compared with its digest")
-    .argument("<repo>")
+    .argument("[repo]", REPO)
     .argument("[domain]")
     .addOption(atPoint())
     .addOption(onlyDisks())

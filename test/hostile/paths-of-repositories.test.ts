@@ -24,6 +24,7 @@ const ELSEWHERE: Readonly<Record<string, string>> = {
   "bin/destination.ts": "where the user wants a restore",
   "bin/metrics-file.ts": "the metrics file",
   "bin/option-values.ts": "a certificate that the user named",
+  "bin/settings.ts": "whether there is a configuration file",
   "bin/version.ts": "this package",
   "src/backup/checks/bitmaps-in-images.ts": "a guest's images",
   "src/backup/checks/tls.ts": "QEMU's certificates",

@@ -121,7 +121,7 @@ describe("the address of nbdpull serve", () => {
       2,
       "E_TLS_FILE",
     ],
-    ["no such disk", ["--listen", "0", "--disk", "vdz"], 2, "E_NO_DISK"],
+    ["no such disk", ["--listen", "0", "--disk", "vdz"], 4, "E_NO_DISK"],
     ["no such point", ["--listen", "0", "--at", "1999-01-01"], 4, "E_NO_POINT"],
   ])("is refused: %s", async (_, args, code, error) => {
     const ran = await nbdpull("serve", repo(), ...args, "--json");

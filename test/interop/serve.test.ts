@@ -260,6 +260,7 @@ describeWith(["qemu-img", "nbdcopy", "nbdinfo"], "nbdpull serve", () => {
       "--json",
     );
     expect(JSON.parse(server.ready)).toEqual({
+      version: 1,
       domain: "guest",
       uuid: null,
       point: pointAt(1).id,

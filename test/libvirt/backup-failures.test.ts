@@ -147,6 +147,9 @@ await describeWithLibvirt("a backup that fails", () => {
     expectExit(ran, 4);
     expect(ran.json()).toMatchObject({ error: { code: "E_NO_AGENT" } });
     expect(ran.stderr).toContain("has no channel to a guest agent");
+    const auto = await guest.run("--freeze=auto", "--level", "copy");
+    expectExit(auto, 0);
+    expect(auto.stderr).toContain("no agent answers in the guest, so its file systems are not frozen");
     await virsh("suspend", guest.lab.domain);
     const paused = await guest.run("--freeze");
     expectExit(paused, 4);

@@ -31,6 +31,8 @@ await describeWithLibvirt("a backup with --freeze", () => {
     expect(front.asked).toEqual(["freeze / /srv", ...frozen]);
     expectExit(await finished(start(front.env(), "--freeze")), 0);
     expect(front.asked.slice(4)).toEqual(["freeze", ...frozen]);
+    expectExit(await finished(start(front.env(), "--freeze", "auto")), 0);
+    expect(front.asked.slice(8)).toEqual(["freeze", ...frozen]);
   });
 
   it("thaws if the job can't begin, and if freezing fails half-way", async () => {
@@ -217,9 +219,63 @@ await describeWithLibvirt("a backup of all domains", () => {
     expect(text).toMatch(/^nbdpull_run_exit_code\{.*\} 1$/m);
     expect(text).toMatch(/^nbdpull_backup_last_success_timestamp_seconds\{.*\} 1\d{9}/m);
     expect(text).toMatch(/^nbdpull_backup_full_disks\{.*,level="full"\} 1$/m);
+    const typo = await finished(run("--exclude", "vbd"));
+    expectExit(typo, 4);
+    expect(typo.stderr).toContain("E_NO_SUCH_DISK: --exclude vbd: no domain has a disk vbd");
+    expect(typo.stderr).toMatch(/\(Did you mean vd[ab]\?\)/);
+    const unknown = await finished(run("--skip", `${lab.domain}x`));
+    expectExit(unknown, 4);
+    expect(unknown.stderr).toMatch(new RegExp(`E_NO_SUCH_DOMAIN: .*\\(Did you mean ${lab.domain}\\?\\)`));
+    const skipped = await finished(run("--json", "--skip", lab.uuid));
+    expectExit(skipped, 0);
+    expect(skipped.json()).toMatchObject({ domains: [] });
     const both = await finished(run(lab.domain));
     expectExit(both, 2);
     expect(both.stderr).toContain("not both");
+  }, 480_000);
+
+  it("and prunes and verifies what the configuration file says, with one exit code and one metrics file", async () => {
+    await using guest = await BackupLab.start();
+    const { lab, repo, scratch, folder } = guest;
+    expectExit(await nbdpull("init", repo), 0);
+    const metrics = join(folder, "nbdpull.prom");
+    const config = join(folder, "nbdpull.toml");
+    const settings = { repository: repo, scratch, metrics, domains: [lab.domain] };
+    const lines = Object.entries(settings).map(([key, value]) => `${key} = ${JSON.stringify(value)}`);
+    await writeFile(config, [...lines, "keep-last = 1", "verify-share = 1", "freeze = 'auto'"].join("\n"));
+    const run = () => nbdpull("run", "--config", config, "--json");
+    expectExit(await run(), 0);
+    const second = await run();
+    expectExit(second, 0);
+    expect(second.json()).toMatchObject({
+      backup: { domain: lab.domain, level: "incremental" },
+      prune: { domains: [{ domain: lab.domain }] },
+      verify: { damaged: false, points: [{ domain: lab.domain, restorable: true }] },
+      exitCode: 0,
+    });
+    expect(await guest.points()).toHaveLength(1);
+    const text = await readFile(metrics, "utf8");
+    for (const job of ["run", "prune", "verify"])
+      expect(text).toMatch(new RegExp(`^nbdpull_${job}_exit_code{.*} 0$`, "m"));
+
+    // A step that fails keeps no later one from being done, and the exit code is the worst.
+    const gone = await nbdpull("run", "--config", config, "--json", "nosuchdomain");
+    expectExit(gone, 4);
+    expect(gone.json()).toMatchObject({
+      backup: { error: { code: "E_NO_SUCH_DOMAIN" } },
+      prune: { domains: [] },
+      verify: { damaged: false, points: [{ domain: lab.domain }] },
+      exitCode: 4,
+    });
+    const [point] = await guest.points();
+    await writeFile(join(repo, lab.domain, point?.id ?? "", "point.json"), "{}");
+    const damaged = await nbdpull("run", "--config", config, "--json");
+    expectExit(damaged, 3);
+    expect(damaged.json()).toMatchObject({
+      backup: { level: "full" },
+      verify: { damaged: true },
+      exitCode: 3,
+    });
   }, 480_000);
 
   it("backs several up side by side, and after a signal says which are done", async () => {
@@ -242,7 +298,7 @@ await describeWithLibvirt("a backup of all domains", () => {
     const ended = await finished(run);
     expectExit(ended, 143);
     expect(ended.stdout).toMatch(new RegExp(`^${other.domain} \\S+: full restore point in `));
-    expect(ended.stderr).toContain(`ended before that: ${other.domain}\n`);
+    expect(ended.stderr).toContain(`SIGTERM: ${other.domain} ended before that (1 of 2 domains)`);
     await guest.expectNothingLeft();
 
     const both = await finished(startNbdpull([...args, "nosuchdomain", "--jobs", "3", "--json"]));

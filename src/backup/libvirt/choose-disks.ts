@@ -25,9 +25,10 @@ export interface LeftOutDisk {
 export function disksToBackUp(domain: DomainDefinition, { include, exclude }: DiskChoice): DomainDisk[] {
   for (const name of include) {
     if (!domain.disks.some(({ target }) => target === name)) {
-      const names = domain.disks.map(({ target }) => target).join(", ");
-      throw new PreconditionError("E_NO_SUCH_DISK", `${domain.name} has no disk ${name}: it has ${names}`, {
-        details: { domain: domain.name, disk: name },
+      const known = domain.disks.map(({ target }) => target);
+      const message = `${domain.name} has no disk ${name}: it has ${known.join(", ")}`;
+      throw new PreconditionError("E_NO_SUCH_DISK", message, {
+        details: { domain: domain.name, disk: name, known },
       });
     }
   }

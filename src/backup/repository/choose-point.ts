@@ -1,4 +1,4 @@
-import { PreconditionError, UsageError } from "../base/errors.js";
+import { PreconditionError } from "../base/errors.js";
 import type { Manifest } from "./manifest.js";
 import { isOwner, whichOwner } from "./point-owners.js";
 import type { Repository } from "./repository.js";
@@ -49,7 +49,7 @@ function refuseSeveral(domain: string, points: readonly TimedPoint[]): void {
 
 /**
  * The disks to work on: the named ones, each once, or all disks of the point.
- * @throws {UsageError} the point has no disk of one of the names
+ * @throws {PreconditionError} `E_NO_DISK`: the point has no disk of one of the names
  */
 export function chooseDisks(point: Manifest, names: readonly string[] | undefined): readonly string[] {
   const present = point.disks.map((disk) => disk.name);
@@ -57,7 +57,7 @@ export function chooseDisks(point: Manifest, names: readonly string[] | undefine
   for (const name of names) {
     if (!present.includes(name)) {
       const message = `point ${point.id} has no disk ${name}: it has ${present.join(", ")}`;
-      throw new UsageError("E_NO_DISK", message);
+      throw new PreconditionError("E_NO_DISK", message, { details: { disk: name, known: present } });
     }
   }
   return [...new Set(names)];

@@ -1,0 +1,108 @@
+/** What a night takes: backup, prune, verify. A step that fails keeps no later one from being done. */
+import { UsageError } from "../../src/backup/base/errors.js";
+import { EXIT, exitCodeOf, InterruptedError, worstOf } from "../exit-codes.js";
+import type { Output } from "../output.js";
+import type { RetentionOptions } from "../retention-options.js";
+import type { Context } from "../run.js";
+import { currentSettings } from "../settings.js";
+import { requireRepository } from "../target-repository.js";
+import { type BackupOptions, runBackup } from "./backup.js";
+import { type PrunedDomain, runPrune } from "./prune.js";
+import { runVerify } from "./verify.js";
+
+interface RunOptions extends Omit<BackupOptions, "create">, RetentionOptions {
+  readonly verifyShare?: number;
+}
+
+interface Step {
+  readonly name: string;
+  readonly work: (context: Context) => Promise<void>;
+}
+
+/** The exit code is the worst of the steps'. */
+export async function runAll(context: Context, options: RunOptions, named: readonly string[]): Promise<void> {
+  const { output, signal } = context;
+  const domains = named.length > 0 ? named : currentSettings().domains;
+  const all = named.length > 0 ? undefined : options.all;
+  if (!all && domains.length === 0) {
+    const message =
+      'which domains? domains = ["web", "db"] or all = true in the configuration file, or name them';
+    throw new UsageError("E_DOMAIN", message);
+  }
+  await requireRepository(options.to, {});
+  const results: Record<string, unknown> = {};
+  const steps = stepsOf({ ...options, all }, domains, results);
+  const codes: number[] = [];
+  for (const [index, { name, work }] of steps.entries()) {
+    const done = steps.slice(0, index).map((step) => step.name);
+    throwIfInterrupted(signal, done);
+    process.exitCode = undefined;
+    try {
+      await work({ output: stepOf(output, name, results), signal });
+      codes.push(Number(process.exitCode ?? EXIT.done));
+    } catch (error) {
+      if (error instanceof InterruptedError) throw error;
+      throwIfInterrupted(signal, done);
+      results[name] = { error: output.fault(name, error) };
+      codes.push(exitCodeOf(error));
+    }
+  }
+  const worst = worstOf(codes);
+  if (output.json) output.result({ ...results, exitCode: worst, warnings: output.warnings }, []);
+  process.exitCode = worst === EXIT.done ? undefined : worst;
+}
+
+function stepsOf(options: RunOptions, domains: readonly string[], results: Record<string, unknown>): Step[] {
+  const {
+    to,
+    keepLast,
+    keepDaily,
+    keepWeekly,
+    keepMonthly,
+    verifyShare: share,
+    metrics,
+    fsync,
+    trustRepository,
+  } = options;
+  const rules = { keepLast, keepDaily, keepWeekly, keepMonthly };
+  const given = Object.fromEntries(
+    Object.entries({ metrics, trustRepository }).filter(([, value]) => value !== undefined),
+  );
+  const steps: Step[] = [{ name: "backup", work: (context) => runBackup(context, options, domains) }];
+  if (Object.values(rules).some((rule) => rule !== undefined)) {
+    // Only what was backed up just now: a repository may have domains of other hosts, which keep what they want.
+    const work = async (context: Context): Promise<void> => {
+      const only = backedUp(results["backup"]);
+      if (only.length > 0) return await runPrune(context, { ...given, ...rules, fsync, only }, to, undefined);
+      context.output.result({ domains: [] }, ["no domain has a new point, so none is pruned"]);
+    };
+    steps.push({ name: "prune", work });
+  }
+  if (share !== undefined) {
+    steps.push({ name: "verify", work: (context) => runVerify(context, { ...given, share }, to, undefined) });
+  }
+  return steps;
+}
+
+/** The domains of which there is a new point. */
+function backedUp(result: unknown): PrunedDomain[] {
+  const { domains = [result] } = (result ?? {}) as { readonly domains?: readonly unknown[] };
+  return domains.flatMap((entry) => {
+    const { id, domain, uuid } = (entry ?? {}) as Readonly<Record<string, unknown>>;
+    if (typeof id !== "string" || typeof domain !== "string") return [];
+    return [{ domain, uuid: typeof uuid === "string" ? uuid : undefined }];
+  });
+}
+
+function stepOf(output: Output, name: string, results: Record<string, unknown>): Output {
+  return output.step((value) => {
+    results[name] = value;
+  });
+}
+
+function throwIfInterrupted(signal: AbortSignal, done: readonly string[]): void {
+  if (!signal.aborted) return;
+  const { reason } = signal;
+  if (done.length === 0 || !(reason instanceof InterruptedError)) throw reason;
+  throw reason.leaving(`${done.join(" and ")} ended before that; what was half made has been removed`);
+}
