@@ -26,6 +26,10 @@ export class Terminal implements AsyncDisposable {
     await this.#tmux("send-keys", "Enter");
   }
 
+  async interrupt(): Promise<void> {
+    await this.#tmux("send-keys", "C-c");
+  }
+
   /** Runs the command; its exit code is a line of its own in the end. */
   async nbdpull(...args: readonly string[]): Promise<void> {
     const words = [process.execPath, NBDPULL, ...args].map((word) => `'${word}'`);
