@@ -49,7 +49,7 @@ export async function runCopy(
 
   const limit = rateLimitOf(options);
   const which = options.latest ? "latest" : options.since && { since: options.since };
-  const progress = await output.progress({ plain: domains.length > 1 });
+  const progress = await output.progress();
   const copy = (domain: string): Promise<CopyResult> =>
     copyDomain({
       from,

@@ -1,10 +1,17 @@
 import { type Command, InvalidArgumentError } from "commander";
-import { size, withCreate, withTrust } from "../options.js";
+import { examples, size, withCreate, withTrust } from "../options.js";
 import type { Run } from "../run.js";
 
 export function addCopy(program: Command, run: Run): void {
   const command = program
     .command("copy")
+    .addHelpText(
+      "after",
+      examples(
+        "nbdpull copy /srv/backups /mnt/offsite/backups",
+        "nbdpull copy s3://backups/site /srv/restored web --latest",
+      ),
+    )
     .description(
       "copy the points that another repository lacks, each with its chain and proven; exit 3 on damage",
     )
