@@ -47,7 +47,13 @@ export default defineConfig({
   platform: "node",
   external: /^node:/,
   // Our modules do nothing by being loaded: what a command doesn't use of an index is left out of what it loads.
-  treeshake: { moduleSideEffects: (id) => !id.includes("/dist/src/") },
+  // ECharts does it only where it says so: each kind of chart is registered by name.
+  treeshake: {
+    moduleSideEffects: [
+      { test: /\/dist\/src\//, sideEffects: false },
+      { test: /\/node_modules\/(?!echarts\/|zrender\/)/, sideEffects: true },
+    ],
+  },
   plugins: [
     withoutCommandFiles,
     lightBuiltins,

@@ -32,10 +32,24 @@ const METRICS = {
   nbdpull_points: "Restore points of the domain when it was last backed up.",
   nbdpull_points_unrestorable:
     "How many of them can't be restored, as far as manifests, missing files and earlier verifies tell.",
+  nbdpull_report_timestamp_seconds: "When nbdpull report last looked at the repository.",
+  nbdpull_report_readable: "1 if it could read the repository and all its domains, else 0.",
+  nbdpull_report_max_age_seconds: "How old the last good point of its domains may be.",
+  nbdpull_report_last_good_timestamp_seconds:
+    "When the newest point of the domain that can be restored was made; 0 if there is none.",
+  nbdpull_report_late: "1 if that is longer ago than it may be, else 0.",
+  nbdpull_report_points: "Restore points of the domain.",
+  nbdpull_report_points_unrestorable: "How many of them can't be restored.",
+  nbdpull_report_chain_length: "Images that a restore of its last good point reads of a disk.",
+  nbdpull_report_virtual_bytes: "Size of its disks.",
+  nbdpull_report_logical_bytes: "What its points would take if each were a full copy of its disks.",
+  nbdpull_report_stored_bytes: "What its points take.",
+  nbdpull_report_growth_bytes_per_day: "What was stored for each day since the oldest point.",
+  nbdpull_report_changed_bytes_per_day: "What was changed on its disks for each day that increments cover.",
 } as const;
-type Metric = keyof typeof METRICS;
+export type Metric = keyof typeof METRICS;
 
-interface Sample {
+export interface Sample {
   readonly metric: Metric;
   /** Labels as they are written, without braces. */
   readonly labels: string;
@@ -47,6 +61,8 @@ export interface MetricsUpdate {
   readonly samples: readonly Sample[];
   /** Names of required series, with the value to use if they are missing. */
   readonly otherwise: readonly Sample[];
+  /** What else is removed, such as series of domains that are gone. */
+  readonly removed?: (old: Sample) => boolean;
 }
 
 /** @param points of the domain: whether each can be restored; undefined: not known */
@@ -147,9 +163,11 @@ function endOf(labels: string, exitCode: number, now: number): Sample[] {
  * @param text the current content; may be empty
  * @throws {UsageError} if the content was not written by this program
  */
-export function updatedMetrics(text: string, { samples, otherwise }: MetricsUpdate, path: string): string {
+export function updatedMetrics(text: string, update: MetricsUpdate, path: string): string {
+  const { samples, otherwise, removed = () => false } = update;
   const before = parseMetrics(text, path);
   const isReplaced = (old: Sample): boolean =>
+    removed(old) ||
     samples.some(
       ({ metric, labels }) => metric === old.metric && subjectOf(labels) === subjectOf(old.labels),
     );
@@ -194,7 +212,7 @@ function isMetric(name: string): name is Metric {
   return Object.hasOwn(METRICS, name);
 }
 
-function labelsOf(labels: Readonly<Record<string, string>>): string {
+export function labelsOf(labels: Readonly<Record<string, string>>): string {
   return Object.entries(labels)
     .map(([name, value]) => `${name}="${escaped(value)}"`)
     .join(",");

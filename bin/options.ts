@@ -13,6 +13,7 @@ import type { ProveSettings } from "../src/backup/take/prove-disk.js";
 import { type LimitOptions, MOST_SECONDS, wholeNumber, withLimits } from "./network-limits.js";
 import { parseSize } from "./sizes.js";
 import type { ColourChoice } from "./terminal.js";
+import { parseDuration } from "./times.js";
 
 /** Options of every command. */
 export interface TalkOptions {
@@ -268,6 +269,11 @@ function upTo(most: number): (text: string) => number {
 
 export function size(text: string): number {
   return argument(() => parseSize(text));
+}
+
+/** A span of time, in seconds. */
+export function span(text: string): number {
+  return argument(() => parseDuration(text));
 }
 
 function digestAlgorithm(text: string): DigestAlgorithm {

@@ -10,7 +10,7 @@ import { styleText } from "node:util";
 import { printable, UNPRINTABLE } from "../src/backup/base/printable.js";
 
 /** A part of a line; the colour appears only on a terminal. */
-type Span = string | { readonly text: string; readonly colour: "green" | "yellow" | "red" };
+export type Span = string | { readonly text: string; readonly colour: "green" | "yellow" | "red" };
 
 /** When colours are shown: where it is a terminal that can, or in any case. */
 export type ColourChoice = "auto" | "always" | "never";

@@ -16,7 +16,7 @@ function sources(): string {
     ),
   );
   return files
-    .filter((file) => file.endsWith(".ts"))
+    .filter((file) => /\.tsx?$/.test(file))
     .map((file) => readFileSync(file, "utf8"))
     .join("\n");
 }

@@ -54,6 +54,10 @@ const ROOMS: Readonly<Record<string, Room>> = {
     what: "a point read at random offsets, and exported by NBD",
     mayImport: words("chain repository export image host base"),
   },
+  report: {
+    what: "what there is, told: the facts of domains, where on disks what was written, how two points differ",
+    mayImport: words("chain repository image base"),
+  },
   guest: {
     what: "one domain and the backup job on it: which base, which folder, which connection, how much scratch space",
     mayImport: words("chain libvirt repository image host base"),
@@ -152,6 +156,7 @@ const PURE = [
   /^src\/backup\/(base\/extent|export\/extent-algebra|repository\/manifest|guest\/scratch-space)\./,
   /^src\/backup\/pull\/(plan|segment|window|reorder)\./,
   /^src\/backup\/prune\/(prune-plan|retention)\./,
+  /^src\/backup\/report\/domain-facts\./,
   /^src\/backup\/image\/(image|run-list|run-cursor|slots)\./,
   /^src\/backup\/qcow2\/(format|header|layout|size-list|stream-placement|table-run-list|tables)\./,
   /^src\/backup\/libvirt\/(job-xml|hypervisor)\./,
@@ -162,7 +167,7 @@ const IO =
 
 const files = ["bin", "src", "bench"].flatMap((folder) =>
   readdirSync(join(root, folder), { recursive: true, encoding: "utf8" })
-    .filter((name) => name.endsWith(".ts"))
+    .filter((name) => /\.tsx?$/.test(name))
     .map((name) => join(folder, name)),
 );
 const imports = new Map(files.map((file) => [file, importsOf(file)]));
@@ -174,10 +179,13 @@ function importsOf(file: string): string[] {
     ...source.matchAll(/\bimport\(\s*["']([^"']+)["']/g),
   ].map((match) => match[1] ?? "");
   return specifiers.map((specifier) =>
-    specifier.startsWith(".")
-      ? relative(root, join(root, dirname(file), specifier)).replace(/\.js$/, ".ts")
-      : specifier,
+    specifier.startsWith(".") ? sourceOf(relative(root, join(root, dirname(file), specifier))) : specifier,
   );
+}
+
+function sourceOf(compiled: string): string {
+  const source = compiled.replace(/\.js$/, ".ts");
+  return files.includes(`${source}x`) ? `${source}x` : source;
 }
 
 function words(text: string): string[] {

@@ -25,6 +25,7 @@ const ELSEWHERE: Readonly<Record<string, string>> = {
   "bin/metrics-file.ts": "the metrics file",
   "bin/option-values.ts": "a certificate that the user named",
   "bin/settings.ts": "whether there is a configuration file",
+  "bin/report-file.ts": "the page that the user wants",
   "bin/version.ts": "this package",
   "src/backup/checks/bitmaps-in-images.ts": "a guest's images",
   "src/backup/checks/tls.ts": "QEMU's certificates",
@@ -71,7 +72,7 @@ const opening = ["bin", "src"]
   .flatMap((folder) =>
     readdirSync(join(root, folder), { recursive: true, encoding: "utf8" }).map((name) => join(folder, name)),
   )
-  .filter((file) => file.endsWith(".ts") && opensPaths(file).length > 0)
+  .filter((file) => /\.tsx?$/.test(file) && opensPaths(file).length > 0)
   .filter((file) => !MODULE.some((room) => room.test(file)));
 
 describe("paths of a repository", () => {

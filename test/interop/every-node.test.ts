@@ -113,6 +113,8 @@ describeEachNode("the command", (node, version) => {
     const other = ["--domain", "other", "--disk", "vda", "--offline", "--quiet"];
     await doneWith(NO_BASE, "import", at("copy.raw"), "--to", at("repo"), ...other);
     expect(await done("points", at("repo"))).toContain("guest: 2 points");
+    expect(await done("report", at("repo"), "--html", at("report.html"))).toMatch(/^guest +good /m);
+    expect(await readFile(at("report.html"), "utf8")).toContain("Backups: 2 domains, all good");
     await done("verify", at("repo"), "--quiet");
     expect(await done("prune", at("repo"), "guest", "--keep-last", "1", "--quiet")).toContain(
       "dropped 1 of 2 points",

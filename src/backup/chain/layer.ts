@@ -140,12 +140,22 @@ export class Layer implements AsyncDisposable {
   }
 
   /**
+   * The runs that the image alone tells of, by its tables or its map. Neither digests nor data are read, so
+   * nothing is proven.
+   * @param onDamage as for {@link runs}
+   * @throws {DamageError} the map of a raw increment is damaged
+   */
+  imageRuns(onDamage: OnDamage): AsyncIterable<ClusterRun> {
+    return this.#image.runs(onDamage);
+  }
+
+  /**
    * Checks what can be checked without reading data or digests: each entry of the image's tables is valid and
    * leads into the file, and the digest file has its end.
    * @throws {DamageError} the first damage
    */
   async checkTables(): Promise<void> {
-    for await (const _ of this.#image.runs(failOnDamage(this)));
+    for await (const _ of this.imageRuns(failOnDamage(this)));
     await this.#digestFile?.assertComplete();
   }
 
