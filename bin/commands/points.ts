@@ -1,15 +1,13 @@
 import { UsageError } from "../../src/backup/base/errors.js";
+import { factsOf, totalsOf } from "../../src/backup/report/domain-facts.js";
+import { type DomainPoints, domainsIn } from "../../src/backup/report/domain-points.js";
 import { chooseDomains } from "../../src/backup/repository/choose-domain.js";
-import {
-  type JudgedPoint,
-  judgePoints,
-  type Obstacle,
-  obstacleText,
-} from "../../src/backup/repository/judged-points.js";
+import { type JudgedPoint, type Obstacle, obstacleText } from "../../src/backup/repository/judged-points.js";
 import type { Manifest } from "../../src/backup/repository/manifest.js";
-import { isOwner, ownersOf } from "../../src/backup/repository/point-owners.js";
+import { isOwner } from "../../src/backup/repository/point-owners.js";
 import { Repository } from "../../src/backup/repository/repository.js";
 import type { WhoseOptions } from "../domain-options.js";
+import { titleOf } from "../domain-title.js";
 import { eachDomain } from "../each-domain.js";
 import { EXIT } from "../exit-codes.js";
 import { fixClock } from "../fixed-clock.js";
@@ -17,23 +15,16 @@ import { keptLines } from "../kept-lines.js";
 import type { TrustOptions } from "../options.js";
 import { human } from "../output.js";
 import type { Context } from "../run.js";
+import type { Line, Span } from "../terminal.js";
+import { tableLines } from "../text-table.js";
+import { localTime } from "../times.js";
 import { prepareToWrite, warnOfStrangers } from "../trust.js";
 
 interface PointsOptions extends TrustOptions, WhoseOptions {
   readonly fixClock?: true;
   readonly wrong?: readonly string[];
   readonly dryRun?: true;
-}
-
-/** The points of one domain in one folder, oldest first. */
-interface Series {
-  readonly folder: string;
-  readonly uuid: string | null;
-  /** Whether the folder has points of other domains too. */
-  readonly isMixed: boolean;
-  readonly points: readonly Manifest[];
-  /** What keeps points from being restored, by their ids. */
-  readonly obstacles: ReadonlyMap<string, readonly Obstacle[]>;
+  readonly long?: boolean;
 }
 
 export async function runPoints(
@@ -58,58 +49,52 @@ export async function runPoints(
   if (isWrite && !dryRun) await prepareToWrite(path, domains, options, context.output);
   else await warnOfStrangers(path, domains, context.output);
   if (isWrite) return await fixClock(repository, domains, { dryRun, wrong }, context);
-  await list(repository, domains, options.uuid, context);
+  await list(repository, domains, options, context);
 }
 
 async function list(
   repository: Repository,
   domains: readonly string[],
-  uuid: string | undefined,
+  { uuid, long = false }: PointsOptions,
   context: Context,
 ): Promise<void> {
   const { output, signal } = context;
-  const look = async (folder: string): Promise<Series[]> => {
-    const judged = await repository.reading(folder, () => judgePoints(repository, folder), signal);
-    const found = seriesOf(folder, judged);
-    for (const { manifest, obstacles } of judged) {
+  const look = async (folder: string): Promise<DomainPoints[]> => {
+    const found = await domainsIn(repository, folder, signal);
+    for (const { manifest, obstacles } of found.flatMap(({ points }) => points)) {
       if (manifest === undefined) for (const { message } of obstacles) output.warn(message);
       if (obstacles.length > 0) process.exitCode = EXIT.damaged;
     }
-    return found.filter((series) => uuid === undefined || isOwner(series.uuid, uuid));
+    const isMeant = (each: DomainPoints): boolean => uuid === undefined || isOwner(each.uuid, uuid);
+    return found.filter((each) => isMeant(each) && each.points.some(({ manifest }) => manifest));
   };
-  const results = await eachDomain(domains, context, look, (found) => output.part(found.flatMap(asText)));
+  // A table needs all its rows; a long list needn't wait for the rest.
+  const tell = long ? (found: DomainPoints[]) => output.part(found.flatMap(longList)) : () => undefined;
+  const results = await eachDomain(domains, context, look, tell);
   const all = results.flatMap((each) => ("error" in each ? [] : each.result));
-  const json = all.flatMap((series) =>
-    series.points.map((point) => asJson(point, series, repository.pointFolder(series.folder, point.id))),
+  const json = all.flatMap((each) =>
+    each.points.flatMap((point) => asJson(point, each, (id) => repository.pointFolder(each.folder, id))),
   );
-  output.result(json, all.length > 0 ? [] : ["no restore points yet"]);
+  const lines = long ? [] : tableOf(all);
+  output.result(json, all.length > 0 ? lines : ["no restore points yet"]);
 }
 
-/** The points of each domain that has some in the folder. */
-function seriesOf(folder: string, judged: readonly JudgedPoint[]): Series[] {
-  const points = judged.flatMap(({ manifest }) => manifest ?? []);
-  const obstacles = new Map(judged.map((point) => [point.id, point.obstacles]));
-  const owners = ownersOf(points);
-  const uuids = [...new Set(owners.values())];
-  return uuids.map((uuid) => ({
-    folder,
-    uuid,
-    isMixed: uuids.length > 1,
-    obstacles,
-    points: points.filter(({ id }) => owners.get(id) === uuid),
-  }));
-}
-
-function asJson(point: Manifest, { uuid, obstacles }: Series, folder: string): Record<string, unknown> {
-  return {
+function asJson(
+  { manifest: point, obstacles }: JudgedPoint,
+  { uuid }: DomainPoints,
+  folderOf: (id: string) => string,
+): Record<string, unknown>[] {
+  if (!point) return [];
+  const folder = folderOf(point.id);
+  const json = {
     id: point.id,
     domain: point.domain.name,
     uuid,
     level: point.level,
     checkpoint: point.checkpoint?.name ?? null,
     createdAt: point.createdAt,
-    restorable: obstaclesOf(point, obstacles).length === 0,
-    obstacles: obstaclesOf(point, obstacles),
+    restorable: obstacles.length === 0,
+    obstacles,
     folder,
     disks: point.disks.map((disk) => ({
       disk: disk.name,
@@ -127,24 +112,84 @@ function asJson(point: Manifest, { uuid, obstacles }: Series, folder: string): R
     ...(point.files ? { files: point.files } : {}),
     ...(point.notKept ? { notKept: point.notKept } : {}),
   };
+  return [json];
 }
 
-function obstaclesOf({ id }: Manifest, obstacles: Series["obstacles"]): readonly Obstacle[] {
-  return obstacles.get(id) ?? [];
+/** One domain's points, or a line for each of several domains; then all together. */
+function tableOf(domains: readonly DomainPoints[]): Line[] {
+  const [only, ...others] = domains;
+  if (!only || others.length > 0) return domainTable(domains);
+  return [...pointTable(only), ...only.points.flatMap(remarks), summary(only)];
 }
 
-function asText({ folder, uuid, isMixed, points, obstacles }: Series): string[] {
-  const name = points.at(-1)?.domain.name ?? folder;
-  // No folder can be called as some domains are.
-  const called = folder === name || folder.startsWith(`${name}@`) ? folder : `${folder} (${name})`;
-  const whose = isMixed ? `${called}, ${uuid === null ? "no UUID" : `UUID ${uuid}`}` : called;
-  const lines = points.flatMap((point) => linesOf(folder, point, obstaclesOf(point, obstacles)));
-  const lost = points.filter((point) => obstaclesOf(point, obstacles).length > 0).length;
-  const warning = lost === 0 ? "" : `; ${lost} CAN'T BE RESTORED (nbdpull repair)`;
-  return [...lines, `${summary(whose, points)}${warning}`];
+function pointTable({ points, ...domain }: DomainPoints): Line[] {
+  const facts = factsOf({ points, ...domain }, { now: Date.now() });
+  const columns = [
+    { head: "POINT" },
+    { head: "MADE", spare: 3 },
+    { head: "LEVEL" },
+    { head: "CHANGED", right: true, spare: 1 },
+    { head: "STORED", right: true },
+    { head: "CHAIN", right: true, spare: 2 },
+    { head: "RESTORABLE" },
+  ] as const;
+  const rows = facts.points
+    .filter(({ level }) => level !== null)
+    .map((point): Span[] => [
+      point.id,
+      localTime(point.createdAt),
+      point.level ?? "",
+      human(point.changedBytes ?? 0),
+      human(point.storedBytes),
+      String(point.chainLength),
+      point.restorable ? "yes" : { text: "NO", colour: "red" },
+    ]);
+  return tableLines(columns, rows);
 }
 
-function linesOf(folder: string, point: Manifest, obstacles: readonly Obstacle[]): string[] {
+function domainTable(domains: readonly DomainPoints[]): Line[] {
+  const all = domains.map((domain) => factsOf(domain, { now: Date.now() }));
+  const totals = totalsOf(all);
+  const columns = [
+    { head: "DOMAIN", cut: true },
+    { head: "POINTS", right: true },
+    { head: "NEWEST", spare: 2 },
+    { head: "SIZE", right: true, spare: 1 },
+    { head: "STORED", right: true },
+    { head: "CAN'T BE RESTORED", right: true },
+  ] as const;
+  const lost = (count: number): Span => (count === 0 ? "0" : { text: String(count), colour: "red" });
+  const rows = all.map((domain): Span[] => [
+    titleOf(domain),
+    String(domain.points.length),
+    localTime(domain.points.at(-1)?.createdAt ?? ""),
+    human(domain.virtualBytes),
+    human(domain.storedBytes),
+    lost(domain.unrestorable),
+  ]);
+  const bytes = [human(totals.virtualBytes), human(totals.storedBytes)];
+  const together = ["together", String(totals.points), "", ...bytes, lost(totals.unrestorable)];
+  return domains.length === 0 ? [] : tableLines(columns, [...rows, together]);
+}
+
+/** What a table has no room for, and nobody should miss. */
+function remarks({ id, manifest, obstacles }: JudgedPoint): string[] {
+  const why = (manifest?.disks ?? []).flatMap(({ name, reason }) =>
+    reason === undefined ? [] : [`${id}: ${name} is full: ${reason}`],
+  );
+  return manifest ? [...why, ...obstacles.map((obstacle) => `${id} ${lostText(obstacle, id)}`)] : [];
+}
+
+function lostText(obstacle: Obstacle, id: string): string {
+  return `CAN'T BE RESTORED: ${obstacleText(obstacle, id)}`;
+}
+
+function longList(domain: DomainPoints): string[] {
+  return [...domain.points.flatMap((point) => linesOf(domain.folder, point)), summary(domain)];
+}
+
+function linesOf(folder: string, { manifest: point, obstacles }: JudgedPoint): string[] {
+  if (!point) return [];
   const base = point.checkpoint ? `checkpoint ${point.checkpoint.name}` : "no base for increments";
   return [
     `${folder}  ${point.id}  ${localTime(point.createdAt)}  ${point.level}  ${base}`,
@@ -154,16 +199,18 @@ function linesOf(folder: string, point: Manifest, obstacles: readonly Obstacle[]
       return `    ${disk.name}  ${human(disk.virtualSize)}, ${what}, ${human(disk.storedBytes)} stored${why}`;
     }),
     ...keptLines(point).map((line) => `    ${line}`),
-    ...obstacles.map((obstacle) => `    CAN'T BE RESTORED: ${obstacleText(obstacle, point.id)}`),
+    ...obstacles.map((obstacle) => `    ${lostText(obstacle, point.id)}`),
   ];
 }
 
-/** @param points of one domain, oldest first */
-function summary(domain: string, points: readonly Manifest[]): string {
+function summary(domain: DomainPoints): string {
+  const points = domain.points.flatMap(({ manifest }) => manifest ?? []);
   const stored = points.flatMap(({ disks }) => disks).reduce((total, disk) => total + disk.storedBytes, 0);
   const needed = neededBy(points.at(-1), points).size;
   const count = points.length === 1 ? "1 point" : `${points.length} points`;
-  return `${domain}: ${count}, ${human(stored)} stored; the newest is based on ${needed - 1} of the others`;
+  const lost = domain.points.filter(({ manifest, obstacles }) => manifest && obstacles.length > 0).length;
+  const warning = lost === 0 ? "" : `; ${lost} CAN'T BE RESTORED (nbdpull repair)`;
+  return `${titleOf(domain)}: ${count}, ${human(stored)} stored; the newest is based on ${needed - 1} of the others${warning}`;
 }
 
 /** The ids of a point and of all points that its disks depend on, as far as known. */
@@ -179,9 +226,4 @@ function neededBy(point: Manifest | undefined, points: readonly Manifest[]): Rea
     }
   }
   return needed;
-}
-
-/** Local time, such as `2026-11-20 16:22:16`. */
-function localTime(iso: string): string {
-  return new Date(iso).toLocaleString("sv-SE");
 }

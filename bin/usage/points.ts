@@ -10,6 +10,10 @@ export function addPoints(program: Command, run: Run): void {
     .description("the restore points of a repository, oldest first, and how they hang together")
     .argument("[repo]", REPO)
     .argument("[domain]")
+    .option(
+      "--long",
+      "all of each point: its checkpoint, its disks, what they are based on, and what was kept",
+    )
     .option("--fix-clock", "date points anew that were made while a clock was wrong; their ids stay")
     .option(
       "--wrong <id>",

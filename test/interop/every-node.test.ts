@@ -16,7 +16,7 @@ import { startServingBy } from "../support/serving.js";
 
 const CLUSTER = 64 * 1024;
 const SIZE = 24 * CLUSTER + 512;
-const COMMANDS = 16;
+const COMMANDS = 17;
 const NO_BASE = "warning: no --checkpoint was given: this point will be no base for increments";
 
 let chain: MemoryChain;
@@ -112,7 +112,8 @@ describeEachNode("the command", (node, version) => {
     }
     const other = ["--domain", "other", "--disk", "vda", "--offline", "--quiet"];
     await doneWith(NO_BASE, "import", at("copy.raw"), "--to", at("repo"), ...other);
-    expect(await done("points", at("repo"))).toContain("guest: 2 points");
+    expect(await done("points", at("repo"), "guest")).toContain("guest: 2 points");
+    expect(await done("stats", at("repo"))).toMatch(/^together {2,}3 /m);
     expect(await done("report", at("repo"), "--html", at("report.html"))).toMatch(/^guest +good /m);
     expect(await readFile(at("report.html"), "utf8")).toContain("Backups: 2 domains, all good");
     await done("verify", at("repo"), "--quiet");

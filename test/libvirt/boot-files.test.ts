@@ -47,7 +47,7 @@ await describeWithLibvirt("the files that a domain boots with", () => {
     }
     const points = await guest.points();
     expect(points.map(({ files }) => files?.length)).toEqual([2, 2]);
-    expect((await nbdpull("points", repo)).stdout).toContain("kept too: nvram (128 KiB)");
+    expect((await nbdpull("points", repo, "--long")).stdout).toContain("kept too: nvram (128 KiB)");
 
     const plain = join(guest.folder, "plain");
     expectExit(await nbdpull("restore", repo, "--to", plain, "--at", first.id), 0);

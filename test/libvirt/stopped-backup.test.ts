@@ -54,7 +54,7 @@ await describeWithLibvirt("backup of a domain that is off", () => {
     expect(some).toMatchObject({ level: "copy", disks: [{ name: "vda", mode: "full" }] });
     await expectNothingLeft(guest);
     expect(await guest.checkpoints()).toEqual([full.checkpoint]);
-    const listed = await nbdpull("points", guest.repo);
+    const listed = await nbdpull("points", guest.repo, "--long");
     expect(listed.stdout.match(/no base for increments/g)).toHaveLength(3);
 
     await lab.powerOn();

@@ -1,0 +1,11 @@
+import type { Command } from "commander";
+import type { Run } from "../run.js";
+
+export function addStats(program: Command, run: Run): void {
+  program
+    .command("stats")
+    .description("what is stored of each domain, what it stands for, and what changes a day")
+    .argument("<repo>")
+    .argument("[domain...]", "left out: all domains")
+    .action(run(async () => (await import("../commands/stats.js")).runStats));
+}
