@@ -50,6 +50,7 @@ const COMMANDS: Readonly<Record<string, () => Promise<(program: Command, run: Ru
   points: async () => (await import("./usage/points.js")).addPoints,
   report: async () => (await import("./usage/report.js")).addReport,
   stats: async () => (await import("./usage/stats.js")).addStats,
+  diff: async () => (await import("./usage/diff.js")).addDiff,
   restore: async () => (await import("./usage/restore.js")).addRestore,
   verify: async () => (await import("./usage/verify.js")).addVerify,
   repair: async () => (await import("./usage/repair.js")).addRepair,

@@ -2,7 +2,7 @@
  * The command's contract with every version of Node that it promises to work with: each command does its work, and says
  * nothing on standard error that nobody asked for.
  */
-import { mkdir, readFile, writeFile } from "node:fs/promises";
+import { mkdir, readdir, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { execa } from "execa";
 import { afterAll, beforeAll, expect, it } from "vitest";
@@ -16,7 +16,7 @@ import { startServingBy } from "../support/serving.js";
 
 const CLUSTER = 64 * 1024;
 const SIZE = 24 * CLUSTER + 512;
-const COMMANDS = 17;
+const COMMANDS = 18;
 const NO_BASE = "warning: no --checkpoint was given: this point will be no base for increments";
 
 let chain: MemoryChain;
@@ -114,6 +114,8 @@ describeEachNode("the command", (node, version) => {
     await doneWith(NO_BASE, "import", at("copy.raw"), "--to", at("repo"), ...other);
     expect(await done("points", at("repo"), "guest")).toContain("guest: 2 points");
     expect(await done("stats", at("repo"))).toMatch(/^together {2,}3 /m);
+    const [first = "", second = ""] = (await readdir(at("repo/guest"))).sort();
+    expect(await done("diff", at("repo"), "guest", first, second)).toMatch(/^vda: /m);
     expect(await done("report", at("repo"), "--html", at("report.html"))).toMatch(/^guest +good /m);
     expect(await readFile(at("report.html"), "utf8")).toContain("Backups: 2 domains, all good");
     await done("verify", at("repo"), "--quiet");

@@ -1,0 +1,19 @@
+import type { Command } from "commander";
+import { withWhose } from "../domain-options.js";
+import type { Run } from "../run.js";
+
+export function addDiff(program: Command, run: Run): void {
+  const command = program
+    .command("diff")
+    .description("where the disks of two points of a domain differ, and how much")
+    .argument("<repo>")
+    .argument("<domain>")
+    .argument("<from>", "a point: its id or the beginning of it, a time, or latest")
+    .argument("<to>", "another one")
+    .option("--disk <name>", "only this disk; may be given several times", collect);
+  withWhose(command).action(run(async () => (await import("../commands/diff.js")).runDiff));
+}
+
+function collect(name: string, before: readonly string[] = []): readonly string[] {
+  return [...before, name];
+}
