@@ -3,6 +3,7 @@ import { hasCode } from "../base/errors.js";
 import { resolveConnectionUri, runtimeFolder } from "./connection-uri.js";
 import { type Asked, failure } from "./libvirt-errors.js";
 import { parseDaemonAddress } from "./rpc/daemon-address.js";
+import { Download } from "./rpc/download.js";
 import { type DomainEvent, EVENT } from "./rpc/events.js";
 import * as remote from "./rpc/procedures.js";
 import { RpcSession, unlessAborted } from "./rpc/session.js";
@@ -115,6 +116,23 @@ export class LibvirtCalls {
   ): Promise<Answer> {
     const found = await this.find(domain);
     return await this.call(procedure, { ...args, domain: found }, nameOf(domain));
+  }
+
+  /** Asks for something that comes as a stream, of at most `most` bytes. */
+  async download<Args extends object, Answer>(
+    procedure: Procedure<Args & { readonly domain: Domain }, Answer>,
+    domain: DomainRef,
+    args: Args,
+    most: number,
+  ): Promise<{ readonly answer: Answer; readonly bytes: Buffer }> {
+    const { signal, timeoutMs = TIMEOUT_MS } = this.#options;
+    const found = await this.find(domain);
+    return await this.#patiently({ procedure, about: nameOf(domain) }, async () => {
+      const download = new Download(most);
+      const whole = { ...args, domain: found };
+      const answer = await this.#session.call(procedure, whole, { signal, timeoutMs, download });
+      return { answer, bytes: await download.bytes };
+    });
   }
 
   /** A domain for a call. A known one needs no question: libvirt finds it by its UUID. */

@@ -9,7 +9,8 @@
  * `guest-end.ts` says how a guest ended (`domain-state.ts`); `image-sizes.ts` reads how large images are.
  * `restored-domain.ts` makes the definition of a restored domain
  * (`character-devices.ts`), of which `left-out.ts` leaves only what `definition-rules.ts` allows, and
- * `try-definition.ts` asks libvirt about it (`left-trials.ts`). `checkpoints.ts` and `checkpoint-edit.ts` delete and mend
+ * `try-definition.ts` asks libvirt about it (`left-trials.ts`). `domain-run.ts` starts a domain and has QEMU fill
+ * its disks. `checkpoints.ts` and `checkpoint-edit.ts` delete and mend
  * checkpoints, `freeze.ts` freezes and thaws, `fragile-disks.ts` names disks that QEMU dies of,
  * `choose-disks.ts` picks a domain's disks, `boot-files.ts` and `capabilities-xml.ts` say what else a domain
  * needs, `start-watch.ts` hears of a domain's start, and `xml.ts` on `xml-tree.ts` reads XML.
@@ -232,7 +233,8 @@ export class Libvirt implements AsyncDisposable {
    * backup job, which is one of the domain, is no block job here.
    */
   async blockJob(domain: DomainRef, target: string): Promise<string | undefined> {
-    const type = await this.#calls.ask(remote.DOMAIN_GET_BLOCK_JOB_INFO, domain, { path: target });
+    const { type } =
+      (await this.#calls.ask(remote.DOMAIN_GET_BLOCK_JOB_INFO, domain, { path: target })) ?? {};
     return type === undefined || type === BACKUP_JOB ? undefined : (BLOCK_JOBS[type] ?? "Unknown job");
   }
 
@@ -426,6 +428,25 @@ export class Libvirt implements AsyncDisposable {
   /** Makes libvirt forget a domain. What belongs to it stays: disks and NVRAM. */
   async undefine(domain: DomainRef): Promise<void> {
     await this.#calls.ask(remote.DOMAIN_UNDEFINE_FLAGS, domain, { flags: KEEP_NVRAM });
+  }
+
+  /** @internal Asks about a domain: see `LibvirtCalls`. */
+  ask<Args extends object, Answer>(
+    procedure: remote.Procedure<Args & { readonly domain: remote.WireDomain }, Answer>,
+    domain: DomainRef,
+    args: Args,
+  ): Promise<Answer> {
+    return this.#calls.ask(procedure, domain, args);
+  }
+
+  /** @internal Asks for a stream: see `LibvirtCalls`. */
+  download<Args extends object, Answer>(
+    procedure: remote.Procedure<Args & { readonly domain: remote.WireDomain }, Answer>,
+    domain: DomainRef,
+    args: Args,
+    most: number,
+  ): Promise<{ readonly answer: Answer; readonly bytes: Buffer }> {
+    return this.#calls.download(procedure, domain, args, most);
   }
 
   /** @internal Registers for events: see `LibvirtCalls`. */

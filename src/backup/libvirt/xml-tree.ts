@@ -117,6 +117,10 @@ export class XmlElement {
     else this.#children[at] = child;
   }
 
+  append(child: XmlElement): void {
+    this.#children.push(child);
+  }
+
   /** Removes the child elements for which `fits` is true, and the line breaks before them. */
   removeWhere(fits: (child: XmlElement) => boolean): void {
     const kept: (XmlElement | Other)[] = [];

@@ -1,6 +1,6 @@
 /**
  * libvirt's protocol as its daemons speak it. Read this file first: one connection, its calls and its events.
- * `packets.ts` divides its bytes, `xdr.ts` and `typed-params.ts` are the values in them, `procedures.ts` has
+ * `packets.ts` divides its bytes, `download.ts` collects a stream of them, `xdr.ts` and `typed-params.ts` are the values in them, `procedures.ts` has
  * what can be called, `events.ts` what libvirt tells by itself, and `errors.ts` what becomes of a call
  * otherwise. `daemon-address.ts` reads a URI, `dial.ts` connects, `open.ts` authenticates,
  * and `session.ts` connects again after a loss. Nothing here knows what a backup is.
@@ -9,6 +9,7 @@
 import type { Duplex } from "node:stream";
 import pLimit from "p-limit";
 import { messageOf } from "../../base/errors.js";
+import type { Download } from "./download.js";
 import { decodeError, LateError, LostError } from "./errors.js";
 import { type DomainEvent, decodeEvent } from "./events.js";
 import { encodePacket, type Packet, PacketSplitter, PROGRAM, STATUS, TYPE } from "./packets.js";
@@ -28,6 +29,8 @@ export interface Transport {
 export interface CallOptions {
   readonly signal?: AbortSignal | undefined;
   readonly timeoutMs: number;
+  /** Takes the stream that follows the answer. Only for a procedure that is not repeatable. */
+  readonly download?: Download | undefined;
 }
 
 /**
@@ -63,6 +66,8 @@ export class RpcConnection {
   readonly #calls = new Map<number, Call>();
   /** Serials of calls whose answer nobody waits for any longer. */
   readonly #abandoned = new Map<number, Procedure<never, unknown>>();
+  /** Streams that have not ended, by the serials of their calls. */
+  readonly #downloads = new Map<number, Download>();
   readonly #limit = pLimit(MOST_CALLS);
   readonly #lost = new AbortController();
   readonly #listeners = new Set<(event: DomainEvent) => void>();
@@ -104,7 +109,7 @@ export class RpcConnection {
   async call<Args, Answer>(
     procedure: Procedure<Args, Answer>,
     args: Args,
-    { signal, timeoutMs }: CallOptions,
+    { signal, timeoutMs, download }: CallOptions,
   ): Promise<Answer> {
     return await this.#limit(async () => {
       signal?.throwIfAborted();
@@ -116,9 +121,11 @@ export class RpcConnection {
       const answer = new Promise<Answer>((resolve, reject) => {
         this.#calls.set(serial, { procedure, resolve: resolve as Call["resolve"], reject });
       });
+      if (download) this.#downloads.set(serial, download);
       this.#transport.keepAwake(true);
       this.#send({ ...HEADER, procedure: procedure.number, serial, payload: out.finish() });
       const giveUp = (reason: unknown): void => {
+        download?.fail(reason);
         const call = this.#calls.get(serial);
         if (!call) return;
         this.#calls.delete(serial);
@@ -129,7 +136,9 @@ export class RpcConnection {
       signal?.addEventListener("abort", abort, { once: true });
       const timer = setTimeout(() => giveUp(new LateError(`no answer in ${timeoutMs / 1000} s`)), timeoutMs);
       try {
-        return await answer;
+        const answered = await answer;
+        await download?.bytes;
+        return answered;
       } finally {
         clearTimeout(timer);
         signal?.removeEventListener("abort", abort);
@@ -158,6 +167,7 @@ export class RpcConnection {
       if (packet.procedure === PING && isReading) this.#keepalive(PONG);
     } else if (packet.type === TYPE.message) this.#event(packet);
     else if (packet.type === TYPE.reply) this.#reply(packet);
+    else if (packet.type === TYPE.stream) this.#stream(packet);
     else throw new UnreadableError(`a packet of type ${packet.type}`);
   }
 
@@ -186,8 +196,23 @@ export class RpcConnection {
     reader.end();
     this.#calls.delete(serial);
     this.#abandoned.delete(serial);
+    // No stream follows an error.
+    if (error) this.#downloads.delete(serial);
     if (error) call?.reject(error);
     else call?.resolve(answer);
+  }
+
+  #stream(packet: Packet): void {
+    const { program, procedure, serial } = packet;
+    const download = this.#downloads.get(serial);
+    if (!download) throw new UnreadableError(`a stream of call ${serial}, which asked for none`);
+    const state = download.take(packet);
+    if (state === "more") return;
+    if (state === "ended") this.#downloads.delete(serial);
+    else {
+      const end = { program, procedure, serial, status: STATUS.ok, payload: Buffer.alloc(0) };
+      this.#send({ ...end, type: TYPE.stream });
+    }
   }
 
   #keepalive(procedure: number): void {
@@ -210,6 +235,7 @@ export class RpcConnection {
     this.#lost.abort(reason);
     clearInterval(this.#heartbeat);
     for (const { reject } of this.#calls.values()) reject(reason);
+    for (const download of this.#downloads.values()) download.fail(reason);
     this.#calls.clear();
     this.#abandoned.clear();
     this.#transport.close();

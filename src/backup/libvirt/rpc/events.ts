@@ -5,7 +5,7 @@ import { type TypedParams, typedParams } from "./typed-params.js";
 import type { XdrReader } from "./xdr.js";
 
 /** virDomainEventID: what to register for. */
-export const EVENT = { lifecycle: 0, jobCompleted: 21, blockThreshold: 24 } as const;
+export const EVENT = { lifecycle: 0, blockJob: 16, jobCompleted: 21, blockThreshold: 24 } as const;
 
 export type DomainEvent =
   | {
@@ -14,6 +14,15 @@ export type DomainEvent =
       /** virDomainEventType, and its detail. */
       readonly event: number;
       readonly detail: number;
+    }
+  | {
+      /** A block job of a disk is ready or has ended. */
+      readonly kind: "blockJob";
+      readonly domain: WireDomain;
+      /** `vda`. */
+      readonly device: string;
+      /** virConnectDomainEventBlockJobStatus. */
+      readonly status: number;
     }
   | { readonly kind: "jobCompleted"; readonly domain: WireDomain; readonly params: TypedParams }
   | {
@@ -37,6 +46,14 @@ const EVENTS: Readonly<Record<number, (message: XdrReader) => DomainEvent>> = {
       event: message.int(),
       detail: message.int(),
     };
+  },
+  // DOMAIN_EVENT_BLOCK_JOB_2
+  339: (message) => {
+    message.int();
+    const [domain, device] = [readDomain(message), message.string()];
+    // The job's type.
+    message.int();
+    return { kind: "blockJob", domain, device, status: message.int() };
   },
   // DOMAIN_EVENT_CALLBACK_JOB_COMPLETED
   363: (message) => {

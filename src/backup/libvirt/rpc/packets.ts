@@ -12,17 +12,17 @@ import { UnreadableError } from "./xdr.js";
 /** `unsigned prog`: whose procedures are meant. */
 export const PROGRAM = { remote: 0x20008086, keepalive: 0x6b656570 } as const;
 
-/** `virNetMessageType`. A stream, or file descriptors, come only to who asked for them. */
-export const TYPE = { call: 0, reply: 1, message: 2 } as const;
+/** `virNetMessageType`. A stream comes only to who asked for one, and so do file descriptors. */
+export const TYPE = { call: 0, reply: 1, message: 2, stream: 3 } as const;
 
 /** `virNetMessageStatus`. */
-export const STATUS = { ok: 0, error: 1 } as const;
+export const STATUS = { ok: 0, error: 1, continue: 2 } as const;
 
 export interface Packet {
   readonly program: number;
   readonly procedure: number;
   readonly type: number;
-  /** A reply has the serial of its call; a message has 0. */
+  /** A reply and a stream have the serial of their call; a message has 0. */
   readonly serial: number;
   readonly status: number;
   readonly payload: Buffer;

@@ -92,6 +92,14 @@ export const DOMAIN_LOOKUP_BY_UUID = ask(
   readDomain,
 );
 
+/** Lets a paused domain run. */
+export const DOMAIN_RESUME = act(
+  28,
+  "DOMAIN_RESUME",
+  (out, { domain }: { readonly domain: WireDomain }) => writeDomain(out, domain),
+  nothing,
+);
+
 /** `feature`: VIR_DRV_FEATURE_*. */
 export const CONNECT_SUPPORTS_FEATURE = ask(
   60,
@@ -163,6 +171,24 @@ export const DOMAIN_GET_BLOCK_INFO = ask(
   }),
 );
 
+/** Starts a domain that is defined; `flags`: virDomainCreateFlags. */
+export const DOMAIN_CREATE_WITH_FLAGS = act(
+  196,
+  "DOMAIN_CREATE_WITH_FLAGS",
+  (out, { domain, flags }: { readonly domain: WireDomain; readonly flags: number }) =>
+    writeDomain(out, domain).int(flags),
+  readDomain,
+);
+
+/** A picture of what a screen shows follows as a stream; the answer is its MIME type. */
+export const DOMAIN_SCREENSHOT = act(
+  211,
+  "DOMAIN_SCREENSHOT",
+  (out, { domain, screen }: { readonly domain: WireDomain; readonly screen: number }) =>
+    writeDomain(out, domain).int(screen).int(0),
+  (answer) => answer.optionalString(),
+);
+
 /** `state`: virDomainState. */
 export const DOMAIN_GET_STATE = ask(
   212,
@@ -180,7 +206,16 @@ export const DOMAIN_UNDEFINE_FLAGS = act(
   nothing,
 );
 
-/** `type`: virDomainBlockJobType; undefined: none runs. */
+/** Ends a run as if the power were cut; `flags`: virDomainDestroyFlagsValues. */
+export const DOMAIN_DESTROY_FLAGS = act(
+  234,
+  "DOMAIN_DESTROY_FLAGS",
+  (out, { domain, flags }: { readonly domain: WireDomain; readonly flags: number }) =>
+    writeDomain(out, domain).int(flags),
+  nothing,
+);
+
+/** `type`: virDomainBlockJobType; `done` of `total` bytes; undefined: none runs. */
 export const DOMAIN_GET_BLOCK_JOB_INFO = ask(
   238,
   "DOMAIN_GET_BLOCK_JOB_INFO",
@@ -189,10 +224,27 @@ export const DOMAIN_GET_BLOCK_JOB_INFO = ask(
   (answer) => {
     const found = answer.int() === 1;
     const type = answer.int();
-    // Bandwidth, and how far it is.
-    for (let number = 1; number <= 3; number += 1) answer.bigint();
-    return found ? type : undefined;
+    // Bandwidth.
+    answer.bigint();
+    const [done, total] = [answer.size("what is done"), answer.size("a total")];
+    return found ? { type, done, total } : undefined;
   },
+);
+
+/** Has QEMU copy what an image shows of its backing files into it. `flags`: virDomainBlockPullFlags. */
+export const DOMAIN_BLOCK_PULL = act(
+  240,
+  "DOMAIN_BLOCK_PULL",
+  (
+    out,
+    args: {
+      readonly domain: WireDomain;
+      readonly path: string;
+      readonly bandwidth: number;
+      readonly flags: number;
+    },
+  ) => writeDomain(out, args.domain).string(args.path).size(args.bandwidth).int(args.flags),
+  nothing,
 );
 
 /** `flags`: virConnectListAllDomainsFlags; 0: all. */

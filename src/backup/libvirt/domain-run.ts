@@ -1,0 +1,112 @@
+/** A domain started, resumed and ended, and QEMU told to fill its disks from what they are based on. */
+import { hasCode } from "../base/errors.js";
+import type { DomainRef, Libvirt } from "./libvirt.js";
+import { EVENT } from "./rpc/events.js";
+import * as remote from "./rpc/procedures.js";
+import { parseTree, type XmlElement } from "./xml-tree.js";
+
+/** virDomainState. */
+const PAUSED = 3;
+const RUNS = [1, 2, PAUSED, 4, 7];
+/** virDomainPausedReason: VIR_DOMAIN_PAUSED_IOERROR. */
+const IO_ERROR = 5;
+/** VIR_DOMAIN_BLOCK_PULL_BANDWIDTH_BYTES: the bandwidth is in bytes per second. */
+const IN_BYTES = 1 << 6;
+/** Larger than a screen of 8K without compression. */
+const MOST_PICTURE = 256 * 1024 * 1024;
+/** VIR_DOMAIN_UNDEFINE_NVRAM. */
+const WITH_NVRAM = 4;
+/** VIR_DOMAIN_XML_SECURE and _INACTIVE: a definition that is whole, to be defined again. */
+const WHOLE_DEFINITION = 1 | 2;
+
+/** `stopped`: QEMU has paused it, because a disk failed and its error policy is `stop`. */
+export type RunState = "runs" | "paused" | "stopped" | "off";
+
+/** How far QEMU is with filling a disk, in bytes of the guest's disk. */
+export interface FillProgress {
+  readonly done: number;
+  readonly total: number;
+}
+
+/** Every method rejects as those of `Libvirt` do. */
+export class DomainRun {
+  readonly #libvirt: Libvirt;
+  readonly #domain: DomainRef;
+
+  constructor(libvirt: Libvirt, domain: DomainRef) {
+    this.#libvirt = libvirt;
+    this.#domain = domain;
+  }
+
+  async start(): Promise<void> {
+    await this.#libvirt.ask(remote.DOMAIN_CREATE_WITH_FLAGS, this.#domain, { flags: 0 });
+  }
+
+  /** Lets it run, and QEMU try again what failed. */
+  async resume(): Promise<void> {
+    await this.#libvirt.ask(remote.DOMAIN_RESUME, this.#domain, {});
+  }
+
+  /** Ends it as if the power were cut. */
+  async destroy(): Promise<void> {
+    await this.#libvirt.ask(remote.DOMAIN_DESTROY_FLAGS, this.#domain, { flags: 0 });
+  }
+
+  /** Makes libvirt forget it, and remove what it made for it: NVRAM, and the state of a TPM. */
+  async forget(): Promise<void> {
+    await this.#libvirt.ask(remote.DOMAIN_UNDEFINE_FLAGS, this.#domain, { flags: WITH_NVRAM });
+  }
+
+  async state(): Promise<RunState> {
+    const { state, reason } = await this.#libvirt.ask(remote.DOMAIN_GET_STATE, this.#domain, {});
+    if (state === PAUSED) return reason === IO_ERROR ? "stopped" : "paused";
+    return RUNS.includes(state) ? "runs" : "off";
+  }
+
+  /** What its first screen shows: a PPM or PNG image. */
+  async screenshot(): Promise<{ readonly type: string; readonly bytes: Buffer }> {
+    const call = remote.DOMAIN_SCREENSHOT;
+    const { answer, bytes } = await this.#libvirt.download(call, this.#domain, { screen: 0 }, MOST_PICTURE);
+    return { type: answer ?? "", bytes };
+  }
+
+  /** Its definition as it will be at the next start, with the passwords in it: only for defining it again. */
+  async wholeDefinition(): Promise<string> {
+    return await this.#libvirt.ask(remote.DOMAIN_GET_XML_DESC, this.#domain, { flags: WHOLE_DEFINITION });
+  }
+
+  /** Has QEMU copy into a disk's image what the images show that it is based on. Returns at once. */
+  async fill(disk: string, bytesPerSecond: number | undefined): Promise<void> {
+    const args = { path: disk, bandwidth: bytesPerSecond ?? 0, flags: IN_BYTES };
+    await this.#libvirt.ask(remote.DOMAIN_BLOCK_PULL, this.#domain, args);
+  }
+
+  /** How far that is; undefined if no block job runs on the disk. */
+  async filling(disk: string): Promise<FillProgress | undefined> {
+    return await this.#libvirt.ask(remote.DOMAIN_GET_BLOCK_JOB_INFO, this.#domain, { path: disk });
+  }
+
+  /** Whether a disk of the running domain is based on nothing. @returns undefined if it is off */
+  async standsAlone(disk: string): Promise<boolean | undefined> {
+    const domain = parseTree(await this.#libvirt.domainXml(this.#domain), "domain");
+    if (domain.attribute("id") === undefined) return undefined;
+    const isDisk = (each: XmlElement): boolean => each.first("target")?.attributeText("dev") === disk;
+    const found = domain.all("devices", "disk").find(isDisk);
+    // libvirt puts an empty element where nothing follows.
+    return found !== undefined && found.first("backingStore", "source") === undefined;
+  }
+
+  /**
+   * Calls `wake` when something happens to the domain or to a block job of its disks, until disposed. It isn't
+   * called any more when the connection to libvirt is lost: look now and then all the same.
+   */
+  async watch(wake: () => void): Promise<AsyncDisposable> {
+    const { stop } = await this.#libvirt.listen(this.#domain, [EVENT.lifecycle, EVENT.blockJob], wake);
+    return { [Symbol.asyncDispose]: stop };
+  }
+}
+
+/** Whether an error says that the domain is off, or that libvirt has forgotten it. */
+export function isOff(error: unknown): boolean {
+  return hasCode(error, "E_DOMAIN_OFF") || hasCode(error, "E_NO_SUCH_DOMAIN");
+}
