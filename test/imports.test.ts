@@ -26,6 +26,10 @@ const ROOMS: Readonly<Record<string, Room>> = {
     what: "what would make a backup fail, asked before it begins, and `doctor`",
     mayImport: words("guest libvirt repository qcow2 image host base"),
   },
+  live: {
+    what: "a guest that runs from a point, while its disks are filled or only to see whether it comes up",
+    mayImport: words("restore serve pull chain repository libvirt image host base"),
+  },
   restore: {
     what: "the disks of a point rebuilt, into files, over devices or over exports, and the domain beside them",
     mayImport: words("pull chain export repository storage libvirt digest image threads host base"),
@@ -120,7 +124,7 @@ const ROOMS: Readonly<Record<string, Room>> = {
   },
 };
 /** A point must stay readable without libvirt, so only these rooms may know it. */
-const USERS_OF_LIBVIRT = words("take checks restore guest");
+const USERS_OF_LIBVIRT = words("take checks live restore guest");
 
 /**
  * The floors of everything else, top first. A file may import from its own floor and those below. The first

@@ -15,24 +15,16 @@ import { type FileTarget, RestoredFiles } from "../../src/backup/restore/restore
 import { type Destination, destinationOf, inFolder } from "../destination.js";
 import type { WhoseOptions } from "../domain-options.js";
 import { EXIT, InterruptedError } from "../exit-codes.js";
+import { assertLive, type LiveOptions } from "../live-options.js";
 import { connectOf, formatOf, rateLimitOf, windowOf } from "../option-values.js";
 import type { CopyOptions, NetworkOptions, TrustOptions } from "../options.js";
 import { human, type Progress } from "../output.js";
 import type { Context } from "../run.js";
 import { requireTrust, warnOfStrangers } from "../trust.js";
 
-interface RestoreOptions extends CopyOptions, NetworkOptions, TrustOptions, WhoseOptions {
+interface RestoreOptions extends CopyOptions, NetworkOptions, TrustOptions, WhoseOptions, LiveOptions {
   readonly at: string;
   readonly disk?: string[];
-  readonly to: string;
-  readonly force?: true;
-  readonly salvage?: true;
-  /** If empty, the program chooses a name. */
-  readonly define?: string;
-  readonly keepIdentity?: true;
-  readonly xml?: string;
-  readonly connect?: string;
-  readonly trustDefinition?: true;
 }
 
 /** What is restored, and from where. */
@@ -55,17 +47,25 @@ export async function runRestore(
   if (options.keepIdentity && !isDefinitionWanted(options)) {
     throw new UsageError("E_DEFINE", "--keep-identity is about a definition: give --define or --xml too");
   }
+  assertLive(options);
   const repository = await Repository.open(path, { trusted: options.trustRepository });
   const domain = await chooseDomain(repository, wanted, options);
   if (isDefinitionWanted(options)) await requireTrust(path, [domain], options, context.output);
   else if (!options.trustRepository) await warnOfStrangers(path, [domain], context.output);
   const read = async (): Promise<void> => {
-    const point = await choosePoint(repository, domain, options.at, options.uuid).catch(
-      async (error: unknown) => {
-        throw await withRestorable(error, repository, domain, options.disk);
-      },
-    );
-    const disks = chooseDisks(point, options.disk);
+    const choose = async () => {
+      const point = await choosePoint(repository, domain, options.at, options.uuid).catch(
+        async (error: unknown) => {
+          throw await withRestorable(error, repository, domain, options.disk);
+        },
+      );
+      return { point, disks: chooseDisks(point, options.disk) };
+    };
+    if (options.live) {
+      const { runLive } = await import("./restore-live.js");
+      return await runLive(context, options, { repository, domain, choose });
+    }
+    const { point, disks } = await choose();
     const originals = await originalFormats(repository, domain, point);
     const destination = await destinationOf(repository, options, originals);
     const progress = await context.output.progress();

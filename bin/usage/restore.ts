@@ -38,6 +38,12 @@ export function addRestore(program: Command, run: Run): void {
       "--keep-identity",
       "with --define: for a domain that is gone, with its own name, UUID and MACs; refused while it is there",
     )
+    .option(
+      "--live",
+      "with --define: start the domain at once, from the repository; its disks are filled meanwhile",
+    )
+    .option("--resume", "with --live: only go on with one that was killed")
+    .option("--no-start", "with --live: only define the domain, and wait until somebody starts it")
     .option("--xml <file>", "where that definition is written; without --define it is only written")
     .option(
       "--trust-definition",

@@ -43,6 +43,7 @@ const ELSEWHERE: Readonly<Record<string, string>> = {
   "src/backup/guest/stopped-disk.ts": "a guest's images",
   "src/backup/libvirt/connection-uri.ts": "libvirt.conf",
   "src/backup/libvirt/rpc/dial-tls.ts": "libvirt's certificates",
+  "src/backup/live/live-server.ts": "its own socket, beside the disks",
   "src/backup/restore/device-target.ts": "/sys",
   "src/backup/restore/restore.ts": "where the user wants a restore",
   "src/backup/restore/restored-definition.ts": "where the user wants the XML",

@@ -1,4 +1,5 @@
 import { readDamage } from "../repository/damage-record.js";
+import { isLive } from "../repository/live-note.js";
 import { type Manifest, timeOf } from "../repository/manifest.js";
 import { domainsAmong, isOwner, type Owners, ownersOf } from "../repository/point-owners.js";
 import { hiddenPoints } from "../repository/prune-journal.js";
@@ -22,7 +23,7 @@ export interface PrunedPoint {
   readonly action: "keep" | "drop";
   /**
    * The rules that keep it, `ahead of the clock` (it says that it was made later than now), `base` (the next
-   * increment starts from it), `another domain`, `damaged` chains that nothing is merged in, or the kept points
+   * increment starts from it), `a guest runs on it` (its disks are still filled), `another domain`, `damaged` chains that nothing is merged in, or the kept points
    * that are based on it.
    */
   readonly reasons: readonly string[];
@@ -52,6 +53,10 @@ export async function decide(options: DecideOptions): Promise<Decision> {
   const all = [...points, ...going].sort((one, other) => (one.id < other.id ? -1 : 1));
   const owners = ownersOf(all);
   const keep = new Map(domainsAmong(owners).flatMap((owner) => [...kept(points, owners, owner, options)]));
+  for (const { id } of points) {
+    await using point = await repository.holdPoint(domain, id);
+    if (await isLive(point)) keep.set(id, [...(keep.get(id) ?? []), "a guest runs on it"]);
+  }
   const damaged = await damagedDisks(repository, domain, all);
   const plan = planSparing(all, keep, damaged);
   return {

@@ -139,6 +139,11 @@ export class RestoredDefinition {
     return new RestoredDefinition({ ...made, warnings, name, xmlPath, files }, made.xml, options);
   }
 
+  /** As it is written, and defined. */
+  get xml(): string {
+    return this.#xml;
+  }
+
   /**
    * Writes the XML and, if there is a `libvirt`, defines the domain.
    * @throws {BackupError} `E_DEFINE_FAILED`: the XML can't be written, or libvirt rejects it; the restored

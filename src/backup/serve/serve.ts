@@ -133,6 +133,16 @@ export class PointServer implements AsyncDisposable {
     }));
   }
 
+  /** The stretches of a disk that are zero, in guest order, in bytes. */
+  *zeroes(disk: string): Generator<{ readonly offset: number; readonly length: number }> {
+    const view = this.#view.disks.find((each) => each.disk.name === disk);
+    let offset = 0;
+    for (const { length, state } of view?.extents(0, view.size) ?? []) {
+      if (state === "zero") yield { offset, length };
+      offset += length;
+    }
+  }
+
   /** Hangs up on all clients, removes the socket and closes the images. */
   async close(): Promise<void> {
     await closeAll(this.#server, this.#view);

@@ -1,0 +1,107 @@
+import { resolve } from "node:path";
+import { Libvirt } from "../../src/backup/libvirt/libvirt.js";
+import { type LiveEvent, type LiveRestoreOptions, restoreLive } from "../../src/backup/live/live-restore.js";
+import { inFolder } from "../destination.js";
+import { EXIT, InterruptedError } from "../exit-codes.js";
+import type { LiveOptions } from "../live-options.js";
+import type { Progress } from "../output.js";
+import type { Context } from "../run.js";
+
+/** Has a domain run from the point, and waits until its disks are filled. */
+export async function runLive(
+  context: Context,
+  options: LiveOptions,
+  what: Pick<LiveRestoreOptions, "repository" | "domain" | "choose">,
+): Promise<void> {
+  const { output, signal } = context;
+  const progress = await output.progress();
+  const teller = new Teller(context, progress);
+  await using libvirt = new Libvirt({ connect: options.connect, signal });
+  try {
+    const live = await inFolder(options.to, { forDomain: true }, () =>
+      restoreLive({
+        ...{ ...what, libvirt, signal, folder: resolve(options.to), name: options.define || undefined },
+        ...{ keepIdentity: options.keepIdentity ?? false, trusted: options.trustDefinition ?? false },
+        ...{ resume: options.resume ?? false, start: options.start, salvage: options.salvage ?? false },
+        ...{ force: options.force ?? false, rate: options.limitRate, onEvent: (event) => teller.tell(event) },
+      }),
+    );
+    const { name, uuid, point, disks, seconds } = live;
+    const lines = disks.map(({ disk, path }) => `${path}: ${disk} of ${point}, filled`);
+    output.result(
+      {
+        domain: what.domain,
+        point,
+        live: { domain: name, uuid, startedAfter: teller.startedAfter ?? null, seconds },
+        disks,
+      },
+      [...lines, `${name} needs nbdpull no longer, after ${seconds.toFixed(1)} s`],
+    );
+  } catch (error) {
+    if (teller.name === undefined || !(signal.reason instanceof InterruptedError)) throw error;
+    if (teller.isDamaged) process.exitCode = EXIT.damaged;
+    throw signal.reason.leaving(
+      `the disks of ${teller.name} are not filled. It runs on, and stops as soon as it reads what is not there yet; the same command with --resume goes on`,
+    );
+  } finally {
+    progress.stop();
+  }
+}
+
+/** Says what happens to a live restore. */
+class Teller {
+  readonly #context: Context;
+  readonly #progress: Progress;
+  /** The domain, once it may run. */
+  name: string | undefined;
+  startedAfter: number | undefined;
+  isDamaged = false;
+
+  constructor(context: Context, progress: Progress) {
+    this.#context = context;
+    this.#progress = progress;
+  }
+
+  tell(event: LiveEvent): void {
+    const { output } = this.#context;
+    switch (event.type) {
+      case "live":
+        this.#tellLive(event);
+        break;
+      case "filling":
+        this.#progress.update(event.disk, event.done, event.total, event.done);
+        break;
+      case "filled":
+        output.note(`${event.disk} is filled`);
+        break;
+      case "off":
+        output.note(`${this.name} is off: its disks are filled while it runs`);
+        break;
+      case "stopped":
+        output.warn(`QEMU has stopped ${this.name}, because a disk failed; it is let go on`);
+        break;
+      case "damaged":
+        this.isDamaged = true;
+        process.exitCode = EXIT.damaged;
+        output.warn(
+          `${event.error.message}. The guest stops or has an error where it reads that, until it has written over it`,
+        );
+        break;
+      case "trouble":
+      case "warning":
+        output.warn(event.message);
+        break;
+      default:
+        event satisfies never;
+    }
+  }
+
+  #tellLive({ name, point, isStarted, seconds }: Extract<LiveEvent, { type: "live" }>): void {
+    this.name = name;
+    const how = isStarted ? `runs after ${seconds.toFixed(2)} s` : "is defined and can be started";
+    if (isStarted) this.startedAfter = seconds;
+    this.#context.output.note(
+      `${name} ${how}, from point ${point} through nbdpull, which it needs until nbdpull says that it is needed no longer`,
+    );
+  }
+}

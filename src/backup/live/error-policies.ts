@@ -1,0 +1,52 @@
+import { formatTree, parseTree, XmlElement } from "../libvirt/xml-tree.js";
+
+const POLICIES = ["error_policy", "rerror_policy"] as const;
+
+/** What a disk of a definition said of errors, by the names of libvirt's attributes. */
+export type DiskPolicies = Readonly<Record<string, string>>;
+
+/**
+ * While a disk is being filled, a guest must not be told of errors that pass: it stops until somebody lets it go on.
+ * @param reads `report`: the guest is told of reads that fail
+ * @returns the definition, and what each disk said before
+ */
+export function stopOnErrors(
+  xml: string,
+  disks: readonly string[],
+  reads: "stop" | "report",
+): { readonly xml: string; readonly before: ReadonlyMap<string, DiskPolicies> } {
+  const domain = parseTree(xml, "domain");
+  const before = new Map<string, DiskPolicies>();
+  for (const [name, driver] of driversOf(domain, disks)) {
+    const said = POLICIES.map((policy) => [policy, driver.attributeText(policy)] as const);
+    before.set(
+      name,
+      Object.fromEntries(
+        said.filter((entry): entry is [(typeof entry)[0], string] => entry[1] !== undefined),
+      ),
+    );
+    driver.setAttribute("error_policy", "stop");
+    driver.setAttribute("rerror_policy", reads);
+  }
+  return { xml: formatTree(domain), before };
+}
+
+/** Takes back what {@link stopOnErrors} has changed. Whatever else was changed meanwhile stays. */
+export function withPolicies(xml: string, before: ReadonlyMap<string, DiskPolicies>): string {
+  const domain = parseTree(xml, "domain");
+  for (const [name, driver] of driversOf(domain, [...before.keys()])) {
+    driver.removeAttribute(...POLICIES);
+    for (const [policy, value] of Object.entries(before.get(name) ?? {})) driver.setAttribute(policy, value);
+  }
+  return formatTree(domain);
+}
+
+function driversOf(domain: XmlElement, disks: readonly string[]): [string, XmlElement][] {
+  return domain.all("devices", "disk").flatMap((disk): [string, XmlElement][] => {
+    const name = disk.first("target")?.attributeText("dev");
+    if (name === undefined || !disks.includes(name)) return [];
+    const driver = disk.first("driver") ?? XmlElement.create("driver", { name: "qemu" });
+    disk.replace(driver);
+    return [[name, driver]];
+  });
+}

@@ -1,0 +1,206 @@
+import { addAbortListener } from "node:events";
+import { hasCode, messageOf } from "../base/errors.js";
+import { type DomainRun, type FillProgress, isOff } from "../libvirt/domain-run.js";
+
+export type FillEvent =
+  | ({ readonly type: "filling"; readonly disk: string } & FillProgress)
+  /** The disk's image is based on nothing any more. */
+  | { readonly type: "filled"; readonly disk: string }
+  /** Nothing is filled until somebody starts it. */
+  | { readonly type: "off" }
+  /** A disk failed, and QEMU has stopped the guest; it will be let go on by and by. */
+  | { readonly type: "stopped" }
+  /** Something went wrong that is tried again; each message once. */
+  | { readonly type: "trouble"; readonly message: string };
+
+export interface FillOptions {
+  readonly run: DomainRun;
+  readonly name: string;
+  readonly disks: readonly string[];
+  /** Bytes per second; undefined: no limit. */
+  readonly rate: number | undefined;
+  readonly signal: AbortSignal | undefined;
+  readonly onEvent: (event: FillEvent) => void;
+}
+
+/** Time between two looks, unless libvirt tells of something. */
+const LOOK_MS = 1000;
+/** How long to wait before the next attempt, by how many have failed. The first one after a loss always fails. */
+const WAITS_MS = [0, 0, 1000, 5000, 20_000, 60_000];
+/** A guest that runs for this long after it was let go on is all right. */
+const STEADY_MS = 10_000;
+
+/** Says when something may be tried again that has failed before. */
+class Attempts {
+  #failed = 0;
+  #next = 0;
+
+  isDue(now: number): boolean {
+    return now >= this.#next;
+  }
+
+  note(now: number): void {
+    this.#next = now + (WAITS_MS[Math.min(this.#failed, WAITS_MS.length - 1)] ?? 0);
+    this.#failed += 1;
+  }
+
+  forget(): void {
+    this.#failed = 0;
+    this.#next = 0;
+  }
+}
+
+/**
+ * Has QEMU fill the disks of a domain, one after the other, until each is based on nothing. While it is off this waits
+ * for its start. When QEMU has stopped it because a disk failed, this lets it go on. Neither damage nor a
+ * libvirt that is away ends this, because the guest needs who calls this: only success does, and the signal.
+ *
+ * @throws {PreconditionError} `E_NO_SUCH_DOMAIN`: libvirt knows the domain no longer
+ * @throws the signal's reason
+ */
+export async function fillDisks(options: FillOptions): Promise<void> {
+  const { run, signal } = options;
+  const alarm = new Alarm(signal);
+  let watch: AsyncDisposable | undefined;
+  const filling = new Filling(options);
+  try {
+    for (;;) {
+      signal?.throwIfAborted();
+      try {
+        watch ??= await run.watch(() => alarm.ring());
+        if (await filling.look()) return;
+      } catch (error) {
+        signal?.throwIfAborted();
+        if (hasCode(error, "E_NO_SUCH_DOMAIN")) throw error;
+        // The connection, and the events with it, may be lost.
+        await endWatch(watch);
+        watch = undefined;
+        filling.trouble(messageOf(error));
+      }
+      await alarm.wait(LOOK_MS);
+    }
+  } finally {
+    alarm.silence();
+    await endWatch(watch);
+  }
+}
+
+async function endWatch(watch: AsyncDisposable | undefined): Promise<void> {
+  try {
+    await watch?.[Symbol.asyncDispose]();
+  } catch {
+    // Whoever can't be told has forgotten it.
+  }
+}
+
+class Filling {
+  readonly #options: FillOptions;
+  readonly #left: string[];
+  readonly #fills = new Attempts();
+  readonly #resumes = new Attempts();
+  readonly #told = new Set<string>();
+  #letGoOnAt = 0;
+  #saidOff = false;
+  #saidStopped = false;
+
+  constructor(options: FillOptions) {
+    this.#options = options;
+    this.#left = [...options.disks];
+  }
+
+  /** @returns whether all disks are filled */
+  async look(): Promise<boolean> {
+    const { run, onEvent } = this.#options;
+    const state = await run.state();
+    if (state === "off") {
+      if (!this.#saidOff) onEvent({ type: "off" });
+      this.#saidOff = true;
+      return false;
+    }
+    this.#saidOff = false;
+    if (state === "stopped") await this.#letGoOn();
+    else if (performance.now() - this.#letGoOnAt > STEADY_MS) {
+      this.#resumes.forget();
+      this.#saidStopped = false;
+    }
+    for (let [disk] = this.#left; disk !== undefined; [disk] = this.#left) {
+      const isAlone = await run.standsAlone(disk);
+      if (isAlone !== true) {
+        if (isAlone === false) await this.#fill(disk);
+        return false;
+      }
+      this.#left.shift();
+      this.#fills.forget();
+      onEvent({ type: "filled", disk });
+    }
+    return true;
+  }
+
+  trouble(message: string): void {
+    if (this.#told.has(message)) return;
+    this.#told.add(message);
+    this.#options.onEvent({ type: "trouble", message });
+  }
+
+  async #fill(disk: string): Promise<void> {
+    const { run, rate, onEvent } = this.#options;
+    const progress = await run.filling(disk);
+    if (progress) {
+      if (progress.total > 0) onEvent({ type: "filling", disk, ...progress });
+      return;
+    }
+    const now = performance.now();
+    if (!this.#fills.isDue(now)) return;
+    this.#fills.note(now);
+    try {
+      await run.fill(disk, rate);
+    } catch (error) {
+      if (!isOff(error)) this.trouble(`${disk} can't be filled now: ${messageOf(error)}`);
+    }
+  }
+
+  async #letGoOn(): Promise<void> {
+    const now = performance.now();
+    if (!this.#resumes.isDue(now)) return;
+    this.#resumes.note(now);
+    if (!this.#saidStopped) this.#options.onEvent({ type: "stopped" });
+    this.#saidStopped = true;
+    this.#letGoOnAt = now;
+    await this.#options.run.resume().catch((error: unknown) => {
+      if (!isOff(error)) this.trouble(`it can't be let go on: ${messageOf(error)}`);
+    });
+  }
+}
+
+/** A wait that can be cut short. */
+class Alarm {
+  #wake: () => void = () => undefined;
+  #rang = false;
+  readonly #listener: Disposable | undefined;
+
+  constructor(signal: AbortSignal | undefined) {
+    this.#listener = signal && addAbortListener(signal, () => this.ring());
+  }
+
+  ring(): void {
+    this.#rang = true;
+    this.#wake();
+  }
+
+  async wait(ms: number): Promise<void> {
+    if (!this.#rang) {
+      await new Promise<void>((resolve) => {
+        const timer = setTimeout(resolve, ms);
+        this.#wake = () => {
+          clearTimeout(timer);
+          resolve();
+        };
+      });
+    }
+    this.#rang = false;
+  }
+
+  silence(): void {
+    this.#listener?.[Symbol.dispose]();
+  }
+}

@@ -1,0 +1,368 @@
+/**
+ * The live room runs a guest on a restore point while its disks are still in the repository.
+ *
+ * Read this file first: `restoreLive` makes images that are based on the served point (`live-server.ts`), defines and
+ * starts the domain, and has QEMU fill the images (`fill-disks.ts`) until they need nobody. `live-state.ts` is the file
+ * beside them by which a killed one goes on, and `error-policies.ts` has the guest stop, instead of seeing errors, while
+ * the server is away.
+ *
+ * What the guest writes goes into its own images only. Nothing here changes a point or the old domain.
+ */
+
+import { basename, join } from "node:path";
+import { type DamageError, hasCode, messageOf, PreconditionError } from "../base/errors.js";
+import { proveChain } from "../chain/chain.js";
+import { freeBytes } from "../host/free-bytes.js";
+import { HeldFolder } from "../host/held-folder.js";
+import { refuseTarget } from "../host/publish.js";
+import { parseHostSecurity } from "../libvirt/capabilities-xml.js";
+import { DomainRun } from "../libvirt/domain-run.js";
+import { type Libvirt, PATIENCE_MS } from "../libvirt/libvirt.js";
+import { forgetLive, noteLive } from "../repository/live-note.js";
+import { diskOf, type Manifest } from "../repository/manifest.js";
+import type { Repository } from "../repository/repository.js";
+import { withRestorable } from "../repository/restorable-points.js";
+import { RestoredDefinition } from "../restore/restored-definition.js";
+import { RestoredFiles } from "../restore/restored-files.js";
+import type { PointServer } from "../serve/serve.js";
+import { stopOnErrors, withPolicies } from "./error-policies.js";
+import { type FillEvent, fillDisks } from "./fill-disks.js";
+import { serveToQemu } from "./live-server.js";
+import { type LiveState, readLiveState, removeLiveState, STATE, writeLiveState } from "./live-state.js";
+import { makeOverlays } from "./overlays.js";
+
+export interface LiveRestoreOptions {
+  readonly repository: Repository;
+  /** The name of its folder in the repository. */
+  readonly domain: string;
+  /** Says which disks of which point, for a new live restore; one that goes on keeps its own. */
+  readonly choose: () => Promise<{ readonly point: Manifest; readonly disks: readonly string[] }>;
+  /** Where the images are made: a folder that exists. */
+  readonly folder: string;
+  /** The name of the new domain; default: the old name with `-restored` behind it. */
+  readonly name?: string | undefined;
+  readonly keepIdentity: boolean;
+  readonly trusted: boolean;
+  readonly libvirt: Libvirt;
+  /** Only go on with one that was begun. */
+  readonly resume: boolean;
+  /** Start the domain; otherwise wait until somebody does. */
+  readonly start: boolean;
+  /** Take a point that is known to be damaged, and let the guest see errors where it is. */
+  readonly salvage: boolean;
+  readonly force: boolean;
+  /** Bytes per second for filling the disks; undefined: no limit. */
+  readonly rate: number | undefined;
+  readonly signal?: AbortSignal | undefined;
+  readonly onEvent: (event: LiveEvent) => void;
+}
+
+export type LiveEvent =
+  | FillEvent
+  /** From now on the guest may run. `seconds` since the call. */
+  | {
+      readonly type: "live";
+      readonly name: string;
+      readonly point: string;
+      readonly isStarted: boolean;
+      readonly seconds: number;
+    }
+  /** A place of the point can't be read: the guest has an error there, or stops. */
+  | { readonly type: "damaged"; readonly error: DamageError }
+  | { readonly type: "warning"; readonly message: string };
+
+export interface LiveResult {
+  readonly name: string;
+  readonly uuid: string;
+  readonly point: string;
+  /** The disks, and their images. */
+  readonly disks: readonly { readonly disk: string; readonly path: string }[];
+  readonly seconds: number;
+}
+
+/** The first ones known to follow an image's header to an NBD server, and to keep block jobs by nodes. */
+const OLDEST = { libvirt: [6, 0], hypervisor: [4, 2] } as const;
+
+/**
+ * Has a domain run from a point at once, and fills its disks meanwhile. Resolves when they need nobody any more. If it
+ * fails before the guest can have run, nothing is left. Later the guest needs this process until it resolves: a
+ * second call for the same folder goes on where one was killed.
+ *
+ * @throws {PreconditionError} `E_LIVE_UNSUPPORTED`: libvirt or QEMU is too old, or on another host;
+ *   `E_NOTHING_TO_RESUME`; `E_LIVE_STATE`; `E_LIVE_USER`; `E_ADDRESS_IN_USE`: another process does it already; and as
+ *   {@link RestoredDefinition.prepare}
+ * @throws {DamageError} the point is known to be damaged
+ * @throws {UsageError} a file exists
+ * @throws the signal's reason; once the guest may run, its disks are not filled then
+ */
+export async function restoreLive(options: LiveRestoreOptions): Promise<LiveResult> {
+  const began = performance.now();
+  const { libvirt, resume } = options;
+  await refuseUnfit(libvirt);
+  await using folder = await HeldFolder.open(options.folder);
+  const left = await readLiveState(folder);
+  if (left) await refuseOther(options, folder.realPath, left);
+  if (left?.phase === "ready") return await goOn(options, folder, left, began);
+  // One that was killed before its guest can have run.
+  if (left) await undo(options, folder, left);
+  if (resume) {
+    const message = `no live restore was begun in ${options.folder} that could go on: leave out --resume`;
+    throw new PreconditionError("E_NOTHING_TO_RESUME", message, { details: { folder: options.folder } });
+  }
+  return await begin(options, folder, began);
+}
+
+async function begin(options: LiveRestoreOptions, folder: HeldFolder, began: number): Promise<LiveResult> {
+  const { repository, domain, libvirt, signal } = options;
+  const { point, disks } = await options.choose();
+  if (!options.salvage) {
+    for (const disk of disks) {
+      await proveChain(repository, domain, point, disk).catch(async (error: unknown) => {
+        throw await withRestorable(error, repository, domain, disks);
+      });
+    }
+  }
+  const place = folder.realPath;
+  const images = disks.map((disk) => ({ disk, path: join(place, `${disk}.qcow2`) }));
+  for (const { path } of images) await refuseTarget(path, options.force);
+  const definition = await RestoredDefinition.prepare({
+    ...{ repository, domain, point, libvirt, place: { folder: place }, filesIn: place },
+    disks: new Map(images.map(({ disk, path }) => [disk, { kind: "file", path, format: "qcow2" }])),
+    ...{ name: options.name, keepIdentity: options.keepIdentity, trusted: options.trusted },
+    ...{ force: options.force, sync: true },
+  });
+  const files = definition.files.map(({ path }) => basename(path));
+  const { before } = stopOnErrors(definition.xml, disks, "stop");
+  const state: Omit<LiveState, "format" | "version" | "phase"> = {
+    ...{ repository: repository.id, folder: domain, point: point.id, place, libvirt: await libvirt.uri() },
+    domain: { name: definition.name, uuid: definition.uuid },
+    disks: disks.map((name) => ({ name, file: `${name}.qcow2`, policies: before.get(name) ?? {} })),
+    files: [...images.map(({ path }) => basename(path)), ...files, basename(definition.xmlPath)],
+    xml: basename(definition.xmlPath),
+    salvage: options.salvage,
+  };
+  await using server = await serve(options, place, point.id, state);
+  await writeLiveState(folder, { ...state, phase: "preparing" });
+  try {
+    await makeOverlays(server, images, { force: options.force });
+    await using boot = await RestoredFiles.stage({
+      ...{ repository, domain, point, targets: definition.files, force: options.force, sync: true, signal },
+    });
+    await boot.publish();
+    await folder.replace(state.xml, definition.xml);
+    await noteBeside(options, state, place);
+    signal?.throwIfAborted();
+    await writeLiveState(folder, { ...state, phase: "ready" });
+  } catch (error) {
+    await undo(options, folder, state);
+    throw error;
+  }
+  for (const message of definition.warnings) options.onEvent({ type: "warning", message });
+  await warnOfRoom(options, point, disks, place);
+  const run = new DomainRun(libvirt.withSignal(undefined), state.domain);
+  try {
+    await libvirt.withSignal(undefined).define(definition.name, definitionOf(definition.xml, state));
+    if (options.start) await run.start();
+  } catch (error) {
+    if (await mayRun(run)) throw unknown(state, options.folder, error);
+    await libvirt
+      .withSignal(undefined)
+      .undefine(state.domain)
+      .catch(() => undefined);
+    await writeLiveState(folder, { ...state, phase: "preparing" });
+    await undo(options, folder, state);
+    throw notStarted(definition.name, error);
+  }
+  return await fill(options, folder, { ...state, isStarted: options.start, began });
+}
+
+/** Goes on with one that was killed after its guest could run. */
+async function goOn(
+  options: LiveRestoreOptions,
+  folder: HeldFolder,
+  state: LiveState,
+  began: number,
+): Promise<LiveResult> {
+  const { libvirt } = options;
+  const present = new Set(await folder.names());
+  const gone = state.disks.find(({ file }) => !present.has(file));
+  if (gone) {
+    const message = `${join(folder.path, gone.file)} is gone, and with it what ${state.domain.name} has written: the live restore can't go on. To begin again, remove ${join(folder.path, STATE)} and what else is left`;
+    throw new PreconditionError("E_LIVE_STATE", message, { details: { folder: folder.path } });
+  }
+  await using server = await serve(options, folder.realPath, state.point, state);
+  void server;
+  await noteBeside(options, state, folder.realPath);
+  const steady = libvirt.withSignal(undefined).withPatience(PATIENCE_MS);
+  if (!(await steady.hasDomain(state.domain.uuid))) {
+    const xml = (await folder.read(state.xml, 4 * 1024 * 1024)).toString("utf8");
+    await steady.define(state.domain.name, definitionOf(xml, state));
+  }
+  const run = new DomainRun(steady, state.domain);
+  const isOff = (await run.state()) === "off";
+  if (isOff && options.start) await run.start();
+  return await fill(options, folder, { ...state, isStarted: !isOff || options.start, began });
+}
+
+/** While it is filled. */
+function definitionOf(xml: string, { disks, salvage }: Pick<LiveState, "disks" | "salvage">): string {
+  const names = disks.map(({ name }) => name);
+  return stopOnErrors(xml, names, salvage ? "report" : "stop").xml;
+}
+
+async function fill(
+  options: LiveRestoreOptions,
+  folder: HeldFolder,
+  state: Omit<LiveState, "format" | "version" | "phase"> & {
+    readonly isStarted: boolean;
+    readonly began: number;
+  },
+): Promise<LiveResult> {
+  const { libvirt, rate, signal, onEvent } = options;
+  const { name, uuid } = state.domain;
+  const seconds = (): number => (performance.now() - state.began) / 1000;
+  onEvent({ type: "live", name, point: state.point, isStarted: state.isStarted, seconds: seconds() });
+  const steady = libvirt.withSignal(undefined).withPatience(PATIENCE_MS);
+  const run = new DomainRun(libvirt, state.domain);
+  await fillDisks({ run, name, disks: state.disks.map((disk) => disk.name), rate, signal, onEvent });
+  const before = new Map(state.disks.map((disk) => [disk.name, disk.policies]));
+  const whole = await new DomainRun(steady, state.domain).wholeDefinition();
+  await steady.define(name, withPolicies(whole, before));
+  await forgetBeside(options, state);
+  await removeLiveState(folder);
+  const disks = state.disks.map((disk) => ({ disk: disk.name, path: join(folder.path, disk.file) }));
+  return { name, uuid, point: state.point, disks, seconds: seconds() };
+}
+
+/** @throws {PreconditionError} `E_LIVE_UNSUPPORTED` */
+async function refuseUnfit(libvirt: Libvirt): Promise<void> {
+  const refusal = (why: string): PreconditionError =>
+    new PreconditionError(
+      "E_LIVE_UNSUPPORTED",
+      `a guest can't run from a restore point there: ${why}. Nothing was changed. Restore without --live`,
+    );
+  const host = await libvirt.remoteHost();
+  if (host !== undefined) {
+    throw refusal(
+      `libvirt is on ${host}, and QEMU reads the point through a socket of this host. Run nbdpull on ${host}`,
+    );
+  }
+  const versions = await libvirt.versions();
+  for (const part of ["libvirt", "hypervisor"] as const) {
+    const [major = 0, minor = 0] = versions[part].split(".").map(Number);
+    const [least, leastMinor] = OLDEST[part];
+    if (major > least || (major === least && minor >= leastMinor)) continue;
+    const what = part === "libvirt" ? "libvirt" : "QEMU";
+    throw refusal(`${what} is ${versions[part]}, and ${least}.${leastMinor} is the first that can`);
+  }
+}
+
+/** @throws {PreconditionError} `E_LIVE_STATE`: another live restore was begun in the folder, or in another place */
+async function refuseOther(
+  { repository, domain, folder, name, libvirt }: LiveRestoreOptions,
+  place: string,
+  left: LiveState,
+): Promise<void> {
+  const isSame = left.repository === repository.id && left.folder === domain;
+  const uri = await libvirt.uri();
+  const isHere = left.place === place && left.libvirt === uri;
+  if (isSame && isHere && (name === undefined || name === left.domain.name)) return;
+  const where = isHere ? "" : `, in ${left.place} at ${left.libvirt}`;
+  const message = `the live restore of ${left.folder} at ${left.point} as ${left.domain.name}${where} was begun in ${folder} and hasn't ended: go on with that one there, or name another folder`;
+  throw new PreconditionError("E_LIVE_STATE", message, { details: { folder } });
+}
+
+async function serve(
+  options: LiveRestoreOptions,
+  place: string,
+  at: string,
+  { disks }: Pick<LiveState, "disks">,
+): Promise<PointServer> {
+  const { repository, domain, libvirt, signal, onEvent } = options;
+  const security = parseHostSecurity(await libvirt.capabilities());
+  const server = await serveToQemu({
+    ...{ repository, domain, at, disks: disks.map(({ name }) => name), signal, place },
+    qemuUser: security.qemuUser,
+    onDamage: (error) => onEvent({ type: "damaged", error }),
+    onTrouble: (message) => onEvent({ type: "trouble", message }),
+  });
+  for (const { disk, checked } of server.disks) {
+    if (checked) continue;
+    onEvent({ type: "warning", message: `${disk}: a layer has no digests, so its data is served unproven` });
+  }
+  return server;
+}
+
+/** Removes what was made for a guest that has not run. */
+async function undo(
+  options: LiveRestoreOptions,
+  folder: HeldFolder,
+  state: Pick<LiveState, "files" | "point" | "domain">,
+): Promise<void> {
+  const { files } = state;
+  const isOurs = (name: string): boolean =>
+    files.includes(name) || files.some((file) => name.startsWith(`.${file}.`) && name.endsWith(".partial"));
+  for (const name of await folder.names()) if (isOurs(name)) await folder.unlink(name);
+  await forgetBeside(options, state);
+  await removeLiveState(folder);
+}
+
+/** A prune must keep the point, also while this process is dead. */
+async function noteBeside(
+  { repository, domain, onEvent }: LiveRestoreOptions,
+  state: Pick<LiveState, "point" | "domain">,
+  place: string,
+): Promise<void> {
+  try {
+    await using point = await repository.holdPoint(domain, state.point);
+    await noteLive(point, { uuid: state.domain.uuid, disks: place });
+  } catch (error) {
+    const message = `it can't be noted in the repository that a guest runs on point ${state.point} (${messageOf(error)}): let no prune remove it before this has ended`;
+    onEvent({ type: "warning", message });
+  }
+}
+
+async function forgetBeside(
+  { repository, domain, onEvent }: LiveRestoreOptions,
+  state: Pick<LiveState, "point" | "domain">,
+): Promise<void> {
+  try {
+    await using point = await repository.holdPoint(domain, state.point);
+    await forgetLive(point, state.domain.uuid);
+  } catch (error) {
+    const message = `the note beside point ${state.point} that a guest runs on it is left (${messageOf(error)}): prunes keep the point until .live.${state.domain.uuid}.json is removed there`;
+    onEvent({ type: "warning", message });
+  }
+}
+
+async function warnOfRoom(
+  { onEvent }: LiveRestoreOptions,
+  point: Manifest,
+  disks: readonly string[],
+  place: string,
+): Promise<void> {
+  const free = await freeBytes(place);
+  const most = disks.reduce((sum, name) => sum + (diskOf(point, name)?.virtualSize ?? 0), 0);
+  if (free >= most) return;
+  const message = `${place} has ${free} bytes free, and the disks can grow to ${most} by what is filled in and what the guest writes: where there is no room the guest stops, and goes on when there is`;
+  onEvent({ type: "warning", message });
+}
+
+/** Whether the guest can have run. If nobody can tell, it can. */
+async function mayRun(run: DomainRun): Promise<boolean> {
+  try {
+    return (await run.state()) !== "off";
+  } catch (error) {
+    return !hasCode(error, "E_NO_SUCH_DOMAIN");
+  }
+}
+
+function notStarted(name: string, cause: unknown): PreconditionError {
+  const message = `${name} could not be started on the restore point, and nothing of it was left: ${messageOf(cause)}. If QEMU was not allowed to connect, AppArmor or SELinux keeps it from the socket beside the disks`;
+  return new PreconditionError("E_LIVE_NOT_STARTED", message, { cause, details: { domain: name } });
+}
+
+function unknown({ domain }: Pick<LiveState, "domain">, folder: string, cause: unknown): PreconditionError {
+  const message = `nobody knows whether ${domain.name} was started (${messageOf(cause)}), so everything was left in ${folder}: the same command goes on`;
+  return new PreconditionError("E_LIVE_NOT_STARTED", message, { cause, details: { domain: domain.name } });
+}

@@ -1,0 +1,89 @@
+import { z } from "zod";
+import { PreconditionError } from "../base/errors.js";
+import { parseJson } from "../base/json.js";
+import { isMissing } from "../host/durable-files.js";
+import type { HeldFolder } from "../host/held-folder.js";
+import { ChangeablePath, unchangeablePath } from "../host/unchangeable-path.js";
+
+/** Beside the disks, for as long as they aren't whole. */
+export const STATE = ".nbdpull-live.json";
+/** Longer than any. */
+const MOST_BYTES = 1024 * 1024;
+
+const state = z.object({
+  format: z.literal("nbdpull-live"),
+  version: z.literal(1),
+  /** `preparing`: the guest can't have run, because nothing is defined yet. `ready`: it may have. */
+  phase: z.enum(["preparing", "ready"]),
+  /** The repository's id, and the domain's folder in it. */
+  repository: z.string(),
+  folder: z.string(),
+  point: z.string(),
+  /** The folder of this file, and the libvirt: images and definition name them. */
+  place: z.string(),
+  libvirt: z.string(),
+  /** The new domain. */
+  domain: z.object({ name: z.string(), uuid: z.string() }),
+  disks: z.array(
+    z.object({
+      name: z.string(),
+      /** In the folder of this file. */
+      file: z.string(),
+      /** What the disk's definition says of errors when all is done. */
+      policies: z.record(z.string(), z.string()),
+    }),
+  ),
+  /** All files that were made, this one not among them: in the folder of this file. */
+  files: z.array(z.string()),
+  /** Of `files`: the definition. */
+  xml: z.string(),
+  salvage: z.boolean(),
+});
+
+/** What a live restore needs to go on after it was killed or the host was restarted. */
+export type LiveState = Readonly<z.infer<typeof state>>;
+
+/**
+ * @returns undefined if there is none
+ * @throws {PreconditionError} `E_LIVE_STATE`: it can't be read, or another user can change it
+ * @throws the file system's error
+ */
+export async function readLiveState(folder: HeldFolder): Promise<LiveState | undefined> {
+  const path = `${folder.path}/${STATE}`;
+  let text: string;
+  try {
+    text = (await folder.read(STATE, MOST_BYTES)).toString("utf8");
+  } catch (error) {
+    if (isMissing(error)) return undefined;
+    throw error;
+  }
+  const refusal = (why: string, cause?: unknown): PreconditionError => {
+    const message = `the live restore that was begun in ${folder.path} can't go on, because ${path} ${why}: nothing was changed`;
+    return new PreconditionError("E_LIVE_STATE", message, { cause, details: { path } });
+  };
+  try {
+    // What it names is defined in libvirt, which runs as root.
+    await unchangeablePath(`${folder.realPath}/${STATE}`, [0, process.getuid?.() ?? 0]);
+  } catch (error) {
+    if (!(error instanceof ChangeablePath)) throw error;
+    throw refusal(`can be changed by ${error.who} (see ${error.folder})`, error);
+  }
+  const parsed = state.safeParse(parseJson(text));
+  if (!parsed.success) throw refusal("makes no sense", parsed.error);
+  return parsed.data;
+}
+
+/** Replaces it; durable when this returns. */
+export async function writeLiveState(
+  folder: HeldFolder,
+  content: Omit<LiveState, "format" | "version">,
+): Promise<void> {
+  const whole = { format: "nbdpull-live", version: 1, ...content } satisfies LiveState;
+  await folder.replace(STATE, `${JSON.stringify(whole, null, 2)}\n`);
+  await folder.sync();
+}
+
+export async function removeLiveState(folder: HeldFolder): Promise<void> {
+  await folder.unlink(STATE);
+  await folder.sync();
+}

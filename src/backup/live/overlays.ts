@@ -1,0 +1,52 @@
+import { type Finished, publish, temporaryPathFor } from "../host/publish.js";
+import type { Geometry, ImageWriter } from "../image/image.js";
+import { createImage } from "../pull/create-image.js";
+import type { PointServer } from "../serve/serve.js";
+
+const CLUSTER_BYTES = 64 * 1024;
+/** Of a larger disk the zeroes are not noted: its tables would take longer than a start may. */
+const MOST_NOTED = 1024 ** 4;
+
+/**
+ * Makes a qcow2 image without data for each disk, based on its export. What is zero there is zero in the image itself:
+ * QEMU would read all of it, since it takes whatever is based on an export for data.
+ * @throws {UsageError} a file exists that must not be replaced
+ * @throws the file system's error
+ */
+export async function makeOverlays(
+  server: PointServer,
+  images: readonly { readonly disk: string; readonly path: string }[],
+  { force }: { readonly force: boolean },
+): Promise<void> {
+  const finished: Finished[] = [];
+  for (const { disk, path } of images) {
+    const served = server.disks.find((each) => each.disk === disk);
+    if (!served) throw new RangeError(`${disk} is not served`);
+    const temporary = temporaryPathFor(path);
+    const geometry = { virtualSize: served.virtualSize, clusterSize: CLUSTER_BYTES };
+    const backing = { name: served.uri, format: "raw" } as const;
+    const writer = await createImage(temporary, { format: "qcow2", geometry, backing });
+    try {
+      if (served.virtualSize <= MOST_NOTED) noteZeroes(writer, server.zeroes(disk), geometry);
+      await writer.finish({ sync: true });
+    } finally {
+      await writer.close();
+    }
+    finished.push({ temporary, final: path });
+  }
+  await publish(finished, { force, sync: true });
+}
+
+function noteZeroes(
+  writer: ImageWriter,
+  zeroes: Iterable<{ readonly offset: number; readonly length: number }>,
+  { virtualSize, clusterSize }: Geometry,
+): void {
+  for (const { offset, length } of zeroes) {
+    const first = Math.ceil(offset / clusterSize);
+    const end = offset + length;
+    // The last cluster may reach beyond the end of the disk.
+    const behind = end === virtualSize ? Math.ceil(end / clusterSize) : Math.floor(end / clusterSize);
+    if (behind > first) writer.addRun({ kind: "zero", cluster: first, count: behind - first });
+  }
+}

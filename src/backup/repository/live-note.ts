@@ -1,0 +1,38 @@
+/**
+ * Says beside a point that a guest runs on it, whose disks are being filled from it (`restore --live`). As long as it is
+ * there a prune keeps the point, also while nobody reads it because nbdpull was killed. No file that a manifest names
+ * can be called so.
+ */
+import { hostname } from "node:os";
+import type { HeldFolder } from "../host/held-folder.js";
+
+const NAME = /^\.live\.[0-9a-f-]{36}\.json$/;
+
+function nameOf(uuid: string): string {
+  return `.live.${uuid}.json`;
+}
+
+/**
+ * @param folder of the point
+ * @param to the guest's UUID, and the folder of its disks on this host
+ * @throws the file system's error: EROFS, EACCES
+ */
+export async function noteLive(
+  folder: HeldFolder,
+  { uuid, disks }: { readonly uuid: string; readonly disks: string },
+): Promise<void> {
+  const content = { format: "nbdpull-live-note", version: 1, host: hostname(), disks };
+  await folder.replace(nameOf(uuid), `${JSON.stringify(content, null, 2)}\n`);
+  await folder.sync();
+}
+
+/** @throws the file system's error: EROFS, EACCES */
+export async function forgetLive(folder: HeldFolder, uuid: string): Promise<void> {
+  await folder.unlink(nameOf(uuid));
+  await folder.sync();
+}
+
+/** Whoever can write to the repository can forge it: use it only to keep more. */
+export async function isLive(folder: HeldFolder): Promise<boolean> {
+  return (await folder.names()).some((name) => NAME.test(name));
+}

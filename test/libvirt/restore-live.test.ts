@@ -1,0 +1,229 @@
+import { chmod, mkdir, mkdtemp, open, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { execa } from "execa";
+import { afterAll, beforeAll, expect, it } from "vitest";
+import { describeWithLibvirt, LAB_DISKS, Lab, virsh } from "../support/libvirt-lab.js";
+import { finished, nbdpull, type Running, startNbdpull } from "../support/nbdpull.js";
+import { qemuImg } from "../support/qemu-nbd.js";
+import { COUNTER_OFFSET, READ_STEP, readingGuest } from "../support/reading-guest.js";
+
+const MiB = 1024 * 1024;
+/** Slower than the guest reads. */
+const SLOWLY = ["--limit-rate", "64K"];
+
+let lab: Lab;
+let folder: string;
+let repo: string;
+/** The point that the guest starts from, and one whose definition can't be started. */
+let [point, unstartable] = ["", ""];
+const names: string[] = [];
+const running: Running[] = [];
+
+async function take(): Promise<string> {
+  const ran = await nbdpull("backup", lab.domain, "--to", repo, "--json");
+  expect(ran.stderr).toBe("");
+  return (ran.json() as { id: string }).id;
+}
+
+await describeWithLibvirt("a guest that runs from a point", () => {
+  beforeAll(async () => {
+    lab = await Lab.start({ sizes: { vda: 8 * MiB, vdb: 3 * MiB } });
+    folder = await mkdtemp(join(tmpdir(), "nbdpull-at-once-"));
+    // QEMU's user has to get to the disks.
+    await chmod(folder, 0o755);
+    repo = join(folder, "repo");
+    await lab.write("vda", 0, 8 * MiB, 0x11);
+    await lab.write("vdb", MiB, MiB, 0x22);
+    await lab.powerOff();
+    const sector = join(folder, "sector");
+    await writeFile(sector, readingGuest());
+    await execa("qemu-io", ["-f", "qcow2", "-c", `write -s ${sector} 0 512`, lab.image("vda")]);
+    await lab.redefine((xml) => xml.replace("<boot dev='network'/>", "<boot dev='hd'/>"));
+    point = await take();
+    const card = "<interface type='network'><source network='nbdpull-none'/></interface>";
+    const screen = "<video><model type='vga'/></video>";
+    await lab.redefine((xml) => xml.replace("</devices>", `${card}${screen}</devices>`));
+    unstartable = await take();
+  });
+  afterAll(async () => {
+    for (const run of running) run.kill("SIGKILL");
+    for (const name of names) {
+      await virsh("destroy", name).catch(() => undefined);
+      await virsh("undefine", name).catch(() => undefined);
+      await rm(`/var/log/libvirt/qemu/${name}.log`, { force: true });
+    }
+    await lab[Symbol.asyncDispose]();
+    await rm(folder, { recursive: true, force: true });
+  });
+
+  const newName = (suffix: string): string => {
+    const name = `${lab.domain}-${suffix}`;
+    names.push(name);
+    return name;
+  };
+  const args = (name: string, at: string, ...more: readonly string[]): string[] => {
+    const to = ["--at", at, "--to", join(folder, name), `--define=${name}`, "--live"];
+    return ["restore", repo, lab.domain, "--json", ...to, ...more];
+  };
+  const start = (...all: Parameters<typeof args>): Running => {
+    const run = startNbdpull(args(...all));
+    running.push(run);
+    return run;
+  };
+  const state = async (name: string): Promise<string> =>
+    (await virsh("domstate", "--reason", name).catch(() => "unknown")).trim();
+  const notes = async (): Promise<string[]> => (await readdir(join(repo, lab.domain, point))).filter(isNote);
+  const isNote = (name: string): boolean => name.startsWith(".live.");
+
+  it("has the guest run at once and fills its disks, goes on after kill -9 and after the host's end, and needs nobody then", async () => {
+    const name = newName("live");
+    const first = start(name, point, ...SLOWLY);
+    await expect.poll(() => state(name), { timeout: 30_000 }).toBe("running (booted)");
+    first.kill("SIGKILL");
+    // The guest stops, and sees no error, when it reads what is not there yet.
+    await expect.poll(() => state(name), { timeout: 30_000 }).toBe("paused (I/O error)");
+    expect(await virsh("dumpxml", name)).toContain(".nbdpull-live.sock");
+
+    // Meanwhile no prune takes the point away.
+    expect(await notes()).toHaveLength(1);
+    const pruned = await nbdpull("prune", repo, lab.domain, "--keep-last", "1", "--json");
+    const kept = [
+      { id: point, action: "keep", reasons: ["a guest runs on it"] },
+      { id: unstartable, action: "keep" },
+    ];
+    expect(pruned.json()).toMatchObject({ domains: [{ points: kept }] });
+    const others = await nbdpull(...args(newName("other"), point, "--to", join(folder, name)));
+    expect([others.code, others.json()]).toMatchObject([4, { error: { code: "E_LIVE_STATE" } }]);
+
+    const second = start(name, point, ...SLOWLY, "--resume");
+    await expect.poll(() => state(name), { timeout: 30_000 }).toBe("running (unpaused)");
+    const twice = await nbdpull(...args(name, point, "--resume"));
+    expect([twice.code, twice.json()]).toMatchObject([4, { error: { code: "E_ADDRESS_IN_USE" } }]);
+
+    // As if the host had lost its power: the guest is gone, and the socket is nobody's.
+    second.kill("SIGKILL");
+    await virsh("destroy", name);
+    const last = await nbdpull(...args(name, point));
+    expect(last.code).toBe(0);
+    expect(last.json()).toMatchObject({
+      point,
+      live: { domain: name },
+      disks: LAB_DISKS.map((disk) => ({ disk })),
+    });
+
+    expect(await state(name)).toMatch(/^running/);
+    expect(await virsh("dumpxml", name)).not.toMatch(/protocol='nbd'|nbdpull-live\.sock/);
+    expect(await virsh("dumpxml", "--inactive", name)).not.toMatch(/protocol='nbd'|policy|backingStore/);
+    expect(await notes()).toEqual([]);
+    expect((await readdir(join(folder, name))).sort()).toEqual([`${name}.xml`, "vda.qcow2", "vdb.qcow2"]);
+    await virsh("destroy", name);
+    await expectPoint(name);
+  });
+
+  /** Expects the disks to be those of an ordinary restore, but for what the guest has written. */
+  async function expectPoint(name: string): Promise<void> {
+    const ordinary = join(folder, `ordinary-${name}`);
+    const plain = await nbdpull(
+      "restore",
+      repo,
+      lab.domain,
+      "--at",
+      point,
+      "--to",
+      ordinary,
+      "--format",
+      "raw",
+    );
+    expect(plain.code).toBe(0);
+    for (const disk of LAB_DISKS) {
+      const image = join(folder, name, `${disk}.qcow2`);
+      expect(await qemuImg("info", image)).not.toContain("backing");
+      await qemuImg("check", image);
+      const raw = join(ordinary, `${disk}.live`);
+      await qemuImg("convert", "-O", "raw", image, raw);
+      if (disk === "vda") {
+        await using file = await open(raw, "r+");
+        const counter = Buffer.alloc(512);
+        await file.read(counter, 0, 512, COUNTER_OFFSET);
+        expect(counter.equals(Buffer.alloc(512, 0x11))).toBe(false);
+        await file.write(Buffer.alloc(512, 0x11), 0, 512, COUNTER_OFFSET);
+      }
+      await qemuImg("compare", "-f", "raw", "-F", "raw", raw, join(ordinary, `${disk}.raw`));
+    }
+  }
+
+  it("leaves nothing if the guest can't be started, nor of one that was killed before it could run", async () => {
+    const name = newName("never");
+    const to = join(folder, name);
+    const nothing = await nbdpull(...args(name, unstartable, "--resume"));
+    expect([nothing.code, nothing.json()]).toMatchObject([4, { error: { code: "E_NOTHING_TO_RESUME" } }]);
+    const left = {
+      ...{ format: "nbdpull-live", version: 1, phase: "preparing", folder: lab.domain, point: unstartable },
+      repository: (JSON.parse(await readFile(join(repo, "nbdpull.json"), "utf8")) as { id: string }).id,
+      ...{ place: to, libvirt: "qemu:///system" },
+      domain: { name, uuid: lab.uuid },
+      disks: [{ name: "vda", file: "vda.qcow2", policies: {} }],
+      ...{ files: ["vda.qcow2"], xml: "x.xml", salvage: false },
+    };
+    await mkdir(to);
+    await writeFile(join(to, "vda.qcow2"), "half");
+    await writeFile(join(to, ".nbdpull-live.json"), JSON.stringify(left));
+    const ran = await nbdpull(...args(name, unstartable));
+    expect([ran.code, ran.json()]).toMatchObject([
+      4,
+      { error: { code: "E_LIVE_NOT_STARTED", domain: name } },
+    ]);
+    expect(ran.stderr).toContain("nbdpull-none");
+    expect(await readdir(to)).toEqual([]);
+    expect(await state(name)).toBe("unknown");
+    expect((await readdir(join(repo, lab.domain, unstartable))).filter(isNote)).toEqual([]);
+    const odd = await nbdpull("restore", repo, lab.domain, "--to", to, "--live");
+    expect(odd.code).toBe(2);
+    expect((await nbdpull("restore", repo, lab.domain, "--to", to, "--resume")).code).toBe(2);
+  });
+
+  it("names a damaged place, which stops no guest with --salvage, and waits until it is written over", async () => {
+    const name = newName("hurt");
+    const damaged = 32 * READ_STEP;
+    await using image = await open(join(repo, lab.domain, point, "vda.qcow2"), "r+");
+    const { host } = await hostOffset(join(repo, lab.domain, point, "vda.qcow2"), damaged);
+    await image.write(Buffer.from("damaged"), 0, 7, host);
+    const run = start(name, point, "--no-start", "--salvage");
+    await expect.poll(() => state(name), { timeout: 30_000 }).toBe("shut off (unknown)");
+    await virsh("start", name);
+    const device = "/machine/peripheral/virtio-disk0/virtio-backend";
+    // What lies before that is filled.
+    await expect.poll(() => allocated(name), { timeout: 30_000 }).toBeGreaterThan(24 * READ_STEP);
+    expect(await state(name)).toBe("running (booted)");
+    await virsh(
+      "qemu-monitor-command",
+      name,
+      "--hmp",
+      `qemu-io -d ${device} "write -P 0x33 ${damaged} ${READ_STEP}"`,
+    );
+    const ran = await finished(run);
+    expect([ran.code, ran.stderr]).toEqual([3, expect.stringContaining(`offset ${damaged}`)]);
+    expect(await virsh("dumpxml", name)).not.toMatch(/protocol='nbd'|nbdpull-live\.sock/);
+
+    expect((await nbdpull("verify", repo, lab.domain, "--at", point)).code).toBe(3);
+    const refused = await nbdpull(...args(newName("refused"), point));
+    expect([refused.code, refused.json()]).toMatchObject([3, { error: { restorable: [unstartable] } }]);
+    expect(await readdir(folder)).not.toContain(`${lab.domain}-refused`);
+  });
+
+  async function allocated(name: string): Promise<number> {
+    const info = await virsh("domblkinfo", name, "vda");
+    return Number(/Allocation: +(\d+)/.exec(info)?.[1]);
+  }
+
+  async function hostOffset(path: string, guest: number): Promise<{ readonly host: number }> {
+    const map = JSON.parse(await qemuImg("map", "--output=json", "-U", path)) as {
+      start: number;
+      length: number;
+      offset?: number;
+    }[];
+    const extent = map.find(({ start, length }) => guest >= start && guest < start + length);
+    return { host: (extent?.offset ?? 0) + guest - (extent?.start ?? 0) };
+  }
+});
