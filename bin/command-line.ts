@@ -57,6 +57,7 @@ const COMMANDS: Readonly<Record<string, () => Promise<(program: Command, run: Ru
   copy: async () => (await import("./usage/copy.js")).addCopy,
   prune: async () => (await import("./usage/prune.js")).addPrune,
   serve: async () => (await import("./usage/serve.js")).addServe,
+  rehearse: async () => (await import("./usage/rehearse.js")).addRehearse,
   doctor: async () => (await import("./usage/doctor.js")).addDoctor,
   demo: async () => (await import("./usage/demo.js")).addDemo,
 };

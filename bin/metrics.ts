@@ -46,6 +46,8 @@ const METRICS = {
   nbdpull_report_stored_bytes: "What its points take.",
   nbdpull_report_growth_bytes_per_day: "What was stored for each day since the oldest point.",
   nbdpull_report_changed_bytes_per_day: "What was changed on its disks for each day that increments cover.",
+  nbdpull_rehearsal_success: "1 if the domain came up at its last rehearsal, else 0.",
+  nbdpull_rehearsal_timestamp_seconds: "When that ended.",
 } as const;
 export type Metric = keyof typeof METRICS;
 
@@ -118,6 +120,22 @@ export function updateOfFailure(
   return {
     samples: endOf(labels, exitCode, now),
     otherwise: [{ metric: "nbdpull_backup_last_success_timestamp_seconds", labels, value: 0 }],
+  };
+}
+
+export function updateOfRehearsal(
+  domain: string,
+  repository: string,
+  cameUp: boolean,
+  now: number,
+): MetricsUpdate {
+  const labels = labelsOf({ domain, repository });
+  return {
+    samples: [
+      { metric: "nbdpull_rehearsal_success", labels, value: cameUp ? 1 : 0 },
+      { metric: "nbdpull_rehearsal_timestamp_seconds", labels, value: now / 1000 },
+    ],
+    otherwise: [],
   };
 }
 

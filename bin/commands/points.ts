@@ -5,6 +5,7 @@ import { chooseDomains } from "../../src/backup/repository/choose-domain.js";
 import { type JudgedPoint, type Obstacle, obstacleText } from "../../src/backup/repository/judged-points.js";
 import type { Manifest } from "../../src/backup/repository/manifest.js";
 import { isOwner } from "../../src/backup/repository/point-owners.js";
+import type { RehearsalRecord } from "../../src/backup/repository/rehearsal-record.js";
 import { Repository } from "../../src/backup/repository/repository.js";
 import type { WhoseOptions } from "../domain-options.js";
 import { titleOf } from "../domain-title.js";
@@ -80,7 +81,7 @@ async function list(
 }
 
 function asJson(
-  { manifest: point, obstacles }: JudgedPoint,
+  { manifest: point, obstacles, rehearsed }: JudgedPoint,
   { uuid }: DomainPoints,
   folderOf: (id: string) => string,
 ): Record<string, unknown>[] {
@@ -95,6 +96,7 @@ function asJson(
     createdAt: point.createdAt,
     restorable: obstacles.length === 0,
     obstacles,
+    rehearsed: rehearsed ?? null,
     folder,
     disks: point.disks.map((disk) => ({
       disk: disk.name,
@@ -173,11 +175,13 @@ function domainTable(domains: readonly DomainPoints[]): Line[] {
 }
 
 /** What a table has no room for, and nobody should miss. */
-function remarks({ id, manifest, obstacles }: JudgedPoint): string[] {
+function remarks({ id, manifest, obstacles, rehearsed }: JudgedPoint): string[] {
   const why = (manifest?.disks ?? []).flatMap(({ name, reason }) =>
     reason === undefined ? [] : [`${id}: ${name} is full: ${reason}`],
   );
-  return manifest ? [...why, ...obstacles.map((obstacle) => `${id} ${lostText(obstacle, id)}`)] : [];
+  const tried = rehearsed ? [`${id}: ${rehearsalText(rehearsed)}`] : [];
+  const lost = obstacles.map((obstacle) => `${id} ${lostText(obstacle, id)}`);
+  return manifest ? [...why, ...tried, ...lost] : [];
 }
 
 function lostText(obstacle: Obstacle, id: string): string {
@@ -188,7 +192,7 @@ function longList(domain: DomainPoints): string[] {
   return [...domain.points.flatMap((point) => linesOf(domain.folder, point)), summary(domain)];
 }
 
-function linesOf(folder: string, { manifest: point, obstacles }: JudgedPoint): string[] {
+function linesOf(folder: string, { manifest: point, obstacles, rehearsed }: JudgedPoint): string[] {
   if (!point) return [];
   const base = point.checkpoint ? `checkpoint ${point.checkpoint.name}` : "no base for increments";
   return [
@@ -199,8 +203,14 @@ function linesOf(folder: string, { manifest: point, obstacles }: JudgedPoint): s
       return `    ${disk.name}  ${human(disk.virtualSize)}, ${what}, ${human(disk.storedBytes)} stored${why}`;
     }),
     ...keptLines(point).map((line) => `    ${line}`),
+    ...(rehearsed ? [`    ${rehearsalText(rehearsed)}`] : []),
     ...obstacles.map((obstacle) => `    ${lostText(obstacle, point.id)}`),
   ];
+}
+
+function rehearsalText({ at, cameUp, reason = "", seconds }: RehearsalRecord): string {
+  const when = `rehearsed at ${localTime(at)}`;
+  return cameUp ? `${when}: came up in ${seconds.toFixed(1)} s` : `${when}: DID NOT COME UP: ${reason}`;
 }
 
 function summary(domain: DomainPoints): string {

@@ -13,7 +13,7 @@ describeWith(["systemd-analyze"], "the systemd units", () => {
     const folder = await mkdtemp(join(tmpdir(), "nbdpull-units-"));
     try {
       const names = await readdir(units);
-      expect(names).toHaveLength(11);
+      expect(names).toHaveLength(13);
       for (const name of names) await copyFile(join(units, name), join(folder, name));
       const instances = names.map((name) => join(folder, name.replace("@.", "@web.")));
       const { stdout, stderr } = await execa("systemd-analyze", ["verify", ...instances]);

@@ -44,6 +44,7 @@ const ELSEWHERE: Readonly<Record<string, string>> = {
   "src/backup/libvirt/connection-uri.ts": "libvirt.conf",
   "src/backup/libvirt/rpc/dial-tls.ts": "libvirt's certificates",
   "src/backup/live/live-server.ts": "its own socket, beside the disks",
+  "src/backup/live/rehearse.ts": "a folder of its own",
   "src/backup/restore/device-target.ts": "/sys",
   "src/backup/restore/restore.ts": "where the user wants a restore",
   "src/backup/restore/restored-definition.ts": "where the user wants the XML",

@@ -183,6 +183,68 @@ await describeWithLibvirt("a guest that runs from a point", () => {
     expect((await nbdpull("restore", repo, lab.domain, "--to", to, "--resume")).code).toBe(2);
   });
 
+  it("is rehearsed without cards, and nothing stays of it but what came of it, also after kill -9", async () => {
+    const [work, metrics] = [join(folder, "work"), join(folder, "nbdpull.prom")];
+    await mkdir(work);
+    const rehearsal = (...more: readonly string[]): string[] => {
+      const all = ["--work", work, "--metrics", metrics, "--json", ...more];
+      return ["rehearse", repo, lab.domain, "--at", unstartable, ...all];
+    };
+    const inWork = async (): Promise<string[]> => (await readdir(work)).sort();
+    const agent = await nbdpull(...rehearsal());
+    expect([agent.code, agent.json()]).toMatchObject([4, { error: { code: "E_REHEARSAL" } }]);
+
+    // What a killed one leaves is removed by the next.
+    const killed = startNbdpull(rehearsal("--expect", "serial:never"));
+    running.push(killed);
+    await expect.poll(inWork, { timeout: 30_000 }).toHaveLength(1);
+    const [left = ""] = await inWork();
+    names.push(left);
+    await expect.poll(() => state(left), { timeout: 30_000 }).toBe("running (booted)");
+    killed.kill("SIGKILL");
+    await killed.ended;
+    const up = await nbdpull(
+      ...rehearsal("--expect", "serial:\\.\\.\\.", "--memory", "16M", "--pictures", folder),
+    );
+    expect([up.code, up.stderr]).toEqual([0, ""]);
+    expect(up.json()).toMatchObject([{ domain: lab.domain, point: unstartable, cameUp: true }]);
+    // QEMU makes a PNG since 7.1, and a PPM before.
+    const [picture = ""] = (await readdir(folder)).filter((each) => each.startsWith(`${lab.domain}.p`));
+    const signature = picture.endsWith(".png") ? "\x89PNG" : "P6\n";
+    expect((await readFile(join(folder, picture))).toString("latin1").startsWith(signature)).toBe(true);
+    expect([await state(left), await inWork()]).toEqual(["unknown", []]);
+    expect(await readFile(metrics, "utf8")).toMatch(/nbdpull_rehearsal_success\{.*\} 1/);
+    expect(await rehearsed()).toMatchObject({ cameUp: true, sign: "serial \\.\\.\\." });
+
+    const silent = await nbdpull(...rehearsal("--expect", "serial:never", "--within", "1"));
+    expect([silent.code, silent.json()]).toMatchObject([
+      3,
+      [{ cameUp: false, said: [expect.stringContaining(".")] }],
+    ]);
+    const refused = await nbdpull(...rehearsal("--expect", "serial:never", "--network", "nbdpull-none"));
+    expect([refused.code, refused.json()]).toMatchObject([
+      3,
+      [{ cameUp: false, reason: expect.stringContaining("nbdpull-none") }],
+    ]);
+    expect(await inWork()).toEqual([]);
+    expect(await virsh("list", "--all", "--name")).not.toContain("nbdpull-rehearsal");
+    expect(await readFile(metrics, "utf8")).toMatch(/nbdpull_rehearsal_success\{.*\} 0/);
+    expect(await rehearsed()).toMatchObject({
+      cameUp: false,
+      reason: expect.stringContaining("nbdpull-none"),
+    });
+    // The note is no part of what is proven.
+    expect((await nbdpull("verify", repo, lab.domain, "--at", unstartable)).code).toBe(0);
+  });
+
+  async function rehearsed(): Promise<unknown> {
+    const all = (await nbdpull("points", repo, lab.domain, "--json")).json() as {
+      id: string;
+      rehearsed: unknown;
+    }[];
+    return all.find(({ id }) => id === unstartable)?.rehearsed;
+  }
+
   it("names a damaged place, which stops no guest with --salvage, and waits until it is written over", async () => {
     const name = newName("hurt");
     const damaged = 32 * READ_STEP;

@@ -2,6 +2,7 @@ import { DamageError } from "../base/errors.js";
 import { type RecordedDamage, readDamage } from "./damage-record.js";
 import type { DiskManifest, Manifest } from "./manifest.js";
 import { hiddenPoints } from "./prune-journal.js";
+import { type RehearsalRecord, readRehearsal } from "./rehearsal-record.js";
 import type { Repository } from "./repository.js";
 
 /** Why a point can't be restored. */
@@ -20,6 +21,8 @@ export interface JudgedPoint {
   readonly manifest: Manifest | undefined;
   /** Empty: as far as is known, the point can be restored. One for each damaged disk of each point. */
   readonly obstacles: readonly Obstacle[];
+  /** Whether its guest came up when that was last tried. */
+  readonly rehearsed?: RehearsalRecord | undefined;
 }
 
 /**
@@ -63,9 +66,19 @@ export async function judgePoints(
       ofDisks.set(key(id, name), all);
       obstacles.push(...all);
     }
-    if (!going.has(id)) judged.push({ id, manifest, obstacles });
+    if (!going.has(id))
+      judged.push({ id, manifest, obstacles, rehearsed: await rehearsal(repository, domain, id) });
   }
   return judged;
+}
+
+async function rehearsal(
+  repository: Repository,
+  domain: string,
+  id: string,
+): Promise<RehearsalRecord | undefined> {
+  await using folder = await repository.holdPoint(domain, id);
+  return await readRehearsal(folder);
 }
 
 async function goingPoints(repository: Repository, domain: string): Promise<ReadonlySet<string>> {

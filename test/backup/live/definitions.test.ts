@@ -1,5 +1,6 @@
 import { describe, expect, it } from "vitest";
 import { stopOnErrors, withPolicies } from "../../../src/backup/live/error-policies.js";
+import { boxedDefinition } from "../../../src/backup/live/rehearsal-definition.js";
 
 const DISKS = `<domain type='kvm'><devices>
   <disk type='file' device='disk'><driver name='qemu' type='qcow2' error_policy='enospace' cache='none' io='native'/><target dev='vda'/></disk>
@@ -22,5 +23,48 @@ describe("the definition of a guest whose disks are filled", () => {
     const { xml } = stopOnErrors(DISKS, ["vdb"], "report");
     expect(xml.match(/error_policy="stop" rerror_policy="report"/g)).toHaveLength(1);
     expect(xml).toContain('error_policy="enospace"');
+  });
+});
+
+describe("the definition of a guest in a box", () => {
+  const GUEST = `<domain type='kvm'><name>web</name><memory unit='GiB'>64</memory><currentMemory unit='GiB'>64</currentMemory>
+    <maxMemory slots='16' unit='GiB'>128</maxMemory><vcpu placement='static' cpuset='1-7' current='4'>16</vcpu>
+    <memoryBacking><hugepages/></memoryBacking><cputune><vcpupin vcpu='0' cpuset='1'/></cputune>
+    <cpu mode='host-model'><topology sockets='1' cores='16' threads='1'/><numa><cell id='0' cpus='0-15' memory='64' unit='GiB'/></numa></cpu>
+    <on_crash>restart</on_crash><devices>
+    <disk type='file' device='disk'><driver name='qemu' type='qcow2' cache='none' io='native'/><target dev='vda'/></disk>
+    <disk type='file' device='cdrom'><driver name='qemu' type='raw'/><target dev='sda'/></disk>
+    <interface type='bridge'><mac address='52:54:00:00:00:01'/><source bridge='br0'/><virtualport type='openvswitch'/><model type='virtio'/></interface>
+    <hostdev mode='subsystem'/><filesystem type='mount'/><shmem name='s'/><vsock/><memory model='dimm'/>
+    <serial type='pty'><target type='isa-serial' port='0'/></serial><serial type='pty'><target port='1'/></serial>
+    <console type='pty'><target type='serial' port='0'/></console></devices></domain>`;
+  const limits = { memory: 2 * 1024 ** 3, cpus: 2, network: undefined, serialLog: undefined };
+
+  it("has nothing that leads out of it, and takes no more of the host than it may", () => {
+    const xml = boxedDefinition(GUEST, limits);
+    expect(xml).toContain('<memory unit="KiB">2097152</memory>');
+    expect(xml).toContain("<vcpu>2</vcpu>");
+    expect(xml).toContain("<on_crash>destroy</on_crash>");
+    const gone =
+      /<(interface|hostdev|filesystem|shmem|vsock|maxMemory|currentMemory|memoryBacking|cputune|topology|numa|memory model)\b/;
+    expect(xml).not.toMatch(gone);
+    expect(xml).toMatch(/<driver name="qemu" type="qcow2" cache="unsafe" ?\/>/);
+    expect(xml.match(/cache="/g)).toHaveLength(1);
+    expect(xml.match(/<serial type="pty"/g)).toHaveLength(2);
+  });
+
+  it("keeps what is smaller, and its cards if a network is named for them; its first serial line is listened to", () => {
+    const more = { ...limits, memory: 128 * 1024 ** 3, cpus: 32 };
+    const xml = boxedDefinition(GUEST, { ...more, network: "quiet", serialLog: "/w/serial.log" });
+    expect(xml).toContain('<memory unit="KiB">67108864</memory>');
+    expect(xml).toContain("<vcpu>16</vcpu>");
+    expect(xml).toMatch(
+      /<interface type="network"><mac address="52:54:00:00:00:01" ?\/><source network="quiet" ?\/>/,
+    );
+    expect(xml).not.toMatch(/br0|virtualport|<console/);
+    expect(xml).toMatch(
+      /<serial type="file"><source path="\/w\/serial.log" ?\/><target type="isa-serial" port="0" ?\/><\/serial>/,
+    );
+    expect(xml.match(/<serial/g)).toHaveLength(2);
   });
 });

@@ -1,0 +1,128 @@
+import { resolve } from "node:path";
+import { PreconditionError, UsageError } from "../../src/backup/base/errors.js";
+import { HeldFolder } from "../../src/backup/host/held-folder.js";
+import { Libvirt } from "../../src/backup/libvirt/libvirt.js";
+import { type Rehearsal, type RehearsalOptions, rehearse } from "../../src/backup/live/rehearse.js";
+import type { SignOfLife } from "../../src/backup/live/signs-of-life.js";
+import { chooseDomains } from "../../src/backup/repository/choose-domain.js";
+import { choosePoint } from "../../src/backup/repository/choose-point.js";
+import { Repository } from "../../src/backup/repository/repository.js";
+import { withRestorable } from "../../src/backup/repository/restorable-points.js";
+import type { WhoseOptions } from "../domain-options.js";
+import { eachDomain } from "../each-domain.js";
+import { EXIT } from "../exit-codes.js";
+import { updateOfRehearsal } from "../metrics.js";
+import { MetricsFile } from "../metrics-file.js";
+import type { TrustOptions } from "../options.js";
+import { shareOf } from "../rehearsal-share.js";
+import type { Context } from "../run.js";
+import { requireTrust } from "../trust.js";
+
+interface RehearseOptions extends TrustOptions, WhoseOptions {
+  readonly at: string;
+  readonly expect: string;
+  /** In percent. */
+  readonly share: number;
+  /** In seconds. */
+  readonly within: number;
+  readonly memory: number;
+  readonly cpus: number;
+  readonly network?: string;
+  readonly pictures?: string;
+  readonly work: string;
+  readonly trustDefinition?: true;
+  readonly metrics?: string;
+  readonly connect?: string;
+}
+
+export async function runRehearse(
+  context: Context,
+  options: RehearseOptions,
+  path: string,
+  wanted: string | undefined,
+): Promise<void> {
+  const { output, signal } = context;
+  const sign = signOf(options.expect);
+  const repository = await Repository.open(path, { trusted: options.trustRepository });
+  const all = await chooseDomains(repository, wanted, options.uuid);
+  const domains = await shareOf(repository, all, options.share);
+  await requireTrust(path, domains, options, output);
+  const metrics = options.metrics === undefined ? undefined : await MetricsFile.at(options.metrics);
+  const real = await repository.realPath();
+  await using libvirt = new Libvirt({ connect: options.connect, signal });
+  await refuseRemote(libvirt);
+  const one = async (domain: string): Promise<Rehearsal & { readonly domain: string }> => {
+    const work = async (): Promise<Rehearsal> => {
+      const point = await choosePoint(repository, domain, options.at, options.uuid);
+      return await rehearse({
+        ...{ repository, domain, point, sign, libvirt, signal, withinMs: options.within * 1000 },
+        ...{ memory: options.memory, cpus: options.cpus, network: options.network },
+        ...{ place: resolve(options.work), trusted: options.trustDefinition ?? false },
+        onPicture: options.pictures === undefined ? undefined : keeper(options.pictures, domain),
+        onDamage: (error) => {
+          process.exitCode = EXIT.damaged;
+          output.warn(error.message);
+        },
+        onWarning: (message) => output.warn(`${domain}: ${message}`),
+      });
+    };
+    try {
+      const found = await repository.reading(domain, work, signal);
+      await metrics?.update(updateOfRehearsal(domain, real, found.cameUp, Date.now()));
+      return { domain, ...found };
+    } catch (error) {
+      if (!signal.aborted) await metrics?.update(updateOfRehearsal(domain, real, false, Date.now()));
+      throw await withRestorable(error, repository, domain);
+    }
+  };
+  const results = await eachDomain(domains, context, one, (found) => output.part(linesOf(found)));
+  const told = results.map((each) => ("error" in each ? each : each.result));
+  if (told.some((each) => "cameUp" in each && !each.cameUp)) process.exitCode = EXIT.damaged;
+  output.result(told, told.length > 0 ? [] : ["no restore points yet"]);
+}
+
+function linesOf({
+  domain,
+  point,
+  cameUp,
+  seconds,
+  reason,
+  said,
+}: Rehearsal & { readonly domain: string }): string[] {
+  const after = `${seconds.toFixed(1)} s`;
+  if (cameUp) return [`${domain} ${point}: came up in ${after}`];
+  return [
+    `${domain} ${point}: DID NOT COME UP: ${reason} (${after})`,
+    ...said.map((line) => `    it said: ${line}`),
+  ];
+}
+
+/** Keeps a picture in the place of the one of the domain's last rehearsal. */
+function keeper(folder: string, domain: string): NonNullable<RehearsalOptions["onPicture"]> {
+  return async ({ type, bytes }) => {
+    await using held = await HeldFolder.open(folder);
+    const suffixes = ["png", "ppm"];
+    for (const suffix of suffixes) await held.unlink(`${domain}.${suffix}`);
+    await held.create(`${domain}.${type === "image/png" ? "png" : "ppm"}`, bytes, { sync: false });
+  };
+}
+
+/** @throws {UsageError} `E_USAGE` */
+function signOf(text: string): SignOfLife {
+  if (text === "agent") return { kind: "agent" };
+  const [, pattern] = /^serial:(.+)$/s.exec(text) ?? [];
+  try {
+    if (pattern !== undefined) return { kind: "serial", pattern: new RegExp(pattern, "m") };
+  } catch {
+    // Told below.
+  }
+  throw new UsageError("E_USAGE", `--expect ${text}: neither agent nor serial:PATTERN, a regular expression`);
+}
+
+/** @throws {PreconditionError} `E_LIVE_UNSUPPORTED` */
+async function refuseRemote(libvirt: Libvirt): Promise<void> {
+  const host = await libvirt.remoteHost();
+  if (host === undefined) return;
+  const message = `libvirt is on ${host}, and QEMU reads points through a socket of this host: run nbdpull on ${host}`;
+  throw new PreconditionError("E_LIVE_UNSUPPORTED", message, { details: { host } });
+}

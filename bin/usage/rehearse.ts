@@ -1,0 +1,46 @@
+import type { Command } from "commander";
+import { withWhose } from "../domain-options.js";
+import { wholeNumber } from "../network-limits.js";
+import { size, withTrust } from "../options.js";
+import type { Run } from "../run.js";
+
+const MOST_SECONDS = 86_400;
+const MOST_CPUS = 4096;
+const GiB = 1024 ** 3;
+
+export function addRehearse(program: Command, run: Run): void {
+  const command = program
+    .command("rehearse")
+    .description(
+      "start the guests of points in a box, see whether they come up, and remove all of it; exit 3 if not",
+    )
+    .argument("<repo>")
+    .argument("[domain]", "default: all domains")
+    .option("--at <point>", "a point's id, a time (the newest point not after it), or latest", "latest")
+    .option(
+      "--expect <sign>",
+      "by what a guest shows that it came up: agent, or serial:PATTERN, which it says on its first serial line",
+      "agent",
+    )
+    .option(
+      "--share <percent>",
+      "only this part of the domains, those first whose last rehearsal is longest ago",
+      (text) => wholeNumber(1, 100)(text.replace(/%$/, "")),
+      100,
+    )
+    .option("--within <seconds>", "how long to wait for that", wholeNumber(1, MOST_SECONDS), 600)
+    .option("--memory <bytes>", "give no guest more memory (default 2G)", size, 2 * GiB)
+    .option("--cpus <n>", "give no guest more processors", wholeNumber(1, MOST_CPUS), 2)
+    .option("--network <name>", "connect their cards to this network of libvirt's; without it they have none")
+    .option("--pictures <dir>", "keep a picture of each guest's screen there, as DOMAIN.png or DOMAIN.ppm")
+    .option("--work <dir>", "where images of what they write are made, until the end", "/var/tmp")
+    .option(
+      "--trust-definition",
+      "let definitions name files, devices and programs of this host, as the stored ones do",
+    )
+    .option("--metrics <file>", "keep a metrics file for the node exporter's textfile collector (*.prom)")
+    .option("--connect <uri>", "libvirt connection, as virsh -c");
+  withTrust(withWhose(command)).action(
+    run(async () => (await import("../commands/rehearse.js")).runRehearse),
+  );
+}

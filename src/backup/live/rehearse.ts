@@ -1,0 +1,170 @@
+/** A point's guest started in a box, to see whether it comes up. Nothing of it stays but the record beside the point. */
+import { randomBytes } from "node:crypto";
+import { chmod, mkdir } from "node:fs/promises";
+import { join } from "node:path";
+import { type DamageError, hasCode, messageOf, PreconditionError } from "../base/errors.js";
+import { HeldFolder } from "../host/held-folder.js";
+import { parseHostSecurity } from "../libvirt/capabilities-xml.js";
+import { DomainRun } from "../libvirt/domain-run.js";
+import type { Libvirt } from "../libvirt/libvirt.js";
+import type { Manifest } from "../repository/manifest.js";
+import { type RehearsalRecord, recordRehearsal } from "../repository/rehearsal-record.js";
+import type { Repository } from "../repository/repository.js";
+import { RestoredDefinition } from "../restore/restored-definition.js";
+import { RestoredFiles } from "../restore/restored-files.js";
+import { clearLeftRehearsals, noteOwner, removeDomain } from "./left-rehearsals.js";
+import { serveToQemu } from "./live-server.js";
+import { makeOverlays } from "./overlays.js";
+import { boxedDefinition, type RehearsalLimits } from "./rehearsal-definition.js";
+import { type SignOfLife, saidOn, signText, waitForSign } from "./signs-of-life.js";
+
+export interface RehearsalOptions extends Omit<RehearsalLimits, "serialLog"> {
+  readonly repository: Repository;
+  /** The name of its folder in the repository. */
+  readonly domain: string;
+  readonly point: Manifest;
+  readonly sign: SignOfLife;
+  readonly withinMs: number;
+  /** Where the folder of the rehearsal is made: QEMU's user has to get through it. */
+  readonly place: string;
+  readonly trusted: boolean;
+  /** Gets a picture of the guest's screen, `image/png` or `image/x-portable-pixmap`. */
+  readonly onPicture?:
+    | ((picture: { readonly type: string; readonly bytes: Buffer }) => Promise<void>)
+    | undefined;
+  readonly libvirt: Libvirt;
+  readonly signal?: AbortSignal | undefined;
+  readonly onDamage: (error: DamageError) => void;
+  readonly onWarning: (message: string) => void;
+}
+
+export interface Rehearsal extends RehearsalRecord {
+  readonly point: string;
+  /** The last lines that the guest said on its serial line. */
+  readonly said: readonly string[];
+}
+
+/** QEMU's user passes through, and can't list it. */
+const PASSABLE = 0o711;
+const SERIAL_LOG = "serial.log";
+const LINES_TOLD = 5;
+
+/**
+ * Starts a point's guest on throw-away images, waits for a sign of life, and removes all of it. What came of it is
+ * recorded beside the point. What killed rehearsals have left in the same place is removed first.
+ *
+ * @throws {PreconditionError} `E_REHEARSAL`: its definition has no agent to wait for; and as
+ *   {@link RestoredDefinition.prepare}
+ * @throws {DamageError} a chain is not whole
+ * @throws the signal's reason
+ */
+export async function rehearse(options: RehearsalOptions): Promise<Rehearsal> {
+  const { repository, domain, point, sign, libvirt, onWarning } = options;
+  const steady = libvirt.withSignal(undefined);
+  await clearLeftRehearsals(steady, options.place);
+  const name = `nbdpull-rehearsal-${randomBytes(6).toString("hex")}`;
+  const place = join(options.place, name);
+  await using above = await HeldFolder.open(options.place);
+  await mkdir(place);
+  const made: { uuid?: string } = {};
+  try {
+    await chmod(place, PASSABLE);
+    await using folder = await HeldFolder.open(place);
+    await noteOwner(folder);
+    const found = await run(options, { name, folder, place, made });
+    const { said: _said, point: _point, ...record } = found;
+    await using its = await repository.holdPoint(domain, point.id);
+    await recordRehearsal(its, record).catch((error: unknown) => {
+      onWarning(
+        `what came of it (${signText(sign)}) can't be noted beside point ${point.id}: ${messageOf(error)}`,
+      );
+    });
+    return found;
+  } finally {
+    if (made.uuid !== undefined) await removeDomain(new DomainRun(steady, { name, uuid: made.uuid }));
+    await above.remove(name);
+  }
+}
+
+async function run(
+  options: RehearsalOptions,
+  {
+    name,
+    folder,
+    place,
+    made,
+  }: {
+    readonly name: string;
+    readonly folder: HeldFolder;
+    readonly place: string;
+    /** Gets the UUID of the domain when it is defined. */
+    readonly made: { uuid?: string };
+  },
+): Promise<Rehearsal> {
+  const { repository, domain, point, sign, withinMs, libvirt, signal, onDamage, onWarning } = options;
+  const disks = point.disks.map((disk) => ({ disk: disk.name, path: join(place, `${disk.name}.qcow2`) }));
+  const definition = await RestoredDefinition.prepare({
+    ...{ repository, domain, point, libvirt, name, place: { folder: place }, filesIn: place },
+    disks: new Map(disks.map(({ disk, path }) => [disk, { kind: "file", path, format: "qcow2" }])),
+    ...{ trusted: options.trusted, force: false, sync: false },
+  });
+  if (sign.kind === "agent" && !definition.xml.includes("org.qemu.guest_agent.0")) {
+    const message = `${point.domain.name} had no channel to a guest agent at ${point.id}, so none can answer: wait for what it says on its serial line with --expect serial:PATTERN`;
+    throw new PreconditionError("E_REHEARSAL", message, { details: { domain, point: point.id } });
+  }
+  const serialLog = sign.kind === "serial" ? join(place, SERIAL_LOG) : undefined;
+  const xml = boxedDefinition(definition.xml, { ...options, serialLog });
+  const { qemuUser } = parseHostSecurity(await libvirt.capabilities());
+  await using server = await serveToQemu({
+    ...{ repository, domain, at: point.id, signal, place, qemuUser, onDamage, onTrouble: onWarning },
+  });
+  await makeOverlays(server, disks, { force: false });
+  await using boot = await RestoredFiles.stage({
+    ...{ repository, domain, point, targets: definition.files, force: false, sync: false, signal },
+  });
+  await boot.publish();
+  const known = { name, uuid: definition.uuid };
+  const guest = new DomainRun(libvirt.withSignal(undefined), known);
+  await noteOwner(folder, known.uuid);
+  made.uuid = known.uuid;
+  const began = performance.now();
+  const outcome = (reason: string | undefined, said: string): Rehearsal => ({
+    ...{ point: point.id, at: new Date().toISOString(), cameUp: reason === undefined, sign: signText(sign) },
+    seconds: (performance.now() - began) / 1000,
+    ...(reason === undefined ? {} : { reason }),
+    said: said
+      .split(/\r?\n/)
+      .filter((line) => line.trim() !== "")
+      .slice(-LINES_TOLD),
+  });
+  try {
+    await libvirt.withSignal(undefined).define(name, xml);
+    await guest.start();
+  } catch (error) {
+    // Its QEMU may have died in the first moment.
+    if (!hasCode(error, "E_LIBVIRT_REFUSED") && !hasCode(error, "E_DOMAIN_OFF")) throw error;
+    return outcome(`it could not be started: ${messageOf(error)}`, "");
+  }
+  const watched = {
+    libvirt,
+    run: guest,
+    domain: known,
+    folder,
+    serialLog: SERIAL_LOG,
+    sign,
+    withinMs,
+    signal,
+  };
+  const reason = await waitForSign(watched);
+  const said = await saidOn(folder, SERIAL_LOG).catch(() => "");
+  if (options.onPicture) {
+    try {
+      await options.onPicture(await guest.screenshot());
+    } catch (error) {
+      onWarning(`there is no picture of its screen: ${messageOf(error)}`);
+    }
+  }
+  // The guest ends before what its disks are based on.
+  await removeDomain(guest);
+  return outcome(reason, said);
+}
