@@ -153,6 +153,40 @@ await describeWithLibvirt("a guest that runs from a point", () => {
     }
   }
 
+  it.each(["In the time that a copy takes", "At once"])(
+    "can be had by hand, without nbdpull: %s",
+    async (title) => {
+      const page = await readFile(new URL("../../docs/by-hand.md", import.meta.url), "utf8");
+      const section = page.split(/^## /m).find((text) => text.startsWith(title)) ?? "";
+      const script = section.split("\n").flatMap((line) => /^ {4}(.*)/.exec(line)?.[1] ?? []);
+      expect(script.length).toBeGreaterThan(10);
+      expect(script.join("\n")).not.toMatch(/nbdpull|node/);
+      const name = newName(title.length > 10 ? "copied" : "byhand");
+      const to = join(folder, name);
+      const env = {
+        REPO: repo,
+        DOMAIN: lab.domain,
+        POINT: point,
+        NAME: name,
+        TO: to,
+        PATH: process.env["PATH"] ?? "",
+      };
+      const bash = ["-eu", "-o", "pipefail", "-c", script.join("\n")];
+      await execa("bash", bash, { env: { ...env, LC_ALL: "C" }, extendEnv: false });
+      expect(await state(name)).toBe("running (booted)");
+      expect(await virsh("dumpxml", "--inactive", name)).not.toMatch(/protocol='nbd'|policy/);
+      await expect.poll(() => written(name), { timeout: 30_000 }).toBeGreaterThan(1);
+      await virsh("destroy", name);
+      await expectPoint(name);
+    },
+  );
+
+  /** How often the guest has written. */
+  async function written(name: string): Promise<number> {
+    const stats = await virsh("domstats", "--block", name);
+    return Number(/block\.0\.wr\.reqs=(\d+)/.exec(stats)?.[1]);
+  }
+
   it("leaves nothing if the guest can't be started, nor of one that was killed before it could run", async () => {
     const name = newName("never");
     const to = join(folder, name);
