@@ -23,7 +23,7 @@ export async function shareOf(
 async function lastRehearsal(repository: Repository, domain: string): Promise<string> {
   let last = "";
   for (const id of await repository.pointIds(domain)) {
-    await using point = await repository.holdPoint(domain, id);
+    await using point = await repository.openPoint(domain, id);
     const { at = "" } = (await readRehearsal(point)) ?? {};
     if (at > last) last = at;
   }

@@ -4,6 +4,7 @@ import { type DomainState, totalsOf } from "../../src/backup/report/domain-facts
 import { type ReportedDomain, reportedDomains } from "../../src/backup/report/repository-facts.js";
 import { Repository } from "../../src/backup/repository/repository.js";
 import { findStranger } from "../../src/backup/repository/strangers.js";
+import { namesStore } from "../../src/backup/storage/open-store.js";
 import { titleOf } from "../domain-title.js";
 import { EXIT, worstExitCode } from "../exit-codes.js";
 import { MetricsFile } from "../metrics-file.js";
@@ -94,7 +95,7 @@ async function look(
     errors.push(cause);
     error = output.fault(path, cause);
   }
-  return { repository: resolve(path), id, stranger, error, domains, failed };
+  return { repository: namesStore(path) ? path : resolve(path), id, stranger, error, domains, failed };
 }
 
 /** Damage that a restore would meet, or that the change maps have met. */

@@ -1,10 +1,12 @@
 import type { Command } from "commander";
 import { withWhose } from "../domain-options.js";
+import { examples } from "../options.js";
 import type { Run } from "../run.js";
 
 export function addDiff(program: Command, run: Run): void {
   const command = program
     .command("diff")
+    .addHelpText("after", examples("nbdpull diff /srv/backups web 20261127 latest"))
     .description("where the disks of two points of a domain differ, and how much")
     .argument("<repo>")
     .argument("<domain>")

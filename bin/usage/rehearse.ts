@@ -1,7 +1,7 @@
 import type { Command } from "commander";
 import { withWhose } from "../domain-options.js";
 import { wholeNumber } from "../network-limits.js";
-import { size, withTrust } from "../options.js";
+import { examples, REPO, size, withTrust } from "../options.js";
 import type { Run } from "../run.js";
 
 const MOST_SECONDS = 86_400;
@@ -11,10 +11,17 @@ const GiB = 1024 ** 3;
 export function addRehearse(program: Command, run: Run): void {
   const command = program
     .command("rehearse")
+    .addHelpText(
+      "after",
+      examples(
+        "nbdpull rehearse /srv/backups",
+        "nbdpull rehearse /srv/backups web --expect serial:login: --memory 4G",
+      ),
+    )
     .description(
       "start the guests of points in a box, see whether they come up, and remove all of it; exit 3 if not",
     )
-    .argument("<repo>")
+    .argument("[repo]", REPO)
     .argument("[domain]", "default: all domains")
     .option("--at <point>", "a point's id, a time (the newest point not after it), or latest", "latest")
     .option(

@@ -1,5 +1,5 @@
 import { type Command, Option } from "commander";
-import { span } from "../options.js";
+import { examples, span } from "../options.js";
 import type { Run } from "../run.js";
 
 /** Seconds: a day, and two hours for a backup that takes longer than the one before. */
@@ -8,6 +8,7 @@ const DAILY_AND_SOME = 26 * 3600;
 export function addReport(program: Command, run: Run): void {
   program
     .command("report")
+    .addHelpText("after", examples("nbdpull report /srv/backups --html /var/www/backups.html"))
     .description("what is protected and what isn't: every domain's last good point, age, sizes and damage")
     .argument("<repo...>")
     .option("--html <file>", "write it as one page for a browser, with charts; replaces an older report")

@@ -1,9 +1,11 @@
 import type { Command } from "commander";
+import { examples } from "../options.js";
 import type { Run } from "../run.js";
 
 export function addStats(program: Command, run: Run): void {
   program
     .command("stats")
+    .addHelpText("after", examples("nbdpull stats /srv/backups"))
     .description("what is stored of each domain, what it stands for, and what changes a day")
     .argument("<repo>")
     .argument("[domain...]", "left out: all domains")

@@ -313,6 +313,8 @@ async function noteBeside(
   state: Pick<LiveState, "point" | "domain">,
   place: string,
 ): Promise<void> {
+  // Nothing prunes there yet.
+  if (repository.isInStore) return;
   try {
     await using point = await repository.holdPoint(domain, state.point);
     await noteLive(point, { uuid: state.domain.uuid, disks: place });
@@ -326,6 +328,7 @@ async function forgetBeside(
   { repository, domain, onEvent }: LiveRestoreOptions,
   state: Pick<LiveState, "point" | "domain">,
 ): Promise<void> {
+  if (repository.isInStore) return;
   try {
     await using point = await repository.holdPoint(domain, state.point);
     await forgetLive(point, state.domain.uuid);

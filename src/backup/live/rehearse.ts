@@ -73,12 +73,14 @@ export async function rehearse(options: RehearsalOptions): Promise<Rehearsal> {
     await noteOwner(folder);
     const found = await run(options, { name, folder, place, made });
     const { said: _said, point: _point, ...record } = found;
-    await using its = await repository.holdPoint(domain, point.id);
-    await recordRehearsal(its, record).catch((error: unknown) => {
+    try {
+      await using its = await repository.holdPoint(domain, point.id);
+      await recordRehearsal(its, record);
+    } catch (error) {
       onWarning(
         `what came of it (${signText(sign)}) can't be noted beside point ${point.id}: ${messageOf(error)}`,
       );
-    });
+    }
     return found;
   } finally {
     if (made.uuid !== undefined) await removeDomain(new DomainRun(steady, { name, uuid: made.uuid }));

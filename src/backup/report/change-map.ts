@@ -124,7 +124,7 @@ async function addChanges(
 ): Promise<string | undefined> {
   let found: string | undefined;
   try {
-    await using layer = await Layer.open(await repository.holdPoint(folder, point.id), point.id, disk);
+    await using layer = await Layer.open(await repository.openPoint(folder, point.id), point.id, disk);
     for await (const run of layer.imageRuns(({ message }) => {
       found ??= message;
     })) {

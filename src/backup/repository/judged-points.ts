@@ -77,7 +77,7 @@ async function rehearsal(
   domain: string,
   id: string,
 ): Promise<RehearsalRecord | undefined> {
-  await using folder = await repository.holdPoint(domain, id);
+  await using folder = await repository.openPoint(domain, id);
   return await readRehearsal(folder);
 }
 

@@ -3,6 +3,7 @@ import { DamageError } from "../base/errors.js";
 import { parseJson } from "../base/json.js";
 import { isMissing } from "../host/durable-files.js";
 import type { HeldFolder } from "../host/held-folder.js";
+import type { StoredFolder } from "../storage/stored-folder.js";
 
 /** The record of a point's last rehearsal. No file that a manifest names can be called so. */
 const REHEARSAL_RECORD = ".rehearsed.json";
@@ -34,7 +35,7 @@ export type RehearsalRecord = Readonly<Omit<z.infer<typeof record>, "format" | "
  * @returns undefined if there is none, or none that can be read
  * @throws the file system's error
  */
-export async function readRehearsal(folder: HeldFolder): Promise<RehearsalRecord | undefined> {
+export async function readRehearsal(folder: StoredFolder): Promise<RehearsalRecord | undefined> {
   let text: string;
   try {
     text = (await folder.read(REHEARSAL_RECORD, MOST_BYTES)).toString("utf8");
