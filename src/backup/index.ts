@@ -20,6 +20,7 @@ export type { HeldFolder } from "./host/held-folder.js";
 export { refuseTarget } from "./host/publish.js";
 export type { SshTarget } from "./host/ssh.js";
 export type { ImageFormat } from "./image/image.js";
+export type { ReadOptions } from "./image/image-file.js";
 export type { FilePlace, ReadableFile, RemoteFile } from "./image/readable-file.js";
 export type { TcpServer } from "./libvirt/begin-xml.js";
 export type { NotKept } from "./libvirt/boot-files.js";
@@ -69,7 +70,7 @@ export {
   type MendedTime,
   mendClock,
 } from "./repository/mend-clock.js";
-export type { PendingPoint } from "./repository/pending-point.js";
+export type { BegunPoint, ManifestText, PendingPoint } from "./repository/pending-point.js";
 export type { Reading } from "./repository/reading.js";
 export { Repository, type RepositoryOptions } from "./repository/repository.js";
 export type { BlockTarget } from "./restore/block-target.js";

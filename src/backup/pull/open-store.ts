@@ -23,7 +23,10 @@ export interface NewImageOptions {
   readonly digests?: DigestTarget | undefined;
   /** qcow2 only; default: clusters are not compressed. */
   readonly compress?: ImageCompression | undefined;
-  /** Kept while the image is pulled. It needs digests. Undefined: none is kept. */
+  /**
+   * Kept while the image is pulled. It needs digests. Undefined: none is kept.
+   * @internal
+   */
   readonly journal?: JournalTarget | undefined;
   /** Flush to stable storage before returning. */
   readonly sync: boolean;

@@ -10,7 +10,7 @@ import { hiddenPoints } from "./prune-journal.js";
 import { MANIFEST } from "./read-manifest.js";
 
 /** The manifest of a copy, as the original has it: also what this program knows nothing of. */
-interface ManifestText {
+export interface ManifestText {
   readonly text: string;
 }
 

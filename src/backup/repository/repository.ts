@@ -47,9 +47,6 @@ import { refuseStrangers, tighten } from "./strangers.js";
 const READS_AT_ONCE = 4;
 const READS_OF_STORE = 16;
 
-/** Removes what dead runs have left in the folder of a domain. */
-type Clear = (folder: HeldFolder) => Promise<void>;
-
 export interface RepositoryOptions {
   /** As root too, write to a repository that other users can write to. Default: refuse it. */
   readonly trusted?: boolean | undefined;
@@ -277,7 +274,7 @@ export class Repository {
     domain: string,
     work: (held: HeldLock) => Promise<T>,
     signal?: AbortSignal,
-    clear: Clear = removeLeftovers,
+    clear: (folder: HeldFolder) => Promise<void> = removeLeftovers,
   ): Promise<T> {
     refuseStore(this.path);
     await this.assertTrusted(domain);
@@ -289,7 +286,7 @@ export class Repository {
     domain: string,
     work: (held: HeldLock) => Promise<T>,
     signal?: AbortSignal,
-    clear: Clear = removeLeftovers,
+    clear: (folder: HeldFolder) => Promise<void> = removeLeftovers,
   ): Promise<T> {
     const held = await takeLock(() => this.#makeDomain(domain), domain, signal);
     try {
@@ -399,7 +396,7 @@ export class Repository {
     signal?: AbortSignal,
     begun?: BegunPoint,
   ): Promise<T> {
-    const clear: Clear = (folder) => removeLeftovers(folder, begun && partialName(begun.id));
+    const clear = (folder: HeldFolder) => removeLeftovers(folder, begun && partialName(begun.id));
     return await this.writing(domain, (held) => makePoint(held, work, { begun }), signal, clear);
   }
 }

@@ -74,6 +74,7 @@ export interface TakePointOptions {
   /**
    * What a later run needs to go on with this point, if this one is killed, and the point to go on with.
    * Undefined: nothing is kept for that. It needs digests.
+   * @internal
    */
   readonly resumable?:
     | {
