@@ -60,7 +60,7 @@ describe("--compress where it is not possible", () => {
     ],
     ["an unknown method", (): string[] => ["pull", uri(), out("x.qcow2"), "--compress=lzma"], "E_USAGE"],
     ["an empty method", (): string[] => ["pull", uri(), out("x.qcow2"), "--compress="], "E_USAGE"],
-    ["a method without =", (): string[] => ["pull", uri(), out("x.qcow2"), "--compress", "zstd"], "E_USAGE"],
+    ["an unknown word", (): string[] => ["pull", uri(), out("x.qcow2"), "--compress", "lzma"], "E_USAGE"],
   ])("exits with 2 before it connects: %s", async (_title, args, code) => {
     const ran = await nbdpull(...args(), "--json");
     expect([ran.code, ran.json()]).toMatchObject([2, { error: { code } }]);

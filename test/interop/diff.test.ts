@@ -92,7 +92,7 @@ describe("nbdpull diff", () => {
     const sum = await run(idOf(0), idOf(1));
     expect(sum.stdout).toMatch(/\nvda: 320 KiB in 3 extents, 192 KiB of it zeroes now \(327680 bytes\)$/);
     expect((await run("latest", idOf(4))).stdout).toBe("vda: no difference");
-    expect((await run(idOf(0), "latest", "--disk", "vdb")).code).toBe(2);
+    expect((await run(idOf(0), "latest", "--disk", "vdb")).code).toBe(4);
     expect((await run(idOf(0), "2001-01-01")).code).toBe(4);
     await using copy = await chain.copy();
     await rm(copy.pathOf(chain.points[0] as never, "vda.qcow2"));
@@ -112,6 +112,7 @@ describe("nbdpull stats", () => {
       ...{ ratio: (5 * SIZE) / stored, growthPerDay: null, changedPerDay: null },
     };
     expect(json()).toEqual({
+      version: 1,
       domains: [{ domain: "guest", folder: "guest", uuid: null, ...figures }],
       totals: { domains: 1, ...figures },
     });

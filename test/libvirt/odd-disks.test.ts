@@ -187,7 +187,7 @@ await describeWithLibvirt("a domain with odd disks", () => {
       domains: expect.arrayContaining([{ domain: diskless, passedOver: expect.stringContaining("no disk") }]),
     });
     expectExit(await backup(diskless, odd), 4);
-    const some = ["--include", "vda", "--include", "vdx", "--exclude", "vdy"];
+    const some = ["--include", "vda", "--include", "vdx", "--exclude", "vdc"];
     const none = await finished(startNbdpull([...args, ...some], { env }));
     expectExit(none, 4);
     expect(none.json()).toMatchObject({ error: { code: "E_NO_SUCH_DISK", disk: "vdx" } });

@@ -119,7 +119,12 @@ await describeWithLibvirt("the checkpoints of a repository that is no more", () 
       expectExit(ran, 0);
       return ran.json();
     };
-    const all = { repositoryId: dead, dryRun: true, domains: [{ domain, checkpoints: left, failed: [] }] };
+    const all = {
+      version: 1,
+      repositoryId: dead,
+      dryRun: true,
+      domains: [{ domain, checkpoints: left, failed: [] }],
+    };
     expect(await told(dead, "--to", living)).toEqual(all);
     // The names of both repositories' checkpoints begin alike.
     const like = join(state, "repositories", `${dead}-0000-4000-8000-000000000000`);

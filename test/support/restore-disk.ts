@@ -1,6 +1,7 @@
 import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
 import type { ImageFormat } from "../../src/backup/image/image.js";
+import { chooseDomain } from "../../src/backup/repository/choose-domain.js";
 import type { Manifest } from "../../src/backup/repository/manifest.js";
 import { Repository } from "../../src/backup/repository/repository.js";
 import { type RestoredDisk, type RestoreOptions, restore } from "../../src/backup/restore/restore.js";
@@ -25,8 +26,9 @@ export async function restoreDisk(
 }
 
 /** Restores all disks of a point to raw images in a new folder. It takes a third of what the command takes. */
-export async function restoreRaw(repo: string, domain: string, id: string, folder: string): Promise<void> {
+export async function restoreRaw(repo: string, name: string, id: string, folder: string): Promise<void> {
   const repository = await Repository.open(repo);
+  const domain = await chooseDomain(repository, name, { at: id });
   const point = await repository.point(domain, id);
   const format = "raw" as const;
   const targets = point.disks.map(({ name: disk }) => ({ disk, path: join(folder, `${disk}.raw`), format }));

@@ -305,7 +305,7 @@ describe("the mend of times", () => {
     for (const name of await readdir(folder)) await utimes(join(folder, name), time, time);
     const done = await nbdpull("points", path, "--fix-clock", "--json");
     expect(done.code).toBe(4);
-    expect(done.stderr).toMatch(/^nbdpull: early: .*clock/);
+    expect(done.stderr).toMatch(/^nbdpull: E_CLOCK: early: .*clock/);
     expect(done.json()).toMatchObject({
       mended: [{ domain: NAME, id: ahead.id }],
       failed: [{ domain: "early", error: { code: "E_CLOCK" } }],

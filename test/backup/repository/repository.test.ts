@@ -43,7 +43,7 @@ async function damaged(domain = DOMAIN): Promise<string[]> {
 describe("the list of points", () => {
   it("shows what each point is based on, and at the end how many points the newest one needs", async () => {
     const [first, second] = await twoPoints();
-    const ran = await nbdpull("points", chain.repository.path);
+    const ran = await nbdpull("points", chain.repository.path, "--long");
     expect(ran.stdout.split("\n")).toEqual([
       expect.stringMatching(
         new RegExp(`^${DOMAIN}  ${first}  \\d{4}-\\d\\d-\\d\\d \\d\\d:\\d\\d:\\d\\d  full  `),
