@@ -100,8 +100,9 @@ function asText({ domain, points, copiedBytes }: CopyResult, dryRun: boolean): s
   const verb = dryRun ? "would copy" : "copied";
   return [
     `${domain}: ${verb} ${copied} of ${points.length} points, ${human(bytes)}; ${count("there")} were there`,
-    ...points.flatMap(({ id, state, message }) =>
-      state === "damaged" ? [`    ${id} NOT copied: ${message}`] : [],
-    ),
+    ...points.flatMap(({ id, state, message }) => {
+      if (message === undefined) return [];
+      return [state === "damaged" ? `    ${id} NOT copied: ${message}` : `    ${id}: ${message}`];
+    }),
   ];
 }

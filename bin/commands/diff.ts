@@ -1,9 +1,9 @@
-import { UsageError } from "../../src/backup/base/errors.js";
+import { PreconditionError } from "../../src/backup/base/errors.js";
 import { ALLOCATION_CONTEXT } from "../../src/backup/export/export-extents.js";
 import { type ChangedExtent, differenceOf } from "../../src/backup/report/point-difference.js";
 import { chooseDomain } from "../../src/backup/repository/choose-domain.js";
 import { chooseDisks, choosePoint } from "../../src/backup/repository/choose-point.js";
-import { diskOf } from "../../src/backup/repository/manifest.js";
+import { diskOf, type Manifest } from "../../src/backup/repository/manifest.js";
 import { Repository } from "../../src/backup/repository/repository.js";
 import { ALLOCATION } from "../../src/nbd/index.js";
 import type { WhoseOptions } from "../domain-options.js";
@@ -30,15 +30,16 @@ export async function runDiff(
   const compare = async (): Promise<void> => {
     const from = await choosePoint(repository, folder, first, uuid);
     const to = await choosePoint(repository, folder, second, uuid);
-    const disks = chooseDisks(to, wanted);
-    const both = disks.filter((disk) => diskOf(from, disk));
-    for (const disk of disks) {
-      if (!both.includes(disk))
-        output.warn(`point ${from.id} has no disk ${disk}: there is nothing to compare`);
+    // Without --disk, also those that one of them alone has.
+    const disks = wanted ? chooseDisks(to, wanted) : [...new Set([from, to].flatMap(disksOf))];
+    const both = disks.filter((disk) => diskOf(from, disk) && diskOf(to, disk));
+    for (const disk of disks.filter((each) => !both.includes(each))) {
+      const { id } = diskOf(from, disk) ? to : from;
+      output.warn(`point ${id} has no disk ${disk}: there is nothing to compare`);
     }
     if (both.length === 0) {
       const message = `points ${from.id} and ${to.id} have no disk in common`;
-      throw new UsageError("E_NO_DISK", message);
+      throw new PreconditionError("E_NO_DISK", message, { details: { points: [from.id, to.id] } });
     }
     const stream = output.stream();
     const form = output.json ? new JsonRows() : new TextRows();
@@ -57,6 +58,10 @@ export async function runDiff(
     await stream.end();
   };
   await repository.reading(folder, compare, signal);
+}
+
+function disksOf({ disks }: Manifest): string[] {
+  return disks.map(({ name }) => name);
 }
 
 function flagsOf({ state }: ChangedExtent): number {

@@ -1,5 +1,17 @@
 import { createHash } from "node:crypto";
-import { copyFile, cp, mkdir, open, readdir, readFile, rename, rm, stat, writeFile } from "node:fs/promises";
+import {
+  copyFile,
+  cp,
+  mkdir,
+  open,
+  readdir,
+  readFile,
+  rename,
+  rm,
+  stat,
+  truncate,
+  writeFile,
+} from "node:fs/promises";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { type CopiedPoint, type CopyResult, copyDomain } from "../../src/backup/copy/copy-points.js";
@@ -253,6 +265,74 @@ describeWith(["qemu-img"], "a copy of a repository", () => {
     const refused = await copy();
     expect(refused.code).toBe(4);
     expect(refused.stderr).toContain("has points of another domain");
+  });
+
+  it.each([
+    ["its manifest can't be read", (path: string) => writeFile(join(path, "point.json"), "{")],
+    ["its image is gone", (path: string) => rm(join(path, "vda.qcow2"))],
+  ])(
+    "puts nothing on a point that is damaged there (%s), and copies what does not need it",
+    async (_, damage) => {
+      expect(statesOf(await copied())).not.toContain("damaged");
+      await chain.take({ full: true, digests: "sha256" });
+      await takeIncrement(4);
+      await rm(join(to, NAME, ids()[3] ?? ""), { recursive: true });
+      await damage(join(to, NAME, ids()[0] ?? ""));
+      const before = await readFile(imageOf(to, 1));
+      const ran = await copy("--json");
+      expect(ran.code).toBe(3);
+      const { points = [], copiedBytes } = (ran.json() as { domains: CopyResult[] }).domains[0] ?? {};
+      expect(statesOf(points)).toEqual(["damaged", "there", "there", "damaged", "copied", "copied"]);
+      expect(points[0]?.message).toMatch(/it is damaged in .*copy \(.*\): repair it there, or remove it/);
+      expect(copiedBytes).toBeLessThan(9 * MiB);
+      expect(before.equals(await readFile(imageOf(to, 1)))).toBe(true);
+      // Removed there, it comes again, and what needs it after it.
+      await rm(join(to, NAME, ids()[0] ?? ""), { recursive: true });
+      expect(statesOf(await copied())).not.toContain("damaged");
+      await expectSound(ids());
+    },
+  );
+
+  it("copies newer points though an old one's digests are damaged after a prune", async () => {
+    await copied();
+    expect((await nbdpull("prune", to, "--keep-last", "2")).code).toBe(0);
+    const digests = imageOf(from, 2, "vda.digests");
+    await flip(digests, (await stat(digests)).size - 40);
+    await chain.take({ full: true, digests: "sha256" });
+    const points = await copied("--latest");
+    expect(statesOf(points)).toEqual(["copied"]);
+    const all = await copied();
+    expect(statesOf(all)).toEqual(["copied", "copied", "damaged", "there", "there"]);
+  });
+
+  it("compares zeroes with data, and copies nothing where histories differ", async () => {
+    await nbdpull("copy", from, to, "--create");
+    const other = await MemoryChain.start(8 * MiB + 577);
+    try {
+      // The same id, and a disk of zeroes.
+      await other.take({ full: true, digests: "sha256" });
+      const [id = "", theirs = ""] = [ids()[0], other.points[0]?.id];
+      await rm(join(to, NAME), { recursive: true });
+      await cp(join(other.repository.path, NAME, theirs), join(to, NAME, id), { recursive: true });
+      const manifest = join(to, NAME, id, "point.json");
+      await writeFile(manifest, (await readFile(manifest, "utf8")).replaceAll(theirs, id));
+      await chain.take({ full: true, digests: "sha256" });
+      const ran = await copy();
+      expect(ran.code).toBe(3);
+      expect(ran.stderr).toMatch(/E_COPY_DIFFERS.*the content of disk vda differs at byte 0/);
+      expect(await readdir(join(to, NAME))).toEqual([id]);
+    } finally {
+      await other[Symbol.asyncDispose]();
+    }
+  });
+
+  it("takes no more of a file than its manifest lets it have", async () => {
+    await truncate(imageOf(from, 0, "vda.digests"), 2 ** 40);
+    await truncate(imageOf(from, 3), 2 ** 40);
+    const points = await copied();
+    expect(statesOf(points)).toEqual(["damaged", "damaged", "damaged", "damaged"]);
+    expect(points[0]?.message).toMatch(/vda.digests has 1099511627776 bytes, and by its manifest at most/);
+    expect(await readdir(to)).toEqual(["nbdpull.json"]);
   });
 
   it("keeps fields of a manifest that this version knows nothing of", async () => {

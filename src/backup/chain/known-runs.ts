@@ -28,7 +28,7 @@ interface KnownZeroes {
 }
 
 /** Clusters side by side, each with a digest. */
-interface KnownClusters {
+export interface KnownClusters {
   readonly kind: "digests";
   readonly offset: number;
   /** Ends with the layer, if that is inside the last cluster. */

@@ -1,4 +1,5 @@
 import { createHash } from "node:crypto";
+import { isUnreadable } from "../base/damage.js";
 import { DamageError } from "../base/errors.js";
 import { isZero } from "../base/zeroes.js";
 import {
@@ -10,8 +11,12 @@ import {
 } from "../image/readable-file.js";
 import type { RateLimit } from "../pull/rate-limit.js";
 
+const MIB = 1024 * 1024;
 /** Bytes that are copied at a time and have a digest of their own. */
-const PIECE_BYTES = 1024 * 1024;
+const PIECE_BYTES = MIB;
+/** The same of a file that has more than the given bytes, so that its digests stay few. */
+const LARGE_BYTES = 256 * 1024 * MIB;
+const LARGE_PIECE_BYTES = 16 * MIB;
 const DIGEST_BYTES = 32;
 /** Pieces of a file that are kept while it is looked at: tables are read beside the data. */
 const KEPT_PIECES = 8;
@@ -26,6 +31,8 @@ export interface NewFile {
 }
 
 export interface CopyFileOptions {
+  /** A file of more bytes is damaged: whoever can write to the repository could fill the other one otherwise. */
+  readonly most: number;
   readonly limit?: RateLimit | undefined;
   readonly signal: AbortSignal;
   /** Called with the number of bytes that were copied since the last call. */
@@ -39,40 +46,39 @@ export interface CopyFileOptions {
 export class CopiedFile implements RemoteFile {
   readonly path: string;
   readonly #from: FilePlace;
-  readonly #length: number;
-  /** The SHA-256 of each piece, one after the other. */
-  readonly #digests: Buffer;
+  readonly #pieces: Pieces;
 
-  private constructor(from: FilePlace, length: number, digests: Buffer) {
+  private constructor(from: FilePlace, pieces: Pieces) {
     this.path = `${pathOf(from)} (as copied)`;
     this.#from = from;
-    this.#length = length;
-    this.#digests = digests;
+    this.#pieces = pieces;
   }
 
   /**
    * Copies a file, byte for byte. Pieces of zeroes are not written, so that a file stays sparse.
-   * @throws {DamageError} the file is missing, or no regular file
+   * @throws {DamageError} the file is missing, no regular file, too long, or the medium fails
    * @throws the file system's or the store's error, or the signal's reason
    */
   static async copy(from: FilePlace, to: NewFile, options: CopyFileOptions): Promise<CopiedFile> {
-    const { limit, signal, onBytes } = options;
+    const { most, limit, signal, onBytes } = options;
     const file = await openPlace(from, { signal });
     try {
-      const digests: Buffer[] = [];
-      const piece = Buffer.allocUnsafeSlow(PIECE_BYTES);
-      let length = 0;
-      for (let read = piece.length; read === piece.length; length += read) {
+      const size = await file.size();
+      if (size > most) throw tooLong(file.path, size, most);
+      const pieceBytes = size > LARGE_BYTES ? LARGE_PIECE_BYTES : PIECE_BYTES;
+      const digests = Buffer.alloc(Math.ceil(size / pieceBytes) * DIGEST_BYTES);
+      const piece = Buffer.allocUnsafeSlow(pieceBytes);
+      for (let done = 0; done < size; done += pieceBytes) {
         signal.throwIfAborted();
-        await limit?.take(piece.length, signal);
-        read = await file.read(piece, length);
-        const bytes = piece.subarray(0, read);
-        if (read > 0) digests.push(digestOf(bytes));
-        if (!isZero(bytes, 0, bytes.length)) await to.write(bytes, length);
-        onBytes(read);
+        const bytes = piece.subarray(0, Math.min(pieceBytes, size - done));
+        await limit?.take(bytes.length, signal);
+        await readWhole(file, bytes, done);
+        digestOf(bytes).copy(digests, (done / pieceBytes) * DIGEST_BYTES);
+        if (!isZero(bytes)) await to.write(bytes, done);
+        onBytes(bytes.length);
       }
-      await to.finish(length);
-      return new CopiedFile(from, length, Buffer.concat(digests));
+      await to.finish(size);
+      return new CopiedFile(from, { length: size, pieceBytes, digests });
     } finally {
       await file.close();
     }
@@ -81,37 +87,46 @@ export class CopiedFile implements RemoteFile {
   /** @throws {DamageError} it is missing now, or no regular file any more */
   async open(options: Parameters<RemoteFile["open"]>[0] = {}): Promise<ReadableFile> {
     const file = await openPlace(this.#from, options);
-    return new ComparedFile(this.path, file, this.#length, this.#digests);
+    return new ComparedFile(this.path, file, this.#pieces);
   }
+}
+
+/** A file cut into pieces. */
+interface Pieces {
+  /** Bytes of the file. */
+  readonly length: number;
+  /** Bytes of each piece but the last one. */
+  readonly pieceBytes: number;
+  /** The SHA-256 of each piece, one after the other. */
+  readonly digests: Buffer;
 }
 
 /** Reads whole pieces, and compares each with its digest. */
 class ComparedFile implements ReadableFile {
   readonly path: string;
   readonly #file: ReadableFile;
-  readonly #length: number;
-  readonly #digests: Buffer;
+  readonly #pieces: Pieces;
   /** The pieces read last, by their number; the oldest first. */
   readonly #kept = new Map<number, Promise<Buffer>>();
 
-  constructor(path: string, file: ReadableFile, length: number, digests: Buffer) {
+  constructor(path: string, file: ReadableFile, pieces: Pieces) {
     this.path = path;
     this.#file = file;
-    this.#length = length;
-    this.#digests = digests;
+    this.#pieces = pieces;
   }
 
   async size(): Promise<number> {
-    return this.#length;
+    return this.#pieces.length;
   }
 
   async read(target: Uint8Array, position: number): Promise<number> {
-    const length = Math.max(0, Math.min(target.length, this.#length - position));
+    const { length: size, pieceBytes } = this.#pieces;
+    const length = Math.max(0, Math.min(target.length, size - position));
     for (let done = 0; done < length; ) {
       const at = position + done;
-      const index = Math.floor(at / PIECE_BYTES);
+      const index = Math.floor(at / pieceBytes);
       const piece = await this.#piece(index);
-      const part = piece.subarray(at - index * PIECE_BYTES).subarray(0, length - done);
+      const part = piece.subarray(at - index * pieceBytes).subarray(0, length - done);
       target.set(part, done);
       done += part.length;
     }
@@ -141,19 +156,39 @@ class ComparedFile implements ReadableFile {
   }
 
   async #readPiece(index: number): Promise<Buffer> {
-    const start = index * PIECE_BYTES;
-    const piece = Buffer.allocUnsafeSlow(Math.min(PIECE_BYTES, this.#length - start));
-    const read = await this.#file.read(piece, start);
-    const digest = this.#digests.subarray(index * DIGEST_BYTES, (index + 1) * DIGEST_BYTES);
-    if (read === piece.length && digestOf(piece).equals(digest)) return piece;
-    const message = `${this.#file.path} was changed while it was copied: find out who writes there, and copy again`;
-    throw new DamageError("E_CHANGED_MEANWHILE", message, { details: { path: this.#file.path } });
+    const { length, pieceBytes, digests } = this.#pieces;
+    const start = index * pieceBytes;
+    const piece = Buffer.allocUnsafeSlow(Math.min(pieceBytes, length - start));
+    await readWhole(this.#file, piece, start);
+    const digest = digests.subarray(index * DIGEST_BYTES, (index + 1) * DIGEST_BYTES);
+    if (digestOf(piece).equals(digest)) return piece;
+    throw changed(this.#file.path);
   }
 
   async close(): Promise<void> {
     this.#kept.clear();
     await this.#file.close();
   }
+}
+
+/** @throws {DamageError} the file ends before, or the medium fails */
+async function readWhole(file: ReadableFile, target: Buffer, position: number): Promise<void> {
+  const read = await file.read(target, position).catch((error: unknown) => {
+    if (!isUnreadable(error)) throw error;
+    const message = `the file system cannot read ${file.path} (${error.code})`;
+    throw new DamageError("E_DAMAGED", message, { cause: error, details: { path: file.path } });
+  });
+  if (read < target.length) throw changed(file.path);
+}
+
+function changed(path: string): DamageError {
+  const message = `${path} was changed while it was copied: find out who writes there, and copy again`;
+  return new DamageError("E_CHANGED_MEANWHILE", message, { details: { path } });
+}
+
+function tooLong(path: string, size: number, most: number): DamageError {
+  const message = `${path} has ${size} bytes, and by its manifest at most ${most} make sense`;
+  return new DamageError("E_DAMAGED", message, { details: { path } });
 }
 
 function digestOf(bytes: Uint8Array): Buffer {

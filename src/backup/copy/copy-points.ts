@@ -13,7 +13,8 @@ import { DamageError, PreconditionError } from "../base/errors.js";
 import type { RateLimit } from "../pull/rate-limit.js";
 import type { HeldLock } from "../repository/domain-lock.js";
 import { type JudgedPoint, judgePoints } from "../repository/judged-points.js";
-import { formatManifest, type Manifest, timeOf } from "../repository/manifest.js";
+import { largestKept } from "../repository/kept-files.js";
+import { type DiskManifest, diskOf, formatManifest, type Manifest, timeOf } from "../repository/manifest.js";
 import { makePoint, type PendingPoint } from "../repository/pending-point.js";
 import { domainsAmong, ownersOf } from "../repository/point-owners.js";
 import { manifestText } from "../repository/read-manifest.js";
@@ -22,7 +23,15 @@ import { verifyPoint } from "../verify/verify.js";
 import { CopiedFile } from "./copied-file.js";
 import { CopiedFolder } from "./copied-folder.js";
 import { createFile } from "./new-point.js";
-import { firstDifference } from "./same-disk.js";
+import { compareDisks } from "./same-disk.js";
+
+const MIB = 1024 * 1024;
+/** What an image may have beside twice its disk, and a digest file beside its records. */
+const SPARE_BYTES = 64 * MIB;
+/** A record of a digest file for one cluster: head, masks and digest. */
+const MOST_RECORD_BYTES = 64;
+/** A line for each of 32 million extents. */
+const MOST_MAP_BYTES = 4096 * MIB;
 
 export interface CopyOptions {
   readonly from: Repository;
@@ -50,7 +59,7 @@ export interface CopiedPoint {
   readonly state: "copied" | "there" | "damaged";
   /** Bytes of its files that were copied. */
   readonly bytes: number;
-  /** Why it was not copied. */
+  /** Why it was not copied, or what could not be told of one that was there. */
   readonly message?: string | undefined;
 }
 
@@ -68,7 +77,7 @@ export interface CopyResult {
  *
  * @throws {PreconditionError} `E_OTHER_DOMAIN`: the other repository has another domain's points in that folder;
  *   `E_LOCKED`: another process writes there
- * @throws {DamageError} `E_COPY_DIFFERS`: it has a point of the same id with another content
+ * @throws {DamageError} `E_COPY_DIFFERS`: it has a point of the same id with another content; nothing was copied
  */
 export async function copyDomain(options: CopyOptions): Promise<CopyResult> {
   const { from, to, domain, signal } = options;
@@ -76,11 +85,14 @@ export async function copyDomain(options: CopyOptions): Promise<CopyResult> {
     domain,
     async () => {
       const judged = chosen(await judgePoints(from, domain), options.which);
-      const there = await to.points(domain, () => undefined);
-      assertSameDomain(judged, there, options);
-      const copy = new DomainCopy(options, judged, new Map(there.map((point) => [point.id, point])));
-      if (options.dryRun || !copy.hasWork) return await copy.run(undefined);
-      return await to.writing(domain, async (held) => await copy.run(held), signal);
+      const copy = async (held: HeldLock | undefined): Promise<CopyResult> => {
+        // Not before the lock is there: whoever had it may have pruned.
+        const there = await judgePoints(to, domain);
+        assertSameDomain(judged, there, options);
+        return await new DomainCopy(options, judged, there).run(held);
+      };
+      if (options.dryRun) return await to.reading(domain, async () => await copy(undefined), signal);
+      return await to.writing(domain, copy, signal);
     },
     signal,
   );
@@ -104,12 +116,14 @@ function chosen(judged: readonly JudgedPoint[], which: CopyOptions["which"]): Ju
 
 function assertSameDomain(
   judged: readonly JudgedPoint[],
-  there: readonly Manifest[],
+  there: readonly JudgedPoint[],
   { to, domain }: CopyOptions,
 ): void {
-  const known = (points: readonly Manifest[]): string[] =>
-    domainsAmong(ownersOf(points)).filter((owner) => owner !== null);
-  const [ours, theirs] = [known(judged.flatMap(({ manifest }) => manifest ?? [])), known(there)];
+  const known = (points: readonly JudgedPoint[]): string[] =>
+    domainsAmong(ownersOf(points.flatMap(({ manifest }) => manifest ?? []))).filter(
+      (owner) => owner !== null,
+    );
+  const [ours, theirs] = [known(judged), known(there)];
   if (ours.length === 0 || theirs.length === 0 || theirs.some((owner) => ours.includes(owner))) return;
   const message = `the folder ${domain} of ${to.path} has points of another domain (${theirs.join(", ")}): copy to another repository`;
   throw new PreconditionError("E_OTHER_DOMAIN", message, { details: { domain } });
@@ -119,50 +133,73 @@ class DomainCopy {
   readonly #options: CopyOptions;
   readonly #points: readonly JudgedPoint[];
   /** What the other repository has, by id; grows. */
-  readonly #there: Map<string, Manifest>;
+  readonly #there: Map<string, JudgedPoint>;
   readonly #totalBytes: number;
+  /** Points that both have, and of which one is damaged. */
+  readonly #damaged = new Set<string>();
   #copiedBytes = 0;
 
-  constructor(options: CopyOptions, points: readonly JudgedPoint[], there: Map<string, Manifest>) {
+  constructor(options: CopyOptions, points: readonly JudgedPoint[], there: readonly JudgedPoint[]) {
     this.#options = options;
     this.#points = points;
-    this.#there = there;
+    this.#there = new Map(there.map((point) => [point.id, point]));
     this.#totalBytes = points
-      .filter(({ id }) => !there.has(id))
+      .filter(({ id }) => !this.#there.has(id))
       .reduce((sum, { manifest }) => sum + (manifest ? storedBytesOf(manifest) : 0), 0);
-  }
-
-  get hasWork(): boolean {
-    return this.#points.some(({ id }) => !this.#there.has(id));
   }
 
   /** @param held the right to write; undefined: nothing is written */
   async run(held: HeldLock | undefined): Promise<CopyResult> {
+    // All of them first: where the two have different histories, nothing is copied.
+    const known = new Map<string, CopiedPoint>();
+    for (const point of this.#points) {
+      const there = this.#there.get(point.id);
+      if (!there) continue;
+      const compared = await this.#compared(point, there);
+      if (compared.state === "damaged") this.#damaged.add(point.id);
+      known.set(point.id, compared);
+    }
     const points: CopiedPoint[] = [];
-    for (const point of this.#points) points.push(await this.#copy(point, held));
+    for (const point of this.#points) points.push(known.get(point.id) ?? (await this.#copy(point, held)));
     return { domain: this.#options.domain, points, copiedBytes: this.#copiedBytes };
   }
 
+  /** What there is to say of a point that both have. */
+  async #compared({ id, manifest }: JudgedPoint, there: JudgedPoint): Promise<CopiedPoint> {
+    const { to } = this.#options;
+    const damaged = (message: string): CopiedPoint => ({ id, state: "damaged", bytes: 0, message });
+    // What lies below it is looked at by itself, and may be copied again.
+    const obstacle = there.obstacles.find(({ point }) => point === id);
+    if (obstacle || !there.manifest) {
+      const why = obstacle?.message ?? "its manifest cannot be read";
+      return damaged(
+        `it is damaged in ${to.path} (${why}): repair it there, or remove it to have it copied again`,
+      );
+    }
+    // Of one that is damaged here alone, the copy is the better one.
+    if (!manifest) return { id, state: "there", bytes: 0 };
+    try {
+      const message = await this.#unknown(manifest, there.manifest);
+      return { id, state: "there", bytes: 0, message };
+    } catch (error) {
+      if (!(error instanceof DamageError) || error.code === "E_COPY_DIFFERS") throw error;
+      return damaged(error.message);
+    }
+  }
+
   async #copy({ id, manifest, obstacles }: JudgedPoint, held: HeldLock | undefined): Promise<CopiedPoint> {
-    const there = this.#there.get(id);
-    if (there && manifest) await this.#assertSame(manifest, there);
-    if (there) return { id, state: "there", bytes: 0 };
     const message = obstacles[0]?.message ?? (manifest ? undefined : "its manifest cannot be read");
     if (!manifest || message !== undefined) return { id, state: "damaged", bytes: 0, message };
-    if (!held) {
-      this.#there.set(id, manifest);
-      return { id, state: "copied", bytes: storedBytesOf(manifest) };
-    }
     const before = this.#copiedBytes;
     try {
       this.#assertFits(manifest);
-      await this.#copyPoint(manifest, held);
+      if (held) await this.#copyPoint(manifest, held);
     } catch (error) {
       if (!(error instanceof DamageError)) throw error;
       return { id, state: "damaged", bytes: 0, message: error.message };
     }
-    this.#there.set(id, manifest);
-    return { id, state: "copied", bytes: this.#copiedBytes - before };
+    this.#there.set(id, { id, manifest, obstacles: [] });
+    return { id, state: "copied", bytes: held ? this.#copiedBytes - before : storedBytesOf(manifest) };
   }
 
   /**
@@ -172,12 +209,11 @@ class DomainCopy {
   #assertFits({ id, disks }: Manifest): void {
     for (const { name, parent } of disks) {
       if (parent === null) continue;
-      const below = this.#there.get(parent)?.disks.find((disk) => disk.name === name);
-      const original = this.#points
-        .find((point) => point.id === parent)
-        ?.manifest?.disks.find((disk) => disk.name === name);
-      if (below && below.file === original?.file && below.format === original.format) continue;
-      const why = below ? "has another format there" : "is not there, since it is damaged";
+      const below = this.#soundDisk(parent, name);
+      const original = this.#points.find((point) => point.id === parent)?.manifest;
+      const { file, format } = (original && diskOf(original, name)) ?? {};
+      if (below && below.file === file && below.format === format) continue;
+      const why = below ? "has another format there" : "is damaged, or not there";
       throw new DamageError(
         "E_CHAIN",
         `disk ${name} of point ${id} is based on point ${parent}, which ${why}`,
@@ -186,6 +222,14 @@ class DomainCopy {
         },
       );
     }
+  }
+
+  /** A disk of a point of the other repository; undefined if it, or what it is based on, is damaged or missing. */
+  #soundDisk(id: string, name: string): DiskManifest | undefined {
+    const there = this.#there.get(id);
+    const disk = there?.manifest && diskOf(there.manifest, name);
+    if (!disk || there.obstacles.some(({ point }) => point === id) || this.#damaged.has(id)) return undefined;
+    return disk.parent === null || this.#soundDisk(disk.parent, name) ? disk : undefined;
   }
 
   async #copyPoint(manifest: Manifest, held: HeldLock): Promise<void> {
@@ -202,6 +246,7 @@ class DomainCopy {
           const to = await createFile(pending.folder, name);
           try {
             const copied = await CopiedFile.copy(folder.at(name), to, {
+              most: mostBytesOf(manifest, name),
               limit,
               signal,
               onBytes: (bytes) => this.#progress(bytes),
@@ -240,25 +285,34 @@ class DomainCopy {
     this.#options.onProgress?.({ copiedBytes: this.#copiedBytes, totalBytes: this.#totalBytes });
   }
 
-  /** @throws {DamageError} `E_COPY_DIFFERS` */
-  async #assertSame(original: Manifest, copy: Manifest): Promise<void> {
+  /**
+   * Compares a point that both have.
+   * @returns what could not be told; undefined: they are the same
+   * @throws {DamageError} `E_COPY_DIFFERS`; or a chain of one of them is broken
+   */
+  async #unknown(original: Manifest, copy: Manifest): Promise<string | undefined> {
     const { from, to, domain, signal } = this.#options;
-    if (formatManifest({ ...original, createdAt: copy.createdAt }) === formatManifest(copy)) return;
+    if (formatManifest({ ...original, createdAt: copy.createdAt }) === formatManifest(copy)) return undefined;
     const differs = (what: string): DamageError => {
       const message = `point ${original.id} of ${domain} is another one in ${to.path} than in ${from.path}: ${what}. Copy to another repository, and find out where that point comes from`;
       return new DamageError("E_COPY_DIFFERS", message, { details: { domain, point: original.id } });
     };
+    const unknown: string[] = [];
     for (const { name, virtualSize } of original.disks) {
-      const other = copy.disks.find((disk) => disk.name === name);
-      if (other?.virtualSize !== virtualSize) throw differs(`disk ${name} is missing or has another size`);
-      const place = await firstDifference(
+      if (diskOf(copy, name)?.virtualSize !== virtualSize) {
+        throw differs(`disk ${name} is missing or has another size`);
+      }
+      const { differsAt, compared, hasDigests } = await compareDisks(
         { repository: from, domain, point: original },
         { repository: to, domain, point: copy },
         name,
         signal,
       );
-      if (place !== undefined) throw differs(`the content of disk ${name} differs at byte ${place}`);
+      if (differsAt !== undefined) throw differs(`the content of disk ${name} differs at byte ${differsAt}`);
+      if (compared === 0 && (hasDigests || dataBytesOf(original, name) > 0)) unknown.push(name);
     }
+    if (unknown.length === 0) return undefined;
+    return `whether ${unknown.join(", ")} is the same could not be told, for lack of digests that can be compared`;
   }
 }
 
@@ -268,6 +322,22 @@ function fileNamesOf({ disks, files = [] }: Manifest): string[] {
     [file, map?.file ?? [], digests?.file ?? []].flat(),
   );
   return [...new Set([...files.map(({ file }) => file), ...ofDisks])];
+}
+
+function dataBytesOf(point: Manifest, disk: string): number {
+  return diskOf(point, disk)?.dataBytes ?? 0;
+}
+
+/** Bytes that a file of a point has at most; the same of images allows for tables, and for what a prune left unused. */
+function mostBytesOf({ disks, files = [] }: Manifest, name: string): number {
+  const kept = files.find(({ file }) => file === name);
+  if (kept) return Math.min(kept.length, largestKept(kept.role));
+  for (const { file, format, digests, virtualSize, clusterSize } of disks) {
+    const clusters = Math.ceil(virtualSize / clusterSize);
+    if (file === name) return format === "raw" ? virtualSize : 2 * virtualSize + SPARE_BYTES;
+    if (digests?.file === name) return clusters * MOST_RECORD_BYTES + SPARE_BYTES;
+  }
+  return MOST_MAP_BYTES;
 }
 
 /** Bytes of data that a point stores, which is nearly all that is copied of it. */
