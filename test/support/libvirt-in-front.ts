@@ -41,6 +41,8 @@ interface Trouble {
   readonly refuseDefinition?: string;
   /** Asked at each deletion of a checkpoint; where it returns true, the deletion is never done, nor answered. */
   readonly swallowDeletion?: () => boolean;
+  /** Asked at each answer of the daemon; the bytes that it returns go to the client in its place. */
+  readonly spoil?: (answer: Packet) => Buffer | undefined;
 }
 
 /**
@@ -98,6 +100,11 @@ export class LibvirtInFront implements Disposable {
     const answers = new PacketSplitter();
     daemon.on("data", (bytes) => {
       for (const packet of answers.push(bytes)) {
+        const spoilt = packet.type === TYPE.reply ? trouble.spoil?.(packet) : undefined;
+        if (spoilt) {
+          client.write(spoilt);
+          continue;
+        }
         const isLate = packet.type === TYPE.reply && late.delete(packet.serial);
         if (isLate) this.asked.push(`${trouble.late} done`);
         setTimeout(() => client.write(encodePacket(packet)), isLate ? 3000 : 0);
