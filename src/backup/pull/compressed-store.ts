@@ -178,6 +178,7 @@ export class CompressedStore implements ImageStore {
   async finish(options: { readonly sync: boolean }): Promise<FinishedStore> {
     await this.#options.journal?.complete();
     const { storedBytes } = await this.#writer.finish(options);
+    this.#options.journal?.assertWhole();
     const digestsSha256 = (await this.#digests?.finish(options))?.sha256;
     return { storedBytes, digestsSha256 };
   }

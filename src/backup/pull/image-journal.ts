@@ -59,20 +59,27 @@ export class ImageJournal implements AsyncDisposable {
     if (this.#failure !== undefined) throw this.#failure.reason;
   }
 
-  /** Flushes what is left, if there is a journal: the image is complete but for its tables. */
+  /**
+   * Flushes what is left, if there is a journal: the image is complete but for its tables. No flush runs after it.
+   * The kernel tells one flush of a file alone that data is lost, and from here on that must be the image's own.
+   * @throws as `assertWhole`
+   */
   async complete(): Promise<void> {
-    clearTimeout(this.#timer);
-    await this.#flushing;
-    this.#closed = true;
-    if (this.#file && this.#waiting.length > 0) await this.#flush();
+    await this.#end();
     this.assertWhole();
+    if (this.#file && this.#waiting.length > 0) await this.#flush();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
+    await this.#end();
+    await this.#file?.close();
+  }
+
+  /** Begins no flush any more, and waits for the one that runs. */
+  async #end(): Promise<void> {
     this.#closed = true;
     clearTimeout(this.#timer);
-    await this.#flushing?.catch(() => undefined);
-    await this.#file?.close();
+    while (this.#flushing) await this.#flushing;
   }
 
   #schedule(): void {

@@ -43,9 +43,15 @@ export class JournalFile {
    * @throws the file system's error: EEXIST
    */
   static async create(path: string, key: Buffer, header: unknown): Promise<JournalFile> {
-    const journal = new JournalFile(await ImageFile.create(path), key);
-    await journal.append(header);
-    return journal;
+    const file = await ImageFile.create(path);
+    try {
+      const journal = new JournalFile(file, key);
+      await journal.append(header);
+      return journal;
+    } catch (error) {
+      await file.close();
+      throw error;
+    }
   }
 
   /**
@@ -64,12 +70,16 @@ export class JournalFile {
       throw error;
     }
     const journal = new JournalFile(file, key);
-    const header = await journal.next();
-    if (header !== undefined) {
-      journal.accept();
-      return { journal, header };
+    let header: unknown;
+    try {
+      header = await journal.next();
+      if (header !== undefined) {
+        journal.accept();
+        return { journal, header };
+      }
+    } finally {
+      if (header === undefined) await file.close();
     }
-    await file.close();
     return undefined;
   }
 

@@ -120,6 +120,7 @@ export class PlainStore implements ImageStore {
   async finish(options: { readonly sync: boolean }): Promise<FinishedStore> {
     await this.#journal?.complete();
     const { storedBytes } = await this.#writer.finish(options);
+    this.#journal?.assertWhole();
     const digestsSha256 = (await this.#digests?.file.finish(options))?.sha256;
     return { storedBytes, digestsSha256 };
   }
