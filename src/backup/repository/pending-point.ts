@@ -1,5 +1,5 @@
 import { join } from "node:path";
-import { DamageError } from "../base/errors.js";
+import { DamageError, PreconditionError } from "../base/errors.js";
 import type { HeldFolder } from "../host/held-folder.js";
 import type { StoredEntry, StoredFolder } from "../storage/stored-folder.js";
 import type { HeldLock } from "./domain-lock.js";
@@ -47,6 +47,7 @@ export function partialName(id: string): string {
  * Runs `work` with a pending point. If `work` ends without a commit, nothing is left.
  * @param as.begun the point to go on with, whose folder is there; default: a new one
  * @param as.copyOf the id that a new point gets, which the domain must not have yet; default: by the clock
+ * @throws {PreconditionError} `E_LEFT_POINT`: the point to go on with is gone, or no longer the newest
  */
 export async function makePoint<T>(
   held: HeldLock,
@@ -61,6 +62,7 @@ export async function makePoint<T>(
   const name = partialName(id);
   if (!begun) await folder.makeFolder(name);
   try {
+    if (begun) await assertStillLeft(folder, begun);
     await using partial = await folder.folder(name);
     if (!partial) throw exchanged(folder, name);
     return await work({
@@ -77,6 +79,16 @@ export async function makePoint<T>(
   } finally {
     await folder.remove(name);
   }
+}
+
+/** The domain's lock was not held since the point was judged, so another run may have written meanwhile. */
+async function assertStillLeft(folder: HeldFolder, { id, createdAt }: BegunPoint): Promise<void> {
+  const isThere = (await folder.find(partialName(id))) !== undefined;
+  const newer = (await pointNamesIn(folder)).some((other) => other >= id);
+  if (isThere && !newer) return;
+  const why = isThere ? "has made a newer point" : "has cleared it away";
+  const message = `what a killed backup has stored of ${createdAt.toISOString()} can't be gone on with: another run ${why} meanwhile. Run the backup again`;
+  throw new PreconditionError("E_LEFT_POINT", message, { details: { path: folder.path, point: id } });
 }
 
 /** The ids of the points in a domain's folder, oldest first. */

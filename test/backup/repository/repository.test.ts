@@ -202,6 +202,24 @@ describe("the lock of a domain", () => {
   });
 });
 
+describe("a point that a killed run has begun", () => {
+  const begun = { id: "20261129T181530.706Z", createdAt: new Date("2026-11-29T18:15:30.706Z") };
+  const goOn = (): Promise<void> =>
+    chain.repository.withPendingPoint(DOMAIN, async () => undefined, undefined, begun);
+
+  it("is not gone on with when another run has cleared it away", async () => {
+    await mkdir(domainFolder(), { recursive: true });
+    await expect(goOn()).rejects.toMatchObject({ name: "PreconditionError", code: "E_LEFT_POINT" });
+  });
+
+  it("is not gone on with when another run has made a newer point, and is removed", async () => {
+    await mkdir(join(domainFolder(), `.${begun.id}.partial`), { recursive: true });
+    await mkdir(join(domainFolder(), begun.id));
+    await expect(goOn()).rejects.toMatchObject({ name: "PreconditionError", code: "E_LEFT_POINT" });
+    expect(await readdir(domainFolder())).toEqual([begun.id]);
+  });
+});
+
 describe("a domain's folder that was copied under another name", () => {
   let original: Repository;
   let ids: [string, string];
