@@ -44,7 +44,7 @@ export class JobClients {
   async outlive(end: () => Promise<void>): Promise<void> {
     try {
       for (const client of this.all) client.stopConnecting(HANDSHAKE_WITHIN_MS);
-      await this.#within(HANDSHAKE_WITHIN_MS, Promise.all(this.#opening));
+      await this.#within(HANDSHAKE_WITHIN_MS, this.#opened());
       await this.#idle();
       await end();
     } finally {
@@ -57,6 +57,11 @@ export class JobClients {
     await Promise.allSettled(this.all.splice(0).map((client) => client.close()));
     await this.connection?.[Symbol.asyncDispose]();
     this.connection = undefined;
+  }
+
+  /** Others may begin to open while these are waited for. */
+  async #opened(): Promise<void> {
+    while (this.#opening.size > 0) await Promise.all(this.#opening);
   }
 
   async #idle(): Promise<void> {

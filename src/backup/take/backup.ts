@@ -90,8 +90,9 @@ export async function backup(options: BackupOptions): Promise<BackupResult> {
     goOn: async (job) => {
       const found = await judgeLeftPoint(guest, job, disks, options);
       if (!found || "note" in found) return found;
+      const ofWhen = found.createdAt === undefined ? "" : ` of ${found.createdAt}`;
       options.onWarning?.(
-        `what a killed backup has stored of ${found.createdAt} is cleared away, and a new point is begun: ${found.because}`,
+        `what a killed backup has stored${ofWhen} is cleared away, and a new point is begun: ${found.because}`,
       );
       return undefined;
     },

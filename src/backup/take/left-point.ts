@@ -1,5 +1,5 @@
 import { isDeepStrictEqual } from "node:util";
-import { BackupError, hasCode } from "../base/errors.js";
+import { BackupError, hasCode, messageOf } from "../base/errors.js";
 import { proveChain } from "../chain/chain.js";
 import type { LeftJob } from "../guest/claim.js";
 import type { Guest } from "../guest/guest.js";
@@ -84,18 +84,33 @@ export async function resumableOf(
 /** A point that a killed run has begun, and that can't be gone on with. */
 export interface LostPoint {
   readonly because: string;
-  /** The moment of its job. */
-  readonly createdAt: string;
+  /** The moment of its job; undefined: it could not be read. */
+  readonly createdAt: string | undefined;
 }
 
 /**
  * Looks whether the job and the partial point that a killed run has left belong together, and whether this run
- * would have begun the same. Changes nothing. If not, both have to be cleared away.
+ * would have begun the same. Changes nothing. If not, both have to be cleared away, and so they have if they can't
+ * be judged: every later run would fail as this one, and the job would run on.
  *
  * @returns undefined: next to nothing is lost, or the user wants it so
- * @throws what libvirt and the file system throw
+ * @throws the signal's reason
  */
 export async function judgeLeftPoint(
+  guest: Guest,
+  left: LeftJob,
+  disks: readonly GuestDisk[],
+  options: BackupOptions,
+): Promise<LeftPoint | LostPoint | undefined> {
+  try {
+    return await judge(guest, left, disks, options);
+  } catch (error) {
+    options.signal?.throwIfAborted();
+    return { because: `it can't be judged (${messageOf(error)})`, createdAt: undefined };
+  }
+}
+
+async function judge(
   guest: Guest,
   { job: found, folder, points }: LeftJob,
   disks: readonly GuestDisk[],

@@ -136,3 +136,18 @@ it("a job is not kept from its end by a client that can't be opened", async () =
   await clients.outlive(async () => undefined);
   expect(performance.now() - began).toBeLessThan(4000);
 });
+
+it("a job is ended only when a client is open that was begun to be opened while another one was", async () => {
+  const clients = new JobClients();
+  const order: string[] = [];
+  const opening = async (name: string): Promise<void> => {
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    order.push(name);
+  };
+  const first = opening("first").then(() => clients.isOpening(opening("second")));
+  clients.isOpening(first);
+  await clients.outlive(async () => {
+    order.push("end");
+  });
+  expect(order).toEqual(["first", "second", "end"]);
+});
