@@ -105,9 +105,9 @@ export class CopyService implements ThreadService<CopyQuestion, CopyAnswer, Forg
       const expected = rest.subarray(0, slotsOf(piece.run) * size);
       rest = rest.subarray(expected.length);
       const run: DigestedRun = { ...piece.run, digests: algorithm && expected };
-      const image = await this.#opened(source, piece.image);
+      using opened = await this.#opened(source, piece.image);
       const { clusterSize } = source.geometry;
-      await this.#copyPiece(image, run, piece, clusterSize, (offset, bytes) => {
+      await this.#copyPiece(opened.image, run, piece, clusterSize, (offset, bytes) => {
         storeInSlots(
           piece,
           offset,
@@ -125,7 +125,7 @@ export class CopyService implements ThreadService<CopyQuestion, CopyAnswer, Forg
   /**
    * Opens an image. It could be opened before, so if it can't be opened now, it has changed, which is damage.
    */
-  async #opened(source: StoredImage, number: number): Promise<CheckedImage> {
+  async #opened(source: StoredImage, number: number): ReturnType<OpenImages["get"]> {
     try {
       return await this.#images.get(source);
     } catch (error) {

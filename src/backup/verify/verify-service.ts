@@ -44,15 +44,16 @@ export class VerifyService implements ThreadService<VerifyQuestion, VerifyAnswer
   async answer({ image, runs, digests }: VerifyQuestion): Promise<VerifyAnswer> {
     const { geometry, algorithm } = image;
     const digestSize = algorithm === undefined ? 0 : DIGEST_ALGORITHMS[algorithm].bytes;
-    let proven: CheckedImage;
+    let opened: Awaited<ReturnType<OpenImages["get"]>>;
     try {
-      proven = await this.#images.get(image);
+      opened = await this.#images.get(image);
     } catch (error) {
       // The walk could open the image, so it was changed meanwhile.
       const message = damageIn(error);
       if (message === undefined) throw error;
       return [{ message }];
     }
+    using inUse = opened;
     const found = new DamageList(Number.POSITIVE_INFINITY);
     const spare = this.#spare.pop();
     const least = Math.max(this.#block, geometry.clusterSize);
@@ -62,7 +63,12 @@ export class VerifyService implements ThreadService<VerifyQuestion, VerifyAnswer
       for (const run of runs) {
         const expected = rest.subarray(0, slotsOf(run) * digestSize);
         rest = rest.subarray(expected.length);
-        await lookAtRun(proven, { ...run, digests: algorithm && expected }, { geometry, buffer }, found.note);
+        await lookAtRun(
+          inUse.image,
+          { ...run, digests: algorithm && expected },
+          { geometry, buffer },
+          found.note,
+        );
       }
     } finally {
       this.#spare.push(buffer);
