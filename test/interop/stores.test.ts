@@ -3,8 +3,10 @@ import { mkdtemp, readdir, readFile, rm, stat, writeFile } from "node:fs/promise
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import {
+  CreateMultipartUploadCommand,
   DeleteObjectCommand,
   GetObjectCommand,
+  ListMultipartUploadsCommand,
   ListObjectsV2Command,
   PutObjectCommand,
   type S3Client,
@@ -14,7 +16,7 @@ import { afterAll, afterEach, beforeAll, expect, it } from "vitest";
 import { Repository } from "../../src/backup/repository/repository.js";
 import { BreakingStore } from "../support/breaking-store.js";
 import { MemoryChain } from "../support/memory-chain.js";
-import { nbdpull } from "../support/nbdpull.js";
+import { nbdpull, startNbdpull } from "../support/nbdpull.js";
 import { restoreDisk } from "../support/restore-disk.js";
 import { startServing } from "../support/serving.js";
 import { Store } from "../support/store.js";
@@ -113,6 +115,53 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a repository in a
     await put("full/of/other/things", "x");
     expect(await nbdpull("init", `s3://${BUCKET}/full`)).toMatchObject({ code: 2 });
     expect(await keys("full/")).toEqual(["full/of/other/things"]);
+  });
+
+  it("is made once though two make it, and what a killed init has tried is removed", async () => {
+    const address = `s3://${BUCKET}/twice`;
+    const theirs = "2b1f9c0e-6a53-4c39-9a3e-5d1f6f0a7c11";
+    const marker = JSON.stringify({ format: "nbdpull-repository", version: 1, id: theirs });
+    let theirPut: Promise<void> | undefined;
+    line.fault = ({ method, url }) => {
+      if (theirPut || method !== "PUT" || !url.includes("nbdpull.json")) return undefined;
+      theirPut = put("twice/nbdpull.json", marker);
+      return "hang up";
+    };
+    const lost = await nbdpull("init", address);
+    expect(lost).toMatchObject({ code: 4 });
+    expect(lost.stderr).toContain(theirs);
+    expect((await get("twice/nbdpull.json")).toString()).toBe(marker);
+
+    const Key = "again/.probe-killed/parts";
+    await put("again/.probe-killed/small", "first");
+    await client.send(new CreateMultipartUploadCommand({ Bucket: BUCKET, Key }));
+    expect(await nbdpull("init", `s3://${BUCKET}/again`)).toMatchObject({ code: 0 });
+    expect(await keys("again/")).toEqual(["again/nbdpull.json"]);
+    const { Uploads = [] } = await client.send(
+      new ListMultipartUploadsCommand({ Bucket: BUCKET, Prefix: "again/" }),
+    );
+    expect(Uploads).toEqual([]);
+  });
+
+  it("ends at once by a signal though the store says nothing", async () => {
+    const address = await stored("silent");
+    let silent = 0;
+    line.fault = ({ url }) => (url.includes("vda.qcow2") && ++silent > 2 ? "never answer" : undefined);
+    const verifying = startNbdpull(["verify", address]);
+    await expect.poll(() => silent, { timeout: 20_000 }).toBeGreaterThan(2);
+    const began = performance.now();
+    verifying.kill("SIGTERM");
+    expect(await verifying.ended).toMatchObject({ code: 143 });
+    expect(performance.now() - began).toBeLessThan(10_000);
+  });
+
+  it("has no damage where the store refuses to show a manifest", async () => {
+    const address = await stored("forbidden");
+    line.fault = ({ url }) =>
+      url.includes("point.json") ? { answer: 403, code: "AccessDenied" } : undefined;
+    const ran = await nbdpull("points", address, "--json");
+    expect(ran).toMatchObject({ code: 4 });
+    expect(ran.stdout + ran.stderr).toContain("E_S3_ACCESS");
   });
 
   it("warns where the store takes no notice of conditions", async () => {

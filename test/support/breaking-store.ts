@@ -1,7 +1,7 @@
 import { createServer, type IncomingMessage, request, type Server, type ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
 import { buffer, text } from "node:stream/consumers";
-import { PutObjectCommand } from "@aws-sdk/client-s3";
+import { GetObjectCommand, PutObjectCommand } from "@aws-sdk/client-s3";
 import type { Store } from "./store.js";
 
 /** What may happen to a request on its way to a store, or to the answer. */
@@ -67,6 +67,8 @@ export class BreakingStore implements AsyncDisposable {
     }
     const isPut = method === "PUT" && !url.includes("partNumber");
     if (fault === "ignore conditions" && isPut) return void this.#putAnyway(asked, answer);
+    if (fault === "ignore conditions" && method === "GET" && asked.headers["if-match"])
+      return void this.#getAnyway(asked, answer);
     const { hostname, port } = store;
     const onward = request(
       { hostname, port, method, path: url, headers: asked.headers, agent: false },
@@ -107,6 +109,20 @@ export class BreakingStore implements AsyncDisposable {
       .send(new PutObjectCommand({ Bucket, Key, Body: await buffer(asked) }));
     answer.writeHead(200, { etag: ETag });
     answer.end();
+  }
+
+  async #getAnyway(asked: IncomingMessage, answer: ServerResponse): Promise<void> {
+    const [, Bucket, Key] = /^\/([^/]+)\/([^?]+)/.exec(decodeURIComponent(asked.url ?? "")) ?? [];
+    const Range = asked.headers.range;
+    const { Body, ETag, ContentRange, ContentLength } = await this.#store
+      .client()
+      .send(new GetObjectCommand({ Bucket, Key, Range }));
+    answer.writeHead(Range ? 206 : 200, {
+      etag: ETag,
+      "content-length": ContentLength,
+      ...(ContentRange && { "content-range": ContentRange }),
+    });
+    answer.end(await Body?.transformToByteArray());
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -1,6 +1,6 @@
-import { PreconditionError, UsageError } from "../base/errors.js";
+import { BackupError, PreconditionError, UsageError } from "../base/errors.js";
 import { openStore } from "../storage/open-store.js";
-import type { StoreAbilities } from "../storage/stored-folder.js";
+import type { StoreAbilities, StoreRoot } from "../storage/stored-folder.js";
 import { MARKER } from "./folder-name.js";
 import { newMarker, readMarker } from "./marker.js";
 
@@ -13,12 +13,20 @@ interface InitializedStore {
 /**
  * Makes a repository below a prefix of an object store, when the store was found to do what it needs.
  * @param address `s3://BUCKET/PREFIX`
- * @throws {PreconditionError} `E_REPOSITORY_EXISTS`; `E_S3_LACKS`: the store can't hold one
+ * @throws {PreconditionError} `E_REPOSITORY_EXISTS`, also if another process makes it meanwhile; `E_S3_LACKS`: the store can't hold one
  * @throws {UsageError} `E_NOT_A_REPOSITORY`: something else is there
  * @throws as `openStore`
  */
 export async function initStore(address: string): Promise<InitializedStore> {
-  await using root = await openStore(address);
+  const root = await openStore(address);
+  try {
+    return await initIn(root, address);
+  } finally {
+    await root.close();
+  }
+}
+
+async function initIn(root: StoreRoot, address: string): Promise<InitializedStore> {
   const known = await readMarker(root);
   if (known !== undefined) throw exists(address, known);
   if (!(await root.isEmpty())) {
@@ -26,9 +34,17 @@ export async function initStore(address: string): Promise<InitializedStore> {
     throw new UsageError("E_NOT_A_REPOSITORY", message, { details: { path: address } });
   }
   const abilities = await root.probe();
-  await root.create(MARKER, newMarker(abilities), abilities);
-  // Another process may have made it meanwhile.
-  const id = (await readMarker(root)) ?? "";
+  const marker = newMarker(abilities);
+  await root.create(MARKER, marker, abilities);
+  const id = await readMarker(root);
+  if (id === undefined) {
+    const message = `${address}/${MARKER} was written, and the store does not have it: look at the store, and try again`;
+    throw new BackupError("E_S3_FAILED", message, { details: { path: address } });
+  }
+  // Another process has made it meanwhile.
+  if (!marker.includes(id)) throw exists(address, id);
+  // Now only: the objects of a process that tries the store at the same time look the same.
+  await root.removeTrials().catch(() => undefined);
   return { id, abilities };
 }
 

@@ -1,5 +1,5 @@
 import { isDeepStrictEqual } from "node:util";
-import { DamageError, hasCode, messageOf } from "../base/errors.js";
+import { BackupError, DamageError, hasCode, messageOf } from "../base/errors.js";
 import { isMissing } from "../host/durable-files.js";
 import type { HeldFolder } from "../host/held-folder.js";
 import type { StoredFolder } from "../storage/stored-folder.js";
@@ -30,11 +30,18 @@ export async function readManifest(
   } catch (cause) {
     if (hasCode(cause, "EACCES")) throw cause;
     if (isMissing(cause)) throw fail(`point ${id} has no manifest: ${path} is missing`, cause);
+    // A store that is away, or that was asked by a command that was ended, says nothing of it.
+    if (!(cause instanceof DamageError) && !isSystemError(cause)) throw cause;
     throw fail(`the manifest of point ${id} cannot be read: ${messageOf(cause)}`, cause);
   }
   const manifest = parseManifest(text, path, { ...facts, point: id });
   if (manifest.id === id) return manifest;
   throw fail(`${path} is the manifest of point ${manifest.id}: the folder was renamed`);
+}
+
+/** Whether the file system has refused. */
+function isSystemError(error: unknown): boolean {
+  return error instanceof Error && !(error instanceof BackupError) && "syscall" in error;
 }
 
 /**

@@ -8,6 +8,6 @@ import { namesStore } from "../storage/open-store.js";
  */
 export function refuseStore(path: string): void {
   if (!namesStore(path)) return;
-  const message = `${path} lies in an object store, and only init, points, verify, restore and serve work there: write to a folder, and copy it to the store with another program`;
+  const message = `${path} lies in an object store, where commands that only read points work (init, points, verify, restore, serve, report, stats, diff, and copy from there): write to a folder, and copy it to the store with another program`;
   throw new PreconditionError("E_STORE_READ_ONLY", message, { details: { path } });
 }

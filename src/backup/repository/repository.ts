@@ -50,6 +50,8 @@ const READS_OF_STORE = 16;
 export interface RepositoryOptions {
   /** As root too, write to a repository that other users can write to. Default: refuse it. */
   readonly trusted?: boolean | undefined;
+  /** Ends every request to an object store. */
+  readonly signal?: AbortSignal | undefined;
 }
 
 /**
@@ -96,9 +98,14 @@ export class Repository {
    */
   static async openIfThere(path: string, options: RepositoryOptions = {}): Promise<Repository | undefined> {
     if (namesStore(path)) {
-      const store = await openStore(path);
-      const id = await readMarker(store);
-      return id === undefined ? undefined : new Repository(path, id, options, store);
+      const store = await openStore(path, options);
+      let id: string | undefined;
+      try {
+        id = await readMarker(store);
+        return id === undefined ? undefined : new Repository(path, id, options, store);
+      } finally {
+        if (id === undefined) await store.close();
+      }
     }
     const folder = await HeldFolder.open(path).catch((cause: unknown) => {
       if (isMissing(cause) || hasCode(cause, "ENOTDIR")) return undefined;

@@ -1,7 +1,7 @@
 /**
  * An S3-compatible object store, spoken to by AWS's SDK. Read this file first: a bucket is what all others work
- * on. Then upload.ts (an object that is written in parts), lease.ts (who may write), probe.ts (what a store can
- * do), and address.ts, client.ts, patience.ts and errors.ts below them.
+ * on. Then upload.ts (an object that is written in parts), probe.ts (what a store can do), and address.ts, client.ts,
+ * patience.ts and errors.ts below them.
  *
  * Nothing here knows what the objects hold, neither points nor images. What a store answers is not trusted: it is
  * compared with what was asked for, and bounded.
@@ -12,6 +12,7 @@ import {
   AbortMultipartUploadCommand,
   DeleteObjectCommand,
   GetObjectCommand,
+  type GetObjectCommandOutput,
   HeadObjectCommand,
   ListMultipartUploadsCommand,
   type ListMultipartUploadsOutput,
@@ -61,24 +62,27 @@ export interface AskOptions {
 export class Bucket implements Disposable {
   readonly address: S3Address;
   readonly client: S3Client;
+  readonly #signal: AbortSignal | undefined;
   #patienceMs = FIRST_PATIENCE_MS;
 
-  private constructor(address: S3Address, client: S3Client) {
+  private constructor(address: S3Address, client: S3Client, signal: AbortSignal | undefined) {
     this.address = address;
     this.client = client;
+    this.#signal = signal;
   }
 
   /**
    * Connects, and looks whether the bucket is there.
+   * @param options.signal ends every request to it, also later ones
    * @throws {PreconditionError} there is no such bucket, or these credentials may not use it: `E_S3_BUCKET`,
    *   `E_S3_ACCESS`, `E_S3_CREDENTIALS`, `E_S3_REGION`, `E_S3_CLOCK`, `E_S3_TLS`
    * @throws {BackupError} `E_S3_UNREACHABLE`
    * @throws {UsageError} `E_S3_CA`
    */
   static async open(address: S3Address, options: AskOptions = {}): Promise<Bucket> {
-    const bucket = new Bucket(address, await clientFor(address));
+    const bucket = new Bucket(address, await clientFor(address), options.signal);
     try {
-      await bucket.#assertThere(options);
+      await bucket.#assertThere();
       bucket.#patienceMs = PATIENCE_MS;
       return bucket;
     } catch (error) {
@@ -93,9 +97,9 @@ export class Bucket implements Disposable {
   }
 
   /** What everything else needs too: an answer to it says what is wrong, as one without a body does not. */
-  async #assertThere(options: AskOptions): Promise<void> {
+  async #assertThere(): Promise<void> {
     const request = { Bucket: this.address.bucket, Prefix: this.address.prefix, MaxKeys: 1 };
-    await this.ask("looking into", undefined, options, (abortSignal) =>
+    await this.ask("looking into", undefined, {}, (abortSignal) =>
       this.client.send(new ListObjectsV2Command(request), { abortSignal }),
     );
   }
@@ -113,15 +117,19 @@ export class Bucket implements Disposable {
   ): Promise<T> {
     // The SDK adds a listener for each request, and takes none away: a signal of its own lets go of them.
     const own = new AbortController();
-    const abort = (): void => own.abort(signal?.reason);
-    signal?.addEventListener("abort", abort, { once: true });
+    const both = [this.#signal, signal].filter((each) => each !== undefined);
+    const abort = (): void => own.abort(both.find(({ aborted }) => aborted)?.reason);
+    for (const each of both) {
+      if (each.aborted) abort();
+      each.addEventListener("abort", abort, { once: true });
+    }
     try {
-      return await patiently(() => request(own.signal), { patienceMs: this.#patienceMs, signal });
+      return await patiently(() => request(own.signal), { patienceMs: this.#patienceMs, signal: own.signal });
     } catch (error) {
-      signal?.throwIfAborted();
+      own.signal.throwIfAborted();
       throw this.failure(error, action, key);
     } finally {
-      signal?.removeEventListener("abort", abort);
+      for (const each of both) each.removeEventListener("abort", abort);
     }
   }
 
@@ -139,6 +147,10 @@ export class Bucket implements Disposable {
       for (const { Key, Size, ETag, LastModified } of page.Contents ?? []) {
         if (Key === undefined || !Key.startsWith(prefix) || Size === undefined || !LastModified) {
           throw this.#nonsense("an object that was not asked for", prefix);
+        }
+        if (!bare(ETag)) {
+          // Nobody could tell it from one that takes its place.
+          throw this.#nonsense("an object without an ETag", Key);
         }
         yield { key: Key, size: Size, etag: bare(ETag), modifiedAt: LastModified };
       }
@@ -197,19 +209,17 @@ export class Bucket implements Disposable {
   /**
    * The content of a small object; undefined: there is none.
    * @param most bytes that it may have
-   * @throws {DamageError} `E_S3_TOO_LARGE`: it is longer
+   * @param options.etag the object that is meant, as for `readRange`; default: the one that is there now
+   * @throws {DamageError} `E_S3_TOO_LARGE`: it is longer; `E_S3_CHANGED`: it was replaced
    */
   async get(
     key: string,
     most: number,
-    options: AskOptions = {},
+    { etag, ...options }: AskOptions & { readonly etag?: string | undefined } = {},
   ): Promise<{ readonly bytes: Buffer; readonly etag: string } | undefined> {
     return await this.#unlessAbsent(() =>
       this.ask("reading", key, options, async (abortSignal) => {
-        const { Body, ContentLength, ETag } = await this.client.send(
-          new GetObjectCommand({ Bucket: this.address.bucket, Key: key }),
-          { abortSignal },
-        );
+        const { Body, ContentLength, ETag } = await this.#getObject({ Key: key, IfMatch: etag }, abortSignal);
         const body = Body as Readable;
         if (ContentLength === undefined || ContentLength > most) {
           body.destroy();
@@ -237,35 +247,54 @@ export class Bucket implements Disposable {
   ): Promise<void> {
     if (target.length === 0) return;
     const last = position + target.length - 1;
-    const request = {
-      Bucket: this.address.bucket,
-      Key: key,
-      Range: `bytes=${position}-${last}`,
-      IfMatch: etag,
-    };
+    const request = { Key: key, Range: `bytes=${position}-${last}`, IfMatch: etag };
     await this.ask("reading", key, options, async (abortSignal) => {
       try {
-        const answer = await this.client.send(new GetObjectCommand(request), { abortSignal });
+        const answer = await this.#getObject(request, abortSignal);
         const body = answer.Body as Readable;
         const range = /^bytes (\d+)-(\d+)\//.exec(answer.ContentRange ?? "");
         if (Number(range?.[1]) !== position || Number(range?.[2]) !== last) {
           body.destroy();
-          const message = `s3://${request.Bucket}/${key}: bytes ${position} to ${last} were asked for, and the store sent ${answer.ContentRange ?? "everything"}: it is no store for a repository, or the object is shorter than its manifest says`;
+          const message = `s3://${this.address.bucket}/${key}: bytes ${position} to ${last} were asked for, and the store sent ${answer.ContentRange ?? "everything"}: it is no store for a repository, or the object is shorter than its manifest says`;
           throw new DamageError("E_S3_RANGE", message, { details: { key } });
         }
         await this.#fill(target, body, key);
       } catch (error) {
-        if (isUnmet(error)) {
-          const message = `s3://${request.Bucket}/${key} was replaced while it was read: read it again`;
-          throw new DamageError("E_S3_CHANGED", message, { cause: error, details: { key } });
-        }
         if (statusOf(error) === 416) {
-          const message = `s3://${request.Bucket}/${key} ends before byte ${last}`;
+          const message = `s3://${this.address.bucket}/${key} ends before byte ${last}`;
           throw new DamageError("E_S3_RANGE", message, { cause: error, details: { key } });
         }
         throw error;
       }
     });
+  }
+
+  /**
+   * Asks for an object, or for bytes of it. Not every store knows `If-Match`, so the answer is compared too.
+   * @throws {DamageError} `E_S3_CHANGED`
+   */
+  async #getObject(
+    {
+      Key,
+      IfMatch,
+      Range,
+    }: { readonly Key: string; readonly IfMatch?: string | undefined; readonly Range?: string },
+    abortSignal: AbortSignal,
+  ): Promise<GetObjectCommandOutput> {
+    const changed = (cause?: unknown): DamageError => {
+      const message = `s3://${this.address.bucket}/${Key} was replaced while it was read: read it again`;
+      return new DamageError("E_S3_CHANGED", message, { cause, details: { key: Key } });
+    };
+    const request = { Bucket: this.address.bucket, Key, IfMatch, Range };
+    let answer: GetObjectCommandOutput;
+    try {
+      answer = await this.client.send(new GetObjectCommand(request), { abortSignal });
+    } catch (error) {
+      throw isUnmet(error) ? changed(error) : error;
+    }
+    if (IfMatch === undefined || bare(answer.ETag) === IfMatch) return answer;
+    (answer.Body as Readable).destroy();
+    throw changed();
   }
 
   /** @throws {BackupError} `E_S3_TRUNCATED`, which is asked again */

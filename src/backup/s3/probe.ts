@@ -1,5 +1,5 @@
 import { randomBytes, randomUUID } from "node:crypto";
-import { BackupError, PreconditionError } from "../base/errors.js";
+import { BackupError, hasCode, PreconditionError } from "../base/errors.js";
 import type { AskOptions, Bucket } from "./bucket.js";
 import { ObjectUpload } from "./upload.js";
 
@@ -19,7 +19,7 @@ export interface StoreAbilities {
  *   may not do it: `E_S3_ACCESS`
  */
 export async function probe(bucket: Bucket, options: AskOptions = {}): Promise<StoreAbilities> {
-  const base = `${bucket.address.prefix}.probe-${randomUUID()}`;
+  const base = `${prefixOf(bucket)}${randomUUID()}`;
   const keys = [`${base}/small`, `${base}/parts`];
   const [small = "", large = ""] = keys;
   try {
@@ -36,6 +36,19 @@ export async function probe(bucket: Bucket, options: AskOptions = {}): Promise<S
   }
 }
 
+/** Removes the objects and uploads that probes have left whose processes were killed. */
+export async function removeProbes(bucket: Bucket, options: AskOptions = {}): Promise<void> {
+  for await (const { key } of bucket.list(prefixOf(bucket), options)) await bucket.remove([key], options);
+  for await (const upload of bucket.pendingUploads(prefixOf(bucket), options)) {
+    await bucket.abortUpload(upload, options);
+  }
+}
+
+/** Of the keys of all probes. */
+function prefixOf(bucket: Bucket): string {
+  return `${bucket.address.prefix}.probe-`;
+}
+
 async function tryConditions(bucket: Bucket, key: string, options: AskOptions): Promise<StoreAbilities> {
   const [first, second, third] = [Buffer.from("first"), Buffer.from("second"), Buffer.from("third")];
   if (!(await supported(bucket.putIfAbsent(key, first, options)))) await bucket.put(key, first, options);
@@ -46,12 +59,28 @@ async function tryConditions(bucket: Bucket, key: string, options: AskOptions): 
   const etag = before?.etag ?? "";
   const overwritten = await supported(bucket.replaceIfUnchanged(key, second, { ...options, etag }));
   const now = await bucket.find(key, options);
+  await tryTelling(bucket, key, { ...options, etag });
   const right =
     now && (await supported(bucket.replaceIfUnchanged(key, second, { ...options, etag: now.etag })));
   return {
     conditionalCreate: again === false,
     conditionalReplace: overwritten === undefined && typeof right === "string",
   };
+}
+
+/** What is read later has to be what was listed, so an object that was replaced must be known by its ETag. */
+async function tryTelling(
+  bucket: Bucket,
+  key: string,
+  replaced: AskOptions & { readonly etag: string },
+): Promise<void> {
+  try {
+    await bucket.readRange(key, Buffer.alloc(1), 0, replaced);
+  } catch (error) {
+    if (hasCode(error, "E_S3_CHANGED")) return;
+    throw error;
+  }
+  throw lacks(bucket, "tell an object from the one that it has replaced (by ETag and If-Match)");
 }
 
 /** Undefined where the store does not know the condition. */

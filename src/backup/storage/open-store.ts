@@ -7,13 +7,17 @@ export function namesStore(path: string): boolean {
 }
 
 /**
- * Opens the place in an object store that an address names. AWS's SDK is loaded only here.
+ * Opens the place in an object store that an address names. The caller closes it. AWS's SDK is loaded only here.
+ * @param options.signal ends every request to the store, also later ones
  * @throws {UsageError} `E_S3_ADDRESS`, `E_S3_CA`
  * @throws {PreconditionError} the bucket is not there, or these credentials may not use it
  * @throws {BackupError} `E_S3_UNREACHABLE`
  */
-export async function openStore(address: string): Promise<StoreRoot> {
+export async function openStore(
+  address: string,
+  options: { readonly signal?: AbortSignal | undefined } = {},
+): Promise<StoreRoot> {
   const parsed = parseS3Address(address);
   const [{ Bucket }, { S3Root }] = await Promise.all([import("../s3/bucket.js"), import("./s3-folder.js")]);
-  return new S3Root(await Bucket.open(parsed));
+  return new S3Root(await Bucket.open(parsed, options));
 }

@@ -1,7 +1,7 @@
 import { DamageError } from "../base/errors.js";
 import { formatS3Address } from "../s3/address.js";
 import type { Bucket, StoredObject } from "../s3/bucket.js";
-import { probe } from "../s3/probe.js";
+import { probe, removeProbes } from "../s3/probe.js";
 import { KeptPieces } from "./kept-pieces.js";
 import { S3Place } from "./s3-file.js";
 import type { StoreAbilities, StoredEntry, StoredFolder, StoredStatus, StoreRoot } from "./stored-folder.js";
@@ -64,7 +64,7 @@ export class S3Root implements StoreRoot {
 
   async read(name: string, most: number): Promise<Buffer> {
     assertName(name);
-    return await readWhole(this.#bucket, `${this.#prefix}${name}`, `${this.path}/${name}`, most);
+    return await readWhole(this.#bucket, { key: `${this.#prefix}${name}` }, `${this.path}/${name}`, most);
   }
 
   /** @throws {RangeError} always: what is read at positions lies in the folder of a domain */
@@ -74,6 +74,10 @@ export class S3Root implements StoreRoot {
 
   async probe(): Promise<StoreAbilities> {
     return await probe(this.#bucket);
+  }
+
+  async removeTrials(): Promise<void> {
+    await removeProbes(this.#bucket);
   }
 
   async isEmpty(): Promise<boolean> {
@@ -92,8 +96,11 @@ export class S3Root implements StoreRoot {
     return true;
   }
 
-  async close(): Promise<void> {}
+  async close(): Promise<void> {
+    this.#bucket.close();
+  }
 
+  /** Nothing: whoever has opened the store closes it. */
   async [Symbol.asyncDispose](): Promise<void> {}
 
   async #list(name: string): Promise<Tree> {
@@ -181,7 +188,7 @@ class S3Folder implements StoredFolder {
     const path = `${this.path}/${name}`;
     const object = this.#tree.files.get(name);
     if (!object) throw missing(path);
-    return await readWhole(this.#bucket, object.key, path, most);
+    return await readWhole(this.#bucket, object, path, most);
   }
 
   at(name: string): S3Place {
@@ -194,8 +201,14 @@ class S3Folder implements StoredFolder {
   async [Symbol.asyncDispose](): Promise<void> {}
 }
 
-async function readWhole(bucket: Bucket, key: string, path: string, most: number): Promise<Buffer> {
-  const found = await bucket.get(key, most);
+/** @param object with the ETag that it was listed with, unless it was not listed */
+async function readWhole(
+  bucket: Bucket,
+  { key, etag }: { readonly key: string; readonly etag?: string },
+  path: string,
+  most: number,
+): Promise<Buffer> {
+  const found = await bucket.get(key, most, { etag });
   if (found) return found.bytes;
   throw missing(path);
 }

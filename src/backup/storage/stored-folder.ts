@@ -32,7 +32,10 @@ export interface StoreAbilities {
   readonly conditionalReplace: boolean;
 }
 
-/** The folder of a repository in an object store. What was listed of the folders in it is remembered. */
+/**
+ * The folder of a repository in an object store. What was listed of the folders in it is remembered. It is used until
+ * `close`, which ends its connections; only disposing of it, as of any folder that was used, does nothing.
+ */
 export interface StoreRoot extends StoredFolder {
   /** Lists what is in a folder anew when it is opened next. */
   refresh(name: string): void;
@@ -42,6 +45,8 @@ export interface StoreRoot extends StoredFolder {
    *   do it
    */
   probe(): Promise<StoreAbilities>;
+  /** Removes what a `probe` has left whose process was killed. */
+  removeTrials(): Promise<void>;
   /** Whether anything is there, but for names that begin with a dot. */
   isEmpty(): Promise<boolean>;
   /**

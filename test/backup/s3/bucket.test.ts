@@ -185,6 +185,34 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "a bucket of Ceph's", () => {
     await expect(Bucket.open(noTls)).rejects.toMatchObject({ name: "PreconditionError", code: "E_S3_TLS" });
   });
 
+  it.each([undefined, "ignore conditions"] as const)(
+    "finds out that an object was replaced since it was listed (%s)",
+    async (fault) => {
+      using bucket = await opened("changed/");
+      const etag = await bucket.put("changed/one", Buffer.from("first"));
+      expect((await bucket.get("changed/one", 10, { etag }))?.bytes.toString()).toBe("first");
+      await bucket.put("changed/one", Buffer.from("other"));
+      line.fault = () => fault;
+      const changed = { name: "DamageError", code: "E_S3_CHANGED" };
+      await expect(bucket.get("changed/one", 10, { etag })).rejects.toMatchObject(changed);
+      await expect(bucket.readRange("changed/one", Buffer.alloc(5), 0, { etag })).rejects.toMatchObject(
+        changed,
+      );
+    },
+  );
+
+  it("ends every request when the signal says so that it was opened with", async () => {
+    const stop = new AbortController();
+    using bucket = await Bucket.open(address("silent/"), { signal: stop.signal });
+    line.fault = () => "never answer";
+    const asked = [bucket.get("silent/x", 10), collect(bucket.list("silent/")), bucket.find("silent/x")];
+    setTimeout(() => stop.abort(new Error("Ctrl-C")), 20);
+    for (const result of await Promise.allSettled(asked)) {
+      expect(result).toMatchObject({ status: "rejected", reason: { message: "Ctrl-C" } });
+    }
+    await expect(bucket.folders("silent/")).rejects.toThrow("Ctrl-C");
+  });
+
   it("finds out what the store can do, and leaves nothing", async () => {
     using bucket = await opened("probe/");
     expect(await probe(bucket)).toEqual({ conditionalCreate: true, conditionalReplace: true });
@@ -316,6 +344,10 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "a bucket of Ceph's", () => {
   it.each([
     ["an object of another place", (text: string) => text.replaceAll("<Key>nonsense/", "<Key>elsewhere/")],
     ["a list without an end", (text: string) => text.replace("<IsTruncated>false", "<IsTruncated>true")],
+    [
+      "an object that can't be told from another one",
+      (text: string) => text.replaceAll(/<ETag>.*?<\/ETag>/g, ""),
+    ],
     [
       "a list that begins again",
       (text: string) =>
