@@ -31,7 +31,7 @@ export async function runCopy(
     throw new UsageError("E_USAGE", "--latest and --since contradict each other: give one of them");
   }
   const trusted = { trusted: options.trustRepository };
-  const from = await Repository.open(source, trusted);
+  const from = await Repository.open(source, { ...trusted, signal });
   const domains = await domainsOf(from, wanted);
   await warnOfStrangers(source, domains, output);
   await requireRepository(target, options);

@@ -24,7 +24,7 @@ export async function runDiff(
   first: string,
   second: string,
 ): Promise<void> {
-  const repository = await Repository.open(path);
+  const repository = await Repository.open(path, { signal });
   const folder = await chooseDomain(repository, name, { uuid, at: first });
   await warnOfStrangers(path, [folder], output);
   const compare = async (): Promise<void> => {

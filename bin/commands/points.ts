@@ -34,7 +34,10 @@ export async function runPoints(
   path: string,
   domain: string | undefined,
 ): Promise<void> {
-  const repository = await Repository.open(path, { trusted: options.trustRepository });
+  const repository = await Repository.open(path, {
+    trusted: options.trustRepository,
+    signal: context.signal,
+  });
   const domains = await chooseDomains(repository, domain, options.uuid);
   const { fixClock: isWrite = false, dryRun = false, wrong = [] } = options;
   if (isWrite && options.uuid !== undefined) {

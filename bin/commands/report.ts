@@ -77,7 +77,7 @@ async function look(
   let stranger: string | null = null;
   let error: Record<string, unknown> | null = null;
   try {
-    const repository = await Repository.open(path);
+    const repository = await Repository.open(path, { signal });
     id = repository.id;
     for await (const found of reportedDomains(repository, { ...promised, signal })) {
       if ("maps" in found) domains.push(found);

@@ -48,7 +48,10 @@ export async function runRestore(
     throw new UsageError("E_DEFINE", "--keep-identity is about a definition: give --define or --xml too");
   }
   assertLive(options);
-  const repository = await Repository.open(path, { trusted: options.trustRepository });
+  const repository = await Repository.open(path, {
+    trusted: options.trustRepository,
+    signal: context.signal,
+  });
   const domain = await chooseDomain(repository, wanted, options);
   if (isDefinitionWanted(options)) await requireTrust(path, [domain], options, context.output);
   else if (!options.trustRepository) await warnOfStrangers(path, [domain], context.output);

@@ -18,7 +18,7 @@ export async function runStats(
   wanted: readonly string[],
 ): Promise<void> {
   const { output, signal } = context;
-  const repository = await Repository.open(path);
+  const repository = await Repository.open(path, { signal });
   const folders = new Set<string>();
   for (const name of wanted.length === 0 ? [undefined] : wanted) {
     for (const folder of await chooseDomains(repository, name)) folders.add(folder);

@@ -57,7 +57,7 @@ async function verifyAsAsked(
   }
   if (options.live) return await verifyLiveDomain(context, options, path, wanted);
   refuseLiveOptions(options);
-  const repository = await Repository.open(path, { trusted: options.trustRepository });
+  const repository = await Repository.open(path, { trusted: options.trustRepository, signal });
   const { at, uuid } = options;
   const domains = await domainsOf(repository, wanted, options);
   await warnOfStrangers(path, domains, output);
