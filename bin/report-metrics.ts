@@ -6,15 +6,13 @@ import type { ReportDocument } from "./report-document.js";
 export function updateOfReport({ createdAt, maxAgeSeconds, repositories }: ReportDocument): MetricsUpdate {
   const samples = repositories.flatMap(({ repository, error, failed, domains }): Sample[] => {
     const labels = labelsOf({ repository });
-    const names = domains.map(({ name }) => name);
+    const names = namesOf(domains);
     return [
       { metric: "nbdpull_report_timestamp_seconds", labels, value: seconds(createdAt) },
       { metric: "nbdpull_report_readable", labels, value: error === null && failed.length === 0 ? 1 : 0 },
       { metric: "nbdpull_report_max_age_seconds", labels, value: maxAgeSeconds },
-      ...domains.flatMap((domain) => {
-        // Where there are several domains of a name.
-        const isOnly = names.indexOf(domain.name) === names.lastIndexOf(domain.name);
-        const whose = labelsOf({ domain: isOnly ? domain.name : titleOf(domain), repository });
+      ...domains.flatMap((domain, index) => {
+        const whose = labelsOf({ domain: names[index] ?? "", repository });
         const values: Partial<Record<Metric, number | null>> = {
           nbdpull_report_last_good_timestamp_seconds: domain.lastGood
             ? seconds(domain.lastGood.createdAt)
@@ -40,6 +38,20 @@ export function updateOfReport({ createdAt, maxAgeSeconds, repositories }: Repor
     metric.startsWith("nbdpull_report_") &&
     reported.some((whose) => labels === whose || labels.endsWith(`,${whose}`));
   return { samples, otherwise: [], removed };
+}
+
+/** What domains are called, each differently: a collector refuses a file that has a series twice. */
+function namesOf(domains: ReportDocument["repositories"][number]["domains"]): string[] {
+  const names = domains.map(({ name }) => name);
+  const taken = new Set<string>();
+  return domains.map((domain) => {
+    const isOnly = names.indexOf(domain.name) === names.lastIndexOf(domain.name);
+    const called = isOnly ? domain.name : titleOf(domain);
+    let name = called;
+    for (let n = 2; taken.has(name); n += 1) name = `${called} (${n})`;
+    taken.add(name);
+    return name;
+  });
 }
 
 function seconds(iso: string): number {

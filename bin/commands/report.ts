@@ -35,7 +35,7 @@ export async function runReport(
   const now = Date.now();
   const errors: unknown[] = [];
   const repositories: RepositoryFacts[] = [];
-  for (const path of new Set(paths)) {
+  for (const path of new Map(paths.map((each) => [placeOf(each), each])).values()) {
     repositories.push(await look(path, { now, maxAgeSeconds }, context, errors));
   }
   const domains = repositories.flatMap((repository) => repository.domains);
@@ -95,7 +95,12 @@ async function look(
     errors.push(cause);
     error = output.fault(path, cause);
   }
-  return { repository: namesStore(path) ? path : resolve(path), id, stranger, error, domains, failed };
+  return { repository: placeOf(path), id, stranger, error, domains, failed };
+}
+
+/** One repository has one place, however it is written. */
+function placeOf(path: string): string {
+  return namesStore(path) ? path.replace(/\/+$/, "") : resolve(path);
 }
 
 /** Damage that a restore would meet, or that the change maps have met. */
@@ -108,7 +113,9 @@ function warnOf(domain: ReportedDomain, maxAgeSeconds: number, { output }: Conte
   const title = titleOf(domain);
   if (isLate && ageSeconds !== null) {
     const promised = durationText(maxAgeSeconds);
-    output.warn(`${title}: its last good point is ${durationText(ageSeconds)} old, of ${promised} at most`);
+    output.warn(
+      `${title}: its last good point is ${durationText(ageSeconds)} old; at most ${promised} was promised`,
+    );
   }
   if (ageSeconds !== null && ageSeconds < 0) {
     output.warn(

@@ -111,7 +111,7 @@ function Damages({ domain, repository }: Pick<DomainProps, "domain" | "repositor
       </ul>
       {all.length > MOST_DAMAGES && <p>And {all.length - MOST_DAMAGES} more.</p>}
       <p>
-        What can be mended, this mends: <code>{`nbdpull repair ${shellWord(repository)}`}</code>
+        This mends what can be mended: <code>{`nbdpull repair ${shellWord(repository)}`}</code>
       </p>
     </div>
   );

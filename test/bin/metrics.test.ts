@@ -5,6 +5,8 @@ import { execa } from "execa";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { updateOfFailure, updateOfRun, updateOfSuccess } from "../../bin/metrics.js";
 import { MetricsFile } from "../../bin/metrics-file.js";
+import type { ReportDocument } from "../../bin/report-document.js";
+import { updateOfReport } from "../../bin/report-metrics.js";
 import type { BackupResult } from "../../src/backup/take/backup.js";
 import { nbdpull } from "../support/nbdpull.js";
 
@@ -157,4 +159,25 @@ print(json.dumps([[s.name, s.labels, s.value] for f in families for s in f.sampl
     expect(of("nbdpull_backup_duration_seconds")).toEqual([[{ domain, repository, level: "full" }, 2.5]]);
     expect(samples).toHaveLength(8);
   });
+});
+
+it("a report has each series once, whatever its domains are called", () => {
+  const domain = (name: string, folderName: string): object => {
+    return {
+      name,
+      folder: folderName,
+      uuid: null,
+      isMixed: false,
+      lastGood: null,
+      isLate: false,
+      points: [],
+    };
+  };
+  const domains = [domain("web@1a2b3c4d", "odd"), domain("web", "web"), domain("web", "web@1a2b3c4d")];
+  const repository = { repository: "/srv/backups", error: null, failed: [], domains };
+  const report = { createdAt: "2026-11-28T01:00:00Z", maxAgeSeconds: 1, repositories: [repository] };
+  const { samples } = updateOfReport(report as unknown as ReportDocument);
+  const series = samples.map(({ metric, labels }) => `${metric}{${labels}}`);
+  expect(series.filter((each) => each.startsWith("nbdpull_report_late"))).toHaveLength(3);
+  expect(new Set(series).size).toBe(series.length);
 });
