@@ -1,4 +1,4 @@
-import { copyFile, mkdtemp, readdir, rm } from "node:fs/promises";
+import { copyFile, mkdtemp, readdir, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -7,6 +7,20 @@ import { expect, it } from "vitest";
 import { describeWith } from "../support/tools.js";
 
 const units = join(dirname(fileURLToPath(import.meta.url)), "../../docs/systemd");
+
+it("no unit has a setting that would win over the configuration file", async () => {
+  for (const name of await readdir(units)) {
+    const text = await readFile(join(units, name), "utf8");
+    expect([name, text]).toEqual([
+      name,
+      expect.not.stringMatching(/^Environment=NBDPULL_(REPOSITORY|SCRATCH)=/m),
+    ]);
+    expect([name, text]).toEqual([
+      name,
+      expect.not.stringMatching(/^ExecStart=.*NBDPULL_(REPOSITORY|SCRATCH)/m),
+    ]);
+  }
+});
 
 describeWith(["systemd-analyze"], "the systemd units", () => {
   it("are accepted by systemd without a message", async () => {
