@@ -18,7 +18,8 @@ const METRICS = {
   nbdpull_prune_timestamp_seconds: "When the last nbdpull prune of the repository ended.",
   nbdpull_prune_exit_code: "Its exit code.",
   nbdpull_verify_timestamp_seconds: "When the last nbdpull verify of the repository ended.",
-  nbdpull_verify_exit_code: "Its exit code: 3 if damage was found.",
+  nbdpull_verify_exit_code:
+    "Its exit code; 3: damage was found, or is known of a point that was not its turn.",
   nbdpull_backup_timestamp_seconds: "End of the last backup of the domain, successful or not.",
   nbdpull_backup_success: "1 if the last backup came to its end, else 0.",
   nbdpull_backup_exit_code: "The exit code of the last backup, were it the only one of its run.",

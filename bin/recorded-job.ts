@@ -1,23 +1,29 @@
 /** How `prune` and `verify` ended, in a metrics file. */
 import { resolve } from "node:path";
-import { exitCodeOf } from "./exit-codes.js";
+import { EXIT, exitCodeOf, worstOf } from "./exit-codes.js";
 import { updateOfJob } from "./metrics.js";
 import { MetricsFile } from "./metrics-file.js";
 import type { Context } from "./run.js";
 
 /**
- * Does the work, and records when it ended and how. What was done doesn't count as failed because its metrics could
- * not be written.
+ * Does the work, and records when it ended and how. What was done doesn't count as failed because its metrics
+ * could not be written.
+ * @param metrics the file; undefined: nothing is recorded, as the work is not about the whole repository
+ * @param work resolves with the exit code of what it knows of the repository, where that may be a worse one
  * @throws {UsageError} `E_METRICS`: they can't be written at all, and nothing was begun
  */
 export async function recordedJob(
   job: "prune" | "verify",
   { output, signal }: Context,
-  { metrics }: { readonly metrics?: string },
+  { metrics, strict }: { readonly metrics?: string | undefined; readonly strict?: true | undefined },
   repository: string,
-  work: () => Promise<void>,
+  work: () => Promise<number | undefined>,
 ): Promise<void> {
-  if (metrics === undefined) return await work();
+  if (metrics === undefined) {
+    await work();
+    return;
+  }
+  const before = output.warnings.length;
   const file = await MetricsFile.at(metrics);
   const record = async (code: number): Promise<void> => {
     try {
@@ -26,11 +32,13 @@ export async function recordedJob(
       output.warn(`no metrics were written: ${error instanceof Error ? error.message : String(error)}`);
     }
   };
+  let known: number | undefined;
   try {
-    await work();
+    known = await work();
   } catch (error) {
     await record(exitCodeOf(signal.aborted ? signal.reason : error));
     throw error;
   }
-  await record(Number(process.exitCode ?? 0));
+  const code = strict && output.warnings.length > before ? EXIT.warnings : EXIT.done;
+  await record(worstOf([Number(process.exitCode ?? code), known ?? EXIT.done]));
 }

@@ -21,6 +21,7 @@ interface PruneCommandOptions extends RetentionOptions, TrustOptions, WhoseOptio
   /** Undefined: as the user names them. */
   readonly only?: readonly PrunedDomain[];
   readonly dryRun?: true;
+  readonly strict?: true;
   readonly fsync: boolean;
 }
 
@@ -30,7 +31,13 @@ export async function runPrune(
   path: string,
   wanted: string | undefined,
 ): Promise<void> {
-  await recordedJob("prune", context, options, path, () => pruneAsAsked(context, options, path, wanted));
+  const isWhole = wanted === undefined && options.uuid === undefined && !options.dryRun;
+  const { metrics, strict } = options;
+  const recorded = isWhole ? { metrics, strict } : {};
+  await recordedJob("prune", context, recorded, path, async () => {
+    await pruneAsAsked(context, options, path, wanted);
+    return undefined;
+  });
 }
 
 async function pruneAsAsked(

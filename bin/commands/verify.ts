@@ -34,6 +34,7 @@ interface VerifyOptions extends LiveOptions, WhoseOptions {
   /** In so many days every point is verified. */
   readonly share?: number;
   readonly metrics?: string;
+  readonly strict?: true;
 }
 
 export async function runVerify(
@@ -42,20 +43,30 @@ export async function runVerify(
   path: string,
   wanted: string | undefined,
 ): Promise<void> {
-  await recordedJob("verify", context, options, path, () => verifyAsAsked(context, options, path, wanted));
+  const { at, uuid, live, metrics, strict } = options;
+  const isWhole = [wanted, at, uuid, live].every((word) => word === undefined);
+  const recorded = isWhole ? { metrics, strict } : {};
+  await recordedJob("verify", context, recorded, path, async () => {
+    const isDamaged = await verifyAsAsked(context, options, path, wanted);
+    return isDamaged ? EXIT.damaged : undefined;
+  });
 }
 
+/** @returns whether any point of these domains is known to be damaged, also one whose turn is another day */
 async function verifyAsAsked(
   context: Context,
   options: VerifyOptions,
   path: string,
   wanted: string | undefined,
-): Promise<void> {
+): Promise<boolean> {
   const { output, signal } = context;
   if (options.share !== undefined && (options.at !== undefined || options.live)) {
-    throw new UsageError("E_USAGE", "--share is of all points: leave --at and --live out");
+    throw new UsageError("E_USAGE", "--share covers all points: leave --at and --live out");
   }
-  if (options.live) return await verifyLiveDomain(context, options, path, wanted);
+  if (options.live) {
+    await verifyLiveDomain(context, options, path, wanted);
+    return false;
+  }
   refuseLiveOptions(options);
   const repository = await Repository.open(path, { trusted: options.trustRepository, signal });
   const { at, uuid } = options;
@@ -63,6 +74,7 @@ async function verifyAsAsked(
   await warnOfStrangers(path, domains, output);
   const progress = await output.progress();
   const today = new Date();
+  let isKnownDamaged = false;
   const chosen = (domain: string, ids: readonly string[]): readonly string[] =>
     options.share === undefined ? ids : shareOfToday(domain, ids, options.share, today);
   const verify = async (domain: string): Promise<readonly Verified[]> => {
@@ -74,7 +86,9 @@ async function verifyAsAsked(
           ? chosen(domain, await idsOf(repository, domain, uuid))
           : await chainOf(repository, domain, at, uuid);
       const found = await verifyPoints(repository, domain, ids, { signal, onProgress });
-      return await judge(repository, domain, found, context);
+      const { verified, isDamaged } = await judge(repository, domain, found, context);
+      isKnownDamaged ||= isDamaged;
+      return verified;
     };
     return await repository.reading(domain, read, signal);
   };
@@ -91,24 +105,32 @@ async function verifyAsAsked(
     const json = { damaged, points, ...(failed.length > 0 ? { failed } : {}) };
     const none = domains.length === 0 ? ["no restore points yet"] : [];
     const notToday = options.share !== undefined && all.length === 0 && none.length === 0;
-    output.result(json, notToday ? ["no point's turn to be verified is today"] : none);
+    output.result(json, notToday ? ["no point is due for verification today"] : none);
     if (damaged) process.exitCode = EXIT.damaged;
+    return damaged || isKnownDamaged;
   } finally {
     progress.stop();
   }
 }
 
-/** Keeps what was found beside the points, and finds out which points can't be restored because of it. */
+/**
+ * Keeps what was found beside the points, and finds out which points can't be restored because of it.
+ * @returns also whether any point of the domain can't be restored, by what earlier runs have found
+ */
 async function judge(
   repository: Repository,
   domain: string,
   reports: readonly PointReport[],
   { output }: Context,
-): Promise<Verified[]> {
+): Promise<{ readonly verified: Verified[]; readonly isDamaged: boolean }> {
   const found = new Map(reports.map(({ id, findings }) => [id, findings.filter(isDamage)]));
   await noteDamage(repository, domain, found, output);
   const judged = new Map((await judgePoints(repository, domain, found)).map((point) => [point.id, point]));
-  return reports.map((report) => ({ ...report, domain, obstacles: judged.get(report.id)?.obstacles ?? [] }));
+  const isDamaged = [...judged.values()].some(({ obstacles }) => obstacles.length > 0);
+  const verified = reports.map((report) => {
+    return { ...report, domain, obstacles: judged.get(report.id)?.obstacles ?? [] };
+  });
+  return { verified, isDamaged };
 }
 
 function tell(reports: readonly Verified[], { output }: Context): void {
