@@ -90,12 +90,14 @@ try {
 } catch (error) {
   if (!(error instanceof CommanderError || error instanceof BackupError)) throw error;
   process.exitCode = exitCodeOf(error);
+  const isDiskOnStdout = called === "pull" && process.argv.includes("-");
   if (error instanceof BackupError) {
     const has = (flag: string): boolean => process.argv.includes(flag);
-    new Output({ json: has("--json"), quiet: has("--quiet"), verbose: has("--verbose") }).failure(error);
+    const output = new Output({ json: has("--json"), quiet: has("--quiet"), verbose: has("--verbose") });
+    if (isDiskOnStdout) output.leaveStdout();
+    output.failure(error);
     // Of commander's errors the text is printed already; with --json, they must appear on stdout as well.
   } else if (error.exitCode !== 0 && process.argv.includes("--json")) {
-    const isDiskOnStdout = called === "pull" && process.argv.includes("-");
     const stream = isDiskOnStdout ? process.stderr : process.stdout;
     printJson(stream, { version: 1, error: { code: "E_USAGE", message: error.message } });
   }

@@ -1,17 +1,22 @@
 /** The configuration file: TOML, whose keys are the names of options (bin/settings.ts has them). */
 import { parse, TomlError } from "smol-toml";
-import { PreconditionError, UsageError } from "../src/backup/base/errors.js";
+import { hasCode, PreconditionError, UsageError } from "../src/backup/base/errors.js";
 import { openPlain } from "../src/backup/host/held-folder.js";
 import { ChangeablePath, unchangeablePath } from "../src/backup/host/unchangeable-path.js";
 
 const MOST_BYTES = 1024 ** 2;
+const OTHERWISE = " (or go without this file: --config /dev/null)";
 
-/** @returns undefined if there is none
+/**
+ * @returns undefined if there is none; of the default one also where this user may not read it
  * @throws {UsageError} `E_CONFIG`: it can't be read, or is no TOML
  * @throws {PreconditionError} `E_CONFIG_OTHERS`: others than root and this user could have written it
  */
-export async function readConfigFile(path: string): Promise<Readonly<Record<string, unknown>> | undefined> {
-  const text = await read(path);
+export async function readConfigFile(
+  path: string,
+  options: { readonly isDefault: boolean },
+): Promise<Readonly<Record<string, unknown>> | undefined> {
+  const text = await read(path, options);
   if (text === undefined) return undefined;
   try {
     return parse(text);
@@ -23,10 +28,13 @@ export async function readConfigFile(path: string): Promise<Readonly<Record<stri
 }
 
 export function configError(path: string, what: string, cause?: unknown): UsageError {
-  return new UsageError("E_CONFIG", `${path}: ${what}`, { cause, details: { path } });
+  return new UsageError("E_CONFIG", `${path}: ${what}${OTHERWISE}`, { cause, details: { path } });
 }
 
-async function read(path: string): Promise<string | undefined> {
+async function read(
+  path: string,
+  { isDefault }: { readonly isDefault: boolean },
+): Promise<string | undefined> {
   const us = [0, process.geteuid?.() ?? 0];
   try {
     const real = await unchangeablePath(path, us);
@@ -40,12 +48,12 @@ async function read(path: string): Promise<string | undefined> {
   } catch (cause) {
     if (cause instanceof UsageError || cause instanceof PreconditionError) throw cause;
     if (cause instanceof ChangeablePath) throw others(path, cause.message);
-    if ((cause as NodeJS.ErrnoException).code === "ENOENT") return undefined;
+    if (hasCode(cause, "ENOENT") || (isDefault && hasCode(cause, "EACCES"))) return undefined;
     throw configError(path, cause instanceof Error ? cause.message : String(cause), cause);
   }
 }
 
 function others(path: string, why: string): PreconditionError {
-  const message = `${path} says what nbdpull does, but ${why}: look at what is in it, then chown root and chmod go-w`;
+  const message = `${path} says what nbdpull does, but ${why}: look at what is in it, then chown root and chmod go-w${OTHERWISE}`;
   return new PreconditionError("E_CONFIG_OTHERS", message, { details: { path } });
 }

@@ -7,12 +7,12 @@
  * Loaded only where it is shown.
  */
 import { createLogUpdate } from "log-update";
-import prettyBytes from "pretty-bytes";
 import sliceAnsi from "slice-ansi";
 import stringWidth from "string-width";
 import { printable } from "../src/backup/base/printable.js";
 import { Pace } from "./pace.js";
 import { isOf, type Progress } from "./progress.js";
+import { human } from "./sizes.js";
 import { showBelow } from "./terminal.js";
 
 /** Seldom enough that a terminal which changes its width mostly does so between two drawings, and says so in time. */
@@ -153,10 +153,6 @@ function aligned(rows: readonly Facts[], columns: number): string[] {
 
 function partOf({ pace, total }: Disk): number {
   return total === 0 ? 1 : Math.min(1, pace.position / total);
-}
-
-function human(bytes: number): string {
-  return prettyBytes(bytes, { binary: true });
 }
 
 function barOf(part: number, columns: number): string {

@@ -1,5 +1,6 @@
 /** Options that tell domains of one name apart, and name a point and its disks. */
 import { type Command, InvalidArgumentError, Option } from "commander";
+import { collect } from "./options.js";
 
 const UUID = /^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$/;
 
@@ -28,7 +29,6 @@ export function atPoint(): Option {
 }
 
 export function onlyDisks(): Option {
-  const collect = (name: string, before: readonly string[] = []): readonly string[] => [...before, name];
   return new Option("--disk <name>", "only this disk; may be given several times").argParser(collect);
 }
 

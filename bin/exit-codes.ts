@@ -27,14 +27,17 @@ export class InterruptedError extends Error {
 }
 
 /**
- * Of work on several domains, which are independent: those that were done stay done.
+ * Of work on several domains, or in several steps, which are independent: those that were done stay done.
  * @param done their names
+ * @param all how many domains there are; undefined: they are steps
  * @throws the signal's reason, which names them
  */
-export function throwIfInterrupted(signal: AbortSignal, done: readonly string[], all: number): void {
+export function throwIfInterrupted(signal: AbortSignal, done: readonly string[], all?: number): void {
   if (!signal.aborted) return;
   const { reason } = signal;
   if (!(reason instanceof InterruptedError) || done.length === 0) throw reason;
+  if (all === undefined)
+    throw reason.leaving(`${done.join(" and ")} ended before that; what was half made has been removed`);
   const rest = done.length === all ? "nothing was left to do" : "of the others nothing is half made";
   throw reason.leaving(`${done.join(", ")} ended before that (${done.length} of ${all} domains); ${rest}`);
 }

@@ -1,10 +1,10 @@
 /** Options that `backup` and `doctor` share: where a job would run, and on which domains and disks. */
-import { type Command, Option } from "commander";
+import { type Command, InvalidArgumentError, Option } from "commander";
 import type { EncryptedPolicy } from "../src/backup/guest/encrypted-disks.js";
 import { LEVELS, type Level } from "../src/backup/guest/levels.js";
 import type { DiskChoice } from "../src/backup/libvirt/choose-disks.js";
 import { type JobServerOptions, withJobServer } from "./job-server.js";
-import { type ScratchOptions, withEncrypted, withScratchReserve } from "./options.js";
+import { collect, type ScratchOptions, withEncrypted, withScratchReserve } from "./options.js";
 
 export const SCRATCH_PARENT = "/var/tmp";
 
@@ -30,17 +30,19 @@ export function withGuest(command: Command): Command {
     .option(
       "--freeze [what]",
       "freeze the guest's file systems while the job begins: all of them, /A,/B only these, auto where an agent answers; default no",
+      mountpoints,
     )
     .option("--scratch <dir>", "where the job's folder is made, for socket and scratch files", SCRATCH_PARENT)
     .option("--connect <uri>", "libvirt connection, as virsh -c");
   return withJobServer(withScratchReserve(withEncrypted(command)));
 }
 
-export function disksOf({ include = [], exclude = [] }: GuestOptions): DiskChoice {
-  return { include, exclude };
+/** Of Windows guests they are `C:\\` and the like. */
+function mountpoints(text: string): string {
+  if (["", "auto", "no"].includes(text) || text.split(",").every((each) => /[/\\:]/.test(each))) return text;
+  throw new InvalidArgumentError("give auto, no, or mountpoints such as /var");
 }
 
-/** For options that may be given several times. */
-export function collect(value: string, before: readonly string[] = []): readonly string[] {
-  return [...before, value];
+export function disksOf({ include = [], exclude = [] }: GuestOptions): DiskChoice {
+  return { include, exclude };
 }

@@ -75,6 +75,11 @@ export interface CreateOptions {
 /** Of commands that take the repository as an argument. */
 export const REPO = "the repository; left out where NBDPULL_REPOSITORY or the configuration file names it";
 
+/** For options that may be given several times. */
+export function collect(value: string, before: readonly string[] = []): readonly string[] {
+  return [...before, value];
+}
+
 /** The end of a command's help. */
 export function examples(...commands: readonly string[]): string {
   return `\n${commands.length === 1 ? "Example" : "Examples"}:\n${commands.map((command) => `  ${command}`).join("\n")}`;

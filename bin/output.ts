@@ -1,10 +1,11 @@
-import prettyBytes from "pretty-bytes";
 import { type Progress, SILENT } from "./progress.js";
 import { ResultStream } from "./result-stream.js";
+import { human } from "./sizes.js";
 import { isReaderGone } from "./standard-output.js";
 import { isScreen, type Line, printJson, printLines, printText } from "./terminal.js";
 
 export type { Progress } from "./progress.js";
+export { human } from "./sizes.js";
 
 /** How much to log, and the format of the result. */
 interface OutputOptions {
@@ -156,7 +157,7 @@ class PlainLines implements Progress {
     if (performance.now() - this.#last < PLAIN_LINE_EVERY_MS) return;
     this.#last = performance.now();
     const percent = total === 0 ? 100 : Math.floor((position / total) * 100);
-    printLines(process.stderr, [`${name}: ${percent}%, ${prettyBytes(readBytes, { binary: true })} read`]);
+    printLines(process.stderr, [`${name}: ${percent}%, ${human(readBytes)} read`]);
   }
 
   away(): void {}
@@ -189,11 +190,6 @@ function codeOf(error: unknown): string {
   if (!(error instanceof Error)) return "E_UNKNOWN";
   const { code } = error as Error & { readonly code?: unknown };
   return typeof code === "string" ? code : "E_FAILED";
-}
-
-/** A size for humans, such as `1.5 GiB`. */
-export function human(bytes: number): string {
-  return prettyBytes(bytes, { binary: true });
 }
 
 /** The JSON form of an error: stable code, message and details. */

@@ -5,7 +5,8 @@ import { EXIT, exitCodeOf, HANDLED_SIGNALS, InterruptedError } from "./exit-code
 import { optimizeLater } from "./optimize-later.js";
 import type { TalkOptions } from "./options.js";
 import { Output } from "./output.js";
-import { currentSettings, settleRetention } from "./settings.js";
+import { currentSettings } from "./settings.js";
+import { settleOptions } from "./settled-options.js";
 import { chooseColours } from "./terminal.js";
 
 /** What a command's action gets in addition to its options and arguments. */
@@ -25,7 +26,12 @@ export function run<O, A extends (string | readonly string[] | undefined)[]>(
   return async (...all) => {
     const command = all.at(-1) as Command;
     const given = all.slice(0, -2) as A;
-    settleRetention(command);
+    const { warnings } = currentSettings();
+    const words = wordsOf(command);
+    const foreign = await settleOptions(
+      command,
+      takesRepository(command) ? words[0] : command.getOptionValue("to"),
+    );
     const options = command.opts<O & TalkOptions>();
     if (options.color !== undefined) chooseColours(options.color);
     const output = new Output({
@@ -44,8 +50,10 @@ export function run<O, A extends (string | readonly string[] | undefined)[]>(
       process.on(name, handler);
       return { name, handler };
     });
-    const args = (): A => withRepository(command, given) as A;
+    const args = (): A => withRepository(command, given, words) as A;
     try {
+      for (const warning of warnings) output.warn(warning);
+      if (foreign !== undefined) sayForeign(foreign, command, output);
       const action = await load();
       optimizeLater();
       await action({ output, signal: interrupted.signal }, options, ...args());
@@ -65,30 +73,58 @@ export function run<O, A extends (string | readonly string[] | undefined)[]>(
 async function hint(error: unknown, command: Command): Promise<string | undefined> {
   if (error instanceof InterruptedError) return undefined;
   const { hintFor } = await import("./hints.js");
-  const args = withRepository(command, command.args).filter((word) => word !== undefined);
-  return await hintFor(error, { command: command.name(), args: args.flat(), options: command.opts() });
+  return await hintFor(error, { command: command.name(), args: wordsOf(command), options: command.opts() });
+}
+
+/** @throws {UsageError} `E_KEEP_NOTHING`: nothing says what to keep of this repository */
+function sayForeign(why: string, command: Command, output: Output): void {
+  if (command.name() === "prune") throw new UsageError("E_KEEP_NOTHING", why);
+  output.warn(`nothing is pruned: ${why}`);
+}
+
+function takesRepository(command: Command): boolean {
+  return command.registeredArguments[0]?.name() === "repo" && command.name() !== "init";
+}
+
+/** Where a repository is set, REPO may be left out: then one word is the domain, unless it has a slash. */
+function leavesRepositoryOut(command: Command): boolean {
+  const { args: words } = command;
+  const [first] = words;
+  if (first === undefined) return true;
+  const others = command.name() === "diff" ? 3 : 1;
+  return command.name() !== "report" && words.length === others && !first.includes("/");
+}
+
+/** The words of a command as if none had been left out. */
+function wordsOf(command: Command): readonly string[] {
+  const { repository } = currentSettings();
+  if (!takesRepository(command) || repository === undefined || !leavesRepositoryOut(command))
+    return command.args;
+  return [repository, ...command.args];
 }
 
 /**
- * The arguments of a command that takes REPO and maybe DOMAIN. Where a repository is set, REPO may be left out: then
- * one word is the domain, unless it has a slash.
- * @throws {UsageError} `E_USAGE`: neither the command nor anything else names the repository
+ * The arguments of a command.
+ * @param given as commander has them
+ * @throws {UsageError} `E_USAGE`: nothing names the repository, or words are missing
  */
-function withRepository<T extends string | readonly string[] | undefined>(
+function withRepository(
   command: Command,
-  args: readonly T[],
-): readonly (T | string | undefined)[] {
-  if (command.registeredArguments[0]?.name() !== "repo" || command.name() === "init") return args;
-  const { repository } = currentSettings();
-  const [first, second] = args;
-  if (repository === undefined) {
-    if (first !== undefined) return args;
+  given: readonly (string | readonly string[] | undefined)[],
+  words: readonly string[],
+): readonly (string | readonly string[] | undefined)[] {
+  if (!takesRepository(command)) return given;
+  if (words.length === 0) {
     const message = `which repository? nbdpull ${command.name()} REPO, or NBDPULL_REPOSITORY in the environment, or repository in the configuration file`;
     throw new UsageError("E_USAGE", message);
   }
-  if (first === undefined) return [repository];
-  const isDomain = second === undefined && typeof first === "string" && !first.includes("/");
-  return isDomain ? [repository, first] : args;
+  const declared = command.registeredArguments;
+  if (command.name() === "diff" && words.length < declared.length) {
+    const message =
+      "diff takes REPO DOMAIN FROM TO; where settings name the repository, REPO may be left out";
+    throw new UsageError("E_USAGE", message);
+  }
+  return declared.map(({ variadic }, index) => (variadic ? words.slice(index) : words[index]));
 }
 
 export type Run = typeof run;

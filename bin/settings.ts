@@ -1,6 +1,6 @@
 /**
- * Options that hold for a host rather than for one call: from the environment, or from the configuration file. What
- * stands in the command wins, then the environment, then the file.
+ * Options that hold for a host rather than for one call: from the environment, or from the configuration file.
+ * What stands in the command wins, then the environment, then the file.
  *
  *     repository = "/srv/backups"      NBDPULL_REPOSITORY=/srv/backups
  *     compress = "zstd"                NBDPULL_COMPRESS=zstd
@@ -9,9 +9,11 @@
  * A key is the name of an option, and a table here says for which commands it counts.
  */
 import { existsSync } from "node:fs";
-import { resolve } from "node:path";
+import { isAbsolute, resolve } from "node:path";
 import { type Command, InvalidArgumentError, type Option } from "commander";
-import { UsageError } from "../src/backup/base/errors.js";
+import { hasCode, messageOf, UsageError } from "../src/backup/base/errors.js";
+import { isS3Address } from "../src/backup/s3/address.js";
+import { fillInDefaults } from "./options.js";
 
 const CONFIG_FILE = "/etc/nbdpull.toml";
 
@@ -35,10 +37,9 @@ const KEYS: Readonly<Record<string, readonly string[] | undefined>> = {
     ),
   ),
   ...Object.fromEntries(
-    ["jobs", "connections", "reconnect", "host-override", "tls", "tls-ca", "tls-cert", "tls-key"].map(
-      (key) => [key, BACKUPS],
-    ),
+    ["host-override", "tls", "tls-ca", "tls-cert", "tls-key"].map((key) => [key, GUESTS]),
   ),
+  ...Object.fromEntries(["jobs", "connections", "reconnect"].map((key) => [key, BACKUPS])),
   ...Object.fromEntries(
     ["handshake-timeout", "idle-timeout", "min-rate", "map-timeout", "max-extents"].map((key) => [
       key,
@@ -52,7 +53,7 @@ const KEYS: Readonly<Record<string, readonly string[] | undefined>> = {
   "verify-share": ["run"],
 };
 
-/** What only the file has: which domains `nbdpull run` is about, and whether others may write to the repository. */
+/** What only the file has: the domains of `nbdpull run`, and whether others may write to the repository. */
 const FILE_ONLY: Readonly<Record<string, readonly string[]>> = {
   all: ["run"],
   domains: ["run"],
@@ -63,23 +64,45 @@ const FILE_ONLY: Readonly<Record<string, readonly string[]>> = {
 /** Of the commands that take the repository as an option. */
 const WITH_TO = ["backup", "attach", "import", "doctor", "run"];
 
+/** They do without settings that make no sense: nobody should have to mend a file before a restore. */
+const READING = ["restore", "points", "serve", "report", "stats", "diff", "info", "map", "pull", "verify"];
+
+/** Settings have no folder that a relative path could start from: timers and shells have different ones. */
+const PATHS = ["repository", "scratch", "metrics", "tls-ca", "tls-cert", "tls-key"];
+
+/** Takes the place of a configuration file that is in the way. */
+const NO_FILE = "/dev/null";
+
 export interface Settings {
   /** Undefined: only the command names it. */
   readonly repository: string | undefined;
-  /** Of `nbdpull run`; empty: the command names them. */
-  readonly domains: readonly string[];
+  /** The repositories that rules and trust are for, as the file and the environment name them. */
+  readonly about: Readonly<Record<"config" | "env", string | undefined>>;
+  /** Why some were left out. */
+  readonly warnings: readonly string[];
 }
 
-let settings: Settings = { repository: undefined, domains: [] };
+let settings: Settings = {
+  repository: undefined,
+  about: { config: undefined, env: undefined },
+  warnings: [],
+};
 
 export function currentSettings(): Settings {
   return settings;
 }
 
+/** A value for an option, not yet set. */
+interface Setting {
+  readonly option: Option;
+  readonly value: unknown;
+}
+
 /**
- * Gives a command the values that it has no flag for.
+ * Gives a command the values that it has no flag for. For one that only reads, settings that make no sense
+ * become warnings.
  * @param argv of the process
- * @throws {UsageError} `E_CONFIG`: a key, a value or the file makes no sense; `E_USAGE`: a variable does
+ * @throws {UsageError} `E_CONFIG`: a key, a value, a variable or the file makes no sense
  * @throws {PreconditionError} `E_CONFIG_OTHERS`
  */
 export async function applySettings(
@@ -87,52 +110,77 @@ export async function applySettings(
   argv: readonly string[],
   env: NodeJS.ProcessEnv,
 ): Promise<void> {
-  const path = configPath(argv, env);
-  const file = path === undefined ? {} : await valuesOf(path);
-  const at = (key: string): string => `${path}: ${key}`;
-  for (const [key, value] of Object.entries(file)) {
-    if (key !== "repository" && key !== "domains") give(command, key, value, at(key), "config");
-  }
+  const warnings: string[] = [];
+  const tried = async <T>(read: () => T | Promise<T>): Promise<T | undefined> => {
+    try {
+      return await read();
+    } catch (error) {
+      const isOfSettings = hasCode(error, "E_CONFIG") || hasCode(error, "E_CONFIG_OTHERS");
+      if (!isOfSettings || !READING.includes(command.name())) throw error;
+      warnings.push(`settings are left out: ${messageOf(error)}`);
+      return undefined;
+    }
+  };
+  const file = await tried(() => fileSettings(command, argv, env));
+  for (const setting of file?.given ?? []) set(command, setting, "config");
   for (const key of Object.keys(KEYS)) {
     const name = variableOf(key);
     const value = env[name];
-    if (value !== undefined && value !== "") give(command, key, value, name, "env");
+    const setting = value === undefined ? undefined : await tried(() => settingOf(command, key, value, name));
+    if (setting) set(command, setting, "env");
   }
-  const repository = env["NBDPULL_REPOSITORY"] || file["repository"];
-  if (repository !== undefined && typeof repository !== "string")
-    throw wrongValue(at("repository"), "give a path");
+  const named = "NBDPULL_REPOSITORY";
+  const ofEnv = await tried(() => repositoryIn(env[named], named));
+  const repository = ofEnv ?? file?.repository;
   if (repository !== undefined && WITH_TO.includes(command.name())) {
     command.setOptionValueWithSource("to", repository, "config");
   }
-  settings = { repository, domains: domainsIn(file["domains"], at("domains")) };
+  const about = { config: file?.repository ?? ofEnv, env: repository };
+  if (file && file.domains.length > 0 && command.name() === "run") {
+    command.setOptionValueWithSource("domains", file.domains, "config");
+  }
+  settings = { repository, about, warnings };
 }
 
-/** Rules of what to keep that the command names replace all others: together they would keep more than it says. */
-export function settleRetention(command: Command): void {
-  const rules = ["keepLast", "keepDaily", "keepWeekly", "keepMonthly"];
-  const isFrom = (rule: string, ...sources: string[]): boolean =>
-    sources.includes(command.getOptionValueSource(rule) ?? "");
-  if (!rules.some((rule) => isFrom(rule, "cli"))) return;
-  for (const rule of rules) if (isFrom(rule, "config", "env")) command.setOptionValue(rule, undefined);
+interface FileSettings {
+  readonly given: readonly Setting[];
+  readonly repository: string | undefined;
+  readonly domains: readonly string[];
 }
 
-function configPath(argv: readonly string[], env: NodeJS.ProcessEnv): string | undefined {
+async function fileSettings(
+  command: Command,
+  argv: readonly string[],
+  env: NodeJS.ProcessEnv,
+): Promise<FileSettings> {
+  const named = namedConfig(argv, env);
+  const path = resolve(named ?? CONFIG_FILE);
+  const file = await valuesOf(path, named === undefined);
+  const at = (key: string): string => `${path}: ${key}`;
+  const given = Object.entries(file).flatMap(([key, value]) => {
+    if (key === "repository" || key === "domains") return [];
+    return settingOf(command, key, value, at(key)) ?? [];
+  });
+  return {
+    given,
+    repository: repositoryIn(file["repository"], at("repository")),
+    domains: domainsIn(file["domains"], at("domains")),
+  };
+}
+
+function namedConfig(argv: readonly string[], env: NodeJS.ProcessEnv): string | undefined {
   const at = argv.findIndex((word) => word === "--config" || word.startsWith("--config="));
   const word = argv[at];
-  const named =
-    word === undefined
-      ? env["NBDPULL_CONFIG"] || undefined
-      : word === "--config"
-        ? argv[at + 1]
-        : word.slice("--config=".length);
-  if (named !== undefined) return resolve(named);
-  return existsSync(CONFIG_FILE) ? CONFIG_FILE : undefined;
+  if (word === undefined) return env["NBDPULL_CONFIG"] || undefined;
+  return word === "--config" ? argv[at + 1] : word.slice("--config=".length);
 }
 
-async function valuesOf(path: string): Promise<Readonly<Record<string, unknown>>> {
+async function valuesOf(path: string, isDefault: boolean): Promise<Readonly<Record<string, unknown>>> {
+  if (path === NO_FILE || (isDefault && !existsSync(path))) return {};
   // Most hosts have no such file.
   const { configError, readConfigFile } = await import("./config-file.js");
-  const file = await readConfigFile(path);
+  const file = await readConfigFile(path, { isDefault });
+  if (file === undefined && isDefault) return {};
   if (file === undefined) throw configError(path, "there is no such file");
   const known = ["repository", ...Object.keys(FILE_ONLY), ...Object.keys(KEYS)];
   for (const key of Object.keys(file)) {
@@ -147,20 +195,49 @@ function variableOf(key: string): string {
   return `NBDPULL_${key.toUpperCase().replaceAll("-", "_")}`;
 }
 
-/** Sets the option that the key names, if this command has it and it counts for it. */
-function give(command: Command, key: string, value: unknown, where: string, source: "config" | "env"): void {
+/** Undefined: this command has no such option, it doesn't count for it, or the value is empty. */
+function settingOf(command: Command, key: string, value: unknown, where: string): Setting | undefined {
   const commands = KEYS[key] ?? FILE_ONLY[key];
-  if (commands && !commands.includes(command.name())) return;
-  const option = command.options.find(({ long }) => long === `--${key}`);
+  if (value === "" || (commands && !commands.includes(command.name()))) return undefined;
+  const own = command.options.find(({ long }) => long === `--${key}`);
   const negated = command.options.find(({ long }) => long === `--no-${key}`);
-  const name = (option ?? negated)?.attributeName();
-  if (name === undefined) return;
-  if (option && !option.isBoolean() && !(negated && isNo(value))) {
-    command.setOptionValueWithSource(name, parsedBy(option, value, where), source);
-    return;
+  const option = own ?? negated;
+  if (option === undefined) return undefined;
+  if (PATHS.includes(key)) requireAbsolute(value, where, false);
+  const isFlag = own === undefined || own.isBoolean();
+  if (isFlag && !isNo(value) && !isYes(value)) throw wrongValue(where, "give true or false");
+  const mayBeBare = isFlag || option.optional || negated !== undefined;
+  // What the option would be without a setting; of `--no-…`, what it says.
+  if (mayBeBare && isNo(value)) return { option, value: negated ? false : undefined };
+  if (!mayBeBare || !isYes(value)) return { option, value: parsedBy(option, value, where) };
+  const bare = bareValue(key);
+  return { option, value: bare === undefined ? true : parsedBy(option, bare, where) };
+}
+
+/** What an option means that has no value; undefined: it never has one. */
+function bareValue(key: string): string | undefined {
+  const [word = ""] = fillInDefaults([`--${key}`]);
+  const at = word.indexOf("=");
+  return at < 0 ? undefined : word.slice(at + 1);
+}
+
+/** Of an option that may be given several times, those of the command replace those of the settings. */
+function set(command: Command, { option, value }: Setting, source: "config" | "env"): void {
+  const { parseArg } = option;
+  if (Array.isArray(value) && parseArg) {
+    option.argParser((text, before: unknown) => parseArg(text, before === value ? undefined : before));
   }
-  if (!isNo(value) && !isYes(value)) throw wrongValue(where, "give true or false");
-  if (isYes(value) || negated) command.setOptionValueWithSource(name, isYes(value), source);
+  command.setOptionValueWithSource(option.attributeName(), value, source);
+}
+
+function repositoryIn(value: unknown, where: string): string | undefined {
+  if (value === undefined || value === "") return undefined;
+  return requireAbsolute(value, where, true);
+}
+
+function requireAbsolute(value: unknown, where: string, mayBeStore: boolean): string {
+  if (typeof value === "string" && (isAbsolute(value) || (mayBeStore && isS3Address(value)))) return value;
+  throw wrongValue(where, `give an absolute path${mayBeStore ? ", or s3://…" : ""}`);
 }
 
 function parsedBy(option: Option, value: unknown, where: string): unknown {
@@ -194,5 +271,6 @@ function isNo(value: unknown): boolean {
 }
 
 function wrongValue(where: string, what: string): UsageError {
-  return new UsageError("E_CONFIG", `${where}: ${what}`);
+  const rest = where.startsWith("NBDPULL_") ? "" : ` (or go without this file: --config ${NO_FILE})`;
+  return new UsageError("E_CONFIG", `${where}: ${what}${rest}`);
 }

@@ -1,3 +1,4 @@
+import prettyBytes from "pretty-bytes";
 import { UsageError } from "../src/backup/base/errors.js";
 
 const UNITS = { "": 1, K: 1024, M: 1024 ** 2, G: 1024 ** 3, T: 1024 ** 4 } as const;
@@ -14,4 +15,9 @@ export function parseSize(text: string): number {
     throw new UsageError("E_SIZE", `"${text}" is not a size: give bytes, or a number with K, M, G or T`);
   }
   return bytes;
+}
+
+/** A size for humans, such as `1.5 GiB`. */
+export function human(bytes: number): string {
+  return prettyBytes(bytes, { binary: true });
 }

@@ -1,17 +1,18 @@
 /** What a night takes: backup, prune, verify. A step that fails keeps no later one from being done. */
 import { UsageError } from "../../src/backup/base/errors.js";
-import { EXIT, exitCodeOf, InterruptedError, worstOf } from "../exit-codes.js";
+import { EXIT, exitCodeOf, InterruptedError, throwIfInterrupted, worstOf } from "../exit-codes.js";
 import type { Output } from "../output.js";
 import type { RetentionOptions } from "../retention-options.js";
 import type { Context } from "../run.js";
-import { currentSettings } from "../settings.js";
-import { requireRepository } from "../target-repository.js";
 import { type BackupOptions, runBackup } from "./backup.js";
 import { type PrunedDomain, runPrune } from "./prune.js";
 import { runVerify } from "./verify.js";
 
 interface RunOptions extends Omit<BackupOptions, "create">, RetentionOptions {
   readonly verifyShare?: number;
+  /** As the configuration file names them. */
+  readonly domains?: readonly string[];
+  readonly strict?: true;
 }
 
 interface Step {
@@ -22,16 +23,14 @@ interface Step {
 /** The exit code is the worst of the steps'. */
 export async function runAll(context: Context, options: RunOptions, named: readonly string[]): Promise<void> {
   const { output, signal } = context;
-  const domains = named.length > 0 ? named : currentSettings().domains;
-  const all = named.length > 0 ? undefined : options.all;
-  if (!all && domains.length === 0) {
+  const domains = named.length > 0 ? named : (options.domains ?? []);
+  if (!options.all && domains.length === 0) {
     const message =
       'which domains? domains = ["web", "db"] or all = true in the configuration file, or name them';
     throw new UsageError("E_DOMAIN", message);
   }
-  await requireRepository(options.to, {});
   const results: Record<string, unknown> = {};
-  const steps = stepsOf({ ...options, all }, domains, results);
+  const steps = stepsOf(options, domains, results);
   const codes: number[] = [];
   for (const [index, { name, work }] of steps.entries()) {
     const done = steps.slice(0, index).map((step) => step.name);
@@ -47,6 +46,7 @@ export async function runAll(context: Context, options: RunOptions, named: reado
       codes.push(exitCodeOf(error));
     }
   }
+  if (options.strict && output.warnings.length > 0) codes.push(EXIT.warnings);
   const worst = worstOf(codes);
   if (output.json) output.result({ ...results, exitCode: worst, warnings: output.warnings }, []);
   process.exitCode = worst === EXIT.done ? undefined : worst;
@@ -63,10 +63,11 @@ function stepsOf(options: RunOptions, domains: readonly string[], results: Recor
     metrics,
     fsync,
     trustRepository,
+    strict,
   } = options;
   const rules = { keepLast, keepDaily, keepWeekly, keepMonthly };
   const given = Object.fromEntries(
-    Object.entries({ metrics, trustRepository }).filter(([, value]) => value !== undefined),
+    Object.entries({ metrics, trustRepository, strict }).filter(([, value]) => value !== undefined),
   );
   const steps: Step[] = [{ name: "backup", work: (context) => runBackup(context, options, domains) }];
   if (Object.values(rules).some((rule) => rule !== undefined)) {
@@ -98,11 +99,4 @@ function stepOf(output: Output, name: string, results: Record<string, unknown>):
   return output.step((value) => {
     results[name] = value;
   });
-}
-
-function throwIfInterrupted(signal: AbortSignal, done: readonly string[]): void {
-  if (!signal.aborted) return;
-  const { reason } = signal;
-  if (done.length === 0 || !(reason instanceof InterruptedError)) throw reason;
-  throw reason.leaving(`${done.join(" and ")} ended before that; what was half made has been removed`);
 }

@@ -1,7 +1,8 @@
 import type { Command } from "commander";
 import { DEFAULT_DIGESTS } from "../../src/backup/digest/algorithms.js";
-import { collect, withGuest } from "../guest-options.js";
+import { withGuest } from "../guest-options.js";
 import {
+  collect,
   examples,
   positive,
   withCopy,

@@ -1,6 +1,6 @@
 import type { Command } from "commander";
 import { withWhose } from "../domain-options.js";
-import { examples } from "../options.js";
+import { collect, examples, REPO } from "../options.js";
 import type { Run } from "../run.js";
 
 export function addDiff(program: Command, run: Run): void {
@@ -8,14 +8,10 @@ export function addDiff(program: Command, run: Run): void {
     .command("diff")
     .addHelpText("after", examples("nbdpull diff /srv/backups web 20261127 latest"))
     .description("where the disks of two points of a domain differ, and how much")
-    .argument("<repo>")
-    .argument("<domain>")
-    .argument("<from>", "a point: its id or the beginning of it, a time, or latest")
-    .argument("<to>", "another one")
+    .argument("[repo]", REPO)
+    .argument("[domain]")
+    .argument("[from]", "a point: its id or the beginning of it, a time, or latest")
+    .argument("[to]", "another one")
     .option("--disk <name>", "only this disk; may be given several times", collect);
   withWhose(command).action(run(async () => (await import("../commands/diff.js")).runDiff));
-}
-
-function collect(name: string, before: readonly string[] = []): readonly string[] {
-  return [...before, name];
 }

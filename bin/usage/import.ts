@@ -2,7 +2,7 @@ import type { Command } from "commander";
 import { Option } from "commander";
 import { DEFAULT_DIGESTS } from "../../src/backup/digest/algorithms.js";
 import { withUuid } from "../domain-options.js";
-import { examples, withCopy, withCreate, withDigests, withTrust } from "../options.js";
+import { collect, examples, withCopy, withCreate, withDigests, withTrust } from "../options.js";
 import type { Run } from "../run.js";
 
 export function addImport(program: Command, run: Run): void {
@@ -22,7 +22,7 @@ export function addImport(program: Command, run: Run): void {
     .requiredOption(
       "--disk <name>",
       "which disk: vda; or vda=IMAGE, several times, for images of the same moment",
-      (name, before: readonly string[] = []) => [...before, name],
+      collect,
     )
     .addOption(
       new Option(

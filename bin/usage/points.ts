@@ -1,6 +1,6 @@
 import type { Command } from "commander";
 import { withWhose } from "../domain-options.js";
-import { examples, REPO, withTrust } from "../options.js";
+import { collect, examples, REPO, withTrust } from "../options.js";
 import type { Run } from "../run.js";
 
 export function addPoints(program: Command, run: Run): void {
@@ -22,8 +22,4 @@ export function addPoints(program: Command, run: Run): void {
     )
     .option("--dry-run", "with --fix-clock: only tell what would be done");
   withTrust(withWhose(command)).action(run(async () => (await import("../commands/points.js")).runPoints));
-}
-
-function collect(id: string, before: readonly string[] = []): readonly string[] {
-  return [...before, id];
 }

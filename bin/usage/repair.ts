@@ -1,5 +1,5 @@
 import type { Command } from "commander";
-import { examples, REPO, withTrust } from "../options.js";
+import { collect, examples, REPO, withTrust } from "../options.js";
 import type { Run } from "../run.js";
 
 export function addRepair(program: Command, run: Run): void {
@@ -19,7 +19,7 @@ export function addRepair(program: Command, run: Run): void {
     .option(
       "--from <disk=uri>",
       "an NBD export of the disk as it is now, which may have what is damaged; with DOMAIN; may be given several times",
-      (text, before: readonly string[] = []) => [...before, text],
+      collect,
     );
   withTrust(command).action(run(async () => (await import("../commands/repair.js")).runRepair));
 }

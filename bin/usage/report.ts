@@ -1,5 +1,5 @@
 import { type Command, Option } from "commander";
-import { examples, span } from "../options.js";
+import { examples, REPO, span } from "../options.js";
 import type { Run } from "../run.js";
 
 /** Seconds: a day, and two hours for a backup that takes longer than the one before. */
@@ -10,7 +10,7 @@ export function addReport(program: Command, run: Run): void {
     .command("report")
     .addHelpText("after", examples("nbdpull report /srv/backups --html /var/www/backups.html"))
     .description("what is protected and what isn't: every domain's last good point, age, sizes and damage")
-    .argument("<repo...>")
+    .argument("[repo...]", REPO)
     .option("--html <file>", "write it as one page for a browser, with charts; replaces an older report")
     .option("--prometheus <file>", "write it as metrics for the textfile collector, beside those of others")
     .addOption(

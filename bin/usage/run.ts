@@ -1,8 +1,9 @@
 import type { Command } from "commander";
 import { DEFAULT_DIGESTS } from "../../src/backup/digest/algorithms.js";
-import { collect, withGuest } from "../guest-options.js";
+import { withGuest } from "../guest-options.js";
 import { MOST_SHARES, wholeNumber } from "../network-limits.js";
 import {
+  collect,
   examples,
   positive,
   withCopy,

@@ -25,6 +25,7 @@ const ELSEWHERE: Readonly<Record<string, string>> = {
   "bin/metrics-file.ts": "the metrics file",
   "bin/option-values.ts": "a certificate that the user named",
   "bin/settings.ts": "whether there is a configuration file",
+  "bin/settled-options.ts": "whether a setting is about the same repository",
   "bin/report-file.ts": "the page that the user wants",
   "bin/version.ts": "this package",
   "src/backup/checks/bitmaps-in-images.ts": "a guest's images",

@@ -1,9 +1,10 @@
 /** A word that is wrong, and what is said of it; what need not be said each time. */
-import { chmod, mkdir, writeFile } from "node:fs/promises";
+import { chmod, mkdir, readFile, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { execa } from "execa";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { shareOfToday } from "../../bin/share-of-points.js";
+import { DAMAGE_RECORD } from "../../src/backup/repository/damage-record.js";
 import { MemoryChain } from "../support/memory-chain.js";
 import { finished, nbdpull, type Ran, startNbdpull } from "../support/nbdpull.js";
 import { SKIP_WITHOUT_ROOT } from "../support/tools.js";
@@ -135,8 +136,20 @@ describe("settings", () => {
         },
       ]);
     }
-    const missing = await nbdpull("points", repo, "--config", at("missing.toml"));
+    const missing = await nbdpull("repair", repo, "--config", at("missing.toml"));
     expect([missing.code, missing.stderr]).toEqual([2, expect.stringContaining("there is no such file")]);
+    expect(missing.stderr).toContain("--config /dev/null");
+    for (const name of ["repository", "metrics"]) {
+      const relative = await nbdpull(
+        "prune",
+        "--config",
+        await config("relative.toml", `${name} = "backups"`),
+      );
+      expect([relative.code, relative.stderr]).toEqual([
+        2,
+        expect.stringContaining(`${name}: give an absolute path`),
+      ]);
+    }
     const variable = await withEnv({ NBDPULL_KEEP_LAST: "x" }, "prune", repo);
     expect([variable.code, variable.stderr]).toEqual([2, expect.stringContaining("NBDPULL_KEEP_LAST: x")]);
     expect(await chain.repository.pointIds("guest")).toHaveLength(2);
@@ -145,14 +158,116 @@ describe("settings", () => {
   it.skipIf(SKIP_WITHOUT_ROOT)("are not taken from a file that others could have written", async () => {
     const file = await config("open.toml", `repository = "${repo}"`);
     await chmod(file, 0o666);
-    const open = await nbdpull("points", "--config", file);
+    const open = await nbdpull("prune", "--config", file);
     expect([open.code, open.stderr]).toEqual([4, expect.stringContaining("E_CONFIG_OTHERS")]);
     await mkdir(at("theirs"));
     await writeFile(at("theirs/c.toml"), "");
     await execa("chown", ["nobody", at("theirs")]);
-    const theirs = await nbdpull("points", repo, "--config", at("theirs/c.toml"));
+    const theirs = await nbdpull("prune", repo, "--config", at("theirs/c.toml"));
     expect([theirs.code, theirs.stderr]).toEqual([4, expect.stringContaining("E_CONFIG_OTHERS")]);
   });
+});
+
+describe("settings that are no help", () => {
+  const config = async (...lines: string[]): Promise<string> => {
+    const path = at(`${lines.join("").replaceAll(/\W/g, "")}.toml`.slice(-60));
+    await writeFile(path, lines.join("\n"), { mode: 0o600 });
+    return path;
+  };
+
+  it("keep no command that only reads from its work", async () => {
+    const wrong = await config(`repository = "${repo}"`, "compres = 'zstd'");
+    const listed = await nbdpull("points", repo, "--config", wrong);
+    expect([listed.code, listed.stdout]).toEqual([0, expect.stringContaining("guest: 2 points")]);
+    expect(listed.stderr).toMatch(/^warning: settings are left out: .*there is no setting compres/);
+    const restored = await nbdpull("restore", repo, "guest", "--to", at("restored"), "--config", wrong);
+    expect(restored.code).toBe(0);
+    // Standard output is the disk's.
+    const nowhere = `nbd+unix:///vda?socket=${at("nowhere.sock")}`;
+    const pulled = await nbdpull("pull", nowhere, "-", "--json", "--config", wrong);
+    expect([pulled.code, pulled.stdout]).toEqual([1, ""]);
+    // Nothing is in the way here.
+    expect((await nbdpull("prune", repo, "--keep-last", "2", "--config", "/dev/null")).code).toBe(0);
+  });
+
+  it("as they are for another repository, drop none of its points", async () => {
+    const elsewhere = await config('repository = "/srv/elsewhere"', "keep-last = 1");
+    const other = await nbdpull("prune", repo, "--config", elsewhere);
+    expect([other.code, other.stderr]).toEqual([2, expect.stringContaining("E_KEEP_NOTHING")]);
+    expect(other.stderr).toContain("are for /srv/elsewhere");
+    const nameless = await withEnv({ NBDPULL_KEEP_LAST: "1" }, "prune", repo);
+    expect([nameless.code, nameless.stderr]).toEqual([2, expect.stringContaining("E_KEEP_NOTHING")]);
+    const none = await withEnv({ NBDPULL_KEEP_LAST: "1" }, "prune");
+    expect(none.stderr).toContain("E_USAGE: which repository?");
+    const env = { NBDPULL_REPOSITORY: repo };
+    const both = await withEnv(env, "prune", "--config", elsewhere);
+    expect([both.code, both.stderr]).toEqual([2, expect.stringContaining("E_KEEP_NOTHING")]);
+    expect(await chain.repository.pointIds("guest")).toHaveLength(2);
+    // The same place by another path is no other repository.
+    const same = await withEnv({ NBDPULL_KEEP_LAST: "1", ...env }, "prune", `${repo}/../repo/.`, "--dry-run");
+    expect([same.code, same.stdout]).toEqual([0, expect.stringContaining("would drop 1 of 2")]);
+  });
+
+  it("are undone by what the command or the environment says", async () => {
+    const all = await config(`repository = "${repo}"`, "all = true", "skip = ['x']", "strict = true");
+    const named = await nbdpull("run", "guest", "--connect", "test:///nowhere", "--config", all);
+    expect(named.stderr).not.toMatch(/not both|--skip is for/);
+    const some = await config(`repository = "${repo}"`, "domains = ['a']");
+    const every = await nbdpull("run", "--all", "--connect", "test:///nowhere", "--config", some);
+    expect(every.stderr).not.toContain("not both");
+    const strict = await config(`compress = true`, "freeze = true", "strict = true", "color = 'red'");
+    expect((await nbdpull("points", repo, "--strict", "--config", strict)).code).toBe(5);
+    const zero = await config("strict = true", `repository = "${repo}"`);
+    const env = { NBDPULL_STRICT: "0", NBDPULL_COLOR: "red" };
+    expect((await withEnv(env, "points", "--config", zero)).code).toBe(0);
+    expect((await withEnv({ NBDPULL_COLOR: "red" }, "points", "--config", zero)).code).toBe(5);
+  });
+
+  it("name the repository of report, stats and diff, too", async () => {
+    const env = { NBDPULL_REPOSITORY: repo };
+    const [{ id: from = "" } = {}] = chain.points;
+    expect((await withEnv(env, "report")).stdout).toContain("guest");
+    expect((await withEnv(env, "stats", "guest")).stdout).toContain("guest");
+    expect((await withEnv(env, "diff", "guest", from, "latest")).stdout).toContain("no difference");
+    const few = await withEnv(env, "diff", "guest", "latest");
+    expect([few.code, few.stderr]).toEqual([2, expect.stringContaining("diff takes REPO DOMAIN FROM TO")]);
+  });
+});
+
+it("metrics of verify and prune are only about a whole repository, and know of damage that was found before", async () => {
+  const file = at("night.prom");
+  const code = async (job: string): Promise<string | undefined> =>
+    new RegExp(`^nbdpull_${job}_exit_code\\{.*\\} (\\d)$`, "m").exec(
+      await readFile(file, "utf8").catch(() => ""),
+    )?.[1];
+  for (const args of [
+    ["verify", repo, "guest"],
+    ["verify", repo, "--at", "latest"],
+    ["prune", repo, "--keep-last", "2", "--dry-run"],
+    ["prune", repo, "guest", "--keep-last", "2"],
+  ]) {
+    expect((await nbdpull(...args, "--metrics", file)).code).toBe(0);
+    expect([await code("verify"), await code("prune")]).toEqual([undefined, undefined]);
+  }
+  expect((await nbdpull("verify", repo, "--metrics", file)).code).toBe(0);
+  expect(await code("verify")).toBe("0");
+  // A night in which the repository is not mounted is told there, too.
+  const unmounted = ["run", "guest", "--to", at("unmounted"), "--verify-share", "1", "--metrics", file];
+  const night = await nbdpull(...unmounted, "--json");
+  expect([night.code, night.json()]).toMatchObject([4, { backup: { error: { code: "E_NO_REPOSITORY" } } }]);
+  expect(await code("run")).toBe("4");
+  const ids = await chain.repository.pointIds("guest");
+  // A share so small that no point's turn is today.
+  const share = Array.from({ length: 900 }, (_, index) => index + 100).find(
+    (shares) => shareOfToday("guest", ids, shares, new Date()).length === 0,
+  );
+  const [first = ""] = ids;
+  const record = join(repo, "guest", first, DAMAGE_RECORD);
+  await writeFile(record, "{}");
+  const ran = await nbdpull("verify", repo, "--share", String(share), "--metrics", file);
+  expect([ran.code, ran.stdout]).toEqual([0, "no point is due for verification today"]);
+  expect(await code("verify")).toBe("3");
+  await rm(record);
 });
 
 describe("a share of the points", () => {
@@ -169,7 +284,7 @@ describe("a share of the points", () => {
     const ran = await nbdpull("verify", repo, "--share", "1", "--json");
     expect(ran.json()).toMatchObject({ damaged: false, points: [{}, {}] });
     const wrong = await nbdpull("verify", repo, "--share", "2", "--at", "latest");
-    expect([wrong.code, wrong.stderr]).toEqual([2, expect.stringContaining("--share is of all points")]);
+    expect([wrong.code, wrong.stderr]).toEqual([2, expect.stringContaining("--share covers all points")]);
   });
 });
 

@@ -242,21 +242,25 @@ await describeWithLibvirt("a backup of all domains", () => {
     const config = join(folder, "nbdpull.toml");
     const settings = { repository: repo, scratch, metrics, domains: [lab.domain] };
     const lines = Object.entries(settings).map(([key, value]) => `${key} = ${JSON.stringify(value)}`);
-    await writeFile(config, [...lines, "keep-last = 1", "verify-share = 1", "freeze = 'auto'"].join("\n"));
-    const run = () => nbdpull("run", "--config", config, "--json");
+    await writeFile(
+      config,
+      [...lines, "keep-last = 1", "verify-share = 1", "freeze = 'auto'", "exclude = ['vdz']"].join("\n"),
+    );
+    const run = (...args: string[]) => nbdpull("run", "--config", config, "--json", ...args);
     expectExit(await run(), 0);
-    const second = await run();
-    expectExit(second, 0);
+    // There is no disk vdz, which is a warning.
+    const second = await run("--strict");
+    expectExit(second, 5);
     expect(second.json()).toMatchObject({
       backup: { domain: lab.domain, level: "incremental" },
       prune: { domains: [{ domain: lab.domain }] },
       verify: { damaged: false, points: [{ domain: lab.domain, restorable: true }] },
-      exitCode: 0,
+      exitCode: 5,
     });
     expect(await guest.points()).toHaveLength(1);
     const text = await readFile(metrics, "utf8");
-    for (const job of ["run", "prune", "verify"])
-      expect(text).toMatch(new RegExp(`^nbdpull_${job}_exit_code{.*} 0$`, "m"));
+    for (const [job, code] of Object.entries({ run: 5, prune: 0, verify: 0 }))
+      expect(text).toMatch(new RegExp(`^nbdpull_${job}_exit_code{.*} ${code}$`, "m"));
 
     // A step that fails keeps no later one from being done, and the exit code is the worst.
     const gone = await nbdpull("run", "--config", config, "--json", "nosuchdomain");
