@@ -3,6 +3,7 @@ import { DamageError, hasCode, messageOf } from "../base/errors.js";
 import { parseJson } from "../base/json.js";
 import type { HeldFolder } from "../host/held-folder.js";
 import type { StoredFolder } from "../storage/stored-folder.js";
+import { replaceRecord, sweepRecord } from "./replace-record.js";
 
 /** The record of a point's damage. No file that a manifest names can be called so. */
 export const DAMAGE_RECORD = ".damage.json";
@@ -72,9 +73,7 @@ export async function readDamage(folder: StoredFolder): Promise<DamageRecord | u
  * @throws the file system's error: EROFS, EACCES
  */
 export async function recordDamage(folder: HeldFolder, found: readonly RecordedDamage[]): Promise<void> {
-  const names = await folder.names();
-  // What a verify that was killed has left.
-  for (const name of names) if (name.startsWith(`.${DAMAGE_RECORD}.`)) await folder.unlink(name);
+  const names = await sweepRecord(folder, DAMAGE_RECORD);
   if (found.length === 0) {
     if (!names.includes(DAMAGE_RECORD)) return;
     await folder.unlink(DAMAGE_RECORD);
@@ -85,7 +84,7 @@ export async function recordDamage(folder: HeldFolder, found: readonly RecordedD
     }));
     const foundAt = new Date().toISOString();
     const content = { format: "nbdpull-damage", version: 1, foundAt, places };
-    await folder.replace(DAMAGE_RECORD, `${JSON.stringify(content, null, 2)}\n`);
+    await replaceRecord(folder, DAMAGE_RECORD, content);
   }
   await folder.sync();
 }

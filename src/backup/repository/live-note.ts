@@ -5,6 +5,7 @@
  */
 import { hostname } from "node:os";
 import type { HeldFolder } from "../host/held-folder.js";
+import { replaceRecord, sweepRecord } from "./replace-record.js";
 
 const NAME = /^\.live\.[0-9a-f-]{36}\.json$/;
 
@@ -22,12 +23,13 @@ export async function noteLive(
   { uuid, disks }: { readonly uuid: string; readonly disks: string },
 ): Promise<void> {
   const content = { format: "nbdpull-live-note", version: 1, host: hostname(), disks };
-  await folder.replace(nameOf(uuid), `${JSON.stringify(content, null, 2)}\n`);
+  await replaceRecord(folder, nameOf(uuid), content);
   await folder.sync();
 }
 
 /** @throws the file system's error: EROFS, EACCES */
 export async function forgetLive(folder: HeldFolder, uuid: string): Promise<void> {
+  await sweepRecord(folder, nameOf(uuid));
   await folder.unlink(nameOf(uuid));
   await folder.sync();
 }

@@ -1,9 +1,11 @@
 import { z } from "zod";
-import { DamageError } from "../base/errors.js";
+import { isUnreadable } from "../base/damage.js";
+import { DamageError, hasCode } from "../base/errors.js";
 import { parseJson } from "../base/json.js";
 import { isMissing } from "../host/durable-files.js";
 import type { HeldFolder } from "../host/held-folder.js";
 import type { StoredFolder } from "../storage/stored-folder.js";
+import { replaceRecord } from "./replace-record.js";
 
 /** The record of a point's last rehearsal. No file that a manifest names can be called so. */
 const REHEARSAL_RECORD = ".rehearsed.json";
@@ -40,7 +42,9 @@ export async function readRehearsal(folder: StoredFolder): Promise<RehearsalReco
   try {
     text = (await folder.read(REHEARSAL_RECORD, MOST_BYTES)).toString("utf8");
   } catch (error) {
-    if (isMissing(error) || error instanceof DamageError) return undefined;
+    const isNone = isMissing(error) || error instanceof DamageError;
+    // It is only shown, so it must not keep anybody from backing up.
+    if (isNone || isUnreadable(error) || hasCode(error, "EACCES")) return undefined;
     throw error;
   }
   const { data } = record.safeParse(parseJson(text));
@@ -53,6 +57,6 @@ export async function readRehearsal(folder: StoredFolder): Promise<RehearsalReco
 export async function recordRehearsal(folder: HeldFolder, found: RehearsalRecord): Promise<void> {
   const reason = found.reason?.slice(0, MOST_CHARACTERS);
   const content = { format: "nbdpull-rehearsal", version: 1, ...found, reason };
-  await folder.replace(REHEARSAL_RECORD, `${JSON.stringify(content, null, 2)}\n`);
+  await replaceRecord(folder, REHEARSAL_RECORD, content);
   await folder.sync();
 }
