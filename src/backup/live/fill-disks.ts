@@ -35,6 +35,10 @@ class Attempts {
   #failed = 0;
   #next = 0;
 
+  get failed(): number {
+    return this.#failed;
+  }
+
   isDue(now: number): boolean {
     return now >= this.#next;
   }
@@ -51,7 +55,7 @@ class Attempts {
 }
 
 /**
- * Has QEMU fill the disks of a domain, one after the other, until each is based on nothing. While it is off this waits
+ * Has QEMU fill the disks of a domain, one at a time, until each is based on nothing. While it is off this waits
  * for its start. When QEMU has stopped it because a disk failed, this lets it go on. Neither damage nor a
  * libvirt that is away ends this, because the guest needs who calls this: only success does, and the signal.
  *
@@ -95,8 +99,8 @@ async function endWatch(watch: AsyncDisposable | undefined): Promise<void> {
 
 class Filling {
   readonly #options: FillOptions;
-  readonly #left: string[];
-  readonly #fills = new Attempts();
+  /** The disks that are not filled yet. */
+  readonly #left: Map<string, Attempts>;
   readonly #resumes = new Attempts();
   readonly #told = new Set<string>();
   #letGoOnAt = 0;
@@ -105,7 +109,7 @@ class Filling {
 
   constructor(options: FillOptions) {
     this.#options = options;
-    this.#left = [...options.disks];
+    this.#left = new Map(options.disks.map((disk) => [disk, new Attempts()]));
   }
 
   /** @returns whether all disks are filled */
@@ -123,17 +127,26 @@ class Filling {
       this.#resumes.forget();
       this.#saidStopped = false;
     }
-    for (let [disk] = this.#left; disk !== undefined; [disk] = this.#left) {
+    for (const disk of [...this.#left.keys()]) {
       const isAlone = await run.standsAlone(disk);
-      if (isAlone !== true) {
-        if (isAlone === false) await this.#fill(disk);
-        return false;
+      if (isAlone === undefined) return false;
+      if (!isAlone) {
+        if (await this.#isBusy(disk)) return false;
+        continue;
       }
-      this.#left.shift();
-      this.#fills.forget();
+      this.#left.delete(disk);
       onEvent({ type: "filled", disk });
     }
-    return true;
+    // One that fails at a damaged place must not keep the others waiting.
+    const now = performance.now();
+    const due = [...this.#left].filter(([, attempts]) => attempts.isDue(now));
+    const [first] = due.sort(([, one], [, other]) => one.failed - other.failed);
+    if (first) {
+      const [disk, attempts] = first;
+      attempts.note(now);
+      await this.#fill(disk);
+    }
+    return this.#left.size === 0;
   }
 
   trouble(message: string): void {
@@ -142,16 +155,15 @@ class Filling {
     this.#options.onEvent({ type: "trouble", message });
   }
 
+  /** Whether the disk is being filled. */
+  async #isBusy(disk: string): Promise<boolean> {
+    const progress = await this.#options.run.filling(disk);
+    if (progress && progress.total > 0) this.#options.onEvent({ type: "filling", disk, ...progress });
+    return progress !== undefined;
+  }
+
   async #fill(disk: string): Promise<void> {
-    const { run, rate, onEvent } = this.#options;
-    const progress = await run.filling(disk);
-    if (progress) {
-      if (progress.total > 0) onEvent({ type: "filling", disk, ...progress });
-      return;
-    }
-    const now = performance.now();
-    if (!this.#fills.isDue(now)) return;
-    this.#fills.note(now);
+    const { run, rate } = this.#options;
     try {
       await run.fill(disk, rate);
     } catch (error) {
