@@ -1,5 +1,5 @@
 import { resolve } from "node:path";
-import { PreconditionError, UsageError } from "../../src/backup/base/errors.js";
+import { messageOf, PreconditionError, UsageError } from "../../src/backup/base/errors.js";
 import { HeldFolder } from "../../src/backup/host/held-folder.js";
 import { Libvirt } from "../../src/backup/libvirt/libvirt.js";
 import { type Rehearsal, type RehearsalOptions, rehearse } from "../../src/backup/live/rehearse.js";
@@ -48,12 +48,21 @@ export async function runRehearse(
   const domains = await shareOf(repository, all, options.share);
   await requireTrust(path, domains, options, output);
   const metrics = options.metrics === undefined ? undefined : await MetricsFile.at(options.metrics);
-  const real = await repository.realPath();
+  const label = repository.isInStore ? path : resolve(path);
+  const record = async (domain: string, cameUp: boolean): Promise<void> => {
+    try {
+      await metrics?.update(updateOfRehearsal(domain, label, cameUp, Date.now()));
+    } catch (error) {
+      output.warn(`no metrics were written: ${messageOf(error)}`);
+    }
+  };
   await using libvirt = new Libvirt({ connect: options.connect, signal });
   await refuseRemote(libvirt);
   const one = async (domain: string): Promise<Rehearsal & { readonly domain: string }> => {
+    let name = domain;
     const work = async (): Promise<Rehearsal> => {
       const point = await choosePoint(repository, domain, options.at, options.uuid);
+      name = point.domain.name;
       return await rehearse({
         ...{ repository, domain, point, sign, libvirt, signal, withinMs: options.within * 1000 },
         ...{ memory: options.memory, cpus: options.cpus, network: options.network },
@@ -68,10 +77,10 @@ export async function runRehearse(
     };
     try {
       const found = await repository.reading(domain, work, signal);
-      await metrics?.update(updateOfRehearsal(domain, real, found.cameUp, Date.now()));
+      await record(name, found.cameUp);
       return { domain, ...found };
     } catch (error) {
-      if (!signal.aborted) await metrics?.update(updateOfRehearsal(domain, real, false, Date.now()));
+      if (!signal.aborted) await record(name, false);
       throw await withRestorable(error, repository, domain);
     }
   };
@@ -102,8 +111,9 @@ function keeper(folder: string, domain: string): NonNullable<RehearsalOptions["o
   return async ({ type, bytes }) => {
     await using held = await HeldFolder.open(folder);
     const suffixes = ["png", "ppm"];
-    for (const suffix of suffixes) await held.unlink(`${domain}.${suffix}`);
-    await held.create(`${domain}.${type === "image/png" ? "png" : "ppm"}`, bytes, { sync: false });
+    const suffix = type === "image/png" ? "png" : "ppm";
+    await held.replace(`${domain}.${suffix}`, bytes);
+    for (const other of suffixes) if (other !== suffix) await held.unlink(`${domain}.${other}`);
   };
 }
 

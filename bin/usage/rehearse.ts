@@ -1,4 +1,4 @@
-import type { Command } from "commander";
+import { type Command, InvalidArgumentError } from "commander";
 import { withWhose } from "../domain-options.js";
 import { wholeNumber } from "../network-limits.js";
 import { examples, REPO, size, withTrust } from "../options.js";
@@ -31,8 +31,8 @@ export function addRehearse(program: Command, run: Run): void {
     )
     .option(
       "--share <percent>",
-      "only this part of the domains, those first whose last rehearsal is longest ago",
-      (text) => wholeNumber(1, 100)(text.replace(/%$/, "")),
+      "only this part of the domains, such as 25%: those first whose last rehearsal is longest ago",
+      percent,
       100,
     )
     .option("--within <seconds>", "how long to wait for that", wholeNumber(1, MOST_SECONDS), 600)
@@ -43,11 +43,17 @@ export function addRehearse(program: Command, run: Run): void {
     .option("--work <dir>", "where images of what they write are made, until the end", "/var/tmp")
     .option(
       "--trust-definition",
-      "let definitions name files, devices and programs of this host, as the stored ones do",
+      "let definitions name emulators and firmware of this host, as the stored ones do",
     )
     .option("--metrics <file>", "keep a metrics file for the node exporter's textfile collector (*.prom)")
     .option("--connect <uri>", "libvirt connection, as virsh -c");
   withTrust(withWhose(command)).action(
     run(async () => (await import("../commands/rehearse.js")).runRehearse),
   );
+}
+
+/** With its sign, because the share of a verify is one of N. @throws {InvalidArgumentError} */
+function percent(text: string): number {
+  if (!text.endsWith("%")) throw new InvalidArgumentError(`Say it in percent: ${text}%.`);
+  return wholeNumber(1, 100)(text.slice(0, -1));
 }

@@ -19,14 +19,20 @@ it("gives each domain its turn: those first whose last rehearsal is longest ago"
       expect(ran.stderr).not.toMatch(/^nbdpull:/m);
     }
     const repository = await Repository.open(repo);
+    // What one has left that was killed.
+    const half = `..rehearsed.json.00000000-0000-4000-8000-000000000000`;
     const rehearsed = async (domain: string, at: string): Promise<void> => {
       const [id = ""] = await repository.pointIds(domain);
       await using point = await repository.holdPoint(domain, id);
+      await point.create(half, "{", { sync: false });
       await recordRehearsal(point, { at, cameUp: true, sign: "agent", seconds: 1 });
+      expect(await point.names()).not.toContain(half);
     };
     await rehearsed("db", "2026-11-22T05:00:00.000Z");
     expect(await shareOf(repository, domains, 10)).toEqual(["mail"]);
     expect(await shareOf(repository, domains, 67)).toHaveLength(3);
+    const one = await nbdpull("rehearse", repo, "--share", "7");
+    expect([one.code, one.stderr]).toEqual([2, expect.stringContaining("7%")]);
     await rehearsed("mail", "2026-11-15T05:00:00.000Z");
     await rehearsed("web", "2026-11-29T05:00:00.000Z");
     expect(await shareOf(repository, domains, 34)).toEqual(["mail", "db"]);

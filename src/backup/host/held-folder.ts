@@ -213,7 +213,11 @@ export class HeldFolder implements AsyncDisposable {
   }
 
   /** Creates a file, or replaces what has its name, at once. The content is on stable storage then. */
-  async replace(name: string, content: string, beforeRename?: () => Promise<void>): Promise<void> {
+  async replace(
+    name: string,
+    content: string | Uint8Array,
+    beforeRename?: () => Promise<void>,
+  ): Promise<void> {
     const temporary = `.${name}.${randomUUID()}`;
     try {
       await this.create(temporary, content, { sync: true });
