@@ -39,7 +39,6 @@ export async function runLive(
     );
   } catch (error) {
     if (teller.name === undefined || !(signal.reason instanceof InterruptedError)) throw error;
-    if (teller.isDamaged) process.exitCode = EXIT.damaged;
     throw signal.reason.leaving(
       `the disks of ${teller.name} are not filled. It runs on, and stops as soon as it reads what is not there yet; the same command with --resume goes on`,
     );
@@ -55,7 +54,6 @@ class Teller {
   /** The domain, once it may run. */
   name: string | undefined;
   startedAfter: number | undefined;
-  isDamaged = false;
 
   constructor(context: Context, progress: Progress) {
     this.#context = context;
@@ -65,6 +63,10 @@ class Teller {
   tell(event: LiveEvent): void {
     const { output } = this.#context;
     switch (event.type) {
+      case "networks":
+        if (event.networks.length === 0) break;
+        output.note(`${event.name}: its network cards are on ${event.networks.join(", ")}`);
+        break;
       case "live":
         this.#tellLive(event);
         break;
@@ -81,7 +83,6 @@ class Teller {
         output.warn(`QEMU has stopped ${this.name}, because a disk failed; it is let go on`);
         break;
       case "damaged":
-        this.isDamaged = true;
         process.exitCode = EXIT.damaged;
         output.warn(
           `${event.error.message}. The guest stops or has an error where it reads that, until it has written over it`,

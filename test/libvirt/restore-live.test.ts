@@ -1,4 +1,4 @@
-import { chmod, mkdir, mkdtemp, open, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { chmod, mkdir, mkdtemp, open, readdir, readFile, rm, stat, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { execa } from "execa";
@@ -85,6 +85,8 @@ await describeWithLibvirt("a guest that runs from a point", () => {
     await expect.poll(() => state(name), { timeout: 30_000 }).toBe("paused (I/O error)");
     expect(await virsh("dumpxml", name)).toContain(".nbdpull-live.sock");
 
+    const stateFile = join(folder, name, ".nbdpull-live.json");
+    const left = JSON.parse(await readFile(stateFile, "utf8")) as object;
     // Meanwhile no prune takes the point away.
     expect(await notes()).toHaveLength(1);
     const pruned = await nbdpull("prune", repo, lab.domain, "--keep-last", "1", "--json");
@@ -116,7 +118,14 @@ await describeWithLibvirt("a guest that runs from a point", () => {
     expect(await virsh("dumpxml", name)).not.toMatch(/protocol='nbd'|nbdpull-live\.sock/);
     expect(await virsh("dumpxml", "--inactive", name)).not.toMatch(/protocol='nbd'|policy|backingStore/);
     expect(await notes()).toEqual([]);
-    expect((await readdir(join(folder, name))).sort()).toEqual([`${name}.xml`, "vda.qcow2", "vdb.qcow2"]);
+    const atLast = [`${name}.xml`, "vda.qcow2", "vdb.qcow2"];
+    expect((await readdir(join(folder, name))).sort()).toEqual(atLast);
+
+    // As if it had been killed just before its end, and the point pruned since.
+    await writeFile(stateFile, JSON.stringify({ ...left, point: "20200101T000000Z-0000" }));
+    const again = await nbdpull(...args(name, point, "--resume"));
+    expect([again.code, again.stderr]).toEqual([0, ""]);
+    expect((await readdir(join(folder, name))).sort()).toEqual(atLast);
     await virsh("destroy", name);
     await expectPoint(name);
   });
@@ -198,18 +207,24 @@ await describeWithLibvirt("a guest that runs from a point", () => {
       ...{ place: to, libvirt: "qemu:///system" },
       domain: { name, uuid: lab.uuid },
       disks: [{ name: "vda", file: "vda.qcow2", policies: {} }],
-      ...{ files: ["vda.qcow2"], xml: "x.xml", salvage: false },
+      ...{ xml: "x.xml", salvage: false },
     };
     await mkdir(to);
-    await writeFile(join(to, "vda.qcow2"), "half");
-    await writeFile(join(to, ".nbdpull-live.json"), JSON.stringify(left));
+    for (const file of ["vda.qcow2", "others"]) await writeFile(join(to, file), "half");
+    const { dev, ino } = await stat(join(to, "vda.qcow2"));
+    // The second is one that somebody has put in the place of what it had made.
+    const made = [
+      { name: "vda.qcow2", id: `${dev}:${ino}` },
+      { name: "others", id: `${dev}:${ino}` },
+    ];
+    await writeFile(join(to, ".nbdpull-live.json"), JSON.stringify({ ...left, made }));
     const ran = await nbdpull(...args(name, unstartable));
     expect([ran.code, ran.json()]).toMatchObject([
       4,
       { error: { code: "E_LIVE_NOT_STARTED", domain: name } },
     ]);
     expect(ran.stderr).toContain("nbdpull-none");
-    expect(await readdir(to)).toEqual([]);
+    expect(await readdir(to)).toEqual(["others"]);
     expect(await state(name)).toBe("unknown");
     expect((await readdir(join(repo, lab.domain, unstartable))).filter(isNote)).toEqual([]);
     const odd = await nbdpull("restore", repo, lab.domain, "--to", to, "--live");

@@ -16,6 +16,8 @@ export interface Allowed {
   readonly disks: ReadonlySet<string>;
   /** The restored NVRAM, kernel and so on. */
   readonly files: ReadonlySet<string>;
+  /** Whether its emulator and firmware may be any: QEMU runs them as it runs others. */
+  readonly programs: boolean;
 }
 
 type Check<T> = (value: T, allowed: Allowed) => boolean;
@@ -89,12 +91,13 @@ const FIRMWARE =
 /** Emulators, where libvirt was not asked for those that it has. */
 const USUAL_EMULATOR = /^\/usr\/(bin|libexec)\/(qemu-system-\w+|qemu-kvm|kvm)$/;
 
-function isFirmware(path: string): boolean {
+function isFirmware(path: string, { programs }: Allowed): boolean {
+  if (programs) return true;
   return FIRMWARE.test(path) && !path.split("/").includes("..");
 }
 
-const isEmulator: Check<XmlElement> = ({ text }, { emulators }) =>
-  emulators === undefined ? USUAL_EMULATOR.test(text) : emulators.has(text);
+const isEmulator: Check<XmlElement> = ({ text }, { emulators, programs }) =>
+  programs || (emulators === undefined ? USUAL_EMULATOR.test(text) : emulators.has(text));
 
 const isRestoredFile: Check<XmlElement> = ({ text }, { files }) => files.has(text);
 
@@ -113,9 +116,10 @@ const isUsableDisk: Check<XmlElement> = (disk, allowed) => {
   return isDrive || (source !== undefined && isRestoredDisk(source, allowed));
 };
 
-const isLoader: Check<XmlElement> = (loader, { files }) => {
+const isLoader: Check<XmlElement> = (loader, allowed) => {
   const isReadOnly = loader.attributeText("readonly") !== "no";
-  return loader.text === "" || files.has(loader.text) || (isReadOnly && isFirmware(loader.text));
+  const isRestored = loader.text === "" || allowed.files.has(loader.text);
+  return isRestored || (isReadOnly && isFirmware(loader.text, allowed));
 };
 
 const isOwnNvram: Check<XmlElement> = (nvram, { files }) => nvram.text === "" || files.has(nvram.text);

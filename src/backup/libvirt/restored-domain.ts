@@ -22,6 +22,8 @@ interface RestoredParts {
   readonly lines: string;
   /** Whether it may name whatever of the host the old one named. */
   readonly trusted: boolean;
+  /** If not trusted, whether its emulator and firmware may be any. Default: false. */
+  readonly programs?: boolean;
   /** It takes the old one's place, which is gone: with its UUID and MAC addresses. Default: false. */
   readonly keepsIdentity?: boolean;
   /** Programs that libvirt runs guests with; undefined if libvirt was not asked. */
@@ -94,7 +96,10 @@ export function restoredDomain(xml: string, name: string, parts: RestoredParts):
   } else {
     forgetKernel(domain, notRestored, warnings);
     const disks = new Set([...places.values()].map(({ path }) => path));
-    warnings.push(...leaveOutStrange(domain, { emulators, disks, files: new Set(files.values()) }));
+    const own = new Set(files.values());
+    warnings.push(
+      ...leaveOutStrange(domain, { emulators, disks, files: own, programs: parts.programs ?? false }),
+    );
   }
   return { xml: formatTree(domain), uuid, networks: networksOf(domain), lines, warnings };
 }

@@ -14,21 +14,25 @@ import { type DamageError, hasCode, messageOf, PreconditionError } from "../base
 import { proveChain } from "../chain/chain.js";
 import { freeBytes } from "../host/free-bytes.js";
 import { HeldFolder } from "../host/held-folder.js";
-import { refuseTarget } from "../host/publish.js";
+import { type Finished, publish, refuseTarget, temporaryPathFor } from "../host/publish.js";
 import { parseHostSecurity } from "../libvirt/capabilities-xml.js";
 import { DomainRun } from "../libvirt/domain-run.js";
 import { type Libvirt, PATIENCE_MS } from "../libvirt/libvirt.js";
-import { forgetLive, noteLive } from "../repository/live-note.js";
 import { diskOf, type Manifest } from "../repository/manifest.js";
 import type { Repository } from "../repository/repository.js";
 import { withRestorable } from "../repository/restorable-points.js";
 import { RestoredDefinition } from "../restore/restored-definition.js";
 import { RestoredFiles } from "../restore/restored-files.js";
 import type { PointServer } from "../serve/serve.js";
+import { forgetBeside, noteBeside } from "./beside-point.js";
 import { stopOnErrors, withPolicies } from "./error-policies.js";
 import { type FillEvent, fillDisks } from "./fill-disks.js";
+import { fileOf, openDisplays, refuseUnfillable } from "./live-definition.js";
+import { lockLive } from "./live-lock.js";
+import { refuseChangeable } from "./live-place.js";
 import { serveToQemu } from "./live-server.js";
 import { type LiveState, readLiveState, removeLiveState, STATE, writeLiveState } from "./live-state.js";
+import { flushFilled, identify, isFilled, removeMade } from "./made-files.js";
 import { makeOverlays } from "./overlays.js";
 
 export interface LiveRestoreOptions {
@@ -59,6 +63,8 @@ export interface LiveRestoreOptions {
 
 export type LiveEvent =
   | FillEvent
+  /** What its network cards are connected to: `network default`. It is told before the guest can run. */
+  | { readonly type: "networks"; readonly name: string; readonly networks: readonly string[] }
   /** From now on the guest may run. `seconds` since the call. */
   | {
       readonly type: "live";
@@ -89,8 +95,8 @@ const OLDEST = { libvirt: [6, 0], hypervisor: [4, 2] } as const;
  * second call for the same folder goes on where one was killed.
  *
  * @throws {PreconditionError} `E_LIVE_UNSUPPORTED`: libvirt or QEMU is too old, or on another host;
- *   `E_NOTHING_TO_RESUME`; `E_LIVE_STATE`; `E_LIVE_USER`; `E_ADDRESS_IN_USE`: another process does it already; and as
- *   {@link RestoredDefinition.prepare}
+ *   `E_NOTHING_TO_RESUME`; `E_LIVE_PLACE`; `E_LIVE_STATE`; `E_LIVE_USER`; `E_ADDRESS_IN_USE`: another process does it
+ *   already; `E_LIVE_NOT_STARTED`; and as {@link RestoredDefinition.prepare}
  * @throws {DamageError} the point is known to be damaged
  * @throws {UsageError} a file exists
  * @throws the signal's reason; once the guest may run, its disks are not filled then
@@ -100,6 +106,9 @@ export async function restoreLive(options: LiveRestoreOptions): Promise<LiveResu
   const { libvirt, resume } = options;
   await refuseUnfit(libvirt);
   await using folder = await HeldFolder.open(options.folder);
+  await refuseChangeable(folder.realPath);
+  await using lock = await lockLive(folder);
+  void lock;
   const left = await readLiveState(folder);
   if (left) await refuseOther(options, folder.realPath, left);
   if (left?.phase === "ready") return await goOn(options, folder, left, began);
@@ -123,7 +132,7 @@ async function begin(options: LiveRestoreOptions, folder: HeldFolder, began: num
     }
   }
   const place = folder.realPath;
-  const images = disks.map((disk) => ({ disk, path: join(place, `${disk}.qcow2`) }));
+  const images = disks.map((disk) => withTemporary({ disk, path: join(place, `${disk}.qcow2`) }));
   for (const { path } of images) await refuseTarget(path, options.force);
   const definition = await RestoredDefinition.prepare({
     ...{ repository, domain, point, libvirt, place: { folder: place }, filesIn: place },
@@ -131,25 +140,38 @@ async function begin(options: LiveRestoreOptions, folder: HeldFolder, began: num
     ...{ name: options.name, keepIdentity: options.keepIdentity, trusted: options.trusted },
     ...{ force: options.force, sync: true },
   });
-  const files = definition.files.map(({ path }) => basename(path));
+  refuseUnfillable(definition.xml, disks);
+  const targets = definition.files.map(withTemporary);
+  const xml = withTemporary({ path: definition.xmlPath });
   const { before } = stopOnErrors(definition.xml, disks, "stop");
   const state: Omit<LiveState, "format" | "version" | "phase"> = {
     ...{ repository: repository.id, folder: domain, point: point.id, place, libvirt: await libvirt.uri() },
     domain: { name: definition.name, uuid: definition.uuid },
     disks: disks.map((name) => ({ name, file: `${name}.qcow2`, policies: before.get(name) ?? {} })),
-    files: [...images.map(({ path }) => basename(path)), ...files, basename(definition.xmlPath)],
+    temporaries: [...images, ...targets, xml].map(({ temporary }) => basename(temporary)),
+    made: [],
     xml: basename(definition.xmlPath),
     salvage: options.salvage,
   };
   await using server = await serve(options, place, point.id, state);
+  const { force } = options;
+  const noteMade = async (finished: readonly Finished[]): Promise<void> => {
+    if (finished.length === 0) return;
+    state.made.push(...(await identify(folder, finished)));
+    await writeLiveState(folder, { ...state, phase: "preparing" });
+  };
   await writeLiveState(folder, { ...state, phase: "preparing" });
   try {
-    await makeOverlays(server, images, { force: options.force });
+    await makeOverlays(server, images, { force, beforeNames: noteMade });
     await using boot = await RestoredFiles.stage({
-      ...{ repository, domain, point, targets: definition.files, force: options.force, sync: true, signal },
+      ...{ repository, domain, point, targets, force, sync: true, signal },
     });
+    await noteMade(boot.finished);
     await boot.publish();
-    await folder.replace(state.xml, definition.xml);
+    const definitions = [{ temporary: xml.temporary, final: xml.path }];
+    await folder.create(basename(xml.temporary), definition.xml, { sync: true });
+    await noteMade(definitions);
+    await publish(definitions, { force, sync: true });
     await noteBeside(options, state, place);
     signal?.throwIfAborted();
     await writeLiveState(folder, { ...state, phase: "ready" });
@@ -157,21 +179,27 @@ async function begin(options: LiveRestoreOptions, folder: HeldFolder, began: num
     await undo(options, folder, state);
     throw error;
   }
-  for (const message of definition.warnings) options.onEvent({ type: "warning", message });
+  const { name } = definition;
+  const warnings = [...definition.warnings, ...openDisplays(definition.xml)];
+  for (const message of warnings) options.onEvent({ type: "warning", message });
   await warnOfRoom(options, point, disks, place);
-  const run = new DomainRun(libvirt.withSignal(undefined), state.domain);
+  options.onEvent({ type: "networks", name, networks: definition.networks });
+  const steady = libvirt.withSignal(undefined);
+  const run = new DomainRun(steady, state.domain);
+  let isDefined = false;
   try {
-    await libvirt.withSignal(undefined).define(definition.name, definitionOf(definition.xml, state));
+    await refuseTaken(steady, state.domain);
+    await steady.define(name, definitionOf(definition.xml, state));
+    isDefined = true;
     if (options.start) await run.start();
   } catch (error) {
-    if (await mayRun(run)) throw unknown(state, options.folder, error);
-    await libvirt
-      .withSignal(undefined)
-      .undefine(state.domain)
-      .catch(() => undefined);
+    const isTaken = hasCode(error, "E_DOMAIN_EXISTS");
+    // Nothing was defined then, and a domain that is called so is another one.
+    const isRefused = !isDefined && (isTaken || hasCode(error, "E_LIBVIRT_REFUSED"));
+    if (!isRefused && !(await isForgotten(run))) throw unknown(state, options.folder, error);
     await writeLiveState(folder, { ...state, phase: "preparing" });
     await undo(options, folder, state);
-    throw notStarted(definition.name, error);
+    throw isTaken ? error : notStarted(name, error);
   }
   return await fill(options, folder, { ...state, isStarted: options.start, began });
 }
@@ -190,6 +218,9 @@ async function goOn(
     const message = `${join(folder.path, gone.file)} is gone, and with it what ${state.domain.name} has written: the live restore can't go on. To begin again, remove ${join(folder.path, STATE)} and what else is left`;
     throw new PreconditionError("E_LIVE_STATE", message, { details: { folder: folder.path } });
   }
+  const filled = await Promise.all(state.disks.map(({ file }) => isFilled(folder, file)));
+  // It was killed just before its end, and the point may be gone since.
+  if (filled.every(Boolean)) return await finish(options, folder, state, began);
   await using server = await serve(options, folder.realPath, state.point, state);
   void server;
   await noteBeside(options, state, folder.realPath);
@@ -219,19 +250,40 @@ async function fill(
   },
 ): Promise<LiveResult> {
   const { libvirt, rate, signal, onEvent } = options;
-  const { name, uuid } = state.domain;
-  const seconds = (): number => (performance.now() - state.began) / 1000;
-  onEvent({ type: "live", name, point: state.point, isStarted: state.isStarted, seconds: seconds() });
-  const steady = libvirt.withSignal(undefined).withPatience(PATIENCE_MS);
+  const { name } = state.domain;
+  const seconds = (performance.now() - state.began) / 1000;
+  onEvent({ type: "live", name, point: state.point, isStarted: state.isStarted, seconds });
   const run = new DomainRun(libvirt, state.domain);
   await fillDisks({ run, name, disks: state.disks.map((disk) => disk.name), rate, signal, onEvent });
-  const before = new Map(state.disks.map((disk) => [disk.name, disk.policies]));
-  const whole = await new DomainRun(steady, state.domain).wholeDefinition();
-  await steady.define(name, withPolicies(whole, before));
+  return await finish(options, folder, state, state.began);
+}
+
+/** All images are filled: the domain gets its definition back, and what only the filling needed goes. */
+async function finish(
+  options: LiveRestoreOptions,
+  folder: HeldFolder,
+  state: Pick<LiveState, "domain" | "disks" | "point">,
+  began: number,
+): Promise<LiveResult> {
+  const { name, uuid } = state.domain;
+  const steady = options.libvirt.withSignal(undefined).withPatience(PATIENCE_MS);
+  const moved = new Set<string>();
+  if (await steady.hasDomain(uuid)) {
+    const before = new Map(state.disks.map((disk) => [disk.name, disk.policies]));
+    const whole = await new DomainRun(steady, state.domain).wholeDefinition();
+    for (const disk of state.disks) {
+      const image = join(folder.realPath, disk.file);
+      if (fileOf(whole, disk.name) === image) continue;
+      moved.add(disk.name);
+      options.onEvent({ type: "warning", message: `${disk.name} of ${name} is not on ${image} any more` });
+    }
+    await steady.define(name, withPolicies(whole, before));
+  }
+  for (const disk of state.disks) if (!moved.has(disk.name)) await flushFilled(folder, disk.file);
   await forgetBeside(options, state);
   await removeLiveState(folder);
   const disks = state.disks.map((disk) => ({ disk: disk.name, path: join(folder.path, disk.file) }));
-  return { name, uuid, point: state.point, disks, seconds: seconds() };
+  return { name, uuid, point: state.point, disks, seconds: (performance.now() - began) / 1000 };
 }
 
 /** @throws {PreconditionError} `E_LIVE_UNSUPPORTED` */
@@ -297,45 +349,11 @@ async function serve(
 async function undo(
   options: LiveRestoreOptions,
   folder: HeldFolder,
-  state: Pick<LiveState, "files" | "point" | "domain">,
+  state: Pick<LiveState, "made" | "temporaries" | "point" | "domain">,
 ): Promise<void> {
-  const { files } = state;
-  const isOurs = (name: string): boolean =>
-    files.includes(name) || files.some((file) => name.startsWith(`.${file}.`) && name.endsWith(".partial"));
-  for (const name of await folder.names()) if (isOurs(name)) await folder.unlink(name);
+  await removeMade(folder, state);
   await forgetBeside(options, state);
   await removeLiveState(folder);
-}
-
-/** A prune must keep the point, also while this process is dead. */
-async function noteBeside(
-  { repository, domain, onEvent }: LiveRestoreOptions,
-  state: Pick<LiveState, "point" | "domain">,
-  place: string,
-): Promise<void> {
-  // Nothing prunes there yet.
-  if (repository.isInStore) return;
-  try {
-    await using point = await repository.holdPoint(domain, state.point);
-    await noteLive(point, { uuid: state.domain.uuid, disks: place });
-  } catch (error) {
-    const message = `it can't be noted in the repository that a guest runs on point ${state.point} (${messageOf(error)}): let no prune remove it before this has ended`;
-    onEvent({ type: "warning", message });
-  }
-}
-
-async function forgetBeside(
-  { repository, domain, onEvent }: LiveRestoreOptions,
-  state: Pick<LiveState, "point" | "domain">,
-): Promise<void> {
-  if (repository.isInStore) return;
-  try {
-    await using point = await repository.holdPoint(domain, state.point);
-    await forgetLive(point, state.domain.uuid);
-  } catch (error) {
-    const message = `the note beside point ${state.point} that a guest runs on it is left (${messageOf(error)}): prunes keep the point until .live.${state.domain.uuid}.json is removed there`;
-    onEvent({ type: "warning", message });
-  }
 }
 
 async function warnOfRoom(
@@ -351,13 +369,28 @@ async function warnOfRoom(
   onEvent({ type: "warning", message });
 }
 
-/** Whether the guest can have run. If nobody can tell, it can. */
-async function mayRun(run: DomainRun): Promise<boolean> {
+/** Has libvirt forget a domain that does not run, with all that it made for it. @returns whether it has */
+async function isForgotten(run: DomainRun): Promise<boolean> {
   try {
-    return (await run.state()) !== "off";
+    if ((await run.state()) !== "off") return false;
+    await run.forget();
+    return true;
   } catch (error) {
-    return !hasCode(error, "E_NO_SUCH_DOMAIN");
+    return hasCode(error, "E_NO_SUCH_DOMAIN");
   }
+}
+
+/** What was prepared took a while: a domain of that name or UUID would be replaced. */
+async function refuseTaken(libvirt: Libvirt, { name, uuid }: LiveState["domain"]): Promise<void> {
+  for (const known of [uuid, name]) {
+    if (!(await libvirt.hasDomain(known))) continue;
+    const message = `a domain ${name} (${known}) was made meanwhile and was not touched: nothing was restored`;
+    throw new PreconditionError("E_DOMAIN_EXISTS", message, { details: { domain: name, uuid } });
+  }
+}
+
+function withTemporary<T extends { readonly path: string }>(file: T): T & { readonly temporary: string } {
+  return { ...file, temporary: temporaryPathFor(file.path) };
 }
 
 function notStarted(name: string, cause: unknown): PreconditionError {
@@ -366,6 +399,6 @@ function notStarted(name: string, cause: unknown): PreconditionError {
 }
 
 function unknown({ domain }: Pick<LiveState, "domain">, folder: string, cause: unknown): PreconditionError {
-  const message = `nobody knows whether ${domain.name} was started (${messageOf(cause)}), so everything was left in ${folder}: the same command goes on`;
+  const message = `nobody knows whether ${domain.name} was started, or libvirt does not forget it (${messageOf(cause)}), so everything was left in ${folder}: the same command goes on`;
   return new PreconditionError("E_LIVE_NOT_STARTED", message, { cause, details: { domain: domain.name } });
 }

@@ -1,4 +1,4 @@
-import { chown } from "node:fs/promises";
+import { lchown } from "node:fs/promises";
 import { DamageError, PreconditionError } from "../base/errors.js";
 import type { QemuUser } from "../libvirt/domain-xml.js";
 import { type PointServer, type ServeOptions, servePoint } from "../serve/serve.js";
@@ -37,7 +37,7 @@ export async function serveToQemu(options: LiveServerOptions): Promise<PointServ
     },
   });
   try {
-    if (qemuUser && qemuUser.uid !== process.getuid?.()) await chown(path, qemuUser.uid, qemuUser.gid);
+    if (qemuUser && qemuUser.uid !== process.getuid?.()) await lchown(path, qemuUser.uid, qemuUser.gid);
     return server;
   } catch (cause) {
     await server.close();

@@ -33,9 +33,11 @@ const state = z.object({
       policies: z.record(z.string(), z.string()),
     }),
   ),
-  /** All files that were made, this one not among them: in the folder of this file. */
-  files: z.array(z.string()),
-  /** Of `files`: the definition. */
+  /** Names under which files are made before they get their own: in the folder of this file. */
+  temporaries: z.array(z.string()).default([]),
+  /** Files that got their names, by device and inode: what others have put there since is not among them. */
+  made: z.array(z.object({ name: z.string(), id: z.string() })).default([]),
+  /** In the folder of this file: the definition. */
   xml: z.string(),
   salvage: z.boolean(),
 });

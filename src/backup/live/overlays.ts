@@ -1,4 +1,4 @@
-import { type Finished, publish, temporaryPathFor } from "../host/publish.js";
+import { type Finished, publish } from "../host/publish.js";
 import type { Geometry, ImageWriter } from "../image/image.js";
 import { createImage } from "../pull/create-image.js";
 import type { PointServer } from "../serve/serve.js";
@@ -10,19 +10,23 @@ const MOST_NOTED = 1024 ** 4;
 /**
  * Makes a qcow2 image without data for each disk, based on its export. What is zero there is zero in the image itself:
  * QEMU would read all of it, since it takes whatever is based on an export for data.
+ * @param images where each is made, and the name under which it is made
  * @throws {UsageError} a file exists that must not be replaced
  * @throws the file system's error
  */
 export async function makeOverlays(
   server: PointServer,
-  images: readonly { readonly disk: string; readonly path: string }[],
-  { force }: { readonly force: boolean },
+  images: readonly { readonly disk: string; readonly path: string; readonly temporary: string }[],
+  options: {
+    readonly force: boolean;
+    /** Called when all are whole, before they get their names. */
+    readonly beforeNames?: ((finished: readonly Finished[]) => Promise<void>) | undefined;
+  },
 ): Promise<void> {
   const finished: Finished[] = [];
-  for (const { disk, path } of images) {
+  for (const { disk, path, temporary } of images) {
     const served = server.disks.find((each) => each.disk === disk);
     if (!served) throw new RangeError(`${disk} is not served`);
-    const temporary = temporaryPathFor(path);
     const geometry = { virtualSize: served.virtualSize, clusterSize: CLUSTER_BYTES };
     const backing = { name: served.uri, format: "raw" } as const;
     const writer = await createImage(temporary, { format: "qcow2", geometry, backing });
@@ -34,7 +38,8 @@ export async function makeOverlays(
     }
     finished.push({ temporary, final: path });
   }
-  await publish(finished, { force, sync: true });
+  await options.beforeNames?.(finished);
+  await publish(finished, { force: options.force, sync: true });
 }
 
 function noteZeroes(

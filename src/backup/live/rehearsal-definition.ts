@@ -15,6 +15,7 @@ export interface RehearsalLimits {
 const OUTWARD = ["hostdev", "redirdev", "filesystem", "shmem", "smartcard", "vsock", "crypto", "lease"];
 /** What fits only the memory and the processors that it had, and what was to follow its end. */
 const OF_THE_OLD_ONE = [
+  ...["iothreads", "iothreadids", "defaultiothread", "throttlegroups"],
   ...["maxMemory", "currentMemory", "vcpus", "cputune", "numatune", "memtune", "memoryBacking", "blkiotune"],
   ...["resource", "on_poweroff", "on_reboot", "on_crash"],
 ];
@@ -32,12 +33,16 @@ export function boxedDefinition(xml: string, limits: RehearsalLimits): string {
   replaceText(domain, "vcpu", String(cpus), {});
   // A guest that shuts itself off, or dies, has not come up; one that restarts may.
   replaceText(domain, "on_crash", "destroy", {});
+  // The cache of translated code of a guest without KVM has the size that this says.
+  for (const features of domain.all("features")) features.remove("tcg");
   for (const cpu of domain.all("cpu")) cpu.remove("topology", "numa", "cache", "maxphysaddr");
   for (const devices of domain.all("devices")) {
     devices.remove(...OUTWARD);
     devices.removeWhere((device) => device.name === "memory" || isCard(device, limits.network));
     if (limits.network !== undefined) connectCards(devices, limits.network);
     for (const disk of devices.all("disk")) throwAway(disk);
+    for (const device of devices.elements) takeLittle(device);
+    hideScreens(devices);
     if (limits.serialLog !== undefined) listenTo(devices, limits.serialLog);
   }
   return formatTree(domain);
@@ -84,7 +89,29 @@ function throwAway(disk: XmlElement): void {
   const driver = disk.first("driver");
   driver?.removeAttribute("io", "cache", "error_policy", "rerror_policy");
   if ((disk.attribute("device") ?? "disk") === "disk") driver?.setAttribute("cache", "unsafe");
-  disk.remove("iotune", "throttlefilters");
+  disk.remove("iotune", "throttlefilters", "transient");
+}
+
+/** Threads, queues and memory of the host that a device would have beside the guest's own memory. */
+function takeLittle(device: XmlElement): void {
+  for (const driver of device.all("driver")) {
+    driver.removeAttribute("iothread", "queues", "queue_size", "rx_queue_size", "tx_queue_size");
+    driver.remove("iothreads", "metadata_cache");
+  }
+  for (const model of device.name === "video" ? device.all("model") : []) {
+    model.removeAttribute("ram", "vram", "vram64", "vgamem", "heads", "blob");
+    model.remove("acceleration", "resolution");
+  }
+}
+
+/** Nobody connects to its screen. Some devices need SPICE to be there, which listens nowhere then. */
+function hideScreens(devices: XmlElement): void {
+  const hasSpice = devices.all("graphics").some((graphics) => graphics.attributeText("type") === "spice");
+  devices.remove("graphics");
+  if (!hasSpice) return;
+  const graphics = XmlElement.create("graphics", { type: "spice" });
+  graphics.append(XmlElement.create("listen", { type: "none" }));
+  devices.append(graphics);
 }
 
 /** Its first serial line goes to a file. */

@@ -4,6 +4,7 @@ import { chmod, mkdir } from "node:fs/promises";
 import { join } from "node:path";
 import { type DamageError, hasCode, messageOf, PreconditionError } from "../base/errors.js";
 import { HeldFolder } from "../host/held-folder.js";
+import { temporaryPathFor } from "../host/publish.js";
 import { parseHostSecurity } from "../libvirt/capabilities-xml.js";
 import { DomainRun } from "../libvirt/domain-run.js";
 import type { Libvirt } from "../libvirt/libvirt.js";
@@ -13,6 +14,7 @@ import type { Repository } from "../repository/repository.js";
 import { RestoredDefinition } from "../restore/restored-definition.js";
 import { RestoredFiles } from "../restore/restored-files.js";
 import { clearLeftRehearsals, noteOwner, removeDomain } from "./left-rehearsals.js";
+import { refuseChangeable } from "./live-place.js";
 import { serveToQemu } from "./live-server.js";
 import { makeOverlays } from "./overlays.js";
 import { boxedDefinition, type RehearsalLimits } from "./rehearsal-definition.js";
@@ -53,25 +55,26 @@ const LINES_TOLD = 5;
  * Starts a point's guest on throw-away images, waits for a sign of life, and removes all of it. What came of it is
  * recorded beside the point. What killed rehearsals have left in the same place is removed first.
  *
- * @throws {PreconditionError} `E_REHEARSAL`: its definition has no agent to wait for; and as
- *   {@link RestoredDefinition.prepare}
+ * @throws {PreconditionError} `E_REHEARSAL`: its definition has no agent to wait for, or the room is used up;
+ *   `E_LIVE_PLACE`: another user can change where it is made; and as {@link RestoredDefinition.prepare}
  * @throws {DamageError} a chain is not whole
  * @throws the signal's reason
  */
 export async function rehearse(options: RehearsalOptions): Promise<Rehearsal> {
   const { repository, domain, point, sign, libvirt, onWarning } = options;
   const steady = libvirt.withSignal(undefined);
+  await using above = await HeldFolder.open(options.place);
+  await refuseChangeable(above.realPath);
   await clearLeftRehearsals(steady, options.place);
   const name = `nbdpull-rehearsal-${randomBytes(6).toString("hex")}`;
-  const place = join(options.place, name);
-  await using above = await HeldFolder.open(options.place);
+  const place = join(above.realPath, name);
   await mkdir(place);
-  const made: { uuid?: string } = {};
+  const left = { isDefined: false };
   try {
     await chmod(place, PASSABLE);
     await using folder = await HeldFolder.open(place);
     await noteOwner(folder);
-    const found = await run(options, { name, folder, place, made });
+    const found = await run(options, { name, folder, place, left });
     const { said: _said, point: _point, ...record } = found;
     try {
       await using its = await repository.holdPoint(domain, point.id);
@@ -83,8 +86,12 @@ export async function rehearse(options: RehearsalOptions): Promise<Rehearsal> {
     }
     return found;
   } finally {
-    if (made.uuid !== undefined) await removeDomain(new DomainRun(steady, { name, uuid: made.uuid }));
-    await above.remove(name);
+    // The next one removes the domain by what is noted in the folder.
+    if (!left.isDefined) {
+      await above.remove(name).catch((error: unknown) => {
+        onWarning(`${place} can't be removed (${messageOf(error)}): the next rehearsal tries it again`);
+      });
+    }
   }
 }
 
@@ -94,21 +101,24 @@ async function run(
     name,
     folder,
     place,
-    made,
+    left,
   }: {
     readonly name: string;
     readonly folder: HeldFolder;
     readonly place: string;
-    /** Gets the UUID of the domain when it is defined. */
-    readonly made: { uuid?: string };
+    /** Whether libvirt may know its domain. */
+    readonly left: { isDefined: boolean };
   },
 ): Promise<Rehearsal> {
   const { repository, domain, point, sign, withinMs, libvirt, signal, onDamage, onWarning } = options;
-  const disks = point.disks.map((disk) => ({ disk: disk.name, path: join(place, `${disk.name}.qcow2`) }));
+  const disks = point.disks.map((disk) => {
+    const path = join(place, `${disk.name}.qcow2`);
+    return { disk: disk.name, path, temporary: temporaryPathFor(path) };
+  });
   const definition = await RestoredDefinition.prepare({
     ...{ repository, domain, point, libvirt, name, place: { folder: place }, filesIn: place },
     disks: new Map(disks.map(({ disk, path }) => [disk, { kind: "file", path, format: "qcow2" }])),
-    ...{ trusted: options.trusted, force: false, sync: false },
+    ...{ trusted: options.trusted, boxed: true, force: false, sync: false },
   });
   if (sign.kind === "agent" && !definition.xml.includes("org.qemu.guest_agent.0")) {
     const message = `${point.domain.name} had no channel to a guest agent at ${point.id}, so none can answer: wait for what it says on its serial line with --expect serial:PATTERN`;
@@ -128,7 +138,20 @@ async function run(
   const known = { name, uuid: definition.uuid };
   const guest = new DomainRun(libvirt.withSignal(undefined), known);
   await noteOwner(folder, known.uuid);
-  made.uuid = known.uuid;
+  left.isDefined = true;
+  // The guest ends before what its disks are based on.
+  await using _ = {
+    [Symbol.asyncDispose]: async () => {
+      try {
+        await removeDomain(guest);
+        left.isDefined = false;
+      } catch (error) {
+        onWarning(
+          `the domain ${name} can't be removed (${messageOf(error)}): the next rehearsal tries it again`,
+        );
+      }
+    },
+  };
   const began = performance.now();
   const outcome = (reason: string | undefined, said: string): Rehearsal => ({
     ...{ point: point.id, at: new Date().toISOString(), cameUp: reason === undefined, sign: signText(sign) },
@@ -166,7 +189,5 @@ async function run(
       onWarning(`there is no picture of its screen: ${messageOf(error)}`);
     }
   }
-  // The guest ends before what its disks are based on.
-  await removeDomain(guest);
   return outcome(reason, said);
 }

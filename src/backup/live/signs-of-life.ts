@@ -1,6 +1,8 @@
 import { setTimeout as sleep } from "node:timers/promises";
-import { hasCode, messageOf } from "../base/errors.js";
-import type { HeldFolder } from "../host/held-folder.js";
+import { hasCode, messageOf, PreconditionError } from "../base/errors.js";
+import { isMissing } from "../host/durable-files.js";
+import { freeBytes } from "../host/free-bytes.js";
+import { type HeldFolder, openPlain } from "../host/held-folder.js";
 import type { DomainRun } from "../libvirt/domain-run.js";
 import type { Libvirt } from "../libvirt/libvirt.js";
 
@@ -28,23 +30,31 @@ interface Watched {
 }
 
 const LOOK_MS = 500;
-/** libvirt begins a new file long before. */
-const MOST_SAID = 64 * 1024 * 1024;
+/** An agent that takes longer to answer is asked again. */
+const ANSWER_MS = 20_000;
+/** What is kept in mind of a serial line, and read of it at a time. */
+const KEPT_BYTES = 64 * 1024;
+/** What a rehearsal leaves to others where its images grow. */
+const RESERVE_BYTES = 256 * 1024 * 1024;
 
 /**
  * Waits until the guest shows that it came up.
  * @returns undefined if it did; otherwise why it is taken not to
+ * @throws {PreconditionError} `E_REHEARSAL`: what it writes has used up the room
  * @throws as `Libvirt` does, if that doesn't answer; the signal's reason
  */
 export async function waitForSign(watched: Watched): Promise<string | undefined> {
   const { run, sign, withinMs, signal } = watched;
   const deadline = performance.now() + withinMs;
+  const line = new SerialLine(watched);
   let last = "";
   for (;;) {
     signal?.throwIfAborted();
+    const left = Math.max(deadline - performance.now(), LOOK_MS);
     const seen =
-      sign.kind === "agent" ? await agentAnswers(watched) : await saysOnLine(watched, sign.pattern);
+      sign.kind === "agent" ? await agentAnswers(watched, left) : await saysOnLine(line, sign.pattern);
     if (seen === undefined) return undefined;
+    await refuseFull(watched.folder);
     last = seen;
     const state = await run.state();
     if (state === "off") return "it shut itself off, or died";
@@ -55,12 +65,20 @@ export async function waitForSign(watched: Watched): Promise<string | undefined>
 }
 
 /** @returns undefined if it does */
-async function agentAnswers({ libvirt, domain }: Watched): Promise<string | undefined> {
+async function agentAnswers(
+  { libvirt, domain, signal }: Watched,
+  leftMs: number,
+): Promise<string | undefined> {
+  const patience = AbortSignal.timeout(Math.ceil(Math.min(leftMs, ANSWER_MS)));
   try {
-    await libvirt.mountpoints(domain);
+    const bounded = libvirt.withSignal(AbortSignal.any(signal ? [signal, patience] : [patience]));
+    await bounded.mountpoints(domain);
     return undefined;
   } catch (error) {
-    if (hasCode(error, "E_DOMAIN_OFF") || hasCode(error, "E_NO_AGENT")) return "its agent did not answer";
+    signal?.throwIfAborted();
+    // libvirt calls a domain busy whose agent it still waits for.
+    const isSilent = ["E_DOMAIN_OFF", "E_NO_AGENT", "E_DOMAIN_BUSY"].some((code) => hasCode(error, code));
+    if (isSilent || patience.aborted) return "its agent did not answer";
     // The agent answers, if only that it can't tell.
     if (hasCode(error, "E_LIBVIRT_REFUSED") && messageOf(error).includes("guest-get-fsinfo"))
       return undefined;
@@ -68,13 +86,68 @@ async function agentAnswers({ libvirt, domain }: Watched): Promise<string | unde
   }
 }
 
-async function saysOnLine({ folder, serialLog }: Watched, pattern: RegExp): Promise<string | undefined> {
-  return pattern.test(await saidOn(folder, serialLog)) ? undefined : "it did not say what was waited for";
+async function saysOnLine(line: SerialLine, pattern: RegExp): Promise<string | undefined> {
+  let isSaid = false;
+  await line.follow((text) => {
+    isSaid ||= pattern.test(text);
+  });
+  return isSaid ? undefined : "it did not say what was waited for";
 }
 
-/** What a guest has said on its serial line so far. */
+async function refuseFull(folder: HeldFolder): Promise<void> {
+  const free = await freeBytes(folder.reach);
+  if (free >= RESERVE_BYTES) return;
+  const message = `${folder.path} has only ${free} bytes free, and ${RESERVE_BYTES} are left to others, so the rehearsal was ended: make room, or name another folder with --work`;
+  throw new PreconditionError("E_REHEARSAL", message, { details: { path: folder.path, free } });
+}
+
+/** A serial line's log, which grows for as long as the guest likes, and which libvirt begins anew now and then. */
+export class SerialLine {
+  readonly #folder: HeldFolder;
+  readonly #name: string;
+  #offset = 0;
+  #tail = "";
+
+  constructor({ folder, serialLog }: Pick<Watched, "folder" | "serialLog">) {
+    this.#folder = folder;
+    this.#name = serialLog;
+  }
+
+  /**
+   * Reads what is new, piece by piece.
+   * @param seen gets each piece, behind the last that was read before
+   * @throws the file system's error
+   */
+  async follow(seen: (text: string) => void): Promise<void> {
+    try {
+      await using file = await openPlain(this.#folder.at(this.#name));
+      const { size } = await file.stat();
+      if (size < this.#offset) this.#offset = 0;
+      const buffer = Buffer.alloc(KEPT_BYTES);
+      while (this.#offset < size) {
+        const { bytesRead } = await file.read(buffer, 0, buffer.length, this.#offset);
+        if (bytesRead === 0) return;
+        this.#offset += bytesRead;
+        const text = this.#tail + buffer.toString("latin1", 0, bytesRead);
+        seen(text);
+        this.#tail = text.slice(-KEPT_BYTES);
+      }
+    } catch (error) {
+      if (!isMissing(error)) throw error;
+    }
+  }
+}
+
+/** The last that a guest has said on its serial line. */
 export async function saidOn(folder: HeldFolder, serialLog: string): Promise<string> {
-  const found = await folder.find(serialLog);
-  if (!found) return "";
-  return (await folder.read(serialLog, MOST_SAID)).toString("latin1");
+  try {
+    await using file = await openPlain(folder.at(serialLog));
+    const { size } = await file.stat();
+    const buffer = Buffer.alloc(KEPT_BYTES);
+    const { bytesRead } = await file.read(buffer, 0, buffer.length, Math.max(0, size - KEPT_BYTES));
+    return buffer.toString("latin1", 0, bytesRead);
+  } catch (error) {
+    if (isMissing(error)) return "";
+    throw error;
+  }
 }

@@ -46,6 +46,8 @@ export interface RestoredDefinitionOptions {
    * Default: false.
    */
   readonly trusted?: boolean | undefined;
+  /** @internal It is only to see whether it comes up: `trusted` is then about its emulator and firmware only. Default: false. */
+  readonly boxed?: boolean | undefined;
   /** Replace a file that exists at the XML's path. */
   readonly force: boolean;
   /** Flush the XML to stable storage. */
@@ -128,7 +130,8 @@ export class RestoredDefinition {
     const moved = new Map(files.map(({ file, path }) => [file.source ?? "", resolve(path)]));
     const emulators = trusted || !libvirt ? undefined : parseEmulators(await libvirt.capabilities());
     const lines = resolve(filesIn ?? dirname(xmlPath), name);
-    const parts = { disks, files: moved, lines, trusted, emulators };
+    const isFree = trusted && options.boxed !== true;
+    const parts = { disks, files: moved, lines, trusted: isFree, programs: trusted, emulators };
     const made = restoredDomain(stored, name, { ...parts, keepsIdentity: keepIdentity });
     // libvirt appends to a file that is there, and replaces a socket.
     if (!options.force) for (const path of made.lines) await refuseTarget(path, false);

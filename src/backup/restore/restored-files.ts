@@ -15,6 +15,8 @@ import { refuseInside } from "./restore.js";
 export interface FileTarget {
   readonly file: KeptFile;
   readonly path: string;
+  /** @internal Where it is made; default: beside `path`, as no other file is called. */
+  readonly temporary?: string | undefined;
 }
 
 export interface RestoredFilesOptions {
@@ -66,6 +68,11 @@ export class RestoredFiles implements AsyncDisposable {
     return this.#options.targets;
   }
 
+  /** @internal What gets its name by `publish`. */
+  get finished(): readonly Finished[] {
+    return this.#finished;
+  }
+
   /** @throws {BackupError} `E_BOOT_FILES`: the files can't get their final names; the restored disks stay */
   async publish(): Promise<void> {
     try {
@@ -83,14 +90,13 @@ export class RestoredFiles implements AsyncDisposable {
     await this.#files[Symbol.asyncDispose]();
   }
 
-  async #stage({ file, path }: FileTarget): Promise<void> {
+  async #stage({ file, path, temporary = temporaryPathFor(path) }: FileTarget): Promise<void> {
     const { repository, domain, point, force, sync, signal } = this.#options;
     await refuseInside(repository, path);
     await refuseTarget(path, force);
     if (this.#finished.some(({ final }) => resolve(final) === resolve(path))) {
       throw new UsageError("E_TARGET", `two files would be restored to ${path}`, { details: { path } });
     }
-    const temporary = temporaryPathFor(path);
     await using folder = await repository.openPoint(domain, point.id);
     await this.#refuseDamage(folder, file);
     this.#files.expect(temporary);

@@ -1,6 +1,9 @@
 import { describe, expect, it } from "vitest";
+import { restoredDomain } from "../../../src/backup/libvirt/restored-domain.js";
 import { stopOnErrors, withPolicies } from "../../../src/backup/live/error-policies.js";
+import { fileOf, openDisplays, refuseUnfillable } from "../../../src/backup/live/live-definition.js";
 import { boxedDefinition } from "../../../src/backup/live/rehearsal-definition.js";
+import { definition, VDA } from "../libvirt/untrusted-definition.js";
 
 const DISKS = `<domain type='kvm'><devices>
   <disk type='file' device='disk'><driver name='qemu' type='qcow2' error_policy='enospace' cache='none' io='native'/><target dev='vda'/></disk>
@@ -23,6 +26,35 @@ describe("the definition of a guest whose disks are filled", () => {
     const { xml } = stopOnErrors(DISKS, ["vdb"], "report");
     expect(xml.match(/error_policy="stop" rerror_policy="report"/g)).toHaveLength(1);
     expect(xml).toContain('error_policy="enospace"');
+  });
+});
+
+describe("the definition of a guest that runs from a point", () => {
+  const withDisplay = (display: string): string => `<domain><devices>${display}</devices></domain>`;
+
+  it("has a warning for a display without a password, and for no other", () => {
+    const open = withDisplay(
+      "<graphics type='vnc'><listen type='address' address='127.0.0.1'/></graphics><graphics type='spice'/>",
+    );
+    expect(openDisplays(open)).toEqual([
+      expect.stringMatching(/vnc.*127\.0\.0\.1/),
+      expect.stringMatching(/spice/),
+    ]);
+    for (const display of [
+      "<graphics type='vnc' passwd='x'/>",
+      "<graphics type='spice'><listen type='none'/></graphics>",
+      "<graphics type='vnc'><listen type='socket'/></graphics>",
+      "<graphics type='sdl'/>",
+    ]) {
+      expect(openDisplays(withDisplay(display))).toEqual([]);
+    }
+  });
+
+  it("has no disk that forgets what is filled in", () => {
+    const xml = DISKS.replace("<target dev='vdb'/>", "<target dev='vdb'/><transient/>");
+    refuseUnfillable(xml, ["vda"]);
+    expect(() => refuseUnfillable(xml, ["vda", "vdb"])).toThrow("disk vdb is <transient/>");
+    expect([fileOf(xml, "vda"), fileOf(xml, "vdb")]).toEqual([undefined, "/b"]);
   });
 });
 
@@ -51,6 +83,36 @@ describe("the definition of a guest in a box", () => {
     expect(xml).toMatch(/<driver name="qemu" type="qcow2" cache="unsafe" ?\/>/);
     expect(xml.match(/cache="/g)).toHaveLength(1);
     expect(xml.match(/<serial type="pty"/g)).toHaveLength(2);
+  });
+
+  it("has nothing of this host but its emulator and firmware, even if it is trusted", () => {
+    const outward = `<emulator>/opt/qemu</emulator><hostdev mode='subsystem' type='pci'/>
+      <rng model='virtio'><backend model='egd' type='tcp'><source mode='connect' host='10.0.0.1' service='1'/></backend></rng>
+      <tpm><backend type='passthrough'><device path='/dev/tpm0'/></backend></tpm>
+      <disk type='file' device='cdrom'><source file='/iso'/><target dev='sda'/></disk>
+      <serial type='dev'><source path='/dev/ttyS0'/></serial>`;
+    const around = `<os><type>hvm</type><loader readonly='yes' type='pflash'>/opt/code.fd</loader></os>
+      <qemu:commandline><qemu:arg value='-evil'/></qemu:commandline>`;
+    const parts = { disks: new Map([["vda", VDA]]), files: new Map(), lines: "/r/web2", trusted: false };
+    const made = restoredDomain(definition(outward, around), "web2", {
+      ...{ ...parts, programs: true, emulators: undefined },
+    });
+    expect(made.xml).toContain("/opt/qemu");
+    expect(made.xml).toContain("/opt/code.fd");
+    expect(made.xml).not.toMatch(/<hostdev|evil|egd|tpm0|\/iso|ttyS0/);
+  });
+
+  it("has no display that others connect to, no threads and queues of the host's, and little video memory", () => {
+    const greedy = GUEST.replace("<on_crash>", "<iothreads>64</iothreads><on_crash>").replace(
+      "</devices>",
+      `<graphics type='vnc' port='5900' listen='0.0.0.0'/><video><model type='qxl' vram='2097152' heads='4'/></video>
+      <controller type='scsi'><driver queues='256' iothread='1'/></controller></devices>`,
+    );
+    const xml = boxedDefinition(greedy, limits);
+    expect(xml).not.toMatch(/iothread|queues|vram|heads|graphics/);
+    const spice = boxedDefinition(greedy.replace("type='vnc'", "type='spice'"), limits);
+    expect(spice).toMatch(/<graphics type="spice"><listen type="none" ?\/><\/graphics>/);
+    expect(spice).not.toContain("0.0.0.0");
   });
 
   it("keeps what is smaller, and its cards if a network is named for them; its first serial line is listened to", () => {
