@@ -1,6 +1,6 @@
 import { Command, CommanderError, Help } from "commander";
 import { BackupError } from "../src/backup/base/errors.js";
-import { exitCodeOf } from "./exit-codes.js";
+import { EXIT, exitCodeOf } from "./exit-codes.js";
 import { defineHint, fillInDefaults, withTalk } from "./options.js";
 import { errorLine, Output, reportCrashes, surviveClosedPipes } from "./output.js";
 import { type Run, run } from "./run.js";
@@ -84,7 +84,17 @@ program.hook("preSubcommand", async (_, command) => {
 surviveClosedPipes();
 // All work is finished. Exiting now spares Node from tearing down its heap, which took a tenth of a small
 // pull.
-process.once("beforeExit", () => process.exit());
+let isDone = false;
+process.once("beforeExit", () => {
+  if (!isDone) {
+    // Nothing is under way any more, so nothing can end what still waits: that must not look like success.
+    process.exitCode = EXIT.failed;
+    const message =
+      "the work ended without a result, which is a mistake of this program: report it, and run it again";
+    printLines(process.stderr, [`nbdpull: E_UNFINISHED: ${message}`]);
+  }
+  process.exit();
+});
 try {
   await program.parseAsync(fillInDefaults(process.argv));
 } catch (error) {
@@ -102,4 +112,5 @@ try {
     printJson(stream, { version: 1, error: { code: "E_USAGE", message: error.message } });
   }
 }
+isDone = true;
 endIfAbandoned();

@@ -131,6 +131,7 @@ await describeWithLibvirt("a backup that was killed", () => {
       "if its job has ended",
       async () => {
         await virsh("domjobabort", guest.lab.domain);
+        await expect.poll(() => virsh("domjobinfo", guest.lab.domain), { timeout: 60_000 }).toContain("None");
         return [];
       },
       undefined,

@@ -178,8 +178,9 @@ describe("an image that a killed run began", () => {
     it("is completed, and only what was missing is read", async () => {
       const { left, undisturbed } = await killed(manner);
       const resumed = await pullInto(left, { ...manner, resume: true });
-      expect(resumed.keptBytes).toBeGreaterThan(16 * MiB);
-      expect(resumed.readBytes).toBeLessThan(SIZE - 16 * MiB);
+      // One flush at least has come before.
+      expect(resumed.keptBytes).toBeGreaterThanOrEqual(16 * MiB);
+      expect(resumed.readBytes).toBeLessThanOrEqual(SIZE - 16 * MiB);
       await expectSame(left, resumed, undisturbed, manner);
     });
 
@@ -244,7 +245,8 @@ describe("an image that a killed run began", () => {
     const resumed = await pullInto(left, { ...manner, resume: true });
     if (keeps) {
       expect(resumed.keptBytes).toBeLessThan(keptOfWhole ?? 0);
-      expect(resumed.keptBytes).toBeGreaterThan(0);
+      // The records before the last one count.
+      if ((keptOfWhole ?? 0) > 16 * MiB) expect(resumed.keptBytes).toBeGreaterThan(0);
     } else expect(resumed.keptBytes).toBeUndefined();
     await expectSame(left, resumed, undisturbed, manner);
   });
