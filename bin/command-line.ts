@@ -89,9 +89,8 @@ process.once("beforeExit", () => {
   if (!isDone) {
     // Nothing is under way any more, so nothing can end what still waits: that must not look like success.
     process.exitCode = EXIT.failed;
-    const message =
-      "the work ended without a result, which is a mistake of this program: report it, and run it again";
-    printLines(process.stderr, [`nbdpull: E_UNFINISHED: ${message}`]);
+    const why = "the work ended without a result, a mistake of this program: report it, and run it again";
+    printLines(process.stderr, [errorLine("E_UNFINISHED", why)]);
   }
   process.exit();
 });

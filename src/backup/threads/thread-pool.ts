@@ -164,7 +164,8 @@ export class ThreadPool<Question, Answer, Notice = never>
   #settle({ worker, waiting }: Thread<Answer>, reply: ThreadReply<Answer>): void {
     const question = waiting.get(reply.id);
     waiting.delete(reply.id);
-    if (waiting.size === 0) worker.unref();
+    // A thread that is being ended keeps the process alive until it has: who closes the pool waits for that.
+    if (waiting.size === 0 && this.#failure === undefined) worker.unref();
     if ("failure" in reply) question?.reject(this.#options.failed(reply.failure));
     else question?.resolve(reply.answer);
   }
