@@ -27,12 +27,17 @@ import { type TimeLimits, Watchdog, type Watched } from "./watchdog.js";
 import type { ReplySink } from "./wire/chunks.js";
 import { COMMAND, COMMAND_FLAG } from "./wire/constants.js";
 import { type ReplyHandler, ReplyParser } from "./wire/replies.js";
-import { encodeRequest } from "./wire/requests.js";
+import { encodeRequest, RequestBatch } from "./wire/requests.js";
 
 /**
  * Most requests in flight. QEMU works on 16 of a connection at a time; more would only wait in the socket.
  */
 const WINDOW = 16;
+/**
+ * Requests that wait leave when so few are in flight, several in one message: a message for each reply costs
+ * both sides more than half a window of requests is worth (docs/performance.md).
+ */
+const REFILL = WINDOW / 2;
 /** Most finished block-status requests to remember. Late chunks follow closely after the reply. */
 const MAX_FINISHED_STATUS = 64;
 
@@ -44,6 +49,8 @@ export class Connection implements Receiver, ReplyHandler, Watched {
   readonly #watchdog: Watchdog;
   readonly #inFlight = new Map<number, OpenRequest>();
   readonly #waiting: OpenRequest[] = [];
+  /** Requests in flight that leave in the next microtask, in one message. */
+  readonly #batch: RequestBatch;
   /** Requests whose payload the operating system hasn't accepted yet. */
   readonly #unsent = new Set<OpenRequest>();
   /** Those of them that have a reply. Their payload is still lent, so their callers have to wait. */
@@ -65,6 +72,7 @@ export class Connection implements Receiver, ReplyHandler, Watched {
   /** @param rest bytes that arrived after the last reply of the negotiation */
   constructor(transport: Transport, negotiated: Negotiated, rest: Uint8Array, limits: TimeLimits) {
     this.export = exportInfo(negotiated);
+    this.#batch = new RequestBatch(negotiated.protocol, WINDOW);
     this.#transport = transport;
     this.#contexts = negotiated.contexts;
     this.#watchdog = new Watchdog(limits, this, (error) => this.destroy(error));
@@ -182,6 +190,7 @@ export class Connection implements Receiver, ReplyHandler, Watched {
       offset: 0,
       length: 0,
     };
+    this.#sendBatch();
     await this.#transport.end(encodeRequest(this.export.protocol, request));
   }
 
@@ -349,7 +358,8 @@ export class Connection implements Receiver, ReplyHandler, Watched {
     else if (signal?.aborted) exchange.abandon(aborted(signal));
     else {
       if (signal !== undefined) exchange.settlement = this.#heeding(signal, exchange, settlement);
-      if (this.#hasRoom()) this.#send(exchange);
+      // None overtakes those that wait already: there may be room without their leaving yet.
+      if (this.#waiting.length === 0 && this.#hasRoom()) this.#send(exchange);
       else this.#waiting.push(exchange);
     }
   }
@@ -360,13 +370,25 @@ export class Connection implements Receiver, ReplyHandler, Watched {
     if (isStatus && this.#contexts.size > 1) this.#lateAllowance += 2 * this.#contexts.size;
     exchange.sentAt = this.#watchdog.now;
     this.#inFlight.set(cookie, exchange);
-    const { command, flags, offset, length } = exchange;
+    const { command, flags, offset, length, payload } = exchange;
     const request = { command, flags, cookie, offset, length };
-    if (exchange.payload !== undefined) this.#unsent.add(exchange);
-    this.#transport.write(encodeRequest(this.export.protocol, request), exchange.payload, () =>
-      this.#sent(exchange),
-    );
+    if (payload === undefined) {
+      if (this.#batch.isEmpty) queueMicrotask(() => this.#sendBatch());
+      else if (this.#batch.isFull) this.#sendBatch();
+      this.#batch.add(request);
+    } else {
+      this.#unsent.add(exchange);
+      this.#sendBatch();
+      this.#transport.write(encodeRequest(this.export.protocol, request), payload, () =>
+        this.#sent(exchange),
+      );
+    }
     this.#watchdog.asked();
+  }
+
+  /** Many requests in one message cost one system call, and wake the server once. */
+  #sendBatch(): void {
+    if (!this.#batch.isEmpty) this.#transport.write(this.#batch.take());
   }
 
   #hasRoom(): boolean {
@@ -374,6 +396,7 @@ export class Connection implements Receiver, ReplyHandler, Watched {
   }
 
   #sendWaiting(): void {
+    if (this.#waiting.length === 0 || this.#inFlight.size + this.#heldBack.size > REFILL) return;
     while (this.#hasRoom()) {
       const next = this.#waiting.shift();
       if (next === undefined) return;

@@ -1,8 +1,16 @@
+import { setTimeout as sleep } from "node:timers/promises";
 import { describe, expect, it, vi } from "vitest";
 import { NbdClient } from "../../src/nbd/index.js";
-import { COMMAND, COMMAND_FLAG, ERRNO, TRANSMISSION } from "../../src/nbd/wire/constants.js";
+import { CHUNK, COMMAND, COMMAND_FLAG, ERRNO, TRANSMISSION } from "../../src/nbd/wire/constants.js";
 import { replying, whole } from "../support/mock-replies.js";
-import { handshake, MockServer, simpleReply, type TransmissionRequest } from "../support/mock-server.js";
+import {
+  chunk,
+  dataAt,
+  handshake,
+  MockServer,
+  simpleReply,
+  type TransmissionRequest,
+} from "../support/mock-server.js";
 import { pattern } from "./servers.js";
 
 describe("requests", () => {
@@ -266,5 +274,51 @@ describe("requests", () => {
     setTimeout(() => controller.abort(), 30);
     await expect(writing).rejects.toMatchObject({ code: "NBD_ABORTED" });
     expect(client.connections).toBe(0);
+  });
+
+  it("that wait for others leave when half of those are answered, together, and none overtakes them", async () => {
+    const WINDOW = 16;
+    let answeredPart = (): void => undefined;
+    const partAnswered = new Promise<void>((resolve) => {
+      answeredPart = resolve;
+    });
+    const offsets: number[] = [];
+    await using mock = await MockServer.start(async (peer) => {
+      await handshake(peer);
+      const open: TransmissionRequest[] = [];
+      const take = async (): Promise<void> => {
+        const request = await peer.request();
+        open.push(request);
+        offsets.push(request.offset);
+      };
+      const answer = (): void => {
+        const { cookie, offset, length } = open.shift() as TransmissionRequest;
+        peer.send(chunk(cookie, CHUNK.OFFSET_DATA, dataAt(offset, pattern(offset, length))));
+      };
+      while (open.length < WINDOW) await take();
+      const next = take();
+      while (open.length > WINDOW / 2 + 1) answer();
+      await sleep(15);
+      answeredPart();
+      await sleep(15);
+      expect(open).toHaveLength(WINDOW / 2 + 1);
+      answer();
+      await next;
+      while (open.length < WINDOW) await take();
+      while (open.length > 0) answer();
+      await take();
+      answer();
+      await peer.gone();
+    });
+    await using client = await NbdClient.connect(mock.uri);
+    const read = async (index: number): Promise<void> => {
+      const target = Buffer.alloc(512);
+      await client.read(index * 512, target);
+      expect(target.equals(pattern(index * 512, 512))).toBe(true);
+    };
+    const reads = Array.from({ length: 24 }, (_, index) => read(index));
+    await partAnswered;
+    await Promise.all([...reads, read(24)]);
+    expect(offsets).toEqual(Array.from({ length: 25 }, (_, index) => index * 512));
   });
 });

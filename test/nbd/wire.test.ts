@@ -4,7 +4,7 @@ import { quote } from "../../src/nbd/errors.js";
 import { decodeText, encodeName, readUint64, viewOf, writeUint64 } from "../../src/nbd/wire/bytes.js";
 import { COMMAND, INFO, OPTION } from "../../src/nbd/wire/constants.js";
 import { encodeGo, encodeMetaQueries, encodeOption } from "../../src/nbd/wire/options.js";
-import { commandName, encodeRequest } from "../../src/nbd/wire/requests.js";
+import { commandName, encodeRequest, RequestBatch } from "../../src/nbd/wire/requests.js";
 
 describe("64-bit numbers", () => {
   it("survive writing and reading, up to 2^53 - 1", () => {
@@ -73,6 +73,20 @@ describe("requests", () => {
     expect(Buffer.from(encodeRequest("extended", wide)).toString("hex")).toBe(
       ["21e41c71", "0004", "0000", "0000010000000007", "0000000200000200", "0000000400000000"].join(""),
     );
+  });
+
+  it.each(["structured", "extended"] as const)("lie one behind the other in a %s message", (protocol) => {
+    const batch = new RequestBatch(protocol, 2);
+    const next = { ...request, cookie: 9, offset: 0 };
+    for (let round = 0; round < 2; round += 1) {
+      expect(batch.isEmpty).toBe(true);
+      batch.add(request);
+      expect([batch.isEmpty, batch.isFull]).toEqual([false, false]);
+      batch.add(next);
+      expect(batch.isFull).toBe(true);
+      const parts = [encodeRequest(protocol, request), encodeRequest(protocol, next)];
+      expect(Buffer.from(batch.take()).equals(Buffer.concat(parts))).toBe(true);
+    }
   });
 
   it("have names for messages", () => {
