@@ -2,6 +2,7 @@ import { createHash } from "node:crypto";
 import { isUnreadable } from "../base/damage.js";
 import { DamageError } from "../base/errors.js";
 import { isZero } from "../base/zeroes.js";
+import { fillFrom } from "../image/fill-file.js";
 import {
   type FilePlace,
   openPlace,
@@ -134,15 +135,7 @@ class ComparedFile implements ReadableFile {
   }
 
   async fill(target: Uint8Array, position: number, end: number): Promise<void> {
-    const inside = Math.max(0, Math.min(target.length, end - position));
-    const bytes = await this.read(target.subarray(0, inside), position);
-    if (bytes < inside) {
-      const message = `${this.path} ends at byte ${position + bytes}, in the middle of the stored data`;
-      throw new DamageError("E_IMAGE_TRUNCATED", message, {
-        details: { path: this.path, hostOffset: position },
-      });
-    }
-    target.fill(0, inside);
+    await fillFrom(this, target, position, end);
   }
 
   #piece(index: number): Promise<Buffer> {

@@ -18,6 +18,7 @@ import {
 import { promisify } from "node:util";
 import { BackupError, DamageError, hasCode, UsageError } from "../base/errors.js";
 import { shownPath } from "../host/held-folder.js";
+import { fillFrom } from "./fill-file.js";
 
 const opened = promisify(open);
 const status = promisify(fstat);
@@ -136,15 +137,7 @@ export class ImageFile {
    * @throws {DamageError} the file ends before `end`
    */
   async fill(target: Uint8Array, position: number, end: number): Promise<void> {
-    const inside = Math.max(0, Math.min(target.length, end - position));
-    const bytes = await this.read(target.subarray(0, inside), position);
-    if (bytes < inside) {
-      const message = `${this.path} ends at byte ${position + bytes}, in the middle of the stored data`;
-      throw new DamageError("E_IMAGE_TRUNCATED", message, {
-        details: { path: this.path, hostOffset: position, problem: "the image file ends before it" },
-      });
-    }
-    target.fill(0, inside);
+    await fillFrom(this, target, position, end);
   }
 
   /** Writes all of `data`, which must stay unchanged until the promise settles. */

@@ -1,4 +1,5 @@
 import { DamageError } from "../base/errors.js";
+import { fillFrom } from "../image/fill-file.js";
 import type { ReadOptions } from "../image/image-file.js";
 import type { ReadableFile, RemoteFile } from "../image/readable-file.js";
 import type { Bucket, StoredObject } from "../s3/bucket.js";
@@ -56,15 +57,7 @@ class S3File implements ReadableFile {
   }
 
   async fill(target: Uint8Array, position: number, end: number): Promise<void> {
-    const inside = Math.max(0, Math.min(target.length, end - position));
-    const bytes = await this.read(target.subarray(0, inside), position);
-    if (bytes < inside) {
-      const message = `${this.path} ends at byte ${position + bytes}, in the middle of the stored data`;
-      throw new DamageError("E_IMAGE_TRUNCATED", message, {
-        details: { path: this.path, hostOffset: position, problem: "the image file ends before it" },
-      });
-    }
-    target.fill(0, inside);
+    await fillFrom(this, target, position, end);
   }
 
   async close(): Promise<void> {
