@@ -18,7 +18,7 @@ import {
   startQemu,
   uriOf,
 } from "../nbd/servers.js";
-import { startNbdpull } from "../support/nbdpull.js";
+import { nbdpullMeasured } from "../support/peak-memory.js";
 import { choppedRelay, PieceCollector } from "../support/piece-collector.js";
 import { describeWith, SKIP_WITHOUT_ROOT } from "../support/tools.js";
 
@@ -255,27 +255,13 @@ describeWith(["nbdkit", "qemu-nbd", "qemu-img"], "a pull", () => {
 
   it("needs no more memory for more bytes in flight", async () => {
     await using server = await startNbdkit(folder, "--filter=delay", "pattern", "256M", "delay-read=2ms");
-    const hook = join(folder.path, "rss.mjs");
-    await writeFile(
-      hook,
-      `import { writeFileSync } from "node:fs";
-      process.on("exit", () => writeFileSync(process.env.RSS_FILE, String(process.resourceUsage().maxRSS)));`,
-    );
-    const kilobytes = async (inFlight: string): Promise<number> => {
-      const env = { NODE_OPTIONS: `--import ${hook}`, RSS_FILE: join(folder.path, `rss-${inFlight}`) };
-      const args = [
-        "pull",
-        server.uri,
-        join(folder.path, `${inFlight}.raw`),
-        "--in-flight",
-        inFlight,
-        "--no-fsync",
-      ];
-      expect((await startNbdpull(args, { env }).ended)?.code).toBe(0);
-      return Number(await readFile(env.RSS_FILE, "utf8"));
+    const peak = async (inFlight: string): Promise<number> => {
+      const target = join(folder.path, `${inFlight}.raw`);
+      const args = ["pull", server.uri, target, "--in-flight", inFlight, "--no-fsync"];
+      return (await nbdpullMeasured(...args)).peakBytes;
     };
-    const [few, many] = [await kilobytes("4M"), await kilobytes("64M")];
-    expect(few).toBeGreaterThan(10_000);
-    expect(many - few).toBeLessThan(24 * 1024);
+    const [few, many] = [await peak("4M"), await peak("64M")];
+    expect(few).toBeGreaterThan(10 * MiB);
+    expect(many - few).toBeLessThan(24 * MiB);
   });
 });

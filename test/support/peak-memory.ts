@@ -3,12 +3,16 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { finished, type Ran, startNbdpull } from "./nbdpull.js";
 
-/** Preloaded into the command; on exit it records the peak resident size in KiB. */
+/**
+ * Preloaded into the command; on exit it records the peak resident size in KiB. Linux counts it for each
+ * address space: getrusage's `ru_maxrss` survives exec, so a small child would report its large parent's.
+ */
 const RECORDER = `
-import { writeFileSync } from "node:fs";
+import { readFileSync, writeFileSync } from "node:fs";
 import { isMainThread } from "node:worker_threads";
 const file = process.env.PEAK_MEMORY_FILE;
-if (isMainThread) process.on("exit", () => writeFileSync(file, String(process.resourceUsage().maxRSS)));
+const peak = () => /^VmHWM:\\s+(\\d+) kB$/m.exec(readFileSync("/proc/self/status", "utf8"))[1];
+if (isMainThread) process.on("exit", () => writeFileSync(file, peak()));
 `;
 
 /** Runs `nbdpull`, which must succeed; `peakBytes` is the peak resident size of all threads together. */
