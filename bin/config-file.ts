@@ -1,7 +1,7 @@
 /** The configuration file: TOML, whose keys are the names of options (bin/settings.ts has them). */
 import { parse, TomlError } from "smol-toml";
 import { hasCode, PreconditionError, UsageError } from "../src/backup/base/errors.js";
-import { openPlain } from "../src/backup/host/held-folder.js";
+import { openPlain } from "../src/backup/host/plain-files.js";
 import { ChangeablePath, unchangeablePath } from "../src/backup/host/unchangeable-path.js";
 
 const MOST_BYTES = 1024 ** 2;

@@ -4,8 +4,9 @@ import { access, open } from "node:fs/promises";
 import { basename, dirname, resolve } from "node:path";
 import { lock } from "proper-lockfile";
 import { UsageError } from "../src/backup/base/errors.js";
-import { HeldFolder, openPlain } from "../src/backup/host/held-folder.js";
+import { HeldFolder } from "../src/backup/host/held-folder.js";
 import { lockFiles } from "../src/backup/host/lock-fs.js";
+import { openPlain } from "../src/backup/host/plain-files.js";
 import { type MetricsUpdate, updatedMetrics } from "./metrics.js";
 
 /** More than the series of ten thousand domains take. */

@@ -3,7 +3,8 @@ import { constants } from "node:fs";
 import { access, open } from "node:fs/promises";
 import { basename, dirname, resolve } from "node:path";
 import { hasCode, messageOf, UsageError } from "../src/backup/base/errors.js";
-import { HeldFolder, openPlain } from "../src/backup/host/held-folder.js";
+import { HeldFolder } from "../src/backup/host/held-folder.js";
+import { openPlain } from "../src/backup/host/plain-files.js";
 import { PAGE_START } from "./report-page/page.js";
 
 /** The page of a report, which replaces an older one and nothing else. */

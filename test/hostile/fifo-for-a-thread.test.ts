@@ -4,7 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { execa } from "execa";
 import { expect, it } from "vitest";
-import { openPlainNow } from "../../src/backup/host/held-folder.js";
+import { openPlainNow } from "../../src/backup/host/plain-files.js";
 
 it("is refused by a thread that can't be interrupted, and so are links and folders", async () => {
   const folder = await mkdtemp(join(tmpdir(), "nbdpull-hostile-"));

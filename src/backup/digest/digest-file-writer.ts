@@ -1,6 +1,6 @@
 import { createHash } from "node:crypto";
 import type { FileHandle } from "node:fs/promises";
-import { createPrivate } from "../host/held-folder.js";
+import { createPrivate } from "../host/plain-files.js";
 import type { PlannedRun } from "../image/image.js";
 import { DIGEST_ALGORITHMS } from "./algorithms.js";
 import type { DigestHeader } from "./digest-file.js";

@@ -1,5 +1,5 @@
 import { closeSync, readSync } from "node:fs";
-import { openPlainNow } from "../host/held-folder.js";
+import { openPlainNow } from "../host/plain-files.js";
 import type { ThreadService } from "../threads/thread-pool.js";
 import type { DigestAlgorithm } from "./algorithms.js";
 import { createDigester, type Digester } from "./digest.js";

@@ -17,7 +17,7 @@ import {
 } from "node:fs";
 import { promisify } from "node:util";
 import { BackupError, DamageError, hasCode, UsageError } from "../base/errors.js";
-import { shownPath } from "../host/held-folder.js";
+import { shownPath } from "../host/plain-files.js";
 import { fillFrom } from "./fill-file.js";
 
 const opened = promisify(open);

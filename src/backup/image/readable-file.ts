@@ -1,5 +1,5 @@
 import { createHash } from "node:crypto";
-import { copyPrivately, createPrivate, sha256OfFile } from "../host/held-folder.js";
+import { copyPrivately, createPrivate, sha256OfFile } from "../host/plain-files.js";
 import { ImageFile, type ReadOptions } from "./image-file.js";
 
 /** A file that is read at positions. All offsets and lengths are bytes. */

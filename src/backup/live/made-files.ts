@@ -2,7 +2,8 @@
 import { basename } from "node:path";
 import { PreconditionError } from "../base/errors.js";
 import { isMissing } from "../host/durable-files.js";
-import { type HeldFolder, openPlain } from "../host/held-folder.js";
+import type { HeldFolder } from "../host/held-folder.js";
+import { openPlain } from "../host/plain-files.js";
 import type { Finished } from "../host/publish.js";
 import type { LiveState } from "./live-state.js";
 

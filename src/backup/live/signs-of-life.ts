@@ -2,7 +2,8 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { hasCode, messageOf, PreconditionError } from "../base/errors.js";
 import { isMissing } from "../host/durable-files.js";
 import { freeBytes } from "../host/free-bytes.js";
-import { type HeldFolder, openPlain } from "../host/held-folder.js";
+import type { HeldFolder } from "../host/held-folder.js";
+import { openPlain } from "../host/plain-files.js";
 import type { DomainRun } from "../libvirt/domain-run.js";
 import type { Libvirt } from "../libvirt/libvirt.js";
 

@@ -6,7 +6,7 @@ import { DEFAULT_DIGESTS } from "../digest/algorithms.js";
 import { DigestThreads } from "../digest/digest-threads.js";
 import { openPatiently } from "../export/open-patiently.js";
 import { Outages } from "../export/outages.js";
-import { sha256OfFile } from "../host/held-folder.js";
+import { sha256OfFile } from "../host/plain-files.js";
 import { BUFFER_BYTES, type ImageCompression } from "../pull/compressed-store.js";
 import type { JournalTarget } from "../pull/left-journal.js";
 import { leftHeaderOf } from "../pull/open-store.js";
