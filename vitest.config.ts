@@ -9,7 +9,7 @@ const MOCKING = [
   "test/backup/verify/verify-threads.test.ts",
 ];
 const LIBVIRT = "test/libvirt/**/*.test.ts";
-/** Stops libvirtd, which all others need. */
+/** Stops libvirtd, which all others need, or keeps it from hearing of what happens. */
 const ALONE = "test/libvirt/libvirtd-restart.test.ts";
 
 /** Files at a time, on two cores: they wait for a third of their time. */

@@ -1,9 +1,12 @@
+import { rm, stat } from "node:fs/promises";
+import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { expect, it } from "vitest";
+import { afterAll, beforeAll, expect, it } from "vitest";
 import { BackupLab, expectExit } from "../support/backup-lab.js";
 import { stopLibvirtd } from "../support/libvirt-daemon.js";
-import { describeWithLibvirt, virsh } from "../support/libvirt-lab.js";
-import { finished } from "../support/nbdpull.js";
+import { describeWithLibvirt, Lab, virsh } from "../support/libvirt-lab.js";
+import { finished, type Running, startNbdpull } from "../support/nbdpull.js";
+import { stallEvents } from "../support/stalled-libvirt.js";
 
 const MiB = 1024 * 1024;
 
@@ -47,4 +50,70 @@ await describeWithLibvirt("a backup during which libvirtd is restarted", () => {
     expect([ran.code, ran.json()]).toMatchObject([4, { error: { code: "E_JOB_ENDED" } }]);
     await guest.expectNothingLeft();
   }, 240_000);
+});
+
+// Until libvirt hears of it, the exports are served on, but they are not frozen any more.
+await describeWithLibvirt("a job that QEMU has ended while libvirtd is too busy to notice", () => {
+  let guest: BackupLab;
+  let attached: BackupLab;
+  let killed: BackupLab;
+  let other: Lab;
+  beforeAll(async () => {
+    const sizes = { vda: 8 * MiB, vdb: MiB };
+    [guest, attached, killed, other] = await Promise.all([
+      BackupLab.start({ sizes }),
+      BackupLab.start({ sizes }),
+      BackupLab.start({ sizes: { ...sizes, vda: 64 * MiB } }),
+      Lab.start({ sizes }),
+    ]);
+    for (const { lab } of [guest, attached]) await lab.write("vda", 0, 4 * MiB, 0x11);
+    await killed.lab.write("vda", 0, 60 * MiB, 0x11);
+  });
+  afterAll(async () => {
+    for (const each of [guest, attached, killed, other]) await each[Symbol.asyncDispose]();
+  });
+
+  async function expectRefused(of: BackupLab, run: Running): Promise<void> {
+    const ran = await finished(run);
+    const message = expect.stringContaining("although libvirt still shows it (vda: ");
+    expect([ran.code, ran.json()]).toMatchObject([4, { error: { code: "E_JOB_ENDED", message } }]);
+    expect(await of.points()).toEqual([]);
+  }
+
+  /** Kills a backup once its journal says that something is stored. */
+  async function killLater(of: BackupLab, run: Running): Promise<void> {
+    const home = join(of.repo, of.lab.domain);
+    const journal = async (): Promise<number> => {
+      const partial = (await of.beside()).find((name) => name.endsWith(".partial")) ?? "";
+      return (await stat(join(home, partial, "vda.journal")).catch(() => ({ size: 0 }))).size;
+    };
+    await expect.poll(journal, { timeout: 60_000 }).toBeGreaterThan(1024);
+    run.kill("SIGKILL");
+    await run.ended;
+    await rm(join(home, ".lock"), { recursive: true });
+  }
+
+  it("makes no point, nor does one that is attached to; what was killed is begun anew", async () => {
+    await using _ = await attached.lab.beginBackup();
+    await killLater(killed, startNbdpull(killed.arguments("--limit-rate", "16M")));
+    await stallEvents(other, 14_000);
+    const args = ["attach", attached.lab.domain, "--to", attached.repo, "--json"];
+    const slowly = ["--limit-rate", "1M", "--request-size", "64K"];
+    const attaching = startNbdpull([...args, ...slowly]);
+    const run = await guest.startSlowly();
+    const stored = expect.stringMatching(/^\.?vda\./);
+    await expect.poll(() => attached.inPartial(), { timeout: 30_000 }).toContainEqual(stored);
+    for (const { lab } of [guest, attached, killed]) {
+      await virsh("domjobabort", lab.domain);
+      await lab.write("vda", 0, 4 * MiB, 0x77);
+    }
+    const anew = killed.take();
+    await Promise.all([expectRefused(guest, run), expectRefused(attached, attaching), anew]);
+    expect(await anew).toMatchObject({
+      resumed: null,
+      warnings: [expect.stringContaining("QEMU has ended its job")],
+    });
+    for (const each of [guest, killed]) await each.expectNothingLeft();
+    await killed.expectPoint((await anew).id, await killed.copyNow());
+  }, 180_000);
 });

@@ -5,8 +5,9 @@
  * `libvirt-errors.ts` (what libvirt's errors mean). `connection-uri.ts` finds the URI of the connection, and
  * `hypervisor.ts` reads it. `domain-xml.ts`, `job-xml.ts` and `checkpoint-xml.ts` read its documents, and
  * `begin-xml.ts` writes those that begin a job. `running-job.ts` watches over a job (`job-watch.ts`,
- * `same-job.ts`, `job-info.ts`), `job-end.ts` waits for its end (`job-to-end.ts`: and not for another's), and
- * `guest-end.ts` says how a guest ended (`domain-state.ts`); `image-sizes.ts` reads how large images are.
+ * `same-job.ts`, `job-info.ts`; `frozen-disks.ts` asks QEMU itself), `job-end.ts` waits for its end
+ * (`job-to-end.ts`: and not for another's), and `guest-end.ts` says how a guest ended (`domain-state.ts`);
+ * `image-sizes.ts` reads how large images are.
  * `restored-domain.ts` makes the definition of a restored domain
  * (`character-devices.ts`), of which `left-out.ts` leaves only what `definition-rules.ts` allows, and
  * `try-definition.ts` asks libvirt about it (`left-trials.ts`). `domain-run.ts` starts a domain and has QEMU fill

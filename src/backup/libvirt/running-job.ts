@@ -2,6 +2,7 @@ import { BackupError, PreconditionError } from "../base/errors.js";
 import { domainWord } from "../base/shell-word.js";
 import { type Checkpoint, parseCheckpoint } from "./checkpoint-xml.js";
 import { type DomainDefinition, parseDomain } from "./domain-xml.js";
+import { endedInQemu } from "./frozen-disks.js";
 import type { JobInfo } from "./job-info.js";
 import { whileJobRuns } from "./job-watch.js";
 import { type BackupJob, exportedDisks, parseBackupJob } from "./job-xml.js";
@@ -82,8 +83,9 @@ export class RunningJob {
   }
 
   /**
-   * Asks libvirt whether the same job still runs. Call it after the last byte was read, and after a
-   * connection was lost. Only if it resolves does the data read before belong to one point in time.
+   * Asks libvirt whether the same job still runs, and QEMU whether it runs on every disk. Call it after the last
+   * byte was read, and after a connection was lost. Only if it resolves does the data read before belong to one
+   * point in time: what libvirt alone says may be long past (`frozen-disks.ts`).
    *
    * The same job has the same description, in the same run of the domain. In old versions of libvirt the
    * description has no numbers; then the job must also have begun at the same moment. That moment is computed
@@ -97,8 +99,12 @@ export class RunningJob {
   async assertAlive(): Promise<void> {
     const { name, id } = this.domain;
     try {
-      // In this order, an unchanged run means that the description belongs to it.
+      // In this order, an unchanged run means that the description belongs to it, and an unchanged description
+      // that QEMU spoke of this job.
       const startedAt = await askStart(this.#libvirt, this.domain);
+      const disks = exportedDisks(this.job).map((disk) => disk.name);
+      const ended = await endedInQemu(this.#libvirt, this.domain, disks);
+      if (ended !== undefined) throw endedUnseen(name, ended);
       const backupXml = await this.#libvirt.backupXml(this.domain);
       const run = await this.#libvirt.domainId(this.domain);
       const sameRun = run === id;
@@ -195,6 +201,15 @@ function jobEnded(domain: string, reason: string, cause: unknown): PreconditionE
     "E_JOB_ENDED",
     `the backup job of ${domain} has ended${reason}, so what was read can't be trusted. Begin it again`,
     { cause, details: { domain } },
+  );
+}
+
+function endedUnseen(domain: string, said: string): PreconditionError {
+  return new PreconditionError(
+    "E_JOB_ENDED",
+    `QEMU has ended the backup job of ${domain}, although libvirt still shows it (${said}): since then the exports ` +
+      "show what the guest writes, so what was read can't be trusted. Begin it again",
+    { details: { domain } },
   );
 }
 

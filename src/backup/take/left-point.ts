@@ -144,6 +144,12 @@ async function judge(
   if (!(await hasCheckpoint(guest, about))) return not("its checkpoint is gone");
   const job = await openRunningJob({ libvirt, domain });
   if (!isSameJob(job.job, about.job)) return not("the job that runs is another one");
+  try {
+    await job.assertAlive();
+  } catch (error) {
+    if (hasCode(error, "E_JOB_ENDED")) return not("QEMU has ended its job, and libvirt has not noticed yet");
+    throw error;
+  }
   const { checkpoint } = about;
   return { begun: { job, plans, checkpoint, exported: exportedDisks(about.job) }, note };
 }

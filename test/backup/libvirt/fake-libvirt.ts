@@ -1,3 +1,4 @@
+import { BackupError } from "../../../src/backup/base/errors.js";
 import type { JobInfo } from "../../../src/backup/libvirt/job-info.js";
 import { Libvirt } from "../../../src/backup/libvirt/libvirt.js";
 import { DOMAIN } from "./dumps.js";
@@ -10,6 +11,8 @@ export class FakeLibvirt extends Libvirt {
   operation = "backup";
   /** When the job began, by the hypervisor's clock. */
   startedAt = Date.now();
+  /** The disks whose job QEMU has ended. */
+  endedInQemu: readonly string[] = [];
   /** How far the hypervisor's clock is ahead of ours. */
   aheadMs = 0;
 
@@ -36,6 +39,16 @@ export class FakeLibvirt extends Libvirt {
 
   override async checkpointXml(): Promise<string> {
     return this.checkpoint;
+  }
+
+  override async ask<Args extends object, Answer>(
+    _procedure: unknown,
+    _domain: unknown,
+    args: Args,
+  ): Promise<Answer> {
+    if (!("path" in args && this.endedInQemu.includes(String(args.path)))) return undefined as Answer;
+    const details = { libvirt: "Job 'backup' in state 'concluded' cannot accept command verb 'set-speed'" };
+    throw new BackupError("E_LIBVIRT_REFUSED", "refused", { details });
   }
 
   override async jobInfo(): Promise<JobInfo> {

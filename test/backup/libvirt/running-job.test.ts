@@ -69,6 +69,15 @@ describe("a running job is no longer the same", () => {
     await expect(job.assertAlive()).rejects.toMatchObject({ code: "E_JOB_REPLACED" });
   });
 
+  it("when QEMU has ended it on one disk, though libvirt describes it as before", async () => {
+    const job = await openRunningJob({ domain: "lab", libvirt });
+    libvirt.endedInQemu = ["vda"];
+    await expect(job.assertAlive()).rejects.toMatchObject({
+      code: "E_JOB_ENDED",
+      message: expect.stringContaining("although libvirt still shows it (vda: Job 'backup' in state"),
+    });
+  });
+
   it("when a job of another kind runs", async () => {
     const job = await openRunningJob({ domain: "lab", libvirt });
     libvirt.operation = "migration-out";

@@ -231,6 +231,15 @@ export const DOMAIN_GET_BLOCK_JOB_INFO = ask(
   },
 );
 
+/** Repeatable: it sets the same again. `bandwidth` 0: without a limit. */
+export const DOMAIN_BLOCK_JOB_SET_SPEED = ask(
+  239,
+  "DOMAIN_BLOCK_JOB_SET_SPEED",
+  (out, args: { readonly domain: WireDomain; readonly path: string; readonly bandwidth: number }) =>
+    writeDomain(out, args.domain).string(args.path).size(args.bandwidth).int(0),
+  nothing,
+);
+
 /** Has QEMU copy what an image shows of its backing files into it. `flags`: virDomainBlockPullFlags. */
 export const DOMAIN_BLOCK_PULL = act(
   240,
