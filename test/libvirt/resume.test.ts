@@ -1,7 +1,10 @@
+import { rmSync } from "node:fs";
 import { readdir, rm, stat, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { afterAll, beforeAll, expect, it } from "vitest";
+import type { Packet } from "../../src/backup/libvirt/rpc/packets.js";
 import { type BackupJson, BackupLab, expectExit } from "../support/backup-lab.js";
+import { LibvirtInFront } from "../support/libvirt-in-front.js";
 import { describeWithLibvirt, freePort, LAB_DISKS, virsh } from "../support/libvirt-lab.js";
 import { finished, nbdpull, type Ran, type StartOptions, startNbdpull } from "../support/nbdpull.js";
 import { SshHost } from "../support/ssh-host.js";
@@ -10,6 +13,8 @@ const MiB = 1024 * 1024;
 /** What a run that is killed may have read in vain, and what a server and a plan may add. */
 const SPARE = 64 * MiB;
 const SCRATCH = 160 * MiB;
+/** DOMAIN_BLOCK_JOB_SET_SPEED: the last question before a point is gone on with. */
+const SET_SPEED = 239;
 /** Of a journal, in bytes: a longer one says of something that it is stored. */
 const ABOVE_HEADER = 1024;
 
@@ -169,6 +174,23 @@ await describeWithLibvirt("a backup that was killed", () => {
     },
     120_000,
   );
+
+  it("is begun anew when another run clears it away in the last moment", async () => {
+    const id = await killed({ options: ["--level", "full"] });
+    const left = await begun("");
+    using front = new LibvirtInFront(guest.folder);
+    const spoil = ({ procedure }: Packet): undefined => {
+      if (procedure === SET_SPEED) rmSync(left, { recursive: true, force: true });
+    };
+    const ran = await finished(
+      startNbdpull(guest.arguments("--level", "full"), { env: front.env({ spoil }) }),
+    );
+    expectExit(ran, 0);
+    const warnings = [expect.stringMatching(/^a new point is begun: .* another run has cleared it away/)];
+    expect(ran.json()).toMatchObject({ resumed: null, warnings });
+    expect((await guest.points()).map((point) => point.id)).not.toContain(id);
+    await guest.expectNothingLeft();
+  }, 120_000);
 });
 
 function hasResumed(ran: Ran): boolean {

@@ -87,7 +87,7 @@ async function assertStillLeft(folder: HeldFolder, { id, createdAt }: BegunPoint
   const newer = (await pointNamesIn(folder)).some((other) => other >= id);
   if (isThere && !newer) return;
   const why = isThere ? "has made a newer point" : "has cleared it away";
-  const message = `what a killed backup has stored of ${createdAt.toISOString()} can't be gone on with: another run ${why} meanwhile. Run the backup again`;
+  const message = `what a killed backup has stored of ${createdAt.toISOString()} can't be gone on with: another run ${why} meanwhile`;
   throw new PreconditionError("E_LEFT_POINT", message, { details: { path: folder.path, point: id } });
 }
 

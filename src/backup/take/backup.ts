@@ -1,3 +1,4 @@
+import { hasCode, messageOf } from "../base/errors.js";
 import { together } from "../base/in-parallel.js";
 import { preflight } from "../checks/preflight.js";
 import { CheckpointRecord } from "../guest/checkpoint-record.js";
@@ -49,7 +50,7 @@ export interface BackupResult extends TakenPoint {
  * Backs up one domain. If the domain runs, this begins a job and its checkpoint, pulls all disks as one
  * restore point, ends the job, and deletes the checkpoints that are no longer needed. If it is off, see
  * `backUpStopped`. If a dead backup to the same repository has left its job and a part of its point, and both
- * fit, this goes on with that point; otherwise what it left is removed first. A backup that fails removes
+ * fit, this goes on with that point; otherwise what it left is removed first, and a new one is begun. A backup that fails removes
  * everything it made.
  *
  * @throws {PreconditionError} the domain is busy, another backup runs, a disk can't take part or is encrypted, no
@@ -58,6 +59,24 @@ export interface BackupResult extends TakenPoint {
  * @throws as `takePoint` does
  */
 export async function backup(options: BackupOptions): Promise<BackupResult> {
+  const { onWarning } = options;
+  const said = new Set<string>();
+  const warn = (message: string): void => {
+    if (!said.has(message)) onWarning?.(message);
+    said.add(message);
+  };
+  try {
+    return await backUpOnce({ ...options, onWarning: warn });
+  } catch (error) {
+    // What was to be gone on with is gone, and by now its job, too: nothing is in the way of a new one.
+    if (!hasCode(error, "E_LEFT_POINT")) throw error;
+    options.signal?.throwIfAborted();
+    warn(`a new point is begun: ${messageOf(error)}`);
+    return await backUpOnce({ ...options, onWarning: warn, resume: false });
+  }
+}
+
+async function backUpOnce(options: BackupOptions): Promise<BackupResult> {
   const { libvirt, signal } = options;
   if (options.compress) assertCompressible(options.format, options.compress);
   const [hypervisor, definition] = await together(libvirt.hypervisor(), libvirt.domainXml(options.domain));
