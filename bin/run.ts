@@ -86,12 +86,15 @@ function takesRepository(command: Command): boolean {
   return command.registeredArguments[0]?.name() === "repo" && command.name() !== "init";
 }
 
+/** How many words there are without REPO; of most commands one, the domain. */
+const OTHER_WORDS: Readonly<Record<string, number>> = { diff: 3, mount: 2 };
+
 /** Where a repository is set, REPO may be left out: then one word is the domain, unless it has a slash. */
 function leavesRepositoryOut(command: Command): boolean {
   const { args: words } = command;
   const [first] = words;
   if (first === undefined) return true;
-  const others = command.name() === "diff" ? 3 : 1;
+  const others = OTHER_WORDS[command.name()] ?? 1;
   return command.name() !== "report" && words.length === others && !first.includes("/");
 }
 
@@ -119,9 +122,10 @@ function withRepository(
     throw new UsageError("E_USAGE", message);
   }
   const declared = command.registeredArguments;
-  if (command.name() === "diff" && words.length < declared.length) {
-    const message =
-      "diff takes REPO DOMAIN FROM TO; where settings name the repository, REPO may be left out";
+  const name = command.name();
+  if (Object.hasOwn(OTHER_WORDS, name) && words.length < declared.length) {
+    const all = declared.map((each) => each.name().toUpperCase()).join(" ");
+    const message = `${name} takes ${all}; where settings name the repository, REPO may be left out`;
     throw new UsageError("E_USAGE", message);
   }
   return declared.map(({ variadic }, index) => (variadic ? words.slice(index) : words[index]));

@@ -30,6 +30,10 @@ const ROOMS: Readonly<Record<string, Room>> = {
     what: "a guest that runs from a point, while its disks are filled or only to see whether it comes up",
     mayImport: words("restore serve pull chain repository libvirt image host base"),
   },
+  mount: {
+    what: "the disks of a point as files in a folder, by nbdfuse",
+    mayImport: words("serve host base"),
+  },
   restore: {
     what: "the disks of a point rebuilt, into files, over devices or over exports, and the domain beside them",
     mayImport: words("pull chain export repository storage libvirt digest image threads host base"),

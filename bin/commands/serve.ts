@@ -1,21 +1,16 @@
 import { once } from "node:events";
 import { resolve } from "node:path";
-import { DamageError, UsageError } from "../../src/backup/base/errors.js";
+import { UsageError } from "../../src/backup/base/errors.js";
 import { isLoopback, parseListenAddress, resolveHost } from "../../src/backup/host/listen-address.js";
 import { chooseDomain } from "../../src/backup/repository/choose-domain.js";
 import { Repository } from "../../src/backup/repository/repository.js";
-import {
-  type PointServer,
-  type ServeEvent,
-  type ServeOptions,
-  servePoint,
-} from "../../src/backup/serve/serve.js";
+import { type PointServer, type ServeOptions, servePoint } from "../../src/backup/serve/serve.js";
 import type { ServerTls } from "../../src/nbd/index.js";
 import type { WhoseOptions } from "../domain-options.js";
-import { EXIT } from "../exit-codes.js";
 import { readPem } from "../option-values.js";
 import type { Output } from "../output.js";
 import type { Context } from "../run.js";
+import { tellAssurance, tellEvents } from "../served-point.js";
 import { warnOfStrangers } from "../trust.js";
 
 interface ServeCommandOptions extends WhoseOptions {
@@ -45,7 +40,7 @@ export async function runServe(
   await warnOfStrangers(path, [domain], output);
   const { at, uuid, disk: disks, maxClients, maxClientsPerHost } = options;
   const idleTimeoutMs = options.idleLimit === 0 ? undefined : options.idleLimit * 1000;
-  const onEvent = reportTo(output);
+  const onEvent = tellEvents(output);
   await using server = await servePoint({
     ...where,
     ...{ repository, domain, at, uuid, disks, idleTimeoutMs, signal, onEvent },
@@ -58,32 +53,12 @@ export async function runServe(
 }
 
 function announce({ point, disks }: PointServer, domain: string, output: Output): void {
-  for (const { disk, checked, proven } of disks) {
-    if (!checked) output.warn(`${disk}: a layer has no digests, so its data is served unproven`);
-    else if (!proven) {
-      output.note(`${disk}: what is read matches its checksum (xxh64), which finds damage but no forgery`);
-    }
-  }
+  tellAssurance(disks, output);
   output.result(
     { domain, uuid: point.domain.uuid, point: point.id, disks },
     disks.map(({ uri }) => uri),
   );
   output.note(`serving ${domain} ${point.id}, read-only, until SIGINT or SIGTERM`);
-}
-
-/** Most messages that are printed, each once: a client that keeps retrying must not repeat them. */
-const REMEMBERED = 1000;
-
-/** Damage is reported once, as a warning, and by the exit code. */
-function reportTo(output: Output): (event: ServeEvent) => void {
-  const told = new Set<string>();
-  return ({ type, error }) => {
-    if (type === "read-failed" && error instanceof DamageError) process.exitCode = EXIT.damaged;
-    const message = error instanceof Error ? error.message : String(error);
-    if (told.has(message) || told.size >= REMEMBERED) return;
-    told.add(message);
-    output.warn(told.size < REMEMBERED ? message : `${message}; further ones are not told`);
-  };
 }
 
 type Where = Pick<ServeOptions, "address" | "host" | "tls">;

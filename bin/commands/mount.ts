@@ -1,0 +1,42 @@
+import { once } from "node:events";
+import { mountPoint } from "../../src/backup/mount/mount-point.js";
+import { chooseDomain } from "../../src/backup/repository/choose-domain.js";
+import { Repository } from "../../src/backup/repository/repository.js";
+import type { WhoseOptions } from "../domain-options.js";
+import type { Context } from "../run.js";
+import { tellAssurance, tellEvents } from "../served-point.js";
+import { warnOfStrangers } from "../trust.js";
+
+interface MountCommandOptions extends WhoseOptions {
+  readonly at: string;
+  readonly disk?: string[];
+}
+
+export async function runMount(
+  { output, signal }: Context,
+  options: MountCommandOptions,
+  path: string,
+  wanted: string,
+  folder: string,
+): Promise<void> {
+  const repository = await Repository.open(path);
+  const domain = await chooseDomain(repository, wanted, options);
+  await warnOfStrangers(path, [domain], output);
+  const { at, uuid, disk } = options;
+  await using mounted = await mountPoint({
+    ...{ repository, domain, folder, at, uuid, disks: disk, signal },
+    onEvent: tellEvents(output),
+  });
+  const { disks, server } = mounted;
+  const { point } = server;
+  tellAssurance(disks, output);
+  output.result(
+    { domain, uuid: point.domain.uuid, point: point.id, disks },
+    disks.map((each) => each.path),
+  );
+  output.note(
+    `showing ${domain} ${point.id}, read-only, until Ctrl-C, SIGTERM, or nbdpull unmount ${folder}`,
+  );
+  // A mount normally ends by being stopped: that is no failure.
+  if (!signal.aborted) await Promise.race([once(signal, "abort"), mounted.ended]);
+}

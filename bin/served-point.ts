@@ -1,0 +1,33 @@
+/** What is told of a point that is served, by whatever command. */
+import { DamageError } from "../src/backup/base/errors.js";
+import type { ServedDisk, ServeEvent } from "../src/backup/serve/serve.js";
+import { EXIT } from "./exit-codes.js";
+import type { Output } from "./output.js";
+
+/** Says of which disks it can't be proven that they are what was stored. */
+export function tellAssurance(
+  disks: readonly Pick<ServedDisk, "disk" | "checked" | "proven">[],
+  output: Output,
+): void {
+  for (const { disk, checked, proven } of disks) {
+    if (!checked) output.warn(`${disk}: a layer has no digests, so its data is served unproven`);
+    else if (!proven) {
+      output.note(`${disk}: what is read matches its checksum (xxh64), which finds damage but no forgery`);
+    }
+  }
+}
+
+/** Most messages that are printed, each once: a client that keeps retrying must not repeat them. */
+const REMEMBERED = 1000;
+
+/** Damage is reported once, as a warning, and by the exit code. */
+export function tellEvents(output: Output): (event: ServeEvent) => void {
+  const told = new Set<string>();
+  return ({ type, error }) => {
+    if (type === "read-failed" && error instanceof DamageError) process.exitCode = EXIT.damaged;
+    const message = error instanceof Error ? error.message : String(error);
+    if (told.has(message) || told.size >= REMEMBERED) return;
+    told.add(message);
+    output.warn(told.size < REMEMBERED ? message : `${message}; further ones are not told`);
+  };
+}

@@ -1,0 +1,25 @@
+import type { Command } from "commander";
+import { atPoint, onlyDisks, withWhose } from "../domain-options.js";
+import { examples, REPO } from "../options.js";
+import type { Run } from "../run.js";
+
+export function addMount(program: Command, run: Run): void {
+  const command = program
+    .command("mount")
+    .addHelpText(
+      "after",
+      examples(
+        "nbdpull mount /srv/backups web /mnt/web",
+        "nbdpull mount /srv/backups web /mnt/web --at 2026-11-28 --disk vda",
+      ),
+    )
+    .description(
+      "show the disks of a point as files, read-only, until they are unmounted or Ctrl-C is pressed",
+    )
+    .argument("[repo]", REPO)
+    .argument("[domain]")
+    .argument("[dir]", "an empty folder, or one to make")
+    .addOption(atPoint())
+    .addOption(onlyDisks());
+  withWhose(command).action(run(async () => (await import("../commands/mount.js")).runMount));
+}

@@ -1,0 +1,135 @@
+/**
+ * The mount room shows the disks of a restore point as files in a folder, read-only: the serve room proves what is
+ * read, and libnbd's nbdfuse makes a file of each export.
+ *
+ *     DIR/vda ── nbdfuse ── DIR/.nbdpull-mount.sock ── servePoint ── the point's chain
+ *
+ * Read this file first, then nbdfuse.ts (one disk), mount-folder.ts (the folder, and what a run that was killed left
+ * there) and fuse-mounts.ts (the kernel's table, and unmounting). Nothing here reads or writes a repository by itself.
+ */
+
+import { constants } from "node:fs";
+import { access, realpath } from "node:fs/promises";
+import { join, resolve } from "node:path";
+import { PreconditionError } from "../base/errors.js";
+import { closeAll } from "../base/in-parallel.js";
+import { isMissing } from "../host/durable-files.js";
+import { type PointServer, type ServedDisk, type ServeOptions, servePoint } from "../serve/serve.js";
+import { isMounted, mountsIn, unmount } from "./fuse-mounts.js";
+import { clearLeft, MountFolder } from "./mount-folder.js";
+import { NbdFuse } from "./nbdfuse.js";
+
+export interface MountOptions extends Omit<ServeOptions, "address" | "host" | "tls"> {
+  /** An empty folder, or one to make. */
+  readonly folder: string;
+}
+
+/** A disk as a file. */
+export interface MountedDisk extends Omit<ServedDisk, "uri"> {
+  /** Without links. */
+  readonly path: string;
+}
+
+/**
+ * Shows each disk of a restore point as a file of its name. What is damaged reads as EIO; `onEvent` has the reason.
+ *
+ * @throws as {@link servePoint}
+ * @throws {PreconditionError} `E_NO_FUSE`: this machine has no FUSE, or no nbdfuse; `E_MOUNTED`; `E_MOUNT_FOLDER`
+ * @throws {BackupError} `E_NBDFUSE`: nbdfuse can't mount there
+ */
+export async function mountPoint(options: MountOptions): Promise<MountedPoint> {
+  await requireFuse();
+  const folder = await MountFolder.prepare(options.folder);
+  const fuses: NbdFuse[] = [];
+  let server: PointServer | undefined;
+  try {
+    server = await servePoint({ ...options, address: { path: folder.socket } });
+    const { point } = server;
+    for (const { disk, uri } of server.disks) {
+      const path = await folder.fileFor(disk);
+      fuses.push(await NbdFuse.mount({ path, uri, point: point.id }, options.signal));
+    }
+    return new MountedPoint(folder, server, fuses);
+  } catch (error) {
+    await closeAll(...fuses).catch(() => undefined);
+    await server?.close();
+    // A socket that is there already belongs to another run.
+    await (server === undefined ? folder.abandon() : folder.clear());
+    throw error;
+  }
+}
+
+/** A point whose disks are files, until it is closed or all of them are unmounted. */
+export class MountedPoint implements AsyncDisposable {
+  readonly server: PointServer;
+  readonly disks: readonly MountedDisk[];
+  /** Settles when nothing is mounted any more. Rejects with `E_NBDFUSE` if a mount ended that nobody took away. */
+  readonly ended: Promise<void>;
+  readonly #folder: MountFolder;
+  readonly #fuses: readonly NbdFuse[];
+
+  /** @internal use {@link mountPoint} */
+  constructor(folder: MountFolder, server: PointServer, fuses: readonly NbdFuse[]) {
+    this.server = server;
+    this.#folder = folder;
+    this.#fuses = fuses;
+    this.ended = Promise.all(fuses.map(({ ended }) => ended)).then(() => undefined);
+    this.ended.catch(() => undefined);
+    this.disks = server.disks.map(({ uri: _, ...disk }) => ({ ...disk, path: join(folder.path, disk.disk) }));
+  }
+
+  /** Unmounts all, and removes what was made in the folder. Whoever still reads gets errors. */
+  async close(): Promise<void> {
+    await closeAll(...this.#fuses);
+    await this.server.close();
+    await this.#folder.clear();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close();
+  }
+}
+
+/**
+ * Unmounts what {@link mountPoint} mounted in a folder, also if that process was killed, and removes what it left.
+ * @param force also where somebody uses a disk, who gets errors then
+ * @returns the paths that were mounted
+ * @throws {PreconditionError} `E_NOT_MOUNTED`; `E_MOUNT_BUSY`: somebody uses a disk; others are unmounted all the same
+ * @throws {BackupError} `E_UNMOUNT`
+ */
+export async function unmountPoint(wanted: string, { force = false } = {}): Promise<string[]> {
+  const path = await realpath(wanted).catch((error: unknown) => {
+    if (isMissing(error)) throw notMounted(wanted);
+    throw error;
+  });
+  const folder = (await isMounted(path)) ? resolve(path, "..") : path;
+  const mounted = folder === path ? await mountsIn(path) : [path];
+  const results = await Promise.allSettled(mounted.map((each) => unmount(each, { lazily: force })));
+  const failed = results.find((result) => result.status === "rejected");
+  if (failed) throw failed.reason;
+  if (folder !== path) return mounted;
+  const cleared = await clearLeft(folder).catch((error: unknown) => {
+    // A folder that the mount made goes with it.
+    if (isMissing(error)) return 0;
+    throw error;
+  });
+  if (mounted.length === 0 && cleared === 0) throw notMounted(wanted);
+  return mounted;
+}
+
+function notMounted(path: string): PreconditionError {
+  const message = `nbdpull has mounted nothing at ${path}: findmnt -t fuse.nbdpull lists what it has`;
+  return new PreconditionError("E_NOT_MOUNTED", message, { details: { path } });
+}
+
+/** @throws {PreconditionError} `E_NO_FUSE` */
+async function requireFuse(): Promise<void> {
+  try {
+    await access("/dev/fuse", constants.R_OK | constants.W_OK);
+  } catch (cause) {
+    const message = isMissing(cause)
+      ? "this machine has no /dev/fuse, without which no disk is shown as a file: modprobe fuse (a container: --device /dev/fuse --cap-add SYS_ADMIN), or read the point by nbdpull serve"
+      : "this user may not use /dev/fuse, without which no disk is shown as a file: run this as root, or read the point by nbdpull serve";
+    throw new PreconditionError("E_NO_FUSE", message, { cause });
+  }
+}
