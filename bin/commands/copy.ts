@@ -99,7 +99,7 @@ function asText({ domain, points, copiedBytes }: CopyResult, dryRun: boolean): s
   const bytes = dryRun ? points.reduce((sum, point) => sum + point.bytes, 0) : copiedBytes;
   const verb = dryRun ? "would copy" : "copied";
   return [
-    `${domain}: ${verb} ${copied} of ${points.length} points, ${human(bytes)}; ${count("there")} were there`,
+    `${domain}: ${verb} ${copied} of ${points.length} ${points.length === 1 ? "point" : "points"}, ${human(bytes)}; ${count("there")} were there`,
     ...points.flatMap(({ id, state, message }) => {
       if (message === undefined) return [];
       return [state === "damaged" ? `    ${id} NOT copied: ${message}` : `    ${id}: ${message}`];

@@ -96,7 +96,7 @@ function asText(
     return `    ${disk} of ${child} ${dryRun ? "would take" : "took"} what it needs of ${from.join(", ")}: ${human(bytes)} written into ${into}`;
   });
   return [
-    `${domain}: ${verb} ${dropped} of ${points.length} points, ${human(writtenBytes)} ${dryRun ? "to write" : "written"}${won}`,
+    `${domain}: ${verb} ${dropped} of ${points.length} ${points.length === 1 ? "point" : "points"}, ${human(writtenBytes)} ${dryRun ? "to write" : "written"}${won}`,
     ...lines,
     ...merged,
   ];

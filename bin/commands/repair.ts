@@ -117,10 +117,11 @@ async function verify(
 
 function asText({ domain, points, mended, left, unrestorable }: Repaired, dryRun: boolean): string[] {
   const damages = left.filter(isDamage).length;
+  const places = mended.length === 1 ? "1 place" : `${mended.length} places`;
   const outcome =
     mended.length === 0 && left.length === 0
       ? "sound, nothing to mend"
-      : `${mended.length} ${dryRun ? "places would be" : "places"} mended, ${damages} ${dryRun ? "damages before that" : "damages left"}`;
+      : `${places} ${dryRun ? "would be mended" : "mended"}, ${damages} ${dryRun ? "damaged before that" : "left damaged"}`;
   return [
     `${domain}: ${points} ${points === 1 ? "point" : "points"}, ${outcome}`,
     ...mended.map((mend) => `    ${mend.point} ${mend.disk}: ${mendText(mend)}`),

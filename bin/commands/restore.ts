@@ -309,7 +309,7 @@ async function conclude(
   for (const warning of definition?.warnings ?? []) output.warn(`${definition?.name}: ${warning}`);
   const lines = restored.map(
     (r) =>
-      `${r.path}: ${r.disk} of ${point.id}, ${human(r.virtualSize)}, ${human(r.readBytes)} read from ${r.chain.length} points${assuranceText(r)}, in ${r.seconds.toFixed(2)} s`,
+      `${r.path}: ${r.disk} of ${point.id}, ${human(r.virtualSize)}, ${human(r.readBytes)} read from ${r.chain.length} ${r.chain.length === 1 ? "point" : "points"}${assuranceText(r)}, in ${r.seconds.toFixed(2)} s`,
   );
   for (const { path, file } of files.targets) lines.push(`${path}: ${file.role} of ${point.id}`);
   const defined = options.define !== undefined;

@@ -98,7 +98,7 @@ describe("nbdpull repair", () => {
     expect(await readFile(chain.file(0))).toEqual(before);
     const points = (await run("points", "--json")).json() as { restorable: boolean }[];
     expect(points.map(({ restorable }) => restorable)).toEqual([true, true, false, true]);
-    expect((await run("repair")).stdout).toMatch(/0 places mended, 1 damages left/);
+    expect((await run("repair")).stdout).toMatch(/0 places mended, 1 left damaged/);
   });
 
   it("takes what no other point has from the disk as it is now, if its digest is right", async () => {
