@@ -5,6 +5,7 @@ import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { execa } from "execa";
 import { describe, expect, it } from "vitest";
+import { blocksOf, isOfCommands, pages, readPage } from "./support/document-blocks.js";
 import { nbdpull } from "./support/nbdpull.js";
 
 const root = join(dirname(fileURLToPath(import.meta.url)), "..");
@@ -41,11 +42,34 @@ describe("the documentation", () => {
     const { stdout } = await nbdpull("--help");
     const commands = [...stdout.matchAll(/^ {2}([a-z]+) \[options\]/gm)].map((match) => match[1] ?? "");
     expect(commands).toContain("attach");
+    const known = new Map<string, Set<string>>();
     for (const command of commands) {
       expect(documented).toContain(`## \`nbdpull ${command}`);
       const help = await nbdpull(command, "--help");
       const options = codesIn(help.stdout, /^ {2}(--[a-z-]+)/gm);
       expect([...options].filter((option) => !documented.includes(option))).toEqual([]);
+      known.set(command, options);
+    }
+    // What a page says in passing is a command, too.
+    const said = pages().flatMap((page) => {
+      const inBlocks = blocksOf(page)
+        .filter(isOfCommands)
+        .flatMap(({ lines }) => lines)
+        .flatMap((line) => /^(?:[#$] )?nbdpull (.*)/.exec(line)?.[1] ?? []);
+      const inText = [...readPage(page).matchAll(/`nbdpull ((?![A-Z])[^`\n]+)`/g)].map(
+        ([, line = ""]) => line,
+      );
+      return [...inBlocks, ...inText].map((line) => ({ page, line }));
+    });
+    expect(said.length).toBeGreaterThan(80);
+    for (const { page, line } of said) {
+      const [command = ""] = line.split(" ");
+      if (command.startsWith("-")) continue;
+      const options = known.get(command);
+      expect(options, `${page}: nbdpull ${line}`).toBeDefined();
+      for (const [option] of line.matchAll(/(?<= )--[a-z-]+(?!…)/g)) {
+        expect([...(options ?? []), "--help"], `${page}: nbdpull ${line}`).toContain(option);
+      }
     }
   });
 

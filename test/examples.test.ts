@@ -75,4 +75,27 @@ describeWith(["qemu-nbd", "qemu-img", "qemu-io"], "the examples", () => {
     }
     expect((await readFile(join(folder, "disk"))).subarray(0, content.length).equals(content)).toBe(true);
   });
+
+  it("save-export writes an export to a raw file", async () => {
+    const content = Buffer.concat([randomBytes(5000), Buffer.alloc(2 * MiB), randomBytes(4096 + 512)]);
+    await writeFile(join(folder, "disk"), content);
+    await using server = await startQemuNbd({ image: join(folder, "disk"), format: "raw" });
+    await example("save-export", server.uri, join(folder, "saved"));
+    expect((await readFile(join(folder, "saved"))).subarray(0, content.length).equals(content)).toBe(true);
+  });
+
+  it("backup-engine takes a point, verifies, restores and prunes", async () => {
+    const content = Buffer.concat([randomBytes(MiB), Buffer.alloc(MiB)]);
+    await writeFile(join(folder, "disk"), content);
+    await using server = await startQemuNbd({ image: join(folder, "disk"), format: "raw" });
+    const restored = join(folder, "restored");
+    const said = await example("backup-engine", server.uri, join(folder, "points"), restored);
+    expect(said.split("\n")).toEqual([
+      expect.stringMatching(/^\d{8}T\d{6}\.\d{3}Z is taken$/),
+      "it is sound",
+      `${restored} is restored, and proven`,
+      "1 kept",
+    ]);
+    expect((await readFile(restored)).equals(content)).toBe(true);
+  });
 });

@@ -15,6 +15,7 @@ import { execa } from "execa";
 import { afterAll, afterEach, beforeAll, expect, it } from "vitest";
 import { Repository } from "../../src/backup/repository/repository.js";
 import { BreakingStore } from "../support/breaking-store.js";
+import { DocumentRunner } from "../support/document-runner.js";
 import { MemoryChain } from "../support/memory-chain.js";
 import { nbdpull, startNbdpull } from "../support/nbdpull.js";
 import { restoreDisk } from "../support/restore-disk.js";
@@ -94,6 +95,13 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a repository in a
       () => true,
       () => false,
     );
+
+  it("has what docs/stores.md says", async () => {
+    await stored("site-a");
+    const names = (): [RegExp, string][] => [[/https:\/\/rgw\.example\.org/g, line.endpoint]];
+    await using runner = await DocumentRunner.start({ root: join(folder, "page"), names });
+    await runner.run("docs/stores.md");
+  });
 
   it("is made, and made only once and only where nothing is", async () => {
     const address = `s3://${BUCKET}/made/here`;

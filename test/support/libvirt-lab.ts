@@ -134,6 +134,11 @@ export class Lab implements LabFacts, AsyncDisposable {
     return this.#guestIo(disk, `write -z ${options.unmap === true ? "-u " : ""}${offset} ${length}`);
   }
 
+  /** The guest writes what a file has, from the beginning of its disk. */
+  copyInto(disk: LabDisk, file: string): Promise<void> {
+    return stat(file).then(({ size }) => this.#guestIo(disk, `write -s ${file} 0 ${size}`));
+  }
+
   discard(disk: LabDisk, offset: number, length: number): Promise<void> {
     return this.#guestIo(disk, `discard ${offset} ${length}`);
   }
