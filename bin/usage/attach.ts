@@ -25,7 +25,7 @@ export function addAttach(program: Command, run: Run): void {
         "nbdpull attach --xml job.xml --domain web --checkpoint monday --to /srv/backups",
       ),
     )
-    .description("take all disks of a pull backup that is already running as one restore point")
+    .description("store all disks of a backup job that already runs as one restore point")
     .argument("[domain]", "the domain whose job it is: its name, UUID, or the number of its run")
     .requiredOption("--to <repo>", "the repository (nbdpull init makes one)")
     .option(

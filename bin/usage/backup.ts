@@ -25,7 +25,7 @@ export function addBackup(program: Command, run: Run): void {
         "nbdpull backup web db --to /srv/backups --exclude vdb --level full",
       ),
     )
-    .description("back libvirt domains up, running or off, each as one restore point")
+    .description("back up libvirt domains, running or off: one restore point for each")
     .argument("[domains...]", "the domains: names, UUIDs, or numbers of their runs")
     .requiredOption("--to <repo>", "the repository (nbdpull init makes one)")
     .option("--all", "all domains that run and have disks (not those that are off)")

@@ -13,7 +13,7 @@ export function addCopy(program: Command, run: Run): void {
       ),
     )
     .description(
-      "copy the points that another repository lacks, each with its chain and proven; exit 3 on damage",
+      "copy the points that another repository lacks, with their chains, each cluster proven; exit 3 on damage",
     )
     .argument("<from>", "the repository that is copied")
     .argument("<to>", "the one that is kept in step")

@@ -6,6 +6,6 @@ export function addDemo(program: Command, run: Run): void {
   program
     .command("demo")
     .addHelpText("after", examples("nbdpull demo"))
-    .description("the main job against the built-in server, end to end, and what it proved")
+    .description("back up, restore and verify a disk of the built-in server, and print what was proved")
     .action(run(async () => (await import("../commands/demo.js")).runDemo));
 }

@@ -7,7 +7,7 @@ export function addDiff(program: Command, run: Run): void {
   const command = program
     .command("diff")
     .addHelpText("after", examples("nbdpull diff /srv/backups web 20261127 latest"))
-    .description("where the disks of two points of a domain differ, and how much")
+    .description("print where the disks of two points of a domain differ, and how much")
     .argument("[repo]", REPO)
     .argument("[domain]")
     .argument("[from]", "a point: its id or the beginning of it, a time, or latest")

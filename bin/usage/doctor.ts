@@ -8,7 +8,7 @@ export function addDoctor(program: Command, run: Run): void {
     .command("doctor")
     .addHelpText("after", examples("nbdpull doctor", "nbdpull doctor web --to /srv/backups"))
     .description(
-      "what stands in the way of a backup, each with the command that mends it; changes nothing without --retire",
+      "check what a backup needs, and print the command that mends what is wrong; changes nothing without --retire",
     )
     .argument("[domain]", "what a backup of it would rest on; left out: only the host and the repository")
     .option("--to <repo>", "the repository that it would go to")

@@ -15,7 +15,7 @@ export function addImport(program: Command, run: Run): void {
         "nbdpull import --domain web --disk vda=a.qcow2 --disk vdb=b.qcow2 --to /srv/backups",
       ),
     )
-    .description("take an existing full image as a restore point, so that no new full backup is needed")
+    .description("store an existing full image as a restore point, so that no new full backup is needed")
     .argument("[image]", "the image, which must not change meanwhile; or several as --disk NAME=IMAGE")
     .requiredOption("--to <repo>", "the repository (nbdpull init makes one)")
     .requiredOption("--domain <name>", "whose disk it is")

@@ -6,7 +6,9 @@ export function addInfo(program: Command, run: Run): void {
   const command = program
     .command("info")
     .addHelpText("after", examples("nbdpull info nbd://host/vda", "nbdpull info nbd://host --list"))
-    .description("an export (or with --list all of them): size, flags, block sizes, protocol, meta contexts")
+    .description(
+      "describe an export (with --list all of them): size, flags, block sizes, protocol, meta contexts",
+    )
     .argument("<uri>")
     .option("--list", "all exports that the server lists");
   withNetwork(command).action(run(async () => (await import("../commands/info.js")).runInfo));

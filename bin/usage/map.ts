@@ -10,7 +10,7 @@ export function addMap(program: Command, run: Run): void {
       examples("nbdpull map nbd://host/vda --totals", "nbdpull map nbd://host/vda --bitmap monday --json"),
     )
     .description(
-      "the extents of a meta context (base:allocation by default), totals, and where on the disk they lie",
+      "print the extents of a meta context (base:allocation by default), totals, and where on the disk they are",
     )
     .argument("<uri>")
     .addOption(new Option("--bitmap <name>", "the dirty bitmap of this name").conflicts("context"))

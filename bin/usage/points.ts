@@ -7,7 +7,7 @@ export function addPoints(program: Command, run: Run): void {
   const command = program
     .command("points")
     .addHelpText("after", examples("nbdpull points /srv/backups", "nbdpull points /srv/backups web --json"))
-    .description("the restore points of a repository, oldest first, and how they hang together")
+    .description("list the restore points of a repository, oldest first, and whether they can be restored")
     .argument("[repo]", REPO)
     .argument("[domain]")
     .option(

@@ -14,7 +14,9 @@ export function addPrune(program: Command, run: Run): void {
         "nbdpull prune /srv/backups web --keep-last 3",
       ),
     )
-    .description("drop old points, and merge what later ones need of them; every kept point stays restorable")
+    .description(
+      "remove old points, and merge what later points need of them; each kept point stays restorable",
+    )
     .argument("[repo]", REPO)
     .argument("[domain]", "left out: every domain, each by itself")
     .option("--metrics <file>", "keep a metrics file for the node exporter's textfile collector (*.prom)")

@@ -19,7 +19,7 @@ export function addRehearse(program: Command, run: Run): void {
       ),
     )
     .description(
-      "start the guests of points in a box, see whether they come up, and remove all of it; exit 3 if not",
+      "start the guests of points in isolation, see whether they come up, and remove them again; exit 3 if not",
     )
     .argument("[repo]", REPO)
     .argument("[domain]", "default: all domains")

@@ -12,7 +12,7 @@ export function addRepair(program: Command, run: Run): void {
         "nbdpull repair /srv/backups web --from vda=nbd://localhost/vda",
       ),
     )
-    .description("verify points, and mend what is known for certain; exit 3 if damage is left")
+    .description("verify points, and mend what a digest proves; exit 3 if damage is left")
     .argument("[repo]", REPO)
     .argument("[domain]", "left out: every domain, each by itself")
     .option("--dry-run", "only tell what would be mended")

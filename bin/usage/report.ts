@@ -9,7 +9,9 @@ export function addReport(program: Command, run: Run): void {
   program
     .command("report")
     .addHelpText("after", examples("nbdpull report /srv/backups --html /var/www/backups.html"))
-    .description("what is protected and what isn't: every domain's last good point, age, sizes and damage")
+    .description(
+      "show what is protected and what isn't: each domain's last good point, age, sizes and damage",
+    )
     .argument("[repo...]", REPO)
     .option("--html <file>", "write it as one page for a browser, with charts; replaces an older report")
     .option("--prometheus <file>", "write it as metrics for the textfile collector, beside those of others")

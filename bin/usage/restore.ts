@@ -15,7 +15,7 @@ export function addRestore(program: Command, run: Run): void {
       ),
     )
     .description(
-      "rebuild the disks of a point in time; no file gets its name before every byte was compared with its digest",
+      "restore the disks of a point; no file gets its name before each byte was compared with its digest",
     )
     .argument("[repo]", REPO)
     .argument("[domain]")

@@ -19,9 +19,7 @@ export function addRun(program: Command, run: Run): void {
   const command = program
     .command("run")
     .addHelpText("after", examples("nbdpull run", "nbdpull run --config /etc/nbdpull-weekly.toml"))
-    .description(
-      "what a night takes, as the configuration file says: backup, prune, verify a share of the points",
-    )
+    .description("back up, prune and verify as the configuration file says, for a timer")
     .argument("[domains...]", "these domains, instead of those of the configuration file")
     .requiredOption("--to <repo>", "the repository")
     .option("--all", "all domains that run and have disks (not those that are off)")

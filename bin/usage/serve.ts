@@ -17,7 +17,7 @@ export function addServe(program: Command, run: Run): void {
         "nbdpull serve /srv/backups web --at 2026-11-28 --disk vda --once",
       ),
     )
-    .description("serve the disks of a point by NBD, read-only; every byte is compared with its digest")
+    .description("serve the disks of a point by NBD, read-only; each byte is compared with its digest")
     .argument("[repo]", REPO)
     .argument("[domain]")
     .addOption(atPoint())

@@ -16,7 +16,7 @@ export function addVerify(program: Command, run: Run): void {
         "nbdpull verify /srv/backups web --live",
       ),
     )
-    .description("hold every stored byte against its digest, look at chains and images; exit 3 on damage")
+    .description("compare each stored byte with its digest, and check chains and images; exit 3 on damage")
     .argument("[repo]", REPO)
     .argument("[domain]")
     .option(
