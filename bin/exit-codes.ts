@@ -5,6 +5,17 @@ import { NbdError, type NbdErrorCode } from "../src/nbd/index.js";
 /** The exit codes that scripts rely on; docs/cli.md lists them. */
 export const EXIT = { done: 0, failed: 1, usage: 2, damaged: 3, precondition: 4, warnings: 5 } as const;
 
+/** As the help and the man pages tell them. */
+export const EXIT_MEANINGS: readonly (readonly [codes: string, meaning: string])[] = [
+  ["0", "done"],
+  ["1", "failed, nothing was committed"],
+  ["2", "usage"],
+  ["3", "data is damaged or does not match"],
+  ["4", "the preconditions are not met"],
+  ["5", "with --strict: done, with warnings"],
+  ["129, 130, 143", "ended by a signal"],
+];
+
 const SIGNAL_EXIT = { SIGHUP: 129, SIGINT: 130, SIGTERM: 143 } as const;
 type HandledSignal = keyof typeof SIGNAL_EXIT;
 export const HANDLED_SIGNALS = Object.keys(SIGNAL_EXIT) as readonly HandledSignal[];

@@ -16,7 +16,7 @@ import { startServingBy } from "../support/serving.js";
 
 const CLUSTER = 64 * 1024;
 const SIZE = 24 * CLUSTER + 512;
-const COMMANDS = 23;
+const COMMANDS = 24;
 const NO_BASE = "warning: no --checkpoint was given: this point will be no base for increments";
 
 let chain: MemoryChain;
@@ -70,6 +70,12 @@ describeEachNode("the command", (node, version) => {
     );
     expect(names).toHaveLength(COMMANDS);
     for (const name of names) expect(await done(name, "--help")).toContain(`nbdpull ${name} `);
+  });
+
+  it("prints the completion of each shell", async () => {
+    expect(await done("completion", "bash")).toContain("complete -F _nbdpull nbdpull");
+    expect(await done("completion", "zsh")).toMatch(/^#compdef nbdpull$/m);
+    expect(await done("completion", "fish")).toMatch(/^complete -c nbdpull /m);
   });
 
   it("proves its main job by itself", async () => {
