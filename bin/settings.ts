@@ -191,6 +191,21 @@ async function valuesOf(path: string, isDefault: boolean): Promise<Readonly<Reco
   return file;
 }
 
+/** For the man pages: whether settings name a command's repository, and which variables give it which options. */
+export function settingsOf(command: Command): {
+  readonly repository: boolean;
+  readonly variables: readonly (readonly [variable: string, flag: string])[];
+} {
+  const [first] = command.registeredArguments;
+  const takesRepository = first?.name() === "repo" && !first.required;
+  const keys = Object.entries(KEYS).filter(([, commands]) => commands?.includes(command.name()) ?? true);
+  const variables = keys.flatMap(([key]) => {
+    const option = command.options.find(({ long }) => long === `--${key}` || long === `--no-${key}`);
+    return option?.long ? [[variableOf(key), option.long] as const] : [];
+  });
+  return { repository: takesRepository || WITH_TO.includes(command.name()), variables };
+}
+
 function variableOf(key: string): string {
   return `NBDPULL_${key.toUpperCase().replaceAll("-", "_")}`;
 }

@@ -6,7 +6,7 @@ set -euo pipefail
 packages=(qemu-utils qemu-system-x86 libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients
   nbdkit libnbd-bin nbd-server gnutls-bin gcc libc6-dev python3-libnbd python3-prometheus-client systemd
   openssh-server openssh-client virtnbdbackup ceph-mon ceph-osd radosgw ceph-common curl tmux
-  chromium-headless-shell)
+  chromium-headless-shell man-db mandoc bash-completion zsh fish)
 missing=()
 for package in "${packages[@]}"; do
   if ! dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed'; then missing+=("$package"); fi
