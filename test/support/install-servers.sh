@@ -7,6 +7,8 @@ packages=(qemu-utils qemu-system-x86 libvirt-daemon-system libvirt-daemon-driver
   nbdkit libnbd-bin nbd-server gnutls-bin gcc libc6-dev python3-libnbd python3-prometheus-client systemd
   openssh-server openssh-client virtnbdbackup ceph-mon ceph-osd radosgw ceph-common curl tmux
   chromium-headless-shell man-db mandoc bash-completion zsh fish)
+# They take minutes of a test that is asked for.
+if [ "${NBDPULL_TEST_DEBIAN:-}" = 1 ]; then packages+=(lintian debootstrap); fi
 missing=()
 for package in "${packages[@]}"; do
   if ! dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed'; then missing+=("$package"); fi
