@@ -29,44 +29,61 @@ export interface VisibleExtent<L extends SeenLayer = Layer> {
  * @param size the virtual size that is shown, in bytes
  * @param onDamage makes the listener for the damage of a layer
  */
-export function seenThrough<L extends SeenLayer>(
+export async function* seenThrough<L extends SeenLayer>(
   layers: readonly L[],
   size: number,
   onDamage: DamageOf<L>,
-): AsyncIterable<VisibleExtent<L>> {
-  const streams = layers.map((layer) => layerPieces(layer, size, onDamage(layer)));
-  return streams.reduceRight((below, top) => overlay(top, below));
+): AsyncGenerator<VisibleExtent<L>> {
+  const cursors = layers.map((layer) => new PieceCursor(layerPieces(layer, size, onDamage(layer))));
+  for (let offset = 0; offset < size; ) {
+    let end = size;
+    let seen: VisibleExtent<L> | undefined;
+    for (const cursor of cursors) {
+      const piece = cursor.covers(offset) ?? (await cursor.advanceTo(offset));
+      end = Math.min(end, piece.offset + piece.length);
+      seen = piece;
+      if (piece.state !== "clean") break;
+    }
+    if (!seen) throw new RangeError("a chain has at least one layer");
+    yield { ...seen, offset, length: end - offset };
+    offset = end;
+  }
+  // Each layer compares the SHA-256 of its digest file at its end, so all are read to the end.
+  for (const cursor of cursors) await cursor.finish();
 }
 
 /** Makes the listener for the damage of a layer. */
 export type DamageOf<L extends SeenLayer = Layer> = (layer: L) => OnDamage;
 
-/** Lays one gapless stream over another of the same length: where `top` is clean, `below` shows. */
-async function* overlay<L extends SeenLayer>(
-  top: AsyncIterable<VisibleExtent<L>>,
-  below: AsyncIterable<VisibleExtent<L>>,
-): AsyncGenerator<VisibleExtent<L>> {
-  const lower = below[Symbol.asyncIterator]();
-  let under: VisibleExtent<L> | undefined;
-  for await (const upper of top) {
-    if (upper.state !== "clean") {
-      yield upper;
-      continue;
-    }
-    const end = upper.offset + upper.length;
-    for (let offset = upper.offset; offset < end; ) {
-      while (!under || under.offset + under.length <= offset) {
-        const next: IteratorResult<VisibleExtent<L>> = await lower.next();
-        if (next.done) throw new RangeError(`the lower stream ends before byte ${offset}`);
-        under = next.value;
-      }
-      const stop = Math.min(end, under.offset + under.length);
-      yield { ...under, offset, length: stop - offset };
-      offset = stop;
+/** Goes along one layer's pieces, which have no gaps. */
+class PieceCursor<L extends SeenLayer> {
+  readonly #pieces: AsyncGenerator<VisibleExtent<L>>;
+  #piece: VisibleExtent<L> | undefined;
+
+  constructor(pieces: AsyncGenerator<VisibleExtent<L>>) {
+    this.#pieces = pieces;
+  }
+
+  /** The current piece, if byte `offset` is in it. */
+  covers(offset: number): VisibleExtent<L> | undefined {
+    const piece = this.#piece;
+    return piece && offset < piece.offset + piece.length ? piece : undefined;
+  }
+
+  /** Goes on to the piece with byte `offset`, which is not before the current piece. */
+  async advanceTo(offset: number): Promise<VisibleExtent<L>> {
+    for (;;) {
+      const next = await this.#pieces.next();
+      if (next.done) throw new RangeError(`the pieces of a layer end before byte ${offset}`);
+      this.#piece = next.value;
+      const covering = this.covers(offset);
+      if (covering) return covering;
     }
   }
-  // The layer below compares the SHA-256 of its digest file at its end, so read it to the end.
-  while (!(await lower.next()).done);
+
+  async finish(): Promise<void> {
+    while (!(await this.#pieces.next()).done);
+  }
 }
 
 /** A layer's runs as pieces without gaps, from byte 0 to `size`. */

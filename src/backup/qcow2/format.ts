@@ -177,6 +177,19 @@ interface CompressedEntry {
 const UNALLOCATED: L2Entry = { kind: "standard", hostOffset: 0, copied: false, dataMask: 0, zeroMask: 0 };
 
 /**
+ * The first entry from `index` on that isn't all zeroes; `count` if there is none before it. An image of what has
+ * changed has few others.
+ */
+export function firstAllocated(table: Buffer, index: number, count: number, extended: boolean): number {
+  const words = l2EntryBytes(extended) / Uint32Array.BYTES_PER_ELEMENT;
+  const bits = new Uint32Array(table.buffer, table.byteOffset, count * words);
+  for (let at = index * words; at < bits.length; at += 1) {
+    if (bits[at] !== 0) return Math.floor(at / words);
+  }
+  return count;
+}
+
+/**
  *     bits 0      the cluster reads as zeroes (not in version 2, not in extended entries)
  *          1-8    reserved, 0
  *          9-55   host offset; 0: none

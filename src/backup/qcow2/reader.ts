@@ -19,6 +19,7 @@ import {
   decodeRefcount,
   decodeRefcountTableEntry,
   ENTRY_BYTES,
+  firstAllocated,
   type L2Entry,
 } from "./format.js";
 import type { Qcow2Header } from "./header.js";
@@ -102,8 +103,11 @@ export class Qcow2Reader implements ImageReader, AsyncDisposable {
         return undefined;
       });
       if (table === undefined) continue;
+      const { context } = this.#file;
       for (let i = 0; i < count; i += 1) {
-        const entry = decodeL2Entry(table, i, this.#file.context);
+        i = firstAllocated(table, i, count, context.extended);
+        if (i === count) break;
+        const entry = decodeL2Entry(table, i, context);
         if (entry.kind === "invalid") {
           const error = this.#damage(first + i, `the L2 entry ${entry.problem}`);
           this.#tell(error, { first: first + i, count: 1 }, onDamage);
