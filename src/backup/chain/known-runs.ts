@@ -15,7 +15,7 @@ import type { Repository } from "../repository/repository.js";
 import type { StoredFolder } from "../storage/stored-folder.js";
 import type { Link } from "./chain.js";
 import { checkDigestHeader, damage, failOnDamage, Layer, type LayerRun, plainFile } from "./layer.js";
-import { type SeenLayer, seenThrough } from "./overlay.js";
+import { seenThrough } from "./overlay.js";
 import { SeenParts } from "./seen-parts.js";
 
 /** A stretch of the disk whose content is known. Offsets and lengths are bytes of the guest. */
@@ -145,7 +145,7 @@ export class KnownChain implements AsyncDisposable {
 }
 
 /** A layer that is known by its digest file alone. */
-class DigestLayer implements SeenLayer {
+class DigestLayer {
   readonly pointId: string;
   readonly disk: DiskManifest;
   readonly geometry: Geometry;
@@ -178,11 +178,12 @@ class DigestLayer implements SeenLayer {
     return this.disk.mode === "full";
   }
 
-  async *runs(): AsyncGenerator<LayerRun> {
-    for await (const run of this.#file.heads()) {
-      if (run.kind === "zero") yield { ...run, digests: undefined };
-      // Nobody reads the image, so no place in it is needed.
-      else yield { ...run, hostOffset: 0, digests: undefined };
+  /** Nobody reads the image, so a run needs no place in it. */
+  async *runBlocks(): AsyncGenerator<readonly LayerRun[]> {
+    for await (const block of this.#file.headBlocks()) {
+      yield block.map((run) =>
+        run.kind === "zero" ? { ...run, digests: undefined } : { ...run, hostOffset: 0, digests: undefined },
+      );
     }
   }
 
@@ -221,41 +222,72 @@ function wholeClusters(
   start: number,
   end: number,
 ): KnownClusters | undefined {
-  const { geometry } = layer;
-  const { clusterSize, virtualSize } = geometry;
+  const { clusterSize, virtualSize } = layer.geometry;
   const from = Math.max(run.cluster, Math.ceil(start / clusterSize));
   const to = Math.min(
     run.cluster + run.count,
     end >= virtualSize ? Number.POSITIVE_INFINITY : Math.floor(end / clusterSize),
   );
   if (from >= to || run.digestsAt === undefined) return undefined;
-  const { digestsAt } = run;
-  const digests = async (first: number, count: number): Promise<Buffer> => {
-    const { bytes: size } = DIGEST_ALGORITHMS[layer.algorithm];
-    return await layer.digestsAt(digestsAt + (from + first - run.cluster) * size, count);
-  };
-  const masked = run.kind === "partial" ? { dataMask: run.dataMask } : {};
-  return {
-    kind: "digests",
-    offset: from * clusterSize,
-    length: Math.min(to * clusterSize, virtualSize) - from * clusterSize,
-    clusterSize,
-    count: to - from,
-    algorithm: layer.algorithm,
-    ...masked,
-    digests,
-    differing: async (first, bytes) => {
-      const digester = await layer.digester();
-      const count = Math.ceil(bytes.length / clusterSize);
-      const cluster = from + first;
-      const expected = await digests(first, count);
-      const found = digestClusters(digester, { kind: run.kind, cluster, count, ...masked }, bytes, geometry);
-      return Array.from({ length: count }, (_, i) => i)
-        .filter((i) => {
-          const [begin, stop] = [i * digester.size, (i + 1) * digester.size];
-          return found.compare(expected, begin, stop, begin, stop) !== 0;
-        })
-        .map((i) => first + i);
-    },
-  };
+  return new WholeClusters(layer, run, from, to);
+}
+
+/** Clusters of one run of a layer. */
+class WholeClusters implements KnownClusters {
+  readonly kind = "digests";
+  readonly offset: number;
+  readonly length: number;
+  readonly clusterSize: number;
+  readonly count: number;
+  readonly #layer: DigestLayer;
+  readonly #run: Exclude<LayerRun, { kind: "zero" }>;
+  /** The first cluster. */
+  readonly #from: number;
+
+  constructor(layer: DigestLayer, run: Exclude<LayerRun, { kind: "zero" }>, from: number, to: number) {
+    const { clusterSize, virtualSize } = layer.geometry;
+    this.offset = from * clusterSize;
+    this.length = Math.min(to * clusterSize, virtualSize) - this.offset;
+    this.clusterSize = clusterSize;
+    this.count = to - from;
+    this.#layer = layer;
+    this.#run = run;
+    this.#from = from;
+  }
+
+  get algorithm(): DigestAlgorithm {
+    return this.#layer.algorithm;
+  }
+
+  get dataMask(): number | undefined {
+    return this.#run.kind === "partial" ? this.#run.dataMask : undefined;
+  }
+
+  async digests(first: number, count: number): Promise<Buffer> {
+    const { bytes: size } = DIGEST_ALGORITHMS[this.algorithm];
+    const { digestsAt = 0, cluster } = this.#run;
+    return await this.#layer.digestsAt(digestsAt + (this.#from + first - cluster) * size, count);
+  }
+
+  async differing(first: number, bytes: Buffer): Promise<number[]> {
+    const digester = await this.#layer.digester();
+    const { geometry } = this.#layer;
+    const count = Math.ceil(bytes.length / geometry.clusterSize);
+    const cluster = this.#from + first;
+    const expected = await this.digests(first, count);
+    const { dataMask } = this;
+    const masked = dataMask === undefined ? {} : { dataMask };
+    const found = digestClusters(
+      digester,
+      { kind: this.#run.kind, cluster, count, ...masked },
+      bytes,
+      geometry,
+    );
+    return Array.from({ length: count }, (_, i) => i)
+      .filter((i) => {
+        const [begin, stop] = [i * digester.size, (i + 1) * digester.size];
+        return found.compare(expected, begin, stop, begin, stop) !== 0;
+      })
+      .map((i) => first + i);
+  }
 }

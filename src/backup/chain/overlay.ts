@@ -4,7 +4,8 @@ import { maskStretches } from "../image/image.js";
 import type { Layer, LayerRun } from "./layer.js";
 
 /** What an overlay needs of a layer. It can also be a single image that belongs to no point. */
-export type SeenLayer = Pick<Layer, "geometry" | "complete" | "runs">;
+export type SeenLayer = Pick<Layer, "geometry" | "complete"> &
+  (Pick<Layer, "runs"> | { runBlocks(onDamage: OnDamage): AsyncIterable<readonly LayerRun[]> });
 /** A layer whose data can be read too. */
 export type ReadableLayer = SeenLayer & Pick<Layer, "read">;
 
@@ -29,111 +30,157 @@ export interface VisibleExtent<L extends SeenLayer = Layer> {
  * @param size the virtual size that is shown, in bytes
  * @param onDamage makes the listener for the damage of a layer
  */
-export async function* seenThrough<L extends SeenLayer>(
+export function seenThrough<L extends SeenLayer>(
   layers: readonly L[],
   size: number,
   onDamage: DamageOf<L>,
-): AsyncGenerator<VisibleExtent<L>> {
-  const cursors = layers.map((layer) => new PieceCursor(layerPieces(layer, size, onDamage(layer))));
-  for (let offset = 0; offset < size; ) {
-    let end = size;
-    let seen: VisibleExtent<L> | undefined;
-    for (const cursor of cursors) {
-      const piece = cursor.covers(offset) ?? (await cursor.advanceTo(offset));
-      end = Math.min(end, piece.offset + piece.length);
-      seen = piece;
-      if (piece.state !== "clean") break;
-    }
-    if (!seen) throw new RangeError("a chain has at least one layer");
-    yield { ...seen, offset, length: end - offset };
-    offset = end;
-  }
-  // Each layer compares the SHA-256 of its digest file at its end, so all are read to the end.
-  for (const cursor of cursors) await cursor.finish();
+): AsyncIterable<VisibleExtent<L>> {
+  return visible(
+    layers.map((layer) => new PieceCursor(layer, size, onDamage(layer))),
+    size,
+  );
 }
 
 /** Makes the listener for the damage of a layer. */
 export type DamageOf<L extends SeenLayer = Layer> = (layer: L) => OnDamage;
 
-/** Goes along one layer's pieces, which have no gaps. */
-class PieceCursor<L extends SeenLayer> {
-  readonly #pieces: AsyncGenerator<VisibleExtent<L>>;
-  #piece: VisibleExtent<L> | undefined;
-
-  constructor(pieces: AsyncGenerator<VisibleExtent<L>>) {
-    this.#pieces = pieces;
-  }
-
-  /** The current piece, if byte `offset` is in it. */
-  covers(offset: number): VisibleExtent<L> | undefined {
-    const piece = this.#piece;
-    return piece && offset < piece.offset + piece.length ? piece : undefined;
-  }
-
-  /** Goes on to the piece with byte `offset`, which is not before the current piece. */
-  async advanceTo(offset: number): Promise<VisibleExtent<L>> {
-    for (;;) {
-      const next = await this.#pieces.next();
-      if (next.done) throw new RangeError(`the pieces of a layer end before byte ${offset}`);
-      this.#piece = next.value;
-      const covering = this.covers(offset);
-      if (covering) return covering;
-    }
-  }
-
-  async finish(): Promise<void> {
-    while (!(await this.#pieces.next()).done);
-  }
-}
-
-/** A layer's runs as pieces without gaps, from byte 0 to `size`. */
-async function* layerPieces<L extends SeenLayer>(
-  layer: L,
+/**
+ * Lays layers over each other: where all above are clean, the next one shows. All side by side, not one over the
+ * other: else each piece of a long chain's full image would pass through all layers above it.
+ */
+async function* visible<L extends SeenLayer>(
+  layers: readonly PieceCursor<L>[],
   size: number,
-  onDamage: OnDamage,
 ): AsyncGenerator<VisibleExtent<L>> {
-  const end = Math.min(layer.geometry.virtualSize, size);
-  const gap: ExtentState = layer.complete ? "zero" : "clean";
-  let offset = 0;
-  for await (const run of layer.runs(onDamage)) {
-    for (const piece of runPieces(layer, run)) {
-      const stop = Math.min(piece.offset + piece.length, end);
-      if (piece.offset >= stop) continue;
-      if (piece.offset > offset) yield { offset, length: piece.offset - offset, state: gap };
-      yield { ...piece, length: stop - piece.offset };
-      offset = stop;
+  for (let offset = 0; offset < size; ) {
+    let end = size;
+    let seen: VisibleExtent<L> | undefined;
+    for (const layer of layers) {
+      const reading = layer.moveTo(offset);
+      if (reading) await reading;
+      seen = layer.piece;
+      end = Math.min(end, layer.end);
+      if (seen.state !== "clean") break;
     }
+    if (!seen) throw new RangeError("a chain has at least one layer");
+    yield { offset, length: end - offset, state: seen.state, from: seen.from };
+    offset = end;
   }
-  if (offset < end) yield { offset, length: end - offset, state: gap };
-  // If the disk has grown, the layers above see zeroes past the end of this layer.
-  if (end < size) yield { offset: end, length: size - end, state: "zero" };
+  // A layer compares the SHA-256 of its digest file at its end, so each is read to its end.
+  for (const layer of layers) await layer.drain();
 }
 
-function* runPieces<L extends SeenLayer>(layer: L, run: LayerRun): Generator<VisibleExtent<L>> {
-  const { clusterSize } = layer.geometry;
-  const offset = run.cluster * clusterSize;
-  const length = run.count * clusterSize;
-  switch (run.kind) {
-    case "data":
-      yield { offset, length, state: "data", from: { layer, run } };
-      return;
-    case "zero":
-      yield { offset, length, state: "zero" };
-      return;
-    case "partial": {
-      const stretches = [
-        ...maskStretches(run.dataMask, clusterSize).map((s) => ({
-          ...s,
-          state: "data" as const,
-          from: { layer, run },
-        })),
-        ...maskStretches(run.zeroMask, clusterSize).map((s) => ({ ...s, state: "zero" as const })),
-      ];
-      stretches.sort((a, b) => a.offset - b.offset);
-      for (const stretch of stretches) yield { ...stretch, offset: offset + stretch.offset };
+/** A layer's runs as pieces without gaps, from byte 0 to `size`, of which a walk is at one. */
+class PieceCursor<L extends SeenLayer> {
+  piece: VisibleExtent<L> = { offset: 0, length: 0, state: "clean" };
+  /** Where the piece ends. */
+  end = 0;
+  readonly #layer: L;
+  readonly #size: number;
+  /** Where the layer ends. */
+  readonly #layerEnd: number;
+  readonly #blocks: AsyncIterator<readonly LayerRun[]>;
+  #block: readonly LayerRun[] = [];
+  /** Index of the next run of the block. */
+  #next = 0;
+  /** Pieces that come next, the last one first. */
+  readonly #ahead: VisibleExtent<L>[] = [];
+  #isDone = false;
+
+  constructor(layer: L, size: number, onDamage: OnDamage) {
+    this.#layer = layer;
+    this.#size = size;
+    this.#layerEnd = Math.min(layer.geometry.virtualSize, size);
+    const blocks = "runBlocks" in layer ? layer.runBlocks(onDamage) : oneByOne(layer.runs(onDamage));
+    this.#blocks = blocks[Symbol.asyncIterator]();
+  }
+
+  /** Goes on to the piece at an offset. @returns a promise only if more has to be read */
+  moveTo(offset: number): Promise<void> | undefined {
+    while (this.end <= offset) {
+      const ahead = this.#ahead.pop();
+      if (ahead) {
+        // Where the disk has shrunk since, the layer goes on past the end.
+        if (ahead.offset < this.#layerEnd) this.#take(ahead);
+      } else if (this.#next < this.#block.length) {
+        this.#see(this.#block[this.#next++] as LayerRun);
+      } else if (this.#isDone) {
+        this.#takeGap(this.#size);
+      } else return this.#read().then(() => this.moveTo(offset));
+    }
+    return undefined;
+  }
+
+  /** Reads what is left. */
+  async drain(): Promise<void> {
+    while (!this.#isDone) await this.#read();
+  }
+
+  async #read(): Promise<void> {
+    const next = await this.#blocks.next();
+    this.#isDone = next.done === true;
+    this.#block = next.done === true ? [] : next.value;
+    this.#next = 0;
+  }
+
+  #see(run: LayerRun): void {
+    const { clusterSize } = this.#layer.geometry;
+    const offset = run.cluster * clusterSize;
+    const length = run.count * clusterSize;
+    switch (run.kind) {
+      case "data":
+        this.#ahead.push({ offset, length, state: "data", from: { layer: this.#layer, run } });
+        return;
+      case "zero":
+        this.#ahead.push({ offset, length, state: "zero" });
+        return;
+      case "partial":
+        this.#ahead.push(...partialPieces(this.#layer, run).reverse());
+        return;
+      default:
+        run satisfies never;
+    }
+  }
+
+  /** What lies between this piece and the one that comes is taken first. */
+  #take(ahead: VisibleExtent<L>): void {
+    if (ahead.offset > this.end) {
+      this.#ahead.push(ahead);
+      this.#takeGap(ahead.offset);
       return;
     }
-    default:
-      run satisfies never;
+    const end = Math.min(ahead.offset + ahead.length, this.#layerEnd);
+    this.piece = ahead;
+    this.end = end;
   }
+
+  #takeGap(next: number): void {
+    const isPastEnd = this.end >= this.#layerEnd;
+    // If the disk has grown, the layers above see zeroes past the end of this layer.
+    const state = isPastEnd || this.#layer.complete ? "zero" : "clean";
+    const end = isPastEnd ? next : Math.min(next, this.#layerEnd);
+    if (end <= this.end) throw new RangeError(`a layer ends before byte ${next}`);
+    this.piece = { offset: this.end, length: end - this.end, state };
+    this.end = end;
+  }
+}
+
+async function* oneByOne(runs: AsyncIterable<LayerRun>): AsyncGenerator<readonly LayerRun[]> {
+  for await (const run of runs) yield [run];
+}
+
+/** The pieces of a cluster that is defined in part, in guest order. */
+function partialPieces<L extends SeenLayer>(
+  layer: L,
+  run: LayerRun & { readonly kind: "partial" },
+): VisibleExtent<L>[] {
+  const { clusterSize } = layer.geometry;
+  const from = { layer, run };
+  const pieces: VisibleExtent<L>[] = [
+    ...maskStretches(run.dataMask, clusterSize).map((s) => ({ ...s, state: "data" as const, from })),
+    ...maskStretches(run.zeroMask, clusterSize).map((s) => ({ ...s, state: "zero" as const })),
+  ];
+  return pieces
+    .sort((a, b) => a.offset - b.offset)
+    .map((piece) => ({ ...piece, offset: run.cluster * clusterSize + piece.offset }));
 }

@@ -52,9 +52,10 @@ export class DigestFileReader {
    * @throws {DamageError} `E_DIGEST_FILE`: a record is malformed, out of order or missing, bytes follow the
    *   last record, or the SHA-256 differs
    */
-  runs(sha256?: string): AsyncGenerator<PlacedDigestRun> {
+  async *runs(sha256?: string): AsyncGenerator<PlacedDigestRun> {
     const bytes = new SequentialFile(this.#file, HEADER_BYTES, this.#start);
-    return this.#records(bytes, (length) => this.#taken(bytes, length), sha256);
+    const blocks = this.#records(bytes, (length) => this.#taken(bytes, length), sha256);
+    for await (const block of blocks) for (const run of block) yield run;
   }
 
   /**
@@ -63,7 +64,12 @@ export class DigestFileReader {
    * @throws {DamageError} `E_DIGEST_FILE`: a record is malformed, out of order or missing, or bytes follow the
    *   last record
    */
-  heads(): AsyncGenerator<PlacedDigestRun> {
+  async *heads(): AsyncGenerator<PlacedDigestRun> {
+    for await (const block of this.headBlocks()) for (const run of block) yield run;
+  }
+
+  /** Like {@link heads}, those of one read of the file together. */
+  headBlocks(): AsyncGenerator<readonly PlacedDigestRun[]> {
     const bytes = new SequentialFile(this.#file, HEADER_BYTES);
     return this.#records(bytes, (length) => {
       bytes.jump(length);
@@ -71,18 +77,26 @@ export class DigestFileReader {
     });
   }
 
-  /** @param take consumes that many bytes of digests; returns a promise only if it has to read the file */
+  /**
+   * The records, those that are in memory at the same time together.
+   * @param take consumes that many bytes of digests; returns a promise only if it has to read the file
+   */
   async *#records(
     bytes: SequentialFile,
     take: (length: number) => Buffer | Promise<Buffer>,
     sha256?: string,
-  ): AsyncGenerator<PlacedDigestRun> {
+  ): AsyncGenerator<readonly PlacedDigestRun[]> {
     const { algorithm, geometry } = this.header;
     const digestSize = DIGEST_ALGORITHMS[algorithm].bytes;
     const clusters = Math.ceil(geometry.virtualSize / geometry.clusterSize);
     let next = 0;
+    let block: PlacedDigestRun[] = [];
     for (let records = 0; ; records += 1) {
-      if (!bytes.has(HEAD_BYTES)) await this.#more(bytes, HEAD_BYTES);
+      if (!bytes.has(HEAD_BYTES)) {
+        if (block.length > 0) yield block;
+        block = [];
+        await this.#more(bytes, HEAD_BYTES);
+      }
       const kind = bytes.uint8(0);
       const count = bytes.uint32(4);
       const cluster = bytes.uint64(8);
@@ -100,9 +114,9 @@ export class DigestFileReader {
         const digestsAt = bytes.position;
         const taken = take(count * digestSize);
         const digests = taken instanceof Promise ? await taken : taken;
-        yield { kind: "data", cluster, count, digestsAt, digests };
+        block.push({ kind: "data", cluster, count, digestsAt, digests });
       } else if (kind === KIND.zero) {
-        yield { kind: "zero", cluster, count, digestsAt: bytes.position };
+        block.push({ kind: "zero", cluster, count, digestsAt: bytes.position });
       } else if (kind === KIND.partial && count === 1) {
         if (!bytes.has(MASKS_BYTES)) await this.#more(bytes, MASKS_BYTES);
         const dataMask = bytes.uint32(0);
@@ -112,13 +126,14 @@ export class DigestFileReader {
         const digestsAt = bytes.position;
         const taken = take(dataMask === 0 ? 0 : digestSize);
         const digests = taken instanceof Promise ? await taken : taken;
-        yield { kind: "partial", cluster, count: 1, dataMask, zeroMask, digestsAt, digests };
+        block.push({ kind: "partial", cluster, count: 1, dataMask, zeroMask, digestsAt, digests });
       } else {
         throw this.#damage(
           `record ${records} has the unknown kind ${kind}, or more clusters than its kind may have`,
         );
       }
     }
+    if (block.length > 0) yield block;
     if (bytes.has(1) || (await bytes.more(1))) throw this.#damage("bytes follow its last record");
     if (sha256 !== undefined && bytes.sha256() !== sha256) {
       throw this.#damage("its SHA-256 differs from the one in the manifest");

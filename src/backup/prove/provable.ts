@@ -62,23 +62,34 @@ function partOf(
   { from, to }: { readonly from: number; readonly to: number },
   readsAsZeroes: boolean,
 ): Provable {
-  const clusterSize = run.kind === "zero" ? ZERO_CLUSTER : run.clusterSize;
-  const part = {
-    offset: from,
-    length: to - from,
-    clusterSize,
-    count: Math.ceil((to - from) / clusterSize),
-    readsAsZeroes,
-  };
-  if (run.kind === "zero")
-    return { ...part, kind: "zero", differing: async (first, bytes) => nonZero(first, bytes) };
-  const skipped = (from - run.offset) / clusterSize;
-  return {
-    ...part,
-    kind: "digests",
-    differing: async (first, bytes) =>
-      (await run.differing(skipped + first, bytes)).map((index) => index - skipped),
-  };
+  return new Part(run, from, to, readsAsZeroes);
+}
+
+class Part implements Provable {
+  readonly offset: number;
+  readonly length: number;
+  readonly clusterSize: number;
+  readonly count: number;
+  readonly kind: "digests" | "zero";
+  readonly readsAsZeroes: boolean;
+  readonly #run: KnownRun;
+
+  constructor(run: KnownRun, from: number, to: number, readsAsZeroes: boolean) {
+    this.offset = from;
+    this.length = to - from;
+    this.clusterSize = run.kind === "zero" ? ZERO_CLUSTER : run.clusterSize;
+    this.count = Math.ceil((to - from) / this.clusterSize);
+    this.kind = run.kind;
+    this.readsAsZeroes = readsAsZeroes;
+    this.#run = run;
+  }
+
+  async differing(first: number, bytes: Buffer): Promise<number[]> {
+    const run = this.#run;
+    if (run.kind === "zero") return nonZero(first, bytes);
+    const skipped = (this.offset - run.offset) / run.clusterSize;
+    return (await run.differing(skipped + first, bytes)).map((index) => index - skipped);
+  }
 }
 
 function nonZero(first: number, bytes: Buffer): number[] {
