@@ -1,6 +1,6 @@
 /** Disks of a domain that are not those that their bitmaps are thought to belong to. One domain's story. */
 
-import { copyFile, open } from "node:fs/promises";
+import { chmod, copyFile, open } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, beforeAll, expect, it } from "vitest";
@@ -151,6 +151,13 @@ await describeWithLibvirt("an increment of a disk that is not the one of its bas
         { disk: "vdb", point: points.at(-1)?.id, comparedBytes: SIZE, findings: [] },
       ],
     });
+    await guest.expectNothingLeft();
+    // As root, a repository that others can write to decides on nothing unless the user trusts it.
+    await chmod(guest.repo, 0o777);
+    const strange = await nbdpull(...live, "--json");
+    expect([strange.code, strange.json()]).toMatchObject([4, { error: { code: "E_STRANGERS" } }]);
+    expectExit(await nbdpull(...live, "--trust-repository"), 0);
+    await chmod(guest.repo, 0o755);
     await guest.expectNothingLeft();
     // Writes without QEMU, in the middle of what the guest has written.
     await lab.powerOff();

@@ -1,0 +1,107 @@
+/** What shows through a chain, against a drawing of it byte by byte. */
+import { expect, it } from "vitest";
+import type { LayerRun } from "../../../src/backup/chain/layer.js";
+import { seenThrough } from "../../../src/backup/chain/overlay.js";
+import { maskStretches } from "../../../src/backup/image/image.js";
+import { seededRuns } from "../../support/property-runs.js";
+
+const CLUSTER = 64;
+
+interface Drawn {
+  readonly geometry: { readonly virtualSize: number; readonly clusterSize: number };
+  readonly complete: boolean;
+  readonly list: readonly LayerRun[];
+}
+
+it("shows of each byte the highest layer that defines it, and reads every layer to its end", async () => {
+  const { runs, random, seed } = seededRuns(60);
+  for (let run = 0; run < runs; run += 1) {
+    const count = 1 + Math.floor(random() * 6);
+    const layers = Array.from({ length: count }, (_, i) => draw(random, i === count - 1 && random() < 0.8));
+    const size = Math.floor(random() * 40 * CLUSTER);
+    const read = new Set<number>();
+    const seen = layers.map((layer, i) => seenLayer(layer, random() < 0.5, () => read.add(i)));
+    const found: string[] = [];
+    for await (const piece of seenThrough(seen, size, () => () => undefined)) {
+      expect([seed, run, piece.offset]).toEqual([seed, run, found.length]);
+      expect(piece.length).toBeGreaterThan(0);
+      const from = piece.from && seen.indexOf(piece.from.layer);
+      for (let i = 0; i < piece.length; i += 1) found.push(`${piece.state} ${from ?? ""}`);
+    }
+    expect([seed, run, found]).toEqual([seed, run, drawing(layers, size)]);
+    expect([seed, run, read.size]).toEqual([seed, run, count]);
+  }
+});
+
+function draw(random: () => number, complete: boolean): Drawn {
+  const virtualSize = 1 + Math.floor(random() * 40 * CLUSTER);
+  const list: LayerRun[] = [];
+  const end = Math.ceil(virtualSize / CLUSTER);
+  for (let cluster = Math.floor(random() * 4); cluster < end; ) {
+    const count = Math.min(end - cluster, 1 + Math.floor(random() * 4));
+    const kind = random();
+    if (kind < 0.4) list.push({ kind: "data", cluster, count, hostOffset: 0, digests: undefined });
+    else if (kind < 0.6) list.push({ kind: "zero", cluster, count, digests: undefined });
+    else {
+      const dataMask = Math.floor(random() * 2 ** 32) >>> 0;
+      const zeroMask = (Math.floor(random() * 2 ** 32) & ~dataMask) >>> 0;
+      list.push({
+        kind: "partial",
+        cluster,
+        count: 1,
+        dataMask,
+        zeroMask,
+        hostOffset: 0,
+        digests: undefined,
+      });
+    }
+    cluster += (kind < 0.6 ? count : 1) + (random() < 0.5 ? 0 : Math.floor(random() * 5));
+  }
+  return { geometry: { virtualSize, clusterSize: CLUSTER }, complete, list };
+}
+
+/** A layer that gives its runs one by one, or in blocks. */
+function seenLayer({ list, ...layer }: Drawn, inBlocks: boolean, atEnd: () => void) {
+  if (!inBlocks) {
+    return {
+      ...layer,
+      runs: async function* () {
+        yield* list;
+        atEnd();
+      },
+    };
+  }
+  return {
+    ...layer,
+    runBlocks: async function* () {
+      for (let at = 0; at < list.length; at += 3) yield list.slice(at, at + 3);
+      atEnd();
+    },
+  };
+}
+
+function drawing(layers: readonly Drawn[], size: number): string[] {
+  const drawn = Array.from({ length: size }, () => "clean ");
+  for (const [i, { geometry, complete, list }] of [...layers.entries()].reverse()) {
+    const fill = (from: number, to: number, what: string): void => {
+      for (let at = from; at < Math.min(to, size); at += 1) drawn[at] = what;
+    };
+    const inside = (to: number): number => Math.min(to, geometry.virtualSize);
+    fill(geometry.virtualSize, size, "zero ");
+    if (complete) fill(0, geometry.virtualSize, "zero ");
+    for (const run of list) {
+      const at = run.cluster * CLUSTER;
+      if (run.kind === "partial") {
+        for (const { mask, what } of [
+          { mask: run.dataMask, what: `data ${i}` },
+          { mask: run.zeroMask, what: "zero " },
+        ]) {
+          for (const s of maskStretches(mask, CLUSTER)) {
+            fill(at + s.offset, inside(at + s.offset + s.length), what);
+          }
+        }
+      } else fill(at, inside(at + run.count * CLUSTER), run.kind === "data" ? `data ${i}` : "zero ");
+    }
+  }
+  return drawn;
+}
