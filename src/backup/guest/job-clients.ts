@@ -6,6 +6,8 @@ import type { JobConnection } from "./job-connection.js";
 const IDLE_WITHIN_MS = 10_000;
 /** For a handshake, which QEMU answers at once; then we hang up. Less than `IDLE_WITHIN_MS`. */
 const HANDSHAKE_WITHIN_MS = 5000;
+/** After which the line counts as dead: what we hang up then, QEMU would not hear of. */
+const ANSWER_WITHIN_MS = 4500;
 
 /**
  * This program's connections to the exports of one job. They have to outlive the job, idle:
@@ -24,8 +26,18 @@ export class JobClients {
   readonly all: NbdClient[] = [];
   /** The way to the job, if it is not that of each client alone. */
   connection: JobConnection | undefined;
+  /**
+   * Ends all connections at the far end of their line, on the job's own host. Undefined: there is no such end, or the
+   * guest would not survive it.
+   */
+  severThere: (() => Promise<void>) | undefined;
   /** Clients that are being opened, and are in no list yet. */
   readonly #opening = new Set<Promise<unknown>>();
+  readonly #answerWithinMs: number;
+
+  constructor(answerWithinMs: number = ANSWER_WITHIN_MS) {
+    this.#answerWithinMs = answerWithinMs;
+  }
 
   /** Takes note of a client that is being opened to the job, which must not end in the middle of its handshake. */
   isOpening(client: Promise<unknown>): void {
@@ -38,14 +50,15 @@ export class JobClients {
 
   /**
    * Reconnects no client any more, waits for handshakes and for the replies that are on their way, ends the
-   * job by `end`, and disconnects, even if that failed.
+   * job by `end`, and disconnects, even if that failed. What doesn't come in time is cut off at its far end.
    * @throws what `end` throws
    */
   async outlive(end: () => Promise<void>): Promise<void> {
     try {
       for (const client of this.all) client.stopConnecting(HANDSHAKE_WITHIN_MS);
+      await this.#severIfDead();
       await this.#within(HANDSHAKE_WITHIN_MS, this.#opened());
-      await this.#idle();
+      await this.#within(IDLE_WITHIN_MS, this.#idle());
       await end();
     } finally {
       await this.disconnect();
@@ -59,19 +72,33 @@ export class JobClients {
     this.connection = undefined;
   }
 
+  /** A line that carries nothing carries no hang-up either, and QEMU would wait for its client for ever. */
+  async #severIfDead(): Promise<void> {
+    if (!this.severThere) return;
+    const settled = Promise.all([this.#opened(), this.#idle()]);
+    if (await this.#within(this.#answerWithinMs, settled)) return;
+    await this.#within(IDLE_WITHIN_MS, this.severThere());
+  }
+
   /** Others may begin to open while these are waited for. */
   async #opened(): Promise<void> {
     while (this.#opening.size > 0) await Promise.all(this.#opening);
   }
 
   async #idle(): Promise<void> {
-    await this.#within(IDLE_WITHIN_MS, Promise.all(this.all.map((client) => client.idle())));
+    await Promise.all(this.all.map((client) => client.idle()));
   }
 
-  async #within(ms: number, work: Promise<unknown>): Promise<void> {
+  /** @returns whether the work has ended in that time, well or not */
+  async #within(ms: number, work: Promise<unknown>): Promise<boolean> {
     const timer = new AbortController();
-    const tooLate = sleep(ms, undefined, { signal: timer.signal }).catch(() => undefined);
-    await Promise.race([work, tooLate]);
+    const tooLate = sleep(ms, false, { signal: timer.signal }).catch(() => false);
+    const ended = work.then(
+      () => true,
+      () => true,
+    );
+    const isInTime = await Promise.race([ended, tooLate]);
     timer.abort();
+    return isInTime;
   }
 }

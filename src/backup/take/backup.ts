@@ -121,6 +121,7 @@ async function backUpOnce(options: BackupOptions): Promise<BackupResult> {
   const ofLeft = left?.begun.checkpoint?.name;
   const made: Made = { names: ofLeft === undefined ? [] : [ofLeft], record };
   const clients = new JobClients();
+  if (ssh && !isFragile) clients.severThere = () => folder.sever();
   const traces: Traces = { folder, made, clients, isCleared: false };
   let taken: TakenPoint;
   try {

@@ -151,3 +151,33 @@ it("a job is ended only when a client is open that was begun to be opened while 
   });
   expect(order).toEqual(["first", "second", "end"]);
 });
+
+it("a line that answers no more is cut off at its far end, before the job is ended", async () => {
+  const order: string[] = [];
+  let cut: (() => void) | undefined;
+  // Says nothing, and hears of no hang-up: only what is done at its own end ends it.
+  await using mock = await MockServer.start(async () => {
+    await new Promise<void>((resolve) => {
+      cut = resolve;
+    });
+    order.push("gone");
+  });
+  const clients = new JobClients(100);
+  const opening = NbdClient.connect(mock.uri);
+  clients.isOpening(opening);
+  await expect.poll(() => cut !== undefined).toBe(true);
+  clients.severThere = async () => {
+    order.push("severed");
+    cut?.();
+  };
+  await clients.outlive(async () => {
+    order.push("end");
+  });
+  await expect(opening).rejects.toThrow();
+  expect(order).toEqual(["severed", "gone", "end"]);
+
+  const healthy = new JobClients(100);
+  healthy.severThere = () => Promise.reject(new Error("nothing was to be severed"));
+  healthy.isOpening(Promise.resolve());
+  await healthy.outlive(async () => undefined);
+});
