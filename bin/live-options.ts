@@ -7,6 +7,7 @@ export interface LiveOptions {
   readonly define?: string;
   readonly keepIdentity?: true;
   readonly trustDefinition?: true;
+  readonly adapt?: true;
   readonly xml?: string;
   readonly format?: "qcow2" | "raw";
   readonly live?: true;

@@ -8,6 +8,7 @@ import { chooseDomains } from "../../src/backup/repository/choose-domain.js";
 import { choosePoint } from "../../src/backup/repository/choose-point.js";
 import { Repository } from "../../src/backup/repository/repository.js";
 import { withRestorable } from "../../src/backup/repository/restorable-points.js";
+import { adaptedLines } from "../adapted-lines.js";
 import type { WhoseOptions } from "../domain-options.js";
 import { eachDomain } from "../each-domain.js";
 import { EXIT } from "../exit-codes.js";
@@ -31,6 +32,7 @@ interface RehearseOptions extends TrustOptions, WhoseOptions {
   readonly pictures?: string;
   readonly work: string;
   readonly trustDefinition?: true;
+  readonly adapt?: true;
   readonly metrics?: string;
   readonly connect?: string;
 }
@@ -42,7 +44,7 @@ export async function runRehearse(
   wanted: string | undefined,
 ): Promise<void> {
   const { output, signal } = context;
-  const sign = signOf(options.expect);
+  const sign = signOf(options);
   const repository = await Repository.open(path, { trusted: options.trustRepository });
   const all = await chooseDomains(repository, wanted, options.uuid);
   const domains = await shareOf(repository, all, options.share);
@@ -67,6 +69,7 @@ export async function runRehearse(
         ...{ repository, domain, point, sign, libvirt, signal, withinMs: options.within * 1000 },
         ...{ memory: options.memory, cpus: options.cpus, network: options.network },
         ...{ place: resolve(options.work), trusted: options.trustDefinition ?? false },
+        adapt: options.adapt ?? false,
         onPicture: options.pictures === undefined ? undefined : keeper(options.pictures, domain),
         onDamage: (error) => {
           process.exitCode = EXIT.damaged;
@@ -102,6 +105,7 @@ function linesOf({
   if (cameUp) return [`${domain} ${point}: came up in ${after}`];
   return [
     `${domain} ${point}: DID NOT COME UP: ${reason} (${after})`,
+    ...told,
     ...said.map((line) => `    it said: ${line}`),
   ];
 }

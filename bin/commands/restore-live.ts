@@ -1,6 +1,7 @@
 import { resolve } from "node:path";
 import { Libvirt } from "../../src/backup/libvirt/libvirt.js";
 import { type LiveEvent, type LiveRestoreOptions, restoreLive } from "../../src/backup/live/live-restore.js";
+import { adaptedLines } from "../adapted-lines.js";
 import { inFolder } from "../destination.js";
 import { EXIT, InterruptedError } from "../exit-codes.js";
 import type { LiveOptions } from "../live-options.js";
@@ -23,16 +24,17 @@ export async function runLive(
         ...{ ...what, libvirt, signal, folder: resolve(options.to), name: options.define || undefined },
         ...{ keepIdentity: options.keepIdentity ?? false, trusted: options.trustDefinition ?? false },
         ...{ resume: options.resume ?? false, start: options.start, salvage: options.salvage ?? false },
+        adapt: options.adapt ?? false,
         ...{ force: options.force ?? false, rate: options.limitRate, onEvent: (event) => teller.tell(event) },
       }),
     );
-    const { name, uuid, point, disks, seconds } = live;
+    const { name, uuid, point, disks, adapted, seconds } = live;
     const lines = disks.map(({ disk, path }) => `${path}: ${disk} of ${point}, filled`);
     output.result(
       {
         domain: what.domain,
         point,
-        live: { domain: name, uuid, startedAfter: teller.startedAfter ?? null, seconds },
+        live: { domain: name, uuid, startedAfter: teller.startedAfter ?? null, seconds, adapted },
         disks,
       },
       [...lines, `${name} needs nbdpull no longer, after ${seconds.toFixed(1)} s`],
@@ -66,6 +68,9 @@ class Teller {
       case "networks":
         if (event.networks.length === 0) break;
         output.note(`${event.name}: its network cards are on ${event.networks.join(", ")}`);
+        break;
+      case "adapted":
+        for (const line of adaptedLines(event.name, event.adapted)) output.note(line);
         break;
       case "live":
         this.#tellLive(event);

@@ -12,6 +12,7 @@ import { originalFormats } from "../../src/backup/restore/original-formats.js";
 import { type RestoredDisk, refuseInside, restore } from "../../src/backup/restore/restore.js";
 import type { RestoredDefinition } from "../../src/backup/restore/restored-definition.js";
 import { type FileTarget, RestoredFiles } from "../../src/backup/restore/restored-files.js";
+import { adaptedLines } from "../adapted-lines.js";
 import { type Destination, destinationOf, inFolder } from "../destination.js";
 import type { WhoseOptions } from "../domain-options.js";
 import { EXIT, InterruptedError } from "../exit-codes.js";
@@ -46,6 +47,9 @@ export async function runRestore(
 ): Promise<void> {
   if (options.keepIdentity && !isDefinitionWanted(options)) {
     throw new UsageError("E_DEFINE", "--keep-identity is about a definition: give --define or --xml too");
+  }
+  if (options.adapt && options.define === undefined) {
+    throw new UsageError("E_DEFINE", "--adapt asks libvirt what this host has not: give --define too");
   }
   assertLive(options);
   const repository = await Repository.open(path, {
@@ -290,6 +294,7 @@ async function prepareDefinition(
     disks: new Map(places.map(({ disk, path, ...rest }) => [disk, { ...rest, path: resolve(path) }])),
     libvirt: define === undefined ? undefined : new Libvirt({ connect, signal: context.signal }),
     trusted: options.trustDefinition ?? false,
+    adapt: options.adapt ?? false,
     force: options.force ?? false,
     sync: options.fsync,
   });
@@ -314,12 +319,16 @@ async function conclude(
   for (const { path, file } of files.targets) lines.push(`${path}: ${file.role} of ${point.id}`);
   const defined = options.define !== undefined;
   if (definition) {
-    const { name, networks } = definition;
+    const { name, networks, adapted } = definition;
+    lines.push(...adaptedLines(name, adapted));
     if (networks.length > 0) lines.push(`${name}: its network cards are on ${networks.join(", ")}`);
     lines.push(`${definition.xmlPath}: ${definition.name}${defined ? ", defined in libvirt" : ""}`);
   }
   const told = definition && {
-    definition: { domain: definition.name, uuid: definition.uuid, xml: definition.xmlPath, defined },
+    definition: {
+      ...{ domain: definition.name, uuid: definition.uuid, xml: definition.xmlPath, defined },
+      adapted: definition.adapted,
+    },
   };
   const bootFiles = files.targets.map(({ path, file }) => ({ role: file.role, path }));
   output.result(

@@ -35,7 +35,7 @@ export function addRehearse(program: Command, run: Run): void {
       percent,
       100,
     )
-    .option("--within <seconds>", "how long to wait for that", wholeNumber(1, MOST_SECONDS), 600)
+    .option("--within <seconds>", "how long to wait for all of that", wholeNumber(1, MOST_SECONDS), 600)
     .option("--memory <bytes>", "give no guest more memory (default 2G)", size, 2 * GiB)
     .option("--cpus <n>", "give no guest more processors", wholeNumber(1, MOST_CPUS), 2)
     .option("--network <name>", "connect their cards to this network of libvirt's; without it they have none")
@@ -44,6 +44,10 @@ export function addRehearse(program: Command, run: Run): void {
     .option(
       "--trust-definition",
       "let definitions name emulators and firmware of this host, as the stored ones do",
+    )
+    .option(
+      "--adapt",
+      "change of definitions what this host has not (machine type, CPU, firmware), and tell it",
     )
     .option("--metrics <file>", "keep a metrics file for the node exporter's textfile collector (*.prom)")
     .option("--connect <uri>", "libvirt connection, as virsh -c");

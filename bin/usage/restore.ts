@@ -49,6 +49,10 @@ export function addRestore(program: Command, run: Run): void {
       "--trust-definition",
       "let that definition name files, devices and programs of this host, as the stored one does",
     )
+    .option(
+      "--adapt",
+      "with --define: change of that definition what this host has not (machine type, CPU, firmware, networks), and tell it",
+    )
     .option("--connect <uri>", "libvirt connection, as virsh -c");
   withTrust(withNetwork(withCopy(withWhose(command)))).action(
     run(async () => (await import("../commands/restore.js")).runRestore),

@@ -26,6 +26,7 @@ export type { TcpServer } from "./libvirt/begin-xml.js";
 export type { NotKept } from "./libvirt/boot-files.js";
 export type { DiskChoice, LeftOutDisk } from "./libvirt/choose-disks.js";
 export type { Platform } from "./libvirt/domain-xml.js";
+export type { Adaptation } from "./libvirt/fit-to-host.js";
 export type { Hypervisor } from "./libvirt/hypervisor.js";
 export type { JobInfo } from "./libvirt/job-info.js";
 export { type DomainRef, Libvirt, type LibvirtOptions } from "./libvirt/libvirt.js";

@@ -201,3 +201,15 @@ function noAnswer(cause: LostError, uri: string, details: Record<string, unknown
 export function isJobGone(error: unknown): boolean {
   return ["E_NO_JOB", "E_DOMAIN_OFF", "E_NO_SUCH_DOMAIN"].some((code) => hasCode(error, code));
 }
+
+/** The number that libvirt gave an error (`virErrorNumber`). */
+export function numberOf(error: unknown): number | undefined {
+  const number = error instanceof BackupError ? error.details["number"] : undefined;
+  return typeof number === "number" ? number : undefined;
+}
+
+/** What libvirt said of it, in its own words. */
+export function saidIn(error: unknown): string | undefined {
+  const said = error instanceof BackupError ? error.details["libvirt"] : undefined;
+  return typeof said === "string" ? said : undefined;
+}

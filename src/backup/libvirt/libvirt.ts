@@ -10,7 +10,8 @@
  * `image-sizes.ts` reads how large images are.
  * `restored-domain.ts` makes the definition of a restored domain
  * (`character-devices.ts`), of which `left-out.ts` leaves only what `definition-rules.ts` allows, and
- * `try-definition.ts` asks libvirt about it (`left-trials.ts`). `domain-run.ts` starts a domain and has QEMU fill
+ * `try-definition.ts` asks libvirt about it (`left-trials.ts`). `host-lacks.ts` finds what a definition wants and the
+ * host has not (`host-offers.ts`, `nearest-machine.ts`, `lacking-devices.ts`), and what to take instead. `domain-run.ts` starts a domain and has QEMU fill
  * its disks. `checkpoints.ts` and `checkpoint-edit.ts` delete and mend
  * checkpoints, `freeze.ts` freezes and thaws, `fragile-disks.ts` names disks that QEMU dies of,
  * `choose-disks.ts` picks a domain's disks, `boot-files.ts` and `capabilities-xml.ts` say what else a domain
@@ -30,7 +31,7 @@ import { JobEnd, unlessBusy } from "./job-end.js";
 import { type JobInfo, jobInfoOf } from "./job-info.js";
 import { judgeJob } from "./job-to-end.js";
 import { type DomainRef, LibvirtCalls, type LibvirtOptions, nameOf } from "./libvirt-calls.js";
-import { isJobGone } from "./libvirt-errors.js";
+import { isJobGone, numberOf, saidIn } from "./libvirt-errors.js";
 import * as remote from "./rpc/procedures.js";
 
 export type { DomainRef, LibvirtOptions } from "./libvirt-calls.js";
@@ -61,6 +62,9 @@ const BACKUP_JOB = 5;
 const VOLUMES = ["file", "block", "dir", "network", "net-dir", "ploop"];
 /** VIR_DOMAIN_STATS_BLOCK, and VIR_CONNECT_GET_ALL_DOMAINS_STATS_BACKING. */
 const IMAGE_STATS = { stats: 1 << 5, flags: 1 << 30 };
+/** VIR_ERR_NO_NETWORK and VIR_ERR_CPU_INCOMPATIBLE. */
+const NO_NETWORK = 43;
+const CPU_INCOMPATIBLE = 91;
 /** VIR_CONNECT_LIST_DOMAINS_ACTIVE and _INACTIVE. */
 const ACTIVE = 1;
 const INACTIVE_DOMAINS = 2;
@@ -314,8 +318,38 @@ export class Libvirt implements AsyncDisposable {
   }
 
   /** The capabilities of domains, as XML: for this emulator and machine, or for the host's default. */
-  domainCapabilities(platform: Platform | undefined): Promise<string> {
+  domainCapabilities(
+    platform: Readonly<Partial<Record<keyof Platform, string | undefined>>> | undefined,
+  ): Promise<string> {
     return this.#calls.call(remote.CONNECT_GET_DOMAIN_CAPABILITIES, platform ?? {}, "");
+  }
+
+  /** Whether a network of libvirt's is on; undefined: there is none of that name. */
+  async network(name: string): Promise<"on" | "off" | undefined> {
+    try {
+      const found = await this.#calls.call(remote.NETWORK_LOOKUP_BY_NAME, name, name);
+      return (await this.#calls.call(remote.NETWORK_IS_ACTIVE, found, name)) ? "on" : "off";
+    } catch (error) {
+      if (numberOf(error) === NO_NETWORK) return undefined;
+      throw error;
+    }
+  }
+
+  /**
+   * @internal Whether the host can run a processor, as a definition's `<cpu>` says it.
+   * @returns undefined: it can, or libvirt does not tell; otherwise what is missing, in libvirt's words
+   */
+  async missingOfCpu(
+    platform: Readonly<Partial<Record<keyof Platform, string | undefined>>>,
+    cpu: string,
+  ): Promise<string | undefined> {
+    try {
+      await this.#calls.call(remote.CONNECT_COMPARE_HYPERVISOR_CPU, { ...platform, cpu }, "");
+      return undefined;
+    } catch (error) {
+      if (!hasCode(error, "E_LIBVIRT_REFUSED")) throw error;
+      return numberOf(error) === CPU_INCOMPATIBLE ? saidIn(error) : undefined;
+    }
   }
 
   /** The running job of any kind; `active` is false if there is none. */

@@ -33,8 +33,6 @@ interface RestoredParts {
 interface RestoredDomain {
   readonly xml: string;
   readonly uuid: string;
-  /** What its network cards are connected to: `network default`, `bridge br0`. */
-  readonly networks: readonly string[];
   /** Files and sockets that its serial lines will make. */
   readonly lines: readonly string[];
   /** What the user should know before starting the domain. */
@@ -101,7 +99,17 @@ export function restoredDomain(xml: string, name: string, parts: RestoredParts):
       ...leaveOutStrange(domain, { emulators, disks, files: own, programs: parts.programs ?? false }),
     );
   }
-  return { xml: formatTree(domain), uuid, networks: networksOf(domain), lines, warnings };
+  return { xml: formatTree(domain), uuid, lines, warnings };
+}
+
+/** The definition of another domain that is the same in everything else. */
+export function renamed(
+  xml: string,
+  { name, uuid }: { readonly name: string; readonly uuid: string },
+): string {
+  const domain = parseTree(xml, "domain");
+  rename(domain, name, uuid);
+  return formatTree(domain);
 }
 
 function rename(domain: XmlElement, name: string, uuid: string): void {
@@ -273,7 +281,9 @@ function forgetKernel(domain: XmlElement, notRestored: readonly BootFile[], warn
 
 const USER_NETWORK = "a user network (which reaches services of this host that listen on loopback only)";
 
-function networksOf(domain: XmlElement): string[] {
+/** What the network cards of a definition are connected to: `network default`, `bridge br0`. */
+export function networksOf(xml: string): string[] {
+  const domain = parseTree(xml, "domain");
   const names = domain.all("devices", "interface", "source").flatMap((source) =>
     ["network", "bridge"].flatMap((kind) => {
       const name = source.attributeText(kind);

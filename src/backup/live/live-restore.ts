@@ -10,13 +10,14 @@
  */
 
 import { basename, join } from "node:path";
-import { type DamageError, hasCode, messageOf, PreconditionError } from "../base/errors.js";
+import { type DamageError, hasCode, PreconditionError } from "../base/errors.js";
 import { proveChain } from "../chain/chain.js";
 import { freeBytes } from "../host/free-bytes.js";
 import { HeldFolder } from "../host/held-folder.js";
 import { type Finished, publish, refuseTarget, temporaryPathFor } from "../host/publish.js";
 import { parseHostSecurity } from "../libvirt/capabilities-xml.js";
 import { DomainRun } from "../libvirt/domain-run.js";
+import type { Adaptation } from "../libvirt/fit-to-host.js";
 import { type Libvirt, PATIENCE_MS } from "../libvirt/libvirt.js";
 import { diskOf, type Manifest } from "../repository/manifest.js";
 import type { Repository } from "../repository/repository.js";
@@ -47,6 +48,8 @@ export interface LiveRestoreOptions {
   readonly name?: string | undefined;
   readonly keepIdentity: boolean;
   readonly trusted: boolean;
+  /** Change of the definition what this host has not. */
+  readonly adapt: boolean;
   readonly libvirt: Libvirt;
   /** Only go on with one that was begun. */
   readonly resume: boolean;
@@ -65,6 +68,8 @@ export type LiveEvent =
   | FillEvent
   /** What its network cards are connected to: `network default`. It is told before the guest can run. */
   | { readonly type: "networks"; readonly name: string; readonly networks: readonly string[] }
+  /** What its definition has in the place of what this host has not. It is told before the guest can run. */
+  | { readonly type: "adapted"; readonly name: string; readonly adapted: readonly Adaptation[] }
   /** From now on the guest may run. `seconds` since the call. */
   | {
       readonly type: "live";
@@ -83,6 +88,8 @@ export interface LiveResult {
   readonly point: string;
   /** The disks, and their images. */
   readonly disks: readonly { readonly disk: string; readonly path: string }[];
+  /** What the definition has in the place of what this host has not. */
+  readonly adapted: readonly Adaptation[];
   readonly seconds: number;
 }
 
@@ -138,7 +145,7 @@ async function begin(options: LiveRestoreOptions, folder: HeldFolder, began: num
     ...{ repository, domain, point, libvirt, place: { folder: place }, filesIn: place },
     disks: new Map(images.map(({ disk, path }) => [disk, { kind: "file", path, format: "qcow2" }])),
     ...{ name: options.name, keepIdentity: options.keepIdentity, trusted: options.trusted },
-    ...{ force: options.force, sync: true },
+    ...{ force: options.force, sync: true, adapt: options.adapt, starts: options.start },
   });
   refuseUnfillable(definition.xml, disks);
   const targets = definition.files.map(withTemporary);
@@ -151,6 +158,7 @@ async function begin(options: LiveRestoreOptions, folder: HeldFolder, began: num
     temporaries: [...images, ...targets, xml].map(({ temporary }) => basename(temporary)),
     made: [],
     xml: basename(definition.xmlPath),
+    adapted: [...definition.adapted],
     salvage: options.salvage,
   };
   await using server = await serve(options, place, point.id, state);
@@ -184,6 +192,7 @@ async function begin(options: LiveRestoreOptions, folder: HeldFolder, began: num
   for (const message of warnings) options.onEvent({ type: "warning", message });
   await warnOfRoom(options, point, disks, place);
   options.onEvent({ type: "networks", name, networks: definition.networks });
+  if (state.adapted.length > 0) options.onEvent({ type: "adapted", name, adapted: state.adapted });
   const steady = libvirt.withSignal(undefined);
   const run = new DomainRun(steady, state.domain);
   let isDefined = false;
@@ -224,21 +233,14 @@ async function goOn(
   await using server = await serve(options, folder.realPath, state.point, state);
   void server;
   await noteBeside(options, state, folder.realPath);
-  const steady = libvirt.withSignal(undefined).withPatience(PATIENCE_MS);
-  if (!(await steady.hasDomain(state.domain.uuid))) {
+  if (!isDefined) {
+    await refuseTaken(steady, state.domain);
     const xml = (await folder.read(state.xml, 4 * 1024 * 1024)).toString("utf8");
     await steady.define(state.domain.name, definitionOf(xml, state));
   }
-  const run = new DomainRun(steady, state.domain);
   const isOff = (await run.state()) === "off";
   if (isOff && options.start) await run.start();
   return await fill(options, folder, { ...state, isStarted: !isOff || options.start, began });
-}
-
-/** While it is filled. */
-function definitionOf(xml: string, { disks, salvage }: Pick<LiveState, "disks" | "salvage">): string {
-  const names = disks.map(({ name }) => name);
-  return stopOnErrors(xml, names, salvage ? "report" : "stop").xml;
 }
 
 async function fill(
@@ -262,14 +264,13 @@ async function fill(
 async function finish(
   options: LiveRestoreOptions,
   folder: HeldFolder,
-  state: Pick<LiveState, "domain" | "disks" | "point">,
+  state: Pick<LiveState, "domain" | "disks" | "point" | "adapted">,
   began: number,
 ): Promise<LiveResult> {
   const { name, uuid } = state.domain;
   const steady = options.libvirt.withSignal(undefined).withPatience(PATIENCE_MS);
   const moved = new Set<string>();
   if (await steady.hasDomain(uuid)) {
-    const before = new Map(state.disks.map((disk) => [disk.name, disk.policies]));
     const whole = await new DomainRun(steady, state.domain).wholeDefinition();
     for (const disk of state.disks) {
       const image = join(folder.realPath, disk.file);
@@ -369,36 +370,6 @@ async function warnOfRoom(
   onEvent({ type: "warning", message });
 }
 
-/** Has libvirt forget a domain that does not run, with all that it made for it. @returns whether it has */
-async function isForgotten(run: DomainRun): Promise<boolean> {
-  try {
-    if ((await run.state()) !== "off") return false;
-    await run.forget();
-    return true;
-  } catch (error) {
-    return hasCode(error, "E_NO_SUCH_DOMAIN");
-  }
-}
-
-/** What was prepared took a while: a domain of that name or UUID would be replaced. */
-async function refuseTaken(libvirt: Libvirt, { name, uuid }: LiveState["domain"]): Promise<void> {
-  for (const known of [uuid, name]) {
-    if (!(await libvirt.hasDomain(known))) continue;
-    const message = `a domain ${name} (${known}) was made meanwhile and was not touched: nothing was restored`;
-    throw new PreconditionError("E_DOMAIN_EXISTS", message, { details: { domain: name, uuid } });
-  }
-}
-
 function withTemporary<T extends { readonly path: string }>(file: T): T & { readonly temporary: string } {
   return { ...file, temporary: temporaryPathFor(file.path) };
-}
-
-function notStarted(name: string, cause: unknown): PreconditionError {
-  const message = `${name} could not be started on the restore point, and nothing of it was left: ${messageOf(cause)}. If QEMU was not allowed to connect, AppArmor or SELinux keeps it from the socket beside the disks`;
-  return new PreconditionError("E_LIVE_NOT_STARTED", message, { cause, details: { domain: name } });
-}
-
-function unknown({ domain }: Pick<LiveState, "domain">, folder: string, cause: unknown): PreconditionError {
-  const message = `nobody knows whether ${domain.name} was started, or libvirt does not forget it (${messageOf(cause)}), so everything was left in ${folder}: the same command goes on`;
-  return new PreconditionError("E_LIVE_NOT_STARTED", message, { cause, details: { domain: domain.name } });
 }

@@ -39,6 +39,8 @@ const state = z.object({
   made: z.array(z.object({ name: z.string(), id: z.string() })).default([]),
   /** In the folder of this file: the definition. */
   xml: z.string(),
+  /** What the definition has in the place of what this host has not. */
+  adapted: z.array(z.object({ wanted: z.string(), now: z.string() })).default([]),
   salvage: z.boolean(),
 });
 

@@ -3,10 +3,12 @@ import { randomBytes } from "node:crypto";
 import { chmod, mkdir } from "node:fs/promises";
 import { join } from "node:path";
 import { type DamageError, hasCode, messageOf, PreconditionError } from "../base/errors.js";
+import { domainWord } from "../base/shell-word.js";
 import { HeldFolder } from "../host/held-folder.js";
 import { temporaryPathFor } from "../host/publish.js";
 import { parseHostSecurity } from "../libvirt/capabilities-xml.js";
 import { DomainRun } from "../libvirt/domain-run.js";
+import type { Adaptation } from "../libvirt/fit-to-host.js";
 import type { Libvirt } from "../libvirt/libvirt.js";
 import type { Manifest } from "../repository/manifest.js";
 import { type RehearsalRecord, recordRehearsal } from "../repository/rehearsal-record.js";
@@ -30,6 +32,8 @@ export interface RehearsalOptions extends Omit<RehearsalLimits, "serialLog"> {
   /** Where the folder of the rehearsal is made: QEMU's user has to get through it. */
   readonly place: string;
   readonly trusted: boolean;
+  /** Change of the definition what this host has not. */
+  readonly adapt: boolean;
   /** Gets a picture of the guest's screen, `image/png` or `image/x-portable-pixmap`. */
   readonly onPicture?:
     | ((picture: { readonly type: string; readonly bytes: Buffer }) => Promise<void>)
@@ -42,6 +46,8 @@ export interface RehearsalOptions extends Omit<RehearsalLimits, "serialLog"> {
 
 export interface Rehearsal extends RehearsalRecord {
   readonly point: string;
+  /** What its definition had in the place of what this host has not. */
+  readonly adapted: readonly Adaptation[];
   /** The last lines that the guest said on its serial line. */
   readonly said: readonly string[];
 }
@@ -66,6 +72,7 @@ export async function rehearse(options: RehearsalOptions): Promise<Rehearsal> {
   await using above = await HeldFolder.open(options.place);
   await refuseChangeable(above.realPath);
   await clearLeftRehearsals(steady, options.place);
+  await refuseNetwork(options);
   const name = `nbdpull-rehearsal-${randomBytes(6).toString("hex")}`;
   const place = join(above.realPath, name);
   await mkdir(place);
@@ -75,7 +82,7 @@ export async function rehearse(options: RehearsalOptions): Promise<Rehearsal> {
     await using folder = await HeldFolder.open(place);
     await noteOwner(folder);
     const found = await run(options, { name, folder, place, left });
-    const { said: _said, point: _point, ...record } = found;
+    const { said: _said, point: _point, adapted: _adapted, ...record } = found;
     try {
       await using its = await repository.holdPoint(domain, point.id);
       await recordRehearsal(its, record);
@@ -93,6 +100,22 @@ export async function rehearse(options: RehearsalOptions): Promise<Rehearsal> {
       });
     }
   }
+}
+
+/**
+ * No other network takes the place of the one that was named, which may be there to keep guests apart.
+ * @throws {PreconditionError} `E_REHEARSAL`
+ */
+async function refuseNetwork({ libvirt, network }: RehearsalOptions): Promise<void> {
+  if (network === undefined) return;
+  const state = await libvirt.network(network);
+  if (state === "on") return;
+  const what =
+    state === "off"
+      ? `is off: virsh net-start ${domainWord(network)}`
+      : "is not known to libvirt: `virsh net-list --all` names those that are";
+  const message = `the network ${network}, which the guests' cards are to be connected to, ${what}. Nothing was started`;
+  throw new PreconditionError("E_REHEARSAL", message, { details: { network } });
 }
 
 async function run(
@@ -115,17 +138,19 @@ async function run(
     const path = join(place, `${disk.name}.qcow2`);
     return { disk: disk.name, path, temporary: temporaryPathFor(path) };
   });
+  const serialLog = sign.kind === "serial" ? join(place, SERIAL_LOG) : undefined;
   const definition = await RestoredDefinition.prepare({
     ...{ repository, domain, point, libvirt, name, place: { folder: place }, filesIn: place },
     disks: new Map(disks.map(({ disk, path }) => [disk, { kind: "file", path, format: "qcow2" }])),
     ...{ trusted: options.trusted, boxed: true, force: false, sync: false },
+    ...{ adapt: options.adapt, starts: true },
+    adjust: (xml) => boxedDefinition(xml, { ...options, serialLog }),
   });
   if (sign.kind === "agent" && !definition.xml.includes("org.qemu.guest_agent.0")) {
     const message = `${point.domain.name} had no channel to a guest agent at ${point.id}, so none can answer: wait for what it says on its serial line with --expect serial:PATTERN`;
     throw new PreconditionError("E_REHEARSAL", message, { details: { domain, point: point.id } });
   }
-  const serialLog = sign.kind === "serial" ? join(place, SERIAL_LOG) : undefined;
-  const xml = boxedDefinition(definition.xml, { ...options, serialLog });
+  const { xml, adapted } = definition;
   const { qemuUser } = parseHostSecurity(await libvirt.capabilities());
   await using server = await serveToQemu({
     ...{ repository, domain, at: point.id, signal, place, qemuUser, onDamage, onTrouble: onWarning },

@@ -15,8 +15,9 @@ import { NewFiles } from "../host/new-files.js";
 import { publish, refuseTarget, temporaryPathFor } from "../host/publish.js";
 import { parseEmulators } from "../libvirt/capabilities-xml.js";
 import { parseDomain } from "../libvirt/domain-xml.js";
+import { type Adaptation, fitToHost } from "../libvirt/fit-to-host.js";
 import type { Libvirt } from "../libvirt/libvirt.js";
-import { type RestoredPlace, restoredDomain } from "../libvirt/restored-domain.js";
+import { networksOf, type RestoredPlace, renamed, restoredDomain } from "../libvirt/restored-domain.js";
 import { tryDefinition } from "../libvirt/try-definition.js";
 import { bootFilesOf, damageOf } from "../repository/kept-files.js";
 import type { KeptFile, Manifest } from "../repository/manifest.js";
@@ -48,6 +49,12 @@ export interface RestoredDefinitionOptions {
   readonly trusted?: boolean | undefined;
   /** @internal It is only to see whether it comes up: `trusted` is then about its emulator and firmware only. Default: false. */
   readonly boxed?: boolean | undefined;
+  /** Change what this host has not, such as a machine type; otherwise it is refused. Default: false. */
+  readonly adapt?: boolean | undefined;
+  /** It is started at once. Default: false. */
+  readonly starts?: boolean | undefined;
+  /** @internal The last change to it, before it is compared with what the host has. */
+  readonly adjust?: ((xml: string) => string) | undefined;
   /** Replace a file that exists at the XML's path. */
   readonly force: boolean;
   /** Flush the XML to stable storage. */
@@ -73,11 +80,16 @@ export class RestoredDefinition {
   readonly warnings: readonly string[];
   /** What its network cards are connected to: `network default`, `bridge br0`. */
   readonly networks: readonly string[];
+  /** What was changed in it because the host has not what it wanted. */
+  readonly adapted: readonly Adaptation[];
   readonly #xml: string;
   readonly #options: RestoredDefinitionOptions;
 
   private constructor(
-    facts: Pick<RestoredDefinition, "name" | "uuid" | "xmlPath" | "files" | "warnings" | "networks">,
+    facts: Pick<
+      RestoredDefinition,
+      "name" | "uuid" | "xmlPath" | "files" | "warnings" | "networks" | "adapted"
+    >,
     xml: string,
     options: RestoredDefinitionOptions,
   ) {
@@ -87,6 +99,7 @@ export class RestoredDefinition {
     this.files = facts.files;
     this.warnings = facts.warnings;
     this.networks = facts.networks;
+    this.adapted = facts.adapted;
     this.#xml = xml;
     this.#options = options;
   }
@@ -97,7 +110,7 @@ export class RestoredDefinition {
    *   has that name; `E_TARGET_IN_USE`: a QEMU has the XML's file open for writing;
    *   `E_STRANGERS`: others can write to the repository, and this is root;
    *   `E_UNTRUSTED_DEFINITION`: it is no virtual machine, and not trusted; `E_DEFINITION_REFUSED`: libvirt
-   *   doesn't take it
+   *   doesn't take it; `E_HOST_LACKS`: it wants what the host has not
    * @throws {UsageError} the name is invalid; the XML's file or that of a serial line exists; the XML's lies in
    *   the repository, or is a disk's
    * @throws {DamageError} the stored definition is not what was stored
@@ -135,11 +148,19 @@ export class RestoredDefinition {
     const made = restoredDomain(stored, name, { ...parts, keepsIdentity: keepIdentity });
     // libvirt appends to a file that is there, and replaces a socket.
     if (!options.force) for (const path of made.lines) await refuseTarget(path, false);
-    const trial = `nbdpull-trial-${randomUUID().slice(0, 8)}`;
-    const left =
-      libvirt && (await tryOut(libvirt, name, { ...restoredDomain(stored, trial, parts), name: trial }));
+    const own = new Set([...[...disks.values()].map(({ path }) => path), ...moved.values()]);
+    const adjusted = options.adjust?.(made.xml) ?? made.xml;
+    const { adapt = false, starts = false } = options;
+    const fit = await (libvirt && fitToHost(adjusted, { libvirt, name, own, starts, adapt }));
+    const { xml, adapted } = fit ?? { xml: adjusted, adapted: [] };
+    const left = await (libvirt && tryOut(libvirt, name, xml));
     const warnings = left === undefined ? made.warnings : [...made.warnings, left];
-    return new RestoredDefinition({ ...made, warnings, name, xmlPath, files }, made.xml, options);
+    const networks = networksOf(xml);
+    return new RestoredDefinition(
+      { ...made, warnings, networks, adapted, name, xmlPath, files },
+      xml,
+      options,
+    );
   }
 
   /** As it is written, and defined. */
@@ -201,13 +222,10 @@ async function refuseOld(
  * @returns a warning
  * @throws {PreconditionError} `E_DEFINITION_REFUSED`
  */
-async function tryOut(
-  libvirt: Libvirt,
-  name: string,
-  trial: { readonly name: string; readonly uuid: string; readonly xml: string },
-): Promise<string | undefined> {
+async function tryOut(libvirt: Libvirt, name: string, xml: string): Promise<string | undefined> {
+  const trial = { name: `nbdpull-trial-${randomUUID().slice(0, 8)}`, uuid: randomUUID() };
   try {
-    return await tryDefinition(libvirt, trial);
+    return await tryDefinition(libvirt, { ...trial, xml: renamed(xml, trial) });
   } catch (cause) {
     if (!hasCode(cause, "E_LIBVIRT_REFUSED")) throw cause;
     const message = `libvirt would not take the definition of ${name}: ${messageOf(cause)}. Nothing was restored. Use --xml FILE instead of --define, mend that file, then \`virsh define\` it`;

@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { restoredDomain } from "../../../src/backup/libvirt/restored-domain.js";
+import { networksOf, restoredDomain } from "../../../src/backup/libvirt/restored-domain.js";
 import {
   definition,
   EMULATOR,
@@ -49,9 +49,9 @@ describe("a definition from a repository", () => {
       ["/boot/i", "/r/initrd"],
     ]);
     const xml = definition(USUAL, USUAL_AROUND);
-    const { warnings, networks, xml: made } = restored(xml, files, new Set([EMULATOR]));
+    const { warnings, xml: made } = restored(xml, files, new Set([EMULATOR]));
     expect(warnings).toEqual([expect.stringContaining("TPM begins empty")]);
-    expect(networks).toEqual(["bridge br0", "network default"]);
+    expect(networksOf(made)).toEqual(["bridge br0", "network default"]);
     const trusted = restoredDomain(xml, "web2", {
       disks: new Map([["vda", VDA]]),
       files,
@@ -68,8 +68,8 @@ describe("a definition from a repository", () => {
   });
 
   it("is said to reach the host's own services if it has a card of QEMU's user network", () => {
-    const { networks } = restored(definition("<interface type='user'/>"));
-    expect(networks).toEqual([expect.stringContaining("loopback")]);
+    const { xml } = restored(definition("<interface type='user'/>"));
+    expect(networksOf(xml)).toEqual([expect.stringContaining("loopback")]);
   });
 
   it("says nothing of what only belonged to the old domain's run", () => {

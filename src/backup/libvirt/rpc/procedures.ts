@@ -33,6 +33,12 @@ export interface WireCheckpoint {
   readonly domain: WireDomain;
 }
 
+/** `remote_nonnull_network`. */
+interface WireNetwork {
+  readonly name: string;
+  readonly uuid: string;
+}
+
 /** `remote_nonnull_storage_pool`. */
 interface WirePool {
   readonly name: string;
@@ -45,6 +51,9 @@ interface WireVolume {
   readonly name: string;
   readonly key: string;
 }
+
+/** VIR_CONNECT_COMPARE_CPU_FAIL_INCOMPATIBLE. */
+const FAIL_INCOMPATIBLE = 1;
 
 export const CONNECT_OPEN: Procedure<{ readonly uri: string }, void> = {
   number: 1,
@@ -108,6 +117,13 @@ export const CONNECT_SUPPORTS_FEATURE = ask(
   (answer) => answer.int() === 1,
 );
 
+export const NETWORK_LOOKUP_BY_NAME = ask(
+  46,
+  "NETWORK_LOOKUP_BY_NAME",
+  (out, name: string) => out.string(name),
+  (answer): WireNetwork => ({ name: answer.string(), uuid: uuidText(answer.fixed(16)) }),
+);
+
 export const STORAGE_POOL_LOOKUP_BY_NAME = ask(
   84,
   "STORAGE_POOL_LOOKUP_BY_NAME",
@@ -138,6 +154,13 @@ export const STORAGE_VOL_GET_PATH = ask(100, "STORAGE_VOL_GET_PATH", writeVolume
 export const AUTH_LIST = ask(66, "AUTH_LIST", noArguments, (answer) => answer.list(() => answer.int()));
 
 export const AUTH_POLKIT = ask(70, "AUTH_POLKIT", noArguments, (answer) => answer.int() === 1);
+
+export const NETWORK_IS_ACTIVE = ask(
+  152,
+  "NETWORK_IS_ACTIVE",
+  (out, { name, uuid }: WireNetwork) => out.string(name).fixed(uuidBytes(uuid)),
+  (answer) => answer.int() === 1,
+);
 
 /** Of libvirt: 9000000 is 9.0.0. */
 export const CONNECT_GET_LIB_VERSION = ask(157, "CONNECT_GET_LIB_VERSION", noArguments, (answer) =>
@@ -367,6 +390,30 @@ export const DOMAIN_SET_BLOCK_THRESHOLD = act(
   (out, args: { readonly domain: WireDomain; readonly device: string; readonly bytes: number }) =>
     writeDomain(out, args.domain).string(args.device).size(args.bytes).int(0),
   nothing,
+);
+
+/** `cpu`: its `<cpu>` element. Refused with what is missing, if the host can't run it. */
+export const CONNECT_COMPARE_HYPERVISOR_CPU = ask(
+  393,
+  "CONNECT_COMPARE_HYPERVISOR_CPU",
+  (
+    out,
+    wanted: {
+      readonly emulator?: string | undefined;
+      readonly arch?: string | undefined;
+      readonly machine?: string | undefined;
+      readonly type?: string | undefined;
+      readonly cpu: string;
+    },
+  ) =>
+    out
+      .optionalString(wanted.emulator)
+      .optionalString(wanted.arch)
+      .optionalString(wanted.machine)
+      .optionalString(wanted.type)
+      .string(wanted.cpu)
+      .int(FAIL_INCOMPATIBLE),
+  (answer) => answer.int(),
 );
 
 /** `flags`: virDomainCheckpointCreateFlags. */

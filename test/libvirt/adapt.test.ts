@@ -1,0 +1,166 @@
+import { createHash } from "node:crypto";
+import { chmod, mkdir, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { execa } from "execa";
+import { afterAll, beforeAll, expect, it } from "vitest";
+import { describeWithLibvirt, Lab, virsh } from "../support/libvirt-lab.js";
+import { nbdpull } from "../support/nbdpull.js";
+import { readingGuest } from "../support/reading-guest.js";
+
+const MiB = 1024 * 1024;
+/** What no host has, and what stands in for it where nothing has it. */
+const WANTED = {
+  "machine type pc-q35-99.0": /^machine type pc-q35-\d/,
+  "CPU model nbdpull-none": /^CPU mode (host-model|maximum)$/,
+  "firmware /usr/share/OVMF/nbdpull-none.fd": /BIOS/,
+  "network nbdpull-none": /^a network card without a cable|^network default/,
+  "bridge nbdpull-br": /^a network card without a cable|^network default/,
+  "/usr/share/qemu/nbdpull-none.iso, which sdz is on": /^an empty drive/,
+  "volume none.iso of storage pool nbdpull-none, which sdy is on": /^an empty drive/,
+};
+const NAMES = Object.keys(WANTED);
+
+let lab: Lab;
+let folder: string;
+let repo: string;
+const names: string[] = [];
+
+/** Changes the definition in the only point, as if it came from another host. */
+async function changeStoredXml(change: (xml: string) => string): Promise<void> {
+  const [point = ""] = (await readdir(join(repo, lab.domain))).filter((entry) => /^\d/.test(entry));
+  const place = join(repo, lab.domain, point);
+  const xml = change(await readFile(join(place, "domain.xml"), "utf8"));
+  await writeFile(join(place, "domain.xml"), xml);
+  const manifest = JSON.parse(await readFile(join(place, "point.json"), "utf8")) as {
+    files: Record<string, unknown>[];
+  };
+  const sha256 = createHash("sha256").update(xml).digest("hex");
+  const files = manifest.files.map((file) =>
+    file["role"] === "definition" ? { ...file, length: Buffer.byteLength(xml), sha256 } : file,
+  );
+  await writeFile(join(place, "point.json"), JSON.stringify({ ...manifest, files }));
+}
+
+await describeWithLibvirt("a machine that comes from another host", () => {
+  beforeAll(async () => {
+    lab = await Lab.start({ sizes: { vda: MiB, vdb: MiB } });
+    folder = await mkdtemp(join(tmpdir(), "nbdpull-adapt-"));
+    await chmod(folder, 0o755);
+    repo = join(folder, "repo");
+    await lab.powerOff();
+    const sector = join(folder, "sector");
+    await writeFile(sector, readingGuest());
+    await execa("qemu-io", ["-f", "qcow2", "-c", `write -s ${sector} 0 512`, lab.image("vda")]);
+    await lab.redefine((xml) => xml.replace("<boot dev='network'/>", "<boot dev='hd'/>"));
+    const ran = await nbdpull("backup", lab.domain, "--to", repo, "--json");
+    expect(ran.stderr).toBe("");
+    const drive = (target: string, type: string, source: string): string =>
+      `<disk type='${type}' device='cdrom'><driver name='qemu' type='raw'/><source ${source}/><target dev='${target}' bus='sata'/><readonly/></disk>`;
+    const card = (type: string, name: string): string =>
+      `<interface type='${type}'><source ${type}='${name}'/><model type='virtio'/></interface>`;
+    await changeStoredXml((xml) =>
+      xml
+        .replace(/machine='[^']*'/, "machine='pc-q35-99.0'")
+        .replace("<boot ", "<loader type='rom'>/usr/share/OVMF/nbdpull-none.fd</loader><boot ")
+        .replace(/<cpu .*?<\/cpu>/s, "")
+        .replace("<devices>", "<cpu mode='custom' match='exact'><model>nbdpull-none</model></cpu><devices>")
+        .replace(
+          "</devices>",
+          `${card("network", "nbdpull-none")}${card("bridge", "nbdpull-br")}${drive("sdz", "file", "file='/usr/share/qemu/nbdpull-none.iso'")}${drive("sdy", "volume", "pool='nbdpull-none' volume='none.iso'")}</devices>`,
+        ),
+    );
+  });
+  afterAll(async () => {
+    for (const name of names) {
+      await virsh("destroy", name).catch(() => undefined);
+      await virsh("undefine", name).catch(() => undefined);
+      await rm(`/var/log/libvirt/qemu/${name}.log`, { force: true });
+    }
+    await lab[Symbol.asyncDispose]();
+    await rm(folder, { recursive: true, force: true });
+  });
+
+  const restoring = (suffix: string, ...more: readonly string[]): { name: string; args: string[] } => {
+    const name = `${lab.domain}-${suffix}`;
+    names.push(name);
+    const to = ["--to", join(folder, name), `--define=${name}`, "--trust-definition"];
+    return { name, args: ["restore", repo, lab.domain, "--json", ...to, ...more] };
+  };
+  const state = async (name: string): Promise<string> =>
+    (await virsh("domstate", "--reason", name).catch(() => "unknown")).trim();
+  const wantedIn = (lacks: unknown): string[] => (lacks as { wanted: string }[]).map(({ wanted }) => wanted);
+
+  function expectAdapted(adapted: unknown): void {
+    expect(wantedIn(adapted).toSorted()).toEqual(NAMES.toSorted());
+    for (const { wanted, now } of adapted as { wanted: keyof typeof WANTED; now: string }[]) {
+      expect(now).toMatch(WANTED[wanted]);
+    }
+  }
+
+  it.each([["plain"], ["live", "--live"]])(
+    "is refused with all that this host lacks, and nothing is left (%s)",
+    async (suffix, ...more) => {
+      const { name, args } = restoring(`no${suffix}`, ...more);
+      const ran = await nbdpull(...args);
+      expect([ran.code, ran.json()]).toMatchObject([4, { error: { code: "E_HOST_LACKS", domain: name } }]);
+      const { error } = ran.json() as { error: { message: string; lacks: unknown } };
+      expect(wantedIn(error.lacks).toSorted()).toEqual(NAMES.toSorted());
+      for (const wanted of NAMES) expect(error.message).toContain(wanted);
+      expect(error.message).toContain("--adapt");
+      expect(await readdir(folder)).not.toContain(name);
+      expect(await virsh("list", "--all", "--name")).not.toContain(name);
+    },
+  );
+
+  it("is restored with --adapt, which tells each change, and starts", async () => {
+    const plain = restoring("plain", "--adapt");
+    const ran = await nbdpull(...plain.args);
+    expect(ran.code).toBe(0);
+    const { definition } = ran.json() as { definition: { adapted: unknown } };
+    expectAdapted(definition.adapted);
+    await virsh("start", plain.name);
+    expect(await state(plain.name)).toBe("running (booted)");
+    // The guest still has its two cards and drives.
+    const xml = await virsh("dumpxml", plain.name);
+    expect(xml.match(/<interface /g)).toHaveLength(2);
+    expect(xml.match(/device='cdrom'/g)).toHaveLength(2);
+    await virsh("destroy", plain.name);
+
+    const live = restoring("adapted", "--live", "--adapt");
+    const lived = await nbdpull(...live.args);
+    expect(lived.code).toBe(0);
+    expectAdapted((lived.json() as { live: { adapted: unknown } }).live.adapted);
+    expect(lived.stderr).toMatch(
+      /adapted to this host: machine type pc-q35-[\d.]+ instead of machine type pc-q35-99\.0/,
+    );
+    expect(await state(live.name)).toBe("running (booted)");
+    await virsh("destroy", live.name);
+  });
+
+  it("is rehearsed with --adapt, and refused without", async () => {
+    const work = join(folder, "work");
+    await mkdir(work);
+    const args = ["rehearse", repo, lab.domain, "--work", work, "--expect", "serial:\\.", "--json"];
+    const refused = await nbdpull(...args);
+    expect([refused.code, refused.json()]).toMatchObject([4, { error: { code: "E_HOST_LACKS" } }]);
+    // It has no network cards in its box, and drives of an untrusted definition are empty.
+    const inBox = NAMES.filter((wanted) => /machine|CPU|firmware/.test(wanted));
+    const up = await nbdpull(...args, "--adapt");
+    expect([up.code, up.json()]).toMatchObject([0, [{ cameUp: true }]]);
+    const [{ adapted } = { adapted: [] }] = up.json() as { adapted: unknown }[];
+    expect(wantedIn(adapted).toSorted()).toEqual(inBox.toSorted());
+    expect(await readdir(work)).toEqual([]);
+  });
+
+  it("is refused with --adapt too where nothing can stand in, which is named", async () => {
+    await changeStoredXml((xml) => xml.replace("pc-q35-99.0", "nbdpull-machine"));
+    const { name, args } = restoring("hopeless", "--adapt");
+    const ran = await nbdpull(...args);
+    expect([ran.code, ran.json()]).toMatchObject([4, { error: { code: "E_HOST_LACKS" } }]);
+    expect(ran.stderr).toMatch(/nothing to put in the place of: machine type nbdpull-machine\..*--xml FILE/);
+    expect(await readdir(folder)).not.toContain(name);
+    const odd = await nbdpull("restore", repo, lab.domain, "--to", join(folder, "x"), "--adapt");
+    expect([odd.code, odd.stderr]).toEqual([2, expect.stringContaining("--define")]);
+  });
+});
