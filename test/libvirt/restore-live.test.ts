@@ -135,6 +135,23 @@ await describeWithLibvirt("a guest that runs from a point", () => {
     const atLast = [`${name}.xml`, "vda.qcow2", "vdb.qcow2"];
     expect((await readdir(join(folder, name))).sort()).toEqual(atLast);
 
+    // A domain of that UUID that is another one: nothing of it is changed.
+    await writeFile(stateFile, JSON.stringify(left));
+    const own = await virsh("dumpxml", "--inactive", name);
+    await virsh("destroy", name);
+    const moved = join(folder, name, "moved.xml");
+    await writeFile(moved, own.replace(`${join(folder, name)}/vdb.qcow2`, "/nbdpull-none.qcow2"));
+    await virsh("define", moved);
+    const strange = await nbdpull(...args(name, point, "--resume"));
+    expect([strange.code, strange.json()]).toMatchObject([
+      4,
+      { error: { code: "E_LIVE_STATE", disk: "vdb" } },
+    ]);
+    expect(await virsh("dumpxml", "--inactive", name)).toContain("/nbdpull-none.qcow2");
+    await writeFile(moved, own);
+    await virsh("define", moved);
+    await rm(moved);
+
     // As if it had been killed just before its end, and the point pruned since.
     await writeFile(stateFile, JSON.stringify({ ...left, point: "20200101T000000Z-0000" }));
     const again = await nbdpull(...args(name, point, "--resume"));

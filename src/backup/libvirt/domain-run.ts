@@ -86,14 +86,26 @@ export class DomainRun {
     return await this.#libvirt.ask(remote.DOMAIN_GET_BLOCK_JOB_INFO, this.#domain, { path: disk });
   }
 
-  /** Whether a disk of the running domain is based on nothing. @returns undefined if it is off */
-  async standsAlone(disk: string): Promise<boolean | undefined> {
+  /**
+   * Whether a disk of the running domain is based on nothing: as its definition says, and as QEMU does, by the images
+   * that it has open for it. One that is on another image by now (somebody has copied it, or made a snapshot) is if
+   * none of its images is on the NBD server at `socket`.
+   * @returns undefined if the domain is off
+   */
+  async standsAlone(
+    disk: string,
+    { image, socket }: { readonly image: string; readonly socket: string },
+  ): Promise<boolean | undefined> {
     const domain = parseTree(await this.#libvirt.domainXml(this.#domain), "domain");
     if (domain.attribute("id") === undefined) return undefined;
-    const isDisk = (each: XmlElement): boolean => each.first("target")?.attributeText("dev") === disk;
-    const found = domain.all("devices", "disk").find(isDisk);
-    // libvirt puts an empty element where nothing follows.
-    return found !== undefined && found.first("backingStore", "source") === undefined;
+    const [own, ...below] = chainOf(domain, disk);
+    if (own === undefined) return false;
+    if (own.attributeText("file") !== image) {
+      return ![own, ...below].some((source) => source.first("host")?.attributeText("socket") === socket);
+    }
+    if (below.length > 0) return false;
+    const open = (await this.#libvirt.imageSizes(this.#domain)).filter(({ target }) => target === disk);
+    return open.length <= 1;
   }
 
   /**
@@ -104,6 +116,19 @@ export class DomainRun {
     const { stop } = await this.#libvirt.listen(this.#domain, [EVENT.lifecycle, EVENT.blockJob], wake);
     return { [Symbol.asyncDispose]: stop };
   }
+}
+
+/** The sources of a disk and of what it is based on, the disk's own first; none: there is no such disk. */
+export function chainOf(domain: XmlElement, disk: string): XmlElement[] {
+  const isDisk = (each: XmlElement): boolean => each.first("target")?.attributeText("dev") === disk;
+  const chain: XmlElement[] = [];
+  let layer = domain.all("devices", "disk").find(isDisk);
+  while (layer) {
+    const source = layer.first("source");
+    if (source) chain.push(source);
+    layer = layer.first("backingStore");
+  }
+  return chain;
 }
 
 /** Whether an error says that the domain is off, or that libvirt has forgotten it. */

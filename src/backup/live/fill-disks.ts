@@ -16,7 +16,10 @@ export type FillEvent =
 export interface FillOptions {
   readonly run: DomainRun;
   readonly name: string;
-  readonly disks: readonly string[];
+  /** The disks, and the path of the image of each. */
+  readonly disks: readonly { readonly disk: string; readonly image: string }[];
+  /** Where the exports are served that the images are based on. */
+  readonly socket: string;
   /** Bytes per second; undefined: no limit. */
   readonly rate: number | undefined;
   readonly signal: AbortSignal | undefined;
@@ -101,6 +104,7 @@ class Filling {
   readonly #options: FillOptions;
   /** The disks that are not filled yet. */
   readonly #left: Map<string, Attempts>;
+  readonly #images: ReadonlyMap<string, string>;
   readonly #resumes = new Attempts();
   readonly #told = new Set<string>();
   #letGoOnAt = 0;
@@ -109,7 +113,8 @@ class Filling {
 
   constructor(options: FillOptions) {
     this.#options = options;
-    this.#left = new Map(options.disks.map((disk) => [disk, new Attempts()]));
+    this.#left = new Map(options.disks.map(({ disk }) => [disk, new Attempts()]));
+    this.#images = new Map(options.disks.map(({ disk, image }) => [disk, image]));
   }
 
   /** @returns whether all disks are filled */
@@ -128,7 +133,8 @@ class Filling {
       this.#saidStopped = false;
     }
     for (const disk of [...this.#left.keys()]) {
-      const isAlone = await run.standsAlone(disk);
+      const image = this.#images.get(disk) ?? "";
+      const isAlone = await run.standsAlone(disk, { image, socket: this.#options.socket });
       if (isAlone === undefined) return false;
       if (!isAlone) {
         if (await this.#isBusy(disk)) return false;

@@ -29,11 +29,20 @@ import { forgetBeside, noteBeside } from "./beside-point.js";
 import { stopOnErrors, withPolicies } from "./error-policies.js";
 import { type FillEvent, fillDisks } from "./fill-disks.js";
 import { fileOf, openDisplays, refuseUnfillable } from "./live-definition.js";
+import {
+  definitionOf,
+  isForgotten,
+  notStarted,
+  proveOurs,
+  refuseTaken,
+  refuseUnfit,
+  unknown,
+} from "./live-domain.js";
 import { lockLive } from "./live-lock.js";
 import { refuseChangeable } from "./live-place.js";
-import { serveToQemu } from "./live-server.js";
+import { SOCKET, serveToQemu } from "./live-server.js";
 import { type LiveState, readLiveState, removeLiveState, STATE, writeLiveState } from "./live-state.js";
-import { flushFilled, identify, isFilled, removeMade } from "./made-files.js";
+import { flushFilled, identify, isFilled, proveImages, removeMade } from "./made-files.js";
 import { makeOverlays } from "./overlays.js";
 
 export interface LiveRestoreOptions {
@@ -92,9 +101,6 @@ export interface LiveResult {
   readonly adapted: readonly Adaptation[];
   readonly seconds: number;
 }
-
-/** The first ones known to follow an image's header to an NBD server, and to keep block jobs by nodes. */
-const OLDEST = { libvirt: [6, 0], hypervisor: [4, 2] } as const;
 
 /**
  * Has a domain run from a point at once, and fills its disks meanwhile. Resolves when they need nobody any more. If it
@@ -228,6 +234,11 @@ async function goOn(
     throw new PreconditionError("E_LIVE_STATE", message, { details: { folder: folder.path } });
   }
   const filled = await Promise.all(state.disks.map(({ file }) => isFilled(folder, file)));
+  await proveImages(folder, state, join(folder.realPath, SOCKET));
+  const steady = libvirt.withSignal(undefined).withPatience(PATIENCE_MS);
+  const isDefined = await steady.hasDomain(state.domain.uuid);
+  const run = new DomainRun(steady, state.domain);
+  if (isDefined) await proveOurs(run, folder, state);
   // It was killed just before its end, and the point may be gone since.
   if (filled.every(Boolean)) return await finish(options, folder, state, began);
   await using server = await serve(options, folder.realPath, state.point, state);
@@ -256,7 +267,9 @@ async function fill(
   const seconds = (performance.now() - state.began) / 1000;
   onEvent({ type: "live", name, point: state.point, isStarted: state.isStarted, seconds });
   const run = new DomainRun(libvirt, state.domain);
-  await fillDisks({ run, name, disks: state.disks.map((disk) => disk.name), rate, signal, onEvent });
+  const disks = state.disks.map((disk) => ({ disk: disk.name, image: join(folder.realPath, disk.file) }));
+  const socket = join(folder.realPath, SOCKET);
+  await fillDisks({ run, name, disks, socket, rate, signal, onEvent });
   return await finish(options, folder, state, state.began);
 }
 
@@ -278,36 +291,17 @@ async function finish(
       moved.add(disk.name);
       options.onEvent({ type: "warning", message: `${disk.name} of ${name} is not on ${image} any more` });
     }
-    await steady.define(name, withPolicies(whole, before));
+    // What is on another image is somebody else's.
+    const ours = state.disks.filter((disk) => !moved.has(disk.name));
+    const before = new Map(ours.map((disk) => [disk.name, disk.policies]));
+    if (ours.length > 0) await steady.define(name, withPolicies(whole, before));
   }
   for (const disk of state.disks) if (!moved.has(disk.name)) await flushFilled(folder, disk.file);
   await forgetBeside(options, state);
   await removeLiveState(folder);
   const disks = state.disks.map((disk) => ({ disk: disk.name, path: join(folder.path, disk.file) }));
-  return { name, uuid, point: state.point, disks, seconds: (performance.now() - began) / 1000 };
-}
-
-/** @throws {PreconditionError} `E_LIVE_UNSUPPORTED` */
-async function refuseUnfit(libvirt: Libvirt): Promise<void> {
-  const refusal = (why: string): PreconditionError =>
-    new PreconditionError(
-      "E_LIVE_UNSUPPORTED",
-      `a guest can't run from a restore point there: ${why}. Nothing was changed. Restore without --live`,
-    );
-  const host = await libvirt.remoteHost();
-  if (host !== undefined) {
-    throw refusal(
-      `libvirt is on ${host}, and QEMU reads the point through a socket of this host. Run nbdpull on ${host}`,
-    );
-  }
-  const versions = await libvirt.versions();
-  for (const part of ["libvirt", "hypervisor"] as const) {
-    const [major = 0, minor = 0] = versions[part].split(".").map(Number);
-    const [least, leastMinor] = OLDEST[part];
-    if (major > least || (major === least && minor >= leastMinor)) continue;
-    const what = part === "libvirt" ? "libvirt" : "QEMU";
-    throw refusal(`${what} is ${versions[part]}, and ${least}.${leastMinor} is the first that can`);
-  }
+  const { point, adapted } = state;
+  return { name, uuid, point, disks, adapted, seconds: (performance.now() - began) / 1000 };
 }
 
 /** @throws {PreconditionError} `E_LIVE_STATE`: another live restore was begun in the folder, or in another place */

@@ -4,7 +4,7 @@ import type { QemuUser } from "../libvirt/domain-xml.js";
 import { type PointServer, type ServeOptions, servePoint } from "../serve/serve.js";
 
 /** Beside the disks. Its path is written in the images, so a later run listens there again. */
-const SOCKET = ".nbdpull-live.sock";
+export const SOCKET = ".nbdpull-live.sock";
 
 interface LiveServerOptions extends Omit<ServeOptions, "address"> {
   /** Where the socket is made. */

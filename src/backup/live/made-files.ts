@@ -35,9 +35,63 @@ async function identityOf(folder: HeldFolder, name: string): Promise<string | un
   return found && `${found.dev}:${found.ino}`;
 }
 
-const HEADER_BYTES = 16;
+const HEADER_BYTES = 20;
 const MAGIC = 0x514649fb;
 const BACKING_OFFSET = 8;
+const BACKING_LENGTH = 16;
+/** Of the name of a backing file, as qcow2 limits it. */
+const MOST_NAME = 1023;
+
+/**
+ * Makes sure that the images in a folder are those that a live restore made there, and are based on nothing else.
+ * @param socket where their exports are served: a part of the backing files' names
+ * @throws {PreconditionError} `E_LIVE_STATE`: one is another file, is no qcow2 image, or is based on something else
+ */
+export async function proveImages(
+  folder: HeldFolder,
+  { disks, made, domain }: Pick<LiveState, "disks" | "made" | "domain">,
+  socket: string,
+): Promise<void> {
+  for (const { file } of disks) {
+    const refusal = (why: string): PreconditionError => {
+      const path = `${folder.path}/${file}`;
+      const message = `${path} ${why}, so it is not what the live restore of ${domain.name} made there: nothing was changed. Put the image back that it made, or begin again in another folder`;
+      return new PreconditionError("E_LIVE_STATE", message, { details: { path } });
+    };
+    const known = made.find(({ name }) => name === file);
+    // The number of the device may be another one after the host was restarted.
+    const found = await identityOf(folder, file);
+    if (known && inodeIn(known.id) !== inodeIn(found)) throw refusal("is another file");
+    const backing = await backingOf(folder, file);
+    if (backing === undefined) throw refusal("is no qcow2 image");
+    if (
+      backing !== "" &&
+      !backing.includes(encodeURI(socket)) &&
+      !backing.includes(encodeURIComponent(socket))
+    ) {
+      throw refusal(`is based on ${backing}`);
+    }
+  }
+}
+
+function inodeIn(id: string | undefined): string | undefined {
+  return id?.slice(id.indexOf(":") + 1);
+}
+
+/** @returns the name of an image's backing file, empty if it has none; undefined: it is no qcow2 image */
+async function backingOf(folder: HeldFolder, name: string): Promise<string | undefined> {
+  await using file = await openPlain(folder.at(name));
+  const header = Buffer.alloc(HEADER_BYTES);
+  const { bytesRead } = await file.read(header, 0, HEADER_BYTES, 0);
+  if (bytesRead !== HEADER_BYTES || header.readUInt32BE(0) !== MAGIC) return undefined;
+  const offset = header.readBigUInt64BE(BACKING_OFFSET);
+  const length = header.readUInt32BE(BACKING_LENGTH);
+  if (offset === 0n) return "";
+  if (length > MOST_NAME) return undefined;
+  const text = Buffer.alloc(length);
+  await file.read(text, 0, length, Number(offset));
+  return text.toString("utf8");
+}
 
 /** Whether an image in the folder is a qcow2 image that is based on nothing. */
 export async function isFilled(folder: HeldFolder, name: string): Promise<boolean> {

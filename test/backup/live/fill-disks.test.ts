@@ -26,8 +26,8 @@ it("fills the other disks though one fails again and again", async () => {
     events.push(event);
     if (event.type === "filled" && event.disk === "vdc") end.abort(new Error("enough"));
   };
-  const disks = ["vda", "vdb", "vdc"];
-  const options = { run, name: "web", disks, rate: undefined, signal: end.signal, onEvent };
+  const disks = ["vda", "vdb", "vdc"].map((disk) => ({ disk, image: `/${disk}.qcow2` }));
+  const options = { run, name: "web", disks, socket: "/none", rate: undefined, signal: end.signal, onEvent };
   await expect(fillDisks(options)).rejects.toThrow("enough");
   expect(events.flatMap((event) => (event.type === "filled" ? event.disk : []))).toEqual(["vdb", "vdc"]);
 });

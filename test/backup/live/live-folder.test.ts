@@ -1,4 +1,4 @@
-import { chmod, mkdtemp, open, readdir, rm, utimes, writeFile } from "node:fs/promises";
+import { chmod, mkdtemp, open, readdir, rm, stat, utimes, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, beforeEach, expect, it } from "vitest";
@@ -7,7 +7,13 @@ import { thisProcess } from "../../../src/backup/host/process-identity.js";
 import { temporaryPathFor } from "../../../src/backup/host/publish.js";
 import { lockLive } from "../../../src/backup/live/live-lock.js";
 import { refuseChangeable } from "../../../src/backup/live/live-place.js";
-import { flushFilled, identify, isFilled, removeMade } from "../../../src/backup/live/made-files.js";
+import {
+  flushFilled,
+  identify,
+  isFilled,
+  proveImages,
+  removeMade,
+} from "../../../src/backup/live/made-files.js";
 import { SerialLine, saidOn } from "../../../src/backup/live/signs-of-life.js";
 import { qemuImg } from "../../support/qemu-nbd.js";
 
@@ -100,4 +106,41 @@ it("follows a serial line of any length, each byte once, also over the end of a 
   await file.truncate(0);
   await file.write("again", 0);
   expect(await says("again")).toBe(true);
+});
+
+it("goes on only with the images that it made, and that are based on its own socket or on nothing", async () => {
+  const socket = join(path, ".nbdpull-live.sock");
+  const image = join(path, "vda.qcow2");
+  const made = async (...args: readonly string[]): Promise<{ name: string; id: string }[]> => {
+    await rm(image, { force: true });
+    await qemuImg("create", "-f", "qcow2", ...args, image, "1M");
+    const { dev, ino } = await stat(image);
+    return [{ name: "vda.qcow2", id: `${dev}:${ino}` }];
+  };
+  const state = {
+    disks: [{ name: "vda", file: "vda.qcow2", policies: {} }],
+    domain: { name: "web", uuid: "00000000-0000-4000-8000-000000000000" },
+  };
+  const proving = (ids: { name: string; id: string }[]) =>
+    proveImages(folder, { ...state, made: ids }, socket);
+  const refused = (why: RegExp) => ({ code: "E_LIVE_STATE", message: expect.stringMatching(why) });
+  const on = (backing: string): string[] => ["-u", "-F", "raw", "-b", backing];
+
+  const whole = await made();
+  await proving(whole);
+  // The host was restarted: the same file is on another device.
+  await proving(whole.map(({ name, id }) => ({ name, id: `1${id}` })));
+  // Versions before this one noted nothing.
+  await proving([]);
+  await writeFile(join(path, "other"), "");
+  const { ino } = await stat(join(path, "other"));
+  await expect(proving([{ name: "vda.qcow2", id: `1:${ino}` }])).rejects.toMatchObject(
+    refused(/another file/),
+  );
+  await proving(await made(...on(`nbd+unix:///vda?socket=${encodeURIComponent(socket)}`)));
+  await expect(proving(await made(...on("nbd+unix:///vda?socket=/tmp/other.sock")))).rejects.toMatchObject(
+    refused(/is based on nbd\+unix.*other\.sock/),
+  );
+  await writeFile(image, "no image");
+  await expect(proving([])).rejects.toMatchObject(refused(/no qcow2 image/));
 });
