@@ -21,7 +21,9 @@ import { requireTrust } from "../trust.js";
 
 interface RehearseOptions extends TrustOptions, WhoseOptions {
   readonly at: string;
-  readonly expect: string;
+  readonly expect?: string;
+  readonly tcpPort?: number;
+  readonly run?: string;
   /** In percent. */
   readonly share: number;
   /** In seconds. */
@@ -67,6 +69,7 @@ export async function runRehearse(
       name = point.domain.name;
       return await rehearse({
         ...{ repository, domain, point, sign, libvirt, signal, withinMs: options.within * 1000 },
+        command: options.run,
         ...{ memory: options.memory, cpus: options.cpus, network: options.network },
         ...{ place: resolve(options.work), trusted: options.trustDefinition ?? false },
         adapt: options.adapt ?? false,
@@ -100,13 +103,27 @@ function linesOf({
   seconds,
   reason,
   said,
+  adapted,
+  ran,
 }: Rehearsal & { readonly domain: string }): string[] {
   const after = `${seconds.toFixed(1)} s`;
-  if (cameUp) return [`${domain} ${point}: came up in ${after}`];
+  const told = adaptedLines(domain, adapted).map((line) => `    ${line}`);
+  if (ran) told.push(...ranLines(ran));
+  if (cameUp) return [`${domain} ${point}: came up in ${after}`, ...told];
   return [
     `${domain} ${point}: DID NOT COME UP: ${reason} (${after})`,
     ...told,
     ...said.map((line) => `    it said: ${line}`),
+  ];
+}
+
+const LINES_TOLD = 5;
+
+function ranLines({ command, exitCode, output }: NonNullable<Rehearsal["ran"]>): string[] {
+  const lines = output.split(/\r?\n/).filter((line) => line.trim() !== "");
+  return [
+    `    ${command}: ${exitCode === undefined ? "no exit code" : `exit code ${exitCode}`}`,
+    ...lines.slice(-LINES_TOLD).map((line) => `    it wrote: ${line}`),
   ];
 }
 
@@ -122,7 +139,16 @@ function keeper(folder: string, domain: string): NonNullable<RehearsalOptions["o
 }
 
 /** @throws {UsageError} `E_USAGE` */
-function signOf(text: string): SignOfLife {
+function signOf({ expect, tcpPort, network }: RehearseOptions): SignOfLife {
+  if (tcpPort !== undefined) {
+    if (expect === undefined && network !== undefined) return { kind: "tcp", port: tcpPort };
+    const message =
+      expect === undefined
+        ? "--tcp-port is reached through a network, and without --network the guests have none: name one"
+        : "--tcp-port and --expect are each a sign of life: give one of them";
+    throw new UsageError("E_USAGE", message);
+  }
+  const text = expect ?? "agent";
   if (text === "agent") return { kind: "agent" };
   const [, pattern] = /^serial:(.+)$/s.exec(text) ?? [];
   try {

@@ -16,6 +16,7 @@ export function addRehearse(program: Command, run: Run): void {
       examples(
         "nbdpull rehearse /srv/backups",
         "nbdpull rehearse /srv/backups web --expect serial:login: --memory 4G",
+        "nbdpull rehearse /srv/backups db --run 'systemctl is-active postgresql'",
       ),
     )
     .description(
@@ -26,9 +27,14 @@ export function addRehearse(program: Command, run: Run): void {
     .option("--at <point>", "a point's id, a time (the newest point not after it), or latest", "latest")
     .option(
       "--expect <sign>",
-      "by what a guest shows that it came up: agent, or serial:PATTERN, which it says on its first serial line",
-      "agent",
+      "by what a guest shows that it came up: agent, or serial:PATTERN, which it says on its first serial line (default agent)",
     )
+    .option(
+      "--tcp-port <port>",
+      "it came up when this port of it takes connections: through --network",
+      wholeNumber(1, 65_535),
+    )
+    .option("--run <command>", "have its agent run this in it then; it came up if that ends with exit code 0")
     .option(
       "--share <percent>",
       "only this part of the domains, such as 25%: those first whose last rehearsal is longest ago",

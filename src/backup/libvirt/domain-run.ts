@@ -5,6 +5,8 @@ import { EVENT } from "./rpc/events.js";
 import * as remote from "./rpc/procedures.js";
 import { parseTree, type XmlElement } from "./xml-tree.js";
 
+/** VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_LEASE and _ARP. What the agent says is not among them: a guest may lie. */
+const SEEN_BY_HOST = [0, 2];
 /** virDomainState. */
 const PAUSED = 3;
 const RUNS = [1, 2, PAUSED, 4, 7];
@@ -68,6 +70,31 @@ export class DomainRun {
     const call = remote.DOMAIN_SCREENSHOT;
     const { answer, bytes } = await this.#libvirt.download(call, this.#domain, { screen: 0 }, MOST_PICTURE);
     return { type: answer ?? "", bytes };
+  }
+
+  /**
+   * What the guest's agent answers to a command of QEMU's guest agent protocol, as it came.
+   * @param timeoutMs how long libvirt waits for it
+   */
+  async askAgent(command: object, timeoutMs: number): Promise<string> {
+    const timeoutSeconds = Math.max(1, Math.ceil(timeoutMs / 1000));
+    const args = { command: JSON.stringify(command), timeoutSeconds };
+    return (await this.#libvirt.ask(remote.DOMAIN_AGENT_COMMAND, this.#domain, args)) ?? "";
+  }
+
+  /** Addresses that its cards have, as this host saw them: in leases of its networks, or by ARP. */
+  async addresses(): Promise<readonly string[]> {
+    const found: string[] = [];
+    for (const source of SEEN_BY_HOST) {
+      const cards = await this.#libvirt.ask(remote.DOMAIN_INTERFACE_ADDRESSES, this.#domain, { source });
+      found.push(...cards.flatMap(({ addresses }) => addresses));
+    }
+    return [...new Set(found)];
+  }
+
+  /** Its definition as it runs now, or as it will if it is off. */
+  async definition(): Promise<string> {
+    return await this.#libvirt.domainXml(this.#domain);
   }
 
   /** Its definition as it will be at the next start, with the passwords in it: only for defining it again. */

@@ -27,7 +27,12 @@ interface Refusal extends Asked {
   readonly error: RpcError;
 }
 
-const OF_THE_AGENT: readonly string[] = ["DOMAIN_FSFREEZE", "DOMAIN_FSTHAW", "DOMAIN_GET_FSINFO"];
+const OF_THE_AGENT: readonly string[] = [
+  "DOMAIN_FSFREEZE",
+  "DOMAIN_FSTHAW",
+  "DOMAIN_GET_FSINFO",
+  "DOMAIN_AGENT_COMMAND",
+];
 
 /** Of these, an invalid operation is one on a domain that is off. */
 const NEED_A_RUN: readonly string[] = [

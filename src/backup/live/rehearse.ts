@@ -15,6 +15,7 @@ import { type RehearsalRecord, recordRehearsal } from "../repository/rehearsal-r
 import type { Repository } from "../repository/repository.js";
 import { RestoredDefinition } from "../restore/restored-definition.js";
 import { RestoredFiles } from "../restore/restored-files.js";
+import { type CommandRun, runInGuest } from "./guest-command.js";
 import { clearLeftRehearsals, noteOwner, removeDomain } from "./left-rehearsals.js";
 import { refuseChangeable } from "./live-place.js";
 import { serveToQemu } from "./live-server.js";
@@ -28,6 +29,9 @@ export interface RehearsalOptions extends Omit<RehearsalLimits, "serialLog"> {
   readonly domain: string;
   readonly point: Manifest;
   readonly sign: SignOfLife;
+  /** A command that its agent runs in it when it has shown that sign: it came up if that ends with 0. */
+  readonly command?: string | undefined;
+  /** For both together. */
   readonly withinMs: number;
   /** Where the folder of the rehearsal is made: QEMU's user has to get through it. */
   readonly place: string;
@@ -61,7 +65,8 @@ const LINES_TOLD = 5;
  * Starts a point's guest on throw-away images, waits for a sign of life, and removes all of it. What came of it is
  * recorded beside the point. What killed rehearsals have left in the same place is removed first.
  *
- * @throws {PreconditionError} `E_REHEARSAL`: its definition has no agent to wait for, or the room is used up;
+ * @throws {PreconditionError} `E_REHEARSAL`: its definition has no agent, the room is used up, or the
+ *   network that was named is not on;
  *   `E_LIVE_PLACE`: another user can change where it is made; and as {@link RestoredDefinition.prepare}
  * @throws {DamageError} a chain is not whole
  * @throws the signal's reason
@@ -146,7 +151,8 @@ async function run(
     ...{ adapt: options.adapt, starts: true },
     adjust: (xml) => boxedDefinition(xml, { ...options, serialLog }),
   });
-  if (sign.kind === "agent" && !definition.xml.includes("org.qemu.guest_agent.0")) {
+  const needsAgent = sign.kind === "agent" || options.command !== undefined;
+  if (needsAgent && !definition.xml.includes("org.qemu.guest_agent.0")) {
     const message = `${point.domain.name} had no channel to a guest agent at ${point.id}, so none can answer: wait for what it says on its serial line with --expect serial:PATTERN`;
     throw new PreconditionError("E_REHEARSAL", message, { details: { domain, point: point.id } });
   }
@@ -178,10 +184,12 @@ async function run(
     },
   };
   const began = performance.now();
-  const outcome = (reason: string | undefined, said: string): Rehearsal => ({
+  const outcome = (reason: string | undefined, said: string, ran?: CommandRun): Rehearsal => ({
     ...{ point: point.id, at: new Date().toISOString(), cameUp: reason === undefined, sign: signText(sign) },
     seconds: (performance.now() - began) / 1000,
     ...(reason === undefined ? {} : { reason }),
+    ...(ran === undefined ? {} : { ran }),
+    adapted,
     said: said
       .split(/\r?\n/)
       .filter((line) => line.trim() !== "")
@@ -195,17 +203,14 @@ async function run(
     if (!hasCode(error, "E_LIBVIRT_REFUSED") && !hasCode(error, "E_DOMAIN_OFF")) throw error;
     return outcome(`it could not be started: ${messageOf(error)}`, "");
   }
-  const watched = {
-    libvirt,
-    run: guest,
-    domain: known,
-    folder,
-    serialLog: SERIAL_LOG,
-    sign,
-    withinMs,
-    signal,
-  };
-  const reason = await waitForSign(watched);
+  const deadline = performance.now() + withinMs;
+  const watched = { libvirt, run: guest, domain: known, folder, serialLog: SERIAL_LOG, sign };
+  let reason = await waitForSign({ ...watched, withinMs, signal });
+  let ran: CommandRun | undefined;
+  if (reason === undefined && options.command !== undefined) {
+    const came = await runInGuest({ run: guest, command: options.command, deadline, signal });
+    ({ ran, reason } = came);
+  }
   const said = await saidOn(folder, SERIAL_LOG).catch(() => "");
   if (options.onPicture) {
     try {
@@ -214,5 +219,5 @@ async function run(
       onWarning(`there is no picture of its screen: ${messageOf(error)}`);
     }
   }
-  return outcome(reason, said);
+  return outcome(reason, said, ran);
 }

@@ -1,5 +1,6 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { hasCode, messageOf, PreconditionError } from "../base/errors.js";
+import { canConnect } from "../host/can-connect.js";
 import { isMissing } from "../host/durable-files.js";
 import { freeBytes } from "../host/free-bytes.js";
 import type { HeldFolder } from "../host/held-folder.js";
@@ -12,10 +13,13 @@ export type SignOfLife =
   /** Its agent answers. */
   | { readonly kind: "agent" }
   /** It says something on its first serial line. */
-  | { readonly kind: "serial"; readonly pattern: RegExp };
+  | { readonly kind: "serial"; readonly pattern: RegExp }
+  /** It takes connections to a TCP port. */
+  | { readonly kind: "tcp"; readonly port: number };
 
 export function signText(sign: SignOfLife): string {
-  return sign.kind === "agent" ? "agent" : `serial ${sign.pattern.source}`;
+  if (sign.kind === "serial") return `serial ${sign.pattern.source}`;
+  return sign.kind === "tcp" ? `tcp ${sign.port}` : "agent";
 }
 
 interface Watched {
@@ -33,6 +37,8 @@ interface Watched {
 const LOOK_MS = 500;
 /** An agent that takes longer to answer is asked again. */
 const ANSWER_MS = 20_000;
+/** A port that takes longer to take a connection is tried again. */
+const CONNECT_MS = 5000;
 /** What is kept in mind of a serial line, and read of it at a time. */
 const KEPT_BYTES = 64 * 1024;
 /** What a rehearsal leaves to others where its images grow. */
@@ -45,15 +51,14 @@ const RESERVE_BYTES = 256 * 1024 * 1024;
  * @throws as `Libvirt` does, if that doesn't answer; the signal's reason
  */
 export async function waitForSign(watched: Watched): Promise<string | undefined> {
-  const { run, sign, withinMs, signal } = watched;
+  const { run, withinMs, signal } = watched;
   const deadline = performance.now() + withinMs;
   const line = new SerialLine(watched);
   let last = "";
   for (;;) {
     signal?.throwIfAborted();
     const left = Math.max(deadline - performance.now(), LOOK_MS);
-    const seen =
-      sign.kind === "agent" ? await agentAnswers(watched, left) : await saysOnLine(line, sign.pattern);
+    const seen = await look(watched, left, line);
     if (seen === undefined) return undefined;
     await refuseFull(watched.folder);
     last = seen;
@@ -63,6 +68,30 @@ export async function waitForSign(watched: Watched): Promise<string | undefined>
     if (performance.now() >= deadline) return `${last} within ${Math.round(withinMs / 1000)} s`;
     await sleep(LOOK_MS, undefined, signal && { signal }).catch(() => signal?.throwIfAborted());
   }
+}
+
+/** @returns undefined if it shows its sign */
+async function look(watched: Watched, leftMs: number, line: SerialLine): Promise<string | undefined> {
+  const { sign } = watched;
+  if (sign.kind === "agent") return await agentAnswers(watched, leftMs);
+  if (sign.kind === "tcp") return await takesConnections(watched, sign.port, leftMs);
+  return await saysOnLine(line, sign.pattern);
+}
+
+async function takesConnections(
+  { run, signal }: Watched,
+  port: number,
+  leftMs: number,
+): Promise<string | undefined> {
+  const addresses = await run.addresses().catch((error: unknown) => {
+    if (hasCode(error, "E_DOMAIN_OFF") || hasCode(error, "E_LIBVIRT_REFUSED")) return [];
+    throw error;
+  });
+  if (addresses.length === 0) return "this host saw no address of it on the network";
+  for (const host of addresses) {
+    if (await canConnect({ host, port, timeoutMs: Math.min(leftMs, CONNECT_MS), signal })) return undefined;
+  }
+  return `nothing took connections to port ${port} of ${addresses.join(", ")}`;
 }
 
 /** @returns undefined if it does */
@@ -80,10 +109,10 @@ async function agentAnswers(
     // libvirt calls a domain busy whose agent it still waits for.
     const isSilent = ["E_DOMAIN_OFF", "E_NO_AGENT", "E_DOMAIN_BUSY"].some((code) => hasCode(error, code));
     if (isSilent || patience.aborted) return "its agent did not answer";
-    // The agent answers, if only that it can't tell.
-    if (hasCode(error, "E_LIBVIRT_REFUSED") && messageOf(error).includes("guest-get-fsinfo"))
-      return undefined;
-    throw error;
+    if (!hasCode(error, "E_LIBVIRT_REFUSED")) throw error;
+    // The agent answers, if only that it can't tell. What else libvirt refuses is an answer that makes no sense.
+    if (messageOf(error).includes("guest-get-fsinfo")) return undefined;
+    return `its agent answered what libvirt does not take (${messageOf(error)})`;
   }
 }
 

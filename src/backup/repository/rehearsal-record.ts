@@ -12,6 +12,7 @@ const REHEARSAL_RECORD = ".rehearsed.json";
 /** Longer than any record that is written. */
 const MOST_BYTES = 64 * 1024;
 const MOST_CHARACTERS = 2000;
+const MOST_COMMAND = 4096;
 
 const record = z.object({
   format: z.literal("nbdpull-rehearsal"),
@@ -20,12 +21,22 @@ const record = z.object({
   at: z.iso.datetime(),
   /** Whether the guest came up. */
   cameUp: z.boolean(),
-  /** What was waited for: `agent`, or `serial` and a pattern. */
+  /** What was waited for: `agent`, `serial` and a pattern, or `tcp` and a port. */
   sign: z.string().max(MOST_CHARACTERS),
   /** From the start of the guest to the sign, or to the end of the patience. */
   seconds: z.number().nonnegative(),
   /** Why it did not come up. */
   reason: z.string().max(MOST_CHARACTERS).optional(),
+  /** The command that was run in it. */
+  ran: z
+    .object({
+      command: z.string().max(MOST_COMMAND),
+      /** Absent: it did not end by itself. */
+      exitCode: z.int().optional(),
+      /** The end of what it wrote. */
+      output: z.string().max(MOST_COMMAND),
+    })
+    .optional(),
 });
 
 /** What came of the last rehearsal of a point. */
@@ -56,7 +67,8 @@ export async function readRehearsal(folder: StoredFolder): Promise<RehearsalReco
 /** @throws the file system's error: EROFS, EACCES */
 export async function recordRehearsal(folder: HeldFolder, found: RehearsalRecord): Promise<void> {
   const reason = found.reason?.slice(0, MOST_CHARACTERS);
-  const content = { format: "nbdpull-rehearsal", version: 1, ...found, reason };
+  const ran = found.ran && { ...found.ran, command: found.ran.command.slice(0, MOST_COMMAND) };
+  const content = { format: "nbdpull-rehearsal", version: 1, ...found, reason, ran };
   await replaceRecord(folder, REHEARSAL_RECORD, content);
   await folder.sync();
 }

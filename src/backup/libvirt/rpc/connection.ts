@@ -123,7 +123,8 @@ export class RpcConnection {
       });
       if (download) this.#downloads.set(serial, download);
       this.#transport.keepAwake(true);
-      this.#send({ ...HEADER, procedure: procedure.number, serial, payload: out.finish() });
+      const { number, program = PROGRAM.remote } = procedure;
+      this.#send({ ...HEADER, program, procedure: number, serial, payload: out.finish() });
       const giveUp = (reason: unknown): void => {
         download?.fail(reason);
         const call = this.#calls.get(serial);
@@ -184,7 +185,7 @@ export class RpcConnection {
     const call = this.#calls.get(serial);
     const expected = call?.procedure ?? this.#abandoned.get(serial);
     if (expected === undefined) throw new UnreadableError(`an answer to call ${serial}, which nobody made`);
-    if (program !== PROGRAM.remote || procedure !== expected.number) {
+    if (program !== (expected.program ?? PROGRAM.remote) || procedure !== expected.number) {
       throw new UnreadableError(`an answer of procedure ${procedure} to ${expected.name}`);
     }
     if (status !== STATUS.ok && status !== STATUS.error) {

@@ -10,7 +10,7 @@
 import { UnreadableError } from "./xdr.js";
 
 /** `unsigned prog`: whose procedures are meant. */
-export const PROGRAM = { remote: 0x20008086, keepalive: 0x6b656570 } as const;
+export const PROGRAM = { remote: 0x20008086, qemu: 0x20008087, keepalive: 0x6b656570 } as const;
 
 /** `virNetMessageType`. A stream comes only to who asked for one, and so do file descriptors. */
 export const TYPE = { call: 0, reply: 1, message: 2, stream: 3 } as const;
@@ -30,7 +30,7 @@ export interface Packet {
 
 const LENGTH_BYTES = 4;
 const HEADER_BYTES = 28;
-/** Both programs have this one only. */
+/** All programs have this one only. */
 const VERSION = 1;
 /** `VIR_NET_MESSAGE_MAX`, with the length. */
 export const MAX_PACKET = 32 * 1024 * 1024 + LENGTH_BYTES;

@@ -4,11 +4,14 @@
  * numbers; the names are libvirt's. Pure functions.
  */
 
+import { PROGRAM } from "./packets.js";
 import { type TypedParams, typedParams } from "./typed-params.js";
 import type { XdrReader, XdrWriter } from "./xdr.js";
 
 export interface Procedure<Args, Answer> {
-  /** In `enum remote_procedure`. */
+  /** Whose number it is; default: `PROGRAM.remote`. */
+  readonly program?: number;
+  /** In `enum remote_procedure`, or `enum qemu_procedure`. */
   readonly number: number;
   /** Without `REMOTE_PROC_`. */
   readonly name: string;
@@ -376,6 +379,26 @@ export const DOMAIN_GET_FSINFO = ask(
   },
 );
 
+/** Addresses of a running domain's cards; `source`: virDomainInterfaceAddressesSource. */
+export const DOMAIN_INTERFACE_ADDRESSES = ask(
+  353,
+  "DOMAIN_INTERFACE_ADDRESSES",
+  (out, { domain, source }: { readonly domain: WireDomain; readonly source: number }) =>
+    writeDomain(out, domain).int(source).int(0),
+  (answer) =>
+    answer.list(() => {
+      answer.string();
+      const mac = answer.optionalString();
+      const addresses = answer.list(() => {
+        answer.int();
+        const address = answer.string();
+        answer.uint();
+        return address;
+      });
+      return { mac, addresses };
+    }),
+);
+
 export const DOMAIN_DEFINE_XML_FLAGS = act(
   350,
   "DOMAIN_DEFINE_XML_FLAGS",
@@ -476,6 +499,18 @@ export const DOMAIN_BACKUP_GET_XML_DESC = ask(
   (out, { domain }: { readonly domain: WireDomain }) => writeDomain(out, domain).int(0),
   (answer) => answer.string(),
 );
+
+/** Has the guest's agent do what `command` says, which is JSON, and so is the answer. */
+export const DOMAIN_AGENT_COMMAND = {
+  ...act(
+    3,
+    "DOMAIN_AGENT_COMMAND",
+    (out, args: { readonly domain: WireDomain; readonly command: string; readonly timeoutSeconds: number }) =>
+      writeDomain(out, args.domain).string(args.command).int(args.timeoutSeconds).int(0),
+    (answer) => answer.optionalString(),
+  ),
+  program: PROGRAM.qemu,
+};
 
 /** A procedure that changes nothing. */
 function ask<Args, Answer>(

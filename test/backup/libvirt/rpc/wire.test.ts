@@ -197,7 +197,12 @@ describe("the table of procedures", () => {
     expect(acting.sort()).toEqual(
       [
         ...["CONNECT_DOMAIN_EVENT_CALLBACK_DEREGISTER_ANY", "CONNECT_DOMAIN_EVENT_CALLBACK_REGISTER_ANY"],
-        ...["DOMAIN_ABORT_JOB", "DOMAIN_BACKUP_BEGIN", "DOMAIN_CHECKPOINT_CREATE_XML"],
+        ...[
+          "DOMAIN_ABORT_JOB",
+          "DOMAIN_AGENT_COMMAND",
+          "DOMAIN_BACKUP_BEGIN",
+          "DOMAIN_CHECKPOINT_CREATE_XML",
+        ],
         ...[
           "DOMAIN_CHECKPOINT_DELETE",
           "DOMAIN_DEFINE_XML_FLAGS",
