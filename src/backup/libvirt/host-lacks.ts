@@ -8,6 +8,7 @@ import { archOffers, DomainOffers } from "./host-offers.js";
 import type { Lack } from "./lack.js";
 import { lackingDevices } from "./lacking-devices.js";
 import type { Libvirt } from "./libvirt.js";
+import { numberOf } from "./libvirt-errors.js";
 import { nearestMachine } from "./nearest-machine.js";
 import { formatTree, XmlElement } from "./xml-tree.js";
 
@@ -225,13 +226,17 @@ async function lacksOfFiles(domain: XmlElement, { libvirt, own, isThere }: Lacks
   return lacks;
 }
 
+/** VIR_ERR_NO_STORAGE_POOL, _NO_STORAGE_VOL, and _OPERATION_INVALID: a pool that is off shows no volumes. */
+const NO_VOLUME = [49, 50, 55];
+
 async function hasVolume(libvirt: Libvirt, pool: string, name: string): Promise<boolean> {
   try {
     await libvirt.volume(pool, name);
     return true;
   } catch (error) {
-    // A pool that is off shows no volumes either.
-    if (hasCode(error, "E_LIBVIRT_REFUSED")) return false;
+    const number = numberOf(error);
+    if (number !== undefined && NO_VOLUME.includes(number)) return false;
+    if (hasCode(error, "E_LIBVIRT_REFUSED")) return true;
     throw error;
   }
 }
@@ -252,7 +257,7 @@ async function lacksOfNetworks(domain: XmlElement, options: LacksOptions): Promi
     missing.push(card);
   }
   if (missing.length === 0) return [];
-  const hasDefault = (await libvirt.network(DEFAULT_NETWORK)) === "on";
+  const hasDefault = (await stateOf(libvirt, DEFAULT_NETWORK)) === "on";
   for (const { wanted, why } of found.values()) {
     const mine = missing.filter((card) => wantedOf(card) === wanted);
     const mend = (): string => {
@@ -262,6 +267,16 @@ async function lacksOfNetworks(domain: XmlElement, options: LacksOptions): Promi
     lacks.push({ wanted, why, mend });
   }
   return lacks;
+}
+
+/** A daemon may have nothing to do with networks. */
+async function stateOf(libvirt: Libvirt, network: string): Promise<"on" | "off" | "untold" | undefined> {
+  try {
+    return await libvirt.network(network);
+  } catch (error) {
+    if (hasCode(error, "E_LIBVIRT_REFUSED")) return "untold";
+    throw error;
+  }
 }
 
 /** libvirt 9.0 dies of a card of type `null`; one whose link is down reaches nothing either. */
@@ -292,8 +307,8 @@ async function lackOfCard(
   const name = wanted.slice(wanted.lastIndexOf(" ") + 1);
   if (card.attributeText("type") === "network") {
     const network = card.first("source")?.attributeText("network") ?? "";
-    const state = await libvirt.network(network);
-    if (state === "on" || (state === "off" && !starts)) return undefined;
+    const state = await stateOf(libvirt, network);
+    if (state === "on" || state === "untold" || (state === "off" && !starts)) return undefined;
     return { wanted, why: state === "off" ? `it is off: virsh net-start ${domainWord(network)}` : undefined };
   }
   // Open vSwitch need not show its bridges among the host's devices.
