@@ -27,6 +27,7 @@ const COMMANDS: Readonly<Record<string, () => Promise<(program: Command, run: Ru
   repair: async () => (await import("./usage/repair.js")).addRepair,
   copy: async () => (await import("./usage/copy.js")).addCopy,
   prune: async () => (await import("./usage/prune.js")).addPrune,
+  forget: async () => (await import("./usage/forget.js")).addForget,
   serve: async () => (await import("./usage/serve.js")).addServe,
   mount: async () => (await import("./usage/mount.js")).addMount,
   unmount: async () => (await import("./usage/unmount.js")).addUnmount,

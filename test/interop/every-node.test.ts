@@ -16,7 +16,7 @@ import { startServingBy } from "../support/serving.js";
 
 const CLUSTER = 64 * 1024;
 const SIZE = 24 * CLUSTER + 512;
-const COMMANDS = 24;
+const COMMANDS = 25;
 const NO_BASE = "warning: no --checkpoint was given: this point will be no base for increments";
 
 let chain: MemoryChain;

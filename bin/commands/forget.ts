@@ -1,0 +1,165 @@
+import { UsageError } from "../../src/backup/base/errors.js";
+import { type RetiredDomain, retireDomain, whyTheyStay } from "../../src/backup/guest/retire-domain.js";
+import { Libvirt } from "../../src/backup/libvirt/libvirt.js";
+import { type Forgotten, forgetDomain, halfForgotten } from "../../src/backup/prune/forget.js";
+import { chooseDomains } from "../../src/backup/repository/choose-domain.js";
+import { foldersNamed } from "../../src/backup/repository/domain-folder.js";
+import { folderNameOf } from "../../src/backup/repository/folder-name.js";
+import { refuseStore } from "../../src/backup/repository/refuse-store.js";
+import { Repository } from "../../src/backup/repository/repository.js";
+import type { WhoseOptions } from "../domain-options.js";
+import { eachDomain } from "../each-domain.js";
+import { EXIT } from "../exit-codes.js";
+import type { TrustOptions } from "../options.js";
+import { human } from "../output.js";
+import type { Context } from "../run.js";
+import { prepareToWrite, warnOfStrangers } from "../trust.js";
+
+interface ForgetCommandOptions extends TrustOptions, WhoseOptions {
+  readonly all?: true;
+  readonly dryRun?: true;
+  readonly force?: true;
+  readonly checkpoints?: true;
+  readonly connect?: string;
+}
+
+interface ForgottenDomain extends Forgotten {
+  readonly checkpoints: readonly string[];
+}
+
+export async function runForget(
+  context: Context,
+  options: ForgetCommandOptions,
+  path: string,
+  wanted: string | undefined,
+): Promise<void> {
+  const { output, signal } = context;
+  const { dryRun = false, uuid } = options;
+  refuseChoice(options, wanted);
+  refuseStore(path);
+  const repository = await Repository.open(path, { trusted: options.trustRepository });
+  const retire = async (of: readonly string[]): Promise<string[]> => {
+    const gone: string[] = [];
+    for (const each of of) {
+      const connect = (): Libvirt => new Libvirt({ signal, connect: options.connect });
+      const { checkpoints, failed } = await retireDomain({ repository, uuid: each, connect, dryRun }).catch(
+        (error: unknown): RetiredDomain => {
+          const why = whyTheyStay(error);
+          if (why === undefined || options.checkpoints) throw error;
+          return {
+            uuid: each,
+            checkpoints: [],
+            failed: [`its checkpoints stay: ${why}; then run this again with --checkpoints`],
+          };
+        },
+      );
+      gone.push(...checkpoints);
+      for (const message of failed) output.warn(message);
+    }
+    return gone;
+  };
+  if (options.checkpoints) return await onlyCheckpoints(context, options, repository, wanted, retire);
+  const domains = await domainsOf(repository, wanted, uuid);
+  if (dryRun) await warnOfStrangers(path, domains, output);
+  else await prepareToWrite(path, domains, options, output);
+  const forgetOne = async (domain: string): Promise<ForgottenDomain> => {
+    let checkpoints: readonly string[] = [];
+    const before = async ({ uuids }: { readonly uuids: readonly string[] }): Promise<void> => {
+      checkpoints = await retire(uuids);
+    };
+    const forgotten = await forgetDomain({ repository, domain, uuid, dryRun, before, signal });
+    if (dryRun) await before(forgotten);
+    return { ...forgotten, checkpoints };
+  };
+  const results = await eachDomain(domains, context, forgetOne, (done) => output.part(asText(done, dryRun)));
+  const json = results.map((each) => ("error" in each ? each : each.result));
+  output.result({ dryRun, domains: json }, domains.length > 0 ? [] : ["no restore points"]);
+}
+
+/** The named domain or all, with what a run left that was killed. */
+async function domainsOf(
+  repository: Repository,
+  wanted: string | undefined,
+  uuid: string | undefined,
+): Promise<readonly string[]> {
+  const left = await halfForgotten(repository);
+  if (wanted === undefined) return [...new Set([...(await repository.domains()), ...left])].sort();
+  const folder = folderNameOf(wanted);
+  return left.includes(folder) ? [folder] : await chooseDomains(repository, wanted, uuid);
+}
+
+async function onlyCheckpoints(
+  { output, signal }: Context,
+  { dryRun, uuid, connect }: ForgetCommandOptions,
+  repository: Repository,
+  wanted: string | undefined,
+  retire: (uuids: readonly string[]) => Promise<string[]>,
+): Promise<void> {
+  const uuids = new Set<string>();
+  const folders = wanted === undefined ? [] : await foldersNamed(repository, wanted);
+  for (const folder of folders) {
+    const points = await repository.points(folder, () => undefined);
+    for (const { domain } of points) {
+      if (domain.uuid !== null && (uuid === undefined || domain.uuid.startsWith(uuid)))
+        uuids.add(domain.uuid);
+    }
+  }
+  if (uuids.size === 0 && wanted !== undefined) {
+    // Its points are gone already.
+    await using libvirt = new Libvirt({ signal, connect });
+    uuids.add(await libvirt.domainUuid(wanted));
+  }
+  const checkpoints = await retire([...uuids]);
+  const isDry = dryRun ?? false;
+  output.result({ dryRun: isDry, domain: wanted, checkpoints }, checkpointsText(checkpoints, isDry));
+  if (!dryRun && output.warnings.length > 0) process.exitCode = EXIT.failed;
+}
+
+/** @throws {UsageError} it isn't said of what, or that it is meant */
+function refuseChoice(
+  { all, dryRun, force, checkpoints, uuid }: ForgetCommandOptions,
+  wanted: string | undefined,
+): void {
+  if ((wanted === undefined) === (all === undefined)) {
+    throw new UsageError("E_USAGE", "forget takes DOMAIN, or --all for every domain of the repository");
+  }
+  if (all && (checkpoints || uuid !== undefined)) {
+    throw new UsageError(
+      "E_USAGE",
+      `--all is about points of every domain: leave ${checkpoints ? "--checkpoints" : "--uuid"} out, or name a DOMAIN`,
+    );
+  }
+  if (dryRun || force) return;
+  const what = checkpoints
+    ? `deletes the checkpoints of ${wanted}`
+    : `removes every point of ${wanted ?? "every domain"} for ever`;
+  throw new UsageError(
+    "E_NOT_CONFIRMED",
+    `this ${what}: say --force, or --dry-run to see what would go. Nothing was removed`,
+  );
+}
+
+function asText(done: ForgottenDomain, dryRun: boolean): string[] {
+  const { domain, points, bytes, left, checkpoints } = done;
+  if (points.length === 0) {
+    return [
+      `${domain}: ${dryRun ? "would remove" : "removed"} what a killed run left of it, ${human(bytes)}`,
+    ];
+  }
+  const count = `${points.length} ${points.length === 1 ? "point" : "points"}`;
+  return [
+    `${domain}: ${dryRun ? "would forget" : "forgot"} ${count}, ${human(bytes)}`,
+    ...points.map((id) => `    ${id}`),
+    ...(checkpoints.length > 0 ? checkpointsText(checkpoints, dryRun) : []),
+    ...left.map((name) => `    ${name} stays, as nbdpull did not make it`),
+  ];
+}
+
+function checkpointsText(names: readonly string[], dryRun: boolean): string[] {
+  if (names.length === 0) return ["no checkpoints that this host has made"];
+  const count = `${names.length} ${names.length === 1 ? "checkpoint" : "checkpoints"}`;
+  return [
+    `    ${dryRun ? "would delete" : "deleted"} ${count} in libvirt`,
+    ...names.map((name) => `        ${name}`),
+  ];
+}

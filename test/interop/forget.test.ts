@@ -1,0 +1,167 @@
+/** `nbdpull forget`: a domain leaves its repository, whole, and nothing else does. */
+import { cpSync } from "node:fs";
+import { mkdir, readdir, rm, symlink, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { forgetDomain } from "../../src/backup/prune/forget.js";
+import { Repository } from "../../src/backup/repository/repository.js";
+import { ageLocks } from "../support/left-by-prune.js";
+import { MemoryChain } from "../support/memory-chain.js";
+import { finished, nbdpull, type Ran, startNbdpull } from "../support/nbdpull.js";
+import { startServing } from "../support/serving.js";
+
+const DOMAIN = MemoryChain.domain;
+
+let chain: MemoryChain;
+beforeEach(async () => {
+  chain = await MemoryChain.start(1024 ** 2);
+  chain.disk.write(0, Buffer.alloc(300_000, 1));
+  await chain.take();
+  chain.disk.write(0, Buffer.alloc(100_000, 2));
+  await chain.take();
+});
+afterEach(async () => {
+  await chain[Symbol.asyncDispose]();
+});
+
+const repo = (): string => chain.repository.path;
+const forget = (...args: readonly string[]): Promise<Ran> => nbdpull("forget", repo(), ...args);
+const ids = (): string[] => chain.points.map(({ id }) => id);
+
+/** Another domain beside it, of which a full point and an increment are sound. */
+async function otherDomain(): Promise<void> {
+  cpSync(join(repo(), DOMAIN), join(repo(), "other"), { recursive: true, preserveTimestamps: true });
+}
+
+async function namesIn(path: string): Promise<string[]> {
+  return (await readdir(path)).sort();
+}
+
+describe("nbdpull forget", () => {
+  it("removes a domain and nothing else, once it is told that this is meant", async () => {
+    await otherDomain();
+    for (const args of [[DOMAIN], ["--all"]]) {
+      const asked = await forget(...args);
+      expect([asked.code, asked.stderr]).toEqual([2, expect.stringContaining("E_NOT_CONFIRMED")]);
+    }
+    for (const args of [[], [DOMAIN, "--all"], ["--all", "--uuid", "none"], ["--all", "--checkpoints"]]) {
+      const wrong = await forget(...args, "--force");
+      expect([wrong.code, wrong.stderr]).toEqual([2, expect.stringContaining("E_USAGE")]);
+    }
+    const tried = await forget(DOMAIN, "--dry-run");
+    expect([tried.code, tried.stdout]).toEqual([0, expect.stringContaining("would forget 2 points")]);
+    expect(await (await Repository.open(repo())).domains()).toEqual([DOMAIN, "other"]);
+
+    await writeFile(join(repo(), DOMAIN, "notes.txt"), "mine");
+    const ran = await forget(DOMAIN, "--force", "--json");
+    expect([ran.code, ran.json()]).toEqual([
+      0,
+      {
+        version: 1,
+        dryRun: false,
+        domains: [
+          {
+            domain: DOMAIN,
+            points: ids(),
+            uuids: [],
+            bytes: expect.any(Number) as number,
+            left: ["notes.txt"],
+            checkpoints: [],
+          },
+        ],
+      },
+    ]);
+    expect(await namesIn(join(repo(), DOMAIN))).toEqual(["notes.txt"]);
+    await rm(join(repo(), DOMAIN), { recursive: true });
+    const again = await forget(DOMAIN, "--force");
+    expect([again.code, again.stderr]).toEqual([4, expect.stringContaining("E_NO_DOMAIN")]);
+    expect((await nbdpull("verify", repo())).code).toBe(0);
+    expect((await forget("other", "--force")).code).toBe(0);
+    expect(await namesIn(repo())).toEqual(["nbdpull.json"]);
+  });
+
+  it("shows no point of a domain once one is gone, wherever it is killed, and the next run finishes", async () => {
+    const left: { readonly step: string; readonly path: string }[] = [];
+    const onStep = (step: string): void => {
+      const path = join(chain.folder, `left-${left.length}`);
+      cpSync(repo(), path, { recursive: true });
+      left.push({ step, path });
+    };
+    await forgetDomain({ repository: chain.repository, domain: DOMAIN, dryRun: false, onStep });
+    expect(left.map(({ step }) => step)).toEqual([
+      "journal",
+      ...ids().map((id) => `drop ${id}`),
+      "journal removed",
+    ]);
+    for (const { step, path } of left) {
+      await ageLocks(join(path, DOMAIN));
+      const repository = await Repository.open(path);
+      expect([step, await repository.domains()]).toEqual([step, []]);
+      const restored = await nbdpull("restore", path, DOMAIN, "--to", join(chain.folder, "restored"));
+      expect([restored.code, restored.stderr]).toEqual([4, expect.stringMatching(/E_NO_(?:DOMAIN|POINT)/)]);
+      await ageLocks(join(path, DOMAIN)).catch(() => undefined);
+      const again = await nbdpull("forget", path, DOMAIN, "--force");
+      const isDone = step === "journal removed" || again.stderr.includes("E_NO_DOMAIN");
+      expect([step, again.code]).toEqual([step, isDone ? 4 : 0]);
+    }
+  });
+
+  it("waits for a reader, and finds no domain half removed meanwhile", async () => {
+    const server = await startServing(repo(), DOMAIN, "--socket", join(chain.folder, "s.sock"));
+    const run = startNbdpull(["forget", repo(), DOMAIN, "--force"]);
+    await expect.poll(() => namesIn(join(repo(), DOMAIN)), { timeout: 10_000 }).toContain(".lock");
+    expect(await chain.repository.pointIds(DOMAIN)).toEqual(ids());
+    await server.stop();
+    expect((await finished(run)).code).toBe(0);
+    expect(await namesIn(repo())).toEqual(["nbdpull.json"]);
+  });
+
+  it("refuses a link that is called like a point, and a point on which a guest runs, and goes on with others", async () => {
+    await otherDomain();
+    const outside = join(chain.folder, "outside");
+    await mkdir(outside);
+    await writeFile(join(outside, "file"), "stays");
+    await symlink(outside, join(repo(), "other", "20200101T000000.000Z"));
+    const [newest = ""] = ids().slice(-1);
+    const note = join(repo(), DOMAIN, newest, ".live.01234567-89ab-cdef-0123-456789abcdef.json");
+    await writeFile(note, "{}");
+    const live = await forget(DOMAIN, "--force");
+    expect([live.code, live.stderr]).toEqual([4, expect.stringContaining("E_LIVE")]);
+    await rm(note);
+    const all = await forget("--all", "--force", "--json");
+    expect([all.code, all.json()]).toEqual([
+      3,
+      expect.objectContaining({
+        domains: [
+          expect.objectContaining({ domain: DOMAIN, points: ids() }),
+          { domain: "other", error: expect.objectContaining({ code: "E_LINK" }) as object },
+        ],
+      }),
+    ]);
+    expect(await namesIn(repo())).toEqual(["nbdpull.json", "other"]);
+    expect(await namesIn(outside)).toEqual(["file"]);
+    await rm(join(repo(), "other", "20200101T000000.000Z"));
+    expect((await nbdpull("verify", repo())).code).toBe(0);
+  });
+
+  it("takes one of several domains of a folder only where its UUID is given", async () => {
+    const uuid = "01234567-89ab-cdef-0123-456789abcdef";
+    const earlier = "fedcba98-89ab-cdef-0123-456789abcdef";
+    for (const id of ids()) await chain.rewrite(id, { domain: { name: DOMAIN, uuid: earlier } });
+    await chain.take({ full: true, domain: { name: DOMAIN, uuid } });
+    const folders = await (await Repository.open(repo())).domains();
+    // Version 0.1 put them into one folder.
+    const own = folders.find((name) => name !== DOMAIN);
+    const id = chain.points.at(-1)?.id ?? "";
+    if (own !== undefined) {
+      cpSync(join(repo(), own, id), join(repo(), DOMAIN, id), { recursive: true });
+      await rm(join(repo(), own), { recursive: true });
+    }
+    const which = await forget(DOMAIN, "--force");
+    expect([which.code, which.stderr]).toEqual([2, expect.stringContaining("E_WHICH_DOMAIN")]);
+    const one = await forget(DOMAIN, "--uuid", uuid, "--force", "--json");
+    expect([one.code, one.json()]).toMatchObject([0, { domains: [{ points: [id], uuids: [uuid] }] }]);
+    expect(await chain.repository.pointIds(DOMAIN)).toEqual(ids().slice(0, -1));
+    expect((await nbdpull("verify", repo())).code).toBe(0);
+  });
+});
