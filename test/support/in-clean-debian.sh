@@ -32,7 +32,7 @@ unshare --mount bash -euo pipefail -c '
   cp "$package" "$all/nbdpull.deb"
   exec chroot "$all" /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 bash -euo pipefail -x -c "
     if command -v node; then exit 1; fi
-    dpkg --install /nbdpull.deb
+    apt-get install --yes /nbdpull.deb
     nbdpull --version
     nbdpull demo
     nbdpull init /srv/backups
