@@ -1,0 +1,205 @@
+import { randomUUID } from "node:crypto";
+import { hostname } from "node:os";
+import { setTimeout as sleep } from "node:timers/promises";
+import { BackupError, PreconditionError } from "../base/errors.js";
+import { parseJson } from "../base/json.js";
+import type { Bucket } from "./bucket.js";
+import type { StoreAbilities } from "./probe.js";
+import { isDead, type Process, thisProcess } from "./this-process.js";
+
+/** A lease that was not renewed for so long is a dead process's. Requests are repeated for as long. */
+const TERM_MS = 60_000;
+/** Its holder gives up a little earlier than others take it. */
+const GIVE_UP_MS = 48_000;
+const RENEW_MS = 10_000;
+/** How often somebody who waits looks. */
+const LOOK_MS = 1_000;
+/** Without conditions: the part of the term after which a new lease is looked at, to see whether it is still there. */
+const SETTLE = 1 / 30;
+const MOST_LEASE_BYTES = 4096;
+
+/** The right to write below a prefix, which one process has at a time. */
+export interface Lease {
+  /** Aborted when it was lost: nothing may be committed then. */
+  readonly lost: AbortSignal;
+  /**
+   * Call it right before a change that others must not make at the same time.
+   * @throws {BackupError} `E_LEASE_LOST`
+   */
+  assertHeld(): void;
+  /** Whoever finds out otherwise that another one writes. */
+  lose(cause?: unknown): void;
+  release(): Promise<void>;
+}
+
+export interface LeaseOptions {
+  /** For messages: whose it is. */
+  readonly of: string;
+  /** How long to wait for another holder who lives, which is known when it is renewed. */
+  readonly waitMs: number;
+  /** Where the store can't write on condition, two who take it in the same moment may both get it. */
+  readonly abilities: StoreAbilities;
+  readonly signal?: AbortSignal | undefined;
+  /** How long a lease lasts that is not renewed; default 60 s. All who use a store must have the same. */
+  readonly termMs?: number | undefined;
+}
+
+/**
+ * Takes the lease that the object `key` stands for. It is made if it is missing and replaced if it is unchanged,
+ * which a store does for one of many at a time. Time is measured by how long it stays unchanged, never by
+ * comparing clocks of two hosts. One that a process of this host has left which has ended is taken at once.
+ * @throws {PreconditionError} `E_LOCKED`: another process has it and renews it
+ */
+export async function takeLease(bucket: Bucket, key: string, options: LeaseOptions): Promise<Lease> {
+  const termMs = options.termMs ?? TERM_MS;
+  const deadline = performance.now() + options.waitMs;
+  let seen: { readonly etag: string; readonly since: number } | undefined;
+  let isRenewed = false;
+  for (;;) {
+    options.signal?.throwIfAborted();
+    const found = await bucket.get(key, MOST_LEASE_BYTES, options);
+    const now = performance.now();
+    if (found && seen?.etag !== found.etag) {
+      isRenewed = seen !== undefined;
+      seen = { etag: found.etag, since: now };
+    }
+    const isLeft = found && (await isDead(holderOf(found.bytes)));
+    if (!found || isLeft || (seen && now - seen.since >= termMs)) {
+      const taken = await HeldLease.take(bucket, key, { ...options, etag: found?.etag, termMs });
+      if (taken) return taken;
+      continue;
+    }
+    // One that stays as it is may have been left, which only its term shows.
+    if (now > deadline && isRenewed) {
+      const { host = "unknown host", pid = "unknown" } = holderOf(found.bytes);
+      const message = `another nbdpull is writing points of ${options.of} (${host}, process ${pid}): try again when it has ended`;
+      throw new PreconditionError("E_LOCKED", message, { details: { of: options.of } });
+    }
+    await sleep(LOOK_MS, undefined, options.signal ? { signal: options.signal } : {}).catch(() =>
+      options.signal?.throwIfAborted(),
+    );
+  }
+}
+
+/** What its holder has written into it; nothing of it can be relied on. */
+function holderOf(bytes: Buffer): Partial<Process> {
+  const { host, boot, pid, start } = (parseJson(bytes.toString("utf8")) ?? {}) as Record<string, unknown>;
+  return {
+    host: typeof host === "string" ? host.slice(0, 255) : "unknown host",
+    ...(typeof boot === "string" ? { boot } : {}),
+    ...(Number.isSafeInteger(pid) ? { pid: Number(pid) } : {}),
+    ...(typeof start === "string" ? { start } : {}),
+  };
+}
+
+interface TakeOptions extends Pick<LeaseOptions, "abilities"> {
+  /** Of the lease that is taken over; undefined: there is none. */
+  readonly etag: string | undefined;
+  readonly termMs: number;
+}
+
+class HeldLease implements Lease {
+  readonly #bucket: Bucket;
+  readonly #key: string;
+  readonly #options: TakeOptions;
+  readonly #lost = new AbortController();
+  readonly #ended = new AbortController();
+  readonly #renewing: Promise<void>;
+  #etag: string;
+  /** When the last renewal that succeeded was sent. */
+  #renewedAt: number;
+
+  private constructor(bucket: Bucket, key: string, options: TakeOptions, etag: string, takenAt: number) {
+    this.#bucket = bucket;
+    this.#key = key;
+    this.#options = options;
+    this.#etag = etag;
+    this.#renewedAt = takenAt;
+    this.#renewing = this.#renew();
+  }
+
+  /** @returns undefined if another process was quicker */
+  static async take(bucket: Bucket, key: string, options: TakeOptions): Promise<HeldLease | undefined> {
+    const { etag, abilities } = options;
+    const takenAt = performance.now();
+    const content = await contentNow();
+    const held = (found: string | undefined): HeldLease | undefined =>
+      found === undefined ? undefined : new HeldLease(bucket, key, options, found, takenAt);
+    if (!abilities.conditionalCreate || !abilities.conditionalReplace) {
+      await bucket.put(key, content);
+      await sleep(options.termMs * SETTLE);
+      const found = await bucket.get(key, MOST_LEASE_BYTES);
+      return held(found?.bytes.equals(content) ? found.etag : undefined);
+    }
+    if (etag !== undefined) return held(await bucket.replaceIfUnchanged(key, content, { etag }));
+    if (!(await bucket.putIfAbsent(key, content))) return undefined;
+    const made = await bucket.get(key, MOST_LEASE_BYTES);
+    return held(made?.bytes.equals(content) ? made.etag : undefined);
+  }
+
+  get lost(): AbortSignal {
+    return this.#lost.signal;
+  }
+
+  assertHeld(): void {
+    if (this.#leftMs() <= 0) this.lose();
+    this.#lost.signal.throwIfAborted();
+  }
+
+  /** How long it is surely held, in milliseconds. */
+  #leftMs(): number {
+    return this.#renewedAt + (this.#options.termMs * GIVE_UP_MS) / TERM_MS - performance.now();
+  }
+
+  async #renew(): Promise<void> {
+    const every = (this.#options.termMs * RENEW_MS) / TERM_MS;
+    const { signal } = this.#ended;
+    while (!signal.aborted && !this.#lost.signal.aborted) {
+      await sleep(every, undefined, { signal, ref: false }).catch(() => undefined);
+      if (signal.aborted) return;
+      const sentAt = performance.now();
+      try {
+        const inTime = AbortSignal.timeout(Math.max(0, Math.floor(this.#leftMs())));
+        const etag = await this.#replace(AbortSignal.any([signal, inTime]));
+        if (etag === undefined) return this.lose();
+        this.#etag = etag;
+        this.#renewedAt = sentAt;
+      } catch (cause) {
+        // The store may come back in time.
+        if (this.#leftMs() <= 0) this.lose(cause);
+      }
+    }
+  }
+
+  /** @returns the new ETag; undefined: another one has it */
+  async #replace(signal: AbortSignal): Promise<string | undefined> {
+    const content = await contentNow();
+    if (this.#options.abilities.conditionalReplace) {
+      return await this.#bucket.replaceIfUnchanged(this.#key, content, { etag: this.#etag, signal });
+    }
+    const found = await this.#bucket.find(this.#key, { signal });
+    if (found?.etag !== this.#etag) return undefined;
+    await this.#bucket.put(this.#key, content, { signal });
+    return (await this.#bucket.find(this.#key, { signal }))?.etag;
+  }
+
+  lose(cause?: unknown): void {
+    const message = `the lease s3://${this.#bucket.address.bucket}/${this.#key} was lost: another process may have taken it (was this one suspended, or the store away?), so nothing more is written`;
+    this.#lost.abort(new BackupError("E_LEASE_LOST", message, { cause }));
+  }
+
+  /** Gives it back if it is surely still held; otherwise it ends by itself. */
+  async release(): Promise<void> {
+    this.#ended.abort();
+    await this.#renewing;
+    const isSure = performance.now() - this.#renewedAt < this.#options.termMs / 2;
+    if (!isSure || this.#lost.signal.aborted) return;
+    await this.#bucket.remove([this.#key]).catch(() => undefined);
+  }
+}
+
+/** Another content each time, so that the ETag changes. */
+async function contentNow(): Promise<Buffer> {
+  const process = { ...(await thisProcess()), host: hostname() };
+  return Buffer.from(JSON.stringify({ ...process, nonce: randomUUID() }));
+}

@@ -1,0 +1,139 @@
+import { afterAll, beforeAll, beforeEach, expect, it } from "vitest";
+import { Bucket } from "../../../src/backup/s3/bucket.js";
+import { takeLease } from "../../../src/backup/s3/lease.js";
+import { thisProcess } from "../../../src/backup/s3/this-process.js";
+import { BreakingStore } from "../../support/breaking-store.js";
+import { Store } from "../../support/store.js";
+import { describeWith } from "../../support/tools.js";
+
+const TERM = 1_500;
+const KEY = "lease/vm/.lease";
+
+describeWith(["radosgw", "ceph-mon", "ceph-osd"], "a lease in Ceph", () => {
+  let store: Store;
+  let line: BreakingStore;
+  let mine: Bucket;
+  let other: Bucket;
+  const before = { ...process.env };
+
+  beforeAll(async () => {
+    store = await Store.start();
+    line = await BreakingStore.start(store);
+    await store.makeBucket("backups");
+    Object.assign(process.env, store.environment);
+    mine = await Bucket.open({ bucket: "backups", prefix: "", endpoint: line.endpoint });
+    other = await Bucket.open({ bucket: "backups", prefix: "" });
+  });
+  afterAll(async () => {
+    process.env = before;
+    mine?.close();
+    other?.close();
+    await line?.[Symbol.asyncDispose]();
+    await store?.[Symbol.asyncDispose]();
+  });
+  beforeEach(async () => {
+    line.fault = () => undefined;
+    await other.remove([KEY]);
+  });
+
+  const abilities = { conditionalCreate: true, conditionalReplace: true };
+  const options = { of: "vm", waitMs: 0, termMs: TERM, abilities };
+
+  it("is one process's, and another's after it was given back", async () => {
+    const taken = await Promise.allSettled([1, 2, 3, 4].map(() => takeLease(other, KEY, options)));
+    const held = taken.flatMap((each) => (each.status === "fulfilled" ? [each.value] : []));
+    expect(held).toHaveLength(1);
+    await expect(takeLease(mine, KEY, options)).rejects.toMatchObject({
+      name: "PreconditionError",
+      code: "E_LOCKED",
+    });
+    await expect(takeLease(mine, KEY, options)).rejects.toThrow(`process ${process.pid}`);
+    held[0]?.assertHeld();
+    await held[0]?.release();
+    expect(await other.find(KEY)).toBeUndefined();
+    const next = await takeLease(mine, KEY, options);
+    await next.release();
+  });
+
+  it("stays its holder's for longer than a term, while others wait", async () => {
+    const held = await takeLease(mine, KEY, options);
+    await expect(takeLease(other, KEY, { ...options, waitMs: 2 * TERM })).rejects.toMatchObject({
+      code: "E_LOCKED",
+    });
+    held.assertHeld();
+    expect(held.lost.aborted).toBe(false);
+    await held.release();
+  });
+
+  it("is taken from a holder that is cut off from the store, who learns of it first", async () => {
+    const held = await takeLease(mine, KEY, options);
+    line.fault = () => "never answer";
+    const cutOff = performance.now();
+    let lostAt = Number.POSITIVE_INFINITY;
+    held.lost.addEventListener("abort", () => {
+      lostAt = performance.now();
+    });
+    const next = await takeLease(other, KEY, { ...options, waitMs: 4 * TERM });
+    const takenAt = performance.now();
+    expect(() => held.assertHeld()).toThrow(expect.objectContaining({ code: "E_LEASE_LOST" }));
+    expect(held.lost.aborted).toBe(true);
+    expect(lostAt).toBeLessThanOrEqual(takenAt);
+    expect(takenAt - cutOff).toBeGreaterThan(TERM - TERM / 5);
+    // What it has lost it must not give back.
+    line.fault = () => undefined;
+    await held.release();
+    next.assertHeld();
+    expect(await other.find(KEY)).toBeDefined();
+    await next.release();
+  });
+
+  it("is lost when somebody else's lies in its place", async () => {
+    const held = await takeLease(mine, KEY, options);
+    await other.put(KEY, Buffer.from("another"));
+    await expect.poll(() => held.lost.aborted, { timeout: 5 * TERM }).toBe(true);
+    await held.release();
+    expect((await other.get(KEY, 100))?.bytes.toString()).toBe("another");
+  });
+
+  it("is taken at once from a process of this host that was killed", async () => {
+    await other.put(KEY, Buffer.from(JSON.stringify({ ...(await thisProcess()), pid: 4_000_000 })));
+    const began = performance.now();
+    const held = await takeLease(mine, KEY, options);
+    expect(performance.now() - began).toBeLessThan(TERM / 2);
+    held.assertHeld();
+    await held.release();
+    // A number may have been given to another process since.
+    await other.put(KEY, Buffer.from(JSON.stringify({ ...(await thisProcess()), start: "1" })));
+    await (await takeLease(mine, KEY, options)).release();
+  });
+
+  it("is held by one of two also where the store takes no notice of conditions", async () => {
+    line.fault = () => "ignore conditions";
+    const without = {
+      ...options,
+      termMs: 10 * TERM,
+      abilities: { conditionalCreate: false, conditionalReplace: false },
+    };
+    const taken = await Promise.allSettled([1, 2, 3].map(() => takeLease(mine, KEY, without)));
+    const held = taken.flatMap((each) => (each.status === "fulfilled" ? [each.value] : []));
+    expect(held).toHaveLength(1);
+    held[0]?.assertHeld();
+    await held[0]?.release();
+  });
+
+  it("is waited for while it may be a dead process's", async () => {
+    await other.put(KEY, Buffer.from("left behind, and no JSON"));
+    const held = await takeLease(mine, KEY, { ...options, waitMs: 4 * TERM });
+    held.assertHeld();
+    await held.release();
+  });
+
+  it("is not taken when the wait is aborted", async () => {
+    await other.put(KEY, Buffer.from("{}"));
+    const stop = new AbortController();
+    setTimeout(() => stop.abort(new Error("enough")), 100);
+    await expect(takeLease(mine, KEY, { ...options, waitMs: 60_000, signal: stop.signal })).rejects.toThrow(
+      "enough",
+    );
+  });
+});
