@@ -1,8 +1,9 @@
 /** How `prune` and `verify` ended, in a metrics file. */
-import { resolve } from "node:path";
+
 import { EXIT, exitCodeOf, worstOf } from "./exit-codes.js";
 import { updateOfJob } from "./metrics.js";
 import { MetricsFile } from "./metrics-file.js";
+import { placeOf } from "./place-of.js";
 import type { Context } from "./run.js";
 
 /**
@@ -27,7 +28,7 @@ export async function recordedJob(
   const file = await MetricsFile.at(metrics);
   const record = async (code: number): Promise<void> => {
     try {
-      await file.update(updateOfJob(job, resolve(repository), code, Date.now()));
+      await file.update(updateOfJob(job, placeOf(repository), code, Date.now()));
     } catch (error) {
       output.warn(`no metrics were written: ${error instanceof Error ? error.message : String(error)}`);
     }

@@ -3,19 +3,18 @@
 import { PreconditionError } from "../src/backup/base/errors.js";
 import { shellWord } from "../src/backup/base/shell-word.js";
 import { refuseAddress } from "../src/backup/host/local-path.js";
-import { refuseStore } from "../src/backup/repository/refuse-store.js";
 import { Repository } from "../src/backup/repository/repository.js";
+import { namesStore } from "../src/backup/storage/open-store.js";
 import type { CreateOptions } from "./options.js";
 
 /**
  * Throws if there is no repository, since a mistyped path, or one on which nothing is mounted, would get a new one
  * and a full backup of everything. With `--create` it is made later, when the first point is.
  * @throws {UsageError} `E_SCHEME`: the path looks like an address
- * @throws {PreconditionError} `E_NO_REPOSITORY`, `E_STORE_READ_ONLY`
+ * @throws {PreconditionError} `E_NO_REPOSITORY`, or as `openStore` for a store
  */
 export async function requireRepository(path: string, { create }: CreateOptions): Promise<void> {
-  refuseStore(path);
-  await refuseAddress(path);
+  if (!namesStore(path)) await refuseAddress(path);
   if (create || (await Repository.openIfThere(path))) return;
   const message = `there is no repository at ${path}. If there should be one: is its file system mounted, is the path right? To make a new one: nbdpull init ${shellWord(path)} (in scripts: --create)`;
   throw new PreconditionError("E_NO_REPOSITORY", message, { details: { path } });

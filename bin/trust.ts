@@ -1,5 +1,5 @@
-import { refuseStore } from "../src/backup/repository/refuse-store.js";
 import { findStranger, refuseStranger, tighten } from "../src/backup/repository/strangers.js";
+import { namesStore } from "../src/backup/storage/open-store.js";
 import type { TrustOptions } from "./options.js";
 import type { Output } from "./output.js";
 
@@ -36,7 +36,6 @@ export async function requireTrust(
 
 /**
  * The same for a command that adds or removes points. Takes others' rights to an older repository away.
- * @throws {PreconditionError} `E_STORE_READ_ONLY`: it lies in an object store
  */
 export async function prepareToWrite(
   path: string,
@@ -44,7 +43,8 @@ export async function prepareToWrite(
   options: TrustOptions,
   output: Output,
 ): Promise<void> {
-  refuseStore(path);
+  // Who else can write to a store is nothing that this machine knows.
+  if (namesStore(path)) return;
   await requireTrust(path, domains, options, output);
   const tightened = await tighten(path);
   if (tightened === 0) return;

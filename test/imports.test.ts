@@ -40,7 +40,7 @@ const ROOMS: Readonly<Record<string, Room>> = {
   },
   copy: {
     what: "one repository kept in step with another: whole points, proven while they are copied",
-    mayImport: words("verify pull chain repository storage image host base"),
+    mayImport: words("verify pull chain repository storage image base"),
   },
   verify: {
     what: "every stored byte of points compared with what the point says: structure, tables, digests",
@@ -56,7 +56,7 @@ const ROOMS: Readonly<Record<string, Room>> = {
   },
   prune: {
     what: "which points go, and how the points that stay take over the clusters that they need",
-    mayImport: words("chain repository digest qcow2 image threads host base"),
+    mayImport: words("chain repository storage digest qcow2 image threads host base"),
   },
   serve: {
     what: "a point read at random offsets, and exported by NBD",

@@ -1,4 +1,3 @@
-import { resolve } from "node:path";
 import pLimit from "p-limit";
 import { BackupError, hasCode, UsageError } from "../../src/backup/base/errors.js";
 import { Libvirt } from "../../src/backup/libvirt/libvirt.js";
@@ -25,6 +24,7 @@ import type {
 } from "../options.js";
 import { OutageNotes } from "../outage-notes.js";
 import { asDisks, human, type Progress } from "../output.js";
+import { placeOf } from "../place-of.js";
 import { proofText } from "../proof-text.js";
 import type { Context } from "../run.js";
 import { requireRepository } from "../target-repository.js";
@@ -78,9 +78,9 @@ export async function runBackup(
   try {
     await backUpAsAsked(job, named);
     const code = options.strict && context.output.warnings.length > 0 ? EXIT.warnings : EXIT.done;
-    await record(updateOfRun(resolve(options.to), Number(process.exitCode ?? code), Date.now()));
+    await record(updateOfRun(placeOf(options.to), Number(process.exitCode ?? code), Date.now()));
   } catch (error) {
-    await record(updateOfRun(resolve(options.to), exitCodeIn(context, error), Date.now()));
+    await record(updateOfRun(placeOf(options.to), exitCodeIn(context, error), Date.now()));
     throw error;
   }
 }
@@ -170,7 +170,7 @@ function hasNothing({ options }: Job, error: unknown): error is BackupError {
 }
 
 async function backUp(job: Job, chosen: ChosenDomain): Promise<BackupResult> {
-  const repository = resolve(job.options.to);
+  const repository = placeOf(job.options.to);
   try {
     const result = await backUpDomain(job, chosen);
     const points = job.options.metrics === undefined ? undefined : await restorability(result, repository);

@@ -8,6 +8,7 @@ import { EXIT } from "../exit-codes.js";
 import { rateLimitOf } from "../option-values.js";
 import type { CreateOptions, TrustOptions } from "../options.js";
 import { human } from "../output.js";
+import { placeOf } from "../place-of.js";
 import type { Context } from "../run.js";
 import { requireRepository } from "../target-repository.js";
 import { prepareToWrite, warnOfStrangers } from "../trust.js";
@@ -87,7 +88,7 @@ async function domainsOf(from: Repository, wanted: readonly string[]): Promise<s
 
 /** @throws {UsageError} `E_USAGE` */
 async function refuseSame(from: Repository, to: Repository): Promise<void> {
-  const places = [from, to].map(({ path }) => realpath(path).catch(() => path));
+  const places = [from, to].map(({ path }) => realpath(path).catch(() => placeOf(path)));
   const [one, other] = await Promise.all(places);
   if (one === other)
     throw new UsageError("E_USAGE", `${from.path} and ${to.path} are the same repository: name two`);

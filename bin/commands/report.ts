@@ -1,14 +1,13 @@
-import { resolve } from "node:path";
 import { UsageError } from "../../src/backup/base/errors.js";
 import { type DomainState, totalsOf } from "../../src/backup/report/domain-facts.js";
 import { type ReportedDomain, reportedDomains } from "../../src/backup/report/repository-facts.js";
 import { Repository } from "../../src/backup/repository/repository.js";
 import { findStranger } from "../../src/backup/repository/strangers.js";
-import { namesStore } from "../../src/backup/storage/open-store.js";
 import { titleOf } from "../domain-title.js";
 import { EXIT, worstExitCode } from "../exit-codes.js";
 import { MetricsFile } from "../metrics-file.js";
 import { human } from "../output.js";
+import { placeOf } from "../place-of.js";
 import type { ReportDocument, RepositoryFacts } from "../report-document.js";
 import { updateOfReport } from "../report-metrics.js";
 import type { Context } from "../run.js";
@@ -96,11 +95,6 @@ async function look(
     error = output.fault(path, cause);
   }
   return { repository: placeOf(path), id, stranger, error, domains, failed };
-}
-
-/** One repository has one place, however it is written. */
-function placeOf(path: string): string {
-  return namesStore(path) ? path.replace(/\/+$/, "") : resolve(path);
 }
 
 /** Damage that a restore would meet, or that the change maps have met. */

@@ -21,6 +21,7 @@ export { refuseTarget } from "./host/publish.js";
 export type { SshTarget } from "./host/ssh.js";
 export type { ImageFormat } from "./image/image.js";
 export type { ReadOptions } from "./image/image-file.js";
+export type { CreateOptions, NewFile, NewPlace, RemoteNewFile } from "./image/new-file.js";
 export type { FilePlace, ReadableFile, RemoteFile } from "./image/readable-file.js";
 export type { TcpServer } from "./libvirt/begin-xml.js";
 export type { NotKept } from "./libvirt/boot-files.js";

@@ -328,11 +328,6 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a repository in a
     const address = await stored("refused");
     const there = await keys("refused/");
     for (const args of [
-      ["backup", "guest", "--to", address],
-      ["import", "--to", address, "--domain", "guest", "--disk", "vda=x.raw"],
-      ["attach", "guest", "--to", address],
-      ["prune", address, "--keep-last", "1"],
-      ["prune", address, "--keep-last", "1", "--dry-run"],
       ["repair", address],
       ["repair", address, "--dry-run"],
       ["points", address, "--fix-clock"],

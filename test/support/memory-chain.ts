@@ -48,9 +48,10 @@ export class MemoryChain implements AsyncDisposable {
     this.#shown = shown;
   }
 
-  static async start(size: number): Promise<MemoryChain> {
+  /** @param path of the repository; default: in a folder of its own */
+  static async start(size: number, path?: string): Promise<MemoryChain> {
     const folder = await newFolder();
-    const repository = await Repository.openOrCreate(join(folder, "repo"), TRUSTED);
+    const repository = await Repository.openOrCreate(path ?? join(folder, "repo"), TRUSTED);
     const nothing = { points: [], contents: new Map<string, ServedExport>() };
     return await MemoryChain.#around(new MemoryDisk({ size }), folder, repository, nothing);
   }

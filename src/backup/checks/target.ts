@@ -20,8 +20,13 @@ import { type Found, fail, pass, type Subject, warn } from "./check.js";
 const LEAST = 1024 ** 2;
 
 /** Checks whether points can be written, and how much space is free for them. */
-export async function lookAtTarget({ repositoryPath, forecast }: Subject): Promise<readonly Found[]> {
+export async function lookAtTarget({
+  repository,
+  repositoryPath,
+  forecast,
+}: Subject): Promise<readonly Found[]> {
   if (repositoryPath === undefined) return [];
+  if (repository?.isInStore) return [pass(`${repositoryPath} lies in an object store`)];
   const folder = await nearestFolder(resolve(repositoryPath));
   try {
     await using held = await HeldFolder.open(folder);

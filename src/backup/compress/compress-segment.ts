@@ -45,7 +45,8 @@ export interface CompressedSegment {
 interface CompressOptions {
   /** Undefined: no digests are computed. */
   readonly digest?: DigestAlgorithm | undefined;
-  readonly compression: Compression;
+  /** Undefined: clusters are stored as they are. */
+  readonly compression: Compression | undefined;
 }
 
 /**

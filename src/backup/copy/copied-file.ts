@@ -3,6 +3,7 @@ import { isUnreadable } from "../base/damage.js";
 import { DamageError } from "../base/errors.js";
 import { isZero } from "../base/zeroes.js";
 import { fillFrom } from "../image/fill-file.js";
+import type { NewFile } from "../image/new-file.js";
 import {
   type FilePlace,
   openPlace,
@@ -21,15 +22,6 @@ const LARGE_PIECE_BYTES = 16 * MIB;
 const DIGEST_BYTES = 32;
 /** Pieces of a file that are kept while it is looked at: tables are read beside the data. */
 const KEPT_PIECES = 8;
-
-/** Where the pieces of a copied file go, in order. */
-export interface NewFile {
-  /** `bytes` may be used again when this has returned. */
-  write(bytes: Uint8Array, position: number): Promise<void>;
-  /** Makes the file whole, with so many bytes. What was not written is zeroes. */
-  finish(length: number): Promise<void>;
-  close(): Promise<void>;
-}
 
 export interface CopyFileOptions {
   /** A file of more bytes is damaged: whoever can write to the repository could fill the other one otherwise. */
@@ -57,15 +49,22 @@ export class CopiedFile implements RemoteFile {
 
   /**
    * Copies a file, byte for byte. Pieces of zeroes are not written, so that a file stays sparse.
+   * @param create makes the copy, which has so many bytes and is written from front to back
    * @throws {DamageError} the file is missing, no regular file, too long, or the medium fails
    * @throws the file system's or the store's error, or the signal's reason
    */
-  static async copy(from: FilePlace, to: NewFile, options: CopyFileOptions): Promise<CopiedFile> {
+  static async copy(
+    from: FilePlace,
+    create: (bytes: number) => Promise<NewFile>,
+    options: CopyFileOptions,
+  ): Promise<CopiedFile> {
     const { most, limit, signal, onBytes } = options;
     const file = await openPlace(from, { signal });
+    let to: NewFile | undefined;
     try {
       const size = await file.size();
       if (size > most) throw tooLong(file.path, size, most);
+      to = await create(size);
       const pieceBytes = size > LARGE_BYTES ? LARGE_PIECE_BYTES : PIECE_BYTES;
       const digests = Buffer.alloc(Math.ceil(size / pieceBytes) * DIGEST_BYTES);
       const piece = Buffer.allocUnsafeSlow(pieceBytes);
@@ -78,9 +77,11 @@ export class CopiedFile implements RemoteFile {
         if (!isZero(bytes)) await to.write(bytes, done);
         onBytes(bytes.length);
       }
-      await to.finish(size);
+      await to.truncate(size);
+      await to.finish({ sync: true });
       return new CopiedFile(from, { length: size, pieceBytes, digests });
     } finally {
+      await to?.close();
       await file.close();
     }
   }

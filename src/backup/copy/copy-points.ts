@@ -10,6 +10,7 @@
  */
 
 import { DamageError, PreconditionError } from "../base/errors.js";
+import { createAt, type NewFile } from "../image/new-file.js";
 import type { RateLimit } from "../pull/rate-limit.js";
 import type { HeldLock } from "../repository/domain-lock.js";
 import { type JudgedPoint, judgePoints } from "../repository/judged-points.js";
@@ -19,10 +20,11 @@ import { makePoint, type PendingPoint } from "../repository/pending-point.js";
 import { domainsAmong, ownersOf } from "../repository/point-owners.js";
 import { manifestText } from "../repository/read-manifest.js";
 import type { Repository } from "../repository/repository.js";
+import { makeStoredPoint } from "../repository/stored-point.js";
+import type { StoreWriting } from "../storage/stored-writing.js";
 import { verifyPoint } from "../verify/verify.js";
 import { CopiedFile } from "./copied-file.js";
 import { CopiedFolder } from "./copied-folder.js";
-import { createFile } from "./new-point.js";
 import { compareDisks } from "./same-disk.js";
 
 const MIB = 1024 * 1024;
@@ -85,17 +87,31 @@ export async function copyDomain(options: CopyOptions): Promise<CopyResult> {
     domain,
     async () => {
       const judged = chosen(await judgePoints(from, domain), options.which);
-      const copy = async (held: HeldLock | undefined): Promise<CopyResult> => {
+      const copy = async (make: MakePoint | undefined): Promise<CopyResult> => {
         // Not before the lock is there: whoever had it may have pruned.
         const there = await judgePoints(to, domain);
         assertSameDomain(judged, there, options);
-        return await new DomainCopy(options, judged, there).run(held);
+        return await new DomainCopy(options, judged, there).run(make);
       };
       if (options.dryRun) return await to.reading(domain, async () => await copy(undefined), signal);
-      return await to.writing(domain, copy, signal);
+      if (to.isInStore) {
+        return await to.writingInStore(domain, (writing) => copy(inStore(writing, signal)), signal);
+      }
+      return await to.writing(domain, (held) => copy(inFolder(held)), signal);
     },
     signal,
   );
+}
+
+/** Makes a point of that id in the other repository. */
+type MakePoint = (id: string, work: (point: PendingPoint) => Promise<void>) => Promise<void>;
+
+function inFolder(held: HeldLock): MakePoint {
+  return (copyOf, work) => makePoint(held, work, { copyOf });
+}
+
+function inStore(writing: StoreWriting, signal: AbortSignal): MakePoint {
+  return (id, work) => makeStoredPoint(writing, work, { id, signal });
 }
 
 /** The points that are wanted, and those that they are based on. */
@@ -148,8 +164,8 @@ class DomainCopy {
       .reduce((sum, { manifest }) => sum + (manifest ? storedBytesOf(manifest) : 0), 0);
   }
 
-  /** @param held the right to write; undefined: nothing is written */
-  async run(held: HeldLock | undefined): Promise<CopyResult> {
+  /** @param make undefined: nothing is written */
+  async run(make: MakePoint | undefined): Promise<CopyResult> {
     // All of them first: where the two have different histories, nothing is copied.
     const known = new Map<string, CopiedPoint>();
     for (const point of this.#points) {
@@ -160,7 +176,7 @@ class DomainCopy {
       known.set(point.id, compared);
     }
     const points: CopiedPoint[] = [];
-    for (const point of this.#points) points.push(known.get(point.id) ?? (await this.#copy(point, held)));
+    for (const point of this.#points) points.push(known.get(point.id) ?? (await this.#copy(point, make)));
     return { domain: this.#options.domain, points, copiedBytes: this.#copiedBytes };
   }
 
@@ -187,19 +203,19 @@ class DomainCopy {
     }
   }
 
-  async #copy({ id, manifest, obstacles }: JudgedPoint, held: HeldLock | undefined): Promise<CopiedPoint> {
+  async #copy({ id, manifest, obstacles }: JudgedPoint, make: MakePoint | undefined): Promise<CopiedPoint> {
     const message = obstacles[0]?.message ?? (manifest ? undefined : "its manifest cannot be read");
     if (!manifest || message !== undefined) return { id, state: "damaged", bytes: 0, message };
     const before = this.#copiedBytes;
     try {
       this.#assertFits(manifest);
-      if (held) await this.#copyPoint(manifest, held);
+      if (make) await this.#copyPoint(manifest, make);
     } catch (error) {
       if (!(error instanceof DamageError)) throw error;
       return { id, state: "damaged", bytes: 0, message: error.message };
     }
     this.#there.set(id, { id, manifest, obstacles: [] });
-    return { id, state: "copied", bytes: held ? this.#copiedBytes - before : storedBytesOf(manifest) };
+    return { id, state: "copied", bytes: make ? this.#copiedBytes - before : storedBytesOf(manifest) };
   }
 
   /**
@@ -232,7 +248,7 @@ class DomainCopy {
     return disk.parent === null || this.#soundDisk(disk.parent, name) ? disk : undefined;
   }
 
-  async #copyPoint(manifest: Manifest, held: HeldLock): Promise<void> {
+  async #copyPoint(manifest: Manifest, make: MakePoint): Promise<void> {
     const { from, domain, signal: stop, limit } = this.#options;
     const { id } = manifest;
     const copy = async (pending: PendingPoint): Promise<void> => {
@@ -243,24 +259,21 @@ class DomainCopy {
         await using folder = await from.openPoint(domain, id);
         text = await manifestText(folder, manifest);
         for (const name of fileNamesOf(manifest)) {
-          const to = await createFile(pending.folder, name);
-          try {
-            const copied = await CopiedFile.copy(folder.at(name), to, {
-              most: mostBytesOf(manifest, name),
-              limit,
-              signal,
-              onBytes: (bytes) => this.#progress(bytes),
-            });
-            files.set(name, copied);
-          } finally {
-            await to.close();
-          }
+          const create = (mostBytes: number): Promise<NewFile> =>
+            createAt(pending.at(name), { mostBytes, inOrder: true });
+          const copied = await CopiedFile.copy(folder.at(name), create, {
+            most: mostBytesOf(manifest, name),
+            limit,
+            signal,
+            onBytes: (bytes) => this.#progress(bytes),
+          });
+          files.set(name, copied);
         }
         await this.#prove(manifest, files, signal);
       }
       await pending.commit({ text }, { sync: true });
     };
-    await makePoint(held, copy, { copyOf: id });
+    await make(id, copy);
   }
 
   /** @throws {DamageError} what was copied is damaged */

@@ -1,42 +1,48 @@
 import { createHash } from "node:crypto";
-import type { FileHandle } from "node:fs/promises";
-import { createPrivate } from "../host/plain-files.js";
-import type { PlannedRun } from "../image/image.js";
+import { clustersIn, type PlannedRun } from "../image/image.js";
+import { createAt, type NewFile, type NewPlace } from "../image/new-file.js";
 import { DIGEST_ALGORITHMS } from "./algorithms.js";
 import type { DigestHeader } from "./digest-file.js";
 import {
   encodeHead,
   encodeHeader,
   HEAD_BYTES,
+  HEADER_BYTES,
   KIND,
   MAX_DATA_COUNT,
   MAX_ZERO_COUNT,
   WRITE_BYTES,
 } from "./digest-file.js";
 
+/** Of one cluster: a record of its own, with its masks and its digest. */
+const MOST_RECORD_BYTES = HEAD_BYTES + 8 + 32;
+
 /** Writes a digest file from front to back. The format is drawn in digest-file.ts. */
 export class DigestFileWriter {
   /** Undefined: only the file's SHA-256 is wanted. */
-  readonly #file: FileHandle | undefined;
+  readonly #file: NewFile | undefined;
   readonly #digestSize: number;
   readonly #hash = createHash("sha256");
   #pending: Buffer[] = [];
   #pendingBytes = 0;
+  /** Bytes of the file so far. */
+  #length = 0;
   /** The last write; each write begins after the one before it. */
   #tail: Promise<void> = Promise.resolve();
   #records = 0;
   /** The data record that the next data run may extend. */
   #open: { cluster: number; count: number; digests: Buffer[] } | undefined;
 
-  private constructor(file: FileHandle | undefined, header: DigestHeader) {
+  private constructor(file: NewFile | undefined, header: DigestHeader) {
     this.#file = file;
     this.#digestSize = DIGEST_ALGORITHMS[header.algorithm].bytes;
     this.#append(encodeHeader(header));
   }
 
   /** @throws the file system's error: EEXIST if the file exists */
-  static async create(path: string, header: DigestHeader): Promise<DigestFileWriter> {
-    return new DigestFileWriter(await createPrivate(path), header);
+  static async create(place: NewPlace, header: DigestHeader): Promise<DigestFileWriter> {
+    const mostBytes = HEADER_BYTES + clustersIn(header.geometry) * MOST_RECORD_BYTES;
+    return new DigestFileWriter(await createAt(place, { mostBytes, inOrder: true }), header);
   }
 
   /** A writer without a file, which only tells the SHA-256 that the file would have. */
@@ -110,7 +116,9 @@ export class DigestFileWriter {
     this.#pending = [];
     this.#pendingBytes = 0;
     this.#hash.update(block);
-    this.#tail = this.#tail.then(() => this.#file?.appendFile(block));
+    const position = this.#length;
+    this.#length += block.length;
+    this.#tail = this.#tail.then(() => this.#file?.write(block, position));
     // finish() throws the failure; until then it must not count as unhandled.
     this.#tail.catch(() => undefined);
   }
@@ -125,7 +133,7 @@ export class DigestFileWriter {
     this.#append(encodeHead(KIND.end, 0, this.#records));
     this.#flush();
     await this.#tail;
-    if (options.sync) await this.#file?.sync();
+    await this.#file?.finish(options);
     return { sha256: this.#hash.digest("hex") };
   }
 

@@ -6,7 +6,6 @@ import { JobEnd, unlessBusy } from "../libvirt/job-end.js";
 import { type BackupJob, exportedDisks, parseBackupJob } from "../libvirt/job-xml.js";
 import type { Libvirt } from "../libvirt/libvirt.js";
 import { domainFolder } from "../repository/domain-folder.js";
-import type { HeldLock } from "../repository/domain-lock.js";
 import { removeLeftovers } from "../repository/leftovers.js";
 import { thawGuest } from "./freeze.js";
 import type { Guest } from "./guest.js";
@@ -74,17 +73,17 @@ export async function claimFolder<T = undefined>(
 ): Promise<{ readonly folder: JobFolder; readonly left: T | undefined }> {
   // Checked before waiting for the lock, because a running backup holds it as long as it pulls.
   await refuseLivingOwner(folder, guest.domain);
-  const claim = async ({ folder: points }: Pick<HeldLock, "folder">) => {
+  const claim = async (points: HeldFolder | undefined) => {
     const { folders, job } = await findLeft(guest, folder);
     const theirs = folders.at(-1) ?? folder;
-    const left = job && (await goOn?.({ job, folder: theirs, points }));
+    const left = job && points && (await goOn?.({ job, folder: theirs, points }));
     if (left !== undefined) {
       // As below. A client that is connected still would only disturb.
       if (!guest.domain.disks.some(({ hasIothread }) => hasIothread)) await theirs.sever();
       await theirs.takeOver();
       return { folder: theirs, left };
     }
-    await removeLeftovers(points);
+    if (points) await removeLeftovers(points);
     // The lock keeps other backups to this repository from beginning a job meanwhile.
     for (const left of folders) {
       // QEMU 7.2 hangs while a job is ended under a client that reads no more, but see `JobClients`.
@@ -98,7 +97,15 @@ export async function claimFolder<T = undefined>(
     return { folder, left: undefined };
   };
   const home = await domainFolder(guest.repository, guest.domain);
-  return await guest.repository.writing(home, claim, signal, async () => undefined);
+  const { repository } = guest;
+  // What was uploaded of a point can't be gone on with, and was removed when the lease was taken.
+  if (repository.isInStore) return await repository.writingInStore(home, () => claim(undefined), signal);
+  return await repository.writing(
+    home,
+    (held) => claim(held.folder),
+    signal,
+    async () => undefined,
+  );
 }
 
 /**

@@ -13,9 +13,12 @@ export class NewFiles implements AsyncDisposable {
   #paths: string[] = [];
   #open: Closable[] = [];
 
-  /** Takes over a file that was just created, and the object that has it open. */
-  add<T extends Closable>(path: string, open: T): T {
-    this.#paths.push(path);
+  /**
+   * Takes over a file that was just created, and the object that has it open.
+   * @param path an object for a file elsewhere, which is gone when it is closed unfinished
+   */
+  add<T extends Closable>(path: string | object, open: T): T {
+    if (typeof path === "string") this.#paths.push(path);
     this.#open.push(open);
     return open;
   }

@@ -192,6 +192,14 @@ export class ImageFile {
     return this.#change("flushing", (callback) => fsync(this.#descriptor, callback));
   }
 
+  /** More may be written at any time. */
+  async capacity(): Promise<void> {}
+
+  /** Flushes the file, with `sync`. */
+  async finish(options: { readonly sync: boolean }): Promise<void> {
+    if (options.sync) await this.sync();
+  }
+
   /** May be called more than once. */
   close(): Promise<void> {
     this.#closed ??= this.#close();
@@ -298,12 +306,12 @@ const APPEND_BYTES = 1024 * 1024;
 
 /** Writes a part of a file from front to back. */
 export class Appender {
-  readonly #file: ImageFile;
+  readonly #file: Pick<ImageFile, "write">;
   readonly #buffer = Buffer.allocUnsafeSlow(APPEND_BYTES);
   #filled = 0;
   #written: number;
 
-  constructor(file: ImageFile, position: number) {
+  constructor(file: Pick<ImageFile, "write">, position: number) {
     this.#file = file;
     this.#written = position;
   }

@@ -1,3 +1,4 @@
+import assert from "node:assert/strict";
 import { BackupError, DamageError, UsageError } from "../base/errors.js";
 import type { CompressedOutcome } from "../compress/compress-segment.js";
 import { type CompressedSegment, compressSegment, NONE } from "../compress/compress-segment.js";
@@ -7,6 +8,7 @@ import { createDigester, type Digester, digestClusters } from "../digest/digest.
 import { DigestFileWriter } from "../digest/digest-file-writer.js";
 import type { NewFiles } from "../host/new-files.js";
 import { dataBytesOf, type Geometry, type ImageFormat, slotsOf } from "../image/image.js";
+import type { NewPlace } from "../image/new-file.js";
 import { assertCompression, type CompressionMethod, DEFAULT_LEVEL } from "../qcow2/compress-cluster.js";
 import { Qcow2CompressedWriter } from "../qcow2/compressed-writer.js";
 import type { Qcow2WriterOptions } from "../qcow2/finish.js";
@@ -21,8 +23,11 @@ import type { Segment } from "./segment.js";
 
 /** How an image is compressed. */
 export interface ImageCompression {
-  /** `zstd` needs Node 22.15 or newer, and QEMU 5.1 or newer to be read. */
-  readonly method: CompressionMethod;
+  /**
+   * `zstd` needs Node 22.15 or newer, and QEMU 5.1 or newer to be read. Undefined: clusters are stored as they are,
+   * but from front to back.
+   */
+  readonly method: CompressionMethod | undefined;
   /**
    * Threads that the disks of a point share; default: threads for this image alone.
    * @internal
@@ -40,7 +45,7 @@ export const BUFFER_BYTES = 12 * 1024 * 1024;
 const LEAST_BUFFERS = 3;
 
 interface CompressedStoreOptions extends Qcow2WriterOptions {
-  readonly path: string;
+  readonly path: NewPlace;
   /** True if the image covers the whole disk; false if it has only what changed. */
   readonly complete: boolean;
   readonly digests?: DigestTarget | undefined;
@@ -97,7 +102,7 @@ export class CompressedStore implements ImageStore {
    */
   static async create(options: CompressedStoreOptions, files: NewFiles): Promise<CompressedStore> {
     const { path, geometry, compress } = options;
-    assertCompression(compress.method);
+    if (compress.method) assertCompression(compress.method);
     const writerOptions = { geometry, backing: options.backing, compression: compress.method };
     const writer = files.add(path, await Qcow2CompressedWriter.create(path, writerOptions));
     return await CompressedStore.#of(writer, options, files);
@@ -114,7 +119,8 @@ export class CompressedStore implements ImageStore {
     left: LeftJournal,
   ): Promise<{ readonly store: CompressedStore; readonly from: Begun }> {
     const { path, geometry, compress, digests } = options;
-    assertCompression(compress.method);
+    assert(typeof path === "string", "only a file of this machine can be gone on with");
+    if (compress.method) assertCompression(compress.method);
     const writerOptions = { geometry, backing: options.backing, compression: compress.method };
     const writer = files.add(path, await Qcow2CompressedWriter.reopen(path, writerOptions));
     const store = await CompressedStore.#of(writer, options, files);
@@ -192,7 +198,8 @@ export class CompressedStore implements ImageStore {
   /** Becomes the owner of the buffer. A failure counts at once, even before the segment's turn. */
   #compress(segment: Segment, buffer: ArrayBuffer): Promise<CompressedSegment> {
     const { compress, digests } = this.#options;
-    const compression = { method: compress.method, level: DEFAULT_LEVEL };
+    const { method } = compress;
+    const compression = method && { method, level: DEFAULT_LEVEL };
     const options = { digest: digests?.algorithm, compression };
     const outcome = compressSegment(segment, buffer, this.#writer.geometry, this.#workers, options);
     outcome.catch((reason: unknown) => {
@@ -225,6 +232,8 @@ export class CompressedStore implements ImageStore {
       },
       bytes,
     );
+    // Elsewhere, what was stored may still be on its way.
+    await this.#writer.capacity();
     if (buffer.byteLength > 0) this.#buffers.give(buffer);
   }
 

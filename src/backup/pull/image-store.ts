@@ -1,5 +1,6 @@
 import type { DigestAlgorithm } from "../digest/algorithms.js";
 import type { DigestThreads } from "../digest/digest-threads.js";
+import type { NewPlace } from "../image/new-file.js";
 import type { Destination } from "./pull.js";
 
 /** A new image that a pull fills, with a digest file if one is wanted. Its files belong to a `NewFiles`. */
@@ -30,7 +31,7 @@ export interface FinishedStore {
 
 /** A digest file to be created. */
 export interface DigestTarget {
-  readonly path: string;
+  readonly path: NewPlace;
   readonly algorithm: DigestAlgorithm;
   /**
    * Threads that the disks of a point share; default: threads for this image alone. Compressed images don't

@@ -1,8 +1,10 @@
+import assert from "node:assert/strict";
 import { z } from "zod";
 import { hasCode } from "../base/errors.js";
 import { isMissing } from "../host/durable-files.js";
 import type { NewFiles } from "../host/new-files.js";
 import type { Geometry, ImageFormat } from "../image/image.js";
+import type { NewPlace } from "../image/new-file.js";
 import type { Backing } from "../qcow2/writer.js";
 import { CompressedStore, type ImageCompression } from "./compressed-store.js";
 import { ImageJournal } from "./image-journal.js";
@@ -13,7 +15,8 @@ import { PlainStore } from "./plain-store.js";
 
 /** The image to be made, and its files. */
 export interface NewImageOptions {
-  readonly imagePath: string;
+  /** Elsewhere than on this machine, it is a qcow2 image. */
+  readonly imagePath: NewPlace;
   readonly format: ImageFormat;
   /** qcow2 only: the backing file that the header names. */
   readonly backing?: Backing | undefined;
@@ -21,7 +24,7 @@ export interface NewImageOptions {
   readonly mapPath?: string | undefined;
   /** Undefined: no digest file is made. */
   readonly digests?: DigestTarget | undefined;
-  /** qcow2 only; default: clusters are not compressed. */
+  /** qcow2 only; default: clusters are not compressed. An image elsewhere needs it, with or without a method. */
   readonly compress?: ImageCompression | undefined;
   /**
    * Kept while the image is pulled. It needs digests. Undefined: none is kept.
@@ -52,22 +55,26 @@ export async function openStore(
   files: NewFiles,
 ): Promise<OpenedStore> {
   const { imagePath: path, format, backing, mapPath, digests, compress, journal: target } = options;
-  const all = { ...image, path, backing, digests };
+  const all = { ...image, backing, digests };
+  if (typeof path !== "string") {
+    assert(compress !== undefined && format === "qcow2", "an image elsewhere is written from front to back");
+    return { store: await CompressedStore.create({ ...all, path, compress }, files) };
+  }
   const kind = compress
     ? {
-        create: () => CompressedStore.create({ ...all, compress }, files),
-        resume: (left: LeftJournal) => CompressedStore.resume({ ...all, compress }, files, left),
+        create: () => CompressedStore.create({ ...all, path, compress }, files),
+        resume: (left: LeftJournal) => CompressedStore.resume({ ...all, path, compress }, files, left),
       }
     : {
-        create: () => PlainStore.create({ ...all, format, mapPath }, files),
-        resume: (left: LeftJournal) => PlainStore.resume({ ...all, format, mapPath }, files, left),
+        create: () => PlainStore.create({ ...all, path, format, mapPath }, files),
+        resume: (left: LeftJournal) => PlainStore.resume({ ...all, path, format, mapPath }, files, left),
       };
   if (target === undefined || image.journal === undefined) return { store: await kind.create() };
   files.expect(target.path);
   if (target.resume) {
     const left = await LeftJournal.open(target);
     // These are written anew.
-    for (const each of [mapPath, digests?.path]) if (each !== undefined) await files.removeOld(each);
+    for (const each of [mapPath, digests?.path]) if (typeof each === "string") await files.removeOld(each);
     if (left?.isOf(headerOf(options, image))) {
       try {
         return await kind.resume(left);

@@ -135,7 +135,7 @@ export async function pullImage(options: PullImageOptions): Promise<PullResult> 
  * @throws what the source throws, and otherwise like `pullImage`
  */
 export async function copyImage(source: DiskSource, options: CopyImageOptions): Promise<PullResult> {
-  if (options.compress) assertCompressible(options.format, options.compress.method);
+  if (options.compress?.method) assertCompressible(options.format, options.compress.method);
   const left = await leftHeaderOf(options.journal);
   try {
     return await copyWithClusters(source, options, left?.geometry.clusterSize ?? DEFAULT_CLUSTER_SIZE);

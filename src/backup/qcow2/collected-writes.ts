@@ -1,4 +1,4 @@
-import type { ImageFile } from "../image/image-file.js";
+import type { NewFile } from "../image/new-file.js";
 
 /** Neighbouring pieces are collected into writes of up to this size. */
 const COLLECT_BYTES = 512 * 1024;
@@ -8,13 +8,13 @@ const COLLECT_BYTES = 512 * 1024;
  * left.
  */
 export class CollectedWrites {
-  readonly #file: ImageFile;
+  readonly #file: Pick<NewFile, "writeNow">;
   readonly #buffer = Buffer.allocUnsafeSlow(COLLECT_BYTES);
   /** Where in the file the buffer goes, and how many bytes it holds. */
   #position = 0;
   #filled = 0;
 
-  constructor(file: ImageFile) {
+  constructor(file: Pick<NewFile, "writeNow">) {
     this.#file = file;
   }
 

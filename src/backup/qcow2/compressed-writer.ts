@@ -9,12 +9,13 @@ import {
   type PlannedRun,
 } from "../image/image.js";
 import { ImageFile } from "../image/image-file.js";
+import type { NewFile, NewPlace } from "../image/new-file.js";
 import { RunList } from "../image/run-list.js";
 import { CollectedWrites } from "./collected-writes.js";
 import type { CompressionMethod } from "./compress-cluster.js";
 import {
   type Backing,
-  createQcow2File,
+  createQcow2FileAt,
   cutQcow2File,
   finishQcow2,
   type Qcow2WriterOptions,
@@ -27,8 +28,8 @@ import { placed, StreamPlacement, usesOfPlaced } from "./stream-placement.js";
 import type { TableRun } from "./tables.js";
 
 interface Qcow2CompressedWriterOptions extends Qcow2WriterOptions {
-  /** The method of all streams: an image has only one. */
-  readonly compression: CompressionMethod;
+  /** The method of all streams: an image has only one. Undefined: every cluster is stored as it is. */
+  readonly compression: CompressionMethod | undefined;
 }
 
 /** In the list of sizes: a cluster stored as it is. */
@@ -48,8 +49,10 @@ const MAX_STREAMS_IN_CLUSTER = 16 * 1024;
 export class Qcow2CompressedWriter implements AsyncDisposable {
   readonly geometry: Geometry;
   readonly format = "qcow2";
-  readonly compression: CompressionMethod;
-  readonly #file: ImageFile;
+  readonly compression: CompressionMethod | undefined;
+  readonly #file: NewFile;
+  /** The same file if it is one of this machine that is gone on with. */
+  readonly #left: ImageFile | undefined;
   readonly #writes: CollectedWrites;
   readonly #backing: Backing | undefined;
   readonly #placement: StreamPlacement;
@@ -59,11 +62,12 @@ export class Qcow2CompressedWriter implements AsyncDisposable {
   readonly #padding: Buffer;
   #storedBytes = 0;
 
-  private constructor(file: ImageFile, options: Qcow2CompressedWriterOptions) {
+  private constructor(file: NewFile, options: Qcow2CompressedWriterOptions, left?: ImageFile) {
     const { clusterSize } = options.geometry;
     this.geometry = options.geometry;
     this.compression = options.compression;
     this.#file = file;
+    this.#left = left;
     this.#writes = new CollectedWrites(file);
     this.#backing = options.backing;
     this.#placement = new StreamPlacement(clusterSize);
@@ -77,9 +81,12 @@ export class Qcow2CompressedWriter implements AsyncDisposable {
    * @throws {UsageError} the geometry or the backing file's name is beyond what qcow2 can hold
    * @throws the file system's error, with `code`
    */
-  static async create(path: string, options: Qcow2CompressedWriterOptions): Promise<Qcow2CompressedWriter> {
+  static async create(
+    place: NewPlace,
+    options: Qcow2CompressedWriterOptions,
+  ): Promise<Qcow2CompressedWriter> {
     assertInReach(options.geometry);
-    return new Qcow2CompressedWriter(await createQcow2File(path, options), options);
+    return new Qcow2CompressedWriter(await createQcow2FileAt(place, options), options);
   }
 
   /**
@@ -88,7 +95,8 @@ export class Qcow2CompressedWriter implements AsyncDisposable {
    */
   static async reopen(path: string, options: Qcow2CompressedWriterOptions): Promise<Qcow2CompressedWriter> {
     assertInReach(options.geometry);
-    return new Qcow2CompressedWriter(await ImageFile.openForWriting(path), options);
+    const left = await ImageFile.openForWriting(path);
+    return new Qcow2CompressedWriter(left, options, left);
   }
 
   /** Number of clusters that are stored, as streams or whole. */
@@ -103,7 +111,8 @@ export class Qcow2CompressedWriter implements AsyncDisposable {
 
   /** Reads what an earlier run has stored, from the first cluster on. */
   readBack(): StoredClusters {
-    return new StoredClusters(this.#file, this.geometry, this.compression);
+    assert(this.#left !== undefined && this.compression !== undefined, "nothing is gone on with");
+    return new StoredClusters(this.#left, this.geometry, this.compression);
   }
 
   /**
@@ -125,13 +134,22 @@ export class Qcow2CompressedWriter implements AsyncDisposable {
 
   /** Removes from the file what was not kept. */
   async cutBehind(): Promise<void> {
-    await cutQcow2File(this.#file, this.#placement.end, this.geometry);
+    assert(this.#left !== undefined, "nothing is gone on with");
+    await cutQcow2File(this.#left, this.#placement.end, this.geometry);
   }
 
   /** Has everything that was stored so far in the file, with `sync` on stable storage. */
   async settle({ sync }: { readonly sync: boolean }): Promise<void> {
     this.#writes.flush();
     if (sync) await this.#file.datasync();
+  }
+
+  /**
+   * Waits until more may be stored.
+   * @throws the first failure of a write
+   */
+  async capacity(): Promise<void> {
+    await this.#file.capacity();
   }
 
   /** Stores a cluster as a compressed stream, which is shorter than a cluster and yields exactly one. */

@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { UsageError } from "../base/errors.js";
 import type { Geometry } from "../image/image.js";
 import { Appender, ImageFile } from "../image/image-file.js";
+import { createAt, type NewFile, type NewPlace } from "../image/new-file.js";
 import { ENTRY_BYTES, LIMITS, writeCopiedOffset } from "./format.js";
 import { encodeHeader, type Qcow2Header } from "./header.js";
 import { assertFits, type Layout, layOut } from "./layout.js";
@@ -37,10 +38,22 @@ const SECTOR = 512;
  * @throws the file system's error, with `code`
  */
 export async function createQcow2File(path: string, options: Qcow2WriterOptions): Promise<ImageFile> {
-  assertClusterSize(options.geometry.clusterSize);
-  assertFits(options.geometry, false);
-  if (options.backing) assertName(options.backing.name);
+  assertPossible(options);
   return await ImageFile.create(path);
+}
+
+/** The same for a file that may lie elsewhere. */
+export async function createQcow2FileAt(place: NewPlace, options: Qcow2WriterOptions): Promise<NewFile> {
+  assertPossible(options);
+  // The tables have less than a thousandth of the data's bytes.
+  const mostBytes = options.geometry.virtualSize * 1.01 + MAX_CLUSTER_SIZE;
+  return await createAt(place, { mostBytes, inOrder: false });
+}
+
+function assertPossible({ geometry, backing }: Qcow2WriterOptions): void {
+  assertClusterSize(geometry.clusterSize);
+  assertFits(geometry, false);
+  if (backing) assertName(backing.name);
 }
 
 /**
@@ -71,13 +84,13 @@ interface Unfinished extends Qcow2WriterOptions {
 
 /** Completes the image: with `sync`, data reaches stable storage, then the tables, then the header last. */
 export async function finishQcow2(
-  file: ImageFile,
+  file: NewFile,
   image: Unfinished,
   options: { readonly sync: boolean },
 ): Promise<void> {
   const header = await appendTables(file, image, options);
   await file.write(header, 0);
-  if (options.sync) await file.sync();
+  await file.finish(options);
 }
 
 /**
@@ -86,7 +99,7 @@ export async function finishQcow2(
  * @returns the header, which puts the tables into effect once it is written at byte 0
  */
 export async function appendTables(
-  file: ImageFile,
+  file: Pick<NewFile, "truncate" | "write" | "datasync" | "sync">,
   image: Unfinished,
   { sync }: { readonly sync: boolean },
 ): Promise<Buffer> {
@@ -101,7 +114,7 @@ export async function appendTables(
   return headerOf(layout, image);
 }
 
-async function writeTables(file: ImageFile, layout: Layout, image: Unfinished): Promise<void> {
+async function writeTables(file: Pick<NewFile, "write">, layout: Layout, image: Unfinished): Promise<void> {
   const { clusterSize } = image.geometry;
   const l1 = Buffer.alloc(layout.l1Clusters * clusterSize);
   const out = new Appender(file, layout.l2Offset);

@@ -2,6 +2,9 @@ import type { StoredRun } from "../image/run-list.js";
 import type { SizeList } from "./size-list.js";
 import type { HostUse, TableRun } from "./tables.js";
 
+/** How far before the end of the file a stream is put at most: elsewhere files are written from front to back. */
+const REACH = 1024 * 1024;
+
 /**
  * Finds places in a file for compressed streams and whole clusters, one after the other in guest order.
  * Streams lie back to back, also across the boundaries of host clusters. Space left before a whole cluster is
@@ -35,7 +38,8 @@ export class StreamPlacement {
   /** @returns the host offset of a stream of `size` bytes, less than a cluster */
   stream(size: number): number {
     const tailEnd = Math.ceil(this.#tail / this.#clusterSize) * this.#clusterSize;
-    const fits = this.#tail + size <= tailEnd || tailEnd === this.#free;
+    const isNear = this.#free - this.#tail <= REACH;
+    const fits = (isNear && this.#tail + size <= tailEnd) || tailEnd === this.#free;
     const offset = fits ? this.#tail : this.#free;
     this.#tail = offset + size;
     if (this.#tail > this.#free) this.#free += this.#clusterSize;

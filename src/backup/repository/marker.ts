@@ -13,6 +13,7 @@ const marker = z.object({
   format: z.literal("nbdpull-repository"),
   version: z.literal(1),
   id: z.uuid(),
+  store: z.object({ conditionalCreate: z.boolean(), conditionalReplace: z.boolean() }).optional(),
 });
 
 /**
@@ -29,6 +30,18 @@ export function newMarker(store?: StoreAbilities): string {
  * @throws {DamageError} `E_REPOSITORY`: it cannot be read, or is no marker
  */
 export async function readMarker(root: StoredFolder): Promise<string | undefined> {
+  return (await readWholeMarker(root))?.id;
+}
+
+/**
+ * What the store was found to do when the repository was made in it.
+ * @returns undefined if that was elsewhere: somebody has copied it there
+ */
+export async function abilitiesIn(root: StoredFolder): Promise<StoreAbilities | undefined> {
+  return (await readWholeMarker(root))?.store;
+}
+
+async function readWholeMarker(root: StoredFolder): Promise<z.infer<typeof marker> | undefined> {
   const wrong = (why: string, cause?: unknown): DamageError => {
     const message = `${root.path}/${MARKER} is not the mark of a repository of version 1${why}`;
     return new DamageError("E_REPOSITORY", message, { cause, details: { path: root.path } });
@@ -42,6 +55,6 @@ export async function readMarker(root: StoredFolder): Promise<string | undefined
     throw cause;
   }
   const parsed = marker.safeParse(parseJson(text));
-  if (parsed.success) return parsed.data.id;
+  if (parsed.success) return parsed.data;
   throw wrong("");
 }

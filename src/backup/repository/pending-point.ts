@@ -1,6 +1,7 @@
 import { join } from "node:path";
 import { DamageError, PreconditionError } from "../base/errors.js";
 import type { HeldFolder } from "../host/held-folder.js";
+import type { NewPlace } from "../image/new-file.js";
 import type { StoredEntry, StoredFolder } from "../storage/stored-folder.js";
 import type { HeldLock } from "./domain-lock.js";
 import { PARTIAL } from "./leftovers.js";
@@ -19,8 +20,12 @@ export interface PendingPoint {
   readonly id: string;
   /** What the clock says, even if the id is that of a later time. */
   readonly createdAt: Date;
-  /** The folder in which its files are created. It is open until the work ends. */
-  readonly folder: HeldFolder;
+  /** The folder in which its files are created, open until the work ends; undefined: they go to an object store. */
+  readonly folder: HeldFolder | undefined;
+  /** Where a file of it is created. */
+  at(name: string): NewPlace;
+  /** Runs `make` with the path of a folder of this machine. The files that it creates there are the point's. */
+  keep<T>(make: (folder: string) => Promise<T>): Promise<T>;
   /** Aborted when the domain's lock was lost; a commit then fails. */
   readonly signal: AbortSignal;
   /** Set if a point was made later than now, by its manifest: a clock was wrong, then or now. */
@@ -69,6 +74,8 @@ export async function makePoint<T>(
       id,
       createdAt,
       folder: partial,
+      at: (name) => partial.at(name),
+      keep: (make) => make(partial.reach),
       signal: held.lost,
       clockWarning,
       commit: async (manifest, options) => {
@@ -132,7 +139,7 @@ interface NewId {
 }
 
 /** An id that sorts behind those of all points. It is the time, unless a point has a later one. */
-async function newId(domain: HeldFolder, now: Date): Promise<NewId> {
+export async function newId(domain: StoredFolder, now: Date): Promise<NewId> {
   const ids = await pointIdsIn(domain);
   const newest = ids.at(-1);
   const ofNow = pointIdAt(now);

@@ -1,7 +1,7 @@
 import { basename, dirname } from "node:path";
 import { DamageError } from "../base/errors.js";
 import { shellWord } from "../base/shell-word.js";
-import type { HeldFolder } from "../host/held-folder.js";
+import type { StoredFolder } from "../storage/stored-folder.js";
 import { timeOf, timeOfPointId } from "./manifest.js";
 import { readManifest } from "./read-manifest.js";
 
@@ -18,7 +18,7 @@ interface PointAhead {
  * @param domain the domain's folder
  */
 export async function pointsAhead(
-  domain: HeldFolder,
+  domain: StoredFolder,
   ids: readonly string[],
   now: Date,
 ): Promise<PointAhead[]> {
@@ -38,11 +38,11 @@ export function aheadText(ahead: readonly PointAhead[], now: Date): string {
 }
 
 /** The command that dates points anew. */
-export function fixClockCommand(domain: HeldFolder): string {
+export function fixClockCommand(domain: StoredFolder): string {
   return `nbdpull points ${shellWord(dirname(domain.path))} ${shellWord(basename(domain.path))} --fix-clock`;
 }
 
-async function timeIn(domain: HeldFolder, id: string): Promise<number> {
+async function timeIn(domain: StoredFolder, id: string): Promise<number> {
   try {
     await using folder = await domain.folder(id);
     if (folder) return timeOf(await readManifest(folder, id));

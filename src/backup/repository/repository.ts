@@ -12,6 +12,7 @@
  * connection.
  */
 
+import assert from "node:assert/strict";
 import { stat } from "node:fs/promises";
 import { join } from "node:path";
 import { DamageError, hasCode, PreconditionError, UsageError } from "../base/errors.js";
@@ -22,9 +23,11 @@ import { refuseAddress } from "../host/local-path.js";
 import type { FilePlace } from "../image/readable-file.js";
 import { namesStore, openStore } from "../storage/open-store.js";
 import type { StoredFolder, StoreRoot } from "../storage/stored-folder.js";
+import type { StoreWriting } from "../storage/stored-writing.js";
 import { type HeldLock, markReader, takeLock } from "./domain-lock.js";
 import { finishJournal } from "./finish-prune.js";
 import { folderNameOf, isFolderName, LOST_AND_FOUND, MARKER } from "./folder-name.js";
+import { initStore } from "./init-store.js";
 import { removeLeftovers } from "./leftovers.js";
 import type { Manifest } from "./manifest.js";
 import { newMarker, readMarker } from "./marker.js";
@@ -41,7 +44,9 @@ import { readJournal } from "./prune-journal.js";
 import { MANIFEST, readManifest } from "./read-manifest.js";
 import { type Reading, readingInStore, readingOf } from "./reading.js";
 import { refuseStore } from "./refuse-store.js";
+import { makeStoredPoint } from "./stored-point.js";
 import { refuseStrangers, tighten } from "./strangers.js";
+import { writeInStore } from "./write-in-store.js";
 
 /** Manifests that are read side by side: as many as Node has threads for files, and more of a store. */
 const READS_AT_ONCE = 4;
@@ -122,7 +127,7 @@ export class Repository {
    * @throws {PreconditionError} `E_STRANGERS`: as {@link assertTrusted}
    */
   static async openOrCreate(path: string, options: RepositoryOptions = {}): Promise<Repository> {
-    refuseStore(path);
+    if (namesStore(path)) return await openOrCreateInStore(path, options);
     if (!options.trusted) await refuseStrangers(path, []);
     await using folder = await newOrExisting(path);
     const present = await folder.names();
@@ -139,8 +144,9 @@ export class Repository {
     return this.#store !== undefined;
   }
 
-  /** The path of its folder without links. */
+  /** The path of its folder without links, or the bucket and prefix in an object store. */
   async realPath(): Promise<string> {
+    if (this.#store) return this.#store.path;
     await using folder = await this.#holdRoot();
     return folder.realPath;
   }
@@ -309,6 +315,20 @@ export class Repository {
     }
   }
 
+  /**
+   * Like `writing`, in an object store: the lease of the domain is taken, and what dead runs have left is removed.
+   * @throws {PreconditionError} `E_LOCKED`: another process writes this domain's points
+   * @internal
+   */
+  async writingInStore<T>(
+    domain: string,
+    work: (writing: StoreWriting) => Promise<T>,
+    signal?: AbortSignal,
+  ): Promise<T> {
+    assert(this.#store, "it is a folder of this machine");
+    return await writeInStore(this.#store, folderNameOf(domain), work, signal);
+  }
+
   async #makeDomain(domain: string): Promise<HeldFolder> {
     const name = folderNameOf(domain);
     await makeFolders(this.path);
@@ -394,6 +414,7 @@ export class Repository {
    * left. If `work` ends without a commit, nothing is left.
    *
    * @param begun a point that a dead run has left, to go on with; default: a new one
+   * @param filesAtOnce how many images are made side by side, which share the memory for an object store; default 1
    * @throws {PreconditionError} as `writing` does
    * @throws the signal's reason, while waiting for the lock
    */
@@ -402,10 +423,27 @@ export class Repository {
     work: (point: PendingPoint) => Promise<T>,
     signal?: AbortSignal,
     begun?: BegunPoint,
+    filesAtOnce?: number,
   ): Promise<T> {
+    if (this.#store) {
+      const make = async (writing: StoreWriting): Promise<T> => {
+        await using folder = await this.openDomain(domain);
+        // The lease lies in it.
+        assert(folder, "the domain's folder is gone");
+        return await makeStoredPoint(writing, work, { id: folder, filesAtOnce, signal });
+      };
+      return await this.writingInStore(domain, make, signal);
+    }
     const clear = (folder: HeldFolder) => removeLeftovers(folder, begun && partialName(begun.id));
     return await this.writing(domain, (held) => makePoint(held, work, { begun }), signal, clear);
   }
+}
+
+async function openOrCreateInStore(address: string, options: RepositoryOptions): Promise<Repository> {
+  const known = await Repository.openIfThere(address, options);
+  if (known) return known;
+  await initStore(address);
+  return await Repository.open(address, options);
 }
 
 /** Only looks where a link leads; nothing is opened there. */

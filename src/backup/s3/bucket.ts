@@ -207,6 +207,25 @@ export class Bucket implements Disposable {
   }
 
   /**
+   * What stays of an object when it is removed; undefined: nothing, the bucket keeps no versions.
+   * @throws {DamageError} `E_S3_MISSING`
+   */
+  async keptVersion(
+    key: string,
+    options: AskOptions = {},
+  ): Promise<{ readonly lockedUntil: Date | undefined; readonly isHeld: boolean } | undefined> {
+    const found = await this.ask("looking at", key, options, (abortSignal) =>
+      this.client.send(new HeadObjectCommand({ Bucket: this.address.bucket, Key: key }), { abortSignal }),
+    );
+    if (found.VersionId === undefined || found.VersionId === "null") return undefined;
+    const until = found.ObjectLockRetainUntilDate;
+    return {
+      lockedUntil: until && until.getTime() > Date.now() ? until : undefined,
+      isHeld: found.ObjectLockLegalHoldStatus === "ON",
+    };
+  }
+
+  /**
    * The content of a small object; undefined: there is none.
    * @param most bytes that it may have
    * @param options.etag the object that is meant, as for `readRange`; default: the one that is there now

@@ -16,8 +16,10 @@ const LEAST_PART = 8 * MIB;
 const MOST_PARTS = 9_500;
 /** Bytes of all buffers of an upload, as long as parts are not larger than a fifth of it. */
 const BUFFER_BYTES = 80 * MIB;
-/** The first part, one that is being filled, and the one before it. */
-const FILLED_AT_ONCE = 3;
+/** The first part, one that is being filled, the one before it, and one that waits for its turn. */
+const FILLED_AT_ONCE = 4;
+/** Of a file that is written from front to back, one that is being filled, and one that waits. */
+const FILLED_IN_ORDER = 2;
 const MOST_AT_ONCE = 6;
 /** How far behind the furthest byte a write may lie: the largest cluster of an image. */
 const SLACK = 2 * MIB;
@@ -25,6 +27,10 @@ const SLACK = 2 * MIB;
 export interface UploadOptions extends AskOptions {
   /** At most so many bytes are expected: parts are large enough for them. */
   readonly mostBytes: number;
+  /** Bytes of all buffers; default 80 MiB. Large parts may need more: there is always room for one that is sent. */
+  readonly bufferBytes?: number | undefined;
+  /** Whether it is written from front to back, its head too: then nothing is kept until the end. */
+  readonly inOrder?: boolean | undefined;
 }
 
 interface Part {
@@ -52,9 +58,16 @@ export class ObjectUpload implements AsyncDisposable {
   readonly #parts = new Map<number, Part>();
   readonly #spare: Buffer[] = [];
   readonly #uploads = new Map<number, Promise<CompletedPart>>();
-  /** Parts below it are sealed, but for the first one. */
-  #open = 1;
+  /** Whether the first part is kept until the end. */
+  readonly #keepsFirst: boolean;
+  /** How far behind the furthest byte a write may lie. */
+  readonly #slack: number;
+  /** Parts below it are sealed, but for the first one if it is kept. */
+  #open: number;
+  /** Where the furthest byte that was written ends. */
   #end = 0;
+  /** Bytes that the object has at least. */
+  #least = 0;
   #underWay = 0;
   #uploadId: Promise<string> | undefined;
   #failure: { readonly reason: unknown } | undefined;
@@ -66,14 +79,36 @@ export class ObjectUpload implements AsyncDisposable {
     this.#bucket = bucket;
     this.#options = options;
     this.#partBytes = partBytesFor(options.mostBytes);
-    const room = Math.floor(BUFFER_BYTES / this.#partBytes) - FILLED_AT_ONCE;
+    const { inOrder = false, bufferBytes = BUFFER_BYTES } = options;
+    this.#keepsFirst = !inOrder;
+    this.#slack = inOrder ? 0 : SLACK;
+    this.#open = inOrder ? 0 : 1;
+    const filled = inOrder ? FILLED_IN_ORDER : FILLED_AT_ONCE;
+    const room = Math.floor(bufferBytes / this.#partBytes) - filled;
     this.#atOnce = Math.max(1, Math.min(MOST_AT_ONCE, room));
     this.#limit = pLimit(this.#atOnce);
   }
 
-  /** Bytes from the beginning to the furthest byte that was written. */
-  get end(): number {
-    return this.#end;
+  /** Bytes that the object will have. */
+  get size(): number {
+    return Math.max(this.#end, this.#least);
+  }
+
+  /** Takes a copy of the bytes as soon as there is room for it. What lies between becomes zeroes. */
+  async write(data: Uint8Array, position: number): Promise<void> {
+    for (let done = 0; done < data.length; ) {
+      const at = position + done;
+      await this.capacity();
+      // A part at a time, so that a gap does not fill the memory.
+      while ((this.#open + 1) * this.#partBytes + this.#slack <= at) {
+        this.#end = Math.max(this.#end, (this.#open + 1) * this.#partBytes);
+        this.#seal(this.#open++);
+        await this.capacity();
+      }
+      const piece = data.subarray(done, done + this.#partBytes - (at % this.#partBytes));
+      this.writeNow(piece, at);
+      done += piece.length;
+    }
   }
 
   /**
@@ -91,7 +126,7 @@ export class ObjectUpload implements AsyncDisposable {
       done += piece.length;
     }
     this.#end = Math.max(this.#end, position + data.length);
-    const sealed = Math.floor((this.#end - SLACK) / this.#partBytes);
+    const sealed = Math.floor((this.#end - this.#slack) / this.#partBytes);
     while (this.#open < sealed) this.#seal(this.#open++);
   }
 
@@ -108,7 +143,10 @@ export class ObjectUpload implements AsyncDisposable {
 
   /** Cuts off what lies behind `length`, or fills with zeroes up to it. What was uploaded already must lie before it. */
   truncate(length: number): void {
-    assert(length >= this.#open * this.#partBytes || this.#open === 1, "the part was uploaded already");
+    this.#least = length;
+    if (length >= this.#end) return;
+    const uploaded = this.#open > (this.#keepsFirst ? 1 : 0) ? this.#open : 0;
+    assert(length >= uploaded * this.#partBytes, "the part was uploaded already");
     for (const [index, { bytes }] of this.#parts) {
       const from = Math.max(0, length - index * this.#partBytes);
       if (from < this.#partBytes) bytes.fill(0, from);
@@ -123,20 +161,22 @@ export class ObjectUpload implements AsyncDisposable {
   async finish(): Promise<Pick<StoredObject, "key" | "size" | "etag">> {
     this.#isDone = true;
     const { key, signal } = { key: this.key, signal: this.#options.signal };
-    if (this.#end <= this.#partBytes) {
-      const etag = await this.#bucket.put(key, this.#part(0).bytes.subarray(0, this.#end), { signal });
-      return { key, size: this.#end, etag };
+    const size = this.size;
+    this.#end = size;
+    if (size <= this.#partBytes && this.#uploads.size === 0) {
+      const etag = await this.#bucket.put(key, this.#part(0).bytes.subarray(0, size), { signal });
+      return { key, size, etag };
     }
-    const count = Math.ceil(this.#end / this.#partBytes);
+    const count = Math.ceil(size / this.#partBytes);
     while (this.#open < count) {
       await this.capacity();
       this.#seal(this.#open++);
     }
     await this.#settled();
-    this.#seal(0);
+    if (this.#keepsFirst) this.#seal(0);
     await this.#settled();
     const parts = await Promise.all(Array.from({ length: count }, (_, index) => this.#uploads.get(index)));
-    return { key, size: this.#end, etag: await this.#complete(parts.filter((part) => part !== undefined)) };
+    return { key, size, etag: await this.#complete(parts.filter((part) => part !== undefined)) };
   }
 
   async #settled(): Promise<void> {

@@ -4,7 +4,16 @@ import type { Bucket, StoredObject } from "../s3/bucket.js";
 import { probe, removeProbes } from "../s3/probe.js";
 import { KeptPieces } from "./kept-pieces.js";
 import { S3Place } from "./s3-file.js";
-import type { StoreAbilities, StoredEntry, StoredFolder, StoredStatus, StoreRoot } from "./stored-folder.js";
+import { writeInS3 } from "./s3-writing.js";
+import type {
+  StoreAbilities,
+  StoredEntry,
+  StoredFolder,
+  StoredStatus,
+  StoreRoot,
+  StoreWriteOptions,
+} from "./stored-folder.js";
+import type { StoreWriting } from "./stored-writing.js";
 
 /** Bytes of files that were read ahead, for all files together. */
 const KEPT_BYTES = 24 * 1024 * 1024;
@@ -94,6 +103,15 @@ export class S3Root implements StoreRoot {
     if (await this.#bucket.find(key)) return false;
     await this.#bucket.put(key, bytes);
     return true;
+  }
+
+  async write(name: string, { manifest, ...options }: StoreWriteOptions): Promise<StoreWriting> {
+    assertName(name);
+    const path = `${this.path}/${name}`;
+    const place = { bucket: this.#bucket, prefix: `${this.#prefix}${name}/`, path, manifest };
+    const writing = await writeInS3(place, { ...options, of: name });
+    this.refresh(name);
+    return writing;
   }
 
   async close(): Promise<void> {

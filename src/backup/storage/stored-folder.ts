@@ -7,6 +7,7 @@
  */
 
 import type { FilePlace } from "../image/readable-file.js";
+import type { StoreWriting } from "./stored-writing.js";
 
 /** What something in a folder is. */
 interface Kind {
@@ -55,6 +56,18 @@ export interface StoreRoot extends StoredFolder {
    * @returns whether it was created; false if something had that name
    */
   create(name: string, content: string, abilities: StoreAbilities): Promise<boolean>;
+  /**
+   * Takes the right to write in a folder.
+   * @param options.manifest the name of the file that makes a point
+   * @throws {PreconditionError} `E_LOCKED`: another process writes there
+   */
+  write(name: string, options: StoreWriteOptions): Promise<StoreWriting>;
+}
+
+export interface StoreWriteOptions {
+  readonly abilities: StoreAbilities;
+  readonly manifest: string;
+  readonly signal?: AbortSignal | undefined;
 }
 
 /** A folder of a repository, to be read. Nothing that lies in it is trusted. */

@@ -14,6 +14,7 @@ import { FRAGILE } from "../libvirt/fragile-disks.js";
 import { PATIENCE_MS } from "../libvirt/libvirt.js";
 import { assertCompressible } from "../pull/compressed-store.js";
 import { domainFolder } from "../repository/domain-folder.js";
+import { refuseRawInStore } from "../repository/refuse-store.js";
 import { Repository } from "../repository/repository.js";
 import { attachedDisks } from "./attached-disks.js";
 import { type JobSource, type JobView, viewOf } from "./job-view.js";
@@ -63,6 +64,7 @@ export async function attach(options: AttachOptions): Promise<AttachResult> {
       "--end-job needs libvirt: name the domain instead of giving only its XML",
     );
   }
+  refuseRawInStore(options.repositoryPath, options.format);
   if (options.compress) assertCompressible(options.format, options.compress);
   const view = await viewOf(source);
   const fragile = await view.fragileDisks();

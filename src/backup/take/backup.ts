@@ -24,6 +24,7 @@ import { guestEnd } from "../libvirt/guest-end.js";
 import { exportedDisks } from "../libvirt/job-xml.js";
 import { PATIENCE_MS } from "../libvirt/libvirt.js";
 import { assertCompressible } from "../pull/compressed-store.js";
+import { refuseRawInStore } from "../repository/refuse-store.js";
 import { Repository } from "../repository/repository.js";
 import type { BackupOptions } from "./backup-options.js";
 import { type Begun, begin, scratchSettings, serverOf } from "./begin-job.js";
@@ -78,6 +79,7 @@ export async function backup(options: BackupOptions): Promise<BackupResult> {
 
 async function backUpOnce(options: BackupOptions): Promise<BackupResult> {
   const { libvirt, signal } = options;
+  refuseRawInStore(options.repositoryPath, options.format);
   if (options.compress) assertCompressible(options.format, options.compress);
   const [hypervisor, definition] = await together(libvirt.hypervisor(), libvirt.domainXml(options.domain));
   const domain = parseDomain(definition);

@@ -5,6 +5,7 @@ import type { ImageFormat } from "../image/image.js";
 import { parseCheckpoint } from "../libvirt/checkpoint-xml.js";
 import type { Libvirt } from "../libvirt/libvirt.js";
 import type { Manifest } from "../repository/manifest.js";
+import { refuseRawInStore } from "../repository/refuse-store.js";
 import { Repository } from "../repository/repository.js";
 import { ForeignImage } from "./foreign-image.js";
 import type { TakePointOptions, TakeSettings } from "./take-options.js";
@@ -49,6 +50,7 @@ export interface ImportOptions extends Omit<TakeSettings, "connect"> {
  * @throws as `takePoint` does
  */
 export async function importImages(options: ImportOptions): Promise<TakenPoint> {
+  refuseRawInStore(options.repositoryPath, options.format);
   const sources: { readonly name: string; readonly source: ForeignImage; readonly reason: string }[] = [];
   try {
     for (const { disk, path, format, formatAsked } of options.images) {

@@ -49,7 +49,7 @@ interface About {
 
 /** What a later run needs to go on with the point of this job; undefined if it can't. */
 export async function resumableOf(
-  { domain }: Guest,
+  { domain, repository }: Guest,
   { job, plans, checkpoint }: Begun,
   {
     folder,
@@ -60,7 +60,9 @@ export async function resumableOf(
     readonly left: LeftPoint | undefined;
   },
 ): Promise<Resumable | undefined> {
-  const key = options.digests === undefined ? undefined : await folder.secret();
+  // What was uploaded of an image can't be read before all of it was.
+  const canResume = options.digests !== undefined && !repository.isInStore;
+  const key = canResume ? await folder.secret() : undefined;
   if (key === undefined) return undefined;
   const about: About = {
     settings: settingsOf(

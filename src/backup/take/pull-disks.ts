@@ -24,6 +24,7 @@ import {
 } from "./take-options.js";
 
 const DISKS_AT_ONCE = 8;
+const DISKS_AT_ONCE_TO_STORE = 2;
 /** Most connections of all disks together. QEMU's server takes 100 clients, and others may want some. */
 const CONNECTIONS_OF_ALL = 64;
 
@@ -65,9 +66,12 @@ export async function pullAll(
   // These start threads only when they get work.
   await using workers = new CompressThreads();
   await using digestThreads = new DigestThreads(options.digests ?? DEFAULT_DIGESTS);
-  const compress = options.compress && compressionOf(options.compress, workers, options.disks.length);
+  const atOnce = disksAtOnce(options);
+  // An image for an object store is written from front to back, compressed or not.
+  const isOrdered = options.compress !== undefined || options.repository.isInStore;
+  const compress = isOrdered ? compressionOf(options.compress, workers, atOnce) : undefined;
   const { connect, window, mustLeave } = sharesOf(options);
-  return await allOrNone(options.disks, DISKS_AT_ONCE, options.signal, async (disk, signal) => {
+  return await allOrNone(options.disks, atOnce, options.signal, async (disk, signal) => {
     try {
       const journal = journalOf(disk, options, pending);
       const opened = await copierOf(disk, { ...options, connect, signal }, clients, journal);
@@ -81,6 +85,11 @@ export async function pullAll(
       throw ofDisk(disk.name, error);
     }
   });
+}
+
+/** How many disks of a point are pulled side by side: into an object store fewer, since parts wait in memory. */
+export function disksAtOnce({ disks, repository }: Pick<TakePointOptions, "disks" | "repository">): number {
+  return Math.min(disks.length, repository.isInStore ? DISKS_AT_ONCE_TO_STORE : DISKS_AT_ONCE);
 }
 
 /** The limits of each disk's connections, so that those of all together stay within the bound. */
@@ -170,12 +179,12 @@ async function pullDisk(
   const digestFile = options.digests && { file: `${disk.name}.digests`, algorithm: options.digests };
   const identity = options.identities.get(disk.name);
   const result = await copy({
-    imagePath: pending.folder.at(file),
+    imagePath: pending.at(file),
     format,
     backing: increment && format === "qcow2" ? backingOf(increment.parent, disk.name) : undefined,
-    mapPath: mapFile && pending.folder.at(mapFile),
+    mapPath: mapFile && pending.folder?.at(mapFile),
     digests: digestFile && {
-      path: pending.folder.at(digestFile.file),
+      path: pending.at(digestFile.file),
       algorithm: digestFile.algorithm,
       threads: digestThreads,
     },
@@ -217,7 +226,7 @@ async function pullDisk(
       exportName: disk.address?.exportName ?? "",
       bitmap: increment?.bitmap ?? null,
       map:
-        mapFile === undefined
+        mapFile === undefined || !pending.folder
           ? null
           : { file: mapFile, sha256: await sha256OfFile(pending.folder.at(mapFile)) },
       digests: digestFile && result.digestsSha256 ? { ...digestFile, sha256: result.digestsSha256 } : null,
@@ -233,13 +242,17 @@ function journalOf(
   { resumable }: PullOptions,
   { folder }: PendingPoint,
 ): Omit<JournalTarget, "facts"> | undefined {
-  if (!resumable) return undefined;
+  if (!resumable || !folder) return undefined;
   return { path: folder.at(journalName(name)), key: resumable.key, resume: resumable.begun !== undefined };
 }
 
 /** All disks share the compression threads. Their buffers take no more memory than those of a single disk. */
-function compressionOf(method: CompressionMethod, workers: CompressThreads, disks: number): ImageCompression {
-  return { method, workers, bufferBytes: BUFFER_BYTES / Math.min(disks, DISKS_AT_ONCE) };
+function compressionOf(
+  method: CompressionMethod | undefined,
+  workers: CompressThreads,
+  atOnce: number,
+): ImageCompression {
+  return { method, workers, bufferBytes: BUFFER_BYTES / atOnce };
 }
 
 /**

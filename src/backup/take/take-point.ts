@@ -17,6 +17,7 @@ import { assertCompressible } from "../pull/compressed-store.js";
 import { domainFolder, firstPointNotices } from "../repository/domain-folder.js";
 import { type DiskManifest, MANIFEST_VERSION, type Manifest } from "../repository/manifest.js";
 import type { PendingPoint } from "../repository/pending-point.js";
+import { refuseRawInStore } from "../repository/refuse-store.js";
 import { type BegunNote, removeNote, writeNote } from "./begun-note.js";
 import {
   refuseForeignParents,
@@ -26,7 +27,7 @@ import {
   withParentsOfNow,
 } from "./check-disks.js";
 import type { DiskProof } from "./prove-disk.js";
-import { type PulledDisk, pullAll, stillAnswers } from "./pull-disks.js";
+import { disksAtOnce, type PulledDisk, pullAll, stillAnswers } from "./pull-disks.js";
 import { journalName, type TakePointOptions } from "./take-options.js";
 
 export interface TakenPoint {
@@ -50,7 +51,7 @@ export interface TakenPoint {
 /**
  * Pulls all disks in parallel and commits them as one restore point: all of them, or nothing.
  *
- * @throws {UsageError} this format or this version of Node does not support the compression
+ * @throws {UsageError} this format or this version of Node does not support the compression; `E_STORE_FORMAT`
  * @throws {PreconditionError} a bitmap or an export is missing, a parent's format does not allow the
  *   increment
  * @throws {NbdError} a read failed, an extent is unknown, the server went away
@@ -60,6 +61,7 @@ export async function takePoint(options: TakePointOptions): Promise<TakenPoint> 
   const started = performance.now();
   const { repository, domain } = options;
   refuseStrangeNames(options.disks);
+  refuseRawInStore(repository.path, options.format);
   for (const disk of options.disks) refuseMixedChain(disk, options.format);
   if (options.compress) assertCompressible(options.format, options.compress);
   refuseForeignParents(options);
@@ -75,8 +77,7 @@ export async function takePoint(options: TakePointOptions): Promise<TakenPoint> 
       // Before the disks, because the NVRAM keeps changing.
       const kept =
         options.resumable?.begun?.kept ??
-        (options.definition &&
-          (await keepFiles(options.definition, pending.folder.reach, { ...options, signal })));
+        (options.definition && (await keep(options.definition, pending, { ...options, signal })));
       await noteBegun(options, pending, kept);
       const identities = options.definition ? await diskIdentities(options.definition) : new Map();
       const pulled = await pullAll(
@@ -111,7 +112,16 @@ export async function takePoint(options: TakePointOptions): Promise<TakenPoint> 
     take,
     options.signal,
     begun && { id: begun.id, createdAt: new Date(begun.createdAt) },
+    disksAtOnce(options),
   );
+}
+
+async function keep(
+  definition: NonNullable<TakePointOptions["definition"]>,
+  pending: PendingPoint,
+  options: Parameters<typeof keepFiles>[2],
+): ReturnType<typeof keepFiles> {
+  return await pending.keep((folder) => keepFiles(definition, folder, options));
 }
 
 /** Leaves what a later run needs, if this one is killed. */
@@ -120,7 +130,7 @@ async function noteBegun(
   { id, createdAt, folder }: PendingPoint,
   kept: BegunNote["kept"] = {},
 ): Promise<void> {
-  if (!resumable) return;
+  if (!resumable || !folder) return;
   const { key, about, begun } = resumable;
   const resumed = begun ? begun.resumed + 1 : 0;
   await writeNote(folder, key, { id, createdAt: createdAt.toISOString(), resumed, about, kept });
@@ -128,7 +138,7 @@ async function noteBegun(
 
 /** A point has nothing of it. */
 async function removeNotes({ resumable, disks }: TakePointOptions, { folder }: PendingPoint): Promise<void> {
-  if (!resumable) return;
+  if (!resumable || !folder) return;
   await removeNote(folder);
   for (const { name } of disks) await folder.unlink(journalName(name));
 }

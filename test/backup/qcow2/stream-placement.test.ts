@@ -9,6 +9,15 @@ import { KiB, MiB } from "../image/support.js";
 const CLUSTER = 64 * KiB;
 
 describe("StreamPlacement", () => {
+  it("goes back for a stream by a MiB at most, as a file that is uploaded allows", () => {
+    const placement = new StreamPlacement(CLUSTER);
+    const first = placement.stream(100);
+    for (let i = 0; i < (1024 * 1024) / CLUSTER - 1; i += 1) placement.cluster();
+    expect(placement.stream(100)).toBe(first + 100);
+    placement.cluster();
+    expect(placement.stream(100)).toBe(placement.end - CLUSTER);
+  });
+
   it("puts streams back to back, across cluster boundaries", () => {
     const placement = new StreamPlacement(CLUSTER);
     const offsets = [40_000, 40_000, 10_000, 51_072].map((size) => placement.stream(size));

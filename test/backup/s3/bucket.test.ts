@@ -269,6 +269,29 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "a bucket of Ceph's", () => {
     expect(await collect(bucket.pendingUploads("upload/"))).toEqual([]);
   });
 
+  it.each([
+    ["front to back", true],
+    ["its head last", false],
+  ])("uploads a file with gaps, written %s, a part at a time", async (_, inOrder) => {
+    using bucket = await opened("gaps/");
+    const expected = Buffer.alloc(60 * MIB + 9);
+    await using upload = new ObjectUpload(bucket, "gaps/one", { mostBytes: expected.length, inOrder });
+    for (const at of inOrder ? [0, 30 * MIB, 59 * MIB] : [30 * MIB, 59 * MIB, 0]) {
+      const bytes = randomBytes(MIB);
+      bytes.copy(expected, at);
+      await upload.write(bytes, at);
+    }
+    upload.truncate(expected.length);
+    const { etag, size } = await upload.finish();
+    expect(size).toBe(expected.length);
+    const back = Buffer.alloc(size);
+    await bucket.readRange("gaps/one", back, 0, { etag });
+    expect(back.equals(expected)).toBe(true);
+    const parts = line.seen.flatMap((each) => /^PUT .*partNumber=(\d+)/.exec(each)?.[1] ?? []);
+    expect(parts).toHaveLength(8);
+    if (!inOrder) expect(parts.at(-1)).toBe("1");
+  });
+
   it("uploads the part with the head after all others", async () => {
     using bucket = await opened("order/");
     const bytes = randomBytes(30 * MIB);

@@ -1,0 +1,229 @@
+import { randomUUID } from "node:crypto";
+import type { CreateOptions, NewFile, RemoteNewFile } from "../image/new-file.js";
+import type { AskOptions, Bucket } from "../s3/bucket.js";
+import { type Lease, takeLease } from "../s3/lease.js";
+import type { StoreAbilities } from "../s3/probe.js";
+import { ObjectUpload } from "../s3/upload.js";
+import type { NewStoredPoint, StoredPointOptions, StoredRemoval, StoreWriting } from "./stored-writing.js";
+
+const MIB = 1024 * 1024;
+const LEASE = ".lease";
+/** As long as for the lock of a folder. */
+const LEASE_WAIT_MS = 13_000;
+const NOTE = /^\.(.+)\.partial$/;
+const MOST_NOTE_BYTES = 4096;
+/** Bytes of the buffers of all images that are uploaded side by side. */
+const IMAGE_BUFFERS = 80 * MIB;
+/** The same of a digest file beside its image. Nearly all of them are smaller than a part. */
+const IN_ORDER_BUFFERS = 8 * MIB;
+
+interface Place {
+  readonly bucket: Bucket;
+  /** Of all keys of the domain; it ends with a slash. */
+  readonly prefix: string;
+  /** For messages. */
+  readonly path: string;
+  /** The file that makes a point. */
+  readonly manifest: string;
+}
+
+/**
+ * Takes the lease of a domain.
+ * @throws {PreconditionError} `E_LOCKED`: another process writes there
+ */
+export async function writeInS3(
+  place: Place,
+  options: AskOptions & { readonly abilities: StoreAbilities; readonly of: string },
+): Promise<StoreWriting> {
+  const { bucket, prefix } = place;
+  const lease = await takeLease(bucket, `${prefix}${LEASE}`, { ...options, waitMs: LEASE_WAIT_MS });
+  return new S3Writing(place, lease);
+}
+
+class S3Writing implements StoreWriting {
+  readonly #place: Place;
+  readonly #lease: Lease;
+
+  constructor(place: Place, lease: Lease) {
+    this.#place = place;
+    this.#lease = lease;
+  }
+
+  get lost(): AbortSignal {
+    return this.#lease.lost;
+  }
+
+  async assertHeld(): Promise<void> {
+    this.#lease.assertHeld();
+  }
+
+  async clearLeftovers(options: AskOptions = {}): Promise<void> {
+    const { bucket, prefix, manifest } = this.#place;
+    for await (const { key } of bucket.list(`${prefix}.`, options)) {
+      const [, id] = NOTE.exec(key.slice(prefix.length)) ?? [];
+      if (id === undefined || id.includes("/")) continue;
+      this.#lease.assertHeld();
+      // Before the look: a run that was only suspended finds out that its point is gone, or it was published.
+      await bucket.put(key, noteOf("cleared"), options);
+      if (!(await bucket.find(`${prefix}${id}/${manifest}`, options))) {
+        await removeFiles(this.#place, id, options);
+      }
+      await bucket.remove([key], options);
+    }
+  }
+
+  async begin(id: string, options: StoredPointOptions = {}): Promise<NewStoredPoint> {
+    const note = noteOf("begun");
+    this.#lease.assertHeld();
+    await this.#place.bucket.put(noteKey(this.#place, id), note, options);
+    return new S3Point(this.#place, this.#lease, id, note, options);
+  }
+
+  async removePoint(id: string, options: AskOptions = {}): Promise<StoredRemoval> {
+    const { bucket, prefix, manifest } = this.#place;
+    let bytes = 0;
+    for await (const { size } of bucket.list(`${prefix}${id}/`, options)) bytes += size;
+    // Of all its files, which were made together and have the same rules.
+    const versions = await bucket.keptVersion(`${prefix}${id}/${manifest}`, options);
+    this.#lease.assertHeld();
+    await bucket.put(noteKey(this.#place, id), noteOf("removing"), options);
+    await bucket.remove([`${prefix}${id}/${manifest}`], options);
+    await removeFiles(this.#place, id, options);
+    await bucket.remove([noteKey(this.#place, id)], options);
+    return { bytes, versions };
+  }
+
+  async release(): Promise<void> {
+    await this.#lease.release();
+  }
+}
+
+class S3Point implements NewStoredPoint {
+  readonly #place: Place;
+  readonly #lease: Lease;
+  readonly #id: string;
+  readonly #note: Buffer;
+  readonly #options: StoredPointOptions;
+
+  constructor(place: Place, lease: Lease, id: string, note: Buffer, options: StoredPointOptions) {
+    this.#place = place;
+    this.#lease = lease;
+    this.#id = id;
+    this.#note = note;
+    this.#options = options;
+  }
+
+  at(name: string): RemoteNewFile {
+    const { signal, filesAtOnce } = this.#options;
+    const path = `${this.#place.path}/${this.#id}/${name}`;
+    const key = this.#key(name);
+    return {
+      path,
+      create: async ({ mostBytes, inOrder }: CreateOptions) => {
+        const share = filesAtOnce === undefined ? IMAGE_BUFFERS : IMAGE_BUFFERS / filesAtOnce;
+        const bufferBytes = inOrder && filesAtOnce !== undefined ? IN_ORDER_BUFFERS : share;
+        const upload = new ObjectUpload(this.#place.bucket, key, { signal, mostBytes, inOrder, bufferBytes });
+        return new UploadedFile(path, upload);
+      },
+    };
+  }
+
+  async create(name: string, content: Uint8Array): Promise<void> {
+    this.#lease.assertHeld();
+    await this.#place.bucket.put(this.#key(name), content, this.#options);
+  }
+
+  async publish(name: string, text: string): Promise<void> {
+    const { bucket } = this.#place;
+    const key = this.#key(name);
+    this.#lease.assertHeld();
+    // Not with the signal: whoever interrupts it would not know whether there is a point.
+    if (!(await bucket.putIfAbsent(key, Buffer.from(text)))) {
+      this.#lease.lose("another one made it");
+      this.#lease.lost.throwIfAborted();
+    }
+    const note = await bucket.get(noteKey(this.#place, this.#id), MOST_NOTE_BYTES);
+    if (!note?.bytes.equals(this.#note)) {
+      // Another process has the lease, and has removed the files.
+      await bucket.remove([key]);
+      this.#lease.lose("its note was replaced");
+      this.#lease.lost.throwIfAborted();
+    }
+    // The next run removes it otherwise.
+    await bucket.remove([noteKey(this.#place, this.#id)]).catch(() => undefined);
+  }
+
+  async discard(): Promise<void> {
+    const { bucket, prefix, manifest } = this.#place;
+    // Its answer may have been lost, or it is another process's.
+    if (await bucket.find(`${prefix}${this.#id}/${manifest}`)) return;
+    await removeFiles(this.#place, this.#id, {});
+    await bucket.remove([noteKey(this.#place, this.#id)]);
+  }
+
+  #key(name: string): string {
+    return `${this.#place.prefix}${this.#id}/${name}`;
+  }
+}
+
+/** Removes the files of a point that is none, and what was uploaded for them. */
+async function removeFiles(
+  { bucket, prefix }: Pick<Place, "bucket" | "prefix">,
+  id: string,
+  options: AskOptions,
+): Promise<void> {
+  for await (const upload of bucket.pendingUploads(`${prefix}${id}/`, options)) {
+    await bucket.abortUpload(upload, options);
+  }
+  const keys: string[] = [];
+  for await (const { key } of bucket.list(`${prefix}${id}/`, options)) keys.push(key);
+  await bucket.remove(keys, options);
+}
+
+function noteKey({ prefix }: Pick<Place, "prefix">, id: string): string {
+  return `${prefix}.${id}.partial`;
+}
+
+function noteOf(state: string): Buffer {
+  return Buffer.from(JSON.stringify({ state, nonce: randomUUID() }));
+}
+
+/** An object as a file that is being made. */
+class UploadedFile implements NewFile {
+  readonly path: string;
+  readonly #upload: ObjectUpload;
+
+  constructor(path: string, upload: ObjectUpload) {
+    this.path = path;
+    this.#upload = upload;
+  }
+
+  async write(data: Uint8Array, position: number): Promise<void> {
+    await this.#upload.write(data, position);
+  }
+
+  writeNow(data: Uint8Array, position: number): void {
+    this.#upload.writeNow(data, position);
+  }
+
+  async capacity(): Promise<void> {
+    await this.#upload.capacity();
+  }
+
+  async truncate(length: number): Promise<void> {
+    this.#upload.truncate(length);
+  }
+
+  /** Only whole objects are on stable storage. */
+  async datasync(): Promise<void> {}
+
+  async sync(): Promise<void> {}
+
+  async finish(): Promise<void> {
+    await this.#upload.finish();
+  }
+
+  async close(): Promise<void> {
+    await this.#upload[Symbol.asyncDispose]();
+  }
+}

@@ -1,0 +1,68 @@
+import type { RemoteNewFile } from "../image/new-file.js";
+import type { AskOptions } from "../s3/bucket.js";
+
+/**
+ * The right to write in a domain's folder of an object store, which one process has at a time: its lease. Objects
+ * there are made and removed, and never changed.
+ *
+ * A point is being made as long as there is a note of it, `.ID.partial`, and no manifest:
+ *
+ *     note made -> files made -> manifest made: the point exists -> note removed
+ *
+ * A note without a manifest is a dead run's, if somebody else has the lease. The files of its point are removed, and
+ * the note last. Without a note nothing is ever removed, whoever has put it there.
+ */
+export interface StoreWriting {
+  /** Aborted when the lease was lost; nothing is committed then. */
+  readonly lost: AbortSignal;
+  /** @throws {BackupError} `E_LEASE_LOST` */
+  assertHeld(): Promise<void>;
+  /** Removes the unfinished points of dead runs, with their uploads. */
+  clearLeftovers(options?: AskOptions): Promise<void>;
+  /**
+   * Begins a point.
+   * @param id that no point has
+   */
+  begin(id: string, options?: StoredPointOptions): Promise<NewStoredPoint>;
+  /** Removes a point, its manifest first. If this process is killed, the next that writes there goes on with it. */
+  removePoint(id: string, options?: AskOptions): Promise<StoredRemoval>;
+  release(): Promise<void>;
+}
+
+/** What was removed. */
+export interface StoredRemoval {
+  readonly bytes: number;
+  /** Set if the bucket keeps versions: then all of it is there still, as old ones. */
+  readonly versions: KeptVersion | undefined;
+}
+
+/** A version that stays when its object is removed. */
+export interface KeptVersion {
+  /** By object lock; undefined: nothing holds it. */
+  readonly lockedUntil: Date | undefined;
+  /** Whether it has a legal hold, which has no end. */
+  readonly isHeld: boolean;
+}
+
+export interface StoredPointOptions extends AskOptions {
+  /**
+   * How many images are made side by side, each with its digest file. They share the memory. Default: one file is
+   * made after the other.
+   */
+  readonly filesAtOnce?: number | undefined;
+}
+
+/** A point that is being made in an object store. */
+export interface NewStoredPoint {
+  /** A file of it. It appears when it is finished. */
+  at(name: string): RemoteNewFile;
+  /** Puts a small file. */
+  create(name: string, content: Uint8Array): Promise<void>;
+  /**
+   * Puts the file that makes it a point, unless there is one.
+   * @throws {BackupError} `E_LEASE_LOST`: another process has the lease; there is no such point of ours then
+   */
+  publish(name: string, text: string): Promise<void>;
+  /** Removes everything of it, unless it was published. */
+  discard(): Promise<void>;
+}

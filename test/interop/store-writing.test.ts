@@ -1,0 +1,368 @@
+/** Points written to an object store: Ceph, with qemu-img as the judge of what lies there. */
+import { mkdir, mkdtemp, readdir, readFile, rm, stat, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { dirname, join } from "node:path";
+import {
+  CreateBucketCommand,
+  GetObjectCommand,
+  ListMultipartUploadsCommand,
+  ListObjectsV2Command,
+  PutObjectCommand,
+  PutObjectLockConfigurationCommand,
+  type S3Client,
+} from "@aws-sdk/client-s3";
+import { execa } from "execa";
+import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
+import type { CopyResult } from "../../src/backup/copy/copy-points.js";
+import type { PruneResult } from "../../src/backup/prune/prune-options.js";
+import { BreakingStore, type StoreFault } from "../support/breaking-store.js";
+import { MemoryChain } from "../support/memory-chain.js";
+import { nbdpull, startNbdpull } from "../support/nbdpull.js";
+import { Store } from "../support/store.js";
+import { describeWith } from "../support/tools.js";
+
+const MiB = 1024 * 1024;
+const BUCKET = "written";
+const NAME = MemoryChain.domain;
+
+describeWith(
+  ["radosgw", "ceph-mon", "ceph-osd", "qemu-img"],
+  "a repository in an object store that is written",
+  () => {
+    let store: Store;
+    let line: BreakingStore;
+    let client: S3Client;
+    let folder: string;
+    const before = { ...process.env };
+
+    beforeAll(async () => {
+      store = await Store.start();
+      line = await BreakingStore.start(store);
+      client = store.client();
+      await store.makeBucket(BUCKET);
+      folder = await mkdtemp(join(tmpdir(), "nbdpull-written-"));
+      Object.assign(process.env, store.environment, { AWS_ENDPOINT_URL: line.endpoint });
+    });
+    afterAll(async () => {
+      process.env = before;
+      await line?.[Symbol.asyncDispose]();
+      await store?.[Symbol.asyncDispose]();
+      if (folder) await rm(folder, { recursive: true, force: true });
+    });
+    afterEach(() => {
+      line.fault = () => undefined;
+    });
+
+    async function keys(Prefix: string): Promise<string[]> {
+      const { Contents = [] } = await client.send(new ListObjectsV2Command({ Bucket: BUCKET, Prefix }));
+      return Contents.map(({ Key = "" }) => Key);
+    }
+
+    async function uploads(Prefix: string): Promise<number> {
+      const found = await client.send(new ListMultipartUploadsCommand({ Bucket: BUCKET, Prefix }));
+      return found.Uploads?.length ?? 0;
+    }
+
+    /** As `rclone copy` does. */
+    async function download(prefix: string): Promise<string> {
+      for (const Key of await keys(`${prefix}/`)) {
+        const { Body } = await client.send(new GetObjectCommand({ Bucket: BUCKET, Key }));
+        await mkdir(dirname(join(folder, Key)), { recursive: true });
+        await writeFile(join(folder, Key), (await Body?.transformToByteArray()) ?? "");
+      }
+      return join(folder, prefix);
+    }
+
+    /** Holds every point of what was copied to a folder against what the disk was. */
+    async function judge(path: string, chain: MemoryChain): Promise<void> {
+      for (const { id } of chain.points) {
+        const expected = join(folder, `${id}.raw`);
+        await writeFile(expected, await chain.contentOf(id));
+        const image = join(path, NAME, id, "vda.qcow2");
+        await execa("qemu-img", ["check", image]);
+        await execa("qemu-img", ["compare", "-f", "qcow2", "-F", "raw", image, expected]);
+        await execa("qemu-img", [
+          "convert",
+          "-f",
+          "qcow2",
+          "-O",
+          "raw",
+          image,
+          join(folder, "converted.raw"),
+        ]);
+        const raw = ["-f", "raw", "-F", "raw"];
+        await execa("qemu-img", ["compare", ...raw, join(folder, "converted.raw"), expected]);
+      }
+    }
+
+    const isLeft = async (prefix: string): Promise<string[]> =>
+      (await keys(`${prefix}/`)).filter((key) => /\/\.[^/]*$/.test(key));
+
+    /** A full point and increments, of a disk that ends inside a sector. */
+    async function newChain(path?: string, size = 40 * MiB + 577): Promise<MemoryChain> {
+      const chain = await MemoryChain.start(size, path);
+      chain.disk.write(0, noise(21 * MiB, 1));
+      await chain.take({ full: true, digests: "sha256", granularity: 4096 });
+      for (const round of [1, 2]) {
+        chain.disk.write(round * 700_000, noise(200_000, round));
+        chain.disk.write(25 * MiB + round * 4096, noise(4096, round));
+        chain.disk.writeZeroes(round * 300_000, 100_000);
+        await chain.take({
+          digests: "sha256",
+          granularity: 4096,
+          ...(round === 2 && { compress: "deflate" as const }),
+        });
+      }
+      return chain;
+    }
+
+    describe("points that are taken", () => {
+      it("lie there as stock QEMU reads them, and restore and verify from there", async () => {
+        const address = `s3://${BUCKET}/taken`;
+        await using chain = await newChain(address);
+        expect(await isLeft("taken")).toEqual([]);
+        expect(await uploads("taken/")).toBe(0);
+        const verified = await nbdpull("verify", address, "--json");
+        expect(verified).toMatchObject({ code: 0 });
+        const path = await download("taken");
+        await judge(path, chain);
+        expect(await nbdpull("verify", path)).toMatchObject({ code: 0 });
+        // Zeroes take no room.
+        const full = join(path, NAME, chain.points[0]?.id ?? "", "vda.qcow2");
+        expect((await stat(full)).size).toBeLessThan(22 * MiB);
+      });
+    });
+
+    describe("points that are copied", () => {
+      let chain: MemoryChain;
+      beforeAll(async () => {
+        chain = await newChain();
+      });
+      afterAll(async () => {
+        await chain?.[Symbol.asyncDispose]();
+      });
+
+      const copy = async (to: string, ...more: readonly string[]) =>
+        await nbdpull("copy", chain.repository.path, to, "--create", "--json", ...more);
+      const statesOf = (ran: { json(): unknown }): string[] =>
+        (ran.json() as { domains: CopyResult[] }).domains[0]?.points.map(({ state }) => state) ?? [];
+
+      it("are the same files, and go on from there to another store and back", async () => {
+        const [one, two] = [`s3://${BUCKET}/copied/one`, `s3://${BUCKET}/copied/two`];
+        const first = await copy(one);
+        expect(first).toMatchObject({ code: 0 });
+        expect(statesOf(first)).toEqual(["copied", "copied", "copied"]);
+        expect(await nbdpull("copy", one, two, "--create", "--json")).toMatchObject({ code: 0 });
+        expect(await isLeft("copied")).toEqual([]);
+        expect(await uploads("copied/")).toBe(0);
+        const path = await download("copied/two");
+        await judge(path, chain);
+        await execa("diff", ["-r", join(path, NAME), join(chain.repository.path, NAME)]);
+        expect(await nbdpull("verify", two)).toMatchObject({ code: 0 });
+        const again = await copy(one);
+        expect(statesOf(again)).toEqual(["there", "there", "there"]);
+      });
+
+      it("are begun anew after a kill, and nothing is left of the ones that were not whole", async () => {
+        const address = `s3://${BUCKET}/killed`;
+        expect(await nbdpull("init", address)).toMatchObject({ code: 0 });
+        let parts = 0;
+        line.fault = ({ method, url }) => {
+          if (method === "PUT" && url.includes("partNumber")) parts += 1;
+          return parts >= 2 && url.includes("partNumber") ? "never answer" : undefined;
+        };
+        const copying = startNbdpull(["copy", chain.repository.path, address]);
+        await expect.poll(() => parts, { timeout: 30_000 }).toBeGreaterThan(1);
+        copying.kill("SIGKILL");
+        await copying.ended;
+        line.fault = () => undefined;
+        expect(await uploads("killed/")).toBe(1);
+        expect(await isLeft("killed")).toHaveLength(2);
+        expect(await nbdpull("points", address)).toMatchObject({ code: 0, stdout: "no restore points yet" });
+        const foreign = `killed/${NAME}/20200101T000000.000Z/vda.qcow2`;
+        await client.send(new PutObjectCommand({ Bucket: BUCKET, Key: foreign, Body: "being copied there" }));
+        const began = performance.now();
+        expect(statesOf(await copy(address))).toEqual(["copied", "copied", "copied"]);
+        // The lease of a process of this host that was killed is not waited for.
+        expect(performance.now() - began).toBeLessThan(30_000);
+        expect(await isLeft("killed")).toEqual([]);
+        expect(await uploads("killed/")).toBe(0);
+        // Nothing is removed that no run of ours has begun.
+        expect(await keys(foreign)).toEqual([foreign]);
+        expect(await nbdpull("verify", address)).toMatchObject({ code: 0 });
+      });
+
+      it("that are damaged are left out, and nothing of them lies there", async () => {
+        await using damaged = await chain.copy();
+        const path = join(damaged.repository.path, NAME, damaged.points[0]?.id ?? "", "vda.qcow2");
+        const bytes = await readFile(path);
+        bytes.writeUInt8(bytes.readUInt8(15 * MiB) ^ 1, 15 * MiB);
+        await writeFile(path, bytes);
+        const ran = await nbdpull(
+          "copy",
+          damaged.repository.path,
+          `s3://${BUCKET}/left-out`,
+          "--create",
+          "--json",
+        );
+        expect(ran).toMatchObject({ code: 3 });
+        expect(statesOf(ran)).toEqual(["damaged", "damaged", "damaged"]);
+        expect(await keys(`left-out/${NAME}/`)).toEqual([]);
+      });
+    });
+
+    describe("a prune", () => {
+      const prune = async (address: string, ...more: readonly string[]) =>
+        await nbdpull("prune", address, "--keep-last", "1", "--json", ...more);
+      const actionsOf = (ran: { json(): unknown }): string[] =>
+        (ran.json() as { domains: PruneResult[] }).domains[0]?.points.map(({ action }) => action) ?? [];
+
+      /** Two chains: a full point with an increment, and another. */
+      async function twoChains(address: string): Promise<MemoryChain> {
+        const chain = await MemoryChain.start(12 * MiB, address);
+        for (const round of [1, 2]) {
+          chain.disk.write(round * MiB, noise(3 * MiB, round));
+          await chain.take({ full: true, digests: "sha256", granularity: 4096 });
+          chain.disk.write(round * 2 * MiB, noise(MiB, round + 4));
+          await chain.take({ digests: "sha256", granularity: 4096 });
+        }
+        return chain;
+      }
+
+      it("removes chains that nothing kept is based on, and goes on with what a killed one has left", async () => {
+        const address = `s3://${BUCKET}/pruned`;
+        await using chain = await twoChains(address);
+        const dry = await prune(address, "--dry-run");
+        expect(actionsOf(dry)).toEqual(["drop", "drop", "keep", "keep"]);
+        let deleted = 0;
+        line.fault = ({ method }) => (method === "DELETE" && ++deleted > 2 ? "never answer" : undefined);
+        const pruning = startNbdpull(["prune", address, "--keep-last", "1"]);
+        await expect.poll(() => deleted, { timeout: 30_000 }).toBeGreaterThan(2);
+        pruning.kill("SIGKILL");
+        await pruning.ended;
+        line.fault = () => undefined;
+        expect(await isLeft("pruned")).not.toEqual([]);
+        expect(await nbdpull("verify", address)).toMatchObject({ code: 0 });
+        expect(actionsOf(await prune(address))).toEqual(["drop", "keep", "keep"]);
+        expect(await isLeft("pruned")).toEqual([]);
+        for (const { id } of chain.points.slice(0, 2)) expect(await keys(`pruned/${NAME}/${id}`)).toEqual([]);
+        chain.points.splice(0, 2);
+        await judge(await download("pruned"), chain);
+      });
+
+      it("tells until when a bucket with object lock keeps what was removed", async () => {
+        await client.send(new CreateBucketCommand({ Bucket: "locked", ObjectLockEnabledForBucket: true }));
+        await client.send(
+          new PutObjectLockConfigurationCommand({
+            Bucket: "locked",
+            ObjectLockConfiguration: {
+              ObjectLockEnabled: "Enabled",
+              Rule: { DefaultRetention: { Mode: "GOVERNANCE", Days: 3 } },
+            },
+          }),
+        );
+        const address = "s3://locked/here";
+        await using _ = await twoChains(address);
+        const ran = await prune(address);
+        expect(ran).toMatchObject({ code: 0 });
+        const day = new Date(Date.now() + 3 * 86_400_000).toISOString().slice(0, 10);
+        expect(ran.stdout + ran.stderr).toContain(`can't be deleted before ${day}`);
+        expect(await nbdpull("verify", address)).toMatchObject({ code: 0 });
+      });
+    });
+
+    describe("a line to the store that breaks", () => {
+      let image: string;
+      beforeAll(async () => {
+        image = join(folder, "image.raw");
+        await writeFile(image, noise(30 * MiB, 3));
+      });
+
+      const importTo = async (address: string) =>
+        await nbdpull("import", "--disk", `vda=${image}`, "--to", address, "--domain", NAME, "--create");
+
+      it("delays an import whose requests fail, and whose answers are lost", async () => {
+        const address = `s3://${BUCKET}/broken`;
+        let asked = 0;
+        const lost = new Set<string>();
+        line.fault = ({ method, url }) => {
+          const isCompletion = method === "POST" && url.includes("uploadId=");
+          const isManifest = method === "PUT" && url.includes("point.json");
+          for (const [is, what] of [
+            [isCompletion, "completion"],
+            [isManifest, "manifest"],
+          ] as const) {
+            if (!is || lost.has(what)) continue;
+            lost.add(what);
+            return "lose answer";
+          }
+          if (method !== "PUT" || !url.includes("vda")) return undefined;
+          asked += 1;
+          const faults = [
+            undefined,
+            { answer: 500, code: "InternalError" },
+            "hang up",
+            { answer: 503, code: "SlowDown" },
+          ];
+          return (faults as (StoreFault | undefined)[])[asked % 4];
+        };
+        expect(await importTo(address)).toMatchObject({ code: 0 });
+        expect([...lost].sort()).toEqual(["completion", "manifest"]);
+        line.fault = () => undefined;
+        expect(await isLeft("broken")).toEqual([]);
+        expect(await nbdpull("verify", address)).toMatchObject({ code: 0 });
+        const path = await download("broken");
+        const [id = ""] = await readdir(join(path, NAME));
+        await execa("qemu-img", ["compare", "-F", "raw", join(path, NAME, id, "vda.qcow2"), image]);
+      });
+
+      it("makes no point of what another process has put there meanwhile, and leaves that alone", async () => {
+        const address = `s3://${BUCKET}/overtaken`;
+        let theirs: Promise<unknown> | undefined;
+        let Key = "";
+        line.fault = ({ method, url }) => {
+          if (method !== "PUT" || theirs || !url.includes("point.json")) return undefined;
+          Key = decodeURIComponent(new URL(url, line.endpoint).pathname).replace(`/${BUCKET}/`, "");
+          theirs = client.send(new PutObjectCommand({ Bucket: BUCKET, Key, Body: "{}" }));
+          return { answer: 503, code: "SlowDown" };
+        };
+        const ran = await importTo(address);
+        expect(ran).toMatchObject({ code: 1 });
+        expect(ran.stderr).toContain("lease");
+        expect(await keys(Key)).toEqual([Key]);
+      });
+
+      it.each([
+        ["expired credentials", { answer: 400, code: "ExpiredToken" }, 4],
+        ["a policy that lacks a permission", { answer: 403, code: "AccessDenied" }, 4],
+      ] as const)("ends an import by %s, and leaves no point", async (what, fault, code) => {
+        const prefix = `ended-${code}-${fault.code}`;
+        line.fault = ({ method, url }) =>
+          method === "PUT" && url.includes("partNumber=2") ? fault : undefined;
+        const ran = await importTo(`s3://${BUCKET}/${prefix}`);
+        expect(ran, what).toMatchObject({ code });
+        expect(await keys(`${prefix}/${NAME}`)).toEqual([]);
+        expect(await uploads(`${prefix}/`)).toBe(0);
+      });
+
+      it("refuses a raw image before anything is written", async () => {
+        const address = `s3://${BUCKET}/raw`;
+        const args = ["--disk", `vda=${image}`, "--to", address, "--create", "--format", "raw", "--json"];
+        const ran = await nbdpull("import", "--domain", NAME, ...args);
+        expect(ran).toMatchObject({ code: 2 });
+        expect(ran.stdout + ran.stderr).toContain("E_STORE_FORMAT");
+        expect(await keys("raw/")).toEqual([]);
+      });
+    });
+  },
+);
+
+function noise(length: number, seed: number): Buffer {
+  const bytes = Buffer.alloc(length);
+  let state = seed * 7919 + 1;
+  for (let i = 0; i + 4 <= length; i += 4) {
+    state = (Math.imul(state, 1_664_525) + 1_013_904_223) >>> 0;
+    bytes.writeUInt32LE(state, i);
+  }
+  return bytes;
+}
