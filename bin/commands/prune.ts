@@ -1,6 +1,5 @@
 import { type PruneResult, prune } from "../../src/backup/prune/prune.js";
 import { chooseDomains } from "../../src/backup/repository/choose-domain.js";
-import { refuseStore } from "../../src/backup/repository/refuse-store.js";
 import { Repository } from "../../src/backup/repository/repository.js";
 import type { WhoseOptions } from "../domain-options.js";
 import { eachDomain } from "../each-domain.js";
@@ -47,7 +46,6 @@ async function pruneAsAsked(
   wanted: string | undefined,
 ): Promise<void> {
   const { output, signal } = context;
-  refuseStore(path);
   const repository = await Repository.open(path, { trusted: options.trustRepository });
   const among = options.only ?? [{ domain: wanted, uuid: options.uuid }];
   const folders = await Promise.all(among.map(({ domain, uuid }) => chooseDomains(repository, domain, uuid)));
@@ -66,6 +64,7 @@ async function pruneAsAsked(
       dryRun,
       sync: options.fsync,
       signal,
+      onWarning: (message) => output.warn(message),
       onProgress: (disk, position, size) => progress.update(`${domain} ${disk}`, position, size, position),
     });
   try {

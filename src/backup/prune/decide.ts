@@ -47,18 +47,19 @@ export async function decide(options: DecideOptions): Promise<Decision> {
     throw error;
   });
   // Only a dry run finds hidden points: a prune that died dropped them, and prepared their merges.
-  await using folder = await repository.holdDomain(domain);
+  await using folder = await repository.openDomain(domain);
   const hidden = folder ? await hiddenPoints(folder) : new Set<string>();
   const going = await Promise.all([...hidden].map((id) => repository.point(domain, id)));
   const all = [...points, ...going].sort((one, other) => (one.id < other.id ? -1 : 1));
   const owners = ownersOf(all);
   const keep = new Map(domainsAmong(owners).flatMap((owner) => [...kept(points, owners, owner, options)]));
   for (const { id } of points) {
-    await using point = await repository.holdPoint(domain, id);
+    await using point = await repository.openPoint(domain, id);
     if (await isLive(point)) keep.set(id, [...(keep.get(id) ?? []), "a guest runs on it"]);
   }
   const damaged = await damagedDisks(repository, domain, all);
-  const plan = planSparing(all, keep, damaged);
+  // In a store nothing is merged: what lies there is never changed.
+  const plan = repository.isInStore ? planWithoutMerges(all, keep) : planSparing(all, keep, damaged);
   return {
     points,
     owners,
@@ -114,7 +115,7 @@ async function damagedDisks(
 ): Promise<ReadonlySet<string>> {
   const damaged = new Set<string>();
   for (const { id, disks } of points) {
-    await using folder = await repository.holdPoint(domain, id);
+    await using folder = await repository.openPoint(domain, id);
     const record = await readDamage(folder);
     if (!record) continue;
     const isUnknown = record.foundAt === undefined;
@@ -141,5 +142,16 @@ function planSparing(
     );
     if (!merge) return plan;
     for (const id of merge.dropped) keep.set(id, [`${merge.child} is based on it`, "damaged"]);
+  }
+}
+
+/** Plans a prune of whole chains: whatever a kept point is based on stays too. Its points are added to `keep`. */
+function planWithoutMerges(points: readonly Manifest[], keep: Map<string, readonly string[]>): PrunePlan {
+  for (;;) {
+    const plan = planPrune(points, new Set(keep.keys()));
+    if (plan.merges.length === 0) return plan;
+    for (const { child, dropped } of plan.merges) {
+      for (const id of dropped) keep.set(id, [`${child} is based on it`]);
+    }
   }
 }

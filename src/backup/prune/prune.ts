@@ -4,7 +4,7 @@
  * then takes its place, or into a new image.
  *
  * Read this file first: it decides, checks, and goes through the phases that `repository/prune-journal.ts`
- * describes. Then read `decide.ts` (which points stay), `retention.ts` (which points the rules keep) and `prune-plan.ts` (which points can go,
+ * describes. Then read `prune-options.ts` (what is asked for and told), `prune-in-store.ts` (the same in an object store, where nothing is merged), `decide.ts` (which points stay), `retention.ts` (which points the rules keep) and `prune-plan.ts` (which points can go,
  * and what has to be merged). `merge-disk.ts` merges one disk: it walks over the layers with `merge-walk.ts`
  * and gives every cluster to a `merge-target.ts`, either `qcow2-merge-target.ts` or `raw-merge-target.ts`.
  * `copy-list.ts` is the list of the copies that overwrite an image in place.
@@ -33,57 +33,17 @@ import {
   stagedNames,
   writeJournal,
 } from "../repository/prune-journal.js";
-import type { Repository } from "../repository/repository.js";
 import { applyCopyList, type CopySource, copySourceOf } from "./copy-list.js";
-import { decide, describe, type PrunedPoint } from "./decide.js";
+import { decide, describe } from "./decide.js";
 import type { DiskChain } from "./disk-chain.js";
 import { chainOf } from "./disk-chain.js";
 import { type MergedDisk, mergeDisk } from "./merge-disk.js";
 import { chooseMergeMethod, type MergeMethod } from "./merge-method.js";
+import { pruneInStore } from "./prune-in-store.js";
+import type { DoneMerge, PruneOptions, PruneResult } from "./prune-options.js";
 import type { Merge, PrunePlan } from "./prune-plan.js";
-import type { Retention } from "./retention.js";
 
-export interface PruneOptions {
-  readonly repository: Repository;
-  /** The name of its folder in the repository. */
-  readonly domain: string;
-  /**
-   * Only points of this domain may go, where the folder has points of several: the UUID, its first digits, or
-   * `none` for points of no known UUID. Undefined: of all of them, each domain by itself.
-   */
-  readonly uuid?: string | undefined;
-  readonly retention: Retention;
-  /** Only find out what would be done. */
-  readonly dryRun: boolean;
-  /** Flush merged data to stable storage. The journal always is flushed. */
-  readonly sync: boolean;
-  readonly signal?: AbortSignal | undefined;
-  /** Called with the bytes of a merged disk that have been walked over. */
-  readonly onProgress?: ((disk: string, position: number, virtualSize: number) => void) | undefined;
-  /** @internal tests end the process at each step */
-  readonly onStep?: OnStep | undefined;
-}
-
-/** What was done with a domain's points; in a dry run what would be done. */
-export interface PruneResult {
-  readonly domain: string;
-  /** Oldest first. */
-  readonly points: readonly PrunedPoint[];
-  readonly merges: readonly DoneMerge[];
-  /** Bytes of data that were written, or would be. */
-  readonly writtenBytes: number;
-  /**
-   * By how many bytes the domain's use of the file system has shrunk; negative if it has grown; null in a dry
-   * run.
-   */
-  readonly freedBytes: number | null;
-}
-
-export interface DoneMerge extends Merge {
-  /** The point whose image took the clusters that it lacked; null: a new image was written. */
-  readonly base: string | null;
-  readonly writtenBytes: number;
-}
+export type { DoneMerge, PruneOptions, PruneResult } from "./prune-options.js";
 
 /** How long a prune waits for readers before it gives up. */
 const READERS_WAIT_MS = 60_000;
@@ -113,6 +73,13 @@ export async function prune(options: PruneOptions): Promise<PruneResult> {
     throw new UsageError("E_KEEP_NOTHING", message);
   }
   if (options.dryRun) return await repository.reading(domain, () => dryRun(options), options.signal);
+  if (repository.isInStore) {
+    return await repository.writingInStore(
+      domain,
+      (writing) => pruneInStore(writing, options),
+      options.signal,
+    );
+  }
   const work = async (held: HeldLock): Promise<PruneResult> => {
     const signal = AbortSignal.any(options.signal ? [options.signal, held.lost] : [held.lost]);
     try {

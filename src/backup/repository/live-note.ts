@@ -5,6 +5,7 @@
  */
 import { hostname } from "node:os";
 import type { HeldFolder } from "../host/held-folder.js";
+import type { StoredFolder } from "../storage/stored-folder.js";
 import { replaceRecord, sweepRecord } from "./replace-record.js";
 
 const NAME = /^\.live\.[0-9a-f-]{36}\.json$/;
@@ -35,6 +36,6 @@ export async function forgetLive(folder: HeldFolder, uuid: string): Promise<void
 }
 
 /** Whoever can write to the repository can forge it: use it only to keep more. */
-export async function isLive(folder: HeldFolder): Promise<boolean> {
+export async function isLive(folder: StoredFolder): Promise<boolean> {
   return (await folder.names()).some((name) => NAME.test(name));
 }
