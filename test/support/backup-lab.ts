@@ -29,7 +29,8 @@ export interface BackupJson {
 export class BackupLab implements AsyncDisposable {
   readonly lab: Lab;
   readonly folder: string;
-  readonly repo: string;
+  /** A folder; a test may name an address instead. */
+  repo: string;
   /** The folder where QEMU's folders are made; nothing must be left in it. */
   readonly scratch: string;
   /** How `nbdpull backup` is started. */

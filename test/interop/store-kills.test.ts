@@ -1,0 +1,80 @@
+/**
+ * Copies to Ceph and prunes there, killed at random moments: `NBDPULL_KILL_ROUNDS=50` makes it a long test.
+ */
+import { setTimeout as sleep } from "node:timers/promises";
+import type { S3Client } from "@aws-sdk/client-s3";
+import { afterAll, beforeAll, expect, it } from "vitest";
+import { leftInStore } from "../support/left-in-store.js";
+import { MemoryChain } from "../support/memory-chain.js";
+import { nbdpull, startNbdpull } from "../support/nbdpull.js";
+import { Store } from "../support/store.js";
+import { describeWith } from "../support/tools.js";
+
+const MiB = 1024 * 1024;
+const BUCKET = "killed";
+const ROUNDS = Number(process.env["NBDPULL_KILL_ROUNDS"] ?? "3");
+const LATEST_KILL_MS = 1_500;
+
+describeWith(["radosgw", "ceph-mon", "ceph-osd"], "what is killed while it writes to an object store", () => {
+  let store: Store;
+  let client: S3Client;
+  let chain: MemoryChain;
+  const before = { ...process.env };
+
+  /** Three chains of a full point and an increment. */
+  beforeAll(async () => {
+    [store, chain] = await Promise.all([Store.start(), MemoryChain.start(24 * MiB)]);
+    client = store.client();
+    await store.makeBucket(BUCKET);
+    Object.assign(process.env, store.environment);
+    for (const round of [1, 2, 3]) {
+      chain.disk.write(round * MiB, Buffer.alloc(18 * MiB, `round ${round}`));
+      await chain.take({ full: true, digests: "sha256", granularity: 4096 });
+      chain.disk.write(round * 3 * MiB, Buffer.alloc(MiB, `more of ${round}`));
+      await chain.take({ digests: "sha256", granularity: 4096 });
+    }
+  }, 60_000);
+  afterAll(async () => {
+    process.env = before;
+    await chain?.[Symbol.asyncDispose]();
+    await store?.[Symbol.asyncDispose]();
+  });
+
+  it("loses no point, and nothing is left of it after the next run", async () => {
+    for (let round = 0; round < ROUNDS; round += 1) {
+      const prefix = `round-${round}`;
+      const address = `s3://${BUCKET}/${prefix}`;
+      expect(await nbdpull("init", address)).toMatchObject({ code: 0 });
+      const copy = ["copy", chain.repository.path, address];
+      let there = 0;
+      for (const _ of [1, 2]) {
+        await killed(copy);
+        const now = await soundPoints(address);
+        expect(now).toBeGreaterThanOrEqual(there);
+        there = now;
+      }
+      expect(await nbdpull(...copy)).toMatchObject({ code: 0 });
+      expect(await leftInStore(client, BUCKET, `${prefix}/`)).toEqual([]);
+      expect(await soundPoints(address)).toBe(6);
+      const prune = ["prune", address, "--keep-last", "1"];
+      await killed(prune, 700);
+      expect(await soundPoints(address)).toBeGreaterThanOrEqual(2);
+      expect(await nbdpull(...prune)).toMatchObject({ code: 0 });
+      expect(await leftInStore(client, BUCKET, `${prefix}/`)).toEqual([]);
+      expect(await soundPoints(address)).toBe(2);
+    }
+  }, 3_600_000);
+});
+
+async function killed(args: readonly string[], latest = LATEST_KILL_MS): Promise<void> {
+  const run = startNbdpull([...args]);
+  await Promise.race([run.ended, sleep(250 + Math.random() * latest)]);
+  run.kill("SIGKILL");
+  await run.ended;
+}
+
+/** How many points there are. All of them are whole. */
+async function soundPoints(address: string): Promise<number> {
+  expect(await nbdpull("verify", address)).toMatchObject({ code: 0 });
+  return ((await nbdpull("points", address, "--json")).json() as unknown[]).length;
+}

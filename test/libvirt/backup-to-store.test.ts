@@ -1,0 +1,89 @@
+/**
+ * Backups of a running domain to Ceph. Then they are killed at random moments: `NBDPULL_KILL_ROUNDS=50` makes it a
+ * long test.
+ */
+import { setTimeout as sleep } from "node:timers/promises";
+import type { S3Client } from "@aws-sdk/client-s3";
+import { afterAll, beforeAll, expect, it } from "vitest";
+import { BackupLab, expectExit } from "../support/backup-lab.js";
+import { keysIn, leftInStore } from "../support/left-in-store.js";
+import { describeWithLibvirt } from "../support/libvirt-lab.js";
+import { finished, nbdpull, startNbdpull } from "../support/nbdpull.js";
+import { Store } from "../support/store.js";
+import { describeWith } from "../support/tools.js";
+
+const MiB = 1024 * 1024;
+const BUCKET = "guests";
+const ROUNDS = Number(process.env["NBDPULL_KILL_ROUNDS"] ?? "3");
+const LATEST_KILL_MS = 2_500;
+
+await describeWithLibvirt("a backup of a running domain", () => {
+  describeWith(["radosgw", "ceph-mon", "ceph-osd"], "to an object store", () => {
+    let store: Store;
+    let client: S3Client;
+    let guest: BackupLab;
+    const before = { ...process.env };
+
+    beforeAll(async () => {
+      [store, guest] = await Promise.all([Store.start(), BackupLab.start()]);
+      client = store.client();
+      await store.makeBucket(BUCKET);
+      Object.assign(process.env, store.environment);
+    }, 120_000);
+    afterAll(async () => {
+      process.env = before;
+      await guest?.[Symbol.asyncDispose]();
+      await store?.[Symbol.asyncDispose]();
+    });
+
+    it("takes a full and increments, which restore byte for byte, and leaves nothing else there", async () => {
+      guest.repo = `s3://${BUCKET}/taken`;
+      await guest.lab.write("vda", 0, 20 * MiB, 0x11);
+      const taken: { readonly id: string; readonly copies: Awaited<ReturnType<BackupLab["copyNow"]>> }[] = [];
+      for (let round = 0; round < 3; round += 1) {
+        await guest.lab.write("vda", (7 * round + 1) * MiB + 512, 3 * 512, 0x20 + round);
+        await guest.lab.writeZeroes("vdb", (3 * round + 2) * MiB, 100 * 512, { unmap: true });
+        const copies = await guest.copyNow();
+        const point = await guest.take(...(round === 2 ? ["--compress"] : []));
+        expect(point.level).toBe(round === 0 ? "full" : "incremental");
+        await guest.expectNothingLeft();
+        taken.push({ id: point.id, copies });
+      }
+      expect(await leftInStore(client, BUCKET, "taken/")).toEqual([]);
+      const [{ id = "" } = {}] = taken;
+      expect(await keysIn(client, BUCKET, `taken/${guest.lab.domain}/${id}/domain.xml`)).toHaveLength(1);
+      for (const { id, copies } of taken) await guest.expectPoint(id, copies);
+      expectExit(await nbdpull("verify", guest.repo), 0);
+    }, 300_000);
+
+    it("that is killed at random moments loses no point, and the next leaves nothing of it", async () => {
+      guest.repo = `s3://${BUCKET}/killed`;
+      await guest.lab.write("vda", 0, 30 * MiB, 0x31);
+      await guest.take("--level", "full");
+      let points = 1;
+      for (let round = 0; round < ROUNDS; round += 1) {
+        await guest.lab.write("vda", ((round * 5) % 25) * MiB, 3 * MiB, 0x40 + (round % 100));
+        const level = round % 2 === 0 ? ["--level", "full", "--limit-rate", "20M"] : ["--limit-rate", "2M"];
+        const run = startNbdpull(guest.arguments(...level), guest.start);
+        await Promise.race([run.ended, sleep(Math.random() * LATEST_KILL_MS + 300)]);
+        run.kill("SIGKILL");
+        await run.ended;
+        const ids = await listed(guest.repo);
+        // It may have been committed just before.
+        expect(ids.length).toBeGreaterThanOrEqual(points);
+        await guest.take();
+        expect(await leftInStore(client, BUCKET, "killed/")).toEqual([]);
+        await guest.expectNothingLeft();
+        points = ids.length + 1;
+        expect(await listed(guest.repo)).toHaveLength(points);
+      }
+      expectExit(await nbdpull("verify", guest.repo), 0);
+    }, 3_600_000);
+  });
+});
+
+async function listed(repository: string): Promise<readonly unknown[]> {
+  const ran = await finished(startNbdpull(["points", repository, "--json"]));
+  expectExit(ran, 0);
+  return ran.json() as unknown[];
+}
