@@ -332,6 +332,23 @@ describeWith(
         expect(await keys(Key)).toEqual([Key]);
       });
 
+      it("commits nothing where another process has cleared its point away, as after a suspension", async () => {
+        const address = `s3://${BUCKET}/suspended`;
+        let cleared: Promise<unknown> | undefined;
+        line.fault = ({ method, url }) => {
+          if (method !== "PUT" || cleared || !url.includes("point.json")) return undefined;
+          const [, id] = /([^/]*)\/point\.json/.exec(url) ?? [];
+          const Key = `suspended/${NAME}/.${id}.partial`;
+          cleared = client.send(new PutObjectCommand({ Bucket: BUCKET, Key, Body: "cleared" }));
+          return { answer: 503, code: "SlowDown" };
+        };
+        const ran = await importTo(address);
+        expect(cleared).toBeDefined();
+        expect(ran).toMatchObject({ code: 1 });
+        expect(ran.stderr).toContain("lease");
+        expect(await keys(`suspended/${NAME}/2`)).toEqual([]);
+      });
+
       it.each([
         ["expired credentials", { answer: 400, code: "ExpiredToken" }, 4],
         ["a policy that lacks a permission", { answer: 403, code: "AccessDenied" }, 4],
