@@ -31,11 +31,17 @@ export function startIn(stat: string): string {
   return stat.slice(stat.lastIndexOf(")") + 2).split(" ")[19] ?? "";
 }
 
-/** Boot ID and start time of a process. Undefined if there is no such process. */
+/** Whether it has ended and nobody has collected its exit code: state `Z`, field 3. */
+function hasEnded(stat: string): boolean {
+  return ["Z", "X"].includes(stat.slice(stat.lastIndexOf(")") + 2, stat.lastIndexOf(")") + 3));
+}
+
+/** Boot ID and start time of a process. Undefined if there is no such process, or only what its parent has to collect. */
 async function startOf(pid: number): Promise<string | undefined> {
   try {
     const boot = (await readFile(BOOT_ID, "utf8")).trim();
-    return `${boot} ${startIn(await readFile(`/proc/${pid}/stat`, "utf8"))}`;
+    const stat = await readFile(`/proc/${pid}/stat`, "utf8");
+    return hasEnded(stat) ? undefined : `${boot} ${startIn(stat)}`;
   } catch (error) {
     if (isMissing(error) || (error as NodeJS.ErrnoException).code === "ESRCH") return undefined;
     throw error;
