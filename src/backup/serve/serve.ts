@@ -29,7 +29,6 @@ import { addressInUse, bindPrivately, clearSocketPath } from "../host/private-so
 import type { Manifest } from "../repository/manifest.js";
 import type { ChainView } from "./chain-view.js";
 import { PointView, type PointViewOptions } from "./point-view.js";
-import { ReadAhead } from "./read-ahead.js";
 
 export interface ServeOptions extends PointViewOptions {
   /**
@@ -163,7 +162,6 @@ function exportsOf({ point, disks }: PointView): Map<string, ServedExport> {
 
 function exportOf(point: Manifest, view: ChainView): ServedExport {
   const { name } = view.disk;
-  const reader = new ReadAhead(view);
   return {
     size: view.size,
     description: `${name} of ${point.domain.name} at ${point.createdAt}, point ${point.id}`,
@@ -179,7 +177,7 @@ function exportOf(point: Manifest, view: ChainView): ServedExport {
     ]),
     read: async (offset, length, signal) => {
       try {
-        return await reader.read(offset, length, signal);
+        return await view.read(offset, length, signal);
       } catch (cause) {
         // The full error contains paths: it goes to `onEvent` and not to the client.
         const message = `disk ${name} of point ${point.id} cannot be read in ${length} bytes at ${offset}`;
