@@ -1,10 +1,10 @@
-import { writeFile } from "node:fs/promises";
+import { rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { expect, it } from "vitest";
 import { BackupLab, expectExit } from "../support/backup-lab.js";
 import { describeWithLibvirt, LAB_DISKS, virsh } from "../support/libvirt-lab.js";
-import { finished, nbdpull } from "../support/nbdpull.js";
+import { finished, nbdpull, startNbdpull } from "../support/nbdpull.js";
 import { qemuImg } from "../support/qemu-nbd.js";
 
 const MiB = 1024 * 1024;
@@ -78,10 +78,24 @@ await describeWithLibvirt("a guest with iothreads, whose QEMU 7.2 dies when a cl
     const last = await guest.take();
     expect(last.disks[0]).toMatchObject({ parent: full.id, dirtyBytes: 10 * MiB });
     await expectAlive();
+
+    // Nothing keeps the connections of a backup that is killed, and its guest may die of that. What it has left is gone
+    // on with where the job lives, and is cleared away where it doesn't.
+    const killed = startNbdpull(guest.arguments("--level", "full", "--limit-rate", "8M"));
+    await expect.poll(() => guest.inPartial(), { timeout: 60_000 }).toContain("vda.journal");
+    killed.kill("SIGKILL");
+    await killed.ended;
+    await rm(join(guest.repo, lab.domain, ".lock"), { recursive: true });
+    await sleep(FIRMWARE_MS);
+    const isAlive = (await virsh("domstate", lab.domain)).includes("running");
+    if (!isAlive) await lab.powerOn();
+    const after = await guest.take("--level", "full");
+    expect(after).toMatchObject({ resumed: isAlive ? { times: 1 } : null });
+    await guest.expectNothingLeft();
     await lab.powerOff();
     const target = join(guest.folder, "restored");
     expectExit(
-      await nbdpull("restore", guest.repo, lab.domain, "--at", last.id, "--to", target, "--format", "raw"),
+      await nbdpull("restore", guest.repo, lab.domain, "--at", after.id, "--to", target, "--format", "raw"),
       0,
     );
     for (const disk of LAB_DISKS) {
