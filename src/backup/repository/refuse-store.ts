@@ -8,7 +8,7 @@ import { namesStore } from "../storage/open-store.js";
  */
 export function refuseStore(path: string): void {
   if (!namesStore(path)) return;
-  const message = `${path} lies in an object store, where repair, verify --live, points --fix-clock and doctor do not work: copy it to a folder (nbdpull copy), and do it there`;
+  const message = `${path} lies in an object store, where repair, forget, verify --live, points --fix-clock and doctor do not work: copy it to a folder (nbdpull copy), and do it there`;
   throw new PreconditionError("E_STORE_READ_ONLY", message, { details: { path } });
 }
 
