@@ -1,10 +1,10 @@
 import type { Command } from "commander";
 import { bashCompletion } from "../completion/bash.js";
 import { fishCompletion } from "../completion/fish.js";
+import type { Shell } from "../completion/shells.js";
 import { type CommandWords, wordsOf } from "../completion/words.js";
 import { zshCompletion } from "../completion/zsh.js";
 import type { Context } from "../run.js";
-import type { Shell } from "../usage/completion.js";
 
 const SCRIPTS: Readonly<Record<Shell, (commands: readonly CommandWords[]) => string>> = {
   bash: bashCompletion,

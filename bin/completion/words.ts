@@ -52,6 +52,7 @@ const OF_ARGUMENTS: Readonly<Record<string, Kind>> = {
   image: "file",
   domain: "domain",
   domains: "domain",
+  dir: "folder",
   from: "repository",
   to: "repository",
 };

@@ -1,9 +1,7 @@
 import { Argument, type Command } from "commander";
+import { SHELLS, type Shell } from "../completion/shells.js";
 import { examples } from "../options.js";
 import type { Run } from "../run.js";
-
-export const SHELLS = ["bash", "zsh", "fish"] as const;
-export type Shell = (typeof SHELLS)[number];
 
 export function addCompletion(program: Command, run: Run): void {
   program
