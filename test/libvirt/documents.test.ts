@@ -1,6 +1,6 @@
 /** Every command of the pages that need libvirt, run as it stands. */
 import { existsSync, readdirSync } from "node:fs";
-import { chmod, mkdir, mkdtemp, open, rm, truncate, writeFile } from "node:fs/promises";
+import { chmod, mkdir, mkdtemp, open, readFile, rm, truncate, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { execa } from "execa";
 import { afterAll, beforeAll, expect, it } from "vitest";
@@ -39,6 +39,7 @@ await describeWithLibvirt("a page of commands", () => {
     await chmod(join(root, "var/tmp"), 0o1777);
   });
   afterAll(async () => {
+    await leaveNothing();
     await runner?.[Symbol.asyncDispose]();
     await lab?.[Symbol.asyncDispose]();
     await rm(root, { recursive: true, force: true });
@@ -49,6 +50,18 @@ await describeWithLibvirt("a page of commands", () => {
   it("has what docs/operations.md says", () => runner.run("docs/operations.md"));
   it("has what docs/recipes.md says", () => runner.run("docs/recipes.md"));
 });
+
+/** What a page that failed half-way has not come to: its mounts, and the domain beside the lab's. */
+async function leaveNothing(): Promise<void> {
+  const mounts = (await readFile("/proc/mounts", "utf8")).split("\n").map((line) => line.split(" ")[1] ?? "");
+  for (const path of mounts.filter((each) => each.startsWith(`${root}/`)).toReversed()) {
+    await execa("umount", ["-l", path], { reject: false });
+  }
+  const beside = `${lab.domain}-restored`;
+  await virsh("destroy", beside).catch(() => undefined);
+  await virsh("undefine", beside, "--nvram").catch(() => undefined);
+  await rm(`/var/log/libvirt/qemu/${beside}.log`, { force: true });
+}
 
 /** Puts a file system with a file into a partition of a disk. */
 async function fileSystemOn(disk: "vdb"): Promise<void> {
