@@ -45,6 +45,7 @@ await describeWithLibvirt("a page of commands", () => {
     await rm(root, { recursive: true, force: true });
   });
 
+  it("has what docs/install.md says", () => runner.run("docs/install.md"));
   it("has what README.md says", () => runner.run("README.md"));
   it("has what docs/repository-format.md says", () => runner.run("docs/repository-format.md"));
   it("has what docs/operations.md says", () => runner.run("docs/operations.md"));
