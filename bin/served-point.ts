@@ -1,5 +1,5 @@
 /** What is told of a point that is served, by whatever command. */
-import { DamageError } from "../src/backup/base/errors.js";
+import { BackupError, DamageError } from "../src/backup/base/errors.js";
 import type { ServedDisk, ServeEvent } from "../src/backup/serve/serve.js";
 import { EXIT } from "./exit-codes.js";
 import type { Output } from "./output.js";
@@ -20,14 +20,22 @@ export function tellAssurance(
 /** Most messages that are printed, each once: a client that keeps retrying must not repeat them. */
 const REMEMBERED = 1000;
 
-/** Damage is reported once, as a warning, and by the exit code. */
+/**
+ * Damage is reported once, as a warning, and by the exit code. That a store is away is told once for all reads that
+ * failed for it.
+ */
 export function tellEvents(output: Output): (event: ServeEvent) => void {
   const told = new Set<string>();
   return ({ type, error }) => {
     if (type === "read-failed" && error instanceof DamageError) process.exitCode = EXIT.damaged;
     const message = error instanceof Error ? error.message : String(error);
-    if (told.has(message) || told.size >= REMEMBERED) return;
-    told.add(message);
+    const what = isOfStore(error) ? error.code : message;
+    if (told.has(what) || told.size >= REMEMBERED) return;
+    told.add(what);
     output.warn(told.size < REMEMBERED ? message : `${message}; further ones are not told`);
   };
+}
+
+function isOfStore(error: unknown): error is BackupError {
+  return error instanceof BackupError && !(error instanceof DamageError) && /^E_S3_/.test(error.code);
 }

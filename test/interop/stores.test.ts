@@ -14,6 +14,7 @@ import {
 import { execa } from "execa";
 import { afterAll, afterEach, beforeAll, expect, it } from "vitest";
 import { Repository } from "../../src/backup/repository/repository.js";
+import { NbdClient } from "../../src/nbd/index.js";
 import { BreakingStore } from "../support/breaking-store.js";
 import { DocumentRunner } from "../support/document-runner.js";
 import { MemoryChain } from "../support/memory-chain.js";
@@ -234,6 +235,16 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a repository in a
     const address = await stored("served");
     await using serving = await startServing(address, "--socket", join(folder, "serve.sock"));
     const uri = serving.uris[0] ?? "";
+    // The store is away for reads: each fails, and one line says so. Then it is back.
+    line.fault = ({ method, url }) =>
+      method === "GET" && url.includes("vda") ? { answer: 403, code: "AccessDenied" } : undefined;
+    await using reader = await NbdClient.connect(uri);
+    const bytes = Buffer.alloc(64 * 1024);
+    const failed = await Promise.allSettled([0, 6 * MiB].map((at) => reader.read(at, bytes)));
+    expect(failed.map(({ status }) => status)).toEqual(["rejected", "rejected"]);
+    expect(serving.stderr().match(/cannot be read at guest offset/g)).toHaveLength(1);
+    line.fault = () => undefined;
+    await reader.read(0, bytes);
     await execa("qemu-img", ["compare", "-f", "raw", "-F", "raw", uri, await expected(newest())]);
   });
 

@@ -7,6 +7,11 @@ import { Qcow2Reader } from "../qcow2/reader.js";
 /** A run with one digest for each stored cluster, or `undefined` if the point has no digests. */
 export type DigestedRun = ClusterRun & { readonly digests: Buffer | undefined };
 
+/** A run whose digests may still be on their way, so that they come together with the data. */
+export type AwaitedRun = ClusterRun & {
+  readonly digests: Buffer | undefined | Promise<Buffer | undefined>;
+};
+
 /** Bytes of one read that is expected to be zeroes. */
 const ZERO_BYTES = 256 * 1024;
 
@@ -38,9 +43,10 @@ export class CheckedImage implements AsyncDisposable {
    * @param onDamage called for each cluster that can't be read or whose digest differs. If it returns,
    *   `target` holds the data as it was read, and nothing in particular for clusters that can't be read.
    * @throws {RangeError} `run` is a zero run
+   * @throws what getting its digests has thrown
    * @throws what `onDamage` throws, and errors that don't concern the image
    */
-  async read(run: DigestedRun, offset: number, target: Buffer, onDamage: OnDamage): Promise<void> {
+  async read(run: AwaitedRun, offset: number, target: Buffer, onDamage: OnDamage): Promise<void> {
     if (run.kind === "zero") throw new RangeError("a zero run has no bytes");
     const { clusterSize, virtualSize } = this.#geometry;
     const first = Math.floor(offset / clusterSize);
@@ -52,7 +58,8 @@ export class CheckedImage implements AsyncDisposable {
     const hostOffset = run.hostOffset + (first - run.cluster) * clusterSize;
     const unread = await this.#readHost(hostOffset, slots);
     if (unread === undefined) {
-      this.#compare(run, first, end - first, slots, onDamage);
+      const digests = run.digests instanceof Promise ? await run.digests : run.digests;
+      this.#compare({ ...run, digests }, first, end - first, slots, onDamage);
     } else if (end - first === 1) {
       onDamage({ message: unread, guestOffset: start, length });
       return;

@@ -13,7 +13,7 @@ import { RunCursor } from "../image/run-cursor.js";
 import { Qcow2Reader } from "../qcow2/reader.js";
 import type { DiskManifest } from "../repository/manifest.js";
 import type { StoredFolder } from "../storage/stored-folder.js";
-import { CheckedImage, type DigestedRun } from "./checked-image.js";
+import { type AwaitedRun, CheckedImage, type DigestedRun } from "./checked-image.js";
 import { type StoredImage, storedAt } from "./open-images.js";
 
 /** A run of a layer, with the offset of its digests in the digest file, for {@link Layer.digestsAt}. */
@@ -160,7 +160,7 @@ export class Layer implements AsyncDisposable {
   }
 
   /** As {@link CheckedImage.read}. */
-  async read(run: DigestedRun, offset: number, target: Buffer, onDamage: OnDamage): Promise<void> {
+  async read(run: AwaitedRun, offset: number, target: Buffer, onDamage: OnDamage): Promise<void> {
     await this.#image.read(run, offset, target, onDamage);
   }
 

@@ -3,7 +3,7 @@ import type { ExtentState } from "../base/extent.js";
 import { closeAll } from "../base/in-parallel.js";
 import { type Assurance, assuranceOf } from "../chain/assurance.js";
 import { findChain, openChain } from "../chain/chain.js";
-import type { DigestedRun } from "../chain/checked-image.js";
+import type { AwaitedRun } from "../chain/checked-image.js";
 import { failOnDamage, type Layer } from "../chain/layer.js";
 import { seenThrough, type VisibleExtent } from "../chain/overlay.js";
 import { ALL_SUBCLUSTERS } from "../image/image.js";
@@ -247,8 +247,10 @@ async function readProven(layer: Layer, place: ExtentSource, offset: number, tar
   const { hostOffset, dataMask } = place;
   const cluster = offset / clusterSize;
   const count = Math.ceil(target.length / clusterSize);
-  const digests = await layer.digestsAt(place.digestsAt, count);
-  const run: DigestedRun =
+  const digests = layer.digestsAt(place.digestsAt, count);
+  // They are waited for when the data is there, unless that fails before.
+  digests.catch(() => undefined);
+  const run: AwaitedRun =
     dataMask === ALL_SUBCLUSTERS
       ? { kind: "data", cluster, count, hostOffset, digests }
       : { kind: "partial", cluster, count: 1, hostOffset, dataMask, zeroMask: 0, digests };
