@@ -6,7 +6,13 @@ import { removeJournal } from "../repository/leftovers.js";
 import { isLive } from "../repository/live-note.js";
 import { isPointId } from "../repository/manifest.js";
 import { domainsAmong, isOwner, ownersOf, whichOwner } from "../repository/point-owners.js";
-import { hasJournal, JOURNAL_FOLDER, type PruneJournal, readJournal, writeJournal } from "../repository/prune-journal.js";
+import {
+  hasJournal,
+  JOURNAL_FOLDER,
+  type PruneJournal,
+  readJournal,
+  writeJournal,
+} from "../repository/prune-journal.js";
 import type { Repository } from "../repository/repository.js";
 
 export interface ForgetOptions {
