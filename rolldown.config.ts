@@ -9,8 +9,8 @@ const WORKERS = [
 ];
 
 /**
- * Takes Node's own modules without their ES module faces: to make one, Node reads all that the module exports, and so
- * loads its streams, its readline and more for `node:fs` alone.
+ * Takes Node's own modules without their ES module faces: to make one, Node reads all that the module
+ * exports, and so loads its streams, its readline and more for `node:fs` alone.
  */
 const lightBuiltins: Plugin = {
   name: "light-builtins",
@@ -39,15 +39,15 @@ const ALWAYS =
   /\/node_modules\/(?:commander|pretty-bytes)\/|\/dist\/bin\/(?:domain-options|exit-codes|options|output|progress|result-stream|run|settings|sizes|standard-output|terminal|version)\.js$/;
 
 /**
- * The command and its threads in few files instead of several hundred, which Node loads faster (docs/performance.md). Other
- * people's packages are among them, so their licences come along.
+ * The command and its threads in few files instead of several hundred, which Node loads faster
+ * (docs/performance.md). Other people's packages are among them, so their licences come along.
  */
 export default defineConfig({
   input: ["dist/bin/nbdpull.js", ...WORKERS.map((name) => `dist/src/backup/${name}.js`)],
   platform: "node",
   external: /^node:/,
-  // Our modules do nothing by being loaded: what a command doesn't use of an index is left out of what it loads.
-  // ECharts does it only where it says so: each kind of chart is registered by name.
+  // Our modules do nothing by being loaded: what a command doesn't use of an index is left out of what it
+  // loads. ECharts does it only where it says so: each kind of chart is registered by name.
   treeshake: {
     moduleSideEffects: [
       { test: /\/dist\/src\//, sideEffects: false },

@@ -23,7 +23,8 @@ export default defineConfig({
     // What a backup records of its checkpoints outside of the repository.
     env: { NBDPULL_STATE_FOLDER: join(import.meta.dirname, "node_modules", ".cache", "nbdpull-state") },
     pool: "forks",
-    // A process takes one file after the other: to start it and to load our modules takes longer than most files.
+    // A process takes one file after the other: to start it and to load our modules takes longer than most
+    // files.
     isolate: false,
     setupFiles: ["test/support/equal-bytes.ts"],
     hookTimeout: 180_000,
@@ -39,7 +40,8 @@ export default defineConfig({
         extends: true,
         test: { name: "mocking", include: MOCKING, isolate: true, sequence: { groupOrder: 0 } },
       },
-      // By their names: those of libvirt begin, as they take longest, and a domain of libvirt's is a test's own.
+      // By their names: those of libvirt begin, as they take longest, and a domain of libvirt's is a test's
+      // own.
       {
         extends: true,
         test: { name: "libvirt", include: [LIBVIRT], exclude: [ALONE], sequence: { groupOrder: 1 } },

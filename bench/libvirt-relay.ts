@@ -6,8 +6,8 @@ import { PacketSplitter, PROGRAM, TYPE } from "../src/backup/libvirt/rpc/packets
 const DAEMON = "/run/libvirt/libvirt-sock";
 
 /**
- * Stands between a program and the system's libvirt, on a socket of its own, and counts what the program asks:
- * calls, but no answers, events or signs of life. Bytes pass as they come.
+ * Stands between a program and the system's libvirt, on a socket of its own, and counts what the program
+ * asks: calls, but no answers, events or signs of life. Bytes pass as they come.
  */
 export class LibvirtRelay implements AsyncDisposable {
   /** As the URI of the system's own libvirt begins: virtnbdbackup wants a password for all others. */

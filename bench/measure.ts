@@ -33,8 +33,8 @@ const reportSchema = z.object({
 });
 
 /**
- * Node 20 reads all these certificates at its start, which takes it 45 ms: a matter of how a machine reaches the
- * internet, and not of any work here.
+ * Node 20 reads all these certificates at its start, which takes it 45 ms: a matter of how a machine reaches
+ * the internet, and not of any work here.
  */
 const ENVIRONMENT = { NODE_EXTRA_CA_CERTS: undefined };
 

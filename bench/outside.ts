@@ -7,8 +7,8 @@ import type { Outside } from "./result.js";
 import type { Contender, Guest, Task } from "./workload.js";
 
 /**
- * Runs a contender once, between a relay that counts its calls to libvirt and an strace that counts the programs
- * that are started. Both cost time, so this run is not timed.
+ * Runs a contender once, between a relay that counts its calls to libvirt and an strace that counts the
+ * programs that are started. Both cost time, so this run is not timed.
  *
  * @param folder for the socket and what strace says
  * @throws an error with the end of the command's output if it fails
@@ -46,8 +46,8 @@ export async function countOutside(
 }
 
 /**
- * The programs that were started, in what strace says of `execve`: one that is looked for in several folders is
- * tried in vain before.
+ * The programs that were started, in what strace says of `execve`: one that is looked for in several folders
+ * is tried in vain before.
  *
  *     7424  execve("/usr/bin/node", ["node", …], 0x7ffd… /* 35 vars *\/) = 0
  *     7480  execve("/usr/bin/touch", ["touch", …], 0x2af… /* 35 vars *\/ <unfinished ...>

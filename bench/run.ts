@@ -1,4 +1,6 @@
-/** The bench harness: the same work by nbdpull and by its peers, side by side in one run. See bench/README.md. */
+/**
+ * The bench harness: the same work by nbdpull and by its peers, side by side in one run. See bench/README.md.
+ */
 
 import { rmSync } from "node:fs";
 import { mkdtemp, statfs, writeFile } from "node:fs/promises";

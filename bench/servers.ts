@@ -57,8 +57,9 @@ export async function serveByStorageDaemon(
 const LARGE_READ_BYTES = 8 * 1024 * 1024;
 
 /**
- * A fresh QEMU takes three times the CPU time for requests of 1 MiB until somebody has made a larger one: only then does
- * glibc keep such memory instead of returning it to the kernel after each of them. So one is made for everybody.
+ * A fresh QEMU takes three times the CPU time for requests of 1 MiB until somebody has made a larger one:
+ * only then does glibc keep such memory instead of returning it to the kernel after each of them. So one is
+ * made for everybody.
  */
 async function afterLargeRead(scene: Omit<Scene, "sources">, sources: readonly Source[]): Promise<Scene> {
   try {

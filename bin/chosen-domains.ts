@@ -28,8 +28,8 @@ interface FoundDomain {
  * several domains each takes those included disks that it has, and need not have those that are excluded.
  *
  * @throws {UsageError} `E_DOMAIN`: none was named, or some beside `--all`
- * @throws {PreconditionError} `E_NO_SUCH_DISK`: a disk is included, or excluded, that none of several domains has;
- *   `E_NO_SUCH_DOMAIN`: one that is to be skipped
+ * @throws {PreconditionError} `E_NO_SUCH_DISK`: a disk is included, or excluded, that none of several domains
+ *   has; `E_NO_SUCH_DOMAIN`: one that is to be skipped
  */
 export async function chosenDomains(
   named: readonly string[],
@@ -66,8 +66,8 @@ export async function chosenDomains(
 }
 
 /**
- * An excluded disk that no domain has is a mistyped one. Of a single domain that is named it may be meant for others:
- * services share their options.
+ * An excluded disk that no domain has is a mistyped one. Of a single domain that is named it may be meant for
+ * others: services share their options.
  * @throws {PreconditionError} `E_NO_SUCH_DISK`
  */
 async function refuseUnknown(

@@ -8,8 +8,8 @@ import { dirname, join } from "node:path";
 const WRITABLE_BY_OTHERS = 0o022;
 
 /**
- * Does nothing where Node can't (before 22.8), or where there is no folder that nobody else can write to: whoever
- * puts a file there decides what this program does, and it may be root's. Never fails.
+ * Does nothing where Node can't (before 22.8), or where there is no folder that nobody else can write to:
+ * whoever puts a file there decides what this program does, and it may be root's. Never fails.
  */
 export function keepCompiledCode(): void {
   if (!("enableCompileCache" in module)) return;

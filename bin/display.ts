@@ -15,7 +15,10 @@ import { isOf, type Progress } from "./progress.js";
 import { human } from "./sizes.js";
 import { showBelow } from "./terminal.js";
 
-/** Seldom enough that a terminal which changes its width mostly does so between two drawings, and says so in time. */
+/**
+ * Seldom enough that a terminal which changes its width mostly does so between two drawings, and says so in
+ * time.
+ */
 const REFRESH_MS = 1000;
 const NARROWEST_BAR = 8;
 const WIDEST_BAR = 40;

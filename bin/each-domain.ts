@@ -8,8 +8,8 @@ export type DomainResult<T> =
   | { readonly domain: string; readonly error: Record<string, unknown> };
 
 /**
- * Works on domains one after the other. A failure of one, which is named, doesn't stop the others; the exit code
- * becomes the worst. Of a single domain the failure is thrown.
+ * Works on domains one after the other. A failure of one, which is named, doesn't stop the others; the exit
+ * code becomes the worst. Of a single domain the failure is thrown.
  * @param tell prints the result of a domain, as soon as it is there
  * @throws {UsageError} what the user asked for makes no sense for any domain
  * @throws the signal's reason

@@ -5,8 +5,8 @@ import { eachDomain } from "./each-domain.js";
 import type { Context } from "./run.js";
 
 /**
- * Dates the points of some domains anew, or only tells what it would do, and prints it. A failure of one domain
- * doesn't stop the others.
+ * Dates the points of some domains anew, or only tells what it would do, and prints it. A failure of one
+ * domain doesn't stop the others.
  */
 export async function fixClock(
   repository: Repository,

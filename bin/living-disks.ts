@@ -1,4 +1,7 @@
-/** `repair --from`: disks as they are now, served by NBD, which may still have the content of damaged clusters. */
+/**
+ * `repair --from`: disks as they are now, served by NBD, which may still have the content of damaged
+ * clusters.
+ */
 
 import { UsageError } from "../src/backup/base/errors.js";
 import type { ClusterSource } from "../src/backup/repair/cluster-sources.js";

@@ -9,7 +9,10 @@ export interface Total {
   extents: number;
 }
 
-/** Most flag values that are counted one by one: those of an unknown context, or depths, may differ in every extent. */
+/**
+ * Most flag values that are counted one by one: those of an unknown context, or depths, may differ in every
+ * extent.
+ */
 const MOST_TYPES = 1000;
 
 /** Adds up the extents of a map by their flags, in bounded memory. */

@@ -15,7 +15,10 @@ export function describeFlags(context: string, flags: number): string | undefine
   return undefined;
 }
 
-/** Whether the picture shows an extent: data, dirty, or allocated in the topmost image. Unknown bits don't count. */
+/**
+ * Whether the picture shows an extent: data, dirty, or allocated in the topmost image. Unknown bits don't
+ * count.
+ */
 export function isShown(context: string, flags: number): boolean {
   if (context === ALLOCATION_CONTEXT) return (flags & (ALLOCATION.HOLE | ALLOCATION.ZERO)) === 0;
   if (context.startsWith(DIRTY_PREFIX)) return (flags & DIRTY) !== 0;

@@ -5,8 +5,8 @@ import type { Finding } from "../src/backup/verify/verify.js";
 import type { Output } from "./output.js";
 
 /**
- * Keeps what was found just now beside the points, for later commands. Where nothing can be written, or root must
- * not write since others can, that is a warning.
+ * Keeps what was found just now beside the points, for later commands. Where nothing can be written, or root
+ * must not write since others can, that is a warning.
  * @param found the damage of each point that was verified, by the point's id; none: it is sound
  */
 export async function noteDamage(

@@ -1,4 +1,6 @@
-/** What the options of several commands mean to the engine. Loaded with a command's work, not with its help. */
+/**
+ * What the options of several commands mean to the engine. Loaded with a command's work, not with its help.
+ */
 import { readFile } from "node:fs/promises";
 import { UsageError } from "../src/backup/base/errors.js";
 import { DEFAULT_DIGESTS, type DigestAlgorithm } from "../src/backup/digest/algorithms.js";

@@ -217,8 +217,8 @@ export function withCreate(command: Command): Command {
 
 /**
  * `--digests`, `--compress`, `--define` and `--freeze` may have no value. Commander would then take the next
- * argument for it, even the URI, so the defaults are inserted here first. The next word is a value where it can be
- * nothing else; a name for `--define` has to be given as `--define=NAME`.
+ * argument for it, even the URI, so the defaults are inserted here first. The next word is a value where it
+ * can be nothing else; a name for `--define` has to be given as `--define=NAME`.
  */
 export function fillInDefaults(argv: readonly string[]): string[] {
   return argv.map((arg, i) => {

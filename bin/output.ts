@@ -61,7 +61,10 @@ export class Output {
     if (!this.#isStdoutTaken || !this.#options.quiet) printLines(stream, lines);
   }
 
-  /** For a step of a job: what is printed is the same, but its result is a part of the job's, and warnings are the job's. */
+  /**
+   * For a step of a job: what is printed is the same, but its result is a part of the job's, and warnings are
+   * the job's.
+   */
   step(onResult: (value: unknown) => void): Output {
     const step = new Output({ ...this.#options, onResult });
     step.#warnings = this.#warnings;
@@ -133,8 +136,8 @@ export class Output {
   }
 
   /**
-   * Progress of several disks at once: a line for each on a terminal, otherwise a plain line now and then. Where
-   * results go elsewhere, their reader may print on the same terminal, so nothing is replaced there.
+   * Progress of several disks at once: a line for each on a terminal, otherwise a plain line now and then.
+   * Where results go elsewhere, their reader may print on the same terminal, so nothing is replaced there.
    */
   async progress(): Promise<Progress> {
     if (this.#options.quiet || this.#options.json) return SILENT;

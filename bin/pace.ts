@@ -1,4 +1,7 @@
-/** How fast a disk was read lately: over some seconds, so that it neither jumps nor remembers a slow beginning. */
+/**
+ * How fast a disk was read lately: over some seconds, so that it neither jumps nor remembers a slow
+ * beginning.
+ */
 
 const WINDOW_MS = 15_000;
 /** Samples are kept this far apart. */

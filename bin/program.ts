@@ -1,6 +1,6 @@
 /**
- * What there is to call: every command with its arguments, options and help. The command line runs it; man pages and the
- * completion of shells are made from it.
+ * What there is to call: every command with its arguments, options and help. The command line runs it; man
+ * pages and the completion of shells are made from it.
  */
 import { Command, Help } from "commander";
 import { EXIT_MEANINGS } from "./exit-codes.js";
@@ -44,7 +44,8 @@ function isAlone(word: string): boolean {
 }
 
 /**
- * Loading every command takes longer than many an incremental backup, so only the one that is called is loaded.
+ * Loading every command takes longer than many an incremental backup, so only the one that is called is
+ * loaded.
  * @param called the first word; anything that is no command loads all of them
  * @param run wraps the work of commands
  */

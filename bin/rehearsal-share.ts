@@ -2,7 +2,8 @@ import { readRehearsal } from "../src/backup/repository/rehearsal-record.js";
 import type { Repository } from "../src/backup/repository/repository.js";
 
 /**
- * A part of the domains, but at least one: those first whose last rehearsal is longest ago. So each has its turn.
+ * A part of the domains, but at least one: those first whose last rehearsal is longest ago. So each has its
+ * turn.
  * @param percent from 1 to 100
  */
 export async function shareOf(

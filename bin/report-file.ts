@@ -17,8 +17,8 @@ export class ReportFile {
 
   /**
    * Call this before the repositories are read.
-   * @throws {UsageError} `E_REPORT_FILE`: the folder doesn't exist or isn't writable, or there is something at
-   *   `path` that is no report
+   * @throws {UsageError} `E_REPORT_FILE`: the folder doesn't exist or isn't writable, or there is something
+   *   at `path` that is no report
    */
   static async at(path: string): Promise<ReportFile> {
     const file = new ReportFile(resolve(path));

@@ -21,8 +21,8 @@ export function tellAssurance(
 const REMEMBERED = 1000;
 
 /**
- * Damage is reported once, as a warning, and by the exit code. That a store is away is told once for all reads that
- * failed for it.
+ * Damage is reported once, as a warning, and by the exit code. That a store is away is told once for all
+ * reads that failed for it.
  */
 export function tellEvents(output: Output): (event: ServeEvent) => void {
   const told = new Set<string>();

@@ -1,6 +1,6 @@
 /**
- * Options that hold for a host rather than for one call: from the environment, or from the configuration file.
- * What stands in the command wins, then the environment, then the file.
+ * Options that hold for a host rather than for one call: from the environment, or from the configuration
+ * file. What stands in the command wins, then the environment, then the file.
  *
  *     repository = "/srv/backups"      NBDPULL_REPOSITORY=/srv/backups
  *     compress = "zstd"                NBDPULL_COMPRESS=zstd
@@ -191,7 +191,9 @@ async function valuesOf(path: string, isDefault: boolean): Promise<Readonly<Reco
   return file;
 }
 
-/** For the man pages: whether settings name a command's repository, and which variables give it which options. */
+/**
+ * For the man pages: whether settings name a command's repository, and which variables give it which options.
+ */
 export function settingsOf(command: Command): {
   readonly repository: boolean;
   readonly variables: readonly (readonly [variable: string, flag: string])[];

@@ -2,7 +2,8 @@
 import { createHash } from "node:crypto";
 
 /**
- * The points whose turn it is. Each is chosen on one of N days in a row, whatever points come and go meanwhile.
+ * The points whose turn it is. Each is chosen on one of N days in a row, whatever points come and go
+ * meanwhile.
  * @param ids of points of the domain
  * @param shares N
  */

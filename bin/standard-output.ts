@@ -15,12 +15,13 @@ export class StandardOutput {
   #found: Stats | undefined;
 
   /**
-   * Resolves when the operating system has taken the bytes, which must not change until then. A full pipe keeps
-   * only this promise waiting, not the thread.
+   * Resolves when the operating system has taken the bytes, which must not change until then. A full pipe
+   * keeps only this promise waiting, not the thread.
    * @throws the system's error; see {@link isReaderGone}
    */
   async write(bytes: Uint8Array): Promise<void> {
-    // Node writes pipes and sockets without blocking, but files on the main thread, and block devices not at all.
+    // Node writes pipes and sockets without blocking, but files on the main thread, and block devices not at
+    // all.
     const { stat } = this;
     if (stat.isFIFO() || stat.isSocket() || process.stdout.isTTY) {
       return await settled((done) => process.stdout.write(bytes, done));

@@ -8,8 +8,8 @@ import { namesStore } from "../src/backup/storage/open-store.js";
 import type { CreateOptions } from "./options.js";
 
 /**
- * Throws if there is no repository, since a mistyped path, or one on which nothing is mounted, would get a new one
- * and a full backup of everything. With `--create` it is made later, when the first point is.
+ * Throws if there is no repository, since a mistyped path, or one on which nothing is mounted, would get a
+ * new one and a full backup of everything. With `--create` it is made later, when the first point is.
  * @throws {UsageError} `E_SCHEME`: the path looks like an address
  * @throws {PreconditionError} `E_NO_REPOSITORY`, or as `openStore` for a store
  */

@@ -2,8 +2,8 @@
  * All text that the command prints goes through here. Names, descriptions and messages come from servers,
  * repositories, guests and libvirt, so any of them may have been written to deceive the reader of a terminal:
  * to erase a warning, to forge a line, to turn a name around. Nothing else in bin writes to stdout or stderr,
- * except ResultStream, which gets only numbers and words of our own, and the display of progress, which escapes names
- * in the same way.
+ * except ResultStream, which gets only numbers and words of our own, and the display of progress, which
+ * escapes names in the same way.
  */
 
 import { styleText } from "node:util";

@@ -17,8 +17,8 @@ export async function warnOfStrangers(
 }
 
 /**
- * Call it before something is written to the repository, or defined from it. As root, refuses a repository that
- * others can write to; otherwise warns of it.
+ * Call it before something is written to the repository, or defined from it. As root, refuses a repository
+ * that others can write to; otherwise warns of it.
  * @throws {PreconditionError} `E_STRANGERS`
  */
 export async function requireTrust(

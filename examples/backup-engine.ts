@@ -29,7 +29,8 @@ const taken = await takePoint({
   sync: true,
   tool: "my-program 1.0",
   connect: { idleTimeoutMs: 60_000 },
-  // A program that knows the job asks here whether it is still the same one. An error keeps the point from being.
+  // A program that knows the job asks here whether it is still the same one. An error keeps the point from
+  // being.
   confirm: async () => {},
   onWarning: say,
 });

@@ -1,4 +1,6 @@
-/** Each command of a page is run by a test, or says in a comment why it can't be; each link leads somewhere. */
+/**
+ * Each command of a page is run by a test, or says in a comment why it can't be; each link leads somewhere.
+ */
 import { existsSync, readFileSync } from "node:fs";
 import { dirname, join, normalize } from "node:path";
 import { fileURLToPath } from "node:url";

@@ -163,7 +163,10 @@ async function backUpAll(job: Job, domains: readonly ChosenDomain[]): Promise<vo
   if (errors.length > 0) process.exitCode = worstExitCode(errors);
 }
 
-/** Nobody has asked for the backup of this domain, and it has nothing to back up, or none of the included disks. */
+/**
+ * Nobody has asked for the backup of this domain, and it has nothing to back up, or none of the included
+ * disks.
+ */
 function hasNothing({ options }: Job, error: unknown): error is BackupError {
   const codes = ["E_NO_DISKS", "E_NO_SUCH_DISK"];
   return options.all === true && error instanceof BackupError && codes.some((code) => hasCode(error, code));

@@ -337,7 +337,9 @@ async function conclude(
   );
 }
 
-/** The end of a clause about data that was read. A checksum proves nothing where somebody may have forged it. */
+/**
+ * The end of a clause about data that was read. A checksum proves nothing where somebody may have forged it.
+ */
 function assuranceText({ checked, proven }: RestoredDisk): string {
   if (proven) return " and proven";
   return checked ? ", matches its checksum" : "";

@@ -71,7 +71,8 @@ function stepsOf(options: RunOptions, domains: readonly string[], results: Recor
   );
   const steps: Step[] = [{ name: "backup", work: (context) => runBackup(context, options, domains) }];
   if (Object.values(rules).some((rule) => rule !== undefined)) {
-    // Only what was backed up just now: a repository may have domains of other hosts, which keep what they want.
+    // Only what was backed up just now: a repository may have domains of other hosts, which keep what they
+    // want.
     const work = async (context: Context): Promise<void> => {
       const only = backedUp(results["backup"]);
       if (only.length > 0) return await runPrune(context, { ...given, ...rules, fsync, only }, to, undefined);

@@ -1,6 +1,9 @@
 import type { CommandWords, OptionWords, Values } from "./words.js";
 
-/** A script for `source`, or for a file that bash-completion loads. It starts no nbdpull: a repository is a folder. */
+/**
+ * A script for `source`, or for a file that bash-completion loads. It starts no nbdpull: a repository is a
+ * folder.
+ */
 export function bashCompletion(commands: readonly CommandWords[]): string {
   return `# Completion of nbdpull for bash, made by: nbdpull completion bash
 

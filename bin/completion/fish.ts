@@ -1,6 +1,9 @@
 import type { CommandWords, Kind, OptionWords, Values } from "./words.js";
 
-/** A file for one of fish's folders of completions, or for `source`. It starts no nbdpull: a repository is a folder. */
+/**
+ * A file for one of fish's folders of completions, or for `source`. It starts no nbdpull: a repository is a
+ * folder.
+ */
 export function fishCompletion(commands: readonly CommandWords[]): string {
   return `# Completion of nbdpull for fish, made by: nbdpull completion fish
 

@@ -3,8 +3,9 @@ import { type Command, Help, type Option } from "commander";
 import { DIGEST_ALGORITHMS } from "../../src/backup/digest/algorithms.js";
 
 /**
- * What a word may be. `repository`: a folder. `domain`: one that the repository has. `point`: one that the domain has there, or latest.
- * `guest`: a domain of libvirt's. `image`: any file. `anything`: nothing that could be listed.
+ * What a word may be. `repository`: a folder. `domain`: one that the repository has. `point`: one that the
+ * domain has there, or latest. `guest`: a domain of libvirt's. `image`: any file. `anything`: nothing that
+ * could be listed.
  */
 export type Kind = "repository" | "domain" | "point" | "guest" | "file" | "folder" | "anything";
 

@@ -1,4 +1,6 @@
-/** The charts of the report: SVG, drawn by ECharts without a browser. No text in them comes from a repository. */
+/**
+ * The charts of the report: SVG, drawn by ECharts without a browser. No text in them comes from a repository.
+ */
 
 import { CustomChart, type CustomSeriesOption, LineChart, ScatterChart } from "echarts/charts";
 import { GridComponent } from "echarts/components";

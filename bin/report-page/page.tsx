@@ -1,7 +1,7 @@
 /**
- * The report as one page of HTML that needs nothing else: no script, no request, styles and charts inside. Preact
- * escapes every text and attribute; only charts and the style are put in as they are, and no text in them is
- * anybody else's.
+ * The report as one page of HTML that needs nothing else: no script, no request, styles and charts inside.
+ * Preact escapes every text and attribute; only charts and the style are put in as they are, and no text in
+ * them is anybody else's.
  *
  * Read this file first, then domain.tsx (what is told of a domain), charts.ts and style.ts.
  */
@@ -16,7 +16,10 @@ import { DomainSection, State } from "./domain.js";
 import { Amount, Name, Rate, Scroll, Time } from "./parts.js";
 import { STYLE } from "./style.js";
 
-/** Nothing may be loaded, run or sent. ECharts' SVG has style attributes, so styles inside the page are allowed. */
+/**
+ * Nothing may be loaded, run or sent. ECharts' SVG has style attributes, so styles inside the page are
+ * allowed.
+ */
 const POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'";
 /** By this an older report is recognized, which a new one may replace. */
 export const PAGE_START =

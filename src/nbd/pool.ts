@@ -138,8 +138,8 @@ export class Pool {
   }
 
   /**
-   * Resolves when no reply is outstanding on any connection, not even to an aborted request, and no connection
-   * is being made.
+   * Resolves when no reply is outstanding on any connection, not even to an aborted request, and no
+   * connection is being made.
    */
   async idle(): Promise<void> {
     await Promise.allSettled([this.#reconnecting]);

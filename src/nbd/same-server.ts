@@ -1,6 +1,6 @@
 /**
- * Tells whether the server of a Unix socket can still be the one of an earlier connection. A socket belongs to
- * the process that made it: another process has to make it anew.
+ * Tells whether the server of a Unix socket can still be the one of an earlier connection. A socket belongs
+ * to the process that made it: another process has to make it anew.
  */
 
 import { stat } from "node:fs/promises";

@@ -1,4 +1,6 @@
-/** The folder in which Node keeps our compiled code: whoever can write to it decides what the command does. */
+/**
+ * The folder in which Node keeps our compiled code: whoever can write to it decides what the command does.
+ */
 import {
   chmod,
   chown,

@@ -1,6 +1,7 @@
 /**
- * The trial with a real guest, in one story: points under load, with and without freezing, a guest that somebody
- * else froze, a resize, a reset and a crash in the middle of a backup, and a restored domain that boots.
+ * The trial with a real guest, in one story: points under load, with and without freezing, a guest that
+ * somebody else froze, a resize, a reset and a crash in the middle of a backup, and a restored domain that
+ * boots.
  */
 import { mkdtemp, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";

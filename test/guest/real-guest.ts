@@ -1,6 +1,7 @@
 /**
- * A guest with an operating system, for the trial: two disks with ext4, on each an SQLite database under load, one
- * with PostgreSQL on XFS on LVM, and the guest's agent. build-guest.sh makes it, and init.sh is what runs in it.
+ * A guest with an operating system, for the trial: two disks with ext4, on each an SQLite database under
+ * load, one with PostgreSQL on XFS on LVM, and the guest's agent. build-guest.sh makes it, and init.sh is
+ * what runs in it.
  */
 import { randomBytes } from "node:crypto";
 import { copyFile, mkdir, readFile, rmdir, writeFile } from "node:fs/promises";
@@ -23,7 +24,10 @@ const PATIENCE_MS = 240_000;
 
 /** Where the data of the volume begin on the disk that LVM has to itself. */
 const VOLUME_OFFSET = 1024 * 1024;
-/** What `xfs_repair -n` says of a file system that is frozen: its log has a record, and its counters are behind. */
+/**
+ * What `xfs_repair -n` says of a file system that is frozen: its log has a record, and its counters are
+ * behind.
+ */
 const FROZEN_XFS =
   /^( *- |Phase|ALERT|ignored because|which may be|sb_fdblocks|sb_ifree|sb_icount|No modify|destroyed because)/;
 
@@ -188,7 +192,10 @@ async function inspectSqlite(raw: string, folder: string): Promise<Inspected> {
   return { ...found, clean, sound: await check() };
 }
 
-/** PostgreSQL recovers in a copy of the guest's programs, on this host: checks of indexes, a dump, sums, checksums. */
+/**
+ * PostgreSQL recovers in a copy of the guest's programs, on this host: checks of indexes, a dump, sums,
+ * checksums.
+ */
 async function inspectPostgres(raw: string): Promise<Inspected> {
   const loop = (await execa("losetup", ["--find", "--show", "-o", String(VOLUME_OFFSET), raw])).stdout.trim();
   const check = () => execa(join(BUILT, "xfs_repair"), ["-n", loop], { reject: false, all: true });

@@ -1,4 +1,6 @@
-/** The attack: a mebibyte of blanks in what another program says, for an expression that looks at each twice. */
+/**
+ * The attack: a mebibyte of blanks in what another program says, for an expression that looks at each twice.
+ */
 import { describe, expect, it } from "vitest";
 import { z } from "zod";
 import { faultsOf } from "../../src/backup/base/json.js";

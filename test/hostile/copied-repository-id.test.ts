@@ -1,4 +1,7 @@
-/** The attack: a repository with the id of another, or one that begins like it, has that one's checkpoints deleted. */
+/**
+ * The attack: a repository with the id of another, or one that begins like it, has that one's checkpoints
+ * deleted.
+ */
 import { chmod, mkdtemp, readdir, rename, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";

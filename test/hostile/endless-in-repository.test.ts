@@ -1,6 +1,6 @@
 /**
- * The attack: whoever can write to the repository makes files that take a second to write and hours to read. A
- * command must end at the first SIGTERM all the same, and do in proportion what is there.
+ * The attack: whoever can write to the repository makes files that take a second to write and hours to read.
+ * A command must end at the first SIGTERM all the same, and do in proportion what is there.
  */
 import { lstat, lutimes, mkdir, symlink, truncate, writeFile } from "node:fs/promises";
 import { join } from "node:path";

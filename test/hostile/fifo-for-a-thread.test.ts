@@ -1,4 +1,6 @@
-/** The attack: an image that a thread is to digest becomes a pipe, on which the thread would wait for ever. */
+/**
+ * The attack: an image that a thread is to digest becomes a pipe, on which the thread would wait for ever.
+ */
 import { mkdtemp, rm, symlink, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";

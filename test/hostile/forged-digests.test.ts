@@ -1,6 +1,6 @@
 /**
- * Whoever can write to a repository's images puts other data in a cluster, with the XXH64 of what was there. The
- * digest file and the manifest stay as they were.
+ * Whoever can write to a repository's images puts other data in a cluster, with the XXH64 of what was there.
+ * The digest file and the manifest stay as they were.
  */
 import { open, readFile, unlink } from "node:fs/promises";
 import { join } from "node:path";

@@ -1,6 +1,6 @@
 /**
- * The attacks of QEMU's user on the job's folder: he exchanges it while it is made, so that root writes
- * over a file of root's; he makes folders in his part of it, so that it can't be removed and no backup begins any
+ * The attacks of QEMU's user on the job's folder: he exchanges it while it is made, so that root writes over
+ * a file of root's; he makes folders in his part of it, so that it can't be removed and no backup begins any
  * more; and he is in it before the sockets of a domain that is off.
  */
 import { chmod, chown, mkdtemp, readdir, readFile, rm } from "node:fs/promises";

@@ -1,4 +1,6 @@
-/** The attack: another user makes the job's folder first, in /var/tmp where everybody may, and backups stop. */
+/**
+ * The attack: another user makes the job's folder first, in /var/tmp where everybody may, and backups stop.
+ */
 import { chmod, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { basename, join } from "node:path";

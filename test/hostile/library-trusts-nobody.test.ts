@@ -1,4 +1,7 @@
-/** The attack: points that another user can forge, and a program that calls the library as root without a look. */
+/**
+ * The attack: points that another user can forge, and a program that calls the library as root without a
+ * look.
+ */
 import { chmod, chown, mkdir, readdir, stat, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { afterEach, beforeEach, expect, it } from "vitest";

@@ -1,4 +1,7 @@
-/** The attack: a connection URI or who answers at a socket has root run commands, believe a stranger, or fill up. */
+/**
+ * The attack: a connection URI or who answers at a socket has root run commands, believe a stranger, or fill
+ * up.
+ */
 import { access, chmod, chown, mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";

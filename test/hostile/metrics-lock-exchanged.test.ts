@@ -1,4 +1,6 @@
-/** The attack: the lock of a metrics file becomes a link, in the moment between its making and its renewal. */
+/**
+ * The attack: the lock of a metrics file becomes a link, in the moment between its making and its renewal.
+ */
 import { mkdtemp, rm, stat, utimes, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";

@@ -1,6 +1,6 @@
 /**
- * What is in a repository is opened by one module, below held folders. This counts who else opens paths: each file
- * that does is listed with what it opens, and none of it is in a repository.
+ * What is in a repository is opened by one module, below held folders. This counts who else opens paths: each
+ * file that does is listed with what it opens, and none of it is in a repository.
  */
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";

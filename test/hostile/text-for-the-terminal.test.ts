@@ -121,7 +121,8 @@ describe("text of an attacker's", () => {
       const source = await readFile(join("bin", name), "utf8");
       if (/\bconsole\.|\bstd(?:out|err)\.write\b/.test(source)) writers.push(name);
     }
-    // A map is numbers and words of our own; it is too large for strings. A disk's bytes never go to a terminal.
+    // A map is numbers and words of our own; it is too large for strings. A disk's bytes never go to a
+    // terminal.
     expect(writers.sort()).toEqual(["result-stream.ts", "standard-output.ts"]);
     expect(await readFile("bin/terminal.ts", "utf8")).toMatch(/\bstream\.write\(/);
   });

@@ -1,6 +1,6 @@
 /**
- * The Debian package. What takes minutes (xz, lintian, a fresh Debian) is tried with NBDPULL_TEST_DEBIAN=1: it takes root,
- * lintian and debootstrap.
+ * The Debian package. What takes minutes (xz, lintian, a fresh Debian) is tried with NBDPULL_TEST_DEBIAN=1:
+ * it takes root, lintian and debootstrap.
  */
 import { readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";

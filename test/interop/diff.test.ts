@@ -13,7 +13,10 @@ const SIZE = 40 * CLUSTER + 512;
 
 let chain: MemoryChain;
 let ids: readonly string[];
-/** A full point, two increments, a full one, one without digests on it. Cluster 3 of the third is again as it was. */
+/**
+ * A full point, two increments, a full one, one without digests on it. Cluster 3 of the third is again as it
+ * was.
+ */
 beforeAll(async () => {
   chain = await MemoryChain.start(SIZE);
   const { disk } = chain;

@@ -1,6 +1,6 @@
 /**
- * The command's contract with every version of Node that it promises to work with: each command does its work, and says
- * nothing on standard error that nobody asked for.
+ * The command's contract with every version of Node that it promises to work with: each command does its
+ * work, and says nothing on standard error that nobody asked for.
  */
 import { mkdir, readdir, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";

@@ -1,6 +1,6 @@
 /**
- * Increments whose bitmap lies: it belongs to another disk, to an older state, or has lost bits. QEMU's images
- * and bitmaps, served by qemu-nbd; `qemu-img compare` judges what is restored.
+ * Increments whose bitmap lies: it belongs to another disk, to an older state, or has lost bits. QEMU's
+ * images and bitmaps, served by qemu-nbd; `qemu-img compare` judges what is restored.
  */
 
 import { copyFile, mkdtemp, open, rename, rm } from "node:fs/promises";

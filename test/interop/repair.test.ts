@@ -11,7 +11,9 @@ const SIZE = 40 * CLUSTER + 512;
 
 let chain: MemoryChain;
 let ids: readonly string[];
-/** A full point, two increments, and another full one. The second increment's cluster 9 is in no other point. */
+/**
+ * A full point, two increments, and another full one. The second increment's cluster 9 is in no other point.
+ */
 beforeEach(async () => {
   chain = await MemoryChain.start(SIZE);
   chain.disk.write(0, Buffer.alloc(30 * CLUSTER, 0x11));
@@ -35,7 +37,10 @@ async function flip(path: string, at: number, length = 1): Promise<void> {
   await handle.write(Buffer.alloc(length, 0xee), 0, length, at);
 }
 
-/** Offset in the file of a cluster. Where the clusters before it are zeroes, it depends on how the disk was read. */
+/**
+ * Offset in the file of a cluster. Where the clusters before it are zeroes, it depends on how the disk was
+ * read.
+ */
 async function placeOf(path: string, cluster: number): Promise<number> {
   const map = JSON.parse(await qemuImg("map", "--output=json", "-f", "qcow2", path)) as {
     start: number;

@@ -67,7 +67,8 @@ describeWith(["tmux", "nbdkit"], "the display", () => {
     }
     await expect.poll(() => terminal.rows()).toContainEqual("exit 0");
     const lines = await terminal.lines();
-    // The result is where the display was, and the warning before it is whole, though it is longer than a narrow row.
+    // The result is where the display was, and the warning before it is whole, though it is longer than a
+    // narrow row.
     expect(lines.slice(lines.findIndex((line) => line.startsWith("warning")))).toEqual(
       [
         "warning: no --checkpoint was given: this point will be no base for increments",

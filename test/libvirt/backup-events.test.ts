@@ -27,7 +27,8 @@ await describeWithLibvirt("a backup whose job ends while it pulls", () => {
   }
 
   it("stops when somebody ends its job", async () => {
-    // QEMU 7.2.22 hangs if a job is ended while a client connects: a disk with an image has its one connection.
+    // QEMU 7.2.22 hangs if a job is ended while a client connects: a disk with an image has its one
+    // connection.
     const run = await guest.startSlowly("--connections", "1");
     await expect
       .poll(async () => (await guest.inPartial()).filter((name) => name.endsWith(".qcow2")), {

@@ -1,6 +1,6 @@
 /**
- * Backups of a running domain to Ceph. Then they are killed at random moments: `NBDPULL_KILL_ROUNDS=50` makes it a
- * long test.
+ * Backups of a running domain to Ceph. Then they are killed at random moments: `NBDPULL_KILL_ROUNDS=50` makes
+ * it a long test.
  */
 import { setTimeout as sleep } from "node:timers/promises";
 import type { S3Client } from "@aws-sdk/client-s3";

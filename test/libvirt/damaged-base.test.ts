@@ -20,7 +20,8 @@ await describeWithLibvirt("a backup whose base is damaged", () => {
     const second = await guest.take();
     const file = (id: string, name: string): string => join(repo, lab.domain, id, name);
 
-    // Only what a verify finds tells of a flipped byte. The full point's checkpoint is kept, so it can be the base.
+    // Only what a verify finds tells of a flipped byte. The full point's checkpoint is kept, so it can be the
+    // base.
     await using image = await open(file(second.id, "vda.qcow2"), "r+");
     await image.write(Buffer.from("damage"), 0, 6, 65_536 + 100);
     expect((await nbdpull("verify", repo)).code).toBe(3);

@@ -1,4 +1,7 @@
-/** QEMU's user replaces the NVRAM of a domain, in the folder that libvirt gave him, and root backs the domain up. */
+/**
+ * QEMU's user replaces the NVRAM of a domain, in the folder that libvirt gave him, and root backs the domain
+ * up.
+ */
 import { chmod, readdir, readFile, rm, stat, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { execa } from "execa";

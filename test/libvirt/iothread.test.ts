@@ -79,8 +79,8 @@ await describeWithLibvirt("a guest with iothreads, whose QEMU 7.2 dies when a cl
     expect(last.disks[0]).toMatchObject({ parent: full.id, dirtyBytes: 10 * MiB });
     await expectAlive();
 
-    // Nothing keeps the connections of a backup that is killed, and its guest may die of that. What it has left is gone
-    // on with where the job lives, and is cleared away where it doesn't.
+    // Nothing keeps the connections of a backup that is killed, and its guest may die of that. What it has
+    // left is gone on with where the job lives, and is cleared away where it doesn't.
     const killed = startNbdpull(guest.arguments("--level", "full", "--limit-rate", "8M"));
     await expect.poll(() => guest.inPartial(), { timeout: 60_000 }).toContain("vda.journal");
     killed.kill("SIGKILL");

@@ -1,4 +1,7 @@
-/** A libvirt that misbehaves from the begin of a full backup on: a clear error, nothing committed, nothing left for ever. */
+/**
+ * A libvirt that misbehaves from the begin of a full backup on: a clear error, nothing committed, nothing
+ * left for ever.
+ */
 import { randomBytes } from "node:crypto";
 import { expect, it } from "vitest";
 import { encodePacket, type Packet } from "../../src/backup/libvirt/rpc/packets.js";

@@ -1,6 +1,6 @@
 /**
- * Kills backups at random moments, also while they take over what another has left. `NBDPULL_KILL_ROUNDS=50` makes
- * it a long test; `NBDPULL_KILL_LOG` names a file that gets a line for each round.
+ * Kills backups at random moments, also while they take over what another has left. `NBDPULL_KILL_ROUNDS=50`
+ * makes it a long test; `NBDPULL_KILL_LOG` names a file that gets a line for each round.
  */
 import { appendFile, readdir, rm, stat, writeFile } from "node:fs/promises";
 import { join } from "node:path";
@@ -93,7 +93,10 @@ await describeWithLibvirt("a backup that is killed again and again at random mom
   }, 3_600_000);
 });
 
-/** A dead run's lock expires after ten seconds, and the next prune removes its marks; other tests wait for that. */
+/**
+ * A dead run's lock expires after ten seconds, and the next prune removes its marks; other tests wait for
+ * that.
+ */
 async function removeMarks(home: string): Promise<void> {
   const marks = (await readdir(home).catch(() => [])).filter((name) => /^\.(?:lock|reader-.*)$/.test(name));
   for (const name of marks) await rm(join(home, name), { recursive: true });

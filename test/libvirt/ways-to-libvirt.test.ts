@@ -1,4 +1,6 @@
-/** Every way to a libvirt, with real daemons: sessions, polkit, ssh, TLS, SASL; and no other program started. */
+/**
+ * Every way to a libvirt, with real daemons: sessions, polkit, ssh, TLS, SASL; and no other program started.
+ */
 import { existsSync } from "node:fs";
 import { chmod, chown, cp, mkdir, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
@@ -223,7 +225,8 @@ await describeWithLibvirt("libvirt", () => {
     const doctor = ["doctor", guest.lab.domain, "--scratch", guest.scratch];
     expectExit(await finished(startNbdpull(doctor, { env })), 0);
     const started = new Set((await readFile(programs, "utf8")).trim().split("\n"));
-    // `touch` tries whether QEMU can write in the scratch folder; the others are QEMU's tools, and what bounds them.
+    // `touch` tries whether QEMU can write in the scratch folder; the others are QEMU's tools, and what
+    // bounds them.
     expect([...started].sort()).toEqual(["prlimit", "qemu-img", "qemu-nbd", "touch"]);
   }, 120_000);
 });

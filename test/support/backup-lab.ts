@@ -92,8 +92,8 @@ export class BackupLab implements AsyncDisposable {
   }
 
   /**
-   * Whether a point that isn't finished has the images of all disks of the job: their exports are open. A job that is
-   * ended while one is being opened takes the guest of QEMU 7.2.22 with it.
+   * Whether a point that isn't finished has the images of all disks of the job: their exports are open. A job
+   * that is ended while one is being opened takes the guest of QEMU 7.2.22 with it.
    */
   async #isStoring(): Promise<boolean> {
     const job = await virsh("backup-dumpxml", this.lab.domain).catch(() => "");

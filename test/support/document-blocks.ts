@@ -160,7 +160,9 @@ export interface Step {
   readonly output: readonly string[] | undefined;
 }
 
-/** The commands of a block: a script as a whole, or those behind the prompts `#` and `$` with what they print. */
+/**
+ * The commands of a block: a script as a whole, or those behind the prompts `#` and `$` with what they print.
+ */
 export function stepsOf({ page, line: at, language, lines }: Block): Step[] {
   const prompted = language === "console" || (language === "" && lines.some((line) => /^[#$] /.test(line)));
   if (!prompted) return [{ command: lines.join("\n"), output: undefined }];

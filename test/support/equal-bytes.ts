@@ -1,6 +1,6 @@
 /**
- * Lets `toEqual` compare byte arrays at once. It asks for each element by its name otherwise, which takes longer for
- * a few megabytes than most tests. Arrays of different types are left to it.
+ * Lets `toEqual` compare byte arrays at once. It asks for each element by its name otherwise, which takes
+ * longer for a few megabytes than most tests. Arrays of different types are left to it.
  */
 import { expect } from "vitest";
 

@@ -1,4 +1,6 @@
-/** Whether this machine can mount by FUSE: containers and build machines often can't, whatever is installed. */
+/**
+ * Whether this machine can mount by FUSE: containers and build machines often can't, whatever is installed.
+ */
 import { closeSync, openSync } from "node:fs";
 import { execaSync } from "execa";
 import { describe } from "vitest";

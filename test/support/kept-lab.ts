@@ -1,4 +1,6 @@
-/** A domain whose NVRAM lies in a folder of QEMU's user, who is the attacker, and a point that is being made. */
+/**
+ * A domain whose NVRAM lies in a folder of QEMU's user, who is the attacker, and a point that is being made.
+ */
 import {
   chmod,
   chown,

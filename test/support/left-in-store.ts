@@ -1,8 +1,8 @@
 import { ListMultipartUploadsCommand, ListObjectsV2Command, type S3Client } from "@aws-sdk/client-s3";
 
 /**
- * What runs that were killed have left below a prefix: leases, notes, uploads, and files of points that have no
- * manifest.
+ * What runs that were killed have left below a prefix: leases, notes, uploads, and files of points that have
+ * no manifest.
  */
 export async function leftInStore(client: S3Client, Bucket: string, Prefix: string): Promise<string[]> {
   const keys = await keysIn(client, Bucket, Prefix);

@@ -131,8 +131,9 @@ export async function removeLab(domain: string): Promise<void> {
 const removals: Promise<void>[] = [];
 
 /**
- * Removes something of a lab's while the tests go on: libvirt ends a domain only once the system has forgotten
- * QEMU's process, and where the first process of a container is slow to notice, that takes two seconds.
+ * Removes something of a lab's while the tests go on: libvirt ends a domain only once the system has
+ * forgotten QEMU's process, and where the first process of a container is slow to notice, that takes two
+ * seconds.
  */
 export function removeMeanwhile(remove: () => Promise<void>): void {
   const removed = remove();

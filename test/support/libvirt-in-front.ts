@@ -39,15 +39,17 @@ interface Trouble {
   readonly running?: readonly string[];
   /** A domain of this name is not defined. */
   readonly refuseDefinition?: string;
-  /** Asked at each deletion of a checkpoint; where it returns true, the deletion is never done, nor answered. */
+  /**
+   * Asked at each deletion of a checkpoint; where it returns true, the deletion is never done, nor answered.
+   */
   readonly swallowDeletion?: () => boolean;
   /** Asked at each answer of the daemon; the bytes that it returns go to the client in its place. */
   readonly spoil?: (answer: Packet) => Buffer | undefined;
 }
 
 /**
- * A libvirt in front of the real one. It answers for the guest agent, which the lab's guest lacks, in the words
- * of qemu-ga 7.2, and logs the calls above; everything else goes to the daemon and back.
+ * A libvirt in front of the real one. It answers for the guest agent, which the lab's guest lacks, in the
+ * words of qemu-ga 7.2, and logs the calls above; everything else goes to the daemon and back.
  */
 export class LibvirtInFront implements Disposable {
   /** The logged calls, oldest first. */

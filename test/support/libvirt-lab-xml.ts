@@ -50,10 +50,10 @@ export function imagePath(lab: LabFacts, disk: LabDisk): string {
 }
 
 /**
- * A domain that never writes by itself: it boots only from a network, which it doesn't have. QEMU emulates the
- * processor: inside of a virtual machine the firmware costs two seconds of processor time with KVM, and a tenth
- * of that without. Unless `unprivileged`, QEMU runs as root, so that it can access the lab's folder whoever owns
- * it.
+ * A domain that never writes by itself: it boots only from a network, which it doesn't have. QEMU emulates
+ * the processor: inside of a virtual machine the firmware costs two seconds of processor time with KVM, and a
+ * tenth of that without. Unless `unprivileged`, QEMU runs as root, so that it can access the lab's folder
+ * whoever owns it.
  */
 export function domainXml(lab: LabFacts): string {
   const disks = LAB_DISKS.map(

@@ -45,8 +45,8 @@ import { describeUnless } from "./tools.js";
 export { LAB_DISKS, type LabDisk } from "./libvirt-lab-xml.js";
 
 /**
- * `describe` for tests that need a {@link Lab}; if there can't be one, they are skipped by name. It ends when all
- * labs are removed that were disposed of, and fails if one couldn't be.
+ * `describe` for tests that need a {@link Lab}; if there can't be one, they are skipped by name. It ends when
+ * all labs are removed that were disposed of, and fails if one couldn't be.
  */
 export async function describeWithLibvirt(title: string, body: () => void): Promise<void> {
   describeUnless(await ensureLibvirt(), title, () => {

@@ -22,8 +22,8 @@ export async function attachLoop(file: string, ...args: readonly string[]): Prom
 }
 
 /**
- * `describe` if loop devices can be made, which needs root and a permissive kernel; otherwise a skip by name, or a
- * failure with `CI=true`.
+ * `describe` if loop devices can be made, which needs root and a permissive kernel; otherwise a skip by name,
+ * or a failure with `CI=true`.
  */
 export function describeWithLoop(title: string, body: () => void): void {
   describeIfAble("loop", obstacleToLoops(), title, body);

@@ -6,9 +6,9 @@ export const COUNTER_OFFSET = 512;
 export const READ_STEP = 64 * 1024;
 
 /**
- * A boot sector for a PC's BIOS. Some nine times a second it reads a sector, 64 KiB behind the last one, from 64 KiB
- * on. Where it can read it, it counts in the disk's second sector. It prints `.` on the first serial line, `E` if the
- * read failed, and `W` if the write did.
+ * A boot sector for a PC's BIOS. Some nine times a second it reads a sector, 64 KiB behind the last one, from
+ * 64 KiB on. Where it can read it, it counts in the disk's second sector. It prints `.` on the first serial
+ * line, `E` if the read failed, and `W` if the write did.
  */
 export function readingGuest(): Buffer {
   const code = Buffer.from(

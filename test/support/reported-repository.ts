@@ -14,8 +14,8 @@ const DAYS = 12;
 export const HOSTILE = ["<script>alert(1)</script>", "\"><img src=x onerror='alert(2)'>", "a&amp;\u202eb"];
 
 /**
- * A repository with twelve days of a domain `guest`, `database` whose base is damaged, `mail` that was not backed up for
- * five days, one that can't be restored at all, and domains with hostile names.
+ * A repository with twelve days of a domain `guest`, `database` whose base is damaged, `mail` that was not
+ * backed up for five days, one that can't be restored at all, and domains with hostile names.
  */
 export async function makeReportedRepository(now: number): Promise<MemoryChain> {
   const chain = await MemoryChain.start(20 * GiB);

@@ -25,7 +25,9 @@ export async function restoreDisk(
   return disk;
 }
 
-/** Restores all disks of a point to raw images in a new folder. It takes a third of what the command takes. */
+/**
+ * Restores all disks of a point to raw images in a new folder. It takes a third of what the command takes.
+ */
 export async function restoreRaw(repo: string, name: string, id: string, folder: string): Promise<void> {
   const repository = await Repository.open(repo);
   const domain = await chooseDomain(repository, name, { at: id });

@@ -5,9 +5,9 @@ import { type Lab, virsh } from "./libvirt-lab.js";
 const MiB = 1024 * 1024;
 
 /**
- * Keeps libvirtd from hearing of what QEMU does, of any domain: one thread of libvirtd's sees to their events, and waits
- * for the domain of the first. Here that is `other`, whose block copy is ready while its monitor is busy. Questions are
- * answered meanwhile.
+ * Keeps libvirtd from hearing of what QEMU does, of any domain: one thread of libvirtd's sees to their
+ * events, and waits for the domain of the first. Here that is `other`, whose block copy is ready while its
+ * monitor is busy. Questions are answered meanwhile.
  * @param ms how long
  */
 export async function stallEvents(other: Lab, ms: number): Promise<void> {

@@ -40,7 +40,10 @@ export class Terminal implements AsyncDisposable {
     await this.#tmux("resize-window", "-x", String(columns));
   }
 
-  /** The rows as they are on the screen and above it; with `colours` with their escapes. Empty ones are left out. */
+  /**
+   * The rows as they are on the screen and above it; with `colours` with their escapes. Empty ones are left
+   * out.
+   */
   async rows({ colours = false } = {}): Promise<string[]> {
     const all = await this.#tmux("capture-pane", "-p", "-S", "-200", ...(colours ? ["-e"] : []));
     return all.split("\n").filter((row) => row.trim() !== "");

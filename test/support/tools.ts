@@ -47,7 +47,10 @@ export function skipUnable(context: { skip(note: string): never }, ability: Abil
   throw new Error(`${why}. If this machine can't do it: NBDPULL_CANNOT=${ability}`);
 }
 
-/** `describe`; with an obstacle, a skip that names it, or with `CI=true` a failure unless the machine is unable. */
+/**
+ * `describe`; with an obstacle, a skip that names it, or with `CI=true` a failure unless the machine is
+ * unable.
+ */
 export function describeIfAble(
   ability: Ability,
   obstacle: string | undefined,

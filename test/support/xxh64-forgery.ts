@@ -1,7 +1,7 @@
 /**
- * XXH64 (seed 0) undone. Its state is four numbers, and each block of 32 bytes changes each of them by a step that
- * can be undone. So whatever a message is changed to, its last block can be chosen so that the state, and with it
- * the digest, is that of the original.
+ * XXH64 (seed 0) undone. Its state is four numbers, and each block of 32 bytes changes each of them by a step
+ * that can be undone. So whatever a message is changed to, its last block can be chosen so that the state,
+ * and with it the digest, is that of the original.
  */
 
 const MASK = 2n ** 64n - 1n;

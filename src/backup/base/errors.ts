@@ -74,8 +74,8 @@ export function hasCode(error: unknown, code: string): error is NodeJS.ErrnoExce
 }
 
 /**
- * An error of the same code with another message and more details; its cause is `error`. One of ours keeps its
- * class too.
+ * An error of the same code with another message and more details; its cause is `error`. One of ours keeps
+ * its class too.
  */
 export function explained(error: unknown, message: string, details: Record<string, unknown>): BackupError {
   if (error instanceof BackupError) return error.of(message, details);

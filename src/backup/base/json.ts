@@ -13,7 +13,9 @@ export function parseJson(text: string): unknown {
   }
 }
 
-/** What is wrong with a value, as one line. Messages have no line ends, so that none can be forged in them. */
+/**
+ * What is wrong with a value, as one line. Messages have no line ends, so that none can be forged in them.
+ */
 export function faultsOf(error: z.ZodError): string {
   return oneLine(z.prettifyError(error).slice(0, MOST), " ");
 }

@@ -98,7 +98,10 @@ export class ChainSource<L extends ReadableLayer = Layer> {
     if (this.#spare.length < MAX_SPARE) this.#spare.push(buffer);
   }
 
-  /** The smallest unused buffer that is large enough. New ones have few sizes, so that they fit other reads later. */
+  /**
+   * The smallest unused buffer that is large enough. New ones have few sizes, so that they fit other reads
+   * later.
+   */
   #bufferFor(length: number): Buffer {
     const fitting = this.#spare.filter((buffer) => buffer.length >= length);
     const [first] = fitting.toSorted((a, b) => a.length - b.length);

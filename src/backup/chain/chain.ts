@@ -108,9 +108,9 @@ export async function openChain(
 }
 
 /**
- * Looks at every layer that an increment on this disk would depend on: its files exist and have their ends, their
- * headers match the manifest, each entry of the image's tables is valid and leads into the file, and no verify has
- * found damage in it. Neither data nor digests are read.
+ * Looks at every layer that an increment on this disk would depend on: its files exist and have their ends,
+ * their headers match the manifest, each entry of the image's tables is valid and leads into the file, and no
+ * verify has found damage in it. Neither data nor digests are read.
  * @throws {DamageError} a point or a file of the chain is missing or damaged
  */
 export async function proveChain(
@@ -145,8 +145,8 @@ async function refuseRecordedDamage(
   disk: DiskManifest,
 ): Promise<void> {
   const record = await readDamage(folder);
-  // No increment depends on what concerns the point as a whole, such as its NVRAM; but a record that can't be read
-  // may be of the disk.
+  // No increment depends on what concerns the point as a whole, such as its NVRAM; but a record that can't be
+  // read may be of the disk.
   const isOfDisk = (each: RecordedDamage): boolean =>
     each.disk === disk.name || record?.foundAt === undefined;
   const found = record?.places.find(isOfDisk);

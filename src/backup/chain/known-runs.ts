@@ -92,11 +92,11 @@ export class KnownChain implements AsyncDisposable {
   }
 
   /**
-   * What is known of the disk's first `size` bytes, in guest order, but for the zeroes inside a cluster with a
-   * digest, which may come before it.
+   * What is known of the disk's first `size` bytes, in guest order, but for the zeroes inside a cluster with
+   * a digest, which may come before it.
    *
-   * Not known are clusters of layers without digests, and what a cluster still shows where a layer above hides
-   * a part of it: its digest covers all of it.
+   * Not known are clusters of layers without digests, and what a cluster still shows where a layer above
+   * hides a part of it: its digest covers all of it.
    *
    *     top      |        |  zz    |dddddddd|
    *     below    |dddddddd|dddddddd|dddddddd|

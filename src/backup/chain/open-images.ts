@@ -20,8 +20,8 @@ export interface StoredImage {
 }
 
 /**
- * The most images that a thread has open, but for those in use. In a longer chain, images are closed and opened
- * again, because every thread has its own descriptors and their number is limited.
+ * The most images that a thread has open, but for those in use. In a longer chain, images are closed and
+ * opened again, because every thread has its own descriptors and their number is limited.
  */
 const MOST_OPEN = 64;
 
@@ -31,8 +31,8 @@ interface Opened {
 }
 
 /**
- * The images that a thread has open. Each is opened at its first `get`, and read synchronously if it is on this
- * machine: the thread waits meanwhile.
+ * The images that a thread has open. Each is opened at its first `get`, and read synchronously if it is on
+ * this machine: the thread waits meanwhile.
  */
 export class OpenImages {
   /** By path, the least recently used first. */

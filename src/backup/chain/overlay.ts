@@ -45,8 +45,8 @@ export function seenThrough<L extends SeenLayer>(
 export type DamageOf<L extends SeenLayer = Layer> = (layer: L) => OnDamage;
 
 /**
- * Lays layers over each other: where all above are clean, the next one shows. All side by side, not one over the
- * other: else each piece of a long chain's full image would pass through all layers above it.
+ * Lays layers over each other: where all above are clean, the next one shows. All side by side, not one over
+ * the other: else each piece of a long chain's full image would pass through all layers above it.
  */
 async function* visible<L extends SeenLayer>(
   layers: readonly PieceCursor<L>[],

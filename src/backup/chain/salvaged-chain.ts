@@ -23,8 +23,8 @@ type OnLost = (extent: LostExtent) => void;
 const NOWHERE = -1;
 
 /**
- * The layers of a damaged chain, which give what is provable and zeroes for the rest. Where a layer is missing, or
- * can't be proven as a whole, all that it may have changed is lost, whatever lies below.
+ * The layers of a damaged chain, which give what is provable and zeroes for the rest. Where a layer is
+ * missing, or can't be proven as a whole, all that it may have changed is lost, whatever lies below.
  */
 export class SalvagedChain implements AsyncDisposable {
   /** Top first. The last one covers the whole disk. */

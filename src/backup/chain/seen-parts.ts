@@ -1,6 +1,6 @@
 /**
- * How much was seen of clusters of which parts are hidden, for a walk in guest order. What the walk has passed is
- * forgotten, so at most one cluster of each layer is held, and those that begin inside it.
+ * How much was seen of clusters of which parts are hidden, for a walk in guest order. What the walk has
+ * passed is forgotten, so at most one cluster of each layer is held, and those that begin inside it.
  */
 export class SeenParts<Run> {
   readonly #parts = new Map<Run, { bytes: number; readonly end: number }>();

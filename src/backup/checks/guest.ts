@@ -134,7 +134,9 @@ function lookAtEncrypted({ target }: DomainDisk, { domain, encrypted }: Subject)
     : warn(warning, mend, target);
 }
 
-/** Nothing can be done about it but not to kill the backup: `backup` itself disconnects in the right order. */
+/**
+ * Nothing can be done about it but not to kill the backup: `backup` itself disconnects in the right order.
+ */
 export async function lookAtIothreads({ libvirt, domain }: Subject): Promise<readonly Found[]> {
   if (domain?.id === undefined) return [];
   const fragile = await fragileDisks(libvirt, domain);

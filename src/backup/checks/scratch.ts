@@ -116,7 +116,10 @@ export async function lookAtScratchSpace(subject: Subject): Promise<readonly Fou
   return [pass(`${what} for what a guest overwrites during its backup`)];
 }
 
-/** What a dead backup of this repository has left there: it goes before the next begins, unless that goes on with it. */
+/**
+ * What a dead backup of this repository has left there: it goes before the next begins, unless that goes on
+ * with it.
+ */
 async function bytesOfDead({ scratchParent, domain, repository, libvirt, ssh }: Subject): Promise<number> {
   if (!domain || !repository) return 0;
   const folder = await JobFolder.find(scratchParent, keyOf({ libvirt, domain, repository, ssh }), ssh);

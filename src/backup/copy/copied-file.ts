@@ -24,7 +24,9 @@ const DIGEST_BYTES = 32;
 const KEPT_PIECES = 8;
 
 export interface CopyFileOptions {
-  /** A file of more bytes is damaged: whoever can write to the repository could fill the other one otherwise. */
+  /**
+   * A file of more bytes is damaged: whoever can write to the repository could fill the other one otherwise.
+   */
   readonly most: number;
   readonly limit?: RateLimit | undefined;
   readonly signal: AbortSignal;
@@ -33,8 +35,8 @@ export interface CopyFileOptions {
 }
 
 /**
- * A file as it was copied. Each piece that is read again is compared with the SHA-256 of what was copied, so that
- * what is found out about this file is true of the copy too, whoever changes the original meanwhile.
+ * A file as it was copied. Each piece that is read again is compared with the SHA-256 of what was copied, so
+ * that what is found out about this file is true of the copy too, whoever changes the original meanwhile.
  */
 export class CopiedFile implements RemoteFile {
   readonly path: string;

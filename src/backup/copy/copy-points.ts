@@ -1,10 +1,10 @@
 /**
- * The copy room keeps one repository in step with another: whole points with what they are based on, file by file,
- * under the same ids. Nothing is copied that is there already, and nothing is taken over unproven.
+ * The copy room keeps one repository in step with another: whole points with what they are based on, file by
+ * file, under the same ids. Nothing is copied that is there already, and nothing is taken over unproven.
  *
  * Read this file first: it decides what is missing, and copies point by point. Then read copied-file.ts and
- * copied-folder.ts (how the copy itself is proven) and same-disk.ts (whether two points of one id are the same,
- * though a prune has changed one of them).
+ * copied-folder.ts (how the copy itself is proven) and same-disk.ts (whether two points of one id are the
+ * same, though a prune has changed one of them).
  *
  * Nothing here changes the repository that is copied, and no point of the other one.
  */
@@ -73,13 +73,14 @@ export interface CopyResult {
 }
 
 /**
- * Copies the points of a domain that the other repository lacks, oldest first. A point is there when it is complete
- * and every stored cluster of the copy has been compared with its digest. A point that is damaged, or based on one
- * that is, is left out and told; others are copied all the same.
+ * Copies the points of a domain that the other repository lacks, oldest first. A point is there when it is
+ * complete and every stored cluster of the copy has been compared with its digest. A point that is damaged,
+ * or based on one that is, is left out and told; others are copied all the same.
  *
- * @throws {PreconditionError} `E_OTHER_DOMAIN`: the other repository has another domain's points in that folder;
- *   `E_LOCKED`: another process writes there
- * @throws {DamageError} `E_COPY_DIFFERS`: it has a point of the same id with another content; nothing was copied
+ * @throws {PreconditionError} `E_OTHER_DOMAIN`: the other repository has another domain's points in that
+ *   folder; `E_LOCKED`: another process writes there
+ * @throws {DamageError} `E_COPY_DIFFERS`: it has a point of the same id with another content; nothing was
+ *   copied
  */
 export async function copyDomain(options: CopyOptions): Promise<CopyResult> {
   const { from, to, domain, signal } = options;
@@ -240,7 +241,10 @@ class DomainCopy {
     }
   }
 
-  /** A disk of a point of the other repository; undefined if it, or what it is based on, is damaged or missing. */
+  /**
+   * A disk of a point of the other repository; undefined if it, or what it is based on, is damaged or
+   * missing.
+   */
   #soundDisk(id: string, name: string): DiskManifest | undefined {
     const there = this.#there.get(id);
     const disk = there?.manifest && diskOf(there.manifest, name);
@@ -341,7 +345,10 @@ function dataBytesOf(point: Manifest, disk: string): number {
   return diskOf(point, disk)?.dataBytes ?? 0;
 }
 
-/** Bytes that a file of a point has at most; the same of images allows for tables, and for what a prune left unused. */
+/**
+ * Bytes that a file of a point has at most; the same of images allows for tables, and for what a prune left
+ * unused.
+ */
 function mostBytesOf({ disks, files = [] }: Manifest, name: string): number {
   const kept = files.find(({ file }) => file === name);
   if (kept) return Math.min(kept.length, largestKept(kept.role));

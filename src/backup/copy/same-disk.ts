@@ -26,8 +26,8 @@ export interface Comparison {
 }
 
 /**
- * Compares two points of the same id by their digests. Their images may differ: a prune has merged one of them.
- * Where only one of them knows a digest, nothing can be told.
+ * Compares two points of the same id by their digests. Their images may differ: a prune has merged one of
+ * them. Where only one of them knows a digest, nothing can be told.
  * @throws {DamageError} a chain is broken, or a digest file malformed
  */
 export async function compareDisks(

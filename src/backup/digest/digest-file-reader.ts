@@ -29,8 +29,8 @@ export class DigestFileReader {
 
   /**
    * Opens the file and reads its header.
-   * @throws {DamageError} `E_DIGEST_FILE`: this is no digest file, or its header is invalid; `E_IMAGE_FILE`: it
-   *   is no regular file
+   * @throws {DamageError} `E_DIGEST_FILE`: this is no digest file, or its header is invalid; `E_IMAGE_FILE`:
+   *   it is no regular file
    * @throws the file system's or the store's error
    */
   static async open(place: FilePlace, { signal }: ReadOptions = {}): Promise<DigestFileReader> {
@@ -61,8 +61,8 @@ export class DigestFileReader {
   /**
    * Like {@link runs}, but jumps over the digests, which {@link digestsAt} reads: for callers that need only
    * some of them. `digests` is empty, and the SHA-256 of the file is not compared.
-   * @throws {DamageError} `E_DIGEST_FILE`: a record is malformed, out of order or missing, or bytes follow the
-   *   last record
+   * @throws {DamageError} `E_DIGEST_FILE`: a record is malformed, out of order or missing, or bytes follow
+   *   the last record
    */
   async *heads(): AsyncGenerator<PlacedDigestRun> {
     for await (const block of this.headBlocks()) for (const run of block) yield run;

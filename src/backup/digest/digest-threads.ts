@@ -10,12 +10,14 @@ export interface DigestWorkerData {
 
 /** More threads don't read faster. */
 const MOST_THREADS = 4;
-/** Starting a thread takes longer than digesting so many bytes, so the calling thread digests the first ones. */
+/**
+ * Starting a thread takes longer than digesting so many bytes, so the calling thread digests the first ones.
+ */
 const FEW_BYTES = 8 * 1024 * 1024;
 
 /**
- * Threads that read files and compute digests. The disks of a point share them. The calling thread digests the
- * first few bytes itself, so that a small point needs no thread.
+ * Threads that read files and compute digests. The disks of a point share them. The calling thread digests
+ * the first few bytes itself, so that a small point needs no thread.
  */
 export class DigestThreads extends ServiceThreads<DigestQuestion, Digests, ForgottenPath> {
   readonly algorithm: DigestAlgorithm;

@@ -2,8 +2,8 @@
  * The digests of an image's clusters. Beside each image of a point lies a digest file, unless digests were
  * switched off. Reads of the image are compared with it.
  *
- * Read this file first: it computes digests on the calling thread, by the algorithms of algorithms.ts. Then read
- * digest-file.ts (the format of a digest file), digest-file-writer.ts and digest-file-reader.ts.
+ * Read this file first: it computes digests on the calling thread, by the algorithms of algorithms.ts. Then
+ * read digest-file.ts (the format of a digest file), digest-file-writer.ts and digest-file-reader.ts.
  * digest-behind.ts computes the digests of an image that is being written, by the threads of
  * digest-threads.ts, or on the calling thread if they are few; digest-service.ts does the work.
  *

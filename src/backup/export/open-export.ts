@@ -39,7 +39,8 @@ export async function openExport(
   options: OpenOptions,
   opened?: NbdClient[],
 ): Promise<NbdClient> {
-  // An abort would hang up in the moment in which the server opens the export, which not every guest survives.
+  // An abort would hang up in the moment in which the server opens the export, which not every guest
+  // survives.
   const { signal, ...unsignalled } = options;
   const connecting = opened ? unsignalled : options;
   const client = await connect(target, bitmap, [ALLOCATION_CONTEXT], connecting);

@@ -11,8 +11,8 @@ const LARGEST_DELAY_MS = 2000;
 const LOSSES = ["NBD_CONNECT_FAILED", "NBD_CONNECT_TIMEOUT", "NBD_CLOSED_BY_SERVER", "NBD_CONNECTION_LOST"];
 
 /**
- * Like `openExport`, for a server that is known to run: the line may be away just when a disk's turn comes, so
- * the first connection is waited for as long as a lost one would be.
+ * Like `openExport`, for a server that is known to run: the line may be away just when a disk's turn comes,
+ * so the first connection is waited for as long as a lost one would be.
  * @throws as `openExport` does
  */
 export async function openPatiently(

@@ -1,6 +1,7 @@
 /**
  * Which checkpoints of a domain this host has made for which repository. It lies outside of the repository,
- * because whoever can write to one could give it the id of another, and so have that one's checkpoints deleted.
+ * because whoever can write to one could give it the id of another, and so have that one's checkpoints
+ * deleted.
  *
  *     /var/lib/nbdpull/repositories/
  *       1a2b3c4d-…/                      the repository's id
@@ -58,8 +59,8 @@ export class CheckpointRecord {
   }
 
   /**
-   * Reads the record. The first time, it takes over what libvirt has of checkpoints with the repository's prefix,
-   * unless another repository's record has them: earlier versions kept no record.
+   * Reads the record. The first time, it takes over what libvirt has of checkpoints with the repository's
+   * prefix, unless another repository's record has them: earlier versions kept no record.
    *
    * If nothing can be written there, it knows only what is added to it, with a warning.
    *

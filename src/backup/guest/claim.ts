@@ -121,7 +121,8 @@ export async function refuseAnyJob({ libvirt, domain }: Pick<Guest, "libvirt" | 
  * Thaws the guest if it was left frozen, ends the job that works in `folder` and waits until it is gone, ends
  * the qemu-nbd servers that were left there, and removes the folder.
  *
- * @param options.clients our connections to the job; closed after the job has ended, whether that succeeds or not
+ * @param options.clients our connections to the job; closed after the job has ended, whether that succeeds or
+ *   not
  */
 export async function clearFolder(
   guest: Guest,
@@ -161,8 +162,9 @@ async function endJobIn(
 }
 
 /**
- * The backup job that runs. libvirt is asked again while it is too busy to tell, as after a reset of the guest, and
- * while a job begins, or ends, of which it has no description: a beginning that we no longer waited for goes on.
+ * The backup job that runs. libvirt is asked again while it is too busy to tell, as after a reset of the
+ * guest, and while a job begins, or ends, of which it has no description: a beginning that we no longer
+ * waited for goes on.
  */
 async function jobToEnd(
   { libvirt, domain }: Pick<Guest, "libvirt" | "domain">,

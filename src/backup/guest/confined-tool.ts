@@ -1,6 +1,6 @@
 /**
- * How qemu-img and qemu-nbd are run. They read what a guest's QEMU wrote, so as root they run as another user,
- * without capabilities and with limits on what they can use up.
+ * How qemu-img and qemu-nbd are run. They read what a guest's QEMU wrote, so as root they run as another
+ * user, without capabilities and with limits on what they can use up.
  */
 import { randomInt } from "node:crypto";
 import { readFile } from "node:fs/promises";

@@ -1,4 +1,6 @@
-/** What a process that is killed leaves below the folder for scratch files, apart from the folder of its job. */
+/**
+ * What a process that is killed leaves below the folder for scratch files, apart from the folder of its job.
+ */
 import { randomBytes } from "node:crypto";
 import { lstat, readdir } from "node:fs/promises";
 import { join } from "node:path";
@@ -6,10 +8,16 @@ import { parseJson } from "../base/json.js";
 import { isAlive, processIdentity } from "../host/process-identity.js";
 import { LocalPlace } from "./local-job-folder.js";
 
-/** Folders that were made only to see whether they can be; and those that were to become a job's or such a one. */
+/**
+ * Folders that were made only to see whether they can be; and those that were to become a job's or such a
+ * one.
+ */
 const TRIAL = /^nbdpull-trial-[0-9a-f]{15}$/;
 const FRESH = /^\.nbdpull-[A-Za-z0-9]{6}$/;
-/** A fresh folder gets its note at once. A trial without one is just being removed, or was when its process died. */
+/**
+ * A fresh folder gets its note at once. A trial without one is just being removed, or was when its process
+ * died.
+ */
 const NOTED_WITHIN_MS = 60 * 60 * 1000;
 
 /** A new name of a trial. It is as long as that of a job's folder, since a socket's path has a limit. */

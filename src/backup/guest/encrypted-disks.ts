@@ -6,8 +6,8 @@ export const ENCRYPTED_POLICIES = ["warn", "refuse", "store"] as const;
 export type EncryptedPolicy = (typeof ENCRYPTED_POLICIES)[number];
 
 /**
- * QEMU decrypts a disk for its guest, and a backup reads what the guest reads. So the point holds as plain text
- * what the host keeps encrypted, and so do the job's scratch files.
+ * QEMU decrypts a disk for its guest, and a backup reads what the guest reads. So the point holds as plain
+ * text what the host keeps encrypted, and so do the job's scratch files.
  *
  * @param names the disks that would be taken
  * @returns those among them that will be stored as plain text

@@ -43,7 +43,8 @@ export async function thawGuest(
   try {
     await thaw(libvirt, domain);
   } catch (cause) {
-    // A guest that is off is no longer frozen, but one that is paused is, and its agent doesn't answer either.
+    // A guest that is off is no longer frozen, but one that is paused is, and its agent doesn't answer
+    // either.
     if (!(await isOff(libvirt, domain, cause))) {
       const name = domainWord(domain.name);
       const isPaused = hasCode(cause, "E_DOMAIN_OFF");
@@ -66,8 +67,8 @@ async function isOff(libvirt: Libvirt, domain: DomainDefinition, cause: unknown)
 }
 
 /**
- * Whether the agent has certainly not begun to freeze. After other errors some file systems may be frozen; where
- * it found none to freeze, it has run its hooks, and waits to be thawed.
+ * Whether the agent has certainly not begun to freeze. After other errors some file systems may be frozen;
+ * where it found none to freeze, it has run its hooks, and waits to be thawed.
  */
 function isBeforeFreezing(error: unknown): boolean {
   const codes = ["E_NO_AGENT", "E_GUEST_FROZEN"];

@@ -4,9 +4,9 @@
  *     7/1b0c9a4e-5d7f-4f0e-9e42-2f6b1c3d5e7f/184467
  *     libvirt's number of the run / boot of the host / start of QEMU, in ticks after the boot
  *
- * libvirt counts runs from 1 again after a boot of the host, and when its daemon starts while no domain runs. So
- * the number alone would take a later run, frozen by somebody else, for this one. What isn't known is empty. A
- * guest that was reset is in the same run; nothing that libvirt tells shows a reset afterwards.
+ * libvirt counts runs from 1 again after a boot of the host, and when its daemon starts while no domain runs.
+ * So the number alone would take a later run, frozen by somebody else, for this one. What isn't known is
+ * empty. A guest that was reset is in the same run; nothing that libvirt tells shows a reset afterwards.
  */
 import { readFile } from "node:fs/promises";
 import { BOOT_ID, startIn } from "../host/process-identity.js";
@@ -24,8 +24,8 @@ export function markOf({ id }: Pick<DomainDefinition, "id">, there: string): str
 }
 
 /**
- * Whether a mark can be of the run that another one names. Earlier versions wrote the number of the run only, or
- * nothing.
+ * Whether a mark can be of the run that another one names. Earlier versions wrote the number of the run only,
+ * or nothing.
  */
 export function canBeSameRun(mark: string, other: string): boolean {
   if (mark === "") return true;

@@ -1,8 +1,8 @@
 /**
- * Makes sure that nobody else uses the block devices of a domain that is off while they are read. A lock on an
- * image file keeps QEMU from starting; a lock on a device node does not, because libvirt's guests have nodes of
- * their own. So other users are looked for before and after, and what they may have done in between is told by
- * the kernel's counters of each device and by libvirt's events.
+ * Makes sure that nobody else uses the block devices of a domain that is off while they are read. A lock on
+ * an image file keeps QEMU from starting; a lock on a device node does not, because libvirt's guests have
+ * nodes of their own. So other users are looked for before and after, and what they may have done in between
+ * is told by the kernel's counters of each device and by libvirt's events.
  */
 
 import { stat } from "node:fs/promises";

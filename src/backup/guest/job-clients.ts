@@ -27,8 +27,8 @@ export class JobClients {
   /** The way to the job, if it is not that of each client alone. */
   connection: JobConnection | undefined;
   /**
-   * Ends all connections at the far end of their line, on the job's own host. Undefined: there is no such end, or the
-   * guest would not survive it.
+   * Ends all connections at the far end of their line, on the job's own host. Undefined: there is no such
+   * end, or the guest would not survive it.
    */
   severThere: (() => Promise<void>) | undefined;
   /** Clients that are being opened, and are in no list yet. */
@@ -39,7 +39,10 @@ export class JobClients {
     this.#answerWithinMs = answerWithinMs;
   }
 
-  /** Takes note of a client that is being opened to the job, which must not end in the middle of its handshake. */
+  /**
+   * Takes note of a client that is being opened to the job, which must not end in the middle of its
+   * handshake.
+   */
   isOpening(client: Promise<unknown>): void {
     const forget = (): void => {
       this.#opening.delete(settled);

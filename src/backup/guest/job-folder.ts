@@ -74,8 +74,8 @@ export class JobFolder {
   }
 
   /**
-   * A folder that is made only to see whether it can be: as `at`, with a name of its own, by which `dead-trials.ts`
-   * knows what a killed process has left.
+   * A folder that is made only to see whether it can be: as `at`, with a name of its own, by which
+   * `dead-trials.ts` knows what a killed process has left.
    */
   static trial(parent: string, ssh?: Ssh): JobFolder {
     return JobFolder.#below(parent, trialName(), ssh);
@@ -191,8 +191,8 @@ export class JobFolder {
   }
 
   /**
-   * The secret of the job that works here, which outlives the process and which only this user can read. Undefined:
-   * there is none, as earlier versions made none.
+   * The secret of the job that works here, which outlives the process and which only this user can read.
+   * Undefined: there is none, as earlier versions made none.
    */
   async secret(): Promise<Buffer | undefined> {
     if (this.#secret) return this.#secret;
@@ -213,8 +213,8 @@ export class JobFolder {
   }
 
   /**
-   * Lets only this process and those of a group use QEMU's folder, for the servers of a domain that is off. The
-   * folder must be on this host.
+   * Lets only this process and those of a group use QEMU's folder, for the servers of a domain that is off.
+   * The folder must be on this host.
    */
   async lend(group: number): Promise<void> {
     await HERE.lend(this.here, group);

@@ -22,7 +22,9 @@ export interface Definition {
   readonly host: string | undefined;
   /** Other parts of the domain that are not kept. */
   readonly notKept?: readonly NotKept[] | undefined;
-  /** The number of QEMU's user, whose files are kept too; default: the user in the XML of a running domain. */
+  /**
+   * The number of QEMU's user, whose files are kept too; default: the user in the XML of a running domain.
+   */
   readonly qemuUid?: number | undefined;
 }
 

@@ -43,7 +43,8 @@ export interface JobPlace {
    */
   look(path: string): Promise<FoundFolder | undefined>;
   /**
-   * Makes the folder atomically, with the note and QEMU's own folder in it, and with the secret if there is one.
+   * Makes the folder atomically, with the note and QEMU's own folder in it, and with the secret if there is
+   * one.
    * @throws {PreconditionError} `E_QEMU_USER`: QEMU could not write there
    * @throws {PreconditionError} `E_SCRATCH_OWNER`: as `look`
    * @throws {UsageError} `E_SCRATCH_PATH`: its parent folder does not exist
@@ -150,8 +151,8 @@ export class LocalPlace implements JobPlace {
 }
 
 /**
- * What is in a job's folder is used by its path: libvirt gets it, and so does QEMU. Whoever could exchange the
- * folder would have root write wherever his links lead, and change the owner of what is there.
+ * What is in a job's folder is used by its path: libvirt gets it, and so does QEMU. Whoever could exchange
+ * the folder would have root write wherever his links lead, and change the owner of what is there.
  */
 async function refuseParentOfOthers(path: string): Promise<void> {
   const parent = dirname(path);

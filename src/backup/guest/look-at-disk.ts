@@ -18,8 +18,8 @@ const HEAD_BYTES = 8;
 /**
  * @param domain running or off
  * @param readVersion undefined: the image's version stays unknown
- * @throws {PreconditionError} `E_NO_VOLUME`: the disk is a volume that libvirt doesn't find, and the domain is
- *   off
+ * @throws {PreconditionError} `E_NO_VOLUME`: the disk is a volume that libvirt doesn't find, and the domain
+ *   is off
  * @throws as methods of `Libvirt` do
  */
 export async function lookAtDisk(

@@ -74,7 +74,9 @@ export function bitmapOf(disk: string, checkpoint: string): string {
 /** Versions of qcow2 before this one have no bitmaps. */
 const VERSION_WITH_BITMAPS = 3;
 
-/** Why the disk's image can't keep a dirty bitmap, so that every backup of it is full; undefined if it can. */
+/**
+ * Why the disk's image can't keep a dirty bitmap, so that every backup of it is full; undefined if it can.
+ */
 export function bitmapObstacle({
   format,
   version = VERSION_WITH_BITMAPS,

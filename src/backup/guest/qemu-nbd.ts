@@ -130,8 +130,9 @@ async function serversIn(folder: string): Promise<number[]> {
 }
 
 /**
- * Synchronous: a host has hundreds of processes, and the kernel tells their names without waiting for anything. A
- * command line it tells only once the process lets its memory be read, which one that is stuck does not.
+ * Synchronous: a host has hundreds of processes, and the kernel tells their names without waiting for
+ * anything. A command line it tells only once the process lets its memory be read, which one that is stuck
+ * does not.
  */
 function isCalledServer(pid: string): boolean {
   try {

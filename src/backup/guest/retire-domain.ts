@@ -28,11 +28,11 @@ export interface RetiredDomain {
 }
 
 /**
- * Deletes the checkpoints that this host has made of a domain for a repository, with their dirty bitmaps. Those
- * of other repositories, hosts and programs stay. A domain that libvirt doesn't have any more has none.
+ * Deletes the checkpoints that this host has made of a domain for a repository, with their dirty bitmaps.
+ * Those of other repositories, hosts and programs stay. A domain that libvirt doesn't have any more has none.
  *
- * @throws {PreconditionError} `E_DOMAIN_OFF`; `E_FOREIGN_JOB` and the like: a job runs on it; `E_REPOSITORY_MOVED`:
- *   the record is of a repository elsewhere; and what libvirt says
+ * @throws {PreconditionError} `E_DOMAIN_OFF`; `E_FOREIGN_JOB` and the like: a job runs on it;
+ *   `E_REPOSITORY_MOVED`: the record is of a repository elsewhere; and what libvirt says
  * @throws {DamageError} `E_CHECKPOINT_RECORD`
  */
 export async function retireDomain(options: RetireDomainOptions): Promise<RetiredDomain> {

@@ -39,16 +39,17 @@ interface RetiredCheckpoints {
 }
 
 /**
- * Deletes the checkpoints that a repository which is no more has left in a domain, with their dirty bitmaps, and
- * takes them out of this host's record. Whether a repository exists that this host has not backed up to, or that
- * was moved, nothing here can tell: that is the caller's word. Each checkpoint goes by itself, so whatever
- * interrupts this, it can be run again.
+ * Deletes the checkpoints that a repository which is no more has left in a domain, with their dirty bitmaps,
+ * and takes them out of this host's record. Whether a repository exists that this host has not backed up to,
+ * or that was moved, nothing here can tell: that is the caller's word. Each checkpoint goes by itself, so
+ * whatever interrupts this, it can be run again.
  *
- * @returns an entry for each domain. Of several, one that can't be worked on now does not keep it from the others
+ * @returns an entry for each domain. Of several, one that can't be worked on now does not keep it from the
+ *   others
  * @throws {UsageError} `E_REPOSITORY_ID`: no id of a repository
- * @throws {PreconditionError} `E_REPOSITORY_ALIVE`: it is the id of `alive`, or the repository still is where this
- *   host last backed up to it; `E_DOMAIN_OFF`, `E_FOREIGN_JOB` and the like: libvirt can't delete checkpoints of
- *   the one domain now
+ * @throws {PreconditionError} `E_REPOSITORY_ALIVE`: it is the id of `alive`, or the repository still is where
+ *   this host last backed up to it; `E_DOMAIN_OFF`, `E_FOREIGN_JOB` and the like: libvirt can't delete
+ *   checkpoints of the one domain now
  * @throws {PreconditionError} `E_STATE_FOLDER`: this host's record is another user's
  * @throws {DamageError} `E_CHECKPOINT_RECORD`; `E_REPOSITORY`: what is at its place can't be read
  */
@@ -124,7 +125,9 @@ async function retireFrom(name: string, search: Search): Promise<RetiredCheckpoi
   return { domain: domain.name, checkpoints: [...deleted], failed };
 }
 
-/** Whose backups may be of the same domains, and are recorded elsewhere; undefined: nobody's that is known of. */
+/**
+ * Whose backups may be of the same domains, and are recorded elsewhere; undefined: nobody's that is known of.
+ */
 async function unknownBackups(libvirt: Libvirt): Promise<string | undefined> {
   const host = await libvirt.remoteHost();
   if (host !== undefined) return `those that are made on ${host}, or from other hosts: see there first`;

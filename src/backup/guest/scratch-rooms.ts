@@ -4,8 +4,8 @@ import { type BackupJob, exportedDisks } from "../libvirt/job-xml.js";
 import type { ScratchRoom } from "./scratch-thresholds.js";
 
 /**
- * Where a job's scratch images find their room, as far as QEMU's thresholds can watch it: each device, and the
- * file systems of QEMU's host that are asked for their room by ssh. Files on this host are looked at by
+ * Where a job's scratch images find their room, as far as QEMU's thresholds can watch it: each device, and
+ * the file systems of QEMU's host that are asked for their room by ssh. Files on this host are looked at by
  * `whileScratchLasts` itself. A libvirt older than 7 gives images no index, so they have no threshold.
  *
  * @param ssh to QEMU's host; undefined: that is this host, or nothing but libvirt is reached there

@@ -6,7 +6,9 @@ import { type DomainEvent, EVENT } from "../libvirt/rpc/events.js";
 import { ScratchPlace, type ScratchPolicy } from "./scratch-place.js";
 import { fallToNextLine, type ScratchSample } from "./scratch-space.js";
 
-/** Scratch images that share their room: files of one file system, or the one that has a device for itself. */
+/**
+ * Scratch images that share their room: files of one file system, or the one that has a device for itself.
+ */
 export interface ScratchRoom {
   /** The folder or device. */
   readonly path: string;
@@ -24,7 +26,10 @@ export interface ScratchThresholds {
   readonly libvirt: Libvirt;
   readonly domain: DomainRef;
   readonly rooms: readonly ScratchRoom[];
-  /** Milliseconds after which what is free in a folder is measured again, though nothing happens; default 10 s. */
+  /**
+   * Milliseconds after which what is free in a folder is measured again, though nothing happens; default 10
+   * s.
+   */
   readonly restMs?: number | undefined;
 }
 
@@ -38,8 +43,8 @@ const LEAST_STEP = 1024 ** 2;
 const LEAST_PART = 1 / 64;
 
 /**
- * Watches scratch images through QEMU, on whatever host and device they are. QEMU tells in the moment in which
- * a write passes the threshold of an image, and then that image needs a new one. A threshold is only an
+ * Watches scratch images through QEMU, on whatever host and device they are. QEMU tells in the moment in
+ * which a write passes the threshold of an image, and then that image needs a new one. A threshold is only an
  * alarm: what counts is the room that is found when it goes off.
  *
  *     |-- allocation --|------ step ------>| threshold          of each image: together they reach the line
@@ -105,8 +110,8 @@ export async function watchThresholds(
 }
 
 /**
- * @param look called with whether what is free has to be measured; resolves with whether it need not be called
- *   again before the next ring or the end of a rest
+ * @param look called with whether what is free has to be measured; resolves with whether it need not be
+ *   called again before the next ring or the end of a rest
  */
 async function lookAtEachRing(
   bell: Bell,
@@ -184,8 +189,8 @@ class WatchedRoom {
 
   /**
    * @param sizes all images of the domain
-   * @param onMeasured called with the error, if the room is short, once what is free was measured anew; undefined:
-   *   that is not to be measured
+   * @param onMeasured called with the error, if the room is short, once what is free was measured anew;
+   *   undefined: that is not to be measured
    * @returns the error if the room is short
    */
   async look(

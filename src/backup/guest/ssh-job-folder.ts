@@ -130,8 +130,8 @@ export class SshPlace implements JobPlace {
 }
 
 /**
- * What `unchangeablePath` does, there: follows `$parent` name by name, and ends if another user than root and this
- * one can change a folder on the way, or `$parent` itself.
+ * What `unchangeablePath` does, there: follows `$parent` name by name, and ends if another user than root and
+ * this one can change a folder on the way, or `$parent` itself.
  */
 const REFUSE_CHANGEABLE = `
 me=$(id -u)

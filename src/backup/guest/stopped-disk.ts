@@ -54,7 +54,9 @@ interface Access {
   readonly handle?: FileHandle | undefined;
 }
 
-/** A tool's standard input. Opening it by this name opens the same file, whatever its path leads to by then. */
+/**
+ * A tool's standard input. Opening it by this name opens the same file, whatever its path leads to by then.
+ */
 const INHERITED = "/proc/self/fd/0";
 
 /** Everything that is needed to serve the disk. Disposing ends the servers of root's own files. */
@@ -229,7 +231,10 @@ export class StoppedDisk implements AsyncDisposable {
   }
 }
 
-/** The image below: the definition's, as its QEMU would open it, or the header's if the definition says nothing. */
+/**
+ * The image below: the definition's, as its QEMU would open it, or the header's if the definition says
+ * nothing.
+ */
 function nextLink(link: Link, info: ImageInfo): Link | undefined {
   if (link.backing) return statedLink(link, link.backing);
   const { "backing-filename": named, "backing-filename-format": format } = info;

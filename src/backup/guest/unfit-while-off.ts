@@ -4,7 +4,10 @@ import { PreconditionError } from "../base/errors.js";
 import type { DomainDefinition, DomainDisk } from "../libvirt/domain-xml.js";
 import type { Libvirt } from "../libvirt/libvirt.js";
 
-/** @throws {PreconditionError} `E_DISK_UNFIT`: the disk's content is not in an image file or block device of this host */
+/**
+ * @throws {PreconditionError} `E_DISK_UNFIT`: the disk's content is not in an image file or block device of
+ * this host
+ */
 export function refuseUnfit(domain: DomainDefinition, disk: DomainDisk): void {
   const { target, type, source, volume, between, isEncrypted } = disk;
   if (between !== undefined) throw unfit(domain, target, `has ${between}`);

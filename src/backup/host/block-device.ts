@@ -34,8 +34,8 @@ export function kernelFolderOf(number: string): string {
 
 /**
  * A string that changes with every write and discard that reaches the device, whichever node it came by, and
- * if the device gets another size or another medium. Flushes the device first: what is still in the page cache
- * counts as written only afterwards.
+ * if the device gets another size or another medium. Flushes the device first: what is still in the page
+ * cache counts as written only afterwards.
  */
 export async function deviceState({ path, number }: BlockDevice): Promise<string> {
   await using device = await open(path, constants.O_RDONLY | constants.O_NONBLOCK);
@@ -54,7 +54,9 @@ export async function countsWrites({ number }: BlockDevice): Promise<boolean> {
   return (await readIfThere(join(disk, "queue", "iostats")))?.trim() !== "0";
 }
 
-/** The devices that lead to bytes of this one: its partitions, and what is built on it or them (LVM, RAID). */
+/**
+ * The devices that lead to bytes of this one: its partitions, and what is built on it or them (LVM, RAID).
+ */
 export async function devicesOn(number: string): Promise<BlockDevice[]> {
   const folder = await realpath(kernelFolderOf(number));
   const holders = await namesIn(join(folder, "holders"));

@@ -21,8 +21,8 @@ const LOOK_MS = 100;
 
 /**
  * Describes all who could write to one of the devices: processes that have it open for writing, or a device
- * that leads to its bytes (its partitions, volumes on it, the disk that it is part of); and the kernel itself,
- * for a mount, swap, a running RAID or an exported target.
+ * that leads to its bytes (its partitions, volumes on it, the disk that it is part of); and the kernel
+ * itself, for a mount, swap, a running RAID or an exported target.
  *
  * Not seen are users on other hosts, and processes of other users without the capability CAP_SYS_PTRACE.
  */

@@ -4,8 +4,9 @@ import { statfs } from "node:fs/promises";
 const EXT = 0xef53;
 
 /**
- * Bytes that this process can still write there. What ext4 reserves for root counts for root. Elsewhere free blocks
- * that are not available are nobody's: what btrfs needs itself, or what an NFS server keeps for its own root.
+ * Bytes that this process can still write there. What ext4 reserves for root counts for root. Elsewhere free
+ * blocks that are not available are nobody's: what btrfs needs itself, or what an NFS server keeps for its
+ * own root.
  */
 export async function freeBytes(path: string): Promise<number> {
   const { type, bavail, bfree, bsize } = await statfs(path);

@@ -45,8 +45,8 @@ export class HeldFolder implements AsyncDisposable {
   }
 
   /**
-   * Opens a folder that the user has named. Links are followed, because the user trusts them. What is made in it
-   * is for its owner only. If the folder has the setgid bit, its group gets the rights that it has here.
+   * Opens a folder that the user has named. Links are followed, because the user trusts them. What is made in
+   * it is for its owner only. If the folder has the setgid bit, its group gets the rights that it has here.
    * @throws {PreconditionError} `E_NO_PROC`: `/proc` is not mounted
    * @throws the file system's error: ENOENT, ENOTDIR
    */
@@ -77,8 +77,8 @@ export class HeldFolder implements AsyncDisposable {
   }
 
   /**
-   * A path of something in this folder, for code that opens files by path. It ends with `close`. Whoever opens
-   * it must not follow a link at its end.
+   * A path of something in this folder, for code that opens files by path. It ends with `close`. Whoever
+   * opens it must not follow a link at its end.
    * @throws {RangeError} `name` is a path
    */
   at(name: string): string {

@@ -3,8 +3,9 @@ import { UsageError } from "../base/errors.js";
 import { isMissing } from "./durable-files.js";
 
 /**
- * Throws for what looks like an address of something else than a file of this host: `s3:bucket/x`, `sftp://host/x`,
- * `user@host:/x`. As with rsync, that is a colon before the first slash. What exists under such a name is meant.
+ * Throws for what looks like an address of something else than a file of this host: `s3:bucket/x`,
+ * `sftp://host/x`, `user@host:/x`. As with rsync, that is a colon before the first slash. What exists under
+ * such a name is meant.
  * @throws {UsageError} `E_SCHEME`
  */
 export async function refuseAddress(path: string): Promise<void> {

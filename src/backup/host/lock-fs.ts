@@ -14,16 +14,17 @@ export interface LockFiles {
   /** Its option `fs`. */
   readonly fs: LockFs;
   /**
-   * Call it before the lock is released. The library would renew a released lock once more if it is looking at
-   * it just then, and throws where nobody can catch it: its folder is closed, and the descriptor another file's.
+   * Call it before the lock is released. The library would renew a released lock once more if it is looking
+   * at it just then, and throws where nobody can catch it: its folder is closed, and the descriptor another
+   * file's.
    */
   readonly stopRenewing: () => void;
 }
 
 /**
  * For `fs` of proper-lockfile, whose locks are folders that it renews by their times. Others may write to the
- * folder that a lock lies in, and put a link or another name of root's file in the lock's place: only of a folder
- * that lies there itself are the times changed.
+ * folder that a lock lies in, and put a link or another name of root's file in the lock's place: only of a
+ * folder that lies there itself are the times changed.
  */
 export function lockFiles(): LockFiles {
   let isOver = false;

@@ -12,8 +12,8 @@ const PIECE_BYTES = 1024 * 1024;
 const HELD = /^\/proc\/self\/fd\/(\d+)(?=\/|$)/;
 
 /**
- * Opens a file to be read, without following a link at the end of the path, and without waiting for the writer
- * of a FIFO.
+ * Opens a file to be read, without following a link at the end of the path, and without waiting for the
+ * writer of a FIFO.
  * @throws the file system's error: ELOOP for a link
  */
 export async function openPlain(path: string): Promise<FileHandle> {
@@ -69,8 +69,8 @@ export async function sha256OfFile(path: string, signal?: AbortSignal): Promise<
 }
 
 /**
- * Copies the bytes of a regular file into a new one, and nothing else of it: neither its mode nor its owner. Only
- * the owner of the new file may read and write it.
+ * Copies the bytes of a regular file into a new one, and nothing else of it: neither its mode nor its owner.
+ * Only the owner of the new file may read and write it.
  * @param most bytes that are copied; the file may have been exchanged for a longer one
  * @throws the file system's error: EEXIST; the signal's reason
  */

@@ -36,7 +36,10 @@ function hasEnded(stat: string): boolean {
   return ["Z", "X"].includes(stat.slice(stat.lastIndexOf(")") + 2, stat.lastIndexOf(")") + 3));
 }
 
-/** Boot ID and start time of a process. Undefined if there is no such process, or only what its parent has to collect. */
+/**
+ * Boot ID and start time of a process. Undefined if there is no such process, or only what its parent has to
+ * collect.
+ */
 async function startOf(pid: number): Promise<string | undefined> {
   try {
     const boot = (await readFile(BOOT_ID, "utf8")).trim();

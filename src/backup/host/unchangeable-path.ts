@@ -1,4 +1,7 @@
-/** Tells the paths that only root (and who else is trusted) can have put there from those that others can swap. */
+/**
+ * Tells the paths that only root (and who else is trusted) can have put there from those that others can
+ * swap.
+ */
 import type { Stats } from "node:fs";
 import { lstat, readlink } from "node:fs/promises";
 import { dirname, join } from "node:path";

@@ -7,7 +7,8 @@ interface Readable {
 }
 
 /**
- * Fills all of `target` from `position`. Bytes at or after `end` become zeroes. All are offsets and lengths in bytes.
+ * Fills all of `target` from `position`. Bytes at or after `end` become zeroes. All are offsets and lengths
+ * in bytes.
  * @throws {DamageError} `E_IMAGE_TRUNCATED`: the file ends before `end`
  */
 export async function fillFrom(

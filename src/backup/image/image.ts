@@ -212,8 +212,8 @@ export interface ResumableWriter extends ImageWriter {
   /** Bytes of the file. */
   size(): Promise<number>;
   /**
-   * After the runs that an earlier run has stored were recorded: removes everything else from the file, so that
-   * it is as new behind them.
+   * After the runs that an earlier run has stored were recorded: removes everything else from the file, so
+   * that it is as new behind them.
    * @param position the guest cluster behind the last recorded one
    * @returns the rank of the next cluster that is set aside for storing
    */

@@ -16,7 +16,9 @@ export interface NewFile {
    * @throws the first failure of a write that was taken
    */
   capacity(): Promise<void>;
-  /** Gives it this length: what was not written before it is zeroes, and what was written behind it is gone. */
+  /**
+   * Gives it this length: what was not written before it is zeroes, and what was written behind it is gone.
+   */
   truncate(length: number): Promise<void>;
   /** On this machine: flushes what was written to stable storage. */
   datasync(): Promise<void>;

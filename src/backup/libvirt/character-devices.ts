@@ -8,7 +8,9 @@ import type { XmlElement } from "./xml-tree.js";
 const KINDS = ["serial", "parallel", "console", "channel", "redirdev", "smartcard"];
 /** Types that use nothing on the host over which two domains could conflict. */
 const UNSHARED = new Set(["pty", "null", "vc", "stdio", "spicevmc", "spiceport", "qemu-vdagent"]);
-/** Where libvirt keeps what it makes at every start, under a path with the domain's name or its run's number. */
+/**
+ * Where libvirt keeps what it makes at every start, under a path with the domain's name or its run's number.
+ */
 const LIBVIRTS_FOLDERS = /^\/(var\/lib|run|var\/run)\/libvirt\//;
 /** Bytes of the longest socket path that the kernel accepts. */
 const MOST_SOCKET_BYTES = 107;
@@ -43,8 +45,8 @@ export function forgetLines(devices: XmlElement): void {
 
 /**
  * Gives the new domain files and sockets of its own where the old one has some in libvirt's folders, and log
- * files wherever they are. A console that mirrors a serial line has the paths of that line. The rest stays as it
- * is, with a warning.
+ * files wherever they are. A console that mirrors a serial line has the paths of that line. The rest stays as
+ * it is, with a warning.
  *
  * @param beginning of the new paths
  * @returns the new paths
@@ -86,7 +88,10 @@ export function moveLines(devices: XmlElement, beginning: string, warnings: stri
   return [...moved.values()];
 }
 
-/** Makes lines that end on the host terminals of the guest's own, and gives sockets a place that libvirt makes. */
+/**
+ * Makes lines that end on the host terminals of the guest's own, and gives sockets a place that libvirt
+ * makes.
+ */
 export function makeLinesOwn(devices: XmlElement, warnings: string[]): void {
   for (const device of devices.elements) {
     const type = typeOf(device);

@@ -11,7 +11,9 @@ export function checkpointPrefix(repositoryId: string): string {
   return `nbdpull-${repositoryId.slice(0, 8)}-`;
 }
 
-/** The first eight digits of the id of the repository that a checkpoint belongs to; undefined: it is none's. */
+/**
+ * The first eight digits of the id of the repository that a checkpoint belongs to; undefined: it is none's.
+ */
 export function checkpointIdOf(name: string): string | undefined {
   return /^nbdpull-([0-9a-f]{8})-/.exec(name)?.[1];
 }

@@ -5,7 +5,9 @@ import { EVENT } from "./rpc/events.js";
 import * as remote from "./rpc/procedures.js";
 import { parseTree, type XmlElement } from "./xml-tree.js";
 
-/** VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_LEASE and _ARP. What the agent says is not among them: a guest may lie. */
+/**
+ * VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_LEASE and _ARP. What the agent says is not among them: a guest may lie.
+ */
 const SEEN_BY_HOST = [0, 2];
 /** virDomainState. */
 const PAUSED = 3;
@@ -114,9 +116,9 @@ export class DomainRun {
   }
 
   /**
-   * Whether a disk of the running domain is based on nothing: as its definition says, and as QEMU does, by the images
-   * that it has open for it. One that is on another image by now (somebody has copied it, or made a snapshot) is if
-   * none of its images is on the NBD server at `socket`.
+   * Whether a disk of the running domain is based on nothing: as its definition says, and as QEMU does, by
+   * the images that it has open for it. One that is on another image by now (somebody has copied it, or made
+   * a snapshot) is if none of its images is on the NBD server at `socket`.
    * @returns undefined if the domain is off
    */
   async standsAlone(
@@ -136,8 +138,8 @@ export class DomainRun {
   }
 
   /**
-   * Calls `wake` when something happens to the domain or to a block job of its disks, until disposed. It isn't
-   * called any more when the connection to libvirt is lost: look now and then all the same.
+   * Calls `wake` when something happens to the domain or to a block job of its disks, until disposed. It
+   * isn't called any more when the connection to libvirt is lost: look now and then all the same.
    */
   async watch(wake: () => void): Promise<AsyncDisposable> {
     const { stop } = await this.#libvirt.listen(this.#domain, [EVENT.lifecycle, EVENT.blockJob], wake);

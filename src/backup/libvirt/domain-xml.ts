@@ -52,7 +52,9 @@ export interface DomainDisk {
   readonly readOnly: boolean;
   /** Whether QEMU works on it in a thread of its own, by the disk's definition or by its controller's. */
   readonly hasIothread: boolean;
-  /** The domain runs, and what it writes to the disk is dropped when it ends: libvirt backs up no such disk. */
+  /**
+   * The domain runs, and what it writes to the disk is dropped when it ends: libvirt backs up no such disk.
+   */
   readonly transient?: true | undefined;
   /** The volume that a disk of type `volume` is. */
   readonly volume?: Volume | undefined;

@@ -28,7 +28,8 @@ interface FitOptions {
 /**
  * Makes sure that a host has what a definition wants.
  * @returns the definition, and what was changed in it
- * @throws {PreconditionError} `E_HOST_LACKS`: the host has not all of it, and that is not to be changed, or can't be
+ * @throws {PreconditionError} `E_HOST_LACKS`: the host has not all of it, and that is not to be changed, or
+ *   can't be
  */
 export async function fitToHost(
   xml: string,

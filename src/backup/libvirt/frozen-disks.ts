@@ -6,10 +6,10 @@ import * as remote from "./rpc/procedures.js";
 /**
  * Has QEMU confirm of each disk that its backup job runs, and so keeps what the guest writes over.
  *
- * libvirt can't tell that: it shows a job that QEMU has ended, and goes on serving its exports, until it comes to
- * QEMU's event; half a minute later, if another domain keeps it busy. Even QEMU's list of jobs has it until then, and
- * libvirt hands on no state. But QEMU refuses to set the speed of a job that has ended. "No limit" is what a pull
- * backup has anyway, so where the job runs, nothing changes.
+ * libvirt can't tell that: it shows a job that QEMU has ended, and goes on serving its exports, until it
+ * comes to QEMU's event; half a minute later, if another domain keeps it busy. Even QEMU's list of jobs has
+ * it until then, and libvirt hands on no state. But QEMU refuses to set the speed of a job that has ended.
+ * "No limit" is what a pull backup has anyway, so where the job runs, nothing changes.
  *
  * @returns QEMU's words of the first disk whose job it doesn't run; undefined if it runs all of them
  * @throws what `Libvirt` throws if it doesn't answer, or if the domain is off

@@ -1,6 +1,6 @@
 /**
- * What a definition wants and a host has not, found before anything is made of it. A guest that comes from another
- * host may want a machine, a processor, firmware, networks and devices that are not here.
+ * What a definition wants and a host has not, found before anything is made of it. A guest that comes from
+ * another host may want a machine, a processor, firmware, networks and devices that are not here.
  */
 import { hasCode } from "../base/errors.js";
 import { domainWord } from "../base/shell-word.js";
@@ -18,7 +18,9 @@ export interface LacksOptions {
   readonly own: ReadonlySet<string>;
   /** Whether a network that is off counts as one that is not there. */
   readonly starts: boolean;
-  /** Whether there is such a file, device or card (`/sys/class/net/br0`); undefined: the host is another one. */
+  /**
+   * Whether there is such a file, device or card (`/sys/class/net/br0`); undefined: the host is another one.
+   */
   readonly isThere: ((path: string) => Promise<boolean>) | undefined;
 }
 

@@ -15,8 +15,8 @@ export type Hypervisor =
 const SSH_TRANSPORTS = ["ssh", "libssh", "libssh2"];
 
 /**
- * Characters that a shell gives a meaning. ssh_config may hand host and user to one (%h and %r in ProxyCommand
- * and `Match exec`), and OpenSSH itself refuses them only since 9.6.
+ * Characters that a shell gives a meaning. ssh_config may hand host and user to one (%h and %r in
+ * ProxyCommand and `Match exec`), and OpenSSH itself refuses them only since 9.6.
  */
 // biome-ignore lint/suspicious/noControlCharactersInRegex: those are meant
 const NEVER_IN_A_LOGIN = /^-|\\$|[\s\u0000-\u001f\u007f'"`$;&<>|(){}]/;

@@ -17,8 +17,8 @@ export interface ImageSize extends ImageName {
 
 /**
  * Reads `block.count`, and of each image `block.N.name`, `.backingIndex`, `.allocation` and `.physical`, as
- * `virConnectGetAllDomainStats` gives them with VIR_CONNECT_GET_ALL_DOMAINS_STATS_BACKING. Images of which one
- * is missing are left out. Pure.
+ * `virConnectGetAllDomainStats` gives them with VIR_CONNECT_GET_ALL_DOMAINS_STATS_BACKING. Images of which
+ * one is missing are left out. Pure.
  */
 export function imageSizesOf(stats: TypedParams): readonly ImageSize[] {
   const count = stats.get("block.count");

@@ -10,9 +10,10 @@ interface SeenJob {
 type IsOurs = (backupXml: string) => boolean;
 
 /**
- * What is to be done about a job that was asked to end, or will be. `gone`: it has ended, and what runs now, if
- * anything does, is another's. `there`: it runs, and may be cancelled. `unclear`: a backup job of which libvirt
- * has no description: ours on its way out, or another's that begins; and likewise while libvirt is too busy to tell.
+ * What is to be done about a job that was asked to end, or will be. `gone`: it has ended, and what runs now,
+ * if anything does, is another's. `there`: it runs, and may be cancelled. `unclear`: a backup job of which
+ * libvirt has no description: ours on its way out, or another's that begins; and likewise while libvirt is
+ * too busy to tell.
  *
  * @param isOurs undefined: any backup job is the one to end
  */

@@ -30,7 +30,9 @@ interface WatchOptions {
   readonly domain: DomainRef;
   /** The error for a job that ended; the reason is libvirt's. */
   readonly ended: (reason: string) => Error;
-  /** Asked when events may have been missed: at first, and after a lost connection. Throws if it has ended. */
+  /**
+   * Asked when events may have been missed: at first, and after a lost connection. Throws if it has ended.
+   */
   readonly assertAlive: (signal: AbortSignal) => Promise<void>;
   readonly signal: AbortSignal | undefined;
 }
@@ -64,7 +66,8 @@ export async function whileJobRuns<T>(
   };
   const watch = async (): Promise<void> => {
     while (!done.signal.aborted) {
-      // libvirt may be away for longer than it is waited for. If it doesn't come back, the last look finds it.
+      // libvirt may be away for longer than it is waited for. If it doesn't come back, the last look finds
+      // it.
       await listenOnce().catch(() => undefined);
       // A daemon that hangs up each time must not be asked all the time.
       await sleep(AGAIN_MS, undefined, { signal: done.signal });

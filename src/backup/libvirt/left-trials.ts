@@ -7,7 +7,10 @@ const NAME = /^nbdpull-trial-[0-9a-f]{8}$/;
 const MARK = "nbdpull:trial";
 const NAMESPACE = "urn:nbdpull:trial";
 
-/** Notes in the metadata of a definition which process tries it, so that another knows it if this one is killed. */
+/**
+ * Notes in the metadata of a definition which process tries it, so that another knows it if this one is
+ * killed.
+ */
 export async function markedTrial(xml: string): Promise<string> {
   const { host, pid, startedAt } = await thisProcess();
   const domain = parseTree(xml, "domain");

@@ -7,15 +7,15 @@
  * `begin-xml.ts` writes those that begin a job. `running-job.ts` watches over a job (`job-watch.ts`,
  * `same-job.ts`, `job-info.ts`; `frozen-disks.ts` asks QEMU itself), `job-end.ts` waits for its end
  * (`job-to-end.ts`: and not for another's), and `guest-end.ts` says how a guest ended (`domain-state.ts`);
- * `image-sizes.ts` reads how large images are.
- * `restored-domain.ts` makes the definition of a restored domain
+ * `image-sizes.ts` reads how large images are. `restored-domain.ts` makes the definition of a restored domain
  * (`character-devices.ts`), of which `left-out.ts` leaves only what `definition-rules.ts` allows, and
- * `try-definition.ts` asks libvirt about it (`left-trials.ts`). `host-lacks.ts` finds what a definition wants and the
- * host has not (`host-offers.ts`, `nearest-machine.ts`, `lacking-devices.ts`), and what to take instead. `domain-run.ts` starts a domain and has QEMU fill
- * its disks. `checkpoints.ts` and `checkpoint-edit.ts` delete and mend
- * checkpoints, `freeze.ts` freezes and thaws, `fragile-disks.ts` names disks that QEMU dies of,
- * `choose-disks.ts` picks a domain's disks, `boot-files.ts` and `capabilities-xml.ts` say what else a domain
- * needs, `start-watch.ts` hears of a domain's start, and `xml.ts` on `xml-tree.ts` reads XML.
+ * `try-definition.ts` asks libvirt about it (`left-trials.ts`). `host-lacks.ts` finds what a definition wants
+ * and the host has not (`host-offers.ts`, `nearest-machine.ts`, `lacking-devices.ts`), and what to take
+ * instead. `domain-run.ts` starts a domain and has QEMU fill its disks. `checkpoints.ts` and
+ * `checkpoint-edit.ts` delete and mend checkpoints, `freeze.ts` freezes and thaws, `fragile-disks.ts` names
+ * disks that QEMU dies of, `choose-disks.ts` picks a domain's disks, `boot-files.ts` and
+ * `capabilities-xml.ts` say what else a domain needs, `start-watch.ts` hears of a domain's start, and
+ * `xml.ts` on `xml-tree.ts` reads XML.
  *
  * Nothing here reads a disk's data, opens an NBD connection or opens a repository. Only the id of a
  * repository is known here, because the names of its checkpoints contain it.
@@ -77,8 +77,8 @@ const INACTIVE_DOMAINS = 2;
  * Every method rejects with
  *
  * - {@link PreconditionError}: `E_LIBVIRT` (no answer), `E_LIBVIRT_ACCESS`, `E_LIBVIRT_OWNER`,
- *   `E_LIBVIRT_SASL`, `E_LIBVIRT_TLS`, `E_NO_SSH`, `E_NO_SUCH_DOMAIN`, `E_DOMAIN_OFF`, `E_NO_JOB`, `E_NO_CHECKPOINT`,
- *   `E_DOMAIN_BUSY`, `E_NO_AGENT`, `E_GUEST_FROZEN`, `E_NO_CERTIFICATES`
+ *   `E_LIBVIRT_SASL`, `E_LIBVIRT_TLS`, `E_NO_SSH`, `E_NO_SUCH_DOMAIN`, `E_DOMAIN_OFF`, `E_NO_JOB`,
+ *   `E_NO_CHECKPOINT`, `E_DOMAIN_BUSY`, `E_NO_AGENT`, `E_GUEST_FROZEN`, `E_NO_CERTIFICATES`
  * - {@link UsageError}: `E_LIBVIRT_URI`
  * - {@link BackupError}: `E_LIBVIRT_TIMEOUT`, `E_LIBVIRT_REFUSED` (anything else that libvirt refused),
  *   `E_LIBVIRT_ANSWER` (an answer that makes no sense)
@@ -234,8 +234,8 @@ export class Libvirt implements AsyncDisposable {
   }
 
   /**
-   * The kind of the block job that runs on a disk, as virsh calls it (`Block Copy`); undefined if none runs. A
-   * backup job, which is one of the domain, is no block job here.
+   * The kind of the block job that runs on a disk, as virsh calls it (`Block Copy`); undefined if none runs.
+   * A backup job, which is one of the domain, is no block job here.
    */
   async blockJob(domain: DomainRef, target: string): Promise<string | undefined> {
     const { type } =
@@ -243,7 +243,9 @@ export class Libvirt implements AsyncDisposable {
     return type === undefined || type === BACKUP_JOB ? undefined : (BLOCK_JOBS[type] ?? "Unknown job");
   }
 
-  /** Where a volume of a storage pool is on the hypervisor, of which kind (`file`, `block`, …), and its bytes. */
+  /**
+   * Where a volume of a storage pool is on the hypervisor, of which kind (`file`, `block`, …), and its bytes.
+   */
   async volume(
     pool: string,
     name: string,
@@ -392,7 +394,8 @@ export class Libvirt implements AsyncDisposable {
    *
    * @param options.patience how long it may stand still, while QEMU works on it and while libvirt does
    * @param options.isKnown the job was just seen: it is cancelled before libvirt is asked again
-   * @param options.isOurs tells the job, by its XML, from one that another program began after it; throws or returns
+   * @param options.isOurs tells the job, by its XML, from one that another program began after it; throws or
+   *   returns
    * false for that. Default: any is meant
    * @param options.onWait called once with a message, if the job takes long to end
    * @throws {BackupError} `E_JOB_STUCK`: it no longer moves; see `JobEnd`

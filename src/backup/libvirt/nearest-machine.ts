@@ -10,9 +10,9 @@ export interface Machine {
 const VERSION = /-(rhel)?(\d+(?:\.\d+)*)$/;
 
 /**
- * Finds the machine type that is most like one that the host has not: of the same family (`pc-q35`, `virt`), the
- * first that is newer, or else the newest. Distributions give their machine types versions of their own, which are
- * not compared with those of others.
+ * Finds the machine type that is most like one that the host has not: of the same family (`pc-q35`, `virt`),
+ * the first that is newer, or else the newest. Distributions give their machine types versions of their own,
+ * which are not compared with those of others.
  * @returns undefined if the host has none of that family
  */
 export function nearestMachine(wanted: string, machines: readonly Machine[]): string | undefined {

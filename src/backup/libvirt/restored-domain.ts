@@ -42,15 +42,15 @@ interface RestoredDomain {
 /**
  * Turns the definition of a domain, running or not, into that of another domain that can exist beside the old
  * one. It has another name, UUID, generation id and MAC addresses, and its own disks. It has nothing that was
- * specific to the old domain's run or that only one domain can have. If it keeps the old one's identity, it has the
- * old UUID and MAC addresses, and `name` should be the old one.
+ * specific to the old domain's run or that only one domain can have. If it keeps the old one's identity, it
+ * has the old UUID and MAC addresses, and `name` should be the old one.
  *
  * Disks that were not restored are left out, so that the two domains never write to the same disk.
  *
  * Whoever can write to the repository can change the definition, and libvirt runs as root. So of files,
- * devices and programs of the host, the new one names only those in `parts`, the host's firmware and emulators
- * (see `definition-rules.ts`), and what else the old one named is left out. If the definition is trusted, that
- * stays and so do unknown elements, CD drives with their media and read-only disks.
+ * devices and programs of the host, the new one names only those in `parts`, the host's firmware and
+ * emulators (see `definition-rules.ts`), and what else the old one named is left out. If the definition is
+ * trusted, that stays and so do unknown elements, CD drives with their media and read-only disks.
  *
  * @throws {BackupError} `E_DOMAIN_XML`, or that followed by an element's name
  * @throws {PreconditionError} `E_UNTRUSTED_DEFINITION`: it is no virtual machine, and not trusted

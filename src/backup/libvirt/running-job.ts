@@ -83,9 +83,9 @@ export class RunningJob {
   }
 
   /**
-   * Asks libvirt whether the same job still runs, and QEMU whether it runs on every disk. Call it after the last
-   * byte was read, and after a connection was lost. Only if it resolves does the data read before belong to one
-   * point in time: what libvirt alone says may be long past (`frozen-disks.ts`).
+   * Asks libvirt whether the same job still runs, and QEMU whether it runs on every disk. Call it after the
+   * last byte was read, and after a connection was lost. Only if it resolves does the data read before belong
+   * to one point in time: what libvirt alone says may be long past (`frozen-disks.ts`).
    *
    * The same job has the same description, in the same run of the domain. In old versions of libvirt the
    * description has no numbers; then the job must also have begun at the same moment. That moment is computed
@@ -99,8 +99,8 @@ export class RunningJob {
   async assertAlive(): Promise<void> {
     const { name, id } = this.domain;
     try {
-      // In this order, an unchanged run means that the description belongs to it, and an unchanged description
-      // that QEMU spoke of this job.
+      // In this order, an unchanged run means that the description belongs to it, and an unchanged
+      // description that QEMU spoke of this job.
       const startedAt = await askStart(this.#libvirt, this.domain);
       const disks = exportedDisks(this.job).map((disk) => disk.name);
       const ended = await endedInQemu(this.#libvirt, this.domain, disks);

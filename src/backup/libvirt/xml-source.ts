@@ -10,7 +10,9 @@
  *     nowhere                   <!DOCTYPE> and other declarations, but as text in any of those places
  */
 
-/** The parser refuses or renames what every JavaScript object has (`constructor`), and metadata may use it. */
+/**
+ * The parser refuses or renames what every JavaScript object has (`constructor`), and metadata may use it.
+ */
 const MARK = ".";
 
 /** Options of every parser here. What `marked` does to names `unmarked` undoes. */
@@ -30,7 +32,9 @@ export function unmarked(name: string): string {
   return name.startsWith(MARK) ? name.slice(MARK.length) : name;
 }
 
-/** A stretch of text, a comment, a CDATA section, a processing instruction, or a tag; nothing else may occur. */
+/**
+ * A stretch of text, a comment, a CDATA section, a processing instruction, or a tag; nothing else may occur.
+ */
 const PART =
   /[^<]+|<!--[\s\S]*?-->|<!\[CDATA\[[\s\S]*?\]\]>|(<\?[\s\S]*?\?>)|<\/?[^\s<>"'/!?=][^<>"']*(?:(?:"[^<"]*"|'[^<']*')[^<>"']*)*>/y;
 

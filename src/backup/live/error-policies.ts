@@ -6,7 +6,8 @@ const POLICIES = ["error_policy", "rerror_policy"] as const;
 export type DiskPolicies = Readonly<Record<string, string>>;
 
 /**
- * While a disk is being filled, a guest must not be told of errors that pass: it stops until somebody lets it go on.
+ * While a disk is being filled, a guest must not be told of errors that pass: it stops until somebody lets it
+ * go on.
  * @param reads `report`: the guest is told of reads that fail
  * @returns the definition, and what each disk said before
  */

@@ -28,7 +28,9 @@ export interface FillOptions {
 
 /** Time between two looks, unless libvirt tells of something. */
 const LOOK_MS = 1000;
-/** How long to wait before the next attempt, by how many have failed. The first one after a loss always fails. */
+/**
+ * How long to wait before the next attempt, by how many have failed. The first one after a loss always fails.
+ */
 const WAITS_MS = [0, 0, 1000, 5000, 20_000, 60_000];
 /** A guest that runs for this long after it was let go on is all right. */
 const STEADY_MS = 10_000;
@@ -58,9 +60,10 @@ class Attempts {
 }
 
 /**
- * Has QEMU fill the disks of a domain, one at a time, until each is based on nothing. While it is off this waits
- * for its start. When QEMU has stopped it because a disk failed, this lets it go on. Neither damage nor a
- * libvirt that is away ends this, because the guest needs who calls this: only success does, and the signal.
+ * Has QEMU fill the disks of a domain, one at a time, until each is based on nothing. While it is off this
+ * waits for its start. When QEMU has stopped it because a disk failed, this lets it go on. Neither damage nor
+ * a libvirt that is away ends this, because the guest needs who calls this: only success does, and the
+ * signal.
  *
  * @throws {PreconditionError} `E_NO_SUCH_DOMAIN`: libvirt knows the domain no longer
  * @throws the signal's reason

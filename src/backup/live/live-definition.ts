@@ -29,7 +29,10 @@ function diskIn(xml: string, name: string): XmlElement | undefined {
 /** Kinds of displays that others connect to by TCP. */
 const SERVED = ["vnc", "spice", "rdp"];
 
-/** A point's definition is stored without passwords. @returns a warning for each display that then lets in everybody */
+/**
+ * A point's definition is stored without passwords. @returns a warning for each display that then lets in
+ * everybody
+ */
 export function openDisplays(xml: string): string[] {
   return parseTree(xml, "domain")
     .all("devices", "graphics")

@@ -1,4 +1,7 @@
-/** The domain of a live restore: whether it can run here, told from those of others, and what is said if it does not start. */
+/**
+ * The domain of a live restore: whether it can run here, told from those of others, and what is said if it
+ * does not start.
+ */
 import { join } from "node:path";
 import { hasCode, messageOf, PreconditionError } from "../base/errors.js";
 import type { HeldFolder } from "../host/held-folder.js";
@@ -41,8 +44,8 @@ export function definitionOf(xml: string, { disks, salvage }: Pick<LiveState, "d
 }
 
 /**
- * Makes sure that the domain of that UUID is the one that a live restore defined: each of its disks is on the image in
- * the folder, or on what somebody has made on top of it since.
+ * Makes sure that the domain of that UUID is the one that a live restore defined: each of its disks is on the
+ * image in the folder, or on what somebody has made on top of it since.
  * @throws {PreconditionError} `E_LIVE_STATE`
  */
 export async function proveOurs(

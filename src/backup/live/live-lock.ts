@@ -15,8 +15,8 @@ const NEW_MS = 60_000;
 const MOST_BYTES = 4096;
 
 /**
- * Keeps other live restores out of the folder until it is disposed, or this process ends. Each one first writes its
- * own file and then looks for others: of two that begin at once, at least one sees the other.
+ * Keeps other live restores out of the folder until it is disposed, or this process ends. Each one first
+ * writes its own file and then looks for others: of two that begin at once, at least one sees the other.
  *
  * @throws {PreconditionError} `E_ADDRESS_IN_USE`: another process works there
  * @throws the file system's error

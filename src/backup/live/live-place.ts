@@ -4,7 +4,8 @@ import { isMissing } from "../host/durable-files.js";
 import { ChangeablePath, unchangeablePath } from "../host/unchangeable-path.js";
 
 /**
- * QEMU's user is let in to a socket there, and libvirt starts a guest on what lies there: nobody else may swap it.
+ * QEMU's user is let in to a socket there, and libvirt starts a guest on what lies there: nobody else may
+ * swap it.
  * @param place a folder without links in its path
  * @throws {PreconditionError} `E_LIVE_PLACE`: another user than root and this one can change it
  */

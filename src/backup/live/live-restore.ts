@@ -1,10 +1,10 @@
 /**
  * The live room runs a guest on a restore point while its disks are still in the repository.
  *
- * Read this file first: `restoreLive` makes images that are based on the served point (`live-server.ts`), defines and
- * starts the domain, and has QEMU fill the images (`fill-disks.ts`) until they need nobody. `live-state.ts` is the file
- * beside them by which a killed one goes on, and `error-policies.ts` has the guest stop, instead of seeing errors, while
- * the server is away.
+ * Read this file first: `restoreLive` makes images that are based on the served point (`live-server.ts`),
+ * defines and starts the domain, and has QEMU fill the images (`fill-disks.ts`) until they need nobody.
+ * `live-state.ts` is the file beside them by which a killed one goes on, and `error-policies.ts` has the
+ * guest stop, instead of seeing errors, while the server is away.
  *
  * What the guest writes goes into its own images only. Nothing here changes a point or the old domain.
  */
@@ -103,13 +103,13 @@ export interface LiveResult {
 }
 
 /**
- * Has a domain run from a point at once, and fills its disks meanwhile. Resolves when they need nobody any more. If it
- * fails before the guest can have run, nothing is left. Later the guest needs this process until it resolves: a
- * second call for the same folder goes on where one was killed.
+ * Has a domain run from a point at once, and fills its disks meanwhile. Resolves when they need nobody any
+ * more. If it fails before the guest can have run, nothing is left. Later the guest needs this process until
+ * it resolves: a second call for the same folder goes on where one was killed.
  *
  * @throws {PreconditionError} `E_LIVE_UNSUPPORTED`: libvirt or QEMU is too old, or on another host;
- *   `E_NOTHING_TO_RESUME`; `E_LIVE_PLACE`; `E_LIVE_STATE`; `E_LIVE_USER`; `E_ADDRESS_IN_USE`: another process does it
- *   already; `E_LIVE_NOT_STARTED`; and as {@link RestoredDefinition.prepare}
+ *   `E_NOTHING_TO_RESUME`; `E_LIVE_PLACE`; `E_LIVE_STATE`; `E_LIVE_USER`; `E_ADDRESS_IN_USE`: another process
+ *   does it already; `E_LIVE_NOT_STARTED`; and as {@link RestoredDefinition.prepare}
  * @throws {DamageError} the point is known to be damaged
  * @throws {UsageError} a file exists
  * @throws the signal's reason; once the guest may run, its disks are not filled then
@@ -304,7 +304,10 @@ async function finish(
   return { name, uuid, point, disks, adapted, seconds: (performance.now() - began) / 1000 };
 }
 
-/** @throws {PreconditionError} `E_LIVE_STATE`: another live restore was begun in the folder, or in another place */
+/**
+ * @throws {PreconditionError} `E_LIVE_STATE`: another live restore was begun in the folder, or in another
+ * place
+ */
 async function refuseOther(
   { repository, domain, folder, name, libvirt }: LiveRestoreOptions,
   place: string,

@@ -18,8 +18,8 @@ interface LiveServerOptions extends Omit<ServeOptions, "address"> {
 
 /**
  * Serves a point to the QEMUs of one user, and to nobody else.
- * @throws {PreconditionError} `E_ADDRESS_IN_USE`: another nbdpull serves there; `E_LIVE_USER`: QEMU runs as another
- *   user, whom only root can let in; and as {@link servePoint}
+ * @throws {PreconditionError} `E_ADDRESS_IN_USE`: another nbdpull serves there; `E_LIVE_USER`: QEMU runs as
+ *   another user, whom only root can let in; and as {@link servePoint}
  */
 export async function serveToQemu(options: LiveServerOptions): Promise<PointServer> {
   const { place, qemuUser, onDamage, onTrouble } = options;

@@ -43,9 +43,11 @@ const BACKING_LENGTH = 16;
 const MOST_NAME = 1023;
 
 /**
- * Makes sure that the images in a folder are those that a live restore made there, and are based on nothing else.
+ * Makes sure that the images in a folder are those that a live restore made there, and are based on nothing
+ * else.
  * @param socket where their exports are served: a part of the backing files' names
- * @throws {PreconditionError} `E_LIVE_STATE`: one is another file, is no qcow2 image, or is based on something else
+ * @throws {PreconditionError} `E_LIVE_STATE`: one is another file, is no qcow2 image, or is based on
+ *   something else
  */
 export async function proveImages(
   folder: HeldFolder,

@@ -8,8 +8,8 @@ const CLUSTER_BYTES = 64 * 1024;
 const MOST_NOTED = 1024 ** 4;
 
 /**
- * Makes a qcow2 image without data for each disk, based on its export. What is zero there is zero in the image itself:
- * QEMU would read all of it, since it takes whatever is based on an export for data.
+ * Makes a qcow2 image without data for each disk, based on its export. What is zero there is zero in the
+ * image itself: QEMU would read all of it, since it takes whatever is based on an export for data.
  * @param images where each is made, and the name under which it is made
  * @throws {UsageError} a file exists that must not be replaced
  * @throws the file system's error

@@ -21,8 +21,8 @@ const OF_THE_OLD_ONE = [
 ];
 
 /**
- * The definition of a guest that is only to show whether it comes up: it reaches nothing outside, takes no more of the
- * host than it is allowed, and its disks' writes need not last.
+ * The definition of a guest that is only to show whether it comes up: it reaches nothing outside, takes no
+ * more of the host than it is allowed, and its disks' writes need not last.
  */
 export function boxedDefinition(xml: string, limits: RehearsalLimits): string {
   const domain = parseTree(xml, "domain");

@@ -1,4 +1,7 @@
-/** A point's guest started in a box, to see whether it comes up. Nothing of it stays but the record beside the point. */
+/**
+ * A point's guest started in a box, to see whether it comes up. Nothing of it stays but the record beside the
+ * point.
+ */
 import { randomBytes } from "node:crypto";
 import { chmod, mkdir } from "node:fs/promises";
 import { join } from "node:path";
@@ -62,8 +65,8 @@ const SERIAL_LOG = "serial.log";
 const LINES_TOLD = 5;
 
 /**
- * Starts a point's guest on throw-away images, waits for a sign of life, and removes all of it. What came of it is
- * recorded beside the point. What killed rehearsals have left in the same place is removed first.
+ * Starts a point's guest on throw-away images, waits for a sign of life, and removes all of it. What came of
+ * it is recorded beside the point. What killed rehearsals have left in the same place is removed first.
  *
  * @throws {PreconditionError} `E_REHEARSAL`: its definition has no agent, the room is used up, or the
  *   network that was named is not on;

@@ -110,7 +110,8 @@ async function agentAnswers(
     const isSilent = ["E_DOMAIN_OFF", "E_NO_AGENT", "E_DOMAIN_BUSY"].some((code) => hasCode(error, code));
     if (isSilent || patience.aborted) return "its agent did not answer";
     if (!hasCode(error, "E_LIBVIRT_REFUSED")) throw error;
-    // The agent answers, if only that it can't tell. What else libvirt refuses is an answer that makes no sense.
+    // The agent answers, if only that it can't tell. What else libvirt refuses is an answer that makes no
+    // sense.
     if (messageOf(error).includes("guest-get-fsinfo")) return undefined;
     return `its agent answered what libvirt does not take (${messageOf(error)})`;
   }
@@ -131,7 +132,10 @@ async function refuseFull(folder: HeldFolder): Promise<void> {
   throw new PreconditionError("E_REHEARSAL", message, { details: { path: folder.path, free } });
 }
 
-/** A serial line's log, which grows for as long as the guest likes, and which libvirt begins anew now and then. */
+/**
+ * A serial line's log, which grows for as long as the guest likes, and which libvirt begins anew now and
+ * then.
+ */
 export class SerialLine {
   readonly #folder: HeldFolder;
   readonly #name: string;

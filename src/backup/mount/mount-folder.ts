@@ -21,8 +21,8 @@ export class MountFolder {
 
   /**
    * Opens an empty folder, or makes it. What a run left that was killed counts for nothing.
-   * @throws {PreconditionError} `E_MOUNTED`: a point is mounted there; `E_MOUNT_FOLDER`: it has files, is no folder,
-   *   or others can change it
+   * @throws {PreconditionError} `E_MOUNTED`: a point is mounted there; `E_MOUNT_FOLDER`: it has files, is no
+   *   folder, or others can change it
    */
   static async prepare(wanted: string): Promise<MountFolder> {
     const asked = resolve(wanted);

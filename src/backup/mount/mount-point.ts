@@ -1,11 +1,12 @@
 /**
- * The mount room shows the disks of a restore point as files in a folder, read-only: the serve room proves what is
- * read, and libnbd's nbdfuse makes a file of each export.
+ * The mount room shows the disks of a restore point as files in a folder, read-only: the serve room proves
+ * what is read, and libnbd's nbdfuse makes a file of each export.
  *
  *     DIR/vda ── nbdfuse ── DIR/.nbdpull-mount.sock ── servePoint ── the point's chain
  *
- * Read this file first, then nbdfuse.ts (one disk), mount-folder.ts (the folder, and what a run that was killed left
- * there) and fuse-mounts.ts (the kernel's table, and unmounting). Nothing here reads or writes a repository by itself.
+ * Read this file first, then nbdfuse.ts (one disk), mount-folder.ts (the folder, and what a run that was
+ * killed left there) and fuse-mounts.ts (the kernel's table, and unmounting). Nothing here reads or writes a
+ * repository by itself.
  */
 
 import { constants } from "node:fs";
@@ -31,10 +32,12 @@ export interface MountedDisk extends Omit<ServedDisk, "uri"> {
 }
 
 /**
- * Shows each disk of a restore point as a file of its name. What is damaged reads as EIO; `onEvent` has the reason.
+ * Shows each disk of a restore point as a file of its name. What is damaged reads as EIO; `onEvent` has the
+ * reason.
  *
  * @throws as {@link servePoint}
- * @throws {PreconditionError} `E_NO_FUSE`: this machine has no FUSE, or no nbdfuse; `E_MOUNTED`; `E_MOUNT_FOLDER`
+ * @throws {PreconditionError} `E_NO_FUSE`: this machine has no FUSE, or no nbdfuse; `E_MOUNTED`;
+ *   `E_MOUNT_FOLDER`
  * @throws {BackupError} `E_NBDFUSE`: nbdfuse can't mount there
  */
 export async function mountPoint(options: MountOptions): Promise<MountedPoint> {
@@ -63,7 +66,10 @@ export async function mountPoint(options: MountOptions): Promise<MountedPoint> {
 export class MountedPoint implements AsyncDisposable {
   readonly server: PointServer;
   readonly disks: readonly MountedDisk[];
-  /** Settles when nothing is mounted any more. Rejects with `E_NBDFUSE` if a mount ended that nobody took away. */
+  /**
+   * Settles when nothing is mounted any more. Rejects with `E_NBDFUSE` if a mount ended that nobody took
+   * away.
+   */
   readonly ended: Promise<void>;
   readonly #folder: MountFolder;
   readonly #fuses: readonly NbdFuse[];
@@ -91,10 +97,12 @@ export class MountedPoint implements AsyncDisposable {
 }
 
 /**
- * Unmounts what {@link mountPoint} mounted in a folder, also if that process was killed, and removes what it left.
+ * Unmounts what {@link mountPoint} mounted in a folder, also if that process was killed, and removes what it
+ * left.
  * @param force also where somebody uses a disk, who gets errors then
  * @returns the paths that were mounted
- * @throws {PreconditionError} `E_NOT_MOUNTED`; `E_MOUNT_BUSY`: somebody uses a disk; others are unmounted all the same
+ * @throws {PreconditionError} `E_NOT_MOUNTED`; `E_MOUNT_BUSY`: somebody uses a disk; others are unmounted all
+ *   the same
  * @throws {BackupError} `E_UNMOUNT`
  */
 export async function unmountPoint(wanted: string, { force = false } = {}): Promise<string[]> {

@@ -21,7 +21,9 @@ export interface FuseFile {
 /** A file that is mounted, until it is unmounted by anybody. */
 export class NbdFuse implements AsyncDisposable {
   readonly path: string;
-  /** Settles when nbdfuse has ended and its mount is gone. Rejects with `E_NBDFUSE` if nobody asked for that. */
+  /**
+   * Settles when nbdfuse has ended and its mount is gone. Rejects with `E_NBDFUSE` if nobody asked for that.
+   */
   readonly ended: Promise<void>;
   readonly #child: { readonly kill: (signal: "SIGTERM" | "SIGKILL") => boolean };
   readonly #said = new LastWords();

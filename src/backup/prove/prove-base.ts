@@ -2,11 +2,12 @@
  * The prove room compares a disk with the chain that an increment of it would be based on. A dirty bitmap is
  * known by its name only, and lies in whatever image stands at the disk's place. So it can belong to another
  * disk, or to an older state of this one, and what it calls clean then isn't what the chain has there. The
- * chain's digests tell: some clusters, chosen at random, or all of them are read from the export and compared.
+ * chain's digests tell: some clusters, chosen at random, or all of them are read from the export and
+ * compared.
  *
  * Read this file first, then provable.ts (which clusters can be compared), choose-clusters.ts (which of them
- * are) with reservoir.ts and seeded-random.ts. What the chain knows is in chain/known-runs.ts, what is clean in
- * export/clean-cells.ts.
+ * are) with reservoir.ts and seeded-random.ts. What the chain knows is in chain/known-runs.ts, what is clean
+ * in export/clean-cells.ts.
  *
  * Nothing here writes, to the export or to the repository, or decides what follows from the outcome.
  */

@@ -147,7 +147,9 @@ interface ListBounds {
   readonly copies: number | undefined;
 }
 
-/** @throws {DamageError} a copy leaves its image, or there are more bytes or fewer copies than there can be */
+/**
+ * @throws {DamageError} a copy leaves its image, or there are more bytes or fewer copies than there can be
+ */
 async function* checkedCopies(list: ImageFile, bounds: ListBounds): AsyncGenerator<ListedCopy> {
   let copies = 0;
   let bytes = 0;

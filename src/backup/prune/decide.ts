@@ -23,8 +23,8 @@ export interface PrunedPoint {
   readonly action: "keep" | "drop";
   /**
    * The rules that keep it, `ahead of the clock` (it says that it was made later than now), `base` (the next
-   * increment starts from it), `a guest runs on it` (its disks are still filled), `another domain`, `damaged` chains that nothing is merged in, or the kept points
-   * that are based on it.
+   * increment starts from it), `a guest runs on it` (its disks are still filled), `another domain`, `damaged`
+   * chains that nothing is merged in, or the kept points that are based on it.
    */
   readonly reasons: readonly string[];
 }
@@ -127,8 +127,8 @@ async function damagedDisks(
 }
 
 /**
- * Plans a prune that merges nothing out of or into a damaged image, since the damage would live on in the merged
- * one, where nobody knows of it. What such a merge would drop stays. Its points are added to `keep`.
+ * Plans a prune that merges nothing out of or into a damaged image, since the damage would live on in the
+ * merged one, where nobody knows of it. What such a merge would drop stays. Its points are added to `keep`.
  */
 function planSparing(
   points: readonly Manifest[],
@@ -145,7 +145,9 @@ function planSparing(
   }
 }
 
-/** Plans a prune of whole chains: whatever a kept point is based on stays too. Its points are added to `keep`. */
+/**
+ * Plans a prune of whole chains: whatever a kept point is based on stays too. Its points are added to `keep`.
+ */
 function planWithoutMerges(points: readonly Manifest[], keep: Map<string, readonly string[]>): PrunePlan {
   for (;;) {
     const plan = planPrune(points, new Set(keep.keys()));

@@ -51,13 +51,13 @@ const READERS_WAIT_MS = 60_000;
 const LAST_READERS_WAIT_MS = 3_000;
 
 /**
- * Removes all points of a domain, damaged ones too. From one moment on none of them is a point any more: what a
- * killed run leaves is hidden, and the next command that locks the domain removes it. It is a prune that keeps
- * nothing: the same journal, so that older programs finish it as well.
+ * Removes all points of a domain, damaged ones too. From one moment on none of them is a point any more: what
+ * a killed run leaves is hidden, and the next command that locks the domain removes it. It is a prune that
+ * keeps nothing: the same journal, so that older programs finish it as well.
  *
  * @throws {UsageError} `E_WHICH_DOMAIN`: the folder has points of several domains
- * @throws {PreconditionError} `E_LOCKED`; `E_READERS`; `E_LIVE`: a guest runs on a point, whose disks are not filled
- *   yet; `E_PRUNE_UNFINISHED`: a prune of other domains' points in the folder is unfinished
+ * @throws {PreconditionError} `E_LOCKED`; `E_READERS`; `E_LIVE`: a guest runs on a point, whose disks are not
+ *   filled yet; `E_PRUNE_UNFINISHED`: a prune of other domains' points in the folder is unfinished
  * @throws {DamageError} `E_LINK`: a link is called like a point; `E_PRUNE_JOURNAL`
  */
 export async function forgetDomain(options: ForgetOptions): Promise<Forgotten> {

@@ -352,9 +352,10 @@ class DiskMerge {
 }
 
 /**
- * The algorithm of the merged digests: the newest layer's, unless an older layer has checksums only. Undefined
- * if a layer has no digests. Digests promise no more than those against which the data was compared when it
- * was copied: a cryptographic digest of data that only a checksum vouches for would make a forgery a proof.
+ * The algorithm of the merged digests: the newest layer's, unless an older layer has checksums only.
+ * Undefined if a layer has no digests. Digests promise no more than those against which the data was compared
+ * when it was copied: a cryptographic digest of data that only a checksum vouches for would make a forgery a
+ * proof.
  */
 function mergedAlgorithm(layers: readonly Layer[]): DigestAlgorithm | undefined {
   const known = layers.flatMap(({ disk }) => disk.digests?.algorithm ?? []);

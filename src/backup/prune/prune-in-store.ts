@@ -3,9 +3,9 @@ import { decide, describe } from "./decide.js";
 import type { PruneOptions, PruneResult } from "./prune-options.js";
 
 /**
- * Removes points from an object store. Nothing is merged there, so whatever a kept point is based on has been decided
- * to stay. Of points that are based on one another the newest goes first: whenever this ends, all that are there can
- * be restored.
+ * Removes points from an object store. Nothing is merged there, so whatever a kept point is based on has been
+ * decided to stay. Of points that are based on one another the newest goes first: whenever this ends, all
+ * that are there can be restored.
  */
 export async function pruneInStore(writing: StoreWriting, options: PruneOptions): Promise<PruneResult> {
   const { domain, signal } = options;

@@ -4,10 +4,12 @@
  * then takes its place, or into a new image.
  *
  * Read this file first: it decides, checks, and goes through the phases that `repository/prune-journal.ts`
- * describes. Then read `prune-options.ts` (what is asked for and told), `prune-in-store.ts` (the same in an object store, where nothing is merged), `decide.ts` (which points stay), `retention.ts` (which points the rules keep) and `prune-plan.ts` (which points can go,
- * and what has to be merged). `merge-disk.ts` merges one disk: it walks over the layers with `merge-walk.ts`
- * and gives every cluster to a `merge-target.ts`, either `qcow2-merge-target.ts` or `raw-merge-target.ts`.
- * `copy-list.ts` is the list of the copies that overwrite an image in place.
+ * describes. Then read `prune-options.ts` (what is asked for and told), `prune-in-store.ts` (the same in an
+ * object store, where nothing is merged), `decide.ts` (which points stay), `retention.ts` (which points the
+ * rules keep) and `prune-plan.ts` (which points can go, and what has to be merged). `merge-disk.ts` merges
+ * one disk: it walks over the layers with `merge-walk.ts` and gives every cluster to a `merge-target.ts`,
+ * either `qcow2-merge-target.ts` or `raw-merge-target.ts`. `copy-list.ts` is the list of the copies that
+ * overwrite an image in place.
  *
  * Nothing that a kept point shows is overwritten before its replacement is on disk and in the journal. This
  * room uses no NBD, knows nothing of libvirt and deletes no checkpoints.

@@ -22,10 +22,11 @@ const RULES: readonly Rule[] = ["last", "daily", "weekly", "monthly"];
  * Decides which points stay, and by which rules. A rule for `n` days keeps the newest point of each of the
  * latest `n` days that have points. Days, weeks and months are those of the local time zone.
  *
- * Where a rule goes by time, points that were made later than now stay and are not counted: a clock was wrong.
+ * Where a rule goes by time, points that were made later than now stay and are not counted: a clock was
+ * wrong.
  *
- * @param points in the order in which they were made, which their times need not be in; `time` in milliseconds
- *   since 1970
+ * @param points in the order in which they were made, which their times need not be in; `time` in
+ *   milliseconds since 1970
  * @param now in milliseconds since 1970
  * @returns the ids to keep, each with the rules that keep it
  */

@@ -24,8 +24,8 @@ import type { Segment } from "./segment.js";
 /** How an image is compressed. */
 export interface ImageCompression {
   /**
-   * `zstd` needs Node 22.15 or newer, and QEMU 5.1 or newer to be read. Undefined: clusters are stored as they are,
-   * but from front to back.
+   * `zstd` needs Node 22.15 or newer, and QEMU 5.1 or newer to be read. Undefined: clusters are stored as
+   * they are, but from front to back.
    */
   readonly method: CompressionMethod | undefined;
   /**

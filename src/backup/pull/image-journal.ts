@@ -60,8 +60,9 @@ export class ImageJournal implements AsyncDisposable {
   }
 
   /**
-   * Flushes what is left, if there is a journal: the image is complete but for its tables. No flush runs after it.
-   * The kernel tells one flush of a file alone that data is lost, and from here on that must be the image's own.
+   * Flushes what is left, if there is a journal: the image is complete but for its tables. No flush runs
+   * after it. The kernel tells one flush of a file alone that data is lost, and from here on that must be the
+   * image's own.
    * @throws as `assertWhole`
    */
   async complete(): Promise<void> {

@@ -1,7 +1,9 @@
 import { z } from "zod";
 import type { PlannedRun } from "../image/image.js";
 
-/** A run that is stored, and where: `hostOffset` is 0 in compressed images, and of runs that store nothing. */
+/**
+ * A run that is stored, and where: `hostOffset` is 0 in compressed images, and of runs that store nothing.
+ */
 export type JournaledRun = PlannedRun & { readonly hostOffset: number };
 
 /** What was stored between two flushes. */

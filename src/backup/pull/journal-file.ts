@@ -17,10 +17,10 @@ interface FoundRecord {
 }
 
 /**
- * A file of JSON records that is only appended to, and read by the next run after a crash. Others may write to
- * its folder, so each record carries an authentication code (HMAC-SHA256) under a key that lies elsewhere; the
- * code covers all records before it too. So a record that is torn, changed, moved or of another file ends what
- * can be read, and so does everything behind it.
+ * A file of JSON records that is only appended to, and read by the next run after a crash. Others may write
+ * to its folder, so each record carries an authentication code (HMAC-SHA256) under a key that lies elsewhere;
+ * the code covers all records before it too. So a record that is torn, changed, moved or of another file ends
+ * what can be read, and so does everything behind it.
  *
  *     |length (4, big endian)|code (32)|JSON|length|code|JSON|...     the first record is the header
  */

@@ -24,7 +24,9 @@ export interface NewImageOptions {
   readonly mapPath?: string | undefined;
   /** Undefined: no digest file is made. */
   readonly digests?: DigestTarget | undefined;
-  /** qcow2 only; default: clusters are not compressed. An image elsewhere needs it, with or without a method. */
+  /**
+   * qcow2 only; default: clusters are not compressed. An image elsewhere needs it, with or without a method.
+   */
   readonly compress?: ImageCompression | undefined;
   /**
    * Kept while the image is pulled. It needs digests. Undefined: none is kept.
@@ -48,7 +50,10 @@ interface OpenedStore {
   readonly from?: Begun | undefined;
 }
 
-/** Continues the image that a killed run left, if its journal is of this very image; otherwise makes a new one. */
+/**
+ * Continues the image that a killed run left, if its journal is of this very image; otherwise makes a new
+ * one.
+ */
 export async function openStore(
   options: NewImageOptions,
   image: StoreImage,

@@ -9,7 +9,9 @@ import type { Segment } from "./segment.js";
 
 /** Takes bytes one after the other: a pipe, a socket, a file without a position. */
 export interface ByteSink {
-  /** Resolves when the bytes were taken; they belong to the sink until then, and no other call comes before. */
+  /**
+   * Resolves when the bytes were taken; they belong to the sink until then, and no other call comes before.
+   */
   write(bytes: Uint8Array): Promise<void>;
 }
 
@@ -23,7 +25,9 @@ interface FilledSegment {
 const BUFFER_BYTES = 16 * 1024 * 1024;
 /** One that is filled, one that is written. */
 const LEAST_BUFFERS = 2;
-/** Most segments that wait to be written. Those of zero runs have no buffer, so the buffers don't limit them. */
+/**
+ * Most segments that wait to be written. Those of zero runs have no buffer, so the buffers don't limit them.
+ */
 const MOST_WAITING = 64;
 
 interface OrderedWriterOptions {

@@ -61,7 +61,9 @@ export interface CopyImageOptions extends NewImageOptions {
 /** Sizes and offsets in bytes of the guest. */
 export interface PullProgress {
   readonly virtualSize: number;
-  /** Where the furthest segment that was stored ends: segments before it may still be under way. Never falls. */
+  /**
+   * Where the furthest segment that was stored ends: segments before it may still be under way. Never falls.
+   */
   readonly position: number;
   readonly readBytes: number;
 }

@@ -76,7 +76,8 @@ export interface WrongRefcounts {
 }
 
 /**
- * The refcounts of an image that differ from the references to its clusters: leaks, and refcounts that are too low.
+ * The refcounts of an image that differ from the references to its clusters: leaks, and refcounts that are
+ * too low.
  * @throws the file system's error
  */
 export async function findWrongRefcounts(path: string, options: CheckOptions = {}): Promise<WrongRefcounts> {

@@ -57,8 +57,8 @@ function assertPossible({ geometry, backing }: Qcow2WriterOptions): void {
 }
 
 /**
- * Makes a file again what it was before its tables were written, and cuts it off at byte `end`. Its first cluster
- * becomes zeroes, so that it is no image.
+ * Makes a file again what it was before its tables were written, and cuts it off at byte `end`. Its first
+ * cluster becomes zeroes, so that it is no image.
  */
 export async function cutQcow2File(
   file: ImageFile,

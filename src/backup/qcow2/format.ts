@@ -177,8 +177,8 @@ interface CompressedEntry {
 const UNALLOCATED: L2Entry = { kind: "standard", hostOffset: 0, copied: false, dataMask: 0, zeroMask: 0 };
 
 /**
- * The first entry from `index` on that isn't all zeroes; `count` if there is none before it. An image of what has
- * changed has few others.
+ * The first entry from `index` on that isn't all zeroes; `count` if there is none before it. An image of what
+ * has changed has few others.
  */
 export function firstAllocated(table: Buffer, index: number, count: number, extended: boolean): number {
   const words = l2EntryBytes(extended) / Uint32Array.BYTES_PER_ELEMENT;

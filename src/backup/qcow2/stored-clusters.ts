@@ -18,8 +18,8 @@ interface StoredCluster {
 }
 
 /**
- * Reads the stored clusters of a compressed image that has no tables yet, in the order in which they were stored:
- * their places follow from the sizes.
+ * Reads the stored clusters of a compressed image that has no tables yet, in the order in which they were
+ * stored: their places follow from the sizes.
  */
 export class StoredClusters {
   readonly #file: ImageFile;

@@ -2,7 +2,9 @@ import type { StoredRun } from "../image/run-list.js";
 import type { SizeList } from "./size-list.js";
 import type { HostUse, TableRun } from "./tables.js";
 
-/** How far before the end of the file a stream is put at most: elsewhere files are written from front to back. */
+/**
+ * How far before the end of the file a stream is put at most: elsewhere files are written from front to back.
+ */
 const REACH = 1024 * 1024;
 
 /**

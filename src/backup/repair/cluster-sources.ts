@@ -5,7 +5,10 @@ import type { ClusterRun } from "../image/image.js";
 import { diskOf } from "../repository/manifest.js";
 import type { Repository } from "../repository/repository.js";
 
-/** Something that may still have the right content of a damaged cluster. What it gives is compared with the digest. */
+/**
+ * Something that may still have the right content of a damaged cluster. What it gives is compared with the
+ * digest.
+ */
 export interface ClusterSource {
   /** For the report, such as `point 20261120T113205.123Z`. */
   readonly name: string;
@@ -25,7 +28,9 @@ export const ZERO_SOURCE: ClusterSource = {
   },
 };
 
-/** What another point of the domain stores itself at the same places of the disk. Opened at its first read. */
+/**
+ * What another point of the domain stores itself at the same places of the disk. Opened at its first read.
+ */
 export class SiblingPoint implements ClusterSource, AsyncDisposable {
   readonly name: string;
   readonly #open: () => Promise<Layer | undefined>;

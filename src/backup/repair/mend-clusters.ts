@@ -25,9 +25,9 @@ interface MendOptions {
 }
 
 /**
- * Looks at every cluster that an image stores as it is, and writes the right content over damaged ones, where a
- * source has what the digest says. Only bytes that are damaged anyway are overwritten, so a mend that is killed
- * loses nothing. Compressed clusters are left alone: their streams lie back to back.
+ * Looks at every cluster that an image stores as it is, and writes the right content over damaged ones, where
+ * a source has what the digest says. Only bytes that are damaged anyway are overwritten, so a mend that is
+ * killed loses nothing. Compressed clusters are left alone: their streams lie back to back.
  */
 export async function mendClusters(layer: Layer, options: MendOptions): Promise<MendedCluster[]> {
   if (!layer.disk.digests) return [];

@@ -41,8 +41,9 @@ export async function isDigestFileRight(
 }
 
 /**
- * Makes a lost or damaged digest file again out of its image. It gets its name only if its SHA-256 is the one in
- * the manifest: then image and file both are what they were. If the image is damaged too, nothing is changed.
+ * Makes a lost or damaged digest file again out of its image. It gets its name only if its SHA-256 is the one
+ * in the manifest: then image and file both are what they were. If the image is damaged too, nothing is
+ * changed.
  * @param folder of the point
  * @returns whether the file could be made
  * @throws the file system's error
@@ -54,7 +55,8 @@ export async function remakeDigests(
 ): Promise<boolean> {
   const { digests } = disk;
   if (!digests) return false;
-  // The records of runs of zeroes lie as the backup had them. Where they were not joined, only the old file tells.
+  // The records of runs of zeroes lie as the backup had them. Where they were not joined, only the old file
+  // tells.
   for (const shape of [shapeOfImage, shapeOfOldFile]) {
     try {
       if (await remakeIn(shape, folder, disk, { ...options, digests })) return true;

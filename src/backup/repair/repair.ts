@@ -1,11 +1,11 @@
 /**
- * The repair room mends damage of points, where what is right is known for certain: a digest in the point says so,
- * or, for refcounts, the image's own tables. Nothing is ever mended by a guess.
+ * The repair room mends damage of points, where what is right is known for certain: a digest in the point
+ * says so, or, for refcounts, the image's own tables. Nothing is ever mended by a guess.
  *
- * Read this file first: it goes through the disks of points. `remake-digests.ts` makes lost digest files again,
- * `mend-clusters.ts` writes the right content over damaged clusters, and `cluster-sources.ts` is where that comes
- * from. This room only changes bytes that are wrong anyway, one place at a time: whenever it is killed, nothing is
- * lost, and the next repair goes on.
+ * Read this file first: it goes through the disks of points. `remake-digests.ts` makes lost digest files
+ * again, `mend-clusters.ts` writes the right content over damaged clusters, and `cluster-sources.ts` is where
+ * that comes from. This room only changes bytes that are wrong anyway, one place at a time: whenever it is
+ * killed, nothing is lost, and the next repair goes on.
  */
 
 import { isUnreadable } from "../base/damage.js";
@@ -51,11 +51,11 @@ export interface RepairOptions {
 }
 
 /**
- * Mends what can be mended in the given points of a domain. Verify them before, to know which are damaged, and
- * afterwards, to know what is left.
+ * Mends what can be mended in the given points of a domain. Verify them before, to know which are damaged,
+ * and afterwards, to know what is left.
  *
- * @throws {PreconditionError} `E_LOCKED`: another process writes points of the domain; `E_PRUNE_UNFINISHED`: a prune
- *   died that only the next prune can finish
+ * @throws {PreconditionError} `E_LOCKED`: another process writes points of the domain; `E_PRUNE_UNFINISHED`:
+ *   a prune died that only the next prune can finish
  * @throws the file system's error; the signal's reason
  */
 export async function repairPoints(options: RepairOptions): Promise<Mend[]> {

@@ -5,7 +5,10 @@ import type { DiskManifest, Manifest } from "../repository/manifest.js";
 import { timeOf } from "../repository/manifest.js";
 import type { Repository } from "../repository/repository.js";
 
-/** Most cells that a disk is divided into, and most days and points that a map shows. Bound its size and its cost. */
+/**
+ * Most cells that a disk is divided into, and most days and points that a map shows. Bound its size and its
+ * cost.
+ */
 const MOST_CELLS = 96;
 const MOST_DAYS = 62;
 const MOST_POINTS = 500;
@@ -43,8 +46,8 @@ interface Taken {
 }
 
 /**
- * The change map of each disk that the newest point has. Only tables and maps of increments are read: no data, no
- * digests, and nothing of full copies. Call it as a reader (`Repository.reading`).
+ * The change map of each disk that the newest point has. Only tables and maps of increments are read: no
+ * data, no digests, and nothing of full copies. Call it as a reader (`Repository.reading`).
  * @param folder the name of the domain's folder
  * @param points of the domain, oldest first
  * @throws the file system's error, except for a failing medium; the signal's reason

@@ -18,8 +18,8 @@ export interface DomainPoints {
 /**
  * Judges the points of a folder as a reader, so that a prune waits meanwhile.
  * @returns one entry for each domain that has points there
- * @throws {DamageError} `E_LINK`: the folder is a link; {PreconditionError} `E_LOCKED`: a prune that died has to
- *   be finished first, and somebody writes; the file system's error; the signal's reason
+ * @throws {DamageError} `E_LINK`: the folder is a link; {PreconditionError} `E_LOCKED`: a prune that died has
+ *   to be finished first, and somebody writes; the file system's error; the signal's reason
  */
 export async function domainsIn(
   repository: Repository,

@@ -25,11 +25,11 @@ interface Difference {
 }
 
 /**
- * Where a disk differs between two points, whichever of them is based on the other, if any is. No data is read:
- * clusters are the same if both points have them from the same image, or with the same digest. All that differs
- * is told, and a cluster whose bytes differ is told as a whole; so is one without digests that was written again
- * with the same bytes, and one that was zeroes and holds written zeroes now, or the other way round. What is past
- * the end of a disk counts as zeroes. Call it as a reader (`Repository.reading`).
+ * Where a disk differs between two points, whichever of them is based on the other, if any is. No data is
+ * read: clusters are the same if both points have them from the same image, or with the same digest. All that
+ * differs is told, and a cluster whose bytes differ is told as a whole; so is one without digests that was
+ * written again with the same bytes, and one that was zeroes and holds written zeroes now, or the other way
+ * round. What is past the end of a disk counts as zeroes. Call it as a reader (`Repository.reading`).
  *
  * @returns extents in the order of the disk, none of which continues the one before it
  * @throws {DamageError} a chain is not whole, or tables and digests of an image contradict each other

@@ -29,7 +29,8 @@ export interface UnreadFolder {
 }
 
 /**
- * The domains of a repository, in the order of their folders. A folder that can't be read is told in its place.
+ * The domains of a repository, in the order of their folders. A folder that can't be read is told in its
+ * place.
  * @param now in milliseconds since 1970
  * @param maxAgeSeconds what was promised
  * @throws the file system's error, if the repository itself can't be read; the signal's reason

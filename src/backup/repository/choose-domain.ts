@@ -22,8 +22,8 @@ export interface DomainChoice {
  * The domain to work on: the named one, or the repository's only domain.
  * @param name the domain's name, or that of its folder
  * @returns the name of its folder
- * @throws {UsageError} `E_WHICH_DOMAIN`: there are several domains, and none was named, or several of that name,
- *   and neither their UUID nor the id of a point of just one of them was given
+ * @throws {UsageError} `E_WHICH_DOMAIN`: there are several domains, and none was named, or several of that
+ *   name, and neither their UUID nor the id of a point of just one of them was given
  * @throws {PreconditionError} no such domain; `E_NO_POINT`: no domain has the point of that id
  */
 export async function chooseDomain(
@@ -49,16 +49,16 @@ export async function chooseDomain(
   const owners = new Set(candidates.flatMap(ownersAmong));
   if (owners.size > 1)
     throw whichOwner(name === undefined ? "several domains" : `several domains called ${name}`, owners);
-  // Version 0.1 put the points of a domain beside those of another of its name, so it may have two folders. Its
-  // newest points are in its own one, which comes last.
+  // Version 0.1 put the points of a domain beside those of another of its name, so it may have two folders.
+  // Its newest points are in its own one, which comes last.
   if (wanted.kind === "latest") return found.at(-1)?.folder ?? only;
   const times = found.map(({ point }) => point.time);
   return found[times.lastIndexOf(Math.max(...times))]?.folder ?? only;
 }
 
 /**
- * The folders of the domains that are called `name`, or of all domains; those that have points of `uuid`, if it
- * is given.
+ * The folders of the domains that are called `name`, or of all domains; those that have points of `uuid`, if
+ * it is given.
  * @throws {PreconditionError} `E_NO_DOMAIN`: there is none, though the user named one
  */
 export async function chooseDomains(

@@ -5,14 +5,14 @@ import type { Repository } from "./repository.js";
 import { pick, type TimedPoint, timedPoints, wantedBy } from "./timed-points.js";
 
 /**
- * The point that `at` names: an id, `latest`, or a time (the newest point not made after it). A damaged manifest
- * of another point does no harm.
+ * The point that `at` names: an id, `latest`, or a time (the newest point not made after it). A damaged
+ * manifest of another point does no harm.
  *
  * @param domain the name of its folder in the repository
- * @param uuid whose points are meant, where the folder has those of several domains: the UUID, its first digits,
- *   or `none` for points of no known UUID
- * @throws {UsageError} `E_BAD_POINT`: `at` is not an id, a time, or `latest`; `E_WHICH_DOMAIN`: the folder has
- *   points of several domains, and neither an id nor `uuid` says which is meant
+ * @param uuid whose points are meant, where the folder has those of several domains: the UUID, its first
+ *   digits, or `none` for points of no known UUID
+ * @throws {UsageError} `E_BAD_POINT`: `at` is not an id, a time, or `latest`; `E_WHICH_DOMAIN`: the folder
+ *   has points of several domains, and neither an id nor `uuid` says which is meant
  * @throws {PreconditionError} there is no such point
  * @throws {DamageError} its manifest is missing or wrong
  */

@@ -41,9 +41,9 @@ export interface DamageRecord {
 }
 
 /**
- * What a verify found damaged in a point, and no later verify found mended. Whoever can write to the repository
- * can forge or remove the record, so use it only to do more: a full backup in place of an increment. Never
- * use it to check less.
+ * What a verify found damaged in a point, and no later verify found mended. Whoever can write to the
+ * repository can forge or remove the record, so use it only to do more: a full backup in place of an
+ * increment. Never use it to check less.
  * @param folder of the point
  * @returns undefined if there is no record. One that can't be read counts as damage of the whole point.
  * @throws the file system's error
@@ -67,8 +67,8 @@ export async function readDamage(folder: StoredFolder): Promise<DamageRecord | u
 }
 
 /**
- * Replaces the record of a point by what a verify of the whole point has found just now; without damage, removes
- * it.
+ * Replaces the record of a point by what a verify of the whole point has found just now; without damage,
+ * removes it.
  * @param folder of the point
  * @throws the file system's error: EROFS, EACCES
  */

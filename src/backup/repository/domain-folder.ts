@@ -13,14 +13,15 @@ const SUFFIX = /@([0-9a-f]{8}(?:-[0-9a-f]{4}){0,3}(?:-[0-9a-f]{12})?)$/;
 
 /**
  * The name of the folder that new points of a domain belong in. The first domain of a name gets a folder of
- * that name (as far as a folder can be called so, see `folderNameOf`); another one that is called the same gets
- * `NAME@` and the first eight digits of its UUID.
+ * that name (as far as a folder can be called so, see `folderNameOf`); another one that is called the same
+ * gets `NAME@` and the first eight digits of its UUID.
  *
- * An older version put the points of all of them into one folder. It stays with the domain of the newest point
- * in it; the others get folders of their own. A folder whose points have no UUID is taken over.
+ * An older version put the points of all of them into one folder. It stays with the domain of the newest
+ * point in it; the others get folders of their own. A folder whose points have no UUID is taken over.
  *
  * @throws {PreconditionError} `E_OTHER_DOMAIN`: all folders that it could have are other domains'
- * @throws {UsageError} `E_WHICH_DOMAIN`: its UUID is unknown, and there are points of several domains of this name
+ * @throws {UsageError} `E_WHICH_DOMAIN`: its UUID is unknown, and there are points of several domains of this
+ *   name
  */
 export async function domainFolder(repository: Repository, domain: Domain): Promise<string> {
   const { name } = domain;

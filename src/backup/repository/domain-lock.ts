@@ -152,9 +152,9 @@ function isAhead(mtimeMs: number): boolean {
 }
 
 /**
- * Tells the locks and marks of dead processes from others. Where a clock was ahead when a process died, its mark
- * is of the future, and would seem to be renewed until then. So it counts as left if it isn't renewed while this
- * looks on.
+ * Tells the locks and marks of dead processes from others. Where a clock was ahead when a process died, its
+ * mark is of the future, and would seem to be renewed until then. So it counts as left if it isn't renewed
+ * while this looks on.
  */
 class Watch {
   readonly #seen = new Map<string, { readonly mtimeMs: number; readonly since: number }>();

@@ -51,7 +51,8 @@ export async function undoMerges(domain: HeldFolder, journal: PruneJournal, guar
 /**
  * Moves the merged images to the kept points and removes the dropped points. Skips steps that are already
  * done.
- * @throws {DamageError} `E_PRUNE_JOURNAL`: the journal or a prepared file is not a prune's; nothing was changed
+ * @throws {DamageError} `E_PRUNE_JOURNAL`: the journal or a prepared file is not a prune's; nothing was
+ *   changed
  */
 export async function publishMerges(
   domain: HeldFolder,

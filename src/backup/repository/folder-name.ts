@@ -23,9 +23,9 @@ export function isFolderName(name: string): boolean {
 }
 
 /**
- * The name of a domain's folder. It is the domain's own name, if a folder can be called so. Otherwise it is what
- * can be read of that name, `~`, and the beginning of its SHA-256: `_secret~0123456789abcdef`. Such a name is
- * its own folder name too, so that both can be used to find the points.
+ * The name of a domain's folder. It is the domain's own name, if a folder can be called so. Otherwise it is
+ * what can be read of that name, `~`, and the beginning of its SHA-256: `_secret~0123456789abcdef`. Such a
+ * name is its own folder name too, so that both can be used to find the points.
  *
  * @throws {UsageError} `E_DOMAIN_NAME`: the name is empty
  */

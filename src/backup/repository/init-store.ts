@@ -13,7 +13,8 @@ interface InitializedStore {
 /**
  * Makes a repository below a prefix of an object store, when the store was found to do what it needs.
  * @param address `s3://BUCKET/PREFIX`
- * @throws {PreconditionError} `E_REPOSITORY_EXISTS`, also if another process makes it meanwhile; `E_S3_LACKS`: the store can't hold one
+ * @throws {PreconditionError} `E_REPOSITORY_EXISTS`, also if another process makes it meanwhile;
+ *   `E_S3_LACKS`: the store can't hold one
  * @throws {UsageError} `E_NOT_A_REPOSITORY`: something else is there
  * @throws as `openStore`
  */

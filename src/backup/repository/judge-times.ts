@@ -1,12 +1,12 @@
 /**
- * Which times of points are wrong. Ids sort as points were made, so of two points whose times don't sort likewise
- * one is wrong at least:
+ * Which times of points are wrong. Ids sort as points were made, so of two points whose times don't sort
+ * likewise one is wrong at least:
  *
  *     id       1    2    3    4    5    6
  *     time    10   11   19   20   12   13        a clock was ahead at 3 and 4, or behind at 5 and 6
  *
- * The number of points on either side says nothing: a clock that is behind may stay so for months. So a time is
- * wrong only if something else tells so, and else doubtful.
+ * The number of points on either side says nothing: a clock that is behind may stay so for months. So a time
+ * is wrong only if something else tells so, and else doubtful.
  */
 
 /** What tells when a point was made, in milliseconds since 1970. */

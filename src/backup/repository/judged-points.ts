@@ -26,9 +26,9 @@ export interface JudgedPoint {
 }
 
 /**
- * Judges which points of a domain can be restored: by their manifests, by whether their files are there, and by
- * what verifies have found. No image is opened, so damage that no verify has seen isn't known. A prune that
- * publishes meanwhile takes files away, so judge as a reader (`Repository.reading`).
+ * Judges which points of a domain can be restored: by their manifests, by whether their files are there, and
+ * by what verifies have found. No image is opened, so damage that no verify has seen isn't known. A prune
+ * that publishes meanwhile takes files away, so judge as a reader (`Repository.reading`).
  *
  * @param domain the name of its folder in the repository
  * @param found what was found just now, by the id of the point; other points are judged by their records

@@ -1,7 +1,7 @@
 /**
- * Says beside a point that a guest runs on it, whose disks are being filled from it (`restore --live`). As long as it is
- * there a prune keeps the point, also while nobody reads it because nbdpull was killed. No file that a manifest names
- * can be called so.
+ * Says beside a point that a guest runs on it, whose disks are being filled from it (`restore --live`). As
+ * long as it is there a prune keeps the point, also while nobody reads it because nbdpull was killed. No file
+ * that a manifest names can be called so.
  */
 import { hostname } from "node:os";
 import type { HeldFolder } from "../host/held-folder.js";

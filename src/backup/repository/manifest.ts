@@ -6,8 +6,8 @@ import { faultsOf } from "../base/json.js";
 export const MANIFEST_VERSION = 1;
 
 /**
- * Ids sort as the points were made: `20261120T113205.123Z`. They look like times, and mostly are the time of the
- * point; `createdAt` is it always.
+ * Ids sort as the points were made: `20261120T113205.123Z`. They look like times, and mostly are the time of
+ * the point; `createdAt` is it always.
  */
 const POINT_ID = /^\d{8}T\d{6}\.\d{3}Z$/;
 /** libvirt's targets (`vda`, `sdb`); excludes paths, and dots, which could imitate our suffixes. */

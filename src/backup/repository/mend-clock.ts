@@ -27,8 +27,8 @@ export interface MendedTime {
   readonly was: string;
   readonly createdAt: string;
   /**
-   * What tells the new time: libvirt's checkpoint, the oldest of the point's files, or nothing; then it is the
-   * latest that can be: that of the next point, or now.
+   * What tells the new time: libvirt's checkpoint, the oldest of the point's files, or nothing; then it is
+   * the latest that can be: that of the next point, or now.
    */
   readonly by: "checkpoint" | "files" | "next" | "now";
 }
@@ -42,15 +42,16 @@ export interface ClockDoubt {
 }
 
 /**
- * Gives points a right `createdAt` where a clock was wrong: where a time is later than now or impossibly early,
- * where it doesn't sort as the points were made and another clock says otherwise, and where the user says so; see
- * `judgeTimes`. Ids stay as they are. Each manifest is replaced in one step, the newest first, so that a run that
- * dies can be repeated.
+ * Gives points a right `createdAt` where a clock was wrong: where a time is later than now or impossibly
+ * early, where it doesn't sort as the points were made and another clock says otherwise, and where the user
+ * says so; see `judgeTimes`. Ids stay as they are. Each manifest is replaced in one step, the newest first,
+ * so that a run that dies can be repeated.
  *
  * @param domain the name of its folder in the repository
  * @returns what was done, newest first
- * @throws {PreconditionError} `E_NO_POINT`: one of `wrong` is not there; `E_CLOCK`: the clock is wrong now; `E_PRUNE_UNFINISHED`: a prune has to be finished
- *   before; `E_LOCKED`: another process writes this domain's points
+ * @throws {PreconditionError} `E_NO_POINT`: one of `wrong` is not there; `E_CLOCK`: the clock is wrong now;
+ *   `E_PRUNE_UNFINISHED`: a prune has to be finished before; `E_LOCKED`: another process writes this domain's
+ *   points
  */
 export async function mendClock(
   repository: Repository,

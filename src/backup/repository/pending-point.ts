@@ -20,11 +20,16 @@ export interface PendingPoint {
   readonly id: string;
   /** What the clock says, even if the id is that of a later time. */
   readonly createdAt: Date;
-  /** The folder in which its files are created, open until the work ends; undefined: they go to an object store. */
+  /**
+   * The folder in which its files are created, open until the work ends; undefined: they go to an object
+   * store.
+   */
   readonly folder: HeldFolder | undefined;
   /** Where a file of it is created. */
   at(name: string): NewPlace;
-  /** Runs `make` with the path of a folder of this machine. The files that it creates there are the point's. */
+  /**
+   * Runs `make` with the path of a folder of this machine. The files that it creates there are the point's.
+   */
   keep<T>(make: (folder: string) => Promise<T>): Promise<T>;
   /** Aborted when the domain's lock was lost; a commit then fails. */
   readonly signal: AbortSignal;
@@ -126,7 +131,10 @@ async function thosePublished(folder: StoredFolder, names: readonly string[]): P
   return published;
 }
 
-/** Whether a domain's folder has that point. @throws {DamageError} `E_LINK`: it is a symbolic link, or no folder */
+/**
+ * Whether a domain's folder has that point. @throws {DamageError} `E_LINK`: it is a symbolic link, or no
+ * folder
+ */
 export async function isPoint(folder: StoredFolder, id: string): Promise<boolean> {
   await using point = await folder.folder(id);
   if (!point || folder.foldersAppearWhole) return point !== undefined;

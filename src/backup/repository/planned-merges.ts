@@ -42,8 +42,8 @@ export interface PlannedMerge {
 /**
  * Holds the journal against the repository. Changes nothing.
  *
- * @throws {DamageError} `E_PRUNE_JOURNAL`: it names points or disks that don't exist, or a prepared file is not
- *   a regular file; `E_MANIFEST`; `E_LINK`: a point's folder is a link
+ * @throws {DamageError} `E_PRUNE_JOURNAL`: it names points or disks that don't exist, or a prepared file is
+ *   not a regular file; `E_MANIFEST`; `E_LINK`: a point's folder is a link
  */
 export async function plannedMerges(domain: HeldFolder, journal: PruneJournal): Promise<PlannedMerge[]> {
   const there = new Set(await domain.names());

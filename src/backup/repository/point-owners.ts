@@ -9,8 +9,8 @@ const NO_UUID = "none";
 
 /**
  * Finds out of which domain each point of a folder is. Points that were made without libvirt have no UUID of
- * their own: such a point is of the domain whose points it is based on, or whose points are based on it. Where
- * all others are of one domain, so is the rest.
+ * their own: such a point is of the domain whose points it is based on, or whose points are based on it.
+ * Where all others are of one domain, so is the rest.
  *
  * @param points all points of a folder, oldest first
  */
@@ -40,7 +40,8 @@ export function domainsAmong(owners: Owners): (string | null)[] {
 }
 
 /**
- * The points of one domain among all points of a folder, oldest first. Those of unknown domains may be its own.
+ * The points of one domain among all points of a folder, oldest first. Those of unknown domains may be its
+ * own.
  * @param uuid of the domain; null: unknown
  */
 export function pointsOf(points: readonly Manifest[], uuid: string | null): Manifest[] {

@@ -13,8 +13,8 @@ interface PointAhead {
 }
 
 /**
- * The points that were made later than now: a clock was wrong when they were made, or is wrong now. Of a point
- * whose manifest can't be read, the id tells the time.
+ * The points that were made later than now: a clock was wrong when they were made, or is wrong now. Of a
+ * point whose manifest can't be read, the id tells the time.
  * @param domain the domain's folder
  */
 export async function pointsAhead(

@@ -54,8 +54,8 @@ function headOf(offset: number, length: number): Buffer {
  * Applies the patch file to the image. Applying it again does no harm. The whole patch is checked before the
  * first byte is written, because others may have written it.
  * @param imageBytes the length that the image must have at the end
- * @throws {DamageError} `E_PRUNE_JOURNAL`: the patch is not what {@link PatchWriter} writes for such an image;
- *   `E_IMAGE_FILE`: one of them is not a regular file. The image has not changed.
+ * @throws {DamageError} `E_PRUNE_JOURNAL`: the patch is not what {@link PatchWriter} writes for such an
+ *   image; `E_IMAGE_FILE`: one of them is not a regular file. The image has not changed.
  * @throws the file system's error, with `code`
  */
 export async function applyPatch(

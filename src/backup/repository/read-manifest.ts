@@ -56,8 +56,8 @@ export async function manifestText(folder: StoredFolder, known: Manifest): Promi
 }
 
 /**
- * Gives the manifest of a point another `createdAt`, in one step. All else stays as it is, also what this program
- * knows nothing of.
+ * Gives the manifest of a point another `createdAt`, in one step. All else stays as it is, also what this
+ * program knows nothing of.
  * @param beforeRename called right before the change
  * @throws {DamageError} `E_LINK`: something else is in its place
  */

@@ -39,7 +39,10 @@ export async function readingOf({ domain, folder, mark, journal, open }: MarkedR
   };
 }
 
-/** A reader in an object store, where nobody makes marks: what is read is held to what was listed, by its ETag. */
+/**
+ * A reader in an object store, where nobody makes marks: what is read is held to what was listed, by its
+ * ETag.
+ */
 export async function readingInStore(store: StoreRoot, domain: string, open: OpenDomain): Promise<Reading> {
   store.refresh(domain);
   const folder = await open();

@@ -3,13 +3,14 @@
  * locks, reader marks and the journal of a prune. Everything that reads or writes points uses it.
  *
  * Read this file first, then pending-point.ts (a point that is being made), manifest.ts (what a point says of
- * itself), domain-lock.ts (writers and readers) with reading.ts, and prune-journal.ts, planned-merges.ts and finish-prune.ts with
- * raw-patch.ts (how a dead prune is undone or finished). strangers.ts looks who else can write there.
- * choose-point.ts finds the point that a user names and choose-domain.ts its domain, domain-folder.ts the folder
- * for a domain's next point, folder-name.ts how it may be called, point-owners.ts whose the points of a folder
- * are, mend-clock.ts mends times of points, restorable-points.ts what can be restored in spite of damage, kept-files.ts checks
- * a domain's files. marker.ts marks a repository, and init-store.ts makes one in an object store. This room knows nothing of libvirt or NBD: it never starts a job and never opens a
- * connection.
+ * itself), domain-lock.ts (writers and readers) with reading.ts, and prune-journal.ts, planned-merges.ts and
+ * finish-prune.ts with raw-patch.ts (how a dead prune is undone or finished). strangers.ts looks who else can
+ * write there. choose-point.ts finds the point that a user names and choose-domain.ts its domain,
+ * domain-folder.ts the folder for a domain's next point, folder-name.ts how it may be called, point-owners.ts
+ * whose the points of a folder are, mend-clock.ts mends times of points, restorable-points.ts what can be
+ * restored in spite of damage, kept-files.ts checks a domain's files. marker.ts marks a repository, and
+ * init-store.ts makes one in an object store. This room knows nothing of libvirt or NBD: it never starts a
+ * job and never opens a connection.
  */
 
 import assert from "node:assert/strict";
@@ -62,8 +63,8 @@ export interface RepositoryOptions {
 /**
  * The folder that points are kept in, as docs/repository-format.md describes it. A point exists when its
  * folder has its final name. Afterwards only a prune changes it, and a prune waits for readers that use
- * `reading`. Others may write to it: everything below its folder is opened by {@link HeldFolder}, and a link is
- * never followed.
+ * `reading`. Others may write to it: everything below its folder is opened by {@link HeldFolder}, and a link
+ * is never followed.
  *
  * A domain is known by the name of its folder, not by what its manifests say, because a folder may be copied.
  * Wherever a domain is asked for, either its own name or that of its folder can be given.
@@ -270,15 +271,16 @@ export class Repository {
 
   /**
    * Call it before something is written for a domain, or defined from its points.
-   * @throws {PreconditionError} `E_STRANGERS`: this is root, others can write to the repository, and it was not
-   *   opened as a trusted one
+   * @throws {PreconditionError} `E_STRANGERS`: this is root, others can write to the repository, and it was
+   *   not opened as a trusted one
    */
   async assertTrusted(domain: string): Promise<void> {
     if (!this.#trusted) await refuseStrangers(this.path, [folderNameOf(domain)]);
   }
 
   /**
-   * Runs `work` as the only writer of the domain. Takes the rights of others to an older repository away first.
+   * Runs `work` as the only writer of the domain. Takes the rights of others to an older repository away
+   * first.
    * @param clear what becomes of partial points that dead runs have left; default: they are removed
    * @throws {PreconditionError} another process writes this domain's points; `E_STRANGERS`: as
    *   {@link assertTrusted}
@@ -316,7 +318,8 @@ export class Repository {
   }
 
   /**
-   * Like `writing`, in an object store: the lease of the domain is taken, and what dead runs have left is removed.
+   * Like `writing`, in an object store: the lease of the domain is taken, and what dead runs have left is
+   * removed.
    * @throws {PreconditionError} `E_LOCKED`: another process writes this domain's points
    * @internal
    */
@@ -414,7 +417,8 @@ export class Repository {
    * left. If `work` ends without a commit, nothing is left.
    *
    * @param begun a point that a dead run has left, to go on with; default: a new one
-   * @param filesAtOnce how many images are made side by side, which share the memory for an object store; default 1
+   * @param filesAtOnce how many images are made side by side, which share the memory for an object store;
+   *   default 1
    * @throws {PreconditionError} as `writing` does
    * @throws the signal's reason, while waiting for the lock
    */

@@ -34,7 +34,8 @@ async function restorablePoints(
       if (!isHit && (parent === null || sound.has(`${parent}/${name}`))) sound.add(`${point.id}/${name}`);
     }
     const wanted = disks ?? point.disks.map(({ name }) => name);
-    // A point of another domain would be no help. Whose a damaged one was, its manifest doesn't tell any more.
+    // A point of another domain would be no help. Whose a damaged one was, its manifest doesn't tell any
+    // more.
     if (owner !== undefined && owners.get(point.id) !== owner) continue;
     if (wanted.every((name) => sound.has(`${point.id}/${name}`))) restorable.unshift(point.id);
   }

@@ -6,7 +6,10 @@ import { newId, type PendingPoint } from "./pending-point.js";
 import { MANIFEST } from "./read-manifest.js";
 
 interface StoredPointOptions {
-  /** The id that it gets, which the domain must not have yet, or the domain's folder: then it is given by the clock. */
+  /**
+   * The id that it gets, which the domain must not have yet, or the domain's folder: then it is given by the
+   * clock.
+   */
   readonly id: string | StoredFolder;
   /** How many images are made side by side, each with its digest file; default: one file after the other. */
   readonly filesAtOnce?: number | undefined;
@@ -15,8 +18,8 @@ interface StoredPointOptions {
 }
 
 /**
- * Like `makePoint`, in an object store: the files are uploaded while they are made, and the point exists when its
- * manifest does. If `work` ends without a commit, nothing is left.
+ * Like `makePoint`, in an object store: the files are uploaded while they are made, and the point exists when
+ * its manifest does. If `work` ends without a commit, nothing is left.
  * @throws {BackupError} `E_LEASE_LOST`
  */
 export async function makeStoredPoint<T>(

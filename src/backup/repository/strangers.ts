@@ -11,9 +11,9 @@ import { LOST_AND_FOUND, MARKER } from "./folder-name.js";
 const OTHERS = 0o077;
 
 /**
- * Looks for a folder or file of a repository that others than root and this process's user can write to, and for
- * a folder above it that they can change. Whoever can may forge points: digests show what has rotted, and not what
- * somebody has written on purpose.
+ * Looks for a folder or file of a repository that others than root and this process's user can write to, and
+ * for a folder above it that they can change. Whoever can may forge points: digests show what has rotted, and
+ * not what somebody has written on purpose.
  * @param domains whose points are looked at too; undefined: all
  * @returns the first such place, as a sentence; undefined: there is none
  */
@@ -103,9 +103,9 @@ async function foldersIn(folder: HeldFolder): Promise<{ name: string; status: St
 }
 
 /**
- * Takes the rights of group and others away from the folders of an existing repository's domains, and from all
- * that is in them, as version 0.1 gave them. A folder with the setgid bit is shared on purpose and stays as it
- * is; so does what belongs to somebody else.
+ * Takes the rights of group and others away from the folders of an existing repository's domains, and from
+ * all that is in them, as version 0.1 gave them. A folder with the setgid bit is shared on purpose and stays
+ * as it is; so does what belongs to somebody else.
  * @returns how many domains have changed
  */
 export async function tighten(path: string): Promise<number> {

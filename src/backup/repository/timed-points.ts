@@ -12,7 +12,10 @@ export interface TimedPoint {
   readonly owner: string | null | undefined;
 }
 
-/** What the user asks for: a point by its id or the beginning of that, the newest one, or the newest not made after a time. */
+/**
+ * What the user asks for: a point by its id or the beginning of that, the newest one, or the newest not made
+ * after a time.
+ */
 export type Wanted =
   | { readonly kind: "id"; readonly id: string }
   /** The only one whose id begins so. */
@@ -70,8 +73,8 @@ function ambiguous(prefix: string, found: readonly TimedPoint[]): UsageError {
 }
 
 /**
- * Times that users can give, with the `T` of ISO 8601 or a space, as `points` prints them. A time without a zone is
- * local. Date.parse alone would accept nearly anything.
+ * Times that users can give, with the `T` of ISO 8601 or a space, as `points` prints them. A time without a
+ * zone is local. Date.parse alone would accept nearly anything.
  */
 const TIME = /^(\d{4}-\d\d-\d\d)(?:[T ](\d\d:\d\d)(:\d\d(?:\.\d{1,3})?)?(Z|[+-]\d\d:\d\d)?)?$/;
 /** A point's id, from its day on. */
@@ -84,8 +87,8 @@ function isCalendarDay(day: string): boolean {
 }
 
 /**
- * The last millisecond of the day, the minute or the second that a text names, so that a point is found by the time
- * that `points` shows of it.
+ * The last millisecond of the day, the minute or the second that a text names, so that a point is found by
+ * the time that `points` shows of it.
  * @returns milliseconds since 1970; NaN: it names none
  */
 function endOfTime(text: string): number {

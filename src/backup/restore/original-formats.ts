@@ -9,9 +9,9 @@ import type { Repository } from "../repository/repository.js";
 const MOST_BYTES = 4 * 1024 * 1024;
 
 /**
- * The format that each disk's image had on its host, by the disk's name: a qcow2 disk that comes back raw could have no
- * dirty bitmap any more. It is what the manifest has of the disk, or else the stored definition. Where neither
- * tells it, or it was another format, it is raw.
+ * The format that each disk's image had on its host, by the disk's name: a qcow2 disk that comes back raw
+ * could have no dirty bitmap any more. It is what the manifest has of the disk, or else the stored
+ * definition. Where neither tells it, or it was another format, it is raw.
  * @param domain the name of its folder in the repository
  */
 export async function originalFormats(

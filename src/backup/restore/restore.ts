@@ -187,7 +187,9 @@ async function copyHere(
   return await writer.finish({ sync });
 }
 
-/** Reads an object store on this thread, where its connections are. Many reads are under way at the same time. */
+/**
+ * Reads an object store on this thread, where its connections are. Many reads are under way at the same time.
+ */
 async function pullFromStore(
   source: RestoreSource,
   { sync }: RestoreOptions,

@@ -32,7 +32,9 @@ export interface RestoredDefinitionOptions {
   readonly point: Manifest;
   /** The name of the new domain; default: the old name with `-restored` behind it. */
   readonly name?: string | undefined;
-  /** It takes the place of the old domain, which must be gone: with its name, UUID and MACs. Default: false. */
+  /**
+   * It takes the place of the old domain, which must be gone: with its name, UUID and MACs. Default: false.
+   */
   readonly keepIdentity?: boolean | undefined;
   /** Where its XML is written: to a file, or to `NAME.xml` in a folder. */
   readonly place: { readonly folder: string } | { readonly file: string };
@@ -47,7 +49,10 @@ export interface RestoredDefinitionOptions {
    * Default: false.
    */
   readonly trusted?: boolean | undefined;
-  /** @internal It is only to see whether it comes up: `trusted` is then about its emulator and firmware only. Default: false. */
+  /**
+   * @internal It is only to see whether it comes up: `trusted` is then about its emulator and firmware only.
+   * Default: false.
+   */
   readonly boxed?: boolean | undefined;
   /** Change what this host has not, such as a machine type; otherwise it is refused. Default: false. */
   readonly adapt?: boolean | undefined;
@@ -111,8 +116,8 @@ export class RestoredDefinition {
    *   `E_STRANGERS`: others can write to the repository, and this is root;
    *   `E_UNTRUSTED_DEFINITION`: it is no virtual machine, and not trusted; `E_DEFINITION_REFUSED`: libvirt
    *   doesn't take it; `E_HOST_LACKS`: it wants what the host has not
-   * @throws {UsageError} the name is invalid; the XML's file or that of a serial line exists; the XML's lies in
-   *   the repository, or is a disk's
+   * @throws {UsageError} the name is invalid; the XML's file or that of a serial line exists; the XML's lies
+   *   in the repository, or is a disk's
    * @throws {DamageError} the stored definition is not what was stored
    * @throws {BackupError} the stored definition can't be parsed; and as {@link Libvirt} does
    */

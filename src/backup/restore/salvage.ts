@@ -26,8 +26,8 @@ export interface SalvagedDisk {
 const DISKS_AT_ONCE = 1;
 
 /**
- * Restores disks of a damaged point to files: what can be proven by digests as it was, zeroes for the rest. Data of
- * layers without digests is copied as it is.
+ * Restores disks of a damaged point to files: what can be proven by digests as it was, zeroes for the rest.
+ * Data of layers without digests is copied as it is.
  *
  * @throws {UsageError} a target exists, or lies in the repository
  * @throws {PreconditionError} `E_TARGET_IN_USE`: a QEMU has a target open for writing

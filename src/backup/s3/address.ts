@@ -10,7 +10,10 @@ export interface S3Address {
   readonly region?: string | undefined;
   /** The section of AWS's files that has the credentials. */
   readonly profile?: string | undefined;
-  /** Whether the bucket is part of the path rather than of the host's name. Undefined: as the endpoint needs it. */
+  /**
+   * Whether the bucket is part of the path rather than of the host's name. Undefined: as the endpoint needs
+   * it.
+   */
   readonly pathStyle?: boolean | undefined;
 }
 

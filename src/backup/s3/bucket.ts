@@ -1,10 +1,10 @@
 /**
- * An S3-compatible object store, spoken to by AWS's SDK. Read this file first: a bucket is what all others work
- * on. Then upload.ts (an object that is written in parts), probe.ts (what a store can do), and address.ts, client.ts,
- * patience.ts and errors.ts below them.
+ * An S3-compatible object store, spoken to by AWS's SDK. Read this file first: a bucket is what all others
+ * work on. Then upload.ts (an object that is written in parts), probe.ts (what a store can do), and
+ * address.ts, client.ts, patience.ts and errors.ts below them.
  *
- * Nothing here knows what the objects hold, neither points nor images. What a store answers is not trusted: it is
- * compared with what was asked for, and bounded.
+ * Nothing here knows what the objects hold, neither points nor images. What a store answers is not trusted:
+ * it is compared with what was asked for, and bounded.
  */
 
 import type { Readable } from "node:stream";

@@ -24,7 +24,8 @@ export async function clientFor(address: S3Address): Promise<S3Client> {
   const agent = { keepAlive: true, maxSockets: MOST_CONNECTIONS };
   const config: S3ClientConfig = {
     maxAttempts: 1,
-    // An older store refuses checksums that it does not know. Every request is signed with the digest of its body.
+    // An older store refuses checksums that it does not know. Every request is signed with the digest of its
+    // body.
     requestChecksumCalculation: "WHEN_REQUIRED",
     responseChecksumValidation: "WHEN_REQUIRED",
     followRegionRedirects: true,

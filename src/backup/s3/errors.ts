@@ -89,7 +89,8 @@ export function isUnmet(error: unknown): boolean {
 
 /**
  * A store's failure as an error of ours: what is wrong with the address or the credentials is a
- * `PreconditionError`, a missing object is damage, and the rest is a `BackupError`. The message never has credentials.
+ * `PreconditionError`, a missing object is damage, and the rest is a `BackupError`. The message never has
+ * credentials.
  */
 export function storeError(error: unknown, doing: StoreAction): BackupError {
   if (error instanceof BackupError) return error;

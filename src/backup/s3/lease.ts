@@ -14,7 +14,10 @@ const GIVE_UP_MS = 48_000;
 const RENEW_MS = 10_000;
 /** How often somebody who waits looks. */
 const LOOK_MS = 1_000;
-/** Without conditions: the part of the term after which a new lease is looked at, to see whether it is still there. */
+/**
+ * Without conditions: the part of the term after which a new lease is looked at, to see whether it is still
+ * there.
+ */
 const SETTLE = 1 / 30;
 const MOST_LEASE_BYTES = 4096;
 
@@ -45,9 +48,10 @@ export interface LeaseOptions {
 }
 
 /**
- * Takes the lease that the object `key` stands for. It is made if it is missing and replaced if it is unchanged,
- * which a store does for one of many at a time. Time is measured by how long it stays unchanged, never by
- * comparing clocks of two hosts. One that a process of this host has left which has ended is taken at once.
+ * Takes the lease that the object `key` stands for. It is made if it is missing and replaced if it is
+ * unchanged, which a store does for one of many at a time. Time is measured by how long it stays unchanged,
+ * never by comparing clocks of two hosts. One that a process of this host has left which has ended is taken
+ * at once.
  * @throws {PreconditionError} `E_LOCKED`: another process has it and renews it
  */
 export async function takeLease(bucket: Bucket, key: string, options: LeaseOptions): Promise<Lease> {

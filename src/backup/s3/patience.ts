@@ -12,8 +12,8 @@ export interface Patience {
 }
 
 /**
- * Repeats `request` with growing pauses while it fails in a way that may pass: a network or a store that is down
- * for a moment, or that asks to be spared.
+ * Repeats `request` with growing pauses while it fails in a way that may pass: a network or a store that is
+ * down for a moment, or that asks to be spared.
  * @throws the last failure, or the signal's reason
  */
 export async function patiently<T>(request: () => Promise<T>, { patienceMs, signal }: Patience): Promise<T> {

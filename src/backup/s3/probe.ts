@@ -15,8 +15,8 @@ export interface StoreAbilities {
 
 /**
  * Tries with small objects of its own what a repository needs of a store, and removes them.
- * @throws {PreconditionError} `E_S3_LACKS`: uploads in parts, ranges or removing do not work; or the credentials
- *   may not do it: `E_S3_ACCESS`
+ * @throws {PreconditionError} `E_S3_LACKS`: uploads in parts, ranges or removing do not work; or the
+ *   credentials may not do it: `E_S3_ACCESS`
  */
 export async function probe(bucket: Bucket, options: AskOptions = {}): Promise<StoreAbilities> {
   const base = `${prefixOf(bucket)}${randomUUID()}`;

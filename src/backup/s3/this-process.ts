@@ -5,7 +5,10 @@ import { hasCode } from "../base/errors.js";
 /** A process, so that others on its host can tell whether it has ended. */
 export interface Process {
   readonly host: string;
-  /** The boot of its system, and the processes that it sees: numbers mean the same only where this is the same. */
+  /**
+   * The boot of its system, and the processes that it sees: numbers mean the same only where this is the
+   * same.
+   */
   readonly boot: string;
   readonly pid: number;
   /** When it began, in ticks since the boot: numbers are given again. */
@@ -51,7 +54,8 @@ async function bootHere(): Promise<string | undefined> {
 /** @returns undefined if there is no such process, or it is hidden */
 async function startOf(pid: number): Promise<string | undefined> {
   const stat = await readFile(`/proc/${pid}/stat`, "utf8").catch(() => undefined);
-  // The name, in brackets, may have any characters; the start is the 22nd field, and the third comes behind it.
+  // The name, in brackets, may have any characters; the start is the 22nd field, and the third comes behind
+  // it.
   const fields = stat?.slice(stat.lastIndexOf(")") + 2).split(" ");
   // A zombie has ended.
   return fields?.[0] === "Z" ? "ended" : fields?.[19];

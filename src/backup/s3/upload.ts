@@ -27,7 +27,10 @@ const SLACK = 2 * MIB;
 export interface UploadOptions extends AskOptions {
   /** At most so many bytes are expected: parts are large enough for them. */
   readonly mostBytes: number;
-  /** Bytes of all buffers; default 80 MiB. Large parts may need more: there is always room for one that is sent. */
+  /**
+   * Bytes of all buffers; default 80 MiB. Large parts may need more: there is always room for one that is
+   * sent.
+   */
   readonly bufferBytes?: number | undefined;
   /** Whether it is written from front to back, its head too: then nothing is kept until the end. */
   readonly inOrder?: boolean | undefined;
@@ -38,8 +41,9 @@ interface Part {
 }
 
 /**
- * A new object, written from front to back while its parts are uploaded, several at a time. The first part is kept
- * until the end, since an image's header is written last. The object appears when `finish` succeeds, and whole.
+ * A new object, written from front to back while its parts are uploaded, several at a time. The first part is
+ * kept until the end, since an image's header is written last. The object appears when `finish` succeeds, and
+ * whole.
  *
  *     part 1   kept       |header  |
  *     part 2   uploaded            |########|
@@ -141,7 +145,10 @@ export class ObjectUpload implements AsyncDisposable {
     if (this.#failure) throw this.#failure.reason;
   }
 
-  /** Cuts off what lies behind `length`, or fills with zeroes up to it. What was uploaded already must lie before it. */
+  /**
+   * Cuts off what lies behind `length`, or fills with zeroes up to it. What was uploaded already must lie
+   * before it.
+   */
   truncate(length: number): void {
     this.#least = length;
     if (length >= this.#end) return;
@@ -260,7 +267,9 @@ export class ObjectUpload implements AsyncDisposable {
     throw new BackupError("E_S3_FAILED", `${this.#bucket.store} began an upload without an id`);
   }
 
-  /** Ends an upload that was not finished, and drops its parts. If that fails, a later run's look finds them. */
+  /**
+   * Ends an upload that was not finished, and drops its parts. If that fails, a later run's look finds them.
+   */
   async [Symbol.asyncDispose](): Promise<void> {
     this.#isDone = true;
     this.#failure ??= { reason: new BackupError("E_S3_FAILED", `the upload of ${this.key} was ended`) };

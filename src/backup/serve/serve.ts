@@ -40,8 +40,8 @@ export interface ServeOptions extends PointViewOptions {
   /** If set, every client must use TLS. */
   readonly tls?: ServerTls | undefined;
   /**
-   * A client that asks for nothing for this time is disconnected; default: never, because a guest that runs on an
-   * overlay of the disk may read nothing for days, and would have I/O errors then.
+   * A client that asks for nothing for this time is disconnected; default: never, because a guest that runs
+   * on an overlay of the disk may read nothing for days, and would have I/O errors then.
    */
   readonly idleTimeoutMs?: number | undefined;
   /** Connections at once, default 64; and from one other host, default 32. */

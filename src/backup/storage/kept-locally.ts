@@ -4,8 +4,8 @@ import { join } from "node:path";
 import type { NewStoredPoint } from "./stored-writing.js";
 
 /**
- * Runs `work` with a new folder of this machine that nobody else can read, and puts the files that it makes there
- * into the point. They are few and small: a domain's definition, and what its firmware keeps.
+ * Runs `work` with a new folder of this machine that nobody else can read, and puts the files that it makes
+ * there into the point. They are few and small: a domain's definition, and what its firmware keeps.
  */
 export async function keepLocally<T>(
   point: Pick<NewStoredPoint, "create">,

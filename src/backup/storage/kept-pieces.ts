@@ -1,4 +1,7 @@
-/** A piece of a file that was asked for, and may not have arrived yet. Its memory is used again when it is forgotten. */
+/**
+ * A piece of a file that was asked for, and may not have arrived yet. Its memory is used again when it is
+ * forgotten.
+ */
 export interface KeptPiece {
   /** Offset in the file, in bytes. */
   readonly start: number;
@@ -18,8 +21,9 @@ interface Piece extends KeptPiece {
 const SMALLEST_MEMORY = 64 * 1024;
 
 /**
- * The pieces of all files of a store that are kept in memory. The ones that were not read for the longest time go
- * first. Their memory is used again, since garbage collection took more than a third of a restore's CPU time.
+ * The pieces of all files of a store that are kept in memory. The ones that were not read for the longest
+ * time go first. Their memory is used again, since garbage collection took more than a third of a restore's
+ * CPU time.
  */
 export class KeptPieces {
   readonly #most: number;

@@ -7,7 +7,8 @@ export function namesStore(path: string): boolean {
 }
 
 /**
- * Opens the place in an object store that an address names. The caller closes it. AWS's SDK is loaded only here.
+ * Opens the place in an object store that an address names. The caller closes it. AWS's SDK is loaded only
+ * here.
  * @param options.signal ends every request to the store, also later ones
  * @throws {UsageError} `E_S3_ADDRESS`, `E_S3_CA`
  * @throws {PreconditionError} the bucket is not there, or these credentials may not use it

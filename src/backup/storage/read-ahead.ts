@@ -13,9 +13,10 @@ const GAP_BYTES = 128 * 1024;
 export type Fetch = (target: Buffer, position: number) => Promise<void>;
 
 /**
- * Reads a file by few requests, where each one costs as much as many bytes. Small reads that follow one another
- * are answered from memory: the first one asks for little, so that reads at random cost no more than they must, and
- * each further one for twice as much. Large reads are passed on. Any number of reads may be under way.
+ * Reads a file by few requests, where each one costs as much as many bytes. Small reads that follow one
+ * another are answered from memory: the first one asks for little, so that reads at random cost no more than
+ * they must, and each further one for twice as much. Large reads are passed on. Any number of reads may be
+ * under way.
  *
  *     reads      |a |b |c |d |e |f |g |  ...            |y |
  *     requests   |--|-----|-----------|----- ...        |--|

@@ -21,8 +21,8 @@ const KEPT_BYTES = 24 * 1024 * 1024;
 const MOST_OBJECTS = 1_000_000;
 
 /**
- * The prefix of a bucket that a repository lies in. The objects of a domain are listed once, when the domain is
- * first looked at, and again after `refresh`: until then it is seen as it was at that moment.
+ * The prefix of a bucket that a repository lies in. The objects of a domain are listed once, when the domain
+ * is first looked at, and again after `refresh`: until then it is seen as it was at that moment.
  */
 export class S3Root implements StoreRoot {
   readonly path: string;

@@ -1,9 +1,9 @@
 /**
- * The storage room knows what a repository lies in: a folder of this machine, or a prefix in an object store. Both
- * are read by one interface, `StoredFolder`, and whoever only reads points uses nothing else.
+ * The storage room knows what a repository lies in: a folder of this machine, or a prefix in an object store.
+ * Both are read by one interface, `StoredFolder`, and whoever only reads points uses nothing else.
  *
- * A folder of this machine is a `HeldFolder` of the host room: what is in it is opened below its descriptor, one
- * name at a time, and no link is followed. Whoever changes points uses that class itself.
+ * A folder of this machine is a `HeldFolder` of the host room: what is in it is opened below its descriptor,
+ * one name at a time, and no link is followed. Whoever changes points uses that class itself.
  */
 
 import type { FilePlace } from "../image/readable-file.js";
@@ -34,16 +34,17 @@ export interface StoreAbilities {
 }
 
 /**
- * The folder of a repository in an object store. What was listed of the folders in it is remembered. It is used until
- * `close`, which ends its connections; only disposing of it, as of any folder that was used, does nothing.
+ * The folder of a repository in an object store. What was listed of the folders in it is remembered. It is
+ * used until `close`, which ends its connections; only disposing of it, as of any folder that was used, does
+ * nothing.
  */
 export interface StoreRoot extends StoredFolder {
   /** Lists what is in a folder anew when it is opened next. */
   refresh(name: string): void;
   /**
    * Tries what the store can do, with small objects that it removes again.
-   * @throws {PreconditionError} `E_S3_LACKS`: too little for a repository; `E_S3_ACCESS`: these credentials may not
-   *   do it
+   * @throws {PreconditionError} `E_S3_LACKS`: too little for a repository; `E_S3_ACCESS`: these credentials
+   *   may not do it
    */
   probe(): Promise<StoreAbilities>;
   /** Removes what a `probe` has left whose process was killed. */
@@ -52,7 +53,8 @@ export interface StoreRoot extends StoredFolder {
   isEmpty(): Promise<boolean>;
   /**
    * Creates a file.
-   * @param abilities of the store: where it can't create on condition, two who do it at the same time are not told
+   * @param abilities of the store: where it can't create on condition, two who do it at the same time are not
+   *   told
    * @returns whether it was created; false if something had that name
    */
   create(name: string, content: string, abilities: StoreAbilities): Promise<boolean>;
@@ -75,8 +77,8 @@ export interface StoredFolder extends AsyncDisposable {
   /** For messages. */
   readonly path: string;
   /**
-   * Whether a folder in this one gets its name when everything in it is complete. In an object store there are no
-   * folders: one is seen as soon as the first file in it is there.
+   * Whether a folder in this one gets its name when everything in it is complete. In an object store there
+   * are no folders: one is seen as soon as the first file in it is there.
    */
   readonly foldersAppearWhole: boolean;
   /**

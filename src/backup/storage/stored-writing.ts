@@ -2,15 +2,15 @@ import type { RemoteNewFile } from "../image/new-file.js";
 import type { AskOptions } from "../s3/bucket.js";
 
 /**
- * The right to write in a domain's folder of an object store, which one process has at a time: its lease. Objects
- * there are made and removed, and never changed.
+ * The right to write in a domain's folder of an object store, which one process has at a time: its lease.
+ * Objects there are made and removed, and never changed.
  *
  * A point is being made as long as there is a note of it, `.ID.partial`, and no manifest:
  *
  *     note made -> files made -> manifest made: the point exists -> note removed
  *
- * A note without a manifest is a dead run's, if somebody else has the lease. The files of its point are removed, and
- * the note last. Without a note nothing is ever removed, whoever has put it there.
+ * A note without a manifest is a dead run's, if somebody else has the lease. The files of its point are
+ * removed, and the note last. Without a note nothing is ever removed, whoever has put it there.
  */
 export interface StoreWriting {
   /** Aborted when the lease was lost; nothing is committed then. */
@@ -24,7 +24,10 @@ export interface StoreWriting {
    * @param id that no point has
    */
   begin(id: string, options?: StoredPointOptions): Promise<NewStoredPoint>;
-  /** Removes a point, its manifest first. If this process is killed, the next that writes there goes on with it. */
+  /**
+   * Removes a point, its manifest first. If this process is killed, the next that writes there goes on with
+   * it.
+   */
   removePoint(id: string, options?: AskOptions): Promise<StoredRemoval>;
   release(): Promise<void>;
 }
@@ -46,8 +49,8 @@ export interface KeptVersion {
 
 export interface StoredPointOptions extends AskOptions {
   /**
-   * How many images are made side by side, each with its digest file. They share the memory. Default: one file is
-   * made after the other.
+   * How many images are made side by side, each with its digest file. They share the memory. Default: one
+   * file is made after the other.
    */
   readonly filesAtOnce?: number | undefined;
 }

@@ -151,8 +151,8 @@ async function connectionTo(job: AttachedJob, options: AttachOptions): Promise<J
 }
 
 /**
- * A client that left costs a fragile guest its life. Without libvirt nothing can confirm that the job is still
- * the same; over TCP, another one may listen on its port.
+ * A client that left costs a fragile guest its life. Without libvirt nothing can confirm that the job is
+ * still the same; over TCP, another one may listen on its port.
  */
 function reconnectOf(
   { source, view, isFragile }: AttachedJob,

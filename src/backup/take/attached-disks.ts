@@ -19,8 +19,9 @@ interface History {
 }
 
 /**
- * The disks of a job as a point takes them: an increment where the job has one and its parent can be restored. What
- * would stand on damage is taken in full, which the exports of an increment allow: they show the whole disk.
+ * The disks of a job as a point takes them: an increment where the job has one and its parent can be
+ * restored. What would stand on damage is taken in full, which the exports of an increment allow: they show
+ * the whole disk.
  *
  * @param home the name of the domain's folder in the repository
  * @throws {PreconditionError} no point is the parent of an increment

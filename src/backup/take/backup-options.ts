@@ -33,8 +33,8 @@ export interface BackupOptions extends TakeSettings {
   /** The repository was moved to where it is now, and keeps its checkpoints. Default: false. */
   readonly moved?: boolean | undefined;
   /**
-   * Go on with a point that a killed run has begun, if its job still runs and all of it fits; default: true. A
-   * point without digests can't be gone on with.
+   * Go on with a point that a killed run has begun, if its job still runs and all of it fits; default: true.
+   * A point without digests can't be gone on with.
    */
   readonly resume?: boolean | undefined;
 }

@@ -51,11 +51,11 @@ export interface BackupResult extends TakenPoint {
  * Backs up one domain. If the domain runs, this begins a job and its checkpoint, pulls all disks as one
  * restore point, ends the job, and deletes the checkpoints that are no longer needed. If it is off, see
  * `backUpStopped`. If a dead backup to the same repository has left its job and a part of its point, and both
- * fit, this goes on with that point; otherwise what it left is removed first, and a new one is begun. A backup that fails removes
- * everything it made.
+ * fit, this goes on with that point; otherwise what it left is removed first, and a new one is begun. A
+ * backup that fails removes everything it made.
  *
- * @throws {PreconditionError} the domain is busy, another backup runs, a disk can't take part or is encrypted, no
- *   base for an increment
+ * @throws {PreconditionError} the domain is busy, another backup runs, a disk can't take part or is
+ *   encrypted, no base for an increment
  * @throws {BackupError} `E_GUEST_ENDED`: the guest crashed, was shut down or destroyed meanwhile
  * @throws as `takePoint` does
  */

@@ -25,8 +25,8 @@ const note = z.object({
 const sealed = z.object({ code: z.string().regex(/^[0-9a-f]{64}$/), note: z.string() });
 
 /**
- * What a point's folder says of it until it is committed, so that a later run can go on with it. Others may write
- * to the folder, so the note is sealed with the job's secret (HMAC-SHA256).
+ * What a point's folder says of it until it is committed, so that a later run can go on with it. Others may
+ * write to the folder, so the note is sealed with the job's secret (HMAC-SHA256).
  */
 export interface BegunNote {
   readonly id: string;

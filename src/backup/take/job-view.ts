@@ -76,8 +76,8 @@ export async function viewOf(source: JobSource): Promise<JobView> {
 }
 
 /**
- * A job known by XML alone: creation times are unknown, and the UUID if the user has not given it. Nothing confirms
- * that the job still runs.
+ * A job known by XML alone: creation times are unknown, and the UUID if the user has not given it. Nothing
+ * confirms that the job still runs.
  */
 function viewOfXml({ xml, domain, uuid }: Extract<JobSource, { kind: "xml" }>): JobView {
   const job = parseBackupJob(xml);

@@ -91,9 +91,9 @@ export interface LostPoint {
 }
 
 /**
- * Looks whether the job and the partial point that a killed run has left belong together, and whether this run
- * would have begun the same. Changes nothing. If not, both have to be cleared away, and so they have if they can't
- * be judged: every later run would fail as this one, and the job would run on.
+ * Looks whether the job and the partial point that a killed run has left belong together, and whether this
+ * run would have begun the same. Changes nothing. If not, both have to be cleared away, and so they have if
+ * they can't be judged: every later run would fail as this one, and the job would run on.
  *
  * @returns undefined: next to nothing is lost, or the user wants it so
  * @throws the signal's reason

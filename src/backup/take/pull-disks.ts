@@ -87,7 +87,9 @@ export async function pullAll(
   });
 }
 
-/** How many disks of a point are pulled side by side: into an object store fewer, since parts wait in memory. */
+/**
+ * How many disks of a point are pulled side by side: into an object store fewer, since parts wait in memory.
+ */
 export function disksAtOnce({ disks, repository }: Pick<TakePointOptions, "disks" | "repository">): number {
   return Math.min(disks.length, repository.isInStore ? DISKS_AT_ONCE_TO_STORE : DISKS_AT_ONCE);
 }

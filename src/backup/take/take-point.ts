@@ -5,10 +5,10 @@
  *
  * Read this file first; check-disks.ts refuses disks that don't fit the repository, and pull-disks.ts copies
  * them. Then backup.ts (`nbdpull backup` of a running domain: begin-job.ts begins the job, the disks are
- * pulled, and clear-traces.ts ends the job). stopped-backup.ts is for domains that are off, attach.ts for jobs
- * that another program began, and import.ts with foreign-image.ts for existing image files. pull-file.ts alone
- * has no repository: it pulls one export into a file. This room never changes or deletes an existing point,
- * and never commits only some of the disks.
+ * pulled, and clear-traces.ts ends the job). stopped-backup.ts is for domains that are off, attach.ts for
+ * jobs that another program began, and import.ts with foreign-image.ts for existing image files. pull-file.ts
+ * alone has no repository: it pulls one export into a file. This room never changes or deletes an existing
+ * point, and never commits only some of the disks.
  */
 
 import { diskIdentities } from "../guest/disk-identity.js";
@@ -33,8 +33,8 @@ import { journalName, type TakePointOptions } from "./take-options.js";
 export interface TakenPoint {
   readonly manifest: Manifest;
   /**
-   * The name of the domain's folder in the repository; not the domain's, if another one of that name was there
-   * before.
+   * The name of the domain's folder in the repository; not the domain's, if another one of that name was
+   * there before.
    */
   readonly domainFolder: string;
   /** The path of the point. */

@@ -5,8 +5,8 @@ import type { Answering, ThreadPoolOptions, ThreadService } from "./thread-pool.
 
 /**
  * Answers questions on the caller's own thread, in place of a `ThreadPool`. It is for work that takes less
- * time than the start of a thread, or that waits for others most of the time. Timers and signal handlers can run
- * between two questions.
+ * time than the start of a thread, or that waits for others most of the time. Timers and signal handlers can
+ * run between two questions.
  */
 export class SameThread<Question, Answer, Notice> implements Answering<Question, Answer, Notice> {
   readonly #service: ThreadService<Question, Answer, Notice>;

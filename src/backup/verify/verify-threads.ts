@@ -20,7 +20,8 @@ const STORE_BLOCK = 4 * 1024 * 1024;
 export class VerifyThreads extends ServiceThreads<VerifyQuestion, VerifyAnswer, ForgottenImage> {
   /**
    * @param bytes the most bytes that will be read
-   * @param isInStore whether the images are opened by the calling thread alone, as those of an object store are
+   * @param isInStore whether the images are opened by the calling thread alone, as those of an object store
+   *   are
    */
   constructor(bytes: number, isInStore = false) {
     const here = bytes <= FEW_BYTES ? new VerifyService() : undefined;

@@ -243,8 +243,8 @@ class PointVerifier {
   }
 
   /**
-   * Version 0.1 could base an increment on a point of another domain of the same name, by way of a point without
-   * UUID. What it restores is of two guests.
+   * Version 0.1 could base an increment on a point of another domain of the same name, by way of a point
+   * without UUID. What it restores is of two guests.
    */
   async #strangerBelow(top: Link): Promise<string | undefined> {
     const uuid = uuidOf(top.point.domain);

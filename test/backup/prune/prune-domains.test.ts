@@ -12,7 +12,10 @@ const A = "aaaaaaaa-1111-4111-8111-111111111111";
 const B = "bbbbbbbb-2222-4222-8222-222222222222";
 
 let chain: MemoryChain;
-/** Points of two domains in one folder, as version 0.1 made them: three of A, the second of no UUID, and two of B. */
+/**
+ * Points of two domains in one folder, as version 0.1 made them: three of A, the second of no UUID, and two
+ * of B.
+ */
 let ids: readonly string[];
 beforeEach(async () => {
   chain = await MemoryChain.start(8 * CLUSTER);

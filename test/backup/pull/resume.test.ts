@@ -35,8 +35,8 @@ const MANNERS = {
 } satisfies Record<string, Manner>;
 
 /**
- * What a killed run leaves is a copy of its files in the middle of the pull: the journal first, then the image, as
- * a kill leaves them, unless the test says otherwise.
+ * What a killed run leaves is a copy of its files in the middle of the pull: the journal first, then the
+ * image, as a kill leaves them, unless the test says otherwise.
  */
 describe("an image that a killed run began", () => {
   const disk = new MemoryDisk({ size: SIZE });

@@ -68,8 +68,9 @@ async function leaveTraces(id: string, days: number, checkpointDays?: number): P
 }
 
 /**
- * Points of version 0.1: two, one that was made while the clock was ten years ahead, and three after it, whose times
- * were made of the ids. Of the last three one has a checkpoint, one its files' time, and one neither.
+ * Points of version 0.1: two, one that was made while the clock was ten years ahead, and three after it,
+ * whose times were made of the ids. Of the last three one has a checkpoint, one its files' time, and one
+ * neither.
  */
 async function takeOldPoints(): Promise<string[]> {
   const ids: string[] = [];

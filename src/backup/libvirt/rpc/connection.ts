@@ -1,9 +1,9 @@
 /**
  * libvirt's protocol as its daemons speak it. Read this file first: one connection, its calls and its events.
- * `packets.ts` divides its bytes, `download.ts` collects a stream of them, `xdr.ts` and `typed-params.ts` are the values in them, `procedures.ts` has
- * what can be called, `events.ts` what libvirt tells by itself, and `errors.ts` what becomes of a call
- * otherwise. `daemon-address.ts` reads a URI, `dial.ts` connects, `open.ts` authenticates,
- * and `session.ts` connects again after a loss. Nothing here knows what a backup is.
+ * `packets.ts` divides its bytes, `download.ts` collects a stream of them, `xdr.ts` and `typed-params.ts` are
+ * the values in them, `procedures.ts` has what can be called, `events.ts` what libvirt tells by itself, and
+ * `errors.ts` what becomes of a call otherwise. `daemon-address.ts` reads a URI, `dial.ts` connects,
+ * `open.ts` authenticates, and `session.ts` connects again after a loss. Nothing here knows what a backup is.
  */
 
 import type { Duplex } from "node:stream";

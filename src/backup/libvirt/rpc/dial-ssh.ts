@@ -59,8 +59,8 @@ export async function dialSsh(way: DaemonWay & { kind: "ssh" }, uri: string): Pr
 }
 
 /**
- * Run by a POSIX shell on the other host. It is one line: the login shell that starts that shell may be csh, which
- * takes no line end between quotes.
+ * Run by a POSIX shell on the other host. It is one line: the login shell that starts that shell may be csh,
+ * which takes no line end between quotes.
  */
 export function scriptOf(
   { sockets, netcat, proxy }: Pick<DaemonWay & { kind: "ssh" }, "sockets" | "netcat" | "proxy">,

@@ -3,8 +3,8 @@ import { type Packet, STATUS } from "./packets.js";
 import { UnreadableError, XdrReader } from "./xdr.js";
 
 /**
- * The bytes that come as a stream after the answer to a call: packets of status `continue`, an empty one at their
- * end, and one of status `ok` that confirms that the client has seen that.
+ * The bytes that come as a stream after the answer to a call: packets of status `continue`, an empty one at
+ * their end, and one of status `ok` that confirms that the client has seen that.
  */
 export class Download {
   readonly bytes: Promise<Buffer>;

@@ -24,7 +24,8 @@ const UNKNOWN: readonly number[] = [NUMBER.noSupport, NUMBER.noConnect];
  *
  * @throws {LostError} nobody answers there
  * @throws {LateError} it took longer than `timeoutMs` in all
- * @throws {PreconditionError} `E_LIBVIRT_ACCESS`, `E_LIBVIRT_OWNER`, `E_LIBVIRT_SASL`, `E_LIBVIRT_TLS`, `E_NO_SSH`
+ * @throws {PreconditionError} `E_LIBVIRT_ACCESS`, `E_LIBVIRT_OWNER`, `E_LIBVIRT_SASL`, `E_LIBVIRT_TLS`,
+ *   `E_NO_SSH`
  * @throws {UsageError} `E_LIBVIRT_URI`: libvirt can't open this URI
  * @throws {UnreadableError} it isn't libvirt
  * @throws the signal's reason

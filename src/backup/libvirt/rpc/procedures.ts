@@ -406,7 +406,9 @@ export const DOMAIN_DEFINE_XML_FLAGS = act(
   readDomain,
 );
 
-/** `device`: `vda`, or `vda[5]` for another image of it; `bytes`: the offset in the image that a write passes. */
+/**
+ * `device`: `vda`, or `vda[5]` for another image of it; `bytes`: the offset in the image that a write passes.
+ */
 export const DOMAIN_SET_BLOCK_THRESHOLD = act(
   386,
   "DOMAIN_SET_BLOCK_THRESHOLD",
