@@ -12,8 +12,11 @@ const LIBVIRT = "test/libvirt/**/*.test.ts";
 /** Stops libvirtd, which all others need, or keeps it from hearing of what happens. */
 const ALONE = "test/libvirt/libvirtd-restart.test.ts";
 
+/** They have nothing to do with libvirt, and take as long as the one that is alone with it. */
+const BESIDE = ["test/nbd/**/*.test.ts", "test/backup/qcow2/**/*.test.ts"];
+
 /** Files at a time, on two cores: they wait for a third of their time. */
-const WORKERS = 4;
+const WORKERS = 5;
 
 /** They take seconds; the slowest machine that was seen took thirty times as long for some. */
 const SLOWEST_TEST = 360_000;
@@ -34,8 +37,8 @@ export default defineConfig({
     reporters: ["default", "./test/support/summary-reporter.ts"],
     maxWorkers: WORKERS,
     projects: [
-      // Beside it runs only what has nothing to do with libvirt.
       { extends: true, test: { name: "alone", include: [ALONE], sequence: { groupOrder: 0 } } },
+      { extends: true, test: { name: "beside", include: BESIDE, sequence: { groupOrder: 0 } } },
       {
         extends: true,
         test: { name: "mocking", include: MOCKING, isolate: true, sequence: { groupOrder: 0 } },
@@ -51,7 +54,7 @@ export default defineConfig({
         test: {
           name: "main",
           include: ["test/**/*.test.ts"],
-          exclude: [LIBVIRT, ...MOCKING],
+          exclude: [LIBVIRT, ...BESIDE, ...MOCKING],
           sequence: { groupOrder: 1 },
         },
       },

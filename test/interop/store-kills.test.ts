@@ -4,6 +4,7 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import type { S3Client } from "@aws-sdk/client-s3";
 import { afterAll, beforeAll, expect, it } from "vitest";
+import { restoreEnvironment } from "../support/environment.js";
 import { leftInStore } from "../support/left-in-store.js";
 import { MemoryChain } from "../support/memory-chain.js";
 import { nbdpull, startNbdpull } from "../support/nbdpull.js";
@@ -36,7 +37,7 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "what is killed while it write
     }
   }, 60_000);
   afterAll(async () => {
-    process.env = before;
+    restoreEnvironment(before);
     await chain?.[Symbol.asyncDispose]();
     await store?.[Symbol.asyncDispose]();
   });

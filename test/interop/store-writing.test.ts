@@ -16,6 +16,7 @@ import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import type { CopyResult } from "../../src/backup/copy/copy-points.js";
 import type { PruneResult } from "../../src/backup/prune/prune-options.js";
 import { BreakingStore, type StoreFault } from "../support/breaking-store.js";
+import { restoreEnvironment } from "../support/environment.js";
 import { MemoryChain } from "../support/memory-chain.js";
 import { nbdpull, startNbdpull } from "../support/nbdpull.js";
 import { Store } from "../support/store.js";
@@ -44,7 +45,7 @@ describeWith(
       Object.assign(process.env, store.environment, { AWS_ENDPOINT_URL: line.endpoint });
     });
     afterAll(async () => {
-      process.env = before;
+      restoreEnvironment(before);
       await line?.[Symbol.asyncDispose]();
       await store?.[Symbol.asyncDispose]();
       if (folder) await rm(folder, { recursive: true, force: true });

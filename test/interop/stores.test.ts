@@ -17,6 +17,7 @@ import { Repository } from "../../src/backup/repository/repository.js";
 import { NbdClient } from "../../src/nbd/index.js";
 import { BreakingStore } from "../support/breaking-store.js";
 import { DocumentRunner } from "../support/document-runner.js";
+import { restoreEnvironment } from "../support/environment.js";
 import { MemoryChain } from "../support/memory-chain.js";
 import { nbdpull, startNbdpull } from "../support/nbdpull.js";
 import { restoreDisk } from "../support/restore-disk.js";
@@ -44,7 +45,7 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a repository in a
     Object.assign(process.env, store.environment, { AWS_ENDPOINT_URL: line.endpoint });
   });
   afterAll(async () => {
-    process.env = before;
+    restoreEnvironment(before);
     await line?.[Symbol.asyncDispose]();
     await store?.[Symbol.asyncDispose]();
     await chain?.[Symbol.asyncDispose]();

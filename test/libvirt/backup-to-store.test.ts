@@ -6,6 +6,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import type { S3Client } from "@aws-sdk/client-s3";
 import { afterAll, beforeAll, expect, it } from "vitest";
 import { BackupLab, expectExit } from "../support/backup-lab.js";
+import { restoreEnvironment } from "../support/environment.js";
 import { keysIn, leftInStore } from "../support/left-in-store.js";
 import { describeWithLibvirt } from "../support/libvirt-lab.js";
 import { finished, nbdpull, startNbdpull } from "../support/nbdpull.js";
@@ -31,7 +32,7 @@ await describeWithLibvirt("a backup of a running domain", () => {
       Object.assign(process.env, store.environment);
     }, 120_000);
     afterAll(async () => {
-      process.env = before;
+      restoreEnvironment(before);
       await guest?.[Symbol.asyncDispose]();
       await store?.[Symbol.asyncDispose]();
     });

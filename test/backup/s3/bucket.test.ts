@@ -7,6 +7,7 @@ import { probe } from "../../../src/backup/s3/probe.js";
 import { ObjectUpload } from "../../../src/backup/s3/upload.js";
 import { BreakingStore } from "../../support/breaking-store.js";
 import { collect } from "../../support/collect.js";
+import { restoreEnvironment } from "../../support/environment.js";
 import { OTHER, Store } from "../../support/store.js";
 import { describeWith } from "../../support/tools.js";
 
@@ -25,7 +26,7 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "a bucket of Ceph's", () => {
     Object.assign(process.env, store.environment, { AWS_ENDPOINT_URL: line.endpoint });
   });
   afterAll(async () => {
-    process.env = before;
+    restoreEnvironment(before);
     await line?.[Symbol.asyncDispose]();
     await store?.[Symbol.asyncDispose]();
   });
@@ -160,7 +161,7 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "a bucket of Ceph's", () => {
       expect((failure as Error).message).toContain(text);
       expect((failure as Error).message).not.toMatch(/secretsecret|wrongwrong/);
     } finally {
-      process.env = saved;
+      restoreEnvironment(saved);
     }
   });
 

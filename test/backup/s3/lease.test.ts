@@ -3,6 +3,7 @@ import { Bucket } from "../../../src/backup/s3/bucket.js";
 import { takeLease } from "../../../src/backup/s3/lease.js";
 import { thisProcess } from "../../../src/backup/s3/this-process.js";
 import { BreakingStore } from "../../support/breaking-store.js";
+import { restoreEnvironment } from "../../support/environment.js";
 import { Store } from "../../support/store.js";
 import { describeWith } from "../../support/tools.js";
 
@@ -25,7 +26,7 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "a lease in Ceph", () => {
     other = await Bucket.open({ bucket: "backups", prefix: "" });
   });
   afterAll(async () => {
-    process.env = before;
+    restoreEnvironment(before);
     mine?.close();
     other?.close();
     await line?.[Symbol.asyncDispose]();
