@@ -112,7 +112,7 @@ const ROOMS: Readonly<Record<string, Room>> = {
   },
   s3: {
     what: "an S3-compatible object store, spoken to by AWS's SDK: objects, uploads in parts, leases; knows of no points",
-    mayImport: words("base"),
+    mayImport: words("host base"),
   },
   host: {
     what: "the machine below: durable files, names published atomically, QEMU's locks, sockets, ssh to another machine",

@@ -53,7 +53,6 @@ const ELSEWHERE: Readonly<Record<string, string>> = {
   "src/backup/restore/restore.ts": "where the user wants a restore",
   "src/backup/restore/restored-definition.ts": "where the user wants the XML",
   "src/backup/s3/client.ts": "certificates that the user named",
-  "src/backup/s3/this-process.ts": "/proc",
   "src/backup/storage/kept-locally.ts": "a folder of its own",
   "src/backup/take/foreign-image.ts": "images that the user named",
   "src/backup/take/pull-file.ts": "images that the user named",

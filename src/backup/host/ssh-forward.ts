@@ -4,6 +4,7 @@ import { execa } from "execa";
 import { BackupError, PreconditionError } from "../base/errors.js";
 import { oneLine } from "../base/one-line.js";
 import { LastWords } from "./last-words.js";
+import { BOOT_ID } from "./process-identity.js";
 import { quote, SSH_PROCESS, type Ssh } from "./ssh.js";
 
 type ForwardedEnd =
@@ -23,7 +24,6 @@ export interface ForwardOptions {
 
 /** The other side prints this once the session is open, and the socket with it. */
 const READY = "nbdpull-ready";
-const BOOT = "/proc/sys/kernel/random/boot_id";
 /** How long a session without open connections may take to end. */
 const GOODBYE_MS = 5000;
 /** How long to wait, after a connection broke, until ssh has noticed and printed the reason. */
@@ -55,7 +55,7 @@ export async function openForward(ssh: Ssh, { to, socket, note }: ForwardOptions
   const noted =
     note === undefined
       ? ""
-      : `echo $PPID $(cut -d " " -f 22 /proc/$PPID/stat) $(cat ${BOOT}) > ${quote(note)} && `;
+      : `echo $PPID $(cut -d " " -f 22 /proc/$PPID/stat) $(cat ${BOOT_ID}) > ${quote(note)} && `;
   const script = `${noted}echo ${READY} && exec cat > /dev/null`;
   signal?.throwIfAborted();
   // An open session is not closed by a signal: it is closed when the NBD clients are.
@@ -165,8 +165,9 @@ export async function sever(ssh: Ssh, note: string): Promise<void> {
 const SEVER = `
 [ -f "$note" ] || exit 0
 read -r pid start boot < "$note" || boot=
-begun() { cut -d " " -f 22 "/proc/$pid/stat" 2>/dev/null || true; }
-if [ "$boot" = "$(cat ${BOOT})" ] && [ "$(begun)" = "$start" ]; then
+# Nothing of one that has ended and that its parent has not collected.
+begun() { sed -n 's/.*) \\([^ZX]\\) /\\1 /p' "/proc/$pid/stat" 2>/dev/null | cut -d " " -f 20; }
+if [ "$boot" = "$(cat ${BOOT_ID})" ] && [ "$(begun)" = "$start" ]; then
   kill "$pid" || true
   for turn in 1 2 3 4 5 6 7 8 9 10; do
     [ "$(begun)" = "$start" ] || break

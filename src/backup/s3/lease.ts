@@ -1,11 +1,10 @@
 import { randomUUID } from "node:crypto";
-import { hostname } from "node:os";
 import { setTimeout as sleep } from "node:timers/promises";
 import { BackupError, PreconditionError } from "../base/errors.js";
 import { parseJson } from "../base/json.js";
+import { isDead, type SystemProcess, thisSystemProcess } from "../host/process-identity.js";
 import type { Bucket } from "./bucket.js";
 import type { StoreAbilities } from "./probe.js";
-import { isDead, type Process, thisProcess } from "./this-process.js";
 
 /** A lease that was not renewed for so long is a dead process's. Requests are repeated for as long. */
 const TERM_MS = 60_000;
@@ -86,7 +85,7 @@ export async function takeLease(bucket: Bucket, key: string, options: LeaseOptio
 }
 
 /** What its holder has written into it; nothing of it can be relied on. */
-function holderOf(bytes: Buffer): Partial<Process> {
+function holderOf(bytes: Buffer): Partial<SystemProcess> {
   const { host, boot, pid, start } = (parseJson(bytes.toString("utf8")) ?? {}) as Record<string, unknown>;
   return {
     host: typeof host === "string" ? host.slice(0, 255) : "unknown host",
@@ -204,6 +203,5 @@ class HeldLease implements Lease {
 
 /** Another content each time, so that the ETag changes. */
 async function contentNow(): Promise<Buffer> {
-  const process = { ...(await thisProcess()), host: hostname() };
-  return Buffer.from(JSON.stringify({ ...process, nonce: randomUUID() }));
+  return Buffer.from(JSON.stringify({ ...(await thisSystemProcess()), nonce: randomUUID() }));
 }

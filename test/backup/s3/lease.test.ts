@@ -1,7 +1,7 @@
 import { afterAll, beforeAll, beforeEach, expect, it } from "vitest";
+import { thisSystemProcess } from "../../../src/backup/host/process-identity.js";
 import { Bucket } from "../../../src/backup/s3/bucket.js";
 import { takeLease } from "../../../src/backup/s3/lease.js";
-import { thisProcess } from "../../../src/backup/s3/this-process.js";
 import { BreakingStore } from "../../support/breaking-store.js";
 import { restoreEnvironment } from "../../support/environment.js";
 import { Store } from "../../support/store.js";
@@ -97,14 +97,14 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "a lease in Ceph", () => {
   });
 
   it("is taken at once from a process of this host that was killed", async () => {
-    await other.put(KEY, Buffer.from(JSON.stringify({ ...(await thisProcess()), pid: 4_000_000 })));
+    await other.put(KEY, Buffer.from(JSON.stringify({ ...(await thisSystemProcess()), pid: 4_000_000 })));
     const began = performance.now();
     const held = await takeLease(mine, KEY, options);
     expect(performance.now() - began).toBeLessThan(TERM / 2);
     held.assertHeld();
     await held.release();
     // A number may have been given to another process since.
-    await other.put(KEY, Buffer.from(JSON.stringify({ ...(await thisProcess()), start: "1" })));
+    await other.put(KEY, Buffer.from(JSON.stringify({ ...(await thisSystemProcess()), start: "1" })));
     await (await takeLease(mine, KEY, options)).release();
   });
 
