@@ -1,5 +1,6 @@
 import { isDeepStrictEqual } from "node:util";
 import { BackupError, DamageError, hasCode, messageOf } from "../base/errors.js";
+import { allOrNone } from "../base/in-parallel.js";
 import { isMissing } from "../host/durable-files.js";
 import type { HeldFolder } from "../host/held-folder.js";
 import type { StoredFolder } from "../storage/stored-folder.js";
@@ -37,6 +38,31 @@ export async function readManifest(
   const manifest = parseManifest(text, path, { ...facts, point: id });
   if (manifest.id === id) return manifest;
   throw fail(`${path} is the manifest of point ${manifest.id}: the folder was renamed`);
+}
+
+/**
+ * What `read` gives for each of `ids`, in their order, without those that are damaged.
+ * @param atOnce how many are read side by side
+ */
+export async function allButDamaged<T>(
+  ids: readonly string[],
+  atOnce: number,
+  options: { readonly read: (id: string) => Promise<T>; readonly onDamage: (error: DamageError) => void },
+): Promise<T[]> {
+  const read = async (id: string): Promise<DamageError | { readonly sound: T }> => {
+    try {
+      return { sound: await options.read(id) };
+    } catch (error) {
+      if (error instanceof DamageError) return error;
+      throw error;
+    }
+  };
+  const all: T[] = [];
+  for (const found of await allOrNone(ids, atOnce, undefined, read)) {
+    if (found instanceof DamageError) options.onDamage(found);
+    else all.push(found.sound);
+  }
+  return all;
 }
 
 /** Whether the file system has refused. */

@@ -1,7 +1,7 @@
 import { BackupError } from "../base/errors.js";
 import type { HeldFolder } from "../host/held-folder.js";
 import type { StoredFolder, StoreRoot } from "../storage/stored-folder.js";
-import type { ReaderMark } from "./domain-lock.js";
+import { markReader, type ReaderMark } from "./domain-lock.js";
 import { pointIdsIn } from "./pending-point.js";
 import { type PruneJournal, readJournal } from "./prune-journal.js";
 
@@ -15,18 +15,40 @@ export interface Reading {
 /** Opens the domain's folder as it is now; undefined: it is gone. */
 type OpenDomain = () => Promise<StoredFolder | undefined>;
 
-interface MarkedReading {
-  readonly domain: string;
-  /** Of the domain; closed with the reading. */
-  readonly folder: HeldFolder;
-  readonly mark: ReaderMark;
-  /** As it was when the mark had been made. */
-  readonly journal: PruneJournal | undefined;
-  readonly open: OpenDomain;
+/**
+ * A reader who has a mark, for which a prune waits.
+ * @param folder of the domain; closed with the reading, or if there is none
+ * @returns undefined if a prune died while it published: it has to be finished first
+ */
+export async function readingUnlessPublishing(
+  domain: string,
+  folder: HeldFolder,
+  open: OpenDomain,
+): Promise<Reading | undefined> {
+  let mark: ReaderMark | undefined;
+  let reading: Reading | undefined;
+  try {
+    mark = await markReader(folder);
+    // Read after the mark was made, since a prune looks for marks after it has written the journal.
+    const journal = await readJournal(folder);
+    if (journal?.phase !== "publish") reading = await markedReading(domain, folder, mark, journal, open);
+    return reading;
+  } finally {
+    if (!reading) {
+      await mark?.release();
+      await folder.close();
+    }
+  }
 }
 
-/** A reader who has a mark, for which a prune waits. */
-export async function readingOf({ domain, folder, mark, journal, open }: MarkedReading): Promise<Reading> {
+/** @param journal as it was when the mark had been made */
+async function markedReading(
+  domain: string,
+  folder: HeldFolder,
+  mark: ReaderMark,
+  journal: PruneJournal | undefined,
+  open: OpenDomain,
+): Promise<Reading> {
   const ids = await pointIdsIn(folder);
   return {
     assertUnpruned: async () => {

@@ -9,29 +9,28 @@
  * domain-folder.ts the folder for a domain's next point, folder-name.ts how it may be called, point-owners.ts
  * whose the points of a folder are, mend-clock.ts mends times of points, restorable-points.ts what can be
  * restored in spite of damage, kept-files.ts checks a domain's files. marker.ts marks a repository, and
- * init-store.ts makes one in an object store. This room knows nothing of libvirt or NBD: it never starts a
- * job and never opens a connection.
+ * init-folder.ts and init-store.ts make one; write-in-folder.ts and write-in-store.ts make their caller the
+ * only writer. This room knows nothing of libvirt or NBD: it never starts a job and never opens a connection.
  */
 
 import assert from "node:assert/strict";
 import { stat } from "node:fs/promises";
 import { join } from "node:path";
-import { DamageError, hasCode, PreconditionError, UsageError } from "../base/errors.js";
-import { allOrNone } from "../base/in-parallel.js";
-import { isMissing, makeFolders } from "../host/durable-files.js";
+import { DamageError, hasCode, PreconditionError } from "../base/errors.js";
+import { isMissing } from "../host/durable-files.js";
 import { HeldFolder } from "../host/held-folder.js";
 import { refuseAddress } from "../host/local-path.js";
 import type { FilePlace } from "../image/readable-file.js";
 import { namesStore, openStore } from "../storage/open-store.js";
 import type { StoredFolder, StoreRoot } from "../storage/stored-folder.js";
 import type { StoreWriting } from "../storage/stored-writing.js";
-import { type HeldLock, markReader, takeLock } from "./domain-lock.js";
-import { finishJournal } from "./finish-prune.js";
+import type { HeldLock } from "./domain-lock.js";
 import { folderNameOf, isFolderName, LOST_AND_FOUND, MARKER } from "./folder-name.js";
+import { initFolder } from "./init-folder.js";
 import { initStore } from "./init-store.js";
 import { removeLeftovers } from "./leftovers.js";
 import type { Manifest } from "./manifest.js";
-import { newMarker, readMarker } from "./marker.js";
+import { readMarker } from "./marker.js";
 import {
   type BegunPoint,
   isPoint,
@@ -41,13 +40,12 @@ import {
   pointIdsIn,
   pointNamesIn,
 } from "./pending-point.js";
-import { readJournal } from "./prune-journal.js";
-import { MANIFEST, readManifest } from "./read-manifest.js";
-import { type Reading, readingInStore, readingOf } from "./reading.js";
+import { allButDamaged, MANIFEST, readManifest } from "./read-manifest.js";
+import { type Reading, readingInStore, readingUnlessPublishing } from "./reading.js";
 import { refuseStore } from "./refuse-store.js";
-import { makeStoredPoint } from "./stored-point.js";
 import { refuseStrangers, tighten } from "./strangers.js";
-import { writeInStore } from "./write-in-store.js";
+import { writeInFolder } from "./write-in-folder.js";
+import { makePointInStore, writeInStore } from "./write-in-store.js";
 
 /** Manifests that are read side by side: as many as Node has threads for files, and more of a store. */
 const READS_AT_ONCE = 4;
@@ -128,15 +126,14 @@ export class Repository {
    * @throws {PreconditionError} `E_STRANGERS`: as {@link assertTrusted}
    */
   static async openOrCreate(path: string, options: RepositoryOptions = {}): Promise<Repository> {
-    if (namesStore(path)) return await openOrCreateInStore(path, options);
-    if (!options.trusted) await refuseStrangers(path, []);
-    await using folder = await newOrExisting(path);
-    const present = await folder.names();
-    if (present.includes(MARKER)) return await Repository.open(path, options);
-    if (present.some((name) => !name.startsWith(".") && name !== LOST_AND_FOUND)) throw notARepository(path);
-    // Another process may make it meanwhile, too.
-    await folder.createWhole(MARKER, newMarker());
-    await folder.sync();
+    if (namesStore(path)) {
+      const known = await Repository.openIfThere(path, options);
+      if (known) return known;
+      await initStore(path);
+    } else {
+      if (!options.trusted) await refuseStrangers(path, []);
+      await initFolder(path);
+    }
     return await Repository.open(path, options);
   }
 
@@ -193,24 +190,13 @@ export class Repository {
   async points(domain: string, onDamage: (error: DamageError) => void): Promise<Manifest[]> {
     await using folder = await this.openDomain(domain);
     if (!folder) return [];
-    const names = await pointNamesIn(folder);
-    const atOnce = this.#store ? READS_OF_STORE : READS_AT_ONCE;
-    const read = async (id: string): Promise<Manifest | DamageError> => {
-      try {
-        await using point = await folder.folder(id);
-        if (!point) return this.#noPoint(domain, id);
-        return await readManifest(point, id, MANIFEST, { domain });
-      } catch (error) {
-        if (error instanceof DamageError) return error;
-        throw error;
-      }
+    const read = async (id: string): Promise<Manifest> => {
+      await using point = await folder.folder(id);
+      if (!point) return this.#noPoint(domain, id);
+      return await readManifest(point, id, MANIFEST, { domain });
     };
-    const points: Manifest[] = [];
-    for (const found of await allOrNone(names, atOnce, undefined, read)) {
-      if (found instanceof DamageError) onDamage(found);
-      else points.push(found);
-    }
-    return points;
+    const atOnce = this.#store ? READS_OF_STORE : READS_AT_ONCE;
+    return await allButDamaged(await pointNamesIn(folder), atOnce, { read, onDamage });
   }
 
   /** The ids of a domain's points, oldest first, whether their manifests can be read or not. */
@@ -249,23 +235,10 @@ export class Repository {
       const folder = await this.holdDomain(domain);
       // Nothing can be read there, and nothing pruned.
       if (!folder) return { assertUnpruned: async () => undefined, release: async () => undefined };
-      const mark = await markReader(folder).catch(async (error: unknown) => {
-        await folder.close();
-        throw error;
-      });
-      try {
-        // Read after the mark was made, since a prune looks for marks after it has written the journal.
-        const journal = await readJournal(folder);
-        if (journal?.phase !== "publish") return await readingOf({ domain, folder, mark, journal, open });
-      } catch (error) {
-        await mark.release();
-        await folder.close();
-        throw error;
-      }
-      await mark.release();
-      await folder.close();
+      const reading = await readingUnlessPublishing(domain, folder, open);
+      if (reading) return reading;
       // This finishes the prune, whoever began it: the journal is checked like everything that is read.
-      await this.#writing(domain, async () => undefined, signal);
+      await writeInFolder(this.path, domain, async () => undefined, { signal });
     }
   }
 
@@ -289,32 +262,12 @@ export class Repository {
     domain: string,
     work: (held: HeldLock) => Promise<T>,
     signal?: AbortSignal,
-    clear: (folder: HeldFolder) => Promise<void> = removeLeftovers,
+    clear?: (folder: HeldFolder) => Promise<void>,
   ): Promise<T> {
     refuseStore(this.path);
     await this.assertTrusted(domain);
     await tighten(this.path);
-    return await this.#writing(domain, work, signal, clear);
-  }
-
-  async #writing<T>(
-    domain: string,
-    work: (held: HeldLock) => Promise<T>,
-    signal?: AbortSignal,
-    clear: (folder: HeldFolder) => Promise<void> = removeLeftovers,
-  ): Promise<T> {
-    const held = await takeLock(() => this.#makeDomain(domain), domain, signal);
-    try {
-      await finishJournal(held.folder, held.assertHeld);
-      await clear(held.folder);
-      return await work(held);
-    } finally {
-      await held.release();
-      await using root = await this.#holdRoot();
-      // Removes the folder only if it is empty, as after a first point that failed.
-      const name = folderNameOf(domain);
-      if (name !== LOST_AND_FOUND) await root.removeEmpty(name).catch(() => undefined);
-    }
+    return await writeInFolder(this.path, domain, work, { signal, clear });
   }
 
   /**
@@ -330,20 +283,6 @@ export class Repository {
   ): Promise<T> {
     assert(this.#store, "it is a folder of this machine");
     return await writeInStore(this.#store, folderNameOf(domain), work, signal);
-  }
-
-  async #makeDomain(domain: string): Promise<HeldFolder> {
-    const name = folderNameOf(domain);
-    await makeFolders(this.path);
-    await using root = await this.#holdRoot();
-    for (;;) {
-      const folder = await root.folder(name);
-      if (folder) return folder;
-      await root.makeFolder(name).catch((error: unknown) => {
-        if (!hasCode(error, "EEXIST")) throw error;
-      });
-      await root.sync();
-    }
   }
 
   /**
@@ -430,24 +369,11 @@ export class Repository {
     filesAtOnce?: number,
   ): Promise<T> {
     if (this.#store) {
-      const make = async (writing: StoreWriting): Promise<T> => {
-        await using folder = await this.openDomain(domain);
-        // The lease lies in it.
-        assert(folder, "the domain's folder is gone");
-        return await makeStoredPoint(writing, work, { id: folder, filesAtOnce, signal });
-      };
-      return await this.writingInStore(domain, make, signal);
+      return await makePointInStore(this.#store, folderNameOf(domain), work, { filesAtOnce, signal });
     }
     const clear = (folder: HeldFolder) => removeLeftovers(folder, begun && partialName(begun.id));
     return await this.writing(domain, (held) => makePoint(held, work, { begun }), signal, clear);
   }
-}
-
-async function openOrCreateInStore(address: string, options: RepositoryOptions): Promise<Repository> {
-  const known = await Repository.openIfThere(address, options);
-  if (known) return known;
-  await initStore(address);
-  return await Repository.open(address, options);
 }
 
 /** Only looks where a link leads; nothing is opened there. */
@@ -457,20 +383,4 @@ async function leadsToFolder(place: FilePlace): Promise<boolean> {
     (found) => found.isDirectory(),
     () => false,
   );
-}
-
-/** The folder at `path`, which is created if missing. */
-async function newOrExisting(path: string): Promise<HeldFolder> {
-  try {
-    await makeFolders(path);
-    return await HeldFolder.open(path);
-  } catch (error) {
-    if (hasCode(error, "EEXIST") || hasCode(error, "ENOTDIR")) throw notARepository(path);
-    throw error;
-  }
-}
-
-function notARepository(path: string): UsageError {
-  const message = `${path} is not empty and not a repository: name an empty folder, a new one, or a repository`;
-  return new UsageError("E_NOT_A_REPOSITORY", message, { details: { path } });
 }

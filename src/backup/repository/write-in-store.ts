@@ -1,7 +1,10 @@
+import assert from "node:assert/strict";
 import type { StoreRoot } from "../storage/stored-folder.js";
 import type { StoreWriting } from "../storage/stored-writing.js";
 import { abilitiesIn } from "./marker.js";
+import type { PendingPoint } from "./pending-point.js";
 import { MANIFEST } from "./read-manifest.js";
+import { makeStoredPoint } from "./stored-point.js";
 
 /**
  * Runs `work` as the only writer of a domain in an object store. Removes first what dead runs have left.
@@ -25,4 +28,30 @@ export async function writeInStore<T>(
     store.refresh(name);
     await writing.release();
   }
+}
+
+interface MakeOptions {
+  /** How many images are made side by side. */
+  readonly filesAtOnce: number | undefined;
+  readonly signal: AbortSignal | undefined;
+}
+
+/**
+ * Runs `work` with a pending point, as the only writer of the domain.
+ * @param name of the domain's folder
+ * @throws {PreconditionError} as `writeInStore`
+ */
+export async function makePointInStore<T>(
+  store: StoreRoot,
+  name: string,
+  work: (point: PendingPoint) => Promise<T>,
+  { filesAtOnce, signal }: MakeOptions,
+): Promise<T> {
+  const make = async (writing: StoreWriting): Promise<T> => {
+    await using folder = await store.folder(name);
+    // The lease lies in it.
+    assert(folder, "the domain's folder is gone");
+    return await makeStoredPoint(writing, work, { id: folder, filesAtOnce, signal });
+  };
+  return await writeInStore(store, name, make, signal);
 }
