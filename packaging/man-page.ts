@@ -3,14 +3,14 @@ import { type Argument, type Command, Help, type Option } from "commander";
 import { EXIT_MEANINGS } from "../bin/exit-codes.js";
 import { settingsOf } from "../bin/settings.js";
 
-export interface ManPage {
+interface ManPage {
   /** `nbdpull-backup.1` */
   readonly name: string;
   /** In the language of man(7). */
   readonly text: string;
 }
 
-export interface Edition {
+interface Edition {
   readonly version: string;
   /** `2026-11-29` */
   readonly date: string;

@@ -1,12 +1,11 @@
 import { messageOf, PreconditionError } from "../base/errors.js";
-import { domainWord } from "../base/shell-word.js";
 import { usualStateFolder } from "../host/state-folder.js";
 import { parseDomain } from "../libvirt/domain-xml.js";
 import type { Libvirt } from "../libvirt/libvirt.js";
 import type { Repository } from "../repository/repository.js";
 import { CheckpointRecord, recordedRepositories, whereItWas } from "./checkpoint-record.js";
-import { refuseAnyJob } from "./claim.js";
 import { retireCheckpoints } from "./guest.js";
+import { refuseRetiring } from "./refuse-retiring.js";
 
 interface RetireDomainOptions {
   readonly repository: Repository;
@@ -52,11 +51,7 @@ export async function retireDomain(options: RetireDomainOptions): Promise<Retire
   const domain = parseDomain(await libvirt.domainXml(uuid));
   const found = (await libvirt.checkpointNames(domain)).filter((name) => record.has(name));
   if (found.length === 0 || dryRun) return { ...none, checkpoints: found };
-  if (domain.id === undefined) {
-    const message = `${domain.name} is off, and libvirt deletes checkpoints and their bitmaps only while a domain runs: virsh start ${domainWord(domain.name)}`;
-    throw new PreconditionError("E_DOMAIN_OFF", message, { details: { domain: domain.name } });
-  }
-  await refuseAnyJob({ libvirt, domain });
+  await refuseRetiring(libvirt, domain);
   const { retired, failed } = await retireCheckpoints({ libvirt, domain }, record, () => true);
   return { uuid, checkpoints: retired, failed };
 }

@@ -1,5 +1,4 @@
 import { BackupError, messageOf, PreconditionError, UsageError } from "../base/errors.js";
-import { domainWord } from "../base/shell-word.js";
 import { usualStateFolder } from "../host/state-folder.js";
 import { checkpointPrefix, deleteCheckpoint } from "../libvirt/checkpoints.js";
 import { parseDomain } from "../libvirt/domain-xml.js";
@@ -11,7 +10,7 @@ import {
   recordedRepositories,
   whereItWas,
 } from "./checkpoint-record.js";
-import { refuseAnyJob } from "./claim.js";
+import { refuseRetiring } from "./refuse-retiring.js";
 
 interface RetireOptions {
   readonly libvirt: Libvirt;
@@ -100,12 +99,7 @@ async function retireFrom(name: string, search: Search): Promise<RetiredCheckpoi
   const present = (await libvirt.checkpointNames(domain)).filter((each) => each.startsWith(prefix));
   const found = present.filter((each) => !theirs.some((record) => record.has(each)));
   if (dryRun) return { domain: domain.name, checkpoints: found, failed: [] };
-  if (found.length > 0 && domain.id === undefined) {
-    const message = `${domain.name} is off, and libvirt deletes checkpoints and their bitmaps only while a domain runs. Start it first: virsh start ${domainWord(domain.name)}`;
-    throw new PreconditionError("E_DOMAIN_OFF", message, { details: { domain: domain.name } });
-  }
-  // Otherwise libvirt would let each deletion wait for half a minute.
-  if (found.length > 0) await refuseAnyJob({ libvirt, domain });
+  if (found.length > 0) await refuseRetiring(libvirt, domain);
   const deleted = new Set<string>();
   const failed: string[] = [];
   for (const each of found) {

@@ -12,7 +12,7 @@ import { numberOf } from "./libvirt-errors.js";
 import { nearestMachine } from "./nearest-machine.js";
 import { formatTree, XmlElement } from "./xml-tree.js";
 
-export interface LacksOptions {
+interface LacksOptions {
   readonly libvirt: Libvirt;
   /** Files that are made for it: they need not be there yet. */
   readonly own: ReadonlySet<string>;

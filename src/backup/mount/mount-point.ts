@@ -20,13 +20,13 @@ import { isMounted, mountsIn, unmount } from "./fuse-mounts.js";
 import { clearLeft, MountFolder } from "./mount-folder.js";
 import { NbdFuse } from "./nbdfuse.js";
 
-export interface MountOptions extends Omit<ServeOptions, "address" | "host" | "tls"> {
+interface MountOptions extends Omit<ServeOptions, "address" | "host" | "tls"> {
   /** An empty folder, or one to make. */
   readonly folder: string;
 }
 
 /** A disk as a file. */
-export interface MountedDisk extends Omit<ServedDisk, "uri"> {
+interface MountedDisk extends Omit<ServedDisk, "uri"> {
   /** Without links. */
   readonly path: string;
 }
@@ -63,7 +63,7 @@ export async function mountPoint(options: MountOptions): Promise<MountedPoint> {
 }
 
 /** A point whose disks are files, until it is closed or all of them are unmounted. */
-export class MountedPoint implements AsyncDisposable {
+class MountedPoint implements AsyncDisposable {
   readonly server: PointServer;
   readonly disks: readonly MountedDisk[];
   /**

@@ -11,7 +11,7 @@ const POLL_MS = 10;
 /** After SIGTERM nbdfuse takes its mount away by itself. */
 const END_MS = 5_000;
 
-export interface FuseFile {
+interface FuseFile {
   /** An empty file, which the disk covers; a path without links. */
   readonly path: string;
   readonly uri: string;

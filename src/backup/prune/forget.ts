@@ -1,6 +1,11 @@
 import { explained, hasCode, PreconditionError } from "../base/errors.js";
 import type { HeldFolder } from "../host/held-folder.js";
-import { type HeldLock, waitForReaders } from "../repository/domain-lock.js";
+import {
+  type HeldLock,
+  LAST_READERS_WAIT_MS,
+  READERS_WAIT_MS,
+  waitForReaders,
+} from "../repository/domain-lock.js";
 import { type OnStep, publishMerges } from "../repository/finish-prune.js";
 import { removeJournal } from "../repository/leftovers.js";
 import { isLive } from "../repository/live-note.js";
@@ -15,7 +20,7 @@ import {
 } from "../repository/prune-journal.js";
 import type { Repository } from "../repository/repository.js";
 
-export interface ForgetOptions {
+interface ForgetOptions {
   readonly repository: Repository;
   /** The name of its folder in the repository. */
   readonly domain: string;
@@ -31,7 +36,7 @@ export interface ForgetOptions {
 }
 
 /** The points that go. */
-export interface Going {
+interface Going {
   /** Oldest first. */
   readonly points: readonly string[];
   /** Of their domains, as far as their manifests tell. */
@@ -45,10 +50,6 @@ export interface Forgotten extends Going {
   /** What else is in the folder, which nbdpull didn't make, so it stays. */
   readonly left: readonly string[];
 }
-
-/** How long it waits for readers before it gives up, and for those that begin just then. */
-const READERS_WAIT_MS = 60_000;
-const LAST_READERS_WAIT_MS = 3_000;
 
 /**
  * Removes all points of a domain, damaged ones too. From one moment on none of them is a point any more: what

@@ -21,7 +21,12 @@ import { freeBytes } from "../host/free-bytes.js";
 import type { HeldFolder } from "../host/held-folder.js";
 import { ImageFile } from "../image/image-file.js";
 import { checkQcow2 } from "../qcow2/check.js";
-import { type HeldLock, waitForReaders } from "../repository/domain-lock.js";
+import {
+  type HeldLock,
+  LAST_READERS_WAIT_MS,
+  READERS_WAIT_MS,
+  waitForReaders,
+} from "../repository/domain-lock.js";
 import { type OnStep, publishMerges, undoMerges } from "../repository/finish-prune.js";
 import { formatManifest, type Manifest } from "../repository/manifest.js";
 import { plannedMerges } from "../repository/planned-merges.js";
@@ -46,11 +51,6 @@ import type { DoneMerge, PruneOptions, PruneResult } from "./prune-options.js";
 import type { Merge, PrunePlan } from "./prune-plan.js";
 
 export type { DoneMerge, PruneOptions, PruneResult } from "./prune-options.js";
-
-/** How long a prune waits for readers before it gives up. */
-const READERS_WAIT_MS = 60_000;
-/** How long new readers are held up while the prune waits for earlier ones. */
-const LAST_READERS_WAIT_MS = 3_000;
 
 /**
  * Drops the points of a domain that no rule keeps. What kept points need of them is merged first, into the

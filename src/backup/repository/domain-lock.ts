@@ -20,6 +20,11 @@ const HOLDER = ".holder-";
  */
 const LOOK_AGAIN_MS = 1_000;
 
+/** How long who removes points waits for their readers before it gives up. */
+export const READERS_WAIT_MS = 60_000;
+/** How long new readers are held up while it waits for those who began before its journal was written. */
+export const LAST_READERS_WAIT_MS = 3_000;
+
 /** The right to write a domain's points, which one process has at a time. */
 export interface HeldLock {
   /** The domain's folder; open until `release`. */
