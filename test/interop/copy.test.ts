@@ -16,6 +16,7 @@ import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { type CopiedPoint, type CopyResult, copyDomain } from "../../src/backup/copy/copy-points.js";
 import { Repository } from "../../src/backup/repository/repository.js";
+import { ageLocks } from "../support/left-by-prune.js";
 import { MemoryChain } from "../support/memory-chain.js";
 import { nbdpull, type Ran, startNbdpull } from "../support/nbdpull.js";
 import { qemuImg } from "../support/qemu-nbd.js";
@@ -347,14 +348,21 @@ describeWith(["qemu-img"], "a copy of a repository", () => {
     chain.disk.write(0, Buffer.alloc(8 * MiB, "much"));
     await chain.take({ full: true, digests: "sha256" });
     await nbdpull("init", to);
+    const names = async (): Promise<string> => (await readdir(join(to, NAME)).catch(() => [])).join(" ");
+    const left: string[] = [];
     for (const rate of [200_000, 2 * MiB, 6 * MiB]) {
+      const earlier = await names();
       const running = startNbdpull(["copy", from, to, "--limit-rate", `${rate}`]);
-      await expect.poll(() => readdir(join(to, NAME)).catch(() => []), { interval: 5 }).not.toEqual([]);
+      await expect.poll(names, { interval: 5 }).not.toBe(earlier);
       await new Promise((resolve) => setTimeout(resolve, 400));
       running.kill("SIGKILL");
       await running.ended;
+      left.push(await names());
+      // Nobody has to wait until it counts as dead.
+      await ageLocks(join(to, NAME));
       for (const id of await (await Repository.open(to)).pointIds(NAME)) expect(ids()).toContain(id);
     }
+    expect(left.join(" ")).toContain(".partial");
     expect(await copy()).toMatchObject({ code: 0 });
     await expectSound(ids());
     expect((await readdir(join(to, NAME))).filter((name) => !name.startsWith(".reader"))).toEqual(ids());

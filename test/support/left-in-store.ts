@@ -15,6 +15,11 @@ export async function leftInStore(client: S3Client, Bucket: string, Prefix: stri
   return [...left, ...Uploads.map(({ Key = "" }) => `upload of ${Key}`)];
 }
 
+/** The same without leases: points that were begun, or are being removed. */
+export async function halfInStore(client: S3Client, Bucket: string, Prefix: string): Promise<string[]> {
+  return (await leftInStore(client, Bucket, Prefix)).filter((each) => !each.endsWith("/.lease"));
+}
+
 export async function keysIn(client: S3Client, Bucket: string, Prefix: string): Promise<string[]> {
   const keys: string[] = [];
   let ContinuationToken: string | undefined;
