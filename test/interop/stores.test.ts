@@ -14,6 +14,12 @@ import {
 import { execa } from "execa";
 import { afterAll, afterEach, beforeAll, expect, it } from "vitest";
 import { DamageError } from "../../src/backup/base/errors.js";
+import {
+  CheckpointRecord,
+  type RecordedRepository,
+  recordedRepositories,
+  whereItWas,
+} from "../../src/backup/guest/checkpoint-record.js";
 import { Repository } from "../../src/backup/repository/repository.js";
 import { NbdClient } from "../../src/nbd/index.js";
 import { BreakingStore } from "../support/breaking-store.js";
@@ -126,6 +132,32 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a repository in a
     await put("full/of/other/things", "x");
     expect(await nbdpull("init", `s3://${BUCKET}/full`)).toMatchObject({ code: 2 });
     expect(await keys("full/")).toEqual(["full/of/other/things"]);
+  });
+
+  it("is known to the record of its checkpoints by its endpoint too: elsewhere it is a copy", async () => {
+    const address = `s3://${BUCKET}/recorded`;
+    const stateFolder = join(folder, "state");
+    const recordOf = async (repository: Repository): Promise<CheckpointRecord> =>
+      await CheckpointRecord.open({
+        ...{ stateFolder, repository, domainUuid: "f00dcafe-0000-4000-8000-000000000000", moved: false },
+        found: async () => [],
+      });
+    const repository = await Repository.openOrCreate(address);
+    await recordOf(repository);
+    await recordOf(await Repository.open(`${address}?endpoint=${line.endpoint}/&region=eu`));
+    const copy = await Repository.open(`${address}?endpoint=${store.endpoint}`);
+    await expect(recordOf(copy)).rejects.toMatchObject({
+      code: "E_REPOSITORY_MOVED",
+      message: expect.stringContaining(line.endpoint),
+    });
+    // Whoever retires a repository may have another environment than its backups.
+    const [recorded] = await recordedRepositories(stateFolder);
+    process.env["AWS_ENDPOINT_URL"] = "http://127.0.0.1:1";
+    try {
+      expect((await whereItWas(recorded as RecordedRepository))?.id).toBe(repository.id);
+    } finally {
+      process.env["AWS_ENDPOINT_URL"] = line.endpoint;
+    }
   });
 
   it("is made once though two make it, and what a killed init has tried is removed", async () => {

@@ -17,7 +17,7 @@ export async function lookAtRecord({ repository, domain }: Subject): Promise<rea
     const cause = `this host has no record of the repository ${repository.id}: its next backup begins one, and takes checkpoints for the repository's by their names`;
     return [(await repository.domains()).length > 0 ? warn(cause) : pass(cause)];
   }
-  if (path !== here) {
+  if (!(await repository.isAt(path))) {
     const what = isThere ? "it is there still, so one of the two is a copy" : "it is no longer there";
     const advice = isThere
       ? "back up to one of the two only, or to a new repository"

@@ -239,7 +239,8 @@ async function bindToPlace(path: string, { repository, moved }: RecordOptions): 
   if (isFirst) return await folder.sync();
   const known = await read(folder, PLACE, place);
   if (known?.path === here) return;
-  if (known && !moved) {
+  // The way into a store may have changed, such as the profile: it is noted, so that it is found again.
+  if (known && !moved && !(await repository.isAt(known.path))) {
     const message = `${here} has the id of the repository that was last backed up to at ${known.path}. If it was moved, say so with --moved. If it is a copy, back up to one of the two only, or to a new repository: backups to a copy delete the checkpoints that the other needs. If you know of neither, somebody may have given it that id (the record is ${shellWord(join(path, PLACE))})`;
     const details = { path: here, recorded: known.path, record: join(path, PLACE) };
     throw new PreconditionError("E_REPOSITORY_MOVED", message, { details });

@@ -42,7 +42,7 @@ export async function retireDomain(options: RetireDomainOptions): Promise<Retire
   if (!ours || !record || record.names.size === 0) return none;
   // Whoever can write to a repository can give it another one's id.
   const there = await whereItWas(ours);
-  if ((await there?.realPath()) !== (await repository.realPath())) {
+  if (!there || !(await repository.isAt(await there.realPath()))) {
     const message = `the checkpoints that this host has made for repository ${repository.id} are those of one that was elsewhere (${ours.folder}): they stay`;
     throw new PreconditionError("E_REPOSITORY_MOVED", message, { details: { record: ours.folder } });
   }

@@ -21,7 +21,7 @@ import { isMissing } from "../host/durable-files.js";
 import { HeldFolder } from "../host/held-folder.js";
 import { refuseAddress } from "../host/local-path.js";
 import type { FilePlace } from "../image/readable-file.js";
-import { namesStore, openStore } from "../storage/open-store.js";
+import { isSamePlace, namesStore, openStore } from "../storage/open-store.js";
 import type { StoredFolder, StoreRoot } from "../storage/stored-folder.js";
 import type { StoreWriting } from "../storage/stored-writing.js";
 import type { HeldLock } from "./domain-lock.js";
@@ -142,11 +142,16 @@ export class Repository {
     return this.#store !== undefined;
   }
 
-  /** The path of its folder without links, or the bucket and prefix in an object store. */
+  /** The path of its folder without links, or the address in an object store with the endpoint in use. */
   async realPath(): Promise<string> {
-    if (this.#store) return this.#store.path;
+    if (this.#store) return await this.#store.realPath();
     await using folder = await this.#holdRoot();
     return folder.realPath;
+  }
+
+  /** Whether it lies at a place that `realPath` told at another time. */
+  async isAt(place: string): Promise<boolean> {
+    return isSamePlace(await this.realPath(), place);
   }
 
   /**

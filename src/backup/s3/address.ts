@@ -18,6 +18,8 @@ export interface S3Address {
 }
 
 const SCHEME = "s3://";
+/** The endpoint that stands for AWS itself in its default partition, whatever AWS's variables and files say. */
+export const AWS_ENDPOINT = "https://s3.amazonaws.com";
 /** A key has at most 1,024 bytes, and what follows the prefix needs its share. */
 const MOST_PREFIX_BYTES = 512;
 const EXAMPLE =
@@ -61,6 +63,26 @@ export function formatS3Address({ bucket, prefix, endpoint, region, profile, pat
     .map(([name, value]) => `${name}=${value}`);
   const path = `${SCHEME}${bucket}/${prefix}`.replace(/\/$/, "");
   return options.length === 0 ? path : `${path}?${options.join("&")}`;
+}
+
+/**
+ * Whether two addresses lead to the same objects. Both have to name their endpoints; how one gets in, by
+ * which region, profile or style of path, makes no difference.
+ */
+export function isSameStore(one: S3Address, other: S3Address): boolean {
+  if (one.bucket !== other.bucket || one.prefix !== other.prefix) return false;
+  return originOf(one.endpoint) === originOf(other.endpoint);
+}
+
+/** AWS has many endpoints for one set of buckets, but another set in China. */
+function originOf(endpoint = AWS_ENDPOINT): string {
+  return /(^|\.)amazonaws\.com$/.test(new URL(endpoint).hostname) ? AWS_ENDPOINT : plainEndpoint(endpoint);
+}
+
+/** An endpoint as all write it, without credentials. */
+export function plainEndpoint(endpoint: string): string {
+  const { protocol, host, pathname } = new URL(endpoint);
+  return `${protocol}//${host}${pathname.replace(/\/+$/, "")}`;
 }
 
 function prefixOf(names: readonly string[], refuse: (why: string) => UsageError): string {

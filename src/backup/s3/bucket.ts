@@ -24,7 +24,7 @@ import {
 import pLimit from "p-limit";
 import { BackupError, DamageError } from "../base/errors.js";
 import type { S3Address } from "./address.js";
-import { clientFor, endpointOf } from "./client.js";
+import { clientFor, endpointOf, lastingAddress } from "./client.js";
 import { isAbsent, isUnmet, statusOf, storeError } from "./errors.js";
 import { patiently } from "./patience.js";
 
@@ -94,6 +94,11 @@ export class Bucket implements Disposable {
   /** For messages. */
   get store(): string {
     return endpointOf(this.address) ?? "AWS";
+  }
+
+  /** Its address with the endpoint that is in use: no credentials. */
+  async lastingAddress(): Promise<S3Address> {
+    return await lastingAddress(this.client, this.address);
   }
 
   /** What everything else needs too: an answer to it says what is wrong, as one without a body does not. */

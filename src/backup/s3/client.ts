@@ -3,7 +3,7 @@ import { Agent as PlainAgent } from "node:http";
 import { Agent as TlsAgent } from "node:https";
 import { S3Client, type S3ClientConfig } from "@aws-sdk/client-s3";
 import { UsageError } from "../base/errors.js";
-import type { S3Address } from "./address.js";
+import { AWS_ENDPOINT, plainEndpoint, type S3Address } from "./address.js";
 
 const MOST_CONNECTIONS = 48;
 const CONNECT_MS = 10_000;
@@ -39,7 +39,8 @@ export async function clientFor(address: S3Address): Promise<S3Client> {
     },
     logger: SILENT,
   };
-  if (address.endpoint !== undefined) config.endpoint = address.endpoint;
+  if (address.endpoint === AWS_ENDPOINT) config.ignoreConfiguredEndpointUrls = true;
+  else if (address.endpoint !== undefined) config.endpoint = address.endpoint;
   if (address.profile !== undefined) config.profile = address.profile;
   const region = address.region ?? process.env["AWS_REGION"] ?? process.env["AWS_DEFAULT_REGION"];
   if (region !== undefined) return new S3Client({ ...config, region });
@@ -59,7 +60,14 @@ const SILENT = { trace: nothing, debug: nothing, info: nothing, warn: nothing, e
 
 /** The store's URL if it is not AWS, as far as the address and the variables say. */
 export function endpointOf({ endpoint }: S3Address): string | undefined {
+  if (endpoint === AWS_ENDPOINT) return undefined;
   return endpoint ?? process.env["AWS_ENDPOINT_URL_S3"] ?? process.env["AWS_ENDPOINT_URL"];
+}
+
+/** An address that leads to the same store where AWS's variables and files say something else. */
+export async function lastingAddress(client: S3Client, address: S3Address): Promise<S3Address> {
+  const endpoint = address.endpoint ?? (await client.config.serviceConfiguredEndpoint?.());
+  return { ...address, endpoint: endpoint === undefined ? AWS_ENDPOINT : plainEndpoint(endpoint) };
 }
 
 /** Whether a certificate for AWS's hosts covers the bucket as a part of the host's name. */

@@ -1,9 +1,18 @@
-import { isS3Address, parseS3Address } from "../s3/address.js";
+import { isS3Address, isSameStore, parseS3Address } from "../s3/address.js";
 import type { StoreRoot } from "./stored-folder.js";
 
 /** Whether this is the address of an object store and no path of this machine. */
 export function namesStore(path: string): boolean {
   return isS3Address(path);
+}
+
+/**
+ * Whether two places are one, as `realPath` told them: paths of this machine, or addresses with endpoints.
+ * @throws {UsageError} `E_S3_ADDRESS`
+ */
+export function isSamePlace(one: string, other: string): boolean {
+  if (one === other || !namesStore(one) || !namesStore(other)) return one === other;
+  return isSameStore(parseS3Address(one), parseS3Address(other));
 }
 
 /**

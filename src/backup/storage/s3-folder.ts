@@ -39,6 +39,10 @@ export class S3Root implements StoreRoot {
     this.#prefix = prefix;
   }
 
+  async realPath(): Promise<string> {
+    return formatS3Address(await this.#bucket.lastingAddress());
+  }
+
   refresh(name: string): void {
     this.#folders.delete(name);
   }

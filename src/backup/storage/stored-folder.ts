@@ -39,6 +39,8 @@ export interface StoreAbilities {
  * nothing.
  */
 export interface StoreRoot extends StoredFolder {
+  /** An address that leads here whatever the environment says: with the endpoint, without credentials. */
+  realPath(): Promise<string>;
   /** Lists what is in a folder anew when it is opened next. */
   refresh(name: string): void;
   /**

@@ -1,6 +1,9 @@
+import { HeadObjectCommand } from "@aws-sdk/client-s3";
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { formatS3Address, isS3Address, parseS3Address } from "../../../src/backup/s3/address.js";
+import { formatS3Address, isS3Address, isSameStore, parseS3Address } from "../../../src/backup/s3/address.js";
+import { clientFor, lastingAddress } from "../../../src/backup/s3/client.js";
+import { restoreEnvironment } from "../../support/environment.js";
 
 describe("the address of a repository in a store", () => {
   it.each([
@@ -73,6 +76,62 @@ describe("the address of a repository in a store", () => {
         },
       ),
     );
+  });
+
+  it("is another store's if the endpoint is another, however one gets in", () => {
+    const store = "s3://backups/x?endpoint=";
+    for (const [one, other, isSame] of [
+      [`${store}http://A:80/&profile=night`, `${store}http://a&region=eu&path-style=yes`, true],
+      [`${store}https://s3.eu-west-1.amazonaws.com`, `${store}https://s3.amazonaws.com`, true],
+      [`${store}http://a`, `${store}http://b`, false],
+      [`${store}http://a`, `${store}http://a:9000`, false],
+      [`${store}http://a`, "s3://backups/x", false],
+      [`${store}https://s3.amazonaws.com`, `${store}https://s3.cn-north-1.amazonaws.com.cn`, false],
+      [`${store}https://a`, "s3://backups/y?endpoint=https://a", false],
+      [`${store}https://a`, "s3://backup/x?endpoint=https://a", false],
+    ] as const) {
+      expect([one, other, isSameStore(parseS3Address(one), parseS3Address(other))]).toEqual([
+        one,
+        other,
+        isSame,
+      ]);
+    }
+  });
+
+  it("leads to the same store whatever the environment says later", async () => {
+    const before = { ...process.env };
+    const lasting = async (): Promise<string> => {
+      const address = parseS3Address("s3://backups/x?profile=night");
+      const client = await clientFor(address);
+      return formatS3Address(await lastingAddress(client, address));
+    };
+    /** Where a request would go. */
+    const host = async (text: string): Promise<unknown> => {
+      const client = await clientFor(parseS3Address(text));
+      const stop = () => async (args: { request: unknown }) => Promise.reject(args.request);
+      client.middlewareStack.add(stop as never, { step: "build" });
+      const sent = await client.send(new HeadObjectCommand({ Bucket: "backups", Key: "k" })).catch((e) => e);
+      return (sent as { hostname: string }).hostname;
+    };
+    try {
+      const keys = { AWS_ACCESS_KEY_ID: "AKID", AWS_SECRET_ACCESS_KEY: "secret" };
+      Object.assign(process.env, { ...keys, AWS_CONFIG_FILE: "/dev/null" });
+      delete process.env["AWS_ENDPOINT_URL"];
+      const aws = await lasting();
+      process.env["AWS_ENDPOINT_URL"] = "http://user:secret@127.0.0.1:9/";
+      const other = await lasting();
+      expect([aws, other]).toEqual([
+        "s3://backups/x?endpoint=https://s3.amazonaws.com&profile=night",
+        "s3://backups/x?endpoint=http://127.0.0.1:9&profile=night",
+      ]);
+      const region = "s3://backups/x?region=eu-west-1";
+      expect(await host(region)).toBe("127.0.0.1");
+      expect(await host(`${region}&endpoint=https://s3.amazonaws.com`)).toBe(
+        "backups.s3.eu-west-1.amazonaws.com",
+      );
+    } finally {
+      restoreEnvironment(before);
+    }
   });
 
   it("is told from a path", () => {
