@@ -28,7 +28,7 @@ const ROOMS: Readonly<Record<string, Room>> = {
   },
   live: {
     what: "a guest that runs from a point, while its disks are filled or only to see whether it comes up",
-    mayImport: words("restore serve pull chain repository libvirt image host base"),
+    mayImport: words("restore serve pull chain repository libvirt qcow2 image host base"),
   },
   mount: {
     what: "the disks of a point as files in a folder, by nbdfuse",

@@ -1,10 +1,12 @@
 /** The files of a live restore, told from those that others have made under the same names. */
 import { basename } from "node:path";
-import { PreconditionError } from "../base/errors.js";
+import { formatNbdUri } from "../../nbd/index.js";
+import { BackupError, PreconditionError } from "../base/errors.js";
 import { isMissing } from "../host/durable-files.js";
 import type { HeldFolder } from "../host/held-folder.js";
 import { openPlain } from "../host/plain-files.js";
 import type { Finished } from "../host/publish.js";
+import { HEADER_FIRST_BYTES, parseHeader, type Qcow2Header } from "../qcow2/header.js";
 import type { LiveState } from "./live-state.js";
 
 type MadeFile = LiveState["made"][number];
@@ -38,41 +40,37 @@ async function identityOf(folder: HeldFolder, name: string): Promise<string | un
 const HEADER_BYTES = 20;
 const MAGIC = 0x514649fb;
 const BACKING_OFFSET = 8;
-const BACKING_LENGTH = 16;
-/** Of the name of a backing file, as qcow2 limits it. */
-const MOST_NAME = 1023;
 
 /**
  * Makes sure that the images in a folder are those that a live restore made there, and are based on nothing
- * else.
- * @param socket where their exports are served: a part of the backing files' names
- * @throws {PreconditionError} `E_LIVE_STATE`: one is another file, is no qcow2 image, or is based on
- *   something else
+ * else. The user that QEMU runs as can write to them, and libvirt gives it every file that a header names.
+ * @param socket where their exports are served, which the backing files' names are made of
+ * @throws {PreconditionError} `E_LIVE_STATE`: one is another file, is no qcow2 image, keeps its data in
+ *   another file, or is based on something else
  */
 export async function proveImages(
   folder: HeldFolder,
   { disks, made, domain }: Pick<LiveState, "disks" | "made" | "domain">,
   socket: string,
 ): Promise<void> {
-  for (const { file } of disks) {
+  for (const { name, file } of disks) {
     const refusal = (why: string): PreconditionError => {
       const path = `${folder.path}/${file}`;
       const message = `${path} ${why}, so it is not what the live restore of ${domain.name} made there: nothing was changed. Put the image back that it made, or begin again in another folder`;
       return new PreconditionError("E_LIVE_STATE", message, { details: { path } });
     };
-    const known = made.find(({ name }) => name === file);
+    const known = made.find((each) => each.name === file);
     // The number of the device may be another one after the host was restarted.
     const found = await identityOf(folder, file);
     if (known && inodeIn(known.id) !== inodeIn(found)) throw refusal("is another file");
-    const backing = await backingOf(folder, file);
-    if (backing === undefined) throw refusal("is no qcow2 image");
-    if (
-      backing !== "" &&
-      !backing.includes(encodeURI(socket)) &&
-      !backing.includes(encodeURIComponent(socket))
-    ) {
-      throw refusal(`is based on ${backing}`);
-    }
+    const { backingFile, backingFormat } = await headerOf(folder, file).catch((error: unknown) => {
+      if (!(error instanceof BackupError)) throw error;
+      throw refusal(`is no qcow2 image as it makes them (${error.message})`);
+    });
+    if (backingFile === undefined) continue;
+    const served = formatNbdUri({ transport: { kind: "unix", path: socket }, exportName: name });
+    if (backingFile !== served) throw refusal(`is based on ${backingFile}`);
+    if (backingFormat !== "raw") throw refusal(`takes its base for ${backingFormat ?? "what it looks like"}`);
   }
 }
 
@@ -80,19 +78,14 @@ function inodeIn(id: string | undefined): string | undefined {
   return id?.slice(id.indexOf(":") + 1);
 }
 
-/** @returns the name of an image's backing file, empty if it has none; undefined: it is no qcow2 image */
-async function backingOf(folder: HeldFolder, name: string): Promise<string | undefined> {
+/** @throws {BackupError} it is no qcow2 image, or one with features that none of ours has */
+async function headerOf(folder: HeldFolder, name: string): Promise<Qcow2Header> {
   await using file = await openPlain(folder.at(name));
-  const header = Buffer.alloc(HEADER_BYTES);
-  const { bytesRead } = await file.read(header, 0, HEADER_BYTES, 0);
-  if (bytesRead !== HEADER_BYTES || header.readUInt32BE(0) !== MAGIC) return undefined;
-  const offset = header.readBigUInt64BE(BACKING_OFFSET);
-  const length = header.readUInt32BE(BACKING_LENGTH);
-  if (offset === 0n) return "";
-  if (length > MOST_NAME) return undefined;
-  const text = Buffer.alloc(length);
-  await file.read(text, 0, length, Number(offset));
-  return text.toString("utf8");
+  const head = Buffer.alloc(HEADER_FIRST_BYTES);
+  const { bytesRead } = await file.read(head, 0, head.length, 0);
+  // Afterwards: what the header names may just have been added by a guest that runs.
+  const { size } = await file.stat();
+  return parseHeader(head.subarray(0, bytesRead), size);
 }
 
 /** Whether an image in the folder is a qcow2 image that is based on nothing. */

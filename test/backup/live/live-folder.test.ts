@@ -15,6 +15,7 @@ import {
   removeMade,
 } from "../../../src/backup/live/made-files.js";
 import { SerialLine, saidOn } from "../../../src/backup/live/signs-of-life.js";
+import { formatNbdUri } from "../../../src/nbd/index.js";
 import { qemuImg } from "../../support/qemu-nbd.js";
 
 let path: string;
@@ -137,7 +138,15 @@ it("goes on only with the images that it made, and that are based on its own soc
   await expect(proving([{ name: "vda.qcow2", id: `1:${ino}` }])).rejects.toMatchObject(
     refused(/another file/),
   );
-  await proving(await made(...on(`nbd+unix:///vda?socket=${encodeURIComponent(socket)}`)));
+  const served = formatNbdUri({ transport: { kind: "unix", path: socket }, exportName: "vda" });
+  await proving(await made(...on(served)));
+  // Who can write to the image, as QEMU's user can, could have libvirt open any file for it.
+  const any = `json:{"driver":"raw","file":{"driver":"file","filename":"/etc/shadow"},"x":"${socket}"}`;
+  await expect(proving(await made(...on(any)))).rejects.toMatchObject(refused(/is based on json:/));
+  const probed = await made("-u", "-F", "qcow2", "-b", served);
+  await expect(proving(probed)).rejects.toMatchObject(refused(/takes its base for qcow2/));
+  const elsewhere = await made("-o", `data_file=${join(path, "data.raw")}`);
+  await expect(proving(elsewhere)).rejects.toMatchObject(refused(/external data file/));
   await expect(proving(await made(...on("nbd+unix:///vda?socket=/tmp/other.sock")))).rejects.toMatchObject(
     refused(/is based on nbd\+unix.*other\.sock/),
   );
