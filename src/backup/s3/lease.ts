@@ -13,6 +13,8 @@ const GIVE_UP_MS = 48_000;
 const RENEW_MS = 10_000;
 /** How often somebody who waits looks. */
 const LOOK_MS = 1_000;
+/** How soon it looks again when somebody was quicker. */
+const RETAKE_MS = 100;
 /**
  * Without conditions: the part of the term after which a new lease is looked at, to see whether it is still
  * there.
@@ -51,7 +53,7 @@ export interface LeaseOptions {
  * unchanged, which a store does for one of many at a time. Time is measured by how long it stays unchanged,
  * never by comparing clocks of two hosts. One that a process of this host has left which has ended is taken
  * at once.
- * @throws {PreconditionError} `E_LOCKED`: another process has it and renews it
+ * @throws {PreconditionError} `E_LOCKED`: another process has it and renews it, or the store keeps refusing it
  */
 export async function takeLease(bucket: Bucket, key: string, options: LeaseOptions): Promise<Lease> {
   const termMs = options.termMs ?? TERM_MS;
@@ -67,20 +69,26 @@ export async function takeLease(bucket: Bucket, key: string, options: LeaseOptio
       seen = { etag: found.etag, since: now };
     }
     const isLeft = found && (await isDead(holderOf(found.bytes)));
-    if (!found || isLeft || (seen && now - seen.since >= termMs)) {
+    const isFree = !found || isLeft || (seen && now - seen.since >= termMs);
+    if (isFree) {
       const taken = await HeldLease.take(bucket, key, { ...options, etag: found?.etag, termMs });
       if (taken) return taken;
-      continue;
-    }
-    // One that stays as it is may have been left, which only its term shows.
-    if (now > deadline && isRenewed) {
+      // Somebody was quicker, which the next look shows, unless the store contradicts itself.
+      if (now > deadline + termMs) {
+        const message = `nobody seems to be writing points of ${options.of}, and yet the store refuses the lease s3://${bucket.address.bucket}/${key} each time: look at that object, and whether something between here and the store keeps old answers`;
+        throw new PreconditionError("E_LOCKED", message, { details: { of: options.of } });
+      }
+    } else if (now > deadline && isRenewed) {
+      // One that stays as it is may have been left, which only its term shows.
       const { host = "unknown host", pid = "unknown" } = holderOf(found.bytes);
       const message = `another nbdpull is writing points of ${options.of} (${host}, process ${pid}): try again when it has ended`;
       throw new PreconditionError("E_LOCKED", message, { details: { of: options.of } });
     }
-    await sleep(LOOK_MS, undefined, options.signal ? { signal: options.signal } : {}).catch(() =>
-      options.signal?.throwIfAborted(),
-    );
+    await sleep(
+      isFree ? RETAKE_MS : LOOK_MS,
+      undefined,
+      options.signal ? { signal: options.signal } : {},
+    ).catch(() => options.signal?.throwIfAborted());
   }
 }
 

@@ -129,6 +129,17 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "a lease in Ceph", () => {
     await held.release();
   });
 
+  it("is refused, and not asked for without end, where the store contradicts itself", async () => {
+    line.fault = ({ method }) =>
+      method === "GET" ? { answer: 404, code: "NoSuchKey" } : { answer: 412, code: "PreconditionFailed" };
+    const asked = line.seen.length;
+    await expect(takeLease(mine, KEY, { ...options, termMs: 100 })).rejects.toMatchObject({
+      code: "E_LOCKED",
+      message: expect.stringContaining(`s3://backups/${KEY}`),
+    });
+    expect(line.seen.length - asked).toBeLessThan(20);
+  });
+
   it("is not taken when the wait is aborted", async () => {
     await other.put(KEY, Buffer.from("{}"));
     const stop = new AbortController();
