@@ -13,6 +13,7 @@ import { execa } from "execa";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import type { CopyResult } from "../../src/backup/copy/copy-points.js";
 import type { PruneResult } from "../../src/backup/prune/prune-options.js";
+import { Repository } from "../../src/backup/repository/repository.js";
 import { BreakingStore, type StoreFault } from "../support/breaking-store.js";
 
 import { restoreEnvironment } from "../support/environment.js";
@@ -312,6 +313,21 @@ describeWith(
         expect(ran).toMatchObject({ code: 1 });
         expect(ran.stderr).toContain("lease");
         expect(await keys(Key)).toEqual([Key]);
+      });
+
+      it("removes what a note says was begun, and nothing whose name is no point's", async () => {
+        const repository = await Repository.openOrCreate(`s3://${BUCKET}/noted`);
+        const point = "20260101T000000.000Z";
+        for (const name of [point, "notes", ".nbdpull"]) {
+          for (const Key of [`.${name}.partial`, `${name}/file`]) {
+            await client.send(
+              new PutObjectCommand({ Bucket: BUCKET, Key: `noted/${NAME}/${Key}`, Body: "x" }),
+            );
+          }
+        }
+        await repository.writingInStore(NAME, async () => undefined);
+        const left = (await keys(`noted/${NAME}/`)).map((key) => key.slice(`noted/${NAME}/`.length));
+        expect(left.sort()).toEqual(["..nbdpull.partial", ".nbdpull/file", ".notes.partial", "notes/file"]);
       });
 
       it("commits nothing where another process has cleared its point away, as after a suspension", async () => {

@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import type { StoreRoot } from "../storage/stored-folder.js";
 import type { StoreWriting } from "../storage/stored-writing.js";
+import { isPointId } from "./manifest.js";
 import { abilitiesIn } from "./marker.js";
 import type { PendingPoint } from "./pending-point.js";
 import { MANIFEST } from "./read-manifest.js";
@@ -19,7 +20,7 @@ export async function writeInStore<T>(
 ): Promise<T> {
   // A repository that another program has copied there does not tell.
   const abilities = (await abilitiesIn(store)) ?? (await store.probe());
-  const writing = await store.write(name, { abilities, manifest: MANIFEST, signal });
+  const writing = await store.write(name, { abilities, manifest: MANIFEST, isPoint: isPointId, signal });
   try {
     await writing.clearLeftovers({ signal });
     store.refresh(name);

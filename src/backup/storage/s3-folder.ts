@@ -109,10 +109,10 @@ export class S3Root implements StoreRoot {
     return true;
   }
 
-  async write(name: string, { manifest, ...options }: StoreWriteOptions): Promise<StoreWriting> {
+  async write(name: string, { manifest, isPoint, ...options }: StoreWriteOptions): Promise<StoreWriting> {
     assertName(name);
     const path = `${this.path}/${name}`;
-    const place = { bucket: this.#bucket, prefix: `${this.#prefix}${name}/`, path, manifest };
+    const place = { bucket: this.#bucket, prefix: `${this.#prefix}${name}/`, path, manifest, isPoint };
     const writing = await writeInS3(place, { ...options, of: name });
     this.refresh(name);
     return writing;

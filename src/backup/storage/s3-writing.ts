@@ -12,6 +12,8 @@ const LEASE = ".lease";
 const LEASE_WAIT_MS = 13_000;
 const NOTE = /^\.(.+)\.partial$/;
 const MOST_NOTE_BYTES = 4096;
+/** Others may have put any number of objects there. */
+const KEYS_AT_ONCE = 1_000;
 /** Bytes of the buffers of all images that are uploaded side by side. */
 const IMAGE_BUFFERS = 80 * MIB;
 /** The same of a digest file beside its image. Nearly all of them are smaller than a part. */
@@ -25,6 +27,8 @@ interface Place {
   readonly path: string;
   /** The file that makes a point. */
   readonly manifest: string;
+  /** Whether a point can be called so. */
+  readonly isPoint: (name: string) => boolean;
 }
 
 /**
@@ -58,10 +62,10 @@ class S3Writing implements StoreWriting {
   }
 
   async clearLeftovers(options: AskOptions = {}): Promise<void> {
-    const { bucket, prefix, manifest } = this.#place;
+    const { bucket, prefix, manifest, isPoint } = this.#place;
     for await (const { key } of bucket.list(`${prefix}.`, options)) {
       const [, id] = NOTE.exec(key.slice(prefix.length)) ?? [];
-      if (id === undefined || id.includes("/")) continue;
+      if (id === undefined || !isPoint(id)) continue;
       this.#lease.assertHeld();
       // Before the look: a run that was only suspended finds out that its point is gone, or it was published.
       await bucket.put(key, noteOf("cleared"), options);
@@ -80,7 +84,8 @@ class S3Writing implements StoreWriting {
   }
 
   async removePoint(id: string, options: AskOptions = {}): Promise<StoredRemoval> {
-    const { bucket, prefix, manifest } = this.#place;
+    const { bucket, prefix, manifest, isPoint } = this.#place;
+    if (!isPoint(id)) throw new RangeError(`${JSON.stringify(id)} is not the id of a point`);
     let bytes = 0;
     for await (const { size } of bucket.list(`${prefix}${id}/`, options)) bytes += size;
     // Of all its files, which were made together and have the same rules.
@@ -175,8 +180,13 @@ async function removeFiles(
   for await (const upload of bucket.pendingUploads(`${prefix}${id}/`, options)) {
     await bucket.abortUpload(upload, options);
   }
-  const keys: string[] = [];
-  for await (const { key } of bucket.list(`${prefix}${id}/`, options)) keys.push(key);
+  let keys: string[] = [];
+  for await (const { key } of bucket.list(`${prefix}${id}/`, options)) {
+    keys.push(key);
+    if (keys.length < KEYS_AT_ONCE) continue;
+    await bucket.remove(keys, options);
+    keys = [];
+  }
   await bucket.remove(keys, options);
 }
 

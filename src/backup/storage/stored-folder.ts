@@ -63,6 +63,7 @@ export interface StoreRoot extends StoredFolder {
   /**
    * Takes the right to write in a folder.
    * @param options.manifest the name of the file that makes a point
+   * @param options.isPoint whether a point can be called so: what has other names is left alone
    * @throws {PreconditionError} `E_LOCKED`: another process writes there
    */
   write(name: string, options: StoreWriteOptions): Promise<StoreWriting>;
@@ -71,6 +72,7 @@ export interface StoreRoot extends StoredFolder {
 export interface StoreWriteOptions {
   readonly abilities: StoreAbilities;
   readonly manifest: string;
+  readonly isPoint: (name: string) => boolean;
   readonly signal?: AbortSignal | undefined;
 }
 
