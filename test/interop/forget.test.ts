@@ -113,6 +113,29 @@ describe("nbdpull forget", () => {
     }
   });
 
+  it("deletes no checkpoints before nothing can stop it any more, and leaves every point if that fails", async () => {
+    const options = { repository: chain.repository, domain: DOMAIN, dryRun: false };
+    const stop = new AbortController();
+    const asked: string[] = [];
+    const stopped = forgetDomain({
+      ...{ ...options, signal: stop.signal },
+      onStep: (step) => step === "journal" && stop.abort(new Error("stopped")),
+      before: async () => void asked.push("stopped"),
+    });
+    await expect(stopped).rejects.toThrow("stopped");
+    const refused = forgetDomain({
+      ...options,
+      before: async () => {
+        asked.push("refused");
+        throw new Error("a job runs");
+      },
+    });
+    await expect(refused).rejects.toThrow("a job runs");
+    expect(asked).toEqual(["refused"]);
+    expect(await chain.repository.pointIds(DOMAIN)).toEqual(ids());
+    expect((await nbdpull("verify", repo())).code).toBe(0);
+  });
+
   it("waits for a reader, and finds no domain half removed meanwhile", async () => {
     const server = await startServing(repo(), DOMAIN, "--socket", join(chain.folder, "s.sock"));
     const run = startNbdpull(["forget", repo(), DOMAIN, "--force"]);

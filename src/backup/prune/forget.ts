@@ -28,7 +28,10 @@ interface ForgetOptions {
   readonly uuid?: string | undefined;
   /** Only find out what would go. */
   readonly dryRun: boolean;
-  /** Called when nothing stands in the way any more, and before anything is removed. */
+  /**
+   * Called when nothing stands in the way any more, and before anything is removed. If it throws, every point
+   * stays.
+   */
   readonly before?: ((going: Going) => Promise<void>) | undefined;
   readonly signal?: AbortSignal | undefined;
   /** @internal tests end the process at each step */
@@ -83,8 +86,6 @@ async function forget(options: ForgetOptions, { folder, assertHeld, lost }: Held
   const { forgotten, unfinished } = await decide(options, folder);
   if (forgotten.points.length === 0) return forgotten;
   await noReaders(folder, domain, READERS_WAIT_MS, signal);
-  await before?.(forgotten);
-  signal.throwIfAborted();
   const journal: PruneJournal = {
     format: "nbdpull-prune",
     version: 1,
@@ -99,6 +100,8 @@ async function forget(options: ForgetOptions, { folder, assertHeld, lost }: Held
   try {
     // Those who began before this journal may still read; later ones wait for the lock, and find nothing.
     await noReaders(folder, domain, LAST_READERS_WAIT_MS, signal);
+    signal.throwIfAborted();
+    await before?.(forgotten);
   } catch (error) {
     if (unfinished) await writeJournal(folder, unfinished, assertHeld);
     else await removeJournal(folder, assertHeld);
