@@ -8,6 +8,7 @@ import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { CheckpointRecord } from "../../src/backup/guest/checkpoint-record.js";
 import { retireCheckpoints } from "../../src/backup/guest/guest.js";
+import { retireDomain } from "../../src/backup/guest/retire-domain.js";
 import { checkpointPrefix } from "../../src/backup/libvirt/checkpoints.js";
 import type { DomainDefinition } from "../../src/backup/libvirt/domain-xml.js";
 import type { Libvirt } from "../../src/backup/libvirt/libvirt.js";
@@ -84,6 +85,23 @@ describe("a repository with the id of another", () => {
     expect([retired.retired, present]).toEqual([[name], []]);
     expect((await recordOf(repository)).has(name)).toBe(false);
   });
+});
+
+it("has no checkpoints of a domain whose UUID, as a manifest says, is the name of another file", async () => {
+  await takeCheckpoint(repository, "one");
+  const retire = async (uuid: string): Promise<readonly string[]> => {
+    const connect = (): Libvirt => {
+      throw new Error("libvirt is asked");
+    };
+    const options = { repository, connect, dryRun: false, stateFolder: join(folder, "state") };
+    return (await retireDomain({ ...options, uuid })).checkpoints;
+  };
+  for (const uuid of ["place", "a/b", "../../x", "", domain.uuid.slice(0, 8)]) {
+    expect([uuid, await retire(uuid)]).toEqual([uuid, []]);
+  }
+  for (const uuid of [domain.uuid, domain.uuid.toUpperCase()]) {
+    await expect(retire(uuid)).rejects.toThrow("libvirt is asked");
+  }
 });
 
 describe("the record of a repository's checkpoints", () => {

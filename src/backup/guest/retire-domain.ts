@@ -7,6 +7,8 @@ import { CheckpointRecord, recordedRepositories, whereItWas } from "./checkpoint
 import { retireCheckpoints } from "./guest.js";
 import { refuseRetiring } from "./refuse-retiring.js";
 
+const UUID = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/;
+
 interface RetireDomainOptions {
   readonly repository: Repository;
   readonly uuid: string;
@@ -35,8 +37,11 @@ export interface RetiredDomain {
  * @throws {DamageError} `E_CHECKPOINT_RECORD`
  */
 export async function retireDomain(options: RetireDomainOptions): Promise<RetiredDomain> {
-  const { repository, uuid, connect, dryRun, stateFolder = usualStateFolder() } = options;
-  const none = { uuid, checkpoints: [], failed: [] };
+  const { repository, connect, dryRun, stateFolder = usualStateFolder() } = options;
+  const none = { uuid: options.uuid, checkpoints: [], failed: [] };
+  // As libvirt writes it. A manifest may have any text there, and no backup of this host has made that.
+  const uuid = options.uuid.toLowerCase();
+  if (!UUID.test(uuid)) return none;
   const ours = (await recordedRepositories(stateFolder)).find(({ id }) => id === repository.id);
   const [record] = ours ? await CheckpointRecord.existing([ours], uuid) : [];
   if (!ours || !record || record.names.size === 0) return none;
@@ -53,7 +58,7 @@ export async function retireDomain(options: RetireDomainOptions): Promise<Retire
   if (found.length === 0 || dryRun) return { ...none, checkpoints: found };
   await refuseRetiring(libvirt, domain);
   const { retired, failed } = await retireCheckpoints({ libvirt, domain }, record, () => true);
-  return { uuid, checkpoints: retired, failed };
+  return { ...none, checkpoints: retired, failed };
 }
 
 async function isThere(libvirt: Libvirt, uuid: string): Promise<boolean> {
