@@ -31,6 +31,12 @@ export interface Lease {
    * @throws {BackupError} `E_LEASE_LOST`
    */
   assertHeld(): void;
+  /**
+   * Asks the store too. No clock of this host tells what happened while it slept, or while its virtual
+   * machine was paused.
+   * @throws {BackupError} `E_LEASE_LOST`
+   */
+  confirm(): Promise<void>;
   /** Whoever finds out otherwise that another one writes. */
   lose(cause?: unknown): void;
   release(): Promise<void>;
@@ -109,10 +115,20 @@ interface TakeOptions extends Pick<LeaseOptions, "abilities"> {
   readonly termMs: number;
 }
 
+/** What is known of a lease from the beginning. */
+interface Taken {
+  readonly holder: string;
+  readonly etag: string;
+  /** When it was asked for, in milliseconds of `performance.now`. */
+  readonly at: number;
+}
+
 class HeldLease implements Lease {
   readonly #bucket: Bucket;
   readonly #key: string;
   readonly #options: TakeOptions;
+  /** It stands in the object, whatever else of it changes. */
+  readonly #holder: string;
   readonly #lost = new AbortController();
   readonly #ended = new AbortController();
   readonly #renewing: Promise<void>;
@@ -120,22 +136,23 @@ class HeldLease implements Lease {
   /** When the last renewal that succeeded was sent. */
   #renewedAt: number;
 
-  private constructor(bucket: Bucket, key: string, options: TakeOptions, etag: string, takenAt: number) {
+  private constructor(bucket: Bucket, key: string, options: TakeOptions, taken: Taken) {
     this.#bucket = bucket;
     this.#key = key;
     this.#options = options;
-    this.#etag = etag;
-    this.#renewedAt = takenAt;
+    this.#holder = taken.holder;
+    this.#etag = taken.etag;
+    this.#renewedAt = taken.at;
     this.#renewing = this.#renew();
   }
 
   /** @returns undefined if another process was quicker */
   static async take(bucket: Bucket, key: string, options: TakeOptions): Promise<HeldLease | undefined> {
     const { etag, abilities } = options;
-    const takenAt = performance.now();
-    const content = await contentNow();
+    const [at, holder] = [performance.now(), randomUUID()];
+    const content = await contentNow(holder);
     const held = (found: string | undefined): HeldLease | undefined =>
-      found === undefined ? undefined : new HeldLease(bucket, key, options, found, takenAt);
+      found === undefined ? undefined : new HeldLease(bucket, key, options, { holder, etag: found, at });
     if (!abilities.conditionalCreate || !abilities.conditionalReplace) {
       await bucket.put(key, content);
       await sleep(options.termMs * SETTLE);
@@ -155,6 +172,18 @@ class HeldLease implements Lease {
   assertHeld(): void {
     if (this.#leftMs() <= 0) this.lose();
     this.#lost.signal.throwIfAborted();
+  }
+
+  async confirm(): Promise<void> {
+    this.assertHeld();
+    if (!(await this.#isThere(this.#lost.signal))) this.lose("another one has it");
+    this.assertHeld();
+  }
+
+  async #isThere(signal: AbortSignal): Promise<boolean> {
+    const found = await this.#bucket.get(this.#key, MOST_LEASE_BYTES, { signal });
+    const { holder } = (parseJson(found?.bytes.toString("utf8") ?? "") ?? {}) as Record<string, unknown>;
+    return holder === this.#holder;
   }
 
   /** How long it is surely held, in milliseconds. */
@@ -184,7 +213,7 @@ class HeldLease implements Lease {
 
   /** @returns the new ETag; undefined: another one has it */
   async #replace(signal: AbortSignal): Promise<string | undefined> {
-    const content = await contentNow();
+    const content = await contentNow(this.#holder);
     if (this.#options.abilities.conditionalReplace) {
       return await this.#bucket.replaceIfUnchanged(this.#key, content, { etag: this.#etag, signal });
     }
@@ -205,11 +234,18 @@ class HeldLease implements Lease {
     await this.#renewing;
     const isSure = performance.now() - this.#renewedAt < this.#options.termMs / 2;
     if (!isSure || this.#lost.signal.aborted) return;
-    await this.#bucket.remove([this.#key]).catch(() => undefined);
+    // A request that is repeated for longer would remove the next holder's.
+    const signal = AbortSignal.timeout(Math.max(0, Math.floor(this.#leftMs())));
+    try {
+      if (await this.#isThere(signal)) await this.#bucket.remove([this.#key], { signal });
+    } catch {
+      // It ends by itself.
+    }
   }
 }
 
 /** Another content each time, so that the ETag changes. */
-async function contentNow(): Promise<Buffer> {
-  return Buffer.from(JSON.stringify({ ...(await thisSystemProcess()), nonce: randomUUID() }));
+async function contentNow(holder: string): Promise<Buffer> {
+  const process = { ...(await thisSystemProcess()), holder };
+  return Buffer.from(JSON.stringify({ ...process, nonce: randomUUID() }));
 }

@@ -88,6 +88,30 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "a lease in Ceph", () => {
     await next.release();
   });
 
+  it("is asked for in the store too, for a host that has slept", async () => {
+    const held = await takeLease(mine, KEY, options);
+    await held.confirm();
+    await other.put(KEY, Buffer.from("another"));
+    held.assertHeld();
+    await expect(held.confirm()).rejects.toMatchObject({ code: "E_LEASE_LOST" });
+    expect(held.lost.aborted).toBe(true);
+    await held.release();
+  });
+
+  it("is never given back later than it is held, nor another one's", async () => {
+    const held = await takeLease(mine, KEY, options);
+    line.fault = ({ method }) => (method === "DELETE" ? { answer: 503, code: "SlowDown" } : undefined);
+    const began = performance.now();
+    await held.release();
+    expect(performance.now() - began).toBeLessThan(TERM);
+    line.fault = () => undefined;
+    await other.remove([KEY]);
+    const next = await takeLease(mine, KEY, options);
+    await other.put(KEY, Buffer.from("another"));
+    await next.release();
+    expect((await other.get(KEY, 100))?.bytes.toString()).toBe("another");
+  });
+
   it("is lost when somebody else's lies in its place", async () => {
     const held = await takeLease(mine, KEY, options);
     await other.put(KEY, Buffer.from("another"));
