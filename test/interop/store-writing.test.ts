@@ -4,6 +4,7 @@ import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import {
   CreateBucketCommand,
+  DeleteObjectCommand,
   GetObjectCommand,
   PutObjectCommand,
   PutObjectLockConfigurationCommand,
@@ -332,19 +333,31 @@ describeWith(
 
       it("commits nothing where another process has cleared its point away, as after a suspension", async () => {
         const address = `s3://${BUCKET}/suspended`;
-        let cleared: Promise<unknown> | undefined;
-        line.fault = ({ method, url }) => {
-          if (method !== "PUT" || cleared || !url.includes("point.json")) return undefined;
-          const [, id] = /([^/]*)\/point\.json/.exec(url) ?? [];
+        let isClearing = false;
+        let isCleared = false;
+        const clear = async (id: string): Promise<void> => {
           const Key = `suspended/${NAME}/.${id}.partial`;
-          cleared = client.send(new PutObjectCommand({ Bucket: BUCKET, Key, Body: "cleared" }));
+          await client.send(new PutObjectCommand({ Bucket: BUCKET, Key, Body: "cleared" }));
+          for (const each of await keys(`suspended/${NAME}/${id}/`)) {
+            await client.send(new DeleteObjectCommand({ Bucket: BUCKET, Key: each }));
+          }
+          isCleared = true;
+        };
+        line.fault = ({ method, url }) => {
+          const [, id] = /([^/]*)\/point\.json/.exec(url) ?? [];
+          if (method !== "PUT" || isCleared || id === undefined) return undefined;
+          if (!isClearing) void clear(id);
+          isClearing = true;
           return { answer: 503, code: "SlowDown" };
         };
         const ran = await importTo(address);
-        expect(cleared).toBeDefined();
+        expect(isCleared).toBe(true);
         expect(ran).toMatchObject({ code: 1 });
         expect(ran.stderr).toContain("lease");
-        expect(await keys(`suspended/${NAME}/2`)).toEqual([]);
+        expect(await importTo(address)).toMatchObject({ code: 0 });
+        expect(await isLeft("suspended")).toEqual([]);
+        const made = (await keys(`suspended/${NAME}/`)).filter((key) => key.endsWith("/point.json"));
+        expect(made).toHaveLength(1);
       });
 
       it.each([

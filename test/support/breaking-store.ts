@@ -20,7 +20,9 @@ export type StoreFault =
   /** The text of the answer is changed. */
   | { readonly rewrite: (text: string) => string }
   /** As a store does that does not know conditions. */
-  | "ignore conditions";
+  | "ignore conditions"
+  /** As a store does that says so. */
+  | "refuse conditions";
 
 /** A line to a store that breaks as it is told. */
 export class BreakingStore implements AsyncDisposable {
@@ -56,7 +58,11 @@ export class BreakingStore implements AsyncDisposable {
   pass(asked: IncomingMessage, answer: ServerResponse, store: URL): void {
     const [method, url] = [asked.method ?? "", asked.url ?? ""];
     this.seen.push(`${method} ${url}`);
-    const fault = this.fault({ method, url });
+    const { headers } = asked;
+    const isConditional = method === "PUT" && (headers["if-match"] ?? headers["if-none-match"]) !== undefined;
+    const told = this.fault({ method, url });
+    const refusal = isConditional ? ({ answer: 501, code: "NotImplemented" } as const) : undefined;
+    const fault = told === "refuse conditions" ? refusal : told;
     if (fault === "never answer") return;
     if (fault === "hang up") return void asked.socket.destroy();
     if (typeof fault === "object" && "answer" in fault) {

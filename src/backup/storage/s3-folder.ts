@@ -2,6 +2,7 @@ import { DamageError } from "../base/errors.js";
 import { formatS3Address } from "../s3/address.js";
 import type { Bucket, StoredObject } from "../s3/bucket.js";
 import { probe, removeProbes } from "../s3/probe.js";
+import { createObject } from "./create-object.js";
 import { KeptPieces } from "./kept-pieces.js";
 import { S3Place } from "./s3-file.js";
 import { writeInS3 } from "./s3-writing.js";
@@ -100,13 +101,9 @@ export class S3Root implements StoreRoot {
     return true;
   }
 
-  async create(name: string, content: string, { conditionalCreate }: StoreAbilities): Promise<boolean> {
+  async create(name: string, content: string, abilities: StoreAbilities): Promise<boolean> {
     assertName(name);
-    const [key, bytes] = [`${this.#prefix}${name}`, Buffer.from(content)];
-    if (conditionalCreate) return await this.#bucket.putIfAbsent(key, bytes);
-    if (await this.#bucket.find(key)) return false;
-    await this.#bucket.put(key, bytes);
-    return true;
+    return await createObject(this.#bucket, `${this.#prefix}${name}`, Buffer.from(content), { abilities });
   }
 
   async write(name: string, { manifest, isPoint, ...options }: StoreWriteOptions): Promise<StoreWriting> {

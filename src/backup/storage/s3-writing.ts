@@ -1,9 +1,11 @@
 import { randomUUID } from "node:crypto";
+import { PreconditionError } from "../base/errors.js";
 import type { CreateOptions, NewFile, RemoteNewFile } from "../image/new-file.js";
 import type { AskOptions, Bucket } from "../s3/bucket.js";
 import { type Lease, takeLease } from "../s3/lease.js";
 import type { StoreAbilities } from "../s3/probe.js";
 import { ObjectUpload } from "../s3/upload.js";
+import { createObject } from "./create-object.js";
 import type { NewStoredPoint, StoredPointOptions, StoredRemoval, StoreWriting } from "./stored-writing.js";
 
 const MIB = 1024 * 1024;
@@ -14,6 +16,8 @@ const NOTE = /^\.(.+)\.partial$/;
 const MOST_NOTE_BYTES = 4096;
 /** Others may have put any number of objects there. */
 const KEYS_AT_ONCE = 1_000;
+/** How often a point is cleared away whose manifest comes late. A store could tell of one for ever. */
+const MOST_CLEARINGS = 3;
 /** Bytes of the buffers of all images that are uploaded side by side. */
 const IMAGE_BUFFERS = 80 * MIB;
 /** The same of a digest file beside its image. Nearly all of them are smaller than a part. */
@@ -29,6 +33,7 @@ interface Place {
   readonly manifest: string;
   /** Whether a point can be called so. */
   readonly isPoint: (name: string) => boolean;
+  readonly abilities: StoreAbilities;
 }
 
 /**
@@ -36,12 +41,12 @@ interface Place {
  * @throws {PreconditionError} `E_LOCKED`: another process writes there
  */
 export async function writeInS3(
-  place: Place,
+  place: Omit<Place, "abilities">,
   options: AskOptions & { readonly abilities: StoreAbilities; readonly of: string },
 ): Promise<StoreWriting> {
   const { bucket, prefix } = place;
   const lease = await takeLease(bucket, `${prefix}${LEASE}`, { ...options, waitMs: LEASE_WAIT_MS });
-  return new S3Writing(place, lease);
+  return new S3Writing({ ...place, abilities: options.abilities }, lease);
 }
 
 class S3Writing implements StoreWriting {
@@ -58,26 +63,38 @@ class S3Writing implements StoreWriting {
   }
 
   async assertHeld(): Promise<void> {
-    this.#lease.assertHeld();
+    await this.#lease.confirm();
   }
 
-  async clearLeftovers(options: AskOptions = {}): Promise<void> {
-    const { bucket, prefix, manifest, isPoint } = this.#place;
+  async clearLeftovers({ signal }: AskOptions = {}): Promise<void> {
+    const { bucket, prefix, isPoint } = this.#place;
+    const { lost } = this.#lease;
+    const options = { signal: signal ? AbortSignal.any([signal, lost]) : lost };
     for await (const { key } of bucket.list(`${prefix}.`, options)) {
       const [, id] = NOTE.exec(key.slice(prefix.length)) ?? [];
       if (id === undefined || !isPoint(id)) continue;
-      this.#lease.assertHeld();
+      await this.#clear(id, options);
+    }
+  }
+
+  async #clear(id: string, options: AskOptions): Promise<void> {
+    const { bucket } = this.#place;
+    for (let clearings = 0; clearings < MOST_CLEARINGS; clearings += 1) {
+      await this.#lease.confirm();
       // Before the look: a run that was only suspended finds out that its point is gone, or it was published.
-      await bucket.put(key, noteOf("cleared"), options);
-      if (!(await bucket.find(`${prefix}${id}/${manifest}`, options))) {
+      await bucket.put(noteKey(this.#place, id), noteOf("cleared"), options);
+      if ((await whatIsThere(this.#place, id, options)) !== "point") {
         await removeFiles(this.#place, id, options);
       }
-      await bucket.remove([key], options);
+      await bucket.remove([noteKey(this.#place, id)], options);
+      // Such a run may have put its manifest when its files were gone, and seen the note.
+      if ((await whatIsThere(this.#place, id, options)) !== "manifest alone") return;
     }
   }
 
   async begin(id: string, options: StoredPointOptions = {}): Promise<NewStoredPoint> {
     const note = noteOf("begun");
+    await assertNothingThere(this.#place, id, options);
     this.#lease.assertHeld();
     await this.#place.bucket.put(noteKey(this.#place, id), note, options);
     return new S3Point(this.#place, this.#lease, id, note, options);
@@ -90,8 +107,11 @@ class S3Writing implements StoreWriting {
     for await (const { size } of bucket.list(`${prefix}${id}/`, options)) bytes += size;
     // Of all its files, which were made together and have the same rules.
     const versions = await bucket.keptVersion(`${prefix}${id}/${manifest}`, options);
-    this.#lease.assertHeld();
-    await bucket.put(noteKey(this.#place, id), noteOf("removing"), options);
+    const note = noteOf("removing");
+    await this.#lease.confirm();
+    await bucket.put(noteKey(this.#place, id), note, options);
+    // Who was suspended until now has lost the lease: its next holder replaces or removes the notes it finds.
+    if (!(await noteOn(this.#place, id, options))?.equals(note)) giveUp(this.#lease, "its note was replaced");
     await bucket.remove([`${prefix}${id}/${manifest}`], options);
     await removeFiles(this.#place, id, options);
     await bucket.remove([noteKey(this.#place, id)], options);
@@ -141,34 +161,83 @@ class S3Point implements NewStoredPoint {
   async publish(name: string, text: string): Promise<void> {
     const { bucket } = this.#place;
     const key = this.#key(name);
+    const { abilities } = this.#place;
+    // Not with the caller's signal: whoever interrupts it would not know whether there is a point. But nothing
+    // is sent once others may have the lease.
+    const options = { signal: this.#lease.lost };
     this.#lease.assertHeld();
-    // Not with the signal: whoever interrupts it would not know whether there is a point.
-    if (!(await bucket.putIfAbsent(key, Buffer.from(text)))) {
-      this.#lease.lose("another one made it");
-      this.#lease.lost.throwIfAborted();
+    if (!(await createObject(bucket, key, Buffer.from(text), { abilities, ...options }))) {
+      giveUp(this.#lease, "another one made it");
     }
-    const note = await bucket.get(noteKey(this.#place, this.#id), MOST_NOTE_BYTES);
-    if (!note?.bytes.equals(this.#note)) {
-      // Another process has the lease, and has removed the files.
-      await bucket.remove([key]);
-      this.#lease.lose("its note was replaced");
-      this.#lease.lost.throwIfAborted();
+    const note = await noteOn(this.#place, this.#id, options);
+    if (!note?.equals(this.#note)) {
+      // Another process has the lease, and has removed the files, or kept the point, or made it. Only whoever
+      // holds it can tell, so nothing is removed here: a note has the next one look.
+      if (!note) {
+        const late = noteOf("late");
+        await createObject(bucket, noteKey(this.#place, this.#id), late, { abilities, ...options });
+      }
+      giveUp(this.#lease, "its note was replaced");
     }
     // The next run removes it otherwise.
-    await bucket.remove([noteKey(this.#place, this.#id)]).catch(() => undefined);
+    await bucket.remove([noteKey(this.#place, this.#id)], options).catch(() => undefined);
   }
 
   async discard(): Promise<void> {
     const { bucket, prefix, manifest } = this.#place;
+    const options = { signal: this.#lease.lost };
+    // The next holder of the lease clears it away, and may be making a point of the same id.
+    await this.#lease.confirm();
+    if (!(await noteOn(this.#place, this.#id, options))?.equals(this.#note)) return;
     // Its answer may have been lost, or it is another process's.
-    if (await bucket.find(`${prefix}${this.#id}/${manifest}`)) return;
-    await removeFiles(this.#place, this.#id, {});
-    await bucket.remove([noteKey(this.#place, this.#id)]);
+    if (await bucket.find(`${prefix}${this.#id}/${manifest}`, options)) return;
+    await removeFiles(this.#place, this.#id, options);
+    await bucket.remove([noteKey(this.#place, this.#id)], options);
   }
 
   #key(name: string): string {
     return `${this.#place.prefix}${this.#id}/${name}`;
   }
+}
+
+/** @throws {BackupError} `E_LEASE_LOST` */
+function giveUp(lease: Lease, cause: string): void {
+  lease.lose(cause);
+  lease.lost.throwIfAborted();
+}
+
+/** What a manifest alone makes is no point: a run put it whose files had been cleared away before. */
+async function whatIsThere(
+  { bucket, prefix, manifest }: Place,
+  id: string,
+  options: AskOptions,
+): Promise<"point" | "manifest alone" | "no manifest"> {
+  const made = `${prefix}${id}/${manifest}`;
+  if (!(await bucket.find(made, options))) return "no manifest";
+  for await (const { key } of bucket.list(`${prefix}${id}/`, options)) {
+    if (key !== made && !key.endsWith("/")) return "point";
+  }
+  return "manifest alone";
+}
+
+/**
+ * Another program may be copying a point there. It would be mixed with ours, and removed with it.
+ * @throws {PreconditionError} `E_FOREIGN_OBJECTS`
+ */
+async function assertNothingThere(
+  { bucket, prefix, path }: Place,
+  id: string,
+  options: AskOptions,
+): Promise<void> {
+  const found = async (what: string, those: AsyncIterable<{ readonly key: string }>): Promise<void> => {
+    for await (const { key } of those) {
+      if (key === `${prefix}${id}/`) continue;
+      const message = `${path}/${id} has ${what} that no run of nbdpull has begun (${key.slice(prefix.length)}), so no point is made there: wait if another program is copying there; otherwise look at what it is, and remove it`;
+      throw new PreconditionError("E_FOREIGN_OBJECTS", message, { details: { key } });
+    }
+  };
+  await found("an object", bucket.list(`${prefix}${id}/`, options));
+  await found("an upload", bucket.pendingUploads(`${prefix}${id}/`, options));
 }
 
 /** Removes the files of a point that is none, and what was uploaded for them. */
@@ -192,6 +261,10 @@ async function removeFiles(
 
 function noteKey({ prefix }: Pick<Place, "prefix">, id: string): string {
   return `${prefix}.${id}.partial`;
+}
+
+async function noteOn(place: Place, id: string, options: AskOptions): Promise<Buffer | undefined> {
+  return (await place.bucket.get(noteKey(place, id), MOST_NOTE_BYTES, options))?.bytes;
 }
 
 function noteOf(state: string): Buffer {

@@ -15,13 +15,14 @@ import type { AskOptions } from "../s3/bucket.js";
 export interface StoreWriting {
   /** Aborted when the lease was lost; nothing is committed then. */
   readonly lost: AbortSignal;
-  /** @throws {BackupError} `E_LEASE_LOST` */
+  /** Asks the store. @throws {BackupError} `E_LEASE_LOST` */
   assertHeld(): Promise<void>;
   /** Removes the unfinished points of dead runs, with their uploads. */
   clearLeftovers(options?: AskOptions): Promise<void>;
   /**
    * Begins a point.
    * @param id that no point has
+   * @throws {PreconditionError} `E_FOREIGN_OBJECTS`: another program has put something there
    */
   begin(id: string, options?: StoredPointOptions): Promise<NewStoredPoint>;
   /**
@@ -63,9 +64,10 @@ export interface NewStoredPoint {
   create(name: string, content: Uint8Array): Promise<void>;
   /**
    * Puts the file that makes it a point, unless there is one.
-   * @throws {BackupError} `E_LEASE_LOST`: another process has the lease; there is no such point of ours then
+   * @throws {BackupError} `E_LEASE_LOST`: others may have the lease. Whoever has it next keeps the point if its
+   *   files are there, and otherwise removes it
    */
   publish(name: string, text: string): Promise<void>;
-  /** Removes everything of it, unless it was published. */
+  /** Removes everything of it, unless it was published. Without the lease that is left to its next holder. */
   discard(): Promise<void>;
 }
