@@ -16,10 +16,8 @@ import type { CopyResult } from "../../src/backup/copy/copy-points.js";
 import type { PruneResult } from "../../src/backup/prune/prune-options.js";
 import { Repository } from "../../src/backup/repository/repository.js";
 import { BreakingStore, type StoreFault } from "../support/breaking-store.js";
-
 import { restoreEnvironment } from "../support/environment.js";
 import { keysIn, leftInStore } from "../support/left-in-store.js";
-
 import { MemoryChain } from "../support/memory-chain.js";
 import { nbdpull, startNbdpull } from "../support/nbdpull.js";
 import { Store } from "../support/store.js";
