@@ -31,17 +31,7 @@ export interface Block {
 /** Programs whose name at the beginning of a line makes a block one of commands. */
 const PROGRAMS = [
   ...["nbdpull", "virsh", "virt-install", "qemu-img", "qemu-nbd", "qemu-io", "qemu-system-x86_64", "nbdinfo"],
-  ...[
-    "nbdcopy",
-    "nbdfuse",
-    "guestmount",
-    "guestunmount",
-    "debugfs",
-    "mount",
-    "umount",
-    "fusermount3",
-    "losetup",
-  ],
+  ...["nbdcopy", "nbdfuse", "guestfish", "debugfs", "mount", "umount", "fusermount3", "losetup"],
   ...[
     "cp",
     "mv",
