@@ -62,14 +62,18 @@ function assigned({ kind, words }: Values): string {
 }
 
 const BODY = `
-# Names of the folders in $1 that begin with $2. Others than plain names are left out: they may have been made to deceive.
+# Names of the folders in $1 that begin with $2.
 _nbdpull_folders() {
   local path name
   for path in "$1"/"$2"*/; do
     name=\${path%/} name=\${name##*/}
-    [[ -d $path && $name != *[![:alnum:]._@+~-]* ]] && printf '%s\\n' "$name"
+    [[ -d $path && $name != *$'\\n'* ]] && printf '%s\\n' "$name"
   done
 }
+
+# Whether the name $1 is plain. Others are not offered, because bash inserts them as they are: they may have
+# been made to deceive, to be options, or to be run.
+_nbdpull_is_plain() { [[ $1 != -* && $1 != *[![:alnum:]._@+~-]* ]]; }
 
 _nbdpull_offer() { # WORDS KIND CURRENT
   local cur=$3 one
@@ -82,7 +86,9 @@ _nbdpull_offer() { # WORDS KIND CURRENT
       compopt -o filenames 2>/dev/null
       ;;
     domain | point | guest)
-      while IFS= read -r one; do [[ $one == "$cur"* ]] && COMPREPLY+=("$one"); done < <(_nbdpull_names "$2" "$cur")
+      while IFS= read -r one; do
+        [[ $one == "$cur"* ]] && _nbdpull_is_plain "$one" && COMPREPLY+=("$one")
+      done < <(_nbdpull_names "$2" "$cur")
       ;;
   esac
 }

@@ -77,6 +77,9 @@ function quoted(text: string): string {
   return `'${text.replaceAll(/[\\']/g, "\\$&")}'`;
 }
 
+/** Leaves names out that are not plain: they may have been made to deceive, or to be run. */
+const PLAIN_ONLY = "string match -r -- '^[\\\\pL\\\\pN._@+~][\\\\pL\\\\pN._@+~-]*$'";
+
 const FUNCTIONS = `
 # Whether a command is there, or the one that is named.
 function __nbdpull_is
@@ -122,11 +125,11 @@ function __nbdpull_place
     echo $words[2]
 end
 
-# Names of the folders in $argv[1]. Others than plain names are left out: they may have been made to deceive.
+# Names of the folders in $argv[1].
 function __nbdpull_folders
     for path in $argv[1]/*/
-        string match -r -- '^[\\\\pL\\\\pN._@+~-]+$' (path basename $path)
-    end
+        path basename $path
+    end | ${PLAIN_ONLY}
 end
 
 function __nbdpull_domains
@@ -151,6 +154,6 @@ function __nbdpull_repositories
 end
 
 function __nbdpull_guests
-    command -q virsh; and virsh --readonly --quiet list --all --name 2>/dev/null | string match -v ''
+    command -q virsh; and virsh --readonly --quiet list --all --name 2>/dev/null | ${PLAIN_ONLY}
 end
 `;

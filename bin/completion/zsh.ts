@@ -70,16 +70,20 @@ function quoted(text: string): string {
 }
 
 const BODY = `
+# Those of its arguments that are plain names. Others may have been made to deceive, or to be run.
+_nbdpull_plain() {
+  print -rl -- \${@:#(-*|*[^[:alnum:]._@+~-]*)}
+}
+
 _nbdpull_guests() {
   local -a names
   (( $+commands[virsh] )) && names=(\${(f)"$(virsh --readonly --quiet list --all --name 2>/dev/null)"})
-  compadd -a names
+  compadd -- \${(f)"$(_nbdpull_plain $names)"}
 }
 
-# Names of the folders in $1. Others than plain names are left out: they may have been made to deceive.
+# Names of the folders in $1.
 _nbdpull_folders() {
-  local -a names=($1/*(N/:t))
-  print -rl -- \${names:#*[^[:alnum:]._@+~-]*}
+  _nbdpull_plain $1/*(N/:t)
 }
 
 _nbdpull() {

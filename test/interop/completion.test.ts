@@ -1,4 +1,4 @@
-import { mkdir } from "node:fs/promises";
+import { chmod, mkdir, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { execa } from "execa";
 import { afterAll, beforeAll, expect, it } from "vitest";
@@ -9,6 +9,9 @@ import { describeWith } from "../support/tools.js";
 
 const completions = join(NBDPULL, "../../completions");
 const POINT = "20261121T152216.139Z";
+
+/** What libvirt says that it has: only one is not made to be run, or to be an option. */
+const DOMAINS = ["guest1", "guest$(touch owned)", "guest`touch owned`", "guest;touch owned", "--all", ""];
 
 let folder: Folder;
 beforeAll(async () => {
@@ -21,6 +24,12 @@ beforeAll(async () => {
   ]) {
     await mkdir(join(folder.path, "repo", name), { recursive: true });
   }
+  await mkdir(join(folder.path, "odd", "--trust-repository"), { recursive: true });
+  await mkdir(join(folder.path, "odd", "mail"));
+  const virsh = join(folder.path, "bin", "virsh");
+  await mkdir(join(folder.path, "bin"));
+  await writeFile(virsh, `#!/bin/sh\nprintf '%s\\n' ${DOMAINS.map((name) => `'${name}'`).join(" ")}\n`);
+  await chmod(virsh, 0o755);
   await mkdir(join(folder.path, "other-place"));
 });
 afterAll(async () => {
@@ -39,6 +48,9 @@ const CASES: readonly (readonly [typed: string, completed: string])[] = [
   [`nbdpull restore --disk vda ./repo web --at 20261121`, `restore --disk vda ./repo web --at ${POINT}`],
   ["nbdpull diff ./repo db l", "diff ./repo db latest"],
   ["nbdpull completion f", "completion fish"],
+  // Others than plain names are not offered, so the word is completed.
+  ["nbdpull backup gu", "backup guest1"],
+  ["nbdpull verify ./odd ", "verify ./odd mail"],
 ];
 /** With NBDPULL_REPOSITORY, where REPO may be left out. */
 const SET: typeof CASES = [
@@ -59,7 +71,9 @@ describeWith(["tmux", "bash", "zsh", "fish"], "the completion", () => {
     await using terminal = await Terminal.open(160);
     await terminal.type(`exec ${start}`);
     const load = shell === "zsh" ? "autoload -U compinit && compinit -D -u; " : "";
-    await terminal.type(`cd '${folder.path}'; ${load}source '${join(completions, file)}'`);
+    await terminal.type(
+      `cd '${folder.path}'; PATH='${folder.path}/bin':$PATH; ${load}source '${join(completions, file)}'`,
+    );
     await terminal.type(`nbdpull() { echo "called: $*"; }; PS1='$ '; clear; echo loaded`);
     await expect.poll(() => terminal.lines()).toContain("loaded");
     for (const [typed, completed] of CASES) {
@@ -76,7 +90,10 @@ describeWith(["tmux", "bash", "zsh", "fish"], "the completion", () => {
   it("of fish completes a word", async () => {
     const tried = async (typed: string, env = {}): Promise<string> => {
       const script = `source '${join(completions, "nbdpull.fish")}'; complete -C '${typed}'`;
-      const { stdout } = await execa("fish", ["--no-config", "-c", script], { cwd: folder.path, env });
+      const path = { PATH: `${join(folder.path, "bin")}:${process.env["PATH"]}` };
+      const { stdout } = await execa("fish", ["--no-config", "-c", script], {
+        ...{ cwd: folder.path, env: { ...env, ...path } },
+      });
       return stdout.replaceAll(/\/?(?:\t.*)?$/gm, "");
     };
     for (const [typed, completed] of CASES) {
