@@ -32,7 +32,7 @@ const ROOMS: Readonly<Record<string, Room>> = {
   },
   mount: {
     what: "the disks of a point as files in a folder, by nbdfuse",
-    mayImport: words("serve host base"),
+    mayImport: words("serve repository host base"),
   },
   restore: {
     what: "the disks of a point rebuilt, into files, over devices or over exports, and the domain beside them",

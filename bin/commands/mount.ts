@@ -1,4 +1,5 @@
 import { once } from "node:events";
+import { shellWord } from "../../src/backup/base/shell-word.js";
 import { mountPoint } from "../../src/backup/mount/mount-point.js";
 import { chooseDomain } from "../../src/backup/repository/choose-domain.js";
 import { Repository } from "../../src/backup/repository/repository.js";
@@ -35,7 +36,7 @@ export async function runMount(
     disks.map((each) => each.path),
   );
   output.note(
-    `showing ${domain} ${point.id}, read-only, until Ctrl-C, SIGTERM, or nbdpull unmount ${folder}`,
+    `showing ${domain} ${point.id}, read-only, until Ctrl-C, SIGTERM, or nbdpull unmount ${shellWord(folder)}`,
   );
   // A mount normally ends by being stopped: that is no failure.
   if (!signal.aborted) await Promise.race([once(signal, "abort"), mounted.ended]);

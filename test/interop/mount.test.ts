@@ -192,8 +192,10 @@ describeWithFuse("nbdpull mount", () => {
       await using _ = await open(join(at(), "vda"));
       const busy = await nbdpull("unmount", at());
       expect([busy.code, busy.stderr]).toEqual([4, expect.stringContaining("E_MOUNT_BUSY")]);
+      expect(busy.stderr).toContain(`fuser -v '${join(at(), "vda")}' tells`);
       const twice = await nbdpull("mount", repo(), MemoryChain.domain, at());
       expect([twice.code, twice.stderr]).toEqual([4, expect.stringContaining("E_MOUNTED")]);
+      expect(twice.stderr).toContain(`nbdpull unmount '${at()}', or`);
       expect((await nbdpull("unmount", join(at(), "vda"), "--force")).code).toBe(0);
     }
     expect((await finished(run)).code).toBe(0);

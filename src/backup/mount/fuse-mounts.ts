@@ -2,6 +2,7 @@
 import { readFile } from "node:fs/promises";
 import { execa } from "execa";
 import { BackupError, PreconditionError } from "../base/errors.js";
+import { shellWord } from "../base/shell-word.js";
 
 /** The type of our mounts in the kernel's table, so that nobody else's are ever taken away. */
 const SUBTYPE = "nbdpull";
@@ -49,7 +50,7 @@ export async function unmount(path: string, { lazily = false } = {}): Promise<vo
   if (!failed || !(await isMounted(path))) return;
   const details = { path };
   if (/busy/i.test(stderr)) {
-    const message = `${path} is in use: unmount what is mounted from it and close its files (fuser -v ${path} tells whose), or say --force`;
+    const message = `${path} is in use: unmount what is mounted from it and close its files (fuser -v ${shellWord(path)} tells whose), or say --force`;
     throw new PreconditionError("E_MOUNT_BUSY", message, { details });
   }
   throw new BackupError("E_UNMOUNT", `${path} can't be unmounted: ${stderr.trim() || shortMessage}`, {

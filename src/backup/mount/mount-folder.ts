@@ -2,21 +2,29 @@
 import { lstat, mkdir, open, readdir, realpath, rmdir, unlink } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import { hasCode, PreconditionError } from "../base/errors.js";
+import { shellWord } from "../base/shell-word.js";
 import { isMissing } from "../host/durable-files.js";
 import { ChangeablePath, unchangeablePath } from "../host/unchangeable-path.js";
+import { isDiskName } from "../repository/manifest.js";
 import { mountsIn } from "./fuse-mounts.js";
 
-/** In the folder, so that a later run finds it. */
+/**
+ * In the folder, so that a later run finds it. It is there before the first disk's file, and goes after the
+ * last: without it, no file in the folder is one of ours.
+ */
 const SOCKET = ".nbdpull-mount.sock";
 
 export class MountFolder {
   /** Without links. */
   readonly path: string;
   readonly #isOurs: boolean;
+  /** The names of the disks' files that were made here, or that a dead run left. */
+  readonly #names: Set<string>;
 
-  private constructor(path: string, isOurs: boolean) {
+  private constructor(path: string, isOurs: boolean, names: Iterable<string>) {
     this.path = path;
     this.#isOurs = isOurs;
+    this.#names = new Set(names);
   }
 
   /**
@@ -31,15 +39,24 @@ export class MountFolder {
     if (!(await lstat(path)).isDirectory()) throw unfit(wanted, "it is no folder");
     const [taken] = await mountsIn(path);
     if (taken !== undefined) {
-      const message = `a point is mounted already at ${taken}: end that by nbdpull unmount ${wanted}, or name another folder`;
+      const message = `a point is mounted already at ${taken}: end that by nbdpull unmount ${shellWord(wanted)}, or name another folder`;
       throw new PreconditionError("E_MOUNTED", message, { details: { path: taken } });
     }
-    await refuseChangeable(path);
-    for (const name of await readdir(path)) {
-      if (await isLeft(join(path, name), name)) continue;
-      throw unfit(wanted, `it has files, such as ${name}: name an empty folder, or a new one`);
+    const who = await whoChanges(path);
+    if (who !== undefined) {
+      throw unfit(path, `${who}, and so what is mounted there: name a folder of your own`);
     }
-    return new MountFolder(path, isNew);
+    const names = await readdir(path);
+    const left = await leftIn(path, names);
+    const other = names.find((name) => !left.includes(name));
+    if (other !== undefined) {
+      throw unfit(wanted, `it has files, such as ${other}: name an empty folder, or a new one`);
+    }
+    return new MountFolder(
+      path,
+      isNew,
+      left.filter((name) => name !== SOCKET),
+    );
   }
 
   get socket(): string {
@@ -51,13 +68,13 @@ export class MountFolder {
     const path = join(this.path, disk);
     await unlink(path).catch(ignoreMissing);
     await using _ = await open(path, "wx", 0o600);
+    this.#names.add(disk);
     return path;
   }
 
-  /** Removes what was made in it, and the folder too if it is new. */
+  /** Removes the files of the disks, but of those that are still mounted. Call it before the socket goes. */
   async clear(): Promise<void> {
-    await clearLeft(this.path);
-    await this.abandon();
+    await removeLeft(this.path, [...this.#names]);
   }
 
   /** Removes the folder if it is new; what others have in it stays. */
@@ -67,19 +84,46 @@ export class MountFolder {
 }
 
 /**
- * Removes the empty files and the socket of runs that have ended. Nothing that has content is touched.
+ * Removes the empty files and the socket of runs that have ended. Nothing that has content is touched, and
+ * nothing at all where neither a mount of ours was nor our socket is: other programs have empty files too.
+ * @param mounted the paths in it that were mounted until now
  * @returns how many there were
+ * @throws {PreconditionError} `E_MOUNT_FOLDER`: others can change the folder
  */
-export async function clearLeft(folder: string): Promise<number> {
+export async function clearLeft(folder: string, mounted: readonly string[]): Promise<number> {
+  const left = await leftIn(folder, await readdir(folder), { wasOurs: mounted.length > 0 });
+  if (left.length === 0) return 0;
+  const who = await whoChanges(folder);
+  if (who !== undefined) {
+    const message = `what nbdpull left in ${folder} stays, because ${who}: see to it that nobody else can, and unmount again`;
+    throw new PreconditionError("E_MOUNT_FOLDER", message, { details: { path: folder } });
+  }
+  return await removeLeft(folder, left);
+}
+
+/** Those names in a folder that a run of ours left there, or has there while it runs; the socket is last. */
+async function leftIn(folder: string, names: readonly string[], { wasOurs = false } = {}): Promise<string[]> {
+  const socket: string[] = [];
+  if (names.includes(SOCKET) && (await isLeft(join(folder, SOCKET), SOCKET))) socket.push(SOCKET);
+  if (socket.length === 0 && !wasOurs) return [];
+  const files: string[] = [];
+  for (const name of names) {
+    if (isDiskName(name) && (await isLeft(join(folder, name), name))) files.push(name);
+  }
+  return [...files, ...socket];
+}
+
+/** @returns how many there were */
+async function removeLeft(folder: string, names: readonly string[]): Promise<number> {
   const mounted = await mountsIn(folder);
-  let cleared = 0;
-  for (const name of await readdir(folder)) {
+  let removed = 0;
+  for (const name of names) {
     const path = join(folder, name);
     if (mounted.includes(path) || !(await isLeft(path, name))) continue;
     await unlink(path).catch(ignoreMissing);
-    cleared += 1;
+    removed += 1;
   }
-  return cleared;
+  return removed;
 }
 
 /** A file that a disk covered, which this user made and nobody wrote to, or our socket. */
@@ -94,18 +138,18 @@ async function isLeft(path: string, name: string): Promise<boolean> {
   return found.isFile() && found.size === 0 && found.nlink === 1 && (found.mode & 0o777) === 0o600;
 }
 
-/** Whoever can change the folder could put a link there, and have a disk mounted over any file. */
-async function refuseChangeable(path: string): Promise<void> {
+/**
+ * Who else can change the folder: they could put a link there, and have a disk mounted over any file, or any
+ * file removed.
+ */
+async function whoChanges(path: string): Promise<string | undefined> {
   try {
     await unchangeablePath(join(path, SOCKET), [0, process.getuid?.() ?? 0]);
   } catch (error) {
-    if (isMissing(error)) return;
-    if (!(error instanceof ChangeablePath)) throw error;
-    throw unfit(
-      path,
-      `${error.who} can change ${error.folder}, and so what is mounted there: name a folder of your own`,
-    );
+    if (error instanceof ChangeablePath) return `${error.who} can change ${error.folder}`;
+    if (!isMissing(error)) throw error;
   }
+  return undefined;
 }
 
 /** @returns whether there was nothing before */

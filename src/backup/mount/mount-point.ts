@@ -55,9 +55,9 @@ export async function mountPoint(options: MountOptions): Promise<MountedPoint> {
     return new MountedPoint(folder, server, fuses);
   } catch (error) {
     await closeAll(...fuses).catch(() => undefined);
-    await server?.close();
-    // A socket that is there already belongs to another run.
-    await (server === undefined ? folder.abandon() : folder.clear());
+    // A socket that is there already belongs to another run, and so do the files.
+    if (server) await folder.clear().finally(async () => await server?.close());
+    await folder.abandon();
     throw error;
   }
 }
@@ -87,8 +87,8 @@ class MountedPoint implements AsyncDisposable {
   /** Unmounts all, and removes what was made in the folder. Whoever still reads gets errors. */
   async close(): Promise<void> {
     await closeAll(...this.#fuses);
-    await this.server.close();
-    await this.#folder.clear();
+    await this.#folder.clear().finally(async () => await this.server.close());
+    await this.#folder.abandon();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -102,7 +102,7 @@ class MountedPoint implements AsyncDisposable {
  * @param force also where somebody uses a disk, who gets errors then
  * @returns the paths that were mounted
  * @throws {PreconditionError} `E_NOT_MOUNTED`; `E_MOUNT_BUSY`: somebody uses a disk; others are unmounted all
- *   the same
+ *   the same; `E_MOUNT_FOLDER`: others can change the folder, so what a run left there stays
  * @throws {BackupError} `E_UNMOUNT`
  */
 export async function unmountPoint(wanted: string, { force = false } = {}): Promise<string[]> {
@@ -116,7 +116,7 @@ export async function unmountPoint(wanted: string, { force = false } = {}): Prom
   const failed = results.find((result) => result.status === "rejected");
   if (failed) throw failed.reason;
   if (folder !== path) return mounted;
-  const cleared = await clearLeft(folder).catch((error: unknown) => {
+  const cleared = await clearLeft(folder, mounted).catch((error: unknown) => {
     // A folder that the mount made goes with it.
     if (isMissing(error)) return 0;
     throw error;
