@@ -6,9 +6,9 @@ import * as remote from "./rpc/procedures.js";
 import { parseTree, type XmlElement } from "./xml-tree.js";
 
 /**
- * VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_LEASE and _ARP. What the agent says is not among them: a guest may lie.
+ * virDomainInterfaceAddressesSource. What the agent says is not among them: a guest may lie.
  */
-const SEEN_BY_HOST = [0, 2];
+const [LEASE, ARP] = [0, 2];
 /** virDomainState. */
 const PAUSED = 3;
 const RUNS = [1, 2, PAUSED, 4, 7];
@@ -84,14 +84,17 @@ export class DomainRun {
     return (await this.#libvirt.ask(remote.DOMAIN_AGENT_COMMAND, this.#domain, args)) ?? "";
   }
 
-  /** Addresses that its cards have, as this host saw them: in leases of its networks, or by ARP. */
-  async addresses(): Promise<readonly string[]> {
-    const found: string[] = [];
-    for (const source of SEEN_BY_HOST) {
-      const cards = await this.#libvirt.ask(remote.DOMAIN_INTERFACE_ADDRESSES, this.#domain, { source });
-      found.push(...cards.flatMap(({ addresses }) => addresses));
-    }
-    return [...new Set(found)];
+  /**
+   * Addresses that its cards have, as this host saw them: `leased` to them by its networks, and `claimed` by
+   * them in ARP, where a guest can say any.
+   */
+  async addresses(): Promise<{ readonly leased: string[]; readonly claimed: string[] }> {
+    return { leased: await this.#addresses(LEASE), claimed: await this.#addresses(ARP) };
+  }
+
+  async #addresses(source: number): Promise<string[]> {
+    const cards = await this.#libvirt.ask(remote.DOMAIN_INTERFACE_ADDRESSES, this.#domain, { source });
+    return cards.flatMap(({ addresses }) => addresses);
   }
 
   /** Its definition as it runs now, or as it will if it is off. */

@@ -337,6 +337,17 @@ export class Libvirt implements AsyncDisposable {
     }
   }
 
+  /** @internal The host's device that a network's cards are on; undefined: it has none, or is not known. */
+  async bridgeOf(network: string): Promise<string | undefined> {
+    try {
+      const found = await this.#calls.call(remote.NETWORK_LOOKUP_BY_NAME, network, network);
+      return await this.#calls.call(remote.NETWORK_GET_BRIDGE_NAME, found, network);
+    } catch (error) {
+      if (hasCode(error, "E_LIBVIRT_REFUSED")) return undefined;
+      throw error;
+    }
+  }
+
   /**
    * @internal Whether the host can run a processor, as a definition's `<cpu>` says it.
    * @returns undefined: it can, or libvirt does not tell; otherwise what is missing, in libvirt's words

@@ -3,7 +3,9 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { z } from "zod";
 import { hasCode, messageOf } from "../base/errors.js";
 import { parseJson } from "../base/json.js";
+import type { HeldFolder } from "../host/held-folder.js";
 import type { DomainRun } from "../libvirt/domain-run.js";
+import { refuseFull } from "./reserve.js";
 
 /** What came of a command. */
 export interface CommandRun {
@@ -17,6 +19,8 @@ export interface CommandRun {
 interface CommandOptions {
   readonly run: DomainRun;
   readonly command: string;
+  /** Where what the guest writes meanwhile goes. */
+  readonly folder: HeldFolder;
   /** When it has to be over, by `performance.now()`. */
   readonly deadline: number;
   readonly signal: AbortSignal | undefined;
@@ -46,12 +50,13 @@ class NonsenseError extends Error {}
 /**
  * Runs a command by the guest's shell and waits for its end.
  * @returns undefined as `reason` if it ended with exit code 0
+ * @throws {PreconditionError} `E_REHEARSAL`: what it writes has used up the room
  * @throws as `Libvirt` does, if that doesn't answer; the signal's reason
  */
 export async function runInGuest(
   options: CommandOptions,
 ): Promise<{ readonly ran: CommandRun; readonly reason: string | undefined }> {
-  const { run, command, deadline, signal } = options;
+  const { run, command, folder, deadline, signal } = options;
   let ran: CommandRun = { command, output: "" };
   const failed = (reason: string) => ({ ran, reason });
   let pid: number | undefined;
@@ -90,6 +95,7 @@ export async function runInGuest(
       if (!isSilent) throw error;
       if (last.startsWith("its agent did not say")) return failed(last);
     }
+    await refuseFull(folder);
     if (performance.now() >= deadline) return failed(`${last} in time`);
     await sleep(LOOK_MS, undefined, signal && { signal }).catch(() => signal?.throwIfAborted());
   }

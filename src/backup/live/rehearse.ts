@@ -208,10 +208,10 @@ async function run(
   }
   const deadline = performance.now() + withinMs;
   const watched = { libvirt, run: guest, domain: known, folder, serialLog: SERIAL_LOG, sign };
-  let reason = await waitForSign({ ...watched, withinMs, signal });
+  let reason = await waitForSign({ ...watched, network: options.network, withinMs, signal });
   let ran: CommandRun | undefined;
   if (reason === undefined && options.command !== undefined) {
-    const came = await runInGuest({ run: guest, command: options.command, deadline, signal });
+    const came = await runInGuest({ run: guest, command: options.command, folder, deadline, signal });
     ({ ran, reason } = came);
   }
   const said = await saidOn(folder, SERIAL_LOG).catch(() => "");

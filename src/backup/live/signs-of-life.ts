@@ -1,12 +1,13 @@
 import { setTimeout as sleep } from "node:timers/promises";
-import { hasCode, messageOf, PreconditionError } from "../base/errors.js";
+import { hasCode, messageOf } from "../base/errors.js";
 import { canConnect } from "../host/can-connect.js";
 import { isMissing } from "../host/durable-files.js";
-import { freeBytes } from "../host/free-bytes.js";
 import type { HeldFolder } from "../host/held-folder.js";
 import { openPlain } from "../host/plain-files.js";
 import type { DomainRun } from "../libvirt/domain-run.js";
 import type { Libvirt } from "../libvirt/libvirt.js";
+import { refuseFull } from "./reserve.js";
+import { seenAddresses } from "./seen-addresses.js";
 
 /** By what a guest shows that it came up. */
 export type SignOfLife =
@@ -30,6 +31,8 @@ interface Watched {
   readonly folder: HeldFolder;
   readonly serialLog: string;
   readonly sign: SignOfLife;
+  /** The network of libvirt's that its cards are on. */
+  readonly network: string | undefined;
   readonly withinMs: number;
   readonly signal: AbortSignal | undefined;
 }
@@ -41,8 +44,6 @@ const ANSWER_MS = 20_000;
 const CONNECT_MS = 5000;
 /** What is kept in mind of a serial line, and read of it at a time. */
 const KEPT_BYTES = 64 * 1024;
-/** What a rehearsal leaves to others where its images grow. */
-const RESERVE_BYTES = 256 * 1024 * 1024;
 
 /**
  * Waits until the guest shows that it came up.
@@ -79,17 +80,22 @@ async function look(watched: Watched, leftMs: number, line: SerialLine): Promise
 }
 
 async function takesConnections(
-  { run, signal }: Watched,
+  { run, libvirt, network, folder, signal }: Watched,
   port: number,
   leftMs: number,
 ): Promise<string | undefined> {
-  const addresses = await run.addresses().catch((error: unknown) => {
+  const end = performance.now() + leftMs;
+  const addresses = await seenAddresses(run, { libvirt, network }).catch((error: unknown) => {
     if (hasCode(error, "E_DOMAIN_OFF") || hasCode(error, "E_LIBVIRT_REFUSED")) return [];
     throw error;
   });
   if (addresses.length === 0) return "this host saw no address of it on the network";
   for (const host of addresses) {
-    if (await canConnect({ host, port, timeoutMs: Math.min(leftMs, CONNECT_MS), signal })) return undefined;
+    signal?.throwIfAborted();
+    const timeoutMs = Math.min(end - performance.now(), CONNECT_MS);
+    if (timeoutMs <= 0) break;
+    if (await canConnect({ host, port, timeoutMs, signal })) return undefined;
+    await refuseFull(folder);
   }
   return `nothing took connections to port ${port} of ${addresses.join(", ")}`;
 }
@@ -123,13 +129,6 @@ async function saysOnLine(line: SerialLine, pattern: RegExp): Promise<string | u
     isSaid ||= pattern.test(text);
   });
   return isSaid ? undefined : "it did not say what was waited for";
-}
-
-async function refuseFull(folder: HeldFolder): Promise<void> {
-  const free = await freeBytes(folder.reach);
-  if (free >= RESERVE_BYTES) return;
-  const message = `${folder.path} has only ${free} bytes free, and ${RESERVE_BYTES} are left to others, so the rehearsal was ended: make room, or name another folder with --work`;
-  throw new PreconditionError("E_REHEARSAL", message, { details: { path: folder.path, free } });
 }
 
 /**

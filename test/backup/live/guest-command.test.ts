@@ -1,6 +1,8 @@
 import { createServer } from "node:net";
+import { tmpdir } from "node:os";
 import { expect, it } from "vitest";
 import { canConnect } from "../../../src/backup/host/can-connect.js";
+import { HeldFolder } from "../../../src/backup/host/held-folder.js";
 import { DomainRun } from "../../../src/backup/libvirt/domain-run.js";
 import { Libvirt } from "../../../src/backup/libvirt/libvirt.js";
 import { XdrWriter } from "../../../src/backup/libvirt/rpc/xdr.js";
@@ -21,7 +23,8 @@ const said = (answer: unknown): XdrWriter =>
 const base64 = (text: string): string => Buffer.from(text).toString("base64");
 
 /** Runs a command in a guest whose agent answers so. */
-async function running(agent: (asked: Asked) => Answer, withinMs = 5000) {
+async function running(agent: (asked: Asked) => Answer, withinMs = 5000, place = tmpdir()) {
+  await using folder = await HeldFolder.open(place);
   const asked: Asked[] = [];
   await using server = await ScriptedLibvirt.start({
     [AGENT_COMMAND]: (args) => {
@@ -37,7 +40,7 @@ async function running(agent: (asked: Asked) => Answer, withinMs = 5000) {
   await using libvirt = new Libvirt({ connect: server.uri });
   const run = new DomainRun(libvirt, { name: "web", uuid: UUID });
   const deadline = performance.now() + withinMs;
-  return { asked, ...(await runInGuest({ run, command: "check", deadline, signal: undefined })) };
+  return { asked, ...(await runInGuest({ run, command: "check", folder, deadline, signal: undefined })) };
 }
 
 /** An agent that does what it is told; the command ends at the second look. */
@@ -101,6 +104,15 @@ it.each<[string, (asked: Asked) => Answer, RegExp]>([
   const found = await running(agent, 700);
   expect(found.reason).toMatch(reason);
   expect(found.asked.filter(({ execute }) => execute === "guest-exec").length).toBeLessThan(2);
+});
+
+it("ends a command that fills the room of its disks", async () => {
+  // There is never room in /proc.
+  const endless = running(honest({ exitcode: 0 }), 5000, "/proc");
+  await expect(endless).rejects.toMatchObject({
+    code: "E_REHEARSAL",
+    message: expect.stringMatching(/0 bytes free/),
+  });
 });
 
 it("takes a port for one that answers when it takes a connection, and not when nobody does in time", async () => {

@@ -127,6 +127,14 @@ export const NETWORK_LOOKUP_BY_NAME = ask(
   (answer): WireNetwork => ({ name: answer.string(), uuid: uuidText(answer.fixed(16)) }),
 );
 
+/** The device of this host that the network's cards are connected to. */
+export const NETWORK_GET_BRIDGE_NAME = ask(
+  45,
+  "NETWORK_GET_BRIDGE_NAME",
+  (out, { name, uuid }: WireNetwork) => out.string(name).fixed(uuidBytes(uuid)),
+  (answer) => answer.string(),
+);
+
 export const STORAGE_POOL_LOOKUP_BY_NAME = ask(
   84,
   "STORAGE_POOL_LOOKUP_BY_NAME",
