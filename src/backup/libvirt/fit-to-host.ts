@@ -21,6 +21,8 @@ interface FitOptions {
   readonly own: ReadonlySet<string>;
   /** It is started at once, so its networks have to be on. */
   readonly starts: boolean;
+  /** Nothing stands in for a network that is not there. */
+  readonly keepsNetworks: boolean;
   /** Change what the host has not; otherwise it is only named. */
   readonly adapt: boolean;
 }
@@ -33,11 +35,12 @@ interface FitOptions {
  */
 export async function fitToHost(
   xml: string,
-  { libvirt, name, own, starts, adapt }: FitOptions,
+  { libvirt, name, own, starts, keepsNetworks, adapt }: FitOptions,
 ): Promise<{ readonly xml: string; readonly adapted: readonly Adaptation[] }> {
   const domain = parseTree(xml, "domain");
   const isLocal = (await libvirt.remoteHost()) === undefined;
-  const lacks = await findLacks(domain, { libvirt, own, starts, isThere: isLocal ? isThere : undefined });
+  const where = { own, starts, keepsNetworks, isThere: isLocal ? isThere : undefined };
+  const lacks = await findLacks(domain, { libvirt, ...where });
   if (lacks.length === 0) return { xml, adapted: [] };
   const hopeless = lacks.filter(({ mend }) => !mend);
   if (!adapt || hopeless.length > 0) throw lackError(name, lacks, hopeless);

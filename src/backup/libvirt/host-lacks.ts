@@ -18,6 +18,8 @@ interface LacksOptions {
   readonly own: ReadonlySet<string>;
   /** Whether a network that is off counts as one that is not there. */
   readonly starts: boolean;
+  /** Whether nothing may stand in for a network: its cards were connected where nothing else is reached. */
+  readonly keepsNetworks?: boolean | undefined;
   /**
    * Whether there is such a file, device or card (`/sys/class/net/br0`); undefined: the host is another one.
    */
@@ -259,12 +261,14 @@ async function lacksOfNetworks(domain: XmlElement, options: LacksOptions): Promi
     missing.push(card);
   }
   if (missing.length === 0) return [];
+  if (options.keepsNetworks === true) return [...found.values()];
   const hasDefault = (await stateOf(libvirt, DEFAULT_NETWORK)) === "on";
   for (const { wanted, why } of found.values()) {
     const mine = missing.filter((card) => wantedOf(card) === wanted);
     const mend = (): string => {
-      for (const card of mine) reconnect(card, hasDefault);
-      return hasDefault ? `network ${DEFAULT_NETWORK}` : "a network card without a cable";
+      const lost = new Set(mine.flatMap((card) => reconnect(card, hasDefault)));
+      if (!hasDefault) return "a network card without a cable";
+      return `network ${DEFAULT_NETWORK}${lost.size === 0 ? "" : `, without its ${[...lost].join(", ")}`}`;
     };
     lacks.push({ wanted, why, mend });
   }
@@ -281,12 +285,20 @@ async function stateOf(libvirt: Libvirt, network: string): Promise<"on" | "off" 
   }
 }
 
-/** libvirt 9.0 dies of a card of type `null`; one whose link is down reaches nothing either. */
-function reconnect(card: XmlElement, hasDefault: boolean): void {
-  card.remove("source", "virtualport", "vlan", "bandwidth", "filterref", "portForward", "backend", "target");
+/** What keeps a card apart from others where it is, and does not go with it to another network. */
+const LIMITS = ["virtualport", "vlan", "bandwidth", "filterref"];
+
+/**
+ * libvirt 9.0 dies of a card of type `null`; one whose link is down reaches nothing either.
+ * @returns which of its limits it has no more
+ */
+function reconnect(card: XmlElement, hasDefault: boolean): string[] {
+  const lost = LIMITS.filter((name) => card.first(name) !== undefined);
+  card.remove(...LIMITS, "source", "portForward", "backend", "target");
   card.setAttribute("type", hasDefault ? "network" : "user");
   if (hasDefault) card.append(XmlElement.create("source", { network: DEFAULT_NETWORK }));
   else card.replace(XmlElement.create("link", { state: "down" }));
+  return lost;
 }
 
 /** What a card is on; undefined: nothing that a host could lack. */

@@ -50,8 +50,8 @@ export interface RestoredDefinitionOptions {
    */
   readonly trusted?: boolean | undefined;
   /**
-   * @internal It is only to see whether it comes up: `trusted` is then about its emulator and firmware only.
-   * Default: false.
+   * @internal It is only to see whether it comes up: `trusted` is then about its emulator and firmware only,
+   * and no network takes the place of another. Default: false.
    */
   readonly boxed?: boolean | undefined;
   /** Change what this host has not, such as a machine type; otherwise it is refused. Default: false. */
@@ -155,8 +155,8 @@ export class RestoredDefinition {
     if (!options.force) for (const path of made.lines) await refuseTarget(path, false);
     const own = new Set([...[...disks.values()].map(({ path }) => path), ...moved.values()]);
     const adjusted = options.adjust?.(made.xml) ?? made.xml;
-    const { adapt = false, starts = false } = options;
-    const fit = await (libvirt && fitToHost(adjusted, { libvirt, name, own, starts, adapt }));
+    const { adapt = false, starts = false, boxed: keepsNetworks = false } = options;
+    const fit = await (libvirt && fitToHost(adjusted, { libvirt, name, own, starts, keepsNetworks, adapt }));
     const { xml, adapted } = fit ?? { xml: adjusted, adapted: [] };
     const left = await (libvirt && tryOut(libvirt, name, xml));
     const warnings = left === undefined ? made.warnings : [...made.warnings, left];

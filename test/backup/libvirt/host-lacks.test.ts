@@ -1,7 +1,7 @@
 import { expect, it } from "vitest";
 import { findLacks } from "../../../src/backup/libvirt/host-lacks.js";
 import { Libvirt } from "../../../src/backup/libvirt/libvirt.js";
-import { XdrWriter } from "../../../src/backup/libvirt/rpc/xdr.js";
+import { type XdrReader, XdrWriter } from "../../../src/backup/libvirt/rpc/xdr.js";
 import { formatTree, parseTree } from "../../../src/backup/libvirt/xml-tree.js";
 import { ScriptedLibvirt } from "../../support/scripted-libvirt.js";
 
@@ -31,7 +31,7 @@ const GUEST = `<domain type='kvm'><os><type arch='x86_64' machine='pc-q35-7.2'>h
 const text = (value: string): XdrWriter => new XdrWriter().string(value);
 const network = (): XdrWriter => text("any").fixed(Buffer.alloc(16));
 
-async function lacksOf(xml: string, script = {}, starts = true) {
+async function lacksOf(xml: string, script = {}, { starts = true, keepsNetworks = false } = {}) {
   await using server = await ScriptedLibvirt.start({
     [CAPABILITIES]: () => text(HOST),
     [DOMAIN_CAPABILITIES]: () => text(DOMAINS),
@@ -43,7 +43,8 @@ async function lacksOf(xml: string, script = {}, starts = true) {
   await using libvirt = new Libvirt({ connect: server.uri });
   const domain = parseTree(xml, "domain");
   const isThere = async (path: string): Promise<boolean> => path.startsWith("/r/");
-  const lacks = await findLacks(domain, { libvirt, own: new Set([NVRAM]), starts, isThere });
+  const own = new Set([NVRAM]);
+  const lacks = await findLacks(domain, { libvirt, own, starts, keepsNetworks, isThere });
   const told = lacks.map(
     ({ wanted, why, mend }) => `${wanted}${why ? ` (${why})` : ""} -> ${mend?.() ?? "?"}`,
   );
@@ -86,7 +87,27 @@ it("names a network that is off to who starts the guest at once, and to nobody e
   expect((await lacksOf(guest, off)).told).toEqual([
     "network inside (it is off: virsh net-start inside) -> a network card without a cable",
   ]);
-  expect((await lacksOf(guest, off, false)).told).toEqual([]);
+  expect((await lacksOf(guest, off, { starts: false })).told).toEqual([]);
   const on = { [NETWORK]: network, [IS_ACTIVE]: () => new XdrWriter().int(1) };
   expect((await lacksOf(guest, on)).told).toEqual([]);
+});
+
+it("tells what a card loses on the network that stands in for its own, and puts no guest of a rehearsal on that", async () => {
+  const guest = `<domain><devices>
+    <interface type='network'><source network='inside'/><filterref filter='clean-traffic'/><vlan><tag id='7'/></vlan></interface>
+    <interface type='network'><source network='other'/></interface></devices></domain>`;
+  const only = {
+    [NETWORK]: (args: XdrReader) =>
+      args.string() === "default" ? network() : { refuse: NO_NETWORK, message: "no network" },
+    [IS_ACTIVE]: () => new XdrWriter().int(1),
+  };
+  const { told, xml } = await lacksOf(guest, only);
+  expect(told).toEqual([
+    "network inside -> network default, without its vlan, filterref",
+    "network other -> network default",
+  ]);
+  expect(xml).not.toMatch(/filterref|vlan|inside|other/);
+  const boxed = await lacksOf(guest, only, { keepsNetworks: true });
+  expect(boxed.told).toEqual(["network inside -> ?", "network other -> ?"]);
+  expect(boxed.xml).toContain("filterref");
 });
