@@ -88,7 +88,7 @@ const ROOMS: Readonly<Record<string, Room>> = {
   },
   storage: {
     what: "what a repository lies in, seen by those who read it: folders, what is in them, and files read at positions",
-    mayImport: words("s3 image base"),
+    mayImport: words("s3 image host base"),
   },
   libvirt: {
     what: "libvirt's protocol spoken, its documents read and written, its backup job recognized and watched; knows of no repository",
