@@ -13,6 +13,11 @@ export class FakeLibvirt extends Libvirt {
   startedAt = Date.now();
   /** The disks whose job QEMU has ended. */
   endedInQemu: readonly string[] = [];
+  /** What it answers when it is asked for something of such a disk, and the number of its error. */
+  refusal = {
+    libvirt: "Job 'backup' in state 'concluded' cannot accept command verb 'set-speed'",
+    number: 1,
+  };
   /** How far the hypervisor's clock is ahead of ours. */
   aheadMs = 0;
 
@@ -47,8 +52,7 @@ export class FakeLibvirt extends Libvirt {
     args: Args,
   ): Promise<Answer> {
     if (!("path" in args && this.endedInQemu.includes(String(args.path)))) return undefined as Answer;
-    const details = { libvirt: "Job 'backup' in state 'concluded' cannot accept command verb 'set-speed'" };
-    throw new BackupError("E_LIBVIRT_REFUSED", "refused", { details });
+    throw new BackupError("E_LIBVIRT_REFUSED", this.refusal.libvirt, { details: this.refusal });
   }
 
   override async jobInfo(): Promise<JobInfo> {

@@ -78,6 +78,13 @@ describe("a running job is no longer the same", () => {
     });
   });
 
+  it.each([3, 67, 74, 84])("but not when libvirt can't ask QEMU (error %i)", async (number) => {
+    const job = await openRunningJob({ domain: "lab", libvirt });
+    libvirt.endedInQemu = ["vda"];
+    libvirt.refusal = { libvirt: "this function is not supported by the connection driver", number };
+    await expect(job.assertAlive()).rejects.toMatchObject({ code: "E_LIBVIRT_REFUSED", details: { number } });
+  });
+
   it("when a job of another kind runs", async () => {
     const job = await openRunningJob({ domain: "lab", libvirt });
     libvirt.operation = "migration-out";
