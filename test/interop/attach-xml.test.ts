@@ -110,6 +110,41 @@ describe("an increment on a parent that cannot be restored", () => {
   });
 });
 
+describe("an increment on a point of which one disk is damaged", () => {
+  const disks = ["vda", "vdb"];
+
+  it.each([
+    // Only a look at the tables tells, after vda has got its base.
+    ["an image is empty", (point: string) => writeFile(join(point, "vdb.qcow2"), "")],
+    ["a verify has found it in a disk that the job lacks", (point: string) => record(point, { disk: "vdc" })],
+    ["a verify has found it in the NVRAM", (point: string) => record(point, {})],
+  ])("is for all disks a full copy where one is damaged, and can be copied: %s", async (_, damage) => {
+    expect((await attached({ disks: [...disks, "vdc"] }, "--checkpoint", "cp0")).code).toBe(0);
+    // The damage is in what the base is based on.
+    expect((await attached({ disks, incremental: "cp0" }, "--checkpoint", "cp1")).code).toBe(0);
+    const [oldest = "", base = ""] = await stored();
+    await damage(join(repo(), DOMAIN, oldest));
+    const ran = await attached({ disks, incremental: "cp1" }, "--checkpoint", "cp2");
+    const reason = expect.stringMatching(
+      new RegExp(`^an increment on ${base} could not be (restored|copied to another repository): `),
+    );
+    const full = { mode: "full", parent: null, reason };
+    expect([ran.code, ran.json()]).toMatchObject([0, { level: "full", disks: [full, full] }]);
+    const next = await attached({ disks, incremental: "cp2" }, "--checkpoint", "cp3");
+    expect([next.code, next.json()]).toMatchObject([0, { level: "incremental" }]);
+    const copied = await nbdpull("copy", repo(), join(chain.folder, "copy"), "--create", "--json");
+    const states = ["damaged", "damaged", "copied", "copied"].map((state) => ({ state }));
+    expect([copied.code, copied.json()]).toMatchObject([3, { domains: [{ points: states }] }]);
+  });
+});
+
+/** What a verify notes of a point. */
+async function record(point: string, place: { readonly disk?: string }): Promise<void> {
+  const places = [{ ...place, message: "it is not what was stored" }];
+  const found = { format: "nbdpull-damage", version: 1, foundAt: new Date().toISOString(), places };
+  await writeFile(join(point, ".damage.json"), JSON.stringify(found));
+}
+
 async function patch(path: string, at: number, value: number): Promise<void> {
   await using file = await open(path, "r+");
   await file.write(Buffer.from([value]), 0, 1, at);

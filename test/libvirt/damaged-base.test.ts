@@ -31,7 +31,8 @@ await describeWithLibvirt("a backup whose base is damaged", () => {
     const third = await guest.take();
     expect(reasons(third)).toEqual([
       ["vda", "incremental", full.id, undefined],
-      ["vdb", "incremental", second.id, undefined],
+      // Its own data is sound there, but no copy would take over a point on a damaged one.
+      ["vdb", "incremental", full.id, undefined],
     ]);
     await guest.expectPoint(third.id, copies);
 
@@ -48,7 +49,16 @@ await describeWithLibvirt("a backup whose base is damaged", () => {
           new RegExp(`^an increment on ${third.id} could not be restored: .*${full.id}.*missing`),
         ),
       ],
-      ["vdb", "incremental", third.id, undefined],
+      [
+        "vdb",
+        "full",
+        null,
+        expect.stringMatching(
+          new RegExp(
+            `^an increment on ${third.id} could not be copied to .*: disk vda of point ${full.id} is damaged: .*missing`,
+          ),
+        ),
+      ],
     ]);
     await using text = await open(metrics);
     expect(await text.readFile("utf8")).toMatch(/nbdpull_points_unrestorable\{.*\} 3\n/);

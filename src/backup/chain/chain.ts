@@ -5,7 +5,7 @@
  * Read this file first: it finds and opens the layers. Then read layer.ts (one layer: where image and digest
  * file agree), checked-image.ts (data compared with digests), overlay.ts (what the layers show together) and
  * chain-source.ts (the disk as a source for a pull). open-images.ts opens images in threads. check-chains.ts
- * checks whole chains before a restore.
+ * checks whole chains before a restore, sound-bases.ts whole points before an increment is based on them.
  *
  * This room reads only: it never writes to the repository. It doesn't use libvirt or the network; of NBD it
  * knows only the types of a read.
@@ -145,8 +145,8 @@ async function refuseRecordedDamage(
   disk: DiskManifest,
 ): Promise<void> {
   const record = await readDamage(folder);
-  // No increment depends on what concerns the point as a whole, such as its NVRAM; but a record that can't be
-  // read may be of the disk.
+  // This disk doesn't depend on others, or on what concerns the point as a whole, such as its NVRAM (that is
+  // for sound-bases.ts); but a record that can't be read may be of the disk.
   const isOfDisk = (each: RecordedDamage): boolean =>
     each.disk === disk.name || record?.foundAt === undefined;
   const found = record?.places.find(isOfDisk);

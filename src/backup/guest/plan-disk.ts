@@ -37,8 +37,12 @@ export interface History {
   readonly checkpoints: readonly Checkpoint[];
   /** Bitmaps that can't be used, by the key that `bitmapOf` gives, and why. */
   readonly broken: ReadonlyMap<string, string>;
-  /** Checks that the disk's chain is whole. @throws {DamageError} the disk can't be restored to that point */
-  readonly prove: (point: Manifest, disk: string) => Promise<void>;
+  /**
+   * Checks that the disk's chain is whole.
+   * @returns why the point is no base all the same; undefined: it is one
+   * @throws {DamageError} the disk can't be restored to that point
+   */
+  readonly prove: (point: Manifest, disk: string) => Promise<string | undefined>;
 }
 
 /** Plans one disk. Its base is the newest point whose checkpoint still has a usable bitmap of the disk. */
@@ -125,8 +129,7 @@ async function obstacleOf(
     return `point ${parent.id} is a raw increment, which no qcow2 image can stand on`;
   }
   try {
-    await history.prove(parent, name);
-    return undefined;
+    return await history.prove(parent, name);
   } catch (error) {
     if (error instanceof DamageError)
       return `an increment on ${parent.id} could not be restored: ${error.message}`;

@@ -1,7 +1,7 @@
 /** Plans how each disk of a guest is taken, and estimates how many bytes that reads. */
 
 import { hasCode, PreconditionError } from "../base/errors.js";
-import { proveChain } from "../chain/chain.js";
+import { SoundBases } from "../chain/sound-bases.js";
 import type { ImageFormat } from "../image/image.js";
 import { parseCheckpoint } from "../libvirt/checkpoint-xml.js";
 import { readCheckpoints } from "../libvirt/checkpoints.js";
@@ -12,15 +12,17 @@ import type { Manifest } from "../repository/manifest.js";
 import { pointsOf } from "../repository/point-owners.js";
 import type { Guest } from "./guest.js";
 import type { Level } from "./levels.js";
-import { bitmapOf, type DiskPlan, type GuestDisk, planDisk } from "./plan-disk.js";
+import { bitmapOf, type DiskPlan, type GuestDisk, type History, planDisk } from "./plan-disk.js";
 
 interface GuestPlanOptions {
   readonly level: Level;
   readonly format: ImageFormat;
   /** Bitmaps that can't be used, by the key that `bitmapOf` gives, and why. */
   readonly broken: ReadonlyMap<string, string>;
-  /** Chains that are known to be whole, as `DISK POINT`. Chains that are checked now are added. */
+  /** What is known to be whole, as `SoundBases` has it. What is checked now is added. */
   readonly proven?: Set<string> | undefined;
+  /** Judge the chain of each disk alone, since no point is made: damage of other disks does not matter. */
+  readonly disksAlone?: boolean | undefined;
   readonly signal?: AbortSignal | undefined;
   readonly onWarning?: ((message: string) => void) | undefined;
 }
@@ -31,30 +33,34 @@ export async function planGuest(
   disks: readonly GuestDisk[],
   options: GuestPlanOptions,
 ): Promise<DiskPlan[]> {
-  const { broken, proven = new Set(), signal, onWarning } = options;
+  const { broken, proven, disksAlone = false, signal, onWarning } = options;
   const none = { domainUuid: domain.uuid, points: [], checkpoints: [], broken, prove: async () => undefined };
-  const plans: DiskPlan[] = [];
-  if (!repository) {
-    for (const disk of disks) plans.push(await planDisk(disk, options, none));
+  const planAll = async (history: History): Promise<DiskPlan[]> => {
+    const plans: DiskPlan[] = [];
+    for (const disk of disks) plans.push(await planDisk(disk, options, history));
     return plans;
-  }
+  };
+  if (!repository) return await planAll(none);
   const folder = await domainFolder(repository, domain);
-  const read = async (): Promise<void> => {
+  const read = async (): Promise<DiskPlan[]> => {
     const points = await repository.points(folder, ({ message }) => onWarning?.(message));
-    const history = {
+    const bases = new SoundBases(repository, folder, { points, proven });
+    const history: History = {
       ...none,
       points: pointsOf(points, domain.uuid),
       checkpoints: await readCheckpoints(libvirt, domain),
-      prove: async (point: Manifest, disk: string) => {
-        const chain = `${disk} ${point.id}`;
-        if (!proven.has(chain)) await proveChain(repository, folder, point, disk);
-        proven.add(chain);
+      prove: async (point, disk) => {
+        const elsewhere = await bases.prove(point, disk);
+        return disksAlone ? undefined : elsewhere;
       },
     };
-    for (const disk of disks) plans.push(await planDisk(disk, options, history));
+    for (;;) {
+      const known = bases.unsound;
+      const plans = await planAll(history);
+      if (bases.unsound === known) return plans;
+    }
   };
-  await repository.reading(folder, read, signal);
-  return plans;
+  return await repository.reading(folder, read, signal);
 }
 
 /**
@@ -88,7 +94,7 @@ export interface Forecast {
   readonly plans: readonly DiskPlan[];
   /** Bitmaps that can't be used: those from the options, and those found since. */
   readonly broken: ReadonlyMap<string, string>;
-  /** Chains that are known to be whole: those from the options, and those checked since. */
+  /** What is known to be whole: what the options say, and what was checked since. */
   readonly proven: Set<string>;
   /**
    * Approximate bytes that will be read of each disk: what changed since its base, or what its image

@@ -89,12 +89,16 @@ async function goingPoints(repository: Repository, domain: string): Promise<Read
   return new Set([...(await hiddenPoints(folder))].filter((id) => there.has(id)));
 }
 
-/** What is wrong in the point's own folder. */
-async function ownObstacles(
+/**
+ * What is wrong in the point's own folder: files that are missing, and what a verify has found.
+ * @param found what was found just now; undefined: what is recorded
+ * @throws the file system's error
+ */
+export async function ownObstacles(
   repository: Repository,
   domain: string,
   { id, disks, files = [] }: Manifest,
-  found: readonly RecordedDamage[] | undefined,
+  found?: readonly RecordedDamage[],
 ): Promise<Obstacle[]> {
   await using folder = await repository.openPoint(domain, id);
   const names = new Set(await folder.names());

@@ -1,5 +1,5 @@
 import { DamageError, PreconditionError } from "../base/errors.js";
-import { proveChain } from "../chain/chain.js";
+import { SoundBases } from "../chain/sound-bases.js";
 import type { JobConnection } from "../guest/job-connection.js";
 import type { IncrementalDisk } from "../libvirt/job-xml.js";
 import { isSame, type Manifest } from "../repository/manifest.js";
@@ -16,12 +16,13 @@ interface History {
   readonly points: readonly Manifest[];
   /** How many more there are whose manifests can't be read. */
   readonly unreadable: number;
+  readonly bases: SoundBases | undefined;
 }
 
 /**
  * The disks of a job as a point takes them: an increment where the job has one and its parent can be
- * restored. What would stand on damage is taken in full, which the exports of an increment allow: they show
- * the whole disk.
+ * restored, with all its disks. What would stand on damage is taken in full, which the exports of an
+ * increment allow: they show the whole disk.
  *
  * @param home the name of the domain's folder in the repository
  * @throws {PreconditionError} no point is the parent of an increment
@@ -39,7 +40,16 @@ export async function attachedDisks(
     onWarning?.(message);
   };
   const points = (await repository?.points(home, warn)) ?? [];
-  const history = { repository, home, points, unreadable };
+  const bases = repository && new SoundBases(repository, home, { points });
+  const history = { repository, home, points, unreadable, bases };
+  for (;;) {
+    const known = bases?.unsound;
+    const disks = await disksOn(view, connection, history);
+    if (bases?.unsound === known) return disks;
+  }
+}
+
+async function disksOn(view: JobView, connection: JobConnection, history: History): Promise<PointDisk[]> {
   const others = view.disks.some((disk) => disk.mode === "incremental");
   const disks: PointDisk[] = [];
   for (const disk of view.disks) {
@@ -68,7 +78,7 @@ export async function attachedDisks(
 async function findParent(
   disk: IncrementalDisk,
   view: JobView,
-  { repository, home, points, unreadable }: History,
+  { repository, home, points, unreadable, bases }: History,
 ): Promise<
   | { readonly parent: Manifest; readonly reason?: never }
   | { readonly parent?: never; readonly reason: string }
@@ -84,10 +94,10 @@ async function findParent(
   const ofDomain = pointsOf(points, view.domain.uuid).filter(isNamed);
   const created = await view.creationTime(base);
   const parent = ofDomain.findLast(({ checkpoint }) => isSame(checkpoint?.creationTime, created));
-  if (repository && parent) {
+  if (bases && parent) {
     try {
-      await proveChain(repository, home, parent, disk.name);
-      return { parent };
+      const elsewhere = await bases.prove(parent, disk.name);
+      return elsewhere === undefined ? { parent } : { reason: elsewhere };
     } catch (error) {
       if (!(error instanceof DamageError)) throw error;
       return { reason: `an increment on ${parent.id} could not be restored: ${error.message}` };

@@ -29,6 +29,7 @@ export interface Begun {
 interface BeginOptions {
   readonly level: Level;
   readonly format: ImageFormat;
+  readonly disksAlone?: boolean | undefined;
   /** Mountpoints in the guest that are frozen while the job begins; empty: all; undefined: none. */
   readonly freeze?: readonly string[] | undefined;
   readonly signal?: AbortSignal | undefined;

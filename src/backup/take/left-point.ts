@@ -1,6 +1,6 @@
 import { isDeepStrictEqual } from "node:util";
 import { BackupError, hasCode, messageOf } from "../base/errors.js";
-import { proveChain } from "../chain/chain.js";
+import { SoundBases } from "../chain/sound-bases.js";
 import type { LeftJob } from "../guest/claim.js";
 import type { Guest } from "../guest/guest.js";
 import type { JobFolder } from "../guest/job-folder.js";
@@ -220,6 +220,8 @@ async function plansOf(
   { plans }: About,
 ): Promise<readonly DiskPlan[] | string> {
   const home = await domainFolder(repository, domain);
+  const points = await repository.points(home, () => undefined);
+  const bases = new SoundBases(repository, home, { points });
   const found: DiskPlan[] = [];
   for (const { name, bitmap, base, reason } of plans) {
     const plan = { name, bitmap, reason: reason ?? undefined };
@@ -229,7 +231,8 @@ async function plansOf(
     }
     try {
       const parent = await repository.point(home, base.parent);
-      await proveChain(repository, home, parent, name);
+      const elsewhere = await bases.prove(parent, name);
+      if (elsewhere !== undefined) return elsewhere;
       found.push({ ...plan, base: { checkpoint: base.checkpoint, parent } });
     } catch (error) {
       if (!(error instanceof BackupError)) throw error;

@@ -104,7 +104,8 @@ export async function verifyLive(options: VerifyLiveOptions): Promise<LiveReport
   const readVersion = ssh ? undefined : versionHere;
   const disks = await together(...chosen.map((disk) => lookAtDisk(libvirt, domain, disk, readVersion)));
   // An increment is planned for its base alone: its format does not matter, and there has to be one.
-  const planned = { level: "incremental", format: "raw", signal, onWarning: options.onWarning } as const;
+  const { onWarning } = options;
+  const planned = { level: "incremental", format: "raw", disksAlone: true, signal, onWarning } as const;
   const foreseen = await forecast(guest, disks, { ...planned, broken: new Map() });
   const folder = await JobFolder.find(options.scratchParent, keyOf(guest), ssh);
   const isFragile = (await fragileDisks(libvirt, domain)).length > 0;
