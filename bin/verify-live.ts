@@ -47,7 +47,7 @@ export async function verifyLiveDomain(
     if (options[name] === undefined) continue;
     throw new UsageError("E_USAGE", `--live compares the domain with its newest chain: leave --${name} out`);
   }
-  refuseStore(repositoryPath);
+  refuseStore(repositoryPath, "verify --live");
   await prepareToWrite(repositoryPath, undefined, options, output);
   const progress = await output.progress();
   const notes = new OutageNotes(output, progress);

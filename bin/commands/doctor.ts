@@ -3,7 +3,6 @@ import type { CheckResult, CheckStatus } from "../../src/backup/checks/check.js"
 import { examine } from "../../src/backup/checks/doctor.js";
 import { retireRepository } from "../../src/backup/guest/retire-repository.js";
 import { Libvirt } from "../../src/backup/libvirt/libvirt.js";
-import { refuseStore } from "../../src/backup/repository/refuse-store.js";
 import { Repository } from "../../src/backup/repository/repository.js";
 import { EXIT } from "../exit-codes.js";
 import { freezeOf } from "../freeze-choice.js";
@@ -25,7 +24,6 @@ export async function runDoctor(
   domainName: string | undefined,
 ): Promise<void> {
   const { output, signal } = context;
-  if (options.to !== undefined) refuseStore(options.to);
   if (options.retire !== undefined) return await retire(context, options, options.retire, domainName);
   if (options.dryRun) throw new UsageError("E_REPOSITORY_ID", "--dry-run is for --retire ID");
   const libvirt = new Libvirt({ signal, connect: options.connect });

@@ -51,7 +51,7 @@ export async function runPoints(
     const message = `--wrong names points of one domain, and here are several: ${domains.join(", ")}. Name one`;
     throw new UsageError("E_WHICH_DOMAIN", message);
   }
-  if (isWrite) refuseStore(path);
+  if (isWrite) refuseStore(path, "points --fix-clock");
   if (isWrite && !dryRun) await prepareToWrite(path, domains, options, context.output);
   else await warnOfStrangers(path, domains, context.output);
   if (isWrite) return await fixClock(repository, domains, { dryRun, wrong }, context);

@@ -38,7 +38,7 @@ export async function runRepair(
   wanted: string | undefined,
 ): Promise<void> {
   const { output } = context;
-  refuseStore(path);
+  refuseStore(path, "repair");
   const repository = await Repository.open(path, { trusted: options.trustRepository });
   const domains = await chooseDomains(repository, wanted);
   const { from = [] } = options;

@@ -93,7 +93,7 @@ async function lookAtDomain(repository: Repository, domain: string): Promise<Fou
     const uuids = owners.map((uuid) => uuid ?? "no UUID").join(", ");
     found.push(pass(`it has points of ${owners.length} domains of this name (${uuids})`, domain));
   }
-  await using folder = await repository.holdDomain(domain);
+  await using folder = await repository.openDomain(domain);
   const journal = folder && (await readJournal(folder));
   // Files change their names meanwhile; the next command finishes it first.
   const judged = journal?.phase === "publish" ? [] : await judgePoints(repository, domain);
@@ -103,23 +103,32 @@ async function lookAtDomain(repository: Repository, domain: string): Promise<Fou
     const more = others.length === 0 ? "" : ` (and ${others.length} more)`;
     const cause = `point ${id} can't be restored, and no increment is based on it: ${obstacleText(first, id)}${more}`;
     const repair = `nbdpull repair ${shellWord(repository.path)} ${shellWord(domain)}`;
-    found.push(warn(cause, repair, domain));
+    found.push(warn(cause, repository.isInStore ? mend : repair, domain));
   }
   const now = new Date();
   const ahead = folder ? await pointsAhead(folder, await repository.pointIds(domain), now) : [];
-  if (folder && ahead.length > 0) found.push(warn(aheadText(ahead, now), fixClockCommand(folder), domain));
+  if (folder && ahead.length > 0) {
+    const fix = repository.isInStore ? undefined : fixClockCommand(folder);
+    found.push(warn(aheadText(ahead, now), fix, domain));
+  }
   if (journal) {
     found.push(
       warn(`the last prune was interrupted: the next backup finishes or undoes it`, undefined, domain),
     );
   }
-  const lock = folder && (await lookAtLock(folder));
-  if (lock === "held") {
-    found.push(warn("another nbdpull is writing its points", `fuser -v ${folder?.path}`, domain));
-  } else if (lock !== undefined) {
-    found.push(pass("its lock was left by a process that died, and the next one takes it over", domain));
-  }
+  // Of a lease in a store only whoever waits for it learns whether it is still renewed.
+  if (!repository.isInStore) found.push(...(await lookAtDomainLock(repository, domain)));
   if (found.every(({ status }) => status === "pass"))
     found.push(pass(`${points.length}, newest ${newest?.id}`, domain));
   return found;
+}
+
+async function lookAtDomainLock(repository: Repository, domain: string): Promise<Found[]> {
+  await using folder = await repository.holdDomain(domain);
+  const lock = folder && (await lookAtLock(folder));
+  if (lock === undefined) return [];
+  if (lock === "held") {
+    return [warn("another nbdpull is writing its points", `fuser -v ${folder?.path}`, domain)];
+  }
+  return [pass("its lock was left by a process that died, and the next one takes it over", domain)];
 }
