@@ -1,11 +1,11 @@
-import { UsageError } from "../../src/backup/base/errors.js";
+import { PreconditionError, UsageError } from "../../src/backup/base/errors.js";
 import { type RetiredDomain, retireDomain, whyTheyStay } from "../../src/backup/guest/retire-domain.js";
 import { Libvirt } from "../../src/backup/libvirt/libvirt.js";
 import { type Forgotten, forgetDomain, halfForgotten } from "../../src/backup/prune/forget.js";
 import { chooseDomains } from "../../src/backup/repository/choose-domain.js";
 import { foldersNamed } from "../../src/backup/repository/domain-folder.js";
 import { folderNameOf } from "../../src/backup/repository/folder-name.js";
-import { refuseStore } from "../../src/backup/repository/refuse-store.js";
+import { domainsAmong, isOwner, ownersOf, whichOwner } from "../../src/backup/repository/point-owners.js";
 import { Repository } from "../../src/backup/repository/repository.js";
 import type { WhoseOptions } from "../domain-options.js";
 import { eachDomain } from "../each-domain.js";
@@ -13,7 +13,7 @@ import { EXIT } from "../exit-codes.js";
 import type { TrustOptions } from "../options.js";
 import { human } from "../output.js";
 import type { Context } from "../run.js";
-import { prepareToWrite, warnOfStrangers } from "../trust.js";
+import { prepareToWrite, requireTrust, warnOfStrangers } from "../trust.js";
 
 interface ForgetCommandOptions extends TrustOptions, WhoseOptions {
   readonly all?: true;
@@ -36,7 +36,6 @@ export async function runForget(
   const { output, signal } = context;
   const { dryRun = false, uuid } = options;
   refuseChoice(options, wanted);
-  refuseStore(path);
   const repository = await Repository.open(path, { trusted: options.trustRepository });
   const retire = async (of: readonly string[]): Promise<string[]> => {
     const gone: string[] = [];
@@ -58,7 +57,9 @@ export async function runForget(
     }
     return gone;
   };
-  if (options.checkpoints) return await onlyCheckpoints(context, options, repository, wanted, retire);
+  if (options.checkpoints && wanted !== undefined) {
+    return await onlyCheckpoints(context, options, repository, wanted, retire);
+  }
   const domains = await domainsOf(repository, wanted, uuid);
   if (dryRun) await warnOfStrangers(path, domains, output);
   else await prepareToWrite(path, domains, options, output);
@@ -67,7 +68,8 @@ export async function runForget(
     const before = async ({ uuids }: { readonly uuids: readonly string[] }): Promise<void> => {
       checkpoints = await retire(uuids);
     };
-    const forgotten = await forgetDomain({ repository, domain, uuid, dryRun, before, signal });
+    const onWarning = (message: string): void => output.warn(message);
+    const forgotten = await forgetDomain({ repository, domain, uuid, dryRun, before, signal, onWarning });
     if (dryRun) await before(forgotten);
     return { ...forgotten, checkpoints };
   };
@@ -90,29 +92,51 @@ async function domainsOf(
 
 async function onlyCheckpoints(
   { output, signal }: Context,
-  { dryRun, uuid, connect }: ForgetCommandOptions,
+  options: ForgetCommandOptions,
   repository: Repository,
-  wanted: string | undefined,
+  wanted: string,
   retire: (uuids: readonly string[]) => Promise<string[]>,
 ): Promise<void> {
-  const uuids = new Set<string>();
-  const folders = wanted === undefined ? [] : await foldersNamed(repository, wanted);
+  const { dryRun = false, connect } = options;
+  const folders = await foldersNamed(repository, wanted);
+  // Manifests say whose checkpoints go.
+  if (dryRun) await warnOfStrangers(repository.path, folders, output);
+  else await requireTrust(repository.path, folders, options, output);
+  const uuid = await uuidAmong(repository, folders, wanted, options, () => new Libvirt({ signal, connect }));
+  const checkpoints = uuid === undefined ? [] : await retire([uuid]);
+  output.result({ dryRun, domain: wanted, checkpoints }, checkpointsText(checkpoints, dryRun));
+  if (!dryRun && output.warnings.length > 0) process.exitCode = EXIT.failed;
+}
+
+/**
+ * The UUID of the one domain that is meant: of its points, or where they are gone already, of libvirt's.
+ * @returns undefined: points of no known UUID are meant, which have no checkpoints
+ * @throws {UsageError} `E_WHICH_DOMAIN`
+ * @throws {PreconditionError} `E_NO_DOMAIN`: libvirt's has another UUID; `E_NO_SUCH_DOMAIN`
+ */
+async function uuidAmong(
+  repository: Repository,
+  folders: readonly string[],
+  wanted: string,
+  { uuid }: ForgetCommandOptions,
+  connect: () => Libvirt,
+): Promise<string | undefined> {
+  if (uuid === "none") return undefined;
+  const owners = new Set<string>();
   for (const folder of folders) {
     const points = await repository.points(folder, () => undefined);
-    for (const { domain } of points) {
-      if (domain.uuid !== null && (uuid === undefined || domain.uuid.startsWith(uuid)))
-        uuids.add(domain.uuid);
-    }
+    for (const owner of domainsAmong(ownersOf(points))) if (owner !== null) owners.add(owner);
   }
-  if (uuids.size === 0 && wanted !== undefined) {
-    // Its points are gone already.
-    await using libvirt = new Libvirt({ signal, connect });
-    uuids.add(await libvirt.domainUuid(wanted));
-  }
-  const checkpoints = await retire([...uuids]);
-  const isDry = dryRun ?? false;
-  output.result({ dryRun: isDry, domain: wanted, checkpoints }, checkpointsText(checkpoints, isDry));
-  if (!dryRun && output.warnings.length > 0) process.exitCode = EXIT.failed;
+  const [only, ...others] = [...owners].filter((owner) => uuid === undefined || isOwner(owner, uuid));
+  if (others.length > 0) throw whichOwner(`several domains called ${wanted}`, owners);
+  if (only !== undefined) return only;
+  await using libvirt = connect();
+  const [name, found] = await Promise.all([libvirt.domainName(wanted), libvirt.domainUuid(wanted)]);
+  // libvirt takes the number of a run for a domain, too.
+  const isNamed = name === wanted || found === wanted.toLowerCase();
+  if (isNamed && (uuid === undefined || isOwner(found, uuid))) return found;
+  const message = `there are no such points of a domain ${wanted}, and libvirt's domain of that name is not the one that is meant: it is ${name} with the UUID ${found}. Nothing was deleted`;
+  throw new PreconditionError("E_NO_DOMAIN", message, { details: { domain: wanted, uuid } });
 }
 
 /** @throws {UsageError} it isn't said of what, or that it is meant */

@@ -22,7 +22,7 @@ export function addForget(program: Command, run: Run): void {
     .option("--force", "remove it: without this or --dry-run nothing is done")
     .option(
       "--checkpoints",
-      "only the checkpoints that this host has made; the points stay, if there are any",
+      "only the checkpoints that this host has made: the points stay, or are gone already",
     )
     .option("--connect <uri>", "libvirt connection, as virsh -c");
   withTrust(withWhose(command)).action(run(async () => (await import("../commands/forget.js")).runForget));

@@ -1,6 +1,6 @@
 /** `nbdpull forget`: a domain leaves its repository, whole, and nothing else does. */
 import { cpSync } from "node:fs";
-import { mkdir, readdir, rename, rm, symlink, writeFile } from "node:fs/promises";
+import { chmod, mkdir, readdir, rename, rm, symlink, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { forgetDomain } from "../../src/backup/prune/forget.js";
@@ -9,6 +9,7 @@ import { ageLocks } from "../support/left-by-prune.js";
 import { MemoryChain } from "../support/memory-chain.js";
 import { finished, nbdpull, type Ran, startNbdpull } from "../support/nbdpull.js";
 import { startServing } from "../support/serving.js";
+import { SKIP_WITHOUT_ROOT } from "../support/tools.js";
 
 const DOMAIN = MemoryChain.domain;
 
@@ -173,6 +174,33 @@ describe("nbdpull forget", () => {
     await rm(join(repo(), "other", "20200101T000000.000Z"));
     expect((await nbdpull("verify", repo())).code).toBe(0);
   });
+
+  it("finds the one whose checkpoints go by its points, without a question to libvirt", async () => {
+    const uuids = ["0ABCDEF0-89ab-cdef-0123-456789abcdef", "fedcba98-89ab-cdef-0123-456789abcdef"];
+    const checkpoints = (...args: readonly string[]): Promise<Ran> =>
+      forget(DOMAIN, "--checkpoints", "--force", "--connect", "test:///no-such-libvirt", ...args);
+    const [one = "", other = ""] = ids();
+    await chain.rewrite(one, { domain: { name: DOMAIN, uuid: uuids[0] ?? null } });
+    // The increment is of the same domain.
+    for (const args of [[], ["--uuid", "0abcdef0"], ["--uuid", "none"]]) {
+      const ran = await checkpoints(...args, "--json");
+      expect([args, ran.code, ran.json()]).toMatchObject([args, 0, { domain: DOMAIN, checkpoints: [] }]);
+    }
+    expect((await checkpoints("--uuid", "12345678")).code).not.toBe(0);
+    await chain.rewrite(other, { domain: { name: DOMAIN, uuid: uuids[1] ?? null } });
+    const which = await checkpoints();
+    expect([which.code, which.stderr]).toEqual([2, expect.stringContaining("E_WHICH_DOMAIN")]);
+    expect((await checkpoints("--uuid", "fedcba98")).code).toBe(0);
+  });
+
+  it.skipIf(SKIP_WITHOUT_ROOT)(
+    "believes nothing that others may have written about whose checkpoints go",
+    async () => {
+      await chmod(repo(), 0o777);
+      const ran = await forget(DOMAIN, "--checkpoints", "--force");
+      expect([ran.code, ran.stderr]).toEqual([4, expect.stringContaining("E_STRANGERS")]);
+    },
+  );
 
   it("takes one of several domains of a folder only where its UUID is given", async () => {
     const uuid = "01234567-89ab-cdef-0123-456789abcdef";

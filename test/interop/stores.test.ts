@@ -26,7 +26,7 @@ import { BreakingStore } from "../support/breaking-store.js";
 import { DocumentRunner } from "../support/document-runner.js";
 import { restoreEnvironment } from "../support/environment.js";
 import { MemoryChain } from "../support/memory-chain.js";
-import { nbdpull, startNbdpull } from "../support/nbdpull.js";
+import { finished, nbdpull, startNbdpull } from "../support/nbdpull.js";
 import { restoreDisk } from "../support/restore-disk.js";
 import { startServing } from "../support/serving.js";
 import { Store } from "../support/store.js";
@@ -382,13 +382,70 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a repository in a
       ["repair", address],
       ["repair", address, "--dry-run"],
       ["points", address, "--fix-clock"],
-      ["doctor", "guest", "--to", address],
+      ["verify", address, "guest", "--live"],
     ]) {
       const ran = await nbdpull(...args, "--json");
       expect(ran, args.join(" ")).toMatchObject({ code: 4 });
       expect(ran.stdout + ran.stderr).toContain("E_STORE_READ_ONLY");
     }
     expect(await keys("refused/")).toEqual(there);
+  });
+
+  it("forgets a domain, the newest point first, and goes on with what a killed run has left", async () => {
+    const address = await stored("forgotten");
+    const copied = `forgotten/${MemoryChain.domain}/20200101T000000.000Z/vda.qcow2`;
+    await put(copied, "being copied there");
+    await put(`forgotten/${MemoryChain.domain}/${ids()[0]}/point.json`, "damaged");
+    const there = await keys("forgotten/");
+    const forget = (...more: string[]) => nbdpull("forget", address, MemoryChain.domain, "--json", ...more);
+    expect(await forget()).toMatchObject({ code: 2 });
+    const left = [copied.split("/")[2]];
+    const tried = await forget("--dry-run");
+    expect([tried.code, tried.json()]).toMatchObject([0, { domains: [{ points: ids(), left }] }]);
+    expect(await keys("forgotten/")).toEqual(there);
+    const [newest = ""] = ids().slice(-1);
+    let deleted = 0;
+    line.fault = ({ method, url }) => {
+      if (method !== "DELETE" || !url.includes(`${newest}/`) || url.includes("point.json")) return undefined;
+      deleted += 1;
+      return "never answer";
+    };
+    const killed = startNbdpull(["forget", address, MemoryChain.domain, "--force"]);
+    await expect.poll(() => deleted, { timeout: 30_000 }).toBeGreaterThan(0);
+    killed.kill("SIGKILL");
+    await killed.ended;
+    line.fault = () => undefined;
+    expect((await keys("forgotten/")).filter((key) => key.endsWith(".partial"))).toHaveLength(1);
+    const ran = await forget("--force");
+    expect([ran.code, ran.json()]).toMatchObject([0, { domains: [{ points: ids().slice(0, -1), left }] }]);
+    expect(await keys("forgotten/")).toEqual([copied, "forgotten/nbdpull.json"]);
+    expect(await keys(`forgotten/${MemoryChain.domain}/${newest}`)).toEqual([]);
+    expect(await forget("--force")).toMatchObject({ code: 4 });
+  });
+
+  it("removes nothing of one chain by a prune, and says so", async () => {
+    const address = await stored("one-chain");
+    for (const more of [["--dry-run"], []]) {
+      const ran = await nbdpull("prune", address, "--keep-last", "1", "--strict", ...more);
+      expect(ran.code).toBe(5);
+      expect(ran.stderr).toContain("no rule keeps 3 points, but later ones are based on them");
+    }
+    expect(await nbdpull("points", address)).toMatchObject({
+      code: 0,
+      stdout: expect.stringContaining(ids()[0] ?? ""),
+    });
+  });
+
+  it("is looked at by doctor, also where only the settings name it", async () => {
+    const address = await stored("doctored");
+    await remove(`doctored/${MemoryChain.domain}/${ids()[1]}/vda.qcow2`);
+    const run = startNbdpull(["doctor", "--json"], { env: { NBDPULL_REPOSITORY: address } });
+    const findings = (await finished(run)).json() as Record<string, string>[];
+    const of = (name: string): object[] => findings.filter(({ check }) => check?.split(" ")[0] === name);
+    expect(of("repository")).toMatchObject([{ status: "pass", cause: `${address} lies in an object store` }]);
+    const mend = `nbdpull verify ${address} ${MemoryChain.domain}`;
+    // What is based on the point can't be restored either.
+    expect(of("points")).toMatchObject([1, 2, 3].map(() => ({ status: "warn", mend })));
   });
 
   it("is refused where the bucket or the key is wrong, in one line", async () => {

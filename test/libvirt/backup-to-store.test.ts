@@ -58,6 +58,16 @@ await describeWithLibvirt("a backup of a running domain", () => {
       expectExit(await nbdpull("verify", guest.repo), 0);
     }, 300_000);
 
+    it("that is given up leaves no checkpoints, though only its address tells where the store is", async () => {
+      expect(await guest.checkpoints()).not.toEqual([]);
+      const address = `s3://${BUCKET}/taken?endpoint=${store.endpoint}`;
+      const env = { ...guest.start.env, AWS_ENDPOINT_URL: "http://127.0.0.1:9" };
+      const args = ["forget", address, guest.lab.domain, "--checkpoints", "--force"];
+      expectExit(await finished(startNbdpull(args, { ...guest.start, env })), 0);
+      expect(await guest.checkpoints()).toEqual([]);
+      expect(await listed(`s3://${BUCKET}/taken`)).toHaveLength(3);
+    });
+
     it("that is killed at random moments loses no point, and the next leaves nothing of it", async () => {
       guest.repo = `s3://${BUCKET}/killed`;
       await guest.lab.write("vda", 0, 30 * MiB, 0x31);

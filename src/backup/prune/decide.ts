@@ -35,6 +35,8 @@ export interface Decision {
   readonly owners: Owners;
   readonly keep: ReadonlyMap<string, readonly string[]>;
   readonly plan: PrunePlan;
+  /** In a store: points that nothing else keeps than that kept ones are based on them. Oldest first. */
+  readonly heldBySuccessors: readonly string[];
 }
 
 /**
@@ -58,12 +60,15 @@ export async function decide(options: DecideOptions): Promise<Decision> {
     if (await isLive(point)) keep.set(id, [...(keep.get(id) ?? []), "a guest runs on it"]);
   }
   const damaged = await damagedDisks(repository, domain, all);
+  const byThemselves = new Set(keep.keys());
   // In a store nothing is merged: what lies there is never changed.
   const plan = repository.isInStore ? planWithoutMerges(all, keep) : planSparing(all, keep, damaged);
+  const held = repository.isInStore ? [...keep.keys()].filter((id) => !byThemselves.has(id)) : [];
   return {
     points,
     owners,
     keep,
+    heldBySuccessors: held.sort(),
     plan: {
       ...plan,
       drop: plan.drop.filter((id) => !hidden.has(id)),

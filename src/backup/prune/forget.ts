@@ -1,5 +1,5 @@
 import { explained, hasCode, PreconditionError } from "../base/errors.js";
-import type { HeldFolder } from "../host/held-folder.js";
+import { HeldFolder } from "../host/held-folder.js";
 import {
   type HeldLock,
   LAST_READERS_WAIT_MS,
@@ -7,9 +7,10 @@ import {
   waitForReaders,
 } from "../repository/domain-lock.js";
 import { type OnStep, publishMerges } from "../repository/finish-prune.js";
-import { removeJournal } from "../repository/leftovers.js";
+import { isPartialPoint, removeJournal } from "../repository/leftovers.js";
 import { isLive } from "../repository/live-note.js";
 import { isPointId } from "../repository/manifest.js";
+import { isPoint } from "../repository/pending-point.js";
 import { domainsAmong, isOwner, ownersOf, whichOwner } from "../repository/point-owners.js";
 import {
   hasJournal,
@@ -19,6 +20,9 @@ import {
   writeJournal,
 } from "../repository/prune-journal.js";
 import type { Repository } from "../repository/repository.js";
+import type { StoredFolder } from "../storage/stored-folder.js";
+import type { StoreWriting } from "../storage/stored-writing.js";
+import { removePoints } from "./prune-in-store.js";
 
 interface ForgetOptions {
   readonly repository: Repository;
@@ -34,6 +38,7 @@ interface ForgetOptions {
    */
   readonly before?: ((going: Going) => Promise<void>) | undefined;
   readonly signal?: AbortSignal | undefined;
+  readonly onWarning?: ((message: string) => void) | undefined;
   /** @internal tests end the process at each step */
   readonly onStep?: OnStep | undefined;
 }
@@ -48,7 +53,7 @@ interface Going {
 
 export interface Forgotten extends Going {
   readonly domain: string;
-  /** What the points take on the file system; all that is in the folder, if all go. */
+  /** What the points take on the file system or in the store; all that is in the folder, if all go. */
   readonly bytes: number;
   /** What else is in the folder, which nbdpull didn't make, so it stays. */
   readonly left: readonly string[];
@@ -58,6 +63,9 @@ export interface Forgotten extends Going {
  * Removes all points of a domain, damaged ones too. From one moment on none of them is a point any more: what
  * a killed run leaves is hidden, and the next command that locks the domain removes it. It is a prune that
  * keeps nothing: the same journal, so that older programs finish it as well.
+ *
+ * From an object store one point goes after the other, the newest first: what a killed run leaves can be
+ * restored, and the next run goes on.
  *
  * @throws {UsageError} `E_WHICH_DOMAIN`: the folder has points of several domains
  * @throws {PreconditionError} `E_LOCKED`; `E_READERS`; `E_LIVE`: a guest runs on a point, whose disks are not
@@ -70,12 +78,15 @@ export async function forgetDomain(options: ForgetOptions): Promise<Forgotten> {
     return await repository.reading(
       domain,
       async () => {
-        await using folder = await repository.holdDomain(domain);
+        await using folder = await repository.openDomain(domain);
         if (!folder) return { domain, points: [], uuids: [], bytes: 0, left: [] };
         return (await decide(options, folder)).forgotten;
       },
       signal,
     );
+  }
+  if (repository.isInStore) {
+    return await repository.writingInStore(domain, (writing) => forgetInStore(writing, options), signal);
   }
   return await repository.writing(domain, (held) => forget(options, held), signal);
 }
@@ -111,14 +122,29 @@ async function forget(options: ForgetOptions, { folder, assertHeld, lost }: Held
   return forgotten;
 }
 
+async function forgetInStore(writing: StoreWriting, options: ForgetOptions): Promise<Forgotten> {
+  const { repository, domain, before, signal } = options;
+  await using folder = await repository.openDomain(domain);
+  if (!folder) return { domain, points: [], uuids: [], bytes: 0, left: [] };
+  const { forgotten } = await decide(options, folder);
+  if (forgotten.points.length === 0) return forgotten;
+  await before?.(forgotten);
+  signal?.throwIfAborted();
+  await removePoints(writing, forgotten.points, options);
+  return forgotten;
+}
+
 /** Folders of domains whose points are gone, which a killed run has not cleared. */
 export async function halfForgotten(repository: Repository): Promise<string[]> {
   const found: string[] = [];
   for (const name of await repository.folders()) {
-    await using folder = await repository.holdDomain(name);
-    if (folder && (await hasJournal(folder)) && (await repository.pointNames(name)).length === 0) {
-      found.push(name);
-    }
+    if ((await repository.pointNames(name)).length > 0) continue;
+    await using folder = await repository.openDomain(name);
+    const isLeft =
+      folder instanceof HeldFolder
+        ? await hasJournal(folder)
+        : ((await folder?.names()) ?? []).some(isPartialPoint);
+    if (isLeft) found.push(name);
   }
   return found;
 }
@@ -130,9 +156,13 @@ interface Decided {
 }
 
 /** Finds what goes, and refuses what may not. Only reads. */
-async function decide({ repository, domain, uuid }: ForgetOptions, folder: HeldFolder): Promise<Decided> {
+async function decide({ repository, domain, uuid }: ForgetOptions, folder: StoredFolder): Promise<Decided> {
   const unfinished = await readJournal(folder);
-  const all = (await folder.names()).filter(isPointId).sort();
+  const all: string[] = [];
+  for (const name of (await folder.names()).filter(isPointId).sort()) {
+    // In a store another program may be copying one there.
+    if (folder.foldersAppearWhole || (await isPoint(folder, name))) all.push(name);
+  }
   const points = await repository.points(domain, () => undefined);
   const owners = ownersOf(points);
   const whose = domainsAmong(owners);
@@ -147,16 +177,31 @@ async function decide({ repository, domain, uuid }: ForgetOptions, folder: HeldF
     const message = `a prune of ${domain} is unfinished: finish it by nbdpull prune, then run this again. Nothing was removed`;
     throw new PreconditionError("E_PRUNE_UNFINISHED", message, { details: { domain } });
   }
-  let bytes = isWhole ? await folder.usedBytes() : 0;
+  let bytes = isWhole ? await usedBytes(folder) : 0;
   for (const id of going) {
     await using point = await folder.folder(id);
     if (!point) continue;
     if (await isLive(point)) throw isInUse(domain, id);
-    if (!isWhole) bytes += await point.usedBytes();
+    if (!isWhole) bytes += await usedBytes(point);
   }
-  const left = (await folder.names()).filter((name) => !name.startsWith(".") && !isPointId(name));
+  const left = (await folder.names()).filter((name) => !name.startsWith(".") && !all.includes(name));
   const uuids = chosen.filter((each) => each !== null);
   return { forgotten: { domain, points: going, uuids, bytes, left }, unfinished };
+}
+
+/** The bytes of all files in a folder, and in its folders. */
+async function usedBytes(folder: StoredFolder): Promise<number> {
+  if (folder instanceof HeldFolder) return await folder.usedBytes();
+  let bytes = 0;
+  for (const entry of await folder.entries()) {
+    if (!entry.isDirectory()) {
+      bytes += (await folder.find(entry.name))?.size ?? 0;
+      continue;
+    }
+    await using inside = await folder.folder(entry.name);
+    if (inside) bytes += await usedBytes(inside);
+  }
+  return bytes;
 }
 
 function isInUse(domain: string, id: string): PreconditionError {

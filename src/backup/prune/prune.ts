@@ -46,7 +46,7 @@ import type { DiskChain } from "./disk-chain.js";
 import { chainOf } from "./disk-chain.js";
 import { type MergedDisk, mergeDisk } from "./merge-disk.js";
 import { chooseMergeMethod, type MergeMethod } from "./merge-method.js";
-import { pruneInStore } from "./prune-in-store.js";
+import { pruneInStore, warnOfOneChain } from "./prune-in-store.js";
 import type { DoneMerge, PruneOptions, PruneResult } from "./prune-options.js";
 import type { Merge, PrunePlan } from "./prune-plan.js";
 
@@ -97,6 +97,7 @@ export async function prune(options: PruneOptions): Promise<PruneResult> {
 
 async function dryRun(options: PruneOptions): Promise<PruneResult> {
   const decision = await decide(options);
+  if (options.repository.isInStore) warnOfOneChain(decision, options);
   const { plan } = decision;
   const merges: DoneMerge[] = [];
   for (const merge of plan.merges) {
