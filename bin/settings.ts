@@ -26,10 +26,9 @@ const EVERY = undefined;
 const KEYS: Readonly<Record<string, readonly string[] | undefined>> = {
   ...Object.fromEntries(["strict", "quiet", "color"].map((key) => [key, EVERY])),
   ...Object.fromEntries(
-    ["connect", "scratch", "scratch-reserve", "server", "encrypted", "freeze", "exclude"].map((key) => [
-      key,
-      GUESTS,
-    ]),
+    ["connect", "scratch", "scratch-reserve", "server", "encrypted", "freeze", "exclude", "level"].map(
+      (key) => [key, GUESTS],
+    ),
   ),
   ...Object.fromEntries(
     ["format", "compress", "digests", "in-flight", "request-size", "limit-rate", "fsync", "prove-base"].map(
@@ -65,7 +64,10 @@ const FILE_ONLY: Readonly<Record<string, readonly string[]>> = {
 const WITH_TO = ["backup", "attach", "import", "doctor", "run"];
 
 /** They do without settings that make no sense: nobody should have to mend a file before a restore. */
-const READING = ["restore", "points", "serve", "report", "stats", "diff", "info", "map", "pull", "verify"];
+const READING = [
+  ...["restore", "points", "serve", "mount", "unmount", "copy", "report", "stats", "diff"],
+  ...["info", "map", "pull", "verify"],
+];
 
 /** Settings have no folder that a relative path could start from: timers and shells have different ones. */
 const PATHS = ["repository", "scratch", "metrics", "tls-ca", "tls-cert", "tls-key"];

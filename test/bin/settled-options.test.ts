@@ -71,6 +71,18 @@ it("what the command says wins over a setting that contradicts it", async () => 
   expect(await optionsOf("doctor web", tcp)).toMatchObject({ tls: true, hostOverride: "hv" });
 });
 
+it("the level of the next point is a setting, which the command overrules", async () => {
+  for (const words of ["backup web", "run web", "doctor web"]) {
+    expect(await optionsOf(words, ["level = 'full'"]), words).toMatchObject({ level: "full" });
+    expect(await optionsOf(`${words} --level auto`, ["level = 'full'"]), words).toMatchObject({
+      level: "auto",
+    });
+  }
+  const sunday = { NBDPULL_LEVEL: "full" };
+  expect(await optionsOf("run web", ["level = 'auto'"], sunday)).toMatchObject({ level: "full" });
+  await expect(optionsOf("run web", ["level = 'half'"])).rejects.toThrow(/level: half.*full/);
+});
+
 it("options whose value may be left out take true and false, and what is set can be undone", async () => {
   const bare = await optionsOf("backup web", ["compress = true", "freeze = true", "digests = true"]);
   expect(bare).toMatchObject({ compress: "deflate", freeze: "", digests: "sha256" });

@@ -182,6 +182,7 @@ describe("settings that are no help", () => {
     expect(listed.stderr).toMatch(/^warning: settings are left out: .*there is no setting compres/);
     const restored = await nbdpull("restore", repo, "guest", "--to", at("restored"), "--config", wrong);
     expect(restored.code).toBe(0);
+    expect((await nbdpull("copy", repo, at("copied"), "--create", "--config", wrong)).code).toBe(0);
     // Standard output is the disk's.
     const nowhere = `nbd+unix:///vda?socket=${at("nowhere.sock")}`;
     const pulled = await nbdpull("pull", nowhere, "-", "--json", "--config", wrong);
