@@ -87,7 +87,7 @@ const ROOMS: Readonly<Record<string, Room>> = {
     mayImport: words("storage image host base"),
   },
   storage: {
-    what: "what a repository lies in, seen by those who read it: folders, what is in them, and files read at positions",
+    what: "what a repository lies in: folders, what is in them, and files read at positions; and how points are written to a store",
     mayImport: words("s3 image host base"),
   },
   libvirt: {

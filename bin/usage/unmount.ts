@@ -6,7 +6,7 @@ export function addUnmount(program: Command, run: Run): void {
   program
     .command("unmount")
     .addHelpText("after", examples("nbdpull unmount /mnt/web"))
-    .description("end what nbdpull mount shows in a folder, and clear what one left that was killed")
+    .description("end what nbdpull mount shows in a folder, also if that mount was killed")
     .argument("<dir>", "the folder, or one file in it")
     .option("--force", "also disks that are in use: who reads them gets errors")
     .action(run(async () => (await import("../commands/unmount.js")).runUnmount));
