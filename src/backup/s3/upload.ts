@@ -9,30 +9,33 @@ import pLimit from "p-limit";
 import { BackupError } from "../base/errors.js";
 import type { AskOptions, Bucket, StoredObject } from "./bucket.js";
 import { isAbsent, reasonOf } from "./errors.js";
+import { PartLayout } from "./part-layout.js";
 
 const MIB = 1024 * 1024;
-const LEAST_PART = 8 * MIB;
-/** S3 takes 10,000; some are left for tables. */
-const MOST_PARTS = 9_500;
-/** Bytes of all buffers of an upload, as long as parts are not larger than a fifth of it. */
+/** Bytes of all buffers of an upload. */
 const BUFFER_BYTES = 80 * MIB;
-/** The first part, one that is being filled, the one before it, and one that waits for its turn. */
-const FILLED_AT_ONCE = 4;
-/** Of a file that is written from front to back, one that is being filled, and one that waits. */
-const FILLED_IN_ORDER = 2;
+/** The first part, one that is being filled, the one before it, and one that is on its way. */
+const NEEDED_AT_ONCE = 4;
+/** S3 takes no more. */
+const MOST_PARTS = 10_000;
 const MOST_AT_ONCE = 6;
 /** How far behind the furthest byte a write may lie: the largest cluster of an image. */
 const SLACK = 2 * MIB;
+/** How far the furthest byte may move between two calls of `capacity`. */
+const AHEAD = 3 * MIB;
 
 export interface UploadOptions extends AskOptions {
   /** At most so many bytes are expected: parts are large enough for them. */
   readonly mostBytes: number;
   /**
-   * Bytes of all buffers; default 80 MiB. Large parts may need more: there is always room for one that is
+   * Bytes of all buffers; default 80 MiB. Large parts need more: the first one, and two that are filled or
    * sent.
    */
   readonly bufferBytes?: number | undefined;
-  /** Whether it is written from front to back, its head too: then nothing is kept until the end. */
+  /**
+   * Whether it is written from front to back, its head too: then nothing is kept until the end, and all parts
+   * have the same size.
+   */
   readonly inOrder?: boolean | undefined;
 }
 
@@ -50,17 +53,21 @@ interface Part {
  *     part 3   under way                    |########|
  *     part 4   filled                                |####    |      writes land here, or SLACK before
  *
+ * Buffers are those of the first part, of what is under way and of what is filled. `capacity` waits until
+ * another one has room in `bufferBytes`, or nothing is under way.
+ *
  * An object that fits into a part is put at once.
  */
 export class ObjectUpload implements AsyncDisposable {
   readonly key: string;
   readonly #bucket: Bucket;
   readonly #options: UploadOptions;
-  readonly #partBytes: number;
-  readonly #limit: ReturnType<typeof pLimit>;
-  readonly #atOnce: number;
+  readonly #layout: PartLayout;
+  readonly #limit = pLimit(MOST_AT_ONCE);
+  readonly #bufferBytes: number;
   readonly #parts = new Map<number, Part>();
-  readonly #spare: Buffer[] = [];
+  /** Buffers that may be filled again. */
+  #spare: Buffer[] = [];
   readonly #uploads = new Map<number, Promise<CompletedPart>>();
   /** Whether the first part is kept until the end. */
   readonly #keepsFirst: boolean;
@@ -72,6 +79,8 @@ export class ObjectUpload implements AsyncDisposable {
   #end = 0;
   /** Bytes that the object has at least. */
   #least = 0;
+  /** Bytes of the buffers of all parts. */
+  #taken = 0;
   #underWay = 0;
   #uploadId: Promise<string> | undefined;
   #failure: { readonly reason: unknown } | undefined;
@@ -82,15 +91,13 @@ export class ObjectUpload implements AsyncDisposable {
     this.key = key;
     this.#bucket = bucket;
     this.#options = options;
-    this.#partBytes = partBytesFor(options.mostBytes);
-    const { inOrder = false, bufferBytes = BUFFER_BYTES } = options;
+    const { mostBytes, inOrder = false, bufferBytes = BUFFER_BYTES } = options;
+    const cheapBytes = inOrder ? undefined : Math.floor(bufferBytes / NEEDED_AT_ONCE / MIB) * MIB;
+    this.#layout = new PartLayout({ mostBytes, cheapBytes });
+    this.#bufferBytes = bufferBytes;
     this.#keepsFirst = !inOrder;
     this.#slack = inOrder ? 0 : SLACK;
     this.#open = inOrder ? 0 : 1;
-    const filled = inOrder ? FILLED_IN_ORDER : FILLED_AT_ONCE;
-    const room = Math.floor(bufferBytes / this.#partBytes) - filled;
-    this.#atOnce = Math.max(1, Math.min(MOST_AT_ONCE, room));
-    this.#limit = pLimit(this.#atOnce);
   }
 
   /** Bytes that the object will have. */
@@ -102,14 +109,15 @@ export class ObjectUpload implements AsyncDisposable {
   async write(data: Uint8Array, position: number): Promise<void> {
     for (let done = 0; done < data.length; ) {
       const at = position + done;
-      await this.capacity();
       // A part at a time, so that a gap does not fill the memory.
-      while ((this.#open + 1) * this.#partBytes + this.#slack <= at) {
-        this.#end = Math.max(this.#end, (this.#open + 1) * this.#partBytes);
+      for (let next = this.#layout.startOf(this.#open + 1); next + this.#slack <= at; ) {
+        await this.#roomFor(next);
+        this.#end = Math.max(this.#end, next);
         this.#seal(this.#open++);
-        await this.capacity();
+        next = this.#layout.startOf(this.#open + 1);
       }
-      const piece = data.subarray(done, done + this.#partBytes - (at % this.#partBytes));
+      const piece = data.subarray(done, done + this.#layout.startOf(this.#layout.indexAt(at) + 1) - at);
+      await this.#roomFor(at + piece.length);
       this.writeNow(piece, at);
       done += piece.length;
     }
@@ -123,14 +131,14 @@ export class ObjectUpload implements AsyncDisposable {
     assert(!this.#isDone, "the upload has ended");
     for (let done = 0; done < data.length; ) {
       const at = position + done;
-      const index = Math.floor(at / this.#partBytes);
-      const within = at - index * this.#partBytes;
-      const piece = data.subarray(done, done + this.#partBytes - within);
-      this.#part(index).bytes.set(piece, within);
+      const index = this.#layout.indexAt(at);
+      const within = at - this.#layout.startOf(index);
+      const piece = data.subarray(done, done + this.#layout.bytesOf(index) - within);
+      this.#partToWrite(index).bytes.set(piece, within);
       done += piece.length;
     }
     this.#end = Math.max(this.#end, position + data.length);
-    const sealed = Math.floor((this.#end - this.#slack) / this.#partBytes);
+    const sealed = this.#layout.indexAt(Math.max(0, this.#end - this.#slack));
     while (this.#open < sealed) this.#seal(this.#open++);
   }
 
@@ -139,10 +147,26 @@ export class ObjectUpload implements AsyncDisposable {
    * @throws the first failure of an upload
    */
   async capacity(): Promise<void> {
-    while (this.#underWay > this.#atOnce && this.#failure === undefined) {
+    await this.#roomFor(this.#end + AHEAD);
+  }
+
+  /** Waits until there is room for what is written before `end`, or nothing is under way that takes it. */
+  async #roomFor(end: number): Promise<void> {
+    const last = this.#layout.indexAt(Math.max(0, end - 1));
+    while (this.#underWay > 0 && this.#failure === undefined) {
+      let wanted = this.#taken;
+      for (let index = this.#open; index <= last; index += 1) {
+        if (!this.#parts.has(index)) wanted += this.#layout.bytesOf(index);
+      }
+      if (wanted + this.#firstBytes <= this.#bufferBytes) break;
       await new Promise<void>((resolve) => this.#wake.push(resolve));
     }
     if (this.#failure) throw this.#failure.reason;
+  }
+
+  /** Bytes that the first part will take, if it is kept and nobody has written to it. */
+  get #firstBytes(): number {
+    return this.#keepsFirst && !this.#parts.has(0) ? this.#layout.bytesOf(0) : 0;
   }
 
   /**
@@ -153,10 +177,10 @@ export class ObjectUpload implements AsyncDisposable {
     this.#least = length;
     if (length >= this.#end) return;
     const uploaded = this.#open > (this.#keepsFirst ? 1 : 0) ? this.#open : 0;
-    assert(length >= uploaded * this.#partBytes, "the part was uploaded already");
+    assert(length >= this.#layout.startOf(uploaded), "the part was uploaded already");
     for (const [index, { bytes }] of this.#parts) {
-      const from = Math.max(0, length - index * this.#partBytes);
-      if (from < this.#partBytes) bytes.fill(0, from);
+      const from = Math.max(0, length - this.#layout.startOf(index));
+      if (from < bytes.length) bytes.fill(0, from);
     }
     this.#end = length;
   }
@@ -170,13 +194,13 @@ export class ObjectUpload implements AsyncDisposable {
     const { key, signal } = { key: this.key, signal: this.#options.signal };
     const size = this.size;
     this.#end = size;
-    if (size <= this.#partBytes && this.#uploads.size === 0) {
+    if (size <= this.#layout.bytesOf(0) && this.#uploads.size === 0) {
       const etag = await this.#bucket.put(key, this.#part(0).bytes.subarray(0, size), { signal });
       return { key, size, etag };
     }
-    const count = Math.ceil(size / this.#partBytes);
+    const count = this.#layout.indexAt(size - 1) + 1;
     while (this.#open < count) {
-      await this.capacity();
+      await this.#roomFor(this.#layout.startOf(this.#open) + 1);
       this.#seal(this.#open++);
     }
     await this.#settled();
@@ -213,20 +237,36 @@ export class ObjectUpload implements AsyncDisposable {
     throw new BackupError("E_S3_FAILED", message, { details: { key: this.key } });
   }
 
+  /** A part that may be written to: its bytes are not being sent. */
+  #partToWrite(index: number): Part {
+    const isKept = this.#keepsFirst && index === 0;
+    if (index < this.#open && !isKept)
+      throw new RangeError(`part ${index + 1} of ${this.key} was uploaded already`);
+    if (index >= MOST_PARTS) throw this.#tooLong();
+    return this.#part(index);
+  }
+
+  #tooLong(): BackupError {
+    const most = this.#layout.startOf(MOST_PARTS);
+    const message = `${this.key} would have more than the ${most} bytes that it can have at ${this.#bucket.store} in ${MOST_PARTS} parts: keep this disk in a repository in a folder`;
+    return new BackupError("E_S3_FAILED", message, { details: { key: this.key } });
+  }
+
   #part(index: number): Part {
     const known = this.#parts.get(index);
     if (known) return known;
-    if (this.#uploads.has(index))
-      throw new RangeError(`part ${index + 1} of ${this.key} was uploaded already`);
-    const bytes = this.#spare.pop()?.fill(0) ?? Buffer.alloc(this.#partBytes);
+    const length = this.#layout.bytesOf(index);
+    this.#spare = this.#spare.filter((spare) => spare.length === length);
+    const bytes = this.#spare.pop()?.fill(0) ?? Buffer.alloc(length);
     const part = { bytes };
     this.#parts.set(index, part);
+    this.#taken += length;
     return part;
   }
 
   #seal(index: number): void {
     const { bytes } = this.#part(index);
-    const length = Math.min(this.#partBytes, this.#end - index * this.#partBytes);
+    const length = Math.min(bytes.length, this.#end - this.#layout.startOf(index));
     this.#underWay += 1;
     const upload = this.#limit(() => this.#upload(index, bytes.subarray(0, length)));
     this.#uploads.set(index, upload);
@@ -236,7 +276,8 @@ export class ObjectUpload implements AsyncDisposable {
       })
       .finally(() => {
         this.#parts.delete(index);
-        this.#spare.push(bytes);
+        if (bytes.length === this.#layout.bytesOf(this.#open)) this.#spare.push(bytes);
+        this.#taken -= bytes.length;
         this.#underWay -= 1;
         for (const wake of this.#wake.splice(0)) wake();
       });
@@ -278,9 +319,4 @@ export class ObjectUpload implements AsyncDisposable {
     if (uploadId === undefined) return;
     await this.#bucket.abortUpload({ key: this.key, uploadId }).catch(() => undefined);
   }
-}
-
-/** Bytes of a part: as few as suffice for the object, since so many are sent again after a failure. */
-function partBytesFor(mostBytes: number): number {
-  return Math.max(LEAST_PART, Math.ceil(mostBytes / MOST_PARTS / MIB) * MIB);
 }

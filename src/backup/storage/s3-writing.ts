@@ -18,9 +18,12 @@ const MOST_NOTE_BYTES = 4096;
 const KEYS_AT_ONCE = 1_000;
 /** How often a point is cleared away whose manifest comes late. A store could tell of one for ever. */
 const MOST_CLEARINGS = 3;
-/** Bytes of the buffers of all images that are uploaded side by side. */
+/**
+ * Bytes of the buffers of all images that are uploaded side by side. With those of the digest files of two
+ * disks they are 96 MiB.
+ */
 const IMAGE_BUFFERS = 80 * MIB;
-/** The same of a digest file beside its image. Nearly all of them are smaller than a part. */
+/** The same of a digest file beside its image: one part, which is uploaded before the next one is filled. */
 const IN_ORDER_BUFFERS = 8 * MIB;
 
 interface Place {

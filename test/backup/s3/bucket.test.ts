@@ -1,10 +1,10 @@
 import { randomBytes } from "node:crypto";
 import { ListPartsCommand } from "@aws-sdk/client-s3";
-import { afterAll, afterEach, beforeAll, expect, it } from "vitest";
+import { afterAll, afterEach, beforeAll, expect, it, vi } from "vitest";
 import type { S3Address } from "../../../src/backup/s3/address.js";
 import { Bucket } from "../../../src/backup/s3/bucket.js";
 import { probe } from "../../../src/backup/s3/probe.js";
-import { ObjectUpload } from "../../../src/backup/s3/upload.js";
+import { ObjectUpload, type UploadOptions } from "../../../src/backup/s3/upload.js";
 import { BreakingStore } from "../../support/breaking-store.js";
 import { collect } from "../../support/collect.js";
 import { restoreEnvironment } from "../../support/environment.js";
@@ -314,6 +314,54 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "a bucket of Ceph's", () => {
     const back = Buffer.alloc(size);
     await bucket.readRange("cut/one", back, 0, { etag });
     expect(back.equals(bytes.subarray(0, 20 * MIB + 5))).toBe(true);
+  });
+
+  it("takes at most 96 MiB for two large disks and their digests, which are uploaded side by side", async () => {
+    using bucket = await opened("memory/");
+    const alloc = vi.spyOn(Buffer, "alloc");
+    const bytes = randomBytes(MIB);
+    const uploaded = async (name: string, length: number, options: UploadOptions): Promise<number> => {
+      await using upload = new ObjectUpload(bucket, `memory/${name}`, options);
+      for (let at = options.inOrder ? 0 : MIB; at < length; at += MIB) {
+        if (options.inOrder) await upload.write(bytes, at);
+        else {
+          await upload.capacity();
+          upload.writeNow(bytes, at);
+        }
+      }
+      if (!options.inOrder) await upload.write(bytes, 0);
+      return (await upload.finish()).size;
+    };
+    try {
+      const image = { mostBytes: 16 * 1024 * 1024 * MIB, bufferBytes: 40 * MIB };
+      const digests = { mostBytes: 4096 * MIB, bufferBytes: 8 * MIB, inOrder: true };
+      const sizes = ["a", "b"].flatMap((disk) => [
+        uploaded(`${disk}.qcow2`, 60 * MIB, image),
+        uploaded(`${disk}.digests`, 20 * MIB, digests),
+      ]);
+      expect(await Promise.all(sizes)).toEqual([60 * MIB, 20 * MIB, 60 * MIB, 20 * MIB]);
+      const buffers = alloc.mock.calls.map(([size]) => size).filter((size) => size >= MIB);
+      const total = buffers.reduce((sum, size) => sum + size, 0);
+      expect(total).toBeLessThanOrEqual(96 * MIB);
+      expect(total).toBeGreaterThan(64 * MIB);
+    } finally {
+      alloc.mockRestore();
+    }
+  });
+
+  it("refuses what would change a part that is on its way", async () => {
+    using bucket = await opened("late/");
+    line.fault = ({ url }) => (url.includes("partNumber=2") ? "never answer" : undefined);
+    const stop = new AbortController();
+    const { signal } = stop;
+    await using upload = new ObjectUpload(bucket, "late/one", { mostBytes: 30 * MIB, signal });
+    await pieces(upload, randomBytes(20 * MIB), 0);
+    await expect.poll(() => line.seen.some((each) => each.includes("partNumber=2"))).toBe(true);
+    const late = Buffer.from("late");
+    expect(() => upload.writeNow(late, 9 * MIB)).toThrow("part 2 of late/one was uploaded already");
+    upload.writeNow(late, 0);
+    upload.writeNow(late, 17 * MIB);
+    stop.abort(new Error("enough"));
   });
 
   it("leaves neither an object nor parts when it is not finished", async () => {
