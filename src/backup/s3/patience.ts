@@ -6,7 +6,7 @@ const FIRST_PAUSE_MS = 100;
 const LONGEST_PAUSE_MS = 10_000;
 
 export interface Patience {
-  /** Begins no further try after so many milliseconds. */
+  /** Begins no further try so many milliseconds after the first failure, however long that took. */
   readonly patienceMs: number;
   readonly signal?: AbortSignal | undefined;
 }
@@ -17,7 +17,7 @@ export interface Patience {
  * @throws the last failure, or the signal's reason
  */
 export async function patiently<T>(request: () => Promise<T>, { patienceMs, signal }: Patience): Promise<T> {
-  const deadline = performance.now() + patienceMs;
+  let deadline: number | undefined;
   for (let longest = FIRST_PAUSE_MS; ; longest = Math.min(2 * longest, LONGEST_PAUSE_MS)) {
     signal?.throwIfAborted();
     try {
@@ -26,6 +26,7 @@ export async function patiently<T>(request: () => Promise<T>, { patienceMs, sign
       signal?.throwIfAborted();
       // Many who were refused together must not come back together.
       const pause = longest * (0.5 + Math.random() / 2);
+      deadline ??= performance.now() + patienceMs;
       if (!isPassing(error) || performance.now() + pause > deadline) throw error;
       await sleep(pause, undefined, signal ? { signal } : {}).catch(() => signal?.throwIfAborted());
     }
