@@ -25,7 +25,7 @@ export async function noteDamage(
   }
   for (const [id, damages] of found) {
     try {
-      await using folder = await repository.holdPoint(domain, id);
+      await using folder = await repository.holdRecords(domain, id);
       await recordDamage(folder, damages);
     } catch (error) {
       // Mostly a sound point has no record that had to go.

@@ -14,6 +14,7 @@ import { execa } from "execa";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import type { CopyResult } from "../../src/backup/copy/copy-points.js";
 import type { PruneResult } from "../../src/backup/prune/prune-options.js";
+import { forgetLive, noteLive } from "../../src/backup/repository/live-note.js";
 import { Repository } from "../../src/backup/repository/repository.js";
 import { BreakingStore, type StoreFault } from "../support/breaking-store.js";
 import { restoreEnvironment } from "../support/environment.js";
@@ -227,6 +228,44 @@ describeWith(
         for (const { id } of chain.points.slice(0, 2)) expect(await keys(`pruned/${NAME}/${id}`)).toEqual([]);
         chain.points.splice(0, 2);
         await judge(await download("pruned"), chain);
+      });
+
+      it("keeps a point that a guest runs on, also one that begins while points are removed", async () => {
+        const address = `s3://${BUCKET}/lived`;
+        await using chain = await twoChains(address);
+        const [base = "", lived = ""] = chain.points.map(({ id }) => id);
+        const guest = { uuid: "2b1f9c0e-6a53-4c39-9a3e-5d1f6f0a7c11", disks: "/var/lib/libvirt/images" };
+        const begin = async (): Promise<void> => {
+          await using records = await chain.repository.holdRecords(NAME, lived);
+          await noteLive(records, guest);
+        };
+        const notes = `lived/${NAME}/${lived}/.live.`;
+        let begun: Promise<void> | undefined;
+        line.fault = ({ method, url }) => {
+          if (method !== "PUT" || begun || !url.includes(`.${lived}.partial`)) return undefined;
+          begun = begin();
+          return { answer: 503, code: "SlowDown" };
+        };
+        const refused = await prune(address);
+        expect(refused).toMatchObject({ code: 4 });
+        expect(refused.stdout + refused.stderr).toContain("E_LIVE");
+        await begun;
+        line.fault = () => undefined;
+        expect(await isLeft("lived")).toEqual([expect.stringContaining(notes)]);
+        const kept = (await prune(address)).json() as { domains: PruneResult[] };
+        expect(kept.domains[0]?.points).toMatchObject([
+          { id: base, action: "keep", reasons: [`${lived} is based on it`] },
+          { id: lived, action: "keep", reasons: ["a guest runs on it"] },
+          { action: "keep" },
+          { action: "keep" },
+        ]);
+        expect(await nbdpull("verify", address)).toMatchObject({ code: 0 });
+        await using records = await chain.repository.holdRecords(NAME, lived);
+        await forgetLive(records, guest.uuid);
+        expect(actionsOf(await prune(address))).toEqual(["drop", "drop", "keep", "keep"]);
+        // One that comes too late is told, and leaves nothing.
+        await expect(begin()).rejects.toMatchObject({ code: "E_MANIFEST" });
+        expect(await keys(`lived/${NAME}/${lived}`)).toEqual([]);
       });
 
       it("tells until when a bucket with object lock keeps what was removed", async () => {

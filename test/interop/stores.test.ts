@@ -25,6 +25,7 @@ import { NbdClient } from "../../src/nbd/index.js";
 import { BreakingStore } from "../support/breaking-store.js";
 import { DocumentRunner } from "../support/document-runner.js";
 import { restoreEnvironment } from "../support/environment.js";
+import { describeWithFuse } from "../support/fuse.js";
 import { MemoryChain } from "../support/memory-chain.js";
 import { finished, nbdpull, startNbdpull } from "../support/nbdpull.js";
 import { restoreDisk } from "../support/restore-disk.js";
@@ -278,6 +279,20 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a repository in a
     await execa("qemu-img", ["compare", "-f", "raw", "-F", "raw", uri, await expected(newest())]);
   });
 
+  describeWithFuse("by FUSE", () => {
+    it("is shown as files", async () => {
+      const address = await stored("mounted");
+      const at = join(folder, "mounted-here");
+      const mount = startNbdpull(["mount", address, MemoryChain.domain, at]);
+      const file = join(at, "vda");
+      await expect.poll(() => isThere(file), { timeout: 20_000, interval: 50 }).toBe(true);
+      const raw = ["-f", "raw", "-F", "raw"];
+      await execa("qemu-img", ["compare", ...raw, file, await expected(newest())]);
+      expect(await nbdpull("unmount", at)).toMatchObject({ code: 0 });
+      expect(await mount.ended).toMatchObject({ code: 0 });
+    });
+  });
+
   it("gives the right bytes though the store fails, is slow to answer and hangs up", async () => {
     const address = await stored("failing");
     let asked = 0;
@@ -346,7 +361,23 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a repository in a
       if (name === "vda.qcow2") expect(await nbdpull("verify", address)).toMatchObject({ code: 3 });
       await put(key, original);
     }
+    // What a verify has found is known until another one finds it gone, as in a folder.
+    const record = `${base}/.damage.json`;
+    expect(await keys(record)).toEqual([record]);
+    const restorable = async (): Promise<boolean[]> =>
+      ((await nbdpull("points", address, "--json")).json() as { restorable: boolean }[]).map(
+        (each) => each.restorable,
+      );
+    expect(await restorable()).not.toContain(true);
     expect(await nbdpull("verify", address)).toMatchObject({ code: 0 });
+    expect(await keys(record)).toEqual([]);
+    expect(await restorable()).not.toContain(false);
+    // Whoever may only read is told.
+    await put(`${base}/vda.qcow2`, flipped);
+    line.fault = ({ method }) => (method === "PUT" ? { answer: 403, code: "AccessDenied" } : undefined);
+    const reading = await nbdpull("verify", address);
+    expect(reading).toMatchObject({ code: 3, stderr: expect.stringContaining("can't be noted beside it") });
+    expect(reading.stderr).not.toContain("copy it to a folder");
   });
 
   it("finds out that an object was replaced after it was listed", async () => {

@@ -2,13 +2,16 @@
  * Backups of a running domain to Ceph. Then they are killed at random moments: `NBDPULL_KILL_ROUNDS=50` makes
  * it a long test.
  */
+import { chmod, mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import type { S3Client } from "@aws-sdk/client-s3";
 import { afterAll, beforeAll, expect, it } from "vitest";
 import { BackupLab, expectExit } from "../support/backup-lab.js";
 import { restoreEnvironment } from "../support/environment.js";
 import { halfInStore, keysIn, leftInStore } from "../support/left-in-store.js";
-import { describeWithLibvirt } from "../support/libvirt-lab.js";
+import { describeWithLibvirt, virsh } from "../support/libvirt-lab.js";
 import { finished, nbdpull, startNbdpull } from "../support/nbdpull.js";
 import { Store } from "../support/store.js";
 import { describeWith } from "../support/tools.js";
@@ -57,6 +60,38 @@ await describeWithLibvirt("a backup of a running domain", () => {
       for (const { id, copies } of taken) await guest.expectPoint(id, copies);
       expectExit(await nbdpull("verify", guest.repo), 0);
     }, 300_000);
+
+    it("has points that are rehearsed and run from, with what is noted of that beside them", async () => {
+      const { domain } = guest.lab;
+      const [id = ""] = (await listed(guest.repo)).map((point) => (point as { id: string }).id);
+      const work = await mkdtemp(join(tmpdir(), "nbdpull-from-store-"));
+      const name = `${domain}-live`;
+      try {
+        // QEMU's user has to get to the disks.
+        await chmod(work, 0o755);
+        const sign = ["--expect", "serial:never", "--within", "1"];
+        const rehearsed = await nbdpull("rehearse", guest.repo, domain, "--at", id, "--work", work, ...sign);
+        expectExit(rehearsed, 3);
+        expect(await listed(guest.repo)).toMatchObject([{ id, rehearsed: { cameUp: false } }, {}, {}]);
+
+        const notes = (): Promise<string[]> => keysIn(client, BUCKET, `taken/${domain}/${id}/.live.`);
+        const to = ["--at", id, "--to", join(work, "disks"), `--define=${name}`, "--live"];
+        const args = ["restore", guest.repo, domain, ...to];
+        const killed = startNbdpull([...args, "--limit-rate", "64K"]);
+        const state = (): Promise<string> => virsh("domstate", name).catch(() => "");
+        await expect.poll(state, { timeout: 30_000 }).toMatch(/^running/);
+        killed.kill("SIGKILL");
+        await killed.ended;
+        expect(await notes()).toHaveLength(1);
+        expectExit(await nbdpull(...args, "--resume"), 0);
+        expect(await notes()).toEqual([]);
+      } finally {
+        await virsh("destroy", name).catch(() => undefined);
+        await virsh("undefine", name).catch(() => undefined);
+        await rm(`/var/log/libvirt/qemu/${name}.log`, { force: true });
+        await rm(work, { recursive: true });
+      }
+    }, 120_000);
 
     it("that is given up leaves no checkpoints, though only its address tells where the store is", async () => {
       expect(await guest.checkpoints()).not.toEqual([]);

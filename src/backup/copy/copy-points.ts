@@ -189,9 +189,10 @@ class DomainCopy {
     const obstacle = there.obstacles.find(({ point }) => point === id);
     if (obstacle || !there.manifest) {
       const why = obstacle?.message ?? "its manifest cannot be read";
-      return damaged(
-        `it is damaged in ${to.path} (${why}): repair it there, or remove it to have it copied again`,
-      );
+      const next = to.isInStore
+        ? "remove the objects of the point, point.json first,"
+        : "repair it there, or remove it";
+      return damaged(`it is damaged in ${to.path} (${why}): ${next} to have it copied again`);
     }
     // Of one that is damaged here alone, the copy is the better one.
     if (!manifest) return { id, state: "there", bytes: 0 };

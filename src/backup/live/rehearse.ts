@@ -92,7 +92,7 @@ export async function rehearse(options: RehearsalOptions): Promise<Rehearsal> {
     const found = await run(options, { name, folder, place, left });
     const { said: _said, point: _point, adapted: _adapted, ...record } = found;
     try {
-      await using its = await repository.holdPoint(domain, point.id);
+      await using its = await repository.holdRecords(domain, point.id);
       await recordRehearsal(its, record);
     } catch (error) {
       onWarning(

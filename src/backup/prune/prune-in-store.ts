@@ -1,3 +1,5 @@
+import { PreconditionError } from "../base/errors.js";
+import { hasLiveNote } from "../repository/live-note.js";
 import type { StoredRemoval, StoreWriting } from "../storage/stored-writing.js";
 import { type Decision, decide, describe } from "./decide.js";
 import type { PruneOptions, PruneResult } from "./prune-options.js";
@@ -5,6 +7,7 @@ import type { PruneOptions, PruneResult } from "./prune-options.js";
 /**
  * Removes points from an object store. Nothing is merged there, so whatever a kept point is based on has been
  * decided to stay.
+ * @throws {PreconditionError} `E_LIVE`: a guest has begun to run on a point after it was decided what goes
  */
 export async function pruneInStore(writing: StoreWriting, options: PruneOptions): Promise<PruneResult> {
   const decision = await decide(options);
@@ -18,6 +21,7 @@ export async function pruneInStore(writing: StoreWriting, options: PruneOptions)
  * first: whenever this ends, all that are there can be restored.
  * @param points oldest first; no other point is based on them
  * @returns the bytes of what was removed
+ * @throws {PreconditionError} `E_LIVE`: a guest has begun to run on a point meanwhile
  */
 export async function removePoints(
   writing: StoreWriting,
@@ -28,7 +32,11 @@ export async function removePoints(
   const kept: StoredRemoval["versions"][] = [];
   for (const id of points.toReversed()) {
     signal?.throwIfAborted();
-    const removed = await writing.removePoint(id, { signal: writing.lost });
+    // One that has begun since this was decided.
+    const refuse = (names: readonly string[]): void => {
+      if (hasLiveNote(names)) throw beganMeanwhile(domain, id);
+    };
+    const removed = await writing.removePoint(id, { signal: writing.lost, refuse });
     freedBytes += removed.bytes;
     kept.push(removed.versions);
   }
@@ -48,6 +56,11 @@ export function warnOfOneChain(
   onWarning?.(
     `${domain}: nothing is removed: no rule keeps ${count}, but later ones are based on them, and in an object store nothing is merged. Begin a new chain as often as old points should go (nbdpull backup --level full)`,
   );
+}
+
+function beganMeanwhile(domain: string, id: string): PreconditionError {
+  const message = `a guest has begun to run on point ${id} of ${domain} just now, so it stays: run this again`;
+  return new PreconditionError("E_LIVE", message, { details: { domain, point: id } });
 }
 
 /** What a bucket with versions does with what was removed. */

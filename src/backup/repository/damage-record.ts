@@ -1,8 +1,7 @@
 import { z } from "zod";
 import { DamageError, hasCode, messageOf } from "../base/errors.js";
 import { parseJson } from "../base/json.js";
-import type { HeldFolder } from "../host/held-folder.js";
-import type { StoredFolder } from "../storage/stored-folder.js";
+import type { RecordFolder, StoredFolder } from "../storage/stored-folder.js";
 import { replaceRecord, sweepRecord } from "./replace-record.js";
 
 /** The record of a point's damage. No file that a manifest names can be called so. */
@@ -72,7 +71,7 @@ export async function readDamage(folder: StoredFolder): Promise<DamageRecord | u
  * @param folder of the point
  * @throws the file system's error: EROFS, EACCES
  */
-export async function recordDamage(folder: HeldFolder, found: readonly RecordedDamage[]): Promise<void> {
+export async function recordDamage(folder: RecordFolder, found: readonly RecordedDamage[]): Promise<void> {
   const names = await sweepRecord(folder, DAMAGE_RECORD);
   if (found.length === 0) {
     if (!names.includes(DAMAGE_RECORD)) return;

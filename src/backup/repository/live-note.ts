@@ -4,8 +4,7 @@
  * that a manifest names can be called so.
  */
 import { hostname } from "node:os";
-import type { HeldFolder } from "../host/held-folder.js";
-import type { StoredFolder } from "../storage/stored-folder.js";
+import type { RecordFolder, StoredFolder } from "../storage/stored-folder.js";
 import { replaceRecord, sweepRecord } from "./replace-record.js";
 
 const NAME = /^\.live\.[0-9a-f-]{36}\.json$/;
@@ -20,7 +19,7 @@ function nameOf(uuid: string): string {
  * @throws the file system's error: EROFS, EACCES
  */
 export async function noteLive(
-  folder: HeldFolder,
+  folder: RecordFolder,
   { uuid, disks }: { readonly uuid: string; readonly disks: string },
 ): Promise<void> {
   const content = { format: "nbdpull-live-note", version: 1, host: hostname(), disks };
@@ -29,7 +28,7 @@ export async function noteLive(
 }
 
 /** @throws the file system's error: EROFS, EACCES */
-export async function forgetLive(folder: HeldFolder, uuid: string): Promise<void> {
+export async function forgetLive(folder: RecordFolder, uuid: string): Promise<void> {
   await sweepRecord(folder, nameOf(uuid));
   await folder.unlink(nameOf(uuid));
   await folder.sync();
@@ -37,5 +36,10 @@ export async function forgetLive(folder: HeldFolder, uuid: string): Promise<void
 
 /** Whoever can write to the repository can forge it: use it only to keep more. */
 export async function isLive(folder: StoredFolder): Promise<boolean> {
-  return (await folder.names()).some((name) => NAME.test(name));
+  return hasLiveNote(await folder.names());
+}
+
+/** @param names of what is in a point's folder */
+export function hasLiveNote(names: readonly string[]): boolean {
+  return names.some((name) => NAME.test(name));
 }

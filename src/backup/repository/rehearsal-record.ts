@@ -3,8 +3,7 @@ import { isUnreadable } from "../base/damage.js";
 import { DamageError, hasCode } from "../base/errors.js";
 import { parseJson } from "../base/json.js";
 import { isMissing } from "../host/durable-files.js";
-import type { HeldFolder } from "../host/held-folder.js";
-import type { StoredFolder } from "../storage/stored-folder.js";
+import type { RecordFolder, StoredFolder } from "../storage/stored-folder.js";
 import { replaceRecord } from "./replace-record.js";
 
 /** The record of a point's last rehearsal. No file that a manifest names can be called so. */
@@ -65,7 +64,7 @@ export async function readRehearsal(folder: StoredFolder): Promise<RehearsalReco
 }
 
 /** @throws the file system's error: EROFS, EACCES */
-export async function recordRehearsal(folder: HeldFolder, found: RehearsalRecord): Promise<void> {
+export async function recordRehearsal(folder: RecordFolder, found: RehearsalRecord): Promise<void> {
   const reason = found.reason?.slice(0, MOST_CHARACTERS);
   const ran = found.ran && { ...found.ran, command: found.ran.command.slice(0, MOST_COMMAND) };
   const content = { format: "nbdpull-rehearsal", version: 1, ...found, reason, ran };

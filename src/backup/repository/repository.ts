@@ -22,7 +22,7 @@ import { HeldFolder } from "../host/held-folder.js";
 import { refuseAddress } from "../host/local-path.js";
 import type { FilePlace } from "../image/readable-file.js";
 import { isSamePlace, namesStore, openStore } from "../storage/open-store.js";
-import type { StoredFolder, StoreRoot } from "../storage/stored-folder.js";
+import type { RecordFolder, StoredFolder, StoreRoot } from "../storage/stored-folder.js";
 import type { StoreWriting } from "../storage/stored-writing.js";
 import type { HeldLock } from "./domain-lock.js";
 import { folderNameOf, isFolderName, LOST_AND_FOUND, MARKER } from "./folder-name.js";
@@ -321,6 +321,15 @@ export class Repository {
   async holdPoint(domain: string, id: string): Promise<HeldFolder> {
     await using folder = await this.holdDomain(domain);
     return (await folder?.folder(id)) ?? this.#noPoint(domain, id);
+  }
+
+  /**
+   * The records beside a point's manifest, for changes. The caller closes it.
+   * @throws {DamageError} as `openPoint`
+   * @internal
+   */
+  async holdRecords(domain: string, id: string): Promise<RecordFolder> {
+    return this.#store?.records(folderNameOf(domain), id, MANIFEST) ?? (await this.holdPoint(domain, id));
   }
 
   #noPoint(domain: string, id: string): never {

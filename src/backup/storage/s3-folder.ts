@@ -5,8 +5,10 @@ import { probe, removeProbes } from "../s3/probe.js";
 import { createObject } from "./create-object.js";
 import { KeptPieces } from "./kept-pieces.js";
 import { S3Place } from "./s3-file.js";
+import { S3Records } from "./s3-records.js";
 import { writeInS3 } from "./s3-writing.js";
 import type {
+  RecordFolder,
   StoreAbilities,
   StoredEntry,
   StoredFolder,
@@ -113,6 +115,13 @@ export class S3Root implements StoreRoot {
     const writing = await writeInS3(place, { ...options, of: name });
     this.refresh(name);
     return writing;
+  }
+
+  records(name: string, id: string, manifest: string): RecordFolder {
+    assertName(name);
+    assertName(id);
+    const prefix = `${this.#prefix}${name}/`;
+    return new S3Records({ bucket: this.#bucket, prefix, id, manifest, onChange: () => this.refresh(name) });
   }
 
   async close(): Promise<void> {

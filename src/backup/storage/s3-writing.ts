@@ -1,4 +1,3 @@
-import { randomUUID } from "node:crypto";
 import { PreconditionError } from "../base/errors.js";
 import type { CreateOptions, NewFile, RemoteNewFile } from "../image/new-file.js";
 import type { AskOptions, Bucket } from "../s3/bucket.js";
@@ -6,14 +5,19 @@ import { type Lease, takeLease } from "../s3/lease.js";
 import type { StoreAbilities } from "../s3/probe.js";
 import { ObjectUpload } from "../s3/upload.js";
 import { createObject } from "./create-object.js";
-import type { NewStoredPoint, StoredPointOptions, StoredRemoval, StoreWriting } from "./stored-writing.js";
+import { MOST_NOTE_BYTES, notedPoint, noteKey, noteOf } from "./point-note.js";
+import type {
+  NewStoredPoint,
+  RemoveOptions,
+  StoredPointOptions,
+  StoredRemoval,
+  StoreWriting,
+} from "./stored-writing.js";
 
 const MIB = 1024 * 1024;
 const LEASE = ".lease";
 /** As long as for the lock of a folder. */
 const LEASE_WAIT_MS = 13_000;
-const NOTE = /^\.(.+)\.partial$/;
-const MOST_NOTE_BYTES = 4096;
 /** Others may have put any number of objects there. */
 const KEYS_AT_ONCE = 1_000;
 /** How often a point is cleared away whose manifest comes late. A store could tell of one for ever. */
@@ -74,7 +78,7 @@ class S3Writing implements StoreWriting {
     const { lost } = this.#lease;
     const options = { signal: signal ? AbortSignal.any([signal, lost]) : lost };
     for await (const { key } of bucket.list(`${prefix}.`, options)) {
-      const [, id] = NOTE.exec(key.slice(prefix.length)) ?? [];
+      const id = notedPoint(key.slice(prefix.length));
       if (id === undefined || !isPoint(id)) continue;
       await this.#clear(id, options);
     }
@@ -85,11 +89,11 @@ class S3Writing implements StoreWriting {
     for (let clearings = 0; clearings < MOST_CLEARINGS; clearings += 1) {
       await this.#lease.confirm();
       // Before the look: a run that was only suspended finds out that its point is gone, or it was published.
-      await bucket.put(noteKey(this.#place, id), noteOf("cleared"), options);
+      await bucket.put(noteKey(this.#place.prefix, id), noteOf("cleared"), options);
       if ((await whatIsThere(this.#place, id, options)) !== "point") {
         await removeFiles(this.#place, id, options);
       }
-      await bucket.remove([noteKey(this.#place, id)], options);
+      await bucket.remove([noteKey(this.#place.prefix, id)], options);
       // Such a run may have put its manifest when its files were gone, and seen the note.
       if ((await whatIsThere(this.#place, id, options)) !== "manifest alone") return;
     }
@@ -99,25 +103,39 @@ class S3Writing implements StoreWriting {
     const note = noteOf("begun");
     await assertNothingThere(this.#place, id, options);
     this.#lease.assertHeld();
-    await this.#place.bucket.put(noteKey(this.#place, id), note, options);
+    await this.#place.bucket.put(noteKey(this.#place.prefix, id), note, options);
     return new S3Point(this.#place, this.#lease, id, note, options);
   }
 
-  async removePoint(id: string, options: AskOptions = {}): Promise<StoredRemoval> {
+  async removePoint(id: string, options: RemoveOptions = {}): Promise<StoredRemoval> {
     const { bucket, prefix, manifest, isPoint } = this.#place;
     if (!isPoint(id)) throw new RangeError(`${JSON.stringify(id)} is not the id of a point`);
-    let bytes = 0;
-    for await (const { size } of bucket.list(`${prefix}${id}/`, options)) bytes += size;
+    const [point, note] = [`${prefix}${id}/`, noteKey(prefix, id)];
     // Of all its files, which were made together and have the same rules.
-    const versions = await bucket.keptVersion(`${prefix}${id}/${manifest}`, options);
-    const note = noteOf("removing");
+    const versions = await bucket.keptVersion(`${point}${manifest}`, options);
+    const removing = noteOf("removing");
     await this.#lease.confirm();
-    await bucket.put(noteKey(this.#place, id), note, options);
+    await bucket.put(note, removing, options);
     // Who was suspended until now has lost the lease: its next holder replaces or removes the notes it finds.
-    if (!(await noteOn(this.#place, id, options))?.equals(note)) giveUp(this.#lease, "its note was replaced");
-    await bucket.remove([`${prefix}${id}/${manifest}`], options);
+    if (!(await noteOn(this.#place, id, options))?.equals(removing)) {
+      giveUp(this.#lease, "its note was replaced");
+    }
+    let bytes = 0;
+    const names: string[] = [];
+    for await (const { key, size } of bucket.list(point, options)) {
+      bytes += size;
+      names.push(key.slice(point.length));
+    }
+    try {
+      options.refuse?.(names);
+    } catch (error) {
+      await bucket.remove([note], options);
+      throw error;
+    }
+    this.#lease.assertHeld();
+    await bucket.remove([`${point}${manifest}`], options);
     await removeFiles(this.#place, id, options);
-    await bucket.remove([noteKey(this.#place, id)], options);
+    await bucket.remove([note], options);
     return { bytes, versions };
   }
 
@@ -178,12 +196,12 @@ class S3Point implements NewStoredPoint {
       // holds it can tell, so nothing is removed here: a note has the next one look.
       if (!note) {
         const late = noteOf("late");
-        await createObject(bucket, noteKey(this.#place, this.#id), late, { abilities, ...options });
+        await createObject(bucket, noteKey(this.#place.prefix, this.#id), late, { abilities, ...options });
       }
       giveUp(this.#lease, "its note was replaced");
     }
     // The next run removes it otherwise.
-    await bucket.remove([noteKey(this.#place, this.#id)], options).catch(() => undefined);
+    await bucket.remove([noteKey(this.#place.prefix, this.#id)], options).catch(() => undefined);
   }
 
   async discard(): Promise<void> {
@@ -195,7 +213,7 @@ class S3Point implements NewStoredPoint {
     // Its answer may have been lost, or it is another process's.
     if (await bucket.find(`${prefix}${this.#id}/${manifest}`, options)) return;
     await removeFiles(this.#place, this.#id, options);
-    await bucket.remove([noteKey(this.#place, this.#id)], options);
+    await bucket.remove([noteKey(this.#place.prefix, this.#id)], options);
   }
 
   #key(name: string): string {
@@ -262,16 +280,12 @@ async function removeFiles(
   await bucket.remove(keys, options);
 }
 
-function noteKey({ prefix }: Pick<Place, "prefix">, id: string): string {
-  return `${prefix}.${id}.partial`;
-}
-
-async function noteOn(place: Place, id: string, options: AskOptions): Promise<Buffer | undefined> {
-  return (await place.bucket.get(noteKey(place, id), MOST_NOTE_BYTES, options))?.bytes;
-}
-
-function noteOf(state: string): Buffer {
-  return Buffer.from(JSON.stringify({ state, nonce: randomUUID() }));
+async function noteOn(
+  { bucket, prefix }: Place,
+  id: string,
+  options: AskOptions,
+): Promise<Buffer | undefined> {
+  return (await bucket.get(noteKey(prefix, id), MOST_NOTE_BYTES, options))?.bytes;
 }
 
 /** An object as a file that is being made. */

@@ -67,6 +67,12 @@ export interface StoreRoot extends StoredFolder {
    * @throws {PreconditionError} `E_LOCKED`: another process writes there
    */
   write(name: string, options: StoreWriteOptions): Promise<StoreWriting>;
+  /**
+   * The records of a point, for changes, which need no lease.
+   * @param name of the domain's folder
+   * @param manifest the name of the file that makes a point
+   */
+  records(name: string, id: string, manifest: string): RecordFolder;
 }
 
 export interface StoreWriteOptions {
@@ -74,6 +80,21 @@ export interface StoreWriteOptions {
   readonly manifest: string;
   readonly isPoint: (name: string) => boolean;
   readonly signal?: AbortSignal | undefined;
+}
+
+/** The small files beside the manifest of a point that are replaced now and then. */
+export interface RecordFolder extends AsyncDisposable {
+  /** At least of those that begin with a dot. */
+  names(): Promise<readonly string[]>;
+  /**
+   * Creates it or replaces it, in one step.
+   * @throws {DamageError} `E_MANIFEST`: the point was removed meanwhile
+   */
+  replace(name: string, content: string): Promise<void>;
+  /** Removes it. It may be missing. */
+  unlink(name: string): Promise<void>;
+  /** Waits until all of it is on stable storage. */
+  sync(): Promise<void>;
 }
 
 /** A folder of a repository, to be read. Nothing that lies in it is trusted. */

@@ -11,6 +11,8 @@ import type { AskOptions } from "../s3/bucket.js";
  *
  * A note without a manifest is a dead run's, if somebody else has the lease. The files of its point are
  * removed, and the note last. Without a note nothing is ever removed, whoever has put it there.
+ *
+ * A point is removed the other way round: note made -> manifest removed -> files removed -> note removed.
  */
 export interface StoreWriting {
   /** Aborted when the lease was lost; nothing is committed then. */
@@ -29,8 +31,16 @@ export interface StoreWriting {
    * Removes a point, its manifest first. If this process is killed, the next that writes there goes on with
    * it.
    */
-  removePoint(id: string, options?: AskOptions): Promise<StoredRemoval>;
+  removePoint(id: string, options?: RemoveOptions): Promise<StoredRemoval>;
   release(): Promise<void>;
+}
+
+export interface RemoveOptions extends AskOptions {
+  /**
+   * Gets the names of the point's files when it is noted that it goes, and before anything is removed. If it
+   * throws, the point stays.
+   */
+  readonly refuse?: ((names: readonly string[]) => void) | undefined;
 }
 
 /** What was removed. */

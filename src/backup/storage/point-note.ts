@@ -1,0 +1,33 @@
+/** The note of a point that is being made or removed in an object store: `.ID.partial` beside the point. */
+import { randomUUID } from "node:crypto";
+import { parseJson } from "../base/json.js";
+
+const NOTE = /^\.(.+)\.partial$/;
+export const MOST_NOTE_BYTES = 4096;
+
+/**
+ * `cleared`: another process has found it, and removes what is left. `late`: a process that had lost the lease
+ * put a manifest, and has the next one look.
+ */
+export type NoteState = "begun" | "cleared" | "removing" | "late";
+
+/** @param prefix of all keys of the domain */
+export function noteKey(prefix: string, id: string): string {
+  return `${prefix}.${id}.partial`;
+}
+
+/** The point that a note is of; undefined: this is the name of no note. */
+export function notedPoint(name: string): string | undefined {
+  const [, id] = NOTE.exec(name) ?? [];
+  return id === undefined || id.includes("/") ? undefined : id;
+}
+
+/** Another content each time, so that each process knows its own. */
+export function noteOf(state: NoteState): Buffer {
+  return Buffer.from(JSON.stringify({ state, nonce: randomUUID() }));
+}
+
+export function isRemoval(note: Buffer): boolean {
+  const { state } = (parseJson(note.toString("utf8")) ?? {}) as Record<string, unknown>;
+  return state === ("removing" satisfies NoteState);
+}
