@@ -76,7 +76,9 @@ await describeWithLibvirt("a guest that runs from a point", () => {
   };
   const state = async (name: string): Promise<string> =>
     (await virsh("domstate", "--reason", name).catch(() => "unknown")).trim();
-  /** QEMU 7.2.22 crashes now and then when a read of a backing file fails while it is pulled. No other may. */
+  /**
+   * QEMU 7.2.22 crashes now and then when a read of a backing file fails while it is pulled. No other may.
+   */
   const isQemusCrash = (found: string): boolean => isOldQemu && found === "shut off (crashed)";
   const notes = async (): Promise<string[]> => (await readdir(join(repo, lab.domain, point))).filter(isNote);
   const isNote = (name: string): boolean => name.startsWith(".live.");

@@ -18,7 +18,9 @@ export interface S3Address {
 }
 
 const SCHEME = "s3://";
-/** The endpoint that stands for AWS itself in its default partition, whatever AWS's variables and files say. */
+/**
+ * The endpoint that stands for AWS itself in its default partition, whatever AWS's variables and files say.
+ */
 export const AWS_ENDPOINT = "https://s3.amazonaws.com";
 /** A key has at most 1,024 bytes, and what follows the prefix needs its share. */
 const MOST_PREFIX_BYTES = 512;

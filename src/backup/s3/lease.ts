@@ -59,7 +59,8 @@ export interface LeaseOptions {
  * unchanged, which a store does for one of many at a time. Time is measured by how long it stays unchanged,
  * never by comparing clocks of two hosts. One that a process of this host has left which has ended is taken
  * at once.
- * @throws {PreconditionError} `E_LOCKED`: another process has it and renews it, or the store keeps refusing it
+ * @throws {PreconditionError} `E_LOCKED`: another process has it and renews it, or the store keeps refusing
+ *   it
  */
 export async function takeLease(bucket: Bucket, key: string, options: LeaseOptions): Promise<Lease> {
   const termMs = options.termMs ?? TERM_MS;

@@ -183,8 +183,8 @@ class S3Point implements NewStoredPoint {
     const { bucket } = this.#place;
     const key = this.#key(name);
     const { abilities } = this.#place;
-    // Not with the caller's signal: whoever interrupts it would not know whether there is a point. But nothing
-    // is sent once others may have the lease.
+    // Not with the caller's signal: whoever interrupts it would not know whether there is a point. But
+    // nothing is sent once others may have the lease.
     const options = { signal: this.#lease.lost };
     this.#lease.assertHeld();
     if (!(await createObject(bucket, key, Buffer.from(text), { abilities, ...options }))) {

@@ -74,8 +74,8 @@ export interface NewStoredPoint {
   create(name: string, content: Uint8Array): Promise<void>;
   /**
    * Puts the file that makes it a point, unless there is one.
-   * @throws {BackupError} `E_LEASE_LOST`: others may have the lease. Whoever has it next keeps the point if its
-   *   files are there, and otherwise removes it
+   * @throws {BackupError} `E_LEASE_LOST`: others may have the lease. Whoever has it next keeps the point if
+   *   its files are there, and otherwise removes it
    */
   publish(name: string, text: string): Promise<void>;
   /** Removes everything of it, unless it was published. Without the lease that is left to its next holder. */
