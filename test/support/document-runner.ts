@@ -72,6 +72,7 @@ export class DocumentRunner implements AsyncDisposable {
     for (const word of block.run) {
       const prepare = this.#options.preparations?.[word];
       if (/^exit \d+$/.test(word)) code = Number(word.slice(5));
+      else if (word === "when others have ended") await this.#endBackground();
       else if (prepare) await prepare();
       else if (!/^background$|^until \S+ is there$/.test(word))
         throw new Error(`${where(block)}: no preparation is called ${word}`);
