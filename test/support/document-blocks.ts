@@ -5,7 +5,6 @@
  *
  *     <!-- not run: REASON -->                  it can't be run in a test; a test file in REASON has to exist
  *     <!-- run: background -->                  it goes on until the page has ended
- *     <!-- run: background, until FILE is there -->    likewise, and the next command waits for this file
  *     <!-- run: when others have ended -->      first, what goes on in the background is ended
  *     <!-- run: exit 3 -->                      the last command ends with this exit code
  *     <!-- run: PREPARATION -->                 the test does this first; the test's file says what it is

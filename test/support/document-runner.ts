@@ -1,6 +1,5 @@
 /** Runs the commands of a page in an environment in which its names are a test's own. */
 import { type ChildProcess, spawn } from "node:child_process";
-import { existsSync } from "node:fs";
 import { chmod, mkdir, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { execa } from "execa";
@@ -74,8 +73,7 @@ export class DocumentRunner implements AsyncDisposable {
       if (/^exit \d+$/.test(word)) code = Number(word.slice(5));
       else if (word === "when others have ended") await this.#endBackground();
       else if (prepare) await prepare();
-      else if (!/^background$|^until \S+ is there$/.test(word))
-        throw new Error(`${where(block)}: no preparation is called ${word}`);
+      else if (word !== "background") throw new Error(`${where(block)}: no preparation is called ${word}`);
     }
     const steps = stepsOf(block);
     for (const [index, step] of steps.entries()) {
@@ -98,7 +96,7 @@ export class DocumentRunner implements AsyncDisposable {
     this.#compare(block, step, ran.all);
   }
 
-  /** Starts a command that goes on, and waits for its first line, or for what `until` says. */
+  /** Starts a command that goes on, and waits for its first line. */
   async #begin(block: Block, step: Step): Promise<void> {
     const command = this.#named(step.command);
     const args = ["-eu", "-c", `exec ${command}`];
@@ -111,11 +109,7 @@ export class DocumentRunner implements AsyncDisposable {
         said += bytes;
       });
     }
-    const file = block.run
-      .map((word) => /^until (\S+) is there$/.exec(word)?.[1])
-      .find((path) => path !== undefined);
-    const isReady = (): boolean =>
-      child.exitCode !== null || (file === undefined ? said.includes("\n") : existsSync(this.#named(file)));
+    const isReady = (): boolean => child.exitCode !== null || said.includes("\n");
     await expect.poll(isReady, { message: `${where(block)}: ${command}` }).toBe(true);
     expect(child.exitCode, `${where(block)}: ${command}\n${said}`).toBeNull();
     this.#compare(block, step, said);
