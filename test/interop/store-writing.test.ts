@@ -11,8 +11,9 @@ import {
   type S3Client,
 } from "@aws-sdk/client-s3";
 import { execa } from "execa";
-import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
+import { afterAll, afterEach, beforeAll, describe, expect, it, vi } from "vitest";
 import type { CopyResult } from "../../src/backup/copy/copy-points.js";
+import { forgetBeside, noteBeside } from "../../src/backup/live/beside-point.js";
 import type { PruneResult } from "../../src/backup/prune/prune-options.js";
 import { forgetLive, noteLive } from "../../src/backup/repository/live-note.js";
 import { Repository } from "../../src/backup/repository/repository.js";
@@ -266,6 +267,63 @@ describeWith(
         // One that comes too late is told, and leaves nothing.
         await expect(begin()).rejects.toMatchObject({ code: "E_MANIFEST" });
         expect(await keys(`lived/${NAME}/${lived}`)).toEqual([]);
+      });
+
+      it("has no guest begin on a point while nobody knows whether a prune removes it", async () => {
+        const address = `s3://${BUCKET}/unsure`;
+        await using chain = await MemoryChain.start(MiB, address);
+        await chain.take({ full: true });
+        const id = chain.points[0]?.id ?? "";
+        const warnings: string[] = [];
+        const interrupt = new AbortController();
+        const repository = await Repository.open(address, { signal: interrupt.signal });
+        const beside = {
+          ...{ repository, domain: NAME },
+          onEvent: ({ message }: { readonly message: string }) => void warnings.push(message),
+        };
+        const state = { point: id, domain: { name: "guest", uuid: "2b1f9c0e-6a53-4c39-9a3e-5d1f6f0a7c11" } };
+        const record = `unsure/${NAME}/${id}/.live.${state.domain.uuid}.json`;
+        const begin = (hasRun: boolean): Promise<void> =>
+          noteBeside(beside, state, { place: "/var/lib/libvirt/images", hasRun });
+        const records = (): Promise<string[]> => keys(`unsure/${NAME}/${id}/.live.`);
+
+        // Who may only read restores all the same.
+        line.breakFirst(9, /^PUT .*\.live\./, { answer: 403, code: "AccessDenied" });
+        await begin(false);
+        expect(warnings.splice(0)).toEqual([expect.stringContaining("can't be noted")]);
+        line.breakFirst(9, /^GET .*\.partial/, { answer: 400, code: "InvalidRequest" });
+        await expect(begin(false)).rejects.toMatchObject({ code: "E_S3_FAILED" });
+        await forgetBeside(beside, state);
+        expect(await records()).toEqual([]);
+
+        const Key = `unsure/${NAME}/.${id}.partial`;
+        const note = JSON.stringify({ state: "removing", nonce: "of a prune that sleeps" });
+        await client.send(new PutObjectCommand({ Bucket: BUCKET, Key, Body: note }));
+        const now = performance.now.bind(performance);
+        let slept = 0;
+        const clock = vi.spyOn(performance, "now").mockImplementation(() => now() + slept);
+        try {
+          const aMinute = ({ url }: { readonly url: string }): undefined => {
+            if (url.includes(".partial")) slept += 61_000;
+          };
+          line.fault = aMinute;
+          await expect(begin(false)).rejects.toMatchObject({
+            name: "PreconditionError",
+            code: "E_BEING_REMOVED",
+          });
+          expect(await records()).toEqual([]);
+          await client.send(new PutObjectCommand({ Bucket: BUCKET, Key: record, Body: "{}" }));
+          await begin(true);
+          expect(warnings.splice(0)).toEqual([expect.stringContaining("is being removed by a prune")]);
+          expect(await records()).toEqual([record]);
+        } finally {
+          clock.mockRestore();
+        }
+
+        interrupt.abort(new Error("interrupted"));
+        await forgetBeside(beside, state);
+        expect(warnings).toEqual([]);
+        expect(await records()).toEqual([]);
       });
 
       it("tells until when a bucket with object lock keeps what was removed", async () => {

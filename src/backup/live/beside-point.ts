@@ -11,31 +11,41 @@ interface Beside {
 }
 
 /**
- * A prune must keep the point, also while this process is dead.
- * @throws {DamageError} `E_MANIFEST`: one was quicker, in an object store, where it waits for no reader
+ * A prune must keep the point, also while this process is dead. One that removes the point from an object
+ * store waits for no reader.
+ * @param options.hasRun whether the guest may have run already: then it goes on if nobody knows whether a
+ *   prune removes the point
+ * @throws {DamageError} `E_MANIFEST`: a prune was quicker, in an object store
+ * @throws {PreconditionError} `E_BEING_REMOVED`: one may be, in an object store
+ * @throws {BackupError} the store's failure: nobody knows whether one is
  */
 export async function noteBeside(
   { repository, domain, onEvent }: Beside,
   state: Pick<LiveState, "point" | "domain">,
-  place: string,
+  { place, hasRun }: { readonly place: string; readonly hasRun: boolean },
 ): Promise<void> {
   try {
     await using point = await repository.holdRecords(domain, state.point);
     await noteLive(point, { uuid: state.domain.uuid, disks: place });
   } catch (error) {
-    if (repository.isInStore && hasCode(error, "E_MANIFEST")) throw error;
+    if (repository.isInStore && (hasRun ? hasCode(error, "E_MANIFEST") : !isRefused(error))) throw error;
     const message = `it can't be noted in the repository that a guest runs on point ${state.point} (${messageOf(error)}): let no prune remove it before this has ended`;
     onEvent({ type: "warning", message });
   }
 }
 
-/** The point may be gone. */
+/** Whether these credentials may only read, which is enough for a restore. */
+function isRefused(error: unknown): boolean {
+  return hasCode(error, "E_S3_ACCESS");
+}
+
+/** The point may be gone. The signal that ends requests to an object store may have been given. */
 export async function forgetBeside(
   { repository, domain, onEvent }: Beside,
   state: Pick<LiveState, "point" | "domain">,
 ): Promise<void> {
   try {
-    if (!(await repository.hasPoint(domain, state.point))) return;
+    if (!repository.isInStore && !(await repository.hasPoint(domain, state.point))) return;
     await using point = await repository.holdRecords(domain, state.point);
     await forgetLive(point, state.domain.uuid);
   } catch (error) {

@@ -186,7 +186,7 @@ async function begin(options: LiveRestoreOptions, folder: HeldFolder, began: num
     await folder.create(basename(xml.temporary), definition.xml, { sync: true });
     await noteMade(definitions);
     await publish(definitions, { force, sync: true });
-    await noteBeside(options, state, place);
+    await noteBeside(options, state, { place, hasRun: false });
     signal?.throwIfAborted();
     await writeLiveState(folder, { ...state, phase: "ready" });
   } catch (error) {
@@ -243,7 +243,7 @@ async function goOn(
   if (filled.every(Boolean)) return await finish(options, folder, state, began);
   await using server = await serve(options, folder.realPath, state.point, state);
   void server;
-  await noteBeside(options, state, folder.realPath);
+  await noteBeside(options, state, { place: folder.realPath, hasRun: true });
   if (!isDefined) {
     await refuseTaken(steady, state.domain);
     const xml = (await folder.read(state.xml, 4 * 1024 * 1024)).toString("utf8");

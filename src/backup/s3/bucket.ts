@@ -91,6 +91,13 @@ export class Bucket implements Disposable {
     }
   }
 
+  /** The same one for what must be done although its signal was given. It is closed with this one. */
+  withoutSignal(): Bucket {
+    const steady = new Bucket(this.address, this.client, undefined);
+    steady.#patienceMs = this.#patienceMs;
+    return steady;
+  }
+
   /** For messages. */
   get store(): string {
     return endpointOf(this.address) ?? "AWS";

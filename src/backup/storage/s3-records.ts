@@ -1,10 +1,13 @@
 import { setTimeout as sleep } from "node:timers/promises";
-import { DamageError } from "../base/errors.js";
+import { DamageError, PreconditionError } from "../base/errors.js";
 import type { Bucket } from "../s3/bucket.js";
 import { isRemoval, MOST_NOTE_BYTES, noteKey } from "./point-note.js";
 import type { RecordFolder } from "./stored-folder.js";
 
-/** How long a prune may take to say whether it removes a point: it repeats its requests for as long. */
+/**
+ * How long a prune is waited for that removes a point: it gives up sooner (s3-writing.ts), if its host has not
+ * slept meanwhile.
+ */
 const REMOVAL_WAIT_MS = 60_000;
 const LOOK_MS = 200;
 
@@ -26,21 +29,30 @@ interface RecordPlace {
  */
 export class S3Records implements RecordFolder {
   readonly #place: RecordPlace;
+  /** What a record is removed by, also after an interrupt: nobody else would, and a prune keeps the point. */
+  readonly #steady: Bucket;
 
   constructor(place: RecordPlace) {
     this.#place = place;
+    this.#steady = place.bucket.withoutSignal();
   }
 
   async names(): Promise<readonly string[]> {
     const names: string[] = [];
-    for await (const { key } of this.#place.bucket.list(this.#key("."))) {
+    for await (const { key } of this.#steady.list(this.#key("."))) {
       names.push(key.slice(this.#key("").length));
     }
     return names;
   }
 
+  /**
+   * @throws {DamageError} `E_MANIFEST`: the point is gone
+   * @throws {PreconditionError} `E_BEING_REMOVED`: nobody knows whether it will be; the record is as before
+   */
   async replace(name: string, content: string): Promise<void> {
     const { bucket, prefix, id, manifest, onChange } = this.#place;
+    const path = `s3://${bucket.address.bucket}/${prefix}${id}`;
+    const wasThere = (await bucket.find(this.#key(name))) !== undefined;
     await bucket.put(this.#key(name), Buffer.from(content));
     onChange();
     const deadline = performance.now() + REMOVAL_WAIT_MS;
@@ -48,17 +60,22 @@ export class S3Records implements RecordFolder {
       // The note first: where there is none any more, the manifest tells how that ended.
       const note = await bucket.get(noteKey(prefix, id), MOST_NOTE_BYTES);
       if (!(await bucket.find(this.#key(manifest)))) break;
-      // A killed prune leaves its note; the next one that writes there keeps the point then.
-      if (!note || !isRemoval(note.bytes) || performance.now() > deadline) return;
+      if (!note || !isRemoval(note.bytes)) return;
+      if (performance.now() > deadline) {
+        // That prune was killed, or it sleeps and goes on later: it looked for records before, and not again.
+        if (!wasThere) await this.unlink(name);
+        const message = `${path} is being removed by a prune that has not ended: wait for it; if none runs any more, the next backup of the domain, or prune that keeps the point, clears that up, and then this works again`;
+        throw new PreconditionError("E_BEING_REMOVED", message, { details: { point: id } });
+      }
       await sleep(LOOK_MS);
     }
-    await bucket.remove([this.#key(name)]);
-    const message = `there is no point s3://${bucket.address.bucket}/${prefix}${id} any more: it was removed meanwhile`;
+    await this.unlink(name);
+    const message = `there is no point ${path} any more: it was removed meanwhile`;
     throw new DamageError("E_MANIFEST", message, { details: { point: id } });
   }
 
   async unlink(name: string): Promise<void> {
-    await this.#place.bucket.remove([this.#key(name)]);
+    await this.#steady.remove([this.#key(name)]);
     this.#place.onChange();
   }
 

@@ -1,4 +1,4 @@
-import { PreconditionError } from "../base/errors.js";
+import { BackupError, PreconditionError } from "../base/errors.js";
 import type { CreateOptions, NewFile, RemoteNewFile } from "../image/new-file.js";
 import type { AskOptions, Bucket } from "../s3/bucket.js";
 import { type Lease, takeLease } from "../s3/lease.js";
@@ -18,6 +18,8 @@ const MIB = 1024 * 1024;
 const LEASE = ".lease";
 /** As long as for the lock of a folder. */
 const LEASE_WAIT_MS = 13_000;
+/** From the look for who reads a point to its removal: such a reader waits for longer (s3-records.ts). */
+const REMOVAL_MS = 30_000;
 /** Others may have put any number of objects there. */
 const KEYS_AT_ONCE = 1_000;
 /** How often a point is cleared away whose manifest comes late. A store could tell of one for ever. */
@@ -122,18 +124,20 @@ class S3Writing implements StoreWriting {
     }
     let bytes = 0;
     const names: string[] = [];
-    for await (const { key, size } of bucket.list(point, options)) {
-      bytes += size;
-      names.push(key.slice(point.length));
-    }
-    try {
-      options.refuse?.(names);
-    } catch (error) {
-      await bucket.remove([note], options);
-      throw error;
-    }
-    this.#lease.assertHeld();
-    await bucket.remove([`${point}${manifest}`], options);
+    await soonEnough(id, options, async (soon) => {
+      for await (const { key, size } of bucket.list(point, soon)) {
+        bytes += size;
+        names.push(key.slice(point.length));
+      }
+      try {
+        options.refuse?.(names);
+      } catch (error) {
+        await bucket.remove([note], options);
+        throw error;
+      }
+      this.#lease.assertHeld();
+      await bucket.remove([`${point}${manifest}`], soon);
+    });
     await removeFiles(this.#place, id, options);
     await bucket.remove([note], options);
     return { bytes, versions };
@@ -218,6 +222,25 @@ class S3Point implements NewStoredPoint {
 
   #key(name: string): string {
     return `${this.#place.prefix}${this.#id}/${name}`;
+  }
+}
+
+/** @throws {BackupError} `E_S3_UNREACHABLE`: what must be done soon was not */
+async function soonEnough(
+  id: string,
+  { signal }: AskOptions,
+  work: (options: AskOptions) => Promise<void>,
+): Promise<void> {
+  const late = new AbortController();
+  const giveUpNow = (): void => {
+    const message = `removing point ${id}: the store has not answered for ${REMOVAL_MS / 1000} s, so nobody knows whether the point is still there: look at the network and the store, and prune again`;
+    late.abort(new BackupError("E_S3_UNREACHABLE", message, { details: { point: id } }));
+  };
+  const timer = setTimeout(giveUpNow, REMOVAL_MS);
+  try {
+    await work({ signal: signal ? AbortSignal.any([signal, late.signal]) : late.signal });
+  } finally {
+    clearTimeout(timer);
   }
 }
 
