@@ -7,7 +7,7 @@ export const MOST_NOTE_BYTES = 4096;
 
 /**
  * `cleared`: another process has found it, and removes what is left. `late`: a process that had lost the
- * lease put a manifest, and has the next one look.
+ * lease may have put a manifest or a file, and has the next one look.
  */
 export type NoteState = "begun" | "cleared" | "removing" | "late";
 

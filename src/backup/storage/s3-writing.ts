@@ -24,6 +24,8 @@ const REMOVAL_MS = 30_000;
 const KEYS_AT_ONCE = 1_000;
 /** How often a point is cleared away whose manifest comes late. A store could tell of one for ever. */
 const MOST_CLEARINGS = 3;
+/** How long a process that has lost its lease tries to have the next one look. */
+const LATE_NOTE_MS = 10_000;
 /**
  * Bytes of the buffers of all images that are uploaded side by side. With those of the digest files of two
  * disks they are 96 MiB.
@@ -184,25 +186,23 @@ class S3Point implements NewStoredPoint {
   }
 
   async publish(name: string, text: string): Promise<void> {
-    const { bucket } = this.#place;
+    const { bucket, abilities } = this.#place;
     const key = this.#key(name);
-    const { abilities } = this.#place;
     // Not with the caller's signal: whoever interrupts it would not know whether there is a point. But
-    // nothing is sent once others may have the lease.
+    // no manifest is sent once others may have the lease.
     const options = { signal: this.#lease.lost };
     this.#lease.assertHeld();
-    if (!(await createObject(bucket, key, Buffer.from(text), { abilities, ...options }))) {
-      giveUp(this.#lease, "another one made it");
-    }
-    const note = await noteOn(this.#place, this.#id, options);
-    if (!note?.equals(this.#note)) {
-      // Another process has the lease, and has removed the files, or kept the point, or made it. Only whoever
-      // holds it can tell, so nothing is removed here: a note has the next one look.
-      if (!note) {
-        const late = noteOf("late");
-        await createObject(bucket, noteKey(this.#place.prefix, this.#id), late, { abilities, ...options });
+    try {
+      if (!(await createObject(bucket, key, Buffer.from(text), { abilities, ...options }))) {
+        giveUp(this.#lease, "another one made it");
       }
-      giveUp(this.#lease, "its note was replaced");
+      const note = await noteOn(this.#place, this.#id, options);
+      if (!note?.equals(this.#note)) giveUp(this.#lease, "its note was replaced");
+    } catch (error) {
+      // Whoever has the lease now has removed the files, or kept the point, or made it. Only a holder of the
+      // lease can tell, so nothing is removed here.
+      await this.#haveNextLook();
+      throw error;
     }
     // The next run removes it otherwise.
     await bucket.remove([noteKey(this.#place.prefix, this.#id)], options).catch(() => undefined);
@@ -212,12 +212,29 @@ class S3Point implements NewStoredPoint {
     const { bucket, prefix, manifest } = this.#place;
     const options = { signal: this.#lease.lost };
     // The next holder of the lease clears it away, and may be making a point of the same id.
-    await this.#lease.confirm();
+    try {
+      await this.#lease.confirm();
+    } catch (error) {
+      // It may have done so before the last upload arrived.
+      await this.#haveNextLook();
+      throw error;
+    }
     if (!(await noteOn(this.#place, this.#id, options))?.equals(this.#note)) return;
     // Its answer may have been lost, or it is another process's.
     if (await bucket.find(`${prefix}${this.#id}/${manifest}`, options)) return;
     await removeFiles(this.#place, this.#id, options);
     await bucket.remove([noteKey(this.#place.prefix, this.#id)], options);
+  }
+
+  /**
+   * Leaves a note where there is none, with or without the lease: it removes nothing, and one that is not
+   * needed only has the next holder look.
+   */
+  async #haveNextLook(): Promise<void> {
+    const { bucket, prefix, abilities } = this.#place;
+    // Not with `lost`, which is aborted by now.
+    const options = { abilities, signal: AbortSignal.timeout(LATE_NOTE_MS) };
+    await createObject(bucket, noteKey(prefix, this.#id), noteOf("late"), options).catch(() => undefined);
   }
 
   #key(name: string): string {
@@ -250,16 +267,20 @@ function giveUp(lease: Lease, cause: string): void {
   lease.lost.throwIfAborted();
 }
 
-/** What a manifest alone makes is no point: a run put it whose files had been cleared away before. */
+/**
+ * What a manifest alone makes is no point: a run put it whose files had been cleared away before. Records
+ * beside it, whose names begin with a dot, are no files of a point.
+ */
 async function whatIsThere(
   { bucket, prefix, manifest }: Place,
   id: string,
   options: AskOptions,
 ): Promise<"point" | "manifest alone" | "no manifest"> {
-  const made = `${prefix}${id}/${manifest}`;
-  if (!(await bucket.find(made, options))) return "no manifest";
-  for await (const { key } of bucket.list(`${prefix}${id}/`, options)) {
-    if (key !== made && !key.endsWith("/")) return "point";
+  const point = `${prefix}${id}/`;
+  if (!(await bucket.find(`${point}${manifest}`, options))) return "no manifest";
+  for await (const { key } of bucket.list(point, options)) {
+    const name = key.slice(point.length);
+    if (name !== manifest && !name.startsWith(".") && !key.endsWith("/")) return "point";
   }
   return "manifest alone";
 }

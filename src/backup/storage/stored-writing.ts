@@ -10,7 +10,9 @@ import type { AskOptions } from "../s3/bucket.js";
  *     note made -> files made -> manifest made: the point exists -> note removed
  *
  * A note without a manifest is a dead run's, if somebody else has the lease. The files of its point are
- * removed, and the note last. Without a note nothing is ever removed, whoever has put it there.
+ * removed, and the note last; so is a manifest without other files, which such a run put afterwards. Without
+ * a note nothing is ever removed, whoever has put it there: a run that finds its note gone has lost the
+ * lease, and makes another, so that the next holder looks.
  *
  * A point is removed the other way round: note made -> manifest removed -> files removed -> note removed.
  */

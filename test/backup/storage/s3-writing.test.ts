@@ -129,6 +129,32 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "whoever writes points to an o
     const next = await takeOver();
     expect(await keys()).toEqual([]);
     await expect(point.publish("point.json", TEXT)).rejects.toMatchObject(lost);
+    // Whoever verified it meanwhile.
+    await other.put(`${prefix}${ID}/.damage.json`, Buffer.from("{}"));
+    await next.clearLeftovers();
+    expect(await keys()).toEqual([]);
+  });
+
+  it("has the next one look when it loses the lease right after it has put its manifest", async () => {
+    const writing = await write(mine);
+    const point = await writing.begin(ID);
+    await point.create("vda.qcow2", Buffer.from("first"));
+    const next = await takeOver();
+    line.fault = ({ method, url }) =>
+      method === "GET" && url.includes(".partial") ? { answer: 503, code: "SlowDown" } : undefined;
+    const publishing = expect(point.publish("point.json", TEXT)).rejects.toMatchObject(lost);
+    await expect.poll(keys).toContain(manifest);
+    await expect(writing.assertHeld()).rejects.toMatchObject(lost);
+    await publishing;
+    await next.clearLeftovers();
+    expect(await keys()).toEqual([]);
+  });
+
+  it("has the next one look when it has put a file after its note was cleared", async () => {
+    const point = await (await write(mine)).begin(ID);
+    const next = await takeOver();
+    await point.create("vda.qcow2", Buffer.from("late"));
+    await expect(point.discard()).rejects.toMatchObject(lost);
     await next.clearLeftovers();
     expect(await keys()).toEqual([]);
   });
