@@ -73,7 +73,9 @@ export async function runForget(
     if (dryRun) await before(forgotten);
     return { ...forgotten, checkpoints };
   };
-  const results = await eachDomain(domains, context, forgetOne, (done) => output.part(asText(done, dryRun)));
+  const results = await eachDomain(domains, context, forgetOne, (done) =>
+    output.part(asText(done, dryRun, repository.isInStore)),
+  );
   const json = results.map((each) => ("error" in each ? each : each.result));
   output.result({ dryRun, domains: json }, domains.length > 0 ? [] : ["no restore points"]);
 }
@@ -163,12 +165,12 @@ function refuseChoice(
   );
 }
 
-function asText(done: ForgottenDomain, dryRun: boolean): string[] {
+function asText(done: ForgottenDomain, dryRun: boolean, isInStore: boolean): string[] {
   const { domain, points, bytes, left, checkpoints } = done;
   if (points.length === 0) {
-    return [
-      `${domain}: ${dryRun ? "would remove" : "removed"} what a killed run left of it, ${human(bytes)}`,
-    ];
+    // In a store the files are cleared away by whoever takes the lease, before they are counted.
+    const what = isInStore ? "what a run has begun there" : `what a killed run left of it, ${human(bytes)}`;
+    return [`${domain}: ${dryRun ? "would remove" : "removed"} ${what}`];
   }
   const count = `${points.length} ${points.length === 1 ? "point" : "points"}`;
   return [

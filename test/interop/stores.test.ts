@@ -453,7 +453,15 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a repository in a
     expect([ran.code, ran.json()]).toMatchObject([0, { domains: [{ points: ids().slice(0, -1), left }] }]);
     expect(await keys("forgotten/")).toEqual([copied, "forgotten/nbdpull.json"]);
     expect(await keys(`forgotten/${MemoryChain.domain}/${newest}`)).toEqual([]);
+    // No point is called so, and the next one clears away no such thing.
+    const folder = `forgotten/${MemoryChain.domain}`;
+    await put(`${folder}/.copied.partial`, "another program's");
     expect(await forget("--force")).toMatchObject({ code: 4 });
+    await put(`${folder}/.${newest}.partial`, "a note");
+    expect(await nbdpull("forget", address, MemoryChain.domain, "--dry-run")).toMatchObject({
+      code: 0,
+      stdout: `${MemoryChain.domain}: would remove what a run has begun there`,
+    });
   });
 
   it("removes nothing of one chain by a prune, and says so", async () => {

@@ -7,7 +7,7 @@ import {
   waitForReaders,
 } from "../repository/domain-lock.js";
 import { type OnStep, publishMerges } from "../repository/finish-prune.js";
-import { isPartialPoint, removeJournal } from "../repository/leftovers.js";
+import { removeJournal } from "../repository/leftovers.js";
 import { isLive } from "../repository/live-note.js";
 import { isPointId } from "../repository/manifest.js";
 import { isPoint } from "../repository/pending-point.js";
@@ -20,6 +20,7 @@ import {
   writeJournal,
 } from "../repository/prune-journal.js";
 import type { Repository } from "../repository/repository.js";
+import { notedPoint } from "../storage/point-note.js";
 import type { StoredFolder } from "../storage/stored-folder.js";
 import type { StoreWriting } from "../storage/stored-writing.js";
 import { removePoints } from "./prune-in-store.js";
@@ -134,7 +135,10 @@ async function forgetInStore(writing: StoreWriting, options: ForgetOptions): Pro
   return forgotten;
 }
 
-/** Folders of domains whose points are gone, which a killed run has not cleared. */
+/**
+ * Folders of domains without points, which a killed run has not cleared. In a store nobody can tell them from
+ * those whose first point is being made.
+ */
 export async function halfForgotten(repository: Repository): Promise<string[]> {
   const found: string[] = [];
   for (const name of await repository.folders()) {
@@ -143,7 +147,7 @@ export async function halfForgotten(repository: Repository): Promise<string[]> {
     const isLeft =
       folder instanceof HeldFolder
         ? await hasJournal(folder)
-        : ((await folder?.names()) ?? []).some(isPartialPoint);
+        : ((await folder?.names()) ?? []).some((each) => isPointId(notedPoint(each) ?? ""));
     if (isLeft) found.push(name);
   }
   return found;
