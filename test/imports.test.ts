@@ -24,7 +24,7 @@ const ROOMS: Readonly<Record<string, Room>> = {
   },
   checks: {
     what: "what would make a backup fail, asked before it begins, and `doctor`",
-    mayImport: words("guest libvirt repository qcow2 image host base"),
+    mayImport: words("guest libvirt repository storage qcow2 image host base"),
   },
   live: {
     what: "a guest that runs from a point, while its disks are filled or only to see whether it comes up",

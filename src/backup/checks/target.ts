@@ -14,6 +14,7 @@ import { domainsAmong, ownersOf } from "../repository/point-owners.js";
 import { aheadText, fixClockCommand, pointsAhead } from "../repository/points-ahead.js";
 import { readJournal } from "../repository/prune-journal.js";
 import type { Repository } from "../repository/repository.js";
+import { namesStore } from "../storage/open-store.js";
 import { type Found, fail, pass, type Subject, warn } from "./check.js";
 
 /** The least bytes that a point takes: manifest, digests and tables. */
@@ -26,7 +27,9 @@ export async function lookAtTarget({
   forecast,
 }: Subject): Promise<readonly Found[]> {
   if (repositoryPath === undefined) return [];
-  if (repository?.isInStore) return [pass(`${repositoryPath} lies in an object store`)];
+  if (namesStore(repositoryPath)) {
+    return repository ? [pass(`${repositoryPath} lies in an object store`)] : [];
+  }
   const folder = await nearestFolder(resolve(repositoryPath));
   try {
     await using held = await HeldFolder.open(folder);
