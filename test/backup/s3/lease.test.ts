@@ -1,36 +1,26 @@
 import { afterAll, beforeAll, beforeEach, expect, it } from "vitest";
 import { thisSystemProcess } from "../../../src/backup/host/process-identity.js";
-import { Bucket } from "../../../src/backup/s3/bucket.js";
+import type { Bucket } from "../../../src/backup/s3/bucket.js";
 import { takeLease } from "../../../src/backup/s3/lease.js";
-import { BreakingStore } from "../../support/breaking-store.js";
-import { restoreEnvironment } from "../../support/environment.js";
-import { Store } from "../../support/store.js";
+import type { BreakingStore } from "../../support/breaking-store.js";
 import { describeWith } from "../../support/tools.js";
+import { TwoWriters } from "../../support/two-writers.js";
 
 const TERM = 1_500;
 const KEY = "lease/vm/.lease";
 
 describeWith(["radosgw", "ceph-mon", "ceph-osd"], "a lease in Ceph", () => {
-  let store: Store;
+  let writers: TwoWriters;
   let line: BreakingStore;
   let mine: Bucket;
   let other: Bucket;
-  const before = { ...process.env };
 
   beforeAll(async () => {
-    store = await Store.start();
-    line = await BreakingStore.start(store);
-    await store.makeBucket("backups");
-    Object.assign(process.env, store.environment);
-    mine = await Bucket.open({ bucket: "backups", prefix: "", endpoint: line.endpoint });
-    other = await Bucket.open({ bucket: "backups", prefix: "" });
+    writers = await TwoWriters.start();
+    ({ line, mine, other } = writers);
   });
   afterAll(async () => {
-    restoreEnvironment(before);
-    mine?.close();
-    other?.close();
-    await line?.[Symbol.asyncDispose]();
-    await store?.[Symbol.asyncDispose]();
+    await writers?.[Symbol.asyncDispose]();
   });
   beforeEach(async () => {
     line.fault = () => undefined;

@@ -1,42 +1,32 @@
 /** Two who write points of one domain to Ceph, of whom the first has lost its lease without knowing. */
 import { afterAll, afterEach, beforeAll, beforeEach, expect, it } from "vitest";
 import { isPointId } from "../../../src/backup/repository/manifest.js";
-import { Bucket } from "../../../src/backup/s3/bucket.js";
+import type { Bucket } from "../../../src/backup/s3/bucket.js";
 import { writeInS3 } from "../../../src/backup/storage/s3-writing.js";
 import type { StoreWriting } from "../../../src/backup/storage/stored-writing.js";
-import { BreakingStore } from "../../support/breaking-store.js";
-import { restoreEnvironment } from "../../support/environment.js";
-import { Store } from "../../support/store.js";
+import type { BreakingStore } from "../../support/breaking-store.js";
 import { describeWith } from "../../support/tools.js";
+import { TwoWriters } from "../../support/two-writers.js";
 
 const ID = "20261129T220000.000Z";
 const TEXT = '{"id": "a point"}';
 const ALL = { conditionalCreate: true, conditionalReplace: true };
 
 describeWith(["radosgw", "ceph-mon", "ceph-osd"], "whoever writes points to an object store", () => {
-  let store: Store;
+  let writers: TwoWriters;
   let line: BreakingStore;
   let mine: Bucket;
   let other: Bucket;
   let prefix = "";
   let rounds = 0;
   const begun: StoreWriting[] = [];
-  const before = { ...process.env };
 
   beforeAll(async () => {
-    store = await Store.start();
-    line = await BreakingStore.start(store);
-    await store.makeBucket("backups");
-    Object.assign(process.env, store.environment);
-    mine = await Bucket.open({ bucket: "backups", prefix: "", endpoint: line.endpoint });
-    other = await Bucket.open({ bucket: "backups", prefix: "" });
+    writers = await TwoWriters.start();
+    ({ line, mine, other } = writers);
   });
   afterAll(async () => {
-    restoreEnvironment(before);
-    mine?.close();
-    other?.close();
-    await line?.[Symbol.asyncDispose]();
-    await store?.[Symbol.asyncDispose]();
+    await writers?.[Symbol.asyncDispose]();
   });
   beforeEach(() => {
     prefix = `round-${rounds++}/vm/`;
