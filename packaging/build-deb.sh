@@ -140,6 +140,7 @@ build() { # ARCHITECTURE
 
   cp README.md SECURITY.md "$doc/"
   cp docs/*.md "$doc/docs/"
+  cp -r docs/cli "$doc/docs/"
   copyright "$node" >"$doc/copyright"
   gzip -9nc CHANGELOG.md >"$doc/changelog.gz"
   changelog | gzip -9n >"$doc/changelog.Debian.gz"

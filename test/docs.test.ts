@@ -38,16 +38,21 @@ describe("the documentation", () => {
   });
 
   it("describes every option of every command", async () => {
-    const documented = readFileSync(join(root, "docs/cli.md"), "utf8");
+    const ofAll = readFileSync(join(root, "docs/cli.md"), "utf8");
     const { stdout } = await nbdpull("--help");
     const commands = [...stdout.matchAll(/^ {2}([a-z]+) \[options\]/gm)].map((match) => match[1] ?? "");
     expect(commands).toContain("attach");
     const known = new Map<string, Set<string>>();
     for (const command of commands) {
-      expect(documented).toContain(`## \`nbdpull ${command}`);
+      const page = readFileSync(join(root, `docs/cli/${command}.md`), "utf8");
+      expect(page.startsWith(`# \`nbdpull ${command}`), command).toBe(true);
+      expect(ofAll).toContain(`[\`${command}\`](cli/${command}.md)`);
       const help = await nbdpull(command, "--help");
       const options = codesIn(help.stdout, /^ {2}(--[a-z-]+)/gm);
-      expect([...options].filter((option) => !documented.includes(option))).toEqual([]);
+      expect(
+        [...options].filter((option) => !`${page}${ofAll}`.includes(option)),
+        command,
+      ).toEqual([]);
       known.set(command, options);
     }
     // What a page says in passing is a command, too.

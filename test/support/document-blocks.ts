@@ -81,8 +81,12 @@ const COMMAND = new RegExp(`^(?:[#$] )?(?:[A-Z_]+=\\S* )*(?:${PROGRAMS.join("|")
 
 /** All pages that people read: README and docs, without what is generated. */
 export function pages(): string[] {
-  const docs = readdirSync(join(ROOT, "docs")).filter((name) => name.endsWith(".md"));
-  return ["README.md", ...docs.sort().map((name) => `docs/${name}`)];
+  const folders = ["docs", "docs/cli"];
+  const docs = folders.flatMap((folder) => {
+    const names = readdirSync(join(ROOT, folder)).filter((name) => name.endsWith(".md"));
+    return names.sort().map((name) => `${folder}/${name}`);
+  });
+  return ["README.md", ...docs];
 }
 
 export function readPage(page: string): string {
