@@ -2,6 +2,7 @@
 import { type Argument, type Command, Help, type Option } from "commander";
 import { EXIT_MEANINGS } from "../bin/exit-codes.js";
 import { settingsOf } from "../bin/settings.js";
+import { type ManProse, manProse } from "./man-prose.js";
 
 interface ManPage {
   /** `nbdpull-backup.1` */
@@ -14,6 +15,8 @@ interface Edition {
   readonly version: string;
   /** `2026-11-29` */
   readonly date: string;
+  /** The page of a command, in Markdown; of the program, where that is undefined. */
+  readonly documentOf: (command: string | undefined) => string;
 }
 
 const WIDTH = 76;
@@ -25,16 +28,16 @@ export function manPages(program: Command, edition: Edition): readonly ManPage[]
 
 function programPage(program: Command, edition: Edition): ManPage {
   const name = program.name();
-  const description = program.description();
+  const prose = manProse(edition.documentOf(undefined), undefined);
   const commands = program.commands.map((command) =>
     entry(`.BR ${name}\\-${raw(command.name())} (1)`, command.description()),
   );
   return page(name, edition, [
     section("NAME", wrapped(`${name} - pull-mode backups of running virtual machines over NBD`)),
     section("SYNOPSIS", `.B ${name}\n.I COMMAND\n[\\fIARGUMENT\\fR...] [\\fIOPTION\\fR...]`),
-    section("DESCRIPTION", flowing(description)),
+    section("DESCRIPTION", prose.text),
     section("COMMANDS", commands.join("\n")),
-    section("OPTIONS", program.createHelp().visibleOptions(program).map(optionEntry).join("\n")),
+    section("OPTIONS", optionsOf(program, prose)),
     exitStatus(),
     section("ENVIRONMENT", GENERAL_VARIABLES.map(([term, text]) => entry(bold(term), text)).join("\n")),
     files(),
@@ -45,16 +48,16 @@ function programPage(program: Command, edition: Edition): ManPage {
 function commandPage(command: Command, edition: Edition): ManPage {
   const program = command.parent?.name() ?? "";
   const name = `${program}-${command.name()}`;
-  const help = command.createHelp();
+  const prose = manProse(edition.documentOf(command.name()), command.name());
   const { registeredArguments } = command;
   const described = registeredArguments.filter(({ description }) => description !== "");
   const examples = examplesOf(command);
   return page(name, edition, [
     section("NAME", wrapped(`${name} - ${command.description()}`)),
     section("SYNOPSIS", synopsis(command, program)),
-    section("DESCRIPTION", flowing(sentence(command.description()))),
+    section("DESCRIPTION", prose.text),
     section("ARGUMENTS", described.map(argumentEntry).join("\n")),
-    section("OPTIONS", help.visibleOptions(command).map(optionEntry).join("\n")),
+    section("OPTIONS", optionsOf(command, prose)),
     section("EXAMPLES", `.EX\n${examples.map(raw).join("\n")}\n.EE`),
     exitStatus(),
     environment(command),
@@ -94,11 +97,17 @@ function argumentEntry(argument: Argument): string {
   return entry(argumentTerm(argument), new Help().argumentDescription(argument));
 }
 
-function optionEntry(option: Option): string {
+/** With what the page says of an option, which may be more than the help. */
+function optionsOf(command: Command, { options }: ManProse): string {
+  const visible = command.createHelp().visibleOptions(command);
+  return visible.map((option) => optionEntry(option, options.get(option.long ?? ""))).join("\n");
+}
+
+function optionEntry(option: Option, told: string | undefined): string {
   const { required, optional, mandatory } = option;
-  const repeated = `${new Help().optionDescription(option)}${mandatory ? " (required)" : ""}`;
+  const text = told ?? new Help().optionDescription(option);
   const term = required || optional ? flagTerm(option.flags) : bold(option.flags);
-  return entry(term, repeated);
+  return entry(term, `${text}${mandatory ? " (required)" : ""}`);
 }
 
 /** `--format <format>`: the flag bold, the value in italics. */
@@ -170,11 +179,6 @@ function entry(term: string, text: string): string {
 
 function bold(text: string): string {
   return `\\fB${raw(text)}\\fR`;
-}
-
-/** A sentence of a page of its own, where the help has only part of one. */
-function sentence(text: string): string {
-  return `${text.charAt(0).toUpperCase()}${text.slice(1)}.`;
 }
 
 /** Lines of text in the language of man(7). */

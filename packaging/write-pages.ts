@@ -1,5 +1,5 @@
 /** Writes the man pages and the completions of shells into a folder: `dist/man`, `dist/completions`. */
-import { mkdirSync, writeFileSync } from "node:fs";
+import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { bashCompletion } from "../bin/completion/bash.js";
 import { fishCompletion } from "../bin/completion/fish.js";
@@ -14,7 +14,9 @@ const [target = "dist"] = process.argv.slice(2);
 const seconds = process.env["SOURCE_DATE_EPOCH"];
 const date = seconds === undefined ? new Date() : new Date(Number(seconds) * 1000);
 const program = await loadProgram("", run);
-const pages = manPages(program, { version: version(), date: date.toISOString().slice(0, 10) });
+const documentOf = (command: string | undefined): string =>
+  readFileSync(command === undefined ? "docs/cli.md" : `docs/cli/${command}.md`, "utf8");
+const pages = manPages(program, { version: version(), date: date.toISOString().slice(0, 10), documentOf });
 const words = wordsOf(program);
 const completions = [
   { name: "nbdpull.bash", text: bashCompletion(words) },

@@ -39,7 +39,8 @@ describeWith(["man", "mandoc"], "the man pages", () => {
         join(folder, `nbdpull-${name}.1`),
       ]);
       const plain = page.replaceAll(/.[\b]/g, "");
-      expect(optionsIn(plain, /^ {5,7}(?:-\w, )?(--[a-z-]+)/gm).sort()).toEqual(
+      const [, options = ""] = /^OPTIONS$([\s\S]*?)^[A-Z]/m.exec(plain) ?? [];
+      expect(optionsIn(options, /^ {5,7}(?:-\w, )?(--[a-z-]+)/gm).sort()).toEqual(
         optionsIn(help, /^ {2}(?:-\w, )?(--[a-z-]+)/gm).sort(),
       );
       const [, usage = ""] = /^Usage: nbdpull [a-z]+ \[options\](.*)/m.exec(help) ?? [];
