@@ -3,6 +3,7 @@ import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { execa } from "execa";
 import { expect } from "vitest";
+import { type HostedRun, runInHost } from "./command-hosts.js";
 
 /** The built program, as a user runs it. */
 export const NBDPULL = join(dirname(fileURLToPath(import.meta.url)), "..", "..", "dist", "bin", "nbdpull.js");
@@ -22,9 +23,30 @@ export interface Running {
   readonly ended: Promise<Ran | undefined>;
 }
 
-/** Runs `nbdpull` to its end, with any exit code. */
+/** They stay until they are ended, or change what holds for the rest of their process. */
+const NEEDS_A_PROCESS = ["serve", "mount", "completion"];
+
+/**
+ * Runs `nbdpull` to its end, with any exit code. It is the built program, in a process that has run it
+ * before: {@link startNbdpull} starts one as a user does, and `NBDPULL_TEST_PROCESSES=1` makes this do the
+ * same.
+ */
 export async function nbdpull(...args: readonly string[]): Promise<Ran> {
-  return await finished(startNbdpull(args));
+  const needsProcess =
+    NEEDS_A_PROCESS.includes(args[0] ?? "") ||
+    args.some((arg) => arg === "-" || arg.startsWith("--color")) ||
+    process.env["NODE_OPTIONS"] !== undefined ||
+    process.env["NBDPULL_TEST_PROCESSES"] !== undefined;
+  if (needsProcess) return await finished(startNbdpull(args));
+  const { code, stdout, stderr } = await runInHost([NBDPULL, ...completed(args)]);
+  const ran = outcome({ code, stdout: withoutEnd(stdout), stderr: withoutEnd(stderr) });
+  if (!ran) throw new Error("nbdpull was killed");
+  return ran;
+}
+
+/** As execa has it. */
+function withoutEnd(text: string): string {
+  return text.endsWith("\n") ? text.slice(0, -1) : text;
 }
 
 export interface StartOptions {
@@ -48,17 +70,24 @@ export function startNbdpull(
   args: readonly string[],
   { inside = [], node = process.execPath, create = true, ...options }: StartOptions = {},
 ): Running {
-  const isAdding = create && ADDING.includes(args[0] ?? "") && args.includes("--to");
-  const all = isAdding ? [...args, "--create"] : args;
+  const all = create ? completed(args) : args;
   const [program = node, ...rest] = [...inside, node, NBDPULL, ...all];
   // What a signal began is waited for, and never cut short by a SIGKILL that no test asked for.
   const child = execa(program, rest, { ...options, reject: false, forceKillAfterDelay: false });
-  const ended = child.then(({ exitCode, stdout, stderr }): Ran | undefined =>
-    exitCode === undefined
-      ? undefined
-      : { code: exitCode, stdout, stderr, json: () => JSON.parse(stdout) as unknown },
-  );
+  const ended = child.then(({ exitCode: code, stdout, stderr }) => outcome({ code, stdout, stderr }));
   return { pid: child.pid ?? 0, kill: (signal) => child.kill(signal), ended };
+}
+
+function completed(args: readonly string[]): readonly string[] {
+  return ADDING.includes(args[0] ?? "") && args.includes("--to") ? [...args, "--create"] : args;
+}
+
+type Outcome = Omit<HostedRun, "code"> & { readonly code: number | null | undefined };
+
+/** Undefined if a signal ended it. */
+function outcome({ code, stdout, stderr }: Outcome): Ran | undefined {
+  if (code === null || code === undefined) return undefined;
+  return { code, stdout, stderr, json: () => JSON.parse(stdout) as unknown };
 }
 
 export async function finished(run: Running): Promise<Ran> {

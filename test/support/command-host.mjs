@@ -1,0 +1,64 @@
+// Runs the built nbdpull again and again in one process: a start costs Node's own, and to compile the same code anew.
+// A message says what to run. The marks on stdout and stderr say that it has ended, as a process would have: with
+// nothing under way any more.
+import { readdirSync } from "node:fs";
+
+/** What is under way for so long after a command has done its work would keep its process from ending. */
+const LONGEST_END_MS = 60_000;
+/** Looks, ten a second, that find nothing under way before a command has done its work. */
+const MOST_IDLE_TIMES = 30;
+
+const bin = new URL("../../dist/bin/", import.meta.url);
+const script = readdirSync(bin).find((name) => /^command-line-.+\.js$/.test(name));
+// All of them count as under way from now on, also those that no command has used yet.
+const streams = [process, process.stdin, process.stdout, process.stderr];
+const EVENTS = ["uncaughtException", "beforeExit", "error"];
+
+/** What keeps this process alive, by its kind. */
+function underWay() {
+  const counts = new Map();
+  for (const kind of process.getActiveResourcesInfo()) counts.set(kind, (counts.get(kind) ?? 0) + 1);
+  return counts;
+}
+
+process.on("disconnect", () => process.exit());
+process.on("message", async ({ number, argv, env, folder, umask, mark }) => {
+  const idle = underWay();
+  const busy = () => [...underWay()].filter(([kind, count]) => count > (idle.get(kind) ?? 0));
+  const listeners = streams.map((stream) => EVENTS.map((event) => stream.listeners(event)));
+  for (const name of Object.keys(process.env)) if (!Object.hasOwn(env, name)) delete process.env[name];
+  Object.assign(process.env, env);
+  process.chdir(folder);
+  process.umask(umask);
+  process.argv.splice(1, process.argv.length, ...argv);
+  process.exitCode = undefined;
+  // The script that runs the command is loaded anew each time, and all that it loads only once.
+  let idleTimes = 0;
+  const watch = setInterval(() => {
+    idleTimes = busy().length > 0 ? 0 : idleTimes + 1;
+    // A process of its own would end here, without a result.
+    if (idleTimes > MOST_IDLE_TIMES) process.emit("beforeExit", 0);
+  }, 100).unref();
+  await import(new URL(`${script}?call=${number}`, bin).href);
+  clearInterval(watch);
+  const begun = performance.now();
+  while (busy().length > 0) {
+    await new Promise((resolve) => {
+      setTimeout(resolve, 1).unref();
+    });
+    if (performance.now() - begun > LONGEST_END_MS) {
+      process.stderr.write(`this does not end: ${busy().map(String).join("; ")}\n`);
+      process.exit(99);
+    }
+  }
+  for (const [i, stream] of streams.entries()) {
+    for (const [j, event] of EVENTS.entries()) {
+      for (const listener of stream.listeners(event)) {
+        if (!listeners[i][j].includes(listener)) stream.off(event, listener);
+      }
+    }
+  }
+  for (const stream of [process.stdout, process.stderr]) {
+    stream.write(`${mark} ${process.exitCode ?? 0}\n`);
+  }
+});

@@ -1,0 +1,97 @@
+/** The built command, run by processes that stay: a start takes a third of a second of processor time. */
+import { type ChildProcess, spawn } from "node:child_process";
+import { randomUUID } from "node:crypto";
+import type { Socket } from "node:net";
+import { fileURLToPath } from "node:url";
+
+const HOST = fileURLToPath(new URL("command-host.mjs", import.meta.url));
+/** Each call keeps a little memory. */
+const MOST_CALLS = 100;
+
+/** How a run in a host ended. */
+export interface HostedRun {
+  /** Null if a signal ended the host with it. */
+  readonly code: number | null;
+  readonly stdout: string;
+  readonly stderr: string;
+}
+
+const idle: CommandHost[] = [];
+
+/**
+ * Runs the program with these arguments (`argv` from its second word on) in a process that has run others
+ * before. It has the environment, folder and umask of this process.
+ */
+export async function runInHost(argv: readonly string[]): Promise<HostedRun> {
+  const host = idle.pop() ?? new CommandHost();
+  const ended = await host.run(argv);
+  if (host.isUsable) idle.push(host);
+  else host.end();
+  return ended;
+}
+
+class CommandHost {
+  readonly #process: ChildProcess;
+  readonly #said = { stdout: "", stderr: "" };
+  #calls = 0;
+  #end: { readonly code: number | null } | undefined;
+  #heard: () => void = () => undefined;
+
+  constructor() {
+    this.#process = spawn(process.execPath, [HOST], { stdio: ["pipe", "pipe", "pipe", "ipc"] });
+    for (const name of ["stdout", "stderr"] as const) {
+      const stream = this.#process[name] as Socket;
+      stream.setEncoding("utf8").on("data", (text: string) => {
+        this.#said[name] += text;
+        this.#heard();
+      });
+      // It ends with this process, which it doesn't keep alive.
+      stream.unref();
+    }
+    this.#process.on("close", (code) => {
+      this.#end = { code };
+      this.#heard();
+    });
+    this.#process.on("error", () => undefined);
+    (this.#process.stdin as Socket).unref();
+    this.#process.unref();
+    this.#process.channel?.unref();
+  }
+
+  get isUsable(): boolean {
+    return this.#end === undefined && this.#calls < MOST_CALLS;
+  }
+
+  async run(argv: readonly string[]): Promise<HostedRun> {
+    this.#calls += 1;
+    const mark = randomUUID();
+    this.#process.send(
+      {
+        number: this.#calls,
+        argv,
+        env: process.env,
+        folder: process.cwd(),
+        umask: process.umask(),
+        mark,
+      },
+      () => undefined,
+    );
+    for (;;) {
+      const [stdout, stderr] = [this.#said.stdout, this.#said.stderr].map((text) => text.split(`${mark} `));
+      const [said = "", code] = stdout ?? [];
+      const [errors = "", isDone] = stderr ?? [];
+      if (code?.endsWith("\n") && isDone?.endsWith("\n")) {
+        Object.assign(this.#said, { stdout: "", stderr: "" });
+        return { code: Number(code), stdout: said, stderr: errors };
+      }
+      if (this.#end) return { ...this.#said, code: this.#end.code };
+      await new Promise<void>((resolve) => {
+        this.#heard = resolve;
+      });
+    }
+  }
+
+  end(): void {
+    if (this.#process.connected) this.#process.disconnect();
+  }
+}
