@@ -17,8 +17,8 @@
  *     job-clients.ts         the clients that outlive the job
  *     scratch-guard.ts       gives the job up before scratch files fill the disk; scratch-space.ts judges
  *     keep-files.ts          the files beside the disks that a domain boots with
- *     stopped-disk.ts        the images of a domain that is off; qemu-img.ts asks about them, qemu-nbd.ts serves
- *                            them, confined-tool.ts says as whom, image-use.ts that nobody else uses them
+ *     stopped-disk.ts        the images of a domain that is off; qemu-img.ts asks about them, qemu-nbd.ts
+ *                            serves them, confined-tool.ts says as whom, image-use.ts who else uses them
  *
  * This room never begins a backup job, reads no disk data and commits no points: the take room does that.
  */

@@ -1,16 +1,18 @@
 /**
  * The images of a disk whose domain is off, found link by link before anything opens them together:
  *
- *     top.qcow2 --> base.qcow2 --> (nothing)      as the definition says; if it says nothing, as the headers do
+ *     top.qcow2 --> base.qcow2 --> (nothing)   as the definition says; if it says nothing, the headers
  *        |
- *        `--> data.raw                            a qcow2 image's external data file
+ *        `--> data.raw                         a qcow2 image's external data file
  *
  * A header was written by the guest's QEMU, or by whoever made the image, so a file that only a header names
  * is opened as QEMU's user. The disk's image, which the definition names, may be root's own: libvirt gives it
  * back to root when a domain ends. Then a server that runs as the file's owner serves its bytes
  * (`ImageServer`), and QEMU's user reads those:
  *
- *     node --NBD--> qemu-nbd (QEMU's user; qcow2) --NBD--> qemu-nbd (the owner; raw: it parses nothing) --> file
+ *     node --NBD--> qemu-nbd (QEMU's user; qcow2) --NBD--> qemu-nbd (the owner; raw) --> file
+ *
+ * The second one parses nothing.
  */
 
 import { constants } from "node:fs";

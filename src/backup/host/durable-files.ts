@@ -48,17 +48,6 @@ export async function exists(path: string): Promise<boolean> {
   );
 }
 
-/** Whether `path` is a folder; false for a link to one. */
-export async function isFolder(path: string): Promise<boolean> {
-  return await lstat(path).then(
-    (found) => found.isDirectory(),
-    (error: unknown) => {
-      if (isMissing(error)) return false;
-      throw error;
-    },
-  );
-}
-
 /** The kernel's numbers for a device: `8:1` is sda1. */
 export function deviceNumbers(device: bigint): { readonly major: bigint; readonly minor: bigint } {
   return {

@@ -5,8 +5,9 @@
  * libvirt (tried with 9.0) writes them as they were given:
  *
  *     in text and attributes    & < > " ' as entities, and &#9; &#10; &#13; in attributes
- *     in <metadata> only        comments, CDATA sections, processing instructions, elements and attributes with
- *                               any name and up to 256 deep, references to entities that it no longer declares
+ *     in <metadata> only        comments, CDATA sections, processing instructions, elements and attributes
+ *                               of any name and up to 256 deep, references to entities that it does not
+ *                               declare
  *     nowhere                   <!DOCTYPE> and other declarations, but as text in any of those places
  */
 
