@@ -1,6 +1,6 @@
-// Runs the built nbdpull again and again in one process: a start costs Node's own, and to compile the same code anew.
-// A message says what to run. The marks on stdout and stderr say that it has ended, as a process would have: with
-// nothing under way any more.
+// Runs the built nbdpull again and again in one process: each start of a process compiles the same code anew.
+// A message says what to run. The marks on stdout and stderr say that it has ended, as a process would have:
+// with nothing under way any more.
 import { readdirSync } from "node:fs";
 
 /** What is under way for so long after a command has done its work would keep its process from ending. */

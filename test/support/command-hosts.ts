@@ -16,16 +16,19 @@ export interface HostedRun {
   readonly stderr: string;
 }
 
-const idle: CommandHost[] = [];
+/** By the Node that runs them. */
+const idle = new Map<string, CommandHost[]>();
 
 /**
- * Runs the program with these arguments (`argv` from its second word on) in a process that has run others
- * before. It has the environment, folder and umask of this process.
+ * Runs the program with these arguments (`argv` from its second word on) in a process of this Node that has
+ * run others before. It has the environment, folder and umask of this process.
  */
-export async function runInHost(argv: readonly string[]): Promise<HostedRun> {
-  const host = idle.pop() ?? new CommandHost();
+export async function runInHost(argv: readonly string[], node = process.execPath): Promise<HostedRun> {
+  const hosts = idle.get(node) ?? [];
+  idle.set(node, hosts);
+  const host = hosts.pop() ?? new CommandHost(node);
   const ended = await host.run(argv);
-  if (host.isUsable) idle.push(host);
+  if (host.isUsable) hosts.push(host);
   else host.end();
   return ended;
 }
@@ -37,8 +40,8 @@ class CommandHost {
   #end: { readonly code: number | null } | undefined;
   #heard: () => void = () => undefined;
 
-  constructor() {
-    this.#process = spawn(process.execPath, [HOST], { stdio: ["pipe", "pipe", "pipe", "ipc"] });
+  constructor(node: string) {
+    this.#process = spawn(node, [HOST], { stdio: ["pipe", "pipe", "pipe", "ipc"] });
     for (const name of ["stdout", "stderr"] as const) {
       const stream = this.#process[name] as Socket;
       stream.setEncoding("utf8").on("data", (text: string) => {
