@@ -4,7 +4,7 @@ import { afterEach, beforeEach, expect, it } from "vitest";
 import { findStranger } from "../../src/backup/repository/strangers.js";
 import { attack, giveAway, NO_ATTACKER } from "../support/attacker.js";
 import { MemoryChain } from "../support/memory-chain.js";
-import { finished, nbdpull, type Ran, startNbdpull } from "../support/nbdpull.js";
+import { nbdpull, type Ran, runNbdpull } from "../support/nbdpull.js";
 import { describeUnless } from "../support/tools.js";
 
 const DOMAIN = MemoryChain.domain;
@@ -112,7 +112,7 @@ describeUnless(NO_ATTACKER, "a repository that others can write to", () => {
     await chmod(image, 0o644);
     const as = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"];
     const args = ["import", image, "--to", repo, "--domain", "theirs", "--disk", "vda"];
-    const ran = await finished(startNbdpull(args, { inside: as }));
+    const ran = await runNbdpull(args, { inside: as });
     expect([ran.code, ran.stderr]).toEqual([0, expect.stringContaining(`everybody can write to ${repo}`)]);
     expect((await stat(join(repo, "theirs"))).uid).toBe(65_534);
   });

@@ -72,7 +72,7 @@ describeEachNode("the command", (node, version) => {
     expect(names).toHaveLength(COMMANDS);
     // One process loads them all: what this Node has to say of one of them would be heard as well.
     for (const name of names) {
-      const { code, stdout, stderr } = await runInHost([NBDPULL, name, "--help"], node);
+      const { code, stdout, stderr } = await runInHost([NBDPULL, name, "--help"], { node });
       expect({ name, code, stderr }).toEqual({ name, code: 0, stderr: "" });
       expect(stdout).toContain(`nbdpull ${name} `);
     }

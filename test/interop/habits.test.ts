@@ -6,7 +6,7 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { shareOfToday } from "../../bin/share-of-points.js";
 import { DAMAGE_RECORD } from "../../src/backup/repository/damage-record.js";
 import { MemoryChain } from "../support/memory-chain.js";
-import { finished, nbdpull, type Ran, startNbdpull } from "../support/nbdpull.js";
+import { nbdpull, type Ran, runNbdpull } from "../support/nbdpull.js";
 import { SKIP_WITHOUT_ROOT } from "../support/tools.js";
 
 const SIZE = 256 * 1024;
@@ -24,8 +24,7 @@ afterAll(async () => {
 });
 
 const at = (name: string): string => join(chain.folder, name);
-const withEnv = (env: Record<string, string>, ...args: string[]): Promise<Ran> =>
-  finished(startNbdpull(args, { env }));
+const withEnv = (env: Record<string, string>, ...args: string[]): Promise<Ran> => runNbdpull(args, { env });
 
 describe("a wrong word", () => {
   it.each([

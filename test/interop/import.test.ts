@@ -6,7 +6,7 @@ import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { Libvirt } from "../../src/backup/libvirt/libvirt.js";
 import { type ImportOptions, importImages } from "../../src/backup/take/import.js";
 import { expectError, ImportLab } from "../support/import-lab.js";
-import { finished, nbdpull, startNbdpull } from "../support/nbdpull.js";
+import { nbdpull, runNbdpull, startNbdpull } from "../support/nbdpull.js";
 import { qemuImg, qemuIo } from "../support/qemu-nbd.js";
 import { describeWith } from "../support/tools.js";
 
@@ -129,7 +129,7 @@ describe("import", () => {
     const nowhere = `qemu+unix:///system?socket=${lab.at("no-libvirt")}`;
     const env = { LIBVIRT_DEFAULT_URI: nowhere };
     const args = ["--to", lab.repo, "--domain", "web", "--disk", "vda", "--checkpoint", "cp0", "--json"];
-    const without = await finished(startNbdpull(["import", lab.at("a.raw"), ...args], { env }));
+    const without = await runNbdpull(["import", lab.at("a.raw"), ...args], { env });
     expect([without.code, without.json()]).toMatchObject([0, { checkpoint: "cp0" }]);
     const asked = ["import", lab.at("a.raw"), ...args, "--connect", nowhere];
     expectError(await nbdpull(...asked), 4, "E_LIBVIRT");

@@ -2,7 +2,7 @@ import { mkdir, mkdtemp, readdir, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
-import { finished, nbdpull, type Ran, startNbdpull } from "../support/nbdpull.js";
+import { nbdpull, type Ran, runNbdpull } from "../support/nbdpull.js";
 
 let folder: string;
 beforeEach(async () => {
@@ -16,7 +16,7 @@ afterEach(async () => {
 /** Without what the tests add to make repositories. */
 function add(to: string, ...more: readonly string[]): Promise<Ran> {
   const args = ["import", join(folder, "disk.img"), "--domain", "web", "--disk", "vda", "--to", to, "--json"];
-  return finished(startNbdpull([...args, ...more], { create: false }));
+  return runNbdpull([...args, ...more], { create: false });
 }
 
 function errorOf(ran: Ran): { code: number; error: string; message: string } {
@@ -38,9 +38,9 @@ describe("a repository that is not there", () => {
       ["backup", "web"],
       ["attach", "web"],
     ]) {
-      const ran = await finished(
-        startNbdpull([...command, "--to", repo, "--connect", "test:///default", "--json"], { create: false }),
-      );
+      const ran = await runNbdpull([...command, "--to", repo, "--connect", "test:///default", "--json"], {
+        create: false,
+      });
       expect(ran.code).not.toBe(0);
     }
     expect(await readdir(folder)).toEqual(["disk.img", "empty"]);

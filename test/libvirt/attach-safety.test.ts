@@ -6,7 +6,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from "vitest";
 import { LibvirtInFront } from "../support/libvirt-in-front.js";
 import { describeWithLibvirt, Lab, type LabBackup } from "../support/libvirt-lab.js";
-import { finished, nbdpull, type Ran, startNbdpull } from "../support/nbdpull.js";
+import { finished, nbdpull, type Ran, runNbdpull, startNbdpull } from "../support/nbdpull.js";
 
 const MiB = 1024 * 1024;
 
@@ -170,10 +170,10 @@ await describeWithLibvirt("attach to somebody else's job", () => {
 
     it("stores the point anyway, and warns", async () => {
       const env = front.env({ fail: "abort" });
-      const ran = await finished(startNbdpull(args(), { env }));
+      const ran = await runNbdpull(args(), { env });
       expect(ran.stderr).toMatch(/^warning: .*job/m);
       expect([ran.code, ran.json()]).toMatchObject([0, { id: (await stored())[0], jobEnded: false }]);
-      const strict = await finished(startNbdpull([...args(), "--strict"], { env }));
+      const strict = await runNbdpull([...args(), "--strict"], { env });
       expect([strict.code, strict.json()]).toMatchObject([5, { id: (await stored())[1], jobEnded: false }]);
       expect(await stored()).toHaveLength(2);
     });

@@ -3,7 +3,7 @@ import { join } from "node:path";
 import { expect, it } from "vitest";
 import { type BackupJson, BackupLab, expectExit } from "../support/backup-lab.js";
 import { describeWithLibvirt, freePort, LAB_DISKS, virsh } from "../support/libvirt-lab.js";
-import { finished, startNbdpull } from "../support/nbdpull.js";
+import { finished, runNbdpull } from "../support/nbdpull.js";
 import { createImage } from "../support/qemu-nbd.js";
 import { SshHost } from "../support/ssh-host.js";
 
@@ -75,6 +75,6 @@ await describeWithLibvirt("a backup from another host", () => {
 
     await using _ = await guest.lab.beginBackup();
     const attach = ["attach", guest.lab.domain, "--to", join(guest.folder, "attached"), ...remote, "--json"];
-    expectExit(await finished(startNbdpull(attach, { inside: host.inside(guest.lab.folder) })), 0);
+    expectExit(await runNbdpull(attach, { inside: host.inside(guest.lab.folder) }), 0);
   }, 480_000);
 });

@@ -4,7 +4,7 @@ import { afterEach, beforeEach, expect, it } from "vitest";
 import { BackupLab, expectExit } from "../support/backup-lab.js";
 import { LibvirtInFront } from "../support/libvirt-in-front.js";
 import { describeWithLibvirt, Lab, virsh } from "../support/libvirt-lab.js";
-import { finished, nbdpull, type Running, startNbdpull } from "../support/nbdpull.js";
+import { finished, nbdpull, type Running, runNbdpull, startNbdpull } from "../support/nbdpull.js";
 
 const KiB = 1024;
 const MiB = 1024 * KiB;
@@ -115,7 +115,7 @@ await describeWithLibvirt("a backup with --freeze", () => {
     const ran = await finished(start(front.env(), "--freeze"));
     expect([ran.code, ran.json()]).toMatchObject([4, { error: { code: "E_GUEST_FROZEN" } }]);
     const doctor = ["doctor", guest.lab.domain, "--to", guest.repo, "--scratch", guest.scratch, "--json"];
-    const looked = await finished(startNbdpull(doctor, { env: front.env() }));
+    const looked = await runNbdpull(doctor, { env: front.env() });
     expect(looked.json()).toContainEqual(
       expect.objectContaining({
         check: "guest agent",
@@ -213,7 +213,7 @@ await describeWithLibvirt("a backup of all domains", () => {
     );
     expect(await readFile(metrics, "utf8")).toMatch(/^nbdpull_backup_success\{domain=".*",.*\} 1$/m);
     const failing = front.env({ running: [lab.domain], fail: "begin" });
-    expectExit(await finished(startNbdpull([...args, "--metrics", metrics], { env: failing })), 1);
+    expectExit(await runNbdpull([...args, "--metrics", metrics], { env: failing }), 1);
     const text = await readFile(metrics, "utf8");
     expect(text).toMatch(/^nbdpull_backup_exit_code\{domain=".*",.*\} 1$/m);
     expect(text).toMatch(/^nbdpull_run_exit_code\{.*\} 1$/m);
@@ -305,7 +305,7 @@ await describeWithLibvirt("a backup of all domains", () => {
     expect(ended.stderr).toContain(`SIGTERM: ${other.domain} ended before that (1 of 2 domains)`);
     await guest.expectNothingLeft();
 
-    const both = await finished(startNbdpull([...args, "nosuchdomain", "--jobs", "3", "--json"]));
+    const both = await runNbdpull([...args, "nosuchdomain", "--jobs", "3", "--json"]);
     expectExit(both, 4);
     expect(both.json()).toMatchObject({
       domains: [

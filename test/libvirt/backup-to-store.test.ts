@@ -12,7 +12,7 @@ import { BackupLab, expectExit } from "../support/backup-lab.js";
 import { restoreEnvironment } from "../support/environment.js";
 import { halfInStore, keysIn, leftInStore } from "../support/left-in-store.js";
 import { describeWithLibvirt, virsh } from "../support/libvirt-lab.js";
-import { finished, nbdpull, startNbdpull } from "../support/nbdpull.js";
+import { nbdpull, runNbdpull, startNbdpull } from "../support/nbdpull.js";
 import { Store } from "../support/store.js";
 import { describeWith } from "../support/tools.js";
 
@@ -98,7 +98,7 @@ await describeWithLibvirt("a backup of a running domain", () => {
       const address = `s3://${BUCKET}/taken?endpoint=${store.endpoint}`;
       const env = { ...guest.start.env, AWS_ENDPOINT_URL: "http://127.0.0.1:9" };
       const args = ["forget", address, guest.lab.domain, "--checkpoints", "--force"];
-      expectExit(await finished(startNbdpull(args, { ...guest.start, env })), 0);
+      expectExit(await runNbdpull(args, { ...guest.start, env }), 0);
       expect(await guest.checkpoints()).toEqual([]);
       expect(await listed(`s3://${BUCKET}/taken`)).toHaveLength(3);
     });
@@ -135,7 +135,7 @@ await describeWithLibvirt("a backup of a running domain", () => {
 });
 
 async function listed(repository: string): Promise<readonly unknown[]> {
-  const ran = await finished(startNbdpull(["points", repository, "--json"]));
+  const ran = await runNbdpull(["points", repository, "--json"]);
   expectExit(ran, 0);
   return ran.json() as unknown[];
 }

@@ -4,7 +4,7 @@ import { expect, it } from "vitest";
 import { Repository } from "../../src/backup/repository/repository.js";
 import { BackupLab } from "../support/backup-lab.js";
 import { describeWithLibvirt } from "../support/libvirt-lab.js";
-import { finished, type Ran, startNbdpull } from "../support/nbdpull.js";
+import { type Ran, runNbdpull } from "../support/nbdpull.js";
 
 await describeWithLibvirt("a repository with the id of another", () => {
   it("doesn't lose that one its checkpoints; a repository that was moved keeps them", async () => {
@@ -14,7 +14,7 @@ await describeWithLibvirt("a repository with the id of another", () => {
     const { checkpoint } = await guest.take();
     const backUpTo = async (to: string, ...more: string[]): Promise<Ran> => {
       const args = ["backup", guest.lab.domain, "--to", to, "--scratch", guest.scratch, "--json", ...more];
-      return await finished(startNbdpull(args, { env }));
+      return await runNbdpull(args, { env });
     };
     const refused = { error: { code: "E_REPOSITORY_MOVED", recorded: guest.repo } };
 

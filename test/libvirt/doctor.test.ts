@@ -6,7 +6,7 @@ import { afterAll, beforeAll, expect, it } from "vitest";
 import { type BackupJson, BackupLab, expectExit } from "../support/backup-lab.js";
 import { LibvirtInFront } from "../support/libvirt-in-front.js";
 import { describeWithLibvirt } from "../support/libvirt-lab.js";
-import { finished, NBDPULL, nbdpull, type Ran, startNbdpull } from "../support/nbdpull.js";
+import { NBDPULL, nbdpull, type Ran, runNbdpull } from "../support/nbdpull.js";
 import { skipUnable } from "../support/tools.js";
 
 interface Finding {
@@ -151,7 +151,7 @@ await describeWithLibvirt("doctor and backup", () => {
     expect(foreseen).toMatch(/^full, up to .*is lost or broken/);
     expectExit(await doctor("--strict"), 5);
     using front = new LibvirtInFront(guest.folder);
-    const taken = await finished(startNbdpull(guest.arguments(), { env: front.env() }));
+    const taken = await runNbdpull(guest.arguments(), { env: front.env() });
     expectExit(taken, 0);
     expect(front.asked.filter((call) => call === "begin")).toHaveLength(1);
     const { disks } = taken.json() as BackupJson;

@@ -2,7 +2,7 @@ import { join } from "node:path";
 import { afterAll, beforeAll, expect, it } from "vitest";
 import { BackupLab, expectExit } from "../support/backup-lab.js";
 import { describeWithLibvirt } from "../support/libvirt-lab.js";
-import { finished, nbdpull, type Ran, startNbdpull } from "../support/nbdpull.js";
+import { nbdpull, type Ran, runNbdpull } from "../support/nbdpull.js";
 
 /** The order matters: the points go in the second test, and what stays of their checkpoints in the last. */
 await describeWithLibvirt("nbdpull forget", () => {
@@ -23,7 +23,7 @@ await describeWithLibvirt("nbdpull forget", () => {
   });
 
   function forget(repo: string, ...more: readonly string[]): Promise<Ran> {
-    return finished(startNbdpull(["forget", repo, guest.lab.domain, "--json", ...more], guest.start));
+    return runNbdpull(["forget", repo, guest.lab.domain, "--json", ...more], guest.start);
   }
 
   it("tells which checkpoints would go", async () => {

@@ -8,7 +8,7 @@ import { encodePacket, type Packet } from "../../src/backup/libvirt/rpc/packets.
 import { BackupLab } from "../support/backup-lab.js";
 import { LibvirtInFront } from "../support/libvirt-in-front.js";
 import { describeWithLibvirt } from "../support/libvirt-lab.js";
-import { finished, startNbdpull } from "../support/nbdpull.js";
+import { runNbdpull } from "../support/nbdpull.js";
 
 const MiB = 1024 * 1024;
 
@@ -41,7 +41,7 @@ await describeWithLibvirt("a libvirt that sends garbage from the begin of a full
         return instead(answer);
       };
       front.asked.length = 0;
-      const ran = await finished(startNbdpull(guest.arguments(), { env: front.env({ spoil }) }));
+      const ran = await runNbdpull(guest.arguments(), { env: front.env({ spoil }) });
       expect([what, ran.code, left]).toEqual([what, 1, 0]);
       expect(ran.json()).toMatchObject({ error: { message: expect.stringMatching(said) } });
       expect(await guest.points()).toEqual([]);
@@ -50,7 +50,7 @@ await describeWithLibvirt("a libvirt that sends garbage from the begin of a full
     // From the begin on it says nothing else.
     front.asked.length = 0;
     const spoil = (): Buffer | undefined => (front.asked.includes("begin") ? Buffer.alloc(64) : undefined);
-    const ran = await finished(startNbdpull(guest.arguments(), { env: front.env({ spoil }) }));
+    const ran = await runNbdpull(guest.arguments(), { env: front.env({ spoil }) });
     expect(ran.code).toBe(1);
     expect(ran.stderr).toContain("the next backup will do it");
     expect(await guest.points()).toEqual([]);

@@ -8,7 +8,7 @@ import { expectExit } from "../support/backup-lab.js";
 import { removeLab } from "../support/libvirt-daemon.js";
 import { LibvirtInFront } from "../support/libvirt-in-front.js";
 import { describeWithLibvirt, virsh } from "../support/libvirt-lab.js";
-import { finished, nbdpull, type Ran, startNbdpull } from "../support/nbdpull.js";
+import { nbdpull, type Ran, runNbdpull } from "../support/nbdpull.js";
 import { qemuImg } from "../support/qemu-nbd.js";
 import { hasBytes } from "../support/same-bytes.js";
 
@@ -180,7 +180,7 @@ await describeWithLibvirt("a domain with odd disks", () => {
     const env = front.env({ running: [diskless, odd] });
     const metrics = join(folder, "nbdpull.prom");
     const args = ["backup", "--all", "--to", repo, "--json", "--metrics", metrics];
-    const all = await finished(startNbdpull(args, { env }));
+    const all = await runNbdpull(args, { env });
     expectExit(all, 0);
     expect(await readFile(metrics, "utf8")).not.toContain(diskless);
     expect(all.json()).toMatchObject({
@@ -188,10 +188,10 @@ await describeWithLibvirt("a domain with odd disks", () => {
     });
     expectExit(await backup(diskless, odd), 4);
     const some = ["--include", "vda", "--include", "vdx", "--exclude", "vdc"];
-    const none = await finished(startNbdpull([...args, ...some], { env }));
+    const none = await runNbdpull([...args, ...some], { env });
     expectExit(none, 4);
     expect(none.json()).toMatchObject({ error: { code: "E_NO_SUCH_DISK", disk: "vdx" } });
-    const included = await finished(startNbdpull([...args, "--include", "vda", "--exclude", "vdc"], { env }));
+    const included = await runNbdpull([...args, "--include", "vda", "--exclude", "vdc"], { env });
     expectExit(included, 0);
     expect(included.json()).toMatchObject({
       domains: expect.arrayContaining([

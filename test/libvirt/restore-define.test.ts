@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { afterEach, beforeEach, expect, it } from "vitest";
 import { LibvirtInFront } from "../support/libvirt-in-front.js";
 import { describeWithLibvirt, LAB_DISKS, Lab, virsh } from "../support/libvirt-lab.js";
-import { finished, nbdpull, type Ran, startNbdpull } from "../support/nbdpull.js";
+import { nbdpull, type Ran, runNbdpull, startNbdpull } from "../support/nbdpull.js";
 import { qemuImg } from "../support/qemu-nbd.js";
 
 const MiB = 1024 * 1024;
@@ -283,7 +283,7 @@ await describeWithLibvirt("restore --define", () => {
     using front = new LibvirtInFront(folder);
     const env = front.env({ refuseDefinition: name });
     const args = ["restore", repo, lab.domain, "--json", "--to", to, `--define=${name}`];
-    const ran = await finished(startNbdpull(args, { env }));
+    const ran = await runNbdpull(args, { env });
     expect([ran.code, ran.json()]).toMatchObject([
       1,
       { error: { code: "E_DEFINE_FAILED", domain: name, xml } },

@@ -6,7 +6,7 @@ import type { Packet } from "../../src/backup/libvirt/rpc/packets.js";
 import { type BackupJson, BackupLab, expectExit } from "../support/backup-lab.js";
 import { LibvirtInFront } from "../support/libvirt-in-front.js";
 import { describeWithLibvirt, freePort, LAB_DISKS, virsh } from "../support/libvirt-lab.js";
-import { finished, nbdpull, type Ran, type StartOptions, startNbdpull } from "../support/nbdpull.js";
+import { nbdpull, type Ran, runNbdpull, type StartOptions, startNbdpull } from "../support/nbdpull.js";
 import { SshHost } from "../support/ssh-host.js";
 
 const MiB = 1024 * 1024;
@@ -97,7 +97,7 @@ await describeWithLibvirt("a backup that was killed", () => {
       await guest.lab.write("vda", 2 * MiB, 40 * MiB, 0x77);
       // The first time two at once: one of them takes it over.
       const runs = Array.from({ length: options.length === 0 ? 2 : 1 }, () =>
-        finished(startNbdpull(guest.arguments(...options), start)),
+        runNbdpull(guest.arguments(...options), start),
       );
       const [ran, rival] = (await Promise.all(runs)).sort((one) => (hasResumed(one) ? -1 : 1));
       if (!ran) throw new Error("there was one");
@@ -182,9 +182,7 @@ await describeWithLibvirt("a backup that was killed", () => {
     const spoil = ({ procedure }: Packet): undefined => {
       if (procedure === SET_SPEED) rmSync(left, { recursive: true, force: true });
     };
-    const ran = await finished(
-      startNbdpull(guest.arguments("--level", "full"), { env: front.env({ spoil }) }),
-    );
+    const ran = await runNbdpull(guest.arguments("--level", "full"), { env: front.env({ spoil }) });
     expectExit(ran, 0);
     const warnings = [expect.stringMatching(/^a new point is begun: .* another run has cleared it away/)];
     expect(ran.json()).toMatchObject({ resumed: null, warnings });

@@ -4,7 +4,7 @@ import { afterAll, beforeAll, expect, it } from "vitest";
 import { BackupLab, expectExit } from "../support/backup-lab.js";
 import { LibvirtInFront } from "../support/libvirt-in-front.js";
 import { describeWithLibvirt, virsh } from "../support/libvirt-lab.js";
-import { finished, type Ran, startNbdpull } from "../support/nbdpull.js";
+import { finished, type Ran, runNbdpull, startNbdpull } from "../support/nbdpull.js";
 import { SshHost } from "../support/ssh-host.js";
 
 interface Finding {
@@ -45,7 +45,7 @@ await describeWithLibvirt("the checkpoints of a repository that is no more", () 
 
   function doctor(...more: readonly string[]): Promise<Ran> {
     const args = ["doctor", guest.lab.domain, "--scratch", guest.scratch, "--json", ...more];
-    return finished(startNbdpull(args, guest.start));
+    return runNbdpull(args, guest.start);
   }
 
   async function recorded(of: string): Promise<unknown> {
@@ -136,9 +136,7 @@ await describeWithLibvirt("the checkpoints of a repository that is no more", () 
     expect(await told(id)).toMatchObject({ domains: [{ checkpoints: [left[0]] }] });
     await rm(like, { recursive: true });
     expect(await guest.checkpoints()).toHaveLength(3);
-    const everywhere = await finished(
-      startNbdpull(["doctor", "--retire", id, "--dry-run", "--json"], guest.start),
-    );
+    const everywhere = await runNbdpull(["doctor", "--retire", id, "--dry-run", "--json"], guest.start);
     expect(everywhere.json()).toMatchObject({ domains: expect.arrayContaining(all.domains) });
   });
 

@@ -10,7 +10,7 @@ import { Libvirt } from "../../src/backup/libvirt/libvirt.js";
 import { listensOn, makeAuthority, makeFolder, type RunningServer, startServer } from "../nbd/servers.js";
 import { BackupLab, expectExit } from "../support/backup-lab.js";
 import { describeWithLibvirt, freePort } from "../support/libvirt-lab.js";
-import { finished, nbdpull, startNbdpull } from "../support/nbdpull.js";
+import { nbdpull, runNbdpull } from "../support/nbdpull.js";
 import { SshHost } from "../support/ssh-host.js";
 
 /** Logs each program that Node starts. */
@@ -218,12 +218,12 @@ await describeWithLibvirt("libvirt", () => {
     const hook = join(guest.folder, "hook.cjs");
     await writeFile(hook, LOG_PROGRAMS);
     const env = { NODE_OPTIONS: `--require ${hook}`, PROGRAMS: programs };
-    expectExit(await finished(startNbdpull(guest.arguments(), { env })), 0);
+    expectExit(await runNbdpull(guest.arguments(), { env }), 0);
     await using _ = await guest.lab.beginBackup();
     const attached = ["attach", guest.lab.domain, "--to", join(guest.folder, "attached"), "--end-job"];
-    expectExit(await finished(startNbdpull(attached, { env })), 0);
+    expectExit(await runNbdpull(attached, { env }), 0);
     const doctor = ["doctor", guest.lab.domain, "--scratch", guest.scratch];
-    expectExit(await finished(startNbdpull(doctor, { env })), 0);
+    expectExit(await runNbdpull(doctor, { env }), 0);
     const started = new Set((await readFile(programs, "utf8")).trim().split("\n"));
     // `touch` tries whether QEMU can write in the scratch folder; the others are QEMU's tools, and what
     // bounds them.

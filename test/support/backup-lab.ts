@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { expect } from "vitest";
 import { removeMeanwhile } from "./libvirt-daemon.js";
 import { LAB_DISKS, Lab, type LabDisk, type LabOptions, virsh } from "./libvirt-lab.js";
-import { finished, nbdpull, type Ran, type Running, type StartOptions, startNbdpull } from "./nbdpull.js";
+import { type Ran, type Running, runNbdpull, type StartOptions, startNbdpull } from "./nbdpull.js";
 import { qemuImg } from "./qemu-nbd.js";
 import { restoreRaw, type StoredPoint, storedPoints } from "./restore-disk.js";
 import { mountSmall } from "./small-file-system.js";
@@ -72,7 +72,7 @@ export class BackupLab implements AsyncDisposable {
 
   run(...more: readonly string[]): Promise<Ran> {
     const args = this.arguments(...more);
-    return Object.keys(this.start).length === 0 ? nbdpull(...args) : finished(startNbdpull(args, this.start));
+    return runNbdpull(args, this.start);
   }
 
   /** A backup that has to succeed. */

@@ -20,14 +20,21 @@ export interface HostedRun {
 const idle = new Map<string, CommandHost[]>();
 
 /**
- * Runs the program with these arguments (`argv` from its second word on) in a process of this Node that has
- * run others before. It has the environment, folder and umask of this process.
+ * Runs the program with these arguments (`argv` from its second word on) in a process that has run others
+ * before. It has the folder and umask of this process.
+ * @param options the Node, by default the one that runs this; and the whole environment, by default this one
  */
-export async function runInHost(argv: readonly string[], node = process.execPath): Promise<HostedRun> {
+export async function runInHost(
+  argv: readonly string[],
+  {
+    node = process.execPath,
+    env = process.env,
+  }: { readonly node?: string; readonly env?: NodeJS.ProcessEnv } = {},
+): Promise<HostedRun> {
   const hosts = idle.get(node) ?? [];
   idle.set(node, hosts);
   const host = hosts.pop() ?? new CommandHost(node);
-  const ended = await host.run(argv);
+  const ended = await host.run(argv, env);
   if (host.isUsable) hosts.push(host);
   else host.end();
   return ended;
@@ -65,14 +72,14 @@ class CommandHost {
     return this.#end === undefined && this.#calls < MOST_CALLS;
   }
 
-  async run(argv: readonly string[]): Promise<HostedRun> {
+  async run(argv: readonly string[], env: NodeJS.ProcessEnv): Promise<HostedRun> {
     this.#calls += 1;
     const mark = randomUUID();
     this.#process.send(
       {
         number: this.#calls,
         argv,
-        env: process.env,
+        env,
         folder: process.cwd(),
         umask: process.umask(),
         mark,

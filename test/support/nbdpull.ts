@@ -26,19 +26,30 @@ export interface Running {
 /** They stay until they are ended, or change what holds for the rest of their process. */
 const NEEDS_A_PROCESS = ["serve", "mount", "completion"];
 
-/**
- * Runs `nbdpull` to its end, with any exit code. It is the built program, in a process that has run it
- * before: {@link startNbdpull} starts one as a user does, and `NBDPULL_TEST_PROCESSES=1` makes this do the
- * same.
- */
+/** Node reads these when it starts; the last one is for those who want to see each start. */
+const OF_A_START = ["NODE_OPTIONS", "NBDPULL_TEST_PROCESSES"];
+
+/** Runs `nbdpull` to its end, with any exit code; see {@link runNbdpull}. */
 export async function nbdpull(...args: readonly string[]): Promise<Ran> {
+  return await runNbdpull(args);
+}
+
+/**
+ * Runs `nbdpull` to its end, with any exit code. It is the built program, in a process that has run it before
+ * unless the options ask for another one: {@link startNbdpull} starts one as a user does, and
+ * `NBDPULL_TEST_PROCESSES=1` makes this do the same.
+ */
+export async function runNbdpull(args: readonly string[], options: StartOptions = {}): Promise<Ran> {
+  const { env: added = {}, create = true, ...more } = options;
+  const env = { ...process.env, ...added };
   const needsProcess =
+    Object.keys(more).length > 0 ||
     NEEDS_A_PROCESS.includes(args[0] ?? "") ||
     args.some((arg) => arg === "-" || arg.startsWith("--color")) ||
-    process.env["NODE_OPTIONS"] !== undefined ||
-    process.env["NBDPULL_TEST_PROCESSES"] !== undefined;
-  if (needsProcess) return await finished(startNbdpull(args));
-  const { code, stdout, stderr } = await runInHost([NBDPULL, ...completed(args)]);
+    OF_A_START.some((name) => env[name] !== undefined);
+  if (needsProcess) return await finished(startNbdpull(args, options));
+  const words = create ? completed(args) : args;
+  const { code, stdout, stderr } = await runInHost([NBDPULL, ...words], { env });
   const ran = outcome({ code, stdout: withoutEnd(stdout), stderr: withoutEnd(stderr) });
   if (!ran) throw new Error("nbdpull was killed");
   return ran;
