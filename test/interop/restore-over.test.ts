@@ -4,59 +4,24 @@ import { constants } from "node:fs";
 import { mkdir, open, readFile, rm, stat, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { execa } from "execa";
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from "vitest";
+import { expect, it } from "vitest";
 import { freePort, listensOn, makeFolder, startNbdkit, startQemu } from "../nbd/servers.js";
 import { attachLoop, describeWithLoop } from "../support/loop-device.js";
 import { MemoryChain } from "../support/memory-chain.js";
 import { finished, nbdpull, type Ran, startNbdpull } from "../support/nbdpull.js";
+import { CLUSTER, SIZE, withThreePoints } from "../support/three-points.js";
 import { describeWith, findTool } from "../support/tools.js";
 
-const CLUSTER = 64 * 1024;
-const SIZE = 96 * CLUSTER + 3 * 512;
 /** Larger than the disk, and not a multiple of a large block. */
 const TARGET = SIZE + 5 * CLUSTER + 512;
 
-/** Taken once; each test works on a copy. */
-let taken: MemoryChain;
-beforeAll(async () => {
-  taken = await MemoryChain.start(SIZE);
-  await takeThree(taken);
-});
-afterAll(async () => {
-  await taken[Symbol.asyncDispose]();
-});
-
-let chain: MemoryChain;
-beforeEach(async () => {
-  chain = await taken.copy();
-});
-afterEach(async () => {
-  await chain[Symbol.asyncDispose]();
-});
-
-/** A full and two increments, with data, zeroes among data, long stretches of zeroes and a ragged end. */
-async function takeThree(from: MemoryChain): Promise<void> {
-  const { disk } = from;
-  disk.write(0, randomFillSync(Buffer.alloc(20 * CLUSTER)));
-  disk.write(5 * CLUSTER, Buffer.alloc(2 * CLUSTER));
-  disk.write(SIZE - 700, Buffer.alloc(700, 0x12));
-  await from.take();
-  disk.write(3 * CLUSTER + 512, Buffer.alloc(512, 0x22));
-  disk.write(60 * CLUSTER, randomFillSync(Buffer.alloc(17 * CLUSTER)));
-  disk.writeZeroes(8 * CLUSTER, 3 * CLUSTER);
-  await from.take();
-  disk.write(9 * CLUSTER, Buffer.alloc(CLUSTER, 0x33));
-  disk.discard(0, CLUSTER);
-  disk.write(SIZE - 512, Buffer.alloc(512, 0x34));
-  await from.take();
-}
-
-const repo = (): string => chain.repository.path;
-const idAt = (index: number): string => chain.points.at(index)?.id ?? "none";
+const chain = withThreePoints();
+const repo = (): string => chain().repository.path;
+const idAt = (index: number): string => chain().points.at(index)?.id ?? "none";
 const garbage = (): Buffer => randomFillSync(Buffer.alloc(TARGET));
 
 async function contentOf(id: string): Promise<Buffer> {
-  return Buffer.from((await chain.contents.get(id)?.read(0, SIZE)) ?? []);
+  return Buffer.from((await chain().contents.get(id)?.read(0, SIZE)) ?? []);
 }
 
 /** Expects the point, followed by what was there before. */
@@ -68,15 +33,6 @@ async function expectRestored(found: Buffer, before: Buffer, id = idAt(-1)): Pro
 
 function restoreTo(target: string, ...args: readonly string[]): Promise<Ran> {
   return nbdpull("restore", repo(), "--disk", "vda", "--to", target, "--force", "--json", ...args);
-}
-
-/** Flips one bit in a point's file. */
-async function flip(path: string, position: number): Promise<void> {
-  const file = await open(path, "r+");
-  const byte = Buffer.alloc(1);
-  await file.read(byte, 0, 1, position);
-  await file.write(Buffer.from([byte.readUInt8() ^ 0x40]), 0, 1, position);
-  await file.close();
 }
 
 describeWith(["nbdkit", "qemu-nbd"], "a restore to an export", () => {
@@ -349,7 +305,7 @@ describeWithLoop("a restore to a block device", () => {
   });
 
   it("is refused if the device is backed by a file of the repository", async () => {
-    const stored = chain.pathOf(chain.points[0] as never, "vda.qcow2");
+    const stored = chain().pathOf(chain().points[0] as never, "vda.qcow2");
     const before = await readFile(stored);
     await using device = await attachLoop(stored);
     const ran = await restoreTo(device.path);
@@ -359,7 +315,7 @@ describeWithLoop("a restore to a block device", () => {
 
   it("writes a definition only with --xml", async () => {
     const domain = `<domain type='kvm'><name>guest</name><uuid>11111111-2222-3333-4444-555555555555</uuid><devices><disk type='file'><source file='/old'/><target dev='vda'/></disk></devices></domain>`;
-    await writeFile(join(chain.repository.pointFolder(MemoryChain.domain, idAt(2)), "domain.xml"), domain);
+    await writeFile(join(chain().repository.pointFolder(MemoryChain.domain, idAt(2)), "domain.xml"), domain);
     await using folder = await makeFolder();
     const image = join(folder.path, "target");
     await writeFile(image, Buffer.alloc(SIZE + 4096 - (SIZE % 4096)));
@@ -408,110 +364,5 @@ describeWithLoop("a restore to a block device", () => {
     expect((await restoreTo(device.path)).code).toBe(0);
     await expectRestored(await readFile(image), Buffer.alloc(SIZE + 4096 - (SIZE % 4096)));
     expect((await stat(image)).blocks * 512).toBeLessThan(45 * CLUSTER);
-  });
-});
-
-describeWith(["nbdkit"], "an incomplete or damaged chain", () => {
-  /** Restores the newest point to an export and to a file; both must stay unchanged. */
-  async function expectUntouched(told: Record<string, unknown>, message: RegExp): Promise<void> {
-    await using folder = await makeFolder();
-    const image = join(folder.path, "target");
-    const before = garbage();
-    await writeFile(image, before);
-    await using server = await startNbdkit(folder, "file", image);
-    const over = await restoreTo(server.uri);
-    const file = join(folder.path, "vda.raw");
-    await writeFile(file, "precious");
-    const replaced = await restoreTo(file);
-    for (const ran of [over, replaced]) {
-      expect([ran.code, ran.stderr]).toEqual([3, expect.stringMatching(message)]);
-      expect(ran.json()).toMatchObject({ error: told });
-      expect(ran.stderr).not.toContain("half-written");
-    }
-    expect((await readFile(image)).equals(before)).toBe(true);
-    expect(await readFile(file, "utf8")).toBe("precious");
-  }
-
-  it("stops a restore before any target is touched: a point is missing", async () => {
-    await rm(chain.repository.pointFolder(MemoryChain.domain, idAt(1)), { recursive: true });
-    await expectUntouched(
-      { code: "E_CHAIN", point: idAt(2), disk: "vda", restorable: [idAt(0)] },
-      new RegExp(`needs point ${idAt(1)}.*is missing.*Points that don't need it: ${idAt(0)}$`, "s"),
-    );
-  });
-
-  it("stops a restore before any target is touched: a manifest is invalid", async () => {
-    await writeFile(join(chain.repository.pointFolder(MemoryChain.domain, idAt(1)), "point.json"), "{");
-    await expectUntouched(
-      { code: "E_MANIFEST", point: idAt(1), disk: "vda", restorable: [idAt(0)] },
-      new RegExp(`Points that don't need it: ${idAt(0)}$`),
-    );
-  });
-
-  it("stops a restore before any target is touched: the point's own manifest is invalid", async () => {
-    await writeFile(join(chain.repository.pointFolder(MemoryChain.domain, idAt(2)), "point.json"), "{");
-    await expectUntouched(
-      { code: "E_MANIFEST", point: idAt(2), restorable: [idAt(1), idAt(0)] },
-      new RegExp(`Points that don't need it: ${idAt(1)}, ${idAt(0)}$`),
-    );
-  });
-
-  it("stops a restore before any target is touched: a parent is newer than its child", async () => {
-    const path = join(chain.repository.pointFolder(MemoryChain.domain, idAt(1)), "point.json");
-    const manifest = await readFile(path, "utf8");
-    await writeFile(path, manifest.replace(`"parent": "${idAt(0)}"`, `"parent": "${idAt(2)}"`));
-    await expectUntouched({ code: "E_MANIFEST", point: idAt(1), restorable: [idAt(0)] }, /a parent is older/);
-  });
-
-  it.each(["digests", "qcow2"] as const)(
-    "stops a restore before any target is touched: a layer's %s are damaged",
-    async (suffix) => {
-      const path = join(chain.repository.pointFolder(MemoryChain.domain, idAt(1)), `vda.${suffix}`);
-      // The last byte of the digest file, or the first one of the image.
-      await flip(path, suffix === "qcow2" ? 0 : (await stat(path)).size - 1);
-      await expectUntouched(
-        { point: idAt(1), disk: "vda", restorable: [idAt(0)] },
-        new RegExp(`vda of point ${idAt(1)}.*Points that don't need it: ${idAt(0)}$`, "s"),
-      );
-    },
-  );
-
-  it("stops a restore before any target is touched: no point is left to restore", async () => {
-    await rm(chain.pathOf(chain.points[0] as never, "vda.qcow2"));
-    await expectUntouched(
-      { point: idAt(0), disk: "vda", restorable: [] },
-      /vda\.qcow2 is missing\. Points that don't need it: none$/,
-    );
-  });
-
-  it("stops a restore in the middle if data is damaged, and the target is reported as half-written", async () => {
-    await flip(chain.pathOf(chain.points[0] as never, "vda.qcow2"), 15 * CLUSTER + 99);
-    await using folder = await makeFolder();
-    await using server = await startNbdkit(folder, "memory", String(SIZE));
-    const ran = await restoreTo(server.uri, "--in-flight", "64K", "--request-size", "64K");
-    expect([ran.code, ran.json()]).toMatchObject([
-      3,
-      {
-        error: {
-          code: "E_DAMAGED",
-          point: idAt(0),
-          disk: "vda",
-          guestOffset: expect.any(Number),
-          target: server.uri,
-          halfWritten: true,
-          restorable: [],
-        },
-      },
-    ]);
-    expect(ran.stderr).toMatch(/disk vda of point .* at guest offset \d+: .*half-written/);
-  });
-});
-
-describe("a folder that a restore made", () => {
-  it("is removed if nothing was restored into it", async () => {
-    await rm(chain.pathOf(chain.points[0] as never, "vda.qcow2"));
-    const target = join(chain.folder, "new", "deep");
-    expect((await nbdpull("restore", repo(), "--to", target)).code).toBe(3);
-    await expect(stat(join(chain.folder, "new"))).rejects.toMatchObject({ code: "ENOENT" });
   });
 });
