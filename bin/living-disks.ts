@@ -36,6 +36,13 @@ export class LivingDisks implements AsyncDisposable {
     }
   }
 
+  /** Those of a running domain, whose clients somebody else closes. */
+  static over(clients: ReadonlyMap<string, NbdClient>): LivingDisks {
+    const disks = new LivingDisks();
+    for (const [disk, client] of clients) disks.#clients.set(disk, client);
+    return disks;
+  }
+
   /** What there is for a disk. */
   sourcesOf(disk: string): readonly ClusterSource[] {
     const client = this.#clients.get(disk);

@@ -1,4 +1,5 @@
 import { UsageError } from "../../src/backup/base/errors.js";
+import type { ClusterSource } from "../../src/backup/repair/cluster-sources.js";
 import { type Mend, repairPoints } from "../../src/backup/repair/repair.js";
 import { chooseDomains } from "../../src/backup/repository/choose-domain.js";
 import { judgePoints, type Obstacle, obstacleText } from "../../src/backup/repository/judged-points.js";
@@ -7,6 +8,8 @@ import { Repository } from "../../src/backup/repository/repository.js";
 import { type Finding, type PointReport, verifyPoints } from "../../src/backup/verify/verify.js";
 import { eachDomain } from "../each-domain.js";
 import { EXIT } from "../exit-codes.js";
+import { SCRATCH_PARENT } from "../guest-options.js";
+import { leftToMend } from "../left-to-mend.js";
 import { LivingDisks } from "../living-disks.js";
 import { isDamage, noteDamage } from "../noted-damage.js";
 import type { TrustOptions } from "../options.js";
@@ -17,6 +20,9 @@ import { prepareToWrite, warnOfStrangers } from "../trust.js";
 interface RepairOptions extends TrustOptions {
   readonly dryRun?: true;
   readonly from?: readonly string[];
+  readonly fromDomain?: true;
+  readonly scratch?: string;
+  readonly connect?: string;
 }
 
 /** What was done for the points of a domain. */
@@ -45,13 +51,14 @@ export async function runRepair(
   if (from.length > 0 && domains.length !== 1) {
     throw new UsageError("E_USAGE", "--from is about the disks of one domain: name it");
   }
+  refuseFromDomain(options, domains);
   await using living = await LivingDisks.connect(from, context.signal);
   const dryRun = options.dryRun ?? false;
   if (dryRun) await warnOfStrangers(path, domains, output);
   else await prepareToWrite(path, domains, options, output);
   const progress = await output.progress();
   const work = (domain: string): Promise<Repaired> =>
-    repair(repository, domain, { dryRun, progress, living, ...context });
+    repair(repository, domain, { dryRun, progress, living, options, ...context });
   try {
     const results = await eachDomain(domains, context, work, (done) => output.part(asText(done, dryRun)));
     const json = results.map((each) => ("error" in each ? each : each.result));
@@ -68,27 +75,24 @@ interface Job extends Context {
   readonly dryRun: boolean;
   readonly progress: Progress;
   readonly living: LivingDisks;
+  readonly options: RepairOptions;
 }
 
 async function repair(repository: Repository, domain: string, job: Job): Promise<Repaired> {
-  const { dryRun, signal, living } = job;
+  const { dryRun, signal } = job;
   const ids = await repository.pointNames(domain);
   const before = await verify(repository, domain, ids, job);
   const bad = before.filter(({ findings }) => findings.length > 0).map(({ id }) => id);
-  const mended =
-    bad.length === 0
-      ? []
-      : await repairPoints({
-          repository,
-          domain,
-          ids: bad,
-          dryRun,
-          signal,
-          sourcesOf: (disk) => living.sourcesOf(disk),
-        });
-  const touched = dryRun ? [] : bad.filter((id) => mended.some(({ point }) => point === id));
-  const after = touched.length === 0 ? [] : await verify(repository, domain, touched, job);
-  const reports = before.map((report) => after.find(({ id }) => id === report.id) ?? report);
+  const mended = bad.length === 0 ? [] : await mend(repository, domain, bad, job.living, job);
+  let reports = await verifyAgain(repository, domain, before, mended, job);
+  const wanting = job.options.fromDomain ? leftToMend(reports, mended) : [];
+  if (wanting.length > 0) {
+    const taken = await mendFromDomain(repository, domain, wanting, mended, job);
+    // A dry run has found once more what it had found before.
+    const known = dryRun ? mended.filter(({ point }) => !wanting.includes(point)) : mended;
+    mended.splice(0, mended.length, ...known, ...taken);
+    reports = await verifyAgain(repository, domain, reports, taken, job);
+  }
   const damages = new Map(reports.map(({ id, findings }) => [id, findings.filter(isDamage)]));
   if (!dryRun) await noteDamage(repository, domain, damages, job.output);
   const judged = await repository.reading(domain, () => judgePoints(repository, domain, damages), signal);
@@ -101,6 +105,81 @@ async function repair(repository: Repository, domain: string, job: Job): Promise
       .filter(({ obstacles }) => obstacles.length > 0)
       .map(({ id, obstacles }) => ({ id, obstacles })),
   };
+}
+
+async function mend(
+  repository: Repository,
+  domain: string,
+  ids: readonly string[],
+  living: LivingDisks,
+  { dryRun, signal }: Pick<Job, "dryRun" | "signal">,
+): Promise<Mend[]> {
+  const sourcesOf = (disk: string): readonly ClusterSource[] => living.sourcesOf(disk);
+  return await repairPoints({ repository, domain, ids, dryRun, signal, sourcesOf });
+}
+
+/**
+ * Reads the guest's disks for what nothing else has.
+ * @param mended what was mended until now, of which nobody would hear if the domain can't be read
+ */
+async function mendFromDomain(
+  repository: Repository,
+  domain: string,
+  ids: readonly string[],
+  mended: readonly Mend[],
+  { dryRun, signal, options, output }: Job,
+): Promise<Mend[]> {
+  const { withLivingDisks } = await import("../../src/backup/take/living-disks.js");
+  const { Libvirt } = await import("../../src/backup/libvirt/libvirt.js");
+  const newest = (await repository.points(domain, () => undefined)).at(-1)?.domain;
+  await using libvirt = new Libvirt({ signal, connect: options.connect });
+  const look = {
+    // One that was defined anew under the name has other disks.
+    ...{ libvirt, domain: newest?.uuid ?? newest?.name ?? domain, repositoryPath: repository.path, signal },
+    scratchParent: options.scratch ?? SCRATCH_PARENT,
+    trustRepository: options.trustRepository,
+    onWarning: (message: string) => output.warn(message),
+  };
+  try {
+    return await withLivingDisks(look, async (clients, until) => {
+      const living = LivingDisks.over(clients);
+      return await mend(repository, domain, ids, living, { dryRun, signal: until });
+    });
+  } catch (error) {
+    for (const done of dryRun ? [] : mended) {
+      output.warn(`${domain} ${done.point} ${done.disk} was mended before this failed: ${mendText(done)}`);
+    }
+    throw error;
+  }
+}
+
+/** Verifies the points again in which something was mended. */
+async function verifyAgain(
+  repository: Repository,
+  domain: string,
+  before: readonly PointReport[],
+  mended: readonly Mend[],
+  job: Job,
+): Promise<readonly PointReport[]> {
+  const touched = job.dryRun
+    ? []
+    : before.map(({ id }) => id).filter((id) => mended.some(({ point }) => point === id));
+  const after = touched.length === 0 ? [] : await verify(repository, domain, touched, job);
+  return before.map((report) => after.find(({ id }) => id === report.id) ?? report);
+}
+
+/** @throws {UsageError} `E_USAGE`: the options contradict each other */
+function refuseFromDomain(
+  { fromDomain, from, scratch, connect }: RepairOptions,
+  domains: readonly string[],
+): void {
+  if (fromDomain && from) throw new UsageError("E_USAGE", "give --from or --from-domain, not both");
+  if (fromDomain && domains.length !== 1) {
+    throw new UsageError("E_USAGE", "--from-domain is about one domain: name it");
+  }
+  if (fromDomain) return;
+  const given = scratch === undefined ? connect && "connect" : "scratch";
+  if (given) throw new UsageError("E_USAGE", `--${given} means something with --from-domain only`);
 }
 
 async function verify(

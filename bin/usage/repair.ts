@@ -9,6 +9,7 @@ export function addRepair(program: Command, run: Run): void {
       "after",
       examples(
         "nbdpull repair /srv/backups --dry-run",
+        "nbdpull repair /srv/backups web --from-domain",
         "nbdpull repair /srv/backups web --from vda=nbd://localhost/vda",
       ),
     )
@@ -20,6 +21,12 @@ export function addRepair(program: Command, run: Run): void {
       "--from <disk=uri>",
       "an NBD export of the disk as it is now, which may have what is damaged; with DOMAIN; may be given several times",
       collect,
-    );
+    )
+    .option(
+      "--from-domain",
+      "read the running domain's disks for what is damaged, by a backup job without a checkpoint; with DOMAIN",
+    )
+    .option("--scratch <dir>", "with --from-domain: where the job's folder is made")
+    .option("--connect <uri>", "with --from-domain: libvirt connection, as virsh -c");
   withTrust(command).action(run(async () => (await import("../commands/repair.js")).runRepair));
 }

@@ -119,6 +119,21 @@ describe("nbdpull repair", () => {
     expect((await run("repair", ...from("nbd+unix:///vda?socket=/nowhere"))).code).toBe(1);
   });
 
+  it("asks libvirt for the domain only where no point mends it, and says what was mended if that fails", async () => {
+    const nowhere = ["guest", "--from-domain", "--connect", "qemu+unix:///system?socket=/nowhere"];
+    expect((await run("repair", ...nowhere)).code).toBe(0);
+    // Point 3 has the content of this one.
+    await flip(chain.file(0), 2 * CLUSTER + 5);
+    expect((await repair(0, ...nowhere)).mended).toMatchObject([{ guestOffset: CLUSTER }]);
+    await flip(chain.file(0), 2 * CLUSTER + 5);
+    await flip(chain.file(2), CLUSTER + 5);
+    const failed = await run("repair", ...nowhere);
+    expect(failed.stderr).toMatch(/E_LIBVIRT: /);
+    expect(failed.stderr).toContain(`${ids[0]} vda was mended before this failed: guest offset ${CLUSTER}`);
+    expect((await run("repair", "guest", "--from-domain", "--from", `vda=${chain.uri}`)).code).toBe(2);
+    expect((await run("repair", "guest", "--scratch", "/var/tmp")).code).toBe(2);
+  });
+
   it("makes a digest file again that was lost or damaged, if image and manifest agree on it", async () => {
     for (const point of [0, 1]) {
       const right = await readFile(chain.file(point, "vda.digests"));

@@ -75,7 +75,7 @@ export async function begin(
     server,
   }: {
     readonly folder: JobFolder;
-    /** Receives the checkpoint. Undefined: none is made, and only disks that have a base take part. */
+    /** Receives the checkpoint. Undefined: none is made, and of an increment only disks that have a base take part. */
     readonly made: Made | undefined;
     readonly server: BackupServer;
   },
@@ -98,7 +98,11 @@ export async function begin(
       // Not interrupted by the signal: not waiting for its answer would not stop what libvirt has begun.
       const steady = { ...guest, libvirt: libvirt.withSignal(undefined) };
       await whileFrozen(steady, folder, options.freeze, () =>
-        beginJob(steady, { plans: made ? plans : comparable(plans), checkpoint, server }, folder),
+        beginJob(
+          steady,
+          { plans: made ? plans : readable(plans, options.level), checkpoint, server },
+          folder,
+        ),
       );
     } catch (error) {
       const old = await withOldQcow2(error, known, guest.ssh ? versionThere(guest.ssh) : versionHere);
@@ -119,9 +123,9 @@ export async function begin(
   }
 }
 
-/** Without a checkpoint nothing keeps bitmaps, and a disk without a base has nothing to be compared with. */
-function comparable(plans: readonly DiskPlan[]): readonly DiskPlan[] {
-  return plans.filter(({ base }) => base).map((plan) => ({ ...plan, bitmap: false }));
+/** Without a checkpoint nothing keeps bitmaps; where bases are to be compared, a disk without one is left out. */
+function readable(plans: readonly DiskPlan[], level: Level): readonly DiskPlan[] {
+  return plans.filter(({ base }) => base || level === "full").map((plan) => ({ ...plan, bitmap: false }));
 }
 
 async function beginJob(

@@ -1,34 +1,18 @@
 import type { NbdClient, ReconnectOptions } from "../../nbd/index.js";
 import { type Damage, DamageList } from "../base/damage.js";
-import { DamageError, PreconditionError } from "../base/errors.js";
-import { allOrNone, together } from "../base/in-parallel.js";
+import { DamageError } from "../base/errors.js";
+import { allOrNone } from "../base/in-parallel.js";
 import { Progress } from "../base/progress.js";
 import { openPatiently } from "../export/open-patiently.js";
 import { Outages } from "../export/outages.js";
-import { claimFolder, clearFolder } from "../guest/claim.js";
-import { type Guest, keyOf } from "../guest/guest.js";
-import { JobClients } from "../guest/job-clients.js";
-import { connectJob, type JobConnection, patientBy } from "../guest/job-connection.js";
-import { JobFolder } from "../guest/job-folder.js";
-import { lookAtDisk, versionHere } from "../guest/look-at-disk.js";
-import { forecast } from "../guest/plan-guest.js";
-import { refuseShortScratch, whileScratchLasts } from "../guest/scratch-guard.js";
-import { freeBytesThere, scratchRooms } from "../guest/scratch-rooms.js";
-import { WAY } from "../guest/ssh-job-folder.js";
-import { sshTo } from "../guest/ssh-to-hypervisor.js";
-import { disksToBackUp } from "../libvirt/choose-disks.js";
-import { parseDomain } from "../libvirt/domain-xml.js";
-import { fragileDisks } from "../libvirt/fragile-disks.js";
-import { guestEnd } from "../libvirt/guest-end.js";
+import type { Guest } from "../guest/guest.js";
+import { patientBy } from "../guest/job-connection.js";
 import { exportedDisks, type IncrementalDisk } from "../libvirt/job-xml.js";
-import { PATIENCE_MS } from "../libvirt/libvirt.js";
 import { proveBase } from "../prove/prove-base.js";
-import { domainFolder } from "../repository/domain-folder.js";
 import { diskOf, type Manifest } from "../repository/manifest.js";
-import { Repository } from "../repository/repository.js";
 import type { BackupOptions } from "./backup-options.js";
-import { type Begun, begin, scratchSettings, serverOf } from "./begin-job.js";
-import { clearAfterFailure } from "./clear-traces.js";
+import type { Begun } from "./begin-job.js";
+import { type FrozenDomain, lookAtFrozen } from "./frozen-domain.js";
 
 export interface VerifyLiveOptions
   extends Pick<
@@ -87,85 +71,16 @@ const MAX_FINDINGS = 1000;
  * @throws {DamageError} a chain is damaged, so nothing can be compared with it
  */
 export async function verifyLive(options: VerifyLiveOptions): Promise<LiveReport> {
-  const { libvirt, signal } = options;
-  const [hypervisor, definition] = await together(libvirt.hypervisor(), libvirt.domainXml(options.domain));
-  const domain = parseDomain(definition);
-  if (domain.id === undefined) {
-    const message = `${domain.name} is off, and only a running domain's disks can be compared: start it, or take a backup with --prove-base=all, which compares them while it is off`;
-    throw new PreconditionError("E_DOMAIN_OFF", message, { details: { domain: domain.name } });
-  }
-  const ssh = await sshTo(hypervisor, signal);
-  const repository = await Repository.open(options.repositoryPath, {
-    trusted: options.trustRepository,
-  });
-  const guest: Guest = { libvirt, domain, repository, ssh };
-  const home = await domainFolder(repository, domain);
-  const chosen = disksToBackUp(domain, { include: [], exclude: [] });
-  const readVersion = ssh ? undefined : versionHere;
-  const disks = await together(...chosen.map((disk) => lookAtDisk(libvirt, domain, disk, readVersion)));
   // An increment is planned for its base alone: its format does not matter, and there has to be one.
-  const { onWarning } = options;
-  const planned = { level: "incremental", format: "raw", disksAlone: true, signal, onWarning } as const;
-  const foreseen = await forecast(guest, disks, { ...planned, broken: new Map() });
-  const folder = await JobFolder.find(options.scratchParent, keyOf(guest), ssh);
-  const isFragile = (await fragileDisks(libvirt, domain)).length > 0;
-  const reconnect = isFragile ? undefined : options.reconnect;
-  await claimFolder(guest, folder, options);
-  const cleaner: Guest = { ...guest, libvirt: libvirt.withSignal(undefined).withPatience(PATIENCE_MS) };
-  const traces = { folder, made: undefined, clients: new JobClients(), isCleared: false };
-  const { clients } = traces;
-  let report: LiveReport;
-  try {
-    const scratch = scratchSettings(guest, folder, disks, options);
-    refuseShortScratch(scratch);
-    const before = ssh && freeBytesThere(ssh, folder.path);
-    before?.catch(() => undefined);
-    const server = serverOf(folder, { server: undefined });
-    const connection = await connectJob(server, {
-      hypervisor,
-      hostOverride: undefined,
-      socket: folder.file("nbd.sock"),
-      note: folder.fileThere(WAY),
-      reconnects: reconnect !== undefined,
-      signal,
-    });
-    clients.connection = connection;
-    const giveUp = async (): Promise<void> => {
-      await clearFolder(cleaner, folder, { ...options, clients });
-      traces.isCleared = true;
-    };
-    const compare = async (begun: Begun, running: AbortSignal): Promise<LiveReport> => {
-      const found = await compareDisks(
-        guest,
-        begun,
-        { home, connection, clients },
-        { ...options, reconnect, signal: running },
-      );
-      await begun.job.assertAlive();
-      return { domain: domain.name, disks: found };
-    };
+  return await lookAtFrozen(options, "incremental", async (frozen) => ({
+    domain: frozen.guest.domain.name,
     // Until the end no prune may change the chains.
-    report = await repository.reading(
-      home,
-      async () => {
-        const begun = await begin(guest, { disks, forecast: foreseen }, { ...traces, server }, planned);
-        signal?.throwIfAborted();
-        const thresholds = { libvirt, domain, rooms: scratchRooms(begun.job.job, ssh, before) };
-        return await whileScratchLasts({ ...scratch, thresholds, signal, giveUp }, (lasting) =>
-          connection.walk(lasting, (walking) =>
-            begun.job.whileItRuns(walking, (running) => compare(begun, running)),
-          ),
-        );
-      },
-      signal,
-    );
-  } catch (error) {
-    const ended = signal?.aborted ? undefined : await guestEnd(libvirt.withSignal(undefined), domain, error);
-    await clearAfterFailure(cleaner, traces, options);
-    throw ended ?? error;
-  }
-  await clearAfterFailure(cleaner, traces, options);
-  return report;
+    disks: await compareDisks(frozen.guest, frozen.begun, frozen, {
+      ...options,
+      reconnect: frozen.reconnect,
+      signal: frozen.signal,
+    }),
+  }));
 }
 
 const DISKS_AT_ONCE = 4;
@@ -177,13 +92,7 @@ interface Cluster {
   readonly length: number;
 }
 
-interface JobToCompare {
-  /** Name of the domain's folder. */
-  readonly home: string;
-  readonly connection: JobConnection;
-  /** Gets the clients; the caller closes them. */
-  readonly clients: JobClients;
-}
+type JobToCompare = Pick<FrozenDomain, "home" | "connection" | "clients">;
 
 async function compareDisks(
   guest: Guest,
