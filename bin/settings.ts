@@ -38,7 +38,7 @@ const KEYS: Readonly<Record<string, readonly string[] | undefined>> = {
   ...Object.fromEntries(
     ["host-override", "tls", "tls-ca", "tls-cert", "tls-key"].map((key) => [key, GUESTS]),
   ),
-  ...Object.fromEntries(["jobs", "connections", "reconnect"].map((key) => [key, BACKUPS])),
+  ...Object.fromEntries(["full-every", "jobs", "connections", "reconnect"].map((key) => [key, BACKUPS])),
   ...Object.fromEntries(
     ["handshake-timeout", "idle-timeout", "min-rate", "map-timeout", "max-extents"].map((key) => [
       key,

@@ -35,6 +35,12 @@ export async function settleOptions(
   if (said("include") !== undefined) overrule("include", ["exclude"]);
   if (said("format") === "raw") overrule("format", ["compress"]);
   if (said("compress") !== undefined && said("format") === "raw") overrule("compress", ["format"]);
+  // What is taken now, and when a full one is due, contradict each other. `auto` is what is left.
+  if (said("level") !== undefined) overrule("level", ["fullEvery"]);
+  if (said("fullEvery") !== undefined) overrule("fullEvery", ["level"]);
+  if (command.options.some(({ long }) => long === "--level")) {
+    command.setOptionValueWithSource("level", said("level") ?? "auto", command.getOptionValueSource("level"));
+  }
   const server = said("server") as JobServerOptions["server"];
   if (server) overrule("server", server.tcp === undefined ? TLS : ["jobs"]);
   if (command.name() === "run") {

@@ -8,6 +8,7 @@ import { type BackupResult, backup } from "../../src/backup/take/backup.js";
 import { type ChosenDomain, chosenDomains } from "../chosen-domains.js";
 import { EXIT, exitCodeOf, throwIfInterrupted, worstExitCode } from "../exit-codes.js";
 import { freezeOf } from "../freeze-choice.js";
+import { type FullEveryOptions, refuseLevelBeside } from "../full-every.js";
 import type { GuestOptions } from "../guest-options.js";
 import { readersOf, tcpServerOf } from "../job-server.js";
 import { keptLines } from "../kept-lines.js";
@@ -33,6 +34,7 @@ import { prepareToWrite } from "../trust.js";
 export interface BackupOptions
   extends CopyOptions,
     CreateOptions,
+    FullEveryOptions,
     GuestOptions,
     ProofOptions,
     ReconnectOptions,
@@ -66,6 +68,7 @@ export async function runBackup(
   options: BackupOptions & TalkOptions,
   named: readonly string[],
 ): Promise<void> {
+  refuseLevelBeside(options);
   const record = await recorderOf(context, options);
   const job = { ...context, options, record, rateLimit: rateLimitOf(options) };
   const server = tcpServerOf(options);
@@ -221,6 +224,7 @@ async function backUpDomain(job: Job, { name: domain, disks }: ChosenDomain): Pr
     repositoryPath: options.to,
     trustRepository: options.trustRepository,
     level: options.level,
+    fullEvery: options.fullEvery,
     disks,
     encrypted: options.encrypted,
     scratchParent: options.scratch,

@@ -1,5 +1,6 @@
 import type { Command } from "commander";
 import { DEFAULT_DIGESTS } from "../../src/backup/digest/algorithms.js";
+import { withFullEvery } from "../full-every.js";
 import { withGuest } from "../guest-options.js";
 import {
   collect,
@@ -36,7 +37,9 @@ export function addBackup(program: Command, run: Run): void {
     .option("--metrics <file>", "keep a metrics file for the node exporter's textfile collector (*.prom)");
   withCreate(
     withTrust(
-      withReconnect(withGuest(withProof(withDigests(withCopy(command), `default ${DEFAULT_DIGESTS}`)))),
+      withReconnect(
+        withFullEvery(withGuest(withProof(withDigests(withCopy(command), `default ${DEFAULT_DIGESTS}`)))),
+      ),
     ),
   ).action(run(async () => (await import("../commands/backup.js")).runBackup));
 }

@@ -1,5 +1,6 @@
 import type { Command } from "commander";
 import { DEFAULT_DIGESTS } from "../../src/backup/digest/algorithms.js";
+import { withFullEvery } from "../full-every.js";
 import { withGuest } from "../guest-options.js";
 import { MOST_SHARES, wholeNumber } from "../network-limits.js";
 import {
@@ -33,7 +34,9 @@ export function addRun(program: Command, run: Run): void {
     .option("--metrics <file>", "keep a metrics file for the node exporter's textfile collector (*.prom)");
   withRetention(
     withTrust(
-      withReconnect(withGuest(withProof(withDigests(withCopy(command), `default ${DEFAULT_DIGESTS}`)))),
+      withReconnect(
+        withFullEvery(withGuest(withProof(withDigests(withCopy(command), `default ${DEFAULT_DIGESTS}`)))),
+      ),
     ),
   ).action(run(async () => (await import("../commands/run.js")).runAll));
 }

@@ -15,7 +15,7 @@ export { ALLOCATION_CONTEXT, dirtyContext, exportExtents } from "./export/export
 export { type ByteSource, type OpenOptions, openExport } from "./export/open-export.js";
 export type { OutageNews } from "./export/outages.js";
 export type { Definition } from "./guest/keep-files.js";
-export { LEVELS, type Level } from "./guest/levels.js";
+export { type FullEvery, LEVELS, type Level } from "./guest/levels.js";
 export type { HeldFolder } from "./host/held-folder.js";
 export { refuseTarget } from "./host/publish.js";
 export type { SshTarget } from "./host/ssh.js";

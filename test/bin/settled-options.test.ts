@@ -113,3 +113,17 @@ it("rules of what to keep, and trust, are for the repository of the settings onl
   expect(theirs).toMatchObject({ to: "/mnt/offsite", keepLast: 3 });
   expect([theirs["keepDaily"], theirs["trustRepository"]]).toEqual([undefined, undefined]);
 });
+
+it("a level and full points at intervals overrule each other, whichever is nearer to the command", async () => {
+  const sunday = ["full-every = 'sunday'"];
+  expect(await optionsOf("run web", sunday)).toMatchObject({ level: "auto", fullEvery: { weekday: 0 } });
+  expect(await optionsOf("backup web", ["full-every = 7"])).toMatchObject({ fullEvery: { days: 7 } });
+  expect(await optionsOf("doctor web", sunday)).toMatchObject({ level: "auto" });
+  const level = await optionsOf("backup web --level incremental", sunday);
+  expect([level["level"], level["fullEvery"]]).toEqual(["incremental", undefined]);
+  const every = await optionsOf("run web --full-every 3", ["level = 'full'"]);
+  expect([every["level"], every["fullEvery"]]).toEqual(["auto", { days: 3 }]);
+  for (const wrong of ["0", "7d", "someday", "99999"]) {
+    await expect(optionsOf("run web", [`full-every = '${wrong}'`])).rejects.toThrow(/weekday such as sunday/);
+  }
+});

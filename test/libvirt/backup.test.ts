@@ -1,4 +1,4 @@
-import { chmod, readdir, stat } from "node:fs/promises";
+import { chmod, readdir, readFile, stat, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { afterEach, beforeEach, expect, it } from "vitest";
 import { BackupLab, expectExit } from "../support/backup-lab.js";
@@ -65,6 +65,13 @@ await describeWithLibvirt("backup of a running domain", () => {
     await guest.expectPoint(copy.id, copies);
     await guest.expectPoint(differential.id, copies);
     await guest.expectPoint(last.id, await guest.copyNow());
+
+    expect((await guest.take("--full-every", "30")).level).toBe("incremental");
+    const path = join(guest.repo, lab.domain, full.id, "point.json");
+    const month = new Date(Date.now() - 31 * 24 * 3600 * 1000).toISOString();
+    await writeFile(path, (await readFile(path, "utf8")).replace(/(?<="createdAt": ?")[^"]*/, month));
+    expect((await guest.take("--full-every", "30")).level).toBe("full");
+    expect((await guest.take("--full-every", "30")).level).toBe("incremental");
   }, 480_000);
 
   it("takes no full backup if an increment was requested and has no base", async () => {

@@ -9,7 +9,7 @@ import { sha256OfFile } from "../host/plain-files.js";
 import { ALL_SUBCLUSTERS, dataBytesOf, type Geometry } from "../image/image.js";
 import type { Guard } from "../image/image-file.js";
 import { Qcow2Reader } from "../qcow2/reader.js";
-import type { DiskManifest } from "../repository/manifest.js";
+import { type DiskManifest, PRUNED_BELOW } from "../repository/manifest.js";
 import type { StagedNames } from "../repository/prune-journal.js";
 import { EventLoopTurn } from "../threads/event-loop-turn.js";
 import { CopyList } from "./copy-list.js";
@@ -332,7 +332,7 @@ class DiskMerge {
     return {
       ...rest,
       mode: oldest.mode,
-      ...(oldest.mode === "full" ? { reason: "the points below it were pruned" } : {}),
+      ...(oldest.mode === "full" ? { reason: PRUNED_BELOW } : {}),
       parent: oldest.parent,
       clusterSize,
       dirtyBytes: this.#complete ? virtualSize : this.#dataBytes + this.#zeroBytes,

@@ -18,6 +18,9 @@ const FILE_NAME = /^[^/\\\0.][^/\\\0]*$/;
 /** Suffixes of a disk's files, in a point and after a restore. */
 const OF_A_DISK = /\.(qcow2|raw|map|digests)$/;
 
+/** The `reason` of a disk that was an increment until a prune gave it the content of what it was based on. */
+export const PRUNED_BELOW = "the points below it were pruned";
+
 const bytes = z.number().int().nonnegative().max(Number.MAX_SAFE_INTEGER);
 const clusterSize = bytes.refine((size) => size >= 16_384 && size <= 2_097_152 && (size & (size - 1)) === 0, {
   error: "is not a power of two from 16 KiB to 2 MiB",

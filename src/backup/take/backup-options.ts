@@ -1,5 +1,5 @@
 import type { EncryptedPolicy } from "../guest/encrypted-disks.js";
-import type { Level } from "../guest/levels.js";
+import type { FullEvery, Level } from "../guest/levels.js";
 import type { TcpServer } from "../libvirt/begin-xml.js";
 import type { DiskChoice } from "../libvirt/choose-disks.js";
 import type { Libvirt } from "../libvirt/libvirt.js";
@@ -14,6 +14,8 @@ export interface BackupOptions extends TakeSettings {
   /** As root too, write to a repository that other users can write to; default: refuse it (`E_STRANGERS`). */
   readonly trustRepository?: boolean | undefined;
   readonly level: Level;
+  /** With level `auto`: when a running domain gets a full point; default: only where nothing else can be. */
+  readonly fullEvery?: FullEvery | undefined;
   readonly disks: DiskChoice;
   /** What becomes of disks that are encrypted on their host; default: stored, with a warning. */
   readonly encrypted?: EncryptedPolicy | undefined;

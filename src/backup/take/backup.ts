@@ -29,6 +29,7 @@ import { Repository } from "../repository/repository.js";
 import type { BackupOptions } from "./backup-options.js";
 import { type Begun, begin, scratchSettings, serverOf } from "./begin-job.js";
 import { clearAfterFailure, deleteOrphans, endJob, type Made, type Traces } from "./clear-traces.js";
+import { levelWhenDue } from "./full-due.js";
 import { judgeLeftPoint, resumableOf } from "./left-point.js";
 import { backUpStopped } from "./stopped-backup.js";
 import type { PointDisk, TakePointOptions } from "./take-options.js";
@@ -77,17 +78,18 @@ export async function backup(options: BackupOptions): Promise<BackupResult> {
   }
 }
 
-async function backUpOnce(options: BackupOptions): Promise<BackupResult> {
-  const { libvirt, signal } = options;
-  refuseRawInStore(options.repositoryPath, options.format);
-  if (options.compress) assertCompressible(options.format, options.compress);
-  const [hypervisor, definition] = await together(libvirt.hypervisor(), libvirt.domainXml(options.domain));
+async function backUpOnce(asked: BackupOptions): Promise<BackupResult> {
+  const { libvirt, signal } = asked;
+  refuseRawInStore(asked.repositoryPath, asked.format);
+  if (asked.compress) assertCompressible(asked.format, asked.compress);
+  const [hypervisor, definition] = await together(libvirt.hypervisor(), libvirt.domainXml(asked.domain));
   const domain = parseDomain(definition);
-  const leftOut = leaveOut(domain, options);
+  const leftOut = leaveOut(domain, asked);
   if (domain.id === undefined) {
-    const taken = await backUpStopped(domain, definition, options);
+    const taken = await backUpStopped(domain, definition, asked);
     return { ...taken, isRunning: false, retired: [], leftOut, plainText: [] };
   }
+  const options = { ...asked, level: await levelWhenDue(domain, asked) };
   const ssh = await sshTo(hypervisor, signal);
   const chosen = disksToBackUp(domain, options.disks);
   // On another host each look takes a connection, and images of version 2 are rare.
