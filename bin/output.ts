@@ -173,10 +173,10 @@ class PlainLines implements Progress {
 /** Of the JSON documents: it changes if a field goes away or means something else. */
 const JSON_VERSION = 1;
 
-/** Lists have no room for it. */
+/** A list has no room for it, so each of its entries has it: scripts that read such lists go on as before. */
 function versioned(value: unknown): unknown {
-  const isObject = typeof value === "object" && value !== null && !Array.isArray(value);
-  return isObject ? { version: JSON_VERSION, ...value } : value;
+  if (Array.isArray(value)) return value.map(versioned);
+  return typeof value === "object" && value !== null ? { version: JSON_VERSION, ...value } : value;
 }
 
 /** Disks of a manifest as JSON documents have them: a disk is called `disk` in each. */

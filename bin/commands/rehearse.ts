@@ -4,7 +4,7 @@ import { HeldFolder } from "../../src/backup/host/held-folder.js";
 import { Libvirt } from "../../src/backup/libvirt/libvirt.js";
 import { type Rehearsal, type RehearsalOptions, rehearse } from "../../src/backup/live/rehearse.js";
 import type { SignOfLife } from "../../src/backup/live/signs-of-life.js";
-import { chooseDomains } from "../../src/backup/repository/choose-domain.js";
+import { chooseDomains, noPoints } from "../../src/backup/repository/choose-domain.js";
 import { choosePoint } from "../../src/backup/repository/choose-point.js";
 import { Repository } from "../../src/backup/repository/repository.js";
 import { withRestorable } from "../../src/backup/repository/restorable-points.js";
@@ -49,6 +49,8 @@ export async function runRehearse(
   const sign = signOf(options);
   const repository = await Repository.open(path, { trusted: options.trustRepository });
   const all = await chooseDomains(repository, wanted, options.uuid);
+  // A timer would take it for a proof.
+  if (all.length === 0) throw noPoints();
   const domains = await shareOf(repository, all, options.share);
   await requireTrust(path, domains, options, output);
   const metrics = options.metrics === undefined ? undefined : await MetricsFile.at(options.metrics);
@@ -93,7 +95,7 @@ export async function runRehearse(
   const results = await eachDomain(domains, context, one, (found) => output.part(linesOf(found)));
   const told = results.map((each) => ("error" in each ? each : each.result));
   if (told.some((each) => "cameUp" in each && !each.cameUp)) process.exitCode = EXIT.damaged;
-  output.result(told, told.length > 0 ? [] : ["no restore points yet"]);
+  output.result(told, []);
 }
 
 function linesOf({

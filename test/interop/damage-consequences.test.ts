@@ -180,7 +180,18 @@ describe("prune of a repository in which something is wrong", () => {
     ]);
     expect(ran.stderr).toMatch(/nbdpull: \w+: alpha: .*point.json/);
     expect(await chain.repository.pointIds("omega")).toHaveLength(1);
-    const locked = await chain.repository.writing(NAME, () => run("prune", NAME, "--keep-last", "1"));
-    expect(locked.code).toBe(4);
+    const writers = [
+      ["prune", NAME, "--keep-last", "1"],
+      ["forget", NAME, "--force"],
+      ["points", NAME, "--fix-clock"],
+    ] as const;
+    const locked = await chain.repository.writing(NAME, async () => {
+      const ofWriters = Promise.all(writers.map(([command, ...args]) => run(command, ...args)));
+      // Who only reads doesn't wait.
+      expect((await run("report", "--json")).json()).toMatchObject({ totals: { domains: 3 } });
+      return await ofWriters;
+    });
+    expect(locked.map(({ code }) => code)).toEqual([4, 4, 4]);
+    for (const { stderr } of locked) expect(stderr).toContain("E_LOCKED: another nbdpull is writing points");
   });
 });

@@ -33,7 +33,7 @@ export async function chooseDomain(
 ): Promise<string> {
   const folders = await chooseDomains(repository, name);
   const [only, ...others] = folders;
-  if (only === undefined) throw new PreconditionError("E_NO_DOMAIN", "the repository has no points yet");
+  if (only === undefined) throw noPoints();
   if (others.length === 0 && uuid === undefined) return only;
   if (name === undefined && uuid === undefined) return await onlyOneWith(repository, folders, at);
   const candidates = await candidatesIn(repository, folders, uuid);
@@ -124,6 +124,12 @@ async function candidatesIn(
 
 function ownersAmong({ points }: Candidate): (string | null)[] {
   return points.flatMap(({ owner }) => (owner === undefined ? [] : [owner]));
+}
+
+/** For commands that need a point. */
+export function noPoints(): PreconditionError {
+  const message = "the repository has no points yet: take one by nbdpull backup";
+  return new PreconditionError("E_NO_DOMAIN", message);
 }
 
 function noDomain(name: string | undefined, there: readonly string[], uuid?: string): PreconditionError {
