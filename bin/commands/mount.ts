@@ -1,6 +1,6 @@
 import { once } from "node:events";
 import { shellWord } from "../../src/backup/base/shell-word.js";
-import { mountPoint } from "../../src/backup/mount/mount-point.js";
+import { mountFiles, mountPoint } from "../../src/backup/mount/mount-point.js";
 import { chooseDomain } from "../../src/backup/repository/choose-domain.js";
 import { Repository } from "../../src/backup/repository/repository.js";
 import type { WhoseOptions } from "../domain-options.js";
@@ -11,6 +11,7 @@ import { warnOfStrangers } from "../trust.js";
 interface MountCommandOptions extends WhoseOptions {
   readonly at: string;
   readonly disk?: string[];
+  readonly files?: true;
 }
 
 export async function runMount(
@@ -24,17 +25,28 @@ export async function runMount(
   const domain = await chooseDomain(repository, wanted, options);
   await warnOfStrangers(path, [domain], output);
   const { at, uuid, disk } = options;
-  await using mounted = await mountPoint({
+  const shown = {
     ...{ repository, domain, folder, at, uuid, disks: disk, signal },
     onEvent: tellEvents(output),
-  });
+  };
+  await using mounted = options.files ? await mountFiles(shown) : await mountPoint(shown);
   const { disks, server } = mounted;
   const { point } = server;
   tellAssurance(disks, output);
-  output.result(
-    { domain, uuid: point.domain.uuid, point: point.id, disks },
-    disks.map((each) => each.path),
-  );
+  const about = { domain, uuid: point.domain.uuid, point: point.id };
+  if (mounted.files) {
+    const { fileSystems, leftOut } = mounted.files;
+    for (const { device, type, reason } of leftOut) output.note(`${device} (${type}) is left out: ${reason}`);
+    output.result(
+      { ...about, disks: disks.map(({ path: _, ...each }) => each), fileSystems, leftOut },
+      fileSystems.map((each) => each.path),
+    );
+  } else {
+    output.result(
+      { ...about, disks },
+      disks.map((each) => each.path),
+    );
+  }
   output.note(
     `showing ${domain} ${point.id}, read-only, until Ctrl-C, SIGTERM, or nbdpull unmount ${shellWord(folder)}`,
   );

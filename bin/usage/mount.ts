@@ -11,6 +11,7 @@ export function addMount(program: Command, run: Run): void {
       examples(
         "nbdpull mount /srv/backups web /mnt/web",
         "nbdpull mount /srv/backups web /mnt/web --at 2026-11-28 --disk vda",
+        "nbdpull mount /srv/backups web /mnt/web --files",
       ),
     )
     .description(
@@ -19,6 +20,7 @@ export function addMount(program: Command, run: Run): void {
     .argument("[repo]", REPO)
     .argument("[domain]")
     .argument("[dir]", "an empty folder, or one to make")
+    .option("--files", "show the files in its file systems, by libguestfs, instead of whole disks")
     .addOption(atPoint())
     .addOption(onlyDisks());
   withWhose(command).action(run(async () => (await import("../commands/mount.js")).runMount));

@@ -1,5 +1,5 @@
 /** `nbdpull mount`: the file system that is in a point, read through the kernel. */
-import { mkdir, mkdtemp, open, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { mkdir, mkdtemp, open, readdir, readFile, rm, symlink, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { execa } from "execa";
@@ -201,6 +201,61 @@ describeWithFuse("nbdpull mount", () => {
     expect((await finished(run)).code).toBe(0);
     expect(await readdir(out)).toEqual([]);
   });
+});
+
+describeWithFuse("nbdpull mount --files", () => {
+  it("names the package that is missing, and leaves nothing behind", async () => {
+    const tools = join(out, "tools");
+    await mkdir(tools);
+    await symlink(findTool("setpriv") ?? "", join(tools, "setpriv"));
+    const run = startNbdpull(["mount", repo(), MemoryChain.domain, at(), "--files"], {
+      env: { PATH: tools },
+    });
+    const ran = await finished(run);
+    expect([ran.code, ran.stderr]).toEqual([
+      4,
+      expect.stringMatching(/E_NO_GUESTFS: .*apt install guestfish/),
+    ]);
+    expect(await readdir(out)).toEqual(["tools"]);
+  });
+
+  // It boots a machine, and takes packages that nothing else does.
+  it.runIf(process.env["NBDPULL_TEST_GUESTFS"] === "1")(
+    "shows the files of the guest, lets nobody write, and leaves nothing behind, even if it is killed",
+    async () => {
+      const [{ id = "" } = {}] = chain.points;
+      const args = ["mount", repo(), MemoryChain.domain, at(), "--files", "--at", id];
+      const lost = join(at(), "files/vda/lost.txt");
+      const shown = async (): Promise<Running> => {
+        const run = startNbdpull([...args, "--json"]);
+        await expect.poll(() => readFile(lost, "utf8").catch(() => ""), { timeout: 240_000 }).toBe(SECRET);
+        return run;
+      };
+      const run = await shown();
+      expect(await mounts()).toEqual([
+        expect.stringMatching(/ ro,nosuid,nodev,noexec.* fuse\.nbdpull nbdpull:\S+ /),
+      ]);
+      await expect(open(lost, "r+")).rejects.toMatchObject({ code: "EROFS" });
+      expect((await nbdpull("unmount", at())).code).toBe(0);
+      const ran = await finished(run);
+      const fileSystem = { device: "/dev/sda", type: "ext4", name: "vda", path: join(at(), "files/vda") };
+      expect([ran.code, ran.json()]).toEqual([
+        0,
+        expect.objectContaining({ version: 1, fileSystems: [fileSystem], leftOut: [] }),
+      ]);
+      expect(await readdir(out)).toEqual([]);
+
+      const killed = await shown();
+      killed.kill("SIGKILL");
+      await killed.ended;
+      await expect.poll(() => readFile(lost).catch(({ code }) => code), { timeout: 30_000 }).toBe("ENOTCONN");
+      const again = await shown();
+      again.kill("SIGTERM");
+      expect((await finished(again)).code).toBe(0);
+      expect([await readdir(at()), await mounts()]).toEqual([[], []]);
+    },
+    600_000,
+  );
 });
 
 describe("nbdpull mount", () => {

@@ -1,16 +1,16 @@
 /** What the kernel says of our mounts, and how they are taken away. */
-import { readFile } from "node:fs/promises";
+import { lstat, readFile } from "node:fs/promises";
 import { execa } from "execa";
-import { BackupError, PreconditionError } from "../base/errors.js";
+import { BackupError, hasCode, PreconditionError } from "../base/errors.js";
 import { shellWord } from "../base/shell-word.js";
 
 /** The type of our mounts in the kernel's table, so that nobody else's are ever taken away. */
 const SUBTYPE = "nbdpull";
 const TYPE = `fuse.${SUBTYPE}`;
 
-/** The options of nbdfuse that make a mount ours, by which it is found again. */
+/** The options of FUSE that make a mount ours, by which it is found again. */
 export function asOurs(point: string): string[] {
-  return ["-o", `subtype=${SUBTYPE}`, "-o", `fsname=${SUBTYPE}:${point}`];
+  return [`subtype=${SUBTYPE}`, `fsname=${SUBTYPE}:${point}`];
 }
 
 /** The paths of our mounts directly in `folder`, which is a path without links. */
@@ -56,6 +56,14 @@ export async function unmount(path: string, { lazily = false } = {}): Promise<vo
   throw new BackupError("E_UNMOUNT", `${path} can't be unmounted: ${stderr.trim() || shortMessage}`, {
     details,
   });
+}
+
+/** Whether a mount's program is gone, so that every access to it fails. */
+export async function isDead(path: string): Promise<boolean> {
+  return await lstat(path).then(
+    () => false,
+    (error: unknown) => hasCode(error, "ENOTCONN"),
+  );
 }
 
 export async function isMounted(path: string): Promise<boolean> {

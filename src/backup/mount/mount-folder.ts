@@ -6,13 +6,15 @@ import { shellWord } from "../base/shell-word.js";
 import { isMissing } from "../host/durable-files.js";
 import { ChangeablePath, unchangeablePath } from "../host/unchangeable-path.js";
 import { isDiskName } from "../repository/manifest.js";
-import { mountsIn } from "./fuse-mounts.js";
+import { isDead, mountsIn, unmount } from "./fuse-mounts.js";
 
 /**
  * In the folder, so that a later run finds it. It is there before the first disk's file, and goes after the
  * last: without it, no file in the folder is one of ours.
  */
-const SOCKET = ".nbdpull-mount.sock";
+export const SOCKET = ".nbdpull-mount.sock";
+/** The folder of file systems, if files are shown instead of disks. */
+const FILES = "files";
 
 export class MountFolder {
   /** Without links. */
@@ -38,7 +40,8 @@ export class MountFolder {
     const path = await realpath(asked);
     if (!(await lstat(path)).isDirectory()) throw unfit(wanted, "it is no folder");
     const [taken] = await mountsIn(path);
-    if (taken !== undefined) {
+    if (taken !== undefined && (await isDead(taken))) await unmount(taken, { lazily: true });
+    else if (taken !== undefined) {
       const message = `a point is mounted already at ${taken}: end that by nbdpull unmount ${shellWord(wanted)}, or name another folder`;
       throw new PreconditionError("E_MOUNTED", message, { details: { path: taken } });
     }
@@ -69,6 +72,16 @@ export class MountFolder {
     await unlink(path).catch(ignoreMissing);
     await using _ = await open(path, "wx", 0o600);
     this.#names.add(disk);
+    return path;
+  }
+
+  /** Makes the empty folder that file systems will cover. */
+  async folderForFiles(): Promise<string> {
+    const path = join(this.path, FILES);
+    this.#names.add(FILES);
+    await mkdir(path, { mode: 0o700 }).catch((error: unknown) => {
+      if (!hasCode(error, "EEXIST")) throw error;
+    });
     return path;
   }
 
@@ -120,13 +133,18 @@ async function removeLeft(folder: string, names: readonly string[]): Promise<num
   for (const name of names) {
     const path = join(folder, name);
     if (mounted.includes(path) || !(await isLeft(path, name))) continue;
-    await unlink(path).catch(ignoreMissing);
+    const remove = name === FILES && (await isFolder(path)) ? rmdir : unlink;
+    await remove(path).catch(ignoreMissing);
     removed += 1;
   }
   return removed;
 }
 
-/** A file that a disk covered, which this user made and nobody wrote to, or our socket. */
+async function isFolder(path: string): Promise<boolean> {
+  return (await lstat(path).catch(() => undefined))?.isDirectory() ?? false;
+}
+
+/** What was covered by a mount, which this user made and in which is nothing, or our socket. */
 async function isLeft(path: string, name: string): Promise<boolean> {
   const found = await lstat(path).catch((error: unknown) => {
     if (isMissing(error)) return undefined;
@@ -135,6 +153,9 @@ async function isLeft(path: string, name: string): Promise<boolean> {
   if (found === undefined) return true;
   if (found.uid !== process.getuid?.()) return false;
   if (name === SOCKET) return found.isSocket();
+  if (name === FILES && found.isDirectory()) {
+    return (found.mode & 0o777) === 0o700 && (await readdir(path)).length === 0;
+  }
   return found.isFile() && found.size === 0 && found.nlink === 1 && (found.mode & 0o777) === 0o600;
 }
 

@@ -4,7 +4,7 @@
  *
  *     DIR/vda ── nbdfuse ── DIR/.nbdpull-mount.sock ── servePoint ── the point's chain
  *
- * Read this file first, then nbdfuse.ts (one disk), mount-folder.ts (the folder, and what a run that was
+ * Read this file first, then nbdfuse.ts (one disk), guestfish.ts (file systems), mount-folder.ts (the folder, and what a run that was
  * killed left there) and fuse-mounts.ts (the kernel's table, and unmounting). Nothing here reads or writes a
  * repository by itself.
  */
@@ -17,7 +17,8 @@ import { closeAll } from "../base/in-parallel.js";
 import { isMissing } from "../host/durable-files.js";
 import { type PointServer, type ServedDisk, type ServeOptions, servePoint } from "../serve/serve.js";
 import { isMounted, mountsIn, unmount } from "./fuse-mounts.js";
-import { clearLeft, MountFolder } from "./mount-folder.js";
+import { type GuestFiles, GuestFish, type ShownFileSystem } from "./guestfish.js";
+import { clearLeft, MountFolder, SOCKET } from "./mount-folder.js";
 import { NbdFuse } from "./nbdfuse.js";
 
 interface MountOptions extends Omit<ServeOptions, "address" | "host" | "tls"> {
@@ -62,20 +63,71 @@ export async function mountPoint(options: MountOptions): Promise<MountedPoint> {
   }
 }
 
-/** A point whose disks are files, until it is closed or all of them are unmounted. */
+/** A file system as a folder. */
+interface MountedFileSystem extends ShownFileSystem {
+  /** Without links. */
+  readonly path: string;
+}
+
+interface MountedFiles extends Omit<GuestFiles, "shown"> {
+  readonly fileSystems: readonly MountedFileSystem[];
+}
+
+/**
+ * Shows the file systems of a restore point's disks as folders, below `files` in the folder: libguestfs reads
+ * them in a small virtual machine, so that nothing of the guest's reaches this host's kernel.
+ *
+ * @throws as {@link mountPoint}, but for nbdfuse
+ * @throws {PreconditionError} `E_NO_GUESTFS`: libguestfs is not installed; `E_NO_FILES`: there is no file
+ *   system that it can mount
+ * @throws {BackupError} `E_GUESTFS`: it can't mount there
+ */
+export async function mountFiles(options: MountOptions): Promise<MountedPoint> {
+  await requireFuse();
+  const folder = await MountFolder.prepare(options.folder);
+  let server: PointServer | undefined;
+  try {
+    server = await servePoint({ ...options, address: { path: folder.socket } });
+    const path = await folder.folderForFiles();
+    const { fish, files } = await GuestFish.mount(
+      {
+        ...{ path, folder: folder.path, socket: SOCKET, point: server.point.id },
+        disks: server.disks.map(({ disk }) => disk),
+      },
+      options.signal,
+    );
+    const fileSystems = files.shown.map((each) => ({ ...each, path: join(path, each.name) }));
+    return new MountedPoint(folder, server, [fish], { fileSystems, leftOut: files.leftOut });
+  } catch (error) {
+    if (server) await folder.clear().finally(async () => await server?.close());
+    await folder.abandon();
+    throw error;
+  }
+}
+
+/** What shows something, until it is closed or unmounted. */
+interface Shown {
+  readonly ended: Promise<void>;
+  close(): Promise<void>;
+}
+
+/** A point whose disks or files are shown, until it is closed or all of them are unmounted. */
 class MountedPoint implements AsyncDisposable {
   readonly server: PointServer;
   readonly disks: readonly MountedDisk[];
+  /** If these are shown, no disk is. */
+  readonly files: MountedFiles | undefined;
   /**
    * Settles when nothing is mounted any more. Rejects with `E_NBDFUSE` if a mount ended that nobody took
    * away.
    */
   readonly ended: Promise<void>;
   readonly #folder: MountFolder;
-  readonly #fuses: readonly NbdFuse[];
+  readonly #fuses: readonly Shown[];
 
   /** @internal use {@link mountPoint} */
-  constructor(folder: MountFolder, server: PointServer, fuses: readonly NbdFuse[]) {
+  constructor(folder: MountFolder, server: PointServer, fuses: readonly Shown[], files?: MountedFiles) {
+    this.files = files;
     this.server = server;
     this.#folder = folder;
     this.#fuses = fuses;

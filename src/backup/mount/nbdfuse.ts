@@ -35,7 +35,14 @@ export class NbdFuse implements AsyncDisposable {
     // The kernel ends it together with this process, even where that is killed.
     const wrapped = ["--pdeathsig", "TERM", "nbdfuse"];
     // What is served never changes, so the kernel may keep it.
-    const options = ["--readonly", "-o", "ro", "-o", "kernel_cache", ...asOurs(point)];
+    const options = [
+      "--readonly",
+      "-o",
+      "ro",
+      "-o",
+      "kernel_cache",
+      ...asOurs(point).flatMap((option) => ["-o", option]),
+    ];
     const child = execa("setpriv", [...wrapped, ...options, path, uri], {
       reject: false,
       stdin: "ignore",
