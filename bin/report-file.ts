@@ -43,6 +43,7 @@ export class ReportFile {
     const name = basename(this.#path);
     const mode = await this.#modeOf(folder);
     const temporary = `.${name}.${randomBytes(8).toString("hex")}`;
+    await removeLeft(folder, name);
     let made = false;
     try {
       // Others may write to the folder: a link or a file that waits at this name is no place to write to.
@@ -72,5 +73,18 @@ export class ReportFile {
     }
     const message = `${this.#path} is there already, and is no report of nbdpull's: name another file, or remove it`;
     throw new UsageError("E_REPORT_FILE", message, { details: { path: this.#path } });
+  }
+}
+
+/** Longer than any report takes to be written. */
+const LEFT_AFTER_MS = 3600 * 1000;
+
+/** Removes the pages that runs have begun which were killed; another run may be writing its own just now. */
+async function removeLeft(folder: HeldFolder, name: string): Promise<void> {
+  for (const each of await folder.names()) {
+    const isOurs = each.startsWith(`.${name}.`) && /^[0-9a-f]{16}$/.test(each.slice(name.length + 2));
+    if (!isOurs) continue;
+    const found = await folder.find(each);
+    if (found?.isFile() && Date.now() - found.mtimeMs > LEFT_AFTER_MS) await folder.unlink(each);
   }
 }

@@ -1,5 +1,18 @@
 /** The report of repositories, and its page in a real browser. */
-import { chmod, copyFile, mkdtemp, readFile, rm, stat, symlink, truncate, writeFile } from "node:fs/promises";
+import {
+  chmod,
+  copyFile,
+  mkdtemp,
+  readdir,
+  readFile,
+  rm,
+  stat,
+  symlink,
+  truncate,
+  utimes,
+  watch,
+  writeFile,
+} from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { pathToFileURL } from "node:url";
@@ -7,9 +20,10 @@ import axe from "axe-core";
 import type { Browser, Page } from "playwright-core";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import type { ReportDocument } from "../../bin/report-document.js";
+import { reportedDomains } from "../../src/backup/report/repository-facts.js";
 import { CHROMIUM, startBrowser } from "../support/browser.js";
 import type { MemoryChain } from "../support/memory-chain.js";
-import { nbdpull, type Ran } from "../support/nbdpull.js";
+import { finished, nbdpull, type Ran, startNbdpull } from "../support/nbdpull.js";
 import { HOSTILE, makeReportedRepository } from "../support/reported-repository.js";
 import { describeWith } from "../support/tools.js";
 
@@ -125,6 +139,50 @@ describe("nbdpull report", () => {
     expect((await write(older)).code).toBe(3);
     expect((await stat(older)).ino).not.toBe(before.ino);
     expect((await nbdpull("report", chain.repository.path, "--max-age", "26")).code).toBe(2);
+  });
+
+  it("leaves the older page whole when it is killed while it writes, and the next run clears up", async () => {
+    await using own = await chain.copy();
+    const page = join(own.folder, "report.html");
+    const args = ["report", own.repository.path, "--html", page];
+    await copyFile(html, page);
+    const killed = startNbdpull(args);
+    const begun = async (): Promise<string | undefined> =>
+      (await readdir(own.folder)).find((name) => name.startsWith(".report.html."));
+    for await (const { filename } of watch(own.folder)) if (filename?.startsWith(".report.html.")) break;
+    killed.kill("SIGKILL");
+    await killed.ended;
+    const left = await begun();
+    const now = await readFile(page, "utf8");
+    expect([
+      left !== undefined && now === (await readFile(html, "utf8")),
+      now.trimEnd().endsWith("</html>"),
+    ]).toEqual([left !== undefined, true]);
+    const old = join(own.folder, ".report.html.0123456789abcdef");
+    await writeFile(old, "<!DOC");
+    await utimes(old, 1, 1);
+    expect((await finished(startNbdpull(args))).code).toBe(3);
+    expect(await begun()).toBe(left);
+  });
+
+  it("says that a repository is gone which was unmounted meanwhile, and keeps what it has seen", async () => {
+    await using own = await chain.copy();
+    const path = own.repository.path;
+    const found: string[] = [];
+    const errors: unknown[] = [];
+    for await (const each of reportedDomains(own.repository, { now: Date.now(), maxAgeSeconds: 1 })) {
+      if ("error" in each) errors.push(each.error);
+      else found.push(each.name);
+      if (found.length === 1)
+        for (const name of await readdir(path)) await rm(join(path, name), { recursive: true });
+    }
+    expect(found).toHaveLength(1);
+    expect(errors).toEqual(
+      Array(3 + HOSTILE.length).fill(expect.objectContaining({ code: "E_NO_REPOSITORY" })),
+    );
+    for (const read of [own.repository.pointNames("guest"), own.repository.reading("guest", async () => 1)]) {
+      await expect(read).rejects.toMatchObject({ code: "E_NO_REPOSITORY" });
+    }
   });
 
   it("names a link, tables that can't be read, and who else can write there, and shows all others", async () => {

@@ -1,8 +1,9 @@
 import { randomUUID } from "node:crypto";
 import { z } from "zod";
-import { DamageError } from "../base/errors.js";
+import { DamageError, PreconditionError } from "../base/errors.js";
 import { parseJson } from "../base/json.js";
 import { isMissing } from "../host/durable-files.js";
+import { HeldFolder } from "../host/held-folder.js";
 import type { StoreAbilities, StoredFolder } from "../storage/stored-folder.js";
 import { MARKER } from "./folder-name.js";
 
@@ -57,4 +58,19 @@ async function readWholeMarker(root: StoredFolder): Promise<z.infer<typeof marke
   const parsed = marker.safeParse(parseJson(text));
   if (parsed.success) return parsed.data;
   throw wrong("");
+}
+
+export function noRepository(path: string): PreconditionError {
+  const message = `there is no repository at ${path}: ${MARKER} is not there`;
+  return new PreconditionError("E_NO_REPOSITORY", message, { details: { path } });
+}
+
+/**
+ * A domain without a folder has no points, unless the repository itself is gone, as from a file system that
+ * was unmounted.
+ * @throws {PreconditionError} `E_NO_REPOSITORY`
+ */
+export async function requireMarker(path: string): Promise<void> {
+  await using root = await HeldFolder.open(path);
+  if (!(await root.find(MARKER))) throw noRepository(path);
 }

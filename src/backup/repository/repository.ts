@@ -16,7 +16,7 @@
 import assert from "node:assert/strict";
 import { stat } from "node:fs/promises";
 import { join } from "node:path";
-import { DamageError, hasCode, PreconditionError } from "../base/errors.js";
+import { DamageError, hasCode } from "../base/errors.js";
 import { isMissing } from "../host/durable-files.js";
 import { HeldFolder } from "../host/held-folder.js";
 import { refuseAddress } from "../host/local-path.js";
@@ -25,12 +25,12 @@ import { isSamePlace, namesStore, openStore } from "../storage/open-store.js";
 import type { RecordFolder, StoredFolder, StoreRoot } from "../storage/stored-folder.js";
 import type { StoreWriting } from "../storage/stored-writing.js";
 import type { HeldLock } from "./domain-lock.js";
-import { folderNameOf, isFolderName, LOST_AND_FOUND, MARKER } from "./folder-name.js";
+import { folderNameOf, isFolderName, LOST_AND_FOUND } from "./folder-name.js";
 import { initFolder } from "./init-folder.js";
 import { initStore } from "./init-store.js";
 import { removeLeftovers } from "./leftovers.js";
 import type { Manifest } from "./manifest.js";
-import { readMarker } from "./marker.js";
+import { noRepository, readMarker, requireMarker } from "./marker.js";
 import {
   type BegunPoint,
   isPoint,
@@ -91,8 +91,7 @@ export class Repository {
     const repository = await Repository.openIfThere(path, options);
     if (repository) return repository;
     if (!namesStore(path)) await refuseAddress(path);
-    const message = `there is no repository at ${path}: ${MARKER} is not there`;
-    throw new PreconditionError("E_NO_REPOSITORY", message, { details: { path } });
+    throw noRepository(path);
   }
 
   /**
@@ -298,14 +297,18 @@ export class Repository {
   async openDomain(domain: string): Promise<StoredFolder | undefined> {
     const name = folderNameOf(domain);
     await using root = await this.#openRoot();
-    return await root.folder(name);
+    const folder = await root.folder(name);
+    if (!folder && !this.#store) await requireMarker(this.path);
+    return folder;
   }
 
   /** Like `openDomain`, for changes. */
   async holdDomain(domain: string): Promise<HeldFolder | undefined> {
     const name = folderNameOf(domain);
     await using root = await this.#holdRoot();
-    return await root.folder(name);
+    const folder = await root.folder(name);
+    if (!folder) await requireMarker(this.path);
+    return folder;
   }
 
   /**
