@@ -197,7 +197,7 @@ await describeWithLibvirt("a guest that runs from a point", () => {
     }
   }
 
-  it.each(["In the time that a copy takes", "At once"])(
+  it.each(["Copy the disks, then start", "Start at once, then copy the disks"])(
     "can be had by hand, without nbdpull: %s",
     async (title) => {
       const page = await readFile(new URL("../../docs/by-hand.md", import.meta.url), "utf8");
@@ -205,7 +205,7 @@ await describeWithLibvirt("a guest that runs from a point", () => {
       const script = section.split("\n").flatMap((line) => /^ {4}(.*)/.exec(line)?.[1] ?? []);
       expect(script.length).toBeGreaterThan(10);
       expect(script.join("\n")).not.toMatch(/nbdpull|node/);
-      const name = newName(title.length > 10 ? "copied" : "byhand");
+      const name = newName(title.startsWith("Copy") ? "copied" : "byhand");
       const to = join(folder, name);
       const env = {
         REPO: repo,
