@@ -1,4 +1,5 @@
 import { resolve } from "node:path";
+import { domainWord } from "../../src/backup/base/shell-word.js";
 import { Libvirt } from "../../src/backup/libvirt/libvirt.js";
 import { type LiveEvent, type LiveRestoreOptions, restoreLive } from "../../src/backup/live/live-restore.js";
 import { adaptedLines } from "../adapted-lines.js";
@@ -41,8 +42,11 @@ export async function runLive(
     );
   } catch (error) {
     if (teller.name === undefined || !(signal.reason instanceof InterruptedError)) throw error;
+    const guest = teller.isOff
+      ? "It is off, and could read nothing of what is not there yet"
+      : "It runs on, and stops as soon as it reads what is not there yet";
     throw signal.reason.leaving(
-      `the disks of ${teller.name} are not filled. It runs on, and stops as soon as it reads what is not there yet; the same command with --resume goes on`,
+      `the disks of ${teller.name} are not filled. ${guest}; the same command with --resume goes on`,
     );
   } finally {
     progress.stop();
@@ -56,6 +60,8 @@ class Teller {
   /** The domain, once it may run. */
   name: string | undefined;
   startedAfter: number | undefined;
+  /** As it was seen last. */
+  isOff = false;
 
   constructor(context: Context, progress: Progress) {
     this.#context = context;
@@ -75,6 +81,9 @@ class Teller {
       case "live":
         this.#tellLive(event);
         break;
+      case "runs":
+        this.isOff = false;
+        break;
       case "filling":
         this.#progress.update(event.disk, event.done, event.total, event.done);
         break;
@@ -82,7 +91,16 @@ class Teller {
         output.note(`${event.disk} is filled`);
         break;
       case "off":
-        output.note(`${this.name} is off: its disks are filled while it runs`);
+        this.isOff = true;
+        if (event.hasCrashed) {
+          output.warn(
+            `the QEMU of ${this.name} has died, as its log in /var/log/libvirt/qemu may say. What it had flushed to its disks is there: start it again (virsh start ${domainWord(this.name ?? "")})`,
+          );
+          break;
+        }
+        output.note(
+          `${this.name} is off: its disks are restored meanwhile, and are its own once it has run on them`,
+        );
         break;
       case "stopped":
         output.warn(`QEMU has stopped ${this.name}, because a disk failed; it is let go on`);

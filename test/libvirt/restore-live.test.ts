@@ -99,7 +99,7 @@ await describeWithLibvirt("a guest that runs from a point", () => {
     expect(await virsh("dumpxml", name)).toContain(".nbdpull-live.sock");
 
     const stateFile = join(folder, name, ".nbdpull-live.json");
-    const left = JSON.parse(await readFile(stateFile, "utf8")) as object;
+    const left = JSON.parse(await readFile(stateFile, "utf8")) as { disks: object[] };
     // Meanwhile no prune takes the point away.
     expect(await notes()).toHaveLength(1);
     const pruned = await nbdpull("prune", repo, lab.domain, "--keep-last", "1", "--json");
@@ -141,7 +141,8 @@ await describeWithLibvirt("a guest that runs from a point", () => {
     expect((await readdir(join(folder, name))).sort()).toEqual(atLast);
 
     // A domain of that UUID that is another one: nothing of it is changed.
-    await writeFile(stateFile, JSON.stringify(left));
+    const switched = { ...left, disks: left.disks.map((disk) => ({ ...disk, isSwitched: true })) };
+    await writeFile(stateFile, JSON.stringify(switched));
     const own = await virsh("dumpxml", "--inactive", name);
     await virsh("destroy", name);
     const moved = join(folder, name, "moved.xml");
@@ -158,7 +159,7 @@ await describeWithLibvirt("a guest that runs from a point", () => {
     await rm(moved);
 
     // As if it had been killed just before its end, and the point pruned since.
-    await writeFile(stateFile, JSON.stringify({ ...left, point: "20200101T000000Z-0000" }));
+    await writeFile(stateFile, JSON.stringify({ ...switched, point: "20200101T000000Z-0000" }));
     const again = await nbdpull(...args(name, point, "--resume"));
     expect([again.code, again.stderr]).toEqual([0, ""]);
     expect((await readdir(join(folder, name))).sort()).toEqual(atLast);
@@ -356,6 +357,16 @@ await describeWithLibvirt("a guest that runs from a point", () => {
     );
     const ran = await finished(run);
     expect([ran.code, ran.stderr]).toEqual([3, expect.stringContaining(`offset ${damaged}`)]);
+    // QEMU has filled the one with the damaged place by itself, so the guest stays on its own image.
+    const paths = ["vda.live.qcow2", "vdb.qcow2"].map((file) => join(folder, name, file));
+    expect(ran.json()).toMatchObject({ disks: paths.map((path) => ({ path })) });
+    expect((await readdir(join(folder, name))).sort()).toEqual([
+      `${name}.xml`,
+      "vda.live.qcow2",
+      "vdb.qcow2",
+    ]);
+    const written = await readFile(join(folder, name, `${name}.xml`), "utf8");
+    for (const path of paths) expect(written).toContain(`file="${path}"`);
     expect(await virsh("dumpxml", name)).not.toMatch(/protocol='nbd'|nbdpull-live\.sock/);
 
     expect((await nbdpull("verify", repo, lab.domain, "--at", point)).code).toBe(3);

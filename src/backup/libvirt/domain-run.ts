@@ -3,7 +3,7 @@ import { hasCode } from "../base/errors.js";
 import type { DomainRef, Libvirt } from "./libvirt.js";
 import { EVENT } from "./rpc/events.js";
 import * as remote from "./rpc/procedures.js";
-import { parseTree, type XmlElement } from "./xml-tree.js";
+import { formatTree, parseTree, XmlElement } from "./xml-tree.js";
 
 /**
  * virDomainInterfaceAddressesSource. What the agent says is not among them: a guest may lie.
@@ -12,10 +12,19 @@ const [LEASE, ARP] = [0, 2];
 /** virDomainState. */
 const PAUSED = 3;
 const RUNS = [1, 2, PAUSED, 4, 7];
+/** VIR_DOMAIN_SHUTOFF, and virDomainShutoffReason: VIR_DOMAIN_SHUTOFF_CRASHED. */
+const [SHUT_OFF, CRASHED] = [5, 3];
 /** virDomainPausedReason: VIR_DOMAIN_PAUSED_IOERROR. */
 const IO_ERROR = 5;
 /** VIR_DOMAIN_BLOCK_PULL_BANDWIDTH_BYTES: the bandwidth is in bytes per second. */
 const IN_BYTES = 1 << 6;
+/**
+ * VIR_DOMAIN_BLOCK_COPY_SHALLOW, _REUSE_EXT and _TRANSIENT_JOB: only what the image has of its own, into an
+ * image that is there. A domain that is defined has to be told that the job doesn't outlive its run.
+ */
+const MERGE = 1 | 2 | 4;
+/** VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT. */
+const PIVOT = 2;
 /** Larger than a screen of 8K without compression. */
 const MOST_PICTURE = 256 * 1024 * 1024;
 /** VIR_DOMAIN_UNDEFINE_NVRAM. */
@@ -67,6 +76,12 @@ export class DomainRun {
     return RUNS.includes(state) ? "runs" : "off";
   }
 
+  /** Whether it is off because its QEMU has died. */
+  async hasCrashed(): Promise<boolean> {
+    const { state, reason } = await this.#libvirt.ask(remote.DOMAIN_GET_STATE, this.#domain, {});
+    return state === SHUT_OFF && reason === CRASHED;
+  }
+
   /** What its first screen shows: a PPM or PNG image. */
   async screenshot(): Promise<{ readonly type: string; readonly bytes: Buffer }> {
     const call = remote.DOMAIN_SCREENSHOT;
@@ -111,6 +126,36 @@ export class DomainRun {
   async fill(disk: string, bytesPerSecond: number | undefined): Promise<void> {
     const args = { path: disk, bandwidth: bytesPerSecond ?? 0, flags: IN_BYTES };
     await this.#libvirt.ask(remote.DOMAIN_BLOCK_PULL, this.#domain, args);
+  }
+
+  /**
+   * Has QEMU copy what a disk's image has of its own into another image, which shows the same as what the
+   * image is based on. Returns at once. What the guest writes goes to both, until {@link switchOver}.
+   * @param image the path of a qcow2 image that is based on nothing
+   */
+  async mergeInto(disk: string, image: string, bytesPerSecond: number | undefined): Promise<void> {
+    const target = XmlElement.create("disk", { type: "file" });
+    target.append(XmlElement.create("driver", { name: "qemu", type: "qcow2" }));
+    target.append(XmlElement.create("source", { file: image }));
+    // It is based on nothing, and libvirt need not look into it.
+    target.append(XmlElement.create("backingStore"));
+    const args = { path: disk, xml: formatTree(target), bandwidth: bytesPerSecond, flags: MERGE };
+    await this.#libvirt.ask(remote.DOMAIN_BLOCK_COPY, this.#domain, args);
+  }
+
+  /** The image that a disk is being copied into, and whether it has all by now. */
+  async merging(disk: string): Promise<{ readonly image: string; readonly isReady: boolean } | undefined> {
+    const domain = parseTree(await this.#libvirt.domainXml(this.#domain), "domain");
+    const isDisk = (each: XmlElement): boolean => each.first("target")?.attributeText("dev") === disk;
+    const mirror = domain.all("devices", "disk").find(isDisk)?.first("mirror");
+    const image = mirror?.first("source")?.attributeText("file");
+    if (mirror?.attribute("job") !== "copy" || image === undefined) return undefined;
+    return { image, isReady: mirror.attribute("ready") === "yes" };
+  }
+
+  /** Has the guest go on with the image that its disk was copied into. Rejects if that is not ready. */
+  async switchOver(disk: string): Promise<void> {
+    await this.#libvirt.ask(remote.DOMAIN_BLOCK_JOB_ABORT, this.#domain, { path: disk, flags: PIVOT });
   }
 
   /** How far that is; undefined if no block job runs on the disk. */

@@ -32,9 +32,13 @@ export function stopOnErrors(
   return { xml: formatTree(domain), before };
 }
 
-/** Takes back what {@link stopOnErrors} has changed. Whatever else was changed meanwhile stays. */
+/**
+ * Takes back what {@link stopOnErrors} has changed, and what libvirt noted of the images that disks were based
+ * on. Whatever else was changed meanwhile stays.
+ */
 export function withPolicies(xml: string, before: ReadonlyMap<string, DiskPolicies>): string {
   const domain = parseTree(xml, "domain");
+  for (const disk of disksOf(domain, [...before.keys()])) disk.remove("backingStore");
   for (const [name, driver] of driversOf(domain, [...before.keys()])) {
     driver.removeAttribute(...POLICIES);
     for (const [policy, value] of Object.entries(before.get(name) ?? {})) driver.setAttribute(policy, value);
@@ -43,11 +47,17 @@ export function withPolicies(xml: string, before: ReadonlyMap<string, DiskPolici
 }
 
 function driversOf(domain: XmlElement, disks: readonly string[]): [string, XmlElement][] {
-  return domain.all("devices", "disk").flatMap((disk): [string, XmlElement][] => {
-    const name = disk.first("target")?.attributeText("dev");
-    if (name === undefined || !disks.includes(name)) return [];
+  return disksOf(domain, disks).map((disk) => {
     const driver = disk.first("driver") ?? XmlElement.create("driver", { name: "qemu" });
     disk.replace(driver);
-    return [[name, driver]];
+    return [nameOf(disk), driver];
   });
+}
+
+function disksOf(domain: XmlElement, names: readonly string[]): XmlElement[] {
+  return domain.all("devices", "disk").filter((disk) => names.includes(nameOf(disk)));
+}
+
+function nameOf(disk: XmlElement): string {
+  return disk.first("target")?.attributeText("dev") ?? "";
 }

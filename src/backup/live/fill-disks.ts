@@ -1,13 +1,16 @@
 import { addAbortListener } from "node:events";
 import { hasCode, messageOf } from "../base/errors.js";
 import { type DomainRun, type FillProgress, isOff } from "../libvirt/domain-run.js";
+import type { WholeImages } from "./whole-images.js";
 
 export type FillEvent =
   | ({ readonly type: "filling"; readonly disk: string } & FillProgress)
   /** The disk's image is based on nothing any more. */
   | { readonly type: "filled"; readonly disk: string }
   /** Nothing is filled until somebody starts it. */
-  | { readonly type: "off" }
+  | { readonly type: "off"; readonly hasCrashed: boolean }
+  /** After it was off. */
+  | { readonly type: "runs" }
   /** A disk failed, and QEMU has stopped the guest; it will be let go on by and by. */
   | { readonly type: "stopped" }
   /** Something went wrong that is tried again; each message once. */
@@ -18,6 +21,10 @@ export interface FillOptions {
   readonly name: string;
   /** The disks, and the path of the image of each. */
   readonly disks: readonly { readonly disk: string; readonly image: string }[];
+  /** Images into which QEMU copies what the guest has written; a disk that gets none is filled by QEMU. */
+  readonly wholes: Pick<WholeImages, "of" | "watch">;
+  /** Called when a disk needs nobody any more. */
+  readonly onAlone: (disk: string) => Promise<void>;
   /** Where the exports are served that the images are based on. */
   readonly socket: string;
   /** Bytes per second; undefined: no limit. */
@@ -32,6 +39,8 @@ const LOOK_MS = 1000;
  * How long to wait before the next attempt, by how many have failed. The first one after a loss always fails.
  */
 const WAITS_MS = [0, 0, 1000, 5000, 20_000, 60_000];
+/** After so many, QEMU fills the disk's own image instead. */
+const MOST_MERGES = 2;
 /** A guest that runs for this long after it was let go on is all right. */
 const STEADY_MS = 10_000;
 
@@ -73,6 +82,7 @@ export async function fillDisks(options: FillOptions): Promise<void> {
   const alarm = new Alarm(signal);
   let watch: AsyncDisposable | undefined;
   const filling = new Filling(options);
+  options.wholes.watch(() => alarm.ring());
   try {
     for (;;) {
       signal?.throwIfAborted();
@@ -125,10 +135,11 @@ class Filling {
     const { run, onEvent } = this.#options;
     const state = await run.state();
     if (state === "off") {
-      if (!this.#saidOff) onEvent({ type: "off" });
+      if (!this.#saidOff) onEvent({ type: "off", hasCrashed: await run.hasCrashed() });
       this.#saidOff = true;
       return false;
     }
+    if (this.#saidOff) onEvent({ type: "runs" });
     this.#saidOff = false;
     if (state === "stopped") await this.#letGoOn();
     else if (performance.now() - this.#letGoOnAt > STEADY_MS) {
@@ -143,17 +154,21 @@ class Filling {
         if (await this.#isBusy(disk)) return false;
         continue;
       }
+      await this.#options.onAlone(disk);
       this.#left.delete(disk);
       onEvent({ type: "filled", disk });
     }
     // One that fails at a damaged place must not keep the others waiting.
     const now = performance.now();
-    const due = [...this.#left].filter(([, attempts]) => attempts.isDue(now));
+    const { wholes } = this.#options;
+    const due = [...this.#left].filter(
+      ([disk, attempts]) => attempts.isDue(now) && wholes.of(disk)?.state !== "making",
+    );
     const [first] = due.sort(([, one], [, other]) => one.failed - other.failed);
     if (first) {
       const [disk, attempts] = first;
       attempts.note(now);
-      await this.#fill(disk);
+      await this.#fill(disk, attempts.failed);
     }
     return this.#left.size === 0;
   }
@@ -164,17 +179,27 @@ class Filling {
     this.#options.onEvent({ type: "trouble", message });
   }
 
-  /** Whether the disk is being filled. */
+  /** Whether the disk is being filled, or copied into its whole image. */
   async #isBusy(disk: string): Promise<boolean> {
-    const progress = await this.#options.run.filling(disk);
+    const { run, wholes } = this.#options;
+    const progress = await run.filling(disk);
+    const whole = wholes.of(disk);
+    if (progress && whole?.state === "made") {
+      const merging = await run.merging(disk);
+      if (merging?.isReady === true && merging.image === whole.path) await run.switchOver(disk);
+      // How far it is was told while the image was made.
+      if (merging) return true;
+    }
     if (progress && progress.total > 0) this.#options.onEvent({ type: "filling", disk, ...progress });
     return progress !== undefined;
   }
 
-  async #fill(disk: string): Promise<void> {
-    const { run, rate } = this.#options;
+  async #fill(disk: string, attempt: number): Promise<void> {
+    const { run, rate, wholes } = this.#options;
+    const whole = wholes.of(disk);
     try {
-      await run.fill(disk, rate);
+      if (whole?.state === "made" && attempt <= MOST_MERGES) await run.mergeInto(disk, whole.path, rate);
+      else await run.fill(disk, rate);
     } catch (error) {
       if (!isOff(error)) this.trouble(`${disk} can't be filled now: ${messageOf(error)}`);
     }

@@ -1,6 +1,6 @@
 /** What the definition of a guest says that decides whether it can run from a point. */
 import { PreconditionError } from "../base/errors.js";
-import { parseTree, type XmlElement } from "../libvirt/xml-tree.js";
+import { formatTree, parseTree, type XmlElement } from "../libvirt/xml-tree.js";
 
 /**
  * What is filled into a disk that forgets what is written, or that can't be written to, would not last.
@@ -19,6 +19,16 @@ export function refuseUnfillable(xml: string, disks: readonly string[]): void {
 /** The file that a disk is stored in. */
 export function fileOf(xml: string, disk: string): string | undefined {
   return diskIn(xml, disk)?.first("source")?.attributeText("file");
+}
+
+/** @param files by the names of disks: the file that each is to be stored in */
+export function withFiles(xml: string, files: ReadonlyMap<string, string>): string {
+  const domain = parseTree(xml, "domain");
+  for (const disk of domain.all("devices", "disk")) {
+    const file = files.get(disk.first("target")?.attributeText("dev") ?? "");
+    if (file !== undefined) disk.first("source")?.setAttribute("file", file);
+  }
+  return formatTree(domain);
 }
 
 function diskIn(xml: string, name: string): XmlElement | undefined {

@@ -9,6 +9,7 @@ import { chainOf, type DomainRun } from "../libvirt/domain-run.js";
 import type { Libvirt } from "../libvirt/libvirt.js";
 import { parseTree } from "../libvirt/xml-tree.js";
 import { stopOnErrors } from "./error-policies.js";
+import { withFiles } from "./live-definition.js";
 import type { LiveState } from "./live-state.js";
 
 /** The first ones known to follow an image's header to an NBD server, and to keep block jobs by nodes. */
@@ -38,9 +39,18 @@ export async function refuseUnfit(libvirt: Libvirt): Promise<void> {
 }
 
 /** While it is filled. */
-export function definitionOf(xml: string, { disks, salvage }: Pick<LiveState, "disks" | "salvage">): string {
+export function definitionOf(
+  xml: string,
+  { disks, salvage, place }: Pick<LiveState, "disks" | "salvage" | "place">,
+): string {
   const names = disks.map(({ name }) => name);
-  return stopOnErrors(xml, names, salvage ? "report" : "stop").xml;
+  const onImages = new Map(disks.map((disk) => [disk.name, join(place, imageOf(disk))]));
+  return stopOnErrors(withFiles(xml, onImages), names, salvage ? "report" : "stop").xml;
+}
+
+/** The file that the guest is on, in the folder of the live restore. */
+export function imageOf({ file, whole, isSwitched }: LiveState["disks"][number]): string {
+  return whole && isSwitched === true ? whole.file : file;
 }
 
 /**
@@ -55,10 +65,13 @@ export async function proveOurs(
 ): Promise<void> {
   const whole = parseTree(await run.wholeDefinition(), "domain");
   const running = parseTree(await run.definition(), "domain");
-  for (const { name, file } of disks) {
-    const image = join(folder.realPath, file);
+  for (const disk of disks) {
+    const { name } = disk;
+    const image = join(folder.realPath, imageOf(disk));
+    // It was killed just when the guest was switched over.
+    const next = join(folder.realPath, disk.whole?.file ?? disk.file);
     const sources = [...chainOf(whole, name), ...chainOf(running, name)];
-    if (sources.some((source) => source.attributeText("file") === image)) continue;
+    if (sources.some((source) => [image, next].includes(source.attributeText("file") ?? ""))) continue;
     const other = sources[0]?.attributeText("file") ?? "no file";
     const message = `the domain ${domain.name} (${domain.uuid}) is not the one that the live restore in ${folder.path} made: its disk ${name} is on ${other}, and not on ${image}. Nothing was changed. If that is as it should be, remove what is left in ${folder.path}; otherwise undefine that domain, and the same command goes on`;
     throw new PreconditionError("E_LIVE_STATE", message, { details: { domain: domain.name, disk: name } });

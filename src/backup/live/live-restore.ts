@@ -26,11 +26,13 @@ import { RestoredDefinition } from "../restore/restored-definition.js";
 import { RestoredFiles } from "../restore/restored-files.js";
 import type { PointServer } from "../serve/serve.js";
 import { forgetBeside, noteBeside } from "./beside-point.js";
-import { stopOnErrors, withPolicies } from "./error-policies.js";
+import { stopOnErrors } from "./error-policies.js";
 import { type FillEvent, fillDisks } from "./fill-disks.js";
-import { fileOf, openDisplays, refuseUnfillable } from "./live-definition.js";
+import { finishLive, settleDisk } from "./finish-live.js";
+import { openDisplays, refuseUnfillable } from "./live-definition.js";
 import {
   definitionOf,
+  imageOf,
   isForgotten,
   notStarted,
   proveOurs,
@@ -42,8 +44,9 @@ import { lockLive } from "./live-lock.js";
 import { refuseChangeable } from "./live-place.js";
 import { SOCKET, serveToQemu } from "./live-server.js";
 import { type LiveState, readLiveState, removeLiveState, STATE, writeLiveState } from "./live-state.js";
-import { flushFilled, identify, isFilled, proveImages, removeMade } from "./made-files.js";
+import { identify, isFilled, proveImages, removeMade } from "./made-files.js";
 import { makeOverlays } from "./overlays.js";
+import { temporaryNameFor, WholeImages } from "./whole-images.js";
 
 export interface LiveRestoreOptions {
   readonly repository: Repository;
@@ -145,11 +148,13 @@ async function begin(options: LiveRestoreOptions, folder: HeldFolder, began: num
     }
   }
   const place = folder.realPath;
-  const images = disks.map((disk) => withTemporary({ disk, path: join(place, `${disk}.qcow2`) }));
+  const wholes = new Map(disks.map((disk) => [disk, join(place, `${disk}.qcow2`)]));
+  const images = disks.map((disk) => withTemporary({ disk, path: join(place, `${disk}.live.qcow2`) }));
+  for (const path of wholes.values()) await refuseTarget(path, options.force);
   for (const { path } of images) await refuseTarget(path, options.force);
   const definition = await RestoredDefinition.prepare({
     ...{ repository, domain, point, libvirt, place: { folder: place }, filesIn: place },
-    disks: new Map(images.map(({ disk, path }) => [disk, { kind: "file", path, format: "qcow2" }])),
+    disks: new Map([...wholes].map(([disk, path]) => [disk, { kind: "file", path, format: "qcow2" }])),
     ...{ name: options.name, keepIdentity: options.keepIdentity, trusted: options.trusted },
     ...{ force: options.force, sync: true, adapt: options.adapt, starts: options.start },
   });
@@ -160,7 +165,11 @@ async function begin(options: LiveRestoreOptions, folder: HeldFolder, began: num
   const state: Omit<LiveState, "format" | "version" | "phase"> = {
     ...{ repository: repository.id, folder: domain, point: point.id, place, libvirt: await libvirt.uri() },
     domain: { name: definition.name, uuid: definition.uuid },
-    disks: disks.map((name) => ({ name, file: `${name}.qcow2`, policies: before.get(name) ?? {} })),
+    disks: images.map(({ disk: name, path }) => {
+      const [file, whole] = [basename(path), `${name}.qcow2`];
+      const policies = before.get(name) ?? {};
+      return { name, file, whole: { file: whole, temporary: temporaryNameFor(whole) }, policies };
+    }),
     temporaries: [...images, ...targets, xml].map(({ temporary }) => basename(temporary)),
     made: [],
     xml: basename(definition.xmlPath),
@@ -176,7 +185,8 @@ async function begin(options: LiveRestoreOptions, folder: HeldFolder, began: num
   };
   await writeLiveState(folder, { ...state, phase: "preparing" });
   try {
-    await makeOverlays(server, images, { force, beforeNames: noteMade });
+    // Zeroes that are noted would be copied with what the guest writes.
+    await makeOverlays(server, images, { force, notesZeroes: false, beforeNames: noteMade });
     await using boot = await RestoredFiles.stage({
       ...{ repository, domain, point, targets, force, sync: true, signal },
     });
@@ -216,7 +226,7 @@ async function begin(options: LiveRestoreOptions, folder: HeldFolder, began: num
     await undo(options, folder, state);
     throw isTaken ? error : notStarted(name, error);
   }
-  return await fill(options, folder, { ...state, isStarted: options.start, began });
+  return await fill(options, folder, state, { server, isStarted: options.start, began });
 }
 
 /** Goes on with one that was killed after its guest could run. */
@@ -228,12 +238,12 @@ async function goOn(
 ): Promise<LiveResult> {
   const { libvirt } = options;
   const present = new Set(await folder.names());
-  const gone = state.disks.find(({ file }) => !present.has(file));
-  if (gone) {
-    const message = `${join(folder.path, gone.file)} is gone, and with it what ${state.domain.name} has written: the live restore can't go on. To begin again, remove ${join(folder.path, STATE)} and what else is left`;
+  const gone = state.disks.map(imageOf).find((file) => !present.has(file));
+  if (gone !== undefined) {
+    const message = `${join(folder.path, gone)} is gone, and with it what ${state.domain.name} has written: the live restore can't go on. To begin again, remove ${join(folder.path, STATE)} and what else is left`;
     throw new PreconditionError("E_LIVE_STATE", message, { details: { folder: folder.path } });
   }
-  const filled = await Promise.all(state.disks.map(({ file }) => isFilled(folder, file)));
+  const filled = await Promise.all(state.disks.map((disk) => isFilled(folder, imageOf(disk))));
   await proveImages(folder, state, join(folder.realPath, SOCKET));
   const steady = libvirt.withSignal(undefined).withPatience(PATIENCE_MS);
   const isDefined = await steady.hasDomain(state.domain.uuid);
@@ -242,7 +252,6 @@ async function goOn(
   // It was killed just before its end, and the point may be gone since.
   if (filled.every(Boolean)) return await finish(options, folder, state, began);
   await using server = await serve(options, folder.realPath, state.point, state);
-  void server;
   await noteBeside(options, state, { place: folder.realPath, hasRun: true });
   if (!isDefined) {
     await refuseTaken(steady, state.domain);
@@ -251,57 +260,53 @@ async function goOn(
   }
   const isOff = (await run.state()) === "off";
   if (isOff && options.start) await run.start();
-  return await fill(options, folder, { ...state, isStarted: !isOff || options.start, began });
+  return await fill(options, folder, state, { server, isStarted: !isOff || options.start, began });
 }
 
 async function fill(
   options: LiveRestoreOptions,
   folder: HeldFolder,
-  state: Omit<LiveState, "format" | "version" | "phase"> & {
-    readonly isStarted: boolean;
-    readonly began: number;
-  },
+  state: Omit<LiveState, "format" | "version" | "phase">,
+  {
+    server,
+    isStarted,
+    began,
+  }: { readonly server: PointServer; readonly isStarted: boolean; readonly began: number },
 ): Promise<LiveResult> {
-  const { libvirt, rate, signal, onEvent } = options;
+  const { libvirt, rate, signal, onEvent, force } = options;
   const { name } = state.domain;
-  const seconds = (performance.now() - state.began) / 1000;
-  onEvent({ type: "live", name, point: state.point, isStarted: state.isStarted, seconds });
+  onEvent({ type: "live", name, point: state.point, isStarted, seconds: (performance.now() - began) / 1000 });
   const run = new DomainRun(libvirt, state.domain);
-  const disks = state.disks.map((disk) => ({ disk: disk.name, image: join(folder.realPath, disk.file) }));
+  const disks = state.disks.map((disk) => ({ disk: disk.name, image: join(folder.realPath, imageOf(disk)) }));
   const socket = join(folder.realPath, SOCKET);
-  await fillDisks({ run, name, disks, socket, rate, signal, onEvent });
-  return await finish(options, folder, state, state.began);
+  const write = async (): Promise<void> => await writeLiveState(folder, { ...state, phase: "ready" });
+  await using wholes = new WholeImages({
+    ...{ repository: options.repository, domain: options.domain, point: server.point },
+    ...{ folder, state, rate, signal, force },
+    noteMade: async (made) => {
+      state.made.push(...made);
+      await write();
+    },
+    onProgress: (disk, done, total) => onEvent({ type: "filling", disk, done, total }),
+    onFailure: (message) => onEvent({ type: "trouble", message }),
+  });
+  await fillDisks({
+    ...{ run, name, disks, wholes, socket, rate, signal, onEvent },
+    onAlone: (disk) => settleDisk(options, folder, state, { name: disk, write }),
+  });
+  return await finish(options, folder, state, began);
 }
 
-/** All images are filled: the domain gets its definition back, and what only the filling needed goes. */
 async function finish(
   options: LiveRestoreOptions,
   folder: HeldFolder,
-  state: Pick<LiveState, "domain" | "disks" | "point" | "adapted">,
+  state: Omit<LiveState, "format" | "version" | "phase">,
   began: number,
 ): Promise<LiveResult> {
-  const { name, uuid } = state.domain;
-  const steady = options.libvirt.withSignal(undefined).withPatience(PATIENCE_MS);
-  const moved = new Set<string>();
-  if (await steady.hasDomain(uuid)) {
-    const whole = await new DomainRun(steady, state.domain).wholeDefinition();
-    for (const disk of state.disks) {
-      const image = join(folder.realPath, disk.file);
-      if (fileOf(whole, disk.name) === image) continue;
-      moved.add(disk.name);
-      options.onEvent({ type: "warning", message: `${disk.name} of ${name} is not on ${image} any more` });
-    }
-    // What is on another image is somebody else's.
-    const ours = state.disks.filter((disk) => !moved.has(disk.name));
-    const before = new Map(ours.map((disk) => [disk.name, disk.policies]));
-    if (ours.length > 0) await steady.define(name, withPolicies(whole, before));
-  }
-  for (const disk of state.disks) if (!moved.has(disk.name)) await flushFilled(folder, disk.file);
-  await forgetBeside(options, state);
-  await removeLiveState(folder);
-  const disks = state.disks.map((disk) => ({ disk: disk.name, path: join(folder.path, disk.file) }));
-  const { point, adapted } = state;
-  return { name, uuid, point, disks, adapted, seconds: (performance.now() - began) / 1000 };
+  await finishLive(options, folder, state);
+  const disks = state.disks.map((disk) => ({ disk: disk.name, path: join(folder.path, imageOf(disk)) }));
+  const { domain, point, adapted } = state;
+  return { ...domain, point, disks, adapted, seconds: (performance.now() - began) / 1000 };
 }
 
 /**

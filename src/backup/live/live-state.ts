@@ -27,8 +27,15 @@ const state = z.object({
   disks: z.array(
     z.object({
       name: z.string(),
-      /** In the folder of this file. */
+      /** In the folder of this file: what the guest writes, based on the export. */
       file: z.string(),
+      /**
+       * The image that a restore makes beside it, first under the temporary name, and into which QEMU copies
+       * what the guest has written. Absent: QEMU fills `file`.
+       */
+      whole: z.object({ file: z.string(), temporary: z.string() }).optional(),
+      /** The guest is on the whole image, and `file` is of the past. */
+      isSwitched: z.boolean().optional(),
       /** What the disk's definition says of errors when all is done. */
       policies: z.record(z.string(), z.string()),
     }),

@@ -32,6 +32,27 @@ export async function removeMade(
   for (const { name, id } of made) if ((await identityOf(folder, name)) === id) await folder.unlink(name);
 }
 
+/** Removes a file if it is there, and is what got this name from a live restore. */
+export async function removeOurs(
+  folder: HeldFolder,
+  state: Pick<LiveState, "made">,
+  name: string,
+): Promise<void> {
+  if (await isOurs(folder, state, name)) await folder.unlink(name);
+}
+
+/** Whether a file is there that got this name from a live restore. */
+export async function isOurs(
+  folder: HeldFolder,
+  { made }: Pick<LiveState, "made">,
+  name: string,
+): Promise<boolean> {
+  const known = made.findLast((each) => each.name === name);
+  const found = await identityOf(folder, name);
+  // The number of the device may be another one after the host was restarted.
+  return known !== undefined && inodeIn(known.id) === inodeIn(found);
+}
+
 async function identityOf(folder: HeldFolder, name: string): Promise<string | undefined> {
   const found = await folder.find(name);
   return found && `${found.dev}:${found.ino}`;
@@ -53,23 +74,27 @@ export async function proveImages(
   { disks, made, domain }: Pick<LiveState, "disks" | "made" | "domain">,
   socket: string,
 ): Promise<void> {
-  for (const { name, file } of disks) {
+  const images = disks.flatMap(({ name, file, whole, isSwitched = false }) => {
+    const all = isSwitched ? [] : [{ name, file, isMade: true, isBased: true }];
+    return whole ? [...all, { name, file: whole.file, isMade: isSwitched, isBased: false }] : all;
+  });
+  for (const { name, file, isMade, isBased } of images) {
+    // A whole image that is not made yet, or of which it is not known.
+    if (!isMade && !(await isOurs(folder, { made }, file))) continue;
     const refusal = (why: string): PreconditionError => {
       const path = `${folder.path}/${file}`;
       const message = `${path} ${why}, so it is not what the live restore of ${domain.name} made there: nothing was changed. Put the image back that it made, or begin again in another folder`;
       return new PreconditionError("E_LIVE_STATE", message, { details: { path } });
     };
-    const known = made.find((each) => each.name === file);
-    // The number of the device may be another one after the host was restarted.
-    const found = await identityOf(folder, file);
-    if (known && inodeIn(known.id) !== inodeIn(found)) throw refusal("is another file");
+    const isKnown = made.some((each) => each.name === file);
+    if (isKnown && !(await isOurs(folder, { made }, file))) throw refusal("is another file");
     const { backingFile, backingFormat } = await headerOf(folder, file).catch((error: unknown) => {
       if (!(error instanceof BackupError)) throw error;
       throw refusal(`is no qcow2 image as it makes them (${error.message})`);
     });
     if (backingFile === undefined) continue;
     const served = formatNbdUri({ transport: { kind: "unix", path: socket }, exportName: name });
-    if (backingFile !== served) throw refusal(`is based on ${backingFile}`);
+    if (backingFile !== served || !isBased) throw refusal(`is based on ${backingFile}`);
     if (backingFormat !== "raw") throw refusal(`takes its base for ${backingFormat ?? "what it looks like"}`);
   }
 }

@@ -8,8 +8,9 @@ const CLUSTER_BYTES = 64 * 1024;
 const MOST_NOTED = 1024 ** 4;
 
 /**
- * Makes a qcow2 image without data for each disk, based on its export. What is zero there is zero in the
- * image itself: QEMU would read all of it, since it takes whatever is based on an export for data.
+ * Makes a qcow2 image without data for each disk, based on its export. Its header says that the base is raw,
+ * so libvirt follows it without looking into the base. The definition need not name the base too: what it said
+ * would be wrong after the disk is filled, for a guest that starts before anybody has mended it.
  * @param images where each is made, and the name under which it is made
  * @throws {UsageError} a file exists that must not be replaced
  * @throws the file system's error
@@ -19,6 +20,8 @@ export async function makeOverlays(
   images: readonly { readonly disk: string; readonly path: string; readonly temporary: string }[],
   options: {
     readonly force: boolean;
+    /** Note in the image what is zero in the export, so that the guest's QEMU need not ask for it. */
+    readonly notesZeroes: boolean;
     /** Called when all are whole, before they get their names. */
     readonly beforeNames?: ((finished: readonly Finished[]) => Promise<void>) | undefined;
   },
@@ -31,7 +34,8 @@ export async function makeOverlays(
     const backing = { name: served.uri, format: "raw" } as const;
     const writer = await createImage(temporary, { format: "qcow2", geometry, backing });
     try {
-      if (served.virtualSize <= MOST_NOTED) noteZeroes(writer, server.zeroes(disk), geometry);
+      if (options.notesZeroes && served.virtualSize <= MOST_NOTED)
+        noteZeroes(writer, server.zeroes(disk), geometry);
       await writer.finish({ sync: true });
     } finally {
       await writer.close();

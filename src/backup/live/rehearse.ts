@@ -164,7 +164,7 @@ async function run(
   await using server = await serveToQemu({
     ...{ repository, domain, at: point.id, signal, place, qemuUser, onDamage, onTrouble: onWarning },
   });
-  await makeOverlays(server, disks, { force: false });
+  await makeOverlays(server, disks, { force: false, notesZeroes: true });
   await using boot = await RestoredFiles.stage({
     ...{ repository, domain, point, targets: definition.files, force: false, sync: false, signal },
   });

@@ -16,10 +16,13 @@ describe("the definition of a guest whose disks are filled", () => {
     const { xml, before } = stopOnErrors(DISKS, ["vda", "vdb"], "stop");
     expect(xml.match(/error_policy="stop"/g)).toHaveLength(4);
     expect(xml).toMatch(/<driver name="qemu" type="raw" ?\/>/);
-    const after = withPolicies(xml.replace("<devices>", "<devices><added/>"), before);
+    const added = xml.replace("<devices>", "<devices><added/>");
+    const based = added.replace(/<source file="\/b" ?\/>/, "$&<backingStore/>");
+    expect(based).toContain("backingStore");
+    const after = withPolicies(based, before);
     expect(after).toContain("<added/>");
     expect(after).toContain('error_policy="enospace"');
-    expect(after).not.toMatch(/="stop"|rerror/);
+    expect(after).not.toMatch(/="stop"|rerror|backingStore/);
   });
 
   it("tells the guest of reads that fail, if it is to go on in spite of damage", () => {

@@ -1,6 +1,7 @@
 import { expect, it } from "vitest";
 import type { DomainRun } from "../../../src/backup/libvirt/domain-run.js";
 import { type FillEvent, fillDisks } from "../../../src/backup/live/fill-disks.js";
+import type { WholeImage } from "../../../src/backup/live/whole-images.js";
 
 it("fills the other disks though one fails again and again", async () => {
   const filled = new Set<string>();
@@ -27,7 +28,68 @@ it("fills the other disks though one fails again and again", async () => {
     if (event.type === "filled" && event.disk === "vdc") end.abort(new Error("enough"));
   };
   const disks = ["vda", "vdb", "vdc"].map((disk) => ({ disk, image: `/${disk}.qcow2` }));
-  const options = { run, name: "web", disks, socket: "/none", rate: undefined, signal: end.signal, onEvent };
+  const options = {
+    ...{ run, name: "web", disks, socket: "/none", rate: undefined, signal: end.signal, onEvent },
+    ...{ wholes: { of: () => undefined, watch: () => undefined }, onAlone: async () => undefined },
+  };
   await expect(fillDisks(options)).rejects.toThrow("enough");
   expect(events.flatMap((event) => (event.type === "filled" ? event.disk : []))).toEqual(["vdb", "vdc"]);
+});
+
+it("copies into whole images once they are made, switches only to those, and has QEMU fill the rest", async () => {
+  const made: WholeImage = { state: "made", path: "/whole.qcow2" };
+  const wholes: Record<string, WholeImage> = { vda: { state: "making" }, vdb: made, vdc: made };
+  const mirrors: Record<string, string> = {};
+  // Somebody else's copy, for two looks.
+  const others = ["/other.qcow2", "/other.qcow2"];
+  const alone = new Set<string>();
+  const asked: string[] = [];
+  const end = AbortSignal.timeout(10_000);
+  let ring = (): void => undefined;
+  // Only what is asked of it. No libvirt refuses a copy at will.
+  const run = {
+    watch: async () => ({ [Symbol.asyncDispose]: async () => undefined }),
+    state: async () => "runs",
+    standsAlone: async (disk: string) => alone.has(disk),
+    filling: async (disk: string) => {
+      ring();
+      const isBusy = mirrors[disk] !== undefined || (disk === "vdc" && others.length > 0);
+      return isBusy ? { done: 1, total: 1 } : undefined;
+    },
+    merging: async (disk: string) => ({ image: mirrors[disk] ?? others.pop(), isReady: true }),
+    mergeInto: async (disk: string, image: string) => {
+      asked.push(`copy ${disk}`);
+      if (disk === "vda") throw new Error("refused");
+      mirrors[disk] = image;
+    },
+    switchOver: async (disk: string) => {
+      asked.push(`switch ${disk}`);
+      delete mirrors[disk];
+      alone.add(disk);
+      wholes["vda"] = made;
+    },
+    fill: async (disk: string) => {
+      asked.push(`fill ${disk}`);
+      alone.add(disk);
+      ring();
+    },
+  } as unknown as DomainRun;
+  const settled: string[] = [];
+  await fillDisks({
+    ...{ run, name: "web", socket: "/none", rate: undefined, signal: end, onEvent: () => undefined },
+    disks: ["vda", "vdb", "vdc"].map((disk) => ({ disk, image: `/${disk}.qcow2` })),
+    wholes: {
+      of: (disk) => wholes[disk],
+      watch: (wake) => {
+        ring = wake;
+      },
+    },
+    onAlone: async (disk) => void settled.push(disk),
+  });
+  expect(asked).toEqual([
+    ...["copy vdb", "switch vdb", "copy vda", "copy vdc", "switch vdc"],
+    // It was refused twice.
+    ...["copy vda", "fill vda"],
+  ]);
+  expect(settled).toEqual(["vdb", "vdc", "vda"]);
 });

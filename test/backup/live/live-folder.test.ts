@@ -150,6 +150,20 @@ it("goes on only with the images that it made, and that are based on its own soc
   await expect(proving(await made(...on("nbd+unix:///vda?socket=/tmp/other.sock")))).rejects.toMatchObject(
     refused(/is based on nbd\+unix.*other\.sock/),
   );
+  // A restored image is based on nothing. One that it has not made is none of its own until the guest is on it.
+  const based = await made(...on(served));
+  const disk = {
+    name: "vda",
+    file: "vda.live.qcow2",
+    whole: { file: "vda.qcow2", temporary: "t" },
+    policies: {},
+  };
+  const provingWhole = (ids: { name: string; id: string }[], isSwitched: boolean) =>
+    proveImages(folder, { ...state, disks: [{ ...disk, isSwitched }], made: ids }, socket);
+  await expect(provingWhole(based, true)).rejects.toMatchObject(refused(/is based on nbd\+unix/));
+  await provingWhole(await made(), true);
+  await qemuImg("create", "-f", "qcow2", ...on(served), join(path, "vda.live.qcow2"), "1M");
   await writeFile(image, "no image");
+  await provingWhole([], false);
   await expect(proving([])).rejects.toMatchObject(refused(/no qcow2 image/));
 });

@@ -55,6 +55,8 @@ interface WireVolume {
   readonly key: string;
 }
 
+/** VIR_TYPED_PARAM_ULLONG. */
+const UNSIGNED_64 = 4;
 /** VIR_CONNECT_COMPARE_CPU_FAIL_INCOMPATIBLE. */
 const FAIL_INCOMPATIBLE = 1;
 
@@ -249,6 +251,15 @@ export const DOMAIN_DESTROY_FLAGS = act(
   nothing,
 );
 
+/** Ends the block job of a disk. `flags`: virDomainBlockJobAbortFlags. */
+export const DOMAIN_BLOCK_JOB_ABORT = act(
+  237,
+  "DOMAIN_BLOCK_JOB_ABORT",
+  (out, args: { readonly domain: WireDomain; readonly path: string; readonly flags: number }) =>
+    writeDomain(out, args.domain).string(args.path).int(args.flags),
+  nothing,
+);
+
 /** `type`: virDomainBlockJobType; `done` of `total` bytes; undefined: none runs. */
 export const DOMAIN_GET_BLOCK_JOB_INFO = ask(
   238,
@@ -367,6 +378,32 @@ export const CONNECT_GET_ALL_DOMAIN_STATS = ask(
       readDomain(answer);
       return typedParams(answer);
     })[0] ?? new Map(),
+);
+
+/**
+ * Has QEMU copy a disk to another image while it is written to. `xml`: a `<disk>` with that image; `flags`:
+ * virDomainBlockCopyFlags.
+ */
+export const DOMAIN_BLOCK_COPY = act(
+  345,
+  "DOMAIN_BLOCK_COPY",
+  (
+    out,
+    args: {
+      readonly domain: WireDomain;
+      readonly path: string;
+      readonly xml: string;
+      /** Bytes per second; undefined: no limit. */
+      readonly bandwidth: number | undefined;
+      readonly flags: number;
+    },
+  ) => {
+    writeDomain(out, args.domain).string(args.path).string(args.xml);
+    if (args.bandwidth === undefined) out.int(0);
+    else out.int(1).string("bandwidth").int(UNSIGNED_64).size(args.bandwidth);
+    return out.int(args.flags);
+  },
+  nothing,
 );
 
 /** The answer has the mountpoint of each of the guest's file systems. */

@@ -211,11 +211,25 @@ describe("the table of procedures", () => {
           "DOMAIN_SET_BLOCK_THRESHOLD",
           "DOMAIN_UNDEFINE_FLAGS",
         ],
+        ...["DOMAIN_BLOCK_COPY", "DOMAIN_BLOCK_JOB_ABORT"],
         ...["DOMAIN_BLOCK_PULL", "DOMAIN_CREATE_WITH_FLAGS", "DOMAIN_DESTROY_FLAGS", "DOMAIN_RESUME"],
         // No change, but a stream that comes only once.
         "DOMAIN_SCREENSHOT",
       ].sort(),
     );
+  });
+
+  it("writes the bandwidth of a copy as a typed parameter, and none as an empty list", () => {
+    const written = (bandwidth: number | undefined): string => {
+      const out = new XdrWriter();
+      const args = { domain: DOMAIN, path: "vda", xml: "<d/>", bandwidth, flags: 7 };
+      procedures.DOMAIN_BLOCK_COPY.encode(out, args);
+      return out.finish().toString("hex").slice(56);
+    };
+    const before = "000000037664610000000004" + "3c642f3e";
+    expect(written(undefined)).toBe(`${before}0000000000000007`);
+    const name = `00000009${Buffer.from("bandwidth").toString("hex")}000000`;
+    expect(written(65536)).toBe(`${before}00000001${name}00000004000000000001000000000007`);
   });
 
   it("writes a domain as libvirt reads it", () => {
