@@ -104,7 +104,21 @@ export class DomainRun {
    * them in ARP, where a guest can say any.
    */
   async addresses(): Promise<{ readonly leased: string[]; readonly claimed: string[] }> {
-    return { leased: await this.#addresses(LEASE), claimed: await this.#addresses(ARP) };
+    // libvirt 9.0 can't read the ARP table of newer kernels ("wrong nlmsg len").
+    const claimed = await this.#addresses(ARP).catch((error: unknown) => {
+      if (!hasCode(error, "E_LIBVIRT_REFUSED")) throw error;
+      return [];
+    });
+    return { leased: await this.#addresses(LEASE), claimed };
+  }
+
+  /** The MAC addresses of its cards, in lower case. */
+  async macs(): Promise<string[]> {
+    const cards = parseTree(await this.#libvirt.domainXml(this.#domain), "domain").all(
+      "devices",
+      "interface",
+    );
+    return cards.flatMap((card) => card.first("mac")?.attributeText("address")?.toLowerCase() ?? []);
   }
 
   async #addresses(source: number): Promise<string[]> {

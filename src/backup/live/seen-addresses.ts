@@ -1,26 +1,57 @@
 import { BlockList, isIP, isIPv6 } from "node:net";
 import { networkInterfaces } from "node:os";
+import { arpTable, askAround } from "../host/arp-table.js";
 import type { DomainRun } from "../libvirt/domain-run.js";
 import type { Libvirt } from "../libvirt/libvirt.js";
 
 /** A guest that has more is not tried at all of them: it could take hundreds of leases. */
 const MOST_ADDRESSES = 16;
+/** How often a network is asked for a guest that has not been seen in it. */
+const ASK_MS = 5000;
 
 /**
  * Where a guest is tried: at addresses that its network leased to it, then at those that it claims by ARP.
  * Any machine's address can be claimed so, and that machine would answer in its place; so only those count
  * that lie in the network itself, by the addresses that this host has there.
- * @throws as `Libvirt` does
  */
-export async function seenAddresses(
-  run: DomainRun,
-  { libvirt, network }: { readonly libvirt: Libvirt; readonly network: string | undefined },
-): Promise<string[]> {
-  const { leased, claimed } = await run.addresses();
-  const asks = claimed.length > 0 && network !== undefined;
-  const isNear = neighboursOf(asks ? await libvirt.bridgeOf(network) : undefined);
-  const seen = [...leased, ...claimed.filter(isNear)].filter((address) => isIP(address) !== 0);
-  return [...new Set(seen)].slice(0, MOST_ADDRESSES);
+export class SeenAddresses {
+  readonly #run: DomainRun;
+  readonly #libvirt: Libvirt;
+  readonly #network: string | undefined;
+  #askNext = 0;
+
+  /** @param network what its cards are connected to */
+  constructor(
+    run: DomainRun,
+    { libvirt, network }: { readonly libvirt: Libvirt; readonly network: string | undefined },
+  ) {
+    this.#run = run;
+    this.#libvirt = libvirt;
+    this.#network = network;
+  }
+
+  /** @throws as `Libvirt` does */
+  async now(): Promise<string[]> {
+    const { leased, claimed } = await this.#run.addresses();
+    const device = this.#network === undefined ? undefined : await this.#libvirt.bridgeOf(this.#network);
+    const all = device === undefined ? [] : [...claimed, ...(await this.#claimedAt(device))];
+    const seen = [...leased, ...all.filter(neighboursOf(device))].filter((address) => isIP(address) !== 0);
+    if (seen.length === 0 && device !== undefined) await this.#ask(device);
+    return [...new Set(seen)].slice(0, MOST_ADDRESSES);
+  }
+
+  async #claimedAt(device: string): Promise<string[]> {
+    const table = await arpTable(device);
+    const macs = table.length === 0 ? [] : await this.#run.macs();
+    return table.flatMap(({ mac, address }) => (macs.includes(mac) ? [address] : []));
+  }
+
+  /** A guest with an address of its own choice may speak to nobody before it is spoken to. */
+  async #ask(device: string): Promise<void> {
+    if (performance.now() < this.#askNext) return;
+    this.#askNext = performance.now() + ASK_MS;
+    await askAround(device);
+  }
 }
 
 /** Tells the addresses in the subnets of a device of this host that are not the host's own. */

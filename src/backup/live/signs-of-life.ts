@@ -7,7 +7,7 @@ import { openPlain } from "../host/plain-files.js";
 import type { DomainRun } from "../libvirt/domain-run.js";
 import type { Libvirt } from "../libvirt/libvirt.js";
 import { refuseFull } from "./reserve.js";
-import { seenAddresses } from "./seen-addresses.js";
+import { SeenAddresses } from "./seen-addresses.js";
 
 /** By what a guest shows that it came up. */
 export type SignOfLife =
@@ -54,12 +54,12 @@ const KEPT_BYTES = 64 * 1024;
 export async function waitForSign(watched: Watched): Promise<string | undefined> {
   const { run, withinMs, signal } = watched;
   const deadline = performance.now() + withinMs;
-  const line = new SerialLine(watched);
+  const ways = { line: new SerialLine(watched), addresses: new SeenAddresses(run, watched) };
   let last = "";
   for (;;) {
     signal?.throwIfAborted();
     const left = Math.max(deadline - performance.now(), LOOK_MS);
-    const seen = await look(watched, left, line);
+    const seen = await look(watched, left, ways);
     if (seen === undefined) return undefined;
     await refuseFull(watched.folder);
     last = seen;
@@ -72,20 +72,24 @@ export async function waitForSign(watched: Watched): Promise<string | undefined>
 }
 
 /** @returns undefined if it shows its sign */
-async function look(watched: Watched, leftMs: number, line: SerialLine): Promise<string | undefined> {
+async function look(
+  watched: Watched,
+  leftMs: number,
+  { line, addresses }: { readonly line: SerialLine; readonly addresses: SeenAddresses },
+): Promise<string | undefined> {
   const { sign } = watched;
   if (sign.kind === "agent") return await agentAnswers(watched, leftMs);
-  if (sign.kind === "tcp") return await takesConnections(watched, sign.port, leftMs);
+  if (sign.kind === "tcp") return await takesConnections(watched, sign.port, { leftMs, seen: addresses });
   return await saysOnLine(line, sign.pattern);
 }
 
 async function takesConnections(
-  { run, libvirt, network, folder, signal }: Watched,
+  { folder, signal }: Watched,
   port: number,
-  leftMs: number,
+  { leftMs, seen }: { readonly leftMs: number; readonly seen: SeenAddresses },
 ): Promise<string | undefined> {
   const end = performance.now() + leftMs;
-  const addresses = await seenAddresses(run, { libvirt, network }).catch((error: unknown) => {
+  const addresses = await seen.now().catch((error: unknown) => {
     if (hasCode(error, "E_DOMAIN_OFF") || hasCode(error, "E_LIBVIRT_REFUSED")) return [];
     throw error;
   });
