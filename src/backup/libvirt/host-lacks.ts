@@ -46,7 +46,7 @@ async function lacksOfMachine(domain: XmlElement, options: LacksOptions): Promis
   const kind = domain.attributeText("type");
   if (arch === undefined || kind === undefined) return [];
   const offered = archOffers(await libvirt.capabilities(), arch);
-  if (!offered) return [{ wanted: `architecture ${arch}` }];
+  if (!offered) return [{ wanted: `architecture ${arch}`, why: "libvirt knows no QEMU for it here" }];
   const lacks: Lack[] = [];
   const platform = {
     arch,

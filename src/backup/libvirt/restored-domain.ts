@@ -281,17 +281,24 @@ function forgetKernel(domain: XmlElement, notRestored: readonly BootFile[], warn
 
 const USER_NETWORK = "a user network (which reaches services of this host that listen on loopback only)";
 
-/** What the network cards of a definition are connected to: `network default`, `bridge br0`. */
+/**
+ * What the network cards of a definition are connected to: `network default`, `bridge br0`. One without a
+ * cable is connected to nothing.
+ */
 export function networksOf(xml: string): string[] {
-  const domain = parseTree(xml, "domain");
-  const names = domain.all("devices", "interface", "source").flatMap((source) =>
-    ["network", "bridge"].flatMap((kind) => {
-      const name = source.attributeText(kind);
-      return name === undefined ? [] : [`${kind} ${name}`];
-    }),
+  const cards = parseTree(xml, "domain")
+    .all("devices", "interface")
+    .filter((card) => card.first("link")?.attributeText("state") !== "down");
+  const names = cards.flatMap((card) =>
+    card.all("source").flatMap((source) =>
+      ["network", "bridge"].flatMap((kind) => {
+        const name = source.attributeText(kind);
+        return name === undefined ? [] : [`${kind} ${name}`];
+      }),
+    ),
   );
   // Such a card needs no network of libvirt's, and is easily overlooked.
-  const isUsers = domain.all("devices", "interface").some((nic) => nic.attributeText("type") === "user");
+  const isUsers = cards.some((card) => card.attributeText("type") === "user");
   return [...new Set([...names, ...(isUsers ? [USER_NETWORK] : [])])].sort();
 }
 

@@ -70,6 +70,9 @@ describe("a definition from a repository", () => {
   it("is said to reach the host's own services if it has a card of QEMU's user network", () => {
     const { xml } = restored(definition("<interface type='user'/>"));
     expect(networksOf(xml)).toEqual([expect.stringContaining("loopback")]);
+    // As --adapt makes one where the host has not the card's network.
+    const down = restored(definition("<interface type='user'><link state='down'/></interface>"));
+    expect(networksOf(down.xml)).toEqual([]);
   });
 
   it("says nothing of what only belonged to the old domain's run", () => {
