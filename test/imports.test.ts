@@ -39,8 +39,8 @@ const ROOMS: Readonly<Record<string, Room>> = {
     mayImport: words("pull chain export repository storage libvirt digest image threads host base"),
   },
   copy: {
-    what: "one repository kept in step with another: whole points, proven while they are copied",
-    mayImport: words("verify pull chain repository storage image base"),
+    what: "one repository kept in step with another: whole points, proven while they are copied, and pruned after it",
+    mayImport: words("verify prune pull chain repository storage image base"),
   },
   verify: {
     what: "every stored byte of points compared with what the point says: structure, tables, digests",

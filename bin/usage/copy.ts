@@ -1,5 +1,6 @@
 import { type Command, InvalidArgumentError } from "commander";
 import { examples, size, withCreate, withTrust } from "../options.js";
+import { withRetention } from "../retention-options.js";
 import type { Run } from "../run.js";
 
 export function addCopy(program: Command, run: Run): void {
@@ -10,6 +11,7 @@ export function addCopy(program: Command, run: Run): void {
       examples(
         "nbdpull copy /srv/backups /mnt/offsite/backups",
         "nbdpull copy s3://backups/site /srv/restored web --latest",
+        "nbdpull copy /srv/backups s3://offsite/backups --delete --keep-daily 90",
       ),
     )
     .description(
@@ -20,9 +22,13 @@ export function addCopy(program: Command, run: Run): void {
     .argument("[domain...]", "left out: every domain, each by itself")
     .option("--latest", "only the newest point of each domain, and what it is based on")
     .option("--since <time>", "only points made since then, and what they are based on", time)
+    .option("--all", "also points that were copied before and that TO has dropped since")
+    .option("--delete", "then remove from TO what came from FROM, is not there any more, and no rule keeps")
     .option("--limit-rate <bytes/s>", "copy no faster than this", size)
     .option("--dry-run", "only tell what would be copied");
-  withCreate(withTrust(command)).action(run(async () => (await import("../commands/copy.js")).runCopy));
+  withCreate(withTrust(withRetention(command))).action(
+    run(async () => (await import("../commands/copy.js")).runCopy),
+  );
 }
 
 /** As users write times for --at; without a zone it is local. */

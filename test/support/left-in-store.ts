@@ -8,7 +8,7 @@ export async function leftInStore(client: S3Client, Bucket: string, Prefix: stri
   const keys = await keysIn(client, Bucket, Prefix);
   const points = new Set(keys.filter((key) => key.endsWith("/point.json")).map(folderOf));
   const left = keys.filter((key) => {
-    if (key.endsWith("/nbdpull.json")) return false;
+    if (key.endsWith("/nbdpull.json") || key.endsWith("/.copied.json")) return false;
     return /\/\.[^/]*$/.test(key) || !points.has(folderOf(key));
   });
   const { Uploads = [] } = await client.send(new ListMultipartUploadsCommand({ Bucket, Prefix }));

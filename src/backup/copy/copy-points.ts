@@ -2,51 +2,57 @@
  * The copy room keeps one repository in step with another: whole points with what they are based on, file by
  * file, under the same ids. Nothing is copied that is there already, and nothing is taken over unproven.
  *
- * Read this file first: it decides what is missing, and copies point by point. Then read copied-file.ts and
- * copied-folder.ts (how the copy itself is proven) and same-disk.ts (whether two points of one id are the
- * same, though a prune has changed one of them).
+ * Read this file first: it copies point by point. Then read choose-points.ts (which points), copied-file.ts and
+ * copied-folder.ts (how the copy itself is proven), same-disk.ts (whether two points of one id are the same,
+ * though a prune has changed one of them) and follow-prune.ts (what goes from the copy).
  *
- * Nothing here changes the repository that is copied, and no point of the other one.
+ * Nothing here changes the repository that is copied. Points of the other one are only changed by its prune.
  */
 
 import { DamageError, PreconditionError } from "../base/errors.js";
 import { createAt, type NewFile } from "../image/new-file.js";
+import type { Retention } from "../prune/retention.js";
 import type { RateLimit } from "../pull/rate-limit.js";
+import { type CopiedRecord, readCopied, recordCopied } from "../repository/copied-record.js";
 import type { HeldLock } from "../repository/domain-lock.js";
 import { type JudgedPoint, judgePoints } from "../repository/judged-points.js";
-import { largestKept } from "../repository/kept-files.js";
-import { type DiskManifest, diskOf, formatManifest, type Manifest, timeOf } from "../repository/manifest.js";
+import { type DiskManifest, diskOf, formatManifest, type Manifest } from "../repository/manifest.js";
 import { makePoint, type PendingPoint } from "../repository/pending-point.js";
 import { domainsAmong, ownersOf } from "../repository/point-owners.js";
 import { manifestText } from "../repository/read-manifest.js";
 import type { Repository } from "../repository/repository.js";
 import { makeStoredPoint } from "../repository/stored-point.js";
+import type { RecordFolder } from "../storage/record-folder.js";
 import type { StoreWriting } from "../storage/stored-writing.js";
 import { verifyPoint } from "../verify/verify.js";
+import { type ChosenPoints, choosePoints, type WhichPoints } from "./choose-points.js";
 import { CopiedFile } from "./copied-file.js";
 import { CopiedFolder } from "./copied-folder.js";
+import { type Followed, followPrune } from "./follow-prune.js";
+import { dataBytesOf, fileNamesOf, mostBytesOf, storedBytesOf } from "./point-files.js";
 import { compareDisks } from "./same-disk.js";
-
-const MIB = 1024 * 1024;
-/** What an image may have beside twice its disk, and a digest file beside its records. */
-const SPARE_BYTES = 64 * MIB;
-/** A record of a digest file for one cluster: head, masks and digest. */
-const MOST_RECORD_BYTES = 64;
-/** A line for each of 32 million extents. */
-const MOST_MAP_BYTES = 4096 * MIB;
 
 export interface CopyOptions {
   readonly from: Repository;
   readonly to: Repository;
   /** The name of its folder, in both. */
   readonly domain: string;
-  /** Default: all points. What they are based on comes along. */
-  readonly which?: "latest" | { readonly since: Date } | undefined;
+  /**
+   * Default: all points but those that were copied before and have been removed in the other repository since.
+   * What they are based on comes along.
+   */
+  readonly which?: WhichPoints | undefined;
+  /**
+   * Also removes points from the other repository that came from this one, that this one has dropped, and that
+   * no rule here keeps. At least one rule has to keep something. Default: nothing is removed.
+   */
+  readonly remove?: Retention | undefined;
   /** Only find out what would be copied. */
   readonly dryRun?: boolean | undefined;
   readonly limit?: RateLimit | undefined;
   readonly signal: AbortSignal;
   readonly onProgress?: ((progress: CopyProgress) => void) | undefined;
+  readonly onWarning?: ((message: string) => void) | undefined;
 }
 
 /** Bytes of all points that are copied. */
@@ -69,7 +75,11 @@ export interface CopyResult {
   readonly domain: string;
   /** Oldest first. */
   readonly points: readonly CopiedPoint[];
+  /** Ids of points that were left out: they were copied before, and have been removed there since. */
+  readonly dropped: readonly string[];
   readonly copiedBytes: number;
+  /** What was done about `remove`. */
+  readonly followed?: Followed | undefined;
 }
 
 /**
@@ -78,7 +88,8 @@ export interface CopyResult {
  * or based on one that is, is left out and told; others are copied all the same.
  *
  * @throws {PreconditionError} `E_OTHER_DOMAIN`: the other repository has another domain's points in that
- *   folder; `E_LOCKED`: another process writes there
+ *   folder; `E_LOCKED`: another process writes there; with `remove`, `E_SOURCE_EMPTY`: this one has no points
+ *   any more, and as `prune`
  * @throws {DamageError} `E_COPY_DIFFERS`: it has a point of the same id with another content; nothing was
  *   copied
  */
@@ -87,48 +98,97 @@ export async function copyDomain(options: CopyOptions): Promise<CopyResult> {
   return await from.reading(
     domain,
     async () => {
-      const judged = chosen(await judgePoints(from, domain), options.which);
-      const copy = async (make: MakePoint | undefined): Promise<CopyResult> => {
+      const judged = await judgePoints(from, domain);
+      const copy = async (target: Target | undefined): Promise<Copied> => {
         // Not before the lock is there: whoever had it may have pruned.
         const there = await judgePoints(to, domain);
         assertSameDomain(judged, there, options);
-        return await new DomainCopy(options, judged, there).run(make);
+        await using folder = await to.openDomain(domain);
+        return await copyAll(options, { judged, there, record: await readCopied(folder) }, target);
       };
-      if (options.dryRun) return await to.reading(domain, async () => await copy(undefined), signal);
-      if (to.isInStore) {
-        return await to.writingInStore(domain, (writing) => copy(inStore(writing, signal)), signal);
-      }
-      return await to.writing(domain, (held) => copy(inFolder(held)), signal);
+      const { result, theirs } = options.dryRun
+        ? await to.reading(domain, async () => await copy(undefined), signal)
+        : to.isInStore
+          ? await to.writingInStore(domain, (writing) => copy(inStore(writing, signal)), signal)
+          : await to.writing(domain, (held) => copy(inFolder(held)), signal);
+      if (!options.remove) return result;
+      const followed = await followPrune(
+        { ...options, retention: options.remove },
+        { judged, theirs, result },
+      );
+      return { ...result, followed };
     },
     signal,
   );
 }
 
+/** What both repositories have when a copy begins. */
+interface Both {
+  readonly judged: readonly JudgedPoint[];
+  readonly there: readonly JudgedPoint[];
+  readonly record: CopiedRecord;
+}
+
+interface Copied {
+  readonly result: CopyResult;
+  /** Ids of points of the other repository that came from this one. */
+  readonly theirs: readonly string[];
+}
+
+async function copyAll(options: CopyOptions, both: Both, target: Target | undefined): Promise<Copied> {
+  const { from, which } = options;
+  const { judged, there, record } = both;
+  const before = record.get(from.id) ?? new Set<string>();
+  const chosen = choosePoints(judged, there, which, before);
+  const copy = new DomainCopy(options, chosen, there);
+  const known = new Set([...judged, ...there].map(({ id }) => id));
+  const note = async (): Promise<void> => {
+    const both = [...before, ...copy.same].filter((id) => known.has(id) && !copy.damaged.has(id));
+    const now = new Set(both);
+    const isChanged = now.size !== before.size || both.some((id) => !before.has(id));
+    if (isChanged) await target?.record((folder) => recordCopied(folder, record, from.id, now));
+  };
+  let result: CopyResult;
+  try {
+    result = await copy.run(target?.make);
+  } catch (error) {
+    await note().catch(() => undefined);
+    throw error;
+  }
+  // Not before the points are there: one that a killed run has not copied was not dropped.
+  await note();
+  const came = (id: string): boolean => before.has(id) || copy.same.has(id);
+  return { result, theirs: there.map(({ id }) => id).filter(came) };
+}
+
+/** The other repository, while it is written. */
+interface Target {
+  readonly make: MakePoint;
+  /** Writes small files beside the points of the domain. */
+  record(write: (folder: RecordFolder) => Promise<void>): Promise<void>;
+}
+
 /** Makes a point of that id in the other repository. */
 type MakePoint = (id: string, work: (point: PendingPoint) => Promise<void>) => Promise<void>;
 
-function inFolder(held: HeldLock): MakePoint {
-  return (copyOf, work) => makePoint(held, work, { copyOf });
+function inFolder(held: HeldLock): Target {
+  return {
+    make: (copyOf, work) => makePoint(held, work, { copyOf }),
+    record: async (write) => {
+      await held.assertHeld();
+      await write(held.folder);
+    },
+  };
 }
 
-function inStore(writing: StoreWriting, signal: AbortSignal): MakePoint {
-  return (id, work) => makeStoredPoint(writing, work, { id, signal });
-}
-
-/** The points that are wanted, and those that they are based on. */
-function chosen(judged: readonly JudgedPoint[], which: CopyOptions["which"]): JudgedPoint[] {
-  if (which === undefined) return [...judged];
-  const wanted = new Set<string>();
-  const isWanted = ({ id, manifest }: JudgedPoint): boolean =>
-    which === "latest"
-      ? id === judged.at(-1)?.id
-      : manifest === undefined || timeOf(manifest) >= which.since.getTime();
-  for (const point of judged.toReversed()) {
-    if (!wanted.has(point.id) && !isWanted(point)) continue;
-    wanted.add(point.id);
-    for (const { parent } of point.manifest?.disks ?? []) if (parent !== null) wanted.add(parent);
-  }
-  return judged.filter(({ id }) => wanted.has(id));
+function inStore(writing: StoreWriting, signal: AbortSignal): Target {
+  return {
+    make: (id, work) => makeStoredPoint(writing, work, { id, signal }),
+    record: async (write) => {
+      await writing.assertHeld();
+      await write(writing.records);
+    },
+  };
 }
 
 function assertSameDomain(
@@ -152,13 +212,17 @@ class DomainCopy {
   /** What the other repository has, by id; grows. */
   readonly #there: Map<string, JudgedPoint>;
   readonly #totalBytes: number;
-  /** Points that both have, and of which one is damaged. */
-  readonly #damaged = new Set<string>();
+  readonly #dropped: readonly string[];
+  /** Points that could not be copied, or that both have and of which one is damaged. */
+  readonly damaged = new Set<string>();
+  /** Points that both have with the same content; grows. */
+  readonly same = new Set<string>();
   #copiedBytes = 0;
 
-  constructor(options: CopyOptions, points: readonly JudgedPoint[], there: readonly JudgedPoint[]) {
+  constructor(options: CopyOptions, { points, dropped }: ChosenPoints, there: readonly JudgedPoint[]) {
     this.#options = options;
     this.#points = points;
+    this.#dropped = dropped;
     this.#there = new Map(there.map((point) => [point.id, point]));
     this.#totalBytes = points
       .filter(({ id }) => !this.#there.has(id))
@@ -173,12 +237,13 @@ class DomainCopy {
       const there = this.#there.get(point.id);
       if (!there) continue;
       const compared = await this.#compared(point, there);
-      if (compared.state === "damaged") this.#damaged.add(point.id);
+      (compared.state === "damaged" ? this.damaged : this.same).add(point.id);
       known.set(point.id, compared);
     }
     const points: CopiedPoint[] = [];
     for (const point of this.#points) points.push(known.get(point.id) ?? (await this.#copy(point, make)));
-    return { domain: this.#options.domain, points, copiedBytes: this.#copiedBytes };
+    const { domain } = this.#options;
+    return { domain, points, dropped: this.#dropped, copiedBytes: this.#copiedBytes };
   }
 
   /** What there is to say of a point that both have. */
@@ -206,17 +271,22 @@ class DomainCopy {
   }
 
   async #copy({ id, manifest, obstacles }: JudgedPoint, make: MakePoint | undefined): Promise<CopiedPoint> {
+    const damaged = (message: string | undefined): CopiedPoint => {
+      this.damaged.add(id);
+      return { id, state: "damaged", bytes: 0, message };
+    };
     const message = obstacles[0]?.message ?? (manifest ? undefined : "its manifest cannot be read");
-    if (!manifest || message !== undefined) return { id, state: "damaged", bytes: 0, message };
+    if (!manifest || message !== undefined) return damaged(message);
     const before = this.#copiedBytes;
     try {
       this.#assertFits(manifest);
       if (make) await this.#copyPoint(manifest, make);
     } catch (error) {
       if (!(error instanceof DamageError)) throw error;
-      return { id, state: "damaged", bytes: 0, message: error.message };
+      return damaged(error.message);
     }
     this.#there.set(id, { id, manifest, obstacles: [] });
+    this.same.add(id);
     return { id, state: "copied", bytes: make ? this.#copiedBytes - before : storedBytesOf(manifest) };
   }
 
@@ -249,7 +319,7 @@ class DomainCopy {
   #soundDisk(id: string, name: string): DiskManifest | undefined {
     const there = this.#there.get(id);
     const disk = there?.manifest && diskOf(there.manifest, name);
-    if (!disk || there.obstacles.some(({ point }) => point === id) || this.#damaged.has(id)) return undefined;
+    if (!disk || there.obstacles.some(({ point }) => point === id) || this.damaged.has(id)) return undefined;
     return disk.parent === null || this.#soundDisk(disk.parent, name) ? disk : undefined;
   }
 
@@ -332,36 +402,4 @@ class DomainCopy {
     if (unknown.length === 0) return undefined;
     return `whether ${unknown.join(", ")} is the same could not be told, for lack of digests that can be compared`;
   }
-}
-
-/** The files that a manifest names, but for itself. */
-function fileNamesOf({ disks, files = [] }: Manifest): string[] {
-  const ofDisks = disks.flatMap(({ file, map, digests }) =>
-    [file, map?.file ?? [], digests?.file ?? []].flat(),
-  );
-  return [...new Set([...files.map(({ file }) => file), ...ofDisks])];
-}
-
-function dataBytesOf(point: Manifest, disk: string): number {
-  return diskOf(point, disk)?.dataBytes ?? 0;
-}
-
-/**
- * Bytes that a file of a point has at most; the same of images allows for tables, and for what a prune left
- * unused.
- */
-function mostBytesOf({ disks, files = [] }: Manifest, name: string): number {
-  const kept = files.find(({ file }) => file === name);
-  if (kept) return Math.min(kept.length, largestKept(kept.role));
-  for (const { file, format, digests, virtualSize, clusterSize } of disks) {
-    const clusters = Math.ceil(virtualSize / clusterSize);
-    if (file === name) return format === "raw" ? virtualSize : 2 * virtualSize + SPARE_BYTES;
-    if (digests?.file === name) return clusters * MOST_RECORD_BYTES + SPARE_BYTES;
-  }
-  return MOST_MAP_BYTES;
-}
-
-/** Bytes of data that a point stores, which is nearly all that is copied of it. */
-function storedBytesOf({ disks }: Manifest): number {
-  return disks.reduce((sum, { storedBytes }) => sum + storedBytes, 0);
 }

@@ -14,6 +14,8 @@ interface DecideOptions {
   /** Whose points may go, as in `PruneOptions`; undefined: those of all domains in the folder. */
   readonly uuid?: string | undefined;
   readonly retention: Retention;
+  /** Ids of the only points that may go, as in `PruneOptions`. */
+  readonly mayGo?: ReadonlySet<string> | undefined;
 }
 
 export interface PrunedPoint {
@@ -23,8 +25,9 @@ export interface PrunedPoint {
   readonly action: "keep" | "drop";
   /**
    * The rules that keep it, `ahead of the clock` (it says that it was made later than now), `base` (the next
-   * increment starts from it), `a guest runs on it` (its disks are still filled), `another domain`, `damaged`
-   * chains that nothing is merged in, or the kept points that are based on it.
+   * increment starts from it), `a guest runs on it` (its disks are still filled), `another domain`, `not
+   * asked for` (only others may go), `damaged` chains that nothing is merged in, or the kept points that are based
+   * on it.
    */
   readonly reasons: readonly string[];
 }
@@ -58,6 +61,9 @@ export async function decide(options: DecideOptions): Promise<Decision> {
   for (const { id } of points) {
     await using point = await repository.openPoint(domain, id);
     if (await isLive(point)) keep.set(id, [...(keep.get(id) ?? []), "a guest runs on it"]);
+  }
+  for (const { id } of points) {
+    if (options.mayGo && !options.mayGo.has(id) && !keep.has(id)) keep.set(id, ["not asked for"]);
   }
   const damaged = await damagedDisks(repository, domain, all);
   const byThemselves = new Set(keep.keys());

@@ -1,5 +1,6 @@
 import { explained, hasCode, PreconditionError } from "../base/errors.js";
 import { HeldFolder } from "../host/held-folder.js";
+import { removeCopied } from "../repository/copied-record.js";
 import {
   type HeldLock,
   LAST_READERS_WAIT_MS,
@@ -95,7 +96,7 @@ export async function forgetDomain(options: ForgetOptions): Promise<Forgotten> {
 async function forget(options: ForgetOptions, { folder, assertHeld, lost }: HeldLock): Promise<Forgotten> {
   const { domain, before, onStep = () => undefined } = options;
   const signal = AbortSignal.any(options.signal ? [options.signal, lost] : [lost]);
-  const { forgotten, unfinished } = await decide(options, folder);
+  const { forgotten, unfinished, isWhole } = await decide(options, folder);
   if (forgotten.points.length === 0) return forgotten;
   await noReaders(folder, domain, READERS_WAIT_MS, signal);
   const journal: PruneJournal = {
@@ -119,6 +120,7 @@ async function forget(options: ForgetOptions, { folder, assertHeld, lost }: Held
     else await removeJournal(folder, assertHeld);
     throw error;
   }
+  if (isWhole) await removeCopied(folder);
   await publishMerges(folder, journal, { guard: assertHeld, onStep });
   return forgotten;
 }
@@ -127,10 +129,11 @@ async function forgetInStore(writing: StoreWriting, options: ForgetOptions): Pro
   const { repository, domain, before, signal } = options;
   await using folder = await repository.openDomain(domain);
   if (!folder) return { domain, points: [], uuids: [], bytes: 0, left: [] };
-  const { forgotten } = await decide(options, folder);
+  const { forgotten, isWhole } = await decide(options, folder);
   if (forgotten.points.length === 0) return forgotten;
   await before?.(forgotten);
   signal?.throwIfAborted();
+  if (isWhole) await removeCopied(writing.records);
   await removePoints(writing, forgotten.points, options);
   return forgotten;
 }
@@ -157,6 +160,8 @@ interface Decided {
   readonly forgotten: Forgotten;
   /** The journal of a prune that died. */
   readonly unfinished: PruneJournal | undefined;
+  /** Whether all points of the folder go. */
+  readonly isWhole: boolean;
 }
 
 /** Finds what goes, and refuses what may not. Only reads. */
@@ -190,7 +195,7 @@ async function decide({ repository, domain, uuid }: ForgetOptions, folder: Store
   }
   const left = (await folder.names()).filter((name) => !name.startsWith(".") && !all.includes(name));
   const uuids = chosen.filter((each) => each !== null);
-  return { forgotten: { domain, points: going, uuids, bytes, left }, unfinished };
+  return { forgotten: { domain, points: going, uuids, bytes, left }, unfinished, isWhole };
 }
 
 /** The bytes of all files in a folder, and in its folders. */

@@ -14,6 +14,8 @@ export interface PruneOptions {
    */
   readonly uuid?: string | undefined;
   readonly retention: Retention;
+  /** Ids of the only points that may go, if no rule keeps them. Undefined: every one may. */
+  readonly mayGo?: ReadonlySet<string> | undefined;
   /** Only find out what would be done. */
   readonly dryRun: boolean;
   /** Flush merged data to stable storage. The journal always is flushed. */

@@ -1,7 +1,8 @@
 import { z } from "zod";
 import { DamageError, hasCode, messageOf } from "../base/errors.js";
 import { parseJson } from "../base/json.js";
-import type { RecordFolder, StoredFolder } from "../storage/stored-folder.js";
+import type { RecordFolder } from "../storage/record-folder.js";
+import type { StoredFolder } from "../storage/stored-folder.js";
 import { replaceRecord, sweepRecord } from "./replace-record.js";
 
 /** The record of a point's damage. No file that a manifest names can be called so. */

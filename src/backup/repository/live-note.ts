@@ -4,7 +4,8 @@
  * that a manifest names can be called so.
  */
 import { hostname } from "node:os";
-import type { RecordFolder, StoredFolder } from "../storage/stored-folder.js";
+import type { RecordFolder } from "../storage/record-folder.js";
+import type { StoredFolder } from "../storage/stored-folder.js";
 import { replaceRecord, sweepRecord } from "./replace-record.js";
 
 const NAME = /^\.live\.[0-9a-f-]{36}\.json$/;

@@ -3,7 +3,8 @@ import { isUnreadable } from "../base/damage.js";
 import { DamageError, hasCode } from "../base/errors.js";
 import { parseJson } from "../base/json.js";
 import { isMissing } from "../host/durable-files.js";
-import type { RecordFolder, StoredFolder } from "../storage/stored-folder.js";
+import type { RecordFolder } from "../storage/record-folder.js";
+import type { StoredFolder } from "../storage/stored-folder.js";
 import { replaceRecord } from "./replace-record.js";
 
 /** The record of a point's last rehearsal. No file that a manifest names can be called so. */

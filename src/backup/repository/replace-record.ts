@@ -1,5 +1,5 @@
 /** Small JSON files beside a manifest, which are replaced now and then. */
-import type { RecordFolder } from "../storage/stored-folder.js";
+import type { RecordFolder } from "../storage/record-folder.js";
 
 /** @throws the file system's error: EROFS, EACCES */
 export async function replaceRecord(folder: RecordFolder, name: string, content: unknown): Promise<void> {

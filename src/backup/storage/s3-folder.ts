@@ -4,11 +4,11 @@ import type { Bucket, StoredObject } from "../s3/bucket.js";
 import { probe, removeProbes } from "../s3/probe.js";
 import { createObject } from "./create-object.js";
 import { KeptPieces } from "./kept-pieces.js";
+import type { RecordFolder } from "./record-folder.js";
 import { S3Place } from "./s3-file.js";
 import { S3Records } from "./s3-records.js";
 import { writeInS3 } from "./s3-writing.js";
 import type {
-  RecordFolder,
   StoreAbilities,
   StoredEntry,
   StoredFolder,

@@ -2,7 +2,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { DamageError, PreconditionError } from "../base/errors.js";
 import type { Bucket } from "../s3/bucket.js";
 import { isRemoval, MOST_NOTE_BYTES, noteKey } from "./point-note.js";
-import type { RecordFolder } from "./stored-folder.js";
+import type { RecordFolder } from "./record-folder.js";
 
 /**
  * How long a prune is waited for that removes a point: it gives up sooner (s3-writing.ts), if its host has not

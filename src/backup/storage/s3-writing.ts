@@ -5,6 +5,7 @@ import { type Lease, takeLease } from "../s3/lease.js";
 import type { StoreAbilities } from "../s3/probe.js";
 import { ObjectUpload } from "../s3/upload.js";
 import { createObject } from "./create-object.js";
+import { DomainRecords } from "./domain-records.js";
 import { MOST_NOTE_BYTES, notedPoint, noteKey, noteOf } from "./point-note.js";
 import type {
   NewStoredPoint,
@@ -61,12 +62,14 @@ export async function writeInS3(
 }
 
 class S3Writing implements StoreWriting {
+  readonly records: DomainRecords;
   readonly #place: Place;
   readonly #lease: Lease;
 
   constructor(place: Place, lease: Lease) {
     this.#place = place;
     this.#lease = lease;
+    this.records = new DomainRecords(place, lease);
   }
 
   get lost(): AbortSignal {

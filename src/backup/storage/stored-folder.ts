@@ -7,6 +7,7 @@
  */
 
 import type { FilePlace } from "../image/readable-file.js";
+import type { RecordFolder } from "./record-folder.js";
 import type { StoreWriting } from "./stored-writing.js";
 
 /** What something in a folder is. */
@@ -80,21 +81,6 @@ export interface StoreWriteOptions {
   readonly manifest: string;
   readonly isPoint: (name: string) => boolean;
   readonly signal?: AbortSignal | undefined;
-}
-
-/** The small files beside the manifest of a point that are replaced now and then. */
-export interface RecordFolder extends AsyncDisposable {
-  /** At least of those that begin with a dot. */
-  names(): Promise<readonly string[]>;
-  /**
-   * Creates it or replaces it, in one step.
-   * @throws {DamageError} `E_MANIFEST`: the point was removed meanwhile
-   */
-  replace(name: string, content: string): Promise<void>;
-  /** Removes it. It may be missing. */
-  unlink(name: string): Promise<void>;
-  /** Waits until all of it is on stable storage. */
-  sync(): Promise<void>;
 }
 
 /** A folder of a repository, to be read. Nothing that lies in it is trusted. */

@@ -1,5 +1,6 @@
 import type { RemoteNewFile } from "../image/new-file.js";
 import type { AskOptions } from "../s3/bucket.js";
+import type { RecordFolder } from "./record-folder.js";
 
 /**
  * The right to write in a domain's folder of an object store, which one process has at a time: its lease.
@@ -21,6 +22,8 @@ export interface StoreWriting {
   readonly lost: AbortSignal;
   /** Asks the store. @throws {BackupError} `E_LEASE_LOST` */
   assertHeld(): Promise<void>;
+  /** The small files beside the points, whose names begin with a dot. */
+  readonly records: RecordFolder;
   /** Removes the unfinished points of dead runs, with their uploads. */
   clearLeftovers(options?: AskOptions): Promise<void>;
   /**

@@ -1,0 +1,42 @@
+import { largestKept } from "../repository/kept-files.js";
+import { diskOf, type Manifest } from "../repository/manifest.js";
+
+const MIB = 1024 * 1024;
+/** What an image may have beside twice its disk, and a digest file beside its records. */
+const SPARE_BYTES = 64 * MIB;
+/** A record of a digest file for one cluster: head, masks and digest. */
+const MOST_RECORD_BYTES = 64;
+/** A line for each of 32 million extents. */
+const MOST_MAP_BYTES = 4096 * MIB;
+
+/** The files that a manifest names, but for itself. */
+export function fileNamesOf({ disks, files = [] }: Manifest): string[] {
+  const ofDisks = disks.flatMap(({ file, map, digests }) =>
+    [file, map?.file ?? [], digests?.file ?? []].flat(),
+  );
+  return [...new Set([...files.map(({ file }) => file), ...ofDisks])];
+}
+
+export function dataBytesOf(point: Manifest, disk: string): number {
+  return diskOf(point, disk)?.dataBytes ?? 0;
+}
+
+/**
+ * Bytes that a file of a point has at most; the same of images allows for tables, and for what a prune left
+ * unused.
+ */
+export function mostBytesOf({ disks, files = [] }: Manifest, name: string): number {
+  const kept = files.find(({ file }) => file === name);
+  if (kept) return Math.min(kept.length, largestKept(kept.role));
+  for (const { file, format, digests, virtualSize, clusterSize } of disks) {
+    const clusters = Math.ceil(virtualSize / clusterSize);
+    if (file === name) return format === "raw" ? virtualSize : 2 * virtualSize + SPARE_BYTES;
+    if (digests?.file === name) return clusters * MOST_RECORD_BYTES + SPARE_BYTES;
+  }
+  return MOST_MAP_BYTES;
+}
+
+/** Bytes of data that a point stores, which is nearly all that is copied of it. */
+export function storedBytesOf({ disks }: Manifest): number {
+  return disks.reduce((sum, { storedBytes }) => sum + storedBytes, 0);
+}

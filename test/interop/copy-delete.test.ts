@@ -1,0 +1,323 @@
+/** A copy that follows what its original drops, and what is dropped in the copy: folders and Ceph. */
+import { mkdtemp, open, readdir, readFile, rename, rm, stat, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { DeleteObjectCommand, type S3Client } from "@aws-sdk/client-s3";
+import { execa } from "execa";
+import { afterAll, afterEach, beforeAll, expect, it } from "vitest";
+import { type CopyOptions, type CopyResult, copyDomain } from "../../src/backup/copy/copy-points.js";
+import { Repository } from "../../src/backup/repository/repository.js";
+import { verifyPoint } from "../../src/backup/verify/verify.js";
+import { BreakingStore } from "../support/breaking-store.js";
+import { restoreEnvironment } from "../support/environment.js";
+import { ageLocks } from "../support/left-by-prune.js";
+import { keysIn, leftInStore } from "../support/left-in-store.js";
+import { MemoryChain } from "../support/memory-chain.js";
+import { nbdpull, type Ran, startNbdpull } from "../support/nbdpull.js";
+import { restoreDisk } from "../support/restore-disk.js";
+import { Store } from "../support/store.js";
+import { describeWith } from "../support/tools.js";
+
+const MiB = 1024 * 1024;
+const NAME = MemoryChain.domain;
+const BUCKET = "followed";
+
+/** Two chains of a full point and two increments. */
+async function twoChains(): Promise<MemoryChain> {
+  const chain = await MemoryChain.start(4 * MiB + 577);
+  for (const round of [1, 2]) {
+    chain.disk.write(round * 4096, Buffer.alloc(MiB, `full ${round}`));
+    await chain.take({ full: true, digests: "sha256", granularity: 4096 });
+    for (const more of [3, 4]) {
+      chain.disk.write(round * more * 100_000, Buffer.alloc(60_000, `round ${round}.${more}`));
+      await chain.take({ digests: "sha256", granularity: 4096 });
+    }
+  }
+  return chain;
+}
+
+let original: MemoryChain;
+beforeAll(async () => {
+  original = await twoChains();
+});
+afterAll(async () => {
+  await original?.[Symbol.asyncDispose]();
+});
+
+const idsOf = (chain: MemoryChain): string[] => chain.points.map(({ id }) => id);
+
+async function copy(from: string, to: string, ...more: readonly string[]): Promise<Ran> {
+  return await nbdpull("copy", from, to, "--create", ...more);
+}
+
+async function resultOf(
+  from: string,
+  to: string,
+  how: Pick<CopyOptions, "which" | "remove"> = {},
+): Promise<CopyResult> {
+  return await copyDomain({
+    from: await Repository.open(from),
+    to: await Repository.openOrCreate(to),
+    ...{ domain: NAME, signal: new AbortController().signal, ...how },
+  });
+}
+
+async function pointsIn(path: string): Promise<readonly string[]> {
+  return await (await Repository.open(path)).pointIds(NAME);
+}
+
+/** The copy has these points, each sound and with the bytes that the disk had. */
+async function expectCopy(to: string, chain: MemoryChain, wanted: readonly string[]): Promise<void> {
+  const repository = await Repository.open(to);
+  const points = await repository.points(NAME, (error) => {
+    throw error;
+  });
+  expect(points.map(({ id }) => id)).toEqual(wanted);
+  for (const point of points) {
+    const { findings } = await verifyPoint(repository, NAME, point, { signal: new AbortController().signal });
+    expect(findings).toEqual([]);
+  }
+  const [newest = "", path] = [wanted.at(-1), join(chain.folder, "restored.raw")];
+  const point = points.find(({ id }) => id === newest);
+  if (!point) throw new Error(`there is no point ${newest}`);
+  const how = { diskName: "vda", targetPath: path, format: "raw", force: true, sync: false } as const;
+  await restoreDisk({ repository, point, ...how });
+  const expected = join(chain.folder, "expected.raw");
+  await writeFile(expected, await chain.contentOf(newest));
+  await execa("qemu-img", ["compare", "-f", "raw", "-F", "raw", path, expected]);
+}
+
+describeWith(["qemu-img"], "a copy in a folder", () => {
+  let chain: MemoryChain;
+  let from: string;
+  let to: string;
+  const begin = async (): Promise<void> => {
+    chain = await original.copy();
+    from = chain.repository.path;
+    to = join(chain.folder, "to");
+    await resultOf(from, to);
+  };
+  afterEach(async () => {
+    await chain?.[Symbol.asyncDispose]();
+  });
+
+  it("does not get again what its own prune has dropped, until it is asked for", async () => {
+    await begin();
+    const ids = idsOf(chain);
+    // Drops the first chain, and merges two points of the second one.
+    expect(await nbdpull("prune", to, "--keep-last", "1")).toMatchObject({ code: 0 });
+    const left = await resultOf(from, to);
+    expect(left.dropped).toEqual(ids.slice(0, 5));
+    expect(left.points.map(({ state }) => state)).toEqual(["there"]);
+    const told = await copy(from, to, "--since", chain.points[0]?.createdAt ?? "");
+    expect(told.stdout).toContain(
+      "5 more were dropped there after they had been copied: --all copies them again",
+    );
+    // A new increment stands on the merged point.
+    chain.disk.write(3 * MiB, Buffer.alloc(5000, "later"));
+    await chain.take({ digests: "sha256", granularity: 4096 });
+    await resultOf(from, to);
+    await expectCopy(to, chain, idsOf(chain).slice(5));
+    const all = await resultOf(from, to, { which: "all" });
+    expect(all.points.filter(({ state }) => state === "copied")).toHaveLength(5);
+    await expectCopy(to, chain, idsOf(chain));
+    expect((await copy(from, to, "--all", "--latest")).code).toBe(2);
+  });
+
+  it("gets again what was lost otherwise: bases, the newest point, and what was damaged", async () => {
+    await begin();
+    const ids = idsOf(chain);
+    const lose = (index: number) => rm(join(to, NAME, ids[index] ?? ""), { recursive: true });
+    await lose(1);
+    await lose(5);
+    expect((await resultOf(from, to)).dropped).toEqual([]);
+    await expectCopy(to, chain, ids);
+    // A copy that was told of the damage does not take it for dropped afterwards.
+    await writeFile(join(to, NAME, ids[2] ?? "", "point.json"), "{");
+    expect(await copy(from, to)).toMatchObject({ code: 3 });
+    await lose(2);
+    expect((await resultOf(from, to)).dropped).toEqual([]);
+    await expectCopy(to, chain, ids);
+    // Nobody knows who has removed this one.
+    await lose(2);
+    expect((await resultOf(from, to)).dropped).toEqual([ids[2]]);
+    // Without a record that can be read, it was never there.
+    await writeFile(join(to, NAME, ".copied.json"), "[");
+    expect((await resultOf(from, to)).dropped).toEqual([]);
+    await expectCopy(to, chain, ids);
+  });
+
+  it("follows a prune of the original, after rules of its own", async () => {
+    await begin();
+    const ids = idsOf(chain);
+    expect((await copy(from, to, "--delete")).stderr).toContain("E_KEEP_NOTHING");
+    expect((await copy(from, to, "--keep-last", "3")).code).toBe(2);
+    expect(await nbdpull("prune", from, "--keep-last", "2")).toMatchObject({ code: 0 });
+    // Without it, everything stays.
+    await resultOf(from, to);
+    expect(await pointsIn(to)).toEqual(ids);
+    const dry = await copy(from, to, "--delete", "--keep-last", "3", "--dry-run");
+    expect(dry.stdout).toContain(`${ids[0]} would be removed`);
+    expect(dry.stdout).toContain(`${ids[3]} stays (last)`);
+    expect(await pointsIn(to)).toEqual(ids);
+    // Ours alone: a point that never came from there.
+    const own = "20200101T000000.000Z";
+    await addOwn(own);
+    const done = await resultOf(from, to, { remove: { last: 3 } });
+    expect(done.followed?.gone).toEqual(ids.slice(0, 4));
+    await expectCopy(to, chain, [own, ...ids.slice(3)]);
+    expect((await resultOf(from, to, { remove: { last: 1 } })).followed?.gone).toEqual([ids[3]]);
+    await expectCopy(to, chain, [own, ...ids.slice(4)]);
+    expect((await resultOf(from, to, { remove: { last: 1 } })).followed).toEqual({ gone: [] });
+  });
+
+  /** A full point of the copy that the original does not have. */
+  async function addOwn(id: string): Promise<void> {
+    const [first = ""] = idsOf(chain);
+    await execa("cp", ["-a", join(to, NAME, first), join(to, NAME, id)]);
+    const manifest = join(to, NAME, id, "point.json");
+    await writeFile(manifest, (await readFile(manifest, "utf8")).replaceAll(first, id));
+  }
+
+  it("keeps everything where the original is empty, gone or damaged", async () => {
+    await begin();
+    const ids = idsOf(chain);
+    const follow = (...more: readonly string[]) => copy(from, to, "--delete", "--keep-last", "1", ...more);
+    await rename(join(from, NAME), join(chain.folder, "away"));
+    for (const named of [[], [NAME]]) {
+      const ran = await follow(...named);
+      expect(ran).toMatchObject({ code: 4 });
+      expect(ran.stderr).toMatch(/E_SOURCE_EMPTY: .* has no points of guest any more.*nbdpull forget/);
+    }
+    expect((await follow("nobody")).stderr).toContain("no domain nobody");
+    await rename(from, `${from}.away`);
+    expect(await follow()).toMatchObject({ code: 4 });
+    await rename(`${from}.away`, from);
+    await rename(join(chain.folder, "away"), join(from, NAME));
+    expect(await nbdpull("prune", from, "--keep-last", "3")).toMatchObject({ code: 0 });
+    // It is in both, and sound in the copy: what the copy has of it, nobody else may have.
+    const image = join(from, NAME, ids[5] ?? "", "vda.qcow2");
+    const bytes = await readFile(image);
+    await flip(image, 65_536 + 20_000);
+    expect(await nbdpull("verify", from)).toMatchObject({ code: 3 });
+    const refused = await follow();
+    expect(refused).toMatchObject({ code: 3 });
+    expect(refused.stdout).toMatch(new RegExp(`nothing is removed: point ${ids[5]}: vda is damaged`));
+    expect(await pointsIn(to)).toEqual(ids);
+    await writeFile(image, bytes);
+    expect(await nbdpull("verify", from)).toMatchObject({ code: 0 });
+    expect(await follow()).toMatchObject({ code: 0 });
+    await expectCopy(to, chain, ids.slice(3));
+    // Forgotten on purpose, nothing of it stays.
+    expect(await nbdpull("forget", to, NAME, "--force")).toMatchObject({ code: 0 });
+    expect(await readdir(to)).toEqual(["nbdpull.json"]);
+  });
+
+  it("is whole after a kill at any moment of that, and the next one goes on", async () => {
+    await begin();
+    const ids = idsOf(chain);
+    expect(await nbdpull("prune", from, "--keep-last", "1")).toMatchObject({ code: 0 });
+    const follow = ["copy", from, to, "--delete", "--keep-last", "1"];
+    for (const after of [0, 15]) {
+      const running = startNbdpull(follow);
+      const begun = (): Promise<boolean> =>
+        stat(join(to, NAME, ".prune/journal.json")).then(
+          () => true,
+          () => false,
+        );
+      const ended = running.ended.then(() => true);
+      while (!(await begun())) if (await Promise.race([ended, sleep(2, false)])) break;
+      await sleep(after);
+      running.kill("SIGKILL");
+      await running.ended;
+      await ageLocks(join(to, NAME));
+      expect(await nbdpull("verify", to)).toMatchObject({ code: 0 });
+      expect((await pointsIn(to)).at(-1)).toBe(ids[5]);
+    }
+    expect(await nbdpull(...(follow as [string, ...string[]]))).toMatchObject({ code: 0 });
+    await expectCopy(to, chain, ids.slice(5));
+  });
+});
+
+describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a copy in an object store", () => {
+  let store: Store;
+  let line: BreakingStore;
+  let client: S3Client;
+  let folder: string;
+  const before = { ...process.env };
+  beforeAll(async () => {
+    store = await Store.start();
+    line = await BreakingStore.start(store);
+    client = store.client();
+    await store.makeBucket(BUCKET);
+    folder = await mkdtemp(join(tmpdir(), "nbdpull-followed-"));
+    Object.assign(process.env, store.environment, { AWS_ENDPOINT_URL: line.endpoint });
+  });
+  afterAll(async () => {
+    restoreEnvironment(before);
+    await line?.[Symbol.asyncDispose]();
+    await store?.[Symbol.asyncDispose]();
+    if (folder) await rm(folder, { recursive: true, force: true });
+  });
+
+  it("follows a folder, keeps chains whole, and goes on after a kill", async () => {
+    await using chain = await original.copy();
+    const [from, to] = [chain.repository.path, `s3://${BUCKET}/of-folder`];
+    const ids = idsOf(chain);
+    await resultOf(from, to);
+    expect(await nbdpull("prune", from, "--keep-last", "1")).toMatchObject({ code: 0 });
+    let deleted = 0;
+    line.fault = ({ method }) => (method === "DELETE" && ++deleted > 2 ? "never answer" : undefined);
+    const running = startNbdpull(["copy", from, to, "--delete", "--keep-last", "1"]);
+    await expect.poll(() => deleted, { timeout: 30_000 }).toBeGreaterThan(2);
+    running.kill("SIGKILL");
+    await running.ended;
+    line.fault = () => undefined;
+    expect(await nbdpull("verify", to)).toMatchObject({ code: 0 });
+    const { followed } = await resultOf(from, to, { remove: { last: 1 } });
+    expect(followed?.refused).toBeUndefined();
+    expect(await leftInStore(client, BUCKET, "of-folder/")).toEqual([]);
+    const there = await pointsIn(to);
+    expect(there).not.toContain(ids[0]);
+    await expectCopy(to, chain, there);
+    // From there on to another store, and from that one to a folder.
+    const [other, back] = [`s3://${BUCKET}/of-store`, join(folder, "back")];
+    await resultOf(to, other);
+    await resultOf(other, back);
+    await expectCopy(back, chain, there);
+    await takeFull(chain);
+    await resultOf(from, to, { remove: { last: 1 } });
+    expect(await nbdpull("prune", to, "--keep-last", "1")).toMatchObject({ code: 0 });
+    for (const [source, target] of [
+      [to, other],
+      [other, back],
+    ] as const) {
+      await resultOf(source, target, { remove: { last: 1 } });
+      await expectCopy(target, chain, idsOf(chain).slice(-1));
+    }
+    // What the store's own prune has dropped stays away, and an empty store empties nothing.
+    expect((await resultOf(from, to)).dropped).toEqual([ids[5]]);
+    for (const key of await keysIn(client, BUCKET, `of-store/${NAME}/`)) {
+      await client.send(new DeleteObjectCommand({ Bucket: BUCKET, Key: key }));
+    }
+    const refused = await copy(other, back, "--delete", "--keep-last", "1");
+    expect(refused).toMatchObject({ code: 4 });
+    expect(refused.stderr).toContain("E_SOURCE_EMPTY");
+    await expectCopy(back, chain, idsOf(chain).slice(-1));
+    expect(await nbdpull("forget", to, NAME, "--force")).toMatchObject({ code: 0 });
+    expect(await keysIn(client, BUCKET, "of-folder/")).toEqual(["of-folder/nbdpull.json"]);
+  });
+});
+
+async function takeFull(chain: MemoryChain): Promise<void> {
+  chain.disk.write(2 * MiB, Buffer.alloc(9000, "a new chain"));
+  await chain.take({ full: true, digests: "sha256", granularity: 4096 });
+}
+
+async function flip(path: string, at: number): Promise<void> {
+  await using handle = await open(path, "r+");
+  const byte = Buffer.alloc(1);
+  await handle.read(byte, 0, 1, at);
+  await handle.write(Buffer.from([~(byte[0] ?? 0) & 0xff]), 0, 1, at);
+}
