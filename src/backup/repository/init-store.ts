@@ -27,6 +27,22 @@ export async function initStore(address: string): Promise<InitializedStore> {
   }
 }
 
+/**
+ * Has the store end uploads below the address that were begun a week ago: of a domain that is never backed up again
+ * nobody else would.
+ * @returns whether a rule of the bucket was put there; false if there was one
+ * @throws {PreconditionError} `E_S3_ACCESS`, `E_S3_LACKS`, `E_S3_RULES`
+ * @throws as `openStore`
+ */
+export async function endOldUploads(address: string): Promise<boolean> {
+  const root = await openStore(address);
+  try {
+    return await root.endOldUploads();
+  } finally {
+    await root.close();
+  }
+}
+
 async function initIn(root: StoreRoot, address: string): Promise<InitializedStore> {
   const known = await readMarker(root);
   if (known !== undefined) throw exists(address, known);

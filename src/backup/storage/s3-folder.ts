@@ -1,6 +1,7 @@
 import { DamageError } from "../base/errors.js";
 import { formatS3Address } from "../s3/address.js";
 import type { Bucket, StoredObject } from "../s3/bucket.js";
+import { endOldUploads } from "../s3/lifecycle.js";
 import { probe, removeProbes } from "../s3/probe.js";
 import { createObject } from "./create-object.js";
 import { KeptPieces } from "./kept-pieces.js";
@@ -94,6 +95,10 @@ export class S3Root implements StoreRoot {
 
   async removeTrials(): Promise<void> {
     await removeProbes(this.#bucket);
+  }
+
+  async endOldUploads(): Promise<boolean> {
+    return await endOldUploads(this.#bucket);
   }
 
   async isEmpty(): Promise<boolean> {

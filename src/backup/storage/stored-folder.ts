@@ -52,6 +52,12 @@ export interface StoreRoot extends StoredFolder {
   probe(): Promise<StoreAbilities>;
   /** Removes what a `probe` has left whose process was killed. */
   removeTrials(): Promise<void>;
+  /**
+   * Has the store end uploads there that were begun a week ago, by a rule of the bucket.
+   * @returns whether the rule was put there; false if there was one
+   * @throws {PreconditionError} `E_S3_ACCESS`, `E_S3_LACKS`, `E_S3_RULES`
+   */
+  endOldUploads(): Promise<boolean>;
   /** Whether anything is there, but for names that begin with a dot. */
   isEmpty(): Promise<boolean>;
   /**
