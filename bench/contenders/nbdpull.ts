@@ -78,7 +78,7 @@ function addressOf(source: Source): string[] {
 }
 
 /** What libvirt would say of the job. */
-function jobXml(sources: readonly Source[]): string {
+export function jobXml(sources: readonly Source[]): string {
   const [first] = sources;
   if (first?.at.kind !== "unix") throw new Error("jobs are read over a unix socket here");
   const disks = sources.map(

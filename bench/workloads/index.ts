@@ -19,6 +19,7 @@ import { restoreChain } from "./restore-chain.js";
 import { restoreCompressed } from "./restore-compressed.js";
 import { scattered } from "./scattered.js";
 import { starts } from "./start.js";
+import { storeBackup } from "./store-backup.js";
 import { tcp } from "./tcp.js";
 import { tenthDirty } from "./tenth-dirty.js";
 import { tls } from "./tls.js";
@@ -51,6 +52,7 @@ export const WORKLOADS: readonly Workload[] = [
   verify,
   verifySha256,
   restoreCompressed,
+  storeBackup,
   prune,
   libvirtFull,
   libvirtIncremental,

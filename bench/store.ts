@@ -1,0 +1,99 @@
+/**
+ * The object store of the workloads that need one: Ceph, of one node, in memory, on loopback. It is started
+ * once and used by all of them, since filling it takes longer than what is measured.
+ */
+
+import { rmSync } from "node:fs";
+import { mkdtemp } from "node:fs/promises";
+import { createServer } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { CreateBucketCommand, S3Client } from "@aws-sdk/client-s3";
+import { execa } from "execa";
+import { NBDPULL, PROJECT } from "./paths.js";
+
+const BUCKET = "bench";
+/** As `start-store.sh` makes them. */
+const CREDENTIALS = { accessKeyId: "AKIDTEST", secretAccessKey: "secretsecretsecret" };
+
+let started: Promise<BenchStore> | undefined;
+
+export class BenchStore {
+  readonly endpoint: string;
+  /** Addresses by the folders whose repositories they have. */
+  readonly #copies = new Map<string, Promise<string>>();
+
+  private constructor(endpoint: string) {
+    this.endpoint = endpoint;
+  }
+
+  /** The store, which ends with this process. From here on, programs that this process starts may use it. */
+  static shared(): Promise<BenchStore> {
+    started ??= BenchStore.#start();
+    return started;
+  }
+
+  static async #start(): Promise<BenchStore> {
+    const folder = await mkdtemp(join(tmpdir(), "nbdpull-bench-store-"));
+    const [port, monitor] = await freePorts();
+    const script = join(PROJECT, "test", "support", "start-store.sh");
+    const { stdout } = await execa("bash", [script, folder, `${port}`, `${monitor}`]);
+    const pids = stdout.trim().split("\n").map(Number);
+    process.once("exit", () => {
+      for (const pid of pids.toReversed()) process.kill(pid, "SIGKILL");
+      rmSync(folder, { recursive: true, force: true, maxRetries: 5 });
+    });
+    const store = new BenchStore(`http://127.0.0.1:${port}`);
+    Object.assign(process.env, {
+      AWS_ACCESS_KEY_ID: CREDENTIALS.accessKeyId,
+      AWS_SECRET_ACCESS_KEY: CREDENTIALS.secretAccessKey,
+      AWS_ENDPOINT_URL: store.endpoint,
+      AWS_REGION: "us-east-1",
+    });
+    const client = new S3Client({ credentials: CREDENTIALS, forcePathStyle: true });
+    await client.send(new CreateBucketCommand({ Bucket: BUCKET }));
+    client.destroy();
+    return store;
+  }
+
+  /** The address of a copy of a repository, which is made once. */
+  copyOf(repository: string): Promise<string> {
+    const known = this.#copies.get(repository) ?? this.#copy(repository);
+    this.#copies.set(repository, known);
+    return known;
+  }
+
+  async #copy(repository: string): Promise<string> {
+    const address = this.emptyPlace();
+    await execa(process.execPath, [NBDPULL, "init", address]);
+    await execa(process.execPath, [NBDPULL, "copy", repository, address, "--all", "--quiet"]);
+    return address;
+  }
+
+  #places = 0;
+
+  /** An address below which nothing is. */
+  emptyPlace(): string {
+    this.#places += 1;
+    return `s3://${BUCKET}/place-${this.#places}`;
+  }
+}
+
+/** A port, and one whose neighbour is free too. */
+async function freePorts(): Promise<[number, number]> {
+  for (;;) {
+    const [one, two] = [await listening(0), await listening(0)];
+    const ports = [one, two].map((server) => (server.address() as { port: number }).port) as [number, number];
+    const next = await listening(ports[1] + 1).catch(() => undefined);
+    for (const server of [one, two, next]) server?.close();
+    if (next) return ports;
+  }
+}
+
+function listening(port: number): Promise<ReturnType<typeof createServer>> {
+  return new Promise((resolve, reject) => {
+    const server = createServer();
+    server.once("error", reject);
+    server.listen(port, "127.0.0.1", () => resolve(server));
+  });
+}
