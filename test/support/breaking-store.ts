@@ -24,14 +24,21 @@ export type StoreFault =
   /** As a store does that says so. */
   | "refuse conditions";
 
+/** A request. */
+interface AskedOfStore {
+  readonly method: string;
+  readonly url: string;
+  /** The header, if it has one. */
+  readonly range?: string | undefined;
+}
+
 /** A line to a store that breaks as it is told. */
 export class BreakingStore implements AsyncDisposable {
   readonly endpoint: string;
   /** All requests, as `METHOD URL`. */
   readonly seen: string[] = [];
   /** Decides what happens to a request. Default: nothing does. */
-  fault: (asked: { readonly method: string; readonly url: string }) => StoreFault | undefined = () =>
-    undefined;
+  fault: (asked: AskedOfStore) => StoreFault | undefined = () => undefined;
   readonly #server: Server;
   readonly #store: Store;
 
@@ -60,7 +67,7 @@ export class BreakingStore implements AsyncDisposable {
     this.seen.push(`${method} ${url}`);
     const { headers } = asked;
     const isConditional = method === "PUT" && (headers["if-match"] ?? headers["if-none-match"]) !== undefined;
-    const told = this.fault({ method, url });
+    const told = this.fault({ method, url, range: headers.range });
     const refusal = isConditional ? ({ answer: 501, code: "NotImplemented" } as const) : undefined;
     const fault = told === "refuse conditions" ? refusal : told;
     if (fault === "never answer") return;

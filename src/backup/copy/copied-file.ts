@@ -3,7 +3,8 @@ import { isUnreadable } from "../base/damage.js";
 import { DamageError } from "../base/errors.js";
 import { isZero } from "../base/zeroes.js";
 import { fillFrom } from "../image/fill-file.js";
-import type { NewFile } from "../image/new-file.js";
+import type { ImageFile } from "../image/image-file.js";
+import type { LeftWhole, NewFile } from "../image/new-file.js";
 import {
   type FilePlace,
   openPlace,
@@ -29,6 +30,12 @@ export interface CopyFileOptions {
    */
   readonly most: number;
   readonly limit?: RateLimit | undefined;
+  /** What a killed run has left of the copy on this machine: what it has is not read from the original. */
+  readonly left?: ImageFile | undefined;
+  /** What it has left elsewhere, if that may be whole. */
+  readonly leftWhole?: ((bytes: number) => LeftWhole | undefined) | undefined;
+  /** Where the copy can be read; default: what is found out about it is read from the original again. */
+  readonly copy?: FilePlace | undefined;
   readonly signal: AbortSignal;
   /** Called with the number of bytes that were copied since the last call. */
   readonly onBytes: (bytes: number) => void;
@@ -40,12 +47,12 @@ export interface CopyFileOptions {
  */
 export class CopiedFile implements RemoteFile {
   readonly path: string;
-  readonly #from: FilePlace;
+  readonly #place: FilePlace;
   readonly #pieces: Pieces;
 
-  private constructor(from: FilePlace, pieces: Pieces) {
-    this.path = `${pathOf(from)} (as copied)`;
-    this.#from = from;
+  private constructor(place: FilePlace, pieces: Pieces) {
+    this.path = `${pathOf(place)} (as copied)`;
+    this.#place = place;
     this.#pieces = pieces;
   }
 
@@ -60,28 +67,40 @@ export class CopiedFile implements RemoteFile {
     create: (bytes: number) => Promise<NewFile>,
     options: CopyFileOptions,
   ): Promise<CopiedFile> {
-    const { most, limit, signal, onBytes } = options;
+    const { most, left, signal } = options;
     const file = await openPlace(from, { signal });
     let to: NewFile | undefined;
     try {
       const size = await file.size();
       if (size > most) throw tooLong(file.path, size, most);
-      to = await create(size);
       const pieceBytes = size > LARGE_BYTES ? LARGE_PIECE_BYTES : PIECE_BYTES;
-      const digests = Buffer.alloc(Math.ceil(size / pieceBytes) * DIGEST_BYTES);
-      const piece = Buffer.allocUnsafeSlow(pieceBytes);
-      for (let done = 0; done < size; done += pieceBytes) {
-        signal.throwIfAborted();
-        const bytes = piece.subarray(0, Math.min(pieceBytes, size - done));
-        await limit?.take(bytes.length, signal);
-        await readWhole(file, bytes, done);
-        digestOf(bytes).copy(digests, (done / pieceBytes) * DIGEST_BYTES);
-        if (!isZero(bytes)) await to.write(bytes, done);
-        onBytes(bytes.length);
+      const pieces = {
+        length: size,
+        pieceBytes,
+        digests: Buffer.alloc(Math.ceil(size / pieceBytes) * DIGEST_BYTES),
+      };
+      const place = options.copy ?? from;
+      const whole = options.leftWhole?.(size);
+      if (whole) {
+        await eachPiece(file, pieces, options, async (bytes) => whole.update(bytes));
+        if (whole.isSame()) return new CopiedFile(place, pieces);
+        options.onBytes(-size);
       }
+      // Of a piece that was written in part nobody knows how much.
+      await left?.truncate(pieceBytes * Math.floor(Math.min(size, await left.size()) / pieceBytes));
+      to = left ?? (await create(size));
+      const target = to;
+      await eachPiece(
+        file,
+        pieces,
+        { ...options, leftBytes: left ? await left.size() : to.leftBytes },
+        async (bytes, at) => {
+          if (!isZero(bytes)) await target.write(bytes, at);
+        },
+      );
       await to.truncate(size);
       await to.finish({ sync: true });
-      return new CopiedFile(from, { length: size, pieceBytes, digests });
+      return new CopiedFile(place, pieces);
     } finally {
       await to?.close();
       await file.close();
@@ -90,7 +109,7 @@ export class CopiedFile implements RemoteFile {
 
   /** @throws {DamageError} it is missing now, or no regular file any more */
   async open(options: Parameters<RemoteFile["open"]>[0] = {}): Promise<ReadableFile> {
-    const file = await openPlace(this.#from, options);
+    const file = await openPlace(this.#place, options);
     return new ComparedFile(this.path, file, this.#pieces);
   }
 }
@@ -103,6 +122,31 @@ interface Pieces {
   readonly pieceBytes: number;
   /** The SHA-256 of each piece, one after the other. */
   readonly digests: Buffer;
+}
+
+interface PieceOptions extends CopyFileOptions {
+  /** Bytes at the front that need not be sent, as it seems. */
+  readonly leftBytes?: number | undefined;
+}
+
+/** Reads a file from front to back, digests its pieces, and gives each to `work` that was read from it. */
+async function eachPiece(
+  file: ReadableFile,
+  { length, pieceBytes, digests }: Pieces,
+  { limit, left, leftBytes = 0, signal, onBytes }: PieceOptions,
+  work: (bytes: Buffer, at: number) => Promise<void>,
+): Promise<void> {
+  const piece = Buffer.allocUnsafeSlow(pieceBytes);
+  for (let done = 0; done < length; done += pieceBytes) {
+    signal.throwIfAborted();
+    const bytes = piece.subarray(0, Math.min(pieceBytes, length - done));
+    const isLeft = done + bytes.length <= leftBytes;
+    if (!isLeft) await limit?.take(bytes.length, signal);
+    await readWhole(left && isLeft ? left : file, bytes, done);
+    digestOf(bytes).copy(digests, (done / pieceBytes) * DIGEST_BYTES);
+    if (!left || !isLeft) await work(bytes, done);
+    onBytes(bytes.length);
+  }
 }
 
 /** Reads whole pieces, and compares each with its digest. */

@@ -2,34 +2,31 @@
  * The copy room keeps one repository in step with another: whole points with what they are based on, file by
  * file, under the same ids. Nothing is copied that is there already, and nothing is taken over unproven.
  *
- * Read this file first: it copies point by point. Then read choose-points.ts (which points), copied-file.ts and
- * copied-folder.ts (how the copy itself is proven), same-disk.ts (whether two points of one id are the same,
+ * Read this file first: it copies point by point. Then read choose-points.ts (which points), copy-files.ts with
+ * copied-file.ts and copied-folder.ts (how the copy itself is proven), same-disk.ts (whether two points of one id are the same,
  * though a prune has changed one of them) and follow-prune.ts (what goes from the copy).
  *
  * Nothing here changes the repository that is copied. Points of the other one are only changed by its prune.
  */
 
 import { DamageError, PreconditionError } from "../base/errors.js";
-import { createAt, type NewFile } from "../image/new-file.js";
 import type { Retention } from "../prune/retention.js";
 import type { RateLimit } from "../pull/rate-limit.js";
 import { type CopiedRecord, readCopied, recordCopied } from "../repository/copied-record.js";
 import type { HeldLock } from "../repository/domain-lock.js";
 import { type JudgedPoint, judgePoints } from "../repository/judged-points.js";
+import { removeLeftovers } from "../repository/leftovers.js";
 import { type DiskManifest, diskOf, formatManifest, type Manifest } from "../repository/manifest.js";
-import { makePoint, type PendingPoint } from "../repository/pending-point.js";
+import { makePoint, type PendingPoint, partialName } from "../repository/pending-point.js";
 import { domainsAmong, ownersOf } from "../repository/point-owners.js";
-import { manifestText } from "../repository/read-manifest.js";
 import type { Repository } from "../repository/repository.js";
 import { makeStoredPoint } from "../repository/stored-point.js";
 import type { RecordFolder } from "../storage/record-folder.js";
 import type { StoreWriting } from "../storage/stored-writing.js";
-import { verifyPoint } from "../verify/verify.js";
 import { type ChosenPoints, choosePoints, type WhichPoints } from "./choose-points.js";
-import { CopiedFile } from "./copied-file.js";
-import { CopiedFolder } from "./copied-folder.js";
+import { copyFiles } from "./copy-files.js";
 import { type Followed, followPrune } from "./follow-prune.js";
-import { dataBytesOf, fileNamesOf, mostBytesOf, storedBytesOf } from "./point-files.js";
+import { dataBytesOf, storedBytesOf } from "./point-files.js";
 import { compareDisks } from "./same-disk.js";
 
 export interface CopyOptions {
@@ -108,9 +105,7 @@ export async function copyDomain(options: CopyOptions): Promise<CopyResult> {
       };
       const { result, theirs } = options.dryRun
         ? await to.reading(domain, async () => await copy(undefined), signal)
-        : to.isInStore
-          ? await to.writingInStore(domain, (writing) => copy(inStore(writing, signal)), signal)
-          : await to.writing(domain, (held) => copy(inFolder(held)), signal);
+        : await writingTo(options, new Set(judged.map(({ id }) => id)), copy);
       if (!options.remove) return result;
       const followed = await followPrune(
         { ...options, retention: options.remove },
@@ -120,6 +115,34 @@ export async function copyDomain(options: CopyOptions): Promise<CopyResult> {
     },
     signal,
   );
+}
+
+/**
+ * Runs `work` as the only writer of the other repository.
+ * @param goOnWith ids of points that a killed run may have begun to copy: what it has left of them stays until
+ *   `work` has ended
+ */
+async function writingTo<T>(
+  { to, domain, signal }: CopyOptions,
+  goOnWith: ReadonlySet<string>,
+  work: (target: Target) => Promise<T>,
+): Promise<T> {
+  if (to.isInStore) {
+    const inStore = async (writing: StoreWriting): Promise<T> => {
+      const done = await work(storeOf(writing, signal));
+      await writing.clearLeftovers({ signal });
+      return done;
+    };
+    return await to.writingInStore(domain, inStore, signal, goOnWith);
+  }
+  const inFolder = async (held: HeldLock): Promise<T> => {
+    const done = await work(folderOf(held));
+    await removeLeftovers(held.folder);
+    return done;
+  };
+  const clear = (folder: HeldLock["folder"]): Promise<void> =>
+    removeLeftovers(folder, (name) => [...goOnWith].some((id) => name === partialName(id)));
+  return await to.writing(domain, inFolder, signal, clear);
 }
 
 /** What both repositories have when a copy begins. */
@@ -171,7 +194,7 @@ interface Target {
 /** Makes a point of that id in the other repository. */
 type MakePoint = (id: string, work: (point: PendingPoint) => Promise<void>) => Promise<void>;
 
-function inFolder(held: HeldLock): Target {
+function folderOf(held: HeldLock): Target {
   return {
     make: (copyOf, work) => makePoint(held, work, { copyOf }),
     record: async (write) => {
@@ -181,9 +204,9 @@ function inFolder(held: HeldLock): Target {
   };
 }
 
-function inStore(writing: StoreWriting, signal: AbortSignal): Target {
+function storeOf(writing: StoreWriting, signal: AbortSignal): Target {
   return {
-    make: (id, work) => makeStoredPoint(writing, work, { id, signal }),
+    make: (id, work) => makeStoredPoint(writing, work, { id, goOn: true, signal }),
     record: async (write) => {
       await writing.assertHeld();
       await write(writing.records);
@@ -325,47 +348,14 @@ class DomainCopy {
 
   async #copyPoint(manifest: Manifest, make: MakePoint): Promise<void> {
     const { from, domain, signal: stop, limit } = this.#options;
-    const { id } = manifest;
-    const copy = async (pending: PendingPoint): Promise<void> => {
-      const signal = AbortSignal.any([stop, pending.signal]);
-      const files = new Map<string, CopiedFile>();
-      let text: string;
-      {
-        await using folder = await from.openPoint(domain, id);
-        text = await manifestText(folder, manifest);
-        for (const name of fileNamesOf(manifest)) {
-          const create = (mostBytes: number): Promise<NewFile> =>
-            createAt(pending.at(name), { mostBytes, inOrder: true });
-          const copied = await CopiedFile.copy(folder.at(name), create, {
-            most: mostBytesOf(manifest, name),
-            limit,
-            signal,
-            onBytes: (bytes) => this.#progress(bytes),
-          });
-          files.set(name, copied);
-        }
-        await this.#prove(manifest, files, signal);
-      }
+    await make(manifest.id, async (pending) => {
+      const text = await copyFiles(pending, {
+        ...{ from, domain, manifest, limit },
+        signal: AbortSignal.any([stop, pending.signal]),
+        onBytes: (bytes) => this.#progress(bytes),
+      });
       await pending.commit({ text }, { sync: true });
-    };
-    await make(id, copy);
-  }
-
-  /** @throws {DamageError} what was copied is damaged */
-  async #prove(
-    manifest: Manifest,
-    files: ReadonlyMap<string, CopiedFile>,
-    signal: AbortSignal,
-  ): Promise<void> {
-    const { from, domain } = this.#options;
-    const { findings } = await verifyPoint(from, domain, manifest, {
-      signal,
-      openFolder: async () => new CopiedFolder(await from.openPoint(domain, manifest.id), files),
     });
-    const damage = findings.find(({ severity }) => severity === "damage");
-    if (!damage) return;
-    const where = damage.disk === undefined ? "" : `disk ${damage.disk}: `;
-    throw new DamageError("E_CHAIN", `${where}${damage.message}`, { details: { point: manifest.id } });
   }
 
   #progress(bytes: number): void {

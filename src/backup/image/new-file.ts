@@ -4,6 +4,11 @@ import { ImageFile } from "./image-file.js";
 export interface NewFile {
   /** For messages. */
   readonly path: string;
+  /**
+   * Bytes at its front that a killed run has left there, as it seems. Write them again: nothing is sent of what is
+   * the same.
+   */
+  readonly leftBytes?: number | undefined;
   /** Writes all of `data`, which must stay unchanged until the promise settles. */
   write(data: Uint8Array, position: number): Promise<void>;
   /**
@@ -34,6 +39,20 @@ export interface RemoteNewFile {
   readonly path: string;
   /** @param options as `CreateOptions` */
   create(options: CreateOptions): Promise<NewFile>;
+  /**
+   * Whether a killed run may have made it.
+   * @param bytes that it has to have
+   * @returns what the same bytes are given to; undefined: it has to be created
+   */
+  leftWhole?(bytes: number): LeftWhole | undefined;
+}
+
+/** A file that a killed run has made, to be compared with what it has to be. */
+export interface LeftWhole {
+  /** The next bytes, from front to back. */
+  update(bytes: Uint8Array): void;
+  /** Whether the file has these bytes and no others. If so, it stays; otherwise create it anew. */
+  isSame(): boolean;
 }
 
 export interface CreateOptions {

@@ -17,11 +17,14 @@ export function isPartialPoint(name: string): boolean {
  * Removes partial points and aborted prunes. The caller holds the domain's lock, so a partial point belongs
  * to a run that died, or that lost its lock while it was suspended. It is renamed first, so that such a run
  * can't commit it later. A prune without a journal has changed nothing.
- * @param kept the name of a partial point that stays
+ * @param isKept whether a partial point of that name stays; default: none
  */
-export async function removeLeftovers(domain: HeldFolder, kept?: string): Promise<void> {
+export async function removeLeftovers(
+  domain: HeldFolder,
+  isKept: (name: string) => boolean = () => false,
+): Promise<void> {
   for (const name of await domain.names()) {
-    const isPartial = isPartialPoint(name) && name !== kept;
+    const isPartial = isPartialPoint(name) && !isKept(name);
     const isAborted = name === JOURNAL_FOLDER && !(await hasJournal(domain));
     if (isPartial || isAborted) await setAside(domain, name);
   }
@@ -36,9 +39,11 @@ export async function removeJournal(domain: HeldFolder, guard: Guard): Promise<v
   await removeDead(domain);
 }
 
-/** Gives something the name of what will be removed. */
-export async function setAside(domain: HeldFolder, name: string): Promise<void> {
-  await domain.rename(name, `${DEAD}${name.replace(/^\./, "")}-${randomUUID()}`);
+/** Gives something the name of what will be removed. @returns that name */
+export async function setAside(domain: HeldFolder, name: string): Promise<string> {
+  const aside = `${DEAD}${name.replace(/^\./, "")}-${randomUUID()}`;
+  await domain.rename(name, aside);
+  return aside;
 }
 
 export async function removeDead(domain: HeldFolder): Promise<void> {

@@ -4,7 +4,7 @@ import type { HeldFolder } from "../host/held-folder.js";
 import type { NewPlace } from "../image/new-file.js";
 import type { StoredEntry, StoredFolder } from "../storage/stored-folder.js";
 import type { HeldLock } from "./domain-lock.js";
-import { PARTIAL } from "./leftovers.js";
+import { PARTIAL, setAside } from "./leftovers.js";
 import { formatManifest, isPointId, type Manifest, pointIdAt, timeOfPointId } from "./manifest.js";
 import { aheadText, fixClockCommand, pointsAhead } from "./points-ahead.js";
 import { hiddenPoints } from "./prune-journal.js";
@@ -56,7 +56,8 @@ export function partialName(id: string): string {
 /**
  * Runs `work` with a pending point. If `work` ends without a commit, nothing is left.
  * @param as.begun the point to go on with, whose folder is there; default: a new one
- * @param as.copyOf the id that a new point gets, which the domain must not have yet; default: by the clock
+ * @param as.copyOf the id that a new point gets, which the domain must not have yet; default: by the clock. Files
+ *   that a dead run has left of it are there
  * @throws {PreconditionError} `E_LEFT_POINT`: the point to go on with is gone, or no longer the newest
  */
 export async function makePoint<T>(
@@ -70,7 +71,8 @@ export async function makePoint<T>(
   const { id, clockWarning } =
     known === undefined ? await newId(folder, createdAt) : { id: known, clockWarning: undefined };
   const name = partialName(id);
-  if (!begun) await folder.makeFolder(name);
+  if (copyOf !== undefined && (await folder.find(name))) await remakeFolder(folder, name);
+  else if (!begun) await folder.makeFolder(name);
   try {
     if (begun) await assertStillLeft(folder, begun);
     await using partial = await folder.folder(name);
@@ -91,6 +93,23 @@ export async function makePoint<T>(
   } finally {
     await folder.remove(name);
   }
+}
+
+/**
+ * Makes the folder of a partial point anew, with the files that a dead run has left in it. A run that was only
+ * suspended holds the old one, and can't commit it.
+ */
+async function remakeFolder(domain: HeldFolder, name: string): Promise<void> {
+  const aside = await setAside(domain, name);
+  await domain.makeFolder(name);
+  {
+    await using from = await domain.folder(aside);
+    await using to = await domain.folder(name);
+    for (const entry of (await from?.entries()) ?? []) {
+      if (to && entry.isFile()) await from?.rename(entry.name, entry.name, to);
+    }
+  }
+  await domain.remove(aside);
 }
 
 /** The domain's lock was not held since the point was judged, so another run may have written meanwhile. */

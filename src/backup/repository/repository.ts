@@ -278,6 +278,7 @@ export class Repository {
   /**
    * Like `writing`, in an object store: the lease of the domain is taken, and what dead runs have left is
    * removed.
+   * @param goOnWith ids of points that stay if a dead run had begun to make them; default: none
    * @throws {PreconditionError} `E_LOCKED`: another process writes this domain's points
    * @internal
    */
@@ -285,9 +286,10 @@ export class Repository {
     domain: string,
     work: (writing: StoreWriting) => Promise<T>,
     signal?: AbortSignal,
+    goOnWith?: ReadonlySet<string>,
   ): Promise<T> {
     assert(this.#store, "it is a folder of this machine");
-    return await writeInStore(this.#store, folderNameOf(domain), work, signal);
+    return await writeInStore(this.#store, folderNameOf(domain), work, { signal, goOnWith });
   }
 
   /**
@@ -389,7 +391,8 @@ export class Repository {
     if (this.#store) {
       return await makePointInStore(this.#store, folderNameOf(domain), work, { filesAtOnce, signal });
     }
-    const clear = (folder: HeldFolder) => removeLeftovers(folder, begun && partialName(begun.id));
+    const clear = (folder: HeldFolder) =>
+      removeLeftovers(folder, (name) => begun !== undefined && name === partialName(begun.id));
     return await this.writing(domain, (held) => makePoint(held, work, { begun }), signal, clear);
   }
 }

@@ -13,6 +13,8 @@ interface StoredPointOptions {
   readonly id: string | StoredFolder;
   /** How many images are made side by side, each with its digest file; default: one file after the other. */
   readonly filesAtOnce?: number | undefined;
+  /** Goes on with what a killed run has left of that id. */
+  readonly goOn?: boolean | undefined;
   /** Ends what is sent for its files. */
   readonly signal?: AbortSignal | undefined;
 }
@@ -25,13 +27,13 @@ interface StoredPointOptions {
 export async function makeStoredPoint<T>(
   writing: StoreWriting,
   work: (point: PendingPoint) => Promise<T>,
-  { id: given, filesAtOnce, signal: stop }: StoredPointOptions,
+  { id: given, filesAtOnce, goOn, signal: stop }: StoredPointOptions,
 ): Promise<T> {
   const createdAt = new Date();
   const { id, clockWarning } =
     typeof given === "string" ? { id: given, clockWarning: undefined } : await newId(given, createdAt);
   const signal = stop ? AbortSignal.any([stop, writing.lost]) : writing.lost;
-  const point = await writing.begin(id, { filesAtOnce, signal });
+  const point = await writing.begin(id, { filesAtOnce, goOn, signal });
   let isPublished = false;
   try {
     return await work({

@@ -7,6 +7,12 @@ import type { PendingPoint } from "./pending-point.js";
 import { MANIFEST } from "./read-manifest.js";
 import { makeStoredPoint } from "./stored-point.js";
 
+interface WriteOptions {
+  readonly signal: AbortSignal | undefined;
+  /** Ids of points that stay if a killed run had begun to make them. */
+  readonly goOnWith?: ReadonlySet<string> | undefined;
+}
+
 /**
  * Runs `work` as the only writer of a domain in an object store. Removes first what dead runs have left.
  * @param name of the domain's folder
@@ -16,13 +22,13 @@ export async function writeInStore<T>(
   store: StoreRoot,
   name: string,
   work: (writing: StoreWriting) => Promise<T>,
-  signal: AbortSignal | undefined,
+  { signal, goOnWith }: WriteOptions,
 ): Promise<T> {
   // A repository that another program has copied there does not tell.
   const abilities = (await abilitiesIn(store)) ?? (await store.probe());
   const writing = await store.write(name, { abilities, manifest: MANIFEST, isPoint: isPointId, signal });
   try {
-    await writing.clearLeftovers({ signal });
+    await writing.clearLeftovers({ signal, goOnWith });
     store.refresh(name);
     return await work(writing);
   } finally {
@@ -54,5 +60,5 @@ export async function makePointInStore<T>(
     assert(folder, "the domain's folder is gone");
     return await makeStoredPoint(writing, work, { id: folder, filesAtOnce, signal });
   };
-  return await writeInStore(store, name, make, signal);
+  return await writeInStore(store, name, make, { signal });
 }

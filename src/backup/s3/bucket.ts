@@ -18,6 +18,8 @@ import {
   type ListMultipartUploadsOutput,
   type ListMultipartUploadsRequest,
   ListObjectsV2Command,
+  ListPartsCommand,
+  type ListPartsCommandOutput,
   PutObjectCommand,
   type S3Client,
 } from "@aws-sdk/client-s3";
@@ -53,6 +55,14 @@ export interface PendingUpload {
   readonly uploadId: string;
   /** By the store's clock. */
   readonly begunAt: Date;
+}
+
+/** A part that was uploaded. */
+export interface UploadedPart {
+  /** Bytes. */
+  readonly size: number;
+  /** Without quotation marks: where nothing is encrypted by a key of the customer, the MD5 of its bytes. */
+  readonly etag: string;
 }
 
 export interface AskOptions {
@@ -441,6 +451,35 @@ export class Bucket implements Disposable {
       UploadIdMarker = page.NextUploadIdMarker;
     }
     throw this.#nonsense("a list of uploads without an end", prefix);
+  }
+
+  /** The parts of an upload that the store has, by their numbers, from 1. None: the upload may be gone. */
+  async uploadedParts(
+    { key, uploadId }: Pick<PendingUpload, "key" | "uploadId">,
+    options: AskOptions = {},
+  ): Promise<ReadonlyMap<number, UploadedPart>> {
+    const parts = new Map<number, UploadedPart>();
+    let PartNumberMarker: string | undefined;
+    for (let pages = 0; pages < MOST_PAGES; pages += 1) {
+      const request = { Bucket: this.address.bucket, Key: key, UploadId: uploadId, PartNumberMarker };
+      let page: ListPartsCommandOutput;
+      try {
+        page = await this.ask("listing parts of", key, options, (abortSignal) =>
+          this.client.send(new ListPartsCommand(request), { abortSignal }),
+        );
+      } catch (error) {
+        if (statusOf((error as Error).cause) === 404) return new Map();
+        throw error;
+      }
+      for (const { PartNumber, Size, ETag } of page.Parts ?? []) {
+        if (PartNumber !== undefined && Size !== undefined) {
+          parts.set(PartNumber, { size: Size, etag: bare(ETag) });
+        }
+      }
+      if (!page.IsTruncated || page.NextPartNumberMarker === PartNumberMarker) return parts;
+      PartNumberMarker = page.NextPartNumberMarker;
+    }
+    throw this.#nonsense("a list of parts without an end", key);
   }
 
   /** Aborts an upload, so that the store drops its parts. It may be gone. */

@@ -7,8 +7,9 @@ import {
 } from "@aws-sdk/client-s3";
 import pLimit from "p-limit";
 import { BackupError } from "../base/errors.js";
-import type { AskOptions, Bucket, StoredObject } from "./bucket.js";
+import type { AskOptions, Bucket, StoredObject, UploadedPart } from "./bucket.js";
 import { isAbsent, reasonOf } from "./errors.js";
+import { etagOf } from "./etags.js";
 import { PartLayout } from "./part-layout.js";
 
 const MIB = 1024 * 1024;
@@ -37,6 +38,14 @@ export interface UploadOptions extends AskOptions {
    * have the same size.
    */
   readonly inOrder?: boolean | undefined;
+  /** An upload of this object that another process has left: its parts are not sent again if they are the same. */
+  readonly left?: LeftUpload | undefined;
+}
+
+export interface LeftUpload {
+  readonly uploadId: string;
+  /** By their numbers, from 1. */
+  readonly parts: ReadonlyMap<number, UploadedPart>;
 }
 
 interface Part {
@@ -98,6 +107,15 @@ export class ObjectUpload implements AsyncDisposable {
     this.#keepsFirst = !inOrder;
     this.#slack = inOrder ? 0 : SLACK;
     this.#open = inOrder ? 0 : 1;
+    if (options.left) this.#uploadId = Promise.resolve(options.left.uploadId);
+  }
+
+  /** Bytes at the front for which there are parts of an upload that was left, whatever is in them. */
+  get leftBytes(): number {
+    const { parts } = this.#options.left ?? {};
+    let count = 0;
+    while (parts?.get(count + 1)?.size === this.#layout.bytesOf(count)) count += 1;
+    return this.#layout.startOf(count);
   }
 
   /** Bytes that the object will have. */
@@ -287,6 +305,9 @@ export class ObjectUpload implements AsyncDisposable {
     if (this.#failure) throw this.#failure.reason;
     const UploadId = await this.#begin();
     const PartNumber = index + 1;
+    const left = this.#options.left?.parts.get(PartNumber);
+    // Whoever has left it may still be sending another one: the store compares the ETag when it puts them together.
+    if (left?.size === Body.length && left.etag === etagOf(Body)) return { PartNumber, ETag: left.etag };
     const request = { Bucket: this.#bucket.address.bucket, Key: this.key, UploadId, PartNumber, Body };
     const { ETag } = await this.#bucket.ask("writing", this.key, this.#options, (abortSignal) =>
       this.#bucket.client.send(new UploadPartCommand(request), { abortSignal }),

@@ -27,7 +27,16 @@ export function noteOf(state: NoteState): Buffer {
   return Buffer.from(JSON.stringify({ state, nonce: randomUUID() }));
 }
 
+/** Whether a run has begun to make the point, as far as its note tells. */
+export function isBegun(note: Buffer): boolean {
+  return stateOf(note) === ("begun" satisfies NoteState);
+}
+
 export function isRemoval(note: Buffer): boolean {
+  return stateOf(note) === ("removing" satisfies NoteState);
+}
+
+function stateOf(note: Buffer): unknown {
   const { state } = (parseJson(note.toString("utf8")) ?? {}) as Record<string, unknown>;
-  return state === ("removing" satisfies NoteState);
+  return state;
 }

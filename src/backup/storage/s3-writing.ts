@@ -6,7 +6,8 @@ import type { StoreAbilities } from "../s3/probe.js";
 import { ObjectUpload } from "../s3/upload.js";
 import { createObject } from "./create-object.js";
 import { DomainRecords } from "./domain-records.js";
-import { MOST_NOTE_BYTES, notedPoint, noteKey, noteOf } from "./point-note.js";
+import { LeftFiles } from "./left-files.js";
+import { isBegun, MOST_NOTE_BYTES, notedPoint, noteKey, noteOf } from "./point-note.js";
 import type {
   NewStoredPoint,
   RemoveOptions,
@@ -80,15 +81,26 @@ class S3Writing implements StoreWriting {
     await this.#lease.confirm();
   }
 
-  async clearLeftovers({ signal }: AskOptions = {}): Promise<void> {
+  async clearLeftovers({
+    signal,
+    goOnWith,
+  }: AskOptions & { readonly goOnWith?: ReadonlySet<string> | undefined } = {}): Promise<void> {
     const { bucket, prefix, isPoint } = this.#place;
     const { lost } = this.#lease;
     const options = { signal: signal ? AbortSignal.any([signal, lost]) : lost };
     for await (const { key } of bucket.list(`${prefix}.`, options)) {
       const id = notedPoint(key.slice(prefix.length));
       if (id === undefined || !isPoint(id)) continue;
+      if (goOnWith?.has(id) && (await this.#isBegun(id, options))) continue;
       await this.#clear(id, options);
     }
+  }
+
+  async #isBegun(id: string, options: AskOptions): Promise<boolean> {
+    const note = await noteOn(this.#place, id, options);
+    return (
+      note !== undefined && isBegun(note) && (await whatIsThere(this.#place, id, options)) === "no manifest"
+    );
   }
 
   async #clear(id: string, options: AskOptions): Promise<void> {
@@ -108,10 +120,14 @@ class S3Writing implements StoreWriting {
 
   async begin(id: string, options: StoredPointOptions = {}): Promise<NewStoredPoint> {
     const note = noteOf("begun");
-    await assertNothingThere(this.#place, id, options);
+    const { bucket, prefix } = this.#place;
+    const goesOn = options.goOn === true && (await this.#isBegun(id, options));
+    if (!goesOn) await assertNothingThere(this.#place, id, options);
     this.#lease.assertHeld();
-    await this.#place.bucket.put(noteKey(this.#place.prefix, id), note, options);
-    return new S3Point(this.#place, this.#lease, id, note, options);
+    // From here on whoever has begun it finds its note replaced, and commits nothing.
+    await bucket.put(noteKey(prefix, id), note, options);
+    const left = goesOn ? await LeftFiles.find(bucket, `${prefix}${id}/`, options) : undefined;
+    return new S3Point(this.#place, this.#lease, { id, note, left }, options);
   }
 
   async removePoint(id: string, options: RemoveOptions = {}): Promise<StoredRemoval> {
@@ -153,18 +169,28 @@ class S3Writing implements StoreWriting {
   }
 }
 
+/** A point that was begun. */
+interface Begun {
+  readonly id: string;
+  readonly note: Buffer;
+  /** What a killed run has left of it; undefined: it is begun anew. */
+  readonly left: LeftFiles | undefined;
+}
+
 class S3Point implements NewStoredPoint {
   readonly #place: Place;
   readonly #lease: Lease;
   readonly #id: string;
   readonly #note: Buffer;
+  readonly #left: LeftFiles | undefined;
   readonly #options: StoredPointOptions;
 
-  constructor(place: Place, lease: Lease, id: string, note: Buffer, options: StoredPointOptions) {
+  constructor(place: Place, lease: Lease, { id, note, left }: Begun, options: StoredPointOptions) {
     this.#place = place;
     this.#lease = lease;
     this.#id = id;
     this.#note = note;
+    this.#left = left;
     this.#options = options;
   }
 
@@ -177,9 +203,11 @@ class S3Point implements NewStoredPoint {
       create: async ({ mostBytes, inOrder }: CreateOptions) => {
         const share = filesAtOnce === undefined ? IMAGE_BUFFERS : IMAGE_BUFFERS / filesAtOnce;
         const bufferBytes = inOrder && filesAtOnce !== undefined ? IN_ORDER_BUFFERS : share;
-        const upload = new ObjectUpload(this.#place.bucket, key, { signal, mostBytes, inOrder, bufferBytes });
-        return new UploadedFile(path, upload);
+        const left = await this.#left?.upload(key, { signal });
+        const options = { signal, mostBytes, inOrder, bufferBytes, left };
+        return new UploadedFile(path, new ObjectUpload(this.#place.bucket, key, options));
       },
+      leftWhole: (bytes) => this.#left?.whole(key, bytes),
     };
   }
 
@@ -195,6 +223,7 @@ class S3Point implements NewStoredPoint {
     // no manifest is sent once others may have the lease.
     const options = { signal: this.#lease.lost };
     this.#lease.assertHeld();
+    await this.#left?.removeRest(options);
     try {
       if (!(await createObject(bucket, key, Buffer.from(text), { abilities, ...options }))) {
         giveUp(this.#lease, "another one made it");
@@ -338,10 +367,12 @@ async function noteOn(
 /** An object as a file that is being made. */
 class UploadedFile implements NewFile {
   readonly path: string;
+  readonly leftBytes: number;
   readonly #upload: ObjectUpload;
 
   constructor(path: string, upload: ObjectUpload) {
     this.path = path;
+    this.leftBytes = upload.leftBytes;
     this.#upload = upload;
   }
 

@@ -24,8 +24,13 @@ export interface StoreWriting {
   assertHeld(): Promise<void>;
   /** The small files beside the points, whose names begin with a dot. */
   readonly records: RecordFolder;
-  /** Removes the unfinished points of dead runs, with their uploads. */
-  clearLeftovers(options?: AskOptions): Promise<void>;
+  /**
+   * Removes the unfinished points of dead runs, with their uploads.
+   * @param options.goOnWith ids of points that stay if a run had begun to make them
+   */
+  clearLeftovers(
+    options?: AskOptions & { readonly goOnWith?: ReadonlySet<string> | undefined },
+  ): Promise<void>;
   /**
    * Begins a point.
    * @param id that no point has
@@ -69,6 +74,8 @@ export interface StoredPointOptions extends AskOptions {
    * file is made after the other.
    */
   readonly filesAtOnce?: number | undefined;
+  /** Goes on with what a killed run has left of this point, if the same files are made of the same bytes. */
+  readonly goOn?: boolean | undefined;
 }
 
 /** A point that is being made in an object store. */
