@@ -131,6 +131,39 @@ await describeWithLibvirt("a backup of a running domain", () => {
       expect(halves).toBeGreaterThan(0);
       expectExit(await nbdpull("verify", guest.repo), 0);
     }, 3_600_000);
+
+    it("takes points of a job that somebody else has begun, and leaves nothing where it ends too early", async () => {
+      const { lab } = guest;
+      guest.repo = `s3://${BUCKET}/attached`;
+      const attach = (checkpoint: string): string[] => {
+        return ["attach", lab.domain, "--to", guest.repo, "--create", "--checkpoint", checkpoint, "--json"];
+      };
+      for (const round of [0, 1]) {
+        await lab.write("vda", (round * 9 + 3) * MiB, 2 * MiB, 0x60 + round);
+        const incremental = round === 0 ? {} : { incremental: "at0" };
+        await using job = await lab.beginBackup({ checkpoint: `at${round}`, ...incremental });
+        const ran = await finished(startNbdpull(attach(`at${round}`), guest.start));
+        expectExit(ran, 0);
+        const { id, level } = ran.json() as { id: string; level: string };
+        expect(level).toBe(round === 0 ? "full" : "incremental");
+        await guest.expectPoint(id, {
+          vda: await job.referenceCopy("vda"),
+          vdb: await job.referenceCopy("vdb"),
+        });
+      }
+      {
+        await using job = await lab.beginBackup({ checkpoint: "at2" });
+        const running = startNbdpull([...attach("at2"), "--limit-rate", "4M"], guest.start);
+        const half = async (): Promise<unknown[]> => await halfInStore(client, BUCKET, "attached/");
+        await expect.poll(half, { interval: 20 }).not.toEqual([]);
+        await job.end();
+        expect((await running.ended)?.code).toBe(1);
+      }
+      expect(await leftInStore(client, BUCKET, "attached/")).toEqual([]);
+      expect(await listed(guest.repo)).toHaveLength(2);
+      expectExit(await nbdpull("verify", guest.repo), 0);
+      for (const round of [2, 1, 0]) await lab.deleteCheckpoint(`at${round}`);
+    }, 120_000);
   });
 });
 
