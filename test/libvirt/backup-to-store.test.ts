@@ -12,7 +12,7 @@ import { BackupLab, expectExit } from "../support/backup-lab.js";
 import { restoreEnvironment } from "../support/environment.js";
 import { halfInStore, keysIn, leftInStore } from "../support/left-in-store.js";
 import { describeWithLibvirt, virsh } from "../support/libvirt-lab.js";
-import { nbdpull, runNbdpull, startNbdpull } from "../support/nbdpull.js";
+import { finished, nbdpull, runNbdpull, startNbdpull } from "../support/nbdpull.js";
 import { Store } from "../support/store.js";
 import { describeWith } from "../support/tools.js";
 
