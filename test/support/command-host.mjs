@@ -5,7 +5,10 @@ import { readdirSync } from "node:fs";
 
 /** What is under way for so long after a command has done its work would keep its process from ending. */
 const LONGEST_END_MS = 60_000;
-/** Looks, ten a second, that find nothing under way before a command has done its work. */
+/**
+ * Looks, one a second, that find nothing under way before a command has done its work. Some work of libuv's
+ * threads (zlib's) is not seen, but not for so long.
+ */
 const MOST_IDLE_TIMES = 30;
 
 const bin = new URL("../../dist/bin/", import.meta.url);
@@ -38,7 +41,7 @@ process.on("message", async ({ number, argv, env, folder, umask, mark }) => {
     idleTimes = busy().length > 0 ? 0 : idleTimes + 1;
     // A process of its own would end here, without a result.
     if (idleTimes > MOST_IDLE_TIMES) process.emit("beforeExit", 0);
-  }, 100).unref();
+  }, 1000).unref();
   await import(new URL(`${script}?call=${number}`, bin).href);
   clearInterval(watch);
   const begun = performance.now();
