@@ -1,10 +1,11 @@
 /** The configuration file: TOML, whose keys are the names of options (bin/settings.ts has them). */
-import { parse, TomlError } from "smol-toml";
 import { hasCode, PreconditionError, UsageError } from "../src/backup/base/errors.js";
 import { openPlain } from "../src/backup/host/plain-files.js";
 import { ChangeablePath, unchangeablePath } from "../src/backup/host/unchangeable-path.js";
 
 const MOST_BYTES = 1024 ** 2;
+/** The default one of a package is like that until somebody takes the mark away. */
+const BLANK_OR_COMMENT = /^[\t ]*(?:#(?:\t|\P{Cc})*)?\r?$/u;
 const OTHERWISE = " (or go without this file: --config /dev/null)";
 
 /**
@@ -18,6 +19,8 @@ export async function readConfigFile(
 ): Promise<Readonly<Record<string, unknown>> | undefined> {
   const text = await read(path, options);
   if (text === undefined) return undefined;
+  if (text.split("\n").every((line) => BLANK_OR_COMMENT.test(line))) return {};
+  const { parse, TomlError } = await import("smol-toml");
   try {
     return parse(text);
   } catch (cause) {
