@@ -1,4 +1,3 @@
-import { z } from "zod";
 import type { PlannedRun } from "../image/image.js";
 
 /**
@@ -18,21 +17,18 @@ export interface JournalEntry {
   readonly sizes: readonly number[];
 }
 
-const whole = z.number().int().nonnegative();
-const entry = z.object({
-  position: whole,
-  runs: z.array(
-    z.union([
-      z.tuple([z.enum(["data", "zero"]), whole, whole, whole]),
-      z.tuple([z.literal("partial"), whole, whole, whole, whole]),
-    ]),
-  ),
-  digests: z.string(),
-  sizes: z.array(whole),
-});
+/** An entry as JSON has it. */
+interface EntryRecord {
+  readonly position: number;
+  /** Kind, cluster and host offset; then the count, or of a partial cluster its masks. */
+  readonly runs: readonly (readonly [string, ...number[]])[];
+  /** Base64. */
+  readonly digests: string;
+  readonly sizes: readonly number[];
+}
 
 /** One record of some entries, in guest order. */
-export function recordOf(entries: readonly JournalEntry[]): z.input<typeof entry> {
+export function recordOf(entries: readonly JournalEntry[]): EntryRecord {
   const last = entries.at(-1);
   return {
     position: last?.position ?? 0,
@@ -42,31 +38,10 @@ export function recordOf(entries: readonly JournalEntry[]): z.input<typeof entry
           ? ([run.kind, run.cluster, run.hostOffset, run.dataMask, run.zeroMask] as const)
           : ([run.kind, run.cluster, run.hostOffset, run.count] as const),
       ),
-    ) as z.input<typeof entry>["runs"],
+    ),
     digests: Buffer.concat(entries.map(({ digests }) => digests)).toString("base64"),
     sizes: entries.flatMap(({ sizes }) => sizes),
   };
-}
-
-/** Undefined if the record is none of an entry. */
-export function entryOf(record: unknown): JournalEntry | undefined {
-  const parsed = entry.safeParse(record).data;
-  if (!parsed) return undefined;
-  const { position, sizes } = parsed;
-  const runs = parsed.runs.map(
-    (each): JournaledRun =>
-      each[0] === "partial"
-        ? {
-            kind: each[0],
-            cluster: each[1],
-            count: 1,
-            hostOffset: each[2],
-            dataMask: each[3],
-            zeroMask: each[4],
-          }
-        : { kind: each[0], cluster: each[1], hostOffset: each[2], count: each[3] },
-  );
-  return { position, runs, sizes, digests: Buffer.from(parsed.digests, "base64") };
 }
 
 /** The guest cluster behind the last run; 0 without runs. */

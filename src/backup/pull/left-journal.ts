@@ -1,6 +1,7 @@
 import { isDeepStrictEqual } from "node:util";
-import { entryOf, type JournalEntry } from "./journal-entry.js";
+import type { JournalEntry } from "./journal-entry.js";
 import { JournalFile } from "./journal-file.js";
+import { entryOf } from "./left-entry.js";
 
 /** A journal of an image that a pull fills, for the run after this one if this one is killed. */
 export interface JournalTarget {

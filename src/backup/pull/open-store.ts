@@ -1,5 +1,4 @@
 import assert from "node:assert/strict";
-import { z } from "zod";
 import { hasCode } from "../base/errors.js";
 import { isMissing } from "../host/durable-files.js";
 import type { NewFiles } from "../host/new-files.js";
@@ -9,8 +8,8 @@ import type { Backing } from "../qcow2/writer.js";
 import { CompressedStore, type ImageCompression } from "./compressed-store.js";
 import { ImageJournal } from "./image-journal.js";
 import type { Begun, DigestTarget, ImageStore } from "./image-store.js";
-import { JournalFile } from "./journal-file.js";
-import { type JournalTarget, LeftJournal } from "./left-journal.js";
+import type { JournalFile } from "./journal-file.js";
+import type { JournalTarget, LeftJournal } from "./left-journal.js";
 import { PlainStore } from "./plain-store.js";
 
 /** The image to be made, and its files. */
@@ -77,7 +76,8 @@ export async function openStore(
   if (target === undefined || image.journal === undefined) return { store: await kind.create() };
   files.expect(target.path);
   if (target.resume) {
-    const left = await LeftJournal.open(target);
+    const journals = await import("./left-journal.js");
+    const left = await journals.LeftJournal.open(target);
     // These are written anew.
     for (const each of [mapPath, digests?.path]) if (typeof each === "string") await files.removeOld(each);
     if (left?.isOf(headerOf(options, image))) {
@@ -115,22 +115,12 @@ export function journalOf(
 ): ImageJournal | undefined {
   const { journal, digests, sync } = options;
   if (journal === undefined || digests === undefined) return undefined;
-  const create = (): Promise<JournalFile> =>
-    JournalFile.create(journal.path, journal.key, headerOf(options, image));
+  // Loaded here because a pull that keeps none, as that of a single export, starts sooner without.
+  const create = async (): Promise<JournalFile> =>
+    await (await import("./journal-file.js")).JournalFile.create(
+      journal.path,
+      journal.key,
+      headerOf(options, image),
+    );
   return new ImageJournal({ create, sync });
-}
-
-const leftHeader = z.object({
-  complete: z.boolean(),
-  geometry: z.object({ clusterSize: z.number() }),
-  reason: z.string().nullish(),
-});
-
-/** What the journal says of an image that a killed run has begun, if there is one to go on with. */
-export async function leftHeaderOf(
-  target: Pick<JournalTarget, "path" | "key" | "resume"> | undefined,
-): Promise<z.infer<typeof leftHeader> | undefined> {
-  const left = target?.resume ? await LeftJournal.open(target) : undefined;
-  await left?.close();
-  return leftHeader.safeParse(left?.header).data;
 }

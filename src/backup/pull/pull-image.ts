@@ -6,7 +6,7 @@ import { type ByteSource, fewestConnections, mayReadClean, readerOf } from "../e
 import { NewFiles } from "../host/new-files.js";
 import type { Geometry, ImageFormat, PlannedRun } from "../image/image.js";
 import { assertCompressible, MOST_COMPRESSED_AT_A_TIME } from "./compressed-store.js";
-import { journalOf, leftHeaderOf, type NewImageOptions, openStore } from "./open-store.js";
+import { journalOf, type NewImageOptions, openStore } from "./open-store.js";
 import { GranularityError, type PlanTotals, plan } from "./plan.js";
 import { pull } from "./pull.js";
 import type { RateLimit } from "./rate-limit.js";
@@ -138,7 +138,9 @@ export async function pullImage(options: PullImageOptions): Promise<PullResult> 
  */
 export async function copyImage(source: DiskSource, options: CopyImageOptions): Promise<PullResult> {
   if (options.compress?.method) assertCompressible(options.format, options.compress.method);
-  const left = await leftHeaderOf(options.journal);
+  const left = options.journal?.resume
+    ? await (await import("./left-header.js")).leftHeaderOf(options.journal)
+    : undefined;
   try {
     return await copyWithClusters(source, options, left?.geometry.clusterSize ?? DEFAULT_CLUSTER_SIZE);
   } catch (error) {
