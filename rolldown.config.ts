@@ -5,6 +5,7 @@ const WORKERS = [
   "compress/compress-worker",
   "restore/copy-worker",
   "digest/digest-worker",
+  "prune/merge-worker",
   "verify/verify-worker",
 ];
 

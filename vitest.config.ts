@@ -4,6 +4,7 @@ import { defineConfig } from "vitest/config";
 /** They put other functions in the place of Node's before our modules are loaded. */
 const MOCKING = [
   "test/backup/digest/digest-behind.test.ts",
+  "test/backup/prune/merge-threads.test.ts",
   "test/backup/pull/flush-order.test.ts",
   "test/backup/restore/copy-threads.test.ts",
   "test/backup/verify/verify-threads.test.ts",

@@ -9,6 +9,7 @@
  * Nothing here reads what is in an image, speaks NBD or calls libvirt, and nothing here knows repositories.
  */
 
+import { lstatSync } from "node:fs";
 import { lstat, mkdir, open } from "node:fs/promises";
 import { dirname, resolve } from "node:path";
 
@@ -46,6 +47,11 @@ export async function exists(path: string): Promise<boolean> {
       throw error;
     },
   );
+}
+
+/** Like {@link exists}, for threads that do nothing else. The calling thread waits. */
+export function existsNow(path: string): boolean {
+  return lstatSync(path, { throwIfNoEntry: false }) !== undefined;
 }
 
 /** The kernel's numbers for a device: `8:1` is sda1. */

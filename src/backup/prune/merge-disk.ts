@@ -9,6 +9,7 @@ import { sha256OfFile } from "../host/plain-files.js";
 import { ALL_SUBCLUSTERS, dataBytesOf, type Geometry } from "../image/image.js";
 import type { Guard } from "../image/image-file.js";
 import { Qcow2Reader } from "../qcow2/reader.js";
+import type { HolderMark } from "../repository/domain-lock.js";
 import { type DiskManifest, PRUNED_BELOW } from "../repository/manifest.js";
 import type { StagedNames } from "../repository/prune-journal.js";
 import { EventLoopTurn } from "../threads/event-loop-turn.js";
@@ -16,9 +17,11 @@ import { CopyList } from "./copy-list.js";
 import type { DiskChain } from "./disk-chain.js";
 import type { MergeMethod } from "./merge-method.js";
 import type { MergeTarget, MixedCluster } from "./merge-target.js";
+import type { MergeThreads } from "./merge-threads.js";
 import { type MergedPart, masksOf, mergedParts, type Origin, originOf } from "./merge-walk.js";
 import { Qcow2Target } from "./qcow2-merge-target.js";
 import { NewRawTarget, RawInPlaceTarget } from "./raw-merge-target.js";
+import { TakenClusters } from "./taken-clusters.js";
 
 interface MergeOptions {
   /** The folder in which new files are created. */
@@ -26,8 +29,11 @@ interface MergeOptions {
   readonly names: StagedNames;
   readonly sync: boolean;
   readonly signal?: AbortSignal | undefined;
-  /** Called before each change of an existing image. */
-  readonly guard?: Guard | undefined;
+  /** Called before each change of an existing image by this thread. */
+  readonly guard: Guard;
+  /** For the changes by other threads. */
+  readonly mark: HolderMark;
+  readonly threads: MergeThreads;
   /** Called with the bytes of the disk that have been walked over. */
   readonly onPosition?: ((position: number, virtualSize: number) => void) | undefined;
 }
@@ -82,6 +88,7 @@ class DiskMerge {
   readonly #options: MergeOptions;
   readonly #geometry: Geometry;
   readonly #complete: boolean;
+  readonly #taken: TakenClusters;
   readonly #overwrites = new CopyList();
   readonly #breather = new EventLoopTurn();
   /** Used again for each copy: a target doesn't use the bytes after `store` has resolved. */
@@ -101,6 +108,8 @@ class DiskMerge {
     this.#images = images;
     this.#base = layers[chain.links.findIndex(({ point }) => point.id === method.base)];
     this.#options = options;
+    const path = this.#base ? this.#base.stored.path : options.folder.at(options.names.image);
+    this.#taken = new TakenClusters({ threads: options.threads, target: path, mark: options.mark });
     this.#geometry = { virtualSize: chain.links[0].disk.virtualSize, clusterSize: method.clusterSize };
     this.#complete = layers.at(-1)?.complete ?? false;
   }
@@ -116,12 +125,13 @@ class DiskMerge {
         await this.#breather.yieldIfDue(this.#options.signal);
         await this.#take(part, target, digests);
       }
+      await this.#taken.finish();
       const header = await target.finish({ sync });
       if (header) await folder.create(names.header, header, { sync });
       if (this.#base) copies = await this.#overwrites.save(folder.at(names.overwrites), { sync });
       digestsSha256 = (await digests?.file.finish({ sync }))?.sha256;
     } finally {
-      await digests?.file.close();
+      await closeAll(this.#taken, digests?.file);
     }
     const disk = await this.#describe(target, digestsSha256);
     return { disk, writtenBytes: target.writtenBytes, copies };
@@ -248,6 +258,12 @@ class DiskMerge {
     const kept = await target.keep(cluster, count, from);
     const known = digests && this.#knownDigests(cluster, count, from, digests.digester);
     this.#dataBytes += length;
+    const placed = kept || !known ? undefined : await target.place?.(cluster, count, from);
+    if (digests && known && placed) {
+      await this.#taken.take(from, known, placed);
+      digests.file.add({ kind: "data", cluster, count }, known);
+      return;
+    }
     const needsBytes = !kept || (digests !== undefined && known === undefined);
     if (this.#buffer.length < length) this.#buffer = Buffer.allocUnsafeSlow(length);
     const bytes = this.#buffer.subarray(0, needsBytes ? length : 0);

@@ -16,6 +16,14 @@ export interface MixedCluster {
   readonly blended: boolean;
 }
 
+/** Whole clusters side by side, on the disk and in the image. */
+export interface Placed {
+  readonly cluster: number;
+  readonly count: number;
+  /** Host offset to which they are written; undefined: they are not written now. */
+  readonly to: number | undefined;
+}
+
 /** Takes the clusters of a merge, in guest order. */
 export interface MergeTarget extends AsyncDisposable {
   /** Bytes of data that were or will be written, without tables. */
@@ -26,6 +34,11 @@ export interface MergeTarget extends AsyncDisposable {
   keep(cluster: number, count: number, from: Origin): Promise<boolean>;
   /** Stores whole clusters. `bytes` may end at the end of the disk. */
   store(cluster: number, count: number, from: Origin, bytes: Buffer): Promise<void>;
+  /**
+   * Like `store`, for clusters whose bytes somebody else writes before `finish`. Undefined: they have to be
+   * stored.
+   */
+  place?(cluster: number, count: number, from: Origin): Promise<readonly Placed[] | undefined>;
   storeMixed(mixed: MixedCluster): Promise<void>;
   /** Records whole clusters that read as zeroes. */
   zero(cluster: number, count: number): void;

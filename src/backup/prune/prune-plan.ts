@@ -55,6 +55,20 @@ export function planPrune(points: readonly Manifest[], keep: ReadonlySet<string>
   return { drop, needed, merges: mergesOf(points, staying) };
 }
 
+/**
+ * Bytes that the merges take over if each is into the image that has most. It takes no look into the images,
+ * so that threads can start before that.
+ */
+export function mostBytes(points: readonly Manifest[], { merges }: PrunePlan): number {
+  const sizes = merges.map(({ disk, child, dropped }) => {
+    const merged = new Set([child, ...dropped]);
+    const disks = points.flatMap((point) => (merged.has(point.id) ? point.disks : []));
+    const bytes = disks.filter(({ name }) => name === disk).map(({ storedBytes }) => storedBytes);
+    return bytes.reduce((total, each) => total + each, 0) - Math.max(0, ...bytes);
+  });
+  return sizes.reduce((total, each) => total + each, 0);
+}
+
 function mergesOf(points: readonly Manifest[], staying: ReadonlySet<string>): Merge[] {
   const parents = new Map(points.flatMap(({ id, disks }) => disks.map((d) => [key(id, d.name), d.parent])));
   const merges: Merge[] = [];

@@ -8,7 +8,9 @@
  * object store, where nothing is merged), `decide.ts` (which points stay), `retention.ts` (which points the
  * rules keep) and `prune-plan.ts` (which points can go, and what has to be merged). `merge-disk.ts` merges
  * one disk: it walks over the layers with `merge-walk.ts` and gives every cluster to a `merge-target.ts`,
- * either `qcow2-merge-target.ts` or `raw-merge-target.ts`. `copy-list.ts` is the list of the copies that
+ * either `qcow2-merge-target.ts` or `raw-merge-target.ts`. Most of the data goes through
+ * `taken-clusters.ts`, which has a thread (`merge-threads.ts`, `merge-service.ts`, `merge-worker.ts`) and this
+ * one prove and copy it. `copy-list.ts` is the list of the copies that
  * overwrite an image in place.
  *
  * Nothing that a kept point shows is overwritten before its replacement is on disk and in the journal. This
@@ -23,6 +25,7 @@ import { ImageFile } from "../image/image-file.js";
 import { checkQcow2 } from "../qcow2/check.js";
 import {
   type HeldLock,
+  type HolderMark,
   LAST_READERS_WAIT_MS,
   READERS_WAIT_MS,
   waitForReaders,
@@ -46,9 +49,10 @@ import type { DiskChain } from "./disk-chain.js";
 import { chainOf } from "./disk-chain.js";
 import { type MergedDisk, mergeDisk } from "./merge-disk.js";
 import { chooseMergeMethod, type MergeMethod } from "./merge-method.js";
+import { MergeThreads } from "./merge-threads.js";
 import { pruneInStore, warnOfOneChain } from "./prune-in-store.js";
 import type { DoneMerge, PruneOptions, PruneResult } from "./prune-options.js";
-import type { Merge, PrunePlan } from "./prune-plan.js";
+import { type Merge, mostBytes, type PrunePlan } from "./prune-plan.js";
 
 export type { DoneMerge, PruneOptions, PruneResult } from "./prune-options.js";
 
@@ -117,9 +121,11 @@ class Prune {
   readonly #folder: HeldFolder;
   readonly #onStep: OnStep;
   readonly #guard: HeldLock["assertHeld"];
+  readonly #mark: HolderMark;
 
   constructor(options: PruneOptions, held: HeldLock) {
     this.#guard = held.assertHeld;
+    this.#mark = held.mark;
     this.#options = options;
     this.#folder = held.folder;
     this.#onStep = options.onStep ?? (() => undefined);
@@ -139,6 +145,8 @@ class Prune {
 
   async #drop(points: readonly Manifest[], plan: PrunePlan): Promise<DoneMerge[]> {
     const { sync } = this.#options;
+    await using threads = new MergeThreads(mostBytes(points, plan));
+    threads.start();
     const prepared: Prepared[] = [];
     for (const merge of plan.merges) prepared.push(await this.#prepare(merge));
     await this.#assertSpace(prepared);
@@ -157,7 +165,7 @@ class Prune {
     this.#onStep("journal");
     let merged: Merged;
     try {
-      merged = await this.#merge(points, prepared);
+      merged = await this.#merge(points, prepared, threads);
       await writeJournal(
         this.#folder,
         { ...journal, merges: merged.records, phase: "overwrite" },
@@ -222,13 +230,18 @@ class Prune {
     throw new PreconditionError("E_NO_ROOM", message, { details: { needed, available } });
   }
 
-  async #merge(points: readonly Manifest[], prepared: readonly Prepared[]): Promise<Merged> {
+  async #merge(
+    points: readonly Manifest[],
+    prepared: readonly Prepared[],
+    threads: MergeThreads,
+  ): Promise<Merged> {
     const { sync, signal, onProgress } = this.#options;
     await using folder = await heldJournal(this.#folder);
     const merged = new Map<Merge, MergedDisk>();
     for (const { merge, chain, method, record } of prepared) {
       const onPosition = (position: number, size: number): void => onProgress?.(merge.disk, position, size);
-      const options = { folder, names: stagedNames(record), sync, signal, guard: this.#guard, onPosition };
+      const held = { guard: this.#guard, mark: this.#mark };
+      const options = { folder, names: stagedNames(record), sync, signal, threads, ...held, onPosition };
       merged.set(merge, await mergeDisk(chain, method, options));
       this.#onStep(`merged ${merge.disk}`);
     }

@@ -13,7 +13,7 @@ import { Qcow2Editor } from "../qcow2/editor.js";
 import type { Backing } from "../qcow2/finish.js";
 import type { Qcow2Reader } from "../qcow2/reader.js";
 import type { CopyList } from "./copy-list.js";
-import type { MergeTarget, MixedCluster } from "./merge-target.js";
+import type { MergeTarget, MixedCluster, Placed } from "./merge-target.js";
 import { maskOf, type Origin } from "./merge-walk.js";
 
 interface Qcow2TargetOptions {
@@ -37,29 +37,23 @@ export class Qcow2Target implements MergeTarget {
   readonly #options: Qcow2TargetOptions;
   readonly #editor: Qcow2Editor;
   readonly #slots: Slots | undefined;
-  readonly #compression: Qcow2Reader["header"]["compression"] | undefined;
+  #compression: ReturnType<typeof compressionOf> | undefined;
   #hasStreams = false;
   writtenBytes = 0;
   storedBytes = 0;
 
-  private constructor(
-    options: Qcow2TargetOptions,
-    editor: Qcow2Editor,
-    compression: Qcow2Reader["header"]["compression"] | undefined,
-  ) {
+  private constructor(options: Qcow2TargetOptions, editor: Qcow2Editor) {
     this.#options = options;
     this.#editor = editor;
-    this.#compression = compression;
     const image = options.base && options.images.get(options.base);
     this.#slots = image && new Slots(image);
   }
 
   static async create(options: Qcow2TargetOptions): Promise<Qcow2Target> {
-    const compression = await compressionOf(options);
     const editor = options.base
       ? await Qcow2Editor.open(options.path, options)
       : await Qcow2Editor.create(options.path, options);
-    return new Qcow2Target(options, editor, compression);
+    return new Qcow2Target(options, editor);
   }
 
   async keep(cluster: number, count: number, from: Origin): Promise<boolean> {
@@ -86,6 +80,20 @@ export class Qcow2Target implements MergeTarget {
     }
   }
 
+  async place(cluster: number, count: number, from: Origin): Promise<readonly Placed[] | undefined> {
+    if (this.#options.images.get(from.layer)?.isCompressed(from.run.hostOffset)) return undefined;
+    const { clusterSize } = this.#editor.geometry;
+    const placed: Placed[] = [];
+    for (let i = 0; i < count; i += 1) {
+      const to = await this.#placeOne(cluster + i, from, clusterSize);
+      const last = placed.at(-1);
+      const next = last?.to === undefined ? undefined : last.to + last.count * clusterSize;
+      if (last && to === next) placed[placed.length - 1] = { ...last, count: last.count + 1 };
+      else placed.push({ cluster: cluster + i, count: 1, to });
+    }
+    return placed;
+  }
+
   async storeMixed(mixed: MixedCluster): Promise<void> {
     const { clusterSize } = this.#editor.geometry;
     const { cluster, dataMask, zeroMask, bytes } = mixed;
@@ -110,7 +118,7 @@ export class Qcow2Target implements MergeTarget {
   }
 
   async finish({ sync }: { readonly sync: boolean }): Promise<Buffer | undefined> {
-    const compression = this.#hasStreams ? this.#compression : undefined;
+    const compression = this.#hasStreams ? await this.#method() : undefined;
     const header = await this.#editor.finish({ sync, compression });
     if (this.#options.base) return header;
     await this.#editor.write(0, header);
@@ -123,7 +131,6 @@ export class Qcow2Target implements MergeTarget {
   }
 
   async #storeOne(cluster: number, from: Origin, data: Buffer): Promise<void> {
-    const { clusterSize } = this.#editor.geometry;
     const stream = await this.#streamFrom(cluster, from);
     if (stream) {
       const hostOffset = this.#editor.allocateStream(stream.length);
@@ -132,12 +139,19 @@ export class Qcow2Target implements MergeTarget {
       this.#addStream(cluster, hostOffset, stream.length);
       return;
     }
+    const to = await this.#placeOne(cluster, from, data.length);
+    if (to !== undefined) await this.#editor.write(to, data);
+  }
+
+  /** @returns where the cluster's bytes go now; undefined: their copy is listed */
+  async #placeOne(cluster: number, from: Origin, length: number): Promise<number | undefined> {
+    const { clusterSize } = this.#editor.geometry;
     const slot = await this.#slots?.at(cluster);
     const hostOffset = slot?.hostOffset ?? this.#editor.allocate();
-    if (slot) this.#overwrite(from, cluster * clusterSize, data.length, hostOffset);
-    else await this.#editor.write(hostOffset, data);
+    if (slot) this.#overwrite(from, cluster * clusterSize, length, hostOffset);
     this.#addWhole(cluster, 1, hostOffset / clusterSize);
-    this.writtenBytes += data.length;
+    this.writtenBytes += length;
+    return slot ? undefined : hostOffset;
   }
 
   /**
@@ -162,7 +176,7 @@ export class Qcow2Target implements MergeTarget {
   async #streamFrom(cluster: number, { layer, run }: Origin): Promise<Buffer | undefined> {
     const image = this.#options.images.get(layer);
     if (!image?.isCompressed(run.hostOffset)) return undefined;
-    if (image.header.compression !== this.#compression) return undefined;
+    if (image.header.compression !== (await this.#method())) return undefined;
     if (image.geometry.clusterSize !== this.#editor.geometry.clusterSize) return undefined;
     // Tables give the length of a stream in whole sectors, so it may seem longer than a cluster.
     const { length } = await image.streamOf(cluster);
@@ -186,6 +200,12 @@ export class Qcow2Target implements MergeTarget {
   #overwrite({ layer, run }: Origin, offset: number, length: number, to: number): void {
     const from = run.hostOffset + offset - run.cluster * layer.geometry.clusterSize;
     this.#options.overwrites.add({ layer: this.#options.layers.indexOf(layer), from, to, length });
+  }
+
+  /** Asked for only where a cluster is compressed, since all tables are read for it. */
+  #method(): ReturnType<typeof compressionOf> {
+    this.#compression ??= compressionOf(this.#options);
+    return this.#compression;
   }
 
   #addWhole(cluster: number, count: number, hostCluster: number): void {

@@ -16,7 +16,7 @@ import { RunCursor } from "../image/run-cursor.js";
 import { RunList } from "../image/run-list.js";
 import { PatchWriter } from "../repository/raw-patch.js";
 import { type CopyList, FROM_ZEROES } from "./copy-list.js";
-import type { MergeTarget, MixedCluster } from "./merge-target.js";
+import type { MergeTarget, MixedCluster, Placed } from "./merge-target.js";
 import type { Origin } from "./merge-walk.js";
 import { originOf } from "./merge-walk.js";
 
@@ -77,10 +77,16 @@ export class RawInPlaceTarget implements MergeTarget {
     return true;
   }
 
-  async store(cluster: number, count: number, from: Origin, bytes: Buffer): Promise<void> {
-    const offset = cluster * this.#options.geometry.clusterSize;
-    this.#overwrite(from, { offset, length: bytes.length });
+  async store(cluster: number, count: number, from: Origin): Promise<void> {
+    const { geometry } = this.#options;
+    const offset = cluster * geometry.clusterSize;
+    this.#overwrite(from, { offset, length: dataBytesOf({ kind: "data", cluster, count }, geometry) });
     this.#addWhole(cluster, count);
+  }
+
+  async place(cluster: number, count: number, from: Origin): Promise<readonly Placed[]> {
+    await this.store(cluster, count, from);
+    return [{ cluster, count, to: undefined }];
   }
 
   async storeMixed(mixed: MixedCluster): Promise<void> {

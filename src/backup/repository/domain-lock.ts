@@ -37,7 +37,17 @@ export interface HeldLock {
    * @throws {BackupError} the lock was lost
    */
   assertHeld(): Promise<void>;
+  /** For threads, which can't call `assertHeld`. */
+  readonly mark: HolderMark;
   release(): Promise<void>;
+}
+
+/** What is removed when somebody else takes the lock. */
+export interface HolderMark {
+  /** Valid as long as the lock's folder is open. */
+  readonly path: string;
+  /** Who writes looks for it again after so many milliseconds. */
+  readonly lookAgainMs: number;
 }
 
 /**
@@ -122,6 +132,7 @@ async function lockFolder(folder: HeldFolder): Promise<HeldLock> {
   return {
     folder,
     lost: lost.signal,
+    mark: { path: folder.at(mark), lookAgainMs: LOOK_AGAIN_MS },
     assertHeld: async () => {
       lost.signal.throwIfAborted();
       const now = Date.now();

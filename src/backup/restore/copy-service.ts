@@ -1,7 +1,7 @@
-import { type Damage, damageIn } from "../base/damage.js";
 import { BackupError } from "../base/errors.js";
-import type { CheckedImage, DigestedRun } from "../chain/checked-image.js";
-import { OpenImages, type StoredImage } from "../chain/open-images.js";
+import type { DigestedRun } from "../chain/checked-image.js";
+import type { StoredImage } from "../chain/open-images.js";
+import { answerOf, type FileFailure, type FoundDamage, ProvenBlocks } from "../chain/proven-blocks.js";
 import { DIGEST_ALGORITHMS } from "../digest/algorithms.js";
 import { type ClusterRun, slotsOf } from "../image/image.js";
 import { ImageFile } from "../image/image-file.js";
@@ -44,35 +44,21 @@ interface CopyTarget {
 export type CopyAnswer =
   /** One byte for each slot: 0 if its bytes are all zeroes and nothing was written, else 1. */
   | { readonly stored: Uint8Array<ArrayBuffer> }
-  /**
-   * The first damage, and the index of its image. Damaged clusters were not written, but parts of the segment
-   * before them were.
-   */
-  | { readonly damage: Damage; readonly image: number }
-  /** An error of the file system, about the target or an image. */
-  | { readonly failure: CopyFailure };
-
-export interface CopyFailure {
-  readonly code: string;
-  readonly message: string;
-  readonly details: Readonly<Record<string, unknown>>;
-}
+  /** Damaged clusters were not written, but parts of the segment before them were. */
+  | FoundDamage
+  /** About the target or an image. */
+  | { readonly failure: FileFailure };
 
 /** Path of an image or target about which no more questions come, so that it can be closed. */
 export type ForgottenFile = string;
 
-/** Bytes copied at a time: they stay in the processor's cache between reading, digesting and writing. */
-const BLOCK = 256 * 1024;
-
 /**
- * Copies bytes from images and compares them with their digests. One buffer is enough, since questions come
- * one at a time.
+ * Copies bytes from images and compares them with their digests.
  */
 export class CopyService implements ThreadService<CopyQuestion, CopyAnswer, ForgottenFile> {
-  readonly #images = new OpenImages();
+  readonly #images = new ProvenBlocks();
   /** By path. */
   readonly #targets = new Map<string, Promise<ImageFile>>();
-  #buffer = Buffer.allocUnsafeSlow(BLOCK);
 
   async answer(question: CopyQuestion): Promise<CopyAnswer> {
     try {
@@ -105,9 +91,7 @@ export class CopyService implements ThreadService<CopyQuestion, CopyAnswer, Forg
       const expected = rest.subarray(0, slotsOf(piece.run) * size);
       rest = rest.subarray(expected.length);
       const run: DigestedRun = { ...piece.run, digests: algorithm && expected };
-      using opened = await this.#opened(source, piece.image);
-      const { clusterSize } = source.geometry;
-      await this.#copyPiece(opened.image, run, piece, clusterSize, (offset, bytes) => {
+      await this.#images.read(source, piece.image, run, piece, (offset, bytes) => {
         storeInSlots(
           piece,
           offset,
@@ -122,40 +106,6 @@ export class CopyService implements ThreadService<CopyQuestion, CopyAnswer, Forg
     return { stored };
   }
 
-  /**
-   * Opens an image. It could be opened before, so if it can't be opened now, it has changed, which is damage.
-   */
-  async #opened(source: StoredImage, number: number): ReturnType<OpenImages["get"]> {
-    try {
-      return await this.#images.get(source);
-    } catch (error) {
-      const message = damageIn(error);
-      throw message === undefined ? error : new Damaged({ message }, number);
-    }
-  }
-
-  /** Reads a piece block by block. All blocks but the last end at a cluster boundary. */
-  async #copyPiece(
-    image: CheckedImage,
-    run: DigestedRun,
-    { offset, length, image: number }: CopiedPiece,
-    clusterSize: number,
-    take: (offset: number, bytes: Buffer) => void,
-  ): Promise<void> {
-    if (this.#buffer.length < clusterSize) this.#buffer = Buffer.allocUnsafeSlow(clusterSize);
-    const block = this.#buffer.length - (this.#buffer.length % clusterSize);
-    const end = offset + length;
-    for (let at = offset; at < end; ) {
-      const stop = Math.min(end, at - (at % clusterSize) + block);
-      const bytes = this.#buffer.subarray(0, stop - at);
-      await image.read(run, at, bytes, (damage) => {
-        throw new Damaged(damage, number);
-      });
-      take(at, bytes);
-      at = stop;
-    }
-  }
-
   #targetAt(path: string): Promise<ImageFile> {
     const known = this.#targets.get(path);
     if (known !== undefined) return known;
@@ -166,23 +116,4 @@ export class CopyService implements ThreadService<CopyQuestion, CopyAnswer, Forg
     this.#targets.set(path, opening);
     return opening;
   }
-}
-
-/** Ends the work on a question. */
-class Damaged extends Error {
-  readonly damage: Damage;
-  readonly image: number;
-
-  constructor(damage: Damage, image: number) {
-    super(damage.message);
-    this.damage = damage;
-    this.image = image;
-  }
-}
-
-/** An error as an answer, because errors lose their class and code between threads. Throws unknown errors. */
-function answerOf(error: unknown): CopyAnswer {
-  if (error instanceof Damaged) return { damage: error.damage, image: error.image };
-  if (!(error instanceof BackupError)) throw error;
-  return { failure: { code: error.code, message: error.message, details: error.details } };
 }

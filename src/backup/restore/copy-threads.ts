@@ -1,13 +1,8 @@
 import { availableParallelism } from "node:os";
 import { BackupError } from "../base/errors.js";
+import type { FileFailure } from "../chain/proven-blocks.js";
 import { ServiceThreads } from "../threads/service-threads.js";
-import {
-  type CopyAnswer,
-  type CopyFailure,
-  type CopyQuestion,
-  CopyService,
-  type ForgottenFile,
-} from "./copy-service.js";
+import { type CopyAnswer, type CopyQuestion, CopyService, type ForgottenFile } from "./copy-service.js";
 
 /**
  * One thread writes while the other reads and digests: only one can write to a file at a time. Each takes 10
@@ -43,7 +38,7 @@ export class CopyThreads extends ServiceThreads<CopyQuestion, CopyAnswer, Forgot
    * @throws {BackupError} the file system's error, with its code; or `E_COPY_THREAD`: a thread ended or
    *   failed
    */
-  async ask(question: CopyQuestion): Promise<Exclude<CopyAnswer, { failure: CopyFailure }>> {
+  async ask(question: CopyQuestion): Promise<Exclude<CopyAnswer, { failure: FileFailure }>> {
     const answer = await this.put(question, [question.digests.buffer]);
     if (!("failure" in answer)) return answer;
     const { code, message, details } = answer.failure;

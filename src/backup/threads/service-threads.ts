@@ -1,3 +1,4 @@
+import { setImmediate as turn } from "node:timers/promises";
 import type { Transferable } from "node:worker_threads";
 import { BackupError, messageOf } from "../base/errors.js";
 import { SameThread } from "./same-thread.js";
@@ -33,7 +34,7 @@ export abstract class ServiceThreads<Question, Answer, Notice = never> implement
   readonly #sameThread: SameThread<Question, Answer, Notice> | undefined;
   /** Starts threads only when it gets questions. */
   readonly #pool: ThreadPool<Question, Answer, Notice>;
-  readonly #isForSameThread: (question: Question) => boolean;
+  readonly #isForSameThread: ((question: Question) => boolean) | undefined;
   readonly #closed: BackupError;
 
   constructor(options: ServiceThreadsOptions<Question, Answer, Notice>) {
@@ -46,12 +47,17 @@ export abstract class ServiceThreads<Question, Answer, Notice = never> implement
       new BackupError(code, `${options.lost}: ${reason}`, { cause });
     this.#sameThread = sameThread && new SameThread(sameThread, { failed, atOnce: options.atOnce });
     this.#pool = new ThreadPool({ script, most, workerData, oldGenerationMb, lost, failed });
-    this.#isForSameThread = options.isForSameThread ?? (() => true);
+    this.#isForSameThread = options.isForSameThread;
   }
 
   /** Starts the threads now, so that the first question doesn't wait for their start. */
   start(): void {
-    if (!this.#sameThread) this.#pool.start();
+    if (!this.#sameThread || this.#isForSameThread) this.#pool.start();
+  }
+
+  /** How many questions the threads have not answered. */
+  protected get waiting(): number {
+    return this.#pool.waiting;
   }
 
   /**
@@ -59,9 +65,14 @@ export abstract class ServiceThreads<Question, Answer, Notice = never> implement
    * @param transfer memory of the question that is moved to the thread; the caller can't use it afterwards
    * @throws {BackupError} the question failed, a thread ended, or `close` was called
    */
-  protected put(question: Question, transfer: readonly Transferable[]): Promise<Answer> {
-    const sameThread = this.#sameThread && this.#isForSameThread(question) ? this.#sameThread : undefined;
-    return sameThread?.ask(question) ?? this.#pool.ask(question, transfer);
+  protected async put(question: Question, transfer: readonly Transferable[]): Promise<Answer> {
+    const isForSameThread = this.#isForSameThread?.(question) ?? true;
+    const sameThread = isForSameThread ? this.#sameThread : undefined;
+    if (!sameThread) return await this.#pool.ask(question, transfer);
+    const answer = await sameThread.ask(question);
+    // What threads have answered meanwhile is heard of only when the event loop gets a turn.
+    if (this.#pool.waiting > 0) await turn();
+    return answer;
   }
 
   /** Sends a notice to all threads. */

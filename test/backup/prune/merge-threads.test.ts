@@ -1,0 +1,164 @@
+import { mkdtemp, open, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import type { Worker } from "node:worker_threads";
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it, vi } from "vitest";
+import { HEAD_BYTES, HEADER_BYTES } from "../../../src/backup/digest/digest-file.js";
+import { MergeService } from "../../../src/backup/prune/merge-service.js";
+import { prune } from "../../../src/backup/prune/prune.js";
+import { MemoryChain } from "../../support/memory-chain.js";
+import { nbdpull } from "../../support/nbdpull.js";
+
+const workers = vi.hoisted((): Worker[] => []);
+/** Whether threads die on their first request. */
+const lethal = vi.hoisted(() => ({ questions: false }));
+vi.mock("node:worker_threads", async (original) => {
+  const real = await original<typeof import("node:worker_threads")>();
+  return {
+    ...real,
+    Worker: class extends real.Worker {
+      constructor(...args: ConstructorParameters<typeof Worker>) {
+        super(...args);
+        workers.push(this);
+      }
+      override postMessage(...args: Parameters<Worker["postMessage"]>): void {
+        if (lethal.questions) void this.terminate();
+        else super.postMessage(...args);
+      }
+    },
+  };
+});
+
+const MiB = 1024 * 1024;
+const CLUSTER = 64 * 1024;
+
+let taken: MemoryChain;
+let chain: MemoryChain;
+beforeAll(async () => {
+  taken = await MemoryChain.start(128 * MiB + 577);
+  // The full point's image takes the others' data: 20 MiB over its own, and 16 MiB into new clusters.
+  taken.disk.write(0, Buffer.alloc(80 * MiB, 0x11));
+  await taken.take({ digests: "sha256" });
+  taken.disk.write(60 * MiB, Buffer.alloc(36 * MiB, 0x22));
+  await taken.take({ digests: "sha256" });
+  taken.disk.write(0, Buffer.alloc(CLUSTER, 0x33));
+  await taken.take({ digests: "sha256" });
+});
+afterAll(async () => {
+  await taken[Symbol.asyncDispose]();
+});
+beforeEach(async () => {
+  chain = await taken.copy();
+  workers.length = 0;
+});
+afterEach(async () => {
+  lethal.questions = false;
+  await chain[Symbol.asyncDispose]();
+});
+
+const domain = MemoryChain.domain;
+
+function pruning(more: { signal?: AbortSignal; onProgress?: () => void } = {}) {
+  const { repository } = chain;
+  return prune({ repository, domain, retention: { last: 1 }, dryRun: false, sync: false, ...more });
+}
+
+function expectNoThreads(): void {
+  expect(workers.length).toBeGreaterThan(0);
+  expect(workers.map(({ threadId }) => threadId)).toEqual(workers.map(() => -1));
+}
+
+async function expectUnchanged(): Promise<void> {
+  expect(await chain.repository.pointIds(domain)).toEqual(chain.points.map(({ id }) => id));
+  const left = await readdir(join(chain.repository.path, domain));
+  expect(left.filter((name) => name.startsWith("."))).toEqual([]);
+}
+
+async function expectNewest(): Promise<void> {
+  const newest = chain.points.at(-1)?.id ?? "";
+  const target = join(chain.folder, "restored");
+  const ran = await nbdpull("restore", chain.repository.path, domain, "--at", newest, "--to", target);
+  expect([ran.code, ran.stderr]).toEqual([0, ""]);
+  const restored = await readFile(join(target, "vda.raw"));
+  expect(restored.equals(await chain.contentOf(newest))).toBe(true);
+}
+
+describe("the threads of a prune", () => {
+  it("take over what the newest point needs, and end with the work", async () => {
+    await pruning();
+    expectNoThreads();
+    await expectNewest();
+    expect((await nbdpull("verify", chain.repository.path)).code).toBe(0);
+  });
+
+  it.each([
+    ["over the image's own", 65],
+    ["into a new cluster", 90],
+    ["last of all", 96 - CLUSTER / MiB],
+  ])("change no point if data is damaged that would be written %s", async (_, place) => {
+    // The increment's image has its data from its second cluster on, in guest order.
+    const at = CLUSTER + (place - 60) * MiB;
+    await using image = await open(chain.file(1), "r+");
+    await image.write(Buffer.from([0x23]), 0, 1, at + 100);
+    await expect(pruning()).rejects.toMatchObject({
+      code: "E_DAMAGED",
+      details: { point: chain.points[1]?.id, disk: "vda", guestOffset: place * MiB },
+    });
+    expectNoThreads();
+    await expectUnchanged();
+    await image.write(Buffer.from([0x22]), 0, 1, at + 100);
+    await expectNewest();
+  });
+
+  it("change no point if one of them dies, and do the work the next time", async () => {
+    lethal.questions = true;
+    await expect(pruning()).rejects.toMatchObject({ code: "E_MERGE_THREAD" });
+    await expectUnchanged();
+    lethal.questions = false;
+    await pruning();
+    await expectNewest();
+  });
+
+  it("end when the signal fires", async () => {
+    const stop = new AbortController();
+    const onProgress = (): void => stop.abort(new Error("enough"));
+    await expect(pruning({ signal: stop.signal, onProgress })).rejects.toThrow("enough");
+    expectNoThreads();
+    await expectUnchanged();
+    await expectNewest();
+  });
+});
+
+describe("a thread of a prune", () => {
+  it("writes nothing when the lock's mark is gone, as after a suspension", async () => {
+    const folder = await mkdtemp(join(tmpdir(), "nbdpull-merge-"));
+    try {
+      const disk = chain.points[1]?.disks[0];
+      const target = join(folder, "target");
+      await writeFile(target, Buffer.alloc(CLUSTER));
+      const digests = await open(chain.file(1).replace(/qcow2$/, "digests"));
+      const expected = new Uint8Array(32);
+      // Behind the header and the head of the first record.
+      await digests.read(expected, 0, 32, HEADER_BYTES + HEAD_BYTES);
+      await digests.close();
+      const geometry = { virtualSize: disk?.virtualSize ?? 0, clusterSize: CLUSTER };
+      const images = [
+        { path: chain.file(1), format: "qcow2" as const, geometry, algorithm: "sha256" as const },
+      ];
+      const runs = [{ image: 0, cluster: 960, count: 1, from: CLUSTER, to: 0 }];
+      const mark = { path: join(folder, "mark"), lookAgainMs: 0 };
+      const service = new MergeService();
+      const ask = () => service.answer({ images, runs, digests: expected.slice(), target, mark });
+      await writeFile(mark.path, "");
+      expect(await ask()).toEqual({ taken: true });
+      expect((await readFile(target)).equals(Buffer.alloc(CLUSTER, 0x22))).toBe(true);
+      await writeFile(target, Buffer.alloc(CLUSTER));
+      await rm(mark.path);
+      expect(await ask()).toMatchObject({ failure: { code: "E_LOCK_LOST" } });
+      expect((await readFile(target)).equals(Buffer.alloc(CLUSTER))).toBe(true);
+      await service.close();
+    } finally {
+      await rm(folder, { recursive: true });
+    }
+  });
+});
