@@ -9,6 +9,7 @@ packages=(qemu-utils qemu-system-x86 libvirt-daemon-system libvirt-daemon-driver
   chromium-headless-shell man-db mandoc bash-completion zsh fish)
 # They take minutes of a test that is asked for.
 if [ "${NBDPULL_TEST_DEBIAN:-}" = 1 ]; then packages+=(lintian debootstrap); fi
+if [ "${NBDPULL_TEST_NEWER_LIBVIRT:-}" = 1 ]; then packages+=(debootstrap); fi
 if [ "${NBDPULL_TEST_GUESTFS:-}" = 1 ]; then packages+=(guestfish linux-image-cloud-amd64); fi
 missing=()
 for package in "${packages[@]}"; do

@@ -307,11 +307,19 @@ export class Libvirt implements AsyncDisposable {
     return hostOf(await this.hypervisor());
   }
 
-  /** Versions of libvirt and of the hypervisor, as in 9.0.0. Also tells whether libvirt answers at all. */
+  /**
+   * Versions of libvirt and of the hypervisor, as in 9.0.0. Also tells whether libvirt answers at all. libvirt may try
+   * its hypervisor for the answer, which takes seconds.
+   */
   async versions(): Promise<{ readonly libvirt: string; readonly hypervisor: string }> {
-    const libvirt = await this.#calls.call(remote.CONNECT_GET_LIB_VERSION, undefined, "");
+    const libvirt = await this.version();
     const hypervisor = await this.#calls.call(remote.CONNECT_GET_VERSION, undefined, "");
-    return { libvirt: versionText(libvirt), hypervisor: versionText(hypervisor) };
+    return { libvirt, hypervisor: versionText(hypervisor) };
+  }
+
+  /** The version of libvirt, which it tells at once. */
+  async version(): Promise<string> {
+    return versionText(await this.#calls.call(remote.CONNECT_GET_LIB_VERSION, undefined, ""));
   }
 
   /** The capabilities of the host, as XML. */

@@ -6,6 +6,7 @@ import { endedInQemu } from "./frozen-disks.js";
 import type { JobInfo } from "./job-info.js";
 import { whileJobRuns } from "./job-watch.js";
 import { type BackupJob, exportedDisks, parseBackupJob } from "./job-xml.js";
+import { type LastLookOptions, lookPatiently } from "./last-look.js";
 import { type DomainRef, isJobGone, type Libvirt, PATIENCE_MS } from "./libvirt.js";
 import { canBeSameJob, isUnmistakable } from "./same-job.js";
 
@@ -93,10 +94,16 @@ export class RunningJob {
    * difference. A restarted libvirtd counts from 0 again, and then such a job can't be distinguished from
    * another one.
    *
+   * A libvirt that is busy with the domain, or silent, is asked again: what was read would be lost otherwise.
+   *
    * @throws {PreconditionError} `E_JOB_ENDED`, `E_JOB_REPLACED`, or what `Libvirt` throws if libvirt doesn't
    * answer
    */
-  async assertAlive(): Promise<void> {
+  async assertAlive(options: LastLookOptions = {}): Promise<void> {
+    await lookPatiently(() => this.#look(), options);
+  }
+
+  async #look(): Promise<void> {
     const { name, id } = this.domain;
     try {
       // In this order, an unchanged run means that the description belongs to it, and an unchanged

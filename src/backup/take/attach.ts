@@ -119,7 +119,8 @@ async function take(job: AttachedJob, options: AttachOptions): Promise<TakenPoin
   }
   const point = checkpoint === undefined ? null : await view.checkpoint(checkpoint);
   const repository = existing ?? (await Repository.openOrCreate(repositoryPath, { trusted }));
-  const { domain, definition, confirm } = view;
+  const { domain, definition } = view;
+  const confirm = (sure: AbortSignal): Promise<void> => view.confirm(sure, options.onWarning);
   const giveUp = async (): Promise<void> => {
     if (options.endJob) await endJob(job, options, "the backup was given up");
     else await clients.disconnect();

@@ -250,6 +250,6 @@ async function pullDisks(
     onOpening: (client) => clients.isOpening(client),
     resumable,
     clientsStay: domain.disks.some(({ hasIothread }) => hasIothread),
-    confirm: () => job.assertAlive(),
+    confirm: (sure) => job.withSignal(sure).assertAlive({ onWait: options.onWarning }),
   });
 }

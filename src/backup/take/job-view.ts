@@ -56,7 +56,8 @@ export interface JobView {
   readonly creationTime: (name: string) => Promise<number | undefined>;
   /** Whether the XML of a job can be of this one. */
   readonly isThisJob: (backupXml: string) => boolean;
-  readonly confirm: () => Promise<void>;
+  /** @param onWait called with a message if libvirt has to be asked again */
+  readonly confirm: (signal: AbortSignal, onWait?: (message: string) => void) => Promise<void>;
   /** Like `confirm`, with another signal or none. */
   readonly assertStillThere: (signal: AbortSignal | undefined) => Promise<void>;
   /** Runs `work` with a signal that also fires when the job ends. */
@@ -131,7 +132,7 @@ async function viewOfLibvirt({
     },
     creationTime,
     isThisJob: (backupXml) => canBeSameJob(parseBackupJob(backupXml), running.job),
-    confirm: () => running.assertAlive(),
+    confirm: (signal, onWait) => running.withSignal(signal).assertAlive({ onWait }),
     assertStillThere: (signal) => running.withSignal(signal).assertAlive(),
     whileItRuns: (signal, work) => running.whileItRuns(signal, work),
     fragileDisks: () => fragileDisks(libvirt, running.domain),

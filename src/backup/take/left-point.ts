@@ -147,7 +147,7 @@ async function judge(
   const job = await openRunningJob({ libvirt, domain });
   if (!isSameJob(job.job, about.job)) return not("the job that runs is another one");
   try {
-    await job.assertAlive();
+    await job.assertAlive({ onWait: options.onWarning });
   } catch (error) {
     if (hasCode(error, "E_JOB_ENDED")) return not("QEMU has ended its job, and libvirt has not noticed yet");
     throw error;

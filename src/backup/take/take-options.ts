@@ -59,9 +59,10 @@ export interface TakePointOptions {
   readonly signal?: AbortSignal | undefined;
   /**
    * Called before the commit, after the last byte was read and everything is on disk. Throws if the exports
-   * may no longer show the same moment; then nothing is committed.
+   * may no longer show the same moment; then nothing is committed. Its signal fires when that is known
+   * otherwise.
    */
-  readonly confirm: () => Promise<void>;
+  readonly confirm: (signal: AbortSignal) => Promise<void>;
   /**
    * Receives the opened clients as soon as they are open, and the caller closes them. Undefined: `takePoint`
    * closes them at its end.

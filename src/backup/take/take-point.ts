@@ -86,7 +86,7 @@ export async function takePoint(options: TakePointOptions): Promise<TakenPoint> 
         clients,
       );
       for (const client of clients) await stillAnswers(client, signal);
-      await options.confirm();
+      await options.confirm(signal);
       signal.throwIfAborted();
       const disks = pulled.map(({ disk }) => disk);
       const manifest = { ...describe(options, pending, disks), ...kept, ...resumedOf(options, pulled) };

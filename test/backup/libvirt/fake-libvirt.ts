@@ -1,4 +1,4 @@
-import { BackupError } from "../../../src/backup/base/errors.js";
+import { BackupError, PreconditionError } from "../../../src/backup/base/errors.js";
 import type { JobInfo } from "../../../src/backup/libvirt/job-info.js";
 import { Libvirt } from "../../../src/backup/libvirt/libvirt.js";
 import { DOMAIN } from "./dumps.js";
@@ -18,6 +18,11 @@ export class FakeLibvirt extends Libvirt {
     libvirt: "Job 'backup' in state 'concluded' cannot accept command verb 'set-speed'",
     number: 1,
   };
+  libvirtVersion = "9.0.0";
+  /** Bytes of its disks, and of the scratch space that it counts for the job. */
+  sizes: { readonly disk: number; readonly scratch: number | undefined } = { disk: 0, scratch: 0 };
+  /** How often it says next that another operation holds the domain. */
+  busyAnswers = 0;
   /** How far the hypervisor's clock is ahead of ours. */
   aheadMs = 0;
 
@@ -28,6 +33,14 @@ export class FakeLibvirt extends Libvirt {
 
   override withPatience(): FakeLibvirt {
     return this;
+  }
+
+  override async version(): Promise<string> {
+    return this.libvirtVersion;
+  }
+
+  override async diskSize(): Promise<number> {
+    return this.sizes.disk;
   }
 
   override async domainXml(): Promise<string> {
@@ -56,8 +69,11 @@ export class FakeLibvirt extends Libvirt {
   }
 
   override async jobInfo(): Promise<JobInfo> {
+    this.busyAnswers -= 1;
+    if (this.busyAnswers >= 0) throw new PreconditionError("E_DOMAIN_BUSY", "another operation holds it");
     const elapsedMs = Date.now() + this.aheadMs - this.startedAt;
-    return { active: true, type: "unbounded", operation: this.operation, elapsedMs };
+    const { scratch: scratchTotal } = this.sizes;
+    return { active: true, type: "unbounded", operation: this.operation, elapsedMs, scratchTotal };
   }
 
   override async lastJobInfo(): Promise<JobInfo> {

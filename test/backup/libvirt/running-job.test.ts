@@ -32,6 +32,19 @@ describe("a running job is still the same", () => {
     await job.assertAlive();
   });
 
+  it("when libvirt was too busy to tell at first, which is told once", async () => {
+    const job = await openRunningJob({ domain: "lab", libvirt });
+    libvirt.busyAnswers = 2;
+    const onWait = vi.fn();
+    await job.assertAlive({ onWait });
+    expect(onWait.mock.calls).toEqual([[expect.stringMatching(/for up to 10 minutes .* holds it/)]]);
+    libvirt.busyAnswers = 1;
+    libvirt.endedInQemu = ["vda"];
+    await expect(job.assertAlive()).rejects.toMatchObject({ code: "E_JOB_ENDED" });
+    libvirt.busyAnswers = 1;
+    await expect(job.assertAlive({ patienceMs: 0 })).rejects.toMatchObject({ code: "E_DOMAIN_BUSY" });
+  });
+
   it("when the hypervisor's clock is an hour off", async () => {
     libvirt.aheadMs = 3_600_000;
     const job = await openRunningJob({ domain: "lab", libvirt });
@@ -76,6 +89,21 @@ describe("a running job is no longer the same", () => {
       code: "E_JOB_ENDED",
       message: expect.stringContaining("although libvirt still shows it (vda: Job 'backup' in state"),
     });
+  });
+
+  it("when libvirt 11, which does not ask QEMU, was told to cancel it", async () => {
+    libvirt.libvirtVersion = "11.3.0";
+    libvirt.endedInQemu = ["vda", "vdb"];
+    libvirt.sizes = { disk: 512, scratch: 1024 };
+    const job = await openRunningJob({ domain: "lab", libvirt });
+    await job.assertAlive();
+    for (const scratch of [511, undefined]) {
+      libvirt.sizes = { disk: 512, scratch };
+      await expect(job.assertAlive()).rejects.toMatchObject({
+        code: "E_JOB_ENDED",
+        message: expect.stringContaining("it was told to cancel it"),
+      });
+    }
   });
 
   it.each([3, 67, 74, 84])("but not when libvirt can't ask QEMU (error %i)", async (number) => {
