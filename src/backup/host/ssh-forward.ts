@@ -1,11 +1,12 @@
 /** Forwards a socket on this host to one on another host, through ssh. */
+import { once } from "node:events";
 import { setTimeout as sleep } from "node:timers/promises";
 import { execa } from "execa";
 import { BackupError, PreconditionError } from "../base/errors.js";
 import { oneLine } from "../base/one-line.js";
 import { LastWords } from "./last-words.js";
 import { BOOT_ID } from "./process-identity.js";
-import { quote, SSH_PROCESS, type Ssh } from "./ssh.js";
+import { quote, SSH_PROCESS, type Ssh, silent } from "./ssh.js";
 
 type ForwardedEnd =
   | { readonly kind: "unix"; readonly path: string }
@@ -24,6 +25,8 @@ export interface ForwardOptions {
 
 /** The other side prints this once the session is open, and the socket with it. */
 const READY = "nbdpull-ready";
+/** For opening the session. ssh's own limit ends with the greetings of both sides. */
+const OPEN_WITHIN_MS = 60_000;
 /** How long a session without open connections may take to end. */
 const GOODBYE_MS = 5000;
 /** How long to wait, after a connection broke, until ssh has noticed and printed the reason. */
@@ -56,12 +59,17 @@ export async function openForward(ssh: Ssh, { to, socket, note }: ForwardOptions
     note === undefined
       ? ""
       : `echo $PPID $(cut -d " " -f 22 /proc/$PPID/stat) $(cat ${BOOT_ID}) > ${quote(note)} && `;
-  const script = `${noted}echo ${READY} && exec cat > /dev/null`;
+  // What is written to it comes back, by which `SshForward.answers` knows that both ends live.
+  const script = `${noted}echo ${READY} && exec cat`;
   signal?.throwIfAborted();
   // An open session is not closed by a signal: it is closed when the NBD clients are.
   const opening = new AbortController();
   const giveUp = (): void => opening.abort(signal?.reason);
   signal?.addEventListener("abort", giveUp, { once: true });
+  const late = setTimeout(
+    () => opening.abort(ssh.failure({ stderr: silent(OPEN_WITHIN_MS) })),
+    OPEN_WITHIN_MS,
+  );
   const child = execa(
     ...ssh.command([...settings, "-L", `${forwardable(socket)}:${end}`], `exec sh -c ${quote(script)}`),
     {
@@ -88,12 +96,16 @@ export async function openForward(ssh: Ssh, { to, socket, note }: ForwardOptions
         ),
       reject,
     );
-  }).finally(() => signal?.removeEventListener("abort", giveUp));
+  }).finally(() => {
+    clearTimeout(late);
+    signal?.removeEventListener("abort", giveUp);
+  });
   return new SshForward(ssh.target.host, child, ended, said);
 }
 
 interface Session {
   readonly stdin: NodeJS.WritableStream;
+  readonly stdout: NodeJS.ReadableStream;
   readonly kill: (signal: "SIGKILL") => boolean;
 }
 
@@ -122,6 +134,27 @@ export class SshForward implements AsyncDisposable {
       },
       () => undefined,
     );
+  }
+
+  /**
+   * Whether the other end gives back what it gets, which needs an ssh and an sshd that run: both may be
+   * stopped, or their host, while every connection stays open.
+   */
+  async answers(withinMs: number, signal?: AbortSignal): Promise<boolean> {
+    const { stdin, stdout } = this.#child;
+    const inTime = AbortSignal.any([AbortSignal.timeout(withinMs), this.lost, ...(signal ? [signal] : [])]);
+    const answered = once(stdout, "data", { signal: inTime }).then(
+      () => true,
+      () => false,
+    );
+    stdin.write("\n");
+    return await answered;
+  }
+
+  /** Ends it without farewell: it does not answer. */
+  async kill(): Promise<void> {
+    this.#child.kill("SIGKILL");
+    await this.#ended;
   }
 
   /** The reason why a forwarded connection failed, if ssh has reported one; otherwise the error itself. */

@@ -62,6 +62,7 @@ export class Ssh {
     if (!result.failed) return result.stdout;
     signal?.throwIfAborted();
     const { exitCode, stderr } = result;
+    if (result.timedOut) throw this.failure({ stderr: silent(SCRIPT_TIMEOUT_MS) });
     if (exitCode === undefined || exitCode === SSH_FAILED) throw this.failure(result);
     throw new ScriptError(this.target.host, exitCode, stderr);
   }
@@ -100,6 +101,11 @@ interface SshResult {
   readonly stderr: string;
   readonly code?: string | undefined;
   readonly cause?: unknown;
+}
+
+/** The reason of a failure, where ssh itself gave none in that time. */
+export function silent(ms: number): string {
+  return `nothing came in ${ms / 1000} s`;
 }
 
 /** Quotes text as one word for a POSIX shell. */

@@ -5,6 +5,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, afterEach, beforeAll, beforeEach, expect, it, vi } from "vitest";
 import { JobFolder } from "../../../src/backup/guest/job-folder.js";
+import { LastingForward } from "../../../src/backup/host/lasting-forward.js";
 import { Ssh } from "../../../src/backup/host/ssh.js";
 import { openForward, sever } from "../../../src/backup/host/ssh-forward.js";
 import { parseHypervisor } from "../../../src/backup/libvirt/hypervisor.js";
@@ -125,6 +126,35 @@ describeUnless(process.getuid?.() === 0 ? obstacle : "an sshd needs root", "a ho
     return socket;
   }
 
+  it("opens a forward anew whose ssh is stopped, or its sshd, and keeps one that answers", async () => {
+    const plain = await mkdtemp(join(tmpdir(), "nbdpull-far-"));
+    const there = join(plain, "there.sock");
+    const { server, sockets } = await greeter(there);
+    const [here, note] = [join(plain, "here.sock"), join(plain, "way")];
+    const options = { to: { kind: "unix", path: there }, socket: here, note } as const;
+    const stays = new AbortController().signal;
+    try {
+      await using forward = await LastingForward.open(ssh, options, 300);
+      const kept = await greetingOf(here);
+      await forward.restore(stays);
+      expect(kept.destroyed).toBe(false);
+      for (const whose of ["ssh", "sshd"]) {
+        const sshd = Number((await readFile(note, "utf8")).split(" ")[0]);
+        const [client = 0] = await pidsOf(`-L${NUL}${here}:${there}`);
+        process.kill(whose === "ssh" ? client : sshd, "SIGSTOP");
+        await Promise.all([forward.restore(stays), forward.restore(stays)]);
+        (await greetingOf(here)).destroy();
+        // Neither end of the old one is left.
+        expect(await pidsOf(`-L${NUL}${here}:${there}`)).not.toContain(client);
+        expect(() => process.kill(sshd, 0)).toThrow("ESRCH");
+      }
+    } finally {
+      for (const socket of sockets) socket.destroy();
+      server.close();
+      await rm(plain, { recursive: true, force: true });
+    }
+  });
+
   it("loses a forward at its far end when it is closed, and when its note severs it", async () => {
     const plain = await mkdtemp(join(tmpdir(), "nbdpull-far-"));
     const there = join(plain, "there.sock");
@@ -182,3 +212,16 @@ describeUnless(process.getuid?.() === 0 ? obstacle : "an sshd needs root", "a ho
     }
   });
 });
+
+const NUL = "\0";
+
+/** The processes that have this in their arguments, each of which ends with a zero byte. */
+async function pidsOf(words: string): Promise<number[]> {
+  const pids: number[] = [];
+  for (const name of await readdir("/proc")) {
+    if (!/^\d+$/.test(name)) continue;
+    const line = await readFile(`/proc/${name}/cmdline`, "utf8").catch(() => "");
+    if (line.includes(words)) pids.push(Number(name));
+  }
+  return pids;
+}
