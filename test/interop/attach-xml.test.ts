@@ -118,7 +118,9 @@ describe("an increment on a point of which one disk is damaged", () => {
     ["an image is empty", (point: string) => writeFile(join(point, "vdb.qcow2"), "")],
     ["a verify has found it in a disk that the job lacks", (point: string) => record(point, { disk: "vdc" })],
     ["a verify has found it in the NVRAM", (point: string) => record(point, {})],
-  ])("is for all disks a full copy where one is damaged, and can be copied: %s", async (_, damage) => {
+    // The digest of the first cluster, which no table tells anything of.
+    ["only the proof of a base finds it", (point: string) => patch(join(point, "vdb.digests"), 80, 0xff)],
+  ])("is for all disks a full copy where one is damaged, and can be copied: %s", async (how, damage) => {
     expect((await attached({ disks: [...disks, "vdc"] }, "--checkpoint", "cp0")).code).toBe(0);
     // The damage is in what the base is based on.
     expect((await attached({ disks, incremental: "cp0" }, "--checkpoint", "cp1")).code).toBe(0);
@@ -130,6 +132,11 @@ describe("an increment on a point of which one disk is damaged", () => {
     );
     const full = { mode: "full", parent: null, reason };
     expect([ran.code, ran.json()]).toMatchObject([0, { level: "full", disks: [full, full] }]);
+    // A proof notes what it has found, too.
+    if (how.startsWith("only the proof")) {
+      const noted = await readFile(join(repo(), DOMAIN, oldest, ".damage.json"), "utf8");
+      expect(JSON.parse(noted)).toMatchObject({ places: [{ disk: "vdb" }] });
+    }
     const next = await attached({ disks, incremental: "cp2" }, "--checkpoint", "cp3");
     expect([next.code, next.json()]).toMatchObject([0, { level: "incremental" }]);
     const copied = await nbdpull("copy", repo(), join(chain.folder, "copy"), "--create", "--json");

@@ -26,6 +26,14 @@ export interface DiskProof extends Proof {
   readonly changed: string | undefined;
 }
 
+/** Damage of a stored point, which the proof of a disk's base has found. */
+export interface BaseDamage {
+  readonly point: string;
+  /** In the words of what was found. */
+  readonly message: string;
+  readonly error: unknown;
+}
+
 interface ProveDiskOptions extends Omit<ProofOptions, "amount" | "seed"> {
   readonly settings: ProveSettings | undefined;
   readonly identity: DiskIdentity | undefined;
@@ -34,14 +42,15 @@ interface ProveDiskOptions extends Omit<ProofOptions, "amount" | "seed"> {
 /**
  * Compares a disk with the base of its increment.
  *
- * @returns what was found, if there was anything to compare, and the reason if the disk must be taken in full
+ * @returns what was found, if there was anything to compare, the reason if the disk must be taken in full, and
+ *   the damage that is the reason
  * @throws {NbdError} the connection failed
  */
-export async function proveDisk({
-  settings = {},
-  identity,
-  ...options
-}: ProveDiskOptions): Promise<{ readonly proof?: DiskProof; readonly reason?: string }> {
+export async function proveDisk({ settings = {}, identity, ...options }: ProveDiskOptions): Promise<{
+  readonly proof?: DiskProof;
+  readonly reason?: string;
+  readonly damage?: BaseDamage;
+}> {
   const { parent, disk } = options;
   const changed = changedIdentity(diskOf(parent, disk)?.identity, identity);
   let { amount = DEFAULT_CLUSTERS } = settings;
@@ -54,8 +63,10 @@ export async function proveDisk({
     const reason = `the disk is not the one that its base was taken from: guest offset ${found.differing} is not as in point ${parent.id}, though the bitmap calls it clean`;
     return { proof, reason };
   } catch (error) {
-    const damage = error instanceof DamageError ? error.message : damageIn(error);
-    if (damage === undefined) throw error;
-    return { reason: `an increment on ${parent.id} could not be restored: ${damage}` };
+    const message = error instanceof DamageError ? error.message : damageIn(error);
+    if (message === undefined) throw error;
+    const point = error instanceof DamageError ? String(error.details["point"] ?? parent.id) : parent.id;
+    const reason = `an increment on ${parent.id} could not be restored: ${message}`;
+    return { reason, damage: { point, message, error } };
   }
 }

@@ -1,3 +1,5 @@
+import assert from "node:assert/strict";
+import { setMaxListeners } from "node:events";
 import type { NbdClient } from "../../nbd/index.js";
 import { BackupError } from "../base/errors.js";
 import { allOrNone } from "../base/in-parallel.js";
@@ -15,7 +17,8 @@ import type { CompressionMethod } from "../qcow2/compress-cluster.js";
 import type { Backing } from "../qcow2/writer.js";
 import { type DiskIdentity, type DiskManifest, diskOf, type Manifest } from "../repository/manifest.js";
 import type { PendingPoint } from "../repository/pending-point.js";
-import { type DiskProof, proveDisk } from "./prove-disk.js";
+import { disksOnDamage, noteBaseDamage } from "./damaged-bases.js";
+import { type BaseDamage, type DiskProof, proveDisk } from "./prove-disk.js";
 import {
   type ExportedPointDisk,
   journalName,
@@ -71,19 +74,39 @@ export async function pullAll(
   const isOrdered = options.compress !== undefined || options.repository.isInStore;
   const compress = isOrdered ? compressionOf(options.compress, workers, atOnce) : undefined;
   const { connect, window, mustLeave } = sharesOf(options);
-  return await allOrNone(options.disks, atOnce, options.signal, async (disk, signal) => {
-    try {
-      const journal = journalOf(disk, options, pending);
-      const opened = await copierOf(disk, { ...options, connect, signal }, clients, journal);
-      const { client, proof } = opened;
-      const shared = { compress, digestThreads, journal };
-      const pulled = await pullDisk({ ...options, window, signal }, pending, opened, shared);
-      const connections = client?.connections ?? 0;
-      if (client && mustLeave) await leaveEarly(client, clients, signal);
-      return { ...pulled, connections, proof };
-    } catch (error) {
-      throw ofDisk(disk.name, error);
-    }
+  // Clients are opened for both walks over the disks, and a failure of any disk ends what they wait for.
+  const failed = new AbortController();
+  const signal = AbortSignal.any([options.signal, failed.signal]);
+  setMaxListeners(0, signal);
+  const each = async <T extends { readonly name: string }, R>(
+    disks: readonly T[],
+    work: (disk: T) => Promise<R>,
+  ): Promise<R[]> =>
+    await allOrNone(disks, atOnce, signal, async (disk) => {
+      try {
+        return await work(disk);
+      } catch (error) {
+        const named = ofDisk(disk.name, error);
+        failed.abort(named);
+        throw named;
+      }
+    });
+  // The proof of one disk's base can find that no disk may be based on it, so nothing is stored before the last.
+  const judged = await each(options.disks, async (disk): Promise<JudgedDisk> => {
+    if (mustLeave && disk.increment === undefined) return { name: disk.name, disk, isBegun: false };
+    const opening = { ...options, connect, signal };
+    const found = await judge(disk, opening, clients, journalOf(disk, options, pending));
+    if (!found.opened || !mustLeave) return found;
+    await leaveEarly(found.opened.client, clients, signal);
+    return { ...found, opened: undefined };
+  });
+  return await each(await withoutDamagedBases(judged, options), async (disk) => {
+    const opened = disk.opened ?? (await openDisk(disk.disk, { ...options, connect, signal }, clients));
+    const shared = { compress, digestThreads, journal: journalOf(disk, options, pending) };
+    const pulled = await pullDisk({ ...options, window, signal }, pending, { ...disk, opened }, shared);
+    const connections = opened?.client.connections ?? 0;
+    if (opened && mustLeave) await leaveEarly(opened.client, clients, signal);
+    return { ...pulled, connections, proof: disk.proof };
   });
 }
 
@@ -119,23 +142,72 @@ async function leaveEarly(client: NbdClient, clients: NbdClient[], signal: Abort
   await client.close();
 }
 
-interface Copier {
-  /** The disk as it is taken: in full, if its base does not fit. */
-  readonly disk: PointDisk;
-  readonly copy: (options: CopyImageOptions) => Promise<PullResult>;
-  readonly client?: NbdClient;
-  readonly outages?: Outages;
-  readonly proof?: DiskProof | undefined;
+/** The connection to a disk's export. */
+interface OpenedDisk {
+  readonly client: NbdClient;
+  readonly outages: Outages;
 }
 
-/** @param clients receives the disk's client, if it has one; if they have to stay, as soon as it is open */
-async function copierOf(
+/** A disk as it is taken: in full, if its base does not fit. */
+interface JudgedDisk {
+  readonly name: string;
+  readonly disk: PointDisk;
+  readonly proof?: DiskProof | undefined;
+  readonly damage?: BaseDamage | undefined;
+  /** A killed run has begun its image, and so has decided what it is. */
+  readonly isBegun: boolean;
+  /** Undefined: it has no export, or is opened when its turn comes. */
+  readonly opened?: OpenedDisk | undefined;
+}
+
+/** Opens a disk and proves the base of its increment. */
+async function judge(
   disk: PointDisk,
   options: PullOptions,
   clients: NbdClient[],
   journal: Pick<JournalTarget, "path" | "key" | "resume"> | undefined,
-): Promise<Copier> {
-  if (disk.address === undefined) return { disk, copy: (copying) => copyImage(disk.source, copying) };
+): Promise<JudgedDisk> {
+  const { name } = disk;
+  const opened = await openDisk(disk, options, clients);
+  if (disk.address === undefined || !opened) return { name, disk, isBegun: false };
+  const left = journal && (await leftHeaderOf(journal));
+  const isBegun = left?.complete === true;
+  // The run that began the image has found that the base does not fit.
+  const found = isBegun
+    ? { reason: left.reason ?? disk.reason }
+    : await proveBaseOf(disk, opened.client, options);
+  const { proof, reason, damage } = { proof: undefined, damage: undefined, ...found };
+  // A full copy goes over the same connections: some servers end when their last client disconnects.
+  const proven = reason === undefined ? disk : { ...disk, increment: undefined, reason };
+  return { name, disk: proven, proof, damage, isBegun, opened };
+}
+
+/** Takes every disk in full that would be based on what the proof of any has found damaged. */
+async function withoutDamagedBases(
+  judged: readonly JudgedDisk[],
+  options: PullOptions,
+): Promise<readonly JudgedDisk[]> {
+  const damages = judged.flatMap(({ damage }) => damage ?? []);
+  for (const damage of damages) await noteBaseDamage(damage, options);
+  const begun = new Set(judged.flatMap(({ name, isBegun }) => (isBegun ? [name] : [])));
+  const disks = judged.map(({ disk }) => disk);
+  const reasons = await disksOnDamage(damages, disks, begun, options);
+  return judged.map((each): JudgedDisk => {
+    const reason = reasons.get(each.name);
+    return reason === undefined ? each : { ...each, disk: { ...each.disk, increment: undefined, reason } };
+  });
+}
+
+/**
+ * @param clients receives the disk's client, if it has one; if they have to stay, as soon as it is open
+ * @returns undefined if the disk is no export
+ */
+async function openDisk(
+  disk: PointDisk,
+  options: PullOptions,
+  clients: NbdClient[],
+): Promise<OpenedDisk | undefined> {
+  if (disk.address === undefined) return undefined;
   const { connect, signal, clientsStay, onOutage } = options;
   const outages = new Outages(onOutage && ((news) => onOutage(disk.name, news)));
   const bitmap = disk.increment?.bitmap;
@@ -144,17 +216,7 @@ async function copierOf(
   options.onOpening?.(opening);
   const client = await opening;
   if (!clientsStay) clients.push(client);
-  const left = journal && (await leftHeaderOf(journal));
-  // The run that began the image has found that the base does not fit.
-  const found = left?.complete ? { proof: undefined, reason: left.reason ?? disk.reason } : undefined;
-  const { proof, reason } = found ?? (await proveBaseOf(disk, client, options));
-  // A full copy goes over the same connections: some servers end when their last client disconnects.
-  const proven = reason === undefined ? disk : { ...disk, increment: undefined, reason };
-  const { increment } = proven;
-  const parentSize = increment && diskOf(increment.parent, disk.name)?.virtualSize;
-  const copy: Copier["copy"] = (copying) =>
-    pullImage({ ...copying, client, bitmap: increment?.bitmap, parentSize });
-  return { disk: proven, copy, client, outages, proof };
+  return { client, outages };
 }
 
 async function proveBaseOf(
@@ -172,7 +234,7 @@ async function proveBaseOf(
 async function pullDisk(
   options: PullOptions,
   pending: PendingPoint,
-  { disk, copy, outages }: Copier,
+  { disk, opened }: JudgedDisk,
   { compress, digestThreads, journal }: Shared & { readonly journal: ReturnType<typeof journalOf> },
 ): Promise<Omit<PulledDisk, "connections" | "proof">> {
   const { format, increment } = { format: options.format, increment: disk.increment };
@@ -180,6 +242,13 @@ async function pullDisk(
   const mapFile = increment && format === "raw" ? `${disk.name}.map` : undefined;
   const digestFile = options.digests && { file: `${disk.name}.digests`, algorithm: options.digests };
   const identity = options.identities.get(disk.name);
+  const copy = (copying: CopyImageOptions): Promise<PullResult> => {
+    if (disk.address === undefined) return copyImage(disk.source, copying);
+    assert(opened, "an export is open when its turn comes");
+    const parentSize = increment && diskOf(increment.parent, disk.name)?.virtualSize;
+    return pullImage({ ...copying, client: opened.client, bitmap: increment?.bitmap, parentSize });
+  };
+  const outages = opened?.outages;
   const result = await copy({
     imagePath: pending.at(file),
     format,
@@ -240,7 +309,7 @@ async function pullDisk(
 
 /** Where the disk's journal is, if the point is to be gone on with after a crash. */
 function journalOf(
-  { name }: PointDisk,
+  { name }: Pick<PointDisk, "name">,
   { resumable }: PullOptions,
   { folder }: PendingPoint,
 ): Omit<JournalTarget, "facts"> | undefined {
