@@ -1,5 +1,6 @@
 import { rmSync } from "node:fs";
-import { readdir, rm, stat, writeFile } from "node:fs/promises";
+import { readdir, readFile, rm, stat, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, expect, it } from "vitest";
 import type { Packet } from "../../src/backup/libvirt/rpc/packets.js";
@@ -73,6 +74,16 @@ await describeWithLibvirt("a backup that was killed", () => {
     return Math.max(...sizes);
   }
 
+  /** What a restart of the host that the killed run was on leaves of its traces: another boot, empty /tmp. */
+  async function restartPuller(): Promise<void> {
+    const [folder = ""] = await readdir(guest.scratch);
+    const note = join(guest.scratch, folder, "owner.json");
+    const owner = JSON.parse(await readFile(note, "utf8")) as { startedAt: string };
+    const startedAt = owner.startedAt.replace(/^[^ ]+/, "f00dcafe-0000-4000-8000-000000000000");
+    await writeFile(note, JSON.stringify({ ...owner, startedAt }));
+    await rm(join(tmpdir(), `${folder}-way`), { recursive: true, force: true });
+  }
+
   it.each<[string, () => Promise<Case>]>([
     ["an increment", async () => ({ options: [] })],
     [
@@ -80,7 +91,7 @@ await describeWithLibvirt("a backup that was killed", () => {
       async () => ({ options: ["--level", "full", "--compress", "--server", `tcp:${await freePort()}`] }),
     ],
     [
-      "raw, over ssh",
+      "raw, over ssh, after a restart of its own host",
       async () => ({
         options: ["--level", "full", "--format", "raw", "--connect", host.uri],
         start: { inside: host.inside(guest.scratch) },
@@ -93,6 +104,7 @@ await describeWithLibvirt("a backup that was killed", () => {
       await guest.lab.write("vda", MiB, 48 * MiB, 0x5a);
       const frozen = await guest.copyNow();
       const id = await killed({ options, start });
+      if (options.includes(host.uri)) await restartPuller();
       // The guest goes on, and the point is still that of the job.
       await guest.lab.write("vda", 2 * MiB, 40 * MiB, 0x77);
       // The first time two at once: one of them takes it over.
@@ -133,10 +145,11 @@ await describeWithLibvirt("a backup that was killed", () => {
     ["with --no-resume", async () => ["--no-resume"], undefined],
     ["for another compression", async () => ["--compress"], "other compression"],
     [
-      "if its job has ended",
+      "if its host has crashed, the job is gone, and the guest runs anew",
       async () => {
-        await virsh("domjobabort", guest.lab.domain);
-        await expect.poll(() => virsh("domjobinfo", guest.lab.domain), { timeout: 60_000 }).toContain("None");
+        await restartPuller();
+        await guest.lab.crash();
+        await guest.lab.powerOn();
         return [];
       },
       undefined,
@@ -175,7 +188,9 @@ await describeWithLibvirt("a backup that was killed", () => {
     120_000,
   );
 
-  it("is begun anew when another run clears it away in the last moment", async () => {
+  it("is begun anew when another run clears it away in the last moment", async (context) => {
+    if (!(await virsh("version")).includes("API: QEMU 9."))
+      context.skip("libvirt does not ask for the speed");
     const id = await killed({ options: ["--level", "full"] });
     const left = await begun("");
     using front = new LibvirtInFront(guest.folder);
