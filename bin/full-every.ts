@@ -20,7 +20,7 @@ export function withFullEvery(command: Command): Command {
 }
 
 /** @throws {InvalidArgumentError} neither a number of days nor a weekday */
-export function parseFullEvery(text: string): FullEvery {
+function parseFullEvery(text: string): FullEvery {
   const weekday = WEEKDAYS.indexOf(text.toLowerCase());
   if (weekday >= 0) return { weekday };
   const days = Number(text);

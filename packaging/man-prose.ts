@@ -37,7 +37,9 @@ export function manProse(markdown: string, page: string | undefined): ManProse {
   return { text: inOrder(text.trimEnd()), options };
 }
 
-/** As linters want it: no empty paragraph in front of one, and no line of code that looks like an instruction. */
+/**
+ * As linters want it: no empty paragraph in front of one, and no line of code that looks like an instruction.
+ */
 function inOrder(text: string): string {
   return text
     .replaceAll(/^(\.S[HS] .*)\n\.P$/gm, "$1")

@@ -1,6 +1,6 @@
 /**
- * Uploads a file with AWS's SDK: `upload-file.js FILE s3://BUCKET/KEY`. Eight parts of 8 MiB in flight, which are read
- * from the file when their turn comes. It computes nothing but what the protocol wants.
+ * Uploads a file with AWS's SDK: `upload-file.js FILE s3://BUCKET/KEY`. Eight parts of 8 MiB in flight, which
+ * are read from the file when their turn comes. It computes nothing but what the protocol wants.
  */
 
 import { open } from "node:fs/promises";

@@ -24,10 +24,10 @@ interface CopyFilesOptions {
 }
 
 /**
- * Copies the files of a point into one that is being made, and proves them. What a killed run has left of them
- * is gone on with: in an object store, bytes that are there are compared with the original's and not sent
- * again; in a folder, what is there of an image with digests is not read from the original again, since the
- * digests tell whether it is right. If they don't, all of it is copied anew.
+ * Copies the files of a point into one that is being made, and proves them. What a killed run has left of
+ * them is gone on with: in an object store, bytes that are there are compared with the original's and not
+ * sent again; in a folder, what is there of an image with digests is not read from the original again, since
+ * the digests tell whether it is right. If they don't, all of it is copied anew.
  * @returns the manifest's text
  * @throws {DamageError} what was copied is damaged
  */

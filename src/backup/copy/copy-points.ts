@@ -2,9 +2,10 @@
  * The copy room keeps one repository in step with another: whole points with what they are based on, file by
  * file, under the same ids. Nothing is copied that is there already, and nothing is taken over unproven.
  *
- * Read this file first: it copies point by point. Then read choose-points.ts (which points), copy-files.ts with
- * copied-file.ts and copied-folder.ts (how the copy itself is proven), same-disk.ts (whether two points of one id are the same,
- * though a prune has changed one of them) and follow-prune.ts (what goes from the copy).
+ * Read this file first: it copies point by point. Then read choose-points.ts (which points), copy-files.ts
+ * with copied-file.ts and copied-folder.ts (how the copy itself is proven), same-disk.ts (whether two points
+ * of one id are the same, though a prune has changed one of them) and follow-prune.ts (what goes from the
+ * copy).
  *
  * Nothing here changes the repository that is copied. Points of the other one are only changed by its prune.
  */
@@ -35,13 +36,13 @@ export interface CopyOptions {
   /** The name of its folder, in both. */
   readonly domain: string;
   /**
-   * Default: all points but those that were copied before and have been removed in the other repository since.
-   * What they are based on comes along.
+   * Default: all points but those that were copied before and have been removed in the other repository
+   * since. What they are based on comes along.
    */
   readonly which?: WhichPoints | undefined;
   /**
-   * Also removes points from the other repository that came from this one, that this one has dropped, and that
-   * no rule here keeps. At least one rule has to keep something. Default: nothing is removed.
+   * Also removes points from the other repository that came from this one, that this one has dropped, and
+   * that no rule here keeps. At least one rule has to keep something. Default: nothing is removed.
    */
   readonly remove?: Retention | undefined;
   /** Only find out what would be copied. */
@@ -119,8 +120,8 @@ export async function copyDomain(options: CopyOptions): Promise<CopyResult> {
 
 /**
  * Runs `work` as the only writer of the other repository.
- * @param goOnWith ids of points that a killed run may have begun to copy: what it has left of them stays until
- *   `work` has ended
+ * @param goOnWith ids of points that a killed run may have begun to copy: what it has left of them stays
+ *   until `work` has ended
  */
 async function writingTo<T>(
   { to, domain, signal }: CopyOptions,

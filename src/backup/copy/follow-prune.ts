@@ -38,8 +38,8 @@ export interface Followed {
 
 /**
  * Drops points from a copy that came from the original and that the original has dropped, unless a rule keeps
- * them. It is a prune of the copy that may drop nothing else. Whatever has emptied or damaged the original must
- * not do the same to the copy.
+ * them. It is a prune of the copy that may drop nothing else. Whatever has emptied or damaged the original
+ * must not do the same to the copy.
  * @throws {PreconditionError} `E_SOURCE_EMPTY`: the original has no points any more; and as `prune`
  */
 export async function followPrune(options: FollowOptions, found: Found): Promise<Followed> {

@@ -5,8 +5,8 @@ export interface NewFile {
   /** For messages. */
   readonly path: string;
   /**
-   * Bytes at its front that a killed run has left there, as it seems. Write them again: nothing is sent of what is
-   * the same.
+   * Bytes at its front that a killed run has left there, as it seems. Write them again: nothing is sent of
+   * what is the same.
    */
   readonly leftBytes?: number | undefined;
   /** Writes all of `data`, which must stay unchanged until the promise settles. */

@@ -33,8 +33,8 @@ export function stopOnErrors(
 }
 
 /**
- * Takes back what {@link stopOnErrors} has changed, and what libvirt noted of the images that disks were based
- * on. Whatever else was changed meanwhile stays.
+ * Takes back what {@link stopOnErrors} has changed, and what libvirt noted of the images that disks were
+ * based on. Whatever else was changed meanwhile stays.
  */
 export function withPolicies(xml: string, before: ReadonlyMap<string, DiskPolicies>): string {
   const domain = parseTree(xml, "domain");

@@ -42,7 +42,7 @@ import {
 } from "./live-domain.js";
 import { lockLive } from "./live-lock.js";
 import { refuseChangeable } from "./live-place.js";
-import { SOCKET, serveToQemu } from "./live-server.js";
+import { LIVE_SOCKET, serveToQemu } from "./live-server.js";
 import { type LiveState, readLiveState, removeLiveState, STATE, writeLiveState } from "./live-state.js";
 import { identify, isFilled, proveImages, removeMade } from "./made-files.js";
 import { makeOverlays } from "./overlays.js";
@@ -244,7 +244,7 @@ async function goOn(
     throw new PreconditionError("E_LIVE_STATE", message, { details: { folder: folder.path } });
   }
   const filled = await Promise.all(state.disks.map((disk) => isFilled(folder, imageOf(disk))));
-  await proveImages(folder, state, join(folder.realPath, SOCKET));
+  await proveImages(folder, state, join(folder.realPath, LIVE_SOCKET));
   const steady = libvirt.withSignal(undefined).withPatience(PATIENCE_MS);
   const isDefined = await steady.hasDomain(state.domain.uuid);
   const run = new DomainRun(steady, state.domain);
@@ -278,7 +278,7 @@ async function fill(
   onEvent({ type: "live", name, point: state.point, isStarted, seconds: (performance.now() - began) / 1000 });
   const run = new DomainRun(libvirt, state.domain);
   const disks = state.disks.map((disk) => ({ disk: disk.name, image: join(folder.realPath, imageOf(disk)) }));
-  const socket = join(folder.realPath, SOCKET);
+  const socket = join(folder.realPath, LIVE_SOCKET);
   const write = async (): Promise<void> => await writeLiveState(folder, { ...state, phase: "ready" });
   await using wholes = new WholeImages({
     ...{ repository: options.repository, domain: options.domain, point: server.point },

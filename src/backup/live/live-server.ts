@@ -4,7 +4,7 @@ import type { QemuUser } from "../libvirt/domain-xml.js";
 import { type PointServer, type ServeOptions, servePoint } from "../serve/serve.js";
 
 /** Beside the disks. Its path is written in the images, so a later run listens there again. */
-export const SOCKET = ".nbdpull-live.sock";
+export const LIVE_SOCKET = ".nbdpull-live.sock";
 
 interface LiveServerOptions extends Omit<ServeOptions, "address"> {
   /** Where the socket is made. */
@@ -23,7 +23,7 @@ interface LiveServerOptions extends Omit<ServeOptions, "address"> {
  */
 export async function serveToQemu(options: LiveServerOptions): Promise<PointServer> {
   const { place, qemuUser, onDamage, onTrouble } = options;
-  const path = `${place}/${SOCKET}`;
+  const path = `${place}/${LIVE_SOCKET}`;
   const told = new Set<string>();
   const server = await servePoint({
     ...options,

@@ -9,8 +9,8 @@ const MOST_NOTED = 1024 ** 4;
 
 /**
  * Makes a qcow2 image without data for each disk, based on its export. Its header says that the base is raw,
- * so libvirt follows it without looking into the base. The definition need not name the base too: what it said
- * would be wrong after the disk is filled, for a guest that starts before anybody has mended it.
+ * so libvirt follows it without looking into the base. The definition need not name the base too: what it
+ * said would be wrong after the disk is filled, for a guest that starts before anybody has mended it.
  * @param images where each is made, and the name under which it is made
  * @throws {UsageError} a file exists that must not be replaced
  * @throws the file system's error

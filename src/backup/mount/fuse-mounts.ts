@@ -59,7 +59,7 @@ export async function unmount(path: string, { lazily = false } = {}): Promise<vo
 }
 
 /** Whether a mount's program is gone, so that every access to it fails. */
-export async function isDead(path: string): Promise<boolean> {
+export async function isDeadMount(path: string): Promise<boolean> {
   return await lstat(path).then(
     () => false,
     (error: unknown) => hasCode(error, "ENOTCONN"),

@@ -52,7 +52,10 @@ export interface GuestFiles {
 /** The file systems in a folder, until that is unmounted by anybody. */
 export class GuestFish implements AsyncDisposable {
   readonly path: string;
-  /** Settles when guestfish has ended and its mount is gone. Rejects with `E_GUESTFS` if nobody asked for that. */
+  /**
+   * Settles when guestfish has ended and its mount is gone. Rejects with `E_GUESTFS` if nobody asked for
+   * that.
+   */
   readonly ended: Promise<void>;
   readonly #child;
   readonly #said = new LastWords();

@@ -6,13 +6,13 @@ import { shellWord } from "../base/shell-word.js";
 import { isMissing } from "../host/durable-files.js";
 import { ChangeablePath, unchangeablePath } from "../host/unchangeable-path.js";
 import { isDiskName } from "../repository/manifest.js";
-import { isDead, mountsIn, unmount } from "./fuse-mounts.js";
+import { isDeadMount, mountsIn, unmount } from "./fuse-mounts.js";
 
 /**
  * In the folder, so that a later run finds it. It is there before the first disk's file, and goes after the
  * last: without it, no file in the folder is one of ours.
  */
-export const SOCKET = ".nbdpull-mount.sock";
+export const MOUNT_SOCKET = ".nbdpull-mount.sock";
 /** The folder of file systems, if files are shown instead of disks. */
 const FILES = "files";
 
@@ -40,7 +40,7 @@ export class MountFolder {
     const path = await realpath(asked);
     if (!(await lstat(path)).isDirectory()) throw unfit(wanted, "it is no folder");
     const [taken] = await mountsIn(path);
-    if (taken !== undefined && (await isDead(taken))) await unmount(taken, { lazily: true });
+    if (taken !== undefined && (await isDeadMount(taken))) await unmount(taken, { lazily: true });
     else if (taken !== undefined) {
       const message = `a point is mounted already at ${taken}: end that by nbdpull unmount ${shellWord(wanted)}, or name another folder`;
       throw new PreconditionError("E_MOUNTED", message, { details: { path: taken } });
@@ -58,12 +58,12 @@ export class MountFolder {
     return new MountFolder(
       path,
       isNew,
-      left.filter((name) => name !== SOCKET),
+      left.filter((name) => name !== MOUNT_SOCKET),
     );
   }
 
   get socket(): string {
-    return join(this.path, SOCKET);
+    return join(this.path, MOUNT_SOCKET);
   }
 
   /** Makes the empty file that a disk will cover. */
@@ -117,7 +117,8 @@ export async function clearLeft(folder: string, mounted: readonly string[]): Pro
 /** Those names in a folder that a run of ours left there, or has there while it runs; the socket is last. */
 async function leftIn(folder: string, names: readonly string[], { wasOurs = false } = {}): Promise<string[]> {
   const socket: string[] = [];
-  if (names.includes(SOCKET) && (await isLeft(join(folder, SOCKET), SOCKET))) socket.push(SOCKET);
+  if (names.includes(MOUNT_SOCKET) && (await isLeft(join(folder, MOUNT_SOCKET), MOUNT_SOCKET)))
+    socket.push(MOUNT_SOCKET);
   if (socket.length === 0 && !wasOurs) return [];
   const files: string[] = [];
   for (const name of names) {
@@ -152,7 +153,7 @@ async function isLeft(path: string, name: string): Promise<boolean> {
   });
   if (found === undefined) return true;
   if (found.uid !== process.getuid?.()) return false;
-  if (name === SOCKET) return found.isSocket();
+  if (name === MOUNT_SOCKET) return found.isSocket();
   if (name === FILES && found.isDirectory()) {
     return (found.mode & 0o777) === 0o700 && (await readdir(path)).length === 0;
   }
@@ -165,7 +166,7 @@ async function isLeft(path: string, name: string): Promise<boolean> {
  */
 async function whoChanges(path: string): Promise<string | undefined> {
   try {
-    await unchangeablePath(join(path, SOCKET), [0, process.getuid?.() ?? 0]);
+    await unchangeablePath(join(path, MOUNT_SOCKET), [0, process.getuid?.() ?? 0]);
   } catch (error) {
     if (error instanceof ChangeablePath) return `${error.who} can change ${error.folder}`;
     if (!isMissing(error)) throw error;

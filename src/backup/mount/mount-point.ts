@@ -4,9 +4,9 @@
  *
  *     DIR/vda ── nbdfuse ── DIR/.nbdpull-mount.sock ── servePoint ── the point's chain
  *
- * Read this file first, then nbdfuse.ts (one disk), guestfish.ts (file systems), mount-folder.ts (the folder, and what a run that was
- * killed left there) and fuse-mounts.ts (the kernel's table, and unmounting). Nothing here reads or writes a
- * repository by itself.
+ * Read this file first, then nbdfuse.ts (one disk), guestfish.ts (file systems), mount-folder.ts (the folder,
+ * and what a run that was killed left there) and fuse-mounts.ts (the kernel's table, and unmounting). Nothing
+ * here reads or writes a repository by itself.
  */
 
 import { constants } from "node:fs";
@@ -18,7 +18,7 @@ import { isMissing } from "../host/durable-files.js";
 import { type PointServer, type ServedDisk, type ServeOptions, servePoint } from "../serve/serve.js";
 import { isMounted, mountsIn, unmount } from "./fuse-mounts.js";
 import { type GuestFiles, GuestFish, type ShownFileSystem } from "./guestfish.js";
-import { clearLeft, MountFolder, SOCKET } from "./mount-folder.js";
+import { clearLeft, MOUNT_SOCKET, MountFolder } from "./mount-folder.js";
 import { NbdFuse } from "./nbdfuse.js";
 
 interface MountOptions extends Omit<ServeOptions, "address" | "host" | "tls"> {
@@ -91,7 +91,7 @@ export async function mountFiles(options: MountOptions): Promise<MountedPoint> {
     const path = await folder.folderForFiles();
     const { fish, files } = await GuestFish.mount(
       {
-        ...{ path, folder: folder.path, socket: SOCKET, point: server.point.id },
+        ...{ path, folder: folder.path, socket: MOUNT_SOCKET, point: server.point.id },
         disks: server.disks.map(({ disk }) => disk),
       },
       options.signal,

@@ -26,8 +26,8 @@ export interface PrunedPoint {
   /**
    * The rules that keep it, `ahead of the clock` (it says that it was made later than now), `base` (the next
    * increment starts from it), `a guest runs on it` (its disks are still filled), `another domain`, `not
-   * asked for` (only others may go), `damaged` chains that nothing is merged in, or the kept points that are based
-   * on it.
+   * asked for` (only others may go), `damaged` chains that nothing is merged in, or the kept points that are
+   * based on it.
    */
   readonly reasons: readonly string[];
 }

@@ -7,7 +7,7 @@ import { isPointId } from "./manifest.js";
 import { replaceRecord, sweepRecord } from "./replace-record.js";
 
 /** The record of what was copied to a domain, beside its points. */
-export const COPIED_RECORD = ".copied.json";
+const COPIED_RECORD = ".copied.json";
 /** Longer than any record that is written. */
 const MOST_BYTES = 16 * 1024 * 1024;
 /** Of one domain. More points are not remembered, the oldest first. */

@@ -28,8 +28,8 @@ export async function initStore(address: string): Promise<InitializedStore> {
 }
 
 /**
- * Has the store end uploads below the address that were begun a week ago: of a domain that is never backed up again
- * nobody else would.
+ * Has the store end uploads below the address that were begun a week ago: of a domain that is never backed up
+ * again nobody else would.
  * @returns whether a rule of the bucket was put there; false if there was one
  * @throws {PreconditionError} `E_S3_ACCESS`, `E_S3_LACKS`, `E_S3_RULES`
  * @throws as `openStore`

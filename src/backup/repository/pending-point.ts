@@ -56,8 +56,8 @@ export function partialName(id: string): string {
 /**
  * Runs `work` with a pending point. If `work` ends without a commit, nothing is left.
  * @param as.begun the point to go on with, whose folder is there; default: a new one
- * @param as.copyOf the id that a new point gets, which the domain must not have yet; default: by the clock. Files
- *   that a dead run has left of it are there
+ * @param as.copyOf the id that a new point gets, which the domain must not have yet; default: by the clock.
+ *   Files that a dead run has left of it are there
  * @throws {PreconditionError} `E_LEFT_POINT`: the point to go on with is gone, or no longer the newest
  */
 export async function makePoint<T>(
@@ -96,8 +96,8 @@ export async function makePoint<T>(
 }
 
 /**
- * Makes the folder of a partial point anew, with the files that a dead run has left in it. A run that was only
- * suspended holds the old one, and can't commit it.
+ * Makes the folder of a partial point anew, with the files that a dead run has left in it. A run that was
+ * only suspended holds the old one, and can't commit it.
  */
 async function remakeFolder(domain: HeldFolder, name: string): Promise<void> {
   const aside = await setAside(domain, name);

@@ -2,8 +2,8 @@ import { createHash, type Hash } from "node:crypto";
 import { PartLayout } from "./part-layout.js";
 
 /**
- * The ETag that a store gives these bytes if it encrypts nothing by keys of its own: their MD5. One that gives
- * another has what is there sent again.
+ * The ETag that a store gives these bytes if it encrypts nothing by keys of its own: their MD5. One that
+ * gives another has what is there sent again.
  * @returns undefined where this host's rules forbid MD5
  */
 export function etagOf(bytes: Uint8Array): string | undefined {

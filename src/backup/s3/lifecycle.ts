@@ -19,13 +19,13 @@ type Configuration = Pick<
 > & { readonly rules: readonly LifecycleRule[] };
 
 /**
- * Gives the bucket a rule that ends uploads below the address's prefix which were begun a week ago. Other rules stay
- * as they are.
+ * Gives the bucket a rule that ends uploads below the address's prefix which were begun a week ago. Other
+ * rules stay as they are.
  * @returns whether it was put there; false if there was such a rule
- * @throws {PreconditionError} `E_S3_ACCESS`: these credentials may not do it; `E_S3_LACKS`: the store has no such
- *   rules; `E_S3_RULES`: somebody changes the rules at the same time
+ * @throws {PreconditionError} `E_S3_ACCESS`: these credentials may not do it; `E_S3_LACKS`: the store has no
+ *   such rules; `E_S3_RULES`: somebody changes the rules at the same time
  */
-export async function endOldUploads(bucket: Bucket, options: AskOptions = {}): Promise<boolean> {
+export async function addUploadRule(bucket: Bucket, options: AskOptions = {}): Promise<boolean> {
   const before = await configurationOf(bucket, options);
   const { prefix } = bucket.address;
   if (before.rules.some((rule) => endsUploads(rule, prefix))) return false;

@@ -38,7 +38,10 @@ export interface UploadOptions extends AskOptions {
    * have the same size.
    */
   readonly inOrder?: boolean | undefined;
-  /** An upload of this object that another process has left: its parts are not sent again if they are the same. */
+  /**
+   * An upload of this object that another process has left: its parts are not sent again if they are the
+   * same.
+   */
   readonly left?: LeftUpload | undefined;
 }
 
@@ -306,7 +309,8 @@ export class ObjectUpload implements AsyncDisposable {
     const UploadId = await this.#begin();
     const PartNumber = index + 1;
     const left = this.#options.left?.parts.get(PartNumber);
-    // Whoever has left it may still be sending another one: the store compares the ETag when it puts them together.
+    // Whoever has left it may still be sending another one: the store compares the ETag when it puts them
+    // together.
     if (left?.size === Body.length && left.etag === etagOf(Body)) return { PartNumber, ETag: left.etag };
     const request = { Bucket: this.#bucket.address.bucket, Key: this.key, UploadId, PartNumber, Body };
     const { ETag } = await this.#bucket.ask("writing", this.key, this.#options, (abortSignal) =>

@@ -4,8 +4,8 @@ import { ObjectETag } from "../s3/etags.js";
 import type { LeftUpload } from "../s3/upload.js";
 
 /**
- * What a killed run has left of a point in a bucket: files that are whole, and uploads that are not. Nothing of it
- * is believed: bytes are compared with their ETags before they count as sent.
+ * What a killed run has left of a point in a bucket: files that are whole, and uploads that are not. Nothing
+ * of it is believed: bytes are compared with their ETags before they count as sent.
  */
 export class LeftFiles {
   readonly #bucket: Bucket;

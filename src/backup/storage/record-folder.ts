@@ -1,4 +1,7 @@
-/** The small files beside the manifest of a point, or beside the points of a domain, that are replaced now and then. */
+/**
+ * The small files beside the manifest of a point, or beside the points of a domain, that are replaced now and
+ * then.
+ */
 export interface RecordFolder extends AsyncDisposable {
   /** At least of those that begin with a dot. */
   names(): Promise<readonly string[]>;

@@ -1,7 +1,7 @@
 import { DamageError } from "../base/errors.js";
 import { formatS3Address } from "../s3/address.js";
 import type { Bucket, StoredObject } from "../s3/bucket.js";
-import { endOldUploads } from "../s3/lifecycle.js";
+import { addUploadRule } from "../s3/lifecycle.js";
 import { probe, removeProbes } from "../s3/probe.js";
 import { createObject } from "./create-object.js";
 import { KeptPieces } from "./kept-pieces.js";
@@ -98,7 +98,7 @@ export class S3Root implements StoreRoot {
   }
 
   async endOldUploads(): Promise<boolean> {
-    return await endOldUploads(this.#bucket);
+    return await addUploadRule(this.#bucket);
   }
 
   async isEmpty(): Promise<boolean> {

@@ -5,8 +5,8 @@ import { isRemoval, MOST_NOTE_BYTES, noteKey } from "./point-note.js";
 import type { RecordFolder } from "./record-folder.js";
 
 /**
- * How long a prune is waited for that removes a point: it gives up sooner (s3-writing.ts), if its host has not
- * slept meanwhile.
+ * How long a prune is waited for that removes a point: it gives up sooner (s3-writing.ts), if its host has
+ * not slept meanwhile.
  */
 const REMOVAL_WAIT_MS = 60_000;
 const LOOK_MS = 200;

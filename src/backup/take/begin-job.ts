@@ -75,7 +75,10 @@ export async function begin(
     server,
   }: {
     readonly folder: JobFolder;
-    /** Receives the checkpoint. Undefined: none is made, and of an increment only disks that have a base take part. */
+    /**
+     * Receives the checkpoint. Undefined: none is made, and of an increment only disks that have a base take
+     * part.
+     */
     readonly made: Made | undefined;
     readonly server: BackupServer;
   },
@@ -123,7 +126,9 @@ export async function begin(
   }
 }
 
-/** Without a checkpoint nothing keeps bitmaps; where bases are to be compared, a disk without one is left out. */
+/**
+ * Without a checkpoint nothing keeps bitmaps; where bases are to be compared, a disk without one is left out.
+ */
 function readable(plans: readonly DiskPlan[], level: Level): readonly DiskPlan[] {
   return plans.filter(({ base }) => base || level === "full").map((plan) => ({ ...plan, bitmap: false }));
 }

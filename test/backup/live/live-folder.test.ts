@@ -150,7 +150,8 @@ it("goes on only with the images that it made, and that are based on its own soc
   await expect(proving(await made(...on("nbd+unix:///vda?socket=/tmp/other.sock")))).rejects.toMatchObject(
     refused(/is based on nbd\+unix.*other\.sock/),
   );
-  // A restored image is based on nothing. One that it has not made is none of its own until the guest is on it.
+  // A restored image is based on nothing. One that it has not made is none of its own until the guest is on
+  // it.
   const based = await made(...on(served));
   const disk = {
     name: "vda",
