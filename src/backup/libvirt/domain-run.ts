@@ -144,7 +144,8 @@ export class DomainRun {
 
   /**
    * Has QEMU copy what a disk's image has of its own into another image, which shows the same as what the
-   * image is based on. Returns at once. What the guest writes goes to both, until {@link switchOver}.
+   * image is based on. Returns at once. What the guest writes goes to both, until {@link switchOver}. Only
+   * for a disk that {@link isOnlyOn} its image: what lies between would be left out.
    * @param image the path of a qcow2 image that is based on nothing
    */
   async mergeInto(disk: string, image: string, bytesPerSecond: number | undefined): Promise<void> {
@@ -165,6 +166,24 @@ export class DomainRun {
     const image = mirror?.first("source")?.attributeText("file");
     if (mirror?.attribute("job") !== "copy" || image === undefined) return undefined;
     return { image, isReady: mirror.attribute("ready") === "yes" };
+  }
+
+  /** Whether the running disk is on that image, and that directly on the NBD server at `socket`. */
+  async isOnlyOn(
+    disk: string,
+    { image, socket }: { readonly image: string; readonly socket: string },
+  ): Promise<boolean> {
+    const [own, base, ...others] = chainOf(
+      parseTree(await this.#libvirt.domainXml(this.#domain), "domain"),
+      disk,
+    );
+    const isServed = base?.first("host")?.attributeText("socket") === socket;
+    return own?.attributeText("file") === image && isServed && others.length === 0;
+  }
+
+  /** Ends a copy without any change to the disk. */
+  async endCopy(disk: string): Promise<void> {
+    await this.#libvirt.ask(remote.DOMAIN_BLOCK_JOB_ABORT, this.#domain, { path: disk, flags: 0 });
   }
 
   /** Has the guest go on with the image that its disk was copied into. Rejects if that is not ready. */

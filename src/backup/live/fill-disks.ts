@@ -186,7 +186,10 @@ class Filling {
     const whole = wholes.of(disk);
     if (progress && whole?.state === "made") {
       const merging = await run.merging(disk);
-      if (merging?.isReady === true && merging.image === whole.path) await run.switchOver(disk);
+      if (merging?.isReady === true && merging.image === whole.path) {
+        if (await this.#isPlain(disk)) await run.switchOver(disk);
+        else await run.endCopy(disk);
+      }
       // How far it is was told while the image was made.
       if (merging) return true;
     }
@@ -194,11 +197,18 @@ class Filling {
     return progress !== undefined;
   }
 
+  /** Nobody has made a snapshot of it, whose image would be all that is copied. */
+  async #isPlain(disk: string): Promise<boolean> {
+    const { run, socket } = this.#options;
+    return await run.isOnlyOn(disk, { image: this.#images.get(disk) ?? "", socket });
+  }
+
   async #fill(disk: string, attempt: number): Promise<void> {
     const { run, rate, wholes } = this.#options;
     const whole = wholes.of(disk);
     try {
-      if (whole?.state === "made" && attempt <= MOST_MERGES) await run.mergeInto(disk, whole.path, rate);
+      const canMerge = whole?.state === "made" && attempt <= MOST_MERGES && (await this.#isPlain(disk));
+      if (canMerge) await run.mergeInto(disk, whole.path, rate);
       else await run.fill(disk, rate);
     } catch (error) {
       if (!isOff(error)) this.trouble(`${disk} can't be filled now: ${messageOf(error)}`);

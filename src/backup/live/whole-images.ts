@@ -79,6 +79,7 @@ export class WholeImages implements AsyncDisposable {
       if (!whole || isSwitched === true) continue;
       const path = join(state.place, whole.file);
       try {
+        await sweepHalf(folder, whole.temporary);
         if (!(await isOurs(folder, state, whole.file))) await this.#make(name, whole, rateLimit);
         this.#images.set(name, { state: "made", path });
       } catch (error) {
@@ -99,7 +100,6 @@ export class WholeImages implements AsyncDisposable {
     rateLimit: RateLimit | undefined,
   ): Promise<void> {
     const { repository, domain, point, folder, state, noteMade, onProgress, force } = this.#options;
-    await sweepHalf(folder, whole.temporary);
     const temporary = join(state.place, whole.temporary);
     await restore({
       ...{ repository, domain, point, targets: [{ disk, path: temporary, format: "qcow2" }] },

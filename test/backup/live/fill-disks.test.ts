@@ -36,6 +36,41 @@ it("fills the other disks though one fails again and again", async () => {
   expect(events.flatMap((event) => (event.type === "filled" ? event.disk : []))).toEqual(["vdb", "vdc"]);
 });
 
+it("has QEMU fill a disk of which somebody has made a snapshot, and ends a copy of its image alone", async () => {
+  const filled = new Set<string>();
+  const asked: string[] = [];
+  let ring = (): void => undefined;
+  // Only what is asked of it. No libvirt makes a snapshot just between two calls.
+  const run = {
+    watch: async (wake: () => void) => {
+      ring = wake;
+      return { [Symbol.asyncDispose]: async () => undefined };
+    },
+    state: async () => "runs",
+    standsAlone: async () => filled.has("vda"),
+    isOnlyOn: async () => false,
+    filling: async () => (asked.length === 0 ? { done: 1, total: 1 } : undefined),
+    merging: async () => ({ image: "/whole.qcow2", isReady: true }),
+    endCopy: async () => {
+      asked.push("end");
+      ring();
+    },
+    fill: async () => {
+      asked.push("fill");
+      filled.add("vda");
+      ring();
+    },
+  } as unknown as DomainRun;
+  await fillDisks({
+    ...{ run, name: "web", socket: "/none", rate: undefined, onEvent: () => undefined },
+    signal: AbortSignal.timeout(10_000),
+    disks: [{ disk: "vda", image: "/vda.live.qcow2" }],
+    wholes: { of: () => ({ state: "made", path: "/whole.qcow2" }), watch: () => undefined },
+    onAlone: async () => undefined,
+  });
+  expect(asked).toEqual(["end", "fill"]);
+});
+
 it("copies into whole images once they are made, switches only to those, and has QEMU fill the rest", async () => {
   const made: WholeImage = { state: "made", path: "/whole.qcow2" };
   const wholes: Record<string, WholeImage> = { vda: { state: "making" }, vdb: made, vdc: made };
@@ -56,6 +91,7 @@ it("copies into whole images once they are made, switches only to those, and has
       const isBusy = mirrors[disk] !== undefined || (disk === "vdc" && others.length > 0);
       return isBusy ? { done: 1, total: 1 } : undefined;
     },
+    isOnlyOn: async () => true,
     merging: async (disk: string) => ({ image: mirrors[disk] ?? others.pop(), isReady: true }),
     mergeInto: async (disk: string, image: string) => {
       asked.push(`copy ${disk}`);

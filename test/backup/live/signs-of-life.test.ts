@@ -99,8 +99,10 @@ async function trying(
       args.fixed(16);
       args.int();
       const source = args.int();
-      const { leased = [], claimed = [] } = addresses;
-      const of: Record<number, string[]> = { [LEASE]: leased, [ARP]: claimed };
+      const { leased = [], claimed } = addresses;
+      // As libvirt 9.0 on a newer kernel.
+      if (source === ARP && claimed === undefined) return { refuse: 1, message: "wrong nlmsg len" };
+      const of: Record<number, string[]> = { [LEASE]: leased, [ARP]: claimed ?? [] };
       const list = of[source] ?? [];
       const card = new XdrWriter().int(1).string("vnet0").optionalString(undefined).int(list.length);
       return list.reduce((answer, address) => answer.int(0).string(address).int(0), card);
