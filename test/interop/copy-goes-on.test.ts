@@ -181,7 +181,7 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a copy that was k
     const read = ranges.reduce((sum, length) => sum + length, 0);
     const image = join(to, NAME, id(), "vda.qcow2");
     expect((await readFile(image)).equals(await original("vda.qcow2"))).toBe(true);
-    expect((await stat(image)).ino === left.ino).toBe(!isSpoilt);
+    if (!isSpoilt) expect((await stat(image)).ino).toBe(left.ino);
     if (isSpoilt) expect(read).toBeGreaterThan(29 * MiB);
     else expect(read).toBeLessThan(29 * MiB - left.size + 5 * MiB);
     expect((await readdir(join(to, NAME))).filter((name) => !name.startsWith(".reader"))).toEqual([

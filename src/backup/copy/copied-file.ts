@@ -82,7 +82,8 @@ export class CopiedFile implements RemoteFile {
       const place = options.copy ?? from;
       const whole = options.leftWhole?.(size);
       if (whole) {
-        await eachPiece(file, pieces, options, async (bytes) => whole.update(bytes));
+        const nothingSent = { ...options, leftBytes: size };
+        await eachPiece(file, pieces, nothingSent, async (bytes) => whole.update(bytes));
         if (whole.isSame()) return new CopiedFile(place, pieces);
         options.onBytes(-size);
       }

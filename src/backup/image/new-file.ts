@@ -43,6 +43,7 @@ export interface RemoteNewFile {
    * Whether a killed run may have made it.
    * @param bytes that it has to have
    * @returns what the same bytes are given to; undefined: it has to be created
+   * @internal
    */
   leftWhole?(bytes: number): LeftWhole | undefined;
 }
