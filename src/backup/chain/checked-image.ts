@@ -93,6 +93,34 @@ export class CheckedImage implements AsyncDisposable {
     }
   }
 
+  /**
+   * Compares bytes that were read from the image's file with their digests.
+   * @param cluster the first one, which must be in `run`
+   * @param bytes whole clusters, as the guest has them; the last one may end with the disk
+   * @param onDamage called for each cluster whose digest differs
+   */
+  prove(run: DigestedRun, cluster: number, bytes: Buffer, onDamage: OnDamage): void {
+    this.#compare(run, cluster, Math.ceil(bytes.length / this.#geometry.clusterSize), bytes, onDamage);
+  }
+
+  /**
+   * Where in the file the stream of a compressed cluster is, as {@link Qcow2Reader.streamOf} tells it.
+   * @throws {DamageError} the cluster is not compressed
+   */
+  async streamOf(cluster: number): Promise<{ readonly hostOffset: number; readonly length: number }> {
+    return await this.#compressed.streamOf(cluster);
+  }
+
+  /** As {@link Qcow2Reader.decompress}. */
+  async decompress(cluster: number, stream: Uint8Array): Promise<Buffer> {
+    return await this.#compressed.decompress(cluster, stream);
+  }
+
+  get #compressed(): Qcow2Reader {
+    if (this.#image instanceof Qcow2Reader) return this.#image;
+    throw new RangeError("a raw image has no compressed clusters");
+  }
+
   /** Whether the data of a run is compressed. */
   isCompressed({ hostOffset }: { readonly hostOffset: number }): boolean {
     return this.#image instanceof Qcow2Reader && this.#image.isCompressed(hostOffset);

@@ -164,6 +164,21 @@ export class Layer implements AsyncDisposable {
     await this.#image.read(run, offset, target, onDamage);
   }
 
+  /** As {@link CheckedImage.prove}. */
+  prove(run: DigestedRun, cluster: number, bytes: Buffer, onDamage: OnDamage): void {
+    this.#image.prove(run, cluster, bytes, onDamage);
+  }
+
+  /** As {@link CheckedImage.streamOf}. */
+  async streamOf(cluster: number): Promise<{ readonly hostOffset: number; readonly length: number }> {
+    return await this.#image.streamOf(cluster);
+  }
+
+  /** As {@link CheckedImage.decompress}. */
+  async decompress(cluster: number, stream: Uint8Array): Promise<Buffer> {
+    return await this.#image.decompress(cluster, stream);
+  }
+
   /** Whether the data of a run is compressed, so that it has no place of its own in the file. */
   isCompressed(run: { readonly hostOffset: number }): boolean {
     return this.#image.isCompressed(run);

@@ -21,12 +21,21 @@ export interface ReadableFile {
   close(): Promise<void>;
 }
 
+/** How a file elsewhere is read. */
+export interface RemoteOptions extends Pick<ReadOptions, "signal"> {
+  /**
+   * Whoever reads knows what he needs: each read is one request for just these bytes, and nothing is read
+   * ahead or kept; default: small reads share larger requests.
+   */
+  readonly exact?: boolean | undefined;
+}
+
 /** A file that is on no path of this machine. It can be opened any number of times, on this thread only. */
 export interface RemoteFile {
   /** For messages; two files never have the same. */
   readonly path: string;
   /** @throws {DamageError} it is missing */
-  open(options?: Pick<ReadOptions, "signal">): Promise<ReadableFile>;
+  open(options?: RemoteOptions): Promise<ReadableFile>;
 }
 
 /** Where a file is: a path of this machine, or elsewhere. */

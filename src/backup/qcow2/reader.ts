@@ -274,10 +274,17 @@ export class Qcow2Reader implements ImageReader, AsyncDisposable {
   }
 
   async #decompress(cluster: number): Promise<Buffer> {
-    const data = await this.#streamToDecompress(cluster);
+    return await this.decompress(cluster, await this.#streamToDecompress(cluster));
+  }
+
+  /**
+   * Decompresses the stream of a cluster, which may be followed by bytes of other clusters.
+   * @throws {DamageError} it makes no cluster
+   */
+  async decompress(cluster: number, stream: Uint8Array): Promise<Buffer> {
     const { clusterSize } = this.geometry;
     try {
-      return await decompressCluster(data, this.header.compression, clusterSize, this.#options);
+      return await decompressCluster(stream, this.header.compression, clusterSize, this.#options);
     } catch (error) {
       if (!(error instanceof DamageError)) throw error;
       const problem = "the compressed cluster can't be decompressed";

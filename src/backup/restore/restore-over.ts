@@ -3,6 +3,7 @@ import { checkChains } from "../chain/check-chains.js";
 import { pull } from "../pull/pull.js";
 import { withRestorable } from "../repository/restorable-points.js";
 import type { BlockTarget } from "./block-target.js";
+import { STORE_IN_FLIGHT, STORE_SEGMENTS } from "./fetched-source.js";
 import type { RestoredDisk } from "./restore.js";
 import { RestoreSource, type RestoreSourceOptions } from "./restore-source.js";
 import { TargetWriter } from "./target-writer.js";
@@ -57,7 +58,7 @@ function refuseSmall({ point, disk: name, target }: RestoreOverOptions): void {
 async function overwrite(options: RestoreOverOptions): Promise<OverwrittenDisk> {
   const started = performance.now();
   const { target, disk } = options;
-  await using source = await RestoreSource.open({ ...options, preferredBlock: target.preferredBlock });
+  await using source = await RestoreSource.open({ ...options, ...howToRead(options) });
   const { geometry, segmentBytes, chain, assurance } = source;
   const bufferBytes = options.window?.inFlight;
   await using into = new TargetWriter({ target, geometry, segmentBytes, bufferBytes });
@@ -76,6 +77,18 @@ async function overwrite(options: RestoreOverOptions): Promise<OverwrittenDisk> 
     ...assurance,
     seconds: (performance.now() - started) / 1000,
   };
+}
+
+/** Of an object store more is read at a time. Half as much as for files, since as much waits to be written. */
+function howToRead({
+  repository,
+  target: { preferredBlock },
+  window,
+}: RestoreOverOptions): Pick<RestoreSourceOptions, "window" | "preferredBlock"> {
+  if (!repository.isInStore) return { window, preferredBlock };
+  const inFlight = STORE_IN_FLIGHT / 2;
+  const segment = inFlight / STORE_SEGMENTS;
+  return { window: { inFlight, ...window }, preferredBlock: Math.max(segment, preferredBlock ?? 0) };
 }
 
 /** The error, with the state of the target in its message and details. */

@@ -12,6 +12,7 @@ import type { RateLimit } from "../pull/rate-limit.js";
 import { RequestWindow, requestBytesOf, type Window } from "../pull/window.js";
 import type { Manifest } from "../repository/manifest.js";
 import type { Repository } from "../repository/repository.js";
+import { FetchedSource } from "./fetched-source.js";
 
 /** The disk to be read, and how. */
 export interface RestoreSourceOptions {
@@ -29,8 +30,11 @@ export interface RestoreSourceOptions {
   readonly onProgress?: ((progress: PullProgress) => void) | undefined;
 }
 
-/** Everything that a pull needs, except its destination. A chain can also tell where its bytes are stored. */
-interface ChainPull extends Omit<PullOptions<never>, "into"> {
+/** Everything that a pull needs, except its destination. */
+type SourcePull = Omit<PullOptions<never>, "into">;
+
+/** The same for a copy of image files of this machine: the chain tells where its bytes are stored. */
+interface ChainPull extends SourcePull {
   readonly source: ChainSource;
 }
 
@@ -45,6 +49,8 @@ export class RestoreSource implements AsyncDisposable {
   readonly #options: RestoreSourceOptions;
   readonly #layers: readonly Layer[];
   readonly #source: ChainSource;
+  /** Undefined: the images are files of this machine. */
+  readonly #fetched: FetchedSource | undefined;
   readonly #progress: Progress<PullProgress>;
   #readBytes = 0;
   #position = 0;
@@ -57,6 +63,9 @@ export class RestoreSource implements AsyncDisposable {
     this.#layers = layers;
     this.#progress = new Progress(options.onProgress);
     this.#source = new ChainSource(layers, this.geometry, failOnDamage);
+    this.#fetched = options.repository.isInStore
+      ? new FetchedSource(this.#source, layers, { segmentBytes: this.segmentBytes })
+      : undefined;
   }
 
   /**
@@ -69,8 +78,13 @@ export class RestoreSource implements AsyncDisposable {
     return new RestoreSource(options, await openChain(repository, domain, links, { signal }));
   }
 
-  /** The options for a pull or a copy of the whole disk, without its destination. Call it only once. */
-  begin(): ChainPull {
+  /** The options for a pull of the whole disk, without its destination. Call it, or `beginCopy`, only once. */
+  begin(): SourcePull {
+    return { ...this.beginCopy(), source: this.#fetched ?? this.#source };
+  }
+
+  /** The options for a copy of the whole disk from image files of this machine. */
+  beginCopy(): ChainPull {
     const { geometry, segmentBytes } = this;
     const { window = {}, rateLimit, signal } = this.#options;
     return {
@@ -122,6 +136,7 @@ export class RestoreSource implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
+    await this.#fetched?.[Symbol.asyncDispose]();
     await closeAll(...this.#layers);
   }
 }

@@ -36,6 +36,7 @@ import type { Repository } from "../repository/repository.js";
 import { withRestorable } from "../repository/restorable-points.js";
 import { COPIED_AT_A_TIME, copySegments } from "./copy-segments.js";
 import { CopyThreads } from "./copy-threads.js";
+import { STORE_IN_FLIGHT, STORE_SEGMENTS } from "./fetched-source.js";
 import { RestoreSource } from "./restore-source.js";
 
 export interface RestoreTarget {
@@ -78,8 +79,6 @@ export interface RestoredDisk extends Assurance {
 }
 
 const DISKS_AT_ONCE = 2;
-/** Bytes that are asked of an object store at the same time, for each disk. */
-const STORE_IN_FLIGHT = 16 * 1024 * 1024;
 
 /**
  * Restores disks of a point to files, as complete images without backing files. The files have temporary
@@ -140,12 +139,13 @@ async function restoreFile(
 ): Promise<RestoredDisk> {
   const started = performance.now();
   const { disk, path, format } = target;
-  const { repository, window = {} } = options;
+  const { repository, window = {}, targets } = options;
+  const inFlight = STORE_IN_FLIGHT / Math.min(DISKS_AT_ONCE, targets.length);
   await using source = await RestoreSource.open({
     ...options,
     disk,
-    window: repository.isInStore ? { inFlight: STORE_IN_FLIGHT, ...window } : window,
-    preferredBlock: COPIED_AT_A_TIME,
+    window: repository.isInStore ? { inFlight, ...window } : window,
+    preferredBlock: repository.isInStore ? inFlight / STORE_SEGMENTS : COPIED_AT_A_TIME,
     onProgress: (state) => options.onProgress?.(disk, state),
   });
   const { geometry, chain, assurance } = source;
@@ -181,15 +181,13 @@ async function copyHere(
   const writer = files.add(temporary, await createImage(temporary, { format, geometry }));
   const recorder = new ImageLedger({ writer, complete: true });
   const copying = { writer, path: temporary, threads, segmentBytes, recorder, inFlight: window?.inFlight };
-  await copySegments({ ...source.begin(), ...copying });
+  await copySegments({ ...source.beginCopy(), ...copying });
   source.finish();
   for (const done of [temporary, ...source.files]) threads.notify(done);
   return await writer.finish({ sync });
 }
 
-/**
- * Reads an object store on this thread, where its connections are. Many reads are under way at the same time.
- */
+/** Reads an object store on this thread, where its connections are. */
 async function pullFromStore(
   source: RestoreSource,
   { sync }: RestoreOptions,

@@ -10,7 +10,7 @@ const MOST_BYTES = 4 * 1024 * 1024;
 const GAP_BYTES = 128 * 1024;
 
 /** Fills all of `target` from `position`. */
-export type Fetch = (target: Buffer, position: number) => Promise<void>;
+export type Fetch = (target: Uint8Array, position: number) => Promise<void>;
 
 /**
  * Reads a file by few requests, where each one costs as much as many bytes. Small reads that follow one

@@ -1,10 +1,9 @@
 import { DamageError } from "../base/errors.js";
 import { fillFrom } from "../image/fill-file.js";
-import type { ReadOptions } from "../image/image-file.js";
-import type { ReadableFile, RemoteFile } from "../image/readable-file.js";
+import type { ReadableFile, RemoteFile, RemoteOptions } from "../image/readable-file.js";
 import type { Bucket, StoredObject } from "../s3/bucket.js";
 import type { KeptPieces } from "./kept-pieces.js";
-import { ReadAhead } from "./read-ahead.js";
+import { type Fetch, ReadAhead } from "./read-ahead.js";
 
 /** An object of a bucket as a file. It is read as it was listed: another one in its place is damage. */
 export class S3Place implements RemoteFile {
@@ -21,7 +20,7 @@ export class S3Place implements RemoteFile {
     this.#kept = kept;
   }
 
-  async open(options: Pick<ReadOptions, "signal"> = {}): Promise<ReadableFile> {
+  async open(options: RemoteOptions = {}): Promise<ReadableFile> {
     if (this.#object) return new S3File(this.path, this.#bucket, this.#object, this.#kept, options);
     throw new DamageError("E_S3_MISSING", `${this.path} is missing`, { details: { path: this.path } });
   }
@@ -30,22 +29,21 @@ export class S3Place implements RemoteFile {
 class S3File implements ReadableFile {
   readonly path: string;
   readonly #size: number;
-  readonly #bytes: ReadAhead;
+  readonly #fetch: Fetch;
+  /** Undefined: each read is a request. */
+  readonly #ahead: ReadAhead | undefined;
 
   constructor(
     path: string,
     bucket: Bucket,
     { key, size, etag }: StoredObject,
     kept: KeptPieces,
-    { signal }: Pick<ReadOptions, "signal">,
+    { signal, exact = false }: RemoteOptions,
   ) {
     this.path = path;
     this.#size = size;
-    this.#bytes = new ReadAhead(
-      size,
-      (target, position) => bucket.readRange(key, target, position, { etag, signal }),
-      kept,
-    );
+    this.#fetch = (target, position) => bucket.readRange(key, target, position, { etag, signal });
+    this.#ahead = exact ? undefined : new ReadAhead(size, this.#fetch, kept);
   }
 
   async size(): Promise<number> {
@@ -53,7 +51,10 @@ class S3File implements ReadableFile {
   }
 
   async read(target: Uint8Array, position: number): Promise<number> {
-    return await this.#bytes.read(target, position);
+    if (this.#ahead) return await this.#ahead.read(target, position);
+    const length = Math.max(0, Math.min(target.length, this.#size - position));
+    await this.#fetch(target.subarray(0, length), position);
+    return length;
   }
 
   async fill(target: Uint8Array, position: number, end: number): Promise<void> {
@@ -61,6 +62,6 @@ class S3File implements ReadableFile {
   }
 
   async close(): Promise<void> {
-    this.#bytes.forget();
+    this.#ahead?.forget();
   }
 }
