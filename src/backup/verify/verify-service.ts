@@ -1,9 +1,12 @@
-import { type Damage, DamageList, damageIn, type OnDamage } from "../base/damage.js";
-import type { CheckedImage, DigestedRun } from "../chain/checked-image.js";
+import { setMaxListeners } from "node:events";
+import { type Damage, DamageList, damageIn } from "../base/damage.js";
+import type { DigestedRun } from "../chain/checked-image.js";
 import { OpenImages, type StoredImage } from "../chain/open-images.js";
 import { DIGEST_ALGORITHMS } from "../digest/algorithms.js";
-import { type ClusterRun, type Geometry, slotsOf } from "../image/image.js";
+import { type ClusterRun, slotsOf } from "../image/image.js";
 import type { ThreadService } from "../threads/thread-pool.js";
+import { lookAtFetched } from "./look-at-fetched.js";
+import { lookAtRun } from "./look-at-run.js";
 
 export interface VerifyQuestion {
   readonly image: StoredImage;
@@ -27,10 +30,14 @@ export class VerifyService implements ThreadService<VerifyQuestion, VerifyAnswer
   readonly #images = new OpenImages();
   readonly #block: number;
   readonly #spare: Buffer[] = [];
+  /** Ends reads from elsewhere. */
+  readonly #closing = new AbortController();
 
   /** @param block bytes of one read */
   constructor(block = BLOCK) {
     this.#block = block;
+    // Each read listens.
+    setMaxListeners(0, this.#closing.signal);
   }
 
   async onNotice(path: ForgottenImage): Promise<void> {
@@ -38,6 +45,7 @@ export class VerifyService implements ThreadService<VerifyQuestion, VerifyAnswer
   }
 
   async close(): Promise<void> {
+    this.#closing.abort();
     await this.#images.closeAll();
   }
 
@@ -59,38 +67,21 @@ export class VerifyService implements ThreadService<VerifyQuestion, VerifyAnswer
     const least = Math.max(this.#block, geometry.clusterSize);
     const buffer = spare && spare.length >= least ? spare : Buffer.allocUnsafeSlow(least);
     let rest = Buffer.from(digests.buffer);
+    const digested = runs.map((run): DigestedRun => {
+      const expected = rest.subarray(0, slotsOf(run) * digestSize);
+      rest = rest.subarray(expected.length);
+      return { ...run, digests: algorithm && expected };
+    });
     try {
-      for (const run of runs) {
-        const expected = rest.subarray(0, slotsOf(run) * digestSize);
-        rest = rest.subarray(expected.length);
-        await lookAtRun(
-          inUse.image,
-          { ...run, digests: algorithm && expected },
-          { geometry, buffer },
-          found.note,
-        );
+      if (image.remote) {
+        const file = await image.remote.open({ exact: true, signal: this.#closing.signal });
+        await lookAtFetched(inUse.image, file, digested, { geometry, buffer }, found.note);
+      } else {
+        for (const run of digested) await lookAtRun(inUse.image, run, { geometry, buffer }, found.note);
       }
     } finally {
       this.#spare.push(buffer);
     }
     return found.list();
-  }
-}
-
-async function lookAtRun(
-  image: CheckedImage,
-  run: DigestedRun,
-  { geometry, buffer }: { readonly geometry: Geometry; readonly buffer: Buffer },
-  note: OnDamage,
-): Promise<void> {
-  const { clusterSize, virtualSize } = geometry;
-  const offset = run.cluster * clusterSize;
-  const end = Math.min(offset + run.count * clusterSize, virtualSize);
-  if (run.kind === "zero") {
-    await image.expectZeroes(offset, end - offset, note);
-    return;
-  }
-  for (let at = offset; at < end; at += buffer.length) {
-    await image.read(run, at, buffer.subarray(0, Math.min(buffer.length, end - at)), note);
   }
 }

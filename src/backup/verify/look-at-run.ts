@@ -1,0 +1,29 @@
+import type { OnDamage } from "../base/damage.js";
+import type { CheckedImage, DigestedRun } from "../chain/checked-image.js";
+import type { Geometry } from "../image/image.js";
+
+/** What an image is looked at with. */
+export interface Looking {
+  readonly geometry: Geometry;
+  /** At least a cluster. */
+  readonly buffer: Buffer;
+}
+
+/** Reads a run block by block, and compares it with its digests. */
+export async function lookAtRun(
+  image: CheckedImage,
+  run: DigestedRun,
+  { geometry, buffer }: Looking,
+  note: OnDamage,
+): Promise<void> {
+  const { clusterSize, virtualSize } = geometry;
+  const offset = run.cluster * clusterSize;
+  const end = Math.min(offset + run.count * clusterSize, virtualSize);
+  if (run.kind === "zero") {
+    await image.expectZeroes(offset, end - offset, note);
+    return;
+  }
+  for (let at = offset; at < end; at += buffer.length) {
+    await image.read(run, at, buffer.subarray(0, Math.min(buffer.length, end - at)), note);
+  }
+}
