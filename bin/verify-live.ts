@@ -2,7 +2,6 @@
 
 import { UsageError } from "../src/backup/base/errors.js";
 import { Libvirt } from "../src/backup/libvirt/libvirt.js";
-import { refuseStore } from "../src/backup/repository/refuse-store.js";
 import { type LiveDiskReport, verifyLive } from "../src/backup/take/verify-live.js";
 import { EXIT } from "./exit-codes.js";
 import { SCRATCH_PARENT } from "./guest-options.js";
@@ -47,7 +46,6 @@ export async function verifyLiveDomain(
     if (options[name] === undefined) continue;
     throw new UsageError("E_USAGE", `--live compares the domain with its newest chain: leave --${name} out`);
   }
-  refuseStore(repositoryPath, "verify --live");
   await prepareToWrite(repositoryPath, undefined, options, output);
   const progress = await output.progress();
   const notes = new OutageNotes(output, progress);

@@ -415,7 +415,6 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a repository in a
       ["repair", address],
       ["repair", address, "--dry-run"],
       ["points", address, "--fix-clock"],
-      ["verify", address, "guest", "--live"],
     ]) {
       const ran = await nbdpull(...args, "--json");
       expect(ran, args.join(" ")).toMatchObject({ code: 4 });

@@ -61,6 +61,19 @@ await describeWithLibvirt("a backup of a running domain", () => {
       expectExit(await nbdpull("verify", guest.repo), 0);
     }, 300_000);
 
+    it("has a chain that the running disks are compared with", async () => {
+      const compare = async (): Promise<{ disks: { comparedBytes: number; findings: unknown[] }[] }> => {
+        const args = ["verify", guest.repo, guest.lab.domain, "--live", "--scratch", guest.scratch, "--json"];
+        return (await finished(startNbdpull(args, guest.start))).json() as Awaited<
+          ReturnType<typeof compare>
+        >;
+      };
+      const { disks } = await compare();
+      expect(disks.map(({ findings }) => findings)).toEqual([[], []]);
+      expect(disks[0]?.comparedBytes).toBeGreaterThan(15 * MiB);
+      await guest.expectNothingLeft();
+    }, 60_000);
+
     it("has points that are rehearsed and run from, with what is noted of that beside them", async () => {
       const { domain } = guest.lab;
       const [id = ""] = (await listed(guest.repo)).map((point) => (point as { id: string }).id);

@@ -7,8 +7,6 @@ const INSTEAD = {
     "take a full backup instead (nbdpull backup --level full), which begins a new chain; to mend its points, fetch it with a program that copies every object (rclone copy), and repair that folder",
   "points --fix-clock":
     "restore by ids of points, whose order is right; or fetch it with a program that copies every object (rclone copy), and do it in that folder",
-  "verify --live":
-    "verify it without --live, which compares what is stored with its digests; or back the domain up to a folder too",
 } as const;
 
 /**
