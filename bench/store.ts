@@ -66,7 +66,7 @@ export class BenchStore {
   async #copy(repository: string): Promise<string> {
     const address = this.emptyPlace();
     await execa(process.execPath, [NBDPULL, "init", address]);
-    await execa(process.execPath, [NBDPULL, "copy", repository, address, "--all", "--quiet"]);
+    await execa(process.execPath, [NBDPULL, "copy", repository, address, "--quiet"]);
     return address;
   }
 

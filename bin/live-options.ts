@@ -1,7 +1,8 @@
 import { UsageError } from "../src/backup/base/errors.js";
+import type { CacheOptions } from "./cache-options.js";
 
 /** Options of `restore` that `--live` is about, and those that it needs. */
-export interface LiveOptions {
+export interface LiveOptions extends CacheOptions {
   readonly to: string;
   /** If empty, the program chooses a name. */
   readonly define?: string;
@@ -21,10 +22,11 @@ export interface LiveOptions {
 }
 
 /** @throws {UsageError} `E_USAGE`: options that make no sense together */
-export function assertLive({ live, define, xml, format, resume, start }: LiveOptions): void {
+export function assertLive(options: LiveOptions): void {
+  const { live, define, xml, format, resume, start, cache, cacheSize } = options;
   if (!live) {
-    if (!resume && start) return;
-    throw new UsageError("E_USAGE", "--resume and --no-start are about --live: give that too");
+    if (!resume && start && cache === undefined && cacheSize === undefined) return;
+    throw new UsageError("E_USAGE", "--resume, --no-start and --cache are about --live: give that too");
   }
   if (define !== undefined && xml === undefined && format !== "raw") return;
   const message =

@@ -1,5 +1,5 @@
 /** What is told of a point that is served, by whatever command. */
-import { BackupError, DamageError } from "../src/backup/base/errors.js";
+import { BackupError, DamageError, messageOf } from "../src/backup/base/errors.js";
 import type { ServedDisk, ServeEvent } from "../src/backup/serve/serve.js";
 import { EXIT } from "./exit-codes.js";
 import type { Output } from "./output.js";
@@ -34,6 +34,11 @@ export function tellEvents(output: Output): (event: ServeEvent) => void {
     told.add(what);
     output.warn(told.size < REMEMBERED ? message : `${message}; further ones are not told`);
   };
+}
+
+/** Without its cache it serves on. */
+export function tellCacheFailure(output: Output): (error: unknown) => void {
+  return (error) => output.warn(`nothing more is cached: ${messageOf(error)}. It is served all the same`);
 }
 
 function isOfStore(error: unknown): error is BackupError {

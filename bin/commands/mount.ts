@@ -3,12 +3,13 @@ import { shellWord } from "../../src/backup/base/shell-word.js";
 import { mountFiles, mountPoint } from "../../src/backup/mount/mount-point.js";
 import { chooseDomain } from "../../src/backup/repository/choose-domain.js";
 import { Repository } from "../../src/backup/repository/repository.js";
+import { type CacheOptions, cacheOf } from "../cache-options.js";
 import type { WhoseOptions } from "../domain-options.js";
 import type { Context } from "../run.js";
-import { tellAssurance, tellEvents } from "../served-point.js";
+import { tellAssurance, tellCacheFailure, tellEvents } from "../served-point.js";
 import { warnOfStrangers } from "../trust.js";
 
-interface MountCommandOptions extends WhoseOptions {
+interface MountCommandOptions extends WhoseOptions, CacheOptions {
   readonly at: string;
   readonly disk?: string[];
   readonly files?: true;
@@ -21,13 +22,14 @@ export async function runMount(
   wanted: string,
   folder: string,
 ): Promise<void> {
+  const cache = cacheOf(options);
   const repository = await Repository.open(path);
   const domain = await chooseDomain(repository, wanted, options);
   await warnOfStrangers(path, [domain], output);
   const { at, uuid, disk } = options;
   const shown = {
     ...{ repository, domain, folder, at, uuid, disks: disk, signal },
-    onEvent: tellEvents(output),
+    ...{ onEvent: tellEvents(output), cache, onCacheFailure: tellCacheFailure(output) },
   };
   await using mounted = options.files ? await mountFiles(shown) : await mountPoint(shown);
   const { disks, server } = mounted;

@@ -3,6 +3,7 @@ import { domainWord } from "../../src/backup/base/shell-word.js";
 import { Libvirt } from "../../src/backup/libvirt/libvirt.js";
 import { type LiveEvent, type LiveRestoreOptions, restoreLive } from "../../src/backup/live/live-restore.js";
 import { adaptedLines } from "../adapted-lines.js";
+import { cacheOf } from "../cache-options.js";
 import { inFolder } from "../destination.js";
 import { EXIT, InterruptedError } from "../exit-codes.js";
 import type { LiveOptions } from "../live-options.js";
@@ -16,6 +17,7 @@ export async function runLive(
   what: Pick<LiveRestoreOptions, "repository" | "domain" | "choose">,
 ): Promise<void> {
   const { output, signal } = context;
+  const cache = cacheOf(options);
   const progress = await output.progress();
   const teller = new Teller(context, progress);
   await using libvirt = new Libvirt({ connect: options.connect, signal });
@@ -25,7 +27,7 @@ export async function runLive(
         ...{ ...what, libvirt, signal, folder: resolve(options.to), name: options.define || undefined },
         ...{ keepIdentity: options.keepIdentity ?? false, trusted: options.trustDefinition ?? false },
         ...{ resume: options.resume ?? false, start: options.start, salvage: options.salvage ?? false },
-        adapt: options.adapt ?? false,
+        ...{ adapt: options.adapt ?? false, cache },
         ...{ force: options.force ?? false, rate: options.limitRate, onEvent: (event) => teller.tell(event) },
       }),
     );

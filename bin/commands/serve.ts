@@ -6,14 +6,15 @@ import { chooseDomain } from "../../src/backup/repository/choose-domain.js";
 import { Repository } from "../../src/backup/repository/repository.js";
 import { type PointServer, type ServeOptions, servePoint } from "../../src/backup/serve/serve.js";
 import type { ServerTls } from "../../src/nbd/index.js";
+import { type CacheOptions, cacheOf } from "../cache-options.js";
 import type { WhoseOptions } from "../domain-options.js";
 import { readPem } from "../option-values.js";
 import type { Output } from "../output.js";
 import type { Context } from "../run.js";
-import { tellAssurance, tellEvents } from "../served-point.js";
+import { tellAssurance, tellCacheFailure, tellEvents } from "../served-point.js";
 import { warnOfStrangers } from "../trust.js";
 
-interface ServeCommandOptions extends WhoseOptions {
+interface ServeCommandOptions extends WhoseOptions, CacheOptions {
   readonly at: string;
   readonly disk?: string[];
   readonly listen?: string;
@@ -34,6 +35,7 @@ export async function runServe(
   path: string,
   wanted: string | undefined,
 ): Promise<void> {
+  const cache = cacheOf(options);
   const where = await whereToListen(options, output);
   const repository = await Repository.open(path);
   const domain = await chooseDomain(repository, wanted, options);
@@ -44,7 +46,7 @@ export async function runServe(
   await using server = await servePoint({
     ...where,
     ...{ repository, domain, at, uuid, disks, idleTimeoutMs, signal, onEvent },
-    ...{ maxClients, maxClientsPerHost },
+    ...{ maxClients, maxClientsPerHost, cache, onCacheFailure: tellCacheFailure(output) },
   });
   announce(server, domain, output);
   // A server normally ends by being stopped: that is no failure.

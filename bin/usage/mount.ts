@@ -1,4 +1,5 @@
 import type { Command } from "commander";
+import { withCache } from "../cache-options.js";
 import { atPoint, onlyDisks, withWhose } from "../domain-options.js";
 import { examples, REPO } from "../options.js";
 import type { Run } from "../run.js";
@@ -23,5 +24,5 @@ export function addMount(program: Command, run: Run): void {
     .option("--files", "show the files in its file systems, by libguestfs, instead of whole disks")
     .addOption(atPoint())
     .addOption(onlyDisks());
-  withWhose(command).action(run(async () => (await import("../commands/mount.js")).runMount));
+  withCache(withWhose(command)).action(run(async () => (await import("../commands/mount.js")).runMount));
 }

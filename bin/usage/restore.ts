@@ -1,4 +1,5 @@
 import type { Command } from "commander";
+import { withCache } from "../cache-options.js";
 import { atPoint, onlyDisks, withWhose } from "../domain-options.js";
 import { examples, REPO, withCopy, withNetwork, withTrust } from "../options.js";
 import type { Run } from "../run.js";
@@ -54,7 +55,7 @@ export function addRestore(program: Command, run: Run): void {
       "with --define: change of that definition what this host has not (machine type, CPU, firmware, networks), and tell it",
     )
     .option("--connect <uri>", "libvirt connection, as virsh -c");
-  withTrust(withNetwork(withCopy(withWhose(command)))).action(
+  withCache(withTrust(withNetwork(withCopy(withWhose(command))))).action(
     run(async () => (await import("../commands/restore.js")).runRestore),
   );
 }

@@ -1,4 +1,5 @@
 import type { Command } from "commander";
+import { withCache } from "../cache-options.js";
 import { atPoint, onlyDisks, withWhose } from "../domain-options.js";
 import { MOST_SECONDS, wholeNumber } from "../network-limits.js";
 import { examples, REPO } from "../options.js";
@@ -41,5 +42,5 @@ export function addServe(program: Command, run: Run): void {
       "connections at once from one other host (default 32)",
       wholeNumber(1, MOST_CLIENTS),
     );
-  withWhose(command).action(run(async () => (await import("../commands/serve.js")).runServe));
+  withCache(withWhose(command)).action(run(async () => (await import("../commands/serve.js")).runServe));
 }

@@ -114,6 +114,9 @@ describe("the address of nbdpull serve", () => {
     ["every interface without --allow-remote", ["--listen", "0.0.0.0:0"], 2, "E_REMOTE"],
     ["every interface by IPv6 without --allow-remote", ["--listen", "[::]:0"], 2, "E_REMOTE"],
     ["a socket as well", ["--listen", "0", "--socket", "x.sock"], 2, "E_USAGE"],
+    ["a size of no cache", ["--listen", "0", "--cache-size", "1G"], 2, "E_USAGE"],
+    ["a cache without room", ["--listen", "0", "--cache", "/tmp/no", "--cache-size", "1K"], 2, "E_CACHE"],
+    ["a cache where nobody can write", ["--listen", "0", "--cache", "/proc/cache"], 2, "E_CACHE"],
     ["a key without certificate", ["--listen", "0", "--tls-key", "x.pem"], 2, "E_USAGE"],
     [
       "a missing certificate",

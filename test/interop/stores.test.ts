@@ -264,8 +264,10 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a repository in a
 
   it("is served from", async () => {
     const address = await stored("served");
-    await using serving = await startServing(address, "--socket", join(folder, "serve.sock"));
+    const cache = ["--cache", join(folder, "cache")];
+    await using serving = await startServing(address, "--socket", join(folder, "serve.sock"), ...cache);
     const uri = serving.uris[0] ?? "";
+    expect(await readdir(join(folder, "cache"))).toEqual([]);
     // The store is away for reads: each fails, and one line says so. Then it is back.
     line.fault = ({ method, url }) =>
       method === "GET" && url.includes("vda") ? { answer: 403, code: "AccessDenied" } : undefined;
@@ -276,7 +278,24 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a repository in a
     expect(serving.stderr().match(/cannot be read at guest offset/g)).toHaveLength(1);
     line.fault = () => undefined;
     await reader.read(0, bytes);
-    await execa("qemu-img", ["compare", "-f", "raw", "-F", "raw", uri, await expected(newest())]);
+    const compare = ["compare", "-f", "raw", "-F", "raw", uri, await expected(newest())];
+    await execa("qemu-img", compare);
+    await execa("qemu-img", compare);
+  });
+
+  it("is asked by few requests for what a restore and a verify need, however scattered", async () => {
+    const address = await stored("asked");
+    const asked: string[] = [];
+    line.fault = ({ method, url }) => {
+      if (method === "GET" && url.includes("vda.")) asked.push(url);
+      return undefined;
+    };
+    const to = ["--disk", "vda", "--to", join(folder, "asked.raw")];
+    expect(await nbdpull("restore", address, ...to)).toMatchObject({ code: 0 });
+    const restored = asked.length;
+    expect(await nbdpull("verify", address)).toMatchObject({ code: 0 });
+    // Twenty places were changed for each of two points.
+    expect([restored, asked.length - restored]).toEqual([0, 0]);
   });
 
   describeWithFuse("by FUSE", () => {

@@ -10,7 +10,7 @@
  */
 
 import { basename, join } from "node:path";
-import { type DamageError, hasCode, PreconditionError } from "../base/errors.js";
+import { type DamageError, hasCode, messageOf, PreconditionError } from "../base/errors.js";
 import { proveChain } from "../chain/chain.js";
 import { freeBytes } from "../host/free-bytes.js";
 import { HeldFolder } from "../host/held-folder.js";
@@ -24,6 +24,7 @@ import type { Repository } from "../repository/repository.js";
 import { withRestorable } from "../repository/restorable-points.js";
 import { RestoredDefinition } from "../restore/restored-definition.js";
 import { RestoredFiles } from "../restore/restored-files.js";
+import type { DiskCacheOptions } from "../serve/disk-cache.js";
 import type { PointServer } from "../serve/serve.js";
 import { forgetBeside, noteBeside } from "./beside-point.js";
 import { stopOnErrors } from "./error-policies.js";
@@ -72,6 +73,8 @@ export interface LiveRestoreOptions {
   readonly force: boolean;
   /** Bytes per second for filling the disks; undefined: no limit. */
   readonly rate: number | undefined;
+  /** Where clusters are kept that were read; undefined: only in memory. */
+  readonly cache?: DiskCacheOptions | undefined;
   readonly signal?: AbortSignal | undefined;
   readonly onEvent: (event: LiveEvent) => void;
 }
@@ -333,10 +336,12 @@ async function serve(
   at: string,
   { disks }: Pick<LiveState, "disks">,
 ): Promise<PointServer> {
-  const { repository, domain, libvirt, signal, onEvent } = options;
+  const { repository, domain, libvirt, cache, signal, onEvent } = options;
   const security = parseHostSecurity(await libvirt.capabilities());
   const server = await serveToQemu({
-    ...{ repository, domain, at, disks: disks.map(({ name }) => name), signal, place },
+    ...{ repository, domain, at, disks: disks.map(({ name }) => name), cache, signal, place },
+    onCacheFailure: (error) =>
+      onEvent({ type: "warning", message: `nothing more is cached: ${messageOf(error)}` }),
     qemuUser: security.qemuUser,
     onDamage: (error) => onEvent({ type: "damaged", error }),
     onTrouble: (message) => onEvent({ type: "trouble", message }),

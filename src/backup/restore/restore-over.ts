@@ -83,12 +83,14 @@ async function overwrite(options: RestoreOverOptions): Promise<OverwrittenDisk> 
 function howToRead({
   repository,
   target: { preferredBlock },
-  window,
+  window = {},
 }: RestoreOverOptions): Pick<RestoreSourceOptions, "window" | "preferredBlock"> {
   if (!repository.isInStore) return { window, preferredBlock };
-  const inFlight = STORE_IN_FLIGHT / 2;
-  const segment = inFlight / STORE_SEGMENTS;
-  return { window: { inFlight, ...window }, preferredBlock: Math.max(segment, preferredBlock ?? 0) };
+  const share = STORE_IN_FLIGHT / 2;
+  return {
+    window: { ...window, inFlight: window.inFlight ?? share },
+    preferredBlock: Math.max(share / STORE_SEGMENTS, preferredBlock ?? 0),
+  };
 }
 
 /** The error, with the state of the target in its message and details. */

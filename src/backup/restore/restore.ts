@@ -140,12 +140,12 @@ async function restoreFile(
   const started = performance.now();
   const { disk, path, format } = target;
   const { repository, window = {}, targets } = options;
-  const inFlight = STORE_IN_FLIGHT / Math.min(DISKS_AT_ONCE, targets.length);
+  const share = STORE_IN_FLIGHT / Math.min(DISKS_AT_ONCE, targets.length);
   await using source = await RestoreSource.open({
     ...options,
     disk,
-    window: repository.isInStore ? { inFlight, ...window } : window,
-    preferredBlock: repository.isInStore ? inFlight / STORE_SEGMENTS : COPIED_AT_A_TIME,
+    window: repository.isInStore ? { ...window, inFlight: window.inFlight ?? share } : window,
+    preferredBlock: repository.isInStore ? share / STORE_SEGMENTS : COPIED_AT_A_TIME,
     onProgress: (state) => options.onProgress?.(disk, state),
   });
   const { geometry, chain, assurance } = source;

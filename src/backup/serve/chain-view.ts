@@ -6,10 +6,11 @@ import { findChain, openChain } from "../chain/chain.js";
 import type { AwaitedRun } from "../chain/checked-image.js";
 import { failOnDamage, type Layer } from "../chain/layer.js";
 import { seenThrough, type VisibleExtent } from "../chain/overlay.js";
-import { ALL_SUBCLUSTERS } from "../image/image.js";
+import { ALL_SUBCLUSTERS, clustersIn } from "../image/image.js";
 import type { DiskManifest, Manifest } from "../repository/manifest.js";
 import type { Repository } from "../repository/repository.js";
 import { ClusterCache } from "./cluster-cache.js";
+import type { DiskCache } from "./disk-cache.js";
 import { ExtentIndex, type ExtentSource } from "./extent-index.js";
 
 /** Bytes of cached clusters, for each disk. Only clusters that were read in part are cached. */
@@ -42,6 +43,8 @@ export class ChainView implements AsyncDisposable {
   readonly #layers: readonly Layer[];
   readonly #index: ExtentIndex;
   readonly #cache: ClusterCache;
+  /** Undefined: nothing is kept on a disk. */
+  #onDisk: { readonly cache: DiskCache; readonly firstKeys: readonly number[] } | undefined;
 
   private constructor(layers: readonly Layer[], disk: DiskManifest, index: ExtentIndex) {
     this.disk = disk;
@@ -49,8 +52,7 @@ export class ChainView implements AsyncDisposable {
     this.assurance = assuranceOf(layers);
     this.#layers = layers;
     this.#index = index;
-    const largest = Math.max(...layers.map((layer) => layer.geometry.clusterSize));
-    this.#cache = new ClusterCache(Math.max(4, Math.floor(CACHE_BYTES / largest)));
+    this.#cache = new ClusterCache(Math.max(4, Math.floor(CACHE_BYTES / this.largestCluster)));
   }
 
   /**
@@ -79,6 +81,27 @@ export class ChainView implements AsyncDisposable {
   /** Bytes that the guest sees. */
   get size(): number {
     return this.disk.virtualSize;
+  }
+
+  /** Bytes of the largest cluster of a layer. */
+  get largestCluster(): number {
+    return Math.max(...this.#layers.map((layer) => layer.geometry.clusterSize));
+  }
+
+  /**
+   * From here on, clusters are kept in `cache`, which stays the caller's.
+   * @param firstKey the first key that nobody else uses
+   * @returns the first one that this disk does not use
+   */
+  keepIn(cache: DiskCache, firstKey: number): number {
+    const firstKeys: number[] = [];
+    let next = firstKey;
+    for (const { geometry } of this.#layers) {
+      firstKeys.push(next);
+      next += clustersIn(geometry);
+    }
+    this.#onDisk = { cache, firstKeys };
+    return next;
   }
 
   /** Number of stretches of the disk that are kept in memory. */
@@ -150,18 +173,35 @@ export class ChainView implements AsyncDisposable {
     const whole = Math.min(clusterSize, virtualSize - start);
     try {
       if (offset === start && target.length >= whole && place.dataMask === ALL_SUBCLUSTERS) {
-        await readProven(layer, place, offset, target);
+        await this.#read(place, offset, target);
         return;
       }
       const bytes = await this.#cache.get(`${place.layer}:${cluster}`, async () => {
         const slot = Buffer.allocUnsafe(whole);
-        await readProven(layer, place, start, slot);
+        await this.#read(place, start, slot);
         return slot;
       });
       bytes.copy(target, 0, offset - start, offset - start + target.length);
     } catch (error) {
       throw located(error, layer, offset);
     }
+  }
+
+  /** Fills `target`, which begins with the cluster at `place`, with whole clusters. */
+  async #read(place: ExtentSource, offset: number, target: Buffer): Promise<void> {
+    const layer = this.#layer(place);
+    if (!this.#onDisk) return await readProven(layer, place, offset, target);
+    const { cache, firstKeys } = this.#onDisk;
+    const { clusterSize } = layer.geometry;
+    const firstKey = (firstKeys[place.layer] as number) + offset / clusterSize;
+    const clusters = clustersOf(target, clusterSize);
+    const found = await Promise.all(clusters.map((bytes, i) => cache.get(firstKey + i, bytes.length)));
+    if (found.every((bytes) => bytes !== undefined)) {
+      for (const [i, bytes] of found.entries()) bytes.copy(target, i * clusterSize);
+      return;
+    }
+    await readProven(layer, place, offset, target);
+    for (const [i, bytes] of clusters.entries()) cache.put(firstKey + i, bytes);
   }
 
   #layer(place: ExtentSource): Layer {
@@ -239,6 +279,12 @@ function* partsOf(offset: number, target: Buffer, place: ExtentSource, layer: La
     };
     at = stop;
   }
+}
+
+function clustersOf(bytes: Buffer, clusterSize: number): Buffer[] {
+  const clusters: Buffer[] = [];
+  for (let at = 0; at < bytes.length; at += clusterSize) clusters.push(bytes.subarray(at, at + clusterSize));
+  return clusters;
 }
 
 /** Fills `target`, which begins with the cluster at `place`, and compares the digests. */

@@ -4,6 +4,7 @@ import type { Manifest } from "../repository/manifest.js";
 import type { Reading } from "../repository/reading.js";
 import type { Repository } from "../repository/repository.js";
 import { ChainView } from "./chain-view.js";
+import { DiskCache, type DiskCacheOptions } from "./disk-cache.js";
 
 export interface PointViewOptions {
   readonly repository: Repository;
@@ -15,6 +16,10 @@ export interface PointViewOptions {
   readonly at: string;
   /** Undefined: all disks of the point. */
   readonly disks?: readonly string[] | undefined;
+  /** Where clusters are kept that were read; undefined: only in memory, and few. */
+  readonly cache?: DiskCacheOptions | undefined;
+  /** Called once, when that can't be written: what is read is not kept from then on. */
+  readonly onCacheFailure?: ((error: unknown) => void) | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 
@@ -24,17 +29,24 @@ export class PointView implements AsyncDisposable {
   readonly disks: readonly ChainView[];
 
   readonly #reading: Reading;
+  readonly #cache: DiskCache | undefined;
 
-  private constructor(point: Manifest, disks: readonly ChainView[], reading: Reading) {
+  private constructor(
+    point: Manifest,
+    disks: readonly ChainView[],
+    reading: Reading,
+    cache: DiskCache | undefined,
+  ) {
     this.point = point;
     this.disks = disks;
     this.#reading = reading;
+    this.#cache = cache;
   }
 
   /**
    * Chooses the point and opens every layer that its disks need. If one fails to open, all are closed again.
    * A prune of the domain waits until the view is closed.
-   * @throws {UsageError} `at` is neither a point's id nor a time, or there is no such disk
+   * @throws {UsageError} `at` is neither a point's id nor a time, or there is no such disk; `E_CACHE`
    * @throws {PreconditionError} there is no such point
    * @throws {DamageError} a chain is not whole, or tables and digest files contradict each other
    */
@@ -47,7 +59,7 @@ export class PointView implements AsyncDisposable {
       for (const name of chooseDisks(point, options.disks)) {
         disks.push(await ChainView.open(repository, domain, point, name, signal));
       }
-      return new PointView(point, disks, reading);
+      return new PointView(point, disks, reading, await cacheFor(disks, options));
     } catch (error) {
       await closeAll(...disks, { close: () => reading.release() }).catch(() => undefined);
       throw error;
@@ -55,10 +67,23 @@ export class PointView implements AsyncDisposable {
   }
 
   async close(): Promise<void> {
-    await closeAll(...this.disks, { close: () => this.#reading.release() });
+    await closeAll(this.#cache, ...this.disks, { close: () => this.#reading.release() });
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close();
   }
+}
+
+/** One file for all disks. */
+async function cacheFor(
+  disks: readonly ChainView[],
+  { cache: wanted, onCacheFailure }: PointViewOptions,
+): Promise<DiskCache | undefined> {
+  if (!wanted) return undefined;
+  const largest = Math.max(...disks.map(({ largestCluster }) => largestCluster));
+  const cache = await DiskCache.create(wanted, largest, (error) => onCacheFailure?.(error));
+  let key = 0;
+  for (const disk of disks) key = disk.keepIn(cache, key);
+  return cache;
 }

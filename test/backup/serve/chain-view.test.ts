@@ -7,6 +7,7 @@ import type { ImageFormat } from "../../../src/backup/image/image.js";
 import type { Manifest } from "../../../src/backup/repository/manifest.js";
 import { Repository } from "../../../src/backup/repository/repository.js";
 import { ChainView } from "../../../src/backup/serve/chain-view.js";
+import { DiskCache } from "../../../src/backup/serve/disk-cache.js";
 import { takePoint } from "../../../src/backup/take/take-point.js";
 import { MemoryDisk, NbdServer, parseNbdUri, type ServedExport } from "../../../src/nbd/index.js";
 import { makeFolder } from "../../nbd/servers.js";
@@ -100,6 +101,40 @@ describe("a view through a chain", () => {
       );
       expect(wrong.flat()).toEqual([]);
     }
+  });
+
+  it("reads from a disk of this machine what it has read before, and the chain for the rest", async () => {
+    await fourPoints({ granularity: 4096 });
+    const point = chain.points.at(-1);
+    const expected = await bytesAt(point as Manifest);
+    await using cache = await DiskCache.create(
+      { folder: chain.folder, bytes: 100 * CLUSTER },
+      CLUSTER,
+      (error) => {
+        throw error;
+      },
+    );
+    await using view = await viewOf(point);
+    expect(view.keepIn(cache, 7)).toBe(7 + 4 * 61);
+    const reads = vi.spyOn(Layer.prototype, "read");
+    const read = async (): Promise<boolean> => {
+      for (let at = 0; at < SIZE; at += 7 * CLUSTER) {
+        const found = await view.read(at, Math.min(7 * CLUSTER, SIZE - at));
+        if (!found.equals(expected.subarray(at, at + found.length))) return false;
+      }
+      return true;
+    };
+    expect(await read()).toBe(true);
+    const before = reads.mock.calls.length;
+    expect(before).toBeGreaterThan(20);
+    // What came while others were written was not kept.
+    await expect
+      .poll(async () => {
+        reads.mockClear();
+        expect(await read()).toBe(true);
+        return reads.mock.calls.length;
+      })
+      .toBe(0);
   });
 
   it.each(forms)("reports no data as zeroes, and leaves no gap: %s", async (_, form) => {
