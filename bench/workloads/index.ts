@@ -20,6 +20,7 @@ import { restoreCompressed } from "./restore-compressed.js";
 import { scattered } from "./scattered.js";
 import { starts } from "./start.js";
 import { storeBackup } from "./store-backup.js";
+import { storeRestore } from "./store-restore.js";
 import { tcp } from "./tcp.js";
 import { tenthDirty } from "./tenth-dirty.js";
 import { tls } from "./tls.js";
@@ -53,6 +54,7 @@ export const WORKLOADS: readonly Workload[] = [
   verifySha256,
   restoreCompressed,
   storeBackup,
+  storeRestore,
   prune,
   libvirtFull,
   libvirtIncremental,
