@@ -109,18 +109,15 @@ function headerOf(
 }
 
 /** Undefined if no journal is wanted. It makes its file with the first flush. */
-export function journalOf(
+export async function journalOf(
   options: NewImageOptions,
   image: Pick<StoreImage, "geometry" | "complete">,
-): ImageJournal | undefined {
+): Promise<ImageJournal | undefined> {
   const { journal, digests, sync } = options;
   if (journal === undefined || digests === undefined) return undefined;
   // Loaded here because a pull that keeps none, as that of a single export, starts sooner without.
-  const create = async (): Promise<JournalFile> =>
-    await (await import("./journal-file.js")).JournalFile.create(
-      journal.path,
-      journal.key,
-      headerOf(options, image),
-    );
+  const { JournalFile } = await import("./journal-file.js");
+  const create = (): Promise<JournalFile> =>
+    JournalFile.create(journal.path, journal.key, headerOf(options, image));
   return new ImageJournal({ create, sync });
 }

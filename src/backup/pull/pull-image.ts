@@ -200,7 +200,7 @@ async function copyWithClusters(
   const segmentBytes = segmentBytesFor(options, requestSizes.most);
 
   await using files = new NewFiles();
-  const journal = journalOf(options, { geometry, complete });
+  const journal = await journalOf(options, { geometry, complete });
   await using _ = journal;
   const opened = await openStore(options, { geometry, complete, segmentBytes, journal }, files);
   const { from } = opened;
