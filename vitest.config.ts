@@ -3,6 +3,7 @@ import { defineConfig } from "vitest/config";
 
 /** They put other functions in the place of Node's before our modules are loaded. */
 const MOCKING = [
+  "test/bin/config-file.test.ts",
   "test/backup/digest/digest-behind.test.ts",
   "test/backup/prune/merge-threads.test.ts",
   "test/backup/pull/flush-order.test.ts",
