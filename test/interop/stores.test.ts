@@ -283,21 +283,6 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a repository in a
     await execa("qemu-img", compare);
   });
 
-  it("is asked by few requests for what a restore and a verify need, however scattered", async () => {
-    const address = await stored("asked");
-    const asked: string[] = [];
-    line.fault = ({ method, url }) => {
-      if (method === "GET" && url.includes("vda.")) asked.push(url);
-      return undefined;
-    };
-    const to = ["--disk", "vda", "--to", join(folder, "asked.raw")];
-    expect(await nbdpull("restore", address, ...to)).toMatchObject({ code: 0 });
-    const restored = asked.length;
-    expect(await nbdpull("verify", address)).toMatchObject({ code: 0 });
-    // Twenty places were changed for each of two points.
-    expect([restored, asked.length - restored]).toEqual([0, 0]);
-  });
-
   describeWithFuse("by FUSE", () => {
     it("is shown as files", async () => {
       const address = await stored("mounted");
