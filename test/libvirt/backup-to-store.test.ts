@@ -170,7 +170,8 @@ await describeWithLibvirt("a backup of a running domain", () => {
         const half = async (): Promise<unknown[]> => await halfInStore(client, BUCKET, "attached/");
         await expect.poll(half, { interval: 20 }).not.toEqual([]);
         await job.end();
-        expect((await running.ended)?.code).toBe(1);
+        // Whether the export is lost, or is gone before it was opened, is a matter of the moment.
+        expect([1, 4]).toContain((await running.ended)?.code);
       }
       expect(await leftInStore(client, BUCKET, "attached/")).toEqual([]);
       expect(await listed(guest.repo)).toHaveLength(2);
