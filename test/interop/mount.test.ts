@@ -207,7 +207,7 @@ describeWithFuse("nbdpull mount --files", () => {
   it("names the package that is missing, and leaves nothing behind", async () => {
     const tools = join(out, "tools");
     await mkdir(tools);
-    await symlink(findTool("setpriv") ?? "", join(tools, "setpriv"));
+    for (const tool of ["setpriv", "stdbuf"]) await symlink(findTool(tool) ?? "", join(tools, tool));
     const run = startNbdpull(["mount", repo(), MemoryChain.domain, at(), "--files"], {
       env: { PATH: tools },
     });

@@ -66,7 +66,9 @@ export class GuestFish implements AsyncDisposable {
   private constructor({ path, folder }: FileSystems) {
     this.path = path;
     // Paths of users, which may have blanks, are in no command: names below the working folder are.
-    const child = execa("setpriv", ["--pdeathsig", "TERM", "guestfish", "--no-progress-bars"], {
+    // Without a terminal it would keep its answers until it ends.
+    const wrapped = ["--pdeathsig", "TERM", "stdbuf", "--output=L", "guestfish", "--no-progress-bars"];
+    const child = execa("setpriv", wrapped, {
       cwd: folder,
       reject: false,
       buffer: false,
@@ -236,12 +238,12 @@ function whyNot({ type }: GuestFileSystem): string {
 }
 
 function failure(path: string, why: string): BackupError {
-  if (/failed to execute guestfish|guestfish: No such file/.test(why)) {
+  if (/failed to (?:execute|run command)/.test(why)) {
     const message =
       "libguestfs isn't installed, which shows the files in disks: apt install guestfish (Fedora: guestfs-tools); without --files the disks are shown";
     return new PreconditionError("E_NO_GUESTFS", message);
   }
-  if (/supermin|kernel/.test(why)) {
+  if (/suitable kernel/.test(why)) {
     const message = `libguestfs can't start its machine, mostly for want of a kernel in /boot: apt install linux-image-amd64, and see what libguestfs-test-tool says (${why})`;
     return new PreconditionError("E_NO_GUESTFS", message);
   }
