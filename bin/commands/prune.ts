@@ -79,7 +79,7 @@ async function pruneAsAsked(
 }
 
 function asText(
-  { domain, points, merges, writtenBytes, freedBytes }: PruneResult,
+  { domain, points, merges, writtenBytes, copiedBytes, freedBytes }: PruneResult,
   dryRun: boolean,
 ): string[] {
   const dropped = points.filter(({ action }) => action === "drop").length;
@@ -90,15 +90,20 @@ function asText(
     const whose = areMixed ? `  ${uuid ?? "no UUID"}` : "";
     return `    ${id}${whose}  ${action}${reasons.length > 0 ? `  (${reasons.join(", ")})` : ""}`;
   });
-  const merged = merges.map(({ disk, child, dropped: from, base, writtenBytes: bytes }) => {
+  const merged = merges.map((merge) => {
+    const { disk, child, dropped: from, base, writtenBytes: bytes } = merge;
     const into = base === null ? "a new image" : base === child ? "its own image" : `the image of ${base}`;
-    return `    ${disk} of ${child} ${dryRun ? "would take" : "took"} what it needs of ${from.join(", ")}: ${human(bytes)} written into ${into}`;
+    return `    ${disk} of ${child} ${dryRun ? "would take" : "took"} what it needs of ${from.join(", ")}: ${human(bytes)} written into ${into}${copiedText(merge)}`;
   });
   return [
-    `${domain}: ${verb} ${dropped} of ${points.length} ${points.length === 1 ? "point" : "points"}, ${human(writtenBytes)} ${dryRun ? "to write" : "written"}${won}`,
+    `${domain}: ${verb} ${dropped} of ${points.length} ${points.length === 1 ? "point" : "points"}, ${human(writtenBytes)} ${dryRun ? "to write" : "written"}${copiedText({ copiedBytes })}${won}`,
     ...lines,
     ...merged,
   ];
+}
+
+function copiedText({ copiedBytes }: Pick<PruneResult, "copiedBytes">): string {
+  return copiedBytes === 0 ? "" : `, ${human(copiedBytes)} copied by the store`;
 }
 
 function spaceText(freedBytes: number): string {

@@ -80,17 +80,21 @@ async function verifyAsAsked(
   const verify = async (domain: string): Promise<readonly Verified[]> => {
     const onProgress = (disk: string, { verifiedBytes, totalBytes }: VerifyProgress): void =>
       progress.update(`${domain} ${disk}`, verifiedBytes, totalBytes, verifiedBytes);
-    const read = async (): Promise<Verified[]> => {
+    const reading = await repository.beginReading(domain, signal);
+    try {
       const ids =
         at === undefined
           ? chosen(domain, await idsOf(repository, domain, uuid))
           : await chainOf(repository, domain, at, uuid);
       const found = await verifyPoints(repository, domain, ids, { signal, onProgress });
+      // Before damage is noted, which a prune seems to have made.
+      await reading.assertUnpruned();
       const { verified, isDamaged } = await judge(repository, domain, found, context);
       isKnownDamaged ||= isDamaged;
       return verified;
-    };
-    return await repository.reading(domain, read, signal);
+    } finally {
+      await reading.release();
+    }
   };
   try {
     const reports = await eachDomain(domains, context, verify, (found) => tell(found, context));

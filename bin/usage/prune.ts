@@ -15,7 +15,7 @@ export function addPrune(program: Command, run: Run): void {
       ),
     )
     .description(
-      "remove old points, and merge what later points need of them (in an object store such points stay); each kept point stays restorable",
+      "remove old points, and merge what later points need of them; each kept point stays restorable",
     )
     .argument("[repo]", REPO)
     .argument("[domain]", "left out: every domain, each by itself")

@@ -467,19 +467,6 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a repository in a
     });
   });
 
-  it("removes nothing of one chain by a prune, and says so", async () => {
-    const address = await stored("one-chain");
-    for (const more of [["--dry-run"], []]) {
-      const ran = await nbdpull("prune", address, "--keep-last", "1", "--strict", ...more);
-      expect(ran.code).toBe(5);
-      expect(ran.stderr).toContain("no rule keeps 3 points, but later ones are based on them");
-    }
-    expect(await nbdpull("points", address)).toMatchObject({
-      code: 0,
-      stdout: expect.stringContaining(ids()[0] ?? ""),
-    });
-  });
-
   it("is looked at by doctor, also where only the settings name it", async () => {
     const address = await stored("doctored");
     await remove(`doctored/${MemoryChain.domain}/${ids()[1]}/vda.qcow2`);

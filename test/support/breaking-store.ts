@@ -1,7 +1,7 @@
 import { createServer, type IncomingMessage, request, type Server, type ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
 import { buffer, text } from "node:stream/consumers";
-import { GetObjectCommand, PutObjectCommand } from "@aws-sdk/client-s3";
+import { GetObjectCommand, PutObjectCommand, UploadPartCopyCommand } from "@aws-sdk/client-s3";
 import type { Store } from "./store.js";
 
 /** What may happen to a request on its way to a store, or to the answer. */
@@ -22,7 +22,9 @@ export type StoreFault =
   /** As a store does that does not know conditions. */
   | "ignore conditions"
   /** As a store does that says so. */
-  | "refuse conditions";
+  | "refuse conditions"
+  /** Another range is copied than was asked for. */
+  | { readonly copyInstead: (first: number, last: number) => readonly [first: number, last: number] };
 
 /** A request. */
 interface AskedOfStore {
@@ -77,6 +79,10 @@ export class BreakingStore implements AsyncDisposable {
       const body = `<?xml version="1.0"?><Error><Code>${fault.code}</Code><Message>as told</Message></Error>`;
       answer.writeHead(fault.answer, { "content-type": "application/xml", date: new Date().toUTCString() });
       return void answer.end(method === "HEAD" ? undefined : body);
+    }
+    if (typeof fault === "object" && "copyInstead" in fault) {
+      asked.resume();
+      return void this.#copyInstead(asked, answer, fault.copyInstead);
     }
     const isPut = method === "PUT" && !url.includes("partNumber");
     if (fault === "ignore conditions" && isPut) return void this.#putAnyway(asked, answer);
@@ -136,6 +142,30 @@ export class BreakingStore implements AsyncDisposable {
       ...(ContentRange && { "content-range": ContentRange }),
     });
     answer.end(await Body?.transformToByteArray());
+  }
+
+  /** The range is part of the signature, so it is another request. */
+  async #copyInstead(
+    asked: IncomingMessage,
+    answer: ServerResponse,
+    change: (first: number, last: number) => readonly [number, number],
+  ): Promise<void> {
+    const url = new URL(asked.url ?? "", this.#store.endpoint);
+    const [, Bucket, Key] = /^\/([^/]+)\/(.+)/.exec(decodeURIComponent(url.pathname)) ?? [];
+    const { "x-amz-copy-source": source, "x-amz-copy-source-range": range } = asked.headers;
+    const [, first, last] = /^bytes=(\d+)-(\d+)$/.exec(`${range}`) ?? [];
+    const { CopyPartResult } = await this.#store.client().send(
+      new UploadPartCopyCommand({
+        ...{ Bucket, Key, CopySource: `${source}` },
+        UploadId: url.searchParams.get("uploadId") ?? "",
+        PartNumber: Number(url.searchParams.get("partNumber")),
+        CopySourceRange: `bytes=${change(Number(first), Number(last)).join("-")}`,
+      }),
+    );
+    answer.writeHead(200, { "content-type": "application/xml" });
+    answer.end(
+      `<?xml version="1.0"?><CopyPartResult><LastModified>2026-11-30T00:00:00.000Z</LastModified><ETag>${CopyPartResult?.ETag}</ETag></CopyPartResult>`,
+    );
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -1,11 +1,14 @@
 import { readDamage } from "../repository/damage-record.js";
 import { isLive } from "../repository/live-note.js";
-import { type Manifest, timeOf } from "../repository/manifest.js";
+import { diskOf, type Manifest, timeOf } from "../repository/manifest.js";
 import { domainsAmong, isOwner, type Owners, ownersOf } from "../repository/point-owners.js";
 import { hiddenPoints } from "../repository/prune-journal.js";
 import type { Repository } from "../repository/repository.js";
-import { type PrunePlan, planPrune } from "./prune-plan.js";
+import { type Merge, type PrunePlan, planPrune } from "./prune-plan.js";
 import { keptBy, type Retention } from "./retention.js";
+
+/** Why a point stays from which a `restore --live` is not finished. */
+export const LIVE_REASON = "a guest runs on it";
 
 interface DecideOptions {
   readonly repository: Repository;
@@ -26,8 +29,8 @@ export interface PrunedPoint {
   /**
    * The rules that keep it, `ahead of the clock` (it says that it was made later than now), `base` (the next
    * increment starts from it), `a guest runs on it` (its disks are still filled), `another domain`, `not
-   * asked for` (only others may go), `damaged` chains that nothing is merged in, or the kept points that are
-   * based on it.
+   * asked for` (only others may go), `damaged` chains that nothing is merged in, `raw` or locked ones in an
+   * object store, or the kept points that are based on it.
    */
   readonly reasons: readonly string[];
 }
@@ -38,8 +41,6 @@ export interface Decision {
   readonly owners: Owners;
   readonly keep: ReadonlyMap<string, readonly string[]>;
   readonly plan: PrunePlan;
-  /** In a store: points that nothing else keeps than that kept ones are based on them. Oldest first. */
-  readonly heldBySuccessors: readonly string[];
 }
 
 /**
@@ -60,27 +61,36 @@ export async function decide(options: DecideOptions): Promise<Decision> {
   const keep = new Map(domainsAmong(owners).flatMap((owner) => [...kept(points, owners, owner, options)]));
   for (const { id } of points) {
     await using point = await repository.openPoint(domain, id);
-    if (await isLive(point)) keep.set(id, [...(keep.get(id) ?? []), "a guest runs on it"]);
+    if (!(await isLive(point))) continue;
+    keep.set(id, [...(keep.get(id) ?? []), LIVE_REASON]);
+    // In a store nobody can wait until it is not read.
+    if (repository.isInStore) keepBelow(all, id, keep);
   }
   for (const { id } of points) {
     if (options.mayGo && !options.mayGo.has(id) && !keep.has(id)) keep.set(id, ["not asked for"]);
   }
   const damaged = await damagedDisks(repository, domain, all);
-  const byThemselves = new Set(keep.keys());
-  // In a store nothing is merged: what lies there is never changed.
-  const plan = repository.isInStore ? planWithoutMerges(all, keep) : planSparing(all, keep, damaged);
-  const held = repository.isInStore ? [...keep.keys()].filter((id) => !byThemselves.has(id)) : [];
+  const plan = await planSparing(all, keep, objectionTo(options, all, damaged));
   return {
     points,
     owners,
     keep,
-    heldBySuccessors: held.sort(),
     plan: {
       ...plan,
       drop: plan.drop.filter((id) => !hidden.has(id)),
       merges: plan.merges.filter(({ dropped }) => dropped.some((id) => !hidden.has(id))),
     },
   };
+}
+
+/** Keeps all that a point is based on. */
+function keepBelow(points: readonly Manifest[], top: string, keep: Map<string, readonly string[]>): void {
+  const reached = new Set([top]);
+  for (const { id, disks } of points.toReversed()) {
+    if (!reached.has(id)) continue;
+    if (!keep.has(id)) keep.set(id, [`${top} is based on it`]);
+    for (const { parent } of disks) if (parent !== null) reached.add(parent);
+  }
 }
 
 /** The points of one domain that stay, each with the reasons. Points of other domains don't count for it. */
@@ -137,34 +147,54 @@ async function damagedDisks(
   return damaged;
 }
 
-/**
- * Plans a prune that merges nothing out of or into a damaged image, since the damage would live on in the
- * merged one, where nobody knows of it. What such a merge would drop stays. Its points are added to `keep`.
- */
-function planSparing(
+/** Why a merge is not done, in the words of a reason; undefined: it is. */
+type Objection = (merge: Merge) => Promise<string | undefined>;
+
+function objectionTo(
+  { repository, domain }: DecideOptions,
   points: readonly Manifest[],
-  keep: Map<string, readonly string[]>,
   damaged: ReadonlySet<string>,
-): PrunePlan {
-  for (;;) {
-    const plan = planPrune(points, new Set(keep.keys()));
-    const merge = plan.merges.find(({ disk, child, dropped }) =>
-      [child, ...dropped].some((id) => damaged.has(`${id}/${disk}`)),
-    );
-    if (!merge) return plan;
-    for (const id of merge.dropped) keep.set(id, [`${merge.child} is based on it`, "damaged"]);
-  }
+): Objection {
+  return async ({ disk, child, dropped }) => {
+    if ([child, ...dropped].some((id) => damaged.has(`${id}/${disk}`))) return "damaged";
+    if (!repository.isInStore) return undefined;
+    const images = points.filter(({ id }) => [child, ...dropped].includes(id));
+    // An image of another format would be made by reading all of it.
+    if (images.some((point) => diskOf(point, disk)?.format === "raw")) return "raw";
+    // What can't be deleted yet would only get a copy.
+    let until: Date | undefined;
+    for (const point of images.filter(({ id }) => id !== child)) {
+      const kept = await repository.keptVersion(domain, point.id, diskOf(point, disk)?.file ?? "");
+      if (kept?.isHeld) return "under a legal hold";
+      if (kept?.lockedUntil && kept.lockedUntil > (until ?? 0)) until = kept.lockedUntil;
+    }
+    return until && `locked until ${until.toISOString()}`;
+  };
 }
 
 /**
- * Plans a prune of whole chains: whatever a kept point is based on stays too. Its points are added to `keep`.
+ * Plans a prune without the merges that there are objections to: nothing is merged out of or into a damaged
+ * image, since the damage would live on in the merged one, where nobody knows of it. What such a merge would
+ * drop stays. Its points are added to `keep`.
  */
-function planWithoutMerges(points: readonly Manifest[], keep: Map<string, readonly string[]>): PrunePlan {
+async function planSparing(
+  points: readonly Manifest[],
+  keep: Map<string, readonly string[]>,
+  objection: Objection,
+): Promise<PrunePlan> {
+  const allowed = new Set<string>();
   for (;;) {
     const plan = planPrune(points, new Set(keep.keys()));
-    if (plan.merges.length === 0) return plan;
-    for (const { child, dropped } of plan.merges) {
-      for (const id of dropped) keep.set(id, [`${child} is based on it`]);
+    let isChanged = false;
+    for (const merge of plan.merges) {
+      const key = JSON.stringify(merge);
+      const why = allowed.has(key) ? undefined : await objection(merge);
+      allowed.add(key);
+      if (why === undefined) continue;
+      for (const id of merge.dropped) keep.set(id, [`${merge.child} is based on it`, why]);
+      isChanged = true;
+      break;
     }
+    if (!isChanged) return plan;
   }
 }

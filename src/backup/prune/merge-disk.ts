@@ -8,9 +8,11 @@ import type { HeldFolder } from "../host/held-folder.js";
 import { sha256OfFile } from "../host/plain-files.js";
 import { ALL_SUBCLUSTERS, dataBytesOf, type Geometry } from "../image/image.js";
 import type { Guard } from "../image/image-file.js";
+import type { NewPlace } from "../image/new-file.js";
+import type { Backing } from "../qcow2/finish.js";
 import { Qcow2Reader } from "../qcow2/reader.js";
 import type { HolderMark } from "../repository/domain-lock.js";
-import { type DiskManifest, PRUNED_BELOW } from "../repository/manifest.js";
+import { type DiskManifest, diskOf, imageName, PRUNED_BELOW } from "../repository/manifest.js";
 import type { StagedNames } from "../repository/prune-journal.js";
 import { EventLoopTurn } from "../threads/event-loop-turn.js";
 import { CopyList } from "./copy-list.js";
@@ -23,19 +25,30 @@ import { Qcow2Target } from "./qcow2-merge-target.js";
 import { NewRawTarget, RawInPlaceTarget } from "./raw-merge-target.js";
 import { TakenClusters } from "./taken-clusters.js";
 
-interface MergeOptions {
+interface WalkOptions {
+  readonly signal?: AbortSignal | undefined;
+  /** Called with the bytes of the disk that have been walked over. */
+  readonly onPosition?: ((position: number, virtualSize: number) => void) | undefined;
+}
+
+interface MergeOptions extends WalkOptions {
   /** The folder in which new files are created. */
   readonly folder: HeldFolder;
   readonly names: StagedNames;
   readonly sync: boolean;
-  readonly signal?: AbortSignal | undefined;
   /** Called before each change of an existing image by this thread. */
   readonly guard: Guard;
   /** For the changes by other threads. */
   readonly mark: HolderMark;
   readonly threads: MergeThreads;
-  /** Called with the bytes of the disk that have been walked over. */
-  readonly onPosition?: ((position: number, virtualSize: number) => void) | undefined;
+}
+
+/** A merge into a new image that lies elsewhere than on this machine. */
+interface MergeIntoOptions extends WalkOptions {
+  readonly target: MergeTarget;
+  readonly digests: NewPlace;
+  /** The name of the digest file in the manifest. */
+  readonly digestsFile: string;
 }
 
 export interface MergedDisk {
@@ -80,15 +93,37 @@ export async function mergeDisk(
   }
 }
 
+/**
+ * The same into a new image of an object store: all of it is given to the target, which belongs to the merge
+ * from here on.
+ * @param images the images of the layers
+ * @throws {DamageError} data that was read differs from its digest
+ */
+export async function mergeDiskInto(
+  chain: DiskChain,
+  { layers, images, clusterSize }: OpenLayers & Pick<MergeMethod, "clusterSize">,
+  options: MergeIntoOptions,
+): Promise<MergedDisk> {
+  const method = { base: null, writeBytes: 0, clusterSize };
+  return await new DiskMerge(chain, layers, images, method, options).run();
+}
+
+/** The layers of a merge, top first, and the images of those in qcow2. */
+export interface OpenLayers {
+  readonly layers: readonly Layer[];
+  readonly images: ReadonlyMap<Layer, Qcow2Reader>;
+}
+
 class DiskMerge {
   readonly #chain: DiskChain;
   readonly #layers: readonly Layer[];
   readonly #images: ReadonlyMap<Layer, Qcow2Reader>;
   readonly #base: Layer | undefined;
-  readonly #options: MergeOptions;
+  readonly #options: MergeOptions | MergeIntoOptions;
   readonly #geometry: Geometry;
   readonly #complete: boolean;
-  readonly #taken: TakenClusters;
+  /** Undefined: the target takes all data itself. */
+  readonly #taken: TakenClusters | undefined;
   readonly #overwrites = new CopyList();
   readonly #breather = new EventLoopTurn();
   /** Used again for each copy: a target doesn't use the bytes after `store` has resolved. */
@@ -101,23 +136,28 @@ class DiskMerge {
     layers: readonly Layer[],
     images: ReadonlyMap<Layer, Qcow2Reader>,
     method: MergeMethod,
-    options: MergeOptions,
+    options: MergeOptions | MergeIntoOptions,
   ) {
     this.#chain = chain;
     this.#layers = layers;
     this.#images = images;
     this.#base = layers[chain.links.findIndex(({ point }) => point.id === method.base)];
     this.#options = options;
-    const path = this.#base ? this.#base.stored.path : options.folder.at(options.names.image);
-    this.#taken = new TakenClusters({ threads: options.threads, target: path, mark: options.mark });
+    if (!("target" in options)) {
+      const path = this.#base ? this.#base.stored.path : options.folder.at(options.names.image);
+      this.#taken = new TakenClusters({ threads: options.threads, target: path, mark: options.mark });
+    }
     this.#geometry = { virtualSize: chain.links[0].disk.virtualSize, clusterSize: method.clusterSize };
     this.#complete = layers.at(-1)?.complete ?? false;
   }
 
   async run(): Promise<MergedDisk> {
-    const { folder, names, sync } = this.#options;
+    const options = this.#options;
+    const sync = "target" in options || options.sync;
     await using target = await this.#openTarget();
-    const digests = await this.#createDigests(folder.at(names.digests));
+    const digests = await this.#createDigests(
+      "target" in options ? options.digests : options.folder.at(options.names.digests),
+    );
     let digestsSha256: string | undefined;
     let copies: number | undefined;
     try {
@@ -125,10 +165,13 @@ class DiskMerge {
         await this.#breather.yieldIfDue(this.#options.signal);
         await this.#take(part, target, digests);
       }
-      await this.#taken.finish();
+      await this.#taken?.finish();
       const header = await target.finish({ sync });
-      if (header) await folder.create(names.header, header, { sync });
-      if (this.#base) copies = await this.#overwrites.save(folder.at(names.overwrites), { sync });
+      if (!("target" in options)) {
+        const { folder, names } = options;
+        if (header) await folder.create(names.header, header, { sync });
+        if (this.#base) copies = await this.#overwrites.save(folder.at(names.overwrites), { sync });
+      }
       digestsSha256 = (await digests?.file.finish({ sync }))?.sha256;
     } finally {
       await closeAll(this.#taken, digests?.file);
@@ -138,7 +181,8 @@ class DiskMerge {
   }
 
   async #openTarget(): Promise<MergeTarget> {
-    const { folder, names } = this.#options;
+    if ("target" in this.#options) return this.#options.target;
+    const { folder, names, guard } = this.#options;
     const [{ disk }] = this.#chain.links;
     const geometry = this.#geometry;
     if (disk.format === "raw") {
@@ -157,32 +201,22 @@ class DiskMerge {
     }
     return await Qcow2Target.create({
       geometry,
-      backing: await this.#backing(),
+      backing: await backingOf(this.#chain),
       layers: this.#layers,
       images: this.#images,
       base: this.#base,
       path: this.#base ? this.#base.stored.path : folder.at(names.image),
       overwrites: this.#overwrites,
-      guard: this.#options.guard,
+      guard,
     });
   }
 
-  /** The backing file of the merged image: that of the oldest dropped point. */
-  async #backing(): Promise<{ name: string; format: DiskManifest["format"] } | undefined> {
-    const { repository, domain, links } = this.#chain;
-    const { disk } = links.at(-1) ?? links[0];
-    if (disk.parent === null) return undefined;
-    const parent = await repository.point(domain, disk.parent);
-    const below = parent.disks.find(({ name }) => name === disk.name);
-    return below && { name: `../${disk.parent}/${below.file}`, format: below.format };
-  }
-
   /** The digest file, unless {@link mergedAlgorithm} allows none. */
-  async #createDigests(path: string): Promise<Digests | undefined> {
+  async #createDigests(place: NewPlace): Promise<Digests | undefined> {
     const algorithm = mergedAlgorithm(this.#layers);
     if (!algorithm) return undefined;
     const header = { algorithm, geometry: this.#geometry, complete: this.#complete };
-    return { digester: await createDigester(algorithm), file: await DigestFileWriter.create(path, header) };
+    return { digester: await createDigester(algorithm), file: await DigestFileWriter.create(place, header) };
   }
 
   async #take(part: MergedPart, target: MergeTarget, digests: Digests | undefined): Promise<void> {
@@ -235,7 +269,8 @@ class DiskMerge {
     const whole = cut && !stays ? count - 1 : count;
     for (let done = 0; done < whole; ) {
       await this.#breather.yieldIfDue(this.#options.signal);
-      const some = Math.min(whole - done, Math.max(1, COPY_BYTES / clusterSize));
+      const most = Math.min(whole - done, Math.max(1, COPY_BYTES / clusterSize));
+      const some = target.alike ? await target.alike(cluster + done, most, from) : most;
       await this.#someData(cluster + done, some, from, target, digests);
       done += some;
       this.#passed(cluster + done);
@@ -258,8 +293,8 @@ class DiskMerge {
     const kept = await target.keep(cluster, count, from);
     const known = digests && this.#knownDigests(cluster, count, from, digests.digester);
     this.#dataBytes += length;
-    const placed = kept || !known ? undefined : await target.place?.(cluster, count, from);
-    if (digests && known && placed) {
+    const placed = kept || !known || !this.#taken ? undefined : await target.place?.(cluster, count, from);
+    if (digests && known && placed && this.#taken) {
       await this.#taken.take(from, known, placed);
       digests.file.add({ kind: "data", cluster, count }, known);
       return;
@@ -338,12 +373,17 @@ class DiskMerge {
   }
 
   async #describe(target: MergeTarget, digestsSha256: string | undefined): Promise<DiskManifest> {
-    const { folder, names } = this.#options;
+    const options = this.#options;
     const [{ disk }] = this.#chain.links;
     const oldest = (this.#chain.links.at(-1) ?? this.#chain.links[0]).disk;
     const { virtualSize, clusterSize } = this.#geometry;
     const algorithm = mergedAlgorithm(this.#layers);
-    const hasMap = disk.format === "raw" && !this.#complete;
+    const mapPath =
+      disk.format === "raw" && !this.#complete && !("target" in options)
+        ? options.folder.at(options.names.map)
+        : undefined;
+    const digestsFile =
+      "target" in options ? options.digestsFile : (disk.digests?.file ?? `${disk.name}.digests`);
     const { reason: _reason, ...rest } = disk;
     return {
       ...rest,
@@ -356,15 +396,25 @@ class DiskMerge {
       zeroBytes: this.#zeroBytes,
       storedBytes: target.storedBytes,
       bitmap: this.#complete ? null : disk.bitmap,
-      map: hasMap
-        ? { file: disk.map?.file ?? `${disk.name}.map`, sha256: await sha256OfFile(folder.at(names.map)) }
-        : null,
+      map:
+        mapPath === undefined
+          ? null
+          : { file: disk.map?.file ?? `${disk.name}.map`, sha256: await sha256OfFile(mapPath) },
       digests:
         digestsSha256 !== undefined && algorithm !== undefined
-          ? { file: disk.digests?.file ?? `${disk.name}.digests`, algorithm, sha256: digestsSha256 }
+          ? { file: digestsFile, algorithm, sha256: digestsSha256 }
           : null,
     };
   }
+}
+
+/** The backing file of a merged image: that of the oldest dropped point. */
+export async function backingOf({ repository, domain, links }: DiskChain): Promise<Backing | undefined> {
+  const { disk } = links.at(-1) ?? links[0];
+  if (disk.parent === null) return undefined;
+  const parent = await repository.point(domain, disk.parent);
+  const below = diskOf(parent, disk.name);
+  return below && { name: `../${disk.parent}/${imageName(parent, below)}`, format: below.format };
 }
 
 /**
@@ -373,7 +423,7 @@ class DiskMerge {
  * when it was copied: a cryptographic digest of data that only a checksum vouches for would make a forgery a
  * proof.
  */
-function mergedAlgorithm(layers: readonly Layer[]): DigestAlgorithm | undefined {
+export function mergedAlgorithm(layers: readonly Layer[]): DigestAlgorithm | undefined {
   const known = layers.flatMap(({ disk }) => disk.digests?.algorithm ?? []);
   if (known.length < layers.length) return undefined;
   return known.find((algorithm) => !isCryptographic(algorithm)) ?? known[0];

@@ -30,6 +30,8 @@ export interface MergeTarget extends AsyncDisposable {
   readonly writtenBytes: number;
   /** Bytes that data clusters occupy in the file. */
   readonly storedBytes: number;
+  /** How many of the next whole clusters `keep` takes, or does not take, all alike; default: all. */
+  alike?(cluster: number, count: number, from: Origin): number | Promise<number>;
   /** Takes whole clusters that the image already has. False if they are to be stored instead. */
   keep(cluster: number, count: number, from: Origin): Promise<boolean>;
   /** Stores whole clusters. `bytes` may end at the end of the disk. */

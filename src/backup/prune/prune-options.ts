@@ -36,6 +36,8 @@ export interface PruneResult {
   readonly merges: readonly DoneMerge[];
   /** Bytes of data that were written, or would be. */
   readonly writtenBytes: number;
+  /** Bytes that an object store has copied by itself, or would; 0 in a folder. */
+  readonly copiedBytes: number;
   /**
    * By how many bytes the domain's use of the file system has shrunk; negative if it has grown; null in a dry
    * run.
@@ -47,4 +49,13 @@ export interface DoneMerge extends Merge {
   /** The point whose image took the clusters that it lacked; null: a new image was written. */
   readonly base: string | null;
   readonly writtenBytes: number;
+  /** Bytes that an object store has copied by itself, or would; 0 in a folder. */
+  readonly copiedBytes: number;
+}
+
+/** The bytes of all merges. */
+export function bytesOf(merges: readonly DoneMerge[]): Pick<PruneResult, "writtenBytes" | "copiedBytes"> {
+  const sum = (one: (merge: DoneMerge) => number): number =>
+    merges.reduce((total, merge) => total + one(merge), 0);
+  return { writtenBytes: sum((merge) => merge.writtenBytes), copiedBytes: sum((merge) => merge.copiedBytes) };
 }

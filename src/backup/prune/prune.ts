@@ -5,7 +5,7 @@
  *
  * Read this file first: it decides, checks, and goes through the phases that `repository/prune-journal.ts`
  * describes. Then read `prune-options.ts` (what is asked for and told), `prune-in-store.ts` (the same in an
- * object store, where nothing is merged), `decide.ts` (which points stay), `retention.ts` (which points the
+ * object store), `decide.ts` (which points stay), `retention.ts` (which points the
  * rules keep) and `prune-plan.ts` (which points can go, and what has to be merged). `merge-disk.ts` merges
  * one disk: it walks over the layers with `merge-walk.ts` and gives every cluster to a `merge-target.ts`,
  * either `qcow2-merge-target.ts` or `raw-merge-target.ts`. Most of the data goes through `taken-clusters.ts`,
@@ -47,10 +47,11 @@ import { decide, describe } from "./decide.js";
 import type { DiskChain } from "./disk-chain.js";
 import { chainOf } from "./disk-chain.js";
 import { type MergedDisk, mergeDisk } from "./merge-disk.js";
+import { planInStore } from "./merge-in-store.js";
 import { chooseMergeMethod, type MergeMethod } from "./merge-method.js";
 import { MergeThreads } from "./merge-threads.js";
-import { pruneInStore, warnOfOneChain } from "./prune-in-store.js";
-import type { DoneMerge, PruneOptions, PruneResult } from "./prune-options.js";
+import { pruneInStore } from "./prune-in-store.js";
+import { bytesOf, type DoneMerge, type PruneOptions, type PruneResult } from "./prune-options.js";
 import { type Merge, mostBytes, type PrunePlan } from "./prune-plan.js";
 
 export type { DoneMerge, PruneOptions, PruneResult } from "./prune-options.js";
@@ -100,17 +101,18 @@ export async function prune(options: PruneOptions): Promise<PruneResult> {
 
 async function dryRun(options: PruneOptions): Promise<PruneResult> {
   const decision = await decide(options);
-  if (options.repository.isInStore) warnOfOneChain(decision, options);
   const { plan } = decision;
   const merges: DoneMerge[] = [];
   for (const merge of plan.merges) {
-    const { base, writeBytes } = await chooseMergeMethod(await chainOf(options, merge));
-    merges.push({ ...merge, base, writtenBytes: writeBytes });
+    if (options.repository.isInStore) merges.push(await planInStore(options, merge));
+    else {
+      const { base, writeBytes } = await chooseMergeMethod(await chainOf(options, merge));
+      merges.push({ ...merge, base, writtenBytes: writeBytes, copiedBytes: 0 });
+    }
   }
   return {
     ...describe(options.domain, decision),
-    merges,
-    writtenBytes: sum(merges),
+    ...{ merges, ...bytesOf(merges) },
     freedBytes: null,
   };
 }
@@ -139,7 +141,7 @@ class Prune {
     const merges = plan.drop.length === 0 ? [] : await this.#drop(points, plan);
     const freedBytes = before - (await this.#folder.usedBytes());
     const { domain } = this.#options;
-    return { ...describe(domain, decision), merges, writtenBytes: sum(merges), freedBytes };
+    return { ...describe(domain, decision), merges, ...bytesOf(merges), freedBytes };
   }
 
   async #drop(points: readonly Manifest[], plan: PrunePlan): Promise<DoneMerge[]> {
@@ -263,6 +265,7 @@ class Prune {
         ...merge,
         base: method.base,
         writtenBytes: merged.get(merge)?.writtenBytes ?? 0,
+        copiedBytes: 0,
       })),
       records: prepared.map(({ merge, record }) => ({ ...record, copies: merged.get(merge)?.copies })),
     };
@@ -340,10 +343,6 @@ interface Prepared {
 
 function isRawBase({ links }: DiskChain, { base }: MergeMethod): boolean {
   return links.some(({ point, disk }) => point.id === base && disk.format === "raw");
-}
-
-function sum(merges: readonly DoneMerge[]): number {
-  return merges.reduce((total, { writtenBytes }) => total + writtenBytes, 0);
 }
 
 /**

@@ -112,6 +112,8 @@ const manifest = z
     createdAt: z.iso.datetime(),
     tool: z.string(),
     disks: z.array(disk).min(1),
+    /** In an object store, while a prune replaces images: what those were called that `disks` names, by name. */
+    aside: z.record(fileName, fileName).optional(),
     /** Of a point that a later run completed, because the one that began it was killed. Sizes in bytes. */
     resumed: z
       .object({
@@ -220,6 +222,14 @@ export function isPointId(text: string): boolean {
 /** Whether two facts agree. A fact that is unknown agrees with any other. */
 export function isSame<T>(one: T | null | undefined, other: T | null | undefined): boolean {
   return (one ?? undefined) === undefined || (other ?? undefined) === undefined || one === other;
+}
+
+/** The name of a disk's image, as the images name it that are based on it. */
+export function imageName(
+  { aside = {} }: Pick<Manifest, "aside">,
+  { file }: Pick<DiskManifest, "file">,
+): string {
+  return aside[file] ?? file;
 }
 
 /** The disk of that name; undefined where the point has none. */

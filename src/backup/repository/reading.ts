@@ -4,6 +4,7 @@ import type { StoredFolder, StoreRoot } from "../storage/stored-folder.js";
 import { markReader, type ReaderMark } from "./domain-lock.js";
 import { pointIdsIn } from "./pending-point.js";
 import { type PruneJournal, readJournal } from "./prune-journal.js";
+import { MANIFEST } from "./read-manifest.js";
 
 /** A reader of a domain's points, from `beginReading` to `release`. */
 export interface Reading {
@@ -67,15 +68,26 @@ async function markedReading(
  */
 export async function readingInStore(store: StoreRoot, domain: string, open: OpenDomain): Promise<Reading> {
   store.refresh(domain);
-  const folder = await open();
-  const ids = folder ? await pointIdsIn(folder) : [];
+  const before = await manifestsIn(await open());
   return {
     assertUnpruned: async () => {
       store.refresh(domain);
-      await assertUnpruned(domain, ids, undefined, open);
+      const now = await manifestsIn(await open());
+      // Whatever changes a point there replaces its manifest.
+      if ([...before].some(([id, etag]) => now.get(id) !== etag)) throw prunedMeanwhile(domain);
     },
     release: async () => undefined,
   };
+}
+
+/** The ETags of the manifests, by the ids of the points. */
+async function manifestsIn(folder: StoredFolder | undefined): Promise<Map<string, string | undefined>> {
+  const etags = new Map<string, string | undefined>();
+  for (const id of folder ? await pointIdsIn(folder) : []) {
+    await using point = await folder?.folder(id);
+    etags.set(id, (await point?.find(MANIFEST))?.etag);
+  }
+  return etags;
 }
 
 /** @throws {BackupError} points are gone, or a prune that was running has ended */
@@ -89,7 +101,10 @@ async function assertUnpruned(
   const now = folder ? await pointIdsIn(folder) : [];
   const phase = folder && (await readJournal(folder))?.phase;
   const ended = journal?.phase === "overwrite" && phase !== "overwrite";
-  if (!ended && ids.every((id) => now.includes(id))) return;
+  if (ended || !ids.every((id) => now.includes(id))) throw prunedMeanwhile(domain);
+}
+
+function prunedMeanwhile(domain: string): BackupError {
   const message = `points of ${domain} were pruned while they were read, and the prune could not know of it (was this process suspended, or the repository not writable?): what was read may be wrong, read it again`;
-  throw new BackupError("E_PRUNED_MEANWHILE", message, { details: { domain } });
+  return new BackupError("E_PRUNED_MEANWHILE", message, { details: { domain } });
 }

@@ -24,7 +24,7 @@ import type { FilePlace } from "../image/readable-file.js";
 import { isSamePlace, namesStore, openStore } from "../storage/open-store.js";
 import type { RecordFolder } from "../storage/record-folder.js";
 import type { StoredFolder, StoreRoot } from "../storage/stored-folder.js";
-import type { StoreWriting } from "../storage/stored-writing.js";
+import type { KeptVersion, StoreWriting } from "../storage/stored-writing.js";
 import type { HeldLock } from "./domain-lock.js";
 import { folderNameOf, isFolderName, LOST_AND_FOUND } from "./folder-name.js";
 import { initFolder } from "./init-folder.js";
@@ -224,7 +224,11 @@ export class Repository {
   async reading<T>(domain: string, work: () => Promise<T>, signal?: AbortSignal): Promise<T> {
     const begun = await this.beginReading(domain, signal);
     try {
-      const result = await work();
+      const result = await work().catch(async (error: unknown) => {
+        // What a prune has replaced or removed looks like damage there.
+        if (this.isInStore && error instanceof DamageError) await begun.assertUnpruned();
+        throw error;
+      });
       await begun.assertUnpruned();
       return result;
     } finally {
@@ -336,6 +340,14 @@ export class Repository {
    */
   async holdRecords(domain: string, id: string): Promise<RecordFolder> {
     return this.#store?.records(folderNameOf(domain), id, MANIFEST) ?? (await this.holdPoint(domain, id));
+  }
+
+  /**
+   * What stays of a file of a point when it is removed; undefined: nothing.
+   * @internal
+   */
+  async keptVersion(domain: string, id: string, file: string): Promise<KeptVersion | undefined> {
+    return await this.#store?.keptVersion(folderNameOf(domain), id, file);
   }
 
   #noPoint(domain: string, id: string): never {

@@ -3,6 +3,7 @@ import type { StoreRoot } from "../storage/stored-folder.js";
 import type { StoreWriting } from "../storage/stored-writing.js";
 import { isPointId } from "./manifest.js";
 import { abilitiesIn } from "./marker.js";
+import { mergeState } from "./merged-manifest.js";
 import type { PendingPoint } from "./pending-point.js";
 import { MANIFEST } from "./read-manifest.js";
 import { makeStoredPoint } from "./stored-point.js";
@@ -26,7 +27,8 @@ export async function writeInStore<T>(
 ): Promise<T> {
   // A repository that another program has copied there does not tell.
   const abilities = (await abilitiesIn(store)) ?? (await store.probe());
-  const writing = await store.write(name, { abilities, manifest: MANIFEST, isPoint: isPointId, signal });
+  const points = { manifest: MANIFEST, isPoint: isPointId, mergeState };
+  const writing = await store.write(name, { abilities, ...points, signal });
   try {
     await writing.clearLeftovers({ signal, goOnWith });
     store.refresh(name);

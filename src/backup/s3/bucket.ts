@@ -218,14 +218,17 @@ export class Bucket implements Disposable {
 
   /** What is known of an object; undefined: there is none. */
   async find(key: string, options: AskOptions = {}): Promise<StoredObject | undefined> {
-    return await this.#unlessAbsent(async () => {
-      const found = await this.ask("looking at", key, options, (abortSignal) =>
-        this.client.send(new HeadObjectCommand({ Bucket: this.address.bucket, Key: key }), { abortSignal }),
-      );
-      const { ContentLength, ETag, LastModified } = found;
-      if (ContentLength === undefined || !LastModified) throw this.#nonsense("no length", key);
-      return { key, size: ContentLength, etag: bare(ETag), modifiedAt: LastModified };
-    });
+    return await this.#unlessAbsent(() => this.findThere(key, options));
+  }
+
+  /** What is known of an object. @throws {DamageError} `E_S3_MISSING` */
+  async findThere(key: string, options: AskOptions = {}): Promise<StoredObject> {
+    const found = await this.ask("looking at", key, options, (abortSignal) =>
+      this.client.send(new HeadObjectCommand({ Bucket: this.address.bucket, Key: key }), { abortSignal }),
+    );
+    const { ContentLength, ETag, LastModified } = found;
+    if (ContentLength === undefined || !LastModified) throw this.#nonsense("no length", key);
+    return { key, size: ContentLength, etag: bare(ETag), modifiedAt: LastModified };
   }
 
   /**

@@ -1,4 +1,4 @@
-/** The note of a point that is being made or removed in an object store: `.ID.partial` beside the point. */
+/** The note of a point that is being made, merged or removed in an object store: `.ID.partial` beside the point. */
 import { randomUUID } from "node:crypto";
 import { parseJson } from "../base/json.js";
 
@@ -7,9 +7,10 @@ export const MOST_NOTE_BYTES = 4096;
 
 /**
  * `cleared`: another process has found it, and removes what is left. `late`: a process that had lost the
- * lease may have put a manifest or a file, and has the next one look.
+ * lease may have put a manifest or a file, and has the next one look. `merging`: other images of the point are being made. `replacing`:
+ * they take the place of its own.
  */
-export type NoteState = "begun" | "cleared" | "removing" | "late";
+export type NoteState = "begun" | "cleared" | "removing" | "late" | "merging" | "replacing";
 
 /** @param prefix of all keys of the domain */
 export function noteKey(prefix: string, id: string): string {
@@ -29,14 +30,18 @@ export function noteOf(state: NoteState): Buffer {
 
 /** Whether a run has begun to make the point, as far as its note tells. */
 export function isBegun(note: Buffer): boolean {
-  return stateOf(note) === ("begun" satisfies NoteState);
+  return isIn("begun", note);
 }
 
 export function isRemoval(note: Buffer): boolean {
-  return stateOf(note) === ("removing" satisfies NoteState);
+  return isIn("removing", note);
 }
 
-function stateOf(note: Buffer): unknown {
+export function isReplacing(note: Buffer): boolean {
+  return isIn("replacing", note);
+}
+
+function isIn(expected: NoteState, note: Buffer): boolean {
   const { state } = (parseJson(note.toString("utf8")) ?? {}) as Record<string, unknown>;
-  return state;
+  return state === expected;
 }

@@ -1,4 +1,4 @@
-import { DamageError } from "../base/errors.js";
+import { DamageError, hasCode } from "../base/errors.js";
 import { formatS3Address } from "../s3/address.js";
 import type { Bucket, StoredObject } from "../s3/bucket.js";
 import { addUploadRule } from "../s3/lifecycle.js";
@@ -17,7 +17,7 @@ import type {
   StoreRoot,
   StoreWriteOptions,
 } from "./stored-folder.js";
-import type { StoreWriting } from "./stored-writing.js";
+import type { KeptVersion, StoreWriting } from "./stored-writing.js";
 
 /** Bytes of files that were read ahead, for all files together. */
 const KEPT_BYTES = 24 * 1024 * 1024;
@@ -113,10 +113,14 @@ export class S3Root implements StoreRoot {
     return await createObject(this.#bucket, `${this.#prefix}${name}`, Buffer.from(content), { abilities });
   }
 
-  async write(name: string, { manifest, isPoint, ...options }: StoreWriteOptions): Promise<StoreWriting> {
+  async write(name: string, { signal, abilities, ...points }: StoreWriteOptions): Promise<StoreWriting> {
     assertName(name);
-    const path = `${this.path}/${name}`;
-    const place = { bucket: this.#bucket, prefix: `${this.#prefix}${name}/`, path, manifest, isPoint };
+    const options = { signal, abilities };
+    const place = {
+      ...{ bucket: this.#bucket, prefix: `${this.#prefix}${name}/`, path: `${this.path}/${name}` },
+      ...points,
+      onChange: () => this.refresh(name),
+    };
     const writing = await writeInS3(place, { ...options, of: name });
     this.refresh(name);
     return writing;
@@ -127,6 +131,14 @@ export class S3Root implements StoreRoot {
     assertName(id);
     const prefix = `${this.#prefix}${name}/`;
     return new S3Records({ bucket: this.#bucket, prefix, id, manifest, onChange: () => this.refresh(name) });
+  }
+
+  async keptVersion(name: string, id: string, file: string): Promise<KeptVersion | undefined> {
+    for (const each of [name, id, file]) assertName(each);
+    return await this.#bucket.keptVersion(`${this.#prefix}${name}/${id}/${file}`).catch((error: unknown) => {
+      if (hasCode(error, "E_S3_MISSING")) return undefined;
+      throw error;
+    });
   }
 
   async close(): Promise<void> {
@@ -212,7 +224,10 @@ class S3Folder implements StoredFolder {
   async find(name: string): Promise<StoredStatus | undefined> {
     assertName(name);
     const object = this.#tree.files.get(name);
-    if (object) return { ...file(name), size: object.size };
+    if (object) {
+      const { size, etag } = object;
+      return { ...file(name), size, etag };
+    }
     return this.#tree.folders.has(name) ? { ...directory(name), size: 0 } : undefined;
   }
 

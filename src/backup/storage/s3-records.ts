@@ -1,7 +1,7 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { DamageError, PreconditionError } from "../base/errors.js";
 import type { Bucket } from "../s3/bucket.js";
-import { isRemoval, MOST_NOTE_BYTES, noteKey } from "./point-note.js";
+import { isRemoval, isReplacing, MOST_NOTE_BYTES, notedPoint, noteKey } from "./point-note.js";
 import type { RecordFolder } from "./record-folder.js";
 
 /**
@@ -10,6 +10,8 @@ import type { RecordFolder } from "./record-folder.js";
  */
 const REMOVAL_WAIT_MS = 60_000;
 const LOOK_MS = 200;
+/** What the name of a record begins with that says who reads a point for long. */
+const LIVE = ".live.";
 
 interface RecordPlace {
   readonly bucket: Bucket;
@@ -47,7 +49,8 @@ export class S3Records implements RecordFolder {
 
   /**
    * @throws {DamageError} `E_MANIFEST`: the point is gone
-   * @throws {PreconditionError} `E_BEING_REMOVED`: nobody knows whether it will be; the record is as before
+   * @throws {PreconditionError} `E_BEING_REMOVED`: nobody knows whether it will be; or images that it may need
+   *   are being replaced, and this is about who reads them. The record is as before
    */
   async replace(name: string, content: string): Promise<void> {
     const { bucket, prefix, id, manifest, onChange } = this.#place;
@@ -60,7 +63,7 @@ export class S3Records implements RecordFolder {
       // The note first: where there is none any more, the manifest tells how that ended.
       const note = await bucket.get(noteKey(prefix, id), MOST_NOTE_BYTES);
       if (!(await bucket.find(this.#key(manifest)))) break;
-      if (!note || !isRemoval(note.bytes)) return;
+      if (!note || !isRemoval(note.bytes)) return await this.#assertNotReplaced(name, wasThere);
       if (performance.now() > deadline) {
         // That prune was killed, or it sleeps and goes on later: it looked for records before, and not again.
         if (!wasThere) await this.unlink(name);
@@ -72,6 +75,20 @@ export class S3Records implements RecordFolder {
     await this.unlink(name);
     const message = `there is no point ${path} any more: it was removed meanwhile`;
     throw new DamageError("E_MANIFEST", message, { details: { point: id } });
+  }
+
+  /** A prune looks for such records when it has noted that it replaces images, and before it does. */
+  async #assertNotReplaced(name: string, wasThere: boolean): Promise<void> {
+    if (!name.startsWith(LIVE)) return;
+    const { bucket, prefix, id } = this.#place;
+    for await (const { key } of bucket.list(`${prefix}.`)) {
+      if (notedPoint(key.slice(prefix.length)) === undefined) continue;
+      const note = await bucket.get(key, MOST_NOTE_BYTES);
+      if (!note || !isReplacing(note.bytes)) continue;
+      if (!wasThere) await this.unlink(name);
+      const message = `a prune is replacing images in s3://${bucket.address.bucket}/${prefix} that point ${id} may need: run this again in a moment; if it was killed, the next backup, or prune, clears that up, and then this works`;
+      throw new PreconditionError("E_BEING_REMOVED", message, { details: { point: id } });
+    }
   }
 
   async unlink(name: string): Promise<void> {

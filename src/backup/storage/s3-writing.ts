@@ -1,16 +1,21 @@
 import { BackupError, PreconditionError } from "../base/errors.js";
-import type { CreateOptions, NewFile, RemoteNewFile } from "../image/new-file.js";
-import type { AskOptions, Bucket } from "../s3/bucket.js";
+import type { CreateOptions, RemoteNewFile } from "../image/new-file.js";
+import type { AskOptions } from "../s3/bucket.js";
 import { type Lease, takeLease } from "../s3/lease.js";
 import type { StoreAbilities } from "../s3/probe.js";
 import { ObjectUpload } from "../s3/upload.js";
 import { createObject } from "./create-object.js";
 import { DomainRecords } from "./domain-records.js";
 import { LeftFiles } from "./left-files.js";
-import { isBegun, MOST_NOTE_BYTES, notedPoint, noteKey, noteOf } from "./point-note.js";
+import { isBegun, notedPoint, noteKey, noteOf } from "./point-note.js";
+import { S3Merge } from "./s3-merge.js";
+import { UploadedFile } from "./s3-new-file.js";
+import { settleMerge } from "./settle-merge.js";
+import { giveUp, noteOn, type Place } from "./store-place.js";
 import type {
   NewStoredPoint,
   RemoveOptions,
+  StoredMerge,
   StoredPointOptions,
   StoredRemoval,
   StoreWriting,
@@ -35,19 +40,6 @@ const LATE_NOTE_MS = 10_000;
 const IMAGE_BUFFERS = 80 * MIB;
 /** The same of a digest file beside its image: one part, which is uploaded before the next one is filled. */
 const IN_ORDER_BUFFERS = 8 * MIB;
-
-interface Place {
-  readonly bucket: Bucket;
-  /** Of all keys of the domain; it ends with a slash. */
-  readonly prefix: string;
-  /** For messages. */
-  readonly path: string;
-  /** The file that makes a point. */
-  readonly manifest: string;
-  /** Whether a point can be called so. */
-  readonly isPoint: (name: string) => boolean;
-  readonly abilities: StoreAbilities;
-}
 
 /**
  * Takes the lease of a domain.
@@ -109,9 +101,9 @@ class S3Writing implements StoreWriting {
       await this.#lease.confirm();
       // Before the look: a run that was only suspended finds out that its point is gone, or it was published.
       await bucket.put(noteKey(this.#place.prefix, id), noteOf("cleared"), options);
-      if ((await whatIsThere(this.#place, id, options)) !== "point") {
-        await removeFiles(this.#place, id, options);
-      }
+      if ((await whatIsThere(this.#place, id, options)) === "point") {
+        await settleMerge(this.#place, this.#lease, id, options);
+      } else await removeFiles(this.#place, id, options);
       await bucket.remove([noteKey(this.#place.prefix, id)], options);
       // Such a run may have put its manifest when its files were gone, and seen the note.
       if ((await whatIsThere(this.#place, id, options)) !== "manifest alone") return;
@@ -162,6 +154,10 @@ class S3Writing implements StoreWriting {
     await removeFiles(this.#place, id, options);
     await bucket.remove([note], options);
     return { bytes, versions };
+  }
+
+  async merge(id: string, options: AskOptions = {}): Promise<StoredMerge> {
+    return await S3Merge.begin(this.#place, this.#lease, id, options);
   }
 
   async release(): Promise<void> {
@@ -293,12 +289,6 @@ async function soonEnough(
   }
 }
 
-/** @throws {BackupError} `E_LEASE_LOST` */
-function giveUp(lease: Lease, cause: string): void {
-  lease.lose(cause);
-  lease.lost.throwIfAborted();
-}
-
 /**
  * What a manifest alone makes is no point: a run put it whose files had been cleared away before. Records
  * beside it, whose names begin with a dot, are no files of a point.
@@ -354,54 +344,4 @@ async function removeFiles(
     keys = [];
   }
   await bucket.remove(keys, options);
-}
-
-async function noteOn(
-  { bucket, prefix }: Place,
-  id: string,
-  options: AskOptions,
-): Promise<Buffer | undefined> {
-  return (await bucket.get(noteKey(prefix, id), MOST_NOTE_BYTES, options))?.bytes;
-}
-
-/** An object as a file that is being made. */
-class UploadedFile implements NewFile {
-  readonly path: string;
-  readonly leftBytes: number;
-  readonly #upload: ObjectUpload;
-
-  constructor(path: string, upload: ObjectUpload) {
-    this.path = path;
-    this.leftBytes = upload.leftBytes;
-    this.#upload = upload;
-  }
-
-  async write(data: Uint8Array, position: number): Promise<void> {
-    await this.#upload.write(data, position);
-  }
-
-  writeNow(data: Uint8Array, position: number): void {
-    this.#upload.writeNow(data, position);
-  }
-
-  async capacity(): Promise<void> {
-    await this.#upload.capacity();
-  }
-
-  async truncate(length: number): Promise<void> {
-    this.#upload.truncate(length);
-  }
-
-  /** Only whole objects are on stable storage. */
-  async datasync(): Promise<void> {}
-
-  async sync(): Promise<void> {}
-
-  async finish(): Promise<void> {
-    await this.#upload.finish();
-  }
-
-  async close(): Promise<void> {
-    await this.#upload[Symbol.asyncDispose]();
-  }
 }

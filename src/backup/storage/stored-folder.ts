@@ -8,7 +8,7 @@
 
 import type { FilePlace } from "../image/readable-file.js";
 import type { RecordFolder } from "./record-folder.js";
-import type { StoreWriting } from "./stored-writing.js";
+import type { KeptVersion, MergeState, StoreWriting } from "./stored-writing.js";
 
 /** What something in a folder is. */
 interface Kind {
@@ -24,6 +24,8 @@ export interface StoredEntry extends Kind {
 export interface StoredStatus extends Kind {
   /** Bytes. */
   readonly size: number;
+  /** In an object store: another one whenever it was replaced. */
+  readonly etag?: string | undefined;
 }
 
 /** What an object store was found to do. */
@@ -80,12 +82,19 @@ export interface StoreRoot extends StoredFolder {
    * @param manifest the name of the file that makes a point
    */
   records(name: string, id: string, manifest: string): RecordFolder;
+  /**
+   * What stays of a file of a point when it is removed; undefined: nothing, or it is missing.
+   * @param name of the domain's folder
+   */
+  keptVersion(name: string, id: string, file: string): Promise<KeptVersion | undefined>;
 }
 
 export interface StoreWriteOptions {
   readonly abilities: StoreAbilities;
   readonly manifest: string;
   readonly isPoint: (name: string) => boolean;
+  /** What a manifest says of a merge. Undefined: it can't be read. */
+  readonly mergeState: (manifest: Buffer) => MergeState | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 

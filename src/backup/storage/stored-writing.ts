@@ -1,10 +1,10 @@
-import type { RemoteNewFile } from "../image/new-file.js";
+import type { NewFile, RemoteNewFile } from "../image/new-file.js";
 import type { AskOptions } from "../s3/bucket.js";
 import type { RecordFolder } from "./record-folder.js";
 
 /**
  * The right to write in a domain's folder of an object store, which one process has at a time: its lease.
- * Objects there are made and removed, and never changed.
+ * Objects there are made, replaced and removed, and never changed.
  *
  * A point is being made as long as there is a note of it, `.ID.partial`, and no manifest:
  *
@@ -42,7 +42,85 @@ export interface StoreWriting {
    * it.
    */
   removePoint(id: string, options?: RemoveOptions): Promise<StoredRemoval>;
+  /**
+   * Begins to give disks of a point other images, made of those of several points.
+   * @throws {BackupError} `E_LEASE_LOST`
+   */
+  merge(id: string, options?: AskOptions): Promise<StoredMerge>;
   release(): Promise<void>;
+}
+
+/** Where the bytes of a file of a point are. */
+export interface StoredRange {
+  readonly point: string;
+  readonly file: string;
+  /** In bytes, as the length. */
+  readonly start: number;
+  readonly length: number;
+}
+
+/** What a file is made of, as `AssemblyOptions` has it: bytes that are written, and ranges that are copied. */
+export interface StoredParts {
+  readonly headBytes: number;
+  readonly ranges: readonly StoredRange[];
+  readonly tailPartBytes: number;
+}
+
+/**
+ * A point that gets other images in place of its own. Whenever this ends, its manifest names files that are
+ * there and belong together:
+ *
+ *     new images uploaded, no objects yet -> the note says that it is replaced -> the old ones copied aside
+ *       -> the manifest names those
+ *       -> the new images take the names of the old -> the manifest describes them -> what lies aside is removed
+ *
+ * What a killed run has left is undone by the next one that writes there.
+ */
+export interface StoredMerge {
+  /** How a file is called while it lies aside; or one that is added. */
+  nameOf(name: string): string;
+  /** The image that takes the place of a file of the point. `finish` uploads the rest of it. */
+  replace(name: string, parts: StoredParts): Promise<NewFile>;
+  /** A file that the point gets in addition. @param name as `nameOf` gives it */
+  add(name: string): RemoteNewFile;
+  /**
+   * Puts the new images in place.
+   * @returns what stays of the old ones in a bucket that keeps versions
+   * @throws {BackupError} `E_LEASE_LOST`; what `prove` throws: the point is as before then
+   */
+  commit(manifests: MergedManifests): Promise<KeptVersion[]>;
+  /** Undoes all of it that was not committed. Without the lease that is left to its next holder. */
+  discard(): Promise<void>;
+}
+
+export interface MergedManifests {
+  /** The manifest that names the files that lie aside, made from the one that is there. */
+  readonly aside: (text: string) => string;
+  /** The one that describes the new images. */
+  readonly merged: string;
+  /** Compares the new images with what they must be, when they have their names and nothing counts on them. */
+  readonly prove: () => Promise<void>;
+  /** Files that the merged manifest names no more. */
+  readonly stale: readonly string[];
+  /**
+   * Gets the points of the domain with the names of their records, when it is noted that images are replaced,
+   * and before any is. If it throws, the point stays as it is.
+   */
+  readonly refuse: (records: readonly { readonly point: string; readonly name: string }[]) => void;
+  /** @internal tests end the process at each step */
+  readonly onStep?: ((step: string) => void) | undefined;
+}
+
+/** What a manifest says of files that a merge has moved. */
+export interface MergeState {
+  /** The manifest that names the files as they were called before the merge. Another text each time. */
+  readonly text: string;
+  /** The files that lie aside, and their names in `text`. */
+  readonly aside: readonly { readonly from: string; readonly to: string }[];
+  /** Files that `text` names. */
+  readonly named: readonly string[];
+  /** Names of which there may be others that a merge has made (`nameOf`). */
+  readonly families: readonly string[];
 }
 
 export interface RemoveOptions extends AskOptions {

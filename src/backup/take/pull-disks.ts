@@ -15,7 +15,13 @@ import type { JournalTarget } from "../pull/left-journal.js";
 import { type CopyImageOptions, copyImage, type PullResult, pullImage } from "../pull/pull-image.js";
 import type { CompressionMethod } from "../qcow2/compress-cluster.js";
 import type { Backing } from "../qcow2/writer.js";
-import { type DiskIdentity, type DiskManifest, diskOf, type Manifest } from "../repository/manifest.js";
+import {
+  type DiskIdentity,
+  type DiskManifest,
+  diskOf,
+  imageName,
+  type Manifest,
+} from "../repository/manifest.js";
 import type { PendingPoint } from "../repository/pending-point.js";
 import { disksOnDamage, noteBaseDamage } from "./damaged-bases.js";
 import { type BaseDamage, type DiskProof, proveDisk } from "./prove-disk.js";
@@ -331,7 +337,7 @@ function compressionOf(
  */
 function backingOf(parent: Manifest, diskName: string): Backing | undefined {
   const disk = diskOf(parent, diskName);
-  return disk && { name: `../${parent.id}/${disk.file}`, format: disk.format };
+  return disk && { name: `../${parent.id}/${imageName(parent, disk)}`, format: disk.format };
 }
 
 /** Adds the disk's name to an error. Keeps class and code, because callers decide by them. */

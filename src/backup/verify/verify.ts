@@ -17,7 +17,7 @@ import { findParentLink, type Link } from "../chain/chain.js";
 import { Layer } from "../chain/layer.js";
 import { isCryptographic } from "../digest/algorithms.js";
 import { damageOf } from "../repository/kept-files.js";
-import type { DiskManifest, Manifest } from "../repository/manifest.js";
+import { type DiskManifest, imageName, type Manifest } from "../repository/manifest.js";
 import { uuidOf } from "../repository/point-owners.js";
 import type { Repository } from "../repository/repository.js";
 import type { StoredFolder } from "../storage/stored-folder.js";
@@ -239,7 +239,7 @@ class PointVerifier {
   async #backingOf(link: Link): Promise<ExpectedBacking | undefined> {
     if (link.disk.parent === null) return undefined;
     const { point, disk } = await findParentLink(this.#repository, this.#domain, link);
-    return { name: `../${point.id}/${disk.file}`, format: disk.format };
+    return { name: `../${point.id}/${imageName(point, disk)}`, format: disk.format };
   }
 
   /**

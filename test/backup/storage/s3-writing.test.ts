@@ -1,6 +1,7 @@
 /** Two who write points of one domain to Ceph, of whom the first has lost its lease without knowing. */
 import { afterAll, afterEach, beforeAll, beforeEach, expect, it } from "vitest";
 import { isPointId } from "../../../src/backup/repository/manifest.js";
+import { mergeState } from "../../../src/backup/repository/merged-manifest.js";
 import type { Bucket } from "../../../src/backup/s3/bucket.js";
 import { writeInS3 } from "../../../src/backup/storage/s3-writing.js";
 import type { StoreWriting } from "../../../src/backup/storage/stored-writing.js";
@@ -37,7 +38,8 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "whoever writes points to an o
   });
 
   async function write(bucket: Bucket, abilities = ALL): Promise<StoreWriting> {
-    const place = { bucket, prefix, path: "s3://backups/vm", manifest: "point.json", isPoint: isPointId };
+    const points = { manifest: "point.json", isPoint: isPointId, mergeState, onChange: () => undefined };
+    const place = { bucket, prefix, path: "s3://backups/vm", ...points };
     const writing = await writeInS3(place, { abilities, of: "vm" });
     begun.push(writing);
     return writing;

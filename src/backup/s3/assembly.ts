@@ -1,0 +1,294 @@
+import assert from "node:assert/strict";
+import { createHash } from "node:crypto";
+import {
+  type CompletedPart,
+  CompleteMultipartUploadCommand,
+  CreateMultipartUploadCommand,
+  UploadPartCommand,
+  UploadPartCopyCommand,
+} from "@aws-sdk/client-s3";
+import pLimit from "p-limit";
+import { BackupError } from "../base/errors.js";
+import type { AskOptions, Bucket, StoredObject } from "./bucket.js";
+import { isAbsent, reasonOf } from "./errors.js";
+
+const MIB = 1024 * 1024;
+/** S3 takes no smaller part, but for the last one of an object. */
+export const LEAST_PART_BYTES = 5 * MIB;
+/** The store answers within the time in which a silent connection is given up. */
+const COPY_BYTES = 64 * MIB;
+/** Parts that are copied begin at multiples of it in their range. */
+const BOUND_BYTES = 64 * 1024;
+/** Of 10,000 parts that S3 takes, those that are copied; the others are for what is written. */
+const MOST_COPIES = 8_000;
+const COPIES_AT_ONCE = 8;
+const UPLOADS_AT_ONCE = 4;
+
+/** Bytes of another object of the bucket, which the store copies by itself. */
+export interface CopiedRange {
+  readonly key: string;
+  /** Of the object that is meant, as it was listed. */
+  readonly etag: string;
+  readonly start: number;
+  readonly length: number;
+}
+
+export interface AssemblyOptions extends AskOptions {
+  /** What the object begins with: it may be written until the end. 0: it begins with a range. */
+  readonly headBytes: number;
+  /** What follows. Each has 5 MiB or more, but for the last one if nothing is written behind it. */
+  readonly ranges: readonly CopiedRange[];
+  /** Of each part of what is written behind the ranges. */
+  readonly tailPartBytes: number;
+}
+
+/** Cuts a range into parts that a store copies quickly, all of about the same size. */
+function partsOf({ start, length, ...of }: CopiedRange, mostBytes: number): CopiedRange[] {
+  const count = Math.ceil(length / mostBytes);
+  const bound = (i: number): number =>
+    i === count ? length : Math.floor((i * length) / count / BOUND_BYTES) * BOUND_BYTES;
+  return Array.from({ length: count }, (_, i) => ({
+    ...of,
+    start: start + bound(i),
+    length: bound(i + 1) - bound(i),
+  }));
+}
+
+/**
+ * A new object out of ranges of others, which the store copies, and of bytes that are written before and
+ * behind them. It appears when `complete` succeeds, and whole; until then it can be aborted.
+ *
+ *     part 1   written, kept until the end  |header  |
+ *     parts    copied by the store                   |########|########|####|
+ *     parts    written from front to back                                   |####|##|
+ */
+export class ObjectAssembly implements AsyncDisposable {
+  readonly key: string;
+  readonly #bucket: Bucket;
+  readonly #options: AssemblyOptions;
+  readonly #ranges: readonly CopiedRange[];
+  readonly #head: Buffer;
+  /** Where the part begins that is being filled. */
+  #tailAt: number;
+  #tail: Buffer | undefined;
+  #spare: Buffer[] = [];
+  /** Bytes that the object has at least. */
+  #end: number;
+  readonly #parts = new Map<number, Promise<CompletedPart>>();
+  /** How many parts behind the ranges are sealed. */
+  #tailParts = 0;
+  /** Parts that are under way. */
+  readonly #pending = new Set<Promise<void>>();
+  readonly #copies = pLimit(COPIES_AT_ONCE);
+  readonly #uploads = pLimit(UPLOADS_AT_ONCE);
+  readonly #uploadId: string;
+  #failure: { readonly reason: unknown } | undefined;
+  #isOver = false;
+
+  private constructor(bucket: Bucket, key: string, options: AssemblyOptions, uploadId: string) {
+    this.key = key;
+    this.#bucket = bucket;
+    this.#options = options;
+    this.#uploadId = uploadId;
+    const bytes = options.ranges.reduce((sum, { length }) => sum + length, 0);
+    const mostBytes = Math.max(COPY_BYTES, Math.ceil(bytes / MOST_COPIES / MIB) * 2 * MIB);
+    this.#ranges = options.ranges.flatMap((range) => partsOf(range, mostBytes));
+    this.#head = Buffer.alloc(options.headBytes);
+    this.#tailAt = options.headBytes + bytes;
+    this.#end = bytes === 0 ? 0 : this.#tailAt;
+    for (const [i, range] of this.#ranges.entries()) {
+      this.#keep(
+        this.#firstRange + i,
+        this.#copies(() => this.#copy(this.#firstRange + i, range)),
+      );
+    }
+  }
+
+  /** Begins the upload, and has the store copy the ranges. */
+  static async begin(bucket: Bucket, key: string, options: AssemblyOptions): Promise<ObjectAssembly> {
+    const request = { Bucket: bucket.address.bucket, Key: key };
+    const { UploadId } = await bucket.ask("beginning", key, options, (abortSignal) =>
+      bucket.client.send(new CreateMultipartUploadCommand(request), { abortSignal }),
+    );
+    if (UploadId !== undefined) return new ObjectAssembly(bucket, key, options, UploadId);
+    throw new BackupError("E_S3_FAILED", `${bucket.store} began an upload without an id`);
+  }
+
+  /** Number of the part, from 1, that has the first range. */
+  get #firstRange(): number {
+    return this.#options.headBytes > 0 ? 2 : 1;
+  }
+
+  /**
+   * Takes a copy of the bytes, and waits until there is room for more. Behind the ranges it is written from
+   * front to back; what lies between becomes zeroes.
+   * @throws the first failure of a part
+   */
+  async write(data: Uint8Array, position: number): Promise<void> {
+    const { headBytes } = this.#options;
+    const inHead = data.subarray(0, Math.max(0, headBytes - position));
+    this.#head.set(inHead, Math.min(position, headBytes));
+    for (let done = inHead.length; done < data.length; ) {
+      const at = position + done;
+      const tail = await this.#tailFor(at);
+      const piece = data.subarray(done, done + this.#tailAt + tail.length - at);
+      tail.set(piece, at - this.#tailAt);
+      done += piece.length;
+    }
+    this.#end = Math.max(this.#end, position + data.length);
+    this.#throwFailure();
+  }
+
+  /** The part behind the ranges that has this place. */
+  async #tailFor(position: number): Promise<Buffer> {
+    assert(position >= this.#tailAt, `byte ${position} of ${this.key} was uploaded already, or is copied`);
+    const { tailPartBytes } = this.#options;
+    while (position >= this.#tailAt + tailPartBytes) {
+      this.#end = Math.max(this.#end, this.#tailAt + tailPartBytes);
+      await this.#sealTail();
+    }
+    this.#tail ??= this.#spare.pop()?.fill(0) ?? Buffer.alloc(tailPartBytes);
+    return this.#tail;
+  }
+
+  async #sealTail(): Promise<void> {
+    const { tailPartBytes } = this.#options;
+    const bytes = this.#tail ?? Buffer.alloc(tailPartBytes);
+    const part = bytes.subarray(0, Math.min(tailPartBytes, this.#end - this.#tailAt));
+    this.#tail = undefined;
+    this.#tailAt += part.length;
+    const number = this.#firstRange + this.#ranges.length + this.#tailParts;
+    this.#tailParts += 1;
+    const upload = this.#uploads(() => this.#upload(number, part)).finally(() => {
+      this.#spare.push(bytes);
+    });
+    this.#keep(number, upload);
+    // One is filled while the others are under way.
+    while (this.#uploads.activeCount + this.#uploads.pendingCount >= UPLOADS_AT_ONCE && !this.#failure) {
+      await Promise.race([...this.#pending]);
+    }
+  }
+
+  #keep(number: number, part: Promise<CompletedPart>): void {
+    this.#parts.set(number, part);
+    const settled: Promise<void> = part.then(
+      () => void this.#pending.delete(settled),
+      (reason: unknown) => {
+        this.#pending.delete(settled);
+        this.#failure ??= { reason };
+      },
+    );
+    this.#pending.add(settled);
+  }
+
+  /** The object will have so many bytes. */
+  truncate(length: number): void {
+    this.#end = Math.max(this.#end, length);
+  }
+
+  /**
+   * Waits until all parts of it are there. The object is not yet.
+   * @throws the first failure of a part
+   */
+  async send(): Promise<void> {
+    while (this.#end > this.#tailAt) {
+      await this.#tailFor(this.#tailAt);
+      await this.#sealTail();
+    }
+    await this.#settled();
+    const { headBytes } = this.#options;
+    if (headBytes > 0) this.#keep(1, this.#upload(1, this.#head.subarray(0, Math.min(headBytes, this.#end))));
+    await this.#settled();
+  }
+
+  async #settled(): Promise<void> {
+    await Promise.all(this.#pending);
+    this.#throwFailure();
+  }
+
+  #throwFailure(): void {
+    if (this.#failure) throw this.#failure.reason;
+  }
+
+  /**
+   * Makes the object of its parts, also in place of one that has its key.
+   * @throws {BackupError} `E_S3_FAILED`: the store has made another one of them
+   */
+  async complete(): Promise<Pick<StoredObject, "key" | "size" | "etag">> {
+    const { bucket } = this.#bucket.address;
+    const { key } = this;
+    const numbers = [...this.#parts.keys()].sort((one, other) => one - other);
+    const Parts = await Promise.all(
+      numbers.map((number) => this.#parts.get(number) as Promise<CompletedPart>),
+    );
+    const request = { Bucket: bucket, Key: key, UploadId: this.#uploadId, MultipartUpload: { Parts } };
+    const before = await this.#bucket.find(key, this.#options);
+    let isSure = true;
+    try {
+      await this.#bucket.ask("completing", key, this.#options, (abortSignal) =>
+        this.#bucket.client.send(new CompleteMultipartUploadCommand(request), { abortSignal }),
+      );
+    } catch (error) {
+      const { cause } = error as Error;
+      if (!isAbsent(cause) && reasonOf(cause) !== "NoSuchUpload") throw error;
+      // The answer to an earlier try may have been lost after it had succeeded.
+      isSure = false;
+    }
+    const found = await this.#bucket.find(key, this.#options);
+    const isOurs = isSure || found?.etag === etagOf(Parts) || found?.etag !== before?.etag;
+    if (found?.size === this.#end && isOurs) {
+      this.#isOver = true;
+      return found;
+    }
+    const message = `s3://${bucket}/${key} was put together of parts with ${this.#end} bytes, and ${this.#bucket.store} has made ${isOurs ? (found?.size ?? "none") : "none"} of them: it does not copy what it is asked to`;
+    throw new BackupError("E_S3_FAILED", message, { details: { key } });
+  }
+
+  async #copy(PartNumber: number, range: CopiedRange): Promise<CompletedPart> {
+    this.#throwFailure();
+    const { bucket } = this.#bucket.address;
+    const { key, etag, start, length } = range;
+    const request = {
+      ...{ Bucket: bucket, Key: this.key, UploadId: this.#uploadId, PartNumber },
+      CopySource: [bucket, ...key.split("/")].map(encodeURIComponent).join("/"),
+      CopySourceRange: `bytes=${start}-${start + length - 1}`,
+      CopySourceIfMatch: etag,
+    };
+    const { CopyPartResult } = await this.#bucket.ask("copying", key, this.#options, (abortSignal) =>
+      this.#bucket.client.send(new UploadPartCopyCommand(request), { abortSignal }),
+    );
+    return { PartNumber, ETag: this.#told(CopyPartResult?.ETag) };
+  }
+
+  async #upload(PartNumber: number, Body: Buffer): Promise<CompletedPart> {
+    this.#throwFailure();
+    const { bucket } = this.#bucket.address;
+    const request = { Bucket: bucket, Key: this.key, UploadId: this.#uploadId, PartNumber, Body };
+    const { ETag } = await this.#bucket.ask("writing", this.key, this.#options, (abortSignal) =>
+      this.#bucket.client.send(new UploadPartCommand(request), { abortSignal }),
+    );
+    return { PartNumber, ETag: this.#told(ETag) };
+  }
+
+  #told(etag: string | undefined): string {
+    if (etag !== undefined) return etag;
+    throw new BackupError("E_S3_FAILED", `${this.#bucket.store} took a part of ${this.key} without an ETag`);
+  }
+
+  /** Aborts what was not completed. If that fails, a later run's look finds it. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    if (this.#isOver) return;
+    this.#isOver = true;
+    this.#failure ??= { reason: new BackupError("E_S3_FAILED", `the upload of ${this.key} was ended`) };
+    await Promise.all(this.#pending);
+    await this.#bucket.abortUpload({ key: this.key, uploadId: this.#uploadId }).catch(() => undefined);
+  }
+}
+
+/** As most stores make the ETag of an object of parts; undefined: theirs are no MD5. */
+function etagOf(parts: readonly CompletedPart[]): string | undefined {
+  const digests = parts.map(({ ETag }) => /^"?([0-9a-f]{32})"?$/.exec(ETag ?? "")?.[1]);
+  if (digests.includes(undefined)) return undefined;
+  const all = createHash("md5").update(Buffer.from(digests.join(""), "hex"));
+  return `${all.digest("hex")}-${parts.length}`;
+}

@@ -1,0 +1,238 @@
+import { randomBytes } from "node:crypto";
+import { hasCode } from "../base/errors.js";
+import type { CreateOptions, NewFile, RemoteNewFile } from "../image/new-file.js";
+import { ObjectAssembly } from "../s3/assembly.js";
+import type { AskOptions, StoredObject } from "../s3/bucket.js";
+import type { Lease } from "../s3/lease.js";
+import { ObjectUpload } from "../s3/upload.js";
+import { asideName } from "./aside-name.js";
+import { type NoteState, noteKey, noteOf } from "./point-note.js";
+import { replaceObject } from "./replace-object.js";
+import { UploadedFile } from "./s3-new-file.js";
+import { copyObject, MOST_MANIFEST_BYTES, settleMerge } from "./settle-merge.js";
+import { giveUp, noteOn, type Place } from "./store-place.js";
+import type { KeptVersion, MergedManifests, StoredMerge, StoredParts } from "./stored-writing.js";
+
+const DIGEST_BUFFERS = 8 * 1024 * 1024;
+
+/** The manifest of the point. */
+interface CurrentManifest {
+  readonly bytes: Buffer;
+  readonly etag: string;
+}
+
+export class S3Merge implements StoredMerge {
+  readonly #place: Place;
+  readonly #lease: Lease;
+  readonly #id: string;
+  readonly #options: AskOptions;
+  readonly #nonce = randomBytes(4).toString("hex");
+  /** The new images, by the names of the files that they replace. */
+  readonly #images = new Map<string, ObjectAssembly>();
+  #manifest: CurrentManifest;
+  #isCommitted = false;
+
+  private constructor(
+    place: Place,
+    lease: Lease,
+    id: string,
+    manifest: CurrentManifest,
+    options: AskOptions,
+  ) {
+    this.#place = place;
+    this.#lease = lease;
+    this.#id = id;
+    this.#manifest = manifest;
+    this.#options = options;
+  }
+
+  static async begin(place: Place, lease: Lease, id: string, options: AskOptions): Promise<S3Merge> {
+    const { bucket, prefix, manifest } = place;
+    await putNote(place, lease, id, "merging", options);
+    const there = await bucket.get(`${prefix}${id}/${manifest}`, MOST_MANIFEST_BYTES, options);
+    if (!there) return giveUp(lease, `point ${id} is gone`);
+    return new S3Merge(place, lease, id, there, options);
+  }
+
+  nameOf(name: string): string {
+    return asideName(name, this.#nonce);
+  }
+
+  async replace(name: string, parts: StoredParts): Promise<NewFile> {
+    const { bucket, prefix } = this.#place;
+    const objects = new Map<string, StoredObject>();
+    for (const { point, file } of parts.ranges) {
+      const key = `${prefix}${point}/${file}`;
+      if (!objects.has(key)) objects.set(key, await bucket.findThere(key, this.#options));
+    }
+    const ranges = parts.ranges.map(({ point, file, start, length }) => {
+      const key = `${prefix}${point}/${file}`;
+      return { key, etag: objects.get(key)?.etag ?? "", start, length };
+    });
+    const key = this.#key(name);
+    const image = await ObjectAssembly.begin(bucket, key, { ...this.#options, ...parts, ranges });
+    this.#images.set(name, image);
+    return new AssembledFile(`${this.#place.path}/${this.#id}/${name}`, image);
+  }
+
+  add(name: string): RemoteNewFile {
+    const path = `${this.#place.path}/${this.#id}/${name}`;
+    const create = async ({ mostBytes, inOrder }: CreateOptions): Promise<NewFile> => {
+      const options = { ...this.#options, mostBytes, inOrder, bufferBytes: DIGEST_BUFFERS };
+      return new UploadedFile(path, new ObjectUpload(this.#place.bucket, this.#key(name), options));
+    };
+    return { path, create };
+  }
+
+  async commit({
+    aside,
+    merged,
+    prove,
+    stale,
+    refuse,
+    onStep = () => undefined,
+  }: MergedManifests): Promise<KeptVersion[]> {
+    const { bucket, prefix, onChange } = this.#place;
+    // Not with the caller's signal: it would have to be undone.
+    const options = { signal: this.#lease.lost };
+    await putNote(this.#place, this.#lease, this.#id, "replacing", options);
+    refuse(await this.#records(options));
+    onStep("replacement noted");
+    const names = [...this.#images.keys()];
+    const versions = await this.#versionsOf(names, options);
+    for (const name of names) {
+      await using copy = await copyObject(
+        this.#place,
+        this.#key(name),
+        this.#key(this.nameOf(name)),
+        options,
+      );
+      await copy.complete();
+      onStep(`aside ${name}`);
+    }
+    await this.#replaceManifest(aside(this.#manifest.bytes.toString("utf8")), options);
+    onStep("manifest aside");
+    for (const [name, image] of this.#images) {
+      await this.#lease.confirm();
+      await image.complete();
+      onStep(`replaced ${name}`);
+    }
+    onChange();
+    await prove();
+    onStep("images proven");
+    await this.#replaceManifest(merged, options);
+    onChange();
+    this.#isCommitted = true;
+    onStep("manifest merged");
+    const left = [...names.map((name) => this.nameOf(name)), ...stale];
+    versions.push(...(await this.#versionsOf(left, options)));
+    await bucket.remove(
+      left.map((name) => this.#key(name)),
+      options,
+    );
+    onStep("aside removed");
+    await bucket.remove([noteKey(prefix, this.#id)], options);
+    onChange();
+    return versions;
+  }
+
+  async discard(): Promise<void> {
+    for (const image of this.#images.values()) await image[Symbol.asyncDispose]();
+    if (this.#isCommitted) return;
+    const { bucket, prefix } = this.#place;
+    const options = { signal: this.#lease.lost };
+    await this.#lease.confirm();
+    await settleMerge(this.#place, this.#lease, this.#id, options);
+    await bucket.remove([noteKey(prefix, this.#id)], options);
+  }
+
+  async #records(options: AskOptions): Promise<{ point: string; name: string }[]> {
+    const { bucket, prefix, isPoint } = this.#place;
+    const records: { point: string; name: string }[] = [];
+    for await (const { key } of bucket.list(prefix, options)) {
+      const [point = "", name = ""] = key.slice(prefix.length).split("/");
+      if (isPoint(point) && name.startsWith(".")) records.push({ point, name });
+    }
+    return records;
+  }
+
+  async #versionsOf(names: readonly string[], options: AskOptions): Promise<KeptVersion[]> {
+    const { bucket } = this.#place;
+    const versions: KeptVersion[] = [];
+    for (const name of names) {
+      const kept = await bucket.keptVersion(this.#key(name), options).catch((error: unknown) => {
+        if (hasCode(error, "E_S3_MISSING")) return undefined;
+        throw error;
+      });
+      if (kept) versions.push(kept);
+    }
+    return versions;
+  }
+
+  /** A process that has taken the lease meanwhile has put another one. */
+  async #replaceManifest(text: string, options: AskOptions): Promise<void> {
+    const { bucket, manifest, abilities } = this.#place;
+    const bytes = Buffer.from(text);
+    await this.#lease.confirm();
+    const condition = { ...options, abilities, etag: this.#manifest.etag };
+    const etag = await replaceObject(bucket, this.#key(manifest), bytes, condition);
+    if (etag === undefined) return giveUp(this.#lease, "its manifest was replaced");
+    this.#manifest = { bytes, etag };
+  }
+
+  #key(name: string): string {
+    return `${this.#place.prefix}${this.#id}/${name}`;
+  }
+}
+
+/** @throws {BackupError} `E_LEASE_LOST` */
+async function putNote(
+  place: Place,
+  lease: Lease,
+  id: string,
+  state: NoteState,
+  options: AskOptions,
+): Promise<void> {
+  const note = noteOf(state);
+  await lease.confirm();
+  await place.bucket.put(noteKey(place.prefix, id), note, options);
+  // Who was suspended until now has lost the lease: its next holder replaces or removes the notes it finds.
+  if (!(await noteOn(place, id, options))?.equals(note)) giveUp(lease, "its note was replaced");
+}
+
+/** A new image as a file. It lives as long as its merge. */
+class AssembledFile implements NewFile {
+  readonly path: string;
+  readonly #image: ObjectAssembly;
+
+  constructor(path: string, image: ObjectAssembly) {
+    this.path = path;
+    this.#image = image;
+  }
+
+  async write(data: Uint8Array, position: number): Promise<void> {
+    await this.#image.write(data, position);
+  }
+
+  /** @throws {RangeError} always: wait for `write` */
+  writeNow(): never {
+    throw new RangeError(`${this.path} is written by and by`);
+  }
+
+  async capacity(): Promise<void> {}
+
+  async truncate(length: number): Promise<void> {
+    this.#image.truncate(length);
+  }
+
+  /** Only whole objects are on stable storage. */
+  async datasync(): Promise<void> {}
+
+  async sync(): Promise<void> {}
+
+  async finish(): Promise<void> {
+    await this.#image.send();
+  }
+
+  async close(): Promise<void> {}
+}

@@ -1,0 +1,103 @@
+import { BackupError } from "../base/errors.js";
+import { LEAST_PART_BYTES, ObjectAssembly } from "../s3/assembly.js";
+import type { AskOptions } from "../s3/bucket.js";
+import type { Lease } from "../s3/lease.js";
+import { plainName } from "./aside-name.js";
+import { replaceObject } from "./replace-object.js";
+import type { Place } from "./store-place.js";
+import type { MergeState } from "./stored-writing.js";
+
+/** Longer than any manifest. */
+export const MOST_MANIFEST_BYTES = 4 * 1024 * 1024;
+/** Each further try is one against a process that has lost the lease and does not know it. */
+const MOST_TRIES = 5;
+
+/**
+ * Ends a merge of a point that its process has not ended: what was not committed is undone, and what a
+ * committed one has left is removed. The lease is held.
+ *
+ * The process may live, and have requests on their way. Its uploads are ended first, so none can take the
+ * place of an image any more. If there is anything of it, the manifest is replaced, so that one of its own,
+ * which it sends if that is unchanged, comes too late.
+ * @throws {BackupError} `E_LEASE_LOST`
+ */
+export async function settleMerge(
+  place: Place,
+  lease: Lease,
+  id: string,
+  options: AskOptions,
+): Promise<void> {
+  const { bucket, prefix, manifest, abilities } = place;
+  const point = `${prefix}${id}/`;
+  for (let tries = 0; tries < MOST_TRIES; tries += 1) {
+    let uploads = 0;
+    for await (const upload of bucket.pendingUploads(point, options)) {
+      uploads += 1;
+      await bucket.abortUpload(upload, options);
+    }
+    const found = await bucket.get(`${point}${manifest}`, MOST_MANIFEST_BYTES, options);
+    const state = found && place.mergeState(found.bytes);
+    // Nobody can tell what belongs to it.
+    if (!state) return;
+    const isTouched = uploads > 0 || state.aside.length > 0;
+    if (!isTouched && (await leftFiles(place, id, state, options)).length === 0) return;
+    for (const { from, to } of state.aside) {
+      await using copy = await copyObject(place, `${point}${from}`, `${point}${to}`, options);
+      await lease.confirm();
+      await copy.complete();
+    }
+    await lease.confirm();
+    const bytes = Buffer.from(state.text);
+    const replaced = await replaceObject(bucket, `${point}${manifest}`, bytes, {
+      ...options,
+      abilities,
+      etag: found.etag,
+    });
+    place.onChange();
+    if (replaced === undefined) continue;
+    await bucket.remove(await leftFiles(place, id, state, options), options);
+    return;
+  }
+  const message = `point ${id} changes while a merge of it is undone: find out who else writes to ${place.path}, and run this again`;
+  throw new BackupError("E_S3_FAILED", message, { details: { point: id } });
+}
+
+/** The keys of files that a merge has made, or would have removed, and that the manifest does not name. */
+async function leftFiles(
+  { bucket, prefix }: Place,
+  id: string,
+  state: MergeState,
+  options: AskOptions,
+): Promise<string[]> {
+  const point = `${prefix}${id}/`;
+  const [named, families] = [new Set(state.named), new Set(state.families)];
+  const left: string[] = [];
+  for await (const { key } of bucket.list(point, options)) {
+    const name = key.slice(point.length);
+    if (!named.has(name) && families.has(plainName(name))) left.push(key);
+  }
+  return left;
+}
+
+/**
+ * Has the store copy an object. It is there when the caller completes it.
+ * @throws {DamageError} `E_S3_MISSING`
+ */
+export async function copyObject(
+  { bucket }: Pick<Place, "bucket">,
+  from: string,
+  to: string,
+  options: AskOptions,
+): Promise<ObjectAssembly> {
+  const { size, etag } = await bucket.findThere(from, options);
+  const range = { key: from, etag, start: 0, length: size };
+  const parts = { headBytes: 0, ranges: [range], tailPartBytes: LEAST_PART_BYTES };
+  const copy = await ObjectAssembly.begin(bucket, to, { ...options, ...parts });
+  try {
+    await copy.send();
+    return copy;
+  } catch (error) {
+    await copy[Symbol.asyncDispose]();
+    throw error;
+  }
+}
