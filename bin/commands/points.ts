@@ -5,7 +5,6 @@ import { chooseDomains } from "../../src/backup/repository/choose-domain.js";
 import { type JudgedPoint, type Obstacle, obstacleText } from "../../src/backup/repository/judged-points.js";
 import type { Manifest } from "../../src/backup/repository/manifest.js";
 import { isOwner } from "../../src/backup/repository/point-owners.js";
-import { refuseStore } from "../../src/backup/repository/refuse-store.js";
 import type { RehearsalRecord } from "../../src/backup/repository/rehearsal-record.js";
 import { Repository } from "../../src/backup/repository/repository.js";
 import type { WhoseOptions } from "../domain-options.js";
@@ -51,7 +50,6 @@ export async function runPoints(
     const message = `--wrong names points of one domain, and here are several: ${domains.join(", ")}. Name one`;
     throw new UsageError("E_WHICH_DOMAIN", message);
   }
-  if (isWrite) refuseStore(path, "points --fix-clock");
   if (isWrite && !dryRun) await prepareToWrite(path, domains, options, context.output);
   else await warnOfStrangers(path, domains, context.output);
   if (isWrite) return await fixClock(repository, domains, { dryRun, wrong }, context);

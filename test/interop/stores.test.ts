@@ -418,7 +418,6 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a repository in a
     for (const args of [
       ["repair", address],
       ["repair", address, "--dry-run"],
-      ["points", address, "--fix-clock"],
     ]) {
       const ran = await nbdpull(...args, "--json");
       expect(ran, args.join(" ")).toMatchObject({ code: 4 });
@@ -465,6 +464,23 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a repository in a
       code: 0,
       stdout: `${MemoryChain.domain}: would remove what a run has begun there`,
     });
+  });
+
+  it("has a time mended that was of a wrong clock", async () => {
+    const address = await stored("clock");
+    const key = `clock/${MemoryChain.domain}/${ids()[0]}/point.json`;
+    const { Body } = await client.send(new GetObjectCommand({ Bucket: BUCKET, Key: key }));
+    const text = (await Body?.transformToString()) ?? "";
+    const manifest = JSON.parse(text) as object;
+    await put(key, JSON.stringify({ ...manifest, createdAt: "1999-01-01T00:00:00.000Z", other: "kept" }));
+    const ran = await nbdpull("points", address, "--fix-clock", "--json");
+    expect(ran).toMatchObject({ code: 0 });
+    expect(ran.json()).toMatchObject({ mended: [{ id: ids()[0], was: "1999-01-01T00:00:00.000Z" }] });
+    const mended = (await nbdpull("points", address, "--json")).json() as { createdAt: string }[];
+    expect(Date.now() - Date.parse(mended[0]?.createdAt ?? "")).toBeLessThan(3_600_000);
+    const after = await client.send(new GetObjectCommand({ Bucket: BUCKET, Key: key }));
+    expect(await after.Body?.transformToString()).toContain('"other": "kept"');
+    expect(await keys("clock/").then((all) => all.filter((each) => each.includes("/.")))).toEqual([]);
   });
 
   it("is looked at by doctor, also where only the settings name it", async () => {

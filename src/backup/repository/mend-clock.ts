@@ -1,11 +1,12 @@
 import { PreconditionError } from "../base/errors.js";
 import { shellWord } from "../base/shell-word.js";
-import type { HeldFolder } from "../host/held-folder.js";
+import type { StoredFolder } from "../storage/stored-folder.js";
+import type { StoreWriting } from "../storage/stored-writing.js";
 import type { HeldLock } from "./domain-lock.js";
 import { judgeTimes, type ToldTimes } from "./judge-times.js";
 import { type Manifest, timeOf } from "./manifest.js";
 import { readJournal } from "./prune-journal.js";
-import { redate } from "./read-manifest.js";
+import { redate, redated } from "./read-manifest.js";
 import type { Repository } from "./repository.js";
 
 export interface MendClockOptions {
@@ -60,18 +61,28 @@ export async function mendClock(
 ): Promise<MendedTime[]> {
   const { dryRun, signal, onStep } = options;
   if (dryRun) return await repository.reading(domain, () => plan(repository, domain, options), signal);
-  const mend = async ({ folder, assertHeld }: HeldLock): Promise<MendedTime[]> => {
-    if (await readJournal(folder)) throw unfinishedPrune(repository, domain);
+  const mend = async (date: (id: string, createdAt: string) => Promise<void>): Promise<MendedTime[]> => {
     const mended = await plan(repository, domain, options);
     for (const { id, createdAt } of mended) {
       signal?.throwIfAborted();
-      await using point = await repository.holdPoint(domain, id);
-      await redate(point, createdAt, assertHeld);
+      await date(id, createdAt);
       onStep?.(id);
     }
     return mended;
   };
-  return await repository.writing(domain, mend, signal);
+  if (repository.isInStore) {
+    const inStore = (writing: StoreWriting): Promise<MendedTime[]> =>
+      mend((id, createdAt) => writing.rewrite(id, (text) => redated(text, createdAt)));
+    return await repository.writingInStore(domain, inStore, signal);
+  }
+  const inFolder = async ({ folder, assertHeld }: HeldLock): Promise<MendedTime[]> => {
+    if (await readJournal(folder)) throw unfinishedPrune(repository, domain);
+    return await mend(async (id, createdAt) => {
+      await using point = await repository.holdPoint(domain, id);
+      await redate(point, createdAt, assertHeld);
+    });
+  };
+  return await repository.writing(domain, inFolder, signal);
 }
 
 async function plan(
@@ -126,7 +137,7 @@ function timeIn(
 }
 
 async function toldBy(repository: Repository, domain: string, point: Manifest): Promise<ToldTimes> {
-  await using folder = await repository.holdPoint(domain, point.id);
+  await using folder = await repository.openPoint(domain, point.id);
   const seconds = isImported(point) ? undefined : (point.checkpoint?.creationTime ?? undefined);
   const checkpoint = seconds === undefined ? undefined : seconds * 1000;
   return { time: timeOf(point), checkpoint, files: await oldestFile(folder) };
@@ -138,11 +149,12 @@ function isImported({ disks }: Manifest): boolean {
 }
 
 /** A prune changes some of the files, and so their times. */
-async function oldestFile(folder: HeldFolder): Promise<number | undefined> {
+async function oldestFile(folder: StoredFolder): Promise<number | undefined> {
   let oldest: number | undefined;
   for (const name of await folder.names()) {
     const found = await folder.find(name);
-    if (found?.isFile()) oldest = Math.min(oldest ?? found.mtimeMs, found.mtimeMs);
+    const time = found?.isFile() ? found.mtimeMs : undefined;
+    if (time !== undefined) oldest = Math.min(oldest ?? time, time);
   }
   return oldest;
 }

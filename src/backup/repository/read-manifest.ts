@@ -94,8 +94,12 @@ export async function redate(
 ): Promise<void> {
   // What a run that was killed has left.
   for (const name of await folder.names()) if (name.startsWith(`.${MANIFEST}.`)) await folder.unlink(name);
-  const before: unknown = JSON.parse((await folder.read(MANIFEST, MOST_BYTES)).toString("utf8"));
-  const after = { ...(before as object), createdAt };
-  await folder.replace(MANIFEST, `${JSON.stringify(after, null, 2)}\n`, beforeRename);
+  const before = (await folder.read(MANIFEST, MOST_BYTES)).toString("utf8");
+  await folder.replace(MANIFEST, redated(before, createdAt), beforeRename);
   await folder.sync();
+}
+
+/** The text of a manifest with another `createdAt`. */
+export function redated(text: string, createdAt: string): string {
+  return `${JSON.stringify({ ...(JSON.parse(text) as object), createdAt }, null, 2)}\n`;
 }

@@ -5,8 +5,6 @@ import { namesStore } from "../storage/open-store.js";
 const INSTEAD = {
   repair:
     "take a full backup instead (nbdpull backup --level full), which begins a new chain; to mend its points, fetch it with a program that copies every object (rclone copy), and repair that folder",
-  "points --fix-clock":
-    "restore by ids of points, whose order is right; or fetch it with a program that copies every object (rclone copy), and do it in that folder",
 } as const;
 
 /**

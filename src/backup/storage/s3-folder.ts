@@ -225,8 +225,8 @@ class S3Folder implements StoredFolder {
     assertName(name);
     const object = this.#tree.files.get(name);
     if (object) {
-      const { size, etag } = object;
-      return { ...file(name), size, etag };
+      const { size, etag, modifiedAt } = object;
+      return { ...file(name), size, etag, mtimeMs: modifiedAt.getTime() };
     }
     return this.#tree.folders.has(name) ? { ...directory(name), size: 0 } : undefined;
   }

@@ -8,9 +8,10 @@ import { createObject } from "./create-object.js";
 import { DomainRecords } from "./domain-records.js";
 import { LeftFiles } from "./left-files.js";
 import { isBegun, notedPoint, noteKey, noteOf } from "./point-note.js";
+import { replaceObject } from "./replace-object.js";
 import { S3Merge } from "./s3-merge.js";
 import { UploadedFile } from "./s3-new-file.js";
-import { settleMerge } from "./settle-merge.js";
+import { MOST_MANIFEST_BYTES, settleMerge } from "./settle-merge.js";
 import { giveUp, noteOn, type Place } from "./store-place.js";
 import type {
   NewStoredPoint,
@@ -158,6 +159,19 @@ class S3Writing implements StoreWriting {
 
   async merge(id: string, options: AskOptions = {}): Promise<StoredMerge> {
     return await S3Merge.begin(this.#place, this.#lease, id, options);
+  }
+
+  async rewrite(id: string, change: (text: string) => string): Promise<void> {
+    const { bucket, prefix, manifest, abilities, onChange } = this.#place;
+    const options = { signal: this.#lease.lost };
+    const key = `${prefix}${id}/${manifest}`;
+    const found = await bucket.get(key, MOST_MANIFEST_BYTES, options);
+    if (!found) return giveUp(this.#lease, `point ${id} is gone`);
+    const bytes = Buffer.from(change(found.bytes.toString("utf8")));
+    await this.#lease.confirm();
+    const etag = await replaceObject(bucket, key, bytes, { ...options, abilities, etag: found.etag });
+    if (etag === undefined) giveUp(this.#lease, "its manifest was replaced");
+    onChange();
   }
 
   async release(): Promise<void> {

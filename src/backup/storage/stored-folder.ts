@@ -24,6 +24,8 @@ export interface StoredEntry extends Kind {
 export interface StoredStatus extends Kind {
   /** Bytes. */
   readonly size: number;
+  /** When it was changed last, in milliseconds since 1970; of a file. */
+  readonly mtimeMs?: number | undefined;
   /** In an object store: another one whenever it was replaced. */
   readonly etag?: string | undefined;
 }

@@ -47,6 +47,11 @@ export interface StoreWriting {
    * @throws {BackupError} `E_LEASE_LOST`
    */
   merge(id: string, options?: AskOptions): Promise<StoredMerge>;
+  /**
+   * Replaces the manifest of a point in one step.
+   * @throws {BackupError} `E_LEASE_LOST`
+   */
+  rewrite(id: string, change: (text: string) => string): Promise<void>;
   release(): Promise<void>;
 }
 
