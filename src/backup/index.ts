@@ -22,7 +22,7 @@ export type { SshTarget } from "./host/ssh.js";
 export type { ImageFormat } from "./image/image.js";
 export type { ReadOptions } from "./image/image-file.js";
 export type { CreateOptions, NewFile, NewPlace, RemoteNewFile } from "./image/new-file.js";
-export type { FilePlace, ReadableFile, RemoteFile } from "./image/readable-file.js";
+export type { FilePlace, ReadableFile, RemoteFile, RemoteOptions } from "./image/readable-file.js";
 export type { TcpServer } from "./libvirt/begin-xml.js";
 export type { NotKept } from "./libvirt/boot-files.js";
 export type { DiskChoice, LeftOutDisk } from "./libvirt/choose-disks.js";
@@ -90,6 +90,7 @@ export type { RestoreSourceOptions } from "./restore/restore-source.js";
 export { RestoredDefinition, type RestoredDefinitionOptions } from "./restore/restored-definition.js";
 export { type FileTarget, RestoredFiles, type RestoredFilesOptions } from "./restore/restored-files.js";
 export { ChainView } from "./serve/chain-view.js";
+export type { DiskCacheOptions } from "./serve/disk-cache.js";
 export { PointView, type PointViewOptions } from "./serve/point-view.js";
 export {
   type PointServer,

@@ -1,6 +1,6 @@
 /**
- * The tests of libvirt with that of Debian 13: libvirt 11, QEMU 10. They take minutes, and Debian 13 is fetched once:
- * `NBDPULL_TEST_NEWER_LIBVIRT=1`.
+ * The tests of libvirt with that of Debian 13: libvirt 11, QEMU 10. They take minutes, and Debian 13 is
+ * fetched once: `NBDPULL_TEST_NEWER_LIBVIRT=1`.
  */
 import { execa } from "execa";
 import { describe, expect, it } from "vitest";

@@ -1,6 +1,6 @@
 /**
- * Backups of a job, copies and prunes in Ceph, killed at random moments: `NBDPULL_KILL_ROUNDS=50` makes it a long
- * test, of so many kills of each; `NBDPULL_KILL_LOG` names a file for the figures.
+ * Backups of a job, copies and prunes in Ceph, killed at random moments: `NBDPULL_KILL_ROUNDS=50` makes it a
+ * long test, of so many kills of each; `NBDPULL_KILL_LOG` names a file for the figures.
  */
 import { writeFile } from "node:fs/promises";
 import { setTimeout as sleep } from "node:timers/promises";

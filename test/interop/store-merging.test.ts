@@ -30,7 +30,9 @@ const BUCKET = "merged";
 const NAME = MemoryChain.domain;
 const KILL_ROUNDS = Number(process.env["NBDPULL_KILL_ROUNDS"] ?? "0");
 const DIE = fileURLToPath(new URL("../support/prune-and-die.mjs", import.meta.url));
-/** The step at which a kill leaves most to do: the new image has its name, and the manifest names the old one. */
+/**
+ * The step at which a kill leaves most to do: the new image has its name, and the manifest names the old one.
+ */
 const HARDEST = "replaced vda.qcow2";
 
 describeWith(
@@ -88,7 +90,9 @@ describeWith(
       return `s3://${BUCKET}/${name}`;
     }
 
-    /** Holds what lies there against what the disk was: by stock QEMU in a folder; if half, by restores too. */
+    /**
+     * Holds what lies there against what the disk was: by stock QEMU in a folder; if half, by restores too.
+     */
     async function judge(name: string, judged = chain, isHalf = false): Promise<number> {
       const address = `s3://${BUCKET}/${name}`;
       const path = join(folder, name);

@@ -4,7 +4,9 @@ import { type ForwardOptions, openForward, type SshForward, sever } from "./ssh-
 /** For an answer over a line that is busy with replies. */
 const ANSWER_WITHIN_MS = 10_000;
 
-/** A forwarding through ssh that can be opened again, at the same socket, after ssh was lost or went silent. */
+/**
+ * A forwarding through ssh that can be opened again, at the same socket, after ssh was lost or went silent.
+ */
 export class LastingForward implements AsyncDisposable {
   readonly #ssh: Ssh;
   readonly #options: ForwardOptions;

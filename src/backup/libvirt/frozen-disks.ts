@@ -14,22 +14,22 @@ const CANNOT_ASK: readonly (number | undefined)[] = [
 ];
 
 /**
- * Since which version libvirt is not asked for the speed of a job: 9.0 sets it, 11.3 waits for half a minute for the
- * backup job's own lock and refuses. What the versions between do was not tried.
+ * Since which version libvirt is not asked for the speed of a job: 9.0 sets it, 11.3 waits for half a minute
+ * for the backup job's own lock and refuses. What the versions between do was not tried.
  */
 const KEEPS_SPEED_SINCE = [9, 1] as const;
 
 /**
- * Has QEMU confirm of each disk that its backup job runs, and so keeps what the guest writes over. Where libvirt does
- * not let it be asked, libvirt tells at least whether it was told to cancel any.
+ * Has QEMU confirm of each disk that its backup job runs, and so keeps what the guest writes over. Where
+ * libvirt does not let it be asked, libvirt tells at least whether it was told to cancel any.
  *
  * libvirt can't tell that: it shows a job that QEMU has ended, and goes on serving its exports, until it
  * comes to QEMU's event; half a minute later, if another domain keeps it busy. Even QEMU's list of jobs has
  * it until then, and libvirt hands on no state. But QEMU refuses to set the speed of a job that has ended.
  * "No limit" is what a pull backup has anyway, so where the job runs, nothing changes.
  *
- * What libvirt does know at once is that somebody had it cancel a disk's job: it counts the scratch space of such a
- * disk no more. A pull job hardly ends otherwise: it reads nothing by itself that could fail.
+ * What libvirt does know at once is that somebody had it cancel a disk's job: it counts the scratch space of
+ * such a disk no more. A pull job hardly ends otherwise: it reads nothing by itself that could fail.
  *
  * @returns the words of QEMU, or ours, of a disk whose job it doesn't run; undefined if it runs all of them
  * @throws what `Libvirt` throws if it doesn't answer, can't ask or does not let us, or if the domain is off

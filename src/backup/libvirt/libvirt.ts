@@ -308,8 +308,8 @@ export class Libvirt implements AsyncDisposable {
   }
 
   /**
-   * Versions of libvirt and of the hypervisor, as in 9.0.0. Also tells whether libvirt answers at all. libvirt may try
-   * its hypervisor for the answer, which takes seconds.
+   * Versions of libvirt and of the hypervisor, as in 9.0.0. Also tells whether libvirt answers at all.
+   * libvirt may try its hypervisor for the answer, which takes seconds.
    */
   async versions(): Promise<{ readonly libvirt: string; readonly hypervisor: string }> {
     const libvirt = await this.version();

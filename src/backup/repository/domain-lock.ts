@@ -37,7 +37,7 @@ export interface HeldLock {
    * @throws {BackupError} the lock was lost
    */
   assertHeld(): Promise<void>;
-  /** For threads, which can't call `assertHeld`. */
+  /** @internal For threads, which can't call `assertHeld`. */
   readonly mark: HolderMark;
   release(): Promise<void>;
 }

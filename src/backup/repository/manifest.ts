@@ -112,7 +112,9 @@ const manifest = z
     createdAt: z.iso.datetime(),
     tool: z.string(),
     disks: z.array(disk).min(1),
-    /** In an object store, while a prune replaces images: what those were called that `disks` names, by name. */
+    /**
+     * In an object store, while a prune replaces images: what those were called that `disks` names, by name.
+     */
     aside: z.record(fileName, fileName).optional(),
     /** Of a point that a later run completed, because the one that began it was killed. Sizes in bytes. */
     resumed: z

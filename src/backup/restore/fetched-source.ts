@@ -31,8 +31,8 @@ interface FetchedSourceOptions {
 }
 
 /**
- * A chain in an object store as a source for a pull. Whoever reads a segment tells all that he needs of it, so
- * what lies side by side in an image is asked for by one request, however scattered the guest sees it. The
+ * A chain in an object store as a source for a pull. Whoever reads a segment tells all that he needs of it,
+ * so what lies side by side in an image is asked for by one request, however scattered the guest sees it. The
  * bytes of all requests of a segment lie in one slab of memory, which later segments use again. What has
  * arrived is compared with its digests, and passed on from there.
  *

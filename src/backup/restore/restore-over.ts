@@ -79,7 +79,9 @@ async function overwrite(options: RestoreOverOptions): Promise<OverwrittenDisk> 
   };
 }
 
-/** Of an object store more is read at a time. Half as much as for files, since as much waits to be written. */
+/**
+ * Of an object store more is read at a time. Half as much as for files, since as much waits to be written.
+ */
 function howToRead({
   repository,
   target: { preferredBlock },

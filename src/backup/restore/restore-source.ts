@@ -78,7 +78,9 @@ export class RestoreSource implements AsyncDisposable {
     return new RestoreSource(options, await openChain(repository, domain, links, { signal }));
   }
 
-  /** The options for a pull of the whole disk, without its destination. Call it, or `beginCopy`, only once. */
+  /**
+   * The options for a pull of the whole disk, without its destination. Call it, or `beginCopy`, only once.
+   */
   begin(): SourcePull {
     return { ...this.beginCopy(), source: this.#fetched ?? this.#source };
   }

@@ -89,6 +89,7 @@ export class ChainView implements AsyncDisposable {
   }
 
   /**
+   * @internal
    * From here on, clusters are kept in `cache`, which stays the caller's.
    * @param firstKey the first key that nobody else uses
    * @returns the first one that this disk does not use

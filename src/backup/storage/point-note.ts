@@ -1,4 +1,7 @@
-/** The note of a point that is being made, merged or removed in an object store: `.ID.partial` beside the point. */
+/**
+ * The note of a point that is being made, merged or removed in an object store: `.ID.partial` beside the
+ * point.
+ */
 import { randomUUID } from "node:crypto";
 import { parseJson } from "../base/json.js";
 
@@ -7,8 +10,8 @@ export const MOST_NOTE_BYTES = 4096;
 
 /**
  * `cleared`: another process has found it, and removes what is left. `late`: a process that had lost the
- * lease may have put a manifest or a file, and has the next one look. `merging`: other images of the point are being made. `replacing`:
- * they take the place of its own.
+ * lease may have put a manifest or a file, and has the next one look. `merging`: other images of the point
+ * are being made. `replacing`: they take the place of its own.
  */
 export type NoteState = "begun" | "cleared" | "removing" | "late" | "merging" | "replacing";
 

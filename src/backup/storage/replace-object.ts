@@ -4,7 +4,9 @@ import type { StoreAbilities } from "../s3/probe.js";
 interface ReplaceObjectOptions extends AskOptions {
   /** Of the object that is meant. */
   readonly etag: string;
-  /** Where the store can't replace on condition it is asked before, and one of two at a time may go unseen. */
+  /**
+   * Where the store can't replace on condition it is asked before, and one of two at a time may go unseen.
+   */
   readonly abilities: StoreAbilities;
 }
 

@@ -49,8 +49,8 @@ export class S3Records implements RecordFolder {
 
   /**
    * @throws {DamageError} `E_MANIFEST`: the point is gone
-   * @throws {PreconditionError} `E_BEING_REMOVED`: nobody knows whether it will be; or images that it may need
-   *   are being replaced, and this is about who reads them. The record is as before
+   * @throws {PreconditionError} `E_BEING_REMOVED`: nobody knows whether it will be; or images that it may
+   *   need are being replaced, and this is about who reads them. The record is as before
    */
   async replace(name: string, content: string): Promise<void> {
     const { bucket, prefix, id, manifest, onChange } = this.#place;

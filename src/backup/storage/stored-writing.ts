@@ -64,7 +64,9 @@ export interface StoredRange {
   readonly length: number;
 }
 
-/** What a file is made of, as `AssemblyOptions` has it: bytes that are written, and ranges that are copied. */
+/**
+ * What a file is made of, as `AssemblyOptions` has it: bytes that are written, and ranges that are copied.
+ */
 export interface StoredParts {
   readonly headBytes: number;
   readonly ranges: readonly StoredRange[];
@@ -103,7 +105,9 @@ export interface MergedManifests {
   readonly aside: (text: string) => string;
   /** The one that describes the new images. */
   readonly merged: string;
-  /** Compares the new images with what they must be, when they have their names and nothing counts on them. */
+  /**
+   * Compares the new images with what they must be, when they have their names and nothing counts on them.
+   */
   readonly prove: () => Promise<void>;
   /** Files that the merged manifest names no more. */
   readonly stale: readonly string[];

@@ -12,8 +12,8 @@ interface DamagedBasesOptions {
 }
 
 /**
- * Notes the damage beside its point, as a verify does: the next backup plans with it. What can't be noted is a
- * warning.
+ * Notes the damage beside its point, as a verify does: the next backup plans with it. What can't be noted is
+ * a warning.
  */
 export async function noteBaseDamage(
   { point, error }: BaseDamage,

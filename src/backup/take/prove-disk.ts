@@ -42,8 +42,8 @@ interface ProveDiskOptions extends Omit<ProofOptions, "amount" | "seed"> {
 /**
  * Compares a disk with the base of its increment.
  *
- * @returns what was found, if there was anything to compare, the reason if the disk must be taken in full, and
- *   the damage that is the reason
+ * @returns what was found, if there was anything to compare, the reason if the disk must be taken in full,
+ *   and the damage that is the reason
  * @throws {NbdError} the connection failed
  */
 export async function proveDisk({ settings = {}, identity, ...options }: ProveDiskOptions): Promise<{

@@ -97,7 +97,8 @@ export async function pullAll(
         throw named;
       }
     });
-  // The proof of one disk's base can find that no disk may be based on it, so nothing is stored before the last.
+  // The proof of one disk's base can find that no disk may be based on it, so nothing is stored before the
+  // last.
   const judged = await each(options.disks, async (disk): Promise<JudgedDisk> => {
     if (mustLeave && disk.increment === undefined) return { name: disk.name, disk, isBegun: false };
     const opening = { ...options, connect, signal };
