@@ -363,7 +363,7 @@ describeWith(
         }
         const restored = await nbdpull("verify", address, "--json");
         expect(restored).toMatchObject({ code: 0 });
-        expect((restored.json() as { points: unknown[] }).points).toHaveLength(2);
+        expect((restored.json() as { points: unknown[] }).points).toHaveLength(3);
       });
     });
 
