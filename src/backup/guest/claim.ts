@@ -119,7 +119,8 @@ export async function refuseAnyJob({ libvirt, domain }: Pick<Guest, "libvirt" | 
 
 /**
  * Thaws the guest if it was left frozen, ends the job that works in `folder` and waits until it is gone, ends
- * the qemu-nbd servers that were left there, and removes the folder.
+ * the qemu-nbd servers that were left there, and removes the folder. What can't be removed is left to the next
+ * run, also to one of this process.
  *
  * @param options.clients our connections to the job; closed after the job has ended, whether that succeeds or
  *   not
@@ -130,8 +131,13 @@ export async function clearFolder(
   { onWarning, clients }: Pick<ClearOptions, "onWarning"> & { readonly clients?: JobClients } = {},
 ): Promise<void> {
   const end = (): Promise<void> => endJobIn(guest, folder, { jobMayRun: true, isDead: false, onWarning });
-  await (clients ? clients.outlive(end) : end());
-  await removeFolder(folder);
+  try {
+    await (clients ? clients.outlive(end) : end());
+    await removeFolder(folder);
+  } catch (error) {
+    await folder.leave().catch(() => undefined);
+    throw error;
+  }
 }
 
 async function endJobIn(

@@ -213,6 +213,19 @@ export class JobFolder {
   }
 
   /**
+   * Leaves the folder to the next run, since this process couldn't remove it: it may live on, as one that uses
+   * the library does, and works here no longer.
+   */
+  async leave(): Promise<void> {
+    if (this.here !== this.path) {
+      refuseOthers(this.here, await HERE.look(this.here));
+      await HERE.renote(this.here, NOBODY);
+    }
+    refuseOthers(this.path, await this.#place.look(this.path));
+    await this.#place.renote(this.path, NOBODY);
+  }
+
+  /**
    * Lets only this process and those of a group use QEMU's folder, for the servers of a domain that is off.
    * The folder must be on this host.
    */
@@ -302,7 +315,10 @@ async function noteOfThisProcess(): Promise<string> {
   return `${JSON.stringify(await thisProcess())}\n`;
 }
 
-/** Undefined if the note is incomplete, for example after a power cut. */
+/** A note that names no process. */
+const NOBODY = "{}\n";
+
+/** Undefined if the note names no process or is incomplete, for example after a power cut. */
 function parseOwner(text: string): ProcessIdentity | undefined {
   return processIdentity.safeParse(parseJson(text)).data;
 }
