@@ -161,7 +161,7 @@ const PURE = [
   /^src\/nbd\/wire\//,
   /^src\/nbd\/(negotiate|coverage|uri|host|guarded-sink)\./,
   /^src\/nbd\/server\/.*-frames\./,
-  /^src\/backup\/(base\/extent|export\/extent-algebra|repository\/manifest|guest\/scratch-space)\./,
+  /^src\/backup\/(base\/extent|export\/extent-algebra|repository\/manifest|guest\/judge-scratch)\./,
   /^src\/backup\/pull\/(plan|segment|window|reorder)\./,
   /^src\/backup\/prune\/(prune-plan|retention)\./,
   /^src\/backup\/report\/domain-facts\./,

@@ -6,8 +6,8 @@ import { type Rehearsal, type RehearsalOptions, rehearse } from "../../src/backu
 import type { SignOfLife } from "../../src/backup/live/signs-of-life.js";
 import { chooseDomains, noPoints } from "../../src/backup/repository/choose-domain.js";
 import { choosePoint } from "../../src/backup/repository/choose-point.js";
+import { withRestorable } from "../../src/backup/repository/points-without-damage.js";
 import { Repository } from "../../src/backup/repository/repository.js";
-import { withRestorable } from "../../src/backup/repository/restorable-points.js";
 import { adaptedLines } from "../adapted-lines.js";
 import type { WhoseOptions } from "../domain-options.js";
 import { eachDomain } from "../each-domain.js";

@@ -14,10 +14,10 @@ const PROVEN_AT_A_TIME = 512 * 1024;
 /** What is needed of an image. A layer has it too. */
 type Image = Pick<CheckedImage, "isCompressed" | "streamOf" | "decompress">;
 
-export type StoredRun = Exclude<DigestedRun, { readonly kind: "zero" }>;
+export type FetchedRun = Exclude<DigestedRun, { readonly kind: "zero" }>;
 
 /** Neighbouring clusters of an image, and where they lie in its file. */
-export interface StoredRange<Run extends StoredRun = StoredRun> extends NeededRange {
+export interface FetchedRange<Run extends FetchedRun = FetchedRun> extends NeededRange {
   readonly run: Run;
   /** The first cluster. */
   readonly cluster: number;
@@ -31,12 +31,12 @@ export interface StoredRange<Run extends StoredRun = StoredRun> extends NeededRa
  * @param offset in bytes; the stretch is in the run
  * @throws {DamageError} there is no compressed cluster where the run has one
  */
-export async function* storedRanges<Run extends StoredRun>(
+export async function* storedRanges<Run extends FetchedRun>(
   image: Image,
   run: Run,
   { offset, length }: { readonly offset: number; readonly length: number },
   { clusterSize, virtualSize }: Geometry,
-): AsyncGenerator<StoredRange<Run>> {
+): AsyncGenerator<FetchedRange<Run>> {
   const isCompressed = image.isCompressed(run);
   const most = isCompressed ? 1 : Math.max(1, Math.floor(PROVEN_AT_A_TIME / clusterSize));
   const end = Math.ceil((offset + length) / clusterSize);
@@ -77,7 +77,7 @@ export async function fetchInto(
  */
 export async function clustersOf(
   image: Image,
-  { cluster, isCompressed }: StoredRange,
+  { cluster, isCompressed }: FetchedRange,
   bytes: Buffer,
   { clusterSize, virtualSize }: Geometry,
 ): Promise<Buffer> {

@@ -15,7 +15,7 @@
  *     freeze.ts              the guest's file systems frozen while the job begins
  *     job-connection.ts      how the job's exports are reached; ssh-to-hypervisor.ts
  *     job-clients.ts         the clients that outlive the job
- *     scratch-guard.ts       gives the job up before scratch files fill the disk; scratch-space.ts judges
+ *     scratch-guard.ts       gives the job up before scratch files fill the disk; judge-scratch.ts judges
  *     keep-files.ts          the files beside the disks that a domain boots with
  *     stopped-disk.ts        the images of a domain that is off; qemu-img.ts asks about them, qemu-nbd.ts
  *                            serves them, confined-tool.ts says as whom, image-use.ts who else uses them

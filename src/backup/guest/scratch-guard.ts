@@ -1,8 +1,8 @@
 import { statfsSync, statSync } from "node:fs";
 import { dirname } from "node:path";
 import type { PreconditionError } from "../base/errors.js";
+import type { ScratchSample } from "./judge-scratch.js";
 import { ScratchPlace, type ScratchPolicy } from "./scratch-place.js";
-import type { ScratchSample } from "./scratch-space.js";
 import { type ScratchThresholds, watchThresholds } from "./scratch-thresholds.js";
 
 /** Interval of the checks; each takes a few system calls. */

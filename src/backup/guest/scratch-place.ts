@@ -1,6 +1,6 @@
 import prettyBytes from "pretty-bytes";
 import { PreconditionError } from "../base/errors.js";
-import { judgeScratch, recentSamples, type ScratchSample, type ScratchVerdict } from "./scratch-space.js";
+import { judgeScratch, recentSamples, type ScratchSample, type ScratchVerdict } from "./judge-scratch.js";
 
 /** What all places of a job's scratch images have in common. */
 export interface ScratchPolicy {

@@ -3,8 +3,8 @@ import { hasCode, messageOf, type PreconditionError } from "../base/errors.js";
 import type { ImageName, ImageSize } from "../libvirt/image-sizes.js";
 import { type DomainRef, isJobGone, type Libvirt, PATIENCE_MS } from "../libvirt/libvirt.js";
 import { type DomainEvent, EVENT } from "../libvirt/rpc/events.js";
+import { fallToNextLine, type ScratchSample } from "./judge-scratch.js";
 import { ScratchPlace, type ScratchPolicy } from "./scratch-place.js";
-import { fallToNextLine, type ScratchSample } from "./scratch-space.js";
 
 /**
  * Scratch images that share their room: files of one file system, or the one that has a device for itself.

@@ -7,7 +7,7 @@
  * finish-prune.ts with raw-patch.ts (how a dead prune is undone or finished). strangers.ts looks who else can
  * write there. choose-point.ts finds the point that a user names and choose-domain.ts its domain,
  * domain-folder.ts the folder for a domain's next point, folder-name.ts how it may be called, point-owners.ts
- * whose the points of a folder are, mend-clock.ts mends times of points, restorable-points.ts what can be
+ * whose the points of a folder are, mend-clock.ts mends times of points, points-without-damage.ts what can be
  * restored in spite of damage, kept-files.ts checks a domain's files. marker.ts marks a repository, and
  * init-folder.ts and init-store.ts make one; write-in-folder.ts and write-in-store.ts make their caller the
  * only writer. This room knows nothing of libvirt or NBD: it never starts a job and never opens a connection.

@@ -7,7 +7,7 @@ import type { ChainSource } from "../chain/chain-source.js";
 import { damage, failOnDamage, type Layer } from "../chain/layer.js";
 import { type MergedRequest, mergedRequests, REQUEST_LIMITS } from "../chain/merged-requests.js";
 import type { VisibleExtent } from "../chain/overlay.js";
-import { clustersOf, fetchInto, type StoredRange, storedRanges } from "../chain/stored-ranges.js";
+import { clustersOf, type FetchedRange, fetchInto, storedRanges } from "../chain/stored-ranges.js";
 import type { ByteSource } from "../export/open-export.js";
 import type { ReadableFile } from "../image/readable-file.js";
 
@@ -19,7 +19,7 @@ export const STORE_SEGMENTS = 2;
 const REQUESTS_AT_ONCE = 16;
 
 /** What is needed of a layer, and what the guest sees of that: from `offset` up to `end`. */
-interface Part extends StoredRange {
+interface Part extends FetchedRange {
   readonly layer: Layer;
   readonly offset: number;
   readonly end: number;

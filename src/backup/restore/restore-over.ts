@@ -1,7 +1,7 @@
 import { type BackupError, explained, messageOf, PreconditionError } from "../base/errors.js";
 import { checkChains } from "../chain/check-chains.js";
 import { pull } from "../pull/pull.js";
-import { withRestorable } from "../repository/restorable-points.js";
+import { withRestorable } from "../repository/points-without-damage.js";
 import type { BlockTarget } from "./block-target.js";
 import { STORE_IN_FLIGHT, STORE_SEGMENTS } from "./fetched-source.js";
 import type { RestoredDisk } from "./restore.js";

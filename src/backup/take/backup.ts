@@ -27,7 +27,7 @@ import { assertCompressible } from "../pull/compressed-store.js";
 import { refuseRawInStore } from "../repository/refuse-store.js";
 import { Repository } from "../repository/repository.js";
 import type { BackupOptions } from "./backup-options.js";
-import { type Begun, begin, scratchSettings, serverOf } from "./begin-job.js";
+import { type BegunJob, begin, scratchSettings, serverOf } from "./begin-job.js";
 import { clearAfterFailure, deleteOrphans, endJob, type Made, type Traces } from "./clear-traces.js";
 import { levelWhenDue } from "./full-due.js";
 import { judgeLeftPoint, resumableOf } from "./left-point.js";
@@ -221,7 +221,7 @@ async function pullDisks(
     checkpoint,
     exported,
     resumable,
-  }: Begun & { readonly resumable: TakePointOptions["resumable"] },
+  }: BegunJob & { readonly resumable: TakePointOptions["resumable"] },
   { connection, clients }: { readonly connection: JobConnection; readonly clients: JobClients },
   options: BackupOptions,
 ): Promise<TakenPoint> {

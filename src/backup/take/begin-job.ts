@@ -18,7 +18,7 @@ import type { Manifest } from "../repository/manifest.js";
 import type { Made } from "./clear-traces.js";
 
 /** A running job, with the plans and the checkpoint that it was begun with. */
-export interface Begun {
+export interface BegunJob {
   readonly job: RunningJob;
   readonly plans: readonly DiskPlan[];
   readonly checkpoint: Manifest["checkpoint"];
@@ -83,7 +83,7 @@ export async function begin(
     readonly server: BackupServer;
   },
   options: BeginOptions,
-): Promise<Begun> {
+): Promise<BegunJob> {
   const { domain, repository, libvirt } = guest;
   const broken = new Map(forecast.broken);
   let known = disks;

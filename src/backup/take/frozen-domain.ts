@@ -21,7 +21,7 @@ import { PATIENCE_MS } from "../libvirt/libvirt.js";
 import { domainFolder } from "../repository/domain-folder.js";
 import { Repository } from "../repository/repository.js";
 import type { BackupOptions } from "./backup-options.js";
-import { type Begun, begin, scratchSettings, serverOf } from "./begin-job.js";
+import { type BegunJob, begin, scratchSettings, serverOf } from "./begin-job.js";
 import { clearAfterFailure } from "./clear-traces.js";
 
 export interface LookOptions
@@ -44,7 +44,7 @@ export interface FrozenDomain {
   readonly guest: Guest;
   /** Name of the domain's folder in the repository. */
   readonly home: string;
-  readonly begun: Begun;
+  readonly begun: BegunJob;
   readonly connection: JobConnection;
   /** Gets the clients; they are closed with the job. */
   readonly clients: JobClients;
@@ -115,7 +115,7 @@ export async function lookAtFrozen<T>(
       await clearFolder(cleaner, folder, { ...options, clients });
       traces.isCleared = true;
     };
-    const look = async (begun: Begun, running: AbortSignal): Promise<T> => {
+    const look = async (begun: BegunJob, running: AbortSignal): Promise<T> => {
       const done = await work({ guest, home, begun, connection, clients, reconnect, signal: running });
       await begun.job.assertAlive();
       return done;

@@ -4,10 +4,10 @@ import { SoundBases } from "../chain/sound-bases.js";
 import type { LeftJob } from "../guest/claim.js";
 import type { Guest } from "../guest/guest.js";
 import type { JobFolder } from "../guest/job-folder.js";
+import { judgeScratch } from "../guest/judge-scratch.js";
 import type { DiskPlan, GuestDisk } from "../guest/plan-disk.js";
 import { refuseShortScratch } from "../guest/scratch-guard.js";
 import { freeBytesThere } from "../guest/scratch-rooms.js";
-import { judgeScratch } from "../guest/scratch-space.js";
 import type { HeldFolder } from "../host/held-folder.js";
 import { parseCheckpoint } from "../libvirt/checkpoint-xml.js";
 import { type BackupJob, exportedDisks } from "../libvirt/job-xml.js";
@@ -20,7 +20,7 @@ import { isPartialPoint } from "../repository/leftovers.js";
 import type { Manifest } from "../repository/manifest.js";
 import { partialName, pointNamesIn } from "../repository/pending-point.js";
 import type { BackupOptions } from "./backup-options.js";
-import { type Begun, scratchSettings } from "./begin-job.js";
+import { type BegunJob, scratchSettings } from "./begin-job.js";
 import { type BegunNote, readNote } from "./begun-note.js";
 import { journalName, type TakePointOptions } from "./take-options.js";
 
@@ -28,7 +28,7 @@ type Resumable = NonNullable<TakePointOptions["resumable"]>;
 
 /** A point that a killed run has begun, and its job, which still runs. */
 export interface LeftPoint {
-  readonly begun: Begun;
+  readonly begun: BegunJob;
   readonly note: BegunNote;
 }
 
@@ -50,7 +50,7 @@ interface About {
 /** What a later run needs to go on with the point of this job; undefined if it can't. */
 export async function resumableOf(
   { domain, repository }: Guest,
-  { job, plans, checkpoint }: Begun,
+  { job, plans, checkpoint }: BegunJob,
   {
     folder,
     left,

@@ -11,7 +11,7 @@ import { exportedDisks, type IncrementalDisk } from "../libvirt/job-xml.js";
 import { proveBase } from "../prove/prove-base.js";
 import { diskOf, type Manifest } from "../repository/manifest.js";
 import type { BackupOptions } from "./backup-options.js";
-import type { Begun } from "./begin-job.js";
+import type { BegunJob } from "./begin-job.js";
 import { type FrozenDomain, lookAtFrozen } from "./frozen-domain.js";
 
 export interface VerifyLiveOptions
@@ -96,7 +96,7 @@ type JobToCompare = Pick<FrozenDomain, "home" | "connection" | "clients">;
 
 async function compareDisks(
   guest: Guest,
-  { job, plans }: Begun,
+  { job, plans }: BegunJob,
   { home, connection, clients }: JobToCompare,
   options: VerifyLiveOptions,
 ): Promise<LiveDiskReport[]> {

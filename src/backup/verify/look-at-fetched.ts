@@ -3,9 +3,9 @@ import type { CheckedImage, DigestedRun } from "../chain/checked-image.js";
 import { mergedRequests, REQUEST_LIMITS } from "../chain/merged-requests.js";
 import {
   clustersOf,
+  type FetchedRange,
+  type FetchedRun,
   fetchInto,
-  type StoredRange,
-  type StoredRun,
   storedRanges,
 } from "../chain/stored-ranges.js";
 import type { Geometry } from "../image/image.js";
@@ -27,7 +27,7 @@ export async function lookAtFetched(
 ): Promise<void> {
   const { geometry, buffer } = looking;
   const { clusterSize, virtualSize } = geometry;
-  let round: StoredRange[] = [];
+  let round: FetchedRange[] = [];
   let bytes = 0;
   const look = async (): Promise<void> => {
     await lookAtRanges(image, file, round, looking, note);
@@ -60,11 +60,11 @@ export async function lookAtFetched(
 /** Undefined: the tables don't say where all of it lies. */
 async function rangesOf(
   image: CheckedImage,
-  run: StoredRun,
+  run: FetchedRun,
   stretch: { readonly offset: number; readonly length: number },
   geometry: Geometry,
-): Promise<StoredRange[] | undefined> {
-  const ranges: StoredRange[] = [];
+): Promise<FetchedRange[] | undefined> {
+  const ranges: FetchedRange[] = [];
   try {
     for await (const range of storedRanges(image, run, stretch, geometry)) ranges.push(range);
     return ranges;
@@ -78,14 +78,14 @@ async function rangesOf(
 async function lookAtRanges(
   image: CheckedImage,
   file: ReadableFile,
-  ranges: readonly StoredRange[],
+  ranges: readonly FetchedRange[],
   { geometry, buffer }: Looking,
   note: OnDamage,
 ): Promise<void> {
   const spare = buffer.length - ranges.reduce((sum, { length }) => sum + length, 0);
   const { requests } = mergedRequests(ranges, { ...REQUEST_LIMITS, spare });
   /** Of each range that could be read. */
-  const read = new Map<StoredRange, Buffer>();
+  const read = new Map<FetchedRange, Buffer>();
   let free = buffer;
   const asked = requests.map(async ({ position, length, ranges: parts }) => {
     const target = free.subarray(0, length);
@@ -109,7 +109,7 @@ async function lookAtRanges(
 /** Undefined: they can't be read or decompressed. */
 async function clustersIn(
   image: CheckedImage,
-  range: StoredRange,
+  range: FetchedRange,
   bytes: Buffer | undefined,
   geometry: Geometry,
 ): Promise<Buffer | undefined> {
@@ -125,7 +125,7 @@ async function clustersIn(
 /** Reads cluster by cluster, so that the damage names only those that can't be read. */
 async function lookAtEach(
   image: CheckedImage,
-  { run, cluster, count }: StoredRange,
+  { run, cluster, count }: FetchedRange,
   geometry: Geometry,
   note: OnDamage,
 ): Promise<void> {

@@ -1,6 +1,6 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { judgeScratch, recentSamples, type ScratchSample } from "../../../src/backup/guest/scratch-space.js";
+import { judgeScratch, recentSamples, type ScratchSample } from "../../../src/backup/guest/judge-scratch.js";
 
 const MiB = 1024 ** 2;
 const GiB = 1024 ** 3;
