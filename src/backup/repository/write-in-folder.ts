@@ -1,10 +1,11 @@
 import { hasCode } from "../base/errors.js";
-import { makeFolders } from "../host/durable-files.js";
+import { isMissing } from "../host/durable-files.js";
 import { HeldFolder } from "../host/held-folder.js";
 import { type HeldLock, takeLock } from "./domain-lock.js";
 import { finishJournal } from "./finish-prune.js";
-import { folderNameOf, LOST_AND_FOUND } from "./folder-name.js";
+import { folderNameOf, LOST_AND_FOUND, MARKER } from "./folder-name.js";
 import { removeLeftovers } from "./leftovers.js";
+import { noRepository } from "./marker.js";
 
 interface WriteOptions {
   readonly signal?: AbortSignal | undefined;
@@ -16,7 +17,8 @@ interface WriteOptions {
  * Runs `work` as the only writer of a domain in a folder of this machine. Finishes or undoes first what a
  * dead prune has left.
  * @param path of the repository
- * @throws {PreconditionError} `E_LOCKED`: another process writes this domain's points
+ * @throws {PreconditionError} `E_LOCKED`: another process writes this domain's points; `E_NO_REPOSITORY`: the
+ *   repository is gone, as from a file system that was unmounted
  */
 export async function writeInFolder<T>(
   path: string,
@@ -38,9 +40,12 @@ export async function writeInFolder<T>(
   }
 }
 
+/** Nothing is made where the repository is gone: a folder would lie in the way of what is mounted there. */
 async function makeDomain(path: string, name: string): Promise<HeldFolder> {
-  await makeFolders(path);
-  await using root = await HeldFolder.open(path);
+  await using root = await HeldFolder.open(path).catch((error: unknown) => {
+    throw isMissing(error) ? noRepository(path) : error;
+  });
+  if (!(await root.find(MARKER))) throw noRepository(path);
   for (;;) {
     const folder = await root.folder(name);
     if (folder) return folder;

@@ -3,6 +3,7 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { DamageError, UsageError } from "../../../src/backup/base/errors.js";
+import { prune } from "../../../src/backup/prune/prune.js";
 import { choosePoint } from "../../../src/backup/repository/choose-point.js";
 import { folderNameOf } from "../../../src/backup/repository/folder-name.js";
 import { Repository } from "../../../src/backup/repository/repository.js";
@@ -112,6 +113,21 @@ describe("a repository's folder", () => {
     await expect(Repository.openOrCreate(file)).rejects.toBeInstanceOf(UsageError);
     await expect(Repository.open(file)).rejects.toMatchObject({ code: "E_NO_REPOSITORY" });
     expect(await readdir(path)).toEqual(["thesis.txt"]);
+  });
+
+  it("is not written to when it is gone, as from a file system that was unmounted", async () => {
+    const path = join(chain.folder, "mounted");
+    const repository = await Repository.openOrCreate(path, { trusted: true });
+    const writers = [
+      () => prune({ repository, domain: DOMAIN, retention: { last: 1 }, dryRun: false, sync: false }),
+      () => repository.withPendingPoint(DOMAIN, async () => undefined),
+    ];
+    await rm(join(path, "nbdpull.json"));
+    for (const write of writers) await expect(write()).rejects.toMatchObject({ code: "E_NO_REPOSITORY" });
+    expect(await readdir(path)).toEqual([]);
+    await rm(path, { recursive: true });
+    for (const write of writers) await expect(write()).rejects.toMatchObject({ code: "E_NO_REPOSITORY" });
+    expect(await readdir(chain.folder)).not.toContain("mounted");
   });
 
   it.each([
