@@ -16,7 +16,7 @@
  * room uses no NBD, knows nothing of libvirt and deletes no checkpoints.
  */
 
-import { DamageError, PreconditionError, UsageError } from "../base/errors.js";
+import { DamageError, hasCode, PreconditionError, UsageError } from "../base/errors.js";
 import { closeAll } from "../base/in-parallel.js";
 import { freeBytes } from "../host/free-bytes.js";
 import type { HeldFolder } from "../host/held-folder.js";
@@ -173,6 +173,8 @@ class Prune {
         this.#guard,
       );
     } catch (error) {
+      // A thread may notice it first. Another holder undoes the merges, or has done so, and may be writing.
+      if (hasCode(error, "E_LOCK_LOST")) throw error;
       // If the journal of the next phase has its name and only the flush failed, nothing must be undone.
       if ((await readJournal(this.#folder))?.phase === "merge") {
         await undoMerges(this.#folder, journal, this.#guard);

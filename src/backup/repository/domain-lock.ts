@@ -142,8 +142,9 @@ async function lockFolder(folder: HeldFolder): Promise<HeldLock> {
       looked = now;
     },
     release: async () => {
-      await folder.removeEmpty(mark).catch(() => undefined);
-      if (lost.signal.aborted) stopRenewing();
+      // Whoever takes the lock removes the mark, and then the lock is no longer ours to remove.
+      const isTaken = await folder.removeEmpty(mark).then(() => false, isMissing);
+      if (isTaken || lost.signal.aborted) stopRenewing();
       else await release();
       await folder.close();
     },

@@ -1,3 +1,4 @@
+import { readdirSync, rmdirSync } from "node:fs";
 import { mkdtemp, open, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -5,7 +6,7 @@ import type { Worker } from "node:worker_threads";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it, vi } from "vitest";
 import { HEAD_BYTES, HEADER_BYTES } from "../../../src/backup/digest/digest-file.js";
 import { MergeService } from "../../../src/backup/prune/merge-service.js";
-import { prune } from "../../../src/backup/prune/prune.js";
+import { type PruneOptions, prune } from "../../../src/backup/prune/prune.js";
 import { MemoryChain } from "../../support/memory-chain.js";
 import { nbdpull } from "../../support/nbdpull.js";
 
@@ -58,7 +59,7 @@ afterEach(async () => {
 
 const domain = MemoryChain.domain;
 
-function pruning(more: { signal?: AbortSignal; onProgress?: () => void } = {}) {
+function pruning(more: Partial<PruneOptions> = {}) {
   const { repository } = chain;
   return prune({ repository, domain, retention: { last: 1 }, dryRun: false, sync: false, ...more });
 }
@@ -114,6 +115,21 @@ describe("the threads of a prune", () => {
     await expect(pruning()).rejects.toMatchObject({ code: "E_MERGE_THREAD" });
     await expectUnchanged();
     lethal.questions = false;
+    await pruning();
+    await expectNewest();
+  });
+
+  it("undo nothing that may be another holder's when they see that the lock was lost", async () => {
+    const inside = join(chain.repository.path, domain);
+    const onStep = (step: string): void => {
+      if (step !== "journal") return;
+      // The lock was looked at within a second, so only the threads look again.
+      for (const name of readdirSync(inside)) if (name.startsWith(".holder-")) rmdirSync(join(inside, name));
+    };
+    await expect(pruning({ onStep })).rejects.toMatchObject({ code: "E_LOCK_LOST" });
+    const left = (await readdir(inside)).filter((name) => name.startsWith("."));
+    expect(left.sort()).toEqual([".lock", ".prune"]);
+    await rm(join(inside, ".lock"), { recursive: true });
     await pruning();
     await expectNewest();
   });

@@ -37,6 +37,24 @@ it("keeps readers' marks and the writer's lock apart, even in one process", asyn
   expect(await readdir(folder)).toEqual(["nbdpull.json"]);
 });
 
+it("is not taken from its next holder by one that has lost it", async () => {
+  const ended: string[] = [];
+  let next: Promise<void> | undefined;
+  await repository.writing(DOMAIN, async () => {
+    await rm(join(folder, DOMAIN, ".lock"), { recursive: true });
+    await new Promise<void>((begun) => {
+      next = repository.writing(DOMAIN, async () => {
+        begun();
+        while (ended.length === 0) await sleep(5);
+        ended.push(...(await names()).sort());
+      });
+    });
+  });
+  ended.push("the first");
+  await next;
+  expect(ended).toEqual(["the first", expect.stringMatching(/^\.holder-/), ".lock"]);
+});
+
 it("tells a reader that lost its mark that points were pruned meanwhile", async () => {
   const point = join(folder, DOMAIN, "20261120T113205.123Z");
   const loseMark = async (): Promise<void> => {
