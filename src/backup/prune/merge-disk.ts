@@ -165,7 +165,7 @@ class DiskMerge {
         await this.#breather.yieldIfDue(this.#options.signal);
         await this.#take(part, target, digests);
       }
-      await this.#taken?.finish();
+      await this.#taken?.finish({ sync });
       const header = await target.finish({ sync });
       if (!("target" in options)) {
         const { folder, names } = options;

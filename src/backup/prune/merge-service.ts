@@ -1,3 +1,4 @@
+import assert from "node:assert/strict";
 import { BackupError } from "../base/errors.js";
 import type { StoredImage } from "../chain/open-images.js";
 import { answerOf, type FileFailure, type FoundDamage, ProvenBlocks } from "../chain/proven-blocks.js";
@@ -20,7 +21,8 @@ export interface TakenRun {
   readonly to: number | undefined;
 }
 
-export interface MergeQuestion {
+/** Clusters to be taken over. */
+export interface TakeQuestion {
   readonly images: readonly StoredImage[];
   readonly runs: readonly TakenRun[];
   /** Expected digests of the clusters of all runs, in order. */
@@ -31,18 +33,25 @@ export interface MergeQuestion {
   readonly mark: HolderMark;
 }
 
+/**
+ * No more clusters come for the target: it is flushed with `sync`, and all files are closed. From the answer
+ * on, the same paths may lead to other files.
+ */
+interface EndQuestion {
+  readonly end: { readonly sync: boolean };
+}
+
+export type MergeQuestion = TakeQuestion | EndQuestion;
+
 export type MergeAnswer =
-  | { readonly taken: true }
+  | { readonly done: true }
   /** Damaged clusters were not written, but others of the question were. */
   | FoundDamage
   /** About the target or an image, or the lock was lost. */
   | { readonly failure: FileFailure };
 
-/** All files are closed: from here on, the same paths may lead to other files. */
-export type MergeEnded = "ended";
-
 /** Compares clusters with their digests, and writes them to where the image that takes them has room. */
-export class MergeService implements ThreadService<MergeQuestion, MergeAnswer, MergeEnded> {
+export class MergeService implements ThreadService<MergeQuestion, MergeAnswer, never> {
   readonly #images = new ProvenBlocks();
   #target: { readonly path: string; readonly file: ImageFile } | undefined;
   /** When this thread has last seen the lock's mark, by the wall clock. */
@@ -50,15 +59,12 @@ export class MergeService implements ThreadService<MergeQuestion, MergeAnswer, M
 
   async answer(question: MergeQuestion): Promise<MergeAnswer> {
     try {
-      await this.#takeAll(question);
-      return { taken: true };
+      if ("end" in question) await this.#end(question.end);
+      else await this.#takeAll(question);
+      return { done: true };
     } catch (error) {
       return answerOf(error);
     }
-  }
-
-  async onNotice(): Promise<void> {
-    await this.close();
   }
 
   async close(): Promise<void> {
@@ -68,7 +74,16 @@ export class MergeService implements ThreadService<MergeQuestion, MergeAnswer, M
     await this.#images.closeAll();
   }
 
-  async #takeAll({ images, runs, digests, target, mark }: MergeQuestion): Promise<void> {
+  /** Network file systems may tell a failed write only to whoever wrote, when he flushes or closes. */
+  async #end({ sync }: EndQuestion["end"]): Promise<void> {
+    try {
+      if (sync) await this.#target?.file.datasync();
+    } finally {
+      await this.close();
+    }
+  }
+
+  async #takeAll({ images, runs, digests, target, mark }: TakeQuestion): Promise<void> {
     let rest = Buffer.from(digests.buffer);
     for (const { image, cluster, count, from, to } of runs) {
       const source = images[image] as StoredImage;
@@ -100,6 +115,7 @@ export class MergeService implements ThreadService<MergeQuestion, MergeAnswer, M
 
   async #targetAt(path: string): Promise<ImageFile> {
     this.#target ??= { path, file: await ImageFile.openForWriting(path) };
+    assert(this.#target.path === path, "there are clusters for another target before the end");
     return this.#target.file;
   }
 }

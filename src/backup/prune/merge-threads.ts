@@ -1,7 +1,7 @@
 import { BackupError } from "../base/errors.js";
 import type { FoundDamage } from "../chain/proven-blocks.js";
 import { ServiceThreads } from "../threads/service-threads.js";
-import { type MergeAnswer, type MergeEnded, type MergeQuestion, MergeService } from "./merge-service.js";
+import { type MergeAnswer, type MergeQuestion, MergeService, type TakeQuestion } from "./merge-service.js";
 
 /** Taking over so many bytes takes no longer than starting a thread, so the calling thread does it. */
 const FEW_BYTES = 32 * 1024 * 1024;
@@ -12,7 +12,7 @@ const QUESTIONS_AHEAD = 2;
  * Take over clusters of a merge: they read, digest and write. The caller only sends places. There is one
  * thread, and what it has no time for is done by the calling thread, which has little else to do.
  */
-export class MergeThreads extends ServiceThreads<MergeQuestion, MergeAnswer, MergeEnded> {
+export class MergeThreads extends ServiceThreads<MergeQuestion, MergeAnswer> {
   /** How many questions may be unanswered, so that the thread and the calling one have enough to do. */
   readonly ahead = QUESTIONS_AHEAD + 1;
 
@@ -37,11 +37,25 @@ export class MergeThreads extends ServiceThreads<MergeQuestion, MergeAnswer, Mer
    * @throws {BackupError} the file system's error, with its code; `E_LOCK_LOST`; or `E_MERGE_THREAD`: a
    *   thread ended or failed
    */
-  async ask(question: MergeQuestion): Promise<FoundDamage | undefined> {
-    const answer = await this.put(question, [question.digests.buffer]);
-    if ("taken" in answer) return undefined;
-    if (!("failure" in answer)) return answer;
-    const { code, message, details } = answer.failure;
-    throw new BackupError(code, message, { details: { ...details } });
+  async ask(question: TakeQuestion): Promise<FoundDamage | undefined> {
+    return damageOf(await this.put(question, [question.digests.buffer]));
   }
+
+  /**
+   * Ends the work on a target, when all questions are answered: all that was written is flushed with `sync`,
+   * and no file is open afterwards.
+   * @throws {BackupError} something that was written is lost, with the file system's code; or
+   *   `E_MERGE_THREAD`: a thread ended or failed
+   */
+  async end({ sync }: { readonly sync: boolean }): Promise<void> {
+    for (const answer of await this.putToAll({ end: { sync } })) damageOf(answer);
+  }
+}
+
+/** @throws {BackupError} the answer is a failure */
+function damageOf(answer: MergeAnswer): FoundDamage | undefined {
+  if ("done" in answer) return undefined;
+  if (!("failure" in answer)) return answer;
+  const { code, message, details } = answer.failure;
+  throw new BackupError(code, message, { details: { ...details } });
 }

@@ -61,13 +61,15 @@ export class TakenClusters {
   }
 
   /**
-   * Waits until all clusters are compared and written.
+   * Waits until all clusters are compared and written, and flushed with `sync`. No thread uses the files
+   * afterwards.
    * @throws as {@link take}
    */
-  async finish(): Promise<void> {
+  async finish({ sync }: { readonly sync: boolean }): Promise<void> {
     if (this.#runs.length > 0) this.#ask();
     await Promise.all(this.#underWay);
     this.#assertNone();
+    await this.#options.threads.end({ sync });
     this.#isFinished = true;
   }
 
@@ -76,9 +78,7 @@ export class TakenClusters {
    * before the layers are closed: their paths may lead elsewhere afterwards.
    */
   async close(): Promise<void> {
-    const { threads } = this.#options;
-    if (this.#isFinished) threads.notify("ended");
-    else await threads.close();
+    if (!this.#isFinished) await this.#options.threads.close();
   }
 
   #assertNone(): void {

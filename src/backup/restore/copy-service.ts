@@ -23,7 +23,8 @@ export interface CopiedPiece {
   readonly slot: number;
 }
 
-export interface CopyQuestion {
+/** Pieces to be copied. */
+export interface PiecesQuestion {
   readonly images: readonly StoredImage[];
   readonly pieces: readonly CopiedPiece[];
   /**
@@ -41,7 +42,15 @@ interface CopyTarget {
   readonly slots: number;
 }
 
+/** No more pieces come for the target at this path: it is closed. */
+interface EndQuestion {
+  readonly end: string;
+}
+
+export type CopyQuestion = PiecesQuestion | EndQuestion;
+
 export type CopyAnswer =
+  | { readonly ended: true }
   /** One byte for each slot: 0 if its bytes are all zeroes and nothing was written, else 1. */
   | { readonly stored: Uint8Array<ArrayBuffer> }
   /** Damaged clusters were not written, but parts of the segment before them were. */
@@ -49,7 +58,7 @@ export type CopyAnswer =
   /** About the target or an image. */
   | { readonly failure: FileFailure };
 
-/** Path of an image or target about which no more questions come, so that it can be closed. */
+/** Path of an image about which no more questions come, so that it can be closed. */
 export type ForgottenFile = string;
 
 /**
@@ -62,25 +71,31 @@ export class CopyService implements ThreadService<CopyQuestion, CopyAnswer, Forg
 
   async answer(question: CopyQuestion): Promise<CopyAnswer> {
     try {
-      return await this.#copyAll(question);
+      if (!("end" in question)) return await this.#copyAll(question);
+      await this.#end(question.end);
+      return { ended: true };
     } catch (error) {
       return answerOf(error);
     }
   }
 
   async close(): Promise<void> {
-    for (const path of [...this.#targets.keys()]) await this.onNotice(path);
+    for (const path of [...this.#targets.keys()]) await this.#end(path).catch(() => undefined);
     await this.#images.closeAll();
   }
 
   async onNotice(path: ForgottenFile): Promise<void> {
     await this.#images.close(path);
-    const target = this.#targets.get(path);
-    this.#targets.delete(path);
-    await target?.then((file) => file.close()).catch(() => undefined);
   }
 
-  async #copyAll({ images: sources, pieces, digests, target }: CopyQuestion): Promise<CopyAnswer> {
+  /** Network file systems may tell a failed write only to whoever wrote, at the latest when he closes. */
+  async #end(path: string): Promise<void> {
+    const target = this.#targets.get(path);
+    this.#targets.delete(path);
+    await (await target)?.close();
+  }
+
+  async #copyAll({ images: sources, pieces, digests, target }: PiecesQuestion): Promise<CopyAnswer> {
     const stored = new Uint8Array(target.slots);
     const file = await this.#targetAt(target.path);
     let rest = Buffer.from(digests.buffer);

@@ -2,7 +2,13 @@ import { availableParallelism } from "node:os";
 import { BackupError } from "../base/errors.js";
 import type { FileFailure } from "../chain/proven-blocks.js";
 import { ServiceThreads } from "../threads/service-threads.js";
-import { type CopyAnswer, type CopyQuestion, CopyService, type ForgottenFile } from "./copy-service.js";
+import {
+  type CopyAnswer,
+  type CopyQuestion,
+  CopyService,
+  type ForgottenFile,
+  type PiecesQuestion,
+} from "./copy-service.js";
 
 /**
  * One thread writes while the other reads and digests: only one can write to a file at a time. Each takes 10
@@ -38,10 +44,27 @@ export class CopyThreads extends ServiceThreads<CopyQuestion, CopyAnswer, Forgot
    * @throws {BackupError} the file system's error, with its code; or `E_COPY_THREAD`: a thread ended or
    *   failed
    */
-  async ask(question: CopyQuestion): Promise<Exclude<CopyAnswer, { failure: FileFailure }>> {
-    const answer = await this.put(question, [question.digests.buffer]);
-    if (!("failure" in answer)) return answer;
-    const { code, message, details } = answer.failure;
-    throw new BackupError(code, message, { details: { ...details } });
+  async ask(question: PiecesQuestion): Promise<Exclude<Done, { ended: true }>> {
+    const answer = doneOf(await this.put(question, [question.digests.buffer]));
+    if ("ended" in answer) throw new RangeError("a target has ended that was not asked to");
+    return answer;
   }
+
+  /**
+   * Closes the target at `path`, to which all pieces have been copied.
+   * @throws {BackupError} something that was written is lost, with the file system's code; or
+   *   `E_COPY_THREAD`: a thread ended or failed
+   */
+  async end(path: string): Promise<void> {
+    for (const answer of await this.putToAll({ end: path })) doneOf(answer);
+  }
+}
+
+type Done = Exclude<CopyAnswer, { failure: FileFailure }>;
+
+/** @throws {BackupError} the answer is a failure */
+function doneOf(answer: CopyAnswer): Done {
+  if (!("failure" in answer)) return answer;
+  const { code, message, details } = answer.failure;
+  throw new BackupError(code, message, { details: { ...details } });
 }

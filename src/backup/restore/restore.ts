@@ -183,7 +183,8 @@ async function copyHere(
   const copying = { writer, path: temporary, threads, segmentBytes, recorder, inFlight: window?.inFlight };
   await copySegments({ ...source.beginCopy(), ...copying });
   source.finish();
-  for (const done of [temporary, ...source.files]) threads.notify(done);
+  await threads.end(temporary);
+  for (const done of source.files) threads.notify(done);
   return await writer.finish({ sync });
 }
 

@@ -1,6 +1,7 @@
 import { setImmediate as turn } from "node:timers/promises";
 import type { Transferable } from "node:worker_threads";
 import { BackupError, messageOf } from "../base/errors.js";
+import { together } from "../base/in-parallel.js";
 import { SameThread } from "./same-thread.js";
 import { ThreadPool, type ThreadPoolOptions, type ThreadService } from "./thread-pool.js";
 
@@ -73,6 +74,16 @@ export abstract class ServiceThreads<Question, Answer, Notice = never> implement
     // What threads have answered meanwhile is heard of only when the event loop gets a turn.
     if (this.#pool.waiting > 0) await turn();
     return answer;
+  }
+
+  /**
+   * Asks `sameThread` and all running threads the same question. Each answers it after those before it,
+   * unless it answers several at the same time.
+   * @throws {BackupError} as {@link put}
+   */
+  protected async putToAll(question: Question): Promise<Answer[]> {
+    const here = this.#sameThread ? [this.#sameThread.ask(question)] : [];
+    return (await together(Promise.all(here), this.#pool.askAll(question))).flat();
   }
 
   /** Sends a notice to all threads. */

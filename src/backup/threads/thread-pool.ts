@@ -111,13 +111,23 @@ export class ThreadPool<Question, Answer, Notice = never>
     while (this.#threads.length < this.#options.most) this.#start();
   }
 
-  ask(question: Question, transfer: readonly Transferable[]): Promise<Answer> {
+  async ask(question: Question, transfer: readonly Transferable[]): Promise<Answer> {
+    if (this.#failure !== undefined) throw this.#failure;
+    return await this.#put(this.#leastBusy(), question, transfer);
+  }
+
+  /** Asks all running threads the same question. */
+  async askAll(question: Question): Promise<Answer[]> {
+    if (this.#failure !== undefined) throw this.#failure;
+    return await Promise.all(this.#threads.map((thread) => this.#put(thread, question, [])));
+  }
+
+  #put(
+    { worker, waiting }: Thread<Answer>,
+    question: Question,
+    transfer: readonly Transferable[],
+  ): Promise<Answer> {
     return new Promise((resolve, reject) => {
-      if (this.#failure !== undefined) {
-        reject(this.#failure);
-        return;
-      }
-      const { worker, waiting } = this.#leastBusy();
       const id = this.#questions++;
       if (waiting.size === 0) worker.ref();
       waiting.set(id, { resolve, reject });

@@ -4,13 +4,20 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { Worker } from "node:worker_threads";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it, vi } from "vitest";
+import { BackupError } from "../../../src/backup/base/errors.js";
+import type { Layer } from "../../../src/backup/chain/layer.js";
 import { HEAD_BYTES, HEADER_BYTES } from "../../../src/backup/digest/digest-file.js";
-import { MergeService } from "../../../src/backup/prune/merge-service.js";
+import { ImageFile } from "../../../src/backup/image/image-file.js";
+import { MergeService, type TakeQuestion } from "../../../src/backup/prune/merge-service.js";
+import { MergeThreads } from "../../../src/backup/prune/merge-threads.js";
 import { type PruneOptions, prune } from "../../../src/backup/prune/prune.js";
+import { TakenClusters } from "../../../src/backup/prune/taken-clusters.js";
 import { MemoryChain } from "../../support/memory-chain.js";
 import { nbdpull } from "../../support/nbdpull.js";
 
 const workers = vi.hoisted((): Worker[] => []);
+/** What was sent to them. */
+const sent = vi.hoisted((): unknown[] => []);
 /** Whether threads die on their first request. */
 const lethal = vi.hoisted(() => ({ questions: false }));
 vi.mock("node:worker_threads", async (original) => {
@@ -23,6 +30,7 @@ vi.mock("node:worker_threads", async (original) => {
         workers.push(this);
       }
       override postMessage(...args: Parameters<Worker["postMessage"]>): void {
+        sent.push(args[0]);
         if (lethal.questions) void this.terminate();
         else super.postMessage(...args);
       }
@@ -51,6 +59,7 @@ afterAll(async () => {
 beforeEach(async () => {
   chain = await taken.copy();
   workers.length = 0;
+  sent.length = 0;
 });
 afterEach(async () => {
   lethal.questions = false;
@@ -88,6 +97,7 @@ describe("the threads of a prune", () => {
   it("take over what the newest point needs, and end with the work", async () => {
     await pruning();
     expectNoThreads();
+    expect(sent.at(-1)).toMatchObject({ question: { end: { sync: false } } });
     await expectNewest();
     expect((await nbdpull("verify", chain.repository.path)).code).toBe(0);
   });
@@ -145,35 +155,82 @@ describe("the threads of a prune", () => {
 });
 
 describe("a thread of a prune", () => {
-  it("writes nothing when the lock's mark is gone, as after a suspension", async () => {
-    const folder = await mkdtemp(join(tmpdir(), "nbdpull-merge-"));
-    try {
-      const disk = chain.points[1]?.disks[0];
-      const target = join(folder, "target");
-      await writeFile(target, Buffer.alloc(CLUSTER));
-      const digests = await open(chain.file(1).replace(/qcow2$/, "digests"));
-      const expected = new Uint8Array(32);
-      // Behind the header and the head of the first record.
-      await digests.read(expected, 0, 32, HEADER_BYTES + HEAD_BYTES);
-      await digests.close();
-      const geometry = { virtualSize: disk?.virtualSize ?? 0, clusterSize: CLUSTER };
-      const images = [
-        { path: chain.file(1), format: "qcow2" as const, geometry, algorithm: "sha256" as const },
-      ];
-      const runs = [{ image: 0, cluster: 960, count: 1, from: CLUSTER, to: 0 }];
-      const mark = { path: join(folder, "mark"), lookAgainMs: 0 };
-      const service = new MergeService();
-      const ask = () => service.answer({ images, runs, digests: expected.slice(), target, mark });
-      await writeFile(mark.path, "");
-      expect(await ask()).toEqual({ taken: true });
-      expect((await readFile(target)).equals(Buffer.alloc(CLUSTER, 0x22))).toBe(true);
-      await writeFile(target, Buffer.alloc(CLUSTER));
-      await rm(mark.path);
-      expect(await ask()).toMatchObject({ failure: { code: "E_LOCK_LOST" } });
-      expect((await readFile(target)).equals(Buffer.alloc(CLUSTER))).toBe(true);
-      await service.close();
-    } finally {
-      await rm(folder, { recursive: true });
-    }
+  let folder: string;
+  let service: MergeService;
+  let question: TakeQuestion;
+  beforeEach(async () => {
+    folder = await mkdtemp(join(tmpdir(), "nbdpull-merge-"));
+    service = new MergeService();
+    const target = join(folder, "target");
+    await writeFile(target, Buffer.alloc(CLUSTER));
+    const file = await open(chain.file(1).replace(/qcow2$/, "digests"));
+    const digests = new Uint8Array(32);
+    // Behind the header and the head of the first record.
+    await file.read(digests, 0, 32, HEADER_BYTES + HEAD_BYTES);
+    await file.close();
+    const geometry = { virtualSize: chain.points[1]?.disks[0]?.virtualSize ?? 0, clusterSize: CLUSTER };
+    const images = [
+      { path: chain.file(1), format: "qcow2" as const, geometry, algorithm: "sha256" as const },
+    ];
+    const runs = [{ image: 0, cluster: 960, count: 1, from: CLUSTER, to: 0 }];
+    const mark = { path: join(folder, "mark"), lookAgainMs: 0 };
+    await writeFile(mark.path, "");
+    question = { images, runs, digests, target, mark };
   });
+  afterEach(async () => {
+    vi.restoreAllMocks();
+    await service.close();
+    await rm(folder, { recursive: true });
+  });
+
+  const ask = (more: Partial<TakeQuestion> = {}) =>
+    service.answer({ ...question, digests: question.digests.slice(), ...more });
+  const written = async (path: string): Promise<number | undefined> => (await readFile(path))[0];
+
+  it("writes nothing when the lock's mark is gone, as after a suspension", async () => {
+    expect(await ask()).toEqual({ done: true });
+    expect((await readFile(question.target)).equals(Buffer.alloc(CLUSTER, 0x22))).toBe(true);
+    await writeFile(question.target, Buffer.alloc(CLUSTER));
+    await rm(question.mark.path);
+    expect(await ask()).toMatchObject({ failure: { code: "E_LOCK_LOST" } });
+    expect((await readFile(question.target)).equals(Buffer.alloc(CLUSTER))).toBe(true);
+  });
+
+  it("writes to no other target before the end of the first", async () => {
+    const target = join(folder, "other");
+    await writeFile(target, Buffer.alloc(CLUSTER));
+    await ask();
+    await expect(ask({ target })).rejects.toThrow("another target");
+    expect(await written(target)).toBe(0);
+    await service.answer({ end: { sync: true } });
+    expect(await ask({ target })).toEqual({ done: true });
+    expect(await written(target)).toBe(0x22);
+  });
+
+  it.each(["datasync", "close"] as const)(
+    "tells before the end what is lost of what it wrote: %s",
+    async (step) => {
+      const opening = ImageFile.openForWriting.bind(ImageFile);
+      vi.spyOn(ImageFile, "openForWriting").mockImplementation(async (path) => {
+        const file = await opening(path);
+        const closing = file.close.bind(file);
+        vi.spyOn(file, step).mockImplementation(async () => {
+          if (step === "close") await closing();
+          throw new BackupError("EDQUOT", "the server has no room for what it took");
+        });
+        return file;
+      });
+      const { mark, target, digests, images } = question;
+      // So few bytes that this thread merges them.
+      await using threads = new MergeThreads(0);
+      const taken = new TakenClusters({ threads, mark, target });
+      const [stored] = images;
+      const run = { kind: "data" as const, cluster: 960, count: 1, hostOffset: CLUSTER, digests: undefined };
+      const layer = { geometry: stored?.geometry, stored } as unknown as Layer;
+      await taken.take({ layer, run }, Buffer.from(digests), [{ cluster: 960, count: 1, to: 0 }]);
+      await expect(taken.finish({ sync: true })).rejects.toMatchObject({ code: "EDQUOT" });
+      expect(await written(target)).toBe(0x22);
+      await taken.close();
+    },
+  );
 });

@@ -2,7 +2,9 @@ import { mkdir, open, readdir, readFile, readlink, rm, writeFile } from "node:fs
 import { join } from "node:path";
 import type { Worker } from "node:worker_threads";
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
+import { BackupError } from "../../../src/backup/base/errors.js";
 import { exists } from "../../../src/backup/host/durable-files.js";
+import { ImageFile } from "../../../src/backup/image/image-file.js";
 import { CopyThreads } from "../../../src/backup/restore/copy-threads.js";
 import { restore } from "../../../src/backup/restore/restore.js";
 import { MemoryChain } from "../../support/memory-chain.js";
@@ -116,6 +118,26 @@ describe("a restore of a small disk", () => {
     await restoringSmall();
     expect((await readFile(target)).equals(small.disk.read(0, 3 * MiB + 577))).toBe(true);
     expect(workers).toEqual([]);
+    expect(await descriptors()).toEqual([]);
+  });
+
+  it("is none if the file system tells at the close that it has lost what was written", async () => {
+    const opening = ImageFile.openForWriting.bind(ImageFile);
+    const spied = vi.spyOn(ImageFile, "openForWriting").mockImplementation(async (path) => {
+      const file = await opening(path);
+      const closing = file.close.bind(file);
+      file.close = async () => {
+        await closing();
+        throw new BackupError("EDQUOT", "the server has no room for what it took");
+      };
+      return file;
+    });
+    try {
+      await expect(restoringSmall()).rejects.toMatchObject({ code: "EDQUOT" });
+    } finally {
+      spied.mockRestore();
+    }
+    expect(await exists(target)).toBe(false);
     expect(await descriptors()).toEqual([]);
   });
 
