@@ -9,7 +9,7 @@ export interface FoundDamage {
   readonly image: number;
 }
 
-/** An error of the file system, about a target or an image. */
+/** An error of the file system, about a target or an image; or one of ours. */
 export interface FileFailure {
   readonly code: string;
   readonly message: string;
@@ -89,9 +89,21 @@ class Damaged extends Error {
   }
 }
 
-/** An error as an answer, because errors lose their class and code between threads. Throws unknown errors. */
+/**
+ * An error as an answer, because errors lose their class and code between threads. Throws errors that are
+ * neither ours nor the system's.
+ */
 export function answerOf(error: unknown): FoundDamage | { readonly failure: FileFailure } {
   if (error instanceof Damaged) return error.found;
-  if (!(error instanceof BackupError)) throw error;
-  return { failure: { code: error.code, message: error.message, details: error.details } };
+  if (error instanceof BackupError) {
+    return { failure: { code: error.code, message: error.message, details: error.details } };
+  }
+  if (!isOfSystem(error)) throw error;
+  return { failure: { code: error.code, message: error.message, details: {} } };
+}
+
+/** Mistakes of a program have a code too, and Node's own errors: the system's have its number. */
+function isOfSystem(error: unknown): error is Error & { readonly code: string } {
+  const { code, errno } = error as NodeJS.ErrnoException;
+  return error instanceof Error && typeof code === "string" && typeof errno === "number";
 }

@@ -207,6 +207,13 @@ describe("a thread of a prune", () => {
     expect(await written(target)).toBe(0x22);
   });
 
+  it("tells the system's code of a target or an image that it can't open", async () => {
+    const failure = { code: "ENOENT", message: expect.stringContaining("missing") };
+    expect(await ask({ target: join(folder, "missing") })).toMatchObject({ failure });
+    const images = question.images.map((image) => ({ ...image, path: join(folder, "missing") }));
+    expect(await ask({ images })).toMatchObject({ failure });
+  });
+
   it.each(["datasync", "close"] as const)(
     "tells before the end what is lost of what it wrote: %s",
     async (step) => {
