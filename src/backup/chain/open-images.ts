@@ -69,9 +69,13 @@ export class OpenImages {
     }
   }
 
+  /** Ends reads from elsewhere, now and later. */
+  stop(): void {
+    this.#closing.abort();
+  }
+
   /** Ends all use. */
   async closeAll(): Promise<void> {
-    this.#closing.abort();
     for (const path of [...this.#open.keys()]) await this.close(path);
   }
 

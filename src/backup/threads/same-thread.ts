@@ -64,6 +64,7 @@ export class SameThread<Question, Answer, Notice> implements Answering<Question,
 
   async close(reason: BackupError): Promise<void> {
     this.#closed ??= reason;
+    this.#service.stop?.();
     await Promise.allSettled(this.#running);
     await this.#service.close?.();
   }

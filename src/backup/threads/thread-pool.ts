@@ -31,6 +31,11 @@ export interface ThreadService<Question, Answer, Notice> {
   /** Memory of the answer that is moved to the caller's thread instead of copied. */
   transfer?(answer: Answer): readonly Transferable[];
   onNotice?(notice: Notice): void | Promise<void>;
+  /**
+   * Ends what may take long of the questions under way. Called only by `SameThread`, before it waits for
+   * their end.
+   */
+  stop?(): void;
   /** Closes the service's files. Called only by `SameThread`: other threads are terminated. */
   close?(): Promise<void>;
 }

@@ -44,8 +44,12 @@ export class VerifyService implements ThreadService<VerifyQuestion, VerifyAnswer
     await this.#images.close(path);
   }
 
-  async close(): Promise<void> {
+  stop(): void {
     this.#closing.abort();
+    this.#images.stop();
+  }
+
+  async close(): Promise<void> {
     await this.#images.closeAll();
   }
 

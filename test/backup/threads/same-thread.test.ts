@@ -57,6 +57,23 @@ it("answers nothing after it is closed, and releases what it holds after the las
   expect(done).toEqual(["first", "closed"]);
 });
 
+it("ends what is under way when it is closed, and doesn't wait until it ends by itself", async () => {
+  const stop = new AbortController();
+  const thread = new SameThread<string, string, never>(
+    {
+      answer: (question) =>
+        new Promise((resolve) => stop.signal.addEventListener("abort", () => resolve(question))),
+      stop: () => stop.abort(),
+    },
+    { failed },
+  );
+  const reason = new BackupError("E_TEST", "given up");
+  const asked = expect(thread.ask("endless")).rejects.toBe(reason);
+  await new Promise((resolve) => setTimeout(resolve, 1));
+  await thread.close(reason);
+  await asked;
+});
+
 it("wraps a failure in its owner's error class, and goes on", async () => {
   const thread = new SameThread<string, string, never>(
     {
