@@ -113,7 +113,6 @@ function asJson(
       dirtyBytes: disk.dirtyBytes,
       storedBytes: disk.storedBytes,
     })),
-    ...(folder === point.domain.name ? {} : { folder }),
     ...(point.files ? { files: point.files } : {}),
     ...(point.notKept ? { notKept: point.notKept } : {}),
   };

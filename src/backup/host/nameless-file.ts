@@ -7,8 +7,8 @@ import { hasCode } from "../base/errors.js";
 const FLAGS = constants.O_RDWR | constants.O_CREAT | constants.O_EXCL | constants.O_NOFOLLOW;
 
 /**
- * A file that has lost its name as soon as it was made: nobody else can open it, and its room is free when
- * this process ends, however it does.
+ * A file that loses its name as soon as it is made: nobody else can open it, and its room is free when this
+ * process ends, however it does. Only a process that is killed just between the two leaves it, empty.
  */
 export class NamelessFile implements AsyncDisposable {
   readonly #file: FileHandle;

@@ -19,7 +19,7 @@ const WRITES_AT_ONCE = 16;
  * the SHA-256 that it had when it was written, which is kept in memory: what a disk has corrupted, or
  * somebody has changed, is read from the repository again.
  *
- * The file has no name. So no two processes share one, and a killed one leaves nothing.
+ * The file has no name. So no two processes share one, and what a killed one has written is gone.
  */
 export class DiskCache implements AsyncDisposable {
   readonly #file: NamelessFile;
