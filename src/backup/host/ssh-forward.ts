@@ -4,6 +4,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { execa } from "execa";
 import { BackupError, PreconditionError } from "../base/errors.js";
 import { oneLine } from "../base/one-line.js";
+import { endWithHelpers, killGroup } from "./helpers-of-process.js";
 import { LastWords } from "./last-words.js";
 import { BOOT_ID } from "./process-identity.js";
 import { quote, SSH_PROCESS, type Ssh, silent } from "./ssh.js";
@@ -79,6 +80,7 @@ export async function openForward(ssh: Ssh, { to, socket, note }: ForwardOptions
       cancelSignal: opening.signal,
     },
   );
+  endWithHelpers(child);
   const said = new LastWords();
   child.stderr.setEncoding("utf8").on("data", (text: string) => said.add(text));
   child.stdin.on("error", () => undefined);
@@ -106,7 +108,7 @@ export async function openForward(ssh: Ssh, { to, socket, note }: ForwardOptions
 interface Session {
   readonly stdin: NodeJS.WritableStream;
   readonly stdout: NodeJS.ReadableStream;
-  readonly kill: (signal: "SIGKILL") => boolean;
+  readonly pid?: number | undefined;
 }
 
 /** An open forwarding. The caller that opened it closes it, once no connection uses it. */
@@ -151,9 +153,9 @@ export class SshForward implements AsyncDisposable {
     return await answered;
   }
 
-  /** Ends it without farewell: it does not answer. */
+  /** Ends it without farewell, and its helpers: it does not answer. */
   async kill(): Promise<void> {
-    this.#child.kill("SIGKILL");
+    killGroup(this.#child);
     await this.#ended;
   }
 
@@ -173,7 +175,7 @@ export class SshForward implements AsyncDisposable {
     this.#child.stdin.end();
     const timeout = new AbortController();
     const late = sleep(GOODBYE_MS, undefined, { signal: timeout.signal }).then(
-      () => this.#child.kill("SIGKILL"),
+      () => killGroup(this.#child),
       () => undefined,
     );
     await Promise.race([this.#ended, late]);

@@ -6,6 +6,7 @@ import { execa } from "execa";
 import { BackupError, PreconditionError } from "../base/errors.js";
 import { oneLine } from "../base/one-line.js";
 import { shellWord } from "../base/shell-word.js";
+import { endWithHelpers } from "./helpers-of-process.js";
 
 /** A shell script on the other host failed with its own exit code. */
 export class ScriptError extends BackupError {
@@ -53,15 +54,19 @@ export class Ssh {
     const { signal } = this;
     signal?.throwIfAborted();
     const variables = Object.entries(values).map(([name, value]) => `${name}=${quote(value)}`);
-    const result = await execa(...this.command([], "exec sh -s"), {
+    const child = execa(...this.command([], "exec sh -s"), {
       ...SSH_PROCESS,
       input: ["{", "set -eu", ...variables, script, "} </dev/null", ""].join("\n"),
       timeout: SCRIPT_TIMEOUT_MS,
       ...(signal === undefined ? {} : { cancelSignal: signal }),
     });
+    endWithHelpers(child);
+    const result = await child;
     if (!result.failed) return result.stdout;
     signal?.throwIfAborted();
     const { exitCode, stderr } = result;
+    // ssh has ended well, but a helper held its output until that was closed.
+    if (exitCode === 0 && !result.timedOut) return result.stdout;
     if (result.timedOut) throw this.failure({ stderr: silent(SCRIPT_TIMEOUT_MS) });
     if (exitCode === undefined || exitCode === SSH_FAILED) throw this.failure(result);
     throw new ScriptError(this.target.host, exitCode, stderr);

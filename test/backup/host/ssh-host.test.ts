@@ -2,7 +2,7 @@
 import { lchown, mkdir, mkdtemp, readdir, readFile, rm, stat, symlink, writeFile } from "node:fs/promises";
 import { connect, createServer, type Server, type Socket } from "node:net";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { basename, join } from "node:path";
 import { afterAll, afterEach, beforeAll, beforeEach, expect, it, vi } from "vitest";
 import { JobFolder } from "../../../src/backup/guest/job-folder.js";
 import { LastingForward } from "../../../src/backup/host/lasting-forward.js";
@@ -149,6 +149,49 @@ describeUnless(process.getuid?.() === 0 ? obstacle : "an sshd needs root", "a ho
         expect(() => process.kill(sshd, 0)).toThrow("ESRCH");
       }
     } finally {
+      for (const socket of sockets) socket.destroy();
+      server.close();
+      await rm(plain, { recursive: true, force: true });
+    }
+  });
+
+  it("waits for no helper of ssh's that ignores every signal and holds its output", async () => {
+    const plain = await mkdtemp(join(tmpdir(), "nbdpull-far-"));
+    const [here, there] = [join(plain, "here.sock"), join(plain, "there.sock")];
+    const { server, sockets } = await greeter(there);
+    const mark = `nbdpull-stays-${basename(plain)}`;
+    // Like that of ProxyJump, but that it stays for longer than this test may take.
+    const { program = "ssh", keyFile, settings } = ssh.target;
+    const alone = [...settings, "ControlMaster=no", "ControlPath=none"];
+    const jump = [
+      ...[program, "-i", keyFile, "-p", host.port, ...alone.flatMap((each) => ["-o", each])],
+      ...["-W", `127.0.0.1:${host.port}`, "root@127.0.0.1"],
+    ];
+    const proxy = `ProxyCommand=sh -c 'trap "" HUP INT TERM PIPE; ${jump.join(" ")}; sleep 60' ${mark}`;
+    const far = new Ssh({ ...ssh.target, settings: [...alone, proxy] });
+    const helpers = (): Promise<number[]> => pidsOf(`${mark}${NUL}`);
+    const stays = new AbortController().signal;
+    const began = performance.now();
+    try {
+      const forward = await LastingForward.open(
+        far,
+        { to: { kind: "unix", path: there }, socket: here },
+        300,
+      );
+      const [stopped = 0] = await pidsOf(`-L${NUL}${here}:${there}`);
+      process.kill(stopped, "SIGSTOP");
+      await forward.restore(stays);
+      (await greetingOf(here)).destroy();
+      expect(await pidsOf(`-L${NUL}${here}:${there}`)).not.toContain(stopped);
+      const [killed = 0] = await pidsOf(`-L${NUL}${here}:${there}`);
+      process.kill(killed, "SIGKILL");
+      const lost = new Promise((resolve) => forward.lost.addEventListener("abort", resolve));
+      expect(await Promise.all([far.run("echo well", {}), lost])).toEqual(["well", expect.anything()]);
+      await forward.close();
+      await expect.poll(helpers).toEqual([]);
+      expect(performance.now() - began).toBeLessThan(10_000);
+    } finally {
+      for (const pid of await helpers()) process.kill(pid, "SIGKILL");
       for (const socket of sockets) socket.destroy();
       server.close();
       await rm(plain, { recursive: true, force: true });
