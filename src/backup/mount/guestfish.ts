@@ -1,21 +1,52 @@
 /** The file systems of disks as files, by libguestfs: a small virtual machine reads them, not this host. */
+import { randomUUID } from "node:crypto";
+import { basename } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { execa } from "execa";
 import { BackupError, PreconditionError } from "../base/errors.js";
+import { printable } from "../base/printable.js";
+import { endWithHelpers, killGroup } from "../host/helpers-of-process.js";
 import { LastWords } from "../host/last-words.js";
 import { asOurs, isMounted, unmount } from "./fuse-mounts.js";
 
 /** The machine boots within seconds where there is KVM, and within minutes without. */
 const START_MS = 600_000;
 const POLL_MS = 50;
-const END_MS = 10_000;
+/** For the machine to end, which it may have to boot for. */
+const END_MS = 20_000;
 /** What is said so often is no list of file systems. */
 const MOST_OUTPUT = 1024 * 1024;
-const END = "NBDPULL-END";
 /** Devices that go into a command of guestfish, which would run others: `!sh`, `| sh`. */
-const DEVICE = /^(?:btrfsvol:)?\/dev\/[\w.+-]+(?:\/[\w.+-]+)*$/;
+const DEVICE = /^(?:btrfsvol:)?\/dev\/[\w.+@:-]+(?:\/[\w.+@:-]+)*$/;
 /** What guestfish calls something that it can't mount. */
 const NO_FILES = ["swap", "unknown", "crypto_LUKS", "LVM2_member", "linux_raid_member"];
+
+/**
+ * Runs guestfish, with the name of its mount. A signal would leave its folders in /tmp and its mount; so this
+ * shell gets that one instead, by which the kernel tells that nbdpull was killed. It takes the mount away, and
+ * guestfish ends by itself, at the end of its input.
+ */
+const SCRIPT = `
+end() {
+  told=1
+  { if [ "$(id -u)" = 0 ]; then umount --force --lazy "./$0"; else fusermount3 -u -z "./$0"; fi; } >/dev/null 2>&1
+  { cd / && sleep ${END_MS / 1000 + 5} && kill -9 "$fish"; } >/dev/null 2>&1 &
+  guard=$!
+}
+trap end TERM
+exec 3<&0 </dev/null
+# Whoever ends a whole unit signals it too. Without a terminal it would keep its answers until it ends.
+(trap "" HUP TERM; exec stdbuf --output=L guestfish --no-progress-bars) <&3 3<&- &
+fish=$!
+exec 3<&-
+wait "$fish"
+code=$?
+if [ -n "\${told:-}" ]; then
+  wait "$fish"
+  code=$?
+  kill "$guard"
+fi
+exit "$code"`;
 
 /** A file system, as its guest made it. */
 export interface GuestFileSystem {
@@ -38,6 +69,8 @@ interface FileSystems {
   readonly folder: string;
   /** Name of the socket in that folder. */
   readonly socket: string;
+  /** An empty folder, in which libguestfs keeps files while it runs. */
+  readonly temporary: string;
   /** The names of disks and of their exports. */
   readonly disks: readonly string[];
   readonly point: string;
@@ -60,25 +93,34 @@ export class GuestFish implements AsyncDisposable {
   readonly #child;
   readonly #said = new LastWords();
   #answer = "";
+  #saysTooMuch = false;
   #isClosing = false;
   #hasEnded = false;
 
-  private constructor({ path, folder }: FileSystems) {
+  private constructor({ path, folder, temporary }: FileSystems) {
     this.path = path;
     // Paths of users, which may have blanks, are in no command: names below the working folder are.
-    // Without a terminal it would keep its answers until it ends.
-    const wrapped = ["--pdeathsig", "TERM", "stdbuf", "--output=L", "guestfish", "--no-progress-bars"];
+    const wrapped = ["--pdeathsig", "TERM", "/bin/sh", "-c", SCRIPT, basename(path)];
     const child = execa("setpriv", wrapped, {
       cwd: folder,
       reject: false,
       buffer: false,
-      // The user's own daemon of libvirt may not be allowed to read the socket.
-      env: { LC_ALL: "C", LIBGUESTFS_BACKEND: process.env["LIBGUESTFS_BACKEND"] ?? "direct" },
+      // Keeps Ctrl-C on the terminal from reaching it: the mount is taken away first.
+      detached: true,
+      forceKillAfterDelay: false,
+      env: {
+        LC_ALL: "C",
+        // The user's own daemon of libvirt may not be allowed to read the socket.
+        LIBGUESTFS_BACKEND: process.env["LIBGUESTFS_BACKEND"] ?? "direct",
+        LIBGUESTFS_TMPDIR: temporary,
+      },
     });
+    endWithHelpers(child);
     child.stdin.on("error", () => undefined);
     child.stderr.setEncoding("utf8").on("data", (text: string) => this.#said.add(text));
     child.stdout.setEncoding("utf8").on("data", (text: string) => {
-      if (this.#answer.length < MOST_OUTPUT) this.#answer += text;
+      this.#saysTooMuch ||= this.#answer.length + text.length > MOST_OUTPUT;
+      if (!this.#saysTooMuch) this.#answer += text;
     });
     this.#child = child;
     this.ended = child.then(async (result) => await this.#end(result));
@@ -112,7 +154,7 @@ export class GuestFish implements AsyncDisposable {
     const drives = disks.map(
       (disk) => `add-drive ${disk} readonly:true format:raw protocol:nbd server:unix:${socket}`,
     );
-    const found = parseFileSystems(await this.#ask([...drives, "run", "list-filesystems"], signal));
+    const { found, odd } = parseFileSystems(await this.#ask([...drives, "run", "list-filesystems"], signal));
     const wanted = nameAll(found.filter(isMountable), disks);
     const mounting = wanted.flatMap(({ name, device }) => [
       `mkmountpoint /${name}`,
@@ -123,6 +165,7 @@ export class GuestFish implements AsyncDisposable {
     const shown = wanted.filter(({ name }) => mounted.has(name));
     const failed = wanted.filter(({ name }) => !mounted.has(name));
     const leftOut = [
+      ...odd.map((each) => ({ ...each, reason: "its name has characters that guestfish would misread" })),
       ...found.filter((each) => !isMountable(each)).map((each) => ({ ...each, reason: whyNot(each) })),
       ...failed.map(({ device, type }) => ({ device, type, reason: "it can't be mounted" })),
     ];
@@ -131,7 +174,7 @@ export class GuestFish implements AsyncDisposable {
       const message = `the disks of point ${point} have no file system that libguestfs can mount${kinds === "" ? "" : `: ${kinds}`}. Without --files they are shown as disks`;
       throw new PreconditionError("E_NO_FILES", message, { details: { point } });
     }
-    const options = `options:${asOurs(point).join(",")},nosuid,nodev,noexec`;
+    const options = `options:${asOurs(point).join(",")},ro,nosuid,nodev,noexec`;
     await this.#ask(
       failed.map(({ name }) => `rmmountpoint /${name}`),
       signal,
@@ -145,10 +188,12 @@ export class GuestFish implements AsyncDisposable {
 
   /** @returns what guestfish prints until it has done them all */
   async #ask(commands: readonly string[], signal: AbortSignal | undefined): Promise<string> {
+    // The guest, whose names are in the answer, can't know where it ends.
+    const end = `nbdpull-${randomUUID()}\n`;
     this.#answer = "";
-    this.#child.stdin.write(`${[...commands, `echo ${END}`].join("\n")}\n`);
-    await this.#until(async () => this.#answer.endsWith(`${END}\n`), signal);
-    return this.#answer.slice(0, -END.length - 1);
+    this.#child.stdin.write([...commands, `echo ${end}`].join("\n"));
+    await this.#until(async () => this.#answer.endsWith(end), signal);
+    return this.#answer.slice(0, -end.length);
   }
 
   async #until(isDone: () => Promise<boolean>, signal: AbortSignal | undefined): Promise<void> {
@@ -156,9 +201,11 @@ export class GuestFish implements AsyncDisposable {
     while (!(await isDone())) {
       if (this.#hasEnded) await this.ended;
       if (this.#hasEnded) throw failure(this.path, this.#said.text.trim() || "it ended early");
+      if (this.#saysTooMuch) throw failure(this.path, `it prints more than ${MOST_OUTPUT} bytes`);
       signal?.throwIfAborted();
       if (performance.now() - began > START_MS) {
-        throw failure(this.path, `nothing is mounted there after ${START_MS / 60_000} minutes`);
+        const why = `nothing is mounted there after ${START_MS / 60_000} minutes; where KVM is slow or faulty, LIBGUESTFS_BACKEND_SETTINGS=force_tcg does without`;
+        throw failure(this.path, why);
       }
       await sleep(POLL_MS);
     }
@@ -167,12 +214,10 @@ export class GuestFish implements AsyncDisposable {
   /** Takes the mount away, also from those who read it just now, and ends the machine. */
   async close(): Promise<void> {
     this.#isClosing = true;
-    if (await isMounted(this.path)) await unmount(this.path, { lazily: true }).catch(() => undefined);
     this.#child.stdin.end();
-    const end = setTimeout(() => this.#child.kill("SIGTERM"), END_MS / 2);
-    const kill = setTimeout(() => this.#child.kill("SIGKILL"), END_MS);
+    this.#child.kill("SIGTERM");
+    const kill = setTimeout(() => killGroup(this.#child), END_MS);
     await this.ended.catch(() => undefined);
-    clearTimeout(end);
     clearTimeout(kill);
   }
 
@@ -191,14 +236,22 @@ export class GuestFish implements AsyncDisposable {
 }
 
 /**
- * `/dev/sda1: ext4`, a line each. A guest chooses names of volumes, so a line that is anything else is left
- * out as a whole.
+ * `/dev/sda1: ext4`, a line each. A guest chooses names of volumes, so a line that is anything else is no part
+ * of a command.
+ * @returns also those, as text that a terminal shows
  */
-export function parseFileSystems(text: string): GuestFileSystem[] {
-  return text.split("\n").flatMap((line) => {
-    const [, device = "", type = ""] = /^(\S+): (\w+)$/.exec(line) ?? [];
-    return DEVICE.test(device) && !device.includes("/..") ? [{ device, type }] : [];
-  });
+export function parseFileSystems(text: string): {
+  readonly found: readonly GuestFileSystem[];
+  readonly odd: readonly GuestFileSystem[];
+} {
+  const found: GuestFileSystem[] = [];
+  const odd: GuestFileSystem[] = [];
+  for (const line of text.split("\n").filter((each) => each.trim() !== "")) {
+    const [, device = line, type = "unknown"] = /^(.+): (\w+)$/.exec(line) ?? [];
+    if (DEVICE.test(device) && !device.includes("/..")) found.push({ device, type });
+    else odd.push({ device: printable(device), type });
+  }
+  return { found, odd };
 }
 
 /** `/dev/sda1: /vda1`, a line each. */
@@ -238,7 +291,7 @@ function whyNot({ type }: GuestFileSystem): string {
 }
 
 function failure(path: string, why: string): BackupError {
-  if (/failed to (?:execute|run command)/.test(why)) {
+  if (/failed to (?:execute|run command)|stdbuf: not found/.test(why)) {
     const message =
       "libguestfs isn't installed, which shows the files in disks: apt install guestfish (Fedora: guestfs-tools); without --files the disks are shown";
     return new PreconditionError("E_NO_GUESTFS", message);

@@ -1,5 +1,5 @@
 /** The folder that the disks are shown in: whose it is, what may be in it, and what a dead run left there. */
-import { lstat, mkdir, open, readdir, realpath, rmdir, unlink } from "node:fs/promises";
+import { lstat, mkdir, open, readdir, realpath, rm, rmdir, unlink } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import { hasCode, PreconditionError } from "../base/errors.js";
 import { shellWord } from "../base/shell-word.js";
@@ -15,6 +15,8 @@ import { isDeadMount, mountsIn, unmount } from "./fuse-mounts.js";
 export const MOUNT_SOCKET = ".nbdpull-mount.sock";
 /** The folder of file systems, if files are shown instead of disks. */
 const FILES = "files";
+/** The folder that libguestfs keeps its own files in. It has content, also of a run that was killed. */
+const TEMPORARY = ".nbdpull-guestfs";
 
 export class MountFolder {
   /** Without links. */
@@ -77,8 +79,18 @@ export class MountFolder {
 
   /** Makes the empty folder that file systems will cover. */
   async folderForFiles(): Promise<string> {
-    const path = join(this.path, FILES);
-    this.#names.add(FILES);
+    return await this.#folder(FILES);
+  }
+
+  /** Makes the folder for what libguestfs keeps while it runs. */
+  async temporary(): Promise<string> {
+    await removeLeft(this.path, [TEMPORARY]);
+    return await this.#folder(TEMPORARY);
+  }
+
+  async #folder(name: string): Promise<string> {
+    const path = join(this.path, name);
+    this.#names.add(name);
     await mkdir(path, { mode: 0o700 }).catch((error: unknown) => {
       if (!hasCode(error, "EEXIST")) throw error;
     });
@@ -97,8 +109,8 @@ export class MountFolder {
 }
 
 /**
- * Removes the empty files and the socket of runs that have ended. Nothing that has content is touched, and
- * nothing at all where neither a mount of ours was nor our socket is: other programs have empty files too.
+ * Removes the empty files and the socket of runs that have ended, and libguestfs' own folder. Nothing else that
+ * has content is touched, and nothing at all where neither a mount of ours was nor our socket is: other programs have empty files too.
  * @param mounted the paths in it that were mounted until now
  * @returns how many there were
  * @throws {PreconditionError} `E_MOUNT_FOLDER`: others can change the folder
@@ -122,7 +134,8 @@ async function leftIn(folder: string, names: readonly string[], { wasOurs = fals
   if (socket.length === 0 && !wasOurs) return [];
   const files: string[] = [];
   for (const name of names) {
-    if (isDiskName(name) && (await isLeft(join(folder, name), name))) files.push(name);
+    if ((isDiskName(name) || name === TEMPORARY) && (await isLeft(join(folder, name), name)))
+      files.push(name);
   }
   return [...files, ...socket];
 }
@@ -134,8 +147,9 @@ async function removeLeft(folder: string, names: readonly string[]): Promise<num
   for (const name of names) {
     const path = join(folder, name);
     if (mounted.includes(path) || !(await isLeft(path, name))) continue;
-    const remove = name === FILES && (await isFolder(path)) ? rmdir : unlink;
-    await remove(path).catch(ignoreMissing);
+    // Links in it are removed, not followed.
+    if (name === TEMPORARY) await rm(path, { recursive: true, force: true });
+    else await (name === FILES && (await isFolder(path)) ? rmdir : unlink)(path).catch(ignoreMissing);
     removed += 1;
   }
   return removed;
@@ -154,6 +168,7 @@ async function isLeft(path: string, name: string): Promise<boolean> {
   if (found === undefined) return true;
   if (found.uid !== process.getuid?.()) return false;
   if (name === MOUNT_SOCKET) return found.isSocket();
+  if (name === TEMPORARY) return found.isDirectory() && (found.mode & 0o777) === 0o700;
   if (name === FILES && found.isDirectory()) {
     return (found.mode & 0o777) === 0o700 && (await readdir(path)).length === 0;
   }

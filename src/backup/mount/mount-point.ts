@@ -89,9 +89,10 @@ export async function mountFiles(options: MountOptions): Promise<MountedPoint> {
   try {
     server = await servePoint({ ...options, address: { path: folder.socket } });
     const path = await folder.folderForFiles();
+    const temporary = await folder.temporary();
     const { fish, files } = await GuestFish.mount(
       {
-        ...{ path, folder: folder.path, socket: MOUNT_SOCKET, point: server.point.id },
+        ...{ path, folder: folder.path, socket: MOUNT_SOCKET, temporary, point: server.point.id },
         disks: server.disks.map(({ disk }) => disk),
       },
       options.signal,

@@ -1,4 +1,4 @@
-import { chmod, mkdtemp, readdir, rm, writeFile } from "node:fs/promises";
+import { chmod, mkdir, mkdtemp, readdir, rm, symlink, writeFile } from "node:fs/promises";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -43,6 +43,19 @@ it("removes what a killed run left, where its socket is, and nothing else", asyn
     await expect(MountFolder.prepare(folder)).rejects.toThrow(/it has files, such as (\.lock|a note|vdb)/);
     expect(await unmountPoint(folder)).toEqual([]);
     expect((await readdir(folder)).sort()).toEqual([".lock", "a note", "vdb"]);
+  });
+});
+
+it("removes the folder of a libguestfs that was killed, with its content, but follows no link", async () => {
+  const [temporary, kept] = [join(folder, ".nbdpull-guestfs"), join(folder, "vdz")];
+  await mkdir(join(temporary, "libguestfsX"), { recursive: true, mode: 0o700 });
+  await writeFile(join(temporary, "libguestfsX", "overlay1.qcow2"), "x");
+  await symlink(folder, join(temporary, "link"));
+  await writeFile(kept, "mine");
+  await expect(unmountPoint(folder)).rejects.toMatchObject({ code: "E_NOT_MOUNTED" });
+  await withSocket(async () => {
+    await unmountPoint(folder);
+    expect(await readdir(folder)).toEqual(["vdz"]);
   });
 });
 
