@@ -127,6 +127,28 @@ describeWith(["qemu-img"], "a copy of a repository", () => {
     expect(await idOf(to)).not.toBe(await idOf(from));
   });
 
+  it("has a point as it was before a merge that is under way in a store", async () => {
+    // As it lies there: the image has gone aside, and another one takes its name.
+    const [path, image] = [imageOf(from, 1, "point.json"), imageOf(from, 1)];
+    const [text, bytes] = [await readFile(path, "utf8"), await readFile(image)];
+    const aside = "vda.qcow2~1b2c3d4e";
+    const merging = { aside: { [aside]: "vda.qcow2" }, revision: "of that merge", other: "kept" };
+    const during = { ...(JSON.parse(text.replace('"vda.qcow2"', `"${aside}"`)) as object), ...merging };
+    await rename(image, imageOf(from, 1, aside));
+    await writeFile(image, "a half");
+    await writeFile(path, JSON.stringify(during));
+    expect(statesOf(await copied())).toEqual(["copied", "copied", "copied", "copied"]);
+    const theirs = JSON.parse(await readFile(imageOf(to, 1, "point.json"), "utf8")) as object;
+    expect(theirs).toEqual({ ...(JSON.parse(text) as object), other: "kept" });
+    expect(statesOf(await copied())).toEqual(["there", "there", "there", "there"]);
+    await writeFile(path, text);
+    await writeFile(image, bytes);
+    await rm(imageOf(from, 1, aside));
+    await takeIncrement(4);
+    expect(statesOf(await copied())).toEqual(["there", "there", "there", "there", "copied"]);
+    await expectSound(ids());
+  });
+
   it("can have the newest point alone, or those since a time, with their chains", async () => {
     await chain.take({ full: true, digests: "sha256" });
     await takeIncrement(5);

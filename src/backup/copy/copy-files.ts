@@ -10,7 +10,7 @@ import type { StoredFolder } from "../storage/stored-folder.js";
 import { verifyPoint } from "../verify/verify.js";
 import { CopiedFile } from "./copied-file.js";
 import { CopiedFolder } from "./copied-folder.js";
-import { fileNamesOf, mostBytesOf } from "./point-files.js";
+import { asCopiedText, copiedName, fileNamesOf, mostBytesOf } from "./point-files.js";
 
 interface CopyFilesOptions {
   readonly from: Repository;
@@ -34,7 +34,7 @@ interface CopyFilesOptions {
 export async function copyFiles(pending: PendingPoint, options: CopyFilesOptions): Promise<string> {
   const { from, domain, manifest, onBytes } = options;
   await using folder = await from.openPoint(domain, manifest.id);
-  const text = await manifestText(folder, manifest);
+  const text = asCopiedText(await manifestText(folder, manifest), manifest);
   let bytes = 0;
   const counted = (more: number): void => {
     bytes += more;
@@ -52,6 +52,7 @@ export async function copyFiles(pending: PendingPoint, options: CopyFilesOptions
 }
 
 interface CopiedFiles {
+  /** By the names that they have in the repository that is copied. */
   readonly files: ReadonlyMap<string, CopiedFile>;
   /** Whether something of them was there. */
   readonly hasGoneOn: boolean;
@@ -66,10 +67,11 @@ async function copyAll(
   const files = new Map<string, CopiedFile>();
   let hasGoneOn = false;
   for (const name of fileNamesOf(manifest)) {
-    const place = pending.at(name);
-    const left = goesOn && hasDigests(manifest, name) ? await leftFile(pending, name) : undefined;
+    const copy = copiedName(manifest, name);
+    const place = pending.at(copy);
+    const left = goesOn && hasDigests(manifest, name) ? await leftFile(pending, copy) : undefined;
     if (left) hasGoneOn = true;
-    else await pending.folder?.unlink(name);
+    else await pending.folder?.unlink(copy);
     const isHere = typeof place === "string";
     const copied = await CopiedFile.copy(
       folder.at(name),

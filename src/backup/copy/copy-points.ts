@@ -27,7 +27,7 @@ import type { StoreWriting } from "../storage/stored-writing.js";
 import { type ChosenPoints, choosePoints, type WhichPoints } from "./choose-points.js";
 import { copyFiles } from "./copy-files.js";
 import { type Followed, followPrune } from "./follow-prune.js";
-import { dataBytesOf, storedBytesOf } from "./point-files.js";
+import { asCopied, dataBytesOf, storedBytesOf } from "./point-files.js";
 import { compareDisks } from "./same-disk.js";
 
 export interface CopyOptions {
@@ -323,7 +323,7 @@ class DomainCopy {
       if (parent === null) continue;
       const below = this.#soundDisk(parent, name);
       const original = this.#points.find((point) => point.id === parent)?.manifest;
-      const { file, format } = (original && diskOf(original, name)) ?? {};
+      const { file, format } = (original && diskOf(asCopied(original), name)) ?? {};
       if (below && below.file === file && below.format === format) continue;
       const why = below ? "has another format there" : "is damaged, or not there";
       throw new DamageError(
@@ -342,7 +342,7 @@ class DomainCopy {
    */
   #soundDisk(id: string, name: string): DiskManifest | undefined {
     const there = this.#there.get(id);
-    const disk = there?.manifest && diskOf(there.manifest, name);
+    const disk = there?.manifest && diskOf(asCopied(there.manifest), name);
     if (!disk || there.obstacles.some(({ point }) => point === id) || this.damaged.has(id)) return undefined;
     return disk.parent === null || this.#soundDisk(disk.parent, name) ? disk : undefined;
   }
@@ -371,7 +371,8 @@ class DomainCopy {
    */
   async #unknown(original: Manifest, copy: Manifest): Promise<string | undefined> {
     const { from, to, domain, signal } = this.#options;
-    if (formatManifest({ ...original, createdAt: copy.createdAt }) === formatManifest(copy)) return undefined;
+    const expected = { ...asCopied(original), createdAt: copy.createdAt };
+    if (formatManifest(expected) === formatManifest(asCopied(copy))) return undefined;
     const differs = (what: string): DamageError => {
       const message = `point ${original.id} of ${domain} is another one in ${to.path} than in ${from.path}: ${what}. Copy to another repository, and find out where that point comes from`;
       return new DamageError("E_COPY_DIFFERS", message, { details: { domain, point: original.id } });

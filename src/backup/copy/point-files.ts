@@ -1,5 +1,5 @@
 import { largestKept } from "../repository/kept-files.js";
-import { diskOf, type Manifest } from "../repository/manifest.js";
+import { diskOf, imageName, type Manifest } from "../repository/manifest.js";
 
 const MIB = 1024 * 1024;
 /** What an image may have beside twice its disk, and a digest file beside its records. */
@@ -15,6 +15,36 @@ export function fileNamesOf({ disks, files = [] }: Manifest): string[] {
     [file, map?.file ?? [], digests?.file ?? []].flat(),
   );
   return [...new Set([...files.map(({ file }) => file), ...ofDisks])];
+}
+
+/**
+ * What a file of a point is called in its copy: where a prune of an object store is replacing the image, as
+ * the images name it that are based on it.
+ */
+export function copiedName(point: Pick<Manifest, "aside">, file: string): string {
+  return imageName(point, { file });
+}
+
+/** A point as its copy has it: no prune is at work there. */
+export function asCopied(point: Manifest): Manifest {
+  const { aside: _, ...others } = point;
+  return { ...others, disks: point.disks.map((disk) => ({ ...disk, file: copiedName(point, disk.file) })) };
+}
+
+/** The same of the text of its manifest, with what this program knows nothing of. */
+export function asCopiedText(text: string, point: Manifest): string {
+  if (point.aside === undefined) return text;
+  const {
+    aside: _,
+    revision: __,
+    ...others
+  } = JSON.parse(text) as {
+    aside: unknown;
+    revision?: unknown;
+    disks: { readonly file: string }[];
+  };
+  const disks = others.disks.map((disk) => ({ ...disk, file: copiedName(point, disk.file) }));
+  return `${JSON.stringify({ ...others, disks }, null, 2)}\n`;
 }
 
 export function dataBytesOf(point: Manifest, disk: string): number {
