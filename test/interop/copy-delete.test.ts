@@ -209,6 +209,18 @@ describeWith(["qemu-img"], "a copy in a folder", () => {
     expect(await nbdpull("verify", from)).toMatchObject({ code: 0 });
     expect(await follow()).toMatchObject({ code: 0 });
     await expectCopy(to, chain, ids.slice(3));
+    // Emptied, and backed up once since: as often as that is copied.
+    await rm(join(from, NAME), { recursive: true });
+    await takeFull(chain);
+    for (const _ of [1, 2]) {
+      const ran = await follow();
+      expect(ran).toMatchObject({ code: 4 });
+      expect(ran.stderr).toMatch(/E_SOURCE_EMPTY: .* has new points of guest, .* 3 points .*nbdpull prune/);
+      expect(await pointsIn(to)).toEqual(idsOf(chain).slice(3));
+    }
+    await resultOf(from, to);
+    expect(await follow()).toMatchObject({ code: 0 });
+    await expectCopy(to, chain, idsOf(chain).slice(6));
     // Forgotten on purpose, nothing of it stays.
     expect(await nbdpull("forget", to, NAME, "--force")).toMatchObject({ code: 0 });
     expect(await readdir(to)).toEqual(["nbdpull.json"]);
@@ -288,6 +300,8 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a copy in an obje
     await expectCopy(back, chain, there);
     await takeFull(chain);
     await resultOf(from, to, { remove: { last: 1 } });
+    await resultOf(to, other);
+    await resultOf(other, back);
     expect(await nbdpull("prune", to, "--keep-last", "1")).toMatchObject({ code: 0 });
     for (const [source, target] of [
       [to, other],

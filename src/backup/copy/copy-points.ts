@@ -86,8 +86,8 @@ export interface CopyResult {
  * or based on one that is, is left out and told; others are copied all the same.
  *
  * @throws {PreconditionError} `E_OTHER_DOMAIN`: the other repository has another domain's points in that
- *   folder; `E_LOCKED`: another process writes there; with `remove`, `E_SOURCE_EMPTY`: this one has no points
- *   any more, and as `prune`
+ *   folder; `E_LOCKED`: another process writes there; with `remove`, `E_SOURCE_EMPTY`: this one has none of
+ *   the points any more that came from it, and as `prune`
  * @throws {DamageError} `E_COPY_DIFFERS`: it has a point of the same id with another content; nothing was
  *   copied
  */
@@ -104,13 +104,13 @@ export async function copyDomain(options: CopyOptions): Promise<CopyResult> {
         await using folder = await to.openDomain(domain);
         return await copyAll(options, { judged, there, record: await readCopied(folder) }, target);
       };
-      const { result, theirs } = options.dryRun
+      const { result, ...came } = options.dryRun
         ? await to.reading(domain, async () => await copy(undefined), signal)
         : await writingTo(options, new Set(judged.map(({ id }) => id)), copy);
       if (!options.remove) return result;
       const followed = await followPrune(
         { ...options, retention: options.remove },
-        { judged, theirs, result },
+        { judged, result, ...came },
       );
       return { ...result, followed };
     },
@@ -157,6 +157,8 @@ interface Copied {
   readonly result: CopyResult;
   /** Ids of points of the other repository that came from this one. */
   readonly theirs: readonly string[];
+  /** Whether this one has none of those any more that an earlier copy has recorded. */
+  readonly isCutOff: boolean;
 }
 
 async function copyAll(options: CopyOptions, both: Both, target: Target | undefined): Promise<Copied> {
@@ -166,7 +168,11 @@ async function copyAll(options: CopyOptions, both: Both, target: Target | undefi
   const chosen = choosePoints(judged, there, which, before);
   const copy = new DomainCopy(options, chosen, there);
   const known = new Set([...judged, ...there].map(({ id }) => id));
+  const recorded = there.filter(({ id }) => before.has(id));
+  const isCutOff = recorded.length > 0 && !judged.some(({ id }) => recorded.some((point) => point.id === id));
   const note = async (): Promise<void> => {
+    // A run that refuses to remove anything would have the next one do it.
+    if (isCutOff && options.remove) return;
     const both = [...before, ...copy.same].filter((id) => known.has(id) && !copy.damaged.has(id));
     const now = new Set(both);
     const isChanged = now.size !== before.size || both.some((id) => !before.has(id));
@@ -182,7 +188,7 @@ async function copyAll(options: CopyOptions, both: Both, target: Target | undefi
   // Not before the points are there: one that a killed run has not copied was not dropped.
   await note();
   const came = (id: string): boolean => before.has(id) || copy.same.has(id);
-  return { result, theirs: there.map(({ id }) => id).filter(came) };
+  return { result, theirs: there.map(({ id }) => id).filter(came), isCutOff };
 }
 
 /** The other repository, while it is written. */

@@ -23,6 +23,8 @@ interface Found {
   readonly judged: readonly JudgedPoint[];
   /** Ids of points of the other one that came from it. */
   readonly theirs: readonly string[];
+  /** Whether it has none of those any more that an earlier copy has recorded. */
+  readonly isCutOff: boolean;
   readonly result: { readonly points: readonly { readonly id: string; readonly state: string }[] };
 }
 
@@ -40,14 +42,15 @@ export interface Followed {
  * Drops points from a copy that came from the original and that the original has dropped, unless a rule keeps
  * them. It is a prune of the copy that may drop nothing else. Whatever has emptied or damaged the original
  * must not do the same to the copy.
- * @throws {PreconditionError} `E_SOURCE_EMPTY`: the original has no points any more; and as `prune`
+ * @throws {PreconditionError} `E_SOURCE_EMPTY`: the original has none of the points any more that came from
+ *   it, though it may have new ones; and as `prune`
  */
 export async function followPrune(options: FollowOptions, found: Found): Promise<Followed> {
   const { from, to, domain, retention, dryRun = false, signal, onWarning } = options;
-  const { judged, theirs } = found;
-  if (judged.length === 0 && theirs.length > 0) throw isEmpty(options, theirs.length);
+  const { judged, theirs, isCutOff } = found;
   const known = new Set(judged.map(({ id }) => id));
   const gone = theirs.filter((id) => !known.has(id));
+  if (isCutOff) throw isEmpty(options, gone.length, judged.length === 0);
   const damage = damageIn(found);
   if (gone.length === 0) return { gone };
   if (damage !== undefined) {
@@ -72,8 +75,15 @@ function damageIn({ judged, result }: Found): string | undefined {
   return damaged && `point ${damaged.id} is damaged`;
 }
 
-function isEmpty({ from, to, domain }: FollowOptions, count: number): PreconditionError {
+function isEmpty({ from, to, domain }: FollowOptions, count: number, isBare: boolean): PreconditionError {
   const points = count === 1 ? "a point that came" : `${count} points that came`;
-  const message = `${from.path} has no points of ${domain} any more, and ${to.path} has ${points} from there: nothing is removed, since what empties a repository must not empty its copy. Find out what has become of them. If they were removed on purpose, do it there too: nbdpull forget ${shellWord(to.path)} ${shellWord(domain)}`;
+  const what = isBare
+    ? `has no points of ${domain} any more, and ${to.path} has ${points} from there`
+    : `has new points of ${domain}, and ${to.path} has ${points} from there, of which it has none any more`;
+  const [path, name] = [shellWord(to.path), shellWord(domain)];
+  const next = isBare
+    ? `do it there too: nbdpull forget ${path} ${name}`
+    : `prune there by itself (nbdpull prune ${path} ${name} with the rules that you keep points by), or copy once without --delete. Where the original keeps one point only, copy before it is pruned`;
+  const message = `${from.path} ${what}: nothing is removed, since what empties a repository must not empty its copy. Find out what has become of them. If they were removed on purpose, ${next}`;
   return new PreconditionError("E_SOURCE_EMPTY", message, { details: { domain } });
 }
