@@ -2,6 +2,7 @@
 import { hasCode, messageOf } from "../base/errors.js";
 import { forgetLive, noteLive } from "../repository/live-note.js";
 import type { Repository } from "../repository/repository.js";
+import type { PointServer } from "../serve/serve.js";
 import type { LiveState } from "./live-state.js";
 
 interface Beside {
@@ -10,24 +11,36 @@ interface Beside {
   readonly onEvent: (event: { readonly type: "warning"; readonly message: string }) => void;
 }
 
+interface Noted {
+  readonly place: string;
+  /** It has opened the images of the point. */
+  readonly server: Pick<PointServer, "assertUnpruned">;
+  /**
+   * Whether the guest may have run already: then it goes on if nobody knows whether a prune removes the
+   * point.
+   */
+  readonly hasRun: boolean;
+}
+
 /**
  * A prune must keep the point, also while this process is dead. One that removes the point from an object
- * store waits for no reader.
- * @param options.hasRun whether the guest may have run already: then it goes on if nobody knows whether a
- *   prune removes the point
+ * store waits for no reader, and it may have ended before the note was there.
  * @throws {DamageError} `E_MANIFEST`: a prune was quicker, in an object store
  * @throws {PreconditionError} `E_BEING_REMOVED`: one may be, in an object store
- * @throws {BackupError} the store's failure: nobody knows whether one is
+ * @throws {BackupError} `E_PRUNED_MEANWHILE`: one has changed points since the images were opened; the
+ *   store's failure: nobody knows whether one is
  */
 export async function noteBeside(
   { repository, domain, onEvent }: Beside,
   state: Pick<LiveState, "point" | "domain">,
-  { place, hasRun }: { readonly place: string; readonly hasRun: boolean },
+  { place, server, hasRun }: Noted,
 ): Promise<void> {
   try {
     await using point = await repository.holdRecords(domain, state.point);
     await noteLive(point, { uuid: state.domain.uuid, disks: place });
+    await server.assertUnpruned();
   } catch (error) {
+    if (hasCode(error, "E_PRUNED_MEANWHILE")) throw error;
     if (repository.isInStore && (hasRun ? hasCode(error, "E_MANIFEST") : !isRefused(error))) throw error;
     const message = `it can't be noted in the repository that a guest runs on point ${state.point} (${messageOf(error)}): let no prune remove it before this has ended`;
     onEvent({ type: "warning", message });

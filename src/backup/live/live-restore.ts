@@ -199,7 +199,7 @@ async function begin(options: LiveRestoreOptions, folder: HeldFolder, began: num
     await folder.create(basename(xml.temporary), definition.xml, { sync: true });
     await noteMade(definitions);
     await publish(definitions, { force, sync: true });
-    await noteBeside(options, state, { place, hasRun: false });
+    await noteBeside(options, state, { place, server, hasRun: false });
     signal?.throwIfAborted();
     await writeLiveState(folder, { ...state, phase: "ready" });
   } catch (error) {
@@ -255,7 +255,7 @@ async function goOn(
   // It was killed just before its end, and the point may be gone since.
   if (filled.every(Boolean)) return await finish(options, folder, state, began);
   await using server = await serve(options, folder.realPath, state.point, state);
-  await noteBeside(options, state, { place: folder.realPath, hasRun: true });
+  await noteBeside(options, state, { place: folder.realPath, server, hasRun: true });
   if (!isDefined) {
     await refuseTaken(steady, state.domain);
     const xml = (await folder.read(state.xml, 4 * 1024 * 1024)).toString("utf8");

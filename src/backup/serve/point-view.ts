@@ -66,6 +66,14 @@ export class PointView implements AsyncDisposable {
     }
   }
 
+  /**
+   * @throws {BackupError} `E_PRUNED_MEANWHILE`: a prune did not know that the point is read, and has changed
+   *   points since the view was opened: what it shows may be gone
+   */
+  async assertUnpruned(): Promise<void> {
+    await this.#reading.assertUnpruned();
+  }
+
   async close(): Promise<void> {
     await closeAll(this.#cache, ...this.disks, { close: () => this.#reading.release() });
   }

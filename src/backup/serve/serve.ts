@@ -143,6 +143,11 @@ export class PointServer implements AsyncDisposable {
     }
   }
 
+  /** @throws as {@link PointView.assertUnpruned} */
+  async assertUnpruned(): Promise<void> {
+    await this.#view.assertUnpruned();
+  }
+
   /** Hangs up on all clients, removes the socket and closes the images. */
   async close(): Promise<void> {
     await closeAll(this.#server, this.#view);
