@@ -473,13 +473,20 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a repository in a
     const text = (await Body?.transformToString()) ?? "";
     const manifest = JSON.parse(text) as object;
     await put(key, JSON.stringify({ ...manifest, createdAt: "1999-01-01T00:00:00.000Z", other: "kept" }));
+    const reading = await (await Repository.open(address)).beginReading(MemoryChain.domain);
     const ran = await nbdpull("points", address, "--fix-clock", "--json");
     expect(ran).toMatchObject({ code: 0 });
     expect(ran.json()).toMatchObject({ mended: [{ id: ids()[0], was: "1999-01-01T00:00:00.000Z" }] });
     const mended = (await nbdpull("points", address, "--json")).json() as { createdAt: string }[];
     expect(Date.now() - Date.parse(mended[0]?.createdAt ?? "")).toBeLessThan(3_600_000);
     const after = await client.send(new GetObjectCommand({ Bucket: BUCKET, Key: key }));
-    expect(await after.Body?.transformToString()).toContain('"other": "kept"');
+    const now = (await after.Body?.transformToString()) ?? "";
+    expect(now).toContain('"other": "kept"');
+    // Nobody's bytes have changed, until an image is replaced.
+    await reading.assertUnpruned();
+    await put(key, JSON.stringify({ ...(JSON.parse(now) as object), revision: "of a merge" }));
+    await expect(reading.assertUnpruned()).rejects.toMatchObject({ code: "E_PRUNED_MEANWHILE" });
+    await reading.release();
     expect(await keys("clock/").then((all) => all.filter((each) => each.includes("/.")))).toEqual([]);
   });
 

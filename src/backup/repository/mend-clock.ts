@@ -6,7 +6,8 @@ import type { HeldLock } from "./domain-lock.js";
 import { judgeTimes, type ToldTimes } from "./judge-times.js";
 import { type Manifest, timeOf } from "./manifest.js";
 import { readJournal } from "./prune-journal.js";
-import { redate, redated } from "./read-manifest.js";
+import { redate } from "./read-manifest.js";
+import { redatedInStore } from "./redated-in-store.js";
 import type { Repository } from "./repository.js";
 
 export interface MendClockOptions {
@@ -72,7 +73,7 @@ export async function mendClock(
   };
   if (repository.isInStore) {
     const inStore = (writing: StoreWriting): Promise<MendedTime[]> =>
-      mend((id, createdAt) => writing.rewrite(id, (text) => redated(text, createdAt)));
+      mend((id, createdAt) => writing.rewrite(id, (text, etag) => redatedInStore(text, createdAt, etag)));
     return await repository.writingInStore(domain, inStore, signal);
   }
   const inFolder = async ({ folder, assertHeld }: HeldLock): Promise<MendedTime[]> => {

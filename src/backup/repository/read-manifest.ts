@@ -8,7 +8,7 @@ import { type Manifest, parseManifest } from "./manifest.js";
 
 export const MANIFEST = "point.json";
 /** Longer than any manifest: one of 1000 disks has 1 MiB. A domain's manifests are in memory together. */
-const MOST_BYTES = 4 * 1024 * 1024;
+export const MOST_MANIFEST_BYTES = 4 * 1024 * 1024;
 
 /**
  * Reads the manifest of a point.
@@ -27,7 +27,7 @@ export async function readManifest(
     new DamageError("E_MANIFEST", what, { cause, details: { ...facts, point: id } });
   let text: string;
   try {
-    text = (await folder.read(name, MOST_BYTES)).toString("utf8");
+    text = (await folder.read(name, MOST_MANIFEST_BYTES)).toString("utf8");
   } catch (cause) {
     if (hasCode(cause, "EACCES")) throw cause;
     if (isMissing(cause)) throw fail(`point ${id} has no manifest: ${path} is missing`, cause);
@@ -75,7 +75,7 @@ function isSystemError(error: unknown): boolean {
  * @throws {DamageError} `E_MANIFEST`: it is another one now
  */
 export async function manifestText(folder: StoredFolder, known: Manifest): Promise<string> {
-  const text = (await folder.read(MANIFEST, MOST_BYTES)).toString("utf8");
+  const text = (await folder.read(MANIFEST, MOST_MANIFEST_BYTES)).toString("utf8");
   const path = `${folder.path}/${MANIFEST}`;
   if (isDeepStrictEqual(parseManifest(text, path), known)) return text;
   throw new DamageError("E_MANIFEST", `${path} was changed meanwhile`, { details: { point: known.id } });
@@ -94,7 +94,7 @@ export async function redate(
 ): Promise<void> {
   // What a run that was killed has left.
   for (const name of await folder.names()) if (name.startsWith(`.${MANIFEST}.`)) await folder.unlink(name);
-  const before = (await folder.read(MANIFEST, MOST_BYTES)).toString("utf8");
+  const before = (await folder.read(MANIFEST, MOST_MANIFEST_BYTES)).toString("utf8");
   await folder.replace(MANIFEST, redated(before, createdAt), beforeRename);
   await folder.sync();
 }

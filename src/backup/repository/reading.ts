@@ -1,10 +1,11 @@
-import { BackupError } from "../base/errors.js";
+import { BackupError, DamageError, hasCode } from "../base/errors.js";
 import type { HeldFolder } from "../host/held-folder.js";
 import type { StoredFolder, StoreRoot } from "../storage/stored-folder.js";
 import { markReader, type ReaderMark } from "./domain-lock.js";
 import { pointIdsIn } from "./pending-point.js";
 import { type PruneJournal, readJournal } from "./prune-journal.js";
-import { MANIFEST } from "./read-manifest.js";
+import { MANIFEST, MOST_MANIFEST_BYTES } from "./read-manifest.js";
+import { etagsBefore } from "./redated-in-store.js";
 
 /** A reader of a domain's points, from `beginReading` to `release`. */
 export interface Reading {
@@ -72,9 +73,13 @@ export async function readingInStore(store: StoreRoot, domain: string, open: Ope
   return {
     assertUnpruned: async () => {
       store.refresh(domain);
-      const now = await manifestsIn(await open());
+      const folder = await open();
+      const now = await manifestsIn(folder);
       // Whatever changes a point there replaces its manifest.
-      if ([...before].some(([id, etag]) => now.get(id) !== etag)) throw prunedMeanwhile(domain);
+      for (const [id, etag] of before) {
+        if (now.get(id) === etag || (await isOnlyRedated(folder, id, etag))) continue;
+        throw prunedMeanwhile(domain);
+      }
     },
     release: async () => undefined,
   };
@@ -88,6 +93,24 @@ async function manifestsIn(folder: StoredFolder | undefined): Promise<Map<string
     etags.set(id, (await point?.find(MANIFEST))?.etag);
   }
   return etags;
+}
+
+/** Whether nothing but its time was changed in the manifest of a point that had this ETag. */
+async function isOnlyRedated(
+  folder: StoredFolder | undefined,
+  id: string,
+  etag: string | undefined,
+): Promise<boolean> {
+  await using point = await folder?.folder(id);
+  if (!point || etag === undefined) return false;
+  try {
+    const text = (await point.read(MANIFEST, MOST_MANIFEST_BYTES)).toString("utf8");
+    return etagsBefore(text).includes(etag);
+  } catch (error) {
+    // It is gone, or changes again.
+    if (hasCode(error, "ENOENT") || error instanceof DamageError) return false;
+    throw error;
+  }
 }
 
 /** @throws {BackupError} points are gone, or a prune that was running has ended */

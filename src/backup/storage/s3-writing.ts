@@ -161,13 +161,13 @@ class S3Writing implements StoreWriting {
     return await S3Merge.begin(this.#place, this.#lease, id, options);
   }
 
-  async rewrite(id: string, change: (text: string) => string): Promise<void> {
+  async rewrite(id: string, change: (text: string, etag: string) => string): Promise<void> {
     const { bucket, prefix, manifest, abilities, onChange } = this.#place;
     const options = { signal: this.#lease.lost };
     const key = `${prefix}${id}/${manifest}`;
     const found = await bucket.get(key, MOST_MANIFEST_BYTES, options);
     if (!found) return giveUp(this.#lease, `point ${id} is gone`);
-    const bytes = Buffer.from(change(found.bytes.toString("utf8")));
+    const bytes = Buffer.from(change(found.bytes.toString("utf8"), found.etag));
     await this.#lease.confirm();
     const etag = await replaceObject(bucket, key, bytes, { ...options, abilities, etag: found.etag });
     if (etag === undefined) giveUp(this.#lease, "its manifest was replaced");

@@ -49,9 +49,10 @@ export interface StoreWriting {
   merge(id: string, options?: AskOptions): Promise<StoredMerge>;
   /**
    * Replaces the manifest of a point in one step.
+   * @param change makes its text from that of the one that is there, which has this ETag
    * @throws {BackupError} `E_LEASE_LOST`
    */
-  rewrite(id: string, change: (text: string) => string): Promise<void>;
+  rewrite(id: string, change: (text: string, etag: string) => string): Promise<void>;
   release(): Promise<void>;
 }
 
