@@ -15,7 +15,7 @@ import {
 import { afterAll, afterEach, beforeAll, expect, it } from "vitest";
 import { copyDomain } from "../../src/backup/copy/copy-points.js";
 import { Repository } from "../../src/backup/repository/repository.js";
-import { BreakingStore } from "../support/breaking-store.js";
+import { BreakingStore, type StoreFault } from "../support/breaking-store.js";
 import { restoreEnvironment } from "../support/environment.js";
 import { ageLocks } from "../support/left-by-prune.js";
 import { keysIn, leftInStore } from "../support/left-in-store.js";
@@ -227,6 +227,27 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a copy that was k
         AbortIncompleteMultipartUpload: { DaysAfterInitiation: 7 },
       });
     }
+    const rulesOf = async () =>
+      (await client.send(new GetBucketLifecycleConfigurationCommand({ Bucket: "theirs" }))).Rules;
+    const before = await rulesOf();
+    const other = "<DelMarkerExpiration><Days>1</Days></DelMarkerExpiration></Rule>";
+    const spoil = (fault: StoreFault, from = 1): void => {
+      let asked = 0;
+      line.fault = ({ method, url }) =>
+        method === "GET" && url.includes("lifecycle") && ++asked >= from ? fault : undefined;
+    };
+    spoil({ rewrite: (text) => text.replace("</Rule>", other) });
+    const strange = await nbdpull("init", "s3://theirs/site-b", "--lifecycle");
+    expect(strange).toMatchObject({ code: 4 });
+    expect(strange.stderr).toMatch(/E_S3_RULES: .*DelMarkerExpiration.*nothing was put/);
+    spoil({ answer: 404, code: "NoSuchKey" });
+    expect((await nbdpull("init", "s3://theirs/site-b", "--lifecycle")).code).not.toBe(0);
+    expect(await rulesOf()).toEqual(before);
+    // Whoever changes a rule of the same name.
+    spoil({ rewrite: (text) => text.replace("<Days>30<", "<Days>31<") }, 2);
+    const changed = await nbdpull("init", "s3://theirs/site-b", "--lifecycle");
+    expect(changed).toMatchObject({ code: 4 });
+    expect(changed.stderr).toMatch(/E_S3_RULES: .* are not what was put there.*"Days":30/);
     line.fault = ({ url }) => (url.includes("lifecycle") ? { answer: 403, code: "AccessDenied" } : undefined);
     const refused = await nbdpull("init", `s3://${BUCKET}/refused`, "--lifecycle");
     expect(refused).toMatchObject({ code: 4 });
