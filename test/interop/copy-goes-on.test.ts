@@ -36,17 +36,19 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a copy that was k
   let folder: string;
   /** Of the requests that have written something: "METHOD url". */
   let written: string[] = [];
+  /** Settles when the point is in a store from which it can be copied. */
+  let source: Promise<void> | undefined;
   const before = { ...process.env };
 
-  /** A full point whose image has four parts. */
+  /** A full point whose image has three parts. */
   beforeAll(async () => {
-    [store, chain] = await Promise.all([Store.start(), MemoryChain.start(40 * MiB)]);
+    [store, chain] = await Promise.all([Store.start(), MemoryChain.start(24 * MiB)]);
     line = await BreakingStore.start(store);
     client = store.client();
     await store.makeBucket(BUCKET);
     folder = await mkdtemp(join(tmpdir(), "nbdpull-goes-on-"));
     Object.assign(process.env, store.environment, { AWS_ENDPOINT_URL: line.endpoint });
-    chain.disk.write(0, Buffer.alloc(29 * MiB, "some of the guest's data; "));
+    chain.disk.write(0, Buffer.alloc(18 * MiB, "some of the guest's data; "));
     await chain.take({ full: true, digests: "sha256" });
   });
   afterAll(async () => {
@@ -110,11 +112,11 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a copy that was k
 
   it("sends only the parts that the store lacks", async () => {
     const to = `s3://${BUCKET}/parts`;
-    await killAt(to, /partNumber=3/, 3);
+    await killAt(to, /partNumber=2/, 2);
     note();
     await copyTo(to);
     const parts = written.filter((url) => url.includes("partNumber"));
-    expect(parts).toEqual([expect.stringContaining("partNumber=3")]);
+    expect(parts).toEqual([expect.stringContaining("partNumber=2")]);
     await expectStored("parts");
   });
 
@@ -132,7 +134,7 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a copy that was k
 
   it("sends again what is not the same", async () => {
     const to = `s3://${BUCKET}/other`;
-    await killAt(to, /partNumber=4/, 3);
+    await killAt(to, /partNumber=3/, 2);
     const { Uploads = [] } = await client.send(
       new ListMultipartUploadsCommand({ Bucket: BUCKET, Prefix: "other/" }),
     );
@@ -142,7 +144,7 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a copy that was k
     note();
     await copyTo(to);
     const parts = written.flatMap((url) => /partNumber=\d/.exec(url) ?? []);
-    expect(parts.sort()).toEqual(["partNumber=2", "partNumber=4"]);
+    expect(parts.sort()).toEqual(["partNumber=2", "partNumber=3"]);
     await expectStored("other");
   });
 
@@ -151,8 +153,9 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a copy that was k
     ["begins anew in a folder where what is there is not the same", true],
   ])("%s", async (what, isSpoilt) => {
     // From a store, where each byte that is read costs something.
-    const from = `s3://${BUCKET}/source-${isSpoilt}`;
-    await copyTo(from);
+    const from = `s3://${BUCKET}/source`;
+    source ??= copyTo(from);
+    await source;
     const to = join(folder, `${isSpoilt}`);
     expect(await nbdpull("init", to)).toMatchObject({ code: 0 });
     const partial = join(to, NAME, `.${id()}.partial`);
@@ -182,8 +185,8 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a copy that was k
     const image = join(to, NAME, id(), "vda.qcow2");
     expect((await readFile(image)).equals(await original("vda.qcow2"))).toBe(true);
     if (!isSpoilt) expect((await stat(image)).ino).toBe(left.ino);
-    if (isSpoilt) expect(read).toBeGreaterThan(29 * MiB);
-    else expect(read).toBeLessThan(29 * MiB - left.size + 5 * MiB);
+    if (isSpoilt) expect(read).toBeGreaterThan(18 * MiB);
+    else expect(read).toBeLessThan(18 * MiB - left.size + 5 * MiB);
     expect((await readdir(join(to, NAME))).filter((name) => !name.startsWith(".reader"))).toEqual([
       ".copied.json",
       id(),
