@@ -44,6 +44,7 @@ const ELSEWHERE: Readonly<Record<string, string>> = {
   "src/backup/guest/stopped-disk.ts": "a guest's images",
   "src/backup/libvirt/connection-uri.ts": "libvirt.conf",
   "src/backup/libvirt/rpc/dial-tls.ts": "libvirt's certificates",
+  "src/backup/live/images-in-use.ts": "the images that a domain is on",
   "src/backup/live/live-server.ts": "its own socket, beside the disks",
   "src/backup/live/rehearse.ts": "a folder of its own",
   "src/backup/mount/fuse-mounts.ts": "/proc",

@@ -22,7 +22,7 @@ export interface FillOptions {
   /** The disks, and the path of the image of each. */
   readonly disks: readonly { readonly disk: string; readonly image: string }[];
   /** Images into which QEMU copies what the guest has written; a disk that gets none is filled by QEMU. */
-  readonly wholes: Pick<WholeImages, "of" | "watch">;
+  readonly wholes: Pick<WholeImages, "of" | "watch" | "prepareCopy" | "maySwitch" | "giveUp">;
   /** Called when a disk needs nobody any more. */
   readonly onAlone: (disk: string) => Promise<void>;
   /** Where the exports are served that the images are based on. */
@@ -118,6 +118,8 @@ class Filling {
   /** The disks that are not filled yet. */
   readonly #left: Map<string, Attempts>;
   readonly #images: ReadonlyMap<string, string>;
+  /** How often each disk was to be copied into its whole image. */
+  readonly #merges = new Map<string, number>();
   readonly #resumes = new Attempts();
   readonly #told = new Set<string>();
   #letGoOnAt = 0;
@@ -146,6 +148,7 @@ class Filling {
       this.#resumes.forget();
       this.#saidStopped = false;
     }
+    const unsettled = new Set<string>();
     for (const disk of [...this.#left.keys()]) {
       const image = this.#images.get(disk) ?? "";
       const isAlone = await run.standsAlone(disk, { image, socket: this.#options.socket });
@@ -154,23 +157,36 @@ class Filling {
         if (await this.#isBusy(disk)) return false;
         continue;
       }
-      await this.#options.onAlone(disk);
-      this.#left.delete(disk);
-      onEvent({ type: "filled", disk });
+      if (await this.#settle(disk)) onEvent({ type: "filled", disk });
+      else unsettled.add(disk);
     }
     // One that fails at a damaged place must not keep the others waiting.
     const now = performance.now();
     const { wholes } = this.#options;
     const due = [...this.#left].filter(
-      ([disk, attempts]) => attempts.isDue(now) && wholes.of(disk)?.state !== "making",
+      ([disk, attempts]) =>
+        !unsettled.has(disk) && attempts.isDue(now) && wholes.of(disk)?.state !== "making",
     );
     const [first] = due.sort(([, one], [, other]) => one.failed - other.failed);
     if (first) {
       const [disk, attempts] = first;
       attempts.note(now);
-      await this.#fill(disk, attempts.failed);
+      await this.#fill(disk);
     }
     return this.#left.size === 0;
+  }
+
+  /** @returns whether nobody is needed for the disk any more; what keeps it must not keep the others waiting */
+  async #settle(disk: string): Promise<boolean> {
+    try {
+      await this.#options.onAlone(disk);
+      this.#left.delete(disk);
+      return true;
+    } catch (error) {
+      if (hasCode(error, "E_NO_SUCH_DOMAIN")) throw error;
+      this.trouble(messageOf(error));
+      return false;
+    }
   }
 
   trouble(message: string): void {
@@ -187,7 +203,7 @@ class Filling {
     if (progress && whole?.state === "made") {
       const merging = await run.merging(disk);
       if (merging?.isReady === true && merging.image === whole.path) {
-        if (await this.#isPlain(disk)) await run.switchOver(disk);
+        if ((await this.#isPlain(disk)) && (await wholes.maySwitch(disk))) await run.switchOver(disk);
         else await run.endCopy(disk);
       }
       // How far it is was told while the image was made.
@@ -203,13 +219,28 @@ class Filling {
     return await run.isOnlyOn(disk, { image: this.#images.get(disk) ?? "", socket });
   }
 
-  async #fill(disk: string, attempt: number): Promise<void> {
+  async #fill(disk: string): Promise<void> {
     const { run, rate, wholes } = this.#options;
-    const whole = wholes.of(disk);
     try {
-      const canMerge = whole?.state === "made" && attempt <= MOST_MERGES && (await this.#isPlain(disk));
-      if (canMerge) await run.mergeInto(disk, whole.path, rate);
-      else await run.fill(disk, rate);
+      const merges = this.#merges.get(disk) ?? 0;
+      let whole = wholes.of(disk);
+      if (whole?.state === "made") {
+        if (merges < MOST_MERGES && (await this.#isPlain(disk))) {
+          await wholes.prepareCopy(disk);
+          whole = wholes.of(disk);
+        } else if ((await run.state()) === "off") {
+          // Then it looks as if it were on something else.
+          return;
+        } else {
+          await wholes.giveUp(disk);
+          whole = undefined;
+        }
+      }
+      if (whole?.state === "making") return;
+      if (whole?.state === "made") {
+        this.#merges.set(disk, merges + 1);
+        await run.mergeInto(disk, whole.path, rate);
+      } else await run.fill(disk, rate);
     } catch (error) {
       if (!isOff(error)) this.trouble(`${disk} can't be filled now: ${messageOf(error)}`);
     }

@@ -1,15 +1,17 @@
 /** The end of a live restore, of each disk and of the whole. */
 import { join } from "node:path";
+import { PreconditionError } from "../base/errors.js";
 import type { HeldFolder } from "../host/held-folder.js";
 import { DomainRun } from "../libvirt/domain-run.js";
 import { type Libvirt, PATIENCE_MS } from "../libvirt/libvirt.js";
 import type { Repository } from "../repository/repository.js";
 import { forgetBeside } from "./beside-point.js";
 import { withPolicies } from "./error-policies.js";
+import { ImagesInUse } from "./images-in-use.js";
 import { fileOf, withFiles } from "./live-definition.js";
 import { imageOf } from "./live-domain.js";
 import { type LiveState, removeLiveState } from "./live-state.js";
-import { flushFilled, removeOurs } from "./made-files.js";
+import { flushFilled, isOurs } from "./made-files.js";
 
 export interface Finishing {
   readonly repository: Repository;
@@ -22,9 +24,11 @@ export interface Finishing {
 type Finished = Pick<LiveState, "domain" | "disks" | "made" | "point" | "adapted" | "xml">;
 
 /**
- * A disk needs nobody any more. If its guest was switched over to the whole image, the one of before goes:
- * nothing may start on it again.
+ * A disk needs nobody any more. If its guest was switched over to the whole image, or is on something that is
+ * based on it, the one of before goes: nothing may start on it again. It stays if something uses it, or if it
+ * was somebody else who switched.
  * @param write replaces the state file; durable when it settles
+ * @throws {PreconditionError} `E_LIVE_STATE`: what the guest is on is not the image that was made
  */
 export async function settleDisk(
   { libvirt }: Finishing,
@@ -34,20 +38,36 @@ export async function settleDisk(
 ): Promise<void> {
   const disk = state.disks.find((each) => each.name === name);
   if (!disk?.whole || disk.isSwitched === true) return;
-  const [own, whole] = [disk.file, disk.whole.file].map((file) => join(folder.realPath, file)) as [
-    string,
-    string,
-  ];
+  const [own, whole] = [join(folder.realPath, disk.file), join(folder.realPath, disk.whole.file)];
   const run = new DomainRun(libvirt, state.domain);
-  if (fileOf(await run.definition(), name) !== whole) return;
+  if (!(await ImagesInUse.of(run)).isOn(name, whole)) return;
+  const domain = state.domain.name;
+  const refusal = (why: string): PreconditionError => {
+    const message = `${name} of ${domain} is on ${whole}, but ${why}. Nothing was removed: ${own} is what it was on before`;
+    return new PreconditionError("E_LIVE_STATE", message, { details: { domain, disk: name } });
+  };
+  if (disk.hasBegun !== true && disk.isSwitching !== true) {
+    throw refusal(
+      "what the guest had written was not copied there before. Shut it down, and define it again",
+    );
+  }
+  if (!(await isOurs(folder, state, disk.whole.file))) {
+    throw refusal(
+      "the file that it has open was moved, removed or replaced: do not shut the guest down before it is back there, or copied (virsh blockcopy)",
+    );
+  }
+  await flushFilled(folder, disk.whole.file);
+  const isOnTop = fileOf(await run.definition(), name) === whole;
   const next = await run.wholeDefinition();
   // libvirt has changed that too, unless it was killed just then.
-  if (fileOf(next, name) === own) {
-    await libvirt.define(state.domain.name, withFiles(next, new Map([[name, whole]])));
+  if (isOnTop && fileOf(next, name) === own) {
+    await libvirt.define(domain, withFiles(next, new Map([[name, whole]])));
   }
   disk.isSwitched = true;
   await write();
-  await removeOurs(folder, state, disk.file);
+  // What is left is named at the end.
+  const mayGo = disk.isSwitching === true && (await isOurs(folder, state, disk.file));
+  if (mayGo && !(await (await ImagesInUse.of(run)).has(folder, disk.file))) await folder.unlink(disk.file);
 }
 
 /** All images are filled: the domain gets its definition back, and what only the filling needed goes. */
@@ -55,9 +75,11 @@ export async function finishLive(options: Finishing, folder: HeldFolder, state: 
   const { name, uuid } = state.domain;
   const steady = options.libvirt.withSignal(undefined).withPatience(PATIENCE_MS);
   const moved = new Set<string>();
+  let used: ImagesInUse | undefined;
   const files = new Map(state.disks.map((disk) => [disk.name, join(folder.realPath, imageOf(disk))]));
   if (await steady.hasDomain(uuid)) {
-    const whole = await new DomainRun(steady, state.domain).wholeDefinition();
+    const run = new DomainRun(steady, state.domain);
+    const whole = await run.wholeDefinition();
     for (const [disk, image] of files) {
       if (fileOf(whole, disk) === image) continue;
       moved.add(disk);
@@ -67,26 +89,51 @@ export async function finishLive(options: Finishing, folder: HeldFolder, state: 
     const ours = state.disks.filter((disk) => !moved.has(disk.name));
     const before = new Map(ours.map((disk) => [disk.name, disk.policies]));
     if (ours.length > 0) await steady.define(name, withPolicies(whole, before));
+    used = await ImagesInUse.of(run);
   }
   for (const disk of state.disks) if (!moved.has(disk.name)) await flushFilled(folder, imageOf(disk));
-  await keepOnlyUsed(folder, state, files);
+  const kept = await keepOnlyUsed(folder, state, { files, used, moved });
+  for (const path of kept) {
+    const message = `${path} is left, because ${name} may need it: look at what its disks are on, and remove it when you are sure`;
+    options.onEvent({ type: "warning", message });
+  }
   await forgetBeside(options, state);
   await removeLiveState(folder);
 }
 
-/** QEMU has filled a disk's own image after all: the whole one is nobody's, and the definition names it. */
+/**
+ * What no guest is on goes: of a disk that QEMU has filled after all the whole image, and the definition names
+ * the other one.
+ * @returns the paths of files that stay, because they are used or may be
+ */
 async function keepOnlyUsed(
   folder: HeldFolder,
   state: Finished,
-  files: ReadonlyMap<string, string>,
-): Promise<void> {
-  const unused = state.disks.filter(({ whole, isSwitched }) => whole && isSwitched !== true);
-  for (const { whole } of unused) if (whole) await removeOurs(folder, state, whole.file);
-  for (const { file, isSwitched } of state.disks)
-    if (isSwitched === true) await removeOurs(folder, state, file);
-  if (unused.length === 0) return;
+  {
+    files,
+    used,
+    moved,
+  }: {
+    readonly files: ReadonlyMap<string, string>;
+    readonly used: ImagesInUse | undefined;
+    readonly moved: ReadonlySet<string>;
+  },
+): Promise<string[]> {
+  const kept: string[] = [];
+  for (const { name, file, whole, isSwitched = false, isSwitching = false } of state.disks) {
+    if (!whole) continue;
+    const old = isSwitched ? file : whole.file;
+    if (!(await isOurs(folder, state, old))) continue;
+    // Nobody says what a guest that is off would have below another image.
+    const isHidden = used?.runs === false && moved.has(name);
+    const isDoubtful = isSwitched !== isSwitching;
+    if (isDoubtful || isHidden || (await used?.has(folder, old))) kept.push(join(folder.path, old));
+    else await folder.unlink(old);
+  }
+  if (!state.disks.some(({ whole, isSwitched }) => whole && isSwitched !== true)) return kept;
   const xml = (await folder.read(state.xml, MOST_BYTES)).toString("utf8");
   await folder.replace(state.xml, withFiles(xml, files));
+  return kept;
 }
 
 /** Longer than any definition that libvirt takes. */

@@ -68,8 +68,9 @@ export async function proveOurs(
   for (const disk of disks) {
     const { name } = disk;
     const image = join(folder.realPath, imageOf(disk));
-    // It was killed just when the guest was switched over.
-    const next = join(folder.realPath, disk.whole?.file ?? disk.file);
+    // It was killed just when the guest was switched over. Before a copy has begun nobody can have done that.
+    const isCopied = disk.hasBegun === true || disk.isSwitching === true;
+    const next = join(folder.realPath, (isCopied && disk.whole?.file) || disk.file);
     const sources = [...chainOf(whole, name), ...chainOf(running, name)];
     if (sources.some((source) => [image, next].includes(source.attributeText("file") ?? ""))) continue;
     const other = sources[0]?.attributeText("file") ?? "no file";

@@ -27,9 +27,11 @@ import { RestoredFiles } from "../restore/restored-files.js";
 import type { DiskCacheOptions } from "../serve/disk-cache.js";
 import type { PointServer } from "../serve/serve.js";
 import { forgetBeside, noteBeside } from "./beside-point.js";
+import { decideSwitches } from "./doubtful-switch.js";
 import { stopOnErrors } from "./error-policies.js";
 import { type FillEvent, fillDisks } from "./fill-disks.js";
 import { finishLive, settleDisk } from "./finish-live.js";
+import { endLeftCopies } from "./left-copies.js";
 import { openDisplays, refuseUnfillable } from "./live-definition.js";
 import {
   definitionOf,
@@ -240,6 +242,9 @@ async function goOn(
   began: number,
 ): Promise<LiveResult> {
   const { libvirt } = options;
+  const steady = libvirt.withSignal(undefined).withPatience(PATIENCE_MS);
+  const run = new DomainRun(steady, state.domain);
+  await decideSwitches({ libvirt: steady, run }, folder, state);
   const present = new Set(await folder.names());
   const gone = state.disks.map(imageOf).find((file) => !present.has(file));
   if (gone !== undefined) {
@@ -248,9 +253,7 @@ async function goOn(
   }
   const filled = await Promise.all(state.disks.map((disk) => isFilled(folder, imageOf(disk))));
   await proveImages(folder, state, join(folder.realPath, LIVE_SOCKET));
-  const steady = libvirt.withSignal(undefined).withPatience(PATIENCE_MS);
   const isDefined = await steady.hasDomain(state.domain.uuid);
-  const run = new DomainRun(steady, state.domain);
   if (isDefined) await proveOurs(run, folder, state);
   // It was killed just before its end, and the point may be gone since.
   if (filled.every(Boolean)) return await finish(options, folder, state, began);
@@ -263,7 +266,8 @@ async function goOn(
   }
   const isOff = (await run.state()) === "off";
   if (isOff && options.start) await run.start();
-  return await fill(options, folder, state, { server, isStarted: !isOff || options.start, began });
+  const standing = await endLeftCopies(run, folder, state);
+  return await fill(options, folder, state, { server, isStarted: !isOff || options.start, began, standing });
 }
 
 async function fill(
@@ -274,7 +278,14 @@ async function fill(
     server,
     isStarted,
     began,
-  }: { readonly server: PointServer; readonly isStarted: boolean; readonly began: number },
+    standing = new Set(),
+  }: {
+    readonly server: PointServer;
+    readonly isStarted: boolean;
+    readonly began: number;
+    /** Disks whose guest is on the whole image already. */
+    readonly standing?: ReadonlySet<string>;
+  },
 ): Promise<LiveResult> {
   const { libvirt, rate, signal, onEvent, force } = options;
   const { name } = state.domain;
@@ -285,7 +296,7 @@ async function fill(
   const write = async (): Promise<void> => await writeLiveState(folder, { ...state, phase: "ready" });
   await using wholes = new WholeImages({
     ...{ repository: options.repository, domain: options.domain, point: server.point },
-    ...{ folder, state, rate, signal, force },
+    ...{ folder, state, rate, signal, force, write, standing },
     noteMade: async (made) => {
       state.made.push(...made);
       await write();
@@ -371,9 +382,10 @@ async function warnOfRoom(
   place: string,
 ): Promise<void> {
   const free = await freeBytes(place);
-  const most = disks.reduce((sum, name) => sum + (diskOf(point, name)?.virtualSize ?? 0), 0);
+  // Each disk has two images until its guest is switched over.
+  const most = 2 * disks.reduce((sum, name) => sum + (diskOf(point, name)?.virtualSize ?? 0), 0);
   if (free >= most) return;
-  const message = `${place} has ${free} bytes free, and the disks can grow to ${most} by what is filled in and what the guest writes: where there is no room the guest stops, and goes on when there is`;
+  const message = `${place} has ${free} bytes free, and the disks can grow to ${most} by what is restored and what the guest writes, which takes room twice until the guest is switched over: where there is no room the guest stops, and goes on when there is`;
   onEvent({ type: "warning", message });
 }
 

@@ -34,6 +34,15 @@ const state = z.object({
        * what the guest has written. Absent: QEMU fills `file`.
        */
       whole: z.object({ file: z.string(), temporary: z.string() }).optional(),
+      /** QEMU fills `file` after all: no whole image is made any more. */
+      isLeftToQemu: z.boolean().optional(),
+      /**
+       * A copy into the whole image may have begun: it may show what the guest wrote and what `file` lost when
+       * QEMU died, so no second copy goes into it.
+       */
+      hasBegun: z.boolean().optional(),
+      /** The guest may have been switched over to the whole image: neither file is removed on suspicion. */
+      isSwitching: z.boolean().optional(),
       /** The guest is on the whole image, and `file` is of the past. */
       isSwitched: z.boolean().optional(),
       /** What the disk's definition says of errors when all is done. */

@@ -13,7 +13,7 @@ import type { Manifest } from "../repository/manifest.js";
 import type { Repository } from "../repository/repository.js";
 import { restore } from "../restore/restore.js";
 import type { LiveState } from "./live-state.js";
-import { identify, isOurs } from "./made-files.js";
+import { identify, isOurs, removeOurs } from "./made-files.js";
 
 interface WholeImagesOptions {
   readonly repository: Repository;
@@ -24,6 +24,10 @@ interface WholeImagesOptions {
   readonly state: Pick<LiveState, "disks" | "made" | "place">;
   /** Called with each file that is about to get its name; settles when that can't be forgotten. */
   readonly noteMade: (made: LiveState["made"]) => Promise<void>;
+  /** Replaces the state file; durable when it settles. */
+  readonly write: () => Promise<void>;
+  /** Disks that are on their whole image already, or will be at the next start: nothing is made of those. */
+  readonly standing: ReadonlySet<string>;
   /** Replace a file that has the name of a whole image. */
   readonly force: boolean;
   /** Bytes per second; undefined: no limit. */
@@ -39,21 +43,27 @@ export type WholeImage =
   /** It shows what the point does, and is based on nothing. */
   | { readonly state: "made"; readonly path: string };
 
+type Disk = LiveState["disks"][number];
+
 export class WholeImages implements AsyncDisposable {
   readonly #options: WholeImagesOptions;
   readonly #images = new Map<string, WholeImage>();
   readonly #stop = new AbortController();
   readonly #listener: Disposable | undefined;
-  readonly #done: Promise<void>;
+  readonly #rateLimit: RateLimit | undefined;
+  #done: Promise<void> = Promise.resolve();
   #onChange: () => void = () => undefined;
 
   /** Begins at once, with one disk after the other. */
   constructor(options: WholeImagesOptions) {
     this.#options = options;
-    const { signal, state } = options;
-    for (const { name, whole } of state.disks) if (whole) this.#images.set(name, { state: "making" });
+    const { signal, state, standing, rate } = options;
+    this.#rateLimit = rate === undefined ? undefined : new RateLimit(rate);
     this.#listener = signal && addAbortListener(signal, () => this.#stop.abort(signal.reason));
-    this.#done = this.#makeAll();
+    for (const disk of state.disks) {
+      if (!disk.whole || disk.isSwitched === true || disk.isLeftToQemu === true) continue;
+      if (!standing.has(disk.name)) this.#begin(disk, { isStale: false });
+    }
   }
 
   /** Undefined: the disk gets none. */
@@ -66,49 +76,123 @@ export class WholeImages implements AsyncDisposable {
     this.#onChange = wake;
   }
 
+  /**
+   * Call it before a copy into the image begins, for a guest that runs on its own image. If the image is still
+   * `made` then, the copy may begin. One into which a copy had begun before is restored again: if QEMU died
+   * since, it shows writes that the guest's own image has lost.
+   */
+  async prepareCopy(name: string): Promise<void> {
+    const disk = this.#diskOf(name);
+    if (!(await this.#isThere(disk))) {
+      await this.#leaveToQemu(disk, `${this.#pathOf(disk)} was moved, removed or replaced`);
+    } else if (disk.isSwitching === true) {
+      const doubt = `it is not known whether its guest was on ${this.#pathOf(disk)}, so that file stays: look at it`;
+      await this.#leaveToQemu(disk, doubt);
+    } else if (disk.hasBegun === true) this.#begin(disk, { isStale: true });
+    else {
+      disk.hasBegun = true;
+      await this.#options.write();
+    }
+  }
+
+  /**
+   * Call it before a guest is switched over to the image, when a copy is ready.
+   * @returns false: the path leads to another file than the one that was made, or nothing was copied into it
+   */
+  async maySwitch(name: string): Promise<boolean> {
+    const disk = this.#diskOf(name);
+    if (disk.hasBegun !== true || !(await this.#isThere(disk))) return false;
+    disk.isSwitching = true;
+    await this.#options.write();
+    return true;
+  }
+
+  /** QEMU fills the disk's own image from now on, and may need the room. */
+  async giveUp(name: string): Promise<void> {
+    if (this.of(name)?.state !== "made") return;
+    const disk = this.#diskOf(name);
+    this.#images.set(name, { state: "failed" });
+    disk.isLeftToQemu = true;
+    await this.#options.write();
+    const { folder, state } = this.#options;
+    if (disk.isSwitching !== true && disk.whole) await removeOurs(folder, state, disk.whole.file);
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
     this.#stop.abort();
     this.#listener?.[Symbol.dispose]();
     await this.#done;
   }
 
-  async #makeAll(): Promise<void> {
-    const { folder, state } = this.#options;
-    const rateLimit = this.#options.rate === undefined ? undefined : new RateLimit(this.#options.rate);
-    for (const { name, whole, isSwitched } of state.disks) {
-      if (!whole || isSwitched === true) continue;
-      const path = join(state.place, whole.file);
-      try {
-        await sweepHalf(folder, whole.temporary);
-        if (!(await isOurs(folder, state, whole.file))) await this.#make(name, whole, rateLimit);
-        this.#images.set(name, { state: "made", path });
-      } catch (error) {
-        if (this.#stop.signal.aborted) return;
-        this.#images.set(name, { state: "failed" });
-        const next = `QEMU fills ${state.disks.find((each) => each.name === name)?.file} instead, which takes longer`;
-        // QEMU finds the damage too, unless the guest has written over it before.
-        const why = error instanceof DamageError ? "a place of it is damaged" : messageOf(error);
-        this.#options.onFailure(`${name} can't be restored beside its guest (${why}): ${next}`);
-      }
-      this.#onChange();
-    }
+  /** @param options.isStale the image that is there is not to be used */
+  #begin(disk: Disk, { isStale }: { readonly isStale: boolean }): void {
+    this.#images.set(disk.name, { state: "making" });
+    this.#done = this.#done.then(() => this.#makeOne(disk, isStale));
   }
 
-  async #make(
-    disk: string,
-    whole: NonNullable<LiveState["disks"][number]["whole"]>,
-    rateLimit: RateLimit | undefined,
-  ): Promise<void> {
+  async #makeOne(disk: Disk, isStale: boolean): Promise<void> {
+    const { folder, state } = this.#options;
+    const { name, whole } = disk;
+    if (!whole || this.#stop.signal.aborted) return;
+    try {
+      await sweepHalf(folder, whole.temporary);
+      if (isStale) {
+        await removeOurs(folder, state, whole.file);
+        await folder.sync();
+      }
+      if (!(await this.#isThere(disk))) await this.#make(disk, whole);
+      this.#images.set(name, { state: "made", path: this.#pathOf(disk) });
+    } catch (error) {
+      if (this.#stop.signal.aborted) return;
+      // QEMU finds the damage too, unless the guest has written over it before.
+      this.#fail(disk, error instanceof DamageError ? "a place of it is damaged" : messageOf(error));
+    }
+    this.#onChange();
+  }
+
+  async #make(disk: Disk, whole: NonNullable<Disk["whole"]>): Promise<void> {
     const { repository, domain, point, folder, state, noteMade, onProgress, force } = this.#options;
+    if (disk.isSwitching === true) throw new RangeError(`${whole.file}, which its guest may need, is gone`);
     const temporary = join(state.place, whole.temporary);
-    await restore({
-      ...{ repository, domain, point, targets: [{ disk, path: temporary, format: "qcow2" }] },
-      ...{ force: true, sync: true, rateLimit, signal: this.#stop.signal },
-      onProgress: (_, { position, virtualSize }) => onProgress(disk, position, virtualSize),
-    });
+    const { signal } = this.#stop;
+    const work = async (): Promise<unknown> =>
+      await restore({
+        ...{ repository, domain, point, targets: [{ disk: disk.name, path: temporary, format: "qcow2" }] },
+        ...{ force: true, sync: true, rateLimit: this.#rateLimit, signal },
+        onProgress: (_, { position, virtualSize }) => onProgress(disk.name, position, virtualSize),
+      });
+    await repository.reading(domain, work, signal);
     const finished = [{ temporary, final: join(state.place, whole.file) }];
+    disk.hasBegun = false;
     await noteMade(await identify(folder, finished));
     await publish(finished, { force, sync: true });
+  }
+
+  async #leaveToQemu(disk: Disk, why: string): Promise<void> {
+    disk.isLeftToQemu = true;
+    this.#fail(disk, why);
+    await this.#options.write();
+  }
+
+  #fail({ name, file }: Disk, why: string): void {
+    this.#images.set(name, { state: "failed" });
+    const next = `QEMU fills ${file} instead, which takes longer`;
+    this.#options.onFailure(`${name} can't be restored beside its guest (${why}): ${next}`);
+  }
+
+  async #isThere({ whole }: Disk): Promise<boolean> {
+    const { folder, state } = this.#options;
+    return whole !== undefined && (await isOurs(folder, state, whole.file));
+  }
+
+  #pathOf({ file, whole }: Disk): string {
+    return join(this.#options.state.place, whole?.file ?? file);
+  }
+
+  #diskOf(name: string): Disk {
+    const disk = this.#options.state.disks.find((each) => each.name === name);
+    if (!disk) throw new RangeError(`there is no disk ${name}`);
+    return disk;
   }
 }
 
