@@ -1,6 +1,7 @@
 import { z } from "zod";
 import { DamageError, messageOf } from "../base/errors.js";
 import { faultsOf } from "../base/json.js";
+import { plainName } from "../storage/aside-name.js";
 
 /** The version of the manifest's format; readers refuse any other. */
 export const MANIFEST_VERSION = 1;
@@ -138,6 +139,16 @@ const manifest = z
   .refine(({ files = [] }) => !files.some(({ file }) => file === "point.json" || OF_A_DISK.test(file)), {
     error: "a file has the name of a disk's, or the manifest's",
   })
+  .refine(
+    // Whoever writes there next gives the files these names.
+    ({ disks, aside = {} }) => {
+      const images = new Set(disks.map(({ file }) => file));
+      const isMoved = ([name, file]: [string, string]): boolean =>
+        images.has(name) && !images.has(file) && plainName(name) === file && OF_A_DISK.test(file);
+      return Object.entries(aside).every(isMoved);
+    },
+    { error: "a file lies aside that is no disk's image, or has the name of another one" },
+  )
   .refine(({ disks }) => new Set(disks.map(({ name }) => name)).size === disks.length, {
     error: "a disk is named twice",
   })

@@ -69,6 +69,14 @@ describe("a manifest", () => {
     expect(parseManifest(formatManifest(point), "point.json")).toEqual(point);
   });
 
+  it("is read while an image lies aside", () => {
+    const point = {
+      ...manifest({ ...full, file: "vda.qcow2~0123abcd" }),
+      aside: { "vda.qcow2~0123abcd": "vda.qcow2" },
+    };
+    expect(parseManifest(formatManifest(point), "point.json")).toEqual(point);
+  });
+
   it("is read with the files that a domain boots with, and with what could not be kept", () => {
     const point = { ...manifest(full), files: [nvram], notKept: [{ what: "TPM state", reason: "swtpm's" }] };
     expect(parseManifest(formatManifest(point), "point.json")).toEqual(point);
@@ -102,6 +110,15 @@ describe("a manifest", () => {
     ["a disk's path without end", manifest({ ...full, identity: { ...identity, source: "x".repeat(5000) } })],
     ["a device that is no number", manifest({ ...full, identity: { ...identity, device: "8" } })],
     ["another version", { ...manifest(full), version: 2 }],
+    ...[
+      ["the manifest aside for an image", "vda.qcow2", "point.json"],
+      ["the manifest's name for an image aside", "point.json~0123abcd", "point.json"],
+      ["an image aside that is no disk's", "vdb.qcow2~0123abcd", "vdb.qcow2"],
+      ["an image aside under its own name", "vda.qcow2", "vda.qcow2"],
+    ].map(([what = "", file = "", name]): [string, object] => {
+      const named = file.startsWith("vdb") ? full : { ...full, file };
+      return [what, { ...manifest(named), aside: { [file]: name } }];
+    }),
   ])("is refused with %s", (_, value) => {
     const error = refusal(value);
     expect(error).toBeInstanceOf(DamageError);
