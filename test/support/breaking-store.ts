@@ -24,7 +24,9 @@ export type StoreFault =
   /** As a store does that says so. */
   | "refuse conditions"
   /** Another range is copied than was asked for. */
-  | { readonly copyInstead: (first: number, last: number) => readonly [first: number, last: number] };
+  | { readonly copyInstead: (first: number, last: number) => readonly [first: number, last: number] }
+  /** The same range of another object is copied: `BUCKET/KEY`. */
+  | { readonly copyFrom: string };
 
 /** A request. */
 interface AskedOfStore {
@@ -82,7 +84,11 @@ export class BreakingStore implements AsyncDisposable {
     }
     if (typeof fault === "object" && "copyInstead" in fault) {
       asked.resume();
-      return void this.#copyInstead(asked, answer, fault.copyInstead);
+      return void this.#copyInstead(asked, answer, { change: fault.copyInstead });
+    }
+    if (typeof fault === "object" && "copyFrom" in fault) {
+      asked.resume();
+      return void this.#copyInstead(asked, answer, { from: fault.copyFrom });
     }
     const isPut = method === "PUT" && !url.includes("partNumber");
     if (fault === "ignore conditions" && isPut) return void this.#putAnyway(asked, answer);
@@ -144,11 +150,17 @@ export class BreakingStore implements AsyncDisposable {
     answer.end(await Body?.transformToByteArray());
   }
 
-  /** The range is part of the signature, so it is another request. */
+  /** What is copied is part of the signature, so it is another request. */
   async #copyInstead(
     asked: IncomingMessage,
     answer: ServerResponse,
-    change: (first: number, last: number) => readonly [number, number],
+    {
+      from,
+      change = (first, last) => [first, last],
+    }: {
+      readonly from?: string;
+      readonly change?: (first: number, last: number) => readonly [number, number];
+    },
   ): Promise<void> {
     const url = new URL(asked.url ?? "", this.#store.endpoint);
     const [, Bucket, Key] = /^\/([^/]+)\/(.+)/.exec(decodeURIComponent(url.pathname)) ?? [];
@@ -156,7 +168,7 @@ export class BreakingStore implements AsyncDisposable {
     const [, first, last] = /^bytes=(\d+)-(\d+)$/.exec(`${range}`) ?? [];
     const { CopyPartResult } = await this.#store.client().send(
       new UploadPartCopyCommand({
-        ...{ Bucket, Key, CopySource: `${source}` },
+        ...{ Bucket, Key, CopySource: from ?? `${source}` },
         UploadId: url.searchParams.get("uploadId") ?? "",
         PartNumber: Number(url.searchParams.get("partNumber")),
         CopySourceRange: `bytes=${change(Number(first), Number(last)).join("-")}`,

@@ -32,12 +32,15 @@ export function mergeState(bytes: Buffer): MergeState | undefined {
 }
 
 /**
- * A manifest that names other files for some images. All else stays, also what this program knows nothing of.
+ * A manifest that names other files for some images. All else stays, also what this program knows nothing of,
+ * and what lies aside already.
  * @param aside the new names of the files
  */
 export function withImagesAside(text: string, aside: ReadonlyMap<string, string>): string {
-  const back = Object.fromEntries([...aside].map(([file, name]) => [name, file]));
-  return named(text, (file) => aside.get(file) ?? file, back);
+  const { aside: before = {} } = JSON.parse(text) as { aside?: Readonly<Record<string, string>> };
+  const stays = Object.entries(before).filter(([name]) => !aside.has(name));
+  const moved = [...aside].map(([file, name]) => [name, before[file] ?? file]);
+  return named(text, (file) => aside.get(file) ?? file, Object.fromEntries([...stays, ...moved]));
 }
 
 function named(

@@ -81,7 +81,7 @@ export class ObjectAssembly implements AsyncDisposable {
   readonly #pending = new Set<Promise<void>>();
   readonly #copies = pLimit(COPIES_AT_ONCE);
   readonly #uploads = pLimit(UPLOADS_AT_ONCE);
-  readonly #uploadId: string;
+  readonly uploadId: string;
   #failure: { readonly reason: unknown } | undefined;
   #isOver = false;
 
@@ -89,7 +89,7 @@ export class ObjectAssembly implements AsyncDisposable {
     this.key = key;
     this.#bucket = bucket;
     this.#options = options;
-    this.#uploadId = uploadId;
+    this.uploadId = uploadId;
     const bytes = options.ranges.reduce((sum, { length }) => sum + length, 0);
     const mostBytes = Math.max(COPY_BYTES, Math.ceil(bytes / MOST_COPIES / MIB) * 2 * MIB);
     this.#ranges = options.ranges.flatMap((range) => partsOf(range, mostBytes));
@@ -221,7 +221,7 @@ export class ObjectAssembly implements AsyncDisposable {
     const Parts = await Promise.all(
       numbers.map((number) => this.#parts.get(number) as Promise<CompletedPart>),
     );
-    const request = { Bucket: bucket, Key: key, UploadId: this.#uploadId, MultipartUpload: { Parts } };
+    const request = { Bucket: bucket, Key: key, UploadId: this.uploadId, MultipartUpload: { Parts } };
     const before = await this.#bucket.find(key, this.#options);
     let isSure = true;
     try {
@@ -249,7 +249,7 @@ export class ObjectAssembly implements AsyncDisposable {
     const { bucket } = this.#bucket.address;
     const { key, etag, start, length } = range;
     const request = {
-      ...{ Bucket: bucket, Key: this.key, UploadId: this.#uploadId, PartNumber },
+      ...{ Bucket: bucket, Key: this.key, UploadId: this.uploadId, PartNumber },
       CopySource: [bucket, ...key.split("/")].map(encodeURIComponent).join("/"),
       CopySourceRange: `bytes=${start}-${start + length - 1}`,
       CopySourceIfMatch: etag,
@@ -263,7 +263,7 @@ export class ObjectAssembly implements AsyncDisposable {
   async #upload(PartNumber: number, Body: Buffer): Promise<CompletedPart> {
     this.#throwFailure();
     const { bucket } = this.#bucket.address;
-    const request = { Bucket: bucket, Key: this.key, UploadId: this.#uploadId, PartNumber, Body };
+    const request = { Bucket: bucket, Key: this.key, UploadId: this.uploadId, PartNumber, Body };
     const { ETag } = await this.#bucket.ask("writing", this.key, this.#options, (abortSignal) =>
       this.#bucket.client.send(new UploadPartCommand(request), { abortSignal }),
     );
@@ -281,7 +281,7 @@ export class ObjectAssembly implements AsyncDisposable {
     this.#isOver = true;
     this.#failure ??= { reason: new BackupError("E_S3_FAILED", `the upload of ${this.key} was ended`) };
     await Promise.all(this.#pending);
-    await this.#bucket.abortUpload({ key: this.key, uploadId: this.#uploadId }).catch(() => undefined);
+    await this.#bucket.abortUpload({ key: this.key, uploadId: this.uploadId }).catch(() => undefined);
   }
 }
 

@@ -6,7 +6,7 @@ import { randomUUID } from "node:crypto";
 import { parseJson } from "../base/json.js";
 
 const NOTE = /^\.(.+)\.partial$/;
-export const MOST_NOTE_BYTES = 4096;
+export const MOST_NOTE_BYTES = 64 * 1024;
 
 /**
  * `cleared`: another process has found it, and removes what is left. `late`: a process that had lost the
@@ -26,9 +26,26 @@ export function notedPoint(name: string): string | undefined {
   return id === undefined || id.includes("/") ? undefined : id;
 }
 
+/** An upload that takes the place of a file of the point when it is completed. */
+export interface NotedUpload {
+  readonly file: string;
+  readonly uploadId: string;
+}
+
 /** Another content each time, so that each process knows its own. */
-export function noteOf(state: NoteState): Buffer {
-  return Buffer.from(JSON.stringify({ state, nonce: randomUUID() }));
+export function noteOf(state: NoteState, uploads: readonly NotedUpload[] = []): Buffer {
+  return Buffer.from(JSON.stringify({ state, nonce: randomUUID(), ...(uploads.length > 0 && { uploads }) }));
+}
+
+/** The uploads that a note tells of. */
+export function uploadsIn(note: Buffer | undefined): NotedUpload[] {
+  const { uploads } = (parseJson(note?.toString("utf8") ?? "") ?? {}) as Record<string, unknown>;
+  return Array.isArray(uploads) ? uploads.filter(isUpload) : [];
+}
+
+function isUpload(value: unknown): value is NotedUpload {
+  const { file, uploadId } = (value ?? {}) as Record<string, unknown>;
+  return typeof file === "string" && !file.includes("/") && typeof uploadId === "string";
 }
 
 /** Whether a run has begun to make the point, as far as its note tells. */

@@ -6,19 +6,20 @@ import type { AskOptions, StoredObject } from "../s3/bucket.js";
 import type { Lease } from "../s3/lease.js";
 import { ObjectUpload } from "../s3/upload.js";
 import { asideName } from "./aside-name.js";
-import { type NoteState, noteKey, noteOf } from "./point-note.js";
+import { copyObject } from "./copy-object.js";
+import { type NotedUpload, noteKey, noteOf } from "./point-note.js";
 import { replaceObject } from "./replace-object.js";
 import { UploadedFile } from "./s3-new-file.js";
-import { copyObject, MOST_MANIFEST_BYTES, settleMerge } from "./settle-merge.js";
-import { giveUp, noteOn, type Place } from "./store-place.js";
+import { MOST_MANIFEST_BYTES, settleMerge } from "./settle-merge.js";
+import { giveUp, noteOn, type Place, removeNote } from "./store-place.js";
 import type { KeptVersion, MergedManifests, StoredMerge, StoredParts } from "./stored-writing.js";
 
 const DIGEST_BUFFERS = 8 * 1024 * 1024;
 
-/** The manifest of the point. */
-interface CurrentManifest {
-  readonly bytes: Buffer;
-  readonly etag: string;
+/** What is there of the point, as this process knows it. */
+interface Current {
+  manifest: { readonly bytes: Buffer; readonly etag: string };
+  note: Buffer;
 }
 
 export class S3Merge implements StoredMerge {
@@ -29,29 +30,25 @@ export class S3Merge implements StoredMerge {
   readonly #nonce = randomBytes(4).toString("hex");
   /** The new images, by the names of the files that they replace. */
   readonly #images = new Map<string, ObjectAssembly>();
-  #manifest: CurrentManifest;
+  readonly #current: Current;
   #isCommitted = false;
 
-  private constructor(
-    place: Place,
-    lease: Lease,
-    id: string,
-    manifest: CurrentManifest,
-    options: AskOptions,
-  ) {
+  private constructor(place: Place, lease: Lease, id: string, current: Current, options: AskOptions) {
     this.#place = place;
     this.#lease = lease;
     this.#id = id;
-    this.#manifest = manifest;
+    this.#current = current;
     this.#options = options;
   }
 
   static async begin(place: Place, lease: Lease, id: string, options: AskOptions): Promise<S3Merge> {
     const { bucket, prefix, manifest } = place;
-    await putNote(place, lease, id, "merging", options);
+    const note = await putNote(place, lease, id, noteOf("merging"), options);
     const there = await bucket.get(`${prefix}${id}/${manifest}`, MOST_MANIFEST_BYTES, options);
     if (!there) return giveUp(lease, `point ${id} is gone`);
-    return new S3Merge(place, lease, id, there, options);
+    // What dead runs have left was settled when the lease was taken.
+    if (place.mergeState(there.bytes)?.aside.length) return giveUp(lease, `another one merges point ${id}`);
+    return new S3Merge(place, lease, id, { manifest: there, note }, options);
   }
 
   nameOf(name: string): string {
@@ -92,25 +89,20 @@ export class S3Merge implements StoredMerge {
     refuse,
     onStep = () => undefined,
   }: MergedManifests): Promise<KeptVersion[]> {
-    const { bucket, prefix, onChange } = this.#place;
+    const { bucket, onChange } = this.#place;
     // Not with the caller's signal: it would have to be undone.
     const options = { signal: this.#lease.lost };
-    await putNote(this.#place, this.#lease, this.#id, "replacing", options);
+    const note = noteOf("replacing", this.#uploads);
+    this.#current.note = await putNote(this.#place, this.#lease, this.#id, note, options);
     refuse(await this.#records(options));
     onStep("replacement noted");
     const names = [...this.#images.keys()];
     const versions = await this.#versionsOf(names, options);
     for (const name of names) {
-      await using copy = await copyObject(
-        this.#place,
-        this.#key(name),
-        this.#key(this.nameOf(name)),
-        options,
-      );
-      await copy.complete();
+      await copyObject(bucket, this.#key(name), this.#key(this.nameOf(name)), options);
       onStep(`aside ${name}`);
     }
-    await this.#replaceManifest(aside(this.#manifest.bytes.toString("utf8")), options);
+    await this.#replaceManifest(aside(this.#current.manifest.bytes.toString("utf8")), options);
     onStep("manifest aside");
     for (const [name, image] of this.#images) {
       await this.#lease.confirm();
@@ -126,12 +118,13 @@ export class S3Merge implements StoredMerge {
     onStep("manifest merged");
     const left = [...names.map((name) => this.nameOf(name)), ...stale];
     versions.push(...(await this.#versionsOf(left, options)));
+    await this.#lease.confirm();
     await bucket.remove(
       left.map((name) => this.#key(name)),
       options,
     );
     onStep("aside removed");
-    await bucket.remove([noteKey(prefix, this.#id)], options);
+    await this.#removeNote(options);
     onChange();
     return versions;
   }
@@ -139,11 +132,20 @@ export class S3Merge implements StoredMerge {
   async discard(): Promise<void> {
     for (const image of this.#images.values()) await image[Symbol.asyncDispose]();
     if (this.#isCommitted) return;
-    const { bucket, prefix } = this.#place;
     const options = { signal: this.#lease.lost };
     await this.#lease.confirm();
-    await settleMerge(this.#place, this.#lease, this.#id, options);
-    await bucket.remove([noteKey(prefix, this.#id)], options);
+    await settleMerge(this.#place, this.#lease, this.#id, { ...options, uploads: this.#uploads });
+    await this.#removeNote(options);
+  }
+
+  async #removeNote(options: AskOptions): Promise<void> {
+    const { note } = this.#current;
+    await removeNote(this.#place, this.#lease, { id: this.#id, note }, options);
+  }
+
+  /** Those of the new images. */
+  get #uploads(): NotedUpload[] {
+    return [...this.#images].map(([file, { uploadId }]) => ({ file, uploadId }));
   }
 
   async #records(options: AskOptions): Promise<{ point: string; name: string }[]> {
@@ -174,10 +176,10 @@ export class S3Merge implements StoredMerge {
     const { bucket, manifest, abilities } = this.#place;
     const bytes = Buffer.from(text);
     await this.#lease.confirm();
-    const condition = { ...options, abilities, etag: this.#manifest.etag };
+    const condition = { ...options, abilities, etag: this.#current.manifest.etag };
     const etag = await replaceObject(bucket, this.#key(manifest), bytes, condition);
     if (etag === undefined) return giveUp(this.#lease, "its manifest was replaced");
-    this.#manifest = { bytes, etag };
+    this.#current.manifest = { bytes, etag };
   }
 
   #key(name: string): string {
@@ -185,19 +187,19 @@ export class S3Merge implements StoredMerge {
   }
 }
 
-/** @throws {BackupError} `E_LEASE_LOST` */
+/** @returns the note @throws {BackupError} `E_LEASE_LOST` */
 async function putNote(
   place: Place,
   lease: Lease,
   id: string,
-  state: NoteState,
+  note: Buffer,
   options: AskOptions,
-): Promise<void> {
-  const note = noteOf(state);
+): Promise<Buffer> {
   await lease.confirm();
   await place.bucket.put(noteKey(place.prefix, id), note, options);
   // Who was suspended until now has lost the lease: its next holder replaces or removes the notes it finds.
   if (!(await noteOn(place, id, options))?.equals(note)) giveUp(lease, "its note was replaced");
+  return note;
 }
 
 /** A new image as a file. It lives as long as its merge. */

@@ -1,18 +1,19 @@
-import { BackupError, PreconditionError } from "../base/errors.js";
+import { BackupError, hasCode, PreconditionError } from "../base/errors.js";
 import type { CreateOptions, RemoteNewFile } from "../image/new-file.js";
 import type { AskOptions } from "../s3/bucket.js";
 import { type Lease, takeLease } from "../s3/lease.js";
 import type { StoreAbilities } from "../s3/probe.js";
 import { ObjectUpload } from "../s3/upload.js";
+import { plainName } from "./aside-name.js";
 import { createObject } from "./create-object.js";
 import { DomainRecords } from "./domain-records.js";
 import { LeftFiles } from "./left-files.js";
-import { isBegun, notedPoint, noteKey, noteOf } from "./point-note.js";
+import { isBegun, notedPoint, noteKey, noteOf, uploadsIn } from "./point-note.js";
 import { replaceObject } from "./replace-object.js";
 import { S3Merge } from "./s3-merge.js";
 import { UploadedFile } from "./s3-new-file.js";
 import { MOST_MANIFEST_BYTES, settleMerge } from "./settle-merge.js";
-import { giveUp, noteOn, type Place } from "./store-place.js";
+import { giveUp, noteOn, type Place, removeNote } from "./store-place.js";
 import type {
   NewStoredPoint,
   RemoveOptions,
@@ -70,6 +71,10 @@ class S3Writing implements StoreWriting {
     return this.#lease.lost;
   }
 
+  get canMerge(): boolean {
+    return this.#place.abilities.conditionalReplace;
+  }
+
   async assertHeld(): Promise<void> {
     await this.#lease.confirm();
   }
@@ -87,6 +92,29 @@ class S3Writing implements StoreWriting {
       if (goOnWith?.has(id) && (await this.#isBegun(id, options))) continue;
       await this.#clear(id, options);
     }
+    for (const id of await this.#movedPoints(options)) await this.#clear(id, options);
+  }
+
+  /** Points whose manifests say that images lie aside. A version that knows nothing of that removes the note. */
+  async #movedPoints(options: AskOptions): Promise<string[]> {
+    const { bucket, prefix, isPoint, manifest, mergeState } = this.#place;
+    const merged = new Set<string>();
+    for await (const { key } of bucket.list(prefix, options)) {
+      const [id = "", name = ""] = key.slice(prefix.length).split("/");
+      // Digest files keep such names, so few points are looked at in vain.
+      if (isPoint(id) && plainName(name) !== name) merged.add(id);
+    }
+    const moved: string[] = [];
+    for (const id of merged) {
+      const found = await bucket
+        .get(`${prefix}${id}/${manifest}`, MOST_MANIFEST_BYTES, options)
+        .catch((error: unknown) => {
+          if (hasCode(error, "E_S3_TOO_LARGE")) return undefined;
+          throw error;
+        });
+      if (found && mergeState(found.bytes)?.aside.length) moved.push(id);
+    }
+    return moved;
   }
 
   async #isBegun(id: string, options: AskOptions): Promise<boolean> {
@@ -98,14 +126,16 @@ class S3Writing implements StoreWriting {
 
   async #clear(id: string, options: AskOptions): Promise<void> {
     const { bucket } = this.#place;
+    const uploads = uploadsIn(await noteOn(this.#place, id, options));
     for (let clearings = 0; clearings < MOST_CLEARINGS; clearings += 1) {
       await this.#lease.confirm();
       // Before the look: a run that was only suspended finds out that its point is gone, or it was published.
-      await bucket.put(noteKey(this.#place.prefix, id), noteOf("cleared"), options);
+      const note = noteOf("cleared", uploads);
+      await bucket.put(noteKey(this.#place.prefix, id), note, options);
       if ((await whatIsThere(this.#place, id, options)) === "point") {
-        await settleMerge(this.#place, this.#lease, id, options);
+        await settleMerge(this.#place, this.#lease, id, { ...options, uploads });
       } else await removeFiles(this.#place, id, options);
-      await bucket.remove([noteKey(this.#place.prefix, id)], options);
+      await removeNote(this.#place, this.#lease, { id, note }, options);
       // Such a run may have put its manifest when its files were gone, and seen the note.
       if ((await whatIsThere(this.#place, id, options)) !== "manifest alone") return;
     }
@@ -126,14 +156,14 @@ class S3Writing implements StoreWriting {
   async removePoint(id: string, options: RemoveOptions = {}): Promise<StoredRemoval> {
     const { bucket, prefix, manifest, isPoint } = this.#place;
     if (!isPoint(id)) throw new RangeError(`${JSON.stringify(id)} is not the id of a point`);
-    const [point, note] = [`${prefix}${id}/`, noteKey(prefix, id)];
+    const point = `${prefix}${id}/`;
     // Of all its files, which were made together and have the same rules.
     const versions = await bucket.keptVersion(`${point}${manifest}`, options);
-    const removing = noteOf("removing");
+    const note = noteOf("removing");
     await this.#lease.confirm();
-    await bucket.put(note, removing, options);
+    await bucket.put(noteKey(prefix, id), note, options);
     // Who was suspended until now has lost the lease: its next holder replaces or removes the notes it finds.
-    if (!(await noteOn(this.#place, id, options))?.equals(removing)) {
+    if (!(await noteOn(this.#place, id, options))?.equals(note)) {
       giveUp(this.#lease, "its note was replaced");
     }
     let bytes = 0;
@@ -146,14 +176,15 @@ class S3Writing implements StoreWriting {
       try {
         options.refuse?.(names);
       } catch (error) {
-        await bucket.remove([note], options);
+        await removeNote(this.#place, this.#lease, { id, note }, options);
         throw error;
       }
       this.#lease.assertHeld();
       await bucket.remove([`${point}${manifest}`], soon);
     });
+    await this.#lease.confirm();
     await removeFiles(this.#place, id, options);
-    await bucket.remove([note], options);
+    await removeNote(this.#place, this.#lease, { id, note }, options);
     return { bytes, versions };
   }
 

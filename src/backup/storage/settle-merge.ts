@@ -1,8 +1,9 @@
 import { BackupError } from "../base/errors.js";
-import { LEAST_PART_BYTES, ObjectAssembly } from "../s3/assembly.js";
 import type { AskOptions } from "../s3/bucket.js";
 import type { Lease } from "../s3/lease.js";
 import { plainName } from "./aside-name.js";
+import { copyObject } from "./copy-object.js";
+import type { NotedUpload } from "./point-note.js";
 import { replaceObject } from "./replace-object.js";
 import type { Place } from "./store-place.js";
 import type { MergeState } from "./stored-writing.js";
@@ -19,18 +20,23 @@ const MOST_TRIES = 5;
  * The process may live, and have requests on their way. Its uploads are ended first, so none can take the
  * place of an image any more. If there is anything of it, the manifest is replaced, so that one of its own,
  * which it sends if that is unchanged, comes too late.
- * @throws {BackupError} `E_LEASE_LOST`
+ * @param options.uploads that its note tells of: a store may list some late
+ * @throws {BackupError} `E_LEASE_LOST`; `E_S3_FAILED`: the store has copied something else back. What lies
+ *   aside stays then, and the manifest names it
  */
 export async function settleMerge(
   place: Place,
   lease: Lease,
   id: string,
-  options: AskOptions,
+  { uploads: noted, ...options }: AskOptions & { readonly uploads: readonly NotedUpload[] },
 ): Promise<void> {
   const { bucket, prefix, manifest, abilities } = place;
   const point = `${prefix}${id}/`;
   for (let tries = 0; tries < MOST_TRIES; tries += 1) {
-    let uploads = 0;
+    for (const { file, uploadId } of noted) {
+      await bucket.abortUpload({ key: `${point}${file}`, uploadId }, options);
+    }
+    let uploads = noted.length;
     for await (const upload of bucket.pendingUploads(point, options)) {
       uploads += 1;
       await bucket.abortUpload(upload, options);
@@ -42,9 +48,10 @@ export async function settleMerge(
     const isTouched = uploads > 0 || state.aside.length > 0;
     if (!isTouched && (await leftFiles(place, id, state, options)).length === 0) return;
     for (const { from, to } of state.aside) {
-      await using copy = await copyObject(place, `${point}${from}`, `${point}${to}`, options);
-      await lease.confirm();
-      await copy.complete();
+      await copyObject(bucket, `${point}${from}`, `${point}${to}`, {
+        ...options,
+        beforeIt: () => lease.confirm(),
+      });
     }
     await lease.confirm();
     const bytes = Buffer.from(state.text);
@@ -77,27 +84,4 @@ async function leftFiles(
     if (!named.has(name) && families.has(plainName(name))) left.push(key);
   }
   return left;
-}
-
-/**
- * Has the store copy an object. It is there when the caller completes it.
- * @throws {DamageError} `E_S3_MISSING`
- */
-export async function copyObject(
-  { bucket }: Pick<Place, "bucket">,
-  from: string,
-  to: string,
-  options: AskOptions,
-): Promise<ObjectAssembly> {
-  const { size, etag } = await bucket.findThere(from, options);
-  const range = { key: from, etag, start: 0, length: size };
-  const parts = { headBytes: 0, ranges: [range], tailPartBytes: LEAST_PART_BYTES };
-  const copy = await ObjectAssembly.begin(bucket, to, { ...options, ...parts });
-  try {
-    await copy.send();
-    return copy;
-  } catch (error) {
-    await copy[Symbol.asyncDispose]();
-    throw error;
-  }
 }

@@ -27,6 +27,21 @@ export function giveUp(lease: Lease, cause: string): never {
   throw lease.lost.reason;
 }
 
+/**
+ * Removes a note that this process has put, unless another one has taken its place.
+ * @throws {BackupError} `E_LEASE_LOST`
+ */
+export async function removeNote(
+  place: Place,
+  lease: Lease,
+  { id, note }: { readonly id: string; readonly note: Buffer },
+  options: AskOptions,
+): Promise<void> {
+  await lease.confirm();
+  if (!(await noteOn(place, id, options))?.equals(note)) return;
+  await place.bucket.remove([noteKey(place.prefix, id)], options);
+}
+
 /** The note of a point; undefined: there is none. */
 export async function noteOn(
   { bucket, prefix }: Place,

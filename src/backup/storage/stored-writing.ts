@@ -20,6 +20,11 @@ import type { RecordFolder } from "./record-folder.js";
 export interface StoreWriting {
   /** Aborted when the lease was lost; nothing is committed then. */
   readonly lost: AbortSignal;
+  /**
+   * Whether images of a point can be replaced: where the store does not replace on condition, a manifest that
+   * comes late from a process without the lease would take the place of the one that is right.
+   */
+  readonly canMerge: boolean;
   /** Asks the store. @throws {BackupError} `E_LEASE_LOST` */
   assertHeld(): Promise<void>;
   /** The small files beside the points, whose names begin with a dot. */

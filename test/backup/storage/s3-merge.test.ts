@@ -1,14 +1,17 @@
 /** A merge in Ceph whose process has lost the lease without knowing: the point is as it was before. */
+import { randomBytes } from "node:crypto";
 import { afterAll, afterEach, beforeAll, expect, it } from "vitest";
 import { isPointId } from "../../../src/backup/repository/manifest.js";
 import { mergeState, withImagesAside } from "../../../src/backup/repository/merged-manifest.js";
 import type { Bucket } from "../../../src/backup/s3/bucket.js";
+import { copyObject } from "../../../src/backup/storage/copy-object.js";
 import { writeInS3 } from "../../../src/backup/storage/s3-writing.js";
 import type { StoredMerge, StoreWriting } from "../../../src/backup/storage/stored-writing.js";
 import { describeWith } from "../../support/tools.js";
 import { TwoWriters } from "../../support/two-writers.js";
 
 const MIB = 1024 * 1024;
+const OLD = Buffer.from("old");
 const ID = "20261129T220000.000Z";
 const ALL = { conditionalCreate: true, conditionalReplace: true };
 const BYTES = { virtualSize: MIB, dirtyBytes: 0, dataBytes: 0, zeroBytes: 0, storedBytes: 0 };
@@ -46,18 +49,14 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "whoever merges points in an o
   }
 
   /** As after a minute in which the first one was suspended. */
-  async function takeOver(): Promise<void> {
+  async function takeOver(bucket = writers.other): Promise<void> {
     await writers.other.remove([`${prefix}.lease`]);
-    await (await write(writers.other)).clearLeftovers();
+    await (await write(bucket)).clearLeftovers();
   }
 
-  async function newImage(): Promise<StoredMerge> {
-    for (const [name, content] of Object.entries({
-      "vda.qcow2": "old",
-      "point.json": JSON.stringify(POINT),
-    })) {
-      await writers.other.put(`${prefix}${ID}/${name}`, Buffer.from(content));
-    }
+  async function newImage(old = OLD): Promise<StoredMerge> {
+    await writers.other.put(`${prefix}${ID}/vda.qcow2`, old);
+    await writers.other.put(`${prefix}${ID}/point.json`, Buffer.from(JSON.stringify(POINT)));
     const merge = await (await write(writers.mine)).merge(ID);
     const file = await merge.replace("vda.qcow2", { headBytes: 5 * MIB, ranges: [], tailPartBytes: 5 * MIB });
     await file.write(Buffer.from("new"), 0);
@@ -71,13 +70,17 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "whoever merges points in an o
       ...{ merged: JSON.stringify({ ...POINT, tool: "merged" }), stale: [], refuse: () => undefined, prove },
     });
 
-  async function assertAsBefore(): Promise<void> {
-    const { other } = writers;
+  async function names(): Promise<string[]> {
     const keys: string[] = [];
-    for await (const { key } of other.list(prefix)) keys.push(key.slice(prefix.length));
-    expect(keys.filter((key) => key !== ".lease")).toEqual([`${ID}/point.json`, `${ID}/vda.qcow2`]);
+    for await (const { key } of writers.other.list(prefix)) keys.push(key.slice(prefix.length));
+    return keys.filter((key) => key !== ".lease");
+  }
+
+  async function assertAsBefore(old = OLD): Promise<void> {
+    const { other } = writers;
+    expect(await names()).toEqual([`${ID}/point.json`, `${ID}/vda.qcow2`]);
     for await (const { key } of other.pendingUploads(prefix)) expect(key).toBe("no upload");
-    expect((await other.get(`${prefix}${ID}/vda.qcow2`, MIB))?.bytes.toString()).toBe("old");
+    expect((await other.get(`${prefix}${ID}/vda.qcow2`, old.length))?.bytes.equals(old)).toBe(true);
     const manifest = (await other.get(`${prefix}${ID}/point.json`, MIB))?.bytes.toString() ?? "";
     expect(JSON.parse(manifest)).toEqual({ ...POINT, revision: expect.any(String) });
   }
@@ -115,5 +118,93 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "whoever merges points in an o
     await expect(commit(merge)).rejects.toThrow();
     await taken;
     await assertAsBefore();
+  });
+
+  it("completes no image either where the store lists uploads late", async () => {
+    prefix = "unlisted/vm/";
+    const merge = await newImage();
+    let taken: Promise<void> | undefined;
+    let isTaken = false;
+    let arrived = 0;
+    let late: string | undefined;
+    writers.line.fault = ({ method, url }) => {
+      if (method === "GET" && url.includes("uploads")) {
+        return { rewrite: (text) => text.replaceAll(/<Upload>.*?<\/Upload>/gs, "") };
+      }
+      if (method !== "POST" || !url.includes(`${ID}/vda.qcow2?uploadId`)) return undefined;
+      late ??= url;
+      if (url !== late) return undefined;
+      // It arrives then, and once.
+      if (isTaken) return arrived++ === 0 ? undefined : { answer: 404, code: "NoSuchUpload" };
+      taken ??= takeOver(writers.mine).finally(() => {
+        isTaken = true;
+      });
+      return "hang up";
+    };
+    await expect(commit(merge)).rejects.toThrow();
+    await taken;
+    expect(arrived).toBeGreaterThan(0);
+    await assertAsBefore();
+  });
+
+  it("is undone without its note too, which an older version removes", async () => {
+    prefix = "noteless/vm/";
+    const merge = await newImage();
+    const died = new Error("died");
+    await expect(commit(merge, () => Promise.reject(died))).rejects.toBe(died);
+    await writers.other.remove([`${prefix}.${ID}.partial`]);
+    expect(await names()).toHaveLength(3);
+    await takeOver();
+    await assertAsBefore();
+  });
+
+  it("leaves the note of another process alone", async () => {
+    prefix = "noted/vm/";
+    const merge = await newImage();
+    const note = `.${ID}.partial`;
+    await commit(merge, async () => void (await writers.other.put(`${prefix}${note}`, Buffer.from("{}"))));
+    expect(await names()).toEqual([note, `${ID}/point.json`, `${ID}/vda.qcow2`]);
+  });
+
+  it("loses nothing where the store copies another object, aside or back", async () => {
+    prefix = "elsewhere/vm/";
+    await writers.other.put("another", Buffer.from("odd"));
+    const copiesWrong = (name: RegExp): void => {
+      writers.line.fault = ({ method, url }) =>
+        method === "PUT" && name.test(url) && url.includes("x-id=UploadPartCopy")
+          ? { copyFrom: "backups/another" }
+          : undefined;
+    };
+    const wrong = { code: "E_S3_FAILED", message: expect.stringContaining("does not copy") };
+    const merge = await newImage();
+    copiesWrong(/qcow2~/);
+    await expect(commit(merge)).rejects.toMatchObject(wrong);
+    await merge.discard();
+    await assertAsBefore();
+
+    await begun.pop()?.release();
+    writers.line.fault = () => undefined;
+    const again = await newImage();
+    const died = new Error("died");
+    await expect(commit(again, () => Promise.reject(died))).rejects.toBe(died);
+    copiesWrong(/qcow2\?/);
+    await expect(again.discard()).rejects.toMatchObject(wrong);
+    expect(await names()).toHaveLength(4);
+    writers.line.fault = () => undefined;
+    await takeOver();
+    await assertAsBefore();
+  });
+
+  it("sees that any part of a copy is from elsewhere", async () => {
+    // The store copies at most 64 MiB at a time.
+    await writers.other.put("large", randomBytes(64 * MIB + 1));
+    for (const part of [1, 2]) {
+      writers.line.fault = ({ method, url }) =>
+        method === "PUT" && url.includes(`partNumber=${part}&`)
+          ? { copyInstead: (first, last) => (part === 1 ? [first + 1, last + 1] : [first - 1, last - 1]) }
+          : undefined;
+      const copied = copyObject(writers.mine, "large", "copied", {});
+      await expect(copied).rejects.toMatchObject({ code: "E_S3_FAILED" });
+    }
   });
 });

@@ -1,0 +1,60 @@
+import pLimit from "p-limit";
+import { BackupError } from "../base/errors.js";
+import { LEAST_PART_BYTES, ObjectAssembly } from "../s3/assembly.js";
+import type { AskOptions, Bucket, StoredObject } from "../s3/bucket.js";
+
+/** Both ends of so many bytes are compared. No part that is copied is shorter, if there are several. */
+const COMPARED_BYTES = 32 * 1024 * 1024;
+/** Of an end. */
+const END_BYTES = 64 * 1024;
+const COMPARED_AT_ONCE = 8;
+
+/**
+ * Has the store copy an object, and compares both ends of each 32 MiB of the copy with the original: a store
+ * could copy a part of it from another place.
+ * @param options.beforeIt called when everything is copied, and before the copy is there
+ * @throws {DamageError} `E_S3_MISSING`
+ * @throws {BackupError} `E_S3_FAILED`: the store has copied something else, which lies there
+ */
+export async function copyObject(
+  bucket: Bucket,
+  from: string,
+  to: string,
+  { beforeIt, ...options }: AskOptions & { readonly beforeIt?: () => Promise<void> },
+): Promise<void> {
+  const original = await bucket.findThere(from, options);
+  const { size, etag } = original;
+  const range = { key: from, etag, start: 0, length: size };
+  const parts = { headBytes: 0, ranges: [range], tailPartBytes: LEAST_PART_BYTES };
+  await using copy = await ObjectAssembly.begin(bucket, to, { ...options, ...parts });
+  await copy.send();
+  await beforeIt?.();
+  await assertAlike(bucket, original, await copy.complete(), options);
+}
+
+async function assertAlike(
+  bucket: Bucket,
+  original: StoredObject,
+  copy: Pick<StoredObject, "key" | "etag">,
+  options: AskOptions,
+): Promise<void> {
+  const read = async ({ key, etag }: Pick<StoredObject, "key" | "etag">, start: number, end: number) => {
+    const bytes = Buffer.allocUnsafe(end - start);
+    await bucket.readRange(key, bytes, start, { ...options, etag });
+    return bytes;
+  };
+  const compare = async (bound: number): Promise<void> => {
+    const [start, end] = [Math.max(0, bound - END_BYTES), Math.min(original.size, bound + END_BYTES)];
+    const [one, other] = await Promise.all([read(original, start, end), read(copy, start, end)]);
+    if (one.equals(other)) return;
+    const message = `${bucket.store} was asked to copy s3://${bucket.address.bucket}/${original.key} to ${copy.key}, and has put something else there, between bytes ${start} and ${end}: it does not copy what it is asked to`;
+    throw new BackupError("E_S3_FAILED", message, { details: { key: copy.key } });
+  };
+  const limit = pLimit(COMPARED_AT_ONCE);
+  await limit.map(boundsOf(original.size), compare);
+}
+
+function boundsOf(size: number): number[] {
+  const bounds = Array.from({ length: Math.ceil(size / COMPARED_BYTES) }, (_, i) => i * COMPARED_BYTES);
+  return [...bounds, size];
+}
