@@ -11,6 +11,7 @@ import {
   CopyObjectCommand,
   CreateBucketCommand,
   GetObjectCommand,
+  PutObjectCommand,
   PutObjectRetentionCommand,
   type S3Client,
 } from "@aws-sdk/client-s3";
@@ -167,6 +168,18 @@ describeWith(
       expect(await isLeft("compressed")).toEqual([]);
     });
 
+    it("has the store copy nothing of disks without digests, which nobody could compare", async () => {
+      const address = `s3://${BUCKET}/plain`;
+      await using plain = await MemoryChain.start(16 * MiB, address);
+      plain.disk.write(0, noise(12 * MiB, 1));
+      await plain.take({ digests: undefined });
+      plain.disk.write(MiB, noise(MiB, 2));
+      await plain.take({ digests: undefined });
+      const [merged] = resultOf(await nbdpull("prune", address, "--json", "--keep-last", "1")).merges;
+      expect(merged).toMatchObject({ copiedBytes: 0, writtenBytes: 12 * MiB });
+      expect(await judge("plain", plain)).toBe(1);
+    });
+
     async function die(address: string, step: string | number): Promise<string[]> {
       const died = await execa(process.execPath, [DIE, address, NAME, "3", `${step}`], { reject: false });
       return died.stderr.split("\n").filter((line) => /^[a-z]+ [a-z]/.test(line));
@@ -248,9 +261,22 @@ describeWith(
           new PutObjectRetentionCommand({ Bucket, Key, Retention, BypassGovernanceRetention: true }),
         );
       };
+      const pruned = () => nbdpull("prune", "s3://locked/here", "--keep-last", "1", "--json");
+      // Ceph can't do it where there are versions.
+      const unable = resultOf(await pruned());
+      expect(unable.points[0]?.reasons).toContain("the store can't replace on condition");
+      expect(unable.merges).toEqual([]);
+      // As a store that can: nobody else writes there, so it takes what Ceph would refuse.
+      line.fault = () => "ignore conditions";
+      const marker = { Bucket, Key: "here/nbdpull.json" };
+      const { Body } = await client.send(new GetObjectCommand(marker));
+      const text = ((await Body?.transformToString()) ?? "").replace(
+        /("conditionalReplace":) false/,
+        "$1 true",
+      );
+      await client.send(new PutObjectCommand({ ...marker, Body: text }));
       const tomorrow = Date.now() + 86_400_000;
       await lock(tomorrow);
-      const pruned = () => nbdpull("prune", "s3://locked/here", "--keep-last", "1", "--json");
       const kept = resultOf(await pruned());
       const day = new Date(tomorrow).toISOString().slice(0, 10);
       const reasons = expect.arrayContaining([expect.stringContaining(`locked until ${day}`)]);

@@ -19,6 +19,8 @@ interface DecideOptions {
   readonly retention: Retention;
   /** Ids of the only points that may go, as in `PruneOptions`. */
   readonly mayGo?: ReadonlySet<string> | undefined;
+  /** Whether an object store was found to do what a merge needs; undefined: the repository tells. */
+  readonly canMerge?: boolean | undefined;
 }
 
 export interface PrunedPoint {
@@ -30,7 +32,7 @@ export interface PrunedPoint {
    * The rules that keep it, `ahead of the clock` (it says that it was made later than now), `base` (the next
    * increment starts from it), `a guest runs on it` (its disks are still filled), `another domain`, `not
    * asked for` (only others may go), `damaged` chains that nothing is merged in, `raw` or locked ones in an
-   * object store, or the kept points that are based on it.
+   * object store, or in one that `can't replace on condition`, or the kept points that are based on it.
    */
   readonly reasons: readonly string[];
 }
@@ -151,13 +153,15 @@ async function damagedDisks(
 type Objection = (merge: Merge) => Promise<string | undefined>;
 
 function objectionTo(
-  { repository, domain }: DecideOptions,
+  { repository, domain, canMerge }: DecideOptions,
   points: readonly Manifest[],
   damaged: ReadonlySet<string>,
 ): Objection {
   return async ({ disk, child, dropped }) => {
     if ([child, ...dropped].some((id) => damaged.has(`${id}/${disk}`))) return "damaged";
     if (!repository.isInStore) return undefined;
+    if (!(canMerge ?? (await repository.replacesOnCondition())))
+      return "the store can't replace on condition";
     const images = points.filter(({ id }) => [child, ...dropped].includes(id));
     // An image of another format would be made by reading all of it.
     if (images.some((point) => diskOf(point, disk)?.format === "raw")) return "raw";

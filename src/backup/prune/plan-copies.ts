@@ -44,8 +44,8 @@ export async function planCopies(
   const algorithm = mergedAlgorithm(layers);
   const shown = layers.map((layer) => {
     const image = images.get(layer);
-    // Digests that are not carried over are made of the data.
-    const hasDigests = algorithm === undefined || layer.disk.digests?.algorithm === algorithm;
+    // Only with digests that are carried over can it be found out what the store has copied.
+    const hasDigests = algorithm !== undefined && layer.disk.digests?.algorithm === algorithm;
     const fits = layer.geometry.clusterSize === clusterSize && hasDigests;
     return image && fits ? new ShownClusters(Math.floor(image.fileEnd / clusterSize)) : undefined;
   });

@@ -10,7 +10,7 @@ import { bytesOf, type DoneMerge, type PruneOptions, type PruneResult } from "./
  * @throws {PreconditionError} `E_LIVE`: a guest has begun to run on a point after it was decided what goes
  */
 export async function pruneInStore(writing: StoreWriting, options: PruneOptions): Promise<PruneResult> {
-  const decision = await decide(options);
+  const decision = await decide({ ...options, canMerge: writing.canMerge });
   const { points, plan, keep } = decision;
   const isLive = (id: string): boolean => keep.get(id)?.includes(LIVE_REASON) ?? false;
   const merges: DoneMerge[] = [];

@@ -31,7 +31,7 @@ import { initFolder } from "./init-folder.js";
 import { initStore } from "./init-store.js";
 import { removeLeftovers } from "./leftovers.js";
 import type { Manifest } from "./manifest.js";
-import { noRepository, readMarker, requireMarker } from "./marker.js";
+import { abilitiesIn, noRepository, readMarker, requireMarker } from "./marker.js";
 import {
   type BegunPoint,
   isPoint,
@@ -340,6 +340,15 @@ export class Repository {
    */
   async holdRecords(domain: string, id: string): Promise<RecordFolder> {
     return this.#store?.records(folderNameOf(domain), id, MANIFEST) ?? (await this.holdPoint(domain, id));
+  }
+
+  /**
+   * Whether the object store that it lies in was found to replace an object only if it is still the one that
+   * was read. True if nobody has tried.
+   * @internal
+   */
+  async replacesOnCondition(): Promise<boolean> {
+    return (this.#store && (await abilitiesIn(this.#store))?.conditionalReplace) ?? true;
   }
 
   /**
