@@ -5,12 +5,13 @@ const MAX_SAVED_MS = 100;
 
 /** Limits a rate of bytes. Several disks may share one limit. */
 export class RateLimit {
-  readonly #bytesPerMs: number;
+  /** @internal */
+  readonly bytesPerSecond: number;
   /** When the next bytes may be read, in milliseconds of `performance.now()`. */
   #due = performance.now();
 
   constructor(bytesPerSecond: number) {
-    this.#bytesPerMs = bytesPerSecond / 1000;
+    this.bytesPerSecond = bytesPerSecond;
   }
 
   /**
@@ -20,7 +21,7 @@ export class RateLimit {
   async take(bytes: number, signal: AbortSignal): Promise<void> {
     const now = performance.now();
     const turn = Math.max(this.#due, now - MAX_SAVED_MS);
-    this.#due = turn + bytes / this.#bytesPerMs;
+    this.#due = turn + (bytes / this.bytesPerSecond) * 1000;
     if (turn <= now) return;
     await sleep(turn - now, undefined, { signal }).catch(() => signal.throwIfAborted());
   }

@@ -11,10 +11,6 @@ import { clustersOf, type FetchedRange, fetchInto, storedRanges } from "../chain
 import type { ByteSource } from "../export/open-export.js";
 import type { ReadableFile } from "../image/readable-file.js";
 
-/** Bytes that are asked of an object store at the same time, for all disks that are restored at once. */
-export const STORE_IN_FLIGHT = 32 * 1024 * 1024;
-/** Segments of a disk under way: while one is stored, the other is on its way. */
-export const STORE_SEGMENTS = 2;
 /** Requests under way at the same time, for each disk. */
 const REQUESTS_AT_ONCE = 16;
 
@@ -45,8 +41,10 @@ export class FetchedSource implements ByteSource, AsyncDisposable {
   readonly #files = new Map<Layer, Promise<ReadableFile>>();
   readonly #limit = pLimit(REQUESTS_AT_ONCE);
   readonly #spare: Buffer[] = [];
-  /** Ends all requests when the pull is given up. */
+  /** Ends all requests when the pull is given up, or one of them has failed. */
   readonly #stop = new AbortController();
+  /** Why the first request failed. Those that it ended fail too. */
+  #failure: { readonly reason: unknown } | undefined;
 
   /** @param chain is told what was read */
   constructor(chain: ChainSource, layers: readonly Layer[], { segmentBytes }: FetchedSourceOptions) {
@@ -61,7 +59,7 @@ export class FetchedSource implements ByteSource, AsyncDisposable {
   /**
    * As {@link ChainSource.readPieces}, in any order.
    * @throws {DamageError} data can't be read or differs from its digest; names disk, point and guest offset
-   * @throws the store's error
+   * @throws the store's error. After a failure, every call fails with the first one
    */
   async readPieces(
     stretches: readonly Stretch[],
@@ -110,24 +108,23 @@ export class FetchedSource implements ByteSource, AsyncDisposable {
     if (parts.length === 0) return;
     const slab = this.#spare.pop() ?? Buffer.allocUnsafeSlow(this.#slabBytes);
     let free = slab;
-    let failed = false;
     const asked = [...this.#requestsFor(parts)].map(({ layer, request }) => {
       const target = free.subarray(0, request.length);
       free = free.subarray(request.length);
       return this.#limit(async () => {
-        if (failed) return;
+        if (this.#failure) return;
         try {
           await this.#ask(layer, request, target);
           await pass(request, target, sink, signal);
-        } catch (error) {
-          failed = true;
-          throw error;
+        } catch (reason) {
+          this.#failure ??= { reason };
+          this.#stop.abort(reason);
         }
       });
     });
-    const outcomes = await Promise.allSettled(asked);
+    await Promise.all(asked);
     this.#spare.push(slab);
-    for (const outcome of outcomes) if (outcome.status === "rejected") throw outcome.reason;
+    if (this.#failure) throw this.#failure.reason;
   }
 
   *#requestsFor(parts: readonly Part[]): Generator<{ layer: Layer; request: MergedRequest<Part> }> {

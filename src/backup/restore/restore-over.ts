@@ -3,9 +3,9 @@ import { checkChains } from "../chain/check-chains.js";
 import { pull } from "../pull/pull.js";
 import { withRestorable } from "../repository/points-without-damage.js";
 import type { BlockTarget } from "./block-target.js";
-import { STORE_IN_FLIGHT, STORE_SEGMENTS } from "./fetched-source.js";
 import type { RestoredDisk } from "./restore.js";
 import { RestoreSource, type RestoreSourceOptions } from "./restore-source.js";
+import { storeWindow } from "./store-window.js";
 import { TargetWriter } from "./target-writer.js";
 
 export interface RestoreOverOptions extends Omit<RestoreSourceOptions, "preferredBlock"> {
@@ -82,17 +82,11 @@ async function overwrite(options: RestoreOverOptions): Promise<OverwrittenDisk> 
 /**
  * Of an object store more is read at a time. Half as much as for files, since as much waits to be written.
  */
-function howToRead({
-  repository,
-  target: { preferredBlock },
-  window = {},
-}: RestoreOverOptions): Pick<RestoreSourceOptions, "window" | "preferredBlock"> {
-  if (!repository.isInStore) return { window, preferredBlock };
-  const share = STORE_IN_FLIGHT / 2;
-  return {
-    window: { ...window, inFlight: window.inFlight ?? share },
-    preferredBlock: Math.max(share / STORE_SEGMENTS, preferredBlock ?? 0),
-  };
+function howToRead(options: RestoreOverOptions): Pick<RestoreSourceOptions, "window" | "preferredBlock"> {
+  const { preferredBlock } = options.target;
+  if (!options.repository.isInStore) return { preferredBlock };
+  const fromStore = storeWindow(2, options);
+  return { ...fromStore, preferredBlock: Math.max(fromStore.preferredBlock, preferredBlock ?? 0) };
 }
 
 /** The error, with the state of the target in its message and details. */

@@ -36,8 +36,8 @@ import { withRestorable } from "../repository/points-without-damage.js";
 import type { Repository } from "../repository/repository.js";
 import { COPIED_AT_A_TIME, copySegments } from "./copy-segments.js";
 import { CopyThreads } from "./copy-threads.js";
-import { STORE_IN_FLIGHT, STORE_SEGMENTS } from "./fetched-source.js";
 import { RestoreSource } from "./restore-source.js";
+import { storeWindow } from "./store-window.js";
 
 export interface RestoreTarget {
   /** The disk's name in the domain. */
@@ -139,13 +139,12 @@ async function restoreFile(
 ): Promise<RestoredDisk> {
   const started = performance.now();
   const { disk, path, format } = target;
-  const { repository, window = {}, targets } = options;
-  const share = STORE_IN_FLIGHT / Math.min(DISKS_AT_ONCE, targets.length);
+  const { repository, targets } = options;
+  const sharers = Math.min(DISKS_AT_ONCE, targets.length);
   await using source = await RestoreSource.open({
     ...options,
     disk,
-    window: repository.isInStore ? { ...window, inFlight: window.inFlight ?? share } : window,
-    preferredBlock: repository.isInStore ? share / STORE_SEGMENTS : COPIED_AT_A_TIME,
+    ...(repository.isInStore ? storeWindow(sharers, options) : { preferredBlock: COPIED_AT_A_TIME }),
     onProgress: (state) => options.onProgress?.(disk, state),
   });
   const { geometry, chain, assurance } = source;
