@@ -54,6 +54,11 @@ export class NamelessFile implements AsyncDisposable {
     }
   }
 
+  /** Gives back the room of all its bytes. */
+  async empty(): Promise<void> {
+    await this.#file.truncate(0);
+  }
+
   async close(): Promise<void> {
     await this.#file.close();
   }

@@ -197,12 +197,15 @@ export class ChainView implements AsyncDisposable {
     const firstKey = (firstKeys[place.layer] as number) + offset / clusterSize;
     const clusters = clustersOf(target, clusterSize);
     const found = await Promise.all(clusters.map((bytes, i) => cache.get(firstKey + i, bytes.length)));
-    if (found.every((bytes) => bytes !== undefined)) {
-      for (const [i, bytes] of found.entries()) bytes.copy(target, i * clusterSize);
-      return;
-    }
-    await readProven(layer, place, offset, target);
-    for (const [i, bytes] of clusters.entries()) cache.put(firstKey + i, bytes);
+    for (const [i, bytes] of found.entries()) bytes?.copy(target, i * clusterSize);
+    const first = found.indexOf(undefined);
+    if (first < 0) return;
+    const missing = clusters.slice(first, found.lastIndexOf(undefined) + 1);
+    const start = first * clusterSize;
+    const length = missing.reduce((sum, bytes) => sum + bytes.length, 0);
+    const from = behind(place, first, layer);
+    await readProven(layer, from, offset + start, target.subarray(start, start + length));
+    for (const [i, bytes] of missing.entries()) cache.put(firstKey + first + i, bytes);
   }
 
   #layer(place: ExtentSource): Layer {
@@ -272,14 +275,19 @@ function* partsOf(offset: number, target: Buffer, place: ExtentSource, layer: La
     yield {
       offset: at,
       target: target.subarray(at - offset, stop - offset),
-      place: {
-        ...place,
-        hostOffset: place.hostOffset + (cluster - first) * clusterSize,
-        digestsAt: place.digestsAt + (cluster - first) * layer.digestSize,
-      },
+      place: behind(place, cluster - first, layer),
     };
     at = stop;
   }
+}
+
+/** The place of a later cluster of the same extent. */
+function behind(place: ExtentSource, clusters: number, { geometry, digestSize }: Layer): ExtentSource {
+  return {
+    ...place,
+    hostOffset: place.hostOffset + clusters * geometry.clusterSize,
+    digestsAt: place.digestsAt + clusters * digestSize,
+  };
 }
 
 function clustersOf(bytes: Buffer, clusterSize: number): Buffer[] {

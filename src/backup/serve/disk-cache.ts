@@ -11,8 +11,10 @@ export interface DiskCacheOptions {
 
 const PREFIX = ".nbdpull-cache-";
 const DIGEST_BYTES = 32;
-/** What comes while so many clusters are being written is not kept: a cache must not hold up who reads. */
-const WRITES_AT_ONCE = 16;
+/** What comes while so many bytes are being written is not kept: a cache must not hold up who reads. */
+const WRITTEN_AT_ONCE = 8 * 1024 * 1024;
+/** A map has at most twice as many entries. Their digests take 256 MiB. */
+const MOST_SLOTS = 2 ** 23;
 
 /**
  * Clusters that were read from a repository, in a file of this machine. What is read from it is compared with
@@ -34,24 +36,27 @@ export class DiskCache implements AsyncDisposable {
   #used = 0;
   readonly #free: number[] = [];
   readonly #writes = new Set<Promise<void>>();
+  /** Bytes of these writes. */
+  #underWay = 0;
+  /** Nothing is kept any longer. */
   #failed = false;
 
   private constructor(
     file: NamelessFile,
+    digests: Buffer,
     slotBytes: number,
-    slots: number,
     onFailure: (error: unknown) => void,
   ) {
     this.#file = file;
     this.#slotBytes = slotBytes;
-    this.#slots = slots;
+    this.#slots = digests.length / DIGEST_BYTES;
     this.#onFailure = onFailure;
-    this.#digests = Buffer.alloc(slots * DIGEST_BYTES);
+    this.#digests = digests;
   }
 
   /**
    * @param largest bytes of the largest cluster
-   * @param onFailure called once, when the file can't be written: from then on nothing is added
+   * @param onFailure called once, when the file can't be written: from then on it is empty
    * @throws {UsageError} `E_CACHE`: there can't be a file in the folder, or no cluster fits
    */
   static async create(
@@ -59,13 +64,15 @@ export class DiskCache implements AsyncDisposable {
     largest: number,
     onFailure: (error: unknown) => void,
   ): Promise<DiskCache> {
-    const slots = Math.floor(bytes / largest);
+    const slots = Math.min(MOST_SLOTS, Math.floor(bytes / largest));
     if (slots < 1) {
       const message = `a cache of ${bytes} bytes has no room for a cluster, which has ${largest}: allow it more`;
       throw new UsageError("E_CACHE", message, { details: { bytes, cluster: largest } });
     }
+    // Memory that is not there is no fault of the folder's, and leaves no file open.
+    const digests = Buffer.alloc(slots * DIGEST_BYTES);
     try {
-      return new DiskCache(await NamelessFile.create(folder, PREFIX), largest, slots, onFailure);
+      return new DiskCache(await NamelessFile.create(folder, PREFIX), digests, largest, onFailure);
     } catch (cause) {
       const why = (cause as Error).message;
       const message = `nothing can be cached in ${folder}: ${why}. Name a folder that this user may write to`;
@@ -90,24 +97,14 @@ export class DiskCache implements AsyncDisposable {
 
   /** Keeps a cluster, if that takes no time of who reads. */
   put(key: number, bytes: Buffer): void {
-    if (this.#failed || this.#writes.size >= WRITES_AT_ONCE || this.#kept.has(key)) return;
+    if (this.#failed || this.#underWay >= WRITTEN_AT_ONCE || this.#kept.has(key)) return;
     const slot = this.#takeSlot();
     if (slot === undefined) return;
-    const digest = sha256(bytes);
-    const writing = this.#file
-      .write(bytes, slot * this.#slotBytes)
-      .then(() => {
-        const before = this.#kept.get(key);
-        if (before !== undefined) this.#drop(key, before);
-        digest.copy(this.#digests, slot * DIGEST_BYTES);
-        this.#kept.set(key, slot);
-      })
-      .catch((error: unknown) => {
-        this.#free.push(slot);
-        if (!this.#failed) this.#onFailure(error);
-        this.#failed = true;
-      })
-      .finally(() => this.#writes.delete(writing));
+    this.#underWay += bytes.length;
+    const writing = this.#write(key, slot, bytes).finally(() => {
+      this.#underWay -= bytes.length;
+      this.#writes.delete(writing);
+    });
     this.#writes.add(writing);
   }
 
@@ -119,6 +116,29 @@ export class DiskCache implements AsyncDisposable {
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close();
+  }
+
+  async #write(key: number, slot: number, bytes: Buffer): Promise<void> {
+    const digest = sha256(bytes);
+    try {
+      await this.#file.write(bytes, slot * this.#slotBytes);
+    } catch (error) {
+      this.#fail(error);
+    }
+    // A write that was under way at a failure has made the file longer again.
+    if (this.#failed) return await this.#file.empty().catch(() => undefined);
+    const before = this.#kept.get(key);
+    if (before !== undefined) this.#drop(key, before);
+    digest.copy(this.#digests, slot * DIGEST_BYTES);
+    this.#kept.set(key, slot);
+  }
+
+  /** Others need the room of a full disk more than a cache does. */
+  #fail(error: unknown): void {
+    if (this.#failed) return;
+    this.#failed = true;
+    this.#kept.clear();
+    this.#onFailure(error);
   }
 
   /** One that was never used, or the one that was not used for the longest time. */

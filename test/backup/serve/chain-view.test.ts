@@ -137,6 +137,38 @@ describe("a view through a chain", () => {
       .toBe(0);
   });
 
+  it("reads of the chain only from the first missing cluster to the last one", async () => {
+    await fourPoints({});
+    const [first] = chain.points;
+    await using cache = await DiskCache.create(
+      { folder: chain.folder, bytes: 100 * CLUSTER },
+      CLUSTER,
+      (error) => {
+        throw error;
+      },
+    );
+    await using view = await viewOf(first);
+    view.keepIn(cache, 0);
+    const expected = await bytesAt(first as Manifest);
+    const reads = vi.spyOn(Layer.prototype, "read");
+    const read = async (from: number, count: number): Promise<unknown> => {
+      reads.mockClear();
+      const found = await view.read(from * CLUSTER, count * CLUSTER);
+      expect(found.equals(expected.subarray(from * CLUSTER, (from + count) * CLUSTER))).toBe(true);
+      return reads.mock.calls.map(([, offset, target]) => [offset / CLUSTER, target.length / CLUSTER]);
+    };
+    for (const [from, count] of [
+      [0, 3],
+      [6, 2],
+      [12, 4],
+    ] as const) {
+      expect(await read(from, count)).toEqual([[from, count]]);
+      await expect.poll(() => read(from, count)).toEqual([]);
+    }
+    expect(await read(0, 16)).toEqual([[3, 9]]);
+    await expect.poll(() => read(0, 16)).toEqual([]);
+  });
+
   it.each(forms)("reports no data as zeroes, and leaves no gap: %s", async (_, form) => {
     await fourPoints(form);
     for (const point of chain.points) {

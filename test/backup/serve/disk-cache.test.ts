@@ -1,5 +1,5 @@
 import { randomBytes } from "node:crypto";
-import { mkdtemp, open, readdir, readlink, rm, stat } from "node:fs/promises";
+import { mkdtemp, open, readdir, readlink, rm, stat, statfs } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -93,6 +93,29 @@ describe("a cache on a disk", () => {
     await cache.close();
   });
 
+  it("keeps nothing that comes while 8 MiB are being written", async () => {
+    const cache = await DiskCache.create({ folder, bytes: 200 * CLUSTER }, CLUSTER, refuse);
+    const bytes = randomBytes(CLUSTER);
+    for (let key = 0; key < 200; key += 1) cache.put(key, bytes);
+    const kept = async (): Promise<number> => {
+      const found = await Promise.all(Array.from({ length: 200 }, (_, key) => cache.get(key, CLUSTER)));
+      return found.filter((cluster) => cluster !== undefined).length;
+    };
+    await expect.poll(kept).toBe(128);
+    await put(cache, 199, bytes);
+    await cache.close();
+  });
+
+  it("has no more clusters than can be told apart, however large it may be", async () => {
+    const cache = await DiskCache.create({ folder, bytes: Number.MAX_SAFE_INTEGER }, CLUSTER, refuse);
+    const bytes = randomBytes(CLUSTER);
+    await put(cache, 2 ** 40, bytes);
+    await cache.close();
+    const elsewhere = { folder: join(folder, "no/such"), bytes: Number.MAX_SAFE_INTEGER };
+    await expect(DiskCache.create(elsewhere, CLUSTER, refuse)).rejects.toThrow(/no\/such: ENOENT/);
+    expect(await descriptors()).toEqual([]);
+  });
+
   it("is refused where no file can be, or no cluster fits", async () => {
     const created = (at: string, bytes: number) => DiskCache.create({ folder: at, bytes }, CLUSTER, refuse);
     await expect(created(join(folder, "no/such"), CLUSTER)).rejects.toMatchObject({ code: "E_CACHE" });
@@ -101,8 +124,10 @@ describe("a cache on a disk", () => {
 });
 
 describeWithMounts("a cache on a full disk", () => {
-  it("says so once, and keeps what it has", async () => {
+  it("says so once, and gives back the room that it has taken", async () => {
     await using _ = await mountSmall(folder, 8 * CLUSTER);
+    const free = async (): Promise<number> => (await statfs(folder)).bfree;
+    const before = await free();
     const failures: unknown[] = [];
     const cache = await DiskCache.create({ folder, bytes: 100 * CLUSTER }, CLUSTER, (error) =>
       failures.push(error),
@@ -111,9 +136,11 @@ describeWithMounts("a cache on a full disk", () => {
     await put(cache, 0, bytes);
     for (let key = 1; key < 30; key += 1) cache.put(key, bytes);
     await expect.poll(() => failures).toEqual([expect.objectContaining({ code: "ENOSPC" })]);
+    await expect.poll(free).toBe(before);
     cache.put(99, bytes);
-    expect(await cache.get(0, CLUSTER)).toEqual(bytes);
+    expect(await cache.get(0, CLUSTER)).toBeUndefined();
     await cache.close();
+    expect(await free()).toBe(before);
     expect(failures).toHaveLength(1);
   });
 });
