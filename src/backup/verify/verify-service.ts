@@ -79,7 +79,11 @@ export class VerifyService implements ThreadService<VerifyQuestion, VerifyAnswer
     try {
       if (image.remote) {
         const file = await image.remote.open({ exact: true, signal: this.#closing.signal });
-        await lookAtFetched(inUse.image, file, digested, { geometry, buffer }, found.note);
+        try {
+          await lookAtFetched(inUse.image, file, digested, { geometry, buffer }, found.note);
+        } finally {
+          await file.close();
+        }
       } else {
         for (const run of digested) await lookAtRun(inUse.image, run, { geometry, buffer }, found.note);
       }
