@@ -1,7 +1,7 @@
 // Runs the built nbdpull again and again in one process: each start of a process compiles the same code anew.
 // A message says what to run. The marks on stdout and stderr say that it has ended, as a process would have:
 // with nothing under way any more.
-import { readdirSync } from "node:fs";
+import { readdirSync, readlinkSync } from "node:fs";
 
 /** What is under way for so long after a command has done its work would keep its process from ending. */
 const LONGEST_END_MS = 60_000;
@@ -16,6 +16,14 @@ const script = readdirSync(bin).find((name) => /^command-line-.+\.js$/.test(name
 // All of them count as under way from now on, also those that no command has used yet.
 const streams = [process, process.stdin, process.stdout, process.stderr];
 const EVENTS = ["uncaughtException", "beforeExit", "error"];
+/** Those that commands listen for. */
+const SIGNALS = ["SIGINT", "SIGTERM", "SIGHUP"];
+/** One that only libraries listen for: once loaded, they want to know of every signal that ends a process. */
+const SIGNAL_OF_LIBRARIES = "SIGALRM";
+/** What is under way no longer may take so long to be closed. */
+const LONGEST_CLOSE_MS = 2000;
+/** The exit code of a command that has left something behind. */
+const LEFT_BEHIND = 99;
 
 /** What keeps this process alive, by its kind. */
 function underWay() {
@@ -24,10 +32,51 @@ function underWay() {
   return counts;
 }
 
+/**
+ * The descriptors of this process for files, without the one by which the folder is read: that is closed by
+ * then. A connection to a store that is idle ends with its process, and counts as under way if it is not.
+ */
+function descriptors() {
+  const folder = "/proc/self/fd";
+  return readdirSync(folder).flatMap((fd) => {
+    try {
+      const target = readlinkSync(`${folder}/${fd}`);
+      return target.startsWith("socket:") ? [] : [`descriptor ${fd} (${target})`];
+    } catch {
+      return [];
+    }
+  });
+}
+
+/** By signal, how many listeners there are that no library has added. */
+function listenersOfCommands() {
+  const ofLibraries = process.listenerCount(SIGNAL_OF_LIBRARIES);
+  return SIGNALS.map((name) => process.listenerCount(name) - ofLibraries);
+}
+
+/** What a command has left behind in this process, which has done all of its work. */
+async function leftBehind(before) {
+  const begun = performance.now();
+  let now = descriptors();
+  while (now.length > before.descriptors.length && performance.now() - begun < LONGEST_CLOSE_MS) {
+    await new Promise((resolve) => {
+      setTimeout(resolve, 1);
+    });
+    now = descriptors();
+  }
+  const isMore = now.length > before.descriptors.length;
+  const listening = listenersOfCommands();
+  return [
+    ...(isMore ? now.filter((each) => !before.descriptors.includes(each)) : []),
+    ...SIGNALS.filter((_, i) => listening[i] > before.listening[i]).map((name) => `a listener for ${name}`),
+  ];
+}
+
 process.on("disconnect", () => process.exit());
 process.on("message", async ({ number, argv, env, folder, umask, mark }) => {
   const idle = underWay();
   const busy = () => [...underWay()].filter(([kind, count]) => count > (idle.get(kind) ?? 0));
+  const before = { descriptors: descriptors(), listening: listenersOfCommands() };
   const listeners = streams.map((stream) => EVENTS.map((event) => stream.listeners(event)));
   for (const name of Object.keys(process.env)) if (!Object.hasOwn(env, name)) delete process.env[name];
   Object.assign(process.env, env);
@@ -53,6 +102,11 @@ process.on("message", async ({ number, argv, env, folder, umask, mark }) => {
       process.stderr.write(`this does not end: ${busy().map(String).join("; ")}\n`);
       process.exit(99);
     }
+  }
+  const left = await leftBehind(before);
+  if (left.length > 0) {
+    process.stderr.write(`this command has left behind: ${left.join("; ")}\n`);
+    process.exitCode = LEFT_BEHIND;
   }
   for (const [i, stream] of streams.entries()) {
     for (const [j, event] of EVENTS.entries()) {

@@ -29,6 +29,11 @@ const NEEDS_A_PROCESS = ["serve", "mount", "completion"];
 /** Node reads these when it starts; the last one is for those who want to see each start. */
 const OF_A_START = ["NODE_OPTIONS", "NBDPULL_TEST_PROCESSES"];
 
+/** It reads these then too. A process that has run others has them as they were here at first. */
+const INHERITED = ["NODE_EXTRA_CA_CERTS", "UV_THREADPOOL_SIZE", "SSL_CERT_FILE", "SSL_CERT_DIR"].map(
+  (name) => [name, process.env[name]] as const,
+);
+
 /** Runs `nbdpull` to its end, with any exit code; see {@link runNbdpull}. */
 export async function nbdpull(...args: readonly string[]): Promise<Ran> {
   return await runNbdpull(args);
@@ -46,7 +51,8 @@ export async function runNbdpull(args: readonly string[], options: StartOptions 
     Object.keys(more).length > 0 ||
     NEEDS_A_PROCESS.includes(args[0] ?? "") ||
     args.some((arg) => arg === "-" || arg.startsWith("--color")) ||
-    OF_A_START.some((name) => env[name] !== undefined);
+    OF_A_START.some((name) => env[name] !== undefined) ||
+    INHERITED.some(([name, value]) => env[name] !== value);
   if (needsProcess) return await finished(startNbdpull(args, options));
   const words = create ? completed(args) : args;
   const { code, stdout, stderr } = await runInHost([NBDPULL, ...words], { env });
