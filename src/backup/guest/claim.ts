@@ -119,8 +119,8 @@ export async function refuseAnyJob({ libvirt, domain }: Pick<Guest, "libvirt" | 
 
 /**
  * Thaws the guest if it was left frozen, ends the job that works in `folder` and waits until it is gone, ends
- * the qemu-nbd servers that were left there, and removes the folder. What can't be removed is left to the next
- * run, also to one of this process.
+ * the qemu-nbd servers that were left there, and removes the folder. What can't be removed is left to the
+ * next run, also to one of this process.
  *
  * @param options.clients our connections to the job; closed after the job has ended, whether that succeeds or
  *   not

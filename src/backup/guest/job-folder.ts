@@ -213,8 +213,8 @@ export class JobFolder {
   }
 
   /**
-   * Leaves the folder to the next run, since this process couldn't remove it: it may live on, as one that uses
-   * the library does, and works here no longer.
+   * Leaves the folder to the next run, since this process couldn't remove it: it may live on, as one that
+   * uses the library does, and works here no longer.
    */
   async leave(): Promise<void> {
     if (this.here !== this.path) {

@@ -10,8 +10,9 @@ interface GroupLeader extends Pick<ChildProcess, "pid" | "once"> {
 
 /**
  * Has execa settle at most two seconds after the process has ended, though its helpers hold its output: those
- * of ssh (`ProxyCommand`, `ProxyJump`) have its standard error, and may outlive it. Then the rest of its group
- * is killed, and the output is closed. Helpers that let it go stay: the master of shared connections has some.
+ * of ssh (`ProxyCommand`, `ProxyJump`) have its standard error, and may outlive it. Then the rest of its
+ * group is killed, and the output is closed. Helpers that let it go stay: the master of shared connections
+ * has some.
  *
  * @param child started with `detached`
  */

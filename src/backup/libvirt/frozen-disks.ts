@@ -29,8 +29,9 @@ const KEEPS_SPEED_SINCE = [9, 1] as const;
  * "No limit" is what a pull backup has anyway, so where the job runs, nothing changes.
  *
  * What libvirt does know at once is that somebody had it cancel a disk's job: it counts the scratch space of
- * such a disk no more. A pull job hardly ends otherwise: it reads nothing by itself that could fail. But where
- * QEMU is not asked, an end that another client of its monitor made goes unnoticed until libvirt comes to it.
+ * such a disk no more. A pull job hardly ends otherwise: it reads nothing by itself that could fail. But
+ * where QEMU is not asked, an end that another client of its monitor made goes unnoticed until libvirt comes
+ * to it.
  *
  * @returns the words of QEMU, or ours, of a disk whose job it doesn't run; undefined if it runs all of them
  * @throws what `Libvirt` throws if it doesn't answer, can't ask or does not let us, or if the domain is off

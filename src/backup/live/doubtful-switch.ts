@@ -9,8 +9,9 @@ import { type LiveState, writeLiveState } from "./live-state.js";
 import { isOurs } from "./made-files.js";
 
 /**
- * A power cut can come after a switch and before libvirt has saved which image the guest is on: started on the
- * old one, it would lack its last writes. Who runs the guest decides then, by leaving only one of the files.
+ * A power cut can come after a switch and before libvirt has saved which image the guest is on: started on
+ * the old one, it would lack its last writes. Who runs the guest decides then, by leaving only one of the
+ * files.
  * @throws {PreconditionError} `E_LIVE_STATE`: both files are there
  */
 export async function decideSwitches(

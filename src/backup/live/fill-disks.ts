@@ -176,7 +176,9 @@ class Filling {
     return this.#left.size === 0;
   }
 
-  /** @returns whether nobody is needed for the disk any more; what keeps it must not keep the others waiting */
+  /**
+   * @returns whether nobody is needed for the disk any more; what keeps it must not keep the others waiting
+   */
   async #settle(disk: string): Promise<boolean> {
     try {
       await this.#options.onAlone(disk);

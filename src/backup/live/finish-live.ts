@@ -102,8 +102,8 @@ export async function finishLive(options: Finishing, folder: HeldFolder, state: 
 }
 
 /**
- * What no guest is on goes: of a disk that QEMU has filled after all the whole image, and the definition names
- * the other one.
+ * What no guest is on goes: of a disk that QEMU has filled after all the whole image, and the definition
+ * names the other one.
  * @returns the paths of files that stay, because they are used or may be
  */
 async function keepOnlyUsed(

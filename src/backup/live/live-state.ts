@@ -37,8 +37,8 @@ const state = z.object({
       /** QEMU fills `file` after all: no whole image is made any more. */
       isLeftToQemu: z.boolean().optional(),
       /**
-       * A copy into the whole image may have begun: it may show what the guest wrote and what `file` lost when
-       * QEMU died, so no second copy goes into it.
+       * A copy into the whole image may have begun: it may show what the guest wrote and what `file` lost
+       * when QEMU died, so no second copy goes into it.
        */
       hasBegun: z.boolean().optional(),
       /** The guest may have been switched over to the whole image: neither file is removed on suspicion. */

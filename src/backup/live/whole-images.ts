@@ -77,9 +77,9 @@ export class WholeImages implements AsyncDisposable {
   }
 
   /**
-   * Call it before a copy into the image begins, for a guest that runs on its own image. If the image is still
-   * `made` then, the copy may begin. One into which a copy had begun before is restored again: if QEMU died
-   * since, it shows writes that the guest's own image has lost.
+   * Call it before a copy into the image begins, for a guest that runs on its own image. If the image is
+   * still `made` then, the copy may begin. One into which a copy had begun before is restored again: if QEMU
+   * died since, it shows writes that the guest's own image has lost.
    */
   async prepareCopy(name: string): Promise<void> {
     const disk = this.#diskOf(name);

@@ -23,8 +23,8 @@ const NO_FILES = ["swap", "unknown", "crypto_LUKS", "LVM2_member", "linux_raid_m
 
 /**
  * Runs guestfish, with the name of its mount. A signal would leave its folders in /tmp and its mount; so this
- * shell gets that one instead, by which the kernel tells that nbdpull was killed. It takes the mount away, and
- * guestfish ends by itself, at the end of its input.
+ * shell gets that one instead, by which the kernel tells that nbdpull was killed. It takes the mount away,
+ * and guestfish ends by itself, at the end of its input.
  */
 const SCRIPT = `
 end() {
@@ -236,8 +236,8 @@ export class GuestFish implements AsyncDisposable {
 }
 
 /**
- * `/dev/sda1: ext4`, a line each. A guest chooses names of volumes, so a line that is anything else is no part
- * of a command.
+ * `/dev/sda1: ext4`, a line each. A guest chooses names of volumes, so a line that is anything else is no
+ * part of a command.
  * @returns also those, as text that a terminal shows
  */
 export function parseFileSystems(text: string): {

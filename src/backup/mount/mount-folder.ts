@@ -109,8 +109,9 @@ export class MountFolder {
 }
 
 /**
- * Removes the empty files and the socket of runs that have ended, and libguestfs' own folder. Nothing else that
- * has content is touched, and nothing at all where neither a mount of ours was nor our socket is: other programs have empty files too.
+ * Removes the empty files and the socket of runs that have ended, and libguestfs' own folder. Nothing else
+ * that has content is touched, and nothing at all where neither a mount of ours was nor our socket is: other
+ * programs have empty files too.
  * @param mounted the paths in it that were mounted until now
  * @returns how many there were
  * @throws {PreconditionError} `E_MOUNT_FOLDER`: others can change the folder

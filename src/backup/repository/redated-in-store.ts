@@ -1,6 +1,7 @@
 /**
- * Who reads a point in an object store knows by the ETag of its manifest that no prune has changed it. Another
- * time gives the manifest another ETag too, so it says then which manifests it differs from in nothing else.
+ * Who reads a point in an object store knows by the ETag of its manifest that no prune has changed it.
+ * Another time gives the manifest another ETag too, so it says then which manifests it differs from in
+ * nothing else.
  */
 import { z } from "zod";
 import { parseJson } from "../base/json.js";

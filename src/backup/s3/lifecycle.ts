@@ -40,8 +40,8 @@ type Configuration = Pick<
  * rules stay as they are.
  * @returns whether it was put there; false if there was such a rule
  * @throws {PreconditionError} `E_S3_ACCESS`: these credentials may not do it; `E_S3_LACKS`: the store has no
- *   such rules; `E_S3_RULES`: somebody changes the rules at the same time, or the store has not kept them all;
- *   or the other rules have something that would be lost, and nothing was put there
+ *   such rules; `E_S3_RULES`: somebody changes the rules at the same time, or the store has not kept them
+ *   all; or the other rules have something that would be lost, and nothing was put there
  */
 export async function addUploadRule(bucket: Bucket, options: AskOptions = {}): Promise<boolean> {
   const before = await configurationOf(bucket, options);

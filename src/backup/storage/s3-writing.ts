@@ -95,7 +95,9 @@ class S3Writing implements StoreWriting {
     for (const id of await this.#movedPoints(options)) await this.#clear(id, options);
   }
 
-  /** Points whose manifests say that images lie aside. A version that knows nothing of that removes the note. */
+  /**
+   * Points whose manifests say that images lie aside. A version that knows nothing of that removes the note.
+   */
   async #movedPoints(options: AskOptions): Promise<string[]> {
     const { bucket, prefix, isPoint, manifest, mergeState } = this.#place;
     const merged = new Set<string>();
