@@ -3,7 +3,7 @@ import { EXIT, throwIfInterrupted, worstExitCode } from "./exit-codes.js";
 import type { Context } from "./run.js";
 
 /** A domain of which there is a result, or an error in its JSON form. */
-export type DomainResult<T> =
+type DomainResult<T> =
   | { readonly domain: string; readonly result: T }
   | { readonly domain: string; readonly error: Record<string, unknown> };
 

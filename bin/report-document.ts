@@ -2,7 +2,7 @@ import type { Totals } from "../src/backup/report/domain-facts.js";
 import type { ReportedDomain } from "../src/backup/report/repository-facts.js";
 
 /** An error as JSON has it. */
-export type ErrorFacts = Readonly<Record<string, unknown>>;
+type ErrorFacts = Readonly<Record<string, unknown>>;
 
 export interface RepositoryFacts {
   /** Its path, as it was given. */

@@ -75,7 +75,7 @@ const PATHS = ["repository", "scratch", "metrics", "tls-ca", "tls-cert", "tls-ke
 /** Takes the place of a configuration file that is in the way. */
 const NO_FILE = "/dev/null";
 
-export interface Settings {
+interface Settings {
   /** Undefined: only the command names it. */
   readonly repository: string | undefined;
   /** The repositories that rules and trust are for, as the file and the environment name them. */

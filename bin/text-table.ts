@@ -3,7 +3,7 @@ import stringWidth from "string-width";
 import { printable } from "../src/backup/base/printable.js";
 import type { Line, Span } from "./terminal.js";
 
-export interface Column {
+interface Column {
   readonly head: string;
   /** Numbers. */
   readonly right?: true;

@@ -4,7 +4,7 @@ import { maskStretches } from "../image/image.js";
 import type { Layer, LayerRun } from "./layer.js";
 
 /** What an overlay needs of a layer. It can also be a single image that belongs to no point. */
-export type SeenLayer = Pick<Layer, "geometry" | "complete"> &
+type SeenLayer = Pick<Layer, "geometry" | "complete"> &
   (Pick<Layer, "runs"> | { runBlocks(onDamage: OnDamage): AsyncIterable<readonly LayerRun[]> });
 /** A layer whose data can be read too. */
 export type ReadableLayer = SeenLayer & Pick<Layer, "read">;

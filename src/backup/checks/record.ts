@@ -1,6 +1,6 @@
 /** What this host has recorded about the repository, outside of it: see `checkpoint-record.ts`. */
 import { shellWord } from "../base/shell-word.js";
-import { lookAtRecord as recorded } from "../guest/checkpoint-record.js";
+import { lookAtCheckpointRecord as recorded } from "../guest/checkpoint-record.js";
 import { usualStateFolder } from "../host/state-folder.js";
 import { type Found, fail, pass, type Subject, warn } from "./check.js";
 

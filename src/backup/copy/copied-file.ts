@@ -24,7 +24,7 @@ const DIGEST_BYTES = 32;
 /** Pieces of a file that are kept while it is looked at: tables are read beside the data. */
 const KEPT_PIECES = 8;
 
-export interface CopyFileOptions {
+interface CopyFileOptions {
   /**
    * A file of more bytes is damaged: whoever can write to the repository could fill the other one otherwise.
    */

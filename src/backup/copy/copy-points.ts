@@ -27,7 +27,7 @@ import type { StoreWriting } from "../storage/stored-writing.js";
 import { type ChosenPoints, choosePoints, type WhichPoints } from "./choose-points.js";
 import { copyFiles } from "./copy-files.js";
 import { type Followed, followPrune } from "./follow-prune.js";
-import { asCopied, dataBytesOf, storedBytesOf } from "./point-files.js";
+import { asCopied, imageBytesOf, storedBytesOf } from "./point-files.js";
 import { compareDisks } from "./same-disk.js";
 
 export interface CopyOptions {
@@ -54,7 +54,7 @@ export interface CopyOptions {
 }
 
 /** Bytes of all points that are copied. */
-export interface CopyProgress {
+interface CopyProgress {
   readonly copiedBytes: number;
   readonly totalBytes: number;
 }
@@ -395,7 +395,7 @@ class DomainCopy {
         signal,
       );
       if (differsAt !== undefined) throw differs(`the content of disk ${name} differs at byte ${differsAt}`);
-      if (compared === 0 && (hasDigests || dataBytesOf(original, name) > 0)) unknown.push(name);
+      if (compared === 0 && (hasDigests || imageBytesOf(original, name) > 0)) unknown.push(name);
     }
     if (unknown.length === 0) return undefined;
     return `whether ${unknown.join(", ")} is the same could not be told, for lack of digests that can be compared`;

@@ -47,7 +47,7 @@ export function asCopiedText(text: string, point: Manifest): string {
   return `${JSON.stringify({ ...others, disks }, null, 2)}\n`;
 }
 
-export function dataBytesOf(point: Manifest, disk: string): number {
+export function imageBytesOf(point: Manifest, disk: string): number {
   return diskOf(point, disk)?.dataBytes ?? 0;
 }
 

@@ -4,7 +4,7 @@ import { diskOf, type Manifest } from "../repository/manifest.js";
 import type { Repository } from "../repository/repository.js";
 
 /** A point in one of the repositories. */
-export interface PointOf {
+interface PointOf {
   readonly repository: Repository;
   readonly domain: string;
   readonly point: Manifest;
@@ -16,7 +16,7 @@ const CLUSTERS_AT_ONCE = 4096;
 const ZERO_CLUSTERS = 16;
 
 /** What the digests of two points tell of a disk. */
-export interface Comparison {
+interface Comparison {
   /** Where they differ, in bytes of the guest; undefined: nowhere, as far as both know. */
   readonly differsAt: number | undefined;
   /** Clusters of which both know what they must be. */

@@ -4,8 +4,8 @@ import { createAt, type NewFile, type NewPlace } from "../image/new-file.js";
 import { DIGEST_ALGORITHMS } from "./algorithms.js";
 import type { DigestHeader } from "./digest-file.js";
 import {
+  encodeDigestHeader,
   encodeHead,
-  encodeHeader,
   HEAD_BYTES,
   HEADER_BYTES,
   KIND,
@@ -36,7 +36,7 @@ export class DigestFileWriter {
   private constructor(file: NewFile | undefined, header: DigestHeader) {
     this.#file = file;
     this.#digestSize = DIGEST_ALGORITHMS[header.algorithm].bytes;
-    this.#append(encodeHeader(header));
+    this.#append(encodeDigestHeader(header));
   }
 
   /** @throws the file system's error: EEXIST if the file exists */

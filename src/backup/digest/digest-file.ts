@@ -65,7 +65,7 @@ export const WRITE_BYTES = 1024 * 1024;
 /** Bytes that a reader reads at a time. A walk over a chain holds as many for each of its layers. */
 export const READ_BYTES = 256 * 1024;
 
-export function encodeHeader(header: DigestHeader): Buffer {
+export function encodeDigestHeader(header: DigestHeader): Buffer {
   const bytes = Buffer.alloc(HEADER_BYTES);
   MAGIC.copy(bytes);
   bytes.writeUInt32BE(VERSION, 8);

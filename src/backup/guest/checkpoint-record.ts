@@ -199,7 +199,7 @@ export async function whereItWas({ id, folder }: RecordedRepository): Promise<Re
  * What this host has recorded about a repository. Nothing is made.
  * @throws {DamageError} `E_CHECKPOINT_RECORD`
  */
-export async function lookAtRecord(
+export async function lookAtCheckpointRecord(
   stateFolder: string,
   id: string,
   domainUuid: string | undefined,

@@ -37,7 +37,7 @@ export function judgeEncrypted(
   return found;
 }
 
-export interface EncryptedOptions {
+interface EncryptedOptions {
   /** Default: `warn`. */
   readonly encrypted?: EncryptedPolicy | undefined;
   readonly onWarning?: ((message: string) => void) | undefined;

@@ -14,7 +14,7 @@ export interface ScratchPolicy {
 }
 
 /** What was found at a look. */
-export interface ScratchState {
+interface ScratchState {
   /** Bytes that were used or left at the first look. */
   readonly room: number;
   readonly verdict: ScratchVerdict;

@@ -2,7 +2,7 @@ import { createSocket } from "node:dgram";
 import { readFile } from "node:fs/promises";
 import { networkInterfaces } from "node:os";
 
-export interface Neighbour {
+interface Neighbour {
   readonly address: string;
   /** In lower case. */
   readonly mac: string;

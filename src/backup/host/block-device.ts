@@ -18,11 +18,11 @@ export interface BlockDevice {
 /** @returns undefined if `path` leads to something else */
 export async function blockDeviceAt(path: string): Promise<BlockDevice | undefined> {
   const found = await stat(path, { bigint: true });
-  return found.isBlockDevice() ? { path, number: numberOf(found.rdev) } : undefined;
+  return found.isBlockDevice() ? { path, number: deviceNumberOf(found.rdev) } : undefined;
 }
 
 /** @param rdev the field of a device node's `stat` */
-export function numberOf(rdev: bigint): string {
+export function deviceNumberOf(rdev: bigint): string {
   const { major, minor } = deviceNumbers(rdev);
   return `${major}:${minor}`;
 }

@@ -11,7 +11,7 @@ import { constants, readFileSync, readlinkSync, statSync } from "node:fs";
 import { open, readdir, readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { type BlockDevice, devicesOn, diskUnder, numberOf } from "./block-device.js";
+import { type BlockDevice, deviceNumberOf, devicesOn, diskUnder } from "./block-device.js";
 
 /** Access modes in a descriptor's flags. */
 const ACCESS = 0o3;
@@ -103,7 +103,7 @@ function writtenBy(pid: string, fd: string): string | undefined {
     const flags = /^flags:\s+([0-7]+)$/m.exec(readFileSync(join(PROC, pid, "fdinfo", fd), "latin1"))?.[1];
     return flags !== undefined && (Number.parseInt(flags, 8) & ACCESS) === 0
       ? undefined
-      : numberOf(found.rdev);
+      : deviceNumberOf(found.rdev);
   } catch {
     // It was closed, or its process has ended.
     return undefined;

@@ -10,7 +10,7 @@ interface LockFs {
 }
 
 /** For proper-lockfile, of one lock. */
-export interface LockFiles {
+interface LockFiles {
   /** Its option `fs`. */
   readonly fs: LockFs;
   /**

@@ -11,7 +11,7 @@ import { type FileHandle, open, readlink } from "node:fs/promises";
 import { isAbsolute } from "node:path";
 
 /** The file is not one that root may read for others; the message says why. */
-export class UntrustedFile extends Error {
+class UntrustedFile extends Error {
   override readonly name = "UntrustedFile";
 }
 

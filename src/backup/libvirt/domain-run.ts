@@ -33,7 +33,7 @@ const WITH_NVRAM = 4;
 const WHOLE_DEFINITION = 1 | 2;
 
 /** `stopped`: QEMU has paused it, because a disk failed and its error policy is `stop`. */
-export type RunState = "runs" | "paused" | "stopped" | "off";
+type RunState = "runs" | "paused" | "stopped" | "off";
 
 /** How far QEMU is with filling a disk, in bytes of the guest's disk. */
 export interface FillProgress {
@@ -173,7 +173,7 @@ export class DomainRun {
     disk: string,
     { image, socket }: { readonly image: string; readonly socket: string },
   ): Promise<boolean> {
-    const [own, base, ...others] = chainOf(
+    const [own, base, ...others] = sourcesOf(
       parseTree(await this.#libvirt.domainXml(this.#domain), "domain"),
       disk,
     );
@@ -208,7 +208,7 @@ export class DomainRun {
   ): Promise<boolean | undefined> {
     const domain = parseTree(await this.#libvirt.domainXml(this.#domain), "domain");
     if (domain.attribute("id") === undefined) return undefined;
-    const [own, ...below] = chainOf(domain, disk);
+    const [own, ...below] = sourcesOf(domain, disk);
     if (own === undefined) return false;
     if (own.attributeText("file") !== image) {
       return ![own, ...below].some((source) => source.first("host")?.attributeText("socket") === socket);
@@ -229,7 +229,7 @@ export class DomainRun {
 }
 
 /** The sources of a disk and of what it is based on, the disk's own first; none: there is no such disk. */
-export function chainOf(domain: XmlElement, disk: string): XmlElement[] {
+export function sourcesOf(domain: XmlElement, disk: string): XmlElement[] {
   const isDisk = (each: XmlElement): boolean => each.first("target")?.attributeText("dev") === disk;
   const chain: XmlElement[] = [];
   let layer = domain.all("devices", "disk").find(isDisk);

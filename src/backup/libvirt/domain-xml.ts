@@ -2,7 +2,7 @@ import { z } from "zod";
 import { type DocumentKind, element, oneOf, parseDocument, text, wholeNumber } from "./xml.js";
 
 /** A volume of one of libvirt's storage pools. */
-export interface Volume {
+interface Volume {
   readonly pool: string;
   readonly name: string;
 }

@@ -1,7 +1,7 @@
 import { BackupError, hasCode } from "../base/errors.js";
 import { together } from "../base/in-parallel.js";
 import type { DomainRef, Libvirt } from "./libvirt.js";
-import { numberOf } from "./libvirt-errors.js";
+import { errorNumberOf } from "./libvirt-errors.js";
 import { NUMBER } from "./rpc/errors.js";
 import * as remote from "./rpc/procedures.js";
 
@@ -76,7 +76,7 @@ async function refusedSpeed(
       return undefined;
     } catch (error) {
       if (!(error instanceof BackupError) || !hasCode(error, "E_LIBVIRT_REFUSED")) throw error;
-      if (CANNOT_ASK.includes(numberOf(error))) throw error;
+      if (CANNOT_ASK.includes(errorNumberOf(error))) throw error;
       return `${path}: ${error.details["libvirt"]}`;
     }
   });

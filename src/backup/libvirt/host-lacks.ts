@@ -8,7 +8,7 @@ import { archOffers, DomainOffers } from "./host-offers.js";
 import type { Lack } from "./lack.js";
 import { lackingDevices } from "./lacking-devices.js";
 import type { Libvirt } from "./libvirt.js";
-import { numberOf } from "./libvirt-errors.js";
+import { errorNumberOf } from "./libvirt-errors.js";
 import { nearestMachine } from "./nearest-machine.js";
 import { formatTree, XmlElement } from "./xml-tree.js";
 
@@ -238,7 +238,7 @@ async function hasVolume(libvirt: Libvirt, pool: string, name: string): Promise<
     await libvirt.volume(pool, name);
     return true;
   } catch (error) {
-    const number = numberOf(error);
+    const number = errorNumberOf(error);
     if (number !== undefined && NO_VOLUME.includes(number)) return false;
     if (hasCode(error, "E_LIBVIRT_REFUSED")) return true;
     throw error;

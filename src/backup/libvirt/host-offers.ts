@@ -3,7 +3,7 @@ import type { Machine } from "./nearest-machine.js";
 import { parseTree, type XmlElement } from "./xml-tree.js";
 
 /** What there is for one architecture. */
-export interface ArchOffers {
+interface ArchOffers {
   readonly emulators: ReadonlySet<string>;
   /** `kvm`, `qemu`. */
   readonly types: ReadonlySet<string>;

@@ -208,7 +208,7 @@ export function isJobGone(error: unknown): boolean {
 }
 
 /** The number that libvirt gave an error (`virErrorNumber`). */
-export function numberOf(error: unknown): number | undefined {
+export function errorNumberOf(error: unknown): number | undefined {
   const number = error instanceof BackupError ? error.details["number"] : undefined;
   return typeof number === "number" ? number : undefined;
 }

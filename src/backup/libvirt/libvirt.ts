@@ -31,7 +31,7 @@ import { JobEnd, unlessBusy } from "./job-end.js";
 import { type JobInfo, jobInfoOf } from "./job-info.js";
 import { judgeJob } from "./job-to-end.js";
 import { type DomainRef, LibvirtCalls, type LibvirtOptions, nameOf } from "./libvirt-calls.js";
-import { isJobGone, numberOf, saidIn } from "./libvirt-errors.js";
+import { errorNumberOf, isJobGone, saidIn } from "./libvirt-errors.js";
 import * as remote from "./rpc/procedures.js";
 
 export type { DomainRef, LibvirtOptions } from "./libvirt-calls.js";
@@ -340,7 +340,7 @@ export class Libvirt implements AsyncDisposable {
       const found = await this.#calls.call(remote.NETWORK_LOOKUP_BY_NAME, name, name);
       return (await this.#calls.call(remote.NETWORK_IS_ACTIVE, found, name)) ? "on" : "off";
     } catch (error) {
-      if (numberOf(error) === NO_NETWORK) return undefined;
+      if (errorNumberOf(error) === NO_NETWORK) return undefined;
       throw error;
     }
   }
@@ -369,7 +369,7 @@ export class Libvirt implements AsyncDisposable {
       return undefined;
     } catch (error) {
       if (!hasCode(error, "E_LIBVIRT_REFUSED")) throw error;
-      return numberOf(error) === CPU_INCOMPATIBLE ? saidIn(error) : undefined;
+      return errorNumberOf(error) === CPU_INCOMPATIBLE ? saidIn(error) : undefined;
     }
   }
 

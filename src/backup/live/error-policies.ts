@@ -3,7 +3,7 @@ import { formatTree, parseTree, XmlElement } from "../libvirt/xml-tree.js";
 const POLICIES = ["error_policy", "rerror_policy"] as const;
 
 /** What a disk of a definition said of errors, by the names of libvirt's attributes. */
-export type DiskPolicies = Readonly<Record<string, string>>;
+type DiskPolicies = Readonly<Record<string, string>>;
 
 /**
  * While a disk is being filled, a guest must not be told of errors that pass: it stops until somebody lets it

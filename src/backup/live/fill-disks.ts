@@ -16,7 +16,7 @@ export type FillEvent =
   /** Something went wrong that is tried again; each message once. */
   | { readonly type: "trouble"; readonly message: string };
 
-export interface FillOptions {
+interface FillOptions {
   readonly run: DomainRun;
   readonly name: string;
   /** The disks, and the path of the image of each. */

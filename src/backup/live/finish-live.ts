@@ -13,7 +13,7 @@ import { imageOf } from "./live-domain.js";
 import { type LiveState, removeLiveState } from "./live-state.js";
 import { flushFilled, isOurs } from "./made-files.js";
 
-export interface Finishing {
+interface Finishing {
   readonly repository: Repository;
   /** The name of its folder in the repository. */
   readonly domain: string;

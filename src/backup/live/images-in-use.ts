@@ -2,7 +2,7 @@
 import { stat } from "node:fs/promises";
 import { isMissing } from "../host/durable-files.js";
 import type { HeldFolder } from "../host/held-folder.js";
-import { chainOf, type DomainRun } from "../libvirt/domain-run.js";
+import { type DomainRun, sourcesOf } from "../libvirt/domain-run.js";
 import { parseTree, type XmlElement } from "../libvirt/xml-tree.js";
 
 export class ImagesInUse {
@@ -27,12 +27,12 @@ export class ImagesInUse {
 
   /** Whether a disk is on that file now, or on something that is based on it. */
   isOn(disk: string, path: string): boolean {
-    return filesOf(chainOf(this.#running, disk)).includes(path);
+    return filesOf(sourcesOf(this.#running, disk)).includes(path);
   }
 
   /** The same of its next start. */
   willBeOn(disk: string, path: string): boolean {
-    return filesOf(chainOf(this.#next, disk)).includes(path);
+    return filesOf(sourcesOf(this.#next, disk)).includes(path);
   }
 
   /** Whether any disk has a file of the folder, by any path: in its chain, or as what it is copied into. */

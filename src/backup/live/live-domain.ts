@@ -5,7 +5,7 @@
 import { join } from "node:path";
 import { hasCode, messageOf, PreconditionError } from "../base/errors.js";
 import type { HeldFolder } from "../host/held-folder.js";
-import { chainOf, type DomainRun } from "../libvirt/domain-run.js";
+import { type DomainRun, sourcesOf } from "../libvirt/domain-run.js";
 import type { Libvirt } from "../libvirt/libvirt.js";
 import { parseTree } from "../libvirt/xml-tree.js";
 import { stopOnErrors } from "./error-policies.js";
@@ -16,7 +16,7 @@ import type { LiveState } from "./live-state.js";
 const OLDEST = { libvirt: [6, 0], hypervisor: [4, 2] } as const;
 
 /** @throws {PreconditionError} `E_LIVE_UNSUPPORTED` */
-export async function refuseUnfit(libvirt: Libvirt): Promise<void> {
+export async function refuseUnfitLive(libvirt: Libvirt): Promise<void> {
   const refusal = (why: string): PreconditionError =>
     new PreconditionError(
       "E_LIVE_UNSUPPORTED",
@@ -71,7 +71,7 @@ export async function proveOurs(
     // It was killed just when the guest was switched over. Before a copy has begun nobody can have done that.
     const isCopied = disk.hasBegun === true || disk.isSwitching === true;
     const next = join(folder.realPath, (isCopied && disk.whole?.file) || disk.file);
-    const sources = [...chainOf(whole, name), ...chainOf(running, name)];
+    const sources = [...sourcesOf(whole, name), ...sourcesOf(running, name)];
     if (sources.some((source) => [image, next].includes(source.attributeText("file") ?? ""))) continue;
     const other = sources[0]?.attributeText("file") ?? "no file";
     const message = `the domain ${domain.name} (${domain.uuid}) is not the one that the live restore in ${folder.path} made: its disk ${name} is on ${other}, and not on ${image}. Nothing was changed. If that is as it should be, remove what is left in ${folder.path}; otherwise undefine that domain, and the same command goes on`;

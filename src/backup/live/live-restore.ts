@@ -40,7 +40,7 @@ import {
   notStarted,
   proveOurs,
   refuseTaken,
-  refuseUnfit,
+  refuseUnfitLive,
   unknown,
 } from "./live-domain.js";
 import { lockLive } from "./live-lock.js";
@@ -99,7 +99,7 @@ export type LiveEvent =
   | { readonly type: "damaged"; readonly error: DamageError }
   | { readonly type: "warning"; readonly message: string };
 
-export interface LiveResult {
+interface LiveResult {
   readonly name: string;
   readonly uuid: string;
   readonly point: string;
@@ -125,7 +125,7 @@ export interface LiveResult {
 export async function restoreLive(options: LiveRestoreOptions): Promise<LiveResult> {
   const began = performance.now();
   const { libvirt, resume } = options;
-  await refuseUnfit(libvirt);
+  await refuseUnfitLive(libvirt);
   await using folder = await HeldFolder.open(options.folder);
   await refuseChangeable(folder.realPath);
   await using lock = await lockLive(folder);

@@ -49,7 +49,7 @@ fi
 exit "$code"`;
 
 /** A file system, as its guest made it. */
-export interface GuestFileSystem {
+interface GuestFileSystem {
   /** Of the machine that reads it: `/dev/sda1`, `/dev/vg/root`. */
   readonly device: string;
   /** `ext4`, … */

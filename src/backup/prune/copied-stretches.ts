@@ -48,7 +48,7 @@ export interface CopiedStretch {
   readonly end: number;
 }
 
-export interface StretchOptions {
+interface StretchOptions {
   /** Clusters of the shortest stretch that a store copies. */
   readonly least: number;
   /**
@@ -60,7 +60,7 @@ export interface StretchOptions {
   readonly most: number;
 }
 
-export interface CopiedStretches {
+interface CopiedStretches {
   /** Of each image in order. */
   readonly stretches: readonly CopiedStretch[];
   /** Clusters that are shown and in no stretch. */

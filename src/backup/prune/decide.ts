@@ -38,7 +38,7 @@ export interface PrunedPoint {
 }
 
 /** Which points of a folder stay and which go. */
-export interface Decision {
+interface Decision {
   readonly points: readonly Manifest[];
   readonly owners: Owners;
   readonly keep: ReadonlyMap<string, readonly string[]>;

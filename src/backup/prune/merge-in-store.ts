@@ -16,7 +16,7 @@ import type { Merge } from "./prune-plan.js";
 import { StoreMergeTarget } from "./store-merge-target.js";
 
 /** What the merges of a point have done. */
-export interface MergedInStore {
+interface MergedInStore {
   readonly merges: readonly DoneMerge[];
   /** What stays of the images as they were before. */
   readonly versions: readonly KeptVersion[];

@@ -53,7 +53,7 @@ interface OpenedStore {
  * Continues the image that a killed run left, if its journal is of this very image; otherwise makes a new
  * one.
  */
-export async function openStore(
+export async function openImageStore(
   options: NewImageOptions,
   image: StoreImage,
   files: NewFiles,

@@ -6,7 +6,7 @@ import { type ByteSource, fewestConnections, mayReadClean, readerOf } from "../e
 import { NewFiles } from "../host/new-files.js";
 import type { Geometry, ImageFormat, PlannedRun } from "../image/image.js";
 import { assertCompressible, MOST_COMPRESSED_AT_A_TIME } from "./compressed-store.js";
-import { journalOf, type NewImageOptions, openStore } from "./open-store.js";
+import { journalOf, type NewImageOptions, openImageStore } from "./open-store.js";
 import { GranularityError, type PlanTotals, plan } from "./plan.js";
 import { pull } from "./pull.js";
 import type { RateLimit } from "./rate-limit.js";
@@ -202,7 +202,7 @@ async function copyWithClusters(
   await using files = new NewFiles();
   const journal = await journalOf(options, { geometry, complete });
   await using _ = journal;
-  const opened = await openStore(options, { geometry, complete, segmentBytes, journal }, files);
+  const opened = await openImageStore(options, { geometry, complete, segmentBytes, journal }, files);
   const { from } = opened;
   await using store = opened.store;
   const keptBytes = from && store.dataBytes;

@@ -68,7 +68,7 @@ export async function checkQcow2(place: FilePlace, options: CheckOptions = {}): 
 }
 
 /** What can be mended in an image whose tables are sound. */
-export interface WrongRefcounts {
+interface WrongRefcounts {
   /** Whether anything else is damaged; then the references that were counted may be wrong. */
   readonly isDamaged: boolean;
   /** Where in the file an entry is, in bytes, and the refcount that it should have. Entries have 16 bits. */

@@ -6,7 +6,7 @@ import { type Guard, ImageFile } from "../image/image-file.js";
 import type { ClusterSource } from "./cluster-sources.js";
 
 /** A damaged cluster of which a source has the right content. */
-export interface MendedCluster {
+interface MendedCluster {
   /** Bytes of the disk. */
   readonly guestOffset: number;
   readonly length: number;

@@ -37,7 +37,7 @@ export interface Mend {
   readonly from: string;
 }
 
-export interface RepairOptions {
+interface RepairOptions {
   readonly repository: Repository;
   /** The name of its folder in the repository. */
   readonly domain: string;

@@ -23,7 +23,7 @@ export interface ReportedDomain extends DomainFacts {
 }
 
 /** A folder that could not be read, and why. */
-export interface UnreadFolder {
+interface UnreadFolder {
   readonly folder: string;
   readonly error: unknown;
 }

@@ -33,7 +33,7 @@ const record = z.object({
 export type RecordedDamage = Readonly<z.infer<typeof place>>;
 
 /** What the last verify of a point found damaged. */
-export interface DamageRecord {
+interface DamageRecord {
   /** ISO 8601; undefined if the record can't be read. */
   readonly foundAt: string | undefined;
   /** At least one. */

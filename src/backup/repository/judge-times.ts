@@ -20,7 +20,7 @@ export interface ToldTimes {
 }
 
 /** Places of points, oldest first. */
-export interface JudgedTimes {
+interface JudgedTimes {
   readonly wrong: ReadonlySet<number>;
   /** Later than a point that was made after them: their clock was ahead, or the others' behind. */
   readonly tooLate: readonly number[];

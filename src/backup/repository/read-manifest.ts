@@ -3,12 +3,10 @@ import { BackupError, DamageError, hasCode, messageOf } from "../base/errors.js"
 import { allOrNone } from "../base/in-parallel.js";
 import { isMissing } from "../host/durable-files.js";
 import type { HeldFolder } from "../host/held-folder.js";
-import type { StoredFolder } from "../storage/stored-folder.js";
+import { MOST_MANIFEST_BYTES, type StoredFolder } from "../storage/stored-folder.js";
 import { type Manifest, parseManifest } from "./manifest.js";
 
 export const MANIFEST = "point.json";
-/** Longer than any manifest: one of 1000 disks has 1 MiB. A domain's manifests are in memory together. */
-export const MOST_MANIFEST_BYTES = 4 * 1024 * 1024;
 
 /**
  * Reads the manifest of a point.

@@ -1,10 +1,10 @@
 import { BackupError, DamageError, hasCode } from "../base/errors.js";
 import type { HeldFolder } from "../host/held-folder.js";
-import type { StoredFolder, StoreRoot } from "../storage/stored-folder.js";
+import { MOST_MANIFEST_BYTES, type StoredFolder, type StoreRoot } from "../storage/stored-folder.js";
 import { markReader, type ReaderMark } from "./domain-lock.js";
 import { pointIdsIn } from "./pending-point.js";
 import { type PruneJournal, readJournal } from "./prune-journal.js";
-import { MANIFEST, MOST_MANIFEST_BYTES } from "./read-manifest.js";
+import { MANIFEST } from "./read-manifest.js";
 import { etagsBefore } from "./redated-in-store.js";
 
 /** A reader of a domain's points, from `beginReading` to `release`. */

@@ -16,7 +16,7 @@ export interface TimedPoint {
  * What the user asks for: a point by its id or the beginning of that, the newest one, or the newest not made
  * after a time.
  */
-export type Wanted =
+type Wanted =
   | { readonly kind: "id"; readonly id: string }
   /** The only one whose id begins so. */
   | { readonly kind: "prefix"; readonly prefix: string }

@@ -25,7 +25,7 @@ const COPIES_AT_ONCE = 8;
 const UPLOADS_AT_ONCE = 4;
 
 /** Bytes of another object of the bucket, which the store copies by itself. */
-export interface CopiedRange {
+interface CopiedRange {
   readonly key: string;
   /** Of the object that is meant, as it was listed. */
   readonly etag: string;
@@ -33,7 +33,7 @@ export interface CopiedRange {
   readonly length: number;
 }
 
-export interface AssemblyOptions extends AskOptions {
+interface AssemblyOptions extends AskOptions {
   /** What the object begins with: it may be written until the end. 0: it begins with a range. */
   readonly headBytes: number;
   /** What follows. Each has 5 MiB or more, but for the last one if nothing is written behind it. */

@@ -1,7 +1,7 @@
 import { BackupError, DamageError, messageOf, PreconditionError } from "../base/errors.js";
 
 /** What was being done when a store failed. */
-export interface StoreAction {
+interface StoreAction {
   /** For messages: the endpoint or "AWS". */
   readonly store: string;
   readonly bucket: string;

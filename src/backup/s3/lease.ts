@@ -42,7 +42,7 @@ export interface Lease {
   release(): Promise<void>;
 }
 
-export interface LeaseOptions {
+interface LeaseOptions {
   /** For messages: whose it is. */
   readonly of: string;
   /** How long to wait for another holder who lives, which is known when it is renewed. */

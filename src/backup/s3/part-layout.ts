@@ -21,7 +21,7 @@ interface Step {
   readonly bytes: number;
 }
 
-export interface PartLayoutOptions {
+interface PartLayoutOptions {
   /** At most so many bytes are expected. */
   readonly mostBytes: number;
   /** Parts of more bytes come only behind many smaller ones; default: all parts have the same size. */

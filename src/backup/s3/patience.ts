@@ -5,7 +5,7 @@ import { isPassing } from "./errors.js";
 const FIRST_PAUSE_MS = 100;
 const LONGEST_PAUSE_MS = 10_000;
 
-export interface Patience {
+interface Patience {
   /** Begins no further try so many milliseconds after the first failure, however long that took. */
   readonly patienceMs: number;
   readonly signal?: AbortSignal | undefined;

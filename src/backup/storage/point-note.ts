@@ -13,7 +13,7 @@ export const MOST_NOTE_BYTES = 64 * 1024;
  * lease may have put a manifest or a file, and has the next one look. `merging`: other images of the point
  * are being made. `replacing`: they take the place of its own.
  */
-export type NoteState = "begun" | "cleared" | "removing" | "late" | "merging" | "replacing";
+type NoteState = "begun" | "cleared" | "removing" | "late" | "merging" | "replacing";
 
 /** @param prefix of all keys of the domain */
 export function noteKey(prefix: string, id: string): string {

@@ -10,8 +10,9 @@ import { copyObject } from "./copy-object.js";
 import { type NotedUpload, noteKey, noteOf } from "./point-note.js";
 import { replaceObject } from "./replace-object.js";
 import { UploadedFile } from "./s3-new-file.js";
-import { MOST_MANIFEST_BYTES, settleMerge } from "./settle-merge.js";
+import { settleMerge } from "./settle-merge.js";
 import { giveUp, noteOn, type Place, removeNote } from "./store-place.js";
+import { MOST_MANIFEST_BYTES } from "./stored-folder.js";
 import type { KeptVersion, MergedManifests, StoredMerge, StoredParts } from "./stored-writing.js";
 
 const DIGEST_BUFFERS = 8 * 1024 * 1024;

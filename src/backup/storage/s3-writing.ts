@@ -12,8 +12,9 @@ import { isBegun, notedPoint, noteKey, noteOf, uploadsIn } from "./point-note.js
 import { replaceObject } from "./replace-object.js";
 import { S3Merge } from "./s3-merge.js";
 import { UploadedFile } from "./s3-new-file.js";
-import { MOST_MANIFEST_BYTES, settleMerge } from "./settle-merge.js";
+import { settleMerge } from "./settle-merge.js";
 import { giveUp, noteOn, type Place, removeNote } from "./store-place.js";
+import { MOST_MANIFEST_BYTES } from "./stored-folder.js";
 import type {
   NewStoredPoint,
   RemoveOptions,

@@ -6,10 +6,9 @@ import { copyObject } from "./copy-object.js";
 import type { NotedUpload } from "./point-note.js";
 import { replaceObject } from "./replace-object.js";
 import type { Place } from "./store-place.js";
+import { MOST_MANIFEST_BYTES } from "./stored-folder.js";
 import type { MergeState } from "./stored-writing.js";
 
-/** Longer than any manifest. */
-export const MOST_MANIFEST_BYTES = 4 * 1024 * 1024;
 /** Each further try is one against a process that has lost the lease and does not know it. */
 const MOST_TRIES = 5;
 

@@ -7,8 +7,11 @@
  */
 
 import type { FilePlace } from "../image/readable-file.js";
+import type { StoreAbilities } from "../s3/probe.js";
 import type { RecordFolder } from "./record-folder.js";
 import type { KeptVersion, MergeState, StoreWriting } from "./stored-writing.js";
+
+export type { StoreAbilities };
 
 /** What something in a folder is. */
 interface Kind {
@@ -30,13 +33,8 @@ export interface StoredStatus extends Kind {
   readonly etag?: string | undefined;
 }
 
-/** What an object store was found to do. */
-export interface StoreAbilities {
-  /** Of many who create an object of one name at the same time, one succeeds and the others are told. */
-  readonly conditionalCreate: boolean;
-  /** An object is replaced only if it is still the one that was read. */
-  readonly conditionalReplace: boolean;
-}
+/** Longer than any manifest: one of 1000 disks has 1 MiB. A domain's manifests are in memory together. */
+export const MOST_MANIFEST_BYTES = 4 * 1024 * 1024;
 
 /**
  * The folder of a repository in an object store. What was listed of the folders in it is remembered. It is

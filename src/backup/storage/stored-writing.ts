@@ -62,7 +62,7 @@ export interface StoreWriting {
 }
 
 /** Where the bytes of a file of a point are. */
-export interface StoredRange {
+interface StoredRange {
   readonly point: string;
   readonly file: string;
   /** In bytes, as the length. */

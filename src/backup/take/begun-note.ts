@@ -61,7 +61,7 @@ export async function readNote(folder: HeldFolder, key: Buffer): Promise<BegunNo
   return read && { ...read, kept: read.kept as BegunNote["kept"] };
 }
 
-export async function removeNote(folder: HeldFolder): Promise<void> {
+export async function removeBegunNote(folder: HeldFolder): Promise<void> {
   await folder.unlink(NOTE);
 }
 

@@ -27,7 +27,7 @@ import { journalName, type TakePointOptions } from "./take-options.js";
 type Resumable = NonNullable<TakePointOptions["resumable"]>;
 
 /** A point that a killed run has begun, and its job, which still runs. */
-export interface LeftPoint {
+interface LeftPoint {
   readonly begun: BegunJob;
   readonly note: BegunNote;
 }
@@ -84,7 +84,7 @@ export async function resumableOf(
 }
 
 /** A point that a killed run has begun, and that can't be gone on with. */
-export interface LostPoint {
+interface LostPoint {
   readonly because: string;
   /** The moment of its job; undefined: it could not be read. */
   readonly createdAt: string | undefined;

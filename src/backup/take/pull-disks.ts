@@ -37,7 +37,7 @@ const DISKS_AT_ONCE_TO_STORE = 2;
 /** Most connections of all disks together. QEMU's server takes 100 clients, and others may want some. */
 const CONNECTIONS_OF_ALL = 64;
 
-export interface PullOptions extends TakePointOptions {
+interface PullDisksOptions extends TakePointOptions {
   readonly signal: AbortSignal;
   /** Name of the domain's folder. */
   readonly home: string;
@@ -68,7 +68,7 @@ interface Shared {
  * @throws {BackupError} with the name of the disk in its message and details; keeps the class and the code
  */
 export async function pullAll(
-  options: PullOptions,
+  options: PullDisksOptions,
   pending: PendingPoint,
   clients: NbdClient[],
 ): Promise<PulledDisk[]> {
@@ -170,7 +170,7 @@ interface JudgedDisk {
 /** Opens a disk and proves the base of its increment. */
 async function judge(
   disk: PointDisk,
-  options: PullOptions,
+  options: PullDisksOptions,
   clients: NbdClient[],
   journal: Pick<JournalTarget, "path" | "key" | "resume"> | undefined,
 ): Promise<JudgedDisk> {
@@ -192,7 +192,7 @@ async function judge(
 /** Takes every disk in full that would be based on what the proof of any has found damaged. */
 async function withoutDamagedBases(
   judged: readonly JudgedDisk[],
-  options: PullOptions,
+  options: PullDisksOptions,
 ): Promise<readonly JudgedDisk[]> {
   const damages = judged.flatMap(({ damage }) => damage ?? []);
   for (const damage of damages) await noteBaseDamage(damage, options);
@@ -211,7 +211,7 @@ async function withoutDamagedBases(
  */
 async function openDisk(
   disk: PointDisk,
-  options: PullOptions,
+  options: PullDisksOptions,
   clients: NbdClient[],
 ): Promise<OpenedDisk | undefined> {
   if (disk.address === undefined) return undefined;
@@ -229,7 +229,7 @@ async function openDisk(
 async function proveBaseOf(
   { name: disk, increment }: ExportedPointDisk,
   client: NbdClient,
-  options: PullOptions,
+  options: PullDisksOptions,
 ): ReturnType<typeof proveDisk> {
   if (increment === undefined) return {};
   const { repository, home, rateLimit, signal, proveBase: settings } = options;
@@ -239,7 +239,7 @@ async function proveBaseOf(
 }
 
 async function pullDisk(
-  options: PullOptions,
+  options: PullDisksOptions,
   pending: PendingPoint,
   { disk, opened }: JudgedDisk,
   { compress, digestThreads, journal }: Shared & { readonly journal: ReturnType<typeof journalOf> },
@@ -317,7 +317,7 @@ async function pullDisk(
 /** Where the disk's journal is, if the point is to be gone on with after a crash. */
 function journalOf(
   { name }: Pick<PointDisk, "name">,
-  { resumable }: PullOptions,
+  { resumable }: PullDisksOptions,
   { folder }: PendingPoint,
 ): Omit<JournalTarget, "facts"> | undefined {
   if (!resumable || !folder) return undefined;

@@ -9,7 +9,7 @@ import { exportSource, type PullProgress } from "../pull/pull-image.js";
 import type { RateLimit } from "../pull/rate-limit.js";
 import { RequestWindow, requestBytesOf, type Window } from "../pull/window.js";
 
-export interface PullStreamOptions {
+interface PullStreamOptions {
   /** Connected by `openExport`, without a bitmap. */
   readonly client: NbdClient;
   /** Gets every byte of the disk, in order. */

@@ -18,7 +18,7 @@ import { domainFolder, firstPointNotices } from "../repository/domain-folder.js"
 import { type DiskManifest, MANIFEST_VERSION, type Manifest } from "../repository/manifest.js";
 import type { PendingPoint } from "../repository/pending-point.js";
 import { refuseRawInStore } from "../repository/refuse-store.js";
-import { type BegunNote, removeNote, writeNote } from "./begun-note.js";
+import { type BegunNote, removeBegunNote, writeNote } from "./begun-note.js";
 import {
   refuseForeignParents,
   refuseMixedChain,
@@ -139,7 +139,7 @@ async function noteBegun(
 /** A point has nothing of it. */
 async function removeNotes({ resumable, disks }: TakePointOptions, { folder }: PendingPoint): Promise<void> {
   if (!resumable || !folder) return;
-  await removeNote(folder);
+  await removeBegunNote(folder);
   for (const { name } of disks) await folder.unlink(journalName(name));
 }
 

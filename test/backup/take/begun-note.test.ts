@@ -2,7 +2,7 @@ import { mkdir, readFile, rm, symlink, truncate, writeFile } from "node:fs/promi
 import { join } from "node:path";
 import { expect, it } from "vitest";
 import { HeldFolder } from "../../../src/backup/host/held-folder.js";
-import { type BegunNote, readNote, removeNote, writeNote } from "../../../src/backup/take/begun-note.js";
+import { type BegunNote, readNote, removeBegunNote, writeNote } from "../../../src/backup/take/begun-note.js";
 import { scratch } from "../image/support.js";
 
 const KEY = Buffer.alloc(32, 7);
@@ -37,6 +37,6 @@ it("a note of a point that was begun is believed only as the job's secret has se
   await writeFile(join(at, "elsewhere"), whole);
   await symlink("elsewhere", path);
   expect(await readNote(folder, KEY)).toBeUndefined();
-  await removeNote(folder);
+  await removeBegunNote(folder);
   expect(await readFile(join(at, "elsewhere"), "utf8")).toBe(whole);
 });
