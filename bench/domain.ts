@@ -8,6 +8,7 @@ import { randomBytes } from "node:crypto";
 import { accessSync, constants } from "node:fs";
 import { readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import { execa } from "execa";
 import type { Image } from "./images.js";
 import { demand, LIBVIRT, PROGRAMS } from "./programs.js";
@@ -63,6 +64,16 @@ export class Domain implements AsyncDisposable {
     while (asked.length > 0) await virsh(asked.splice(0, AT_ONCE).join("; "));
   }
 
+  /**
+   * Waits until libvirt knows that the last job has ended, for which a program that begins another one may not
+   * wait: its one event thread can be busy with another domain for half a minute.
+   */
+  async idle(): Promise<void> {
+    for (const begun = Date.now(); Date.now() - begun < MOST_IDLE_WAIT_MS; await sleep(100)) {
+      if (/^Job type:\s+None/m.test(await virsh("domjobinfo", this.name))) return;
+    }
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
     this.#remove();
   }
@@ -71,8 +82,10 @@ export class Domain implements AsyncDisposable {
 /** In one argument, of which Linux takes 128 KiB. */
 const AT_ONCE = 100;
 
-async function virsh(...args: readonly string[]): Promise<void> {
-  await execa("virsh", ["--connect", LIBVIRT, ...args]);
+const MOST_IDLE_WAIT_MS = 120_000;
+
+async function virsh(...args: readonly string[]): Promise<string> {
+  return (await execa("virsh", ["--connect", LIBVIRT, ...args])).stdout;
 }
 
 /** Synchronous: for the last thing that a process does. */

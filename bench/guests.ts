@@ -132,7 +132,10 @@ async function startGuest(
   const own: Image = { path: join(folder, "disk.qcow2"), format: "qcow2" };
   await copyFile(image.path, own.path);
   const domain = await Domain.start(own, folder);
-  const change = (): Promise<void> => domain.io(changes);
+  const change = async (): Promise<void> => {
+    await domain.idle();
+    await domain.io(changes);
+  };
   return {
     guest: { domain: domain.name, disk: DISK, folder, before: image, after, change },
     serverPid: domain.pid,
