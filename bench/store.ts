@@ -5,11 +5,11 @@
 
 import { rmSync } from "node:fs";
 import { mkdtemp } from "node:fs/promises";
-import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { CreateBucketCommand, S3Client } from "@aws-sdk/client-s3";
 import { execa } from "execa";
+import { freePorts } from "./free-ports.js";
 import { NBDPULL, PROJECT } from "./paths.js";
 
 const BUCKET = "bench";
@@ -77,23 +77,4 @@ export class BenchStore {
     this.#places += 1;
     return `s3://${BUCKET}/place-${this.#places}`;
   }
-}
-
-/** A port, and one whose neighbour is free too. */
-async function freePorts(): Promise<[number, number]> {
-  for (;;) {
-    const [one, two] = [await listening(0), await listening(0)];
-    const ports = [one, two].map((server) => (server.address() as { port: number }).port) as [number, number];
-    const next = await listening(ports[1] + 1).catch(() => undefined);
-    for (const server of [one, two, next]) server?.close();
-    if (next) return ports;
-  }
-}
-
-function listening(port: number): Promise<ReturnType<typeof createServer>> {
-  return new Promise((resolve, reject) => {
-    const server = createServer();
-    server.once("error", reject);
-    server.listen(port, "127.0.0.1", () => resolve(server));
-  });
 }

@@ -1,11 +1,11 @@
 import { execFile } from "node:child_process";
 import { mkdtemp, rm } from "node:fs/promises";
-import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
 import { CreateBucketCommand, S3Client } from "@aws-sdk/client-s3";
+import { freePorts } from "../../bench/free-ports.js";
 
 const run = promisify(execFile);
 
@@ -68,23 +68,4 @@ export class Store implements AsyncDisposable {
     }
     await rm(this.#folder, { recursive: true, force: true, maxRetries: 5 });
   }
-}
-
-/** A port, and one whose neighbour is free too. */
-async function freePorts(): Promise<[number, number]> {
-  for (;;) {
-    const [one, two] = [await listening(0), await listening(0)];
-    const ports = [one, two].map((server) => (server.address() as { port: number }).port) as [number, number];
-    const next = await listening(ports[1] + 1).catch(() => undefined);
-    for (const server of [one, two, next]) server?.close();
-    if (next) return ports;
-  }
-}
-
-function listening(port: number): Promise<ReturnType<typeof createServer>> {
-  return new Promise((resolve, reject) => {
-    const server = createServer();
-    server.once("error", reject);
-    server.listen(port, "127.0.0.1", () => resolve(server));
-  });
 }
