@@ -1,4 +1,5 @@
 /** QEMU's thresholds on scratch images, as libvirt sets them and tells of them. */
+import { setTimeout as sleep } from "node:timers/promises";
 import { expect, it } from "vitest";
 import { whileScratchLasts } from "../../../src/backup/guest/scratch-guard.js";
 import type { ScratchRoom } from "../../../src/backup/guest/scratch-thresholds.js";
@@ -91,7 +92,8 @@ class Watched {
       },
     ).catch((error: unknown) => error);
     await check(server, end);
-    return await outcome;
+    // An event that nobody heard would be waited for without end.
+    return await Promise.race([outcome, sleep(30_000, "goes on", { ref: false })]);
   }
 }
 
@@ -152,7 +154,7 @@ it("divides what is free in a folder between its images, and counts what others 
     await expect.poll(() => watched.thresholds).toEqual(["vda[5] 39.5", "vdb[6] 35.5"]);
     free = 20;
     pass(server, "vdb[6]", 10);
-    await expect.poll(() => watched.warnings, { timeout: 5000 }).toHaveLength(1);
+    await expect.poll(() => watched.warnings).toHaveLength(1);
     expect(watched.warnings[0]).toContain("in /scratch take 4 MiB, and 20 MiB is left there");
     end();
   };
@@ -180,12 +182,16 @@ it("looks every second where a threshold can't be set, and goes on after a resta
   const watched = new Watched();
   watched.refuse = 68;
   const error = await watched.while([DEVICE], async (server) => {
-    await expect.poll(() => server.calls.filter((call) => call === STATS).length, { timeout: 5000 }).toBe(2);
+    await expect.poll(() => server.calls.filter((call) => call === STATS).length).toBeGreaterThanOrEqual(2);
     expect(watched.thresholds).toEqual([]);
     await server.down();
     watched.refuse = undefined;
     await server.up(watched.script);
-    await expect.poll(() => watched.thresholds, { timeout: 5000 }).toEqual(["vda[5] 75"]);
+    await expect.poll(() => watched.thresholds).toEqual(["vda[5] 75"]);
+    // The look that fell into the restart sets it too, before anybody listens again.
+    await expect
+      .poll(() => server.calls.filter((call) => call === REGISTER).length)
+      .toBeGreaterThanOrEqual(2);
     pass(server, "vda[5]", 75, 20);
   });
   expect(error).toMatchObject({ code: "E_SCRATCH_FULL" });
@@ -203,7 +209,7 @@ it("says that it can't watch, and the work goes on, and so does the watching onc
   const check = async (_: ScriptedLibvirt, end: () => void): Promise<void> => {
     await expect.poll(() => watched.warnings).toHaveLength(1);
     expect(watched.warnings[0]).toMatch(/scratch space of web can't be watched now.*: no ssh/);
-    await expect.poll(() => asked, { timeout: 5000 }).toBe(2);
+    await expect.poll(() => asked).toBeGreaterThanOrEqual(2);
     end();
   };
   expect(await watched.while([{ ...DEVICE, folder }], check)).toBe("done");
