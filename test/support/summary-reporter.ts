@@ -4,28 +4,30 @@ import type { Reporter, TestModule } from "vitest/node";
 const SLOWEST = 10;
 
 /**
- * Ends the run with one plain line, `N passed, N failed, N skipped`, after the slowest files and the names of
- * skipped tests.
+ * Ends the run with one plain line, `N passed, N failed, N skipped`, after the slowest files, the tests
+ * that passed only when they were repeated, and the skipped ones.
  */
 export default class SummaryReporter implements Reporter {
   onTestRunEnd(modules: readonly TestModule[], unhandledErrors: readonly unknown[]): void {
     const count = { passed: 0, failed: 0, skipped: 0 };
-    const skipped: string[] = [];
+    const [repeated, skipped]: [string[], string[]] = [[], []];
     for (const module of modules) {
       let ran = 0;
       for (const test of module.children.allTests()) {
         ran += 1;
-        const state = test.result().state;
+        const { state, errors } = test.result();
+        const name = `${module.relativeModuleId} > ${test.fullName}`;
+        if (test.diagnostic()?.flaky) repeated.push(`repeated: ${name}: ${errors?.[0]?.message}`);
         if (state === "passed" || state === "failed") count[state] += 1;
         else {
           count.skipped += 1;
-          skipped.push(`${module.relativeModuleId} > ${test.fullName}`);
+          skipped.push(`skipped: ${name}`);
         }
       }
       if (!module.ok() && ran === 0) count.failed += 1;
     }
     count.failed += unhandledErrors.length;
-    const lines = [...slowest(modules), ...skipped.map((name) => `skipped: ${name}`)];
+    const lines = [...slowest(modules), ...repeated, ...skipped];
     lines.push(`${count.passed} passed, ${count.failed} failed, ${count.skipped} skipped`);
     process.stdout.write(`${lines.join("\n")}\n`);
   }
