@@ -1,9 +1,10 @@
 /** Restores from chains in which something is missing or damaged. */
 import { randomFillSync } from "node:crypto";
-import { open, readFile, rm, stat, writeFile } from "node:fs/promises";
+import { readFile, rm, stat, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { makeFolder, startNbdkit } from "../nbd/servers.js";
+import { flipByte } from "../support/flip-byte.js";
 import { MemoryChain } from "../support/memory-chain.js";
 import { nbdpull, type Ran } from "../support/nbdpull.js";
 import { CLUSTER, SIZE, withThreePoints } from "../support/three-points.js";
@@ -18,14 +19,6 @@ function restoreTo(target: string, ...args: readonly string[]): Promise<Ran> {
 }
 
 /** Flips one bit in a point's file. */
-async function flip(path: string, position: number): Promise<void> {
-  const file = await open(path, "r+");
-  const byte = Buffer.alloc(1);
-  await file.read(byte, 0, 1, position);
-  await file.write(Buffer.from([byte.readUInt8() ^ 0x40]), 0, 1, position);
-  await file.close();
-}
-
 describeWith(["nbdkit"], "an incomplete or damaged chain", () => {
   /** Restores the newest point to an export and to a file; both must stay unchanged. */
   async function expectUntouched(told: Record<string, unknown>, message: RegExp): Promise<void> {
@@ -83,7 +76,7 @@ describeWith(["nbdkit"], "an incomplete or damaged chain", () => {
     async (suffix) => {
       const path = join(chain().repository.pointFolder(MemoryChain.domain, idAt(1)), `vda.${suffix}`);
       // The last byte of the digest file, or the first one of the image.
-      await flip(path, suffix === "qcow2" ? 0 : (await stat(path)).size - 1);
+      await flipByte(path, suffix === "qcow2" ? 0 : (await stat(path)).size - 1);
       await expectUntouched(
         { point: idAt(1), disk: "vda", restorable: [idAt(0)] },
         new RegExp(`vda of point ${idAt(1)}.*Points that don't need it: ${idAt(0)}$`, "s"),
@@ -100,7 +93,7 @@ describeWith(["nbdkit"], "an incomplete or damaged chain", () => {
   });
 
   it("stops a restore in the middle if data is damaged, and the target is reported as half-written", async () => {
-    await flip(chain().pathOf(chain().points[0] as never, "vda.qcow2"), 15 * CLUSTER + 99);
+    await flipByte(chain().pathOf(chain().points[0] as never, "vda.qcow2"), 15 * CLUSTER + 99);
     await using folder = await makeFolder();
     await using server = await startNbdkit(folder, "memory", String(SIZE));
     const ran = await restoreTo(server.uri, "--in-flight", "64K", "--request-size", "64K");

@@ -8,6 +8,7 @@ import type { Manifest } from "../../src/backup/repository/manifest.js";
 import { takePoint } from "../../src/backup/take/take-point.js";
 import { listExports, NbdClient, parseNbdUri } from "../../src/nbd/index.js";
 import { uriOf } from "../nbd/servers.js";
+import { flipByte } from "../support/flip-byte.js";
 import { MemoryChain } from "../support/memory-chain.js";
 import { nbdpull } from "../support/nbdpull.js";
 import { qemuImg } from "../support/qemu-nbd.js";
@@ -72,13 +73,6 @@ async function rawOf(point: Manifest): Promise<string> {
 }
 
 /** Flips one bit in a point's file. */
-async function flip(path: string, position: number): Promise<void> {
-  await using file = await open(path, "r+");
-  const byte = Buffer.alloc(1);
-  await file.read(byte, 0, 1, position);
-  await file.write(Buffer.from([(byte[0] ?? 0) ^ 0x40]), 0, 1, position);
-}
-
 const forms: [string, Taking][] = [
   ["qcow2 images", {}],
   ["qcow2 images with subclusters", { granularity: 4096 }],
@@ -210,7 +204,7 @@ describeWith(["qemu-img", "nbdcopy", "nbdinfo"], "nbdpull serve", () => {
   it("fails reads of a damaged cluster, reports its place on stderr, and serves all others", async () => {
     await threePoints();
     // Guest cluster 5 of the full copy.
-    await flip(chain.pathOf(pointAt(0), "vda.qcow2"), 6 * CLUSTER + 99);
+    await flipByte(chain.pathOf(pointAt(0), "vda.qcow2"), 6 * CLUSTER + 99);
     const expected = await readFile(await rawOf(pointAt(-1)));
     const server = await startServing(repo(), "--socket", at("nbd.sock"));
     const uri = server.uris[0] ?? "";

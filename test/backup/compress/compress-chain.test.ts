@@ -1,10 +1,10 @@
-import { createCipheriv } from "node:crypto";
 import { open, readFile, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { afterEach, beforeEach, expect, it } from "vitest";
 import type { Manifest } from "../../../src/backup/repository/manifest.js";
 import { verifyPoints } from "../../../src/backup/verify/verify.js";
 import { MemoryChain } from "../../support/memory-chain.js";
+import { noise } from "../../support/noise.js";
 import { qemuImg } from "../../support/qemu-nbd.js";
 import { restoreDisk } from "../../support/restore-disk.js";
 import { describeWith } from "../../support/tools.js";
@@ -24,9 +24,6 @@ afterEach(async () => {
 });
 
 const text = (length: number, word: string): Buffer => Buffer.alloc(length, `${word} and so on `);
-function noise(seed: number, length: number): Buffer {
-  return createCipheriv("aes-128-ctr", Buffer.alloc(16, seed), Buffer.alloc(16)).update(Buffer.alloc(length));
-}
 
 /**
  * A compressed full, a compressed increment and an uncompressed one; the bitmaps have blocks of
@@ -34,12 +31,12 @@ function noise(seed: number, length: number): Buffer {
  */
 async function threePoints(granularity: number): Promise<void> {
   chain.disk.write(0, text(40 * CLUSTER, "first"));
-  chain.disk.write(40 * CLUSTER, noise(1, 4 * CLUSTER));
+  chain.disk.write(40 * CLUSTER, noise(4 * CLUSTER, 1));
   chain.disk.write(SIZE - 700, text(700, "end"));
   await chain.take({ compress: "deflate", granularity });
   chain.disk.write(3 * CLUSTER + granularity, text(granularity, "second"));
   chain.disk.write(5 * CLUSTER, text(3 * CLUSTER, "second"));
-  chain.disk.write(8 * CLUSTER, noise(2, CLUSTER));
+  chain.disk.write(8 * CLUSTER, noise(CLUSTER, 2));
   chain.disk.writeZeroes(10 * CLUSTER, 3 * CLUSTER);
   chain.disk.writeZeroes(20 * CLUSTER + granularity, granularity);
   chain.disk.write(41 * CLUSTER, text(CLUSTER, "second"));

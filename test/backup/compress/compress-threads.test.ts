@@ -1,4 +1,3 @@
-import { createCipheriv } from "node:crypto";
 import { readFile, writeFile } from "node:fs/promises";
 import { inflateRawSync } from "node:zlib";
 import fc from "fast-check";
@@ -19,6 +18,7 @@ import {
 import { storeOutcomes } from "../../../src/backup/pull/compressed-store.js";
 import type { Segment } from "../../../src/backup/pull/segment.js";
 import { Qcow2CompressedWriter } from "../../../src/backup/qcow2/compressed-writer.js";
+import { noise } from "../../support/noise.js";
 import { qemuImg } from "../../support/qemu-nbd.js";
 import { describeWith } from "../../support/tools.js";
 import { assertSound, finished, KiB, scratch } from "../image/support.js";
@@ -26,16 +26,11 @@ import { assertSound, finished, KiB, scratch } from "../image/support.js";
 const CLUSTER = 16 * KiB;
 const DEFLATE = { method: "deflate", level: 1 } as const;
 
-function noise(seed: number, length: number): Buffer {
-  const key = Buffer.alloc(16, seed);
-  return createCipheriv("aes-128-ctr", key, Buffer.alloc(16)).update(Buffer.alloc(length));
-}
-
 /** Slots of text, zeroes, noise, a partial cluster, and text up to the end of the disk. */
 function job(options: Partial<ClusterJob> = {}): { job: ClusterJob; before: Buffer } {
   const bytes = Buffer.from(new ArrayBuffer(6 * CLUSTER));
   bytes.fill("text ", 0, CLUSTER);
-  noise(1, CLUSTER).copy(bytes, 2 * CLUSTER);
+  noise(CLUSTER, 1).copy(bytes, 2 * CLUSTER);
   bytes.fill("part ", 3 * CLUSTER, 3 * CLUSTER + CLUSTER / 32);
   bytes.fill("end ", 4 * CLUSTER, 6 * CLUSTER);
   const masks = Uint32Array.of(ALL_SUBCLUSTERS, ALL_SUBCLUSTERS, ALL_SUBCLUSTERS, 1, ALL_SUBCLUSTERS);
@@ -188,7 +183,7 @@ function runOf(wish: Wish, cluster: number): PlannedRun | undefined {
 
 function contentOf(wish: Wish, cluster: number): Buffer {
   const bytes = Buffer.alloc(CLUSTER);
-  if (wish === "noise") return noise(cluster, CLUSTER);
+  if (wish === "noise") return noise(CLUSTER, cluster);
   if (wish === "data") bytes.fill(`cluster ${cluster} `);
   if (typeof wish === "object") {
     for (const { offset, length } of maskStretches(wish.dataMask, CLUSTER))
@@ -253,7 +248,7 @@ describeWith(["qemu-img"], "compressed segments", () => {
             virtualSize: wishes.length * CLUSTER - missing * 512,
             clusterSize: CLUSTER,
           };
-          const below = complete ? Buffer.alloc(geometry.virtualSize) : noise(99, geometry.virtualSize);
+          const below = complete ? Buffer.alloc(geometry.virtualSize) : noise(geometry.virtualSize, 99);
           await writeFile(at("below.raw"), below);
           const file = at(`disk${run++}.qcow2`);
           const backing = complete ? undefined : ({ name: "below.raw", format: "raw" } as const);

@@ -1,5 +1,4 @@
 import { readdir, readlink, truncate, writeFile } from "node:fs/promises";
-import type { Worker } from "node:worker_threads";
 import fc from "fast-check";
 import { describe, expect, it, onTestFinished, vi } from "vitest";
 import { BackupError } from "../../../src/backup/base/errors.js";
@@ -8,20 +7,12 @@ import { createDigester, digestClusters } from "../../../src/backup/digest/diges
 import { DigestBehind } from "../../../src/backup/digest/digest-behind.js";
 import { DigestThreads } from "../../../src/backup/digest/digest-threads.js";
 import type { ClusterRun, Geometry } from "../../../src/backup/image/image.js";
+import { workers } from "../../support/recorded-workers.js";
 import { KiB, MiB, scratch } from "../image/support.js";
 
-const workers = vi.hoisted((): { terminate(): Promise<number> }[] => []);
 vi.mock("node:worker_threads", async (original) => {
-  const real = await original<typeof import("node:worker_threads")>();
-  return {
-    ...real,
-    Worker: class extends real.Worker {
-      constructor(...args: ConstructorParameters<typeof Worker>) {
-        super(...args);
-        workers.push(this);
-      }
-    },
-  };
+  const { recordedWorkers } = await import("../../support/recorded-workers.js");
+  return recordedWorkers(await original());
 });
 
 /** Bytes without a pattern, so that no two clusters are alike. */

@@ -2,7 +2,6 @@ import { readdirSync, rmdirSync } from "node:fs";
 import { mkdtemp, open, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import type { Worker } from "node:worker_threads";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it, vi } from "vitest";
 import { BackupError } from "../../../src/backup/base/errors.js";
 import type { Layer } from "../../../src/backup/chain/layer.js";
@@ -14,28 +13,11 @@ import { type PruneOptions, prune } from "../../../src/backup/prune/prune.js";
 import { TakenClusters } from "../../../src/backup/prune/taken-clusters.js";
 import { MemoryChain } from "../../support/memory-chain.js";
 import { nbdpull } from "../../support/nbdpull.js";
+import { lethal, sent, workers } from "../../support/recorded-workers.js";
 
-const workers = vi.hoisted((): Worker[] => []);
-/** What was sent to them. */
-const sent = vi.hoisted((): unknown[] => []);
-/** Whether threads die on their first request. */
-const lethal = vi.hoisted(() => ({ questions: false }));
 vi.mock("node:worker_threads", async (original) => {
-  const real = await original<typeof import("node:worker_threads")>();
-  return {
-    ...real,
-    Worker: class extends real.Worker {
-      constructor(...args: ConstructorParameters<typeof Worker>) {
-        super(...args);
-        workers.push(this);
-      }
-      override postMessage(...args: Parameters<Worker["postMessage"]>): void {
-        sent.push(args[0]);
-        if (lethal.questions) void this.terminate();
-        else super.postMessage(...args);
-      }
-    },
-  };
+  const { recordedWorkers } = await import("../../support/recorded-workers.js");
+  return recordedWorkers(await original());
 });
 
 const MiB = 1024 * 1024;

@@ -1,4 +1,3 @@
-import { createCipheriv } from "node:crypto";
 import { readdir, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -17,14 +16,11 @@ import { pullFile } from "../../../src/backup/take/pull-file.js";
 import { takePoint } from "../../../src/backup/take/take-point.js";
 import { parseNbdUri } from "../../../src/nbd/index.js";
 import { MemoryChain } from "../../support/memory-chain.js";
+import { noise } from "../../support/noise.js";
 import { assertSound, guestBytes, scratch } from "../image/support.js";
 
 const KiB = 1024;
 const CLUSTER = 64 * KiB;
-
-function noise(length: number): Buffer {
-  return createCipheriv("aes-128-ctr", Buffer.alloc(16), Buffer.alloc(16)).update(Buffer.alloc(length));
-}
 
 describe("a compressed image with very few buffers", () => {
   const geometry = { virtualSize: 64 * CLUSTER, clusterSize: CLUSTER };

@@ -7,6 +7,7 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { openExport } from "../../../src/backup/export/open-export.js";
 import { type CopyImageOptions, type PullResult, pullImage } from "../../../src/backup/pull/pull-image.js";
 import { MemoryDisk, NbdServer, parseNbdUri } from "../../../src/nbd/index.js";
+import { flipByte } from "../../support/flip-byte.js";
 import { assertSound, guestBytes, scratch } from "../image/support.js";
 
 const KiB = 1024;
@@ -209,7 +210,7 @@ describe("an image that a killed run began", () => {
 
     it("is pulled again from where the file is not what the journal says", async () => {
       const { left, undisturbed } = await killed(manner);
-      await flip(imageIn(left, manner), 12 * MiB);
+      await flipByte(imageIn(left, manner), 12 * MiB);
       const resumed = await pullInto(left, { ...manner, resume: true });
       expect(resumed.keptBytes).toBeLessThan(32 * MiB);
       await expectSame(left, resumed, undisturbed, manner);
@@ -228,10 +229,10 @@ describe("an image that a killed run began", () => {
     ["is torn", async (journal: string) => truncate(journal, (await stat(journal)).size - 10), true],
     [
       "has a changed record",
-      async (journal: string) => flip(journal, (await stat(journal)).size - 300),
+      async (journal: string) => flipByte(journal, (await stat(journal)).size - 300),
       true,
     ],
-    ["has a changed header", (journal: string) => flip(journal, 50), false],
+    ["has a changed header", (journal: string) => flipByte(journal, 50), false],
     ["promises an endless record", (journal: string) => write(journal, 0, Buffer.from([0xff, 0xff])), false],
     ["is empty", (journal: string) => truncate(journal, 0), false],
     ["is missing", (journal: string) => rm(journal), false],
@@ -289,14 +290,6 @@ async function copyOf(folder: string): Promise<string> {
   const copy = (await scratch())("copy");
   cpSync(folder, copy, { recursive: true });
   return copy;
-}
-
-async function flip(path: string, at: number): Promise<void> {
-  await using file = await open(path, "r+");
-  const byte = Buffer.alloc(1);
-  await file.read(byte, 0, 1, at);
-  byte[0] = (byte[0] ?? 0) ^ 0xff;
-  await file.write(byte, 0, 1, at);
 }
 
 async function write(path: string, at: number, bytes: Buffer): Promise<void> {

@@ -1,4 +1,3 @@
-import { createCipheriv } from "node:crypto";
 import { readFile, stat, writeFile } from "node:fs/promises";
 import * as zlib from "node:zlib";
 import { execa } from "execa";
@@ -15,6 +14,7 @@ import {
 import { Qcow2CompressedWriter } from "../../../src/backup/qcow2/compressed-writer.js";
 import { Qcow2Reader } from "../../../src/backup/qcow2/reader.js";
 import { describeWithNewerSuite, newer } from "../../support/newer-suite.js";
+import { noise } from "../../support/noise.js";
 import { qemuImg } from "../../support/qemu-nbd.js";
 import { describeWith } from "../../support/tools.js";
 import {
@@ -44,22 +44,15 @@ const anyWish = fc.oneof(
   },
 );
 
-/** Incompressible bytes, always the same ones for a cluster. */
-function noise(cluster: number, length: number): Buffer {
-  const key = Buffer.alloc(16);
-  key.writeUInt32BE(cluster);
-  return createCipheriv("aes-128-ctr", key, Buffer.alloc(16)).update(Buffer.alloc(length));
-}
-
 function contentOf(wish: Wish, cluster: number, { clusterSize, virtualSize }: Geometry): Buffer {
   const bytes = Buffer.alloc(clusterSize);
   if (typeof wish === "number") {
     const random = Math.floor((clusterSize * wish) / 100);
     bytes.fill(1 + (cluster % 255));
-    noise(cluster, random).copy(bytes);
+    noise(random, cluster).copy(bytes);
   } else if (typeof wish === "object") {
     for (const { offset, length } of maskStretches(wish.dataMask, clusterSize)) {
-      noise(cluster, length).copy(bytes, offset);
+      noise(length, cluster).copy(bytes, offset);
     }
   }
   return bytes.fill(0, Math.max(0, Math.min(clusterSize, virtualSize - cluster * clusterSize)));

@@ -1,6 +1,5 @@
 import { mkdir, open, readdir, readFile, readlink, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import type { Worker } from "node:worker_threads";
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { BackupError } from "../../../src/backup/base/errors.js";
 import { exists } from "../../../src/backup/host/durable-files.js";
@@ -8,27 +7,13 @@ import { ImageFile } from "../../../src/backup/image/image-file.js";
 import { CopyThreads } from "../../../src/backup/restore/copy-threads.js";
 import { restore } from "../../../src/backup/restore/restore.js";
 import { MemoryChain } from "../../support/memory-chain.js";
+import { lethal, workers } from "../../support/recorded-workers.js";
 import { mountSmall } from "../../support/small-file-system.js";
 import { skipUnable } from "../../support/tools.js";
 
-const workers = vi.hoisted((): Worker[] => []);
-/** Whether threads die on their first request. */
-const lethal = vi.hoisted(() => ({ questions: false }));
 vi.mock("node:worker_threads", async (original) => {
-  const real = await original<typeof import("node:worker_threads")>();
-  return {
-    ...real,
-    Worker: class extends real.Worker {
-      constructor(...args: ConstructorParameters<typeof Worker>) {
-        super(...args);
-        workers.push(this);
-      }
-      override postMessage(...args: Parameters<Worker["postMessage"]>): void {
-        if (lethal.questions) void this.terminate();
-        else super.postMessage(...args);
-      }
-    },
-  };
+  const { recordedWorkers } = await import("../../support/recorded-workers.js");
+  return recordedWorkers(await original());
 });
 
 const KiB = 1024;

@@ -1,7 +1,6 @@
 import {
   copyFile,
   cp,
-  open,
   readdir,
   readFile,
   rename,
@@ -19,6 +18,7 @@ import { choosePoint } from "../../../src/backup/repository/choose-point.js";
 import type { Manifest } from "../../../src/backup/repository/manifest.js";
 import { Repository } from "../../../src/backup/repository/repository.js";
 import { type Finding, verifyPoints } from "../../../src/backup/verify/verify.js";
+import { flipByte } from "../../support/flip-byte.js";
 import { MemoryChain } from "../../support/memory-chain.js";
 import { restoreDisk } from "../../support/restore-disk.js";
 
@@ -87,14 +87,6 @@ async function findings(...ids: string[]): Promise<Finding[]> {
 }
 
 /** Flips one bit in a point's file. */
-async function flip(path: string, position: number): Promise<void> {
-  const file = await open(path, "r+");
-  const byte = Buffer.alloc(1);
-  await file.read(byte, 0, 1, position);
-  await file.write(Buffer.from([byte.readUInt8() ^ 0x40]), 0, 1, position);
-  await file.close();
-}
-
 describe("restore", () => {
   it.each(["qcow2", "raw"] as const)("rebuilds every point of a chain of %s images", async (format) => {
     await threePoints(format);
@@ -132,7 +124,7 @@ describe("restore", () => {
 
   it("never writes data that a digest does not prove, and leaves nothing behind", async () => {
     await threePoints();
-    await flip(chain.pathOf(pointAt(0), "vda.qcow2"), 5 * CLUSTER + 99);
+    await flipByte(chain.pathOf(pointAt(0), "vda.qcow2"), 5 * CLUSTER + 99);
     const before = await readdir(chain.folder);
     const failure = restored(pointAt(2));
     await expect(failure).rejects.toBeInstanceOf(DamageError);
@@ -206,7 +198,7 @@ describe("verify", () => {
     async (algorithm) => {
       await threePoints("qcow2", algorithm);
       expect(await findings()).toEqual([]);
-      await flip(chain.pathOf(pointAt(1), "vda.qcow2"), CLUSTER + 513);
+      await flipByte(chain.pathOf(pointAt(1), "vda.qcow2"), CLUSTER + 513);
       expect(await findings()).toEqual([
         {
           point: pointAt(1).id,
@@ -274,7 +266,7 @@ describe("verify", () => {
 
   it("finds a digest file that was changed or swapped", async () => {
     await threePoints();
-    await flip(chain.pathOf(pointAt(0), "vda.digests"), 70);
+    await flipByte(chain.pathOf(pointAt(0), "vda.digests"), 70);
     await copyFile(chain.pathOf(pointAt(1), "vda.digests"), chain.pathOf(pointAt(2), "vda.digests"));
     const found = await findings();
     expect(new Set(found.map(({ point }) => point))).toEqual(new Set([pointAt(0).id, pointAt(2).id]));
@@ -283,10 +275,10 @@ describe("verify", () => {
   it("finds data in a raw image where zeroes should be, even in holes", async () => {
     await threePoints("raw");
     expect(await findings()).toEqual([]);
-    await flip(chain.pathOf(pointAt(0), "vda.raw"), 30 * CLUSTER);
-    await flip(chain.pathOf(pointAt(1), "vda.raw"), 8 * CLUSTER);
-    await flip(chain.pathOf(pointAt(2), "vda.raw"), SIZE - 1);
-    await flip(chain.pathOf(pointAt(2), "vda.map"), 5);
+    await flipByte(chain.pathOf(pointAt(0), "vda.raw"), 30 * CLUSTER);
+    await flipByte(chain.pathOf(pointAt(1), "vda.raw"), 8 * CLUSTER);
+    await flipByte(chain.pathOf(pointAt(2), "vda.raw"), SIZE - 1);
+    await flipByte(chain.pathOf(pointAt(2), "vda.map"), 5);
     const found = await findings();
     expect(found.map(({ point }) => chain.points.findIndex(({ id }) => id === point))).toEqual([0, 1, 2]);
   });
@@ -307,7 +299,7 @@ describe("verify", () => {
     chain.disk.write(0, fill(SIZE, 0x11));
     await chain.take();
     const image = chain.pathOf(pointAt(0), "vda.qcow2");
-    for (const cluster of [2, 3, 4, 7, 30, 40]) await flip(image, (cluster + 1) * CLUSTER + 5);
+    for (const cluster of [2, 3, 4, 7, 30, 40]) await flipByte(image, (cluster + 1) * CLUSTER + 5);
     expect((await findings()).map(({ guestOffset, length }) => [guestOffset, length])).toEqual([
       [2 * CLUSTER, 3 * CLUSTER],
       [7 * CLUSTER, CLUSTER],
@@ -324,7 +316,7 @@ describe("verify", () => {
     const table = Number(bytes.readBigUInt64BE(tables) & 0xff_ffff_ffff_fe00n);
     bytes.writeBigUInt64BE((1n << 63n) | (1n << 40n), table + 2 * 8);
     await writeFile(image, bytes);
-    await flip(image, 10 * CLUSTER);
+    await flipByte(image, 10 * CLUSTER);
     expect(await findings()).toMatchObject([
       {
         severity: "damage",

@@ -1,28 +1,13 @@
 import { rm, truncate } from "node:fs/promises";
-import type { Worker } from "node:worker_threads";
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { type VerifyProgress, verifyPoints } from "../../../src/backup/verify/verify.js";
 import { VerifyThreads } from "../../../src/backup/verify/verify-threads.js";
 import { MemoryChain } from "../../support/memory-chain.js";
+import { lethal, workers } from "../../support/recorded-workers.js";
 
-const workers = vi.hoisted((): Worker[] => []);
-/** Whether threads die on their first request. */
-const lethal = vi.hoisted(() => ({ questions: false }));
 vi.mock("node:worker_threads", async (original) => {
-  const real = await original<typeof import("node:worker_threads")>();
-  return {
-    ...real,
-    Worker: class extends real.Worker {
-      constructor(...args: ConstructorParameters<typeof Worker>) {
-        super(...args);
-        workers.push(this);
-      }
-      override postMessage(...args: Parameters<Worker["postMessage"]>): void {
-        if (lethal.questions) void this.terminate();
-        else super.postMessage(...args);
-      }
-    },
-  };
+  const { recordedWorkers } = await import("../../support/recorded-workers.js");
+  return recordedWorkers(await original());
 });
 
 const MiB = 1024 * 1024;
