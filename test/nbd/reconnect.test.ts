@@ -1,44 +1,20 @@
 import { expect, it } from "vitest";
 import { NbdClient, type NbdEvent } from "../../src/nbd/index.js";
-import { CHUNK, COMMAND, ERRNO, OPTION, OPTION_ERROR, TRANSMISSION } from "../../src/nbd/wire/constants.js";
+import { CHUNK, TRANSMISSION } from "../../src/nbd/wire/constants.js";
 import { collect } from "../support/collect.js";
 import {
-  answer,
   COMMON_FLAGS,
   chunk,
   dataAt,
   type ExportFacts,
-  errorPayload,
-  greeting,
   handshake,
   MockServer,
-  optionReply,
-  type Peer,
   statusPayload,
 } from "../support/mock-server.js";
+import { expectRead, RECONNECT, serve } from "./reconnecting.js";
 import { pattern } from "./servers.js";
 
-const RECONNECT = { attempts: 3, delayMs: 1, maxDelayMs: 5 };
 const MULTI = COMMON_FLAGS | TRANSMISSION.CAN_MULTI_CONN;
-
-/** Answers reads and block status as long as the client wants. */
-async function serve(peer: Peer): Promise<void> {
-  while (true) {
-    const { command, cookie, offset, length } = await peer.request();
-    if (command === COMMAND.DISC) return;
-    if (command === COMMAND.READ)
-      peer.send(chunk(cookie, CHUNK.OFFSET_DATA, dataAt(offset, pattern(offset, length))));
-    else if (command === COMMAND.BLOCK_STATUS)
-      peer.send(chunk(cookie, CHUNK.BLOCK_STATUS, statusPayload(1, [length, 0])));
-    else peer.send(chunk(cookie, CHUNK.NONE));
-  }
-}
-
-async function expectRead(client: NbdClient, offset: number, length: number): Promise<void> {
-  const target = Buffer.alloc(length, 0xee);
-  await client.read(offset, target);
-  expect(target.equals(pattern(offset, length))).toBe(true);
-}
 
 it("sends unanswered reads again over a new connection", async () => {
   await using mock = await MockServer.start(async (peer, index) => {
@@ -172,48 +148,6 @@ it("closes while it reconnects", async () => {
   await expect(reading).rejects.toMatchObject({ name: "ConnectionError" });
 });
 
-it("repeats a write only if it is marked as idempotent", async () => {
-  await using mock = await MockServer.start(async (peer, index) => {
-    await handshake(peer, { flags: TRANSMISSION.HAS_FLAGS });
-    const { cookie, length } = await peer.request();
-    await peer.receive(length);
-    if (index % 2 === 1) {
-      peer.send(chunk(cookie, CHUNK.NONE));
-      await peer.request();
-    }
-  });
-  await using once = await NbdClient.connect(mock.uri, { reconnect: RECONNECT });
-  await expect(once.write(0, Buffer.alloc(512))).rejects.toMatchObject({ code: "NBD_CLOSED_BY_SERVER" });
-  expect(mock.connections).toBe(1);
-  await once.write(0, Buffer.alloc(512), { idempotent: true });
-  expect(mock.connections).toBe(2);
-});
-
-it("disconnects from a server that is shutting down, and continues with another connection", async () => {
-  await using mock = await MockServer.start(async (peer, index) => {
-    await handshake(peer);
-    if (index > 0) return serve(peer);
-    const { cookie } = await peer.request();
-    peer.send(chunk(cookie, CHUNK.ERROR, errorPayload(ERRNO.ESHUTDOWN, "bye")));
-    expect((await peer.request()).command).toBe(COMMAND.DISC);
-  });
-  await using client = await NbdClient.connect(mock.uri, { reconnect: RECONNECT });
-  await expectRead(client, 0, 4096);
-  expect(mock.connections).toBe(2);
-});
-
-it("passes on the error of a server that is shutting down if reconnecting is off", async () => {
-  await using mock = await MockServer.start(async (peer) => {
-    await handshake(peer);
-    const { cookie } = await peer.request();
-    peer.send(chunk(cookie, CHUNK.ERROR, errorPayload(ERRNO.ESHUTDOWN)));
-    await peer.gone();
-  });
-  await using client = await NbdClient.connect(mock.uri);
-  await expect(client.read(0, Buffer.alloc(512))).rejects.toMatchObject({ errno: "ESHUTDOWN" });
-  await expect(client.read(0, Buffer.alloc(512))).rejects.toMatchObject({ code: "NBD_CLOSED_BY_SERVER" });
-});
-
 it.each<[string, ExportFacts, RegExp]>([
   ["size", { size: 8192 }, /its size is 8192 instead of 1048576/],
   ["flags", { flags: COMMON_FLAGS | TRANSMISSION.ROTATIONAL }, /its flags are/],
@@ -316,177 +250,4 @@ it("fails waits for another attempt with their own error when the client closes"
   await expect.poll(() => events.map(({ type }) => type)).toContain("reconnect-failed");
   await client.close();
   expect(await outcome).toMatchObject({ name: "ConnectionError", code: "NBD_CLOSED" });
-});
-
-it("doesn't confirm by a flush the writes over a lost connection", async () => {
-  await using mock = await MockServer.start(async (peer, index) => {
-    await handshake(peer, {
-      flags: TRANSMISSION.HAS_FLAGS | TRANSMISSION.SEND_FLUSH | TRANSMISSION.SEND_FUA,
-    });
-    while (true) {
-      const { command, cookie, offset, length } = await peer.request();
-      if (command === COMMAND.DISC) return;
-      if (command === COMMAND.WRITE) await peer.receive(length);
-      if (command === COMMAND.READ && index === 0) return;
-      peer.send(
-        command === COMMAND.READ
-          ? chunk(cookie, CHUNK.OFFSET_DATA, dataAt(offset, pattern(offset, length)))
-          : chunk(cookie, CHUNK.NONE),
-      );
-    }
-  });
-  await using client = await NbdClient.connect(mock.uri, { reconnect: RECONNECT });
-  await client.write(0, Buffer.alloc(512));
-  await client.flush();
-  await client.write(512, Buffer.alloc(512));
-  // The read ends the connection, and is repeated over another one.
-  await expectRead(client, 4096, 512);
-  const inDoubt = { code: "NBD_WRITES_IN_DOUBT", message: expect.stringContaining("repeat the writes") };
-  await expect(client.flush()).rejects.toMatchObject(inDoubt);
-  await expect(client.flush()).rejects.toMatchObject(inDoubt);
-  await client.write(512, Buffer.alloc(512));
-  await client.flush();
-});
-
-it("confirms by a flush what needed none on a lost connection", async () => {
-  await using mock = await MockServer.start(async (peer, index) => {
-    await handshake(peer, {
-      flags: TRANSMISSION.HAS_FLAGS | TRANSMISSION.SEND_FLUSH | TRANSMISSION.SEND_FUA,
-    });
-    if (index > 0) return serve(peer);
-    const { cookie, length } = await peer.request();
-    await peer.receive(length);
-    peer.send(chunk(cookie, CHUNK.NONE));
-    await peer.request();
-  });
-  await using client = await NbdClient.connect(mock.uri, { reconnect: RECONNECT });
-  await client.write(0, Buffer.alloc(512), { fua: true });
-  await expectRead(client, 0, 512);
-  await client.flush();
-});
-
-const WRITABLE = TRANSMISSION.HAS_FLAGS | TRANSMISSION.SEND_FLUSH;
-
-it("doesn't count an unrelated later write as a repetition of the lost ones", async () => {
-  await using mock = await MockServer.start(async (peer, index) => {
-    await handshake(peer, { flags: WRITABLE });
-    while (true) {
-      const { command, cookie, length } = await peer.request();
-      if (command === COMMAND.DISC || (command === COMMAND.READ && index === 0)) return;
-      if (command === COMMAND.WRITE) await peer.receive(length);
-      if (command !== COMMAND.READ) peer.send(chunk(cookie, CHUNK.NONE));
-      else peer.send(chunk(cookie, CHUNK.OFFSET_DATA, dataAt(0, pattern(0, length))));
-    }
-  });
-  await using client = await NbdClient.connect(mock.uri, { reconnect: RECONNECT });
-  await client.write(0, Buffer.alloc(512));
-  await expectRead(client, 0, 512);
-  await client.write(512, Buffer.alloc(512));
-  await expect(client.flush()).rejects.toMatchObject({ code: "NBD_WRITES_IN_DOUBT" });
-});
-
-it("confirms with none of several flushes the writes over a connection that is lost meanwhile", async () => {
-  await using mock = await MockServer.start(async (peer, index) => {
-    await handshake(peer, { flags: WRITABLE });
-    let flushes = 0;
-    while (true) {
-      const { command, cookie, length } = await peer.request();
-      if (command === COMMAND.WRITE) await peer.receive(length);
-      if (command === COMMAND.FLUSH) flushes += 1;
-      if (index === 0 && flushes === 2) return;
-      if (index > 0 || flushes === 0) peer.send(chunk(cookie, CHUNK.NONE));
-    }
-  });
-  await using client = await NbdClient.connect(mock.uri, { reconnect: RECONNECT });
-  await client.write(0, Buffer.alloc(512));
-  const outcomes = await Promise.allSettled([client.flush(), client.flush()]);
-  expect(outcomes.map(({ status }) => status)).toEqual(["rejected", "rejected"]);
-  await expect(client.flush()).rejects.toMatchObject({ code: "NBD_WRITES_IN_DOUBT" });
-  await client.write(0, Buffer.alloc(512));
-  await client.flush();
-});
-
-it("sends unsent writes of a lost connection over a new one", async () => {
-  await using mock = await MockServer.start(async (peer, index) => {
-    await handshake(peer, { flags: WRITABLE });
-    for (let count = 0; index > 0 || count < 16; count++) {
-      const { cookie, length } = await peer.request();
-      await peer.receive(length);
-      if (index > 0) peer.send(chunk(cookie, CHUNK.NONE));
-    }
-  });
-  await using client = await NbdClient.connect(mock.uri, { reconnect: RECONNECT });
-  const writes = Array.from({ length: 20 }, (_, index) => client.write(index * 512, Buffer.alloc(512)));
-  const outcomes = await Promise.allSettled(writes);
-  expect(outcomes.map(({ status }) => status)).toEqual([
-    ...new Array<string>(16).fill("rejected"),
-    ...new Array<string>(4).fill("fulfilled"),
-  ]);
-});
-
-it("keeps trying while a server that is about to shut down refuses to open the export", async () => {
-  await using mock = await MockServer.start(async (peer, index) => {
-    if (index !== 1) {
-      await handshake(peer);
-      if (index > 1) return serve(peer);
-      await peer.request();
-      return;
-    }
-    peer.send(greeting());
-    await peer.receive(4);
-    while (true) {
-      const { option, data } = await peer.option();
-      if (option !== OPTION.GO) peer.send(...answer(option, data, {}));
-      else peer.send(optionReply(option, OPTION_ERROR.SHUTDOWN));
-    }
-  });
-  await using client = await NbdClient.connect(mock.uri, { reconnect: RECONNECT });
-  await expectRead(client, 0, 512);
-  expect(mock.connections).toBe(3);
-});
-
-it("opens no new connection until the retiring one has answered", async () => {
-  const order: string[] = [];
-  await using mock = await MockServer.start(async (peer, index) => {
-    order.push(`open ${index}`);
-    await handshake(peer);
-    if (index > 0) return serve(peer);
-    const first = await peer.request();
-    const second = await peer.request();
-    peer.send(chunk(first.cookie, CHUNK.ERROR, errorPayload(ERRNO.ESHUTDOWN)));
-    await new Promise((resolve) => setTimeout(resolve, 30));
-    order.push("answer");
-    const { cookie, offset, length } = second;
-    peer.send(chunk(cookie, CHUNK.OFFSET_DATA, dataAt(offset, pattern(offset, length))));
-    await peer.request();
-  });
-  await using client = await NbdClient.connect(mock.uri, { reconnect: RECONNECT });
-  await Promise.all([expectRead(client, 0, 512), expectRead(client, 512, 512)]);
-  expect(order).toEqual(["open 0", "answer", "open 1"]);
-});
-
-it("waits in close for the answers of a retiring connection", async () => {
-  let shutDown = false;
-  await using mock = await MockServer.start(async (peer) => {
-    await handshake(peer);
-    const first = await peer.request();
-    const second = await peer.request();
-    peer.send(chunk(first.cookie, CHUNK.ERROR, errorPayload(ERRNO.ESHUTDOWN)));
-    shutDown = true;
-    await new Promise((resolve) => setTimeout(resolve, 30));
-    const { cookie, offset, length } = second;
-    peer.send(chunk(cookie, CHUNK.OFFSET_DATA, dataAt(offset, pattern(offset, length))));
-    await peer.request();
-  });
-  const client = await NbdClient.connect(mock.uri);
-  let answered = false;
-  const refused = client.read(0, Buffer.alloc(512)).catch(() => {});
-  const reading = expectRead(client, 512, 512).then(() => {
-    answered = true;
-  });
-  await refused;
-  expect([shutDown, answered]).toEqual([true, false]);
-  await client.close();
-  expect(answered).toBe(true);
-  await reading;
 });
