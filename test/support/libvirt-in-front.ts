@@ -8,7 +8,7 @@ import {
   STATUS,
   TYPE,
 } from "../../src/backup/libvirt/rpc/packets.js";
-import { readDomain } from "../../src/backup/libvirt/rpc/procedures.js";
+import { readDomain } from "../../src/backup/libvirt/rpc/wire-objects.js";
 import { XdrReader, XdrWriter } from "../../src/backup/libvirt/rpc/xdr.js";
 import { reply as answerTo, refusal } from "./scripted-libvirt.js";
 

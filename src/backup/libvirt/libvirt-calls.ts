@@ -5,8 +5,10 @@ import { type Asked, failure } from "./libvirt-errors.js";
 import { parseDaemonAddress } from "./rpc/daemon-address.js";
 import { Download } from "./rpc/download.js";
 import { type DomainEvent, EVENT } from "./rpc/events.js";
+import type { Procedure } from "./rpc/procedure.js";
 import * as remote from "./rpc/procedures.js";
 import { RpcSession, unlessAborted } from "./rpc/session.js";
+import type { WireDomain } from "./rpc/wire-objects.js";
 
 export interface LibvirtOptions {
   /**
@@ -27,9 +29,6 @@ export interface LibvirtOptions {
  * addressed by its UUID, so that it can be renamed, and messages give its name.
  */
 export type DomainRef = string | { readonly uuid: string; readonly name: string };
-
-type Procedure<Args, Answer> = remote.Procedure<Args, Answer>;
-type Domain = remote.WireDomain;
 
 /** A number as libvirt reads that of a run. */
 const NUMBER = /^\d{1,9}$/;
@@ -110,7 +109,7 @@ export class LibvirtCalls {
 
   /** Asks about a domain. */
   async ask<Args extends object, Answer>(
-    procedure: Procedure<Args & { readonly domain: Domain }, Answer>,
+    procedure: Procedure<Args & { readonly domain: WireDomain }, Answer>,
     domain: DomainRef,
     args: Args,
   ): Promise<Answer> {
@@ -120,7 +119,7 @@ export class LibvirtCalls {
 
   /** Asks for something that comes as a stream, of at most `most` bytes. */
   async download<Args extends object, Answer>(
-    procedure: Procedure<Args & { readonly domain: Domain }, Answer>,
+    procedure: Procedure<Args & { readonly domain: WireDomain }, Answer>,
     domain: DomainRef,
     args: Args,
     most: number,
@@ -136,12 +135,12 @@ export class LibvirtCalls {
   }
 
   /** A domain for a call. A known one needs no question: libvirt finds it by its UUID. */
-  async find(domain: DomainRef): Promise<Domain> {
+  async find(domain: DomainRef): Promise<WireDomain> {
     return typeof domain === "string" ? await this.lookUp(domain) : { ...domain, id: -1 };
   }
 
   /** The domain as libvirt knows it now. A name takes precedence over a UUID or a number that looks alike. */
-  async lookUp(domain: DomainRef): Promise<Domain> {
+  async lookUp(domain: DomainRef): Promise<WireDomain> {
     if (typeof domain !== "string") {
       return await this.call(remote.DOMAIN_LOOKUP_BY_UUID, domain.uuid, domain.name);
     }

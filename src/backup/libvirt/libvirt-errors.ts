@@ -1,7 +1,7 @@
 import { BackupError, hasCode, messageOf, PreconditionError } from "../base/errors.js";
 import { domainWord } from "../base/shell-word.js";
 import { LateError, LostError, NUMBER, RpcError } from "./rpc/errors.js";
-import type { Procedure } from "./rpc/procedures.js";
+import type { Procedure } from "./rpc/procedure.js";
 
 const BLOCK_JOB = /disk '([^']*)' has a blockjob assigned/;
 

@@ -32,7 +32,9 @@ import { type JobInfo, jobInfoOf } from "./job-info.js";
 import { judgeJob } from "./job-to-end.js";
 import { type DomainRef, LibvirtCalls, type LibvirtOptions, nameOf } from "./libvirt-calls.js";
 import { errorNumberOf, isJobGone, saidIn } from "./libvirt-errors.js";
+import type { Procedure } from "./rpc/procedure.js";
 import * as remote from "./rpc/procedures.js";
+import type { WireDomain } from "./rpc/wire-objects.js";
 
 export type { DomainRef, LibvirtOptions } from "./libvirt-calls.js";
 export { isJobGone } from "./libvirt-errors.js";
@@ -489,7 +491,7 @@ export class Libvirt implements AsyncDisposable {
 
   /** @internal Asks about a domain: see `LibvirtCalls`. */
   ask<Args extends object, Answer>(
-    procedure: remote.Procedure<Args & { readonly domain: remote.WireDomain }, Answer>,
+    procedure: Procedure<Args & { readonly domain: WireDomain }, Answer>,
     domain: DomainRef,
     args: Args,
   ): Promise<Answer> {
@@ -498,7 +500,7 @@ export class Libvirt implements AsyncDisposable {
 
   /** @internal Asks for a stream: see `LibvirtCalls`. */
   download<Args extends object, Answer>(
-    procedure: remote.Procedure<Args & { readonly domain: remote.WireDomain }, Answer>,
+    procedure: Procedure<Args & { readonly domain: WireDomain }, Answer>,
     domain: DomainRef,
     args: Args,
     most: number,

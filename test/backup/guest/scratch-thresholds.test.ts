@@ -4,7 +4,7 @@ import { expect, it } from "vitest";
 import { whileScratchLasts } from "../../../src/backup/guest/scratch-guard.js";
 import type { ScratchRoom } from "../../../src/backup/guest/scratch-thresholds.js";
 import { Libvirt } from "../../../src/backup/libvirt/libvirt.js";
-import { readDomain } from "../../../src/backup/libvirt/rpc/procedures.js";
+import { readDomain } from "../../../src/backup/libvirt/rpc/wire-objects.js";
 import { XdrWriter } from "../../../src/backup/libvirt/rpc/xdr.js";
 import { type Script, ScriptedLibvirt, UUID } from "../../support/scripted-libvirt.js";
 

@@ -13,7 +13,7 @@ import type { Download } from "./download.js";
 import { decodeError, LateError, LostError } from "./errors.js";
 import { type DomainEvent, decodeEvent } from "./events.js";
 import { encodePacket, type Packet, PacketSplitter, PROGRAM, STATUS, TYPE } from "./packets.js";
-import type { Procedure } from "./procedures.js";
+import type { Procedure } from "./procedure.js";
 import { UnreadableError, XdrReader, XdrWriter } from "./xdr.js";
 
 /** A way to a daemon: bytes in both directions. */

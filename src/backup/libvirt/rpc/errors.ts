@@ -1,6 +1,6 @@
 /** What can become of a call other than its answer. Pure. */
 
-import { readDomain } from "./procedures.js";
+import { readDomain } from "./wire-objects.js";
 import type { XdrReader } from "./xdr.js";
 
 /** The error that libvirt answered with (`remote_error`). */

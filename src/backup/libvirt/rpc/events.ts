@@ -1,7 +1,7 @@
 /** The events that libvirt sends to who has registered for them. Pure functions. */
 
-import { readDomain, type WireDomain } from "./procedures.js";
 import { type TypedParams, typedParams } from "./typed-params.js";
+import { readDomain, type WireDomain } from "./wire-objects.js";
 import type { XdrReader } from "./xdr.js";
 
 /** virDomainEventID: what to register for. */

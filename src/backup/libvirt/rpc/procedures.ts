@@ -1,62 +1,28 @@
 /**
  * The procedures that this program calls, as `src/remote/remote_protocol.x` of libvirt numbers them and
  * defines their arguments (`remote_NAME_args`) and answers (`remote_NAME_ret`). The order is that of the
- * numbers; the names are libvirt's. Pure functions.
+ * numbers; the names are libvirt's. Those about disks and their jobs stand in disk-procedures.ts. Pure
+ * functions.
  */
 
 import { PROGRAM } from "./packets.js";
-import { type TypedParams, typedParams } from "./typed-params.js";
-import type { XdrReader, XdrWriter } from "./xdr.js";
+import { act, ask, noArguments, nothing, type Procedure } from "./procedure.js";
+import { typedParams } from "./typed-params.js";
+import {
+  readDomain,
+  uuidBytes,
+  uuidText,
+  type WireDomain,
+  type WireNetwork,
+  type WirePool,
+  type WireVolume,
+  writeDomain,
+  writeVolume,
+} from "./wire-objects.js";
+import type { XdrWriter } from "./xdr.js";
 
-export interface Procedure<Args, Answer> {
-  /** Whose number it is; default: `PROGRAM.remote`. */
-  readonly program?: number;
-  /** In `enum remote_procedure`, or `enum qemu_procedure`. */
-  readonly number: number;
-  /** Without `REMOTE_PROC_`. */
-  readonly name: string;
-  /** Whether it changes nothing, so that it can be repeated if the answer was lost. */
-  readonly repeatable: boolean;
-  readonly encode: (out: XdrWriter, args: Args) => unknown;
-  readonly decode: (answer: XdrReader) => Answer;
-}
+export * from "./disk-procedures.js";
 
-/** `remote_nonnull_domain`. libvirt finds a domain by its UUID alone. */
-export interface WireDomain {
-  readonly name: string;
-  /** With hyphens. */
-  readonly uuid: string;
-  /** The number of its run; -1: it is off, or the number is unknown. */
-  readonly id: number;
-}
-
-/** `remote_nonnull_domain_checkpoint`. */
-export interface WireCheckpoint {
-  readonly name: string;
-  readonly domain: WireDomain;
-}
-
-/** `remote_nonnull_network`. */
-interface WireNetwork {
-  readonly name: string;
-  readonly uuid: string;
-}
-
-/** `remote_nonnull_storage_pool`. */
-interface WirePool {
-  readonly name: string;
-  readonly uuid: string;
-}
-
-/** `remote_nonnull_storage_vol`. */
-interface WireVolume {
-  readonly pool: string;
-  readonly name: string;
-  readonly key: string;
-}
-
-/** VIR_TYPED_PARAM_ULLONG. */
-const UNSIGNED_64 = 4;
 /** VIR_CONNECT_COMPARE_CPU_FAIL_INCOMPATIBLE. */
 const FAIL_INCOMPATIBLE = 1;
 
@@ -180,31 +146,11 @@ export const CONNECT_GET_LIB_VERSION = ask(157, "CONNECT_GET_LIB_VERSION", noArg
   answer.size("a version"),
 );
 
-export const DOMAIN_ABORT_JOB = act(
-  164,
-  "DOMAIN_ABORT_JOB",
-  (out, { domain }: { readonly domain: WireDomain }) => writeDomain(out, domain),
-  nothing,
-);
-
 export const DOMAIN_HAS_MANAGED_SAVE_IMAGE = ask(
   183,
   "DOMAIN_HAS_MANAGED_SAVE_IMAGE",
   (out, { domain }: { readonly domain: WireDomain }) => writeDomain(out, domain).int(0),
   (answer) => answer.int() === 1,
-);
-
-/** In bytes: of the image file, of the disk as the guest sees it, and of the image's end. */
-export const DOMAIN_GET_BLOCK_INFO = ask(
-  194,
-  "DOMAIN_GET_BLOCK_INFO",
-  (out, { domain, path }: { readonly domain: WireDomain; readonly path: string }) =>
-    writeDomain(out, domain).string(path).int(0),
-  (answer) => ({
-    allocation: answer.size("an allocation"),
-    capacity: answer.size("a capacity"),
-    physical: answer.size("a size"),
-  }),
 );
 
 /** Starts a domain that is defined; `flags`: virDomainCreateFlags. */
@@ -251,56 +197,6 @@ export const DOMAIN_DESTROY_FLAGS = act(
   nothing,
 );
 
-/** Ends the block job of a disk. `flags`: virDomainBlockJobAbortFlags. */
-export const DOMAIN_BLOCK_JOB_ABORT = act(
-  237,
-  "DOMAIN_BLOCK_JOB_ABORT",
-  (out, args: { readonly domain: WireDomain; readonly path: string; readonly flags: number }) =>
-    writeDomain(out, args.domain).string(args.path).int(args.flags),
-  nothing,
-);
-
-/** `type`: virDomainBlockJobType; `done` of `total` bytes; undefined: none runs. */
-export const DOMAIN_GET_BLOCK_JOB_INFO = ask(
-  238,
-  "DOMAIN_GET_BLOCK_JOB_INFO",
-  (out, { domain, path }: { readonly domain: WireDomain; readonly path: string }) =>
-    writeDomain(out, domain).string(path).int(0),
-  (answer) => {
-    const found = answer.int() === 1;
-    const type = answer.int();
-    // Bandwidth.
-    answer.bigint();
-    const [done, total] = [answer.size("what is done"), answer.size("a total")];
-    return found ? { type, done, total } : undefined;
-  },
-);
-
-/** Repeatable: it sets the same again. `bandwidth` 0: without a limit. */
-export const DOMAIN_BLOCK_JOB_SET_SPEED = ask(
-  239,
-  "DOMAIN_BLOCK_JOB_SET_SPEED",
-  (out, args: { readonly domain: WireDomain; readonly path: string; readonly bandwidth: number }) =>
-    writeDomain(out, args.domain).string(args.path).size(args.bandwidth).int(0),
-  nothing,
-);
-
-/** Has QEMU copy what an image shows of its backing files into it. `flags`: virDomainBlockPullFlags. */
-export const DOMAIN_BLOCK_PULL = act(
-  240,
-  "DOMAIN_BLOCK_PULL",
-  (
-    out,
-    args: {
-      readonly domain: WireDomain;
-      readonly path: string;
-      readonly bandwidth: number;
-      readonly flags: number;
-    },
-  ) => writeDomain(out, args.domain).string(args.path).size(args.bandwidth).int(args.flags),
-  nothing,
-);
-
 /** `flags`: virConnectListAllDomainsFlags; 0: all. */
 export const CONNECT_LIST_ALL_DOMAINS = ask(
   273,
@@ -311,18 +207,6 @@ export const CONNECT_LIST_ALL_DOMAINS = ask(
     answer.uint();
     return domains;
   },
-);
-
-/** `type`: virDomainJobType; `flags`: virDomainGetJobStatsFlags. */
-export const DOMAIN_GET_JOB_STATS = ask(
-  298,
-  "DOMAIN_GET_JOB_STATS",
-  (out, { domain, flags }: { readonly domain: WireDomain; readonly flags: number }) =>
-    writeDomain(out, domain).int(flags),
-  (answer): { readonly type: number; readonly params: TypedParams } => ({
-    type: answer.int(),
-    params: typedParams(answer),
-  }),
 );
 
 /** `event`: virDomainEventID. The answer is the number of the callback. */
@@ -380,32 +264,6 @@ export const CONNECT_GET_ALL_DOMAIN_STATS = ask(
     })[0] ?? new Map(),
 );
 
-/**
- * Has QEMU copy a disk to another image while it is written to. `xml`: a `<disk>` with that image; `flags`:
- * virDomainBlockCopyFlags.
- */
-export const DOMAIN_BLOCK_COPY = act(
-  345,
-  "DOMAIN_BLOCK_COPY",
-  (
-    out,
-    args: {
-      readonly domain: WireDomain;
-      readonly path: string;
-      readonly xml: string;
-      /** Bytes per second; undefined: no limit. */
-      readonly bandwidth: number | undefined;
-      readonly flags: number;
-    },
-  ) => {
-    writeDomain(out, args.domain).string(args.path).string(args.xml);
-    if (args.bandwidth === undefined) out.int(0);
-    else out.int(1).string("bandwidth").int(UNSIGNED_64).size(args.bandwidth);
-    return out.int(args.flags);
-  },
-  nothing,
-);
-
 /** The answer has the mountpoint of each of the guest's file systems. */
 export const DOMAIN_GET_FSINFO = ask(
   349,
@@ -451,17 +309,6 @@ export const DOMAIN_DEFINE_XML_FLAGS = act(
   readDomain,
 );
 
-/**
- * `device`: `vda`, or `vda[5]` for another image of it; `bytes`: the offset in the image that a write passes.
- */
-export const DOMAIN_SET_BLOCK_THRESHOLD = act(
-  386,
-  "DOMAIN_SET_BLOCK_THRESHOLD",
-  (out, args: { readonly domain: WireDomain; readonly device: string; readonly bytes: number }) =>
-    writeDomain(out, args.domain).string(args.device).size(args.bytes).int(0),
-  nothing,
-);
-
 /** `cpu`: its `<cpu>` element. Refused with what is missing, if the host can't run it. */
 export const CONNECT_COMPARE_HYPERVISOR_CPU = ask(
   393,
@@ -486,67 +333,6 @@ export const CONNECT_COMPARE_HYPERVISOR_CPU = ask(
   (answer) => answer.int(),
 );
 
-/** `flags`: virDomainCheckpointCreateFlags. */
-export const DOMAIN_CHECKPOINT_CREATE_XML = act(
-  411,
-  "DOMAIN_CHECKPOINT_CREATE_XML",
-  (out, args: { readonly domain: WireDomain; readonly xml: string; readonly flags: number }) =>
-    writeDomain(out, args.domain).string(args.xml).int(args.flags),
-  readCheckpoint,
-);
-
-/** `flags`: virDomainCheckpointXMLFlags. */
-export const DOMAIN_CHECKPOINT_GET_XML_DESC = ask(
-  412,
-  "DOMAIN_CHECKPOINT_GET_XML_DESC",
-  (out, args: { readonly checkpoint: WireCheckpoint; readonly flags: number }) =>
-    writeCheckpoint(out, args.checkpoint).int(args.flags),
-  (answer) => answer.string(),
-);
-
-/** `flags`: virDomainCheckpointListFlags. */
-export const DOMAIN_LIST_ALL_CHECKPOINTS = ask(
-  413,
-  "DOMAIN_LIST_ALL_CHECKPOINTS",
-  (out, { domain, flags }: { readonly domain: WireDomain; readonly flags: number }) =>
-    writeDomain(out, domain).int(1).int(flags),
-  (answer) => {
-    const checkpoints = answer.list(() => readCheckpoint(answer));
-    answer.int();
-    return checkpoints;
-  },
-);
-
-/** `flags`: virDomainCheckpointDeleteFlags. */
-export const DOMAIN_CHECKPOINT_DELETE = act(
-  417,
-  "DOMAIN_CHECKPOINT_DELETE",
-  (out, args: { readonly checkpoint: WireCheckpoint; readonly flags: number }) =>
-    writeCheckpoint(out, args.checkpoint).int(args.flags),
-  nothing,
-);
-
-export const DOMAIN_BACKUP_BEGIN = act(
-  421,
-  "DOMAIN_BACKUP_BEGIN",
-  (
-    out,
-    args: {
-      readonly domain: WireDomain;
-      readonly backupXml: string;
-      readonly checkpointXml: string | undefined;
-    },
-  ) => writeDomain(out, args.domain).string(args.backupXml).optionalString(args.checkpointXml).int(0),
-  nothing,
-);
-
-export const DOMAIN_BACKUP_GET_XML_DESC = ask(
-  422,
-  "DOMAIN_BACKUP_GET_XML_DESC",
-  (out, { domain }: { readonly domain: WireDomain }) => writeDomain(out, domain).int(0),
-  (answer) => answer.string(),
-);
-
 /** Has the guest's agent do what `command` says, which is JSON, and so is the answer. */
 export const DOMAIN_AGENT_COMMAND = {
   ...act(
@@ -559,61 +345,9 @@ export const DOMAIN_AGENT_COMMAND = {
   program: PROGRAM.qemu,
 };
 
-/** A procedure that changes nothing. */
-function ask<Args, Answer>(
-  number: number,
-  name: string,
-  encode: Procedure<Args, Answer>["encode"],
-  decode: Procedure<Args, Answer>["decode"],
-): Procedure<Args, Answer> {
-  return { number, name, repeatable: true, encode, decode };
-}
-
-/** A procedure that changes something. */
-function act<Args, Answer>(
-  number: number,
-  name: string,
-  encode: Procedure<Args, Answer>["encode"],
-  decode: Procedure<Args, Answer>["decode"],
-): Procedure<Args, Answer> {
-  return { number, name, repeatable: false, encode, decode };
-}
-
-function noArguments(_out: XdrWriter, _none: undefined): void {}
-
-function nothing(): void {}
-
 function writeMountpoints(
   out: XdrWriter,
   { domain, mountpoints }: { readonly domain: WireDomain; readonly mountpoints: readonly string[] },
 ): XdrWriter {
   return writeDomain(out, domain).strings(mountpoints).int(0);
-}
-
-function writeDomain(out: XdrWriter, { name, uuid, id }: WireDomain): XdrWriter {
-  return out.string(name).fixed(uuidBytes(uuid)).int(id);
-}
-
-export function readDomain(answer: XdrReader): WireDomain {
-  return { name: answer.string(), uuid: uuidText(answer.fixed(16)), id: answer.int() };
-}
-
-function writeVolume(out: XdrWriter, { pool, name, key }: WireVolume): XdrWriter {
-  return out.string(pool).string(name).string(key);
-}
-
-function writeCheckpoint(out: XdrWriter, { name, domain }: WireCheckpoint): XdrWriter {
-  return writeDomain(out.string(name), domain);
-}
-
-function readCheckpoint(answer: XdrReader): WireCheckpoint {
-  return { name: answer.string(), domain: readDomain(answer) };
-}
-
-function uuidBytes(uuid: string): Buffer {
-  return Buffer.from(uuid.replaceAll("-", ""), "hex");
-}
-
-function uuidText(bytes: Buffer): string {
-  return bytes.toString("hex").replace(/^(.{8})(.{4})(.{4})(.{4})/, "$1-$2-$3-$4-");
 }

@@ -2,7 +2,7 @@ import type { CallOptions, Keepalive, RpcConnection } from "./connection.js";
 import type { DaemonAddress } from "./daemon-address.js";
 import { LostError } from "./errors.js";
 import { openConnection } from "./open.js";
-import type { Procedure } from "./procedures.js";
+import type { Procedure } from "./procedure.js";
 
 interface SessionOptions {
   /** For the opening of a connection. */

@@ -11,6 +11,7 @@ import {
 } from "../../../../src/backup/libvirt/rpc/packets.js";
 import * as procedures from "../../../../src/backup/libvirt/rpc/procedures.js";
 import { typedParams } from "../../../../src/backup/libvirt/rpc/typed-params.js";
+import { readDomain } from "../../../../src/backup/libvirt/rpc/wire-objects.js";
 import { UnreadableError, XdrReader, XdrWriter } from "../../../../src/backup/libvirt/rpc/xdr.js";
 import { refusal, UUID } from "../../../support/scripted-libvirt.js";
 
@@ -237,6 +238,6 @@ describe("the table of procedures", () => {
     procedures.DOMAIN_GET_XML_DESC.encode(out, { domain: DOMAIN, flags: 2 });
     const uuid = UUID.replaceAll("-", "");
     expect(out.finish().toString("hex")).toBe(`000000036c616200${uuid}0000000700000002`);
-    expect(procedures.readDomain(new XdrReader(out.finish()))).toEqual(DOMAIN);
+    expect(readDomain(new XdrReader(out.finish()))).toEqual(DOMAIN);
   });
 });
