@@ -147,7 +147,7 @@ const FLOORS: readonly (readonly RegExp[])[] = [
   [/^src\/nbd\/connection\./],
   [/^src\/nbd\/(dial|exchange)\./],
   [/^src\/nbd\/(negotiate|settings|socket|tls|export-info)\./],
-  [/^src\/nbd\/(coverage|uri|abort|watchdog|tls-failure)\./],
+  [/^src\/nbd\/(coverage|uri|abort|watchdog|late-chunks|tls-failure)\./],
   [/^src\/nbd\/host\./],
   [/^src\/nbd\/patience\//],
   [/^src\/nbd\/wire\/(?!constants|bytes)/],
@@ -168,7 +168,7 @@ const PURE = [
   /^src\/backup\/image\/(image|run-list|run-cursor|slots)\./,
   /^src\/backup\/qcow2\/(format|header|layout|size-list|stream-placement|table-run-list|tables)\./,
   /^src\/backup\/libvirt\/(job-xml|hypervisor)\./,
-  /^src\/backup\/libvirt\/rpc\/(xdr|packets|procedures|typed-params|events|errors|daemon-address)\./,
+  /^src\/backup\/libvirt\/rpc\/(xdr|packets|procedures?|disk-procedures|wire-objects|typed-params|events|errors|daemon-address)\./,
 ];
 const IO =
   /^node:(net|tls|fs|fs\/promises|http|dgram|child_process|worker_threads|timers|timers\/promises)$|^execa$/;

@@ -21,6 +21,7 @@ import {
   type Stretch,
 } from "./exchange.js";
 import { type ExportInfo, exportInfo } from "./export-info.js";
+import { LateChunks } from "./late-chunks.js";
 import type { Negotiated } from "./negotiate.js";
 import type { Receiver, Transport } from "./socket.js";
 import { type TimeLimits, Watchdog, type Watched } from "./watchdog.js";
@@ -38,8 +39,6 @@ const WINDOW = 16;
  * both sides more than half a window of requests is worth (docs/performance.md).
  */
 const REFILL = WINDOW / 2;
-/** Most finished block-status requests to remember. Late chunks follow closely after the reply. */
-const MAX_FINISHED_STATUS = 64;
 
 export class Connection implements Receiver, ReplyHandler, Watched {
   readonly export: ExportInfo;
@@ -57,10 +56,7 @@ export class Connection implements Receiver, ReplyHandler, Watched {
   readonly #heldBack = new Set<OpenRequest>();
   /** Number of requests sent so far. Cookies are made from it, so they are never reused. */
   #sequence = 0;
-  /** Cookies of the most recently answered block-status requests; see {@link find}. */
-  readonly #finishedStatus = new Set<number>();
-  /** Number of late chunks that may still be skipped; see {@link find}. */
-  #lateAllowance = 0;
+  readonly #lateChunks: LateChunks;
   #ended: NbdError | undefined;
   #onLost: ((error: NbdError) => void) | undefined;
   #leaving: Promise<void> | undefined;
@@ -75,6 +71,7 @@ export class Connection implements Receiver, ReplyHandler, Watched {
     this.#batch = new RequestBatch(negotiated.protocol, WINDOW);
     this.#transport = transport;
     this.#contexts = negotiated.contexts;
+    this.#lateChunks = new LateChunks(negotiated.contexts.size);
     this.#watchdog = new Watchdog(limits, this, (error) => this.destroy(error));
     this.#parser = new ReplyParser(negotiated.protocol, this);
     transport.receiver = this;
@@ -270,19 +267,12 @@ export class Connection implements Receiver, ReplyHandler, Watched {
 
   // ReplyHandler
 
-  /**
-   * If one context fails, QEMU ends the reply with the error and then still sends the next context's chunk.
-   * Such a late chunk is skipped. Only block status with several contexts is affected, so each such request
-   * allows for two late chunks per context.
-   */
+  /** Undefined: a late chunk, which is skipped. */
   find(cookie: number): ReplySink | undefined {
     const exchange = this.#inFlight.get(cookie);
     if (exchange !== undefined) return exchange;
-    if (this.#lateAllowance === 0 || !this.#finishedStatus.has(cookie)) {
-      throw new ProtocolError(`the server sent a reply with cookie ${cookie}, which no open request has`);
-    }
-    this.#lateAllowance -= 1;
-    return undefined;
+    if (this.#lateChunks.skip(cookie)) return undefined;
+    throw new ProtocolError(`the server sent a reply with cookie ${cookie}, which no open request has`);
   }
 
   finished(cookie: number): void {
@@ -301,7 +291,7 @@ export class Connection implements Receiver, ReplyHandler, Watched {
     this.#inFlight.delete(cookie);
     if (this.#whenAnswered !== undefined && exchange.failure?.errno !== "ESHUTDOWN") this.#noteAnswered();
     this.#watchdog.answered(exchange.worth);
-    if (exchange.command === COMMAND.BLOCK_STATUS && this.#contexts.size > 1) this.#noteFinished(cookie);
+    if (exchange.command === COMMAND.BLOCK_STATUS) this.#lateChunks.noteFinished(cookie);
     this.#sendWaiting();
     this.#noteDrained();
   }
@@ -320,15 +310,6 @@ export class Connection implements Receiver, ReplyHandler, Watched {
     const listener = this.#whenAnswered;
     this.#whenAnswered = undefined;
     listener?.();
-  }
-
-  #noteFinished(cookie: number): void {
-    this.#finishedStatus.add(cookie);
-    if (this.#finishedStatus.size <= MAX_FINISHED_STATUS) return;
-    for (const oldest of this.#finishedStatus) {
-      this.#finishedStatus.delete(oldest);
-      return;
-    }
   }
 
   /** Whether a caller waits for a reply. */
@@ -367,7 +348,7 @@ export class Connection implements Receiver, ReplyHandler, Watched {
   #send(exchange: OpenRequest): void {
     const isStatus = exchange.command === COMMAND.BLOCK_STATUS;
     const cookie = this.#nextCookie(isStatus);
-    if (isStatus && this.#contexts.size > 1) this.#lateAllowance += 2 * this.#contexts.size;
+    if (isStatus) this.#lateChunks.noteSent();
     exchange.sentAt = this.#watchdog.now;
     this.#inFlight.set(cookie, exchange);
     const { command, flags, offset, length, payload } = exchange;

@@ -13,7 +13,7 @@ const root = fileURLToPath(new URL("../..", import.meta.url));
 const MODULE = [
   /^src\/backup\/host\//,
   /^src\/backup\/image\/image-file\.ts$/,
-  /^src\/backup\/repository\/repository\.ts$/,
+  /^src\/backup\/repository\/find-folders\.ts$/,
 ];
 
 const ELSEWHERE: Readonly<Record<string, string>> = {
@@ -95,6 +95,6 @@ describe("paths of a repository", () => {
     // The count sees what it counts: these two rooms open files, through the module.
     expect(opensPaths("src/backup/host/held-folder.ts").length).toBeGreaterThan(5);
     expect(opensPaths("src/backup/image/image-file.ts")).toEqual(["open", "unlink"]);
-    expect(opensPaths("src/backup/repository/repository.ts")).toEqual(["stat"]);
+    expect(opensPaths("src/backup/repository/find-folders.ts")).toEqual(["stat"]);
   });
 });

@@ -2,8 +2,9 @@
  * The copy room keeps one repository in step with another: whole points with what they are based on, file by
  * file, under the same ids. Nothing is copied that is there already, and nothing is taken over unproven.
  *
- * Read this file first: it copies point by point. Then read choose-points.ts (which points), copy-files.ts
- * with copied-file.ts and copied-folder.ts (how the copy itself is proven), same-disk.ts (whether two points
+ * Read this file first: it copies point by point. Then read choose-points.ts (which points), copy-target.ts
+ * (how the other repository is written), copy-files.ts with copied-file.ts and copied-folder.ts (how the copy
+ * itself is proven), same-disk.ts (whether two points
  * of one id are the same, though a prune has changed one of them) and follow-prune.ts (what goes from the
  * copy).
  *
@@ -14,18 +15,13 @@ import { DamageError, PreconditionError } from "../base/errors.js";
 import type { Retention } from "../prune/retention.js";
 import type { RateLimit } from "../pull/rate-limit.js";
 import { type CopiedRecord, readCopied, recordCopied } from "../repository/copied-record.js";
-import type { HeldLock } from "../repository/domain-lock.js";
 import { type JudgedPoint, judgePoints } from "../repository/judged-points.js";
-import { removeLeftovers } from "../repository/leftovers.js";
 import { type DiskManifest, diskOf, formatManifest, type Manifest } from "../repository/manifest.js";
-import { makePoint, type PendingPoint, partialName } from "../repository/pending-point.js";
 import { domainsAmong, ownersOf } from "../repository/point-owners.js";
 import type { Repository } from "../repository/repository.js";
-import { makeStoredPoint } from "../repository/stored-point.js";
-import type { RecordFolder } from "../storage/record-folder.js";
-import type { StoreWriting } from "../storage/stored-writing.js";
 import { type ChosenPoints, choosePoints, type WhichPoints } from "./choose-points.js";
 import { copyFiles } from "./copy-files.js";
+import { type CopyTarget, type MakePoint, writingCopy } from "./copy-target.js";
 import { type Followed, followPrune } from "./follow-prune.js";
 import { asCopied, imageBytesOf, storedBytesOf } from "./point-files.js";
 import { compareDisks } from "./same-disk.js";
@@ -97,7 +93,7 @@ export async function copyDomain(options: CopyOptions): Promise<CopyResult> {
     domain,
     async () => {
       const judged = await judgePoints(from, domain);
-      const copy = async (target: Target | undefined): Promise<Copied> => {
+      const copy = async (target: CopyTarget | undefined): Promise<Copied> => {
         // Not before the lock is there: whoever had it may have pruned.
         const there = await judgePoints(to, domain);
         assertSameDomain(judged, there, options);
@@ -106,7 +102,7 @@ export async function copyDomain(options: CopyOptions): Promise<CopyResult> {
       };
       const { result, ...came } = options.dryRun
         ? await to.reading(domain, async () => await copy(undefined), signal)
-        : await writingTo(options, new Set(judged.map(({ id }) => id)), copy);
+        : await writingCopy(options, new Set(judged.map(({ id }) => id)), copy);
       if (!options.remove) return result;
       const followed = await followPrune(
         { ...options, retention: options.remove },
@@ -116,34 +112,6 @@ export async function copyDomain(options: CopyOptions): Promise<CopyResult> {
     },
     signal,
   );
-}
-
-/**
- * Runs `work` as the only writer of the other repository.
- * @param goOnWith ids of points that a killed run may have begun to copy: what it has left of them stays
- *   until `work` has ended
- */
-async function writingTo<T>(
-  { to, domain, signal }: CopyOptions,
-  goOnWith: ReadonlySet<string>,
-  work: (target: Target) => Promise<T>,
-): Promise<T> {
-  if (to.isInStore) {
-    const inStore = async (writing: StoreWriting): Promise<T> => {
-      const done = await work(storeOf(writing, signal));
-      await writing.clearLeftovers({ signal });
-      return done;
-    };
-    return await to.writingInStore(domain, inStore, signal, goOnWith);
-  }
-  const inFolder = async (held: HeldLock): Promise<T> => {
-    const done = await work(folderOf(held));
-    await removeLeftovers(held.folder);
-    return done;
-  };
-  const clear = (folder: HeldLock["folder"]): Promise<void> =>
-    removeLeftovers(folder, (name) => [...goOnWith].some((id) => name === partialName(id)));
-  return await to.writing(domain, inFolder, signal, clear);
 }
 
 /** What both repositories have when a copy begins. */
@@ -161,7 +129,7 @@ interface Copied {
   readonly isCutOff: boolean;
 }
 
-async function copyAll(options: CopyOptions, both: Both, target: Target | undefined): Promise<Copied> {
+async function copyAll(options: CopyOptions, both: Both, target: CopyTarget | undefined): Promise<Copied> {
   const { from, which } = options;
   const { judged, there, record } = both;
   const before = record.get(from.id) ?? new Set<string>();
@@ -189,36 +157,6 @@ async function copyAll(options: CopyOptions, both: Both, target: Target | undefi
   await note();
   const came = (id: string): boolean => before.has(id) || copy.same.has(id);
   return { result, theirs: there.map(({ id }) => id).filter(came), isCutOff };
-}
-
-/** The other repository, while it is written. */
-interface Target {
-  readonly make: MakePoint;
-  /** Writes small files beside the points of the domain. */
-  record(write: (folder: RecordFolder) => Promise<void>): Promise<void>;
-}
-
-/** Makes a point of that id in the other repository. */
-type MakePoint = (id: string, work: (point: PendingPoint) => Promise<void>) => Promise<void>;
-
-function folderOf(held: HeldLock): Target {
-  return {
-    make: (copyOf, work) => makePoint(held, work, { copyOf }),
-    record: async (write) => {
-      await held.assertHeld();
-      await write(held.folder);
-    },
-  };
-}
-
-function storeOf(writing: StoreWriting, signal: AbortSignal): Target {
-  return {
-    make: (id, work) => makeStoredPoint(writing, work, { id, goOn: true, signal }),
-    record: async (write) => {
-      await writing.assertHeld();
-      await write(writing.records);
-    },
-  };
 }
 
 function assertSameDomain(

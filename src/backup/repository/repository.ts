@@ -6,27 +6,27 @@
  * itself), domain-lock.ts (writers and readers) with reading.ts, and prune-journal.ts, planned-merges.ts and
  * finish-prune.ts with raw-patch.ts (how a dead prune is undone or finished). strangers.ts looks who else can
  * write there. choose-point.ts finds the point that a user names and choose-domain.ts its domain,
- * domain-folder.ts the folder for a domain's next point, folder-name.ts how it may be called, point-owners.ts
- * whose the points of a folder are, mend-clock.ts mends times of points, points-without-damage.ts what can be
- * restored in spite of damage, kept-files.ts checks a domain's files. marker.ts marks a repository, and
- * init-folder.ts and init-store.ts make one; write-in-folder.ts and write-in-store.ts make their caller the
- * only writer. This room knows nothing of libvirt or NBD: it never starts a job and never opens a connection.
+ * domain-folder.ts the folder for a domain's next point, folder-name.ts how it may be called, find-folders.ts
+ * those that may have points, point-owners.ts whose the points of a folder are, mend-clock.ts mends times of
+ * points, points-without-damage.ts what can be restored in spite of damage, kept-files.ts checks a domain's
+ * files. marker.ts marks a repository, and init-folder.ts and init-store.ts make one; write-in-folder.ts and
+ * write-in-store.ts make their caller the only writer. This room knows nothing of libvirt or NBD: it never
+ * starts a job and never opens a connection.
  */
 
 import assert from "node:assert/strict";
-import { stat } from "node:fs/promises";
 import { join } from "node:path";
 import { DamageError, hasCode } from "../base/errors.js";
 import { isMissing } from "../host/durable-files.js";
 import { HeldFolder } from "../host/held-folder.js";
 import { refuseAddress } from "../host/local-path.js";
-import type { FilePlace } from "../image/readable-file.js";
 import { isSamePlace, namesStore, openStore } from "../storage/open-store.js";
 import type { RecordFolder } from "../storage/record-folder.js";
 import type { StoredFolder, StoreRoot } from "../storage/stored-folder.js";
 import type { KeptVersion, StoreWriting } from "../storage/stored-writing.js";
 import type { HeldLock } from "./domain-lock.js";
-import { folderNameOf, isFolderName, LOST_AND_FOUND } from "./folder-name.js";
+import { findFolders } from "./find-folders.js";
+import { folderNameOf, LOST_AND_FOUND } from "./folder-name.js";
 import { initFolder } from "./init-folder.js";
 import { initStore } from "./init-store.js";
 import { removeLeftovers } from "./leftovers.js";
@@ -169,13 +169,7 @@ export class Repository {
   /** Names of the folders that may have points, sorted; a link to a folder is one of them. */
   async folders(): Promise<string[]> {
     await using root = await this.#openRoot();
-    const names: string[] = [];
-    for (const entry of await root.entries()) {
-      const isFolder =
-        entry.isDirectory() || (entry.isSymbolicLink() && (await leadsToFolder(root.at(entry.name))));
-      if (isFolder && isFolderName(entry.name)) names.push(entry.name);
-    }
-    return names.sort();
+    return await findFolders(root);
   }
 
   async #hasPoints(folder: string): Promise<boolean> {
@@ -416,13 +410,4 @@ export class Repository {
       removeLeftovers(folder, (name) => begun !== undefined && name === partialName(begun.id));
     return await this.writing(domain, (held) => makePoint(held, work, { begun }), signal, clear);
   }
-}
-
-/** Only looks where a link leads; nothing is opened there. */
-async function leadsToFolder(place: FilePlace): Promise<boolean> {
-  if (typeof place !== "string") return false;
-  return await stat(place).then(
-    (found) => found.isDirectory(),
-    () => false,
-  );
 }
