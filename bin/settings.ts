@@ -50,6 +50,8 @@ const KEYS: Readonly<Record<string, readonly string[] | undefined>> = {
   ),
   metrics: ["backup", "prune", "verify", "run"],
   "verify-share": ["run"],
+  report: ["run"],
+  "max-age": ["report", "run"],
 };
 
 /** What only the file has: the domains of `nbdpull run`, and whether others may write to the repository. */
@@ -70,7 +72,7 @@ const READING = [
 ];
 
 /** Settings have no folder that a relative path could start from: timers and shells have different ones. */
-const PATHS = ["repository", "scratch", "metrics", "tls-ca", "tls-cert", "tls-key"];
+const PATHS = ["repository", "scratch", "metrics", "report", "tls-ca", "tls-cert", "tls-key"];
 
 /** Takes the place of a configuration file that is in the way. */
 const NO_FILE = "/dev/null";

@@ -5,6 +5,7 @@ import { Repository } from "../../src/backup/repository/repository.js";
 import { findStranger } from "../../src/backup/repository/strangers.js";
 import { titleOf } from "../domain-title.js";
 import { EXIT, worstExitCode } from "../exit-codes.js";
+import type { MaxAgeOptions } from "../max-age.js";
 import { MetricsFile } from "../metrics-file.js";
 import { human } from "../output.js";
 import { placeOf } from "../place-of.js";
@@ -15,11 +16,9 @@ import type { Span } from "../terminal.js";
 import { tableLines } from "../text-table.js";
 import { durationText, localTime } from "../times.js";
 
-interface ReportOptions {
+interface ReportOptions extends MaxAgeOptions {
   readonly html?: string;
   readonly prometheus?: string;
-  /** In seconds. */
-  readonly maxAge: number;
 }
 
 export async function runReport(

@@ -1,15 +1,19 @@
-/** What a night takes: backup, prune, verify. A step that fails keeps no later one from being done. */
+/** What a night takes: backup, prune, verify, report. A step that fails keeps no later one from being done. */
 import { UsageError } from "../../src/backup/base/errors.js";
 import { EXIT, exitCodeOf, InterruptedError, throwIfInterrupted, worstOf } from "../exit-codes.js";
+import type { MaxAgeOptions } from "../max-age.js";
 import type { Output } from "../output.js";
 import type { RetentionOptions } from "../retention-options.js";
 import type { Context } from "../run.js";
 import { type BackupOptions, runBackup } from "./backup.js";
 import { type PrunedDomain, runPrune } from "./prune.js";
+import { runReport } from "./report.js";
 import { runVerify } from "./verify.js";
 
-interface RunOptions extends Omit<BackupOptions, "create">, RetentionOptions {
+interface RunOptions extends Omit<BackupOptions, "create">, RetentionOptions, MaxAgeOptions {
   readonly verifyShare?: number;
+  /** The file for the page. */
+  readonly report?: string;
   /** As the configuration file names them. */
   readonly domains?: readonly string[];
   readonly strict?: true;
@@ -60,6 +64,8 @@ function stepsOf(options: RunOptions, domains: readonly string[], results: Recor
     keepWeekly,
     keepMonthly,
     verifyShare: share,
+    report: html,
+    maxAge,
     metrics,
     fsync,
     trustRepository,
@@ -82,6 +88,13 @@ function stepsOf(options: RunOptions, domains: readonly string[], results: Recor
   }
   if (share !== undefined) {
     steps.push({ name: "verify", work: (context) => runVerify(context, { ...given, share }, to, undefined) });
+  }
+  if (html !== undefined) {
+    const prometheus = metrics === undefined ? {} : { prometheus: metrics };
+    steps.push({
+      name: "report",
+      work: (context) => runReport(context, { html, maxAge, ...prometheus }, [to]),
+    });
   }
   return steps;
 }

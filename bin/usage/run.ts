@@ -2,6 +2,7 @@ import type { Command } from "commander";
 import { DEFAULT_DIGESTS } from "../../src/backup/digest/algorithms.js";
 import { withFullEvery } from "../full-every.js";
 import { withGuest } from "../guest-options.js";
+import { withMaxAge } from "../max-age.js";
 import { MOST_SHARES, wholeNumber } from "../network-limits.js";
 import {
   collect,
@@ -20,7 +21,7 @@ export function addRun(program: Command, run: Run): void {
   const command = program
     .command("run")
     .addHelpText("after", examples("nbdpull run", "nbdpull run --config /etc/nbdpull-weekly.toml"))
-    .description("back up, prune and verify as the configuration file says, for a timer")
+    .description("back up, prune, verify and report as the configuration file says, for a timer")
     .argument("[domains...]", "these domains, instead of those of the configuration file")
     .requiredOption("--to <repo>", "the repository")
     .option("--all", "all domains that run and have disks (not those that are off)")
@@ -31,11 +32,14 @@ export function addRun(program: Command, run: Run): void {
       "verify one of N shares of the points, another one every day; left out: none",
       wholeNumber(1, MOST_SHARES),
     )
+    .option("--report <file>", "at the end write the report of the repository, as report --html does")
     .option("--metrics <file>", "keep a metrics file for the node exporter's textfile collector (*.prom)");
   withRetention(
     withTrust(
       withReconnect(
-        withFullEvery(withGuest(withProof(withDigests(withCopy(command), `default ${DEFAULT_DIGESTS}`)))),
+        withFullEvery(
+          withGuest(withProof(withDigests(withCopy(withMaxAge(command)), `default ${DEFAULT_DIGESTS}`))),
+        ),
       ),
     ),
   ).action(run(async () => (await import("../commands/run.js")).runAll));

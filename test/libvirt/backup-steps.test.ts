@@ -234,13 +234,14 @@ await describeWithLibvirt("a backup of all domains", () => {
     expect(both.stderr).toContain("not both");
   }, 480_000);
 
-  it("and prunes and verifies what the configuration file says, with one exit code and one metrics file", async () => {
+  it("and prunes, verifies and reports what the configuration file says, with one exit code and one metrics file", async () => {
     await using guest = await BackupLab.start();
     const { lab, repo, scratch, folder } = guest;
     expectExit(await nbdpull("init", repo), 0);
     const metrics = join(folder, "nbdpull.prom");
     const config = join(folder, "nbdpull.toml");
-    const settings = { repository: repo, scratch, metrics, domains: [lab.domain] };
+    const report = join(folder, "backups.html");
+    const settings = { repository: repo, scratch, metrics, report, domains: [lab.domain] };
     const lines = Object.entries(settings).map(([key, value]) => `${key} = ${JSON.stringify(value)}`);
     await writeFile(
       config,
@@ -255,12 +256,15 @@ await describeWithLibvirt("a backup of all domains", () => {
       backup: { domain: lab.domain, level: "incremental" },
       prune: { domains: [{ domain: lab.domain }] },
       verify: { damaged: false, points: [{ domain: lab.domain, restorable: true }] },
+      report: { repositories: [{ domains: [{ name: lab.domain, state: "good" }] }] },
       exitCode: 5,
     });
     expect(await guest.points()).toHaveLength(1);
     const text = await readFile(metrics, "utf8");
     for (const [job, code] of Object.entries({ run: 5, prune: 0, verify: 0 }))
       expect(text).toMatch(new RegExp(`^nbdpull_${job}_exit_code{.*} ${code}$`, "m"));
+    expect(text).toMatch(new RegExp(`^nbdpull_report_late{domain="${lab.domain}",.*} 0$`, "m"));
+    expect(await readFile(report, "utf8")).toContain(lab.domain);
 
     // A step that fails keeps no later one from being done, and the exit code is the worst.
     const gone = await nbdpull("run", "--config", config, "--json", "nosuchdomain");

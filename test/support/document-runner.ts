@@ -40,7 +40,7 @@ export class DocumentRunner implements AsyncDisposable {
       "etc",
       "home",
       "var/tmp",
-      "var/www",
+      "var/www/html",
       "var/lib/libvirt/images",
     ];
     for (const name of [...folders, "var/lib/prometheus/node-exporter"]) {
