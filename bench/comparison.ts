@@ -70,7 +70,13 @@ function ratioToReference(workload: WorkloadResult, contender: ContenderResult, 
 }
 
 const VERDICTS = { less: "less", more: "more", none: "no difference", open: "too few runs" } as const;
-const UNITS = { wall: "wall s", cpu: "CPU s", server: "server CPU s", rss: "peak RSS MiB" } as const;
+const UNITS = {
+  wall: "wall s",
+  cpu: "CPU s",
+  server: "server CPU s",
+  rss: "peak RSS MiB",
+  read: "ms for a read",
+} as const;
 
 export function comparisonReport(before: BenchResult, after: BenchResult, metric: Metric): string {
   const rows = compare(before, after, metric).map((one) => [

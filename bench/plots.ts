@@ -72,7 +72,7 @@ export function workloadPlot(workload: WorkloadResult): string {
 /** All targets that are ratios, each in parts of what it allows: up to 1 it is met. */
 export function targetsPlot(result: Pick<BenchResult, "workloads">): string {
   const judged = judgeTargets(result).filter(
-    ({ target, value }) => target.metric !== "rss" && value !== undefined,
+    ({ target, value }) => target.against !== undefined && value !== undefined,
   );
   const values = judged.map(({ target, value }) => shareOf(value as Spread, target.atMost));
   return draw(judged.length * 24 + 90, {

@@ -65,11 +65,13 @@ export function circumstances({ machine, versions, settings }: BenchResult): str
 export function workloadReport(workload: WorkloadResult): string {
   const reference = measuredContender(workload, workload.reference);
   const counts = workload.contenders.some(({ outside }) => outside) ? OUTSIDE : TRAFFIC;
+  const hasReads = workload.contenders.some(({ runs }) => runs.some(({ readMs }) => readMs !== undefined));
   const jobs = workload.contenders.find(({ outside }) => outside?.jobs)?.outside?.jobs;
   const rows = workload.contenders
     .filter(({ runs }) => runs.length > 0)
     .map((contender) => [
       ...row(contender, reference),
+      ...(hasReads ? [spread(spreadOf(valuesOf(contender, "read")))] : []),
       ...counts.of(contender),
       ...(jobs === undefined ? [] : [number(spreadOf(valuesOf(contender, "wall")).median / jobs)]),
     ]);
@@ -86,6 +88,7 @@ export function workloadReport(workload: WorkloadResult): string {
           "× CPU",
           "server CPU s",
           "peak RSS MiB",
+          ...(hasReads ? ["ms for a read"] : []),
           ...counts.names,
           ...(jobs === undefined ? [] : [`wall s for each of ${jobs}`]),
         ],
@@ -141,6 +144,8 @@ const OUTSIDE: Counts = {
 
 const VERDICTS = { less: "faster", more: "slower", none: "no difference", open: "too few runs" } as const;
 
+const MEASURED = { wall: "wall time", cpu: "CPU time", rss: "memory", read: "ms for a read" } as const;
+
 export function targetsReport(result: Pick<BenchResult, "workloads">): string {
   const judged = judgeTargets(result);
   const rows = judged
@@ -148,7 +153,7 @@ export function targetsReport(result: Pick<BenchResult, "workloads">): string {
     .map(({ workload, target, value, standing }) => [
       workload,
       target.contender,
-      target.metric === "wall" ? "wall time" : "CPU time",
+      MEASURED[target.metric],
       target.against ?? "",
       `≤ ${target.atMost.toFixed(2)}`,
       spread(value),

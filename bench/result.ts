@@ -12,6 +12,8 @@ const runSchema = z.object({
   serverSeconds: seconds,
   /** Of the largest process, where a contender is several. */
   peakRssKiB: z.number().nonnegative(),
+  /** The median time of a read, where a contender reads one after the other and tells it. */
+  readMs: z.number().nonnegative().optional(),
 });
 
 /** What a client asks for, from one run through the counting relay. */
@@ -53,8 +55,8 @@ const contenderSchema = z.object({
 
 const targetSchema = z.object({
   contender: z.string(),
-  /** "rss" is an absolute bound in MiB; the others are ratios to `against`. */
-  metric: z.enum(["wall", "cpu", "rss"]),
+  /** "rss" is an absolute bound in MiB, "read" one in ms; the others are ratios to `against`. */
+  metric: z.enum(["wall", "cpu", "rss", "read"]),
   against: z.string().optional(),
   atMost: z.number(),
 });
@@ -106,6 +108,7 @@ export const METRICS = {
   cpu: (run: RunResult): number => run.userSeconds + run.systemSeconds,
   server: (run: RunResult): number => run.serverSeconds,
   rss: (run: RunResult): number => run.peakRssKiB / 1024,
+  read: (run: RunResult): number => run.readMs ?? Number.NaN,
 } as const;
 
 export type Metric = keyof typeof METRICS;

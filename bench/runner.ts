@@ -191,10 +191,10 @@ async function runOnce(entry: Entry, task: Task, scene: Scene, bench: Bench): Pr
   const { serverPid } = scene;
   const crumbs = await touchMemory(folder, entry.outputBytes);
   try {
-    return {
-      command,
-      result: await measure(command, { built, serverPid, scratch: folder, timeoutMs: bench.limitMs }),
-    };
+    const options = { built, serverPid, scratch: folder, timeoutMs: bench.limitMs };
+    const result = await measure(command, options);
+    const readMs = await entry.contender.readMs?.(command);
+    return { command, result: { ...result, ...(readMs !== undefined && { readMs }) } };
   } finally {
     await rm(crumbs);
   }

@@ -108,6 +108,8 @@ export interface Contender {
   readonly needs: readonly Program[];
   /** What is run and measured. Files that it needs may be made here: that isn't measured. */
   command(task: Task): Command | Promise<Command>;
+  /** The median time of its reads in ms, out of what the run has printed. */
+  readMs?(command: Command): Promise<number>;
   /** Looks at what the warm-up run has made, and throws if it isn't right. Returns how that was judged. */
   verify(task: Task, command: Command): Promise<string>;
 }

@@ -20,6 +20,7 @@ import { restoreCompressed } from "./restore-compressed.js";
 import { scattered } from "./scattered.js";
 import { starts } from "./start.js";
 import { storeBackup } from "./store-backup.js";
+import { storeReads } from "./store-reads.js";
 import { storeRestore } from "./store-restore.js";
 import { tcp } from "./tcp.js";
 import { tenthDirty } from "./tenth-dirty.js";
@@ -55,6 +56,7 @@ export const WORKLOADS: readonly Workload[] = [
   restoreCompressed,
   storeBackup,
   storeRestore,
+  storeReads,
   prune,
   libvirtFull,
   libvirtIncremental,

@@ -7,6 +7,7 @@ import { startedIn } from "../../bench/outside.js";
 import { targetsPlot, workloadPlot } from "../../bench/plots.js";
 import { fillMarkers, publish } from "../../bench/publication.js";
 import { circumstances, judgeTargets, targetsReport, workloadReport } from "../../bench/report.js";
+import type { RunResult } from "../../bench/result.js";
 import { contenderOf, resultOf, workloadOf } from "./results.js";
 
 const theirs = contenderOf("theirs", 2, 4, 3, 3, 3);
@@ -110,6 +111,20 @@ describe("targets", () => {
     expect(report).toContain(
       "Peak RSS, target ≤ 8 MiB: at most 10 MiB, in copy. Over it: ours in copy (10 MiB).",
     );
+  });
+});
+
+describe("a workload that reads at random", () => {
+  it("tells how long a read takes, with an absolute target", () => {
+    const [run] = ours.runs as [RunResult];
+    const reads = { ...ours, runs: [2.5, 2.6, 2.7].map((readMs) => ({ ...run, readMs })) };
+    const target = { contender: "ours", metric: "read" as const, atMost: 3 };
+    const workload = workloadOf([theirs, reads], { targets: [target] });
+    expect(workloadReport(workload)).toMatch(/^\| copy \|.*\| peak RSS MiB \| ms for a read \|/m);
+    expect(workloadReport(workload)).toMatch(/^\| ours \|.*\| 2\.60 \(2\.50–2\.70\) \|/m);
+    expect(workloadReport(workload)).toMatch(/^\| theirs \|.*\| 10 \| – \|/m);
+    const report = targetsReport(resultOf(workload));
+    expect(report).toContain("| copy | ours | ms for a read |  | ≤ 3.00 | 2.60 (2.50–2.70) | met |");
   });
 });
 
