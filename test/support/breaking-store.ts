@@ -34,6 +34,8 @@ interface AskedOfStore {
   readonly url: string;
   /** The header, if it has one. */
   readonly range?: string | undefined;
+  /** Likewise, of what is copied. */
+  readonly copiedRange?: string | undefined;
 }
 
 /** A line to a store that breaks as it is told. */
@@ -71,7 +73,8 @@ export class BreakingStore implements AsyncDisposable {
     this.seen.push(`${method} ${url}`);
     const { headers } = asked;
     const isConditional = method === "PUT" && (headers["if-match"] ?? headers["if-none-match"]) !== undefined;
-    const told = this.fault({ method, url, range: headers.range });
+    const copiedRange = headers["x-amz-copy-source-range"]?.toString();
+    const told = this.fault({ method, url, range: headers.range, copiedRange });
     const refusal = isConditional ? ({ answer: 501, code: "NotImplemented" } as const) : undefined;
     const fault = told === "refuse conditions" ? refusal : told;
     if (fault === "never answer") return;
@@ -171,7 +174,7 @@ export class BreakingStore implements AsyncDisposable {
         ...{ Bucket, Key, CopySource: from ?? `${source}` },
         UploadId: url.searchParams.get("uploadId") ?? "",
         PartNumber: Number(url.searchParams.get("partNumber")),
-        CopySourceRange: `bytes=${change(Number(first), Number(last)).join("-")}`,
+        CopySourceRange: range && `bytes=${change(Number(first), Number(last)).join("-")}`,
       }),
     );
     answer.writeHead(200, { "content-type": "application/xml" });

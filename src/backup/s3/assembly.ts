@@ -1,16 +1,10 @@
 import assert from "node:assert/strict";
 import { createHash } from "node:crypto";
-import {
-  type CompletedPart,
-  CompleteMultipartUploadCommand,
-  CreateMultipartUploadCommand,
-  UploadPartCommand,
-  UploadPartCopyCommand,
-} from "@aws-sdk/client-s3";
+import type { CompletedPart } from "@aws-sdk/client-s3";
 import pLimit from "p-limit";
 import { BackupError } from "../base/errors.js";
 import type { AskOptions, Bucket, StoredObject } from "./bucket.js";
-import { isAbsent, reasonOf } from "./errors.js";
+import { type CopiedRange, Multipart } from "./multipart.js";
 
 const MIB = 1024 * 1024;
 /** S3 takes no smaller part, but for the last one of an object. */
@@ -24,15 +18,6 @@ const MOST_COPIES = 8_000;
 const COPIES_AT_ONCE = 8;
 const UPLOADS_AT_ONCE = 4;
 
-/** Bytes of another object of the bucket, which the store copies by itself. */
-interface CopiedRange {
-  readonly key: string;
-  /** Of the object that is meant, as it was listed. */
-  readonly etag: string;
-  readonly start: number;
-  readonly length: number;
-}
-
 interface AssemblyOptions extends AskOptions {
   /** What the object begins with: it may be written until the end. 0: it begins with a range. */
   readonly headBytes: number;
@@ -43,12 +28,13 @@ interface AssemblyOptions extends AskOptions {
 }
 
 /** Cuts a range into parts that a store copies quickly, all of about the same size. */
-function partsOf({ start, length, ...of }: CopiedRange, mostBytes: number): CopiedRange[] {
+function partsOf({ start, length, isWhole = false, ...of }: CopiedRange, mostBytes: number): CopiedRange[] {
   const count = Math.ceil(length / mostBytes);
   const bound = (i: number): number =>
     i === count ? length : Math.floor((i * length) / count / BOUND_BYTES) * BOUND_BYTES;
   return Array.from({ length: count }, (_, i) => ({
     ...of,
+    isWhole: isWhole && count === 1,
     start: start + bound(i),
     length: bound(i + 1) - bound(i),
   }));
@@ -82,14 +68,16 @@ export class ObjectAssembly implements AsyncDisposable {
   readonly #copies = pLimit(COPIES_AT_ONCE);
   readonly #uploads = pLimit(UPLOADS_AT_ONCE);
   readonly uploadId: string;
+  readonly #multipart: Multipart;
   #failure: { readonly reason: unknown } | undefined;
   #isOver = false;
 
-  private constructor(bucket: Bucket, key: string, options: AssemblyOptions, uploadId: string) {
-    this.key = key;
+  private constructor(bucket: Bucket, multipart: Multipart, options: AssemblyOptions, uploadId: string) {
+    this.key = multipart.key;
     this.#bucket = bucket;
     this.#options = options;
     this.uploadId = uploadId;
+    this.#multipart = multipart;
     const bytes = options.ranges.reduce((sum, { length }) => sum + length, 0);
     const mostBytes = Math.max(COPY_BYTES, Math.ceil(bytes / MOST_COPIES / MIB) * 2 * MIB);
     this.#ranges = options.ranges.flatMap((range) => partsOf(range, mostBytes));
@@ -106,12 +94,8 @@ export class ObjectAssembly implements AsyncDisposable {
 
   /** Begins the upload, and has the store copy the ranges. */
   static async begin(bucket: Bucket, key: string, options: AssemblyOptions): Promise<ObjectAssembly> {
-    const request = { Bucket: bucket.address.bucket, Key: key };
-    const { UploadId } = await bucket.ask("beginning", key, options, (abortSignal) =>
-      bucket.client.send(new CreateMultipartUploadCommand(request), { abortSignal }),
-    );
-    if (UploadId !== undefined) return new ObjectAssembly(bucket, key, options, UploadId);
-    throw new BackupError("E_S3_FAILED", `${bucket.store} began an upload without an id`);
+    const multipart = new Multipart(bucket, key, options);
+    return new ObjectAssembly(bucket, multipart, options, await multipart.begin());
   }
 
   /** Number of the part, from 1, that has the first range. */
@@ -221,19 +205,8 @@ export class ObjectAssembly implements AsyncDisposable {
     const Parts = await Promise.all(
       numbers.map((number) => this.#parts.get(number) as Promise<CompletedPart>),
     );
-    const request = { Bucket: bucket, Key: key, UploadId: this.uploadId, MultipartUpload: { Parts } };
     const before = await this.#bucket.find(key, this.#options);
-    let isSure = true;
-    try {
-      await this.#bucket.ask("completing", key, this.#options, (abortSignal) =>
-        this.#bucket.client.send(new CompleteMultipartUploadCommand(request), { abortSignal }),
-      );
-    } catch (error) {
-      const { cause } = error as Error;
-      if (!isAbsent(cause) && reasonOf(cause) !== "NoSuchUpload") throw error;
-      // The answer to an earlier try may have been lost after it had succeeded.
-      isSure = false;
-    }
+    const isSure = await this.#multipart.complete(Parts);
     const found = await this.#bucket.find(key, this.#options);
     const isOurs = isSure || found?.etag === etagOf(Parts) || found?.etag !== before?.etag;
     if (found?.size === this.#end && isOurs) {
@@ -244,35 +217,14 @@ export class ObjectAssembly implements AsyncDisposable {
     throw new BackupError("E_S3_FAILED", message, { details: { key } });
   }
 
-  async #copy(PartNumber: number, range: CopiedRange): Promise<CompletedPart> {
+  async #copy(number: number, range: CopiedRange): Promise<CompletedPart> {
     this.#throwFailure();
-    const { bucket } = this.#bucket.address;
-    const { key, etag, start, length } = range;
-    const request = {
-      ...{ Bucket: bucket, Key: this.key, UploadId: this.uploadId, PartNumber },
-      CopySource: [bucket, ...key.split("/")].map(encodeURIComponent).join("/"),
-      CopySourceRange: `bytes=${start}-${start + length - 1}`,
-      CopySourceIfMatch: etag,
-    };
-    const { CopyPartResult } = await this.#bucket.ask("copying", key, this.#options, (abortSignal) =>
-      this.#bucket.client.send(new UploadPartCopyCommand(request), { abortSignal }),
-    );
-    return { PartNumber, ETag: this.#told(CopyPartResult?.ETag) };
+    return await this.#multipart.copy(number, range);
   }
 
-  async #upload(PartNumber: number, Body: Buffer): Promise<CompletedPart> {
+  async #upload(number: number, bytes: Buffer): Promise<CompletedPart> {
     this.#throwFailure();
-    const { bucket } = this.#bucket.address;
-    const request = { Bucket: bucket, Key: this.key, UploadId: this.uploadId, PartNumber, Body };
-    const { ETag } = await this.#bucket.ask("writing", this.key, this.#options, (abortSignal) =>
-      this.#bucket.client.send(new UploadPartCommand(request), { abortSignal }),
-    );
-    return { PartNumber, ETag: this.#told(ETag) };
-  }
-
-  #told(etag: string | undefined): string {
-    if (etag !== undefined) return etag;
-    throw new BackupError("E_S3_FAILED", `${this.#bucket.store} took a part of ${this.key} without an ETag`);
+    return await this.#multipart.put(number, bytes);
   }
 
   /** Aborts what was not completed. If that fails, a later run's look finds it. */
@@ -281,7 +233,7 @@ export class ObjectAssembly implements AsyncDisposable {
     this.#isOver = true;
     this.#failure ??= { reason: new BackupError("E_S3_FAILED", `the upload of ${this.key} was ended`) };
     await Promise.all(this.#pending);
-    await this.#bucket.abortUpload({ key: this.key, uploadId: this.uploadId }).catch(() => undefined);
+    await this.#multipart.abort();
   }
 }
 

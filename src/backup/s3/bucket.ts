@@ -26,7 +26,7 @@ import {
 import pLimit from "p-limit";
 import { BackupError, DamageError } from "../base/errors.js";
 import type { S3Address } from "./address.js";
-import { clientFor, endpointOf, lastingAddress } from "./client.js";
+import { COPY_IDLE_MS, clientFor, endpointOf, lastingAddress } from "./client.js";
 import { isAbsent, isUnmet, statusOf, storeError } from "./errors.js";
 import { patiently } from "./patience.js";
 
@@ -74,6 +74,7 @@ export class Bucket implements Disposable {
   readonly client: S3Client;
   readonly #signal: AbortSignal | undefined;
   #patienceMs = FIRST_PATIENCE_MS;
+  #copier: Promise<S3Client> | undefined;
 
   private constructor(address: S3Address, client: S3Client, signal: AbortSignal | undefined) {
     this.address = address;
@@ -106,6 +107,12 @@ export class Bucket implements Disposable {
     const steady = new Bucket(this.address, this.client, undefined);
     steady.#patienceMs = this.#patienceMs;
     return steady;
+  }
+
+  /** The client for what a store may think about for minutes. */
+  copier(): Promise<S3Client> {
+    this.#copier ??= clientFor(this.address, COPY_IDLE_MS);
+    return this.#copier;
   }
 
   /** For messages. */
@@ -518,6 +525,10 @@ export class Bucket implements Disposable {
 
   close(): void {
     this.client.destroy();
+    this.#copier?.then(
+      (copier) => copier.destroy(),
+      () => undefined,
+    );
   }
 
   [Symbol.dispose](): void {

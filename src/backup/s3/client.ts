@@ -9,15 +9,18 @@ const MOST_CONNECTIONS = 48;
 const CONNECT_MS = 10_000;
 /** A connection on which nothing moves for so long is given up. */
 const IDLE_MS = 30_000;
+/** The same while a store copies: some say nothing before they have done it, and a part has up to 5 GiB. */
+export const COPY_IDLE_MS = 300_000;
 /** Where a store is not AWS, the region is part of the signature only. */
 const ANY_REGION = "us-east-1";
 
 /**
  * A client for the store of an address. Credentials come from where AWS's own tools look for them: variables,
  * files, a container or the machine's role. It tries each request once.
+ * @param idleMs after which a connection on which nothing moves is given up
  * @throws {UsageError} `E_S3_CA`: the file that AWS_CA_BUNDLE names cannot be read
  */
-export async function clientFor(address: S3Address): Promise<S3Client> {
+export async function clientFor(address: S3Address, idleMs = IDLE_MS): Promise<S3Client> {
   // It would write a warning to standard error with older versions of Node, once a process.
   process.env["AWS_SDK_JS_NODE_VERSION_SUPPORT_WARNING_DISABLED"] ??= "true";
   const endpoint = endpointOf(address);
@@ -32,7 +35,7 @@ export async function clientFor(address: S3Address): Promise<S3Client> {
     forcePathStyle: address.pathStyle ?? (endpoint !== undefined || !isHostName(address.bucket)),
     requestHandler: {
       connectionTimeout: CONNECT_MS,
-      socketTimeout: IDLE_MS,
+      socketTimeout: idleMs,
       httpAgent: new PlainAgent(agent),
       httpsAgent: new TlsAgent({ ...agent, ca: await trustedRoots() }),
       logger: SILENT,

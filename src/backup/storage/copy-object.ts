@@ -24,7 +24,7 @@ export async function copyObject(
 ): Promise<void> {
   const original = await bucket.findThere(from, options);
   const { size, etag } = original;
-  const range = { key: from, etag, start: 0, length: size };
+  const range = { key: from, etag, start: 0, length: size, isWhole: true };
   const parts = { headBytes: 0, ranges: [range], tailPartBytes: LEAST_PART_BYTES };
   await using copy = await ObjectAssembly.begin(bucket, to, { ...options, ...parts });
   await copy.send();

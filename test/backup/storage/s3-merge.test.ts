@@ -158,6 +158,15 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "whoever merges points in an o
     await assertAsBefore();
   });
 
+  it("has small images copied whole: AWS copies no range of them", async () => {
+    prefix = "small/vm/";
+    const merge = await newImage();
+    writers.line.fault = ({ copiedRange }) =>
+      copiedRange ? { answer: 400, code: "InvalidRequest" } : undefined;
+    await commit(merge);
+    expect(await names()).toEqual([`${ID}/point.json`, `${ID}/vda.qcow2`]);
+  });
+
   it("leaves the note of another process alone", async () => {
     prefix = "noted/vm/";
     const merge = await newImage();
