@@ -1,4 +1,5 @@
 import { hasLiveNote } from "../repository/live-note.js";
+import { keptVersionsText } from "../storage/kept-versions-text.js";
 import type { KeptVersion, StoreWriting } from "../storage/stored-writing.js";
 import { decide, describe, LIVE_REASON } from "./decide.js";
 import { beganMeanwhile, mergeInStore } from "./merge-in-store.js";
@@ -24,7 +25,8 @@ export async function pruneInStore(writing: StoreWriting, options: PruneOptions)
     versions.push(...merged.versions);
     grownBytes += merged.grownBytes;
   }
-  if (versions.length > 0) options.onWarning?.(textOf(options.domain, "images that were replaced", versions));
+  if (versions.length > 0)
+    options.onWarning?.(keptVersionsText(options.domain, "images that were replaced", versions));
   const freedBytes = (await removePoints(writing, plan.drop, options)) - grownBytes;
   return { ...describe(options.domain, decision), merges, ...bytesOf(merges), freedBytes };
 }
@@ -53,15 +55,6 @@ export async function removePoints(
     freedBytes += removed.bytes;
     if (removed.versions) versions.push(removed.versions);
   }
-  if (versions.length > 0) onWarning?.(textOf(domain, "removed points", versions));
+  if (versions.length > 0) onWarning?.(keptVersionsText(domain, "removed points", versions));
   return freedBytes;
-}
-
-/** What a bucket with versions does with what was removed. */
-function textOf(domain: string, those: string, versions: readonly KeptVersion[]): string {
-  const what = `the bucket keeps versions: ${versions.length} ${those} of ${domain} stay there as old ones, and take room`;
-  const dates = versions.flatMap(({ lockedUntil }) => lockedUntil?.getTime() ?? []);
-  if (versions.some(({ isHeld }) => isHeld)) return `${what} as long as a legal hold is on them`;
-  if (dates.length === 0) return `${what} until a lifecycle rule of the bucket removes them`;
-  return `${what}: by object lock, they can't be deleted before ${new Date(Math.max(...dates)).toISOString()}`;
 }

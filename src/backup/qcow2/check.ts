@@ -80,10 +80,13 @@ interface WrongRefcounts {
  * too low.
  * @throws the file system's error
  */
-export async function findWrongRefcounts(path: string, options: CheckOptions = {}): Promise<WrongRefcounts> {
+export async function findWrongRefcounts(
+  place: FilePlace,
+  options: CheckOptions = {},
+): Promise<WrongRefcounts> {
   let file: Qcow2File;
   try {
-    file = await Qcow2File.open(path);
+    file = await Qcow2File.open(place);
   } catch (error) {
     if (!isOfImage(error)) throw error;
     return { isDamaged: true, entries: [] };

@@ -23,7 +23,7 @@ import { refuseAddress } from "../host/local-path.js";
 import { isSamePlace, namesStore, openStore } from "../storage/open-store.js";
 import type { RecordFolder } from "../storage/record-folder.js";
 import type { StoredFolder, StoreRoot } from "../storage/stored-folder.js";
-import type { KeptVersion, StoreWriting } from "../storage/stored-writing.js";
+import type { KeptVersion, StoredLeftovers, StoreWriting } from "../storage/stored-writing.js";
 import type { HeldLock } from "./domain-lock.js";
 import { findFolders } from "./find-folders.js";
 import { folderNameOf, LOST_AND_FOUND } from "./folder-name.js";
@@ -46,7 +46,7 @@ import { type Reading, readingInStore, readingUnlessPublishing } from "./reading
 import { refuseStore } from "./refuse-store.js";
 import { refuseStrangers, tighten } from "./strangers.js";
 import { writeInFolder } from "./write-in-folder.js";
-import { makePointInStore, writeInStore } from "./write-in-store.js";
+import { leftInStore, makePointInStore, writeInStore } from "./write-in-store.js";
 
 /** Manifests that are read side by side: as many as Node has threads for files, and more of a store. */
 const READS_AT_ONCE = 4;
@@ -343,6 +343,14 @@ export class Repository {
    */
   async replacesOnCondition(): Promise<boolean> {
     return (this.#store && (await abilitiesIn(this.#store))?.conditionalReplace) ?? true;
+  }
+
+  /**
+   * What runs have left of points in an object store, or have just begun. In a folder nothing is told.
+   * @internal
+   */
+  async leftInStore(domain: string, signal?: AbortSignal): Promise<readonly StoredLeftovers[]> {
+    return this.#store ? await leftInStore(this.#store, folderNameOf(domain), signal) : [];
   }
 
   /**

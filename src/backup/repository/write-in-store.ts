@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import type { StoreRoot } from "../storage/stored-folder.js";
-import type { StoreWriting } from "../storage/stored-writing.js";
+import type { StoredLeftovers, StoreWriting } from "../storage/stored-writing.js";
 import { isPointId } from "./manifest.js";
 import { abilitiesIn } from "./marker.js";
 import { mergeState } from "./merged-manifest.js";
@@ -12,6 +12,21 @@ interface WriteOptions {
   readonly signal: AbortSignal | undefined;
   /** Ids of points that stay if a killed run had begun to make them. */
   readonly goOnWith?: ReadonlySet<string> | undefined;
+}
+
+/** How points are known there. */
+const POINTS = { manifest: MANIFEST, isPoint: isPointId, mergeState };
+
+/**
+ * What runs have left of a domain's points, or have just begun.
+ * @param name of the domain's folder
+ */
+export async function leftInStore(
+  store: StoreRoot,
+  name: string,
+  signal: AbortSignal | undefined,
+): Promise<readonly StoredLeftovers[]> {
+  return await store.leftovers(name, { ...POINTS, signal });
 }
 
 /**
@@ -27,8 +42,7 @@ export async function writeInStore<T>(
 ): Promise<T> {
   // A repository that another program has copied there does not tell.
   const abilities = (await abilitiesIn(store)) ?? (await store.probe());
-  const points = { manifest: MANIFEST, isPoint: isPointId, mergeState };
-  const writing = await store.write(name, { abilities, ...points, signal });
+  const writing = await store.write(name, { abilities, ...POINTS, signal });
   try {
     await writing.clearLeftovers({ signal, goOnWith });
     store.refresh(name);

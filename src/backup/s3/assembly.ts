@@ -18,17 +18,27 @@ const MOST_COPIES = 8_000;
 const COPIES_AT_ONCE = 8;
 const UPLOADS_AT_ONCE = 4;
 
+/** Bytes that this process has, or gets when they are about to be sent. */
+interface WrittenRange {
+  readonly length: number;
+  read(): Promise<Buffer>;
+}
+
+export type AssembledRange = CopiedRange | WrittenRange;
+
 interface AssemblyOptions extends AskOptions {
   /** What the object begins with: it may be written until the end. 0: it begins with a range. */
   readonly headBytes: number;
   /** What follows. Each has 5 MiB or more, but for the last one if nothing is written behind it. */
-  readonly ranges: readonly CopiedRange[];
+  readonly ranges: readonly AssembledRange[];
   /** Of each part of what is written behind the ranges. */
   readonly tailPartBytes: number;
 }
 
 /** Cuts a range into parts that a store copies quickly, all of about the same size. */
-function partsOf({ start, length, isWhole = false, ...of }: CopiedRange, mostBytes: number): CopiedRange[] {
+function partsOf(range: AssembledRange, mostBytes: number): AssembledRange[] {
+  if ("read" in range) return [range];
+  const { start, length, isWhole = false, ...of } = range;
   const count = Math.ceil(length / mostBytes);
   const bound = (i: number): number =>
     i === count ? length : Math.floor((i * length) / count / BOUND_BYTES) * BOUND_BYTES;
@@ -45,14 +55,14 @@ function partsOf({ start, length, isWhole = false, ...of }: CopiedRange, mostByt
  * behind them. It appears when `complete` succeeds, and whole; until then it can be aborted.
  *
  *     part 1   written, kept until the end  |header  |
- *     parts    copied by the store                   |########|########|####|
+ *     parts    copied by the store, some written     |########|########|####|
  *     parts    written from front to back                                   |####|##|
  */
 export class ObjectAssembly implements AsyncDisposable {
   readonly key: string;
   readonly #bucket: Bucket;
   readonly #options: AssemblyOptions;
-  readonly #ranges: readonly CopiedRange[];
+  readonly #ranges: readonly AssembledRange[];
   readonly #head: Buffer;
   /** Where the part begins that is being filled. */
   #tailAt: number;
@@ -85,10 +95,12 @@ export class ObjectAssembly implements AsyncDisposable {
     this.#tailAt = options.headBytes + bytes;
     this.#end = bytes === 0 ? 0 : this.#tailAt;
     for (const [i, range] of this.#ranges.entries()) {
-      this.#keep(
-        this.#firstRange + i,
-        this.#copies(() => this.#copy(this.#firstRange + i, range)),
-      );
+      const number = this.#firstRange + i;
+      const part =
+        "read" in range
+          ? this.#uploads(() => this.#send(number, range))
+          : this.#copies(() => this.#copy(number, range));
+      this.#keep(number, part);
     }
   }
 
@@ -220,6 +232,13 @@ export class ObjectAssembly implements AsyncDisposable {
   async #copy(number: number, range: CopiedRange): Promise<CompletedPart> {
     this.#throwFailure();
     return await this.#multipart.copy(number, range);
+  }
+
+  async #send(number: number, { read, length }: WrittenRange): Promise<CompletedPart> {
+    this.#throwFailure();
+    const bytes = await read();
+    assert(bytes.length === length, `part ${number} of ${this.key} has ${bytes.length} bytes`);
+    return await this.#upload(number, bytes);
   }
 
   async #upload(number: number, bytes: Buffer): Promise<CompletedPart> {

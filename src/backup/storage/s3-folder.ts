@@ -4,6 +4,7 @@ import type { Bucket, StoredObject } from "../s3/bucket.js";
 import { addUploadRule } from "../s3/lifecycle.js";
 import { probe, removeProbes } from "../s3/probe.js";
 import { createObject } from "./create-object.js";
+import { findLeftovers } from "./find-leftovers.js";
 import { KeptPieces } from "./kept-pieces.js";
 import type { RecordFolder } from "./record-folder.js";
 import { S3Place } from "./s3-file.js";
@@ -17,7 +18,7 @@ import type {
   StoreRoot,
   StoreWriteOptions,
 } from "./stored-folder.js";
-import type { KeptVersion, StoreWriting } from "./stored-writing.js";
+import type { KeptVersion, StoredLeftovers, StoreWriting } from "./stored-writing.js";
 
 /** Bytes of files that were read ahead, for all files together. */
 const KEPT_BYTES = 24 * 1024 * 1024;
@@ -131,6 +132,17 @@ export class S3Root implements StoreRoot {
     assertName(id);
     const prefix = `${this.#prefix}${name}/`;
     return new S3Records({ bucket: this.#bucket, prefix, id, manifest, onChange: () => this.refresh(name) });
+  }
+
+  async leftovers(
+    name: string,
+    { signal, ...points }: Parameters<StoreRoot["leftovers"]>[1],
+  ): Promise<StoredLeftovers[]> {
+    assertName(name);
+    return await findLeftovers(
+      { bucket: this.#bucket, prefix: `${this.#prefix}${name}/`, ...points },
+      { signal },
+    );
   }
 
   async keptVersion(name: string, id: string, file: string): Promise<KeptVersion | undefined> {

@@ -1,19 +1,26 @@
 import { randomBytes } from "node:crypto";
 import { hasCode } from "../base/errors.js";
 import type { CreateOptions, NewFile, RemoteNewFile } from "../image/new-file.js";
-import { ObjectAssembly } from "../s3/assembly.js";
+import { LEAST_PART_BYTES, ObjectAssembly } from "../s3/assembly.js";
 import type { AskOptions, StoredObject } from "../s3/bucket.js";
 import type { Lease } from "../s3/lease.js";
 import { ObjectUpload } from "../s3/upload.js";
 import { asideName } from "./aside-name.js";
-import { copyObject } from "./copy-object.js";
+import { assertAlike, copyObject } from "./copy-object.js";
+import { patchedRanges } from "./patched-ranges.js";
 import { type NotedUpload, noteKey, noteOf } from "./point-note.js";
 import { replaceObject } from "./replace-object.js";
 import { UploadedFile } from "./s3-new-file.js";
 import { settleMerge } from "./settle-merge.js";
 import { giveUp, noteOn, type Place, removeNote } from "./store-place.js";
 import { MOST_MANIFEST_BYTES } from "./stored-folder.js";
-import type { KeptVersion, MergedManifests, StoredMerge, StoredParts } from "./stored-writing.js";
+import type {
+  KeptVersion,
+  MergedManifests,
+  StoredMerge,
+  StoredParts,
+  StoredPatch,
+} from "./stored-writing.js";
 
 const DIGEST_BUFFERS = 8 * 1024 * 1024;
 
@@ -31,6 +38,8 @@ export class S3Merge implements StoredMerge {
   readonly #nonce = randomBytes(4).toString("hex");
   /** The new images, by the names of the files that they replace. */
   readonly #images = new Map<string, ObjectAssembly>();
+  /** What the patched ones among them have in common with the old ones. */
+  readonly #unpatched = new Map<string, readonly { readonly start: number; readonly length: number }[]>();
   readonly #current: Current;
   #isCommitted = false;
 
@@ -73,6 +82,20 @@ export class S3Merge implements StoredMerge {
     return new AssembledFile(`${this.#place.path}/${this.#id}/${name}`, image);
   }
 
+  async patch(name: string, patches: readonly StoredPatch[]): Promise<void> {
+    const { bucket } = this.#place;
+    const key = this.#key(name);
+    const ranges = patchedRanges(bucket, await bucket.findThere(key, this.#options), patches, this.#options);
+    const parts = { headBytes: 0, ranges, tailPartBytes: LEAST_PART_BYTES };
+    const image = await ObjectAssembly.begin(bucket, key, { ...this.#options, ...parts });
+    this.#images.set(name, image);
+    this.#unpatched.set(
+      name,
+      ranges.filter((range) => "start" in range),
+    );
+    await image.send();
+  }
+
   add(name: string): RemoteNewFile {
     const path = `${this.#place.path}/${this.#id}/${name}`;
     const create = async ({ mostBytes, inOrder }: CreateOptions): Promise<NewFile> => {
@@ -111,6 +134,12 @@ export class S3Merge implements StoredMerge {
       onStep(`replaced ${name}`);
     }
     onChange();
+    for (const [name, ranges] of this.#unpatched) {
+      const [old, image] = await Promise.all(
+        [this.nameOf(name), name].map((each) => bucket.findThere(this.#key(each), options)),
+      );
+      if (old && image) await assertAlike(bucket, old, image, { ...options, ranges });
+    }
     await prove();
     onStep("images proven");
     await this.#replaceManifest(merged, options);

@@ -86,7 +86,7 @@ export class S3Records implements RecordFolder {
       const note = await bucket.get(key, MOST_NOTE_BYTES);
       if (!note || !isReplacing(note.bytes)) continue;
       if (!wasThere) await this.unlink(name);
-      const message = `a prune is replacing images in s3://${bucket.address.bucket}/${prefix} that point ${id} may need: run this again in a moment; if it was killed, the next backup, or prune, clears that up, and then this works`;
+      const message = `a prune or repair is replacing images in s3://${bucket.address.bucket}/${prefix} that point ${id} may need: run this again in a moment; if it was killed, the next backup, prune or repair clears that up, and then this works`;
       throw new PreconditionError("E_BEING_REMOVED", message, { details: { point: id } });
     }
   }

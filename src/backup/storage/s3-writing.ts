@@ -144,6 +144,10 @@ class S3Writing implements StoreWriting {
     }
   }
 
+  async clearPoint(id: string, options: AskOptions = {}): Promise<void> {
+    if ((await whatIsThere(this.#place, id, options)) === "point") await this.#clear(id, options);
+  }
+
   async begin(id: string, options: StoredPointOptions = {}): Promise<NewStoredPoint> {
     const note = noteOf("begun");
     const { bucket, prefix } = this.#place;

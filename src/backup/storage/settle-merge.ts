@@ -70,17 +70,19 @@ export async function settleMerge(
 
 /** The keys of files that a merge has made, or would have removed, and that the manifest does not name. */
 async function leftFiles(
-  { bucket, prefix }: Place,
+  { bucket, prefix }: Pick<Place, "bucket" | "prefix">,
   id: string,
   state: MergeState,
   options: AskOptions,
 ): Promise<string[]> {
   const point = `${prefix}${id}/`;
+  const names: string[] = [];
+  for await (const { key } of bucket.list(point, options)) names.push(key.slice(point.length));
+  return unnamed(names, state).map((name) => `${point}${name}`);
+}
+
+/** Files of a point that a merge has made, or would have removed, and that the manifest does not name. */
+export function unnamed(names: readonly string[], state: MergeState): string[] {
   const [named, families] = [new Set(state.named), new Set(state.families)];
-  const left: string[] = [];
-  for await (const { key } of bucket.list(point, options)) {
-    const name = key.slice(point.length);
-    if (!named.has(name) && families.has(plainName(name))) left.push(key);
-  }
-  return left;
+  return names.filter((name) => !named.has(name) && families.has(plainName(name)));
 }

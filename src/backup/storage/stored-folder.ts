@@ -9,7 +9,7 @@
 import type { FilePlace } from "../image/readable-file.js";
 import type { StoreAbilities } from "../s3/probe.js";
 import type { RecordFolder } from "./record-folder.js";
-import type { KeptVersion, MergeState, StoreWriting } from "./stored-writing.js";
+import type { KeptVersion, MergeState, StoredLeftovers, StoreWriting } from "./stored-writing.js";
 
 export type { StoreAbilities };
 
@@ -83,19 +83,28 @@ export interface StoreRoot extends StoredFolder {
    */
   records(name: string, id: string, manifest: string): RecordFolder;
   /**
+   * What runs have left of points in a folder, or have just begun.
+   * @param name of the domain's folder
+   */
+  leftovers(name: string, options: LookOptions): Promise<StoredLeftovers[]>;
+  /**
    * What stays of a file of a point when it is removed; undefined: nothing, or it is missing.
    * @param name of the domain's folder
    */
   keptVersion(name: string, id: string, file: string): Promise<KeptVersion | undefined>;
 }
 
-export interface StoreWriteOptions {
-  readonly abilities: StoreAbilities;
+/** How points are known. */
+interface LookOptions {
   readonly manifest: string;
   readonly isPoint: (name: string) => boolean;
   /** What a manifest says of a merge. Undefined: it can't be read. */
   readonly mergeState: (manifest: Buffer) => MergeState | undefined;
   readonly signal?: AbortSignal | undefined;
+}
+
+export interface StoreWriteOptions extends LookOptions {
+  readonly abilities: StoreAbilities;
 }
 
 /** A folder of a repository, to be read. Nothing that lies in it is trusted. */

@@ -37,6 +37,11 @@ export interface StoreWriting {
     options?: AskOptions & { readonly goOnWith?: ReadonlySet<string> | undefined },
   ): Promise<void>;
   /**
+   * Removes what was left of merges of a point, with or without a note of it: uploads, and files that its
+   * manifest does not name. What is no point stays as it is.
+   */
+  clearPoint(id: string, options?: AskOptions): Promise<void>;
+  /**
    * Begins a point.
    * @param id that no point has
    * @throws {PreconditionError} `E_FOREIGN_OBJECTS`: another program has put something there
@@ -48,7 +53,7 @@ export interface StoreWriting {
    */
   removePoint(id: string, options?: RemoveOptions): Promise<StoredRemoval>;
   /**
-   * Begins to give disks of a point other images, made of those of several points.
+   * Begins to give disks of a point other images, made of those of several points, or of its own.
    * @throws {BackupError} `E_LEASE_LOST`
    */
   merge(id: string, options?: AskOptions): Promise<StoredMerge>;
@@ -79,6 +84,15 @@ export interface StoredParts {
   readonly tailPartBytes: number;
 }
 
+/** Bytes of a file that are not what they have to be. */
+export interface StoredPatch {
+  /** Where they are in the file, in bytes, as the length. */
+  readonly position: number;
+  readonly length: number;
+  /** What belongs there; undefined: what is there stays. It may be asked for more than once. */
+  readonly read: () => Promise<Uint8Array | undefined>;
+}
+
 /**
  * A point that gets other images in place of its own. Whenever this ends, its manifest names files that are
  * there and belong together:
@@ -94,6 +108,11 @@ export interface StoredMerge {
   nameOf(name: string): string;
   /** The image that takes the place of a file of the point. `finish` uploads the rest of it. */
   replace(name: string, parts: StoredParts): Promise<NewFile>;
+  /**
+   * Uploads the image that takes the place of a file of the point, and differs from it by patches. The store
+   * copies what has none nearby.
+   */
+  patch(name: string, patches: readonly StoredPatch[]): Promise<void>;
   /** A file that the point gets in addition. @param name as `nameOf` gives it */
   add(name: string): RemoteNewFile;
   /**
@@ -151,6 +170,20 @@ export interface StoredRemoval {
   readonly bytes: number;
   /** Set if the bucket keeps versions: then all of it is there still, as old ones. */
   readonly versions: KeptVersion | undefined;
+}
+
+/** What runs have left of a point in an object store, or have just begun. */
+export interface StoredLeftovers {
+  readonly id: string;
+  /** How many objects no manifest names, or lie aside. */
+  readonly objects: number;
+  /** How many uploads were begun and not completed. */
+  readonly uploads: number;
+  /**
+   * Whether a note tells of it: then a run is under way, or the next that writes there clears it away. Without
+   * one nobody looks.
+   */
+  readonly isNoted: boolean;
 }
 
 /** A version that stays when its object is removed. */

@@ -1,0 +1,63 @@
+import { describe, expect, it } from "vitest";
+import type { Bucket } from "../../../src/backup/s3/bucket.js";
+import { patchedRanges } from "../../../src/backup/storage/patched-ranges.js";
+
+const MiB = 1024 * 1024;
+const LEAST_PART = 5 * MiB;
+
+/** An object whose bytes at each position are known. */
+function objectOf(size: number) {
+  const bytes = Buffer.alloc(size, "as it was. ");
+  const bucket: Pick<Bucket, "readRange"> = {
+    readRange: async (_key, target, start) => void bytes.copy(target, 0, start, start + target.length),
+  };
+  const original = { key: "image", etag: "one", size, modifiedAt: new Date(0) };
+  return { bytes, original, bucket: bucket as Bucket };
+}
+
+describe("the ranges of a patched object", () => {
+  it("are the object with the patches, each long enough, and most of it copied", async () => {
+    const { bytes, bucket, original } = objectOf(70 * MiB + 3);
+    const expected = Buffer.from(bytes);
+    const patch = (position: number, length: number) => {
+      const content = Buffer.alloc(length, "mended");
+      content.copy(expected, position);
+      return { position, length, read: async () => content };
+    };
+    const patches = [
+      // One that lies in two cells, neighbours, and the very end; not in order.
+      patch(70 * MiB - 5, 8),
+      patch(24 * MiB - 100, 1000),
+      patch(3 * MiB, 65_536),
+      patch(3 * MiB + 65_536, 65_536),
+      { position: 50 * MiB, length: 10, read: async () => undefined },
+    ];
+    const made: Buffer[] = [];
+    let copied = 0;
+    const ranges = patchedRanges(bucket, original, patches, {});
+    for (const [i, range] of ranges.entries()) {
+      if (i < ranges.length - 1) expect(range.length).toBeGreaterThanOrEqual(LEAST_PART);
+      if ("read" in range) made.push(await range.read());
+      else {
+        expect(range).toMatchObject({ key: "image", etag: "one" });
+        copied += range.length;
+        made.push(bytes.subarray(range.start, range.start + range.length));
+      }
+    }
+    expect(Buffer.concat(made).equals(expected)).toBe(true);
+    expect(copied).toBe(32 * MiB);
+  });
+
+  it("are few enough for a store, however many patches there are", () => {
+    const { bucket } = objectOf(0);
+    const original = { key: "image", etag: "one", size: 200_000 * MiB, modifiedAt: new Date(0) };
+    const patches = Array.from({ length: 12_500 }, (_, i) => ({
+      position: i * 16 * MiB,
+      length: 2,
+      read: async () => undefined,
+    }));
+    const ranges = patchedRanges(bucket, original, patches, {});
+    expect(ranges.length).toBeLessThanOrEqual(5_000);
+    expect(ranges.reduce((sum, { length }) => sum + length, 0)).toBe(original.size);
+  });
+});
