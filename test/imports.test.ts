@@ -48,7 +48,7 @@ const ROOMS: Readonly<Record<string, Room>> = {
   },
   repair: {
     what: "damage of points mended, where a digest says what is right: clusters, digest files, refcounts",
-    mayImport: words("chain repository digest qcow2 image host base"),
+    mayImport: words("chain repository storage digest qcow2 image host base"),
   },
   prove: {
     what: "a disk compared with the chain that an increment of it would be based on, by the chain's digests",

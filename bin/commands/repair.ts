@@ -1,9 +1,9 @@
 import { UsageError } from "../../src/backup/base/errors.js";
+import { clearLeftovers } from "../../src/backup/repair/clear-leftovers.js";
 import type { ClusterSource } from "../../src/backup/repair/cluster-sources.js";
 import { type Mend, repairPoints } from "../../src/backup/repair/repair.js";
 import { chooseDomains } from "../../src/backup/repository/choose-domain.js";
 import { judgePoints, type Obstacle, obstacleText } from "../../src/backup/repository/judged-points.js";
-import { refuseStore } from "../../src/backup/repository/refuse-store.js";
 import { Repository } from "../../src/backup/repository/repository.js";
 import { type Finding, type PointReport, verifyPoints } from "../../src/backup/verify/verify.js";
 import { eachDomain } from "../each-domain.js";
@@ -31,10 +31,20 @@ interface Repaired {
   /** How many points there are. */
   readonly points: number;
   readonly mended: readonly Mend[];
+  /** In an object store: what killed runs had left of points. */
+  readonly cleared: readonly Cleared[];
   /** Damage and leaks that are still there. */
   readonly left: readonly Finding[];
   /** Points that can't be restored because of it. */
   readonly unrestorable: readonly { readonly id: string; readonly obstacles: readonly Obstacle[] }[];
+}
+
+interface Cleared {
+  readonly point: string;
+  readonly objects: number;
+  readonly uploads: number;
+  /** Whether a run had noted it, which may be under way in a dry run. */
+  readonly noted: boolean;
 }
 
 export async function runRepair(
@@ -44,7 +54,6 @@ export async function runRepair(
   wanted: string | undefined,
 ): Promise<void> {
   const { output } = context;
-  refuseStore(path, "repair");
   const repository = await Repository.open(path, { trusted: options.trustRepository });
   const domains = await chooseDomains(repository, wanted);
   const { from = [] } = options;
@@ -80,6 +89,8 @@ interface Job extends Context {
 
 async function repair(repository: Repository, domain: string, job: Job): Promise<Repaired> {
   const { dryRun, signal } = job;
+  const left = await clearLeftovers({ repository, domain, dryRun, signal });
+  const cleared = left.map(({ id, isNoted, ...counts }) => ({ point: id, ...counts, noted: isNoted }));
   const ids = await repository.pointNames(domain);
   const before = await verify(repository, domain, ids, job);
   const bad = before.filter(({ findings }) => findings.length > 0).map(({ id }) => id);
@@ -100,6 +111,7 @@ async function repair(repository: Repository, domain: string, job: Job): Promise
     domain,
     points: ids.length,
     mended,
+    cleared,
     left: reports.flatMap(({ findings }) => findings),
     unrestorable: judged
       .filter(({ obstacles }) => obstacles.length > 0)
@@ -112,10 +124,11 @@ async function mend(
   domain: string,
   ids: readonly string[],
   living: LivingDisks,
-  { dryRun, signal }: Pick<Job, "dryRun" | "signal">,
+  { dryRun, signal, output }: Pick<Job, "dryRun" | "signal" | "output">,
 ): Promise<Mend[]> {
+  const onWarning = (message: string): void => output.warn(message);
   const sourcesOf = (disk: string): readonly ClusterSource[] => living.sourcesOf(disk);
-  return await repairPoints({ repository, domain, ids, dryRun, signal, sourcesOf });
+  return await repairPoints({ repository, domain, ids, dryRun, signal, sourcesOf, onWarning });
 }
 
 /**
@@ -143,7 +156,7 @@ async function mendFromDomain(
   try {
     return await withLivingDisks(look, async (clients, until) => {
       const living = LivingDisks.over(clients);
-      return await mend(repository, domain, ids, living, { dryRun, signal: until });
+      return await mend(repository, domain, ids, living, { dryRun, signal: until, output });
     });
   } catch (error) {
     for (const done of dryRun ? [] : mended) {
@@ -194,7 +207,10 @@ async function verify(
   return await repository.reading(domain, read, signal);
 }
 
-function asText({ domain, points, mended, left, unrestorable }: Repaired, dryRun: boolean): string[] {
+function asText(
+  { domain, points, mended, cleared, left, unrestorable }: Repaired,
+  dryRun: boolean,
+): string[] {
   const damages = left.filter(isDamage).length;
   const places = mended.length === 1 ? "1 place" : `${mended.length} places`;
   const outcome =
@@ -203,6 +219,7 @@ function asText({ domain, points, mended, left, unrestorable }: Repaired, dryRun
       : `${places} ${dryRun ? "would be mended" : "mended"}, ${damages} ${dryRun ? "damaged before that" : "left damaged"}`;
   return [
     `${domain}: ${points} ${points === 1 ? "point" : "points"}, ${outcome}`,
+    ...cleared.map((each) => `    ${each.point}: ${clearedText(each, dryRun)}`),
     ...mended.map((mend) => `    ${mend.point} ${mend.disk}: ${mendText(mend)}`),
     ...left.map(
       ({ point, disk, severity, message, guestOffset, length }) =>
@@ -212,6 +229,13 @@ function asText({ domain, points, mended, left, unrestorable }: Repaired, dryRun
       obstacles.slice(0, 1).map((obstacle) => `    ${id} CAN'T BE RESTORED: ${obstacleText(obstacle, id)}`),
     ),
   ];
+}
+
+function clearedText({ objects, uploads, noted }: Cleared, dryRun: boolean): string {
+  const count = (number: number, what: string): string => `${number} ${what}${number === 1 ? "" : "s"}`;
+  const what = `${count(objects, "object")} that no manifest names, and ${count(uploads, "upload")}`;
+  if (!dryRun) return `${what}, left by a killed run, removed`;
+  return noted ? `${what}, of a run that is under way or was killed` : `${what} would be removed`;
 }
 
 function mendText({ what, guestOffset, length = 0, from }: Mend): string {

@@ -412,20 +412,6 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a repository in a
     expect(await nbdpull("verify", address)).toMatchObject({ code: 0 });
   });
 
-  it("is refused by commands that write, with what works there", async () => {
-    const address = await stored("refused");
-    const there = await keys("refused/");
-    for (const args of [
-      ["repair", address],
-      ["repair", address, "--dry-run"],
-    ]) {
-      const ran = await nbdpull(...args, "--json");
-      expect(ran, args.join(" ")).toMatchObject({ code: 4 });
-      expect(ran.stdout + ran.stderr).toContain("E_STORE_READ_ONLY");
-    }
-    expect(await keys("refused/")).toEqual(there);
-  });
-
   it("forgets a domain, the newest point first, and goes on with what a killed run has left", async () => {
     const address = await stored("forgotten");
     const copied = `forgotten/${MemoryChain.domain}/20200101T000000.000Z/vda.qcow2`;

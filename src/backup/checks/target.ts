@@ -106,7 +106,7 @@ async function lookAtDomain(repository: Repository, domain: string): Promise<Fou
     const more = others.length === 0 ? "" : ` (and ${others.length} more)`;
     const cause = `point ${id} can't be restored, and no increment is based on it: ${obstacleText(first, id)}${more}`;
     const repair = `nbdpull repair ${shellWord(repository.path)} ${shellWord(domain)}`;
-    found.push(warn(cause, repository.isInStore ? mend : repair, domain));
+    found.push(warn(cause, repair, domain));
   }
   const now = new Date();
   const ahead = folder ? await pointsAhead(folder, await repository.pointIds(domain), now) : [];

@@ -223,7 +223,7 @@ class DomainCopy {
     if (obstacle || !there.manifest) {
       const why = obstacle?.message ?? "its manifest cannot be read";
       const next = to.isInStore
-        ? "remove the objects of the point, point.json first,"
+        ? "repair it there, or remove the objects of the point, point.json first,"
         : "repair it there, or remove it";
       return damaged(`it is damaged in ${to.path} (${why}): ${next} to have it copied again`);
     }

@@ -43,7 +43,7 @@ export class SiblingPoint implements ClusterSource, AsyncDisposable {
       try {
         const manifest = diskOf(await repository.point(domain, id), disk);
         if (!manifest) return undefined;
-        return await Layer.open(await repository.holdPoint(domain, id), id, manifest);
+        return await Layer.open(await repository.openPoint(domain, id), id, manifest);
       } catch (error) {
         if (error instanceof DamageError) return undefined;
         throw error;

@@ -2,71 +2,80 @@ import type { DigestedRun } from "../chain/checked-image.js";
 import type { Layer } from "../chain/layer.js";
 import { createDigester, digestClusters } from "../digest/digest.js";
 import { dataStretches, slotsOf } from "../image/image.js";
-import { type Guard, ImageFile } from "../image/image-file.js";
 import type { ClusterSource } from "./cluster-sources.js";
 
-/** A damaged cluster of which a source has the right content. */
-interface MendedCluster {
+/** Bytes that are read at a time. Only if something in them is damaged each cluster is looked at. */
+const PIECE_BYTES = 4 * 1024 * 1024;
+
+/** A cluster whose content is not what its digest says. */
+export interface DamagedCluster {
   /** Bytes of the disk. */
   readonly guestOffset: number;
   readonly length: number;
-  /** The name of the source. */
-  readonly from: string;
+  /** What a source has for it; undefined: none has the right content, or it can't be written by itself. */
+  readonly mend: ClusterMend | undefined;
 }
 
-interface MendOptions {
+export interface ClusterMend {
+  /** The name of the source. */
+  readonly from: string;
+  /** The right content, as the digest says. */
+  readonly content: Buffer;
+  /** Reads it once more, for whoever can't keep all contents; undefined: the source has it no more. */
+  readonly again: () => Promise<Buffer | undefined>;
+  /** Which bytes of the content go where in the file. */
+  readonly places: readonly {
+    readonly offset: number;
+    readonly length: number;
+    readonly position: number;
+  }[];
+}
+
+interface LookOptions {
+  /** In which the right content is looked for. */
   readonly sources: readonly ClusterSource[];
-  /** The path of the image. */
-  readonly path: string;
-  /** Only find out what could be mended. */
-  readonly dryRun: boolean;
-  readonly guard: Guard;
+  /** Whether compressed clusters are looked at too. They can't be mended: their streams lie back to back. */
+  readonly compressed: boolean;
   readonly signal?: AbortSignal | undefined;
 }
 
 /**
- * Looks at every cluster that an image stores as it is, and writes the right content over damaged ones, where
- * a source has what the digest says. Only bytes that are damaged anyway are overwritten, so a mend that is
- * killed loses nothing. Compressed clusters are left alone: their streams lie back to back.
+ * Looks at the clusters that an image stores, and finds out which are damaged, and what is right instead.
+ * Nothing is changed.
+ * @throws {DamageError} the digest file is damaged
  */
-export async function mendClusters(layer: Layer, options: MendOptions): Promise<MendedCluster[]> {
-  if (!layer.disk.digests) return [];
+export async function* damagedClusters(
+  layer: Layer,
+  { sources, compressed, signal }: LookOptions,
+): AsyncGenerator<DamagedCluster> {
+  if (!layer.disk.digests) return;
   const { clusterSize, virtualSize } = layer.geometry;
-  const mended: MendedCluster[] = [];
-  let file: ImageFile | undefined;
-  try {
-    // Tables that contradict the digest file are no place to write to.
-    for await (const run of layer.runs(() => undefined)) {
-      options.signal?.throwIfAborted();
-      if (slotsOf(run) === 0 || run.kind === "zero" || layer.isCompressed(run)) continue;
-      for (let i = 0; i < run.count; i += 1) {
+  // Tables that contradict the digest file are no place to write to.
+  for await (const run of layer.runs(() => undefined)) {
+    if (slotsOf(run) === 0 || run.kind === "zero") continue;
+    const isCompressed = layer.isCompressed(run);
+    if (isCompressed && !compressed) continue;
+    const atOnce = Math.max(1, Math.floor(PIECE_BYTES / clusterSize));
+    for (let first = 0; first < run.count; first += atOnce) {
+      signal?.throwIfAborted();
+      const count = Math.min(atOnce, run.count - first);
+      if (!(await isDamaged(layer, run, run.cluster + first, count))) continue;
+      for (let i = first; i < first + count; i += 1) {
         const cluster = run.cluster + i;
+        if (!(await isDamaged(layer, run, cluster, 1))) continue;
         const guestOffset = cluster * clusterSize;
         const length = Math.min(clusterSize, virtualSize - guestOffset);
-        if (!(await isDamaged(layer, run, guestOffset, length))) continue;
-        const found = await rightContent(layer, run, cluster, length, options.sources);
-        if (!found) continue;
-        if (!options.dryRun) {
-          file ??= await ImageFile.openForWriting(options.path, options.guard);
-          const hostOffset = run.hostOffset + i * clusterSize;
-          await writeCluster(file, layer, run, { cluster, hostOffset, content: found.content });
-        }
-        mended.push({ guestOffset, length, from: found.from });
+        const mend = isCompressed ? undefined : await mendOf(layer, run, cluster, length, sources);
+        yield { guestOffset, length, mend };
       }
     }
-    await file?.sync();
-  } finally {
-    await file?.close();
   }
-  return mended;
 }
 
-async function isDamaged(
-  layer: Layer,
-  run: DigestedRun,
-  guestOffset: number,
-  length: number,
-): Promise<boolean> {
+async function isDamaged(layer: Layer, run: DigestedRun, cluster: number, count: number): Promise<boolean> {
+  const { clusterSize, virtualSize } = layer.geometry;
+  const guestOffset = cluster * clusterSize;
+  const length = Math.min(count * clusterSize, virtualSize - guestOffset);
   let isDamaged = false;
   await layer.read(run, guestOffset, Buffer.allocUnsafe(length), () => {
     isDamaged = true;
@@ -74,47 +83,38 @@ async function isDamaged(
   return isDamaged;
 }
 
-async function rightContent(
-  layer: Layer,
+async function mendOf(
+  { disk, geometry }: Layer,
   run: DigestedRun,
   cluster: number,
   length: number,
   sources: readonly ClusterSource[],
-): Promise<{ readonly content: Buffer; readonly from: string } | undefined> {
-  const { disk, geometry } = layer;
+): Promise<ClusterMend | undefined> {
   if (!disk.digests || run.kind === "zero" || !run.digests) return undefined;
   const digester = await createDigester(disk.digests.algorithm);
   const at = (cluster - run.cluster) * digester.size;
-  const expected = run.digests.subarray(at, at + digester.size);
+  const expected = Buffer.from(run.digests.subarray(at, at + digester.size));
+  const { kind } = run;
   const masked = run.kind === "partial" ? { dataMask: run.dataMask } : {};
+  const rightContent = async (source: ClusterSource): Promise<Buffer | undefined> => {
+    const slot = Buffer.alloc(geometry.clusterSize);
+    const content = slot.subarray(0, length);
+    if (!(await source.read(cluster * geometry.clusterSize, content))) return undefined;
+    const found = digestClusters(digester, { kind, cluster, count: 1, ...masked }, slot, geometry);
+    return found.equals(expected) ? content : undefined;
+  };
+  const hostOffset = run.hostOffset + (cluster - run.cluster) * geometry.clusterSize;
+  const stretches =
+    run.kind === "partial" ? dataStretches(run, geometry) : [{ offset: 0, length: geometry.clusterSize }];
+  const places = stretches.flatMap((stretch) => {
+    const bytes = Math.min(stretch.length, length - stretch.offset);
+    return bytes > 0
+      ? [{ offset: stretch.offset, length: bytes, position: hostOffset + stretch.offset }]
+      : [];
+  });
   for (const source of sources) {
-    const content = Buffer.alloc(geometry.clusterSize);
-    if (!(await source.read(cluster * geometry.clusterSize, content.subarray(0, length)))) continue;
-    const found = digestClusters(
-      digester,
-      { kind: run.kind, cluster, count: 1, ...masked },
-      content,
-      geometry,
-    );
-    if (found.equals(expected)) return { content: content.subarray(0, length), from: source.name };
+    const content = await rightContent(source);
+    if (content) return { from: source.name, content, again: () => rightContent(source), places };
   }
   return undefined;
-}
-
-async function writeCluster(
-  file: ImageFile,
-  { geometry }: Layer,
-  run: DigestedRun,
-  {
-    cluster,
-    hostOffset,
-    content,
-  }: { readonly cluster: number; readonly hostOffset: number; readonly content: Buffer },
-): Promise<void> {
-  const stretches =
-    run.kind === "partial" ? dataStretches(run, geometry) : [{ offset: 0, length: content.length }];
-  for (const { offset, length } of stretches) {
-    const size = Math.min(length, geometry.virtualSize - cluster * geometry.clusterSize - offset);
-    await file.write(content.subarray(offset, offset + size), hostOffset + offset);
-  }
 }

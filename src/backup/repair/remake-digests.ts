@@ -1,27 +1,33 @@
-import { randomUUID } from "node:crypto";
 import { DamageError } from "../base/errors.js";
 import type { DigestedRun } from "../chain/checked-image.js";
 import { CheckedImage } from "../chain/checked-image.js";
 import { createDigester, digestClusters } from "../digest/digest.js";
 import { DigestFileReader } from "../digest/digest-file-reader.js";
 import { DigestFileWriter } from "../digest/digest-file-writer.js";
-import type { HeldFolder } from "../host/held-folder.js";
-import { sha256OfFile } from "../host/plain-files.js";
 import { type ClusterRun, type ImageReader, slotsOf } from "../image/image.js";
-import type { Guard } from "../image/image-file.js";
+import type { NewPlace } from "../image/new-file.js";
 import { RawReader } from "../image/raw-reader.js";
+import { sha256Of } from "../image/readable-file.js";
 import { Qcow2Reader } from "../qcow2/reader.js";
 import type { DiskManifest } from "../repository/manifest.js";
-
-type DiskDigests = NonNullable<DiskManifest["digests"]>;
+import type { StoredFolder } from "../storage/stored-folder.js";
 
 /** Most clusters whose digests are made at a time. */
 const MOST_CLUSTERS = 64;
 
+/** Puts a digest file in the place of one that is lost or damaged. */
+export interface DigestsPlace {
+  /**
+   * @param write makes the new file, and tells its SHA-256
+   * @param sha256 that it must have; otherwise all stays as it was
+   * @returns whether it is in place
+   */
+  put(write: (place: NewPlace) => Promise<string>, sha256: string): Promise<boolean>;
+}
+
 interface RemakeOptions {
-  /** Only find out whether it can be made again: nothing is written. */
-  readonly dryRun: boolean;
-  readonly guard: Guard;
+  /** Undefined: only find out whether it can be made again. */
+  readonly place: DigestsPlace | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 
@@ -30,14 +36,14 @@ interface RemakeOptions {
  * @param folder of the point
  */
 export async function isDigestFileRight(
-  folder: HeldFolder,
+  folder: StoredFolder,
   { digests }: DiskManifest,
   signal?: AbortSignal,
 ): Promise<boolean> {
   if (!digests) return true;
   const found = await folder.find(digests.file);
   if (!found?.isFile()) return false;
-  return (await sha256OfFile(folder.at(digests.file), signal)) === digests.sha256;
+  return (await sha256Of(folder.at(digests.file), signal)) === digests.sha256;
 }
 
 /**
@@ -46,20 +52,24 @@ export async function isDigestFileRight(
  * changed.
  * @param folder of the point
  * @returns whether the file could be made
- * @throws the file system's error
+ * @throws the file system's or the store's error
  */
 export async function remakeDigests(
-  folder: HeldFolder,
+  folder: StoredFolder,
   disk: DiskManifest,
-  options: RemakeOptions,
+  { place, signal }: RemakeOptions,
 ): Promise<boolean> {
   const { digests } = disk;
   if (!digests) return false;
   // The records of runs of zeroes lie as the backup had them. Where they were not joined, only the old file
   // tells.
   for (const shape of [shapeOfImage, shapeOfOldFile]) {
+    const writeTo = (file: NewPlace | undefined): Promise<string> => write(folder, disk, file, shape, signal);
     try {
-      if (await remakeIn(shape, folder, disk, { ...options, digests })) return true;
+      const isMade = place
+        ? await place.put(writeTo, digests.sha256)
+        : (await writeTo(undefined)) === digests.sha256;
+      if (isMade) return true;
     } catch (error) {
       if (!(error instanceof DamageError)) throw error;
     }
@@ -67,36 +77,14 @@ export async function remakeDigests(
   return false;
 }
 
-async function remakeIn(
-  shape: Shape,
-  folder: HeldFolder,
-  disk: DiskManifest,
-  { digests, dryRun, guard, signal }: RemakeOptions & { readonly digests: DiskDigests },
-): Promise<boolean> {
-  if (dryRun) return (await write(folder, disk, undefined, shape, signal)) === digests.sha256;
-  const prefix = `.${digests.file}.`;
-  for (const name of await folder.names()) if (name.startsWith(prefix)) await folder.unlink(name);
-  const temporary = `${prefix}${randomUUID()}`;
-  try {
-    if ((await write(folder, disk, temporary, shape, signal)) !== digests.sha256) return false;
-    await guard();
-    await folder.rename(temporary, digests.file);
-    await folder.shareFiles();
-    await folder.sync();
-    return true;
-  } finally {
-    await folder.unlink(temporary);
-  }
-}
-
 /** The runs of an image, as the records of its digest file divide them. */
-type Shape = (folder: HeldFolder, disk: DiskManifest, image: ImageReader) => AsyncIterable<ClusterRun>;
+type Shape = (folder: StoredFolder, disk: DiskManifest, image: ImageReader) => AsyncIterable<ClusterRun>;
 
 const shapeOfImage: Shape = (_folder, _disk, image) => image.runs();
 
 /** The heads of the records are a small part of the file, and mostly they are not what is damaged. */
 async function* shapeOfOldFile(
-  folder: HeldFolder,
+  folder: StoredFolder,
   { digests }: DiskManifest,
   image: ImageReader,
 ): AsyncGenerator<ClusterRun> {
@@ -143,11 +131,11 @@ async function* shapeOfOldFile(
   }
 }
 
-/** @param temporary the name of the new file; undefined: there is to be none. @returns its SHA-256 */
+/** @param place of the new file; undefined: there is to be none. @returns its SHA-256 */
 async function write(
-  folder: HeldFolder,
+  folder: StoredFolder,
   disk: DiskManifest,
-  temporary: string | undefined,
+  place: NewPlace | undefined,
   shape: Shape,
   signal: AbortSignal | undefined,
 ): Promise<string> {
@@ -158,9 +146,7 @@ async function write(
   await using checked = new CheckedImage(image, geometry, undefined);
   const header = { algorithm, geometry, complete: disk.mode === "full" };
   const writer =
-    temporary === undefined
-      ? DigestFileWriter.withoutFile(header)
-      : await DigestFileWriter.create(folder.at(temporary), header);
+    place === undefined ? DigestFileWriter.withoutFile(header) : await DigestFileWriter.create(place, header);
   try {
     for await (const run of shape(folder, disk, image)) {
       signal?.throwIfAborted();
@@ -202,14 +188,14 @@ function* piecesOf(
 }
 
 /** @throws {DamageError} the image is missing, or its header is damaged */
-async function readerOf(folder: HeldFolder, disk: DiskManifest): Promise<ImageReader> {
+async function readerOf(folder: StoredFolder, disk: DiskManifest): Promise<ImageReader> {
   const geometry = { virtualSize: disk.virtualSize, clusterSize: disk.clusterSize };
   if (!(await folder.find(disk.file))?.isFile()) {
     throw new DamageError("E_DAMAGED", `${disk.file} is missing`);
   }
-  const path = folder.at(disk.file);
-  if (disk.format === "qcow2") return await Qcow2Reader.open(path);
-  return await RawReader.open(path, {
+  const place = folder.at(disk.file);
+  if (disk.format === "qcow2") return await Qcow2Reader.open(place);
+  return await RawReader.open(place, {
     geometry,
     ...(disk.map ? { mapPath: folder.at(disk.map.file) } : {}),
   });

@@ -3,9 +3,9 @@
  * says so, or, for refcounts, the image's own tables. Nothing is ever mended by a guess.
  *
  * Read this file first: it goes through the disks of points. `remake-digests.ts` makes lost digest files
- * again, `mend-clusters.ts` writes the right content over damaged clusters, and `cluster-sources.ts` is where
- * that comes from. This room only changes bytes that are wrong anyway, one place at a time: whenever it is
- * killed, nothing is lost, and the next repair goes on.
+ * again, `mend-clusters.ts` finds damaged clusters and what is right for them, and `cluster-sources.ts` is
+ * where that comes from. `folder-mender.ts` writes it into images in place, `store-mender.ts` has an object
+ * store make new ones. Whenever this room is killed, nothing is lost, and the next repair goes on.
  */
 
 import { isUnreadable } from "../base/damage.js";
@@ -13,17 +13,19 @@ import { DamageError, PreconditionError } from "../base/errors.js";
 import { closeAll } from "../base/in-parallel.js";
 import { shellWord } from "../base/shell-word.js";
 import { Layer } from "../chain/layer.js";
-import type { HeldFolder } from "../host/held-folder.js";
-import { type Guard, ImageFile } from "../image/image-file.js";
 import { findWrongRefcounts } from "../qcow2/check.js";
-import { REFCOUNT_BYTES } from "../qcow2/format.js";
 import type { HeldLock } from "../repository/domain-lock.js";
 import type { DiskManifest, Manifest } from "../repository/manifest.js";
 import { readJournal } from "../repository/prune-journal.js";
 import type { Repository } from "../repository/repository.js";
+import { keptVersionsText } from "../storage/kept-versions-text.js";
+import type { KeptVersion, StoreWriting } from "../storage/stored-writing.js";
 import { type ClusterSource, SiblingPoint, ZERO_SOURCE } from "./cluster-sources.js";
-import { mendClusters } from "./mend-clusters.js";
+import { FolderMender } from "./folder-mender.js";
+import type { ImageMender } from "./image-mender.js";
+import { damagedClusters } from "./mend-clusters.js";
 import { isDigestFileRight, remakeDigests } from "./remake-digests.js";
+import { StoreMender } from "./store-mender.js";
 
 /** Something that was mended, or would be in a dry run. */
 export interface Mend {
@@ -48,133 +50,159 @@ interface RepairOptions {
   /** Other places that may have the content of a disk, which come first. */
   readonly sourcesOf?: ((disk: string) => readonly ClusterSource[]) | undefined;
   readonly signal?: AbortSignal | undefined;
+  readonly onWarning?: ((message: string) => void) | undefined;
+  /** @internal tests end the process at each step */
+  readonly onStep?: ((step: string) => void) | undefined;
 }
+
+/** Makes what mends the image of a disk; undefined: it is only found out what could be mended. */
+type MenderOf = ((point: Manifest, disk: DiskManifest) => Promise<ImageMender>) | undefined;
 
 /**
  * Mends what can be mended in the given points of a domain. Verify them before, to know which are damaged,
  * and afterwards, to know what is left.
  *
  * @throws {PreconditionError} `E_LOCKED`: another process writes points of the domain; `E_PRUNE_UNFINISHED`:
- *   a prune died that only the next prune can finish
+ *   a prune died that only the next prune can finish; in an object store `E_S3_LACKS`: it can't replace a
+ *   manifest safely, or `E_LIVE`: a guest runs on a point that would be mended
+ * @throws {BackupError} in an object store `E_LEASE_LOST`, or `E_S3_FAILED`: it has made something else of a
+ *   mended image, and the point is as before
  * @throws the file system's error; the signal's reason
  */
 export async function repairPoints(options: RepairOptions): Promise<Mend[]> {
   const { repository, domain, dryRun, signal } = options;
-  if (dryRun) {
-    const look = async (): Promise<Mend[]> => {
-      await using folder = await repository.holdDomain(domain);
-      return folder ? await mendPoints(folder, async () => undefined, options) : [];
-    };
-    return await repository.reading(domain, look, signal);
+  if (dryRun) return await repository.reading(domain, () => mendPoints(undefined, options), signal);
+  if (repository.isInStore) {
+    return await repository.writingInStore(domain, (writing) => mendInStore(writing, options), signal);
   }
-  const work = async ({ folder, assertHeld, lost }: HeldLock): Promise<Mend[]> => {
+  const work = async ({ assertHeld, lost }: HeldLock): Promise<Mend[]> => {
     const both = AbortSignal.any(signal ? [signal, lost] : [lost]);
-    return await mendPoints(folder, assertHeld, { ...options, signal: both });
+    const menderOf = async ({ id }: Manifest, disk: DiskManifest): Promise<ImageMender> =>
+      new FolderMender(await repository.holdPoint(domain, id), disk, assertHeld);
+    return await mendPoints(menderOf, { ...options, signal: both });
   };
   return await repository.writing(domain, work, signal);
 }
 
-/** @param domainFolder the domain's, in which a journal is looked for */
-async function mendPoints(domainFolder: HeldFolder, guard: Guard, options: RepairOptions): Promise<Mend[]> {
-  const { repository, domain } = options;
-  if (await readJournal(domainFolder)) {
-    const command = `nbdpull prune ${shellWord(repository.path)} ${shellWord(domain)}`;
-    const message = `a prune of ${domain} was interrupted, and has to be finished first: repeat it (${command} with the rules that you keep points by)`;
-    throw new PreconditionError("E_PRUNE_UNFINISHED", message, { details: { domain } });
+async function mendInStore(writing: StoreWriting, options: RepairOptions): Promise<Mend[]> {
+  const { repository, domain, signal, onStep, onWarning } = options;
+  const versions: KeptVersion[] = [];
+  const common = { repository, domain, signal, onStep };
+  const onVersions = (more: readonly KeptVersion[]): void => void versions.push(...more);
+  const menderOf = async (point: Manifest, disk: DiskManifest): Promise<ImageMender> =>
+    new StoreMender(writing, { ...common, point, disk, onVersions });
+  try {
+    return await mendPoints(menderOf, options);
+  } finally {
+    if (versions.length > 0) onWarning?.(keptVersionsText(domain, "files that were replaced", versions));
   }
+}
+
+async function mendPoints(menderOf: MenderOf, options: RepairOptions): Promise<Mend[]> {
+  const { repository, domain } = options;
+  await assertNoPrune(options);
   const mends: Mend[] = [];
   for (const id of options.ids) {
-    const point = await repository.point(domain, id).catch((error: unknown) => {
-      if (error instanceof DamageError) return undefined;
-      throw error;
-    });
-    for (const disk of point?.disks ?? []) {
-      if (point) mends.push(...(await mendDisk(point, disk, guard, options)));
+    // Of several disks, the one before may have changed it.
+    const pointNow = (): Promise<Manifest | undefined> =>
+      repository.point(domain, id).catch((error: unknown) => {
+        if (error instanceof DamageError) return undefined;
+        throw error;
+      });
+    for (const { name } of (await pointNow())?.disks ?? []) {
+      const point = await pointNow();
+      const disk = point?.disks.find((each) => each.name === name);
+      if (point && disk) mends.push(...(await mendDisk(point, disk, menderOf, options)));
     }
   }
   return mends;
+}
+
+/** @throws {PreconditionError} `E_PRUNE_UNFINISHED` */
+async function assertNoPrune({ repository, domain }: RepairOptions): Promise<void> {
+  await using folder = await repository.openDomain(domain);
+  if (!folder || !(await readJournal(folder))) return;
+  const command = `nbdpull prune ${shellWord(repository.path)} ${shellWord(domain)}`;
+  const message = `a prune of ${domain} was interrupted, and has to be finished first: repeat it (${command} with the rules that you keep points by)`;
+  throw new PreconditionError("E_PRUNE_UNFINISHED", message, { details: { domain } });
 }
 
 async function mendDisk(
   point: Manifest,
   disk: DiskManifest,
-  guard: Guard,
+  menderOf: MenderOf,
   options: RepairOptions,
 ): Promise<Mend[]> {
-  const { repository, domain, dryRun, signal } = options;
-  const about = { point: point.id, disk: disk.name };
-  await using folder = await repository.holdPoint(domain, point.id);
-  const mends: Mend[] = [];
+  const siblings = await siblingsOf(point, disk, options);
+  await using mender = await menderOf?.(point, disk);
   try {
-    const isRight = await isDigestFileRight(folder, disk, signal);
-    if (!isRight) {
-      if (await remakeDigests(folder, disk, { dryRun, guard, signal })) {
-        mends.push({ ...about, what: "digests", from: "the image" });
-      }
-      // Without its digests nobody can tell what a cluster has to be. With them, the image is whole.
-      return mends;
+    const sources = [ZERO_SOURCE, ...(options.sourcesOf?.(disk.name) ?? []), ...siblings];
+    const mends: Mend[] = [];
+    try {
+      for await (const mend of mendsOf(point, disk, { ...options, sources, mender })) mends.push(mend);
+    } catch (error) {
+      // What can't be mended, the verify afterwards tells.
+      if (!(error instanceof DamageError) && !isUnreadable(error)) throw error;
     }
-    const isPlain = (await folder.find(disk.file))?.isFile() ?? false;
-    if (!isPlain) return mends;
-    if (disk.format === "qcow2") {
-      const { isDamaged, entries } = await findWrongRefcounts(folder.at(disk.file), signal ? { signal } : {});
-      // Two clusters may claim the same place: what is written for one would destroy the other.
-      if (isDamaged) return mends;
-      if (entries.length > 0) {
-        if (!dryRun) await writeRefcounts(folder, disk, entries, guard);
-        mends.push({ ...about, what: "refcounts", from: "the image's tables" });
-      }
-    }
-    mends.push(...(await mendData(folder, point, disk, guard, options)));
-  } catch (error) {
-    // What can't be mended, the verify afterwards tells.
-    if (!(error instanceof DamageError) && !isUnreadable(error)) throw error;
-  }
-  return mends;
-}
-
-async function mendData(
-  folder: HeldFolder,
-  point: Manifest,
-  disk: DiskManifest,
-  guard: Guard,
-  { repository, domain, dryRun, sourcesOf, signal }: RepairOptions,
-): Promise<Mend[]> {
-  const others = (await repository.pointIds(domain)).filter((id) => id !== point.id);
-  // The nearest in time come first: they are most alike.
-  const at = others.filter((id) => id < point.id).length;
-  const near = others.toSorted((a, b) => Math.abs(others.indexOf(a) - at) - Math.abs(others.indexOf(b) - at));
-  const siblings = near.map((id) => new SiblingPoint(repository, domain, id, disk.name));
-  try {
-    await using layer = await Layer.open(await repository.holdPoint(domain, point.id), point.id, disk, {
-      signal,
-    });
-    const sources = [ZERO_SOURCE, ...(sourcesOf?.(disk.name) ?? []), ...siblings];
-    const mended = await mendClusters(layer, {
-      ...{ sources, path: folder.at(disk.file), dryRun, guard, signal },
-    });
-    return mended.map((cluster) => ({ point: point.id, disk: disk.name, what: "cluster", ...cluster }));
+    const gone = await mender?.finish();
+    return mends.filter(({ guestOffset = -1 }) => !gone?.has(guestOffset));
   } finally {
     await closeAll(...siblings.map((sibling) => ({ close: () => sibling[Symbol.asyncDispose]() })));
   }
 }
 
-/** Each refcount has two bytes in one sector, so it is written as a whole or not at all. */
-async function writeRefcounts(
-  folder: HeldFolder,
+/** The other points of the domain. The nearest in time come first: they are most alike. */
+async function siblingsOf(
+  { id: own }: Manifest,
   disk: DiskManifest,
-  entries: readonly { readonly position: number; readonly refcount: number }[],
-  guard: Guard,
-): Promise<void> {
-  const file = await ImageFile.openForWriting(folder.at(disk.file), guard);
-  try {
-    for (const { position, refcount } of entries) {
-      const bytes = Buffer.alloc(REFCOUNT_BYTES);
-      bytes.writeUInt16BE(refcount);
-      await file.write(bytes, position);
+  { repository, domain }: RepairOptions,
+): Promise<SiblingPoint[]> {
+  const others = (await repository.pointIds(domain)).filter((id) => id !== own);
+  const at = others.filter((id) => id < own).length;
+  const near = others.toSorted((a, b) => Math.abs(others.indexOf(a) - at) - Math.abs(others.indexOf(b) - at));
+  return near.map((id) => new SiblingPoint(repository, domain, id, disk.name));
+}
+
+interface MendDiskOptions extends RepairOptions {
+  readonly sources: readonly ClusterSource[];
+  readonly mender: ImageMender | undefined;
+}
+
+/** Goes through a disk, and gives the mender what is right for what is damaged. */
+async function* mendsOf(
+  point: Manifest,
+  disk: DiskManifest,
+  { repository, domain, signal, sources, mender }: MendDiskOptions,
+): AsyncGenerator<Mend> {
+  const about = { point: point.id, disk: disk.name };
+  await using folder = await repository.openPoint(domain, point.id);
+  if (!(await isDigestFileRight(folder, disk, signal))) {
+    if (await remakeDigests(folder, disk, { place: mender?.digests, signal })) {
+      yield { ...about, what: "digests", from: "the image" };
     }
-    await file.sync();
-  } finally {
-    await file.close();
+    // Without its digests nobody can tell what a cluster has to be. With them, the image is whole.
+    return;
+  }
+  if (!(await folder.find(disk.file))?.isFile()) return;
+  if (disk.format === "qcow2") {
+    const { isDamaged, entries } = await findWrongRefcounts(folder.at(disk.file), { signal });
+    // Two clusters may claim the same place: what is written for one would destroy the other.
+    if (isDamaged) return;
+    if (entries.length > 0) {
+      await mender?.refcounts(entries);
+      yield { ...about, what: "refcounts", from: "the image's tables" };
+    }
+  }
+  const opened = await repository.openPoint(domain, point.id);
+  await using layer = await Layer.open(opened, point.id, disk, { signal });
+  const look = { sources, compressed: repository.isInStore && mender !== undefined, signal };
+  for await (const damaged of damagedClusters(layer, look)) {
+    const { guestOffset, length, mend } = damaged;
+    if (!mend) {
+      mender?.leave(damaged);
+      continue;
+    }
+    await mender?.cluster(damaged, mend);
+    yield { ...about, what: "cluster", guestOffset, length, from: mend.from };
   }
 }

@@ -1,25 +1,14 @@
 import { PreconditionError, UsageError } from "../base/errors.js";
 import { namesStore } from "../storage/open-store.js";
 
-/** What works on a folder of this machine only, and what does instead for a repository in an object store. */
-const INSTEAD = {
-  repair:
-    "take a full backup instead (nbdpull backup --level full), which begins a new chain; to mend its points, fetch it with a program that copies every object (rclone copy), and repair that folder",
-} as const;
-
 /**
  * Call it before something is done that only a folder of this machine allows.
  * @param path of a repository
- * @param command as the user names it; undefined: a part of the program
  * @throws {PreconditionError} `E_STORE_READ_ONLY`: it is the address of an object store
  */
-export function refuseStore(path: string, command?: keyof typeof INSTEAD): void {
+export function refuseStore(path: string): void {
   if (!namesStore(path)) return;
-  const what =
-    command === undefined
-      ? "only a folder of this machine can be changed so"
-      : `${command} needs a folder of this machine: ${INSTEAD[command]}`;
-  const message = `${path} lies in an object store, and ${what}. Nothing was changed`;
+  const message = `${path} lies in an object store, and only a folder of this machine can be changed so. Nothing was changed`;
   throw new PreconditionError("E_STORE_READ_ONLY", message, { details: { path } });
 }
 

@@ -1,0 +1,24 @@
+import type { ClusterMend, DamagedCluster } from "./mend-clusters.js";
+import type { DigestsPlace } from "./remake-digests.js";
+
+/** A refcount of an image that is wrong. */
+export interface WrongRefcount {
+  /** Where in the file it is, in bytes. */
+  readonly position: number;
+  /** What it should be. */
+  readonly refcount: number;
+}
+
+/** Takes what was found for one disk of a point, and mends its image. */
+export interface ImageMender extends AsyncDisposable {
+  readonly digests: DigestsPlace;
+  refcounts(entries: readonly WrongRefcount[]): Promise<void>;
+  cluster(damaged: DamagedCluster, mend: ClusterMend): Promise<void>;
+  /** Notes a damaged cluster that nothing mends. */
+  leave(damaged: DamagedCluster): void;
+  /**
+   * Everything that was taken is in place afterwards.
+   * @returns the guest offsets of clusters whose right content was gone when it was needed once more
+   */
+  finish(): Promise<ReadonlySet<number>>;
+}

@@ -1,0 +1,267 @@
+/**
+ * Damage of points in Ceph, mended by new objects in place of the damaged ones. `NBDPULL_KILL_ROUNDS=20`
+ * kills at every step, and at random moments too.
+ */
+import { setTimeout as sleep } from "node:timers/promises";
+import { fileURLToPath } from "node:url";
+import {
+  CopyObjectCommand,
+  CreateBucketCommand,
+  CreateMultipartUploadCommand,
+  DeleteObjectCommand,
+  GetObjectCommand,
+  PutObjectCommand,
+  type S3Client,
+} from "@aws-sdk/client-s3";
+import { execa } from "execa";
+import { afterAll, afterEach, beforeAll, expect, it } from "vitest";
+import { BreakingStore } from "../support/breaking-store.js";
+import { restoreEnvironment } from "../support/environment.js";
+import { halfInStore, keysIn, leftInStore } from "../support/left-in-store.js";
+import { MemoryChain } from "../support/memory-chain.js";
+import { nbdpull, startNbdpull } from "../support/nbdpull.js";
+import { Store } from "../support/store.js";
+import { describeWith } from "../support/tools.js";
+
+const MiB = 1024 * 1024;
+const CLUSTER = 64 * 1024;
+const BUCKET = "mended";
+const NAME = MemoryChain.domain;
+const KILL_ROUNDS = Number(process.env["NBDPULL_KILL_ROUNDS"] ?? "0");
+const DIE = fileURLToPath(new URL("../support/repair-and-die.mjs", import.meta.url));
+/** The step at which a kill leaves most to do. */
+const HARDEST = "replaced vda.qcow2";
+
+interface Repaired {
+  readonly mended: readonly { point: string; what: string; guestOffset?: number; from: string }[];
+  readonly cleared: readonly { point: string; objects: number; uploads: number; noted: boolean }[];
+  readonly left: readonly { point: string; severity: string; guestOffset?: number }[];
+  readonly unrestorable: readonly { id: string }[];
+}
+
+describeWith(["radosgw", "ceph-mon", "ceph-osd"], "nbdpull repair in an object store", () => {
+  let store: Store;
+  let line: BreakingStore;
+  let client: S3Client;
+  let chain: MemoryChain;
+  const before = { ...process.env };
+
+  /** A full point, an increment with a cluster of its own, and another full one. */
+  beforeAll(async () => {
+    store = await Store.start();
+    line = await BreakingStore.start(store);
+    client = store.client();
+    await store.makeBucket(BUCKET);
+    Object.assign(process.env, store.environment, { AWS_ENDPOINT_URL: line.endpoint });
+    chain = await MemoryChain.start(40 * MiB + 512, `s3://${BUCKET}/chain`);
+    for (let at = 0; at < 26 * MiB; at += CLUSTER) chain.disk.write(at, Buffer.alloc(CLUSTER, `at ${at};`));
+    await chain.take({ digests: "sha256" });
+    const more = Buffer.alloc(CLUSTER, "more");
+    chain.disk.write(CLUSTER, more);
+    await chain.take({ digests: "sha256" });
+    chain.disk.write(CLUSTER, Buffer.alloc(CLUSTER, "other"));
+    await chain.take({ digests: "sha256", full: true });
+    chain.disk.write(CLUSTER, more);
+    chain.show();
+  }, 60_000);
+  afterAll(async () => {
+    restoreEnvironment(before);
+    await chain?.[Symbol.asyncDispose]();
+    await line?.[Symbol.asyncDispose]();
+    await store?.[Symbol.asyncDispose]();
+  });
+  afterEach(() => {
+    line.fault = () => undefined;
+  });
+
+  const idOf = (point: number): string => chain.points[point]?.id ?? "";
+  const keyOf = (name: string, point: number, file = "vda.qcow2"): string =>
+    `${name}/${NAME}/${idOf(point)}/${file}`;
+
+  /** The store copies the objects, as a program would. */
+  async function copyOf(name: string): Promise<string> {
+    for (const key of await keysIn(client, BUCKET, "chain/")) {
+      const Key = key.replace("chain", name);
+      await client.send(new CopyObjectCommand({ Bucket: BUCKET, Key, CopySource: `${BUCKET}/${key}` }));
+    }
+    return `s3://${BUCKET}/${name}`;
+  }
+
+  async function read(Key: string, Bucket = BUCKET): Promise<Buffer> {
+    const { Body } = await client.send(new GetObjectCommand({ Bucket, Key }));
+    return Buffer.from((await Body?.transformToByteArray()) ?? []);
+  }
+
+  async function put(Key: string, Body: Buffer | string, Bucket = BUCKET): Promise<void> {
+    await client.send(new PutObjectCommand({ Bucket, Key, Body }));
+  }
+
+  /** @returns what the object was before */
+  async function flip(Key: string, ...places: readonly number[]): Promise<Buffer> {
+    const bytes = await read(Key);
+    const damaged = Buffer.from(bytes);
+    for (const at of places) damaged[at] = (damaged[at] ?? 0) ^ 0xff;
+    await put(Key, damaged);
+    return bytes;
+  }
+
+  async function repair(code: number, address: string, ...more: readonly string[]): Promise<Repaired> {
+    const ran = await nbdpull("repair", address, "--json", ...more);
+    expect([ran.code, ran.stderr]).toEqual([code, ""]);
+    const [domain] = (ran.json() as { domains: Repaired[] }).domains;
+    if (!domain) throw new Error("nothing was told of the domain");
+    return domain;
+  }
+
+  const isLeft = (name: string): Promise<string[]> => leftInStore(client, BUCKET, `${name}/`);
+
+  it("mends clusters and refcounts, and takes from the living disk what no point has", async () => {
+    const address = await copyOf("mended");
+    const [full, increment] = [keyOf("mended", 0), keyOf("mended", 1)];
+    // The header is the first cluster of the file. Clusters 3 and 20 MiB of the disk are not close together.
+    const image = await flip(full, 4 * CLUSTER + 5, 20 * MiB + CLUSTER + 5, 20 * MiB + CLUSTER + 900);
+    const table = Number(image.readBigUInt64BE(48));
+    await flip(full, Number(image.readBigUInt64BE(table)) + 21);
+    const more = await flip(increment, CLUSTER + 5);
+    const done = await repair(3, address);
+    expect(done.mended).toMatchObject([
+      { point: idOf(0), what: "refcounts" },
+      { point: idOf(0), what: "cluster", guestOffset: 3 * CLUSTER, from: `point ${idOf(2)}` },
+      { point: idOf(0), what: "cluster", guestOffset: 20 * MiB },
+    ]);
+    expect(done.left).toMatchObject([{ point: idOf(1), severity: "damage", guestOffset: CLUSTER }]);
+    expect(done.unrestorable).toMatchObject([{ id: idOf(1) }]);
+    expect((await read(full)).equals(image)).toBe(true);
+    const living = await repair(0, address, NAME, "--from", `vda=${chain.uri}`);
+    expect(living.mended).toMatchObject([{ point: idOf(1), guestOffset: CLUSTER, from: "the living disk" }]);
+    expect((await read(increment)).equals(more)).toBe(true);
+    expect(await isLeft("mended")).toEqual([]);
+  });
+
+  it("makes digest files again, and clears away what has no note", async () => {
+    const address = await copyOf("digests");
+    await flip(keyOf("digests", 0, "vda.digests"), 100);
+    await client.send(new DeleteObjectCommand({ Bucket: BUCKET, Key: keyOf("digests", 2, "vda.digests") }));
+    await put(keyOf("digests", 1, "vda.qcow2~0badcafe"), "late");
+    const Key = keyOf("digests", 1);
+    await client.send(new CreateMultipartUploadCommand({ Bucket: BUCKET, Key }));
+    const other = `digests/${NAME}/20200101T000000.000Z/vda.qcow2`;
+    await put(other, "another program copies a point there");
+    const cleared = [{ point: idOf(1), objects: 1, uploads: 1, noted: false }];
+    const there = await keysIn(client, BUCKET, "digests/");
+    const dry = await repair(3, address, "--dry-run");
+    expect((await keysIn(client, BUCKET, "digests/")).sort()).toEqual(there.sort());
+    expect(await isLeft("digests")).toHaveLength(2);
+    const done = await repair(0, address);
+    expect(dry).toMatchObject({ cleared, mended: done.mended });
+    expect(done.cleared).toEqual(cleared);
+    expect(done.mended).toMatchObject([
+      { point: idOf(0), what: "digests" },
+      { point: idOf(2), what: "digests" },
+    ]);
+    expect(await isLeft("digests")).toEqual([other]);
+    expect((await keysIn(client, BUCKET, `digests/${NAME}/2`)).filter((key) => key !== other)).toHaveLength(
+      9,
+    );
+  });
+
+  it("changes nothing where the store copies something else, or a guest runs on what is based on it", async () => {
+    const address = await copyOf("lied");
+    const image = await flip(keyOf("lied", 0), 20 * MiB + CLUSTER + 5);
+    const damaged = await read(keyOf("lied", 0));
+    // Where both ends of what is copied are right, only a digest tells.
+    const other = Buffer.from(damaged);
+    other[5 * MiB] = 0xee;
+    await put("other", other);
+    let copies = 0;
+    line.fault = ({ method, url }) =>
+      method === "PUT" && url.includes("vda.qcow2?") && url.includes("partNumber=1&") && copies++ === 0
+        ? { copyFrom: `${BUCKET}/other` }
+        : undefined;
+    const lied = await nbdpull("repair", address);
+    expect([copies, lied.code]).toEqual([2, 1]);
+    expect(lied.stderr).toMatch(
+      /E_S3_FAILED: .* was mended, and what the store has put there is something else/,
+    );
+    line.fault = () => undefined;
+    const live = keyOf("lied", 1, ".live.3b5ba9a8-40a1-4a4f-ae0f-5ff3d0e4a0f5.json");
+    await put(live, "{}");
+    const refused = await nbdpull("repair", address);
+    expect(refused).toMatchObject({
+      code: 4,
+      stderr: expect.stringMatching(/E_LIVE: .* a guest runs on point/),
+    });
+    await client.send(new DeleteObjectCommand({ Bucket: BUCKET, Key: live }));
+    expect(await halfInStore(client, BUCKET, "lied/")).toEqual([]);
+    expect((await read(keyOf("lied", 0))).equals(damaged)).toBe(true);
+    expect((await repair(0, address)).mended).toHaveLength(1);
+    expect((await read(keyOf("lied", 0))).equals(image)).toBe(true);
+  });
+
+  it("is undone by the next run, and done again, whichever step it died at", async () => {
+    const places = [4 * CLUSTER + 5, 20 * MiB + CLUSTER + 5];
+    const die = async (name: string, step: number): Promise<string[]> => {
+      const address = await copyOf(name);
+      const image = await flip(keyOf(name, 0), ...places);
+      const died = await execa(process.execPath, [DIE, address, NAME, `${step}`], { reject: false });
+      await settle(name, image);
+      return died.stderr.split("\n").filter((each) => /^[a-z]+ [a-z]/.test(each));
+    };
+    /** Whatever was there is there still, and the next repair mends the rest. */
+    const settle = async (name: string, image: Buffer): Promise<void> => {
+      const address = `s3://${BUCKET}/${name}`;
+      const { points } = (await nbdpull("verify", address, "--json")).json() as {
+        points: { id: string; findings: { guestOffset?: number }[] }[];
+      };
+      expect(points).toHaveLength(3);
+      for (const { id, findings } of points) {
+        for (const { guestOffset } of findings) expect([3 * CLUSTER, 20 * MiB]).toContain(guestOffset);
+        if (id !== idOf(0)) expect(findings).toEqual([]);
+      }
+      await repair(0, address);
+      expect(await isLeft(name)).toEqual([]);
+      expect((await read(keyOf(name, 0))).equals(image)).toBe(true);
+      expect(await keysIn(client, BUCKET, `${name}/${NAME}/2`)).toHaveLength(9);
+    };
+    const steps = KILL_ROUNDS === 0 ? [] : await die("lived", -1);
+    if (KILL_ROUNDS > 0) expect(steps).toContain(HARDEST);
+    for (const [step, name] of steps.entries()) expect((await die(`died-${step}`, step)).at(-1)).toBe(name);
+    if (KILL_ROUNDS === 0) expect((await die("died", 4)).at(-1)).toBe(HARDEST);
+    for (let round = 0; round < KILL_ROUNDS; round += 1) {
+      const name = `random-${round}`;
+      const address = await copyOf(name);
+      const image = await flip(keyOf(name, 0), ...places);
+      const run = startNbdpull(["repair", address]);
+      while ((await halfInStore(client, BUCKET, `${name}/`)).length === 0) await sleep(20);
+      await sleep(Math.random() * 700);
+      run.kill("SIGKILL");
+      await run.ended;
+      await settle(name, image);
+    }
+  }, 1_200_000);
+
+  it("mends nothing where a late manifest could undo it, and tells of old versions that stay", async () => {
+    const Bucket = "locked";
+    await client.send(new CreateBucketCommand({ Bucket, ObjectLockEnabledForBucket: true }));
+    await using locked = await MemoryChain.start(MiB, "s3://locked/here");
+    locked.disk.write(0, Buffer.alloc(MiB, "locked"));
+    for (const full of [true, true]) await locked.take({ digests: "sha256", full });
+    const Key = `here/${NAME}/${locked.points[0]?.id}/vda.qcow2`;
+    const bytes = await read(Key, Bucket);
+    const damaged = Buffer.from(bytes);
+    damaged[CLUSTER + 5] = 0xee;
+    await put(Key, damaged, Bucket);
+    const refused = await nbdpull("repair", "s3://locked/here");
+    expect(refused).toMatchObject({ code: 4, stderr: expect.stringContaining("E_S3_LACKS") });
+    // As a store that can: nobody else writes there, so it takes what Ceph would refuse.
+    line.fault = () => "ignore conditions";
+    const marker = (await read("here/nbdpull.json", Bucket)).toString();
+    await put("here/nbdpull.json", marker.replace(/("conditionalReplace":) false/, "$1 true"), Bucket);
+    const ran = await nbdpull("repair", "s3://locked/here");
+    expect(ran).toMatchObject({
+      code: 0,
+      stderr: expect.stringMatching(/keeps versions: 2 files that were/),
+    });
+    expect((await read(Key, Bucket)).equals(bytes)).toBe(true);
+  });
+});
