@@ -62,6 +62,7 @@ export const PROGRAMS = {
   nbdcopy: onPath("nbdcopy", "apt-get install libnbd-bin"),
   nbdinfo: onPath("nbdinfo", "apt-get install libnbd-bin"),
   certtool: onPath("certtool", "apt-get install gnutls-bin"),
+  cp: onPath("cp", "apt-get install coreutils"),
   sha256sum: onPath("sha256sum", "apt-get install coreutils"),
   strace: onPath("strace", "apt-get install strace"),
   cc: onPath("cc", "apt-get install gcc libc6-dev"),

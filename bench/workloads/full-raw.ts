@@ -1,3 +1,4 @@
+import { cp } from "../contenders/cp.js";
 import { minimalClient } from "../contenders/minimal-client.js";
 import { nbdcopy, nbdcopyTuned } from "../contenders/nbdcopy.js";
 import { nbdpull } from "../contenders/nbdpull.js";
@@ -20,6 +21,7 @@ export const fullRaw: Workload = {
     qemuImgConvert("raw", "-W", "-m", "16"),
     minimalClient(),
     pythonLibnbd(),
+    cp(),
     nbdpull("raw"),
     nbdpull("raw", "--digests"),
   ],
@@ -27,6 +29,9 @@ export const fullRaw: Workload = {
     { contender: "nbdpull raw", metric: "wall", against: "nbdcopy", atMost: 0.8 },
     { contender: "nbdpull raw", metric: "cpu", against: "nbdcopy", atMost: 0.8 },
     { contender: "nbdpull raw", metric: "wall", against: "nbdcopy tuned", atMost: 0.95 },
+    { contender: "nbdpull raw", metric: "wall", against: "cp --sparse=always", atMost: 1.25 },
+    { contender: "nbdpull raw --digests", metric: "wall", against: "cp --sparse=always", atMost: 1.5 },
+    { contender: "nbdpull raw --digests", metric: "wall", against: "nbdcopy", atMost: 1 },
     { contender: "nbdpull raw", metric: "wall", against: WIDE, atMost: 0.8 },
     ...boundedMemory("nbdpull raw", "nbdpull raw --digests"),
   ],

@@ -11,6 +11,9 @@ export const prune: Workload = {
     "The chain of restore-chain, copied for each run. nbdpull proves what it copies by its digests, writes digest files, and can be killed at any moment; qemu-img commit can't be undone half-way and leaves the newest point to be rebased by hand.",
   reference: "qemu-img commit",
   contenders: [qemuImgCommit(), nbdpullPrune()],
-  targets: boundedMemory("nbdpull prune"),
+  targets: [
+    { contender: "nbdpull prune", metric: "wall", against: "qemu-img commit", atMost: 2 },
+    ...boundedMemory("nbdpull prune"),
+  ],
   setUp: (stage) => storedScene(stage, { digests: DEFAULT_DIGESTS }),
 };

@@ -17,6 +17,10 @@ export const restoreChain: Workload = {
     nbdpullRestore("raw"),
     nbdpullRestore("qcow2"),
   ],
-  targets: boundedMemory("nbdpull restore raw", "nbdpull restore qcow2"),
+  targets: [
+    { contender: "nbdpull restore raw", metric: "wall", against: "qemu-img convert raw", atMost: 1 },
+    { contender: "nbdpull restore qcow2", metric: "wall", against: "qemu-img convert qcow2", atMost: 1 },
+    ...boundedMemory("nbdpull restore raw", "nbdpull restore qcow2"),
+  ],
   setUp: (stage) => storedScene(stage, { digests: DEFAULT_DIGESTS }),
 };

@@ -15,6 +15,9 @@ export const restoreCompressed: Workload = {
     nbdpullRestore("raw"),
     nbdpullRestore("qcow2"),
   ],
-  targets: boundedMemory("nbdpull restore raw", "nbdpull restore qcow2"),
+  targets: [
+    { contender: "nbdpull restore raw", metric: "wall", against: "qemu-img convert raw", atMost: 0.6 },
+    ...boundedMemory("nbdpull restore raw", "nbdpull restore qcow2"),
+  ],
   setUp: (stage) => storedScene(stage, { digests: DEFAULT_DIGESTS, content: "text", compress: "deflate" }),
 };

@@ -18,9 +18,9 @@ export const scattered: Workload = {
     nbdpull("raw", "--connections", "2"),
   ],
   targets: [
-    // At least 3.5 times faster.
-    { contender: "nbdpull raw", metric: "wall", against: "libnbd from Python", atMost: 0.2857 },
+    { contender: "nbdpull raw", metric: "wall", against: "libnbd from Python", atMost: 0.5 },
     { contender: "nbdpull raw", metric: "wall", against: "minimal C client", atMost: 1.3 },
+    { contender: "nbdpull raw", metric: "cpu", against: "minimal C client", atMost: 1.8 },
     ...boundedMemory("nbdpull raw", "nbdpull raw --digests"),
   ],
   setUp: async ({ folder, inputs }) => await serveByQemuNbd(await inputs.scattered(), { folder }),
