@@ -47,7 +47,8 @@ async function newDigester(algorithm: DigestAlgorithm): Promise<Digester> {
     }
     case "sha256": {
       const digestInto = (data: Uint8Array, target: Buffer, offset: number): void => {
-        hash("sha256", data, "buffer").copy(target, offset);
+        // As a string, a digest costs no memory outside of the heap, which would be collected all the time.
+        target.write(hash("sha256", data, "binary"), offset, size, "binary");
       };
       return { algorithm, size, digestInto };
     }
