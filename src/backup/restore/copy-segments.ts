@@ -10,8 +10,6 @@ import type { CopyThreads } from "./copy-threads.js";
 
 /** Bytes of one question. A message to a thread and back costs as much as copying some clusters. */
 export const COPIED_AT_A_TIME = 4 * 1024 * 1024;
-/** Questions in flight for each thread, so that a thread finds the next one when it has answered one. */
-const QUESTIONS_AHEAD = 2;
 
 interface CopyOptions
   extends Pick<LaneOptions<readonly ClusterRun[]>, "segments" | "recorder" | "signal" | "onSegment"> {
@@ -37,11 +35,10 @@ interface CopyOptions
  */
 export async function copySegments(options: CopyOptions): Promise<void> {
   const { threads, writer, inFlight, segmentBytes, rateLimit } = options;
-  const most = threads.most * QUESTIONS_AHEAD;
   const allowed = Math.max(1, Math.floor((inFlight ?? Number.POSITIVE_INFINITY) / segmentBytes));
   await runLanes<readonly ClusterRun[]>({
     ...options,
-    lanes: () => Math.min(most, allowed),
+    lanes: () => Math.min(threads.ahead, allowed),
     store: async (segment, signal) => {
       const question = questionOf(segment, options);
       await rateLimit?.take(question.bytes, signal);

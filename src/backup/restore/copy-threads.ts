@@ -11,29 +11,39 @@ import {
 } from "./copy-service.js";
 
 /**
- * One thread writes while the other reads and digests: only one can write to a file at a time. Each takes 10
- * to 25 MiB of memory.
+ * Beside the calling thread, which helps. One thread writes while others read and digest: only one can write
+ * to a file at a time. Each takes 10 to 25 MiB of memory.
  */
 const MOST_THREADS = 2;
+/** Questions that each thread has, so that it finds the next one when it has answered one. */
+const QUESTIONS_AHEAD = 2;
 /** Copying so many bytes takes no longer than starting threads, so the calling thread does it. */
 const FEW_BYTES = 32 * 1024 * 1024;
 
 /**
  * Threads that copy bytes from images and compare them with their digests. They read, digest and write while
- * the bytes are in the processor's cache. The caller only sends the places of the bytes.
+ * the bytes are in the processor's cache. The caller only sends the places of the bytes. What the threads
+ * have no time for is done by the calling thread, so there is one less than processors.
  */
 export class CopyThreads extends ServiceThreads<CopyQuestion, CopyAnswer, ForgottenFile> {
+  /** How many questions may be unanswered, so that the threads and the calling one have enough to do. */
+  readonly ahead: number;
+
   /** @param bytes most bytes that will be copied */
   constructor(bytes: number) {
+    const most = Math.max(1, Math.min(availableParallelism() - 1, MOST_THREADS));
+    const forThreads = most * QUESTIONS_AHEAD;
     super({
       script: "#copy-worker",
-      most: Math.min(availableParallelism(), MOST_THREADS),
-      sameThread: bytes <= FEW_BYTES ? new CopyService() : undefined,
+      most,
+      sameThread: new CopyService(),
+      isForSameThread: bytes <= FEW_BYTES ? undefined : () => this.waiting >= forThreads,
       code: "E_COPY_THREAD",
       lost: "a thread that copies has ended",
       failed: "an image could not be copied",
       closed: "copying was cancelled",
     });
+    this.ahead = forThreads + 1;
   }
 
   /**
