@@ -2,7 +2,7 @@ import type { PieceSink, Stretch } from "../../nbd/index.js";
 import type { Geometry } from "../image/image.js";
 import type { Layer } from "./layer.js";
 import type { DamageOf, ReadableLayer, VisibleExtent } from "./overlay.js";
-import { seenThrough } from "./overlay.js";
+import { seenBlocks } from "./overlay.js";
 
 /** Unused buffers that are kept for later reads. */
 const MAX_SPARE = 16;
@@ -44,11 +44,13 @@ export class ChainSource<L extends ReadableLayer = Layer> {
    * @throws what the layers throw, and what `damageOf` makes of their damage
    */
   async *extents(): AsyncGenerator<readonly VisibleExtent<L>[]> {
-    for await (const piece of seenThrough(this.#layers, this.geometry.virtualSize, this.#damageOf)) {
-      if (piece.state === "clean") throw new RangeError("the last layer of a chain has to be complete");
-      if (piece.state === "data") this.#seen.push({ piece, unread: piece.length });
-      this.#walked = piece.offset + piece.length;
-      yield [piece];
+    for await (const block of seenBlocks(this.#layers, this.geometry.virtualSize, this.#damageOf)) {
+      for (const piece of block) {
+        if (piece.state === "clean") throw new RangeError("the last layer of a chain has to be complete");
+        if (piece.state === "data") this.#seen.push({ piece, unread: piece.length });
+        this.#walked = piece.offset + piece.length;
+      }
+      yield block;
     }
   }
 

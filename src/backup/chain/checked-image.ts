@@ -37,6 +37,11 @@ export class CheckedImage implements AsyncDisposable {
     return this.#image.runs(onDamage);
   }
 
+  /** As {@link ImageReader.runBlocks}, for every image. */
+  runBlocks(onDamage: OnDamage): AsyncIterable<readonly ClusterRun[]> {
+    return this.#image.runBlocks?.(onDamage) ?? oneByOne(this.#image.runs(onDamage));
+  }
+
   /**
    * Fills `target` from guest offset `offset`, which must be in `run`, and compares the digests of all
    * clusters that the read touches. Those that it touches only in part are read as a whole.
@@ -181,4 +186,9 @@ export class CheckedImage implements AsyncDisposable {
       });
     }
   }
+}
+
+/** Each run as a block of its own. */
+async function* oneByOne<T>(runs: AsyncIterable<T>): AsyncGenerator<readonly T[]> {
+  for await (const run of runs) yield [run];
 }

@@ -125,18 +125,24 @@ export class Layer implements AsyncDisposable {
    * @throws {DamageError} the digest file or the map of a raw increment is damaged
    */
   async *runs(onDamage: OnDamage): AsyncGenerator<LayerRun> {
+    for await (const block of this.runBlocks(onDamage)) yield* block;
+  }
+
+  /** Like {@link runs}, many together. Those before a stretch come before `onDamage` is called for it. */
+  async *runBlocks(onDamage: OnDamage): AsyncGenerator<readonly LayerRun[]> {
+    const images = this.#image.runBlocks(onDamage);
     if (!this.#digestFile || !this.disk.digests) {
-      for await (const run of this.#image.runs(onDamage)) yield { ...run, digests: undefined };
+      for await (const block of images) yield block.map((run) => ({ ...run, digests: undefined }));
       return;
     }
-    const digests = this.#digestFile.runs(this.disk.digests.sha256);
+    const digests = this.#digestFile.runBlocks(this.disk.digests.sha256);
     if (this.disk.format === "raw") {
       // Only the digest file says what a raw image defines. Its zero runs are not compared here:
       // `CheckedImage.expectZeroes` does that.
-      for await (const run of digests) yield this.#inRawFile(run);
+      for await (const block of digests) yield block.map((run) => this.#inRawFile(run));
       return;
     }
-    yield* this.#agreed(this.#image.runs(onDamage), digests, onDamage);
+    yield* this.#agreed(images, digests, onDamage);
   }
 
   /**
@@ -215,17 +221,30 @@ export class Layer implements AsyncDisposable {
 
   /** The runs on which image and digest file agree. Both are read side by side, in guest order. */
   async *#agreed(
-    images: AsyncIterable<ClusterRun>,
-    digestRuns: AsyncIterable<PlacedDigestRun>,
+    images: AsyncIterable<readonly ClusterRun[]>,
+    digestRuns: AsyncIterable<readonly PlacedDigestRun[]>,
     onDamage: OnDamage,
-  ): AsyncGenerator<LayerRun> {
+  ): AsyncGenerator<readonly LayerRun[]> {
     const image = new RunCursor(images);
     const digest = new RunCursor(digestRuns);
     const size = this.digestSize;
+    let block: LayerRun[] = [];
+    const taken = (): readonly LayerRun[] => {
+      const runs = block;
+      block = [];
+      return runs;
+    };
+    const both = [image, digest];
     for (;;) {
-      const has = await image.current();
-      const should = await digest.current();
-      if (!has && !should) return;
+      for (const cursor of both) {
+        while (!cursor.advance()) {
+          if (block.length > 0) yield taken();
+          await cursor.more();
+        }
+      }
+      const { run: has } = image;
+      const { run: should } = digest;
+      if (!has && !should) break;
       const hasAt = has ? image.cluster : Number.POSITIVE_INFINITY;
       const shouldAt = should ? digest.cluster : Number.POSITIVE_INFINITY;
       if (!should || (has && hasAt < shouldAt)) {
@@ -233,10 +252,14 @@ export class Layer implements AsyncDisposable {
         // In a complete layer, clusters that the digest file leaves out read as zeroes.
         const harmless = this.complete && has?.kind === "zero";
         const message = "the image defines a cluster that the digest file does not have";
-        if (!harmless) onDamage({ message, ...this.#rangeOf(hasAt, count) });
+        if (!harmless) {
+          yield taken();
+          onDamage({ message, ...this.#rangeOf(hasAt, count) });
+        }
         image.skip(count);
       } else if (!has || shouldAt < hasAt) {
         const count = Math.min(digest.remaining, hasAt - shouldAt);
+        yield taken();
         onDamage({
           message: `the image has lost a cluster of ${should.kind}`,
           ...this.#rangeOf(shouldAt, count),
@@ -245,8 +268,9 @@ export class Layer implements AsyncDisposable {
       } else {
         const count = Math.min(image.remaining, digest.remaining);
         const start = digest.cluster - should.cluster;
-        if (isSameKind(has, should)) yield this.#joined(has, image.cluster, count, should, start, size);
+        if (isSameKind(has, should)) block.push(this.#joined(has, image.cluster, count, should, start, size));
         else {
+          yield taken();
           const message = `the image's table says ${has.kind} where the point has ${should.kind}`;
           onDamage({ message, ...this.#rangeOf(shouldAt, count) });
         }
@@ -254,6 +278,7 @@ export class Layer implements AsyncDisposable {
         digest.skip(count);
       }
     }
+    yield taken();
   }
 
   /** Clusters as a range of the disk in bytes, cut off at its end. */

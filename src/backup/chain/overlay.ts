@@ -30,16 +30,27 @@ export interface VisibleExtent<L extends SeenLayer = Layer> {
  * @param size the virtual size that is shown, in bytes
  * @param onDamage makes the listener for the damage of a layer
  */
-export function seenThrough<L extends SeenLayer>(
+export async function* seenThrough<L extends SeenLayer>(
   layers: readonly L[],
   size: number,
   onDamage: DamageOf<L>,
-): AsyncIterable<VisibleExtent<L>> {
+): AsyncGenerator<VisibleExtent<L>> {
+  for await (const block of seenBlocks(layers, size, onDamage)) yield* block;
+}
+
+/** Like {@link seenThrough}, many pieces together: all that are known without reading more, up to 256. */
+export function seenBlocks<L extends SeenLayer>(
+  layers: readonly L[],
+  size: number,
+  onDamage: DamageOf<L>,
+): AsyncGenerator<readonly VisibleExtent<L>[]> {
   return visible(
     layers.map((layer) => new PieceCursor(layer, size, onDamage(layer))),
     size,
   );
 }
+
+const MOST_IN_BLOCK = 256;
 
 /** Makes the listener for the damage of a layer. */
 export type DamageOf<L extends SeenLayer = Layer> = (layer: L) => OnDamage;
@@ -51,21 +62,29 @@ export type DamageOf<L extends SeenLayer = Layer> = (layer: L) => OnDamage;
 async function* visible<L extends SeenLayer>(
   layers: readonly PieceCursor<L>[],
   size: number,
-): AsyncGenerator<VisibleExtent<L>> {
+): AsyncGenerator<readonly VisibleExtent<L>[]> {
+  let block: VisibleExtent<L>[] = [];
   for (let offset = 0; offset < size; ) {
     let end = size;
     let seen: VisibleExtent<L> | undefined;
     for (const layer of layers) {
-      const reading = layer.moveTo(offset);
-      if (reading) await reading;
+      while (!layer.moveTo(offset)) {
+        if (block.length > 0) yield block;
+        block = [];
+        await layer.more();
+      }
       seen = layer.piece;
       end = Math.min(end, layer.end);
       if (seen.state !== "clean") break;
     }
     if (!seen) throw new RangeError("a chain has at least one layer");
-    yield { offset, length: end - offset, state: seen.state, from: seen.from };
+    block.push({ offset, length: end - offset, state: seen.state, from: seen.from });
     offset = end;
+    if (block.length < MOST_IN_BLOCK) continue;
+    yield block;
+    block = [];
   }
+  if (block.length > 0) yield block;
   // A layer compares the SHA-256 of its digest file at its end, so each is read to its end.
   for (const layer of layers) await layer.drain();
 }
@@ -95,8 +114,8 @@ class PieceCursor<L extends SeenLayer> {
     this.#blocks = blocks[Symbol.asyncIterator]();
   }
 
-  /** Goes on to the piece at an offset. @returns a promise only if more has to be read */
-  moveTo(offset: number): Promise<void> | undefined {
+  /** Goes on to the piece at an offset. @returns false if {@link more} has to be awaited first */
+  moveTo(offset: number): boolean {
     while (this.end <= offset) {
       const ahead = this.#ahead.pop();
       if (ahead) {
@@ -106,17 +125,18 @@ class PieceCursor<L extends SeenLayer> {
         this.#see(this.#block[this.#next++] as LayerRun);
       } else if (this.#isDone) {
         this.#takeGap(this.#size);
-      } else return this.#read().then(() => this.moveTo(offset));
+      } else return false;
     }
-    return undefined;
+    return true;
   }
 
   /** Reads what is left. */
   async drain(): Promise<void> {
-    while (!this.#isDone) await this.#read();
+    while (!this.#isDone) await this.more();
   }
 
-  async #read(): Promise<void> {
+  /** Reads more of the layer. */
+  async more(): Promise<void> {
     const next = await this.#blocks.next();
     this.#isDone = next.done === true;
     this.#block = next.done === true ? [] : next.value;

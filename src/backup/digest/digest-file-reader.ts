@@ -33,8 +33,8 @@ export class DigestFileReader {
    *   it is no regular file
    * @throws the file system's or the store's error
    */
-  static async open(place: FilePlace, { signal }: ReadOptions = {}): Promise<DigestFileReader> {
-    const file = await openPlace(place, { signal });
+  static async open(place: FilePlace, options: ReadOptions = {}): Promise<DigestFileReader> {
+    const file = await openPlace(place, options);
     try {
       const start = Buffer.alloc(HEADER_BYTES);
       const bytes = await file.read(start, 0);
@@ -53,9 +53,13 @@ export class DigestFileReader {
    *   last record, or the SHA-256 differs
    */
   async *runs(sha256?: string): AsyncGenerator<PlacedDigestRun> {
+    for await (const block of this.runBlocks(sha256)) yield* block;
+  }
+
+  /** Like {@link runs}, those of one read of the file together. */
+  runBlocks(sha256?: string): AsyncGenerator<readonly PlacedDigestRun[]> {
     const bytes = new SequentialFile(this.#file, HEADER_BYTES, this.#start);
-    const blocks = this.#records(bytes, (length) => this.#taken(bytes, length), sha256);
-    for await (const block of blocks) for (const run of block) yield run;
+    return this.#records(bytes, (length) => this.#taken(bytes, length), sha256);
   }
 
   /**

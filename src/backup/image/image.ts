@@ -231,6 +231,10 @@ export interface ImageReader {
    */
   runs(onDamage?: OnDamage): AsyncIterable<ClusterRun>;
   /**
+   * Like {@link runs}, many together. Those before an invalid entry come before `onDamage` is called.
+   */
+  runBlocks?(onDamage?: OnDamage): AsyncIterable<readonly ClusterRun[]>;
+  /**
    * Fills `target` from byte `hostOffset` of the file.
    * @throws {DamageError} the file ends too early
    */

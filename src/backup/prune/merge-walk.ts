@@ -1,7 +1,7 @@
 import type { DigestedRun } from "../chain/checked-image.js";
 import type { Layer } from "../chain/layer.js";
 import type { DamageOf, VisibleExtent } from "../chain/overlay.js";
-import { seenThrough } from "../chain/overlay.js";
+import { seenBlocks } from "../chain/overlay.js";
 import { ALL_SUBCLUSTERS, type Geometry, SUBCLUSTERS, subclustersOf } from "../image/image.js";
 
 /** Where visible data is stored. */
@@ -30,25 +30,27 @@ export async function* mergedParts(
 ): AsyncGenerator<MergedPart> {
   const { clusterSize, virtualSize } = geometry;
   let mixed: VisibleExtent[] = [];
-  for await (const piece of seenThrough(layers, virtualSize, onDamage)) {
-    const end = piece.offset + piece.length;
-    for (let offset = piece.offset; offset < end; ) {
-      const cluster = Math.floor(offset / clusterSize);
-      const whole = wholeClusters(offset, end, geometry);
-      if (whole > 0) {
-        const part = partOf(piece, cluster, whole);
-        if (part) yield part;
-        offset = Math.min((cluster + whole) * clusterSize, end);
-        continue;
+  for await (const block of seenBlocks(layers, virtualSize, onDamage)) {
+    for (const piece of block) {
+      const end = piece.offset + piece.length;
+      for (let offset = piece.offset; offset < end; ) {
+        const cluster = Math.floor(offset / clusterSize);
+        const whole = wholeClusters(offset, end, geometry);
+        if (whole > 0) {
+          const part = partOf(piece, cluster, whole);
+          if (part) yield part;
+          offset = Math.min((cluster + whole) * clusterSize, end);
+          continue;
+        }
+        const clusterEnd = Math.min((cluster + 1) * clusterSize, virtualSize);
+        const stop = Math.min(end, clusterEnd);
+        mixed.push({ ...piece, offset, length: stop - offset });
+        if (stop === clusterEnd) {
+          if (mixed.some(({ state }) => state !== "clean")) yield { kind: "mixed", cluster, pieces: mixed };
+          mixed = [];
+        }
+        offset = stop;
       }
-      const clusterEnd = Math.min((cluster + 1) * clusterSize, virtualSize);
-      const stop = Math.min(end, clusterEnd);
-      mixed.push({ ...piece, offset, length: stop - offset });
-      if (stop === clusterEnd) {
-        if (mixed.some(({ state }) => state !== "clean")) yield { kind: "mixed", cluster, pieces: mixed };
-        mixed = [];
-      }
-      offset = stop;
     }
   }
 }
@@ -99,8 +101,8 @@ export async function visibleBytes(
     const index = layers.indexOf(layer);
     bytes[index] = (bytes[index] ?? 0) + length;
   };
-  for await (const piece of seenThrough(layers, geometry.virtualSize, onDamage)) {
-    if (piece.state === "data") add(originOf(piece).layer, piece.length);
+  for await (const block of seenBlocks(layers, geometry.virtualSize, onDamage)) {
+    for (const piece of block) if (piece.state === "data") add(originOf(piece).layer, piece.length);
   }
   return bytes;
 }

@@ -247,7 +247,7 @@ class Slots {
 
   constructor(image: Qcow2Reader) {
     this.#image = image;
-    this.#runs = new RunCursor(image.runs());
+    this.#runs = new RunCursor(image.runBlocks());
   }
 
   /**

@@ -168,7 +168,7 @@ class Covered {
   constructor(layer: Layer) {
     this.#geometry = layer.geometry;
     // The merge walks over the layer too, and reports its damage.
-    this.#runs = new RunCursor(layer.runs(() => undefined));
+    this.#runs = new RunCursor(layer.runBlocks(() => undefined));
   }
 
   async close(): Promise<void> {

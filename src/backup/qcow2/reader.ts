@@ -28,6 +28,9 @@ import { Qcow2File } from "./open.js";
 /** How many L2 tables are kept to look up compressed clusters: as many as there are places read at once. */
 const CACHED_TABLES = { elsewhere: 4, blocking: 1 } as const;
 
+/** Runs that are handed over together. */
+const BLOCK_RUNS = 256;
+
 /** A run that may still grow. */
 type Draft =
   | { -readonly [K in keyof DataRun]: DataRun[K] }
@@ -93,15 +96,29 @@ export class Qcow2Reader implements ImageReader, AsyncDisposable {
   }
 
   async *runs(onDamage?: OnDamage): AsyncGenerator<ClusterRun> {
+    for await (const block of this.runBlocks(onDamage)) yield* block;
+  }
+
+  async *runBlocks(onDamage?: OnDamage): AsyncGenerator<readonly ClusterRun[]> {
     this.#assertDistinctTables();
+    let block: ClusterRun[] = [];
     let last: Draft | undefined;
+    const taken = (): readonly ClusterRun[] => {
+      const runs = last ? [...block, last] : block;
+      block = [];
+      last = undefined;
+      return runs;
+    };
     for (let index = 0; index < this.#l1.length / ENTRY_BYTES; index += 1) {
       const first = index * this.#file.l2Entries;
       const count = Math.min(this.#file.l2Entries, clustersIn(this.geometry) - first);
-      const table = await this.#readL2Table(index).catch((error: unknown) => {
+      let table: Buffer | undefined;
+      try {
+        table = await this.#readL2Table(index);
+      } catch (error) {
+        yield taken();
         this.#tell(error, { first, count }, onDamage);
-        return undefined;
-      });
+      }
       if (table === undefined) continue;
       const { context } = this.#file;
       for (let i = 0; i < count; i += 1) {
@@ -109,6 +126,7 @@ export class Qcow2Reader implements ImageReader, AsyncDisposable {
         if (i === count) break;
         const entry = decodeL2Entry(table, i, context);
         if (entry.kind === "invalid") {
+          yield taken();
           const error = this.#damage(first + i, `the L2 entry ${entry.problem}`);
           this.#tell(error, { first: first + i, count: 1 }, onDamage);
           continue;
@@ -118,12 +136,16 @@ export class Qcow2Reader implements ImageReader, AsyncDisposable {
         if (last && continues(last, next, this.geometry.clusterSize)) {
           last.count += 1;
         } else {
-          if (last) yield last;
+          if (last) block.push(last);
           last = next;
+          if (block.length >= BLOCK_RUNS) {
+            yield block;
+            block = [];
+          }
         }
       }
     }
-    if (last) yield last;
+    yield taken();
   }
 
   async readHost(hostOffset: number, target: Uint8Array): Promise<void> {
