@@ -5,10 +5,12 @@ import {
   constants,
   fdatasync,
   fstat,
+  fstatSync,
   fsync,
   ftruncate,
   ftruncateSync,
   open,
+  openSync,
   read,
   readSync,
   unlink,
@@ -17,17 +19,20 @@ import {
 } from "node:fs";
 import { promisify } from "node:util";
 import { BackupError, DamageError, hasCode, UsageError } from "../base/errors.js";
+import { EventLoopTurn } from "../base/event-loop-turn.js";
 import { shownPath } from "../host/plain-files.js";
 import { fillFrom } from "./fill-file.js";
 
 const opened = promisify(open);
 const status = promisify(fstat);
 const removed = promisify(unlink);
+const breather = new EventLoopTurn();
 
 export interface ReadOptions {
   /**
    * Read and decompress on the calling thread, which waits meanwhile. This is for threads that do nothing
-   * else, since libuv has four threads for the whole process.
+   * else, since libuv has four threads for the whole process; and for walks over tables, whose reads are so
+   * short that a trip through those threads takes longer.
    */
   readonly blocking?: boolean | undefined;
   /** Ends reads of a file that is elsewhere. Those of this machine's files are not waited for so long. */
@@ -78,8 +83,8 @@ export class ImageFile {
    * @throws {DamageError} for anything but a regular file
    */
   static async open(path: string, { blocking }: ReadOptions = {}): Promise<ImageFile> {
-    const file = new ImageFile(path, await openUnfollowed(path, constants.O_RDONLY), blocking);
-    const stats = await status(file.#descriptor);
+    const file = new ImageFile(path, await openUnfollowed(path, constants.O_RDONLY, blocking), blocking);
+    const stats = blocking ? fstatSync(file.#descriptor) : await status(file.#descriptor);
     if (stats.isFile()) return file;
     await file.close();
     throw unsuitable(file.path, "is not a regular file");
@@ -118,7 +123,7 @@ export class ImageFile {
   }
 
   async size(): Promise<number> {
-    return (await status(this.#descriptor)).size;
+    return (this.#blocking ? fstatSync(this.#descriptor) : await status(this.#descriptor)).size;
   }
 
   /**
@@ -126,7 +131,10 @@ export class ImageFile {
    * @returns bytes read
    */
   async read(target: Uint8Array, position: number): Promise<number> {
-    if (this.#blocking) return this.#readNow(target, position);
+    if (this.#blocking) {
+      await breather.yieldIfDue();
+      return this.#readNow(target, position);
+    }
     return await this.#transfer("reading", target.length, position, (done, callback) =>
       read(this.#descriptor, target, done, target.length - done, position + done, callback),
     );
@@ -286,9 +294,10 @@ export class ImageFile {
 }
 
 /** Without O_NONBLOCK, opening a FIFO would wait for its other end. */
-async function openUnfollowed(path: string, flags: number): Promise<number> {
+async function openUnfollowed(path: string, mode: number, blocking = false): Promise<number> {
+  const flags = mode | constants.O_NOFOLLOW | constants.O_NONBLOCK;
   try {
-    return await opened(path, flags | constants.O_NOFOLLOW | constants.O_NONBLOCK);
+    return blocking ? openSync(path, flags) : await opened(path, flags);
   } catch (error) {
     if (hasCode(error, "ELOOP")) throw unsuitable(shownPath(path), "is a symbolic link", error);
     if (hasCode(error, "ENXIO")) throw unsuitable(shownPath(path), "is not a regular file", error);

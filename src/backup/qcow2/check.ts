@@ -1,4 +1,5 @@
 import { BackupError } from "../base/errors.js";
+import type { ReadOptions } from "../image/image-file.js";
 import type { FilePlace } from "../image/readable-file.js";
 import {
   decodeL1Entry,
@@ -31,9 +32,7 @@ interface TableLocation {
   readonly length: number;
 }
 
-interface CheckOptions {
-  readonly signal?: AbortSignal | undefined;
-}
+type CheckOptions = Pick<ReadOptions, "blocking" | "signal">;
 
 /** A broken table causes thousands of findings, and the first ones say enough. */
 const MAX_FINDINGS = 1000;
@@ -55,7 +54,7 @@ const L1_PIECE_BYTES = 64 * 1024;
 export async function checkQcow2(place: FilePlace, options: CheckOptions = {}): Promise<Qcow2Finding[]> {
   let file: Qcow2File;
   try {
-    file = await Qcow2File.open(place);
+    file = await Qcow2File.open(place, { blocking: options.blocking });
   } catch (error) {
     if (!isOfImage(error)) throw error;
     return [{ severity: "damage", message: error.message }];

@@ -144,7 +144,9 @@ async function restoreFile(
   await using source = await RestoreSource.open({
     ...options,
     disk,
-    ...(repository.isInStore ? storeWindow(sharers, options) : { preferredBlock: COPIED_AT_A_TIME }),
+    ...(repository.isInStore
+      ? storeWindow(sharers, options)
+      : { preferredBlock: COPIED_AT_A_TIME, blocking: true }),
     onProgress: (state) => options.onProgress?.(disk, state),
   });
   const { geometry, chain, assurance } = source;
