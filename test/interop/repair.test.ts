@@ -249,6 +249,20 @@ describe("restore --salvage", () => {
     expect(found.equals(right)).toBe(true);
   });
 
+  it("keeps all that lies before a damaged entry of an image's tables", async () => {
+    const bytes = await readFile(chain.file(0));
+    const l2Table = Number(bytes.readBigUInt64BE(Number(bytes.readBigUInt64BE(40))) & 0x00fffffffffffe00n);
+    await using image = await open(chain.file(0), "r+");
+    // With extended entries of 16 bytes: it points behind the end of the file.
+    await image.write(Buffer.from("8000010000000000", "hex"), 0, 8, l2Table + 20 * 16);
+    const { told, found } = await salvage(0, 3);
+    expect(told.salvaged[0]?.lost.map(({ offset, length }) => [offset, length])).toEqual([
+      [20 * CLUSTER, CLUSTER],
+    ]);
+    const right = (await contentOf(0)).fill(0, 20 * CLUSTER, 21 * CLUSTER);
+    expect(found.equals(right)).toBe(true);
+  });
+
   it.each([
     ["is missing", (): Promise<void> => rm(join(chain.file(1), ".."), { recursive: true })],
     ["lost its digests", (): Promise<void> => rm(chain.file(1, "vda.digests"))],

@@ -3,6 +3,7 @@ import * as zlib from "node:zlib";
 import { execa } from "execa";
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
+import type { Damage } from "../../../src/backup/base/damage.js";
 import { DamageError } from "../../../src/backup/base/errors.js";
 import type { ClusterRun, Geometry } from "../../../src/backup/image/image.js";
 import { Qcow2Reader } from "../../../src/backup/qcow2/reader.js";
@@ -268,6 +269,19 @@ describe("Qcow2Reader on damaged images", () => {
       return undefined;
     });
     await expect(read()).rejects.toThrow(message);
+  });
+
+  it("tells of an invalid entry after the runs before it", async () => {
+    const at = await scratch();
+    await written(at("disk"), geometry, wishes);
+    const bytes = await readFile(at("disk"));
+    bytes.writeBigUInt64BE((1n << 63n) | (1n << 40n), entryAt(bytes, 5));
+    await writeFile(at("disk"), bytes);
+    await using reader = await Qcow2Reader.open(at("disk"));
+    const seen: string[] = [];
+    const invalid = (damage: Damage): unknown => seen.push(`invalid ${(damage.guestOffset ?? 0) / 16 / KiB}`);
+    for await (const { cluster } of reader.runs(invalid)) seen.push(`run ${cluster}`);
+    expect(seen.slice(3, 7)).toEqual(["run 3", "run 4", "invalid 5", "run 6"]);
   });
 
   /** The position of a guest cluster's entry in the first L2 table. */
