@@ -1,9 +1,11 @@
 const MIB = 1024 * 1024;
-const LEAST_PART = 8 * MIB;
+export const LEAST_PART = 8 * MIB;
 /** S3 takes no larger ones. */
-const LARGEST_PART = 5 * 1024 * MIB;
-/** S3 takes 10,000; some are left for a file that becomes longer than was expected. */
-const MOST_PARTS = 9_500;
+export const LARGEST_PART = 5 * 1024 * MIB;
+/** S3 takes no more. */
+export const MOST_PARTS = 10_000;
+/** Some are left for a file that becomes longer than was expected. */
+export const USUAL_PARTS = 9_500;
 /** Parts that are cheap, before they grow: of a large disk with little in it there are no others. */
 const CHEAP_PARTS = 3_000;
 const GROWTH = 1.5;
@@ -21,6 +23,26 @@ interface Step {
   readonly bytes: number;
 }
 
+/** A part of an object, and the pieces that it has. */
+export interface PlacedPart {
+  /** From 1. */
+  readonly number: number;
+  /** Number of its first piece, from 0. */
+  readonly first: number;
+  readonly count: number;
+}
+
+/** How an object is cut into pieces, each of which is sent by one request, and which parts these make. */
+export interface PieceLayout {
+  readonly mostPieces: number;
+  /** Number of the piece, from 0, that has the byte at `position`. */
+  indexAt(position: number): number;
+  /** Where a piece begins. */
+  startOf(index: number): number;
+  bytesOf(index: number): number;
+  partOf(index: number): PlacedPart;
+}
+
 interface PartLayoutOptions {
   /** At most so many bytes are expected. */
   readonly mostBytes: number;
@@ -35,20 +57,19 @@ interface PartLayoutOptions {
  *     up to part    3,000    3,447    3,894   ...   6,129    9,500
  *     MiB of each      10       15       22   ...     163      244      two disks side by side, of 1 TiB
  */
-export class PartLayout {
+export class PartLayout implements PieceLayout {
+  readonly mostPieces = MOST_PARTS;
   readonly #steps: readonly Step[];
 
   constructor(options: PartLayoutOptions) {
     this.#steps = stepsOf(options);
   }
 
-  /** Number of the part, from 0, that has the byte at `position`. */
   indexAt(position: number): number {
     const { first, start, bytes } = this.#stepOf((step) => step.start <= position);
     return first + Math.floor((position - start) / bytes);
   }
 
-  /** Where a part begins. */
   startOf(index: number): number {
     const { first, start, bytes } = this.#stepOf((step) => step.first <= index);
     return start + (index - first) * bytes;
@@ -58,13 +79,18 @@ export class PartLayout {
     return this.#stepOf((step) => step.first <= index).bytes;
   }
 
+  /** Each piece is a part. */
+  partOf(index: number): PlacedPart {
+    return { number: index + 1, first: index, count: 1 };
+  }
+
   #stepOf(isBehind: (step: Step) => boolean): Step {
     return this.#steps.findLast(isBehind) ?? (this.#steps[0] as Step);
   }
 }
 
 function stepsOf({ mostBytes, cheapBytes }: PartLayoutOptions): Step[] {
-  const equal = Math.max(LEAST_PART, Math.ceil(mostBytes / MOST_PARTS / MIB) * MIB);
+  const equal = Math.max(LEAST_PART, Math.ceil(mostBytes / USUAL_PARTS / MIB) * MIB);
   if (cheapBytes === undefined || equal <= Math.max(cheapBytes, LEAST_PART)) {
     return [{ first: 0, start: 0, bytes: Math.min(equal, LARGEST_PART) }];
   }
@@ -91,7 +117,7 @@ function grownSizes(
   const smaller: number[] = [];
   for (let largest = grown(cheap); ; largest = grown(largest)) {
     const saved = smaller.reduce((sum, bytes) => sum + largest - bytes, 0);
-    const count = Math.floor(((MOST_PARTS - CHEAP_PARTS) * largest - mostBytes) / saved);
+    const count = Math.floor(((USUAL_PARTS - CHEAP_PARTS) * largest - mostBytes) / saved);
     if (count >= PARTS_OF_A_SIZE || largest === LARGEST_PART) {
       return { sizes: [...smaller, largest], count: Math.max(count, FEWEST_OF_A_SIZE) };
     }

@@ -1,25 +1,24 @@
 import assert from "node:assert/strict";
-import {
-  type CompletedPart,
-  CompleteMultipartUploadCommand,
-  CreateMultipartUploadCommand,
-  UploadPartCommand,
-} from "@aws-sdk/client-s3";
+import type { CompletedPart } from "@aws-sdk/client-s3";
 import pLimit from "p-limit";
 import { BackupError } from "../base/errors.js";
 import type { AskOptions, Bucket, StoredObject, UploadedPart } from "./bucket.js";
-import { isAbsent, reasonOf } from "./errors.js";
+import type { ComposedLayout } from "./composed-layout.js";
+import { CopiedBounds } from "./copied-bounds.js";
 import { etagOf } from "./etags.js";
-import { PartLayout } from "./part-layout.js";
+import { FilledBuffer } from "./filled-buffer.js";
+import { Multipart } from "./multipart.js";
+import { MOST_PARTS, PartLayout, type PieceLayout } from "./part-layout.js";
+import { PartObject } from "./part-object.js";
 
 const MIB = 1024 * 1024;
 /** Bytes of all buffers of an upload. */
 const BUFFER_BYTES = 80 * MIB;
 /** The first part, one that is being filled, the one before it, and one that is on its way. */
 const NEEDED_AT_ONCE = 4;
-/** S3 takes no more. */
-const MOST_PARTS = 10_000;
 const MOST_AT_ONCE = 6;
+/** Of parts that are objects of their own, how many lie in the store while the next one is uploaded. */
+const COPIED_BEHIND = 2;
 /** How far behind the furthest byte a write may lie: the largest cluster of an image. */
 const SLACK = 2 * MIB;
 /** How far the furthest byte may move between two calls of `capacity`. */
@@ -43,16 +42,20 @@ export interface UploadOptions extends AskOptions {
    * same.
    */
   readonly left?: LeftUpload | undefined;
+  /** Large parts are made of pieces by the store. Default: a part is as large as its buffer. */
+  readonly composed?: ComposedOptions | undefined;
+}
+
+export interface ComposedOptions {
+  readonly layout: ComposedLayout;
+  /** The key of the object that a part is before it is copied; no other object has it. */
+  readonly keyOf: (partNumber: number) => string;
 }
 
 export interface LeftUpload {
   readonly uploadId: string;
   /** By their numbers, from 1. */
   readonly parts: ReadonlyMap<number, UploadedPart>;
-}
-
-interface Part {
-  readonly bytes: Buffer;
 }
 
 /**
@@ -68,49 +71,64 @@ interface Part {
  * Buffers are those of the first part, of what is under way and of what is filled. `capacity` waits until
  * another one has room in `bufferBytes`, or nothing is under way.
  *
+ * A store takes 10,000 parts, so those of a very large object are larger than a buffer. Where the store
+ * copies (`composed`), such a part is uploaded in pieces as an object of its own, and copied into the large
+ * one while the next ones are uploaded. Elsewhere a piece is a part, and its buffer as large.
+ *
  * An object that fits into a part is put at once.
  */
 export class ObjectUpload implements AsyncDisposable {
   readonly key: string;
   readonly #bucket: Bucket;
   readonly #options: UploadOptions;
-  readonly #layout: PartLayout;
+  readonly #layout: PieceLayout;
+  readonly #multipart: Multipart;
   readonly #limit = pLimit(MOST_AT_ONCE);
   readonly #bufferBytes: number;
-  readonly #parts = new Map<number, Part>();
+  /** Those that are filled or under way. */
+  readonly #pieces = new Map<number, FilledBuffer>();
   /** Buffers that may be filled again. */
   #spare: Buffer[] = [];
-  readonly #uploads = new Map<number, Promise<CompletedPart>>();
+  readonly #parts = new Map<number, Promise<CompletedPart>>();
+  /** The parts that are objects of their own as yet. */
+  readonly #objects = new Map<number, PartObject>();
+  readonly #copied: CopiedBounds | undefined;
+  readonly #pending = new Set<Promise<void>>();
   /** Whether the first part is kept until the end. */
   readonly #keepsFirst: boolean;
   /** How far behind the furthest byte a write may lie. */
   readonly #slack: number;
-  /** Parts below it are sealed, but for the first one if it is kept. */
+  /** Pieces below it are sealed, but for the first one if it is kept. */
   #open: number;
   /** Where the furthest byte that was written ends. */
   #end = 0;
   /** Bytes that the object has at least. */
   #least = 0;
-  /** Bytes of the buffers of all parts. */
+  /** Bytes of the buffers of all pieces. */
   #taken = 0;
   #underWay = 0;
-  #uploadId: Promise<string> | undefined;
   #failure: { readonly reason: unknown } | undefined;
   #wake: (() => void)[] = [];
   #isDone = false;
+  /** Whether the object is there. */
+  #isMade = false;
 
   constructor(bucket: Bucket, key: string, options: UploadOptions) {
     this.key = key;
     this.#bucket = bucket;
     this.#options = options;
-    const { mostBytes, inOrder = false, bufferBytes = BUFFER_BYTES } = options;
-    const cheapBytes = inOrder ? undefined : Math.floor(bufferBytes / NEEDED_AT_ONCE / MIB) * MIB;
-    this.#layout = new PartLayout({ mostBytes, cheapBytes });
+    const { inOrder = false, bufferBytes = BUFFER_BYTES, composed } = options;
+    const cheapBytes = inOrder ? undefined : cheapBytesOf(options);
+    this.#layout = composed?.layout ?? new PartLayout({ mostBytes: options.mostBytes, cheapBytes });
+    if (composed) {
+      const { plainParts, partBytes } = composed.layout;
+      this.#copied = new CopiedBounds(this.#layout.startOf(plainParts), partBytes);
+    }
+    this.#multipart = new Multipart(bucket, key, options, options.left?.uploadId);
     this.#bufferBytes = bufferBytes;
     this.#keepsFirst = !inOrder;
     this.#slack = inOrder ? 0 : SLACK;
     this.#open = inOrder ? 0 : 1;
-    if (options.left) this.#uploadId = Promise.resolve(options.left.uploadId);
   }
 
   /** Bytes at the front for which there are parts of an upload that was left, whatever is in them. */
@@ -154,9 +172,9 @@ export class ObjectUpload implements AsyncDisposable {
       const at = position + done;
       const index = this.#layout.indexAt(at);
       const within = at - this.#layout.startOf(index);
-      const piece = data.subarray(done, done + this.#layout.bytesOf(index) - within);
-      this.#partToWrite(index).bytes.set(piece, within);
-      done += piece.length;
+      const bytes = data.subarray(done, done + this.#layout.bytesOf(index) - within);
+      this.#pieceToWrite(index).set(bytes, within);
+      done += bytes.length;
     }
     this.#end = Math.max(this.#end, position + data.length);
     const sealed = this.#layout.indexAt(Math.max(0, this.#end - this.#slack));
@@ -177,7 +195,7 @@ export class ObjectUpload implements AsyncDisposable {
     while (this.#underWay > 0 && this.#failure === undefined) {
       let wanted = this.#taken;
       for (let index = this.#open; index <= last; index += 1) {
-        if (!this.#parts.has(index)) wanted += this.#layout.bytesOf(index);
+        if (!this.#pieces.has(index)) wanted += this.#layout.bytesOf(index);
       }
       if (wanted + this.#firstBytes <= this.#bufferBytes) break;
       await new Promise<void>((resolve) => this.#wake.push(resolve));
@@ -187,7 +205,7 @@ export class ObjectUpload implements AsyncDisposable {
 
   /** Bytes that the first part will take, if it is kept and nobody has written to it. */
   get #firstBytes(): number {
-    return this.#keepsFirst && !this.#parts.has(0) ? this.#layout.bytesOf(0) : 0;
+    return this.#keepsFirst && !this.#pieces.has(0) ? this.#layout.bytesOf(0) : 0;
   }
 
   /**
@@ -199,9 +217,8 @@ export class ObjectUpload implements AsyncDisposable {
     if (length >= this.#end) return;
     const uploaded = this.#open > (this.#keepsFirst ? 1 : 0) ? this.#open : 0;
     assert(length >= this.#layout.startOf(uploaded), "the part was uploaded already");
-    for (const [index, { bytes }] of this.#parts) {
-      const from = Math.max(0, length - this.#layout.startOf(index));
-      if (from < bytes.length) bytes.fill(0, from);
+    for (const [index, piece] of this.#pieces) {
+      piece.cut(Math.max(0, length - this.#layout.startOf(index)));
     }
     this.#end = length;
   }
@@ -215,122 +232,148 @@ export class ObjectUpload implements AsyncDisposable {
     const { key, signal } = { key: this.key, signal: this.#options.signal };
     const size = this.size;
     this.#end = size;
-    if (size <= this.#layout.bytesOf(0) && this.#uploads.size === 0) {
-      const etag = await this.#bucket.put(key, this.#part(0).bytes.subarray(0, size), { signal });
+    if (size <= this.#layout.bytesOf(0) && this.#parts.size === 0 && this.#objects.size === 0) {
+      const etag = await this.#bucket.put(key, this.#bytesOf(0), { signal });
       return { key, size, etag };
     }
     const count = this.#layout.indexAt(size - 1) + 1;
     while (this.#open < count) {
       await this.#roomFor(this.#layout.startOf(this.#open) + 1);
-      this.#seal(this.#open++);
+      this.#seal(this.#open++, this.#open === count);
     }
+    for (const number of this.#objects.keys()) if (!this.#parts.has(number)) this.#move(number);
     await this.#settled();
     if (this.#keepsFirst) this.#seal(0);
     await this.#settled();
-    const parts = await Promise.all(Array.from({ length: count }, (_, index) => this.#uploads.get(index)));
-    return { key, size, etag: await this.#complete(parts.filter((part) => part !== undefined)) };
+    const numbers = Array.from({ length: this.#layout.partOf(count - 1).number }, (_, i) => i + 1);
+    const parts = await Promise.all(numbers.map((number) => this.#parts.get(number)));
+    const made = await this.#complete(parts.filter((part) => part !== undefined));
+    await this.#copied?.assertIn(this.#bucket, made, this.#options);
+    return made;
   }
 
   async #settled(): Promise<void> {
-    await Promise.all(this.#uploads.values()).catch(() => undefined);
+    await Promise.all(this.#pending);
     if (this.#failure) throw this.#failure.reason;
   }
 
-  async #complete(Parts: CompletedPart[]): Promise<string> {
-    const { bucket } = this.#bucket.address;
-    const UploadId = await this.#begin();
-    const request = { Bucket: bucket, Key: this.key, UploadId, MultipartUpload: { Parts } };
-    try {
-      await this.#bucket.ask("completing", this.key, this.#options, (abortSignal) =>
-        this.#bucket.client.send(new CompleteMultipartUploadCommand(request), { abortSignal }),
-      );
-    } catch (error) {
-      // The answer to an earlier try may have been lost after it had succeeded.
-      if (!isAbsent((error as Error).cause) && reasonOf((error as Error).cause) !== "NoSuchUpload")
-        throw error;
-    }
+  async #complete(parts: CompletedPart[]): Promise<Pick<StoredObject, "key" | "size" | "etag">> {
+    await this.#multipart.complete(parts);
     const found = await this.#bucket.find(this.key, this.#options);
     if (found?.size === this.#end) {
-      this.#uploadId = undefined;
-      return found.etag;
+      this.#isMade = true;
+      return found;
     }
-    const message = `s3://${bucket}/${this.key} was uploaded with ${this.#end} bytes, and ${this.#bucket.store} has ${found?.size ?? "none"} of them: look at the store`;
+    const message = `s3://${this.#bucket.address.bucket}/${this.key} was uploaded with ${this.#end} bytes, and ${this.#bucket.store} has ${found?.size ?? "none"} of them: look at the store`;
     throw new BackupError("E_S3_FAILED", message, { details: { key: this.key } });
   }
 
-  /** A part that may be written to: its bytes are not being sent. */
-  #partToWrite(index: number): Part {
+  /** A piece that may be written to: its bytes are not being sent. */
+  #pieceToWrite(index: number): FilledBuffer {
     const isKept = this.#keepsFirst && index === 0;
     if (index < this.#open && !isKept)
       throw new RangeError(`part ${index + 1} of ${this.key} was uploaded already`);
-    if (index >= MOST_PARTS) throw this.#tooLong();
-    return this.#part(index);
+    if (index >= this.#layout.mostPieces) throw this.#tooLong();
+    return this.#piece(index);
   }
 
   #tooLong(): BackupError {
-    const most = this.#layout.startOf(MOST_PARTS);
+    const most = this.#layout.startOf(this.#layout.mostPieces);
     const message = `${this.key} would have more than the ${most} bytes that it can have at ${this.#bucket.store} in ${MOST_PARTS} parts: keep this disk in a repository in a folder`;
     return new BackupError("E_S3_FAILED", message, { details: { key: this.key } });
   }
 
-  #part(index: number): Part {
-    const known = this.#parts.get(index);
+  #piece(index: number): FilledBuffer {
+    const known = this.#pieces.get(index);
     if (known) return known;
     const length = this.#layout.bytesOf(index);
     this.#spare = this.#spare.filter((spare) => spare.length === length);
-    const bytes = this.#spare.pop()?.fill(0) ?? Buffer.alloc(length);
-    const part = { bytes };
-    this.#parts.set(index, part);
+    const piece = new FilledBuffer(this.#spare.pop() ?? Buffer.alloc(length));
+    this.#pieces.set(index, piece);
     this.#taken += length;
+    return piece;
+  }
+
+  /** What a piece has of the object, as far as that was written. */
+  #bytesOf(index: number): Buffer {
+    const length = Math.min(this.#layout.bytesOf(index), this.#end - this.#layout.startOf(index));
+    return this.#piece(index).front(length);
+  }
+
+  /** @param isLast whether no other piece follows */
+  #seal(index: number, isLast = false): void {
+    const { memory } = this.#piece(index);
+    const bytes = this.#bytesOf(index);
+    const { number, first, count } = this.#layout.partOf(index);
+    if (number > (this.#options.composed?.layout.plainParts ?? number)) this.#copied?.note(bytes);
+    this.#underWay += 1;
+    const isPart = count === 1 || (isLast && index === first);
+    const sent = isPart ? this.#sendPart(number, bytes) : this.#addTo(number, bytes);
+    if (!isPart && index === first + count - 1) this.#move(number);
+    this.#keep(sent, () => {
+      this.#pieces.delete(index);
+      if (memory.length === this.#layout.bytesOf(this.#open)) this.#spare.push(memory);
+      this.#taken -= memory.length;
+      this.#underWay -= 1;
+      for (const wake of this.#wake.splice(0)) wake();
+    });
+  }
+
+  #keep(work: Promise<CompletedPart>, done: () => void): void {
+    const settled: Promise<void> = work
+      .then(
+        () => undefined,
+        (reason: unknown) => {
+          this.#failure ??= { reason };
+        },
+      )
+      .finally(() => {
+        this.#pending.delete(settled);
+        done();
+      });
+    this.#pending.add(settled);
+  }
+
+  #sendPart(number: number, bytes: Buffer): Promise<CompletedPart> {
+    const part = this.#limit(() => this.#upload(number, bytes));
+    this.#parts.set(number, part);
     return part;
   }
 
-  #seal(index: number): void {
-    const { bytes } = this.#part(index);
-    const length = Math.min(bytes.length, this.#end - this.#layout.startOf(index));
-    this.#underWay += 1;
-    const upload = this.#limit(() => this.#upload(index, bytes.subarray(0, length)));
-    this.#uploads.set(index, upload);
-    upload
-      .catch((reason: unknown) => {
-        this.#failure ??= { reason };
-      })
-      .finally(() => {
-        this.#parts.delete(index);
-        if (bytes.length === this.#layout.bytesOf(this.#open)) this.#spare.push(bytes);
-        this.#taken -= bytes.length;
-        this.#underWay -= 1;
-        for (const wake of this.#wake.splice(0)) wake();
-      });
+  /** Adds a piece to the object that a part is at first. */
+  #addTo(number: number, bytes: Buffer): Promise<CompletedPart> {
+    const { keyOf } = this.#options.composed as ComposedOptions;
+    const object = this.#objects.get(number) ?? new PartObject(this.#bucket, keyOf(number), this.#options);
+    this.#objects.set(number, object);
+    return object.add(bytes, (send) =>
+      this.#limit(async () => {
+        // A store that copies slowly is waited for, rather than filled with what it has to copy.
+        await this.#parts.get(number - COPIED_BEHIND)?.catch(() => undefined);
+        if (this.#failure) throw this.#failure.reason;
+        return await send();
+      }),
+    );
   }
 
-  async #upload(index: number, Body: Buffer): Promise<CompletedPart> {
+  /** Has the store copy a part when all its pieces are there. */
+  #move(number: number): void {
+    const part = (this.#objects.get(number) as PartObject).moveInto(this.#multipart, number);
+    this.#parts.set(number, part);
+    this.#keep(part, () => {
+      if (!this.#failure) this.#objects.delete(number);
+      for (const wake of this.#wake.splice(0)) wake();
+    });
+  }
+
+  async #upload(number: number, bytes: Buffer): Promise<CompletedPart> {
     if (this.#failure) throw this.#failure.reason;
-    const UploadId = await this.#begin();
-    const PartNumber = index + 1;
-    const left = this.#options.left?.parts.get(PartNumber);
+    const left = this.#options.left?.parts.get(number);
     // Whoever has left it may still be sending another one: the store compares the ETag when it puts them
     // together.
-    if (left?.size === Body.length && left.etag === etagOf(Body)) return { PartNumber, ETag: left.etag };
-    const request = { Bucket: this.#bucket.address.bucket, Key: this.key, UploadId, PartNumber, Body };
-    const { ETag } = await this.#bucket.ask("writing", this.key, this.#options, (abortSignal) =>
-      this.#bucket.client.send(new UploadPartCommand(request), { abortSignal }),
-    );
-    return { PartNumber, ETag };
-  }
-
-  #begin(): Promise<string> {
-    this.#uploadId ??= this.#create();
-    return this.#uploadId;
-  }
-
-  async #create(): Promise<string> {
-    const request = { Bucket: this.#bucket.address.bucket, Key: this.key };
-    const { UploadId } = await this.#bucket.ask("beginning", this.key, this.#options, (abortSignal) =>
-      this.#bucket.client.send(new CreateMultipartUploadCommand(request), { abortSignal }),
-    );
-    if (UploadId !== undefined) return UploadId;
-    throw new BackupError("E_S3_FAILED", `${this.#bucket.store} began an upload without an id`);
+    if (left?.size === bytes.length && left.etag === etagOf(bytes)) {
+      return { PartNumber: number, ETag: left.etag };
+    }
+    return await this.#multipart.put(number, bytes);
   }
 
   /**
@@ -339,9 +382,13 @@ export class ObjectUpload implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     this.#isDone = true;
     this.#failure ??= { reason: new BackupError("E_S3_FAILED", `the upload of ${this.key} was ended`) };
-    await Promise.allSettled(this.#uploads.values());
-    const uploadId = await this.#uploadId?.catch(() => undefined);
-    if (uploadId === undefined) return;
-    await this.#bucket.abortUpload({ key: this.key, uploadId }).catch(() => undefined);
+    await Promise.all(this.#pending);
+    for (const object of this.#objects.values()) await object.abort();
+    if (!this.#isMade) await this.#multipart.abort();
   }
+}
+
+/** Bytes of a part that leaves room for the others that are in memory. */
+export function cheapBytesOf({ bufferBytes = BUFFER_BYTES }: Pick<UploadOptions, "bufferBytes">): number {
+  return Math.floor(bufferBytes / NEEDED_AT_ONCE / MIB) * MIB;
 }

@@ -5,6 +5,7 @@ import { type Lease, takeLease } from "../s3/lease.js";
 import type { StoreAbilities } from "../s3/probe.js";
 import { ObjectUpload } from "../s3/upload.js";
 import { plainName } from "./aside-name.js";
+import { composedParts } from "./composed-parts.js";
 import { createObject } from "./create-object.js";
 import { DomainRecords } from "./domain-records.js";
 import { LeftFiles } from "./left-files.js";
@@ -244,6 +245,7 @@ class S3Point implements NewStoredPoint {
 
   at(name: string): RemoteNewFile {
     const { signal, filesAtOnce } = this.#options;
+    const { bucket } = this.#place;
     const path = `${this.#place.path}/${this.#id}/${name}`;
     const key = this.#key(name);
     return {
@@ -253,7 +255,8 @@ class S3Point implements NewStoredPoint {
         const bufferBytes = inOrder && filesAtOnce !== undefined ? IN_ORDER_BUFFERS : share;
         const left = await this.#left?.upload(key, { signal });
         const options = { signal, mostBytes, inOrder, bufferBytes, left };
-        return new UploadedFile(path, new ObjectUpload(this.#place.bucket, key, options));
+        const composed = inOrder ? undefined : await composedParts(bucket, key, options);
+        return new UploadedFile(path, new ObjectUpload(bucket, key, { ...options, composed }));
       },
       leftWhole: (bytes) => this.#left?.whole(key, bytes),
     };

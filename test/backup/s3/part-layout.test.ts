@@ -1,4 +1,5 @@
 import { expect, it } from "vitest";
+import { ComposedLayout } from "../../../src/backup/s3/composed-layout.js";
 import { PartLayout } from "../../../src/backup/s3/part-layout.js";
 
 const MIB = 1024 * 1024;
@@ -55,4 +56,38 @@ it.each([GIB, TIB, 16 * TIB, 60 * TIB])("follow one another without a gap (%d)",
 it("have the same size where a file is written in order, since its length is known", () => {
   const layout = new PartLayout({ mostBytes: TIB });
   expect([0, 5000, 9499].map((index) => layout.bytesOf(index) / MIB)).toEqual([111, 111, 111]);
+});
+
+it.each([
+  // Disk, MiB of a piece, parts that are sent as they are, MiB of the others, number of parts if it is full
+  ["124 GiB", 124 * GIB, 10, 9434, 520, 9497],
+  ["1 TiB", TIB, 10, 7609, 520, 9480],
+  ["1 TiB, alone", TIB, 20, 7761, 520, 9479],
+  ["16 TiB", 16 * TIB, 10, 3019, 2610, 9436],
+  ["60 TiB", 60 * TIB, 10, 500, 5120, 12_788],
+])(
+  "of a disk of %s are composed of pieces that fit into memory",
+  (_, disk, piece, plain, composed, count) => {
+    const mostBytes = disk * 1.01 + 2 * MIB;
+    expect(ComposedLayout.isNeeded(mostBytes, piece * MIB)).toBe(true);
+    const layout = ComposedLayout.of(mostBytes, piece * MIB);
+    expect(layout.bytesOf(layout.indexAt(disk)) / MIB).toBe(piece);
+    expect(layout.plainParts).toBe(plain);
+    expect(layout.partBytes / MIB).toBe(composed);
+    expect(layout.partOf(layout.indexAt(disk)).number).toBe(count);
+    expect(layout.startOf(layout.mostPieces)).toBeGreaterThan(Math.min(mostBytes, 46 * TIB));
+  },
+);
+
+it("of a disk are not composed if 9,500 that fit into memory suffice", () => {
+  expect(ComposedLayout.isNeeded(9_500 * 10 * MIB, 10 * MIB)).toBe(false);
+  expect(ComposedLayout.isNeeded(9_500 * 8 * MIB, MIB)).toBe(false);
+});
+
+it("that are composed follow one another without a gap", () => {
+  const layout = new ComposedLayout({ pieceBytes: 10, plainParts: 2, piecesOfAPart: 3 });
+  const parts = Array.from({ length: 9 }, (_, index) => layout.partOf(index));
+  expect(parts.map(({ number }) => number)).toEqual([1, 2, 3, 3, 3, 4, 4, 4, 5]);
+  expect(parts.map(({ first }) => first)).toEqual([0, 1, 2, 2, 2, 5, 5, 5, 8]);
+  expect([0, 9, 10, 89].map((at) => layout.indexAt(at))).toEqual([0, 0, 1, 8]);
 });

@@ -1,0 +1,37 @@
+import { randomBytes } from "node:crypto";
+import { BackupError } from "../base/errors.js";
+import type { AskOptions, Bucket } from "./bucket.js";
+import { Multipart } from "./multipart.js";
+
+/** What a store answers that does not copy. */
+const REFUSALS = new Set(["E_S3_LACKS", "E_S3_ACCESS", "E_S3_FAILED", "E_S3_MISSING", "E_S3_CHANGED"]);
+
+/**
+ * Tries whether a store makes parts of other objects, and whether these are gone once they are removed: a
+ * bucket that keeps versions would keep all that is copied twice.
+ * @param from and
+ * @param to keys of two small objects, which are made and removed
+ * @throws {BackupError} `E_S3_UNREACHABLE`, or the signal's reason
+ */
+export async function copiesParts(
+  bucket: Bucket,
+  from: string,
+  to: string,
+  options: AskOptions,
+): Promise<boolean> {
+  const copy = new Multipart(bucket, to, options);
+  try {
+    const bytes = randomBytes(1024);
+    const etag = await bucket.put(from, bytes, options);
+    if (await bucket.keptVersion(from, options)) return false;
+    const range = { key: from, etag, start: 0, length: bytes.length, isWhole: true };
+    await copy.complete([await copy.copy(1, range)]);
+    return (await bucket.get(to, bytes.length, options))?.bytes.equals(bytes) ?? false;
+  } catch (error) {
+    if (error instanceof BackupError && REFUSALS.has(error.code)) return false;
+    throw error;
+  } finally {
+    await copy.abort();
+    await bucket.remove([from, to], options);
+  }
+}
