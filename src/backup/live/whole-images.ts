@@ -5,7 +5,8 @@
  */
 import { addAbortListener } from "node:events";
 import { basename, join } from "node:path";
-import { DamageError, messageOf } from "../base/errors.js";
+import { setTimeout as sleep } from "node:timers/promises";
+import { DamageError, hasCode, messageOf } from "../base/errors.js";
 import type { HeldFolder } from "../host/held-folder.js";
 import { publish, temporaryPathFor } from "../host/publish.js";
 import { RateLimit } from "../pull/rate-limit.js";
@@ -33,10 +34,20 @@ interface WholeImagesOptions {
   /** Bytes per second; undefined: no limit. */
   readonly rate: number | undefined;
   readonly signal: AbortSignal | undefined;
+  /** How long to wait, in milliseconds, each time that a store is away; then QEMU fills the disk. */
+  readonly waitsMs?: readonly number[] | undefined;
   readonly onProgress: (disk: string, done: number, total: number) => void;
-  /** A disk can't be rebuilt so. */
+  /** A disk can't be rebuilt so, or not now. */
   readonly onFailure: (message: string) => void;
 }
+
+/**
+ * An object store that is away for so long that a restore fails, and may come back; and one where other
+ * points were pruned meanwhile.
+ */
+const PASSING = ["E_S3_UNREACHABLE", "E_S3_FAILED", "E_S3_TRUNCATED", "E_PRUNED_MEANWHILE"];
+/** After the last one QEMU fills the disk, which loses nothing at the next outage. */
+const WAITS_MS = [5000, 20_000, 60_000, 60_000];
 
 export type WholeImage =
   | { readonly state: "making" | "failed" }
@@ -134,18 +145,28 @@ export class WholeImages implements AsyncDisposable {
     const { folder, state } = this.#options;
     const { name, whole } = disk;
     if (!whole || this.#stop.signal.aborted) return;
-    try {
-      await sweepHalf(folder, whole.temporary);
-      if (isStale) {
-        await removeOurs(folder, state, whole.file);
-        await folder.sync();
+    for (const wait of [...(this.#options.waitsMs ?? WAITS_MS), undefined]) {
+      try {
+        await sweepHalf(folder, whole.temporary);
+        if (isStale) {
+          await removeOurs(folder, state, whole.file);
+          await folder.sync();
+        }
+        if (!(await this.#isThere(disk))) await this.#make(disk, whole);
+        this.#images.set(name, { state: "made", path: this.#pathOf(disk) });
+        break;
+      } catch (error) {
+        if (this.#stop.signal.aborted) return;
+        if (wait === undefined || !PASSING.some((code) => hasCode(error, code))) {
+          // QEMU finds the damage too, unless the guest has written over it before.
+          this.#fail(disk, error instanceof DamageError ? "a place of it is damaged" : messageOf(error));
+          break;
+        }
+        const next = `this is begun again in ${wait / 1000} s`;
+        this.#options.onFailure(`${name} can't be restored now (${messageOf(error)}): ${next}`);
+        await sleep(wait, undefined, { signal: this.#stop.signal }).catch(() => undefined);
+        if (this.#stop.signal.aborted) return;
       }
-      if (!(await this.#isThere(disk))) await this.#make(disk, whole);
-      this.#images.set(name, { state: "made", path: this.#pathOf(disk) });
-    } catch (error) {
-      if (this.#stop.signal.aborted) return;
-      // QEMU finds the damage too, unless the guest has written over it before.
-      this.#fail(disk, error instanceof DamageError ? "a place of it is damaged" : messageOf(error));
     }
     this.#onChange();
   }

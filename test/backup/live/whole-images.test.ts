@@ -2,6 +2,7 @@ import { mkdtemp, readdir, readFile, rename, rm, stat, writeFile } from "node:fs
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, expect, it } from "vitest";
+import { BackupError } from "../../../src/backup/base/errors.js";
 import { HeldFolder } from "../../../src/backup/host/held-folder.js";
 import type { LiveState } from "../../../src/backup/live/live-state.js";
 import { WholeImages } from "../../../src/backup/live/whole-images.js";
@@ -16,13 +17,15 @@ let made: LiveState["made"];
 let written: string[];
 let told: string[];
 let restores: number;
+/** How the next restores fail. */
+let failures: Error[];
 
 beforeEach(async () => {
   path = await mkdtemp(join(tmpdir(), "nbdpull-whole-images-"));
   folder = await HeldFolder.open(path);
   const whole = { file: "vda.qcow2", temporary: ".vda.qcow2.0000.partial" };
   disk = { name: "vda", file: "vda.live.qcow2", whole, policies: {} };
-  [made, written, told, restores] = [[], [], [], 0];
+  [made, written, told, restores, failures] = [[], [], [], 0, []];
 });
 afterEach(async () => {
   await folder.close();
@@ -32,13 +35,18 @@ afterEach(async () => {
 function begin(): { readonly images: WholeImages; readonly ended: () => Promise<void> } {
   // Only what is asked of it: the restore itself is another's.
   const repository = {
-    reading: async () => await writeFile(join(path, ".vda.qcow2.0000.partial"), `restored ${restores++}`),
+    reading: async () => {
+      const failure = failures.shift();
+      if (failure) throw failure;
+      await writeFile(join(path, ".vda.qcow2.0000.partial"), `restored ${restores++}`);
+    },
   } as unknown as Repository;
   const write = async (): Promise<void> => void written.push(JSON.stringify(disk));
   let wake = (): void => undefined;
   const images = new WholeImages({
     ...{ repository, domain: "web", point: {} as Manifest, folder, force: false, rate: undefined, write },
     ...{ state: { disks: [disk], made, place: path }, standing: new Set(), signal: undefined },
+    waitsMs: [1, 1],
     noteMade: async (more) => {
       made.push(...more);
       await write();
@@ -117,4 +125,23 @@ it("removes the image when QEMU fills the disk, and makes none again, unless the
   await images.prepareCopy("vda");
   expect([images.of("vda")?.state, await content()]).toEqual(["failed", "restored 1"]);
   expect(told).toEqual([expect.stringContaining("so that file stays")]);
+});
+
+it("begins again when the store was away for long, and leaves the disk to QEMU when it stays away", async () => {
+  const away = (): Error => new BackupError("E_S3_UNREACHABLE", "the store cannot be reached");
+  failures = [away(), away()];
+  {
+    const { images, ended } = begin();
+    await using _ = images;
+    await ended();
+    expect([images.of("vda")?.state, await content()]).toEqual(["made", "restored 0"]);
+    expect(told).toEqual(Array(2).fill(expect.stringContaining("begun again")));
+  }
+  await rm(join(path, "vda.qcow2"));
+  failures = [away(), away(), away()];
+  const { images, ended } = begin();
+  await using _ = images;
+  await ended();
+  expect(images.of("vda")?.state).toBe("failed");
+  expect(told.at(-1)).toContain("QEMU fills vda.live.qcow2 instead");
 });
