@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { afterEach, beforeEach, expect, it } from "vitest";
 import { LibvirtInFront } from "../support/libvirt-in-front.js";
 import { describeWithLibvirt, LAB_DISKS, Lab, virsh } from "../support/libvirt-lab.js";
-import { nbdpull, type Ran, runNbdpull, startNbdpull } from "../support/nbdpull.js";
+import { finished, nbdpull, type Ran, runNbdpull, startNbdpull } from "../support/nbdpull.js";
 import { qemuImg } from "../support/qemu-nbd.js";
 
 const MiB = 1024 * 1024;
@@ -259,8 +259,20 @@ await describeWithLibvirt("restore --define", () => {
     expect((await restore(...args, "--define=other")).code).toBe(2);
     const { domain } = lab;
     const uuid = (await virsh("domuuid", domain)).trim();
+    const own = join(folder, "own.xml");
+    await writeFile(own, await virsh("dumpxml", "--inactive", domain));
     await virsh("destroy", domain);
     await virsh("undefine", "--checkpoints-metadata", domain);
+    // Somebody else makes it meanwhile, and keeps it as it is.
+    const late = join(folder, "late");
+    const lateArgs = ["restore", repo, domain, "--json", ...args.slice(2), "--to", late];
+    const slow = startNbdpull([...lateArgs, "--limit-rate", "8M"]);
+    await expect.poll(() => readdir(late).catch(() => []), { interval: 20 }).not.toEqual([]);
+    await virsh("define", own);
+    const lost = await finished(slow);
+    expect([lost.code, lost.json()]).toMatchObject([1, { error: { code: "E_DEFINE_FAILED", domain } }]);
+    expect(await virsh("dumpxml", domain)).toContain(lab.image("vda"));
+    await virsh("undefine", domain);
     const ran = await restore(...args);
     expect([ran.code, ran.stderr]).toEqual([0, ""]);
     expect(ran.json()).toMatchObject({ definition: { domain, uuid, defined: true } });

@@ -232,6 +232,56 @@ await describeWithLibvirt("a guest that runs from a point", () => {
     return Number(/block\.0\.wr\.reqs=(\d+)/.exec(stats)?.[1]);
   }
 
+  it("runs side by side with others of the same point, but never twice as one machine", async () => {
+    const [one, other] = [newName("one"), newName("other")];
+    const killed = start(one, point, ...SLOWLY);
+    const goesOn = finished(start(other, point, "--limit-rate", "8M"));
+    await expect.poll(() => state(one), { timeout: 30_000 }).toMatch(/^running/);
+    expect(await notes()).toHaveLength(2);
+    killed.kill("SIGKILL");
+    const ran = await goesOn;
+    expect([ran.code, ran.stderr]).toEqual([0, expect.stringContaining("needs")]);
+    expect(await notes()).toHaveLength(1);
+    // Neither takes the other's folder for its own.
+    for (const [name, to] of [
+      [other, one],
+      [one, other],
+    ] as const) {
+      const wrong = await nbdpull(...args(name, point, "--resume", "--to", join(folder, to)));
+      expect([wrong.code, await state(other)]).toEqual([4, "running (booted)"]);
+    }
+    expect((await nbdpull(...args(one, point, "--resume"))).code).toBe(0);
+    expect(await notes()).toEqual([]);
+    for (const name of [one, other]) await expectPoint(name);
+
+    await virsh("undefine", lab.domain, "--checkpoints-metadata");
+    names.push(lab.domain);
+    const again = (to: string): string[] => {
+      const same = [
+        "--at",
+        point,
+        "--to",
+        join(folder, to),
+        "--define",
+        "--keep-identity",
+        "--live",
+        "--json",
+      ];
+      return ["restore", repo, lab.domain, ...same];
+    };
+    const twins = await Promise.all(["left", "right"].map((to) => finished(startNbdpull(again(to)))));
+    expect(twins.map(({ code }) => code).sort()).toEqual([0, 4]);
+    const [winner, loser] = twins[0]?.code === 0 ? ["left", "right"] : ["right", "left"];
+    expect(twins.find(({ code }) => code === 4)?.json()).toMatchObject({
+      error: { code: "E_DOMAIN_EXISTS" },
+    });
+    expect(await readdir(join(folder, loser)).catch(() => [])).toEqual([]);
+    for (const which of [[], ["--inactive"]]) {
+      const xml = await virsh("dumpxml", ...which, lab.domain);
+      for (const disk of LAB_DISKS) expect(xml).toContain(`'${join(folder, winner)}/${disk}.qcow2'`);
+    }
+  });
+
   it("leaves nothing if the guest can't be started, nor of one that was killed before it could run", async () => {
     const name = newName("never");
     const to = join(folder, name);

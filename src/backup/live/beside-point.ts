@@ -32,12 +32,12 @@ interface Noted {
  */
 export async function noteBeside(
   { repository, domain, onEvent }: Beside,
-  state: Pick<LiveState, "point" | "domain">,
+  state: Pick<LiveState, "point" | "domain" | "note">,
   { place, server, hasRun }: Noted,
 ): Promise<void> {
   try {
     await using point = await repository.holdRecords(domain, state.point);
-    await noteLive(point, { uuid: state.domain.uuid, disks: place });
+    await noteLive(point, { uuid: nameOf(state), disks: place });
     await server.assertUnpruned();
   } catch (error) {
     if (hasCode(error, "E_PRUNED_MEANWHILE")) throw error;
@@ -55,14 +55,19 @@ function isRefused(error: unknown): boolean {
 /** The point may be gone. The signal that ends requests to an object store may have been given. */
 export async function forgetBeside(
   { repository, domain, onEvent }: Beside,
-  state: Pick<LiveState, "point" | "domain">,
+  state: Pick<LiveState, "point" | "domain" | "note">,
 ): Promise<void> {
   try {
     if (!repository.isInStore && !(await repository.hasPoint(domain, state.point))) return;
     await using point = await repository.holdRecords(domain, state.point);
-    await forgetLive(point, state.domain.uuid);
+    await forgetLive(point, nameOf(state));
   } catch (error) {
-    const message = `the note beside point ${state.point} that a guest runs on it is left (${messageOf(error)}): prunes keep the point until .live.${state.domain.uuid}.json is removed there`;
+    const message = `the note beside point ${state.point} that a guest runs on it is left (${messageOf(error)}): prunes keep the point until .live.${nameOf(state)}.json is removed there`;
     onEvent({ type: "warning", message });
   }
+}
+
+/** Two hosts may have a guest of one identity run from one point: each removes its own note. */
+function nameOf({ domain, note }: Pick<LiveState, "domain" | "note">): string {
+  return note ?? domain.uuid;
 }

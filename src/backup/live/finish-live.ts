@@ -21,7 +21,7 @@ interface Finishing {
   readonly onEvent: (event: { readonly type: "warning"; readonly message: string }) => void;
 }
 
-type Finished = Pick<LiveState, "domain" | "disks" | "made" | "point" | "adapted" | "xml">;
+type Finished = Pick<LiveState, "domain" | "note" | "disks" | "made" | "point" | "adapted" | "xml">;
 
 /**
  * A disk needs nobody any more. If its guest was switched over to the whole image, or is on something that is

@@ -9,6 +9,7 @@
  * What the guest writes goes into its own images only. Nothing here changes a point or the old domain.
  */
 
+import { randomUUID } from "node:crypto";
 import { basename, join } from "node:path";
 import { type DamageError, hasCode, messageOf, PreconditionError } from "../base/errors.js";
 import { proveChain } from "../chain/chain.js";
@@ -41,6 +42,7 @@ import {
   proveOurs,
   refuseTaken,
   refuseUnfitLive,
+  turnFor,
   unknown,
 } from "./live-domain.js";
 import { lockLive } from "./live-lock.js";
@@ -170,6 +172,7 @@ async function begin(options: LiveRestoreOptions, folder: HeldFolder, began: num
   const state: Omit<LiveState, "format" | "version" | "phase"> = {
     ...{ repository: repository.id, folder: domain, point: point.id, place, libvirt: await libvirt.uri() },
     domain: { name: definition.name, uuid: definition.uuid },
+    note: randomUUID(),
     disks: images.map(({ disk: name, path }) => {
       const [file, whole] = [basename(path), `${name}.qcow2`];
       const policies = before.get(name) ?? {};
@@ -218,6 +221,8 @@ async function begin(options: LiveRestoreOptions, folder: HeldFolder, began: num
   const run = new DomainRun(steady, state.domain);
   let isDefined = false;
   try {
+    await using turn = await turnFor(state.domain);
+    void turn;
     await refuseTaken(steady, state.domain);
     await steady.define(name, definitionOf(definition.xml, state));
     isDefined = true;
@@ -260,6 +265,8 @@ async function goOn(
   await using server = await serve(options, folder.realPath, state.point, state);
   await noteBeside(options, state, { place: folder.realPath, server, hasRun: true });
   if (!isDefined) {
+    await using turn = await turnFor(state.domain);
+    void turn;
     await refuseTaken(steady, state.domain);
     const xml = (await folder.read(state.xml, 4 * 1024 * 1024)).toString("utf8");
     await steady.define(state.domain.name, definitionOf(xml, state));
@@ -368,7 +375,7 @@ async function serve(
 async function undo(
   options: LiveRestoreOptions,
   folder: HeldFolder,
-  state: Pick<LiveState, "made" | "temporaries" | "point" | "domain">,
+  state: Pick<LiveState, "made" | "temporaries" | "point" | "domain" | "note">,
 ): Promise<void> {
   await removeMade(folder, state);
   await forgetBeside(options, state);

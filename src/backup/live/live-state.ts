@@ -24,6 +24,8 @@ const state = z.object({
   libvirt: z.string(),
   /** The new domain. */
   domain: z.object({ name: z.string(), uuid: z.string() }),
+  /** What the note beside the point is called after; absent: the domain's UUID. */
+  note: z.uuid().optional(),
   disks: z.array(
     z.object({
       name: z.string(),

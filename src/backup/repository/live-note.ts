@@ -10,13 +10,14 @@ import { replaceRecord, sweepRecord } from "./replace-record.js";
 
 const NAME = /^\.live\.[0-9a-f-]{36}\.json$/;
 
+/** @param uuid of one live restore */
 function nameOf(uuid: string): string {
   return `.live.${uuid}.json`;
 }
 
 /**
  * @param folder of the point
- * @param to the guest's UUID, and the folder of its disks on this host
+ * @param to a UUID of its own, and the folder of the guest's disks on this host
  * @throws the file system's error: EROFS, EACCES
  */
 export async function noteLive(

@@ -190,9 +190,15 @@ export class RestoredDefinition {
     } catch (cause) {
       throw this.#failure(`its definition could not be written to ${this.xmlPath}`, cause);
     }
+    // Without the signal: the disks are restored, and an interrupt would report that nothing was made.
+    const steady = libvirt?.withSignal(undefined);
+    if (await steady?.hasDomain(this.uuid).catch(() => false)) {
+      const cause = new Error(`a domain of its UUID ${this.uuid} was made meanwhile`);
+      const byHand = `To have that one run on these disks: virsh define ${shellWord(this.xmlPath)}`;
+      throw this.#failure(`libvirt was not given its definition ${this.xmlPath}`, cause, byHand);
+    }
     try {
-      // Without the signal: the disks are restored, and an interrupt would report that nothing was made.
-      await libvirt?.withSignal(undefined).define(this.name, this.#xml);
+      await steady?.define(this.name, this.#xml);
     } catch (cause) {
       const byHand = `Define it by hand: virsh define ${shellWord(this.xmlPath)}`;
       throw this.#failure(`libvirt did not take its definition ${this.xmlPath}`, cause, byHand);
