@@ -2,17 +2,18 @@
  * Backups of a running domain to Ceph. Then they are killed at random moments: `NBDPULL_KILL_ROUNDS=50` makes
  * it a long test.
  */
-import { chmod, mkdtemp, rm } from "node:fs/promises";
+import { chmod, mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import type { S3Client } from "@aws-sdk/client-s3";
+import { GetObjectCommand, type S3Client } from "@aws-sdk/client-s3";
 import { afterAll, beforeAll, expect, it } from "vitest";
 import { BackupLab, expectExit } from "../support/backup-lab.js";
 import { restoreEnvironment } from "../support/environment.js";
 import { halfInStore, keysIn, leftInStore } from "../support/left-in-store.js";
 import { describeWithLibvirt, virsh } from "../support/libvirt-lab.js";
-import { finished, nbdpull, runNbdpull, startNbdpull } from "../support/nbdpull.js";
+import { finished, nbdpull, type Ran, runNbdpull, startNbdpull } from "../support/nbdpull.js";
+import { readingGuest } from "../support/reading-guest.js";
 import { Store } from "../support/store.js";
 import { describeWith } from "../support/tools.js";
 
@@ -31,6 +32,10 @@ await describeWithLibvirt("a backup of a running domain", () => {
 
     beforeAll(async () => {
       [store, guest] = await Promise.all([Store.start(), BackupLab.start()]);
+      // It idles: when it starts, its disk has no boot sector yet.
+      await guest.lab.powerOff();
+      await guest.lab.redefine((xml) => xml.replace("<boot dev='network'/>", "<boot dev='hd'/>"));
+      await guest.lab.powerOn();
       client = store.client();
       await store.makeBucket(BUCKET);
       Object.assign(process.env, store.environment);
@@ -44,6 +49,9 @@ await describeWithLibvirt("a backup of a running domain", () => {
     it("takes a full and increments, which restore byte for byte, and leaves nothing else there", async () => {
       guest.repo = `s3://${BUCKET}/taken`;
       await guest.lab.write("vda", 0, 20 * MiB, 0x11);
+      const sector = join(guest.folder, "sector");
+      await writeFile(sector, readingGuest());
+      await guest.lab.copyInto("vda", sector);
       const taken: { readonly id: string; readonly copies: Awaited<ReturnType<BackupLab["copyNow"]>> }[] = [];
       for (let round = 0; round < 3; round += 1) {
         await guest.lab.write("vda", (7 * round + 1) * MiB + 512, 3 * 512, 0x20 + round);
@@ -82,10 +90,22 @@ await describeWithLibvirt("a backup of a running domain", () => {
       try {
         // QEMU's user has to get to the disks.
         await chmod(work, 0o755);
-        const sign = ["--expect", "serial:never", "--within", "1"];
-        const rehearsed = await nbdpull("rehearse", guest.repo, domain, "--at", id, "--work", work, ...sign);
-        expectExit(rehearsed, 3);
+        const rehearse = async (sign: string, within: string): Promise<Ran> => {
+          const how = ["--expect", `serial:${sign}`, "--within", within];
+          return await nbdpull("rehearse", guest.repo, domain, "--at", id, "--work", work, ...how);
+        };
+        expectExit(await rehearse("never", "1"), 3);
         expect(await listed(guest.repo)).toMatchObject([{ id, rehearsed: { cameUp: false } }, {}, {}]);
+        const boots = (): Promise<string[]> =>
+          keysIn(client, BUCKET, `taken/${domain}/${id}/.boot-reads.json`);
+        expect(await boots()).toEqual([]);
+        // What it has read is noted when it comes up, and is there for the next one.
+        expectExit(await rehearse("\\.\\.\\.", "60"), 0);
+        const [Key] = await boots();
+        const { Body } = await client.send(new GetObjectCommand({ Bucket: BUCKET, Key }));
+        const { disks } = JSON.parse((await Body?.transformToString()) ?? "") as { disks: unknown[] };
+        expect(disks).toEqual([{ disk: "vda", reads: [expect.stringMatching(/^0\+/)] }]);
+        expectExit(await rehearse("\\.\\.\\.", "60"), 0);
 
         const notes = (): Promise<string[]> => keysIn(client, BUCKET, `taken/${domain}/${id}/.live.`);
         const to = ["--at", id, "--to", join(work, "disks"), `--define=${name}`, "--live"];

@@ -11,12 +11,11 @@
 
 import { randomUUID } from "node:crypto";
 import { basename, join } from "node:path";
-import { type DamageError, hasCode, messageOf, PreconditionError } from "../base/errors.js";
+import { type DamageError, hasCode, PreconditionError } from "../base/errors.js";
 import { proveChain } from "../chain/chain.js";
 import { freeBytes } from "../host/free-bytes.js";
 import { HeldFolder } from "../host/held-folder.js";
 import { type Finished, publish, refuseTarget, temporaryPathFor } from "../host/publish.js";
-import { parseHostSecurity } from "../libvirt/capabilities-xml.js";
 import { DomainRun } from "../libvirt/domain-run.js";
 import type { Adaptation } from "../libvirt/fit-to-host.js";
 import { type Libvirt, PATIENCE_MS } from "../libvirt/libvirt.js";
@@ -28,6 +27,7 @@ import { RestoredFiles } from "../restore/restored-files.js";
 import type { DiskCacheOptions } from "../serve/disk-cache.js";
 import type { PointServer } from "../serve/serve.js";
 import { forgetBeside, noteBeside } from "./beside-point.js";
+import { BootReads, fetchBoot } from "./boot-reads.js";
 import { decideSwitches } from "./doubtful-switch.js";
 import { stopOnErrors } from "./error-policies.js";
 import { type FillEvent, fillDisks } from "./fill-disks.js";
@@ -47,7 +47,7 @@ import {
 } from "./live-domain.js";
 import { lockLive } from "./live-lock.js";
 import { refuseChangeable } from "./live-place.js";
-import { LIVE_SOCKET, serveToQemu } from "./live-server.js";
+import { LIVE_SOCKET, serveLive } from "./live-server.js";
 import { type LiveState, readLiveState, removeLiveState, STATE, writeLiveState } from "./live-state.js";
 import { identify, isFilled, proveImages, removeMade } from "./made-files.js";
 import { makeOverlays } from "./overlays.js";
@@ -184,7 +184,9 @@ async function begin(options: LiveRestoreOptions, folder: HeldFolder, began: num
     adapted: [...definition.adapted],
     salvage: options.salvage,
   };
-  await using server = await serve(options, place, point.id, state);
+  const boot = new BootReads();
+  await using server = await serveLive(options, { ...state, boot });
+  const fetched = fetchBoot(options, server);
   const { force } = options;
   const noteMade = async (finished: readonly Finished[]): Promise<void> => {
     if (finished.length === 0) return;
@@ -236,7 +238,7 @@ async function begin(options: LiveRestoreOptions, folder: HeldFolder, began: num
     await undo(options, folder, state);
     throw isTaken ? error : notStarted(name, error);
   }
-  return await fill(options, folder, state, { server, isStarted: options.start, began });
+  return await fill(options, folder, state, { server, isStarted: options.start, began, boot, fetched });
 }
 
 /** Goes on with one that was killed after its guest could run. */
@@ -262,7 +264,7 @@ async function goOn(
   if (isDefined) await proveOurs(run, folder, state);
   // It was killed just before its end, and the point may be gone since.
   if (filled.every(Boolean)) return await finish(options, folder, state, began);
-  await using server = await serve(options, folder.realPath, state.point, state);
+  await using server = await serveLive(options, state);
   await noteBeside(options, state, { place: folder.realPath, server, hasRun: true });
   if (!isDefined) {
     await using turn = await turnFor(state.domain);
@@ -272,9 +274,11 @@ async function goOn(
     await steady.define(state.domain.name, definitionOf(xml, state));
   }
   const isOff = (await run.state()) === "off";
+  const fetched = isOff ? fetchBoot(options, server) : undefined;
   if (isOff && options.start) await run.start();
   const standing = await endLeftCopies(run, folder, state);
-  return await fill(options, folder, state, { server, isStarted: !isOff || options.start, began, standing });
+  const isStarted = !isOff || options.start;
+  return await fill(options, folder, state, { server, isStarted, began, standing, fetched });
 }
 
 async function fill(
@@ -286,12 +290,18 @@ async function fill(
     isStarted,
     began,
     standing = new Set(),
+    boot,
+    fetched,
   }: {
     readonly server: PointServer;
     readonly isStarted: boolean;
     readonly began: number;
     /** Disks whose guest is on the whole image already. */
     readonly standing?: ReadonlySet<string>;
+    /** What its guest reads while it boots, for the next one. */
+    readonly boot?: BootReads | undefined;
+    /** Settles when its guest needs most of the connection no longer. */
+    readonly fetched?: Promise<void> | undefined;
   },
 ): Promise<LiveResult> {
   const { libvirt, rate, signal, onEvent, force } = options;
@@ -303,18 +313,23 @@ async function fill(
   const write = async (): Promise<void> => await writeLiveState(folder, { ...state, phase: "ready" });
   await using wholes = new WholeImages({
     ...{ repository: options.repository, domain: options.domain, point: server.point },
-    ...{ folder, state, rate, signal, force, write, standing },
+    ...{ folder, state, rate, signal, force, write, standing, after: fetched },
     noteMade: async (made) => {
       state.made.push(...made);
       await write();
     },
     onProgress: (disk, done, total) => onEvent({ type: "filling", disk, done, total }),
-    onFailure: (message) => onEvent({ type: "trouble", message }),
+    onFailure: (message) => {
+      // QEMU may read all of the disk then.
+      boot?.stop();
+      onEvent({ type: "trouble", message });
+    },
   });
   await fillDisks({
     ...{ run, name, disks, wholes, socket, rate, signal, onEvent },
     onAlone: (disk) => settleDisk(options, folder, state, { name: disk, write }),
   });
+  await boot?.record({ ...options, point: state.point, isWhole: false });
   return await finish(options, folder, state, began);
 }
 
@@ -346,29 +361,6 @@ async function refuseOther(
   const where = isHere ? "" : `, in ${left.place} at ${left.libvirt}`;
   const message = `the live restore of ${left.folder} at ${left.point} as ${left.domain.name}${where} was begun in ${folder} and hasn't ended: go on with that one there, or name another folder`;
   throw new PreconditionError("E_LIVE_STATE", message, { details: { folder } });
-}
-
-async function serve(
-  options: LiveRestoreOptions,
-  place: string,
-  at: string,
-  { disks }: Pick<LiveState, "disks">,
-): Promise<PointServer> {
-  const { repository, domain, libvirt, cache, signal, onEvent } = options;
-  const security = parseHostSecurity(await libvirt.capabilities());
-  const server = await serveToQemu({
-    ...{ repository, domain, at, disks: disks.map(({ name }) => name), cache, signal, place },
-    onCacheFailure: (error) =>
-      onEvent({ type: "warning", message: `nothing more is cached: ${messageOf(error)}` }),
-    qemuUser: security.qemuUser,
-    onDamage: (error) => onEvent({ type: "damaged", error }),
-    onTrouble: (message) => onEvent({ type: "trouble", message }),
-  });
-  for (const { disk, checked } of server.disks) {
-    if (checked) continue;
-    onEvent({ type: "warning", message: `${disk}: a layer has no digests, so its data is served unproven` });
-  }
-  return server;
 }
 
 /** Removes what was made for a guest that has not run. */

@@ -18,6 +18,7 @@ import { type RehearsalRecord, recordRehearsal } from "../repository/rehearsal-r
 import type { Repository } from "../repository/repository.js";
 import { RestoredDefinition } from "../restore/restored-definition.js";
 import { RestoredFiles } from "../restore/restored-files.js";
+import { BootReads, fetchBoot } from "./boot-reads.js";
 import { type CommandRun, runInGuest } from "./guest-command.js";
 import { clearLeftRehearsals, noteOwner, removeDomain } from "./left-rehearsals.js";
 import { refuseChangeable } from "./live-place.js";
@@ -161,9 +162,12 @@ async function run(
   }
   const { xml, adapted } = definition;
   const { qemuUser } = parseHostSecurity(await libvirt.capabilities());
+  const reads = new BootReads();
   await using server = await serveToQemu({
     ...{ repository, domain, at: point.id, signal, place, qemuUser, onDamage, onTrouble: onWarning },
+    onRead: (...read) => reads.note(...read),
   });
+  void fetchBoot(options, server);
   await makeOverlays(server, disks, { force: false, notesZeroes: true });
   await using boot = await RestoredFiles.stage({
     ...{ repository, domain, point, targets: definition.files, force: false, sync: false, signal },
@@ -210,6 +214,7 @@ async function run(
   const watched = { libvirt, run: guest, domain: known, folder, serialLog: SERIAL_LOG, sign };
   let reason = await waitForSign({ ...watched, network: options.network, withinMs, signal });
   let ran: CommandRun | undefined;
+  if (reason === undefined) await reads.record({ repository, domain, point: point.id, isWhole: true });
   if (reason === undefined && options.command !== undefined) {
     const came = await runInGuest({ run: guest, command: options.command, folder, deadline, signal });
     ({ ran, reason } = came);

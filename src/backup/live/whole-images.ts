@@ -34,6 +34,8 @@ interface WholeImagesOptions {
   /** Bytes per second; undefined: no limit. */
   readonly rate: number | undefined;
   readonly signal: AbortSignal | undefined;
+  /** Nothing is restored before it has settled, which it does soon. Default: at once. */
+  readonly after?: Promise<void> | undefined;
   /** How long to wait, in milliseconds, each time that a store is away; then QEMU fills the disk. */
   readonly waitsMs?: readonly number[] | undefined;
   readonly onProgress: (disk: string, done: number, total: number) => void;
@@ -68,7 +70,8 @@ export class WholeImages implements AsyncDisposable {
   /** Begins at once, with one disk after the other. */
   constructor(options: WholeImagesOptions) {
     this.#options = options;
-    const { signal, state, standing, rate } = options;
+    const { signal, state, standing, rate, after } = options;
+    if (after) this.#done = after;
     this.#rateLimit = rate === undefined ? undefined : new RateLimit(rate);
     this.#listener = signal && addAbortListener(signal, () => this.#stop.abort(signal.reason));
     for (const disk of state.disks) {

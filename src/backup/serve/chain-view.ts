@@ -5,13 +5,14 @@ import { type Assurance, assuranceOf } from "../chain/assurance.js";
 import { findChain, openChain } from "../chain/chain.js";
 import type { AwaitedRun } from "../chain/checked-image.js";
 import { failOnDamage, type Layer } from "../chain/layer.js";
-import { seenThrough, type VisibleExtent } from "../chain/overlay.js";
 import { ALL_SUBCLUSTERS, clustersIn } from "../image/image.js";
 import type { DiskManifest, Manifest } from "../repository/manifest.js";
 import type { Repository } from "../repository/repository.js";
+import { indexOf } from "./chain-index.js";
 import { ClusterCache } from "./cluster-cache.js";
 import type { DiskCache } from "./disk-cache.js";
-import { ExtentIndex, type ExtentSource } from "./extent-index.js";
+import type { ExtentIndex, ExtentSource } from "./extent-index.js";
+import type { FetchedAhead } from "./fetched-ahead.js";
 
 /** Bytes of cached clusters, for each disk. Only clusters that were read in part are cached. */
 const CACHE_BYTES = 16 * 1024 * 1024;
@@ -45,6 +46,8 @@ export class ChainView implements AsyncDisposable {
   readonly #cache: ClusterCache;
   /** Undefined: nothing is kept on a disk. */
   #onDisk: { readonly cache: DiskCache; readonly firstKeys: readonly number[] } | undefined;
+  /** Undefined: nothing is read before it is asked for. */
+  #ahead: FetchedAhead | undefined;
 
   private constructor(layers: readonly Layer[], disk: DiskManifest, index: ExtentIndex) {
     this.disk = disk;
@@ -103,6 +106,50 @@ export class ChainView implements AsyncDisposable {
     }
     this.#onDisk = { cache, firstKeys };
     return next;
+  }
+
+  /**
+   * @internal
+   * The reads that some stretches need, in the order of the stretches, each to be called once. They put into
+   * `ahead` what they have proven, and from here on reads take it from there.
+   * @param stretches in bytes; they need not be inside the disk
+   */
+  *fetches(
+    stretches: Iterable<{ readonly offset: number; readonly length: number }>,
+    ahead: FetchedAhead,
+  ): Generator<() => Promise<void>> {
+    this.#ahead = ahead;
+    for (const { offset, length } of stretches) {
+      if (offset >= this.size) continue;
+      for (const piece of this.#index.extents(offset, Math.min(this.size, offset + length))) {
+        if (piece.place) yield* this.#fetchesOf(piece, piece.place, ahead);
+      }
+    }
+  }
+
+  *#fetchesOf(
+    piece: { readonly offset: number; readonly length: number },
+    place: ExtentSource,
+    ahead: FetchedAhead,
+  ): Generator<() => Promise<void>> {
+    const layer = this.#layer(place);
+    const { clusterSize, virtualSize } = layer.geometry;
+    const first = Math.floor(piece.offset / clusterSize);
+    const end = Math.ceil((piece.offset + piece.length) / clusterSize);
+    const most = Math.max(1, Math.floor(READ_BYTES / clusterSize));
+    for (let from = first; from < end; from += most) {
+      const numbers = Array.from({ length: Math.min(most, end - from) }, (_, i) => from + i);
+      const isWanted = (cluster: number): boolean => ahead.isWanted(this.#aheadKey(place, cluster));
+      const start = numbers.find(isWanted);
+      if (start === undefined) continue;
+      const clusters = numbers.slice(start - from, numbers.findLastIndex(isWanted) + 1).map((cluster) => ({
+        key: this.#aheadKey(place, cluster),
+        length: Math.min(clusterSize, virtualSize - cluster * clusterSize),
+      }));
+      const read = (target: Buffer): Promise<void> =>
+        this.#readKept(behind(place, start - first, layer), start * clusterSize, target);
+      yield () => ahead.fetch(clusters, read);
+    }
   }
 
   /** Number of stretches of the disk that are kept in memory. */
@@ -190,67 +237,63 @@ export class ChainView implements AsyncDisposable {
 
   /** Fills `target`, which begins with the cluster at `place`, with whole clusters. */
   async #read(place: ExtentSource, offset: number, target: Buffer): Promise<void> {
+    const ahead = this.#ahead;
+    if (!ahead || ahead.isOver) return await this.#readKept(place, offset, target);
+    const { clusterSize } = this.#layer(place).geometry;
+    const find = (number: number) => ahead.take(this.#aheadKey(place, offset / clusterSize + number));
+    const read = this.#readKept.bind(this);
+    await this.#fillFrom({ find, read }, place, offset, target);
+  }
+
+  async #readKept(place: ExtentSource, offset: number, target: Buffer): Promise<void> {
     const layer = this.#layer(place);
     if (!this.#onDisk) return await readProven(layer, place, offset, target);
     const { cache, firstKeys } = this.#onDisk;
     const { clusterSize } = layer.geometry;
     const firstKey = (firstKeys[place.layer] as number) + offset / clusterSize;
+    const find = (number: number, length: number) => cache.get(firstKey + number, length);
+    const read = async (from: ExtentSource, start: number, missing: Buffer): Promise<void> => {
+      await readProven(layer, from, start, missing);
+      const before = firstKey + (start - offset) / clusterSize;
+      for (const [i, bytes] of clustersOf(missing, clusterSize).entries()) cache.put(before + i, bytes);
+    };
+    await this.#fillFrom({ find, read }, place, offset, target);
+  }
+
+  /**
+   * Fills `target` with the clusters that `find` has, by their number in it. All from the first to the last
+   * that it hasn't are read.
+   */
+  async #fillFrom(
+    {
+      find,
+      read,
+    }: {
+      readonly find: (number: number, length: number) => Promise<Buffer | undefined> | undefined;
+      readonly read: (place: ExtentSource, offset: number, target: Buffer) => Promise<void>;
+    },
+    place: ExtentSource,
+    offset: number,
+    target: Buffer,
+  ): Promise<void> {
+    const layer = this.#layer(place);
+    const { clusterSize } = layer.geometry;
     const clusters = clustersOf(target, clusterSize);
-    const found = await Promise.all(clusters.map((bytes, i) => cache.get(firstKey + i, bytes.length)));
+    const found = await Promise.all(clusters.map((bytes, i) => find(i, bytes.length)));
     for (const [i, bytes] of found.entries()) bytes?.copy(target, i * clusterSize);
     const first = found.indexOf(undefined);
     if (first < 0) return;
-    const missing = clusters.slice(first, found.lastIndexOf(undefined) + 1);
     const start = first * clusterSize;
-    const length = missing.reduce((sum, bytes) => sum + bytes.length, 0);
-    const from = behind(place, first, layer);
-    await readProven(layer, from, offset + start, target.subarray(start, start + length));
-    for (const [i, bytes] of missing.entries()) cache.put(firstKey + first + i, bytes);
+    const end = (found.lastIndexOf(undefined) + 1) * clusterSize;
+    await read(behind(place, first, layer), offset + start, target.subarray(start, end));
+  }
+
+  #aheadKey({ layer }: ExtentSource, cluster: number): string {
+    return `${this.disk.name}:${layer}:${cluster}`;
   }
 
   #layer(place: ExtentSource): Layer {
     return this.#layers[place.layer] as Layer;
-  }
-}
-
-/** Builds the index in one walk over the whole chain. */
-async function indexOf(
-  layers: readonly Layer[],
-  size: number,
-  signal: AbortSignal | undefined,
-): Promise<ExtentIndex> {
-  const index = new ExtentIndex(
-    layers.map(({ geometry, digestSize }) => ({ clusterSize: geometry.clusterSize, digestSize })),
-  );
-  const numbers = new Map(layers.map((layer, number) => [layer, number]));
-  for await (const piece of seenThrough(layers, size, failOnDamage)) {
-    signal?.throwIfAborted();
-    index.append(piece.length, placeOf(piece, numbers));
-  }
-  return index;
-}
-
-function placeOf(piece: VisibleExtent, numbers: ReadonlyMap<Layer, number>): ExtentSource | undefined {
-  const { offset, state, from } = piece;
-  switch (state) {
-    case "zero":
-      return undefined;
-    case "clean":
-      throw new RangeError("the last layer of a chain has to be complete");
-    case "data": {
-      const run = from?.run;
-      if (!from || !run || run.kind === "zero") throw new RangeError("data has to be somewhere");
-      const { clusterSize } = from.layer.geometry;
-      const clusters = Math.floor(offset / clusterSize) - run.cluster;
-      return {
-        layer: numbers.get(from.layer) ?? 0,
-        hostOffset: run.hostOffset + clusters * clusterSize,
-        digestsAt: (run.digestsAt ?? 0) + clusters * from.layer.digestSize,
-        dataMask: run.kind === "partial" ? run.dataMask : ALL_SUBCLUSTERS,
-      };
-    }
-    default:
-      return state satisfies never;
   }
 }
 

@@ -5,6 +5,7 @@ import type { Reading } from "../repository/reading.js";
 import type { Repository } from "../repository/repository.js";
 import { ChainView } from "./chain-view.js";
 import { DiskCache, type DiskCacheOptions } from "./disk-cache.js";
+import { FetchedAhead } from "./fetched-ahead.js";
 
 export interface PointViewOptions {
   readonly repository: Repository;
@@ -23,12 +24,19 @@ export interface PointViewOptions {
   readonly signal?: AbortSignal | undefined;
 }
 
+/** Stretches of a disk, in bytes, in the order in which they are wanted. */
+export interface DiskReads {
+  readonly disk: string;
+  readonly reads: readonly { readonly offset: number; readonly length: number }[];
+}
+
 /** The disks of a point, open for reads at any place. The caller closes it. */
 export class PointView implements AsyncDisposable {
   readonly point: Manifest;
   readonly disks: readonly ChainView[];
 
   readonly #reading: Reading;
+  readonly #closed = new AbortController();
   readonly #cache: DiskCache | undefined;
 
   private constructor(
@@ -74,7 +82,26 @@ export class PointView implements AsyncDisposable {
     await this.#reading.assertUnpruned();
   }
 
+  /**
+   * Reads what will be asked for, and keeps each cluster in memory until it is asked for once, or for five
+   * minutes. Ends early when that is too much, or a read fails. Never rejects.
+   * @param reads of which disks; they need not be of this point, nor inside the disks
+   * @param mostBytes of memory
+   */
+  async fetchAhead(reads: readonly DiskReads[], mostBytes: number): Promise<void> {
+    const ahead = new FetchedAhead(mostBytes);
+    const { disks } = this;
+    const fetches = (function* () {
+      for (const { disk, reads: stretches } of reads) {
+        const view = disks.find((each) => each.disk.name === disk);
+        if (view) yield* view.fetches(stretches, ahead);
+      }
+    })();
+    await ahead.run(fetches, this.#closed.signal);
+  }
+
   async close(): Promise<void> {
+    this.#closed.abort();
     await closeAll(this.#cache, ...this.disks, { close: () => this.#reading.release() });
   }
 

@@ -28,7 +28,7 @@ import { ALLOCATION_CONTEXT } from "../export/export-extents.js";
 import { addressInUse, bindPrivately, clearSocketPath } from "../host/private-socket.js";
 import type { Manifest } from "../repository/manifest.js";
 import type { ChainView } from "./chain-view.js";
-import { PointView, type PointViewOptions } from "./point-view.js";
+import { type DiskReads, PointView, type PointViewOptions } from "./point-view.js";
 
 export interface ServeOptions extends PointViewOptions {
   /**
@@ -47,6 +47,8 @@ export interface ServeOptions extends PointViewOptions {
   /** Connections at once, default 64; and from one other host, default 32. */
   readonly maxClients?: number | undefined;
   readonly maxClientsPerHost?: number | undefined;
+  /** @internal Called for each read that a client asks for, and that is not all zeroes. */
+  readonly onRead?: ((disk: string, offset: number, length: number) => void) | undefined;
   /** Called just after each event. */
   readonly onEvent?: ((event: ServeEvent) => void) | undefined;
 }
@@ -89,7 +91,7 @@ export async function servePoint(options: ServeOptions): Promise<PointServer> {
   try {
     const listen = (): Promise<NbdServer> =>
       NbdServer.listen({
-        exports: exportsOf(view),
+        exports: exportsOf(view, options.onRead),
         address,
         ...(tls === undefined ? {} : { tls }),
         idleTimeoutMs,
@@ -143,6 +145,11 @@ export class PointServer implements AsyncDisposable {
     }
   }
 
+  /** @internal As {@link PointView.fetchAhead} */
+  async fetchAhead(reads: readonly DiskReads[], mostBytes: number): Promise<void> {
+    await this.#view.fetchAhead(reads, mostBytes);
+  }
+
   /** @throws as {@link PointView.assertUnpruned} */
   async assertUnpruned(): Promise<void> {
     await this.#view.assertUnpruned();
@@ -158,14 +165,14 @@ export class PointServer implements AsyncDisposable {
   }
 }
 
-function exportsOf({ point, disks }: PointView): Map<string, ServedExport> {
-  const exports = new Map(disks.map((view) => [view.disk.name, exportOf(point, view)]));
+function exportsOf({ point, disks }: PointView, onRead: ServeOptions["onRead"]): Map<string, ServedExport> {
+  const exports = new Map(disks.map((view) => [view.disk.name, exportOf(point, view, onRead)]));
   const [only, ...others] = exports.values();
   if (only && others.length === 0) exports.set("", only);
   return exports;
 }
 
-function exportOf(point: Manifest, view: ChainView): ServedExport {
+function exportOf(point: Manifest, view: ChainView, onRead: ServeOptions["onRead"]): ServedExport {
   const { name } = view.disk;
   return {
     size: view.size,
@@ -181,6 +188,7 @@ function exportOf(point: Manifest, view: ChainView): ServedExport {
       ],
     ]),
     read: async (offset, length, signal) => {
+      if (onRead && hasData(view, offset, length)) onRead(name, offset, length);
       try {
         return await view.read(offset, length, signal);
       } catch (cause) {
@@ -190,6 +198,11 @@ function exportOf(point: Manifest, view: ChainView): ServedExport {
       }
     },
   };
+}
+
+function hasData(view: ChainView, offset: number, length: number): boolean {
+  for (const { state } of view.extents(offset, length)) if (state === "data") return true;
+  return false;
 }
 
 function asServeEvent(event: NbdServerEvent): ServeEvent | undefined {

@@ -8,6 +8,7 @@ import type { Manifest } from "../../../src/backup/repository/manifest.js";
 import { Repository } from "../../../src/backup/repository/repository.js";
 import { ChainView } from "../../../src/backup/serve/chain-view.js";
 import { DiskCache } from "../../../src/backup/serve/disk-cache.js";
+import { PointView } from "../../../src/backup/serve/point-view.js";
 import { takePoint } from "../../../src/backup/take/take-point.js";
 import { MemoryDisk, NbdServer, parseNbdUri, type ServedExport } from "../../../src/nbd/index.js";
 import { makeFolder } from "../../nbd/servers.js";
@@ -135,6 +136,60 @@ describe("a view through a chain", () => {
         return reads.mock.calls.length;
       })
       .toBe(0);
+  });
+
+  it.each([forms[1], forms[3], forms[4]] as [string, Taking][])(
+    "has what was fetched before, each cluster once, wherever that is said to be: %s",
+    async (_, form) => {
+      await fourPoints(form);
+      const point = chain.points.at(-1) as Manifest;
+      const expected = await bytesAt(point);
+      const options = { repository: chain.repository, domain: DOMAIN, at: point.id };
+      await using view = await PointView.open(options);
+      const [disk] = view.disks;
+      const reads = vi.spyOn(Layer.prototype, "read");
+      const everything = [
+        { disk: "none", reads: [{ offset: 0, length: SIZE }] },
+        { disk: "vda", reads: [{ offset: 2 ** 50, length: CLUSTER }] },
+        { disk: "vda", reads: [{ offset: 577, length: 3 }] },
+        { disk: "vda", reads: [{ offset: 512, length: 2 * SIZE }] },
+      ];
+      const readAll = async (): Promise<number> => {
+        reads.mockClear();
+        for (let at = 0; at < SIZE; at += 7 * CLUSTER + 512) {
+          const found = await disk?.read(at, Math.min(7 * CLUSTER + 512, SIZE - at));
+          expect(found?.equals(expected.subarray(at, at + found.length))).toBe(true);
+        }
+        return reads.mock.calls.length;
+      };
+      await view.fetchAhead(everything, 2 * SIZE);
+      expect(await readAll()).toBe(0);
+      expect(await readAll()).toBeGreaterThan(0);
+      reads.mockClear();
+      await view.fetchAhead(everything, 3 * CLUSTER);
+      expect(reads.mock.calls.length).toBeLessThanOrEqual(3);
+      // While it is fetched, too.
+      const fetched = view.fetchAhead(everything, 2 * SIZE);
+      await readAll();
+      await fetched;
+      await readAll();
+    },
+  );
+
+  it("fetches the rest where a cluster is damaged, which whoever asks for it is told", async () => {
+    await fourPoints({ format: "raw" });
+    const [first] = chain.points as [Manifest];
+    await using file = await open(chain.pathOf(first, "vda.raw"), "r+");
+    await file.write(Buffer.from("damaged"), 0, 7, 2 * CLUSTER + 600);
+    await using view = await PointView.open({ repository: chain.repository, domain: DOMAIN, at: first.id });
+    const one = (number: number) => ({ offset: number * CLUSTER, length: CLUSTER });
+    await view.fetchAhead([{ disk: "vda", reads: [1, 2, 3].map(one) }], SIZE);
+    const reads = vi.spyOn(Layer.prototype, "read");
+    for (const number of [1, 3]) await view.disks[0]?.read(number * CLUSTER, 512);
+    expect(reads).not.toHaveBeenCalled();
+    await expect(view.disks[0]?.read(2 * CLUSTER, 512)).rejects.toMatchObject({
+      details: { guestOffset: 2 * CLUSTER },
+    });
   });
 
   it("reads of the chain only from the first missing cluster to the last one", async () => {

@@ -1,0 +1,45 @@
+import { failOnDamage, type Layer } from "../chain/layer.js";
+import { seenThrough, type VisibleExtent } from "../chain/overlay.js";
+import { ALL_SUBCLUSTERS } from "../image/image.js";
+import { ExtentIndex, type ExtentSource } from "./extent-index.js";
+
+/** Builds the index of a disk in one walk over its whole chain. @throws {DamageError} as the walk does */
+export async function indexOf(
+  layers: readonly Layer[],
+  size: number,
+  signal: AbortSignal | undefined,
+): Promise<ExtentIndex> {
+  const index = new ExtentIndex(
+    layers.map(({ geometry, digestSize }) => ({ clusterSize: geometry.clusterSize, digestSize })),
+  );
+  const numbers = new Map(layers.map((layer, number) => [layer, number]));
+  for await (const piece of seenThrough(layers, size, failOnDamage)) {
+    signal?.throwIfAborted();
+    index.append(piece.length, placeOf(piece, numbers));
+  }
+  return index;
+}
+
+function placeOf(piece: VisibleExtent, numbers: ReadonlyMap<Layer, number>): ExtentSource | undefined {
+  const { offset, state, from } = piece;
+  switch (state) {
+    case "zero":
+      return undefined;
+    case "clean":
+      throw new RangeError("the last layer of a chain has to be complete");
+    case "data": {
+      const run = from?.run;
+      if (!from || !run || run.kind === "zero") throw new RangeError("data has to be somewhere");
+      const { clusterSize } = from.layer.geometry;
+      const clusters = Math.floor(offset / clusterSize) - run.cluster;
+      return {
+        layer: numbers.get(from.layer) ?? 0,
+        hostOffset: run.hostOffset + clusters * clusterSize,
+        digestsAt: (run.digestsAt ?? 0) + clusters * from.layer.digestSize,
+        dataMask: run.kind === "partial" ? run.dataMask : ALL_SUBCLUSTERS,
+      };
+    }
+    default:
+      return state satisfies never;
+  }
+}
