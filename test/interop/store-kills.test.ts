@@ -19,22 +19,21 @@ const NAME = MemoryChain.domain;
 const { NBDPULL_KILL_ROUNDS = "1", NBDPULL_KILL_LOG } = process.env;
 /** Each of them kills a backup, a copy and a prune. */
 const ROUNDS = Number(NBDPULL_KILL_ROUNDS);
+/** What was removed stays in the store's memory for two hours, so another one begins after so many rounds. */
+const ROUNDS_OF_STORE = 10;
 /** After something was begun that a kill leaves half. */
 const LATEST_KILL_MS = 1_000;
 const LATEST_PRUNE_KILL_MS = 200;
 
 describeWith(["radosgw", "ceph-mon", "ceph-osd"], "what is killed while it writes to an object store", () => {
-  let store: Store;
+  let store: Store | undefined;
   let client: S3Client;
   let chain: MemoryChain;
   const before = { ...process.env };
 
   /** Three chains of a full point and an increment. */
   beforeAll(async () => {
-    [store, chain] = await Promise.all([Store.start(), MemoryChain.start(24 * MiB)]);
-    client = store.client();
-    await store.makeBucket(BUCKET);
-    Object.assign(process.env, store.environment);
+    [, chain] = await Promise.all([newStore(), MemoryChain.start(24 * MiB)]);
     for (const round of [1, 2, 3]) {
       chain.disk.write(round * MiB, Buffer.alloc(18 * MiB, `round ${round}`));
       await chain.take({ full: true, digests: "sha256", granularity: 4096 });
@@ -48,10 +47,19 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd"], "what is killed while it write
     await store?.[Symbol.asyncDispose]();
   });
 
+  async function newStore(): Promise<void> {
+    await store?.[Symbol.asyncDispose]();
+    store = await Store.start();
+    client = store.client();
+    await store.makeBucket(BUCKET);
+    Object.assign(process.env, store.environment);
+  }
+
   it("loses no point, and nothing is left of it after the next run", async () => {
     const halves = { backup: 0, copy: 0, prune: 0 };
     const job = await chain.jobXml("vda");
     for (let round = 0; round < ROUNDS; round += 1) {
+      if (round > 0 && round % ROUNDS_OF_STORE === 0) await newStore();
       const prefix = `round-${round}`;
       const address = `s3://${BUCKET}/${prefix}`;
       expect(await nbdpull("init", address)).toMatchObject({ code: 0 });
