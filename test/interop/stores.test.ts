@@ -483,7 +483,7 @@ describeWith(["radosgw", "ceph-mon", "ceph-osd", "qemu-img"], "a repository in a
     const findings = (await finished(run)).json() as Record<string, string>[];
     const of = (name: string): object[] => findings.filter(({ check }) => check?.split(" ")[0] === name);
     expect(of("repository")).toMatchObject([{ status: "pass", cause: `${address} lies in an object store` }]);
-    const mend = `nbdpull verify ${address} ${MemoryChain.domain}`;
+    const mend = `nbdpull repair ${address} ${MemoryChain.domain}`;
     // What is based on the point can't be restored either.
     expect(of("points")).toMatchObject([1, 2, 3].map(() => ({ status: "warn", mend })));
   });
