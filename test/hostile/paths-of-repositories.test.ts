@@ -29,6 +29,7 @@ const ELSEWHERE: Readonly<Record<string, string>> = {
   "bin/report-file.ts": "the page that the user wants",
   "bin/version.ts": "this package",
   "src/backup/checks/bitmaps-in-images.ts": "a guest's images",
+  "src/backup/checks/scratch.ts": "a folder of its own, below the user's",
   "src/backup/checks/tls.ts": "QEMU's certificates",
   "src/backup/guest/confined-tool.ts": "/proc and /etc",
   "src/backup/guest/dead-trials.ts": "folders of trials below the job's",

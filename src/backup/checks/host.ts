@@ -1,5 +1,4 @@
 /** Checks the programs on this host, and libvirt. */
-import { execa } from "execa";
 import { shellWord } from "../base/shell-word.js";
 import { parseBackupSupport } from "../libvirt/capabilities-xml.js";
 import { canCompress } from "../qcow2/compress-cluster.js";
@@ -12,6 +11,7 @@ export async function lookAtNode(): Promise<readonly Found[]> {
 
 /** The tools that read and serve the images of domains that are off. */
 export async function lookAtQemuTools(): Promise<readonly Found[]> {
+  const { execa } = await import("execa");
   const found: Found[] = [];
   for (const tool of ["qemu-img", "qemu-nbd"]) {
     const { failed, stdout } = await execa(tool, ["--version"], { reject: false, stdin: "ignore" });

@@ -1,7 +1,7 @@
 /** Checks the folder in which QEMU makes its socket and scratch files. */
 
+import { writeFile } from "node:fs/promises";
 import { resolve } from "node:path";
-import { execa } from "execa";
 import prettyBytes from "pretty-bytes";
 import { BackupError, messageOf } from "../base/errors.js";
 import { shellWord } from "../base/shell-word.js";
@@ -43,7 +43,7 @@ export async function lookAtScratchFolder(subject: Subject): Promise<readonly Fo
   }
   const asQemu = qemu && process.getuid?.() === 0 ? qemu : undefined;
   try {
-    if (await canDo("touch", trial.scratch("probe"), asQemu)) {
+    if (await canWrite(trial.scratch("probe"), asQemu)) {
       return [pass(`${asQemu ? `QEMU's user (${asQemu.uid})` : "this user"} can write below ${parent}`)];
     }
   } finally {
@@ -62,6 +62,19 @@ function noAccess(path: string, cause: string, mend: string): Found {
   return fail("E_SCRATCH_ACCESS", cause, { advice, mend, details: { path } });
 }
 
+/** Whether that user can make a file. The user of this process needs no other one to find out. */
+async function canWrite(path: string, user: QemuUser | undefined): Promise<boolean> {
+  if (user && (user.uid !== process.getuid?.() || user.gid !== process.getgid?.())) {
+    return await canDo("touch", path, user);
+  }
+  try {
+    await writeFile(path, "");
+    return true;
+  } catch {
+    return false;
+  }
+}
+
 /** Runs a command on a path as that user, with its primary group only. */
 async function canDo(
   command: string,
@@ -69,6 +82,7 @@ async function canDo(
   user: QemuUser | undefined,
   ...options: string[]
 ): Promise<boolean> {
+  const { execa } = await import("execa");
   const ran = await execa(command, [...options, path], {
     ...(user ? { uid: user.uid, gid: user.gid } : {}),
     cwd: "/",

@@ -4,7 +4,6 @@
  */
 import { randomInt } from "node:crypto";
 import { readFile } from "node:fs/promises";
-import { execa } from "execa";
 import type { QemuUser } from "../libvirt/domain-xml.js";
 
 /** The user and groups of a process. */
@@ -40,6 +39,7 @@ const INSPECTION_S = 60;
 export async function toolUsers(user: QemuUser | undefined): Promise<ToolUsers | undefined> {
   if (process.getuid?.() !== 0) return undefined;
   const { uid, gid } = user ?? { uid: 0, gid: 0 };
+  const { execa } = await import("execa");
   const { stdout, failed } = await execa("id", ["-G", String(uid)], { reject: false, stdin: "ignore" });
   const own = failed ? [] : stdout.split(" ").map(Number);
   const group = await unusedGroup();
@@ -82,6 +82,7 @@ export function confined(
 export async function mayRead(user: ToolUser, path: string, kind: "file" | "block"): Promise<boolean> {
   const is = kind === "file" ? "-f" : "-b";
   const args = [...identityOf(user), "test", "-r", path, "-a", is, path];
+  const { execa } = await import("execa");
   return !(await execa("setpriv", args, { cwd: "/", reject: false, stdin: "ignore" })).failed;
 }
 

@@ -1,5 +1,4 @@
 /** One image of a disk whose domain is off, as qemu-img describes it. */
-import { execa } from "execa";
 import { z } from "zod";
 import { BackupError, PreconditionError } from "../base/errors.js";
 import { oneLine } from "../base/one-line.js";
@@ -67,6 +66,7 @@ export async function readInfo(
   const alone = { driver: format, ...(format === "raw" ? {} : { backing: null }), file };
   const ask = async (node: BlockNode) => {
     const command = confined("qemu-img", ["info", "--output=json", asArgument(node)], as);
+    const { execa } = await import("execa");
     const ran = await execa(...command, {
       env: { LC_ALL: "C" },
       cwd,

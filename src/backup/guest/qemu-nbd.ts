@@ -3,7 +3,7 @@ import { readdirSync, readFileSync } from "node:fs";
 import { lstat, readFile, stat } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { execa } from "execa";
+import type { execa as Execa } from "execa";
 import { ConnectionError, type NbdAddress, NbdClient } from "../../nbd/index.js";
 import { BackupError } from "../base/errors.js";
 import { confined, type ToolUser } from "./confined-tool.js";
@@ -62,7 +62,8 @@ export class ImageServer implements AsyncDisposable {
   static async start(served: ServedImage, signal: AbortSignal | undefined): Promise<ImageServer> {
     const { name: exportName, socket: path } = served;
     const address: NbdAddress = { transport: { kind: "unix", path }, exportName };
-    const server = launch(served);
+    const { execa } = await import("execa");
+    const server = launch(execa, served);
     try {
       const held = await firstClient(address, server, signal);
       if (held) return new ImageServer(address, server, held);
@@ -180,7 +181,7 @@ type Server = ReturnType<typeof launch>;
  * Starts the server so that the kernel ends it together with this process. qemu-nbd does not exit by itself
  * when a client disconnects during negotiation.
  */
-function launch(served: ServedImage) {
+function launch(execa: typeof Execa, served: ServedImage) {
   const { as, fd } = served.image;
   // Others of its group must be able to connect to its socket. The folder keeps everybody else out.
   const umask = as && process.umask(0o007);

@@ -1,7 +1,6 @@
 /** Forwards a socket on this host to one on another host, through ssh. */
 import { once } from "node:events";
 import { setTimeout as sleep } from "node:timers/promises";
-import { execa } from "execa";
 import { BackupError, PreconditionError } from "../base/errors.js";
 import { oneLine } from "../base/one-line.js";
 import { endWithHelpers, killGroup } from "./helpers-of-process.js";
@@ -62,6 +61,7 @@ export async function openForward(ssh: Ssh, { to, socket, note }: ForwardOptions
       : `echo $PPID $(cut -d " " -f 22 /proc/$PPID/stat) $(cat ${BOOT_ID}) > ${quote(note)} && `;
   // What is written to it comes back, by which `SshForward.answers` knows that both ends live.
   const script = `${noted}echo ${READY} && exec cat`;
+  const { execa } = await import("execa");
   signal?.throwIfAborted();
   // An open session is not closed by a signal: it is closed when the NBD clients are.
   const opening = new AbortController();

@@ -2,7 +2,6 @@
  * Runs commands on another host through ssh, with the user's own keys and configuration. It never prompts:
  * anything that would need an answer fails.
  */
-import { execa } from "execa";
 import { BackupError, PreconditionError } from "../base/errors.js";
 import { oneLine } from "../base/one-line.js";
 import { shellWord } from "../base/shell-word.js";
@@ -52,6 +51,7 @@ export class Ssh {
    */
   async run(script: string, values: Readonly<Record<string, string>>): Promise<string> {
     const { signal } = this;
+    const { execa } = await import("execa");
     signal?.throwIfAborted();
     const variables = Object.entries(values).map(([name, value]) => `${name}=${quote(value)}`);
     const child = execa(...this.command([], "exec sh -s"), {

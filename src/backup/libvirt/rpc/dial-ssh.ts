@@ -1,7 +1,6 @@
 import type { Socket } from "node:net";
 import { Duplex } from "node:stream";
 import { setTimeout as sleep } from "node:timers/promises";
-import { execa } from "execa";
 import { oneLine } from "../../base/one-line.js";
 import { LastWords } from "../../host/last-words.js";
 import { quote, SSH_PROCESS, Ssh } from "../../host/ssh.js";
@@ -24,6 +23,7 @@ const SSH_FAILED = 255;
  */
 export async function dialSsh(way: DaemonWay & { kind: "ssh" }, uri: string): Promise<Transport> {
   const ssh = new Ssh(way.target);
+  const { execa } = await import("execa");
   const child = execa(...ssh.command([], `exec sh -c ${quote(scriptOf(way, uri))}`), {
     ...SSH_PROCESS,
     stdin: "pipe",
