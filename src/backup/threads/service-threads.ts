@@ -51,9 +51,12 @@ export abstract class ServiceThreads<Question, Answer, Notice = never> implement
     this.#isForSameThread = options.isForSameThread;
   }
 
-  /** Starts the threads now, so that the first question doesn't wait for their start. */
-  start(): void {
-    if (!this.#sameThread || this.#isForSameThread) this.#pool.start();
+  /**
+   * Starts threads now, so that the first question doesn't wait for their start.
+   * @param count how many; default: all
+   */
+  start(count = this.most): void {
+    if (!this.#sameThread || this.#isForSameThread) this.#pool.start(count);
   }
 
   /** How many questions the threads have not answered. */

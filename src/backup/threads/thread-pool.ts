@@ -41,8 +41,11 @@ export interface ThreadService<Question, Answer, Notice> {
 
 /** Answers questions, on other threads or on the caller's own thread. */
 export interface Answering<Question, Answer, Notice> {
-  /** Starts the threads now, so that the first question doesn't wait for their start. */
-  start(): void;
+  /**
+   * Starts threads now, so that the first question doesn't wait for their start.
+   * @param count how many; default: all
+   */
+  start(count?: number): void;
   /**
    * Asks a question.
    * @param transfer memory of the question that is moved to the thread; the caller can't use it afterwards
@@ -110,9 +113,9 @@ export class ThreadPool<Question, Answer, Notice = never>
     return this.#threads.reduce((sum, { waiting }) => sum + waiting.size, 0);
   }
 
-  start(): void {
+  start(count = this.#options.most): void {
     if (this.#failure !== undefined) return;
-    while (this.#threads.length < this.#options.most) this.#start();
+    while (this.#threads.length < Math.min(count, this.#options.most)) this.#start();
   }
 
   async ask(question: Question, transfer: readonly Transferable[]): Promise<Answer> {
