@@ -1,3 +1,4 @@
+import { basename } from "node:path";
 import { defineConfig, type Plugin } from "rolldown";
 import { licensePlugin } from "rolldown-license-plugin";
 
@@ -9,21 +10,6 @@ const WORKERS = [
   "verify/verify-worker",
 ];
 
-/**
- * Takes Node's own modules without their ES module faces: to make one, Node reads all that the module
- * exports, and so loads its streams, its readline and more for `node:fs` alone.
- */
-const lightBuiltins: Plugin = {
-  name: "light-builtins",
-  renderChunk: (code) =>
-    code.replaceAll(/^import (.+) from "(node:[^"]+)";$/gm, (_, what: string, module: string) => {
-      const [, whole, named] = /^(?:\* as )?([\w$]+)?(?:, )?(\{.*\})?$/.exec(what) ?? [];
-      const taken = [whole, named?.replaceAll(" as ", ": ")].filter((part) => part !== undefined);
-      if (taken.length === 0) throw new Error(`no way to take ${what} from ${module}`);
-      return taken.map((part) => `var ${part} = process.getBuiltinModule("${module}");`).join(" ");
-    }),
-};
-
 /** Commander starts other programs for commands that are files of their own, of which we have none. */
 const withoutCommandFiles: Plugin = {
   name: "without-command-files",
@@ -32,6 +18,18 @@ const withoutCommandFiles: Plugin = {
     const loaded = "const childProcess = require('node:child_process');";
     if (!code.includes(loaded)) throw new Error("commander loads child_process in another way now");
     return code.replace(loaded, "const childProcess = undefined;");
+  },
+};
+
+/** Says that the bundle is CommonJS, and where its threads are: Node asks the nearest package.json. */
+const commonJs: Plugin = {
+  name: "common-js",
+  generateBundle() {
+    const imports = Object.fromEntries(
+      WORKERS.map((name) => basename(name)).map((name) => [`#${name}`, `./${name}.js`]),
+    );
+    const source = `${JSON.stringify({ type: "commonjs", imports }, undefined, 2)}\n`;
+    this.emitFile({ type: "asset", fileName: "package.json", source });
   },
 };
 
@@ -57,7 +55,7 @@ export default defineConfig({
   },
   plugins: [
     withoutCommandFiles,
-    lightBuiltins,
+    commonJs,
     licensePlugin({
       failOnUnlicensed: true,
       done(packages, context) {
@@ -72,7 +70,10 @@ export default defineConfig({
   ],
   output: {
     dir: "dist/bundle",
-    format: "esm",
+    // Each ES module costs Node more, and of its own modules it then reads all that they export, so it loads
+    // its streams, its readline and more for `node:fs` alone (docs/performance.md).
+    format: "cjs",
+    dynamicImportInCjs: false,
     codeSplitting: { groups: [{ name: "every-command", test: ALWAYS }] },
   },
 });
