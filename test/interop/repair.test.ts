@@ -75,11 +75,11 @@ async function repair(code: number, ...more: readonly string[]): Promise<Repaire
   return domain;
 }
 
-/** Offsets in the file of the first refcount block, and of the end of the file. */
-async function refcountsOf(path: string): Promise<{ block: number; end: number }> {
+/** Offsets in the file of the first refcount block, of the end of the file, and of the refcount table. */
+async function refcountsOf(path: string): Promise<{ block: number; end: number; table: number }> {
   const bytes = await readFile(path);
   const table = Number(bytes.readBigUInt64BE(48));
-  return { block: Number(bytes.readBigUInt64BE(table)), end: bytes.length };
+  return { block: Number(bytes.readBigUInt64BE(table)), end: bytes.length, table };
 }
 
 describe("nbdpull repair", () => {
@@ -154,12 +154,15 @@ describe("nbdpull repair", () => {
 
   it("frees space that nothing uses, and mends refcounts, as qemu-img sees it", async () => {
     const path = chain.file(0);
-    const { block, end } = await refcountsOf(path);
+    const { block, end, table } = await refcountsOf(path);
     await truncate(path, Math.ceil(end / CLUSTER) * CLUSTER + CLUSTER);
     await using handle = await open(path, "r+");
     await handle.write(Buffer.from([0, 1]), 0, 2, block + 2 * Math.ceil(end / CLUSTER));
     // The refcount of the header is lost, too.
     await handle.write(Buffer.from([0, 0]), 0, 2, block);
+    // Entries of the refcount table for clusters that there are none of: behind the end of the file, and at data.
+    await handle.write(Buffer.alloc(8, 0xff), 0, 8, table + CLUSTER - 8);
+    await handle.write(Buffer.from([0, 0, 0, 0, 0, 1, 0, 0]), 0, 8, table + 16);
     await expect(qemuImg("check", path)).rejects.toThrow(/leaked|errors/);
     expect((await repair(0)).mended).toMatchObject([{ point: ids[0], what: "refcounts" }]);
     await qemuImg("check", path);

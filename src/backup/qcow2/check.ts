@@ -70,13 +70,24 @@ export async function checkQcow2(place: FilePlace, options: CheckOptions = {}): 
 interface WrongRefcounts {
   /** Whether anything else is damaged; then the references that were counted may be wrong. */
   readonly isDamaged: boolean;
-  /** Where in the file an entry is, in bytes, and the refcount that it should have. Entries have 16 bits. */
-  readonly entries: readonly { readonly position: number; readonly refcount: number }[];
+  readonly entries: readonly WrongEntry[];
+}
+
+interface WrongEntry {
+  /** Where in the file it is, in bytes. */
+  readonly position: number;
+  /**
+   * In bytes: two of a refcount; eight of an entry of the refcount table that names no block. No cluster that
+   * it is for is in use, so it has to be zero.
+   */
+  readonly length: 2 | 8;
+  /** The refcount that it should have. */
+  readonly refcount: number;
 }
 
 /**
- * The refcounts of an image that differ from the references to its clusters: leaks, and refcounts that are
- * too low.
+ * The refcounts of an image that differ from the references to its clusters: leaks, refcounts that are too
+ * low, and entries of the refcount table that have to be zero.
  * @throws the file system's error
  */
 export async function findWrongRefcounts(
@@ -114,7 +125,7 @@ class Check {
   /** Whether anything but a refcount is damaged. */
   isDamaged = false;
   /** The refcounts that differ from the references. */
-  readonly wrong: { readonly position: number; readonly refcount: number }[] = [];
+  readonly wrong: WrongEntry[] = [];
 
   constructor(file: Qcow2File, signal: AbortSignal | undefined) {
     this.#file = file;
@@ -204,16 +215,34 @@ class Check {
     const blocks = new Float64Array(table.length / ENTRY_BYTES);
     for (let index = 0; index < blocks.length; index += 1) {
       const entry = decodeRefcountTableEntry(table, index, this.#file.context);
-      if (entry.kind === "invalid") this.#damage(`entry ${index} of the refcount table ${entry.problem}`);
-      if (entry.kind !== "table") continue;
-      if (this.#claimCluster(entry.hostOffset, "a refcount block")) blocks[index] = entry.hostOffset;
+      if (entry.kind === "none") continue;
+      const isNeeded = index * this.#refcountsInBlock < this.#file.context.fileEnd / clusterSize;
+      const isTaken = entry.kind === "table" && this.#uses.of(entry.hostOffset / clusterSize) > 0;
+      if (!isNeeded && (entry.kind === "invalid" || isTaken)) {
+        // What else uses the cluster has it alone: the entry is wrong, whatever it says.
+        this.wrong.push({ position: refcountTableOffset + index * ENTRY_BYTES, length: 8, refcount: 0 });
+        const problem =
+          entry.kind === "invalid"
+            ? entry.problem
+            : `points to byte ${entry.hostOffset} of the file, which is in use for something else`;
+        this.#note({ severity: "damage", message: `entry ${index} of the refcount table ${problem}` });
+      } else if (entry.kind === "invalid") {
+        this.#damage(`entry ${index} of the refcount table ${entry.problem}`);
+      } else if (this.#claimCluster(entry.hostOffset, "a refcount block")) {
+        blocks[index] = entry.hostOffset;
+      }
     }
     return blocks;
   }
 
+  get #refcountsInBlock(): number {
+    const { clusterSize, refcountOrder } = this.#file.header;
+    return (clusterSize * 8) / 2 ** refcountOrder;
+  }
+
   async #compareRefcounts(blocks: Float64Array): Promise<void> {
     const { clusterSize, refcountOrder } = this.#file.header;
-    const perBlock = (clusterSize * 8) / 2 ** refcountOrder;
+    const perBlock = this.#refcountsInBlock;
     const clusters = this.#file.context.fileEnd / clusterSize;
     const stretch = new Stretch((finding) => this.#note(finding));
     for (const [index, offset] of blocks.entries()) {
@@ -258,7 +287,7 @@ class Check {
   #wrongRefcount(position: number, cluster: number): void {
     const refcount = this.#uses.of(cluster);
     const isListed = this.#file.header.refcountOrder === REFCOUNT_ORDER && this.wrong.length < MAX_WRONG;
-    if (isListed && refcount <= MOST_REFCOUNT) this.wrong.push({ position, refcount });
+    if (isListed && refcount <= MOST_REFCOUNT) this.wrong.push({ position, length: 2, refcount });
     else this.isDamaged = true;
   }
 

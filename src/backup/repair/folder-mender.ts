@@ -28,10 +28,10 @@ export class FolderMender implements ImageMender {
     this.digests = { put: (write, sha256) => this.#putDigests(write, sha256) };
   }
 
-  /** Each has two bytes in one sector, so it is written as a whole or not at all. */
+  /** Each lies in one sector, so it is written as a whole or not at all. */
   async refcounts(entries: readonly WrongRefcount[]): Promise<void> {
     const file = await this.#open();
-    for (const { position, refcount } of entries) await file.write(refcountBytes(refcount), position);
+    for (const entry of entries) await file.write(refcountBytes(entry), entry.position);
     await file.sync();
   }
 
@@ -77,8 +77,8 @@ export class FolderMender implements ImageMender {
   }
 }
 
-export function refcountBytes(refcount: number): Buffer {
-  const bytes = Buffer.alloc(REFCOUNT_BYTES);
-  bytes.writeUInt16BE(refcount);
+export function refcountBytes({ length, refcount }: WrongRefcount): Buffer {
+  const bytes = Buffer.alloc(length);
+  bytes.writeUInt16BE(refcount, length - REFCOUNT_BYTES);
   return bytes;
 }

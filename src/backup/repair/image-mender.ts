@@ -1,10 +1,12 @@
 import type { ClusterMend, DamagedCluster } from "./mend-clusters.js";
 import type { DigestsPlace } from "./remake-digests.js";
 
-/** A refcount of an image that is wrong. */
+/** A refcount of an image that is wrong, or an entry of the refcount table that has to be zero. */
 export interface WrongRefcount {
   /** Where in the file it is, in bytes. */
   readonly position: number;
+  /** In bytes: 2 of a refcount, 8 of an entry of the table. */
+  readonly length: 2 | 8;
   /** What it should be. */
   readonly refcount: number;
 }

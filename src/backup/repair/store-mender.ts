@@ -56,9 +56,9 @@ export class StoreMender implements ImageMender {
   }
 
   async refcounts(entries: readonly WrongRefcount[]): Promise<void> {
-    for (const { position, refcount } of entries) {
-      const bytes = refcountBytes(refcount);
-      this.#patches.push({ position, length: bytes.length, read: async () => bytes });
+    for (const entry of entries) {
+      const bytes = refcountBytes(entry);
+      this.#patches.push({ position: entry.position, length: bytes.length, read: async () => bytes });
     }
   }
 
