@@ -2,10 +2,11 @@
  * What there is to call: every command with its arguments, options and help. The command line runs it; man
  * pages and the completion of shells are made from it.
  */
-import { Command, Help } from "commander";
+import { type Command, Help } from "commander";
 import { EXIT_MEANINGS } from "./exit-codes.js";
 import { withTalk } from "./options.js";
 import type { Run } from "./run.js";
+import { UsageCommand } from "./usage-errors.js";
 import { version } from "./version.js";
 
 /** In the order of the help text. */
@@ -50,21 +51,23 @@ function isAlone(word: string): boolean {
  * @param run wraps the work of commands
  */
 export async function loadProgram(called: string, run: Run): Promise<Command> {
-  const program = new Command("nbdpull")
+  const program = new UsageCommand("nbdpull")
     .description(
       "Pull-mode backups over NBD: full and incremental images of running virtual machines, and any point back.",
     )
     .version(version())
     .addHelpText("after", `\n${exitCodes()}`)
-    .showHelpAfterError("(nbdpull COMMAND --help tells more)");
+    .showHelpAfterError("(nbdpull --help lists the commands)");
   for (const [name, load] of Object.entries(COMMANDS)) {
     if (name === called || !isAlone(called)) (await load())(program, run);
   }
   for (const command of program.commands) {
-    withTalk(command).configureHelp({
-      optionDescription: (option) =>
-        `${new Help().optionDescription(option)}${option.mandatory ? " (required)" : ""}`,
-    });
+    withTalk(command)
+      .showHelpAfterError(`(nbdpull ${command.name()} --help tells more, and has examples)`)
+      .configureHelp({
+        optionDescription: (option) =>
+          `${new Help().optionDescription(option)}${option.mandatory ? " (required)" : ""}`,
+      });
   }
   return program;
 }

@@ -16,6 +16,9 @@ import type { CreateOptions } from "./options.js";
 export async function requireRepository(path: string, { create }: CreateOptions): Promise<void> {
   if (!namesStore(path)) await refuseAddress(path);
   if (create || (await Repository.openIfThere(path))) return;
-  const message = `there is no repository at ${path}. If there should be one: is its file system mounted, is the path right? To make a new one: nbdpull init ${shellWord(path)} (in scripts: --create)`;
+  const doubt = namesStore(path)
+    ? "are the bucket and the prefix right?"
+    : "is its file system mounted, is the path right?";
+  const message = `there is no repository at ${path}. If there should be one: ${doubt} To make a new one: nbdpull init ${shellWord(path)} (in scripts: --create)`;
   throw new PreconditionError("E_NO_REPOSITORY", message, { details: { path } });
 }

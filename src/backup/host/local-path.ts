@@ -16,6 +16,7 @@ export async function refuseAddress(path: string): Promise<void> {
     (error: unknown) => !isMissing(error),
   );
   if (isThere) return;
-  const message = `${path} looks like an address ("${scheme}:"), and only paths of this host are known: mount it here (sshfs, s3fs, NFS) and name that folder. A file of that name is ./${path}`;
+  const meant = scheme === "s3" ? ` (Did you mean s3://${path.slice(3).replace(/^\/+/, "")}?)` : "";
+  const message = `${path} looks like an address ("${scheme}:"), and only paths of this host and object stores (s3://BUCKET/PREFIX) are known: mount it here (sshfs, NFS) and name that folder. A file of that name is ./${path}${meant}`;
   throw new UsageError("E_SCHEME", message, { details: { path } });
 }

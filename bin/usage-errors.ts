@@ -1,0 +1,29 @@
+/** Commands that name the word that is wrong where commander would only say which option is missing. */
+import { Command, type Option } from "commander";
+import { shellWord } from "../src/backup/base/shell-word.js";
+
+/** What commander does for an option that it doesn't know; its types don't have it. */
+interface Refusing {
+  unknownOption(flag: string): never;
+}
+
+export class UsageCommand extends Command {
+  override createCommand(name?: string): Command {
+    return new UsageCommand(name);
+  }
+
+  /** Called by commander for a required option that isn't there, before it looks at unknown ones. */
+  missingMandatoryOptionValue(option: Option): never {
+    const unknown = this.args.find((word) => /^-./.test(word));
+    if (unknown !== undefined) (this as unknown as Refusing).unknownOption(unknown);
+    const hint = option.long === "--to" ? this.#hintOfPlace() : "";
+    const message = `error: required option '${option.flags}' not specified${hint}`;
+    return this.error(message, { code: "commander.missingMandatoryOptionValue" });
+  }
+
+  /** A path behind the other arguments is most likely the one that the option should have. */
+  #hintOfPlace(): string {
+    const place = this.args.slice(1).at(-1);
+    return place?.includes("/") ? `\n(Did you mean --to ${shellWord(place)}?)` : "";
+  }
+}
