@@ -3,7 +3,7 @@ import { constants } from "node:fs";
 import { access, open } from "node:fs/promises";
 import { basename, dirname, resolve } from "node:path";
 import { lock } from "proper-lockfile";
-import { UsageError } from "../src/backup/base/errors.js";
+import { hasCode, UsageError } from "../src/backup/base/errors.js";
 import { HeldFolder } from "../src/backup/host/held-folder.js";
 import { lockFiles } from "../src/backup/host/lock-fs.js";
 import { openPlain } from "../src/backup/host/plain-files.js";
@@ -36,7 +36,8 @@ export class MetricsFile {
     } catch (cause) {
       if (cause instanceof UsageError) throw cause;
       const reason = cause instanceof Error ? cause.message : String(cause);
-      const message = `no metrics can be written to ${path}: ${reason}`;
+      const next = hasCode(cause, "ENOENT") ? ". Is the node exporter installed, and the path right?" : "";
+      const message = `no metrics can be written to ${path}: ${reason}${next}`;
       throw new UsageError("E_METRICS", message, { cause, details: { path } });
     }
     return file;

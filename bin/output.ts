@@ -186,7 +186,9 @@ export function asDisks<T extends { readonly name: string }>(disks: readonly T[]
 
 /** An error as text. Codes stand where they can be searched for: docs/errors.md says more of each. */
 export function errorLine(code: string, message: string): Line {
-  return [{ text: "nbdpull:", colour: "red" }, ` ${code}: ${message}`];
+  // Messages of the operating system's errors begin with the code.
+  const text = message.startsWith(`${code}: `) ? message.slice(code.length + 2) : message;
+  return [{ text: "nbdpull:", colour: "red" }, ` ${code}: ${text}`];
 }
 
 function codeOf(error: unknown): string {

@@ -9,6 +9,7 @@ export function proofText(proofs: readonly DiskProof[], disk: string): string {
   const chosen = seed === undefined ? "" : ` (seed ${seed})`;
   const moved = changed === undefined ? "" : `, more because of another ${changed}`;
   if (differing !== undefined) return `; found among ${counted(compared)}${chosen}`;
+  if (compared === 0 && unread === 0) return "; its base has no unchanged data to compare";
   const missed = unread === 0 ? "" : `, ${unread} could not be read`;
   return `; its base fits in ${counted(compared)}${chosen}${moved}${missed}`;
 }

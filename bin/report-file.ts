@@ -3,6 +3,7 @@ import { constants } from "node:fs";
 import { access, open } from "node:fs/promises";
 import { basename, dirname, resolve } from "node:path";
 import { hasCode, messageOf, UsageError } from "../src/backup/base/errors.js";
+import { shellWord } from "../src/backup/base/shell-word.js";
 import { HeldFolder } from "../src/backup/host/held-folder.js";
 import { openPlain } from "../src/backup/host/plain-files.js";
 import { PAGE_START } from "./report-page/page.js";
@@ -28,7 +29,7 @@ export class ReportFile {
       await file.#modeOf(folder);
     } catch (cause) {
       if (cause instanceof UsageError) throw cause;
-      const message = `no report can be written to ${path}: ${messageOf(cause)}`;
+      const message = `no report can be written to ${path}: ${messageOf(cause)}. Name a file in a folder that is there, or make the folder: mkdir -p ${shellWord(dirname(file.#path))}`;
       throw new UsageError("E_REPORT_FILE", message, { cause, details: { path } });
     }
     return file;

@@ -106,7 +106,9 @@ async function onlyCheckpoints(
   else await requireTrust(repository.path, folders, options, output);
   const uuid = await uuidAmong(repository, folders, wanted, options, () => new Libvirt({ signal, connect }));
   const checkpoints = uuid === undefined ? [] : await retire([uuid]);
-  output.result({ dryRun, domain: wanted, checkpoints }, checkpointsText(checkpoints, dryRun));
+  const lines = checkpoints.length === 0 ? [] : checkpointsText(checkpoints, dryRun);
+  const head = lines.length > 0 ? `${wanted}:` : `${wanted}: no checkpoints that this host has made`;
+  output.result({ dryRun, domain: wanted, checkpoints }, [head, ...lines]);
   if (!dryRun && output.warnings.length > 0) process.exitCode = EXIT.failed;
 }
 
@@ -182,7 +184,6 @@ function asText(done: ForgottenDomain, dryRun: boolean, isInStore: boolean): str
 }
 
 function checkpointsText(names: readonly string[], dryRun: boolean): string[] {
-  if (names.length === 0) return ["no checkpoints that this host has made"];
   const count = `${names.length} ${names.length === 1 ? "checkpoint" : "checkpoints"}`;
   return [
     `    ${dryRun ? "would delete" : "deleted"} ${count} in libvirt`,

@@ -178,8 +178,12 @@ function domainTable(domains: readonly DomainPoints[]): Line[] {
 
 /** What a table has no room for, and nobody should miss. */
 function remarks({ id, manifest, obstacles, rehearsed }: JudgedPoint): string[] {
-  const why = (manifest?.disks ?? []).flatMap(({ name, reason }) =>
-    reason === undefined ? [] : [`${id}: ${name} is full: ${reason}`],
+  const reasons = new Map<string, string[]>();
+  for (const { name, reason } of manifest?.disks ?? []) {
+    if (reason !== undefined) reasons.set(reason, [...(reasons.get(reason) ?? []), name]);
+  }
+  const why = [...reasons].map(
+    ([reason, disks]) => `${id}: ${disks.join(", ")} ${disks.length === 1 ? "is" : "are"} full: ${reason}`,
   );
   const tried = rehearsed ? [`${id}: ${rehearsalText(rehearsed)}`] : [];
   const lost = obstacles.map((obstacle) => `${id} ${lostText(obstacle, id)}`);
@@ -222,7 +226,8 @@ function summary(domain: DomainPoints): string {
   const count = points.length === 1 ? "1 point" : `${points.length} points`;
   const lost = domain.points.filter(({ manifest, obstacles }) => manifest && obstacles.length > 0).length;
   const warning = lost === 0 ? "" : `; ${lost} CAN'T BE RESTORED (nbdpull repair)`;
-  return `${titleOf(domain)}: ${count}, ${human(stored)} stored; the newest is based on ${needed - 1} of the others${warning}`;
+  const based = needed > 1 ? `; the newest is based on ${needed - 1} of the others` : "";
+  return `${titleOf(domain)}: ${count}, ${human(stored)} stored${based}${warning}`;
 }
 
 /** The ids of a point and of all points that its disks depend on, as far as known. */

@@ -156,7 +156,9 @@ function asText({ repositories, totals }: ReportDocument): ReturnType<typeof tab
       repository,
     ]),
   );
-  if (rows.length === 0) return ["no restore points"];
+  // Of a repository that can't be read nobody knows.
+  const isKnown = repositories.every(({ error, failed }) => error === null && failed.length === 0);
+  if (rows.length === 0) return isKnown ? ["no restore points"] : [];
   const together = ["together", "", "", "", String(totals.points), String(totals.unrestorable)];
   const bytes = [human(totals.virtualBytes), human(totals.storedBytes), "", ""];
   return tableLines(columns, rows.length > 1 ? [...rows, [...together, ...bytes]] : rows);

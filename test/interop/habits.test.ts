@@ -36,6 +36,21 @@ describe("a wrong word", () => {
       "E_USAGE: unknown option '--exclud'",
       "--exclude",
     ],
+    [
+      "the name of a required option",
+      ["backup", "guest", "--too", "REPO"],
+      2,
+      "E_USAGE: unknown option '--too'",
+      "--to",
+    ],
+    [
+      "a path without its option",
+      ["restore", "REPO", "guest", "OUT"],
+      2,
+      "E_USAGE: required option '--to <target>' not specified",
+      "--to OUT",
+    ],
+    ["another program's address", ["init", "s3:bucket/x"], 2, "E_SCHEME", "s3://bucket/x"],
     ["a domain", ["restore", "REPO", "gust", "--to", "OUT"], 4, "E_NO_DOMAIN", "guest"],
     ["a disk", ["restore", "REPO", "--disk", "vad", "--to", "OUT"], 4, "E_NO_DISK", "vda"],
     ["a repository", ["points", "guest", "REPO"], 4, "E_NO_REPOSITORY", "nbdpull points REPO guest"],
@@ -268,6 +283,16 @@ it("metrics of verify and prune are only about a whole repository, and know of d
   expect([ran.code, ran.stdout]).toEqual([0, "no point is due for verification today"]);
   expect(await code("verify")).toBe("3");
   await rm(record);
+});
+
+it("a repository that can't be opened is none that isn't there", async () => {
+  await mkdir(at("broken"), { mode: 0o700 });
+  await writeFile(at("broken/nbdpull.json"), "no JSON", { mode: 0o600 });
+  const doctor = await nbdpull("doctor", "--to", at("broken"));
+  expect(doctor.stdout).toMatch(/^fail +repository /m);
+  expect(doctor.stdout).not.toContain("there is no repository");
+  const report = await nbdpull("report", at("broken"), at("unmounted"));
+  expect([report.code, report.stdout]).toEqual([3, ""]);
 });
 
 describe("a share of the points", () => {

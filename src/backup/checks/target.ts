@@ -13,7 +13,7 @@ import { judgePoints, obstacleText } from "../repository/judged-points.js";
 import { domainsAmong, ownersOf } from "../repository/point-owners.js";
 import { aheadText, fixClockCommand, pointsAhead } from "../repository/points-ahead.js";
 import { readJournal } from "../repository/prune-journal.js";
-import type { Repository } from "../repository/repository.js";
+import { Repository } from "../repository/repository.js";
 import { namesStore } from "../storage/open-store.js";
 import { type Found, fail, pass, type Subject, warn } from "./check.js";
 
@@ -74,6 +74,12 @@ export async function lookAtPoints({
 }: Subject): Promise<readonly Found[]> {
   if (!repository) {
     if (repositoryPath === undefined) return [];
+    // One that can't be opened has been told of already, with the reason.
+    const isKnown = await Repository.openIfThere(repositoryPath).then(
+      () => true,
+      () => false,
+    );
+    if (!isKnown) return [];
     const cause = `there is no repository at ${repositoryPath}: mount it, or make a new one; a backup makes none without --create`;
     return [warn(cause, `nbdpull init ${shellWord(repositoryPath)}`)];
   }

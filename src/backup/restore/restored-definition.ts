@@ -223,7 +223,7 @@ async function refuseOld(
 ): Promise<void> {
   for (const known of [uuid, name]) {
     if (!(await libvirt.hasDomain(known))) continue;
-    const message = `${name} is there still (${known}), and two domains can't have one identity: nothing was restored. Undefine it first (virsh undefine; its disks stay), or leave --keep-identity out, which makes a domain that can run beside it`;
+    const message = `${name} is there still (${known}), and two domains can't have one identity: nothing was restored. Remove its definition first (virsh undefine ${shellWord(name)} --checkpoints-metadata --nvram; its disks stay), or leave --keep-identity out, which makes a domain that can run beside it`;
     throw new PreconditionError("E_DOMAIN_EXISTS", message, { details: { domain: name, uuid } });
   }
 }
