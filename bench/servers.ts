@@ -1,10 +1,11 @@
 /** The servers that disks are read from, each with the settings that people really use. */
 
-import { connect, createServer } from "node:net";
+import { connect } from "node:net";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { execa } from "execa";
 import { NbdClient, parseNbdUri } from "../src/nbd/index.js";
+import { freePort } from "./free-ports.js";
 import type { Image } from "./images.js";
 import { BITMAP, type DirtyDisk, type Disk } from "./inputs.js";
 import { demand, findProgram, PROGRAMS, type Program } from "./programs.js";
@@ -156,19 +157,7 @@ async function freeAddress({ over = "unix", folder }: ServeOptions): Promise<Add
   return { kind: "unix", socket: join(folder, `${sockets}.sock`) };
 }
 
-/** A port that was free a moment ago. */
-function freePort(): Promise<number> {
-  return new Promise((resolve, reject) => {
-    const server = createServer().listen(0, "localhost", () => {
-      const address = server.address();
-      server.close();
-      if (typeof address === "object" && address !== null) resolve(address.port);
-      else reject(new Error("no free port"));
-    });
-  });
-}
-
-const START_TIMEOUT_MS = 20_000;
+const START_TIMEOUT_MS = 120_000;
 
 /** Starts a server and waits until it listens; fails with what it has said where it ends before. */
 async function start(

@@ -1,11 +1,13 @@
 /** Restores over what exists already: NBD exports of real servers, and block devices. */
+
 import { randomFillSync } from "node:crypto";
 import { constants } from "node:fs";
 import { mkdir, open, readFile, rm, stat, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { execa } from "execa";
 import { expect, it } from "vitest";
-import { freePort, listensOn, makeFolder, startNbdkit, startQemu } from "../nbd/servers.js";
+import { freePort } from "../../bench/free-ports.js";
+import { listensOn, makeFolder, startNbdkit, startQemu } from "../nbd/servers.js";
 import { attachLoop, describeWithLoop } from "../support/loop-device.js";
 import { MemoryChain } from "../support/memory-chain.js";
 import { finished, nbdpull, type Ran, startNbdpull } from "../support/nbdpull.js";

@@ -1,12 +1,14 @@
 /** Where `nbdpull serve` listens: sockets, addresses, TLS. */
+
 import { mkdir, mkdtemp, readFile, rm, stat, writeFile } from "node:fs/promises";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { execa } from "execa";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { freePort } from "../../bench/free-ports.js";
 import { NbdClient } from "../../src/nbd/index.js";
-import { freePort, listensOn, makeAuthority } from "../nbd/servers.js";
+import { listensOn, makeAuthority } from "../nbd/servers.js";
 import { MemoryChain } from "../support/memory-chain.js";
 import { nbdpull } from "../support/nbdpull.js";
 import { startServing } from "../support/serving.js";

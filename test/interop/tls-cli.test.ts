@@ -5,10 +5,10 @@ import { mkdir, readdir, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { execa } from "execa";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { freePort } from "../../bench/free-ports.js";
 import {
   type Authority,
   type Folder,
-  freePort,
   listensOn,
   makeAuthority,
   makeFolder,

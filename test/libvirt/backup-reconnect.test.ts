@@ -1,11 +1,13 @@
 /** A backup over a line that breaks: it goes on inside its frozen point, and never beyond the job's end. */
+
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, beforeAll, expect, it } from "vitest";
+import { freePort } from "../../bench/free-ports.js";
 import { BackupLab, expectExit } from "../support/backup-lab.js";
 import { anyLength, CuttingLine } from "../support/cutting-line.js";
-import { describeWithLibvirt, freePort, LAB_DISKS, virsh } from "../support/libvirt-lab.js";
+import { describeWithLibvirt, LAB_DISKS, virsh } from "../support/libvirt-lab.js";
 import { finished } from "../support/nbdpull.js";
 
 const MiB = 1024 * 1024;

@@ -1,8 +1,9 @@
 import { readdir } from "node:fs/promises";
 import { join } from "node:path";
 import { expect, it } from "vitest";
+import { freePort } from "../../bench/free-ports.js";
 import { type BackupJson, BackupLab, expectExit } from "../support/backup-lab.js";
-import { describeWithLibvirt, freePort, LAB_DISKS, virsh } from "../support/libvirt-lab.js";
+import { describeWithLibvirt, LAB_DISKS, virsh } from "../support/libvirt-lab.js";
 import { finished, runNbdpull } from "../support/nbdpull.js";
 import { createImage } from "../support/qemu-nbd.js";
 import { SshHost } from "../support/ssh-host.js";

@@ -1,9 +1,10 @@
 import { join } from "node:path";
 import { afterEach, beforeEach, expect, it } from "vitest";
+import { freePort } from "../../bench/free-ports.js";
 import { type Authority, type Folder, makeAuthority, makeFolder } from "../nbd/servers.js";
 import { BackupLab, expectExit } from "../support/backup-lab.js";
 import { giveCertificates } from "../support/hypervisor-certificates.js";
-import { describeWithLibvirt, freePort } from "../support/libvirt-lab.js";
+import { describeWithLibvirt } from "../support/libvirt-lab.js";
 import { nbdpull } from "../support/nbdpull.js";
 
 const MiB = 1024 * 1024;

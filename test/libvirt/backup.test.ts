@@ -1,8 +1,9 @@
 import { chmod, readdir, readFile, stat, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { afterEach, beforeEach, expect, it } from "vitest";
+import { freePort } from "../../bench/free-ports.js";
 import { BackupLab, expectExit } from "../support/backup-lab.js";
-import { describeWithLibvirt, freePort, LAB_DISKS, type LabDisk, virsh } from "../support/libvirt-lab.js";
+import { describeWithLibvirt, LAB_DISKS, type LabDisk, virsh } from "../support/libvirt-lab.js";
 import { finished, nbdpull } from "../support/nbdpull.js";
 import { qemuImg } from "../support/qemu-nbd.js";
 

@@ -3,10 +3,11 @@ import { readdir, readFile, rm, stat, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, expect, it } from "vitest";
+import { freePort } from "../../bench/free-ports.js";
 import type { Packet } from "../../src/backup/libvirt/rpc/packets.js";
 import { type BackupJson, BackupLab, expectExit } from "../support/backup-lab.js";
 import { LibvirtInFront } from "../support/libvirt-in-front.js";
-import { describeWithLibvirt, freePort, LAB_DISKS, virsh } from "../support/libvirt-lab.js";
+import { describeWithLibvirt, LAB_DISKS, virsh } from "../support/libvirt-lab.js";
 import { nbdpull, type Ran, runNbdpull, type StartOptions, startNbdpull } from "../support/nbdpull.js";
 import { SshHost } from "../support/ssh-host.js";
 

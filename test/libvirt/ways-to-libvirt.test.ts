@@ -1,15 +1,17 @@
 /**
  * Every way to a libvirt, with real daemons: sessions, polkit, ssh, TLS, SASL; and no other program started.
  */
+
 import { existsSync } from "node:fs";
 import { chmod, chown, cp, mkdir, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { execa } from "execa";
 import { expect, it } from "vitest";
+import { freePort } from "../../bench/free-ports.js";
 import { Libvirt } from "../../src/backup/libvirt/libvirt.js";
 import { listensOn, makeAuthority, makeFolder, type RunningServer, startServer } from "../nbd/servers.js";
 import { BackupLab, expectExit } from "../support/backup-lab.js";
-import { describeWithLibvirt, freePort } from "../support/libvirt-lab.js";
+import { describeWithLibvirt } from "../support/libvirt-lab.js";
 import { nbdpull, runNbdpull } from "../support/nbdpull.js";
 import { SshHost } from "../support/ssh-host.js";
 

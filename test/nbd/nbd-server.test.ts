@@ -2,9 +2,10 @@ import { readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { execa } from "execa";
 import { expect, it } from "vitest";
+import { freePort } from "../../bench/free-ports.js";
 import { listExports, NbdClient } from "../../src/nbd/index.js";
 import { describeWith, findTool } from "../support/tools.js";
-import { freePort, listensOn, makeAuthority, makeFolder, pattern } from "./servers.js";
+import { listensOn, makeAuthority, makeFolder, pattern } from "./servers.js";
 
 describeWith(["nbd-server"], "with nbd-server", () => {
   /** @param certificates the folder of an authority; with it, TLS is required */

@@ -11,6 +11,7 @@ import { fileURLToPath } from "node:url";
 import { execa } from "execa";
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
+import { freePort } from "../../bench/free-ports.js";
 import { type ExportInfo, NbdClient, NbdError, type StatusBatch } from "../../src/nbd/index.js";
 import { collect } from "../support/collect.js";
 import { anyFaults, type Fault, FaultyLine } from "../support/faulty-line.js";
@@ -26,16 +27,7 @@ import {
   type Stretch,
 } from "../support/recording.js";
 import { findTool } from "../support/tools.js";
-import {
-  type Folder,
-  freePort,
-  listensOn,
-  makeFolder,
-  pattern,
-  startNbdkit,
-  startQemu,
-  uriOf,
-} from "./servers.js";
+import { type Folder, listensOn, makeFolder, pattern, startNbdkit, startQemu, uriOf } from "./servers.js";
 
 const FOLDER = join(dirname(fileURLToPath(import.meta.url)), "recordings");
 const SIZE = 1024 * 1024;

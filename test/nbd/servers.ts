@@ -59,18 +59,6 @@ export function listensOn(where: string | number): Promise<boolean> {
   });
 }
 
-/** A port that was free a moment ago. */
-export async function freePort(): Promise<number> {
-  const { createServer } = await import("node:net");
-  return new Promise((resolve, reject) => {
-    const server = createServer().listen(0, "127.0.0.1", () => {
-      const address = server.address();
-      const port = typeof address === "object" && address !== null ? address.port : undefined;
-      server.close(() => (port === undefined ? reject(new Error("no port")) : resolve(port)));
-    });
-  });
-}
-
 export interface ServerOnSocket extends RunningServer {
   readonly socket: string;
   readonly uri: string;

@@ -3,12 +3,12 @@ import { connect, createServer, type Socket } from "node:net";
 import { join } from "node:path";
 import { execa } from "execa";
 import { afterAll, beforeAll, expect, it, vi } from "vitest";
+import { freePort } from "../../bench/free-ports.js";
 import { listExports, NbdClient, TlsError } from "../../src/nbd/index.js";
 import { describeWith, findTool } from "../support/tools.js";
 import {
   type Authority,
   type Folder,
-  freePort,
   listensOn,
   makeAuthority,
   makeFolder,

@@ -11,13 +11,14 @@
  *         const reference = await backup.referenceCopy("vda");    // the point, as QEMU reads it
  *         …
  */
+
 import { randomBytes, randomUUID } from "node:crypto";
 import { mkdir, readFile, stat, writeFile } from "node:fs/promises";
-import { createServer } from "node:net";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { execa } from "execa";
 import { afterAll } from "vitest";
+import { freePort } from "../../bench/free-ports.js";
 import {
   ensureLibvirt,
   labFolder,
@@ -317,13 +318,4 @@ async function monitorIo(domain: string, disk: LabDisk, command: string): Promis
     }
     await sleep(5);
   }
-}
-
-export async function freePort(): Promise<number> {
-  const server = createServer();
-  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
-  const address = server.address();
-  await new Promise((resolve) => server.close(resolve));
-  if (address === null || typeof address === "string") throw new Error("no port");
-  return address.port;
 }

@@ -3,12 +3,13 @@
  * commands that run `inside` see neither libvirt's sockets nor the folder for scratch files; both are empty
  * there.
  */
+
 import { chmod, mkdir, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { execa } from "execa";
+import { freePort } from "../../bench/free-ports.js";
 import { listensOn, type RunningServer, startServer } from "../nbd/servers.js";
-import { freePort } from "./libvirt-lab.js";
 import { findTool } from "./tools.js";
 
 export const SSH_TOOLS = ["sshd", "ssh", "ssh-keygen"];
