@@ -9,6 +9,8 @@ import type { Libvirt } from "./libvirt.js";
  * process is slow to reap others, two seconds before.
  */
 const NOTICE_MS = 4000;
+/** libvirt comes to the end of a QEMU half a minute late where another domain keeps it busy. */
+const LATE_MS = 45_000;
 /** `shut off (crashed)` and the like; the reason says who ended it. */
 const ENDED = /^(?:shut off|crashed|in shutdown)/;
 /** For how long libvirt is asked again while it ends the guest, and has no reason yet. */
@@ -27,8 +29,11 @@ export async function guestEnd(
   domain: DomainDefinition,
   error: unknown,
 ): Promise<BackupError | undefined> {
+  const began = performance.now();
   let end = await endOf(libvirt, domain);
-  for (let ms = 0; end === undefined && mayComeBefore(error) && ms < NOTICE_MS; ms += LOOK_MS) {
+  while (end === undefined && mayComeBefore(error)) {
+    const waitedMs = performance.now() - began;
+    if (waitedMs >= NOTICE_MS && (waitedMs >= LATE_MS || !(await hasLostQemu(libvirt, domain)))) break;
     await sleep(LOOK_MS);
     end = await endOf(libvirt, domain);
   }
@@ -57,6 +62,14 @@ async function endOf(libvirt: Libvirt, domain: DomainDefinition): Promise<string
   } catch (error) {
     return hasCode(error, "E_NO_SUCH_DOMAIN") ? "libvirt has forgotten it" : undefined;
   }
+}
+
+/** Whether libvirt has no QEMU any more that it could ask, though it has not come to its end yet. */
+async function hasLostQemu(libvirt: Libvirt, domain: DomainDefinition): Promise<boolean> {
+  return await libvirt.jobInfo(domain).then(
+    () => false,
+    (error: unknown) => hasCode(error, "E_DOMAIN_OFF"),
+  );
 }
 
 /** Whether it is what the end of a guest shows itself by, a moment before. */

@@ -1,7 +1,8 @@
-import { describe, expect, it } from "vitest";
+import { describe, expect, it, vi } from "vitest";
 import { BackupError, PreconditionError } from "../../../src/backup/base/errors.js";
 import { parseDomain } from "../../../src/backup/libvirt/domain-xml.js";
 import { guestEnd } from "../../../src/backup/libvirt/guest-end.js";
+import type { JobInfo } from "../../../src/backup/libvirt/job-info.js";
 import { Libvirt } from "../../../src/backup/libvirt/libvirt.js";
 import { DOMAIN } from "./dumps.js";
 
@@ -16,6 +17,11 @@ class StateLibvirt extends Libvirt {
     super();
     this.#answers = answers;
     this.#run = run;
+  }
+
+  /** Gives this state from now on. */
+  say(state: string): void {
+    this.#answers.splice(0, this.#answers.length, state);
   }
 
   override async domainId(): Promise<number | undefined> {
@@ -67,6 +73,47 @@ describe("the end of a guest", () => {
     expect(await ask(answers, domain.id, lost)).toMatchObject({
       details: { state: "libvirt: shut off (crashed)" },
     });
+  });
+
+  it("is waited for where libvirt is late by half a minute, but can't ask QEMU any more", async () => {
+    const lost = new BackupError("NBD_CLOSED_BY_SERVER", "closed");
+    const now = performance.now.bind(performance);
+    let slept = 0;
+    const clock = vi.spyOn(performance, "now").mockImplementation(() => now() + slept);
+    try {
+      const libvirt = new StateLibvirt(["running (booted)"], domain.id);
+      const late = guestEnd(libvirt, domain, lost);
+      const off = new PreconditionError("E_DOMAIN_OFF", "QEMU monitor was closed");
+      libvirt.jobInfo = async () => {
+        // That is asked once the wait for a libvirt with nothing else to do is over.
+        if (slept >= 30_000) libvirt.say("shut off (crashed)");
+        slept += 10_000;
+        throw off;
+      };
+      slept = 5000;
+      expect(await late).toMatchObject({ details: { state: "libvirt: shut off (crashed)" } });
+      expect(slept).toBeGreaterThan(30_000);
+
+      // Not for ever, and not while QEMU answers.
+      libvirt.say("running (booted)");
+      const never = guestEnd(libvirt, domain, lost);
+      libvirt.jobInfo = async () => {
+        slept += 10_000;
+        throw off;
+      };
+      slept += 5000;
+      expect(await never).toBeUndefined();
+      const lives = guestEnd(libvirt, domain, lost);
+      let asked = 0;
+      libvirt.jobInfo = async () => {
+        asked += 1;
+        return { active: true } as JobInfo;
+      };
+      slept += 5000;
+      expect([await lives, asked]).toEqual([undefined, 1]);
+    } finally {
+      clock.mockRestore();
+    }
   });
 
   it("is named, too, if it comes between two questions", async () => {
