@@ -79,21 +79,24 @@ export class BackupLab implements AsyncDisposable {
   async take(...more: readonly string[]): Promise<BackupJson> {
     const ran = await this.run(...more);
     expectExit(ran, 0);
-    return ran.json() as BackupJson;
+    return ofCalmLibvirt(ran.json() as BackupJson);
   }
 
-  /** Starts a slow backup, and waits until it stores data. */
+  /**
+   * Starts a backup that takes four seconds for each MiB, and waits until it stores data. It is meant to be
+   * ended, or takes another `--limit-rate`.
+   */
   async startSlowly(...more: readonly string[]): Promise<Running> {
     const run = startNbdpull(
-      this.arguments("--limit-rate", "1M", "--request-size", "64K", ...more),
+      this.arguments("--limit-rate", "256K", "--request-size", "64K", ...more),
       this.start,
     );
-    await expect.poll(() => this.#isStoring(1), { timeout: 60_000 }).toBe(true);
+    await expect.poll(() => this.#isStoring(1)).toBe(true);
     // Its job has begun. Each question to libvirt is a process, so it is not asked again and again.
     // libvirt has none for a domain that is off.
     const job = await virsh("backup-dumpxml", this.lab.domain).catch(() => "");
     const exported = job.match(/ backup='yes'/g)?.length ?? 1;
-    await expect.poll(() => this.#isStoring(exported), { timeout: 60_000 }).toBe(true);
+    await expect.poll(() => this.#isStoring(exported)).toBe(true);
     return run;
   }
 
@@ -158,6 +161,15 @@ export class BackupLab implements AsyncDisposable {
     }
     await rm(target, { recursive: true });
   }
+}
+
+/** What is told where libvirt is slow, since another test's domain keeps it busy: that is no test's business. */
+const OF_A_BUSY_LIBVIRT =
+  /was cancelled and takes long to end|^libvirt is busy with|^libvirt is asked for up to/;
+
+/** The result of a command, without its warnings of a libvirt that was slow. */
+export function ofCalmLibvirt<Json extends { readonly warnings: readonly string[] }>(json: Json): Json {
+  return { ...json, warnings: json.warnings.filter((warning) => !OF_A_BUSY_LIBVIRT.test(warning)) };
 }
 
 export function expectExit(ran: Ran, code: number): void {

@@ -23,7 +23,7 @@ const SIGNALS = ["SIGINT", "SIGTERM", "SIGHUP"];
 /** One that only libraries listen for: once loaded, they want to know of every signal that ends a process. */
 const SIGNAL_OF_LIBRARIES = "SIGALRM";
 /** What is under way no longer may take so long to be closed. */
-const LONGEST_CLOSE_MS = 2000;
+const LONGEST_CLOSE_MS = 30_000;
 /** The exit code of a command that has left something behind. */
 const LEFT_BEHIND = 99;
 

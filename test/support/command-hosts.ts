@@ -33,7 +33,10 @@ export async function runInHost(
 ): Promise<HostedRun> {
   const hosts = idle.get(node) ?? [];
   idle.set(node, hosts);
-  const host = hosts.pop() ?? new CommandHost(node);
+  let host = hosts.pop();
+  // What ends a host between two runs would come after the end of a process that has run one command.
+  while (host && !host.isUsable) host = hosts.pop();
+  host ??= new CommandHost(node);
   const ended = await host.run(argv, env);
   if (host.isUsable) hosts.push(host);
   else host.end();

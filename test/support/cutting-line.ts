@@ -7,6 +7,8 @@ export class CuttingLine implements AsyncDisposable {
   cuts = 0;
   /** Refuses clients while it is set. */
   isDown = false;
+  /** Clients that it has refused. */
+  refused = 0;
   readonly #server: Server;
   readonly #clients = new Set<Socket>();
 
@@ -40,6 +42,7 @@ export class CuttingLine implements AsyncDisposable {
 
   #join(client: Socket, target: NetConnectOpts, length: number | undefined): void {
     if (this.isDown) {
+      this.refused += 1;
       client.destroy();
       return;
     }

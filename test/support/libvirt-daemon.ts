@@ -40,9 +40,9 @@ async function startDaemons(): Promise<boolean> {
   if (await answers()) return true;
   // If two processes do this at once, the lock on the pid files ends one of each pair of daemons.
   for (const daemon of ["virtlogd", "libvirtd"]) {
-    await execa(findTool(daemon) ?? daemon, ["-d"], { reject: false, timeout: 30_000 });
+    await execa(findTool(daemon) ?? daemon, ["-d"], { reject: false, timeout: 120_000 });
   }
-  const deadline = Date.now() + 30_000;
+  const deadline = Date.now() + 120_000;
   while (!(await answers())) {
     if (Date.now() > deadline) return false;
     await sleep(200);
@@ -79,7 +79,7 @@ async function openKvmToLibvirt(): Promise<void> {
 async function answers(): Promise<boolean> {
   const result = await execa("virsh", ["-c", "qemu:///system", "version"], {
     reject: false,
-    timeout: 30_000,
+    timeout: 120_000,
   });
   return !result.failed;
 }

@@ -31,9 +31,9 @@ interface Trouble {
   /** Refused, without asking the daemon; with the error `said`. */
   readonly fail?: Logged;
   readonly said?: string;
-  /** Refused after four seconds, without asking the daemon. */
+  /** Not answered before {@link LibvirtInFront.release}, and refused then, without asking the daemon. */
   readonly hang?: Logged;
-  /** Done, but answered three seconds later. */
+  /** Done, but not answered before {@link LibvirtInFront.release}. */
   readonly late?: Logged;
   /** The domains that run: the system's libvirt may have others. */
   readonly running?: readonly string[];
@@ -59,6 +59,8 @@ export class LibvirtInFront implements Disposable {
   readonly #folder: string;
   readonly #servers: Server[] = [];
   readonly #sockets = new Set<Socket>();
+  /** Gives an answer that is held back. */
+  readonly #held: (() => void)[] = [];
 
   /** @param folder where its sockets are */
   constructor(folder: string) {
@@ -72,6 +74,11 @@ export class LibvirtInFront implements Disposable {
     server.listen(path);
     this.#servers.push(server);
     return { LIBVIRT_DEFAULT_URI: `qemu+unix:///system?socket=${path}` };
+  }
+
+  /** Gives the answers that it has held back until now. */
+  release(): void {
+    for (const give of this.#held.splice(0)) give();
   }
 
   [Symbol.dispose](): void {
@@ -107,9 +114,11 @@ export class LibvirtInFront implements Disposable {
           client.write(spoilt);
           continue;
         }
-        const isLate = packet.type === TYPE.reply && late.delete(packet.serial);
-        if (isLate) this.asked.push(`${trouble.late} done`);
-        setTimeout(() => client.write(encodePacket(packet)), isLate ? 3000 : 0);
+        const pass = (): boolean => client.write(encodePacket(packet));
+        if (packet.type === TYPE.reply && late.delete(packet.serial)) {
+          this.#held.push(pass);
+          this.asked.push(`${trouble.late} done`);
+        } else pass();
       }
     });
   }
@@ -138,9 +147,12 @@ export class LibvirtInFront implements Disposable {
     } else if (packet.procedure === DELETE_CHECKPOINT) return trouble.swallowDeletion?.() ?? false;
     else if (logged === undefined) return false;
     else {
-      this.asked.push([logged, ...mountpointsOf(packet)].join(" "));
+      // A job may be cancelled again while libvirt is too busy to end it.
+      if (logged !== "abort" || this.asked.at(-1) !== "abort") {
+        this.asked.push([logged, ...mountpointsOf(packet)].join(" "));
+      }
       if (logged === fail) refuse(said);
-      else if (logged === hang) setTimeout(() => refuse(said), 4000);
+      else if (logged === hang) this.#held.push(() => refuse(said));
       else if (logged === "freeze" && this.isFrozen) refuse(frozenFor("guest-fsfreeze-freeze"));
       else if (logged === "freeze" || logged === "thaw") {
         this.isFrozen = logged === "freeze";

@@ -210,7 +210,16 @@ export class Lab implements LabFacts, AsyncDisposable {
   /** Pulls the plug: QEMU flushes its images and ends, together with any job. */
   async powerOff(): Promise<void> {
     await this.#writes;
-    await virsh("destroy", "--graceful", this.domain);
+    for (const deadline = Date.now() + 120_000; ; ) {
+      try {
+        await virsh("destroy", "--graceful", this.domain);
+        return;
+      } catch (error) {
+        // libvirt waits 15 seconds for QEMU, which may need longer on a busy machine.
+        if (/domain is not running/.test(String(error))) return;
+        if (Date.now() > deadline) throw error;
+      }
+    }
   }
 
   /** Changes the domain's definition while it is off. */

@@ -93,7 +93,7 @@ export async function startQemuNbd(options: QemuNbdOptions): Promise<QemuNbd> {
     await server;
     await rm(folder, { recursive: true, force: true });
   };
-  const deadline = Date.now() + 20_000;
+  const deadline = Date.now() + 120_000;
   while (!(await accepts(socket))) {
     if (server.exitCode !== null || Date.now() > deadline) {
       await stop();
